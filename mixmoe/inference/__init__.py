@@ -1,0 +1,1 @@
+"""Covariances, tests and selection criteria, independent of the model family."""

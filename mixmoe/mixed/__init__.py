@@ -1,0 +1,1 @@
+"""MEMoE: mixed-effects mixture of experts."""

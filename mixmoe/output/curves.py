@@ -1,0 +1,41 @@
+"""A curve with its bands as a record: what to draw, not how."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One function of one variable with optional bands.
+
+    Attributes
+    ----------
+    panel : str
+        Curves with the same panel share an axes.
+    label : str
+        Legend entry.
+    x, y : ndarray, shape (G,)
+    lower, upper : ndarray, shape (G,), or None
+        Pointwise limits.
+    band_lower, band_upper : ndarray, shape (G,), or None
+        Simultaneous limits.
+    expert : int or None
+        Expert counted from 1, which settles the colour.
+    xlabel, ylabel : str
+    """
+
+    panel: str
+    label: str
+    x: Array
+    y: Array
+    lower: Array | None = None
+    upper: Array | None = None
+    band_lower: Array | None = None
+    band_upper: Array | None = None
+    expert: int | None = None
+    xlabel: str = ""
+    ylabel: str = ""
