@@ -1,0 +1,366 @@
+"""The kernel-weighted observed-data log-likelihood at every grid point: score, information, maximum.
+
+The score of a mixture is the responsibility-weighted complete-data score (Fisher's identity) and its information the
+expected complete-data information less the variance of the complete-data score given the response (Louis' identity);
+both are written in the natural parameters of a row (predictors, log dispersions, gate predictors) first.
+
+References
+----------
+Louis, T. A. (1982). Finding the observed information matrix when using the EM algorithm. JRSS B 44, 226-233.
+Fan, J. and Gijbels, I. (1996). Local Polynomial Modelling and Its Applications, chapter 5.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+from mixmoe.kernels.local import Block, Windows, blocks, build_windows, epanechnikov, local_moments, local_predictor
+from mixmoe.varying.problem import Problem, Slots
+from mixmoe.varying.steps import log_softmax, solve_scaled
+
+Array = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+NEWTON_ITERATIONS = 40
+NEWTON_TOLERANCE = 1e-8
+HALVINGS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One kind of natural parameter: predictors, log dispersions or gate predictors.
+
+    Attributes
+    ----------
+    slots : ndarray of int, shape (members, q)
+        Coefficient functions behind each member.
+    owners : ndarray of int, shape (members,)
+        Expert of each member.
+    design : ndarray, shape (n, q)
+    gate : bool
+        Whether it takes the kernel of the gate.
+    """
+
+    slots: NDArray[np.intp]
+    owners: NDArray[np.intp]
+    design: Array
+    gate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """A local-likelihood problem: windows, polynomial degree and what is free.
+
+    Attributes
+    ----------
+    problem : Problem
+    windows : Windows
+        With the larger of the two bandwidths; coefficients of power s are per this bandwidth to the s.
+    ratio : ndarray, shape (2,)
+        The larger bandwidth over those of experts and of the gate.
+    free : ndarray of bool, shape (D, L)
+        Coefficients to be estimated.
+    parts : tuple of Part
+    """
+
+    problem: Problem
+    windows: Windows
+    ratio: Array
+    free: BoolArray
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NaturalTerms:
+    """Score and information of the rows in their natural parameters, for the pairs of a block.
+
+    Attributes
+    ----------
+    score : ndarray, shape (d, pairs)
+    information : ndarray, shape (d, d, pairs)
+    complete : ndarray, shape (d, d, pairs)
+        Complete-data information, which is never indefinite for the predictors.
+    logdensity : ndarray, shape (pairs,)
+    kernels : ndarray, shape (2, pairs)
+        Kernels of experts and gate, times the observation weights.
+    """
+
+    score: Array
+    information: Array
+    complete: Array
+    logdensity: Array
+    kernels: Array
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFit:
+    """Maxima of the local likelihoods.
+
+    Attributes
+    ----------
+    coef : ndarray, shape (G, D, L)
+        In units of the local problem's bandwidth.
+    converged : ndarray of bool, shape (G,)
+        Where false, `coef` holds the starting value.
+    """
+
+    coef: Array
+    converged: BoolArray
+
+
+def build_local(problem: Problem, degree: int) -> Local:
+    """Local likelihood of a degree for the bandwidths of a problem.
+
+    Parameters
+    ----------
+    problem : Problem
+    degree : int
+        1 as in the fit, 2 for robust bias correction; dispersions of a negative binomial have one degree less.
+
+    Returns
+    -------
+    Local
+    """
+    h, hg = problem.windows.bandwidth, problem.gate_windows.bandwidth
+    windows = problem.windows if h >= hg else problem.gate_windows
+    order = problem.order + degree - 1
+    free = (np.arange(degree + 1)[:, None] <= order) & ~problem.const
+    ratio = windows.bandwidth / np.array([h, hg])
+    return Local(problem, windows, ratio, free, _parts(problem))
+
+
+def _parts(problem: Problem) -> tuple[Part, ...]:
+    slots, rows = problem.slots, problem.rows
+    k, every = slots.n_experts, np.arange(slots.n)
+    parts = [Part(every[slots.experts].reshape(k, -1), np.arange(k), rows.design, False)]
+    if slots.has_dispersion:
+        parts.append(Part(every[slots.dispersions].reshape(k, 1), np.arange(k), np.ones((rows.n, 1)), False))
+    if k > 1:
+        parts.append(Part(every[slots.gates].reshape(k - 1, -1), np.arange(1, k), rows.gate, True))
+    return tuple(parts)
+
+
+def local_start(local: Local, coef: Array) -> Array:
+    """A state of the EM (G, 2, L) in the units and degree of a local problem (G, D, L)."""
+    out = np.zeros((coef.shape[0], *local.free.shape))
+    out[:, : coef.shape[1]] = coef
+    gates = local.problem.slots.gates
+    powers = np.arange(out.shape[1])[:, None]
+    out[:, :, : gates.start] *= local.ratio[0] ** powers
+    out[:, :, gates] *= local.ratio[1] ** powers
+    return out
+
+
+def state_of(local: Local, coef: Array) -> Array:
+    """The first two powers of a local fit as a state of the EM: the inverse of `local_start`."""
+    out = coef[:, :2].copy()
+    gates = local.problem.slots.gates
+    out[:, 1, : gates.start] /= local.ratio[0]
+    out[:, 1, gates] /= local.ratio[1]
+    return out
+
+
+def natural_terms(local: Local, block: Block, coef: Array) -> NaturalTerms:
+    """Score and information of every pair of a block in its natural parameters.
+
+    Parameters
+    ----------
+    local : Local
+    block : Block
+    coef : ndarray, shape (g, D, L)
+        Coefficients of the block's grid points.
+
+    Returns
+    -------
+    NaturalTerms
+    """
+    problem = local.problem
+    slots, rows, k = problem.slots, problem.rows, problem.slots.n_experts
+    shape = coef.shape[:2]
+    eta = local_predictor(block, coef[..., slots.experts].reshape(*shape, k, -1), problem.design_t)
+    eta += rows.offset[block.rows]
+    delta = np.zeros_like(eta)
+    if slots.has_dispersion:
+        ones = np.ones((1, rows.n))
+        delta = local_predictor(block, coef[..., slots.dispersions].reshape(*shape, k, 1), ones)
+        np.clip(delta, problem.floor - 1.0, problem.ceiling + 1.0, out=delta)
+    zeta = np.zeros_like(eta)
+    if k > 1:
+        zeta[1:] = local_predictor(block, coef[..., slots.gates].reshape(*shape, k - 1, -1), problem.gate_t)
+    weights = rows.weights[block.rows]
+    kernels = np.stack([epanechnikov(block.t * r) * weights for r in local.ratio])
+    return _assemble_terms(problem, block, eta, delta, log_softmax(zeta), kernels)
+
+
+def _assemble_terms(
+    problem: Problem, block: Block, eta: Array, delta: Array, log_gate: Array, kernels: Array
+) -> NaturalTerms:
+    outcome = problem.rows.outcome.take(block.rows)
+    joint = log_gate + problem.family.log_density(outcome, eta, delta)
+    total = logsumexp(joint, axis=0)
+    resp, prob = np.exp(joint - total), np.exp(log_gate)
+    parts = problem.family.derivatives(outcome, eta, delta)
+    k, disp = problem.slots.n_experts, problem.slots.has_dispersion
+    owners = np.concatenate([np.arange(k), np.arange(k * disp), np.arange(1, k)])
+    raw = np.concatenate([parts.eta, parts.delta[: k * disp], np.ones((k - 1, len(total)))])
+    weighted = resp[owners] * raw  # E[complete score], up to the constant of the gate
+    complete = np.zeros((len(owners), len(owners), len(total)))
+    each = np.arange(k)
+    complete[each, each] = resp * parts.eta_eta
+    if disp:
+        complete[each, k + each] = complete[k + each, each] = resp * parts.eta_delta
+        complete[k + each, k + each] = resp * parts.delta_delta
+    first = k * (1 + disp)
+    for a in range(1, k):
+        for b in range(1, k):
+            complete[first + a - 1, first + b - 1] = prob[a] * ((a == b) - prob[b])
+    same = owners[:, None] == owners
+    variance = same[:, :, None] * (weighted[:, None] * raw[None]) - weighted[:, None] * weighted[None]
+    score = weighted.copy()
+    score[first:] -= prob[1:]
+    return NaturalTerms(score, complete - variance, complete, total, kernels)
+
+
+def local_gradient(local: Local, block: Block, terms: NaturalTerms) -> Array:
+    """Gradient of the local log-likelihoods of a block, shape (g, D, L)."""
+    n_powers, n_slots = local.free.shape
+    out = np.zeros((block.last - block.first, n_powers, n_slots))
+    for part, where in zip(local.parts, _positions(local), strict=True):
+        values = terms.score[where] * terms.kernels[int(part.gate)]
+        moments = local_moments(block, values, part.design, n_powers)
+        out[:, :, part.slots.ravel()] = moments.reshape(*moments.shape[:2], -1)
+    return out * local.free
+
+
+def local_information(local: Local, block: Block, natural: Array, kernels: Array) -> Array:
+    """Minus the Hessians of the local log-likelihoods of a block.
+
+    Parameters
+    ----------
+    local : Local
+    block : Block
+    natural : ndarray, shape (d, d, pairs)
+        Information in the natural parameters.
+    kernels : ndarray, shape (2, pairs)
+
+    Returns
+    -------
+    ndarray, shape (g, D L, D L)
+        Unit rows and columns for what is not free.
+    """
+    d, n_slots = local.free.shape
+    out = np.zeros((block.last - block.first, d, n_slots, d, n_slots))
+    positions = _positions(local)
+    for i, a in enumerate(local.parts):
+        for j, b in enumerate(local.parts):
+            values = natural[positions[i], positions[j]] * kernels[int(a.gate)]
+            _place(out, block, values, a, b)
+    keep = local.free.ravel()
+    flat = out.reshape(len(out), d * n_slots, d * n_slots) * (keep[:, None] & keep)
+    np.einsum("gii->gi", flat)[...] += ~keep
+    return flat
+
+
+def _place(out: Array, block: Block, values: Array, a: Part, b: Part) -> None:
+    """Put the blocks of one pair of parts into the information, in place."""
+    d = out.shape[1]
+    members = values.shape[:2]
+    products = (a.design[:, :, None] * b.design[:, None, :]).reshape(len(a.design), -1)
+    moments = local_moments(block, values.reshape(-1, values.shape[-1]), products, 2 * d - 1)
+    shape = (len(out), 2 * d - 1, *members, a.design.shape[1], b.design.shape[1])
+    moments = moments.reshape(shape).transpose(0, 1, 2, 4, 3, 5)
+    moments = moments.reshape(len(out), 2 * d - 1, a.slots.size, b.slots.size)
+    for s in range(d):
+        for r in range(d):
+            out[:, s, a.slots.ravel()[:, None], r, b.slots.ravel()] = moments[:, s + r]
+
+
+def _positions(local: Local) -> list[slice]:
+    """Where each part lies among the natural parameters."""
+    stops = np.cumsum([len(p.owners) for p in local.parts])
+    return [slice(int(stop - len(p.owners)), int(stop)) for p, stop in zip(local.parts, stops, strict=True)]
+
+
+def local_loglik(block: Block, terms: NaturalTerms, gate: bool = False) -> Array:
+    """Local log-likelihoods of a block, shape (g,)."""
+    ones = np.ones((int(block.hi.max(initial=0)), 1))
+    return local_moments(block, (terms.kernels[int(gate)] * terms.logdensity)[None], ones, 1)[:, 0, 0, 0]
+
+
+def maximise_local(local: Local, start: Array) -> LocalFit:
+    """Maxima of the local likelihoods, from a label-consistent start: the polish.
+
+    Parameters
+    ----------
+    local : Local
+    start : ndarray, shape (G, D, L)
+
+    Returns
+    -------
+    LocalFit
+
+    Notes
+    -----
+    Newton's method at all grid points of a block in lockstep, with the complete-data information where the observed
+    one is not positive definite, halved where the local likelihood would fall. A point that leaves the neighbourhood
+    of its start is not another maximum of the same experts, so it keeps the start and is reported.
+    """
+    coef, done = start.copy(), np.zeros(len(start), dtype=bool)
+    for block in blocks(local.windows):
+        span = slice(block.first, block.last)
+        coef[span], done[span] = _newton(local, block, start[span])
+    lost = ~done | ~np.isfinite(coef).all(axis=(1, 2))
+    coef[lost] = start[lost]
+    return LocalFit(coef, ~lost)
+
+
+def _newton(local: Local, block: Block, start: Array) -> tuple[Array, BoolArray]:
+    coef = start.copy()
+    scale = np.broadcast_to(local.problem.scale, coef.shape[1:])
+    done = np.zeros(len(coef), dtype=bool)
+    terms = natural_terms(local, block, coef)
+    value = local_loglik(block, terms)
+    for _ in range(NEWTON_ITERATIONS):
+        step = _direction(local, block, terms)
+        size = np.abs(step / scale).max(axis=(1, 2))
+        done = size < NEWTON_TOLERANCE
+        if done.all():
+            break
+        step *= np.minimum(1.0, 2.0 / np.maximum(size, 1e-300))[:, None, None]
+        for _ in range(HALVINGS + 1):
+            trial = natural_terms(local, block, coef + step)
+            reached = local_loglik(block, trial)
+            worse = ~(reached >= value - 1e-9 * np.abs(value))
+            if not worse.any():
+                break
+            step[worse] *= 0.3
+        coef, terms, value = coef + step, trial, reached
+    return coef, done
+
+
+def _direction(local: Local, block: Block, terms: NaturalTerms) -> Array:
+    """Newton direction at each grid point of a block, (g, D, L)."""
+    gradient = local_gradient(local, block, terms)
+    matrix = local_information(local, block, terms.information, terms.kernels)
+    bad = ~_positive_definite(matrix)
+    if bad.any():
+        matrix[bad] = local_information(local, block, terms.complete, terms.kernels)[bad]
+    return solve_scaled(matrix, gradient.reshape(len(gradient), -1)).reshape(gradient.shape)
+
+
+def _positive_definite(matrix: Array) -> BoolArray:
+    symmetric = 0.5 * (matrix + np.swapaxes(matrix, -1, -2))
+    root = 1.0 / np.sqrt(np.maximum(np.einsum("gii->gi", symmetric), 1e-300))
+    values = np.linalg.eigvalsh(symmetric * root[:, :, None] * root[:, None, :])
+    return values[:, 0] > 1e-8
+
+
+def local_pieces(local: Local, coef: Array) -> Iterator[tuple[Block, NaturalTerms]]:
+    """Blocks with the natural terms at given coefficients."""
+    for block in blocks(local.windows):
+        yield block, natural_terms(local, block, coef[block.first : block.last])
+
+
