@@ -10,7 +10,8 @@ from mixmoe.varying.steps import Natural, global_step, natural_parameters, poste
 
 Array = NDArray[np.float64]
 
-LOCKSTEP_ITERATIONS = 25  # EM iterations of each start
+SCREENING_ITERATIONS = 8  # EM iterations of every start, then the better ones go on
+LOCKSTEP_ITERATIONS = 12
 KEPT = 2  # distinct solutions kept of each kind
 DISTINCT = 0.1  # difference in log-likelihood that makes two solutions distinct
 
@@ -158,14 +159,21 @@ def _partition(rows: Rows, k: int, target: Array, pooled: Array, start: int, rng
 def _lockstep(
     problem: Problem, rows: Rows, slots: Slots, active: NDArray[np.bool_], theta: Array, scale: Array
 ) -> tuple[Array, Array]:
-    """EM of all starts together: coefficients (S, L) and log-likelihoods (S,)."""
-    logliks = np.full(len(theta), -np.inf)
-    for _ in range(LOCKSTEP_ITERATIONS + 1):
-        natural = natural_parameters(rows, slots, theta[:, None, :])
-        natural = Natural(natural.eta, np.clip(natural.delta, problem.floor, problem.ceiling), natural.log_gate)
-        post = posterior(rows, problem.family, natural)
-        logliks = post.loglik
-        step = global_step(rows, problem.family, slots, active, natural, post.weighted, scale)
-        theta = theta + step
-        theta[:, slots.dispersions] = np.clip(theta[:, slots.dispersions], problem.floor, problem.ceiling)
-    return theta, np.where(np.isfinite(logliks), logliks, -np.inf)
+    """EM of all starts together, the worse half given up early: coefficients (S, L) and log-likelihoods (S,)."""
+    for _ in range(SCREENING_ITERATIONS):
+        theta, logliks = _lockstep_iteration(problem, rows, slots, active, theta, scale)
+    theta = theta[np.argsort(-logliks)[: max(2, len(theta) // 3)]]
+    for _ in range(LOCKSTEP_ITERATIONS):
+        theta, logliks = _lockstep_iteration(problem, rows, slots, active, theta, scale)
+    return theta, logliks
+
+
+def _lockstep_iteration(
+    problem: Problem, rows: Rows, slots: Slots, active: NDArray[np.bool_], theta: Array, scale: Array
+) -> tuple[Array, Array]:
+    natural = natural_parameters(rows, slots, theta[:, None, :])
+    natural = Natural(natural.eta, np.clip(natural.delta, problem.floor, problem.ceiling), natural.log_gate)
+    post = posterior(rows, problem.family, natural)
+    theta = theta + global_step(rows, problem.family, slots, active, natural, post.weighted, scale)
+    theta[:, slots.dispersions] = np.clip(theta[:, slots.dispersions], problem.floor, problem.ceiling)
+    return theta, np.where(np.isfinite(post.loglik), post.loglik, -np.inf)

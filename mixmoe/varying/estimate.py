@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe.varying.constant import constant_mixtures, widen
+from mixmoe.varying.constant import DISTINCT, constant_mixtures, widen
+from mixmoe.varying.labels import exchanges
 from mixmoe.varying.problem import Problem
 from mixmoe.varying.steps import (
     Natural,
@@ -25,6 +26,7 @@ from mixmoe.varying.steps import (
     expert_step,
     gate_step,
     global_step,
+    limit_dispersion,
     own_natural,
     posterior,
 )
@@ -33,7 +35,9 @@ Array = NDArray[np.float64]
 
 MEMORY = 8  # differences kept by the acceleration
 SLACK = 1e-3  # an accelerated step may lower the log-likelihood by this fraction of its size per row, no more
-SHORT_RUN = 10  # iterations given to each candidate start before the best is kept
+GROWTH = 1.0  # an accelerated point whose residual grew by more than this factor is replaced by the plain step
+SHORT_RUN = 4  # iterations given to each candidate start before the best is kept
+RIVAL = 0.02  # a start this far behind per row after its short run is still run to the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,31 +113,26 @@ def em_step(problem: Problem, coef: Array, natural: Natural, post: Posterior) ->
     return limit_dispersion(problem, out)
 
 
-def limit_dispersion(problem: Problem, coef: Array) -> Array:
-    """The state with its log dispersions held within their limits, in place."""
-    if problem.slots.has_dispersion:
-        level = coef[:, 0, problem.slots.dispersions]
-        outside = (level < problem.floor) | (level > problem.ceiling)
-        np.clip(level, problem.floor, problem.ceiling, out=level)
-        coef[:, 1, problem.slots.dispersions][outside] = 0.0
-    return coef
+@dataclass(frozen=True, slots=True)
+class _State:
+    """A point of the iteration, its image under one EM step, and how far apart they are."""
+
+    coef: Array
+    image: Array
+    loglik: float
+    change: float
 
 
-def relative_change(problem: Problem, before: Array, after: Array, share: Array) -> float:
-    """Largest change of a function relative to its scale, where its expert has rows.
+def _evaluate(problem: Problem, coef: Array) -> _State:
+    natural = own_natural(problem, coef)
+    post = posterior(problem.rows, problem.family, natural)
+    image = em_step(problem, coef, natural, post)
+    return _State(coef, image, float(post.loglik), relative_change(problem, coef, image))
 
-    Parameters
-    ----------
-    problem : Problem
-    before, after : ndarray, shape (G, 2, L)
-    share : ndarray, shape (L,)
-        How much of the rows carry each function.
 
-    Returns
-    -------
-    float
-    """
-    return float((np.abs(after - before).max(axis=(0, 1)) / problem.scale * share).max())
+def relative_change(problem: Problem, before: Array, after: Array) -> float:
+    """Largest change of a level or slope relative to the scale of its function."""
+    return float((np.abs(after - before).max(axis=(0, 1)) / problem.scale).max())
 
 
 class Anderson:
@@ -181,30 +180,20 @@ def run_em(problem: Problem, start: Array, control: Control) -> Run:
     -------
     Run
     """
-    coef, share = start, np.ones(problem.slots.n)
-    natural = own_natural(problem, coef)
-    post = posterior(problem.rows, problem.family, natural)
-    accelerator = Anderson(np.broadcast_to(problem.scale, coef.shape).ravel())
+    state = _evaluate(problem, start)
+    fallback, accelerator = state.image, Anderson(np.broadcast_to(problem.scale, start.shape).ravel())
     slack = SLACK * problem.rows.weights.sum()
-    trace, change, best_change = [float(post.loglik)], np.inf, np.inf
-    for _ in range(control.max_iter):
-        image = em_step(problem, coef, natural, post)
-        change = relative_change(problem, coef, image, share)
-        if change < control.tolerance:
-            break
-        if change > 10.0 * best_change:
+    trace, accepted, iteration = [state.loglik], state, 0
+    while iteration < control.max_iter and state.change >= control.tolerance:
+        iteration += 1
+        proposal = accelerator.propose(state.coef.ravel(), state.image.ravel()).reshape(start.shape)
+        state = _evaluate(problem, limit_dispersion(problem, proposal))
+        if state.change > GROWTH * accepted.change or not state.loglik > accepted.loglik - slack:
             accelerator.reset()
-        best_change = min(change, best_change)
-        proposal = limit_dispersion(problem, accelerator.propose(coef.ravel(), image.ravel()).reshape(coef.shape))
-        natural_new = own_natural(problem, proposal)
-        post_new = posterior(problem.rows, problem.family, natural_new)
-        if not post_new.loglik > post.loglik - slack:
-            accelerator.reset()
-            proposal, natural_new = image, own_natural(problem, image)
-            post_new = posterior(problem.rows, problem.family, natural_new)
-            best_change = np.inf
-        coef, natural, post = proposal, natural_new, post_new
-        trace.append(float(post.loglik))
+            state = _evaluate(problem, fallback)
+        accepted, fallback = state, state.image
+        trace.append(state.loglik)
+    image, change = state.image, state.change
     final = posterior(problem.rows, problem.family, own_natural(problem, image))
     converged = bool(change < control.tolerance)
     return Run(image, float(final.loglik), np.array(trace), converged, change, np.array([float(final.loglik)]))
@@ -233,12 +222,19 @@ def fit_functions(problem: Problem, control: Control, rng: np.random.Generator, 
         return _best(runs)
     if len(candidates) == 1:
         return run_em(problem, widen(problem, candidates[0]), control)
-    short = replace(control, max_iter=SHORT_RUN)
-    runs = sorted((run_em(problem, widen(problem, one), short) for one in candidates), key=lambda r: -r.loglik)
+    runs = _short_runs(problem, [widen(problem, one) for one in candidates], control)
+    moved = _short_runs(problem, exchanges(problem, runs[0].coef), control)
+    runs = sorted([*runs, *moved], key=lambda r: -r.loglik)
     logliks = np.array([r.loglik for r in runs])
-    close = [r for r in runs[:2] if runs[0].loglik - r.loglik < 0.02 * problem.rows.n]
-    best = _best([run_em(problem, r.coef, control) for r in close])
+    rivals = [r for r in runs[1:] if DISTINCT < runs[0].loglik - r.loglik < RIVAL * problem.rows.n][:1]
+    best = _best([run_em(problem, r.coef, control) for r in [runs[0], *rivals]])
     return replace(best, candidates=logliks)
+
+
+def _short_runs(problem: Problem, starts: list[Array], control: Control) -> list[Run]:
+    """A few iterations from each start, best first."""
+    short = replace(control, max_iter=SHORT_RUN)
+    return sorted((run_em(problem, one, short) for one in starts), key=lambda r: -r.loglik)
 
 
 def _best(runs: list[Run]) -> Run:

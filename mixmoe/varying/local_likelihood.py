@@ -19,7 +19,7 @@ from scipy.special import logsumexp
 
 from mixmoe.kernels.local import Block, Windows, blocks, build_windows, epanechnikov, local_moments, local_predictor
 from mixmoe.varying.problem import Problem, Slots
-from mixmoe.varying.steps import log_softmax, solve_scaled
+from mixmoe.varying.steps import limit_dispersion, log_softmax, solve_scaled
 
 Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -324,7 +324,7 @@ def _newton(local: Local, block: Block, start: Array) -> tuple[Array, BoolArray]
     terms = natural_terms(local, block, coef)
     value = local_loglik(block, terms)
     for _ in range(NEWTON_ITERATIONS):
-        step = _direction(local, block, terms)
+        step = _hold_limits(local.problem, coef, _direction(local, block, terms))
         size = np.abs(step / scale).max(axis=(1, 2))
         done = size < NEWTON_TOLERANCE
         if done.all():
@@ -337,8 +337,17 @@ def _newton(local: Local, block: Block, start: Array) -> tuple[Array, BoolArray]
             if not worse.any():
                 break
             step[worse] *= 0.3
-        coef, terms, value = coef + step, trial, reached
+        coef, terms, value = limit_dispersion(local.problem, coef + step), trial, reached
     return coef, done
+
+
+def _hold_limits(problem: Problem, coef: Array, step: Array) -> Array:
+    """The step without those parts that push a log dispersion beyond its limits."""
+    where = problem.slots.dispersions
+    level, move = coef[:, 0, where], step[:, 0, where]
+    held = ((level <= problem.floor) & (move < 0.0)) | ((level >= problem.ceiling) & (move > 0.0))
+    step[:, :, where] *= ~held[:, None]
+    return step
 
 
 def _direction(local: Local, block: Block, terms: NaturalTerms) -> Array:

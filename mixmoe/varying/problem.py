@@ -13,6 +13,9 @@ Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
 
+THETA_FLOOR = 1e-3  # smallest theta of a negative binomial: variance a thousand squared means
+
+
 @dataclass(frozen=True, slots=True)
 class Slots:
     """Order of the coefficient functions: experts by columns, dispersions, gates of experts 2 .. K by columns.
@@ -116,7 +119,7 @@ class Problem:
     scale : ndarray, shape (L,)
         A change of a function by this much changes its predictor by about one unit of noise.
     floor : float
-        Smallest log dispersion allowed (Gaussian), -inf otherwise.
+        Smallest log dispersion allowed.
     ceiling : float
         Largest log dispersion allowed (negative binomial), inf otherwise.
     design_t, gate_t : ndarray, shape (p, n), (m, n)
@@ -195,12 +198,12 @@ def build_problem(
         levels,
         levels if same else hermite_matrix(grid, gate_bandwidth, rows.index),
         _scales(rows, slots, spread),
-        float(np.log(sigma_floor * spread)) if family.name == "gaussian" else -np.inf,
+        float(np.log(sigma_floor * spread)) if family.name == "gaussian" else float(np.log(THETA_FLOOR)),
         float(np.log(1e4 * max(1.0, rows.outcome.y.mean()))) if family.name == "negbinomial" else np.inf,
         np.ascontiguousarray(rows.design.T),
         np.ascontiguousarray(rows.gate.T),
-        _outer(rows.design),
-        _outer(rows.gate),
+        outer_rows(rows.design),
+        outer_rows(rows.gate),
     )
 
 
@@ -227,5 +230,6 @@ def _rms(design: Array) -> Array:
     return np.where(value > 0.0, value, 1.0)
 
 
-def _outer(design: Array) -> Array:
+def outer_rows(design: Array) -> Array:
+    """Outer product of each row with itself, shape (n, p p)."""
     return (design[:, :, None] * design[:, None, :]).reshape(len(design), -1)

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 from mixmoe.kernels.local import Block, blocks, hankel, local_moments, local_predictor
-from mixmoe.varying.families import Family, Outcome
-from mixmoe.varying.problem import Problem, Rows, Slots
+from mixmoe.varying.families import Derivatives, Family, Outcome
+from mixmoe.varying.problem import Problem, Rows, Slots, outer_rows
 
 Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -95,14 +94,24 @@ def natural_parameters(rows: Rows, slots: Slots, theta: Array) -> Natural:
     """
     lead, n = theta.shape[:-2], rows.n
     experts = theta[..., slots.experts].reshape(*theta.shape[:-1], slots.n_experts, slots.n_expert_columns)
-    eta = np.moveaxis(np.einsum("...kj,...j->...k", experts, rows.design), -1, -2) + rows.offset
+    eta = _rowwise_product(experts, rows.design) + rows.offset
     delta = np.zeros((*lead, slots.n_experts, n))
     if slots.has_dispersion:
         delta += np.moveaxis(theta[..., slots.dispersions], -1, -2)
     zeta = np.zeros((*lead, slots.n_experts, n))
     gates = theta[..., slots.gates].reshape(*theta.shape[:-1], slots.n_experts - 1, slots.n_gate_columns)
-    zeta[..., 1:, :] = np.moveaxis(np.einsum("...kj,...j->...k", gates, rows.gate), -1, -2)
+    zeta[..., 1:, :] = _rowwise_product(gates, rows.gate)
     return Natural(eta, delta, log_softmax(zeta))
+
+
+def _rowwise_product(coef: Array, design: Array) -> Array:
+    """Products ``x_i' b_ik`` of coefficients (n, K, p) or (S, 1, K, p) with rows (n, p), as (..., K, n)."""
+    if coef.ndim == 4:
+        return coef[:, 0] @ design.T
+    out = coef[:, :, 0] * design[:, :1]
+    for j in range(1, design.shape[1]):
+        out += coef[:, :, j] * design[:, j : j + 1]
+    return out.T
 
 
 def log_softmax(zeta: Array) -> Array:
@@ -116,8 +125,11 @@ def log_softmax(zeta: Array) -> Array:
 def posterior(rows: Rows, family: Family, natural: Natural) -> Posterior:
     """Responsibilities and log-likelihood at given predictors."""
     joint = natural.log_gate + family.log_density(rows.outcome, natural.eta, natural.delta)
-    total = logsumexp(joint, axis=-2)
-    return Posterior(np.exp(joint - total[..., None, :]) * rows.weights, (rows.weights * total).sum(axis=-1))
+    top = joint.max(axis=-2, keepdims=True)
+    raw = np.exp(joint - top)
+    mass = raw.sum(axis=-2, keepdims=True)
+    loglik = (top + np.log(mass))[..., 0, :] @ rows.weights
+    return Posterior(raw * (rows.weights / mass), loglik)
 
 
 def own_natural(problem: Problem, coef: Array) -> Natural:
@@ -221,8 +233,9 @@ def _pair_dispersion(problem: Problem, block: Block, coef: Array) -> Array:
     if not problem.slots.has_dispersion:
         return np.zeros((problem.slots.n_experts, len(block.t)))
     local = coef[block.first : block.last, :, problem.slots.dispersions]  # (g, 2, K)
-    member = np.repeat(np.arange(block.last - block.first), np.diff(block.offsets))
-    return np.clip((local[member, 0] + local[member, 1] * block.t[:, None]).T, problem.floor, problem.ceiling)
+    sizes = np.diff(block.offsets)
+    lines = np.repeat(local[:, 0].T, sizes, axis=1) + np.repeat(local[:, 1].T, sizes, axis=1) * block.t
+    return np.clip(lines, problem.floor, problem.ceiling)
 
 
 def dispersion_step(problem: Problem, coef: Array, resp: Array, natural: Natural) -> Array:
@@ -242,36 +255,42 @@ def dispersion_step(problem: Problem, coef: Array, resp: Array, natural: Natural
 
     Notes
     -----
-    Gaussian: squared residuals at the rows' own index values, gamma likelihood with a local log-linear mean. Negative
-    binomial: local line through the working responses of the rows' own log dispersions, which costs no special
-    function per pair and agrees with the local likelihood to second order in the change of the dispersion in a window.
+    Local lines through the working responses of the rows' own log dispersions. That costs no special function per pair
+    of row and grid point, and agrees with the local likelihood to second order in the change within a window.
     """
-    gaussian = problem.family.name == "gaussian"
-    out = np.zeros((problem.windows.n_grid, 2, problem.slots.n_experts))
-    first, second = _squared_rows(problem, resp, natural) if gaussian else _working_rows(problem, resp, natural)
-    ones, free = np.ones((problem.rows.n, 1)), problem.free[:, problem.slots.dispersions].T  # (K, 2)
-    for block in blocks(problem.windows):
-        delta = _pair_dispersion(problem, block, coef)
-        weight = second[:, block.rows] * block.kernel
-        score = first[:, block.rows] * block.kernel
-        score = score * np.exp(-2.0 * delta) - weight if gaussian else score - weight * delta
-        gradient = local_moments(block, score, ones, 2)[..., 0]  # (g, 2, K)
-        moments = local_moments(block, weight * (1.0 + gaussian), ones, 3)  # (g, 3, K, 1)
-        step = solve_scaled(hankel(moments[..., None], 1), gradient.transpose(0, 2, 1), free)
-        out[block.first : block.last] = step.transpose(0, 2, 1)
-    return np.clip(out, -DISPERSION_STEP, DISPERSION_STEP)
-
-
-def _squared_rows(problem: Problem, resp: Array, natural: Natural) -> tuple[Array, Array]:
-    """Weighted squared residuals and weights of the rows, (K, n) each."""
-    return resp * (problem.rows.outcome.y - natural.eta) ** 2, resp
-
-
-def _working_rows(problem: Problem, resp: Array, natural: Natural) -> tuple[Array, Array]:
-    """Weighted working responses of the log dispersion and their weights, (K, n) each."""
     parts = problem.family.derivatives(problem.rows.outcome, natural.eta, natural.delta)
-    weight = resp * _positive_curvature(parts.delta, parts.delta_delta)
-    return weight * natural.delta + resp * parts.delta, weight
+    weight, working = _working_dispersion(problem.family, resp, natural.delta, parts)
+    slots, free = problem.slots, problem.free[:, problem.slots.dispersions]  # (2, K)
+    rowwise = np.concatenate([weight, working]).T  # (n, 2K)
+    moments = [local_moments(b, b.kernel[None], rowwise, 3)[:, :, 0] for b in blocks(problem.windows)]
+    total = np.concatenate(moments)  # (G, 3, 2K)
+    target = _local_lines(total[..., : slots.n_experts], total[..., slots.n_experts :], free)
+    step = (target - coef[:, :, slots.dispersions]) * free
+    return np.clip(step, -DISPERSION_STEP, DISPERSION_STEP)
+
+
+def _working_dispersion(family: Family, resp: Array, delta: Array, parts: Derivatives) -> tuple[Array, Array]:
+    """Weights of the working responses of the log dispersion and their products with them, (K, n) each."""
+    gaussian = family.name == "gaussian"
+    weight = resp * (parts.delta_delta if gaussian else _positive_curvature(parts.delta, parts.delta_delta))
+    return weight, weight * delta + resp * parts.delta
+
+
+def _local_lines(mass: Array, product: Array, free: BoolArray) -> Array:
+    """Weighted local lines (or constants where the slope is not free) from moments (G, 3, K), as (G, 2, K)."""
+    tiny = np.finfo(float).tiny
+    level = product[:, 0] / np.maximum(mass[:, 0], tiny)
+    determinant = mass[:, 0] * mass[:, 2] - mass[:, 1] ** 2
+    sloped = free[1] & (determinant > 1e-10 * mass[:, 0] * mass[:, 2])
+    safe = np.where(sloped, determinant, 1.0)
+    slope = (mass[:, 0] * product[:, 1] - mass[:, 1] * product[:, 0]) / safe
+    return np.stack(
+        [
+            np.where(sloped, (mass[:, 2] * product[:, 0] - mass[:, 1] * product[:, 1]) / safe, level),
+            np.where(sloped, slope, 0.0),
+        ],
+        axis=1,
+    )
 
 
 def _positive_curvature(score: Array, curvature: Array) -> Array:
@@ -376,8 +395,7 @@ def _global_experts(
     weight = resp * np.exp(-2.0 * natural.delta) if family.name == "gaussian" else resp
     gradient = (weight * score) @ rows.design  # (S, K, p)
     p = slots.n_expert_columns
-    products = (rows.design[:, :, None] * rows.design[:, None, :]).reshape(rows.n, -1)
-    matrix = ((weight * information) @ products).reshape(*gradient.shape, p)
+    matrix = ((weight * information) @ outer_rows(rows.design)).reshape(*gradient.shape, p)
     return solve_scaled(matrix, gradient, const[slots.experts].reshape(slots.n_experts, p))
 
 
@@ -397,7 +415,7 @@ def _global_gate(
     c, m = slots.n_experts - 1, slots.n_gate_columns
     prob = np.exp(natural.log_gate[..., 1:, :])
     gradient = ((resp[..., 1:, :] - rows.weights * prob) @ rows.gate).reshape(*resp.shape[:-2], c * m)
-    products = (rows.gate[:, :, None] * rows.gate[:, None, :]).reshape(rows.n, -1)
+    products = outer_rows(rows.gate)
     matrix = np.empty((*resp.shape[:-2], c, m, c, m))
     for a in range(c):
         for b in range(c):
@@ -405,3 +423,13 @@ def _global_gate(
             matrix[..., a, :, b, :] = (value @ products).reshape(*resp.shape[:-2], m, m)
     step = solve_scaled(matrix.reshape(*gradient.shape, c * m), gradient, const[slots.gates])
     return _shorten(step[..., None, :], scale[slots.gates])[..., 0, :]
+
+
+def limit_dispersion(problem: Problem, coef: Array) -> Array:
+    """The state with its log dispersions held within their limits, in place."""
+    if problem.slots.has_dispersion:
+        level = coef[:, 0, problem.slots.dispersions]
+        outside = (level < problem.floor) | (level > problem.ceiling)
+        np.clip(level, problem.floor, problem.ceiling, out=level)
+        coef[:, 1:, problem.slots.dispersions] *= ~outside[:, None]
+    return coef
