@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.golden.make_robust import read
 
 import mixmoe as mm
+from tests.golden.make_robust import read
 
 HERE = Path(__file__).parent
 CASES = json.loads((HERE / "flexmix.json").read_text())["cases"]
