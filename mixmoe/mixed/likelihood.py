@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mixmoe.em import Evaluation
 from mixmoe.gate import gate_log_probabilities, gate_scores
 from mixmoe.kernels.linalg import logsumexp
 from mixmoe.kernels.moments import ExpertPosterior, Moments, expert_posterior, expert_scores
@@ -119,14 +120,6 @@ def summed_scores(problem: Problem, theta: Array, block: Block) -> Array:
     experts = (experts @ flat).reshape(S, K, -1)
     gate = (gate_scores(block.log_prior, responsibilities) @ problem.W[block.where]).reshape(S, -1)
     return pull_back(problem.structure, problem.free, theta, gate, experts)
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Log-likelihood, shape (S,), and its score, shape (S, P)."""
-
-    loglik: Array
-    score: Array
 
 
 def evaluate(problem: Problem, theta: Array) -> Evaluation:
