@@ -215,6 +215,12 @@ def _is_quotation(call: ast.Call) -> bool:
     return isinstance(call.func, ast.Name) and call.func.id == "Q" and quoted
 
 
+def python_code(terms: Sequence[Term]) -> tuple[str, ...]:
+    """The Python expressions within terms, with plain names for those in backticks."""
+    factors = [factor for term in terms for factor in term.factors if factor.eval_method.value == "python"]
+    return tuple(sanitize_variable_names(factor.expr, {}, {}) for factor in factors)
+
+
 def is_function(name: str) -> bool:
     """Whether formulas know `name` as a function or module, whatever the data."""
     return name in TRANSFORMS or name in EXTRA_FUNCTIONS or hasattr(builtins, name)
@@ -223,6 +229,11 @@ def is_function(name: str) -> bool:
 def function_names() -> tuple[str, ...]:
     """Names of the functions that formulas know."""
     return tuple(sorted({*TRANSFORMS, *EXTRA_FUNCTIONS}))
+
+
+def name_of(term: Term) -> str:
+    """A term as messages show it."""
+    return str(term)
 
 
 def materialize(

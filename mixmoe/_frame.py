@@ -43,10 +43,9 @@ class FrameView:
         if len(places) > 1:
             raise DesignError(f"the data have {len(places)} columns named {name!r}; rename or drop all but one")
         if isinstance(self.data, pd.DataFrame):
-            values = self.data.iloc[:, places[0]]
-            return pd.Series(values.array, index=pd.RangeIndex(self.n_rows), name=name, copy=False)
+            return self.data.iloc[:, places[0]].set_axis(pd.RangeIndex(self.n_rows)).rename(name)
         key = list(_keys(self.data))[places[0]]
-        return pd.Series(_foreign(self.data[key], name), index=pd.RangeIndex(self.n_rows), name=name, copy=False)
+        return pd.Series(_foreign(self.data[key], name), index=pd.RangeIndex(self.n_rows), name=name)
 
 
 def view(data: Any) -> FrameView:
@@ -126,6 +125,13 @@ def _one_dimension(values: Any, name: str) -> Any:
     return values
 
 
+def shown(value: Any) -> str:
+    """A value as messages show it: text in quotes, numbers and dates as they read."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    return repr(value) if isinstance(value, str | bytes | tuple) else str(value)
+
+
 def unknown_column(name: str, known: Iterable[str], where: str) -> DesignError:
     """The error for a name that is not a column, with close matches."""
     columns = list(known)
@@ -169,7 +175,7 @@ def _plain_objects(values: pd.Series) -> pd.Series:
         return values.astype(bool)
     if kind.startswith(("datetime", "date", "timedelta", "complex", "period")):
         return values
-    if kind == "string" and values.dtype != object:
+    if kind == "string" and values.dtype != object and str(values.dtype) != "str":
         return values.astype(object)
     return values
 

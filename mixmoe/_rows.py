@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe._frame import FrameView, missing, plain
+from mixmoe._frame import FrameView, missing, plain, shown
 from mixmoe.errors import DesignError
 
 Integers = NDArray[np.intp]
@@ -219,9 +219,9 @@ def _refuse_ties(rows: Rows, keys: Keys, frame: FrameView) -> None:
         i = int(tied.argmax())
         first, second = frame.labels[rows.position[i]], frame.labels[rows.position[i + 1]]
         raise DesignError(
-            f"rows {first!r} and {second!r} of subject {rows.labels[rows.codes[i]]!r} share "
-            f"{keys.order} = {rows.columns[keys.order].iloc[i]!r}; seq: needs one row per place; drop one or separate "
-            f"the sequences, as in seq: {keys.order} / session"
+            f"rows {shown(first)} and {shown(second)} of subject {shown(rows.labels[rows.codes[i]])} share "
+            f"{keys.order} = {shown(rows.columns[keys.order].iloc[i])}; seq: needs one row per place; drop one, or "
+            f"separate the sequences, as in seq: {keys.order} / session"
         )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mixmoe._formulaic import SectionSyntaxError, is_intercept, parse_terms
+from mixmoe._safe import unsafe_reason
 from mixmoe.errors import FormulaError
 
 PartKind = Literal["free", "common", "const"]
@@ -168,6 +169,36 @@ def parse_formula(text: str) -> MoEFormula:
     pieces = list(_split(rest, "|"))
     sections = _named_sections(pieces[1:], pieces[0])
     return _assembled(whole.strip(), response, pieces[0], sections)
+
+
+def is_safe(formula: MoEFormula) -> bool:
+    """Whether a formula uses whitelisted transforms only, so that evaluating it cannot run foreign code."""
+    return _danger(formula) is None
+
+
+def require_safe(formula: MoEFormula) -> None:
+    """Refuse a formula that could run foreign code.
+
+    Raises
+    ------
+    FormulaError
+        If the formula holds code in braces or anything but whitelisted transforms.
+    """
+    reason = _danger(formula)
+    if reason is not None:
+        raise FormulaError(
+            f"the formula comes from outside and may hold only common transforms such as log, scale, C, bs, poly: "
+            f"{reason}; compute such a column beforehand",
+            formula.text,
+        )
+
+
+def _danger(formula: MoEFormula) -> str | None:
+    if "{" in _unquoted(formula.text):
+        return "code in braces is not allowed"
+    texts = [formula.response, *(part.text for part in (*formula.expert, *formula.gate))]
+    texts += [text for text in (formula.random and formula.random.design, formula.vary) if text]
+    return unsafe_reason([term for text in texts for term in parse_terms(text)])
 
 
 def _assembled(text: str, response: _Span, expert: _Span, sections: dict[str, _Span]) -> MoEFormula:
