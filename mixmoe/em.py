@@ -98,12 +98,15 @@ class Control:
         Quasi-Newton iterations per start.
     tol : float
         Converged when the largest entry of the score per unit of observation is below this, in working coordinates.
+    min_gain : float
+        A start ends when an iteration gains less than this in log-likelihood.
     progress : bool
         Show a progress bar.
     """
 
     max_iter: int = 500
     tol: float = 1e-6
+    min_gain: float = 0.0
     progress: bool = False
 
 
@@ -142,9 +145,9 @@ _MAX_HALVINGS = 30
 class _Ascent:
     """State of `climb`: points, inverse Hessians and directions of all starts."""
 
-    def __init__(self, objective: Objective, theta: Array, inverse_hessian: Array, n_units: int, tol: float) -> None:
+    def __init__(self, objective: Objective, theta: Array, inverse_hessian: Array, n_units: int, control: Control) -> None:
         S = theta.shape[0]
-        self.objective, self.n_units, self.tol = objective, n_units, tol
+        self.objective, self.n_units, self.control = objective, n_units, control
         self.theta, self.H = theta.copy(), inverse_hessian.copy()
         first = _finite(objective(theta))
         self.loglik, self.score = first.loglik, first.score
@@ -155,7 +158,7 @@ class _Ascent:
         self.check(np.arange(S))
 
     def check(self, who: NDArray[np.intp]) -> None:
-        self.converged[who] = np.abs(self.score[who]).max(axis=1, initial=0.0) <= self.tol * self.n_units
+        self.converged[who] = np.abs(self.score[who]).max(axis=1, initial=0.0) <= self.control.tol * self.n_units
 
     def active(self) -> NDArray[np.intp]:
         return np.flatnonzero(~(self.converged | self.stuck))
@@ -165,12 +168,13 @@ class _Ascent:
         who = self.active()
         direction = self.directions(who)
         slope = (direction * self.score[who]).sum(axis=1)
-        moved = self.search(who, direction, slope)
+        before = self.loglik[who]
+        self.search(who, direction, slope)
         self.n_iter[who] += 1
         for i in who:
             self.traces[i].append(float(self.loglik[i]))
-        self.stuck[who[~moved]] = True
-        self.check(who[moved])
+        self.stuck[who] = ~(self.loglik[who] - before > self.control.min_gain)
+        self.check(who)
 
     def directions(self, who: NDArray[np.intp]) -> Array:
         d = (self.H[who] @ self.score[who][..., None])[..., 0]
@@ -182,8 +186,8 @@ class _Ascent:
         longest = np.abs(d).max(axis=1, keepdims=True)
         return d * np.minimum(1.0, _MAX_STEP / np.maximum(longest, _MAX_STEP))
 
-    def search(self, who: NDArray[np.intp], direction: Array, slope: Array) -> NDArray[np.bool_]:
-        """Backtracking with quadratic interpolation; returns which starts moved."""
+    def search(self, who: NDArray[np.intp], direction: Array, slope: Array) -> None:
+        """Backtracking with quadratic interpolation; a start for which no step is uphill stays where it is."""
         step = np.ones(who.size)
         pending = np.ones(who.size, dtype=bool)
         slack = 1e-12 * np.abs(self.loglik[who])  # rounding of the log-likelihood itself
@@ -197,12 +201,11 @@ class _Ascent:
             self.accept(who[now[good]], trial[good], Evaluation(e.loglik[good], e.score[good]))
             pending[now[good]] = False
             if not pending.any():
-                break
+                return
             bad = now[~good]
             curve = slope[bad] * step[bad] - gain[~good]
             ratio = np.where(np.isfinite(curve) & (curve > 0), 0.5 * slope[bad] * step[bad] / curve, 0.1)
             step[bad] *= np.clip(ratio, 0.1, 0.5)
-        return ~pending
 
     def accept(self, who: NDArray[np.intp], theta: Array, e: Evaluation) -> None:
         """Move, and update the inverse Hessians by BFGS where curvature allows."""
@@ -254,7 +257,7 @@ def climb(
     ----------
     Nocedal & Wright (2006), Numerical Optimization, section 6.1.
     """
-    state = _Ascent(objective, theta, inverse_hessian, n_units, control.tol)
+    state = _Ascent(objective, theta, inverse_hessian, n_units, control)
     interrupted = False
     try:
         for _ in range(control.max_iter):

@@ -1,6 +1,6 @@
 """Maximum likelihood of a MEMoE: search from many starts, finish by quasi-Newton and Newton, order the experts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,8 @@ _EM_STEPS = 4
 _SAME = 1e-3  # log-likelihoods closer than this are the same optimum
 _SEARCH_ABOVE = 1000  # with more subjects than this the search for starts runs on some of them
 _SEARCH_SUBJECTS = 500
-_FINISHED = 5  # candidates of such a search that are finished on all subjects
+_FINISHED = 5  # candidates that are run to full convergence, on all subjects
+_ROUGH = Control(max_iter=80, tol=1e-4, min_gain=1e-5)
 _SIGMA_BARRIER = 1e-4  # fractions of the one-expert residual standard deviation
 _SIGMA_COLLAPSED = 1e-3
 
@@ -42,7 +43,9 @@ class Search:
     converged, interrupted, degenerate : bool
     n_starts : int
     logliks : ndarray
-        Log-likelihoods of the finished, non-degenerate starts, best first.
+        Log-likelihoods of the distinct candidates that were run to full convergence, best first.
+    n_replicated : int
+        Starts and moves that led to the winner.
     n_degenerate : int
         Starts that ended in a collapsed expert.
     """
@@ -58,6 +61,7 @@ class Search:
     degenerate: bool
     n_starts: int
     logliks: Array
+    n_replicated: int
     n_degenerate: int
 
 
@@ -100,16 +104,14 @@ def search(problem: Problem, n_starts: int, control: Control, rng: np.random.Gen
     one = fit_one_expert(problem, control)
     if problem.structure.n_experts == 1:
         theta = contract(problem.structure, repeat_expert(problem.structure, one.params, 1))
-        return finish(problem, one, theta, 1, control)
+        return finish(problem, one, _climb_from(problem, one, theta, _ROUGH), 1, control)
     if problem.n_subjects > _SEARCH_ABOVE:
         few = np.sort(rng.choice(problem.n_subjects, _search_size(problem), replace=False))
         part = problem.take(few)
-        found = explore(part, fit_one_expert(part, control), n_starts, control, rng)
-        candidates = found.theta[_distinct(found.loglik, _FINISHED)]
+        found = explore(part, fit_one_expert(part, control), n_starts, rng)
     else:
-        found = explore(problem, one, n_starts, control, rng)
-        candidates = found.theta
-    return finish(problem, one, candidates, n_starts, control)
+        found = explore(problem, one, n_starts, rng)
+    return finish(problem, one, found, n_starts, control)
 
 
 def _search_size(problem: Problem) -> int:
@@ -124,15 +126,18 @@ def _distinct(logliks: Array, n: int) -> NDArray[np.intp]:
     return order[apart][:n]
 
 
-def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, rng: np.random.Generator) -> Climb:
+def explore(problem: Problem, one: OneExpert, n_starts: int, rng: np.random.Generator) -> Climb:
     """End points of random starts, then of split-and-merge moves from the best of them."""
     theta = random_starts(problem, one, n_starts, _EM_STEPS, rng)
-    found = _climb_from(problem, one, theta, control)
+    found = _climb_from(problem, one, theta, _ROUGH)
     n_moves = n_starts // 4
     while n_moves and not found.interrupted:
         best = int(np.argmax(_ranked(problem, one, found)))
-        moved = split_merge_starts(problem, one, found.theta[best], n_moves, _EM_STEPS, rng)
-        further = _climb_from(problem, one, moved, control)
+        try:
+            moved = split_merge_starts(problem, one, found.theta[best], n_moves, _EM_STEPS, rng)
+        except KeyboardInterrupt:
+            return replace(found, interrupted=True)
+        further = _climb_from(problem, one, moved, _ROUGH)
         improved = _ranked(problem, one, further).max() > found.loglik[best] + _SAME
         found = join(found, further)
         if not improved:
@@ -172,28 +177,38 @@ def _ranked(problem: Problem, one: OneExpert, found: Climb) -> Array:
     return np.where(collapsed(problem, one, found.theta), -np.inf, found.loglik)
 
 
-def finish(problem: Problem, one: OneExpert, theta: Array, n_starts: int, control: Control) -> Search:
-    """Candidates, shape (S, P), run to convergence on all subjects; the best is polished by Newton steps."""
-    found = _climb_from(problem, one, theta, control)
+def finish(problem: Problem, one: OneExpert, rough: Climb, n_starts: int, control: Control) -> Search:
+    """The best few end points run to convergence on all subjects; the best of them polished by Newton steps."""
+    rough_rank = _ranked(problem, one, rough)
+    candidates = _distinct(rough_rank, _FINISHED)
+    limit = replace(control, max_iter=0) if rough.interrupted else control
+    found = _climb_from(problem, one, rough.theta[candidates], limit)
     rank = _ranked(problem, one, found)
     best = int(np.argmax(rank)) if np.isfinite(rank).any() else int(np.argmax(found.loglik))
-    point = found.theta[best]
-    end = point if found.interrupted else newton_polish(problem, point)
-    e = evaluate(problem, end[None])
+    interrupted = rough.interrupted or found.interrupted
+    theta = found.theta[best] if interrupted else newton_polish(problem, found.theta[best])
+    e = evaluate(problem, theta[None])
+    start = candidates[best]
     return Search(
-        theta=end,
+        theta=theta,
         loglik=float(e.loglik[0]),
         score=e.score[0],
-        trace=np.asarray(found.traces[best]),
-        n_iter=int(found.n_iter[best]),
-        n_evaluations=int(found.n_evaluations[best]),
-        converged=bool(np.abs(e.score[0]).max(initial=0.0) <= 10 * control.tol * problem.n_subjects),
-        interrupted=found.interrupted,
+        trace=np.asarray(rough.traces[start] + found.traces[best][1:]),
+        n_iter=int(rough.n_iter[start] + found.n_iter[best]),
+        n_evaluations=int(rough.n_evaluations[start] + found.n_evaluations[best]),
+        converged=not interrupted and is_stationary(e.score[0], problem, control),
+        interrupted=interrupted,
         degenerate=not np.isfinite(rank[best]),
         n_starts=n_starts,
-        logliks=np.sort(rank[np.isfinite(rank)])[::-1],
-        n_degenerate=int((~np.isfinite(rank)).sum()),
+        logliks=np.sort(found.loglik)[::-1],
+        n_replicated=int((rough_rank >= rough.loglik[start] - _SAME).sum()),
+        n_degenerate=int((~np.isfinite(rough_rank)).sum()),
     )
+
+
+def is_stationary(score: Array, problem: Problem, control: Control) -> bool:
+    """Whether the score is zero to the tolerance, per subject."""
+    return bool(np.abs(score).max(initial=0.0) <= 10 * control.tol * problem.n_subjects)
 
 
 def newton_polish(problem: Problem, theta: Array, n_steps: int = 2) -> Array:
