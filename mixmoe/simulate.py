@@ -148,7 +148,7 @@ _PRESETS: Mapping[str, _Scheme] = MappingProxyType(
         "moderate": _Scheme(_MODERATE),
         "separated": _Scheme(_SEPARATED),
         "three": _Scheme(_THREE),
-        "heavy_tails": _Scheme(_SEPARATED, errors="t5", effects="skewed"),
+        "heavy_tails": _Scheme(_MODERATE, errors="t5", effects="skewed"),
         "single": _Scheme(_SINGLE),
         "unbalanced": _Scheme(_MODERATE, visits=(1, 8)),
         "latent_class": _Scheme(replace(_MODERATE, D=np.empty((2, 0, 0)))),
@@ -176,9 +176,9 @@ def memoe(
     ----------
     preset : str
         ``"moderate"``: two experts that overlap somewhat, two gate covariates, random intercept and slope;
-        ``"separated"``: the same, far apart; ``"three"``: three experts; ``"heavy_tails"``: far apart, t(5) errors
-        and skewed random effects; ``"single"``: one expert, a linear mixed model; ``"unbalanced"``: ``"moderate"``
-        with 1 to 8 visits at irregular times; ``"latent_class"``: ``"moderate"`` without random effects.
+        ``"separated"``: the same, far apart; ``"three"``: three experts; ``"heavy_tails"``: ``"moderate"`` with t(5)
+        errors and skewed random effects; ``"single"``: one expert, a linear mixed model; ``"unbalanced"``:
+        ``"moderate"`` with 1 to 8 visits at irregular times; ``"latent_class"``: ``"moderate"`` without random effects.
         Every argument below overrides what the preset says.
     n_subjects : int
         Number of subjects, N.
