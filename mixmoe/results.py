@@ -11,11 +11,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe import formula as language
 from mixmoe.design import Design
 from mixmoe.em import EMFit
 from mixmoe.errors import ArgumentError, FormulaError, MixmoeError, MixmoeWarning, SavedFileError
-from mixmoe.formula import MoEFormula
+from mixmoe.formula import MoEFormula, parse_formula, require_safe
 from mixmoe.inference.covariance import DESCRIPTIONS, ParamCov, checked_cov_type
 from mixmoe.inference.intervals import checked_alpha
 from mixmoe.inference.labelled import LabelledResults
@@ -480,7 +479,7 @@ def _side(results: MoEResults) -> FitSide:
 def _require_safe(saved: SavedFit, path: PathLike) -> None:
     """Refuse a formula that could run code."""
     try:
-        language.require_safe(language.parse_formula(saved.formula))
+        require_safe(parse_formula(saved.formula))
     except FormulaError as error:
         raise SavedFileError(
             f"the formula in {str(path)!r} is not limited to the built-in transforms, so it is not evaluated; if "

@@ -64,6 +64,7 @@ _CHARACTERS = {
     "³": r"$^3$",
     "¹": r"$^1$",
     "µ": r"$\mu$",
+    "ς": r"$\varsigma$",
     "√": r"$\surd$",
     "§": r"\S{}",
     "£": r"\pounds{}",
@@ -169,8 +170,6 @@ def _character(c: str) -> str:
 
 def _greek(name: str) -> str:
     name = {"lamda": "lambda", "Lamda": "Lambda", "Upsilon": "Upsilon"}.get(name, name)
-    if name == "final":
-        return r"$\varsigma$"
     return f"${_GREEK_AS_LATIN[name]}$" if name in _GREEK_AS_LATIN else f"$\\{name}$"
 
 

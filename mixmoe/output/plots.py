@@ -21,6 +21,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 _DASHES = ("-", "--", "-.", ":")
 _MAX_COLUMNS = 3
 _MAX_SERIES = 150
+_MAX_BARS = 2000
 _PANEL_SIZE = (4.6, 3.4)
 _SINGLE_SIZE = (6.8, 4.6)
 
@@ -63,7 +64,7 @@ def draw(
             _series(axes, observed, {curve.expert for curve in inside})
         for curve in inside:
             _curve(axes, curve)
-        _dress(axes, inside, panel if len(panels) > 1 or panel != inside[0].ylabel else "")
+        _dress(axes, inside, panel if len(panels) > 1 else "", crowded=observed is not None)
     return _result(canvas, ax)
 
 
@@ -84,10 +85,11 @@ def draw_responsibilities(responsibilities: Array, ax: "Axes | None" = None) -> 
     n_units, n_experts = responsibilities.shape
     modal = responsibilities.argmax(axis=1)
     order = np.lexsort((-responsibilities.max(axis=1), modal))
-    tops = np.cumsum(responsibilities[order], axis=1)
-    edges = np.arange(n_units + 1)
+    shown = np.linspace(0, n_units - 1, min(n_units, _MAX_BARS)).round().astype(int)
+    tops = np.cumsum(responsibilities[order[shown]], axis=1)
+    edges = np.append(shown, n_units)
     for k in range(n_experts):
-        low = tops[:, k - 1] if k else np.zeros(n_units)
+        low = tops[:, k - 1] if k else np.zeros(len(shown))
         label = f"expert {k + 1} ({(modal == k).sum()})"
         axes.stairs(tops[:, k], edges, baseline=low, fill=True, color=colour(k + 1), linewidth=0, label=label)
     for boundary in np.cumsum(np.bincount(modal, minlength=n_experts))[:-1]:
@@ -150,7 +152,7 @@ def _series(axes: Any, observed: Observed, experts: set[int | None]) -> None:
     for unit in _thinned(observed, only):
         rows = np.flatnonzero(observed.codes == unit)
         rows = rows[np.argsort(observed.x[rows], kind="stable")]
-        look = {"color": colour(int(observed.experts[unit])), "alpha": 0.28, "zorder": 1}
+        look = {"color": colour(int(observed.experts[unit])), "alpha": 0.35, "zorder": 1}
         if len(rows) == 1:
             axes.plot(observed.x[rows], observed.y[rows], marker=".", markersize=3, linestyle="none", **look)
         else:
@@ -167,14 +169,18 @@ def _thinned(observed: Observed, only: set[int | None] | None) -> NDArray[np.int
     return units[np.linspace(0, len(units) - 1, _MAX_SERIES).round().astype(int)]
 
 
-def _dress(axes: Any, curves: Sequence[Curve], title: str) -> None:
+def _dress(axes: Any, curves: Sequence[Curve], title: str, crowded: bool) -> None:
+    """Labels, title and legend; a panel without title has its legend above, clear of the curves."""
     axes.set_xlabel(curves[0].xlabel)
     axes.set_ylabel(curves[0].ylabel)
+    _open_frame(axes)
+    labelled = sum(bool(curve.label) for curve in curves)
     if title:
         axes.set_title(title, loc="left", fontsize="medium")
-    if any(curve.label for curve in curves):
-        axes.legend(frameon=False, fontsize="small")
-    _open_frame(axes)
+        if labelled:
+            axes.legend(frameon=False, fontsize="small", loc="upper left" if crowded else "best")
+    elif labelled:
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(labelled, 4))
 
 
 def _open_frame(axes: Any) -> None:
