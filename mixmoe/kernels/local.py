@@ -174,9 +174,7 @@ def local_predictor(block: Block, coef: Array, design: Array) -> Array:
     flat = coef.reshape(n_grid, n_powers * n_out, p)
     raw = np.empty((n_powers * n_out, len(block.t)))
     for g in range(n_grid):
-        np.matmul(
-            flat[g], design[:, block.lo[g] : block.hi[g]], out=raw[:, block.offsets[g] : block.offsets[g + 1]]
-        )
+        np.matmul(flat[g], design[:, block.lo[g] : block.hi[g]], out=raw[:, block.offsets[g] : block.offsets[g + 1]])
     out = raw[-n_out:]
     for s in range(n_powers - 2, -1, -1):
         out = out * block.t + raw[s * n_out : (s + 1) * n_out]
@@ -206,9 +204,7 @@ def local_moments(block: Block, values: Array, rows: Array, n_powers: int) -> Ar
         np.multiply(stacked[(s - 1) * n_values : s * n_values], block.t, out=stacked[s * n_values : (s + 1) * n_values])
     out = np.empty((n_grid, n_powers * n_values, rows.shape[1]))
     for g in range(n_grid):
-        np.matmul(
-            stacked[:, block.offsets[g] : block.offsets[g + 1]], rows[block.lo[g] : block.hi[g]], out=out[g]
-        )
+        np.matmul(stacked[:, block.offsets[g] : block.offsets[g + 1]], rows[block.lo[g] : block.hi[g]], out=out[g])
     return out.reshape(n_grid, n_powers, n_values, rows.shape[1])
 
 

@@ -1,4 +1,4 @@
-"""Response distributions of an expert: log density and its derivatives in the linear predictor and the log dispersion."""
+"""Response distributions of an expert: log density and its derivatives in predictor and log dispersion."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -255,7 +255,12 @@ class NegativeBinomial:
         return rng.poisson(rate).astype(float)
 
 
-_ALIASES = {"normal": "gaussian", "nb": "negbinomial", "negative-binomial": "negbinomial", "negative_binomial": "negbinomial"}
+_ALIASES = {
+    "normal": "gaussian",
+    "nb": "negbinomial",
+    "negative-binomial": "negbinomial",
+    "negative_binomial": "negbinomial",
+}
 _CLASSES: dict[str, type] = {
     "gaussian": Gaussian,
     "binomial": Binomial,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from mixmoe.kernels.local import Block, Windows, blocks, build_windows, epanechnikov, local_moments, local_predictor
-from mixmoe.varying.problem import Problem, Slots
+from mixmoe.varying.problem import Problem
 from mixmoe.varying.steps import limit_dispersion, log_softmax, solve_scaled
 
 Array = NDArray[np.float64]
@@ -40,14 +40,11 @@ class Part:
     owners : ndarray of int, shape (members,)
         Expert of each member.
     design : ndarray, shape (n, q)
-    gate : bool
-        Whether it takes the kernel of the gate.
     """
 
     slots: NDArray[np.intp]
     owners: NDArray[np.intp]
     design: Array
-    gate: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +55,7 @@ class Local:
     ----------
     problem : Problem
     windows : Windows
-        With the larger of the two bandwidths; coefficients of power s are per this bandwidth to the s.
-    ratio : ndarray, shape (2,)
-        The larger bandwidth over those of experts and of the gate.
+        One bandwidth for all functions; coefficients of power s are per this bandwidth to the s.
     free : ndarray of bool, shape (D, L)
         Coefficients to be estimated.
     parts : tuple of Part
@@ -68,7 +63,6 @@ class Local:
 
     problem: Problem
     windows: Windows
-    ratio: Array
     free: BoolArray
     parts: tuple[Part, ...]
 
@@ -84,15 +78,15 @@ class NaturalTerms:
     complete : ndarray, shape (d, d, pairs)
         Complete-data information, which is never indefinite for the predictors.
     logdensity : ndarray, shape (pairs,)
-    kernels : ndarray, shape (2, pairs)
-        Kernels of experts and gate, times the observation weights.
+    kernel : ndarray, shape (pairs,)
+        Kernel times observation weights.
     """
 
     score: Array
     information: Array
     complete: Array
     logdensity: Array
-    kernels: Array
+    kernel: Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,55 +105,67 @@ class LocalFit:
     converged: BoolArray
 
 
-def build_local(problem: Problem, degree: int) -> Local:
-    """Local likelihood of a degree for the bandwidths of a problem.
+def build_local(problem: Problem, degree: int, bandwidth: float | None = None) -> Local:
+    """Local likelihood of a degree.
 
     Parameters
     ----------
     problem : Problem
     degree : int
         1 as in the fit, 2 for robust bias correction; dispersions of a negative binomial have one degree less.
+    bandwidth : float, optional
+        By default that of the experts.
 
     Returns
     -------
     Local
     """
-    h, hg = problem.windows.bandwidth, problem.gate_windows.bandwidth
-    windows = problem.windows if h >= hg else problem.gate_windows
-    order = problem.order + degree - 1
-    free = (np.arange(degree + 1)[:, None] <= order) & ~problem.const
-    ratio = windows.bandwidth / np.array([h, hg])
-    return Local(problem, windows, ratio, free, _parts(problem))
+    known = {problem.windows.bandwidth: problem.windows, problem.gate_windows.bandwidth: problem.gate_windows}
+    h = problem.windows.bandwidth if bandwidth is None else bandwidth
+    windows = known[h] if h in known else build_windows(problem.rows.index, problem.windows.grid, h)
+    free = (np.arange(degree + 1)[:, None] <= problem.order + degree - 1) & ~problem.const
+    return Local(problem, windows, free, _parts(problem))
 
 
 def _parts(problem: Problem) -> tuple[Part, ...]:
     slots, rows = problem.slots, problem.rows
     k, every = slots.n_experts, np.arange(slots.n)
-    parts = [Part(every[slots.experts].reshape(k, -1), np.arange(k), rows.design, False)]
+    parts = [Part(every[slots.experts].reshape(k, -1), np.arange(k), rows.design)]
     if slots.has_dispersion:
-        parts.append(Part(every[slots.dispersions].reshape(k, 1), np.arange(k), np.ones((rows.n, 1)), False))
+        parts.append(Part(every[slots.dispersions].reshape(k, 1), np.arange(k), np.ones((rows.n, 1))))
     if k > 1:
-        parts.append(Part(every[slots.gates].reshape(k - 1, -1), np.arange(1, k), rows.gate, True))
+        parts.append(Part(every[slots.gates].reshape(k - 1, -1), np.arange(1, k), rows.gate))
     return tuple(parts)
 
 
 def local_start(local: Local, coef: Array) -> Array:
-    """A state of the EM (G, 2, L) in the units and degree of a local problem (G, D, L)."""
-    out = np.zeros((coef.shape[0], *local.free.shape))
-    out[:, : coef.shape[1]] = coef
-    gates = local.problem.slots.gates
-    powers = np.arange(out.shape[1])[:, None]
-    out[:, :, : gates.start] *= local.ratio[0] ** powers
-    out[:, :, gates] *= local.ratio[1] ** powers
-    return out
+    """A state of the EM (G, 2, L) as coefficients of a local problem (G, D, L).
+
+    Same degree and bandwidth: the state itself. Otherwise local polynomials through the functions of the state, because
+    a line fitted in a narrow window says nothing about a wide one.
+    """
+    problem, degree = local.problem, local.free.shape[0] - 1
+    if degree == 1 and (_slope_units(problem) == local.windows.bandwidth).all():
+        return coef.copy()
+    t = (problem.windows.grid - problem.windows.grid[:, None]) / local.windows.bandwidth
+    basis = t[:, :, None] ** np.arange(degree + 1)  # (G, grid, D)
+    weighted = basis * epanechnikov(t)[:, :, None]
+    normal = np.swapaxes(weighted, 1, 2) @ basis
+    out: Array = np.linalg.pinv(normal, rcond=1e-8, hermitian=True) @ (np.swapaxes(weighted, 1, 2) @ coef[:, 0])
+    return np.where(local.free | (np.arange(degree + 1) == 0)[:, None], out, 0.0)
 
 
 def state_of(local: Local, coef: Array) -> Array:
     """The first two powers of a local fit as a state of the EM: the inverse of `local_start`."""
     out = coef[:, :2].copy()
-    gates = local.problem.slots.gates
-    out[:, 1, : gates.start] /= local.ratio[0]
-    out[:, 1, gates] /= local.ratio[1]
+    out[:, 1] *= _slope_units(local.problem) / local.windows.bandwidth
+    return out
+
+
+def _slope_units(problem: Problem) -> Array:
+    """Bandwidth that the slope of each function refers to in the EM, shape (L,)."""
+    out = np.full(problem.slots.n, problem.windows.bandwidth)
+    out[problem.slots.gates] = problem.gate_windows.bandwidth
     return out
 
 
@@ -190,14 +196,10 @@ def natural_terms(local: Local, block: Block, coef: Array) -> NaturalTerms:
     zeta = np.zeros_like(eta)
     if k > 1:
         zeta[1:] = local_predictor(block, coef[..., slots.gates].reshape(*shape, k - 1, -1), problem.gate_t)
-    weights = rows.weights[block.rows]
-    kernels = np.stack([epanechnikov(block.t * r) * weights for r in local.ratio])
-    return _assemble_terms(problem, block, eta, delta, log_softmax(zeta), kernels)
+    return _assemble_terms(problem, block, eta, delta, log_softmax(zeta))
 
 
-def _assemble_terms(
-    problem: Problem, block: Block, eta: Array, delta: Array, log_gate: Array, kernels: Array
-) -> NaturalTerms:
+def _assemble_terms(problem: Problem, block: Block, eta: Array, delta: Array, log_gate: Array) -> NaturalTerms:
     outcome = problem.rows.outcome.take(block.rows)
     joint = log_gate + problem.family.log_density(outcome, eta, delta)
     total = logsumexp(joint, axis=0)
@@ -221,7 +223,8 @@ def _assemble_terms(
     variance = same[:, :, None] * (weighted[:, None] * raw[None]) - weighted[:, None] * weighted[None]
     score = weighted.copy()
     score[first:] -= prob[1:]
-    return NaturalTerms(score, complete - variance, complete, total, kernels)
+    kernel = block.kernel * problem.rows.weights[block.rows]
+    return NaturalTerms(score, complete - variance, complete, total, kernel)
 
 
 def local_gradient(local: Local, block: Block, terms: NaturalTerms) -> Array:
@@ -229,13 +232,13 @@ def local_gradient(local: Local, block: Block, terms: NaturalTerms) -> Array:
     n_powers, n_slots = local.free.shape
     out = np.zeros((block.last - block.first, n_powers, n_slots))
     for part, where in zip(local.parts, _positions(local), strict=True):
-        values = terms.score[where] * terms.kernels[int(part.gate)]
+        values = terms.score[where] * terms.kernel
         moments = local_moments(block, values, part.design, n_powers)
         out[:, :, part.slots.ravel()] = moments.reshape(*moments.shape[:2], -1)
     return out * local.free
 
 
-def local_information(local: Local, block: Block, natural: Array, kernels: Array) -> Array:
+def local_information(local: Local, block: Block, natural: Array, kernel: Array) -> Array:
     """Minus the Hessians of the local log-likelihoods of a block.
 
     Parameters
@@ -244,7 +247,7 @@ def local_information(local: Local, block: Block, natural: Array, kernels: Array
     block : Block
     natural : ndarray, shape (d, d, pairs)
         Information in the natural parameters.
-    kernels : ndarray, shape (2, pairs)
+    kernel : ndarray, shape (pairs,)
 
     Returns
     -------
@@ -256,7 +259,7 @@ def local_information(local: Local, block: Block, natural: Array, kernels: Array
     positions = _positions(local)
     for i, a in enumerate(local.parts):
         for j, b in enumerate(local.parts):
-            values = natural[positions[i], positions[j]] * kernels[int(a.gate)]
+            values = natural[positions[i], positions[j]] * kernel
             _place(out, block, values, a, b)
     keep = local.free.ravel()
     flat = out.reshape(len(out), d * n_slots, d * n_slots) * (keep[:, None] & keep)
@@ -284,10 +287,10 @@ def _positions(local: Local) -> list[slice]:
     return [slice(int(stop - len(p.owners)), int(stop)) for p, stop in zip(local.parts, stops, strict=True)]
 
 
-def local_loglik(block: Block, terms: NaturalTerms, gate: bool = False) -> Array:
+def local_loglik(block: Block, terms: NaturalTerms) -> Array:
     """Local log-likelihoods of a block, shape (g,)."""
     ones = np.ones((int(block.hi.max(initial=0)), 1))
-    return local_moments(block, (terms.kernels[int(gate)] * terms.logdensity)[None], ones, 1)[:, 0, 0, 0]
+    return local_moments(block, (terms.kernel * terms.logdensity)[None], ones, 1)[:, 0, 0, 0]
 
 
 def maximise_local(local: Local, start: Array) -> LocalFit:
@@ -353,10 +356,10 @@ def _hold_limits(problem: Problem, coef: Array, step: Array) -> Array:
 def _direction(local: Local, block: Block, terms: NaturalTerms) -> Array:
     """Newton direction at each grid point of a block, (g, D, L)."""
     gradient = local_gradient(local, block, terms)
-    matrix = local_information(local, block, terms.information, terms.kernels)
+    matrix = local_information(local, block, terms.information, terms.kernel)
     bad = ~_positive_definite(matrix)
     if bad.any():
-        matrix[bad] = local_information(local, block, terms.complete, terms.kernels)[bad]
+        matrix[bad] = local_information(local, block, terms.complete, terms.kernel)[bad]
     return solve_scaled(matrix, gradient.reshape(len(gradient), -1)).reshape(gradient.shape)
 
 
@@ -371,5 +374,3 @@ def local_pieces(local: Local, coef: Array) -> Iterator[tuple[Block, NaturalTerm
     """Blocks with the natural terms at given coefficients."""
     for block in blocks(local.windows):
         yield block, natural_terms(local, block, coef[block.first : block.last])
-
-

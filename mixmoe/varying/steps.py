@@ -214,9 +214,7 @@ def _gaussian_normal(block: Block, current: Array, rowwise: Array, k: int, p: in
     return right - np.einsum("gkab,gkb->gka", matrix, flat), matrix
 
 
-def _scoring_normal(
-    problem: Problem, block: Block, coef: Array, current: Array, resp: Array
-) -> tuple[Array, Array]:
+def _scoring_normal(problem: Problem, block: Block, coef: Array, current: Array, resp: Array) -> tuple[Array, Array]:
     rows, p = problem.rows, problem.slots.n_expert_columns
     eta = local_predictor(block, current, problem.design_t) + rows.offset[block.rows]
     delta = _pair_dispersion(problem, block, coef)
@@ -388,9 +386,7 @@ def global_step(
     return step
 
 
-def _global_experts(
-    rows: Rows, family: Family, slots: Slots, const: BoolArray, natural: Natural, resp: Array
-) -> Array:
+def _global_experts(rows: Rows, family: Family, slots: Slots, const: BoolArray, natural: Natural, resp: Array) -> Array:
     score, information = family.scoring(rows.outcome, natural.eta, natural.delta)
     weight = resp * np.exp(-2.0 * natural.delta) if family.name == "gaussian" else resp
     gradient = (weight * score) @ rows.design  # (S, K, p)
@@ -409,9 +405,7 @@ def _global_dispersion(outcome: Outcome, family: Family, natural: Natural, resp:
     return (resp * parts.delta).sum(axis=-1) / np.maximum(curvature, np.finfo(float).tiny)
 
 
-def _global_gate(
-    rows: Rows, slots: Slots, const: BoolArray, natural: Natural, resp: Array, scale: Array
-) -> Array:
+def _global_gate(rows: Rows, slots: Slots, const: BoolArray, natural: Natural, resp: Array, scale: Array) -> Array:
     c, m = slots.n_experts - 1, slots.n_gate_columns
     prob = np.exp(natural.log_gate[..., 1:, :])
     gradient = ((resp[..., 1:, :] - rows.weights * prob) @ rows.gate).reshape(*resp.shape[:-2], c * m)

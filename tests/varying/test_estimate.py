@@ -45,7 +45,9 @@ def test_one_gaussian_expert_is_kernel_weighted_least_squares():
 
 @pytest.mark.parametrize("family", ["binomial", "poisson"])
 def test_one_expert_is_the_local_generalised_linear_model(family):
-    problem = make_problem(simulate_varying(300, family=family, experts=1, rng=0), 0.25, experts=1, family=family, n_grid=7)
+    problem = make_problem(
+        simulate_varying(300, family=family, experts=1, rng=0), 0.25, experts=1, family=family, n_grid=7
+    )
     run = fit_functions(problem, Control(), np.random.default_rng(0))
     for g in range(7):
         z, kernel, keep = local_design(problem, g)
@@ -119,7 +121,7 @@ def test_local_score_and_information_are_derivatives_of_the_local_likelihood(fam
     (piece,) = local_pieces(local, coef)
     block, terms = piece
     gradient = local_gradient(local, block, terms)
-    information = local_information(local, block, terms.information, terms.kernels)
+    information = local_information(local, block, terms.information, terms.kernel)
     step = 1e-5
     for d, slot in zip(*np.nonzero(local.free), strict=True):
         ends, slopes = [], []
@@ -151,6 +153,6 @@ def test_gate_may_have_its_own_bandwidth():
     run = fit_functions(problem, Control(n_starts=3), np.random.default_rng(0))
     assert run.converged
     local = build_local(problem, 1)
-    np.testing.assert_allclose(state_of(local, local_start(local, run.coef)), run.coef, atol=1e-14)
-    fit = maximise_local(local, local_start(local, run.coef))
-    assert fit.converged.mean() > 0.9
+    assert maximise_local(local, local_start(local, run.coef)).converged.all()
+    wide = build_local(problem, 1, problem.gate_windows.bandwidth)
+    assert maximise_local(wide, local_start(wide, run.coef)).converged.all()
