@@ -196,10 +196,11 @@ def natural_terms(local: Local, block: Block, coef: Array) -> NaturalTerms:
     zeta = np.zeros_like(eta)
     if k > 1:
         zeta[1:] = local_predictor(block, coef[..., slots.gates].reshape(*shape, k - 1, -1), problem.gate_t)
-    return _assemble_terms(problem, block, eta, delta, log_softmax(zeta))
+    return assemble_terms(problem, block, eta, delta, log_softmax(zeta))
 
 
-def _assemble_terms(problem: Problem, block: Block, eta: Array, delta: Array, log_gate: Array) -> NaturalTerms:
+def assemble_terms(problem: Problem, block: Block, eta: Array, delta: Array, log_gate: Array) -> NaturalTerms:
+    """Score and information in natural parameters from the predictors of the pairs, (K, pairs) each."""
     outcome = problem.rows.outcome.take(block.rows)
     joint = log_gate + problem.family.log_density(outcome, eta, delta)
     total = logsumexp(joint, axis=0)
@@ -231,15 +232,15 @@ def local_gradient(local: Local, block: Block, terms: NaturalTerms) -> Array:
     """Gradient of the local log-likelihoods of a block, shape (g, D, L)."""
     n_powers, n_slots = local.free.shape
     out = np.zeros((block.last - block.first, n_powers, n_slots))
-    for part, where in zip(local.parts, _positions(local), strict=True):
+    for part, where in zip(local.parts, part_positions(local), strict=True):
         values = terms.score[where] * terms.kernel
         moments = local_moments(block, values, part.design, n_powers)
         out[:, :, part.slots.ravel()] = moments.reshape(*moments.shape[:2], -1)
     return out * local.free
 
 
-def local_information(local: Local, block: Block, natural: Array, kernel: Array) -> Array:
-    """Minus the Hessians of the local log-likelihoods of a block.
+def full_information(local: Local, block: Block, natural: Array, kernel: Array) -> Array:
+    """Minus the second derivatives of the local log-likelihoods of a block in all coefficients, free or not.
 
     Parameters
     ----------
@@ -252,19 +253,27 @@ def local_information(local: Local, block: Block, natural: Array, kernel: Array)
     Returns
     -------
     ndarray, shape (g, D L, D L)
-        Unit rows and columns for what is not free.
     """
     d, n_slots = local.free.shape
     out = np.zeros((block.last - block.first, d, n_slots, d, n_slots))
-    positions = _positions(local)
+    positions = part_positions(local)
     for i, a in enumerate(local.parts):
         for j, b in enumerate(local.parts):
-            values = natural[positions[i], positions[j]] * kernel
-            _place(out, block, values, a, b)
+            _place(out, block, natural[positions[i], positions[j]] * kernel, a, b)
+    return out.reshape(len(out), d * n_slots, d * n_slots)
+
+
+def masked_information(local: Local, full: Array) -> Array:
+    """The information with unit rows and columns for what is not free."""
     keep = local.free.ravel()
-    flat = out.reshape(len(out), d * n_slots, d * n_slots) * (keep[:, None] & keep)
-    np.einsum("gii->gi", flat)[...] += ~keep
-    return flat
+    out: Array = full * (keep[:, None] & keep)
+    np.einsum("gii->gi", out)[...] += ~keep
+    return out
+
+
+def local_information(local: Local, block: Block, natural: Array, kernel: Array) -> Array:
+    """Minus the Hessians of the local log-likelihoods of a block in the free coefficients, shape (g, D L, D L)."""
+    return masked_information(local, full_information(local, block, natural, kernel))
 
 
 def _place(out: Array, block: Block, values: Array, a: Part, b: Part) -> None:
@@ -281,7 +290,7 @@ def _place(out: Array, block: Block, values: Array, a: Part, b: Part) -> None:
             out[:, s, a.slots.ravel()[:, None], r, b.slots.ravel()] = moments[:, s + r]
 
 
-def _positions(local: Local) -> list[slice]:
+def part_positions(local: Local) -> list[slice]:
     """Where each part lies among the natural parameters."""
     stops = np.cumsum([len(p.owners) for p in local.parts])
     return [slice(int(stop - len(p.owners)), int(stop)) for p, stop in zip(local.parts, stops, strict=True)]
