@@ -140,7 +140,7 @@ class MoEResults(LabelledResults):
         """Posterior expert probabilities, one row per subject and one column per expert."""
         design, tau = self.model.design, self.em.responsibilities
         index = pd.Index(design.labels, name=design.names.group)
-        return pd.DataFrame(tau, index=index, columns=[f"expert{k + 1}" for k in range(tau.shape[1])])
+        return pd.DataFrame(tau, index=index, columns=[f"expert{k + 1}" for k in range(tau.shape[1])], copy=True)
 
     def classify(self) -> pd.DataFrame:
         """The most probable expert of each subject and its probability.
@@ -241,7 +241,7 @@ class MoEResults(LabelledResults):
             Index: parameter names. Columns: term, block, expert, estimate, std_error, statistic, p_value, conf_low,
             conf_high.
         """
-        return tidy(self.model.layout, self._estimate, self.bse.to_numpy(), self.pvalues.to_numpy(), alpha)
+        return tidy(self.model.layout, self._estimate, self._errors, alpha)
 
     def lr_test(self, other: "MoEResults") -> LRTest | InvalidTest:
         """Likelihood-ratio test against a fit of a smaller or larger model on the same data.
