@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +35,9 @@ class Starts:
     n_starts : int
         Starts tried.
     logliks : ndarray, shape (n_finished,)
-        Log-likelihoods of the starts that were run to convergence, best first.
+        Log-likelihoods of the distinct end points that were run to full convergence, best first.
     n_replicated : int
-        How many of these reached the best value.
+        How many starts led to the best one.
     """
 
     n_starts: int
@@ -100,14 +101,14 @@ class Control:
         Converged when the largest entry of the score per unit of observation is below this, in working coordinates.
     min_gain : float
         A start ends when an iteration gains less than this in log-likelihood.
-    progress : bool
-        Show a progress bar.
+    progress : bool or None
+        Show a progress bar; None: only in a terminal, and if it takes more than a few seconds.
     """
 
     max_iter: int = 500
     tol: float = 1e-6
     min_gain: float = 0.0
-    progress: bool = False
+    progress: bool | None = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,13 @@ class Climb:
     converged: NDArray[np.bool_]
     traces: tuple[list[float], ...]
     interrupted: bool = False
+
+
+def progress_bar(total: int, label: str, show: bool | None) -> Any:
+    """A tqdm bar; with `show` None it appears only in a terminal, and after three seconds."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=label, delay=3, leave=False, disable=None if show is None else not show)
 
 
 _ARMIJO = 1e-4
@@ -259,13 +267,16 @@ def climb(
     """
     state = _Ascent(objective, theta, inverse_hessian, n_units, control)
     interrupted = False
-    try:
-        for _ in range(control.max_iter):
-            if not state.active().size:
-                break
-            state.iterate()
-    except KeyboardInterrupt:
-        interrupted = True
+    with progress_bar(theta.shape[0], "starts", control.progress) as bar:
+        try:
+            for _ in range(control.max_iter):
+                active = state.active().size
+                bar.update(theta.shape[0] - active - bar.n)
+                if not active:
+                    break
+                state.iterate()
+        except KeyboardInterrupt:
+            interrupted = True
     return Climb(
         state.theta,
         state.loglik,

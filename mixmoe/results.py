@@ -403,7 +403,7 @@ def _facts(results: MoEResults) -> tuple[tuple[str, Cell], ...]:
     grouped = design.names.group is not None
     counts = np.bincount(design.codes)
     visits = f"{counts.min()} / {np.median(counts):g} / {counts.max()}"
-    replicated = f"{em.starts.n_replicated} of {len(em.starts.logliks)} finished ({em.starts.n_starts} tried)"
+    replicated = f"{em.starts.n_replicated} of {em.starts.n_starts} starts"
     return (
         ("Formula", results.model.formula.text),
         ("Model", results.model.family_name),
