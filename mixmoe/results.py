@@ -27,7 +27,7 @@ from mixmoe.output.frames import tidy
 from mixmoe.output.latex import latex
 from mixmoe.output.markdown import markdown
 from mixmoe.output.plots import draw, draw_responsibilities
-from mixmoe.output.saved import SavedFit, checksum, read, write
+from mixmoe.output.saved import SavedFit, SavedRows, checksum, read, write
 from mixmoe.output.summary import Summary, header_table, parameter_tables
 from mixmoe.output.tables import Cell, Table, choose
 
@@ -49,8 +49,6 @@ class FittedModel(Protocol):
     settings : Mapping of str to JSON values
         Constructor arguments, without formula and data, that rebuild the model; those named ``cov_re`` and
         ``residual`` ("common" < "proportional" < "expert") may be nested in a likelihood-ratio test.
-    frame : DataFrame
-        The columns of the user's data that `design` uses, all rows, in the user's order.
     """
 
     @property
@@ -65,8 +63,6 @@ class FittedModel(Protocol):
     def n_experts(self) -> int: ...  # noqa: D102
     @property
     def settings(self) -> Mapping[str, Any]: ...  # noqa: D102
-    @property
-    def frame(self) -> pd.DataFrame: ...  # noqa: D102
 
     def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
         """Covariance of the estimates of `fit`."""
@@ -78,7 +74,7 @@ class Family(Protocol):
 
     @classmethod
     def from_saved(cls, saved: SavedFit, context: Mapping[str, Any] | None) -> "MoEResults":
-        """Results of a saved fit; `saved.data` is never None."""
+        """Results of a saved fit; `saved.data` is never None, and the design must pass through `restored`."""
         ...
 
 
@@ -328,7 +324,8 @@ class MoEResults(LabelledResults):
             fit=self.em,
             cov=self.cov,
             checksum=checksum(model.design.response),
-            data=model.frame if data else None,
+            data=model.design.frame if data else None,
+            rows=_saved_rows(model.design) if data else None,
         )
         write(path, saved)
 
@@ -476,6 +473,37 @@ def _side(results: MoEResults) -> FitSide:
     )
 
 
+def _saved_rows(design: Design) -> SavedRows:
+    return SavedRows(design.position, design.n_input, design.dropped.n_rows, design.dropped.by_column)
+
+
+def restored(design: Design, saved: SavedFit) -> Design:
+    """A design rebuilt from a file, with the places of the rows in the user's frame and the count of those left out.
+
+    Parameters
+    ----------
+    design : Design
+        Built from ``saved.data``.
+    saved : SavedFit
+
+    Returns
+    -------
+    Design
+
+    Raises
+    ------
+    SavedFileError
+        If the file has another number of places than of rows.
+    """
+    rows = saved.rows
+    if rows is None:
+        return design
+    if len(rows.position) != design.n_input:
+        raise SavedFileError(f"a saved fit with {design.n_input} rows has {len(rows.position)} places for them")
+    dropped = type(design.dropped)(rows.n_dropped, rows.dropped_by_column)
+    return replace(design, position=rows.position[design.position], n_input=rows.n_input, dropped=dropped)
+
+
 def _require_safe(saved: SavedFit, path: PathLike) -> None:
     """Refuse a formula that could run code."""
     try:
@@ -490,7 +518,7 @@ def _require_safe(saved: SavedFit, path: PathLike) -> None:
 def _with_data(saved: SavedFit, data: object) -> SavedFit:
     if not isinstance(data, pd.DataFrame):
         raise ArgumentError(f"data must be a pandas DataFrame, got {type(data).__name__}")
-    return replace(saved, data=data)
+    return replace(saved, data=data, rows=None)
 
 
 def _check_rebuilt(results: MoEResults, saved: SavedFit, path: PathLike) -> None:

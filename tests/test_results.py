@@ -133,7 +133,7 @@ def test_header_says_what_was_dropped():
     assert facts["Subjects"] == 40
     assert facts["Rows per subject"] == "1 / 4 / 4 (min / median / max)"
     assert facts["Rows dropped"].startswith("2 (x: 2")
-    assert facts["Best value reached by"] == "2 of 3 finished (20 tried)"
+    assert facts["Best value reached by"] == "2 of 20 starts"
 
 
 def test_rows_as_units_have_no_subjects():
