@@ -74,7 +74,7 @@ def evaluations(repeats):
     counts = []
     for seed in range(repeats):
         data = mm.simulate.memoe("moderate", n_subjects=1_000, rng=seed).data
-        counts.append(fit(TWO, data, experts=2, starts=1).fit_record.n_evaluations)
+        counts.append(fit(TWO, data, experts=2, starts=1).em.n_evaluations)
     most = max(counts)
     yield Row("evaluations from one start, K=2, N=1,000", f"{counts}", f"at most {EVALUATIONS}", most <= EVALUATIONS)
 
