@@ -153,7 +153,9 @@ _MAX_HALVINGS = 30
 class _Ascent:
     """State of `climb`: points, inverse Hessians and directions of all starts."""
 
-    def __init__(self, objective: Objective, theta: Array, inverse_hessian: Array, n_units: int, control: Control) -> None:
+    def __init__(
+        self, objective: Objective, theta: Array, inverse_hessian: Array, n_units: int, control: Control
+    ) -> None:
         S = theta.shape[0]
         self.objective, self.n_units, self.control = objective, n_units, control
         self.theta, self.H = theta.copy(), inverse_hessian.copy()

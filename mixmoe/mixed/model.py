@@ -26,6 +26,8 @@ from mixmoe.mixed.likelihood import Problem, build_problem, evaluate, subject_lo
 from mixmoe.mixed.natural import build_layout, from_natural, to_natural
 from mixmoe.mixed.results import MEMoEResults
 from mixmoe.mixed.structure import CovRE, Params, Residual, Structure, contract, expand
+from mixmoe.output.saved import SavedFit
+from mixmoe.results import restored
 
 Array = NDArray[np.float64]
 
@@ -110,10 +112,16 @@ class MEMoE:
     def __repr__(self) -> str:
         return f"<MEMoE {self.formula.text!r}, experts={self.n_experts}, {self.design.n_units} subjects>"
 
-    @property
-    def frame(self) -> pd.DataFrame:
-        """The columns of the data in use, complete rows, sorted by subject."""
-        return self.design.frame
+    @classmethod
+    def from_saved(cls, saved: SavedFit, context: Mapping[str, Any] | None) -> MEMoEResults:
+        """Results of a saved fit, see `mixmoe.load`."""
+        model = cls(saved.formula, saved.data, context=context, **saved.settings)
+        model.design = restored(model.design, saved)
+        return MEMoEResults(model, saved.fit, saved.cov)
+
+    def problem_of(self, design: Design) -> Problem:
+        """The likelihood of other data under the same coordinates."""
+        return self.problem if design is self.design else working_problem(design, self.structure, self.coordinates)
 
     def fit(
         self,
