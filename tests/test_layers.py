@@ -13,7 +13,7 @@ ROOT = Path(mixmoe.__file__).parent
 FAMILIES = ("mixed", "varying", "neural")
 LAYERS = (
     {"errors"},
-    {"formula", "layout"},
+    {"arguments", "formula", "layout"},
     {"design"},
     {"kernels"},
     {"gate", "em"},
@@ -21,6 +21,7 @@ LAYERS = (
     {"output"},
     {"results"},
     set(FAMILIES),
+    {"api"},
     {"__init__"},
     {"__main__"},
 )
