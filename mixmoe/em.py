@@ -17,7 +17,8 @@ class Flag:
     Attributes
     ----------
     code : str
-        ``"boundary"``, ``"separated_gate"``, ``"degenerate"``, ``"not_converged"``, ``"not_replicated"``, ``"interrupted"`` ...
+        ``"boundary"``, ``"separated_gate"``, ``"degenerate"``, ``"not_converged"``, ``"not_replicated"``,
+        ``"interrupted"`` ...
     message : str
         One sentence with the value and what to do.
     """

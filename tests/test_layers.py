@@ -12,7 +12,7 @@ import mixmoe
 ROOT = Path(mixmoe.__file__).parent
 FAMILIES = ("mixed", "varying", "neural")
 LAYERS = (
-    {"errors"},
+    {"errors", "arguments"},
     {"arguments", "formula", "layout"},
     {"design"},
     {"kernels"},
@@ -21,6 +21,7 @@ LAYERS = (
     {"output"},
     {"results"},
     set(FAMILIES),
+    {"api"},
     {"api"},
     {"__init__"},
     {"__main__"},

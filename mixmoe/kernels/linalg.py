@@ -1,8 +1,8 @@
 """Small dense algebra over a long trailing axis, safe for complex-step derivatives.
 
-Matrices carry their two short axes first within the last three, ``(..., q, q, N)``: subjects lie on the last, contiguous
-axis, so every operation is a handful of long vector instructions. Nothing here conjugates or takes absolute values: an
-imaginary part of 1e-30 passes through and comes out as the exact derivative.
+Matrices carry their two short axes first within the last three, ``(..., q, q, N)``: subjects lie on the last,
+contiguous axis, so every operation is a handful of long vector instructions. Nothing here conjugates or takes absolute
+values: an imaginary part of 1e-30 passes through and comes out as the exact derivative.
 """
 
 import numpy as np

@@ -1,6 +1,7 @@
 """Working coordinates: orthogonal columns and a unit-scale response, so that tolerances mean the same for any data."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +10,7 @@ from mixmoe.errors import DesignError
 from mixmoe.kernels.linalg import semidefinite_cholesky
 from mixmoe.mixed.structure import Params
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]  # float64; complex128 where a step passes through
 
 
 @dataclass(frozen=True, slots=True)

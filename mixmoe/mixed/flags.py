@@ -53,8 +53,8 @@ def _convergence(found: Search, problem: Problem) -> Flag | None:
     if found.interrupted:
         return Flag(
             "interrupted",
-            f"The fit was interrupted (largest score {largest:.2g} per subject): these are the best values so far, not the "
-            "maximum; pass the results as start= to go on.",
+            f"The fit was interrupted (largest score {largest:.2g} per subject): these are the best values so far, not "
+            "the maximum; pass the results as start= to go on.",
         )
     if not found.converged:
         return Flag(
@@ -80,8 +80,8 @@ def _boundary(boundary: Boundary, problem: Problem) -> Flag | None:
         return None
     return Flag(
         "boundary",
-        "The random-effects covariance is singular (a variance of zero or a correlation of +-1): these parameters have no "
-        "Wald standard errors; the others are estimated as if the direction were known to be zero. "
+        "The random-effects covariance is singular (a variance of zero or a correlation of +-1): these parameters have "
+        "no Wald standard errors; the others are estimated as if the direction were known to be zero. "
         "Consider fewer or uncorrelated random effects.",
     )
 
@@ -108,7 +108,7 @@ def _degenerate(found: Search) -> Flag | None:
         return None
     return Flag(
         "degenerate",
-        "The residual variance of an expert has collapsed to zero on a few subjects (the likelihood is unbounded there): "
+        "The residual variance of an expert has collapsed on a few subjects, where the likelihood is unbounded: "
         "these estimates are spurious. Use residual='common', fewer experts or more starts.",
     )
 

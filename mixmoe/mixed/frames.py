@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from mixmoe.design import Design, DesignNames
 from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.predict import Estimate, History, Interval, history_from_moments, prior_history
-from mixmoe.mixed.structure import Params
 
 Array = NDArray[np.float64]
 

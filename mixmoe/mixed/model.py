@@ -35,8 +35,8 @@ Array = NDArray[np.float64]
 class MEMoE:
     """Mixed-effects mixture of experts with Gaussian responses.
 
-    Each subject belongs to one of K experts; a softmax gate on baseline covariates gives the probabilities, and each expert
-    is a linear mixed model::
+    Each subject belongs to one of K experts; a softmax gate on baseline covariates gives the probabilities, and each
+    expert is a linear mixed model::
 
         P(C_i = k | w_i) = softmax_k(w_i' gamma_k),  gamma_1 = 0
         y_i | C_i = k  ~  N(X_i beta_k, Z_i D_k Z_i' + sigma_k^2 I)
@@ -44,8 +44,8 @@ class MEMoE:
     Parameters
     ----------
     formula : str
-        ``"y ~ time + x | gate: z | re: (1 + time | id)"``. ``common(x)`` marks coefficients shared by all experts; a double
-        bar gives uncorrelated random effects; ``re: (0 | id)`` none; without ``re:`` each row is a unit.
+        ``"y ~ time + x | gate: z | re: (1 + time | id)"``. ``common(x)`` marks coefficients shared by all experts; a
+        double bar gives uncorrelated random effects; ``re: (0 | id)`` none; without ``re:`` each row is a unit.
     data : DataFrame (pandas or polars) or mapping of columns
         Never changed. Rows with missing values are left out with a warning.
     experts : int
@@ -147,7 +147,8 @@ class MEMoE:
         max_iter : int
             Iterations of the final optimisation.
         tol : float
-            Converged when no entry of the score exceeds ten times this per subject, in units in which data are standardised.
+            Converged when no entry of the score exceeds ten times this per subject, in units in which data are
+            standardised.
         rng : int, numpy.random.Generator or None
             Seed of the random starts.
         cov_type : {"robust", "nonrobust", "cluster", "bootstrap"}
@@ -159,8 +160,8 @@ class MEMoE:
         Returns
         -------
         MEMoEResults
-            Experts are ordered by their mean gate probability, largest first. After Ctrl-C the best point so far, marked
-            as not converged.
+            Experts are ordered by their mean gate probability, largest first. After Ctrl-C the best point so far,
+            marked as not converged.
 
         Warns
         -----
@@ -275,13 +276,15 @@ def build_structure(design: Design, n_experts: int, cov_re: CovRE, residual: Res
 
 
 def _coordinates(design: Design, s: Structure) -> Coordinates:
-    return build_coordinates(design.response, design.expert, design.random, design.gate, s.common, s.correlated)
+    return build_coordinates(
+        np.asarray(design.response), design.expert, design.random, design.gate, s.common, s.correlated
+    )
 
 
 def working_problem(design: Design, s: Structure, c: Coordinates) -> Problem:
     """The likelihood of a design in working coordinates."""
     X, Z = apply_inverse(design.expert, c.expert), apply_inverse(design.random, c.random)
-    y = (design.response - design.expert @ c.center) / c.scale
+    y = (np.asarray(design.response) - design.expert @ c.center) / c.scale
     moments = build_moments(y, X, Z, design.starts)
     return build_problem(s, moments, apply_inverse(design.gate, c.gate))
 

@@ -179,7 +179,7 @@ def from_natural(s: Structure, vector: Array) -> Params:
 
 
 def permute_natural(s: Structure, vector: Array, order: list[int]) -> Array:
-    """The reported vector with experts reordered, shape (P,): the new expert k is the old ``order[k]``; complex-safe."""
+    """The reported vector, shape (P,), with the old expert ``order[k]`` as the new expert k; complex-safe."""
     old = split_natural(s, vector)
     full = np.vstack([np.zeros((1, s.n_gate)), old.gamma])[order]
     random, omega = old.random, old.omega

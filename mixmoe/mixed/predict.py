@@ -114,7 +114,7 @@ def gate_intervals(e: Estimate, W: Array, alpha: float) -> Interval:
 
 
 def proportion_intervals(e: Estimate, W: Array, alpha: float) -> Interval:
-    """Mean probability of each expert over the units, each shape (K,), with limits by the delta method on the logit scale."""
+    """Mean probability of each expert, shape (K,), with limits by the delta method on the logit scale."""
     pi = gate_probabilities(e, W)
     share = pi.mean(axis=0)
     gradient = np.array(
@@ -143,7 +143,7 @@ def expert_intervals(e: Estimate, X: Array, alpha: float) -> Interval:
 
 
 def marginal_intervals(e: Estimate, X: Array, W: Array, alpha: float) -> Interval:
-    """Population mean ``sum_k pi_k(w) x'beta_k`` with confidence limits, each shape (n,); `W` has one row per row of `X`."""
+    """Population mean ``sum_k pi_k(w) x'beta_k`` with confidence limits, each shape (n,), for rows of `X` and `W`."""
     pi, means = gate_probabilities(e, W), expert_means(e, X)
     mean = (pi * means).sum(axis=1)
     error = np.empty_like(mean)
@@ -205,7 +205,7 @@ def prior_history(e: Estimate, W: Array) -> History:
 def subject_intervals(
     e: Estimate, X: Array, Z: Array, past: History, codes: NDArray[np.intp], alpha: float, noise: bool
 ) -> Interval:
-    """Subject trajectories: the mixture over experts of ``x'beta_k + z'b_k``, with equal-tailed limits, each shape (n,).
+    """Subject trajectories: mixtures over experts of ``x'beta_k + z'b_k``, with equal-tailed limits, each shape (n,).
 
     Parameters
     ----------

@@ -64,7 +64,7 @@ def trajectory_data(design: Design, responsibilities: Array, x: str | None = Non
     """The observed courses, each with its most probable expert."""
     column = trajectory_axis(design) if x is None else checked_column(design, x, "expert")
     values = design.frame[column].to_numpy(dtype=float)
-    return Observed(values, design.response, design.codes, responsibilities.argmax(axis=1) + 1)
+    return Observed(values, np.asarray(design.response), design.codes, responsibilities.argmax(axis=1) + 1)
 
 
 def used_columns(design: Design, section: str) -> list[str]:
@@ -74,8 +74,7 @@ def used_columns(design: Design, section: str) -> list[str]:
 
 
 def trajectory_axis(design: Design) -> str:
-    """The column along which trajectories run: of the random slopes if there are any, else the first numeric one that
-    changes within subjects.
+    """The column along which trajectories run: the first random slope or expert term that changes within subjects.
 
     Raises
     ------
@@ -114,14 +113,9 @@ def checked_column(design: Design, name: str, section: str) -> str:
 
 
 def profile(design: Design, x: str, at: Mapping[str, Any] | None = None) -> pd.DataFrame:
-    """Rows along the range of column `x`, other columns at their medians or most frequent categories, or as given in `at`."""
+    """Rows along the range of column `x`; others at medians or most frequent categories, or as given in `at`."""
     frame, values = design.frame, dict(at or {})
-    columns = [
-        c
-        for c in dict.fromkeys(
-            [*used_columns(design, "expert"), *used_columns(design, "gate"), *used_columns(design, "random")]
-        )
-    ]
+    columns = list(dict.fromkeys(c for section in ("expert", "gate", "random") for c in used_columns(design, section)))
     for name in values:
         if name not in columns or name == x:
             raise ArgumentError(

@@ -111,8 +111,8 @@ class MEMoEResults(MoEResults):
 
         Notes
         -----
-        Limits of probabilities, experts and marginal mean are delta-method limits of the estimates; those of subjects carry
-        membership, random effects and residual error, with the estimates taken as given.
+        Limits of probabilities, experts and marginal mean are delta-method limits of the estimates; those of subjects
+        carry membership, random effects and residual error, with the estimates taken as given.
         """
         checked_choice(kind, "kind", get_args(Kind))
         checked_choice(interval, "interval", ("confidence", "prediction"))
@@ -154,8 +154,8 @@ class MEMoEResults(MoEResults):
     def random_effects(self) -> pd.DataFrame:
         """Posterior means and standard deviations of the random effects, one row per subject.
 
-        The first level of the columns is ``"mixed"`` (averaged over experts by their responsibilities) and ``"expert1"``
-        ... (given the expert); the second the random effect, and its standard error as ``..._se``.
+        The first level of the columns is ``"mixed"`` (averaged over experts by their responsibilities) and
+        ``"expert1"`` ... (given the expert); the second the random effect, and its standard error as ``..._se``.
         """
         past = past_of_subjects(self.model, self._known(), self.model.design, self.model.design)
         return random_effects_frame(past, self.model.design.names, self.responsibilities.index)
@@ -230,8 +230,8 @@ class MEMoEResults(MoEResults):
         ----------
         kind : {"trajectories", "gate"}
         **options
-            ``x=``: column on the horizontal axis; ``at=``: values at which other columns are held, by default medians and
-            most frequent categories; ``alpha=``.
+            ``x=``: column on the horizontal axis; ``at=``: values at which other columns are held, by default medians
+            and most frequent categories; ``alpha=``.
 
         Returns
         -------
