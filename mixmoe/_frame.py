@@ -132,15 +132,16 @@ def shown(value: Any) -> str:
     return repr(value) if isinstance(value, str | bytes | tuple) else str(value)
 
 
-def unknown_column(name: str, known: Iterable[str], where: str) -> DesignError:
+def unknown_column(name: str, known: Iterable[str], where: str, others: tuple[str, ...] = ()) -> DesignError:
     """The error for a name that is not a column, with close matches."""
     columns = list(known)
     close = difflib.get_close_matches(name, columns, n=3, cutoff=0.6)
     folded = [c for c in columns if c.lower() == name.lower() and c not in close]
     hints = [repr(c) for c in (*folded, *close)][:3]
     meant = f"; did you mean {' or '.join(hints)}?" if hints else "; correct the name."
-    shown = ", ".join(columns[:_SHOWN]) + (", ..." if len(columns) > _SHOWN else "")
-    return DesignError(f"{where} uses {name!r}, which is not a column of the data{meant} Columns are: {shown}")
+    names = ", ".join(columns[:_SHOWN]) + (", ..." if len(columns) > _SHOWN else "")
+    also = f" Also absent: {', '.join(map(repr, others))}." if others else ""
+    return DesignError(f"{where} uses {name!r}, which is not a column of the data{meant}{also} Columns are: {names}")
 
 
 def plain(values: pd.Series) -> pd.Series:
@@ -192,12 +193,13 @@ def missing(values: pd.Series) -> NDArray[np.bool_]:
     return np.asarray(values.isna(), dtype=bool)
 
 
-def first_infinite(values: pd.Series) -> int | None:
-    """Place of the first infinite value of a numeric column; None if there is none."""
+def infinite(values: pd.Series) -> NDArray[np.bool_] | None:
+    """Rows where a numeric column is infinite, shape (n,); None if there are none."""
     if not (isinstance(values.dtype, np.dtype) and values.dtype.kind == "f"):
         return None
     array = values.to_numpy()
-    if np.isfinite(array.sum()):
-        return None
-    infinite = np.isinf(array)
-    return int(infinite.argmax()) if infinite.any() else None
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(array.sum()):
+            return None
+    rows = np.isinf(array)
+    return rows if rows.any() else None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,8 @@ class Flag:
     Attributes
     ----------
     code : str
-        ``"boundary"``, ``"separated_gate"``, ``"degenerate"``, ``"not_converged"``, ``"not_replicated"``, ``"interrupted"`` ...
+        ``"boundary"``, ``"separated_gate"``, ``"degenerate"``, ``"not_converged"``, ``"not_replicated"``,
+        ``"interrupted"`` ...
     message : str
         One sentence with the value and what to do.
     """
@@ -34,9 +36,9 @@ class Starts:
     n_starts : int
         Starts tried.
     logliks : ndarray, shape (n_finished,)
-        Log-likelihoods of the starts that were run to convergence, best first.
+        Log-likelihoods of the distinct end points that were run to full convergence, best first.
     n_replicated : int
-        How many of these reached the best value.
+        How many starts led to the best one.
     """
 
     n_starts: int
@@ -100,14 +102,14 @@ class Control:
         Converged when the largest entry of the score per unit of observation is below this, in working coordinates.
     min_gain : float
         A start ends when an iteration gains less than this in log-likelihood.
-    progress : bool
-        Show a progress bar.
+    progress : bool or None
+        Show a progress bar; None: only in a terminal, and if it takes more than a few seconds.
     """
 
     max_iter: int = 500
     tol: float = 1e-6
     min_gain: float = 0.0
-    progress: bool = False
+    progress: bool | None = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,13 @@ class Climb:
     interrupted: bool = False
 
 
+def progress_bar(total: int, label: str, show: bool | None) -> Any:
+    """A tqdm bar; with `show` None it appears only in a terminal, and after three seconds."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=label, delay=3, leave=False, disable=None if show is None else not show)
+
+
 _ARMIJO = 1e-4
 _MAX_STEP = 0.5  # longest step in working coordinates, where one is a standard deviation; measured: fewest evaluations
 _MAX_HALVINGS = 30
@@ -145,7 +154,9 @@ _MAX_HALVINGS = 30
 class _Ascent:
     """State of `climb`: points, inverse Hessians and directions of all starts."""
 
-    def __init__(self, objective: Objective, theta: Array, inverse_hessian: Array, n_units: int, control: Control) -> None:
+    def __init__(
+        self, objective: Objective, theta: Array, inverse_hessian: Array, n_units: int, control: Control
+    ) -> None:
         S = theta.shape[0]
         self.objective, self.n_units, self.control = objective, n_units, control
         self.theta, self.H = theta.copy(), inverse_hessian.copy()
@@ -259,13 +270,16 @@ def climb(
     """
     state = _Ascent(objective, theta, inverse_hessian, n_units, control)
     interrupted = False
-    try:
-        for _ in range(control.max_iter):
-            if not state.active().size:
-                break
-            state.iterate()
-    except KeyboardInterrupt:
-        interrupted = True
+    with progress_bar(theta.shape[0], "starts", control.progress) as bar:
+        try:
+            for _ in range(control.max_iter):
+                active = state.active().size
+                bar.update(theta.shape[0] - active - bar.n)
+                if not active:
+                    break
+                state.iterate()
+        except KeyboardInterrupt:
+            interrupted = True
     return Climb(
         state.theta,
         state.loglik,

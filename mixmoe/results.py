@@ -27,7 +27,7 @@ from mixmoe.output.frames import tidy
 from mixmoe.output.latex import latex
 from mixmoe.output.markdown import markdown
 from mixmoe.output.plots import draw, draw_responsibilities
-from mixmoe.output.saved import SavedFit, checksum, read, write
+from mixmoe.output.saved import SavedFit, SavedRows, checksum, read, write
 from mixmoe.output.summary import Summary, header_table, parameter_tables
 from mixmoe.output.tables import Cell, Table, choose
 
@@ -49,8 +49,6 @@ class FittedModel(Protocol):
     settings : Mapping of str to JSON values
         Constructor arguments, without formula and data, that rebuild the model; those named ``cov_re`` and
         ``residual`` ("common" < "proportional" < "expert") may be nested in a likelihood-ratio test.
-    frame : DataFrame
-        The columns of the user's data that `design` uses, all rows, in the user's order.
     """
 
     @property
@@ -65,8 +63,6 @@ class FittedModel(Protocol):
     def n_experts(self) -> int: ...  # noqa: D102
     @property
     def settings(self) -> Mapping[str, Any]: ...  # noqa: D102
-    @property
-    def frame(self) -> pd.DataFrame: ...  # noqa: D102
 
     def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
         """Covariance of the estimates of `fit`."""
@@ -78,7 +74,7 @@ class Family(Protocol):
 
     @classmethod
     def from_saved(cls, saved: SavedFit, context: Mapping[str, Any] | None) -> "MoEResults":
-        """Results of a saved fit; `saved.data` is never None."""
+        """Results of a saved fit; `saved.data` is never None, and the design must pass through `restored`."""
         ...
 
 
@@ -140,7 +136,7 @@ class MoEResults(LabelledResults):
         """Posterior expert probabilities, one row per subject and one column per expert."""
         design, tau = self.model.design, self.em.responsibilities
         index = pd.Index(design.labels, name=design.names.group)
-        return pd.DataFrame(tau, index=index, columns=[f"expert{k + 1}" for k in range(tau.shape[1])])
+        return pd.DataFrame(tau, index=index, columns=[f"expert{k + 1}" for k in range(tau.shape[1])], copy=True)
 
     def classify(self) -> pd.DataFrame:
         """The most probable expert of each subject and its probability.
@@ -241,7 +237,7 @@ class MoEResults(LabelledResults):
             Index: parameter names. Columns: term, block, expert, estimate, std_error, statistic, p_value, conf_low,
             conf_high.
         """
-        return tidy(self.model.layout, self._estimate, self.bse.to_numpy(), self.pvalues.to_numpy(), alpha)
+        return tidy(self.model.layout, self._estimate, self._errors, alpha)
 
     def lr_test(self, other: "MoEResults") -> LRTest | InvalidTest:
         """Likelihood-ratio test against a fit of a smaller or larger model on the same data.
@@ -296,11 +292,11 @@ class MoEResults(LabelledResults):
                 raise ArgumentError(f"plot('responsibilities') has no option {sorted(options)[0]!r}")
             return draw_responsibilities(self.em.responsibilities, ax)
         kind = self._default_plot if kind is None else kind
-        return draw(self.curves(kind, **options), self._observed(kind), ax)
+        return draw(self.curves(kind, **options), self._observed(kind, **options), ax)
 
     _default_plot = "trajectories"
 
-    def _observed(self, kind: str) -> Observed | None:
+    def _observed(self, kind: str, **options: Any) -> Observed | None:
         """Observed series to draw behind the curves of one kind of figure; overridden by families that have them."""
         return None
 
@@ -328,7 +324,8 @@ class MoEResults(LabelledResults):
             fit=self.em,
             cov=self.cov,
             checksum=checksum(model.design.response),
-            data=model.frame if data else None,
+            data=model.design.frame if data else None,
+            rows=_saved_rows(model.design) if data else None,
         )
         write(path, saved)
 
@@ -403,7 +400,7 @@ def _facts(results: MoEResults) -> tuple[tuple[str, Cell], ...]:
     grouped = design.names.group is not None
     counts = np.bincount(design.codes)
     visits = f"{counts.min()} / {np.median(counts):g} / {counts.max()}"
-    replicated = f"{em.starts.n_replicated} of {len(em.starts.logliks)} finished ({em.starts.n_starts} tried)"
+    replicated = f"{em.starts.n_replicated} of {em.starts.n_starts} starts"
     return (
         ("Formula", results.model.formula.text),
         ("Model", results.model.family_name),
@@ -476,6 +473,37 @@ def _side(results: MoEResults) -> FitSide:
     )
 
 
+def _saved_rows(design: Design) -> SavedRows:
+    return SavedRows(design.position, design.n_input, design.dropped.n_rows, design.dropped.by_column)
+
+
+def restored(design: Design, saved: SavedFit) -> Design:
+    """A design rebuilt from a file, with the places of the rows in the user's frame and the count of those left out.
+
+    Parameters
+    ----------
+    design : Design
+        Built from ``saved.data``.
+    saved : SavedFit
+
+    Returns
+    -------
+    Design
+
+    Raises
+    ------
+    SavedFileError
+        If the file has another number of places than of rows.
+    """
+    rows = saved.rows
+    if rows is None:
+        return design
+    if len(rows.position) != design.n_input:
+        raise SavedFileError(f"a saved fit with {design.n_input} rows has {len(rows.position)} places for them")
+    dropped = type(design.dropped)(rows.n_dropped, rows.dropped_by_column)
+    return replace(design, position=rows.position[design.position], n_input=rows.n_input, dropped=dropped)
+
+
 def _require_safe(saved: SavedFit, path: PathLike) -> None:
     """Refuse a formula that could run code."""
     try:
@@ -490,7 +518,7 @@ def _require_safe(saved: SavedFit, path: PathLike) -> None:
 def _with_data(saved: SavedFit, data: object) -> SavedFit:
     if not isinstance(data, pd.DataFrame):
         raise ArgumentError(f"data must be a pandas DataFrame, got {type(data).__name__}")
-    return replace(saved, data=data)
+    return replace(saved, data=data, rows=None)
 
 
 def _check_rebuilt(results: MoEResults, saved: SavedFit, path: PathLike) -> None:

@@ -13,7 +13,7 @@ from mixmoe.formula import parse_formula
 from mixmoe.inference.covariance import ParamCov
 from mixmoe.layout import Parameter, ParamLayout
 from mixmoe.output.curves import Curve, Observed
-from mixmoe.results import MoEResults
+from mixmoe.results import MoEResults, restored
 
 FORMULA = "y ~ time + x | gate: z | re: (1 + time | id)"
 
@@ -61,7 +61,7 @@ def random_parameters(design, k):
 @dataclass(frozen=True)
 class FakeModel:
     text: str
-    frame: pd.DataFrame
+    data: pd.DataFrame
     n_experts: int = 2
     cov_re: str = "expert"
     residual: str = "expert"
@@ -72,7 +72,7 @@ class FakeModel:
     def __post_init__(self):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", MixmoeWarning)
-            object.__setattr__(self, "design", build_design(self.formula, self.frame, context=self.context))
+            object.__setattr__(self, "design", build_design(self.formula, self.data, context=self.context))
 
     @property
     def formula(self):
@@ -108,6 +108,7 @@ class FakeResults(MoEResults):
     def from_saved(cls, saved, context):
         options = dict(saved.settings)
         model = FakeModel(saved.formula, saved.data, options.pop("experts"), context=context, **options)
+        object.__setattr__(model, "design", restored(model.design, saved))
         return cls(model, saved.fit, saved.cov)
 
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr
 from scipy.stats import norm
 
 from mixmoe.errors import ArgumentError
@@ -77,3 +78,8 @@ def wald_limits(params: Array, bse: Array, layout: ParamLayout, alpha: float = 0
         centre, half = np.arctanh(params[atanh]), z * bse[atanh] / (1 - params[atanh] ** 2)
         lower[atanh], upper[atanh] = np.tanh(centre - half), np.tanh(centre + half)
     return Limits(lower, upper)
+
+
+def two_sided(z: Array) -> Array:
+    """P-values of z statistics, NaN where these are."""
+    return 2.0 * ndtr(-np.abs(z))

@@ -7,13 +7,12 @@ from typing import Any, NoReturn
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import ndtr
 from statsmodels.base.model import LikelihoodModelResults
 from statsmodels.stats.contrast import ContrastResults
 
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.covariance import ParamCov
-from mixmoe.inference.intervals import wald_limits
+from mixmoe.inference.intervals import two_sided, wald_limits
 from mixmoe.inference.tests import HypothesisSpec, InvalidTest, WaldTest, parse_hypotheses, refuse_wald, wald_test
 from mixmoe.layout import ParamLayout
 
@@ -61,19 +60,19 @@ class LabelledResults(LikelihoodModelResults):
         super().__init__(model, params, normalized_cov_params=cov.matrix, scale=1.0)
         self._layout, self._estimate, self.cov, self.cov_type = layout, params, cov, cov.kind
         self.df_resid = df_resid
-        names = pd.Index(layout.names)
-        bse = np.sqrt(np.where(np.diag(cov.matrix) >= 0, np.diag(cov.matrix), np.nan))
+        self._errors = np.sqrt(np.where(np.diag(cov.matrix) >= 0, np.diag(cov.matrix), np.nan))
         with np.errstate(divide="ignore", invalid="ignore"):
-            tvalues = np.where([p.tested for p in layout.parameters], params / bse, np.nan)
-        self.params = pd.Series(params, names, name="estimate")
-        self.bse = pd.Series(bse, names, name="std_error")
-        self.tvalues = pd.Series(tvalues, names, name="statistic")
-        self.pvalues = pd.Series(_two_sided(tvalues), names, name="p_value")
+            self._z = np.where([p.tested for p in layout.parameters], params / self._errors, np.nan)
+        names = pd.Index(layout.names)
+        self.params = pd.Series(params, names, name="estimate", copy=True)
+        self.bse = pd.Series(self._errors, names, name="std_error", copy=True)
+        self.tvalues = pd.Series(self._z, names, name="statistic", copy=True)
+        self.pvalues = pd.Series(two_sided(self._z), names, name="p_value")
 
     def cov_params(self) -> pd.DataFrame:
         """Covariance of the estimates, labelled; NaN for parameters without valid standard error."""
         names = pd.Index(self._layout.names)
-        return pd.DataFrame(self.cov.matrix, index=names, columns=names)
+        return pd.DataFrame(self.cov.matrix, index=names, columns=names, copy=True)
 
     def conf_int(self, alpha: float = 0.05) -> pd.DataFrame:
         """Wald limits, lower in column 0 and upper in column 1.
@@ -88,7 +87,7 @@ class LabelledResults(LikelihoodModelResults):
         DataFrame
             Limits of standard deviations are computed on the log scale, those of correlations on Fisher's z scale.
         """
-        limits = wald_limits(self._estimate, self.bse.to_numpy(), self._layout, alpha)
+        limits = wald_limits(self._estimate, self._errors, self._layout, alpha)
         return pd.DataFrame({0: limits.lower, 1: limits.upper}, index=pd.Index(self._layout.names))
 
     def wald_test(self, hypotheses: HypothesisSpec) -> WaldTest | InvalidTest:
@@ -144,8 +143,3 @@ class LabelledResults(LikelihoodModelResults):
     def load(cls, fname: object) -> NoReturn:
         """Not offered: statsmodels would unpickle the file, which can run code; use ``mixmoe.load(path)``."""
         raise ArgumentError(f"results are read by mixmoe.load({fname!r}), which never unpickles")
-
-
-def _two_sided(z: Array) -> Array:
-    """P-values of z statistics, NaN kept."""
-    return 2.0 * ndtr(-np.abs(z))

@@ -1,8 +1,8 @@
 """Small dense algebra over a long trailing axis, safe for complex-step derivatives.
 
-Matrices carry their two short axes first within the last three, ``(..., q, q, N)``: subjects lie on the last, contiguous
-axis, so every operation is a handful of long vector instructions. Nothing here conjugates or takes absolute values: an
-imaginary part of 1e-30 passes through and comes out as the exact derivative.
+Matrices carry their two short axes first within the last three, ``(..., q, q, N)``: subjects lie on the last,
+contiguous axis, so every operation is a handful of long vector instructions. Nothing here conjugates or takes absolute
+values: an imaginary part of 1e-30 passes through and comes out as the exact derivative.
 """
 
 import numpy as np
@@ -82,7 +82,7 @@ def logsumexp(a: Array, axis: int) -> Array:
     return np.log(np.exp(a - peak).sum(axis=axis)) + np.squeeze(peak, axis=axis)
 
 
-def semidefinite_cholesky(D: Array, tol: float = 1e-12) -> Array:
+def semidefinite_cholesky(D: Array, tol: float = 1e-12, floor: float = 0.0) -> Array:
     """Lower T with D = T T' for a positive semidefinite matrix; a null direction gives a zero column.
 
     Parameters
@@ -90,6 +90,8 @@ def semidefinite_cholesky(D: Array, tol: float = 1e-12) -> Array:
     D : ndarray, shape (q, q)
     tol : float
         A pivot below ``tol`` times its diagonal entry counts as zero.
+    floor : float
+        A pivot below this counts as zero.
 
     Returns
     -------
@@ -99,7 +101,7 @@ def semidefinite_cholesky(D: Array, tol: float = 1e-12) -> Array:
     T = np.zeros((q, q))
     for j in range(q):
         pivot = D[j, j] - T[j, :j] @ T[j, :j]
-        if pivot > tol * max(D[j, j], np.finfo(float).tiny):
+        if pivot > max(tol * D[j, j], floor, np.finfo(float).tiny):
             T[j, j] = np.sqrt(pivot)
             T[j + 1 :, j] = (D[j + 1 :, j] - T[j + 1 :, :j] @ T[j, :j]) / T[j, j]
     return T

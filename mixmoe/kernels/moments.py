@@ -59,7 +59,7 @@ class Moments:
     def blocks(self, n_experts: int) -> "Iterator[tuple[slice, Moments]]":
         """Consecutive runs of subjects, short enough that the working arrays of `n_experts` experts stay in cache."""
         q, p = self.ZX.shape[:2]
-        width = max(64, int(40_000 / (n_experts * max(1, q * q, p))))
+        width = max(64, 40_000 // max(1, n_experts * max(q * q, p)))
         for start in range(0, self.n_subjects, width):
             where = slice(start, min(start + width, self.n_subjects))
             yield where, self.take(where)

@@ -1,15 +1,16 @@
 """Working coordinates: orthogonal columns and a unit-scale response, so that tolerances mean the same for any data."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import solve_triangular
 
 from mixmoe.errors import DesignError
+from mixmoe.kernels.linalg import semidefinite_cholesky
 from mixmoe.mixed.structure import Params
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]  # float64; complex128 where a step passes through
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Coordinates:
     gate: Array
 
     def to_user(self, working: Params) -> Params:
-        """Parameters on the user's scale; passes complex steps through."""
+        """Parameters on the user's scale, factors not triangular; passes complex steps through."""
         beta = self.scale * np.linalg.solve(self.expert, working.beta[..., None])[..., 0] + self.center
         factor = self.scale * np.linalg.solve(self.random, working.factor)
         gamma = np.linalg.solve(self.gate, working.gamma[..., None])[..., 0]
@@ -49,7 +50,10 @@ class Coordinates:
     def to_working(self, user: Params) -> Params:
         """Parameters in working coordinates."""
         beta = (user.beta - self.center) @ self.expert.T / self.scale
-        factor = self.random @ user.factor / self.scale
+        factor = np.zeros_like(user.factor)
+        for at in np.ndindex(user.factor.shape[:2]):
+            moved = self.random @ user.factor[at] / self.scale
+            factor[at] = semidefinite_cholesky(moved @ moved.T)
         return Params(user.gamma @ self.gate.T, beta, factor, user.sigma / self.scale)
 
 

@@ -56,7 +56,7 @@ class Expectations:
 
 
 def expectations(problem: Problem, params: Params, given: Array | None = None) -> Expectations:
-    """E-step at `params`; with responsibilities `given`, shape (S, K, N), those are used instead of the posterior ones."""
+    """E-step at `params`; responsibilities `given`, shape (S, K, N), replace the posterior ones."""
     S, K, p = params.beta.shape
     q, N = problem.structure.n_random, problem.n_subjects
     factor, sigma = flat_experts(params)
@@ -98,7 +98,7 @@ def update_means(problem: Problem, params: Params, e: Expectations) -> Params:
     for k, columns in enumerate(where):
         normal[:, columns[:, None], columns] += e.normal[:, k]
         pull[:, columns] += e.pull[:, k]
-    ridge = 1e-10 * np.trace(normal, axis1=1, axis2=2)[:, None, None] / size * np.eye(size)
+    ridge = 1e-10 * (1 + np.trace(normal, axis1=1, axis2=2)[:, None, None] / size) * np.eye(size)
     step = np.linalg.solve(normal + ridge, pull[..., None])[..., 0]
     return Params(gamma, params.beta + step[:, where], params.factor, params.sigma)
 
@@ -127,6 +127,7 @@ def _updated_factor(s: Structure, e: Expectations, old: Array) -> Array:
         return np.broadcast_to(_factor(D), old.shape)
     reference = _factor(np.einsum("skab,skcb->skac", old[:, :1], old[:, :1]))
     omega2 = np.einsum("skaa->sk", np.linalg.solve(_square(reference), moment)) / (s.n_random * counts[..., 0, 0])
+    omega2 = np.maximum(omega2, _SMALLEST)
     D = (moment / omega2[..., None, None]).sum(axis=1, keepdims=True) / counts.sum(axis=1, keepdims=True)
     return _factor(D) * np.sqrt(omega2)[..., None, None]
 
@@ -141,7 +142,7 @@ def _factor(D: Array) -> Array:
 
 
 def em_iterations(problem: Problem, theta: Array, n_iter: int) -> tuple[Array, Array]:
-    """Free vectors after `n_iter` pairs of conditional steps, (S, P), and the log-likelihoods before each, (S, 2 * n_iter)."""
+    """Free vectors (S, P) after `n_iter` pairs of conditional steps, and log-likelihoods before each, (S, 2n)."""
     trace = np.empty((theta.shape[0], 2 * n_iter))
     params = expand(problem.structure, problem.free, theta)
     for i in range(n_iter):

@@ -1,11 +1,13 @@
 """Maximum likelihood of a MEMoE: search from many starts, finish by quasi-Newton and Newton, order the experts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe.em import Climb, Control, Evaluation, climb
+from mixmoe.gate import gate_log_probabilities
 from mixmoe.mixed.likelihood import Problem, evaluate, observed_information
 from mixmoe.mixed.starts import (
     OneExpert,
@@ -42,6 +44,7 @@ class Search:
     n_iter, n_evaluations : int
     converged, interrupted, degenerate : bool
     n_starts : int
+        Starts and split-and-merge moves.
     logliks : ndarray
         Log-likelihoods of the distinct candidates that were run to full convergence, best first.
     n_replicated : int
@@ -70,6 +73,28 @@ def default_starts(n_experts: int) -> int:
     return 1 if n_experts == 1 else 32 * n_experts
 
 
+def permute(problem: Problem, theta: Array, order: Sequence[int]) -> Array:
+    """The free vector with experts reordered: the new expert k is the old ``order[k]``."""
+    params = expand(problem.structure, problem.free, theta[None])
+    return contract(problem.structure, permute_params(params, order))[0]
+
+
+def permute_params(params: Params, order: Sequence[int]) -> Params:
+    """Parameters with experts reordered; the gate keeps its first expert as reference."""
+    index = list(order)
+    reference = np.zeros_like(params.gamma[:, :1]) if params.gamma.size else params.gamma[:, :0]
+    full = np.concatenate([reference, params.gamma], axis=1)
+    gamma = full[:, index[1:]] - full[:, index[:1]] if params.gamma.size else params.gamma
+    return Params(gamma, params.beta[:, index], params.factor[:, index], params.sigma[:, index])
+
+
+def order_experts(problem: Problem, theta: Array) -> Array:
+    """The free vector with experts by decreasing mean gate probability."""
+    gamma = expand(problem.structure, problem.free, theta[None]).gamma
+    share = np.exp(gate_log_probabilities(problem.W, gamma))[0].mean(axis=1)
+    return permute(problem, theta, list(np.argsort(-share, kind="stable")))
+
+
 def guarded(problem: Problem, sigma_floor: float) -> "_Guarded":
     """The log-likelihood with collapsed experts ruled out."""
     return _Guarded(problem, sigma_floor)
@@ -81,37 +106,53 @@ class _Guarded:
     sigma_floor: float
 
     def __call__(self, theta: Array) -> Evaluation:
-        with np.errstate(all="ignore"):  # far from the optimum anything may overflow; climb() handles what is not finite
+        with np.errstate(
+            all="ignore"
+        ):  # far from the optimum anything may overflow; climb() handles what is not finite
             e = evaluate(self.problem, theta)
             smallest = np.exp(theta[:, self.problem.free.log_sigma].min(axis=1))
         return Evaluation(np.where(smallest < self.sigma_floor, -np.inf, e.loglik), e.score)
 
 
-def search(problem: Problem, n_starts: int, control: Control, rng: np.random.Generator) -> Search:
+def search(
+    problem: Problem, n_starts: int, control: Control, rng: np.random.Generator, given: Array | None = None
+) -> Search:
     """The highest maximum found from random starts and from split-and-merge moves.
 
     Parameters
     ----------
     problem : Problem
     n_starts : int
+        Random starts; 0 only together with `given`.
     control : Control
     rng : numpy.random.Generator
+    given : ndarray, shape (P,), optional
+        A further start.
 
     Returns
     -------
     Search
     """
     one = fit_one_expert(problem, control)
-    if problem.structure.n_experts == 1:
-        theta = contract(problem.structure, repeat_expert(problem.structure, one.params, 1))
-        return finish(problem, one, _climb_from(problem, one, theta, _ROUGH), 1, control)
-    if problem.n_subjects > _SEARCH_ABOVE:
-        few = np.sort(rng.choice(problem.n_subjects, _search_size(problem), replace=False))
-        part = problem.take(few)
-        found = explore(part, fit_one_expert(part, control), n_starts, rng)
-    else:
-        found = explore(problem, one, n_starts, rng)
-    return finish(problem, one, found, n_starts, control)
+    if problem.structure.n_experts == 1 and given is None:
+        given, n_starts = contract(problem.structure, repeat_expert(problem.structure, one.params, 1))[0], 0
+    if not n_starts and given is not None:
+        return finish(problem, one, _climb_from(problem, one, given[None], _ROUGH), control)
+    part = problem.take(_search_order(problem, rng))
+    base = one if part.n_subjects == problem.n_subjects else fit_one_expert(part, control)
+    rough = explore(part, base, n_starts, replace(_ROUGH, progress=control.progress), rng)
+    if given is not None:
+        rough = join(rough, _climb_from(part, base, given[None], _ROUGH))
+    return finish(problem, one, rough, control)
+
+
+def _search_order(problem: Problem, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Subjects on which starts are searched, in an order that does not depend on the order of the data."""
+    keys = (*problem.W.T, *problem.moments.Xy, problem.moments.yy)
+    order = np.lexsort(keys)
+    if problem.n_subjects <= _SEARCH_ABOVE:
+        return order
+    return order[np.sort(rng.choice(problem.n_subjects, _search_size(problem), replace=False))]
 
 
 def _search_size(problem: Problem) -> int:
@@ -126,10 +167,10 @@ def _distinct(logliks: Array, n: int) -> NDArray[np.intp]:
     return order[apart][:n]
 
 
-def explore(problem: Problem, one: OneExpert, n_starts: int, rng: np.random.Generator) -> Climb:
+def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, rng: np.random.Generator) -> Climb:
     """End points of random starts, then of split-and-merge moves from the best of them."""
     theta = random_starts(problem, one, n_starts, _EM_STEPS, rng)
-    found = _climb_from(problem, one, theta, _ROUGH)
+    found = _climb_from(problem, one, theta, control, spent=2 * _EM_STEPS)
     n_moves = n_starts // 4
     while n_moves and not found.interrupted:
         best = int(np.argmax(_ranked(problem, one, found)))
@@ -137,7 +178,7 @@ def explore(problem: Problem, one: OneExpert, n_starts: int, rng: np.random.Gene
             moved = split_merge_starts(problem, one, found.theta[best], n_moves, _EM_STEPS, rng)
         except KeyboardInterrupt:
             return replace(found, interrupted=True)
-        further = _climb_from(problem, one, moved, _ROUGH)
+        further = _climb_from(problem, one, moved, control, spent=2 * _EM_STEPS)
         improved = _ranked(problem, one, further).max() > found.loglik[best] + _SAME
         found = join(found, further)
         if not improved:
@@ -145,11 +186,13 @@ def explore(problem: Problem, one: OneExpert, n_starts: int, rng: np.random.Gene
     return found
 
 
-def _climb_from(problem: Problem, one: OneExpert, theta: Array, control: Control) -> Climb:
+def _climb_from(problem: Problem, one: OneExpert, theta: Array, control: Control, spent: int = 0) -> Climb:
+    """Ascents from `theta`, shape (S, P), for which `spent` likelihood evaluations have been used already."""
     floor = _SIGMA_BARRIER * float(one.params.sigma[0, 0])
     with np.errstate(all="ignore"):
         inverse = inverse_outer_product(problem, theta)
-    return climb(guarded(problem, floor), theta, inverse, problem.n_subjects, control)
+    found = climb(guarded(problem, floor), theta, inverse, problem.n_subjects, control)
+    return replace(found, n_evaluations=found.n_evaluations + spent)
 
 
 def join(a: Climb, b: Climb) -> Climb:
@@ -177,7 +220,7 @@ def _ranked(problem: Problem, one: OneExpert, found: Climb) -> Array:
     return np.where(collapsed(problem, one, found.theta), -np.inf, found.loglik)
 
 
-def finish(problem: Problem, one: OneExpert, rough: Climb, n_starts: int, control: Control) -> Search:
+def finish(problem: Problem, one: OneExpert, rough: Climb, control: Control) -> Search:
     """The best few end points run to convergence on all subjects; the best of them polished by Newton steps."""
     rough_rank = _ranked(problem, one, rough)
     candidates = _distinct(rough_rank, _FINISHED)
@@ -199,7 +242,7 @@ def finish(problem: Problem, one: OneExpert, rough: Climb, n_starts: int, contro
         converged=not interrupted and is_stationary(e.score[0], problem, control),
         interrupted=interrupted,
         degenerate=not np.isfinite(rank[best]),
-        n_starts=n_starts,
+        n_starts=rough.loglik.size,
         logliks=np.sort(found.loglik)[::-1],
         n_replicated=int((rough_rank >= rough.loglik[start] - _SAME).sum()),
         n_degenerate=int((~np.isfinite(rough_rank)).sum()),

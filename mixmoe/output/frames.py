@@ -4,19 +4,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe.inference.intervals import wald_limits
+from mixmoe.inference.intervals import two_sided, wald_limits
 from mixmoe.layout import ParamLayout
 
 Array = NDArray[np.float64]
 
 
-def tidy(layout: ParamLayout, params: Array, bse: Array, pvalues: Array, alpha: float = 0.05) -> pd.DataFrame:
+def tidy(layout: ParamLayout, params: Array, bse: Array, alpha: float = 0.05) -> pd.DataFrame:
     """One row per parameter.
 
     Parameters
     ----------
     layout : ParamLayout
-    params, bse, pvalues : ndarray, shape (P,)
+    params, bse : ndarray, shape (P,)
     alpha : float
         One minus the level of the limits.
 
@@ -34,10 +34,10 @@ def tidy(layout: ParamLayout, params: Array, bse: Array, pvalues: Array, alpha: 
             "term": [p.term for p in layout.parameters],
             "block": [p.block for p in layout.parameters],
             "expert": pd.array([p.expert for p in layout.parameters], dtype="Int64"),
-            "estimate": params,
-            "std_error": bse,
+            "estimate": params.copy(),
+            "std_error": bse.copy(),
             "statistic": statistic,
-            "p_value": pvalues,
+            "p_value": two_sided(statistic),
             "conf_low": limits.lower,
             "conf_high": limits.upper,
         },

@@ -20,7 +20,7 @@ _CHARACTERS = {
     "%": r"\%",
     "#": r"\#",
     "_": r"\_",
-    "~": r"\textasciitilde{}",
+    "~": r"$\sim$",
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
@@ -119,9 +119,11 @@ def latex(
     Raises
     ------
     ArgumentError
-        If the label has other characters.
+        If the label has other characters or the caption is no text.
     """
-    if label is not None and not re.fullmatch(r"[A-Za-z0-9:_./+-]+", label):
+    if caption is not None and not isinstance(caption, str):
+        raise ArgumentError(f"caption must be text, got {caption!r}")
+    if label is not None and not (isinstance(label, str) and re.fullmatch(r"[A-Za-z0-9:_./+-]+", label)):
         raise ArgumentError(f"label may have letters, digits and any of : _ . / + -, got {label!r}")
     floats = _floats(tables)
     text = "\n".join(
@@ -212,8 +214,10 @@ def _float(tables: Sequence[Table], caption: str, label: str | None, notes: Sequ
             groups[-1].append(table)
         else:
             groups.append([table])
-    lines = [r"\begin{table}[htbp]", r"\centering", *([rf"\caption{{{caption}}}"] if caption else [])]
+    lines = [r"\begin{table}[htbp]", r"\centering"]
+    lines += [rf"\caption{{{caption}}}", r"\medskip"] if caption else []
     lines += [rf"\label{{{label}}}"] if label else []
+    lines += [r"\small", r"\setlength{\tabcolsep}{4pt}"]
     lines += ["\n\\medskip\n\n".join(_tabular(group) for group in groups)]
     remarks = [escape(note) for table in tables for note in table.notes] + [escape(note) for note in notes]
     if remarks:

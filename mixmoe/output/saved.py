@@ -4,7 +4,9 @@ import hashlib
 import io
 import json
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -23,8 +25,41 @@ Array = NDArray[np.float64]
 
 FORMAT = "mixmoe-fit"
 VERSION = 1
-_MAX_BYTES = 16 * 2**30  # a file that claims to hold more is not read
+_MAX_BYTES = 4 * 2**30  # a file that claims to hold more is not read
+_DAMAGE = (  # what reading an arbitrary file can end in
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 _PLAIN_KINDS = "biuf"  # NumPy kinds stored as they are
+
+
+@dataclass(frozen=True, slots=True)
+class SavedRows:
+    """Where the rows of the saved data came from.
+
+    Attributes
+    ----------
+    position : ndarray of int, shape (n,)
+        Place of each row in the user's frame.
+    n_input : int
+        Rows of the user's frame.
+    n_dropped : int
+        Rows left out because of missing values.
+    dropped_by_column : tuple of (str, int)
+    """
+
+    position: NDArray[np.int64]
+    n_input: int
+    n_dropped: int
+    dropped_by_column: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +79,9 @@ class SavedFit:
     checksum : str
         Of the response in the order of the design.
     data : DataFrame or None
-        Used columns of the user's frame, all rows; None if saved without.
+        Used columns of the complete rows, in the order of the design; None if saved without.
+    rows : SavedRows or None
+        None if `data` are the user's own frame, given to `load`.
     """
 
     family: str
@@ -55,6 +92,7 @@ class SavedFit:
     cov: ParamCov
     checksum: str
     data: pd.DataFrame | None
+    rows: SavedRows | None = None
 
 
 def checksum(response: NDArray[Any]) -> str:
@@ -82,6 +120,7 @@ def write(path: str | os.PathLike[str], saved: SavedFit) -> None:
     if saved.data is not None:
         columns = [_column(i, name, values, arrays) for i, (name, values) in enumerate(_with_index(saved.data))]
     document["data"] = None if columns is None else {"columns": columns, "index_names": _json_names(saved.data)}
+    document["rows"] = _rows_entry(saved.rows, arrays)
     try:
         text = json.dumps(document, allow_nan=True)
     except (TypeError, ValueError) as error:
@@ -122,16 +161,7 @@ def read(path: str | os.PathLike[str]) -> SavedFit:
     try:
         document, arrays = _contents(path)
         return _saved(document, arrays)
-    except (
-        zipfile.BadZipFile,
-        EOFError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        NotImplementedError,
-    ) as error:
+    except _DAMAGE as error:
         if isinstance(error, SavedFileError):
             raise
         raise SavedFileError(
@@ -203,6 +233,30 @@ def _with_index(frame: pd.DataFrame) -> list[tuple[str, pd.Series]]:
 
 def _json_names(frame: pd.DataFrame | None) -> list[str | None]:
     return [] if frame is None else [None if name is None else str(name) for name in frame.index.names]
+
+
+def _rows_entry(rows: SavedRows | None, arrays: dict[str, NDArray[Any]]) -> dict[str, Any] | None:
+    """Description of where the rows came from; places go to `arrays`."""
+    if rows is None:
+        return None
+    arrays["position"] = rows.position
+    by_column = [[str(name), int(count)] for name, count in rows.dropped_by_column]
+    return {"n_input": int(rows.n_input), "n_dropped": int(rows.n_dropped), "dropped_by_column": by_column}
+
+
+def _saved_rows(entry: dict[str, Any] | None, arrays: dict[str, NDArray[Any]]) -> SavedRows | None:
+    """Where the rows came from, with the places checked."""
+    if entry is None:
+        return None
+    position, n_input = arrays["position"], int(entry["n_input"])
+    if position.dtype.kind != "i" or position.ndim != 1 or len(np.unique(position)) != len(position):
+        raise SavedFileError(f"places of the rows of a saved fit are distinct integers, got {position!r}")
+    if len(position) and not 0 <= position.min() <= position.max() < n_input:
+        raise SavedFileError(
+            f"places of the rows of a saved fit lie below {n_input}, got {position.min()} to {position.max()}"
+        )
+    by_column = tuple((str(name), int(count)) for name, count in entry["dropped_by_column"])
+    return SavedRows(position, n_input, int(entry["n_dropped"]), by_column)
 
 
 def _column(place: int, name: str, values: pd.Series, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
@@ -296,6 +350,7 @@ def _saved(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> SavedFi
         cov=ParamCov(arrays["cov"], cov["kind"], str(cov["note"])),
         checksum=str(document["checksum"]),
         data=_frame(document["data"], arrays),
+        rows=_saved_rows(document["rows"], arrays),
     )
 
 
