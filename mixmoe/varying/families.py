@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import digamma, expit, gammaln, polygamma
+from scipy.special import bdtr, betainc, digamma, expit, gammaln, ndtr, pdtr, polygamma
 
 from mixmoe.errors import ArgumentError
 
@@ -78,6 +78,12 @@ class Family(Protocol):
     def mean(self, eta: Array, trials: Array) -> Array:
         """Expected response, shape (K, n)."""
 
+    def mean_slope(self, eta: Array, trials: Array) -> Array:
+        """Derivative of the mean in the predictor, shape (K, n)."""
+
+    def cdf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
+        """Distribution function of the response, shape (K, n)."""
+
     def start_predictor(self, out: Outcome) -> Array:
         """Response moved to the scale of the linear predictor, shape (n,)."""
 
@@ -115,6 +121,14 @@ class Gaussian:
     def mean(self, eta: Array, trials: Array) -> Array:
         """The linear predictor."""
         return eta
+
+    def mean_slope(self, eta: Array, trials: Array) -> Array:
+        """Derivative of the mean in the predictor."""
+        return np.ones_like(eta)
+
+    def cdf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
+        """Distribution function."""
+        return ndtr((y - eta) * np.exp(-delta))
 
     def start_predictor(self, out: Outcome) -> Array:
         """The response."""
@@ -155,6 +169,14 @@ class Binomial:
         """Expected successes."""
         return trials * expit(eta)
 
+    def mean_slope(self, eta: Array, trials: Array) -> Array:
+        """Derivative of the mean in the predictor."""
+        return trials * expit(eta) * expit(-eta)
+
+    def cdf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
+        """Distribution function."""
+        return bdtr(np.clip(np.floor(y), -1.0, trials), trials, expit(eta))
+
     def start_predictor(self, out: Outcome) -> Array:
         """Empirical logit."""
         return np.log((out.y + 0.5) / (out.trials - out.y + 0.5))
@@ -193,6 +215,14 @@ class Poisson:
     def mean(self, eta: Array, trials: Array) -> Array:
         """Expected count."""
         return np.exp(np.minimum(eta, ETA_LIMIT))
+
+    def mean_slope(self, eta: Array, trials: Array) -> Array:
+        """Derivative of the mean in the predictor."""
+        return np.exp(np.minimum(eta, ETA_LIMIT))
+
+    def cdf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
+        """Distribution function."""
+        return np.where(y < 0.0, 0.0, pdtr(np.maximum(np.floor(y), 0.0), np.exp(np.minimum(eta, ETA_LIMIT))))
 
     def start_predictor(self, out: Outcome) -> Array:
         """Log of the count plus a half."""
@@ -243,6 +273,20 @@ class NegativeBinomial:
     def mean(self, eta: Array, trials: Array) -> Array:
         """Expected count."""
         return np.exp(np.minimum(eta, ETA_LIMIT))
+
+    def mean_slope(self, eta: Array, trials: Array) -> Array:
+        """Derivative of the mean in the predictor."""
+        return np.exp(np.minimum(eta, ETA_LIMIT))
+
+    def cdf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
+        """Distribution function."""
+        return np.where(y < 0.0, 0.0, self._upper_beta(np.maximum(np.floor(y), 0.0), eta, delta))
+
+    @staticmethod
+    def _upper_beta(y: Array, eta: Array, delta: Array) -> Array:
+        theta, mu = np.exp(delta), np.exp(np.minimum(eta, ETA_LIMIT))
+        out: Array = betainc(theta, y + 1.0, theta / (theta + mu))
+        return out
 
     def start_predictor(self, out: Outcome) -> Array:
         """Log of the count plus a half."""

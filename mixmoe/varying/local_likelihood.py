@@ -11,7 +11,7 @@ Fan, J. and Gijbels, I. (1996). Local Polynomial Modelling and Its Applications,
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from mixmoe.varying.steps import limit_dispersion, log_softmax, solve_scaled
 Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
-NEWTON_ITERATIONS = 40
+NEWTON_ROUNDS = (6, 6, 30)  # iterations; each round goes on with the grid points that have not converged
 NEWTON_TOLERANCE = 1e-8
 HALVINGS = 4
 
@@ -105,7 +105,9 @@ class LocalFit:
     converged: BoolArray
 
 
-def build_local(problem: Problem, degree: int, bandwidth: float | None = None) -> Local:
+def build_local(
+    problem: Problem, degree: int, bandwidth: float | None = None, points: NDArray[np.intp] | None = None
+) -> Local:
     """Local likelihood of a degree.
 
     Parameters
@@ -115,6 +117,8 @@ def build_local(problem: Problem, degree: int, bandwidth: float | None = None) -
         1 as in the fit, 2 for robust bias correction; dispersions of a negative binomial have one degree less.
     bandwidth : float, optional
         By default that of the experts.
+    points : ndarray of int, optional
+        Only these grid points.
 
     Returns
     -------
@@ -122,7 +126,8 @@ def build_local(problem: Problem, degree: int, bandwidth: float | None = None) -
     """
     known = {problem.windows.bandwidth: problem.windows, problem.gate_windows.bandwidth: problem.gate_windows}
     h = problem.windows.bandwidth if bandwidth is None else bandwidth
-    windows = known[h] if h in known else build_windows(problem.rows.index, problem.windows.grid, h)
+    grid = problem.windows.grid if points is None else problem.windows.grid[points]
+    windows = known[h] if h in known and points is None else build_windows(problem.rows.index, grid, h)
     free = (np.arange(degree + 1)[:, None] <= problem.order + degree - 1) & ~problem.const
     return Local(problem, windows, free, _parts(problem))
 
@@ -147,7 +152,7 @@ def local_start(local: Local, coef: Array) -> Array:
     problem, degree = local.problem, local.free.shape[0] - 1
     if degree == 1 and (_slope_units(problem) == local.windows.bandwidth).all():
         return coef.copy()
-    t = (problem.windows.grid - problem.windows.grid[:, None]) / local.windows.bandwidth
+    t = (local.windows.grid - local.windows.grid[:, None]) / local.windows.bandwidth
     basis = t[:, :, None] ** np.arange(degree + 1)  # (G, grid, D)
     weighted = basis * epanechnikov(t)[:, :, None]
     normal = np.swapaxes(weighted, 1, 2) @ basis
@@ -320,22 +325,33 @@ def maximise_local(local: Local, start: Array) -> LocalFit:
     one is not positive definite, halved where the local likelihood would fall. A point that leaves the neighbourhood
     of its start is not another maximum of the same experts, so it keeps the start and is reported.
     """
-    coef, done = start.copy(), np.zeros(len(start), dtype=bool)
-    for block in blocks(local.windows):
-        span = slice(block.first, block.last)
-        coef[span], done[span] = _newton(local, block, start[span])
+    coef, done, todo = start.copy(), np.zeros(len(start), dtype=bool), np.arange(len(start))
+    for n_iter in NEWTON_ROUNDS:
+        some = local if len(todo) == len(start) else _at_points(local, todo)
+        for block in blocks(some.windows):
+            at = todo[block.first : block.last]
+            coef[at], done[at] = _newton(some, block, coef[at], n_iter)
+        todo = np.flatnonzero(~done & np.isfinite(coef).all(axis=(1, 2)))
+        if not len(todo):
+            break
     lost = ~done | ~np.isfinite(coef).all(axis=(1, 2))
     coef[lost] = start[lost]
     return LocalFit(coef, ~lost)
 
 
-def _newton(local: Local, block: Block, start: Array) -> tuple[Array, BoolArray]:
+def _at_points(local: Local, points: NDArray[np.intp]) -> Local:
+    """The same local problem at some of its grid points."""
+    windows = build_windows(local.windows.index, local.windows.grid[points], local.windows.bandwidth)
+    return replace(local, windows=windows)
+
+
+def _newton(local: Local, block: Block, start: Array, n_iter: int) -> tuple[Array, BoolArray]:
     coef = start.copy()
     scale = np.broadcast_to(local.problem.scale, coef.shape[1:])
     done = np.zeros(len(coef), dtype=bool)
     terms = natural_terms(local, block, coef)
     value = local_loglik(block, terms)
-    for _ in range(NEWTON_ITERATIONS):
+    for _ in range(n_iter):
         step = _hold_limits(local.problem, coef, _direction(local, block, terms))
         size = np.abs(step / scale).max(axis=(1, 2))
         done = size < NEWTON_TOLERANCE
@@ -383,3 +399,22 @@ def local_pieces(local: Local, coef: Array) -> Iterator[tuple[Block, NaturalTerm
     """Blocks with the natural terms at given coefficients."""
     for block in blocks(local.windows):
         yield block, natural_terms(local, block, coef[block.first : block.last])
+
+
+def natural_design(local: Local, rows: slice, t: Array) -> Array:
+    """Derivatives of the natural parameters of rows by the local coefficients, (w, d, D L)."""
+    d, n_slots = local.free.shape
+    out = np.zeros((len(t), sum(len(p.owners) for p in local.parts), d, n_slots))
+    powers = t[:, None] ** np.arange(d)  # (w, D)
+    for part, where in zip(local.parts, part_positions(local), strict=True):
+        x = part.design[rows][:, None, :] * powers[:, :, None]  # (w, D, q)
+        for j, slot in enumerate(range(where.start, where.stop)):
+            out[:, slot, :, part.slots[j]] = np.moveaxis(x, -1, 0)
+    return out.reshape(len(t), -1, d * n_slots)
+
+
+def whole_block(n: int) -> Block:
+    """All rows once, at their own index values."""
+    every = np.arange(n)
+    edges = np.array([0, n])
+    return Block(0, 1, edges[:1], edges[1:], edges, np.zeros(n), np.ones(n), every)

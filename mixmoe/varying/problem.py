@@ -1,6 +1,6 @@
 """What the algorithms of the family work on: rows sorted by the index, windows, and the layout of the functions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +88,14 @@ class Rows:
     def n(self) -> int:
         """Number of rows, n."""
         return len(self.index)
+
+    def with_weights(self, weights: Array) -> "Rows":
+        """The same rows with other weights."""
+        return replace(self, weights=weights)
+
+    def with_response(self, y: Array, constant: Array) -> "Rows":
+        """The same rows with another response."""
+        return replace(self, outcome=Outcome(y, self.outcome.trials, constant))
 
     def take(self, rows: NDArray[np.intp]) -> "Rows":
         """Some of the rows; `rows` ascending."""

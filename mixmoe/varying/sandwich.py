@@ -29,8 +29,9 @@ from mixmoe.varying.local_likelihood import (
     full_information,
     local_pieces,
     masked_information,
-    part_positions,
+    natural_design,
     state_of,
+    whole_block,
 )
 from mixmoe.varying.steps import own_natural
 
@@ -131,7 +132,7 @@ def _window_scores(local: Local, block: Block, terms: NaturalTerms, g: int, inve
     span = slice(int(block.offsets[g]), int(block.offsets[g + 1]))
     kernel = terms.kernel[span]
     score = terms.score[:, span].T * kernel[:, None]  # (w, d)
-    design = _natural_design(local, slice(int(block.lo[g]), int(block.hi[g])), block.t[span])  # (w, d, D L)
+    design = natural_design(local, slice(int(block.lo[g]), int(block.hi[g])), block.t[span])  # (w, d, D L)
     if correction and np.isfinite(inverse).all():
         leverage = (design @ inverse) @ np.swapaxes(design, 1, 2)  # (w, d, d)
         curvature = np.moveaxis(terms.information[:, :, span], -1, 0) * kernel[:, None, None]
@@ -148,18 +149,6 @@ def _without_own(score: Array, own: Array) -> Array:
     return np.linalg.solve(system, score[:, :, None])[:, :, 0]
 
 
-def _natural_design(local: Local, rows: slice, t: Array) -> Array:
-    """Derivatives of the natural parameters of rows by the local coefficients, (w, d, D L)."""
-    d, n_slots = local.free.shape
-    out = np.zeros((len(t), sum(len(p.owners) for p in local.parts), d, n_slots))
-    powers = t[:, None] ** np.arange(d)  # (w, D)
-    for part, where in zip(local.parts, part_positions(local), strict=True):
-        x = part.design[rows][:, None, :] * powers[:, :, None]  # (w, D, q)
-        for j, slot in enumerate(range(where.start, where.stop)):
-            out[:, slot, :, part.slots[j]] = np.moveaxis(x, -1, 0)
-    return out.reshape(len(t), -1, d * n_slots)
-
-
 class _Border:
     """The global score equation of the constants, accumulated over grid points.
 
@@ -174,9 +163,9 @@ class _Border:
         problem, d = local.problem, local.free.shape[0]
         rows, n_slots = problem.rows, local.free.shape[1]
         natural = own_natural(problem, state_of(local, coef))
-        whole = _whole_block(rows.n)
+        whole = whole_block(rows.n)
         terms = assemble_terms(problem, whole, natural.eta, natural.delta, natural.log_gate)
-        design = _natural_design(local, slice(None), np.zeros(rows.n))[:, :, :n_slots]  # (n, d, L)
+        design = natural_design(local, slice(None), np.zeros(rows.n))[:, :, :n_slots]  # (n, d, L)
         weights = rows.weights
         curvature = np.moveaxis(terms.information, -1, 0) * weights[:, None, None]
         mixed = np.swapaxes(design[:, :, slots], 1, 2) @ curvature @ design  # (n, C, L)
@@ -194,13 +183,6 @@ class _Border:
     def solve(self) -> Array:
         """Influence of the rows on the constants, (n, C)."""
         return np.linalg.solve(self._matrix, self._score.T).T
-
-
-def _whole_block(n: int) -> Block:
-    """All rows once, at their own index values."""
-    every = np.arange(n)
-    edges = np.array([0, n])
-    return Block(0, 1, edges[:1], edges[1:], edges, np.zeros(n), np.ones(n), every)
 
 
 def _through_interpolation(local: Local, mixed: Array, d: int) -> Array:
