@@ -220,6 +220,11 @@ class MEMoE:
             return np.full(theta.size, np.nan)
         return np.linalg.lstsq(jacobian.T, evaluate(self.problem, theta[None]).score[0])[0]
 
+    def largest_score(self, params: Any) -> float:
+        """Largest entry of the score per subject, in working coordinates, where it is comparable across data."""
+        score = evaluate(self.problem, self.working(self.vector(params))[None]).score
+        return float(np.abs(score).max()) / self.problem.n_subjects
+
     def vector(self, params: Any) -> Array:
         """Reported parameters as an array, shape (P,), from an array, a mapping by name, or results of another fit."""
         return start_vector(params, self.layout)
