@@ -63,7 +63,7 @@ def _convergence(found: Search, problem: Problem) -> Flag | None:
 
 
 def _replication(found: Search) -> Flag | None:
-    if found.n_starts < 2 or found.n_replicated > 1:
+    if found.n_starts < 2 or found.n_replicated > 1 or found.interrupted:
         return None
     return Flag(
         "not_replicated",

@@ -16,7 +16,7 @@ from mixmoe.formula import MoEFormula, parse_formula
 from mixmoe.inference.covariance import ParamCov, checked_cov_type
 from mixmoe.kernels.linalg import logsumexp
 from mixmoe.kernels.moments import build_moments
-from mixmoe.layout import ParamLayout
+from mixmoe.layout import Parameter, ParamLayout
 from mixmoe.mixed.bootstrap import bootstrap_covariance
 from mixmoe.mixed.coordinates import Coordinates, apply_inverse, build_coordinates
 from mixmoe.mixed.covariance import covariance, find_boundary, natural_jacobian
@@ -340,9 +340,21 @@ def start_vector(start: Any, layout: ParamLayout) -> Array:
     for parameter, value in zip(layout.parameters, vector, strict=True):
         if parameter.block == "random" and parameter.tested and np.isnan(value):
             continue  # correlation with a random effect of zero variance
-        if not np.isfinite(value) or (value < 0 and not parameter.tested):
-            raise ArgumentError(f"start has {parameter.name} = {value}, which is not allowed there")
+        if not _inside(parameter, value):
+            raise ArgumentError(
+                f"start has {parameter.name} = {value}; values must be finite, standard deviations of random effects "
+                "at least zero, of residuals above zero, correlations between -1 and 1"
+            )
     return vector
+
+
+def _inside(parameter: Parameter, value: float) -> bool:
+    """Whether a value lies in the space of its parameter."""
+    if not np.isfinite(value):
+        return False
+    if parameter.block == "random" and parameter.tested:
+        return abs(value) <= 1
+    return parameter.tested or (value > 0 if parameter.block == "residual" else value >= 0)
 
 
 def cluster_codes(cluster: Any, design: Design) -> NDArray[np.int64]:
