@@ -56,12 +56,12 @@ def view(data: Any) -> FrameView:
     DesignError
         If `data` is none of these, or its columns differ in length.
     """
+    if hasattr(data, "collect") and not hasattr(data, "shape"):
+        raise DesignError(f"data is a {type(data).__name__}, which holds no rows yet; pass data.collect()")
     if not isinstance(data, Mapping) and not (hasattr(data, "columns") and hasattr(data, "__getitem__")):
         raise DesignError(
             f"data must be a pandas or polars DataFrame or a mapping of names to columns, got {type(data).__name__}"
         )
-    if hasattr(data, "collect") and not hasattr(data, "shape"):
-        raise DesignError(f"data is a {type(data).__name__}, which holds no rows yet; pass data.collect()")
     keys = list(_keys(data))
     places: dict[str, tuple[int, ...]] = {}
     for i, key in enumerate(keys):
@@ -104,8 +104,8 @@ def _foreign(values: Any, name: str) -> Any:
     if not hasattr(values, "to_numpy"):
         return _one_dimension(np.asarray(values, dtype=object), name) if _has_none(values) else list(values)
     kind = str(getattr(values, "dtype", ""))
-    if kind.startswith(("Categorical", "Enum")):
-        return pd.Categorical(values.to_list(), categories=values.cat.get_categories().to_list())
+    if kind.startswith("Enum"):
+        return pd.Categorical(values.to_list(), categories=list(values.dtype.categories))
     if kind.startswith(("Int", "UInt", "Float", "Date", "Time", "Duration")) or kind == "Boolean":
         return pd.array(values.to_list(), dtype="boolean") if _null_boolean(values, kind) else values.to_numpy()
     return np.asarray(values.to_list(), dtype=object)

@@ -42,9 +42,9 @@ class Coordinates:
 
     def to_user(self, working: Params) -> Params:
         """Parameters on the user's scale, factors not triangular; passes complex steps through."""
-        beta = self.scale * np.linalg.solve(self.expert, working.beta[..., None])[..., 0] + self.center
-        factor = self.scale * np.linalg.solve(self.random, working.factor)
-        gamma = np.linalg.solve(self.gate, working.gamma[..., None])[..., 0]
+        beta: Array = self.scale * np.linalg.solve(self.expert, working.beta[..., None])[..., 0] + self.center
+        factor: Array = self.scale * np.linalg.solve(self.random, working.factor)
+        gamma: Array = np.linalg.solve(self.gate, working.gamma[..., None])[..., 0]
         return Params(gamma, beta, factor, self.scale * working.sigma)
 
     def to_working(self, user: Params) -> Params:

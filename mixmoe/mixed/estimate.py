@@ -136,13 +136,14 @@ def search(
     one = fit_one_expert(problem, control)
     if problem.structure.n_experts == 1 and given is None:
         given, n_starts = contract(problem.structure, repeat_expert(problem.structure, one.params, 1))[0], 0
+    limited = replace(_ROUGH, max_iter=min(_ROUGH.max_iter, control.max_iter), progress=control.progress)
     if not n_starts and given is not None:
-        return finish(problem, one, _climb_from(problem, one, given[None], _ROUGH), control)
+        return finish(problem, one, _climb_from(problem, one, given[None], limited), control)
     part = problem.take(_search_order(problem, rng))
     base = one if part.n_subjects == problem.n_subjects else fit_one_expert(part, control)
-    rough = explore(part, base, n_starts, replace(_ROUGH, progress=control.progress), rng)
+    rough = explore(part, base, n_starts, limited, rng)
     if given is not None:
-        rough = join(rough, _climb_from(part, base, given[None], _ROUGH))
+        rough = join(rough, _climb_from(part, base, given[None], limited))
     return finish(problem, one, rough, control)
 
 

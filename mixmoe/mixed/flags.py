@@ -7,15 +7,12 @@ from numpy.typing import NDArray
 
 from mixmoe.em import Flag
 from mixmoe.errors import BoundaryWarning, ConvergenceWarning, DegeneracyWarning
-from mixmoe.gate import gate_information, gate_log_probabilities
-from mixmoe.mixed.covariance import Boundary
+from mixmoe.mixed.covariance import Boundary, gate_directions
 from mixmoe.mixed.estimate import Search
 from mixmoe.mixed.likelihood import Problem
-from mixmoe.mixed.structure import expand
 
 Array = NDArray[np.float64]
 
-_NO_INFORMATION = 1e-6  # per subject, in a direction of orthonormal gate columns
 _CATEGORIES = {
     "interrupted": ConvergenceWarning,
     "not_converged": ConvergenceWarning,
@@ -66,7 +63,7 @@ def _convergence(found: Search, problem: Problem) -> Flag | None:
 
 
 def _replication(found: Search) -> Flag | None:
-    if found.n_starts < 2 or found.n_replicated > 1:
+    if found.n_starts < 2 or found.n_replicated > 1 or found.interrupted:
         return None
     return Flag(
         "not_replicated",
@@ -87,19 +84,12 @@ def _boundary(boundary: Boundary, problem: Problem) -> Flag | None:
 
 
 def _separation(problem: Problem, theta: Array) -> Flag | None:
-    params = expand(problem.structure, problem.free, theta[None])
-    if params.gamma.size == 0:
-        return None
-    information = gate_information(
-        problem.W, gate_log_probabilities(problem.W, params.gamma), np.ones(problem.n_subjects)
-    )
-    smallest = float(np.linalg.eigvalsh(information[0])[0]) / problem.n_subjects
-    if smallest > _NO_INFORMATION:
+    if not gate_directions(problem, theta).infinite.any():
         return None
     return Flag(
         "separated_gate",
-        "Gate covariates separate the experts perfectly, so that some gate coefficients are infinite; "
-        "their printed values and standard errors have no meaning. Remove the covariate or use fewer experts.",
+        "Gate covariates separate the experts perfectly, so that some gate coefficients are infinite: their printed "
+        "values only say so, and they have no standard errors. Remove the covariate or use fewer experts.",
     )
 
 

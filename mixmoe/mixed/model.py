@@ -16,7 +16,7 @@ from mixmoe.formula import MoEFormula, parse_formula
 from mixmoe.inference.covariance import ParamCov, checked_cov_type
 from mixmoe.kernels.linalg import logsumexp
 from mixmoe.kernels.moments import build_moments
-from mixmoe.layout import ParamLayout
+from mixmoe.layout import Parameter, ParamLayout
 from mixmoe.mixed.bootstrap import bootstrap_covariance
 from mixmoe.mixed.coordinates import Coordinates, apply_inverse, build_coordinates
 from mixmoe.mixed.covariance import covariance, find_boundary, natural_jacobian
@@ -145,7 +145,7 @@ class MEMoE:
         start : MEMoEResults, Series, mapping or ndarray, optional
             Parameters to start from, by name or in the order of the layout.
         max_iter : int
-            Iterations of the final optimisation.
+            Iterations of each optimisation, that of the search and the final one.
         tol : float
             Converged when no entry of the score exceeds ten times this per subject, in units in which data are
             standardised.
@@ -219,6 +219,11 @@ class MEMoE:
         if not np.isfinite(jacobian).all():
             return np.full(theta.size, np.nan)
         return np.linalg.lstsq(jacobian.T, evaluate(self.problem, theta[None]).score[0])[0]
+
+    def largest_score(self, params: Any) -> float:
+        """Largest entry of the score per subject, in working coordinates, where it is comparable across data."""
+        score = evaluate(self.problem, self.working(self.vector(params))[None]).score
+        return float(np.abs(score).max()) / self.problem.n_subjects
 
     def vector(self, params: Any) -> Array:
         """Reported parameters as an array, shape (P,), from an array, a mapping by name, or results of another fit."""
@@ -335,9 +340,21 @@ def start_vector(start: Any, layout: ParamLayout) -> Array:
     for parameter, value in zip(layout.parameters, vector, strict=True):
         if parameter.block == "random" and parameter.tested and np.isnan(value):
             continue  # correlation with a random effect of zero variance
-        if not np.isfinite(value) or (value < 0 and not parameter.tested):
-            raise ArgumentError(f"start has {parameter.name} = {value}, which is not allowed there")
+        if not _inside(parameter, value):
+            raise ArgumentError(
+                f"start has {parameter.name} = {value}; values must be finite, standard deviations of random effects "
+                "at least zero, of residuals above zero, correlations between -1 and 1"
+            )
     return vector
+
+
+def _inside(parameter: Parameter, value: float) -> bool:
+    """Whether a value lies in the space of its parameter."""
+    if not np.isfinite(value):
+        return False
+    if parameter.block == "random" and parameter.tested:
+        return abs(value) <= 1
+    return parameter.tested or (value > 0 if parameter.block == "residual" else value >= 0)
 
 
 def cluster_codes(cluster: Any, design: Design) -> NDArray[np.int64]:

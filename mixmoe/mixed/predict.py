@@ -245,7 +245,8 @@ def mixture_quantile(weights: Array, means: Array, sd: Array, level: float) -> A
     scale = np.maximum(sd, np.finfo(float).tiny)
     for _ in range(_BISECTIONS):
         middle = 0.5 * (low + high)
-        below = (weights * ndtr((middle[:, None] - means) / scale)).sum(axis=1) < level
+        with np.errstate(over="ignore"):  # without random effects a subject's mean has no spread within an expert
+            below = (weights * ndtr((middle[:, None] - means) / scale)).sum(axis=1) < level
         low, high = np.where(below, middle, low), np.where(below, high, middle)
     return 0.5 * (low + high)
 
