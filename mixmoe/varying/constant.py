@@ -80,7 +80,7 @@ def _solutions(problem: Problem, linear: NDArray[np.bool_], n_starts: int, rng: 
     theta, logliks = _lockstep(problem, wide, wide_slots, active, theta, scale)
     order = np.argsort(-logliks)
     kept = [s for j, s in enumerate(order) if j == 0 or logliks[order[j - 1]] - logliks[s] > DISTINCT][:KEPT]
-    return [Lines(_split(slots, theta[s], width, linear.any()), centre, float(logliks[s])) for s in kept]
+    return [Lines(_split(slots, theta[s], width, bool(linear.any())), centre, float(logliks[s])) for s in kept]
 
 
 def _wide_rows(rows: Rows, centre: float, width: float) -> Rows:
@@ -129,7 +129,7 @@ def _first_theta(
 ) -> Array:
     """Coefficients (S, L) from hard partitions: residual quantiles first, then regressions through random subsets."""
     target = problem.family.start_predictor(rows.outcome) - rows.offset
-    pooled = np.linalg.lstsq(rows.design, target, rcond=None)[0]
+    pooled: Array = np.asarray(np.linalg.lstsq(rows.design, target, rcond=None)[0], dtype=np.float64)
     spread = float(np.std(target - rows.design @ pooled)) or 1.0
     theta = np.zeros((n_starts, slots.n))
     theta[:, slots.experts] = np.tile(pooled, slots.n_experts)

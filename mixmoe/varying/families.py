@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr, betainc, digamma, expit, gammaln, ndtr, pdtr, polygamma
+from scipy.special import betainc, digamma, expit, gammaln, ndtr, pdtr, polygamma
 
 from mixmoe.errors import ArgumentError
 
@@ -175,7 +175,9 @@ class Binomial:
 
     def cdf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
         """Distribution function."""
-        return bdtr(np.clip(np.floor(y), -1.0, trials), trials, expit(eta))
+        whole = np.clip(np.floor(y), 0.0, np.maximum(trials - 1.0, 0.0))
+        inside = betainc(trials - whole, whole + 1.0, expit(-eta))
+        return np.where(y < 0.0, 0.0, np.where(np.floor(y) >= trials, 1.0, inside))
 
     def start_predictor(self, out: Outcome) -> Array:
         """Empirical logit."""

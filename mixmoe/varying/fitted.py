@@ -1,7 +1,8 @@
 """A model with its estimate bound to it: what the results of this family are built from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from mixmoe.layout import Block, Parameter, ParamLayout
 from mixmoe.varying.bands import BandSet, LevelProcess, level_process
 from mixmoe.varying.estimate import Control, Run
 from mixmoe.varying.flags import find_flags
+from mixmoe.varying.labels import permute_experts
 from mixmoe.varying.local_likelihood import build_local, local_start, maximise_local
 from mixmoe.varying.problem import Problem, Slots
 from mixmoe.varying.sandwich import influence, level_covariance
@@ -129,6 +131,20 @@ class FittedVCMoE:
         note = "each row judged by the information without it" if options.get("correction", True) else ""
         jacobian = _reported_slopes(self.problem, self.coef, self.points)
         return ParamCov(matrix * np.outer(jacobian, jacobian), "cluster" if kind == "cluster" else "robust", note)
+
+    def reordered(self, places: IntArray) -> "FittedVCMoE":
+        """The same model with experts in another order.
+
+        Parameters
+        ----------
+        places : ndarray of int, shape (K,)
+            Present place of each new expert, from 0.
+        """
+        coef = permute_experts(self.problem.slots, self.coef, places)
+        marks = permute_experts(self.problem.slots, self.problem.const.astype(float), places) != 0.0
+        problem = replace(self.problem, const=marks)
+        settings = MappingProxyType({**self.settings, "functions": coef.tolist()})
+        return replace(self, coef=coef, problem=problem, settings=settings)
 
     def process(self, bias: str) -> LevelProcess:
         """Levels of all functions over the grid with their covariance, see `level_process`."""

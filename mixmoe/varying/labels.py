@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe.varying.problem import Problem, Slots
+from mixmoe.varying.steps import own_natural
 
 Array = NDArray[np.float64]
 
@@ -39,7 +40,7 @@ def permute_experts(slots: Slots, coef: Array, order: NDArray[np.intp]) -> Array
 
 
 def reported_order(problem: Problem, coef: Array) -> NDArray[np.intp]:
-    """Experts by their mean predictor at average covariates, over the rows, ascending.
+    """Experts by their mean gate probability over the rows, largest first, as in the other families.
 
     Parameters
     ----------
@@ -50,11 +51,8 @@ def reported_order(problem: Problem, coef: Array) -> NDArray[np.intp]:
     -------
     ndarray of int, shape (K,)
     """
-    slots = problem.slots
-    levels = problem.levels @ coef.reshape(-1, slots.n)[:, slots.experts]
-    mean = np.average(levels, axis=0, weights=problem.rows.weights).reshape(slots.n_experts, -1)
-    average = np.average(problem.rows.design, axis=0, weights=problem.rows.weights)
-    return np.argsort(mean @ average, kind="stable")
+    shares = np.exp(own_natural(problem, coef).log_gate) @ problem.rows.weights
+    return np.argsort(-shares, kind="stable")
 
 
 def exchanges(problem: Problem, coef: Array) -> list[Array]:

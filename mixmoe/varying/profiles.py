@@ -130,6 +130,8 @@ def _target(model: FittedVCMoE, request: BandRequest, levels: Array) -> Target:
         if slots.n_experts == 1:
             raise ArgumentError("of='differences' needs at least 2 experts, got 1; use of='coefficients'")
         return difference_target(slots, levels)
+    if request.of == "probabilities" and slots.n_experts == 1:
+        raise ArgumentError("of='probabilities' needs at least 2 experts, got 1, whose probability is one")
     design = covariate_profile(model.design, request.at)
     gate = gate_target(slots, levels, design.gate[0])
     if request.of == "probabilities":

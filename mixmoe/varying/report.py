@@ -111,7 +111,8 @@ def function_tables(model: FittedVCMoE, bands: pd.DataFrame | None, level: float
 def _function_table(model: FittedVCMoE, bands: pd.DataFrame, key: str, title: str, level: float) -> Table:
     index = str(model.design.names.index)
     grid, points = model.problem.windows.grid, model.points
-    names, cells = [], []
+    names: list[str] = []
+    cells: list[tuple[Cell, ...]] = []
     for name, part in bands.groupby("coefficient", sort=False):
         values = {c: part[c].to_numpy() for c in ("estimate", "band_low", "band_high")}
         label = str(part["term"].iloc[0]) if key != "gate" else str(name)

@@ -1,7 +1,8 @@
 """Results of a varying-coefficient mixture of experts."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from mixmoe.varying import report
 from mixmoe.varying.bands import BIASES, METHODS, LevelProcess, checked_level
 from mixmoe.varying.bootstrap import draw_responses
 from mixmoe.varying.dof import effective_df, fitness
-from mixmoe.varying.fitted import FittedVCMoE
+from mixmoe.varying.fitted import FittedVCMoE, reported_values
 from mixmoe.varying.glr import GLRTest, test_functions, test_table
 from mixmoe.varying.predict import KINDS, prediction_columns, prediction_rows
 from mixmoe.varying.profiles import SUBJECTS, BandRequest, band_frame, function_frame
@@ -61,7 +62,8 @@ class VCMoEResults(MoEResults):
         self.bandwidth, self.selection = float(model.settings["bandwidth"]), model.selection
         self.effective_df = effective_df(model.problem, model.coef)
         values = fitness(fit.loglik, self.effective_df, self.nobs)
-        self.aic, self.aicc, self.bic, self.df_model = values.aic, values.aicc, values.bic, values.df
+        self.aic, self.aicc, self.bic = values.aic, values.aicc, values.bic
+        self.df_model = values.df  # type: ignore[assignment]  # effective numbers are no integers
         self.sabic = -2.0 * fit.loglik + values.df * float(np.log((self.nobs + 2.0) / 24.0))
         self.icl = self.bic + 2.0 * report.classification_entropy(fit.responsibilities)
         self.df_resid = self.nobs - values.df
@@ -206,8 +208,29 @@ class VCMoEResults(MoEResults):
     def resid(self) -> pd.Series:
         """Response minus fitted marginal mean."""
         fitted = self.fitted()
-        response = self.model.design.in_order(self.model.design.response)
+        response = self.model.design.in_order(np.asarray(self.model.design.response))
         return pd.Series(response - fitted.to_numpy(), index=fitted.index, name="resid")
+
+    def relabel(self, order: Sequence[int]) -> Self:
+        """The same fit with experts in another order.
+
+        Parameters
+        ----------
+        order : sequence of int
+            ``order[0]`` is the present number (from 1) of the expert that comes first.
+
+        Returns
+        -------
+        VCMoEResults
+        """
+        k = self.model.n_experts
+        if sorted(order) != list(range(1, k + 1)):
+            raise ArgumentError(f"order must be a permutation of 1..{k}, got {list(order)}")
+        places = np.array(order, dtype=np.intp) - 1
+        model = self.model.reordered(places)
+        params = reported_values(model.problem, model.coef, model.points)
+        fit = replace(self.em, params=params, responsibilities=self.em.responsibilities[:, places])
+        return type(self)(model, fit, model.covariance(fit, self.cov.kind))
 
     def simulate(self, rng: Any = None, n: int = 1) -> pd.DataFrame:
         """Responses drawn from the fitted mixture at the covariates of the data.
@@ -264,7 +287,8 @@ class VCMoEResults(MoEResults):
                 raise ArgumentError(f"there is no search to draw, bandwidth={self.bandwidth:.4g} was given; use 'cv'")
             return report.bandwidth_curves(self.selection, str(self.model.design.names.index))
         options = {"rng": SEED, **options}
-        frames = {of: self.bands(of, **options) for of in report.PLOTS[kind]}
+        wanted = [of for of in report.PLOTS[kind] if of != "probabilities" or self.model.n_experts > 1]
+        frames = {of: self.bands(of, **options) for of in wanted}
         return report.band_curves(self.model, frames)
 
     _default_plot = "functions"

@@ -146,7 +146,7 @@ def _without_own(score: Array, own: Array) -> Array:
     determinant = np.linalg.det(system)
     usable = determinant > 0.05
     system[~usable] = np.eye(score.shape[1])
-    return np.linalg.solve(system, score[:, :, None])[:, :, 0]
+    return np.asarray(np.linalg.solve(system, score[:, :, None])[:, :, 0], dtype=np.float64)
 
 
 class _Border:

@@ -128,18 +128,14 @@ def _refuse(design: Design, bad: NDArray[np.bool_], what: str, values: Array, al
 
 
 def checked_index(index: Array, name: str) -> None:
-    """Refuse an index along which nothing can vary.
+    """Refuse an index with too few values for local lines.
 
     Raises
     ------
     DesignError
-        If it is constant or has fewer than four values.
+        If it has fewer than four values.
     """
     distinct = len(np.unique(index))
-    if distinct == 1:
-        raise DesignError(
-            f"the index {name!r} is {index[0]:g} in every row; nothing can vary along it, leave out vary:"
-        )
     if distinct < 4:
         raise DesignError(
             f"the index {name!r} has only {distinct} different values, at least 4 are needed for local lines; "

@@ -82,9 +82,10 @@ def varying_truth(
     gate = np.empty((len(u), experts - 1, 2))
     gate[:, :, 0] = (0.2 + tilt + a * 0.7 * (0.5 - u))[:, None]
     gate[:, :, 1] = (-0.4 + a * 0.5 * (u - 0.5))[:, None]
-    dispersion = np.ones((len(u), experts))
+    dispersion: Array = np.ones((len(u), experts))
     if family == "gaussian":
-        dispersion = 0.4 + 0.05 * np.arange(experts) + a * 0.05 * (u - 0.5)[:, None] * (-1.0) ** np.arange(experts)
+        sign = np.where(np.arange(experts) % 2 == 0, 1.0, -1.0)
+        dispersion = 0.4 + 0.05 * np.arange(experts) + a * 0.05 * np.outer(u - 0.5, sign)
     elif family == "negbinomial":
         dispersion = np.full((len(u), experts), 8.0)
     return VaryingTruth(u, expert, gate, dispersion)

@@ -15,7 +15,7 @@ def gate_target(slots: Slots, levels: Array, gate_row: Array) -> Target:
     """Probabilities of the experts at one row of gate covariates; (G, K)."""
     k, m = slots.n_experts, slots.n_gate_columns
     zeta = np.zeros((k, len(levels)))
-    zeta[1:] = np.einsum("gkm,m->kg", levels[:, slots.gates].reshape(-1, k - 1, m), gate_row)
+    zeta[1:] = np.einsum("gkm,m->kg", levels[:, slots.gates].reshape(len(levels), k - 1, m), gate_row)
     prob = np.exp(log_softmax(zeta)).T  # (G, K)
     jacobian = np.zeros((len(levels), k, slots.n))
     for c in range(1, k):
