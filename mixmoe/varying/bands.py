@@ -11,7 +11,8 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
+from scipy.stats import t as student
 
 from mixmoe.errors import ArgumentError
 from mixmoe.varying.critical import asymptotic_critical, multiplier_critical
@@ -24,6 +25,7 @@ Bias = Literal["rbc", "undersmooth", "none"]
 BIASES = ("rbc", "undersmooth", "none")
 METHODS = ("multiplier", "asymptotic", "bootstrap")
 DRAWS = 4000
+LEAST_DF = 4.0  # fewer degrees of freedom are not told apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +40,15 @@ class LevelProcess:
     degree : int
         Of the local polynomial behind it.
     bandwidth : float
-    failed : ndarray of bool, shape (G,)
-        Grid points whose local likelihood has no maximum near the fit; NaN in the covariance.
+    df : ndarray, shape (G, L)
+        Effective degrees of freedom of the variances.
     """
 
     levels: Array
     covariance: Array
     degree: int
     bandwidth: float
-    failed: NDArray[np.bool_]
+    df: Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +73,14 @@ class BandSet:
     Attributes
     ----------
     centre, se : ndarray, shape (G, R)
-    critical : ndarray, shape (R,)
-        Factor of the simultaneous band.
-    pointwise : float
-        Factor of the pointwise limits.
+    simultaneous, pointwise : ndarray, shape (G, R)
+        Factors of the simultaneous band and of the pointwise limits.
     """
 
     centre: Array
     se: Array
-    critical: Array
-    pointwise: float
+    simultaneous: Array
+    pointwise: Array
 
 
 def level_process(
@@ -115,10 +115,8 @@ def level_process(
     else:
         both = _with_gate(problem, coef, main, degree, shrink, correction)
         levels, covariance = both.levels, level_covariance(both, clusters)
-    n_grid, n_slots = levels.shape
-    shaped = covariance.reshape(n_grid, n_slots, n_grid, n_slots)
-    failed = ~np.isfinite(np.einsum("glgl->gl", shaped)).all(axis=1)
-    return LevelProcess(levels, shaped, degree, problem.windows.bandwidth * shrink, failed)
+    shaped = covariance.matrix.reshape(*levels.shape, *levels.shape)
+    return LevelProcess(levels, shaped, degree, problem.windows.bandwidth * shrink, covariance.df.reshape(levels.shape))
 
 
 def _one_bandwidth(problem: Problem, coef: Array, degree: int, bandwidth: float, correction: bool) -> Influence:
@@ -183,7 +181,7 @@ def target_bands(
     BandSet
     """
     n_targets = target.values.shape[1]
-    variance = np.empty_like(target.values)
+    variance, df = np.empty_like(target.values), np.empty_like(target.values)
     critical = np.empty(n_targets)
     common = asymptotic_critical(process.bandwidth / span, level, process.degree) if method == "asymptotic" else 0.0
     for r in range(n_targets):
@@ -192,10 +190,34 @@ def target_bands(
         inner = process.covariance[:, used][:, :, :, used]
         covariance = np.einsum("gl,glhm,hm->gh", jacobian, inner, jacobian, optimize=True)
         variance[:, r] = np.diag(covariance)
+        own = jacobian**2 * np.einsum("glgl->gl", inner)
+        df[:, r] = own.sum(axis=1) ** 2 / np.maximum((own**2 / process.df[:, used]).sum(axis=1), np.finfo(float).tiny)
         critical[r] = common if method == "asymptotic" else multiplier_critical(covariance, level, draws, rng)
     with np.errstate(invalid="ignore"):
         se = np.sqrt(variance)
-    return BandSet(target.values, se, critical, float(ndtri(0.5 + level / 2.0)))
+    pointwise = student_factor(np.full(n_targets, float(ndtri(0.5 + level / 2.0))), df)
+    return BandSet(target.values, se, student_factor(critical, df), pointwise)
+
+
+def student_factor(normal: Array, df: Array) -> Array:
+    """Factor of Student's t that is exceeded with the probability with which the normal exceeds `normal`.
+
+    Parameters
+    ----------
+    normal : ndarray, shape (R,)
+    df : ndarray, shape (G, R)
+
+    Returns
+    -------
+    ndarray, shape (G, R)
+
+    Notes
+    -----
+    The critical value of the process takes standard errors as known; near the ends of the index they rest on few rows.
+    """
+    limited = np.clip(np.nan_to_num(df, nan=LEAST_DF), LEAST_DF, None)
+    out: Array = student.isf(ndtr(-np.broadcast_to(normal, df.shape)), limited)
+    return out
 
 
 def identity_target(levels: Array, slots: NDArray[np.intp]) -> Target:

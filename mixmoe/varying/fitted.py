@@ -255,7 +255,7 @@ def point_covariance(
     whole = len(const) > 0
     local = build_local(problem, 1, points=None if whole else points)
     fit = maximise_local(local, local_start(local, coef if whole else coef[points]))
-    covariance = level_covariance(influence(local, fit.coef, correction), clusters)
+    covariance = level_covariance(influence(local, fit.coef, correction), clusters).matrix
     return _select(covariance, problem, const, vary, points if whole else np.arange(len(points)))
 
 
@@ -267,7 +267,7 @@ def _select(covariance: Array, problem: Problem, const: IntArray, vary: IntArray
 
 def band_frame_values(bands: BandSet) -> dict[str, Array]:
     """Limits of bands as arrays (G, R)."""
-    reach, wide = bands.pointwise * bands.se, bands.critical * bands.se
+    reach, wide = bands.pointwise * bands.se, bands.simultaneous * bands.se
     return {
         "center": bands.centre,
         "std_error": bands.se,

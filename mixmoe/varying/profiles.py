@@ -82,7 +82,8 @@ def band_frame(
             model, lambda levels: _target(model, request, levels).values, request.bias, request.level, request.n_boot,
             rng, request.n_jobs, request.progress,
         )  # fmt: skip
-        bands = BandSet(centred.values, span.se, span.critical, span.pointwise)
+        ones = np.ones_like(span.se)
+        bands = BandSet(centred.values, span.se, span.critical * ones, span.pointwise * ones)
     else:
         width = float(np.ptp(problem.rows.index))
         bands = target_bands(process, centred, request.level, request.method, width, rng, request.draws)

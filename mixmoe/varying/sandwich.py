@@ -213,7 +213,23 @@ def unit_influence(inf: Influence, rows: slice) -> Array:
     return out.reshape(stop - start, -1)
 
 
-def level_covariance(inf: Influence, clusters: IntArray | None = None) -> Array:
+@dataclass(frozen=True, slots=True)
+class LevelCovariance:
+    """Covariance of the levels, and how many rows it rests on.
+
+    Attributes
+    ----------
+    matrix : ndarray, shape (G L, G L)
+        Order: grid point, then function. NaN in rows and columns of points without a valid estimate.
+    df : ndarray, shape (G L,)
+        Effective degrees of freedom of each variance: that of a chi-square with the same relative spread.
+    """
+
+    matrix: Array
+    df: Array
+
+
+def level_covariance(inf: Influence, clusters: IntArray | None = None) -> LevelCovariance:
     """Covariance of the levels of all functions at all grid points.
 
     Parameters
@@ -224,18 +240,29 @@ def level_covariance(inf: Influence, clusters: IntArray | None = None) -> Array:
 
     Returns
     -------
-    ndarray, shape (G L, G L)
-        Order: grid point, then function. NaN in rows and columns of points without a valid estimate.
+    LevelCovariance
+
+    Notes
+    -----
+    A variance is a sum of squares of independent contributions, ``v = sum_i c_i^2``; Satterthwaite's degrees of freedom
+    ``2 v^2 / Var(v)`` become ``3 v^2 / sum_i c_i^4`` for normal ones.
     """
     size = inf.levels.size
+    chunks = [slice(start, min(start + CHUNK, inf.n)) for start in range(0, inf.n, CHUNK)]
     if clusters is not None:
         sums = np.zeros((int(clusters.max()) + 1, size))
-        for start in range(0, inf.n, CHUNK):
-            rows = slice(start, min(start + CHUNK, inf.n))
+        for rows in chunks:
             np.add.at(sums, clusters[rows], unit_influence(inf, rows))
-        return sums.T @ sums * (len(sums) / max(len(sums) - 1.0, 1.0))
-    out = np.zeros((size, size))
-    for start in range(0, inf.n, CHUNK):
-        chunk = unit_influence(inf, slice(start, min(start + CHUNK, inf.n)))
-        out += chunk.T @ chunk
-    return out
+        matrix, fourth = sums.T @ sums, (sums**4).sum(axis=0)
+        return LevelCovariance(matrix * (len(sums) / max(len(sums) - 1.0, 1.0)), _satterthwaite(matrix, fourth))
+    matrix, fourth = np.zeros((size, size)), np.zeros(size)
+    for rows in chunks:
+        chunk = unit_influence(inf, rows)
+        matrix += chunk.T @ chunk
+        fourth += (chunk**4).sum(axis=0)
+    return LevelCovariance(matrix, _satterthwaite(matrix, fourth))
+
+
+def _satterthwaite(matrix: Array, fourth: Array) -> Array:
+    variance = np.diag(matrix)
+    return 3.0 * variance**2 / np.maximum(fourth, np.finfo(float).tiny)
