@@ -140,7 +140,7 @@ def search(
         given, n_starts = contract(problem.structure, repeat_expert(problem.structure, one.params, 1))[0], 0
     limited = replace(_ROUGH, max_iter=min(_ROUGH.max_iter, control.max_iter), progress=control.progress)
     if not n_starts and given is not None:
-        return finish(problem, one, _climb_from(problem, one, given[None], limited), control)
+        return finish(problem, one, _climb_from(problem, one, given[None], limited), _MARGIN, control)
     part = problem.take(_search_order(problem, rng))
     base = one if part.n_subjects == problem.n_subjects else fit_one_expert(part, control)
     rough = explore(part, base, n_starts, limited, rng)
