@@ -62,7 +62,8 @@ class Moments:
         width = max(64, 40_000 // max(1, n_experts * max(q * q, p)))
         for start in range(0, self.n_subjects, width):
             where = slice(start, min(start + width, self.n_subjects))
-            yield where, self.take(where)
+            parts = (self.n, self.yy, self.Xy, self.XX, self.Zy, self.ZX, self.ZZ)
+            yield where, Moments(*(part[..., where] for part in parts))
 
 
 def build_moments(y: Array, X: Array, Z: Array, starts: NDArray[np.intp]) -> Moments:
@@ -138,9 +139,9 @@ def expert_posterior(m: Moments, beta: Array, T: Array, sigma: Array) -> ExpertP
     -------
     ExpertPosterior
     """
-    p, q, N, E = beta.shape[1], T.shape[1], m.n_subjects, beta.shape[0]
+    q, N, E = T.shape[1], m.n_subjects, beta.shape[0]
     Lam = T / sigma[:, None, None]
-    Xr = m.Xy - (beta @ m.XX.reshape(p, p * N)).reshape(E, p, N)
+    Xr = m.Xy - np.swapaxes(beta @ m.XX, 0, 1)
     rr = m.yy - np.einsum("ep,epn->en", beta, m.Xy + Xr)
     Zr = m.Zy - np.swapaxes(beta @ m.ZX, 0, 1)
     square = np.einsum("eia,ejc->eacij", Lam, Lam).reshape(E * q * q, q * q)
