@@ -4,6 +4,19 @@ from mixmoe import datasets, errors, simulate
 from mixmoe.api import fit, load
 from mixmoe.mixed.model import MEMoE
 from mixmoe.mixed.results import MEMoEResults
+from mixmoe.varying.model import VCMoE
+from mixmoe.varying.results import VCMoEResults
 
 __version__ = "0.1.0"
-__all__ = ["MEMoE", "MEMoEResults", "__version__", "datasets", "errors", "fit", "load", "simulate"]
+__all__ = [
+    "MEMoE",
+    "MEMoEResults",
+    "VCMoE",
+    "VCMoEResults",
+    "__version__",
+    "datasets",
+    "errors",
+    "fit",
+    "load",
+    "simulate",
+]

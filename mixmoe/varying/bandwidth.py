@@ -5,19 +5,18 @@ References
 Fan, J. and Gijbels, I. (1996). Local Polynomial Modelling and Its Applications, section 4.2.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from mixmoe.errors import DesignError
 from mixmoe.kernels.local import hermite_matrix
 from mixmoe.varying.estimate import Control, fit_functions
+from mixmoe.varying.parallel import run_all
 from mixmoe.varying.problem import Problem, Rows, Slots, build_problem
 from mixmoe.varying.setup import check_windows
 from mixmoe.varying.steps import Natural, natural_parameters
@@ -171,10 +170,8 @@ def _scored(
 ) -> Array:
     """Held-out log-likelihood per row, (bandwidths, folds)."""
     problems = [model.problem(h, model.settings["gate_bandwidth"]) for h in bandwidths]
-    run: Callable[..., Array] = _fold_scores
-    tasks = (delayed(run)(problems, held, seed) for seed, held in enumerate(members))
-    shown = tqdm(tasks, total=len(members), desc="bandwidth", disable=not progress)
-    return np.column_stack(Parallel(n_jobs=n_jobs)(shown))
+    tasks = [(problems, held, seed) for seed, held in enumerate(members)]
+    return np.column_stack(run_all(_fold_scores, tasks, n_jobs, progress, "bandwidth"))
 
 
 def _fold_scores(problems: list[Problem], held: IntArray, seed: int) -> Array:

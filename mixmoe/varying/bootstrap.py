@@ -4,14 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.special import ndtri
-from tqdm import tqdm
 
 from mixmoe.varying.estimate import Control, run_em
 from mixmoe.varying.fitted import FittedVCMoE
 from mixmoe.varying.local_likelihood import build_local, local_start, maximise_local
+from mixmoe.varying.parallel import run_all
 from mixmoe.varying.problem import Problem, Slots
 from mixmoe.varying.steps import own_natural
 
@@ -98,10 +97,8 @@ def bootstrap_bands(
     another order are left out.
     """
     seeds = rng.integers(0, 2**63 - 1, n_boot)
-    run: Callable[..., Array | None] = _replicate
-    tasks = (delayed(run)(model.problem, model.coef, model.clusters, bias, int(seed)) for seed in seeds)
-    shown = tqdm(tasks, total=n_boot, desc="bootstrap", disable=not progress)
-    found = [levels for levels in Parallel(n_jobs=n_jobs)(shown) if levels is not None]
+    tasks = [(model.problem, model.coef, model.clusters, bias, int(seed)) for seed in seeds]
+    found = [one for one in run_all(_replicate, tasks, n_jobs, progress, "bootstrap") if one is not None]
     draws = np.array([target(levels) for levels in found])  # (B, G, R)
     se = draws.std(axis=0, ddof=1)
     centre = draws.mean(axis=0) if model.clusters is not None else target(model.coef[:, 0])

@@ -7,15 +7,13 @@ Fan, J., Zhang, C. and Zhang, J. (2001). Generalized likelihood ratio statistics
 depend on the grid.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.stats import chi2
-from tqdm import tqdm
 
 from mixmoe.arguments import checked_choice, checked_count
 from mixmoe.em import EMFit
@@ -23,6 +21,7 @@ from mixmoe.errors import ArgumentError
 from mixmoe.varying.bootstrap import REFIT, with_draw
 from mixmoe.varying.estimate import Control, Run, run_em
 from mixmoe.varying.fitted import FittedVCMoE
+from mixmoe.varying.parallel import run_all
 from mixmoe.varying.problem import Problem
 
 Array = NDArray[np.float64]
@@ -190,10 +189,8 @@ def null_draws(
 ) -> Array:
     """Statistics of data drawn from the null fit, shape (n_boot,)."""
     seeds = rng.integers(0, 2**63 - 1, n_boot)
-    run: Callable[..., float] = draw_statistic
-    tasks = (delayed(run)(problem, null, slots, int(seed)) for seed in seeds)
-    shown = tqdm(tasks, total=n_boot, desc="GLR bootstrap", disable=not progress)
-    return np.array(Parallel(n_jobs=n_jobs)(shown))
+    tasks = [(problem, null, slots, int(seed)) for seed in seeds]
+    return np.array(run_all(draw_statistic, tasks, n_jobs, progress, "GLR bootstrap"))
 
 
 def draw_statistic(problem: Problem, null: Array, slots: NDArray[np.intp], seed: int) -> float:
