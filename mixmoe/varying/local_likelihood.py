@@ -27,6 +27,7 @@ BoolArray = NDArray[np.bool_]
 NEWTON_ROUNDS = (6, 6, 30)  # iterations; each round goes on with the grid points that have not converged
 NEWTON_TOLERANCE = 1e-8
 HALVINGS = 4
+FLAT = 0.02  # curvature, relative to that with known experts, below which a direction counts as flat
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,8 @@ def build_local(
     ----------
     problem : Problem
     degree : int
-        1 as in the fit, 2 for robust bias correction; dispersions of a negative binomial have one degree less.
+        1 as in the fit, 2 for robust bias correction. Dispersions keep the degree of the fit: a local parabola through
+        log sigma follows single rows near the ends, and makes everything else there look more certain than it is.
     bandwidth : float, optional
         By default that of the experts.
     points : ndarray of int, optional
@@ -128,7 +130,9 @@ def build_local(
     h = problem.windows.bandwidth if bandwidth is None else bandwidth
     grid = problem.windows.grid if points is None else problem.windows.grid[points]
     windows = known[h] if h in known and points is None else build_windows(problem.rows.index, grid, h)
-    free = (np.arange(degree + 1)[:, None] <= problem.order + degree - 1) & ~problem.const
+    order = problem.order + degree - 1
+    order[problem.slots.dispersions] = problem.order[problem.slots.dispersions]
+    free = (np.arange(degree + 1)[:, None] <= order) & ~problem.const
     return Local(problem, windows, free, _parts(problem))
 
 
@@ -382,10 +386,24 @@ def _direction(local: Local, block: Block, terms: NaturalTerms) -> Array:
     """Newton direction at each grid point of a block, (g, D, L)."""
     gradient = local_gradient(local, block, terms)
     matrix = local_information(local, block, terms.information, terms.kernel)
+    flat = gradient.reshape(len(gradient), -1)
     bad = ~_positive_definite(matrix)
-    if bad.any():
-        matrix[bad] = local_information(local, block, terms.complete, terms.kernel)[bad]
-    return solve_scaled(matrix, gradient.reshape(len(gradient), -1)).reshape(gradient.shape)
+    if not bad.any():
+        return solve_scaled(matrix, flat).reshape(gradient.shape)
+    complete = local_information(local, block, terms.complete, terms.kernel)[bad]
+    step = np.empty_like(flat)
+    step[~bad] = solve_scaled(matrix[~bad], flat[~bad])
+    step[bad] = _uphill(matrix[bad], flat[bad], np.einsum("gii->gi", complete))
+    return step.reshape(gradient.shape)
+
+
+def _uphill(matrix: Array, gradient: Array, scale: Array) -> Array:
+    """Newton direction with the curvature turned positive: away from saddle points, which plain EM leaves slowly."""
+    root = 1.0 / np.sqrt(np.maximum(scale, 1e-300))
+    values, vectors = np.linalg.eigh(0.5 * (matrix + np.swapaxes(matrix, 1, 2)) * root[:, :, None] * root[:, None, :])
+    turned = np.einsum("gji,gj->gi", vectors, gradient * root) / np.maximum(np.abs(values), FLAT)
+    out: Array = np.einsum("gij,gj->gi", vectors, turned) * root
+    return out
 
 
 def _positive_definite(matrix: Array) -> BoolArray:
