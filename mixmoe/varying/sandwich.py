@@ -245,7 +245,8 @@ def level_covariance(inf: Influence, clusters: IntArray | None = None) -> LevelC
     Notes
     -----
     A variance is a sum of squares of independent contributions, ``v = sum_i c_i^2``; Satterthwaite's degrees of freedom
-    ``2 v^2 / Var(v)`` become ``3 v^2 / sum_i c_i^4`` for normal ones.
+    are ``2 v^2 / Var(v)``, and ``sum_i c_i^4`` stands in for ``Var(v)``. It is never smaller; normal contributions would
+    allow ``2/3`` of it, but those of a mixture are near zero whenever a row belongs to another expert.
     """
     size = inf.levels.size
     chunks = [slice(start, min(start + CHUNK, inf.n)) for start in range(0, inf.n, CHUNK)]
@@ -265,4 +266,4 @@ def level_covariance(inf: Influence, clusters: IntArray | None = None) -> LevelC
 
 def _satterthwaite(matrix: Array, fourth: Array) -> Array:
     variance = np.diag(matrix)
-    return 3.0 * variance**2 / np.maximum(fourth, np.finfo(float).tiny)
+    return 2.0 * variance**2 / np.maximum(fourth, np.finfo(float).tiny)

@@ -69,11 +69,12 @@ def main():
     parser.add_argument("--n", type=int, default=1000)
     parser.add_argument("--bias", default="rbc")
     parser.add_argument("--bandwidth", default="cv")
+    parser.add_argument("--first", type=int, default=0, help="number of the first replicate, to go on with a study")
     parser.add_argument("--jobs", type=int, default=1)
     given = parser.parse_args()
     bandwidth = given.bandwidth if given.bandwidth in ("cv", "rule") else float(given.bandwidth)
     began = time.perf_counter()
-    tasks = (delayed(replicate)(given.n, given.bias, bandwidth, s) for s in range(given.replicates))
+    tasks = (delayed(replicate)(given.n, given.bias, bandwidth, s) for s in range(given.first, given.first + given.replicates))
     found = Parallel(n_jobs=given.jobs)(tasks)
     names = [name for name in found[0] if name not in ("bandwidth", "converged")]
     h = np.array([f["bandwidth"] for f in found])
