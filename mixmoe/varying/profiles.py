@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError, DesignError
@@ -90,6 +91,8 @@ def band_frame(
     values = {"estimate": _target(model, request, model.coef[:, 0]).values, **band_frame_values(bands)}
     if request.of == "coefficients":
         values = _dispersions_exponentiated(model, values)
+    if request.of == "probabilities":
+        values = _inside_unit_interval(values)
     return _frame(labels, str(model.design.names.index), problem.windows.grid, values)
 
 
@@ -99,6 +102,15 @@ def _dispersions_exponentiated(model: FittedVCMoE, values: dict[str, Array]) -> 
     out = {name: value.copy() for name, value in values.items()}
     for name in out:
         out[name][:, where] = centre * values[name][:, where] if name == "std_error" else np.exp(values[name][:, where])
+    return out
+
+
+def _inside_unit_interval(values: dict[str, Array]) -> dict[str, Array]:
+    """Limits of probabilities computed on the logit scale with the same factors."""
+    out, p = dict(values), values["center"]
+    spread = np.maximum(p * (1.0 - p), np.finfo(float).tiny)
+    for name in ("conf_low", "conf_high", "band_low", "band_high"):
+        out[name] = expit(logit(p) + (values[name] - p) / spread)
     return out
 
 
