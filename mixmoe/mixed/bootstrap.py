@@ -45,7 +45,7 @@ def bootstrap_covariance(
     n_boot : int
         Resamples.
     n_jobs : int
-        Worker processes (joblib); the result does not depend on it.
+        Worker processes (joblib), -1 for all cores; the result does not depend on it.
     rng : int, numpy.random.Generator or None
     progress : bool, optional
 
@@ -55,6 +55,8 @@ def bootstrap_covariance(
         After Ctrl-C from the resamples that were ready; its note counts them and those that failed.
     """
     n_boot = checked_count(n_boot, "n_boot", least=2)
+    if n_jobs != -1:
+        checked_count(n_jobs, "n_jobs")
     task = _Resample(problem, coordinates, theta)
     draws = replicate(task, n_boot, checked_rng(rng), n_jobs, "bootstrap", progress)
     kept = np.array([draw for draw in draws.values if np.isfinite(draw).all()])

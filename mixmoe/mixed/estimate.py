@@ -169,7 +169,8 @@ def _candidates(logliks: Array, margin: float) -> NDArray[np.intp]:
     """Positions, best first, of values within `margin` of the best that differ by more than `_SAME`."""
     order = np.argsort(-logliks, kind="stable")
     apart = np.ones(order.size, dtype=bool)
-    apart[1:] = -np.diff(logliks[order]) > _SAME
+    with np.errstate(invalid="ignore"):  # two collapsed solutions, both of -inf, are not apart
+        apart[1:] = -np.diff(logliks[order]) > _SAME
     apart &= logliks[order] >= logliks[order[0]] - margin
     return order[apart][:_FINISHED]
 

@@ -362,7 +362,8 @@ def cluster_codes(cluster: Any, design: Design) -> NDArray[np.int64]:
 
     Parameters
     ----------
-    cluster : mapping or Series by subject label, or array with one entry per row of the data
+    cluster : mapping or Series by subject label, or array or Series with one entry per row of the data
+        A Series as long as the data is read row by row, whatever its index, unless each subject has one row.
     design : Design
 
     Returns
@@ -376,7 +377,9 @@ def cluster_codes(cluster: Any, design: Design) -> NDArray[np.int64]:
     """
     if cluster is None:
         raise ArgumentError("cov_type='cluster' needs cluster=, the cluster of each subject (by label) or of each row")
-    if isinstance(cluster, Mapping | pd.Series) and all(label in cluster for label in design.labels):
+    by_row_anyway = isinstance(cluster, pd.Series) and len(cluster) == design.n_input > design.n_units
+    by_label = isinstance(cluster, Mapping | pd.Series) and not by_row_anyway
+    if by_label and all(label in cluster for label in design.labels):
         values = [cluster[label] for label in design.labels]
     else:
         rows = np.asarray(cluster)
