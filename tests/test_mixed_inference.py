@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import chi2
 
 import mixmoe as mm
-from mixmoe.errors import ArgumentError, BoundaryWarning
+from mixmoe.errors import ArgumentError, BoundaryWarning, DegeneracyWarning
 from mixmoe.inference.tests import InvalidTest
 from mixmoe.mixed.bootstrap import _Resample
 from mixmoe.mixed.covariance import Basis, invert_information
@@ -67,7 +67,8 @@ def test_clusters(form, fit, brute, data):
     }
     cluster = cluster[form]
     summed = np.array([scores[[site[i] == g for i in fit.model.design.labels]].sum(axis=0) for g in range(7)])
-    other = fit.with_cov("cluster", cluster=cluster)
+    with pytest.warns(DegeneracyWarning, match="There are only 7 clusters, not more than the"):
+        other = fit.with_cov("cluster", cluster=cluster)
     ours, theirs = other.cov_params().to_numpy(), inverse @ (summed.T @ summed) @ inverse
     size = np.sqrt(np.diag(inverse))
     np.testing.assert_allclose(ours / np.outer(size, size), theirs / np.outer(size, size), atol=1e-5)
@@ -79,6 +80,7 @@ def test_each_subject_its_own_cluster_is_robust(fit):
     assert own.cov_params().to_numpy() == pytest.approx(fit.cov_params().to_numpy())
 
 
+@pytest.mark.filterwarnings("ignore:There are only 5 clusters")
 def test_clusters_at_the_door(fit, data):
     labels = data["id"] % 5
     direct = mm.fit(FORMULA, data, start=fit, cov_type="cluster", cluster=labels.to_numpy())
@@ -90,6 +92,10 @@ def test_clusters_at_the_door(fit, data):
 def test_bad_clusters_are_refused(fit, data):
     with pytest.raises(ArgumentError, match="cov_type='cluster' needs cluster="):
         fit.with_cov("cluster")
+    with pytest.raises(
+        ArgumentError, match=r"cluster must hold the clusters, not their name, got 'id'; pass data\['id'\]"
+    ):
+        fit.with_cov("cluster", cluster="id")
     with pytest.raises(
         ArgumentError, match=r"cluster must have one entry per row of the data \(240\) .* got shape \(3,\)"
     ):

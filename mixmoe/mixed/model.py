@@ -176,6 +176,8 @@ class MEMoE:
         n_starts = default if starts is None else checked_count(starts, "starts", least=1 if given is None else 0)
         fit = self._record(search(self.problem, n_starts, control, generator, given))
         warn_flags(fit.flags)
+        if cov_type == "bootstrap":
+            cov_options = {"rng": generator, "progress": progress, **cov_options}
         return MEMoEResults(self, fit, self.covariance(fit, cov_type, **cov_options))
 
     def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
@@ -377,6 +379,8 @@ def cluster_codes(cluster: Any, design: Design) -> NDArray[np.int64]:
     """
     if cluster is None:
         raise ArgumentError("cov_type='cluster' needs cluster=, the cluster of each subject (by label) or of each row")
+    if isinstance(cluster, str):
+        raise ArgumentError(f"cluster must hold the clusters, not their name, got {cluster!r}; pass data[{cluster!r}]")
     by_row_anyway = isinstance(cluster, pd.Series) and len(cluster) == design.n_input > design.n_units
     by_label = isinstance(cluster, Mapping | pd.Series) and not by_row_anyway
     if by_label and all(label in cluster for label in design.labels):
