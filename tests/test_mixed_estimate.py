@@ -194,6 +194,16 @@ def test_a_start_on_the_boundary_is_accepted(fit, data):
     assert again.llf == pytest.approx(fit.llf, abs=1e-6)
 
 
+@pytest.mark.parametrize("cov_re", ["expert", "common", "proportional"])
+def test_a_start_without_random_effects_is_left(cov_re, data):
+    """At a variance of zero the score is zero by symmetry; an ascent must not take that for a maximum."""
+    formula = "y ~ time + x1 | gate: z1 | re: (1 + time || id)"
+    fit = mm.fit(formula, data, rng=0, cov_re=cov_re)
+    start = fit.params.where(~fit.params.index.str.startswith("sd"), 0.0)
+    again = mm.fit(formula, data, start=start, cov_re=cov_re)
+    assert again.llf == pytest.approx(fit.llf, abs=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore:Only one of", "ignore::mixmoe.errors.BoundaryWarning")
 def test_too_few_iterations_are_flagged(data):
     with pytest.warns(ConvergenceWarning, match=r"stopped before it converged \(largest score .* raise max_iter"):

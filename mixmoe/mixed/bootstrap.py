@@ -13,7 +13,7 @@ from mixmoe.errors import ArgumentError
 from mixmoe.inference.covariance import ParamCov
 from mixmoe.inference.resample import replicate
 from mixmoe.mixed.coordinates import Coordinates
-from mixmoe.mixed.estimate import guarded, permute
+from mixmoe.mixed.estimate import guarded, off_boundary, permute
 from mixmoe.mixed.likelihood import Problem
 from mixmoe.mixed.natural import to_natural
 from mixmoe.mixed.starts import inverse_outer_product
@@ -81,7 +81,7 @@ class _Resample:
     def __call__(self, rng: np.random.Generator) -> Array:
         N = self.problem.n_subjects
         sample = self.problem.take(np.sort(rng.integers(N, size=N)))
-        start = self.theta[None]
+        start = off_boundary(sample, self.theta)[None]
         end = climb(guarded(sample, _SIGMA_FLOOR), start, inverse_outer_product(sample, start), N, _CONTROL)
         if not end.converged[0]:
             return np.full(self.theta.size, np.nan)

@@ -33,6 +33,7 @@ _PART_MARGIN = 20.0  # or this far if that was found on some of the subjects
 _ROUGH = Control(max_iter=80, tol=1e-4, min_gain=1e-5)
 _SIGMA_BARRIER = 1e-4  # fractions of the one-expert residual standard deviation
 _SIGMA_COLLAPSED = 1e-3
+_SMALL_EFFECT = 0.05  # in working coordinates, where the pooled residual standard deviation is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,19 @@ def permute_params(params: Params, order: Sequence[int]) -> Params:
     return Params(gamma, params.beta[:, index], params.factor[:, index], params.sigma[:, index])
 
 
+def off_boundary(problem: Problem, theta: Array) -> Array:
+    """The free vector, shape (P,), with small random effects in the place of none.
+
+    Where a variance is zero the score in its factor is zero too, by symmetry, whatever the data: no ascent would leave.
+    """
+    rows, columns = problem.structure.factor_entries
+    free, moved = problem.free, theta.copy()
+    diagonal = np.unique(free.factor[:, rows == columns])
+    at = np.append(diagonal, free.scale[free.scale >= 0])
+    moved[at] = np.where(np.abs(theta[at]) < _SMALL_EFFECT, _SMALL_EFFECT, theta[at])
+    return moved
+
+
 def order_experts(problem: Problem, theta: Array) -> Array:
     """The free vector with experts by decreasing mean gate probability."""
     gamma = expand(problem.structure, problem.free, theta[None]).gamma
@@ -135,6 +149,8 @@ def search(
     -------
     Search
     """
+    if given is not None:
+        given = off_boundary(problem, given)
     limited = replace(_ROUGH, max_iter=min(_ROUGH.max_iter, control.max_iter), progress=control.progress)
     if problem.structure.n_experts == 1 and given is None:
         rough = climb_one_expert(problem, limited)
