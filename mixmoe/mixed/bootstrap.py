@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from mixmoe.arguments import checked_count, checked_rng
 from mixmoe.em import Control, climb
 from mixmoe.errors import ArgumentError
-from mixmoe.inference.covariance import ParamCov
+from mixmoe.inference.covariance import ParamCov, without_parameters
 from mixmoe.inference.resample import replicate
 from mixmoe.mixed.coordinates import Coordinates
+from mixmoe.mixed.covariance import find_boundary
 from mixmoe.mixed.estimate import guarded, off_boundary, permute
 from mixmoe.mixed.likelihood import Problem
 from mixmoe.mixed.natural import to_natural
@@ -67,7 +68,8 @@ def bootstrap_covariance(
         note += f", interrupted before {n_boot} were done"
     if len(kept) < len(draws.values):
         note += f", {len(draws.values) - len(kept)} more did not converge"
-    return ParamCov(np.atleast_2d(np.cov(kept, rowvar=False)), "bootstrap", note)
+    blank = list(find_boundary(problem, coordinates, theta).blank)
+    return ParamCov(without_parameters(np.atleast_2d(np.cov(kept, rowvar=False)), blank), "bootstrap", note)
 
 
 @dataclass(frozen=True, slots=True)

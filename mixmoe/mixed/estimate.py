@@ -28,6 +28,7 @@ _SEARCH_ABOVE = 1000  # with more subjects than this the search for starts runs 
 _SEARCH_SUBJECTS = 500
 _FINISHED = 5  # candidates that are run to full convergence, on all subjects
 _SHARP = 0.01  # of the tolerance: what quasi-Newton aims at before Newton steps are called in
+_STANDSTILL = 1e-11  # gain in log-likelihood of an ascent that creeps along the edge of a collapse
 _MARGIN = 1.0  # candidates may lie this far below the best rough value,
 _PART_MARGIN = 20.0  # or this far if that was found on some of the subjects
 _ROUGH = Control(max_iter=80, tol=1e-4, min_gain=1e-5)
@@ -247,7 +248,8 @@ def finish(problem: Problem, sigma_one: float, rough: Climb, margin: float, cont
     """End points within `margin` of the best run to convergence on all subjects; the best polished by Newton steps."""
     rough_rank = _ranked(problem, sigma_one, rough)
     candidates = _candidates(rough_rank, margin)
-    limit = replace(control, tol=_SHARP * control.tol, max_iter=0 if rough.interrupted else control.max_iter)
+    limit = replace(control, tol=_SHARP * control.tol, min_gain=_STANDSTILL)
+    limit = replace(limit, max_iter=0) if rough.interrupted else limit
     found = _climb_from(problem, sigma_one, rough.theta[candidates], limit)
     rank = _ranked(problem, sigma_one, found)
     best = int(np.argmax(rank >= rank.max() - _SAME))  # of equals the one that was best before

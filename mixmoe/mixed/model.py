@@ -178,7 +178,12 @@ class MEMoE:
         warn_flags(fit.flags)
         if cov_type == "bootstrap":
             cov_options = {"rng": generator, "progress": progress, **cov_options}
-        return MEMoEResults(self, fit, self.covariance(fit, cov_type, **cov_options))
+        try:
+            cov = self.covariance(fit, cov_type, **cov_options)
+        except KeyboardInterrupt:
+            blank = np.full((fit.params.size, fit.params.size), np.nan)
+            cov = ParamCov(blank, checked_cov_type(cov_type), f"interrupted; with_cov({cov_type!r}) computes them")
+        return MEMoEResults(self, fit, cov)
 
     def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
         """Covariance of the estimates of `fit`.
