@@ -255,18 +255,18 @@ def test_collinear_columns_are_left_out_with_a_warning_that_names_them():
 
 def test_a_constant_gate_covariate_is_left_out():
     with pytest.warns(CollinearityWarning, match=r"column 'c' of gate: was left out: it is constant"):
-        fit = mm.fit("y ~ time | gate: c | re: (0 | id)", good().assign(c=1.0), rng=0, starts=4)
+        fit = mm.fit("y ~ time | gate: c | re: (0 | id)", good().assign(c=1.0), rng=0)
     assert [name for name in fit.params.index if name.startswith("gate")] == ["gate2.Intercept"]
 
 
 def test_subjects_that_are_floats_with_missing_values():
     data = good()
     data["id"] = data["id"].str[1:].astype(float)
-    complete = mm.fit("y ~ time | re: (1 | id)", data[data["id"] != 3], rng=0, starts=4)
+    complete = mm.fit("y ~ time | re: (1 | id)", data[data["id"] != 3], rng=0)
     data.loc[data["id"] == 3, "id"] = np.nan
     before = data.copy()
     with pytest.warns(DroppedRowsWarning, match=r"4 of 120 rows were left out because of missing values \(id: 4\)"):
-        fit = mm.fit("y ~ time | re: (1 | id)", data, rng=0, starts=4)
+        fit = mm.fit("y ~ time | re: (1 | id)", data, rng=0)
     assert fit.n_units == 29
     assert fit.llf == pytest.approx(complete.llf, abs=1e-9)
     pd.testing.assert_frame_equal(data, before)
@@ -274,7 +274,7 @@ def test_subjects_that_are_floats_with_missing_values():
 
 @pytest.fixture(scope="module")
 def fit():
-    return mm.fit("y ~ time + C(g) | gate: z | re: (1 | id)", good(), rng=0, starts=4)
+    return mm.fit("y ~ time + C(g) | gate: z | re: (1 | id)", good(), rng=0)
 
 
 def test_a_subject_unseen_at_prediction_is_a_stranger(fit):
@@ -331,6 +331,6 @@ def test_frames_and_ids_of_all_kinds_give_the_same_fit(make, subject):
     frame = pytest.importorskip("polars").from_pandas(data) if make == "polars" else make(data)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fit = mm.fit(FORMULA, frame, rng=0, starts=6)
-    assert fit.llf == pytest.approx(mm.fit(FORMULA, good(), rng=0, starts=6).llf, abs=1e-8)
+        fit = mm.fit(FORMULA, frame, rng=0)
+    assert fit.llf == pytest.approx(mm.fit(FORMULA, good(), rng=0).llf, abs=1e-8)
     assert set(fit.responsibilities.index) == set(data["id"])

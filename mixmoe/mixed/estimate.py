@@ -28,11 +28,13 @@ _SEARCH_ABOVE = 1000  # with more subjects than this the search for starts runs 
 _SEARCH_SUBJECTS = 500
 _FINISHED = 5  # candidates that are run to full convergence, on all subjects
 _SHARP = 0.01  # of the tolerance: what quasi-Newton aims at before Newton steps are called in
+_STANDSTILL = 1e-11  # gain in log-likelihood of an ascent that creeps along the edge of a collapse
 _MARGIN = 1.0  # candidates may lie this far below the best rough value,
 _PART_MARGIN = 20.0  # or this far if that was found on some of the subjects
 _ROUGH = Control(max_iter=80, tol=1e-4, min_gain=1e-5)
 _SIGMA_BARRIER = 1e-4  # fractions of the one-expert residual standard deviation
 _SIGMA_COLLAPSED = 1e-3
+_SMALL_EFFECT = 0.05  # in working coordinates, where the pooled residual standard deviation is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,19 @@ def permute_params(params: Params, order: Sequence[int]) -> Params:
     return Params(gamma, params.beta[:, index], params.factor[:, index], params.sigma[:, index])
 
 
+def off_boundary(problem: Problem, theta: Array) -> Array:
+    """The free vector, shape (P,), with small random effects in the place of none.
+
+    Where a variance is zero the score in its factor is zero too, by symmetry, whatever the data: no ascent would leave.
+    """
+    rows, columns = problem.structure.factor_entries
+    free, moved = problem.free, theta.copy()
+    diagonal = np.unique(free.factor[:, rows == columns])
+    at = np.append(diagonal, free.scale[free.scale >= 0])
+    moved[at] = np.where(np.abs(theta[at]) < _SMALL_EFFECT, _SMALL_EFFECT, theta[at])
+    return moved
+
+
 def order_experts(problem: Problem, theta: Array) -> Array:
     """The free vector with experts by decreasing mean gate probability."""
     gamma = expand(problem.structure, problem.free, theta[None]).gamma
@@ -135,6 +150,8 @@ def search(
     -------
     Search
     """
+    if given is not None:
+        given = off_boundary(problem, given)
     limited = replace(_ROUGH, max_iter=min(_ROUGH.max_iter, control.max_iter), progress=control.progress)
     if problem.structure.n_experts == 1 and given is None:
         rough = climb_one_expert(problem, limited)
@@ -169,7 +186,8 @@ def _candidates(logliks: Array, margin: float) -> NDArray[np.intp]:
     """Positions, best first, of values within `margin` of the best that differ by more than `_SAME`."""
     order = np.argsort(-logliks, kind="stable")
     apart = np.ones(order.size, dtype=bool)
-    apart[1:] = -np.diff(logliks[order]) > _SAME
+    with np.errstate(invalid="ignore"):  # two collapsed solutions, both of -inf, are not apart
+        apart[1:] = -np.diff(logliks[order]) > _SAME
     apart &= logliks[order] >= logliks[order[0]] - margin
     return order[apart][:_FINISHED]
 
@@ -230,7 +248,8 @@ def finish(problem: Problem, sigma_one: float, rough: Climb, margin: float, cont
     """End points within `margin` of the best run to convergence on all subjects; the best polished by Newton steps."""
     rough_rank = _ranked(problem, sigma_one, rough)
     candidates = _candidates(rough_rank, margin)
-    limit = replace(control, tol=_SHARP * control.tol, max_iter=0 if rough.interrupted else control.max_iter)
+    limit = replace(control, tol=_SHARP * control.tol, min_gain=_STANDSTILL)
+    limit = replace(limit, max_iter=0) if rough.interrupted else limit
     found = _climb_from(problem, sigma_one, rough.theta[candidates], limit)
     rank = _ranked(problem, sigma_one, found)
     best = int(np.argmax(rank >= rank.max() - _SAME))  # of equals the one that was best before

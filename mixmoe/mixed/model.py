@@ -176,7 +176,14 @@ class MEMoE:
         n_starts = default if starts is None else checked_count(starts, "starts", least=1 if given is None else 0)
         fit = self._record(search(self.problem, n_starts, control, generator, given))
         warn_flags(fit.flags)
-        return MEMoEResults(self, fit, self.covariance(fit, cov_type, **cov_options))
+        if cov_type == "bootstrap":
+            cov_options = {"rng": generator, "progress": progress, **cov_options}
+        try:
+            cov = self.covariance(fit, cov_type, **cov_options)
+        except KeyboardInterrupt:
+            blank = np.full((fit.params.size, fit.params.size), np.nan)
+            cov = ParamCov(blank, checked_cov_type(cov_type), f"interrupted; with_cov({cov_type!r}) computes them")
+        return MEMoEResults(self, fit, cov)
 
     def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
         """Covariance of the estimates of `fit`.
@@ -362,7 +369,8 @@ def cluster_codes(cluster: Any, design: Design) -> NDArray[np.int64]:
 
     Parameters
     ----------
-    cluster : mapping or Series by subject label, or array with one entry per row of the data
+    cluster : mapping or Series by subject label, or array or Series with one entry per row of the data
+        A Series as long as the data is read row by row, whatever its index, unless each subject has one row.
     design : Design
 
     Returns
@@ -376,7 +384,11 @@ def cluster_codes(cluster: Any, design: Design) -> NDArray[np.int64]:
     """
     if cluster is None:
         raise ArgumentError("cov_type='cluster' needs cluster=, the cluster of each subject (by label) or of each row")
-    if isinstance(cluster, Mapping | pd.Series) and all(label in cluster for label in design.labels):
+    if isinstance(cluster, str):
+        raise ArgumentError(f"cluster must hold the clusters, not their name, got {cluster!r}; pass data[{cluster!r}]")
+    by_row_anyway = isinstance(cluster, pd.Series) and len(cluster) == design.n_input > design.n_units
+    by_label = isinstance(cluster, Mapping | pd.Series) and not by_row_anyway
+    if by_label and all(label in cluster for label in design.labels):
         values = [cluster[label] for label in design.labels]
     else:
         rows = np.asarray(cluster)

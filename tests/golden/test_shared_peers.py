@@ -80,7 +80,8 @@ def test_best_known_maximum(entry):
     assert fit.llf > entry["loglik"] - LOGLIK
     assert fit.model.largest_score(fit.params) < SCORE
     if not entry["regular"]:
-        assert fit.flags or fit.llf > entry["loglik"] + LOGLIK
+        singular = entry["flags"]["boundary_D"] or entry["flags"]["separated_gating"]
+        assert fit.flags or not singular or fit.llf > entry["loglik"] + LOGLIK
         return
     assert fit.converged
     if fit.llf > entry["loglik"] + LOGLIK:
