@@ -39,3 +39,23 @@ class Curve:
     expert: int | None = None
     xlabel: str = ""
     ylabel: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Observed series to be drawn thinly behind curves.
+
+    Attributes
+    ----------
+    x, y : ndarray, shape (n,)
+        Rows sorted by unit.
+    codes : ndarray of int, shape (n,)
+        Unit of each row, 0..N-1, non-decreasing.
+    experts : ndarray of int, shape (N,)
+        Most probable expert of each unit, counted from 1.
+    """
+
+    x: Array
+    y: Array
+    codes: NDArray[np.int64]
+    experts: NDArray[np.int64]

@@ -1,6 +1,10 @@
 """A table as a record: what to print, not how."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from mixmoe.errors import ArgumentError
 
 Cell = float | int | str | None
 
@@ -21,7 +25,8 @@ class Table:
     cells : tuple of tuple of (float, int, str or None)
         One tuple per row; None prints blank.
     formats : tuple of str
-        Format specification per column, applied to numbers only, e.g. ``".4g"``, ``".3f"``, ``"p"`` for p-values.
+        Format specification per column, applied to numbers only, e.g. ``".4g"``, ``".3f"``; ``"num"`` for four decimals
+        unless the number is very large or small, ``"p"`` for p-values.
     notes : tuple of str
         Lines printed under the table.
     """
@@ -33,3 +38,57 @@ class Table:
     cells: tuple[tuple[Cell, ...], ...]
     formats: tuple[str, ...]
     notes: tuple[str, ...] = ()
+
+
+def format_cell(cell: Cell, spec: str = "num") -> str:
+    """Text of one cell; None and NaN are blank, whole numbers keep no decimals.
+
+    Parameters
+    ----------
+    cell : float, int, str or None
+    spec : str
+        As in `Table.formats`.
+
+    Returns
+    -------
+    str
+    """
+    if cell is None:
+        return ""
+    if isinstance(cell, str | bool | int):
+        return str(cell)
+    value = float(cell)
+    if math.isnan(value):
+        return ""
+    if spec == "p":
+        return "<0.001" if value < 0.0005 else f"{value:.3f}"
+    if spec == "num":
+        return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.4g}"
+    return format(value, spec)
+
+
+def body(table: Table) -> tuple[tuple[str, ...], ...]:
+    """Texts of the cells of a table, one tuple per row."""
+    return tuple(
+        tuple(format_cell(cell, spec) for cell, spec in zip(row, table.formats, strict=True)) for row in table.cells
+    )
+
+
+def choose(tables: Sequence[Table], keys: Sequence[str] | str | None) -> tuple[Table, ...]:
+    """The tables with the given keys, in the order of the keys; all of them if None.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no table with one of the keys.
+    """
+    if keys is None:
+        return tuple(tables)
+    known = {table.key: table for table in tables}
+    wanted = (keys,) if isinstance(keys, str) else tuple(keys)
+    for key in wanted:
+        if key not in known:
+            raise ArgumentError(f"there is no table {key!r}; tables are {', '.join(map(repr, known))}")
+    if not wanted:
+        raise ArgumentError(f"tables must name at least one of {', '.join(map(repr, known))}, got {keys!r}")
+    return tuple(known[key] for key in wanted)

@@ -1,0 +1,155 @@
+"""Checks of data against a formula: every message names the column and the first offending row."""
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mixmoe._formulaic import Materialized
+from mixmoe._frame import FrameView, first_infinite, is_numeric, shown
+from mixmoe._recipe import WHERE, Recipe
+from mixmoe._rows import Rows
+from mixmoe.errors import DesignError
+
+Array = NDArray[np.float64]
+
+
+_MANY_LEVELS = 200
+
+
+def check_types(rows: Rows, frame: FrameView, recipe: Recipe, wanted: tuple[str, ...]) -> None:
+    """Raise for columns that no design can be built from, before anything is computed.
+
+    Raises
+    ------
+    DesignError
+        For a response or index that is not numeric, a date used as a covariate, numbers read as text.
+    """
+    for section in wanted:
+        for used in recipe.names[section]:
+            if used.name in rows.columns and not used.called:
+                values = rows.columns[used.name]
+                if used.plain and section in ("response", "index") and not is_numeric(values):
+                    raise _not_numeric(values, used.name, section, rows, frame)
+                if used.plain:
+                    _check_covariate(values, used.name, section, rows, frame)
+
+
+def _not_numeric(values: pd.Series, name: str, section: str, rows: Rows, frame: FrameView) -> DesignError:
+    i = _first_text(values)
+    what = {"response": "the response", "index": "the index"}[section]
+    return DesignError(
+        f"{what} {name!r} must be numeric, got {shown(values.iloc[i])} in row {label_of(rows, frame, i)} "
+        f"(type {values.dtype}); convert it, for example with pd.to_numeric"
+    )
+
+
+def _first_text(values: pd.Series) -> int:
+    """Place of the first value that is no number; the first value if all could be read as numbers."""
+    if not (values.dtype == object or isinstance(values.dtype, pd.StringDtype | pd.CategoricalDtype)):
+        return 0
+    unreadable = np.asarray(pd.to_numeric(values.astype(object), errors="coerce").isna())
+    return int(unreadable.argmax()) if unreadable.any() else 0
+
+
+def _check_covariate(values: pd.Series, name: str, section: str, rows: Rows, frame: FrameView) -> None:
+    if is_numeric(values):
+        return
+    kind = pd.api.types.infer_dtype(values, skipna=True)
+    if kind.startswith(("date", "time", "period", "complex")):
+        raise DesignError(
+            f"column {name!r} in {WHERE[section]} holds {kind} values, such as {shown(values.iloc[0])}; terms are computed "
+            "from numbers, texts or categories; convert it, for example dates to days since a start"
+        )
+    levels = values.nunique()
+    if levels > _MANY_LEVELS and levels > len(values) / 2:
+        i = _first_text(values)
+        raise DesignError(
+            f"column {name!r} in {WHERE[section]} holds {levels} different texts in {len(values)} rows, such as "
+            f"{shown(values.iloc[i])} in row {label_of(rows, frame, i)}; convert numbers read as text with "
+            "pd.to_numeric; true categories need fewer levels"
+        )
+
+
+def check_columns(built: Materialized, recipe: Recipe) -> None:
+    """Raise unless response and index are one numeric column each.
+
+    Raises
+    ------
+    DesignError
+    """
+    texts = {"response": recipe.formula.response, "index": recipe.formula.vary}
+    for section, text in texts.items():
+        if section not in built.matrices or not recipe.sections[section]:
+            continue
+        names = built.names[section]
+        if len(names) != 1 or not built.numeric[section]:
+            raise DesignError(
+                f"{WHERE[section]} {text!r} must be one numeric column, got {len(names)} columns "
+                f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); use one numeric column"
+            )
+
+
+def label_of(rows: Rows, frame: FrameView, i: int) -> str:
+    """Label of a row, as messages show it."""
+    return shown(frame.labels[rows.position[i]])
+
+
+def check_finite(built: Materialized, rows: Rows, frame: FrameView, recipe: Recipe) -> None:
+    for section, matrix in built.matrices.items():
+        with np.errstate(over="ignore", invalid="ignore"):
+            finite = bool(np.isfinite(matrix.sum()))
+        if not finite and not np.isfinite(matrix).all():
+            raise _infinite_error(section, built, rows, frame, recipe)
+
+
+def _infinite_error(section: str, built: Materialized, rows: Rows, frame: FrameView, recipe: Recipe) -> DesignError:
+    for used in recipe.names[section]:
+        i = first_infinite(rows.columns[used.name]) if used.name in rows.columns else None
+        if i is not None:
+            return DesignError(
+                f"column {used.name!r} is {rows.columns[used.name].iloc[i]} in row {label_of(rows, frame, i)}; "
+                "values must be finite, so correct them or set them missing"
+            )
+    i, j = (int(k) for k in np.argwhere(~np.isfinite(built.matrices[section]))[0])
+    names = [u.name for u in recipe.names[section] if not u.called and u.name in rows.columns]
+    values = ", ".join(f"{name} = {rows.columns[name].iloc[i]}" for name in names)
+    return DesignError(
+        f"the term {built.names[section][j]!r} of {WHERE[section]} is {built.matrices[section][i, j]} in row "
+        f"{label_of(rows, frame, i)} ({values}); terms must be finite, so change the transform or the values"
+    )
+
+
+def gate_by_unit(gate: Array, built: Materialized, rows: Rows, frame: FrameView, recipe: Recipe) -> Array:
+    """One row of the gate per unit, after checking that it is constant there."""
+    starts = rows.starts
+    first = gate[starts]
+    if len(starts) == rows.n:
+        return first
+    for j in range(gate.shape[1]):
+        off = gate[:, j] - first[rows.codes, j]
+        if not off.any():
+            continue
+        varies = np.abs(off) > 1e-9 * np.abs(gate[:, j]).max()
+        if varies.any():
+            raise _varying_error(int(varies.argmax()), built.names["gate"][j], rows, frame, recipe)
+    return first
+
+
+def _varying_error(i: int, term: str, rows: Rows, frame: FrameView, recipe: Recipe) -> DesignError:
+    start = rows.starts[rows.codes[i]]
+    names = [u.name for u in recipe.names["gate"] if u.name in rows.columns and not u.called]
+    differing = [name for name in names if rows.columns[name].iloc[i] != rows.columns[name].iloc[start]]
+    column = differing[0] if differing else term
+    subject = f"subject {shown(rows.labels[rows.codes[i]])}"
+    if column in rows.columns:
+        values = rows.columns[column]
+        subject += (
+            f" ({shown(values.iloc[start])} in row {label_of(rows, frame, start)}, "
+            f"{shown(values.iloc[i])} in row {label_of(rows, frame, i)})"
+        )
+    group = recipe.formula.random.group if recipe.formula.random is not None else ""
+    return DesignError(
+        f"the gate covariate {column!r} varies within {subject}; the gate routes whole subjects, so it must "
+        f"be constant within {group!r}; use a baseline value, such as "
+        f"data.groupby({group!r})[{column!r}].transform('first'), or move {column!r} to the expert part"
+    )

@@ -1,0 +1,359 @@
+"""The one file that touches parts of formulaic which its documentation does not promise (written for 1.2.2)."""
+
+import ast
+import builtins
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from formulaic import Formula, ModelSpecs
+from formulaic.errors import DataMismatchWarning, FormulaicError
+from formulaic.materializers import PandasMaterializer
+from formulaic.parser import DefaultFormulaParser
+from formulaic.transforms import TRANSFORMS
+from formulaic.utils.code import sanitize_variable_names
+from formulaic.utils.null_handling import find_nulls
+from numpy.typing import NDArray
+
+from mixmoe.errors import DesignError, MixmoeError
+
+Term = Any  # formulaic.parser.types.Term; opaque outside this file
+
+EXTRA_FUNCTIONS: Mapping[str, Any] = {
+    "sqrt": np.sqrt,
+    "abs": np.abs,
+    "log1p": np.log1p,
+    "expm1": np.expm1,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "sin": np.sin,
+    "cos": np.cos,
+}
+"""Functions that formulas may use beyond those that formulaic brings."""
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_MARKED = re.compile(r"⧛(.*?)⧚", re.DOTALL)
+
+
+class SectionSyntaxError(MixmoeError):
+    """A section that formulaic cannot parse.
+
+    Parameters
+    ----------
+    message : str
+        What formulaic says, without its colours.
+    start, width : int
+        The offending token, counted from the start of the section.
+    """
+
+    def __init__(self, message: str, start: int, width: int) -> None:
+        self.message, self.start, self.width = message, start, width
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class UsedName:
+    """A name that a formula uses.
+
+    Attributes
+    ----------
+    name : str
+        Column, function or constant.
+    called : bool
+        Whether it is called as a function.
+    plain : bool
+        Whether it stands alone as a term, outside any expression.
+    complete : bool
+        Whether rows where it is missing can be left out before anything is computed; false where the formula calls
+        a method of the column, such as ``fillna``.
+    """
+
+    name: str
+    called: bool
+    plain: bool
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Materialized:
+    """Matrices of the sections of a formula.
+
+    Attributes
+    ----------
+    matrices : mapping of str to ndarray, shape (rows kept, columns)
+        One per section, in double precision.
+    names : mapping of str to tuple of str
+        Column names of each section.
+    owners : mapping of str to tuple of int
+        Per section and column the position of the term that made the column.
+    numeric : mapping of str to bool
+        Whether a section consists of numeric factors alone.
+    bad_rows : ndarray of int, shape (b,)
+        Rows left out because a term is not a number there, ascending.
+    bad_terms : tuple of (str, int)
+        The terms that are not a number, and in how many rows.
+    specs : object
+        What `rematerialize` needs to replay the same coding.
+    """
+
+    matrices: Mapping[str, NDArray[np.float64]]
+    names: Mapping[str, tuple[str, ...]]
+    owners: Mapping[str, tuple[int, ...]]
+    numeric: Mapping[str, bool]
+    bad_rows: NDArray[np.intp]
+    bad_terms: tuple[tuple[str, int], ...]
+    specs: Any
+
+
+def parse_terms(text: str, intercept: bool = True) -> tuple[Term, ...]:
+    """Terms of one section, ordered by degree.
+
+    Parameters
+    ----------
+    text : str
+        Formulaic text without ``~`` and top-level ``|``.
+    intercept : bool
+        Whether an intercept is implied.
+
+    Raises
+    ------
+    SectionSyntaxError
+        If formulaic cannot parse `text`.
+    """
+    parser = DefaultFormulaParser(feature_flags=set(), include_intercept=intercept)
+    try:
+        terms = parser.get_terms(text)
+    except FormulaicError as error:
+        raise _located(str(error), text) from error
+    except (SyntaxError, ValueError, TypeError, AttributeError, KeyError, IndexError, RuntimeError) as error:
+        raise SectionSyntaxError(f"{text.strip()!r} cannot be read as a formula ({error})", 0, len(text)) from error
+    return tuple(sorted(terms, key=lambda term: term.degree))
+
+
+def _located(message: str, text: str) -> SectionSyntaxError:
+    plain = _ANSI.sub("", message)
+    first = plain.split("\n", 1)[0].rstrip(". ")
+    marked = _MARKED.search(plain)
+    if marked is None:
+        lead = len(text) - len(text.lstrip())
+        return SectionSyntaxError(first, lead, len(text.strip()))
+    start = marked.start() - (plain.rfind("\n", 0, marked.start()) + 1)
+    return SectionSyntaxError(first, start, len(marked.group(1)))
+
+
+def is_intercept(term: Term) -> bool:
+    """Whether a term is the intercept."""
+    return term.degree == 0
+
+
+def is_plain_column(term: Term) -> bool:
+    """Whether a term is one column, untransformed."""
+    return len(term.factors) == 1 and term.factors[0].eval_method.value == "lookup"
+
+
+def column_of(term: Term) -> str:
+    """Name of the column of a term for which `is_plain_column` holds."""
+    return str(term.factors[0].expr)
+
+
+def used_names(terms: Sequence[Term]) -> tuple[UsedName, ...]:
+    """Names that terms use, in order of first use."""
+    found: dict[tuple[str, bool], UsedName] = {}
+    for term in terms:
+        for factor in term.factors:
+            for name in _names_of_factor(factor):
+                known = found.get((name.name, name.called))
+                found[name.name, name.called] = name if known is None else _stricter(known, name)
+    return tuple(found.values())
+
+
+def _stricter(a: UsedName, b: UsedName) -> UsedName:
+    return UsedName(a.name, a.called, a.plain or b.plain, a.complete or b.complete)
+
+
+def _names_of_factor(factor: Any) -> list[UsedName]:
+    if factor.eval_method.value == "literal":
+        return []
+    if factor.eval_method.value == "lookup":
+        return [UsedName(str(factor.expr), False, True, True)]
+    aliases: dict[str, str] = {}
+    code = sanitize_variable_names(factor.expr, {}, aliases)
+    try:
+        tree = ast.parse(code, mode="eval")
+    except (SyntaxError, ValueError) as error:
+        raise DesignError(f"{factor.expr!r} is not a valid expression ({error}); correct it") from error
+    return [UsedName(aliases.get(u.name, u.name), u.called, u.plain, u.complete) for u in _names_of_tree(tree)]
+
+
+def _names_of_tree(tree: ast.AST) -> list[UsedName]:
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    functions = {id(call.func) for call in calls}
+    methods = {id(_root(call.func)) for call in calls if isinstance(call.func, ast.Attribute)}
+    bound = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    bound |= {a.arg for a in ast.walk(tree) if isinstance(a, ast.arg)}
+    quoted = [str(call.args[0].value) for call in calls if _is_quotation(call)]  # type: ignore[attr-defined]
+    return [
+        UsedName(node.id, id(node) in functions, False, id(node) not in methods)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and node.id not in bound
+    ] + [UsedName(name, False, False, True) for name in quoted]
+
+
+def _root(node: ast.AST) -> ast.AST:
+    while isinstance(node, ast.Attribute | ast.Call | ast.Subscript):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node
+
+
+def _is_quotation(call: ast.Call) -> bool:
+    """Whether a call is patsy's ``Q("name")``."""
+    quoted = bool(call.args) and isinstance(call.args[0], ast.Constant) and isinstance(call.args[0].value, str)
+    return isinstance(call.func, ast.Name) and call.func.id == "Q" and quoted
+
+
+def python_code(terms: Sequence[Term]) -> tuple[str, ...]:
+    """The Python expressions within terms, with plain names for those in backticks."""
+    factors = [factor for term in terms for factor in term.factors if factor.eval_method.value == "python"]
+    return tuple(sanitize_variable_names(factor.expr, {}, {}) for factor in factors)
+
+
+def is_function(name: str) -> bool:
+    """Whether formulas know `name` as a function or module, whatever the data."""
+    return name in TRANSFORMS or name in EXTRA_FUNCTIONS or hasattr(builtins, name)
+
+
+def function_names() -> tuple[str, ...]:
+    """Names of the functions that formulas know."""
+    return tuple(sorted({*TRANSFORMS, *EXTRA_FUNCTIONS}))
+
+
+def name_of(term: Term) -> str:
+    """A term as messages show it."""
+    return str(term)
+
+
+def materialize(
+    frame: pd.DataFrame, sections: Mapping[str, Sequence[Term]], context: Mapping[str, Any]
+) -> Materialized:
+    """Matrices of all sections, built together so that a row is in all of them or in none.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        The columns in use, with a range index.
+    sections : mapping of str to sequence of terms
+    context : mapping
+        Names that formulas may use beside columns and transforms.
+
+    Raises
+    ------
+    DesignError
+        If a term cannot be computed.
+    """
+    used = {name: terms for name, terms in sections.items() if terms}
+    if not used:
+        return _collected(frame, {}, sections, {}, PandasMaterializer(frame), set(), None)
+    formula = Formula(**{name: list(terms) for name, terms in used.items()})
+    return _run(frame, formula, sections, context)
+
+
+def rematerialize(
+    frame: pd.DataFrame,
+    specs: Any,
+    sections: Mapping[str, Sequence[Term]],
+    context: Mapping[str, Any],
+) -> Materialized:
+    """Matrices of new data, coded as the data were from which `specs` came.
+
+    Raises
+    ------
+    DesignError
+        If a category was not seen before, or a term cannot be computed.
+    """
+    wanted = {name: specs[name] for name, terms in sections.items() if terms}
+    if not wanted:
+        return _collected(frame, {}, sections, {}, PandasMaterializer(frame), set(), None)
+    return _run(frame, ModelSpecs(**wanted), sections, context)
+
+
+def _run(
+    frame: pd.DataFrame, recipe: Any, sections: Mapping[str, Sequence[Term]], context: Mapping[str, Any]
+) -> Materialized:
+    materializer = PandasMaterializer(frame, context={**EXTRA_FUNCTIONS, **context})
+    bad: set[int] = set()
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("error", DataMismatchWarning)
+            built = materializer.get_model_matrix(recipe, drop_rows=bad, output="numpy")
+    except DataMismatchWarning as error:
+        raise DesignError(_unseen(str(error))) from error
+    except (FormulaicError, ValueError, TypeError, KeyError, NameError, AttributeError, ArithmeticError) as error:
+        raise DesignError(_explained(error)) from error
+    parts = {name: getattr(built, name) for name in built._to_dict()}
+    specs = {name: part.model_spec for name, part in parts.items()}
+    return _collected(frame, parts, sections, specs, materializer, bad, specs)
+
+
+def _collected(
+    frame: pd.DataFrame,
+    parts: Mapping[str, Any],
+    sections: Mapping[str, Sequence[Term]],
+    specs: Mapping[str, Any],
+    materializer: PandasMaterializer,
+    bad: set[int],
+    kept: Any,
+) -> Materialized:
+    n = len(frame) - len(bad)
+    bad_rows = np.sort(np.fromiter(bad, dtype=np.intp, count=len(bad)))
+    return Materialized(
+        matrices={
+            name: np.ascontiguousarray(parts[name], dtype=np.float64) if name in parts else np.empty((n, 0))
+            for name in sections
+        },
+        names={name: tuple(specs[name].column_names) if name in specs else () for name in sections},
+        owners={name: _owners(specs[name], terms) if name in specs else () for name, terms in sections.items()},
+        numeric={name: name not in specs or _is_numeric(specs[name]) for name in sections},
+        bad_rows=bad_rows,
+        bad_terms=_bad_terms(materializer) if bad else (),
+        specs=kept or {},
+    )
+
+
+def _owners(spec: Any, terms: Sequence[Term]) -> tuple[int, ...]:
+    place = {term: i for i, term in enumerate(terms)}
+    return tuple(place[row.term] for row in spec.structure for _ in row.columns)
+
+
+def _is_numeric(spec: Any) -> bool:
+    return all(kind.value != "categorical" for kind, _ in spec.encoder_state.values())
+
+
+def _bad_terms(materializer: PandasMaterializer) -> tuple[tuple[str, int], ...]:
+    counts = ((expr, len(find_nulls(factor.values))) for expr, factor in materializer.factor_cache.items())
+    return tuple((expr, count) for expr, count in counts if count)
+
+
+def _unseen(message: str) -> str:
+    levels = re.search(r"\{.*\}", message)
+    named = levels.group(0).strip("{}") if levels else message
+    return (
+        f"the data contain a category that the fit has not seen: {named}; "
+        "only categories of the original data have coefficients; drop these rows or refit with them"
+    )
+
+
+def _explained(error: Exception) -> str:
+    text = _ANSI.sub("", str(error)).strip()
+    cause = error.__cause__ or error.__context__
+    if cause is not None and str(cause) and str(cause) not in text:
+        text = f"{text} ({cause})"
+    return f"a term of the formula cannot be computed: {text}; check the term and the type of its columns"
+
+
+def degree(term: Term) -> int:
+    """Number of factors of a term; 0 for the intercept."""
+    return int(term.degree)

@@ -1,0 +1,217 @@
+"""What of a design is decided by formula and options, before any data are seen."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mixmoe import _formulaic, _patsy
+from mixmoe._formulaic import Term, UsedName
+from mixmoe._frame import FrameView, unknown_column
+from mixmoe._rows import Keys, Need, Rows, collect_rows
+from mixmoe.errors import ArgumentError, DesignError
+from mixmoe.formula import MoEFormula, Part, PartKind
+
+Engine = Literal["formulaic", "patsy"]
+ResponseKind = Literal["numeric", "categorical"]
+
+WHERE: Mapping[str, str] = {
+    "response": "the response",
+    "expert": "the expert part",
+    "gate": "gate:",
+    "random": "re:",
+    "index": "vary:",
+}
+"""How messages name the sections."""
+
+ENGINES: Mapping[str, ModuleType] = {"formulaic": _formulaic, "patsy": _patsy}
+"""What turns terms into columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What is needed to build the same columns from other data.
+
+    Attributes
+    ----------
+    formula : MoEFormula
+    engine : {"formulaic", "patsy"}
+    response_kind : {"numeric", "categorical"}
+    context : mapping
+        Names given by the user for use in the formula.
+    sections : mapping of str to tuple
+        Terms of ``response``, ``expert``, ``gate``, ``random``, ``index``.
+    kinds : mapping of str to tuple of str
+        Kind of each term of ``expert`` and ``gate``.
+    names : mapping of str to tuple of UsedName
+        Names that each section uses.
+    aux : mapping of str to str
+    specs : object
+        State of the transforms and codings; opaque.
+    kept : mapping of str to ndarray of bool
+        Columns of ``expert`` and ``gate`` that are no combination of others.
+    levels : tuple or None
+        Levels of a categorical response.
+    """
+
+    formula: MoEFormula
+    engine: Engine
+    response_kind: ResponseKind
+    context: Mapping[str, Any]
+    sections: Mapping[str, tuple[Term, ...]]
+    kinds: Mapping[str, tuple[PartKind, ...]]
+    names: Mapping[str, tuple[UsedName, ...]]
+    aux: Mapping[str, str]
+    specs: Any = None
+    kept: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    levels: tuple[Any, ...] | None = None
+
+
+def make_recipe(
+    formula: MoEFormula,
+    context: Mapping[str, Any] | None,
+    engine: Engine,
+    response: ResponseKind,
+    aux: Mapping[str, str] | None,
+    random_columns: bool,
+) -> Recipe:
+    if engine not in ENGINES:
+        raise ArgumentError(f"engine must be one of 'formulaic', 'patsy', got {engine!r}")
+    if response not in ("numeric", "categorical"):
+        raise ArgumentError(f"response must be one of 'numeric', 'categorical', got {response!r}")
+    texts = _section_texts(formula, random_columns)
+    if response == "categorical":
+        _require_plain_response(formula)
+        texts = {**texts, "response": ()}
+    names = {name: _used_names(parts) for name, parts in texts.items()}
+    typed = {name: _typed_terms(ENGINES[engine], parts) for name, parts in texts.items()}
+    return Recipe(
+        formula=formula,
+        engine=engine,
+        response_kind=response,
+        context=_used_context(names, context or {}),
+        sections={name: tuple(term for term, _ in pairs) for name, pairs in typed.items()},
+        kinds={name: tuple(kind for _, kind in pairs) for name, pairs in typed.items()},
+        names=names,
+        aux=dict(aux or {}),
+    )
+
+
+def _used_context(names: Mapping[str, tuple[UsedName, ...]], context: Mapping[str, Any]) -> dict[str, Any]:
+    used = {u.name for section in names.values() for u in section}
+    return {name: value for name, value in context.items() if name in used}
+
+
+def _section_texts(formula: MoEFormula, random_columns: bool) -> dict[str, tuple[Part, ...]]:
+    random = formula.random.design if formula.random is not None and random_columns else "0"
+    return {
+        "response": (Part(formula.response, intercept=False),),
+        "expert": formula.expert,
+        "gate": formula.gate,
+        "random": (Part(random),),
+        "index": () if formula.vary is None else (Part(formula.vary, intercept=False),),
+    }
+
+
+def _typed_terms(made: ModuleType, parts: tuple[Part, ...]) -> list[tuple[Term, PartKind]]:
+    typed = [(term, part.kind) for part in parts for term in made.parse_terms(part.text, part.intercept)]
+    return sorted(typed, key=lambda pair: made.degree(pair[0]))
+
+
+def _used_names(parts: tuple[Part, ...]) -> tuple[UsedName, ...]:
+    return _formulaic.used_names([term for part in parts for term in _formulaic.parse_terms(part.text, part.intercept)])
+
+
+def response_column(formula: MoEFormula) -> str | None:
+    """The column of the response if it is untransformed."""
+    (term,) = _formulaic.parse_terms(formula.response, False)
+    return _formulaic.column_of(term) if _formulaic.is_plain_column(term) else None
+
+
+def _require_plain_response(formula: MoEFormula) -> None:
+    if response_column(formula) is None:
+        raise DesignError(f"a categorical response must be a column, got {formula.response!r}; make such a column")
+
+
+def collect(frame: FrameView, recipe: Recipe, wanted: tuple[str, ...], required: bool) -> Rows:
+    """Complete sorted rows of the columns that the wanted sections use."""
+    formula = recipe.formula
+    needs = [need for name in wanted for need in _section_needs(frame, recipe, name)]
+    group = None if formula.random is None else formula.random.group
+    if group is not None and group not in frame and not required:
+        group = None
+    if "response" in wanted and recipe.response_kind == "categorical":
+        needs.append(Need(_known(frame, str(response_column(formula)), "the response")))
+    if group is not None:
+        needs.append(Need(_known(frame, group, "re:")))
+    keys = Keys(group)
+    if formula.seq is not None and group is not None:
+        keys = Keys(group, formula.seq.within, formula.seq.order)
+        needs += [Need(_known(frame, name, "seq:")) for name in (keys.order, keys.within) if name is not None]
+    for label, column in recipe.aux.items():
+        if required or column in frame:
+            needs.append(Need(_known(frame, column, f"{label}={column!r}")))
+    return collect_rows(frame, _unique(needs), keys)
+
+
+def _unique(needs: list[Need]) -> list[Need]:
+    complete = {need.name for need in needs if need.complete}
+    return [Need(name, name in complete) for name in dict.fromkeys(need.name for need in needs)]
+
+
+def _known(frame: FrameView, name: str, where: str) -> str:
+    if name not in frame:
+        raise unknown_column(name, frame.places, where)
+    return name
+
+
+def _section_needs(frame: FrameView, recipe: Recipe, section: str) -> list[Need]:
+    needs = []
+    for used in recipe.names[section]:
+        if used.called:
+            _check_function(frame, used, recipe, section)
+        elif used.name in frame:
+            needs.append(Need(used.name, used.complete))
+        elif used.name in recipe.context:
+            _check_constant(recipe.context[used.name], used.name, frame.n_rows)
+        elif used.plain or not _formulaic.is_function(used.name):
+            raise unknown_column(used.name, frame.places, WHERE[section])
+    return needs
+
+
+def _check_constant(value: Any, name: str, n_rows: int) -> None:
+    if isinstance(value, np.ndarray | pd.Series) and value.shape == (n_rows,) and n_rows > 1:
+        raise DesignError(
+            f"context[{name!r}] holds one value per row, but rows are sorted and those with missing values left out; "
+            f"make {name!r} a column of the data"
+        )
+
+
+def _check_function(frame: FrameView, used: UsedName, recipe: Recipe, section: str) -> None:
+    columns = {u.name for names in recipe.names.values() for u in names if not u.called}
+    if used.name in columns and used.name in frame:
+        raise DesignError(
+            f"{WHERE[section]} calls {used.name!r} as a function, but the formula also uses a column of that name; "
+            "rename the column"
+        )
+    if used.name in recipe.context or _formulaic.is_function(used.name):
+        return
+    known = sorted({*_formulaic.function_names(), *recipe.context})
+    close = difflib.get_close_matches(used.name, known, n=2)
+    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    raise DesignError(
+        f"{WHERE[section]} calls {used.name!r}, which is not a function that formulas know; {hint}"
+        f"pass your own functions as context={{{used.name!r}: {used.name}}}"
+    )
+
+
+def formula_frame(rows: Rows, recipe: Recipe) -> pd.DataFrame:
+    """The columns that formulas use, as formulaic takes them."""
+    used = dict.fromkeys(u.name for names in recipe.names.values() for u in names if not u.called)
+    columns = {name: rows.columns[name] for name in used if name in rows.columns}
+    return pd.DataFrame(columns, index=pd.RangeIndex(rows.n), copy=False)

@@ -1,0 +1,55 @@
+"""Checks of arguments at the public boundary."""
+
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mixmoe.errors import ArgumentError
+
+
+def checked_count(value: Any, name: str, least: int = 1) -> int:
+    """`value` as an int if it is a whole number of at least `least`.
+
+    Raises
+    ------
+    ArgumentError
+        If it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ArgumentError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    return int(value)
+
+
+def checked_choice(value: Any, name: str, allowed: Sequence[str]) -> None:
+    """Raise `ArgumentError` if `value` is not among the allowed ones."""
+    if value not in allowed:
+        raise ArgumentError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def checked_positive(value: Any, name: str) -> float:
+    """`value` as a float if it is a finite number above zero.
+
+    Raises
+    ------
+    ArgumentError
+        If it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < float("inf"):
+        raise ArgumentError(f"{name} must be a finite number above zero, got {value!r}")
+    return float(value)
+
+
+def checked_rng(rng: Any) -> np.random.Generator:
+    """A generator from a seed, a generator or None; NumPy's global state is never used.
+
+    Raises
+    ------
+    ArgumentError
+        If `rng` is none of these.
+    """
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"rng must be a whole number, a numpy.random.Generator or None, got {rng!r}") from error

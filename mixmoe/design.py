@@ -1,0 +1,463 @@
+"""Formula and data in, arrays sorted by subject out."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from mixmoe._checks import check_columns, check_finite, check_types, gate_by_unit, label_of
+from mixmoe._formulaic import Materialized
+from mixmoe._frame import FrameView, first_infinite, is_numeric, shown, view
+from mixmoe._rank import aliases
+from mixmoe._recipe import (
+    ENGINES,
+    WHERE,
+    Engine,
+    Recipe,
+    ResponseKind,
+    collect,
+    formula_frame,
+    make_recipe,
+    response_column,
+)
+from mixmoe._rows import Dropped, Rows, without_rows
+from mixmoe.errors import CollinearityWarning, DesignError, DroppedRowsWarning
+from mixmoe.formula import MoEFormula
+
+Array = NDArray[np.float64]
+Integers = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class DesignNames:
+    """Names of the columns of a design.
+
+    Attributes
+    ----------
+    response : str
+    expert, gate, random : tuple of str
+        Plain column names: ``Intercept``, ``time``, ``C(g)[T.b]``, ``time:x``.
+    group : str or None
+        Column of the subjects; None if each row is a unit of its own.
+    index : str or None
+    """
+
+    response: str
+    expert: tuple[str, ...]
+    gate: tuple[str, ...]
+    random: tuple[str, ...] = ()
+    group: str | None = None
+    index: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """Arrays of a formula and a data set, rows sorted by subject (stable within subject).
+
+    Attributes
+    ----------
+    formula : MoEFormula
+    response : ndarray, shape (n,), or None
+        Integer codes if categorical; None for new data without response.
+    response_levels : tuple or None
+        Levels of a categorical response.
+    expert : ndarray, shape (n, p)
+    gate : ndarray, shape (N, m)
+        One row per unit, or per row of the data if coefficients vary along an index.
+    random : ndarray, shape (n, q)
+    index : ndarray, shape (n,), or None
+    codes : ndarray of int, shape (n,)
+        Unit of each row, non-decreasing.
+    starts : ndarray of int, shape (N,)
+        First row of each unit.
+    labels : ndarray of object, shape (N,)
+        Labels of the units; row labels where there is no group.
+    rows : Index, length n
+        Labels of the kept rows, in sorted order.
+    position : ndarray of int, shape (n,)
+        Place of each kept row in the user's frame.
+    sequence : ndarray of int, shape (n,), or None
+        Sequence of each row, non-decreasing over all subjects.
+    order : ndarray, shape (n,), or None
+        Values of the column that orders sequences.
+    aux : mapping of str to ndarray, shape (n,)
+    names : DesignNames
+    common, expert_const : ndarray of bool, shape (p,)
+        Columns of `expert` within ``common(...)``, ``const(...)``.
+    gate_const : ndarray of bool, shape (m,)
+    dropped : Dropped
+    n_input : int
+        Rows of the user's frame.
+    frame : DataFrame, length n
+        The columns of the data that are in use, complete and sorted; its index is `rows`. A design built from it
+        has the same arrays.
+    recipe : Recipe
+    """
+
+    formula: MoEFormula
+    response: NDArray[Any] | None
+    response_levels: tuple[Any, ...] | None
+    expert: Array
+    gate: Array
+    random: Array
+    index: Array | None
+    codes: Integers
+    starts: Integers
+    labels: NDArray[np.object_]
+    rows: pd.Index
+    position: Integers
+    sequence: Integers | None
+    order: Array | None
+    aux: Mapping[str, NDArray[Any]]
+    names: DesignNames
+    common: NDArray[np.bool_]
+    expert_const: NDArray[np.bool_]
+    gate_const: NDArray[np.bool_]
+    dropped: Dropped
+    n_input: int
+    frame: pd.DataFrame = field(repr=False)
+    recipe: Recipe = field(repr=False)
+
+    @property
+    def n(self) -> int:
+        """Rows."""
+        return len(self.codes)
+
+    @property
+    def n_units(self) -> int:
+        """Units: subjects, or rows where there is no group."""
+        return len(self.starts)
+
+    @property
+    def counts(self) -> Integers:
+        """Rows of each unit, shape (N,)."""
+        return np.diff(np.append(self.starts, self.n))
+
+    def for_new(self, data: Any, *, response: bool = False) -> "Design":
+        """The same columns from other data, with the transforms and codings of this design.
+
+        Parameters
+        ----------
+        data : DataFrame or mapping
+            Subjects may be new. Without the column of the subjects each row is an unknown subject of its own, and
+            ``names.group`` is None.
+        response : bool
+            Whether the response must be there.
+
+        Raises
+        ------
+        DesignError
+            If a column is missing or a category is new.
+        """
+        return _new_design(self.recipe, data, response)
+
+    def in_order(self, values: ArrayLike, fill: bool = False) -> NDArray[Any]:
+        """Row-aligned values in the order of the user's rows.
+
+        Parameters
+        ----------
+        values : ndarray, shape (n, ...)
+            In the order of this design.
+        fill : bool
+            Whether rows left out appear, as NaN.
+
+        Returns
+        -------
+        ndarray, shape (n, ...) or (n_input, ...)
+        """
+        array = np.asarray(values)
+        if not fill:
+            return array[np.argsort(self.position, kind="stable")]
+        out = np.full((self.n_input, *array.shape[1:]), np.nan)
+        out[self.position] = array
+        return out
+
+
+def build_design(
+    formula: MoEFormula,
+    data: Any,
+    *,
+    context: Mapping[str, Any] | None = None,
+    engine: Engine = "formulaic",
+    response: ResponseKind = "numeric",
+    aux: Mapping[str, str] | None = None,
+    random_columns: bool = True,
+) -> Design:
+    """Arrays of a formula and a data set.
+
+    Parameters
+    ----------
+    formula : MoEFormula
+    data : pandas or polars DataFrame, or mapping of names to columns
+        Never changed.
+    context : mapping, optional
+        Functions and constants that the formula may use. Nothing else of the caller is visible.
+    engine : {"formulaic", "patsy"}
+        What computes the terms.
+    response : {"numeric", "categorical"}
+    aux : mapping of str to str, optional
+        Further row-aligned columns (weights, offset, clusters), by the name under which they are returned.
+    random_columns : bool
+        False to leave the left side of ``re: (... | id)`` alone, where it holds no terms but names of layers.
+
+    Returns
+    -------
+    Design
+
+    Raises
+    ------
+    DesignError
+        If the data do not fit the formula; names the column and the first offending row.
+
+    Warns
+    -----
+    DroppedRowsWarning
+        If rows are left out because of missing values.
+    CollinearityWarning
+        If columns are left out because others make them superfluous.
+    """
+    recipe = make_recipe(formula, context, engine, response, aux, random_columns)
+    frame = view(data)
+    if frame.n_rows == 0:
+        raise DesignError("the data have no rows; pass at least one row per subject")
+    rows = collect(frame, recipe, tuple(recipe.sections), required=True)
+    check_types(rows, frame, recipe, tuple(recipe.sections))
+    built = ENGINES[engine].materialize(formula_frame(rows, recipe), recipe.sections, _context(recipe, rows))
+    rows = _cleaned(recipe, built, rows, frame)
+    built = _with_gate_by_unit(recipe, built, rows, frame)
+    recipe = _fitted(recipe, built, rows)
+    design = _assembled(recipe, built, rows, frame)
+    _check_fit(design)
+    return design
+
+
+def _new_design(recipe: Recipe, data: Any, response: bool) -> Design:
+    frame = view(data)
+    if frame.n_rows == 0:
+        raise DesignError("the new data have no rows; pass at least one row")
+    wanted = tuple(name for name in recipe.sections if response or name != "response")
+    rows = collect(frame, recipe, wanted, required=False)
+    check_types(rows, frame, recipe, wanted)
+    sections = {name: recipe.sections[name] for name in wanted}
+    made = ENGINES[recipe.engine]
+    built = made.rematerialize(formula_frame(rows, recipe), recipe.specs, sections, _context(recipe, rows))
+    rows = _cleaned(recipe, built, rows, frame)
+    return _assembled(recipe, _with_gate_by_unit(recipe, built, rows, frame), rows, frame)
+
+
+def _context(recipe: Recipe, rows: Rows) -> dict[str, Any]:
+    """The user's names, and a lag that does not reach into another subject."""
+    blocks = rows.codes if rows.sequence is None else rows.sequence
+    if recipe.formula.random is None:
+        return dict(recipe.context)
+    return {"lag": lambda values, k=1: pd.Series(np.asarray(values)).groupby(blocks).shift(k), **recipe.context}
+
+
+def _cleaned(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Rows:
+    """Rows for which all terms exist, after checking the terms."""
+    rows = without_rows(rows, built.bad_rows, built.bad_terms, frame.n_rows)
+    check_columns(built, recipe)
+    _warn_dropped(rows.dropped, frame.n_rows)
+    check_finite(built, rows, frame, recipe)
+    return rows
+
+
+def _with_gate_by_unit(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Materialized:
+    if recipe.formula.vary is not None:
+        return built
+    gate = gate_by_unit(built.matrices["gate"], built, rows, frame, recipe)
+    return replace(built, matrices={**built.matrices, "gate": gate})
+
+
+def _warn_dropped(dropped: Dropped, n_input: int) -> None:
+    if dropped.n_rows:
+        warnings.warn(
+            f"{dropped.n_rows} of {n_input} rows were left out because of missing values ({dropped}); "
+            "fill them in beforehand to keep them",
+            DroppedRowsWarning,
+            stacklevel=4,
+        )
+
+
+def _fitted(recipe: Recipe, built: Materialized, rows: Rows) -> Recipe:
+    """The recipe with what only the original data can tell."""
+    _warn_empty_terms(recipe, built)
+    kept = {
+        section: _independent(section, built.matrices[section], built.names[section]) for section in ("expert", "gate")
+    }
+    levels = _levels(rows, recipe.formula) if recipe.response_kind == "categorical" else None
+    return replace(recipe, specs=built.specs, kept=kept, levels=levels)
+
+
+def _warn_empty_terms(recipe: Recipe, built: Materialized) -> None:
+    for section in ("expert", "gate"):
+        for i, term in enumerate(recipe.sections[section]):
+            if i not in built.owners[section]:
+                name = ENGINES[recipe.engine].name_of(term)
+                warnings.warn(
+                    f"the term {name!r} of {WHERE[section]} was left out: it adds no column, "
+                    "as a category with one level does; remove it from the formula",
+                    CollinearityWarning,
+                    stacklevel=5,
+                )
+
+
+def _independent(section: str, matrix: Array, names: tuple[str, ...]) -> NDArray[np.bool_]:
+    kept = np.ones(matrix.shape[1], dtype=bool)
+    for alias in aliases(matrix):
+        kept[alias.column] = False
+        warnings.warn(
+            f"column {names[alias.column]!r} of {WHERE[section]} was left out: {_reason(alias.others, names)}; "
+            "remove it from the formula",
+            CollinearityWarning,
+            stacklevel=5,
+        )
+    return kept
+
+
+def _reason(others: tuple[int, ...], names: tuple[str, ...]) -> str:
+    if not others:
+        return "it is zero everywhere"
+    if [names[k] for k in others] == ["Intercept"]:
+        return "it is constant, as 'Intercept' is"
+    if len(others) == 1:
+        return f"it is a multiple of {names[others[0]]!r}"
+    return f"it is a linear combination of {', '.join(repr(names[k]) for k in others)}"
+
+
+def _levels(rows: Rows, formula: MoEFormula) -> tuple[Any, ...]:
+    values = rows.columns[str(response_column(formula))]
+    levels = tuple(pd.factorize(values, sort=True)[1])
+    if len(levels) < 2:
+        raise DesignError(f"the response {formula.response!r} is {shown(levels[0])} in every row; it needs two states")
+    return levels
+
+
+def _assembled(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Design:
+    formula, keep_x, keep_z = recipe.formula, recipe.kept["expert"], recipe.kept["gate"]
+    gate = built.matrices["gate"]
+    grouped = formula.random is not None and formula.random.group in rows.columns
+    labels = frame.labels.take(rows.position)
+    x_kinds = _column_kinds(recipe, built, "expert")[keep_x]
+    return Design(
+        formula=formula,
+        response=_response(recipe, built, rows, frame),
+        response_levels=recipe.levels,
+        expert=built.matrices["expert"] if keep_x.all() else built.matrices["expert"][:, keep_x],
+        gate=gate if keep_z.all() else gate[:, keep_z],
+        random=built.matrices["random"],
+        index=built.matrices["index"][:, 0] if formula.vary is not None else None,
+        codes=rows.codes,
+        starts=rows.starts,
+        labels=rows.labels,
+        rows=labels,
+        position=rows.position,
+        sequence=rows.sequence,
+        order=None if formula.seq is None or rows.sequence is None else _numbers(rows.columns[formula.seq.order]),
+        aux=_auxiliary(recipe, rows, frame),
+        names=_names(recipe, built, grouped),
+        common=x_kinds == "common",
+        expert_const=x_kinds == "const",
+        gate_const=_column_kinds(recipe, built, "gate")[keep_z] == "const",
+        dropped=rows.dropped,
+        n_input=frame.n_rows,
+        frame=pd.DataFrame(dict(rows.columns), copy=False).set_axis(labels),
+        recipe=recipe,
+    )
+
+
+def _names(recipe: Recipe, built: Materialized, grouped: bool) -> DesignNames:
+    formula = recipe.formula
+    return DesignNames(
+        response=formula.response,
+        expert=_selected(built.names["expert"], recipe.kept["expert"]),
+        gate=_selected(built.names["gate"], recipe.kept["gate"]),
+        random=built.names["random"],
+        group=formula.random.group if formula.random is not None and grouped else None,
+        index=formula.vary,
+    )
+
+
+def _selected(names: tuple[str, ...], keep: NDArray[np.bool_]) -> tuple[str, ...]:
+    return tuple(name for name, k in zip(names, keep, strict=True) if k)
+
+
+def _column_kinds(recipe: Recipe, built: Materialized, section: str) -> NDArray[np.str_]:
+    kinds = recipe.kinds[section]
+    return np.array([kinds[i] for i in built.owners[section]], dtype="U6")
+
+
+def _numbers(values: pd.Series) -> Array:
+    """Values as numbers: seconds for dates, ranks for text."""
+    if is_numeric(values):
+        return np.array(values, dtype=np.float64)
+    if pd.api.types.is_datetime64_any_dtype(values.dtype):
+        return values.to_numpy(dtype="datetime64[ns]").astype(np.int64) / 1e9
+    return pd.factorize(values, sort=True)[0].astype(np.float64)
+
+
+def _auxiliary(recipe: Recipe, rows: Rows, frame: FrameView) -> dict[str, NDArray[Any]]:
+    out: dict[str, NDArray[Any]] = {}
+    for label, column in recipe.aux.items():
+        if column not in rows.columns:
+            continue
+        values = rows.columns[column]
+        i = first_infinite(values)
+        if i is not None:
+            raise DesignError(
+                f"column {column!r} ({label}) is {values.iloc[i]} in row {label_of(rows, frame, i)}; correct it"
+            )
+        out[label] = np.array(values, dtype=np.float64) if is_numeric(values) else np.asarray(values, dtype=object)
+    return out
+
+
+def _response(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> NDArray[Any] | None:
+    if recipe.response_kind == "categorical":
+        return _state_codes(recipe, rows, frame)
+    return built.matrices["response"][:, 0] if "response" in built.matrices else None
+
+
+def _state_codes(recipe: Recipe, rows: Rows, frame: FrameView) -> Integers | None:
+    column = str(response_column(recipe.formula))
+    if column not in rows.columns:
+        return None
+    codes = pd.Index(list(recipe.levels or ())).get_indexer(pd.Index(np.asarray(rows.columns[column])))
+    if (codes < 0).any():
+        i = int((codes < 0).argmax())
+        raise DesignError(
+            f"the response {column!r} is {shown(rows.columns[column].iloc[i])} in row {label_of(rows, frame, i)}, "
+            f"which the fit has not seen; known are {', '.join(map(shown, recipe.levels or ()))}"
+        )
+    return codes.astype(np.intp)
+
+
+def _check_fit(design: Design) -> None:
+    _check_random(design)
+    if design.recipe.response_kind == "numeric" and design.response is not None:
+        first = design.response[0]
+        if (design.response == first).all():
+            raise DesignError(
+                f"the response {design.names.response!r} is {first:g} in all {design.n} rows; it must vary"
+            )
+    if design.index is not None and (design.index == design.index[0]).all():
+        raise DesignError(
+            f"the index {design.names.index!r} of vary: is {design.index[0]:g} in all {design.n} rows; it must vary"
+        )
+
+
+def _check_random(design: Design) -> None:
+    for alias in aliases(design.random):
+        raise DesignError(
+            f"the random effect {design.names.random[alias.column]!r} of re: cannot be told from the others: "
+            f"{_reason(alias.others, design.names.random)}; remove it from re:"
+        )
+    q, most = design.random.shape[1], int(design.counts.max())
+    if q > most:
+        raise DesignError(
+            f"re: has {q} random effects per subject ({', '.join(design.names.random)}), but no subject has more than "
+            f"{most} rows; remove random effects until there are at most {most}"
+        )

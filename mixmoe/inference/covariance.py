@@ -1,0 +1,150 @@
+"""Covariance of estimates: the record, the sandwich and the delta method."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe.errors import ArgumentError
+
+Array = NDArray[np.float64]
+CovType = Literal["nonrobust", "robust", "cluster", "bootstrap"]
+COV_TYPES: tuple[str, ...] = get_args(CovType)
+
+DESCRIPTIONS = {
+    "nonrobust": "inverse observed information",
+    "robust": "sandwich over independent units",
+    "cluster": "sandwich over clusters",
+    "bootstrap": "bootstrap over independent units",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ParamCov:
+    """Covariance of a parameter vector.
+
+    Attributes
+    ----------
+    matrix : ndarray, shape (P, P)
+        Covariance of the estimates; a parameter without a valid standard error (on the boundary of its space)
+        has NaN in its row and column.
+    kind : {"nonrobust", "robust", "cluster", "bootstrap"}
+    note : str
+        What a reader must know about it: clusters, replicates, corrections.
+    """
+
+    matrix: Array
+    kind: CovType
+    note: str = ""
+
+
+def checked_cov_type(kind: str) -> CovType:
+    """`kind` if it names a covariance type.
+
+    Raises
+    ------
+    ArgumentError
+        If it does not.
+    """
+    for known in COV_TYPES:
+        if kind == known:
+            return known  # type: ignore[return-value]
+    raise ArgumentError(f"cov_type must be one of {', '.join(map(repr, COV_TYPES))}, got {kind!r}")
+
+
+def meat(scores: Array, clusters: NDArray[np.int64] | None = None, correction: bool = False) -> Array:
+    """Sum of outer products of scores, the middle of the sandwich.
+
+    Parameters
+    ----------
+    scores : ndarray, shape (N, P)
+        Score of each independent unit at the estimate.
+    clusters : ndarray of int, shape (N,), optional
+        Codes 0..G-1 of the cluster of each unit; scores are added up within clusters first.
+    correction : bool
+        Multiply by G / (G - 1), the small-sample factor for G clusters (or units).
+
+    Returns
+    -------
+    ndarray, shape (P, P)
+    """
+    if clusters is not None:
+        summed = np.zeros((int(clusters.max(initial=-1)) + 1, scores.shape[1]))
+        np.add.at(summed, clusters, scores)
+        scores = summed
+    n = scores.shape[0]
+    if correction and n < 2:
+        raise ArgumentError(f"a sandwich covariance with small-sample factor needs at least 2 clusters, got {n}")
+    return scores.T @ scores * (n / (n - 1) if correction else 1.0)
+
+
+def sandwich(a_inverse: Array, middle: Array) -> Array:
+    """Covariance ``A^-1 B A^-1`` of an estimate whose model may be wrong.
+
+    Parameters
+    ----------
+    a_inverse : ndarray, shape (P, P)
+        Inverse of the observed information.
+    middle : ndarray, shape (P, P)
+        Sum of outer products of scores, see `meat`.
+
+    Returns
+    -------
+    ndarray, shape (P, P)
+
+    References
+    ----------
+    White (1982), Econometrica 50, 1-25, theorem 3.2.
+    """
+    product = a_inverse @ middle @ a_inverse.T
+    return (product + product.T) / 2
+
+
+def without_parameters(matrix: Array, positions: list[int]) -> Array:
+    """Copy of a covariance in which some parameters have no valid standard error.
+
+    Parameters
+    ----------
+    matrix : ndarray, shape (P, P)
+    positions : list of int
+        Parameters whose rows and columns become NaN.
+
+    Returns
+    -------
+    ndarray, shape (P, P)
+    """
+    result = np.array(matrix, dtype=float)
+    result[positions, :] = np.nan
+    result[:, positions] = np.nan
+    return result
+
+
+def delta_cov(jacobian: Array, matrix: Array) -> Array:
+    """Covariance of functions of the estimates, to first order.
+
+    Parameters
+    ----------
+    jacobian : ndarray, shape (R, P)
+        Derivatives of R functions by P parameters; a linear hypothesis is its own Jacobian.
+    matrix : ndarray, shape (P, P)
+        Covariance of the parameters, NaN where there is none.
+
+    Returns
+    -------
+    ndarray, shape (R, R)
+        ``J V J'``. A function that does not depend on a parameter without covariance is not touched by it; one
+        that does has NaN in its row and column.
+    """
+    jacobian = np.atleast_2d(np.asarray(jacobian, dtype=float))
+    missing = np.isnan(np.diag(matrix))
+    used = np.where(missing[:, None] | missing[None, :], 0.0, matrix)
+    result = jacobian @ used @ jacobian.T
+    touched = (jacobian[:, missing] != 0).any(axis=1)
+    return without_parameters(result, list(np.flatnonzero(touched)))
+
+
+def delta_se(jacobian: Array, matrix: Array) -> Array:
+    """Standard errors of functions of the estimates, shape (R,); see `delta_cov`."""
+    with np.errstate(invalid="ignore"):
+        return np.sqrt(np.diag(delta_cov(jacobian, matrix)))

@@ -1,0 +1,328 @@
+"""Likelihood-ratio test between nested fits, with the null distribution that the boundary asks for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import chi2
+
+from mixmoe.inference.tests import InvalidTest
+
+Array = NDArray[np.float64]
+
+_SPAN_TOLERANCE = 1e-8  # relative distance at which a column counts as a combination of others
+_LOGLIK_TOLERANCE = 1e-7  # relative: a larger model that is worse by more has not reached its maximum
+_GENERALITY = {"common": 0, "proportional": 1, "expert": 2}
+_NESTED_SETTINGS = ("cov_re", "residual")
+_IRRELEVANT_SETTINGS = ("formula_engine", "engine")
+_BAD_FLAGS = {"boundary": "has a variance on its boundary", "separated_gate": "has infinite gate coefficients"}
+_BAD_FLAGS |= {
+    "degenerate": "has a degenerate expert",
+    "interrupted": "was interrupted",
+    "not_converged": "did not converge",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FitSide:
+    """What the test needs to know of one fit; arrays are in the order of the user's rows.
+
+    Attributes
+    ----------
+    family : str
+    varies : bool
+        Whether coefficients are functions of an index.
+    n_experts : int
+    loglik : float
+    npar : int
+    flags : tuple of str
+        Codes of the flags of the fit; ``"not_converged"`` is among them if it did not.
+    response : ndarray, shape (n,)
+    rows : ndarray, shape (n,)
+        Places of the rows in the user's frame.
+    units : ndarray, shape (n,)
+        Code of the unit of each row.
+    expert, common : ndarray, shape (n, .)
+        Columns with coefficients per expert, and shared ones.
+    gate : ndarray, shape (n, m)
+    random : ndarray, shape (n, q)
+    random_names : tuple of str
+    correlated : bool
+    aux : Mapping of str to ndarray
+        Weights, offsets ...
+    settings : Mapping
+        Settings of the model; ``cov_re`` and ``residual`` may be nested, the others must agree.
+    """
+
+    family: str
+    varies: bool
+    n_experts: int
+    loglik: float
+    npar: int
+    flags: tuple[str, ...]
+    response: Array
+    rows: NDArray[np.int64]
+    units: NDArray[np.int64]
+    expert: Array
+    common: Array
+    gate: Array
+    random: Array
+    random_names: tuple[str, ...]
+    correlated: bool
+    aux: Mapping[str, Array]
+    settings: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class ChiBarSquared:
+    """Mixture of chi-squared distributions.
+
+    Attributes
+    ----------
+    df : tuple of int
+    weights : tuple of float
+    """
+
+    df: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    def sf(self, x: float) -> float:
+        """Probability of a value of at least `x`; chi-squared with 0 degrees of freedom is a point mass at 0."""
+        tails = (float(chi2.sf(x, d)) if d > 0 else float(x <= 0) for d in self.df)
+        return sum(w * t for w, t in zip(self.weights, tails, strict=True))
+
+    def __str__(self) -> str:
+        if len(self.df) == 1:
+            return f"chi2({self.df[0]})"
+        return " + ".join(f"{w:g} chi2({d})" for w, d in zip(self.weights, self.df, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class LRTest:
+    """Likelihood-ratio test of a smaller fit against a larger one.
+
+    Attributes
+    ----------
+    statistic : float
+        Twice the difference in log-likelihood.
+    df : int
+        Difference in the number of parameters.
+    null : ChiBarSquared
+        Null distribution that gives `pvalue`.
+    pvalue : float
+        Exact to first order if at most one variance is tested; otherwise the upper bound.
+    p_lower : float
+        Lower bound of the p-value; equal to `pvalue` where that is not a bound.
+    notes : tuple of str
+    """
+
+    statistic: float
+    df: int
+    null: ChiBarSquared
+    pvalue: float
+    p_lower: float
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        relation = "=" if self.p_lower == self.pvalue else "<="
+        p = f"p {relation} {self.pvalue:.4g}, null {self.null}"
+        head = f"Likelihood-ratio test: {self.statistic:.4f} on {self.df} df, {p}"
+        return "\n".join([head, *(f"  {note}" for note in self.notes)])
+
+
+def lr_test(one: FitSide, two: FitSide) -> LRTest | InvalidTest:
+    """Likelihood-ratio test between two nested fits, in either order.
+
+    Parameters
+    ----------
+    one, two : FitSide
+
+    Returns
+    -------
+    LRTest or InvalidTest
+
+    Notes
+    -----
+    With d more parameters of which none is a variance that is zero in the smaller model, the null distribution is
+    chi-squared with d degrees of freedom. If the larger model has one random effect more (one experts' covariance, q
+    random effects stay), its variance lies on the boundary of the space and the null distribution is
+    ``0.5 chi2(d - 1) + 0.5 chi2(d)`` (Self & Liang 1987, case 6; Stram & Lee 1994, case 2; d = q + 1 if nothing else
+    differs). If several variances are tested - two random effects, or one in each of K experts - the weights of the
+    mixture depend on the information matrix. Whatever that is, the cone of admissible values lies within a half-space
+    and contains a half-space of dimension d - c + 1, where c is the dimension of the tested covariance blocks. So the
+    p-value lies between those of ``0.5 chi2(d - c) + 0.5 chi2(d - c + 1)`` and ``0.5 chi2(d - 1) + 0.5 chi2(d)``; the
+    second is reported, the first kept as `p_lower`.
+
+    References
+    ----------
+    Self & Liang (1987), JASA 82, 605-610. Stram & Lee (1994), Biometrics 50, 1171-1177.
+    """
+    small, large = (one, two) if one.npar <= two.npar else (two, one)
+    reason = _refusal(small, large)
+    if reason:
+        return InvalidTest(reason)
+    statistic = 2.0 * (large.loglik - small.loglik)
+    if statistic < -2 * _LOGLIK_TOLERANCE * max(1.0, abs(small.loglik)):
+        return InvalidTest(
+            f"the larger model has the smaller log-likelihood ({large.loglik:.6f} against {small.loglik:.6f}), so it "
+            "has not reached its maximum; refit it with more starts or start it from the smaller fit"
+        )
+    return _test(max(statistic, 0.0), large.npar - small.npar, tested_variances(small, large), _notes(small, large))
+
+
+def tested_variances(small: FitSide, large: FitSide) -> int:
+    """Dimension c of the covariance blocks that are zero in the smaller model and free in the larger one."""
+    extra = large.random.shape[1] - small.random.shape[1]
+    if extra <= 0:
+        return 0
+    blocks = large.n_experts if large.settings.get("cov_re", "expert") == "expert" else 1
+    return blocks * (extra * (extra + 1) // 2 if large.correlated else extra)
+
+
+def _test(statistic: float, df: int, cone: int, notes: tuple[str, ...]) -> LRTest:
+    """The test for `cone` = dimension of the tested covariance blocks."""
+    if cone == 0:
+        regular = ChiBarSquared((df,), (1.0,))
+        p = regular.sf(statistic)
+        return LRTest(statistic, df, regular, p, p, notes)
+    upper = ChiBarSquared((df - 1, df), (0.5, 0.5))
+    lower = ChiBarSquared((df - cone, df - cone + 1), (0.5, 0.5))
+    if cone > 1:
+        bound = (
+            "several variances are tested: p is an upper bound, valid whatever the weights of the chi-bar-squared "
+            f"mixture; the lower bound is {lower.sf(statistic):.4g}; a parametric bootstrap gives the value between"
+        )
+        notes = (*notes, bound)
+    return LRTest(statistic, df, upper, upper.sf(statistic), lower.sf(statistic), notes)
+
+
+def _notes(small: FitSide, large: FitSide) -> tuple[str, ...]:
+    """Doubts that do not forbid the test."""
+    sides = (("smaller", small), ("larger", large))
+    return tuple(
+        f"the best log-likelihood of the {name} fit was reached from one start only"
+        for name, side in sides
+        if "not_replicated" in side.flags
+    )
+
+
+def _refusal(small: FitSide, large: FitSide) -> str:
+    """The reason why the fits cannot be compared by a likelihood ratio; empty if they can."""
+    for check in (_different_kind, _different_data, _irregular, _different_settings, _not_nested):
+        reason = check(small, large)
+        if reason:
+            return reason
+    return ""
+
+
+def _different_kind(small: FitSide, large: FitSide) -> str:
+    if small.family != large.family:
+        return f"the fits are of different families ({small.family} and {large.family}); compare them by bic or icl"
+    if small.varies or large.varies:
+        return "coefficients that vary along an index are not estimated by maximum likelihood; use test_varying"
+    if small.n_experts != large.n_experts:
+        return (
+            f"the fits have {small.n_experts} and {large.n_experts} experts, where the likelihood ratio has no "
+            "chi-squared distribution; use the bootstrap likelihood-ratio test (test_experts), or compare bic or icl"
+        )
+    return ""
+
+
+def _different_data(small: FitSide, large: FitSide) -> str:
+    if len(small.rows) != len(large.rows):
+        return (
+            f"the fits use {len(small.rows)} and {len(large.rows)} rows; fit both on the rows that are complete in all "
+            "columns of the larger formula"
+        )
+    if not np.array_equal(small.rows, large.rows):
+        return f"the fits use different rows (both {len(small.rows)}); fit both on the same rows"
+    if not np.array_equal(small.response, large.response):
+        return "the fits have different responses (other data, or a transformed response)"
+    if set(small.aux) != set(large.aux) or any(not np.array_equal(v, large.aux[k]) for k, v in small.aux.items()):
+        return f"the fits differ in weights, offset or the like ({sorted(small.aux)} and {sorted(large.aux)})"
+    return ""
+
+
+def _irregular(small: FitSide, large: FitSide) -> str:
+    for name, side in (("smaller", small), ("larger", large)):
+        codes = [c for c in side.flags if c in _BAD_FLAGS]
+        if name == "larger" and tested_variances(small, large):
+            codes = [c for c in codes if c != "boundary"]
+        if codes:
+            return (
+                f"the {name} model {_BAD_FLAGS[codes[0]]}, where the null distribution is not known; "
+                "use a parametric bootstrap or a simpler model"
+            )
+    return ""
+
+
+def _different_settings(small: FitSide, large: FitSide) -> str:
+    ignored = (*_NESTED_SETTINGS, *_IRRELEVANT_SETTINGS)
+    for key in sorted({*small.settings, *large.settings} - set(ignored)):
+        if small.settings.get(key) != large.settings.get(key):
+            return f"the fits differ in {key} ({small.settings.get(key)!r} and {large.settings.get(key)!r})"
+    return ""
+
+
+def _not_nested(small: FitSide, large: FitSide) -> str:
+    if small.npar == large.npar:
+        return f"the fits have the same number of parameters ({small.npar}), so neither is nested in the other"
+    if small.n_experts > 1 and not np.array_equal(small.units, large.units):
+        return "one model routes subjects to experts and the other rows or other subjects; compare bic or icl"
+    fixed = "" if _fixed_nested(small, large) else "the expert columns"
+    gate = "" if small.n_experts == 1 or _in_span(small.gate, large.gate) else "the gate columns"
+    random = "" if _random_nested(small, large) else "the random effects"
+    residual = "" if _generality(small, "residual") <= _generality(large, "residual") else "the residual variances"
+    outside = [part for part in (fixed, gate, random, residual) if part]
+    if outside:
+        parts = ", ".join(outside)
+        return f"the smaller model is not nested in the larger one: {parts} are not special cases of it; compare bic"
+    if (
+        large.settings.get("cov_re") == "proportional"
+        and small.n_experts > 1
+        and not small.random.shape[1]
+        and large.random.shape[1]
+    ):
+        return (
+            "without random effects the proportionality factors of cov_re='proportional' do not exist, so the null "
+            "distribution is not a mixture of chi-squares; use cov_re='common' in the larger model"
+        )
+    return ""
+
+
+def _fixed_nested(small: FitSide, large: FitSide) -> bool:
+    everything = np.column_stack([large.expert, large.common])
+    if small.n_experts == 1:
+        return _in_span(np.column_stack([small.expert, small.common]), everything)
+    return _in_span(small.expert, large.expert) and _in_span(small.common, everything)
+
+
+def _random_nested(small: FitSide, large: FitSide) -> bool:
+    if not small.random.shape[1]:
+        return True
+    if _generality(small, "cov_re") > _generality(large, "cov_re"):
+        return False
+    if large.correlated or large.random.shape[1] == 1:
+        return _in_span(small.random, large.random)
+    diagonal = not small.correlated or small.random.shape[1] == 1
+    return diagonal and set(small.random_names) <= set(large.random_names) and _in_span(small.random, large.random)
+
+
+def _generality(side: FitSide, setting: str) -> int:
+    if side.n_experts == 1:
+        return 0
+    return _GENERALITY.get(str(side.settings.get(setting, "expert")), 2)
+
+
+def _in_span(columns: Array, others: Array) -> bool:
+    """Whether each column is a linear combination of the others."""
+    sizes = np.linalg.norm(columns, axis=0)
+    columns = columns[:, sizes > 0] / sizes[sizes > 0]
+    if not columns.shape[1]:
+        return True
+    if not others.shape[1]:
+        return False
+    scaled = others / np.maximum(np.linalg.norm(others, axis=0), np.finfo(float).tiny)
+    weights = np.linalg.lstsq(scaled, columns, rcond=None)[0]
+    return bool(np.linalg.norm(columns - scaled @ weights, axis=0).max() < _SPAN_TOLERANCE)

@@ -1,0 +1,208 @@
+"""Linear mixed model densities from per-subject cross-products.
+
+Once Z'Z, Z'X, X'X, Z'y, X'y and y'y are known for each subject, nothing touches the rows again: the cost of an
+evaluation does not depend on the number of visits. With D = T T', Lambda = T / sigma, W = I + Lambda' Z'Z Lambda,
+r = y - X beta and u = Lambda' Z'r (Bates et al. 2015, section 3; Laird & Ware 1982)::
+
+    log|V|  = n log sigma^2 + log|W|
+    r'V^-1r = (r'r - u'W^-1u) / sigma^2
+
+The axis ``E`` runs over experts, or over experts of several starts at once.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe.kernels.linalg import cholesky, inverse_from_cholesky, solve_lower, solve_upper
+
+Array = NDArray[np.float64]
+LOG_2PI = float(np.log(2 * np.pi))
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Cross-products of every subject, subjects on the last axis.
+
+    Attributes
+    ----------
+    n : ndarray, shape (N,)
+        Rows of each subject.
+    yy : ndarray, shape (N,)
+    Xy : ndarray, shape (p, N)
+    XX : ndarray, shape (p, p, N)
+    Zy : ndarray, shape (q, N)
+    ZX : ndarray, shape (q, p, N)
+    ZZ : ndarray, shape (q, q, N)
+    """
+
+    n: Array
+    yy: Array
+    Xy: Array
+    XX: Array
+    Zy: Array
+    ZX: Array
+    ZZ: Array
+
+    @property
+    def n_subjects(self) -> int:
+        """Number of subjects."""
+        return self.n.size
+
+    def take(self, subjects: "slice | NDArray[np.intp]") -> "Moments":
+        """Moments of some subjects, contiguous in memory."""
+        parts = (self.n, self.yy, self.Xy, self.XX, self.Zy, self.ZX, self.ZZ)
+        return Moments(*(np.ascontiguousarray(part[..., subjects]) for part in parts))
+
+    def blocks(self, n_experts: int) -> "Iterator[tuple[slice, Moments]]":
+        """Consecutive runs of subjects, short enough that the working arrays of `n_experts` experts stay in cache."""
+        q, p = self.ZX.shape[:2]
+        width = max(64, 40_000 // max(1, n_experts * max(q * q, p)))
+        for start in range(0, self.n_subjects, width):
+            where = slice(start, min(start + width, self.n_subjects))
+            yield where, self.take(where)
+
+
+def build_moments(y: Array, X: Array, Z: Array, starts: NDArray[np.intp]) -> Moments:
+    """Cross-products per subject.
+
+    Parameters
+    ----------
+    y : ndarray, shape (n,)
+        Response, rows sorted by subject; centre it first, or digits of y'y cancel.
+    X : ndarray, shape (n, p)
+    Z : ndarray, shape (n, q)
+    starts : ndarray of int, shape (N,)
+        First row of each subject.
+
+    Returns
+    -------
+    Moments
+    """
+    columns = np.ascontiguousarray(np.column_stack([y, X, Z]).T)  # (1 + p + q, n)
+    p, width, N = X.shape[1], columns.shape[0], starts.size
+    gram = np.empty((width, width, N))
+    for a in range(width):
+        for b in range(a + 1):
+            gram[a, b] = gram[b, a] = np.add.reduceat(columns[a] * columns[b], starts)
+    x, z = slice(1, 1 + p), slice(1 + p, width)
+    n = np.diff(np.append(starts, y.size)).astype(float)
+    parts = (gram[0, 0], gram[x, 0], gram[x, x], gram[z, 0], gram[z, x], gram[z, z])
+    return Moments(n, *(np.ascontiguousarray(part) for part in parts))
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertPosterior:
+    """What one expert says about each subject.
+
+    Attributes
+    ----------
+    log_density : ndarray, shape (E, N)
+        Marginal log-density of the subject's responses under the expert.
+    Xr : ndarray, shape (E, p, N)
+        X'(y - X beta).
+    Zr : ndarray, shape (E, q, N)
+        Z'(y - X beta).
+    rr : ndarray, shape (E, N)
+        Residual sum of squares around X beta.
+    L : ndarray, shape (E, q, q, N)
+        Cholesky factor of W.
+    v, w : ndarray, shape (E, q, N)
+        L^-1 u and W^-1 u.
+    """
+
+    log_density: Array
+    Xr: Array
+    Zr: Array
+    rr: Array
+    L: Array
+    v: Array
+    w: Array
+
+
+def expert_posterior(m: Moments, beta: Array, T: Array, sigma: Array) -> ExpertPosterior:
+    """Marginal log-densities and the pieces of the posterior of the random effects.
+
+    Parameters
+    ----------
+    m : Moments
+    beta : ndarray, shape (E, p)
+    T : ndarray, shape (E, q, q)
+        Lower factor of the random-effects covariance, D = T T'.
+    sigma : ndarray, shape (E,)
+        Residual standard deviation.
+
+    Returns
+    -------
+    ExpertPosterior
+    """
+    p, q, N, E = beta.shape[1], T.shape[1], m.n_subjects, beta.shape[0]
+    Lam = T / sigma[:, None, None]
+    Xr = m.Xy - (beta @ m.XX.reshape(p, p * N)).reshape(E, p, N)
+    rr = m.yy - np.einsum("ep,epn->en", beta, m.Xy + Xr)
+    Zr = m.Zy - np.einsum("ep,qpn->eqn", beta, m.ZX, optimize=True)
+    square = np.einsum("eia,ejc->eacij", Lam, Lam).reshape(E * q * q, q * q)
+    W = (square @ m.ZZ.reshape(q * q, N)).reshape(E, q, q, N) + np.eye(q)[:, :, None]
+    L = cholesky(W)
+    v = solve_lower(L, np.swapaxes(Lam, 1, 2) @ Zr)
+    w = solve_upper(L, v)
+    log_det = 2 * sum((np.log(L[:, j, j]) for j in range(q)), start=np.zeros((E, N)))
+    log_det = log_det + m.n * (LOG_2PI + 2 * np.log(sigma))[:, None]
+    quad = (rr - (v * v).sum(axis=1)) / (sigma**2)[:, None]
+    return ExpertPosterior(-0.5 * (log_det + quad), Xr, Zr, rr, L, v, w)
+
+
+def expert_scores(m: Moments, post: ExpertPosterior, T: Array, sigma: Array) -> Array:
+    """Derivatives of each subject's log-density in the parameters of each expert.
+
+    Parameters
+    ----------
+    m : Moments
+    post : ExpertPosterior
+    T : ndarray, shape (E, q, q)
+    sigma : ndarray, shape (E,)
+
+    Returns
+    -------
+    ndarray, shape (E, p + q * q + 1, N)
+        In beta, in all entries of T (row by row) and in log sigma.
+    """
+    E, p, N = post.Xr.shape
+    q = T.shape[1]
+    variance = (sigma**2)[:, None, None]
+    out = np.empty((E, p + q * q + 1, N), dtype=post.Xr.dtype)
+    b = (T / sigma[:, None, None]) @ post.w  # posterior means  (E, q, N)
+    out[:, :p] = (post.Xr - np.einsum("qpn,eqn->epn", m.ZX, b, optimize=True)) / variance
+    W_inv = inverse_from_cholesky(post.L)
+    rest = post.Zr - np.einsum("abn,ebn->ean", m.ZZ, b)
+    pull = rest[:, :, None] * (post.w / sigma[:, None, None])[:, None]
+    pull -= np.einsum("abn,ebc,ecdn->eadn", m.ZZ, T, W_inv, optimize=True)
+    out[:, p:-1] = (pull / variance[..., None]).reshape(E, q * q, N)
+    squares = post.rr - (post.v * post.v).sum(axis=1) - (post.w * post.w).sum(axis=1)
+    trace = q - np.einsum("eaan->en", W_inv)
+    out[:, -1] = squares / variance[:, 0] + trace - m.n
+    return out
+
+
+def random_effect_means(post: ExpertPosterior, T: Array, sigma: Array) -> Array:
+    """Posterior means of the random effects given the expert, shape (E, q, N)."""
+    return (T / sigma[:, None, None]) @ post.w
+
+
+def random_effect_covariances(post: ExpertPosterior, T: Array) -> Array:
+    """Posterior covariances of the random effects given the expert, shape (E, q, q, N)."""
+    return np.einsum("eac,ecdn,ebd->eabn", T, inverse_from_cholesky(post.L), T, optimize=True)
+
+
+def weighted_normal_matrix(m: Moments, post: ExpertPosterior, T: Array, sigma: Array, weights: Array) -> Array:
+    """Sum over subjects of weights * X'V^-1X, shape (E, p, p); the matrix of generalised least squares."""
+    E, q, N = post.w.shape
+    p = m.XX.shape[0]
+    Lam = T / sigma[:, None, None]
+    plain = (weights @ m.XX.reshape(p * p, N).T).reshape(E, p, p)
+    half = solve_lower(post.L, np.einsum("eba,bpn->eapn", Lam, m.ZX, optimize=True))  # (E, q, p, N)
+    left = np.moveaxis(half * weights[:, None, None], 2, 1).reshape(E, p, q * N)
+    right = np.moveaxis(half, 2, 1).reshape(E, p, q * N)
+    return (plain - left @ np.swapaxes(right, 1, 2)) / (sigma**2)[:, None, None]

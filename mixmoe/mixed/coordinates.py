@@ -1,0 +1,99 @@
+"""Working coordinates: orthogonal columns and a unit-scale response, so that tolerances mean the same for any data."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe.errors import DesignError
+from mixmoe.kernels.linalg import semidefinite_cholesky
+from mixmoe.mixed.structure import Params
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinates:
+    """A linear change of variables, invertible and the same for all experts.
+
+    With the pooled least-squares coefficients b0 and residual scale s, the working response is (y - X b0) / s and the
+    working columns are X A^-1, Z B^-1, W C^-1.
+
+    Attributes
+    ----------
+    center : ndarray, shape (p,)
+        b0.
+    scale : float
+        s, in units of the response.
+    expert : ndarray, shape (p, p)
+        A. Block triangular, so that common coefficients stay common.
+    random : ndarray, shape (q, q)
+        B; diagonal if the random effects are uncorrelated.
+    gate : ndarray, shape (m, m)
+        C.
+    """
+
+    center: Array
+    scale: float
+    expert: Array
+    random: Array
+    gate: Array
+
+    def to_user(self, working: Params) -> Params:
+        """Parameters on the user's scale, factors not triangular; passes complex steps through."""
+        beta = self.scale * np.linalg.solve(self.expert, working.beta[..., None])[..., 0] + self.center
+        factor = self.scale * np.linalg.solve(self.random, working.factor)
+        gamma = np.linalg.solve(self.gate, working.gamma[..., None])[..., 0]
+        return Params(gamma, beta, factor, self.scale * working.sigma)
+
+    def to_working(self, user: Params) -> Params:
+        """Parameters in working coordinates."""
+        beta = (user.beta - self.center) @ self.expert.T / self.scale
+        factor = np.zeros_like(user.factor)
+        for at in np.ndindex(user.factor.shape[:2]):
+            moved = self.random @ user.factor[at] / self.scale
+            factor[at] = semidefinite_cholesky(moved @ moved.T)
+        return Params(user.gamma @ self.gate.T, beta, factor, user.sigma / self.scale)
+
+
+def orthogonal_columns(X: Array, first: NDArray[np.bool_]) -> Array:
+    """A with X A^-1 of unit mean squares and orthogonal, the columns not in `first` made orthogonal to those in it."""
+    if not X.shape[1]:
+        return np.zeros((0, 0))
+    order = np.concatenate([np.flatnonzero(first), np.flatnonzero(~first)])
+    A = np.zeros((X.shape[1], X.shape[1]))
+    A[np.ix_(order, order)] = np.linalg.qr(X[:, order], mode="r") / np.sqrt(X.shape[0])
+    return A
+
+
+def apply_inverse(X: Array, A: Array) -> Array:
+    """X A^-1."""
+    return np.linalg.solve(A.T, X.T).T if X.shape[1] else X
+
+
+def build_coordinates(
+    y: Array, X: Array, Z: Array, W: Array, common: NDArray[np.bool_], correlated: bool
+) -> Coordinates:
+    """Coordinates for one data set.
+
+    Raises
+    ------
+    DesignError
+        If the expert columns reproduce the response exactly.
+    """
+    expert = orthogonal_columns(X, ~common)
+    Q = apply_inverse(X, expert)
+    in_working = Q.T @ y / y.size
+    residual = y - Q @ in_working
+    scale = float(np.sqrt(np.mean(residual**2)))
+    if scale <= 1e-10 * np.sqrt(np.mean(y**2)):
+        raise DesignError(
+            f"the expert columns reproduce the response exactly (residual standard deviation {scale:.3g}); "
+            "a mixture needs a response with noise: remove covariates that are functions of it"
+        )
+    if correlated:
+        random = orthogonal_columns(Z, np.ones(Z.shape[1], dtype=bool))
+    else:
+        random = np.diag(np.sqrt((Z**2).mean(axis=0)))
+    gate = orthogonal_columns(W, np.ones(W.shape[1], dtype=bool))
+    return Coordinates(np.linalg.solve(expert, in_working), scale, expert, random, gate)

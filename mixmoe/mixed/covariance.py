@@ -1,0 +1,164 @@
+"""Covariance of the estimates of a MEMoE: observed information, sandwich, boundary and unidentified directions."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe.inference.covariance import CovType, ParamCov, delta_cov, meat, sandwich, without_parameters
+from mixmoe.kernels.linalg import semidefinite_cholesky
+from mixmoe.mixed.coordinates import Coordinates
+from mixmoe.mixed.likelihood import Problem, observed_information, subject_scores
+from mixmoe.mixed.natural import n_covariances, to_natural
+from mixmoe.mixed.structure import Params, Structure, contract, expand
+
+Array = NDArray[np.float64]
+
+_ZERO_SD = 1e-4  # in working coordinates, where the pooled residual standard deviation is one
+_SINGULAR = 1e-9  # smallest eigenvalue of the scaled information that counts as information
+_COMPLEX_STEP = 1e-30
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """Where a solution lies on the boundary of the parameter space.
+
+    Attributes
+    ----------
+    theta : ndarray, shape (P,)
+        The free vector with null directions set to exactly zero.
+    dead : ndarray of bool, shape (P,)
+        Free parameters of null directions of a covariance: the log-likelihood is even in them, so they are
+        uncorrelated with all others, which are estimated as if the direction were known to be zero.
+    blank : tuple of int
+        Reported parameters without a valid standard error.
+    """
+
+    theta: Array
+    dead: NDArray[np.bool_]
+    blank: tuple[int, ...]
+
+
+def find_boundary(problem: Problem, coordinates: Coordinates, theta: Array) -> Boundary:
+    """Null directions of the random-effects covariances at a solution."""
+    s, free = problem.structure, problem.free
+    params = expand(s, free, theta[None])
+    dead = np.zeros(free.size, dtype=bool)
+    factor = params.factor.copy()
+    columns = s.factor_entries[1]
+    singular = []
+    for k in range(s.n_experts if s.n_random else 0):
+        T = _canonical(factor[0, k])
+        null = np.diag(T) == 0
+        factor[0, k] = T
+        dead[free.factor[k][null[columns]]] = True
+        if free.scale[k] >= 0 and null.all():
+            dead[free.factor[k]], dead[free.scale[k]] = False, True
+        singular.append(bool(null.any()))
+    clean = contract(s, Params(params.gamma, params.beta, factor, params.sigma))[0]
+    natural = to_natural(s, coordinates.to_user(expand(s, free, clean[None])))[0]
+    return Boundary(clean, dead, _blank(s, natural, coordinates, singular))
+
+
+def _canonical(T: Array) -> Array:
+    """The same covariance with null directions as zero columns."""
+    if (np.abs(np.diag(T)) > _ZERO_SD).all():
+        return T
+    return semidefinite_cholesky(T @ T.T, tol=_ZERO_SD**2, floor=_ZERO_SD**2)
+
+
+def _blank(s: Structure, natural: Array, coordinates: Coordinates, singular: list[bool]) -> tuple[int, ...]:
+    """Zero standard deviations, and all correlations of a singular covariance."""
+    q = s.n_random
+    n_pairs = q * (q - 1) // 2 if s.correlated else 0
+    at = s.n_experts * int((~s.common).sum()) + int(s.common.sum()) + (s.n_experts - 1) * s.n_gate
+    blank: list[int] = []
+    for k in range(n_covariances(s)):
+        sd = natural[at : at + q]
+        smallest = _ZERO_SD * coordinates.scale / np.abs(np.diag(coordinates.random))
+        blank += [at + int(j) for j in np.flatnonzero(sd <= smallest)]
+        if singular[k]:
+            blank += range(at + q, at + q + n_pairs)
+        at += q + n_pairs
+    if s.cov_re == "proportional" and q:
+        blank += [at + j for j in range(s.n_experts - 1) if not _ZERO_SD < natural[at + j] < 1 / _ZERO_SD]
+    return tuple(blank)
+
+
+def natural_jacobian(problem: Problem, coordinates: Coordinates, theta: Array) -> Array:
+    """Derivatives of the reported parameters in the free ones, shape (P, P), exact by complex steps."""
+    moved = theta + 1j * _COMPLEX_STEP * np.eye(theta.size)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        natural = to_natural(problem.structure, coordinates.to_user(expand(problem.structure, problem.free, moved)))
+    return natural.imag.T / _COMPLEX_STEP
+
+
+def covariance(
+    problem: Problem,
+    coordinates: Coordinates,
+    theta: Array,
+    kind: CovType,
+    clusters: NDArray[np.int64] | None = None,
+    correction: bool = False,
+) -> ParamCov:
+    """Covariance of the reported parameters at a solution.
+
+    Parameters
+    ----------
+    problem : Problem
+    coordinates : Coordinates
+    theta : ndarray, shape (P,)
+        Maximiser in working coordinates.
+    kind : {"nonrobust", "robust", "cluster"}
+    clusters : ndarray of int, shape (N,), optional
+        Cluster of each subject, for ``"cluster"``.
+    correction : bool
+        Small-sample factor G / (G - 1).
+
+    Returns
+    -------
+    ParamCov
+    """
+    at = find_boundary(problem, coordinates, theta)
+    inverse = invert_information(observed_information(problem, at.theta), at.dead)
+    matrix = inverse.matrix
+    if kind != "nonrobust":
+        matrix = sandwich(matrix, meat(subject_scores(problem, at.theta), clusters, correction))
+    jacobian = np.nan_to_num(natural_jacobian(problem, coordinates, at.theta))
+    unknown = np.abs(jacobian @ inverse.null) > 1e-6 * (1e-300 + np.abs(jacobian).max(axis=1, keepdims=True, initial=0))
+    blank = sorted({*at.blank, *np.flatnonzero(unknown.any(axis=1)).tolist()})
+    note = "" if clusters is None else f"{int(clusters.max()) + 1} clusters"
+    if correction:
+        note = "; ".join(filter(None, [note, "small-sample factor G / (G - 1)"]))
+    return ParamCov(without_parameters(delta_cov(jacobian, matrix), blank), kind, note)
+
+
+@dataclass(frozen=True, slots=True)
+class InverseInformation:
+    """Generalised inverse of an information matrix.
+
+    Attributes
+    ----------
+    matrix : ndarray, shape (P, P)
+        Zero in rows and columns of dead parameters.
+    null : ndarray, shape (P, d)
+        Directions without information.
+    """
+
+    matrix: Array
+    null: Array
+
+
+def invert_information(information: Array, dead: NDArray[np.bool_]) -> InverseInformation:
+    """Inverse over the parameters that are not dead, with directions that carry no information set apart."""
+    alive = np.flatnonzero(~dead)
+    A = information[np.ix_(alive, alive)]
+    scale = np.sqrt(np.maximum(np.abs(np.diag(A)), 1e-300))
+    values, vectors = np.linalg.eigh(A / np.outer(scale, scale))
+    good = values > _SINGULAR
+    half = vectors[:, good] / np.sqrt(values[good]) / scale[:, None]
+    matrix = np.zeros_like(information)
+    matrix[np.ix_(alive, alive)] = half @ half.T
+    null = np.zeros((information.shape[0], int((~good).sum())))
+    null[alive] = vectors[:, ~good] / scale[:, None]
+    return InverseInformation(matrix, null / np.maximum(np.linalg.norm(null, axis=0), 1e-300))

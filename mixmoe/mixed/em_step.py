@@ -1,0 +1,155 @@
+"""EM for a MEMoE, many starts in lockstep.
+
+Two conditional steps alternate (AECM, Meng & van Dyk 1997): one treats only the memberships as missing and updates gate
+and fixed effects by generalised least squares, the other treats the random effects as missing too and updates their
+covariances and the residual variances. Neither can lower the log-likelihood.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe.gate import gate_step
+from mixmoe.kernels.moments import (
+    expert_scores,
+    random_effect_covariances,
+    random_effect_means,
+    weighted_normal_matrix,
+)
+from mixmoe.mixed.likelihood import Problem, evaluate_block, flat_experts
+from mixmoe.mixed.structure import Params, Structure, contract, expand
+
+Array = NDArray[np.float64]
+
+_SMALLEST = 1e-10  # variances below this fraction of the pooled residual variance are not resolved
+
+
+@dataclass(frozen=True, slots=True)
+class Expectations:
+    """Responsibility-weighted sums over subjects.
+
+    Attributes
+    ----------
+    loglik : ndarray, shape (S,)
+    responsibilities : ndarray, shape (S, K, N)
+    subjects, rows : ndarray, shape (S, K)
+        Expected numbers of subjects and rows of each expert.
+    pull : ndarray, shape (S, K, p)
+        X'V^-1 r.
+    normal : ndarray, shape (S, K, p, p)
+        X'V^-1 X.
+    second_moment : ndarray, shape (S, K, q, q)
+        Sum of E[b b'].
+    residual : ndarray, shape (S, K)
+        Sum of E|r - Z b|^2.
+    """
+
+    loglik: Array
+    responsibilities: Array
+    subjects: Array
+    rows: Array
+    pull: Array
+    normal: Array
+    second_moment: Array
+    residual: Array
+
+
+def expectations(problem: Problem, params: Params, given: Array | None = None) -> Expectations:
+    """E-step at `params`; with responsibilities `given`, shape (S, K, N), those are used instead of the posterior ones."""
+    S, K, p = params.beta.shape
+    q, N = problem.structure.n_random, problem.n_subjects
+    factor, sigma = flat_experts(params)
+    loglik, responsibilities = np.zeros(S), np.empty((S, K, N))
+    pull, normal = np.zeros((S * K, p)), np.zeros((S * K, p, p))
+    second, residual, rows = np.zeros((S * K, q, q)), np.zeros(S * K), np.zeros(S * K)
+    for where, moments in problem.moments.blocks(S * K):
+        block = evaluate_block(problem, params, where, moments)
+        loglik += block.loglik.sum(axis=1)
+        responsibilities[..., where] = block.responsibilities if given is None else given[..., where]
+        weights = responsibilities[..., where].reshape(S * K, -1)
+        scores = expert_scores(moments, block.posterior, factor, sigma)
+        pull += (scores[:, :p] @ weights[:, :, None])[..., 0]
+        normal += weighted_normal_matrix(moments, block.posterior, factor, sigma, weights)
+        means = random_effect_means(block.posterior, factor, sigma)
+        second += (means * weights[:, None]) @ np.swapaxes(means, 1, 2)
+        second += np.einsum("eabn,en->eab", random_effect_covariances(block.posterior, factor), weights)
+        residual += sigma**2 * ((scores[:, -1] + moments.n) * weights).sum(axis=1)
+        rows += weights @ moments.n
+    return Expectations(
+        loglik,
+        responsibilities,
+        responsibilities.sum(axis=2),
+        rows.reshape(S, K),
+        pull.reshape(S, K, p),
+        normal.reshape(S, K, p, p),
+        second.reshape(S, K, q, q),
+        residual.reshape(S, K),
+    )
+
+
+def update_means(problem: Problem, params: Params, e: Expectations) -> Params:
+    """Gate by one Newton step, fixed effects by generalised least squares given the responsibilities."""
+    gamma = gate_step(problem.W, e.responsibilities, params.gamma)
+    where = problem.free.beta - problem.free.gate.stop  # (K, p)
+    size = int(where.max()) + 1
+    S = params.beta.shape[0]
+    normal, pull = np.zeros((S, size, size)), np.zeros((S, size))
+    for k, columns in enumerate(where):
+        normal[:, columns[:, None], columns] += e.normal[:, k]
+        pull[:, columns] += e.pull[:, k]
+    ridge = 1e-10 * (1 + np.trace(normal, axis1=1, axis2=2)[:, None, None] / size) * np.eye(size)
+    step = np.linalg.solve(normal + ridge, pull[..., None])[..., 0]
+    return Params(gamma, params.beta + step[:, where], params.factor, params.sigma)
+
+
+def update_variances(problem: Problem, params: Params, e: Expectations) -> Params:
+    """Gate by one Newton step, covariances and residual variances from the expected second moments."""
+    s = problem.structure
+    gamma = gate_step(problem.W, e.responsibilities, params.gamma)
+    if s.residual == "common":
+        variance = np.broadcast_to((e.residual.sum(axis=1) / e.rows.sum(axis=1))[:, None], e.rows.shape)
+    else:
+        variance = e.residual / np.maximum(e.rows, np.finfo(float).tiny)
+    sigma = np.sqrt(np.maximum(variance, _SMALLEST))
+    return Params(gamma, params.beta, _updated_factor(s, e, params.factor), sigma)
+
+
+def _updated_factor(s: Structure, e: Expectations, old: Array) -> Array:
+    if not s.n_random:
+        return old
+    counts = np.maximum(e.subjects, np.finfo(float).tiny)[..., None, None]
+    moment = e.second_moment if s.correlated else e.second_moment * np.eye(s.n_random)
+    if s.cov_re == "expert":
+        return _factor(moment / counts)
+    if s.cov_re == "common":
+        D = moment.sum(axis=1, keepdims=True) / counts.sum(axis=1, keepdims=True)
+        return np.broadcast_to(_factor(D), old.shape)
+    reference = _factor(np.einsum("skab,skcb->skac", old[:, :1], old[:, :1]))
+    omega2 = np.einsum("skaa->sk", np.linalg.solve(_square(reference), moment)) / (s.n_random * counts[..., 0, 0])
+    omega2 = np.maximum(omega2, _SMALLEST)
+    D = (moment / omega2[..., None, None]).sum(axis=1, keepdims=True) / counts.sum(axis=1, keepdims=True)
+    return _factor(D) * np.sqrt(omega2)[..., None, None]
+
+
+def _square(factor: Array) -> Array:
+    return factor @ np.swapaxes(factor, -1, -2)
+
+
+def _factor(D: Array) -> Array:
+    floor = _SMALLEST * (1 + np.einsum("...aa->...", D))[..., None, None] * np.eye(D.shape[-1])
+    return np.linalg.cholesky(D + floor)
+
+
+def em_iterations(problem: Problem, theta: Array, n_iter: int) -> tuple[Array, Array]:
+    """Free vectors after `n_iter` pairs of conditional steps, (S, P), and the log-likelihoods before each, (S, 2 * n_iter)."""
+    trace = np.empty((theta.shape[0], 2 * n_iter))
+    params = expand(problem.structure, problem.free, theta)
+    for i in range(n_iter):
+        e = expectations(problem, params)
+        trace[:, 2 * i] = e.loglik
+        params = update_means(problem, params, e)
+        e = expectations(problem, params)
+        trace[:, 2 * i + 1] = e.loglik
+        params = update_variances(problem, params, e)
+    return contract(problem.structure, params), trace

@@ -1,0 +1,268 @@
+"""Maximum likelihood of a MEMoE: search from many starts, finish by quasi-Newton and Newton, order the experts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe.em import Climb, Control, Evaluation, climb
+from mixmoe.gate import gate_log_probabilities
+from mixmoe.mixed.likelihood import Problem, evaluate, observed_information
+from mixmoe.mixed.starts import (
+    OneExpert,
+    fit_one_expert,
+    inverse_outer_product,
+    random_starts,
+    repeat_expert,
+    split_merge_starts,
+)
+from mixmoe.mixed.structure import Params, contract, expand
+
+Array = NDArray[np.float64]
+
+_EM_STEPS = 4
+_SAME = 1e-3  # log-likelihoods closer than this are the same optimum
+_SEARCH_ABOVE = 1000  # with more subjects than this the search for starts runs on some of them
+_SEARCH_SUBJECTS = 500
+_FINISHED = 5  # candidates that are run to full convergence, on all subjects
+_ROUGH = Control(max_iter=80, tol=1e-4, min_gain=1e-5)
+_SIGMA_BARRIER = 1e-4  # fractions of the one-expert residual standard deviation
+_SIGMA_COLLAPSED = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """Outcome of a search for the maximum.
+
+    Attributes
+    ----------
+    theta : ndarray, shape (P,)
+    loglik : float
+    score : ndarray, shape (P,)
+    trace : ndarray
+    n_iter, n_evaluations : int
+    converged, interrupted, degenerate : bool
+    n_starts : int
+        Starts and split-and-merge moves.
+    logliks : ndarray
+        Log-likelihoods of the distinct candidates that were run to full convergence, best first.
+    n_replicated : int
+        Starts and moves that led to the winner.
+    n_degenerate : int
+        Starts that ended in a collapsed expert.
+    """
+
+    theta: Array
+    loglik: float
+    score: Array
+    trace: Array
+    n_iter: int
+    n_evaluations: int
+    converged: bool
+    interrupted: bool
+    degenerate: bool
+    n_starts: int
+    logliks: Array
+    n_replicated: int
+    n_degenerate: int
+
+
+def default_starts(n_experts: int) -> int:
+    """Random starts when the user names no number."""
+    return 1 if n_experts == 1 else 32 * n_experts
+
+
+def permute(problem: Problem, theta: Array, order: Sequence[int]) -> Array:
+    """The free vector with experts reordered: the new expert k is the old ``order[k]``."""
+    params = expand(problem.structure, problem.free, theta[None])
+    return contract(problem.structure, permute_params(params, order))[0]
+
+
+def permute_params(params: Params, order: Sequence[int]) -> Params:
+    """Parameters with experts reordered; the gate keeps its first expert as reference."""
+    index = list(order)
+    reference = np.zeros_like(params.gamma[:, :1]) if params.gamma.size else params.gamma[:, :0]
+    full = np.concatenate([reference, params.gamma], axis=1)
+    gamma = full[:, index[1:]] - full[:, index[:1]] if params.gamma.size else params.gamma
+    return Params(gamma, params.beta[:, index], params.factor[:, index], params.sigma[:, index])
+
+
+def order_experts(problem: Problem, theta: Array) -> Array:
+    """The free vector with experts by decreasing mean gate probability."""
+    gamma = expand(problem.structure, problem.free, theta[None]).gamma
+    share = np.exp(gate_log_probabilities(problem.W, gamma))[0].mean(axis=1)
+    return permute(problem, theta, list(np.argsort(-share, kind="stable")))
+
+
+def guarded(problem: Problem, sigma_floor: float) -> "_Guarded":
+    """The log-likelihood with collapsed experts ruled out."""
+    return _Guarded(problem, sigma_floor)
+
+
+@dataclass(frozen=True, slots=True)
+class _Guarded:
+    problem: Problem
+    sigma_floor: float
+
+    def __call__(self, theta: Array) -> Evaluation:
+        with np.errstate(all="ignore"):  # far from the optimum anything may overflow; climb() handles what is not finite
+            e = evaluate(self.problem, theta)
+            smallest = np.exp(theta[:, self.problem.free.log_sigma].min(axis=1))
+        return Evaluation(np.where(smallest < self.sigma_floor, -np.inf, e.loglik), e.score)
+
+
+def search(
+    problem: Problem, n_starts: int, control: Control, rng: np.random.Generator, given: Array | None = None
+) -> Search:
+    """The highest maximum found from random starts and from split-and-merge moves.
+
+    Parameters
+    ----------
+    problem : Problem
+    n_starts : int
+        Random starts; 0 only together with `given`.
+    control : Control
+    rng : numpy.random.Generator
+    given : ndarray, shape (P,), optional
+        A further start.
+
+    Returns
+    -------
+    Search
+    """
+    one = fit_one_expert(problem, control)
+    if problem.structure.n_experts == 1 and given is None:
+        given, n_starts = contract(problem.structure, repeat_expert(problem.structure, one.params, 1))[0], 0
+    if not n_starts and given is not None:
+        return finish(problem, one, _climb_from(problem, one, given[None], _ROUGH), control)
+    part = problem.take(_search_order(problem, rng))
+    base = one if part.n_subjects == problem.n_subjects else fit_one_expert(part, control)
+    rough = explore(part, base, n_starts, replace(_ROUGH, progress=control.progress), rng)
+    if given is not None:
+        rough = join(rough, _climb_from(part, base, given[None], _ROUGH))
+    return finish(problem, one, rough, control)
+
+
+def _search_order(problem: Problem, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Subjects on which starts are searched, in an order that does not depend on the order of the data."""
+    keys = (*problem.W.T, *problem.moments.Xy, problem.moments.yy)
+    order = np.lexsort(keys)
+    if problem.n_subjects <= _SEARCH_ABOVE:
+        return order
+    return order[np.sort(rng.choice(problem.n_subjects, _search_size(problem), replace=False))]
+
+
+def _search_size(problem: Problem) -> int:
+    return min(problem.n_subjects, max(_SEARCH_SUBJECTS, 20 * problem.free.size))
+
+
+def _distinct(logliks: Array, n: int) -> NDArray[np.intp]:
+    """Positions of the `n` highest values that differ by more than `_SAME`."""
+    order = np.argsort(-logliks)
+    apart = np.ones(order.size, dtype=bool)
+    apart[1:] = -np.diff(logliks[order]) > _SAME
+    return order[apart][:n]
+
+
+def explore(
+    problem: Problem, one: OneExpert, n_starts: int, control: Control, rng: np.random.Generator
+) -> Climb:
+    """End points of random starts, then of split-and-merge moves from the best of them."""
+    theta = random_starts(problem, one, n_starts, _EM_STEPS, rng)
+    found = _climb_from(problem, one, theta, control)
+    n_moves = n_starts // 4
+    while n_moves and not found.interrupted:
+        best = int(np.argmax(_ranked(problem, one, found)))
+        try:
+            moved = split_merge_starts(problem, one, found.theta[best], n_moves, _EM_STEPS, rng)
+        except KeyboardInterrupt:
+            return replace(found, interrupted=True)
+        further = _climb_from(problem, one, moved, control)
+        improved = _ranked(problem, one, further).max() > found.loglik[best] + _SAME
+        found = join(found, further)
+        if not improved:
+            break
+    return found
+
+
+def _climb_from(problem: Problem, one: OneExpert, theta: Array, control: Control) -> Climb:
+    floor = _SIGMA_BARRIER * float(one.params.sigma[0, 0])
+    with np.errstate(all="ignore"):
+        inverse = inverse_outer_product(problem, theta)
+    return climb(guarded(problem, floor), theta, inverse, problem.n_subjects, control)
+
+
+def join(a: Climb, b: Climb) -> Climb:
+    """Both sets of end points as one."""
+    return Climb(
+        np.vstack([a.theta, b.theta]),
+        np.append(a.loglik, b.loglik),
+        np.vstack([a.score, b.score]),
+        np.append(a.n_iter, b.n_iter),
+        np.append(a.n_evaluations, b.n_evaluations),
+        np.append(a.converged, b.converged),
+        a.traces + b.traces,
+        a.interrupted or b.interrupted,
+    )
+
+
+def collapsed(problem: Problem, one: OneExpert, theta: Array) -> NDArray[np.bool_]:
+    """Which of the points, shape (S, P), have an expert whose residual variance has collapsed."""
+    sigma = expand(problem.structure, problem.free, theta).sigma.min(axis=1)
+    return sigma < _SIGMA_COLLAPSED * one.params.sigma[0, 0]
+
+
+def _ranked(problem: Problem, one: OneExpert, found: Climb) -> Array:
+    """Log-likelihoods with collapsed solutions put last."""
+    return np.where(collapsed(problem, one, found.theta), -np.inf, found.loglik)
+
+
+def finish(problem: Problem, one: OneExpert, rough: Climb, control: Control) -> Search:
+    """The best few end points run to convergence on all subjects; the best of them polished by Newton steps."""
+    rough_rank = _ranked(problem, one, rough)
+    candidates = _distinct(rough_rank, _FINISHED)
+    limit = replace(control, max_iter=0) if rough.interrupted else control
+    found = _climb_from(problem, one, rough.theta[candidates], limit)
+    rank = _ranked(problem, one, found)
+    best = int(np.argmax(rank)) if np.isfinite(rank).any() else int(np.argmax(found.loglik))
+    interrupted = rough.interrupted or found.interrupted
+    theta = found.theta[best] if interrupted else newton_polish(problem, found.theta[best])
+    e = evaluate(problem, theta[None])
+    start = candidates[best]
+    return Search(
+        theta=theta,
+        loglik=float(e.loglik[0]),
+        score=e.score[0],
+        trace=np.asarray(rough.traces[start] + found.traces[best][1:]),
+        n_iter=int(rough.n_iter[start] + found.n_iter[best]),
+        n_evaluations=int(rough.n_evaluations[start] + found.n_evaluations[best]),
+        converged=not interrupted and is_stationary(e.score[0], problem, control),
+        interrupted=interrupted,
+        degenerate=not np.isfinite(rank[best]),
+        n_starts=rough.loglik.size,
+        logliks=np.sort(found.loglik)[::-1],
+        n_replicated=int((rough_rank >= rough.loglik[start] - _SAME).sum()),
+        n_degenerate=int((~np.isfinite(rough_rank)).sum()),
+    )
+
+
+def is_stationary(score: Array, problem: Problem, control: Control) -> bool:
+    """Whether the score is zero to the tolerance, per subject."""
+    return bool(np.abs(score).max(initial=0.0) <= 10 * control.tol * problem.n_subjects)
+
+
+def newton_polish(problem: Problem, theta: Array, n_steps: int = 2) -> Array:
+    """`theta` after Newton steps with the exact information, each kept only if it does not lower the log-likelihood."""
+    for _ in range(n_steps):
+        information = observed_information(problem, theta)
+        here = evaluate(problem, theta[None])
+        values, vectors = np.linalg.eigh(information)
+        usable = values > 1e-8 * values.max()
+        step = vectors[:, usable] @ ((vectors[:, usable].T @ here.score[0]) / values[usable])
+        with np.errstate(all="ignore"):
+            there = evaluate(problem, (theta + step)[None])
+        if not there.loglik[0] >= here.loglik[0]:
+            break
+        theta = theta + step
+    return theta

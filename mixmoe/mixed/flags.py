@@ -1,0 +1,128 @@
+"""What a reader must know about a fitted MEMoE."""
+
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe.em import Flag
+from mixmoe.errors import BoundaryWarning, ConvergenceWarning, DegeneracyWarning
+from mixmoe.gate import gate_information, gate_log_probabilities
+from mixmoe.mixed.covariance import Boundary
+from mixmoe.mixed.estimate import Search
+from mixmoe.mixed.likelihood import Problem
+from mixmoe.mixed.structure import expand
+
+Array = NDArray[np.float64]
+
+_NO_INFORMATION = 1e-6  # per subject, in a direction of orthonormal gate columns
+_CATEGORIES = {
+    "interrupted": ConvergenceWarning,
+    "not_converged": ConvergenceWarning,
+    "not_replicated": ConvergenceWarning,
+    "boundary": BoundaryWarning,
+    "separated_gate": BoundaryWarning,
+    "degenerate": DegeneracyWarning,
+    "small_expert": DegeneracyWarning,
+}
+
+
+def find_flags(
+    problem: Problem, found: Search, theta: Array, responsibilities: Array, boundary: Boundary
+) -> tuple[Flag, ...]:
+    """Flags of a search whose ordered solution is `theta`."""
+    candidates = (
+        _convergence(found, problem),
+        _replication(found),
+        _boundary(boundary, problem),
+        _separation(problem, theta),
+        _degenerate(found),
+        _small(responsibilities, problem),
+    )
+    return tuple(flag for flag in candidates if flag is not None)
+
+
+def warn_flags(flags: tuple[Flag, ...]) -> None:
+    """Give each flag as a warning of its category."""
+    for flag in flags:
+        warnings.warn(flag.message, _CATEGORIES[flag.code], stacklevel=3)
+
+
+def _convergence(found: Search, problem: Problem) -> Flag | None:
+    largest = float(np.abs(found.score).max(initial=0.0)) / problem.n_subjects
+    if found.interrupted:
+        return Flag(
+            "interrupted",
+            f"The fit was interrupted (largest score {largest:.2g} per subject): these are the best values so far, not the "
+            "maximum; pass the results as start= to go on.",
+        )
+    if not found.converged:
+        return Flag(
+            "not_converged",
+            f"The optimiser stopped before it converged (largest score {largest:.2g} per subject after {found.n_iter} "
+            "iterations); raise max_iter, or simplify the model.",
+        )
+    return None
+
+
+def _replication(found: Search) -> Flag | None:
+    if found.n_starts < 2 or found.n_replicated > 1:
+        return None
+    return Flag(
+        "not_replicated",
+        f"Only one of {found.n_starts} starts reached the best log-likelihood: there may be a higher one; "
+        f"raise starts= (for instance to {4 * found.n_starts}) or use fewer experts.",
+    )
+
+
+def _boundary(boundary: Boundary, problem: Problem) -> Flag | None:
+    if not boundary.dead.any() and not boundary.blank:
+        return None
+    return Flag(
+        "boundary",
+        "The random-effects covariance is singular (a variance of zero or a correlation of +-1): these parameters have no "
+        "Wald standard errors; the others are estimated as if the direction were known to be zero. "
+        "Consider fewer or uncorrelated random effects.",
+    )
+
+
+def _separation(problem: Problem, theta: Array) -> Flag | None:
+    params = expand(problem.structure, problem.free, theta[None])
+    if params.gamma.size == 0:
+        return None
+    information = gate_information(
+        problem.W, gate_log_probabilities(problem.W, params.gamma), np.ones(problem.n_subjects)
+    )
+    smallest = float(np.linalg.eigvalsh(information[0])[0]) / problem.n_subjects
+    if smallest > _NO_INFORMATION:
+        return None
+    return Flag(
+        "separated_gate",
+        "Gate covariates separate the experts perfectly, so that some gate coefficients are infinite; "
+        "their printed values and standard errors have no meaning. Remove the covariate or use fewer experts.",
+    )
+
+
+def _degenerate(found: Search) -> Flag | None:
+    if not found.degenerate:
+        return None
+    return Flag(
+        "degenerate",
+        "The residual variance of an expert has collapsed to zero on a few subjects (the likelihood is unbounded there): "
+        "these estimates are spurious. Use residual='common', fewer experts or more starts.",
+    )
+
+
+def _small(responsibilities: Array, problem: Problem) -> Flag | None:
+    s = problem.structure
+    if s.n_experts == 1:
+        return None
+    size = responsibilities.sum(axis=0)
+    own = int((~s.common).sum())
+    if size.min() > own + 1:
+        return None
+    return Flag(
+        "small_expert",
+        f"Expert {int(size.argmin()) + 1} is carried by {size.min():.1f} subjects for {own} coefficients of its own: "
+        "it may describe outliers, not a group. Use fewer experts, or share coefficients with common(...).",
+    )

@@ -1,0 +1,368 @@
+"""MEMoE: formula, data and structure of a mixed-effects mixture of experts."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mixmoe.arguments import checked_choice, checked_count, checked_positive, checked_rng
+from mixmoe.design import Design, build_design
+from mixmoe.em import Control, EMFit, Starts
+from mixmoe.errors import ArgumentError, FormulaError
+from mixmoe.formula import MoEFormula, parse_formula
+from mixmoe.inference.covariance import ParamCov, checked_cov_type
+from mixmoe.kernels.linalg import logsumexp
+from mixmoe.kernels.moments import build_moments
+from mixmoe.layout import ParamLayout
+from mixmoe.mixed.bootstrap import bootstrap_covariance
+from mixmoe.mixed.coordinates import Coordinates, apply_inverse, build_coordinates
+from mixmoe.mixed.covariance import covariance, find_boundary, natural_jacobian
+from mixmoe.mixed.estimate import Search, default_starts, order_experts, search
+from mixmoe.mixed.flags import find_flags, warn_flags
+from mixmoe.mixed.likelihood import Problem, build_problem, evaluate, subject_logliks
+from mixmoe.mixed.natural import build_layout, from_natural, to_natural
+from mixmoe.mixed.results import MEMoEResults
+from mixmoe.mixed.structure import CovRE, Params, Residual, Structure, contract, expand
+
+Array = NDArray[np.float64]
+
+
+class MEMoE:
+    """Mixed-effects mixture of experts with Gaussian responses.
+
+    Each subject belongs to one of K experts; a softmax gate on baseline covariates gives the probabilities, and each expert
+    is a linear mixed model::
+
+        P(C_i = k | w_i) = softmax_k(w_i' gamma_k),  gamma_1 = 0
+        y_i | C_i = k  ~  N(X_i beta_k, Z_i D_k Z_i' + sigma_k^2 I)
+
+    Parameters
+    ----------
+    formula : str
+        ``"y ~ time + x | gate: z | re: (1 + time | id)"``. ``common(x)`` marks coefficients shared by all experts; a double
+        bar gives uncorrelated random effects; ``re: (0 | id)`` none; without ``re:`` each row is a unit.
+    data : DataFrame (pandas or polars) or mapping of columns
+        Never changed. Rows with missing values are left out with a warning.
+    experts : int
+        Number of experts, K.
+    cov_re : {"expert", "common", "proportional"}
+        Own covariance of the random effects per expert, one for all, or ``D_k = omega_k^2 D_1``.
+    residual : {"expert", "common"}
+        Own residual standard deviation per expert, or one for all.
+    context : mapping, optional
+        Functions and constants the formula may use; nothing else of the caller is visible.
+    formula_engine : {"formulaic", "patsy"}
+
+    Raises
+    ------
+    FormulaError
+        If the formula cannot be read, with a caret under the offending token.
+    DesignError
+        If the data do not fit it; names the column and the first row.
+    ArgumentError
+        If an argument is outside its allowed values.
+
+    Notes
+    -----
+    Maximum likelihood only (no REML), one grouping factor. The likelihood with an own residual variance per expert is
+    unbounded in principle; solutions in which an expert collapses on a few subjects are set aside and reported.
+
+    References
+    ----------
+    Yue, Yan, Han & Fu (2026), Mixed Effects Mixture of Experts, arXiv:2603.07479.
+    Verbeke & Lesaffre (1996), JASA 91, 217-221. Proust-Lima, Philipps & Liquet (2017), JSS 78(2).
+    """
+
+    family_name = "MEMoE"
+
+    def __init__(
+        self,
+        formula: str | MoEFormula,
+        data: Any,
+        experts: int = 2,
+        *,
+        cov_re: CovRE = "expert",
+        residual: Residual = "expert",
+        context: Mapping[str, Any] | None = None,
+        formula_engine: str = "formulaic",
+    ) -> None:
+        self.formula = checked_formula(formula)
+        self.n_experts = checked_count(experts, "experts")
+        checked_choice(cov_re, "cov_re", get_args(CovRE))
+        checked_choice(residual, "residual", get_args(Residual))
+        self.design = build_design(self.formula, data, context=context, engine=formula_engine)  # type: ignore[arg-type]
+        if self.n_experts > self.design.n_units:
+            raise ArgumentError(
+                f"experts={self.n_experts} is more than the {self.design.n_units} subjects in the data; "
+                "use at most one expert per subject, in practice far fewer"
+            )
+        self.settings: Mapping[str, Any] = MappingProxyType(
+            {"experts": self.n_experts, "cov_re": cov_re, "residual": residual, "formula_engine": formula_engine}
+        )
+        self.structure = build_structure(self.design, self.n_experts, cov_re, residual)
+        self.layout: ParamLayout = build_layout(self.structure, self.design.names)
+        self.coordinates: Coordinates = _coordinates(self.design, self.structure)
+        self.problem: Problem = working_problem(self.design, self.structure, self.coordinates)
+
+    def __repr__(self) -> str:
+        return f"<MEMoE {self.formula.text!r}, experts={self.n_experts}, {self.design.n_units} subjects>"
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The columns of the data in use, complete rows, sorted by subject."""
+        return self.design.frame
+
+    def fit(
+        self,
+        *,
+        starts: int | None = None,
+        start: Any = None,
+        max_iter: int = 500,
+        tol: float = 1e-6,
+        rng: Any = None,
+        cov_type: str = "robust",
+        progress: bool | None = None,
+        **cov_options: Any,
+    ) -> "MEMoEResults":
+        """Maximum likelihood estimates.
+
+        Parameters
+        ----------
+        starts : int, optional
+            Random starts; by default 32 per expert, or none if `start` is given. After them, split-and-merge moves are
+            tried from the best.
+        start : MEMoEResults, Series, mapping or ndarray, optional
+            Parameters to start from, by name or in the order of the layout.
+        max_iter : int
+            Iterations of the final optimisation.
+        tol : float
+            Converged when no entry of the score exceeds ten times this per subject, in units in which data are standardised.
+        rng : int, numpy.random.Generator or None
+            Seed of the random starts.
+        cov_type : {"robust", "nonrobust", "cluster", "bootstrap"}
+        progress : bool, optional
+            Progress bar; by default only in a terminal and if the fit takes more than a few seconds.
+        **cov_options
+            For the covariance: ``cluster=``, ``correction=``, ``n_boot=``, ``n_jobs=``.
+
+        Returns
+        -------
+        MEMoEResults
+            Experts are ordered by their mean gate probability, largest first. After Ctrl-C the best point so far, marked
+            as not converged.
+
+        Warns
+        -----
+        ConvergenceWarning, BoundaryWarning, DegeneracyWarning
+            Also kept in ``results.flags``.
+        """
+        checked_cov_type(cov_type)
+        control = Control(checked_count(max_iter, "max_iter"), checked_positive(tol, "tol"), progress=progress)
+        generator = checked_rng(rng)
+        given = None if start is None else self.working(self.vector(start))
+        default = default_starts(self.n_experts) if given is None else 0
+        n_starts = default if starts is None else checked_count(starts, "starts", least=1 if given is None else 0)
+        fit = self._record(search(self.problem, n_starts, control, generator, given))
+        warn_flags(fit.flags)
+        return MEMoEResults(self, fit, self.covariance(fit, cov_type, **cov_options))
+
+    def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
+        """Covariance of the estimates of `fit`.
+
+        Parameters
+        ----------
+        fit : EMFit
+        kind : {"nonrobust", "robust", "cluster", "bootstrap"}
+        **options
+            ``correction=True`` multiplies a sandwich by G / (G - 1); ``cluster=`` gives the cluster of each subject (by
+            label) or row; ``n_boot=``, ``n_jobs=``, ``rng=``, ``progress=`` for the bootstrap.
+
+        Returns
+        -------
+        ParamCov
+        """
+        theta = self.working(fit.params)
+        allowed = {"cluster": ("cluster", "correction"), "bootstrap": ("n_boot", "n_jobs", "rng", "progress")}
+        names = allowed.get(kind, ("correction",) if kind == "robust" else ())
+        for name in options:
+            if name not in names:
+                raise ArgumentError(f"cov_type={kind!r} has no option {name!r}; it has {names or 'none'}")
+        if kind == "bootstrap":
+            return bootstrap_covariance(self.problem, self.coordinates, theta, **options)
+        clusters = None
+        if kind == "cluster":
+            clusters = cluster_codes(options.get("cluster"), self.design)
+        correction = bool(options.get("correction", False))
+        return covariance(self.problem, self.coordinates, theta, checked_cov_type(kind), clusters, correction)
+
+    def loglike(self, params: Any) -> float:
+        """Log-likelihood at reported parameters, by name or in the order of the layout."""
+        theta = self.working(self.vector(params))
+        return float(logsumexp(subject_logliks(self.problem, theta), axis=1).sum()) - self._log_scale
+
+    def score(self, params: Any) -> Array:
+        """Derivative of the log-likelihood in the reported parameters, shape (P,); NaN where it does not exist."""
+        theta = self.working(self.vector(params))
+        jacobian = natural_jacobian(self.problem, self.coordinates, theta)
+        if not np.isfinite(jacobian).all():
+            return np.full(theta.size, np.nan)
+        return np.linalg.lstsq(jacobian.T, evaluate(self.problem, theta[None]).score[0])[0]
+
+    def vector(self, params: Any) -> Array:
+        """Reported parameters as an array, shape (P,), from an array, a mapping by name, or results of another fit."""
+        return start_vector(params, self.layout)
+
+    def working(self, params: Array) -> Array:
+        """Free vector in working coordinates, shape (P,), of reported parameters."""
+        user = from_natural(self.structure, np.asarray(params, dtype=float))
+        return contract(self.structure, self.coordinates.to_working(user))[0]
+
+    def user(self, params: Array) -> Params:
+        """Full parameters on the user's scale, with S = 1, of reported ones."""
+        return from_natural(self.structure, np.asarray(params, dtype=float))
+
+    def natural(self, theta: Array) -> Array:
+        """Reported parameters, shape (P,), of a free vector."""
+        user = self.coordinates.to_user(expand(self.structure, self.problem.free, theta[None]))
+        return to_natural(self.structure, user)[0]
+
+    @property
+    def _log_scale(self) -> float:
+        """What the working response's unit adds to the log-likelihood."""
+        return self.design.n * float(np.log(self.coordinates.scale))
+
+    def _record(self, found: Search) -> EMFit:
+        theta = order_experts(self.problem, found.theta)
+        joint = subject_logliks(self.problem, theta)
+        responsibilities = np.exp(joint - logsumexp(joint, axis=1)[:, None])
+        boundary = find_boundary(self.problem, self.coordinates, theta)
+        return EMFit(
+            params=self.natural(boundary.theta),
+            loglik=found.loglik - self._log_scale,
+            trace=found.trace - self._log_scale,
+            n_iter=found.n_iter,
+            n_evaluations=found.n_evaluations,
+            converged=found.converged,
+            responsibilities=responsibilities,
+            starts=Starts(found.n_starts, found.logliks - self._log_scale, found.n_replicated),
+            flags=find_flags(self.problem, found, theta, responsibilities, boundary),
+        )
+
+
+def build_structure(design: Design, n_experts: int, cov_re: CovRE, residual: Residual) -> Structure:
+    """What the experts of a design share."""
+    random = design.formula.random
+    return Structure(
+        n_experts=n_experts,
+        n_gate=design.gate.shape[1],
+        common=design.common,
+        n_random=design.random.shape[1],
+        correlated=random is not None and random.correlated,
+        cov_re=cov_re,
+        residual=residual,
+    )
+
+
+def _coordinates(design: Design, s: Structure) -> Coordinates:
+    return build_coordinates(design.response, design.expert, design.random, design.gate, s.common, s.correlated)
+
+
+def working_problem(design: Design, s: Structure, c: Coordinates) -> Problem:
+    """The likelihood of a design in working coordinates."""
+    X, Z = apply_inverse(design.expert, c.expert), apply_inverse(design.random, c.random)
+    y = (design.response - design.expert @ c.center) / c.scale
+    moments = build_moments(y, X, Z, design.starts)
+    return build_problem(s, moments, apply_inverse(design.gate, c.gate))
+
+
+def checked_formula(formula: Any) -> MoEFormula:
+    """A parsed formula that this family can fit.
+
+    Raises
+    ------
+    FormulaError
+        If it has sections of other families.
+    """
+    parsed = formula if isinstance(formula, MoEFormula) else parse_formula(formula)
+    for section, family in (("vary", "VCMoE"), ("seq", "NME")):
+        if getattr(parsed, section) is not None:
+            raise FormulaError(
+                f"MEMoE has no section '{section}:'; leave it out, or use {family}, which has", parsed.text
+            )
+    return parsed
+
+
+def start_vector(start: Any, layout: ParamLayout) -> Array:
+    """Values of all parameters, in the order of the layout.
+
+    Parameters
+    ----------
+    start : Series, mapping, ndarray of shape (P,), or results with `params`
+    layout : ParamLayout
+
+    Returns
+    -------
+    ndarray, shape (P,)
+
+    Raises
+    ------
+    ArgumentError
+        If a parameter is missing or not finite, or the length is wrong.
+    """
+    values = getattr(start, "params", start)
+    if isinstance(values, pd.Series | Mapping):
+        missing = [name for name in layout.names if name not in values]
+        if missing:
+            raise ArgumentError(f"start has no value for {missing[0]!r}; give all of {', '.join(layout.names)}")
+        values = [values[name] for name in layout.names]
+    vector = np.asarray(values, dtype=float)
+    if vector.shape != (len(layout.names),):
+        raise ArgumentError(f"start must have {len(layout.names)} values, one per parameter, got shape {vector.shape}")
+    for parameter, value in zip(layout.parameters, vector, strict=True):
+        if parameter.block == "random" and parameter.tested and np.isnan(value):
+            continue  # correlation with a random effect of zero variance
+        if not np.isfinite(value) or (value < 0 and not parameter.tested):
+            raise ArgumentError(f"start has {parameter.name} = {value}, which is not allowed there")
+    return vector
+
+
+def cluster_codes(cluster: Any, design: Design) -> NDArray[np.int64]:
+    """Cluster of each subject as codes 0..G-1, shape (N,).
+
+    Parameters
+    ----------
+    cluster : mapping or Series by subject label, or array with one entry per row of the data
+    design : Design
+
+    Returns
+    -------
+    ndarray of int, shape (N,)
+
+    Raises
+    ------
+    ArgumentError
+        If a subject has no cluster or lies in two.
+    """
+    if cluster is None:
+        raise ArgumentError("cov_type='cluster' needs cluster=, the cluster of each subject (by label) or of each row")
+    if isinstance(cluster, Mapping | pd.Series) and all(label in cluster for label in design.labels):
+        values = [cluster[label] for label in design.labels]
+    else:
+        rows = np.asarray(cluster)
+        if rows.shape != (design.n_input,):
+            raise ArgumentError(
+                f"cluster must have one entry per row of the data ({design.n_input}) or per subject label, "
+                f"got shape {rows.shape}"
+            )
+        by_row = pd.Series(rows[design.position]).groupby(design.codes)
+        split = np.flatnonzero(by_row.nunique(dropna=False).to_numpy() > 1)
+        if split.size:
+            raise ArgumentError(f"subject {design.labels[split[0]]!r} lies in more than one cluster")
+        values = by_row.first().tolist()
+    codes, _ = pd.factorize(np.asarray(values), sort=True)
+    if (codes < 0).any():
+        raise ArgumentError(f"subject {design.labels[int((codes < 0).argmax())]!r} has no cluster (missing value)")
+    return codes.astype(np.int64)

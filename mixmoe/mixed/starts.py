@@ -1,0 +1,200 @@
+"""Starting values: random partitions, perturbed one-expert fits, and split-and-merge moves from a fit.
+
+No single recipe reaches every optimum. Partitions of the subjects by what the one-expert model cannot explain find
+experts that differ in their means; perturbed parameters find those that differ in their covariances; split-and-merge moves
+(Ueda, Nakano, Ghahramani & Hinton 2000) leave a local maximum in which one expert covers two groups and two experts share
+one.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe.em import Control, climb
+from mixmoe.mixed.em_step import em_iterations, expectations, update_means, update_variances
+from mixmoe.mixed.likelihood import Problem, build_problem, evaluate, subject_scores
+from mixmoe.mixed.structure import Params, Structure, contract, expand
+
+Array = NDArray[np.float64]
+
+_FIRST_SIZE = 0.6  # random effects and residual start with 0.36 of the pooled residual variance each
+_SOFT = 0.1  # share of a partition that is spread evenly over the experts
+
+
+@dataclass(frozen=True, slots=True)
+class OneExpert:
+    """The one-expert model of a data set.
+
+    Attributes
+    ----------
+    params : Params
+        With S = K = 1.
+    features : ndarray, shape (N, d)
+        Whitened scores of the subjects, the directions in which each departs from the one-expert model, and the gate
+        covariates.
+    """
+
+    params: Params
+    features: Array
+
+
+def inverse_outer_product(problem: Problem, theta: Array) -> Array:
+    """Inverse of the summed outer products of subject scores, eigenvalues bounded below; shape (S, P, P)."""
+    out = np.empty((theta.shape[0], theta.shape[1], theta.shape[1]))
+    for s, point in enumerate(theta):
+        scores = np.nan_to_num(subject_scores(problem, point))
+        values, vectors = np.linalg.eigh(scores.T @ scores)
+        out[s] = (vectors / np.maximum(values, 1e-3 * problem.n_subjects)) @ vectors.T
+    return out
+
+
+def fit_one_expert(problem: Problem, control: Control) -> OneExpert:
+    """The one-expert model with the same designs, the base of all starts."""
+    s = problem.structure
+    single = Structure(1, s.n_gate, s.common, s.n_random, s.correlated, "expert", "expert")
+    alone = build_problem(single, problem.moments, problem.W)
+    params = Params(
+        np.zeros((1, 0, s.n_gate)),
+        np.zeros((1, 1, s.n_columns)),
+        _FIRST_SIZE * np.eye(s.n_random)[None, None],
+        np.full((1, 1), _FIRST_SIZE),
+    )
+    theta, _ = em_iterations(alone, contract(single, params), 2)
+    end = climb(
+        lambda point: evaluate(alone, point), theta, inverse_outer_product(alone, theta), alone.n_subjects, control
+    )
+    scores = subject_scores(alone, end.theta[0])
+    return OneExpert(expand(single, alone.free, end.theta), np.hstack([_whitened(scores), _whitened(problem.W)]))
+
+
+def _whitened(columns: Array) -> Array:
+    """Uncorrelated columns of unit variance that span the centred ones."""
+    left, size, _ = np.linalg.svd(columns - columns.mean(axis=0), full_matrices=False)
+    return left[:, size > 1e-8 * max(size.max(initial=0.0), 1e-300)] * np.sqrt(columns.shape[0])
+
+
+def random_starts(problem: Problem, one: OneExpert, n: int, n_em: int, rng: np.random.Generator) -> Array:
+    """`n` free vectors after a few EM steps, half from partitions and half from perturbed parameters, shape (n, P)."""
+    n_partitions = n // 2
+    given = np.array([_partition(one.features, problem.structure.n_experts, rng, i) for i in range(n_partitions)])
+    parts = [perturbed(problem.structure, one.params, n - n_partitions, rng)]
+    if n_partitions:
+        parts.insert(0, from_responsibilities(problem, one.params, given))
+    theta, _ = em_iterations(problem, np.vstack(parts), n_em)
+    return theta
+
+
+def _partition(features: Array, K: int, rng: np.random.Generator, kind: int) -> Array:
+    """Responsibilities, shape (K, N), of a random partition of the feature space."""
+    if kind % 4 == 0:
+        label = rng.integers(K, size=features.shape[0])
+    elif kind % 4 == 1:
+        label = _nearest_centre(features * rng.exponential(size=features.shape[1]), K, rng)
+    elif kind % 4 == 2:
+        label = _slices(features, K, rng)
+    else:
+        label = _outliers(features, K, rng)
+    return _soft(label, K)
+
+
+def _slices(features: Array, K: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Labels by cuts across a random direction, of random sizes."""
+    direction = rng.normal(size=features.shape[1])
+    position = features @ direction + 0.3 * np.linalg.norm(direction) * rng.normal(size=features.shape[0])
+    cuts = np.cumsum(rng.dirichlet(np.ones(K)))[:-1]
+    return np.searchsorted(np.quantile(position, cuts), position)
+
+
+def _outliers(features: Array, K: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Labels with a small expert of the subjects farthest from the centre and slices of the others."""
+    distance = ((features * rng.exponential(size=features.shape[1])) ** 2).sum(axis=1)
+    far = distance > np.quantile(distance, 1 - np.exp(rng.uniform(np.log(0.01), np.log(0.3))))
+    label = _slices(features, K - 1, rng) + 1
+    label[far] = 0
+    return label
+
+
+def _nearest_centre(points: Array, K: int, rng: np.random.Generator, n_rounds: int = 3) -> NDArray[np.intp]:
+    """Labels after a few rounds of K-means from random subjects."""
+    centres = points[rng.choice(points.shape[0], K, replace=False)]
+    for _ in range(n_rounds):
+        distance = ((points[:, None] - centres) ** 2).sum(axis=2)
+        label = distance.argmin(axis=1)
+        centres = np.array([points[label == k].mean(axis=0) if (label == k).any() else centres[k] for k in range(K)])
+    return label
+
+
+def _soft(label: NDArray[np.intp], K: int) -> Array:
+    given = np.full((K, label.size), _SOFT / K)
+    given[label, np.arange(label.size)] += 1 - _SOFT
+    return given
+
+
+def repeat_expert(s: Structure, one: Params, S: int) -> Params:
+    """The one-expert parameters for every expert of S starts."""
+    K, q = s.n_experts, s.n_random
+    return Params(
+        np.zeros((S, K - 1, s.n_gate)),
+        np.broadcast_to(one.beta, (S, K, s.n_columns)).copy(),
+        np.broadcast_to(one.factor, (S, K, q, q)).copy(),
+        np.broadcast_to(one.sigma, (S, K)).copy(),
+    )
+
+
+def from_responsibilities(problem: Problem, one: Params, given: Array) -> Array:
+    """Free vectors, shape (S, P), that fit responsibilities of shape (S, K, N)."""
+    params = repeat_expert(problem.structure, one, given.shape[0])
+    return contract(problem.structure, _refit(problem, params, given))
+
+
+def _refit(problem: Problem, params: Params, given: Array) -> Params:
+    for _ in range(2):
+        params = update_means(problem, params, expectations(problem, params, given))
+        params = update_variances(problem, params, expectations(problem, params, given))
+    return params
+
+
+def perturbed(s: Structure, one: Params, S: int, rng: np.random.Generator) -> Array:
+    """Free vectors, shape (S, P), scattered around the one-expert fit on the scale of its random effects."""
+    params = repeat_expert(s, one, S)
+    K, q = s.n_experts, s.n_random
+    spread = np.sqrt(max(float((one.factor**2).sum(axis=-1).max(initial=0.0)), 0.1))
+    width = spread * rng.uniform(0.2, 1.2, size=(S, 1, 1))
+    beta = params.beta + width * rng.normal(size=params.beta.shape)
+    beta[:, :, s.common] = one.beta[:, :, s.common]
+    stretch = np.exp(0.7 * rng.normal(size=(S, K, 1, 1)) + 0.5 * rng.normal(size=(S, K, q, 1)))
+    sigma = params.sigma * np.exp(0.7 * rng.normal(size=(S, K)) - 0.3)
+    gamma = 0.3 * rng.normal(size=params.gamma.shape)
+    factor = params.factor * (stretch if s.cov_re != "common" else stretch[:, :1])
+    return contract(s, Params(gamma, beta, factor, sigma))
+
+
+def split_merge_starts(
+    problem: Problem, one: OneExpert, theta: Array, n: int, n_em: int, rng: np.random.Generator
+) -> Array:
+    """`n` free vectors near the fit `theta`, shape (P,): one expert is dissolved, another split along a random direction."""
+    s = problem.structure
+    params = expand(s, problem.free, theta[None])
+    current = expectations(problem, params).responsibilities[0]  # (K, N)
+    given = np.array([_split_merge(current, one.features, rng) for _ in range(n)])
+    start = Params(*(np.repeat(part, n, axis=0) for part in (params.gamma, params.beta, params.factor, params.sigma)))
+    found, _ = em_iterations(problem, contract(s, _refit(problem, start, given)), n_em)
+    return found
+
+
+def _split_merge(current: Array, features: Array, rng: np.random.Generator) -> Array:
+    K, N = current.shape
+    dissolved = int(rng.integers(K))
+    others = np.delete(np.arange(K), dissolved)
+    given = current.copy()
+    rest = current[others] + 1e-10
+    given[others] = rest / rest.sum(axis=0)
+    split = int(rng.choice(others, p=given[others].sum(axis=1) / N))
+    position = features @ rng.normal(size=features.shape[1])
+    inside = position[given[split] > 0.5]
+    cut = np.quantile(inside if inside.size else position, rng.uniform(0.2, 0.8))
+    side = np.where(position > cut, 1 - _SOFT, _SOFT)
+    given[dissolved] = given[split] * side
+    given[split] = given[split] * (1 - side)
+    return given

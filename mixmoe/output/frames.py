@@ -1,0 +1,45 @@
+"""Estimates as tidy frames."""
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mixmoe.inference.intervals import two_sided, wald_limits
+from mixmoe.layout import ParamLayout
+
+Array = NDArray[np.float64]
+
+
+def tidy(layout: ParamLayout, params: Array, bse: Array, alpha: float = 0.05) -> pd.DataFrame:
+    """One row per parameter.
+
+    Parameters
+    ----------
+    layout : ParamLayout
+    params, bse : ndarray, shape (P,)
+    alpha : float
+        One minus the level of the limits.
+
+    Returns
+    -------
+    DataFrame
+        Index: full parameter names. Columns: term, block, expert (missing if shared), estimate, std_error, statistic
+        and p_value (missing where zero is no meaningful hypothesis), conf_low, conf_high.
+    """
+    limits = wald_limits(params, bse, layout, alpha)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        statistic = np.where([p.tested for p in layout.parameters], params / bse, np.nan)
+    return pd.DataFrame(
+        {
+            "term": [p.term for p in layout.parameters],
+            "block": [p.block for p in layout.parameters],
+            "expert": pd.array([p.expert for p in layout.parameters], dtype="Int64"),
+            "estimate": params.copy(),
+            "std_error": bse.copy(),
+            "statistic": statistic,
+            "p_value": two_sided(statistic),
+            "conf_low": limits.lower,
+            "conf_high": limits.upper,
+        },
+        index=pd.Index(layout.names, name="name"),
+    )

@@ -1,0 +1,187 @@
+"""Figures from curves and observed series; the only file that knows matplotlib."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe.errors import ArgumentError, MissingExtraError
+from mixmoe.output.curves import Curve, Observed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Array = NDArray[np.float64]
+
+# Okabe & Ito's palette, readable with any colour vision; its yellow, too faint on white, gives way to grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+_DASHES = ("-", "--", "-.", ":")
+_MAX_COLUMNS = 3
+_MAX_SERIES = 150
+_MAX_BARS = 2000
+_PANEL_SIZE = (4.6, 3.4)
+_SINGLE_SIZE = (6.8, 4.6)
+
+
+def colour(expert: int | None) -> str:
+    """Colour of an expert counted from 1; dark grey if the curve belongs to none."""
+    return "#333333" if expert is None else COLOURS[(expert - 1) % len(COLOURS)]
+
+
+def draw(
+    curves: Sequence[Curve], observed: Observed | None = None, ax: "Axes | Sequence[Axes] | None" = None
+) -> "Figure | Axes | NDArray[Any]":
+    """Curves with their bands, one axes per panel, over thinned observed series.
+
+    Parameters
+    ----------
+    curves : sequence of Curve
+    observed : Observed, optional
+        A panel whose curves all belong to one expert shows that expert's units only.
+    ax : Axes or sequence of Axes, optional
+        Where to draw, one per panel; by default a new figure.
+
+    Returns
+    -------
+    Figure, Axes or ndarray of Axes
+        The new figure, or `ax`.
+
+    Raises
+    ------
+    ArgumentError
+        If there is nothing to draw, or the number of axes is not the number of panels.
+    """
+    panels = list(dict.fromkeys(curve.panel for curve in curves))
+    if not panels:
+        raise ArgumentError("there are no curves to draw, got an empty sequence")
+    canvas = _axes(len(panels), ax)
+    for axes, panel in zip(canvas, panels, strict=True):
+        inside = [curve for curve in curves if curve.panel == panel]
+        if observed is not None:
+            _series(axes, observed, {curve.expert for curve in inside})
+        for curve in inside:
+            _curve(axes, curve)
+        _dress(axes, inside, panel if len(panels) > 1 else "", crowded=observed is not None)
+    return _result(canvas, ax)
+
+
+def draw_responsibilities(responsibilities: Array, ax: "Axes | None" = None) -> "Figure | Axes | NDArray[Any]":
+    """Posterior expert probabilities of all units as stacked bars, sorted by most probable expert.
+
+    Parameters
+    ----------
+    responsibilities : ndarray, shape (N, K)
+    ax : Axes, optional
+
+    Returns
+    -------
+    Figure or Axes
+    """
+    canvas = _axes(1, ax)
+    axes = canvas[0]
+    n_units, n_experts = responsibilities.shape
+    modal = responsibilities.argmax(axis=1)
+    order = np.lexsort((-responsibilities.max(axis=1), modal))
+    shown = np.linspace(0, n_units - 1, min(n_units, _MAX_BARS)).round().astype(int)
+    tops = np.cumsum(responsibilities[order[shown]], axis=1)
+    edges = np.append(shown, n_units)
+    for k in range(n_experts):
+        low = tops[:, k - 1] if k else np.zeros(len(shown))
+        label = f"expert {k + 1} ({(modal == k).sum()})"
+        axes.stairs(tops[:, k], edges, baseline=low, fill=True, color=colour(k + 1), linewidth=0, label=label)
+    for boundary in np.cumsum(np.bincount(modal, minlength=n_experts))[:-1]:
+        axes.axvline(boundary, color="white", linewidth=1.2)
+    axes.set(
+        xlim=(0, n_units), ylim=(0, 1), xlabel="units, sorted by most probable expert", ylabel="posterior probability"
+    )
+    _open_frame(axes)
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(n_experts, 4))
+    return _result(canvas, ax)
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise MissingExtraError("plot()", "matplotlib", "plot") from error
+    return plt
+
+
+def _axes(n_panels: int, ax: Any) -> list[Any]:
+    """The axes to draw on: the given ones, or those of a new figure."""
+    plt = _pyplot()
+    if ax is not None:
+        given = list(np.ravel(np.asarray(ax, dtype=object)))
+        if len(given) != n_panels:
+            raise ArgumentError(f"this figure has {n_panels} panels, so ax needs {n_panels} axes, got {len(given)}")
+        if not all(hasattr(axes, "plot") and hasattr(axes, "set_xlabel") for axes in given):
+            raise ArgumentError(f"ax must be matplotlib axes, got {type(given[0]).__name__}")
+        return given
+    columns = min(n_panels, _MAX_COLUMNS)
+    rows = math.ceil(n_panels / columns)
+    size = _SINGLE_SIZE if n_panels == 1 else (_PANEL_SIZE[0] * columns, _PANEL_SIZE[1] * rows)
+    _, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for spare in grid.ravel()[n_panels:]:
+        spare.remove()
+    return list(grid.ravel()[:n_panels])
+
+
+def _result(canvas: list[Any], ax: Any) -> Any:
+    return canvas[0].figure if ax is None else ax
+
+
+def _curve(axes: Any, curve: Curve) -> None:
+    tint = colour(curve.expert)
+    dash = "-" if curve.expert is None else _DASHES[(curve.expert - 1) % len(_DASHES)]
+    if curve.lower is not None and curve.upper is not None:
+        axes.fill_between(curve.x, curve.lower, curve.upper, color=tint, alpha=0.22, linewidth=0, zorder=3)
+    if curve.band_lower is not None and curve.band_upper is not None:
+        axes.fill_between(curve.x, curve.band_lower, curve.band_upper, color=tint, alpha=0.10, linewidth=0, zorder=2)
+        for edge in (curve.band_lower, curve.band_upper):
+            axes.plot(curve.x, edge, color=tint, linewidth=0.8, linestyle=":", zorder=3)
+    axes.plot(curve.x, curve.y, color="white", linewidth=3.4, alpha=0.7, zorder=4)
+    axes.plot(curve.x, curve.y, color=tint, linewidth=2.0, linestyle=dash, label=curve.label or None, zorder=5)
+
+
+def _series(axes: Any, observed: Observed, experts: set[int | None]) -> None:
+    """Thin lines of some units, coloured by expert; a unit with one row is a dot."""
+    only = experts if len(experts) == 1 and None not in experts else None
+    for unit in _thinned(observed, only):
+        rows = np.flatnonzero(observed.codes == unit)
+        rows = rows[np.argsort(observed.x[rows], kind="stable")]
+        look = {"color": colour(int(observed.experts[unit])), "alpha": 0.35, "zorder": 1}
+        if len(rows) == 1:
+            axes.plot(observed.x[rows], observed.y[rows], marker=".", markersize=3, linestyle="none", **look)
+        else:
+            axes.plot(observed.x[rows], observed.y[rows], linewidth=0.7, **look)
+
+
+def _thinned(observed: Observed, only: set[int | None] | None) -> NDArray[np.int64]:
+    """At most `_MAX_SERIES` units, evenly spaced within the experts so that their shares are kept."""
+    units = np.argsort(observed.experts, kind="stable")
+    if only is not None:
+        units = units[np.isin(observed.experts[units], [k for k in only if k is not None])]
+    if len(units) <= _MAX_SERIES:
+        return units
+    return units[np.linspace(0, len(units) - 1, _MAX_SERIES).round().astype(int)]
+
+
+def _dress(axes: Any, curves: Sequence[Curve], title: str, crowded: bool) -> None:
+    """Labels, title and legend; a panel without title has its legend above, clear of the curves."""
+    axes.set_xlabel(curves[0].xlabel)
+    axes.set_ylabel(curves[0].ylabel)
+    _open_frame(axes)
+    labelled = sum(bool(curve.label) for curve in curves)
+    if title:
+        axes.set_title(title, loc="left", fontsize="medium")
+        if labelled:
+            axes.legend(frameon=False, fontsize="small", loc="upper left" if crowded else "best")
+    elif labelled:
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(labelled, 4))
+
+
+def _open_frame(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,413 @@
+"""Fits in files: a zip of JSON and npz, read without running code."""
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mixmoe.em import EMFit, Flag, Starts
+from mixmoe.errors import ArgumentError, SavedFileError
+from mixmoe.inference.covariance import COV_TYPES, ParamCov
+
+Array = NDArray[np.float64]
+
+FORMAT = "mixmoe-fit"
+VERSION = 1
+_MAX_BYTES = 16 * 2**30  # a file that claims to hold more is not read
+_PLAIN_KINDS = "biuf"  # NumPy kinds stored as they are
+
+
+@dataclass(frozen=True, slots=True)
+class SavedRows:
+    """Where the rows of the saved data came from.
+
+    Attributes
+    ----------
+    position : ndarray of int, shape (n,)
+        Place of each row in the user's frame.
+    n_input : int
+        Rows of the user's frame.
+    n_dropped : int
+        Rows left out because of missing values.
+    dropped_by_column : tuple of (str, int)
+    """
+
+    position: NDArray[np.int64]
+    n_input: int
+    n_dropped: int
+    dropped_by_column: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SavedFit:
+    """What a file holds.
+
+    Attributes
+    ----------
+    family : str
+    formula : str
+    settings : Mapping
+        Arguments of the model's constructor.
+    names : tuple of str
+        Parameter names.
+    fit : EMFit
+    cov : ParamCov
+    checksum : str
+        Of the response in the order of the design.
+    data : DataFrame or None
+        Used columns of the complete rows, in the order of the design; None if saved without.
+    rows : SavedRows or None
+        None if `data` are the user's own frame, given to `load`.
+    """
+
+    family: str
+    formula: str
+    settings: Mapping[str, Any]
+    names: tuple[str, ...]
+    fit: EMFit
+    cov: ParamCov
+    checksum: str
+    data: pd.DataFrame | None
+    rows: SavedRows | None = None
+
+
+def checksum(response: NDArray[Any]) -> str:
+    """Fingerprint of a response, to tell whether a model was rebuilt on the same data."""
+    return hashlib.sha256(np.ascontiguousarray(response, dtype=float).tobytes()).hexdigest()
+
+
+def write(path: str | os.PathLike[str], saved: SavedFit) -> None:
+    """Write a fit; the file appears only when it is complete.
+
+    Parameters
+    ----------
+    path : path-like
+    saved : SavedFit
+
+    Raises
+    ------
+    ArgumentError
+        If settings or data cannot be written as plain values.
+    """
+    path = Path(path)
+    document = _document(saved)
+    arrays = _arrays(saved)
+    columns: list[dict[str, Any]] | None = None
+    if saved.data is not None:
+        columns = [_column(i, name, values, arrays) for i, (name, values) in enumerate(_with_index(saved.data))]
+    document["data"] = None if columns is None else {"columns": columns, "index_names": _json_names(saved.data)}
+    document["rows"] = _rows_entry(saved.rows, arrays)
+    try:
+        text = json.dumps(document, allow_nan=True)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"this fit cannot be saved, a setting is no plain value ({error}); settings: {saved.settings!r}"
+        ) from error
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    partial = path.with_name(path.name + ".part")
+    try:
+        with zipfile.ZipFile(partial, "w") as archive:
+            archive.writestr("fit.json", text, compress_type=zipfile.ZIP_DEFLATED)
+            archive.writestr("arrays.npz", buffer.getvalue())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read(path: str | os.PathLike[str]) -> SavedFit:
+    """What a file holds; nothing in it is executed.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    SavedFit
+
+    Raises
+    ------
+    SavedFileError
+        If the file is no saved fit, is damaged, or was written by a later format.
+    FileNotFoundError
+        If there is none.
+    """
+    path = Path(path)
+    try:
+        document, arrays = _contents(path)
+        return _saved(document, arrays)
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        NotImplementedError,
+    ) as error:
+        if isinstance(error, SavedFileError):
+            raise
+        raise SavedFileError(
+            f"{str(path)!r} is not a saved fit of mixmoe or is damaged ({type(error).__name__}: {error}); "
+            "expected a file written by save()"
+        ) from error
+
+
+def _document(saved: SavedFit) -> dict[str, Any]:
+    fit = saved.fit
+    return {
+        "format": FORMAT,
+        "format_version": VERSION,
+        "mixmoe": _version(),
+        "numpy": np.__version__,
+        "family": saved.family,
+        "formula": saved.formula,
+        "settings": _plain(saved.settings),
+        "names": list(saved.names),
+        "checksum": saved.checksum,
+        "fit": {
+            "loglik": float(fit.loglik),
+            "n_iter": int(fit.n_iter),
+            "n_evaluations": int(fit.n_evaluations),
+            "converged": bool(fit.converged),
+            "flags": [asdict(flag) for flag in fit.flags],
+            "n_starts": int(fit.starts.n_starts),
+            "n_replicated": int(fit.starts.n_replicated),
+        },
+        "cov": {"kind": saved.cov.kind, "note": saved.cov.note},
+    }
+
+
+def _version() -> str:
+    """Version of the installed package."""
+    try:
+        return metadata.version("mixmoe")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _plain(value: Any) -> Any:
+    """NumPy scalars, arrays and tuples as what JSON knows."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return value
+
+
+def _arrays(saved: SavedFit) -> dict[str, NDArray[Any]]:
+    fit = saved.fit
+    return {
+        "params": fit.params,
+        "trace": fit.trace,
+        "responsibilities": fit.responsibilities,
+        "logliks": fit.starts.logliks,
+        "cov": saved.cov.matrix,
+    }
+
+
+def _with_index(frame: pd.DataFrame) -> list[tuple[str, pd.Series]]:
+    """Levels of the index, then the columns."""
+    levels = [(f"index{i}", pd.Series(frame.index.get_level_values(i))) for i in range(frame.index.nlevels)]
+    return levels + [(str(name), frame[name].reset_index(drop=True)) for name in frame.columns]
+
+
+def _json_names(frame: pd.DataFrame | None) -> list[str | None]:
+    return [] if frame is None else [None if name is None else str(name) for name in frame.index.names]
+
+
+def _rows_entry(rows: SavedRows | None, arrays: dict[str, NDArray[Any]]) -> dict[str, Any] | None:
+    """Description of where the rows came from; places go to `arrays`."""
+    if rows is None:
+        return None
+    arrays["position"] = rows.position
+    by_column = [[str(name), int(count)] for name, count in rows.dropped_by_column]
+    return {"n_input": int(rows.n_input), "n_dropped": int(rows.n_dropped), "dropped_by_column": by_column}
+
+
+def _saved_rows(entry: dict[str, Any] | None, arrays: dict[str, NDArray[Any]]) -> SavedRows | None:
+    """Where the rows came from, with the places checked."""
+    if entry is None:
+        return None
+    position, n_input = arrays["position"], int(entry["n_input"])
+    if position.dtype.kind != "i" or position.ndim != 1 or len(np.unique(position)) != len(position):
+        raise SavedFileError(f"places of the rows of a saved fit are distinct integers, got {position!r}")
+    if len(position) and not 0 <= position.min() <= position.max() < n_input:
+        raise SavedFileError(
+            f"places of the rows of a saved fit lie below {n_input}, got {position.min()} to {position.max()}"
+        )
+    by_column = tuple((str(name), int(count)) for name, count in entry["dropped_by_column"])
+    return SavedRows(position, n_input, int(entry["n_dropped"]), by_column)
+
+
+def _column(place: int, name: str, values: pd.Series, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    """Description of one column; numbers go to `arrays`."""
+    key, dtype = f"column{place}", values.dtype
+    entry: dict[str, Any] = {"name": name, "dtype": str(dtype)}
+    if isinstance(dtype, np.dtype) and dtype.kind in _PLAIN_KINDS:
+        arrays[key] = values.to_numpy()
+        return entry | {"kind": "array"}
+    if isinstance(dtype, pd.CategoricalDtype):
+        arrays[key] = np.asarray(values.cat.codes)
+        arrays_of: dict[str, NDArray[Any]] = {}
+        levels = _column(place, "levels", pd.Series(dtype.categories), arrays_of)
+        arrays |= {f"{k}_levels": v for k, v in arrays_of.items()}
+        return entry | {"kind": "category", "levels": levels, "ordered": bool(dtype.ordered)}
+    if pd.api.types.is_datetime64_any_dtype(dtype) or pd.api.types.is_timedelta64_dtype(dtype):
+        arrays[key] = values.astype("int64").to_numpy() if not values.isna().any() else _ticks(values)
+        return entry | {"kind": "time"}
+    return entry | {"kind": "json", "values": [_json_value(name, v) for v in values.tolist()]}
+
+
+def _ticks(values: pd.Series) -> NDArray[np.int64]:
+    """Times as integers, missing ones as the smallest integer."""
+    return np.asarray(values.array.asi8 if hasattr(values.array, "asi8") else values.to_numpy().view("int64"))
+
+
+def _json_value(name: str, value: Any) -> Any:
+    if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and np.isnan(value)):
+        return None
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, str | bool | int | float):
+        return value
+    raise ArgumentError(
+        f"column {name!r} cannot be saved, it holds {value!r} of type {type(value).__name__}; convert it to numbers or "
+        "text before fitting, or use save(..., data=False)"
+    )
+
+
+def _contents(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """The JSON document and the arrays of a file."""
+    with zipfile.ZipFile(path) as archive:
+        _refuse_huge(archive, path)
+        document = json.loads(archive.read("fit.json").decode("utf-8"))
+        _refuse_others(document, path)
+        raw = archive.read("arrays.npz")
+    with zipfile.ZipFile(io.BytesIO(raw)) as inner:
+        _refuse_huge(inner, path)
+    with np.load(io.BytesIO(raw), allow_pickle=False) as stored:
+        return document, {name: stored[name] for name in stored.files}
+
+
+def _refuse_huge(archive: zipfile.ZipFile, path: Path) -> None:
+    size = sum(entry.file_size for entry in archive.infolist())
+    if size > _MAX_BYTES:
+        raise SavedFileError(f"{str(path)!r} claims to hold {size} bytes, more than the {_MAX_BYTES} that are read")
+
+
+def _refuse_others(document: Any, path: Path) -> None:
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise SavedFileError(
+            f"{str(path)!r} is a zip archive but not a saved fit of mixmoe; expected one written by save()"
+        )
+    version = document.get("format_version")
+    if version != VERSION:
+        raise SavedFileError(
+            f"{str(path)!r} has format version {version!r}, this mixmoe reads version {VERSION}; "
+            f"it was written by mixmoe {document.get('mixmoe')!r}, install that one"
+        )
+
+
+def _saved(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> SavedFit:
+    """Records from the contents of a file, with the shapes checked."""
+    fit, cov = document["fit"], document["cov"]
+    names = tuple(str(name) for name in document["names"])
+    n_params = len(names)
+    _check_shape("params", arrays["params"], (n_params,))
+    _check_shape("cov", arrays["cov"], (n_params, n_params))
+    if arrays["responsibilities"].ndim != 2:
+        raise SavedFileError(
+            f"responsibilities of a saved fit have two dimensions, got {arrays['responsibilities'].ndim}"
+        )
+    if cov["kind"] not in COV_TYPES:
+        raise SavedFileError(f"the covariance of a saved fit is one of {COV_TYPES}, got {cov['kind']!r}")
+    return SavedFit(
+        family=str(document["family"]),
+        formula=str(document["formula"]),
+        settings=dict(document["settings"]),
+        names=names,
+        fit=_em_fit(fit, arrays),
+        cov=ParamCov(arrays["cov"], cov["kind"], str(cov["note"])),
+        checksum=str(document["checksum"]),
+        data=_frame(document["data"], arrays),
+        rows=_saved_rows(document["rows"], arrays),
+    )
+
+
+def _em_fit(fit: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> EMFit:
+    return EMFit(
+        params=arrays["params"],
+        loglik=float(fit["loglik"]),
+        trace=arrays["trace"],
+        n_iter=int(fit["n_iter"]),
+        n_evaluations=int(fit["n_evaluations"]),
+        converged=bool(fit["converged"]),
+        responsibilities=arrays["responsibilities"],
+        starts=Starts(int(fit["n_starts"]), arrays["logliks"], int(fit["n_replicated"])),
+        flags=tuple(Flag(str(flag["code"]), str(flag["message"])) for flag in fit["flags"]),
+    )
+
+
+def _check_shape(name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
+    if array.shape != shape or array.dtype.kind != "f":
+        raise SavedFileError(
+            f"{name} of this saved fit should be numbers of shape {shape}, got {array.dtype} of {array.shape}"
+        )
+
+
+def _frame(entry: dict[str, Any] | None, arrays: dict[str, NDArray[Any]]) -> pd.DataFrame | None:
+    """The saved columns as a frame."""
+    if entry is None:
+        return None
+    names = entry["index_names"]
+    series = [_series(place, column, arrays) for place, column in enumerate(entry["columns"])]
+    levels = [pd.Index(values, name=name) for values, name in zip(series, names, strict=False)]
+    index = levels[0] if len(levels) == 1 else pd.MultiIndex.from_arrays(levels, names=names)
+    columns = entry["columns"][len(names) :]
+    frame = pd.DataFrame({c["name"]: s.array for c, s in zip(columns, series[len(names) :], strict=True)}, index=index)
+    return frame
+
+
+def _series(place: int, column: dict[str, Any], arrays: dict[str, NDArray[Any]], suffix: str = "") -> pd.Series:
+    """One column as it was."""
+    kind, key = column["kind"], f"column{place}{suffix}"
+    if kind == "array":
+        return pd.Series(arrays[key])
+    if kind == "category":
+        levels = _series(place, column["levels"], arrays, "_levels")
+        return pd.Series(pd.Categorical.from_codes(arrays[key], categories=pd.Index(levels), ordered=column["ordered"]))
+    dtype = _known_dtype(column["dtype"])
+    if kind == "time":
+        return pd.Series(arrays[key]).astype(dtype)
+    return pd.Series(column["values"], dtype=dtype)
+
+
+def _known_dtype(name: str) -> Any:
+    """The dtype of that name if it is one of NumPy's or pandas' own.
+
+    Raises
+    ------
+    SavedFileError
+        If it is none.
+    """
+    try:
+        return pd.api.types.pandas_dtype(name)
+    except TypeError as error:
+        raise SavedFileError(
+            f"a column of this saved fit has the unknown type {name!r}; save the fit without data"
+        ) from error

@@ -1,0 +1,177 @@
+"""The summary of a fit: a header, a table per block of parameters, and notes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mixmoe.layout import Parameter, ParamLayout
+from mixmoe.output.html import html
+from mixmoe.output.latex import latex
+from mixmoe.output.markdown import markdown
+from mixmoe.output.tables import Cell, Table
+from mixmoe.output.text import text
+
+Array = NDArray[np.float64]
+
+_FORMATS = ("num", "num", ".3f", "p", "num", "num")
+_TITLES = {
+    "common": "Coefficients common to all experts",
+    "gate": "Gate (log odds against expert 1)",
+    "random": "Random effects (standard deviations and correlations)",
+    "residual": "Residual standard deviations",
+    "other": "Other parameters",
+}
+_SCALES_NOTE = "Limits of standard deviations are computed on the log scale, those of correlations on Fisher's z scale."
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Tables with a title and notes; prints as text, shows as HTML in notebooks.
+
+    Attributes
+    ----------
+    title : str
+    tables : tuple of Table
+    notes : tuple of str
+    """
+
+    title: str
+    tables: tuple[Table, ...]
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.as_text()
+
+    def __repr__(self) -> str:
+        return self.as_text()
+
+    def as_text(self) -> str:
+        """The summary as plain text, for a fixed-width font."""
+        return text(self.tables, self.title, self.notes)
+
+    def as_html(self) -> str:
+        """The summary as an HTML fragment."""
+        return html(self.tables, self.title, self.notes)
+
+    def as_latex(self, caption: str | None = None, label: str | None = None, standalone: bool = False) -> str:
+        """The summary as LaTeX that needs only booktabs; the title is the caption unless another is given."""
+        return latex(self.tables, self.title if caption is None else caption, label, self.notes, standalone)
+
+    def as_markdown(self) -> str:
+        """The summary as Markdown."""
+        return markdown(self.tables, self.title, self.notes)
+
+    def _repr_html_(self) -> str:
+        return self.as_html()
+
+
+def header_table(facts: Sequence[tuple[str, Cell]], notes: tuple[str, ...] = ()) -> Table:
+    """The header of a summary, one row per fact; facts whose value is None are left out.
+
+    Parameters
+    ----------
+    facts : sequence of (str, float or int or str or None)
+        Label and value.
+    notes : tuple of str
+
+    Returns
+    -------
+    Table
+    """
+    kept = [(name, value) for name, value in facts if value is not None]
+    return Table(
+        key="header",
+        title="",
+        columns=("",),
+        index=tuple(name for name, _ in kept),
+        cells=tuple((value,) for _, value in kept),
+        formats=(".3f",),
+        notes=notes,
+    )
+
+
+def parameter_tables(layout: ParamLayout, frame: pd.DataFrame, shares: Array, alpha: float = 0.05) -> tuple[Table, ...]:
+    """A table per expert and per block, in the order expert, common, gate, random, residual, other.
+
+    Parameters
+    ----------
+    layout : ParamLayout
+    frame : DataFrame
+        As `mixmoe.output.frames.tidy` makes it, with limits at level 1 - `alpha`.
+    shares : ndarray, shape (K,)
+        Mean probability of each expert, printed in the titles.
+    alpha : float
+
+    Returns
+    -------
+    tuple of Table
+    """
+    tables = [
+        block_table(f"expert{k}", _expert_title(k, shares), layout, layout.where("expert", k), frame, alpha)
+        for k in range(1, len(shares) + 1)
+    ]
+    tables += [
+        block_table(block, _TITLES[block], layout, layout.where(block), frame, alpha)
+        for block in ("common", "gate", "random", "residual", "other")
+    ]
+    return tuple(table for table in tables if table.index)
+
+
+def block_table(
+    key: str, title: str, layout: ParamLayout, positions: Sequence[int], frame: pd.DataFrame, alpha: float = 0.05
+) -> Table:
+    """A table of some of the parameters.
+
+    Parameters
+    ----------
+    key, title : str
+    layout : ParamLayout
+    positions : sequence of int
+        Which parameters, by position.
+    frame : DataFrame
+        As `mixmoe.output.frames.tidy` makes it, with limits at level 1 - `alpha`.
+    alpha : float
+
+    Returns
+    -------
+    Table
+    """
+    parameters = [layout.parameters[i] for i in positions]
+    numbers = frame[["estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high"]].to_numpy(dtype=float)
+    return Table(
+        key=key,
+        title=title,
+        columns=("Estimate", "Std. Err.", "z", "P>|z|", f"[{alpha / 2:.3g}", f"{1 - alpha / 2:.3g}]"),
+        index=tuple(_row_label(p, key) for p in parameters),
+        cells=tuple(tuple(_cell(v) for v in numbers[i]) for i in positions),
+        formats=_FORMATS,
+        notes=_block_notes(key, parameters, numbers[list(positions), 1]),
+    )
+
+
+def _expert_title(k: int, shares: Array) -> str:
+    return "Coefficients" if len(shares) == 1 else f"Expert {k} (mean probability {shares[k - 1]:.3f})"
+
+
+def _row_label(parameter: Parameter, key: str) -> str:
+    if parameter.expert is None or key == f"expert{parameter.expert}":
+        return parameter.term
+    return f"expert {parameter.expert}: {parameter.term}"
+
+
+def _cell(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _block_notes(key: str, parameters: Sequence[Parameter], errors: Array) -> tuple[str, ...]:
+    """Notes that explain blank cells and asymmetric limits."""
+    blank = [_row_label(p, key) for p, se in zip(parameters, errors, strict=True) if np.isnan(se)]
+    if blank and len(blank) == len(parameters):
+        return ("No valid standard errors for this table.",)
+    notes = [f"No valid standard error for {', '.join(blank)}: on the boundary or not identified."] if blank else []
+    if key == "random":
+        notes.append(_SCALES_NOTE)
+    return tuple(notes)

@@ -1,0 +1,536 @@
+"""What every fitted model offers: estimates, tests, tables, figures, files."""
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mixmoe.design import Design
+from mixmoe.em import EMFit
+from mixmoe.errors import ArgumentError, FormulaError, MixmoeError, MixmoeWarning, SavedFileError
+from mixmoe.formula import MoEFormula, parse_formula, require_safe
+from mixmoe.inference.covariance import DESCRIPTIONS, ParamCov, checked_cov_type
+from mixmoe.inference.intervals import checked_alpha
+from mixmoe.inference.labelled import LabelledResults
+from mixmoe.inference.likelihood_ratio import FitSide, LRTest, lr_test
+from mixmoe.inference.selection import criteria
+from mixmoe.inference.tests import InvalidTest
+from mixmoe.layout import ParamLayout
+from mixmoe.output.curves import Curve, Observed
+from mixmoe.output.frames import tidy
+from mixmoe.output.latex import latex
+from mixmoe.output.markdown import markdown
+from mixmoe.output.plots import draw, draw_responsibilities
+from mixmoe.output.saved import SavedFit, SavedRows, checksum, read, write
+from mixmoe.output.summary import Summary, header_table, parameter_tables
+from mixmoe.output.tables import Cell, Table, choose
+
+Array = NDArray[np.float64]
+PathLike = str | os.PathLike[str]
+
+
+class FittedModel(Protocol):
+    """What results need from a model.
+
+    Attributes
+    ----------
+    family_name : str
+        ``"MEMoE"`` ...
+    formula : MoEFormula
+    design : Design
+    layout : ParamLayout
+    n_experts : int
+    settings : Mapping of str to JSON values
+        Constructor arguments, without formula and data, that rebuild the model; those named ``cov_re`` and
+        ``residual`` ("common" < "proportional" < "expert") may be nested in a likelihood-ratio test.
+    """
+
+    @property
+    def family_name(self) -> str: ...  # noqa: D102
+    @property
+    def formula(self) -> MoEFormula: ...  # noqa: D102
+    @property
+    def design(self) -> Design: ...  # noqa: D102
+    @property
+    def layout(self) -> ParamLayout: ...  # noqa: D102
+    @property
+    def n_experts(self) -> int: ...  # noqa: D102
+    @property
+    def settings(self) -> Mapping[str, Any]: ...  # noqa: D102
+
+    def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
+        """Covariance of the estimates of `fit`."""
+        ...
+
+
+class Family(Protocol):
+    """What `load` needs from a family: a way from saved settings to results."""
+
+    @classmethod
+    def from_saved(cls, saved: SavedFit, context: Mapping[str, Any] | None) -> "MoEResults":
+        """Results of a saved fit; `saved.data` is never None, and the design must pass through `restored`."""
+        ...
+
+
+class MoEResults(LabelledResults):
+    """A fitted mixture of experts.
+
+    Parameters
+    ----------
+    model : FittedModel
+    fit : EMFit
+    cov : ParamCov
+
+    Attributes
+    ----------
+    model : FittedModel
+    em : EMFit
+        Estimates, trace, starts, as the optimiser returned them.
+    llf, aic, bic, sabic, icl : float
+        Log-likelihood and criteria; N of the criteria is the number of subjects, not of rows.
+    entropy : float
+        Relative entropy R^2 in [0, 1].
+    nobs, n_units : int
+        Rows and independent units (subjects).
+    df_model, df_resid : int
+        Number of parameters, and rows minus parameters.
+    converged : bool
+    flags : tuple of Flag
+        What a reader must know about the fit.
+    params, bse, tvalues, pvalues : Series
+        By parameter name.
+    cov_type : str
+
+    Notes
+    -----
+    A subclass may override `tables`, `curves` and `_observed`; all output derives from them.
+    """
+
+    def __init__(self, model: FittedModel, fit: EMFit, cov: ParamCov) -> None:
+        npar = len(fit.params)
+        _check_sizes(model, fit, cov)
+        super().__init__(model, model.layout, fit.params, cov, df_resid=model.design.n - npar)
+        values = criteria(fit.loglik, npar, fit.responsibilities)
+        self.em, self.flags, self.converged = fit, fit.flags, fit.converged
+        self.llf, self.aic, self.bic, self.sabic = values.loglik, values.aic, values.bic, values.sabic
+        self.icl, self.entropy = values.icl, values.entropy
+        self.nobs, self.n_units, self.df_model = model.design.n, model.design.n_units, npar
+
+    def __repr__(self) -> str:
+        return (
+            f"<{_title(self)}: {self.n_units} units, {self.nobs} rows, log-likelihood {self.llf:.3f}; "
+            "summary() prints the tables>"
+        )
+
+    def _repr_html_(self) -> str:
+        return self.summary().as_html()
+
+    @property
+    def responsibilities(self) -> pd.DataFrame:
+        """Posterior expert probabilities, one row per subject and one column per expert."""
+        design, tau = self.model.design, self.em.responsibilities
+        index = pd.Index(design.labels, name=design.names.group)
+        return pd.DataFrame(tau, index=index, columns=[f"expert{k + 1}" for k in range(tau.shape[1])], copy=True)
+
+    def classify(self) -> pd.DataFrame:
+        """The most probable expert of each subject and its probability.
+
+        Returns
+        -------
+        DataFrame
+            Columns ``expert`` (from 1) and ``probability``.
+        """
+        tau = self.responsibilities
+        return pd.DataFrame(
+            {"expert": tau.to_numpy().argmax(axis=1) + 1, "probability": tau.to_numpy().max(axis=1)}, index=tau.index
+        )
+
+    def tables(self, alpha: float = 0.05) -> tuple[Table, ...]:
+        """The tables of the summary: header, one per expert, common, gate, random, residual.
+
+        Parameters
+        ----------
+        alpha : float
+            One minus the level of the limits.
+
+        Returns
+        -------
+        tuple of Table
+        """
+        shares = self.em.responsibilities.mean(axis=0)
+        parameters = parameter_tables(self.model.layout, self.to_frame(alpha), shares, checked_alpha(alpha))
+        return (header_table(_facts(self)), *parameters)
+
+    def curves(self, kind: str, **options: Any) -> tuple[Curve, ...]:
+        """The curves of one kind of figure; overridden by each family.
+
+        Raises
+        ------
+        ArgumentError
+            If there is no such kind.
+        """
+        raise ArgumentError(f"kind must be 'responsibilities', got {kind!r}")
+
+    def summary(self, alpha: float = 0.05) -> Summary:
+        """Header, tables and notes; prints as text, and has as_html(), as_latex(), as_markdown().
+
+        Parameters
+        ----------
+        alpha : float
+            One minus the level of the limits.
+
+        Returns
+        -------
+        Summary
+        """
+        return Summary(_title(self), self.tables(alpha), _notes(self))
+
+    def to_latex(
+        self,
+        path: PathLike | None = None,
+        tables: Sequence[str] | str | None = None,
+        caption: str | None = None,
+        label: str | None = None,
+        standalone: bool = False,
+    ) -> str:
+        """Tables as LaTeX that needs only the package booktabs.
+
+        Parameters
+        ----------
+        path : path-like, optional
+            File to write.
+        tables : sequence of str, optional
+            Keys: ``"header"``, ``"expert1"``, ``"gate"``, ``"random"`` ...; by default all but the header.
+        caption, label : str, optional
+        standalone : bool
+            A whole document instead of a fragment.
+
+        Returns
+        -------
+        str
+        """
+        chosen = _chosen(self, tables)
+        title = _title(self) if caption is None else caption
+        return _written(latex(chosen, title, label, _notes(self), standalone), path)
+
+    def to_markdown(self, path: PathLike | None = None, tables: Sequence[str] | str | None = None) -> str:
+        """Tables as Markdown; see `to_latex`."""
+        return _written(markdown(_chosen(self, tables)), path)
+
+    def to_frame(self, alpha: float = 0.05) -> pd.DataFrame:
+        """One row per parameter.
+
+        Parameters
+        ----------
+        alpha : float
+            One minus the level of the limits.
+
+        Returns
+        -------
+        DataFrame
+            Index: parameter names. Columns: term, block, expert, estimate, std_error, statistic, p_value, conf_low,
+            conf_high.
+        """
+        return tidy(self.model.layout, self._estimate, self._errors, alpha)
+
+    def lr_test(self, other: "MoEResults") -> LRTest | InvalidTest:
+        """Likelihood-ratio test against a fit of a smaller or larger model on the same data.
+
+        Parameters
+        ----------
+        other : MoEResults
+
+        Returns
+        -------
+        LRTest or InvalidTest
+            With the chi-bar-squared null distribution if a variance is zero in the smaller model. An `InvalidTest`
+            with its reason if the models are not nested, have different numbers of experts, or use different data.
+        """
+        if not isinstance(other, MoEResults):
+            raise ArgumentError(f"lr_test compares with the results of another fit, got {type(other).__name__}")
+        return lr_test(_side(self), _side(other))
+
+    def with_cov(self, kind: str, **options: Any) -> Self:
+        """The same fit with another covariance of the estimates.
+
+        Parameters
+        ----------
+        kind : {"nonrobust", "robust", "cluster", "bootstrap"}
+        **options
+            Of the covariance, e.g. ``cluster=`` or ``n_boot=``.
+
+        Returns
+        -------
+        MoEResults
+        """
+        return type(self)(self.model, self.em, self.model.covariance(self.em, checked_cov_type(kind), **options))
+
+    def plot(self, kind: str | None = None, ax: Any = None, **options: Any) -> Any:
+        """A figure; needs matplotlib.
+
+        Parameters
+        ----------
+        kind : str, optional
+            ``"responsibilities"`` or one of the kinds of `curves`; by default the first of these.
+        ax : matplotlib Axes, optional
+            Where to draw.
+        **options
+            Passed to `curves`.
+
+        Returns
+        -------
+        Figure, or `ax` if given
+        """
+        if kind == "responsibilities":
+            if options:
+                raise ArgumentError(f"plot('responsibilities') has no option {sorted(options)[0]!r}")
+            return draw_responsibilities(self.em.responsibilities, ax)
+        kind = self._default_plot if kind is None else kind
+        return draw(self.curves(kind, **options), self._observed(kind), ax)
+
+    _default_plot = "trajectories"
+
+    def _observed(self, kind: str) -> Observed | None:
+        """Observed series to draw behind the curves of one kind of figure; overridden by families that have them."""
+        return None
+
+    def save(self, path: PathLike, data: bool = True) -> None:
+        """Write the fit to a file that `mixmoe.load` reads; no pickle.
+
+        Parameters
+        ----------
+        path : path-like
+        data : bool
+            Whether the used columns of the data go into the file. Without them the file holds no row of the data, only
+            estimates and posterior probabilities, and `load` must be given the data.
+
+        Raises
+        ------
+        ArgumentError
+            If a column holds objects that are neither numbers, text nor times.
+        """
+        model = self.model
+        saved = SavedFit(
+            family=model.family_name,
+            formula=model.formula.text,
+            settings=model.settings,
+            names=model.layout.names,
+            fit=self.em,
+            cov=self.cov,
+            checksum=checksum(model.design.response),
+            data=model.design.frame if data else None,
+            rows=_saved_rows(model.design) if data else None,
+        )
+        write(path, saved)
+
+
+def load(
+    path: PathLike,
+    families: Mapping[str, type[Family]],
+    data: pd.DataFrame | None = None,
+    context: Mapping[str, Any] | None = None,
+) -> MoEResults:
+    """A fit from a file; reading it cannot run code.
+
+    Parameters
+    ----------
+    path : path-like
+    families : mapping of str to class
+        Known families by name.
+    data : DataFrame, optional
+        The data of the fit, if it was saved without them.
+    context : mapping, optional
+        Functions and constants that the formula uses. Giving it allows any formula to be evaluated, so do that only for
+        files that you trust; without it a formula may use only the built-in transforms.
+
+    Returns
+    -------
+    MoEResults
+
+    Raises
+    ------
+    SavedFileError
+        If the file is no saved fit, its formula is not safe, or the model cannot be rebuilt from it.
+    """
+    saved = read(path)
+    if saved.family not in families:
+        raise SavedFileError(f"{str(path)!r} holds a {saved.family!r}, known are {', '.join(map(repr, families))}")
+    if context is None:
+        _require_safe(saved, path)
+    if saved.data is None and data is None:
+        raise SavedFileError(f"{str(path)!r} was saved without data; pass the data of the fit as load(..., data=frame)")
+    whole = saved if saved.data is not None else _with_data(saved, data)
+    with warnings.catch_warnings():  # dropped rows and columns were reported when the model was fitted
+        warnings.simplefilter("ignore", MixmoeWarning)
+        try:
+            results = families[saved.family].from_saved(whole, context)
+        except MixmoeError as error:
+            raise SavedFileError(f"the model in {str(path)!r} cannot be rebuilt from these data: {error}") from error
+    _check_rebuilt(results, saved, path)
+    return results
+
+
+def _check_sizes(model: FittedModel, fit: EMFit, cov: ParamCov) -> None:
+    """Refuse records that do not belong together; a defect of a family, not of a user's input."""
+    n_params, n_units, n_experts = len(model.layout.names), model.design.n_units, model.n_experts
+    if fit.params.shape != (n_params,) or cov.matrix.shape != (n_params, n_params):
+        raise ArgumentError(
+            f"{n_params} parameters are named, but the fit has {fit.params.shape} and the covariance {cov.matrix.shape}"
+        )
+    if fit.responsibilities.shape != (n_units, n_experts):
+        raise ArgumentError(
+            f"responsibilities must have shape {(n_units, n_experts)}, got {fit.responsibilities.shape}"
+        )
+
+
+def _title(results: MoEResults) -> str:
+    k = results.model.n_experts
+    return f"{results.model.family_name} with {k} expert{'s' if k > 1 else ''}"
+
+
+def _facts(results: MoEResults) -> tuple[tuple[str, Cell], ...]:
+    """Label and value of each line of the header."""
+    design, em = results.model.design, results.em
+    grouped = design.names.group is not None
+    counts = np.bincount(design.codes)
+    visits = f"{counts.min()} / {np.median(counts):g} / {counts.max()}"
+    replicated = f"{em.starts.n_replicated} of {em.starts.n_starts} starts"
+    return (
+        ("Formula", results.model.formula.text),
+        ("Model", results.model.family_name),
+        ("Experts", results.model.n_experts),
+        ("Subjects", results.n_units if grouped else None),
+        ("Rows", results.nobs),
+        ("Rows per subject", f"{visits} (min / median / max)" if grouped else None),
+        ("Rows dropped", _dropped(design)),
+        ("Log-likelihood", results.llf),
+        ("Parameters", results.df_model),
+        ("AIC", results.aic),
+        ("BIC", results.bic),
+        ("Entropy", results.entropy if results.model.n_experts > 1 else None),
+        ("Covariance", results.cov_type),
+        ("Converged", "yes" if results.converged else "NO"),
+        ("Best value reached by", replicated if em.starts.n_starts > 1 else None),
+    )
+
+
+def _dropped(design: Design) -> Cell:
+    """Number of rows left out, with the columns that were missing."""
+    return f"{design.dropped.n_rows} ({design.dropped})" if design.dropped.n_rows else 0
+
+
+def _notes(results: MoEResults) -> tuple[str, ...]:
+    """What a reader must know: the covariance, and each flag of the fit."""
+    cov = results.cov
+    about = f"Standard errors: {DESCRIPTIONS[cov.kind]}{'; ' + cov.note if cov.note else ''}."
+    return (about, *(flag.message for flag in results.flags))
+
+
+def _chosen(results: MoEResults, keys: Sequence[str] | str | None) -> tuple[Table, ...]:
+    """Tables for a paper: the asked ones, or all but the header."""
+    tables = results.tables()
+    return choose(tables, [t.key for t in tables if t.key != "header"] if keys is None else keys)
+
+
+def _written(text: str, path: PathLike | None) -> str:
+    """The text, also in a file if there is a path."""
+    if path is not None:
+        Path(path).write_text(text, encoding="utf-8")
+    return text
+
+
+def _side(results: MoEResults) -> FitSide:
+    """What the likelihood-ratio test needs, rows in the user's order."""
+    model, em = results.model, results.em
+    design, formula = model.design, model.formula
+    order = np.argsort(design.position, kind="stable")
+    unconverged = () if em.converged else ("not_converged",)
+    gate = design.gate if len(design.gate) == design.n else design.gate[design.codes]
+    return FitSide(
+        family=model.family_name,
+        varies=formula.vary is not None,
+        n_experts=model.n_experts,
+        loglik=em.loglik,
+        npar=len(em.params),
+        flags=(*unconverged, *(flag.code for flag in em.flags)),
+        response=design.response[order],
+        rows=design.position[order],
+        units=design.codes[order],
+        expert=design.expert[order][:, ~design.common],
+        common=design.expert[order][:, design.common],
+        gate=gate[order],
+        random=design.random[order],
+        random_names=design.names.random,
+        correlated=formula.random is not None and formula.random.correlated,
+        aux={name: values[order] for name, values in design.aux.items()},
+        settings=model.settings,
+    )
+
+
+def _saved_rows(design: Design) -> SavedRows:
+    return SavedRows(design.position, design.n_input, design.dropped.n_rows, design.dropped.by_column)
+
+
+def restored(design: Design, saved: SavedFit) -> Design:
+    """A design rebuilt from a file, with the places of the rows in the user's frame and the count of those left out.
+
+    Parameters
+    ----------
+    design : Design
+        Built from ``saved.data``.
+    saved : SavedFit
+
+    Returns
+    -------
+    Design
+
+    Raises
+    ------
+    SavedFileError
+        If the file has another number of places than of rows.
+    """
+    rows = saved.rows
+    if rows is None:
+        return design
+    if len(rows.position) != design.n_input:
+        raise SavedFileError(f"a saved fit with {design.n_input} rows has {len(rows.position)} places for them")
+    dropped = type(design.dropped)(rows.n_dropped, rows.dropped_by_column)
+    return replace(design, position=rows.position[design.position], n_input=rows.n_input, dropped=dropped)
+
+
+def _require_safe(saved: SavedFit, path: PathLike) -> None:
+    """Refuse a formula that could run code."""
+    try:
+        require_safe(parse_formula(saved.formula))
+    except FormulaError as error:
+        raise SavedFileError(
+            f"the formula in {str(path)!r} is not limited to the built-in transforms, so it is not evaluated; if "
+            f"you trust the file, give load(..., context={{...}}) with the names it uses.\n{error}"
+        ) from error
+
+
+def _with_data(saved: SavedFit, data: object) -> SavedFit:
+    if not isinstance(data, pd.DataFrame):
+        raise ArgumentError(f"data must be a pandas DataFrame, got {type(data).__name__}")
+    return replace(saved, data=data, rows=None)
+
+
+def _check_rebuilt(results: MoEResults, saved: SavedFit, path: PathLike) -> None:
+    """Refuse a model that is not the one that was saved."""
+    names = results.model.layout.names
+    if names != saved.names:
+        wrong = next((a for a in (*saved.names, *names) if (a in saved.names) != (a in names)), saved.names[0])
+        raise SavedFileError(
+            f"the model rebuilt from {str(path)!r} has other parameters, the first is {wrong!r}; "
+            "pass the data of the fit"
+        )
+    if checksum(results.model.design.response) != saved.checksum:
+        raise SavedFileError(
+            f"the data given for {str(path)!r} are not those of the fit: the response differs; pass the data of the fit"
+        )
