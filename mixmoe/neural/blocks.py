@@ -131,8 +131,7 @@ def build_blocks(
     owner = np.arange(n_members) if persons is None else persons
     cuts = split_lengths(lengths[order], max_cells)
     blocks = tuple(
-        pad_block(x, y, owner[order[a:b]], starts[order[a:b]], lengths[order[a:b]], device)
-        for a, b in pairwise(cuts)
+        pad_block(x, y, owner[order[a:b]], starts[order[a:b]], lengths[order[a:b]], device) for a, b in pairwise(cuts)
     )
     return Blocks(blocks, len(codes))
 

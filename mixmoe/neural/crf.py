@@ -32,7 +32,7 @@ def sequence_score(emissions: Tensor, transitions: Tensor, states: Tensor, mask:
     -------
     Tensor, shape (B,)
     """
-    B, T, C = emissions.shape
+    B, _, C = emissions.shape
     emitted = (torch.gather(emissions, 2, states.unsqueeze(-1)).squeeze(-1) * mask).sum(-1)
     table = per_sequence(transitions, B).reshape(B, C * C)
     moved = torch.gather(table, 1, states[:, :-1] * C + states[:, 1:])
@@ -88,7 +88,8 @@ def expected_moves(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tens
     """Expected number of moves between every two states, shape (B, C, C)."""
     with torch.enable_grad():
         table = per_sequence(transitions, emissions.shape[0]).detach().clone().requires_grad_(True)
-        return torch.autograd.grad(log_partition(emissions.detach(), table, mask).sum(), table)[0]
+        total = log_partition(emissions.detach(), table, mask).sum() + 0.0 * table.sum()  # one row: no move
+        return torch.autograd.grad(total, table)[0]
 
 
 def decode(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
@@ -107,18 +108,35 @@ def decode(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
     return torch.stack(states[::-1], dim=1) * present
 
 
-def transition_information(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
-    """Second derivatives of the loss in the transition scores of each sequence, shape (B, C*C, C*C).
+def effect_information(emissions: Tensor, transitions: Tensor, slopes: Tensor, mask: Tensor, moves: bool) -> Tensor:
+    """Second derivatives of the loss of each sequence in the effects, emissions linearised in them.
 
-    The covariance of the move counts given the inputs; it does not depend on the states that were seen.
+    Parameters
+    ----------
+    emissions, transitions, mask
+        As in `sequence_score`.
+    slopes : Tensor, shape (B, T, C, l)
+        Derivatives of the emissions in the effects on layers; l may be 0.
+    moves : bool
+        Whether the transition scores have effects; these come behind the others.
+
+    Returns
+    -------
+    Tensor, shape (B, l + C*C, l + C*C) or (B, l, l)
+        A covariance of statistics given the inputs; it does not depend on the states that were seen.
     """
     B, _, C = emissions.shape
+    n_layers = slopes.shape[-1]
 
-    def partition(scores: Tensor, table: Tensor, present: Tensor) -> Tensor:
-        return log_partition(scores.unsqueeze(0), table.view(1, C, C), present.unsqueeze(0))[0]
+    def partition(shift: Tensor, scores: Tensor, slope: Tensor, table: Tensor, present: Tensor) -> Tensor:
+        moved = scores + slope @ shift[:n_layers]
+        changed = table + shift[n_layers:].view(C, C) if moves else table
+        return log_partition(moved.unsqueeze(0), changed.unsqueeze(0), present.unsqueeze(0))[0]
 
-    table = per_sequence(transitions, B).reshape(B, C * C)
-    return torch.func.vmap(torch.func.hessian(partition, argnums=1))(emissions, table, mask)
+    table = per_sequence(transitions, B)
+    zero = torch.zeros(n_layers + (C * C if moves else 0), dtype=emissions.dtype, device=emissions.device)
+    hessian = torch.func.jacrev(torch.func.jacrev(partition))  # forward mode would load torch's script compiler
+    return torch.func.vmap(hessian, in_dims=(None, 0, 0, 0, 0))(zero, emissions, slopes, table, mask)
 
 
 def next_state(transitions: Tensor, emissions: Tensor) -> Tensor:

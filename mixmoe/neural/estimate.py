@@ -12,6 +12,7 @@ the loss of a sequence is not weighted by its length once more. Everything else 
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,10 +21,11 @@ from numpy.typing import NDArray
 from mixmoe.em import Flag
 from mixmoe.neural._torch import Tensor, torch
 from mixmoe.neural.blocks import Block
-from mixmoe.neural.crf import transition_information
-from mixmoe.neural.families import curvature_root, row_loss, score
+from mixmoe.neural.crf import effect_information
+from mixmoe.neural.families import curvature_root, score
 from mixmoe.neural.laplace import (
     Shrinkage,
+    posterior_covariance,
     posterior_mode,
     shrinkage,
     shrinkage_from_information,
@@ -133,10 +135,7 @@ def pieces(problem: Problem, block: Block, width: int) -> list[Block]:
     if size >= len(block.persons):
         return [block]
     cuts = range(0, len(block.persons), size)
-    return [
-        Block(*(getattr(block, f)[a : a + size] for f in ("persons", "x", "y", "mask", "rows")))
-        for a in cuts
-    ]
+    return [Block(*(getattr(block, f)[a : a + size] for f in ("persons", "x", "y", "mask", "rows"))) for a in cuts]
 
 
 def linearise(problem: Problem, block: Block, state: State) -> tuple[Tensor, Tensor]:
@@ -163,14 +162,17 @@ def linearise(problem: Problem, block: Block, state: State) -> tuple[Tensor, Ten
 
 
 def crf_information(problem: Problem, state: State) -> Tensor:
-    """Second derivatives of the loss in each person's transition effects, summed over her sequences, shape (N, r, r)."""
-    total = torch.zeros(
-        problem.n_persons, problem.n_effects, problem.n_effects, dtype=torch.float64, device=state.theta.device
-    )
+    """Second derivatives of the loss in each person's effects, summed over her sequences, shape (N, r, r)."""
+    r = state.z.shape[1]
+    total = torch.zeros(state.z.shape[0], r, r, dtype=torch.float64, device=state.theta.device)
+    moves = problem.personal.columns("transitions") is not None
+    n_layers = problem.personal.q - (problem.network.n_out**2 if moves else 0)
     for whole in problem.train:
         for block in pieces(problem, whole, problem.personal.q**2):
             tensors = view_tensors(problem.network, problem.personal, state.theta, effects(state)[block.persons])
-            H = transition_information(forward(problem.network, tensors, block.x), tensors[-1], block.mask)
+            outputs = forward(problem.network, tensors, block.x)
+            slopes = jacobian(problem.network, problem.personal, tensors, block.x)[..., :n_layers]
+            H = effect_information(outputs, tensors[-1], slopes, block.mask, moves)
             if state.loading is not None:
                 Q = directions(state.loading)
                 H = Q.T @ H @ Q
@@ -286,7 +288,12 @@ class Watch:
 
 
 def fit_penalised(
-    problem: Problem, control: Control, estimator: Estimator, theta: Array, rng: np.random.Generator, device: str = "cpu"
+    problem: Problem,
+    control: Control,
+    estimator: Estimator,
+    theta: Array,
+    rng: np.random.Generator,
+    device: str = "cpu",
 ) -> Trained:
     """Population parameters, effects and variances by penalised full-batch Adam.
 
@@ -350,7 +357,7 @@ def lost(epoch: int, what: str) -> Flag:
     )
 
 
-def epochs_of(control: Control) -> "range":
+def epochs_of(control: Control) -> Iterable[int]:
     """Epoch numbers, behind a progress bar if one is wanted."""
     numbers = range(control.epochs)
     if not control.progress:
@@ -365,7 +372,7 @@ def settle_effects(problem: Problem, state: State, steps: int = 10) -> None:
 
     Gauss-Newton steps; a person's step is halved where it makes her penalised loss worse.
     """
-    if problem.family == "crf" or not problem.n_effects or not float(state.s.max()) > 0:
+    if not problem.n_effects or not float(state.s.max()) > 0:
         return
     with torch.no_grad():
         for _ in range(steps):
@@ -391,6 +398,8 @@ def replace_effects(state: State, z: Tensor) -> State:
 
 def newton_target(problem: Problem, state: State) -> Tensor:
     """Mode of everyone's effects under the model linearised at the present ones, shape (N, r)."""
+    if problem.family == "crf":
+        return crf_newton_target(problem, state)
     target = torch.zeros_like(state.z)
     for whole in problem.train:
         for block in pieces(problem, whole, problem.personal.q * problem.network.n_out):
@@ -399,6 +408,15 @@ def newton_target(problem: Problem, state: State) -> Tensor:
             working = residual + (A @ here.unsqueeze(-1)).squeeze(-1)
             target[block.persons] = posterior_mode(A, working, state.s)
     return target
+
+
+def crf_newton_target(problem: Problem, state: State) -> Tensor:
+    """Newton step of everyone's transition effects, shape (N, r)."""
+    with torch.enable_grad():
+        trial = replace_effects(state, state.z.detach().clone().requires_grad_(True))
+        gradient = torch.autograd.grad(person_objective(problem, trial).sum(), trial.z)[0]
+    C = posterior_covariance(crf_information(problem, state), state.s)
+    return state.z - (C @ gradient.unsqueeze(-1)).squeeze(-1)
 
 
 def person_objective(problem: Problem, state: State) -> Tensor:

@@ -54,7 +54,7 @@ class LastState:
 def is_exact(problem: Problem) -> bool:
     """Whether the model is a linear mixed model given its hidden layers."""
     network = problem.network
-    last = {f"layer[{network.depth}].weight", f"layer[{network.depth}].bias"}
+    last = {f"layer{network.depth}.weight", f"layer{network.depth}.bias"}
     mine = {spec.name for spec in problem.personal.tensors}
     return problem.family == "gaussian" and network.module is None and bool(mine) and mine <= last
 
@@ -215,8 +215,11 @@ def collect(problem: Problem, state: LastState, watch: Watch, converged: bool, f
     trace = watch.trace()
     if watch.state is None:
         trace = replace(trace, best=max(len(watch.train) - 1, 0))
+    arrays = [t.cpu().numpy() for t in (theta, loading, z)]
     return Trained(
-        *(t.cpu().numpy() for t in (theta, loading, z)),
+        theta=arrays[0],
+        loading=arrays[1],
+        z=arrays[2],
         s=np.ones(loading.shape[1]),
         sigma2=sigma**2,
         loglik=-0.5 * float(fit.deviance),

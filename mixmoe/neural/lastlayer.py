@@ -102,7 +102,7 @@ def join(parts: list[Moments]) -> Moments:
     )
 
 
-def factor_W(ZZ: Tensor, L: Tensor) -> Tensor:
+def factor_of(ZZ: Tensor, L: Tensor) -> Tensor:
     """Lower Cholesky factor of ``I + L'Z'ZL``, shape (N, r, r)."""
     W = L.T @ ZZ @ L
     return torch.linalg.cholesky(W + torch.eye(L.shape[1], dtype=L.dtype, device=L.device))
@@ -124,7 +124,7 @@ def profile(m: Moments, L: Tensor, log_sigma: Tensor | None = None) -> Profile:
         ``Cov(b_i) = sigma^2 L L'``.
     log_sigma : Tensor, shape (), optional
     """
-    root = factor_W(m.ZZ, L)
+    root = factor_of(m.ZZ, L)
     right = torch.cat([m.ZX, m.Zy.unsqueeze(-1)], dim=-1)
     U = torch.linalg.solve_triangular(root, L.T @ right, upper=False)  # (N, r, p + 1)
     Ux, uy = U[..., :-1].reshape(-1, m.ZX.shape[-1]), U[..., -1].reshape(-1)

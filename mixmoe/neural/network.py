@@ -24,7 +24,7 @@ class TensorSpec:
     Attributes
     ----------
     name : str
-        ``layer[1].weight``, ``layer[1].bias``, ..., ``transitions``, or the name in the user's module.
+        ``layer1.weight``, ``layer1.bias``, ..., ``transitions``, or the name in the user's module.
     shape : tuple of int
     start : int
         Its first entry in the flat vector.
@@ -88,9 +88,7 @@ class Network:
         return self.hidden[-1] if self.hidden else self.n_in
 
 
-def build_network(
-    n_in: int, n_out: int, hidden: Sequence[int], activation: str = "tanh", n_states: int = 0
-) -> Network:
+def build_network(n_in: int, n_out: int, hidden: Sequence[int], activation: str = "tanh", n_states: int = 0) -> Network:
     """A network of the given widths; with `n_states`, a transition matrix is added to its parameters.
 
     Raises
@@ -105,8 +103,8 @@ def build_network(
     widths = [n_in, *hidden, n_out]
     shapes: list[tuple[str, tuple[int, ...]]] = []
     for k in range(len(widths) - 1):
-        shapes.append((f"layer[{k + 1}].weight", (widths[k], widths[k + 1])))
-        shapes.append((f"layer[{k + 1}].bias", (widths[k + 1],)))
+        shapes.append((f"layer{k + 1}.weight", (widths[k], widths[k + 1])))
+        shapes.append((f"layer{k + 1}.bias", (widths[k + 1],)))
     if n_states:
         shapes.append(("transitions", (n_states, n_states)))
     return Network(n_in, n_out, tuple(hidden), activation, lay_out(shapes))
@@ -129,7 +127,7 @@ def wrap_module(module: Any, n_in: int, n_out: int, n_states: int = 0) -> Networ
         raise ArgumentError(f"network {type(module).__name__} has no parameters; give a module with trainable tensors")
     parameter = next(module.parameters())
     shape = tuple(module(torch.zeros(3, n_in, dtype=parameter.dtype, device=parameter.device)).shape)
-    if shape not in {(3, n_out), (3,)[: 1 if n_out == 1 else 0] or (3, n_out)}:
+    if shape != (3, n_out) and not (n_out == 1 and shape == (3,)):
         raise ArgumentError(f"network must map (rows, {n_in}) to (rows, {n_out}); for 3 rows it returned shape {shape}")
     if n_states:
         shapes.append(("transitions", (n_states, n_states)))
@@ -213,7 +211,8 @@ def match_layer(network: Network, word: str) -> set[str]:
         return set(own)
     if word == "bias":
         return {name for name in own if name.endswith(".bias")}
-    word = {"first": "layer[1]", "last": f"layer[{network.depth}]"}.get(word, word)
+    word = {"first": "layer1", "last": f"layer{network.depth}"}.get(word, word)
+    word = re.sub(r"layer\[(\d+)\]", r"layer\1", word)
     return {name for name in names if name == word or name.startswith(word + ".")}
 
 
@@ -256,7 +255,7 @@ def personal_tensors(tensors: tuple[TensorSpec, ...]) -> Personal:
 
 
 def view_tensors(network: Network, personal: Personal, theta: Tensor, eta: Tensor | None) -> list[Tensor]:
-    """Parameter tensors of the persons of a block.
+    r"""Parameter tensors of the persons of a block.
 
     Parameters
     ----------
@@ -268,7 +267,7 @@ def view_tensors(network: Network, personal: Personal, theta: Tensor, eta: Tenso
     Returns
     -------
     list of Tensor
-        In the order of the network: shape (\\*shape) where shared, (B, \\*shape) where personal.
+        In the order of the network: shape (\*shape) where shared, (B, \*shape) where personal.
     """
     out = []
     for spec in network.tensors:
@@ -385,9 +384,9 @@ def personal_jacobian(
     delta[:, :, output] = 1.0
     pieces: dict[str, Tensor] = {}
     for k in range(network.depth - 1, lowest - 2, -1):
-        pieces[f"layer[{k + 1}].bias"] = delta
-        if f"layer[{k + 1}].weight" in names:
-            pieces[f"layer[{k + 1}].weight"] = (inputs[k].unsqueeze(-1) * delta.unsqueeze(-2)).flatten(2)
+        pieces[f"layer{k + 1}.bias"] = delta
+        if f"layer{k + 1}.weight" in names:
+            pieces[f"layer{k + 1}.weight"] = (inputs[k].unsqueeze(-1) * delta.unsqueeze(-2)).flatten(2)
         if k > lowest - 1:
             delta = (delta @ tensors[2 * k].transpose(-1, -2)) * slope(network.activation, before[k - 1])
     zeros = torch.zeros(B, T, network.n_out**2, dtype=delta.dtype, device=delta.device)
