@@ -4,16 +4,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe._formulaic import Materialized
-from mixmoe._frame import FrameView, first_infinite, is_numeric, shown
-from mixmoe._recipe import WHERE, Recipe
-from mixmoe._rows import Rows
+from mixmoe._formulaic import Categories, Materialized
+from mixmoe._frame import FrameView, infinite, is_numeric, shown
+from mixmoe._recipe import ENGINES, WHERE, Recipe
+from mixmoe._rows import Rows, earliest
 from mixmoe.errors import DesignError
 
 Array = NDArray[np.float64]
 
 
 _MANY_LEVELS = 200
+_SHOWN = 12
 
 
 def check_types(rows: Rows, frame: FrameView, recipe: Recipe, wanted: tuple[str, ...]) -> None:
@@ -34,8 +35,41 @@ def check_types(rows: Rows, frame: FrameView, recipe: Recipe, wanted: tuple[str,
                     _check_covariate(values, used.name, section, rows, frame)
 
 
+def check_replay(rows: Rows, frame: FrameView, recipe: Recipe) -> None:
+    """Raise for new data that differ in kind from those of the fit.
+
+    Raises
+    ------
+    DesignError
+        For text where numbers were, and for categories that the fit has not seen.
+    """
+    for name in sorted(recipe.numeric & rows.columns.keys()):
+        values = rows.columns[name]
+        if not is_numeric(values):
+            i = _first_text(values, rows)
+            raise DesignError(
+                f"column {name!r} is {shown(values.iloc[i])} in row {label_of(rows, frame, i)}, but held numbers when "
+                "the model was fitted; convert it, for example with pd.to_numeric"
+            )
+    for known in ENGINES[recipe.engine].known_categories(recipe.specs):
+        if known.column in rows.columns:
+            _check_seen(rows.columns[known.column], known, rows, frame)
+
+
+def _check_seen(values: pd.Series, known: Categories, rows: Rows, frame: FrameView) -> None:
+    unseen = ~np.asarray(values.isin(list(known.levels)))
+    if unseen.any():
+        i = earliest(unseen, rows)
+        levels = ", ".join(shown(level) for level in known.levels[:_SHOWN])
+        more = ", ..." if len(known.levels) > _SHOWN else ""
+        raise DesignError(
+            f"column {known.column!r} is {shown(values.iloc[i])} in row {label_of(rows, frame, i)}, a category that "
+            f"the fit has not seen; it has coefficients for {levels}{more}; leave these rows out or refit with them"
+        )
+
+
 def _not_numeric(values: pd.Series, name: str, section: str, rows: Rows, frame: FrameView) -> DesignError:
-    i = _first_text(values)
+    i = _first_text(values, rows)
     what = {"response": "the response", "index": "the index"}[section]
     return DesignError(
         f"{what} {name!r} must be numeric, got {shown(values.iloc[i])} in row {label_of(rows, frame, i)} "
@@ -43,12 +77,12 @@ def _not_numeric(values: pd.Series, name: str, section: str, rows: Rows, frame: 
     )
 
 
-def _first_text(values: pd.Series) -> int:
+def _first_text(values: pd.Series, rows: Rows) -> int:
     """Place of the first value that is no number; the first value if all could be read as numbers."""
     if not (values.dtype == object or isinstance(values.dtype, pd.StringDtype | pd.CategoricalDtype)):
-        return 0
+        return int(rows.position.argmin())
     unreadable = np.asarray(pd.to_numeric(values.astype(object), errors="coerce").isna())
-    return int(unreadable.argmax()) if unreadable.any() else 0
+    return earliest(unreadable if unreadable.any() else ~unreadable, rows)
 
 
 def _check_covariate(values: pd.Series, name: str, section: str, rows: Rows, frame: FrameView) -> None:
@@ -57,12 +91,12 @@ def _check_covariate(values: pd.Series, name: str, section: str, rows: Rows, fra
     kind = pd.api.types.infer_dtype(values, skipna=True)
     if kind.startswith(("date", "time", "period", "complex")):
         raise DesignError(
-            f"column {name!r} in {WHERE[section]} holds {kind} values, such as {shown(values.iloc[0])}; terms are computed "
-            "from numbers, texts or categories; convert it, for example dates to days since a start"
+            f"column {name!r} in {WHERE[section]} holds {kind} values, such as {shown(values.iloc[0])}; terms are "
+            "computed from numbers, texts or categories; convert it, for example dates to days since a start"
         )
     levels = values.nunique()
     if levels > _MANY_LEVELS and levels > len(values) / 2:
-        i = _first_text(values)
+        i = _first_text(values, rows)
         raise DesignError(
             f"column {name!r} in {WHERE[section]} holds {levels} different texts in {len(values)} rows, such as "
             f"{shown(values.iloc[i])} in row {label_of(rows, frame, i)}; convert numbers read as text with "
@@ -104,13 +138,16 @@ def check_finite(built: Materialized, rows: Rows, frame: FrameView, recipe: Reci
 
 def _infinite_error(section: str, built: Materialized, rows: Rows, frame: FrameView, recipe: Recipe) -> DesignError:
     for used in recipe.names[section]:
-        i = first_infinite(rows.columns[used.name]) if used.name in rows.columns else None
-        if i is not None:
+        wrong = infinite(rows.columns[used.name]) if used.name in rows.columns else None
+        if wrong is not None:
+            i = earliest(wrong, rows)
             return DesignError(
                 f"column {used.name!r} is {rows.columns[used.name].iloc[i]} in row {label_of(rows, frame, i)}; "
                 "values must be finite, so correct them or set them missing"
             )
-    i, j = (int(k) for k in np.argwhere(~np.isfinite(built.matrices[section]))[0])
+    cells = ~np.isfinite(built.matrices[section])
+    i = earliest(np.asarray(cells.any(axis=1)), rows)
+    j = int(cells[i].argmax())
     names = [u.name for u in recipe.names[section] if not u.called and u.name in rows.columns]
     values = ", ".join(f"{name} = {rows.columns[name].iloc[i]}" for name in names)
     return DesignError(

@@ -79,6 +79,20 @@ class UsedName:
 
 
 @dataclass(frozen=True, slots=True)
+class Categories:
+    """Levels of a column that is used as categories.
+
+    Attributes
+    ----------
+    column : str
+    levels : tuple
+    """
+
+    column: str
+    levels: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Materialized:
     """Matrices of the sections of a formula.
 
@@ -337,9 +351,40 @@ def _bad_terms(materializer: PandasMaterializer) -> tuple[tuple[str, int], ...]:
     return tuple((expr, count) for expr, count in counts if count)
 
 
+def known_categories(specs: Any) -> tuple[Categories, ...]:
+    """Columns used as categories, untransformed, with the levels that have a coding."""
+    found: dict[str, Categories] = {}
+    for spec in specs.values():
+        for factor in spec.factors:
+            column, state = _category_column(factor), spec.encoder_state.get(factor.expr)
+            if column is not None and state is not None and "categories" in state[1]:
+                found[column] = Categories(column, tuple(state[1]["categories"]))
+    return tuple(found.values())
+
+
+def _category_column(factor: Any) -> str | None:
+    """The column of `g`, `C(g)` or `C(g, contrast)`."""
+    return str(factor.expr) if factor.eval_method.value == "lookup" else category_argument(str(factor.expr))
+
+
+def category_argument(code: str) -> str | None:
+    """The column `g` of the code `C(g, ...)`; None for any other code."""
+    aliases: dict[str, str] = {}
+    try:
+        body = ast.parse(sanitize_variable_names(code, {}, aliases), mode="eval").body
+    except (SyntaxError, ValueError):
+        return None
+    if not (isinstance(body, ast.Call) and isinstance(body.func, ast.Name) and body.func.id == "C" and body.args):
+        return None
+    first = body.args[0]
+    if isinstance(first, ast.Call) and _is_quotation(first):
+        return str(ast.literal_eval(first.args[0]))
+    return aliases.get(first.id, first.id) if isinstance(first, ast.Name) else None
+
+
 def _unseen(message: str) -> str:
     levels = re.search(r"\{.*\}", message)
-    named = levels.group(0).strip("{}") if levels else message
+    named = re.sub(r"np\.\w+\(([^)]*)\)", r"\1", levels.group(0).strip("{}") if levels else message)
     return (
         f"the data contain a category that the fit has not seen: {named}; "
         "only categories of the original data have coefficients; drop these rows or refit with them"
@@ -348,7 +393,7 @@ def _unseen(message: str) -> str:
 
 def _explained(error: Exception) -> str:
     text = _ANSI.sub("", str(error)).strip()
-    cause = error.__cause__ or error.__context__
+    cause = error.__cause__
     if cause is not None and str(cause) and str(cause) not in text:
         text = f"{text} ({cause})"
     return f"a term of the formula cannot be computed: {text}; check the term and the type of its columns"

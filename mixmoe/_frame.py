@@ -56,12 +56,12 @@ def view(data: Any) -> FrameView:
     DesignError
         If `data` is none of these, or its columns differ in length.
     """
+    if hasattr(data, "collect") and not hasattr(data, "shape"):
+        raise DesignError(f"data is a {type(data).__name__}, which holds no rows yet; pass data.collect()")
     if not isinstance(data, Mapping) and not (hasattr(data, "columns") and hasattr(data, "__getitem__")):
         raise DesignError(
             f"data must be a pandas or polars DataFrame or a mapping of names to columns, got {type(data).__name__}"
         )
-    if hasattr(data, "collect") and not hasattr(data, "shape"):
-        raise DesignError(f"data is a {type(data).__name__}, which holds no rows yet; pass data.collect()")
     keys = list(_keys(data))
     places: dict[str, tuple[int, ...]] = {}
     for i, key in enumerate(keys):
@@ -104,8 +104,8 @@ def _foreign(values: Any, name: str) -> Any:
     if not hasattr(values, "to_numpy"):
         return _one_dimension(np.asarray(values, dtype=object), name) if _has_none(values) else list(values)
     kind = str(getattr(values, "dtype", ""))
-    if kind.startswith(("Categorical", "Enum")):
-        return pd.Categorical(values.to_list(), categories=values.cat.get_categories().to_list())
+    if kind.startswith("Enum"):
+        return pd.Categorical(values.to_list(), categories=list(values.dtype.categories))
     if kind.startswith(("Int", "UInt", "Float", "Date", "Time", "Duration")) or kind == "Boolean":
         return pd.array(values.to_list(), dtype="boolean") if _null_boolean(values, kind) else values.to_numpy()
     return np.asarray(values.to_list(), dtype=object)
@@ -132,15 +132,16 @@ def shown(value: Any) -> str:
     return repr(value) if isinstance(value, str | bytes | tuple) else str(value)
 
 
-def unknown_column(name: str, known: Iterable[str], where: str) -> DesignError:
+def unknown_column(name: str, known: Iterable[str], where: str, others: tuple[str, ...] = ()) -> DesignError:
     """The error for a name that is not a column, with close matches."""
     columns = list(known)
     close = difflib.get_close_matches(name, columns, n=3, cutoff=0.6)
     folded = [c for c in columns if c.lower() == name.lower() and c not in close]
     hints = [repr(c) for c in (*folded, *close)][:3]
     meant = f"; did you mean {' or '.join(hints)}?" if hints else "; correct the name."
-    shown = ", ".join(columns[:_SHOWN]) + (", ..." if len(columns) > _SHOWN else "")
-    return DesignError(f"{where} uses {name!r}, which is not a column of the data{meant} Columns are: {shown}")
+    names = ", ".join(columns[:_SHOWN]) + (", ..." if len(columns) > _SHOWN else "")
+    also = f" Also absent: {', '.join(map(repr, others))}." if others else ""
+    return DesignError(f"{where} uses {name!r}, which is not a column of the data{meant}{also} Columns are: {names}")
 
 
 def plain(values: pd.Series) -> pd.Series:
@@ -192,12 +193,13 @@ def missing(values: pd.Series) -> NDArray[np.bool_]:
     return np.asarray(values.isna(), dtype=bool)
 
 
-def first_infinite(values: pd.Series) -> int | None:
-    """Place of the first infinite value of a numeric column; None if there is none."""
+def infinite(values: pd.Series) -> NDArray[np.bool_] | None:
+    """Rows where a numeric column is infinite, shape (n,); None if there are none."""
     if not (isinstance(values.dtype, np.dtype) and values.dtype.kind == "f"):
         return None
     array = values.to_numpy()
-    if np.isfinite(array.sum()):
-        return None
-    infinite = np.isinf(array)
-    return int(infinite.argmax()) if infinite.any() else None
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(array.sum()):
+            return None
+    rows = np.isinf(array)
+    return rows if rows.any() else None

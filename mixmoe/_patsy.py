@@ -9,7 +9,7 @@ import pandas as pd
 import patsy
 from numpy.typing import NDArray
 
-from mixmoe._formulaic import EXTRA_FUNCTIONS, Materialized, Term
+from mixmoe._formulaic import EXTRA_FUNCTIONS, Categories, Materialized, Term, category_argument
 from mixmoe.errors import DesignError
 
 _KEEP_MISSING = patsy.NAAction(NA_types=[])
@@ -103,6 +103,18 @@ def _run(frame: pd.DataFrame, infos: Mapping[str, Any], sections: Mapping[str, S
         bad_terms=_bad_terms(arrays, infos) if bad.any() else (),
         specs=dict(infos),
     )
+
+
+def known_categories(specs: Any) -> tuple[Categories, ...]:
+    """Columns used as categories, as `mixmoe._formulaic.known_categories` returns them."""
+    found: dict[str, Categories] = {}
+    for info in specs.values():
+        for factor, state in info.factor_infos.items():
+            code = factor.name()
+            column = code if code.isidentifier() else category_argument(code)
+            if column is not None and state.type == "categorical":
+                found[column] = Categories(column, tuple(state.categories))
+    return tuple(found.values())
 
 
 def _owners(info: Any, terms: Sequence[Term]) -> tuple[int, ...]:

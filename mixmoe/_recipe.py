@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, Literal
 
@@ -55,6 +55,8 @@ class Recipe:
         State of the transforms and codings; opaque.
     kept : mapping of str to ndarray of bool
         Columns of ``expert`` and ``gate`` that are no combination of others.
+    numeric : frozenset of str
+        Columns of the formula that held numbers.
     levels : tuple or None
         Levels of a categorical response.
     """
@@ -69,6 +71,7 @@ class Recipe:
     aux: Mapping[str, str]
     specs: Any = None
     kept: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    numeric: frozenset[str] = frozenset()
     levels: tuple[Any, ...] | None = None
 
 
@@ -146,28 +149,35 @@ def collect(frame: FrameView, recipe: Recipe, wanted: tuple[str, ...], required:
     if group is not None and group not in frame and not required:
         group = None
     if "response" in wanted and recipe.response_kind == "categorical":
-        needs.append(Need(_known(frame, str(response_column(formula)), "the response")))
-    if group is not None:
-        needs.append(Need(_known(frame, group, "re:")))
+        needs.append(Need(str(response_column(formula)), WHERE["response"]))
     keys = Keys(group)
     if formula.seq is not None and group is not None:
         keys = Keys(group, formula.seq.within, formula.seq.order)
-        needs += [Need(_known(frame, name, "seq:")) for name in (keys.order, keys.within) if name is not None]
-    for label, column in recipe.aux.items():
-        if required or column in frame:
-            needs.append(Need(_known(frame, column, f"{label}={column!r}")))
+    needs += [Need(name, where) for name, where in _key_columns(keys) if name is not None]
+    needs += [
+        Need(column, f"{label}={column!r}") for label, column in recipe.aux.items() if required or column in frame
+    ]
+    _refuse_unknown(frame, needs)
     return collect_rows(frame, _unique(needs), keys)
+
+
+def _key_columns(keys: Keys) -> tuple[tuple[str | None, str], ...]:
+    return ((keys.group, "re:"), (keys.order, "seq:"), (keys.within, "seq:"))
 
 
 def _unique(needs: list[Need]) -> list[Need]:
     complete = {need.name for need in needs if need.complete}
-    return [Need(name, name in complete) for name in dict.fromkeys(need.name for need in needs)]
+    return [replace(need, complete=need.name in complete) for need in {n.name: n for n in reversed(needs)}.values()][
+        ::-1
+    ]
 
 
-def _known(frame: FrameView, name: str, where: str) -> str:
-    if name not in frame:
-        raise unknown_column(name, frame.places, where)
-    return name
+def _refuse_unknown(frame: FrameView, needs: list[Need]) -> None:
+    absent = {need.name: need for need in reversed(needs) if need.name not in frame}
+    if not absent:
+        return
+    first, *others = reversed(absent.values())
+    raise unknown_column(first.name, frame.places, first.where, tuple(need.name for need in others))
 
 
 def _section_needs(frame: FrameView, recipe: Recipe, section: str) -> list[Need]:
@@ -175,16 +185,20 @@ def _section_needs(frame: FrameView, recipe: Recipe, section: str) -> list[Need]
     for used in recipe.names[section]:
         if used.called:
             _check_function(frame, used, recipe, section)
-        elif used.name in frame:
-            needs.append(Need(used.name, used.complete))
-        elif used.name in recipe.context:
-            _check_constant(recipe.context[used.name], used.name, frame.n_rows)
-        elif used.plain or not _formulaic.is_function(used.name):
-            raise unknown_column(used.name, frame.places, WHERE[section])
+        elif used.name in recipe.context and used.name not in frame:
+            _check_constant(recipe.context[used.name], used, frame.n_rows)
+        elif used.name in frame or used.plain or not _formulaic.is_function(used.name):
+            needs.append(Need(used.name, WHERE[section], used.complete))
     return needs
 
 
-def _check_constant(value: Any, name: str, n_rows: int) -> None:
+def _check_constant(value: Any, used: UsedName, n_rows: int) -> None:
+    name = used.name
+    if used.plain and not callable(value) and np.ndim(value) == 0:
+        raise DesignError(
+            f"context[{name!r}] is {value!r}, one value for all rows, which cannot be a term of its own; use it inside "
+            f"an expression such as I({name} * x)"
+        )
     if isinstance(value, np.ndarray | pd.Series) and value.shape == (n_rows,) and n_rows > 1:
         raise DesignError(
             f"context[{name!r}] holds one value per row, but rows are sorted and those with missing values left out; "

@@ -39,11 +39,14 @@ class Need:
     Attributes
     ----------
     name : str
+    where : str
+        What uses it, as messages say it.
     complete : bool
         Whether rows where it is missing are left out.
     """
 
     name: str
+    where: str
     complete: bool = True
 
 
@@ -97,6 +100,12 @@ class Keys:
     group: str | None = None
     within: str | None = None
     order: str | None = None
+
+
+def earliest(mask: NDArray[np.bool_], rows: Rows) -> int:
+    """Of the rows in `mask`, the one that comes first in the user's frame."""
+    found = np.flatnonzero(mask)
+    return int(found[rows.position[found].argmin()])
 
 
 def starts_of(codes: Integers) -> Integers:

@@ -36,7 +36,7 @@ def checked_positive(value: Any, name: str) -> float:
     ArgumentError
         If it is not.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < np.inf:
         raise ArgumentError(f"{name} must be a finite number above zero, got {value!r}")
     return float(value)
 

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from mixmoe._checks import check_columns, check_finite, check_types, gate_by_unit, label_of
+from mixmoe._checks import check_columns, check_finite, check_replay, check_types, gate_by_unit, label_of
 from mixmoe._formulaic import Materialized
-from mixmoe._frame import FrameView, first_infinite, is_numeric, shown, view
+from mixmoe._frame import FrameView, infinite, is_numeric, shown, view
 from mixmoe._rank import aliases
 from mixmoe._recipe import (
     ENGINES,
@@ -24,7 +24,7 @@ from mixmoe._recipe import (
     make_recipe,
     response_column,
 )
-from mixmoe._rows import Dropped, Rows, without_rows
+from mixmoe._rows import Dropped, Rows, earliest, without_rows
 from mixmoe.errors import CollinearityWarning, DesignError, DroppedRowsWarning
 from mixmoe.formula import MoEFormula
 
@@ -242,6 +242,7 @@ def _new_design(recipe: Recipe, data: Any, response: bool) -> Design:
     wanted = tuple(name for name in recipe.sections if response or name != "response")
     rows = collect(frame, recipe, wanted, required=False)
     check_types(rows, frame, recipe, wanted)
+    check_replay(rows, frame, recipe)
     sections = {name: recipe.sections[name] for name in wanted}
     made = ENGINES[recipe.engine]
     built = made.rematerialize(formula_frame(rows, recipe), recipe.specs, sections, _context(recipe, rows))
@@ -290,7 +291,9 @@ def _fitted(recipe: Recipe, built: Materialized, rows: Rows) -> Recipe:
         section: _independent(section, built.matrices[section], built.names[section]) for section in ("expert", "gate")
     }
     levels = _levels(rows, recipe.formula) if recipe.response_kind == "categorical" else None
-    return replace(recipe, specs=built.specs, kept=kept, levels=levels)
+    columns = formula_frame(rows, recipe)
+    numeric = frozenset(str(name) for name in columns if is_numeric(columns[name]))
+    return replace(recipe, specs=built.specs, kept=kept, numeric=numeric, levels=levels)
 
 
 def _warn_empty_terms(recipe: Recipe, built: Materialized) -> None:
@@ -406,8 +409,9 @@ def _auxiliary(recipe: Recipe, rows: Rows, frame: FrameView) -> dict[str, NDArra
         if column not in rows.columns:
             continue
         values = rows.columns[column]
-        i = first_infinite(values)
-        if i is not None:
+        wrong = infinite(values)
+        if wrong is not None:
+            i = earliest(wrong, rows)
             raise DesignError(
                 f"column {column!r} ({label}) is {values.iloc[i]} in row {label_of(rows, frame, i)}; correct it"
             )
@@ -427,7 +431,7 @@ def _state_codes(recipe: Recipe, rows: Rows, frame: FrameView) -> Integers | Non
         return None
     codes = pd.Index(list(recipe.levels or ())).get_indexer(pd.Index(np.asarray(rows.columns[column])))
     if (codes < 0).any():
-        i = int((codes < 0).argmax())
+        i = earliest(codes < 0, rows)
         raise DesignError(
             f"the response {column!r} is {shown(rows.columns[column].iloc[i])} in row {label_of(rows, frame, i)}, "
             f"which the fit has not seen; known are {', '.join(map(shown, recipe.levels or ()))}"

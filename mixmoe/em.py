@@ -17,7 +17,8 @@ class Flag:
     Attributes
     ----------
     code : str
-        ``"boundary"``, ``"separated_gate"``, ``"degenerate"``, ``"not_converged"``, ``"not_replicated"``, ``"interrupted"`` ...
+        ``"boundary"``, ``"separated_gate"``, ``"degenerate"``, ``"not_converged"``, ``"not_replicated"``,
+        ``"interrupted"`` ...
     message : str
         One sentence with the value and what to do.
     """
@@ -139,10 +140,12 @@ class Climb:
 
 
 def progress_bar(total: int, label: str, show: bool | None) -> Any:
-    """A tqdm bar; with `show` None it appears only in a terminal, and after three seconds."""
+    """A tqdm bar; with `show` None it appears only in a terminal, and after three seconds; with True at once."""
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=label, delay=3, leave=False, disable=None if show is None else not show)
+    return tqdm(
+        total=total, desc=label, delay=0 if show else 3, leave=False, disable=None if show is None else not show
+    )
 
 
 _ARMIJO = 1e-4
@@ -153,7 +156,9 @@ _MAX_HALVINGS = 30
 class _Ascent:
     """State of `climb`: points, inverse Hessians and directions of all starts."""
 
-    def __init__(self, objective: Objective, theta: Array, inverse_hessian: Array, n_units: int, control: Control) -> None:
+    def __init__(
+        self, objective: Objective, theta: Array, inverse_hessian: Array, n_units: int, control: Control
+    ) -> None:
         S = theta.shape[0]
         self.objective, self.n_units, self.control = objective, n_units, control
         self.theta, self.H = theta.copy(), inverse_hessian.copy()
@@ -166,7 +171,8 @@ class _Ascent:
         self.check(np.arange(S))
 
     def check(self, who: NDArray[np.intp]) -> None:
-        self.converged[who] = np.abs(self.score[who]).max(axis=1, initial=0.0) <= self.control.tol * self.n_units
+        flat = np.abs(self.score[who]).max(axis=1, initial=0.0) <= self.control.tol * self.n_units
+        self.converged[who] = flat & np.isfinite(self.loglik[who])
 
     def active(self) -> NDArray[np.intp]:
         return np.flatnonzero(~(self.converged | self.stuck))

@@ -51,7 +51,9 @@ class MissingExtraError(MixmoeError, ImportError):
     """
 
     def __init__(self, feature: str, package: str, extra: str) -> None:
-        super().__init__(f"{feature} needs {package}, which is not installed; install it with: pip install 'mixmoe[{extra}]'")
+        super().__init__(
+            f"{feature} needs {package}, which is not installed; install it with: pip install 'mixmoe[{extra}]'"
+        )
 
 
 class SavedFileError(MixmoeError, ValueError):

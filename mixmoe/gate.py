@@ -42,8 +42,8 @@ def gate_scores(log_prior: Array, responsibilities: Array) -> Array:
 def gate_step(W: Array, responsibilities: Array, gamma: Array, weights: Array | None = None) -> Array:
     """One ascent step of the weighted multinomial logit with the responsibilities as outcome.
 
-    A Newton step, shortened to a change of the predictors of at most 4; where it would not raise the log-likelihood, the
-    step of the lower-bound algorithm, which always does.
+    A Newton step, shortened to a change of the predictors of at most 4; where it would not raise the log-likelihood,
+    the step of the lower-bound algorithm, which always does.
 
     Parameters
     ----------

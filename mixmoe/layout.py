@@ -44,6 +44,4 @@ class ParamLayout:
 
     def where(self, block: Block, expert: int | None = None) -> list[int]:
         """Positions of the parameters of one block, of one expert if given."""
-        return [
-            i for i, p in enumerate(self.parameters) if p.block == block and (expert is None or p.expert == expert)
-        ]
+        return [i for i, p in enumerate(self.parameters) if p.block == block and (expert is None or p.expert == expert)]

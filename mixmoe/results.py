@@ -292,11 +292,11 @@ class MoEResults(LabelledResults):
                 raise ArgumentError(f"plot('responsibilities') has no option {sorted(options)[0]!r}")
             return draw_responsibilities(self.em.responsibilities, ax)
         kind = self._default_plot if kind is None else kind
-        return draw(self.curves(kind, **options), self._observed(kind), ax)
+        return draw(self.curves(kind, **options), self._observed(kind, **options), ax)
 
     _default_plot = "trajectories"
 
-    def _observed(self, kind: str) -> Observed | None:
+    def _observed(self, kind: str, **options: Any) -> Observed | None:
         """Observed series to draw behind the curves of one kind of figure; overridden by families that have them."""
         return None
 

@@ -12,8 +12,8 @@ import mixmoe
 ROOT = Path(mixmoe.__file__).parent
 FAMILIES = ("mixed", "varying", "neural")
 LAYERS = (
-    {"errors"},
-    {"formula", "layout"},
+    {"errors", "arguments"},
+    {"arguments", "formula", "layout"},
     {"design"},
     {"kernels"},
     {"gate", "em"},
@@ -21,6 +21,8 @@ LAYERS = (
     {"output"},
     {"results"},
     set(FAMILIES),
+    {"api"},
+    {"api"},
     {"__init__"},
     {"__main__"},
 )

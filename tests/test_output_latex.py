@@ -130,7 +130,12 @@ def test_environments_are_balanced():
     assert sorted(begun) == sorted(ended)
 
 
-@pytest.mark.parametrize("label", ["a b", "a%", "a}", "ü", ""])
+@pytest.mark.parametrize("label", ["a b", "a%", "a}", "ü", "", 3])
 def test_a_label_that_latex_cannot_read(label):
     with pytest.raises(ArgumentError, match="label may have letters"):
         latex([table()], label=label)
+
+
+def test_a_caption_that_is_no_text():
+    with pytest.raises(ArgumentError, match="caption must be text, got 3"):
+        latex([table()], caption=3)

@@ -283,11 +283,29 @@ def test_truncated_files(path, keep):
         load(path, FAMILIES)
 
 
-def test_a_flipped_byte_is_noticed(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(bytes(content))
-    with pytest.raises(SavedFileError):
+def test_flipped_bytes_are_noticed_or_harmless(path, fit):
+    content = path.read_bytes()
+    for place in np.random.default_rng(0).integers(len(content), size=150):
+        damaged = bytearray(content)
+        damaged[place] ^= 0xFF
+        path.write_bytes(bytes(damaged))
+        try:
+            back = read(path)
+        except SavedFileError:
+            continue
+        np.testing.assert_array_equal(back.fit.params, fit.params)
+
+
+def test_deep_nesting_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "f", "w") as archive:
+        archive.writestr("fit.json", "[" * 100_000)
+    with pytest.raises(SavedFileError, match="RecursionError"):
+        load(tmp_path / "f", FAMILIES)
+
+
+def test_a_file_that_claims_to_be_huge_is_refused(path, monkeypatch):
+    monkeypatch.setattr("mixmoe.output.saved._MAX_BYTES", 1000)
+    with pytest.raises(SavedFileError, match="more than the 1000 that are read"):
         load(path, FAMILIES)
 
 

@@ -121,3 +121,5 @@ def test_choosing_tables():
         choose(tables, ["gat"])
     with pytest.raises(ArgumentError, match="at least one of"):
         choose(tables, [])
+    with pytest.raises(ArgumentError, match="tables must be names such as 'gate', 'random', got 3"):
+        choose(tables, 3)

@@ -240,6 +240,8 @@ def _suggestion(spec: list[str], names: Sequence[str]) -> str:
     """Parameter names close to the words that are none."""
     words = [w for text in spec for w in re.split(r"[=+*/,]|\s+-\s*|\s+", text) if w and w not in names]
     words = [w for w in words if not re.fullmatch(r"-?[\d.]+(e-?\d+)?", w)]
+    if not words:
+        return ""
     close = [m for w in words for m in difflib.get_close_matches(w, names, n=2)]
     known = close or list(names[:8])
     return f" {'Close' if close else 'Known'} names: {', '.join(known)}{' ...' if not close and len(names) > 8 else ''}"

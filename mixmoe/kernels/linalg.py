@@ -1,8 +1,8 @@
 """Small dense algebra over a long trailing axis, safe for complex-step derivatives.
 
-Matrices carry their two short axes first within the last three, ``(..., q, q, N)``: subjects lie on the last, contiguous
-axis, so every operation is a handful of long vector instructions. Nothing here conjugates or takes absolute values: an
-imaginary part of 1e-30 passes through and comes out as the exact derivative.
+Matrices carry their two short axes first within the last three, ``(..., q, q, N)``: subjects lie on the last,
+contiguous axis, so every operation is a handful of long vector instructions. Nothing here conjugates or takes absolute
+values: an imaginary part of 1e-30 passes through and comes out as the exact derivative.
 """
 
 import numpy as np
@@ -72,7 +72,30 @@ def inverse_from_cholesky(L: Array) -> Array:
     """(L L')^-1, shape (E, q, q, N), for the posterior covariances that are a result in themselves."""
     eye = np.broadcast_to(np.eye(L.shape[1])[:, :, None], L.shape)
     half = solve_lower(L, eye)
-    return np.einsum("ekan,ekbn->eabn", half, half)
+    out = np.zeros_like(half)
+    for k in range(L.shape[1]):
+        out += half[:, k, :, None] * half[:, k, None]
+    return out
+
+
+def multiply(A: Array, B: Array) -> Array:
+    """A B subject by subject, without a path search and without copies.
+
+    Parameters
+    ----------
+    A : ndarray, shape (a, b, N)
+    B : ndarray, shape (E, b, N) or (E, b, d, N)
+
+    Returns
+    -------
+    ndarray, shape (E, a, N) or (E, a, d, N)
+    """
+    if B.ndim == 4:
+        A = A[:, :, None]
+    out = np.zeros((B.shape[0], A.shape[0], *B.shape[2:]), dtype=np.result_type(A, B))
+    for j in range(A.shape[1]):
+        out += A[:, j] * B[:, None, j]
+    return out
 
 
 def logsumexp(a: Array, axis: int) -> Array:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe.kernels.linalg import cholesky, inverse_from_cholesky, solve_lower, solve_upper
+from mixmoe.kernels.linalg import cholesky, inverse_from_cholesky, multiply, solve_lower, solve_upper
 
 Array = NDArray[np.float64]
 LOG_2PI = float(np.log(2 * np.pi))
@@ -142,7 +142,7 @@ def expert_posterior(m: Moments, beta: Array, T: Array, sigma: Array) -> ExpertP
     Lam = T / sigma[:, None, None]
     Xr = m.Xy - (beta @ m.XX.reshape(p, p * N)).reshape(E, p, N)
     rr = m.yy - np.einsum("ep,epn->en", beta, m.Xy + Xr)
-    Zr = m.Zy - np.einsum("ep,qpn->eqn", beta, m.ZX, optimize=True)
+    Zr = m.Zy - np.swapaxes(beta @ m.ZX, 0, 1)
     square = np.einsum("eia,ejc->eacij", Lam, Lam).reshape(E * q * q, q * q)
     W = (square @ m.ZZ.reshape(q * q, N)).reshape(E, q, q, N) + np.eye(q)[:, :, None]
     L = cholesky(W)
@@ -174,11 +174,11 @@ def expert_scores(m: Moments, post: ExpertPosterior, T: Array, sigma: Array) -> 
     variance = (sigma**2)[:, None, None]
     out = np.empty((E, p + q * q + 1, N), dtype=post.Xr.dtype)
     b = (T / sigma[:, None, None]) @ post.w  # posterior means  (E, q, N)
-    out[:, :p] = (post.Xr - np.einsum("qpn,eqn->epn", m.ZX, b, optimize=True)) / variance
+    out[:, :p] = (post.Xr - multiply(np.swapaxes(m.ZX, 0, 1), b)) / variance
     W_inv = inverse_from_cholesky(post.L)
-    rest = post.Zr - np.einsum("abn,ebn->ean", m.ZZ, b)
+    rest = post.Zr - multiply(m.ZZ, b)
     pull = rest[:, :, None] * (post.w / sigma[:, None, None])[:, None]
-    pull -= np.einsum("abn,ebc,ecdn->eadn", m.ZZ, T, W_inv, optimize=True)
+    pull -= multiply(m.ZZ, (T @ W_inv.reshape(E, q, q * N)).reshape(E, q, q, N))
     out[:, p:-1] = (pull / variance[..., None]).reshape(E, q * q, N)
     squares = post.rr - (post.v * post.v).sum(axis=1) - (post.w * post.w).sum(axis=1)
     trace = q - np.einsum("eaan->en", W_inv)

@@ -1,6 +1,7 @@
 """Working coordinates: orthogonal columns and a unit-scale response, so that tolerances mean the same for any data."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +10,7 @@ from mixmoe.errors import DesignError
 from mixmoe.kernels.linalg import semidefinite_cholesky
 from mixmoe.mixed.structure import Params
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]  # float64; complex128 where a step passes through
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +42,9 @@ class Coordinates:
 
     def to_user(self, working: Params) -> Params:
         """Parameters on the user's scale, factors not triangular; passes complex steps through."""
-        beta = self.scale * np.linalg.solve(self.expert, working.beta[..., None])[..., 0] + self.center
-        factor = self.scale * np.linalg.solve(self.random, working.factor)
-        gamma = np.linalg.solve(self.gate, working.gamma[..., None])[..., 0]
+        beta: Array = self.scale * np.linalg.solve(self.expert, working.beta[..., None])[..., 0] + self.center
+        factor: Array = self.scale * np.linalg.solve(self.random, working.factor)
+        gamma: Array = np.linalg.solve(self.gate, working.gamma[..., None])[..., 0]
         return Params(gamma, beta, factor, self.scale * working.sigma)
 
     def to_working(self, user: Params) -> Params:

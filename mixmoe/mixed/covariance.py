@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mixmoe.gate import gate_information, gate_log_probabilities
 from mixmoe.inference.covariance import CovType, ParamCov, delta_cov, meat, sandwich, without_parameters
 from mixmoe.kernels.linalg import semidefinite_cholesky
 from mixmoe.mixed.coordinates import Coordinates
@@ -15,6 +16,7 @@ from mixmoe.mixed.structure import Params, Structure, contract, expand
 Array = NDArray[np.float64]
 
 _ZERO_SD = 1e-4  # in working coordinates, where the pooled residual standard deviation is one
+_NO_GATE_INFORMATION = 1e-6  # per subject, in a direction of orthonormal gate columns
 _SINGULAR = 1e-9  # smallest eigenvalue of the scaled information that counts as information
 _COMPLEX_STEP = 1e-30
 
@@ -120,7 +122,8 @@ def covariance(
     ParamCov
     """
     at = find_boundary(problem, coordinates, theta)
-    inverse = invert_information(observed_information(problem, at.theta), at.dead)
+    basis = informative_basis(problem, at)
+    inverse = invert_information(observed_information(problem, at.theta), basis)
     matrix = inverse.matrix
     if kind != "nonrobust":
         matrix = sandwich(matrix, meat(subject_scores(problem, at.theta), clusters, correction))
@@ -134,13 +137,64 @@ def covariance(
 
 
 @dataclass(frozen=True, slots=True)
+class GateDirections:
+    """Directions of the gate coefficients in working coordinates.
+
+    Attributes
+    ----------
+    vectors : ndarray, shape (d, d)
+        Orthonormal, one per column.
+    infinite : ndarray of bool, shape (d,)
+        Along these the gate separates the experts perfectly: the maximum lies at infinity.
+    """
+
+    vectors: Array
+    infinite: NDArray[np.bool_]
+
+
+def gate_directions(problem: Problem, theta: Array) -> GateDirections:
+    """Eigenvectors of the information of the gate, were the memberships known."""
+    gamma = expand(problem.structure, problem.free, theta[None]).gamma
+    weights = np.ones(problem.n_subjects)
+    information = gate_information(problem.W, gate_log_probabilities(problem.W, gamma), weights)[0]
+    values, vectors = np.linalg.eigh(information / problem.n_subjects)
+    return GateDirections(vectors, values < _NO_GATE_INFORMATION)
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """Orthonormal directions of the free vector.
+
+    Attributes
+    ----------
+    kept : ndarray, shape (P, r)
+        Directions in which the parameters are estimated.
+    infinite : ndarray, shape (P, s)
+        Directions of gate coefficients that are infinite.
+    """
+
+    kept: Array
+    infinite: Array
+
+
+def informative_basis(problem: Problem, at: Boundary) -> Basis:
+    """The free vector without null directions of covariances and without infinite directions of the gate."""
+    directions = np.eye(at.theta.size)
+    gate = gate_directions(problem, at.theta)
+    directions[problem.free.gate, problem.free.gate] = gate.vectors
+    infinite = np.zeros(at.theta.size, dtype=bool)
+    infinite[problem.free.gate] = gate.infinite
+    return Basis(directions[:, ~(infinite | at.dead)], directions[:, infinite])
+
+
+@dataclass(frozen=True, slots=True)
 class InverseInformation:
     """Generalised inverse of an information matrix.
 
     Attributes
     ----------
     matrix : ndarray, shape (P, P)
-        Zero in rows and columns of dead parameters.
+        Zero outside the informative directions.
     null : ndarray, shape (P, d)
         Directions without information.
     """
@@ -149,16 +203,13 @@ class InverseInformation:
     null: Array
 
 
-def invert_information(information: Array, dead: NDArray[np.bool_]) -> InverseInformation:
-    """Inverse over the parameters that are not dead, with directions that carry no information set apart."""
-    alive = np.flatnonzero(~dead)
-    A = information[np.ix_(alive, alive)]
-    scale = np.sqrt(np.maximum(np.abs(np.diag(A)), 1e-300))
+def invert_information(information: Array, basis: Basis) -> InverseInformation:
+    """Inverse within the informative directions; those that turn out to carry no information are set apart."""
+    A = basis.kept.T @ information @ basis.kept
+    scale = np.sqrt(np.maximum(np.abs(np.diag(A)), np.finfo(float).tiny))
     values, vectors = np.linalg.eigh(A / np.outer(scale, scale))
     good = values > _SINGULAR
-    half = vectors[:, good] / np.sqrt(values[good]) / scale[:, None]
-    matrix = np.zeros_like(information)
-    matrix[np.ix_(alive, alive)] = half @ half.T
-    null = np.zeros((information.shape[0], int((~good).sum())))
-    null[alive] = vectors[:, ~good] / scale[:, None]
-    return InverseInformation(matrix, null / np.maximum(np.linalg.norm(null, axis=0), 1e-300))
+    half = basis.kept @ (vectors[:, good] / np.sqrt(values[good]) / scale[:, None])
+    flat = basis.kept @ (vectors[:, ~good] / scale[:, None])
+    flat /= np.maximum(np.linalg.norm(flat, axis=0), np.finfo(float).tiny)
+    return InverseInformation(half @ half.T, np.hstack([flat, basis.infinite]))

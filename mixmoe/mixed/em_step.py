@@ -56,7 +56,7 @@ class Expectations:
 
 
 def expectations(problem: Problem, params: Params, given: Array | None = None) -> Expectations:
-    """E-step at `params`; with responsibilities `given`, shape (S, K, N), those are used instead of the posterior ones."""
+    """E-step at `params`; responsibilities `given`, shape (S, K, N), replace the posterior ones."""
     S, K, p = params.beta.shape
     q, N = problem.structure.n_random, problem.n_subjects
     factor, sigma = flat_experts(params)
@@ -142,7 +142,7 @@ def _factor(D: Array) -> Array:
 
 
 def em_iterations(problem: Problem, theta: Array, n_iter: int) -> tuple[Array, Array]:
-    """Free vectors after `n_iter` pairs of conditional steps, (S, P), and the log-likelihoods before each, (S, 2 * n_iter)."""
+    """Free vectors (S, P) after `n_iter` pairs of conditional steps, and log-likelihoods before each, (S, 2n)."""
     trace = np.empty((theta.shape[0], 2 * n_iter))
     params = expand(problem.structure, problem.free, theta)
     for i in range(n_iter):

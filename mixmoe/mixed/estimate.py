@@ -106,7 +106,9 @@ class _Guarded:
     sigma_floor: float
 
     def __call__(self, theta: Array) -> Evaluation:
-        with np.errstate(all="ignore"):  # far from the optimum anything may overflow; climb() handles what is not finite
+        with np.errstate(
+            all="ignore"
+        ):  # far from the optimum anything may overflow; climb() handles what is not finite
             e = evaluate(self.problem, theta)
             smallest = np.exp(theta[:, self.problem.free.log_sigma].min(axis=1))
         return Evaluation(np.where(smallest < self.sigma_floor, -np.inf, e.loglik), e.score)
@@ -165,12 +167,10 @@ def _distinct(logliks: Array, n: int) -> NDArray[np.intp]:
     return order[apart][:n]
 
 
-def explore(
-    problem: Problem, one: OneExpert, n_starts: int, control: Control, rng: np.random.Generator
-) -> Climb:
+def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, rng: np.random.Generator) -> Climb:
     """End points of random starts, then of split-and-merge moves from the best of them."""
     theta = random_starts(problem, one, n_starts, _EM_STEPS, rng)
-    found = _climb_from(problem, one, theta, control)
+    found = _climb_from(problem, one, theta, control, spent=2 * _EM_STEPS)
     n_moves = n_starts // 4
     while n_moves and not found.interrupted:
         best = int(np.argmax(_ranked(problem, one, found)))
@@ -178,7 +178,7 @@ def explore(
             moved = split_merge_starts(problem, one, found.theta[best], n_moves, _EM_STEPS, rng)
         except KeyboardInterrupt:
             return replace(found, interrupted=True)
-        further = _climb_from(problem, one, moved, control)
+        further = _climb_from(problem, one, moved, control, spent=2 * _EM_STEPS)
         improved = _ranked(problem, one, further).max() > found.loglik[best] + _SAME
         found = join(found, further)
         if not improved:
@@ -186,11 +186,13 @@ def explore(
     return found
 
 
-def _climb_from(problem: Problem, one: OneExpert, theta: Array, control: Control) -> Climb:
+def _climb_from(problem: Problem, one: OneExpert, theta: Array, control: Control, spent: int = 0) -> Climb:
+    """Ascents from `theta`, shape (S, P), for which `spent` likelihood evaluations have been used already."""
     floor = _SIGMA_BARRIER * float(one.params.sigma[0, 0])
     with np.errstate(all="ignore"):
         inverse = inverse_outer_product(problem, theta)
-    return climb(guarded(problem, floor), theta, inverse, problem.n_subjects, control)
+    found = climb(guarded(problem, floor), theta, inverse, problem.n_subjects, control)
+    return replace(found, n_evaluations=found.n_evaluations + spent)
 
 
 def join(a: Climb, b: Climb) -> Climb:

@@ -7,15 +7,12 @@ from numpy.typing import NDArray
 
 from mixmoe.em import Flag
 from mixmoe.errors import BoundaryWarning, ConvergenceWarning, DegeneracyWarning
-from mixmoe.gate import gate_information, gate_log_probabilities
-from mixmoe.mixed.covariance import Boundary
+from mixmoe.mixed.covariance import Boundary, gate_directions
 from mixmoe.mixed.estimate import Search
 from mixmoe.mixed.likelihood import Problem
-from mixmoe.mixed.structure import expand
 
 Array = NDArray[np.float64]
 
-_NO_INFORMATION = 1e-6  # per subject, in a direction of orthonormal gate columns
 _CATEGORIES = {
     "interrupted": ConvergenceWarning,
     "not_converged": ConvergenceWarning,
@@ -53,8 +50,8 @@ def _convergence(found: Search, problem: Problem) -> Flag | None:
     if found.interrupted:
         return Flag(
             "interrupted",
-            f"The fit was interrupted (largest score {largest:.2g} per subject): these are the best values so far, not the "
-            "maximum; pass the results as start= to go on.",
+            f"The fit was interrupted (largest score {largest:.2g} per subject): these are the best values so far, not "
+            "the maximum; pass the results as start= to go on.",
         )
     if not found.converged:
         return Flag(
@@ -66,7 +63,7 @@ def _convergence(found: Search, problem: Problem) -> Flag | None:
 
 
 def _replication(found: Search) -> Flag | None:
-    if found.n_starts < 2 or found.n_replicated > 1:
+    if found.n_starts < 2 or found.n_replicated > 1 or found.interrupted:
         return None
     return Flag(
         "not_replicated",
@@ -80,26 +77,19 @@ def _boundary(boundary: Boundary, problem: Problem) -> Flag | None:
         return None
     return Flag(
         "boundary",
-        "The random-effects covariance is singular (a variance of zero or a correlation of +-1): these parameters have no "
-        "Wald standard errors; the others are estimated as if the direction were known to be zero. "
+        "The random-effects covariance is singular (a variance of zero or a correlation of +-1): these parameters have "
+        "no Wald standard errors; the others are estimated as if the direction were known to be zero. "
         "Consider fewer or uncorrelated random effects.",
     )
 
 
 def _separation(problem: Problem, theta: Array) -> Flag | None:
-    params = expand(problem.structure, problem.free, theta[None])
-    if params.gamma.size == 0:
-        return None
-    information = gate_information(
-        problem.W, gate_log_probabilities(problem.W, params.gamma), np.ones(problem.n_subjects)
-    )
-    smallest = float(np.linalg.eigvalsh(information[0])[0]) / problem.n_subjects
-    if smallest > _NO_INFORMATION:
+    if not gate_directions(problem, theta).infinite.any():
         return None
     return Flag(
         "separated_gate",
-        "Gate covariates separate the experts perfectly, so that some gate coefficients are infinite; "
-        "their printed values and standard errors have no meaning. Remove the covariate or use fewer experts.",
+        "Gate covariates separate the experts perfectly, so that some gate coefficients are infinite: their printed "
+        "values only say so, and they have no standard errors. Remove the covariate or use fewer experts.",
     )
 
 
@@ -108,7 +98,7 @@ def _degenerate(found: Search) -> Flag | None:
         return None
     return Flag(
         "degenerate",
-        "The residual variance of an expert has collapsed to zero on a few subjects (the likelihood is unbounded there): "
+        "The residual variance of an expert has collapsed on a few subjects, where the likelihood is unbounded: "
         "these estimates are spurious. Use residual='common', fewer experts or more starts.",
     )
 

@@ -16,7 +16,7 @@ from mixmoe.formula import MoEFormula, parse_formula
 from mixmoe.inference.covariance import ParamCov, checked_cov_type
 from mixmoe.kernels.linalg import logsumexp
 from mixmoe.kernels.moments import build_moments
-from mixmoe.layout import ParamLayout
+from mixmoe.layout import Parameter, ParamLayout
 from mixmoe.mixed.bootstrap import bootstrap_covariance
 from mixmoe.mixed.coordinates import Coordinates, apply_inverse, build_coordinates
 from mixmoe.mixed.covariance import covariance, find_boundary, natural_jacobian
@@ -26,6 +26,8 @@ from mixmoe.mixed.likelihood import Problem, build_problem, evaluate, subject_lo
 from mixmoe.mixed.natural import build_layout, from_natural, to_natural
 from mixmoe.mixed.results import MEMoEResults
 from mixmoe.mixed.structure import CovRE, Params, Residual, Structure, contract, expand
+from mixmoe.output.saved import SavedFit
+from mixmoe.results import restored
 
 Array = NDArray[np.float64]
 
@@ -33,8 +35,8 @@ Array = NDArray[np.float64]
 class MEMoE:
     """Mixed-effects mixture of experts with Gaussian responses.
 
-    Each subject belongs to one of K experts; a softmax gate on baseline covariates gives the probabilities, and each expert
-    is a linear mixed model::
+    Each subject belongs to one of K experts; a softmax gate on baseline covariates gives the probabilities, and each
+    expert is a linear mixed model::
 
         P(C_i = k | w_i) = softmax_k(w_i' gamma_k),  gamma_1 = 0
         y_i | C_i = k  ~  N(X_i beta_k, Z_i D_k Z_i' + sigma_k^2 I)
@@ -42,8 +44,8 @@ class MEMoE:
     Parameters
     ----------
     formula : str
-        ``"y ~ time + x | gate: z | re: (1 + time | id)"``. ``common(x)`` marks coefficients shared by all experts; a double
-        bar gives uncorrelated random effects; ``re: (0 | id)`` none; without ``re:`` each row is a unit.
+        ``"y ~ time + x | gate: z | re: (1 + time | id)"``. ``common(x)`` marks coefficients shared by all experts; a
+        double bar gives uncorrelated random effects; ``re: (0 | id)`` none; without ``re:`` each row is a unit.
     data : DataFrame (pandas or polars) or mapping of columns
         Never changed. Rows with missing values are left out with a warning.
     experts : int
@@ -110,10 +112,16 @@ class MEMoE:
     def __repr__(self) -> str:
         return f"<MEMoE {self.formula.text!r}, experts={self.n_experts}, {self.design.n_units} subjects>"
 
-    @property
-    def frame(self) -> pd.DataFrame:
-        """The columns of the data in use, complete rows, sorted by subject."""
-        return self.design.frame
+    @classmethod
+    def from_saved(cls, saved: SavedFit, context: Mapping[str, Any] | None) -> MEMoEResults:
+        """Results of a saved fit, see `mixmoe.load`."""
+        model = cls(saved.formula, saved.data, context=context, **saved.settings)
+        model.design = restored(model.design, saved)
+        return MEMoEResults(model, saved.fit, saved.cov)
+
+    def problem_of(self, design: Design) -> Problem:
+        """The likelihood of other data under the same coordinates."""
+        return self.problem if design is self.design else working_problem(design, self.structure, self.coordinates)
 
     def fit(
         self,
@@ -139,7 +147,8 @@ class MEMoE:
         max_iter : int
             Iterations of the final optimisation.
         tol : float
-            Converged when no entry of the score exceeds ten times this per subject, in units in which data are standardised.
+            Converged when no entry of the score exceeds ten times this per subject, in units in which data are
+            standardised.
         rng : int, numpy.random.Generator or None
             Seed of the random starts.
         cov_type : {"robust", "nonrobust", "cluster", "bootstrap"}
@@ -151,8 +160,8 @@ class MEMoE:
         Returns
         -------
         MEMoEResults
-            Experts are ordered by their mean gate probability, largest first. After Ctrl-C the best point so far, marked
-            as not converged.
+            Experts are ordered by their mean gate probability, largest first. After Ctrl-C the best point so far,
+            marked as not converged.
 
         Warns
         -----
@@ -211,6 +220,11 @@ class MEMoE:
             return np.full(theta.size, np.nan)
         return np.linalg.lstsq(jacobian.T, evaluate(self.problem, theta[None]).score[0])[0]
 
+    def largest_score(self, params: Any) -> float:
+        """Largest entry of the score per subject, in working coordinates, where it is comparable across data."""
+        score = evaluate(self.problem, self.working(self.vector(params))[None]).score
+        return float(np.abs(score).max()) / self.problem.n_subjects
+
     def vector(self, params: Any) -> Array:
         """Reported parameters as an array, shape (P,), from an array, a mapping by name, or results of another fit."""
         return start_vector(params, self.layout)
@@ -267,13 +281,15 @@ def build_structure(design: Design, n_experts: int, cov_re: CovRE, residual: Res
 
 
 def _coordinates(design: Design, s: Structure) -> Coordinates:
-    return build_coordinates(design.response, design.expert, design.random, design.gate, s.common, s.correlated)
+    return build_coordinates(
+        np.asarray(design.response), design.expert, design.random, design.gate, s.common, s.correlated
+    )
 
 
 def working_problem(design: Design, s: Structure, c: Coordinates) -> Problem:
     """The likelihood of a design in working coordinates."""
     X, Z = apply_inverse(design.expert, c.expert), apply_inverse(design.random, c.random)
-    y = (design.response - design.expert @ c.center) / c.scale
+    y = (np.asarray(design.response) - design.expert @ c.center) / c.scale
     moments = build_moments(y, X, Z, design.starts)
     return build_problem(s, moments, apply_inverse(design.gate, c.gate))
 
@@ -324,9 +340,21 @@ def start_vector(start: Any, layout: ParamLayout) -> Array:
     for parameter, value in zip(layout.parameters, vector, strict=True):
         if parameter.block == "random" and parameter.tested and np.isnan(value):
             continue  # correlation with a random effect of zero variance
-        if not np.isfinite(value) or (value < 0 and not parameter.tested):
-            raise ArgumentError(f"start has {parameter.name} = {value}, which is not allowed there")
+        if not _inside(parameter, value):
+            raise ArgumentError(
+                f"start has {parameter.name} = {value}; values must be finite, standard deviations of random effects "
+                "at least zero, of residuals above zero, correlations between -1 and 1"
+            )
     return vector
+
+
+def _inside(parameter: Parameter, value: float) -> bool:
+    """Whether a value lies in the space of its parameter."""
+    if not np.isfinite(value):
+        return False
+    if parameter.block == "random" and parameter.tested:
+        return abs(value) <= 1
+    return parameter.tested or (value > 0 if parameter.block == "residual" else value >= 0)
 
 
 def cluster_codes(cluster: Any, design: Design) -> NDArray[np.int64]:

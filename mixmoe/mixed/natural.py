@@ -1,5 +1,7 @@
 """The reported parameters: coefficients, standard deviations, correlations, with their names."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +11,8 @@ from mixmoe.layout import Parameter, ParamLayout
 from mixmoe.mixed.structure import Params, Structure
 
 Array = NDArray[np.float64]
+
+_COMPLEX_STEP = 1e-30
 
 
 def build_layout(s: Structure, names: DesignNames) -> ParamLayout:
@@ -49,7 +53,7 @@ def _random(s: Structure, names: DesignNames) -> list[Parameter]:
         ]
     if s.cov_re == "proportional":
         out += [
-            Parameter(f"omega{k}", "random", f"omega{k} (times the standard deviations of expert 1)", None, tested=False)
+            Parameter(f"omega{k}", "random", f"omega{k} (ratio of sd to expert 1)", None, tested=False)
             for k in range(2, s.n_experts + 1)
         ]
     return out
@@ -58,7 +62,7 @@ def _random(s: Structure, names: DesignNames) -> list[Parameter]:
 def _residual(s: Structure) -> list[Parameter]:
     if s.residual == "common":
         return [Parameter("sigma", "residual", "sigma", None, tested=False)]
-    return [Parameter(f"sigma{k}", "residual", f"sigma{k}", k, tested=False) for k in range(1, s.n_experts + 1)]
+    return [Parameter(f"sigma{k}", "residual", "sigma", k, tested=False) for k in range(1, s.n_experts + 1)]
 
 
 def _pairs(s: Structure) -> list[tuple[int, int]]:
@@ -66,6 +70,31 @@ def _pairs(s: Structure) -> list[tuple[int, int]]:
     if not s.correlated:
         return []
     return [(i, j) for j in range(s.n_random) for i in range(j + 1, s.n_random)]
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """Where coefficients lie among the reported parameters.
+
+    Attributes
+    ----------
+    beta : ndarray of int, shape (K, p)
+    gate : ndarray of int, shape (K - 1, m)
+    """
+
+    beta: NDArray[np.intp]
+    gate: NDArray[np.intp]
+
+
+def positions(s: Structure) -> Positions:
+    """Positions of the coefficients in the vector of `to_natural`."""
+    n_own, n_shared = int((~s.common).sum()), int(s.common.sum())
+    beta = np.empty((s.n_experts, s.n_columns), dtype=np.intp)
+    beta[:, ~s.common] = np.arange(s.n_experts * n_own).reshape(s.n_experts, n_own)
+    beta[:, s.common] = s.n_experts * n_own + np.arange(n_shared)
+    first = s.n_experts * n_own + n_shared
+    gate = first + np.arange((s.n_experts - 1) * s.n_gate).reshape(s.n_experts - 1, s.n_gate)
+    return Positions(beta, gate)
 
 
 def n_covariances(s: Structure) -> int:
@@ -97,22 +126,79 @@ def to_natural(s: Structure, params: Params) -> Array:
     return np.concatenate(pieces, axis=1)
 
 
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """The reported vector cut into its parts.
+
+    Attributes
+    ----------
+    own : ndarray, shape (K, p_own)
+    shared : ndarray, shape (p_common,)
+    gamma : ndarray, shape (K - 1, m)
+    random : ndarray, shape (n_covariances, q + number of correlations)
+        Standard deviations, then correlations.
+    omega : ndarray, shape (K,) or (0,)
+        Multipliers of proportional covariances, the first one 1.
+    sigma : ndarray, shape (K,) or (1,)
+    """
+
+    own: Array
+    shared: Array
+    gamma: Array
+    random: Array
+    omega: Array
+    sigma: Array
+
+
+def split_natural(s: Structure, vector: Array) -> Pieces:
+    """Parts of a reported vector, shape (P,)."""
+    K, q = s.n_experts, s.n_random
+    n_own = int((~s.common).sum())
+    width = q + len(_pairs(s))
+    n_omega = K - 1 if s.cov_re == "proportional" and q else 0
+    sizes = [K * n_own, s.n_columns - n_own, (K - 1) * s.n_gate, n_covariances(s) * width, n_omega]
+    own, shared, gamma, random, omega, sigma = np.split(vector, np.cumsum(sizes))
+    full = np.concatenate([np.ones(1), omega]) if n_omega else omega
+    shape = (n_covariances(s), width)
+    return Pieces(own.reshape(K, n_own), shared, gamma.reshape(K - 1, s.n_gate), random.reshape(shape), full, sigma)
+
+
 def from_natural(s: Structure, vector: Array) -> Params:
     """Full parameters on the user's scale, S = 1, from reported ones, shape (P,)."""
-    K, p, m, q = s.n_experts, s.n_columns, s.n_gate, s.n_random
-    n_own, n_pairs = int((~s.common).sum()), len(_pairs(s))
-    sizes = [K * n_own, p - n_own, (K - 1) * m, n_covariances(s) * (q + n_pairs)]
-    sizes.append(K - 1 if s.cov_re == "proportional" and q else 0)
-    own, shared, gate, random, omega, sigma = np.split(vector, np.cumsum(sizes))
-    beta = np.empty((1, K, p))
-    beta[0][:, ~s.common] = own.reshape(K, n_own)
-    beta[0][:, s.common] = shared
+    K, q = s.n_experts, s.n_random
+    pieces = split_natural(s, vector)
+    beta = np.empty((1, K, s.n_columns))
+    beta[0][:, ~s.common] = pieces.own
+    beta[0][:, s.common] = pieces.shared
     factor = np.zeros((1, K, q, q))
-    for k, block in enumerate(random.reshape(n_covariances(s), -1)):
+    for k, block in enumerate(pieces.random):
         factor[0, k if s.cov_re == "expert" else slice(None)] = _factor(s, block)
-    if omega.size:
-        factor[0, 1:] *= omega[:, None, None]
-    return Params(gate.reshape(1, K - 1, m), beta, factor, np.broadcast_to(sigma, (1, K)).copy())
+    if pieces.omega.size:
+        factor[0] *= pieces.omega[:, None, None]
+    return Params(pieces.gamma[None], beta, factor, np.broadcast_to(pieces.sigma, (1, K)).copy())
+
+
+def permute_natural(s: Structure, vector: Array, order: list[int]) -> Array:
+    """The reported vector, shape (P,), with the old expert ``order[k]`` as the new expert k; complex-safe."""
+    old = split_natural(s, vector)
+    full = np.vstack([np.zeros((1, s.n_gate)), old.gamma])[order]
+    random, omega = old.random, old.omega
+    if s.cov_re == "expert":
+        random = old.random[order] if len(random) else random
+    elif omega.size:
+        random = random.copy()
+        random[:, : s.n_random] *= omega[order[0]]
+        omega = omega[order] / omega[order[0]]
+    sigma = old.sigma[order] if s.residual == "expert" else old.sigma
+    parts = (old.own[order], old.shared, full[1:] - full[0], random, omega[1:], sigma)
+    return np.concatenate([part.ravel() for part in parts])
+
+
+def permute_jacobian(s: Structure, vector: Array, order: list[int]) -> Array:
+    """Derivatives of `permute_natural`, shape (P, P), exact by complex steps."""
+    here = np.nan_to_num(vector)
+    moved = [permute_natural(s, here + 1j * h, order).imag for h in _COMPLEX_STEP * np.eye(vector.size)]
+    return np.column_stack(moved) / _COMPLEX_STEP
 
 
 def _factor(s: Structure, block: Array) -> Array:

@@ -1,9 +1,265 @@
 """What a fitted MEMoE offers beyond the common base."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, Self, get_args
 
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mixmoe.arguments import checked_choice, checked_rng
+from mixmoe.design import Design
+from mixmoe.errors import ArgumentError
+from mixmoe.inference.covariance import delta_cov
+from mixmoe.inference.intervals import checked_alpha
+from mixmoe.mixed.frames import by_expert, in_user_order, mean_columns, past_of_subjects, random_effects_frame
+from mixmoe.mixed.natural import permute_jacobian, permute_natural, positions
+from mixmoe.mixed.predict import (
+    Estimate,
+    History,
+    draw_responses,
+    expert_intervals,
+    gate_intervals,
+    marginal_intervals,
+    proportion_intervals,
+    subject_intervals,
+)
+from mixmoe.mixed.profiles import gate_curves, trajectory_curves, trajectory_data
+from mixmoe.output.curves import Curve, Observed
+from mixmoe.output.tables import Table
 from mixmoe.results import MoEResults
+
+Array = NDArray[np.float64]
+Kind = Literal["all", "marginal", "experts", "probabilities", "subject"]
+Level = Literal["conditional", "marginal"]
 
 
 class MEMoEResults(MoEResults):
-    """A fitted mixed-effects mixture of experts."""
+    """A fitted mixed-effects mixture of experts.
+
+    Parameters
+    ----------
+    model : MEMoE
+    fit : EMFit
+    cov : ParamCov
+    """
+
+    def tables(self, alpha: float = 0.05) -> tuple[Table, ...]:
+        """The tables of the summary, with the expert proportions before the gate."""
+        tables = super().tables(alpha)
+        if self.model.n_experts == 1:
+            return tables
+        at = next(i for i, table in enumerate(tables) if table.key == "gate")
+        return (*tables[:at], self._proportion_table(alpha), *tables[at:])
+
+    def proportions(self, alpha: float = 0.05) -> pd.DataFrame:
+        """Mean probability of each expert over the subjects, by the gate.
+
+        Parameters
+        ----------
+        alpha : float
+            One minus the level of the limits.
+
+        Returns
+        -------
+        DataFrame
+            One row per expert; columns estimate, std_error, conf_low, conf_high (delta method on the logit scale).
+        """
+        share = proportion_intervals(self._known(), self.model.design.gate, checked_alpha(alpha))
+        index = [f"expert{k + 1}" for k in range(self.model.n_experts)]
+        columns = {"estimate": share.estimate, "std_error": share.std_error}
+        return pd.DataFrame({**columns, "conf_low": share.lower, "conf_high": share.upper}, index=index)
+
+    def predict(
+        self,
+        new: Any = None,
+        kind: Kind = "all",
+        *,
+        history: Any = None,
+        interval: Literal["confidence", "prediction"] = "confidence",
+        alpha: float = 0.05,
+    ) -> pd.DataFrame:
+        """Expert probabilities, trajectories and means.
+
+        Parameters
+        ----------
+        new : DataFrame or mapping, optional
+            Rows to predict; the response is not needed and never used. By default the data of the fit.
+        kind : {"all", "marginal", "experts", "probabilities", "subject"}
+            ``"marginal"``: population mean given the covariates; ``"experts"``: trajectory of each expert;
+            ``"probabilities"``: of the experts; ``"subject"``: trajectory of each subject given her history; ``"all"``:
+            probabilities, expert trajectories, and the subject's mean if there is a `history`, else the marginal one.
+        history : DataFrame or mapping, optional
+            Past rows, with response, of the subjects in `new` (by the subject column): dynamic prediction. For
+            ``kind="subject"`` without it, subjects of the fit keep the data of the fit as history. A subject
+            without history is predicted from the gate alone.
+        interval : {"confidence", "prediction"}
+            ``"prediction"`` adds residual error; only for ``"subject"``.
+        alpha : float
+            One minus the level of the limits.
+
+        Returns
+        -------
+        DataFrame
+            One row per row of `new`, in its order; NaN where a covariate is missing.
+
+        Raises
+        ------
+        DesignError
+            If a column is missing or a category is new.
+
+        Notes
+        -----
+        Limits of probabilities, experts and marginal mean are delta-method limits of the estimates; those of subjects
+        carry membership, random effects and residual error, with the estimates taken as given.
+        """
+        checked_choice(kind, "kind", get_args(Kind))
+        checked_choice(interval, "interval", ("confidence", "prediction"))
+        if interval == "prediction" and kind != "subject":
+            raise ArgumentError(f"interval='prediction' is for kind='subject', got kind={kind!r}; use that kind")
+        design = self.model.design if new is None else self.model.design.for_new(new)
+        past = self._past(design, history, use_fit=kind == "subject")
+        columns = self._columns(design, past, kind, interval == "prediction", checked_alpha(alpha))
+        return in_user_order(columns, design, new)
+
+    def _past(self, design: Design, history: Any, use_fit: bool) -> History | None:
+        """What is known of the subjects of `design`; None where their history plays no part."""
+        if history is None and not use_fit:
+            return None
+        known = self.model.design if history is None else self.model.design.for_new(history, response=True)
+        if history is not None and known.names.group is None:
+            raise ArgumentError(
+                f"history needs the column {self.model.design.names.group!r} that names the subjects; "
+                "without it its rows cannot be assigned"
+            )
+        return past_of_subjects(self.model, self._known(), known, design)
+
+    def _columns(self, design: Design, past: History | None, kind: Kind, noise: bool, alpha: float) -> dict[str, Array]:
+        e, X, codes = self._known(), design.expert, design.codes
+        columns: dict[str, Array] = {}
+        if kind in ("all", "probabilities") and past is not None:
+            columns |= by_expert("probability", past.probabilities[codes])
+        elif kind in ("all", "probabilities"):
+            columns |= by_expert("probability", gate_intervals(e, design.gate, alpha), codes)
+        if kind in ("all", "experts"):
+            columns |= by_expert("expert", expert_intervals(e, X, alpha))
+        if past is not None and kind in ("all", "subject"):
+            columns |= mean_columns(subject_intervals(e, X, design.random, past, codes, alpha, noise))
+        elif kind in ("all", "marginal"):
+            columns |= mean_columns(marginal_intervals(e, X, design.gate[codes], alpha))
+        return columns
+
+    @property
+    def random_effects(self) -> pd.DataFrame:
+        """Posterior means and standard deviations of the random effects, one row per subject.
+
+        The first level of the columns is ``"mixed"`` (averaged over experts by their responsibilities) and
+        ``"expert1"`` ... (given the expert); the second the random effect, and its standard error as ``..._se``.
+        """
+        past = past_of_subjects(self.model, self._known(), self.model.design, self.model.design)
+        return random_effects_frame(past, self.model.design.names, self.responsibilities.index)
+
+    def fitted(self, kind: Level = "conditional") -> pd.Series:
+        """Fitted values, one per row used, in the order of the data.
+
+        Parameters
+        ----------
+        kind : {"conditional", "marginal"}
+            Mean of the subject given her data (posterior over experts and random effects), or population mean given the
+            covariates.
+
+        Returns
+        -------
+        Series
+        """
+        checked_choice(kind, "kind", get_args(Level))
+        frame = self.predict(kind="subject" if kind == "conditional" else "marginal")
+        return frame["mean"].rename("fitted")
+
+    def resid(self, kind: Level = "conditional") -> pd.Series:
+        """Response minus fitted values; see `fitted`."""
+        fitted = self.fitted(kind)
+        response = self.model.design.in_order(self.model.design.response)
+        return pd.Series(response - fitted.to_numpy(), index=fitted.index, name="resid")
+
+    def simulate(self, rng: Any = None, n: int = 1) -> pd.DataFrame:
+        """Responses drawn from the fitted model at the covariates of the data, on the scale of the response.
+
+        Parameters
+        ----------
+        rng : int, numpy.random.Generator or None
+        n : int
+            Number of draws.
+
+        Returns
+        -------
+        DataFrame
+            One column per draw, rows in the order of the data.
+        """
+        generator, d, e = checked_rng(rng), self.model.design, self._known()
+        draws = [draw_responses(e, d.expert, d.random, d.gate, d.starts, generator) for _ in range(n)]
+        columns = {f"draw{i + 1}": d.in_order(draw) for i, draw in enumerate(draws)}
+        return pd.DataFrame(columns, index=d.rows[np.argsort(d.position, kind="stable")])
+
+    def relabel(self, order: Sequence[int]) -> Self:
+        """The same fit with experts in another order.
+
+        Parameters
+        ----------
+        order : sequence of int
+            ``order[0]`` is the present number (from 1) of the expert that comes first.
+
+        Returns
+        -------
+        MEMoEResults
+        """
+        K = self.model.n_experts
+        if sorted(order) != list(range(1, K + 1)):
+            raise ArgumentError(f"order must be a permutation of 1..{K}, got {list(order)}")
+        index, s = [k - 1 for k in order], self.model.structure
+        params = permute_natural(s, self.em.params, index)
+        fit = replace(self.em, params=params, responsibilities=self.em.responsibilities[:, index])
+        matrix = delta_cov(permute_jacobian(s, self.em.params, index), self.cov.matrix)
+        return type(self)(self.model, fit, replace(self.cov, matrix=matrix))
+
+    def curves(self, kind: str = "trajectories", **options: Any) -> tuple[Curve, ...]:
+        """Curves of a figure.
+
+        Parameters
+        ----------
+        kind : {"trajectories", "gate"}
+        **options
+            ``x=``: column on the horizontal axis; ``at=``: values at which other columns are held, by default medians
+            and most frequent categories; ``alpha=``.
+
+        Returns
+        -------
+        tuple of Curve
+        """
+        if kind == "trajectories":
+            return trajectory_curves(self.model.design, self._known(), **options)
+        if kind == "gate":
+            return gate_curves(self.model.design, self._known(), **options)
+        raise ArgumentError(f"kind must be one of 'trajectories', 'gate', 'responsibilities', got {kind!r}")
+
+    def _observed(self, kind: str, **options: Any) -> Observed | None:
+        return (
+            trajectory_data(self.model.design, self.em.responsibilities, options.get("x"))
+            if kind == "trajectories"
+            else None
+        )
+
+    def _known(self) -> Estimate:
+        return Estimate(self.model.user(self.em.params), self.cov.matrix, positions(self.model.structure))
+
+    def _proportion_table(self, alpha: float) -> Table:
+        frame = self.proportions(alpha)
+        return Table(
+            key="proportions",
+            title="Expert proportions (mean gate probability)",
+            columns=("Estimate", "Std. Err.", f"[{alpha / 2:.3g}", f"{1 - alpha / 2:.3g}]"),
+            index=tuple(f"expert {k + 1}" for k in range(len(frame))),
+            cells=tuple(tuple(None if np.isnan(v) else float(v) for v in row) for row in frame.to_numpy()),
+            formats=("num", "num", "num", "num"),
+        )

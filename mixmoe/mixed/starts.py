@@ -1,9 +1,9 @@
 """Starting values: random partitions, perturbed one-expert fits, and split-and-merge moves from a fit.
 
 No single recipe reaches every optimum. Partitions of the subjects by what the one-expert model cannot explain find
-experts that differ in their means; perturbed parameters find those that differ in their covariances; split-and-merge moves
-(Ueda, Nakano, Ghahramani & Hinton 2000) leave a local maximum in which one expert covers two groups and two experts share
-one.
+experts that differ in their means; perturbed parameters find those that differ in their covariances; split-and-merge
+moves (Ueda, Nakano, Ghahramani & Hinton 2000) leave a local maximum in which one expert covers two groups and two
+experts share one.
 """
 
 from dataclasses import dataclass
@@ -88,7 +88,7 @@ def random_starts(problem: Problem, one: OneExpert, n: int, n_em: int, rng: np.r
 def _partition(features: Array, K: int, rng: np.random.Generator, kind: int) -> Array:
     """Responsibilities, shape (K, N), of a random partition of the feature space."""
     if kind % 4 == 0:
-        label = rng.integers(K, size=features.shape[0])
+        label = np.asarray(rng.integers(K, size=features.shape[0]))
     elif kind % 4 == 1:
         label = _nearest_centre(features * rng.exponential(size=features.shape[1]), K, rng)
     elif kind % 4 == 2:
@@ -173,7 +173,7 @@ def perturbed(s: Structure, one: Params, S: int, rng: np.random.Generator) -> Ar
 def split_merge_starts(
     problem: Problem, one: OneExpert, theta: Array, n: int, n_em: int, rng: np.random.Generator
 ) -> Array:
-    """`n` free vectors near the fit `theta`, shape (P,): one expert is dissolved, another split along a random direction."""
+    """`n` free vectors near the fit `theta`, shape (P,): one expert dissolved, another split in a random direction."""
     s = problem.structure
     params = expand(s, problem.free, theta[None])
     current = expectations(problem, params).responsibilities[0]  # (K, N)

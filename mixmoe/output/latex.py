@@ -119,9 +119,11 @@ def latex(
     Raises
     ------
     ArgumentError
-        If the label has other characters.
+        If the label has other characters or the caption is no text.
     """
-    if label is not None and not re.fullmatch(r"[A-Za-z0-9:_./+-]+", label):
+    if caption is not None and not isinstance(caption, str):
+        raise ArgumentError(f"caption must be text, got {caption!r}")
+    if label is not None and not (isinstance(label, str) and re.fullmatch(r"[A-Za-z0-9:_./+-]+", label)):
         raise ArgumentError(f"label may have letters, digits and any of : _ . / + -, got {label!r}")
     floats = _floats(tables)
     text = "\n".join(

@@ -4,7 +4,9 @@ import hashlib
 import io
 import json
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -23,7 +25,19 @@ Array = NDArray[np.float64]
 
 FORMAT = "mixmoe-fit"
 VERSION = 1
-_MAX_BYTES = 16 * 2**30  # a file that claims to hold more is not read
+_MAX_BYTES = 4 * 2**30  # a file that claims to hold more is not read
+_DAMAGE = (  # what reading an arbitrary file can end in
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 _PLAIN_KINDS = "biuf"  # NumPy kinds stored as they are
 
 
@@ -147,16 +161,7 @@ def read(path: str | os.PathLike[str]) -> SavedFit:
     try:
         document, arrays = _contents(path)
         return _saved(document, arrays)
-    except (
-        zipfile.BadZipFile,
-        EOFError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        NotImplementedError,
-    ) as error:
+    except _DAMAGE as error:
         if isinstance(error, SavedFileError):
             raise
         raise SavedFileError(

@@ -1,7 +1,7 @@
 """A table as a record: what to print, not how."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mixmoe.errors import ArgumentError
@@ -85,6 +85,8 @@ def choose(tables: Sequence[Table], keys: Sequence[str] | str | None) -> tuple[T
     if keys is None:
         return tuple(tables)
     known = {table.key: table for table in tables}
+    if not isinstance(keys, str | Iterable):
+        raise ArgumentError(f"tables must be names such as {', '.join(map(repr, known))}, got {keys!r}")
     wanted = (keys,) if isinstance(keys, str) else tuple(keys)
     for key in wanted:
         if key not in known:

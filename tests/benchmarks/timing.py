@@ -37,16 +37,6 @@ def cpu_seconds(function, repeats):
     return statistics.median(seconds)
 
 
-def wall_seconds(function, repeats):
-    """Least wall time of a call over its repeats: what others do on the machine only adds."""
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
-
-
 def mixedlm_seconds(data, repeats):
     return cpu_seconds(lambda: mixedlm.lmer("y ~ time + x1 + (1 + time | id)", data, REML=False), repeats)
 

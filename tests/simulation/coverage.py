@@ -119,7 +119,8 @@ def markdown(preset, found, n_subjects, seconds):
     ]
     for row in table.itertuples():
         shown = [f"{v:.3f}" for v in row[1:6]] + [f"{v:.1%}" for v in row[6:8]] + [f"{row[8]}"]
-        lines.append(f"| `{row[0]}` | " + " | ".join(shown) + " |")
+        name = row[0].replace("|", "\\|")  # a bar inside a cell
+        lines.append(f"| `{name}` | " + " | ".join(shown) + " |")
     return [*lines, ""]
 
 

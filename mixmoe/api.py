@@ -1,0 +1,82 @@
+"""The two doors of the package: `fit` a formula, `load` a file."""
+
+import inspect
+import os
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import pandas as pd
+
+from mixmoe import results
+from mixmoe.errors import ArgumentError
+from mixmoe.mixed.model import MEMoE
+from mixmoe.mixed.results import MEMoEResults
+
+_FAMILIES: Mapping[str, Any] = MappingProxyType({"MEMoE": MEMoE})
+
+
+def fit(formula: str, data: Any, experts: int = 2, **options: Any) -> MEMoEResults:
+    """Fit a mixture of experts.
+
+    Parameters
+    ----------
+    formula : str
+        ``"y ~ time + x | gate: z | re: (1 + time | id)"``.
+    data : DataFrame (pandas or polars) or mapping of columns
+    experts : int
+        Number of experts; 1 is the ordinary mixed model.
+    **options
+        Of the model (`MEMoE`: ``cov_re=``, ``residual=``, ``context=``, ``formula_engine=``) and of its fit
+        (``starts=``, ``start=``, ``rng=``, ``cov_type=``, ``max_iter=``, ``tol=``, ``progress=`` ...).
+
+    Returns
+    -------
+    MEMoEResults
+
+    Raises
+    ------
+    FormulaError, DesignError, ArgumentError
+        See `MEMoE`.
+
+    Examples
+    --------
+    >>> import mixmoe as mm
+    >>> data = mm.datasets.load("sleepstudy")
+    >>> print(mm.fit("Reaction ~ Days | re: (1 + Days | Subject)", data, experts=1).llf.round(3))
+    -875.97
+    """
+    for_model = inspect.signature(MEMoE.__init__).parameters
+    for_fit = inspect.signature(MEMoE.fit).parameters
+    covariance = ("cluster", "correction", "n_boot", "n_jobs")
+    for name in options:
+        if name not in for_model and name not in for_fit and name not in covariance:
+            known = [n for n in (*for_model, *for_fit, *covariance) if n not in ("self", "cov_options")]
+            raise ArgumentError(f"fit has no option {name!r}; it has {', '.join(known)}")
+    model = MEMoE(formula, data, experts, **{k: v for k, v in options.items() if k in for_model})
+    return model.fit(**{k: v for k, v in options.items() if k not in for_model})
+
+
+def load(
+    path: str | os.PathLike[str], data: pd.DataFrame | None = None, context: Mapping[str, Any] | None = None
+) -> results.MoEResults:
+    """A fit from a file that its `save` wrote; reading it cannot run code.
+
+    Parameters
+    ----------
+    path : path-like
+    data : DataFrame, optional
+        The data of the fit, if it was saved without them.
+    context : mapping, optional
+        Functions and constants that the formula uses; give it only for files that you trust.
+
+    Returns
+    -------
+    MoEResults
+
+    Raises
+    ------
+    SavedFileError
+        If the file is no saved fit, or its formula is not limited to the built-in transforms.
+    """
+    return results.load(path, _FAMILIES, data, context)

@@ -1,0 +1,106 @@
+"""Predictions and random effects as frames, and the history of subjects they rest on."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mixmoe.design import Design, DesignNames
+from mixmoe.mixed.coordinates import Coordinates
+from mixmoe.mixed.predict import Estimate, History, Interval, history_from_moments, prior_history
+
+Array = NDArray[np.float64]
+
+
+class _Model(Protocol):
+    @property
+    def coordinates(self) -> Coordinates: ...
+    def problem_of(self, design: Design) -> Any: ...
+
+
+def past_of_subjects(model: _Model, e: Estimate, known: Design, wanted: Design) -> History:
+    """What the rows of `known` say about the subjects of `wanted`; subjects without rows there keep what the gate says.
+
+    Parameters
+    ----------
+    model : MEMoE
+    e : Estimate
+    known : Design
+        With response.
+    wanted : Design
+
+    Returns
+    -------
+    History
+        One entry per subject of `wanted`.
+    """
+    history = prior_history(e, wanted.gate)
+    where = pd.Index(known.labels).get_indexer(pd.Index(wanted.labels))
+    if wanted.names.group is None and known is not wanted:
+        return history  # rows without a subject are strangers, whatever their labels
+    found = where >= 0
+    problem = model.problem_of(known)
+    past = history_from_moments(model.coordinates.to_working(e.params), problem.moments, problem.W)
+    past = _in_user_units(past, model.coordinates).take(where[found])
+    history.probabilities[found] = past.probabilities
+    history.means[found] = past.means
+    history.covariances[found] = past.covariances
+    return history
+
+
+def _in_user_units(past: History, c: Coordinates) -> History:
+    back = np.linalg.inv(c.random) * c.scale  # a change of basis is wanted, not a solution
+    covariances = np.einsum("ab,nkbc,dc->nkad", back, past.covariances, back, optimize=True)
+    return History(past.probabilities, past.means @ back.T, covariances)
+
+
+def by_expert(prefix: str, values: Interval | Array, codes: NDArray[np.intp] | None = None) -> dict[str, Array]:
+    """Columns ``prefix1``, ``prefix1_se`` ... from arrays of shape (n, K), repeated over `codes` if given."""
+    rows: Any = slice(None) if codes is None else codes
+    if not isinstance(values, Interval):
+        return {f"{prefix}{k + 1}": column for k, column in enumerate(values[rows].T)}
+    out: dict[str, Array] = {}
+    for k in range(values.estimate.shape[1]):
+        out[f"{prefix}{k + 1}"] = values.estimate[rows, k]
+        out[f"{prefix}{k + 1}_se"] = values.std_error[rows, k]
+        out[f"{prefix}{k + 1}_low"] = values.lower[rows, k]
+        out[f"{prefix}{k + 1}_high"] = values.upper[rows, k]
+    return out
+
+
+def mean_columns(values: Interval) -> dict[str, Array]:
+    """Columns ``mean``, ``mean_se``, ``mean_low``, ``mean_high``."""
+    return {
+        "mean": values.estimate,
+        "mean_se": values.std_error,
+        "mean_low": values.lower,
+        "mean_high": values.upper,
+    }
+
+
+def in_user_order(columns: Mapping[str, Array], design: Design, new: Any) -> pd.DataFrame:
+    """A frame whose rows are those of `new`, NaN where a row could not be used; or those of the fit."""
+    values = np.column_stack(list(columns.values()))
+    if new is None:
+        index = design.rows[np.argsort(design.position, kind="stable")]
+        return pd.DataFrame(design.in_order(values), index=index, columns=list(columns))
+    index = new.index if isinstance(new, pd.DataFrame) else pd.RangeIndex(design.n_input)
+    return pd.DataFrame(design.in_order(values, fill=True), index=index, columns=list(columns))
+
+
+def random_effects_frame(past: History, names: DesignNames, index: pd.Index) -> pd.DataFrame:
+    """Random effects mixed over experts and given each expert, with standard errors, one row per subject."""
+    p = past.probabilities[..., None]
+    mixed = (p * past.means).sum(axis=1)
+    variances = np.einsum("nkqq->nkq", past.covariances)
+    mixed_variance = (p * (variances + (past.means - mixed[:, None]) ** 2)).sum(axis=1)
+    parts = {"mixed": (mixed, mixed_variance)}
+    parts |= {f"expert{k + 1}": (past.means[:, k], variances[:, k]) for k in range(past.means.shape[1])}
+    columns: dict[tuple[str, str], Array] = {}
+    for part, (means, variance) in parts.items():
+        for j, name in enumerate(names.random):
+            columns[part, name] = means[:, j]
+            columns[part, f"{name}_se"] = np.sqrt(np.maximum(variance[:, j], 0.0))
+    return pd.DataFrame(columns, index=index)

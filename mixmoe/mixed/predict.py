@@ -1,0 +1,278 @@
+"""Predictions of a MEMoE: expert probabilities, trajectories, and subjects given their history.
+
+Everything here works on arrays in user coordinates; `Estimate` bundles what is known about the parameters.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr
+from scipy.stats import norm
+
+from mixmoe.gate import gate_log_probabilities
+from mixmoe.kernels.linalg import logsumexp
+from mixmoe.kernels.moments import (
+    Moments,
+    expert_posterior,
+    random_effect_covariances,
+    random_effect_means,
+)
+from mixmoe.mixed.natural import Positions
+from mixmoe.mixed.structure import Params
+
+Array = NDArray[np.float64]
+
+_CHUNK = 20_000
+_BISECTIONS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Parameters and their covariance.
+
+    Attributes
+    ----------
+    params : Params
+        On the user's scale, S = 1.
+    cov : ndarray, shape (P, P)
+        Of the reported parameters.
+    where : Positions
+    """
+
+    params: Params
+    cov: Array
+    where: Positions
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Estimates with limits.
+
+    Attributes
+    ----------
+    estimate, std_error, lower, upper : ndarray
+    """
+
+    estimate: Array
+    std_error: Array
+    lower: Array
+    upper: Array
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What is known of subjects from their past, or from the gate alone.
+
+    Attributes
+    ----------
+    probabilities : ndarray, shape (N, K)
+        Of the experts.
+    means : ndarray, shape (N, K, q)
+        Of the random effects given the expert.
+    covariances : ndarray, shape (N, K, q, q)
+    """
+
+    probabilities: Array
+    means: Array
+    covariances: Array
+
+    def take(self, subjects: NDArray[np.intp]) -> "History":
+        """The same for some of the subjects, possibly repeated."""
+        return History(self.probabilities[subjects], self.means[subjects], self.covariances[subjects])
+
+
+def wald(estimate: Array, std_error: Array, alpha: float) -> Interval:
+    """Normal limits."""
+    half = norm.isf(alpha / 2) * std_error
+    return Interval(estimate, std_error, estimate - half, estimate + half)
+
+
+def gate_probabilities(e: Estimate, W: Array) -> Array:
+    """Expert probabilities from the gate alone, shape (N, K)."""
+    return np.exp(gate_log_probabilities(W, e.params.gamma))[0].T
+
+
+def gate_intervals(e: Estimate, W: Array, alpha: float) -> Interval:
+    """Expert probabilities with limits by the delta method on the logit scale, each shape (N, K)."""
+    pi = gate_probabilities(e, W)
+    std_error = np.empty_like(pi)
+    logit_error = np.empty_like(pi)
+    V = _block(e.cov, e.where.gate.ravel())
+    for k in range(pi.shape[1]):
+        slopes = pi[:, [k]] * ((np.arange(1, pi.shape[1]) == k) - pi[:, 1:])  # d pi_k / d predictor_j  (N, K-1)
+        gradient = (slopes[:, :, None] * W[:, None]).reshape(W.shape[0], -1)
+        std_error[:, k] = _row_errors(gradient, V)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            logit_error[:, k] = std_error[:, k] / (pi[:, k] * (1 - pi[:, k]))
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        logit = np.log(pi) - np.log1p(-pi)
+        half = norm.isf(alpha / 2) * logit_error
+        lower, upper = 1 / (1 + np.exp(half - logit)), 1 / (1 + np.exp(-half - logit))
+    certain = std_error == 0  # one expert, or a gate without parameters
+    return Interval(pi, std_error, np.where(certain, pi, lower), np.where(certain, pi, upper))
+
+
+def proportion_intervals(e: Estimate, W: Array, alpha: float) -> Interval:
+    """Mean probability of each expert, shape (K,), with limits by the delta method on the logit scale."""
+    pi = gate_probabilities(e, W)
+    share = pi.mean(axis=0)
+    gradient = np.array(
+        [
+            ((pi[:, [k]] * ((np.arange(1, pi.shape[1]) == k) - pi[:, 1:])).T @ W / W.shape[0]).ravel()
+            for k in range(pi.shape[1])
+        ]
+    )
+    error = _row_errors(gradient, _block(e.cov, e.where.gate.ravel()))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logit, half = np.log(share) - np.log1p(-share), norm.isf(alpha / 2) * error / (share * (1 - share))
+    lower, upper = 1 / (1 + np.exp(half - logit)), 1 / (1 + np.exp(-half - logit))
+    certain = error == 0
+    return Interval(share, error, np.where(certain, share, lower), np.where(certain, share, upper))
+
+
+def expert_means(e: Estimate, X: Array) -> Array:
+    """Trajectories of the experts, shape (n, K)."""
+    return X @ e.params.beta[0].T
+
+
+def expert_intervals(e: Estimate, X: Array, alpha: float) -> Interval:
+    """Trajectories of the experts with confidence limits, each shape (n, K)."""
+    errors = [_row_errors(X, _block(e.cov, columns)) for columns in e.where.beta]
+    return wald(expert_means(e, X), np.column_stack(errors), alpha)
+
+
+def marginal_intervals(e: Estimate, X: Array, W: Array, alpha: float) -> Interval:
+    """Population mean ``sum_k pi_k(w) x'beta_k`` with confidence limits, each shape (n,), for rows of `X` and `W`."""
+    pi, means = gate_probabilities(e, W), expert_means(e, X)
+    mean = (pi * means).sum(axis=1)
+    error = np.empty_like(mean)
+    for start in range(0, len(mean), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        gradient = np.zeros((len(mean[rows]), e.cov.shape[0]))
+        for k, columns in enumerate(e.where.beta):
+            gradient[:, columns] += pi[rows, k][:, None] * X[rows]
+        for k, columns in enumerate(e.where.gate, start=1):
+            gradient[:, columns] += (pi[rows, k] * (means[rows, k] - mean[rows]))[:, None] * W[rows]
+        error[rows] = _row_errors(gradient, e.cov)
+    return wald(mean, error, alpha)
+
+
+def _row_errors(gradient: Array, cov: Array) -> Array:
+    """Standard errors of linear functions, shape (n,); NaN where one depends on a parameter without covariance."""
+    missing = np.isnan(np.diag(cov))
+    used = np.where(missing[:, None] | missing, 0.0, cov)
+    error = np.sqrt(np.maximum(np.einsum("np,pr,nr->n", gradient, used, gradient, optimize=True), 0.0))
+    return np.where((gradient[:, missing] != 0).any(axis=1), np.nan, error)
+
+
+def _block(cov: Array, columns: NDArray[np.intp]) -> Array:
+    return cov[np.ix_(columns, columns)]
+
+
+def history_from_moments(e: Params, moments: Moments, W: Array) -> History:
+    """Posterior of memberships and random effects of subjects with these cross-products and gate rows.
+
+    Parameters
+    ----------
+    e : Params
+        In the coordinates of `moments` and `W`, S = 1.
+    moments : Moments
+    W : ndarray, shape (N, m)
+
+    Returns
+    -------
+    History
+    """
+    post = expert_posterior(moments, e.beta[0], e.factor[0], e.sigma[0])
+    log_joint = gate_log_probabilities(W, e.gamma)[0] + post.log_density
+    probabilities = np.exp(log_joint - logsumexp(log_joint, axis=0)).T
+    means = random_effect_means(post, e.factor[0], e.sigma[0])
+    covariances = random_effect_covariances(post, e.factor[0])
+    return History(probabilities, means.transpose(2, 0, 1), covariances.transpose(3, 0, 1, 2))
+
+
+def prior_history(e: Estimate, W: Array) -> History:
+    """What the gate alone says about subjects: random effects have mean zero and covariance D_k."""
+    pi = gate_probabilities(e, W)
+    N, K = pi.shape
+    factor = e.params.factor[0]
+    q = factor.shape[-1]
+    D = factor @ np.swapaxes(factor, 1, 2)
+    return History(pi, np.zeros((N, K, q)), np.broadcast_to(D, (N, K, q, q)).copy())
+
+
+def subject_intervals(
+    e: Estimate, X: Array, Z: Array, past: History, codes: NDArray[np.intp], alpha: float, noise: bool
+) -> Interval:
+    """Subject trajectories: mixtures over experts of ``x'beta_k + z'b_k``, with equal-tailed limits, each shape (n,).
+
+    Parameters
+    ----------
+    e : Estimate
+    X : ndarray, shape (n, p)
+    Z : ndarray, shape (n, q)
+    past : History
+    codes : ndarray of int, shape (n,)
+        Subject of each row, as a row of `past`.
+    alpha : float
+    noise : bool
+        Whether the limits are for a new observation (with residual error) or for the subject's mean.
+
+    Returns
+    -------
+    Interval
+        Limits carry the uncertainty of membership, random effects and, with `noise`, residual error; the estimates of
+        the parameters are taken as given.
+    """
+    weights = past.probabilities[codes]
+    means = expert_means(e, X) + np.einsum("nq,nkq->nk", Z, past.means[codes])
+    variances = np.einsum("nq,nkqr,nr->nk", Z, past.covariances[codes], Z, optimize=True)
+    if noise:
+        variances = variances + e.params.sigma[0] ** 2
+    mean = (weights * means).sum(axis=1)
+    spread = (weights * (variances + (means - mean[:, None]) ** 2)).sum(axis=1)
+    sd = np.sqrt(np.maximum(variances, 0.0))
+    lower = mixture_quantile(weights, means, sd, alpha / 2)
+    return Interval(mean, np.sqrt(spread), lower, mixture_quantile(weights, means, sd, 1 - alpha / 2))
+
+
+def mixture_quantile(weights: Array, means: Array, sd: Array, level: float) -> Array:
+    """Quantiles of normal mixtures, shape (n,), by bisection; weights, means and sd have shape (n, K)."""
+    reach = norm.isf(min(level, 1 - level) / 2) + 1
+    low = (means - reach * sd).min(axis=1)
+    high = (means + reach * sd).max(axis=1)
+    scale = np.maximum(sd, np.finfo(float).tiny)
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (low + high)
+        with np.errstate(over="ignore"):  # without random effects a subject's mean has no spread within an expert
+            below = (weights * ndtr((middle[:, None] - means) / scale)).sum(axis=1) < level
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    return 0.5 * (low + high)
+
+
+def draw_responses(
+    e: Estimate, X: Array, Z: Array, W: Array, starts: NDArray[np.intp], rng: np.random.Generator
+) -> Array:
+    """One response per row, shape (n,), drawn from the fitted mixture; membership and random effects per subject.
+
+    Parameters
+    ----------
+    e : Estimate
+    X, Z : ndarray, shape (n, p), (n, q)
+        Rows sorted by subject.
+    W : ndarray, shape (N, m)
+    starts : ndarray of int, shape (N,)
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    ndarray, shape (n,)
+    """
+    cumulative = gate_probabilities(e, W).cumsum(axis=1)
+    member = (rng.random((W.shape[0], 1)) > cumulative[:, :-1]).sum(axis=1)
+    factor = e.params.factor[0]
+    effects = np.einsum("nqr,nr->nq", factor[member], rng.normal(size=(W.shape[0], factor.shape[-1])))
+    rows = np.repeat(np.arange(W.shape[0]), np.diff(np.append(starts, X.shape[0])))
+    mean = expert_means(e, X)[np.arange(X.shape[0]), member[rows]] + (Z * effects[rows]).sum(axis=1)
+    return mean + e.params.sigma[0][member[rows]] * rng.normal(size=X.shape[0])
