@@ -4,6 +4,20 @@ from mixmoe import datasets, errors, simulate
 from mixmoe.api import fit, load
 from mixmoe.mixed.model import MEMoE
 from mixmoe.mixed.results import MEMoEResults
+from mixmoe.neural.model import NME, nme
+from mixmoe.neural.results import NMEResults
 
 __version__ = "0.1.0"
-__all__ = ["MEMoE", "MEMoEResults", "__version__", "datasets", "errors", "fit", "load", "simulate"]
+__all__ = [
+    "NME",
+    "MEMoE",
+    "MEMoEResults",
+    "NMEResults",
+    "__version__",
+    "datasets",
+    "errors",
+    "fit",
+    "load",
+    "nme",
+    "simulate",
+]

@@ -12,8 +12,9 @@ from mixmoe import results
 from mixmoe.errors import ArgumentError
 from mixmoe.mixed.model import MEMoE
 from mixmoe.mixed.results import MEMoEResults
+from mixmoe.neural.model import NME
 
-_FAMILIES: Mapping[str, Any] = MappingProxyType({"MEMoE": MEMoE})
+_FAMILIES: Mapping[str, Any] = MappingProxyType({"MEMoE": MEMoE, "NME": NME})
 
 
 def fit(formula: str, data: Any, experts: int = 2, **options: Any) -> MEMoEResults:

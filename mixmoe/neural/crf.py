@@ -1,6 +1,7 @@
 """Linear-chain conditional random field on padded batches: likelihood, marginals, decoding.
 
-The score of a state sequence is the sum of its emission scores and of its transition scores; transitions may differ between
+The score of a state sequence is the sum of its emission scores and of its transition scores; transitions may
+differ between
 the sequences of a batch. All functions loop over the steps of the longest sequence and over nothing else.
 
 References
@@ -76,7 +77,8 @@ def marginals(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
 
     Notes
     -----
-    The derivative of the log-partition function in an emission score is the marginal: forward-backward by back-propagation.
+    The derivative of the log-partition function in an emission score is the marginal: forward-backward by
+    back-propagation.
     """
     with torch.enable_grad():
         scores = emissions.detach().requires_grad_(True)
@@ -156,7 +158,8 @@ def centred(transitions: Tensor) -> Tensor:
 
     Notes
     -----
-    Adding a constant changes every path of one length alike, and ``u_a - u_b`` telescopes to the two ends of a sequence.
+    Adding a constant changes every path of one length alike, and ``u_a - u_b`` telescopes to the two ends of a
+    sequence.
     """
     C = transitions.shape[-1]
     centred_scores = transitions - transitions.mean(dim=(-2, -1), keepdim=True)

@@ -1,4 +1,4 @@
-"""Response families: loss of an output, its curvature and residual in the square-root form that Laplace steps need."""
+"""Response families: loss of an output, its curvature and score, as Laplace steps need them."""
 
 from typing import Literal
 

@@ -85,7 +85,7 @@ def held_out_rows(members: Index, share: float) -> NDArray[np.bool_]:
     counts = np.bincount(members)
     starts = np.cumsum(counts) - counts
     place = np.arange(len(members)) - starts[members]
-    kept = counts - np.minimum(np.floor(share * counts + 1e-9), counts - 1)
+    kept = counts - np.minimum(np.floor(share * counts + 0.5), counts - 1)
     return place >= kept[members]
 
 

@@ -10,11 +10,11 @@ from scipy.stats import norm
 from mixmoe.neural._torch import Tensor, torch
 from mixmoe.neural.blocks import Block, Blocks, to_rows
 from mixmoe.neural.crf import decode, marginals
-from mixmoe.neural.estimate import State, crf_information, linearise, pieces, settle_effects
 from mixmoe.neural.families import curvature_root, mean_outputs
 from mixmoe.neural.laplace import posterior_covariance
 from mixmoe.neural.network import Personal, forward, jacobian, personal_tensors, view_tensors
 from mixmoe.neural.problem import Problem, Trained
+from mixmoe.neural.steps import State, crf_information, linearise, pieces, settle_effects
 
 Array = NDArray[np.float64]
 
@@ -138,22 +138,25 @@ class Uncertainty:
 
     Attributes
     ----------
-    effects : Tensor, shape (N, r, r)
-        Posterior covariance of the latent effects.
+    effects : Tensor, shape (N, r, r), or None
+        Posterior covariance of the latent effects; None where no variance is wanted.
     population : Tensor, shape (P, P), or None
         Covariance of the population parameters; None if there are too many, or for a CRF.
     """
 
-    effects: Tensor
+    effects: Tensor | None
     population: Tensor | None
 
 
-def uncertainty(problem: Problem, fit: Trained, z: Array | None = None, device: str = "cpu") -> Uncertainty:
-    """Posterior covariances of the effects, and the covariance of the population parameters."""
+def uncertainty(
+    problem: Problem, fit: Trained, z: Array | None = None, *, population: bool = True, device: str = "cpu"
+) -> Uncertainty:
+    """Posterior covariances of the effects, and the covariance of the population parameters if wanted."""
     with torch.no_grad():
         state = to_state(problem, fit, z, device)
         C = posterior_covariance(effect_information(problem, state), state.s)
-        if problem.family == "crf" or problem.network.n_parameters > MAX_PARAMETERS:
+        too_many = problem.network.n_parameters > MAX_PARAMETERS
+        if problem.family == "crf" or too_many or not population:
             return Uncertainty(C, None)
         return Uncertainty(C, ridged_inverse(population_information(problem, state, C)))
 
@@ -190,10 +193,10 @@ def known_rows(problem: Problem, fit: Trained, blocks: Blocks, z: Array, covered
         gain = None if covered.population is None else person_gain(problem, state, covered.effects)
         for whole in blocks:
             for block in pieces(problem, whole, 2 * problem.network.n_parameters * problem.network.n_out):
-                outputs, var = block_moments(problem, block, state, covered, gain)
+                outputs, cov = block_moments(problem, block, state, covered, gain)
                 means.append((block, mean_outputs(problem.family, outputs)))
-                variances.append(spread(problem, outputs, var))
-    return Prediction(gather(blocks, means), gather(blocks, list(zip([b for b, _ in means], variances, strict=True))))
+                variances.append((block, spread(problem, outputs, cov)))
+    return Prediction(gather(blocks, means), gather(blocks, variances))
 
 
 def block_moments(
@@ -203,6 +206,8 @@ def block_moments(
     mine = state.z if state.loading is None else state.z @ state.loading.T
     tensors = view_tensors(problem.network, problem.personal, state.theta, mine[block.persons])
     outputs = forward(problem.network, tensors, block.x)
+    if covered.effects is None:
+        return outputs, torch.zeros(*outputs.shape, outputs.shape[-1], dtype=outputs.dtype)
     J = whole_jacobian(problem, block, state)
     latent = latent_jacobian(problem, J, state)
     cov = latent @ covered.effects[block.persons].unsqueeze(1) @ latent.transpose(-1, -2)

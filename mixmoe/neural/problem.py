@@ -34,6 +34,8 @@ class Problem:
     n_persons : int
     cov : str or int
         ``"diagonal"`` (a variance per parameter), ``"tensor"`` (per tensor), ``"full"``, or a rank.
+    share : float
+        Share of each person's last rows that are in `validation`.
     """
 
     family: Family
@@ -43,6 +45,7 @@ class Problem:
     validation: Blocks
     n_persons: int
     cov: str | int = "diagonal"
+    share: float = 0.0
 
     @property
     def rank(self) -> int | None:
