@@ -157,7 +157,7 @@ def variance_covariance(problem: Problem, m: object, free: Tensor, report: Calla
     roots = torch.linalg.eigvalsh(hessian)
     if not bool(torch.isfinite(jacobian).all()) or float(roots.min()) < 1e-8 * float(roots.max()):
         return np.full((len(jacobian), len(jacobian)), np.nan)
-    return (jacobian @ torch.linalg.solve(hessian, jacobian.T)).numpy()
+    return (jacobian @ torch.linalg.solve(hessian, jacobian.T)).numpy()  # (R, R)
 
 
 def linear_report(problem: Problem, scaling: Scaling) -> Callable[[Tensor], Tensor]:
@@ -216,14 +216,19 @@ def laplace_estimates(problem: Problem, fit: Trained, scaling: Scaling, errors: 
         block = slopes @ found @ slopes.T
     elif errors and sigma:
         block[-1, -1] = (sigma[0] ** 2) / (2.0 * problem.train.n_rows)
-    block[:, : len(sd)][:, sd**2 < NEGLIGIBLE] = np.nan
-    block[: len(sd)][sd**2 < NEGLIGIBLE] = np.nan
+    lost = boundary(sd, np.diag(block)[: len(sd)])
+    block[lost], block[:, lost] = np.nan, np.nan
     covariances = [moved, block]
     total = len(transitions) + size
     covariance = np.zeros((total, total))
     covariance[: len(transitions), : len(transitions)] = covariances[0]
     covariance[len(transitions) :, len(transitions) :] = covariances[1]
     return Estimates(np.concatenate([transitions, *parts, np.array(sigma)]), covariance)
+
+
+def boundary(sd: Array, variance: Array) -> NDArray[np.intp]:
+    """Standard deviations that cannot be told from zero: negligible, or smaller than their standard error."""
+    return np.flatnonzero((sd**2 < NEGLIGIBLE) | ~(variance < sd**2))
 
 
 def component_covariance(problem: Problem, fit: Trained) -> Array:

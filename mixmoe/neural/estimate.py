@@ -16,7 +16,7 @@ variances included.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,15 +53,19 @@ def start_state(problem: Problem, theta: Array, rng: np.random.Generator, device
     )
 
 
-def objective(problem: Problem, control: Control, state: State, estimator: Estimator) -> Tensor:
-    """Penalised loss per row."""
-    n = max(problem.train.n_rows, 1)
-    loss = total_loss(problem, problem.train, state.theta, effects(state), state.sigma2)
+def penalised(problem: Problem, control: Control, state: State, estimator: Estimator, data: Tensor) -> Tensor:
+    """Loss per row: that of the data, the penalty on the effects, the weight decay."""
+    loss = data
     if problem.n_effects:
         weight = control.penalty if estimator == "sgd" else 1.0
         loss = loss + 0.5 * weight * (state.z.square() / state.s.clamp_min(1e-10)).sum()
-    loss = loss / n
+    loss = loss / max(problem.train.n_rows, 1)
     return loss + control.weight_decay * state.theta.square().sum() if control.weight_decay else loss
+
+
+def centred_effects(state: State) -> State:
+    """The state with effects centred across persons, as the published loss has them."""
+    return replace(state, z=state.z - state.z.mean(0)) if state.z.shape[0] > 1 else state
 
 
 def mean_loss(problem: Problem, state: State, *, validation: bool) -> float:
@@ -112,7 +116,7 @@ def update_residual(problem: Problem, state: State, effective: float) -> None:
         state.sigma2.fill_(max(rss / max(n - effective, 0.05 * n), 1e-8))
 
 
-def published_update(problem: Problem, state: State, alpha: float) -> float:
+def published_update(problem: Problem, state: State, alpha: float, data: float) -> None:
     """The authors' variance step: ``s <- max(alpha s, variance of the effects)``, sigma^2 the mean training loss."""
     with torch.no_grad():
         if problem.n_effects:
@@ -122,8 +126,8 @@ def published_update(problem: Problem, state: State, alpha: float) -> float:
                 sums = torch.zeros_like(variance).index_add_(0, group, variance)
                 variance = (sums / torch.bincount(group, minlength=len(sums)).clamp_min(1))[group]
             state.s.copy_(torch.maximum(alpha * state.s, variance))
-        update_residual(problem, state, 0.0)
-    return math.nan
+        if problem.family == "gaussian":
+            state.sigma2.mul_(2.0 * data / max(problem.train.n_rows, 1)).clamp_(min=1e-8)
 
 
 def annealing_epochs(control: Control) -> int:
@@ -213,7 +217,9 @@ def fit_penalised(
         for settings in optimiser.param_groups:
             settings["lr"] = learning_rate(control, epoch, estimator)
         optimiser.zero_grad()
-        loss = objective(problem, control, state, estimator)
+        now = centred_effects(state) if estimator == "sgd" else state
+        data = total_loss(problem, problem.train, now.theta, effects(now), now.sigma2)
+        loss = penalised(problem, control, now, estimator, data)
         if not bool(torch.isfinite(loss)):
             flags.append(lost(epoch, "loss"))
             state = good
@@ -221,23 +227,26 @@ def fit_penalised(
         loss.backward()
         good = state.copy() if epoch % control.update_every == 0 else good
         optimiser.step()
-        recentre(problem, state)
         if estimator == "sgd":
-            published_update(problem, state, control.alpha)
-        elif problem.n_effects and (epoch + 1) % control.update_every == 0:
+            now = centred_effects(state)
+            published_update(problem, state, control.alpha, float(data.detach()))
+        else:
+            recentre(problem, state)
+        if estimator == "laplace" and problem.n_effects and (epoch + 1) % control.update_every == 0:
             floor = control.alpha**control.update_every if epoch < annealed else 0.0
             change = laplace_update(problem, state, floor)
         elif not problem.n_effects:
             update_residual(problem, state, 0.0)
-        value = mean_loss(problem, state, validation=True)
+        value = mean_loss(problem, now, validation=True)
         watch.note(epoch, state, float(loss.detach()), value)
         if estimator == "sgd" or epoch >= annealed or not problem.n_effects:
-            watch.keep(epoch, state, value)
+            watch.keep(epoch, now, value)
             if control.patience is not None and watch.state is not None and epoch - watch.epoch > control.patience:
                 break
     if watch.state is None:
         watch.epoch = len(watch.train) - 1
-    return finish(problem, estimator, watch.state or state, watch, change < max(control.tol, 0.02), flags)
+    last = centred_effects(state) if estimator == "sgd" else state
+    return finish(problem, estimator, watch.state or last, watch, change < max(control.tol, 0.02), flags)
 
 
 def lost(epoch: int, what: str) -> Flag:

@@ -244,7 +244,7 @@ class NME:
             starts=Starts(1, np.array([trained.loglik - shift]), 1),
             flags=trained.flags,
         )
-        note = "of variance components, hidden layers held" if self.estimator == "laplace" else "none for the sgd rule"
+        note = "hidden layers held" if self.estimator == "laplace" else "the sgd rule has none"
         return NMEResults(self, record, ParamCov(found.covariance, "nonrobust", note), problem, trained, comparison)
 
     def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
@@ -333,9 +333,7 @@ class NME:
             flags.append(Flag("one_row", f"{single} of {self.design.n_units} persons have one row; they tell little"))
         gaps = gap_rows(self.design) if self.family == "crf" else 0
         if gaps:
-            flags.append(
-gap_flag(gaps, self.formula)
-            )
+            flags.append(gap_flag(gaps, self.formula))
         return flags
 
 
@@ -395,10 +393,10 @@ def checked_formula(formula: Any) -> MoEFormula:
 
 def layer_names(formula: MoEFormula) -> list[str]:
     """Names left of the bar in ``re:``; none for a generic network."""
-    if formula.random is None:
+    if formula.random is None or formula.random.design.strip() == "0":
         return []
     words = [word.strip().strip("`") for word in re.split(r"\+(?![^\[]*\])", formula.random.design)]
-    return [word for word in words if word not in ("0", "")]
+    return [word for word in words if word]
 
 
 def chosen_family(family: str, formula: MoEFormula, data: Any) -> Family:

@@ -390,7 +390,7 @@ def personal_jacobian(
         if k > lowest - 1:
             delta = (delta @ tensors[2 * k].transpose(-1, -2)) * slope(network.activation, before[k - 1])
     zeros = torch.zeros(B, T, network.n_out**2, dtype=delta.dtype, device=delta.device)
-    return torch.cat([pieces.get(spec.name, zeros) for spec in personal.tensors], dim=-1)
+    return torch.cat([*(pieces.get(spec.name, zeros) for spec in personal.tensors), zeros[..., :0]], dim=-1)
 
 
 def jacobian_module(network: Network, personal: Personal, tensors: Sequence[Tensor], x: Tensor) -> Tensor:
