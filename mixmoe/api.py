@@ -44,7 +44,7 @@ def fit(formula: str, data: Any, experts: int = 2, **options: Any) -> MEMoEResul
     --------
     >>> import mixmoe as mm
     >>> data = mm.datasets.load("sleepstudy")
-    >>> print(mm.fit("Reaction ~ Days | re: (1 + Days | Subject)", data, experts=1).llf.round(3))
+    >>> print(round(mm.fit("reaction ~ days | re: (1 + days | subject)", data, experts=1).llf, 3))
     -875.97
     """
     for_model = inspect.signature(MEMoE.__init__).parameters

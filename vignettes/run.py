@@ -28,6 +28,7 @@ def execute_notebook(path: Path, folder: str, write: bool) -> None:
     resources = {"metadata": {"path": folder}}
     NotebookClient(notebook, timeout=CELL_TIMEOUT, kernel_name="python3", resources=resources).execute()
     if write:
+        notebook.metadata["language_info"] = {"name": "python"}  # not the version of whoever ran it
         for cell in notebook.cells:
             cell.get("metadata", {}).pop("execution", None)  # times of execution change at every run
         nbformat.write(notebook, path)

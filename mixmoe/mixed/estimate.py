@@ -26,6 +26,8 @@ _SAME = 1e-3  # log-likelihoods closer than this are the same optimum
 _SEARCH_ABOVE = 1000  # with more subjects than this the search for starts runs on some of them
 _SEARCH_SUBJECTS = 500
 _FINISHED = 5  # candidates that are run to full convergence, on all subjects
+_MARGIN = 1.0  # candidates may lie this far below the best rough value,
+_PART_MARGIN = 20.0  # or this far if that was found on some of the subjects
 _ROUGH = Control(max_iter=80, tol=1e-4, min_gain=1e-5)
 _SIGMA_BARRIER = 1e-4  # fractions of the one-expert residual standard deviation
 _SIGMA_COLLAPSED = 1e-3
@@ -136,14 +138,16 @@ def search(
     one = fit_one_expert(problem, control)
     if problem.structure.n_experts == 1 and given is None:
         given, n_starts = contract(problem.structure, repeat_expert(problem.structure, one.params, 1))[0], 0
+    limited = replace(_ROUGH, max_iter=min(_ROUGH.max_iter, control.max_iter), progress=control.progress)
     if not n_starts and given is not None:
-        return finish(problem, one, _climb_from(problem, one, given[None], _ROUGH), control)
+        return finish(problem, one, _climb_from(problem, one, given[None], limited), _MARGIN, control)
     part = problem.take(_search_order(problem, rng))
     base = one if part.n_subjects == problem.n_subjects else fit_one_expert(part, control)
-    rough = explore(part, base, n_starts, replace(_ROUGH, progress=control.progress), rng)
+    rough = explore(part, base, n_starts, limited, rng)
     if given is not None:
-        rough = join(rough, _climb_from(part, base, given[None], _ROUGH))
-    return finish(problem, one, rough, control)
+        rough = join(rough, _climb_from(part, base, given[None], limited))
+    margin = _MARGIN if part.n_subjects == problem.n_subjects else _PART_MARGIN
+    return finish(problem, one, rough, margin, control)
 
 
 def _search_order(problem: Problem, rng: np.random.Generator) -> NDArray[np.intp]:
@@ -159,12 +163,13 @@ def _search_size(problem: Problem) -> int:
     return min(problem.n_subjects, max(_SEARCH_SUBJECTS, 20 * problem.free.size))
 
 
-def _distinct(logliks: Array, n: int) -> NDArray[np.intp]:
-    """Positions of the `n` highest values that differ by more than `_SAME`."""
-    order = np.argsort(-logliks)
+def _candidates(logliks: Array, margin: float) -> NDArray[np.intp]:
+    """Positions, best first, of values within `margin` of the best that differ by more than `_SAME`."""
+    order = np.argsort(-logliks, kind="stable")
     apart = np.ones(order.size, dtype=bool)
     apart[1:] = -np.diff(logliks[order]) > _SAME
-    return order[apart][:n]
+    apart &= logliks[order] >= logliks[order[0]] - margin
+    return order[apart][:_FINISHED]
 
 
 def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, rng: np.random.Generator) -> Climb:
@@ -220,14 +225,14 @@ def _ranked(problem: Problem, one: OneExpert, found: Climb) -> Array:
     return np.where(collapsed(problem, one, found.theta), -np.inf, found.loglik)
 
 
-def finish(problem: Problem, one: OneExpert, rough: Climb, control: Control) -> Search:
-    """The best few end points run to convergence on all subjects; the best of them polished by Newton steps."""
+def finish(problem: Problem, one: OneExpert, rough: Climb, margin: float, control: Control) -> Search:
+    """End points within `margin` of the best run to convergence on all subjects; the best polished by Newton steps."""
     rough_rank = _ranked(problem, one, rough)
-    candidates = _distinct(rough_rank, _FINISHED)
+    candidates = _candidates(rough_rank, margin)
     limit = replace(control, max_iter=0) if rough.interrupted else control
     found = _climb_from(problem, one, rough.theta[candidates], limit)
     rank = _ranked(problem, one, found)
-    best = int(np.argmax(rank)) if np.isfinite(rank).any() else int(np.argmax(found.loglik))
+    best = int(np.argmax(rank >= rank.max() - _SAME))  # of equals the one that was best before
     interrupted = rough.interrupted or found.interrupted
     theta = found.theta[best] if interrupted else newton_polish(problem, found.theta[best])
     e = evaluate(problem, theta[None])

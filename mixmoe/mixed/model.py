@@ -145,7 +145,7 @@ class MEMoE:
         start : MEMoEResults, Series, mapping or ndarray, optional
             Parameters to start from, by name or in the order of the layout.
         max_iter : int
-            Iterations of the final optimisation.
+            Iterations of each optimisation, that of the search and the final one.
         tol : float
             Converged when no entry of the score exceeds ten times this per subject, in units in which data are
             standardised.

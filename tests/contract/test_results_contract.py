@@ -1,0 +1,345 @@
+"""What the results of every family offer: each public method exists and returns the documented type and shape."""
+
+import inspect
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from statsmodels.stats.contrast import ContrastResults
+
+import mixmoe as mm
+from mixmoe.inference.covariance import COV_TYPES
+from mixmoe.inference.likelihood_ratio import LRTest
+from mixmoe.inference.tests import InvalidTest, WaldTest
+from mixmoe.output.curves import Curve
+from mixmoe.output.summary import Summary
+from mixmoe.output.tables import Table
+from mixmoe.results import MoEResults
+
+SEPARATED = {"preset": "separated", "n_subjects": 60, "n_visits": 4, "rng": 1}
+CASES = {  # name -> data, formula, options of mm.fit
+    "MEMoE, one expert": (SEPARATED | {"preset": "single"}, "y ~ time + x1 | re: (1 + time | id)", {"experts": 1}),
+    "MEMoE, two experts": (SEPARATED, "y ~ time + common(x1) | gate: z1 | re: (1 | id)", {"experts": 2}),
+    "MEMoE, rows as units": (
+        {"preset": "latent_class", "n_subjects": 200, "n_visits": 1, "beta": [[0.0, 0, 2], [9.0, 0, -1]], "rng": 1},
+        "y ~ x1 | gate: z1",
+        {"experts": 2},
+    ),
+    "MEMoE, no random effects": (SEPARATED, "y ~ time | gate: z1 | re: (0 | id)", {"experts": 2}),
+    "MEMoE, proportional": (
+        SEPARATED,
+        "y ~ time | gate: z1 | re: (1 | id)",
+        {"experts": 2, "cov_re": "proportional", "residual": "common"},
+    ),
+}
+
+
+class Fitted:
+    """A fit with what it came from."""
+
+    def __init__(self, name):
+        arguments, self.formula, self.options = CASES[name]
+        sim = mm.simulate.memoe(**arguments)
+        self.data = sim.data.sample(frac=1, random_state=1).set_axis([f"row{i}" for i in range(len(sim.data))])
+        self.fit = mm.fit(
+            self.formula, self.data, rng=0, starts=None if self.options["experts"] == 1 else 8, **self.options
+        )
+        self.K, self.P = self.options["experts"], len(self.fit.params)
+        self.n, self.grouped = len(self.data), "re:" in self.formula
+        self.units = self.data["id"].sort_values().unique() if self.grouped else self.data.index
+
+
+@pytest.fixture(scope="module", params=list(CASES))
+def case(request):
+    return Fitted(request.param)
+
+
+CHECKED = {
+    "classify",
+    "conf_int",
+    "cov_params",
+    "curves",
+    "fitted",
+    "load",
+    "lr_test",
+    "plot",
+    "predict",
+    "proportions",
+    "relabel",
+    "resid",
+    "save",
+    "simulate",
+    "summary",
+    "t_test",
+    "tables",
+    "to_frame",
+    "to_latex",
+    "to_markdown",
+    "wald_test",
+    "with_cov",
+}
+REFUSED = {"f_test", "remove_data", "t_test_pairwise", "wald_test_terms"}
+INHERITED = {"initialize", "normalized_cov_params"}  # statsmodels' own, untouched
+ATTRIBUTES = {"bse", "llf", "pvalues", "tvalues", "use_t", "df_resid", "random_effects", "responsibilities"}
+
+
+def test_every_public_method_is_checked_here():
+    public = {name for name, _ in inspect.getmembers(mm.MEMoEResults) if not name.startswith("_")}
+    assert public - CHECKED - REFUSED - INHERITED - ATTRIBUTES == set()
+    assert public >= CHECKED | REFUSED
+
+
+@pytest.mark.parametrize("name", sorted(CHECKED))
+def test_every_method_is_documented(name):
+    assert len(inspect.getdoc(getattr(mm.MEMoEResults, name)) or "") > 20
+
+
+# ---- estimates ----
+
+
+def test_numbers(case):
+    fit = case.fit
+    assert isinstance(fit, MoEResults)
+    for name in ("llf", "aic", "bic", "sabic", "icl", "entropy"):
+        value = getattr(fit, name)
+        assert isinstance(value, float)
+        assert np.isfinite(value)
+    assert fit.aic == pytest.approx(-2 * fit.llf + 2 * case.P)
+    assert fit.bic == pytest.approx(-2 * fit.llf + case.P * np.log(len(case.units)))
+    assert (fit.nobs, fit.n_units, fit.df_model) == (case.n, len(case.units), case.P)
+    assert fit.df_resid == case.n - case.P
+    assert fit.converged is True
+    assert fit.flags == ()
+    assert fit.cov_type == "robust"
+    assert f"{case.K} expert" in repr(fit)
+
+
+def test_series_by_parameter(case):
+    fit = case.fit
+    for series in (fit.params, fit.bse, fit.tvalues, fit.pvalues):
+        assert isinstance(series, pd.Series)
+        assert list(series.index) == list(fit.model.layout.names)
+    assert np.isfinite(fit.params).all()
+    assert (fit.bse > 0).all()
+    tested = [p.name for p in fit.model.layout.parameters if p.tested]
+    assert fit.pvalues[tested].between(0, 1).all()
+    assert fit.pvalues.drop(tested).isna().all()
+
+
+def test_names_of_parameters(case):
+    allowed = r"^(expert\d\.|common\.|gate[2-9]\.|sd\d?\(|corr\d?\(|omega[2-9]$|sigma\d?$)"
+    assert case.fit.params.index.str.match(allowed).all()
+    assert case.fit.params.index.is_unique
+
+
+def test_covariances_and_limits(case):
+    fit = case.fit
+    V = fit.cov_params()
+    assert isinstance(V, pd.DataFrame)
+    assert V.shape == (case.P, case.P)
+    np.testing.assert_allclose(V, V.T)
+    np.testing.assert_allclose(np.diag(V), fit.bse**2)
+    assert np.linalg.eigvalsh(V / np.outer(fit.bse, fit.bse)).min() > -1e-9
+    limits = fit.conf_int(alpha=0.1)
+    assert limits.shape == (case.P, 2)
+    assert ((limits[0] < fit.params) & (fit.params < limits[1])).all()
+    assert (fit.conf_int()[0] < limits[0]).all()
+
+
+def test_tidy_frame(case):
+    frame = case.fit.to_frame()
+    columns = ["term", "block", "expert", "estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high"]
+    assert list(frame.columns) == columns
+    assert list(frame.index) == list(case.fit.params.index)
+    assert set(frame["block"]) <= {"expert", "common", "gate", "random", "residual"}
+    np.testing.assert_array_equal(frame["estimate"], case.fit.params)
+
+
+@pytest.mark.parametrize("kind", COV_TYPES)
+def test_every_covariance(kind, case):
+    options = {"cluster": {"cluster": dict(zip(case.units, np.arange(len(case.units)) // 3, strict=True))}}
+    options["bootstrap"] = {"n_boot": 2, "rng": 0}
+    other = case.fit.with_cov(kind, **options.get(kind, {}))
+    assert type(other) is type(case.fit)
+    assert other.cov_type == kind
+    assert other.cov_params().shape == (case.P, case.P)
+    pd.testing.assert_series_equal(other.params, case.fit.params)
+
+
+# ---- tests ----
+
+
+def test_hypotheses(case):
+    fit = case.fit
+    first = fit.params.index[0]
+    test = fit.wald_test(f"{first} = 0")
+    assert isinstance(test, WaldTest)
+    assert 0 <= test.pvalue <= 1
+    assert isinstance(fit.wald_test(np.eye(case.P)[:2]), WaldTest)
+    assert isinstance(fit.t_test(f"{first} = 0"), ContrastResults)
+    sigma = fit.params.index[-1]
+    assert isinstance(fit.wald_test(f"{sigma} = 0"), InvalidTest)
+
+
+def test_likelihood_ratio(case):
+    smaller = case.formula.replace(" | gate: z1", "") if case.K > 1 else case.formula.replace(" + x1", "")
+    assert smaller != case.formula
+    starts = None if case.K == 1 else 8
+    reduced = mm.fit(smaller, case.data, rng=0, starts=starts, **case.options)
+    test = case.fit.lr_test(reduced)
+    assert isinstance(test, LRTest)
+    assert test.df == 1
+    assert test.statistic == pytest.approx(2 * (case.fit.llf - reduced.llf))
+    assert 0 <= test.pvalue <= 1
+    assert isinstance(case.fit.lr_test(case.fit), InvalidTest)
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_what_is_not_defined_says_what_to_use(name, case):
+    with pytest.raises(NotImplementedError, match=f"{name} is not defined for mixtures of experts; "):
+        getattr(case.fit, name)()
+
+
+# ---- subjects ----
+
+
+def test_responsibilities_and_classes(case):
+    tau = case.fit.responsibilities
+    assert list(tau.columns) == [f"expert{k}" for k in range(1, case.K + 1)]
+    assert list(tau.index) == list(case.units)
+    assert tau.index.name == ("id" if case.grouped else None)
+    np.testing.assert_allclose(tau.sum(axis=1), 1)
+    classes = case.fit.classify()
+    assert list(classes.columns) == ["expert", "probability"]
+    assert classes["expert"].isin(range(1, case.K + 1)).all()
+    assert classes.index.equals(tau.index)
+
+
+def test_random_effects(case):
+    names = case.fit.model.design.names.random
+    frame = case.fit.random_effects
+    assert isinstance(frame, pd.DataFrame)
+    assert frame.shape == (len(case.units), (case.K + 1) * 2 * len(names))
+    if names:
+        assert list(frame.columns.levels[0]) == [*(f"expert{k + 1}" for k in range(case.K)), "mixed"]
+        assert np.isfinite(frame).all(axis=None)
+    assert list(frame.index) == list(case.units)
+
+
+def test_proportions(case):
+    frame = case.fit.proportions()
+    assert list(frame.columns) == ["estimate", "std_error", "conf_low", "conf_high"]
+    assert len(frame) == case.K
+    assert frame["estimate"].sum() == pytest.approx(1)
+    assert frame["estimate"].is_monotonic_decreasing
+    assert ((frame["conf_low"] <= frame["estimate"]) & (frame["estimate"] <= frame["conf_high"])).all()
+
+
+# ---- rows ----
+
+
+@pytest.mark.parametrize("kind", ["conditional", "marginal"])
+def test_fitted_and_residuals(kind, case):
+    fitted, resid = case.fit.fitted(kind), case.fit.resid(kind)
+    assert isinstance(fitted, pd.Series)
+    assert fitted.index.equals(case.data.index)
+    np.testing.assert_allclose(fitted + resid, case.data["y"])
+
+
+PANELS = {
+    "all": ["probability", "expert", "mean"],
+    "marginal": ["mean"],
+    "experts": ["expert"],
+    "probabilities": ["probability"],
+    "subject": ["mean"],
+}
+
+
+@pytest.mark.parametrize("kind", list(PANELS))
+def test_predictions(kind, case):
+    frame = case.fit.predict(case.data, kind=kind)
+    stems = [
+        s
+        for panel in PANELS[kind]
+        for s in ([panel] if panel == "mean" else [f"{panel}{k + 1}" for k in range(case.K)])
+    ]
+    assert list(frame.columns) == [f"{stem}{end}" for stem in stems for end in ("", "_se", "_low", "_high")]
+    assert frame.index.equals(case.data.index)
+    assert np.isfinite(frame).all(axis=None)
+    for stem in stems:
+        assert (frame[f"{stem}_low"] <= frame[f"{stem}_high"]).all()
+        assert (frame[f"{stem}_se"] >= 0).all()
+    own = case.fit.predict(kind=kind)
+    if case.grouped or kind != "subject":
+        pd.testing.assert_frame_equal(own, frame)
+
+
+def test_simulation(case):
+    draws = case.fit.simulate(rng=0, n=3)
+    assert list(draws.columns) == ["draw1", "draw2", "draw3"]
+    assert draws.index.equals(case.data.index)
+    assert np.isfinite(draws).all(axis=None)
+
+
+def test_relabelling(case):
+    order = list(range(case.K, 0, -1))
+    moved = case.fit.relabel(order)
+    assert type(moved) is type(case.fit)
+    assert moved.llf == case.fit.llf
+    assert list(moved.params.index) == list(case.fit.params.index)
+    pd.testing.assert_series_equal(moved.relabel(order).params, case.fit.params, rtol=1e-9)
+
+
+# ---- output ----
+
+
+def test_tables_and_summary(case):
+    tables = case.fit.tables()
+    assert all(isinstance(table, Table) for table in tables)
+    keys = [table.key for table in tables]
+    assert keys[0] == "header"
+    assert "expert1" in keys
+    assert ("gate" in keys) == ("proportions" in keys) == (case.K > 1)
+    estimates = [t for t in tables if t.key not in ("header", "proportions")]
+    assert sum(len(t.index) for t in estimates) == case.P
+    summary = case.fit.summary(alpha=0.1)
+    assert isinstance(summary, Summary)
+    assert max(map(len, str(summary).splitlines())) <= 90
+    for text in (summary.as_html(), summary.as_latex(), summary.as_markdown(), case.fit._repr_html_()):
+        assert isinstance(text, str)
+        assert "Intercept" in text
+
+
+def test_texts(case, tmp_path):
+    for method, name in ((case.fit.to_latex, "t.tex"), (case.fit.to_markdown, "t.md")):
+        text = method(tmp_path / name)
+        assert isinstance(text, str)
+        assert (tmp_path / name).read_text(encoding="utf-8") == text
+        assert len(method(tables="expert1")) < len(text)
+    assert r"\begin{document}" in case.fit.to_latex(standalone=True)
+
+
+def test_curves_and_plots(case):
+    curves = case.fit.curves()
+    assert [type(c) for c in curves] == [Curve] * case.K
+    assert all(len(c.x) == len(c.y) == len(c.lower) == len(c.upper) for c in curves)
+    for kind in ("trajectories", "responsibilities", *(["gate"] if case.K > 1 else [])):
+        figure = case.fit.plot(kind)
+        assert isinstance(figure, Figure)
+    axes = figure.axes[0]
+    assert case.fit.plot("trajectories", ax=axes) is axes
+
+
+def test_save_and_load(case, tmp_path):
+    case.fit.save(tmp_path / "fit.mixmoe")
+    back = mm.load(tmp_path / "fit.mixmoe")
+    assert type(back) is type(case.fit)
+    assert str(back.summary()) == str(case.fit.summary())
+    pd.testing.assert_frame_equal(back.predict(case.data), case.fit.predict(case.data))
+    pd.testing.assert_frame_equal(back.random_effects, case.fit.random_effects)
+    case.fit.save(tmp_path / "bare.mixmoe", data=False)
+    bare = mm.load(tmp_path / "bare.mixmoe", data=case.data)
+    pd.testing.assert_series_equal(bare.params, case.fit.params)
+    with pytest.raises(mm.errors.ArgumentError, match=r"results are read by mixmoe\.load"):
+        type(case.fit).load("file")

@@ -1,0 +1,262 @@
+"""What must hold for any data: order of rows, units of columns, labels, doubled data, replayed transforms, files."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import mixmoe as mm
+from mixmoe.errors import MixmoeWarning
+
+FORMULA = "y ~ time + x1 | gate: z1 | re: (1 + time | id)"
+FEW = settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+SEEDS = st.integers(0, 2**20)
+LOGLIK = 1e-6  # absolute; a maximum found twice
+SHIFTS = st.floats(-1e3, 1e3, allow_subnormal=False)
+SCALES = st.sampled_from([1e-6, 1e-3, 0.7, 12.0, 1e6])
+
+
+def simulated(seed, preset="separated", n_subjects=60):
+    return mm.simulate.memoe(preset, n_subjects=n_subjects, n_visits=(2, 5), rng=seed).data.drop(columns="expert")
+
+
+def fitted(data, formula=FORMULA, experts=2, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MixmoeWarning)  # flags are not what is tested here
+        return mm.fit(formula, data, experts, rng=0, **({"starts": 10} | options))
+
+
+DATA = simulated(3, n_subjects=80)
+FIT = fitted(DATA)
+
+
+def close(ours, theirs, tolerance=1e-5):
+    """Parameters equal in units of their standard errors."""
+    se = FIT.bse[ours.index].fillna(1)
+    return (((ours - theirs[ours.index]).abs() / se) < tolerance).all()
+
+
+# ---- order ----
+
+
+@FEW
+@given(SEEDS)
+def test_order_of_rows(seed):
+    shuffled = DATA.sample(frac=1, random_state=seed % 2**32)
+    fit = fitted(shuffled)
+    assert fit.llf == pytest.approx(FIT.llf, abs=LOGLIK)
+    assert close(fit.params, FIT.params)
+    np.testing.assert_allclose(fit.bse, FIT.bse, rtol=1e-5)
+    pd.testing.assert_frame_equal(fit.responsibilities, FIT.responsibilities, atol=1e-6)
+    pd.testing.assert_series_equal(fit.fitted().sort_index(), FIT.fitted(), rtol=1e-6)
+
+
+@FEW
+@given(SEEDS)
+def test_order_of_subjects(seed):
+    rng = np.random.default_rng(seed)
+    names = dict(zip(DATA["id"].unique(), rng.permutation(10_000)[: DATA["id"].nunique()], strict=True))
+    fit = fitted(DATA.assign(id=DATA["id"].map(names)))
+    assert fit.llf == pytest.approx(FIT.llf, abs=LOGLIK)
+    assert close(fit.params, FIT.params)
+    tau = fit.responsibilities.loc[FIT.responsibilities.index.map(names)]
+    np.testing.assert_allclose(tau, FIT.responsibilities, atol=1e-6)
+
+
+def test_order_of_subjects_when_only_some_are_searched(monkeypatch):
+    monkeypatch.setattr("mixmoe.mixed.estimate._SEARCH_ABOVE", 50)
+    monkeypatch.setattr("mixmoe.mixed.estimate._SEARCH_SUBJECTS", 40)
+    first = fitted(DATA)
+    second = fitted(DATA.assign(id=-DATA["id"]))
+    assert first.llf == pytest.approx(FIT.llf, abs=LOGLIK)
+    assert first.em.n_evaluations == pytest.approx(second.em.n_evaluations, abs=3)  # the same path, but for rounding
+    assert close(first.params, second.params, 1e-6)
+
+
+@FEW
+@given(st.permutations([1, 2, 3]), SEEDS)
+def test_relabelling_there_and_back(order, seed):
+    fit = fitted(simulated(seed, "three", 60), "y ~ time | gate: z1 | re: (1 | id)", 3, starts=4)
+    back = [order.index(k) + 1 for k in (1, 2, 3)]
+    again = fit.relabel(order).relabel(back)
+    np.testing.assert_allclose(again.params, fit.params, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(again.bse, fit.bse, rtol=1e-7)
+    assert fit.relabel(order).model.loglike(fit.relabel(order).params) == pytest.approx(fit.llf, abs=1e-7)
+
+
+# ---- units ----
+
+
+@FEW
+@given(SCALES, SHIFTS)
+def test_units_of_the_response(scale, shift):
+    fit = fitted(DATA.assign(y=scale * DATA["y"] + shift * scale))
+    assert fit.llf == pytest.approx(FIT.llf - len(DATA) * np.log(scale), abs=LOGLIK)
+    expected = FIT.params.copy()
+    unit = expected.index.str.match(r"expert|common|sd|sigma")
+    expected[unit] *= scale
+    expected[expected.index.str.endswith("Intercept") & expected.index.str.startswith("expert")] += shift * scale
+    se = FIT.bse.where(~unit, FIT.bse * scale)
+    assert ((fit.params - expected).abs() / se < 1e-4).all()
+    np.testing.assert_allclose(fit.bse, se, rtol=1e-4)
+    assert fit.em.n_evaluations == pytest.approx(FIT.em.n_evaluations, abs=2)  # the same path, but for rounding
+
+
+@FEW
+@given(st.sampled_from(["time", "x1"]), SCALES)
+def test_scale_of_a_covariate(column, scale):
+    fit = fitted(DATA.assign(**{column: scale * DATA[column]}))
+    assert fit.llf == pytest.approx(FIT.llf, abs=LOGLIK)
+    power = {f"expert{k}.{column}": -1 for k in (1, 2)} | {f"sd{k}({column}|id)": -1 for k in (1, 2)}
+    factors = pd.Series([scale ** power.get(name, 0) for name in FIT.params.index], FIT.params.index)
+    assert ((fit.params / factors - FIT.params).abs() / FIT.bse < 1e-4).all()
+    np.testing.assert_allclose(fit.tvalues.dropna(), FIT.tvalues.dropna(), rtol=1e-3, atol=1e-4)
+
+
+@FEW
+@given(SHIFTS)
+def test_shift_of_covariates(shift):
+    """The model is the same, with another intercept and another covariance of intercept and slope."""
+    fit = fitted(DATA.assign(time=DATA["time"] + shift, x1=DATA["x1"] - shift, z1=DATA["z1"] + shift))
+    assert fit.llf == pytest.approx(FIT.llf, abs=LOGLIK)
+    slopes = [name for name in FIT.params.index if name.endswith((".time", ".x1", ".z1"))] + ["sigma1", "sd1(time|id)"]
+    assert close(fit.params[slopes], FIT.params, 1e-4)
+    np.testing.assert_allclose(fit.fitted(), FIT.fitted(), rtol=1e-5)
+    np.testing.assert_allclose(fit.responsibilities, FIT.responsibilities, atol=1e-5)
+
+
+# ---- data ----
+
+
+@FEW
+@given(SEEDS, st.sampled_from(["expert", "common", "proportional"]))
+def test_doubled_data_double_the_log_likelihood(seed, cov_re):
+    data = simulated(seed)
+    once = fitted(data, "y ~ time | gate: z1 | re: (1 | id)", cov_re=cov_re)
+    twice = fitted(
+        pd.concat([data, data.assign(id=data["id"] + 1000)], ignore_index=True),
+        once.model.formula,
+        cov_re=cov_re,
+        start=once,
+    )
+    assert twice.llf == pytest.approx(2 * once.llf, abs=2 * LOGLIK)
+    np.testing.assert_allclose(twice.params, once.params, rtol=1e-3, atol=1e-3)
+    ratio = once.bse / twice.bse
+    np.testing.assert_allclose(ratio.dropna(), np.sqrt(2), rtol=1e-2)
+
+
+@FEW
+@given(SEEDS)
+def test_a_row_of_missing_values_changes_nothing(seed):
+    rng = np.random.default_rng(seed)
+    rows = DATA.iloc[rng.integers(len(DATA), size=5)].copy()
+    column = rng.choice(["y", "time", "x1", "z1"])
+    rows[column] = np.nan
+    mixed = pd.concat([DATA, rows], ignore_index=True)
+    before = mixed.copy()
+    fit = fitted(mixed)
+    assert fit.llf == pytest.approx(FIT.llf, abs=LOGLIK)
+    assert fit.model.design.dropped.n_rows == 5
+    assert len(fit.fitted()) == len(DATA)
+    pd.testing.assert_frame_equal(mixed, before)
+
+
+@FEW
+@given(SEEDS)
+def test_more_experts_never_fit_worse(seed):
+    data = simulated(seed)
+    formula = "y ~ time | re: (1 | id)"
+    one, two = fitted(data, formula, 1), fitted(data, formula, 2)
+    assert two.llf >= one.llf - 1e-6
+
+
+# ---- replay ----
+
+TERMS = [
+    "scale(time)",
+    "bs(time, df=4)",
+    "C(g)",
+    "C(g):time",
+    "center(x1)",
+    "poly(time, 2)",
+    "log(time + 1)",
+    "scale(x1):C(g)",
+]
+
+
+def with_groups():
+    return DATA.assign(g=np.where(DATA["id"] % 3 == 0, "a", np.where(DATA["id"] % 3 == 1, "b", "c")))
+
+
+@settings(FEW, max_examples=8)
+@given(st.lists(st.sampled_from(TERMS), min_size=1, max_size=3, unique=True), SEEDS)
+def test_predicting_the_training_data_gives_the_fit(terms, seed):
+    data = with_groups()
+    fit = fitted(data, f"y ~ {' + '.join(terms)} | gate: scale(z1) + C(g) | re: (1 | id)", starts=3)
+    fitted_values = fit.fitted("marginal")
+    np.testing.assert_allclose(fit.predict(data, kind="marginal")["mean"], fitted_values, rtol=1e-9)
+    np.testing.assert_allclose(fit.predict(data, kind="subject")["mean"], fit.fitted(), rtol=1e-9)
+    some = data.sample(n=7, random_state=seed % 2**32)  # transforms remember the whole data, not these rows
+    np.testing.assert_allclose(fit.predict(some, kind="marginal")["mean"], fitted_values[some.index], rtol=1e-9)
+
+
+@pytest.mark.parametrize("engine", ["formulaic", "patsy"])
+def test_both_formula_engines_replay(engine):
+    data = with_groups()
+    fit = fitted(data, "y ~ bs(time, df=4) + C(g) | gate: z1 | re: (1 | id)", starts=3, formula_engine=engine)
+    some = data.iloc[5:9]
+    np.testing.assert_allclose(
+        fit.predict(some, kind="marginal")["mean"], fit.fitted("marginal")[some.index], rtol=1e-9
+    )
+
+
+@FEW
+@given(
+    st.sampled_from(
+        [
+            "y ~ scale(time) + C(g) | gate: z1 | re: (1 + time || id)",
+            "y ~ time + common(x1) | re: (0 | id)",
+            "y ~ x1 | gate: z1",
+        ]
+    ),
+    st.booleans(),
+)
+def test_save_and_load(tmp_path_factory, formula, with_data):
+    path = tmp_path_factory.mktemp("saved") / "fit.mixmoe"
+    data = with_groups()
+    fit = fitted(data, formula, starts=3)
+    fit.save(path, data=with_data)
+    back = mm.load(path) if with_data else mm.load(path, data=data)
+    assert str(back.summary()) == str(fit.summary())
+    assert back.summary().as_latex() == fit.summary().as_latex()
+    pd.testing.assert_frame_equal(back.to_frame(), fit.to_frame())
+    pd.testing.assert_frame_equal(back.predict(data.iloc[:5]), fit.predict(data.iloc[:5]))
+    pd.testing.assert_frame_equal(back.random_effects, fit.random_effects)
+    assert fitted(data, formula, start=back, starts=None).llf == pytest.approx(fit.llf, abs=1e-5)
+
+
+# ---- the caller's objects ----
+
+
+def test_nothing_of_the_caller_changes():
+    data = with_groups()
+    data["g"] = data["g"].astype("category")
+    before = data.copy(deep=True)
+    state = np.random.get_state()[1].copy()  # noqa: NPY002 (the legacy state is what is tested)
+    fit = fitted(data, "y ~ scale(time) + C(g) | gate: z1 | re: (1 | id)")
+    fit.predict(data, history=data)
+    fit.simulate(0)
+    fit.with_cov("bootstrap", n_boot=2, rng=0)
+    fit.plot()
+    pd.testing.assert_frame_equal(data, before)
+    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+
+
+def test_no_warnings_from_below(recwarn):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        fitted(simulated(11), experts=4, starts=6)
+    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]

@@ -1,0 +1,336 @@
+"""Bad input, each item of it: a clear message through mm.fit, and nothing changed in the caller's data."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import mixmoe as mm
+from mixmoe.errors import ArgumentError, CollinearityWarning, DesignError, DroppedRowsWarning, FormulaError
+
+FORMULA = "y ~ time + x | gate: z | re: (1 + time | id)"
+
+
+def good():
+    rng = np.random.default_rng(0)
+    subject = np.repeat(np.arange(30), 4)
+    late = subject % 2
+    time = np.tile(np.arange(4.0), 30)
+    return pd.DataFrame(
+        {
+            "id": [f"s{i:02d}" for i in subject],
+            "time": time,
+            "x": rng.normal(size=120),
+            "z": rng.normal(size=30)[subject],
+            "g": np.where(subject < 15, "a", "b"),
+            "y": 20.0 * late
+            + time * rng.normal(1, 0.5, 30)[subject]
+            + rng.normal(size=30)[subject]
+            + rng.normal(size=120),
+        }
+    )
+
+
+def changed(column, row, value):
+    data = good().astype({column: object} if isinstance(value, str) else {})
+    data.loc[row, column] = value
+    return data
+
+
+def two_columns_of_one_name():
+    data = good()
+    return pd.concat([data, data[["x"]]], axis=1)
+
+
+REFUSED = {
+    "typo in the expert part": (
+        "y ~ tmie + x | re: (1 | id)",
+        good,
+        {},
+        DesignError,
+        r"the expert part uses 'tmie', which is not a column of the data; did you mean 'time'\?.* Columns are: id,",
+    ),
+    "typo in the response": (
+        "Y ~ time | re: (1 | id)",
+        good,
+        {},
+        DesignError,
+        r"uses 'Y', which .* did you mean 'y'\?",
+    ),
+    "typo in the gate": (
+        "y ~ time | gate: zz | re: (1 | id)",
+        good,
+        {},
+        DesignError,
+        r"uses 'zz', which is not a column",
+    ),
+    "typo in the subject": ("y ~ time | re: (1 | idd)", good, {}, DesignError, r"uses 'idd', .* did you mean 'id'\?"),
+    "gate covariate varies within subject": (
+        "y ~ time | gate: x | re: (1 | id)",
+        good,
+        {},
+        DesignError,
+        r"the gate covariate 'x' varies within subject 's00' .*must be constant within 'id'; use a baseline value",
+    ),
+    "infinite covariate": (
+        FORMULA,
+        lambda: changed("x", 7, np.inf),
+        {},
+        DesignError,
+        r"column 'x' is inf in row 7; values must be finite, so correct them or set them missing",
+    ),
+    "infinite response": (FORMULA, lambda: changed("y", 9, -np.inf), {}, DesignError, r"column 'y' is -inf in row 9"),
+    "infinite term": (
+        "y ~ log(time) | re: (1 | id)",
+        good,
+        {},
+        DesignError,
+        r"the term 'log\(time\)' of the expert part is -inf in row 0 \(time = 0.0\); terms must be finite",
+    ),
+    "response text": (
+        FORMULA,
+        lambda: changed("y", 3, "high"),
+        {},
+        DesignError,
+        r"the response 'y' must be numeric, got 'high' in row 3 .*pd\.to_numeric",
+    ),
+    "no experts": (
+        FORMULA,
+        good,
+        {"experts": 0},
+        ArgumentError,
+        r"experts must be a whole number of at least 1, got 0",
+    ),
+    "half an expert": (FORMULA, good, {"experts": 2.5}, ArgumentError, r"experts must be a whole number .* got 2\.5"),
+    "experts as text": (
+        FORMULA,
+        good,
+        {"experts": "two"},
+        ArgumentError,
+        r"experts must be a whole number .* got 'two'",
+    ),
+    "experts as truth": (
+        FORMULA,
+        good,
+        {"experts": True},
+        ArgumentError,
+        r"experts must be a whole number .* got True",
+    ),
+    "more experts than subjects": (
+        FORMULA,
+        good,
+        {"experts": 31},
+        ArgumentError,
+        r"experts=31 is more than the 30 subjects in the data; use at most one expert per subject",
+    ),
+    "no subject column": (
+        FORMULA,
+        lambda: good().drop(columns="id"),
+        {},
+        DesignError,
+        r"uses 'id', which is not a column of the data",
+    ),
+    "all rows dropped": (
+        FORMULA,
+        lambda: good().assign(x=np.nan),
+        {},
+        DesignError,
+        r"all 120 rows have a missing value \(x: 120\); nothing is left to analyse, so leave out the columns",
+    ),
+    "all subjects missing": (FORMULA, lambda: good().assign(id=None), {}, DesignError, r"all 120 rows .* \(id: 120\)"),
+    "empty frame": (FORMULA, lambda: good().iloc[:0], {}, DesignError, r"the data have no rows; pass at least one row"),
+    "no frame": (FORMULA, lambda: None, {}, DesignError, r"data must be a pandas or polars DataFrame .* got NoneType"),
+    "duplicated columns": (
+        FORMULA,
+        two_columns_of_one_name,
+        {},
+        DesignError,
+        r"the data have 2 columns named 'x'; rename or drop all but one",
+    ),
+    "response without variance": (
+        FORMULA,
+        lambda: good().assign(y=3.0),
+        {},
+        DesignError,
+        r"the response 'y' is 3 in all 120 rows; it must vary",
+    ),
+    "response without noise": (
+        FORMULA,
+        lambda: good().assign(y=lambda d: 2 + 3 * d["time"]),
+        {},
+        DesignError,
+        r"the expert columns reproduce the response exactly .*needs a response with noise",
+    ),
+    "more random effects than rows of any subject": (
+        "y ~ time | re: (1 + time + x | id)",
+        lambda: good().query("time < 2"),
+        {},
+        DesignError,
+        r"re: has 3 random effects per subject \(Intercept, time, x\), but no subject has more than 2 rows; remove",
+    ),
+    "collinear random effects": (
+        "y ~ time | re: (1 + x + x2 | id)",
+        lambda: good().assign(x2=lambda d: 2 * d["x"]),
+        {},
+        DesignError,
+        r"the random effect 'x2' of re: cannot be told from the others: .* remove it from re:",
+    ),
+    "dates as a covariate": (
+        "y ~ when | re: (1 | id)",
+        lambda: good().assign(when=pd.Timestamp("2020-01-01")),
+        {},
+        DesignError,
+        r"column 'when' in the expert part holds datetime.* convert it, for example dates to days since a start",
+    ),
+    "unknown section": ("y ~ time | gates: z", good, {}, FormulaError, r"(?s)gates.*gate.*\n.*\^"),
+    "empty section": ("y ~ time | gate: | re: (1 | id)", good, {}, FormulaError, r"(?s)gate.*empty.*\n.*\^"),
+    "random effects in the expert part": (
+        "y ~ time + (1 | id)",
+        good,
+        {},
+        FormulaError,
+        r"(?s)random effects stand in the expert part; move them to their own section, as in \| re: .*\n.*\^",
+    ),
+    "stray bar": ("y ~ time | | re: (1 | id)", good, {}, FormulaError, r"(?s)\n.*\^"),
+    "bar at the end": ("y ~ time | re: (1 | id) |", good, {}, FormulaError, r"(?s)\n.*\^"),
+    "no response": ("~ time | re: (1 | id)", good, {}, FormulaError, r"(?s)response.*\n.*\^"),
+    "section of another family": (
+        "y ~ time | vary: z",
+        good,
+        {},
+        FormulaError,
+        r"MEMoE has no section 'vary:'; leave it out, or use VCMoE, which has",
+    ),
+    "formula that is no text": (3, good, {}, FormulaError, r"formula must be text.*got (int|3)"),
+    "hidden variable": (
+        "y ~ time + secret | re: (1 | id)",
+        good,
+        {},
+        DesignError,
+        r"uses 'secret', which is not a column",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_it_is_refused_with_a_clear_message(name):
+    formula, make, options, error, message = REFUSED[name]
+    data, before = make(), make()
+    with pytest.raises(error, match=message):
+        mm.fit(formula, data, **options)
+    if before is not None:
+        pd.testing.assert_frame_equal(data, before)
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_the_message_says_what_to_do(name):
+    """What is wrong, with the value; what is allowed; what to do: one sentence is not enough."""
+    formula, make, options, error, _ = REFUSED[name]
+    with pytest.raises(error) as caught:
+        mm.fit(formula, make(), **options)
+    text = str(caught.value).split("\n")[0]
+    assert len(text) > 40
+    assert any(mark in text for mark in (";", ",", "."))
+    assert "Traceback" not in text
+
+
+def test_a_constant_covariate_is_left_out_with_a_warning():
+    data = good().assign(c=5.0)
+    before = data.copy()
+    with pytest.warns(CollinearityWarning, match=r"column 'c' of the expert part was left out: it is constant"):
+        fit = mm.fit("y ~ time + c | re: (1 | id)", data, experts=1)
+    assert not any(name.endswith(".c") for name in fit.params.index)
+    pd.testing.assert_frame_equal(data, before)
+
+
+def test_collinear_columns_are_left_out_with_a_warning_that_names_them():
+    data = good().assign(half=lambda d: d["x"] / 2)
+    with pytest.warns(CollinearityWarning, match=r"column 'half' of the expert part was left out: .*'x'"):
+        fit = mm.fit("y ~ x + half | re: (1 | id)", data, experts=1)
+    assert fit.params.to_numpy() == pytest.approx(
+        mm.fit("y ~ x | re: (1 | id)", data, experts=1).params.to_numpy(), rel=1e-6
+    )
+
+
+def test_a_constant_gate_covariate_is_left_out():
+    with pytest.warns(CollinearityWarning, match=r"column 'c' of gate: was left out: it is constant"):
+        fit = mm.fit("y ~ time | gate: c | re: (0 | id)", good().assign(c=1.0), rng=0, starts=4)
+    assert [name for name in fit.params.index if name.startswith("gate")] == ["gate2.Intercept"]
+
+
+def test_subjects_that_are_floats_with_missing_values():
+    data = good()
+    data["id"] = data["id"].str[1:].astype(float)
+    complete = mm.fit("y ~ time | re: (1 | id)", data[data["id"] != 3], rng=0, starts=4)
+    data.loc[data["id"] == 3, "id"] = np.nan
+    before = data.copy()
+    with pytest.warns(DroppedRowsWarning, match=r"4 of 120 rows were left out because of missing values \(id: 4\)"):
+        fit = mm.fit("y ~ time | re: (1 | id)", data, rng=0, starts=4)
+    assert fit.n_units == 29
+    assert fit.llf == pytest.approx(complete.llf, abs=1e-9)
+    pd.testing.assert_frame_equal(data, before)
+
+
+@pytest.fixture(scope="module")
+def fit():
+    return mm.fit("y ~ time + C(g) | gate: z | re: (1 | id)", good(), rng=0, starts=4)
+
+
+def test_a_subject_unseen_at_prediction_is_a_stranger(fit):
+    new = good().iloc[:3].assign(id="nobody")
+    known, stranger = fit.predict(good().iloc[:3], kind="subject"), fit.predict(new, kind="subject")
+    np.testing.assert_allclose(stranger["mean"], fit.predict(new, kind="marginal")["mean"], rtol=1e-10)
+    assert (known["mean_se"] < stranger["mean_se"]).all()
+
+
+def test_a_category_unseen_at_prediction_is_an_error(fit):
+    new = good().iloc[:6]
+    new.loc[4, "g"] = "c"
+    before = new.copy()
+    with pytest.raises(
+        DesignError, match=r"column 'g' is 'c' in row 4, a category that the fit has not seen; it has .*'a'"
+    ):
+        fit.predict(new)
+    pd.testing.assert_frame_equal(new, before)
+
+
+def test_other_bad_input_at_prediction(fit):
+    with pytest.raises(DesignError, match=r"uses 'time', which is not a column"):
+        fit.predict(good().drop(columns="time"))
+    with pytest.raises(DesignError, match="the new data have no rows; pass at least one row"):
+        fit.predict(good().iloc[:0])
+    with pytest.raises(
+        DesignError, match=r"column 'time' is 'late' in row 2, but held numbers when the model was fitted"
+    ):
+        fit.predict(changed("time", 2, "late"))
+    with pytest.raises(DesignError, match=r"column 'time' is inf in row 2"):
+        fit.predict(changed("time", 2, np.inf))
+    with pytest.raises(ArgumentError, match=r"kind must be one of 'all', .*'subject', got 'mean'"):
+        fit.predict(good(), kind="mean")
+    with pytest.raises(
+        ArgumentError, match=r"interval='prediction' is for kind='subject', got kind='all'; use that kind"
+    ):
+        fit.predict(good(), interval="prediction")
+    with pytest.raises(ArgumentError, match="history needs the column 'id' that names the subjects"):
+        fit.predict(good(), history=good().drop(columns="id"))
+    with pytest.raises(DesignError, match="uses 'y', which is not a column"):
+        fit.predict(good(), history=good().drop(columns="y"))
+    with pytest.raises(ArgumentError, match=r"alpha must .*got 5"):
+        fit.predict(good(), alpha=5)
+
+
+@pytest.mark.parametrize("make", [pd.DataFrame, dict, "polars"], ids=["pandas", "mapping", "polars"])
+@pytest.mark.parametrize("subject", ["text", "integer", "category"])
+def test_frames_and_ids_of_all_kinds_give_the_same_fit(make, subject):
+    data = good()
+    if subject == "integer":
+        data["id"] = 1000 - data["id"].str[1:].astype(int)
+    if subject == "category":
+        data["id"] = pd.Categorical(data["id"], categories=sorted(set(data["id"]))[::-1])
+    frame = pytest.importorskip("polars").from_pandas(data) if make == "polars" else make(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit = mm.fit(FORMULA, frame, rng=0, starts=6)
+    assert fit.llf == pytest.approx(mm.fit(FORMULA, good(), rng=0, starts=6).llf, abs=1e-8)
+    assert set(fit.responsibilities.index) == set(data["id"])
