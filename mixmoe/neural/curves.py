@@ -77,7 +77,7 @@ def outcome(frame: pd.DataFrame) -> str:
     """Column of a prediction that is drawn: the mean, or the probability of the last level."""
     if "mean" in frame:
         return "mean"
-    return [name for name in frame if name != "known" and not str(name).startswith(("lower_", "upper_"))][-1]
+    return [str(name) for name in frame if name != "known" and not str(name).startswith(("lower_", "upper_"))][-1]
 
 
 def population_curve(persons: Persons, rows: pd.DataFrame, variable: str) -> tuple[Curve, ...]:

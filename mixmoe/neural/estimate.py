@@ -17,6 +17,7 @@ variances included.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,13 +151,13 @@ class Watch:
 
     Attributes
     ----------
-    state : State or None
+    state : State, or its like of another estimator, or None
     best : float
     epoch : int
     train, validation, variance : list of float
     """
 
-    state: State | None
+    state: Any
     best: float
     epoch: int
     train: list[float]
@@ -280,8 +281,12 @@ def finish(
         loglik = marginal_loglik(problem, state)
     r = problem.n_effects
     loading = torch.eye(r, dtype=torch.float64) if state.loading is None else directions(state.loading)
+    theta, directed, z, s = (t.detach().cpu().numpy() for t in (state.theta, loading, state.z, state.s))
     return Trained(
-        *(t.detach().cpu().numpy() for t in (state.theta, loading, state.z, state.s)),
+        theta=theta,
+        loading=directed,
+        z=z,
+        s=s,
         sigma2=float(state.sigma2),
         loglik=loglik,
         trace=watch.trace(),

@@ -118,14 +118,13 @@ class NME:
         self.formula = checked_formula(formula)
         self.device, self.estimator = select_device(device), estimator
         self.family: Family = chosen_family(family, self.formula, data)
-        kind = "numeric" if self.family == "gaussian" else "categorical"
         self.design: Design = build_design(
             self.formula,
             data,
             context=context,
-            engine=formula_engine,
-            response=kind,
-            random_columns=False,  # type: ignore[arg-type]
+            engine=formula_engine,  # type: ignore[arg-type]
+            response="numeric" if self.family == "gaussian" else "categorical",
+            random_columns=False,
         )
         check_response(self.design, self.family)
         self.scaling: Scaling = build_scaling(self.design, self.family)
@@ -342,7 +341,7 @@ def gap_flag(gaps: int, formula: MoEFormula) -> Flag:
     order = None if formula.seq is None else formula.seq.order
     return Flag(
         "gaps",
-        f"{gaps} rows follow a gap in {order!r} and count as neighbours of the row before; separate such sequences with "
+        f"{gaps} rows follow a gap in {order!r} and count as neighbours of the row before; separate sequences with "
         f"seq: {order} / column",
     )
 

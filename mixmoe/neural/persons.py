@@ -66,7 +66,7 @@ class Persons:
 
     def effect_errors(self, covered: Uncertainty | None = None) -> pd.DataFrame:
         """Posterior standard deviations of the effects."""
-        C = self.uncertainty(covered).effects.cpu().numpy()
+        C = to_array(self.uncertainty(covered).effects)
         loading = self.directions
         variance = np.einsum("qr,nrs,qs->nq", loading, C, loading)
         return self.effects() * 0.0 + np.sqrt(np.maximum(variance, 0.0))
@@ -91,6 +91,11 @@ class Persons:
     def decode(self, data: Any) -> pd.Series:
         """The most probable state sequences (CRF)."""
         return state_frame(self, data, states=True)
+
+
+def to_array(value: Any) -> Array:
+    """A tensor as an array."""
+    return value.cpu().numpy()
 
 
 def parameter_names(problem: Problem) -> list[str]:
@@ -176,7 +181,7 @@ def labelled(
     """Predictions on the user's scale, in the user's order."""
     scaling, family = persons.scaling, persons.problem.family
     if family == "gaussian":
-        columns = {"mean": scaling.y_mean + scaling.y_sd * mean[:, 0]}
+        columns: dict[str, NDArray[Any]] = {"mean": scaling.y_mean + scaling.y_sd * mean[:, 0]}
         if variance is not None:
             whole = (variance[:, 0] + persons.trained.sigma2) * scaling.y_sd**2
             columns["lower"], columns["upper"] = normal_limits(columns["mean"], whole, alpha)

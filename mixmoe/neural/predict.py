@@ -254,7 +254,8 @@ def unknown_rows(problem: Problem, fit: Trained, blocks: Blocks, draws: Array, c
 
 def over_draws(problem: Problem, block: Block, state: State, fit: Trained, draws: Array) -> tuple[Tensor, Tensor]:
     """Mean and variance of the block's predictions over draws of the effects, each (B, T, d)."""
-    first = second = 0.0
+    first: Tensor = 0.0
+    second: Tensor = 0.0
     eta = torch.tensor(draws @ fit.loading.T, dtype=torch.float64, device=state.theta.device)
     for draw in eta:
         mine = draw.expand(len(block.persons), -1)

@@ -10,7 +10,7 @@ from mixmoe.neural.compare import Comparison
 from mixmoe.neural.exact import is_exact
 from mixmoe.neural.predict import to_state, whole_jacobian
 from mixmoe.neural.problem import Problem, Trained, block_outputs
-from mixmoe.output.tables import Table
+from mixmoe.output.tables import Cell, Table
 
 
 def architecture_table(model: Any, problem: Problem, fit: Trained) -> Table:
@@ -24,7 +24,7 @@ def architecture_table(model: Any, problem: Problem, fit: Trained) -> Table:
         if exact
         else {"laplace": "linearised Laplace", "sgd": "published rule"}[model.estimator]
     )
-    rows = [
+    rows: list[tuple[str, Cell]] = [
         ("Family", problem.family),
         (
             "Network",

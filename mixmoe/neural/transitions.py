@@ -59,7 +59,7 @@ class Transitions:
     scores : ndarray, shape (N, C, C)
         Centred scores of the persons: without what no sequence can tell.
     scores_se : ndarray, shape (N, C, C)
-        Their posterior standard deviations, population scores held.
+        Their standard deviations: of the posterior of the effects and of the population scores.
     states : tuple of str
     labels : ndarray of object, shape (N,)
     """
@@ -130,7 +130,7 @@ def build_transitions(persons: Persons, covered: Uncertainty, cov: Array) -> Tra
         base = state.theta[spec.start : spec.stop].view(C, C)
         tensors = view_tensors(problem.network, problem.personal, state.theta, None)
         average = forward(problem.network, tensors, torch.zeros(1, 1, problem.network.n_in, dtype=torch.float64))[0, 0]
-        draws = effect_draws(persons, covered, C)
+        draws = effect_draws(persons, covered, C) + population_draws(persons, covered, cov[: C * C, : C * C])
         point = base + effect_means(persons, C)
         own = limits(next_state(point, average), next_state(base + draws, average))
         whole = population_limits(base, average, cov[: C * C, : C * C])
@@ -164,6 +164,23 @@ def effect_draws(persons: Persons, covered: Uncertainty, C: int) -> Tensor:
     noise = torch.tensor(np.random.default_rng(0).standard_normal((N_DRAWS, *covered.effects.shape[:2])))
     moved = torch.einsum("nrs,dns->dnr", root, noise) @ loading.T
     return mean + moved.view(N_DRAWS, -1, C, C)
+
+
+def population_draws(persons: Persons, covered: Uncertainty, cov: Array) -> Tensor | float:
+    """What the uncertainty of the population scores adds to each person's scores, shape (n_draws, N, C, C).
+
+    A person's effects make up for a change of the population scores as far as her rows tell: what is left is ``C_i S^-1`` of it.
+    """
+    columns = persons.problem.personal.columns("transitions")
+    if columns is None or covered.effects is None or persons.problem.rank is not None or not np.isfinite(cov).all():
+        return 0.0
+    size = len(cov)
+    left = covered.effects[:, columns, columns] / torch.tensor(np.maximum(persons.trained.s[columns], 1e-12))
+    roots, vectors = np.linalg.eigh(cov)
+    noise = np.random.default_rng(1).standard_normal((N_DRAWS, size)) * np.sqrt(np.maximum(roots, 0.0))
+    moved = torch.einsum("nij,dj->dni", left, torch.tensor(noise @ vectors.T))
+    C = round(size**0.5)
+    return moved.view(N_DRAWS, -1, C, C)
 
 
 def population_limits(base: Tensor, average: Tensor, cov: Array) -> Array:
