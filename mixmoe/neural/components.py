@@ -13,8 +13,9 @@ from mixmoe.neural.exact import factor, is_exact, moments
 from mixmoe.neural.inputs import Scaling
 from mixmoe.neural.laplace import marginal_information, variance_information
 from mixmoe.neural.lastlayer import feature_columns, profile
-from mixmoe.neural.predict import effect_information, to_state
+from mixmoe.neural.predict import to_state
 from mixmoe.neural.problem import Problem, Trained
+from mixmoe.neural.steps import person_information
 
 Array = NDArray[np.float64]
 
@@ -241,7 +242,7 @@ def component_covariance(problem: Problem, fit: Trained) -> Array:
     """
     with torch.no_grad():
         state = to_state(problem, fit)
-        H = effect_information(problem, state)
+        H = person_information(problem, state)
         M = marginal_information(H, state.s)
         group = torch.as_tensor(problem.group)
         n_groups = int(group.max()) + 1
@@ -292,7 +293,7 @@ def population_transitions(problem: Problem, fit: Trained, errors: bool) -> tupl
         return values, np.full((C * C, C * C), np.nan)
     with torch.no_grad():
         state = to_state(problem, fit)
-        M = marginal_information(effect_information(problem, state), state.s).sum(0)
+        M = marginal_information(person_information(problem, state), state.s).sum(0)
     if state.loading is not None:
         return values, np.full((C * C, C * C), np.nan)
     eye = torch.eye(C * C, dtype=torch.float64).reshape(C * C, C, C)

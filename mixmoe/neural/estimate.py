@@ -233,7 +233,9 @@ def fit_penalised(
             published_update(problem, state, control.alpha, float(data.detach()))
         else:
             recentre(problem, state)
-        if estimator == "laplace" and problem.n_effects and (epoch + 1) % control.update_every == 0:
+        if epoch == calibration_epoch(problem, control, estimator):
+            calibrate(problem, state)
+        elif variances_move(problem, control, estimator, epoch):
             floor = control.alpha**control.update_every if epoch < annealed else 0.0
             change = laplace_update(problem, state, floor)
         elif not problem.n_effects:
@@ -248,6 +250,19 @@ def fit_penalised(
         watch.epoch = len(watch.train) - 1
     last = centred_effects(state) if estimator == "sgd" else state
     return finish(problem, estimator, watch.state or last, watch, change < max(control.tol, 0.02), flags)
+
+
+def calibration_epoch(problem: Problem, control: Control, estimator: Estimator) -> int:
+    """Epoch at which variances are calibrated and from which they are held; -1 for never (Gaussian, ``"sgd"``)."""
+    wanted = estimator == "laplace" and problem.family != "gaussian" and problem.n_effects
+    return max(int(0.7 * control.epochs), annealing_epochs(control)) if wanted else -1
+
+
+def variances_move(problem: Problem, control: Control, estimator: Estimator, epoch: int) -> bool:
+    """Whether a Laplace update is due after this epoch."""
+    held = calibration_epoch(problem, control, estimator)
+    due = estimator == "laplace" and bool(problem.n_effects) and (epoch + 1) % control.update_every == 0
+    return due and not 0 <= held < epoch
 
 
 def lost(epoch: int, what: str) -> Flag:

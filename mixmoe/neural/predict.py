@@ -14,7 +14,7 @@ from mixmoe.neural.families import curvature_root, mean_outputs
 from mixmoe.neural.laplace import posterior_covariance
 from mixmoe.neural.network import Personal, forward, jacobian, personal_tensors, view_tensors
 from mixmoe.neural.problem import Problem, Trained
-from mixmoe.neural.steps import State, crf_information, linearise, pieces, settle_effects
+from mixmoe.neural.steps import State, person_information, pieces, settle_effects
 
 Array = NDArray[np.float64]
 
@@ -65,19 +65,6 @@ def effects_from_rows(problem: Problem, fit: Trained, steps: int = 50, device: s
     state = to_state(problem, fit, np.zeros((problem.n_persons, fit.z.shape[1])), device)
     settle_effects(problem, state, steps)
     return from_state(fit, state.z)
-
-
-def effect_information(problem: Problem, state: State) -> Tensor:
-    """``A'A`` of every person from the rows of `problem`, shape (N, r, r)."""
-    if problem.family == "crf":
-        return crf_information(problem, state)
-    r = state.z.shape[1]
-    total = torch.zeros(state.z.shape[0], r, r, dtype=torch.float64, device=state.theta.device)
-    for whole in problem.train:
-        for block in pieces(problem, whole, problem.personal.q * problem.network.n_out):
-            A = linearise(problem, block, state)[0]
-            total.index_add_(0, block.persons, A.transpose(-1, -2) @ A)
-    return total
 
 
 def whole_jacobian(problem: Problem, block: Block, state: State) -> Tensor:
@@ -154,7 +141,7 @@ def uncertainty(
     """Posterior covariances of the effects, and the covariance of the population parameters if wanted."""
     with torch.no_grad():
         state = to_state(problem, fit, z, device)
-        C = posterior_covariance(effect_information(problem, state), state.s)
+        C = posterior_covariance(person_information(problem, state), state.s)
         too_many = problem.network.n_parameters > MAX_PARAMETERS
         if problem.family == "crf" or too_many or not population:
             return Uncertainty(C, None)

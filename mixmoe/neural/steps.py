@@ -205,18 +205,55 @@ def marginal_loglik(problem: Problem, state: State) -> float:
         return -fitted - 0.5 * float(person_shrinkage(problem, state).logdet) - constant
 
 
-def calibrate(problem: Problem, state: State) -> None:
-    """Scale all variances by the factor that maximises the Laplace marginal likelihood, effects settled anew.
+def person_information(problem: Problem, state: State) -> Tensor:
+    """``A'A`` of every person from the rows of `problem`, shape (N, r, r)."""
+    if problem.family == "crf":
+        return crf_information(problem, state)
+    r = state.z.shape[1]
+    total = torch.zeros(state.z.shape[0], r, r, dtype=torch.float64, device=state.theta.device)
+    for whole in problem.train:
+        for block in pieces(problem, whole, problem.personal.q * problem.network.n_out):
+            A = linearise(problem, block, state)[0]
+            total.index_add_(0, block.persons, A.transpose(-1, -2) @ A)
+    return total
+
+
+def importance_loglik(problem: Problem, state: State, noise: Tensor) -> float:
+    """Marginal log-likelihood by importance sampling around the posterior modes.
+
+    Parameters
+    ----------
+    noise : Tensor, shape (n_draws, N, r)
+        Standard normal draws; the same for every state that is compared.
+    """
+    C = posterior_covariance(person_information(problem, state), state.s)
+    jitter = 1e-10 * torch.eye(C.shape[-1], dtype=C.dtype, device=C.device) * state.s.mean()
+    root = torch.linalg.cholesky(C + jitter)
+    constant = root.diagonal(dim1=-2, dim2=-1).log().sum(-1) - 0.5 * state.s.clamp_min(1e-10).log().sum()
+    terms = []
+    for draw in noise:
+        trial = replace_effects(state, state.z + (root @ draw.unsqueeze(-1)).squeeze(-1))
+        terms.append(0.5 * draw.square().sum(-1) - person_objective(problem, trial))
+    return float((torch.logsumexp(torch.stack(terms), 0) - math.log(len(noise)) + constant).sum())
+
+
+def calibrate(problem: Problem, state: State, n_draws: int = 64) -> None:
+    """Scale all variances by the factor that maximises the marginal likelihood, effects settled anew.
 
     The fixed point of the variance updates holds the curvature of the loss still; with categorical responses the
-    curvature falls
-    as effects grow, and variances come out too small (on simulated CRFs .66 for .79, after this step .75).
+    curvature falls as effects grow, and variances come out too small: on simulated CRFs with standard deviations
+    of .79
+    it gives .66, the maximum of the Laplace approximation is at .75, that of importance sampling at .77.
     """
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(n_draws // 2, *state.z.shape, dtype=torch.float64, generator=generator).to(state.z.device)
+    noise = torch.cat([noise, -noise])
 
     def loss(log_factor: float) -> float:
         trial = replace(state, z=state.z.clone(), s=state.s * math.exp(log_factor))
         settle_effects(problem, trial, steps=4, tol=1e-3)
-        return -marginal_loglik(problem, trial)
+        with torch.no_grad():
+            return -importance_loglik(problem, trial, noise)
 
     found = minimize_scalar(loss, bounds=(-0.7, 1.1), method="bounded", options={"xatol": 0.03, "maxiter": 10})
     state.s.mul_(math.exp(float(found.x)))

@@ -169,7 +169,8 @@ def effect_draws(persons: Persons, covered: Uncertainty, C: int) -> Tensor:
 def population_draws(persons: Persons, covered: Uncertainty, cov: Array) -> Tensor | float:
     """What the uncertainty of the population scores adds to each person's scores, shape (n_draws, N, C, C).
 
-    A person's effects make up for a change of the population scores as far as her rows tell: what is left is ``C_i S^-1`` of it.
+    A person's effects make up for a change of the population scores as far as her rows tell: what is left is ``C_i
+    S^-1`` of it.
     """
     columns = persons.problem.personal.columns("transitions")
     if columns is None or covered.effects is None or persons.problem.rank is not None or not np.isfinite(cov).all():
