@@ -12,9 +12,10 @@ from mixmoe import results
 from mixmoe.errors import ArgumentError
 from mixmoe.formula import MoEFormula, parse_formula
 from mixmoe.mixed.model import MEMoE
+from mixmoe.neural.model import NME
 from mixmoe.varying.model import VCMoE
 
-_FAMILIES: Mapping[str, Any] = MappingProxyType({"MEMoE": MEMoE, "VCMoE": VCMoE})
+_FAMILIES: Mapping[str, Any] = MappingProxyType({"MEMoE": MEMoE, "VCMoE": VCMoE, "NME": NME})
 _OF_COVARIANCE: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"MEMoE": ("cluster", "correction", "n_boot", "n_jobs"), "VCMoE": ("correction",)}
 )
