@@ -150,7 +150,7 @@ def test_summary_in_all_formats(fit):
             "Fake with 2 experts",
             "Gate (log odds against expert 1)",
             BOUNDARY.message,
-            "sandwich over independent",
+            "sandwich over subjects",
         ):
             assert word in text.replace("\\", "")
     assert summary._repr_html_() == fit._repr_html_() == summary.as_html()
