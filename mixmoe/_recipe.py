@@ -29,6 +29,8 @@ WHERE: Mapping[str, str] = {
 }
 """How messages name the sections."""
 
+_LARGE = 30_000  # the fourth power of which fits into 64 bits
+
 ENGINES: Mapping[str, ModuleType] = {"formulaic": _formulaic, "patsy": _patsy}
 """What turns terms into columns."""
 
@@ -229,5 +231,12 @@ def _check_function(frame: FrameView, used: UsedName, recipe: Recipe, section: s
 def formula_frame(rows: Rows, recipe: Recipe) -> pd.DataFrame:
     """The columns that formulas use, as formulaic takes them."""
     used = dict.fromkeys(u.name for names in recipe.names.values() for u in names if not u.called)
-    columns = {name: rows.columns[name] for name in used if name in rows.columns}
+    columns = {name: _safe_for_powers(rows.columns[name]) for name in used if name in rows.columns}
     return pd.DataFrame(columns, index=pd.RangeIndex(rows.n), copy=False)
+
+
+def _safe_for_powers(values: pd.Series) -> pd.Series:
+    """Large whole numbers as floats: their cubes, as in I(t ** 3), would wrap around silently at 64 bits."""
+    if not (isinstance(values.dtype, np.dtype) and values.dtype.kind == "i") or not len(values):
+        return values
+    return values.astype(np.float64) if max(abs(int(values.min())), abs(int(values.max()))) > _LARGE else values

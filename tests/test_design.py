@@ -610,3 +610,10 @@ def test_bad_options(data):
     refused(re.escape("use it inside an expression such as I(c * x)"), "y ~ x + c", data, context={"c": 2.0})
     refused("a categorical response must be a column", "log(y) ~ x", data, response="categorical")
     refused("it needs two states", "g ~ x", data.assign(g="a"), response="categorical")
+
+
+def test_powers_of_large_whole_numbers_do_not_wrap_around():
+    seconds = np.array([1_600_000_000, 1_600_086_400, 1_600_172_800, 1_600_400_000])
+    data = {"y": [1.0, 2.0, 0.5, 3.0], "t": seconds, "id": [1, 1, 2, 2]}
+    design = build_design(parse_formula("y ~ 0 + I(t ** 3) | re: (1 | id)"), data)
+    assert design.expert[:, 0] == pytest.approx(seconds.astype(float) ** 3)

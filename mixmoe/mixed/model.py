@@ -1,7 +1,6 @@
 """MEMoE: formula, data and structure of a mixed-effects mixture of experts."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, get_args
 
 import numpy as np
@@ -97,9 +96,12 @@ class MEMoE:
         checked_choice(residual, "residual", get_args(Residual))
         self.design = build_design(self.formula, data, context=context, engine=formula_engine)  # type: ignore[arg-type]
         _check_identified(self.design, self.n_experts)
-        self.settings: Mapping[str, Any] = MappingProxyType(
-            {"experts": self.n_experts, "cov_re": cov_re, "residual": residual, "formula_engine": formula_engine}
-        )
+        self.settings: Mapping[str, Any] = {
+            "experts": self.n_experts,
+            "cov_re": cov_re,
+            "residual": residual,
+            "formula_engine": formula_engine,
+        }
         self.structure = build_structure(self.design, self.n_experts, cov_re, residual)
         self.layout: ParamLayout = build_layout(self.structure, self.design.names)
         self.coordinates: Coordinates = _coordinates(self.design, self.structure)
