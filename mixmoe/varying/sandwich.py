@@ -245,8 +245,8 @@ def level_covariance(inf: Influence, clusters: IntArray | None = None) -> LevelC
     Notes
     -----
     A variance is a sum of squares of independent contributions, ``v = sum_i c_i^2``; Satterthwaite's degrees of freedom
-    are ``2 v^2 / Var(v)``, and ``sum_i c_i^4`` stands in for ``Var(v)``. It is never smaller; normal contributions would
-    allow ``2/3`` of it, but those of a mixture are near zero whenever a row belongs to another expert.
+    are ``2 v^2 / Var(v)``, and ``sum_i c_i^4`` stands in for ``Var(v)``. It is never smaller; normal contributions
+    would allow ``2/3`` of it, but those of a mixture are near zero whenever a row belongs to another expert.
     """
     size = inf.levels.size
     chunks = [slice(start, min(start + CHUNK, inf.n)) for start in range(0, inf.n, CHUNK)]
