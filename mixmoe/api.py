@@ -3,6 +3,7 @@
 import inspect
 import os
 from collections.abc import Mapping
+from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
@@ -11,10 +12,10 @@ import pandas as pd
 from mixmoe import results
 from mixmoe.errors import ArgumentError
 from mixmoe.formula import MoEFormula, parse_formula
-from mixmoe.mixed.model import MEMoE
-from mixmoe.varying.model import VCMoE
 
-_FAMILIES: Mapping[str, Any] = MappingProxyType({"MEMoE": MEMoE, "VCMoE": VCMoE})
+_FAMILIES: Mapping[str, str] = MappingProxyType(
+    {"MEMoE": "mixmoe.mixed.model", "VCMoE": "mixmoe.varying.model", "NME": "mixmoe.neural.model"}
+)
 _OF_COVARIANCE: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"MEMoE": ("cluster", "correction", "n_boot", "n_jobs"), "VCMoE": ("correction",)}
 )
@@ -52,7 +53,7 @@ def fit(formula: str, data: Any, experts: int = 2, **options: Any) -> Any:
     -875.97
     """
     parsed = formula if isinstance(formula, MoEFormula) else parse_formula(formula)
-    family = _FAMILIES["VCMoE" if parsed.vary is not None else "MEMoE"]
+    family = _family("VCMoE" if parsed.vary is not None else "MEMoE")
     for_model = inspect.signature(family.__init__).parameters
     for_fit = inspect.signature(family.fit).parameters
     covariance = _OF_COVARIANCE[family.family_name]
@@ -62,6 +63,11 @@ def fit(formula: str, data: Any, experts: int = 2, **options: Any) -> Any:
             raise ArgumentError(f"fit has no option {name!r}; it has {', '.join(known)}")
     model = family(parsed, data, experts, **{k: v for k, v in options.items() if k in for_model})
     return model.fit(**{k: v for k, v in options.items() if k not in for_model})
+
+
+def _family(name: str) -> Any:
+    """The class of a family, imported when it is needed."""
+    return getattr(import_module(_FAMILIES[name]), name)
 
 
 def load(
@@ -86,4 +92,4 @@ def load(
     SavedFileError
         If the file is no saved fit, or its formula is not limited to the built-in transforms.
     """
-    return results.load(path, _FAMILIES, data, context)
+    return results.load(path, {name: _family(name) for name in _FAMILIES}, data, context)

@@ -1,5 +1,7 @@
 """Standard errors against brute force; boundaries, clusters, bootstrap, relabelling, tests."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +10,7 @@ from scipy.stats import chi2
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, BoundaryWarning, DegeneracyWarning
 from mixmoe.inference.tests import InvalidTest
+from mixmoe.mixed import bootstrap
 from mixmoe.mixed.bootstrap import _Resample
 from mixmoe.mixed.covariance import Basis, invert_information
 from tests import dense
@@ -253,6 +256,32 @@ def test_bootstrap_keeps_what_it_has_when_interrupted(small, monkeypatch):
     assert stopped.cov.note == "5 resamples of subjects, interrupted before 50 were done"
     assert "interrupted" in str(stopped.summary())
     assert np.isfinite(stopped.bse).all()
+
+
+def test_an_interrupt_inside_an_ascent_ends_the_bootstrap(small, monkeypatch):
+    """climb() returns what it has after Ctrl-C; that must not count as one resample that failed."""
+    real, calls = bootstrap.climb, []
+
+    def tired(*args):
+        calls.append(1)
+        return replace(real(*args), interrupted=len(calls) == 6)
+
+    monkeypatch.setattr(bootstrap, "climb", tired)
+    stopped = small.with_cov("bootstrap", n_boot=50, rng=1)
+    assert len(calls) == 6
+    assert stopped.cov.note == "5 resamples of subjects, interrupted before 50 were done"
+
+
+def test_an_interrupt_before_two_resamples_keeps_the_fit(small, monkeypatch):
+    def interrupted(self, rng):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Resample, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        small.with_cov("bootstrap", n_boot=50, rng=1)
+    kept = small.model.fit(start=small, cov_type="bootstrap", n_boot=50, rng=1)
+    assert kept.llf == pytest.approx(small.llf)
+    assert "interrupted" in kept.cov.note
 
 
 def test_bootstrap_that_fails_says_so(small, monkeypatch):

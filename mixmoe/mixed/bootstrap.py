@@ -54,6 +54,13 @@ def bootstrap_covariance(
     -------
     ParamCov
         After Ctrl-C from the resamples that were ready; its note counts them and those that failed.
+
+    Raises
+    ------
+    ArgumentError
+        If fewer than two resamples could be fitted.
+    KeyboardInterrupt
+        After Ctrl-C before two were ready.
     """
     n_boot = checked_count(n_boot, "n_boot", least=2)
     if n_jobs != -1:
@@ -61,6 +68,8 @@ def bootstrap_covariance(
     task = _Resample(problem, coordinates, theta)
     draws = replicate(task, n_boot, checked_rng(rng), n_jobs, "bootstrap", progress)
     kept = np.array([draw for draw in draws.values if np.isfinite(draw).all()])
+    if len(kept) < 2 and draws.interrupted:
+        raise KeyboardInterrupt
     if len(kept) < 2:
         raise ArgumentError(f"only {len(kept)} of {n_boot} bootstrap resamples could be fitted; use another cov_type")
     note = f"{len(kept)} resamples of subjects"
@@ -85,6 +94,8 @@ class _Resample:
         sample = self.problem.take(np.sort(rng.integers(N, size=N)))
         start = off_boundary(sample, self.theta)[None]
         end = climb(guarded(sample, _SIGMA_FLOOR), start, inverse_outer_product(sample, start), N, _CONTROL)
+        if end.interrupted:
+            raise KeyboardInterrupt  # climb() keeps it to itself; it ends the whole bootstrap, not one resample
         if not end.converged[0]:
             return np.full(self.theta.size, np.nan)
         return self._natural(self._matched(end.theta[0]))

@@ -50,17 +50,31 @@ def find_boundary(problem: Problem, coordinates: Coordinates, theta: Array) -> B
     factor = params.factor.copy()
     columns = s.factor_entries[1]
     singular = []
+    if s.cov_re == "proportional" and s.n_random:
+        factor[0], dead[free.scale[1:]] = _proportional(factor[0])
     for k in range(s.n_experts if s.n_random else 0):
-        T = _canonical(factor[0, k])
-        null = np.diag(T) == 0
-        factor[0, k] = T
-        dead[free.factor[k][null[columns]]] = True
-        if free.scale[k] >= 0 and null.all():
-            dead[free.factor[k]], dead[free.scale[k]] = False, True
+        if s.cov_re != "proportional":
+            factor[0, k] = _canonical(factor[0, k])
+        null = np.diag(factor[0, k]) == 0
+        if s.cov_re != "proportional" or not null.all():
+            dead[free.factor[k][null[columns]]] = True
         singular.append(bool(null.any()))
     clean = contract(s, Params(params.gamma, params.beta, factor, params.sigma))[0]
     natural = to_natural(s, coordinates.to_user(expand(s, free, clean[None])))[0]
     return Boundary(clean, dead, _blank(s, natural, coordinates, singular))
+
+
+def _proportional(factor: Array) -> tuple[Array, NDArray[np.bool_]]:
+    """Multiples of one canonical factor, (K, q, q), and which of experts 2..K have none, (K - 1,).
+
+    The largest multiple decides on null directions: that of expert 1, which the others are multiples of, may be tiny.
+    """
+    size = np.linalg.norm(factor, axis=(1, 2))
+    top = int(size.argmax())
+    none = size <= _ZERO_SD
+    none[[0, top]] = False
+    scaled = np.where(none, 0.0, size) / max(size[top], np.finfo(float).tiny)
+    return _canonical(factor[top]) * scaled[:, None, None], none[1:]
 
 
 def _canonical(T: Array) -> Array:

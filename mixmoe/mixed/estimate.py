@@ -34,6 +34,8 @@ _PART_MARGIN = 20.0  # or this far if that was found on some of the subjects
 _ROUGH = Control(max_iter=80, tol=1e-4, min_gain=1e-5)
 _SIGMA_BARRIER = 1e-4  # fractions of the one-expert residual standard deviation
 _SIGMA_COLLAPSED = 1e-3
+_SIGMA_OF_FEW = 0.1  # the same for an expert with at most this many subjects more than coefficients:
+_FEW = 2
 _SMALL_EFFECT = 0.05  # in working coordinates, where the pooled residual standard deviation is one
 
 
@@ -92,6 +94,18 @@ def permute_params(params: Params, order: Sequence[int]) -> Params:
     full = np.concatenate([reference, params.gamma], axis=1)
     gamma = full[:, index[1:]] - full[:, index[:1]] if params.gamma.size else params.gamma
     return Params(gamma, params.beta[:, index], params.factor[:, index], params.sigma[:, index])
+
+
+def largest_first(problem: Problem, theta: Array) -> Array:
+    """The free vector, shape (P,), with the expert of the largest random effects as the reference of proportional ones.
+
+    As multiples of a tiny covariance the others would look stationary long before they are.
+    """
+    if problem.structure.cov_re != "proportional":
+        return theta
+    factor = expand(problem.structure, problem.free, theta[None]).factor[0]
+    top = int(np.linalg.norm(factor, axis=(1, 2)).argmax())
+    return permute(problem, theta, [top, *(k for k in range(len(factor)) if k != top)])
 
 
 def off_boundary(problem: Problem, theta: Array) -> Array:
@@ -234,9 +248,16 @@ def join(a: Climb, b: Climb) -> Climb:
 
 
 def collapsed(problem: Problem, sigma_one: float, theta: Array) -> NDArray[np.bool_]:
-    """Which of the points, shape (S, P), have a residual deviation far below that of the one-expert model."""
-    sigma = expand(problem.structure, problem.free, theta).sigma.min(axis=1)
-    return sigma < _SIGMA_COLLAPSED * sigma_one
+    """Which of the points, shape (S, P), are spurious maxima: an expert that fits a few subjects nearly exactly.
+
+    The residual deviation of an expert is compared with that of the one-expert model, its expected number of subjects
+    with that of its coefficients (McLachlan & Peel 2000, section 3.10).
+    """
+    params = expand(problem.structure, problem.free, theta)
+    sigma = params.sigma / sigma_one
+    subjects = np.exp(gate_log_probabilities(problem.W, params.gamma)).sum(axis=2)
+    few = subjects <= (~problem.structure.common).sum() + _FEW
+    return ((sigma < _SIGMA_COLLAPSED) | (few & (sigma < _SIGMA_OF_FEW))).any(axis=1)
 
 
 def _ranked(problem: Problem, sigma_one: float, found: Climb) -> Array:
@@ -250,7 +271,8 @@ def finish(problem: Problem, sigma_one: float, rough: Climb, margin: float, cont
     candidates = _candidates(rough_rank, margin)
     limit = replace(control, tol=_SHARP * control.tol, min_gain=_STANDSTILL)
     limit = replace(limit, max_iter=0) if rough.interrupted else limit
-    found = _climb_from(problem, sigma_one, rough.theta[candidates], limit)
+    start = np.array([largest_first(problem, theta) for theta in rough.theta[candidates]])
+    found = _climb_from(problem, sigma_one, start, limit)
     rank = _ranked(problem, sigma_one, found)
     best = int(np.argmax(rank >= rank.max() - _SAME))  # of equals the one that was best before
     interrupted = rough.interrupted or found.interrupted
@@ -258,20 +280,20 @@ def finish(problem: Problem, sigma_one: float, rough: Climb, margin: float, cont
     if not (interrupted or found.converged[best]):
         theta = newton_polish(problem, theta)
     e = evaluate(problem, theta[None])
-    start = candidates[best]
+    origin = candidates[best]
     return Search(
         theta=theta,
         loglik=float(e.loglik[0]),
         score=e.score[0],
-        trace=np.asarray(rough.traces[start] + found.traces[best][1:]),
-        n_iter=int(rough.n_iter[start] + found.n_iter[best]),
-        n_evaluations=int(rough.n_evaluations[start] + found.n_evaluations[best]),
+        trace=np.asarray(rough.traces[origin] + found.traces[best][1:]),
+        n_iter=int(rough.n_iter[origin] + found.n_iter[best]),
+        n_evaluations=int(rough.n_evaluations[origin] + found.n_evaluations[best]),
         converged=not interrupted and is_stationary(e.score[0], problem, control),
         interrupted=interrupted,
         degenerate=not np.isfinite(rank[best]),
         n_starts=rough.loglik.size,
         logliks=np.sort(found.loglik)[::-1],
-        n_replicated=int((rough_rank >= rough.loglik[start] - _SAME).sum()),
+        n_replicated=int((rough_rank >= rough.loglik[origin] - _SAME).sum()),
         n_degenerate=int((~np.isfinite(rough_rank)).sum()),
     )
 

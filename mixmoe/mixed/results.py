@@ -220,7 +220,7 @@ class MEMoEResults(MoEResults):
         K = self.model.n_experts
         if not np.iterable(order) or sorted(order) != list(range(1, K + 1)):
             raise ArgumentError(f"order must be a permutation of 1..{K}, got {order!r}")
-        index, s = [k - 1 for k in order], self.model.structure
+        index, s = [int(k) - 1 for k in order], self.model.structure
         params = permute_natural(s, self.em.params, index)
         fit = replace(self.em, params=params, responsibilities=self.em.responsibilities[:, index])
         matrix = delta_cov(permute_jacobian(s, self.em.params, index), self.cov.matrix)

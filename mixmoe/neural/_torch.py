@@ -1,0 +1,59 @@
+"""torch, loaded on first use: importing mixmoe must neither need it nor pay for it."""
+
+from importlib import import_module
+from types import ModuleType
+from typing import Any, TypeAlias
+
+from mixmoe.errors import ArgumentError, MissingExtraError
+
+Tensor: TypeAlias = Any
+
+
+def load_torch() -> ModuleType:
+    """The torch module.
+
+    Raises
+    ------
+    MissingExtraError
+        If torch is not installed.
+    """
+    try:
+        return import_module("torch")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("mm.NME", "torch", "neural") from error
+
+
+class LazyTorch:
+    """Stand-in for the torch module; the first attribute asked for imports it."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(load_torch(), name)
+
+
+torch: Any = LazyTorch()
+
+
+def select_device(device: str) -> str:
+    """A device that torch can use here.
+
+    Parameters
+    ----------
+    device : str
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"`` for a GPU if there is one.
+
+    Raises
+    ------
+    ArgumentError
+        If torch does not know the device or cannot reach it.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(
+            f"device {device!r} is not available to torch ({error}); use 'cpu', 'auto' or one that torch lists"
+        ) from error
+    return device

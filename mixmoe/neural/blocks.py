@@ -1,0 +1,178 @@
+"""Rows of persons as padded blocks, so that all persons of a block go through one batched product."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe.neural._torch import Tensor, torch
+
+Array = NDArray[np.float64]
+Index = NDArray[np.intp]
+
+PADDING = 1.25  # a block ends where its longest member would be this much longer than the next
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some persons (or sequences) with their rows, padded to the longest.
+
+    Attributes
+    ----------
+    persons : Tensor of int, shape (B,)
+        Person that each member belongs to: a row of the effects.
+    x : Tensor, shape (B, T, p)
+    y : Tensor, shape (B, T)
+        Response, or codes of the response as integers; zero where padded.
+    mask : Tensor, shape (B, T)
+        One where there is a row, zero where padded.
+    rows : ndarray, shape (B, T)
+        Place of each cell in the row arrays; zero where padded.
+    """
+
+    persons: Tensor
+    x: Tensor
+    y: Tensor
+    mask: Tensor
+    rows: Index
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """All members in blocks of similar length.
+
+    Attributes
+    ----------
+    blocks : tuple of Block
+    n_rows : int
+    """
+
+    blocks: tuple[Block, ...]
+    n_rows: int
+
+    def __iter__(self) -> Iterator[Block]:
+        return iter(self.blocks)
+
+
+def split_lengths(lengths: Index, max_cells: int) -> list[int]:
+    """Cuts of a decreasing run of lengths into blocks with little padding and at most `max_cells` cells.
+
+    Parameters
+    ----------
+    lengths : ndarray, shape (M,)
+        In decreasing order.
+    max_cells : int
+        Largest number of rows, padding included, in one block.
+
+    Returns
+    -------
+    list of int
+        First member of each block, and M at the end.
+    """
+    cuts, begin = [0], 0
+    for place in range(1, len(lengths)):
+        longest = max(int(lengths[begin]), 1)
+        wasteful = longest > PADDING * max(int(lengths[place]), 1) and (place - begin) * longest >= 2048
+        if wasteful or (place - begin + 1) * longest > max_cells:
+            cuts.append(place)
+            begin = place
+    return [*cuts, len(lengths)] if len(lengths) else [0]
+
+
+def cell_rows(starts: Index, lengths: Index) -> tuple[Index, NDArray[np.bool_]]:
+    """Row number of every cell of a padded block, and where there is a row.
+
+    Parameters
+    ----------
+    starts, lengths : ndarray, shape (B,)
+
+    Returns
+    -------
+    rows : ndarray, shape (B, T)
+    present : ndarray of bool, shape (B, T)
+    """
+    step = np.arange(max(int(lengths.max()), 1))
+    present = step[None, :] < lengths[:, None]
+    return np.where(present, starts[:, None] + step[None, :], 0), present
+
+
+def build_blocks(
+    x: Array,
+    y: NDArray,
+    codes: Index,
+    n_members: int,
+    *,
+    persons: Index | None = None,
+    device: str = "cpu",
+    max_cells: int = 1_000_000,
+) -> Blocks:
+    """Padded blocks from rows sorted by member.
+
+    Parameters
+    ----------
+    x : ndarray, shape (n, p)
+    y : ndarray, shape (n,)
+        Floats, or integer codes of a category.
+    codes : ndarray of int, shape (n,)
+        Member of each row, non-decreasing.
+    n_members : int
+        Members in all; those without a row are left out.
+    persons : ndarray of int, shape (n_members,), optional
+        Person of each member, where members are sequences; default: the members are the persons.
+    device : str
+    max_cells : int
+        Largest number of cells in one block: bounds the memory of one step.
+    """
+    lengths = np.bincount(codes, minlength=n_members).astype(np.intp)
+    starts = np.concatenate(([0], np.cumsum(lengths)[:-1])).astype(np.intp)
+    order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
+    owner = np.arange(n_members) if persons is None else persons
+    cuts = split_lengths(lengths[order], max_cells)
+    blocks = tuple(
+        pad_block(x, y, owner[order[a:b]], starts[order[a:b]], lengths[order[a:b]], device) for a, b in pairwise(cuts)
+    )
+    return Blocks(blocks, len(codes))
+
+
+def pad_block(x: Array, y: NDArray, persons: Index, starts: Index, lengths: Index, device: str) -> Block:
+    """One padded block of members whose rows begin at `starts`.
+
+    Parameters
+    ----------
+    x : ndarray, shape (n, p)
+    y : ndarray, shape (n,)
+    persons, starts, lengths : ndarray, shape (B,)
+    device : str
+    """
+    rows, present = cell_rows(starts, lengths)
+    return Block(
+        torch.as_tensor(persons, device=device),
+        torch.as_tensor(np.where(present[:, :, None], x[rows], 0.0), device=device),
+        torch.as_tensor(np.where(present, y[rows], 0).astype(y.dtype), device=device),
+        torch.as_tensor(present.astype(float), device=device),
+        rows,
+    )
+
+
+def to_rows(blocks: Blocks, values: list[Tensor]) -> Array:
+    """Values of padded cells, put back in the order of the rows.
+
+    Parameters
+    ----------
+    blocks : Blocks
+    values : list of Tensor, shape (B, T, ...)
+        One per block.
+
+    Returns
+    -------
+    ndarray, shape (n, ...)
+    """
+    if not values:
+        return np.empty(0)
+    out = np.empty((blocks.n_rows, *values[0].shape[2:]))
+    for block, value in zip(blocks, values, strict=True):
+        present = block.mask.cpu().numpy() > 0
+        out[block.rows[present]] = value.detach().cpu().numpy()[present]
+    return out

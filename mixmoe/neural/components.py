@@ -1,0 +1,302 @@
+"""Variance components and coefficients of a fitted network as a named parameter vector with a covariance."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe.layout import Parameter, ParamLayout
+from mixmoe.neural._torch import Tensor, torch
+from mixmoe.neural.crf import centred
+from mixmoe.neural.exact import factor, is_exact, moments
+from mixmoe.neural.inputs import Scaling
+from mixmoe.neural.laplace import marginal_information, variance_information
+from mixmoe.neural.lastlayer import feature_columns, profile
+from mixmoe.neural.predict import to_state
+from mixmoe.neural.problem import Problem, Trained
+from mixmoe.neural.steps import person_information
+
+Array = NDArray[np.float64]
+
+NEGLIGIBLE = 1e-6  # a variance on standardised data that counts as zero
+
+
+@dataclass(frozen=True, slots=True)
+class Estimates:
+    """Values and covariance of the parameters of a layout.
+
+    Attributes
+    ----------
+    values : ndarray, shape (P,)
+    covariance : ndarray, shape (P, P)
+        NaN where there is no valid standard error.
+    """
+
+    values: Array
+    covariance: Array
+
+
+def is_linear(problem: Problem) -> bool:
+    """Whether the model is a linear mixed model, reported on the user's scale."""
+    return is_exact(problem) and not problem.network.hidden
+
+
+def linear_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Coefficients of a linear network: the intercept first, as a network always has one."""
+    return ("Intercept", *(name for name in names if name != "Intercept"))
+
+
+def build_layout(problem: Problem, names: tuple[str, ...], group: str, levels: tuple[str, ...]) -> ParamLayout:
+    """Names of the reported parameters.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Columns of the expert design.
+    group : str
+        Column of the persons.
+    levels : tuple of str
+        States of a CRF.
+    """
+    parameters = []
+    if is_linear(problem):
+        parameters += [Parameter(f"expert1.{n}", "expert", n, 1) for n in linear_names(names)]
+        parameters += linear_random(problem, linear_names(names), group)
+    else:
+        parameters += [
+            Parameter(f"transition({a},{b})", "other", f"transition({a},{b})") for a in levels for b in levels
+        ]
+        parameters += [
+            Parameter(f"sd1({spec.name}|{group})", "random", f"sd({spec.name})", 1, tested=False)
+            for spec in problem.personal.tensors
+        ]
+    if problem.family == "gaussian":
+        parameters.append(Parameter("sigma1", "residual", "sigma1", 1, tested=False))
+    return ParamLayout(tuple(parameters))
+
+
+def random_names(problem: Problem, names: tuple[str, ...]) -> list[str]:
+    """Coefficients of a linear network that vary between persons, on the user's scale."""
+    mine = {spec.name.split(".")[-1] for spec in problem.personal.tensors}
+    slopes = list(names[1:]) if "weight" in mine else []
+    return [names[0], *slopes]
+
+
+def linear_random(problem: Problem, names: tuple[str, ...], group: str) -> list[Parameter]:
+    """Standard deviations and correlations of a linear network's person effects."""
+    mine = random_names(problem, names)
+    sds = [Parameter(f"sd1({n}|{group})", "random", f"sd({n})", 1, tested=False) for n in mine]
+    if problem.cov in ("diagonal", "tensor"):
+        return sds
+    pairs = [(a, b) for i, a in enumerate(mine) for b in mine[i + 1 :]]
+    return sds + [Parameter(f"corr1({a},{b}|{group})", "random", f"corr({a},{b})", 1) for a, b in pairs]
+
+
+def user_map(scaling: Scaling) -> Array:
+    """Matrix from (weights, bias), standardised, to (Intercept, slopes) on the user's scale, shape (p + 1, p + 1)."""
+    p = len(scaling.mean)
+    T = np.zeros((p + 1, p + 1))
+    T[0, :p], T[0, p] = -scaling.mean / scaling.sd, 1.0
+    T[1:, :p] = np.diag(1.0 / scaling.sd)
+    return T * scaling.y_sd
+
+
+def estimates(problem: Problem, fit: Trained, scaling: Scaling, *, errors: bool = True) -> Estimates:
+    """Reported parameters and their covariance, in the order of `build_layout`.
+
+    Notes
+    -----
+    Last layer, Gaussian: inverse observed information of the profiled marginal likelihood given the hidden layers.
+    Others:
+    inverse expected information of the variances in the linearised model, hidden layers held.
+    """
+    if is_exact(problem):
+        return exact_estimates(problem, fit, scaling, errors)
+    return laplace_estimates(problem, fit, scaling, errors)
+
+
+def entries_of(problem: Problem, fit: Trained) -> Tensor:
+    """Free entries of the factor L of an exact fit, and the log of sigma behind them."""
+    sigma = np.sqrt(fit.sigma2)
+    L = torch.tensor(fit.loading * np.sqrt(fit.s) / sigma)
+    if problem.cov in ("diagonal", "tensor"):
+        free = torch.diagonal(L)[torch.tensor(np.unique(problem.group, return_index=True)[1])]
+    else:
+        rows, columns = torch.tril_indices(L.shape[0], L.shape[1])
+        free = L[rows, columns]
+    return torch.cat([free, torch.tensor([np.log(sigma)], dtype=torch.float64)])
+
+
+def exact_estimates(problem: Problem, fit: Trained, scaling: Scaling, errors: bool) -> Estimates:
+    """Parameters of a last-layer mixed model."""
+    theta = torch.tensor(fit.theta)
+    free = entries_of(problem, fit)
+    m = moments(problem, theta, problem.train)
+    report = linear_report(problem, scaling) if is_linear(problem) else tensor_report(problem, scaling)
+    values = report(free).numpy()
+    p, T = (len(fit.theta), user_map(scaling)) if is_linear(problem) else (0, np.zeros((0, 0)))
+    covariance = np.full((p + len(values), p + len(values)), np.nan)
+    beta = T @ fit.theta + np.eye(p)[0] * scaling.y_mean if p else np.empty(0)
+    if errors:
+        covariance[:] = 0.0
+        if p:
+            inner = profile(m, factor(problem, free[:-1]), free[-1])
+            covariance[:p, :p] = T @ np.linalg.inv(inner.information.numpy()) @ T.T * fit.sigma2
+        covariance[p:, p:] = variance_covariance(problem, m, free, report)
+    return Estimates(np.concatenate([beta, values]), covariance)
+
+
+def variance_covariance(problem: Problem, m: object, free: Tensor, report: Callable[[Tensor], Tensor]) -> Array:
+    """Covariance of reported variance parameters by the delta method; NaN on the boundary."""
+
+    def deviance(entries: Tensor) -> Tensor:
+        return 0.5 * profile(m, factor(problem, entries[:-1]), entries[-1]).deviance  # type: ignore[arg-type]
+
+    hessian = torch.func.jacrev(torch.func.jacrev(deviance))(free)
+    jacobian = torch.func.jacrev(report)(free)
+    roots = torch.linalg.eigvalsh(hessian)
+    if not bool(torch.isfinite(jacobian).all()) or float(roots.min()) < 1e-8 * float(roots.max()):
+        return np.full((len(jacobian), len(jacobian)), np.nan)
+    return (jacobian @ torch.linalg.solve(hessian, jacobian.T)).numpy()  # (R, R)
+
+
+def linear_report(problem: Problem, scaling: Scaling) -> Callable[[Tensor], Tensor]:
+    """Function from free entries to standard deviations, correlations and sigma on the user's scale."""
+    columns = feature_columns(problem.personal.tensors, problem.network.width)
+    T = torch.tensor(user_map(scaling)[:, columns])
+    keep = [0] if problem.network.width not in columns or len(columns) == 1 else list(range(len(T)))
+    keep = list(range(len(T))) if any(c < problem.network.width for c in columns) else keep
+
+    def report(free: Tensor) -> Tensor:
+        L = T[keep] @ factor(problem, free[:-1]) * free[-1].exp()
+        covariance = L @ L.T
+        sd = covariance.diagonal().sqrt()
+        sigma = free[-1:].exp() * scaling.y_sd
+        if problem.cov in ("diagonal", "tensor"):
+            return torch.cat([sd, sigma])
+        rows, cols = torch.triu_indices(len(keep), len(keep), 1)
+        return torch.cat([sd, covariance[rows, cols] / (sd[rows] * sd[cols]), sigma])
+
+    return report
+
+
+def tensor_report(problem: Problem, scaling: Scaling) -> Callable[[Tensor], Tensor]:
+    """Function from free entries to the root-mean-square standard deviation of each tensor, and sigma."""
+    member = membership(problem)
+
+    def report(free: Tensor) -> Tensor:
+        L = factor(problem, free[:-1]) * free[-1].exp()
+        return torch.cat([(member @ L.square().sum(-1)).sqrt(), free[-1:].exp() * scaling.y_sd])
+
+    return report
+
+
+def membership(problem: Problem) -> Tensor:
+    """Weights that average over the columns of each personal tensor, shape (n_tensors, q)."""
+    group = problem.personal.group
+    one_hot = (group[None, :] == np.arange(len(problem.personal.tensors))[:, None]).astype(float)
+    return torch.tensor(one_hot / np.maximum(one_hot.sum(1, keepdims=True), 1.0))
+
+
+def laplace_estimates(problem: Problem, fit: Trained, scaling: Scaling, errors: bool) -> Estimates:
+    """Parameters of a fit by the linearised model."""
+    weights = membership(problem).numpy() @ (fit.loading**2)  # (n_tensors, r)
+    sd = np.sqrt(weights @ fit.s)
+    parts, covariances = [sd], []
+    sigma = [] if problem.family != "gaussian" else [np.sqrt(fit.sigma2) * scaling.y_sd]
+    transitions, moved = population_transitions(problem, fit, errors)
+    size = len(sd) + len(sigma)
+    block = np.full((size, size), np.nan)
+    if errors and problem.n_effects:
+        found = component_covariance(problem, fit)
+        slopes = np.zeros((size, len(found)))
+        slopes[: len(sd), : len(fit.s)] = weights / (2.0 * np.maximum(sd, 1e-12))[:, None]
+        if sigma:
+            slopes[-1, -1] = scaling.y_sd / (2.0 * np.sqrt(fit.sigma2))
+        block = slopes @ found @ slopes.T
+    elif errors and sigma:
+        block[-1, -1] = (sigma[0] ** 2) / (2.0 * problem.train.n_rows)
+    lost = boundary(sd, np.diag(block)[: len(sd)])
+    block[lost], block[:, lost] = np.nan, np.nan
+    covariances = [moved, block]
+    total = len(transitions) + size
+    covariance = np.zeros((total, total))
+    covariance[: len(transitions), : len(transitions)] = covariances[0]
+    covariance[len(transitions) :, len(transitions) :] = covariances[1]
+    return Estimates(np.concatenate([transitions, *parts, np.array(sigma)]), covariance)
+
+
+def boundary(sd: Array, variance: Array) -> NDArray[np.intp]:
+    """Standard deviations that cannot be told from zero: negligible, or smaller than their standard error."""
+    return np.flatnonzero((sd**2 < NEGLIGIBLE) | ~(variance < sd**2))
+
+
+def component_covariance(problem: Problem, fit: Trained) -> Array:
+    """Covariance of the variances s, and of the residual variance behind them (Gaussian).
+
+    Returns
+    -------
+    ndarray, shape (r, r) or (r + 1, r + 1)
+        Zero for variances that are negligible.
+    """
+    with torch.no_grad():
+        state = to_state(problem, fit)
+        H = person_information(problem, state)
+        M = marginal_information(H, state.s)
+        group = torch.as_tensor(problem.group)
+        n_groups = int(group.max()) + 1
+        info = np.zeros((n_groups + 1, n_groups + 1))
+        info[:-1, :-1] = variance_information(M, group).numpy()
+        if problem.family == "gaussian":
+            residual_information(problem, state.s, H, M, fit.sigma2, info, group)
+    live = np.zeros(n_groups + 1, dtype=bool)
+    live[:-1] = [fit.s[problem.group == g].mean() > NEGLIGIBLE for g in range(n_groups)]
+    live[-1] = problem.family == "gaussian"
+    small = np.zeros_like(info)
+    small[np.ix_(live, live)] = np.linalg.pinv(info[np.ix_(live, live)], rcond=1e-12, hermitian=True)
+    spread = np.zeros((len(fit.s) + 1, n_groups + 1))
+    spread[np.arange(len(fit.s)), problem.group], spread[-1, -1] = 1.0, 1.0
+    scale = np.ones(len(fit.s) + 1)
+    scale[:-1] = 1.0 / np.maximum(np.linalg.norm(fit.loading, axis=0) ** 2, 1e-300) if fit.loading.size else 1.0
+    whole = (spread @ small @ spread.T) * scale[:, None] * scale
+    return whole if problem.family == "gaussian" else whole[:-1, :-1]
+
+
+def residual_information(
+    problem: Problem, s: Tensor, H: Tensor, M: Tensor, sigma2: float, info: Array, group: Tensor
+) -> None:
+    """Fill in the row and column of the residual variance: ``1/2 tr(V^-1 V^-1 dV_k)`` and ``1/2 tr(V^-2)``."""
+    rest = torch.eye(len(s), dtype=s.dtype) - M * s
+    both = (rest @ H @ rest.transpose(-1, -2)).diagonal(dim1=-2, dim2=-1).sum(0) / sigma2
+    cross = torch.zeros(len(info) - 1, dtype=s.dtype).index_add_(0, group, 0.5 * both)
+    shrunk = M * s
+    trace = (
+        problem.train.n_rows
+        - 2.0 * shrunk.diagonal(dim1=-2, dim2=-1).sum()
+        + (shrunk @ shrunk).diagonal(dim1=-2, dim2=-1).sum()
+    )
+    info[:-1, -1] = info[-1, :-1] = cross.numpy()
+    info[-1, -1] = 0.5 * float(trace) / sigma2**2
+
+
+def population_transitions(problem: Problem, fit: Trained, errors: bool) -> tuple[Array, Array]:
+    """Centred population transition scores (C*C,) and their covariance, the emission network held."""
+    spec = problem.network.tensors[-1]
+    if problem.family != "crf":
+        return np.empty(0), np.empty((0, 0))
+    C = spec.shape[0]
+    scores = torch.tensor(fit.theta[spec.start : spec.stop].reshape(C, C))
+    values = centred(scores).reshape(-1).numpy()
+    columns = problem.personal.columns("transitions")
+    if not errors or columns is None:
+        return values, np.full((C * C, C * C), np.nan)
+    with torch.no_grad():
+        state = to_state(problem, fit)
+        M = marginal_information(person_information(problem, state), state.s).sum(0)
+    if state.loading is not None:
+        return values, np.full((C * C, C * C), np.nan)
+    eye = torch.eye(C * C, dtype=torch.float64).reshape(C * C, C, C)
+    project = centred(eye).reshape(C * C, C * C).numpy()
+    inner = M[columns, columns].numpy()
+    return values, project @ np.linalg.pinv(project @ inner @ project, rcond=1e-10, hermitian=True) @ project

@@ -1,0 +1,167 @@
+"""Linear-chain conditional random field on padded batches: likelihood, marginals, decoding.
+
+The score of a state sequence is the sum of its emission scores and of its transition scores; transitions may
+differ between
+the sequences of a batch. All functions loop over the steps of the longest sequence and over nothing else.
+
+References
+----------
+Lafferty, McCallum & Pereira (2001), ICML; Rabiner (1989), Proceedings of the IEEE 77, 257-286.
+"""
+
+from mixmoe.neural._torch import Tensor, torch
+
+
+def per_sequence(transitions: Tensor, n_sequences: int) -> Tensor:
+    """Transition scores per sequence (B, C, C) from shared (C, C) or personal (B, C, C) ones."""
+    return transitions if transitions.dim() == 3 else transitions.expand(n_sequences, *transitions.shape)
+
+
+def sequence_score(emissions: Tensor, transitions: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+    """Unnormalised log-score of the given states.
+
+    Parameters
+    ----------
+    emissions : Tensor, shape (B, T, C)
+    transitions : Tensor, shape (C, C) or (B, C, C)
+        From (row) to (column).
+    states : Tensor of int, shape (B, T)
+    mask : Tensor, shape (B, T)
+        One on rows that exist; these come first.
+
+    Returns
+    -------
+    Tensor, shape (B,)
+    """
+    B, _, C = emissions.shape
+    emitted = (torch.gather(emissions, 2, states.unsqueeze(-1)).squeeze(-1) * mask).sum(-1)
+    table = per_sequence(transitions, B).reshape(B, C * C)
+    moved = torch.gather(table, 1, states[:, :-1] * C + states[:, 1:])
+    return emitted + (moved * mask[:, 1:]).sum(-1)
+
+
+def forward_scores(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
+    """Log of the forward variables at the last row of each sequence, shape (B, C).
+
+    Parameters
+    ----------
+    emissions, transitions, mask
+        As in `sequence_score`.
+    """
+    table = per_sequence(transitions, emissions.shape[0])
+    present = mask > 0
+    alpha = emissions[:, 0]
+    for t in range(1, emissions.shape[1]):
+        moved = torch.logsumexp(alpha.unsqueeze(-1) + table, dim=1) + emissions[:, t]
+        alpha = torch.where(present[:, t : t + 1], moved, alpha)
+    return alpha
+
+
+def log_partition(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
+    """Log of the sum over all state sequences, shape (B,)."""
+    return torch.logsumexp(forward_scores(emissions, transitions, mask), dim=-1)
+
+
+def sequence_loss(emissions: Tensor, transitions: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+    """Negative log-probability of the given states, shape (B,)."""
+    return log_partition(emissions, transitions, mask) - sequence_score(emissions, transitions, states, mask)
+
+
+def marginals(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
+    """Probability of every state at every row given the whole sequence of inputs.
+
+    Returns
+    -------
+    Tensor, shape (B, T, C)
+        Zero where padded.
+
+    Notes
+    -----
+    The derivative of the log-partition function in an emission score is the marginal: forward-backward by
+    back-propagation.
+    """
+    with torch.enable_grad():
+        scores = emissions.detach().requires_grad_(True)
+        total = log_partition(scores, transitions.detach(), mask).sum()
+        return torch.autograd.grad(total, scores)[0] * mask.unsqueeze(-1)
+
+
+def expected_moves(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
+    """Expected number of moves between every two states, shape (B, C, C)."""
+    with torch.enable_grad():
+        table = per_sequence(transitions, emissions.shape[0]).detach().clone().requires_grad_(True)
+        total = log_partition(emissions.detach(), table, mask).sum() + 0.0 * table.sum()  # one row: no move
+        return torch.autograd.grad(total, table)[0]
+
+
+def decode(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
+    """Most probable state sequence (Viterbi), shape (B, T); zero where padded."""
+    table = per_sequence(transitions, emissions.shape[0])
+    present = mask > 0
+    best, back = emissions[:, 0], []
+    for t in range(1, emissions.shape[1]):
+        top = (best.unsqueeze(-1) + table).max(dim=1)
+        stay = torch.arange(best.shape[1], device=best.device).expand_as(top.indices)
+        back.append(torch.where(present[:, t : t + 1], top.indices, stay))
+        best = torch.where(present[:, t : t + 1], top.values + emissions[:, t], best)
+    states = [best.argmax(dim=-1)]
+    for pointer in reversed(back):
+        states.append(pointer.gather(1, states[-1].unsqueeze(-1)).squeeze(-1))
+    return torch.stack(states[::-1], dim=1) * present
+
+
+def effect_information(emissions: Tensor, transitions: Tensor, slopes: Tensor, mask: Tensor, moves: bool) -> Tensor:
+    """Second derivatives of the loss of each sequence in the effects, emissions linearised in them.
+
+    Parameters
+    ----------
+    emissions, transitions, mask
+        As in `sequence_score`.
+    slopes : Tensor, shape (B, T, C, l)
+        Derivatives of the emissions in the effects on layers; l may be 0.
+    moves : bool
+        Whether the transition scores have effects; these come behind the others.
+
+    Returns
+    -------
+    Tensor, shape (B, l + C*C, l + C*C) or (B, l, l)
+        A covariance of statistics given the inputs; it does not depend on the states that were seen.
+    """
+    B, _, C = emissions.shape
+    n_layers = slopes.shape[-1]
+
+    def partition(shift: Tensor, scores: Tensor, slope: Tensor, table: Tensor, present: Tensor) -> Tensor:
+        moved = scores + slope @ shift[:n_layers]
+        changed = table + shift[n_layers:].view(C, C) if moves else table
+        return log_partition(moved.unsqueeze(0), changed.unsqueeze(0), present.unsqueeze(0))[0]
+
+    table = per_sequence(transitions, B)
+    zero = torch.zeros(n_layers + (C * C if moves else 0), dtype=emissions.dtype, device=emissions.device)
+    hessian = torch.func.jacrev(torch.func.jacrev(partition))  # forward mode would load torch's script compiler
+    return torch.func.vmap(hessian, in_dims=(None, 0, 0, 0, 0))(zero, emissions, slopes, table, mask)
+
+
+def next_state(transitions: Tensor, emissions: Tensor) -> Tensor:
+    """Probabilities of the next state given the present one, the row before the next one being the last seen.
+
+    Parameters
+    ----------
+    transitions : Tensor, shape (..., C, C)
+    emissions : Tensor, shape (C,) or broadcastable to (..., 1, C)
+        Scores of the next row.
+    """
+    return torch.softmax(transitions + emissions, dim=-1)
+
+
+def centred(transitions: Tensor) -> Tensor:
+    """Transition scores without what no sequence can tell: a constant, and differences ``u_a - u_b``.
+
+    Notes
+    -----
+    Adding a constant changes every path of one length alike, and ``u_a - u_b`` telescopes to the two ends of a
+    sequence.
+    """
+    C = transitions.shape[-1]
+    centred_scores = transitions - transitions.mean(dim=(-2, -1), keepdim=True)
+    u = (centred_scores.sum(-1) - centred_scores.sum(-2)) / (2.0 * C)
+    return centred_scores - (u.unsqueeze(-1) - u.unsqueeze(-2))

@@ -1,0 +1,440 @@
+"""NME: formula, data and architecture of a network with person-specific parameters."""
+
+import inspect
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mixmoe._frame import view
+from mixmoe.arguments import checked_choice, checked_rng
+from mixmoe.design import Design, build_design
+from mixmoe.em import EMFit, Flag, Starts
+from mixmoe.errors import ArgumentError, ConvergenceWarning, DesignError, FormulaError, MixmoeWarning
+from mixmoe.formula import MoEFormula, parse_formula
+from mixmoe.inference.covariance import ParamCov
+from mixmoe.layout import ParamLayout
+from mixmoe.neural._torch import load_torch, select_device
+from mixmoe.neural.compare import Comparison, compare, fit_network
+from mixmoe.neural.components import Estimates, build_layout, estimates
+from mixmoe.neural.exact import is_exact
+from mixmoe.neural.families import Family
+from mixmoe.neural.inputs import Scaling, blocks_of, build_scaling, gap_rows, held_out_rows, sequence_codes
+from mixmoe.neural.network import Network, Personal, build_network, select_personal, wrap_module
+from mixmoe.neural.problem import Control, Estimator, Problem, Trained
+from mixmoe.neural.results import NMEResults
+
+Array = NDArray[np.float64]
+
+COVS = ("diagonal", "tensor", "full")
+
+
+class NME:
+    """A network in which chosen parameters differ between persons.
+
+    ``theta_i = theta + eta_i`` on the tensors named in ``re:``, ``eta_i ~ N(0, Sigma)``, and the response of row j
+    of person
+    i is distributed around the output of the network with her parameters; for sequences of states the network
+    gives the
+    emission scores of a linear-chain conditional random field (CRF), whose transition scores may be personal.
+
+    Parameters
+    ----------
+    formula : str
+        ``"y ~ x1 + x2 | re: (last | id)"``. Left of the bar in ``re:``, joined by ``+``: ``first``, ``last``,
+        ``all``,
+        ``bias``, ``layer[k]``, single tensors such as ``layer1.bias``, ``transitions``, or 0 for a generic network.
+        ``seq: day`` orders rows within a person, ``seq: day / session`` separates sequences. The network always has
+        biases, so the intercept of the formula is implied. Inputs are standardised inside the fit.
+    data : DataFrame (pandas or polars) or mapping of columns
+    hidden : tuple of int
+        Widths of the hidden layers; ``()`` for a linear model.
+    activation : str
+        ``tanh``, ``relu``, ``elu``, ``gelu``, ``silu``, ``softplus`` or ``sigmoid``.
+    network : torch.nn.Module, optional
+        A network of your own from standardised inputs ``(rows, p)`` to outputs ``(rows, d)``; then ``re:`` names its
+        parameters (``fc1.weight``, ``fc1``, patterns with ``*`` in backticks) or ``all``.
+    family : {"auto", "gaussian", "binary", "multiclass", "crf"}
+        ``"auto"``: numbers are Gaussian (only 0 and 1: binary); text, categories and booleans binary or
+        multi-class, with
+        ``seq:`` a CRF.
+    estimator : {"laplace", "sgd"}
+        Linearised Laplace (exact for effects on the last layer with a Gaussian response), or the published rule.
+    cov : {"diagonal", "tensor", "full"} or int, optional
+        Covariance of the effects: a variance per parameter, per tensor, full (last layer only), or of that rank.
+        Default:
+        full where it can be, else diagonal.
+    device : str
+        ``"cpu"``, ``"cuda"``, ``"auto"`` ...
+    context : mapping, optional
+        Functions and constants the formula may use.
+    formula_engine : {"formulaic", "patsy"}
+
+    Raises
+    ------
+    MissingExtraError
+        If torch is not installed.
+    FormulaError, DesignError, ArgumentError
+
+    Notes
+    -----
+    Maximum likelihood, one grouping factor. Time order within a person, for held-out rows, is that of ``seq:``,
+    else that of
+    the rows in the data.
+
+    References
+    ----------
+    Woertwein, Allen, Sheeber, Auerbach, Cohn & Morency (2023), ICMI, arXiv:2306.08149. Lindstrom & Bates (1990),
+    Biometrics 46, 673-687. Lafferty, McCallum & Pereira (2001), ICML.
+    """
+
+    family_name = "NME"
+    n_experts = 1
+
+    def __init__(
+        self,
+        formula: str | MoEFormula,
+        data: Any,
+        *,
+        hidden: Sequence[int] = (10,),
+        activation: str = "tanh",
+        network: Any = None,
+        family: str = "auto",
+        estimator: Estimator = "laplace",
+        cov: str | int | None = None,
+        device: str = "cpu",
+        context: Mapping[str, Any] | None = None,
+        formula_engine: str = "formulaic",
+    ) -> None:
+        load_torch()
+        checked_choice(estimator, "estimator", get_args(Estimator))
+        checked_choice(family, "family", ("auto", *get_args(Family)))
+        self.formula = checked_formula(formula)
+        self.device, self.estimator = select_device(device), estimator
+        self.family: Family = chosen_family(family, self.formula, data)
+        self.design: Design = build_design(
+            self.formula,
+            data,
+            context=context,
+            engine=formula_engine,  # type: ignore[arg-type]
+            response="numeric" if self.family == "gaussian" else "categorical",
+            random_columns=False,
+        )
+        check_response(self.design, self.family)
+        self.scaling: Scaling = build_scaling(self.design, self.family)
+        self.network: Network = architecture(self.design, self.family, self.scaling, tuple(hidden), activation, network)
+        self.personal: Personal = select_personal(self.network, layer_names(self.formula), self.formula.text)
+        self.cov = self._checked_cov(cov)
+        self.problem: Problem = self._problem(0.0)
+        levels = tuple(str(v) for v in self.design.response_levels or ()) if self.family == "crf" else ()
+        self.layout: ParamLayout = build_layout(
+            self.problem, self.design.names.expert, self.design.names.group or "row", levels
+        )
+        self.settings: Mapping[str, Any] = MappingProxyType(
+            {
+                "hidden": list(hidden),
+                "activation": activation,
+                "family": self.family,
+                "estimator": estimator,
+                "cov": self.cov,
+                "formula_engine": formula_engine,
+            }
+        )
+
+    def __repr__(self) -> str:
+        return f"<NME {self.formula.text!r}, {self.design.n_units} persons, {self.personal.q} personal parameters each>"
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The columns of the data in use, complete rows, sorted by person."""
+        return self.design.frame
+
+    def fit(
+        self,
+        *,
+        epochs: int | None = None,
+        lr: float = 0.01,
+        alpha: float = 0.97,
+        penalty: float = 1.0,
+        weight_decay: float = 0.0,
+        validation: float | None = None,
+        patience: int | None = None,
+        baselines: bool = True,
+        holdout: float = 0.2,
+        rng: Any = None,
+        progress: bool = False,
+    ) -> NMEResults:
+        """Estimates of population parameters, person effects and variances.
+
+        Parameters
+        ----------
+        epochs : int, optional
+            Full-batch steps at most; 1500, CRF 400, ``"sgd"`` 5000.
+        lr : float
+            Learning rate; constant, then decaying to zero (``"laplace"``), or constant (``"sgd"``).
+        alpha : float
+            Factor of the annealing of variances.
+        penalty : float
+            Weight of the penalty on the effects, for ``"sgd"`` (lambda of the paper).
+        weight_decay : float
+            Ridge penalty on the network's parameters.
+        validation : float, optional
+            Share of each person's last rows on which the best epoch is chosen; these rows are not used otherwise,
+            but for the
+            person effects once the best epoch is known. Default: 0, for ``"sgd"`` 0.2.
+        patience : int, optional
+            Stop after so many epochs without improvement; 400 for ``"sgd"``.
+        baselines : bool
+            Whether to compare with the generic network, one network per person and network + LME on held-out rows,
+            which
+            takes about four more fits.
+        holdout : float
+            Share of each person's last rows held out for that comparison.
+        rng : int, numpy.random.Generator or None
+        progress : bool
+
+        Returns
+        -------
+        NMEResults
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the variances still moved, or the loss was lost; also in ``results.flags``.
+        """
+        seed = int(checked_rng(rng).integers(2**32))
+        control, share = self._control(epochs, lr, alpha, penalty, weight_decay, patience, progress, validation)
+        problem = self._problem(share)
+        trained = fit_network(problem, control, self.estimator, np.random.default_rng(seed), self.device)
+        comparison = self._compare(control, holdout, seed) if baselines else None
+        flags = (*trained.flags, *self._flags(trained))
+        for flag in flags:
+            kind = ConvergenceWarning if flag.code in ("not_converged", "not_finite") else MixmoeWarning
+            warnings.warn(flag.message, kind, stacklevel=2)
+        trained = replace(trained, flags=flags)
+        return self.results(problem, trained, comparison)
+
+    def results(self, problem: Problem, trained: Trained, comparison: Comparison | None) -> NMEResults:
+        """Results from estimates.
+
+        Parameters
+        ----------
+        problem : Problem
+            With the rows that `trained` was fitted to.
+        trained : Trained
+        comparison : Comparison or None
+        """
+        found: Estimates = estimates(problem, trained, self.scaling, errors=self.estimator == "laplace")
+        shift = self.design.n * np.log(self.scaling.y_sd)
+        record = EMFit(
+            params=found.values,
+            loglik=trained.loglik - shift,
+            trace=trained.trace.train,
+            n_iter=len(trained.trace.train),
+            n_evaluations=len(trained.trace.train),
+            converged=trained.converged,
+            responsibilities=np.ones((self.design.n_units, 1)),
+            starts=Starts(1, np.array([trained.loglik - shift]), 1),
+            flags=trained.flags,
+        )
+        note = "hidden layers held" if self.estimator == "laplace" else "the sgd rule has none"
+        return NMEResults(self, record, ParamCov(found.covariance, "nonrobust", note), problem, trained, comparison)
+
+    def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
+        """Refused: the covariance of a network's estimates comes with its fit."""
+        raise ArgumentError(f"NME has standard errors of kind 'nonrobust' only, got {kind!r}; use fit.cov")
+
+    @classmethod
+    def from_saved(cls, saved: Any, context: Mapping[str, Any] | None) -> NMEResults:
+        """Results of a saved fit."""
+        return NMEResults.from_saved(cls, saved, context)
+
+    def _checked_cov(self, cov: str | int | None) -> str | int:
+        exact = is_exact(self._problem(0.0, cov="full")) and self.estimator == "laplace"
+        if cov is None:
+            return "full" if exact else "diagonal"
+        if cov in COVS and (cov != "full" or exact):
+            return cov
+        if isinstance(cov, int) and not isinstance(cov, bool) and 1 <= cov <= self.personal.q:
+            return cov
+        raise ArgumentError(
+            f"cov must be 'diagonal', 'tensor', a rank from 1 to {self.personal.q}, or 'full' with effects on the last "
+            f"layer, a Gaussian response and estimator='laplace'; got {cov!r}"
+        )
+
+    def _problem(self, share: float, cov: str | int | None = None) -> Problem:
+        """Rows in blocks, the last `share` of each person's (or sequence's) set aside."""
+        design = self.design
+        held = held_out_rows(sequence_codes(design, self.family), share)
+        train, kept = (
+            blocks_of(design, self.family, self.scaling, rows, np.arange(design.n_units), self.device)
+            for rows in (~held, held)
+        )
+        covariance = cov if cov is not None else getattr(self, "cov", "diagonal")
+        return Problem(self.family, self.network, self.personal, train, kept, design.n_units, covariance, share)
+
+    def _control(
+        self,
+        epochs: int | None,
+        lr: float,
+        alpha: float,
+        penalty: float,
+        weight_decay: float,
+        patience: int | None,
+        progress: bool,
+        validation: float | None,
+    ) -> tuple[Control, float]:
+        """Settings of the iterations and the share of validation rows, defaults put in."""
+        published = self.estimator == "sgd"
+        share = (0.2 if published else 0.0) if validation is None else validation
+        if not 0.0 <= share < 1.0:
+            raise ArgumentError(f"validation must be at least 0 and below 1, got {validation!r}")
+        default = 5000 if published else 400 if self.family == "crf" else 1500
+        waiting = 400 if published and patience is None else patience
+        control = Control(
+            epochs=default if epochs is None else epochs,
+            lr=lr,
+            alpha=alpha,
+            penalty=penalty,
+            weight_decay=weight_decay,
+            patience=waiting,
+            progress=progress,
+        )
+        return control, share
+
+    def _compare(self, control: Control, holdout: float, seed: int) -> Comparison | None:
+        """Held-out errors, if there are rows to hold out."""
+        if not 0.0 < holdout < 1.0:
+            raise ArgumentError(f"holdout must lie between 0 and 1, got {holdout!r}")
+        problem = self._problem(holdout)
+        if not problem.validation.n_rows or not self.personal.q:
+            return None
+        return compare(problem, control, self.estimator, seed, self.scaling.y_sd**2)
+
+    def _flags(self, trained: Trained) -> list[Flag]:
+        """What a reader must know beyond the optimiser's own flags."""
+        flags = []
+        if not trained.converged and self.estimator == "laplace":
+            flags.append(
+                Flag(
+                    "not_converged",
+                    f"the variances still moved after {len(trained.trace.train)} epochs; give more epochs",
+                )
+            )
+        single = int((self.design.counts == 1).sum())
+        if single and self.personal.q:
+            flags.append(Flag("one_row", f"{single} of {self.design.n_units} persons have one row; they tell little"))
+        gaps = gap_rows(self.design) if self.family == "crf" else 0
+        if gaps:
+            flags.append(gap_flag(gaps, self.formula))
+        return flags
+
+
+def gap_flag(gaps: int, formula: MoEFormula) -> Flag:
+    """What a reader must know about sequences with gaps."""
+    order = None if formula.seq is None else formula.seq.order
+    return Flag(
+        "gaps",
+        f"{gaps} rows follow a gap in {order!r} and count as neighbours of the row before; separate sequences with "
+        f"seq: {order} / column",
+    )
+
+
+def nme(formula: str | MoEFormula, data: Any, *, rng: Any = None, **options: Any) -> NMEResults:
+    """A fitted `NME`; options of the class and of its `fit` together.
+
+    Parameters
+    ----------
+    formula : str
+    data : DataFrame or mapping
+    rng : int, numpy.random.Generator or None
+    **options
+        ``hidden=``, ``activation=``, ``network=``, ``family=``, ``estimator=``, ``cov=``, ``device=``, ``context=``,
+        ``formula_engine=``, and those of `NME.fit`.
+
+    Returns
+    -------
+    NMEResults
+    """
+    of_model = set(inspect.signature(NME.__init__).parameters) - {"self", "formula", "data"}
+    of_fit = set(inspect.signature(NME.fit).parameters) - {"self", "rng"}
+    unknown = sorted(set(options) - of_model - of_fit)
+    if unknown:
+        raise ArgumentError(f"nme has no option {unknown[0]!r}; it has {', '.join(sorted(of_model | of_fit))}")
+    model = NME(formula, data, **{k: v for k, v in options.items() if k in of_model})
+    return model.fit(rng=rng, **{k: v for k, v in options.items() if k in of_fit})
+
+
+def checked_formula(formula: Any) -> MoEFormula:
+    """A parsed formula that this family can fit.
+
+    Raises
+    ------
+    FormulaError
+        If it has sections of other families.
+    """
+    parsed = formula if isinstance(formula, MoEFormula) else parse_formula(formula)
+    if parsed.vary is not None:
+        raise FormulaError("NME has no section 'vary:'; leave it out, or use VCMoE, which has", parsed.text)
+    if len(parsed.gate) != 1 or parsed.gate[0].text != "1":
+        raise FormulaError("NME has no section 'gate:'; leave it out, or use MEMoE, which has", parsed.text)
+    for part in parsed.expert:
+        if part.kind != "free":
+            raise FormulaError(f"NME has no {part.kind}(...); write the terms without it", parsed.text)
+    return parsed
+
+
+def layer_names(formula: MoEFormula) -> list[str]:
+    """Names left of the bar in ``re:``; none for a generic network."""
+    if formula.random is None or formula.random.design.strip() == "0":
+        return []
+    words = [word.strip().strip("`") for word in re.split(r"\+(?![^\[]*\])", formula.random.design)]
+    return [word for word in words if word]
+
+
+def chosen_family(family: str, formula: MoEFormula, data: Any) -> Family:
+    """The family asked for, or the one that the response suggests."""
+    if family != "auto":
+        return family  # type: ignore[return-value]
+    frame = view(data)
+    if formula.random is not None and "transitions" in formula.random.design:
+        return "crf"
+    if formula.response not in frame:
+        return "gaussian"
+    values = frame.column(formula.response).dropna()
+    if pd.api.types.is_bool_dtype(values.dtype) or not pd.api.types.is_numeric_dtype(values.dtype):
+        if formula.seq is not None:
+            return "crf"
+        return "binary" if values.nunique() == 2 else "multiclass"
+    return "binary" if values.isin([0, 1]).all() and values.nunique() == 2 else "gaussian"
+
+
+def check_response(design: Design, family: Family) -> None:
+    """Refuse responses that the family cannot have."""
+    levels = design.response_levels or ()
+    if family == "binary" and len(levels) != 2:
+        raise DesignError(f"the response {design.names.response!r} has {len(levels)} levels; family='binary' needs 2")
+    if family == "crf" and design.sequence is None:
+        raise FormulaError("a CRF needs the order of the rows within a person; add | seq: column", design.formula.text)
+
+
+def architecture(
+    design: Design, family: Family, scaling: Scaling, hidden: tuple[int, ...], activation: str, module: Any
+) -> Network:
+    """The network that a design and a family ask for."""
+    n_in, levels = len(scaling.columns), len(design.response_levels or ())
+    n_out = {"gaussian": 1, "binary": 1, "multiclass": levels - 1, "crf": levels}[family]
+    if not n_in and (hidden or module is not None):
+        raise ArgumentError(
+            f"a network with hidden={hidden} needs inputs, but the formula has none; add terms, or use hidden=()"
+        )
+    n_states = levels if family == "crf" else 0
+    if module is not None:
+        return wrap_module(module.double(), n_in, n_out, n_states)
+    return build_network(n_in, n_out, hidden, activation, n_states)

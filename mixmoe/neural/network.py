@@ -1,0 +1,413 @@
+"""Feed-forward networks as flat parameter vectors, any tensor of which may differ between persons."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe.errors import ArgumentError, FormulaError
+from mixmoe.neural._torch import Tensor, torch
+
+Index = NDArray[np.intp]
+
+ACTIVATIONS = ("tanh", "relu", "elu", "gelu", "silu", "softplus", "sigmoid")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One parameter tensor within the flat vector.
+
+    Attributes
+    ----------
+    name : str
+        ``layer1.weight``, ``layer1.bias``, ..., ``transitions``, or the name in the user's module.
+    shape : tuple of int
+    start : int
+        Its first entry in the flat vector.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def stop(self) -> int:
+        """One past its last entry in the flat vector."""
+        return self.start + math.prod(self.shape)
+
+
+def lay_out(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[TensorSpec, ...]:
+    """Tensors one after the other in a flat vector."""
+    specs, start = [], 0
+    for name, shape in shapes:
+        specs.append(TensorSpec(name, shape, start))
+        start = specs[-1].stop
+    return tuple(specs)
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A feed-forward network with `hidden` layers of one activation.
+
+    Attributes
+    ----------
+    n_in, n_out : int
+    hidden : tuple of int
+        Widths; empty for a linear model.
+    activation : str
+    tensors : tuple of TensorSpec
+        The network's tensors, and after them those of a CRF, if any.
+    module : torch.nn.Module or None
+        A user's own network; then `hidden` and `activation` say nothing.
+    """
+
+    n_in: int
+    n_out: int
+    hidden: tuple[int, ...]
+    activation: str
+    tensors: tuple[TensorSpec, ...]
+    module: Any = None
+
+    @property
+    def n_parameters(self) -> int:
+        """Length of the flat vector."""
+        return self.tensors[-1].stop
+
+    @property
+    def depth(self) -> int:
+        """Layers with weights, the last one included."""
+        return len(self.hidden) + 1
+
+    @property
+    def width(self) -> int:
+        """Inputs of the last layer."""
+        return self.hidden[-1] if self.hidden else self.n_in
+
+
+def build_network(n_in: int, n_out: int, hidden: Sequence[int], activation: str = "tanh", n_states: int = 0) -> Network:
+    """A network of the given widths; with `n_states`, a transition matrix is added to its parameters.
+
+    Raises
+    ------
+    ArgumentError
+        For widths that are not positive whole numbers, or an unknown activation.
+    """
+    if activation not in ACTIVATIONS:
+        raise ArgumentError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    if any(not isinstance(width, int | np.integer) or width < 1 for width in hidden):
+        raise ArgumentError(f"hidden must hold positive whole numbers, one per hidden layer, got {tuple(hidden)!r}")
+    widths = [n_in, *hidden, n_out]
+    shapes: list[tuple[str, tuple[int, ...]]] = []
+    for k in range(len(widths) - 1):
+        shapes.append((f"layer{k + 1}.weight", (widths[k], widths[k + 1])))
+        shapes.append((f"layer{k + 1}.bias", (widths[k + 1],)))
+    if n_states:
+        shapes.append(("transitions", (n_states, n_states)))
+    return Network(n_in, n_out, tuple(hidden), activation, lay_out(shapes))
+
+
+def wrap_module(module: Any, n_in: int, n_out: int, n_states: int = 0) -> Network:
+    """A user's own ``torch.nn.Module`` as a network.
+
+    The module must map rows ``(rows, n_in)`` to outputs ``(rows, n_out)`` or ``(rows,)``, each row by itself.
+
+    Raises
+    ------
+    ArgumentError
+        If it is no module, has no parameters, or returns another shape.
+    """
+    if not isinstance(module, torch.nn.Module):
+        raise ArgumentError(f"network must be a torch.nn.Module, got {type(module).__name__}")
+    shapes = [(name, tuple(value.shape)) for name, value in module.named_parameters()]
+    if not shapes:
+        raise ArgumentError(f"network {type(module).__name__} has no parameters; give a module with trainable tensors")
+    parameter = next(module.parameters())
+    shape = tuple(module(torch.zeros(3, n_in, dtype=parameter.dtype, device=parameter.device)).shape)
+    if shape != (3, n_out) and not (n_out == 1 and shape == (3,)):
+        raise ArgumentError(f"network must map (rows, {n_in}) to (rows, {n_out}); for 3 rows it returned shape {shape}")
+    if n_states:
+        shapes.append(("transitions", (n_states, n_states)))
+    return Network(n_in, n_out, (), "", lay_out(shapes), module)
+
+
+def initial_parameters(network: Network, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Random start: uniform on +-1/sqrt(inputs) as torch.nn.Linear has it; a user's module keeps its own.
+
+    Returns
+    -------
+    ndarray, shape (P,)
+    """
+    theta = np.zeros(network.n_parameters)
+    if network.module is not None:
+        own = torch.cat([p.detach().reshape(-1).cpu().double() for p in network.module.parameters()]).numpy()
+        theta[: len(own)] = own
+        return theta
+    widths = [network.n_in, *network.hidden]
+    for spec in network.tensors:
+        if spec.name == "transitions":
+            continue
+        layer = int(re.findall(r"\d+", spec.name)[0]) - 1
+        bound = 1.0 / math.sqrt(max(widths[layer], 1))
+        theta[spec.start : spec.stop] = rng.uniform(-bound, bound, spec.stop - spec.start)
+    return theta
+
+
+@dataclass(frozen=True, slots=True)
+class Personal:
+    """Which entries of the flat vector differ between persons.
+
+    Attributes
+    ----------
+    tensors : tuple of TensorSpec
+        Personal tensors, in the order of the network.
+    index : ndarray of int, shape (q,)
+        Their entries in the flat vector; column k of the effects belongs to entry ``index[k]``.
+    group : ndarray of int, shape (q,)
+        Number of the tensor that each column belongs to.
+    """
+
+    tensors: tuple[TensorSpec, ...]
+    index: Index
+    group: Index
+
+    @property
+    def q(self) -> int:
+        """Personal parameters per person."""
+        return len(self.index)
+
+    def columns(self, name: str) -> slice | None:
+        """Columns of the effects that belong to a tensor; None if it is shared by all."""
+        start = 0
+        for spec in self.tensors:
+            stop = start + spec.stop - spec.start
+            if spec.name == name:
+                return slice(start, stop)
+            start = stop
+        return None
+
+
+def layer_words(network: Network) -> tuple[str, ...]:
+    """Names that may stand left of the bar in ``re:``."""
+    names = [spec.name for spec in network.tensors]
+    if network.module is not None:
+        return ("all", *names)
+    layers = [f"layer[{k + 1}]" for k in range(network.depth)]
+    words = ["first", "last", "all", "bias", *layers, *names]
+    return tuple(dict.fromkeys(words))
+
+
+def match_layer(network: Network, word: str) -> set[str]:
+    """Names of the tensors that one word stands for; empty if none."""
+    names = [spec.name for spec in network.tensors]
+    own = [name for name in names if name != "transitions"]
+    if network.module is not None:
+        pattern = re.compile(re.escape(word).replace(r"\*", ".*") + r"(\..*)?")
+        return set(own) if word == "all" else {name for name in names if pattern.fullmatch(name)}
+    if word == "all":
+        return set(own)
+    if word == "bias":
+        return {name for name in own if name.endswith(".bias")}
+    word = {"first": "layer1", "last": f"layer{network.depth}"}.get(word, word)
+    word = re.sub(r"layer\[(\d+)\]", r"layer\1", word)
+    return {name for name in names if name == word or name.startswith(word + ".")}
+
+
+def select_personal(network: Network, words: Sequence[str], formula: str | None = None) -> Personal:
+    """The personal part of a network from layer names.
+
+    Parameters
+    ----------
+    network : Network
+    words : sequence of str
+        ``first``, ``last``, ``all``, ``bias``, ``layer[k]`` (counted from 1), full tensor names, ``transitions``.
+    formula : str, optional
+        For the error message.
+
+    Raises
+    ------
+    FormulaError
+        For a name that stands for no tensor; lists the known ones.
+    """
+    chosen: set[str] = set()
+    for word in words:
+        found = match_layer(network, word)
+        if not found:
+            raise FormulaError(
+                f"unknown layer {word!r} in re:; this network has {', '.join(layer_words(network))}",
+                formula,
+                None if formula is None else max(formula.find(word, max(formula.find("re:"), 0)), 0),
+                len(word),
+            )
+        chosen |= found
+    return personal_tensors(tuple(spec for spec in network.tensors if spec.name in chosen))
+
+
+def personal_tensors(tensors: tuple[TensorSpec, ...]) -> Personal:
+    """The record of the given personal tensors."""
+    pieces = [np.arange(spec.start, spec.stop) for spec in tensors]
+    group = [np.full(len(piece), k) for k, piece in enumerate(pieces)]
+    empty = np.empty(0, dtype=np.intp)
+    return Personal(tensors, np.concatenate([empty, *pieces]), np.concatenate([empty, *group]))
+
+
+def view_tensors(network: Network, personal: Personal, theta: Tensor, eta: Tensor | None) -> list[Tensor]:
+    r"""Parameter tensors of the persons of a block.
+
+    Parameters
+    ----------
+    theta : Tensor, shape (P,)
+        Population parameters.
+    eta : Tensor, shape (B, q), or None
+        Effects of the persons; None for the population.
+
+    Returns
+    -------
+    list of Tensor
+        In the order of the network: shape (\*shape) where shared, (B, \*shape) where personal.
+    """
+    out = []
+    for spec in network.tensors:
+        base = theta[spec.start : spec.stop].view(spec.shape)
+        columns = None if eta is None else personal.columns(spec.name)
+        out.append(base if columns is None or eta is None else base + eta[:, columns].reshape(-1, *spec.shape))
+    return out
+
+
+def activate(name: str, value: Tensor) -> Tensor:
+    """The activation function of that name, elementwise."""
+    return torch.tanh(value) if name == "tanh" else getattr(torch.nn.functional, name)(value)
+
+
+def as_row(bias: Tensor) -> Tensor:
+    """A bias, shared (h,) or personal (B, h), ready to be added to (B, T, h)."""
+    return bias.unsqueeze(-2)
+
+
+def hidden_features(network: Network, tensors: Sequence[Tensor], x: Tensor) -> Tensor:
+    """Inputs of the last layer, shape (B, T, h)."""
+    h = x
+    for k in range(network.depth - 1):
+        h = activate(network.activation, h @ tensors[2 * k] + as_row(tensors[2 * k + 1]))
+    return h
+
+
+def forward(network: Network, tensors: Sequence[Tensor], x: Tensor) -> Tensor:
+    """Outputs of a network.
+
+    Parameters
+    ----------
+    tensors : list of Tensor
+        From `view_tensors`.
+    x : Tensor, shape (B, T, p)
+
+    Returns
+    -------
+    Tensor, shape (B, T, d)
+    """
+    if network.module is not None:
+        return forward_module(network, tensors, x)
+    last = 2 * (network.depth - 1)
+    return hidden_features(network, tensors, x) @ tensors[last] + as_row(tensors[last + 1])
+
+
+def module_call(network: Network) -> Callable[..., Tensor]:
+    """A function of (tensors of one person, her rows (T, p)) that runs the user's module; returns (T, d)."""
+    names = [name for name, _ in network.module.named_parameters()]
+
+    def call(tensors: Sequence[Tensor], x: Tensor) -> Tensor:
+        values = dict(zip(names, tensors, strict=False))
+        out = torch.func.functional_call(network.module, values, (x,))
+        return out.reshape(x.shape[0], network.n_out)
+
+    return call
+
+
+def own_tensors(network: Network, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors that the network itself uses: all but the transition matrix."""
+    return [t for t, spec in zip(tensors, network.tensors, strict=True) if spec.name != "transitions"]
+
+
+def forward_module(network: Network, tensors: Sequence[Tensor], x: Tensor) -> Tensor:
+    """Outputs of a user's module, mapped over the persons of a block."""
+    own = own_tensors(network, tensors)
+    shared = [tuple(t.shape) == spec.shape for t, spec in zip(own, network.tensors, strict=False)]
+    dims = [None if is_shared else 0 for is_shared in shared]
+    return torch.func.vmap(module_call(network), in_dims=(dims, 0), randomness="error")(own, x)
+
+
+def slope(activation: str, before: Tensor) -> Tensor:
+    """Derivative of the activation at `before`, elementwise."""
+    with torch.enable_grad():
+        at = before.detach().requires_grad_(True)
+        return torch.autograd.grad(activate(activation, at).sum(), at)[0]
+
+
+def jacobian(network: Network, personal: Personal, tensors: Sequence[Tensor], x: Tensor) -> Tensor:
+    """Derivatives of every row's outputs in its person's own parameters.
+
+    Returns
+    -------
+    Tensor, shape (B, T, d, q)
+
+    Notes
+    -----
+    Back-propagation with the rows kept apart: for layer l with input h and derivative delta in its pre-activation,
+    the derivative is ``h delta'`` in the weights and ``delta`` in the bias.
+    """
+    if network.module is not None:
+        return jacobian_module(network, personal, tensors, x)
+    inputs, before = [x], []
+    for k in range(network.depth - 1):
+        before.append(inputs[-1] @ tensors[2 * k] + as_row(tensors[2 * k + 1]))
+        inputs.append(activate(network.activation, before[-1]))
+    columns = [personal_jacobian(network, personal, tensors, inputs, before, d) for d in range(network.n_out)]
+    return torch.stack(columns, dim=2)
+
+
+def personal_jacobian(
+    network: Network,
+    personal: Personal,
+    tensors: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    before: Sequence[Tensor],
+    output: int,
+) -> Tensor:
+    """Derivatives of one output in the personal parameters, shape (B, T, q)."""
+    names = {spec.name for spec in personal.tensors}
+    lowest = min((int(re.findall(r"\d+", name)[0]) for name in names if name != "transitions"), default=network.depth)
+    B, T = inputs[0].shape[:2]
+    delta = torch.zeros(B, T, network.n_out, dtype=inputs[0].dtype, device=inputs[0].device)
+    delta[:, :, output] = 1.0
+    pieces: dict[str, Tensor] = {}
+    for k in range(network.depth - 1, lowest - 2, -1):
+        pieces[f"layer{k + 1}.bias"] = delta
+        if f"layer{k + 1}.weight" in names:
+            pieces[f"layer{k + 1}.weight"] = (inputs[k].unsqueeze(-1) * delta.unsqueeze(-2)).flatten(2)
+        if k > lowest - 1:
+            delta = (delta @ tensors[2 * k].transpose(-1, -2)) * slope(network.activation, before[k - 1])
+    zeros = torch.zeros(B, T, network.n_out**2, dtype=delta.dtype, device=delta.device)
+    return torch.cat([*(pieces.get(spec.name, zeros) for spec in personal.tensors), zeros[..., :0]], dim=-1)
+
+
+def jacobian_module(network: Network, personal: Personal, tensors: Sequence[Tensor], x: Tensor) -> Tensor:
+    """Derivatives of a user's module in the personal tensors, mapped over rows and persons."""
+    call = module_call(network)
+    own = own_tensors(network, tensors)
+    places = [k for k, spec in enumerate(network.tensors) if personal.columns(spec.name) is not None and k < len(own)]
+    shared = [tuple(t.shape) == spec.shape for t, spec in zip(own, network.tensors, strict=False)]
+
+    def row_outputs(mine: list[Tensor], others: list[Tensor], row: Tensor) -> Tensor:
+        values = list(others)
+        for k, value in zip(places, mine, strict=True):
+            values[k] = value
+        return call(values, row.unsqueeze(0))[0]
+
+    over_rows = torch.func.vmap(torch.func.jacrev(row_outputs), in_dims=(None, None, 0))
+    mine = [own[k] if not shared[k] else own[k].expand(x.shape[0], *own[k].shape) for k in places]
+    dims = [None if is_shared else 0 for is_shared in shared]
+    pieces = torch.func.vmap(over_rows, in_dims=([0] * len(places), dims, 0))(mine, own, x)
+    return torch.cat([piece.flatten(3) for piece in pieces], dim=-1)

@@ -1,0 +1,223 @@
+"""Persons with their effects, those of the fit and adapted ones: predictions, effects, decoding by label."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mixmoe.arguments import checked_rng
+from mixmoe.design import Design
+from mixmoe.errors import ArgumentError
+from mixmoe.inference.intervals import checked_alpha
+from mixmoe.neural.inputs import Scaling, blocks_of
+from mixmoe.neural.predict import (
+    Prediction,
+    Uncertainty,
+    crf_rows,
+    effects_from_rows,
+    known_rows,
+    normal_limits,
+    prior_draws,
+    uncertainty,
+    unknown_rows,
+)
+from mixmoe.neural.problem import Problem, Trained
+
+Array = NDArray[np.float64]
+Index = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Persons:
+    """Persons whose effects are estimated.
+
+    Attributes
+    ----------
+    design : Design
+        Of the fit: how columns are made.
+    scaling : Scaling
+    problem : Problem
+        With the rows from which the effects come.
+    trained : Trained
+        Of the fit.
+    labels : ndarray of object, shape (N,)
+    z : ndarray, shape (N, r)
+        Latent effects.
+    population : ndarray, shape (P, P), or None
+        Covariance of the population parameters, from the fit's own persons; None: not computed yet.
+    device : str
+    """
+
+    design: Design
+    scaling: Scaling
+    problem: Problem
+    trained: Trained
+    labels: NDArray[np.object_]
+    z: Array
+    device: str = "cpu"
+    population: Any = None
+
+    def effects(self) -> pd.DataFrame:
+        """Effects on the personal parameters, standardised scale, one row per person."""
+        index = pd.Index(self.labels, name=self.design.names.group)
+        return pd.DataFrame(self.z @ self.trained.loading.T, index=index, columns=parameter_names(self.problem))
+
+    def effect_errors(self, covered: Uncertainty | None = None) -> pd.DataFrame:
+        """Posterior standard deviations of the effects."""
+        C = to_array(self.uncertainty(covered).effects)
+        loading = self.directions
+        variance = np.einsum("qr,nrs,qs->nq", loading, C, loading)
+        return self.effects() * 0.0 + np.sqrt(np.maximum(variance, 0.0))
+
+    @property
+    def directions(self) -> Array:
+        """Loading with columns of length one, in which posterior covariances are kept, shape (q, r)."""
+        norms = np.linalg.norm(self.trained.loading, axis=0)
+        return self.trained.loading / np.where(norms > 0, norms, 1.0)
+
+    def uncertainty(self, covered: Uncertainty | None = None) -> Uncertainty:
+        """Covariances of these persons' effects and of the population parameters."""
+        if covered is not None:
+            return covered
+        own = uncertainty(self.problem, self.trained, self.z, population=self.population is None)
+        return own if self.population is None else replace(own, population=self.population)
+
+    def predict(self, data: Any, *, interval: bool = True, alpha: float = 0.05, rng: Any = 0) -> pd.DataFrame:
+        """Predictions; see `NMEResults.predict`."""
+        return predict_frame(self, self.uncertainty() if interval else None, data, alpha, rng)
+
+    def decode(self, data: Any) -> pd.Series:
+        """The most probable state sequences (CRF)."""
+        return state_frame(self, data, states=True)
+
+
+def to_array(value: Any) -> Array:
+    """A tensor as an array."""
+    return value.cpu().numpy()
+
+
+def parameter_names(problem: Problem) -> list[str]:
+    """Names of the personal parameters: tensor and place within it, counted from 1."""
+    names = []
+    for spec in problem.personal.tensors:
+        places = np.ndindex(spec.shape)
+        names += [f"{spec.name}[{','.join(str(i + 1) for i in place)}]" for place in places]
+    return names
+
+
+def persons_of(model: Any, problem: Problem, trained: Trained) -> Persons:
+    """The persons of a fit; rows held out for early stopping count for their effects."""
+    everyone = replace(model.problem, cov=problem.cov)
+    z = trained.z
+    if problem.validation.n_rows and model.estimator == "laplace" and problem.n_effects:
+        z = effects_from_rows(everyone, trained, device=model.device)
+    return Persons(model.design, model.scaling, everyone, trained, model.design.labels, z, model.device)
+
+
+def match_labels(persons: Persons, design: Design) -> Index:
+    """Place of each unit of a new design among the persons; -1 for unknown ones."""
+    if design.names.group is None:
+        return np.full(design.n_units, -1, dtype=np.intp)
+    places = {label: k for k, label in enumerate(persons.labels)}
+    return np.array([places.get(label, -1) for label in design.labels], dtype=np.intp)
+
+
+def adapt_persons(persons: Persons, data: Any) -> Persons:
+    """Persons with effects from `data`, population parameters held."""
+    design = persons.design.for_new(data, response=True)
+    if design.names.group is None:
+        raise ArgumentError(f"adapt needs to know whose rows these are; give the column {persons.design.names.group!r}")
+    every = np.ones(design.n, dtype=bool)
+    family = persons.problem.family
+    rows = blocks_of(design, family, persons.scaling, every, np.arange(design.n_units), persons.device)
+    problem = replace(persons.problem, train=rows, n_persons=design.n_units)
+    z = effects_from_rows(problem, persons.trained, device=persons.device)
+    covered = persons.population
+    if covered is None:
+        covered = uncertainty(persons.problem, persons.trained, persons.z).population
+    return replace(persons, problem=problem, labels=design.labels, z=z, population=covered)
+
+
+def predict_frame(persons: Persons, covered: Uncertainty | None, data: Any, alpha: float, rng: Any) -> pd.DataFrame:
+    """Predictions of the rows of a frame, in its order."""
+    level = checked_alpha(alpha)
+    design = persons.design.for_new(data)
+    known = match_labels(persons, design)
+    is_known = (known >= 0)[design.codes]
+    q = persons.problem.network.n_out if persons.problem.family == "crf" else None
+    size = q or max(persons.problem.network.n_out + (persons.problem.family != "gaussian"), 1)
+    mean, variance = np.zeros((design.n, size)), np.zeros((design.n, size))
+    for rows, found in predictions(persons, covered, design, known, is_known, rng):
+        mean[rows], variance[rows] = found.mean, found.variance
+    return labelled(persons, design, mean, variance if covered is not None else None, is_known, level)
+
+
+def predictions(
+    persons: Persons, covered: Uncertainty | None, design: Design, known: Index, is_known: NDArray[np.bool_], rng: Any
+) -> list[tuple[NDArray[np.bool_], Prediction]]:
+    """Predictions of known rows and of rows of unknown persons."""
+    problem, fit, family = persons.problem, persons.trained, persons.problem.family
+    out = []
+    bare = covered if covered is not None else Uncertainty(None, None)
+    if is_known.any():
+        blocks = blocks_of(design, family, persons.scaling, is_known, np.maximum(known, 0), persons.device)
+        if family == "crf":
+            values = crf_rows(problem, fit, blocks, persons.z, states=False)
+            out.append((is_known, Prediction(values, np.full(values.shape, np.nan))))
+        else:
+            out.append((is_known, known_rows(problem, fit, blocks, persons.z, bare)))
+    if not is_known.all():
+        zeros = np.zeros(design.n_units, dtype=np.intp)
+        blocks = blocks_of(design, family, persons.scaling, ~is_known, zeros, persons.device)
+        out.append((~is_known, unknown_rows(problem, fit, blocks, prior_draws(fit, checked_rng(rng)), bare)))
+    return out
+
+
+def labelled(
+    persons: Persons, design: Design, mean: Array, variance: Array | None, is_known: NDArray[np.bool_], alpha: float
+) -> pd.DataFrame:
+    """Predictions on the user's scale, in the user's order."""
+    scaling, family = persons.scaling, persons.problem.family
+    if family == "gaussian":
+        columns: dict[str, NDArray[Any]] = {"mean": scaling.y_mean + scaling.y_sd * mean[:, 0]}
+        if variance is not None:
+            whole = (variance[:, 0] + persons.trained.sigma2) * scaling.y_sd**2
+            columns["lower"], columns["upper"] = normal_limits(columns["mean"], whole, alpha)
+    else:
+        levels = [str(level) for level in persons.design.response_levels or ()]
+        columns = {level: mean[:, k] for k, level in enumerate(levels)}
+        if variance is not None and family != "crf":
+            low, high = logit_limits(mean, variance, alpha)
+            columns |= {f"lower_{level}": low[:, k] for k, level in enumerate(levels)}
+            columns |= {f"upper_{level}": high[:, k] for k, level in enumerate(levels)}
+    columns["known"] = is_known
+    frame = pd.DataFrame(columns, index=design.rows)
+    return frame.iloc[np.argsort(design.position, kind="stable")]
+
+
+def logit_limits(p: Array, variance: Array, alpha: float) -> tuple[Array, Array]:
+    """Limits of probabilities, normal on the logit scale."""
+    safe = np.clip(p, 1e-12, 1.0 - 1e-12)
+    low, high = normal_limits(np.log(safe / (1.0 - safe)), variance / (safe * (1.0 - safe)) ** 2, alpha)
+    return 1.0 / (1.0 + np.exp(-low)), 1.0 / (1.0 + np.exp(-high))
+
+
+def state_frame(persons: Persons, data: Any, *, states: bool) -> Any:
+    """Decoded states (Series) or state probabilities (DataFrame) of rows; unknown persons at effects of zero."""
+    if persons.problem.family != "crf":
+        raise ArgumentError(f"decoding belongs to a CRF; this model's family is {persons.problem.family!r}")
+    design = persons.design.for_new(data)
+    known = match_labels(persons, design)
+    z = np.concatenate([persons.z, np.zeros((1, persons.z.shape[1]))])
+    place = np.where(known >= 0, known, len(persons.z))
+    every = np.ones(design.n, dtype=bool)
+    blocks = blocks_of(design, "crf", persons.scaling, every, place, persons.device)
+    values = crf_rows(persons.problem, persons.trained, blocks, z, states=states)
+    order = np.argsort(design.position, kind="stable")
+    levels = list(persons.design.response_levels or ())
+    if not states:
+        return pd.DataFrame(values, index=design.rows, columns=[str(v) for v in levels]).iloc[order]
+    decoded = [levels[int(code)] for code in values]
+    return pd.Series(decoded, index=design.rows, name=persons.design.names.response).iloc[order]

@@ -1,0 +1,299 @@
+"""Predictions of persons known, unknown and adapted, with their uncertainty, on padded blocks."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from mixmoe.neural._torch import Tensor, torch
+from mixmoe.neural.blocks import Block, Blocks, to_rows
+from mixmoe.neural.crf import decode, marginals
+from mixmoe.neural.families import curvature_root, mean_outputs
+from mixmoe.neural.laplace import posterior_covariance
+from mixmoe.neural.network import Personal, forward, jacobian, personal_tensors, view_tensors
+from mixmoe.neural.problem import Problem, Trained
+from mixmoe.neural.steps import State, person_information, pieces, settle_effects
+
+Array = NDArray[np.float64]
+
+N_DRAWS = 256
+MAX_PARAMETERS = 3000  # above, the uncertainty of the population parameters is left out
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Predicted rows on the standardised scale.
+
+    Attributes
+    ----------
+    mean : ndarray, shape (n, d)
+        Mean of the response, or probability of each category.
+    variance : ndarray, shape (n, d)
+        Of the mean: effects and population parameters; without the noise of a row.
+    """
+
+    mean: Array
+    variance: Array
+
+
+def to_state(problem: Problem, fit: Trained, z: Array | None = None, device: str = "cpu") -> State:
+    """A fit as tensors, with other effects if given."""
+
+    def tensor(value: Array) -> Tensor:
+        return torch.tensor(np.asarray(value, dtype=float), dtype=torch.float64, device=device)
+
+    scale = np.linalg.norm(fit.loading, axis=0) if fit.loading.size else np.ones(fit.loading.shape[1])
+    scale = np.where(scale > 0, scale, 1.0)
+    identity = fit.loading.shape[0] == fit.loading.shape[1] and np.array_equal(fit.loading, np.eye(len(fit.loading)))
+    loading = None if identity else tensor(fit.loading / scale)
+    latent = fit.z if z is None else z
+    return State(
+        tensor(fit.theta), loading, tensor(latent * scale), tensor(fit.s * scale**2), tensor(np.array(fit.sigma2))
+    )
+
+
+def from_state(fit: Trained, z: Tensor) -> Array:
+    """Latent effects of a state in the units of a fit, shape (N, r)."""
+    scale = np.linalg.norm(fit.loading, axis=0) if fit.loading.size else np.ones(fit.loading.shape[1])
+    return z.detach().cpu().numpy() / np.where(scale > 0, scale, 1.0)
+
+
+def effects_from_rows(problem: Problem, fit: Trained, steps: int = 50, device: str = "cpu") -> Array:
+    """Latent effects of the persons of `problem` given her rows, population parameters held, shape (N, r)."""
+    state = to_state(problem, fit, np.zeros((problem.n_persons, fit.z.shape[1])), device)
+    settle_effects(problem, state, steps)
+    return from_state(fit, state.z)
+
+
+def whole_jacobian(problem: Problem, block: Block, state: State) -> Tensor:
+    """Derivatives of a block's outputs in all parameters, shape (B, T, d, P)."""
+    everything: Personal = personal_tensors(problem.network.tensors)
+    mine = state.z if state.loading is None else state.z @ state.loading.T
+    tensors = view_tensors(problem.network, problem.personal, state.theta, mine[block.persons])
+    return jacobian(problem.network, everything, tensors, block.x)
+
+
+def latent_jacobian(problem: Problem, J: Tensor, state: State) -> Tensor:
+    """Columns of `whole_jacobian` in the latent effects, shape (B, T, d, r)."""
+    personal = J[..., torch.as_tensor(problem.personal.index, device=J.device)]
+    return personal if state.loading is None else personal @ state.loading
+
+
+def population_information(problem: Problem, state: State, C: Tensor) -> Tensor:
+    """Information about all population parameters, the effects integrated out, shape (P, P).
+
+    Notes
+    -----
+    ``sum_i Abar_i'(I - A_i C_i A_i') Abar_i`` with Abar the whitened Jacobian in all parameters and A in the effects.
+    """
+    P = problem.network.n_parameters
+    total = torch.zeros(P, P, dtype=torch.float64, device=state.theta.device)
+    for whole in problem.train:
+        for block in pieces(problem, whole, 2 * P * problem.network.n_out):
+            full, mine = whitened(problem, block, state)
+            cross = mine.transpose(-1, -2) @ full
+            flat = full.reshape(-1, P)
+            total += flat.T @ flat - torch.einsum("brp,brs,bsq->pq", cross, C[block.persons], cross)
+    return total
+
+
+def whitened(problem: Problem, block: Block, state: State) -> tuple[Tensor, Tensor]:
+    """Whitened Jacobians of a block in all parameters (B, T d, P) and in the latent effects (B, T d, r)."""
+    J = whole_jacobian(problem, block, state)
+    mine = state.z if state.loading is None else state.z @ state.loading.T
+    tensors = view_tensors(problem.network, problem.personal, state.theta, mine[block.persons])
+    R = curvature_root(problem.family, forward(problem.network, tensors, block.x), state.sigma2).transpose(-1, -2)
+    R = R * block.mask[..., None, None]
+    return (R @ J).flatten(1, 2), (R @ latent_jacobian(problem, J, state)).flatten(1, 2)
+
+
+def ridged_inverse(information: Tensor) -> Tensor:
+    """Inverse of an information matrix that may have flat directions.
+
+    A network's parameters are not identified one by one; along flat directions the prior that they are of order one
+    (on standardised data) takes the place of the data.
+    """
+    eye = torch.eye(len(information), dtype=information.dtype, device=information.device)
+    return torch.cholesky_inverse(torch.linalg.cholesky(information + eye))
+
+
+@dataclass(frozen=True, slots=True)
+class Uncertainty:
+    """Covariances that predictions of known persons need.
+
+    Attributes
+    ----------
+    effects : Tensor, shape (N, r, r), or None
+        Posterior covariance of the latent effects; None where no variance is wanted.
+    population : Tensor, shape (P, P), or None
+        Covariance of the population parameters; None if there are too many, or for a CRF.
+    """
+
+    effects: Tensor | None
+    population: Tensor | None
+
+
+def uncertainty(
+    problem: Problem, fit: Trained, z: Array | None = None, *, population: bool = True, device: str = "cpu"
+) -> Uncertainty:
+    """Posterior covariances of the effects, and the covariance of the population parameters if wanted."""
+    with torch.no_grad():
+        state = to_state(problem, fit, z, device)
+        C = posterior_covariance(person_information(problem, state), state.s)
+        too_many = problem.network.n_parameters > MAX_PARAMETERS
+        if problem.family == "crf" or too_many or not population:
+            return Uncertainty(C, None)
+        return Uncertainty(C, ridged_inverse(population_information(problem, state, C)))
+
+
+def person_gain(problem: Problem, state: State, C: Tensor) -> Tensor:
+    """How far each person's latent effects follow a change of the population parameters, shape (N, r, P).
+
+    ``C_i A_i' Abar_i``: effects estimated at other population parameters would be smaller by this.
+    """
+    P = problem.network.n_parameters
+    gain = torch.zeros(C.shape[0], C.shape[1], P, dtype=torch.float64, device=state.theta.device)
+    for whole in problem.train:
+        for block in pieces(problem, whole, 2 * P * problem.network.n_out):
+            full, mine = whitened(problem, block, state)
+            gain.index_add_(0, block.persons, mine.transpose(-1, -2) @ full)
+    return C @ gain
+
+
+def known_rows(problem: Problem, fit: Trained, blocks: Blocks, z: Array, covered: Uncertainty) -> Prediction:
+    """Predictions of persons whose effects are estimated.
+
+    Parameters
+    ----------
+    problem : Problem
+        With the rows from which the effects were estimated.
+    blocks : Blocks
+        Rows to predict.
+    z : ndarray, shape (N, r)
+    covered : Uncertainty
+    """
+    means, variances = [], []
+    with torch.no_grad():
+        state = to_state(problem, fit, z)
+        gain = None if covered.population is None else person_gain(problem, state, covered.effects)
+        for whole in blocks:
+            for block in pieces(problem, whole, 2 * problem.network.n_parameters * problem.network.n_out):
+                outputs, cov = block_moments(problem, block, state, covered, gain)
+                means.append((block, mean_outputs(problem.family, outputs)))
+                variances.append((block, spread(problem, outputs, cov)))
+    return Prediction(gather(blocks, means), gather(blocks, variances))
+
+
+def block_moments(
+    problem: Problem, block: Block, state: State, covered: Uncertainty, gain: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Outputs (B, T, d) and their covariance (B, T, d, d), linearised."""
+    mine = state.z if state.loading is None else state.z @ state.loading.T
+    tensors = view_tensors(problem.network, problem.personal, state.theta, mine[block.persons])
+    outputs = forward(problem.network, tensors, block.x)
+    if covered.effects is None:
+        return outputs, torch.zeros(*outputs.shape, outputs.shape[-1], dtype=outputs.dtype)
+    J = whole_jacobian(problem, block, state)
+    latent = latent_jacobian(problem, J, state)
+    cov = latent @ covered.effects[block.persons].unsqueeze(1) @ latent.transpose(-1, -2)
+    if covered.population is not None and gain is not None:
+        D = J - latent @ gain[block.persons].unsqueeze(1)
+        cov = cov + D @ covered.population @ D.transpose(-1, -2)
+    return outputs, cov
+
+
+def spread(problem: Problem, outputs: Tensor, cov: Tensor) -> Tensor:
+    """Variance of the means on the response scale from the covariance of the outputs (delta method)."""
+    if problem.family == "gaussian":
+        return cov.diagonal(dim1=-2, dim2=-1)
+    p = mean_outputs(problem.family, outputs)
+    slope = torch.diag_embed(p)[..., 1:] - p.unsqueeze(-1) * p[..., 1:].unsqueeze(-2)
+    return (slope @ cov @ slope.transpose(-1, -2)).diagonal(dim1=-2, dim2=-1)
+
+
+def gather(blocks: Blocks, parts: list[tuple[Block, Tensor]]) -> Array:
+    """Values of cells of (pieces of) blocks in the order of the rows."""
+    return to_rows(Blocks(tuple(block for block, _ in parts), blocks.n_rows), [value for _, value in parts])
+
+
+def prior_draws(fit: Trained, rng: np.random.Generator, n_draws: int = N_DRAWS) -> Array:
+    """Latent effects of unknown persons in antithetic pairs, shape (n_draws, r)."""
+    half = rng.standard_normal((n_draws // 2, fit.z.shape[1])) * np.sqrt(fit.s)
+    return np.concatenate([half, -half])
+
+
+def unknown_rows(problem: Problem, fit: Trained, blocks: Blocks, draws: Array, covered: Uncertainty) -> Prediction:
+    """Predictions of persons never seen: mean and variance over the prior of the effects.
+
+    The uncertainty of the population parameters is that at effects of zero.
+    """
+    means, variances = [], []
+    with torch.no_grad():
+        state = to_state(problem, fit)
+        for block in (piece for whole in blocks for piece in pieces(problem, whole, 8 * problem.personal.q + 8)):
+            mean, var = over_draws(problem, block, state, fit, draws)
+            means.append((block, mean))
+            variances.append((block, var + population_spread(problem, block, state, covered)))
+    return Prediction(gather(blocks, means), gather(blocks, variances))
+
+
+def over_draws(problem: Problem, block: Block, state: State, fit: Trained, draws: Array) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the block's predictions over draws of the effects, each (B, T, d)."""
+    first: Tensor = 0.0
+    second: Tensor = 0.0
+    eta = torch.tensor(draws @ fit.loading.T, dtype=torch.float64, device=state.theta.device)
+    for draw in eta:
+        mine = draw.expand(len(block.persons), -1)
+        tensors = view_tensors(problem.network, problem.personal, state.theta, mine)
+        value = block_means(problem, block, tensors)
+        first, second = first + value, second + value.square()
+    mean = first / max(len(draws), 1)
+    return mean, (second / max(len(draws), 1) - mean.square()).clamp_min(0.0)
+
+
+def block_means(problem: Problem, block: Block, tensors: list[Tensor]) -> Tensor:
+    """Means on the response scale; marginal state probabilities for a CRF."""
+    outputs = forward(problem.network, tensors, block.x)
+    if problem.family == "crf":
+        return marginals(outputs, tensors[-1], block.mask)
+    return mean_outputs(problem.family, outputs)
+
+
+def population_spread(problem: Problem, block: Block, state: State, covered: Uncertainty) -> Tensor | float:
+    """Variance of the population prediction from that of the population parameters."""
+    if covered.population is None:
+        return 0.0
+    tensors = view_tensors(problem.network, problem.personal, state.theta, None)
+    outputs = forward(problem.network, tensors, block.x)
+    J = jacobian(problem.network, personal_tensors(problem.network.tensors), tensors, block.x)
+    return spread(problem, outputs, J @ covered.population @ J.transpose(-1, -2))
+
+
+def crf_rows(problem: Problem, fit: Trained, blocks: Blocks, z: Array, *, states: bool) -> Array:
+    """State probabilities (n, C) of known persons, or their most probable state sequence (n,)."""
+    parts = []
+    with torch.no_grad():
+        state = to_state(problem, fit, z)
+        eta = state.z if state.loading is None else state.z @ state.loading.T
+        for block in blocks:
+            tensors = view_tensors(problem.network, problem.personal, state.theta, eta[block.persons])
+            outputs = forward(problem.network, tensors, block.x)
+            found = decode if states else marginals
+            parts.append((block, found(outputs, tensors[-1], block.mask)))
+    return gather(blocks, parts)
+
+
+def normal_limits(mean: Array, variance: Array, alpha: float) -> tuple[Array, Array]:
+    """Limits of a normal interval of level ``1 - alpha``."""
+    half = norm.ppf(1.0 - alpha / 2.0) * np.sqrt(np.maximum(variance, 0.0))
+    return mean - half, mean + half
+
+
+def mean_error(family: str, values: Array, y: NDArray) -> float:
+    """Mean squared error, or mean negative log-probability of the states seen."""
+    if family == "gaussian":
+        return float(np.mean((y - values[:, 0]) ** 2))
+    chosen = values[np.arange(len(y)), y.astype(int)]
+    return float(-np.mean(np.log(np.maximum(chosen, math.ulp(0.0)))))

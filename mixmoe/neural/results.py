@@ -1,0 +1,291 @@
+"""What a fitted NME offers: predictions with intervals, person effects, transitions, decoding."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mixmoe.em import EMFit
+from mixmoe.errors import ArgumentError, SavedFileError
+from mixmoe.inference.covariance import ParamCov
+from mixmoe.inference.selection import criteria
+from mixmoe.neural.compare import Comparison
+from mixmoe.neural.curves import effect_curves, learning_curves
+from mixmoe.neural.persons import Persons, adapt_persons, persons_of, predict_frame, state_frame
+from mixmoe.neural.predict import Uncertainty
+from mixmoe.neural.problem import Problem, Trace, Trained
+from mixmoe.neural.tables import architecture_table, comparison_table, share_table
+from mixmoe.neural.transitions import Transitions, build_transitions
+from mixmoe.output.curves import Curve
+from mixmoe.output.saved import SavedFit, checksum, write
+from mixmoe.output.tables import Table
+from mixmoe.results import MoEResults, _saved_rows, restored
+
+Array = NDArray[np.float64]
+
+
+class NMEResults(MoEResults):
+    """A fitted network with person effects.
+
+    Parameters
+    ----------
+    model : NME
+    fit : EMFit
+    cov : ParamCov
+    problem : Problem
+        The rows that were fitted.
+    trained : Trained
+    comparison : Comparison or None
+
+    Attributes
+    ----------
+    trained : Trained
+        Population parameters, effects and variances on the standardised scale.
+    comparison : Comparison or None
+        Held-out errors beside those of the generic network, one network per person and network + LME.
+    """
+
+    _default_plot = "effects"
+
+    def __init__(
+        self,
+        model: Any,
+        fit: EMFit,
+        cov: ParamCov,
+        problem: Problem,
+        trained: Trained,
+        comparison: Comparison | None = None,
+    ) -> None:
+        super().__init__(model, fit, cov)
+        self.problem, self.trained, self.comparison = problem, trained, comparison
+        n_variance = sum(p.block in ("random", "residual") for p in model.layout.parameters)
+        npar = model.network.n_parameters + n_variance
+        values = criteria(fit.loglik, npar, fit.responsibilities)
+        self.aic, self.bic, self.sabic, self.df_model = values.aic, values.bic, values.sabic, npar
+
+    @cached_property
+    def uncertainty(self) -> Uncertainty:
+        """Covariances of the person effects and of the population parameters."""
+        return self.persons.uncertainty()
+
+    @cached_property
+    def persons(self) -> Persons:
+        """The persons of the fit with their effects."""
+        return persons_of(self.model, self.problem, self.trained)
+
+    @property
+    def random_effects(self) -> pd.DataFrame:
+        """Effects of the persons on their parameters, on standardised inputs and response, one row per person."""
+        return self.persons.effects()
+
+    @property
+    def random_effects_se(self) -> pd.DataFrame:
+        """Posterior standard deviations of `random_effects`."""
+        return self.persons.effect_errors(self.uncertainty)
+
+    @property
+    def fittedvalues(self) -> Array:
+        """Predictions of the training rows with each person's effects, in the user's order."""
+        frame = self.predict(self.model.frame, interval=False)
+        values = frame["mean"].to_numpy() if "mean" in frame else frame.to_numpy()
+        return self.model.design.in_order(values)
+
+    def predict(self, data: Any = None, *, interval: bool = True, alpha: float = 0.05, rng: Any = 0) -> pd.DataFrame:
+        """Predictions, of known persons with their effects, of others over the distribution of effects.
+
+        Parameters
+        ----------
+        data : DataFrame, optional
+            Default: the training data. Rows without the column of persons, or of new persons, are of unknown persons.
+        interval : bool
+            Whether limits are wanted: for a new observation (Gaussian), for the probability (categories).
+        alpha : float
+            One minus the level.
+        rng : int or Generator
+            Draws of the effects of unknown persons.
+
+        Returns
+        -------
+        DataFrame
+            Rows in the user's order. Gaussian: ``mean``, ``lower``, ``upper``; categories: one column of
+            probabilities per
+            level, and ``lower_``/``upper_`` of each.
+        """
+        frame = self.model.design.frame if data is None else data
+        return predict_frame(self.persons, self.uncertainty if interval else None, frame, alpha, rng)
+
+    def adapt(self, data: Any) -> Persons:
+        """New persons with effects estimated from their first rows; population parameters stay.
+
+        Parameters
+        ----------
+        data : DataFrame
+            Rows with response; persons may be known ones, whose effects are then estimated from these rows alone.
+
+        Returns
+        -------
+        Persons
+            With `predict`, `effects` and, for a CRF, `decode`.
+        """
+        return adapt_persons(self.persons, data)
+
+    def decode(self, data: Any = None) -> pd.Series:
+        """The most probable state sequence of known persons (Viterbi); of unknown ones at effects of zero.
+
+        Raises
+        ------
+        ArgumentError
+            If the model is no CRF.
+        """
+        return state_frame(self.persons, self.model.design.frame if data is None else data, states=True)
+
+    def marginals(self, data: Any = None) -> pd.DataFrame:
+        """Probability of each state at each row given all inputs of its sequence."""
+        return state_frame(self.persons, self.model.design.frame if data is None else data, states=False)
+
+    @property
+    def transitions(self) -> Transitions:
+        """Transition probabilities of the population and of each person, with intervals.
+
+        Raises
+        ------
+        ArgumentError
+            If the model is no CRF.
+        """
+        if self.problem.family != "crf":
+            raise ArgumentError(f"transitions belong to a CRF; this model's family is {self.problem.family!r}")
+        return build_transitions(self.persons, self.uncertainty, self.cov.matrix)
+
+    def tables(self, alpha: float = 0.05) -> tuple[Table, ...]:
+        """Header, architecture, parameters, shares of variance, and the comparison on held-out rows."""
+        header, *parameters = super().tables(alpha)
+        extra = [architecture_table(self.model, self.problem, self.trained)]
+        share = share_table(self.problem, self.trained)
+        compared = [] if self.comparison is None else [comparison_table(self.comparison)]
+        return (header, *extra, *parameters, *([share] if share is not None else []), *compared)
+
+    def curves(self, kind: str, **options: Any) -> tuple[Curve, ...]:
+        """Curves of one kind.
+
+        Parameters
+        ----------
+        kind : {"effects", "learning"}
+            ``"effects"``: predictions along one input, the others at their means, for the population with limits
+            and for
+            persons; options ``variable=``, ``persons=`` (labels), ``n_persons=``. ``"learning"``: losses per epoch.
+        """
+        if kind == "learning":
+            return learning_curves(self.trained.trace, **options)
+        if kind == "effects":
+            return effect_curves(self.persons, **options)
+        raise ArgumentError(f"kind must be 'effects', 'learning' or 'responsibilities', got {kind!r}")
+
+    def with_cov(self, kind: str, **options: Any) -> "NMEResults":
+        """The same fit; NME has one covariance, ``"nonrobust"``."""
+        if kind == "nonrobust":
+            return self
+        raise ArgumentError(f"NME has standard errors of kind 'nonrobust' only, got {kind!r}")
+
+    def save(self, path: Any, data: bool = True) -> None:
+        """Write the fit to a file that `mixmoe.load` reads; no pickle. See `MoEResults.save`.
+
+        Raises
+        ------
+        ArgumentError
+            If the network is a module of the user's own, which a file without code cannot hold.
+        """
+        model = self.model
+        if model.network.module is not None:
+            raise ArgumentError(
+                f"a network of your own ({type(model.network.module).__name__}) cannot be saved without code; save its "
+                "state_dict with torch, and fit.trained with numpy"
+            )
+        write(
+            path,
+            SavedFit(
+                family=model.family_name,
+                formula=model.formula.text,
+                settings={**model.settings, "state": saved_state(self.trained, self.comparison, self.problem)},
+                names=model.layout.names,
+                fit=self.em,
+                cov=self.cov,
+                checksum=checksum(model.design.response),
+                data=model.design.frame if data else None,
+                rows=_saved_rows(model.design) if data else None,
+            ),
+        )
+
+    @staticmethod
+    def from_saved(family: Any, saved: SavedFit, context: Mapping[str, Any] | None) -> "NMEResults":
+        """Results of a saved fit."""
+        settings = dict(saved.settings)
+        state = settings.pop("state", None)
+        if not isinstance(state, dict):
+            raise SavedFileError(f"a saved NME holds its network under 'state', got {type(state).__name__}")
+        model = family(saved.formula, saved.data, context=context, **settings)
+        model.design = restored(model.design, saved)
+        restored_state = read_state(state, saved.fit)
+        problem = model._problem(restored_state.share)
+        return NMEResults(model, saved.fit, saved.cov, problem, restored_state.trained, restored_state.comparison)
+
+
+@dataclass(frozen=True, slots=True)
+class RestoredState:
+    """What a file holds beyond the common records."""
+
+    trained: Trained
+    comparison: Comparison | None
+    share: float
+
+
+def saved_state(trained: Trained, comparison: Comparison | None, problem: Problem) -> dict[str, Any]:
+    """A fit's arrays as plain lists."""
+    return {
+        "theta": trained.theta,
+        "loading": trained.loading,
+        "z": trained.z,
+        "s": trained.s,
+        "sigma2": trained.sigma2,
+        "loglik": trained.loglik,
+        "trace": asdict(trained.trace),
+        "share": problem.share,
+        "comparison": None if comparison is None else asdict(comparison),
+    }
+
+
+def read_state(state: Mapping[str, Any], fit: EMFit) -> RestoredState:
+    """The arrays of a fit from plain lists."""
+    size = len(state["s"])
+    z = np.asarray(state["z"], dtype=float).reshape(-1, size)
+    loading = np.asarray(state["loading"], dtype=float).reshape(-1, size)
+    trace = state["trace"]
+    trained = Trained(
+        theta=np.asarray(state["theta"], dtype=float),
+        loading=loading,
+        z=z,
+        s=np.asarray(state["s"], dtype=float),
+        sigma2=float(state["sigma2"]),
+        loglik=float(state["loglik"]),
+        trace=Trace(
+            np.asarray(trace["train"], dtype=float),
+            np.asarray(trace["validation"], dtype=float),
+            np.asarray(trace["variance"], dtype=float),
+            int(trace["best"]),
+        ),
+        converged=fit.converged,
+        flags=fit.flags,
+    )
+    compared = state["comparison"]
+    comparison = None
+    if compared is not None:
+        comparison = Comparison(
+            tuple(compared["models"]),
+            np.asarray(compared["errors"], dtype=float),
+            compared["n_rows"],
+            compared["measure"],
+        )
+    return RestoredState(trained, comparison, float(state["share"]))

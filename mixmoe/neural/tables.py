@@ -1,0 +1,106 @@
+"""Tables of an NME beyond the common ones."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe.neural._torch import torch
+from mixmoe.neural.compare import Comparison
+from mixmoe.neural.exact import is_exact
+from mixmoe.neural.predict import to_state, whole_jacobian
+from mixmoe.neural.problem import Problem, Trained, block_outputs
+from mixmoe.output.tables import Cell, Table
+
+
+def architecture_table(model: Any, problem: Problem, fit: Trained) -> Table:
+    """What the network is, what is personal in it, and how it was estimated."""
+    network = problem.network
+    widths = " - ".join(map(str, (network.n_in, *network.hidden, network.n_out)))
+    own = ", ".join(spec.name for spec in problem.personal.tensors) or "nothing"
+    exact = is_exact(problem) and model.estimator == "laplace"
+    how = (
+        "exact marginal likelihood"
+        if exact
+        else {"laplace": "linearised Laplace", "sgd": "published rule"}[model.estimator]
+    )
+    rows: list[tuple[str, Cell]] = [
+        ("Family", problem.family),
+        (
+            "Network",
+            type(network.module).__name__ if network.module is not None else f"{widths} ({network.activation})",
+        ),
+        ("Shared parameters", network.n_parameters),
+        ("Personal", own),
+        ("Personal parameters", problem.personal.q),
+        ("Covariance of effects", f"rank {problem.cov}" if isinstance(problem.cov, int) else problem.cov),
+        ("Estimator", how),
+        ("Epochs (best)", f"{len(fit.trace.train)} ({fit.trace.best + 1})"),
+    ]
+    return Table(
+        "architecture",
+        "Network",
+        ("value",),
+        tuple(name for name, _ in rows),
+        tuple((value,) for _, value in rows),
+        ("num",),
+    )
+
+
+def comparison_table(found: Comparison) -> Table:
+    """Held-out errors of the models, best marked by its ratio of one."""
+    best = float(np.nanmin(found.errors))
+    return Table(
+        "comparison",
+        f"Held-out {found.measure} ({found.n_rows} rows, the last of each person)",
+        ("error", "ratio to best"),
+        found.models,
+        tuple((float(e), float(e / best) if best > 0 else None) for e in found.errors),
+        ("num", ".3f"),
+        ("One network per person is stopped where its held-out error is least, which flatters it.",),
+    )
+
+
+def share_table(problem: Problem, fit: Trained) -> Table | None:
+    """Share of the response's variance that each personal tensor explains (Gaussian, linearised)."""
+    if problem.family != "gaussian" or not problem.personal.q:
+        return None
+    parts = tensor_variances(problem, fit)
+    total = parts.sum() + fit.sigma2 + population_variance(problem, fit)
+    rows = [*((spec.name, v / total) for spec, v in zip(problem.personal.tensors, parts, strict=True))]
+    rows += [("residual", fit.sigma2 / total)]
+    note = "Tensors' shares ignore their covariance; the rest is explained by the population's network."
+    return Table(
+        "shares",
+        "Share of variance",
+        ("share",),
+        tuple(name for name, _ in rows),
+        tuple((float(v),) for _, v in rows),
+        (".3f",),
+        (note,),
+    )
+
+
+def tensor_variances(problem: Problem, fit: Trained) -> NDArray[np.float64]:
+    """Mean variance of the output due to each personal tensor, at the population's parameters, shape (n_tensors,)."""
+    covariance = torch.tensor(fit.covariance)
+    total = np.zeros(len(problem.personal.tensors))
+    with torch.no_grad():
+        state = to_state(problem, fit, np.zeros_like(fit.z))
+        for block in problem.train:
+            J = whole_jacobian(problem, block, state)[..., 0, problem.personal.index] * block.mask.unsqueeze(-1)
+            for k in range(len(total)):
+                mine = torch.as_tensor(problem.personal.group == k)
+                part = J[..., mine]
+                total[k] += float(((part @ covariance[mine][:, mine]) * part).sum())
+    return total / problem.train.n_rows
+
+
+def population_variance(problem: Problem, fit: Trained) -> float:
+    """Variance between rows of the population's prediction."""
+    values = []
+    with torch.no_grad():
+        for block in problem.train:
+            out = block_outputs(problem, block, torch.tensor(fit.theta), None)[0][..., 0]
+            values.append(out[block.mask > 0])
+        return float(torch.cat(values).var(correction=0))

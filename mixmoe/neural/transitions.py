@@ -1,0 +1,212 @@
+"""Transition probabilities of a CRF and what they go with.
+
+References
+----------
+Gretton, Fukumizu, Teo, Song, Schoelkopf & Smola (2008), A kernel statistical test of independence, NeurIPS (HSIC).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mixmoe.arguments import checked_count, checked_rng
+from mixmoe.errors import ArgumentError
+from mixmoe.neural._torch import Tensor, torch
+from mixmoe.neural.crf import centred, next_state
+from mixmoe.neural.network import forward, view_tensors
+from mixmoe.neural.persons import Persons
+from mixmoe.neural.predict import Uncertainty, to_state
+
+Array = NDArray[np.float64]
+
+N_DRAWS = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Association:
+    """A permutation test of independence between transitions and a covariate.
+
+    Attributes
+    ----------
+    statistic : float
+        HSIC with Gaussian kernels, median widths.
+    p_value : float
+    n : int
+        Persons.
+    permutations : int
+    """
+
+    statistic: float
+    p_value: float
+    n: int
+    permutations: int
+
+
+@dataclass(frozen=True, slots=True)
+class Transitions:
+    """Transition scores and probabilities.
+
+    Attributes
+    ----------
+    population : DataFrame
+        Columns ``from``, ``to``, ``probability``, ``lower``, ``upper``: next-state probabilities at average inputs.
+    persons : DataFrame
+        The same by person.
+    scores : ndarray, shape (N, C, C)
+        Centred scores of the persons: without what no sequence can tell.
+    scores_se : ndarray, shape (N, C, C)
+        Their standard deviations: of the posterior of the effects and of the population scores.
+    states : tuple of str
+    labels : ndarray of object, shape (N,)
+    """
+
+    population: pd.DataFrame
+    persons: pd.DataFrame
+    scores: Array
+    scores_se: Array
+    states: tuple[str, ...]
+    labels: NDArray[np.object_]
+
+    def matrix(self, person: Any = None) -> pd.DataFrame:
+        """Next-state probabilities of the population or of a person as a square table, rows the present state."""
+        frame = self.population if person is None else self.persons[self.persons["person"] == person]
+        if not len(frame):
+            raise ArgumentError(f"person must be one of the fit, got {person!r}")
+        return frame.pivot(index="from", columns="to", values="probability").loc[list(self.states), list(self.states)]
+
+    def association(
+        self, covariate: Mapping[Any, float] | pd.Series, *, permutations: int = 999, rng: Any = 0
+    ) -> Association:
+        """Permutation test of independence between the persons' transitions and a covariate of theirs.
+
+        Parameters
+        ----------
+        covariate : Series or mapping
+            A number per person label.
+        permutations : int
+        rng : int or Generator
+        """
+        checked_count(permutations, "permutations")
+        missing = [label for label in self.labels if label not in covariate]
+        if missing:
+            raise ArgumentError(f"covariate has no value for person {missing[0]!r}; give one per person")
+        z = np.array([float(covariate[label]) for label in self.labels])
+        if not np.isfinite(z).all():
+            raise ArgumentError(f"covariate is {z[~np.isfinite(z)][0]} for a person; it must be finite")
+        return hsic_test(self.scores.reshape(len(z), -1), z[:, None], permutations, checked_rng(rng))
+
+
+def gaussian_kernel(values: Array) -> Array:
+    """Gaussian kernel matrix with the median distance as its width, doubly centred, shape (N, N)."""
+    distance = np.square(values[:, None] - values[None]).sum(-1)
+    positive = distance[distance > 0]
+    K = np.exp(-distance / (np.median(positive) if positive.size else 1.0))
+    return K - K.mean(0) - K.mean(1)[:, None] + K.mean()
+
+
+def hsic_test(a: Array, b: Array, permutations: int, rng: np.random.Generator) -> Association:
+    """HSIC of two sets of person-level values, its null distribution by permuting the second."""
+    K, L = gaussian_kernel(a), gaussian_kernel(b)
+    n = len(a)
+    observed = float((K * L).sum()) / n**2
+    orders = (rng.permutation(n) for _ in range(permutations))
+    null = np.array([(K * L[np.ix_(order, order)]).sum() / n**2 for order in orders])
+    p_value = float((1 + (null >= observed - 1e-15).sum()) / (1 + permutations))
+    return Association(observed, p_value, n, permutations)
+
+
+def build_transitions(persons: Persons, covered: Uncertainty, cov: Array) -> Transitions:
+    """Probabilities with intervals from draws of the posterior of the effects."""
+    problem, fit = persons.problem, persons.trained
+    states = tuple(str(level) for level in persons.design.response_levels or ())
+    C = len(states)
+    with torch.no_grad():
+        state = to_state(problem, fit, persons.z)
+        spec = problem.network.tensors[-1]
+        base = state.theta[spec.start : spec.stop].view(C, C)
+        tensors = view_tensors(problem.network, problem.personal, state.theta, None)
+        average = forward(problem.network, tensors, torch.zeros(1, 1, problem.network.n_in, dtype=torch.float64))[0, 0]
+        draws = effect_draws(persons, covered, C) + population_draws(persons, covered, cov[: C * C, : C * C])
+        point = base + effect_means(persons, C)
+        own = limits(next_state(point, average), next_state(base + draws, average))
+        whole = population_limits(base, average, cov[: C * C, : C * C])
+        spread = centred(draws).std(0, correction=0)
+    frame = long_frame(states, own)
+    frame.insert(0, "person", np.repeat(persons.labels, C * C))
+    return Transitions(long_frame(states, whole), frame, centred(point).numpy(), spread.numpy(), states, persons.labels)
+
+
+def transition_loading(persons: Persons) -> Tensor:
+    """Rows of the unit-length loading that belong to the transitions, shape (C*C, r); empty if they are shared."""
+    columns = persons.problem.personal.columns("transitions")
+    return torch.tensor(persons.directions[columns] if columns is not None else np.zeros((0, persons.z.shape[1])))
+
+
+def effect_means(persons: Persons, C: int) -> Tensor:
+    """Posterior means of the persons' transition effects, shape (N, C, C)."""
+    columns = persons.problem.personal.columns("transitions")
+    if columns is None:
+        return torch.zeros(len(persons.labels), C, C, dtype=torch.float64)
+    return torch.tensor((persons.z @ persons.trained.loading.T)[:, columns]).view(-1, C, C)
+
+
+def effect_draws(persons: Persons, covered: Uncertainty, C: int) -> Tensor:
+    """Draws from the posterior of the persons' transition effects, shape (n_draws, N, C, C)."""
+    mean, loading = effect_means(persons, C), transition_loading(persons)
+    if not len(loading) or covered.effects is None:
+        return mean.unsqueeze(0)
+    jitter = 1e-12 * torch.eye(covered.effects.shape[-1], dtype=torch.float64)
+    root = torch.linalg.cholesky(covered.effects + jitter)
+    noise = torch.tensor(np.random.default_rng(0).standard_normal((N_DRAWS, *covered.effects.shape[:2])))
+    moved = torch.einsum("nrs,dns->dnr", root, noise) @ loading.T
+    return mean + moved.view(N_DRAWS, -1, C, C)
+
+
+def population_draws(persons: Persons, covered: Uncertainty, cov: Array) -> Tensor | float:
+    """What the uncertainty of the population scores adds to each person's scores, shape (n_draws, N, C, C).
+
+    A person's effects make up for a change of the population scores as far as her rows tell: what is left is ``C_i
+    S^-1`` of it.
+    """
+    columns = persons.problem.personal.columns("transitions")
+    if columns is None or covered.effects is None or persons.problem.rank is not None or not np.isfinite(cov).all():
+        return 0.0
+    size = len(cov)
+    left = covered.effects[:, columns, columns] / torch.tensor(np.maximum(persons.trained.s[columns], 1e-12))
+    roots, vectors = np.linalg.eigh(cov)
+    noise = np.random.default_rng(1).standard_normal((N_DRAWS, size)) * np.sqrt(np.maximum(roots, 0.0))
+    moved = torch.einsum("nij,dj->dni", left, torch.tensor(noise @ vectors.T))
+    C = round(size**0.5)
+    return moved.view(N_DRAWS, -1, C, C)
+
+
+def population_limits(base: Tensor, average: Tensor, cov: Array) -> Array:
+    """Population probabilities and their limits, (3, C, C); limits are NaN without a covariance of the scores."""
+    C = base.shape[0]
+    point = next_state(base, average)
+    if not np.isfinite(cov).all():
+        return np.stack([point.numpy(), np.full((C, C), np.nan), np.full((C, C), np.nan)])
+    roots, vectors = np.linalg.eigh(cov)
+    noise = np.random.default_rng(0).standard_normal((N_DRAWS, C * C)) * np.sqrt(np.maximum(roots, 0.0))
+    draws = base + torch.tensor(noise @ vectors.T).view(-1, C, C)
+    return limits(point, next_state(draws, average))
+
+
+def limits(point: Tensor, draws: Tensor) -> Array:
+    """Point estimates and 95 % limits of draws, shape (3, ...)."""
+    low, high = np.quantile(draws.numpy(), [0.025, 0.975], axis=0)
+    return np.stack([point.numpy(), low, high])
+
+
+def long_frame(states: tuple[str, ...], values: Array) -> pd.DataFrame:
+    """Probabilities (3, ..., C, C) as rows ``from, to, probability, lower, upper``."""
+    C = len(states)
+    n = values[0].size // (C * C)
+    pairs = [(a, b) for a in states for b in states] * n
+    columns = {"from": [a for a, _ in pairs], "to": [b for _, b in pairs]}
+    named = dict(zip(("probability", "lower", "upper"), values.reshape(3, -1), strict=True))
+    return pd.DataFrame({**columns, **named})

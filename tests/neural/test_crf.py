@@ -1,0 +1,122 @@
+"""The CRF against all sequences, one by one."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from mixmoe.neural.crf import (  # noqa: E402
+    centred,
+    decode,
+    effect_information,
+    expected_moves,
+    forward_scores,
+    log_partition,
+    marginals,
+    sequence_loss,
+)
+
+STATES = 4
+
+
+def batch(lengths, seed=0, personal=True):
+    rng = np.random.default_rng(seed)
+    B, T = len(lengths), max(lengths)
+    mask = (np.arange(T) < np.array(lengths)[:, None]).astype(float)
+    emissions = rng.normal(size=(B, T, STATES))
+    table = rng.normal(size=(B, STATES, STATES) if personal else (STATES, STATES))
+    states = rng.integers(0, STATES, (B, T))
+    return (*(torch.tensor(a) for a in (emissions, table, states)), torch.tensor(mask))
+
+
+def brute(emissions, table):
+    """All sequences of one input and their scores."""
+    paths = np.array(list(itertools.product(range(STATES), repeat=len(emissions))))
+    scores = emissions[np.arange(len(emissions)), paths].sum(1)
+    return paths, scores + table[paths[:, :-1], paths[:, 1:]].sum(1)
+
+
+@pytest.mark.parametrize("personal", [True, False])
+@pytest.mark.parametrize("lengths", [(1, 2, 3), (6, 4, 5, 1), (1,), (6,)])
+def test_everything_equals_brute_force(lengths, personal):
+    emissions, table, states, mask = batch(lengths, personal=personal)
+    loss = sequence_loss(emissions, table, states, mask)
+    marginal, path = marginals(emissions, table, mask), decode(emissions, table, mask)
+    moves = expected_moves(emissions, table, mask)
+    for i, n in enumerate(lengths):
+        own = (table[i] if personal else table).numpy()
+        paths, scores = brute(emissions[i, :n].numpy(), own)
+        total = np.logaddexp.reduce(scores)
+        seen = (paths == states[i, :n].numpy()).all(1)
+        weight = np.exp(scores - total)
+        assert float(loss[i]) == pytest.approx(total - scores[seen][0], abs=1e-10)
+        assert float(log_partition(emissions, table, mask)[i]) == pytest.approx(total, abs=1e-10)
+        expected = np.array([[weight[paths[:, t] == s].sum() for s in range(STATES)] for t in range(n)])
+        np.testing.assert_allclose(marginal[i, :n], expected, atol=1e-10)
+        np.testing.assert_array_equal(path[i, :n], paths[scores.argmax()])
+        counts = np.zeros((STATES, STATES))
+        for t in range(n - 1):
+            np.add.at(counts, (paths[:, t], paths[:, t + 1]), weight)
+        np.testing.assert_allclose(moves[i], counts, atol=1e-10)
+
+
+def test_last_forward_scores_give_the_last_state():
+    emissions, table, _, mask = batch((3, 5))
+    last = torch.softmax(forward_scores(emissions, table, mask), -1)
+    marginal = marginals(emissions, table, mask)
+    np.testing.assert_allclose(last[0], marginal[0, 2], atol=1e-12)
+    np.testing.assert_allclose(last[1], marginal[1, 4], atol=1e-12)
+
+
+def test_padding_changes_nothing():
+    emissions, table, states, mask = batch((3, 2))
+    longer = [torch.cat([a, a[:, :2]], 1) for a in (emissions, states)]
+    padded = torch.cat([mask, torch.zeros(2, 2)], 1)
+    np.testing.assert_allclose(
+        sequence_loss(longer[0], table, longer[1], padded), sequence_loss(emissions, table, states, mask), atol=1e-12
+    )
+    assert not decode(longer[0], table, padded)[:, 3:].any()
+
+
+def test_centred_scores_keep_the_distribution():
+    emissions, table, states, mask = batch((5,))
+    # u_a - u_b telescopes to u at the first row less u at the last one: put these into the emissions
+    moved = table - centred(table)
+    constant = moved[0].mean()
+    u = (moved[0] - constant).sum(-1) / STATES
+    np.testing.assert_allclose(moved[0], constant + u[:, None] - u[None, :], atol=1e-12)
+    ends = emissions.clone()
+    ends[0, 0] += u
+    ends[0, 4] -= u
+    np.testing.assert_allclose(
+        sequence_loss(ends, centred(table), states, mask), sequence_loss(emissions, table, states, mask), atol=1e-10
+    )
+
+
+def test_information_is_the_second_derivative():
+    emissions, table, states, mask = batch((4, 2))
+    slopes = torch.zeros(2, 4, STATES, 0, dtype=torch.float64)
+    H = effect_information(emissions, table, slopes, mask, True)
+
+    def loss(values):
+        return sequence_loss(emissions[:1], values.view(1, STATES, STATES), states[:1], mask[:1])[0]
+
+    numeric = torch.autograd.functional.hessian(loss, table[0].reshape(-1))
+    np.testing.assert_allclose(H[0], numeric, atol=1e-10)
+    assert torch.linalg.eigvalsh(H).min() > -1e-10
+
+
+def test_agrees_with_pytorch_crf():
+    peer = pytest.importorskip("torchcrf").CRF(STATES, batch_first=True).double()
+    emissions, table, states, mask = batch((6, 4, 1), personal=False)
+    with torch.no_grad():
+        peer.transitions.copy_(table)
+        peer.start_transitions.zero_()
+        peer.end_transitions.zero_()
+        expected = -peer(emissions, states, mask=mask.bool(), reduction="none")
+    np.testing.assert_allclose(sequence_loss(emissions, table, states, mask), expected, atol=1e-10)
+    paths = decode(emissions, table, mask)
+    for i, path in enumerate(peer.decode(emissions, mask=mask.bool())):
+        assert paths[i, : len(path)].tolist() == path
