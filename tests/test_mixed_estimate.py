@@ -307,6 +307,7 @@ def test_forty_expert_columns():
     assert found.to_numpy() == pytest.approx(slopes[5], abs=0.5)
 
 
+@pytest.mark.filterwarnings("ignore:Only one of")
 def test_eight_experts():
     rng = np.random.default_rng(6)
     subject = np.repeat(np.arange(240), 3)
@@ -374,6 +375,15 @@ def test_a_tiny_expert_is_flagged():
     with pytest.warns(DegeneracyWarning, match=r"Expert 2 is carried by 1\.0 subjects for 2 coefficients of its own"):
         fit = mm.fit("y ~ x | re: (0 | id)", frame, rng=0)
     assert "small_expert" in [flag.code for flag in fit.flags]
+
+
+def test_an_exact_fit_of_two_subjects_is_not_preferred():
+    sim = mm.simulate.memoe("separated", n_subjects=60, n_visits=4, rng=3).data
+    line = sim["id"].isin([5, 9])
+    sim.loc[line, "y"] = 12.0 + 0.7 * sim.loc[line, "time"] + 1e-2 * np.random.default_rng(1).normal(size=line.sum())
+    fit = mm.fit("y ~ time | re: (1 | id)", sim, 2, rng=0)
+    assert fit.params[["sigma1", "sigma2"]].min() > 0.3
+    assert fit.em.responsibilities.sum(axis=0).min() > 10
 
 
 def test_collapsed_solutions_are_not_preferred():

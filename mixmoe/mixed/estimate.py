@@ -34,7 +34,7 @@ _PART_MARGIN = 20.0  # or this far if that was found on some of the subjects
 _ROUGH = Control(max_iter=80, tol=1e-4, min_gain=1e-5)
 _SIGMA_BARRIER = 1e-4  # fractions of the one-expert residual standard deviation
 _SIGMA_COLLAPSED = 1e-3
-_SIGMA_OF_FEW = 0.1  # the same for an expert with at most this many subjects more than coefficients:
+_SIGMA_OF_FEW = 0.1  # fraction of the largest, for an expert with at most this many subjects more than coefficients:
 _FEW = 2
 _SMALL_EFFECT = 0.05  # in working coordinates, where the pooled residual standard deviation is one
 
@@ -250,14 +250,14 @@ def join(a: Climb, b: Climb) -> Climb:
 def collapsed(problem: Problem, sigma_one: float, theta: Array) -> NDArray[np.bool_]:
     """Which of the points, shape (S, P), are spurious maxima: an expert that fits a few subjects nearly exactly.
 
-    The residual deviation of an expert is compared with that of the one-expert model, its expected number of subjects
-    with that of its coefficients (McLachlan & Peel 2000, section 3.10).
+    Either its residual deviation has vanished beside that of the one-expert model, or it is far below that of another
+    expert while hardly more subjects than coefficients belong to it (McLachlan & Peel 2000, section 3.10).
     """
     params = expand(problem.structure, problem.free, theta)
-    sigma = params.sigma / sigma_one
     subjects = np.exp(gate_log_probabilities(problem.W, params.gamma)).sum(axis=2)
     few = subjects <= (~problem.structure.common).sum() + _FEW
-    return ((sigma < _SIGMA_COLLAPSED) | (few & (sigma < _SIGMA_OF_FEW))).any(axis=1)
+    exact = params.sigma < _SIGMA_OF_FEW * params.sigma.max(axis=1, keepdims=True)
+    return ((params.sigma < _SIGMA_COLLAPSED * sigma_one) | (few & exact)).any(axis=1)
 
 
 def _ranked(problem: Problem, sigma_one: float, found: Climb) -> Array:

@@ -240,6 +240,9 @@ class MEMoEResults(MoEResults):
         -------
         tuple of Curve
         """
+        for name in options:
+            if name not in ("x", "at", "alpha"):
+                raise ArgumentError(f"a figure has the options x=, at= and alpha=, got {name!r}")
         if kind == "trajectories":
             return trajectory_curves(self.model.design, self._known(), **options)
         if kind == "gate":
