@@ -32,6 +32,11 @@ class Lines:
     centre: float
     loglik: float
 
+    @property
+    def constant(self) -> bool:
+        """Whether all slopes are zero."""
+        return not self.theta[1].any()
+
 
 def constant_mixtures(problem: Problem, n_starts: int, rng: np.random.Generator) -> list[Lines]:
     """Distinct mixtures with constant coefficients and with coefficients linear in the index.

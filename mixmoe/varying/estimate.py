@@ -37,6 +37,7 @@ MEMORY = 8  # differences kept by the acceleration
 SLACK = 1e-3  # an accelerated step may lower the log-likelihood by this fraction of its size per row, no more
 GROWTH = 1.0  # an accelerated point whose residual grew by more than this factor is replaced by the plain step
 SHORT_RUN = 4  # iterations given to each candidate start before the best is kept
+CROSSING_GAIN = 3.0  # log-likelihood that a start with crossing experts must gain over those from constant mixtures
 RIVAL = 0.02  # a start this far behind per row after its short run is still run to the end
 
 
@@ -222,9 +223,11 @@ def fit_functions(problem: Problem, control: Control, rng: np.random.Generator, 
         return _best(runs)
     if len(candidates) == 1:
         return run_em(problem, widen(problem, candidates[0]), control)
-    runs = _short_runs(problem, [widen(problem, one) for one in candidates], control)
-    moved = _short_runs(problem, exchanges(problem, runs[0].coef), control)
-    runs = sorted([*runs, *moved], key=lambda r: -r.loglik)
+    plain = _short_runs(problem, [widen(problem, one) for one in candidates if one.constant], control)
+    bent = _short_runs(problem, [widen(problem, one) for one in candidates if not one.constant], control)
+    bent += _short_runs(problem, exchanges(problem, max(plain + bent, key=lambda r: r.loglik).coef), control)
+    better = [r for r in bent if r.loglik > plain[0].loglik + CROSSING_GAIN]
+    runs = sorted([*plain, *better], key=lambda r: -r.loglik)
     logliks = np.array([r.loglik for r in runs])
     rivals = [r for r in runs[1:] if DISTINCT < runs[0].loglik - r.loglik < RIVAL * problem.rows.n][:1]
     best = _best([run_em(problem, r.coef, control) for r in [runs[0], *rivals]])
