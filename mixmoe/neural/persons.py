@@ -19,6 +19,7 @@ from mixmoe.neural.predict import (
     crf_rows,
     effects_from_rows,
     known_rows,
+    mixture_draws,
     normal_limits,
     prior_draws,
     uncertainty,
@@ -49,6 +50,8 @@ class Persons:
     population : ndarray, shape (P, P), or None
         Covariance of the population parameters, from the fit's own persons; None: not computed yet.
     device : str
+    fitted : Persons or None
+        The persons of the fit, if these are adapted ones.
     """
 
     design: Design
@@ -59,6 +62,7 @@ class Persons:
     z: Array
     device: str = "cpu"
     population: Any = None
+    fitted: "Persons | None" = None
 
     def effects(self) -> pd.DataFrame:
         """Effects on the personal parameters, standardised scale, one row per person."""
@@ -138,7 +142,9 @@ def adapt_persons(persons: Persons, data: Any) -> Persons:
     covered = persons.population
     if covered is None:
         covered = uncertainty(persons.problem, persons.trained, persons.z).population
-    return replace(persons, problem=problem, labels=design.labels, z=z, population=covered)
+    return replace(
+        persons, problem=problem, labels=design.labels, z=z, population=covered, fitted=persons.fitted or persons
+    )
 
 
 def predict_frame(persons: Persons, covered: Uncertainty | None, data: Any, alpha: float, rng: Any) -> pd.DataFrame:
@@ -184,10 +190,22 @@ def predictions(
             out.append((is_known, known_rows(problem, fit, blocks, persons.z, bare)))
     if not is_known.all():
         zeros = np.zeros(design.n_units, dtype=np.intp)
-        draws = prior_draws(fit, checked_rng(rng), 64 if family == "crf" else N_DRAWS)
+        draws = unknown_draws(persons, covered, checked_rng(rng))
         blocks = blocks_of(design, family, persons.scaling, ~is_known, zeros, persons.device)
         out.append((~is_known, unknown_rows(problem, fit, blocks, draws, bare, alpha)))
     return out
+
+
+def unknown_draws(persons: Persons, covered: Uncertainty | None, rng: np.random.Generator) -> Array:
+    """Draws of the effects of unknown persons: of a full prior, else of the mixture of the known ones' posteriors."""
+    fit, problem = persons.trained, persons.problem
+    n_draws = 64 if problem.family == "crf" else N_DRAWS
+    source = persons.fitted or persons
+    if problem.cov == "full" or not problem.n_effects or len(source.labels) < 2:
+        return prior_draws(fit, rng, n_draws)
+    own = covered if covered is not None and persons.fitted is None else None
+    found = own or uncertainty(source.problem, fit, source.z, population=False)
+    return mixture_draws(fit, source.z, to_array(found.effects), rng, n_draws)
 
 
 def labelled(

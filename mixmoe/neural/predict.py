@@ -223,9 +223,29 @@ def gather(blocks: Blocks, parts: list[tuple[Block, Tensor]]) -> Array:
 
 
 def prior_draws(fit: Trained, rng: np.random.Generator, n_draws: int = N_DRAWS) -> Array:
-    """Latent effects of unknown persons in antithetic pairs, shape (n_draws, r)."""
-    half = rng.standard_normal((n_draws // 2, fit.z.shape[1])) * np.sqrt(fit.s)
+    """Latent effects of unknown persons in antithetic pairs, shape (n_draws, r).
+
+    Their covariance was estimated from N persons by maximum likelihood, so that of one more is ``(N + 1) / (N -
+    r)`` of it.
+    """
+    N, r = fit.z.shape
+    wider = (N + 1.0) / (N - r) if 2 * r < N else 1.0
+    half = rng.standard_normal((n_draws // 2, r)) * np.sqrt(fit.s * wider)
     return np.concatenate([half, -half])
+
+
+def mixture_draws(fit: Trained, z: Array, C: Array, rng: np.random.Generator, n_draws: int = N_DRAWS) -> Array:
+    """Latent effects of unknown persons from the mixture of the known persons' posteriors, shape (n_draws, r).
+
+    One step of EM from the diagonal prior towards the distribution of effects: it has the correlations between
+    effects that
+    a diagonal covariance leaves out, and without which intervals of unknown persons were far too wide (97 %
+    instead of 90).
+    """
+    who = rng.permutation(np.arange(n_draws) % len(z))
+    roots, vectors = np.linalg.eigh(C)
+    half = vectors * np.sqrt(np.maximum(roots, 0.0))[:, None, :]
+    return z[who] + np.einsum("nrs,ns->nr", half[who], rng.standard_normal((n_draws, z.shape[1])))
 
 
 def unknown_rows(
