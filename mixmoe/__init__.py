@@ -1,11 +1,21 @@
-"""Mixtures of experts for longitudinal and other structured data."""
+"""Mixtures of experts for longitudinal and other structured data.
+
+The families are imported when they are first asked for, so that ``import mixmoe`` costs little more than statsmodels.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from mixmoe import datasets, errors, simulate
 from mixmoe.api import fit, load
-from mixmoe.mixed.model import MEMoE
-from mixmoe.mixed.results import MEMoEResults
-from mixmoe.neural.model import NME, nme
-from mixmoe.neural.results import NMEResults
+
+if TYPE_CHECKING:
+    from mixmoe.mixed.model import MEMoE
+    from mixmoe.mixed.results import MEMoEResults
+    from mixmoe.neural.model import NME, nme
+    from mixmoe.neural.results import NMEResults
+    from mixmoe.varying.model import VCMoE
+    from mixmoe.varying.results import VCMoEResults
 
 __version__ = "0.1.0"
 __all__ = [
@@ -13,6 +23,8 @@ __all__ = [
     "MEMoE",
     "MEMoEResults",
     "NMEResults",
+    "VCMoE",
+    "VCMoEResults",
     "__version__",
     "datasets",
     "errors",
@@ -21,3 +33,23 @@ __all__ = [
     "nme",
     "simulate",
 ]
+
+_WHERE = {
+    "MEMoE": "mixmoe.mixed.model",
+    "MEMoEResults": "mixmoe.mixed.results",
+    "NME": "mixmoe.neural.model",
+    "NMEResults": "mixmoe.neural.results",
+    "VCMoE": "mixmoe.varying.model",
+    "VCMoEResults": "mixmoe.varying.results",
+    "nme": "mixmoe.neural.model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'mixmoe' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,5 +1,7 @@
 """Checks of data against a formula: every message names the column and the first offending row."""
 
+from collections.abc import Hashable
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -93,6 +95,12 @@ def _check_covariate(values: pd.Series, name: str, section: str, rows: Rows, fra
         raise DesignError(
             f"column {name!r} in {WHERE[section]} holds {kind} values, such as {shown(values.iloc[0])}; terms are "
             "computed from numbers, texts or categories; convert it, for example dates to days since a start"
+        )
+    if kind == "mixed" and not all(isinstance(value, Hashable) for value in values):
+        value = next(value for value in values if not isinstance(value, Hashable))
+        raise DesignError(
+            f"column {name!r} in {WHERE[section]} holds {type(value).__name__} values, such as {value!r}; terms are "
+            "computed from numbers, texts or categories; make columns of single values"
         )
     levels = values.nunique()
     if levels > _MANY_LEVELS and levels > len(values) / 2:

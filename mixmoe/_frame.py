@@ -156,7 +156,7 @@ def plain(values: pd.Series) -> pd.Series:
     if isinstance(dtype, pd.CategoricalDtype):
         return values.cat.remove_unused_categories() if len(values) else values
     if isinstance(dtype, np.dtype) and dtype.kind in "fiubMm":
-        return values
+        return _full_width(values, dtype)
     if isinstance(dtype, pd.SparseDtype):
         return pd.Series(np.asarray(values), index=values.index, name=values.name, copy=False)
     if pd.api.types.is_bool_dtype(dtype):
@@ -166,6 +166,17 @@ def plain(values: pd.Series) -> pd.Series:
     if pd.api.types.is_float_dtype(dtype):
         return values.astype(np.float64)
     return _plain_objects(values)
+
+
+def _full_width(values: pd.Series, dtype: np.dtype[Any]) -> pd.Series:
+    """Numbers at 64 bits with a sign, so that terms such as I(x ** 2) of an int8 do not wrap around silently."""
+    kind, size = dtype.kind, dtype.itemsize
+    if kind == "f" and size < 8:
+        return values.astype(np.float64)
+    if kind == "u" and size == 8:
+        fits = len(values) == 0 or values.max() <= np.iinfo(np.int64).max
+        return values.astype(np.int64 if fits else np.float64)
+    return values.astype(np.int64) if kind == "u" or (kind == "i" and size < 8) else values
 
 
 def _plain_objects(values: pd.Series) -> pd.Series:

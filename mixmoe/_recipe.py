@@ -84,7 +84,9 @@ def make_recipe(
     random_columns: bool,
 ) -> Recipe:
     if engine not in ENGINES:
-        raise ArgumentError(f"engine must be one of 'formulaic', 'patsy', got {engine!r}")
+        raise ArgumentError(f"formula_engine must be one of 'formulaic', 'patsy', got {engine!r}")
+    if context is not None and not isinstance(context, Mapping):
+        raise ArgumentError(f"context must map names to values, such as {{'f': f}}, got {context!r}")
     if response not in ("numeric", "categorical"):
         raise ArgumentError(f"response must be one of 'numeric', 'categorical', got {response!r}")
     texts = _section_texts(formula, random_columns)

@@ -3,6 +3,7 @@
 import inspect
 import os
 from collections.abc import Mapping
+from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
@@ -10,35 +11,39 @@ import pandas as pd
 
 from mixmoe import results
 from mixmoe.errors import ArgumentError
-from mixmoe.mixed.model import MEMoE
-from mixmoe.mixed.results import MEMoEResults
-from mixmoe.neural.model import NME
+from mixmoe.formula import MoEFormula, parse_formula
 
-_FAMILIES: Mapping[str, Any] = MappingProxyType({"MEMoE": MEMoE, "NME": NME})
+_FAMILIES: Mapping[str, str] = MappingProxyType(
+    {"MEMoE": "mixmoe.mixed.model", "VCMoE": "mixmoe.varying.model", "NME": "mixmoe.neural.model"}
+)
+_OF_COVARIANCE: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"MEMoE": ("cluster", "correction", "n_boot", "n_jobs"), "VCMoE": ("correction",)}
+)
 
 
-def fit(formula: str, data: Any, experts: int = 2, **options: Any) -> MEMoEResults:
+def fit(formula: str, data: Any, experts: int = 2, **options: Any) -> Any:
     """Fit a mixture of experts.
 
     Parameters
     ----------
     formula : str
-        ``"y ~ time + x | gate: z | re: (1 + time | id)"``.
+        ``"y ~ time + x | gate: z | re: (1 + time | id)"`` is a `MEMoE`, ``"y ~ x | gate: z | vary: u"`` a `VCMoE`.
     data : DataFrame (pandas or polars) or mapping of columns
     experts : int
         Number of experts; 1 is the ordinary mixed model.
     **options
-        Of the model (`MEMoE`: ``cov_re=``, ``residual=``, ``context=``, ``formula_engine=``) and of its fit
-        (``starts=``, ``start=``, ``rng=``, ``cov_type=``, ``max_iter=``, ``tol=``, ``progress=`` ...).
+        Of the model (`MEMoE`: ``cov_re=``, ``residual=``; `VCMoE`: ``bandwidth=``, ``family=`` ...; both: ``context=``,
+        ``formula_engine=``) and of its fit (``starts=``, ``start=``, ``rng=``, ``cov_type=``, ``max_iter=``, ``tol=``,
+        ``progress=`` ...).
 
     Returns
     -------
-    MEMoEResults
+    MEMoEResults or VCMoEResults
 
     Raises
     ------
     FormulaError, DesignError, ArgumentError
-        See `MEMoE`.
+        See `MEMoE`, `VCMoE`.
 
     Examples
     --------
@@ -47,15 +52,22 @@ def fit(formula: str, data: Any, experts: int = 2, **options: Any) -> MEMoEResul
     >>> print(round(mm.fit("reaction ~ days | re: (1 + days | subject)", data, experts=1).llf, 3))
     -875.97
     """
-    for_model = inspect.signature(MEMoE.__init__).parameters
-    for_fit = inspect.signature(MEMoE.fit).parameters
-    covariance = ("cluster", "correction", "n_boot", "n_jobs")
+    parsed = formula if isinstance(formula, MoEFormula) else parse_formula(formula)
+    family = _family("VCMoE" if parsed.vary is not None else "MEMoE")
+    for_model = inspect.signature(family.__init__).parameters
+    for_fit = inspect.signature(family.fit).parameters
+    covariance = _OF_COVARIANCE[family.family_name]
     for name in options:
         if name not in for_model and name not in for_fit and name not in covariance:
             known = [n for n in (*for_model, *for_fit, *covariance) if n not in ("self", "cov_options")]
             raise ArgumentError(f"fit has no option {name!r}; it has {', '.join(known)}")
-    model = MEMoE(formula, data, experts, **{k: v for k, v in options.items() if k in for_model})
+    model = family(parsed, data, experts, **{k: v for k, v in options.items() if k in for_model})
     return model.fit(**{k: v for k, v in options.items() if k not in for_model})
+
+
+def _family(name: str) -> Any:
+    """The class of a family, imported when it is needed."""
+    return getattr(import_module(_FAMILIES[name]), name)
 
 
 def load(
@@ -80,4 +92,4 @@ def load(
     SavedFileError
         If the file is no saved fit, or its formula is not limited to the built-in transforms.
     """
-    return results.load(path, _FAMILIES, data, context)
+    return results.load(path, {name: _family(name) for name in _FAMILIES}, data, context)

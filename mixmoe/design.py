@@ -1,6 +1,5 @@
 """Formula and data in, arrays sorted by subject out."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,7 +24,7 @@ from mixmoe._recipe import (
     response_column,
 )
 from mixmoe._rows import Dropped, Rows, earliest, without_rows
-from mixmoe.errors import CollinearityWarning, DesignError, DroppedRowsWarning
+from mixmoe.errors import CollinearityWarning, DesignError, DroppedRowsWarning, warn
 from mixmoe.formula import MoEFormula
 
 Array = NDArray[np.float64]
@@ -276,11 +275,10 @@ def _with_gate_by_unit(recipe: Recipe, built: Materialized, rows: Rows, frame: F
 
 def _warn_dropped(dropped: Dropped, n_input: int) -> None:
     if dropped.n_rows:
-        warnings.warn(
+        warn(
             f"{dropped.n_rows} of {n_input} rows were left out because of missing values ({dropped}); "
             "fill them in beforehand to keep them",
             DroppedRowsWarning,
-            stacklevel=4,
         )
 
 
@@ -301,11 +299,10 @@ def _warn_empty_terms(recipe: Recipe, built: Materialized) -> None:
         for i, term in enumerate(recipe.sections[section]):
             if i not in built.owners[section]:
                 name = ENGINES[recipe.engine].name_of(term)
-                warnings.warn(
+                warn(
                     f"the term {name!r} of {WHERE[section]} was left out: it adds no column, "
                     "as a category with one level does; remove it from the formula",
                     CollinearityWarning,
-                    stacklevel=5,
                 )
 
 
@@ -313,11 +310,10 @@ def _independent(section: str, matrix: Array, names: tuple[str, ...]) -> NDArray
     kept = np.ones(matrix.shape[1], dtype=bool)
     for alias in aliases(matrix):
         kept[alias.column] = False
-        warnings.warn(
+        warn(
             f"column {names[alias.column]!r} of {WHERE[section]} was left out: {_reason(alias.others, names)}; "
             "remove it from the formula",
             CollinearityWarning,
-            stacklevel=5,
         )
     return kept
 

@@ -150,92 +150,106 @@ def progress_bar(total: int, label: str, show: bool | None) -> Any:
 
 _ARMIJO = 1e-4
 _MAX_STEP = 0.5  # longest step in working coordinates, where one is a standard deviation; measured: fewest evaluations
-_MAX_HALVINGS = 30
+_MAX_HALVINGS = 15
 
 
-class _Ascent:
-    """State of `climb`: points, inverse Hessians and directions of all starts."""
+@dataclass(slots=True)
+class _State:
+    """What changes while S ascents run; shapes as in `Climb`, `H` (S, P, P) the inverse information."""
 
-    def __init__(
-        self, objective: Objective, theta: Array, inverse_hessian: Array, n_units: int, control: Control
-    ) -> None:
-        S = theta.shape[0]
-        self.objective, self.n_units, self.control = objective, n_units, control
-        self.theta, self.H = theta.copy(), inverse_hessian.copy()
-        first = _finite(objective(theta))
-        self.loglik, self.score = first.loglik, first.score
-        self.n_iter, self.n_evaluations = np.zeros(S, dtype=np.intp), np.ones(S, dtype=np.intp)
-        self.converged = np.zeros(S, dtype=bool)
-        self.stuck = ~np.isfinite(first.loglik)
-        self.traces: tuple[list[float], ...] = tuple([float(v)] for v in first.loglik)
-        self.check(np.arange(S))
+    theta: Array
+    loglik: Array
+    score: Array
+    H: Array
+    n_iter: NDArray[np.intp]
+    n_evaluations: NDArray[np.intp]
+    converged: NDArray[np.bool_]
+    stuck: NDArray[np.bool_]
+    traces: tuple[list[float], ...]
 
-    def check(self, who: NDArray[np.intp]) -> None:
-        flat = np.abs(self.score[who]).max(axis=1, initial=0.0) <= self.control.tol * self.n_units
-        self.converged[who] = flat & np.isfinite(self.loglik[who])
 
-    def active(self) -> NDArray[np.intp]:
-        return np.flatnonzero(~(self.converged | self.stuck))
+def _begin(objective: Objective, theta: Array, inverse_hessian: Array) -> _State:
+    first = _finite(objective(theta))
+    S = theta.shape[0]
+    return _State(
+        theta.copy(),
+        first.loglik,
+        first.score,
+        inverse_hessian.copy(),
+        np.zeros(S, dtype=np.intp),
+        np.ones(S, dtype=np.intp),
+        np.zeros(S, dtype=bool),
+        ~np.isfinite(first.loglik),
+        tuple([float(v)] for v in first.loglik),
+    )
 
-    def iterate(self) -> None:
-        """One quasi-Newton step of every start that has not ended."""
-        who = self.active()
-        direction = self.directions(who)
-        slope = (direction * self.score[who]).sum(axis=1)
-        before = self.loglik[who]
-        self.search(who, direction, slope)
-        self.n_iter[who] += 1
-        for i in who:
-            self.traces[i].append(float(self.loglik[i]))
-        self.stuck[who] = ~(self.loglik[who] - before > self.control.min_gain)
-        self.check(who)
 
-    def directions(self, who: NDArray[np.intp]) -> Array:
-        d = (self.H[who] @ self.score[who][..., None])[..., 0]
-        wrong = (d * self.score[who]).sum(axis=1) <= 0
-        if wrong.any():
-            lost = who[wrong]
-            self.H[lost] = np.eye(d.shape[1]) / self.n_units
-            d[wrong] = self.score[lost] / self.n_units
-        longest = np.abs(d).max(axis=1, keepdims=True)
-        return d * np.minimum(1.0, _MAX_STEP / np.maximum(longest, _MAX_STEP))
+def _active(state: _State, n_units: int, control: Control) -> NDArray[np.intp]:
+    """Starts that have neither converged nor come to a standstill."""
+    flat = np.abs(state.score).max(axis=1, initial=0.0) <= control.tol * n_units
+    state.converged = flat & np.isfinite(state.loglik)
+    return np.flatnonzero(~(state.converged | state.stuck))
 
-    def search(self, who: NDArray[np.intp], direction: Array, slope: Array) -> None:
-        """Backtracking with quadratic interpolation; a start for which no step is uphill stays where it is."""
-        step = np.ones(who.size)
-        pending = np.ones(who.size, dtype=bool)
-        slack = 1e-12 * np.abs(self.loglik[who])  # rounding of the log-likelihood itself
-        for _ in range(_MAX_HALVINGS):
-            now = np.flatnonzero(pending)
-            trial = self.theta[who[now]] + step[now, None] * direction[now]
-            e = _finite(self.objective(trial))
-            self.n_evaluations[who[now]] += 1
-            gain = e.loglik - self.loglik[who[now]]
-            good = gain >= _ARMIJO * step[now] * slope[now] - slack[now]
-            self.accept(who[now[good]], trial[good], Evaluation(e.loglik[good], e.score[good]))
-            pending[now[good]] = False
-            if not pending.any():
-                return
-            bad = now[~good]
-            curve = slope[bad] * step[bad] - gain[~good]
-            ratio = np.where(np.isfinite(curve) & (curve > 0), 0.5 * slope[bad] * step[bad] / curve, 0.1)
-            step[bad] *= np.clip(ratio, 0.1, 0.5)
 
-    def accept(self, who: NDArray[np.intp], theta: Array, e: Evaluation) -> None:
-        """Move, and update the inverse Hessians by BFGS where curvature allows."""
-        s, y = theta - self.theta[who], self.score[who] - e.score
-        sy = (s * y).sum(axis=1)
-        Hy = (self.H[who] @ y[..., None])[..., 0]
-        yHy = (y * Hy).sum(axis=1)
-        usable = sy > 1e-10 * np.sqrt((s * s).sum(axis=1) * (y * y).sum(axis=1))
-        if usable.any():
-            w, s, Hy = who[usable], s[usable], Hy[usable]
-            r = 1.0 / sy[usable, None, None]
-            outer = s[:, :, None] * Hy[:, None]
-            gain = (1 + yHy[usable, None, None] * r) * r
-            self.H[w] += gain * s[:, :, None] * s[:, None] - r * (outer + np.swapaxes(outer, 1, 2))
-        self.H[who[~usable]] *= 2.0  # the surface bends upwards along the step: go further next time
-        self.theta[who], self.loglik[who], self.score[who] = theta, e.loglik, e.score
+def _iterate(state: _State, objective: Objective, who: NDArray[np.intp], n_units: int, control: Control) -> None:
+    """One quasi-Newton step of the starts `who`."""
+    before = state.loglik[who]
+    direction = _directions(state, who, n_units)
+    _search(state, objective, who, direction)
+    state.n_iter[who] += 1
+    for i in who:
+        state.traces[i].append(float(state.loglik[i]))
+    state.stuck[who] = ~(state.loglik[who] - before > control.min_gain)
+
+
+def _directions(state: _State, who: NDArray[np.intp], n_units: int) -> Array:
+    """Uphill directions of limited length, shape (len(who), P); a lost inverse information starts anew."""
+    score = state.score[who]
+    d = (state.H[who] @ score[..., None])[..., 0]
+    wrong = (d * score).sum(axis=1) <= 0
+    state.H[who[wrong]] = np.eye(d.shape[1]) / n_units
+    d[wrong] = score[wrong] / n_units
+    longest = np.abs(d).max(axis=1, keepdims=True)
+    return d * np.minimum(1.0, _MAX_STEP / np.maximum(longest, _MAX_STEP))
+
+
+def _search(state: _State, objective: Objective, who: NDArray[np.intp], direction: Array) -> None:
+    """Backtracking with quadratic interpolation; a start for which no step is uphill stays where it is."""
+    slope = (direction * state.score[who]).sum(axis=1)
+    slack = 1e-12 * np.abs(state.loglik[who])  # rounding of the log-likelihood itself
+    step = np.ones(who.size)
+    pending = np.arange(who.size)
+    for _ in range(_MAX_HALVINGS):
+        trial = state.theta[who[pending]] + step[pending, None] * direction[pending]
+        e = _finite(objective(trial))
+        state.n_evaluations[who[pending]] += 1
+        gain, hoped = e.loglik - state.loglik[who[pending]], step[pending] * slope[pending]
+        good = gain >= _ARMIJO * hoped - slack[pending]
+        _accept(state, who[pending[good]], trial[good], Evaluation(e.loglik[good], e.score[good]))
+        curve = hoped - gain
+        ratio = np.where(np.isfinite(curve) & (curve > 0), 0.5 * hoped / curve, 0.1)
+        step[pending] *= np.clip(ratio, 0.1, 0.5)
+        pending = pending[~good]
+        if not pending.size:
+            return
+
+
+def _accept(state: _State, who: NDArray[np.intp], theta: Array, e: Evaluation) -> None:
+    """Move the starts `who` to `theta`, and update their inverse information where curvature allows."""
+    s, y = theta - state.theta[who], state.score[who] - e.score
+    usable = (s * y).sum(axis=1) > 1e-10 * np.sqrt((s * s).sum(axis=1) * (y * y).sum(axis=1))
+    state.H[who[usable]] = bfgs_update(state.H[who[usable]], s[usable], y[usable])
+    state.H[who[~usable]] *= 2.0  # the surface bends upwards along the step: go further next time
+    state.theta[who], state.loglik[who], state.score[who] = theta, e.loglik, e.score
+
+
+def bfgs_update(H: Array, s: Array, y: Array) -> Array:
+    """Inverse information (S, P, P) after steps `s` that changed minus the score by `y`, each (S, P)."""
+    r = 1.0 / (s * y).sum(axis=1)[:, None, None]
+    Hy = (H @ y[..., None])[..., 0]
+    yHy = (y * Hy).sum(axis=1)[:, None, None]
+    outer = s[:, :, None] * Hy[:, None]
+    return H + (1 + yHy * r) * r * s[:, :, None] * s[:, None] - r * (outer + np.swapaxes(outer, 1, 2))
 
 
 def _finite(e: Evaluation) -> Evaluation:
@@ -271,16 +285,17 @@ def climb(
     ----------
     Nocedal & Wright (2006), Numerical Optimization, section 6.1.
     """
-    state = _Ascent(objective, theta, inverse_hessian, n_units, control)
+    state = _begin(objective, theta, inverse_hessian)
     interrupted = False
     with progress_bar(theta.shape[0], "starts", control.progress) as bar:
         try:
+            who = _active(state, n_units, control)
             for _ in range(control.max_iter):
-                active = state.active().size
-                bar.update(theta.shape[0] - active - bar.n)
-                if not active:
+                if not who.size:
                     break
-                state.iterate()
+                _iterate(state, objective, who, n_units, control)
+                who = _active(state, n_units, control)
+                bar.update(theta.shape[0] - who.size - bar.n)
         except KeyboardInterrupt:
             interrupted = True
     return Climb(

@@ -1,5 +1,8 @@
 """Errors and warnings of the package, in one tree."""
 
+import sys
+import warnings
+
 
 class MixmoeError(Exception):
     """Any error that mixmoe raises on purpose."""
@@ -82,3 +85,11 @@ class BoundaryWarning(MixmoeWarning):
 
 class DegeneracyWarning(MixmoeWarning):
     """An expert is empty or has collapsed on a few subjects."""
+
+
+def warn(message: str, category: type[MixmoeWarning]) -> None:
+    """Give a warning that points at the line of the user who called the package, however deep it arises."""
+    level, frame = 1, sys._getframe(0)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)

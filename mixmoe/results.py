@@ -124,7 +124,7 @@ class MoEResults(LabelledResults):
 
     def __repr__(self) -> str:
         return (
-            f"<{_title(self)}: {self.n_units} units, {self.nobs} rows, log-likelihood {self.llf:.3f}; "
+            f"<{_title(self)}: {self.n_units} {_units(self)}, {self.nobs} rows, log-likelihood {self.llf:.3f}; "
             "summary() prints the tables>"
         )
 
@@ -290,7 +290,7 @@ class MoEResults(LabelledResults):
         if kind == "responsibilities":
             if options:
                 raise ArgumentError(f"plot('responsibilities') has no option {sorted(options)[0]!r}")
-            return draw_responsibilities(self.em.responsibilities, ax)
+            return draw_responsibilities(self.em.responsibilities, ax, _units(self))
         kind = self._default_plot if kind is None else kind
         return draw(self.curves(kind, **options), self._observed(kind, **options), ax)
 
@@ -394,6 +394,11 @@ def _title(results: MoEResults) -> str:
     return f"{results.model.family_name} with {k} expert{'s' if k > 1 else ''}"
 
 
+def _units(results: MoEResults) -> str:
+    """What the independent units are."""
+    return "rows" if results.model.design.names.group is None else "subjects"
+
+
 def _facts(results: MoEResults) -> tuple[tuple[str, Cell], ...]:
     """Label and value of each line of the header."""
     design, em = results.model.design, results.em
@@ -428,7 +433,8 @@ def _dropped(design: Design) -> Cell:
 def _notes(results: MoEResults) -> tuple[str, ...]:
     """What a reader must know: the covariance, and each flag of the fit."""
     cov = results.cov
-    about = f"Standard errors: {DESCRIPTIONS[cov.kind]}{'; ' + cov.note if cov.note else ''}."
+    how = DESCRIPTIONS[cov.kind].replace("independent units", _units(results))
+    about = f"Standard errors: {how}{'; ' + cov.note if cov.note else ''}."
     return (about, *(flag.message for flag in results.flags))
 
 

@@ -1,13 +1,16 @@
 """Standard errors against brute force; boundaries, clusters, bootstrap, relabelling, tests."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import chi2
 
 import mixmoe as mm
-from mixmoe.errors import ArgumentError, BoundaryWarning
+from mixmoe.errors import ArgumentError, BoundaryWarning, DegeneracyWarning
 from mixmoe.inference.tests import InvalidTest
+from mixmoe.mixed import bootstrap
 from mixmoe.mixed.bootstrap import _Resample
 from mixmoe.mixed.covariance import Basis, invert_information
 from tests import dense
@@ -23,7 +26,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def fit(data):
-    return mm.fit(FORMULA, data, rng=0, starts=6)
+    return mm.fit(FORMULA, data, rng=0)
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +61,17 @@ def test_the_small_sample_factor(fit):
     assert "small-sample factor" in str(corrected.summary())
 
 
-@pytest.mark.parametrize("form", ["mapping", "series", "rows"])
+@pytest.mark.parametrize("form", ["mapping", "series", "rows", "series of rows"])
 def test_clusters(form, fit, brute, data):
     inverse, scores = brute
     site = {label: label % 7 for label in fit.model.design.labels}
-    cluster = {"mapping": site, "series": pd.Series(site), "rows": data["id"].map(site).to_numpy()}[form]
+    cluster = {"mapping": site, "series": pd.Series(site), "rows": data["id"].map(site).to_numpy()} | {
+        "series of rows": data["id"].map(site)
+    }
+    cluster = cluster[form]
     summed = np.array([scores[[site[i] == g for i in fit.model.design.labels]].sum(axis=0) for g in range(7)])
-    other = fit.with_cov("cluster", cluster=cluster)
+    with pytest.warns(DegeneracyWarning, match="There are only 7 clusters, not more than the"):
+        other = fit.with_cov("cluster", cluster=cluster)
     ours, theirs = other.cov_params().to_numpy(), inverse @ (summed.T @ summed) @ inverse
     size = np.sqrt(np.diag(inverse))
     np.testing.assert_allclose(ours / np.outer(size, size), theirs / np.outer(size, size), atol=1e-5)
@@ -76,6 +83,7 @@ def test_each_subject_its_own_cluster_is_robust(fit):
     assert own.cov_params().to_numpy() == pytest.approx(fit.cov_params().to_numpy())
 
 
+@pytest.mark.filterwarnings("ignore:There are only 5 clusters")
 def test_clusters_at_the_door(fit, data):
     labels = data["id"] % 5
     direct = mm.fit(FORMULA, data, start=fit, cov_type="cluster", cluster=labels.to_numpy())
@@ -87,6 +95,10 @@ def test_clusters_at_the_door(fit, data):
 def test_bad_clusters_are_refused(fit, data):
     with pytest.raises(ArgumentError, match="cov_type='cluster' needs cluster="):
         fit.with_cov("cluster")
+    with pytest.raises(
+        ArgumentError, match=r"cluster must hold the clusters, not their name, got 'id'; pass data\['id'\]"
+    ):
+        fit.with_cov("cluster", cluster="id")
     with pytest.raises(
         ArgumentError, match=r"cluster must have one entry per row of the data \(240\) .* got shape \(3,\)"
     ):
@@ -104,7 +116,7 @@ def test_bad_clusters_are_refused(fit, data):
 @pytest.mark.parametrize("residual", ["expert", "common"])
 def test_other_structures(cov_re, residual, data):
     few = data[data["id"] <= 36]
-    fit = mm.fit("y ~ time | gate: z1 | re: (1 | id)", few, rng=0, starts=6, cov_re=cov_re, residual=residual)
+    fit = mm.fit("y ~ time | gate: z1 | re: (1 | id)", few, rng=0, cov_re=cov_re, residual=residual)
     inverse = np.linalg.inv(-dense.hessian(fit.model, fit.em.params))
     scores = dense.scores(fit.model, fit.em.params)
     assert_close(fit.with_cov("nonrobust").cov_params(), inverse)
@@ -132,7 +144,7 @@ def test_proportions_have_delta_method_errors(fit):
 
 
 def test_units_change_errors_as_they_change_estimates(fit, data):
-    other = mm.fit(FORMULA, data.assign(y=1000 * data["y"]), rng=0, starts=6)
+    other = mm.fit(FORMULA, data.assign(y=1000 * data["y"]), rng=0)
     for name in fit.params.index:
         factor = 1 if name.startswith(("gate", "corr")) else 1000
         assert other.bse[name] == pytest.approx(factor * fit.bse[name], rel=1e-6)
@@ -197,7 +209,7 @@ def test_information_that_is_not_definite_gives_no_negative_variance():
 
 @pytest.fixture(scope="module")
 def small(data):
-    return mm.fit("y ~ time | gate: z1 | re: (1 | id)", data, rng=0, starts=6)
+    return mm.fit("y ~ time | gate: z1 | re: (1 | id)", data, rng=0)
 
 
 def test_bootstrap_does_not_depend_on_the_number_of_workers(small):
@@ -246,10 +258,38 @@ def test_bootstrap_keeps_what_it_has_when_interrupted(small, monkeypatch):
     assert np.isfinite(stopped.bse).all()
 
 
+def test_an_interrupt_inside_an_ascent_ends_the_bootstrap(small, monkeypatch):
+    """climb() returns what it has after Ctrl-C; that must not count as one resample that failed."""
+    real, calls = bootstrap.climb, []
+
+    def tired(*args):
+        calls.append(1)
+        return replace(real(*args), interrupted=len(calls) == 6)
+
+    monkeypatch.setattr(bootstrap, "climb", tired)
+    stopped = small.with_cov("bootstrap", n_boot=50, rng=1)
+    assert len(calls) == 6
+    assert stopped.cov.note == "5 resamples of subjects, interrupted before 50 were done"
+
+
+def test_an_interrupt_before_two_resamples_keeps_the_fit(small, monkeypatch):
+    def interrupted(self, rng):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Resample, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        small.with_cov("bootstrap", n_boot=50, rng=1)
+    kept = small.model.fit(start=small, cov_type="bootstrap", n_boot=50, rng=1)
+    assert kept.llf == pytest.approx(small.llf)
+    assert "interrupted" in kept.cov.note
+
+
 def test_bootstrap_that_fails_says_so(small, monkeypatch):
     monkeypatch.setattr(_Resample, "__call__", lambda self, rng: np.full(self.theta.size, np.nan))
     with pytest.raises(ArgumentError, match="only 0 of 3 bootstrap resamples could be fitted; use another cov_type"):
         small.with_cov("bootstrap", n_boot=3)
+    with pytest.raises(ArgumentError, match="n_jobs must be a whole number of at least 1, got 0"):
+        small.with_cov("bootstrap", n_boot=3, n_jobs=0)
     with pytest.raises(ArgumentError, match="n_boot must be a whole number of at least 2, got 1"):
         small.with_cov("bootstrap", n_boot=1)
 
@@ -260,7 +300,7 @@ def test_bootstrap_that_fails_says_so(small, monkeypatch):
 @pytest.fixture(scope="module")
 def three():
     sim = mm.simulate.memoe("three", n_subjects=90, n_visits=5, rng=2)
-    return mm.fit("y ~ time | gate: z1 | re: (1 | id)", sim.data, 3, rng=0, starts=8)
+    return mm.fit("y ~ time | gate: z1 | re: (1 | id)", sim.data, 3, rng=0)
 
 
 @pytest.mark.parametrize("order", [[1, 2, 3], [2, 1, 3], [3, 1, 2]])
@@ -288,7 +328,7 @@ def test_the_relabelled_covariance_is_that_of_the_relabelled_fit(three):
 
 @pytest.mark.parametrize("cov_re", ["common", "proportional"])
 def test_relabelling_shared_covariances(cov_re, data):
-    fit = mm.fit("y ~ time | gate: z1 | re: (1 | id)", data, rng=0, starts=6, cov_re=cov_re)
+    fit = mm.fit("y ~ time | gate: z1 | re: (1 | id)", data, rng=0, cov_re=cov_re)
     moved = fit.relabel([2, 1])
     assert moved.model.loglike(moved.params) == pytest.approx(fit.llf, abs=1e-8)
     back = moved.relabel([2, 1])
@@ -299,9 +339,9 @@ def test_relabelling_shared_covariances(cov_re, data):
     np.testing.assert_allclose(moved.cov.matrix / np.outer(size, size), again / np.outer(size, size), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("order", [[1, 2], [0, 1, 2], [1, 1, 2], [1, 2, 3, 4]])
+@pytest.mark.parametrize("order", [[1, 2], [0, 1, 2], [1, 1, 2], [1, 2, 3, 4], None])
 def test_a_relabelling_that_is_no_permutation_is_refused(order, three):
-    with pytest.raises(ArgumentError, match=r"order must be a permutation of 1\.\.3, got \["):
+    with pytest.raises(ArgumentError, match=r"order must be a permutation of 1\.\.3, got (\[|None)"):
         three.relabel(order)
 
 
@@ -335,8 +375,8 @@ def test_likelihood_ratio_of_a_random_slope():
 
 
 def test_likelihood_ratio_of_fixed_effects(data):
-    small = mm.fit("y ~ time | gate: z1 | re: (1 | id)", data, rng=0, starts=6)
-    large = mm.fit("y ~ time + x1 | gate: z1 | re: (1 | id)", data, rng=0, starts=6)
+    small = mm.fit("y ~ time | gate: z1 | re: (1 | id)", data, rng=0)
+    large = mm.fit("y ~ time + x1 | gate: z1 | re: (1 | id)", data, rng=0)
     test = large.lr_test(small)
     assert test.df == 2
     assert test.pvalue == pytest.approx(chi2.sf(2 * (large.llf - small.llf), 2))
@@ -361,7 +401,7 @@ def test_infinite_gate_coefficients_have_no_standard_errors():
     group = (subject % 2).astype(float)
     frame = pd.DataFrame({"id": subject, "g": group, "y": 20 * group + rng.normal(size=320) * (1 + group)})
     with pytest.warns(BoundaryWarning, match="Gate covariates separate the experts perfectly"):
-        fit = mm.fit("y ~ 1 | gate: g | re: (0 | id)", frame, rng=0, starts=6)
+        fit = mm.fit("y ~ 1 | gate: g | re: (0 | id)", frame, rng=0)
     gates = ["gate2.Intercept", "gate2.g"]
     assert fit.bse[gates].isna().all()
     means = frame.groupby("g")["y"].mean()

@@ -22,7 +22,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def fit(data):
-    return mm.fit(FORMULA, data, rng=0, starts=8)
+    return mm.fit(FORMULA, data, rng=0)
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +102,9 @@ def test_marginal_mean(fit, new):
 
 
 def test_three_experts_with_common_coefficients():
-    sim = mm.simulate.memoe("three", n_subjects=90, n_visits=4, rng=9)
-    fit = mm.fit("y ~ common(time) | gate: z1 | re: (1 | id)", sim.data, 3, rng=0, starts=8)
+    apart = [[0.0, 1.0], [12.0, 1.0], [24.0, 1.0]]
+    sim = mm.simulate.memoe("three", n_subjects=150, n_visits=4, beta=apart, rng=9)
+    fit = mm.fit("y ~ common(time) | gate: z1 | re: (1 | id)", sim.data, 3, rng=0)
     of = parts(fit, sim.data)
     frame = fit.predict(sim.data)
     pi, error = of(fit.em.params)[1], delta_errors(lambda v: of(v)[1], fit.em.params, fit.cov.matrix)
@@ -259,11 +260,17 @@ def test_without_the_subject_column_rows_are_strangers(fit, data):
 
 
 def test_rows_as_units_have_no_history(data):
-    fit = mm.fit("y ~ time | gate: z1", data, rng=0, starts=4)
+    fit = mm.fit("y ~ time | gate: z1", data, rng=0)
     frame = fit.predict(data.iloc[:4])
     assert list(frame.columns[-4:]) == ["mean", "mean_se", "mean_low", "mean_high"]
     assert len(fit.fitted()) == len(data)
     assert (fit.fitted() != fit.fitted("marginal")).any()  # the row's own response tells its expert
+
+
+def test_history_of_rows_without_subjects_is_refused(data):
+    fit = mm.fit("y ~ time | gate: z1", data, rng=0)
+    with pytest.raises(ArgumentError, match=r"has no subjects: rows have no history; leave history= out"):
+        fit.predict(data, history=data)
 
 
 def test_prediction_interval_covers(fit):
@@ -361,6 +368,8 @@ def test_simulated_responses_have_the_moments_of_the_model(fit, data):
 def test_simulation_is_reproducible(fit):
     pd.testing.assert_frame_equal(fit.simulate(3, n=2), fit.simulate(np.random.default_rng(3), n=2))
     assert not fit.simulate(3).equals(fit.simulate(4))
+    with pytest.raises(ArgumentError, match=r"n must be a whole number of at least 1, got 2\.5"):
+        fit.simulate(0, n=2.5)
 
 
 # ---- curves ----
@@ -385,6 +394,20 @@ def test_gate_curves_are_probabilities(fit):
         np.testing.assert_allclose(curve.y, frame[f"probability{k}"])
         np.testing.assert_allclose(curve.lower, frame[f"probability{k}_low"])
     np.testing.assert_allclose(curves[0].y + curves[1].y, 1)
+
+
+def test_numbers_that_are_categories_are_held_at_one_of_them(data):
+    """Their median, here 2.5, may be no category at all; and a curve cannot run along them."""
+    stages = data.assign(stage=data["id"] % 4 + 1)
+    fit = mm.fit("y ~ C(stage) + time | gate: C(stage) | re: (1 | id)", stages, rng=0, cov_type="nonrobust")
+    curves = fit.curves()
+    assert curves[0].xlabel == "time"
+    frame = fit.predict(pd.DataFrame({"time": curves[0].x, "stage": stages["stage"].mode()[0]}), kind="experts")
+    np.testing.assert_allclose(curves[0].y, frame["expert1"])
+    with pytest.raises(ArgumentError, match=r"the gate of .* has no numeric covariate to draw"):
+        fit.curves("gate")
+    with pytest.raises(ArgumentError, match=r"x must be a numeric column of the expert part, \['time'\], got 'stage'"):
+        fit.curves(x="stage")
 
 
 def test_curves_that_do_not_exist(fit):

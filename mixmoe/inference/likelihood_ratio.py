@@ -224,7 +224,7 @@ def _different_kind(small: FitSide, large: FitSide) -> str:
     if small.n_experts != large.n_experts:
         return (
             f"the fits have {small.n_experts} and {large.n_experts} experts, where the likelihood ratio has no "
-            "chi-squared distribution; use the bootstrap likelihood-ratio test (test_experts), or compare bic or icl"
+            "chi-squared distribution; compare bic or icl, or refit responses drawn by simulate() from the smaller fit"
         )
     return ""
 

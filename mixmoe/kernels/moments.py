@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe.kernels.linalg import cholesky, inverse_from_cholesky, multiply, solve_lower, solve_upper
+from mixmoe.kernels.linalg import cholesky, inverse_from_cholesky, multiply, solve_lower, solve_upper, times_real
 
 Array = NDArray[np.float64]
 LOG_2PI = float(np.log(2 * np.pi))
@@ -62,7 +62,8 @@ class Moments:
         width = max(64, 40_000 // max(1, n_experts * max(q * q, p)))
         for start in range(0, self.n_subjects, width):
             where = slice(start, min(start + width, self.n_subjects))
-            yield where, self.take(where)
+            parts = (self.n, self.yy, self.Xy, self.XX, self.Zy, self.ZX, self.ZZ)
+            yield where, Moments(*(part[..., where] for part in parts))
 
 
 def build_moments(y: Array, X: Array, Z: Array, starts: NDArray[np.intp]) -> Moments:
@@ -138,13 +139,13 @@ def expert_posterior(m: Moments, beta: Array, T: Array, sigma: Array) -> ExpertP
     -------
     ExpertPosterior
     """
-    p, q, N, E = beta.shape[1], T.shape[1], m.n_subjects, beta.shape[0]
+    q, N, E = T.shape[1], m.n_subjects, beta.shape[0]
     Lam = T / sigma[:, None, None]
-    Xr = m.Xy - (beta @ m.XX.reshape(p, p * N)).reshape(E, p, N)
+    Xr = m.Xy - np.swapaxes(times_real(beta, m.XX), 0, 1)
     rr = m.yy - np.einsum("ep,epn->en", beta, m.Xy + Xr)
-    Zr = m.Zy - np.swapaxes(beta @ m.ZX, 0, 1)
+    Zr = m.Zy - np.swapaxes(times_real(beta, m.ZX), 0, 1)
     square = np.einsum("eia,ejc->eacij", Lam, Lam).reshape(E * q * q, q * q)
-    W = (square @ m.ZZ.reshape(q * q, N)).reshape(E, q, q, N) + np.eye(q)[:, :, None]
+    W = times_real(square, m.ZZ.reshape(q * q, N)).reshape(E, q, q, N) + np.eye(q)[:, :, None]
     L = cholesky(W)
     v = solve_lower(L, np.swapaxes(Lam, 1, 2) @ Zr)
     w = solve_upper(L, v)

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from mixmoe.arguments import checked_count, checked_rng
 from mixmoe.em import Control, climb
 from mixmoe.errors import ArgumentError
-from mixmoe.inference.covariance import ParamCov
+from mixmoe.inference.covariance import ParamCov, without_parameters
 from mixmoe.inference.resample import replicate
 from mixmoe.mixed.coordinates import Coordinates
-from mixmoe.mixed.estimate import guarded, permute
+from mixmoe.mixed.covariance import find_boundary
+from mixmoe.mixed.estimate import guarded, off_boundary, permute
 from mixmoe.mixed.likelihood import Problem
 from mixmoe.mixed.natural import to_natural
 from mixmoe.mixed.starts import inverse_outer_product
@@ -45,7 +46,7 @@ def bootstrap_covariance(
     n_boot : int
         Resamples.
     n_jobs : int
-        Worker processes (joblib); the result does not depend on it.
+        Worker processes (joblib), -1 for all cores; the result does not depend on it.
     rng : int, numpy.random.Generator or None
     progress : bool, optional
 
@@ -53,11 +54,22 @@ def bootstrap_covariance(
     -------
     ParamCov
         After Ctrl-C from the resamples that were ready; its note counts them and those that failed.
+
+    Raises
+    ------
+    ArgumentError
+        If fewer than two resamples could be fitted.
+    KeyboardInterrupt
+        After Ctrl-C before two were ready.
     """
     n_boot = checked_count(n_boot, "n_boot", least=2)
+    if n_jobs != -1:
+        checked_count(n_jobs, "n_jobs")
     task = _Resample(problem, coordinates, theta)
     draws = replicate(task, n_boot, checked_rng(rng), n_jobs, "bootstrap", progress)
     kept = np.array([draw for draw in draws.values if np.isfinite(draw).all()])
+    if len(kept) < 2 and draws.interrupted:
+        raise KeyboardInterrupt
     if len(kept) < 2:
         raise ArgumentError(f"only {len(kept)} of {n_boot} bootstrap resamples could be fitted; use another cov_type")
     note = f"{len(kept)} resamples of subjects"
@@ -65,7 +77,8 @@ def bootstrap_covariance(
         note += f", interrupted before {n_boot} were done"
     if len(kept) < len(draws.values):
         note += f", {len(draws.values) - len(kept)} more did not converge"
-    return ParamCov(np.atleast_2d(np.cov(kept, rowvar=False)), "bootstrap", note)
+    blank = list(find_boundary(problem, coordinates, theta).blank)
+    return ParamCov(without_parameters(np.atleast_2d(np.cov(kept, rowvar=False)), blank), "bootstrap", note)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +92,10 @@ class _Resample:
     def __call__(self, rng: np.random.Generator) -> Array:
         N = self.problem.n_subjects
         sample = self.problem.take(np.sort(rng.integers(N, size=N)))
-        start = self.theta[None]
+        start = off_boundary(sample, self.theta)[None]
         end = climb(guarded(sample, _SIGMA_FLOOR), start, inverse_outer_product(sample, start), N, _CONTROL)
+        if end.interrupted:
+            raise KeyboardInterrupt  # climb() keeps it to itself; it ends the whole bootstrap, not one resample
         if not end.converged[0]:
             return np.full(self.theta.size, np.nan)
         return self._natural(self._matched(end.theta[0]))

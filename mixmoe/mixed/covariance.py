@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mixmoe.errors import DegeneracyWarning, warn
 from mixmoe.gate import gate_information, gate_log_probabilities
 from mixmoe.inference.covariance import CovType, ParamCov, delta_cov, meat, sandwich, without_parameters
 from mixmoe.kernels.linalg import semidefinite_cholesky
@@ -49,17 +50,31 @@ def find_boundary(problem: Problem, coordinates: Coordinates, theta: Array) -> B
     factor = params.factor.copy()
     columns = s.factor_entries[1]
     singular = []
+    if s.cov_re == "proportional" and s.n_random:
+        factor[0], dead[free.scale[1:]] = _proportional(factor[0])
     for k in range(s.n_experts if s.n_random else 0):
-        T = _canonical(factor[0, k])
-        null = np.diag(T) == 0
-        factor[0, k] = T
-        dead[free.factor[k][null[columns]]] = True
-        if free.scale[k] >= 0 and null.all():
-            dead[free.factor[k]], dead[free.scale[k]] = False, True
+        if s.cov_re != "proportional":
+            factor[0, k] = _canonical(factor[0, k])
+        null = np.diag(factor[0, k]) == 0
+        if s.cov_re != "proportional" or not null.all():
+            dead[free.factor[k][null[columns]]] = True
         singular.append(bool(null.any()))
     clean = contract(s, Params(params.gamma, params.beta, factor, params.sigma))[0]
     natural = to_natural(s, coordinates.to_user(expand(s, free, clean[None])))[0]
     return Boundary(clean, dead, _blank(s, natural, coordinates, singular))
+
+
+def _proportional(factor: Array) -> tuple[Array, NDArray[np.bool_]]:
+    """Multiples of one canonical factor, (K, q, q), and which of experts 2..K have none, (K - 1,).
+
+    The largest multiple decides on null directions: that of expert 1, which the others are multiples of, may be tiny.
+    """
+    size = np.linalg.norm(factor, axis=(1, 2))
+    top = int(size.argmax())
+    none = size <= _ZERO_SD
+    none[[0, top]] = False
+    scaled = np.where(none, 0.0, size) / max(size[top], np.finfo(float).tiny)
+    return _canonical(factor[top]) * scaled[:, None, None], none[1:]
 
 
 def _canonical(T: Array) -> Array:
@@ -130,10 +145,18 @@ def covariance(
     jacobian = np.nan_to_num(natural_jacobian(problem, coordinates, at.theta))
     unknown = np.abs(jacobian @ inverse.null) > 1e-6 * (1e-300 + np.abs(jacobian).max(axis=1, keepdims=True, initial=0))
     blank = sorted({*at.blank, *np.flatnonzero(unknown.any(axis=1)).tolist()})
-    note = "" if clusters is None else f"{int(clusters.max()) + 1} clusters"
+    note = "" if clusters is None else _about_clusters(int(clusters.max()) + 1, theta.size)
     if correction:
         note = "; ".join(filter(None, [note, "small-sample factor G / (G - 1)"]))
     return ParamCov(without_parameters(delta_cov(jacobian, matrix), blank), kind, note)
+
+
+def _about_clusters(n_clusters: int, n_params: int) -> str:
+    note = f"{n_clusters} clusters"
+    if n_clusters <= n_params:
+        note += f", not more than the {n_params} parameters: these standard errors are too small"
+        warn(f"There are only {note}; use cov_type='robust', or more clusters.", DegeneracyWarning)
+    return note
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,11 @@ from mixmoe.gate import gate_log_probabilities
 from mixmoe.mixed.likelihood import Problem, evaluate, observed_information
 from mixmoe.mixed.starts import (
     OneExpert,
+    climb_one_expert,
     fit_one_expert,
     inverse_outer_product,
+    one_expert_problem,
     random_starts,
-    repeat_expert,
     split_merge_starts,
 )
 from mixmoe.mixed.structure import Params, contract, expand
@@ -26,11 +27,16 @@ _SAME = 1e-3  # log-likelihoods closer than this are the same optimum
 _SEARCH_ABOVE = 1000  # with more subjects than this the search for starts runs on some of them
 _SEARCH_SUBJECTS = 500
 _FINISHED = 5  # candidates that are run to full convergence, on all subjects
+_SHARP = 0.01  # of the tolerance: what quasi-Newton aims at before Newton steps are called in
+_STANDSTILL = 1e-11  # gain in log-likelihood of an ascent that creeps along the edge of a collapse
 _MARGIN = 1.0  # candidates may lie this far below the best rough value,
 _PART_MARGIN = 20.0  # or this far if that was found on some of the subjects
 _ROUGH = Control(max_iter=80, tol=1e-4, min_gain=1e-5)
 _SIGMA_BARRIER = 1e-4  # fractions of the one-expert residual standard deviation
 _SIGMA_COLLAPSED = 1e-3
+_SIGMA_OF_FEW = 0.1  # fraction of the largest, for an expert with at most this many subjects more than coefficients:
+_FEW = 2
+_SMALL_EFFECT = 0.05  # in working coordinates, where the pooled residual standard deviation is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +96,31 @@ def permute_params(params: Params, order: Sequence[int]) -> Params:
     return Params(gamma, params.beta[:, index], params.factor[:, index], params.sigma[:, index])
 
 
+def largest_first(problem: Problem, theta: Array) -> Array:
+    """The free vector, shape (P,), with the expert of the largest random effects as the reference of proportional ones.
+
+    As multiples of a tiny covariance the others would look stationary long before they are.
+    """
+    if problem.structure.cov_re != "proportional":
+        return theta
+    factor = expand(problem.structure, problem.free, theta[None]).factor[0]
+    top = int(np.linalg.norm(factor, axis=(1, 2)).argmax())
+    return permute(problem, theta, [top, *(k for k in range(len(factor)) if k != top)])
+
+
+def off_boundary(problem: Problem, theta: Array) -> Array:
+    """The free vector, shape (P,), with small random effects in the place of none.
+
+    Where a variance is zero the score in its factor is zero too, by symmetry, whatever the data: no ascent would leave.
+    """
+    rows, columns = problem.structure.factor_entries
+    free, moved = problem.free, theta.copy()
+    diagonal = np.unique(free.factor[:, rows == columns])
+    at = np.append(diagonal, free.scale[free.scale >= 0])
+    moved[at] = np.where(np.abs(theta[at]) < _SMALL_EFFECT, _SMALL_EFFECT, theta[at])
+    return moved
+
+
 def order_experts(problem: Problem, theta: Array) -> Array:
     """The free vector with experts by decreasing mean gate probability."""
     gamma = expand(problem.structure, problem.free, theta[None]).gamma
@@ -108,9 +139,7 @@ class _Guarded:
     sigma_floor: float
 
     def __call__(self, theta: Array) -> Evaluation:
-        with np.errstate(
-            all="ignore"
-        ):  # far from the optimum anything may overflow; climb() handles what is not finite
+        with np.errstate(all="ignore"):  # far from the optimum anything may overflow; climb() expects that
             e = evaluate(self.problem, theta)
             smallest = np.exp(theta[:, self.problem.free.log_sigma].min(axis=1))
         return Evaluation(np.where(smallest < self.sigma_floor, -np.inf, e.loglik), e.score)
@@ -135,19 +164,23 @@ def search(
     -------
     Search
     """
-    one = fit_one_expert(problem, control)
-    if problem.structure.n_experts == 1 and given is None:
-        given, n_starts = contract(problem.structure, repeat_expert(problem.structure, one.params, 1))[0], 0
-    limited = replace(_ROUGH, max_iter=min(_ROUGH.max_iter, control.max_iter), progress=control.progress)
-    if not n_starts and given is not None:
-        return finish(problem, one, _climb_from(problem, one, given[None], limited), _MARGIN, control)
-    part = problem.take(_search_order(problem, rng))
-    base = one if part.n_subjects == problem.n_subjects else fit_one_expert(part, control)
-    rough = explore(part, base, n_starts, limited, rng)
     if given is not None:
-        rough = join(rough, _climb_from(part, base, given[None], limited))
+        given = off_boundary(problem, given)
+    limited = replace(_ROUGH, max_iter=min(_ROUGH.max_iter, control.max_iter), progress=control.progress)
+    if problem.structure.n_experts == 1 and given is None:
+        rough = climb_one_expert(problem, limited)
+        return finish(problem, float(np.exp(rough.theta[0, -1])), rough, _MARGIN, control)
+    if not n_starts and given is not None:
+        end = climb_one_expert(one_expert_problem(problem), limited)
+        sigma_one = float(np.exp(end.theta[0, -1]))
+        return finish(problem, sigma_one, _climb_from(problem, sigma_one, given[None], limited), _MARGIN, control)
+    part = problem.take(_search_order(problem, rng))
+    one = fit_one_expert(part, limited)
+    rough = explore(part, one, n_starts, limited, rng)
+    if given is not None:
+        rough = join(rough, _climb_from(part, one.sigma, given[None], limited))
     margin = _MARGIN if part.n_subjects == problem.n_subjects else _PART_MARGIN
-    return finish(problem, one, rough, margin, control)
+    return finish(problem, one.sigma, rough, margin, control)
 
 
 def _search_order(problem: Problem, rng: np.random.Generator) -> NDArray[np.intp]:
@@ -167,7 +200,8 @@ def _candidates(logliks: Array, margin: float) -> NDArray[np.intp]:
     """Positions, best first, of values within `margin` of the best that differ by more than `_SAME`."""
     order = np.argsort(-logliks, kind="stable")
     apart = np.ones(order.size, dtype=bool)
-    apart[1:] = -np.diff(logliks[order]) > _SAME
+    with np.errstate(invalid="ignore"):  # two collapsed solutions, both of -inf, are not apart
+        apart[1:] = -np.diff(logliks[order]) > _SAME
     apart &= logliks[order] >= logliks[order[0]] - margin
     return order[apart][:_FINISHED]
 
@@ -175,28 +209,27 @@ def _candidates(logliks: Array, margin: float) -> NDArray[np.intp]:
 def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, rng: np.random.Generator) -> Climb:
     """End points of random starts, then of split-and-merge moves from the best of them."""
     theta = random_starts(problem, one, n_starts, _EM_STEPS, rng)
-    found = _climb_from(problem, one, theta, control, spent=2 * _EM_STEPS)
+    found = _climb_from(problem, one.sigma, theta, control, spent=2 * _EM_STEPS)
     n_moves = n_starts // 4
     while n_moves and not found.interrupted:
-        best = int(np.argmax(_ranked(problem, one, found)))
+        best = int(np.argmax(_ranked(problem, one.sigma, found)))
         try:
             moved = split_merge_starts(problem, one, found.theta[best], n_moves, _EM_STEPS, rng)
         except KeyboardInterrupt:
             return replace(found, interrupted=True)
-        further = _climb_from(problem, one, moved, control, spent=2 * _EM_STEPS)
-        improved = _ranked(problem, one, further).max() > found.loglik[best] + _SAME
+        further = _climb_from(problem, one.sigma, moved, control, spent=2 * _EM_STEPS)
+        improved = _ranked(problem, one.sigma, further).max() > found.loglik[best] + _SAME
         found = join(found, further)
         if not improved:
             break
     return found
 
 
-def _climb_from(problem: Problem, one: OneExpert, theta: Array, control: Control, spent: int = 0) -> Climb:
+def _climb_from(problem: Problem, sigma_one: float, theta: Array, control: Control, spent: int = 0) -> Climb:
     """Ascents from `theta`, shape (S, P), for which `spent` likelihood evaluations have been used already."""
-    floor = _SIGMA_BARRIER * float(one.params.sigma[0, 0])
     with np.errstate(all="ignore"):
         inverse = inverse_outer_product(problem, theta)
-    found = climb(guarded(problem, floor), theta, inverse, problem.n_subjects, control)
+    found = climb(guarded(problem, _SIGMA_BARRIER * sigma_one), theta, inverse, problem.n_subjects, control)
     return replace(found, n_evaluations=found.n_evaluations + spent)
 
 
@@ -214,42 +247,53 @@ def join(a: Climb, b: Climb) -> Climb:
     )
 
 
-def collapsed(problem: Problem, one: OneExpert, theta: Array) -> NDArray[np.bool_]:
-    """Which of the points, shape (S, P), have an expert whose residual variance has collapsed."""
-    sigma = expand(problem.structure, problem.free, theta).sigma.min(axis=1)
-    return sigma < _SIGMA_COLLAPSED * one.params.sigma[0, 0]
+def collapsed(problem: Problem, sigma_one: float, theta: Array) -> NDArray[np.bool_]:
+    """Which of the points, shape (S, P), are spurious maxima: an expert that fits a few subjects nearly exactly.
+
+    Either its residual deviation has vanished beside that of the one-expert model, or it is far below that of another
+    expert while hardly more subjects than coefficients belong to it (McLachlan & Peel 2000, section 3.10).
+    """
+    params = expand(problem.structure, problem.free, theta)
+    subjects = np.exp(gate_log_probabilities(problem.W, params.gamma)).sum(axis=2)
+    few = subjects <= (~problem.structure.common).sum() + _FEW
+    exact = params.sigma < _SIGMA_OF_FEW * params.sigma.max(axis=1, keepdims=True)
+    return ((params.sigma < _SIGMA_COLLAPSED * sigma_one) | (few & exact)).any(axis=1)
 
 
-def _ranked(problem: Problem, one: OneExpert, found: Climb) -> Array:
+def _ranked(problem: Problem, sigma_one: float, found: Climb) -> Array:
     """Log-likelihoods with collapsed solutions put last."""
-    return np.where(collapsed(problem, one, found.theta), -np.inf, found.loglik)
+    return np.where(collapsed(problem, sigma_one, found.theta), -np.inf, found.loglik)
 
 
-def finish(problem: Problem, one: OneExpert, rough: Climb, margin: float, control: Control) -> Search:
+def finish(problem: Problem, sigma_one: float, rough: Climb, margin: float, control: Control) -> Search:
     """End points within `margin` of the best run to convergence on all subjects; the best polished by Newton steps."""
-    rough_rank = _ranked(problem, one, rough)
+    rough_rank = _ranked(problem, sigma_one, rough)
     candidates = _candidates(rough_rank, margin)
-    limit = replace(control, max_iter=0) if rough.interrupted else control
-    found = _climb_from(problem, one, rough.theta[candidates], limit)
-    rank = _ranked(problem, one, found)
+    limit = replace(control, tol=_SHARP * control.tol, min_gain=_STANDSTILL)
+    limit = replace(limit, max_iter=0) if rough.interrupted else limit
+    start = np.array([largest_first(problem, theta) for theta in rough.theta[candidates]])
+    found = _climb_from(problem, sigma_one, start, limit)
+    rank = _ranked(problem, sigma_one, found)
     best = int(np.argmax(rank >= rank.max() - _SAME))  # of equals the one that was best before
     interrupted = rough.interrupted or found.interrupted
-    theta = found.theta[best] if interrupted else newton_polish(problem, found.theta[best])
+    theta = found.theta[best]
+    if not (interrupted or found.converged[best]):
+        theta = newton_polish(problem, theta)
     e = evaluate(problem, theta[None])
-    start = candidates[best]
+    origin = candidates[best]
     return Search(
         theta=theta,
         loglik=float(e.loglik[0]),
         score=e.score[0],
-        trace=np.asarray(rough.traces[start] + found.traces[best][1:]),
-        n_iter=int(rough.n_iter[start] + found.n_iter[best]),
-        n_evaluations=int(rough.n_evaluations[start] + found.n_evaluations[best]),
+        trace=np.asarray(rough.traces[origin] + found.traces[best][1:]),
+        n_iter=int(rough.n_iter[origin] + found.n_iter[best]),
+        n_evaluations=int(rough.n_evaluations[origin] + found.n_evaluations[best]),
         converged=not interrupted and is_stationary(e.score[0], problem, control),
         interrupted=interrupted,
         degenerate=not np.isfinite(rank[best]),
         n_starts=rough.loglik.size,
         logliks=np.sort(found.loglik)[::-1],
-        n_replicated=int((rough_rank >= rough.loglik[start] - _SAME).sum()),
+        n_replicated=int((rough_rank >= rough.loglik[origin] - _SAME).sum()),
         n_degenerate=int((~np.isfinite(rough_rank)).sum()),
     )
 

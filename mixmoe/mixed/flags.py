@@ -1,12 +1,10 @@
 """What a reader must know about a fitted MEMoE."""
 
-import warnings
-
 import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe.em import Flag
-from mixmoe.errors import BoundaryWarning, ConvergenceWarning, DegeneracyWarning
+from mixmoe.errors import BoundaryWarning, ConvergenceWarning, DegeneracyWarning, warn
 from mixmoe.mixed.covariance import Boundary, gate_directions
 from mixmoe.mixed.estimate import Search
 from mixmoe.mixed.likelihood import Problem
@@ -42,7 +40,7 @@ def find_flags(
 def warn_flags(flags: tuple[Flag, ...]) -> None:
     """Give each flag as a warning of its category."""
     for flag in flags:
-        warnings.warn(flag.message, _CATEGORIES[flag.code], stacklevel=3)
+        warn(flag.message, _CATEGORIES[flag.code])
 
 
 def _convergence(found: Search, problem: Problem) -> Flag | None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mixmoe.arguments import checked_choice, checked_count, checked_positive, checked_rng
 from mixmoe.design import Design, build_design
 from mixmoe.em import Control, EMFit, Starts
-from mixmoe.errors import ArgumentError, FormulaError
+from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.formula import MoEFormula, parse_formula
 from mixmoe.inference.covariance import ParamCov, checked_cov_type
 from mixmoe.kernels.linalg import logsumexp
@@ -96,11 +96,7 @@ class MEMoE:
         checked_choice(cov_re, "cov_re", get_args(CovRE))
         checked_choice(residual, "residual", get_args(Residual))
         self.design = build_design(self.formula, data, context=context, engine=formula_engine)  # type: ignore[arg-type]
-        if self.n_experts > self.design.n_units:
-            raise ArgumentError(
-                f"experts={self.n_experts} is more than the {self.design.n_units} subjects in the data; "
-                "use at most one expert per subject, in practice far fewer"
-            )
+        _check_identified(self.design, self.n_experts)
         self.settings: Mapping[str, Any] = MappingProxyType(
             {"experts": self.n_experts, "cov_re": cov_re, "residual": residual, "formula_engine": formula_engine}
         )
@@ -176,7 +172,14 @@ class MEMoE:
         n_starts = default if starts is None else checked_count(starts, "starts", least=1 if given is None else 0)
         fit = self._record(search(self.problem, n_starts, control, generator, given))
         warn_flags(fit.flags)
-        return MEMoEResults(self, fit, self.covariance(fit, cov_type, **cov_options))
+        if cov_type == "bootstrap":
+            cov_options = {"rng": generator, "progress": progress, **cov_options}
+        try:
+            cov = self.covariance(fit, cov_type, **cov_options)
+        except KeyboardInterrupt:
+            blank = np.full((fit.params.size, fit.params.size), np.nan)
+            cov = ParamCov(blank, checked_cov_type(cov_type), f"interrupted; with_cov({cov_type!r}) computes them")
+        return MEMoEResults(self, fit, cov)
 
     def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
         """Covariance of the estimates of `fit`.
@@ -266,6 +269,38 @@ class MEMoE:
         )
 
 
+def _check_identified(design: Design, n_experts: int) -> None:
+    """Raise unless data of this kind can tell the parameters apart.
+
+    Raises
+    ------
+    ArgumentError
+        For more experts than subjects.
+    DesignError
+        For an expert part without columns, or rows that cannot tell random effects from residuals.
+    """
+    if n_experts > design.n_units:
+        raise ArgumentError(
+            f"experts={n_experts} is more than the {design.n_units} subjects in the data; "
+            "use at most one expert per subject, in practice far fewer"
+        )
+    if not design.expert.shape[1]:
+        raise DesignError(
+            f"the expert part of {design.formula.text!r} has no columns; write at least 1, for an intercept"
+        )
+    if design.random.shape[1] and design.n == design.n_units:
+        raise DesignError(
+            f"each of the {design.n} subjects has one row, where random effects cannot be told from residuals; "
+            f"write re: (0 | {design.names.group})"
+        )
+    y = np.asarray(design.response)
+    if "Intercept" in design.names.random and (y == y[design.starts][design.codes]).all():
+        raise DesignError(
+            f"the response {design.names.response!r} does not vary within any subject, so that residuals are zero; "
+            "keep one row per subject and leave the random effects out"
+        )
+
+
 def build_structure(design: Design, n_experts: int, cov_re: CovRE, residual: Residual) -> Structure:
     """What the experts of a design share."""
     random = design.formula.random
@@ -300,7 +335,7 @@ def checked_formula(formula: Any) -> MoEFormula:
     Raises
     ------
     FormulaError
-        If it has sections of other families.
+        If it has sections or markers of other families.
     """
     parsed = formula if isinstance(formula, MoEFormula) else parse_formula(formula)
     for section, family in (("vary", "VCMoE"), ("seq", "NME")):
@@ -308,6 +343,14 @@ def checked_formula(formula: Any) -> MoEFormula:
             raise FormulaError(
                 f"MEMoE has no section '{section}:'; leave it out, or use {family}, which has", parsed.text
             )
+    if any(part.kind == "const" for part in (*parsed.expert, *parsed.gate)):
+        raise FormulaError(
+            "const(...) marks what stays constant along the index of vary:, and there is no vary:; "
+            "write common(...) for coefficients that the experts share",
+            parsed.text,
+            parsed.text.find("const"),
+            len("const"),
+        )
     return parsed
 
 
@@ -334,7 +377,10 @@ def start_vector(start: Any, layout: ParamLayout) -> Array:
         if missing:
             raise ArgumentError(f"start has no value for {missing[0]!r}; give all of {', '.join(layout.names)}")
         values = [values[name] for name in layout.names]
-    vector = np.asarray(values, dtype=float)
+    try:
+        vector = np.asarray(values, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"start must hold numbers or be another fit, got {start!r}") from error
     if vector.shape != (len(layout.names),):
         raise ArgumentError(f"start must have {len(layout.names)} values, one per parameter, got shape {vector.shape}")
     for parameter, value in zip(layout.parameters, vector, strict=True):
@@ -362,7 +408,8 @@ def cluster_codes(cluster: Any, design: Design) -> NDArray[np.int64]:
 
     Parameters
     ----------
-    cluster : mapping or Series by subject label, or array with one entry per row of the data
+    cluster : mapping or Series by subject label, or array or Series with one entry per row of the data
+        A Series as long as the data is read row by row, whatever its index, unless each subject has one row.
     design : Design
 
     Returns
@@ -376,7 +423,11 @@ def cluster_codes(cluster: Any, design: Design) -> NDArray[np.int64]:
     """
     if cluster is None:
         raise ArgumentError("cov_type='cluster' needs cluster=, the cluster of each subject (by label) or of each row")
-    if isinstance(cluster, Mapping | pd.Series) and all(label in cluster for label in design.labels):
+    if isinstance(cluster, str):
+        raise ArgumentError(f"cluster must hold the clusters, not their name, got {cluster!r}; pass data[{cluster!r}]")
+    by_row_anyway = isinstance(cluster, pd.Series) and len(cluster) == design.n_input > design.n_units
+    by_label = isinstance(cluster, Mapping | pd.Series) and not by_row_anyway
+    if by_label and all(label in cluster for label in design.labels):
         values = [cluster[label] for label in design.labels]
     else:
         rows = np.asarray(cluster)

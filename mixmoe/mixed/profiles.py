@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe._recipe import ENGINES
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.intervals import checked_alpha
@@ -32,7 +33,7 @@ def gate_curves(
     design: Design, e: Estimate, x: str | None = None, at: Mapping[str, Any] | None = None, alpha: float = 0.05
 ) -> tuple[Curve, ...]:
     """Probability of each expert against a gate covariate, with pointwise confidence limits."""
-    numeric = [name for name in used_columns(design, "gate") if name in design.recipe.numeric]
+    numeric = [name for name in used_columns(design, "gate") if name in continuous_columns(design)]
     if x is None and not numeric:
         raise ArgumentError(
             f"the gate of {design.formula.text!r} has no numeric covariate to draw; use proportions() or predict()"
@@ -73,6 +74,12 @@ def used_columns(design: Design, section: str) -> list[str]:
     return [name for name in names if name in design.frame.columns]
 
 
+def continuous_columns(design: Design) -> frozenset[str]:
+    """Columns of numbers that no term reads as categories, as C(stage) does."""
+    known = ENGINES[design.recipe.engine].known_categories(design.recipe.specs)
+    return design.recipe.numeric - {categories.column for categories in known}
+
+
 def trajectory_axis(design: Design) -> str:
     """The column along which trajectories run: the first random slope or expert term that changes within subjects.
 
@@ -81,7 +88,7 @@ def trajectory_axis(design: Design) -> str:
     ArgumentError
         If no column of the expert part is numeric.
     """
-    numeric = design.recipe.numeric
+    numeric = continuous_columns(design)
     candidates = [*used_columns(design, "random"), *used_columns(design, "expert")]
     candidates = [name for name in candidates if name in numeric]
     if not candidates:
@@ -104,7 +111,7 @@ def checked_column(design: Design, name: str, section: str) -> str:
     ArgumentError
         If it is not.
     """
-    columns = [c for c in used_columns(design, section) if c in design.recipe.numeric]
+    columns = [c for c in used_columns(design, section) if c in continuous_columns(design)]
     if name not in columns:
         raise ArgumentError(
             f"x must be a numeric column of the {section} part, {columns or 'there are none'}, got {name!r}"
@@ -122,7 +129,8 @@ def profile(design: Design, x: str, at: Mapping[str, Any] | None = None) -> pd.D
                 f"at= holds {name!r}, which is not among the other columns {[c for c in columns if c != x]}"
             )
     grid = np.linspace(float(frame[x].min()), float(frame[x].max()), _POINTS)
-    held = {c: [values.get(c, _typical(frame[c], c in design.recipe.numeric))] * _POINTS for c in columns if c != x}
+    numeric = continuous_columns(design)
+    held = {c: [values.get(c, _typical(frame[c], c in numeric))] * _POINTS for c in columns if c != x}
     return pd.DataFrame({x: grid, **{c: pd.Series(v, dtype=_dtype(frame[c])) for c, v in held.items()}})
 
 

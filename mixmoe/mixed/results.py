@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe.arguments import checked_choice, checked_rng
+from mixmoe.arguments import checked_choice, checked_count, checked_rng
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.covariance import delta_cov
@@ -129,9 +129,11 @@ class MEMoEResults(MoEResults):
             return None
         known = self.model.design if history is None else self.model.design.for_new(history, response=True)
         if history is not None and known.names.group is None:
+            group = self.model.design.names.group
             raise ArgumentError(
-                f"history needs the column {self.model.design.names.group!r} that names the subjects; "
-                "without it its rows cannot be assigned"
+                f"history needs the column {group!r} that names the subjects; without it its rows cannot be assigned"
+                if group is not None
+                else f"the model {self.model.formula.text!r} has no subjects: rows have no history; leave history= out"
             )
         return past_of_subjects(self.model, self._known(), known, design)
 
@@ -197,7 +199,8 @@ class MEMoEResults(MoEResults):
         DataFrame
             One column per draw, rows in the order of the data.
         """
-        generator, d, e = checked_rng(rng), self.model.design, self._known()
+        n, generator = checked_count(n, "n"), checked_rng(rng)
+        d, e = self.model.design, self._known()
         draws = [draw_responses(e, d.expert, d.random, d.gate, d.starts, generator) for _ in range(n)]
         columns = {f"draw{i + 1}": d.in_order(draw) for i, draw in enumerate(draws)}
         return pd.DataFrame(columns, index=d.rows[np.argsort(d.position, kind="stable")])
@@ -215,9 +218,9 @@ class MEMoEResults(MoEResults):
         MEMoEResults
         """
         K = self.model.n_experts
-        if sorted(order) != list(range(1, K + 1)):
-            raise ArgumentError(f"order must be a permutation of 1..{K}, got {list(order)}")
-        index, s = [k - 1 for k in order], self.model.structure
+        if not np.iterable(order) or sorted(order) != list(range(1, K + 1)):
+            raise ArgumentError(f"order must be a permutation of 1..{K}, got {order!r}")
+        index, s = [int(k) - 1 for k in order], self.model.structure
         params = permute_natural(s, self.em.params, index)
         fit = replace(self.em, params=params, responsibilities=self.em.responsibilities[:, index])
         matrix = delta_cov(permute_jacobian(s, self.em.params, index), self.cov.matrix)
@@ -237,6 +240,9 @@ class MEMoEResults(MoEResults):
         -------
         tuple of Curve
         """
+        for name in options:
+            if name not in ("x", "at", "alpha"):
+                raise ArgumentError(f"a figure has the options x=, at= and alpha=, got {name!r}")
         if kind == "trajectories":
             return trajectory_curves(self.model.design, self._known(), **options)
         if kind == "gate":

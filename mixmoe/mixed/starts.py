@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe.em import Control, climb
+from mixmoe.em import Climb, Control, climb
 from mixmoe.mixed.em_step import em_iterations, expectations, update_means, update_variances
 from mixmoe.mixed.likelihood import Problem, build_problem, evaluate, subject_scores
 from mixmoe.mixed.structure import Params, Structure, contract, expand
@@ -38,6 +38,11 @@ class OneExpert:
     params: Params
     features: Array
 
+    @property
+    def sigma(self) -> float:
+        """Residual standard deviation of the one-expert model."""
+        return float(self.params.sigma[0, 0])
+
 
 def inverse_outer_product(problem: Problem, theta: Array) -> Array:
     """Inverse of the summed outer products of subject scores, eigenvalues bounded below; shape (S, P, P)."""
@@ -49,23 +54,33 @@ def inverse_outer_product(problem: Problem, theta: Array) -> Array:
     return out
 
 
-def fit_one_expert(problem: Problem, control: Control) -> OneExpert:
-    """The one-expert model with the same designs, the base of all starts."""
+def one_expert_problem(problem: Problem) -> Problem:
+    """The likelihood of the one-expert model on the same data."""
     s = problem.structure
     single = Structure(1, s.n_gate, s.common, s.n_random, s.correlated, "expert", "expert")
-    alone = build_problem(single, problem.moments, problem.W)
+    return build_problem(single, problem.moments, problem.W)
+
+
+def climb_one_expert(alone: Problem, control: Control) -> Climb:
+    """Ascent to the maximum of a one-expert problem, from equal shares of random and residual variance."""
+    s = alone.structure
     params = Params(
         np.zeros((1, 0, s.n_gate)),
         np.zeros((1, 1, s.n_columns)),
         _FIRST_SIZE * np.eye(s.n_random)[None, None],
         np.full((1, 1), _FIRST_SIZE),
     )
-    theta, _ = em_iterations(alone, contract(single, params), 2)
-    end = climb(
-        lambda point: evaluate(alone, point), theta, inverse_outer_product(alone, theta), alone.n_subjects, control
-    )
-    scores = subject_scores(alone, end.theta[0])
-    return OneExpert(expand(single, alone.free, end.theta), np.hstack([_whitened(scores), _whitened(problem.W)]))
+    theta, _ = em_iterations(alone, contract(s, params), 1)
+    inverse = inverse_outer_product(alone, theta)
+    return climb(lambda point: evaluate(alone, point), theta, inverse, alone.n_subjects, control)
+
+
+def fit_one_expert(problem: Problem, control: Control) -> OneExpert:
+    """The one-expert model with the same designs, the base of all starts."""
+    alone = one_expert_problem(problem)
+    end = climb_one_expert(alone, control)
+    features = np.hstack([_whitened(subject_scores(alone, end.theta[0])), _whitened(problem.W)])
+    return OneExpert(expand(alone.structure, alone.free, end.theta), features)
 
 
 def _whitened(columns: Array) -> Array:

@@ -68,13 +68,17 @@ def draw(
     return _result(canvas, ax)
 
 
-def draw_responsibilities(responsibilities: Array, ax: "Axes | None" = None) -> "Figure | Axes | NDArray[Any]":
+def draw_responsibilities(
+    responsibilities: Array, ax: "Axes | None" = None, units: str = "units"
+) -> "Figure | Axes | NDArray[Any]":
     """Posterior expert probabilities of all units as stacked bars, sorted by most probable expert.
 
     Parameters
     ----------
     responsibilities : ndarray, shape (N, K)
     ax : Axes, optional
+    units : str
+        What the horizontal axis counts.
 
     Returns
     -------
@@ -95,7 +99,7 @@ def draw_responsibilities(responsibilities: Array, ax: "Axes | None" = None) -> 
     for boundary in np.cumsum(np.bincount(modal, minlength=n_experts))[:-1]:
         axes.axvline(boundary, color="white", linewidth=1.2)
     axes.set(
-        xlim=(0, n_units), ylim=(0, 1), xlabel="units, sorted by most probable expert", ylabel="posterior probability"
+        xlim=(0, n_units), ylim=(0, 1), xlabel=f"{units}, sorted by most probable expert", ylabel="posterior probability"
     )
     _open_frame(axes)
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(n_experts, 4))

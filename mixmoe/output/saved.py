@@ -114,6 +114,8 @@ def write(path: str | os.PathLike[str], saved: SavedFit) -> None:
         If settings or data cannot be written as plain values.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ArgumentError(f"path must name a file to write, got the folder {str(path)!r}")
     document = _document(saved)
     arrays = _arrays(saved)
     columns: list[dict[str, Any]] | None = None

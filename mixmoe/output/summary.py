@@ -168,9 +168,9 @@ def _cell(value: float) -> float | None:
 
 def _block_notes(key: str, parameters: Sequence[Parameter], errors: Array) -> tuple[str, ...]:
     """Notes that explain blank cells and asymmetric limits."""
-    blank = [_row_label(p, key) for p, se in zip(parameters, errors, strict=True) if np.isnan(se)]
+    blank = [_row_label(p, "") for p, se in zip(parameters, errors, strict=True) if np.isnan(se)]
     if blank and len(blank) == len(parameters):
-        return ("No valid standard errors for this table.",)
+        return (f"No valid standard errors for {', '.join(blank)}: on the boundary or not identified.",)
     notes = [f"No valid standard error for {', '.join(blank)}: on the boundary or not identified."] if blank else []
     if key == "random":
         notes.append(_SCALES_NOTE)

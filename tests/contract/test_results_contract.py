@@ -42,9 +42,7 @@ class Fitted:
         arguments, self.formula, self.options = CASES[name]
         sim = mm.simulate.memoe(**arguments)
         self.data = sim.data.sample(frac=1, random_state=1).set_axis([f"row{i}" for i in range(len(sim.data))])
-        self.fit = mm.fit(
-            self.formula, self.data, rng=0, starts=None if self.options["experts"] == 1 else 8, **self.options
-        )
+        self.fit = mm.fit(self.formula, self.data, rng=0, **self.options)
         self.K, self.P = self.options["experts"], len(self.fit.params)
         self.n, self.grouped = len(self.data), "re:" in self.formula
         self.units = self.data["id"].sort_values().unique() if self.grouped else self.data.index
@@ -185,8 +183,7 @@ def test_hypotheses(case):
 def test_likelihood_ratio(case):
     smaller = case.formula.replace(" | gate: z1", "") if case.K > 1 else case.formula.replace(" + x1", "")
     assert smaller != case.formula
-    starts = None if case.K == 1 else 8
-    reduced = mm.fit(smaller, case.data, rng=0, starts=starts, **case.options)
+    reduced = mm.fit(smaller, case.data, rng=0, **case.options)
     test = case.fit.lr_test(reduced)
     assert isinstance(test, LRTest)
     assert test.df == 1

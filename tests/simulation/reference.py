@@ -2,8 +2,8 @@
 
     python -m tests.simulation.reference --peers ../shared/peers/memoe --seeds 20
 
-A specification passes if at least 19 of 20 seeds (15 of 20 where the reference is not a regular maximum) reach the stored
-log-likelihood within 1e-3.
+A specification passes if at least 19 of 20 seeds (15 of 20 where the reference is not a regular maximum) reach the
+stored log-likelihood within 1e-3.
 """
 
 import argparse
@@ -65,15 +65,14 @@ def run(entry, folder, seeds):
         replicated.append(fit.em.starts.n_replicated)
     seconds = (time.perf_counter() - start) / seeds
     ends = (min(replicated), max(replicated))
-    return Outcome(
-        entry["key"], entry["regular"], np.array(gains), seconds, max(scores), tuple(sorted(flags)), ends
-    )
+    return Outcome(entry["key"], entry["regular"], np.array(gains), seconds, max(scores), tuple(sorted(flags)), ends)
 
 
 def row(o, n):
     mark = "" if o.passed else " **miss**"
     return (
-        f"| {o.key} | {'yes' if o.regular else 'no'} | {o.hits}/{n}{mark} | {o.gains.min():+.4f} | {o.gains.max():+.4f} | "
+        f"| {o.key} | {'yes' if o.regular else 'no'} | {o.hits}/{n}{mark} "
+        f"| {o.gains.min():+.4f} | {o.gains.max():+.4f} | "
         f"{o.worst_score:.0e} | {o.replicated[0]}-{o.replicated[1]} | {o.seconds:.2f} | {', '.join(o.flags)} |"
     )
 

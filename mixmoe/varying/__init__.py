@@ -1,0 +1,1 @@
+"""Varying-coefficient mixtures of experts: every coefficient a smooth function of an index."""

@@ -1,0 +1,232 @@
+"""Bandwidth by cross-validated log-likelihood, and a rule of thumb.
+
+References
+----------
+Fan, J. and Gijbels, I. (1996). Local Polynomial Modelling and Its Applications, section 4.2.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mixmoe.errors import DesignError
+from mixmoe.kernels.local import hermite_matrix
+from mixmoe.varying.estimate import Control, fit_functions
+from mixmoe.varying.parallel import run_all
+from mixmoe.varying.problem import Problem, Rows, Slots, build_problem
+from mixmoe.varying.setup import check_windows
+from mixmoe.varying.steps import Natural, natural_parameters
+
+Array = NDArray[np.float64]
+IntArray = NDArray[np.intp]
+
+N_CANDIDATES = 7
+SMALLEST = 0.35  # first candidate over the rule of thumb
+REFINED = 2  # further candidates on each side of the best, between its neighbours
+TOLERANCE = 1e-4  # of fits that only serve a criterion
+LOWEST = -30.0  # log density of a held-out row counts at least this much, so that one outlier does not decide
+
+
+@dataclass(frozen=True, slots=True)
+class BandwidthSearch:
+    """Result of a search.
+
+    Attributes
+    ----------
+    best : float
+        Bandwidth in units of the index.
+    table : DataFrame or None
+        Columns ``bandwidth``, ``criterion`` (held-out log-likelihood per row) and ``std_error``, by bandwidth; missing
+        where a window has too few rows.
+    """
+
+    best: float
+    table: pd.DataFrame | None
+
+
+class _Model(Protocol):
+    data: Any
+    slots: Slots
+    formula: Any
+
+    @property
+    def clusters(self) -> IntArray | None: ...
+    def problem(self, bandwidth: float, gate_bandwidth: float | None = None) -> Problem: ...
+
+    @property
+    def settings(self) -> Any: ...
+
+
+def rule_of_thumb(rows: Rows, slots: Slots) -> float:
+    """Bandwidth from spread and size alone.
+
+    Parameters
+    ----------
+    rows : Rows
+    slots : Slots
+
+    Returns
+    -------
+    float
+        ``2.34 sd(u) (n / q)^(-1/5)`` with q coefficients of all experts and dispersions: Silverman's constant for the
+        Epanechnikov kernel, and the rows that are there for each function. At least what five coefficients' worth of
+        rows of each expert need at the thinnest place.
+    """
+    q = slots.n_experts * (slots.n_expert_columns + slots.has_dispersion)
+    h = 2.34 * float(np.std(rows.index)) * (rows.n / q) ** -0.2
+    return float(min(h, np.ptp(rows.index)))
+
+
+def search_bandwidth(
+    model: _Model,
+    rng: np.random.Generator,
+    folds: int,
+    candidates: list[float] | None,
+    n_jobs: int,
+    progress: bool | None,
+) -> BandwidthSearch:
+    """Bandwidth with the highest held-out log-likelihood.
+
+    Parameters
+    ----------
+    model : VCMoE
+    rng : numpy.random.Generator
+    folds : int
+    candidates : list of float, optional
+    n_jobs : int
+    progress : bool, optional
+
+    Returns
+    -------
+    BandwidthSearch
+
+    Raises
+    ------
+    DesignError
+        If no candidate leaves enough rows in every window.
+    """
+    rows = model.data.rows
+    members = fold_members(rows.n, model.clusters, folds, rng)
+    tried = _usable(model, _candidates(rows, model.slots) if candidates is None else sorted(candidates))
+    scores = _scored(model, tried, members, n_jobs, progress)
+    if candidates is None:
+        finer = _between(tried, int(np.argmax(scores.mean(axis=1))))
+        scores = np.vstack([scores, _scored(model, finer, members, n_jobs, progress)]) if finer else scores
+        tried = [*tried, *finer]
+    order = np.argsort(tried)
+    table = pd.DataFrame(
+        {
+            "bandwidth": np.array(tried)[order],
+            "criterion": scores.mean(axis=1)[order],
+            "std_error": scores.std(axis=1, ddof=1)[order] / np.sqrt(folds),
+        }
+    )
+    return BandwidthSearch(float(table["bandwidth"].iloc[int(table["criterion"].to_numpy().argmax())]), table)
+
+
+def fold_members(n: int, clusters: IntArray | None, folds: int, rng: np.random.Generator) -> list[IntArray]:
+    """Rows of each fold, ascending; whole clusters if there are any."""
+    units = np.arange(n) if clusters is None else clusters
+    n_units = int(units.max()) + 1
+    assigned = rng.permutation(np.arange(n_units) % folds)
+    return [np.flatnonzero(assigned[units] == f) for f in range(folds)]
+
+
+def _candidates(rows: Rows, slots: Slots) -> list[float]:
+    rule, span = rule_of_thumb(rows, slots), float(np.ptp(rows.index))
+    return list(np.geomspace(SMALLEST * rule, max(span, rule), N_CANDIDATES))
+
+
+def _usable(model: _Model, candidates: Iterable[float]) -> list[float]:
+    """Candidates whose windows hold enough rows, even without a fold."""
+    kept, reason = [], None
+    for h in candidates:
+        try:
+            check_windows(model.problem(h, model.settings["gate_bandwidth"]), str(model.formula.vary))
+            kept.append(h)
+        except DesignError as error:
+            reason = error
+    if not kept:
+        raise DesignError(f"no bandwidth leaves enough rows in every window; the widest fails because {reason}")
+    return kept
+
+
+def _between(tried: list[float], best: int) -> list[float]:
+    """Geometric points between the best candidate and its neighbours."""
+    out: list[float] = []
+    if best > 0:
+        out += list(np.geomspace(tried[best - 1], tried[best], REFINED + 1)[1:-1])
+    if best < len(tried) - 1:
+        out += list(np.geomspace(tried[best], tried[best + 1], REFINED + 1)[1:-1])
+    return out
+
+
+def _scored(
+    model: _Model, bandwidths: list[float], members: list[IntArray], n_jobs: int, progress: bool | None
+) -> Array:
+    """Held-out log-likelihood per row, (bandwidths, folds)."""
+    problems = [model.problem(h, model.settings["gate_bandwidth"]) for h in bandwidths]
+    tasks = [(problems, held, seed) for seed, held in enumerate(members)]
+    return np.column_stack(run_all(_fold_scores, tasks, n_jobs, progress, "bandwidth"))
+
+
+def _fold_scores(problems: list[Problem], held: IntArray, seed: int) -> Array:
+    """Held-out log-likelihood per row of one fold, from wide to narrow, each started from the one before."""
+    out, start, before = np.full(len(problems), LOWEST), None, np.inf
+    control = Control(tolerance=TOLERANCE, max_iter=200, n_starts=4)
+    for j in np.argsort([-p.windows.bandwidth for p in problems]):
+        training = without_rows(problems[j], held)
+        warm = None if start is None else _rescaled(start, training, before)
+        run = fit_functions(training, control, np.random.default_rng(seed), warm)
+        start, before = run.coef, training.windows.bandwidth
+        out[j] = held_out(problems[j], run.coef, held)
+    return out
+
+
+def _rescaled(coef: Array, problem: Problem, before: float) -> Array:
+    """A state at another bandwidth: same functions, slopes in the new unit."""
+    out = coef.copy()
+    stop = problem.slots.gates.start
+    out[:, 1, :stop] *= problem.windows.bandwidth / before
+    if problem.gate_windows is problem.windows:
+        out[:, 1, stop:] *= problem.windows.bandwidth / before
+    return out
+
+
+def without_rows(problem: Problem, held: IntArray) -> Problem:
+    """The same problem on the other rows."""
+    keep = np.setdiff1d(np.arange(problem.rows.n), held)
+    return build_problem(
+        problem.rows.take(keep),
+        problem.family,
+        problem.slots,
+        problem.const,
+        problem.windows.grid,
+        problem.windows.bandwidth,
+        problem.gate_windows.bandwidth,
+        0.01,
+    )
+
+
+def held_out(problem: Problem, coef: Array, held: IntArray) -> float:
+    """Mean log density of some rows under given functions."""
+    rows, flat, stop = problem.rows.take(held), coef.reshape(-1, coef.shape[-1]), problem.slots.gates.start
+    grid = problem.windows.grid
+    experts = hermite_matrix(grid, problem.windows.bandwidth, rows.index) @ flat[:, :stop]
+    gates = hermite_matrix(grid, problem.gate_windows.bandwidth, rows.index) @ flat[:, stop:]
+    natural = natural_parameters(rows, problem.slots, np.hstack([experts, gates]))
+    bounded = Natural(natural.eta, np.clip(natural.delta, problem.floor, problem.ceiling), natural.log_gate)
+    each = row_logliks(rows, problem, bounded)
+    return float(np.average(np.maximum(each, LOWEST), weights=rows.weights))
+
+
+def row_logliks(rows: Rows, problem: Problem, natural: Natural) -> Array:
+    """Log density of each row, shape (n,)."""
+    joint = natural.log_gate + problem.family.log_density(rows.outcome, natural.eta, natural.delta)
+    top = joint.max(axis=0)
+    out: Array = top + np.log(np.exp(joint - top).sum(axis=0))
+    return out

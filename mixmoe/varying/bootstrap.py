@@ -1,0 +1,129 @@
+"""Parametric and cluster bootstrap with warm-started refits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from mixmoe.varying.estimate import Control, run_em
+from mixmoe.varying.fitted import FittedVCMoE
+from mixmoe.varying.local_likelihood import build_local, local_start, maximise_local
+from mixmoe.varying.parallel import run_all
+from mixmoe.varying.problem import Problem, Slots
+from mixmoe.varying.steps import own_natural
+
+Array = NDArray[np.float64]
+IntArray = NDArray[np.intp]
+
+REFIT = Control(tolerance=1e-4, max_iter=100)
+
+
+@dataclass(frozen=True, slots=True)
+class BootstrapBands:
+    """Spread of bootstrap replicates of R functions.
+
+    Attributes
+    ----------
+    se : ndarray, shape (G, R)
+    critical : ndarray, shape (R,)
+        Quantile of the largest studentised deviation over the grid.
+    pointwise : float
+    """
+
+    se: Array
+    critical: Array
+    pointwise: float
+
+
+def draw_responses(problem: Problem, coef: Array, rng: np.random.Generator) -> Array:
+    """One response for each sorted row: expert from the gate, response from the expert."""
+    natural = own_natural(problem, coef)
+    noisy = natural.log_gate + rng.gumbel(size=natural.log_gate.shape)
+    chosen = noisy.argmax(axis=0)
+    each = np.arange(problem.rows.n)
+    eta, delta = natural.eta[chosen, each], natural.delta[chosen, each]
+    return problem.family.draw(rng, eta, delta, problem.rows.outcome.trials)
+
+
+def with_draw(problem: Problem, coef: Array, rng: np.random.Generator) -> Problem:
+    """The problem with a response drawn from given functions, covariates and index as they are."""
+    y = draw_responses(problem, coef, rng)
+    rows = problem.rows.with_response(y, problem.family.constant(y, problem.rows.outcome.trials))
+    return replace(problem, rows=rows)
+
+
+def with_cluster_draw(problem: Problem, clusters: IntArray, rng: np.random.Generator) -> Problem:
+    """The problem with clusters drawn with replacement, as weights of their rows."""
+    n = int(clusters.max()) + 1
+    counts = rng.multinomial(n, np.full(n, 1.0 / n)).astype(float)
+    return replace(problem, rows=problem.rows.with_weights(problem.rows.weights * counts[clusters]))
+
+
+def bootstrap_bands(
+    model: FittedVCMoE,
+    target: Callable[[Array], Array],
+    bias: str,
+    level: float,
+    n_boot: int,
+    rng: np.random.Generator,
+    n_jobs: int,
+    progress: bool | None,
+) -> BootstrapBands:
+    """Standard errors and critical values from refits.
+
+    Parameters
+    ----------
+    model : FittedVCMoE
+    target : callable
+        Levels (G, L) to functions (G, R).
+    bias : str
+        As in `level_process`.
+    level : float
+    n_boot : int
+    rng : numpy.random.Generator
+    n_jobs : int
+    progress : bool, optional
+
+    Returns
+    -------
+    BootstrapBands
+
+    Notes
+    -----
+    Without clusters the response is drawn from the fitted mixture; with clusters these are drawn with replacement.
+    Every refit starts at the fit, so that its experts carry the same labels; replicates whose experts end up closer to
+    another order are left out.
+    """
+    seeds = rng.integers(0, 2**63 - 1, n_boot)
+    tasks = [(model.problem, model.coef, model.clusters, bias, int(seed)) for seed in seeds]
+    found = [one for one in run_all(_replicate, tasks, n_jobs, progress, "bootstrap") if one is not None]
+    draws = np.array([target(levels) for levels in found])  # (B, G, R)
+    se = draws.std(axis=0, ddof=1)
+    centre = draws.mean(axis=0) if model.clusters is not None else target(model.coef[:, 0])
+    deviation = np.abs((draws - centre) / np.where(se > 0.0, se, 1.0))
+    critical = np.quantile(deviation.max(axis=1), level, axis=0)
+    return BootstrapBands(se, critical, float(ndtri(0.5 + level / 2.0)))
+
+
+def _replicate(problem: Problem, coef: Array, clusters: IntArray | None, bias: str, seed: int) -> Array | None:
+    """Levels (G, L) of one replicate, None if its labels changed."""
+    rng = np.random.default_rng(seed)
+    drawn = with_draw(problem, coef, rng) if clusters is None else with_cluster_draw(problem, clusters, rng)
+    run = run_em(drawn, coef, REFIT)
+    if not same_labels(problem.slots, coef, run.coef, problem.scale):
+        return None
+    shrink = problem.rows.n**-0.05 if bias == "undersmooth" else 1.0
+    local = build_local(drawn, 2 if bias == "rbc" else 1, problem.windows.bandwidth * shrink)
+    levels: Array = maximise_local(local, local_start(local, run.coef)).coef[:, 0]
+    return levels
+
+
+def same_labels(slots: Slots, before: Array, after: Array, scale: Array) -> bool:
+    """Whether each expert is still closest to itself, over the whole grid."""
+    k = slots.n_experts
+    shape = (len(before), k, -1)
+    old, new = (c[:, 0, slots.experts] / scale[slots.experts] for c in (before, after))
+    distance = ((old.reshape(shape)[:, :, None] - new.reshape(shape)[:, None]) ** 2).sum(axis=(0, 3))
+    return bool((distance.argmin(axis=1) == np.arange(k)).all())

@@ -1,0 +1,336 @@
+"""Response distributions of an expert: log density and its derivatives in predictor and log dispersion."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betainc, digamma, expit, gammaln, ndtr, pdtr, polygamma
+
+from mixmoe.errors import ArgumentError
+
+Array = NDArray[np.float64]
+
+ETA_LIMIT = 30.0  # linear predictors of logit and log links beyond this change nothing but overflow
+FAMILIES = ("gaussian", "binomial", "poisson", "negbinomial")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The response of the rows at hand.
+
+    Attributes
+    ----------
+    y : ndarray, shape (n,)
+        Response; successes for the binomial.
+    trials : ndarray, shape (n,)
+        Number of trials; ones for other families.
+    constant : ndarray, shape (n,)
+        The part of the log density that involves no parameter.
+    """
+
+    y: Array
+    trials: Array
+    constant: Array
+
+    def take(self, rows: slice | NDArray[np.intp]) -> "Outcome":
+        """The outcome of some of the rows."""
+        return Outcome(self.y[rows], self.trials[rows], self.constant[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Derivatives:
+    """Derivatives of the log density, each of shape (K, n) or zero where there is no dispersion.
+
+    Attributes
+    ----------
+    eta, delta : ndarray
+        First derivatives in the linear predictor and the log dispersion.
+    eta_eta, eta_delta, delta_delta : ndarray
+        Minus the second derivatives.
+    """
+
+    eta: Array
+    delta: Array
+    eta_eta: Array
+    eta_delta: Array
+    delta_delta: Array
+
+
+class Family(Protocol):
+    """What the estimators need to know of a response distribution."""
+
+    name: str
+    has_dispersion: bool
+
+    def constant(self, y: Array, trials: Array) -> Array:
+        """Part of the log density without parameters, shape (n,)."""
+
+    def log_density(self, out: Outcome, eta: Array, delta: Array) -> Array:
+        """Log density, shape (K, n)."""
+
+    def derivatives(self, out: Outcome, eta: Array, delta: Array) -> Derivatives:
+        """First derivatives and minus the second ones."""
+
+    def scoring(self, out: Outcome, eta: Array, delta: Array) -> tuple[Array, Array]:
+        """First derivative in the predictor and its Fisher information, each (K, n)."""
+
+    def mean(self, eta: Array, trials: Array) -> Array:
+        """Expected response, shape (K, n)."""
+
+    def mean_slope(self, eta: Array, trials: Array) -> Array:
+        """Derivative of the mean in the predictor, shape (K, n)."""
+
+    def cdf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
+        """Distribution function of the response, shape (K, n)."""
+
+    def start_predictor(self, out: Outcome) -> Array:
+        """Response moved to the scale of the linear predictor, shape (n,)."""
+
+    def draw(self, rng: np.random.Generator, eta: Array, delta: Array, trials: Array) -> Array:
+        """One response for each predictor, shape (n,)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gaussian:
+    """Normal response, identity link; the dispersion is ``log sigma``."""
+
+    name: str = "gaussian"
+    has_dispersion: bool = True
+
+    def constant(self, y: Array, trials: Array) -> Array:
+        """``-log(2 pi) / 2``."""
+        return np.full(len(y), -0.5 * np.log(2.0 * np.pi))
+
+    def log_density(self, out: Outcome, eta: Array, delta: Array) -> Array:
+        """Log density, shape (K, n)."""
+        z = (out.y - eta) * np.exp(-delta)
+        return out.constant - delta - 0.5 * z * z
+
+    def derivatives(self, out: Outcome, eta: Array, delta: Array) -> Derivatives:
+        """First derivatives and minus the second ones."""
+        precision = np.exp(-2.0 * delta)
+        e = out.y - eta
+        z2 = e * e * precision
+        return Derivatives(e * precision, z2 - 1.0, precision, 2.0 * e * precision, 2.0 * z2)
+
+    def scoring(self, out: Outcome, eta: Array, delta: Array) -> tuple[Array, Array]:
+        """Residual and one: least squares within a window, whatever sigma does inside it."""
+        return out.y - eta, np.ones_like(eta)
+
+    def mean(self, eta: Array, trials: Array) -> Array:
+        """The linear predictor."""
+        return eta
+
+    def mean_slope(self, eta: Array, trials: Array) -> Array:
+        """Derivative of the mean in the predictor."""
+        return np.ones_like(eta)
+
+    def cdf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
+        """Distribution function."""
+        return ndtr((y - eta) * np.exp(-delta))
+
+    def start_predictor(self, out: Outcome) -> Array:
+        """The response."""
+        return out.y
+
+    def draw(self, rng: np.random.Generator, eta: Array, delta: Array, trials: Array) -> Array:
+        """Normal draws."""
+        return eta + np.exp(delta) * rng.standard_normal(eta.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Binomial:
+    """Successes out of trials, logit link."""
+
+    name: str = "binomial"
+    has_dispersion: bool = False
+
+    def constant(self, y: Array, trials: Array) -> Array:
+        """Log binomial coefficient."""
+        return gammaln(trials + 1.0) - gammaln(y + 1.0) - gammaln(trials - y + 1.0)
+
+    def log_density(self, out: Outcome, eta: Array, delta: Array) -> Array:
+        """Log density, shape (K, n)."""
+        return out.constant + out.y * eta - out.trials * np.logaddexp(0.0, eta)
+
+    def derivatives(self, out: Outcome, eta: Array, delta: Array) -> Derivatives:
+        """First derivatives and minus the second ones."""
+        mu = expit(eta)
+        zero = np.zeros_like(eta)
+        return Derivatives(out.y - out.trials * mu, zero, out.trials * mu * (1.0 - mu), zero, zero)
+
+    def scoring(self, out: Outcome, eta: Array, delta: Array) -> tuple[Array, Array]:
+        """Score and information."""
+        mu = expit(np.clip(eta, -ETA_LIMIT, ETA_LIMIT))
+        return out.y - out.trials * mu, out.trials * mu * (1.0 - mu)
+
+    def mean(self, eta: Array, trials: Array) -> Array:
+        """Expected successes."""
+        return trials * expit(eta)
+
+    def mean_slope(self, eta: Array, trials: Array) -> Array:
+        """Derivative of the mean in the predictor."""
+        return trials * expit(eta) * expit(-eta)
+
+    def cdf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
+        """Distribution function."""
+        whole = np.clip(np.floor(y), 0.0, np.maximum(trials - 1.0, 0.0))
+        inside = betainc(trials - whole, whole + 1.0, expit(-eta))
+        return np.where(y < 0.0, 0.0, np.where(np.floor(y) >= trials, 1.0, inside))
+
+    def start_predictor(self, out: Outcome) -> Array:
+        """Empirical logit."""
+        return np.log((out.y + 0.5) / (out.trials - out.y + 0.5))
+
+    def draw(self, rng: np.random.Generator, eta: Array, delta: Array, trials: Array) -> Array:
+        """Binomial draws."""
+        return rng.binomial(trials.astype(int), expit(eta)).astype(float)
+
+
+@dataclass(frozen=True, slots=True)
+class Poisson:
+    """Counts, log link."""
+
+    name: str = "poisson"
+    has_dispersion: bool = False
+
+    def constant(self, y: Array, trials: Array) -> Array:
+        """``-log y!``."""
+        return -gammaln(y + 1.0)
+
+    def log_density(self, out: Outcome, eta: Array, delta: Array) -> Array:
+        """Log density, shape (K, n)."""
+        return out.constant + out.y * eta - np.exp(np.minimum(eta, ETA_LIMIT))
+
+    def derivatives(self, out: Outcome, eta: Array, delta: Array) -> Derivatives:
+        """First derivatives and minus the second ones."""
+        mu = np.exp(np.minimum(eta, ETA_LIMIT))
+        zero = np.zeros_like(eta)
+        return Derivatives(out.y - mu, zero, mu, zero, zero)
+
+    def scoring(self, out: Outcome, eta: Array, delta: Array) -> tuple[Array, Array]:
+        """Score and information."""
+        mu = np.exp(np.clip(eta, -ETA_LIMIT, ETA_LIMIT))
+        return out.y - mu, mu
+
+    def mean(self, eta: Array, trials: Array) -> Array:
+        """Expected count."""
+        return np.exp(np.minimum(eta, ETA_LIMIT))
+
+    def mean_slope(self, eta: Array, trials: Array) -> Array:
+        """Derivative of the mean in the predictor."""
+        return np.exp(np.minimum(eta, ETA_LIMIT))
+
+    def cdf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
+        """Distribution function."""
+        return np.where(y < 0.0, 0.0, pdtr(np.maximum(np.floor(y), 0.0), np.exp(np.minimum(eta, ETA_LIMIT))))
+
+    def start_predictor(self, out: Outcome) -> Array:
+        """Log of the count plus a half."""
+        return np.log(out.y + 0.5)
+
+    def draw(self, rng: np.random.Generator, eta: Array, delta: Array, trials: Array) -> Array:
+        """Poisson draws."""
+        return rng.poisson(np.exp(np.minimum(eta, ETA_LIMIT))).astype(float)
+
+
+@dataclass(frozen=True, slots=True)
+class NegativeBinomial:
+    """Counts with variance ``mu + mu^2 / theta``, log link; the dispersion is ``log theta``."""
+
+    name: str = "negbinomial"
+    has_dispersion: bool = True
+
+    def constant(self, y: Array, trials: Array) -> Array:
+        """``-log y!``."""
+        return -gammaln(y + 1.0)
+
+    def log_density(self, out: Outcome, eta: Array, delta: Array) -> Array:
+        """Log density, shape (K, n)."""
+        theta = np.exp(delta)
+        total = np.log(theta + np.exp(np.minimum(eta, ETA_LIMIT)))
+        return out.constant + gammaln(out.y + theta) - gammaln(theta) + theta * (delta - total) + out.y * (eta - total)
+
+    def derivatives(self, out: Outcome, eta: Array, delta: Array) -> Derivatives:
+        """First derivatives and minus the second ones."""
+        theta, mu = np.exp(delta), np.exp(np.minimum(eta, ETA_LIMIT))
+        total = theta + mu
+        ratio = (out.y + theta) / total
+        first = digamma(out.y + theta) - digamma(theta) + delta + 1.0 - np.log(total) - ratio
+        second = polygamma(1, out.y + theta) - polygamma(1, theta) + 1.0 / theta - 2.0 / total + ratio / total
+        return Derivatives(
+            theta * (out.y - mu) / total,
+            theta * first,
+            theta * mu * ratio / total,
+            -theta * mu * (out.y - mu) / total**2,
+            -theta * first - theta**2 * second,
+        )
+
+    def scoring(self, out: Outcome, eta: Array, delta: Array) -> tuple[Array, Array]:
+        """Score and information."""
+        theta, mu = np.exp(delta), np.exp(np.clip(eta, -ETA_LIMIT, ETA_LIMIT))
+        return theta * (out.y - mu) / (theta + mu), theta * mu / (theta + mu)
+
+    def mean(self, eta: Array, trials: Array) -> Array:
+        """Expected count."""
+        return np.exp(np.minimum(eta, ETA_LIMIT))
+
+    def mean_slope(self, eta: Array, trials: Array) -> Array:
+        """Derivative of the mean in the predictor."""
+        return np.exp(np.minimum(eta, ETA_LIMIT))
+
+    def cdf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
+        """Distribution function."""
+        return np.where(y < 0.0, 0.0, self._upper_beta(np.maximum(np.floor(y), 0.0), eta, delta))
+
+    @staticmethod
+    def _upper_beta(y: Array, eta: Array, delta: Array) -> Array:
+        theta, mu = np.exp(delta), np.exp(np.minimum(eta, ETA_LIMIT))
+        out: Array = betainc(theta, y + 1.0, theta / (theta + mu))
+        return out
+
+    def start_predictor(self, out: Outcome) -> Array:
+        """Log of the count plus a half."""
+        return np.log(out.y + 0.5)
+
+    def draw(self, rng: np.random.Generator, eta: Array, delta: Array, trials: Array) -> Array:
+        """Gamma-Poisson draws."""
+        theta = np.exp(delta)
+        rate = rng.gamma(theta, np.exp(np.minimum(eta, ETA_LIMIT)) / theta)
+        return rng.poisson(rate).astype(float)
+
+
+_ALIASES = {
+    "normal": "gaussian",
+    "nb": "negbinomial",
+    "negative-binomial": "negbinomial",
+    "negative_binomial": "negbinomial",
+}
+_CLASSES: dict[str, type] = {
+    "gaussian": Gaussian,
+    "binomial": Binomial,
+    "poisson": Poisson,
+    "negbinomial": NegativeBinomial,
+}
+
+
+def family_named(name: str) -> Family:
+    """The response distribution of this name.
+
+    Parameters
+    ----------
+    name : str
+        ``"gaussian"``, ``"binomial"``, ``"poisson"`` or ``"negbinomial"`` (also ``"nb"``).
+
+    Raises
+    ------
+    ArgumentError
+        If there is none of this name.
+    """
+    key = _ALIASES.get(str(name).lower(), str(name).lower())
+    if key not in _CLASSES:
+        allowed = ", ".join(repr(f) for f in FAMILIES)
+        raise ArgumentError(f"family must be one of {allowed}, got {name!r}; choose the distribution of the response")
+    family: Family = _CLASSES[key]()
+    return family

@@ -1,0 +1,278 @@
+"""A model with its estimate bound to it: what the results of this family are built from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mixmoe.design import Design
+from mixmoe.em import EMFit, Starts
+from mixmoe.errors import ArgumentError
+from mixmoe.formula import MoEFormula
+from mixmoe.inference.covariance import ParamCov
+from mixmoe.layout import Block, Parameter, ParamLayout
+from mixmoe.varying.bands import BandSet, LevelProcess, level_process
+from mixmoe.varying.estimate import Control, Run
+from mixmoe.varying.flags import find_flags
+from mixmoe.varying.labels import permute_experts
+from mixmoe.varying.local_likelihood import build_local, local_start, maximise_local
+from mixmoe.varying.problem import Problem, Slots
+from mixmoe.varying.sandwich import influence, level_covariance
+from mixmoe.varying.setup import Sorted
+from mixmoe.varying.steps import own_natural, posterior
+
+Array = NDArray[np.float64]
+IntArray = NDArray[np.intp]
+
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)  # of the index, where functions are tabulated
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionNames:
+    """Names of the coefficient functions, in the order of the slots.
+
+    Attributes
+    ----------
+    full : tuple of str
+        ``expert1.z1``, ``sigma1``, ``gate2.x1``.
+    terms : tuple of str
+    blocks : tuple of str
+        ``"expert"``, ``"residual"`` or ``"gate"``.
+    experts : tuple of int
+        Counted from 1.
+    """
+
+    full: tuple[str, ...]
+    terms: tuple[str, ...]
+    blocks: tuple[Block, ...]
+    experts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FittedVCMoE:
+    """A varying-coefficient mixture with its estimate.
+
+    Attributes
+    ----------
+    formula : MoEFormula
+    design : Design
+    data : Sorted
+        The rows in the order of the index.
+    problem : Problem
+    coef : ndarray, shape (G, 2, L)
+        Level and slope per bandwidth of every function at every grid point.
+    settings : mapping
+        Arguments of `VCMoE`, the bandwidths in use and the functions.
+    points : ndarray of int, shape (Q,)
+        Grid points at which functions are tabulated.
+    clusters : ndarray of int, shape (n,), or None
+        Cluster of each sorted row.
+    selection : DataFrame or None
+        Criterion of each bandwidth tried.
+    """
+
+    formula: MoEFormula
+    design: Design
+    data: Sorted
+    problem: Problem
+    coef: Array
+    settings: Mapping[str, Any]
+    points: IntArray
+    clusters: IntArray | None
+    selection: pd.DataFrame | None = None
+    family_name: str = "VCMoE"
+
+    @property
+    def n_experts(self) -> int:
+        """Number of experts, K."""
+        return self.problem.slots.n_experts
+
+    @property
+    def names(self) -> FunctionNames:
+        """Names of the coefficient functions."""
+        return function_names(self.problem.slots, self.design, self.problem.family.name)
+
+    @property
+    def layout(self) -> ParamLayout:
+        """Constants, then the varying functions at the tabulated points."""
+        index = str(self.design.names.index)
+        return build_layout(self.names, self.problem.const, self.problem.windows.grid[self.points], index)
+
+    def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
+        """Sandwich covariance of the constants and of the functions at the tabulated points.
+
+        Parameters
+        ----------
+        fit : EMFit
+        kind : {"robust", "cluster"}
+        **options
+            ``correction=False`` leaves out the small-sample correction.
+
+        Returns
+        -------
+        ParamCov
+        """
+        if kind not in ("robust", "cluster"):
+            raise ArgumentError(
+                f"cov_type must be 'robust' or 'cluster' for VCMoE, got {kind!r}; kernel weights make the inverse "
+                "information no covariance, and bands(method='bootstrap') offers the bootstrap"
+            )
+        for name in options:
+            if name != "correction":
+                raise ArgumentError(f"cov_type={kind!r} has no option {name!r}; it has 'correction'")
+        if kind == "cluster" and self.clusters is None:
+            raise ArgumentError("cov_type='cluster' needs the clusters, got None; pass cluster= to VCMoE or mm.fit")
+        clusters = self.clusters if kind == "cluster" else None
+        matrix = point_covariance(self.problem, self.coef, self.points, clusters, bool(options.get("correction", True)))
+        note = "each row judged by the information without it" if options.get("correction", True) else ""
+        jacobian = _reported_slopes(self.problem, self.coef, self.points)
+        return ParamCov(matrix * np.outer(jacobian, jacobian), "cluster" if kind == "cluster" else "robust", note)
+
+    def reordered(self, places: IntArray) -> "FittedVCMoE":
+        """The same model with experts in another order.
+
+        Parameters
+        ----------
+        places : ndarray of int, shape (K,)
+            Present place of each new expert, from 0.
+        """
+        coef = permute_experts(self.problem.slots, self.coef, places)
+        marks = permute_experts(self.problem.slots, self.problem.const.astype(float), places) != 0.0
+        problem = replace(self.problem, const=marks)
+        settings = MappingProxyType({**self.settings, "functions": coef.tolist()})
+        return replace(self, coef=coef, problem=problem, settings=settings)
+
+    def process(self, bias: str) -> LevelProcess:
+        """Levels of all functions over the grid with their covariance, see `level_process`."""
+        return level_process(self.problem, self.coef, bias, self.clusters)
+
+    def record(self, run: Run, control: Control, starts: int) -> EMFit:
+        """The fit as the base of the results wants it, responsibilities in the order of the design."""
+        natural = own_natural(self.problem, run.coef)
+        post = posterior(self.problem.rows, self.problem.family, natural)
+        flags = find_flags(self.problem, run, natural, post.weighted, control, str(self.design.names.index))
+        weights = np.maximum(self.problem.rows.weights, np.finfo(float).tiny)
+        responsibilities = np.empty((self.problem.rows.n, self.n_experts))
+        unit = posterior(self.problem.rows.with_weights(np.ones_like(weights)), self.problem.family, natural)
+        responsibilities[self.data.order] = unit.weighted.T
+        best = run.candidates[0] if len(run.candidates) else run.loglik
+        return EMFit(
+            params=reported_values(self.problem, run.coef, self.points),
+            loglik=run.loglik,
+            trace=run.trace,
+            n_iter=len(run.trace) - 1,
+            n_evaluations=len(run.trace),
+            converged=run.converged,
+            responsibilities=responsibilities,
+            starts=Starts(starts, run.candidates, int((run.candidates > best - 0.5).sum())),
+            flags=flags,
+        )
+
+
+def function_names(slots: Slots, design: Design, family: str) -> FunctionNames:
+    """Names of the coefficient functions of a design."""
+    full, terms, kinds, experts = [], [], [], []
+    symbol = "sigma" if family == "gaussian" else "theta"
+    for c in range(slots.n_experts):
+        full += [f"expert{c + 1}.{t}" for t in design.names.expert]
+        terms += list(design.names.expert)
+        kinds += ["expert"] * slots.n_expert_columns
+        experts += [c + 1] * slots.n_expert_columns
+    for c in range(slots.n_experts * slots.has_dispersion):
+        full, terms, kinds, experts = (
+            [*full, f"{symbol}{c + 1}"],
+            [*terms, symbol],
+            [*kinds, "residual"],
+            [*experts, c + 1],
+        )
+    for c in range(1, slots.n_experts):
+        full += [f"gate{c + 1}.{t}" for t in design.names.gate]
+        terms += list(design.names.gate)
+        kinds += ["gate"] * slots.n_gate_columns
+        experts += [c + 1] * slots.n_gate_columns
+    return FunctionNames(tuple(full), tuple(terms), tuple(kinds), tuple(experts))  # type: ignore[arg-type]
+
+
+def build_layout(names: FunctionNames, const: NDArray[np.bool_], at: Array, index: str) -> ParamLayout:
+    """Layout of the reported parameters: constants, then functions at index values."""
+    made = []
+    for slot in np.flatnonzero(const):
+        tested = names.blocks[slot] != "residual"
+        made.append(Parameter(names.full[slot], names.blocks[slot], names.terms[slot], names.experts[slot], tested))
+    for slot in np.flatnonzero(~const):
+        tested = names.blocks[slot] != "residual"
+        for u in at:
+            mark = f"({index}={u:.4g})"
+            full, term = names.full[slot] + mark, names.terms[slot] + mark
+            made.append(Parameter(full, names.blocks[slot], term, names.experts[slot], tested))
+    return ParamLayout(tuple(made))
+
+
+def tabulated_points(grid: Array, index: Array) -> IntArray:
+    """Grid points closest to quantiles of the index."""
+    wanted = np.quantile(index, QUANTILES)
+    return np.unique(np.abs(grid[:, None] - wanted).argmin(axis=0))
+
+
+def _pick(problem: Problem, levels: Array, points: IntArray) -> Array:
+    """Levels (G, L) in the order of the layout."""
+    const = np.flatnonzero(problem.const)
+    vary = np.flatnonzero(~problem.const)
+    return np.concatenate([levels[0, const], levels[np.ix_(points, vary)].T.ravel()])
+
+
+def reported_values(problem: Problem, coef: Array, points: IntArray) -> Array:
+    """Reported parameters: dispersions themselves instead of their logs."""
+    levels = coef[:, 0].copy()
+    levels[:, problem.slots.dispersions] = np.exp(levels[:, problem.slots.dispersions])
+    return _pick(problem, levels, points)
+
+
+def _reported_slopes(problem: Problem, coef: Array, points: IntArray) -> Array:
+    """Derivatives of the reported parameters by the levels."""
+    slopes = np.ones_like(coef[:, 0])
+    slopes[:, problem.slots.dispersions] = np.exp(coef[:, 0, problem.slots.dispersions])
+    return _pick(problem, slopes, points)
+
+
+def point_covariance(
+    problem: Problem, coef: Array, points: IntArray, clusters: IntArray | None, correction: bool
+) -> Array:
+    """Covariance of the levels in the order of the layout, on the scale of the functions.
+
+    Without constants only the tabulated points are needed; with them the whole grid, through which the constants depend
+    on all rows.
+    """
+    const, vary = np.flatnonzero(problem.const), np.flatnonzero(~problem.const)
+    if problem.gate_windows is not problem.windows:
+        covariance = level_process(problem, coef, "none", clusters, correction).covariance
+        covariance = covariance.reshape(covariance.shape[0] * covariance.shape[1], -1)
+        return _select(covariance, problem, const, vary, points)
+    whole = len(const) > 0
+    local = build_local(problem, 1, points=None if whole else points)
+    fit = maximise_local(local, local_start(local, coef if whole else coef[points]))
+    covariance = level_covariance(influence(local, fit.coef, correction), clusters).matrix
+    return _select(covariance, problem, const, vary, points if whole else np.arange(len(points)))
+
+
+def _select(covariance: Array, problem: Problem, const: IntArray, vary: IntArray, rows: IntArray) -> Array:
+    """Entries of a covariance of all levels in the order of the layout."""
+    positions = np.concatenate([const, (rows[None, :] * problem.slots.n + vary[:, None]).ravel()]).astype(np.intp)
+    return covariance[np.ix_(positions, positions)]
+
+
+def band_frame_values(bands: BandSet) -> dict[str, Array]:
+    """Limits of bands as arrays (G, R)."""
+    reach, wide = bands.pointwise * bands.se, bands.simultaneous * bands.se
+    return {
+        "center": bands.centre,
+        "std_error": bands.se,
+        "conf_low": bands.centre - reach,
+        "conf_high": bands.centre + reach,
+        "band_low": bands.centre - wide,
+        "band_high": bands.centre + wide,
+    }

@@ -1,0 +1,179 @@
+"""What a reader must know about a fitted VCMoE."""
+
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe.em import Flag
+from mixmoe.errors import BoundaryWarning, ConvergenceWarning, DegeneracyWarning
+from mixmoe.kernels.local import blocks, local_moments
+from mixmoe.varying.estimate import Control, Run
+from mixmoe.varying.problem import Problem
+from mixmoe.varying.steps import Natural
+
+Array = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+INFINITE = 12.0  # a predictor of a logit link beyond this means a probability of zero or one
+FEW = 1.5  # rows of an expert per local coefficient below which its local estimates are not to be trusted
+COARSE = 0.5  # grid step over bandwidth above which interpolation is no longer negligible
+_CATEGORIES = {
+    "not_converged": ConvergenceWarning,
+    "coarse_grid": ConvergenceWarning,
+    "degenerate": DegeneracyWarning,
+    "small_expert": DegeneracyWarning,
+    "weak_identification": DegeneracyWarning,
+    "separated_gate": BoundaryWarning,
+    "separated_expert": BoundaryWarning,
+    "boundary": BoundaryWarning,
+}
+
+
+def find_flags(
+    problem: Problem, run: Run, natural: Natural, weighted: Array, control: Control, index_name: str
+) -> tuple[Flag, ...]:
+    """Flags of a finished run.
+
+    Parameters
+    ----------
+    problem : Problem
+    run : Run
+    natural : Natural
+        Predictors of the rows at the estimate.
+    weighted : ndarray, shape (K, n)
+        Responsibilities times weights.
+    control : Control
+    index_name : str
+
+    Returns
+    -------
+    tuple of Flag
+    """
+    found = (
+        _convergence(run, control),
+        _coarse(problem),
+        _limits(problem, run.coef, index_name),
+        _thin(problem, weighted, index_name),
+        _separated(problem, natural, weighted),
+        _one_trial(problem),
+    )
+    return tuple(flag for flag in found if flag is not None)
+
+
+def warn_flags(flags: tuple[Flag, ...]) -> None:
+    """Give each flag as a warning of its category."""
+    for flag in flags:
+        warnings.warn(flag.message, _CATEGORIES[flag.code], stacklevel=3)
+
+
+def _convergence(run: Run, control: Control) -> Flag | None:
+    if run.converged:
+        return None
+    return Flag(
+        "not_converged",
+        f"The functions still changed by {run.change:.2g} of their scale after {len(run.trace) - 1} iterations "
+        f"(tolerance {control.tolerance:g}); raise max_iter, use a larger bandwidth or fewer experts.",
+    )
+
+
+def _coarse(problem: Problem) -> Flag | None:
+    if problem.const.all():
+        return None
+    step = float(np.diff(problem.windows.grid).max())
+    narrow = min(problem.windows.bandwidth, problem.gate_windows.bandwidth)
+    if step <= COARSE * narrow:
+        return None
+    return Flag(
+        "coarse_grid",
+        f"The grid step {step:.3g} is more than half the bandwidth {narrow:.3g}, so that functions are interpolated "
+        f"across bends; use n_grid of at least {int(np.ceil(4.0 * np.ptp(problem.windows.grid) / narrow)) + 1}.",
+    )
+
+
+def _limits(problem: Problem, coef: Array, name: str) -> Flag | None:
+    """Log dispersions on their limits."""
+    if not problem.slots.has_dispersion:
+        return None
+    level = coef[:, 0, problem.slots.dispersions]
+    low, high = level <= problem.floor + 1e-9, level >= problem.ceiling - 1e-9
+    if low.any() and problem.family.name == "gaussian":
+        where = _where(problem, low, name)
+        return Flag(
+            "degenerate",
+            f"sigma is held at its floor {np.exp(problem.floor):.3g} for {where}: the expert has collapsed on a few "
+            "rows; use fewer experts, a larger bandwidth, or lower sigma_floor if errors that small are real.",
+        )
+    if high.any():
+        where = _where(problem, high, name)
+        return Flag(
+            "boundary",
+            f"theta is at its ceiling {np.exp(problem.ceiling):.3g} for {where}: no more variable than Poisson there; "
+            "family='poisson' or dispersion='const' may do.",
+        )
+    return None
+
+
+def _where(problem: Problem, bad: BoolArray, name: str) -> str:
+    """In words: which experts, over which part of the grid."""
+    parts = []
+    for c in np.flatnonzero(bad.any(axis=0)):
+        grid = problem.windows.grid[bad[:, c]]
+        parts.append(f"expert {c + 1} at {name} from {grid[0]:.3g} to {grid[-1]:.3g}")
+    return "; ".join(parts)
+
+
+def _thin(problem: Problem, weighted: Array, name: str) -> Flag | None:
+    """Experts with hardly any rows at some grid points."""
+    slots = problem.slots
+    if slots.n_experts == 1:
+        return None
+    columns = np.maximum((~problem.const[slots.experts]).reshape(slots.n_experts, -1).sum(axis=1), 1)
+    mass = np.concatenate(
+        [local_moments(b, b.kernel[None] / 0.75, weighted.T, 1)[:, 0, 0] for b in blocks(problem.windows)]
+    )  # (G, K): rows that carry an expert
+    if problem.const.all():
+        mass = weighted.sum(axis=1)[None].repeat(len(mass), axis=0)
+    bad = mass < FEW * 2.0 * columns
+    if not bad.any():
+        return None
+    least = np.unravel_index(np.argmin(mass), mass.shape)
+    return Flag(
+        "small_expert",
+        f"Too few rows for {_where(problem, bad, name)} (down to {mass[least]:.1f} rows): its functions there rest on "
+        "the gate alone; use fewer experts or a larger bandwidth.",
+    )
+
+
+def _separated(problem: Problem, natural: Natural, weighted: Array) -> Flag | None:
+    zeta = natural.log_gate[1:] - natural.log_gate[:1]
+    gate = float(np.mean(np.abs(zeta).max(axis=0, initial=0.0) > INFINITE))
+    if gate > 0.02:
+        return Flag(
+            "separated_gate",
+            f"The gate decides without doubt (log odds beyond {INFINITE:g}) for {100 * gate:.0f} % of the rows: a "
+            "covariate separates the experts and its coefficient has no finite maximum there; use a larger "
+            "gate_bandwidth or fewer gate terms.",
+        )
+    if problem.family.name != "binomial":
+        return None
+    eta = np.abs(natural.eta) > INFINITE
+    share = float((eta * weighted).sum() / weighted.sum())
+    if share > 0.02:
+        return Flag(
+            "separated_expert",
+            f"Fitted probabilities are zero or one (log odds beyond {INFINITE:g}) for {100 * share:.0f} % of the rows: "
+            "a covariate separates the responses and its coefficient has no finite maximum; use a larger bandwidth or "
+            "fewer terms.",
+        )
+    return None
+
+
+def _one_trial(problem: Problem) -> Flag | None:
+    if problem.family.name != "binomial" or problem.slots.n_experts == 1 or problem.rows.outcome.trials.max() > 1.0:
+        return None
+    return Flag(
+        "weak_identification",
+        f"A mixture of {problem.slots.n_experts} experts for a response with one trial per row is hardly identified: "
+        "different experts can give the same probabilities; pool rows into successes of trials, or use experts=1.",
+    )

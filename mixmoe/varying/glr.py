@@ -1,0 +1,222 @@
+"""Generalised likelihood-ratio test of whether coefficients vary along the index.
+
+References
+----------
+Fan, J., Zhang, C. and Zhang, J. (2001). Generalized likelihood ratio statistics and Wilks phenomenon. Ann. Statist. 29,
+153-193. The statistic is the difference of global log-likelihoods, each row at its own index value, so that it does not
+depend on the grid.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import chi2
+
+from mixmoe.arguments import checked_choice, checked_count
+from mixmoe.em import EMFit
+from mixmoe.errors import ArgumentError
+from mixmoe.varying.bootstrap import REFIT, with_draw
+from mixmoe.varying.estimate import Control, Run, run_em
+from mixmoe.varying.fitted import FittedVCMoE
+from mixmoe.varying.parallel import run_all
+from mixmoe.varying.problem import Problem
+
+Array = NDArray[np.float64]
+
+METHODS = ("bootstrap", "asymptotic", "calibrated")
+R_K, C_K = 2.1153, 0.45  # Fan, Zhang and Zhang (2001), table 2, Epanechnikov kernel
+
+
+@dataclass(frozen=True, slots=True)
+class GLRTest:
+    """Test that some coefficient functions are constant.
+
+    Attributes
+    ----------
+    functions : tuple of str
+        Held constant under the null.
+    statistic : float
+        Log-likelihood of the fit minus that of the null fit.
+    df : float
+        Degrees of freedom of the scaled chi-square that the null distribution is, or resembles.
+    p_value : float
+    method : str
+    n_boot : int
+        Draws behind the null distribution; 0 for the asymptotic one.
+    loglik, loglik_null : float
+    null : ndarray, shape (n_boot,)
+        Statistics of the draws.
+    """
+
+    functions: tuple[str, ...]
+    statistic: float
+    df: float
+    p_value: float
+    method: str
+    n_boot: int
+    loglik: float
+    loglik_null: float
+    null: Array
+
+    def __str__(self) -> str:
+        held = ", ".join(self.functions) if len(self.functions) < 6 else f"{len(self.functions)} functions"
+        how = f"{self.method}, {self.n_boot} draws" if self.n_boot else self.method
+        return (
+            f"GLR test, constant under the null: {held}\n"
+            f"statistic {self.statistic:.3f}, df {self.df:.2f}, p-value {self.p_value:.4f} ({how})"
+        )
+
+
+def test_functions(
+    model: FittedVCMoE,
+    fit: EMFit,
+    which: str | Sequence[str],
+    method: str,
+    n_boot: int,
+    rng: np.random.Generator,
+    n_jobs: int,
+    progress: bool | None,
+) -> GLRTest:
+    """Test that the named functions are constant together; see `VCMoEResults.test_varying`."""
+    checked_choice(method, "method", METHODS)
+    checked_count(n_boot, "n_boot", least=19)
+    slots = named_slots(model, which)
+    problem = model.problem
+    null = null_fit(problem, model.coef, slots)
+    statistic = fit.loglik - null.loglik
+    names = tuple(model.names.full[s] for s in slots)
+    if method == "asymptotic":
+        relative = float(np.ptp(problem.windows.grid)) / _bandwidths(problem)[slots]
+        df = float((R_K * C_K * relative).sum())
+        p_value = float(chi2.sf(R_K * max(statistic, 0.0), df))
+        return GLRTest(names, statistic, df, p_value, method, 0, fit.loglik, null.loglik, np.zeros(0))
+    draws = n_boot if method == "bootstrap" else max(19, n_boot // 4)
+    values = null_draws(problem, null.coef, slots, draws, rng, n_jobs, progress)
+    scale = 2.0 * values.mean() / max(values.var(ddof=1), np.finfo(float).tiny)
+    df = float(max(scale * values.mean(), 0.0))
+    if method == "bootstrap":
+        p_value = (1.0 + float((values >= statistic).sum())) / (draws + 1.0)
+    else:
+        p_value = float(chi2.sf(scale * max(statistic, 0.0), df))
+    return GLRTest(names, statistic, df, p_value, method, draws, fit.loglik, null.loglik, values)
+
+
+def test_table(
+    model: FittedVCMoE,
+    fit: EMFit,
+    method: str,
+    n_boot: int,
+    rng: np.random.Generator,
+    n_jobs: int,
+    progress: bool | None,
+) -> pd.DataFrame:
+    """Each varying function on its own and all together.
+
+    Returns
+    -------
+    DataFrame
+        Index: coefficient, the last row ``"all"``. Columns statistic, df, p_value, method, n_boot.
+    """
+    names = [model.names.full[s] for s in np.flatnonzero(~model.problem.const)]
+    rows = {}
+    for name in [*names, "all"]:
+        test = test_functions(model, fit, name, method, n_boot, rng, n_jobs, progress)
+        rows[name] = (test.statistic, test.df, test.p_value, test.method, test.n_boot)
+    columns = ["statistic", "df", "p_value", "method", "n_boot"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("coefficient")
+
+
+def named_slots(model: FittedVCMoE, which: str | Sequence[str]) -> NDArray[np.intp]:
+    """Positions of the functions with these names or in these groups.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no such function, or it is constant already.
+    """
+    names, vary = model.names, ~model.problem.const
+    groups = {"experts": "expert", "gate": "gate", "dispersion": "residual"}
+    found: set[int] = set()
+    for name in [which] if isinstance(which, str) else list(which):
+        if name == "all":
+            hits = np.flatnonzero(vary)
+        elif name in groups:
+            hits = np.flatnonzero(vary & (np.array(names.blocks) == groups[name]))
+        else:
+            hits = np.array([i for i, full in enumerate(names.full) if full == name and vary[i]], dtype=np.intp)
+        if not len(hits):
+            free = ", ".join(repr(n) for n, v in zip(names.full, vary, strict=True) if v)
+            raise ArgumentError(
+                f"no varying function is called {name!r}; use 'experts', 'gate', 'dispersion', 'all' or one of {free}"
+            )
+        found.update(int(i) for i in hits)
+    if not found:
+        raise ArgumentError(f"which must name at least one function, got {which!r}")
+    return np.array(sorted(found), dtype=np.intp)
+
+
+def null_problem(problem: Problem, slots: NDArray[np.intp]) -> Problem:
+    """The problem with more functions held constant; same windows."""
+    const = problem.const.copy()
+    const[slots] = True
+    return replace(problem, const=const)
+
+
+def null_start(coef: Array, slots: NDArray[np.intp]) -> Array:
+    """A state in which some functions are at their mean level."""
+    out = coef.copy()
+    out[:, 0, slots] = coef[:, 0, slots].mean(axis=0)
+    out[:, 1, slots] = 0.0
+    return out
+
+
+def null_fit(problem: Problem, coef: Array, slots: NDArray[np.intp], control: Control | None = None) -> Run:
+    """Fit under the null, started from the fit under the alternative."""
+    return run_em(null_problem(problem, slots), null_start(coef, slots), control or Control())
+
+
+def null_draws(
+    problem: Problem,
+    null: Array,
+    slots: NDArray[np.intp],
+    n_boot: int,
+    rng: np.random.Generator,
+    n_jobs: int,
+    progress: bool | None,
+) -> Array:
+    """Statistics of data drawn from the null fit, shape (n_boot,)."""
+    seeds = rng.integers(0, 2**63 - 1, n_boot)
+    tasks = [(problem, null, slots, int(seed)) for seed in seeds]
+    return np.array(run_all(draw_statistic, tasks, n_jobs, progress, "GLR bootstrap"))
+
+
+def draw_statistic(problem: Problem, null: Array, slots: NDArray[np.intp], seed: int) -> float:
+    """Statistic of one response drawn from the null fit; covariates and index as they are.
+
+    Parameters
+    ----------
+    problem : Problem
+        Under the alternative.
+    null : ndarray, shape (G, 2, L)
+        Fit under the null.
+    slots : ndarray of int
+    seed : int
+
+    Returns
+    -------
+    float
+    """
+    drawn = with_draw(problem, null, np.random.default_rng(seed))
+    smaller = run_em(null_problem(drawn, slots), null, REFIT)
+    larger = run_em(drawn, smaller.coef, REFIT)
+    return larger.loglik - smaller.loglik
+
+
+def _bandwidths(problem: Problem) -> Array:
+    """Bandwidth of each function, shape (L,)."""
+    out = np.full(problem.slots.n, problem.windows.bandwidth)
+    out[problem.slots.gates] = problem.gate_windows.bandwidth
+    return out

@@ -1,0 +1,438 @@
+"""The kernel-weighted observed-data log-likelihood at every grid point: score, information, maximum.
+
+The score of a mixture is the responsibility-weighted complete-data score (Fisher's identity) and its information the
+expected complete-data information less the variance of the complete-data score given the response (Louis' identity);
+both are written in the natural parameters of a row (predictors, log dispersions, gate predictors) first.
+
+References
+----------
+Louis, T. A. (1982). Finding the observed information matrix when using the EM algorithm. JRSS B 44, 226-233.
+Fan, J. and Gijbels, I. (1996). Local Polynomial Modelling and Its Applications, chapter 5.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+from mixmoe.kernels.local import Block, Windows, blocks, build_windows, epanechnikov, local_moments, local_predictor
+from mixmoe.varying.problem import Problem
+from mixmoe.varying.steps import limit_dispersion, log_softmax, solve_scaled
+
+Array = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+NEWTON_ROUNDS = (6, 6, 30)  # iterations; each round goes on with the grid points that have not converged
+NEWTON_TOLERANCE = 1e-8
+HALVINGS = 4
+FLAT = 0.02  # curvature, relative to that with known experts, below which a direction counts as flat
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One kind of natural parameter: predictors, log dispersions or gate predictors.
+
+    Attributes
+    ----------
+    slots : ndarray of int, shape (members, q)
+        Coefficient functions behind each member.
+    owners : ndarray of int, shape (members,)
+        Expert of each member.
+    design : ndarray, shape (n, q)
+    """
+
+    slots: NDArray[np.intp]
+    owners: NDArray[np.intp]
+    design: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """A local-likelihood problem: windows, polynomial degree and what is free.
+
+    Attributes
+    ----------
+    problem : Problem
+    windows : Windows
+        One bandwidth for all functions; coefficients of power s are per this bandwidth to the s.
+    free : ndarray of bool, shape (D, L)
+        Coefficients to be estimated.
+    parts : tuple of Part
+    """
+
+    problem: Problem
+    windows: Windows
+    free: BoolArray
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NaturalTerms:
+    """Score and information of the rows in their natural parameters, for the pairs of a block.
+
+    Attributes
+    ----------
+    score : ndarray, shape (d, pairs)
+    information : ndarray, shape (d, d, pairs)
+    complete : ndarray, shape (d, d, pairs)
+        Complete-data information, which is never indefinite for the predictors.
+    logdensity : ndarray, shape (pairs,)
+    kernel : ndarray, shape (pairs,)
+        Kernel times observation weights.
+    """
+
+    score: Array
+    information: Array
+    complete: Array
+    logdensity: Array
+    kernel: Array
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFit:
+    """Maxima of the local likelihoods.
+
+    Attributes
+    ----------
+    coef : ndarray, shape (G, D, L)
+        In units of the local problem's bandwidth.
+    converged : ndarray of bool, shape (G,)
+        Where false, `coef` holds the starting value.
+    """
+
+    coef: Array
+    converged: BoolArray
+
+
+def build_local(
+    problem: Problem, degree: int, bandwidth: float | None = None, points: NDArray[np.intp] | None = None
+) -> Local:
+    """Local likelihood of a degree.
+
+    Parameters
+    ----------
+    problem : Problem
+    degree : int
+        1 as in the fit, 2 for robust bias correction. Dispersions keep the degree of the fit: a local parabola through
+        log sigma follows single rows near the ends, and makes everything else there look more certain than it is.
+    bandwidth : float, optional
+        By default that of the experts.
+    points : ndarray of int, optional
+        Only these grid points.
+
+    Returns
+    -------
+    Local
+    """
+    known = {problem.windows.bandwidth: problem.windows, problem.gate_windows.bandwidth: problem.gate_windows}
+    h = problem.windows.bandwidth if bandwidth is None else bandwidth
+    grid = problem.windows.grid if points is None else problem.windows.grid[points]
+    windows = known[h] if h in known and points is None else build_windows(problem.rows.index, grid, h)
+    order = problem.order + degree - 1
+    order[problem.slots.dispersions] = problem.order[problem.slots.dispersions]
+    free = (np.arange(degree + 1)[:, None] <= order) & ~problem.const
+    return Local(problem, windows, free, _parts(problem))
+
+
+def _parts(problem: Problem) -> tuple[Part, ...]:
+    slots, rows = problem.slots, problem.rows
+    k, every = slots.n_experts, np.arange(slots.n)
+    parts = [Part(every[slots.experts].reshape(k, -1), np.arange(k), rows.design)]
+    if slots.has_dispersion:
+        parts.append(Part(every[slots.dispersions].reshape(k, 1), np.arange(k), np.ones((rows.n, 1))))
+    if k > 1:
+        parts.append(Part(every[slots.gates].reshape(k - 1, -1), np.arange(1, k), rows.gate))
+    return tuple(parts)
+
+
+def local_start(local: Local, coef: Array) -> Array:
+    """A state of the EM (G, 2, L) as coefficients of a local problem (G, D, L).
+
+    Same degree and bandwidth: the state itself. Otherwise local polynomials through the functions of the state, because
+    a line fitted in a narrow window says nothing about a wide one.
+    """
+    problem, degree = local.problem, local.free.shape[0] - 1
+    if degree == 1 and (_slope_units(problem) == local.windows.bandwidth).all():
+        return coef.copy()
+    t = (local.windows.grid - local.windows.grid[:, None]) / local.windows.bandwidth
+    basis = t[:, :, None] ** np.arange(degree + 1)  # (G, grid, D)
+    weighted = basis * epanechnikov(t)[:, :, None]
+    normal = np.swapaxes(weighted, 1, 2) @ basis
+    out: Array = np.linalg.pinv(normal, rcond=1e-8, hermitian=True) @ (np.swapaxes(weighted, 1, 2) @ coef[:, 0])
+    return np.where(local.free | (np.arange(degree + 1) == 0)[:, None], out, 0.0)
+
+
+def state_of(local: Local, coef: Array) -> Array:
+    """The first two powers of a local fit as a state of the EM: the inverse of `local_start`."""
+    out = coef[:, :2].copy()
+    out[:, 1] *= _slope_units(local.problem) / local.windows.bandwidth
+    return out
+
+
+def _slope_units(problem: Problem) -> Array:
+    """Bandwidth that the slope of each function refers to in the EM, shape (L,)."""
+    out = np.full(problem.slots.n, problem.windows.bandwidth)
+    out[problem.slots.gates] = problem.gate_windows.bandwidth
+    return out
+
+
+def natural_terms(local: Local, block: Block, coef: Array) -> NaturalTerms:
+    """Score and information of every pair of a block in its natural parameters.
+
+    Parameters
+    ----------
+    local : Local
+    block : Block
+    coef : ndarray, shape (g, D, L)
+        Coefficients of the block's grid points.
+
+    Returns
+    -------
+    NaturalTerms
+    """
+    problem = local.problem
+    slots, rows, k = problem.slots, problem.rows, problem.slots.n_experts
+    shape = coef.shape[:2]
+    eta = local_predictor(block, coef[..., slots.experts].reshape(*shape, k, -1), problem.design_t)
+    eta += rows.offset[block.rows]
+    delta = np.zeros_like(eta)
+    if slots.has_dispersion:
+        ones = np.ones((1, rows.n))
+        delta = local_predictor(block, coef[..., slots.dispersions].reshape(*shape, k, 1), ones)
+        np.clip(delta, problem.floor - 1.0, problem.ceiling + 1.0, out=delta)
+    zeta = np.zeros_like(eta)
+    if k > 1:
+        zeta[1:] = local_predictor(block, coef[..., slots.gates].reshape(*shape, k - 1, -1), problem.gate_t)
+    return assemble_terms(problem, block, eta, delta, log_softmax(zeta))
+
+
+def assemble_terms(problem: Problem, block: Block, eta: Array, delta: Array, log_gate: Array) -> NaturalTerms:
+    """Score and information in natural parameters from the predictors of the pairs, (K, pairs) each."""
+    outcome = problem.rows.outcome.take(block.rows)
+    joint = log_gate + problem.family.log_density(outcome, eta, delta)
+    total = logsumexp(joint, axis=0)
+    resp, prob = np.exp(joint - total), np.exp(log_gate)
+    parts = problem.family.derivatives(outcome, eta, delta)
+    k, disp = problem.slots.n_experts, problem.slots.has_dispersion
+    owners = np.concatenate([np.arange(k), np.arange(k * disp), np.arange(1, k)])
+    raw = np.concatenate([parts.eta, parts.delta[: k * disp], np.ones((k - 1, len(total)))])
+    weighted = resp[owners] * raw  # E[complete score], up to the constant of the gate
+    complete = np.zeros((len(owners), len(owners), len(total)))
+    each = np.arange(k)
+    complete[each, each] = resp * parts.eta_eta
+    if disp:
+        complete[each, k + each] = complete[k + each, each] = resp * parts.eta_delta
+        complete[k + each, k + each] = resp * parts.delta_delta
+    first = k * (1 + disp)
+    for a in range(1, k):
+        for b in range(1, k):
+            complete[first + a - 1, first + b - 1] = prob[a] * ((a == b) - prob[b])
+    same = owners[:, None] == owners
+    variance = same[:, :, None] * (weighted[:, None] * raw[None]) - weighted[:, None] * weighted[None]
+    score = weighted.copy()
+    score[first:] -= prob[1:]
+    kernel = block.kernel * problem.rows.weights[block.rows]
+    return NaturalTerms(score, complete - variance, complete, total, kernel)
+
+
+def local_gradient(local: Local, block: Block, terms: NaturalTerms) -> Array:
+    """Gradient of the local log-likelihoods of a block, shape (g, D, L)."""
+    n_powers, n_slots = local.free.shape
+    out = np.zeros((block.last - block.first, n_powers, n_slots))
+    for part, where in zip(local.parts, part_positions(local), strict=True):
+        values = terms.score[where] * terms.kernel
+        moments = local_moments(block, values, part.design, n_powers)
+        out[:, :, part.slots.ravel()] = moments.reshape(*moments.shape[:2], -1)
+    return out * local.free
+
+
+def full_information(local: Local, block: Block, natural: Array, kernel: Array) -> Array:
+    """Minus the second derivatives of the local log-likelihoods of a block in all coefficients, free or not.
+
+    Parameters
+    ----------
+    local : Local
+    block : Block
+    natural : ndarray, shape (d, d, pairs)
+        Information in the natural parameters.
+    kernel : ndarray, shape (pairs,)
+
+    Returns
+    -------
+    ndarray, shape (g, D L, D L)
+    """
+    d, n_slots = local.free.shape
+    out = np.zeros((block.last - block.first, d, n_slots, d, n_slots))
+    positions = part_positions(local)
+    for i, a in enumerate(local.parts):
+        for j, b in enumerate(local.parts):
+            _place(out, block, natural[positions[i], positions[j]] * kernel, a, b)
+    return out.reshape(len(out), d * n_slots, d * n_slots)
+
+
+def masked_information(local: Local, full: Array) -> Array:
+    """The information with unit rows and columns for what is not free."""
+    keep = local.free.ravel()
+    out: Array = full * (keep[:, None] & keep)
+    np.einsum("gii->gi", out)[...] += ~keep
+    return out
+
+
+def local_information(local: Local, block: Block, natural: Array, kernel: Array) -> Array:
+    """Minus the Hessians of the local log-likelihoods of a block in the free coefficients, shape (g, D L, D L)."""
+    return masked_information(local, full_information(local, block, natural, kernel))
+
+
+def _place(out: Array, block: Block, values: Array, a: Part, b: Part) -> None:
+    """Put the blocks of one pair of parts into the information, in place."""
+    d = out.shape[1]
+    members = values.shape[:2]
+    products = (a.design[:, :, None] * b.design[:, None, :]).reshape(len(a.design), -1)
+    moments = local_moments(block, values.reshape(-1, values.shape[-1]), products, 2 * d - 1)
+    shape = (len(out), 2 * d - 1, *members, a.design.shape[1], b.design.shape[1])
+    moments = moments.reshape(shape).transpose(0, 1, 2, 4, 3, 5)
+    moments = moments.reshape(len(out), 2 * d - 1, a.slots.size, b.slots.size)
+    for s in range(d):
+        for r in range(d):
+            out[:, s, a.slots.ravel()[:, None], r, b.slots.ravel()] = moments[:, s + r]
+
+
+def part_positions(local: Local) -> list[slice]:
+    """Where each part lies among the natural parameters."""
+    stops = np.cumsum([len(p.owners) for p in local.parts])
+    return [slice(int(stop - len(p.owners)), int(stop)) for p, stop in zip(local.parts, stops, strict=True)]
+
+
+def local_loglik(block: Block, terms: NaturalTerms) -> Array:
+    """Local log-likelihoods of a block, shape (g,)."""
+    ones = np.ones((int(block.hi.max(initial=0)), 1))
+    return local_moments(block, (terms.kernel * terms.logdensity)[None], ones, 1)[:, 0, 0, 0]
+
+
+def maximise_local(local: Local, start: Array) -> LocalFit:
+    """Maxima of the local likelihoods, from a label-consistent start: the polish.
+
+    Parameters
+    ----------
+    local : Local
+    start : ndarray, shape (G, D, L)
+
+    Returns
+    -------
+    LocalFit
+
+    Notes
+    -----
+    Newton's method at all grid points of a block in lockstep, with the complete-data information where the observed
+    one is not positive definite, halved where the local likelihood would fall. A point that leaves the neighbourhood
+    of its start is not another maximum of the same experts, so it keeps the start and is reported.
+    """
+    coef, done, todo = start.copy(), np.zeros(len(start), dtype=bool), np.arange(len(start))
+    for n_iter in NEWTON_ROUNDS:
+        some = local if len(todo) == len(start) else _at_points(local, todo)
+        for block in blocks(some.windows):
+            at = todo[block.first : block.last]
+            coef[at], done[at] = _newton(some, block, coef[at], n_iter)
+        todo = np.flatnonzero(~done & np.isfinite(coef).all(axis=(1, 2)))
+        if not len(todo):
+            break
+    lost = ~done | ~np.isfinite(coef).all(axis=(1, 2))
+    coef[lost] = start[lost]
+    return LocalFit(coef, ~lost)
+
+
+def _at_points(local: Local, points: NDArray[np.intp]) -> Local:
+    """The same local problem at some of its grid points."""
+    windows = build_windows(local.windows.index, local.windows.grid[points], local.windows.bandwidth)
+    return replace(local, windows=windows)
+
+
+def _newton(local: Local, block: Block, start: Array, n_iter: int) -> tuple[Array, BoolArray]:
+    coef = start.copy()
+    scale = np.broadcast_to(local.problem.scale, coef.shape[1:])
+    done = np.zeros(len(coef), dtype=bool)
+    terms = natural_terms(local, block, coef)
+    value = local_loglik(block, terms)
+    for _ in range(n_iter):
+        step = _hold_limits(local.problem, coef, _direction(local, block, terms))
+        size = np.abs(step / scale).max(axis=(1, 2))
+        done = size < NEWTON_TOLERANCE
+        if done.all():
+            break
+        step *= np.minimum(1.0, 2.0 / np.maximum(size, 1e-300))[:, None, None]
+        for _ in range(HALVINGS + 1):
+            trial = natural_terms(local, block, coef + step)
+            reached = local_loglik(block, trial)
+            worse = ~(reached >= value - 1e-9 * np.abs(value))
+            if not worse.any():
+                break
+            step[worse] *= 0.3
+        coef, terms, value = limit_dispersion(local.problem, coef + step), trial, reached
+    return coef, done
+
+
+def _hold_limits(problem: Problem, coef: Array, step: Array) -> Array:
+    """The step without those parts that push a log dispersion beyond its limits."""
+    where = problem.slots.dispersions
+    level, move = coef[:, 0, where], step[:, 0, where]
+    held = ((level <= problem.floor) & (move < 0.0)) | ((level >= problem.ceiling) & (move > 0.0))
+    step[:, :, where] *= ~held[:, None]
+    return step
+
+
+def _direction(local: Local, block: Block, terms: NaturalTerms) -> Array:
+    """Newton direction at each grid point of a block, (g, D, L)."""
+    gradient = local_gradient(local, block, terms)
+    matrix = local_information(local, block, terms.information, terms.kernel)
+    flat = gradient.reshape(len(gradient), -1)
+    bad = ~_positive_definite(matrix)
+    if not bad.any():
+        return solve_scaled(matrix, flat).reshape(gradient.shape)
+    complete = local_information(local, block, terms.complete, terms.kernel)[bad]
+    step = np.empty_like(flat)
+    step[~bad] = solve_scaled(matrix[~bad], flat[~bad])
+    step[bad] = _uphill(matrix[bad], flat[bad], np.einsum("gii->gi", complete))
+    return step.reshape(gradient.shape)
+
+
+def _uphill(matrix: Array, gradient: Array, scale: Array) -> Array:
+    """Newton direction with the curvature turned positive: away from saddle points, which plain EM leaves slowly."""
+    root = 1.0 / np.sqrt(np.maximum(scale, 1e-300))
+    values, vectors = np.linalg.eigh(0.5 * (matrix + np.swapaxes(matrix, 1, 2)) * root[:, :, None] * root[:, None, :])
+    turned = np.einsum("gji,gj->gi", vectors, gradient * root) / np.maximum(np.abs(values), FLAT)
+    out: Array = np.einsum("gij,gj->gi", vectors, turned) * root
+    return out
+
+
+def _positive_definite(matrix: Array) -> BoolArray:
+    symmetric = 0.5 * (matrix + np.swapaxes(matrix, -1, -2))
+    root = 1.0 / np.sqrt(np.maximum(np.einsum("gii->gi", symmetric), 1e-300))
+    values = np.linalg.eigvalsh(symmetric * root[:, :, None] * root[:, None, :])
+    return values[:, 0] > 1e-8
+
+
+def local_pieces(local: Local, coef: Array) -> Iterator[tuple[Block, NaturalTerms]]:
+    """Blocks with the natural terms at given coefficients."""
+    for block in blocks(local.windows):
+        yield block, natural_terms(local, block, coef[block.first : block.last])
+
+
+def natural_design(local: Local, rows: slice, t: Array) -> Array:
+    """Derivatives of the natural parameters of rows by the local coefficients, (w, d, D L)."""
+    d, n_slots = local.free.shape
+    out = np.zeros((len(t), sum(len(p.owners) for p in local.parts), d, n_slots))
+    powers = t[:, None] ** np.arange(d)  # (w, D)
+    for part, where in zip(local.parts, part_positions(local), strict=True):
+        x = part.design[rows][:, None, :] * powers[:, :, None]  # (w, D, q)
+        for j, slot in enumerate(range(where.start, where.stop)):
+            out[:, slot, :, part.slots[j]] = np.moveaxis(x, -1, 0)
+    return out.reshape(len(t), -1, d * n_slots)
+
+
+def whole_block(n: int) -> Block:
+    """All rows once, at their own index values."""
+    every = np.arange(n)
+    edges = np.array([0, n])
+    return Block(0, 1, edges[:1], edges[1:], edges, np.zeros(n), np.ones(n), every)

@@ -1,0 +1,335 @@
+"""VCMoE: formula, data and settings of a varying-coefficient mixture of experts."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe.arguments import checked_choice, checked_count, checked_positive, checked_rng
+from mixmoe.design import build_design
+from mixmoe.errors import ArgumentError
+from mixmoe.formula import MoEFormula
+from mixmoe.inference.covariance import checked_cov_type
+from mixmoe.output.saved import SavedFit
+from mixmoe.results import restored
+from mixmoe.varying.bandwidth import BandwidthSearch, rule_of_thumb, search_bandwidth
+from mixmoe.varying.estimate import Control, Run, fit_functions
+from mixmoe.varying.families import family_named
+from mixmoe.varying.fitted import FittedVCMoE, tabulated_points
+from mixmoe.varying.flags import warn_flags
+from mixmoe.varying.labels import permute_experts, reported_order
+from mixmoe.varying.local_likelihood import build_local, local_start, maximise_local, state_of
+from mixmoe.varying.problem import Problem, Slots, build_problem
+from mixmoe.varying.results import VCMoEResults
+from mixmoe.varying.setup import (
+    Sorted,
+    check_windows,
+    checked_bandwidth,
+    checked_index,
+    checked_varying_formula,
+    constant_slots,
+    make_grid,
+    sorted_rows,
+)
+from mixmoe.varying.steps import own_natural, posterior
+
+Array = NDArray[np.float64]
+
+
+class VCMoE:
+    """Mixture of experts whose coefficients are smooth functions of an index.
+
+    At index value u an expert is a generalised linear model and the gate a multinomial logit, with coefficients::
+
+        P(C = c | x, u) = softmax_c(x' g_c(u)),  g_1 = 0
+        y | C = c  ~  family with linear predictor z' a_c(u) + offset and dispersion d_c(u)
+
+    Parameters
+    ----------
+    formula : str
+        ``"y ~ z1 + const(z2) | gate: const(1) + x1 | vary: u"``; ``const(...)`` marks coefficients held constant.
+    data : DataFrame (pandas or polars) or mapping of columns
+        Never changed. Rows with missing values are left out with a warning.
+    experts : int
+        Number of experts, K; 1 is the ordinary varying-coefficient model.
+    family : {"gaussian", "binomial", "poisson", "negbinomial"}
+        Identity, logit, log and log links.
+    bandwidth : float, "cv" or "rule"
+        Half-width of the Epanechnikov kernel in units of the index; ``inf`` holds everything constant. By default
+        chosen by cross-validation when the model is fitted.
+    gate_bandwidth : float, optional
+        Of the gate, if it is to differ.
+    dispersion : {"varying", "const"}
+        Whether sigma or theta of an expert is a function of the index.
+    grid : array-like, optional
+        Grid points, covering the range of the index; by default `n_grid` equally spaced ones.
+    n_grid : int
+    trials, offset, weights, cluster : str, optional
+        Columns: number of trials of a binomial response; offset of the linear predictor; observation weights;
+        independent units for standard errors and cross-validation.
+    polish : bool
+        Whether each local likelihood is maximised from where the joint EM ended. It makes the pointwise theory exact
+        and costs variance where experts overlap; bands do it in any case.
+    sigma_floor : float
+        Smallest sigma as a fraction of the residual standard deviation of one regression for all rows.
+    context : mapping, optional
+        Functions and constants the formula may use; nothing else of the caller is visible.
+    formula_engine : {"formulaic", "patsy"}
+
+    Raises
+    ------
+    FormulaError, DesignError, ArgumentError
+        If formula, data or arguments do not fit; the message names column and row or the value.
+
+    Notes
+    -----
+    One responsibility per row, shared by all grid points, so that experts keep their labels along the index. Log sigma
+    is fitted locally linear, log theta locally constant.
+
+    References
+    ----------
+    Zhao, Q., Greenwood, C. M. T. and Zhang, Q. (2026), arXiv 2601.01699. Huang, M., Li, R. and Wang, S. (2013), JASA.
+    """
+
+    family_name = "VCMoE"
+
+    def __init__(
+        self,
+        formula: str | MoEFormula,
+        data: Any,
+        experts: int = 2,
+        *,
+        family: str = "gaussian",
+        bandwidth: float | str = "cv",
+        gate_bandwidth: float | None = None,
+        dispersion: str = "varying",
+        grid: Any = None,
+        n_grid: int = 50,
+        trials: str | None = None,
+        offset: str | None = None,
+        weights: str | None = None,
+        cluster: str | None = None,
+        polish: bool = False,
+        sigma_floor: float = 0.01,
+        context: Mapping[str, Any] | None = None,
+        formula_engine: str = "formulaic",
+    ) -> None:
+        self.formula = checked_varying_formula(formula)
+        self.n_experts = checked_count(experts, "experts")
+        self.family = family_named(family)
+        checked_choice(dispersion, "dispersion", ("varying", "const"))
+        checked_count(n_grid, "n_grid", least=3)
+        checked_positive(sigma_floor, "sigma_floor")
+        if trials is not None and self.family.name != "binomial":
+            raise ArgumentError(f"trials={trials!r} is for family='binomial', got family={family!r}; leave it out")
+        columns = {"trials": trials, "offset": offset, "weights": weights, "cluster": cluster}
+        aux = {name: column for name, column in columns.items() if column is not None}
+        self.design = build_design(self.formula, data, context=context, engine=formula_engine, aux=aux)  # type: ignore[arg-type]
+        self.data: Sorted = sorted_rows(self.design, self.family)
+        checked_index(self.data.rows.index, str(self.formula.vary))
+        if isinstance(bandwidth, str):
+            checked_choice(bandwidth, "bandwidth", ("cv", "rule"))
+        else:
+            checked_bandwidth(bandwidth, self.data.rows.index)
+        if gate_bandwidth is not None:
+            checked_bandwidth(gate_bandwidth, self.data.rows.index, "gate_bandwidth")
+        self.grid = make_grid(self.data.rows.index, grid, n_grid)
+        self.slots = Slots(self.n_experts, self.design.expert.shape[1], self.design.gate.shape[1], self.has_dispersion)
+        if self.n_experts > self.design.n:
+            raise ArgumentError(f"experts={self.n_experts} is more than the {self.design.n} rows; use far fewer")
+        self.settings: Mapping[str, Any] = MappingProxyType(
+            {
+                "experts": self.n_experts,
+                "family": self.family.name,
+                "bandwidth": bandwidth,
+                "gate_bandwidth": gate_bandwidth,
+                "dispersion": dispersion,
+                "grid": None if grid is None else self.grid.tolist(),
+                "n_grid": n_grid,
+                **columns,
+                "polish": bool(polish),
+                "sigma_floor": sigma_floor,
+                "formula_engine": formula_engine,
+            }
+        )
+
+    def __repr__(self) -> str:
+        return f"<VCMoE {self.formula.text!r}, experts={self.n_experts}, {self.design.n} rows>"
+
+    @property
+    def has_dispersion(self) -> bool:
+        """Whether the family has a dispersion."""
+        return self.family.has_dispersion
+
+    @classmethod
+    def from_saved(cls, saved: SavedFit, context: Mapping[str, Any] | None) -> VCMoEResults:
+        """Results of a saved fit, see `mixmoe.load`."""
+        settings = dict(saved.settings)
+        functions = np.array(settings.pop("functions"))
+        model = cls(saved.formula, saved.data, context=context, **settings)
+        model.design = restored(model.design, saved)
+        problem = model.problem(float(settings["bandwidth"]), settings["gate_bandwidth"])
+        return VCMoEResults(model.bound(problem, functions, None), saved.fit, saved.cov)
+
+    def problem(self, bandwidth: float, gate_bandwidth: float | None = None) -> Problem:
+        """Windows and layout for one bandwidth; infinity holds everything constant."""
+        everything = bool(np.isinf(bandwidth))
+        const = constant_slots(self.design, self.slots, self.settings["dispersion"], everything)
+        grid = self.grid[[0, -1]] if const.all() else self.grid
+        if const.all():
+            bandwidth, gate_bandwidth = 2.0 * float(np.ptp(self.grid)), None  # windows play no part
+        gate = bandwidth if gate_bandwidth is None else float(gate_bandwidth)
+        made = build_problem(
+            self.data.rows, self.family, self.slots, const, grid, bandwidth, gate, self.settings["sigma_floor"]
+        )
+        if not const.all():
+            check_windows(made, str(self.formula.vary))
+        return made
+
+    def bound(self, problem: Problem, coef: Array, selection: BandwidthSearch | None) -> FittedVCMoE:
+        """The model with an estimate, as results need it."""
+        used = {"bandwidth": np.inf if problem.const.all() else problem.windows.bandwidth, "gate_bandwidth": None}
+        if problem.gate_windows is not problem.windows:
+            used["gate_bandwidth"] = problem.gate_windows.bandwidth
+        settings = {**self.settings, **used, "functions": coef.tolist()}
+        return FittedVCMoE(
+            self.formula,
+            self.design,
+            self.data,
+            problem,
+            coef,
+            MappingProxyType(settings),
+            tabulated_points(problem.windows.grid, self.data.rows.index),
+            self.clusters,
+            None if selection is None else selection.table,
+        )
+
+    @property
+    def clusters(self) -> NDArray[np.intp] | None:
+        """Cluster of each sorted row as codes, or None."""
+        if "cluster" not in self.design.aux:
+            return None
+        return np.unique(self.design.aux["cluster"], return_inverse=True)[1][self.data.order]
+
+    def select_bandwidth(
+        self, rng: Any = None, *, folds: int = 5, candidates: Any = None, n_jobs: int = 1, progress: bool | None = None
+    ) -> BandwidthSearch:
+        """Bandwidth with the highest cross-validated log-likelihood.
+
+        Parameters
+        ----------
+        rng : int, numpy.random.Generator or None
+        folds : int
+            By cluster if there are clusters.
+        candidates : array-like, optional
+            Bandwidths in units of the index; by default a log grid, refined around the best.
+        n_jobs : int
+            Processes for the folds.
+        progress : bool, optional
+
+        Returns
+        -------
+        BandwidthSearch
+            ``best`` and a ``table`` of the criterion.
+        """
+        checked_count(folds, "folds", least=2)
+        given = None if candidates is None else [checked_bandwidth(h, self.data.rows.index) for h in candidates]
+        return search_bandwidth(self, checked_rng(rng), folds, given, n_jobs, progress)
+
+    def fit(
+        self,
+        *,
+        starts: int | None = None,
+        start: Any = None,
+        max_iter: int = 500,
+        tol: float = 1e-6,
+        rng: Any = None,
+        cov_type: str | None = None,
+        folds: int = 5,
+        n_jobs: int = 1,
+        progress: bool | None = None,
+        **cov_options: Any,
+    ) -> VCMoEResults:
+        """Coefficient functions by label-consistent EM.
+
+        Parameters
+        ----------
+        starts : int, optional
+            Random starts of each kind (constant and linear mixtures); 10 by default.
+        start : VCMoEResults, optional
+            Warm start from a fit with the same columns, experts and grid.
+        max_iter : int
+        tol : float
+            Converged when no function changes by more than this, relative to its scale, in one EM step.
+        rng : int, numpy.random.Generator or None
+        cov_type : {"robust", "cluster"}, optional
+            By default ``"cluster"`` if the model has clusters.
+        folds, n_jobs, progress
+            Of the cross-validation, see `select_bandwidth`.
+        **cov_options
+            ``correction=False``: sandwich without small-sample correction.
+
+        Returns
+        -------
+        VCMoEResults
+            Experts are ordered by their mean gate probability, largest first.
+
+        Warns
+        -----
+        ConvergenceWarning, BoundaryWarning, DegeneracyWarning
+            Also kept in ``results.flags``.
+        """
+        kind = ("robust" if self.clusters is None else "cluster") if cov_type is None else cov_type
+        checked_cov_type(kind)
+        n_starts = 10 if starts is None else checked_count(starts, "starts")
+        control = Control(checked_positive(tol, "tol"), checked_count(max_iter, "max_iter"), n_starts)
+        generator = checked_rng(rng)
+        choice = self._choose(generator, folds, n_jobs, progress)
+        given = self.settings["bandwidth"] if choice is None else choice.best
+        problem = self.problem(float(given), self.settings["gate_bandwidth"])
+        run = self._run(problem, control, generator, start)
+        model = self.bound(problem, run.coef, choice)
+        fit = model.record(run, control, n_starts if start is None else 1)
+        warn_flags(fit.flags)
+        return VCMoEResults(model, fit, model.covariance(fit, kind, **cov_options))
+
+    def _choose(
+        self, rng: np.random.Generator, folds: int, n_jobs: int, progress: bool | None
+    ) -> BandwidthSearch | None:
+        if constant_slots(self.design, self.slots, self.settings["dispersion"], False).all():
+            return BandwidthSearch(np.inf, None)
+        if self.settings["bandwidth"] == "cv":
+            return self.select_bandwidth(rng, folds=folds, n_jobs=n_jobs, progress=progress)
+        if self.settings["bandwidth"] == "rule":
+            return BandwidthSearch(rule_of_thumb(self.data.rows, self.slots), None)
+        return None
+
+    def _run(self, problem: Problem, control: Control, rng: np.random.Generator, start: Any) -> Run:
+        """EM, polish if asked, experts in the reported order."""
+        warm = None if start is None else _warm_start(start, problem)
+        run = fit_functions(problem, control, rng, warm)
+        coef = run.coef
+        if self.settings["polish"] and not problem.const.all():
+            local = build_local(problem, 1)
+            coef = state_of(local, maximise_local(local, local_start(local, coef)).coef)
+        coef = permute_experts(self.slots, coef, reported_order(problem, coef))
+        post = posterior(problem.rows, problem.family, own_natural(problem, coef))
+        return Run(coef, float(post.loglik), run.trace, run.converged, run.change, run.candidates)
+
+
+def _warm_start(start: Any, problem: Problem) -> Array:
+    model = getattr(start, "model", None)
+    if not isinstance(model, FittedVCMoE) or model.coef.shape[2] != problem.slots.n:
+        raise ArgumentError(
+            f"start must be the results of a VCMoE with the same columns and experts, got {type(start).__name__}"
+        )
+    grid, old = problem.windows.grid, model.problem
+    if old.windows.n_grid != len(grid):
+        raise ArgumentError(f"start has {old.windows.n_grid} grid points, this model {len(grid)}; use the same grid")
+    coef = np.array(model.coef)
+    coef[:, 1] *= problem.windows.bandwidth / old.windows.bandwidth if np.isfinite(old.windows.bandwidth) else 0.0
+    coef[:, 1] *= problem.free[1]
+    coef[:, 0] = np.where(problem.const, coef[:, 0].mean(axis=0), coef[:, 0])
+    return coef

@@ -1,0 +1,197 @@
+"""Functions and bands as tidy frames."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import expit, logit
+
+from mixmoe.design import Design
+from mixmoe.errors import ArgumentError, DesignError
+from mixmoe.kernels.local import hermite_matrix
+from mixmoe.varying.bands import BandSet, LevelProcess, Target, identity_target, target_bands
+from mixmoe.varying.bootstrap import bootstrap_bands
+from mixmoe.varying.fitted import FittedVCMoE, band_frame_values
+from mixmoe.varying.targets import difference_target, expert_target, gate_target, marginal_target, pairs
+
+Array = NDArray[np.float64]
+
+SUBJECTS = ("coefficients", "probabilities", "experts", "mean", "differences")
+
+
+@dataclass(frozen=True, slots=True)
+class BandRequest:
+    """Arguments of `VCMoEResults.bands`, checked."""
+
+    of: str
+    level: float
+    method: str
+    bias: str
+    at: Mapping[str, Any] | None
+    draws: int
+    n_boot: int
+    n_jobs: int
+    progress: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Identification of the functions of a frame, one entry per function."""
+
+    coefficient: tuple[str, ...]
+    block: tuple[str, ...]
+    expert: tuple[int | None, ...]
+    term: tuple[str, ...]
+
+
+def function_frame(model: FittedVCMoE, u: Any) -> pd.DataFrame:
+    """Coefficient functions at index values, tidy."""
+    grid, problem = model.problem.windows.grid, model.problem
+    at = grid if u is None else np.atleast_1d(np.asarray(u, dtype=float))
+    if not np.isfinite(at).all() or at.min() < grid[0] or at.max() > grid[-1]:
+        raise ArgumentError(f"u must lie within the range of the index, {grid[0]:g} to {grid[-1]:g}, got {u!r}")
+    values = levels_at(model, at)
+    values[:, problem.slots.dispersions] = np.exp(values[:, problem.slots.dispersions])
+    names = model.names
+    labels = Labels(names.full, names.blocks, names.experts, names.terms)
+    return _frame(labels, str(model.design.names.index), at, {"estimate": values})
+
+
+def levels_at(model: FittedVCMoE, at: Array) -> Array:
+    """Levels of all functions at index values, (n, L)."""
+    problem, stop = model.problem, model.problem.slots.gates.start
+    flat, grid = model.coef.reshape(-1, problem.slots.n), problem.windows.grid
+    experts = hermite_matrix(grid, problem.windows.bandwidth, at) @ flat[:, :stop]
+    gates = hermite_matrix(grid, problem.gate_windows.bandwidth, at) @ flat[:, stop:]
+    return np.hstack([experts, gates])
+
+
+def band_frame(
+    model: FittedVCMoE, process: LevelProcess, request: BandRequest, rng: np.random.Generator
+) -> pd.DataFrame:
+    """Bands of what was asked for, tidy."""
+    problem = model.problem
+    if problem.const.all():
+        raise ArgumentError("no coefficient varies along the index, so there are no bands; conf_int() has the limits")
+    labels = _labels(model, request.of)
+    centred = _target(model, request, process.levels)
+    if request.method == "bootstrap":
+        span = bootstrap_bands(
+            model, lambda levels: _target(model, request, levels).values, request.bias, request.level, request.n_boot,
+            rng, request.n_jobs, request.progress,
+        )  # fmt: skip
+        ones = np.ones_like(span.se)
+        bands = BandSet(centred.values, span.se, span.critical * ones, span.pointwise * ones)
+    else:
+        width = float(np.ptp(problem.rows.index))
+        bands = target_bands(process, centred, request.level, request.method, width, rng, request.draws)
+    values = {"estimate": _target(model, request, model.coef[:, 0]).values, **band_frame_values(bands)}
+    if request.of == "coefficients":
+        values = _dispersions_exponentiated(model, values)
+    if request.of == "probabilities":
+        values = _inside_unit_interval(values)
+    return _frame(labels, str(model.design.names.index), problem.windows.grid, values)
+
+
+def _dispersions_exponentiated(model: FittedVCMoE, values: dict[str, Array]) -> dict[str, Array]:
+    where = np.array([model.names.blocks[s] == "residual" for s in _shown(model)])
+    centre = np.exp(values["center"][:, where])
+    out = {name: value.copy() for name, value in values.items()}
+    for name in out:
+        out[name][:, where] = centre * values[name][:, where] if name == "std_error" else np.exp(values[name][:, where])
+    return out
+
+
+def _inside_unit_interval(values: dict[str, Array]) -> dict[str, Array]:
+    """Limits of probabilities computed on the logit scale with the same factors."""
+    out, p = dict(values), values["center"]
+    spread = np.maximum(p * (1.0 - p), np.finfo(float).tiny)
+    for name in ("conf_low", "conf_high", "band_low", "band_high"):
+        out[name] = expit(logit(p) + (values[name] - p) / spread)
+    return out
+
+
+def _shown(model: FittedVCMoE) -> NDArray[np.intp]:
+    return np.flatnonzero(~model.problem.const)
+
+
+def _labels(model: FittedVCMoE, of: str) -> Labels:
+    names, k, slots = model.names, model.n_experts, model.problem.slots
+    each = tuple(range(1, k + 1))
+    if of == "coefficients":
+        s = _shown(model)
+        pick = lambda values: tuple(values[i] for i in s)  # noqa: E731
+        return Labels(pick(names.full), pick(names.blocks), pick(names.experts), pick(names.terms))
+    if of in ("probabilities", "experts"):
+        word, block = ("probability", "gate") if of == "probabilities" else ("mean", "expert")
+        return Labels(tuple(f"{word}{c}" for c in each), (block,) * k, each, (word,) * k)
+    if of == "mean":
+        return Labels(("mean",), ("mean",), (None,), ("mean",))
+    full = [f"expert{b + 1}.{t} - expert{a + 1}.{t}" for b, a in pairs(slots) for t in model.design.names.expert]
+    terms = [t for _ in pairs(slots) for t in model.design.names.expert]
+    return Labels(tuple(full), ("difference",) * len(full), (None,) * len(full), tuple(terms))
+
+
+def _target(model: FittedVCMoE, request: BandRequest, levels: Array) -> Target:
+    slots, family = model.problem.slots, model.problem.family
+    if request.of == "coefficients":
+        return identity_target(levels, _shown(model))
+    if request.of == "differences":
+        if slots.n_experts == 1:
+            raise ArgumentError("of='differences' needs at least 2 experts, got 1; use of='coefficients'")
+        return difference_target(slots, levels)
+    if request.of == "probabilities" and slots.n_experts == 1:
+        raise ArgumentError("of='probabilities' needs at least 2 experts, got 1, whose probability is one")
+    design = covariate_profile(model.design, request.at)
+    gate = gate_target(slots, levels, design.gate[0])
+    if request.of == "probabilities":
+        return gate
+    experts = expert_target(slots, family, levels, design.expert[0], _trials(design))
+    return experts if request.of == "experts" else marginal_target(gate, experts)
+
+
+def _trials(design: Design) -> float:
+    return float(design.aux["trials"][0]) if "trials" in design.aux else 1.0
+
+
+def covariate_profile(design: Design, at: Mapping[str, Any] | None) -> Design:
+    """One row with covariates at given values, others at their median or most frequent category.
+
+    Raises
+    ------
+    ArgumentError
+        If `at` names a column that the model does not use.
+    """
+    frame = design.frame
+    given = dict(at or {})
+    for name in given:
+        if name not in frame.columns:
+            known = ", ".join(repr(str(c)) for c in frame.columns if c != design.names.response)
+            raise ArgumentError(f"at names {name!r}, which the model does not use; it uses {known}")
+    row = {name: [given.get(name, _typical(frame[name]))] for name in frame.columns}
+    try:
+        return design.for_new(pd.DataFrame(row))
+    except DesignError as error:
+        raise ArgumentError(f"at={given!r} cannot be used: {error}") from error
+
+
+def _typical(values: pd.Series) -> Any:
+    if pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype):
+        return float(values.median())
+    return values.mode().iloc[0]
+
+
+def _frame(labels: Labels, index: str, at: Array, values: Mapping[str, Array]) -> pd.DataFrame:
+    """Tidy frame from arrays (G, R): functions one after the other."""
+    n_grid, n_functions = len(at), len(labels.coefficient)
+    columns: dict[str, Any] = {
+        "coefficient": np.repeat(np.array(labels.coefficient, dtype=object), n_grid),
+        "block": np.repeat(np.array(labels.block, dtype=object), n_grid),
+        "expert": pd.array(np.repeat(np.array(labels.expert, dtype=object), n_grid), dtype="Int64"),
+        "term": np.repeat(np.array(labels.term, dtype=object), n_grid),
+        index: np.tile(at, n_functions),
+    }
+    return pd.DataFrame(columns | {name: value.T.ravel() for name, value in values.items()})

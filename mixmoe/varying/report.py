@@ -1,0 +1,195 @@
+"""Tables and curves of a fitted varying-coefficient mixture."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mixmoe.inference.covariance import DESCRIPTIONS
+from mixmoe.layout import ParamLayout
+from mixmoe.output.curves import Curve
+from mixmoe.output.tables import Cell, Table
+from mixmoe.varying.fitted import FittedVCMoE
+
+Array = NDArray[np.float64]
+
+PLOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "functions": ("coefficients", "probabilities"),
+        "probabilities": ("probabilities",),
+        "means": ("experts", "mean"),
+        "differences": ("differences",),
+        "bandwidth": (),
+    }
+)
+
+
+def title(results: Any) -> str:
+    """Heading of the summary."""
+    k = results.model.n_experts
+    return f"VCMoE with {k} expert{'s' if k > 1 else ''}"
+
+
+def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
+    """Label and value of each line of the header."""
+    model, em = results.model, results.em
+    problem, dropped = model.problem, model.design.dropped
+    gate = problem.gate_windows.bandwidth
+    how = "cross-validated" if model.selection is not None else None
+    h = "infinite (all constant)" if np.isinf(results.bandwidth) else f"{results.bandwidth:.4g}"
+    span = f"{model.design.names.index}, {problem.windows.grid[0]:.4g} to {problem.windows.grid[-1]:.4g}"
+    finished = (
+        f"{em.starts.n_replicated} of {len(em.starts.logliks)} candidates ({em.starts.n_starts} starts of each kind)"
+    )
+    return (
+        ("Formula", model.formula.text),
+        ("Family", problem.family.name),
+        ("Experts", model.n_experts),
+        ("Rows", results.nobs),
+        ("Rows dropped", f"{dropped.n_rows} ({dropped})" if dropped.n_rows else 0),
+        ("Index", span),
+        ("Bandwidth", f"{h} ({how})" if how else h),
+        ("Gate bandwidth", None if problem.gate_windows is problem.windows else float(gate)),
+        ("Grid points", problem.windows.n_grid),
+        ("Log-likelihood", results.llf),
+        ("Effective parameters", float(results.effective_df)),
+        ("AIC", results.aic),
+        ("AICc", results.aicc),
+        ("BIC", results.bic),
+        ("Entropy", results.entropy if model.n_experts > 1 else None),
+        ("Covariance", results.cov_type),
+        ("Converged", "yes" if results.converged else "NO"),
+        ("Best value reached by", finished if em.starts.n_starts > 1 and model.n_experts > 1 else None),
+    )
+
+
+def notes(results: Any) -> tuple[str, ...]:
+    """What a reader must know: the covariance, and each flag of the fit."""
+    cov = results.cov
+    about = f"Standard errors: {DESCRIPTIONS[cov.kind]}{'; ' + cov.note if cov.note else ''}."
+    return (about, *(flag.message for flag in results.flags))
+
+
+def constant_tables(layout: ParamLayout, frame: pd.DataFrame, alpha: float) -> tuple[Table, ...]:
+    """Table of the constants, if there are any."""
+    chosen = [i for i, name in enumerate(layout.names) if "=" not in name.rpartition("(")[2]]
+    if not chosen:
+        return ()
+    part = frame.iloc[chosen]
+    columns = ("estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high")
+    return (
+        Table(
+            key="constants",
+            title="Coefficients constant along the index",
+            columns=("Estimate", "Std. Err.", "z", "P>|z|", f"[{alpha / 2:.3g}", f"{1 - alpha / 2:.3g}]"),
+            index=tuple(str(name) for name in part.index),
+            cells=tuple(tuple(_cell(v) for v in row) for row in part[list(columns)].to_numpy(dtype=float)),
+            formats=("num", "num", ".3f", "p", "num", "num"),
+        ),
+    )
+
+
+def function_tables(model: FittedVCMoE, bands: pd.DataFrame | None, level: float) -> tuple[Table, ...]:
+    """One table per expert and one for the gate: range, and values with bands at quantiles of the index."""
+    if bands is None:
+        return ()
+    tables = []
+    shares = model.problem.slots.n_experts
+    for c in range(1, shares + 1):
+        part = bands[(bands["expert"] == c) & bands["block"].isin(["expert", "residual"])]
+        tables.append(_function_table(model, part, f"expert{c}", f"Expert {c}: functions of the index", level))
+    gate = bands[bands["block"] == "gate"]
+    tables.append(
+        _function_table(model, gate, "gate", "Gate: functions of the index (log odds against expert 1)", level)
+    )
+    return tuple(table for table in tables if table.index)
+
+
+def _function_table(model: FittedVCMoE, bands: pd.DataFrame, key: str, title: str, level: float) -> Table:
+    index = str(model.design.names.index)
+    grid, points = model.problem.windows.grid, model.points
+    names: list[str] = []
+    cells: list[tuple[Cell, ...]] = []
+    for name, part in bands.groupby("coefficient", sort=False):
+        values = {c: part[c].to_numpy() for c in ("estimate", "band_low", "band_high")}
+        label = str(part["term"].iloc[0]) if key != "gate" else str(name)
+        names += [label, "  simultaneous band"]
+        estimate = values["estimate"]
+        cells.append((f"{estimate.min():.3f} to {estimate.max():.3f}", *(float(estimate[g]) for g in points)))
+        limits = (f"{values['band_low'][g]:.3f}, {values['band_high'][g]:.3f}" for g in points)
+        cells.append((None, *limits))
+    note = (
+        f"Second lines: {100 * level:g} % simultaneous bands over the whole range of {index}, robust bias correction; "
+        "test_varying() tests whether a function is constant."
+    )
+    return Table(
+        key=key,
+        title=title,
+        columns=("Range", *(f"{index}={grid[g]:.3g}" for g in points)),
+        index=tuple(names),
+        cells=tuple(cells),
+        formats=("num", *(".3f" for _ in points)),
+        notes=(note,) if names and key == "gate" else (),
+    )
+
+
+def _cell(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def band_curves(model: FittedVCMoE, frames: Mapping[str, pd.DataFrame]) -> tuple[Curve, ...]:
+    """Curves of frames of bands: a panel per term of the experts, one for probabilities."""
+    curves = []
+    for of, frame in frames.items():
+        if of == "coefficients":
+            frame = frame[frame["block"] != "gate"]
+        for name, part in frame.groupby("coefficient", sort=False):
+            curves.append(_curve(model, of, str(name), part))
+    return tuple(curves)
+
+
+def _curve(model: FittedVCMoE, of: str, name: str, part: pd.DataFrame) -> Curve:
+    index = str(model.design.names.index)
+    expert = None if pd.isna(part["expert"].iloc[0]) else int(part["expert"].iloc[0])
+    panel = {
+        "coefficients": f"coefficient of {part['term'].iloc[0]}",
+        "probabilities": "probability of the expert",
+        "experts": "expected response",
+        "mean": "expected response",
+        "differences": name,
+    }[of]
+    if part["block"].iloc[0] == "residual":
+        panel = str(part["term"].iloc[0])
+    value = {
+        c: part[c].to_numpy(dtype=float) for c in part.columns if c not in ("coefficient", "block", "expert", "term")
+    }
+    return Curve(
+        panel=panel,
+        label="marginal mean" if of == "mean" else "" if expert is None else f"expert {expert}",
+        x=value[index],
+        y=value["center"],
+        lower=value["conf_low"],
+        upper=value["conf_high"],
+        band_lower=value["band_low"],
+        band_upper=value["band_high"],
+        expert=expert,
+        xlabel=index,
+        ylabel="",
+    )
+
+
+def bandwidth_curves(selection: pd.DataFrame, index: str) -> tuple[Curve, ...]:
+    """The cross-validated criterion against the bandwidth, with one standard error."""
+    x, y, se = (selection[c].to_numpy() for c in ("bandwidth", "criterion", "std_error"))
+    return (
+        Curve("", "", x, y, y - se, y + se, xlabel=f"bandwidth ({index})", ylabel="held-out log-likelihood per row"),
+    )
+
+
+def classification_entropy(responsibilities: Array) -> float:
+    """Entropy of the posterior classification, summed over rows."""
+    safe = np.maximum(responsibilities, np.finfo(float).tiny)
+    return float(-(responsibilities * np.log(safe)).sum())

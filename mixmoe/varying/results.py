@@ -1,0 +1,300 @@
+"""Results of a varying-coefficient mixture of experts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mixmoe.arguments import checked_choice, checked_count, checked_rng
+from mixmoe.em import EMFit
+from mixmoe.errors import ArgumentError
+from mixmoe.inference.covariance import ParamCov
+from mixmoe.inference.intervals import checked_alpha
+from mixmoe.output.curves import Curve
+from mixmoe.output.summary import Summary, header_table
+from mixmoe.output.tables import Table
+from mixmoe.results import MoEResults
+from mixmoe.varying import report
+from mixmoe.varying.bands import BIASES, METHODS, LevelProcess, checked_level
+from mixmoe.varying.bootstrap import draw_responses
+from mixmoe.varying.dof import effective_df, fitness
+from mixmoe.varying.fitted import FittedVCMoE, reported_values
+from mixmoe.varying.glr import GLRTest, test_functions, test_table
+from mixmoe.varying.predict import KINDS, prediction_columns, prediction_rows
+from mixmoe.varying.profiles import SUBJECTS, BandRequest, band_frame, function_frame
+
+Array = NDArray[np.float64]
+SEED = 20260101  # of the critical values in summaries and figures, so that they print the same every time
+
+
+class VCMoEResults(MoEResults):
+    """A fitted varying-coefficient mixture of experts.
+
+    Parameters
+    ----------
+    model : FittedVCMoE
+    fit : EMFit
+    cov : ParamCov
+
+    Attributes
+    ----------
+    bandwidth : float
+        In units of the index.
+    selection : DataFrame or None
+        Cross-validated criterion by bandwidth.
+    effective_df : float
+        Effective number of parameters; AIC, AICc and BIC charge it.
+    params : Series
+        Constants, then the functions at five quantiles of the index; `functions` and `bands` give all of them.
+
+    See Also
+    --------
+    MoEResults : everything that the families share.
+    """
+
+    model: FittedVCMoE
+
+    def __init__(self, model: FittedVCMoE, fit: EMFit, cov: ParamCov) -> None:
+        super().__init__(model, fit, cov)
+        self.bandwidth, self.selection = float(model.settings["bandwidth"]), model.selection
+        self.effective_df = effective_df(model.problem, model.coef)
+        values = fitness(fit.loglik, self.effective_df, self.nobs)
+        self.aic, self.aicc, self.bic = values.aic, values.aicc, values.bic
+        self.df_model = values.df  # type: ignore[assignment]  # effective numbers are no integers
+        self.sabic = -2.0 * fit.loglik + values.df * float(np.log((self.nobs + 2.0) / 24.0))
+        self.icl = self.bic + 2.0 * report.classification_entropy(fit.responsibilities)
+        self.df_resid = self.nobs - values.df
+        self._processes: dict[str, LevelProcess] = {}
+
+    def functions(self, u: Any = None) -> pd.DataFrame:
+        """The coefficient functions as a tidy frame.
+
+        Parameters
+        ----------
+        u : array-like, optional
+            Index values, by default the grid.
+
+        Returns
+        -------
+        DataFrame
+            Columns: coefficient, block, expert, term, the index, estimate.
+        """
+        return function_frame(self.model, u)
+
+    def bands(
+        self,
+        of: str = "coefficients",
+        level: float = 0.95,
+        *,
+        method: str = "multiplier",
+        bias: str = "rbc",
+        at: Mapping[str, Any] | None = None,
+        draws: int = 4000,
+        n_boot: int = 199,
+        rng: Any = None,
+        n_jobs: int = 1,
+        progress: bool | None = None,
+    ) -> pd.DataFrame:
+        """Pointwise and simultaneous bands over the whole index range.
+
+        Parameters
+        ----------
+        of : {"coefficients", "probabilities", "experts", "mean", "differences"}
+            Coefficient functions of experts and gate and the dispersions; probabilities of the experts by the gate;
+            expected response of each expert; marginal mean; differences of the coefficients of two experts.
+        level : float
+        method : {"multiplier", "asymptotic", "bootstrap"}
+            Critical value of the simultaneous band: Gaussian multiplier bootstrap over the grid; supremum of the
+            limiting process; parametric bootstrap (of whole clusters if there are any) with warm-started refits.
+        bias : {"rbc", "undersmooth", "none"}
+            Robust bias correction (local-quadratic fit, with its own standard errors), a smaller bandwidth, or nothing.
+            In simulations with n = 1000 only ``"rbc"`` attains the nominal coverage at a bandwidth that is good for
+            estimation.
+        at : mapping, optional
+            Covariate values for probabilities and means; others at their median or most frequent category.
+        draws : int
+            For the multiplier bootstrap.
+        n_boot, n_jobs, progress
+            For ``method="bootstrap"``.
+        rng : int, numpy.random.Generator or None
+
+        Returns
+        -------
+        DataFrame
+            One row per function and grid point: coefficient, block, expert, term, the index, estimate (of the fit),
+            center (of the bands), std_error, conf_low, conf_high (pointwise), band_low, band_high (simultaneous). NaN
+            where a local likelihood has no maximum near the fit.
+        """
+        checked_choice(of, "of", SUBJECTS)
+        checked_choice(method, "method", METHODS)
+        checked_choice(bias, "bias", BIASES)
+        checked_count(draws, "draws", least=100)
+        request = BandRequest(of, checked_level(level), method, bias, at, draws, n_boot, n_jobs, progress)
+        return band_frame(self.model, self._process(bias), request, checked_rng(rng))
+
+    def test_varying(
+        self,
+        which: str | Sequence[str] | None = None,
+        *,
+        method: str = "bootstrap",
+        n_boot: int = 199,
+        rng: Any = None,
+        n_jobs: int = 1,
+        progress: bool | None = None,
+    ) -> "GLRTest | pd.DataFrame":
+        """Generalised likelihood-ratio test that coefficients are constant along the index.
+
+        Parameters
+        ----------
+        which : str or sequence of str, optional
+            Functions held constant together under the null: ``"expert1.z1"``, ``["gate2.x1", "gate2.Intercept"]``,
+            ``"dispersion"``, ``"gate"``, ``"experts"``, ``"all"``. By default each varying function on its own and all
+            together, as a frame.
+        method : {"bootstrap", "asymptotic", "calibrated"}
+            Null distribution: parametric bootstrap from the null fit; chi-square with the degrees of freedom of Fan,
+            Zhang and Zhang (2001); the same with degrees of freedom from a few bootstrap draws (Wilks phenomenon).
+        n_boot : int
+            Draws; of ``"calibrated"`` a quarter of them.
+        rng : int, numpy.random.Generator or None
+        n_jobs : int
+        progress : bool, optional
+
+        Returns
+        -------
+        GLRTest or DataFrame
+        """
+        if which is None:
+            return test_table(self.model, self.em, method, n_boot, checked_rng(rng), n_jobs, progress)
+        return test_functions(self.model, self.em, which, method, n_boot, checked_rng(rng), n_jobs, progress)
+
+    def predict(
+        self, new: Any = None, kind: str = "mean", *, alpha: float = 0.05, extrapolate: bool = False
+    ) -> pd.DataFrame:
+        """Means, expert means, probabilities and prediction intervals.
+
+        Parameters
+        ----------
+        new : DataFrame or mapping, optional
+            By default the data of the fit.
+        kind : {"mean", "experts", "probabilities", "posterior", "interval"}
+            Marginal mean, which never uses the response; mean of each expert; probabilities by the gate; posterior
+            probabilities given the response, which must then be in `new`; interval that holds a new response with
+            probability ``1 - alpha`` under the fitted mixture.
+        alpha : float
+        extrapolate : bool
+            Whether index values outside the range of the fit are allowed; lines are continued there.
+
+        Returns
+        -------
+        DataFrame
+            One row per row of `new`, in its order; NaN where a covariate is missing.
+
+        Raises
+        ------
+        DesignError
+            If a column is missing, a category is new, or the index leaves its range.
+        """
+        checked_choice(kind, "kind", KINDS)
+        rows = prediction_rows(self.model, new, kind == "posterior", extrapolate)
+        return prediction_columns(self.model, rows, kind, checked_alpha(alpha))
+
+    def fitted(self) -> pd.Series:
+        """Marginal mean of each row; it does not use the response of the row."""
+        return self.predict(kind="mean")["mean"].rename("fitted")
+
+    def resid(self) -> pd.Series:
+        """Response minus fitted marginal mean."""
+        fitted = self.fitted()
+        response = self.model.design.in_order(np.asarray(self.model.design.response))
+        return pd.Series(response - fitted.to_numpy(), index=fitted.index, name="resid")
+
+    def relabel(self, order: Sequence[int]) -> Self:
+        """The same fit with experts in another order.
+
+        Parameters
+        ----------
+        order : sequence of int
+            ``order[0]`` is the present number (from 1) of the expert that comes first.
+
+        Returns
+        -------
+        VCMoEResults
+        """
+        k = self.model.n_experts
+        if sorted(order) != list(range(1, k + 1)):
+            raise ArgumentError(f"order must be a permutation of 1..{k}, got {list(order)}")
+        places = np.array(order, dtype=np.intp) - 1
+        model = self.model.reordered(places)
+        params = reported_values(model.problem, model.coef, model.points)
+        fit = replace(self.em, params=params, responsibilities=self.em.responsibilities[:, places])
+        return type(self)(model, fit, model.covariance(fit, self.cov.kind))
+
+    def simulate(self, rng: Any = None, n: int = 1) -> pd.DataFrame:
+        """Responses drawn from the fitted mixture at the covariates of the data.
+
+        Parameters
+        ----------
+        rng : int, numpy.random.Generator or None
+        n : int
+            Number of draws.
+
+        Returns
+        -------
+        DataFrame
+            One column per draw, rows in the order of the data.
+        """
+        generator, design = checked_rng(rng), self.model.design
+        columns = {}
+        for i in range(checked_count(n, "n")):
+            draw = np.empty(design.n)
+            draw[self.model.data.order] = draw_responses(self.model.problem, self.model.coef, generator)
+            columns[f"draw{i + 1}"] = design.in_order(draw)
+        return pd.DataFrame(columns, index=design.rows[np.argsort(design.position, kind="stable")])
+
+    def tables(self, alpha: float = 0.05) -> tuple[Table, ...]:
+        """Header, constants, and per expert and gate the functions: range and bands at quantiles of the index."""
+        level = 1.0 - checked_alpha(alpha)
+        frame = self.bands(level=level, rng=SEED) if not self.model.problem.const.all() else None
+        header = header_table(report.facts(self))
+        constants = report.constant_tables(self.model.layout, self.to_frame(alpha), alpha)
+        return (header, *constants, *report.function_tables(self.model, frame, level))
+
+    def summary(self, alpha: float = 0.05) -> Summary:
+        """Header, constants, functions and notes; prints as text, and has as_html(), as_latex(), as_markdown()."""
+        return Summary(report.title(self), self.tables(alpha), report.notes(self))
+
+    def curves(self, kind: str = "functions", **options: Any) -> tuple[Curve, ...]:
+        """Curves of a figure.
+
+        Parameters
+        ----------
+        kind : {"functions", "probabilities", "means", "differences", "bandwidth"}
+            Every expert coefficient with its bands, one panel per term, and the gate as probabilities; gate
+            probabilities; expected response of each expert; differences of experts; the cross-validated criterion.
+        **options
+            Of `bands`: ``level=``, ``bias=``, ``at=`` ...
+
+        Returns
+        -------
+        tuple of Curve
+        """
+        checked_choice(kind, "kind", (*report.PLOTS, "responsibilities"))
+        if kind == "bandwidth":
+            if self.selection is None:
+                raise ArgumentError(f"there is no search to draw, bandwidth={self.bandwidth:.4g} was given; use 'cv'")
+            return report.bandwidth_curves(self.selection, str(self.model.design.names.index))
+        options = {"rng": SEED, **options}
+        wanted = [of for of in report.PLOTS[kind] if of != "probabilities" or self.model.n_experts > 1]
+        frames = {of: self.bands(of, **options) for of in wanted}
+        return report.band_curves(self.model, frames)
+
+    _default_plot = "functions"
+
+    def _process(self, bias: str) -> LevelProcess:
+        """Level process of one bias correction, kept because summary, figure and bands all need it."""
+        if bias not in self._processes:
+            self._processes[bias] = self.model.process(bias)
+        return self._processes[bias]

@@ -1,0 +1,269 @@
+"""Influence of every row on every coefficient function, and the covariance that follows.
+
+Notes
+-----
+At a grid point the estimate solves the local score equations, so a row moves it by ``H^-1 psi_i`` to first order. The
+small-sample correction replaces ``H`` by ``H - H_i``, the information without row i, which is the one-step estimate
+without that row: HC3 in the case of least squares. A plain sandwich is too small near the ends of the index, where few
+rows determine a local line.
+
+Constant coefficients solve one global score equation in which the functions enter by their estimates; their influence
+is what is left of it after the functions have been profiled out.
+
+References
+----------
+MacKinnon, J. G. and White, H. (1985). Some heteroskedasticity-consistent covariance matrix estimators. J. Econometrics.
+Zhao, Q., Greenwood, C. M. T. and Zhang, Q. (2026). Varying-Coefficient Mixture of Experts Model. arXiv 2601.01699.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe.kernels.local import Block
+from mixmoe.varying.local_likelihood import (
+    Local,
+    NaturalTerms,
+    assemble_terms,
+    full_information,
+    local_pieces,
+    masked_information,
+    natural_design,
+    state_of,
+    whole_block,
+)
+from mixmoe.varying.steps import own_natural
+
+Array = NDArray[np.float64]
+IntArray = NDArray[np.intp]
+
+CHUNK = 4096  # rows whose influence is held as a dense matrix at once
+
+
+@dataclass(frozen=True, slots=True)
+class Influence:
+    """First-order influence of the rows on the levels of all functions.
+
+    Attributes
+    ----------
+    levels : ndarray, shape (G, L)
+        The estimates that the influence refers to.
+    lo, hi : ndarray of int, shape (G,)
+        Rows in the window of each grid point.
+    local : tuple of ndarray, shape (hi - lo, L)
+        Influence of the rows in a window on the levels there; NaN where the information is not positive definite.
+    const : ndarray, shape (n, C)
+        Influence on the constant coefficients.
+    coupling : ndarray, shape (G, L, C)
+        How much the levels move with the constants.
+    slots : ndarray of int, shape (C,)
+        Functions that are constant.
+    n : int
+        Number of rows.
+    """
+
+    levels: Array
+    lo: IntArray
+    hi: IntArray
+    local: tuple[Array, ...]
+    const: Array
+    coupling: Array
+    slots: IntArray
+    n: int
+
+
+def influence(local: Local, coef: Array, correction: bool = True) -> Influence:
+    """Influence of the rows on the coefficient functions.
+
+    Parameters
+    ----------
+    local : Local
+    coef : ndarray, shape (G, D, L)
+        Maxima of the local likelihoods.
+    correction : bool
+        Whether each row is judged by the information without it.
+
+    Returns
+    -------
+    Influence
+    """
+    n_grid, _, n_slots = coef.shape
+    slots = np.flatnonzero(local.problem.const)
+    border = _Border(local, coef, slots) if len(slots) else None
+    pieces: list[Array] = []
+    coupling = np.zeros((n_grid, n_slots, len(slots)))
+    for block, terms in local_pieces(local, coef):
+        full = full_information(local, block, terms.information, terms.kernel)
+        inverse = _inverses(masked_information(local, full), local.free.ravel())
+        for g in range(block.last - block.first):
+            psi, at = _window_scores(local, block, terms, g, inverse[g], correction), block.first + g
+            move = psi @ inverse[g]  # (w, D L)
+            pieces.append(move[:, :n_slots])
+            if border is not None:
+                drift = -inverse[g] @ full[g][:, slots]  # (D L, C): how the local solution follows the constants
+                coupling[at] = drift[:n_slots]
+                border.add(at, int(block.lo[g]), move, drift)
+    const = border.solve() if border is not None else np.zeros((local.problem.rows.n, 0))
+    for c, slot in enumerate(slots):
+        coupling[:, slot] = 0.0
+        coupling[:, slot, c] = 1.0
+    return Influence(
+        coef[:, 0], local.windows.lo, local.windows.hi, tuple(pieces), const, coupling, slots, local.problem.rows.n
+    )
+
+
+def _inverses(matrix: Array, free: NDArray[np.bool_]) -> Array:
+    """Inverses on the free coordinates, zero elsewhere; NaN where a matrix is not positive definite."""
+    symmetric = 0.5 * (matrix + np.swapaxes(matrix, 1, 2))
+    root = 1.0 / np.sqrt(np.maximum(np.einsum("gii->gi", symmetric), 1e-300))
+    values, vectors = np.linalg.eigh(symmetric * root[:, :, None] * root[:, None, :])
+    good = values[:, 0] > 1e-8
+    safe = np.where(good[:, None], values, np.nan)
+    scaled = vectors * root[:, :, None]
+    out = np.einsum("gij,gj,gkj->gik", scaled, 1.0 / safe, scaled)
+    out[:, ~free, :] = 0.0
+    out[:, :, ~free] = 0.0
+    return out
+
+
+def _window_scores(local: Local, block: Block, terms: NaturalTerms, g: int, inverse: Array, correction: bool) -> Array:
+    """Scores (w, D L) of the rows in one window, corrected for their own part in the estimate."""
+    span = slice(int(block.offsets[g]), int(block.offsets[g + 1]))
+    kernel = terms.kernel[span]
+    score = terms.score[:, span].T * kernel[:, None]  # (w, d)
+    design = natural_design(local, slice(int(block.lo[g]), int(block.hi[g])), block.t[span])  # (w, d, D L)
+    if correction and np.isfinite(inverse).all():
+        leverage = (design @ inverse) @ np.swapaxes(design, 1, 2)  # (w, d, d)
+        curvature = np.moveaxis(terms.information[:, :, span], -1, 0) * kernel[:, None, None]
+        score = _without_own(score, curvature @ leverage)
+    return np.einsum("wd,wdk->wk", score, design)
+
+
+def _without_own(score: Array, own: Array) -> Array:
+    """``(I - own)^-1 score``, left as it is for rows without which the model cannot be estimated."""
+    system = np.eye(score.shape[1]) - own
+    determinant = np.linalg.det(system)
+    usable = determinant > 0.05
+    system[~usable] = np.eye(score.shape[1])
+    return np.asarray(np.linalg.solve(system, score[:, :, None])[:, :, 0], dtype=np.float64)
+
+
+class _Border:
+    """The global score equation of the constants, accumulated over grid points.
+
+    Parameters
+    ----------
+    local : Local
+    coef : ndarray, shape (G, D, L)
+    slots : ndarray of int, shape (C,)
+    """
+
+    def __init__(self, local: Local, coef: Array, slots: IntArray) -> None:
+        problem, d = local.problem, local.free.shape[0]
+        rows, n_slots = problem.rows, local.free.shape[1]
+        natural = own_natural(problem, state_of(local, coef))
+        whole = whole_block(rows.n)
+        terms = assemble_terms(problem, whole, natural.eta, natural.delta, natural.log_gate)
+        design = natural_design(local, slice(None), np.zeros(rows.n))[:, :, :n_slots]  # (n, d, L)
+        weights = rows.weights
+        curvature = np.moveaxis(terms.information, -1, 0) * weights[:, None, None]
+        mixed = np.swapaxes(design[:, :, slots], 1, 2) @ curvature @ design  # (n, C, L)
+        self._score = np.einsum("nd,ndc->nc", terms.score.T * weights[:, None], design[:, :, slots])
+        self._matrix = mixed[:, :, slots].sum(axis=0)
+        self._reach = _through_interpolation(local, mixed, d)  # (C, G, D, L)
+        self._free = local.free
+
+    def add(self, g: int, lo: int, move: Array, drift: Array) -> None:
+        """Subtract what the functions at grid point g contribute."""
+        reach = (self._reach[:, g] * self._free).reshape(len(self._reach), -1)
+        self._score[lo : lo + len(move)] -= move @ reach.T
+        self._matrix = self._matrix + reach @ drift
+
+    def solve(self) -> Array:
+        """Influence of the rows on the constants, (n, C)."""
+        return np.linalg.solve(self._matrix, self._score.T).T
+
+
+def _through_interpolation(local: Local, mixed: Array, d: int) -> Array:
+    """Sums of the mixed curvature over rows by grid point and power, (C, G, D, L)."""
+    problem = local.problem
+    _, c, n_slots = mixed.shape
+    flat = mixed.reshape(len(mixed), -1)
+    summed = np.asarray(problem.levels.T @ flat).reshape(-1, 2, c, n_slots)
+    gates = problem.slots.gates
+    other = np.asarray(problem.gate_levels.T @ flat).reshape(-1, 2, c, n_slots)
+    summed[..., gates] = other[..., gates]
+    out = np.zeros((c, len(summed), d, n_slots))
+    out[:, :, : min(d, 2)] = np.moveaxis(summed, 2, 0)[:, :, : min(d, 2)]
+    return out
+
+
+def unit_influence(inf: Influence, rows: slice) -> Array:
+    """Influence of some rows on all levels as a dense matrix, shape (rows, G L)."""
+    start, stop, _ = rows.indices(inf.n)
+    n_grid, n_slots = inf.levels.shape
+    out = np.zeros((stop - start, n_grid, n_slots))
+    for g in range(n_grid):
+        a, b = max(start, int(inf.lo[g])), min(stop, int(inf.hi[g]))
+        if a < b:
+            out[a - start : b - start, g] = inf.local[g][a - inf.lo[g] : b - inf.lo[g]]
+    if inf.const.shape[1]:
+        out += np.einsum("nc,glc->ngl", inf.const[start:stop], inf.coupling)
+    return out.reshape(stop - start, -1)
+
+
+@dataclass(frozen=True, slots=True)
+class LevelCovariance:
+    """Covariance of the levels, and how many rows it rests on.
+
+    Attributes
+    ----------
+    matrix : ndarray, shape (G L, G L)
+        Order: grid point, then function. NaN in rows and columns of points without a valid estimate.
+    df : ndarray, shape (G L,)
+        Effective degrees of freedom of each variance: that of a chi-square with the same relative spread.
+    """
+
+    matrix: Array
+    df: Array
+
+
+def level_covariance(inf: Influence, clusters: IntArray | None = None) -> LevelCovariance:
+    """Covariance of the levels of all functions at all grid points.
+
+    Parameters
+    ----------
+    inf : Influence
+    clusters : ndarray of int, shape (n,), optional
+        Codes 0 .. C - 1 of the cluster of each row.
+
+    Returns
+    -------
+    LevelCovariance
+
+    Notes
+    -----
+    A variance is a sum of squares of independent contributions, ``v = sum_i c_i^2``; Satterthwaite's degrees of freedom
+    are ``2 v^2 / Var(v)``, and ``sum_i c_i^4`` stands in for ``Var(v)``. It is never smaller; normal contributions
+    would allow ``2/3`` of it, but those of a mixture are near zero whenever a row belongs to another expert.
+    """
+    size = inf.levels.size
+    chunks = [slice(start, min(start + CHUNK, inf.n)) for start in range(0, inf.n, CHUNK)]
+    if clusters is not None:
+        sums = np.zeros((int(clusters.max()) + 1, size))
+        for rows in chunks:
+            np.add.at(sums, clusters[rows], unit_influence(inf, rows))
+        matrix, fourth = sums.T @ sums, (sums**4).sum(axis=0)
+        return LevelCovariance(matrix * (len(sums) / max(len(sums) - 1.0, 1.0)), _satterthwaite(matrix, fourth))
+    matrix, fourth = np.zeros((size, size)), np.zeros(size)
+    for rows in chunks:
+        chunk = unit_influence(inf, rows)
+        matrix += chunk.T @ chunk
+        fourth += (chunk**4).sum(axis=0)
+    return LevelCovariance(matrix, _satterthwaite(matrix, fourth))
+
+
+def _satterthwaite(matrix: Array, fourth: Array) -> Array:
+    variance = np.diag(matrix)
+    return 2.0 * variance**2 / np.maximum(fourth, np.finfo(float).tiny)

@@ -1,0 +1,48 @@
+"""Problems on simulated rows, without formula or data frame."""
+
+from itertools import permutations
+
+import numpy as np
+
+from mixmoe.varying.families import Outcome, family_named
+from mixmoe.varying.problem import Problem, Rows, Slots, build_problem
+from mixmoe.varying.simulate import VaryingData
+
+
+def make_problem(
+    sim: VaryingData,
+    bandwidth: float,
+    *,
+    n_grid: int = 50,
+    experts: int = 2,
+    family: str = "gaussian",
+    const: np.ndarray | None = None,
+    gate_bandwidth: float | None = None,
+) -> Problem:
+    """The problem ``y ~ z1 | gate: x1 | vary: u`` of a simulated data set."""
+    frame = sim.frame.sort_values("u")
+    dist = family_named(family)
+    one = np.ones(len(frame))
+    y = frame["y"].to_numpy(float)
+    trials = frame["trials"].to_numpy(float) if "trials" in frame else one
+    offset = frame["log_size"].to_numpy(float) if "log_size" in frame else 0.0 * one
+    outcome = Outcome(y, trials, dist.constant(y, trials))
+    design = np.column_stack([one, frame["z1"]])
+    gate = np.column_stack([one, frame["x1"]])
+    rows = Rows(outcome, design, gate, frame["u"].to_numpy(), offset, one)
+    slots = Slots(experts, 2, 2, dist.has_dispersion)
+    held = np.zeros(slots.n, dtype=bool) if const is None else const
+    grid = np.linspace(rows.index[0], rows.index[-1], n_grid)
+    return build_problem(rows, dist, slots, held, grid, bandwidth, gate_bandwidth or bandwidth, 0.01)
+
+
+def switched_points(problem: Problem, coef: np.ndarray, sim: VaryingData) -> int:
+    """Grid points whose experts are closer to the truth in another order than that of the whole fit."""
+    grid, truth, k = problem.windows.grid, sim.truth, problem.slots.n_experts
+    here = np.stack([[np.interp(grid, truth.index, truth.expert[:, c, j]) for j in range(2)] for c in range(k)])
+    levels = coef[:, 0, problem.slots.experts].reshape(len(grid), k, 2)
+    errors = np.array(
+        [((levels[:, p] - here.transpose(2, 0, 1)) ** 2).sum(axis=(1, 2)) for p in permutations(range(k))]
+    )
+    whole = errors.sum(axis=1).argmin()
+    return int((errors[whole] > errors.min(axis=0) + 1e-12).sum())

@@ -1,0 +1,74 @@
+"""The test of whether coefficients vary."""
+
+import numpy as np
+import pytest
+
+from mixmoe.errors import ArgumentError
+from mixmoe.varying.model import VCMoE
+from mixmoe.varying.simulate import simulate_varying
+
+FORMULA = "y ~ z1 | gate: x1 | vary: u"
+
+
+@pytest.fixture(scope="module")
+def fit():
+    return VCMoE(FORMULA, simulate_varying(400, rng=1).frame, bandwidth=0.3).fit(rng=0, starts=4)
+
+
+def test_variation_is_found_and_its_absence_not(fit):
+    frame = fit.functions().query("term == 'Intercept' and block == 'expert'").groupby("expert")["estimate"].mean()
+    low = int(frame.idxmin())
+    assert fit.test_varying(f"expert{low}.Intercept", n_boot=19, rng=0).p_value == 0.05
+    still = VCMoE(FORMULA, simulate_varying(400, "constant", rng=3).frame, bandwidth=0.3).fit(rng=0, starts=4)
+    assert still.test_varying("experts", n_boot=39, rng=0).p_value > 0.05
+
+
+@pytest.mark.parametrize("method", ["asymptotic", "calibrated"])
+def test_other_null_distributions(fit, method):
+    test = fit.test_varying("all", method=method, n_boot=80, rng=0)
+    assert test.p_value < 1e-4
+    assert test.df > 5.0
+    assert test.method == method
+    assert "GLR test" in str(test)
+
+
+def test_groups_name_their_functions(fit):
+    assert fit.test_varying("dispersion", method="asymptotic").functions == ("sigma1", "sigma2")
+    both = fit.test_varying(["expert1.z1", "gate"], method="asymptotic")
+    assert both.functions == ("expert1.z1", "gate2.Intercept", "gate2.x1")
+
+
+def test_default_is_a_table_of_all(fit):
+    frame = fit.test_varying(method="asymptotic")
+    assert list(frame.index) == [
+        "expert1.Intercept", "expert1.z1", "expert2.Intercept", "expert2.z1",
+        "sigma1", "sigma2", "gate2.Intercept", "gate2.x1", "all",
+    ]  # fmt: skip
+    assert frame["p_value"].between(0.0, 1.0).all()
+
+
+def test_grid_does_not_decide():
+    data = simulate_varying(400, "constant", rng=5).frame
+    p_values, statistics = [], []
+    for n_grid in (25, 50, 100):
+        fit = VCMoE(FORMULA, data, bandwidth=0.3, n_grid=n_grid).fit(rng=0, starts=3)
+        test = fit.test_varying("expert1.z1", method="asymptotic")
+        p_values.append(test.p_value)
+        statistics.append(test.statistic)
+    assert np.ptp(p_values) < 0.02
+    assert np.ptp(statistics) < 0.1
+
+
+def test_labels_do_not_decide(fit):
+    other = fit.relabel([2, 1])
+    for mine, theirs in (("expert1.z1", "expert2.z1"), ("gate", "gate"), ("dispersion", "dispersion")):
+        a = fit.test_varying(mine, method="asymptotic").statistic
+        b = other.test_varying(theirs, method="asymptotic").statistic
+        assert a == pytest.approx(b, abs=1e-3)
+
+
+def test_unknown_names_are_refused(fit):
+    with pytest.raises(ArgumentError, match=r"no varying function is called 'expert3\.z1'"):
+        fit.test_varying("expert3.z1")
+    with pytest.raises(ArgumentError, match="method must be one of"):
+        fit.test_varying("all", method="exact")
