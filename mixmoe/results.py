@@ -123,9 +123,9 @@ class MoEResults(LabelledResults):
         self.nobs, self.n_units, self.df_model = model.design.n, model.design.n_units, npar
 
     def __repr__(self) -> str:
+        subjects = "" if self.model.design.names.group is None else f"{self.n_units} subjects, "
         return (
-            f"<{_title(self)}: {self.n_units} {_units(self)}, {self.nobs} rows, log-likelihood {self.llf:.3f}; "
-            "summary() prints the tables>"
+            f"<{_title(self)}: {subjects}{self.nobs} rows, log-likelihood {self.llf:.3f}; summary() prints the tables>"
         )
 
     def _repr_html_(self) -> str:

@@ -419,3 +419,13 @@ def test_curves_that_do_not_exist(fit):
         fit.curves("gate", x="time")
     with pytest.raises(ArgumentError, match=r"at= holds 'w', which is not among the other columns \['x1'"):
         fit.curves("trajectories", at={"w": 1})
+
+
+def test_an_unknown_option_of_a_figure_is_named(fit):
+    with pytest.raises(ArgumentError, match="a figure has the options x=, at= and alpha=, got 'colour'"):
+        fit.plot(colour="red")
+
+
+def test_a_folder_is_no_file_to_save_to(fit, tmp_path):
+    with pytest.raises(ArgumentError, match="path must name a file to write, got the folder"):
+        fit.save(tmp_path)

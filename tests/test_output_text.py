@@ -56,6 +56,14 @@ def display_width(line):
     return sum(2 if ord(c) > 0x2E80 else 1 for c in line)
 
 
+def test_a_short_formula_too_has_a_line_of_its_own_at_the_top():
+    pairs = {"Rows per subject": "1 / 1 / 1 (min / median / max)", "Rows": 10, "Formula": "y ~ x"}
+    header = Table("header", "", ("",), tuple(pairs), tuple((v,) for v in pairs.values()), (".3f",))
+    lines = text([header]).splitlines()
+    assert sum("Formula" in line for line in lines) == 1
+    assert next(line for line in lines if "Formula" in line).split() == ["Formula:", "y", "~", "x"]
+
+
 def test_text_header_is_two_columns():
     pairs = {"Rows": 10, "Subjects": 3, "Formula": "y ~ " + " + ".join(f"x{i}" for i in range(30)), "AIC": 1.23456}
     header = Table("header", "", ("",), tuple(pairs), tuple((v,) for v in pairs.values()), (".3f",))

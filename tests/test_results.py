@@ -150,7 +150,7 @@ def test_summary_in_all_formats(fit):
             "Fake with 2 experts",
             "Gate (log odds against expert 1)",
             BOUNDARY.message,
-            "sandwich over independent",
+            "sandwich over subjects",
         ):
             assert word in text.replace("\\", "")
     assert summary._repr_html_() == fit._repr_html_() == summary.as_html()
@@ -225,3 +225,10 @@ def test_the_class_stays_small():
     own = [n for n, v in vars(MoEResults).items() if not n.startswith("_") and callable(v)]
     assert len(own) <= 15
     assert len(inspect.getsource(MoEResults).splitlines()) <= 400
+
+
+def test_a_note_on_a_blank_cell_names_the_expert(fit):
+    parameters = fit.model.layout.parameters
+    i = next(i for i, p in enumerate(parameters) if p.block == "expert" and p.expert == 2)
+    text = str(make_results(blank=(i,)).summary())
+    assert f"No valid standard error for expert 2: {parameters[i].term}: on the boundary" in text

@@ -155,7 +155,8 @@ def _about_clusters(n_clusters: int, n_params: int) -> str:
     note = f"{n_clusters} clusters"
     if n_clusters <= n_params:
         note += f", not more than the {n_params} parameters: these standard errors are too small"
-        warn(f"There are only {note}; use cov_type='robust', or more clusters.", DegeneracyWarning)
+        remedy = "use a smaller model or more clusters, or cov_type='robust' if subjects are independent"
+        warn(f"There are only {note}; {remedy}.", DegeneracyWarning)
     return note
 
 

@@ -98,9 +98,8 @@ def draw_responsibilities(
         axes.stairs(tops[:, k], edges, baseline=low, fill=True, color=colour(k + 1), linewidth=0, label=label)
     for boundary in np.cumsum(np.bincount(modal, minlength=n_experts))[:-1]:
         axes.axvline(boundary, color="white", linewidth=1.2)
-    axes.set(
-        xlim=(0, n_units), ylim=(0, 1), xlabel=f"{units}, sorted by most probable expert", ylabel="posterior probability"
-    )
+    axes.set(xlim=(0, n_units), ylim=(0, 1))
+    axes.set(xlabel=f"{units}, sorted by most probable expert", ylabel="posterior probability")
     _open_frame(axes)
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(n_experts, 4))
     return _result(canvas, ax)

@@ -140,15 +140,16 @@ def block_table(
     Table
     """
     parameters = [layout.parameters[i] for i in positions]
+    n_experts = max((p.expert or 1 for p in layout.parameters), default=1)
     numbers = frame[["estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high"]].to_numpy(dtype=float)
     return Table(
         key=key,
         title=title,
         columns=("Estimate", "Std. Err.", "z", "P>|z|", f"[{alpha / 2:.3g}", f"{1 - alpha / 2:.3g}]"),
-        index=tuple(_row_label(p, key) for p in parameters),
+        index=tuple(_row_label(p, key, n_experts) for p in parameters),
         cells=tuple(tuple(_cell(v) for v in numbers[i]) for i in positions),
         formats=_FORMATS,
-        notes=_block_notes(key, parameters, numbers[list(positions), 1]),
+        notes=_block_notes(key, parameters, numbers[list(positions), 1], n_experts),
     )
 
 
@@ -156,8 +157,8 @@ def _expert_title(k: int, shares: Array) -> str:
     return "Coefficients" if len(shares) == 1 else f"Expert {k} (mean probability {shares[k - 1]:.3f})"
 
 
-def _row_label(parameter: Parameter, key: str) -> str:
-    if parameter.expert is None or key == f"expert{parameter.expert}":
+def _row_label(parameter: Parameter, key: str, n_experts: int) -> str:
+    if n_experts == 1 or parameter.expert is None or key == f"expert{parameter.expert}":
         return parameter.term
     return f"expert {parameter.expert}: {parameter.term}"
 
@@ -166,9 +167,9 @@ def _cell(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _block_notes(key: str, parameters: Sequence[Parameter], errors: Array) -> tuple[str, ...]:
+def _block_notes(key: str, parameters: Sequence[Parameter], errors: Array, n_experts: int) -> tuple[str, ...]:
     """Notes that explain blank cells and asymmetric limits."""
-    blank = [_row_label(p, "") for p, se in zip(parameters, errors, strict=True) if np.isnan(se)]
+    blank = [_row_label(p, "", n_experts) for p, se in zip(parameters, errors, strict=True) if np.isnan(se)]
     if blank and len(blank) == len(parameters):
         return (f"No valid standard errors for {', '.join(blank)}: on the boundary or not identified.",)
     notes = [f"No valid standard error for {', '.join(blank)}: on the boundary or not identified."] if blank else []

@@ -69,10 +69,10 @@ def _lines(table: Table, widths: list[int]) -> list[str]:
 
 
 def _header_lines(table: Table) -> list[str]:
-    """Label and value twice per line; the first, the formula, and values too long for half a line get their own."""
+    """Label and value twice per line; the formula and values too long for half a line get their own."""
     half = _WIDTH // 2 - 1
     pairs = [(_one_line(f"{label}:"), _one_line(row[0])) for label, row in zip(table.index, body(table), strict=True)]
-    long = [(a, b) for i, (a, b) in enumerate(pairs) if i == 0 or _columns(a) + _columns(b) + _GAP > half]
+    long = [(a, b) for a, b in pairs if a == "Formula:" or _columns(a) + _columns(b) + _GAP > half]
     short = [pair for pair in pairs if pair not in long]
     indent = max([_columns(a) for a, _ in long], default=0) + _GAP
     lines = [_padded(a, indent) + b for a, b in long]
