@@ -235,6 +235,7 @@ def fit_penalised(
             recentre(problem, state)
         if epoch == calibration_epoch(problem, control, estimator):
             calibrate(problem, state)
+            change = 0.0
         elif variances_move(problem, control, estimator, epoch):
             floor = control.alpha**control.update_every if epoch < annealed else 0.0
             change = laplace_update(problem, state, floor)

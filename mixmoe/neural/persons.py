@@ -13,11 +13,13 @@ from mixmoe.errors import ArgumentError
 from mixmoe.inference.intervals import checked_alpha
 from mixmoe.neural.inputs import Scaling, blocks_of
 from mixmoe.neural.predict import (
+    N_DRAWS,
     Prediction,
     Uncertainty,
     crf_rows,
     effects_from_rows,
     known_rows,
+    mixture_draws,
     normal_limits,
     prior_draws,
     uncertainty,
@@ -48,6 +50,8 @@ class Persons:
     population : ndarray, shape (P, P), or None
         Covariance of the population parameters, from the fit's own persons; None: not computed yet.
     device : str
+    fitted : Persons or None
+        The persons of the fit, if these are adapted ones.
     """
 
     design: Design
@@ -58,6 +62,7 @@ class Persons:
     z: Array
     device: str = "cpu"
     population: Any = None
+    fitted: "Persons | None" = None
 
     def effects(self) -> pd.DataFrame:
         """Effects on the personal parameters, standardised scale, one row per person."""
@@ -137,7 +142,9 @@ def adapt_persons(persons: Persons, data: Any) -> Persons:
     covered = persons.population
     if covered is None:
         covered = uncertainty(persons.problem, persons.trained, persons.z).population
-    return replace(persons, problem=problem, labels=design.labels, z=z, population=covered)
+    return replace(
+        persons, problem=problem, labels=design.labels, z=z, population=covered, fitted=persons.fitted or persons
+    )
 
 
 def predict_frame(persons: Persons, covered: Uncertainty | None, data: Any, alpha: float, rng: Any) -> pd.DataFrame:
@@ -148,14 +155,27 @@ def predict_frame(persons: Persons, covered: Uncertainty | None, data: Any, alph
     is_known = (known >= 0)[design.codes]
     q = persons.problem.network.n_out if persons.problem.family == "crf" else None
     size = q or max(persons.problem.network.n_out + (persons.problem.family != "gaussian"), 1)
-    mean, variance = np.zeros((design.n, size)), np.zeros((design.n, size))
-    for rows, found in predictions(persons, covered, design, known, is_known, rng):
-        mean[rows], variance[rows] = found.mean, found.variance
-    return labelled(persons, design, mean, variance if covered is not None else None, is_known, level)
+    whole = Prediction(np.zeros((design.n, size)), np.zeros((design.n, size)), *np.full((2, design.n), np.nan))
+    for rows, found in predictions(persons, covered, design, known, is_known, level, rng):
+        fill(whole, rows, found)
+    return labelled(persons, design, whole, is_known, level, limits=covered is not None)
+
+
+def fill(whole: Prediction, rows: NDArray[np.bool_], found: Prediction) -> None:
+    """Put the predictions of some rows in their place."""
+    whole.mean[rows], whole.variance[rows] = found.mean, found.variance
+    if found.lower is not None and whole.lower is not None and whole.upper is not None:
+        whole.lower[rows], whole.upper[rows] = found.lower, found.upper
 
 
 def predictions(
-    persons: Persons, covered: Uncertainty | None, design: Design, known: Index, is_known: NDArray[np.bool_], rng: Any
+    persons: Persons,
+    covered: Uncertainty | None,
+    design: Design,
+    known: Index,
+    is_known: NDArray[np.bool_],
+    alpha: float,
+    rng: Any,
 ) -> list[tuple[NDArray[np.bool_], Prediction]]:
     """Predictions of known rows and of rows of unknown persons."""
     problem, fit, family = persons.problem, persons.trained, persons.problem.family
@@ -170,21 +190,43 @@ def predictions(
             out.append((is_known, known_rows(problem, fit, blocks, persons.z, bare)))
     if not is_known.all():
         zeros = np.zeros(design.n_units, dtype=np.intp)
+        draws = unknown_draws(persons, covered, checked_rng(rng))
         blocks = blocks_of(design, family, persons.scaling, ~is_known, zeros, persons.device)
-        out.append((~is_known, unknown_rows(problem, fit, blocks, prior_draws(fit, checked_rng(rng)), bare)))
+        out.append((~is_known, unknown_rows(problem, fit, blocks, draws, bare, alpha)))
     return out
 
 
+def unknown_draws(persons: Persons, covered: Uncertainty | None, rng: np.random.Generator) -> Array:
+    """Draws of the effects of unknown persons: of a full prior, else of the mixture of the known ones' posteriors."""
+    fit, problem = persons.trained, persons.problem
+    n_draws = 64 if problem.family == "crf" else N_DRAWS
+    source = persons.fitted or persons
+    if problem.cov == "full" or not problem.n_effects or len(source.labels) < 2:
+        return prior_draws(fit, rng, n_draws)
+    own = covered if covered is not None and persons.fitted is None else None
+    found = own or uncertainty(source.problem, fit, source.z, population=False)
+    return mixture_draws(fit, source.z, to_array(found.effects), rng, n_draws)
+
+
 def labelled(
-    persons: Persons, design: Design, mean: Array, variance: Array | None, is_known: NDArray[np.bool_], alpha: float
+    persons: Persons,
+    design: Design,
+    found: Prediction,
+    is_known: NDArray[np.bool_],
+    alpha: float,
+    *,
+    limits: bool,
 ) -> pd.DataFrame:
     """Predictions on the user's scale, in the user's order."""
     scaling, family = persons.scaling, persons.problem.family
+    mean, variance = found.mean, found.variance if limits else None
     if family == "gaussian":
         columns: dict[str, NDArray[Any]] = {"mean": scaling.y_mean + scaling.y_sd * mean[:, 0]}
         if variance is not None:
-            whole = (variance[:, 0] + persons.trained.sigma2) * scaling.y_sd**2
-            columns["lower"], columns["upper"] = normal_limits(columns["mean"], whole, alpha)
+            low, high = normal_limits(mean[:, 0], variance[:, 0] + persons.trained.sigma2, alpha)
+            low = replaced(low, found.lower)
+            high = replaced(high, found.upper)
+            columns["lower"], columns["upper"] = (scaling.y_mean + scaling.y_sd * v for v in (low, high))
     else:
         levels = [str(level) for level in persons.design.response_levels or ()]
         columns = {level: mean[:, k] for k, level in enumerate(levels)}
@@ -195,6 +237,11 @@ def labelled(
     columns["known"] = is_known
     frame = pd.DataFrame(columns, index=design.rows)
     return frame.iloc[np.argsort(design.position, kind="stable")]
+
+
+def replaced(limits: Array, by: Array | None) -> Array:
+    """Limits with those that are known better put in their place."""
+    return limits if by is None else np.where(np.isnan(by), limits, by)
 
 
 def logit_limits(p: Array, variance: Array, alpha: float) -> tuple[Array, Array]:

@@ -105,7 +105,8 @@ def main():
         per_epoch = epoch_time(problem, chosen.device, 40)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(
-            f"{chosen.memory} persons: {per_epoch:.0f} ms per epoch, peak {peak:.0f} MB, {peak - before:.0f} above torch"
+            f"{chosen.memory} persons: {per_epoch:.0f} ms per epoch, peak {peak:.0f} MB, "
+            f"{peak - before:.0f} above torch"
         )
         return
     x, y, codes = rows(chosen.persons)

@@ -125,7 +125,8 @@ def annealing(seeds):
             for name in fits[0].params.index:
                 values = np.array([f.params[name] ** 2 for f in fits])
                 print(
-                    f"seed {seed} {layers} {name}: variances {values.round(4)}, spread {np.ptp(values) / values.mean():.3f}"
+                    f"seed {seed} {layers} {name}: variances {values.round(4)}, "
+                    f"spread {np.ptp(values) / values.mean():.3f}"
                 )
 
 
