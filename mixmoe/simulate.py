@@ -7,8 +7,9 @@ covariates of the gate), ``y`` and ``expert`` (the true one, counted from 1).
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from types import MappingProxyType
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import pandas as pd
@@ -387,3 +388,10 @@ def _check_sizes(n_subjects: int, visits: int | tuple[int, int], follow_up: floa
         raise ArgumentError(f"n_visits must be at least 1, or (least, most) with 1 <= least <= most, got {visits!r}")
     if not follow_up > 0.0:
         raise ArgumentError(f"follow_up must be positive, got {follow_up!r}")
+
+
+def __getattr__(name: str) -> Any:
+    """`vcmoe`, the simulator of varying-coefficient mixtures, imported with its family when it is asked for."""
+    if name != "vcmoe":
+        raise AttributeError(f"module 'mixmoe.simulate' has no attribute {name!r}; it has memoe and vcmoe")
+    return import_module("mixmoe.varying.simulate").vcmoe

@@ -5,7 +5,6 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any, get_args
 
 import numpy as np
@@ -136,16 +135,14 @@ class NME:
         self.layout: ParamLayout = build_layout(
             self.problem, self.design.names.expert, self.design.names.group or "row", levels
         )
-        self.settings: Mapping[str, Any] = MappingProxyType(
-            {
-                "hidden": list(hidden),
-                "activation": activation,
-                "family": self.family,
-                "estimator": estimator,
-                "cov": self.cov,
-                "formula_engine": formula_engine,
-            }
-        )
+        self.settings: Mapping[str, Any] = {
+            "hidden": list(hidden),
+            "activation": activation,
+            "family": self.family,
+            "estimator": estimator,
+            "cov": self.cov,
+            "formula_engine": formula_engine,
+        }
 
     def __repr__(self) -> str:
         return f"<NME {self.formula.text!r}, {self.design.n_units} persons, {self.personal.q} personal parameters each>"

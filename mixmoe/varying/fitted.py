@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -143,7 +142,7 @@ class FittedVCMoE:
         coef = permute_experts(self.problem.slots, self.coef, places)
         marks = permute_experts(self.problem.slots, self.problem.const.astype(float), places) != 0.0
         problem = replace(self.problem, const=marks)
-        settings = MappingProxyType({**self.settings, "functions": coef.tolist()})
+        settings = {**self.settings, "functions": coef.tolist()}
         return replace(self, coef=coef, problem=problem, settings=settings)
 
     def process(self, bias: str) -> LevelProcess:

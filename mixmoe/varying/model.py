@@ -1,7 +1,6 @@
 """VCMoE: formula, data and settings of a varying-coefficient mixture of experts."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -139,21 +138,19 @@ class VCMoE:
         self.slots = Slots(self.n_experts, self.design.expert.shape[1], self.design.gate.shape[1], self.has_dispersion)
         if self.n_experts > self.design.n:
             raise ArgumentError(f"experts={self.n_experts} is more than the {self.design.n} rows; use far fewer")
-        self.settings: Mapping[str, Any] = MappingProxyType(
-            {
-                "experts": self.n_experts,
-                "family": self.family.name,
-                "bandwidth": bandwidth,
-                "gate_bandwidth": gate_bandwidth,
-                "dispersion": dispersion,
-                "grid": None if grid is None else self.grid.tolist(),
-                "n_grid": n_grid,
-                **columns,
-                "polish": bool(polish),
-                "sigma_floor": sigma_floor,
-                "formula_engine": formula_engine,
-            }
-        )
+        self.settings: Mapping[str, Any] = {
+            "experts": self.n_experts,
+            "family": self.family.name,
+            "bandwidth": bandwidth,
+            "gate_bandwidth": gate_bandwidth,
+            "dispersion": dispersion,
+            "grid": None if grid is None else self.grid.tolist(),
+            "n_grid": n_grid,
+            **columns,
+            "polish": bool(polish),
+            "sigma_floor": sigma_floor,
+            "formula_engine": formula_engine,
+        }
 
     def __repr__(self) -> str:
         return f"<VCMoE {self.formula.text!r}, experts={self.n_experts}, {self.design.n} rows>"
@@ -200,7 +197,7 @@ class VCMoE:
             self.data,
             problem,
             coef,
-            MappingProxyType(settings),
+            settings,
             tabulated_points(problem.windows.grid, self.data.rows.index),
             self.clusters,
             None if selection is None else selection.table,

@@ -48,21 +48,21 @@ class VaryingData:
 
     Attributes
     ----------
-    frame : DataFrame
+    data : DataFrame
         Columns ``y``, ``u``, ``z1``, ``x1``; ``trials`` for the binomial, ``log_size`` for counts; and ``component``,
         the true expert counted from 1.
     truth : VaryingTruth
         On 101 points between 0 and 1.
     """
 
-    frame: pd.DataFrame
+    data: pd.DataFrame
     truth: VaryingTruth
 
 
 def varying_truth(
     index: Array, scenario: str, family: str, experts: int, separation: float, amplitude: float
 ) -> VaryingTruth:
-    """The functions of a scenario at given index values; see `simulate_varying`."""
+    """The functions of a scenario at given index values; see `vcmoe`."""
     u = np.asarray(index, dtype=float)
     a = 0.0 if scenario == "constant" else amplitude
     centre = separation * (np.arange(experts) - (experts - 1) / 2.0)
@@ -91,9 +91,9 @@ def varying_truth(
     return VaryingTruth(u, expert, gate, dispersion)
 
 
-def simulate_varying(
-    n: int = 1000,
+def vcmoe(
     scenario: str = "well_separated",
+    n: int = 1000,
     *,
     family: str = "gaussian",
     experts: int = 2,
@@ -106,10 +106,11 @@ def simulate_varying(
 
     Parameters
     ----------
-    n : int
     scenario : str
         ``"well_separated"``, ``"moderate"``, ``"overlapping"`` (distance of the experts), ``"crossing"`` (intercepts
         that cross), ``"imbalanced"`` (one small expert), ``"constant"`` (nothing varies: the null of the GLR test).
+    n : int
+        Rows.
     family : str
         ``"gaussian"``, ``"binomial"``, ``"poisson"`` or ``"negbinomial"``.
     experts : int

@@ -15,7 +15,7 @@ import numpy as np
 
 from mixmoe.varying.estimate import Control, fit_functions
 from mixmoe.varying.glr import null_draws, null_fit
-from mixmoe.varying.simulate import simulate_varying
+from mixmoe.varying.simulate import vcmoe
 from tests.varying.helpers import make_problem
 
 REPEATS = 15
@@ -47,7 +47,7 @@ def seconds(call, repeats=REPEATS):
 
 def given_bandwidth():
     """A fit against the unit, n = 1000, K = 2, G = 50, 5 starts."""
-    sim = simulate_varying(1000, rng=1)
+    sim = vcmoe(n=1000, rng=1)
     unit = seconds(lambda: least_squares_pass(make_problem(sim, 0.2)))
 
     def fit():
@@ -64,7 +64,7 @@ def given_bandwidth():
 def large():
     """Time and memory as n grows."""
     for n in (10_000, 100_000):
-        problem = make_problem(simulate_varying(n, rng=1), 0.2)
+        problem = make_problem(vcmoe(n=n, rng=1), 0.2)
         began = time.perf_counter()
         run = fit_functions(problem, Control(n_starts=5), np.random.default_rng(0))
         took = time.perf_counter() - began
@@ -74,7 +74,7 @@ def large():
 
 def bootstrap_test():
     """GLR bootstrap, B = 199, n = 500, one process."""
-    problem = make_problem(simulate_varying(500, "constant", rng=1), 0.2)
+    problem = make_problem(vcmoe("constant", 500, rng=1), 0.2)
     run = fit_functions(problem, Control(n_starts=5), np.random.default_rng(0))
     slots = np.array([1])
     null = null_fit(problem, run.coef, slots)

@@ -15,7 +15,7 @@ import numpy as np
 from mixmoe.varying.estimate import Control, fit_functions
 from mixmoe.varying.labels import permute_experts
 from mixmoe.varying.local_likelihood import build_local, local_start, maximise_local
-from mixmoe.varying.simulate import SCENARIOS, simulate_varying
+from mixmoe.varying.simulate import SCENARIOS, vcmoe
 from mixmoe.varying.steps import own_natural, posterior
 from tests.varying.helpers import make_problem
 
@@ -41,14 +41,14 @@ def error(problem, levels, truth):
 
 def accuracy(problem, coef, sim):
     """Share of rows assigned to their expert."""
-    component = sim.frame.sort_values("u")["component"].to_numpy() - 1
+    component = sim.data.sort_values("u")["component"].to_numpy() - 1
     weights = posterior(problem.rows, problem.family, own_natural(problem, coef)).weighted
     return float((weights.argmax(axis=0) == component).mean())
 
 
 def one_set(scenario, family, n, seed):
     """Ratio of errors, and difference of classification to the oracle."""
-    sim = simulate_varying(n, scenario, family=family, rng=seed)
+    sim = vcmoe(scenario, n, family=family, rng=seed)
     problem = make_problem(sim, 0.2 if family == "gaussian" else 0.25, family=family)
     truth = true_state(problem, sim)
     run = fit_functions(problem, Control(), np.random.default_rng(seed))

@@ -17,7 +17,7 @@ from joblib import Parallel, delayed
 
 from mixmoe.errors import MixmoeWarning
 from mixmoe.varying.model import VCMoE
-from mixmoe.varying.simulate import simulate_varying
+from mixmoe.varying.simulate import vcmoe
 
 BAR = (0.93, 0.97)
 FIRST_SEED = 5_000
@@ -47,10 +47,10 @@ def in_order_of_truth(fit):
 
 def replicate(n, bias, bandwidth, seed):
     """Whether each simultaneous band, and what share of each pointwise one, holds the truth."""
-    sim = simulate_varying(n, rng=FIRST_SEED + seed)
+    sim = vcmoe(n=n, rng=FIRST_SEED + seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MixmoeWarning)
-        fit = VCMoE("y ~ z1 | gate: x1 | vary: u", sim.frame, bandwidth=bandwidth).fit(rng=seed)
+        fit = VCMoE("y ~ z1 | gate: x1 | vary: u", sim.data, bandwidth=bandwidth).fit(rng=seed)
     frame = in_order_of_truth(fit).bands(bias=bias, rng=seed)
     found = {"bandwidth": fit.bandwidth, "converged": fit.converged}
     for name, truth in true_functions(sim, frame["u"].unique()).items():

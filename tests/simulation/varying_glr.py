@@ -14,7 +14,7 @@ from joblib import Parallel, delayed
 
 from mixmoe.varying.estimate import Control, fit_functions
 from mixmoe.varying.glr import draw_statistic, null_fit
-from mixmoe.varying.simulate import simulate_varying
+from mixmoe.varying.simulate import vcmoe
 from tests.varying.helpers import make_problem
 
 FUNCTIONS = ("expert1.Intercept", "expert1.z1", "expert2.Intercept", "expert2.z1", "sigma1", "sigma2", "gate1", "gate2")
@@ -23,7 +23,7 @@ AMPLITUDES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
 
 def replicate(n, slot, amplitude, bandwidth, seed):
     """Statistic of one set and of one draw from its null fit."""
-    sim = simulate_varying(n, rng=10_000 + seed, amplitude=amplitude)
+    sim = vcmoe(n=n, rng=10_000 + seed, amplitude=amplitude)
     problem = make_problem(sim, bandwidth)
     run = fit_functions(problem, Control(n_starts=5), np.random.default_rng(seed))
     low = run.coef[:, 0, 0].mean() < run.coef[:, 0, 2].mean()  # the expert with the lower intercept is tested

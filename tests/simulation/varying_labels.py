@@ -12,13 +12,13 @@ import sys
 import numpy as np
 
 from mixmoe.varying.estimate import Control, fit_functions
-from mixmoe.varying.simulate import simulate_varying
+from mixmoe.varying.simulate import vcmoe
 from tests.varying.helpers import make_problem, switched_points
 
 
 def switched(n, experts, separation, seed):
     """Number of switched grid points of one set."""
-    sim = simulate_varying(n, separation=separation, experts=experts, rng=seed)
+    sim = vcmoe(n=n, separation=separation, experts=experts, rng=seed)
     problem = make_problem(sim, 0.2, experts=experts)
     run = fit_functions(problem, Control(), np.random.default_rng(seed))
     return switched_points(problem, run.coef, sim), run.converged

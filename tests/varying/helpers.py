@@ -20,7 +20,7 @@ def make_problem(
     gate_bandwidth: float | None = None,
 ) -> Problem:
     """The problem ``y ~ z1 | gate: x1 | vary: u`` of a simulated data set."""
-    frame = sim.frame.sort_values("u")
+    frame = sim.data.sort_values("u")
     dist = family_named(family)
     one = np.ones(len(frame))
     y = frame["y"].to_numpy(float)

@@ -14,14 +14,14 @@ from mixmoe.errors import (
     FormulaError,
 )
 from mixmoe.varying.model import VCMoE
-from mixmoe.varying.simulate import simulate_varying
+from mixmoe.varying.simulate import vcmoe
 
 FORMULA = "y ~ z1 | gate: x1 | vary: u"
 
 
 @pytest.fixture(scope="module")
 def frame():
-    return simulate_varying(300, rng=1).frame
+    return vcmoe(n=300, rng=1).data
 
 
 def test_constant_index(frame):
@@ -104,7 +104,7 @@ def test_coarse_grid_is_flagged(frame):
     ],
 )
 def test_impossible_responses(family, bad, message):
-    data = simulate_varying(200, family=family, rng=1).frame
+    data = vcmoe(n=200, family=family, rng=1).data
     data.loc[3, "y"] = bad
     options = {"trials": "trials"} if family == "binomial" else {}
     with pytest.raises(DesignError, match=message):
@@ -112,7 +112,7 @@ def test_impossible_responses(family, bad, message):
 
 
 def test_impossible_trials_and_weights(frame):
-    data = simulate_varying(200, family="binomial", rng=1).frame
+    data = vcmoe(n=200, family="binomial", rng=1).data
     with pytest.raises(DesignError, match=r"number of trials is 0 in row 0"):
         VCMoE(FORMULA, data.assign(trials=0.0), family="binomial", trials="trials")
     with pytest.raises(DesignError, match="pass trials= for successes"):
@@ -146,7 +146,7 @@ def test_formulas_of_other_families(frame, text, message):
 
 
 def test_one_trial_per_row_is_flagged():
-    data = simulate_varying(400, family="binomial", trials=1, rng=1).frame.drop(columns="trials")
+    data = vcmoe(n=400, family="binomial", trials=1, rng=1).data.drop(columns="trials")
     with pytest.warns((DegeneracyWarning, BoundaryWarning, ConvergenceWarning)):
         fit = VCMoE(FORMULA, data, family="binomial", bandwidth=0.5).fit(rng=0, starts=3, max_iter=50)
     assert "weak_identification" in [f.code for f in fit.flags]

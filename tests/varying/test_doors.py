@@ -5,11 +5,11 @@ import pytest
 
 import mixmoe as mm
 from mixmoe.errors import ArgumentError
-from mixmoe.varying.simulate import simulate_varying
+from mixmoe.varying.simulate import vcmoe
 
 
 def test_vary_makes_a_vcmoe(tmp_path):
-    data = simulate_varying(300, rng=1).frame
+    data = vcmoe(n=300, rng=1).data
     fit = mm.fit("y ~ z1 | gate: x1 | vary: u", data, experts=2, bandwidth=0.3, rng=0, starts=3)
     assert isinstance(fit, mm.VCMoEResults)
     fit.save(tmp_path / "a.mm")
@@ -17,7 +17,7 @@ def test_vary_makes_a_vcmoe(tmp_path):
 
 
 def test_options_of_the_other_family_are_refused():
-    data = simulate_varying(300, rng=1).frame
+    data = vcmoe(n=300, rng=1).data
     with pytest.raises(ArgumentError, match="no option 'cov_re'"):
         mm.fit("y ~ z1 | vary: u", data, cov_re="common")
     with pytest.raises(ArgumentError, match="no option 'bandwidth'"):

@@ -18,7 +18,7 @@ from mixmoe.varying.local_likelihood import (
     natural_terms,
     state_of,
 )
-from mixmoe.varying.simulate import simulate_varying
+from mixmoe.varying.simulate import vcmoe
 from mixmoe.varying.steps import own_natural, posterior
 from tests.varying.helpers import make_problem, switched_points
 
@@ -34,7 +34,7 @@ def local_design(problem, g):
 
 
 def test_one_gaussian_expert_is_kernel_weighted_least_squares():
-    problem = make_problem(simulate_varying(300, experts=1, rng=0), 0.2, experts=1, n_grid=11)
+    problem = make_problem(vcmoe(n=300, experts=1, rng=0), 0.2, experts=1, n_grid=11)
     run = fit_functions(problem, Control(), np.random.default_rng(0))
     for g in range(11):
         z, kernel, keep = local_design(problem, g)
@@ -45,9 +45,7 @@ def test_one_gaussian_expert_is_kernel_weighted_least_squares():
 
 @pytest.mark.parametrize("family", ["binomial", "poisson"])
 def test_one_expert_is_the_local_generalised_linear_model(family):
-    problem = make_problem(
-        simulate_varying(300, family=family, experts=1, rng=0), 0.25, experts=1, family=family, n_grid=7
-    )
+    problem = make_problem(vcmoe(n=300, family=family, experts=1, rng=0), 0.25, experts=1, family=family, n_grid=7)
     run = fit_functions(problem, Control(), np.random.default_rng(0))
     for g in range(7):
         z, kernel, keep = local_design(problem, g)
@@ -62,7 +60,7 @@ def test_one_expert_is_the_local_generalised_linear_model(family):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("separation", [1.4, 1.0])
 def test_labels_never_switch_along_the_grid(seed, separation):
-    sim = simulate_varying(300, separation=separation, rng=seed)
+    sim = vcmoe(n=300, separation=separation, rng=seed)
     problem = make_problem(sim, 0.2)
     run = fit_functions(problem, Control(n_starts=5), np.random.default_rng(seed))
     assert run.converged
@@ -71,14 +69,14 @@ def test_labels_never_switch_along_the_grid(seed, separation):
 
 def test_experts_that_nearly_meet_are_connected_the_right_way():
     """Seen in development: Poisson, overlapping, this seed: every constant or linear start ends in the wrong mode."""
-    sim = simulate_varying(1000, "overlapping", family="poisson", rng=3)
+    sim = vcmoe("overlapping", 1000, family="poisson", rng=3)
     problem = make_problem(sim, 0.25, family="poisson")
     run = fit_functions(problem, Control(n_starts=5), np.random.default_rng(0))
     assert switched_points(problem, run.coef, sim) == 0
 
 
 def test_permuted_start_gives_the_permuted_fit():
-    problem = make_problem(simulate_varying(300, experts=3, rng=4), 0.3, experts=3)
+    problem = make_problem(vcmoe(n=300, experts=3, rng=4), 0.3, experts=3)
     run = fit_functions(problem, Control(n_starts=3), np.random.default_rng(0))
     order = np.array([2, 0, 1])
     again = run_em(problem, permute_experts(problem.slots, run.coef, order), Control())
@@ -87,7 +85,7 @@ def test_permuted_start_gives_the_permuted_fit():
 
 
 def test_all_constant_gives_one_level_and_a_zero_score():
-    problem = make_problem(simulate_varying(400, "constant", rng=1), 0.3, const=np.ones(10 - 2, dtype=bool))
+    problem = make_problem(vcmoe("constant", 400, rng=1), 0.3, const=np.ones(10 - 2, dtype=bool))
     run = fit_functions(problem, Control(), np.random.default_rng(0))
     assert np.ptp(run.coef[:, 0], axis=0).max() == 0.0
     assert np.abs(run.coef[:, 1]).max() == 0.0
@@ -102,9 +100,9 @@ def test_all_constant_gives_one_level_and_a_zero_score():
 
 
 def test_units_of_the_response_change_nothing_else():
-    sim = simulate_varying(300, rng=2)
-    scaled = simulate_varying(300, rng=2)
-    scaled.frame["y"] *= 1e6
+    sim = vcmoe(n=300, rng=2)
+    scaled = vcmoe(n=300, rng=2)
+    scaled.data["y"] *= 1e6
     one, two = (make_problem(s, 0.25) for s in (sim, scaled))
     a, b = (fit_functions(p, Control(n_starts=3), np.random.default_rng(0)) for p in (one, two))
     np.testing.assert_allclose(b.coef[:, 0, :4] / 1e6, a.coef[:, 0, :4], atol=1e-5)
@@ -114,7 +112,7 @@ def test_units_of_the_response_change_nothing_else():
 @pytest.mark.parametrize("family", ["gaussian", "binomial", "poisson", "negbinomial"])
 @pytest.mark.parametrize("degree", [1, 2])
 def test_local_score_and_information_are_derivatives_of_the_local_likelihood(family, degree):
-    problem = make_problem(simulate_varying(120, family=family, rng=0), 0.4, family=family, n_grid=3)
+    problem = make_problem(vcmoe(n=120, family=family, rng=0), 0.4, family=family, n_grid=3)
     local = build_local(problem, degree)
     rng = np.random.default_rng(1)
     coef = 0.3 * rng.normal(size=(3, *local.free.shape)) * local.free
@@ -138,7 +136,7 @@ def test_local_score_and_information_are_derivatives_of_the_local_likelihood(fam
 
 
 def test_polish_ends_where_every_local_score_is_zero():
-    problem = make_problem(simulate_varying(500, rng=5), 0.25)
+    problem = make_problem(vcmoe(n=500, rng=5), 0.25)
     run = fit_functions(problem, Control(n_starts=3), np.random.default_rng(0))
     local = build_local(problem, 1)
     fit = maximise_local(local, local_start(local, run.coef))
@@ -149,7 +147,7 @@ def test_polish_ends_where_every_local_score_is_zero():
 
 
 def test_gate_may_have_its_own_bandwidth():
-    problem = make_problem(simulate_varying(500, rng=6), 0.2, gate_bandwidth=0.5)
+    problem = make_problem(vcmoe(n=500, rng=6), 0.2, gate_bandwidth=0.5)
     run = fit_functions(problem, Control(n_starts=3), np.random.default_rng(0))
     assert run.converged
     local = build_local(problem, 1)

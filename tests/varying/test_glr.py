@@ -5,21 +5,21 @@ import pytest
 
 from mixmoe.errors import ArgumentError
 from mixmoe.varying.model import VCMoE
-from mixmoe.varying.simulate import simulate_varying
+from mixmoe.varying.simulate import vcmoe
 
 FORMULA = "y ~ z1 | gate: x1 | vary: u"
 
 
 @pytest.fixture(scope="module")
 def fit():
-    return VCMoE(FORMULA, simulate_varying(400, rng=1).frame, bandwidth=0.3).fit(rng=0, starts=4)
+    return VCMoE(FORMULA, vcmoe(n=400, rng=1).data, bandwidth=0.3).fit(rng=0, starts=4)
 
 
 def test_variation_is_found_and_its_absence_not(fit):
     frame = fit.functions().query("term == 'Intercept' and block == 'expert'").groupby("expert")["estimate"].mean()
     low = int(frame.idxmin())
     assert fit.test_varying(f"expert{low}.Intercept", n_boot=19, rng=0).p_value == 0.05
-    still = VCMoE(FORMULA, simulate_varying(400, "constant", rng=3).frame, bandwidth=0.3).fit(rng=0, starts=4)
+    still = VCMoE(FORMULA, vcmoe("constant", 400, rng=3).data, bandwidth=0.3).fit(rng=0, starts=4)
     assert still.test_varying("experts", n_boot=39, rng=0).p_value > 0.05
 
 
@@ -48,7 +48,7 @@ def test_default_is_a_table_of_all(fit):
 
 
 def test_grid_does_not_decide():
-    data = simulate_varying(400, "constant", rng=5).frame
+    data = vcmoe("constant", 400, rng=5).data
     p_values, statistics = [], []
     for n_grid in (25, 50, 100):
         fit = VCMoE(FORMULA, data, bandwidth=0.3, n_grid=n_grid).fit(rng=0, starts=3)

@@ -14,7 +14,7 @@ from mixmoe.mixed.model import MEMoE
 from mixmoe.results import load
 from mixmoe.varying.model import VCMoE
 from mixmoe.varying.results import VCMoEResults
-from mixmoe.varying.simulate import simulate_varying
+from mixmoe.varying.simulate import vcmoe
 
 FORMULA = "y ~ z1 | gate: x1 | vary: u"
 PARAMETRIC = 1e-5  # the bar: all constant equals the parametric mixture
@@ -22,25 +22,25 @@ PARAMETRIC = 1e-5  # the bar: all constant equals the parametric mixture
 
 @pytest.fixture(scope="module")
 def sim():
-    return simulate_varying(400, rng=1)
+    return vcmoe(n=400, rng=1)
 
 
 @pytest.fixture(scope="module")
 def fit(sim):
-    return VCMoE(FORMULA, sim.frame, bandwidth=0.3).fit(rng=0, starts=4)
+    return VCMoE(FORMULA, sim.data, bandwidth=0.3).fit(rng=0, starts=4)
 
 
 @pytest.fixture(scope="module")
 def hybrid(sim):
-    return VCMoE("y ~ z1 + const(x1) | gate: const(1) + x1 | vary: u", sim.frame, bandwidth=0.3).fit(rng=0, starts=4)
+    return VCMoE("y ~ z1 + const(x1) | gate: const(1) + x1 | vary: u", sim.data, bandwidth=0.3).fit(rng=0, starts=4)
 
 
 @pytest.mark.parametrize("text", [FORMULA, "y ~ const(1 + z1) | gate: const(1 + x1) | vary: u"])
 def test_all_constant_is_the_parametric_mixture(text):
-    sim = simulate_varying(400, "constant", rng=3)
+    sim = vcmoe("constant", 400, rng=3)
     options = {"bandwidth": np.inf} if text == FORMULA else {"dispersion": "const"}
-    varying = VCMoE(text, sim.frame, **options).fit(rng=0)
-    plain = MEMoE("y ~ z1 | gate: x1", sim.frame).fit(rng=0)
+    varying = VCMoE(text, sim.data, **options).fit(rng=0)
+    plain = MEMoE("y ~ z1 | gate: x1", sim.data).fit(rng=0)
     assert varying.llf == pytest.approx(plain.llf, abs=PARAMETRIC)
     names = [n for n in plain.params.index if n in varying.params.index]
     assert len(names) == len(varying.params) == 8
@@ -103,7 +103,7 @@ def test_probabilities_sum_to_one_and_shrink_with_certainty(fit):
 
 
 def test_bootstrap_bands_agree_with_the_sandwich_in_size(sim):
-    fit = VCMoE(FORMULA, sim.frame, bandwidth=0.5, n_grid=15).fit(rng=0, starts=3)
+    fit = VCMoE(FORMULA, sim.data, bandwidth=0.5, n_grid=15).fit(rng=0, starts=3)
     analytic, boot = fit.bands(bias="none", rng=0), fit.bands(bias="none", method="bootstrap", n_boot=30, rng=0)
     inner = analytic["u"].between(0.2, 0.8) & (analytic["block"] == "expert")
     ratio = (boot["std_error"] / analytic["std_error"])[inner]
@@ -111,10 +111,10 @@ def test_bootstrap_bands_agree_with_the_sandwich_in_size(sim):
 
 
 def test_predictions_do_not_peek_at_the_response(sim, fit):
-    changed = sim.frame.assign(y=-100.0)
+    changed = sim.data.assign(y=-100.0)
     for kind in ("mean", "experts", "probabilities", "interval"):
         pd.testing.assert_frame_equal(fit.predict(changed, kind), fit.predict(kind=kind))
-        pd.testing.assert_frame_equal(fit.predict(sim.frame.drop(columns="y"), kind), fit.predict(kind=kind))
+        pd.testing.assert_frame_equal(fit.predict(sim.data.drop(columns="y"), kind), fit.predict(kind=kind))
     assert not fit.predict(changed, "posterior").equals(fit.predict(kind="posterior"))
     pd.testing.assert_series_equal(fit.fitted(), fit.predict()["mean"].rename("fitted"))
 
@@ -125,22 +125,22 @@ def test_posterior_of_the_training_data_are_the_responsibilities(fit):
 
 def test_prediction_intervals_hold_about_the_nominal_share(sim, fit):
     limits = fit.predict(kind="interval", alpha=0.1)
-    held = sim.frame["y"].between(limits["low"], limits["high"]).mean()
+    held = sim.data["y"].between(limits["low"], limits["high"]).mean()
     assert 0.85 < held < 0.96
 
 
 def test_functions_outside_the_range_are_refused_unless_asked(sim, fit):
-    outside = sim.frame.head(3).assign(u=1.2)
+    outside = sim.data.head(3).assign(u=1.2)
     with pytest.raises(DesignError, match=r"'u' is 1.2, outside the range"):
         fit.predict(outside)
     assert np.isfinite(fit.predict(outside, extrapolate=True)).all(axis=None)
 
 
 def test_row_order_changes_nothing(sim, fit):
-    shuffled = sim.frame.sample(frac=1.0, random_state=1)
+    shuffled = sim.data.sample(frac=1.0, random_state=1)
     again = VCMoE(FORMULA, shuffled, bandwidth=0.3).fit(rng=0, starts=4)
     pd.testing.assert_frame_equal(again.functions(), fit.functions(), atol=1e-4)
-    pd.testing.assert_frame_equal(again.predict().loc[sim.frame.index], fit.predict(), atol=1e-4)
+    pd.testing.assert_frame_equal(again.predict().loc[sim.data.index], fit.predict(), atol=1e-4)
 
 
 def test_relabel_permutes_and_keeps_everything_else(fit):
@@ -172,8 +172,8 @@ def test_saved_and_loaded_is_the_same(which, request, tmp_path):
 def test_simulated_responses_resemble_the_data(sim, fit):
     draws = fit.simulate(rng=0, n=20)
     assert draws.shape == (400, 20)
-    assert abs(draws.to_numpy().std() / sim.frame["y"].std() - 1.0) < 0.1
-    assert (draws.index == sim.frame.index).all()
+    assert abs(draws.to_numpy().std() / sim.data["y"].std() - 1.0) < 0.1
+    assert (draws.index == sim.data.index).all()
 
 
 @pytest.mark.parametrize("kind", ["functions", "probabilities", "means", "differences", "responsibilities"])
@@ -184,7 +184,7 @@ def test_figures(fit, kind):
 
 
 def test_bandwidth_is_found_by_cross_validation(sim):
-    fit = VCMoE(FORMULA, sim.frame).fit(rng=0, starts=3)
+    fit = VCMoE(FORMULA, sim.data).fit(rng=0, starts=3)
     table = fit.selection
     assert fit.bandwidth == table.loc[table["criterion"].idxmax(), "bandwidth"]
     assert 0.1 < fit.bandwidth < 0.7
@@ -194,14 +194,14 @@ def test_bandwidth_is_found_by_cross_validation(sim):
 
 
 def test_rule_of_thumb_and_given_candidates(sim):
-    model = VCMoE(FORMULA, sim.frame, bandwidth="rule")
+    model = VCMoE(FORMULA, sim.data, bandwidth="rule")
     assert 0.15 < model.fit(rng=0, starts=2).bandwidth < 0.6
     found = model.select_bandwidth(0, candidates=[0.2, 0.4])
     assert list(found.table["bandwidth"]) == [0.2, 0.4]
 
 
 def test_clusters_widen_standard_errors(sim):
-    doubled = pd.concat([sim.frame, sim.frame], ignore_index=True).assign(id=np.tile(np.arange(400), 2))
+    doubled = pd.concat([sim.data, sim.data], ignore_index=True).assign(id=np.tile(np.arange(400), 2))
     model = VCMoE(FORMULA, doubled, bandwidth=0.3, cluster="id")
     fit = model.fit(rng=0, starts=3)
     assert fit.cov_type == "cluster"
@@ -210,8 +210,8 @@ def test_clusters_widen_standard_errors(sim):
 
 
 def test_weights_count_rows(sim):
-    doubled = pd.concat([sim.frame, sim.frame.head(100)], ignore_index=True)
-    weighted = sim.frame.assign(w=np.where(np.arange(400) < 100, 2.0, 1.0))
+    doubled = pd.concat([sim.data, sim.data.head(100)], ignore_index=True)
+    weighted = sim.data.assign(w=np.where(np.arange(400) < 100, 2.0, 1.0))
     a = VCMoE(FORMULA, doubled, bandwidth=0.3).fit(rng=0, starts=3)
     b = VCMoE(FORMULA, weighted, bandwidth=0.3, weights="w").fit(rng=0, starts=3)
     assert a.llf == pytest.approx(b.llf, abs=1e-3)
@@ -220,18 +220,18 @@ def test_weights_count_rows(sim):
 
 @pytest.mark.parametrize("family", ["binomial", "poisson", "negbinomial"])
 def test_other_families(family):
-    sim = simulate_varying(500, family=family, rng=2)
+    sim = vcmoe(n=500, family=family, rng=2)
     options = {"trials": "trials"} if family == "binomial" else {"offset": "log_size"}
-    fit = VCMoE(FORMULA, sim.frame, family=family, bandwidth=0.4, **options).fit(rng=0, starts=3)
+    fit = VCMoE(FORMULA, sim.data, family=family, bandwidth=0.4, **options).fit(rng=0, starts=3)
     assert fit.converged
     assert fit.bands(rng=0)["std_error"].notna().mean() > 0.8
     limits = fit.predict(kind="interval")
-    assert sim.frame["y"].between(limits["low"], limits["high"]).mean() > 0.9
+    assert sim.data["y"].between(limits["low"], limits["high"]).mean() > 0.9
     assert "family" in str(fit.summary()).lower()
 
 
 def test_one_expert_is_the_varying_coefficient_model(sim):
-    fit = VCMoE("y ~ z1 | vary: u", sim.frame, experts=1, bandwidth=0.3).fit()
+    fit = VCMoE("y ~ z1 | vary: u", sim.data, experts=1, bandwidth=0.3).fit()
     assert (fit.responsibilities == 1.0).all(axis=None)
     assert fit.bands(rng=0)["std_error"].notna().all()
     assert set(fit.bands("mean", rng=0)["coefficient"]) == {"mean"}
@@ -241,14 +241,14 @@ def test_one_expert_is_the_varying_coefficient_model(sim):
 
 
 def test_polish_ends_at_the_local_maximum(sim):
-    plain = VCMoE(FORMULA, sim.frame, bandwidth=0.3).fit(rng=0, starts=3)
-    polished = VCMoE(FORMULA, sim.frame, bandwidth=0.3, polish=True).fit(rng=0, starts=3)
+    plain = VCMoE(FORMULA, sim.data, bandwidth=0.3).fit(rng=0, starts=3)
+    polished = VCMoE(FORMULA, sim.data, bandwidth=0.3, polish=True).fit(rng=0, starts=3)
     centre = plain.bands(bias="none", rng=0).query("coefficient == 'expert1.z1'")["center"]
     got = polished.functions().query("coefficient == 'expert1.z1'")["estimate"]
     np.testing.assert_allclose(got, centre, atol=1e-6)
 
 
 def test_input_is_left_alone(sim):
-    before = sim.frame.copy(deep=True)
-    VCMoE(FORMULA, sim.frame, bandwidth=0.3).fit(rng=0, starts=2).predict(sim.frame)
-    pd.testing.assert_frame_equal(sim.frame, before)
+    before = sim.data.copy(deep=True)
+    VCMoE(FORMULA, sim.data, bandwidth=0.3).fit(rng=0, starts=2).predict(sim.data)
+    pd.testing.assert_frame_equal(sim.data, before)
