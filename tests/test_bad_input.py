@@ -367,7 +367,7 @@ def test_frames_and_ids_of_all_kinds_give_the_same_fit(make, subject):
         data["id"] = 1000 - data["id"].str[1:].astype(int)
     if subject == "category":
         data["id"] = pd.Categorical(data["id"], categories=sorted(set(data["id"]))[::-1])
-    frame = pytest.importorskip("polars").from_pandas(data) if make == "polars" else make(data)
+    frame = pytest.importorskip("polars").DataFrame(data.to_dict("list")) if make == "polars" else make(data)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit = mm.fit(FORMULA, frame, rng=0)

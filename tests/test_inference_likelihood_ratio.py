@@ -138,11 +138,11 @@ def test_fits_that_are_not_nested(small, large, reason):
     assert reason in found.reason
 
 
-def test_another_number_of_experts_points_to_the_bootstrap():
+def test_another_number_of_experts_points_to_bic_or_simulation():
     found = make_results(experts=1).lr_test(make_results(experts=2))
     assert isinstance(found, InvalidTest)
     assert "1 and 2 experts" in found.reason
-    assert "bootstrap" in found.reason
+    assert "compare bic or icl, or refit responses drawn by simulate()" in found.reason
 
 
 def test_other_rows_are_refused():

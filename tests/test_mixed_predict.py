@@ -325,7 +325,7 @@ def test_rows_do_not_depend_on_one_another(fit, new):
 def test_other_kinds_of_frames(fit, new):
     polars = pytest.importorskip("polars")
     expected = fit.predict(new).to_numpy()
-    for frame in (polars.from_pandas(new.reset_index(drop=True)), {c: list(new[c]) for c in new}):
+    for frame in (polars.DataFrame(new.to_dict("list")), {c: list(new[c]) for c in new}):
         np.testing.assert_allclose(fit.predict(frame).to_numpy(), expected)
 
 
