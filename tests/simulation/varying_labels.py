@@ -1,6 +1,6 @@
 """Switched labels along the grid, over simulated sets.
 
-    python -m tests.simulation.varying_labels [--sets 100] [--three 50]
+    python -m tests.simulation.varying_labels [--sets 100] [--three 50] [--first 0]
 
 Two experts, n = 300, separation 1.4 and 1.0; three experts, n = 1000. A grid point counts as switched if its experts
 are closer to the truth in another order than that of the whole fit.
@@ -29,6 +29,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sets", type=int, default=100)
     parser.add_argument("--three", type=int, default=50)
+    parser.add_argument("--first", type=int, default=0, help="first seed")
     given = parser.parse_args()
     total = 0
     for n, experts, separation, sets in (
@@ -36,7 +37,7 @@ def main():
         (300, 2, 1.0, given.sets),
         (1000, 3, 1.4, given.three),
     ):
-        found = [switched(n, experts, separation, seed) for seed in range(sets)]
+        found = [switched(n, experts, separation, seed) for seed in range(given.first, given.first + sets)]
         points = sum(s for s, _ in found)
         total += points
         print(
