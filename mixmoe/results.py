@@ -221,7 +221,7 @@ class MoEResults(LabelledResults):
 
     def to_markdown(self, path: PathLike | None = None, tables: Sequence[str] | str | None = None) -> str:
         """Tables as Markdown; see `to_latex`."""
-        return _written(markdown(_chosen(self, tables)), path)
+        return _written(markdown(_chosen(self, tables), notes=_notes(self)), path)
 
     def to_frame(self, alpha: float = 0.05) -> pd.DataFrame:
         """One row per parameter.

@@ -181,6 +181,7 @@ def test_to_markdown_writes_what_it_returns(fit, tmp_path):
     assert (tmp_path / "t.md").read_text() == text
     assert text.count("| ") > 4
     assert "Expert 1" not in text
+    assert "Standard errors: " in text
 
 
 def test_another_covariance_is_another_result(fit):
