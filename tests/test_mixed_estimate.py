@@ -457,7 +457,7 @@ class _Interrupting:
     """An objective of which the user tires after a number of evaluations."""
 
     def __init__(self, monkeypatch, after):
-        self.calls, self.after, original = 0, after, estimate._Guarded.__call__
+        self.calls, self.after, original = 0, after, estimate.Guarded.__call__
 
         def call(guarded, theta):
             self.calls += 1
@@ -465,7 +465,7 @@ class _Interrupting:
                 raise KeyboardInterrupt
             return original(guarded, theta)
 
-        monkeypatch.setattr(estimate._Guarded, "__call__", call)
+        monkeypatch.setattr(estimate.Guarded, "__call__", call)
 
 
 def count_calls(monkeypatch, data):

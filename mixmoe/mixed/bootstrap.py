@@ -14,7 +14,7 @@ from mixmoe.inference.covariance import ParamCov, without_parameters
 from mixmoe.inference.resample import replicate
 from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.covariance import find_boundary
-from mixmoe.mixed.estimate import guarded, off_boundary, permute
+from mixmoe.mixed.estimate import Guarded, off_boundary, permute
 from mixmoe.mixed.likelihood import Problem
 from mixmoe.mixed.natural import to_natural
 from mixmoe.mixed.starts import inverse_outer_product
@@ -93,7 +93,7 @@ class _Resample:
         N = self.problem.n_subjects
         sample = self.problem.take(np.sort(rng.integers(N, size=N)))
         start = off_boundary(sample, self.theta)[None]
-        end = climb(guarded(sample, _SIGMA_FLOOR), start, inverse_outer_product(sample, start), N, _CONTROL)
+        end = climb(Guarded(sample, _SIGMA_FLOOR), start, inverse_outer_product(sample, start), N, _CONTROL)
         if end.interrupted:
             raise KeyboardInterrupt  # climb() keeps it to itself; it ends the whole bootstrap, not one resample
         if not end.converged[0]:

@@ -128,17 +128,15 @@ def order_experts(problem: Problem, theta: Array) -> Array:
     return permute(problem, theta, list(np.argsort(-share, kind="stable")))
 
 
-def guarded(problem: Problem, sigma_floor: float) -> "_Guarded":
-    """The log-likelihood with collapsed experts ruled out."""
-    return _Guarded(problem, sigma_floor)
-
-
 @dataclass(frozen=True, slots=True)
-class _Guarded:
+class Guarded:
+    """The log-likelihood with collapsed experts ruled out, as an objective of `climb`."""
+
     problem: Problem
     sigma_floor: float
 
     def __call__(self, theta: Array) -> Evaluation:
+        """Log-likelihood and score at points (S, P); minus infinity below the floor."""
         with np.errstate(all="ignore"):  # far from the optimum anything may overflow; climb() expects that
             e = evaluate(self.problem, theta)
             smallest = np.exp(theta[:, self.problem.free.log_sigma].min(axis=1))
@@ -229,7 +227,7 @@ def _climb_from(problem: Problem, sigma_one: float, theta: Array, control: Contr
     """Ascents from `theta`, shape (S, P), for which `spent` likelihood evaluations have been used already."""
     with np.errstate(all="ignore"):
         inverse = inverse_outer_product(problem, theta)
-    found = climb(guarded(problem, _SIGMA_BARRIER * sigma_one), theta, inverse, problem.n_subjects, control)
+    found = climb(Guarded(problem, _SIGMA_BARRIER * sigma_one), theta, inverse, problem.n_subjects, control)
     return replace(found, n_evaluations=found.n_evaluations + spent)
 
 

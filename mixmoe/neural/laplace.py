@@ -38,11 +38,6 @@ def root_of(A: Tensor, s: Tensor) -> Tensor:
     return torch.linalg.cholesky(K)
 
 
-def whiten(A: Tensor, s: Tensor) -> Tensor:
-    """``U`` with ``U'U = M``: rows of A made independent, shape (B, m, q)."""
-    return torch.linalg.solve_triangular(root_of(A, s), A, upper=False)
-
-
 def shrinkage(A: Tensor, s: Tensor) -> Shrinkage:
     """Diagonal of M and the log-determinant, by whichever of m x m and q x q is smaller.
 

@@ -1,6 +1,5 @@
 """Predictions of persons known, unknown and adapted, with their uncertainty, on padded blocks."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -331,11 +330,3 @@ def normal_limits(mean: Array, variance: Array, alpha: float) -> tuple[Array, Ar
     """Limits of a normal interval of level ``1 - alpha``."""
     half = norm.ppf(1.0 - alpha / 2.0) * np.sqrt(np.maximum(variance, 0.0))
     return mean - half, mean + half
-
-
-def mean_error(family: str, values: Array, y: NDArray) -> float:
-    """Mean squared error, or mean negative log-probability of the states seen."""
-    if family == "gaussian":
-        return float(np.mean((y - values[:, 0]) ** 2))
-    chosen = values[np.arange(len(y)), y.astype(int)]
-    return float(-np.mean(np.log(np.maximum(chosen, math.ulp(0.0)))))
