@@ -176,6 +176,18 @@ class Design:
         return out
 
 
+def used_columns(design: Design, section: str) -> list[str]:
+    """Columns of the data that a section uses, in the order of the formula."""
+    names = dict.fromkeys(used.name for used in design.recipe.names[section])
+    return [name for name in names if name in design.frame.columns]
+
+
+def continuous_columns(design: Design) -> frozenset[str]:
+    """Columns of numbers that no term reads as categories, as C(stage) does."""
+    known = ENGINES[design.recipe.engine].known_categories(design.recipe.specs)
+    return design.recipe.numeric - {categories.column for categories in known}
+
+
 def build_design(
     formula: MoEFormula,
     data: Any,

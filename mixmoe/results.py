@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe.assess.mixins import Assessment
 from mixmoe.design import Design
 from mixmoe.em import EMFit
 from mixmoe.errors import ArgumentError, FormulaError, MixmoeError, MixmoeWarning, SavedFileError
@@ -78,7 +79,7 @@ class Family(Protocol):
         ...
 
 
-class MoEResults(LabelledResults):
+class MoEResults(Assessment, LabelledResults):
     """A fitted mixture of experts.
 
     Parameters
@@ -290,7 +291,7 @@ class MoEResults(LabelledResults):
         if kind == "responsibilities":
             if options:
                 raise ArgumentError(f"plot('responsibilities') has no option {sorted(options)[0]!r}")
-            return draw_responsibilities(self.em.responsibilities, ax, _units(self))
+            return draw_responsibilities(self.em.responsibilities, ax, self._unit_word)
         kind = self._default_plot if kind is None else kind
         return draw(self.curves(kind, **options), self._observed(kind, **options), ax)
 
@@ -394,11 +395,6 @@ def _title(results: MoEResults) -> str:
     return f"{results.model.family_name} with {k} expert{'s' if k > 1 else ''}"
 
 
-def _units(results: MoEResults) -> str:
-    """What the independent units are."""
-    return "rows" if results.model.design.names.group is None else "subjects"
-
-
 def _facts(results: MoEResults) -> tuple[tuple[str, Cell], ...]:
     """Label and value of each line of the header."""
     design, em = results.model.design, results.em
@@ -433,7 +429,7 @@ def _dropped(design: Design) -> Cell:
 def _notes(results: MoEResults) -> tuple[str, ...]:
     """What a reader must know: the covariance, and each flag of the fit."""
     cov = results.cov
-    how = DESCRIPTIONS[cov.kind].replace("independent units", _units(results))
+    how = DESCRIPTIONS[cov.kind].replace("independent units", results._unit_word)
     about = f"Standard errors: {how}{'; ' + cov.note if cov.note else ''}."
     return (about, *(flag.message for flag in results.flags))
 

@@ -19,6 +19,7 @@ LAYERS = (
     {"gate", "em"},
     {"inference"},
     {"output"},
+    {"assess"},
     {"results"},
     set(FAMILIES),
     {"api"},

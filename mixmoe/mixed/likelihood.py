@@ -95,14 +95,15 @@ def evaluate_block(problem: Problem, params: Params, where: slice, moments: Mome
     return Block(where, moments, params, post, log_prior, log_joint, logsumexp(log_joint, axis=1))
 
 
-def block_scores(problem: Problem, theta: Array, block: Block) -> Array:
+def block_scores(problem: Problem, theta: Array, block: Block, memberships: Array | None = None) -> Array:
     """Scores of each subject of a block in the free vector, shape (S, P, n).
 
-    By Fisher's identity the observed-data score is the responsibility-weighted sum of the experts' scores.
+    By Fisher's identity the observed-data score is the responsibility-weighted sum of the experts' scores. With
+    `memberships`, shape (S, K, n), in the place of the responsibilities, the score were these known.
     """
     S, K, n = block.log_joint.shape
     factor, sigma = flat_experts(block.params)
-    responsibilities = block.responsibilities
+    responsibilities = block.responsibilities if memberships is None else memberships
     experts = expert_scores(block.moments, block.posterior, factor, sigma)
     experts = experts.reshape(S, K, -1, n) * responsibilities[:, :, None]
     residual = gate_scores(block.log_prior, responsibilities)

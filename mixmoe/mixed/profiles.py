@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe._recipe import ENGINES
-from mixmoe.design import Design
+from mixmoe.design import Design, continuous_columns, used_columns
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.intervals import checked_alpha
 from mixmoe.mixed.predict import Estimate, Interval, expert_intervals, gate_intervals
@@ -66,18 +65,6 @@ def trajectory_data(design: Design, responsibilities: Array, x: str | None = Non
     column = trajectory_axis(design) if x is None else checked_column(design, x, "expert")
     values = design.frame[column].to_numpy(dtype=float)
     return Observed(values, np.asarray(design.response), design.codes, responsibilities.argmax(axis=1) + 1)
-
-
-def used_columns(design: Design, section: str) -> list[str]:
-    """Columns of the data that a section uses, in the order of the formula."""
-    names = dict.fromkeys(used.name for used in design.recipe.names[section])
-    return [name for name in names if name in design.frame.columns]
-
-
-def continuous_columns(design: Design) -> frozenset[str]:
-    """Columns of numbers that no term reads as categories, as C(stage) does."""
-    known = ENGINES[design.recipe.engine].known_categories(design.recipe.specs)
-    return design.recipe.numeric - {categories.column for categories in known}
 
 
 def trajectory_axis(design: Design) -> str:

@@ -9,6 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe.arguments import checked_choice, checked_count, checked_rng
+from mixmoe.assess.effects import GatePoint
+from mixmoe.assess.influence import FirstOrder
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.covariance import delta_cov
@@ -26,6 +28,7 @@ from mixmoe.mixed.predict import (
     subject_intervals,
 )
 from mixmoe.mixed.profiles import gate_curves, trajectory_curves, trajectory_data
+from mixmoe.mixed.sensitivity import first_order
 from mixmoe.output.curves import Curve, Observed
 from mixmoe.output.tables import Table
 from mixmoe.results import MoEResults
@@ -255,6 +258,14 @@ class MEMoEResults(MoEResults):
             if kind == "trajectories"
             else None
         )
+
+    def _first_order(self, what: str) -> FirstOrder:
+        model = self.model
+        return first_order(model.problem, model.coordinates, model.working(self.em.params))
+
+    def _gate_points(self) -> tuple[GatePoint, ...]:
+        e = self._known()
+        return (GatePoint(None, e.params.gamma[0], e.where.gate),)
 
     def _known(self) -> Estimate:
         return Estimate(self.model.user(self.em.params), self.cov.matrix, positions(self.model.structure))

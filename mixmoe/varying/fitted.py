@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe.assess.effects import GatePoint
 from mixmoe.design import Design
 from mixmoe.em import EMFit, Starts
 from mixmoe.errors import ArgumentError
@@ -130,6 +131,20 @@ class FittedVCMoE:
         note = "each row judged by the information without it" if options.get("correction", True) else ""
         jacobian = _reported_slopes(self.problem, self.coef, self.points)
         return ParamCov(matrix * np.outer(jacobian, jacobian), "cluster" if kind == "cluster" else "robust", note)
+
+    def gate_points(self) -> tuple[GatePoint, ...]:
+        """The gate at the tabulated index values, with the places of its coefficients among the parameters."""
+        slots, const, n_points = self.problem.slots, self.problem.const, len(self.points)
+        first = np.where(const, np.cumsum(const) - 1, const.sum() + n_points * (np.cumsum(~const) - 1))
+        shape = (slots.n_experts - 1, slots.n_gate_columns)
+        return tuple(
+            GatePoint(
+                float(self.problem.windows.grid[g]),
+                self.coef[g, 0, slots.gates].reshape(shape),
+                np.asarray((first + np.where(const, 0, j))[slots.gates].reshape(shape), dtype=np.intp),
+            )
+            for j, g in enumerate(self.points)
+        )
 
     def reordered(self, places: IntArray) -> "FittedVCMoE":
         """The same model with experts in another order.

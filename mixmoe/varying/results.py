@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe.arguments import checked_choice, checked_count, checked_rng
+from mixmoe.assess.effects import GatePoint
 from mixmoe.em import EMFit
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.covariance import ParamCov
@@ -292,6 +293,9 @@ class VCMoEResults(MoEResults):
         return report.band_curves(self.model, frames)
 
     _default_plot = "functions"
+
+    def _gate_points(self) -> tuple[GatePoint, ...]:
+        return self.model.gate_points()
 
     def _process(self, bias: str) -> LevelProcess:
         """Level process of one bias correction, kept because summary, figure and bands all need it."""

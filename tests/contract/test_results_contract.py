@@ -54,13 +54,18 @@ def case(request):
 
 
 CHECKED = {
+    "adequacy",
+    "classification_table",
     "classify",
     "conf_int",
     "cov_params",
     "curves",
     "fitted",
+    "gate_effects",
+    "influence",
     "load",
     "lr_test",
+    "memberships",
     "plot",
     "predict",
     "proportions",
@@ -211,6 +216,45 @@ def test_responsibilities_and_classes(case):
     assert list(classes.columns) == ["expert", "probability"]
     assert classes["expert"].isin(range(1, case.K + 1)).all()
     assert classes.index.equals(tau.index)
+
+
+def test_adequacy(case):
+    found = case.fit.adequacy()
+    frame = found.to_frame()
+    assert len(frame) == case.K
+    assert frame["modal_count"].sum() == len(case.units)
+    np.testing.assert_allclose(frame["proportion"], case.fit.responsibilities.mean())
+    assert found.entropy == pytest.approx(case.fit.entropy)
+    assert all(isinstance(table, Table) for table in found.tables())
+    assert ("subjects" if case.grouped else "rows") in str(found)
+
+
+def test_classification(case):
+    table = case.fit.classification_table()
+    np.testing.assert_allclose(table.to_frame().sum(axis=1), 1)
+    assert table.to_frame("mass").to_numpy().sum() == pytest.approx(len(case.units))
+    frame = case.fit.memberships()
+    pd.testing.assert_frame_equal(frame[["expert", "probability"]], case.fit.classify())
+
+
+def test_influence(case):
+    frame = case.fit.influence().to_frame()
+    assert frame.shape == (len(case.units), case.P + 1)
+    assert list(frame.index) == list(case.units)
+    assert np.isfinite(frame).all(axis=None)
+    assert (frame["distance"] >= 0).all()
+
+
+def test_gate_effects(case):
+    if case.K == 1:
+        with pytest.raises(mm.errors.ArgumentError, match="at least 2 experts"):
+            case.fit.gate_effects()
+        return
+    frame = case.fit.gate_effects()
+    assert list(frame["covariate"]) == ["z1"] * case.K
+    assert list(frame["expert"]) == list(range(1, case.K + 1))
+    assert frame["estimate"].sum() == pytest.approx(0, abs=1e-12)
+    assert (frame["conf_low"] < frame["conf_high"]).all()
 
 
 def test_random_effects(case):

@@ -1,0 +1,1 @@
+"""What is asked of a fit before it is believed: classification, influence, residuals, and what follows from experts."""

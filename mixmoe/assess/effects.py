@@ -1,0 +1,208 @@
+"""Average marginal effects of gate covariates on the probabilities of the experts."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from mixmoe.design import Design, continuous_columns, used_columns
+from mixmoe.errors import ArgumentError
+from mixmoe.gate import gate_log_probabilities
+from mixmoe.inference.covariance import delta_se
+from mixmoe.inference.intervals import two_sided
+
+Array = NDArray[np.float64]
+Effect = Callable[[Array], Array]
+
+_COMPLEX_STEP = 1e-30
+_STEP = 1e-5  # of the range of a covariate, for the slope of its columns
+
+
+@dataclass(frozen=True, slots=True)
+class GatePoint:
+    """The gate of a fit, at one value of the index if coefficients vary.
+
+    Attributes
+    ----------
+    at : float or None
+        Value of the index.
+    gamma : ndarray, shape (K - 1, m)
+    where : ndarray of int, shape (K - 1, m)
+        Positions of the coefficients among the parameters.
+    """
+
+    at: float | None
+    gamma: Array
+    where: NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How the gate columns react to a covariate.
+
+    Attributes
+    ----------
+    covariate, contrast : str
+        ``"age"``, ``"dy/dx"``; ``"stage"``, ``"3 - 1"``.
+    before : ndarray, shape (N, m)
+        Columns as they are, or at the reference.
+    after : ndarray, shape (N, m)
+        Derivatives of the columns, or columns at the other level.
+    derivative : bool
+    """
+
+    covariate: str
+    contrast: str
+    before: Array
+    after: Array
+    derivative: bool
+
+
+def gate_effects(
+    design: Design, points: Sequence[GatePoint], cov: Array, alpha: float, covariates: Any = None, dummy: bool = False
+) -> pd.DataFrame:
+    """Average marginal effects of the gate covariates on the probability of each expert.
+
+    Parameters
+    ----------
+    design : Design
+    points : sequence of GatePoint
+    cov : ndarray, shape (P, P)
+        Of the parameters.
+    alpha : float
+    covariates : str or sequence of str, optional
+        By default every column that the gate uses.
+    dummy : bool
+        Whether numeric columns of zeros and ones change from 0 to 1.
+
+    Returns
+    -------
+    DataFrame
+        Columns: covariate, contrast, expert, the index if coefficients vary, estimate, std_error, statistic, p_value,
+        conf_low, conf_high.
+    """
+    changes = [change for name in _chosen(design, covariates) for change in gate_changes(design, name, dummy)]
+    index = design.names.index
+    rows = []
+    for change in changes:
+        for point in points:
+            effect = _slope_of(change) if change.derivative else _difference_of(change)
+            values, errors = effect(point.gamma), _errors(effect, point, cov)
+            place = {} if point.at is None else {str(index): point.at}
+            rows += [
+                {"covariate": change.covariate, "contrast": change.contrast, "expert": k + 1}
+                | place
+                | {"estimate": float(values[k]), "std_error": float(errors[k])}
+                for k in range(len(values))
+            ]
+    frame = pd.DataFrame(rows)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        frame["statistic"] = frame["estimate"] / frame["std_error"]
+    frame["p_value"] = two_sided(frame["statistic"].to_numpy())
+    half = norm.isf(alpha / 2) * frame["std_error"]
+    return frame.assign(conf_low=frame["estimate"] - half, conf_high=frame["estimate"] + half)
+
+
+def gate_changes(design: Design, name: str, dummy: bool = False) -> list[Change]:
+    """Changes of the gate columns with one covariate: its derivative, or each level against the first.
+
+    Parameters
+    ----------
+    design : Design
+    name : str
+    dummy : bool
+        Whether a numeric column of zeros and ones changes from 0 to 1.
+
+    Returns
+    -------
+    list of Change
+    """
+    if name not in continuous_columns(design):
+        levels = _levels(design.frame[name])
+    elif dummy and np.isin(design.frame[name].to_numpy(dtype=float), (0.0, 1.0)).all():
+        levels = [0.0, 1.0]
+    else:
+        return [Change(name, "dy/dx", design.gate, _column_slopes(design, name), True)]
+    reference = _gate_at(design, name, levels[0])
+    return [
+        Change(name, f"{_shown(level)} - {_shown(levels[0])}", reference, _gate_at(design, name, level), False)
+        for level in levels[1:]
+    ]
+
+
+def _chosen(design: Design, covariates: Any) -> list[str]:
+    known = used_columns(design, "gate")
+    if not known:
+        raise ArgumentError(f"the gate of {design.formula.text!r} has no covariates; write them after 'gate:'")
+    if covariates is None:
+        return known
+    names = [covariates] if isinstance(covariates, str) else list(covariates)
+    for name in names:
+        if name not in known:
+            raise ArgumentError(f"covariates must be among the gate's, {known}, got {name!r}")
+    return names
+
+
+def _levels(values: pd.Series) -> list[Any]:
+    """Levels in use, the reference first."""
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        used = set(values)
+        return [level for level in values.cat.categories if level in used]
+    return sorted(values.unique().tolist())
+
+
+def _shown(level: Any) -> str:
+    return f"{level:g}" if isinstance(level, float) else str(level)
+
+
+def _gate_at(design: Design, name: str, level: Any) -> Array:
+    """Gate columns with a covariate at one level for all units."""
+    values = pd.Series([level] * design.n, index=design.frame.index).astype(design.frame[name].dtype)
+    return design.for_new(design.frame.assign(**{name: values})).gate
+
+
+def _column_slopes(design: Design, name: str) -> Array:
+    """Derivatives of the gate columns in a numeric covariate, shape (N, m), by differences that stay in its range."""
+    values = design.frame[name].astype(float)
+    low, high = float(values.min()), float(values.max())
+    step = _STEP * (high - low)
+    ends = [(values + shift).clip(low, high) for shift in (step, -step)]
+    up, down = (design.for_new(design.frame.assign(**{name: end})).gate for end in ends)
+    width = (ends[0] - ends[1]).to_numpy()
+    width = width if len(up) == design.n else width[design.starts]
+    return np.asarray((up - down) / width[:, None])
+
+
+def _slope_of(change: Change) -> Effect:
+    """Mean derivative of the probabilities, as a function of the gate coefficients; complex-safe."""
+
+    def effect(gamma: Array) -> Array:
+        pi = np.exp(gate_log_probabilities(change.before, gamma[None]))[0]
+        rate = gamma @ change.after.T
+        rate = np.vstack([np.zeros_like(rate[:1]), rate])
+        return np.asarray((pi * (rate - (pi * rate).sum(axis=0))).mean(axis=1))
+
+    return effect
+
+
+def _difference_of(change: Change) -> Effect:
+    """Mean difference of the probabilities, as a function of the gate coefficients; complex-safe."""
+
+    def effect(gamma: Array) -> Array:
+        both = [np.exp(gate_log_probabilities(W, gamma[None]))[0] for W in (change.after, change.before)]
+        return np.asarray((both[0] - both[1]).mean(axis=1))
+
+    return effect
+
+
+def _errors(effect: Effect, point: GatePoint, cov: Array) -> Array:
+    """Standard errors by the delta method, shape (K,), derivatives by complex steps."""
+    size = point.gamma.size
+    moved = point.gamma + 1j * _COMPLEX_STEP * np.eye(size).reshape(size, *point.gamma.shape)
+    jacobian = np.column_stack([effect(gamma).imag for gamma in moved]) / _COMPLEX_STEP
+    columns = point.where.ravel()
+    return delta_se(jacobian, cov[np.ix_(columns, columns)])

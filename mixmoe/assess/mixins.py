@@ -1,0 +1,136 @@
+"""What every fitted model offers to judge it: methods that unpack, call functions on arrays, and wrap."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from mixmoe.assess.adequacy import Adequacy, ClassificationTable, adequacy, classification_table, memberships
+from mixmoe.assess.effects import GatePoint, gate_effects
+from mixmoe.assess.influence import FirstOrder, Influence, influence
+from mixmoe.em import EMFit
+from mixmoe.errors import ArgumentError
+from mixmoe.inference.covariance import ParamCov
+from mixmoe.inference.intervals import checked_alpha
+
+
+class Assessment:
+    """Classification, influence of single units, effects of gate covariates.
+
+    Notes
+    -----
+    A family supplies `_first_order` and `_gate_points`; without them the methods that need them say so.
+    """
+
+    model: Any
+    em: EMFit
+    cov: ParamCov
+    bse: Any
+    responsibilities: Any
+
+    def adequacy(self) -> Adequacy:
+        """How well units are told apart: average posterior probabilities, odds of correct classification, entropy.
+
+        Returns
+        -------
+        Adequacy
+            Prints as a table; ``to_frame()`` has one row per expert.
+
+        References
+        ----------
+        Nagin (2005), Group-Based Modeling of Development, chapter 5.
+        """
+        return adequacy(self.em.responsibilities, self._unit_word)
+
+    def classification_table(self) -> ClassificationTable:
+        """Most probable expert against posterior mass, with the matrix D of three-step methods.
+
+        Returns
+        -------
+        ClassificationTable
+            Prints as two tables; ``to_frame("probabilities")`` is D, ``P(most probable s | expert t)``.
+        """
+        return classification_table(self.em.responsibilities)
+
+    def memberships(self) -> pd.DataFrame:
+        """Most and second most probable expert of each unit, and how certain the choice is.
+
+        Returns
+        -------
+        DataFrame
+            Columns: expert, probability, second, second_probability, margin, entropy (0 certain, 1 no idea).
+        """
+        return memberships(self.em.responsibilities).set_axis(self.responsibilities.index)
+
+    def influence(self) -> Influence:
+        """What would happen to the estimates without each unit, to first order.
+
+        Returns
+        -------
+        Influence
+            ``to_frame()`` has one row per unit: a distance like Cook's, then the change of every parameter.
+
+        Raises
+        ------
+        ArgumentError
+            If the family has no score per unit.
+        """
+        names = self.model.layout.names
+        return influence(self._first_order("influence"), self.responsibilities.index, names, self.bse.to_numpy())
+
+    def gate_effects(
+        self, covariates: str | Sequence[str] | None = None, *, alpha: float = 0.05, dummy: bool = False
+    ) -> pd.DataFrame:
+        """Average marginal effects of gate covariates on the probability of each expert.
+
+        Parameters
+        ----------
+        covariates : str or sequence of str, optional
+            Columns of the data that the gate uses; by default all of them.
+        alpha : float
+            One minus the level of the limits.
+        dummy : bool
+            Whether a numeric column of zeros and ones changes from 0 to 1, as a category does, instead of having a
+            slope.
+
+        Returns
+        -------
+        DataFrame
+            One row per covariate (and level) and expert: covariate, contrast (``"dy/dx"``, or a level minus the first),
+            expert, for varying coefficients the index, estimate, std_error, statistic, p_value, conf_low, conf_high.
+
+        Raises
+        ------
+        ArgumentError
+            If the gate has no covariates.
+
+        Notes
+        -----
+        The mean over the units of the derivative of ``pi_k(w_i)``, through every column that holds the covariate
+        (powers, interactions, splines), or of the difference between two levels. Standard errors by the delta method
+        from the covariance of the fit, covariates taken as given. With varying coefficients, at index values.
+
+        References
+        ----------
+        Greene (2012), Econometric Analysis, section 17.3.2.
+        """
+        if self.model.n_experts == 1:
+            raise ArgumentError("gate_effects needs at least 2 experts, got 1, whose probability is one")
+        points = self._gate_points()
+        return gate_effects(self.model.design, points, self.cov.matrix, checked_alpha(alpha), covariates, dummy)
+
+    @property
+    def _unit_word(self) -> str:
+        """What the independent units are."""
+        return "rows" if self.model.design.names.group is None else "subjects"
+
+    def _first_order(self, what: str) -> FirstOrder:
+        """Scores, inverse information and slopes of the responsibilities; families without them refuse."""
+        raise ArgumentError(
+            f"{what} needs a score per unit of one parameter vector, which {self.model.family_name} does not have; "
+            "refit without the units in question"
+        )
+
+    def _gate_points(self) -> tuple[GatePoint, ...]:
+        """The gate, at several index values if coefficients vary; families without a softmax gate refuse."""
+        raise ArgumentError(f"{self.model.family_name} has no softmax gate, so it has no gate effects; use predict()")
