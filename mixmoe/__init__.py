@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixmoe import datasets, errors, simulate
 from mixmoe.api import fit, load
+from mixmoe.report.compare import table
 
 if TYPE_CHECKING:
     from mixmoe.mixed.model import MEMoE
@@ -32,6 +33,7 @@ __all__ = [
     "load",
     "nme",
     "simulate",
+    "table",
 ]
 
 _WHERE = {

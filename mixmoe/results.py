@@ -31,6 +31,7 @@ from mixmoe.output.plots import draw, draw_responsibilities
 from mixmoe.output.saved import SavedFit, SavedRows, checksum, read, write
 from mixmoe.output.summary import Summary, header_table, parameter_tables
 from mixmoe.output.tables import Cell, Table, choose
+from mixmoe.report.mixin import Reporting
 
 Array = NDArray[np.float64]
 PathLike = str | os.PathLike[str]
@@ -79,7 +80,7 @@ class Family(Protocol):
         ...
 
 
-class MoEResults(Assessment, LabelledResults):
+class MoEResults(Assessment, Reporting, LabelledResults):
     """A fitted mixture of experts.
 
     Parameters

@@ -20,6 +20,7 @@ LAYERS = (
     {"inference"},
     {"output"},
     {"assess"},
+    {"report"},
     {"results"},
     set(FAMILIES),
     {"api"},

@@ -94,6 +94,13 @@ class NMEResults(MoEResults):
         values = frame["mean"].to_numpy() if "mean" in frame else frame.to_numpy()
         return self.model.design.in_order(values)
 
+    def _by_row(self) -> pd.DataFrame:
+        """Fitted means with residuals, or the most probable level of each row."""
+        values, design = self.fittedvalues, self.model.design
+        if values.ndim == 1:
+            return pd.DataFrame({".fitted": values, ".resid": design.in_order(design.response) - values})
+        return pd.DataFrame({".fitted": np.asarray(design.response_levels)[values.argmax(axis=1)]})
+
     def predict(self, data: Any = None, *, interval: bool = True, alpha: float = 0.05, rng: Any = 0) -> pd.DataFrame:
         """Predictions, of known persons with their effects, of others over the distribution of effects.
 

@@ -17,7 +17,7 @@ from mixmoe.output.text import text
 Array = NDArray[np.float64]
 
 _FORMATS = ("num", "num", ".3f", "p", "num", "num")
-_TITLES = {
+BLOCK_TITLES = {
     "common": "Coefficients common to all experts",
     "gate": "Gate (log odds against expert 1)",
     "random": "Random effects (standard deviations and correlations)",
@@ -114,7 +114,7 @@ def parameter_tables(layout: ParamLayout, frame: pd.DataFrame, shares: Array, al
         for k in range(1, len(shares) + 1)
     ]
     tables += [
-        block_table(block, _TITLES[block], layout, layout.where(block), frame, alpha)
+        block_table(block, BLOCK_TITLES[block], layout, layout.where(block), frame, alpha)
         for block in ("common", "gate", "random", "residual", "other")
     ]
     return tuple(table for table in tables if table.index)

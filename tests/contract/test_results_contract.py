@@ -56,6 +56,7 @@ def case(request):
 CHECKED = {
     "adequacy",
     "classification_table",
+    "augment",
     "classify",
     "conf_int",
     "cov_params",
@@ -63,6 +64,7 @@ CHECKED = {
     "fitted",
     "gate_effects",
     "influence",
+    "glance",
     "load",
     "lr_test",
     "memberships",
@@ -76,6 +78,8 @@ CHECKED = {
     "summary",
     "t_test",
     "tables",
+    "tidy",
+    "to_excel",
     "to_frame",
     "to_latex",
     "to_markdown",
@@ -157,6 +161,18 @@ def test_tidy_frame(case):
     assert list(frame.index) == list(case.fit.params.index)
     assert set(frame["block"]) <= {"expert", "common", "gate", "random", "residual"}
     np.testing.assert_array_equal(frame["estimate"], case.fit.params)
+
+
+def test_frames_of_broom(case):
+    tidy, glance, augment = case.fit.tidy(), case.fit.glance(), case.fit.augment(case.data)
+    np.testing.assert_array_equal(tidy["std.error"], case.fit.to_frame()["std_error"])
+    assert (len(glance), glance["logLik"][0], glance["df"][0]) == (1, case.fit.llf, case.P)
+    assert list(augment.columns) == [*case.data.columns, ".fitted", ".resid", ".class", ".probability"]
+    assert augment.index.equals(case.data.index)
+    np.testing.assert_allclose(augment[".fitted"] + augment[".resid"], case.data["y"])
+    own = case.fit.classify().loc[case.data["id"] if case.grouped else case.data.index]
+    np.testing.assert_array_equal(augment[".class"].astype(int), own["expert"])
+    np.testing.assert_array_equal(augment[".probability"], own["probability"])
 
 
 @pytest.mark.parametrize("kind", COV_TYPES)
@@ -359,6 +375,15 @@ def test_texts(case, tmp_path):
         assert (tmp_path / name).read_text(encoding="utf-8") == text
         assert len(method(tables="expert1")) < len(text)
     assert r"\begin{document}" in case.fit.to_latex(standalone=True)
+
+
+def test_workbook(case, tmp_path):
+    case.fit.to_excel(tmp_path / "fit.xlsx")
+    sheets = pd.read_excel(tmp_path / "fit.xlsx", sheet_name=None)
+    assert list(sheets) == ["estimates", "fit", "subjects", "rows"]
+    np.testing.assert_allclose(sheets["estimates"]["estimate"], case.fit.params)
+    assert len(sheets["subjects"]) == len(case.units)
+    assert len(sheets["rows"]) == case.n
 
 
 def test_curves_and_plots(case):

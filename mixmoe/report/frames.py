@@ -1,0 +1,82 @@
+"""A fit as frames with the column names of R's broom."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mixmoe._frame import view
+from mixmoe.design import Design
+from mixmoe.errors import ArgumentError
+
+_TO_BROOM = {"std_error": "std.error", "p_value": "p.value", "conf_low": "conf.low", "conf_high": "conf.high"}
+
+
+def broom_tidy(estimates: pd.DataFrame) -> pd.DataFrame:
+    """One row per parameter, from the frame of `MoEResults.to_frame`."""
+    return estimates.rename(columns=_TO_BROOM).reset_index()
+
+
+def broom_glance(results: Any) -> pd.DataFrame:
+    """One row for the whole fit."""
+    values = {
+        "family": results.model.family_name,
+        "experts": results.model.n_experts,
+        "nobs": results.nobs,
+        "n.units": results.n_units,
+        "df": results.df_model,
+        "df.residual": results.df_resid,
+        "logLik": results.llf,
+        "AIC": results.aic,
+        "BIC": results.bic,
+        "sABIC": results.sabic,
+        "ICL": results.icl,
+        "entropy": results.entropy,
+        "converged": results.converged,
+    }
+    return pd.DataFrame({name: [value] for name, value in values.items()})
+
+
+def broom_augment(design: Design, classes: pd.DataFrame, by_row: pd.DataFrame, data: Any) -> pd.DataFrame:
+    """The rows of the data with what the fit says about each.
+
+    Parameters
+    ----------
+    design : Design
+    classes : DataFrame, length N
+        Columns expert and probability, in the order of the units of `design`.
+    by_row : DataFrame, length n
+        Fitted values and the like of the rows used, in the order of the user's data.
+    data : DataFrame or None
+        The user's whole frame; None for the used columns of the used rows.
+
+    Returns
+    -------
+    DataFrame
+
+    Raises
+    ------
+    ArgumentError
+        If `data` has another number of rows than the data of the fit.
+    """
+    order = np.argsort(design.position, kind="stable")
+    units, added = design.codes[order], by_row.copy()
+    added[".class"] = pd.array(classes["expert"].to_numpy()[units], dtype="Int64")
+    added[".probability"] = classes["probability"].to_numpy()[units]
+    if data is None:
+        frame = design.frame.iloc[order]
+        return pd.concat([frame, added.set_axis(frame.index)], axis=1)
+    frame = data if isinstance(data, pd.DataFrame) else _as_pandas(data)
+    if len(frame) != design.n_input:
+        raise ArgumentError(
+            f"data must be the frame of the fit, with {design.n_input} rows, got {len(frame)}; for other rows use "
+            "predict()"
+        )
+    whole = added.set_axis(design.position[order]).reindex(range(design.n_input))
+    return pd.concat([frame, whole.set_axis(frame.index)], axis=1)
+
+
+def _as_pandas(data: Any) -> pd.DataFrame:
+    """A polars frame or mapping of columns as a new pandas frame."""
+    seen = view(data)
+    return pd.DataFrame({name: seen.column(name) for name in seen.places}, index=seen.labels)

@@ -1,0 +1,204 @@
+"""Frames for other programs, workbooks, and fits side by side."""
+
+import re
+import sys
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+
+import mixmoe as mm
+from mixmoe.errors import ArgumentError, MissingExtraError
+from mixmoe.output.summary import Summary
+from tests.fake_model import FakeResults, make_cov, make_data, make_results
+
+FORMULA = "y ~ time + x | gate: z | re: (1 + time | id)"
+
+
+class Rows(FakeResults):
+    """Made-up estimates with made-up fitted values."""
+
+    def fitted(self):
+        design = self.model.design
+        order = np.argsort(design.position, kind="stable")
+        return pd.Series(design.response[order] - 1.0, index=design.rows[order])
+
+    def resid(self):
+        return self.fitted() * 0 + 1
+
+
+def rows(data=None, **options):
+    fake = make_results(data=data, **options)
+    return Rows(fake.model, fake.em, fake.cov)
+
+
+# ---- frames ----
+
+
+def test_tidy_is_to_frame_under_other_names():
+    fit = make_results(blank=(3,))
+    tidy = fit.tidy(alpha=0.1)
+    named = ["name", "term", "block", "expert", "estimate", "std.error", "statistic", "p.value", "conf.low"]
+    assert list(tidy.columns) == [*named, "conf.high"]
+    other = fit.to_frame(alpha=0.1).reset_index()
+    pd.testing.assert_frame_equal(tidy.set_axis(other.columns, axis=1), other)
+    assert list(tidy["name"]) == list(fit.params.index)
+
+
+def test_glance_has_the_figures_of_the_fit():
+    fit = make_results()
+    row = fit.glance().iloc[0]
+    assert row["AIC"] == fit.aic
+    assert row["BIC"] == fit.bic
+    assert (row["nobs"], row["n.units"], row["df"], row["df.residual"]) == (160, 40, 16, 144)
+    assert row["converged"]
+
+
+def test_augment_keeps_rows_that_were_left_out():
+    data = make_data().sample(frac=1, random_state=3)
+    data.loc[data.index[5], "x"] = np.nan
+    fit = rows(data)
+    frame = fit.augment(data)
+    assert frame.index.equals(data.index)
+    assert frame.iloc[5][[".fitted", ".resid", ".class", ".probability"]].isna().all()
+    assert frame.drop(data.index[5])[".fitted"].to_numpy() == pytest.approx(data["y"].drop(data.index[5]) - 1)
+    classes = fit.classify()["expert"]
+    assert (frame[".class"].dropna().astype(int) == classes[frame["id"].drop(data.index[5])].to_numpy()).all()
+    assert len(fit.augment()) == len(data) - 1
+
+
+def test_augment_with_repeated_row_labels_and_other_frames():
+    data = make_data()
+    data.index = [0] * len(data)
+    frame = rows(data).augment(data)
+    assert frame.index.equals(data.index)
+    np.testing.assert_allclose(frame[".fitted"], data["y"] - 1)
+    polars = rows().augment(pl.from_pandas(make_data()))
+    pd.testing.assert_frame_equal(polars, rows().augment(make_data()), check_dtype=False)
+
+
+def test_augment_refuses_other_data():
+    with pytest.raises(ArgumentError, match=r"with 160 rows, got 3; for other rows use predict\(\)"):
+        rows().augment(make_data().head(3))
+
+
+def test_networks_have_rows_too():
+    pytest.importorskip("torch")
+    data = mm.datasets.load("orthodont").sample(frac=1, random_state=1)
+    fit = mm.nme("distance ~ age | re: (last | subject)", data, hidden=(2,), epochs=3, rng=0)
+    frame = fit.augment(data)
+    np.testing.assert_allclose(frame[".fitted"] + frame[".resid"], data["distance"])
+
+
+# ---- workbooks ----
+
+
+def test_text_that_looks_like_a_formula_stays_text(tmp_path):
+    data = make_data()
+    data["id"] = data["id"].replace({"s000": "=1+1", "s001": "bell\a"})
+    rows(data).to_excel(tmp_path / "fit.xlsx")
+    subjects = pd.read_excel(tmp_path / "fit.xlsx", sheet_name="subjects")["id"]
+    assert "=1+1" in set(subjects)
+    assert "bell " in set(subjects)
+    import openpyxl
+
+    book = openpyxl.load_workbook(tmp_path / "fit.xlsx")
+    assert [c for sheet in book for line in sheet.iter_rows() for c in line if c.data_type == "f"] == []
+
+
+def test_workbook_without_data(tmp_path):
+    rows().to_excel(tmp_path / "fit.xlsx", data=False)
+    assert list(pd.read_excel(tmp_path / "fit.xlsx", sheet_name=None)) == ["estimates", "fit"]
+
+
+def test_workbook_needs_its_ending_and_its_package(tmp_path, monkeypatch):
+    with pytest.raises(ArgumentError, match=r"path must end in \.xlsx, got 'fit\.csv'"):
+        rows().to_excel("fit.csv")
+    for name in ("openpyxl", "openpyxl.workbook"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingExtraError, match=r"to_excel\(\) needs openpyxl.*pip install 'mixmoe\[files\]'"):
+        rows().to_excel(tmp_path / "fit.xlsx")
+
+
+# ---- side by side ----
+
+
+def cells(summary, key):
+    found = next(table for table in summary.tables if table.key == key)
+    return dict(zip(found.index, found.cells, strict=True))
+
+
+def test_fits_are_aligned_by_name():
+    one, two = make_results(experts=1), make_results(experts=2)
+    made = mm.table([one, two])
+    assert isinstance(made, Summary)
+    assert [t.key for t in made.tables] == ["expert1", "expert2", "gate", "random", "residual", "statistics"]
+    assert cells(made, "expert1")["time"] == (f"{one.params['expert1.time']:.4f}", f"{two.params['expert1.time']:.4f}")
+    assert cells(made, "expert2")["time"] == (None, f"{two.params['expert2.time']:.4f}")
+    first = made.tables[0]
+    assert first.index[1] == ""
+    assert first.cells[1] == (f"({one.bse.iloc[0]:.4f})", f"({two.bse.iloc[0]:.4f})")
+    assert cells(made, "gate")["expert 2: z"][0] is None
+
+
+def test_statistics_below():
+    one, two = make_results(experts=1, loglik=-210.0), make_results(experts=2)
+    foot = cells(mm.table([one, two]), "statistics")
+    assert foot["Log-likelihood"] == (-210.0, -200.0)
+    assert foot["Subjects"] == (40, 40)
+    assert foot["Entropy"] == (None, two.entropy)
+    assert list(cells(mm.table([one], statistics=["bic"]), "statistics")) == ["BIC"]
+    assert [t.key for t in mm.table([one], statistics=[]).tables][-1] == "residual"
+
+
+def test_stars_only_when_asked_for_and_only_on_what_is_tested():
+    fit = make_results()
+    assert "*" not in str(mm.table([fit]))
+    starred = mm.table([fit], stars=True)
+    stars = {name: str(row[0]).count("*") for name, row in cells(starred, "expert1").items() if name}
+    p_values = {name: fit.pvalues[f"expert1.{name}"] for name in stars}
+    assert stars == {name: sum(p < limit for limit in (0.05, 0.01, 0.001)) for name, p in p_values.items()}
+    assert not any("*" in str(row[0]) for row in cells(starred, "residual").values())
+    assert "*** p < 0.001" in starred.notes[1]
+
+
+def test_notes_say_what_cannot_be_compared():
+    one, two = make_results(experts=1), make_results(data=make_data(n_subjects=41))
+    notes = " ".join(mm.table([one, two]).notes)
+    assert "different rows" in notes
+    assert "numbered by size" in notes
+    other = FakeResults(one.model, one.em, make_cov(one.model, "nonrobust"))
+    notes = mm.table({"a": one, "b": other}).notes
+    assert re.search(r"a sandwich.*; b inverse", notes[0])
+    assert len(notes) == 1
+
+
+@pytest.mark.parametrize("kind", ["text", "html", "latex", "markdown"])
+def test_all_writers(kind):
+    made = mm.table({"small": make_results(experts=1), "<large>": make_results()}, title="Two models")
+    text = getattr(made, f"as_{kind}")()
+    assert "small" in text
+    assert ("<large>" in text) == (kind == "text")
+    assert "Log" in text
+
+
+def test_families_stand_side_by_side():
+    data = mm.simulate.vcmoe("well_separated", n=200, rng=1).data
+    linear = mm.fit("y ~ z1 | gate: x1", data, experts=2, rng=0)
+    varying = mm.fit("y ~ z1 | gate: x1 | vary: u", data, experts=2, bandwidth=0.3, rng=0)
+    made = mm.table([linear, varying])
+    names = {p.name for f in (linear, varying) for p in f.model.layout.parameters}
+    assert sum(len(t.index) for t in made.tables if t.key != "statistics") == 2 * len(names)
+
+
+def test_what_is_no_fit_is_refused():
+    fit = make_results()
+    with pytest.raises(ArgumentError, match="at least one fit, got none"):
+        mm.table([])
+    with pytest.raises(ArgumentError, match="made of fitted models, got int"):
+        mm.table([fit, 3])
+    with pytest.raises(ArgumentError, match=r"names must be 1 texts, one per fit, got \['a', 'b'\]"):
+        mm.table([fit], names=["a", "b"])
+    with pytest.raises(ArgumentError, match=r"statistics must be among 'subjects', .*, got 'r2'"):
+        mm.table([fit], statistics=["r2"])
