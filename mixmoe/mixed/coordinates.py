@@ -45,7 +45,7 @@ class Coordinates:
         beta: Array = self.scale * np.linalg.solve(self.expert, working.beta[..., None])[..., 0] + self.center
         factor: Array = self.scale * np.linalg.solve(self.random, working.factor)
         gamma: Array = np.linalg.solve(self.gate, working.gamma[..., None])[..., 0]
-        return Params(gamma, beta, factor, self.scale * working.sigma)
+        return Params(gamma, beta, factor, self.scale * working.sigma, working.extra)
 
     def to_working(self, user: Params) -> Params:
         """Parameters in working coordinates."""
@@ -54,7 +54,7 @@ class Coordinates:
         for at in np.ndindex(user.factor.shape[:2]):
             moved = self.random @ user.factor[at] / self.scale
             factor[at] = semidefinite_cholesky(moved @ moved.T)
-        return Params(user.gamma @ self.gate.T, beta, factor, user.sigma / self.scale)
+        return Params(user.gamma @ self.gate.T, beta, factor, user.sigma / self.scale, user.extra)
 
 
 def orthogonal_columns(X: Array, first: NDArray[np.bool_]) -> Array:

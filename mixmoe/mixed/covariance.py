@@ -1,6 +1,6 @@
 """Covariance of the estimates of a MEMoE: observed information, sandwich, boundary and unidentified directions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from mixmoe.kernels.linalg import semidefinite_cholesky
 from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.likelihood import Problem, observed_information, subject_scores
 from mixmoe.mixed.natural import n_covariances, to_natural
-from mixmoe.mixed.structure import Params, Structure, contract, expand
+from mixmoe.mixed.structure import Structure, contract, expand
 
 Array = NDArray[np.float64]
 
@@ -59,7 +59,7 @@ def find_boundary(problem: Problem, coordinates: Coordinates, theta: Array) -> B
         if s.cov_re != "proportional" or not null.all():
             dead[free.factor[k][null[columns]]] = True
         singular.append(bool(null.any()))
-    clean = contract(s, Params(params.gamma, params.beta, factor, params.sigma))[0]
+    clean = contract(s, replace(params, factor=factor))[0]
     natural = to_natural(s, coordinates.to_user(expand(s, free, clean[None])))[0]
     return Boundary(clean, dead, _blank(s, natural, coordinates, singular))
 

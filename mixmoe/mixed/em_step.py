@@ -5,19 +5,21 @@ and fixed effects by generalised least squares, the other treats the random effe
 covariances and the residual variances. Neither can lower the log-likelihood.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe.gate import gate_step
+from mixmoe.gate import gate_log_probabilities, gate_step
+from mixmoe.kernels.linalg import logsumexp
 from mixmoe.kernels.moments import (
     expert_scores,
     random_effect_covariances,
     random_effect_means,
     weighted_normal_matrix,
 )
-from mixmoe.mixed.likelihood import Problem, evaluate_block, flat_experts
+from mixmoe.mixed.gaussian import flat_experts
+from mixmoe.mixed.likelihood import ClosedForm
 from mixmoe.mixed.structure import Params, Structure, contract, expand
 
 Array = NDArray[np.float64]
@@ -55,7 +57,7 @@ class Expectations:
     residual: Array
 
 
-def expectations(problem: Problem, params: Params, given: Array | None = None) -> Expectations:
+def expectations(problem: ClosedForm, params: Params, given: Array | None = None) -> Expectations:
     """E-step at `params`; responsibilities `given`, shape (S, K, N), replace the posterior ones."""
     S, K, p = params.beta.shape
     q, N = problem.structure.n_random, problem.n_subjects
@@ -63,17 +65,21 @@ def expectations(problem: Problem, params: Params, given: Array | None = None) -
     loglik, responsibilities = np.zeros(S), np.empty((S, K, N))
     pull, normal = np.zeros((S * K, p)), np.zeros((S * K, p, p))
     second, residual, rows = np.zeros((S * K, q, q)), np.zeros(S * K), np.zeros(S * K)
-    for where, moments in problem.moments.blocks(S * K):
-        block = evaluate_block(problem, params, where, moments)
-        loglik += block.loglik.sum(axis=1)
-        responsibilities[..., where] = block.responsibilities if given is None else given[..., where]
-        weights = responsibilities[..., where].reshape(S * K, -1)
-        scores = expert_scores(moments, block.posterior, factor, sigma)
+    for where, experts in problem.experts.blocks(S * K):
+        densities, moments = experts.densities(params), experts.moments
+        posterior = densities.posterior
+        log_joint = gate_log_probabilities(problem.W[where], params.gamma) + densities.log_density
+        block_loglik = logsumexp(log_joint, axis=1)
+        loglik += block_loglik.sum(axis=1)
+        found = np.exp(log_joint - block_loglik[:, None]) if given is None else given[..., where]
+        responsibilities[..., where] = found
+        weights = found.reshape(S * K, -1)
+        scores = expert_scores(moments, posterior, factor, sigma)
         pull += (scores[:, :p] @ weights[:, :, None])[..., 0]
-        normal += weighted_normal_matrix(moments, block.posterior, factor, sigma, weights)
-        means = random_effect_means(block.posterior, factor, sigma)
+        normal += weighted_normal_matrix(moments, posterior, factor, sigma, weights)
+        means = random_effect_means(posterior, factor, sigma)
         second += (means * weights[:, None]) @ np.swapaxes(means, 1, 2)
-        second += np.einsum("eabn,en->eab", random_effect_covariances(block.posterior, factor), weights)
+        second += np.einsum("eabn,en->eab", random_effect_covariances(posterior, factor), weights)
         residual += sigma**2 * ((scores[:, -1] + moments.n) * weights).sum(axis=1)
         rows += weights @ moments.n
     return Expectations(
@@ -88,7 +94,7 @@ def expectations(problem: Problem, params: Params, given: Array | None = None) -
     )
 
 
-def update_means(problem: Problem, params: Params, e: Expectations) -> Params:
+def update_means(problem: ClosedForm, params: Params, e: Expectations) -> Params:
     """Gate by one Newton step, fixed effects by generalised least squares given the responsibilities."""
     gamma = gate_step(problem.W, e.responsibilities, params.gamma)
     where = problem.free.beta - problem.free.gate.stop  # (K, p)
@@ -100,19 +106,21 @@ def update_means(problem: Problem, params: Params, e: Expectations) -> Params:
         pull[:, columns] += e.pull[:, k]
     ridge = 1e-10 * (1 + np.trace(normal, axis1=1, axis2=2)[:, None, None] / size) * np.eye(size)
     step = np.linalg.solve(normal + ridge, pull[..., None])[..., 0]
-    return Params(gamma, params.beta + step[:, where], params.factor, params.sigma)
+    return replace(params, gamma=gamma, beta=params.beta + step[:, where])
 
 
-def update_variances(problem: Problem, params: Params, e: Expectations) -> Params:
+def update_variances(problem: ClosedForm, params: Params, e: Expectations) -> Params:
     """Gate by one Newton step, covariances and residual variances from the expected second moments."""
     s = problem.structure
     gamma = gate_step(problem.W, e.responsibilities, params.gamma)
+    if not s.has_sigma:
+        return replace(params, gamma=gamma, factor=_updated_factor(s, e, params.factor))
     if s.residual == "common":
         variance = np.broadcast_to((e.residual.sum(axis=1) / e.rows.sum(axis=1))[:, None], e.rows.shape)
     else:
         variance = e.residual / np.maximum(e.rows, np.finfo(float).tiny)
     sigma = np.sqrt(np.maximum(variance, _SMALLEST))
-    return Params(gamma, params.beta, _updated_factor(s, e, params.factor), sigma)
+    return replace(params, gamma=gamma, factor=_updated_factor(s, e, params.factor), sigma=sigma)
 
 
 def _updated_factor(s: Structure, e: Expectations, old: Array) -> Array:
@@ -141,7 +149,7 @@ def _factor(D: Array) -> Array:
     return np.linalg.cholesky(D + floor)
 
 
-def em_iterations(problem: Problem, theta: Array, n_iter: int) -> tuple[Array, Array]:
+def em_iterations(problem: ClosedForm, theta: Array, n_iter: int) -> tuple[Array, Array]:
     """Free vectors (S, P) after `n_iter` pairs of conditional steps, and log-likelihoods before each, (S, 2n)."""
     trace = np.empty((theta.shape[0], 2 * n_iter))
     params = expand(problem.structure, problem.free, theta)

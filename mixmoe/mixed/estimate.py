@@ -8,15 +8,17 @@ from numpy.typing import NDArray
 
 from mixmoe.em import Climb, Control, Evaluation, climb
 from mixmoe.gate import gate_log_probabilities
-from mixmoe.mixed.likelihood import Problem, evaluate, observed_information
+from mixmoe.mixed.likelihood import ClosedForm, Problem, evaluate, observed_information
 from mixmoe.mixed.starts import (
     OneExpert,
     climb_one_expert,
+    closed_form_problem,
     fit_one_expert,
     inverse_outer_product,
     one_expert_problem,
     random_starts,
     split_merge_starts,
+    with_extras,
 )
 from mixmoe.mixed.structure import Params, contract, expand
 
@@ -29,6 +31,7 @@ _SEARCH_SUBJECTS = 500
 _FINISHED = 5  # candidates that are run to full convergence, on all subjects
 _SHARP = 0.01  # of the tolerance: what quasi-Newton aims at before Newton steps are called in
 _STANDSTILL = 1e-11  # gain in log-likelihood of an ascent that creeps along the edge of a collapse
+_CHASED = 10  # end points of the closed form that are carried on with the likelihood itself
 _MARGIN = 1.0  # candidates may lie this far below the best rough value,
 _PART_MARGIN = 20.0  # or this far if that was found on some of the subjects
 _ROUGH = Control(max_iter=80, tol=1e-4, min_gain=1e-5)
@@ -93,7 +96,8 @@ def permute_params(params: Params, order: Sequence[int]) -> Params:
     reference = np.zeros_like(params.gamma[:, :1]) if params.gamma.size else params.gamma[:, :0]
     full = np.concatenate([reference, params.gamma], axis=1)
     gamma = full[:, index[1:]] - full[:, index[:1]] if params.gamma.size else params.gamma
-    return Params(gamma, params.beta[:, index], params.factor[:, index], params.sigma[:, index])
+    parts = (params.beta, params.factor, params.sigma, params.extra)
+    return Params(gamma, *(part[:, index] for part in parts))
 
 
 def largest_first(problem: Problem, theta: Array) -> Array:
@@ -139,7 +143,7 @@ class Guarded:
         """Log-likelihood and score at points (S, P); minus infinity below the floor."""
         with np.errstate(all="ignore"):  # far from the optimum anything may overflow; climb() expects that
             e = evaluate(self.problem, theta)
-            smallest = np.exp(theta[:, self.problem.free.log_sigma].min(axis=1))
+            smallest = np.exp(theta[:, self.problem.free.log_sigma].min(axis=1, initial=np.inf))
         return Evaluation(np.where(smallest < self.sigma_floor, -np.inf, e.loglik), e.score)
 
 
@@ -167,24 +171,58 @@ def search(
     limited = replace(_ROUGH, max_iter=min(_ROUGH.max_iter, control.max_iter), progress=control.progress)
     if problem.structure.n_experts == 1 and given is None:
         rough = climb_one_expert(problem, limited)
-        return finish(problem, float(np.exp(rough.theta[0, -1])), rough, _MARGIN, control)
+        return finish(problem, pooled_sigma(problem, rough.theta[0]), rough, _MARGIN, control)
     if not n_starts and given is not None:
-        end = climb_one_expert(one_expert_problem(problem), limited)
-        sigma_one = float(np.exp(end.theta[0, -1]))
+        alone = one_expert_problem(problem)
+        sigma_one = pooled_sigma(alone, climb_one_expert(alone, limited).theta[0])
         return finish(problem, sigma_one, _climb_from(problem, sigma_one, given[None], limited), _MARGIN, control)
     part = problem.take(_search_order(problem, rng))
     one = fit_one_expert(part, limited)
-    rough = explore(part, one, n_starts, limited, rng)
+    closed = closed_form_problem(part, one.params)
+    rough = explore(closed, one, n_starts, limited, rng)
+    if closed.experts is not part.experts:
+        rough = chase(part, one, rough, limited)
     if given is not None:
         rough = join(rough, _climb_from(part, one.sigma, given[None], limited))
     margin = _MARGIN if part.n_subjects == problem.n_subjects else _PART_MARGIN
     return finish(problem, one.sigma, rough, margin, control)
 
 
+def pooled_sigma(alone: Problem, theta: Array) -> float:
+    """Residual standard deviation of a one-expert fit; one if the likelihood has none."""
+    return float(expand(alone.structure, alone.free, theta[None]).sigma[0, 0])
+
+
+def chase(problem: Problem, one: OneExpert, found: Climb, control: Control) -> Climb:
+    """End points found with the closed form, carried on with the likelihood itself.
+
+    Starts with the same end point go on as one; those that ended far below the best are given up.
+    """
+    order = np.argsort(-found.loglik, kind="stable")
+    falls = -np.diff(found.loglik[order], prepend=found.loglik[order[0]])
+    group = np.empty(order.size, dtype=np.intp)
+    group[order] = np.cumsum(np.nan_to_num(falls) > _SAME)
+    leaders = [int(order[np.argmax(group[order] == g)]) for g in range(min(_CHASED, int(group.max()) + 1))]
+    theta = with_extras(problem, found.theta, one.params)
+    end = _climb_from(problem, one.sigma, theta[leaders], control)
+    where = np.minimum(group, len(leaders) - 1)
+    lost = group >= len(leaders)
+    traces = tuple([-np.inf] if lost[i] else end.traces[g] for i, g in enumerate(where))
+    return Climb(
+        np.where(lost[:, None], theta, end.theta[where]),
+        np.where(lost, -np.inf, end.loglik[where]),
+        end.score[where],
+        found.n_iter + end.n_iter[where],
+        found.n_evaluations + end.n_evaluations[where],
+        end.converged[where] & ~lost,
+        traces,
+        found.interrupted or end.interrupted,
+    )
+
+
 def _search_order(problem: Problem, rng: np.random.Generator) -> NDArray[np.intp]:
     """Subjects on which starts are searched, in an order that does not depend on the order of the data."""
-    keys = (*problem.W.T, *problem.moments.Xy, problem.moments.yy)
-    order = np.lexsort(keys)
+    order = np.lexsort((*problem.W.T, *problem.experts.sort_keys()))
     if problem.n_subjects <= _SEARCH_ABOVE:
         return order
     return order[np.sort(rng.choice(problem.n_subjects, _search_size(problem), replace=False))]
@@ -204,7 +242,7 @@ def _candidates(logliks: Array, margin: float) -> NDArray[np.intp]:
     return order[apart][:_FINISHED]
 
 
-def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, rng: np.random.Generator) -> Climb:
+def explore(problem: ClosedForm, one: OneExpert, n_starts: int, control: Control, rng: np.random.Generator) -> Climb:
     """End points of random starts, then of split-and-merge moves from the best of them."""
     theta = random_starts(problem, one, n_starts, _EM_STEPS, rng)
     found = _climb_from(problem, one.sigma, theta, control, spent=2 * _EM_STEPS)
@@ -251,6 +289,8 @@ def collapsed(problem: Problem, sigma_one: float, theta: Array) -> NDArray[np.bo
     Either its residual deviation has vanished beside that of the one-expert model, or it is far below that of another
     expert while hardly more subjects than coefficients belong to it (McLachlan & Peel 2000, section 3.10).
     """
+    if not problem.structure.has_sigma:
+        return np.zeros(theta.shape[0], dtype=bool)
     params = expand(problem.structure, problem.free, theta)
     subjects = np.exp(gate_log_probabilities(problem.W, params.gamma)).sum(axis=2)
     few = subjects <= (~problem.structure.common).sum() + _FEW

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mixmoe.design import Design, DesignNames
 from mixmoe.mixed.coordinates import Coordinates
-from mixmoe.mixed.predict import Estimate, History, Interval, history_from_moments, prior_history
+from mixmoe.mixed.predict import Estimate, History, Interval, posterior_history, prior_history
 
 Array = NDArray[np.float64]
 
@@ -42,7 +42,7 @@ def past_of_subjects(model: _Model, e: Estimate, known: Design, wanted: Design) 
         return history  # rows without a subject are strangers, whatever their labels
     found = where >= 0
     problem = model.problem_of(known)
-    past = history_from_moments(model.coordinates.to_working(e.params), problem.moments, problem.W)
+    past = posterior_history(problem, model.coordinates.to_working(e.params))
     past = _in_user_units(past, model.coordinates).take(where[found])
     history.probabilities[found] = past.probabilities
     history.means[found] = past.means

@@ -1,6 +1,7 @@
 """Observed-data log-likelihood of a MEMoE, its score and its information, for several starts at once."""
 
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,30 +9,33 @@ from numpy.typing import NDArray
 from mixmoe.em import Evaluation
 from mixmoe.gate import gate_log_probabilities, gate_scores
 from mixmoe.kernels.linalg import logsumexp
-from mixmoe.kernels.moments import ExpertPosterior, Moments, expert_posterior, expert_scores
+from mixmoe.mixed.experts import Densities, Experts
+from mixmoe.mixed.gaussian import GaussianExperts
 from mixmoe.mixed.structure import FreeVector, Params, Structure, build_free_vector, expand, pull_back
 
 Array = NDArray[np.float64]
+Model = TypeVar("Model", bound=Experts)
 
 _COMPLEX_STEP = 1e-30
+_DIFFERENCE = 1e-4  # in working coordinates; the error of a central difference is its square
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(Generic[Model]):
     """Everything the likelihood needs, in working coordinates.
 
     Attributes
     ----------
     structure : Structure
     free : FreeVector
-    moments : Moments
+    experts : Experts
     W : ndarray, shape (N, m)
         Gate design.
     """
 
     structure: Structure
     free: FreeVector
-    moments: Moments
+    experts: Model
     W: Array
 
     @property
@@ -39,14 +43,17 @@ class Problem:
         """Number of subjects."""
         return self.W.shape[0]
 
-    def take(self, subjects: NDArray[np.intp]) -> "Problem":
+    def take(self, subjects: NDArray[np.intp]) -> "Problem[Model]":
         """The same problem on some of the subjects."""
-        return Problem(self.structure, self.free, self.moments.take(subjects), self.W[subjects])
+        return Problem(self.structure, self.free, self.experts.take(subjects), self.W[subjects])
 
 
-def build_problem(structure: Structure, moments: Moments, W: Array) -> Problem:
+ClosedForm = Problem[GaussianExperts]
+
+
+def build_problem(structure: Structure, experts: Model, W: Array) -> Problem[Model]:
     """A problem from its parts."""
-    return Problem(structure, build_free_vector(structure), moments, W)
+    return Problem(structure, build_free_vector(structure), experts, W)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +63,14 @@ class Block:
     Attributes
     ----------
     where : slice
-    moments : Moments
-    params : Params
-    posterior : ExpertPosterior
-        With E = S * K.
+    densities : Densities
     log_prior : ndarray, shape (S, K, n)
     log_joint : ndarray, shape (S, K, n)
     loglik : ndarray, shape (S, n)
     """
 
     where: slice
-    moments: Moments
-    params: Params
-    posterior: ExpertPosterior
+    densities: Densities
     log_prior: Array
     log_joint: Array
     loglik: Array
@@ -79,20 +81,12 @@ class Block:
         return np.exp(self.log_joint - self.loglik[:, None])
 
 
-def flat_experts(params: Params) -> tuple[Array, Array]:
-    """Factors (S * K, q, q) and residual standard deviations (S * K,)."""
-    S, K, q, _ = params.factor.shape
-    return params.factor.reshape(S * K, q, q), params.sigma.reshape(S * K)
-
-
-def evaluate_block(problem: Problem, params: Params, where: slice, moments: Moments) -> Block:
+def evaluate_block(problem: Problem, params: Params, where: slice, experts: Experts) -> Block:
     """Joint log-densities of the subjects in `where`."""
-    S, K, p = params.beta.shape
-    factor, sigma = flat_experts(params)
-    post = expert_posterior(moments, params.beta.reshape(S * K, p), factor, sigma)
+    densities = experts.densities(params)
     log_prior = gate_log_probabilities(problem.W[where], params.gamma)
-    log_joint = log_prior + post.log_density.reshape(S, K, -1)
-    return Block(where, moments, params, post, log_prior, log_joint, logsumexp(log_joint, axis=1))
+    log_joint = log_prior + densities.log_density
+    return Block(where, densities, log_prior, log_joint, logsumexp(log_joint, axis=1))
 
 
 def block_scores(problem: Problem, theta: Array, block: Block, memberships: Array | None = None) -> Array:
@@ -101,11 +95,9 @@ def block_scores(problem: Problem, theta: Array, block: Block, memberships: Arra
     By Fisher's identity the observed-data score is the responsibility-weighted sum of the experts' scores. With
     `memberships`, shape (S, K, n), in the place of the responsibilities, the score were these known.
     """
-    S, K, n = block.log_joint.shape
-    factor, sigma = flat_experts(block.params)
+    S, _, n = block.log_joint.shape
     responsibilities = block.responsibilities if memberships is None else memberships
-    experts = expert_scores(block.moments, block.posterior, factor, sigma)
-    experts = experts.reshape(S, K, -1, n) * responsibilities[:, :, None]
+    experts = block.densities.scores() * responsibilities[:, :, None]
     residual = gate_scores(block.log_prior, responsibilities)
     gate = (residual[:, :, None] * problem.W[block.where].T).reshape(S, -1, n)
     return pull_back(problem.structure, problem.free, theta, gate, experts)
@@ -113,23 +105,19 @@ def block_scores(problem: Problem, theta: Array, block: Block, memberships: Arra
 
 def summed_scores(problem: Problem, theta: Array, block: Block) -> Array:
     """Scores summed over the subjects of a block, shape (S, P)."""
-    S, K, n = block.log_joint.shape
-    factor, sigma = flat_experts(block.params)
     responsibilities = block.responsibilities
-    experts = expert_scores(block.moments, block.posterior, factor, sigma)
-    flat = responsibilities.reshape(S * K, n, 1)
-    experts = (experts @ flat).reshape(S, K, -1)
-    gate = (gate_scores(block.log_prior, responsibilities) @ problem.W[block.where]).reshape(S, -1)
-    return pull_back(problem.structure, problem.free, theta, gate, experts)
+    experts = block.densities.summed_scores(responsibilities)
+    gate = gate_scores(block.log_prior, responsibilities) @ problem.W[block.where]
+    return pull_back(problem.structure, problem.free, theta, gate.reshape(theta.shape[0], -1), experts)
 
 
 def evaluate(problem: Problem, theta: Array) -> Evaluation:
-    """Log-likelihood and score at S free vectors, shape (S, P); complex input passes through."""
+    """Log-likelihood and score at S free vectors, shape (S, P); complex input passes through analytic experts."""
     params = expand(problem.structure, problem.free, theta)
     loglik = np.zeros(theta.shape[0], dtype=theta.dtype)
     score = np.zeros(theta.shape, dtype=theta.dtype)
-    for where, moments in problem.moments.blocks(theta.shape[0] * problem.structure.n_experts):
-        block = evaluate_block(problem, params, where, moments)
+    for where, experts in problem.experts.blocks(theta.shape[0] * problem.structure.n_experts):
+        block = evaluate_block(problem, params, where, experts)
         loglik += block.loglik.sum(axis=1)
         score += summed_scores(problem, theta, block)
     return Evaluation(loglik, score)
@@ -139,8 +127,8 @@ def subject_scores(problem: Problem, theta: Array) -> Array:
     """Score of every subject at one free vector, shape (N, P)."""
     params = expand(problem.structure, problem.free, theta[None])
     out = np.empty((problem.n_subjects, theta.size))
-    for where, moments in problem.moments.blocks(problem.structure.n_experts):
-        block = evaluate_block(problem, params, where, moments)
+    for where, experts in problem.experts.blocks(problem.structure.n_experts):
+        block = evaluate_block(problem, params, where, experts)
         out[where] = block_scores(problem, theta[None], block)[0].T
     return out
 
@@ -149,18 +137,23 @@ def subject_logliks(problem: Problem, theta: Array) -> Array:
     """Log joint density of every subject with every expert at one free vector, shape (N, K)."""
     params = expand(problem.structure, problem.free, theta[None])
     out = np.empty((problem.n_subjects, problem.structure.n_experts))
-    for where, moments in problem.moments.blocks(problem.structure.n_experts):
-        out[where] = evaluate_block(problem, params, where, moments).log_joint[0].T
+    for where, experts in problem.experts.blocks(problem.structure.n_experts):
+        out[where] = evaluate_block(problem, params, where, experts).log_joint[0].T
     return out
 
 
 def observed_information(problem: Problem, theta: Array) -> Array:
     """Minus the Hessian of the log-likelihood, shape (P, P).
 
-    The derivative of the exact score by complex steps (Squire & Trapp 1998), one direction per row of a single batched
-    evaluation: no step size to choose, no digits lost.
+    The derivative of the exact score: by complex steps (Squire & Trapp 1998) where the experts let them through, one
+    direction per row, with no step size to choose and no digits lost; else by central differences.
     """
     P = theta.size
-    moved = theta + 1j * _COMPLEX_STEP * np.eye(P)
-    hessian = np.vstack([evaluate(problem, row).score.imag for row in np.array_split(moved, P)]) / _COMPLEX_STEP
+    if problem.experts.analytic:
+        moved = theta + 1j * _COMPLEX_STEP * np.eye(P)
+        hessian = np.vstack([evaluate(problem, row).score.imag for row in np.array_split(moved, P)]) / _COMPLEX_STEP
+        return -0.5 * (hessian + hessian.T)
+    steps = _DIFFERENCE * np.eye(P)
+    rows = [evaluate(problem, np.vstack([theta + step, theta - step])).score for step in steps]
+    hessian = np.array([row[0] - row[1] for row in rows]) / (2 * _DIFFERENCE)
     return -0.5 * (hessian + hessian.T)

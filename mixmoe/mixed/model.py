@@ -20,9 +20,11 @@ from mixmoe.mixed.bootstrap import bootstrap_covariance
 from mixmoe.mixed.coordinates import Coordinates, apply_inverse, build_coordinates
 from mixmoe.mixed.covariance import covariance, find_boundary, natural_jacobian
 from mixmoe.mixed.estimate import Search, default_starts, order_experts, search
+from mixmoe.mixed.extras import outside
 from mixmoe.mixed.flags import find_flags, warn_flags
+from mixmoe.mixed.gaussian import GaussianExperts
 from mixmoe.mixed.likelihood import Problem, build_problem, evaluate, subject_logliks
-from mixmoe.mixed.natural import build_layout, from_natural, to_natural
+from mixmoe.mixed.natural import build_layout, from_natural, split_natural, to_natural
 from mixmoe.mixed.results import MEMoEResults
 from mixmoe.mixed.structure import CovRE, Params, Residual, Structure, contract, expand
 from mixmoe.output.saved import SavedFit
@@ -232,7 +234,11 @@ class MEMoE:
 
     def vector(self, params: Any) -> Array:
         """Reported parameters as an array, shape (P,), from an array, a mapping by name, or results of another fit."""
-        return start_vector(params, self.layout)
+        vector = start_vector(params, self.layout)
+        wrong = outside(self.structure.extras, split_natural(self.structure, vector).extra, self.n_experts)
+        if wrong is not None:
+            raise ArgumentError(f"start has {wrong}")
+        return vector
 
     def working(self, params: Array) -> Array:
         """Free vector in working coordinates, shape (P,), of reported parameters."""
@@ -328,7 +334,7 @@ def working_problem(design: Design, s: Structure, c: Coordinates) -> Problem:
     X, Z = apply_inverse(design.expert, c.expert), apply_inverse(design.random, c.random)
     y = (np.asarray(design.response) - design.expert @ c.center) / c.scale
     moments = build_moments(y, X, Z, design.starts)
-    return build_problem(s, moments, apply_inverse(design.gate, c.gate))
+    return build_problem(s, GaussianExperts(moments), apply_inverse(design.gate, c.gate))
 
 
 def checked_formula(formula: Any) -> MoEFormula:
@@ -402,7 +408,9 @@ def _inside(parameter: Parameter, value: float) -> bool:
         return False
     if parameter.block == "random" and parameter.tested:
         return abs(value) <= 1
-    return parameter.tested or (value > 0 if parameter.block == "residual" else value >= 0)
+    if parameter.name.startswith("sigma"):
+        return bool(value > 0)
+    return parameter.block != "random" or bool(value >= 0)
 
 
 def cluster_codes(cluster: Any, design: Design) -> NDArray[np.int64]:

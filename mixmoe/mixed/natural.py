@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from mixmoe.design import DesignNames
 from mixmoe.kernels.linalg import semidefinite_cholesky
 from mixmoe.layout import Parameter, ParamLayout
+from mixmoe.mixed.extras import by_expert, flatten, free_extras, natural_extras
 from mixmoe.mixed.structure import Params, Structure
 
 Array = NDArray[np.float64]
@@ -16,9 +17,9 @@ _COMPLEX_STEP = 1e-30
 
 
 def build_layout(s: Structure, names: DesignNames) -> ParamLayout:
-    """Names in the order of `to_natural`: experts, common, gate, random effects, residuals."""
-    parameters = [*_coefficients(s, names), *_random(s, names), *_residual(s)]
-    return ParamLayout(tuple(parameters))
+    """Names in the order of `to_natural`: experts, common, gate, random effects, residuals, further parameters."""
+    further = [parameter for extra in s.extras for parameter in extra.parameters(s.n_experts)]
+    return ParamLayout((*_coefficients(s, names), *_random(s, names), *_residual(s), *further))
 
 
 def _coefficients(s: Structure, names: DesignNames) -> list[Parameter]:
@@ -60,6 +61,8 @@ def _random(s: Structure, names: DesignNames) -> list[Parameter]:
 
 
 def _residual(s: Structure) -> list[Parameter]:
+    if not s.has_sigma:
+        return []
     if s.residual == "common":
         return [Parameter("sigma", "residual", "sigma", None, tested=False)]
     return [Parameter(f"sigma{k}", "residual", "sigma", k, tested=False) for k in range(1, s.n_experts + 1)]
@@ -104,6 +107,11 @@ def n_covariances(s: Structure) -> int:
     return s.n_experts if s.cov_re == "expert" else 1
 
 
+def n_sigmas(s: Structure) -> int:
+    """Residual standard deviations that are reported."""
+    return {"expert": s.n_experts, "common": 1, "none": 0}[s.residual]
+
+
 def to_natural(s: Structure, params: Params) -> Array:
     """Reported parameters, shape (S, P), from full parameters on the user's scale; passes complex steps through."""
     S = params.beta.shape[0]
@@ -122,7 +130,8 @@ def to_natural(s: Structure, params: Params) -> Array:
         total = np.einsum("skaa->sk", D)
         with np.errstate(divide="ignore", invalid="ignore"):
             pieces.append(np.sqrt(total[:, 1:] / total[:, :1]))
-    pieces.append(params.sigma if s.residual == "expert" else params.sigma[:, :1])
+    pieces.append(params.sigma[:, : n_sigmas(s)])
+    pieces.append(natural_extras(s.extras, params.extra))
     return np.concatenate(pieces, axis=1)
 
 
@@ -139,7 +148,9 @@ class Pieces:
         Standard deviations, then correlations.
     omega : ndarray, shape (K,) or (0,)
         Multipliers of proportional covariances, the first one 1.
-    sigma : ndarray, shape (K,) or (1,)
+    sigma : ndarray, shape (K,), (1,) or (0,)
+    extra : ndarray, shape (D,)
+        Further parameters, in the order of the layout.
     """
 
     own: Array
@@ -148,6 +159,7 @@ class Pieces:
     random: Array
     omega: Array
     sigma: Array
+    extra: Array
 
 
 def split_natural(s: Structure, vector: Array) -> Pieces:
@@ -156,11 +168,11 @@ def split_natural(s: Structure, vector: Array) -> Pieces:
     n_own = int((~s.common).sum())
     width = q + len(_pairs(s))
     n_omega = K - 1 if s.cov_re == "proportional" and q else 0
-    sizes = [K * n_own, s.n_columns - n_own, (K - 1) * s.n_gate, n_covariances(s) * width, n_omega]
-    own, shared, gamma, random, omega, sigma = np.split(vector, np.cumsum(sizes))
+    sizes = [K * n_own, s.n_columns - n_own, (K - 1) * s.n_gate, n_covariances(s) * width, n_omega, n_sigmas(s)]
+    own, shared, gamma, random, omega, sigma, extra = np.split(vector, np.cumsum(sizes))
     full = np.concatenate([np.ones(1), omega]) if n_omega else omega
-    shape = (n_covariances(s), width)
-    return Pieces(own.reshape(K, n_own), shared, gamma.reshape(K - 1, s.n_gate), random.reshape(shape), full, sigma)
+    random = random.reshape(n_covariances(s), width)
+    return Pieces(own.reshape(K, n_own), shared, gamma.reshape(K - 1, s.n_gate), random, full, sigma, extra)
 
 
 def from_natural(s: Structure, vector: Array) -> Params:
@@ -175,7 +187,8 @@ def from_natural(s: Structure, vector: Array) -> Params:
         factor[0, k if s.cov_re == "expert" else slice(None)] = _factor(s, block)
     if pieces.omega.size:
         factor[0] *= pieces.omega[:, None, None]
-    return Params(pieces.gamma[None], beta, factor, np.broadcast_to(pieces.sigma, (1, K)).copy())
+    sigma = np.broadcast_to(pieces.sigma if s.has_sigma else np.ones(1), (1, K)).copy()
+    return Params(pieces.gamma[None], beta, factor, sigma, free_extras(s.extras, pieces.extra, K)[None])
 
 
 def permute_natural(s: Structure, vector: Array, order: list[int]) -> Array:
@@ -190,7 +203,8 @@ def permute_natural(s: Structure, vector: Array, order: list[int]) -> Array:
         random[:, : s.n_random] *= omega[order[0]]
         omega = omega[order] / omega[order[0]]
     sigma = old.sigma[order] if s.residual == "expert" else old.sigma
-    parts = (old.own[order], old.shared, full[1:] - full[0], random, omega[1:], sigma)
+    extra = flatten(s.extras, by_expert(s.extras, old.extra, s.n_experts)[order])
+    parts = (old.own[order], old.shared, full[1:] - full[0], random, omega[1:], sigma, extra)
     return np.concatenate([part.ravel() for part in parts])
 
 

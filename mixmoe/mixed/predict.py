@@ -12,12 +12,7 @@ from scipy.stats import norm
 
 from mixmoe.gate import gate_log_probabilities
 from mixmoe.kernels.linalg import logsumexp
-from mixmoe.kernels.moments import (
-    Moments,
-    expert_posterior,
-    random_effect_covariances,
-    random_effect_means,
-)
+from mixmoe.mixed.likelihood import Problem
 from mixmoe.mixed.natural import Positions
 from mixmoe.mixed.structure import Params
 
@@ -170,26 +165,24 @@ def _block(cov: Array, columns: NDArray[np.intp]) -> Array:
     return cov[np.ix_(columns, columns)]
 
 
-def history_from_moments(e: Params, moments: Moments, W: Array) -> History:
-    """Posterior of memberships and random effects of subjects with these cross-products and gate rows.
+def posterior_history(problem: Problem, e: Params) -> History:
+    """Posterior of memberships and random effects of the subjects of a problem.
 
     Parameters
     ----------
+    problem : Problem
     e : Params
-        In the coordinates of `moments` and `W`, S = 1.
-    moments : Moments
-    W : ndarray, shape (N, m)
+        In the coordinates of `problem`, S = 1.
 
     Returns
     -------
     History
     """
-    post = expert_posterior(moments, e.beta[0], e.factor[0], e.sigma[0])
-    log_joint = gate_log_probabilities(W, e.gamma)[0] + post.log_density
+    densities = problem.experts.densities(e)
+    log_joint = (gate_log_probabilities(problem.W, e.gamma) + densities.log_density)[0]
     probabilities = np.exp(log_joint - logsumexp(log_joint, axis=0)).T
-    means = random_effect_means(post, e.factor[0], e.sigma[0])
-    covariances = random_effect_covariances(post, e.factor[0])
-    return History(probabilities, means.transpose(2, 0, 1), covariances.transpose(3, 0, 1, 2))
+    effects = densities.effects()
+    return History(probabilities, effects.means[0].transpose(2, 0, 1), effects.covariances[0].transpose(3, 0, 1, 2))
 
 
 def prior_history(e: Estimate, W: Array) -> History:

@@ -58,8 +58,8 @@ def expert_subject_scores(problem: Problem, theta: Array) -> SubjectScores:
     K = problem.structure.n_experts
     params = expand(problem.structure, problem.free, theta[None])
     out = SubjectScores(np.empty((problem.n_subjects, theta.size)), np.empty((problem.n_subjects, K, theta.size)))
-    for where, moments in problem.moments.blocks(K):
-        block = evaluate_block(problem, params, where, moments)
+    for where, experts in problem.experts.blocks(K):
+        block = evaluate_block(problem, params, where, experts)
         tau = block.responsibilities
         out.observed[where] = block_scores(problem, theta[None], block)[0].T
         for k in range(K):

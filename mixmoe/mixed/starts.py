@@ -6,19 +6,18 @@ moves (Ueda, Nakano, Ghahramani & Hinton 2000) leave a local maximum in which on
 experts share one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe.em import Climb, Control, climb
 from mixmoe.mixed.em_step import em_iterations, expectations, update_means, update_variances
-from mixmoe.mixed.likelihood import Problem, build_problem, evaluate, subject_scores
-from mixmoe.mixed.structure import Params, Structure, contract, expand
+from mixmoe.mixed.likelihood import ClosedForm, Model, Problem, build_problem, evaluate, subject_scores
+from mixmoe.mixed.structure import Params, Sigma, Structure, build_free_vector, contract, expand
 
 Array = NDArray[np.float64]
 
-_FIRST_SIZE = 0.6  # random effects and residual start with 0.36 of the pooled residual variance each
 _SOFT = 0.1  # share of a partition that is spread evenly over the experts
 
 
@@ -54,23 +53,37 @@ def inverse_outer_product(problem: Problem, theta: Array) -> Array:
     return out
 
 
-def one_expert_problem(problem: Problem) -> Problem:
+def one_expert_problem(problem: Problem[Model]) -> Problem[Model]:
     """The likelihood of the one-expert model on the same data."""
-    s = problem.structure
-    single = Structure(1, s.n_gate, s.common, s.n_random, s.correlated, "expert", "expert")
-    return build_problem(single, problem.moments, problem.W)
+    sigma: Sigma = "expert" if problem.structure.has_sigma else "none"
+    single = replace(problem.structure, n_experts=1, cov_re="expert", residual=sigma)
+    return build_problem(single, problem.experts, problem.W)
+
+
+def closed_form_problem(problem: Problem, one: Params) -> ClosedForm:
+    """The Gaussian problem on which starts are searched: the problem itself, or an approximation near `one`."""
+    return build_problem(replace(problem.structure, extras=()), problem.experts.closed_form(one), problem.W)
+
+
+def without_extras(params: Params) -> Params:
+    """The parameters of the closed form."""
+    return replace(params, extra=params.extra[..., :0])
+
+
+def with_extras(problem: Problem, theta: Array, one: Params) -> Array:
+    """Free vectors of `problem`, from those of its closed form, shape (S, P), with further parameters as in `one`."""
+    closed = replace(problem.structure, extras=())
+    params = expand(closed, build_free_vector(closed), theta)
+    shape = (*params.sigma.shape, one.extra.shape[-1])
+    return contract(problem.structure, replace(params, extra=np.broadcast_to(one.extra, shape)))
 
 
 def climb_one_expert(alone: Problem, control: Control) -> Climb:
-    """Ascent to the maximum of a one-expert problem, from equal shares of random and residual variance."""
-    s = alone.structure
-    params = Params(
-        np.zeros((1, 0, s.n_gate)),
-        np.zeros((1, 1, s.n_columns)),
-        _FIRST_SIZE * np.eye(s.n_random)[None, None],
-        np.full((1, 1), _FIRST_SIZE),
-    )
-    theta, _ = em_iterations(alone, contract(s, params), 1)
+    """Ascent to the maximum of a one-expert problem."""
+    guess = alone.experts.first_guess(alone.structure)
+    closed = closed_form_problem(alone, guess)
+    theta, _ = em_iterations(closed, contract(closed.structure, without_extras(guess)), 1)
+    theta = with_extras(alone, theta, guess)
     inverse = inverse_outer_product(alone, theta)
     return climb(lambda point: evaluate(alone, point), theta, inverse, alone.n_subjects, control)
 
@@ -89,7 +102,7 @@ def _whitened(columns: Array) -> Array:
     return left[:, size > 1e-8 * max(size.max(initial=0.0), 1e-300)] * np.sqrt(columns.shape[0])
 
 
-def random_starts(problem: Problem, one: OneExpert, n: int, n_em: int, rng: np.random.Generator) -> Array:
+def random_starts(problem: ClosedForm, one: OneExpert, n: int, n_em: int, rng: np.random.Generator) -> Array:
     """`n` free vectors after a few EM steps, half from partitions and half from perturbed parameters, shape (n, P)."""
     n_partitions = n // 2
     given = np.array([_partition(one.features, problem.structure.n_experts, rng, i) for i in range(n_partitions)])
@@ -147,23 +160,24 @@ def _soft(label: NDArray[np.intp], K: int) -> Array:
 
 
 def repeat_expert(s: Structure, one: Params, S: int) -> Params:
-    """The one-expert parameters for every expert of S starts."""
+    """The one-expert parameters for every expert of S starts, without further ones."""
     K, q = s.n_experts, s.n_random
     return Params(
         np.zeros((S, K - 1, s.n_gate)),
         np.broadcast_to(one.beta, (S, K, s.n_columns)).copy(),
         np.broadcast_to(one.factor, (S, K, q, q)).copy(),
         np.broadcast_to(one.sigma, (S, K)).copy(),
+        np.zeros((S, K, 0)),
     )
 
 
-def from_responsibilities(problem: Problem, one: Params, given: Array) -> Array:
+def from_responsibilities(problem: ClosedForm, one: Params, given: Array) -> Array:
     """Free vectors, shape (S, P), that fit responsibilities of shape (S, K, N)."""
     params = repeat_expert(problem.structure, one, given.shape[0])
     return contract(problem.structure, _refit(problem, params, given))
 
 
-def _refit(problem: Problem, params: Params, given: Array) -> Params:
+def _refit(problem: ClosedForm, params: Params, given: Array) -> Params:
     for _ in range(2):
         params = update_means(problem, params, expectations(problem, params, given))
         params = update_variances(problem, params, expectations(problem, params, given))
@@ -182,18 +196,19 @@ def perturbed(s: Structure, one: Params, S: int, rng: np.random.Generator) -> Ar
     sigma = params.sigma * np.exp(0.7 * rng.normal(size=(S, K)) - 0.3)
     gamma = 0.3 * rng.normal(size=params.gamma.shape)
     factor = params.factor * (stretch if s.cov_re != "common" else stretch[:, :1])
-    return contract(s, Params(gamma, beta, factor, sigma))
+    return contract(s, replace(params, gamma=gamma, beta=beta, factor=factor, sigma=sigma))
 
 
 def split_merge_starts(
-    problem: Problem, one: OneExpert, theta: Array, n: int, n_em: int, rng: np.random.Generator
+    problem: ClosedForm, one: OneExpert, theta: Array, n: int, n_em: int, rng: np.random.Generator
 ) -> Array:
     """`n` free vectors near the fit `theta`, shape (P,): one expert dissolved, another split in a random direction."""
     s = problem.structure
     params = expand(s, problem.free, theta[None])
     current = expectations(problem, params).responsibilities[0]  # (K, N)
     given = np.array([_split_merge(current, one.features, rng) for _ in range(n)])
-    start = Params(*(np.repeat(part, n, axis=0) for part in (params.gamma, params.beta, params.factor, params.sigma)))
+    parts = (params.gamma, params.beta, params.factor, params.sigma, params.extra)
+    start = Params(*(np.repeat(part, n, axis=0) for part in parts))
     found, _ = em_iterations(problem, contract(s, _refit(problem, start, given)), n_em)
     return found
 

@@ -6,10 +6,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mixmoe.mixed.extras import Extra, n_extra, spans
+
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 CovRE = Literal["expert", "common", "proportional"]
 Residual = Literal["expert", "common"]
+Sigma = Literal["expert", "common", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +32,10 @@ class Structure:
         Full (True) or diagonal covariance of the random effects.
     cov_re : {"expert", "common", "proportional"}
         Own covariance D_k, one D, or D_k = omega_k^2 D with omega_1 = 1.
-    residual : {"expert", "common"}
-        Own residual standard deviation or one for all.
+    residual : {"expert", "common", "none"}
+        Own residual standard deviation, one for all, or none, where the likelihood has no such parameter.
+    extras : tuple of Extra
+        Further parameters.
     """
 
     n_experts: int
@@ -39,7 +44,8 @@ class Structure:
     n_random: int
     correlated: bool
     cov_re: CovRE
-    residual: Residual
+    residual: Sigma
+    extras: tuple[Extra, ...] = ()
 
     @property
     def n_columns(self) -> int:
@@ -51,6 +57,11 @@ class Structure:
         """Rows and columns of the free entries of the covariance factor."""
         q = self.n_random
         return np.tril_indices(q) if self.correlated else (np.arange(q), np.arange(q))
+
+    @property
+    def has_sigma(self) -> bool:
+        """Whether there is a residual standard deviation."""
+        return self.residual != "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +77,8 @@ class FreeVector:
     scale : ndarray of int, shape (K,)
         Multiplier of the factor per expert; -1 where it is one.
     log_sigma : ndarray of int, shape (K,)
+        Empty if there is no residual standard deviation.
+    extra : ndarray of int, shape (K, d)
     """
 
     size: int
@@ -74,10 +87,11 @@ class FreeVector:
     factor: Index
     scale: Index
     log_sigma: Index
+    extra: Index
 
 
 def build_free_vector(s: Structure) -> FreeVector:
-    """Positions of gate, common, expert, covariance and residual parameters, in this order."""
+    """Positions of gate, common, expert, covariance, residual and further parameters, in this order."""
     K, p, t = s.n_experts, s.n_columns, len(s.factor_entries[0])
     at = (K - 1) * s.n_gate
     gate = slice(0, at)
@@ -94,9 +108,21 @@ def build_free_vector(s: Structure) -> FreeVector:
     if s.cov_re == "proportional" and t:
         scale[1:] = at + np.arange(K - 1)
         at += K - 1
-    log_sigma = at + (np.arange(K) if s.residual == "expert" else np.zeros(K, dtype=np.intp))
-    at += K if s.residual == "expert" else 1
-    return FreeVector(at, gate, beta, factor, scale, log_sigma)
+    n_sigma = {"expert": K, "common": 1, "none": 0}[s.residual]
+    log_sigma = at + np.arange(K if s.has_sigma else 0, dtype=np.intp) % max(n_sigma, 1)
+    extra = _extra_positions(s, at + n_sigma)
+    end = int(extra.max(initial=at + n_sigma - 1)) + 1
+    return FreeVector(end, gate, beta, factor, scale, log_sigma, extra)
+
+
+def _extra_positions(s: Structure, at: int) -> Index:
+    """Positions of the further parameters, shape (K, d), the first of them `at`."""
+    out = np.empty((s.n_experts, n_extra(s.extras)), dtype=np.intp)
+    for extra, where in spans(s.extras):
+        n = s.n_experts if extra.own else 1
+        out[:, where] = at + np.arange(n * extra.size).reshape(n, extra.size)
+        at += n * extra.size
+    return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +136,16 @@ class Params:
     factor : ndarray, shape (S, K, q, q)
         Lower T with D = T T'.
     sigma : ndarray, shape (S, K)
+        One where there is no such parameter.
+    extra : ndarray, shape (S, K, d)
+        Further parameters, unconstrained.
     """
 
     gamma: Array
     beta: Array
     factor: Array
     sigma: Array
+    extra: Array
 
 
 def expand(s: Structure, free: FreeVector, theta: Array) -> Params:
@@ -125,7 +155,8 @@ def expand(s: Structure, free: FreeVector, theta: Array) -> Params:
     factor = np.zeros((S, s.n_experts, q, q), dtype=theta.dtype)
     rows, columns = s.factor_entries
     factor[:, :, rows, columns] = theta[:, free.factor] * scales(free, theta)[:, :, None]
-    return Params(gamma, theta[:, free.beta], factor, np.exp(theta[:, free.log_sigma]))
+    sigma = np.exp(theta[:, free.log_sigma]) if s.has_sigma else np.ones((S, s.n_experts))
+    return Params(gamma, theta[:, free.beta], factor, sigma, theta[:, free.extra])
 
 
 def scales(free: FreeVector, theta: Array) -> Array:
@@ -148,7 +179,9 @@ def contract(s: Structure, params: Params) -> Array:
         theta[:, free.scale[1:]] = omega[:, 1:]
         entries = np.broadcast_to(entries[:, :1], entries.shape)
     theta[:, free.factor] = entries
-    theta[:, free.log_sigma] = np.log(params.sigma)
+    if s.has_sigma:
+        theta[:, free.log_sigma] = np.log(params.sigma)
+    theta[:, free.extra] = params.extra
     return theta
 
 
@@ -159,8 +192,8 @@ def pull_back(s: Structure, free: FreeVector, theta: Array, gate: Array, experts
     ----------
     theta : ndarray, shape (S, P)
     gate : ndarray, shape (S, (K - 1) * m, ...)
-    experts : ndarray, shape (S, K, p + q * q + 1, ...)
-        In beta, all entries of T, log sigma, as `expert_scores` gives them.
+    experts : ndarray, shape (S, K, p + q * q + 1 + d, ...)
+        In beta, all entries of T, log sigma (unused if there is none) and unconstrained further parameters.
 
     Returns
     -------
@@ -179,5 +212,7 @@ def pull_back(s: Structure, free: FreeVector, theta: Array, gate: Array, experts
         if free.scale[k] >= 0:
             base = theta[:, free.factor[k]]
             out[:, free.scale[k]] += (in_factor * base.reshape(*base.shape, *trailing)).sum(axis=1)
-        out[:, free.log_sigma[k]] += experts[:, k, -1]
+        if s.has_sigma:
+            out[:, free.log_sigma[k]] += experts[:, k, p + q * q]
+        out[:, free.extra[k]] += experts[:, k, p + q * q + 1 :]
     return out
