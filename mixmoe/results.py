@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe.assess.mixins import Assessment
+from mixmoe.arguments import checked_count, checked_rng
+from mixmoe.assess.mixins import Assessment, Diagnosis
 from mixmoe.design import Design
 from mixmoe.em import EMFit
 from mixmoe.errors import ArgumentError, FormulaError, MixmoeError, MixmoeWarning, SavedFileError
@@ -80,7 +81,7 @@ class Family(Protocol):
         ...
 
 
-class MoEResults(Assessment, Reporting, LabelledResults):
+class MoEResults(Assessment, Diagnosis, Reporting, LabelledResults):
     """A fitted mixture of experts.
 
     Parameters
@@ -301,6 +302,29 @@ class MoEResults(Assessment, Reporting, LabelledResults):
     def _observed(self, kind: str, **options: Any) -> Observed | None:
         """Observed series to draw behind the curves of one kind of figure; overridden by families that have them."""
         return None
+
+    def simulate(self, rng: Any = None, n: int = 1) -> pd.DataFrame:
+        """Responses drawn from the fitted model at the covariates of the data, on the scale of the response.
+
+        Parameters
+        ----------
+        rng : int, numpy.random.Generator or None
+        n : int
+            Number of draws.
+
+        Returns
+        -------
+        DataFrame
+            One column per draw, rows in the order of the data.
+        """
+        n, generator = checked_count(n, "n"), checked_rng(rng)
+        draws = [self._draw(generator) for _ in range(n)]
+        columns = {f"draw{i + 1}": self.model.design.in_order(draw) for i, draw in enumerate(draws)}
+        return pd.DataFrame(columns, index=self._row_index)
+
+    def _draw(self, rng: np.random.Generator) -> Array:
+        """One response per row of the design, shape (n,); families that cannot draw refuse."""
+        raise ArgumentError(f"{self.model.family_name} does not simulate responses; fit a MEMoE or VCMoE to do so")
 
     def save(self, path: PathLike, data: bool = True) -> None:
         """Write the fit to a file that `mixmoe.load` reads; no pickle.

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe.arguments import checked_choice, checked_count, checked_rng
+from mixmoe.arguments import checked_choice
 from mixmoe.assess.effects import GatePoint
 from mixmoe.assess.influence import FirstOrder
+from mixmoe.assess.residuals import Distribution
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.covariance import delta_cov
@@ -27,6 +28,7 @@ from mixmoe.mixed.predict import (
     proportion_intervals,
     subject_intervals,
 )
+from mixmoe.mixed.predictive import given_covariates, given_history
 from mixmoe.mixed.profiles import gate_curves, trajectory_curves, trajectory_data
 from mixmoe.mixed.sensitivity import first_order
 from mixmoe.output.curves import Curve, Observed
@@ -182,32 +184,6 @@ class MEMoEResults(MoEResults):
         frame = self.predict(kind="subject" if kind == "conditional" else "marginal")
         return frame["mean"].rename("fitted")
 
-    def resid(self, kind: Level = "conditional") -> pd.Series:
-        """Response minus fitted values; see `fitted`."""
-        fitted = self.fitted(kind)
-        response = self.model.design.in_order(self.model.design.response)
-        return pd.Series(response - fitted.to_numpy(), index=fitted.index, name="resid")
-
-    def simulate(self, rng: Any = None, n: int = 1) -> pd.DataFrame:
-        """Responses drawn from the fitted model at the covariates of the data, on the scale of the response.
-
-        Parameters
-        ----------
-        rng : int, numpy.random.Generator or None
-        n : int
-            Number of draws.
-
-        Returns
-        -------
-        DataFrame
-            One column per draw, rows in the order of the data.
-        """
-        n, generator = checked_count(n, "n"), checked_rng(rng)
-        d, e = self.model.design, self._known()
-        draws = [draw_responses(e, d.expert, d.random, d.gate, d.starts, generator) for _ in range(n)]
-        columns = {f"draw{i + 1}": d.in_order(draw) for i, draw in enumerate(draws)}
-        return pd.DataFrame(columns, index=d.rows[np.argsort(d.position, kind="stable")])
-
     def relabel(self, order: Sequence[int]) -> Self:
         """The same fit with experts in another order.
 
@@ -258,6 +234,18 @@ class MEMoEResults(MoEResults):
             if kind == "trajectories"
             else None
         )
+
+    _resid_kinds = ("conditional", "marginal", "quantile")
+
+    def _distribution(self, given: str) -> Distribution:
+        d, e, y = self.model.design, self._known().params, np.asarray(self.model.design.response)
+        if given == "history":
+            return given_history(e, y, d.expert, d.random, d.gate, d.starts).place(y)
+        return given_covariates(e, d.expert, d.random, d.gate, d.codes).place(y)
+
+    def _draw(self, rng: np.random.Generator) -> Array:
+        d = self.model.design
+        return draw_responses(self._known(), d.expert, d.random, d.gate, d.starts, rng)
 
     def _first_order(self, what: str) -> FirstOrder:
         model = self.model

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe.assess.residuals import Distribution, continuous, discrete
 from mixmoe.design import Design
 from mixmoe.errors import DesignError
 from mixmoe.varying.families import Family
@@ -14,7 +15,7 @@ from mixmoe.varying.fitted import FittedVCMoE
 from mixmoe.varying.problem import Rows
 from mixmoe.varying.profiles import levels_at
 from mixmoe.varying.setup import sorted_rows
-from mixmoe.varying.steps import Natural, natural_parameters, posterior
+from mixmoe.varying.steps import Natural, natural_parameters, own_natural, posterior
 
 Array = NDArray[np.float64]
 
@@ -92,6 +93,23 @@ def prediction_columns(model: FittedVCMoE, at: PredictionRows, kind: str, alpha:
 def _posterior(at: PredictionRows, family: Family) -> Array:
     plain = at.rows.with_weights(np.ones(at.rows.n))
     return posterior(plain, family, at.natural).weighted
+
+
+def response_places(model: FittedVCMoE) -> Distribution:
+    """Where the responses of the fit lie in their fitted mixtures, rows in the order of the design."""
+    problem = model.problem
+    natural = own_natural(problem, model.coef)
+    out, weights = problem.rows.outcome, np.exp(natural.log_gate)
+
+    def cdf(y: Array, mirror: float = 1.0) -> Array:
+        placed = np.empty(len(y))
+        values = problem.family.cdf(mirror * y, mirror * natural.eta, natural.delta, out.trials)
+        placed[model.data.order] = (weights * values).sum(axis=0)
+        return placed
+
+    if problem.family.name == "gaussian":
+        return continuous(cdf(out.y), cdf(out.y, -1.0))
+    return discrete(cdf(out.y - 1.0), cdf(out.y))
 
 
 def mixture_quantile(family: Family, natural: Natural, trials: Array, level: float) -> Array:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mixmoe.arguments import checked_choice, checked_count, checked_rng
 from mixmoe.assess.effects import GatePoint
+from mixmoe.assess.residuals import Distribution
 from mixmoe.em import EMFit
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.covariance import ParamCov
@@ -24,7 +25,7 @@ from mixmoe.varying.bootstrap import draw_responses
 from mixmoe.varying.dof import effective_df, fitness
 from mixmoe.varying.fitted import FittedVCMoE, reported_values
 from mixmoe.varying.glr import GLRTest, test_functions, test_table
-from mixmoe.varying.predict import KINDS, prediction_columns, prediction_rows
+from mixmoe.varying.predict import KINDS, prediction_columns, prediction_rows, response_places
 from mixmoe.varying.profiles import SUBJECTS, BandRequest, band_frame, function_frame
 
 Array = NDArray[np.float64]
@@ -202,15 +203,15 @@ class VCMoEResults(MoEResults):
         rows = prediction_rows(self.model, new, kind == "posterior", extrapolate)
         return prediction_columns(self.model, rows, kind, checked_alpha(alpha))
 
-    def fitted(self) -> pd.Series:
-        """Marginal mean of each row; it does not use the response of the row."""
-        return self.predict(kind="mean")["mean"].rename("fitted")
+    def fitted(self, kind: str = "marginal") -> pd.Series:
+        """Marginal mean of each row; it does not use the response of the row.
 
-    def resid(self) -> pd.Series:
-        """Response minus fitted marginal mean."""
-        fitted = self.fitted()
-        response = self.model.design.in_order(np.asarray(self.model.design.response))
-        return pd.Series(response - fitted.to_numpy(), index=fitted.index, name="resid")
+        Parameters
+        ----------
+        kind : {"marginal"}
+        """
+        checked_choice(kind, "kind", ("marginal",))
+        return self.predict(kind="mean")["mean"].rename("fitted")
 
     def relabel(self, order: Sequence[int]) -> Self:
         """The same fit with experts in another order.
@@ -232,28 +233,6 @@ class VCMoEResults(MoEResults):
         params = reported_values(model.problem, model.coef, model.points)
         fit = replace(self.em, params=params, responsibilities=self.em.responsibilities[:, places])
         return type(self)(model, fit, model.covariance(fit, self.cov.kind))
-
-    def simulate(self, rng: Any = None, n: int = 1) -> pd.DataFrame:
-        """Responses drawn from the fitted mixture at the covariates of the data.
-
-        Parameters
-        ----------
-        rng : int, numpy.random.Generator or None
-        n : int
-            Number of draws.
-
-        Returns
-        -------
-        DataFrame
-            One column per draw, rows in the order of the data.
-        """
-        generator, design = checked_rng(rng), self.model.design
-        columns = {}
-        for i in range(checked_count(n, "n")):
-            draw = np.empty(design.n)
-            draw[self.model.data.order] = draw_responses(self.model.problem, self.model.coef, generator)
-            columns[f"draw{i + 1}"] = design.in_order(draw)
-        return pd.DataFrame(columns, index=design.rows[np.argsort(design.position, kind="stable")])
 
     def tables(self, alpha: float = 0.05) -> tuple[Table, ...]:
         """Header, constants, and per expert and gate the functions: range and bands at quantiles of the index."""
@@ -293,6 +272,16 @@ class VCMoEResults(MoEResults):
         return report.band_curves(self.model, frames)
 
     _default_plot = "functions"
+
+    _resid_kinds = ("marginal", "quantile")
+
+    def _distribution(self, given: str) -> Distribution:
+        return response_places(self.model)
+
+    def _draw(self, rng: np.random.Generator) -> Array:
+        draw = np.empty(self.model.design.n)
+        draw[self.model.data.order] = draw_responses(self.model.problem, self.model.coef, rng)
+        return draw
 
     def _gate_points(self) -> tuple[GatePoint, ...]:
         return self.model.gate_points()

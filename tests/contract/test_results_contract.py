@@ -304,6 +304,14 @@ def test_fitted_and_residuals(kind, case):
     np.testing.assert_allclose(fitted + resid, case.data["y"])
 
 
+@pytest.mark.parametrize("given", ["history", "covariates"])
+def test_quantile_residuals(given, case):
+    resid = case.fit.resid("quantile", given=given)
+    assert resid.index.equals(case.data.index)
+    assert np.isfinite(resid).all()
+    assert 0.7 < resid.std() < 1.3
+
+
 PANELS = {
     "all": ["probability", "expert", "mean"],
     "marginal": ["mean"],

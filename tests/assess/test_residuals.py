@@ -1,0 +1,116 @@
+"""Quantile residuals: the filter against the likelihood and dense algebra, uniformity under the truth, envelopes."""
+
+import numpy as np
+import pytest
+from scipy.special import ndtr, ndtri
+from scipy.stats import binom, kstest, multivariate_normal, norm
+
+import mixmoe as mm
+from mixmoe.assess.residuals import continuous, discrete, local_level, ordered_residuals, quantile_residuals
+from mixmoe.errors import ArgumentError
+from mixmoe.mixed.predictive import given_covariates, given_history
+from tests.assess.helpers import pbc, simulated
+
+
+@pytest.mark.parametrize("random", ["1 + year", "0"])
+def test_one_step_ahead_densities_multiply_to_the_likelihood(random):
+    fit = pbc(3 if random == "0" else 2, random=random)
+    d, e = fit.model.design, fit.model.user(fit.em.params)
+    found = given_history(e, d.response, d.expert, d.random, d.gate, d.starts)
+    density = (found.weights * norm.pdf(d.response[:, None], found.means, found.sd)).sum(axis=1)
+    assert np.log(density).sum() == pytest.approx(fit.llf, abs=1e-6)
+    alone = given_covariates(e, d.expert, d.random, d.gate, d.codes)
+    for name in ("weights", "means", "sd"):
+        np.testing.assert_allclose(getattr(found, name)[d.starts], getattr(alone, name)[d.starts], rtol=1e-10)
+
+
+def test_last_visit_given_the_others_by_dense_algebra():
+    fit = pbc()
+    d, e = fit.model.design, fit.model.user(fit.em.params)
+    found = given_history(e, d.response, d.expert, d.random, d.gate, d.starts)
+    i = int(np.flatnonzero(d.counts == 6)[0])
+    rows = np.arange(d.starts[i], d.starts[i] + 6)
+    pi = np.exp(d.gate[i] @ e.gamma[0, 0])
+    prior = np.array([1, pi]) / (1 + pi)
+    for k in range(2):
+        Z, T = d.random[rows], e.factor[0, k]
+        V = Z @ T @ T.T @ Z.T + e.sigma[0, k] ** 2 * np.eye(6)
+        r = d.response[rows] - d.expert[rows] @ e.beta[0, k]
+        solve = np.linalg.solve(V[:5, :5], V[:5, 5])
+        assert found.means[rows[5], k] == pytest.approx(d.expert[rows[5]] @ e.beta[0, k] + solve @ r[:5])
+        assert found.sd[rows[5], k] == pytest.approx(np.sqrt(V[5, 5] - solve @ V[:5, 5]))
+        prior[k] *= multivariate_normal.pdf(r[:5], cov=V[:5, :5])
+    np.testing.assert_allclose(found.weights[rows[5]], prior / prior.sum(), rtol=1e-8)
+
+
+@pytest.mark.parametrize("given", ["history", "covariates"])
+def test_standard_normal_when_the_model_is_true(given):
+    fit = simulated(n_subjects=400)
+    residuals = fit.resid("quantile", given=given)
+    assert kstest(residuals, "norm").pvalue > 0.05
+    by_subject = residuals.groupby(fit.model.design.frame["id"].to_numpy())
+    together = by_subject.mean().std() * np.sqrt(by_subject.size().mean())
+    assert (together < 1.15) if given == "history" else (together > 1.3)  # independent, or correlated within subjects
+
+
+def test_one_expert_without_random_effects_gives_standardised_residuals():
+    sim = mm.simulate.memoe("single", n_subjects=50, rng=1)
+    fit = mm.fit("y ~ time | re: (0 | id)", sim.data, experts=1)
+    for given in ("history", "covariates"):
+        found = fit.resid("quantile", given=given)
+        np.testing.assert_allclose(found, fit.resid("marginal") / fit.params.iloc[-1], rtol=1e-8)
+        assert found.index.equals(sim.data.index)
+
+
+def test_far_tails_keep_their_digits():
+    z = np.array([-20.0, -3.0, 0.0, 3.0, 20.0])
+    np.testing.assert_allclose(quantile_residuals(continuous(ndtr(z), ndtr(-z)), None), z, atol=1e-12)
+
+
+def test_discrete_residuals_are_randomised_between_the_steps():
+    rng = np.random.default_rng(1)
+    y = rng.binomial(5, 0.3, size=4000)
+    where = discrete(binom.cdf(y - 1, 5, 0.3), binom.cdf(y, 5, 0.3))
+    found = quantile_residuals(where, np.random.default_rng(2))
+    assert kstest(found, "norm").pvalue > 0.05
+    assert ((ndtri(where.below) <= found) & (found <= ndtri(where.at))).all()
+    assert (found == quantile_residuals(where, np.random.default_rng(2))).all()
+
+
+@pytest.mark.parametrize("family", ["gaussian", "binomial", "poisson"])
+def test_varying_coefficients(family):
+    extra = {} if family == "gaussian" else {"family": family}
+    data = mm.simulate.vcmoe("well_separated", n=500, rng=1).data
+    rng = np.random.default_rng(0)
+    if family != "gaussian":
+        rate = 0.4 * (1 + data["u"])
+        data["y"] = rng.poisson(5 * rate) if family == "poisson" else (rng.random(500) < rate).astype(float)
+    experts = 2 if family == "gaussian" else 1
+    fit = mm.fit("y ~ z1 | vary: u", data, experts=experts, bandwidth=0.5, rng=0, **extra)
+    found = fit.resid("quantile", rng=7)
+    assert abs(found.mean()) < 0.15
+    assert 0.85 < found.std() < 1.15
+    assert found.index.equals(data.index)
+    if family == "gaussian":
+        low, high = (fit.predict(kind="interval", alpha=0.1)[name] for name in ("low", "high"))
+        inside = (found.abs() < norm.isf(0.05)).to_numpy()
+        np.testing.assert_array_equal(inside, ((low < data["y"]) & (data["y"] < high)).to_numpy())
+
+
+def test_envelope_holds_what_it_promises():
+    rng = np.random.default_rng(0)
+    inside = []
+    for _ in range(200):
+        found = ordered_residuals(rng.normal(size=40), 0.1, np.random.default_rng(1))
+        inside.append(((found.lower <= found.observed) & (found.observed <= found.upper)).all())
+    assert 0.83 < np.mean(inside) < 0.97
+    assert 0 < local_level(40, 0.1, rng) < 0.1
+    assert local_level(1, 0.1, rng) == pytest.approx(0.1, abs=0.03)
+
+
+def test_refusals():
+    fit = pbc()
+    with pytest.raises(ArgumentError, match="kind must be one of 'conditional', 'marginal', 'quantile', got 'pearson'"):
+        fit.resid("pearson")
+    with pytest.raises(ArgumentError, match="given must be one of 'history', 'covariates', got 'future'"):
+        fit.resid("quantile", given="future")
