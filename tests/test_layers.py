@@ -26,13 +26,14 @@ LAYERS = (
     {"api"},
     {"api"},
     {"__init__"},
+    {"cli"},
     {"__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # These two know data, not models: they lie beside the families and use nothing but the errors.
 LEVEL |= {"simulate": LEVEL["mixed"], "datasets": LEVEL["mixed"]}
 LATE = {"torch", "matplotlib", "joblib", "tqdm", "IPython"}
-ONLY_IN = {"matplotlib": ("output/plots.py",), "torch": ("neural/",)}
+ONLY_IN = {"matplotlib": ("output/plots",), "torch": ("neural/",)}
 SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 # Private modules of the top level help to read formulas and frames.
 LEVEL |= {path.stem: LEVEL["formula"] for path in ROOT.glob("_[a-z]*.py")}

@@ -1,0 +1,83 @@
+"""Figures into files and web pages, without a window; beside `plots` the only file that knows matplotlib."""
+
+import colorsys
+import io
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+from mixmoe.errors import MissingExtraError
+
+FIGURE_ENDINGS = (".png", ".pdf", ".svg")
+_HEX = re.compile(r"#[0-9a-fA-F]{6}\b")
+_COMMENT = re.compile(r"<!--.*?-->", flags=re.DOTALL)
+_LOOK = {"svg.fonttype": "path", "svg.hashsalt": "mixmoe", "savefig.transparent": True, "font.size": 9.5}
+_GREY = 0.12  # saturation below which a colour counts as grey
+_READABLE = 0.62  # lightness of a colour on a dark page
+
+
+def save_figure(draw: Callable[[], Any], path: str | os.PathLike[str]) -> None:
+    """Draw a figure into a file and forget it.
+
+    Parameters
+    ----------
+    draw : callable
+        Returns the figure.
+    path : path-like
+        Ends in one of `FIGURE_ENDINGS`.
+    """
+    plt = _pyplot()
+    with plt.ioff():
+        figure = draw()
+        try:
+            figure.savefig(path, dpi=150)
+        finally:
+            plt.close(figure)
+
+
+def svg(draw: Callable[[], Any]) -> str:
+    """A figure as SVG with letters as shapes, without comments, dates and a background.
+
+    Parameters
+    ----------
+    draw : callable
+        Returns the figure.
+
+    Returns
+    -------
+    str
+        From ``<svg`` to ``</svg>``; the same figure gives the same text.
+    """
+    plt, buffer = _pyplot(), io.StringIO()
+    with plt.ioff(), plt.rc_context(_LOOK):
+        figure = draw()
+        try:
+            figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        finally:
+            plt.close(figure)
+    text = _COMMENT.sub("", buffer.getvalue())
+    return text[text.index("<svg") :]
+
+
+def for_dark_page(image: str) -> str:
+    """The same SVG with its colours changed so that it reads on a dark page: greys swapped, colours lightened."""
+    return _HEX.sub(lambda found: _on_dark(found[0]), image)
+
+
+def _on_dark(colour: str) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    hue, lightness, saturation = colorsys.rgb_to_hls(red, green, blue)
+    if saturation < _GREY:
+        lightness = 0.92 - 0.82 * lightness
+    else:
+        lightness, saturation = max(lightness, _READABLE), min(saturation, 0.75)
+    return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hls_to_rgb(hue, lightness, saturation))
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise MissingExtraError("a figure", "matplotlib", "plot") from error
+    return plt

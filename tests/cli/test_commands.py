@@ -1,0 +1,277 @@
+"""Commands, called in this process: exit codes, messages, files."""
+
+import io
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import mixmoe as mm
+from mixmoe.cli.files import read_data
+from mixmoe.cli.main import INTERRUPTED, main
+from mixmoe.errors import ArgumentError, DesignError, MissingExtraError
+
+FORMULA = "y ~ time | gate: z1 | re: (1 | id)"
+
+
+@pytest.fixture(scope="module")
+def data():
+    return mm.simulate.memoe("separated", n_subjects=60, n_visits=4, rng=1).data
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, data):
+    monkeypatch.chdir(tmp_path)
+    data.to_csv("data.csv", index=False)
+    return tmp_path
+
+
+# ---- fit ----
+
+
+def test_fit_prints_what_the_package_prints(here, capsys):
+    assert main(["fit", "data.csv", FORMULA, "--rng", "0"]) == 0
+    printed = capsys.readouterr()
+    fit = mm.fit(FORMULA, pd.read_csv("data.csv"), rng=0)
+    assert printed.out == f"{fit.summary()}\n"
+    assert printed.err == ""
+
+
+def test_fit_writes_what_the_package_writes(here, capsys):
+    outputs = ["--out", "e.csv", "--latex", "t.tex", "--markdown", "t.md", "--html", "t.html", "--save", "f.mixmoe"]
+    options = ["--rng", "0", "--cov-re", "common", "--residual", "common", "--cov-type", "nonrobust", "--alpha", "0.1"]
+    assert main(["fit", "data.csv", FORMULA, *outputs, *options, "--plot", "p.png", "--quiet"]) == 0
+    assert capsys.readouterr().out == ""
+    data = pd.read_csv("data.csv")
+    fit = mm.fit(FORMULA, data, rng=0, cov_re="common", residual="common", cov_type="nonrobust")
+    pd.testing.assert_frame_equal(pd.read_csv("e.csv"), fit.tidy(0.1), check_dtype=False)
+    assert (here / "t.tex").read_text() == fit.summary(0.1).as_latex()
+    assert (here / "t.md").read_text() == fit.summary(0.1).as_markdown()
+    assert (here / "t.html").read_text() == fit.summary(0.1).as_html()
+    assert (here / "p.png").read_bytes()[1:4] == b"PNG"
+    pd.testing.assert_series_equal(mm.load("f.mixmoe").params, fit.params)
+
+
+def test_other_families_and_options(here, capsys):
+    mm.simulate.vcmoe("well_separated", n=200, rng=1).data.to_csv("v.csv", index=False)
+    assert main(["fit", "v.csv", "y ~ z1 | gate: x1 | vary: u", "--option", "bandwidth=0.3", "--rng", "0"]) == 0
+    assert "VCMoE with 2 experts" in capsys.readouterr().out
+
+
+def test_clusters(here, data, capsys):
+    data.assign(site=data["id"] // 3).to_csv("data.csv", index=False)
+    assert main(["fit", "data.csv", FORMULA, "--rng", "0", "--cov-type", "cluster", "--cluster", "site"]) == 0
+    assert "sandwich over clusters" in capsys.readouterr().out
+    assert main(["fit", "data.csv", FORMULA, "--cov-type", "cluster", "--cluster", "nosite"]) == 1
+    assert "--cluster: the data have no column 'nosite'" in capsys.readouterr().err
+
+
+def test_a_fit_that_did_not_converge_has_its_own_code(here, capsys):
+    command = [
+        "fit",
+        "data.csv",
+        FORMULA,
+        "--rng",
+        "0",
+        "--max-iter",
+        "1",
+        "--starts",
+        "1",
+        "--out",
+        "e.csv",
+        "--quiet",
+    ]
+    assert main(command) == 3
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "mixmoe: warning: The optimiser stopped before it converged" in printed.err
+    assert (here / "e.csv").exists()
+
+
+def test_strict_counts_every_flag(here, capsys):
+    command = ["fit", "data.csv", "y ~ time | re: (1 + time | id)", "--experts", "4", "--rng", "0", "--starts", "2"]
+    assert main([*command, "--quiet"]) in (0, 3)
+    flagged = "mixmoe: warning:" in capsys.readouterr().err
+    assert flagged
+    assert main([*command, "--quiet", "--strict"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["nofile.csv", FORMULA], 1, "No such file or directory: nofile.csv"),
+        (["data.csv", "y ~ nocolumn"], 1, "'nocolumn', which is not a column of the data"),
+        (["data.csv", "y ~ time | gaet: z1"], 2, "^^^^"),
+        (["data.csv", "y ~ __import__('os')"], 2, "not a function that may be called"),
+        (["data.csv", "y ~ {time}"], 2, "code in braces is not allowed"),
+        (["data.csv", FORMULA, "--cov-re", "none"], 2, "cov_re must be one of 'expert'"),
+        (["data.csv", FORMULA, "--alpha", "2"], 2, "alpha"),
+        (["data.csv", FORMULA, "--latex", "no/where.tex"], 2, "--latex 'no/where.tex' cannot be written: its folder"),
+        (["data.csv", FORMULA, "--out", "."], 2, "--out '.' cannot be written: it is a folder"),
+        (["data.csv", FORMULA, "--out", "e.doc"], 2, "--out must end in one of .csv, .tsv"),
+        (["data.csv", FORMULA, "--plot", "-"], 2, "--plot writes no text"),
+        (["data.csv", FORMULA, "--option", "context={}"], 2, "--option context=... is not allowed"),
+        (["data.csv", FORMULA, "--option", "nosuch=1"], 2, "fit has no option 'nosuch'"),
+        (["data.doc", FORMULA], 2, "'data.doc' has none of the endings .csv"),
+    ],
+)
+def test_what_goes_wrong_is_said_without_a_traceback(arguments, code, message, here, capsys):
+    assert main(["fit", *arguments]) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("mixmoe: error: ")
+    assert message in printed.err
+    assert "Traceback" not in printed.err
+
+
+@pytest.mark.parametrize("arguments", [[], ["nosuch"], ["fit", "data.csv"], ["fit", "d.csv", "y~x", "--option", "x"]])
+def test_wrong_use_ends_with_two(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "usage: mixmoe" in capsys.readouterr().err
+
+
+def test_interruption(monkeypatch, here, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mixmoe.cli.commands.read_data", interrupted)
+    assert main(["describe", "data.csv"]) == INTERRUPTED
+    assert capsys.readouterr().err == "mixmoe: error: interrupted\n"
+
+
+# ---- predict ----
+
+
+def test_predictions(here, data, capsys):
+    fit = mm.fit(FORMULA, data, rng=0)
+    fit.save("f.mixmoe", data=False)
+    command = ["predict", "f.mixmoe", "data.csv", "--fit-data", "data.csv", "--keep", "time"]
+    assert main([*command, "--kind", "experts"]) == 0
+    frame = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert list(frame.columns[:2]) == ["id", "time"]
+    np.testing.assert_allclose(frame["expert1"], fit.predict(data, kind="experts")["expert1"])
+    past = data[data["time"] < 2]
+    past.to_csv("past.csv", index=False)
+    options = ["--kind", "subject", "--history", "past.csv", "--interval", "prediction", "--out", "p.json"]
+    assert main([*command, *options]) == 0
+    wanted = fit.predict(data, kind="subject", history=past, interval="prediction")
+    np.testing.assert_allclose(pd.read_json("p.json")["mean_low"], wanted["mean_low"])
+
+
+def test_predictions_of_a_family_without_history(here, capsys):
+    frame = mm.simulate.vcmoe("well_separated", n=200, rng=1).data
+    mm.fit("y ~ z1 | gate: x1 | vary: u", frame, bandwidth=0.3, rng=0).save("v.mixmoe")
+    frame.to_csv("v.csv", index=False)
+    assert main(["predict", "v.mixmoe", "v.csv", "--kind", "mean"]) == 0
+    assert capsys.readouterr().out.startswith("mean")
+    assert main(["predict", "v.mixmoe", "v.csv", "--history", "v.csv"]) == 2
+    assert "--history: predict of VCMoE has no such option" in capsys.readouterr().err
+
+
+def test_what_is_no_fit(here, capsys):
+    assert main(["predict", "data.csv", "data.csv"]) == 1
+    assert "is not a saved fit of mixmoe" in capsys.readouterr().err
+
+
+# ---- describe ----
+
+
+def test_description_counts_right(here, capsys):
+    frame = pd.DataFrame(
+        {
+            "who": ["b", "a", "a", "b", "c", None],
+            "when": [4.0, 0.0, 1.0, 1.0, 2.0, 3.0],
+            "sex": ["f", "m", "m", "f", "m", "f"],
+            "x": [1.0, 2.0, np.nan, 1.0, 5.0, 6.0],
+            "w": [1, 1, 2, 3, 3, 3],
+        }
+    )
+    frame.to_csv("small.csv", index=False)
+    assert main(["describe", "small.csv", "--id", "who", "--time", "when"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    text = "\n".join(lines)
+    assert "Subjects (who): 3" in text
+    assert "Rows without subject: 1" in text
+    assert "Complete rows: 4" in text
+    assert "Visits per subject: median 2 (1 to 2)" in text
+    assert "Time between visits: median 2 (1 to 3)" in text
+    assert "1 visit 1 0.333 0.333" in text
+    assert "sex text 0 2 f: 3, m: 3 constant" in text
+    assert "x numbers 1 (16.7 %) 4 3 (SD 2.345), 1 to 6 constant where known" in text
+    assert "w whole numbers 0 3 2.167 (SD 0.9832), 1 to 3 varies (2 subjects)" in text
+
+
+def test_description_refuses_what_is_not_there(here, capsys):
+    assert main(["describe", "data.csv", "--id", "nobody"]) == 1
+    assert "the data have no column 'nobody'; they have id" in capsys.readouterr().err
+    mm.datasets.load("orthodont").to_csv("o.csv", index=False)
+    assert main(["describe", "o.csv", "--time", "sex"]) == 1
+    assert "the column of times 'sex' must hold numbers, it holds text" in capsys.readouterr().err
+
+
+# ---- files ----
+
+
+def test_formats_hold_the_same_data(here, data, capsys):
+    plain = data.reset_index(drop=True)
+    plain.to_csv("d.csv.gz", index=False)
+    plain.to_csv("d.tsv", index=False, sep="\t")
+    plain.to_csv("d.txt", index=False, sep=";", decimal=",")
+    plain.to_stata("d.dta", write_index=False)
+    plain.to_excel("d.xlsx", index=False)
+    for name in ("d.csv.gz", "d.tsv", "d.dta", "d.xlsx"):
+        pd.testing.assert_frame_equal(read_data(name), plain, check_dtype=False)
+    pd.testing.assert_frame_equal(read_data("d.txt", "csv", ";", ","), plain, check_dtype=False)
+
+
+def test_parquet(here, data):
+    pytest.importorskip("pyarrow")
+    plain = data.reset_index(drop=True)
+    plain.to_parquet("d.parquet")
+    pd.testing.assert_frame_equal(read_data("d.parquet"), plain, check_dtype=False)
+
+
+def test_spss(here, data):
+    pyreadstat = pytest.importorskip("pyreadstat")
+    plain = data.reset_index(drop=True)
+    pyreadstat.write_sav(plain, "d.sav")
+    pd.testing.assert_frame_equal(read_data("d.sav"), plain, check_dtype=False)
+    (here / "bad.sav").write_bytes(b"nothing")
+    with pytest.raises(DesignError, match=r"'bad\.sav' cannot be read as spss"):
+        read_data("bad.sav")
+
+
+def test_standard_input(here, data, monkeypatch, capsys):
+    stream = SimpleNamespace(buffer=io.BytesIO(data.to_csv(index=False).encode()))
+    monkeypatch.setattr("sys.stdin", stream)
+    assert main(["fit", "-", FORMULA, "--rng", "0", "--quiet", "--out", "e.json"]) == 0
+    fit = mm.fit(FORMULA, data, rng=0)
+    assert json.loads((here / "e.json").read_text())[0]["estimate"] == pytest.approx(fit.params.iloc[0])
+    with pytest.raises(ArgumentError, match="SPSS files cannot be read from standard input"):
+        read_data("-", "spss")
+
+
+@pytest.mark.parametrize("name", ["bad.dta", "bad.xlsx", "empty.csv"])
+def test_damaged_files(name, here, capsys):
+    (here / name).write_bytes(b"" if name.startswith("empty") else b"PK nothing")
+    assert main(["describe", name]) == 1
+    assert f"'{name}' cannot be read as" in capsys.readouterr().err
+
+
+def test_missing_packages_are_named(here, monkeypatch):
+    def missing(_):
+        raise ImportError("no pyreadstat")
+
+    monkeypatch.setattr(pd, "read_spss", missing)
+    (here / "d.sav").write_bytes(b"")
+    with pytest.raises(MissingExtraError, match=r"reading d\.sav needs pyreadstat.*mixmoe\[files\]"):
+        read_data("d.sav")
+
+
+def test_public_data(here, capsys):
+    assert main(["data", "orthodont", "--out", "o.xlsx"]) == 0
+    pd.testing.assert_frame_equal(pd.read_excel("o.xlsx"), mm.datasets.load("orthodont"), check_dtype=False)
