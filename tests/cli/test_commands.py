@@ -69,21 +69,10 @@ def test_clusters(here, data, capsys):
 
 
 def test_a_fit_that_did_not_converge_has_its_own_code(here, capsys):
-    command = [
-        "fit",
-        "data.csv",
-        FORMULA,
-        "--rng",
-        "0",
-        "--max-iter",
-        "1",
-        "--starts",
-        "1",
-        "--out",
-        "e.csv",
-        "--quiet",
-    ]
-    assert main(command) == 3
+    mm.datasets.load("pbcseq").to_csv("pbcseq.csv", index=False)
+    formula = "bili ~ year | gate: age | re: (1 + year | id)"
+    options = ["--rng", "0", "--max-iter", "2", "--starts", "2", "--out", "e.csv", "--quiet"]
+    assert main(["fit", "pbcseq.csv", formula, *options]) == 3
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "mixmoe: warning: The optimiser stopped before it converged" in printed.err
