@@ -85,14 +85,15 @@ def test_functions(
     checked_count(n_boot, "n_boot", least=19)
     slots = named_slots(model, which)
     problem = model.problem
-    null = null_fit(problem, model.coef, slots)
-    statistic = fit.loglik - null.loglik
+    larger = run_em(problem, model.coef, Control())  # the null and the draws are fits of the joint EM, not polished
+    null = null_fit(problem, larger.coef, slots)
+    statistic = larger.loglik - null.loglik
     names = tuple(model.names.full[s] for s in slots)
     if method == "asymptotic":
         relative = float(np.ptp(problem.windows.grid)) / _bandwidths(problem)[slots]
         df = float((R_K * C_K * relative).sum())
         p_value = float(chi2.sf(R_K * max(statistic, 0.0), df))
-        return GLRTest(names, statistic, df, p_value, method, 0, fit.loglik, null.loglik, np.zeros(0))
+        return GLRTest(names, statistic, df, p_value, method, 0, larger.loglik, null.loglik, np.zeros(0))
     draws = n_boot if method == "bootstrap" else max(19, n_boot // 4)
     values = null_draws(problem, null.coef, slots, draws, rng, n_jobs, progress)
     scale = 2.0 * values.mean() / max(values.var(ddof=1), np.finfo(float).tiny)
@@ -101,7 +102,7 @@ def test_functions(
         p_value = (1.0 + float((values >= statistic).sum())) / (draws + 1.0)
     else:
         p_value = float(chi2.sf(scale * max(statistic, 0.0), df))
-    return GLRTest(names, statistic, df, p_value, method, draws, fit.loglik, null.loglik, values)
+    return GLRTest(names, statistic, df, p_value, method, draws, larger.loglik, null.loglik, values)
 
 
 def test_table(

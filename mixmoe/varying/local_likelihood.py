@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 from mixmoe.kernels.local import Block, Windows, blocks, build_windows, epanechnikov, local_moments, local_predictor
 from mixmoe.varying.problem import Problem
@@ -212,8 +211,11 @@ def assemble_terms(problem: Problem, block: Block, eta: Array, delta: Array, log
     """Score and information in natural parameters from the predictors of the pairs, (K, pairs) each."""
     outcome = problem.rows.outcome.take(block.rows)
     joint = log_gate + problem.family.log_density(outcome, eta, delta)
-    total = logsumexp(joint, axis=0)
-    resp, prob = np.exp(joint - total), np.exp(log_gate)
+    top = joint.max(axis=0)
+    resp, prob = np.exp(joint - top), np.exp(log_gate)
+    mass = resp.sum(axis=0)
+    resp /= mass
+    total = top + np.log(mass)
     parts = problem.family.derivatives(outcome, eta, delta)
     k, disp = problem.slots.n_experts, problem.slots.has_dispersion
     owners = np.concatenate([np.arange(k), np.arange(k * disp), np.arange(1, k)])
@@ -229,12 +231,14 @@ def assemble_terms(problem: Problem, block: Block, eta: Array, delta: Array, log
     for a in range(1, k):
         for b in range(1, k):
             complete[first + a - 1, first + b - 1] = prob[a] * ((a == b) - prob[b])
-    same = owners[:, None] == owners
-    variance = same[:, :, None] * (weighted[:, None] * raw[None]) - weighted[:, None] * weighted[None]
+    information = weighted[:, None] * weighted
+    information += complete
+    for a, b in np.argwhere(owners[:, None] == owners):  # less the variance of the complete score (Louis 1982)
+        information[a, b] -= weighted[a] * raw[b]
     score = weighted.copy()
     score[first:] -= prob[1:]
     kernel = block.kernel * problem.rows.weights[block.rows]
-    return NaturalTerms(score, complete - variance, complete, total, kernel)
+    return NaturalTerms(score, information, complete, total, kernel)
 
 
 def local_gradient(local: Local, block: Block, terms: NaturalTerms) -> Array:
@@ -343,6 +347,12 @@ def maximise_local(local: Local, start: Array) -> LocalFit:
     return LocalFit(coef, ~lost)
 
 
+def polish(problem: Problem, coef: Array) -> Array:
+    """A state of the EM, shape (G, 2, L), with the local likelihood of each grid point maximised from there."""
+    local = build_local(problem, 1)
+    return state_of(local, maximise_local(local, local_start(local, coef)).coef)
+
+
 def _at_points(local: Local, points: NDArray[np.intp]) -> Local:
     """The same local problem at some of its grid points."""
     windows = build_windows(local.windows.index, local.windows.grid[points], local.windows.bandwidth)
@@ -394,7 +404,7 @@ def _direction(local: Local, block: Block, terms: NaturalTerms) -> Array:
     step = np.empty_like(flat)
     step[~bad] = solve_scaled(matrix[~bad], flat[~bad])
     step[bad] = _uphill(matrix[bad], flat[bad], np.einsum("gii->gi", complete))
-    return step.reshape(gradient.shape)
+    return step.reshape(gradient.shape) * local.free  # turned eigenvectors are zero there only up to rounding
 
 
 def _uphill(matrix: Array, gradient: Array, scale: Array) -> Array:

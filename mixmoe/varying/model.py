@@ -19,7 +19,7 @@ from mixmoe.varying.families import family_named
 from mixmoe.varying.fitted import FittedVCMoE, tabulated_points
 from mixmoe.varying.flags import warn_flags
 from mixmoe.varying.labels import permute_experts, reported_order
-from mixmoe.varying.local_likelihood import build_local, local_start, maximise_local, state_of
+from mixmoe.varying.local_likelihood import polish
 from mixmoe.varying.problem import Problem, Slots, build_problem
 from mixmoe.varying.results import VCMoEResults
 from mixmoe.varying.setup import (
@@ -69,8 +69,9 @@ class VCMoE:
         Columns: number of trials of a binomial response; offset of the linear predictor; observation weights;
         independent units for standard errors and cross-validation.
     polish : bool
-        Whether each local likelihood is maximised from where the joint EM ended. It makes the pointwise theory exact
-        and costs variance where experts overlap; bands do it in any case.
+        Whether each local likelihood is maximised from where the joint EM ended, so that the estimate is the centre of
+        its bands and the pointwise theory holds exactly. Without it the functions are those of the joint EM, which
+        smooths more at the same bandwidth: less variance and more bias where experts overlap.
     sigma_floor : float
         Smallest sigma as a fraction of the residual standard deviation of one regression for all rows.
     context : mapping, optional
@@ -110,7 +111,7 @@ class VCMoE:
         offset: str | None = None,
         weights: str | None = None,
         cluster: str | None = None,
-        polish: bool = False,
+        polish: bool = True,
         sigma_floor: float = 0.01,
         context: Mapping[str, Any] | None = None,
         formula_engine: str = "formulaic",
@@ -309,8 +310,7 @@ class VCMoE:
         run = fit_functions(problem, control, rng, warm)
         coef = run.coef
         if self.settings["polish"] and not problem.const.all():
-            local = build_local(problem, 1)
-            coef = state_of(local, maximise_local(local, local_start(local, coef)).coef)
+            coef = polish(problem, coef)
         coef = permute_experts(self.slots, coef, reported_order(problem, coef))
         post = posterior(problem.rows, problem.family, own_natural(problem, coef))
         return Run(coef, float(post.loglik), run.trace, run.converged, run.change, run.candidates)

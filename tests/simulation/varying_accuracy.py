@@ -14,7 +14,7 @@ import numpy as np
 
 from mixmoe.varying.estimate import Control, fit_functions
 from mixmoe.varying.labels import permute_experts
-from mixmoe.varying.local_likelihood import build_local, local_start, maximise_local
+from mixmoe.varying.local_likelihood import build_local, local_start, maximise_local, polish
 from mixmoe.varying.simulate import SCENARIOS, vcmoe
 from mixmoe.varying.steps import own_natural, posterior
 from tests.varying.helpers import make_problem
@@ -54,7 +54,8 @@ def one_set(scenario, family, n, seed):
     run = fit_functions(problem, Control(), np.random.default_rng(seed))
     orders = (np.array([0, 1]), np.array([1, 0]))
     coef = min(
-        (permute_experts(problem.slots, run.coef, o) for o in orders), key=lambda c: error(problem, c[:, 0], truth)
+        (permute_experts(problem.slots, polish(problem, run.coef), o) for o in orders),
+        key=lambda c: error(problem, c[:, 0], truth),
     )
     local = build_local(problem, 1)
     alone = maximise_local(local, local_start(local, truth)).coef
