@@ -8,9 +8,11 @@ import pandas as pd
 
 from mixmoe.arguments import checked_choice, checked_rng
 from mixmoe.assess.adequacy import Adequacy, ClassificationTable, adequacy, classification_table, memberships
+from mixmoe.assess.distal import Distal, Predictors, distal, predictors
 from mixmoe.assess.effects import GatePoint, gate_effects
 from mixmoe.assess.influence import FirstOrder, Influence, influence
 from mixmoe.assess.residuals import Distribution, quantile_residuals
+from mixmoe.assess.three_step import METHODS, Assignment, Method, build_assignment
 from mixmoe.em import EMFit
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.covariance import ParamCov
@@ -123,6 +125,93 @@ class Assessment:
             raise ArgumentError("gate_effects needs at least 2 experts, got 1, whose probability is one")
         points = self._gate_points()
         return gate_effects(self.model.design, points, self.cov.matrix, checked_alpha(alpha), covariates, dummy)
+
+    def distal(self, formula: str, outcomes: Any, *, method: Method = "bch", kind: str = "auto") -> Distal | Predictors:
+        """An outcome by expert, corrected for classification error: a three-step analysis.
+
+        Parameters
+        ----------
+        formula : str
+            ``"outcome ~ expert"``, with further predictors ``"outcome ~ expert + age"``, ``"outcome ~ expert * age"``;
+            ``"expert ~ age"`` is `covariates`.
+        outcomes : DataFrame
+            One row per subject, with the column of the subjects or their labels as index; per row where the fit has no
+            subjects. Subjects without complete outcomes are counted, not used.
+        method : {"bch", "ml", "naive"}
+            Weights that undo the misclassification; likelihood with it; the most probable expert taken as known, for
+            comparison. ``"bch"`` assumes least, ``"ml"`` is more precise if the outcome is normal given the expert.
+        kind : {"auto", "numeric", "categorical"}
+            Of the outcome. By default text, truth values and numbers that are only 0 and 1 are categories.
+
+        Returns
+        -------
+        Distal
+            ``to_frame()``: means or probabilities by expert; ``pairwise()``: differences; ``overall``: Wald test.
+
+        Raises
+        ------
+        ArgumentError, DesignError, FormulaError
+            If the outcomes do not fit the formula or the fit.
+
+        Notes
+        -----
+        Standard errors carry the uncertainty of all three steps: estimating functions of step 3, of the matrix of
+        classification errors and of the fit are stacked, and their sandwich taken over subjects. The correction assumes
+        that assignments depend on outcome and predictors only through the expert; leave a predictor of step 3 out of
+        the gate, or the part of it that the assignments already hold is counted twice. ``"ml"`` gives a numeric outcome
+        a variance per expert, and lets membership depend on the predictors by a multinomial logit.
+
+        References
+        ----------
+        Bolck, Croon & Hagenaars (2004), Political Analysis 12, 3-27. Vermunt (2010), Political Analysis 18, 450-469.
+        Bakk, Tekle & Vermunt (2013), Sociological Methodology 43, 272-311. Asparouhov & Muthen (2014), Structural
+        Equation Modeling 21, 329-341. Bakk, Oberski & Vermunt (2014), Political Analysis 22, 520-540.
+        """
+        left, tilde, right = str(formula).partition("~")
+        if tilde and left.strip() == "expert":
+            return self.covariates(f"~{right}", outcomes, method=method)
+        checked_choice(method, "method", METHODS)
+        checked_choice(kind, "kind", ("auto", "numeric", "categorical"))
+        return distal(self.model.design, self._assignment("distal"), formula, outcomes, method, kind)
+
+    def covariates(self, formula: str, data: Any, *, method: Method = "ml") -> Predictors:
+        """Covariates of membership, corrected for classification error: a three-step analysis.
+
+        Parameters
+        ----------
+        formula : str
+            ``"~ z1 + z2"``.
+        data : DataFrame
+            One row per subject, as in `distal`.
+        method : {"ml", "bch", "naive"}
+
+        Returns
+        -------
+        Predictors
+            ``to_frame()``: log odds against expert 1; ``tests()``: each column over all experts.
+
+        Raises
+        ------
+        ArgumentError, DesignError, FormulaError
+            If the data do not fit the formula or the fit.
+
+        Notes
+        -----
+        For covariates that are not in the gate; those of the gate have their estimates in the fit. See `distal`.
+
+        References
+        ----------
+        Vermunt (2010), Political Analysis 18, 450-469.
+        """
+        checked_choice(method, "method", METHODS)
+        return predictors(self.model.design, self._assignment("covariates"), formula, data, method)
+
+    def _assignment(self, what: str) -> Assignment:
+        """Steps 1 and 2 of a three-step analysis."""
+        if self.model.n_experts == 1:
+            raise ArgumentError(f"{what} needs at least 2 experts, got 1; regress on the covariates directly")
+        at = self._first_order(what)
+        return build_assignment(self.em.responsibilities, at.moves, at.slopes)
 
     @property
     def _unit_word(self) -> str:

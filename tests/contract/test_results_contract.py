@@ -59,8 +59,10 @@ CHECKED = {
     "augment",
     "classify",
     "conf_int",
+    "covariates",
     "cov_params",
     "curves",
+    "distal",
     "fitted",
     "gate_effects",
     "influence",
@@ -271,6 +273,24 @@ def test_gate_effects(case):
     assert list(frame["expert"]) == list(range(1, case.K + 1))
     assert frame["estimate"].sum() == pytest.approx(0, abs=1e-12)
     assert (frame["conf_low"] < frame["conf_high"]).all()
+
+
+@pytest.mark.parametrize("method", ["bch", "ml", "naive"])
+def test_three_steps(method, case):
+    index = pd.Index(case.units, name="id" if case.grouped else None)
+    outcomes = pd.DataFrame({"o": np.random.default_rng(0).normal(size=len(index))}, index=index)
+    if case.K == 1:
+        for run in (case.fit.distal, case.fit.covariates):
+            with pytest.raises(mm.errors.ArgumentError, match="at least 2 experts"):
+                run("o ~ expert", outcomes, method=method)
+        return
+    found = case.fit.distal("o ~ expert", outcomes, method=method)
+    assert list(found.to_frame()["expert"]) == list(range(1, case.K + 1))
+    assert (found.to_frame()["std_error"] > 0).all()
+    assert len(found.pairwise()) == case.K * (case.K - 1) // 2
+    assert isinstance(found.overall, WaldTest)
+    frame = case.fit.covariates("~ o", outcomes, method=method).to_frame()
+    assert list(frame.index) == [f"gate{k}.{t}" for k in range(2, case.K + 1) for t in ("Intercept", "o")]
 
 
 def test_random_effects(case):

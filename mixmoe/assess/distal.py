@@ -1,0 +1,462 @@
+"""Outcomes by expert and experts by covariates, as records that print themselves."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from mixmoe.assess.outcomes import EXPERT, Outcomes, build_outcomes, covariate_columns, parse_step_three
+from mixmoe.assess.three_step import Assignment, Categorical, Membership, Method, Normal, Part, three_step
+from mixmoe.design import Design
+from mixmoe.errors import FormulaError
+from mixmoe.inference.intervals import two_sided
+from mixmoe.inference.tests import Hypotheses, InvalidTest, WaldTest, wald_test
+from mixmoe.layout import Parameter, ParamLayout
+from mixmoe.output.frames import tidy
+from mixmoe.output.printed import Printed
+from mixmoe.output.tables import Cell, Table
+
+Array = NDArray[np.float64]
+
+DESCRIPTIONS = {
+    "bch": "Bolck, Croon & Hagenaars 2004, as generalised by Vermunt 2010 and Bakk, Tekle & Vermunt 2013",
+    "ml": "maximum likelihood, Vermunt 2010 and Asparouhov & Muthen 2014",
+    "naive": "most probable expert taken as known, NOT corrected for classification error",
+}
+_COMPLEX_STEP = 1e-30
+_CERTAIN = 1e-6
+COV_TYPE = "three-step"
+
+
+@dataclass(frozen=True, slots=True)
+class Estimates:
+    """Named estimates with their covariance.
+
+    Attributes
+    ----------
+    layout : ParamLayout
+    values : ndarray, shape (P,)
+    cov : ndarray, shape (P, P)
+    """
+
+    layout: ParamLayout
+    values: Array
+    cov: Array
+
+    @property
+    def std_errors(self) -> Array:
+        """Standard errors, shape (P,)."""
+        return np.sqrt(np.diag(self.cov))
+
+    def test(self, matrix: Array) -> WaldTest | InvalidTest:
+        """Joint Wald test that linear functions of the estimates are zero."""
+        labels = tuple(
+            " ".join(f"{c:+g} {n}" for c, n in zip(row, self.layout.names, strict=True) if c) for row in matrix
+        )
+        asked = Hypotheses(matrix, np.zeros(len(matrix)), labels)
+        return wald_test(asked, self.values, self.cov, self.layout, COV_TYPE)
+
+
+@dataclass(frozen=True, slots=True)
+class Distal(Printed):
+    """An outcome by expert.
+
+    Attributes
+    ----------
+    formula : str
+    method : {"bch", "ml", "naive"}
+    levels : tuple or None
+        Categories of the outcome, of which all but the first are reported if there are two; None if it is numeric.
+    margins : Estimates
+        Mean, or probability of each category, under each expert, averaged over the covariates of all units in step 3.
+    coefficients : Estimates
+        Of the regression of the outcome: linear, logit or multinomial logit.
+    n_used, n_missing, n_strangers : int
+        Units in step 3; units of the fit without complete outcomes; rows of units the fit does not know.
+    overall : WaldTest or InvalidTest
+        That all experts are alike.
+    """
+
+    formula: str
+    method: Method
+    levels: tuple[Any, ...] | None
+    margins: Estimates
+    coefficients: Estimates
+    n_used: int
+    n_missing: int
+    n_strangers: int
+    overall: WaldTest | InvalidTest
+
+    @property
+    def title(self) -> str:
+        """Heading above the tables."""
+        return f"Three-step analysis of {self.formula}"
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Method, standard errors, counts, and the overall test."""
+        return (
+            *_remarks(self.method, self.n_used, self.n_missing, self.n_strangers),
+            *self._extremes(),
+            f"All experts alike: {_shown(self.overall)}",
+        )
+
+    def to_frame(self, alpha: float = 0.05) -> pd.DataFrame:
+        """Mean or probabilities by expert.
+
+        Parameters
+        ----------
+        alpha : float
+            One minus the level of the limits.
+
+        Returns
+        -------
+        DataFrame
+            Columns: expert, level (categorical outcomes), estimate, std_error, conf_low, conf_high.
+        """
+        shown, values, errors = self._experts_levels(), self.margins.values, self.margins.std_errors
+        half = norm.isf(alpha / 2) * errors
+        low, high = values - half, values + half
+        if self.levels is not None:
+            low, high = _inside(values, half)
+        columns: dict[str, Any] = {"expert": [k for k, _ in shown]}
+        columns |= {} if self.levels is None else {"level": [level for _, level in shown]}
+        return pd.DataFrame(columns | {"estimate": values, "std_error": errors, "conf_low": low, "conf_high": high})
+
+    def pairwise(self, alpha: float = 0.05) -> pd.DataFrame:
+        """Differences of experts, each with a Wald test over all categories.
+
+        Returns
+        -------
+        DataFrame
+            Columns: contrast (``"2 - 1"``), level (categorical outcomes), estimate, std_error, conf_low, conf_high,
+            statistic (chi-squared), df, p_value; a categorical outcome has one row per level, with the joint test.
+        """
+        rows = []
+        shown = self._experts_levels()
+        each = sorted({k for k, _ in shown})
+        for a, b in combinations(each, 2):
+            matrix = np.array(
+                [
+                    [(k == b) * 1.0 - (k == a) * 1.0 if level == own else 0.0 for k, level in shown]
+                    for own in dict.fromkeys(level for _, level in shown)
+                ]
+            )
+            test = self.margins.test(self._free(matrix))
+            difference = matrix @ self.margins.values
+            error = np.sqrt(np.diag(matrix @ self.margins.cov @ matrix.T))
+            half = norm.isf(alpha / 2) * error
+            for i, level in enumerate(dict.fromkeys(level for _, level in shown)):
+                place = {} if self.levels is None else {"level": level}
+                rows.append(
+                    {"contrast": f"{b} - {a}"}
+                    | place
+                    | {"estimate": difference[i], "std_error": error[i]}
+                    | {"conf_low": difference[i] - half[i], "conf_high": difference[i] + half[i]}
+                    | _test_columns(test)
+                )
+        return pd.DataFrame(rows)
+
+    def tables(self) -> tuple[Table, ...]:
+        """Means or probabilities, differences, and the coefficients of the regression."""
+        what = "Means" if self.levels is None else "Probabilities"
+        margins, pairs = self.to_frame(), self.pairwise()
+        level = [] if self.levels is None else ["level"]
+        return (
+            Table(
+                key="distal",
+                title=f"{what} by expert",
+                columns=("Estimate", "Std. Err.", "[0.025", "0.975]"),
+                index=tuple(f"expert {k}" + (f": {term}" if level else "") for k, term in self._experts_levels()),
+                cells=_cells(margins[["estimate", "std_error", "conf_low", "conf_high"]]),
+                formats=("num",) * 4,
+            ),
+            Table(
+                key="pairwise",
+                title="Differences of experts",
+                columns=("Difference", "Std. Err.", "[0.025", "0.975]", "chi2", "df", "p"),
+                index=tuple(": ".join(map(str, row)) for row in pairs[["contrast", *level]].itertuples(index=False)),
+                cells=_cells(pairs.drop(columns=["contrast", *level])),
+                formats=("num",) * 4 + (".3f", ".0f", "p"),
+            ),
+            _coefficient_table(self.coefficients, "Regression coefficients"),
+        )
+
+    def _extremes(self) -> tuple[str, ...]:
+        """A warning if a category never or always occurs under an expert."""
+        p = self.margins.values
+        if self.levels is None or ((p > _CERTAIN) & (p < 1 - _CERTAIN)).all():
+            return ()
+        return (
+            "A category never, or always, occurs under one of the experts: coefficients are infinite, and standard "
+            "errors and tests of these probabilities mean nothing.",
+        )
+
+    def _experts_levels(self) -> list[tuple[int, str]]:
+        return [(int(p.expert or 1), p.term) for p in self.margins.layout.parameters]
+
+    def _free(self, matrix: Array) -> Array:
+        """Rows without the one that the others imply: probabilities add up to one."""
+        return matrix if self.levels is None or len(matrix) == 1 else matrix[1:]
+
+
+@dataclass(frozen=True, slots=True)
+class Predictors(Printed):
+    """Covariates of membership, log odds of each expert against expert 1.
+
+    Attributes
+    ----------
+    formula : str
+    method : {"bch", "ml", "naive"}
+    coefficients : Estimates
+        ``gate2.z1`` ...
+    n_used, n_missing, n_strangers : int
+        Units in step 3; units of the fit without complete covariates; rows of units the fit does not know.
+    """
+
+    formula: str
+    method: Method
+    coefficients: Estimates
+    n_used: int
+    n_missing: int
+    n_strangers: int
+
+    @property
+    def title(self) -> str:
+        """Heading above the tables."""
+        return f"Three-step analysis of expert {self.formula}"
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Method, standard errors and counts."""
+        return _remarks(self.method, self.n_used, self.n_missing, self.n_strangers)
+
+    def to_frame(self, alpha: float = 0.05) -> pd.DataFrame:
+        """One row per coefficient, with the columns of `MoEResults.to_frame`."""
+        c = self.coefficients
+        return tidy(c.layout, c.values, c.std_errors, alpha)
+
+    def tests(self) -> pd.DataFrame:
+        """Joint Wald test of each column over all experts: statistic, df, p_value."""
+        terms = list(dict.fromkeys(p.term for p in self.coefficients.layout.parameters))
+        rows = []
+        for term in terms:
+            where = [i for i, p in enumerate(self.coefficients.layout.parameters) if p.term == term]
+            rows.append(_test_columns(self.coefficients.test(np.eye(len(self.coefficients.values))[where])))
+        return pd.DataFrame(rows, index=pd.Index(terms, name="term"))
+
+    def tables(self) -> tuple[Table, ...]:
+        """Coefficients, and joint tests over the experts."""
+        tests = self.tests()
+        return (
+            _coefficient_table(self.coefficients, "Log odds against expert 1"),
+            Table(
+                key="tests",
+                title="Joint tests over the experts",
+                columns=("chi2", "df", "p"),
+                index=tuple(tests.index),
+                cells=_cells(tests),
+                formats=(".3f", ".0f", "p"),
+            ),
+        )
+
+
+def distal(design: Design, made: Assignment, text: str, data: Any, method: Method, kind: str) -> Distal:
+    """An outcome by expert.
+
+    Parameters
+    ----------
+    design : Design
+        Of the fit.
+    made : Assignment
+    text : str
+        ``"outcome ~ expert + x"``.
+    data : DataFrame
+        One row per unit.
+    method : {"bch", "ml", "naive"}
+    kind : {"auto", "numeric", "categorical"}
+
+    Returns
+    -------
+    Distal
+    """
+    K = made.responsibilities.shape[1]
+    formula = parse_step_three(text)
+    outcomes = build_outcomes(design, K, formula, data, kind)
+    if not any(EXPERT in name for name in outcomes.names):
+        raise FormulaError(f"the right side of {text!r} must contain 'expert'; write 'outcome ~ expert'")
+    whitening = _whitening(outcomes.X.reshape(-1, outcomes.X.shape[2]))
+    scale = 1.0 if outcomes.levels is not None else max(float(np.std(outcomes.response)), 1e-300)
+    X = outcomes.X @ whitening
+    parts = _parts(outcomes, X, scale, method, K)
+    found = three_step(parts, made, outcomes.units, method)
+    size = X.shape[2] * (1 if outcomes.levels is None else len(outcomes.levels) - 1)
+    at = slice(found.beta.size - parts[-1].size, found.beta.size - parts[-1].size + size)
+    beta, cov = found.beta[at], found.cov[at, at]
+    margins = _margins(parts[-1], X, scale, beta, cov, outcomes.levels)
+    back = scale * np.kron(np.eye(size // X.shape[2]), whitening)
+    coefficients = Estimates(_regression_layout(outcomes), back @ beta, back @ cov @ back.T)
+    return Distal(
+        formula=formula.text,
+        method=method,
+        levels=outcomes.levels,
+        margins=margins,
+        coefficients=coefficients,
+        n_used=len(outcomes.units),
+        n_missing=outcomes.n_missing,
+        n_strangers=outcomes.n_strangers,
+        overall=margins.test(_contrasts(margins.layout, K)),
+    )
+
+
+def predictors(design: Design, made: Assignment, text: str, data: Any, method: Method) -> Predictors:
+    """Covariates of membership.
+
+    Parameters
+    ----------
+    design : Design
+        Of the fit.
+    made : Assignment
+    text : str
+        ``"~ z1 + z2"``.
+    data : DataFrame
+        One row per unit.
+    method : {"bch", "ml", "naive"}
+
+    Returns
+    -------
+    Predictors
+    """
+    K = made.responsibilities.shape[1]
+    columns = covariate_columns(design, text, data)
+    whitening = _whitening(columns.Z)
+    found = three_step((Membership(columns.Z @ whitening, K),), made, columns.units, method)
+    back = np.kron(np.eye(K - 1), whitening)
+    layout = ParamLayout(
+        tuple(Parameter(f"gate{k}.{name}", "gate", name, k) for k in range(2, K + 1) for name in columns.z_names)
+    )
+    return Predictors(
+        formula=f"~{text.partition('~')[2]}",
+        method=method,
+        coefficients=Estimates(layout, back @ found.beta, back @ found.cov @ back.T),
+        n_used=len(columns.units),
+        n_missing=columns.n_missing,
+        n_strangers=columns.n_strangers,
+    )
+
+
+def _whitening(columns: Array) -> Array:
+    """R^-1 with orthonormal columns X R^-1 of unit mean square, so that tolerances mean the same for any units."""
+    triangle = np.linalg.qr(columns, mode="r") / np.sqrt(len(columns))
+    return np.asarray(np.linalg.solve(triangle, np.eye(len(triangle))))
+
+
+def _parts(outcomes: Outcomes, X: Array, scale: float, method: Method, n_experts: int) -> tuple[Part, ...]:
+    """The model of the outcome; maximum likelihood also needs one of the membership given the other predictors."""
+    if outcomes.levels is None:
+        outcome: Part = Normal(outcomes.response.astype(float) / scale, X, own_sigma=method == "ml")
+    else:
+        outcome = Categorical(outcomes.response.astype(np.intp), X, len(outcomes.levels))
+    if method != "ml":
+        return (outcome,)
+    return (Membership(outcomes.Z @ _whitening(outcomes.Z), n_experts), outcome)
+
+
+def _margins(part: Part, X: Array, scale: float, beta: Array, cov: Array, levels: tuple[Any, ...] | None) -> Estimates:
+    """Means or probabilities under each expert, averaged over the units, by the delta method."""
+    if levels is None:
+        mean = scale * X.mean(axis=0)
+        return Estimates(_margin_layout(len(mean), ("mean",)), mean @ beta, mean @ cov @ mean.T)
+    shown = levels[1:] if len(levels) == 2 else levels
+
+    def probabilities(b: Array) -> Array:
+        all_levels = np.exp(part.log_probabilities(b)).mean(axis=0)  # type: ignore[attr-defined]
+        return np.asarray(all_levels[:, len(levels) - len(shown) :].ravel())
+
+    values = probabilities(beta)
+    jacobian = _complex_jacobian(probabilities, beta)
+    layout = _margin_layout(X.shape[1], tuple(str(level) for level in shown))
+    return Estimates(layout, values, jacobian @ cov @ jacobian.T)
+
+
+def _complex_jacobian(function: Callable[[Array], Array], at: Array) -> Array:
+    moved = [function(at + 1j * h).imag for h in _COMPLEX_STEP * np.eye(at.size)]
+    return np.column_stack(moved) / _COMPLEX_STEP
+
+
+def _margin_layout(n_experts: int, terms: tuple[str, ...]) -> ParamLayout:
+    """Experts by levels."""
+    return ParamLayout(
+        tuple(Parameter(f"expert{k}.{term}", "expert", term, k) for k in range(1, n_experts + 1) for term in terms)
+    )
+
+
+def _regression_layout(outcomes: Outcomes) -> ParamLayout:
+    if outcomes.levels is None or len(outcomes.levels) == 2:
+        return ParamLayout(tuple(Parameter(name, "common", name) for name in outcomes.names))
+    return ParamLayout(
+        tuple(
+            Parameter(f"{level}: {name}", "common", f"{level}: {name}")
+            for level in outcomes.levels[1:]
+            for name in outcomes.names
+        )
+    )
+
+
+def _contrasts(layout: ParamLayout, n_experts: int) -> Array:
+    """Each expert against the first in every level but one."""
+    n_levels = len(layout.parameters) // n_experts
+    kept = np.eye(n_levels)[1:] if n_levels > 1 else np.eye(1)
+    against = np.column_stack([-np.ones(n_experts - 1), np.eye(n_experts - 1)])
+    return np.asarray(np.kron(against, kept))
+
+
+def _inside(p: Array, half: Array) -> tuple[Array, Array]:
+    """Limits of probabilities on the logit scale."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logit, reach = np.log(p) - np.log1p(-p), half / (p * (1 - p))
+        return 1 / (1 + np.exp(reach - logit)), 1 / (1 + np.exp(-reach - logit))
+
+
+def _test_columns(test: WaldTest | InvalidTest) -> dict[str, float]:
+    if isinstance(test, InvalidTest):
+        return {"statistic": np.nan, "df": np.nan, "p_value": np.nan}
+    return {"statistic": test.statistic, "df": float(test.df), "p_value": test.pvalue}
+
+
+def _shown(test: WaldTest | InvalidTest) -> str:
+    if isinstance(test, InvalidTest):
+        return str(test)
+    return f"chi2({test.df}) = {test.statistic:.2f}, p = {test.pvalue:.4f}."
+
+
+def _remarks(method: Method, n_used: int, n_missing: int, n_strangers: int) -> tuple[str, ...]:
+    errors = "over units, as if memberships were known" if method == "naive" else "over all three steps"
+    strangers = f"; {n_strangers} rows of units that the fit does not know were left out" if n_strangers else ""
+    return (
+        f"Method '{method}': {DESCRIPTIONS[method]}.",
+        f"Standard errors: sandwich {errors}.",
+        f"{n_used} units used, {n_missing} of the fit without complete data{strangers}.",
+    )
+
+
+def _coefficient_table(estimates: Estimates, title: str) -> Table:
+    z = estimates.values / estimates.std_errors
+    columns = np.column_stack([estimates.values, estimates.std_errors, z, two_sided(z)])
+    return Table(
+        key="coefficients",
+        title=title,
+        columns=("Estimate", "Std. Err.", "z", "P>|z|"),
+        index=estimates.layout.names,
+        cells=_cells(pd.DataFrame(columns)),
+        formats=("num", "num", ".3f", "p"),
+    )
+
+
+def _cells(frame: pd.DataFrame) -> tuple[tuple[Cell, ...], ...]:
+    return tuple(tuple(None if np.isnan(v) else float(v) for v in row) for row in frame.to_numpy(dtype=float))

@@ -1,0 +1,222 @@
+"""From a formula and a frame of outcomes to the arrays of step 3."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mixmoe._rank import aliases
+from mixmoe._recipe import response_column
+from mixmoe.design import Design, build_design
+from mixmoe.errors import ArgumentError, DesignError, DroppedRowsWarning, FormulaError
+from mixmoe.formula import MoEFormula, parse_formula
+
+Array = NDArray[np.float64]
+
+EXPERT = "expert"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """What step 3 works on.
+
+    Attributes
+    ----------
+    units : ndarray of int, shape (n,)
+        Units of the fit that have complete outcomes.
+    X : ndarray, shape (n, K, p)
+        Columns of each unit were it to belong to each expert.
+    Z : ndarray, shape (n, m)
+        Columns without the expert.
+    names, z_names : tuple of str
+    response : ndarray, shape (n,)
+        Values, or codes of `levels`.
+    levels : tuple or None
+        Categories of the outcome; None if it is numeric.
+    n_missing : int
+        Units of the fit without complete outcomes.
+    n_strangers : int
+        Rows of units that the fit does not know.
+    """
+
+    units: NDArray[np.intp]
+    X: Array
+    Z: Array
+    names: tuple[str, ...]
+    z_names: tuple[str, ...]
+    response: NDArray[Any]
+    levels: tuple[Any, ...] | None
+    n_missing: int
+    n_strangers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """Rows of a frame beside the units of a fit.
+
+    Attributes
+    ----------
+    frame : DataFrame
+        One row per unit that both know.
+    units : ndarray of int
+    n_strangers : int
+    """
+
+    frame: pd.DataFrame
+    units: NDArray[np.intp]
+    n_strangers: int
+
+
+def match_units(design: Design, data: Any) -> Matched:
+    """One row of `data` for each unit, by the column of the subjects, or by the index where the fit has none.
+
+    Raises
+    ------
+    ArgumentError
+        If a subject has several rows, or none is known.
+    """
+    if not isinstance(data, pd.DataFrame):
+        raise ArgumentError(f"outcomes must be a pandas DataFrame with one row per subject, got {type(data).__name__}")
+    group = design.names.group
+    keys = pd.Index(data[group]) if group is not None and group in data else data.index
+    if keys.has_duplicates:
+        twice = keys[keys.duplicated()][0]
+        raise ArgumentError(
+            f"outcomes must have one row per {'subject' if group else 'row'}, got several for {twice!r}; "
+            "keep one, e.g. by drop_duplicates()"
+        )
+    where = pd.Index(design.labels).get_indexer(keys)
+    known = where >= 0
+    if not known.any():
+        by = f"the column {group!r}" if group is not None and group in data else "the index"
+        raise ArgumentError(
+            f"none of the {len(keys)} rows of outcomes belongs to the fit (matched by {by}); "
+            f"name the {'subjects' if group else 'rows'} as in the fit, e.g. {design.labels[0]!r}"
+        )
+    return Matched(data[known].reset_index(drop=True), where[known], int((~known).sum()))
+
+
+def parse_step_three(text: Any) -> MoEFormula:
+    """A formula without sections.
+
+    Raises
+    ------
+    FormulaError
+        If it has sections or marks.
+    """
+    parsed = text if isinstance(text, MoEFormula) else parse_formula(text)
+    marked = any(part.kind != "free" for part in parsed.expert)
+    if marked or "|" in parsed.text:
+        raise FormulaError("step 3 takes 'outcome ~ expert + x', without sections and marks", parsed.text)
+    return parsed
+
+
+def build_outcomes(design: Design, n_experts: int, formula: MoEFormula, data: Any, kind: str) -> Outcomes:
+    """Arrays of ``outcome ~ expert + x``.
+
+    Parameters
+    ----------
+    design : Design
+        Of the fit.
+    n_experts : int
+    formula : MoEFormula
+    data : DataFrame
+        One row per unit.
+    kind : {"auto", "numeric", "categorical"}
+
+    Returns
+    -------
+    Outcomes
+
+    Raises
+    ------
+    ArgumentError, DesignError
+        If the frame does not fit the formula or the fit.
+    """
+    matched = match_units(design, data)
+    if EXPERT in matched.frame:
+        raise ArgumentError(f"outcomes has a column {EXPERT!r}, which names the experts in the formula; rename it")
+    kind = response_kind(formula, matched.frame) if kind == "auto" else kind
+    frame = _expanded(matched.frame, n_experts)
+    made = _quiet_design(formula, frame, kind)
+    order = np.argsort(made.position, kind="stable")
+    place = made.position[order]
+    n = len(matched.frame)
+    kept = place[place < n]  # the copies come one after the other, and a row is complete in all of them or in none
+    X = made.expert[order].reshape(n_experts, len(kept), -1).transpose(1, 0, 2)
+    plain = np.column_stack([np.ones(len(kept)), X[:, 0]])
+    spare = {alias.column for alias in aliases(plain)}
+    chosen = [j for j in range(plain.shape[1]) if j not in spare]
+    names = ("Intercept", *made.names.expert)
+    return Outcomes(
+        units=matched.units[kept],
+        X=X,
+        Z=plain[:, chosen],
+        names=made.names.expert,
+        z_names=tuple(names[j] for j in chosen),
+        response=np.asarray(made.response)[order][: len(kept)],
+        levels=made.response_levels,
+        n_missing=design.n_units - len(kept),
+        n_strangers=matched.n_strangers,
+    )
+
+
+def response_kind(formula: MoEFormula, frame: pd.DataFrame) -> str:
+    """``"categorical"`` for text, categories, truth values, and numbers that are only 0 and 1; else ``"numeric"``."""
+    name = response_column(formula)
+    if name is None or name not in frame:
+        return "numeric"
+    values = frame[name].dropna()
+    if not pd.api.types.is_numeric_dtype(values.dtype) or pd.api.types.is_bool_dtype(values.dtype):
+        return "categorical"
+    return "categorical" if set(values.unique()) == {0, 1} else "numeric"
+
+
+def _expanded(frame: pd.DataFrame, n_experts: int) -> pd.DataFrame:
+    copies = pd.concat([frame] * n_experts, ignore_index=True)
+    codes = np.repeat(np.arange(1, n_experts + 1), len(frame))
+    return copies.assign(**{EXPERT: pd.Categorical(codes, categories=range(1, n_experts + 1))})
+
+
+def _quiet_design(formula: MoEFormula, frame: pd.DataFrame, kind: str) -> Design:
+    """The design of the copies; missing outcomes are counted by subjects, not by copies."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DroppedRowsWarning)
+        return build_design(formula, frame, response="categorical" if kind == "categorical" else "numeric")
+
+
+def covariate_columns(design: Design, text: str, data: Any) -> Outcomes:
+    """Arrays of ``expert ~ x``; `X` and `response` are empty.
+
+    Raises
+    ------
+    ArgumentError, DesignError, FormulaError
+        If the frame does not fit the formula or the fit.
+    """
+    right = text.partition("~")[2].strip()
+    if not right:
+        raise FormulaError(f"covariates are written '~ z1 + z2', got {text!r}")
+    parsed = parse_step_three(f"{_PLACEHOLDER} ~ {right}")
+    matched = match_units(design, data)
+    counting = np.arange(len(matched.frame), dtype=float)  # a response is asked for, and only its rows are of use
+    made = _quiet_design(parsed, matched.frame.assign(**{_PLACEHOLDER: counting}), "numeric")
+    order = np.argsort(made.position, kind="stable")
+    if not made.expert.shape[1]:
+        raise DesignError(f"covariates {text!r} have no columns; write at least one")
+    return Outcomes(
+        units=matched.units[made.position[order]],
+        X=np.empty((made.n, 0, 0)),
+        Z=made.expert[order],
+        names=(),
+        z_names=made.names.expert,
+        response=np.empty(0),
+        levels=None,
+        n_missing=design.n_units - made.n,
+        n_strangers=matched.n_strangers,
+    )
+
+
+_PLACEHOLDER = "row_of_outcomes"
