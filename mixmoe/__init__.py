@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mixmoe.mixed.results import MEMoEResults
     from mixmoe.neural.model import NME, nme
     from mixmoe.neural.results import NMEResults
+    from mixmoe.selection import Selection, select
     from mixmoe.varying.model import VCMoE
     from mixmoe.varying.results import VCMoEResults
 
@@ -24,6 +25,7 @@ __all__ = [
     "MEMoE",
     "MEMoEResults",
     "NMEResults",
+    "Selection",
     "VCMoE",
     "VCMoEResults",
     "__version__",
@@ -32,6 +34,7 @@ __all__ = [
     "fit",
     "load",
     "nme",
+    "select",
     "simulate",
     "table",
 ]
@@ -41,9 +44,11 @@ _WHERE = {
     "MEMoEResults": "mixmoe.mixed.results",
     "NME": "mixmoe.neural.model",
     "NMEResults": "mixmoe.neural.results",
+    "Selection": "mixmoe.selection",
     "VCMoE": "mixmoe.varying.model",
     "VCMoEResults": "mixmoe.varying.results",
     "nme": "mixmoe.neural.model",
+    "select": "mixmoe.selection",
 }
 
 

@@ -53,7 +53,25 @@ def fit(formula: str, data: Any, experts: int = 2, **options: Any) -> Any:
     -875.97
     """
     parsed = formula if isinstance(formula, MoEFormula) else parse_formula(formula)
-    family = _family("VCMoE" if parsed.vary is not None else "MEMoE")
+    family = family_of(parsed)
+    for_model = model_options(family, options)
+    model = family(parsed, data, experts, **for_model)
+    return model.fit(**{k: v for k, v in options.items() if k not in for_model})
+
+
+def family_of(formula: MoEFormula) -> Any:
+    """The class that fits a formula."""
+    return _family("VCMoE" if formula.vary is not None else "MEMoE")
+
+
+def model_options(family: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that the constructor of a family takes.
+
+    Raises
+    ------
+    ArgumentError
+        If neither constructor nor fit has one of them.
+    """
     for_model = inspect.signature(family.__init__).parameters
     for_fit = inspect.signature(family.fit).parameters
     covariance = _OF_COVARIANCE[family.family_name]
@@ -61,8 +79,7 @@ def fit(formula: str, data: Any, experts: int = 2, **options: Any) -> Any:
         if name not in for_model and name not in for_fit and name not in covariance:
             known = [n for n in (*for_model, *for_fit, *covariance) if n not in ("self", "cov_options")]
             raise ArgumentError(f"fit has no option {name!r}; it has {', '.join(known)}")
-    model = family(parsed, data, experts, **{k: v for k, v in options.items() if k in for_model})
-    return model.fit(**{k: v for k, v in options.items() if k not in for_model})
+    return {name: value for name, value in options.items() if name in for_model}
 
 
 def _family(name: str) -> Any:

@@ -1,7 +1,7 @@
 """Records of a fit that every family returns."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,33 @@ class EMFit:
     responsibilities: Array
     starts: Starts
     flags: tuple[Flag, ...] = ()
+
+
+SAME = 1e-3  # log-likelihoods closer than this are the same optimum
+
+
+def better(a: EMFit, b: EMFit) -> EMFit:
+    """The better of two fits of one model to the same data, with the starts of both counted.
+
+    A degenerate fit yields to any other, and an interrupted one leaves its mark.
+    """
+    best = b if _rank(b) > _rank(a) else a
+    reached = [fit for fit in (a, b) if abs(_rank(fit) - _rank(best)) <= SAME] or [best]
+    replicated = sum(fit.starts.n_replicated for fit in reached)
+    logliks = np.sort(np.append(a.starts.logliks, b.starts.logliks))[::-1]
+    dropped = ("not_replicated",) if replicated > 1 else ()
+    interrupted = tuple(flag for flag in (*a.flags, *b.flags) if flag.code == "interrupted")
+    kept = tuple(flag for flag in best.flags if flag.code not in (*dropped, "interrupted"))
+    return replace(
+        best,
+        converged=best.converged and not interrupted,
+        starts=Starts(a.starts.n_starts + b.starts.n_starts, logliks, replicated),
+        flags=(*interrupted[:1], *kept),
+    )
+
+
+def _rank(fit: EMFit) -> float:
+    return -np.inf if any(flag.code == "degenerate" for flag in fit.flags) else fit.loglik
 
 
 @dataclass(frozen=True, slots=True)

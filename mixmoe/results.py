@@ -220,11 +220,11 @@ class MoEResults(Assessment, Diagnosis, Reporting, LabelledResults):
         """
         chosen = _chosen(self, tables)
         title = _title(self) if caption is None else caption
-        return _written(latex(chosen, title, label, _notes(self), standalone), path)
+        return written(latex(chosen, title, label, _notes(self), standalone), path)
 
     def to_markdown(self, path: PathLike | None = None, tables: Sequence[str] | str | None = None) -> str:
         """Tables as Markdown; see `to_latex`."""
-        return _written(markdown(_chosen(self, tables), notes=_notes(self)), path)
+        return written(markdown(_chosen(self, tables), notes=_notes(self)), path)
 
     def to_frame(self, alpha: float = 0.05) -> pd.DataFrame:
         """One row per parameter.
@@ -465,7 +465,7 @@ def _chosen(results: MoEResults, keys: Sequence[str] | str | None) -> tuple[Tabl
     return choose(tables, [t.key for t in tables if t.key != "header"] if keys is None else keys)
 
 
-def _written(text: str, path: PathLike | None) -> str:
+def written(text: str, path: PathLike | None) -> str:
     """The text, also in a file if there is a path."""
     if path is not None:
         Path(path).write_text(text, encoding="utf-8")

@@ -1,7 +1,8 @@
-"""Replicates of a random task: parallel, with a progress bar, keeping what is ready when interrupted."""
+"""Many independent computations: parallel, with a progress bar, keeping what is ready when interrupted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,56 @@ import numpy as np
 from mixmoe.em import progress_bar
 
 Task = Callable[[np.random.Generator], Any]
+Call = Callable[[], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Replicates:
-    """Results of the replicates, in order; fewer than asked for if `interrupted`."""
+    """Results of the computations, in order; fewer than asked for if `interrupted` or if they were stopped."""
 
     values: tuple[Any, ...]
     interrupted: bool
+
+
+def run_calls(
+    calls: Sequence[Call],
+    n_jobs: int = 1,
+    label: str = "",
+    progress: bool | None = None,
+    after: Callable[[Any], bool] | None = None,
+) -> Replicates:
+    """Values of calls without arguments, in their order.
+
+    Parameters
+    ----------
+    calls : sequence of callable
+        Picklable if `n_jobs` is not 1.
+    n_jobs : int
+        Worker processes, as joblib counts them: -1 for all cores.
+    label : str
+        Text before the progress bar.
+    progress : bool, optional
+        By default only in a terminal and if it takes more than a few seconds.
+    after : callable, optional
+        Called with each value, in order; True ends the run. What it decides does not depend on the number of workers.
+
+    Returns
+    -------
+    Replicates
+    """
+    from joblib import Parallel, delayed
+
+    done: list[Any] = []
+    with progress_bar(len(calls), label, progress) as bar:
+        try:
+            for value in Parallel(n_jobs=n_jobs, return_as="generator")(delayed(call)() for call in calls):
+                done.append(value)
+                bar.update()
+                if after is not None and after(value):
+                    break
+        except KeyboardInterrupt:
+            return Replicates(tuple(done), True)
+    return Replicates(tuple(done), False)
 
 
 def replicate(
@@ -30,25 +73,11 @@ def replicate(
         From a generator to a result; picklable if `n_jobs` is not 1.
     n : int
     rng : numpy.random.Generator
-    n_jobs : int
-        Worker processes, as joblib counts them: -1 for all cores.
-    label : str
-        Text before the progress bar.
-    progress : bool, optional
-        By default only in a terminal and if it takes more than a few seconds.
+    n_jobs, label, progress
+        See `run_calls`.
 
     Returns
     -------
     Replicates
     """
-    from joblib import Parallel, delayed
-
-    done: list[Any] = []
-    with progress_bar(n, label, progress) as bar:
-        try:
-            for value in Parallel(n_jobs=n_jobs, return_as="generator")(delayed(task)(g) for g in rng.spawn(n)):
-                done.append(value)
-                bar.update()
-        except KeyboardInterrupt:
-            return Replicates(tuple(done), True)
-    return Replicates(tuple(done), False)
+    return run_calls([partial(task, one) for one in rng.spawn(n)], n_jobs, label, progress)

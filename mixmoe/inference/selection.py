@@ -103,3 +103,8 @@ def entropy_r2(responsibilities: Array) -> float:
         return 1.0
     relative = 1.0 - classification_entropy(responsibilities) / (n_units * np.log(n_experts))
     return float(np.clip(relative, 0.0, 1.0))
+
+
+def clc(loglik: float, responsibilities: Array) -> float:
+    """Classification likelihood criterion, ``-2 l + 2 EN`` (Biernacki & Govaert 1997)."""
+    return -2.0 * loglik + 2.0 * classification_entropy(responsibilities)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe.em import Climb, Control, Evaluation, climb
+from mixmoe.em import SAME, Climb, Control, Evaluation, climb
 from mixmoe.gate import gate_log_probabilities
+from mixmoe.mixed.carried import carried_starts
 from mixmoe.mixed.likelihood import ClosedForm, Problem, evaluate, observed_information
 from mixmoe.mixed.starts import (
     OneExpert,
@@ -25,10 +26,10 @@ from mixmoe.mixed.structure import Params, contract, expand
 Array = NDArray[np.float64]
 
 _EM_STEPS = 4
-_SAME = 1e-3  # log-likelihoods closer than this are the same optimum
 _SEARCH_ABOVE = 1000  # with more subjects than this the search for starts runs on some of them
 _SEARCH_SUBJECTS = 500
 _FINISHED = 5  # candidates that are run to full convergence, on all subjects
+_WORTHWHILE = 0.1  # gain that makes another round of split-and-merge moves; less is mere convergence of what is there
 _SHARP = 0.01  # of the tolerance: what quasi-Newton aims at before Newton steps are called in
 _STANDSTILL = 1e-11  # gain in log-likelihood of an ascent that creeps along the edge of a collapse
 _CHASED = 10  # end points of the closed form that are carried on with the likelihood itself
@@ -147,45 +148,52 @@ class Guarded:
         return Evaluation(np.where(smallest < self.sigma_floor, -np.inf, e.loglik), e.score)
 
 
-def search(
-    problem: Problem, n_starts: int, control: Control, rng: np.random.Generator, given: Array | None = None
-) -> Search:
+def search(problem: Problem, n_starts: int, control: Control, rng: np.random.Generator) -> Search:
     """The highest maximum found from random starts and from split-and-merge moves.
 
     Parameters
     ----------
     problem : Problem
     n_starts : int
-        Random starts; 0 only together with `given`.
+        Random starts.
     control : Control
     rng : numpy.random.Generator
-    given : ndarray, shape (P,), optional
-        A further start.
 
     Returns
     -------
     Search
     """
-    if given is not None:
-        given = off_boundary(problem, given)
-    limited = replace(_ROUGH, max_iter=min(_ROUGH.max_iter, control.max_iter), progress=control.progress)
-    if problem.structure.n_experts == 1 and given is None:
+    limited = _limited(control)
+    if problem.structure.n_experts == 1:
         rough = climb_one_expert(problem, limited)
         return finish(problem, pooled_sigma(problem, rough.theta[0]), rough, _MARGIN, control)
-    if not n_starts and given is not None:
-        alone = one_expert_problem(problem)
-        sigma_one = pooled_sigma(alone, climb_one_expert(alone, limited).theta[0])
-        return finish(problem, sigma_one, _climb_from(problem, sigma_one, given[None], limited), _MARGIN, control)
     part = problem.take(_search_order(problem, rng))
     one = fit_one_expert(part, limited)
     closed = closed_form_problem(part, one.params)
     rough = explore(closed, one, n_starts, limited, rng)
     if closed.experts is not part.experts:
         rough = chase(part, one, rough, limited)
-    if given is not None:
-        rough = join(rough, _climb_from(part, one.sigma, given[None], limited))
     margin = _MARGIN if part.n_subjects == problem.n_subjects else _PART_MARGIN
     return finish(problem, one.sigma, rough, margin, control)
+
+
+def search_from(problem: Problem, starts: Array, control: Control) -> Search:
+    """The highest maximum reached from given starts, shape (G, P), on all subjects; not below the best of them."""
+    limited = _limited(control)
+    alone = one_expert_problem(problem)
+    sigma_one = pooled_sigma(alone, climb_one_expert(alone, limited).theta[0])
+    return finish(problem, sigma_one, _climb_from(problem, sigma_one, starts, limited), _MARGIN, control)
+
+
+def search_carried(problem: Problem, smaller: Array, control: Control, rng: np.random.Generator) -> Search:
+    """The highest maximum reached from the fit with one expert fewer, shape (P',), whose experts are split."""
+    one = fit_one_expert(problem, _limited(control))
+    return search_from(problem, carried_starts(problem, one, smaller, _EM_STEPS, rng), control)
+
+
+def _limited(control: Control) -> Control:
+    """Limits of the search for starts."""
+    return replace(_ROUGH, max_iter=min(_ROUGH.max_iter, control.max_iter), progress=control.progress)
 
 
 def pooled_sigma(alone: Problem, theta: Array) -> float:
@@ -201,7 +209,7 @@ def chase(problem: Problem, one: OneExpert, found: Climb, control: Control) -> C
     order = np.argsort(-found.loglik, kind="stable")
     falls = -np.diff(found.loglik[order], prepend=found.loglik[order[0]])
     group = np.empty(order.size, dtype=np.intp)
-    group[order] = np.cumsum(np.nan_to_num(falls) > _SAME)
+    group[order] = np.cumsum(np.nan_to_num(falls) > SAME)
     leaders = [int(order[np.argmax(group[order] == g)]) for g in range(min(_CHASED, int(group.max()) + 1))]
     theta = with_extras(problem, found.theta, one.params)
     end = _climb_from(problem, one.sigma, theta[leaders], control)
@@ -233,11 +241,11 @@ def _search_size(problem: Problem) -> int:
 
 
 def _candidates(logliks: Array, margin: float) -> NDArray[np.intp]:
-    """Positions, best first, of values within `margin` of the best that differ by more than `_SAME`."""
+    """Positions, best first, of values within `margin` of the best that differ by more than `SAME`."""
     order = np.argsort(-logliks, kind="stable")
     apart = np.ones(order.size, dtype=bool)
     with np.errstate(invalid="ignore"):  # two collapsed solutions, both of -inf, are not apart
-        apart[1:] = -np.diff(logliks[order]) > _SAME
+        apart[1:] = -np.diff(logliks[order]) > SAME
     apart &= logliks[order] >= logliks[order[0]] - margin
     return order[apart][:_FINISHED]
 
@@ -254,7 +262,7 @@ def explore(problem: ClosedForm, one: OneExpert, n_starts: int, control: Control
         except KeyboardInterrupt:
             return replace(found, interrupted=True)
         further = _climb_from(problem, one.sigma, moved, control, spent=2 * _EM_STEPS)
-        improved = _ranked(problem, one.sigma, further).max() > found.loglik[best] + _SAME
+        improved = _ranked(problem, one.sigma, further).max() > found.loglik[best] + _WORTHWHILE
         found = join(found, further)
         if not improved:
             break
@@ -312,7 +320,7 @@ def finish(problem: Problem, sigma_one: float, rough: Climb, margin: float, cont
     start = np.array([largest_first(problem, theta) for theta in rough.theta[candidates]])
     found = _climb_from(problem, sigma_one, start, limit)
     rank = _ranked(problem, sigma_one, found)
-    best = int(np.argmax(rank >= rank.max() - _SAME))  # of equals the one that was best before
+    best = int(np.argmax(rank >= rank.max() - SAME))  # of equals the one that was best before
     interrupted = rough.interrupted or found.interrupted
     theta = found.theta[best]
     if not (interrupted or found.converged[best]):
@@ -331,7 +339,7 @@ def finish(problem: Problem, sigma_one: float, rough: Climb, margin: float, cont
         degenerate=not np.isfinite(rank[best]),
         n_starts=rough.loglik.size,
         logliks=np.sort(found.loglik)[::-1],
-        n_replicated=int((rough_rank >= rough.loglik[origin] - _SAME).sum()),
+        n_replicated=int((rough_rank >= rough.loglik[origin] - SAME).sum()),
         n_degenerate=int((~np.isfinite(rough_rank)).sum()),
     )
 

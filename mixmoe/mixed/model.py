@@ -1,6 +1,9 @@
 """MEMoE: formula, data and structure of a mixed-effects mixture of experts."""
 
 from collections.abc import Mapping
+from copy import copy
+from dataclasses import replace
+from functools import reduce
 from typing import Any, get_args
 
 import numpy as np
@@ -9,7 +12,7 @@ from numpy.typing import NDArray
 
 from mixmoe.arguments import checked_choice, checked_count, checked_positive, checked_rng
 from mixmoe.design import Design, build_design
-from mixmoe.em import Control, EMFit, Starts
+from mixmoe.em import Control, EMFit, Starts, better
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.formula import MoEFormula, parse_formula
 from mixmoe.inference.covariance import ParamCov, checked_cov_type
@@ -19,18 +22,28 @@ from mixmoe.layout import Parameter, ParamLayout
 from mixmoe.mixed.bootstrap import bootstrap_covariance
 from mixmoe.mixed.coordinates import Coordinates, apply_inverse, build_coordinates
 from mixmoe.mixed.covariance import covariance, find_boundary, natural_jacobian
-from mixmoe.mixed.estimate import Search, default_starts, order_experts, search
+from mixmoe.mixed.estimate import (
+    Search,
+    default_starts,
+    off_boundary,
+    order_experts,
+    search,
+    search_carried,
+    search_from,
+)
 from mixmoe.mixed.extras import outside
 from mixmoe.mixed.flags import find_flags, warn_flags
 from mixmoe.mixed.gaussian import GaussianExperts
 from mixmoe.mixed.likelihood import Problem, build_problem, evaluate, subject_logliks
-from mixmoe.mixed.natural import build_layout, from_natural, split_natural, to_natural
+from mixmoe.mixed.natural import build_layout, from_natural, positions, split_natural, to_natural
+from mixmoe.mixed.predict import Estimate, draw_responses
 from mixmoe.mixed.results import MEMoEResults
 from mixmoe.mixed.structure import CovRE, Params, Residual, Structure, contract, expand
 from mixmoe.output.saved import SavedFit
 from mixmoe.results import restored
 
 Array = NDArray[np.float64]
+_DEFAULT = Control()
 
 
 class MEMoE:
@@ -143,7 +156,8 @@ class MEMoE:
             Random starts; by default 32 per expert, or none if `start` is given. After them, split-and-merge moves are
             tried from the best.
         start : MEMoEResults, Series, mapping or ndarray, optional
-            Parameters to start from, by name or in the order of the layout.
+            Parameters to start from, by name or in the order of the layout; or a fit with one expert fewer and the same
+            columns, whose experts are split. The log-likelihood is not below that of `start` on these data.
         max_iter : int
             Iterations of each optimisation, that of the search and the final one.
         tol : float
@@ -171,10 +185,9 @@ class MEMoE:
         checked_cov_type(cov_type)
         control = Control(checked_count(max_iter, "max_iter"), checked_positive(tol, "tol"), progress=progress)
         generator = checked_rng(rng)
-        given = None if start is None else self.working(self.vector(start))
-        default = default_starts(self.n_experts) if given is None else 0
-        n_starts = default if starts is None else checked_count(starts, "starts", least=1 if given is None else 0)
-        fit = self._record(search(self.problem, n_starts, control, generator, given))
+        default = default_starts(self.n_experts) if start is None else 0
+        n_starts = default if starts is None else checked_count(starts, "starts", least=1 if start is None else 0)
+        fit = self.maximum(n_starts, generator, start, control)
         warn_flags(fit.flags)
         if cov_type == "bootstrap":
             cov_options = {"rng": generator, "progress": progress, **cov_options}
@@ -184,6 +197,59 @@ class MEMoE:
             blank = np.full((fit.params.size, fit.params.size), np.nan)
             cov = ParamCov(blank, checked_cov_type(cov_type), f"interrupted; with_cov({cov_type!r}) computes them")
         return MEMoEResults(self, fit, cov)
+
+    def maximum(self, n_starts: int, rng: np.random.Generator, start: Any = None, control: Control = _DEFAULT) -> EMFit:
+        """The estimate alone, without warnings and covariance.
+
+        Parameters
+        ----------
+        n_starts : int
+            Random starts.
+        rng : numpy.random.Generator
+        start : optional
+            As in `fit`.
+        control : Control
+
+        Returns
+        -------
+        EMFit
+        """
+        fits = []
+        if start is not None:
+            fits.append(self._record(self._search_from(start, rng, control)))
+        if n_starts and not (fits and any(flag.code == "interrupted" for flag in fits[0].flags)):
+            fits.append(self._record(search(self.problem, n_starts, control, rng)))
+        return reduce(better, fits)
+
+    def _search_from(self, start: Any, rng: np.random.Generator, control: Control) -> Search:
+        smaller = getattr(start, "model", None)
+        if isinstance(smaller, MEMoE) and smaller.n_experts == self.n_experts - 1:
+            below = self.with_experts(smaller.n_experts)
+            return search_carried(self.problem, below.working(below.vector(start)), control, rng)
+        return search_from(self.problem, off_boundary(self.problem, self.working(self.vector(start)))[None], control)
+
+    def with_experts(self, experts: int) -> "MEMoE":
+        """The model with another number of experts on the same data."""
+        other = copy(self)
+        other.n_experts, other.settings = experts, {**self.settings, "experts": experts}
+        other.structure = replace(self.structure, n_experts=experts)
+        other.layout = build_layout(other.structure, self.design.names)
+        other.problem = build_problem(other.structure, self.problem.experts, self.problem.W)
+        return other
+
+    def with_response(self, response: Array) -> "MEMoE":
+        """The model with another response, shape (n,) in the order of the design."""
+        other = copy(self)
+        other.design = replace(self.design, response=response)
+        other.coordinates = _coordinates(other.design, other.structure)
+        other.problem = working_problem(other.design, other.structure, other.coordinates)
+        return other
+
+    def draw(self, fit: EMFit, rng: np.random.Generator) -> Array:
+        """A response drawn from the model at the estimates `fit`, shape (n,) in the order of the design."""
+        d, blank = self.design, np.full((fit.params.size, fit.params.size), np.nan)
+        known = Estimate(self.user(fit.params), blank, positions(self.structure))
+        return draw_responses(known, d.expert, d.random, d.gate, d.starts, rng)
 
     def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
         """Covariance of the estimates of `fit`.
@@ -216,8 +282,15 @@ class MEMoE:
 
     def loglike(self, params: Any) -> float:
         """Log-likelihood at reported parameters, by name or in the order of the layout."""
-        theta = self.working(self.vector(params))
-        return float(logsumexp(subject_logliks(self.problem, theta), axis=1).sum()) - self._log_scale
+        return self._loglike(self.design, params)
+
+    def loglike_of(self, params: Any, data: Any) -> float:
+        """Log-likelihood of other data, with their response."""
+        return self._loglike(self.design.for_new(data, response=True), params)
+
+    def _loglike(self, design: Design, params: Any) -> float:
+        joint = subject_logliks(self.problem_of(design), self.working(self.vector(params)))
+        return float(logsumexp(joint, axis=1).sum()) - design.n * float(np.log(self.coordinates.scale))
 
     def score(self, params: Any) -> Array:
         """Derivative of the log-likelihood in the reported parameters, shape (P,); NaN where it does not exist."""

@@ -184,6 +184,10 @@ class MEMoEResults(MoEResults):
         frame = self.predict(kind="subject" if kind == "conditional" else "marginal")
         return frame["mean"].rename("fitted")
 
+    def loglik_of(self, data: Any) -> float:
+        """Log-likelihood of other data, with their response, under the estimates; the subjects are taken as new."""
+        return self.model.loglike_of(self.em.params, data)
+
     def relabel(self, order: Sequence[int]) -> Self:
         """The same fit with experts in another order.
 

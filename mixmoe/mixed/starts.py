@@ -174,10 +174,11 @@ def repeat_expert(s: Structure, one: Params, S: int) -> Params:
 def from_responsibilities(problem: ClosedForm, one: Params, given: Array) -> Array:
     """Free vectors, shape (S, P), that fit responsibilities of shape (S, K, N)."""
     params = repeat_expert(problem.structure, one, given.shape[0])
-    return contract(problem.structure, _refit(problem, params, given))
+    return contract(problem.structure, refit(problem, params, given))
 
 
-def _refit(problem: ClosedForm, params: Params, given: Array) -> Params:
+def refit(problem: ClosedForm, params: Params, given: Array) -> Params:
+    """Parameters that fit given responsibilities, shape (S, K, N)."""
     for _ in range(2):
         params = update_means(problem, params, expectations(problem, params, given))
         params = update_variances(problem, params, expectations(problem, params, given))
@@ -209,7 +210,7 @@ def split_merge_starts(
     given = np.array([_split_merge(current, one.features, rng) for _ in range(n)])
     parts = (params.gamma, params.beta, params.factor, params.sigma, params.extra)
     start = Params(*(np.repeat(part, n, axis=0) for part in parts))
-    found, _ = em_iterations(problem, contract(s, _refit(problem, start, given)), n_em)
+    found, _ = em_iterations(problem, contract(s, refit(problem, start, given)), n_em)
     return found
 
 
@@ -221,10 +222,14 @@ def _split_merge(current: Array, features: Array, rng: np.random.Generator) -> A
     rest = current[others] + 1e-10
     given[others] = rest / rest.sum(axis=0)
     split = int(rng.choice(others, p=given[others].sum(axis=1) / N))
-    position = features @ rng.normal(size=features.shape[1])
-    inside = position[given[split] > 0.5]
-    cut = np.quantile(inside if inside.size else position, rng.uniform(0.2, 0.8))
-    side = np.where(position > cut, 1 - _SOFT, _SOFT)
-    given[dissolved] = given[split] * side
-    given[split] = given[split] * (1 - side)
+    given[dissolved] = given[split] * random_side(given[split], features, rng)
+    given[split] -= given[dissolved]
     return given
+
+
+def random_side(inside: Array, features: Array, rng: np.random.Generator) -> Array:
+    """Share of each subject, shape (N,), on one side of a cut across a random direction through an expert."""
+    position = features @ rng.normal(size=features.shape[1])
+    own = position[inside > 0.5]
+    cut = np.quantile(own if own.size else position, rng.uniform(0.2, 0.8))
+    return np.where(position > cut, 1 - _SOFT, _SOFT)

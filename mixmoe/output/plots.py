@@ -18,7 +18,7 @@ Array = NDArray[np.float64]
 
 # Okabe & Ito's palette, readable with any colour vision; its yellow, too faint on white, gives way to grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
-_DASHES = ("-", "--", "-.", ":")
+DASHES = ("-", "--", "-.", ":")
 _MAX_COLUMNS = 3
 _MAX_SERIES = 150
 _MAX_BARS = 2000
@@ -57,7 +57,7 @@ def draw(
     panels = list(dict.fromkeys(curve.panel for curve in curves))
     if not panels:
         raise ArgumentError("there are no curves to draw, got an empty sequence")
-    canvas = _axes(len(panels), ax)
+    canvas = canvas_axes(len(panels), ax)
     for axes, panel in zip(canvas, panels, strict=True):
         inside = [curve for curve in curves if curve.panel == panel]
         if observed is not None:
@@ -65,7 +65,7 @@ def draw(
         for curve in inside:
             _curve(axes, curve)
         _dress(axes, inside, panel if len(panels) > 1 else "", crowded=observed is not None)
-    return _result(canvas, ax)
+    return canvas_result(canvas, ax)
 
 
 def draw_responsibilities(
@@ -84,7 +84,7 @@ def draw_responsibilities(
     -------
     Figure or Axes
     """
-    canvas = _axes(1, ax)
+    canvas = canvas_axes(1, ax)
     axes = canvas[0]
     n_units, n_experts = responsibilities.shape
     modal = responsibilities.argmax(axis=1)
@@ -100,9 +100,9 @@ def draw_responsibilities(
         axes.axvline(boundary, color="white", linewidth=1.2)
     axes.set(xlim=(0, n_units), ylim=(0, 1))
     axes.set(xlabel=f"{units}, sorted by most probable expert", ylabel="posterior probability")
-    _open_frame(axes)
+    open_frame(axes)
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(n_experts, 4))
-    return _result(canvas, ax)
+    return canvas_result(canvas, ax)
 
 
 def _pyplot() -> Any:
@@ -113,7 +113,7 @@ def _pyplot() -> Any:
     return plt
 
 
-def _axes(n_panels: int, ax: Any) -> list[Any]:
+def canvas_axes(n_panels: int, ax: Any) -> list[Any]:
     """The axes to draw on: the given ones, or those of a new figure."""
     plt = _pyplot()
     if ax is not None:
@@ -132,13 +132,14 @@ def _axes(n_panels: int, ax: Any) -> list[Any]:
     return list(grid.ravel()[:n_panels])
 
 
-def _result(canvas: list[Any], ax: Any) -> Any:
+def canvas_result(canvas: list[Any], ax: Any) -> Any:
+    """What a figure returns: the new figure, or the axes given."""
     return canvas[0].figure if ax is None else ax
 
 
 def _curve(axes: Any, curve: Curve) -> None:
     tint = colour(curve.expert)
-    dash = "-" if curve.expert is None else _DASHES[(curve.expert - 1) % len(_DASHES)]
+    dash = "-" if curve.expert is None else DASHES[(curve.expert - 1) % len(DASHES)]
     if curve.lower is not None and curve.upper is not None:
         axes.fill_between(curve.x, curve.lower, curve.upper, color=tint, alpha=0.22, linewidth=0, zorder=3)
     if curve.band_lower is not None and curve.band_upper is not None:
@@ -176,7 +177,7 @@ def _dress(axes: Any, curves: Sequence[Curve], title: str, crowded: bool) -> Non
     """Labels, title and legend; a panel without title has its legend above, clear of the curves."""
     axes.set_xlabel(curves[0].xlabel)
     axes.set_ylabel(curves[0].ylabel)
-    _open_frame(axes)
+    open_frame(axes)
     labelled = sum(bool(curve.label) for curve in curves)
     if title:
         axes.set_title(title, loc="left", fontsize="medium")
@@ -186,5 +187,6 @@ def _dress(axes: Any, curves: Sequence[Curve], title: str, crowded: bool) -> Non
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(labelled, 4))
 
 
-def _open_frame(axes: Any) -> None:
+def open_frame(axes: Any) -> None:
+    """Leave out the upper and right edges."""
     axes.spines[["top", "right"]].set_visible(False)

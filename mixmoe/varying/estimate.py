@@ -220,26 +220,27 @@ def fit_functions(problem: Problem, control: Control, rng: np.random.Generator, 
     candidates = constant_mixtures(problem, control.n_starts, rng)
     if problem.const.all():
         runs = [run_em(problem, widen(problem, one), control) for one in candidates[:3]]
-        return _best(runs)
+        return best_run(runs)
     if len(candidates) == 1:
         return run_em(problem, widen(problem, candidates[0]), control)
-    plain = _short_runs(problem, [widen(problem, one) for one in candidates if one.constant], control)
-    bent = _short_runs(problem, [widen(problem, one) for one in candidates if not one.constant], control)
-    bent += _short_runs(problem, exchanges(problem, max(plain + bent, key=lambda r: r.loglik).coef), control)
+    plain = short_runs(problem, [widen(problem, one) for one in candidates if one.constant], control)
+    bent = short_runs(problem, [widen(problem, one) for one in candidates if not one.constant], control)
+    bent += short_runs(problem, exchanges(problem, max(plain + bent, key=lambda r: r.loglik).coef), control)
     better = [r for r in bent if r.loglik > plain[0].loglik + CROSSING_GAIN]
     runs = sorted([*plain, *better], key=lambda r: -r.loglik)
     logliks = np.array([r.loglik for r in runs])
     rivals = [r for r in runs[1:] if DISTINCT < runs[0].loglik - r.loglik < RIVAL * problem.rows.n][:1]
-    best = _best([run_em(problem, r.coef, control) for r in [runs[0], *rivals]])
+    best = best_run([run_em(problem, r.coef, control) for r in [runs[0], *rivals]])
     return replace(best, candidates=logliks)
 
 
-def _short_runs(problem: Problem, starts: list[Array], control: Control) -> list[Run]:
+def short_runs(problem: Problem, starts: list[Array], control: Control) -> list[Run]:
     """A few iterations from each start, best first."""
     short = replace(control, max_iter=SHORT_RUN)
     return sorted((run_em(problem, one, short) for one in starts), key=lambda r: -r.loglik)
 
 
-def _best(runs: list[Run]) -> Run:
+def best_run(runs: list[Run]) -> Run:
+    """The run with the highest log-likelihood, with those of all."""
     best = max(runs, key=lambda r: r.loglik)
     return replace(best, candidates=np.sort([r.loglik for r in runs])[::-1])

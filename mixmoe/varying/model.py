@@ -14,6 +14,7 @@ from mixmoe.inference.covariance import checked_cov_type
 from mixmoe.output.saved import SavedFit
 from mixmoe.results import restored
 from mixmoe.varying.bandwidth import BandwidthSearch, rule_of_thumb, search_bandwidth
+from mixmoe.varying.carried import fit_carried, on_grid
 from mixmoe.varying.estimate import Control, Run, fit_functions
 from mixmoe.varying.families import family_named
 from mixmoe.varying.fitted import FittedVCMoE, tabulated_points
@@ -257,7 +258,8 @@ class VCMoE:
         starts : int, optional
             Random starts of each kind (constant and linear mixtures); 10 by default.
         start : VCMoEResults, optional
-            Warm start from a fit with the same columns, experts and grid.
+            Warm start from a fit with the same columns, experts and grid; or a fit with one expert fewer, whose experts
+            are split. Without random starts.
         max_iter : int
         tol : float
             Converged when no function changes by more than this, relative to its scale, in one EM step.
@@ -289,7 +291,7 @@ class VCMoE:
         problem = self.problem(float(given), self.settings["gate_bandwidth"])
         run = self._run(problem, control, generator, start)
         model = self.bound(problem, run.coef, choice)
-        fit = model.record(run, control, n_starts if start is None else 1)
+        fit = model.record(run, control, n_starts if start is None else len(run.candidates))
         warn_flags(fit.flags)
         return VCMoEResults(model, fit, model.covariance(fit, kind, **cov_options))
 
@@ -306,8 +308,12 @@ class VCMoE:
 
     def _run(self, problem: Problem, control: Control, rng: np.random.Generator, start: Any) -> Run:
         """EM, polish if asked, experts in the reported order."""
-        warm = None if start is None else _warm_start(start, problem)
-        run = fit_functions(problem, control, rng, warm)
+        if start is None:
+            run = fit_functions(problem, control, rng)
+        elif _experts_of(start) == problem.slots.n_experts - 1:
+            run = fit_carried(problem, control, rng, on_grid(problem, start.model.problem, start.model.coef))
+        else:
+            run = fit_functions(problem, control, rng, _warm_start(start, problem))
         coef = run.coef
         if self.settings["polish"] and not problem.const.all():
             coef = polish(problem, coef)
@@ -325,8 +331,13 @@ def _warm_start(start: Any, problem: Problem) -> Array:
     grid, old = problem.windows.grid, model.problem
     if old.windows.n_grid != len(grid):
         raise ArgumentError(f"start has {old.windows.n_grid} grid points, this model {len(grid)}; use the same grid")
-    coef = np.array(model.coef)
-    coef[:, 1] *= problem.windows.bandwidth / old.windows.bandwidth if np.isfinite(old.windows.bandwidth) else 0.0
+    coef = on_grid(problem, old, model.coef)
     coef[:, 1] *= problem.free[1]
     coef[:, 0] = np.where(problem.const, coef[:, 0].mean(axis=0), coef[:, 0])
     return coef
+
+
+def _experts_of(start: Any) -> int:
+    """Number of experts of the results of a VCMoE, 0 of anything else."""
+    model = getattr(start, "model", None)
+    return model.n_experts if isinstance(model, FittedVCMoE) else 0

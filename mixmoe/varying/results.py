@@ -27,6 +27,7 @@ from mixmoe.varying.fitted import FittedVCMoE, reported_values
 from mixmoe.varying.glr import GLRTest, test_functions, test_table
 from mixmoe.varying.predict import KINDS, prediction_columns, prediction_rows, response_places
 from mixmoe.varying.profiles import SUBJECTS, BandRequest, band_frame, function_frame
+from mixmoe.varying.steps import posterior
 
 Array = NDArray[np.float64]
 SEED = 20260101  # of the critical values in summaries and figures, so that they print the same every time
@@ -212,6 +213,11 @@ class VCMoEResults(MoEResults):
         """
         checked_choice(kind, "kind", ("marginal",))
         return self.predict(kind="mean")["mean"].rename("fitted")
+
+    def loglik_of(self, data: Any) -> float:
+        """Log-likelihood of other data, with their response, under the estimates; functions are continued as lines."""
+        at = prediction_rows(self.model, data, True, True)
+        return float(posterior(at.rows, self.model.problem.family, at.natural).loglik)
 
     def relabel(self, order: Sequence[int]) -> Self:
         """The same fit with experts in another order.
