@@ -188,6 +188,14 @@ def continuous_columns(design: Design) -> frozenset[str]:
     return design.recipe.numeric - {categories.column for categories in known}
 
 
+def levels_in_use(values: pd.Series) -> list[Any]:
+    """Levels of a column that occur, in the order of its categories, or sorted."""
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        used = set(values)
+        return [level for level in values.cat.categories if level in used]
+    return sorted(values.unique().tolist())
+
+
 def build_design(
     formula: MoEFormula,
     data: Any,

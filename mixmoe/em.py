@@ -1,7 +1,7 @@
 """Records of a fit that every family returns."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -39,11 +39,15 @@ class Starts:
         Log-likelihoods of the distinct end points that were run to full convergence, best first.
     n_replicated : int
         How many starts led to the best one.
+    ends : ndarray, shape (n_starts,)
+        Log-likelihoods that all starts had reached when the search ended, best first; empty if they were searched for
+        on some of the units, or are not known.
     """
 
     n_starts: int
     logliks: Array
     n_replicated: int
+    ends: Array = field(default_factory=lambda: np.empty(0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe.arguments import checked_count, checked_rng
-from mixmoe.assess.mixins import Assessment, Diagnosis
+from mixmoe.assess.diagnosis import PANELS, Diagnosis
+from mixmoe.assess.mixins import Assessment
 from mixmoe.design import Design
 from mixmoe.em import EMFit
 from mixmoe.errors import ArgumentError, FormulaError, MixmoeError, MixmoeWarning, SavedFileError
@@ -29,6 +30,7 @@ from mixmoe.output.frames import tidy
 from mixmoe.output.latex import latex
 from mixmoe.output.markdown import markdown
 from mixmoe.output.plots import draw, draw_responsibilities
+from mixmoe.output.plots_panels import draw_panels
 from mixmoe.output.saved import SavedFit, SavedRows, checksum, read, write
 from mixmoe.output.summary import Summary, header_table, parameter_tables
 from mixmoe.output.tables import Cell, Table, choose
@@ -280,11 +282,12 @@ class MoEResults(Assessment, Diagnosis, Reporting, LabelledResults):
         Parameters
         ----------
         kind : str, optional
-            ``"responsibilities"`` or one of the kinds of `curves`; by default the first of these.
+            ``"responsibilities"``, one of the kinds of `curves`, by default the first of these, or of `panels`:
+            ``"residuals"``, ``"qq"``, ``"fit"``, ``"random_effects"``, ``"profile"``, ``"starts"``.
         ax : matplotlib Axes, optional
             Where to draw.
         **options
-            Passed to `curves`.
+            Passed to `curves` or `panels`.
 
         Returns
         -------
@@ -294,6 +297,8 @@ class MoEResults(Assessment, Diagnosis, Reporting, LabelledResults):
             if options:
                 raise ArgumentError(f"plot('responsibilities') has no option {sorted(options)[0]!r}")
             return draw_responsibilities(self.em.responsibilities, ax, self._unit_word)
+        if kind is not None and kind in PANELS:
+            return draw_panels(self.panels(kind, **options), ax)
         kind = self._default_plot if kind is None else kind
         return draw(self.curves(kind, **options), self._observed(kind, **options), ax)
 

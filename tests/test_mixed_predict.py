@@ -1,5 +1,6 @@
 """Predictions: delta method against numerical derivatives, posteriors against dense formulas, histories, coverage."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -404,10 +405,31 @@ def test_numbers_that_are_categories_are_held_at_one_of_them(data):
     assert curves[0].xlabel == "time"
     frame = fit.predict(pd.DataFrame({"time": curves[0].x, "stage": stages["stage"].mode()[0]}), kind="experts")
     np.testing.assert_allclose(curves[0].y, frame["expert1"])
-    with pytest.raises(ArgumentError, match=r"the gate of .* has no numeric covariate to draw"):
-        fit.curves("gate")
-    with pytest.raises(ArgumentError, match=r"x must be a numeric column of the expert part, \['time'\], got 'stage'"):
-        fit.curves(x="stage")
+    assert curves[0].categories == ()
+    gate = fit.curves("gate")
+    assert gate[0].categories == ("1", "2", "3", "4")
+    frame = fit.predict(pd.DataFrame({"time": 0.0, "stage": [1, 2, 3, 4]}), kind="probabilities")
+    for k, curve in enumerate(gate, start=1):
+        np.testing.assert_allclose(curve.y, frame[f"probability{k}"])
+        np.testing.assert_allclose(curve.upper, frame[f"probability{k}_high"])
+    along = fit.curves(x="stage", at={"time": 2.0})
+    frame = fit.predict(pd.DataFrame({"time": 2.0, "stage": [1, 2, 3, 4]}), kind="experts")
+    np.testing.assert_allclose(along[0].y, frame["expert1"])
+    assert along[0].xlabel == "stage"
+
+
+@pytest.mark.parametrize(("right", "places"), [("kind", ("a", "b")), ("1", ("all",))])
+def test_without_a_numeric_column_there_are_points(right, places, data):
+    named = data.assign(kind=np.where(data["id"] % 3 == 0, "a", "b"))
+    fit = mm.fit(f"y ~ {right} | gate: {right} | re: (0 | id)", named, rng=0, cov_type="nonrobust")
+    for kind in ("trajectories", "gate"):
+        curves = fit.curves(kind)
+        assert curves[0].categories == places
+        assert len(curves[0].y) == len(places)
+        axes = fit.plot(kind).axes[0]
+        assert [label.get_text() for label in axes.get_xticklabels()] == list(places)
+    np.testing.assert_allclose(sum(curve.y for curve in curves), 1)
+    plt.close("all")
 
 
 def test_curves_that_do_not_exist(fit):
@@ -415,7 +437,7 @@ def test_curves_that_do_not_exist(fit):
         ArgumentError, match="kind must be one of 'trajectories', 'gate', 'responsibilities', got 'trace'"
     ):
         fit.curves("trace")
-    with pytest.raises(ArgumentError, match=r"x must be a numeric column of the gate part, .*got 'time'"):
+    with pytest.raises(ArgumentError, match=r"x must be a column of the gate part, .*got 'time'"):
         fit.curves("gate", x="time")
     with pytest.raises(ArgumentError, match=r"at= holds 'w', which is not among the other columns \['x1'"):
         fit.curves("trajectories", at={"w": 1})

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from mixmoe.design import Design, continuous_columns, used_columns
+from mixmoe.design import Design, continuous_columns, levels_in_use, used_columns
 from mixmoe.errors import ArgumentError
 from mixmoe.gate import gate_log_probabilities
 from mixmoe.inference.covariance import delta_se
@@ -122,7 +122,7 @@ def gate_changes(design: Design, name: str, dummy: bool = False) -> list[Change]
     list of Change
     """
     if name not in continuous_columns(design):
-        levels = _levels(design.frame[name])
+        levels = levels_in_use(design.frame[name])
     elif dummy and np.isin(design.frame[name].to_numpy(dtype=float), (0.0, 1.0)).all():
         levels = [0.0, 1.0]
     else:
@@ -145,14 +145,6 @@ def _chosen(design: Design, covariates: Any) -> list[str]:
         if name not in known:
             raise ArgumentError(f"covariates must be among the gate's, {known}, got {name!r}")
     return names
-
-
-def _levels(values: pd.Series) -> list[Any]:
-    """Levels in use, the reference first."""
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        used = set(values)
-        return [level for level in values.cat.categories if level in used]
-    return sorted(values.unique().tolist())
 
 
 def _shown(level: Any) -> str:

@@ -3,15 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from mixmoe.arguments import checked_choice, checked_rng
+from mixmoe.arguments import checked_choice
 from mixmoe.assess.adequacy import Adequacy, ClassificationTable, adequacy, classification_table, memberships
 from mixmoe.assess.distal import Distal, Predictors, distal, predictors
 from mixmoe.assess.effects import GatePoint, gate_effects
 from mixmoe.assess.influence import FirstOrder, Influence, influence
-from mixmoe.assess.residuals import Distribution, quantile_residuals
 from mixmoe.assess.three_step import METHODS, Assignment, Method, build_assignment
 from mixmoe.em import EMFit
 from mixmoe.errors import ArgumentError
@@ -228,64 +226,3 @@ class Assessment:
     def _gate_points(self) -> tuple[GatePoint, ...]:
         """The gate, at several index values if coefficients vary; families without a softmax gate refuse."""
         raise ArgumentError(f"{self.model.family_name} has no softmax gate, so it has no gate effects; use predict()")
-
-
-class Diagnosis:
-    """Residuals.
-
-    Notes
-    -----
-    A family names its kinds of residuals in `_resid_kinds`, has `fitted(kind)` for all but ``"quantile"``, and for it
-    supplies `_distribution`.
-    """
-
-    model: Any
-    em: EMFit
-    fitted: Any
-    _resid_kinds: tuple[str, ...] = ()
-
-    def resid(self, kind: str | None = None, *, given: str = "history", rng: Any = None) -> pd.Series:
-        """Residuals, one per row used, in the order of the data.
-
-        Parameters
-        ----------
-        kind : str, optional
-            ``"conditional"`` (not for varying coefficients) or ``"marginal"``: response minus `fitted` of that kind;
-            ``"quantile"``: place of the response in its fitted distribution, as a standard normal value. By default the
-            first of these that the family has.
-        given : {"history", "covariates"}
-            For ``"quantile"``: the distribution given the earlier rows of the same unit, in the order of the data, so
-            that residuals are independent under the model; or given the covariates alone, the marginal mixture, so that
-            those of a unit are correlated. The same where each row is a unit.
-        rng : int, numpy.random.Generator or None
-            For quantile residuals of discrete responses, which are randomised.
-
-        Returns
-        -------
-        Series
-
-        References
-        ----------
-        Dunn & Smyth (1996), Journal of Computational and Graphical Statistics 5, 236-244.
-        """
-        if not self._resid_kinds:
-            raise ArgumentError(f"{self.model.family_name} has no resid(); subtract its predictions from the response")
-        kind = self._resid_kinds[0] if kind is None else kind
-        checked_choice(kind, "kind", self._resid_kinds)
-        checked_choice(given, "given", GIVEN)
-        design, index = self.model.design, self._row_index
-        if kind == "quantile":
-            values = design.in_order(quantile_residuals(self._distribution(given), checked_rng(rng)))
-        else:
-            values = design.in_order(np.asarray(design.response)) - self.fitted(kind).to_numpy()
-        return pd.Series(values, index=index, name="resid")
-
-    @property
-    def _row_index(self) -> pd.Index:
-        """Labels of the rows used, in the order of the data."""
-        design = self.model.design
-        return design.rows[np.argsort(design.position, kind="stable")]
-
-    def _distribution(self, given: str) -> Distribution:
-        """Where each response lies in its fitted distribution, rows in the order of the design."""
-        raise NotImplementedError

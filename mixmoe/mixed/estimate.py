@@ -63,6 +63,9 @@ class Search:
         Starts and moves that led to the winner.
     n_degenerate : int
         Starts that ended in a collapsed expert.
+    ends : ndarray
+        Log-likelihoods of all starts and moves after the search, best first, minus infinity for a collapsed expert;
+        empty if the search ran on some of the subjects.
     """
 
     theta: Array
@@ -78,6 +81,7 @@ class Search:
     logliks: Array
     n_replicated: int
     n_degenerate: int
+    ends: Array
 
 
 def default_starts(n_experts: int) -> int:
@@ -341,6 +345,7 @@ def finish(problem: Problem, sigma_one: float, rough: Climb, margin: float, cont
         logliks=np.sort(found.loglik)[::-1],
         n_replicated=int((rough_rank >= rough.loglik[origin] - SAME).sum()),
         n_degenerate=int((~np.isfinite(rough_rank)).sum()),
+        ends=np.sort(rough_rank)[::-1] if margin == _MARGIN else np.empty(0),
     )
 
 

@@ -345,7 +345,9 @@ class MEMoE:
             n_evaluations=found.n_evaluations,
             converged=found.converged,
             responsibilities=responsibilities,
-            starts=Starts(found.n_starts, found.logliks - self._log_scale, found.n_replicated),
+            starts=Starts(
+                found.n_starts, found.logliks - self._log_scale, found.n_replicated, found.ends - self._log_scale
+            ),
             flags=find_flags(self.problem, found, theta, responsibilities, boundary),
         )
 

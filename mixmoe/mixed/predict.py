@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 from scipy.stats import norm
 
+from mixmoe.assess.panels import Effects
 from mixmoe.gate import gate_log_probabilities
 from mixmoe.kernels.linalg import logsumexp
 from mixmoe.mixed.likelihood import Problem
@@ -135,6 +136,22 @@ def expert_intervals(e: Estimate, X: Array, alpha: float) -> Interval:
     """Trajectories of the experts with confidence limits, each shape (n, K)."""
     errors = [_row_errors(X, _block(e.cov, columns)) for columns in e.where.beta]
     return wald(expert_means(e, X), np.column_stack(errors), alpha)
+
+
+def weighted_mean_errors(e: Estimate, X: Array, weights: Array) -> Array:
+    """Standard errors of weighted means of the trajectories, shape (B, K), from weights (B, n, K)."""
+    rows = np.einsum("bnk,np->bkp", weights, X)
+    errors = [_row_errors(rows[:, k], _block(e.cov, columns)) for k, columns in enumerate(e.where.beta)]
+    return np.column_stack(errors)
+
+
+def effects_of(past: History, e: Estimate, names: tuple[str, ...]) -> Effects:
+    """Predicted random effects with the covariance that the model implies for them."""
+    share = past.probabilities / past.probabilities.sum(axis=0)
+    doubt = np.einsum("nk,nkqr->kqr", share, past.covariances)
+    factor = e.params.factor[0]
+    implied = factor @ np.swapaxes(factor, 1, 2) - doubt
+    return Effects(names, past.means, implied, past.probabilities.argmax(axis=1) + 1)
 
 
 def marginal_intervals(e: Estimate, X: Array, W: Array, alpha: float) -> Interval:

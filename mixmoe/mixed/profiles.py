@@ -1,13 +1,14 @@
 """Curves of a fitted MEMoE along one column of the data, the others held fixed."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe.design import Design, continuous_columns, used_columns
+from mixmoe.design import Design, continuous_columns, levels_in_use, used_columns
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.intervals import checked_alpha
 from mixmoe.mixed.predict import Estimate, Interval, expert_intervals, gate_intervals
@@ -18,107 +19,145 @@ Array = NDArray[np.float64]
 _POINTS = 101
 
 
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Rows along one column, the others held.
+
+    Attributes
+    ----------
+    rows : DataFrame
+    x : ndarray, shape (G,)
+        Values of the column, or places of its categories.
+    label : str
+    categories : tuple of str
+        Empty if the column is numeric.
+    """
+
+    rows: pd.DataFrame
+    x: Array
+    label: str
+    categories: tuple[str, ...]
+
+
 def trajectory_curves(
     design: Design, e: Estimate, x: str | None = None, at: Mapping[str, Any] | None = None, alpha: float = 0.05
 ) -> tuple[Curve, ...]:
     """Trajectory of each expert with pointwise confidence limits."""
-    x = trajectory_axis(design) if x is None else checked_column(design, x, "expert")
-    grid = profile(design, x, at)
-    curves = expert_intervals(e, design.for_new(grid).expert, checked_alpha(alpha))
-    return _curves("trajectories", curves, grid[x].to_numpy(dtype=float), x, design.names.response)
+    grid = build_grid(design, trajectory_axis(design) if x is None else checked_column(design, x, "expert"), at)
+    curves = expert_intervals(e, design.for_new(grid.rows).expert, checked_alpha(alpha))
+    return _curves("trajectories", curves, grid, design.names.response)
 
 
 def gate_curves(
     design: Design, e: Estimate, x: str | None = None, at: Mapping[str, Any] | None = None, alpha: float = 0.05
 ) -> tuple[Curve, ...]:
     """Probability of each expert against a gate covariate, with pointwise confidence limits."""
-    numeric = [name for name in used_columns(design, "gate") if name in continuous_columns(design)]
-    if x is None and not numeric:
-        raise ArgumentError(
-            f"the gate of {design.formula.text!r} has no numeric covariate to draw; use proportions() or predict()"
-        )
-    x = numeric[0] if x is None else checked_column(design, x, "gate")
-    grid = profile(design, x, at)
-    curves = gate_intervals(e, design.for_new(grid).gate, checked_alpha(alpha))
-    return _curves("gate", curves, grid[x].to_numpy(dtype=float), x, "probability of the expert")
+    grid = build_grid(design, _first_axis(design, ["gate"]) if x is None else checked_column(design, x, "gate"), at)
+    curves = gate_intervals(e, design.for_new(grid.rows).gate, checked_alpha(alpha))
+    return _curves("gate", curves, grid, "probability of the expert")
 
 
-def _curves(panel: str, values: Interval, x: Array, xlabel: str, ylabel: str) -> tuple[Curve, ...]:
+def _curves(panel: str, values: Interval, grid: Grid, ylabel: str) -> tuple[Curve, ...]:
     return tuple(
         Curve(
             panel=panel,
             label=f"expert {k + 1}",
-            x=x,
+            x=grid.x,
             y=values.estimate[:, k],
             lower=values.lower[:, k],
             upper=values.upper[:, k],
             expert=k + 1,
-            xlabel=xlabel,
+            xlabel=grid.label,
             ylabel=ylabel,
+            categories=grid.categories,
         )
         for k in range(values.estimate.shape[1])
     )
 
 
 def trajectory_data(design: Design, responsibilities: Array, x: str | None = None) -> Observed:
-    """The observed courses, each with its most probable expert."""
+    """The observed courses, each with its most probable expert; places of categories where there are no numbers."""
     column = trajectory_axis(design) if x is None else checked_column(design, x, "expert")
-    values = design.frame[column].to_numpy(dtype=float)
+    if column is None:
+        values = np.zeros(design.n)
+    elif column in continuous_columns(design):
+        values = design.frame[column].to_numpy(dtype=float)
+    else:
+        values = pd.Index(levels_in_use(design.frame[column])).get_indexer(design.frame[column]).astype(float)
     return Observed(values, np.asarray(design.response), design.codes, responsibilities.argmax(axis=1) + 1)
 
 
-def trajectory_axis(design: Design) -> str:
+def trajectory_axis(design: Design) -> str | None:
     """The column along which trajectories run: the first random slope or expert term that changes within subjects.
 
-    Raises
-    ------
-    ArgumentError
-        If no column of the expert part is numeric.
+    Numbers come before categories; None if the expert part uses no column.
     """
     numeric = continuous_columns(design)
     candidates = [*used_columns(design, "random"), *used_columns(design, "expert")]
-    candidates = [name for name in candidates if name in numeric]
-    if not candidates:
-        raise ArgumentError(
-            f"the expert part of {design.formula.text!r} has no numeric column to draw trajectories along; "
-            "use predict() instead"
-        )
-    for name in candidates:
+    for name in (name for name in candidates if name in numeric):
         values = design.frame[name].to_numpy(dtype=float)
         if (values != values[design.starts][design.codes]).any():
             return name
-    return candidates[0]
+    return _first_axis(design, ["random", "expert"])
+
+
+def _first_axis(design: Design, sections: list[str]) -> str | None:
+    """The first column that the sections use, numbers before categories."""
+    numeric = continuous_columns(design)
+    used = [name for section in sections for name in used_columns(design, section)]
+    return next(iter([*(n for n in used if n in numeric), *used]), None)
+
+
+def fit_axis(design: Design) -> str | None:
+    """The column along which observed and predicted means are compared; None if none is numeric."""
+    name = trajectory_axis(design)
+    return name if name in continuous_columns(design) else None
 
 
 def checked_column(design: Design, name: str, section: str) -> str:
-    """`name` if it is a numeric column of a section.
+    """`name` if it is a column of a section.
 
     Raises
     ------
     ArgumentError
         If it is not.
     """
-    columns = [c for c in used_columns(design, section) if c in continuous_columns(design)]
+    columns = used_columns(design, section)
     if name not in columns:
-        raise ArgumentError(
-            f"x must be a numeric column of the {section} part, {columns or 'there are none'}, got {name!r}"
-        )
+        raise ArgumentError(f"x must be a column of the {section} part, {columns or 'there are none'}, got {name!r}")
     return name
 
 
-def profile(design: Design, x: str, at: Mapping[str, Any] | None = None) -> pd.DataFrame:
-    """Rows along the range of column `x`; others at medians or most frequent categories, or as given in `at`."""
-    frame, values = design.frame, dict(at or {})
+def build_grid(design: Design, x: str | None, at: Mapping[str, Any] | None = None) -> Grid:
+    """Rows along column `x`; others at medians or most frequent categories, or as given in `at`.
+
+    Raises
+    ------
+    ArgumentError
+        If `at` names a column that is not in use, or the one that varies.
+    """
+    frame, values, numeric = design.frame, dict(at or {}), continuous_columns(design)
     columns = list(dict.fromkeys(c for section in ("expert", "gate", "random") for c in used_columns(design, section)))
     for name in values:
         if name not in columns or name == x:
             raise ArgumentError(
                 f"at= holds {name!r}, which is not among the other columns {[c for c in columns if c != x]}"
             )
-    grid = np.linspace(float(frame[x].min()), float(frame[x].max()), _POINTS)
-    numeric = continuous_columns(design)
-    held = {c: [values.get(c, _typical(frame[c], c in numeric))] * _POINTS for c in columns if c != x}
-    return pd.DataFrame({x: grid, **{c: pd.Series(v, dtype=_dtype(frame[c])) for c, v in held.items()}})
+    along: list[Any] = [None]
+    if x is not None:
+        along = _span(frame[x]) if x in numeric else levels_in_use(frame[x])
+    held = {c: [values.get(c, _typical(frame[c], c in numeric))] * len(along) for c in columns if c != x}
+    moving = {} if x is None else {x: along}
+    rows = pd.DataFrame({c: pd.Series(v, dtype=_dtype(frame[c])) for c, v in {**moving, **held}.items()})
+    if x in numeric:
+        return Grid(rows, np.array(along), str(x), ())
+    shown = ("all",) if x is None else tuple(str(level) for level in along)
+    return Grid(rows if columns else pd.DataFrame(index=[0]), np.arange(len(along), dtype=float), x or "", shown)
+
+
+def _span(values: pd.Series) -> list[float]:
+    points: list[float] = np.linspace(float(values.min()), float(values.max()), _POINTS).tolist()
+    return points
 
 
 def _typical(values: pd.Series, numeric: bool) -> Any:

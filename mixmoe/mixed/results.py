@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from mixmoe.arguments import checked_choice
 from mixmoe.assess.effects import GatePoint
 from mixmoe.assess.influence import FirstOrder
+from mixmoe.assess.panels import Effects
+from mixmoe.assess.profile import Likelihood
 from mixmoe.assess.residuals import Distribution
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError
@@ -22,15 +24,18 @@ from mixmoe.mixed.predict import (
     Estimate,
     History,
     draw_responses,
+    effects_of,
     expert_intervals,
+    expert_means,
     gate_intervals,
     marginal_intervals,
     proportion_intervals,
     subject_intervals,
+    weighted_mean_errors,
 )
 from mixmoe.mixed.predictive import given_covariates, given_history
-from mixmoe.mixed.profiles import gate_curves, trajectory_curves, trajectory_data
-from mixmoe.mixed.sensitivity import first_order
+from mixmoe.mixed.profiles import fit_axis, gate_curves, trajectory_curves, trajectory_data
+from mixmoe.mixed.sensitivity import first_order, likelihood_at
 from mixmoe.output.curves import Curve, Observed
 from mixmoe.output.tables import Table
 from mixmoe.results import MoEResults
@@ -246,6 +251,30 @@ class MEMoEResults(MoEResults):
         if given == "history":
             return given_history(e, y, d.expert, d.random, d.gate, d.starts).place(y)
         return given_covariates(e, d.expert, d.random, d.gate, d.codes).place(y)
+
+    def _axis(self) -> str | None:
+        return fit_axis(self.model.design)
+
+    def _expert_means(self, level: str) -> Array:
+        d, e = self.model.design, self._known()
+        means = expert_means(e, d.expert)
+        if level == "marginal":
+            return means
+        past = past_of_subjects(self.model, e, d, d)
+        return means + np.einsum("nq,nkq->nk", d.random, past.means[d.codes])
+
+    def _mean_errors(self, weights: Array) -> Array:
+        return weighted_mean_errors(self._known(), self.model.design.expert, weights)
+
+    def _effects(self) -> Effects | None:
+        d, e = self.model.design, self._known()
+        if not d.names.random:
+            return None
+        return effects_of(past_of_subjects(self.model, e, d, d), e, d.names.random)
+
+    def _likelihood(self) -> Likelihood:
+        model = self.model
+        return likelihood_at(model.problem, model.coordinates, model.working(self.em.params), self.llf)
 
     def _draw(self, rng: np.random.Generator) -> Array:
         d = self.model.design

@@ -6,9 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe.assess.influence import FirstOrder
+from mixmoe.assess.profile import Likelihood
+from mixmoe.em import Evaluation
 from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.covariance import find_boundary, informative_basis, invert_information, natural_jacobian
-from mixmoe.mixed.likelihood import Problem, block_scores, evaluate_block, observed_information
+from mixmoe.mixed.likelihood import Problem, block_scores, evaluate, evaluate_block, observed_information
+from mixmoe.mixed.natural import to_natural
 from mixmoe.mixed.structure import expand
 
 Array = NDArray[np.float64]
@@ -68,3 +71,37 @@ def expert_subject_scores(problem: Problem, theta: Array) -> SubjectScores:
             given = block_scores(problem, theta[None], block, known)[0].T
             out.slopes[where, k] = tau[0, k][:, None] * (given - out.observed[where])
     return out
+
+
+def likelihood_at(problem: Problem, coordinates: Coordinates, theta: Array, loglik: float) -> Likelihood:
+    """The log-likelihood around a solution, in units of the response.
+
+    Parameters
+    ----------
+    problem : Problem
+    coordinates : Coordinates
+    theta : ndarray, shape (P,)
+    loglik : float
+        At the solution, in units of the response.
+
+    Returns
+    -------
+    Likelihood
+    """
+    at = find_boundary(problem, coordinates, theta)
+    inverse = invert_information(observed_information(problem, at.theta), informative_basis(problem, at))
+    shift = loglik - float(evaluate(problem, at.theta[None]).loglik[0])
+
+    def shifted(points: Array) -> Evaluation:
+        e = evaluate(problem, points)
+        return Evaluation(e.loglik + shift, e.score)
+
+    def reported(point: Array) -> Array:
+        return to_natural(problem.structure, coordinates.to_user(expand(problem.structure, problem.free, point[None])))[
+            0
+        ]
+
+    def jacobian(point: Array) -> Array:
+        return np.nan_to_num(natural_jacobian(problem, coordinates, point))
+
+    return Likelihood(at.theta, inverse.matrix, shifted, reported, jacobian)

@@ -26,6 +26,8 @@ class Curve:
     expert : int or None
         Expert counted from 1, which settles the colour.
     xlabel, ylabel : str
+    categories : tuple of str
+        Names of the places 0, 1 ... on the horizontal axis, if it has no numbers; the function is then drawn as points.
     """
 
     panel: str
@@ -39,6 +41,7 @@ class Curve:
     expert: int | None = None
     xlabel: str = ""
     ylabel: str = ""
+    categories: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

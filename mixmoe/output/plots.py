@@ -20,6 +20,8 @@ Array = NDArray[np.float64]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 DASHES = ("-", "--", "-.", ":")
 _MAX_COLUMNS = 3
+_APART = 0.07  # of experts above a category
+_JITTER, _GOLDEN = 0.6, 0.6180339887498949  # spread of units above a category, evenly by the golden ratio
 _MAX_SERIES = 150
 _MAX_BARS = 2000
 _PANEL_SIZE = (4.6, 3.4)
@@ -61,9 +63,9 @@ def draw(
     for axes, panel in zip(canvas, panels, strict=True):
         inside = [curve for curve in curves if curve.panel == panel]
         if observed is not None:
-            _series(axes, observed, {curve.expert for curve in inside})
+            _series(axes, observed, {curve.expert for curve in inside}, bool(inside[0].categories))
         for curve in inside:
-            _curve(axes, curve)
+            draw_curve(axes, curve)
         _dress(axes, inside, panel if len(panels) > 1 else "", crowded=observed is not None)
     return canvas_result(canvas, ax)
 
@@ -113,8 +115,8 @@ def _pyplot() -> Any:
     return plt
 
 
-def canvas_axes(n_panels: int, ax: Any) -> list[Any]:
-    """The axes to draw on: the given ones, or those of a new figure."""
+def canvas_axes(n_panels: int, ax: Any, columns: int | None = None) -> list[Any]:
+    """The axes to draw on: the given ones, or those of a new figure with so many in a row."""
     plt = _pyplot()
     if ax is not None:
         given = list(np.ravel(np.asarray(ax, dtype=object)))
@@ -123,7 +125,7 @@ def canvas_axes(n_panels: int, ax: Any) -> list[Any]:
         if not all(hasattr(axes, "plot") and hasattr(axes, "set_xlabel") for axes in given):
             raise ArgumentError(f"ax must be matplotlib axes, got {type(given[0]).__name__}")
         return given
-    columns = min(n_panels, _MAX_COLUMNS)
+    columns = min(n_panels, _MAX_COLUMNS) if columns is None else columns
     rows = math.ceil(n_panels / columns)
     size = _SINGLE_SIZE if n_panels == 1 else (_PANEL_SIZE[0] * columns, _PANEL_SIZE[1] * rows)
     _, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
@@ -137,7 +139,11 @@ def canvas_result(canvas: list[Any], ax: Any) -> Any:
     return canvas[0].figure if ax is None else ax
 
 
-def _curve(axes: Any, curve: Curve) -> None:
+def draw_curve(axes: Any, curve: Curve, width: float = 2.0) -> None:
+    """A curve with its bands on axes."""
+    if curve.categories:
+        _category_marks(axes, curve)
+        return
     tint = colour(curve.expert)
     dash = "-" if curve.expert is None else DASHES[(curve.expert - 1) % len(DASHES)]
     if curve.lower is not None and curve.upper is not None:
@@ -146,19 +152,32 @@ def _curve(axes: Any, curve: Curve) -> None:
         axes.fill_between(curve.x, curve.band_lower, curve.band_upper, color=tint, alpha=0.10, linewidth=0, zorder=2)
         for edge in (curve.band_lower, curve.band_upper):
             axes.plot(curve.x, edge, color=tint, linewidth=0.8, linestyle=":", zorder=3)
-    axes.plot(curve.x, curve.y, color="white", linewidth=3.4, alpha=0.7, zorder=4)
-    axes.plot(curve.x, curve.y, color=tint, linewidth=2.0, linestyle=dash, label=curve.label or None, zorder=5)
+    axes.plot(curve.x, curve.y, color="white", linewidth=1.7 * width, alpha=0.7, zorder=4)
+    axes.plot(curve.x, curve.y, color=tint, linewidth=width, linestyle=dash, label=curve.label or None, zorder=5)
 
 
-def _series(axes: Any, observed: Observed, experts: set[int | None]) -> None:
-    """Thin lines of some units, coloured by expert; a unit with one row is a dot."""
+def _category_marks(axes: Any, curve: Curve) -> None:
+    """Points with limits above the names of the categories, experts side by side."""
+    x = curve.x + _APART * (((curve.expert or 1) - 1) % len(COLOURS))
+    limits = None
+    if curve.lower is not None and curve.upper is not None:
+        limits = np.maximum(np.vstack([curve.y - curve.lower, curve.upper - curve.y]), 0.0)
+    look = {"color": colour(curve.expert), "linestyle": "none", "marker": "o", "markersize": 6, "elinewidth": 1.8}
+    axes.errorbar(x, curve.y, yerr=limits, markeredgecolor="white", label=curve.label or None, zorder=5, **look)
+    axes.set_xticks(curve.x, curve.categories)
+    axes.set_xlim(-0.5, len(curve.categories) - 0.5)
+
+
+def _series(axes: Any, observed: Observed, experts: set[int | None], places: bool = False) -> None:
+    """Thin lines of some units, coloured by expert; dots for a unit with one row, and above categories."""
     only = experts if len(experts) == 1 and None not in experts else None
     for unit in _thinned(observed, only):
         rows = np.flatnonzero(observed.codes == unit)
         rows = rows[np.argsort(observed.x[rows], kind="stable")]
         look = {"color": colour(int(observed.experts[unit])), "alpha": 0.35, "zorder": 1}
-        if len(rows) == 1:
-            axes.plot(observed.x[rows], observed.y[rows], marker=".", markersize=3, linestyle="none", **look)
+        if len(rows) == 1 or places:
+            shift = _JITTER * (unit * _GOLDEN % 1 - 0.5) if places else 0.0
+            axes.plot(observed.x[rows] + shift, observed.y[rows], marker=".", markersize=3, linestyle="none", **look)
         else:
             axes.plot(observed.x[rows], observed.y[rows], linewidth=0.7, **look)
 

@@ -223,6 +223,7 @@ def _arrays(saved: SavedFit) -> dict[str, NDArray[Any]]:
         "trace": fit.trace,
         "responsibilities": fit.responsibilities,
         "logliks": fit.starts.logliks,
+        "ends": fit.starts.ends,
         "cov": saved.cov.matrix,
     }
 
@@ -365,7 +366,12 @@ def _em_fit(fit: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> EMFit:
         n_evaluations=int(fit["n_evaluations"]),
         converged=bool(fit["converged"]),
         responsibilities=arrays["responsibilities"],
-        starts=Starts(int(fit["n_starts"]), arrays["logliks"], int(fit["n_replicated"])),
+        starts=Starts(
+            int(fit["n_starts"]),
+            arrays["logliks"],
+            int(fit["n_replicated"]),
+            arrays.get("ends", np.empty(0)),  # files of earlier versions have none
+        ),
         flags=tuple(Flag(str(flag["code"]), str(flag["message"])) for flag in fit["flags"]),
     )
 

@@ -284,6 +284,9 @@ class VCMoEResults(MoEResults):
     def _distribution(self, given: str) -> Distribution:
         return response_places(self.model)
 
+    def _axis(self) -> str | None:
+        return str(self.model.design.names.index)
+
     def _draw(self, rng: np.random.Generator) -> Array:
         draw = np.empty(self.model.design.n)
         draw[self.model.data.order] = draw_responses(self.model.problem, self.model.coef, rng)

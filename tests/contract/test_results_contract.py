@@ -2,6 +2,7 @@
 
 import inspect
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from mixmoe.inference.covariance import COV_TYPES
 from mixmoe.inference.likelihood_ratio import LRTest
 from mixmoe.inference.tests import InvalidTest, WaldTest
 from mixmoe.output.curves import Curve
+from mixmoe.output.panels import Panel
 from mixmoe.output.summary import Summary
 from mixmoe.output.tables import Table
 from mixmoe.results import MoEResults
@@ -62,6 +64,7 @@ CHECKED = {
     "covariates",
     "cov_params",
     "curves",
+    "diagnose",
     "distal",
     "fitted",
     "gate_effects",
@@ -70,8 +73,10 @@ CHECKED = {
     "load",
     "lr_test",
     "memberships",
+    "panels",
     "plot",
     "predict",
+    "profile",
     "proportions",
     "relabel",
     "resid",
@@ -423,6 +428,31 @@ def test_curves_and_plots(case):
         assert isinstance(figure, Figure)
     axes = figure.axes[0]
     assert case.fit.plot("trajectories", ax=axes) is axes
+
+
+DIAGNOSTICS = {"residuals": 1, "qq": 1, "fit": 1, "random_effects": 1, "starts": 2, "profile": 1}
+
+
+@pytest.mark.parametrize("kind", list(DIAGNOSTICS))
+def test_diagnostic_figures(kind, case):
+    options = {"parameter": case.fit.params.index[0], "points": 5} if kind == "profile" else {}
+    if kind == "random_effects" and not case.fit.model.design.names.random:
+        with pytest.raises(mm.errors.ArgumentError, match="has no random effects"):
+            case.fit.plot(kind)
+        return
+    panels = case.fit.panels(kind, **options)
+    assert len(panels) == DIAGNOSTICS[kind]
+    assert all(isinstance(panel, Panel) for panel in panels)
+    assert isinstance(case.fit.plot(kind, **options), Figure)
+    plt.close("all")
+
+
+def test_profile_and_diagnose(case):
+    found = case.fit.profile(case.fit.params.index[-1], points=5)
+    assert found.lower < found.estimate < found.upper
+    assert found.loglik.max() == pytest.approx(case.fit.llf, abs=1e-5)
+    assert isinstance(case.fit.diagnose(), Figure)
+    plt.close("all")
 
 
 def test_save_and_load(case, tmp_path):

@@ -1,0 +1,289 @@
+"""Residuals, profiles and diagnostic figures of every fitted model."""
+
+import inspect
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from mixmoe.arguments import checked_choice, checked_count, checked_rng
+from mixmoe.assess.panels import (
+    Effects,
+    binned_means,
+    effects_panel,
+    fit_panel,
+    profile_panel,
+    qq_panel,
+    residual_panel,
+    starts_panels,
+)
+from mixmoe.assess.profile import Likelihood, Profile, profile
+from mixmoe.assess.residuals import Distribution, ordered_residuals, quantile_residuals
+from mixmoe.design import continuous_columns
+from mixmoe.em import EMFit
+from mixmoe.errors import ArgumentError
+from mixmoe.inference.intervals import checked_alpha, wald_limits
+from mixmoe.layout import ParamLayout
+from mixmoe.output.panels import Panel
+from mixmoe.output.plots_panels import draw_panels
+
+Array = NDArray[np.float64]
+
+GIVEN = ("history", "covariates")
+LEVELS = ("marginal", "conditional")
+_ENVELOPE_SEED = 20260101  # of the level of the envelope, so that a figure is the same every time
+_REACH = 3.0  # standard errors on either side that a profile covers
+
+
+class Diagnosis:
+    """Residuals, profiles of the log-likelihood, diagnostic figures.
+
+    Notes
+    -----
+    A family names its kinds of residuals in `_resid_kinds`, has `fitted(kind)` for all but ``"quantile"``, and for it
+    supplies `_distribution`. `_axis`, `_expert_means`, `_mean_errors`, `_effects` and `_likelihood` supply the figures.
+    """
+
+    model: Any
+    em: EMFit
+    bse: Any
+    fitted: Any
+    predict: Any
+    _layout: ParamLayout
+    _resid_kinds: tuple[str, ...] = ()
+
+    def resid(self, kind: str | None = None, *, given: str = "history", rng: Any = None) -> pd.Series:
+        """Residuals, one per row used, in the order of the data.
+
+        Parameters
+        ----------
+        kind : str, optional
+            ``"conditional"`` (not for varying coefficients) or ``"marginal"``: response minus `fitted` of that kind;
+            ``"quantile"``: place of the response in its fitted distribution, as a standard normal value. By default the
+            first of these that the family has.
+        given : {"history", "covariates"}
+            For ``"quantile"``: the distribution given the earlier rows of the same unit, in the order of the data, so
+            that residuals are independent under the model; or given the covariates alone, the marginal mixture, so that
+            those of a unit are correlated. The same where each row is a unit.
+        rng : int, numpy.random.Generator or None
+            For quantile residuals of discrete responses, which are randomised.
+
+        Returns
+        -------
+        Series
+
+        References
+        ----------
+        Dunn & Smyth (1996), Journal of Computational and Graphical Statistics 5, 236-244.
+        """
+        if not self._resid_kinds:
+            raise ArgumentError(f"{self.model.family_name} has no resid(); subtract its predictions from the response")
+        kind = self._resid_kinds[0] if kind is None else kind
+        checked_choice(kind, "kind", self._resid_kinds)
+        checked_choice(given, "given", GIVEN)
+        design, index = self.model.design, self._row_index
+        if kind == "quantile":
+            values = design.in_order(quantile_residuals(self._distribution(given), checked_rng(rng)))
+        else:
+            values = design.in_order(np.asarray(design.response)) - self.fitted(kind).to_numpy()
+        return pd.Series(values, index=index, name="resid")
+
+    @property
+    def _row_index(self) -> pd.Index:
+        """Labels of the rows used, in the order of the data."""
+        design = self.model.design
+        return design.rows[np.argsort(design.position, kind="stable")]
+
+    def _distribution(self, given: str) -> Distribution:
+        """Where each response lies in its fitted distribution, rows in the order of the design."""
+        raise NotImplementedError
+
+    def profile(self, parameter: str, *, values: Any = None, points: int = 21, alpha: float = 0.05) -> Profile:
+        """Log-likelihood with one parameter held, maximised over the rest.
+
+        Parameters
+        ----------
+        parameter : str
+            Name, as in `params`.
+        values : array-like, optional
+            Where to hold it; by default `points` values over three standard errors on either side of the estimate.
+        points : int
+        alpha : float
+            One minus the level of the likelihood-ratio limits.
+
+        Returns
+        -------
+        Profile
+
+        Raises
+        ------
+        ArgumentError
+            If there is no such parameter, it lies on its boundary, or the family has no likelihood to profile.
+        """
+        likelihood = self._likelihood()
+        names = list(self._layout.names)
+        checked_choice(parameter, "parameter", names)
+        i = names.index(parameter)
+        error = float(self.bse.iloc[i])
+        if np.isnan(error):
+            raise ArgumentError(f"{parameter} lies on its boundary, where its profile is no parabola; use lr_test")
+        grid = _grid(
+            self.em.params[i], error, ParamLayout((self._layout.parameters[i],)), checked_count(points, "points", 3)
+        )
+        grid = grid if values is None else np.unique(np.asarray(values, dtype=float))
+        return profile(likelihood, i, parameter, grid, error, checked_alpha(alpha))
+
+    def panels(self, kind: str, **options: Any) -> tuple[Panel, ...]:
+        """What a diagnostic figure shows, as records; ``plot(kind, **options)`` draws it.
+
+        Parameters
+        ----------
+        kind : {"residuals", "qq", "fit", "random_effects", "profile", "starts"}
+        **options
+            ``"residuals"``: ``residuals=`` (kind of residuals), ``against=`` (``"fitted"`` or a numeric column),
+            ``given=``, ``rng=``. ``"qq"``: ``given=``, ``alpha=``, ``rng=``. ``"fit"``: ``x=`` (numeric column),
+            ``level=`` (``"marginal"`` or ``"conditional"``), ``bins=``, ``alpha=``. ``"random_effects"``: ``alpha=``.
+            ``"profile"``: those of `profile`.
+
+        Returns
+        -------
+        tuple of Panel
+        """
+        checked_choice(kind, "kind", tuple(PANELS))
+        made = getattr(self, PANELS[kind])
+        allowed = list(inspect.signature(made).parameters)
+        for name in options:
+            if name not in allowed:
+                raise ArgumentError(f"plot({kind!r}) has no option {name!r}; it has {', '.join(allowed) or 'none'}")
+        if kind == "profile" and "parameter" not in options:
+            raise ArgumentError(f"plot('profile') needs parameter=, e.g. parameter={self._layout.names[0]!r}")
+        found: tuple[Panel, ...] = made(**options)
+        return found
+
+    def diagnose(self, ax: Any = None) -> Any:
+        """One figure to judge the fit by: residuals, their QQ plot, random effects, observed against predicted means.
+
+        Parameters
+        ----------
+        ax : sequence of matplotlib Axes, optional
+            Where to draw, as many as there are panels (three without random effects).
+
+        Returns
+        -------
+        Figure, or `ax` if given
+
+        Notes
+        -----
+        Residuals are quantile residuals given the history of the unit, independent and standard normal if the model
+        is true; the QQ envelope is simultaneous. Observed means are weighted by responsibilities.
+        """
+        kinds = ["residuals", "qq", *(["random_effects"] if self._effects() is not None else []), "fit"]
+        made = [panel for kind in kinds for panel in self.panels(kind)]
+        return draw_panels(made, ax, columns=2 if len(made) == 4 else len(made))
+
+    def _residual_panels(
+        self, residuals: str = "quantile", against: str = "fitted", given: str = "history", rng: Any = None
+    ) -> tuple[Panel, ...]:
+        design = self.model.design
+        values = self._in_design(self.resid(residuals, given=given, rng=rng).to_numpy())
+        if against == "fitted":
+            kind = residuals if residuals != "quantile" else "marginal"
+            x, xlabel = self._in_design(self.fitted(kind).to_numpy()), f"fitted value ({kind})"
+        else:
+            x, xlabel = self._numeric(against, "against"), against
+        ylabel = f"quantile residual (given {given})" if residuals == "quantile" else f"{residuals} residual"
+        modal = self.em.responsibilities.argmax(axis=1)[design.codes] + 1
+        return (residual_panel(x, values, modal, xlabel, ylabel),)
+
+    def _qq_panels(self, given: str = "history", alpha: float = 0.05, rng: Any = None) -> tuple[Panel, ...]:
+        design, residuals = self.model.design, self.resid("quantile", given=given, rng=rng).to_numpy()
+        found = ordered_residuals(residuals, checked_alpha(alpha), np.random.default_rng(_ENVELOPE_SEED))
+        return (qq_panel(found, independent=given == "history" or design.n == design.n_units),)
+
+    def _fit_panels(
+        self, x: str | None = None, level: str = "marginal", bins: int = 8, alpha: float = 0.05
+    ) -> tuple[Panel, ...]:
+        design = self.model.design
+        checked_choice(level, "level", LEVELS)
+        name = self._axis() if x is None else x
+        predicted = self._expert_means(level)
+        along = self._in_design(self.fitted("marginal").to_numpy()) if name is None else self._numeric(name, "x")
+        y, tau = np.asarray(design.response, dtype=float), self.em.responsibilities[design.codes]
+        means = binned_means(along, y, tau, predicted, design.codes, checked_count(bins, "bins", 2))
+        errors = self._mean_errors(means.weights) if level == "marginal" else None
+        return (fit_panel(means, errors, checked_alpha(alpha), name or "fitted value", design.names.response),)
+
+    def _effects_panels(self, alpha: float = 0.05) -> tuple[Panel, ...]:
+        effects = self._effects()
+        if effects is None:
+            raise ArgumentError(f"{self.model.formula.text!r} has no random effects to draw; see plot('residuals')")
+        return (effects_panel(effects, checked_alpha(alpha)),)
+
+    def _profile_panels(
+        self, parameter: str, values: Any = None, points: int = 21, alpha: float = 0.05
+    ) -> tuple[Panel, ...]:
+        return (profile_panel(self.profile(parameter, values=values, points=points, alpha=alpha)),)
+
+    def _starts_panels(self) -> tuple[Panel, ...]:
+        return starts_panels(self.em)
+
+    def _numeric(self, name: str, what: str) -> Array:
+        """Values of a numeric column in use, rows in the order of the design."""
+        design = self.model.design
+        known = sorted(continuous_columns(design) - {design.names.group})
+        if name not in known or name not in design.frame:
+            raise ArgumentError(f"{what} must be a numeric column of the model, one of {known}, got {name!r}")
+        return design.frame[name].to_numpy(dtype=float)
+
+    def _in_design(self, values: Array) -> Array:
+        """Values in the order of the data put into the order of the design."""
+        out = np.empty_like(values)
+        out[np.argsort(self.model.design.position, kind="stable")] = values
+        return out
+
+    def _axis(self) -> str | None:
+        """The column along which means are compared; None for the fitted values."""
+        return None
+
+    def _expert_means(self, level: str) -> Array:
+        """Mean of each row under each expert, rows in the order of the design, shape (n, K)."""
+        if level != "marginal":
+            raise ArgumentError(f"level must be 'marginal' for {self.model.family_name}, got {level!r}")
+        frame = self.predict(kind="experts")
+        return self._in_design(frame[[f"expert{k + 1}" for k in range(self.model.n_experts)]].to_numpy())
+
+    def _mean_errors(self, weights: Array) -> Array | None:
+        """Standard errors of weighted means of the experts, shape (B, K), from weights (B, n, K); None if not known."""
+        return None
+
+    def _effects(self) -> Effects | None:
+        """Predicted random effects; None if there are none."""
+        return None
+
+    def _likelihood(self) -> Likelihood:
+        """The log-likelihood as a function, for profiles; families without one refuse."""
+        raise ArgumentError(f"{self.model.family_name} has no joint likelihood of its parameters to profile")
+
+
+PANELS: Mapping[str, str] = MappingProxyType(
+    {
+        "residuals": "_residual_panels",
+        "qq": "_qq_panels",
+        "fit": "_fit_panels",
+        "random_effects": "_effects_panels",
+        "profile": "_profile_panels",
+        "starts": "_starts_panels",
+    }
+)
+
+
+def _grid(estimate: float, error: float, layout: ParamLayout, points: int) -> Array:
+    """Values over some standard errors on either side, within the space of the parameter, the estimate among them."""
+    limits = wald_limits(np.array([estimate]), np.array([error]), layout, 2 * float(norm.sf(_REACH)))
+    half = points // 2 + 1
+    below, above = np.linspace(limits.lower[0], estimate, half), np.linspace(estimate, limits.upper[0], half)
+    return np.unique(np.concatenate([below, above]))

@@ -1,0 +1,269 @@
+"""What the diagnostic figures show, as panels of points and curves."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.interpolate import PchipInterpolator
+from scipy.special import ndtri
+from scipy.stats import chi2, norm
+from statsmodels.nonparametric.smoothers_lowess import lowess
+
+from mixmoe.assess.profile import Profile, signed_root
+from mixmoe.assess.residuals import Ordered
+from mixmoe.em import EMFit
+from mixmoe.output.curves import Curve
+from mixmoe.output.panels import Cloud, Marks, Panel, Rule
+
+Array = NDArray[np.float64]
+Integers = NDArray[np.intp]
+
+_SMOOTH = 0.5  # share of the points behind each value of a smooth line
+_FEW_VALUES = 12  # as many values of the horizontal axis are shown one by one
+_LEAST_UNITS = 3.0  # effective units below which a mean has no limits
+_ELLIPSE = 121
+_SMOOTH_POINTS = 121
+_DIGITS = 3  # of log-likelihoods
+_FALL = 1e-2  # relative fall of a trace that no step of an ascent takes
+
+
+def residual_panel(x: Array, residuals: Array, modal: Integers, xlabel: str, ylabel: str) -> Panel:
+    """Residuals against a variable, coloured by most probable expert, with a smooth line.
+
+    Parameters
+    ----------
+    x, residuals : ndarray, shape (n,)
+    modal : ndarray of int, shape (n,)
+        Expert of each row, from 1.
+    xlabel, ylabel : str
+    """
+    experts = np.unique(modal)
+    name = len(experts) > 1
+    clouds = [Cloud(x[modal == k], residuals[modal == k], int(k), f"expert {k}" if name else "") for k in experts]
+    smooth = _smooth(x, residuals)
+    return Panel("Residuals", xlabel, ylabel, tuple(clouds), smooth, rules=(Rule(0.0),))
+
+
+def _smooth(x: Array, y: Array) -> tuple[Curve, ...]:
+    """A lowess line, if the horizontal axis has enough values."""
+    if len(np.unique(x)) < 5:
+        return ()
+    line = np.unique(lowess(y, x, frac=_SMOOTH, delta=0.01 * float(np.ptp(x))), axis=0)
+    return (Curve("", "", line[:, 0], line[:, 1]),)
+
+
+def qq_panel(ordered: Ordered, independent: bool) -> Panel:
+    """Ordered residuals against normal quantiles, within their envelope if they are independent."""
+    x = ordered.expected
+    note = (
+        f"{100 * ordered.level:g} % simultaneous envelope" if independent else "residuals of a subject are correlated"
+    )
+    line = Curve("", "", x, x)
+    line = replace(line, lower=ordered.lower, upper=ordered.upper) if independent else line
+    points = Cloud(x, ordered.observed, 1)
+    return Panel("Normal QQ", "normal quantile", "quantile residual", (points,), (line,), note=note, points_first=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Binned:
+    """Observed and predicted means per bin and expert, weighted by responsibilities.
+
+    Attributes
+    ----------
+    x, observed, std_error, predicted : ndarray, shape (B, K)
+        NaN where a bin holds too little of an expert.
+    weights : ndarray, shape (B, n, K)
+        Weights of the rows in each mean; they add up to one.
+    """
+
+    x: Array
+    observed: Array
+    std_error: Array
+    predicted: Array
+    weights: Array
+
+
+def bin_rows(x: Array, bins: int) -> Integers:
+    """Bin of each row, shape (n,): its value if there are few, else quantile groups."""
+    values, codes = np.unique(x, return_inverse=True)
+    if len(values) <= max(_FEW_VALUES, bins):
+        return codes.astype(np.intp)
+    edges = np.unique(np.quantile(x, np.linspace(0, 1, bins + 1)[1:-1]))
+    return np.unique(np.searchsorted(edges, x, side="right"), return_inverse=True)[1].astype(np.intp)
+
+
+def binned_means(x: Array, y: Array, tau: Array, predicted: Array, units: Integers, bins: int) -> Binned:
+    """Observed means weighted by responsibilities beside predicted ones weighted likewise.
+
+    Parameters
+    ----------
+    x, y : ndarray, shape (n,)
+    tau : ndarray, shape (n, K)
+        Responsibilities of the unit of each row.
+    predicted : ndarray, shape (n, K)
+    units : ndarray of int, shape (n,)
+        Unit of each row, non-decreasing. Standard errors know of repeated rows, and take responsibilities as given.
+    bins : int
+
+    Returns
+    -------
+    Binned
+
+    References
+    ----------
+    Proust-Lima, Philipps & Liquet (2017), Journal of Statistical Software 78(2), section 5.
+    """
+    codes = bin_rows(x, bins)
+    n_bins, K = int(codes.max()) + 1, tau.shape[1]
+    weights = np.zeros((n_bins, len(x), K))
+    weights[codes, np.arange(len(x))] = tau
+    mass = weights.sum(axis=1, keepdims=True)
+    weights = np.divide(weights, mass, out=np.zeros_like(weights), where=mass > 0)
+    observed = np.einsum("bnk,n->bk", weights, y)
+    pull = weights * (y[:, None] - observed[:, None])
+    starts = np.flatnonzero(np.diff(units, prepend=-1))
+    by_unit, share = np.add.reduceat(pull, starts, axis=1), np.add.reduceat(weights, starts, axis=1)
+    size = (share**2).sum(axis=1)
+    enough = np.divide(1.0, size, out=np.zeros_like(size), where=size > 0) >= _LEAST_UNITS
+    error = np.where(enough, np.sqrt((by_unit**2).sum(axis=1)), np.nan)
+    seen = np.where(enough, 1.0, np.nan)
+    at = np.einsum("bnk,n->bk", weights, x)
+    return Binned(at * seen, observed * seen, error, np.einsum("bnk,nk->bk", weights, predicted) * seen, weights)
+
+
+def fit_panel(means: Binned, errors: Array | None, alpha: float, xlabel: str, ylabel: str) -> Panel:
+    """Observed means with limits over predicted ones with bands, per expert.
+
+    Parameters
+    ----------
+    means : Binned
+    errors : ndarray, shape (B, K), or None
+        Standard errors of the predicted means.
+    alpha : float
+    xlabel, ylabel : str
+    """
+    z = norm.isf(alpha / 2)
+    curves, marks = [], []
+    K = means.x.shape[1]
+    for k in range(K):
+        order = np.argsort(means.x[:, k])
+        order = order[np.isfinite(means.x[order, k])]
+        x, y, predicted = (values[order, k] for values in (means.x, means.observed, means.predicted))
+        half = z * means.std_error[order, k]
+        band = None if errors is None else z * errors[order, k]
+        low, high = (None, None) if band is None else (predicted - band, predicted + band)
+        curves.append(_visible(Curve("", "", x, predicted, low, high, expert=k + 1)))
+        marks.append(Marks(x, y, y - half, y + half, k + 1, f"expert {k + 1}" if K > 1 else ""))
+    return Panel(
+        "Observed and predicted means", xlabel, ylabel, (), tuple(curves), tuple(marks), note="points: observed"
+    )
+
+
+def _visible(curve: Curve) -> Curve:
+    """The curve, or a short level line in the place of a single point."""
+    if len(curve.x) != 1:
+        return curve
+    lower, upper = (None if v is None else np.repeat(v, 2) for v in (curve.lower, curve.upper))
+    return replace(curve, x=curve.x + np.array([-0.5, 0.5]), y=np.repeat(curve.y, 2), lower=lower, upper=upper)
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """Predicted random effects of the units.
+
+    Attributes
+    ----------
+    names : tuple of str
+    means : ndarray, shape (N, K, q)
+        Given the expert.
+    implied : ndarray, shape (K, q, q)
+        Covariance that the model implies for them: that of the effects minus their mean posterior covariance.
+    modal : ndarray of int, shape (N,)
+        From 1.
+    """
+
+    names: tuple[str, ...]
+    means: Array
+    implied: Array
+    modal: Integers
+
+
+def effects_panel(effects: Effects, alpha: float) -> Panel:
+    """Two random effects against one another with the ellipses of the model, or a QQ plot of the only one.
+
+    Parameters
+    ----------
+    effects : Effects
+    alpha : float
+        One minus the share of the subjects that an ellipse should hold.
+    """
+    own = effects.means[np.arange(len(effects.modal)), effects.modal - 1]
+    experts = [k for k in range(1, effects.means.shape[1] + 1) if (effects.modal == k).any()]
+    name = effects.means.shape[1] > 1
+    label = {k: f"expert {k}" if name else "" for k in experts}
+    if own.shape[1] == 1:
+        clouds = [_standardised(own[effects.modal == k, 0], effects.implied[k - 1, 0, 0], k, label[k]) for k in experts]
+        reach = max((float(np.abs(c.x).max()) for c in clouds), default=1.0)
+        line = Curve("", "", np.array([-reach, reach]), np.array([-reach, reach]))
+        ylabel = f"predicted effect of {effects.names[0]}, standardised"
+        return Panel("Random effects", "normal quantile", ylabel, tuple(clouds), (line,), points_first=False)
+    clouds = [Cloud(own[effects.modal == k, 0], own[effects.modal == k, 1], k, label[k]) for k in experts]
+    ellipses = [_ellipse(effects.implied[k - 1, :2, :2], 1 - alpha, k) for k in experts]
+    note = f"ellipses: {100 * (1 - alpha):g} % by the model"
+    return Panel("Random effects", effects.names[0], effects.names[1], tuple(clouds), tuple(ellipses), note=note)
+
+
+def _standardised(values: Array, variance: float, expert: int, label: str) -> Cloud:
+    n = len(values)
+    scale = np.sqrt(max(variance, np.finfo(float).tiny))
+    return Cloud(ndtri(np.arange(1, n + 1) / (n + 1)), np.sort(values) / scale, expert, label)
+
+
+def _ellipse(cov: Array, level: float, expert: int) -> Curve:
+    values, vectors = np.linalg.eigh(cov)
+    angle = np.linspace(0, 2 * np.pi, _ELLIPSE)
+    reach = np.sqrt(chi2.ppf(level, 2) * np.maximum(values, 0.0))
+    points = vectors @ (reach[:, None] * np.vstack([np.cos(angle), np.sin(angle)]))
+    return Curve("", "", points[0], points[1], expert=expert)
+
+
+def profile_panel(found: Profile) -> Panel:
+    """Profile log-likelihood below its maximum, with the level of the likelihood-ratio limits."""
+    x, root = signed_root(found.values, found.loglik, found.estimate, found.maximum)
+    fine = np.linspace(x[0], x[-1], _SMOOTH_POINTS)
+    curve = Curve("", "", fine, -0.5 * PchipInterpolator(x, root)(fine) ** 2)
+    drop = -0.5 * float(chi2.isf(found.alpha, 1))
+    limits = [Rule(v, "x", f"{v:.4g}") for v in (found.lower, found.upper) if np.isfinite(v)]
+    rules = (
+        Rule(drop, "y", f"{100 * (1 - found.alpha):g} % limits"),
+        Rule(found.estimate, "x", f"{found.estimate:.4g}"),
+        *limits,
+    )
+    return Panel(
+        "Profile of the log-likelihood", found.name, "log-likelihood below its maximum", (), (curve,), (), rules
+    )
+
+
+def starts_panels(em: EMFit) -> tuple[Panel, ...]:
+    """Log-likelihoods that the starts reached, and the way of the one that won."""
+    ends = em.starts.ends if em.starts.ends.size else em.starts.logliks
+    finite = np.sort(ends[np.isfinite(ends)])[::-1]
+    lost = ends.size - finite.size
+    what = "all starts, after the search" if em.starts.ends.size else "distinct maxima that were run to convergence"
+    note = f"{em.starts.n_replicated} of {em.starts.n_starts} reached the best"
+    note += f", {lost} collapsed" if lost else ""
+    below = np.round(finite - finite.max(initial=-np.inf), _DIGITS)  # closer ones are the same maximum
+    reached = Cloud(np.arange(1.0, finite.size + 1), below, 1)
+    trace = _last_climb(em.trace)
+    way = Curve("", "", np.arange(trace.size, dtype=float), trace - trace.max(initial=-np.inf))
+    label = "log-likelihood below the best"
+    return (
+        Panel("Starts", f"rank ({what})", label, (reached,), rules=(Rule(0.0),), note=note, xlim=(0, finite.size + 1)),
+        Panel("Trace of the winner", "iteration", label, (), (way,), rules=(Rule(0.0),)),
+    )
+
+
+def _last_climb(trace: Array) -> Array:
+    """The trace since the likelihood last changed, as it does when a search on some of the units goes on to all."""
+    falls = np.flatnonzero(np.diff(trace) < -_FALL * (1 + np.abs(trace[1:])))
+    return trace[falls[-1] + 1 :] if falls.size else trace

@@ -1,0 +1,259 @@
+"""Profiles against the likelihood and refits, panels against hand computation, and what is on the figures."""
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from scipy.stats import chi2
+
+import mixmoe as mm
+from mixmoe.assess.panels import Effects, bin_rows, binned_means, effects_panel, residual_panel, starts_panels
+from mixmoe.em import EMFit, Starts
+from mixmoe.errors import ArgumentError
+from mixmoe.output.panels import Cloud, Marks, Panel, Rule
+from mixmoe.output.plots import COLOURS
+from mixmoe.output.plots_panels import draw_panels
+from tests.assess.helpers import pbc
+
+
+@pytest.fixture(autouse=True)
+def plt():
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    before = dict(mpl.rcParams)
+    yield plt
+    plt.close("all")
+    assert dict(mpl.rcParams) == before
+
+
+# ---- profiles ----
+
+
+def test_profile_of_a_coefficient_is_the_fit_with_that_coefficient_as_offset():
+    fit = pbc(1)
+    data = fit.model.design.frame.reset_index(drop=True)
+    found = fit.profile("expert1.year", values=[0.0, 0.1, 0.2])
+    for value, loglik in zip(found.values, found.loglik, strict=True):
+        moved = data.assign(y=np.log(data["bili"]) - value * data["year"])
+        held = mm.fit("y ~ 1 | re: (1 + year | id)", moved, experts=1, rng=0)
+        assert loglik == pytest.approx(held.llf, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gate2.age", "sd1(year|id)", "corr2(Intercept,year|id)", "sigma2", "expert1.year"])
+def test_profile_of_a_mixture(name):
+    fit = pbc()
+    found = fit.profile(name, points=9)
+    assert found.maximum == pytest.approx(fit.llf)
+    assert found.loglik.max() == pytest.approx(fit.llf, abs=1e-6)
+    assert np.isfinite(found.loglik).all()
+    assert (np.diff(found.loglik[found.values <= found.estimate]) > 0).all()
+    low, high = fit.with_cov("nonrobust").conf_int().loc[name]
+    reach = high - low
+    assert found.lower == pytest.approx(low, abs=0.15 * reach)
+    assert found.upper == pytest.approx(high, abs=0.15 * reach)
+    at_limit = fit.profile(name, values=[found.lower, found.upper]).loglik
+    np.testing.assert_allclose(2 * (fit.llf - at_limit), chi2.isf(0.05, 1), rtol=0.01)
+
+
+def test_profile_is_a_maximum_over_the_rest():
+    """No nearby point with the same value of the parameter is higher."""
+    fit = pbc()
+    found = fit.profile("gate2.age", values=[-0.02])
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        trial = fit.params + 0.05 * fit.bse * rng.normal(size=len(fit.params))
+        trial["gate2.age"] = -0.02
+        assert fit.model.loglike(trial) < found.loglik[0]
+
+
+def test_profiles_that_do_not_exist():
+    with pytest.raises(ArgumentError, match=r"parameter must be one of 'expert1\.Intercept'.*got 'slope'"):
+        pbc().profile("slope")
+    with pytest.raises(ArgumentError, match=r"needs parameter=, e\.g\. parameter='expert1\.Intercept'"):
+        pbc().plot("profile")
+
+
+# ---- data of the panels ----
+
+
+def test_weighted_means_by_hand():
+    x = np.array([0.0, 0, 1, 1, 1])
+    y = np.array([1.0, 3, 5, 7, 9])
+    tau = np.array([[0.5, 0.5], [0.25, 0.75], [1, 0], [0.5, 0.5], [0.1, 0.9]])
+    predicted = np.arange(10.0).reshape(5, 2)
+    found = binned_means(x, y, tau, predicted, np.arange(5), 4)
+    weights = tau[2:, 0] / tau[2:, 0].sum()
+    assert found.weights[1, 2:, 0] == pytest.approx(weights)
+    np.testing.assert_allclose(found.weights.sum(axis=1), 1)
+    enough = 1 / (weights**2).sum() >= 3
+    assert np.isnan(found.observed[1, 0]) != enough
+    nine = [np.repeat(values, 9, axis=0) for values in (x, y, tau, predicted)]
+    many = binned_means(*nine, np.arange(45), 4)
+    assert many.observed[1, 0] == pytest.approx(weights @ y[2:])
+    assert many.predicted[0, 1] == pytest.approx((0.5 * 1 + 0.75 * 3) / 1.25)
+    spread = np.repeat(weights / 9 * (y[2:] - weights @ y[2:]), 9)
+    assert many.std_error[1, 0] == pytest.approx(np.sqrt((spread**2).sum()))
+
+
+def test_rows_of_one_unit_are_not_independent():
+    rng = np.random.default_rng(0)
+    units = np.repeat(np.arange(50), 4)
+    y = np.repeat(rng.normal(size=50), 4)
+    x, tau = np.zeros(200), np.ones((200, 1))
+    found = binned_means(x, y, tau, tau, units, 3)
+    assert found.std_error[0, 0] == pytest.approx(y.std() / np.sqrt(50))
+
+
+def test_bins():
+    assert (bin_rows(np.array([3.0, 1, 3, 2]), 8) == [2, 0, 2, 1]).all()
+    codes = bin_rows(np.random.default_rng(0).normal(size=1000), 5)
+    np.testing.assert_allclose(np.bincount(codes), 200, atol=1)
+
+
+def test_fit_panel_is_what_the_predictions_say():
+    fit = pbc()
+    marginal, conditional = fit.panels("fit")[0], fit.panels("fit", level="conditional")[0]
+    assert [m.expert for m in marginal.marks] == [1, 2]
+    assert marginal.curves[0].lower is not None
+    assert conditional.curves[0].lower is None
+    gap = [np.abs(p.marks[0].y - p.curves[0].y).max() for p in (marginal, conditional)]
+    assert gap[1] < gap[0]  # patients with a steep course die early: given their own effects the means agree
+    design = fit.model.design
+    means = fit._expert_means("marginal")
+    np.testing.assert_allclose(fit._in_design(fit.predict(kind="experts")["expert1"].to_numpy()), means[:, 0])
+    weights = np.zeros((1, design.n, 2))
+    weights[0, 3] = 1
+    expected = fit.predict(kind="experts")["expert2_se"].to_numpy()
+    assert fit._mean_errors(weights)[0, 1] == pytest.approx(fit._in_design(expected)[3])
+
+
+def test_random_effects_panel_and_what_the_model_implies():
+    fit = pbc()
+    effects = fit._effects()
+    frame = fit.random_effects
+    np.testing.assert_allclose(effects.means[:, 0], frame["expert1"][["Intercept", "year"]])
+    sd = fit.params[["sd1(Intercept|id)", "sd1(year|id)"]].to_numpy()
+    tau = fit.responsibilities["expert1"].to_numpy()
+    doubt = np.average(frame["expert1"][["Intercept_se", "year_se"]].to_numpy() ** 2, axis=0, weights=tau)
+    np.testing.assert_allclose(np.diag(effects.implied[0]), sd**2 - doubt)
+    panel = fit.panels("random_effects")[0]
+    assert (panel.xlabel, panel.ylabel) == ("Intercept", "year")
+    assert sum(len(c.x) for c in panel.clouds) == fit.n_units
+    one = pbc(random="1").panels("random_effects")[0]
+    assert one.xlabel == "normal quantile"
+    with pytest.raises(ArgumentError, match="has no random effects to draw"):
+        pbc(random="0").plot("random_effects")
+
+
+def test_ellipse_holds_what_it_says():
+    rng = np.random.default_rng(0)
+    cov = np.array([[2.0, 0.5], [0.5, 1.0]])
+    draws = rng.multivariate_normal([0, 0], cov, size=(4000, 1))
+    panel = effects_panel(Effects(("a", "b"), draws, cov[None], np.ones(4000, dtype=int)), 0.1)
+    edge = np.column_stack([panel.curves[0].x, panel.curves[0].y])
+    radius = np.einsum("ni,ij,nj->n", edge, np.linalg.inv(cov), edge)
+    np.testing.assert_allclose(radius, chi2.ppf(0.9, 2))
+
+
+def test_starts_panels():
+    starts = Starts(4, np.array([-10.0]), 2, np.array([-10.0, -10.0001, -12.0, -np.inf]))
+    em = EMFit(np.zeros(1), -10.0, np.array([-3.0, -2.0, -20.0, -11.0, -10.0]), 4, 4, True, np.ones((3, 1)), starts)
+    reached, way = starts_panels(em)
+    np.testing.assert_allclose(reached.clouds[0].y, [0, 0, -2])
+    assert reached.note == "2 of 4 reached the best, 1 collapsed"
+    np.testing.assert_allclose(way.curves[0].y, [-10, -1, 0])  # from where the search went on with all units
+
+
+def test_ends_of_the_starts_are_kept_and_saved(tmp_path):
+    fit = pbc()
+    assert len(fit.em.starts.ends) == fit.em.starts.n_starts
+    assert fit.em.starts.ends[0] == pytest.approx(fit.llf, abs=1e-2)
+    assert (fit.em.starts.ends > fit.em.starts.ends[0] - 1e-3).sum() == fit.em.starts.n_replicated
+    fit.save(tmp_path / "f.mixmoe")
+    np.testing.assert_array_equal(mm.load(tmp_path / "f.mixmoe").em.starts.ends, fit.em.starts.ends)
+
+
+def test_residual_panel_against_columns():
+    fit = pbc()
+    panel = fit.panels("residuals", residuals="conditional", against="year")[0]
+    assert (panel.xlabel, panel.ylabel) == ("year", "conditional residual")
+    shown = np.sort(np.concatenate([c.y for c in panel.clouds]))
+    np.testing.assert_allclose(shown, np.sort(fit.resid("conditional")))
+    pair = pd.Series(np.concatenate([c.y for c in panel.clouds]), np.concatenate([c.x for c in panel.clouds]))
+    data = fit.model.design.in_order(fit.model.design.frame["year"].to_numpy())
+    np.testing.assert_allclose(pair.groupby(level=0).sum(), fit.resid("conditional").groupby(data).sum(), atol=1e-9)
+    with pytest.raises(ArgumentError, match=r"against must be a numeric column .*got 'sex'"):
+        fit.plot("residuals", against="sex")
+
+
+def test_smooth_line_follows_a_bend():
+    x = np.linspace(-2, 2, 400)
+    panel = residual_panel(x, x**2, np.ones(400, dtype=int), "x", "r")
+    line = panel.curves[0]
+    assert line.y[0] > 2 > 1 > line.y[len(line.y) // 2]
+    assert residual_panel(np.repeat([0.0, 1.0], 200), x, np.ones(400, dtype=int), "x", "r").curves == ()
+
+
+# ---- figures ----
+
+
+def test_one_figure_to_judge_by(plt):
+    figure = pbc().diagnose()
+    assert isinstance(figure, Figure)
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == ["Residuals", "Normal QQ", "Random effects", "Observed and predicted means"]
+    assert len(pbc(random="0").diagnose().axes) == 3
+    _, four = plt.subplots(2, 2)
+    assert pbc().diagnose(ax=four) is four
+
+
+@pytest.mark.parametrize("kind", ["residuals", "qq", "fit", "random_effects", "starts"])
+def test_each_figure_alone(kind, plt):
+    figure = pbc().plot(kind)
+    assert len(figure.axes) == (2 if kind == "starts" else 1)
+    for axes in figure.axes:
+        assert axes.get_xlabel()
+        assert axes.get_ylabel()
+    with pytest.raises(ArgumentError, match=rf"plot\('{kind}'\) has no option 'colour'"):
+        pbc().plot(kind, colour="red")
+    if kind != "starts":
+        _, ax = plt.subplots()
+        assert pbc().plot(kind, ax=ax) is ax
+
+
+def test_figures_do_not_change_from_call_to_call():
+    first, second = (pbc().panels("qq")[0].curves[0].lower for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_what_is_drawn():
+    x = np.arange(4.0)
+    panel = Panel(
+        "t", "x", "y", (Cloud(x, x, 2, "expert 2"),), (), (Marks(x, x, x - 1, x + 2, 1, "expert 1"),),
+        (Rule(1.0, "x", "here"),), note="small", xlim=(-1, 5),
+    )  # fmt: skip
+    axes = draw_panels([panel]).axes[0]
+    assert {t.get_text() for t in axes.get_legend().get_texts()} == {"expert 1", "expert 2"}
+    assert axes.get_xlim() == (-1, 5)
+    assert axes.get_title(loc="right") == "small"
+    assert "here" in [t.get_text() for t in axes.texts]
+    assert COLOURS[1] == mpl.colors.to_hex(axes.collections[0].get_facecolor()[0]).upper()
+    many = Cloud(np.arange(9000.0), np.arange(9000.0))
+    assert len(draw_panels([Panel("", "x", "y", (many,))]).axes[0].collections[0].get_offsets()) == 4000
+
+
+def test_varying_coefficients_and_rows():
+    data = mm.simulate.vcmoe("well_separated", n=300, rng=1).data
+    fit = mm.fit("y ~ z1 | gate: x1 | vary: u", data, experts=2, bandwidth=0.3, rng=0)
+    assert len(fit.diagnose().axes) == 3
+    assert fit.panels("fit")[0].xlabel == "u"
+    with pytest.raises(ArgumentError, match="level must be 'marginal' for VCMoE"):
+        fit.plot("fit", level="conditional")
+    with pytest.raises(ArgumentError, match="VCMoE has no joint likelihood"):
+        fit.plot("profile", parameter=fit.params.index[0])
+    rows = mm.fit("y ~ z1", data, experts=2, rng=0)
+    assert len(rows.diagnose().axes) == 3
+    bare = mm.fit("y ~ 1", data, experts=1)
+    assert len(bare.diagnose().axes) == 3
