@@ -71,6 +71,7 @@ CHECKED = {
     "influence",
     "glance",
     "load",
+    "loglik_of",
     "lr_test",
     "memberships",
     "panels",
@@ -127,6 +128,10 @@ def test_numbers(case):
     assert fit.flags == ()
     assert fit.cov_type == "robust"
     assert f"{case.K} expert" in repr(fit)
+
+
+def test_loglikelihood_of_the_data_of_the_fit(case):
+    assert case.fit.loglik_of(case.data) == pytest.approx(case.fit.llf)
 
 
 def test_series_by_parameter(case):
