@@ -41,6 +41,11 @@ def checked_positive(value: Any, name: str) -> float:
     return float(value)
 
 
+def seed_of(rng: Any) -> int | None:
+    """The seed, if `rng` is a whole number, to be kept with the results."""
+    return int(rng) if isinstance(rng, numbers.Integral) and not isinstance(rng, bool) else None
+
+
 def checked_rng(rng: Any) -> np.random.Generator:
     """A generator from a seed, a generator or None; NumPy's global state is never used.
 

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mixmoe.arguments import seed_of
+
 Array = NDArray[np.float64]
 
 
@@ -42,12 +44,15 @@ class Starts:
     ends : ndarray, shape (n_starts,)
         Log-likelihoods that all starts had reached when the search ended, best first; empty if they were searched for
         on some of the units, or are not known.
+    seed : int or None
+        Of the random starts; None if it was a generator or none was given.
     """
 
     n_starts: int
     logliks: Array
     n_replicated: int
     ends: Array = field(default_factory=lambda: np.empty(0))
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,11 @@ def better(a: EMFit, b: EMFit) -> EMFit:
 
 def _rank(fit: EMFit) -> float:
     return -np.inf if any(flag.code == "degenerate" for flag in fit.flags) else fit.loglik
+
+
+def seeded(fit: EMFit, rng: Any) -> EMFit:
+    """The fit with the seed that it came from, if `rng` is one."""
+    return replace(fit, starts=replace(fit.starts, seed=seed_of(rng)))
 
 
 @dataclass(frozen=True, slots=True)

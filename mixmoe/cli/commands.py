@@ -120,11 +120,12 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
     checked_alpha(arguments.alpha)
     check_writable(arguments.out, "--out", OUT_ENDINGS)
     check_writable(arguments.plot, "--plot", FIGURE_ENDINGS)
+    check_writable(arguments.report, "--report", (".html", ".htm"))
     for name in ("latex", "markdown", "html", "save"):
         check_writable(getattr(arguments, name), f"--{name}")
-    for name in ("plot", "save"):
+    for name in ("plot", "save", "report"):
         if getattr(arguments, name) == "-":
-            raise ArgumentError(f"--{name} writes no text, so not to standard output; name a file")
+            raise ArgumentError(f"--{name} cannot go to standard output; name a file")
 
 
 def _write_fit(results: Any, arguments: argparse.Namespace) -> None:
@@ -139,6 +140,8 @@ def _write_fit(results: Any, arguments: argparse.Namespace) -> None:
         write_text(summary.as_html(), arguments.html)
     if arguments.out is not None:
         write_frame(results.tidy(arguments.alpha), arguments.out)
+    if arguments.report is not None:
+        results.report(arguments.report, alpha=arguments.alpha)
     if arguments.save is not None:
         results.save(arguments.save, data=not arguments.no_data)
     if arguments.plot is not None:

@@ -35,6 +35,7 @@ examples:
   mixmoe fit pbcseq.csv "{FORMULA}" --rng 0 --cov-re common --residual common --out estimates.csv
   cat pbcseq.csv | mixmoe fit - "log(bili) ~ year | re: (1 + year | id)" --experts 1 --markdown - --quiet
   mixmoe fit pbcseq.csv "{FORMULA}" --rng 0 --plot courses.png --save bare.mixmoe --no-data
+  mixmoe fit pbcseq.csv "{FORMULA}" --rng 0 --quiet --report report.html
 
 A formula from the command line may use only common transforms: log, sqrt, exp, scale, center, C, bs, cr, poly ...
 """
@@ -111,6 +112,7 @@ def _add_fit_outputs(parser: argparse.ArgumentParser) -> None:
     out.add_argument("--latex", metavar="FILE", help="tables for LaTeX with booktabs")
     out.add_argument("--markdown", metavar="FILE", help="tables in Markdown")
     out.add_argument("--html", metavar="FILE", help="summary as a fragment of HTML")
+    out.add_argument("--report", metavar="FILE", help="self-contained web page with figures and checklists: .html")
     out.add_argument("--plot", metavar="FILE", help=f"figure: {', '.join(FIGURE_ENDINGS)}")
     out.add_argument("--plot-kind", metavar="KIND", help="kind of figure, such as gate or responsibilities")
     out.add_argument("--save", metavar="FILE", help="the fit, for mixmoe predict and mm.load")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mixmoe.arguments import checked_choice, checked_count, checked_positive, checked_rng
 from mixmoe.design import Design, build_design
-from mixmoe.em import Control, EMFit, Starts, better
+from mixmoe.em import Control, EMFit, Starts, better, seeded
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.formula import MoEFormula, parse_formula
 from mixmoe.inference.covariance import ParamCov, checked_cov_type
@@ -187,7 +187,7 @@ class MEMoE:
         generator = checked_rng(rng)
         default = default_starts(self.n_experts) if start is None else 0
         n_starts = default if starts is None else checked_count(starts, "starts", least=1 if start is None else 0)
-        fit = self.maximum(n_starts, generator, start, control)
+        fit = seeded(self.maximum(n_starts, generator, start, control), rng)
         warn_flags(fit.flags)
         if cov_type == "bootstrap":
             cov_options = {"rng": generator, "progress": progress, **cov_options}

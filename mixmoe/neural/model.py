@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe._frame import view
-from mixmoe.arguments import checked_choice, checked_rng
+from mixmoe.arguments import checked_choice, checked_rng, seed_of
 from mixmoe.design import Design, build_design
 from mixmoe.em import EMFit, Flag, Starts
 from mixmoe.errors import ArgumentError, ConvergenceWarning, DesignError, FormulaError, MixmoeWarning
@@ -215,9 +215,11 @@ class NME:
             kind = ConvergenceWarning if flag.code in ("not_converged", "not_finite") else MixmoeWarning
             warnings.warn(flag.message, kind, stacklevel=2)
         trained = replace(trained, flags=flags)
-        return self.results(problem, trained, comparison)
+        return self.results(problem, trained, comparison, seed_of(rng))
 
-    def results(self, problem: Problem, trained: Trained, comparison: Comparison | None) -> NMEResults:
+    def results(
+        self, problem: Problem, trained: Trained, comparison: Comparison | None, seed: int | None = None
+    ) -> NMEResults:
         """Results from estimates.
 
         Parameters
@@ -226,6 +228,8 @@ class NME:
             With the rows that `trained` was fitted to.
         trained : Trained
         comparison : Comparison or None
+        seed : int, optional
+            That of the fit, if it was given.
         """
         found: Estimates = estimates(problem, trained, self.scaling, errors=self.estimator == "laplace")
         shift = self.design.n * np.log(self.scaling.y_sd)
@@ -237,7 +241,7 @@ class NME:
             n_evaluations=len(trained.trace.train),
             converged=trained.converged,
             responsibilities=np.ones((self.design.n_units, 1)),
-            starts=Starts(1, np.array([trained.loglik - shift]), 1),
+            starts=Starts(1, np.array([trained.loglik - shift]), 1, seed=seed),
             flags=trained.flags,
         )
         note = "hidden layers held" if self.estimator == "laplace" else "the sgd rule has none"

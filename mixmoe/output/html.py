@@ -27,13 +27,19 @@ def html(tables: Sequence[Table], title: str = "", notes: Sequence[str] = ()) ->
 
 def _table(table: Table) -> str:
     caption = f"<caption>{escape(table.title)}</caption>\n" if table.title else ""
-    heads = "".join(f'<th scope="col" style="text-align:right">{escape(c)}</th>' for c in table.columns)
+    sides = ["left" if spec == "text" else "right" for spec in table.formats]
+    heads = "".join(
+        f'<th scope="col" style="text-align:{side}">{escape(c)}</th>'
+        for c, side in zip(table.columns, sides, strict=True)
+    )
     head = f"<thead><tr><td></td>{heads}</tr></thead>\n" if any(table.columns) else ""
-    rows = "".join(_row(label, cells) for label, cells in zip(table.index, body(table), strict=True))
+    rows = "".join(_row(label, cells, sides) for label, cells in zip(table.index, body(table), strict=True))
     notes = "".join(f"<p><small>{escape(note)}</small></p>\n" for note in table.notes)
     return f"<table>\n{caption}{head}<tbody>\n{rows}</tbody>\n</table>\n{notes}"
 
 
-def _row(label: str, cells: Sequence[str]) -> str:
-    values = "".join(f'<td style="text-align:right">{escape(cell)}</td>' for cell in cells)
+def _row(label: str, cells: Sequence[str], sides: Sequence[str]) -> str:
+    values = "".join(
+        f'<td style="text-align:{side}">{escape(cell)}</td>' for cell, side in zip(cells, sides, strict=True)
+    )
     return f'<tr><th scope="row" style="text-align:left">{escape(label)}</th>{values}</tr>\n'

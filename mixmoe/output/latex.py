@@ -234,7 +234,8 @@ def _float(tables: Sequence[Table], caption: str, label: str | None, notes: Sequ
 def _tabular(tables: Sequence[Table]) -> str:
     """One tabular whose panels are the tables."""
     width = len(tables[0].columns) + 1
-    lines = [rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}", r"\toprule"]
+    sides = "".join("l" if spec == "text" else "r" for spec in tables[0].formats)
+    lines = [rf"\begin{{tabular}}{{l{sides}}}", r"\toprule"]
     if any(tables[0].columns):
         lines += [" & ".join(["", *(escape(c) for c in tables[0].columns)]) + r" \\", r"\midrule"]
     for i, table in enumerate(tables):

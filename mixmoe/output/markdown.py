@@ -28,7 +28,7 @@ def markdown(tables: Sequence[Table], title: str = "", notes: Sequence[str] = ()
 
 def _table(table: Table) -> str:
     head = ["", *(_escaped(c) for c in table.columns)]
-    rule = [":---", *("---:" for _ in table.columns)]
+    rule = [":---", *(":---" if spec == "text" else "---:" for spec in table.formats)]
     rows = [
         [_escaped(label), *(_escaped(cell) for cell in cells)]
         for label, cells in zip(table.index, body(table), strict=True)

@@ -4,14 +4,15 @@ import colorsys
 import io
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mixmoe.errors import MissingExtraError
 
 FIGURE_ENDINGS = (".png", ".pdf", ".svg")
 _HEX = re.compile(r"#[0-9a-fA-F]{6}\b")
-_COMMENT = re.compile(r"<!--.*?-->", flags=re.DOTALL)
+_REFERENCE = re.compile(r'(\bid="|url\(#|href="#)')
+_UNWANTED = re.compile(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", flags=re.DOTALL)
 _LOOK = {"svg.fonttype": "path", "svg.hashsalt": "mixmoe", "savefig.transparent": True, "font.size": 9.5}
 _GREY = 0.12  # saturation below which a colour counts as grey
 _READABLE = 0.62  # lightness of a colour on a dark page
@@ -37,7 +38,7 @@ def save_figure(draw: Callable[[], Any], path: str | os.PathLike[str]) -> None:
 
 
 def svg(draw: Callable[[], Any]) -> str:
-    """A figure as SVG with letters as shapes, without comments, dates and a background.
+    """A figure as SVG with letters as shapes; without comments, dates, a background and a style sheet of its own.
 
     Parameters
     ----------
@@ -56,13 +57,46 @@ def svg(draw: Callable[[], Any]) -> str:
             figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
         finally:
             plt.close(figure)
-    text = _COMMENT.sub("", buffer.getvalue())
+    text = _UNWANTED.sub("", buffer.getvalue())
     return text[text.index("<svg") :]
 
 
-def for_dark_page(image: str) -> str:
-    """The same SVG with its colours changed so that it reads on a dark page: greys swapped, colours lightened."""
-    return _HEX.sub(lambda found: _on_dark(found[0]), image)
+def inlined(image: str, name: str) -> str:
+    """An SVG to be put into a web page: identifiers of its own, and colours that the page's style sheet sets.
+
+    Parameters
+    ----------
+    image : str
+        As `svg` returns it.
+    name : str
+        Different for each image of a page; letters and digits.
+
+    Returns
+    -------
+    str
+        Every colour ``#0072b2`` is the variable ``--h0072b2`` of `palette`; letters have the colour of the text.
+    """
+    own = _REFERENCE.sub(lambda found: f"{found[1]}{name}-", image)
+    themed = _HEX.sub(lambda found: f"var(--h{found[0][1:].lower()})", own)
+    return themed.replace("<svg ", '<svg fill="currentColor" ', 1)
+
+
+def palette(images: Sequence[str], dark: bool) -> str:
+    """Declarations of the colours of images, as drawn or changed so that they read on a dark page.
+
+    Parameters
+    ----------
+    images : sequence of str
+        As `svg` returns them.
+    dark : bool
+
+    Returns
+    -------
+    str
+        ``--h0072b2: #0072b2; ...``
+    """
+    colours = sorted({found.lower() for image in images for found in _HEX.findall(image)})
+    return " ".join(f"--h{colour[1:]}: {_on_dark(colour) if dark else colour};" for colour in colours)
 
 
 def _on_dark(colour: str) -> str:

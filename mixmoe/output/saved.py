@@ -192,6 +192,7 @@ def _document(saved: SavedFit) -> dict[str, Any]:
             "flags": [asdict(flag) for flag in fit.flags],
             "n_starts": int(fit.starts.n_starts),
             "n_replicated": int(fit.starts.n_replicated),
+            "seed": fit.starts.seed,
         },
         "cov": {"kind": saved.cov.kind, "note": saved.cov.note},
     }
@@ -366,14 +367,16 @@ def _em_fit(fit: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> EMFit:
         n_evaluations=int(fit["n_evaluations"]),
         converged=bool(fit["converged"]),
         responsibilities=arrays["responsibilities"],
-        starts=Starts(
-            int(fit["n_starts"]),
-            arrays["logliks"],
-            int(fit["n_replicated"]),
-            arrays.get("ends", np.empty(0)),  # files of earlier versions have none
-        ),
+        starts=_starts(fit, arrays),
         flags=tuple(Flag(str(flag["code"]), str(flag["message"])) for flag in fit["flags"]),
     )
+
+
+def _starts(fit: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Starts:
+    """What the starts led to; files of earlier versions hold neither end points nor seed."""
+    seed, ends = fit.get("seed"), arrays.get("ends", np.empty(0))
+    n_starts, n_replicated = int(fit["n_starts"]), int(fit["n_replicated"])
+    return Starts(n_starts, arrays["logliks"], n_replicated, ends, None if seed is None else int(seed))
 
 
 def _check_shape(name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:

@@ -26,7 +26,8 @@ class Table:
         One tuple per row; None prints blank.
     formats : tuple of str
         Format specification per column, applied to numbers only, e.g. ``".4g"``, ``".3f"``; ``"num"`` for four decimals
-        unless the number is very large or small, ``"p"`` for p-values.
+        unless the number is very large or small, ``"p"`` for p-values, ``"text"`` for columns of words, which stand to
+        the left.
     notes : tuple of str
         Lines printed under the table.
     """
@@ -55,7 +56,7 @@ def format_cell(cell: Cell, spec: str = "num") -> str:
     """
     if cell is None:
         return ""
-    if isinstance(cell, str | bool | int):
+    if isinstance(cell, str | bool | int) or spec == "text":
         return str(cell)
     value = float(cell)
     if math.isnan(value):

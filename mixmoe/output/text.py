@@ -63,7 +63,10 @@ def _lines(table: Table, widths: list[int]) -> list[str]:
     """Head and rows of a table, labels to the left and cells to the right."""
     lines = []
     for name, *cells in _rows(table):
-        padded = [_padded(cell, width + _GAP, right=True) for cell, width in zip(cells, widths[1:], strict=True)]
+        padded = [
+            " " * _GAP + _padded(cell, width, right=spec != "text")
+            for cell, width, spec in zip(cells, widths[1:], table.formats, strict=True)
+        ]
         lines.append((_padded(name, widths[0]) + "".join(padded)).rstrip())
     return lines
 

@@ -105,6 +105,7 @@ def columns_table(data: pd.DataFrame, codes: NDArray[Any] | None, subject: str |
     describers: list[Callable[[pd.Series], Cell]] = [kind_of, _missing, lambda v: int(v.nunique()), _values]
     if codes is not None:
         heads.append("within subject")
+        describers[3] = lambda v: "" if v.name == subject else _values(v)
         describers.append(lambda v: "subject" if v.name == subject else within(v, codes))
     columns = [data.iloc[:, i] for i in range(data.shape[1])]
     note = "Columns that are constant within subject can be used in the gate."
@@ -114,7 +115,7 @@ def columns_table(data: pd.DataFrame, codes: NDArray[Any] | None, subject: str |
         columns=tuple(heads),
         index=tuple(str(column.name) for column in columns),
         cells=tuple(tuple(describer(column) for describer in describers) for column in columns),
-        formats=("num",) * len(heads),
+        formats=("text", "num", "num", "text", "text")[: len(heads)],
         notes=() if codes is None else (note,),
     )
 

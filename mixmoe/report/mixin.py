@@ -1,13 +1,22 @@
 """What every fitted model offers to other programs and to readers."""
 
 import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from mixmoe.errors import ArgumentError
+from mixmoe.inference.intervals import checked_alpha
+from mixmoe.report.checklists import check_answers
+from mixmoe.report.content import sections
+from mixmoe.report.evidence import gather
 from mixmoe.report.excel import write_excel
 from mixmoe.report.frames import broom_augment, broom_glance, broom_tidy
+from mixmoe.report.page import page
 
 
 class Reporting:
@@ -94,6 +103,78 @@ class Reporting:
             )
             sheets |= {"subjects": subjects.reset_index(), "rows": self.augment()}
         write_excel(path, sheets)
+
+    def report(
+        self: Any,
+        path: str | os.PathLike[str],
+        *,
+        title: str | None = None,
+        author: str | None = None,
+        notes: str | None = None,
+        selection: Any = None,
+        distal: Any = None,
+        answers: Mapping[str, str] | None = None,
+        alpha: float = 0.05,
+        figures: bool = True,
+        subjects: bool = True,
+    ) -> Path:
+        """Write one self-contained web page: data, estimates, figures, classification, checklists, code.
+
+        Parameters
+        ----------
+        path : path-like
+            Ends in ``.html``.
+        title, author : str, optional
+        notes : str, optional
+            Text at the top; an empty line begins a new paragraph.
+        selection : Selection, optional
+            What `mixmoe.select` returned: all models that were compared.
+        distal : Distal or sequence of Distal, optional
+            What `distal` returned.
+        answers : mapping of str to str, optional
+            Answers to items of the checklists that no fit can give, e.g. ``{"G1": "Years since enrolment."}``.
+        alpha : float
+            One minus the level of the limits.
+        figures : bool
+            Whether to draw; needs matplotlib.
+        subjects : bool
+            Whether subjects may be named, as the most influential ones are.
+
+        Returns
+        -------
+        Path
+            The file.
+
+        Raises
+        ------
+        ArgumentError
+            If the path has another ending or an answer belongs to no item.
+        MissingExtraError
+            If matplotlib is not installed and figures are wanted.
+
+        Notes
+        -----
+        The page needs no other file and no network, runs no script, follows the light or dark setting of its reader and
+        prints. Whatever comes from the data is shown as text. It answers the items of GRoLTS (van de Schoot et al.
+        2017) and SMART-LCA (van Lissa et al. 2023), or says what is not reported and why.
+
+        References
+        ----------
+        van de Schoot, Sijbrandij, Winter, Depaoli & Vermunt (2017), Structural Equation Modeling 24, 451-467.
+        van Lissa, Garnier-Villarreal & Anadria (2023), Structural Equation Modeling, doi:10.1080/10705511.2023.2250920.
+        """
+        if Path(path).suffix.lower() not in (".html", ".htm"):
+            raise ArgumentError(f"path must end in .html, got {str(path)!r}")
+        evidence = gather(self, checked_alpha(alpha), selection, distal, answers, subjects)
+        check_answers(evidence)
+        made = f"mixmoe, {datetime.now(UTC):%d %B %Y}"
+        heading = title or f"{self.model.family_name} of {self.model.formula.response}"
+        byline = f"{author}; {made}" if author else made
+        foot = "Made by mixmoe from the fit; nothing on this page was typed in, but what is marked as the author's."
+        Path(path).write_text(page(heading, byline, sections(evidence, notes, figures), foot), encoding="utf-8")
+        return Path(path)
+
+    _report_plots: tuple[str, ...] = ("trajectories", "gate")
 
     def _by_row(self: Any) -> pd.DataFrame:
         """Fitted values and residuals of the rows used, in the order of the data; families without them override."""

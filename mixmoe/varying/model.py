@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from mixmoe.arguments import checked_choice, checked_count, checked_positive, checked_rng
 from mixmoe.design import build_design
+from mixmoe.em import seeded
 from mixmoe.errors import ArgumentError
 from mixmoe.formula import MoEFormula
 from mixmoe.inference.covariance import checked_cov_type
@@ -291,7 +292,7 @@ class VCMoE:
         problem = self.problem(float(given), self.settings["gate_bandwidth"])
         run = self._run(problem, control, generator, start)
         model = self.bound(problem, run.coef, choice)
-        fit = model.record(run, control, n_starts if start is None else len(run.candidates))
+        fit = seeded(model.record(run, control, n_starts if start is None else len(run.candidates)), rng)
         warn_flags(fit.flags)
         return VCMoEResults(model, fit, model.covariance(fit, kind, **cov_options))
 

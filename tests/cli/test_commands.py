@@ -100,7 +100,7 @@ def test_strict_counts_every_flag(here, capsys):
         (["data.csv", FORMULA, "--latex", "no/where.tex"], 2, "--latex 'no/where.tex' cannot be written: its folder"),
         (["data.csv", FORMULA, "--out", "."], 2, "--out '.' cannot be written: it is a folder"),
         (["data.csv", FORMULA, "--out", "e.doc"], 2, "--out must end in one of .csv, .tsv"),
-        (["data.csv", FORMULA, "--plot", "-"], 2, "--plot writes no text"),
+        (["data.csv", FORMULA, "--plot", "-"], 2, "--plot cannot go to standard output"),
         (["data.csv", FORMULA, "--option", "context={}"], 2, "--option context=... is not allowed"),
         (["data.csv", FORMULA, "--option", "nosuch=1"], 2, "fit has no option 'nosuch'"),
         (["data.doc", FORMULA], 2, "'data.doc' has none of the endings .csv"),

@@ -1,0 +1,92 @@
+"""The figures of a report, with words for who cannot see them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from mixmoe.errors import ArgumentError
+from mixmoe.output.curves import Curve
+from mixmoe.output.plots import draw
+from mixmoe.output.plots_file import svg
+from mixmoe.report.evidence import Evidence
+from mixmoe.report.page import Image, Part, Prose
+
+_CAPTIONS = {
+    "trajectories": "Estimated trajectory of each expert with pointwise limits, over observed courses in the colour of "
+    "their most probable expert; other columns at their medians or most frequent levels.",
+    "gate": "Probability of each expert along a covariate of the gate, with pointwise limits.",
+    "functions": "Coefficient functions with pointwise limits and simultaneous bands.",
+    "means": "Expected response of each expert and over all, with limits.",
+    "effects": "Predictions along one input, for the population and for persons.",
+    "learning": "Loss by epoch.",
+    "responsibilities": "Posterior probabilities of the experts, one bar per unit, sorted by the most probable expert.",
+}
+
+
+def figures(e: Evidence) -> tuple[Part, ...]:
+    """Every figure of the family; where one cannot be drawn, the reason."""
+    parts = [_of_kind(e, kind) for kind in e.results._report_plots if kind != "gate" or e.n_experts > 1]
+    split = _split(e)
+    parts += [split] if split is not None else []
+    if e.n_experts > 1:
+        parts.append(_responsibilities(e))
+    return tuple(parts)
+
+
+def trajectories(results: Any, label: str) -> Part:
+    """The default figure of another fit."""
+    kind = results._default_plot
+    return _drawn(lambda: results.plot(kind), f"{label}.", lambda: results.curves(kind))
+
+
+def _of_kind(e: Evidence, kind: str) -> Part:
+    level = f" Limits: {100 * (1 - e.alpha):g} %." if "limits" in _CAPTIONS[kind] else ""
+    return _drawn(lambda: e.results.plot(kind), _CAPTIONS[kind] + level, lambda: e.results.curves(kind))
+
+
+def _drawn(make: Callable[[], Any], caption: str, curves: Callable[[], Sequence[Curve]]) -> Part:
+    """The image, or the reason that there is none, as with a gate that has no numeric covariate."""
+    try:
+        shown = curves()
+        return Image(svg(make), caption, in_words(shown))
+    except ArgumentError as error:
+        return Prose(f"No figure ({caption.split(',')[0].rstrip('.')}): {error}.")
+
+
+def _split(e: Evidence) -> Part | None:
+    """Observed courses split by expert; None if there is nothing observed to draw or nothing to split."""
+    kind = e.results._default_plot
+    observed = None if e.axis is None or e.n_experts == 1 else e.results._observed(kind)
+    if observed is None:
+        return None
+    curves = [replace(c, panel=f"expert {c.expert}", label="") for c in e.results.curves(kind) if c.expert]
+    caption = "The same, split by the most probable expert: observed courses and the trajectory of that expert."
+    words = f"One panel per expert. {in_words(curves)}"
+    return Image(svg(lambda: _same_height(draw(curves, observed))), caption, words)
+
+
+def _same_height(figure: Any) -> Any:
+    """The figure with one scale for all panels, so that experts can be compared."""
+    limits = [axes.get_ylim() for axes in figure.axes]
+    for axes in figure.axes:
+        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    return figure
+
+
+def _responsibilities(e: Evidence) -> Part:
+    tau = e.results.em.responsibilities
+    sure = (tau.max(axis=1) > 0.9).mean()
+    words = f"Bars of {len(tau)} {e.units}; {sure:.0%} have an expert with a probability above 0.9."
+    return Image(svg(lambda: e.results.plot("responsibilities")), _CAPTIONS["responsibilities"], words)
+
+
+def in_words(curves: Sequence[Curve]) -> str:
+    """Where each curve begins and ends."""
+    first = curves[0]
+    axes = f"{first.ylabel or 'Value'} against {first.xlabel or 'the horizontal axis'}"
+    ends = "; ".join(
+        f"{c.label or c.panel or 'curve'}: {c.y[0]:.4g} at {c.x[0]:.4g} to {c.y[-1]:.4g} at {c.x[-1]:.4g}"
+        for c in curves[:12]
+        if len(c.x)
+    )
+    return f"{axes}. {ends}."

@@ -1,0 +1,349 @@
+"""The report: valid, self-contained, escaped, complete, and shown by a browser without complaint."""
+
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from types import SimpleNamespace
+
+import html5lib
+import numpy as np
+import pandas as pd
+import pytest
+
+import mixmoe as mm
+from mixmoe.errors import ArgumentError, MissingExtraError, MixmoeWarning
+from mixmoe.output.plots_file import inlined, palette, svg
+from mixmoe.output.summary import Summary
+from mixmoe.output.tables import Table
+from mixmoe.report.checklists import grolts, smart_lca
+from mixmoe.report.evidence import gather
+
+EVIL = "<script>alert(1)</script>"
+COLUMN = 'x"><img src=x onerror=alert(2)>'
+TIME = "</style><script>t"
+GROLTS_KEYS = re.findall(r"\w+", "1 2 3a 3b 3c 4 5 6a 6b 7 8 9 10 11 12 13 14a 14b 14c 15 16")
+
+
+def evil_data():
+    data = mm.simulate.memoe("separated", n_subjects=40, n_visits=4, rng=1).data
+    data = data.rename(columns={"x1": COLUMN, "time": TIME})
+    data["id"] = [f"{EVIL}&{i}" for i in data["id"]]
+    data["g"] = np.where(data["id"].str.len() % 2, "<b>level</b>", "--><i>&amp;")
+    data.loc[data.index[3], "y"] = np.nan
+    return data
+
+
+@pytest.fixture(scope="module")
+def evil():
+    formula = f"y ~ `{TIME}` + `{COLUMN}` + C(g) | gate: z1 | re: (1 | id)"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MixmoeWarning)
+        return mm.fit(formula, evil_data(), experts=2, rng=0)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    data = mm.simulate.memoe("separated", n_subjects=40, n_visits=4, rng=1).data
+    return mm.fit("y ~ time | gate: z1 | re: (1 | id)", data, experts=2, rng=5)
+
+
+def written(fit, folder, **options):
+    return fit.report(folder / "report.html", **options).read_text(encoding="utf-8")
+
+
+def text_of(page):
+    """What a reader sees, without markup."""
+    tree = html5lib.parse(page, namespaceHTMLElements=False)
+    for parent in tree.iter():
+        for child in list(parent):
+            if child.tag == "style":
+                parent.remove(child)
+    return " ".join("".join(tree.itertext()).split())
+
+
+def elements(page):
+    return list(html5lib.parse(page, namespaceHTMLElements=False).iter())
+
+
+# ---- safety ----
+
+
+def test_nothing_of_the_data_is_markup(evil, tmp_path):
+    page = written(evil, tmp_path, title=EVIL, author=EVIL, notes=EVIL, answers={"G1": EVIL})
+    html5lib.HTMLParser(strict=True).parse(page)
+    tags = {str(element.tag) for element in elements(page)}
+    assert not tags & {"script", "img", "b", "i", "iframe", "object", "link", "form"}
+    attributes = {str(name) for element in elements(page) for name in element.attrib}
+    assert not [name for name in attributes if name.startswith("on")]
+    seen = text_of(page)
+    for text in (f"{EVIL}&", COLUMN, TIME, "<b>level</b>", "--><i>&amp;"):
+        assert text in seen
+
+
+def test_comments_and_text_of_figures_are_no_markup(evil):
+    drawing = svg(evil.plot)
+    assert "<!--" not in drawing
+    assert TIME not in drawing
+    assert "script" not in drawing
+
+
+def test_nothing_is_requested(plain, tmp_path):
+    page = written(plain, tmp_path)
+    assert re.findall(r"(?:src|action|data|poster)=", page) == []
+    links = [e.attrib["href"] for e in elements(page) if "href" in e.attrib]
+    assert all(link.startswith("#") for link in links)
+    assert "url(http" not in page
+    assert "@import" not in page
+    assert "default-src 'none'" in page
+
+
+def test_subjects_are_named_only_if_allowed(evil, tmp_path):
+    assert f"{EVIL}&" in text_of(written(evil, tmp_path))
+    assert f"{EVIL}&" not in text_of(written(evil, tmp_path, subjects=False))
+
+
+# ---- form ----
+
+
+def test_structure_for_all_readers(plain, tmp_path):
+    page = written(plain, tmp_path)
+    found = elements(page)
+    root = next(e for e in found if e.tag == "html")
+    assert root.attrib["lang"] == "en"
+    assert [e.tag for e in found if e.tag in ("h1", "h2", "h3", "h4")] == ["h1"] + ["h2"] * 10
+    drawings = [e for e in found if e.attrib.get("role") == "img"]
+    assert len(drawings) == 4
+    assert all(len(e.attrib["aria-label"]) > 40 for e in drawings)
+    assert all(e.attrib.get("scope") in ("col", "row") for e in found if e.tag == "th")
+    anchors = {e.attrib["href"][1:] for e in found if e.tag == "a"}
+    names = [e.attrib["id"] for e in found if "id" in e.attrib]
+    assert anchors <= set(names)
+    assert len(names) == len(set(names))
+    assert "prefers-color-scheme: dark" in page
+    assert "@media print" in page
+
+
+@pytest.mark.skipif(shutil.which("vnu") is None, reason="the Nu HTML checker (vnu) is not installed")
+def test_nu_html_checker(evil, tmp_path):
+    written(evil, tmp_path)
+    done = subprocess.run(["vnu", str(tmp_path / "report.html")], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def shown(path, *options):
+    """Console messages of a browser that shows a page, and its picture."""
+    picture = path.with_suffix(".png")
+    command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", *options]
+    command += ["--virtual-time-budget=5000", "--window-size=1100,3000", f"--screenshot={picture}", path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    return SimpleNamespace(console=re.findall(r"CONSOLE.*", done.stderr), picture=picture)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium is installed")
+def test_browser_shows_it_without_complaint(evil, tmp_path):
+    from matplotlib.image import imread
+
+    pages = {}
+    path = evil.report(tmp_path / "report.html", title=EVIL)
+    for name, options in (("light", []), ("dark", ["--blink-settings=preferredColorScheme=0"])):
+        seen = shown(path, *options)
+        assert seen.console == []
+        pages[name] = imread(seen.picture)[..., :3]
+    assert np.median(pages["light"]) > 0.9
+    assert np.median(pages["dark"]) < 0.2
+    assert (pages["light"].std(axis=(1, 2)) > 0.02).mean() > 0.3
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium is installed")
+def test_browser_would_complain(tmp_path):
+    path = tmp_path / "bad.html"
+    path.write_text('<!DOCTYPE html><title>bad</title><script>console.error("boom")</script>', encoding="utf-8")
+    assert "boom" in shown(path).console[0]
+
+
+# ---- contents ----
+
+
+def test_sections_and_numbers(plain, tmp_path):
+    seen = text_of(written(plain, tmp_path, author="A. Author", notes="First.\n\nSecond."))
+    for heading in ("Overview", "Model", "Data", "Estimates", "Figures", "Classification", "GRoLTS checklist"):
+        assert heading in seen
+    assert "First. Second." in seen
+    assert "A. Author; mixmoe," in seen
+    assert f"{plain.llf:.3f}" in seen
+    assert f"{plain.bic:.3f}" in seen
+    for name in ("numpy", "statsmodels", "formulaic"):
+        assert name in seen
+    assert plain.model.formula.text in seen
+
+
+def test_code_repeats_the_fit(plain, tmp_path, monkeypatch):
+    page = written(plain, tmp_path, figures=False)
+    blocks = [e for e in elements(page) if e.tag == "code"]
+    code = next("".join(e.itertext()) for e in blocks if "read_csv" in "".join(e.itertext()))
+    assert "rng=5," in code
+    monkeypatch.chdir(tmp_path)
+    plain.model.design.frame.to_csv("data.csv", index=False)
+    names = {}
+    exec(compile(code.replace("print(fit.summary())", ""), "report", "exec"), names)
+    pd.testing.assert_series_equal(names["fit"].params, plain.params)
+
+
+def test_seed_is_kept_in_files(plain, tmp_path):
+    plain.save(tmp_path / "fit.mixmoe")
+    assert mm.load(tmp_path / "fit.mixmoe").em.starts.seed == 5
+    unseeded = mm.fit("y ~ time | re: (1 | id)", plain.model.design.frame, experts=1)
+    assert unseeded.em.starts.seed is None
+    assert "The seed was not kept" in text_of(written(unseeded, tmp_path, figures=False))
+
+
+def test_every_item_of_grolts_is_answered(plain):
+    items = grolts(gather(plain, 0.05, None, None, None, True))
+    assert [item.key for item in items] == [f"G{key}" for key in GROLTS_KEYS]
+    assert all(len(item.answer) > 15 for item in items)
+    status = {item.key: item.status for item in items}
+    assert {key for key, value in status.items() if value == "not reported"} == {
+        *("G3a", "G6a", "G6b", "G7", "G10", "G11", "G14b")
+    }
+    assert {key for key, value in status.items() if value == "in part"} == {"G1", "G3b", "G12"}
+    reasons = [item.answer for item in items if item.status == "not reported"]
+    assert all(re.match(r"Not reported: .{20,}", reason) for reason in reasons)
+
+
+def test_every_item_of_smart_lca_is_answered(plain):
+    items = smart_lca(gather(plain, 0.05, None, None, {"S1d": "All that there were."}, True))
+    assert len({item.key for item in items}) == len(items) == 32
+    assert all(len(item.answer) > 15 for item in items)
+    answered = {item.key: item for item in items}
+    assert (answered["S1d"].status, answered["S1d"].answer) == ("reported", "Author: All that there were.")
+    assert answered["S1a"].status == "not reported"
+
+
+class Candidates:
+    """What `mixmoe.select` returns, in outline."""
+
+    def __init__(self, fits):
+        self.candidates = [SimpleNamespace(results=fit, label=f"{fit.model.n_experts} experts") for fit in fits]
+
+    def to_frame(self):
+        made = [(c.results.model.n_experts, c.results.model.formula.text) for c in self.candidates]
+        return pd.DataFrame(made, columns=["experts", "formula"])
+
+    def summary(self):
+        rows = tuple((c.results.bic,) for c in self.candidates)
+        index = tuple(c.label for c in self.candidates)
+        return Summary("Choice", (Table("selection", "Candidates", ("BIC",), index, rows, (".3f",)),), ("A note.",))
+
+
+def test_selection_answers_what_one_fit_cannot(plain, tmp_path):
+    data = plain.model.design.frame
+    fits = [mm.fit("y ~ 1 | re: (1 | id)", data, experts=1), mm.fit("y ~ time | re: (0 | id)", data, experts=1), plain]
+    distal = SimpleNamespace(summary=lambda: Summary("Distal outcome of z", (), ("Corrected.",)))
+    options = {"selection": Candidates(fits), "distal": distal}
+    seen = text_of(written(plain, tmp_path, **options))
+    assert "Candidates" in seen
+    assert "Distal outcome of z" in seen
+    assert "No figure (1 experts): the expert part of 'y ~ 1" in seen
+    items = {i.key: i for i in grolts(gather(plain, 0.05, options["selection"], distal, None, True))}
+    assert items["G11"].answer == "3 models with 1, 2 experts, with the one-expert solution."
+    assert {items[key].status for key in ("G6a", "G7", "G10", "G12", "G14b")} == {"reported"}
+    assert items["G6b"].status == "not reported"
+
+
+def vcmoe():
+    data = mm.simulate.vcmoe("well_separated", n=200, rng=1).data
+    return mm.fit("y ~ z1 | gate: x1 | vary: u", data, experts=2, bandwidth=0.3, rng=0)
+
+
+def nme():
+    pytest.importorskip("torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MixmoeWarning)
+        data = mm.datasets.load("orthodont")
+        return mm.nme("distance ~ age | re: (last | subject)", data, hidden=(2,), epochs=5, rng=0, baselines=False)
+
+
+def one_expert():
+    return mm.fit("reaction ~ days | re: (1 + days | subject)", mm.datasets.load("sleepstudy"), experts=1)
+
+
+def rows_as_units():
+    means = [[0.0, 0, 2], [9.0, 0, -1]]
+    data = mm.simulate.memoe("latent_class", n_subjects=150, n_visits=1, beta=means, rng=1).data
+    return mm.fit("y ~ 1", data, experts=2, rng=0)
+
+
+@pytest.mark.parametrize("make", [vcmoe, nme, one_expert, rows_as_units])
+def test_other_models(make, tmp_path):
+    fit = make()
+    page = written(fit, tmp_path)
+    html5lib.HTMLParser(strict=True).parse(page)
+    heads = {e.text for e in elements(page) if e.tag == "th"}
+    assert heads >= {f"G{key}" for key in GROLTS_KEYS}
+    assert fit.model.formula.text in text_of(page)
+
+
+# ---- figures ----
+
+
+def test_inlined_figures_do_not_share_names():
+    image = '<svg id="a"><use href="#b"/><path style="fill: #0072B2" clip-path="url(#c)"/></svg>'
+    made = inlined(image, "i1")
+    assert made == (
+        '<svg fill="currentColor" id="i1-a"><use href="#i1-b"/>'
+        '<path style="fill: var(--h0072b2)" clip-path="url(#i1-c)"/></svg>'
+    )
+    assert palette([image], dark=False) == "--h0072b2: #0072b2;"
+
+
+def test_colours_read_on_a_dark_page():
+    image = "#ffffff #000000 #0072b2 #d55e00"
+    dark = dict(re.findall(r"--h(\w{6}): #(\w{6});", palette([image], dark=True)))
+    brightness = {colour: sum(int(to[i : i + 2], 16) for i in (0, 2, 4)) / 765 for colour, to in dark.items()}
+    assert brightness["ffffff"] < 0.15
+    assert min(brightness[colour] for colour in ("000000", "0072b2", "d55e00")) > 0.5
+
+
+def test_figures_are_forgotten(plain):
+    import matplotlib.pyplot as plt
+
+    before = plt.get_fignums()
+    assert svg(plain.plot) == svg(plain.plot)
+    assert plt.get_fignums() == before
+
+
+def test_figures_need_matplotlib(plain, tmp_path, monkeypatch):
+    for name in ("matplotlib", "matplotlib.pyplot"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingExtraError, match="a figure needs matplotlib"):
+        written(plain, tmp_path)
+    assert "Estimates" in written(plain, tmp_path, figures=False)
+
+
+# ---- refusals ----
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"answers": {"G99": "x"}}, "answers has 'G99'; the items are G1, G2, G3a"),
+        ({"answers": "x"}, "answers must map items such as 'G1' to texts, got str"),
+        ({"selection": 3}, "selection must be what mm.select returned, got int"),
+        ({"distal": [3]}, "distal must be what fit.distal returned, got int"),
+        ({"alpha": 2}, "alpha"),
+    ],
+)
+def test_wrong_arguments(options, message, plain, tmp_path):
+    with pytest.raises(ArgumentError, match=re.escape(message)):
+        plain.report(tmp_path / "r.html", **options)
+
+
+def test_wrong_ending(plain):
+    with pytest.raises(ArgumentError, match=r"path must end in \.html, got 'report\.pdf'"):
+        plain.report("report.pdf")
