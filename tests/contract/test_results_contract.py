@@ -80,6 +80,7 @@ CHECKED = {
     "profile",
     "proportions",
     "relabel",
+    "report",
     "resid",
     "save",
     "simulate",
@@ -422,6 +423,13 @@ def test_workbook(case, tmp_path):
     np.testing.assert_allclose(sheets["estimates"]["estimate"], case.fit.params)
     assert len(sheets["subjects"]) == len(case.units)
     assert len(sheets["rows"]) == case.n
+
+
+def test_report(case, tmp_path):
+    path = case.fit.report(tmp_path / "report.html")
+    page = path.read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>")
+    assert page.count("<figure>") == (1 if case.K == 1 else 4)
 
 
 def test_curves_and_plots(case):
