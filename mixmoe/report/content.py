@@ -8,7 +8,7 @@ from mixmoe.report.checklists import checklist_table, grolts, smart_lca
 from mixmoe.report.code import code, remarks, versions_table
 from mixmoe.report.data import columns_table, gaps, spread, visits_table
 from mixmoe.report.evidence import Evidence
-from mixmoe.report.figures import figures, trajectories
+from mixmoe.report.figures import diagnostics, figures, trajectories
 from mixmoe.report.groups import attrition_table, end_points_table, flow_table, profile_table, waves_table
 from mixmoe.report.page import Checklist, Code, Facts, Part, Prose, Remarks, Section
 
@@ -29,6 +29,7 @@ def sections(e: Evidence, notes: str | None, drawn: bool) -> tuple[Section, ...]
         Section("data", "Data", _data(e)),
         Section("estimates", "Estimates", _estimates(e)),
         Section("figures", "Figures", figures(e) if drawn else ()),
+        Section("diagnostics", "Diagnostics", (diagnostics(e),) if drawn else ()),
         Section("classification", "Classification", _classification(e)),
         Section("starts", "Starts and convergence", _starts(e)),
         Section("choice", "Choice of the model", _choice(e, drawn)),

@@ -103,6 +103,6 @@ def gather(
 def _axis(results: Any) -> str | None:
     """The column along which the curves of the fit run; an intercept has none."""
     try:
-        return next((curve.xlabel for curve in results.curves(results._default_plot)), None)
+        return next((curve.xlabel for curve in results.curves(results._default_plot)), None) or None
     except ArgumentError:
         return None

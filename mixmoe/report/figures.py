@@ -33,6 +33,18 @@ def figures(e: Evidence) -> tuple[Part, ...]:
     return tuple(parts)
 
 
+def diagnostics(e: Evidence) -> Part:
+    """The figure of `diagnose`, or the reason that there is none."""
+    try:
+        drawing = svg(e.results.diagnose)
+    except ArgumentError as error:
+        return Prose(f"No diagnostics: {error}.")
+    caption = "Quantile residuals, normal and independent if the model is true; their QQ plot with a simultaneous "
+    caption += "envelope; predicted random effects, if there are any; observed means, weighted by responsibilities, "
+    caption += "beside predicted ones."
+    return Image(drawing, caption, f"Panels for {e.design.n} rows of {e.design.n_units} {e.units}; see the caption.")
+
+
 def trajectories(results: Any, label: str) -> Part:
     """The default figure of another fit."""
     kind = results._default_plot
@@ -56,7 +68,7 @@ def _drawn(make: Callable[[], Any], caption: str, curves: Callable[[], Sequence[
 def _split(e: Evidence) -> Part | None:
     """Observed courses split by expert; None if there is nothing observed to draw or nothing to split."""
     kind = e.results._default_plot
-    observed = None if e.axis is None or e.n_experts == 1 else e.results._observed(kind)
+    observed = None if e.n_experts == 1 else e.results._observed(kind)
     if observed is None:
         return None
     curves = [replace(c, panel=f"expert {c.expert}", label="") for c in e.results.curves(kind) if c.expert]
@@ -84,9 +96,13 @@ def in_words(curves: Sequence[Curve]) -> str:
     """Where each curve begins and ends."""
     first = curves[0]
     axes = f"{first.ylabel or 'Value'} against {first.xlabel or 'the horizontal axis'}"
-    ends = "; ".join(
-        f"{c.label or c.panel or 'curve'}: {c.y[0]:.4g} at {c.x[0]:.4g} to {c.y[-1]:.4g} at {c.x[-1]:.4g}"
-        for c in curves[:12]
-        if len(c.x)
-    )
-    return f"{axes}. {ends}."
+    return f"{axes}. {'; '.join(_ends(curve) for curve in curves[:12] if len(curve.x))}."
+
+
+def _ends(curve: Curve) -> str:
+    """First and last value of a curve, or the values of all categories."""
+    name = curve.label or curve.panel or "curve"
+    if curve.categories:
+        values = (f"{y:.4g} at {label}" for label, y in zip(curve.categories, curve.y, strict=True))
+        return f"{name}: {', '.join(values)}"
+    return f"{name}: {curve.y[0]:.4g} at {curve.x[0]:.4g} to {curve.y[-1]:.4g} at {curve.x[-1]:.4g}"

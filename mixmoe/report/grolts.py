@@ -155,8 +155,6 @@ def entropy(e: Evidence) -> str:
 
 def final_trajectories(e: Evidence) -> str:
     """Item 14a."""
-    if e.axis is None:
-        return "Not reported: this formula has no numeric column to draw trajectories along."
     return "Section Figures."
 
 
@@ -169,8 +167,8 @@ def all_trajectories(e: Evidence) -> str:
 
 def observed_by_class(e: Evidence) -> str:
     """Item 14c."""
-    if e.axis is None or e.results._observed(e.results._default_plot) is None:
-        return "Not reported: this family or formula has no observed courses to draw."
+    if e.results._observed(e.results._default_plot) is None:
+        return "Not reported: this family has no observed courses to draw."
     return "Section Figures: observed courses split by the most probable expert, under the estimated trajectory."
 
 

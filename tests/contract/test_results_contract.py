@@ -429,7 +429,7 @@ def test_report(case, tmp_path):
     path = case.fit.report(tmp_path / "report.html")
     page = path.read_text(encoding="utf-8")
     assert page.startswith("<!DOCTYPE html>")
-    assert page.count("<figure>") == (1 if case.K == 1 else 4)
+    assert page.count("<figure>") == (2 if case.K == 1 else 5)
 
 
 def test_curves_and_plots(case):

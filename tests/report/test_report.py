@@ -14,11 +14,14 @@ import pytest
 
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, MissingExtraError, MixmoeWarning
+from mixmoe.output.curves import Curve
 from mixmoe.output.plots_file import inlined, palette, svg
 from mixmoe.output.summary import Summary
 from mixmoe.output.tables import Table
 from mixmoe.report.checklists import grolts, smart_lca
 from mixmoe.report.evidence import gather
+from mixmoe.report.figures import in_words
+from tests.fake_model import make_results
 
 EVIL = "<script>alert(1)</script>"
 COLUMN = 'x"><img src=x onerror=alert(2)>'
@@ -112,9 +115,9 @@ def test_structure_for_all_readers(plain, tmp_path):
     found = elements(page)
     root = next(e for e in found if e.tag == "html")
     assert root.attrib["lang"] == "en"
-    assert [e.tag for e in found if e.tag in ("h1", "h2", "h3", "h4")] == ["h1"] + ["h2"] * 10
+    assert [e.tag for e in found if e.tag in ("h1", "h2", "h3", "h4")] == ["h1"] + ["h2"] * 11
     drawings = [e for e in found if e.attrib.get("role") == "img"]
-    assert len(drawings) == 4
+    assert len(drawings) == 5
     assert all(len(e.attrib["aria-label"]) > 40 for e in drawings)
     assert all(e.attrib.get("scope") in ("col", "row") for e in found if e.tag == "th")
     anchors = {e.attrib["href"][1:] for e in found if e.tag == "a"}
@@ -249,7 +252,6 @@ def test_selection_answers_what_one_fit_cannot(plain, tmp_path):
     seen = text_of(written(plain, tmp_path, **options))
     assert "Candidates" in seen
     assert "Distal outcome of z" in seen
-    assert "No figure (1 experts): the expert part of 'y ~ 1" in seen
     items = {i.key: i for i in grolts(gather(plain, 0.05, options["selection"], distal, None, True))}
     assert items["G11"].answer == "3 models with 1, 2 experts, with the one-expert solution."
     assert {items[key].status for key in ("G6a", "G7", "G10", "G12", "G14b")} == {"reported"}
@@ -290,6 +292,20 @@ def test_other_models(make, tmp_path):
 
 
 # ---- figures ----
+
+
+def test_what_cannot_be_drawn_is_said(tmp_path):
+    seen = text_of(written(make_results(), tmp_path))
+    assert "No figure (Probability of each expert along a covariate of the gate): kind must be" in seen
+    assert "No diagnostics: " in seen
+    assert "Influence of single subjects: " in seen
+
+
+def test_curves_in_words():
+    line = Curve("p", "expert 1", np.array([0.0, 2.0]), np.array([1.5, 3.0]), xlabel="time", ylabel="y")
+    bars = Curve("p", "expert 2", np.arange(2.0), np.array([4.0, 5.0]), categories=("a", "b"))
+    words = in_words([line, bars])
+    assert words == "y against time. expert 1: 1.5 at 0 to 3 at 2; expert 2: 4 at a, 5 at b."
 
 
 def test_inlined_figures_do_not_share_names():
