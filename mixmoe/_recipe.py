@@ -26,6 +26,7 @@ WHERE: Mapping[str, str] = {
     "gate": "gate:",
     "random": "re:",
     "index": "vary:",
+    "sigma": "sigma:",
 }
 """How messages name the sections."""
 
@@ -47,16 +48,16 @@ class Recipe:
     context : mapping
         Names given by the user for use in the formula.
     sections : mapping of str to tuple
-        Terms of ``response``, ``expert``, ``gate``, ``random``, ``index``.
+        Terms of ``response``, ``expert``, ``gate``, ``random``, ``index``, ``sigma``.
     kinds : mapping of str to tuple of str
-        Kind of each term of ``expert`` and ``gate``.
+        Kind of each term of ``expert``, ``gate`` and ``sigma``.
     names : mapping of str to tuple of UsedName
         Names that each section uses.
     aux : mapping of str to str
     specs : object
         State of the transforms and codings; opaque.
     kept : mapping of str to ndarray of bool
-        Columns of ``expert`` and ``gate`` that are no combination of others.
+        Columns of ``expert``, ``gate`` and ``sigma`` that are no combination of others.
     numeric : frozenset of str
         Columns of the formula that held numbers.
     levels : tuple or None
@@ -122,6 +123,7 @@ def _section_texts(formula: MoEFormula, random_columns: bool) -> dict[str, tuple
         "gate": formula.gate,
         "random": (Part(random),),
         "index": () if formula.vary is None else (Part(formula.vary, intercept=False),),
+        "sigma": formula.sigma,
     }
 
 

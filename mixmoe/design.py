@@ -43,6 +43,7 @@ class DesignNames:
     group : str or None
         Column of the subjects; None if each row is a unit of its own.
     index : str or None
+    sigma : tuple of str
     """
 
     response: str
@@ -51,6 +52,7 @@ class DesignNames:
     random: tuple[str, ...] = ()
     group: str | None = None
     index: str | None = None
+    sigma: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ class Design:
     gate : ndarray, shape (N, m)
         One row per unit, or per row of the data if coefficients vary along an index.
     random : ndarray, shape (n, q)
+    sigma : ndarray, shape (n, v)
+        Covariates of the log standard deviation of the errors, without an intercept.
     index : ndarray, shape (n,), or None
     codes : ndarray of int, shape (n,)
         Unit of each row, non-decreasing.
@@ -87,6 +91,8 @@ class Design:
     names : DesignNames
     common, expert_const : ndarray of bool, shape (p,)
         Columns of `expert` within ``common(...)``, ``const(...)``.
+    sigma_common : ndarray of bool, shape (v,)
+        Columns of `sigma` within ``common(...)``.
     gate_const : ndarray of bool, shape (m,)
     dropped : Dropped
     n_input : int
@@ -103,6 +109,7 @@ class Design:
     expert: Array
     gate: Array
     random: Array
+    sigma: Array
     index: Array | None
     codes: Integers
     starts: Integers
@@ -114,6 +121,7 @@ class Design:
     aux: Mapping[str, NDArray[Any]]
     names: DesignNames
     common: NDArray[np.bool_]
+    sigma_common: NDArray[np.bool_]
     expert_const: NDArray[np.bool_]
     gate_const: NDArray[np.bool_]
     dropped: Dropped
@@ -306,8 +314,10 @@ def _fitted(recipe: Recipe, built: Materialized, rows: Rows) -> Recipe:
     """The recipe with what only the original data can tell."""
     _warn_empty_terms(recipe, built)
     kept = {
-        section: _independent(section, built.matrices[section], built.names[section]) for section in ("expert", "gate")
+        section: _independent(section, built.matrices[section], built.names[section])
+        for section in ("expert", "gate", "sigma")
     }
+    kept["sigma"] &= np.array([name != "Intercept" for name in built.names["sigma"]], dtype=bool)
     levels = _levels(rows, recipe.formula) if recipe.response_kind == "categorical" else None
     columns = formula_frame(rows, recipe)
     numeric = frozenset(str(name) for name in columns if is_numeric(columns[name]))
@@ -315,7 +325,7 @@ def _fitted(recipe: Recipe, built: Materialized, rows: Rows) -> Recipe:
 
 
 def _warn_empty_terms(recipe: Recipe, built: Materialized) -> None:
-    for section in ("expert", "gate"):
+    for section in ("expert", "gate", "sigma"):
         for i, term in enumerate(recipe.sections[section]):
             if i not in built.owners[section]:
                 name = ENGINES[recipe.engine].name_of(term)
@@ -362,6 +372,7 @@ def _assembled(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView
     grouped = formula.random is not None and formula.random.group in rows.columns
     labels = frame.labels.take(rows.position)
     x_kinds = _column_kinds(recipe, built, "expert")[keep_x]
+    keep_v = recipe.kept["sigma"]
     return Design(
         formula=formula,
         response=_response(recipe, built, rows, frame),
@@ -369,6 +380,7 @@ def _assembled(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView
         expert=built.matrices["expert"] if keep_x.all() else built.matrices["expert"][:, keep_x],
         gate=gate if keep_z.all() else gate[:, keep_z],
         random=built.matrices["random"],
+        sigma=built.matrices["sigma"][:, keep_v],
         index=built.matrices["index"][:, 0] if formula.vary is not None else None,
         codes=rows.codes,
         starts=rows.starts,
@@ -380,6 +392,7 @@ def _assembled(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView
         aux=_auxiliary(recipe, rows, frame),
         names=_names(recipe, built, grouped),
         common=x_kinds == "common",
+        sigma_common=_column_kinds(recipe, built, "sigma")[keep_v] == "common",
         expert_const=x_kinds == "const",
         gate_const=_column_kinds(recipe, built, "gate")[keep_z] == "const",
         dropped=rows.dropped,
@@ -398,6 +411,7 @@ def _names(recipe: Recipe, built: Materialized, grouped: bool) -> DesignNames:
         random=built.names["random"],
         group=formula.random.group if formula.random is not None and grouped else None,
         index=formula.vary,
+        sigma=_selected(built.names["sigma"], recipe.kept["sigma"]),
     )
 
 

@@ -1,6 +1,6 @@
 """The formula language: text in, sections out.
 
-``response ~ EXPERT | gate: GATE | re: (DESIGN | GROUP) | vary: INDEX | seq: ORDER / WITHIN``
+``response ~ EXPERT | gate: GATE | re: (DESIGN | GROUP) | sigma: TERMS | vary: INDEX | seq: ORDER / WITHIN``
 """
 
 import difflib
@@ -15,14 +15,18 @@ from mixmoe.errors import FormulaError
 
 PartKind = Literal["free", "common", "const"]
 
-SECTIONS = ("gate", "re", "vary", "seq")
-SHAPE = "response ~ terms | gate: terms | re: (terms | subject) | vary: index | seq: order"
+SECTIONS = ("gate", "re", "sigma", "vary", "seq")
+SHAPE = "response ~ terms | gate: terms | re: (terms | subject) | sigma: terms | vary: index | seq: order"
 
 _HEAD = re.compile(r"\s*([^\W\d]\w*)\s*:")
 _WRAPPER = re.compile(r"(?<![\w.])(common|const)\s*\(")
 _NAME = re.compile(r"\s*(?:`([^`]+)`|([^\W\d][\w.]*))\s*\Z")
 _POWER = re.compile(r"(?:\*\*|\^)\s*(\d+)")
 _MAX_POWER = 9
+_WHY_NOT = {
+    ("gate:", "common"): "the gate has coefficients per expert only",
+    ("sigma:", "const"): "it has no index along which coefficients vary; write common(...) for shared ones",
+}
 _OPENING, _CLOSING, _QUOTES = "([{", ")]}", "`'\""
 
 
@@ -96,6 +100,8 @@ class MoEFormula:
     vary : str or None
         Index along which coefficients vary.
     seq : Sequence or None
+    sigma : tuple of Part
+        Terms of the log standard deviation of the errors; empty if it is constant.
     """
 
     text: str
@@ -105,6 +111,7 @@ class MoEFormula:
     random: RandomTerm | None = None
     vary: str | None = None
     seq: Sequence | None = None
+    sigma: tuple[Part, ...] = ()
 
     def __str__(self) -> str:
         return self.text
@@ -196,7 +203,7 @@ def require_safe(formula: MoEFormula) -> None:
 def _danger(formula: MoEFormula) -> str | None:
     if "{" in _unquoted(formula.text):
         return "code in braces is not allowed"
-    texts = [formula.response, *(part.text for part in (*formula.expert, *formula.gate))]
+    texts = [formula.response, *(part.text for part in (*formula.expert, *formula.gate, *formula.sigma))]
     texts += [text for text in (formula.random and formula.random.design, formula.vary) if text]
     return unsafe_reason([term for text in texts for term in parse_terms(text)])
 
@@ -211,6 +218,7 @@ def _assembled(text: str, response: _Span, expert: _Span, sections: dict[str, _S
         random=_random(sections["re"]) if "re" in sections else None,
         vary=_single_expression(sections["vary"]) if "vary" in sections else None,
         seq=_sequence(sections["seq"]) if "seq" in sections else None,
+        sigma=_sigma(sections["sigma"]) if "sigma" in sections else (),
     )
     if formula.seq is not None and formula.random is None:
         raise sections["seq"].error(
@@ -324,6 +332,7 @@ def _when_empty(name: str) -> str:
     return {
         "gate": "write gate: 1 for constant proportions, or leave it out",
         "re": "write re: (1 | subject), or leave it out",
+        "sigma": "write sigma: 1 for a constant standard deviation, or leave it out",
         "vary": "name the index, or leave it out",
         "seq": "name the column that orders the rows, or leave it out",
     }[name]
@@ -366,7 +375,7 @@ def _wrapper_body(span: _Span, match: re.Match[str], allowed: tuple[str, ...], w
     closed = span.masked.index(")", opened)
     if kind not in allowed:
         raise span.error(
-            f"{kind}(...) is not allowed in {where}; the gate has coefficients per expert only",
+            f"{kind}(...) is not allowed in {where}; {_WHY_NOT[where, kind]}",
             match.start(),
             closed + 1 - match.start(),
         )
@@ -482,6 +491,24 @@ def _refuse_specials(span: _Span, text: str) -> None:
 
 def _first_lower(text: str) -> str:
     return text[:1].lower() + text[1:]
+
+
+def _sigma(span: _Span) -> tuple[Part, ...]:
+    """Terms of the log standard deviation, whose intercept is the residual standard deviation itself."""
+    parts = _parts(span, ("common",), "sigma:")
+    shared = next((part for part in parts if part.kind == "common" and _has_intercept(part)), None)
+    if shared is not None:
+        raise span.error(
+            "the intercept of sigma: is the residual standard deviation, which residual='common' shares; "
+            "take it out of common(...)",
+            span.text.index("common"),
+            len("common"),
+        )
+    if not any(_has_intercept(part) for part in parts):
+        raise span.error(
+            "sigma: cannot do without its intercept, the residual standard deviation; remove the 0 or -1 from it"
+        )
+    return parts
 
 
 def _random(span: _Span) -> RandomTerm:

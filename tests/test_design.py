@@ -118,6 +118,26 @@ def test_an_index_gives_the_gate_a_row_per_row(data):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_the_standard_deviation_has_columns_without_intercept(data, engine):
+    design = build("y ~ x | re: (1 | id) | sigma: time + common(C(g) + log(x**2))", data, engine=engine)
+    shared = dict(zip(design.names.sigma, design.sigma_common.tolist(), strict=True))
+    assert shared.pop("time") is False
+    assert len(shared) == 3
+    assert all(shared.values())
+    time = design.sigma[:, design.names.sigma.index("time")]
+    np.testing.assert_array_equal(time, design.frame["time"])
+    again = design.for_new(data.iloc[:VISITS])
+    np.testing.assert_allclose(again.sigma, design.sigma[design.codes == 1])
+    assert build("y ~ x", data).sigma.shape == (N, 0)
+
+
+def test_superfluous_columns_of_the_standard_deviation_are_left_out(data):
+    with pytest.warns(CollinearityWarning, match="column 'one' of sigma: was left out: it is constant"):
+        design = build("y ~ x | re: (1 | id) | sigma: one + time", data)
+    assert design.names.sigma == ("time",)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_shared_terms_are_marked(data, engine):
     design = build("y ~ time + common(x + C(g)) + common(x:time)" + RE, data, engine=engine)
     shared = {name for name, common in zip(design.names.expert, design.common, strict=True) if common}

@@ -65,6 +65,20 @@ def test_constant_terms_of_the_gate():
 
 
 @pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("time", (Part("time"),)),
+        ("1 + time", (Part("1 + time"),)),
+        ("common(time)", (Part("1"), Part("time", "common", False))),
+        ("x + common(log(time))", (Part("x"), Part("log(time)", "common", False))),
+    ],
+)
+def test_terms_of_the_standard_deviation(text, parts):
+    assert parse_formula(f"y ~ x | sigma: {text}").sigma == parts
+    assert parse_formula("y ~ x").sigma == ()
+
+
+@pytest.mark.parametrize(
     ("text", "sequence"),
     [("day", Sequence("day")), ("day / session", Sequence("day", "session")), ("`a b`", Sequence("a b"))],
 )
@@ -141,6 +155,15 @@ REFUSED = [
     ("y ~ x | seq: day", "no section names the subjects", "day"),
     ("y ~ x | re: (1|id) | seq: a / b / c", "more than one '/'", "c"),
     ("y ~ x | re: (1|id) | seq: f(d)", "takes column names", "f(d)"),
+    ("y ~ x | sigma:", "sigma: is empty; write sigma: 1", "sigma:"),
+    ("y ~ x | sigma: const(time)", "not allowed in sigma:", "const(time)"),
+    ("y ~ x | sigma: 0 + time", "cannot do without its intercept", "0 + time"),
+    ("y ~ x | sigma: time - 1", "cannot do without its intercept", "time - 1"),
+    ("y ~ x | sigma: common(1 + time)", "which residual='common' shares", "common"),
+    ("y ~ x | sigma: common(x) + x", "both free and common", "common(x) + x"),
+    ("y ~ x | sigma: (1|id)", "random effects stand in sigma:", "|"),
+    ("y ~ x | sigma: a | sigma: b", "given twice", "sigma"),
+    ("y ~ x | sigmas: a", "did you mean sigma:", "sigmas"),
     ("y ~ .", "name the columns", "."),
     ("y ~ (a+b)**50", "too many terms; at most 9", "**50"),
     ("y + z ~ x", "got 2 terms", "y + z"),
@@ -197,6 +220,7 @@ UNSAFE = [
     ("y ~ I(__name__)", "__name__"),
     ("y ~ x | gate: open(z)", "open"),
     ("y ~ x | vary: eval(z)", "eval"),
+    ("y ~ x | sigma: eval(z)", "eval"),
     ("eval(y) ~ x", "eval"),
     ("y ~ common(eval(x))", "eval"),
     ("y ~ x | re: (eval(x) | id)", "eval"),

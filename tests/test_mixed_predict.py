@@ -9,7 +9,7 @@ from scipy.stats import norm
 
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, DroppedRowsWarning
-from mixmoe.mixed.predict import mixture_quantile
+from mixmoe.mixed.mixtures import MixtureLaw
 from tests import dense
 
 FORMULA = "y ~ time + x1 | gate: z1 + z2 | re: (1 + time | id)"
@@ -338,16 +338,16 @@ def test_mixture_quantiles():
     weights, means = rng.dirichlet(np.ones(3), size=40), 10 * rng.normal(size=(40, 3))
     sd = rng.uniform(0.01, 5, size=(40, 3))
     for level in (0.001, 0.025, 0.5, 0.9, 0.9999):
-        q = mixture_quantile(weights, means, sd, level)
+        q = MixtureLaw(weights, means, sd).quantile(level)
         np.testing.assert_allclose((weights * norm.cdf(q[:, None], means, sd)).sum(axis=1), level, atol=1e-9)
 
 
 def test_mixture_quantiles_at_the_edges():
-    one = mixture_quantile(np.ones((1, 1)), np.array([[2.0]]), np.array([[3.0]]), 0.975)
+    one = MixtureLaw(np.ones((1, 1)), np.array([[2.0]]), np.array([[3.0]])).quantile(0.975)
     assert one[0] == pytest.approx(2 + 3 * Z)
-    points = mixture_quantile(np.array([[0.3, 0.7]]), np.array([[0.0, 1.0]]), np.zeros((1, 2)), 0.5)
+    points = MixtureLaw(np.array([[0.3, 0.7]]), np.array([[0.0, 1.0]]), np.zeros((1, 2))).quantile(0.5)
     assert points[0] == pytest.approx(1)
-    sure = mixture_quantile(np.array([[1.0, 0.0]]), np.array([[0.0, 1e6]]), np.ones((1, 2)), 0.025)
+    sure = MixtureLaw(np.array([[1.0, 0.0]]), np.array([[0.0, 1e6]]), np.ones((1, 2))).quantile(0.025)
     assert sure[0] == pytest.approx(-Z, abs=1e-6)
 
 

@@ -63,10 +63,11 @@ class Diagnosis:
         ----------
         kind : str, optional
             ``"conditional"`` (not for varying coefficients) or ``"marginal"``: response minus `fitted` of that kind;
-            ``"quantile"``: place of the response in its fitted distribution, as a standard normal value. By default the
-            first of these that the family has.
+            ``"quantile"``: place of the response in its fitted distribution, as a standard normal value;
+            ``"normalized"`` (MEMoE): conditional residuals over the standard deviation of the errors, free of their
+            serial correlation. By default the first of these that the family has.
         given : {"history", "covariates"}
-            For ``"quantile"``: the distribution given the earlier rows of the same unit, in the order of the data, so
+            For ``"quantile"``: the distribution given the earlier rows of the same unit (by ``time=``, or in the order of the data), so
             that residuals are independent under the model; or given the covariates alone, the marginal mixture, so that
             those of a unit are correlated. The same where each row is a unit.
         rng : int, numpy.random.Generator or None
@@ -88,6 +89,8 @@ class Diagnosis:
         design, index = self.model.design, self._row_index
         if kind == "quantile":
             values = design.in_order(quantile_residuals(self._distribution(given), checked_rng(rng)))
+        elif kind == "normalized":
+            values = design.in_order(self._normalized())
         else:
             values = design.in_order(np.asarray(design.response)) - self.fitted(kind).to_numpy()
         return pd.Series(values, index=index, name="resid")
@@ -97,6 +100,10 @@ class Diagnosis:
         """Labels of the rows used, in the order of the data."""
         design = self.model.design
         return design.rows[np.argsort(design.position, kind="stable")]
+
+    def _normalized(self) -> Array:
+        """Normalised residuals, rows in the order of the design."""
+        raise NotImplementedError
 
     def _distribution(self, given: str) -> Distribution:
         """Where each response lies in its fitted distribution, rows in the order of the design."""

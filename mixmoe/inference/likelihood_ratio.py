@@ -18,6 +18,7 @@ _NESTED_SETTINGS = ("cov_re", "residual")
 _IRRELEVANT_SETTINGS = ("formula_engine", "engine")
 _BAD_FLAGS = {"boundary": "has a variance on its boundary", "separated_gate": "has infinite gate coefficients"}
 _BAD_FLAGS |= {
+    "edge": "has an error parameter at the end of its space",
     "degenerate": "has a degenerate expert",
     "interrupted": "was interrupted",
     "not_converged": "did not converge",

@@ -1,6 +1,6 @@
 """Working coordinates: orthogonal columns and a unit-scale response, so that tolerances mean the same for any data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,9 @@ class Coordinates:
         B; diagonal if the random effects are uncorrelated.
     gate : ndarray, shape (m, m)
         C.
+    log_sigma : ndarray, shape (v,)
+        What the first v further parameters, coefficients of the log standard deviation of errors, add to that through
+        the centres of their covariates.
     """
 
     center: Array
@@ -39,13 +42,20 @@ class Coordinates:
     expert: Array
     random: Array
     gate: Array
+    log_sigma: Array = field(default_factory=lambda: np.zeros(0))
+
+    def _moved(self, extra: Array) -> Array:
+        """Working residual standard deviations over those at zero covariates, shape (S, K)."""
+        moved: Array = np.exp(extra[..., : self.log_sigma.size] @ self.log_sigma)
+        return moved
 
     def to_user(self, working: Params) -> Params:
         """Parameters on the user's scale, factors not triangular; passes complex steps through."""
         beta: Array = self.scale * np.linalg.solve(self.expert, working.beta[..., None])[..., 0] + self.center
         factor: Array = self.scale * np.linalg.solve(self.random, working.factor)
         gamma: Array = np.linalg.solve(self.gate, working.gamma[..., None])[..., 0]
-        return Params(gamma, beta, factor, self.scale * working.sigma, working.extra)
+        sigma = self.scale * working.sigma / self._moved(working.extra)
+        return Params(gamma, beta, factor, sigma, working.extra)
 
     def to_working(self, user: Params) -> Params:
         """Parameters in working coordinates."""
@@ -54,7 +64,8 @@ class Coordinates:
         for at in np.ndindex(user.factor.shape[:2]):
             moved = self.random @ user.factor[at] / self.scale
             factor[at] = semidefinite_cholesky(moved @ moved.T)
-        return Params(user.gamma @ self.gate.T, beta, factor, user.sigma / self.scale, user.extra)
+        sigma = user.sigma / self.scale * self._moved(user.extra)
+        return Params(user.gamma @ self.gate.T, beta, factor, sigma, user.extra)
 
 
 def orthogonal_columns(X: Array, first: NDArray[np.bool_]) -> Array:

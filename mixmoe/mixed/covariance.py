@@ -10,9 +10,10 @@ from mixmoe.gate import gate_information, gate_log_probabilities
 from mixmoe.inference.covariance import CovType, ParamCov, delta_cov, meat, sandwich, without_parameters
 from mixmoe.kernels.linalg import semidefinite_cholesky
 from mixmoe.mixed.coordinates import Coordinates
+from mixmoe.mixed.extras import spans
 from mixmoe.mixed.likelihood import Problem, observed_information, subject_scores
 from mixmoe.mixed.natural import n_covariances, to_natural
-from mixmoe.mixed.structure import Structure, contract, expand
+from mixmoe.mixed.structure import FreeVector, Structure, contract, expand
 
 Array = NDArray[np.float64]
 
@@ -35,11 +36,14 @@ class Boundary:
         uncorrelated with all others, which are estimated as if the direction were known to be zero.
     blank : tuple of int
         Reported parameters without a valid standard error.
+    meanings : tuple of str
+        What the model becomes at the ends that further parameters have run into, with their names.
     """
 
     theta: Array
     dead: NDArray[np.bool_]
     blank: tuple[int, ...]
+    meanings: tuple[str, ...] = ()
 
 
 def find_boundary(problem: Problem, coordinates: Coordinates, theta: Array) -> Boundary:
@@ -61,7 +65,24 @@ def find_boundary(problem: Problem, coordinates: Coordinates, theta: Array) -> B
         singular.append(bool(null.any()))
     clean = contract(s, replace(params, factor=factor))[0]
     natural = to_natural(s, coordinates.to_user(expand(s, free, clean[None])))[0]
-    return Boundary(clean, dead, _blank(s, natural, coordinates, singular))
+    ends = reached_edges(s, free, theta)
+    dead[list(ends)] = True
+    first = natural.size - free.size  # further parameters come last, in the same order, in both vectors
+    blank = (*_blank(s, natural, coordinates, singular), *(first + at for at in ends))
+    return Boundary(clean, dead, blank, tuple(ends.values()))
+
+
+def reached_edges(s: Structure, free: FreeVector, theta: Array) -> dict[int, str]:
+    """Free parameters, shape (P,), that have run into an end of their space, and what the model becomes there."""
+    found: dict[int, str] = {}
+    for extra, where in spans(s.extras):
+        names = [p.name for p in extra.parameters(s.n_experts)]
+        places = dict.fromkeys(free.extra[:, where].ravel().tolist())
+        for at, name in zip(places, names, strict=True):
+            for edge in extra.edges:
+                if edge.reached(theta[at]):
+                    found[at] = f"{name}: {edge.meaning}"
+    return found
 
 
 def _proportional(factor: Array) -> tuple[Array, NDArray[np.bool_]]:

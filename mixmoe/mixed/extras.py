@@ -36,17 +36,18 @@ class Scale(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Unbounded:
-    """Any number, as it is."""
+    """Any number; unconstrained in the given units, one per parameter or one for all."""
 
+    units: tuple[float, ...] = (1.0,)
     domain: str = "finite"
 
     def natural(self, free: Array) -> Array:
-        """The same."""
-        return free
+        """Multiples of the units."""
+        return free * np.array(self.units)
 
     def free(self, natural: Array) -> Array:
-        """The same."""
-        return natural
+        """Numbers of units."""
+        return natural / np.array(self.units)
 
     def allows(self, natural: Array) -> bool:
         """Whether all are finite."""
@@ -55,17 +56,18 @@ class Unbounded:
 
 @dataclass(frozen=True, slots=True)
 class Positive:
-    """Above zero; its logarithm is unconstrained."""
+    """Above zero; its logarithm is unconstrained, in the given unit."""
 
+    unit: float = 1.0
     domain: str = "above zero"
 
     def natural(self, free: Array) -> Array:
-        """Exponentials."""
-        return np.exp(free)
+        """Exponentials, times the unit."""
+        return self.unit * np.exp(free)
 
     def free(self, natural: Array) -> Array:
-        """Logarithms."""
-        return np.log(natural)
+        """Logarithms of multiples of the unit."""
+        return np.log(natural / self.unit)
 
     def allows(self, natural: Array) -> bool:
         """Whether all are above zero."""
@@ -111,6 +113,29 @@ class Increasing:
 
 
 @dataclass(frozen=True, slots=True)
+class Edge:
+    """Where a parameter runs into an end of its space, as far as data can tell.
+
+    Attributes
+    ----------
+    value : float
+        Unconstrained.
+    above : bool
+        Whether the end lies above `value`, or below.
+    meaning : str
+        What the model becomes there, as in "there is no serial correlation left".
+    """
+
+    value: float
+    above: bool
+    meaning: str
+
+    def reached(self, free: Array) -> NDArray[np.bool_]:
+        """Whether unconstrained values lie beyond."""
+        return free > self.value if self.above else free < self.value
+
+
+@dataclass(frozen=True, slots=True)
 class Extra:
     """A group of further parameters of an expert.
 
@@ -119,7 +144,8 @@ class Extra:
     name : str
         Of the reported parameters: ``rho`` gives ``rho1``, ``rho2`` or, if common, ``rho``.
     labels : tuple of str
-        One per parameter of the group, in brackets behind the name, as in ``cut1(low)``; ``""`` for none.
+        One per parameter of the group, in brackets behind the name, as in ``cut1(low)``, or, for coefficients, behind
+        a dot, as in ``sigma1.time``; ``""`` for none.
     scale : Scale
     start : tuple of float
         Unconstrained values from which an ascent starts.
@@ -129,6 +155,9 @@ class Extra:
         Of the layout, which gives the table it is printed in.
     tested : bool
         Whether "equal to zero" is a meaningful hypothesis.
+    edges : tuple of Edge
+    coefficients : bool
+        Whether the labels are columns of a design.
     """
 
     name: str
@@ -138,6 +167,8 @@ class Extra:
     own: bool = True
     block: Block = "residual"
     tested: bool = False
+    edges: tuple[Edge, ...] = ()
+    coefficients: bool = False
 
     @property
     def size(self) -> int:
@@ -150,8 +181,13 @@ class Extra:
         return [
             Parameter(f"{self.name}{k or ''}{suffix}", self.block, f"{self.name}{suffix}", k, self.tested)
             for k in experts
-            for suffix in (f"({label})" if label else "" for label in self.labels)
+            for suffix in map(self._suffix, self.labels)
         ]
+
+    def _suffix(self, label: str) -> str:
+        if not label:
+            return ""
+        return f".{label}" if self.coefficients else f"({label})"
 
 
 def spans(extras: tuple[Extra, ...]) -> Iterator[tuple[Extra, slice]]:

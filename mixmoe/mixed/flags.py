@@ -16,6 +16,7 @@ _CATEGORIES = {
     "not_converged": ConvergenceWarning,
     "not_replicated": ConvergenceWarning,
     "boundary": BoundaryWarning,
+    "edge": BoundaryWarning,
     "separated_gate": BoundaryWarning,
     "degenerate": DegeneracyWarning,
     "small_expert": DegeneracyWarning,
@@ -30,6 +31,7 @@ def find_flags(
         _convergence(found, problem),
         _replication(found),
         _boundary(boundary, problem),
+        _edges(boundary),
         _separation(problem, theta),
         _degenerate(found),
         _small(responsibilities, problem),
@@ -71,13 +73,24 @@ def _replication(found: Search) -> Flag | None:
 
 
 def _boundary(boundary: Boundary, problem: Problem) -> Flag | None:
-    if not boundary.dead.any() and not boundary.blank:
-        return None
+    if int(boundary.dead.sum()) + len(boundary.blank) <= 2 * len(boundary.meanings):
+        return None  # at most the ends of further parameters, which have a flag of their own
     return Flag(
         "boundary",
         "The random-effects covariance is singular (a variance of zero or a correlation of +-1): these parameters have "
         "no Wald standard errors; the others are estimated as if the direction were known to be zero. "
         "Consider fewer or uncorrelated random effects.",
+    )
+
+
+def _edges(boundary: Boundary) -> Flag | None:
+    if not boundary.meanings:
+        return None
+    return Flag(
+        "edge",
+        f"A parameter of the errors has run into the end of its space ({'; '.join(boundary.meanings)}): it has no "
+        "standard error, and the others are estimated as if it were known. "
+        "Consider the simpler model that it leads to.",
     )
 
 

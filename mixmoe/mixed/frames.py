@@ -37,10 +37,10 @@ def past_of_subjects(model: _Model, e: Estimate, known: Design, wanted: Design) 
         One entry per subject of `wanted`.
     """
     history = prior_history(e, wanted.gate)
-    where = pd.Index(known.labels).get_indexer(pd.Index(wanted.labels))
-    if wanted.names.group is None and known is not wanted:
-        return history  # rows without a subject are strangers, whatever their labels
+    where = places(known, wanted)
     found = where >= 0
+    if not found.any():
+        return history
     problem = model.problem_of(known)
     past = posterior_history(problem, model.coordinates.to_working(e.params))
     past = _in_user_units(past, model.coordinates).take(where[found])
@@ -48,6 +48,13 @@ def past_of_subjects(model: _Model, e: Estimate, known: Design, wanted: Design) 
     history.means[found] = past.means
     history.covariances[found] = past.covariances
     return history
+
+
+def places(known: Design, wanted: Design) -> NDArray[np.intp]:
+    """Place of each subject of `wanted` among those of `known`, shape (N,); -1 where it is not there."""
+    if wanted.names.group is None and known is not wanted:
+        return np.full(wanted.n_units, -1)  # rows without a subject are strangers, whatever their labels
+    return np.asarray(pd.Index(known.labels).get_indexer(pd.Index(wanted.labels)))
 
 
 def _in_user_units(past: History, c: Coordinates) -> History:

@@ -19,7 +19,7 @@ from mixmoe.mixed.structure import Params, Structure
 
 Array = NDArray[np.float64]
 
-_FIRST_SIZE = 0.6  # random effects and residual start with 0.36 of the pooled residual variance each
+FIRST_SIZE = 0.6  # random effects and residual start with 0.36 of the pooled residual variance each
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +107,8 @@ class GaussianExperts:
         return Params(
             np.zeros((1, 0, structure.n_gate)),
             np.zeros((1, 1, structure.n_columns)),
-            _FIRST_SIZE * np.eye(q)[None, None],
-            np.full((1, 1), _FIRST_SIZE if structure.has_sigma else 1.0),
+            FIRST_SIZE * np.eye(q)[None, None],
+            np.full((1, 1), FIRST_SIZE if structure.has_sigma else 1.0),
             np.zeros((1, 1, 0)),
         )
 

@@ -18,10 +18,13 @@ from mixmoe.formula import MoEFormula, parse_formula
 from mixmoe.inference.covariance import ParamCov, checked_cov_type
 from mixmoe.kernels.linalg import logsumexp
 from mixmoe.kernels.moments import build_moments
+from mixmoe.kernels.serial import ErrorKind
 from mixmoe.layout import Parameter, ParamLayout
 from mixmoe.mixed.bootstrap import bootstrap_covariance
 from mixmoe.mixed.coordinates import Coordinates, apply_inverse, build_coordinates
 from mixmoe.mixed.covariance import covariance, find_boundary, natural_jacobian
+from mixmoe.mixed.disturbances import disturbances
+from mixmoe.mixed.error_options import ErrorsBy, ErrorsDist, ErrorSetup, build_errors, checked_errors
 from mixmoe.mixed.estimate import (
     Search,
     default_starts,
@@ -60,6 +63,8 @@ class MEMoE:
     formula : str
         ``"y ~ time + x | gate: z | re: (1 + time | id)"``. ``common(x)`` marks coefficients shared by all experts; a
         double bar gives uncorrelated random effects; ``re: (0 | id)`` none; without ``re:`` each row is a unit.
+        ``| sigma: time + common(x)`` makes the log standard deviation of the errors (for ``errors="bm"`` of the
+        measurement errors) linear in covariates; ``sigma1`` is then its value where these are zero.
     data : DataFrame (pandas or polars) or mapping of columns
         Never changed. Rows with missing values are left out with a warning.
     experts : int
@@ -68,6 +73,19 @@ class MEMoE:
         Own covariance of the random effects per expert, one for all, or ``D_k = omega_k^2 D_1``.
     residual : {"expert", "common"}
         Own residual standard deviation per expert, or one for all.
+    errors : {"iid", "ar1", "car1", "bm"}
+        Errors of a subject at times t and s: independent; correlated by ``rho^|t - s|`` at whole-number times, or by
+        ``exp(-phi |t - s|)`` (the Phi of nlme's corCAR1 is exp(-phi)); or a Brownian motion of covariance
+        ``sd_bm^2 min(t, s)`` plus independent measurement errors, as lcmm's ``cor=BM(t)``.
+    time : str, optional
+        Column of the times. Without it ``"ar1"`` counts the rows of a subject in the order of the data.
+    errors_by : {"expert", "common"}, optional
+        Own parameters of correlation and tails per expert, or common ones; by default as `residual`.
+    errors_dist : {"normal", "t"}
+        ``"t"``: the responses of a subject are multivariate t, random effects and errors alike, so that subjects far
+        from the others count less. Standard deviations are then scales: variances are df / (df - 2) times as large.
+    errors_df : float, optional
+        Degrees of freedom of the t distribution; by default estimated.
     context : mapping, optional
         Functions and constants the formula may use; nothing else of the caller is visible.
     formula_engine : {"formulaic", "patsy"}
@@ -85,11 +103,15 @@ class MEMoE:
     -----
     Maximum likelihood only (no REML), one grouping factor. The likelihood with an own residual variance per expert is
     unbounded in principle; solutions in which an expert collapses on a few subjects are set aside and reported.
+    Where errors are not iid normal, starts are searched with the correlation and the relative variances that the
+    one-expert fit has; the best are then carried on with the likelihood itself.
 
     References
     ----------
     Yue, Yan, Han & Fu (2026), Mixed Effects Mixture of Experts, arXiv:2603.07479.
     Verbeke & Lesaffre (1996), JASA 91, 217-221. Proust-Lima, Philipps & Liquet (2017), JSS 78(2).
+    Pinheiro & Bates (2000), Mixed-Effects Models in S and S-PLUS, chapter 5. Pinheiro, Liu & Wu (2001), JCGS 10,
+    249-276.
     """
 
     family_name = "MEMoE"
@@ -102,6 +124,11 @@ class MEMoE:
         *,
         cov_re: CovRE = "expert",
         residual: Residual = "expert",
+        errors: ErrorKind = "iid",
+        time: str | None = None,
+        errors_by: ErrorsBy | None = None,
+        errors_dist: ErrorsDist = "normal",
+        errors_df: float | None = None,
         context: Mapping[str, Any] | None = None,
         formula_engine: str = "formulaic",
     ) -> None:
@@ -109,18 +136,20 @@ class MEMoE:
         self.n_experts = checked_count(experts, "experts")
         checked_choice(cov_re, "cov_re", get_args(CovRE))
         checked_choice(residual, "residual", get_args(Residual))
-        self.design = build_design(self.formula, data, context=context, engine=formula_engine)  # type: ignore[arg-type]
+        options = checked_errors(errors, time, errors_by, errors_dist, errors_df, residual)
+        aux = None if time is None else {"time": time}
+        self.design = build_design(self.formula, data, context=context, engine=formula_engine, aux=aux)  # type: ignore[arg-type]
         _check_identified(self.design, self.n_experts)
         self.settings: Mapping[str, Any] = {
             "experts": self.n_experts,
             "cov_re": cov_re,
             "residual": residual,
+            **({} if options.plain else options.settings),
             "formula_engine": formula_engine,
         }
-        self.structure = build_structure(self.design, self.n_experts, cov_re, residual)
+        self._options = None if options.plain and not self.formula.sigma else options
+        self._arrange(build_structure(self.design, self.n_experts, cov_re, residual))
         self.layout: ParamLayout = build_layout(self.structure, self.design.names)
-        self.coordinates: Coordinates = _coordinates(self.design, self.structure)
-        self.problem: Problem = working_problem(self.design, self.structure, self.coordinates)
 
     def __repr__(self) -> str:
         return f"<MEMoE {self.formula.text!r}, experts={self.n_experts}, {self.design.n_units} subjects>"
@@ -132,9 +161,22 @@ class MEMoE:
         model.design = restored(model.design, saved)
         return MEMoEResults(model, saved.fit, saved.cov)
 
+    def _arrange(self, structure: Structure) -> None:
+        """Set what depends on the data: coordinates, errors and the likelihood."""
+        coordinates = _coordinates(self.design, structure)
+        self.errors: ErrorSetup | None = None
+        if self._options is not None:
+            self.errors = build_errors(self.design, self._options, self.settings["residual"], coordinates.scale)
+            structure = replace(structure, extras=self.errors.extras)
+            coordinates = replace(coordinates, log_sigma=self.errors.shift)
+        self.structure, self.coordinates = structure, coordinates
+        self.problem: Problem = working_problem(self.design, structure, coordinates, self.errors)
+
     def problem_of(self, design: Design) -> Problem:
         """The likelihood of other data under the same coordinates."""
-        return self.problem if design is self.design else working_problem(design, self.structure, self.coordinates)
+        if design is self.design:
+            return self.problem
+        return working_problem(design, self.structure, self.coordinates, self.errors)
 
     def fit(
         self,
@@ -241,15 +283,15 @@ class MEMoE:
         """The model with another response, shape (n,) in the order of the design."""
         other = copy(self)
         other.design = replace(self.design, response=response)
-        other.coordinates = _coordinates(other.design, other.structure)
-        other.problem = working_problem(other.design, other.structure, other.coordinates)
+        other._arrange(other.structure)
         return other
 
     def draw(self, fit: EMFit, rng: np.random.Generator) -> Array:
         """A response drawn from the model at the estimates `fit`, shape (n,) in the order of the design."""
         d, blank = self.design, np.full((fit.params.size, fit.params.size), np.nan)
         known = Estimate(self.user(fit.params), blank, positions(self.structure))
-        return draw_responses(known, d.expert, d.random, d.gate, d.starts, rng)
+        errors = disturbances(d, known.params, self.errors)
+        return draw_responses(known, d.expert, d.random, d.gate, errors, rng)
 
     def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
         """Covariance of the estimates of `fit`.
@@ -404,8 +446,10 @@ def _coordinates(design: Design, s: Structure) -> Coordinates:
     )
 
 
-def working_problem(design: Design, s: Structure, c: Coordinates) -> Problem:
+def working_problem(design: Design, s: Structure, c: Coordinates, errors: ErrorSetup | None) -> Problem:
     """The likelihood of a design in working coordinates."""
+    if errors is not None:
+        return build_problem(s, errors.experts(design, c), apply_inverse(design.gate, c.gate))
     X, Z = apply_inverse(design.expert, c.expert), apply_inverse(design.random, c.random)
     y = (np.asarray(design.response) - design.expert @ c.center) / c.scale
     moments = build_moments(y, X, Z, design.starts)
@@ -483,7 +527,7 @@ def _inside(parameter: Parameter, value: float) -> bool:
         return False
     if parameter.block == "random" and parameter.tested:
         return abs(value) <= 1
-    if parameter.name.startswith("sigma"):
+    if parameter.name.startswith("sigma") and not parameter.tested:
         return bool(value > 0)
     return parameter.block != "random" or bool(value >= 0)
 

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
 from scipy.stats import norm
 
 from mixmoe.assess.panels import Effects
 from mixmoe.gate import gate_log_probabilities
 from mixmoe.kernels.linalg import logsumexp
+from mixmoe.mixed.disturbances import Disturbances
 from mixmoe.mixed.likelihood import Problem
+from mixmoe.mixed.mixtures import MixtureLaw
 from mixmoe.mixed.natural import Positions
 from mixmoe.mixed.structure import Params
 
 Array = NDArray[np.float64]
 
 _CHUNK = 20_000
-_BISECTIONS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,35 +235,20 @@ def subject_intervals(
         Limits carry the uncertainty of membership, random effects and, with `noise`, residual error; the estimates of
         the parameters are taken as given.
     """
-    weights = past.probabilities[codes]
     means = expert_means(e, X) + np.einsum("nq,nkq->nk", Z, past.means[codes])
     variances = np.einsum("nq,nkqr,nr->nk", Z, past.covariances[codes], Z, optimize=True)
     if noise:
         variances = variances + e.params.sigma[0] ** 2
-    mean = (weights * means).sum(axis=1)
-    spread = (weights * (variances + (means - mean[:, None]) ** 2)).sum(axis=1)
     sd = np.sqrt(np.maximum(variances, 0.0))
-    lower = mixture_quantile(weights, means, sd, alpha / 2)
-    return Interval(mean, np.sqrt(spread), lower, mixture_quantile(weights, means, sd, 1 - alpha / 2))
+    return mixture_intervals(MixtureLaw(past.probabilities[codes], means, sd), alpha)
 
 
-def mixture_quantile(weights: Array, means: Array, sd: Array, level: float) -> Array:
-    """Quantiles of normal mixtures, shape (n,), by bisection; weights, means and sd have shape (n, K)."""
-    reach = norm.isf(min(level, 1 - level) / 2) + 1
-    low = (means - reach * sd).min(axis=1)
-    high = (means + reach * sd).max(axis=1)
-    scale = np.maximum(sd, np.finfo(float).tiny)
-    for _ in range(_BISECTIONS):
-        middle = 0.5 * (low + high)
-        with np.errstate(over="ignore"):  # without random effects a subject's mean has no spread within an expert
-            below = (weights * ndtr((middle[:, None] - means) / scale)).sum(axis=1) < level
-        low, high = np.where(below, middle, low), np.where(below, high, middle)
-    return 0.5 * (low + high)
+def mixture_intervals(law: MixtureLaw, alpha: float) -> Interval:
+    """Means, standard deviations and equal-tailed limits, each shape (n,)."""
+    return Interval(law.mean, law.deviation, law.quantile(alpha / 2), law.quantile(1 - alpha / 2))
 
 
-def draw_responses(
-    e: Estimate, X: Array, Z: Array, W: Array, starts: NDArray[np.intp], rng: np.random.Generator
-) -> Array:
+def draw_responses(e: Estimate, X: Array, Z: Array, W: Array, errors: Disturbances, rng: np.random.Generator) -> Array:
     """One response per row, shape (n,), drawn from the fitted mixture; membership and random effects per subject.
 
     Parameters
@@ -272,7 +257,7 @@ def draw_responses(
     X, Z : ndarray, shape (n, p), (n, q)
         Rows sorted by subject.
     W : ndarray, shape (N, m)
-    starts : ndarray of int, shape (N,)
+    errors : Disturbances
     rng : numpy.random.Generator
 
     Returns
@@ -283,6 +268,11 @@ def draw_responses(
     member = (rng.random((W.shape[0], 1)) > cumulative[:, :-1]).sum(axis=1)
     factor = e.params.factor[0]
     effects = np.einsum("nqr,nr->nq", factor[member], rng.normal(size=(W.shape[0], factor.shape[-1])))
-    rows = np.repeat(np.arange(W.shape[0]), np.diff(np.append(starts, X.shape[0])))
-    mean = expert_means(e, X)[np.arange(X.shape[0]), member[rows]] + (Z * effects[rows]).sum(axis=1)
-    return mean + e.params.sigma[0][member[rows]] * rng.normal(size=X.shape[0])
+    n, rows = X.shape[0], errors.factor.visits.codes
+    own = np.arange(n), member[rows]
+    noise = errors.by_row(errors.factor.colour(rng.normal(size=(1, 1, n)))[:, 0])[own]
+    away = (Z * effects[rows]).sum(axis=1) + noise
+    if errors.model.df is not None:
+        df = errors.model.df[member]
+        away *= np.sqrt(df / rng.chisquare(df))[rows]
+    return np.asarray(expert_means(e, X)[own] + away)

@@ -17,6 +17,7 @@ from mixmoe.output.curves import Curve, Observed
 Array = NDArray[np.float64]
 
 _POINTS = 101
+_SECTIONS = ("expert", "gate", "random", "sigma")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ def build_grid(design: Design, x: str | None, at: Mapping[str, Any] | None = Non
         If `at` names a column that is not in use, or the one that varies.
     """
     frame, values, numeric = design.frame, dict(at or {}), continuous_columns(design)
-    columns = list(dict.fromkeys(c for section in ("expert", "gate", "random") for c in used_columns(design, section)))
+    columns = list(dict.fromkeys(c for section in _SECTIONS for c in used_columns(design, section)))
     for name in values:
         if name not in columns or name == x:
             raise ArgumentError(

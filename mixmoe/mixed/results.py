@@ -18,17 +18,21 @@ from mixmoe.design import Design
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.covariance import delta_cov
 from mixmoe.inference.intervals import checked_alpha
-from mixmoe.mixed.frames import by_expert, in_user_order, mean_columns, past_of_subjects, random_effects_frame
+from mixmoe.mixed.disturbances import disturbances
+from mixmoe.mixed.dynamic import normalized_residuals, past_of, subject_law
+from mixmoe.mixed.frames import by_expert, in_user_order, mean_columns, past_of_subjects, places, random_effects_frame
 from mixmoe.mixed.natural import permute_jacobian, permute_natural, positions
 from mixmoe.mixed.predict import (
     Estimate,
     History,
+    Interval,
     draw_responses,
     effects_of,
     expert_intervals,
     expert_means,
     gate_intervals,
     marginal_intervals,
+    mixture_intervals,
     proportion_intervals,
     subject_intervals,
     weighted_mean_errors,
@@ -129,12 +133,12 @@ class MEMoEResults(MoEResults):
         if interval == "prediction" and kind != "subject":
             raise ArgumentError(f"interval='prediction' is for kind='subject', got kind={kind!r}; use that kind")
         design = self.model.design if new is None else self.model.design.for_new(new)
-        past = self._past(design, history, use_fit=kind == "subject")
-        columns = self._columns(design, past, kind, interval == "prediction", checked_alpha(alpha))
+        known = self._history(history, use_fit=kind == "subject")
+        columns = self._columns(design, known, kind, interval == "prediction", checked_alpha(alpha))
         return in_user_order(columns, design, new)
 
-    def _past(self, design: Design, history: Any, use_fit: bool) -> History | None:
-        """What is known of the subjects of `design`; None where their history plays no part."""
+    def _history(self, history: Any, use_fit: bool) -> Design | None:
+        """The rows from which subjects are known; None where their history plays no part."""
         if history is None and not use_fit:
             return None
         known = self.model.design if history is None else self.model.design.for_new(history, response=True)
@@ -145,10 +149,11 @@ class MEMoEResults(MoEResults):
                 if group is not None
                 else f"the model {self.model.formula.text!r} has no subjects: rows have no history; leave history= out"
             )
-        return past_of_subjects(self.model, self._known(), known, design)
+        return known
 
-    def _columns(self, design: Design, past: History | None, kind: Kind, noise: bool, alpha: float) -> dict[str, Array]:
+    def _columns(self, design: Design, known: Design | None, kind: Kind, noise: bool, alpha: float) -> dict[str, Array]:
         e, X, codes = self._known(), design.expert, design.codes
+        past = None if known is None else past_of_subjects(self.model, e, known, design)
         columns: dict[str, Array] = {}
         if kind in ("all", "probabilities") and past is not None:
             columns |= by_expert("probability", past.probabilities[codes])
@@ -156,11 +161,18 @@ class MEMoEResults(MoEResults):
             columns |= by_expert("probability", gate_intervals(e, design.gate, alpha), codes)
         if kind in ("all", "experts"):
             columns |= by_expert("expert", expert_intervals(e, X, alpha))
-        if past is not None and kind in ("all", "subject"):
-            columns |= mean_columns(subject_intervals(e, X, design.random, past, codes, alpha, noise))
+        if known is not None and past is not None and kind in ("all", "subject"):
+            columns |= mean_columns(self._subjects(design, known, past, noise, alpha))
         elif kind in ("all", "marginal"):
             columns |= mean_columns(marginal_intervals(e, X, design.gate[codes], alpha))
         return columns
+
+    def _subjects(self, design: Design, known: Design, past: History, noise: bool, alpha: float) -> Interval:
+        e, setup = self._known(), self.model.errors
+        if setup is None:
+            return subject_intervals(e, design.expert, design.random, past, design.codes, alpha, noise)
+        where, rows = places(known, design), past_of(known, e.params, setup)
+        return mixture_intervals(subject_law(e, design, rows, where, past.probabilities, setup, noise), alpha)
 
     @property
     def random_effects(self) -> pd.DataFrame:
@@ -244,13 +256,19 @@ class MEMoEResults(MoEResults):
             else None
         )
 
-    _resid_kinds = ("conditional", "marginal", "quantile")
+    _resid_kinds = ("conditional", "marginal", "quantile", "normalized")
 
     def _distribution(self, given: str) -> Distribution:
         d, e, y = self.model.design, self._known().params, np.asarray(self.model.design.response)
+        errors = disturbances(d, e, self.model.errors)
         if given == "history":
-            return given_history(e, y, d.expert, d.random, d.gate, d.starts).place(y)
-        return given_covariates(e, d.expert, d.random, d.gate, d.codes).place(y)
+            return given_history(e, y, d.expert, d.random, d.gate, errors).place(y)
+        return given_covariates(e, d.expert, d.random, d.gate, d.codes, errors).place(y)
+
+    def _normalized(self) -> Array:
+        return normalized_residuals(
+            self.model.design, self._known().params, self.em.responsibilities, self.model.errors
+        )
 
     def _axis(self) -> str | None:
         return fit_axis(self.model.design)
@@ -277,8 +295,9 @@ class MEMoEResults(MoEResults):
         return likelihood_at(model.problem, model.coordinates, model.working(self.em.params), self.llf)
 
     def _draw(self, rng: np.random.Generator) -> Array:
-        d = self.model.design
-        return draw_responses(self._known(), d.expert, d.random, d.gate, d.starts, rng)
+        d, e = self.model.design, self._known()
+        errors = disturbances(d, e.params, self.model.errors)
+        return draw_responses(e, d.expert, d.random, d.gate, errors, rng)
 
     def _first_order(self, what: str) -> FirstOrder:
         model = self.model

@@ -385,6 +385,8 @@ def checked_formula(formula: Any) -> MoEFormula:
         raise FormulaError("NME has no section 'vary:'; leave it out, or use VCMoE, which has", parsed.text)
     if len(parsed.gate) != 1 or parsed.gate[0].text != "1":
         raise FormulaError("NME has no section 'gate:'; leave it out, or use MEMoE, which has", parsed.text)
+    if parsed.sigma:
+        raise FormulaError("NME has no section 'sigma:'; leave it out, or use MEMoE, which has", parsed.text)
     for part in parsed.expert:
         if part.kind != "free":
             raise FormulaError(f"NME has no {part.kind}(...); write the terms without it", parsed.text)

@@ -54,6 +54,8 @@ def checked_varying_formula(formula: Any) -> MoEFormula:
             raise FormulaError(
                 f"VCMoE has no section '{name}:'; leave it out, and pass cluster= for rows of one subject", parsed.text
             )
+    if parsed.sigma:
+        raise FormulaError("VCMoE has no section 'sigma:'; leave it out, or use MEMoE, which has", parsed.text)
     if any(part.kind == "common" for part in parsed.expert):
         raise FormulaError(
             "VCMoE has no common(...); mark coefficients constant along the index by const(...)", parsed.text

@@ -8,6 +8,7 @@ from scipy.stats import binom, kstest, multivariate_normal, norm
 import mixmoe as mm
 from mixmoe.assess.residuals import continuous, discrete, local_level, ordered_residuals, quantile_residuals
 from mixmoe.errors import ArgumentError
+from mixmoe.mixed.disturbances import disturbances
 from mixmoe.mixed.predictive import given_covariates, given_history
 from tests.assess.helpers import pbc, simulated
 
@@ -16,10 +17,10 @@ from tests.assess.helpers import pbc, simulated
 def test_one_step_ahead_densities_multiply_to_the_likelihood(random):
     fit = pbc(3 if random == "0" else 2, random=random)
     d, e = fit.model.design, fit.model.user(fit.em.params)
-    found = given_history(e, d.response, d.expert, d.random, d.gate, d.starts)
+    found = given_history(e, d.response, d.expert, d.random, d.gate, disturbances(d, e, None))
     density = (found.weights * norm.pdf(d.response[:, None], found.means, found.sd)).sum(axis=1)
     assert np.log(density).sum() == pytest.approx(fit.llf, abs=1e-6)
-    alone = given_covariates(e, d.expert, d.random, d.gate, d.codes)
+    alone = given_covariates(e, d.expert, d.random, d.gate, d.codes, disturbances(d, e, None))
     for name in ("weights", "means", "sd"):
         np.testing.assert_allclose(getattr(found, name)[d.starts], getattr(alone, name)[d.starts], rtol=1e-10)
 
@@ -27,7 +28,7 @@ def test_one_step_ahead_densities_multiply_to_the_likelihood(random):
 def test_last_visit_given_the_others_by_dense_algebra():
     fit = pbc()
     d, e = fit.model.design, fit.model.user(fit.em.params)
-    found = given_history(e, d.response, d.expert, d.random, d.gate, d.starts)
+    found = given_history(e, d.response, d.expert, d.random, d.gate, disturbances(d, e, None))
     i = int(np.flatnonzero(d.counts == 6)[0])
     rows = np.arange(d.starts[i], d.starts[i] + 6)
     pi = np.exp(d.gate[i] @ e.gamma[0, 0])
@@ -110,7 +111,7 @@ def test_envelope_holds_what_it_promises():
 
 def test_refusals():
     fit = pbc()
-    with pytest.raises(ArgumentError, match="kind must be one of 'conditional', 'marginal', 'quantile', got 'pearson'"):
+    with pytest.raises(ArgumentError, match="kind must be one of 'conditional', 'marginal', 'quantile', 'normalized'"):
         fit.resid("pearson")
     with pytest.raises(ArgumentError, match="given must be one of 'history', 'covariates', got 'future'"):
         fit.resid("quantile", given="future")

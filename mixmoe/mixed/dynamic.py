@@ -1,0 +1,189 @@
+"""Predictions of subjects from their past where errors are correlated, unequal or heavy-tailed."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe.design import Design
+from mixmoe.kernels.rows import RowPosterior, Rows, row_covariances, row_errors, row_means, row_posterior
+from mixmoe.kernels.serial import factorise, integer_power
+from mixmoe.mixed.disturbances import Disturbances, disturbances
+from mixmoe.mixed.error_options import ErrorSetup
+from mixmoe.mixed.mixtures import MixtureLaw
+from mixmoe.mixed.predict import Estimate, expert_means
+from mixmoe.mixed.structure import Params
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """Subjects seen before, in the units of the user.
+
+    Attributes
+    ----------
+    rows : Rows
+    errors : Disturbances
+    posterior : RowPosterior
+        With E = K.
+    T : ndarray, shape (K, q, q)
+    """
+
+    rows: Rows
+    errors: Disturbances
+    posterior: RowPosterior
+    T: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What errors and random effects are at rows ahead, given the past, each shape (K, rows).
+
+    Attributes
+    ----------
+    means : ndarray
+        Of z'b + e.
+    known : ndarray
+        Squared scale of the subject's mean.
+    noise : ndarray
+        What a new observation adds to that.
+    df : ndarray or None
+    """
+
+    means: Array
+    known: Array
+    noise: Array
+    df: Array | None
+
+
+def normalized_residuals(design: Design, e: Params, responsibilities: Array, setup: ErrorSetup | None) -> Array:
+    """Conditional residuals whitened by the covariance of the errors, averaged over experts, shape (n,).
+
+    Given the expert these are ``L^-1 (y - X beta - Z b)`` with R = L L' (Pinheiro & Bates 2000, section 5.3).
+    """
+    past = past_of(design, e, setup)
+    left = row_errors(past.rows, past.posterior, past.T)
+    white = past.errors.by_row(past.errors.factor.whiten(left[:, None])[:, 0])
+    return np.asarray((responsibilities[design.codes] * white).sum(axis=1))
+
+
+def past_of(design: Design, e: Params, setup: ErrorSetup | None) -> Past:
+    """The rows of a design with response, and what they say about its subjects."""
+    errors = disturbances(design, e, setup)
+    at = errors.order
+    V = np.zeros((0, design.n)) if setup is None else design.sigma[at][:, setup.columns].T
+    y = np.asarray(design.response)[at]
+    rows = Rows(y, design.expert[at].T, design.random[at].T, V, errors.factor.visits)
+    return Past(rows, errors, row_posterior(rows, e.beta[0], e.factor[0], errors.model), e.factor[0])
+
+
+def subject_law(
+    e: Estimate,
+    design: Design,
+    past: Past,
+    where: NDArray[np.intp],
+    probabilities: Array,
+    setup: ErrorSetup,
+    noise: bool,
+) -> MixtureLaw:
+    """Distribution of the mean of each subject, or with `noise` of a new response, at the rows of a design.
+
+    Parameters
+    ----------
+    e : Estimate
+    design : Design
+    past : Past
+    where : ndarray of int, shape (N,)
+        Place of each subject of `design` in `past`; -1 for subjects without one.
+    probabilities : ndarray, shape (N, K)
+        Of the experts, given the past where there is one.
+    setup : ErrorSetup
+    noise : bool
+
+    Returns
+    -------
+    MixtureLaw
+
+    Notes
+    -----
+    A row at a time that has not been observed takes what its neighbours in time say about its error. A row at a time
+    that has been observed is the mean of the subject then, ``x'beta + z'b``, without the known autoregressive error,
+    so that predictions at the rows of the fit are the fitted values; a Brownian motion is part of that mean.
+    """
+    errors = disturbances(design, e.params, setup, ties=True)
+    seen = where[design.codes[errors.order]]
+    n, K = design.n, len(past.T)
+    df = None if errors.model.df is None else np.empty((K, n))
+    out = Ahead(np.empty((K, n)), np.empty((K, n)), np.empty((K, n)), df)
+    for rows, part in ((seen < 0, None), (seen >= 0, past)):
+        at = np.flatnonzero(rows)
+        if at.size:
+            ahead = _new(errors, design, e.params, at) if part is None else _follow(errors, design, past, at, seen[at])
+            out.means[:, at], out.known[:, at], out.noise[:, at] = ahead.means, ahead.known, ahead.noise
+            if out.df is not None:
+                out.df[:, at] = ahead.df
+    means = expert_means(e, design.expert) + errors.by_row(out.means)
+    sd = np.sqrt(np.maximum(errors.by_row(out.known + out.noise if noise else out.known), 0.0))
+    return MixtureLaw(probabilities[design.codes], means, sd, None if out.df is None else errors.by_row(out.df))
+
+
+def _new(errors: Disturbances, design: Design, e: Params, at: NDArray[np.intp]) -> Ahead:
+    """Rows of subjects without a past."""
+    loadings = np.einsum("nq,kqr->knr", design.random[errors.order[at]], e.factor[0])
+    known = (loadings**2).sum(axis=2) + errors.motion[:, at]
+    df = None if errors.model.df is None else np.repeat(errors.model.df[:, None], at.size, axis=1)
+    return Ahead(np.zeros_like(known), known, errors.factor.sd[:, at] ** 2, df)
+
+
+def _follow(errors: Disturbances, design: Design, past: Past, at: NDArray[np.intp], who: NDArray[np.intp]) -> Ahead:
+    """Rows of subjects of `past`, each with a copy of the rows of its subject."""
+    visits = past.rows.visits.chosen(who)
+    index = past.rows.visits.rows_of(who)
+    sd = past.errors.factor.sd[:, index]
+    link = _covariances(errors, past, at, visits.counts, index)
+    solved = factorise(errors.model.kind, sd, errors.model.shape, visits).solve(link[:, None])[:, 0]
+    left = row_errors(past.rows, past.posterior, past.T)[:, index]
+    Z = design.random[errors.order[at]].T - visits.per_subject(solved[:, None] * past.rows.Z[:, index])
+    b = row_means(past.posterior, past.T)[..., who]
+    cov = row_covariances(past.posterior, past.T)[..., who]
+    explained = visits.per_subject(solved * link)
+    means = (design.random[errors.order[at]].T * b).sum(axis=1) + visits.per_subject(solved * left)
+    known = (Z * _times(cov, Z)).sum(axis=1)
+    noise = errors.factor.sd[:, at] ** 2
+    if errors.model.kind == "bm":
+        known = known + errors.motion[:, at] - explained
+    else:
+        noise = noise - explained
+    return _stretched(Ahead(means, known, noise, None), past, who)
+
+
+def _times(cov: Array, Z: Array) -> Array:
+    return np.einsum("kabn,kbn->kan", cov, Z)
+
+
+def _stretched(ahead: Ahead, past: Past, who: NDArray[np.intp]) -> Ahead:
+    """The t distribution that the normal one becomes when the past shows how far from the centre a subject lies."""
+    df = past.errors.model.df
+    if df is None:
+        return ahead
+    freedom = df[:, None] + past.rows.visits.counts[who].astype(float)
+    factor = (df[:, None] + past.posterior.distance[:, who]) / freedom
+    return Ahead(ahead.means, ahead.known * factor, ahead.noise * factor, freedom)
+
+
+def _covariances(
+    errors: Disturbances, past: Past, at: NDArray[np.intp], counts: NDArray[np.intp], index: NDArray[np.intp]
+) -> Array:
+    """Covariance of the error of each row ahead with those of the past of its subject, shape (K, pairs)."""
+    sd, shape, kind = past.errors.factor.sd[:, index], errors.model.shape, errors.model.kind
+    if shape is None:
+        return np.zeros_like(sd)
+    now, then = np.repeat(errors.time[at], counts), past.errors.time[index]
+    if kind == "bm":
+        return np.asarray(shape[:, None] ** 2 * np.minimum(now, then))
+    lag = np.abs(now - then)
+    firsts = np.cumsum(counts) - counts
+    observed = np.repeat(np.logical_or.reduceat(lag == 0, firsts), counts)
+    correlation = np.exp(-shape[:, None] * lag) if kind == "car1" else integer_power(shape, lag)
+    return np.where(observed, 0.0, np.repeat(errors.factor.sd[:, at], counts, axis=1) * sd * correlation)
