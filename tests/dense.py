@@ -6,6 +6,7 @@ Everything passes complex numbers through, so that first derivatives are exact b
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import loggamma
 
 _STEP = 1e-30
 
@@ -17,11 +18,38 @@ class Expert:
     beta: np.ndarray
     D: np.ndarray
     sigma: complex
+    slopes: np.ndarray
+    rho: complex | None = None
+    phi: complex | None = None
+    sd_bm: complex | None = None
+    df: complex | None = None
 
 
 def coefficient(named, k, column):
     own = f"expert{k}.{column}"
     return named[own] if own in named else named[f"common.{column}"]
+
+
+def either(named, own, shared):
+    return named[own] if own in named else named.get(shared)
+
+
+def error_covariance(expert, V, time):
+    """R of one subject."""
+    sd = expert.sigma * np.exp(V @ expert.slopes)
+    lag = np.abs(time[:, None] - time)
+    R = np.eye(len(time))
+    if expert.rho is not None:
+        R = expert.rho**lag
+    if expert.phi is not None:
+        R = np.exp(-expert.phi * lag)
+    R = np.outer(sd, sd) * R
+    return R if expert.sd_bm is None else R + expert.sd_bm**2 * np.minimum(time[:, None], time)
+
+
+def times(design):
+    """Times of the rows, or their number within the subject."""
+    return design.aux["time"] if "time" in design.aux else np.arange(design.n) - design.starts[design.codes]
 
 
 def covariance(named, k, names):
@@ -46,6 +74,8 @@ def experts(design, named, n_experts):
             np.array([coefficient(named, k, column) for column in names.expert]),
             covariance(named, k, names),
             named[f"sigma{k}"] if f"sigma{k}" in named else named["sigma"],
+            np.array([either(named, f"sigma{k}.{column}", f"sigma.{column}") for column in names.sigma]),
+            *(either(named, f"{name}{k}", name) for name in ("rho", "phi", "sd_bm", "df")),
         )
         for k in range(1, n_experts + 1)
     ]
@@ -71,7 +101,16 @@ def log_normal(residual, V):
     return -0.5 * (len(residual) * np.log(2 * np.pi) + size + np.log(sign) + residual @ np.linalg.solve(V, residual))
 
 
-def log_joint(design, named, n_experts):
+def log_t(residual, V, df):
+    """Multivariate t with scale matrix V."""
+    n = len(residual)
+    sign, size = np.linalg.slogdet(V)
+    distance = residual @ np.linalg.solve(V, residual)
+    constant = loggamma((df + n) / 2) - loggamma(df / 2) - n / 2 * np.log(df * np.pi)
+    return constant - 0.5 * (size + np.log(sign)) - (df + n) / 2 * np.log(1 + distance / df)
+
+
+def log_joint(design, named, n_experts, df=None):
     """Log of gate probability times density of each subject under each expert, shape (N, K)."""
     columns = []
     for expert in experts(design, named, n_experts):
@@ -79,28 +118,30 @@ def log_joint(design, named, n_experts):
         for unit in range(design.n_units):
             rows = design.codes == unit
             X, Z, y = design.expert[rows], design.random[rows], design.response[rows]
-            V = Z @ expert.D @ Z.T + expert.sigma**2 * np.eye(len(y))
-            values.append(log_normal(y - X @ expert.beta, V))
+            V = Z @ expert.D @ Z.T + error_covariance(expert, design.sigma[rows], times(design)[rows])
+            freedom = expert.df if df is None else df
+            r = y - X @ expert.beta
+            values.append(log_normal(r, V) if freedom is None else log_t(r, V, freedom))
         columns.append(values)
     return np.array(columns).T + log_gate(design, named, n_experts)
 
 
-def logliks(design, named, n_experts):
-    """Log-likelihood of each subject, shape (N,)."""
-    return logsumexp(log_joint(design, named, n_experts))
+def logliks(design, named, n_experts, df=None):
+    """Log-likelihood of each subject, shape (N,); `df` fixes degrees of freedom."""
+    return logsumexp(log_joint(design, named, n_experts, df))
 
 
 def as_named(layout, vector):
     return dict(zip(layout.names, vector, strict=True))
 
 
-def scores(model, vector):
+def scores(model, vector, df=None):
     """Score of each subject in the reported parameters, shape (N, P), by complex steps."""
     out = []
     for j in range(len(vector)):
         moved = np.asarray(vector, dtype=complex)
         moved[j] += 1j * _STEP
-        out.append(logliks(model.design, as_named(model.layout, moved), model.n_experts).imag / _STEP)
+        out.append(logliks(model.design, as_named(model.layout, moved), model.n_experts, df).imag / _STEP)
     return np.array(out).T
 
 
@@ -126,7 +167,7 @@ def blups(design, named, n_experts):
         for unit in range(design.n_units):
             rows = design.codes == unit
             X, Z, y = design.expert[rows], design.random[rows], design.response[rows]
-            V = Z @ expert.D @ Z.T + expert.sigma**2 * np.eye(len(y))
+            V = Z @ expert.D @ Z.T + error_covariance(expert, design.sigma[rows], times(design)[rows])
             gain = expert.D @ Z.T @ np.linalg.inv(V)
             means.append(gain @ (y - X @ expert.beta))
             covariances.append(expert.D - gain @ Z @ expert.D)

@@ -24,6 +24,7 @@ _WHOLE = 1e-8  # how far from a whole number a time of ar1 may lie
 _HIGHEST = float(np.arctanh(0.9999))  # a correlation that data hardly tell from one
 _NO_DECAY, _ALL_DECAY = 1e-4, 15.0  # exponents of the correlation over the median and over the shortest gap
 _NO_MOTION = 1e-3  # standard deviation of a Brownian motion over the whole time, that of the response being one
+_FAR = 100.0  # standard deviations between zero and the mean of a covariate of the standard deviation
 _NORMAL = 1e3  # degrees of freedom that data hardly tell from infinitely many
 
 
@@ -282,6 +283,7 @@ def build_errors(design: Design, options: ErrorOptions, residual: Residual, resp
     spread = V.std(axis=0)
     units = np.where(spread > 0, spread, 1.0)
     center = V.mean(axis=0)
+    _check_near_zero(design, columns, center, units)
     if residual == "common":
         center[: own.size] = 0.0  # else one standard deviation where covariates are zero would not stay one
     names = tuple(design.names.sigma[j] for j in columns)
@@ -294,6 +296,19 @@ def build_errors(design: Design, options: ErrorOptions, residual: Residual, resp
     used = tuple(extra for extra in extras if extra.size)
     form = ErrorForm(options.kind, columns.size, options.dist == "t", options.df)
     return ErrorSetup(options, form, used, times.unit, columns, center, units)
+
+
+def _check_near_zero(design: Design, columns: NDArray[np.intp], center: Array, units: Array) -> None:
+    """Raise if the standard deviation where covariates are zero would be a wild extrapolation."""
+    far = np.flatnonzero(np.abs(center) > _FAR * units)
+    if far.size:
+        j = far[0]
+        name = design.names.sigma[columns[j]]
+        raise DesignError(
+            f"the column {name!r} of sigma: has mean {center[j]:.5g} and standard deviation {units[j]:.3g}, so that "
+            "zero, where the residual standard deviation is reported, is out of reach; "
+            f"shift it, as in I({name} - {center[j]:.4g})"
+        )
 
 
 def _check_serial(design: Design, options: ErrorOptions) -> None:

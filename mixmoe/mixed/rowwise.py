@@ -47,8 +47,8 @@ class ErrorForm:
 
     def model(self, params: Params) -> ErrorModel:
         """Error parameters in working units of each expert of each start, from unconstrained further parameters."""
-        extra = params.extra.reshape(-1, params.extra.shape[-1])
         sigma = params.sigma.reshape(-1)
+        extra = params.extra.reshape(sigma.size, params.extra.shape[-1])
         v = self.n_slopes
         shape = None if self.kind == "iid" else self._shape(extra[:, v])
         return ErrorModel(self.kind, sigma, extra[:, :v], shape, self._df(extra))
