@@ -67,8 +67,8 @@ class Diagnosis:
             ``"normalized"`` (MEMoE): conditional residuals over the standard deviation of the errors, free of their
             serial correlation. By default the first of these that the family has.
         given : {"history", "covariates"}
-            For ``"quantile"``: the distribution given the earlier rows of the same unit (by ``time=``, or in the order of the data), so
-            that residuals are independent under the model; or given the covariates alone, the marginal mixture, so that
+            For ``"quantile"``: the distribution given the earlier rows of the same unit (by ``time=`` where the model
+            has it, else in the order of the data), so that residuals are independent under the model; or given the covariates alone, the marginal mixture, so that
             those of a unit are correlated. The same where each row is a unit.
         rng : int, numpy.random.Generator or None
             For quantile residuals of discrete responses, which are randomised.

@@ -26,7 +26,6 @@ from mixmoe.mixed.predict import (
     Estimate,
     History,
     Interval,
-    draw_responses,
     effects_of,
     expert_intervals,
     expert_means,
@@ -295,9 +294,7 @@ class MEMoEResults(MoEResults):
         return likelihood_at(model.problem, model.coordinates, model.working(self.em.params), self.llf)
 
     def _draw(self, rng: np.random.Generator) -> Array:
-        d, e = self.model.design, self._known()
-        errors = disturbances(d, e.params, self.model.errors)
-        return draw_responses(e, d.expert, d.random, d.gate, errors, rng)
+        return np.asarray(self.model.draw(self.em, rng))
 
     def _first_order(self, what: str) -> FirstOrder:
         model = self.model
