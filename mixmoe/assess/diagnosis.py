@@ -68,8 +68,9 @@ class Diagnosis:
             serial correlation. By default the first of these that the family has.
         given : {"history", "covariates"}
             For ``"quantile"``: the distribution given the earlier rows of the same unit (by ``time=`` where the model
-            has it, else in the order of the data), so that residuals are independent under the model; or given the covariates alone, the marginal mixture, so that
-            those of a unit are correlated. The same where each row is a unit.
+            has it, else in the order of the data), so that residuals are independent under the model; or given the
+            covariates alone, the marginal mixture, so that those of a unit are correlated. The same where each row is a
+            unit.
         rng : int, numpy.random.Generator or None
             For quantile residuals of discrete responses, which are randomised.
 
