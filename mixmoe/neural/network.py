@@ -137,6 +137,9 @@ def wrap_module(module: Any, n_in: int, n_out: int, n_states: int = 0) -> Networ
 def initial_parameters(network: Network, rng: np.random.Generator) -> NDArray[np.float64]:
     """Random start: uniform on +-1/sqrt(inputs) as torch.nn.Linear has it; a user's module keeps its own.
 
+    A linear network starts at zero: it has no symmetry to break, and the published rule, which stops early, would
+    otherwise depend on its start.
+
     Returns
     -------
     ndarray, shape (P,)
@@ -145,6 +148,8 @@ def initial_parameters(network: Network, rng: np.random.Generator) -> NDArray[np
     if network.module is not None:
         own = torch.cat([p.detach().reshape(-1).cpu().double() for p in network.module.parameters()]).numpy()
         theta[: len(own)] = own
+        return theta
+    if not network.hidden:
         return theta
     widths = [network.n_in, *network.hidden]
     for spec in network.tensors:

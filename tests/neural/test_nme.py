@@ -101,13 +101,13 @@ def test_laplace_updates_reach_the_maximum_that_the_exact_way_finds(orthodont):
     assert found.loglik == pytest.approx(exact.trained.loglik, abs=0.01)
 
 
-def test_sgd_is_the_published_rule(orthodont):
+@pytest.mark.parametrize("seed", [0, 1])
+def test_sgd_is_the_published_rule(orthodont, seed):
     model = mm.NME("distance ~ age | re: (all | id)", orthodont, hidden=(), estimator="sgd")
-    problem = model._problem(0.25)  # the last of four visits
-    found = fit_penalised(problem, Control(epochs=600, alpha=0.98), "sgd", np.zeros(2), np.random.default_rng(0))
-    assert found.sigma2 == pytest.approx(0.138, rel=0.05)
-    assert found.s[1] == pytest.approx(0.42, rel=0.05)
-    assert found.trace.best == pytest.approx(170, rel=0.05)
+    fit = model.fit(epochs=600, alpha=0.98, validation=0.25, rng=seed, baselines=False)  # the last of four visits
+    assert fit.trained.sigma2 == pytest.approx(0.138, rel=0.05)
+    assert fit.trained.s[1] == pytest.approx(0.42, rel=0.05)
+    assert fit.trained.trace.best == pytest.approx(170, rel=0.05)
 
 
 @pytest.mark.parametrize("cov", ["diagonal", "tensor", 2])

@@ -1,6 +1,6 @@
 """Figures of NME on simulated data, against those in the method's description.
 
-    OMP_NUM_THREADS=1 python -m tests.simulation.neural [errors|chains|persons|annealing] [--seeds 5]
+    OMP_NUM_THREADS=1 python -m tests.simulation.neural [errors|chains|persons|annealing] [--seeds 5] [--first 0]
 
 Designs: 100 persons, 25-60 rows (or 10-20), 4 inputs, hidden (10, 5), noise variance .09; person effects inside
 three hidden
@@ -77,7 +77,7 @@ def errors(seeds):
     print("design | " + " | ".join([*models, "sgd all"]) + " | expected generic / LME / first / all")
     for design in DESIGNS:
         found = []
-        for seed in range(seeds):
+        for seed in seeds:
             world = World(design, seed)
             effects = world.persons(100)
             train, test = world.rows(effects, world.lengths(100)), world.rows(effects, 40)
@@ -92,7 +92,7 @@ def persons(seeds):
     """Coverage of 90 % intervals of new persons, and what ten rows tell about one."""
     for design, layers in (("linear", "last"), ("nonlinear", "first"), ("nonlinear", "last")):
         found = []
-        for seed in range(seeds):
+        for seed in seeds:
             world = World(design, seed)
             fit = fitted(layers, world.rows(world.persons(100), world.lengths(100)), seed)
             effects = world.persons(60)
@@ -117,7 +117,7 @@ def persons(seeds):
 
 def annealing(seeds):
     """Spread of the variance components over annealing factors."""
-    for seed in range(seeds):
+    for seed in seeds:
         world = World("nonlinear", seed)
         train = world.rows(world.persons(100), world.lengths(100))
         for layers in ("first", "layer1.bias"):
@@ -184,7 +184,7 @@ def chains(seeds):
 
     for sd in (0.8, 0.3):
         found = []
-        for seed in range(seeds):
+        for seed in seeds:
             world = Chain(seed, sd)
             train, test = world.rows(), world.rows()
             generic, own, published = (
@@ -226,10 +226,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="*", choices=[*STUDIES, []], default=[])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="first seed")
     chosen = parser.parse_args()
     for name in chosen.studies or STUDIES:
         print(f"## {name}, {chosen.seeds} seeds", flush=True)
-        STUDIES[name](chosen.seeds)
+        STUDIES[name](range(chosen.first, chosen.first + chosen.seeds))
 
 
 if __name__ == "__main__":
