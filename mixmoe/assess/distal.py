@@ -19,7 +19,7 @@ from mixmoe.inference.tests import Hypotheses, InvalidTest, WaldTest, wald_test
 from mixmoe.layout import Parameter, ParamLayout
 from mixmoe.output.frames import tidy
 from mixmoe.output.printed import Printed
-from mixmoe.output.tables import Cell, Table
+from mixmoe.output.tables import Cell, Table, format_cell
 
 Array = NDArray[np.float64]
 
@@ -432,7 +432,8 @@ def _test_columns(test: WaldTest | InvalidTest) -> dict[str, float]:
 def _shown(test: WaldTest | InvalidTest) -> str:
     if isinstance(test, InvalidTest):
         return str(test)
-    return f"chi2({test.df}) = {test.statistic:.2f}, p = {test.pvalue:.4f}."
+    p = format_cell(test.pvalue, "p")
+    return f"chi2({test.df}) = {test.statistic:.2f}, p {p if p.startswith('<') else '= ' + p}."
 
 
 def _remarks(method: Method, n_used: int, n_missing: int, n_strangers: int) -> tuple[str, ...]:

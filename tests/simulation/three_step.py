@@ -10,6 +10,7 @@ The Monte Carlo error of a coverage of 95 % is 1.1 points at 400 replicates.
 """
 
 import argparse
+import json
 import sys
 import time
 import warnings
@@ -134,7 +135,7 @@ def replicate(design, seed):
                 found = estimates(fit, outcomes, method)
             except ArgumentError:
                 continue
-            rows += [(seed, method, name, *pair, fit.entropy) for name, pair in found.items()]
+            rows += [(seed, method, name, *map(float, pair), float(fit.entropy)) for name, pair in found.items()]
     return rows
 
 
@@ -179,6 +180,21 @@ def markdown(name, design, rows):
     return "\n".join([*lines, ""])
 
 
+def collected(name, seeds, folder):
+    """Rows of all replicates, those that a former run kept included."""
+    rows = []
+    for seed in seeds:
+        path = None if folder is None else folder / f"{name}{seed}.json"
+        if path is not None and path.exists():
+            rows += json.loads(path.read_text(encoding="utf-8"))
+            continue
+        found = replicate(DESIGNS[name], seed)
+        rows += found
+        if path is not None:
+            path.write_text(json.dumps(found), encoding="utf-8")
+    return rows
+
+
 HEAD = """# Three-step estimates: bias and coverage
 
 `tests/simulation/three_step.py` says what is simulated. The skewed outcome breaks the assumption of `"ml"`, which is
@@ -201,12 +217,13 @@ def main(arguments):
     parser.add_argument("--replicates", type=int, default=400)
     parser.add_argument("--designs", nargs="+", choices=list(DESIGNS), default=list(DESIGNS))
     parser.add_argument("--first", type=int, default=5000, help="seed of the first replicate")
+    parser.add_argument("--keep", type=Path, help="folder in which replicates are kept, so that a run can go on")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args(arguments)
     for name in options.designs:
         began = time.perf_counter()
         seeds = range(options.first, options.first + options.replicates)
-        rows = [row for seed in seeds for row in replicate(DESIGNS[name], seed)]
+        rows = collected(name, seeds, options.keep)
         section = markdown(name, DESIGNS[name], rows)
         print(section, f"{time.perf_counter() - began:.0f} s", flush=True)
         if options.write:
