@@ -15,7 +15,7 @@ from mixmoe.assess.three_step import Assignment, Categorical, Membership, Method
 from mixmoe.design import Design
 from mixmoe.errors import FormulaError
 from mixmoe.inference.intervals import two_sided
-from mixmoe.inference.tests import Hypotheses, InvalidTest, WaldTest, wald_test
+from mixmoe.inference.tests import InvalidTest, WaldTest, parse_hypotheses, wald_test
 from mixmoe.layout import Parameter, ParamLayout
 from mixmoe.output.frames import tidy
 from mixmoe.output.printed import Printed
@@ -55,10 +55,7 @@ class Estimates:
 
     def test(self, matrix: Array) -> WaldTest | InvalidTest:
         """Joint Wald test that linear functions of the estimates are zero."""
-        labels = tuple(
-            " ".join(f"{c:+g} {n}" for c, n in zip(row, self.layout.names, strict=True) if c) for row in matrix
-        )
-        asked = Hypotheses(matrix, np.zeros(len(matrix)), labels)
+        asked = parse_hypotheses((matrix, np.zeros(len(matrix))), self.layout.names)
         return wald_test(asked, self.values, self.cov, self.layout, COV_TYPE)
 
 

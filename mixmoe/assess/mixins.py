@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mixmoe.arguments import checked_choice
@@ -17,6 +18,9 @@ from mixmoe.inference.covariance import ParamCov
 from mixmoe.inference.intervals import checked_alpha
 
 GIVEN = ("history", "covariates")
+
+_REFIT = "refit without the units in question"
+_NAIVE = "method='naive' does without, but is not corrected for classification error"
 
 
 class Assessment:
@@ -170,7 +174,7 @@ class Assessment:
             return self.covariates(f"~{right}", outcomes, method=method)
         checked_choice(method, "method", METHODS)
         checked_choice(kind, "kind", ("auto", "numeric", "categorical"))
-        return distal(self.model.design, self._assignment("distal"), formula, outcomes, method, kind)
+        return distal(self.model.design, self._assignment("distal", method), formula, outcomes, method, kind)
 
     def covariates(self, formula: str, data: Any, *, method: Method = "ml") -> Predictors:
         """Covariates of membership, corrected for classification error: a three-step analysis.
@@ -202,14 +206,17 @@ class Assessment:
         Vermunt (2010), Political Analysis 18, 450-469.
         """
         checked_choice(method, "method", METHODS)
-        return predictors(self.model.design, self._assignment("covariates"), formula, data, method)
+        return predictors(self.model.design, self._assignment("covariates", method), formula, data, method)
 
-    def _assignment(self, what: str) -> Assignment:
-        """Steps 1 and 2 of a three-step analysis."""
+    def _assignment(self, what: str, method: Method) -> Assignment:
+        """Steps 1 and 2 of a three-step analysis; the naive one takes memberships as known."""
         if self.model.n_experts == 1:
             raise ArgumentError(f"{what} needs at least 2 experts, got 1; regress on the covariates directly")
+        tau = self.em.responsibilities
+        if method == "naive":
+            return build_assignment(tau, np.zeros((len(tau), 0)), np.zeros((*tau.shape, 0)))
         at = self._first_order(what)
-        return build_assignment(self.em.responsibilities, at.moves, at.slopes)
+        return build_assignment(tau, at.moves, at.slopes)
 
     @property
     def _unit_word(self) -> str:
@@ -220,7 +227,7 @@ class Assessment:
         """Scores, inverse information and slopes of the responsibilities; families without them refuse."""
         raise ArgumentError(
             f"{what} needs a score per unit of one parameter vector, which {self.model.family_name} does not have; "
-            "refit without the units in question"
+            + (_REFIT if what == "influence" else _NAIVE)
         )
 
     def _gate_points(self) -> tuple[GatePoint, ...]:

@@ -20,6 +20,7 @@ Integers = NDArray[np.intp]
 
 _SMOOTH = 0.5  # share of the points behind each value of a smooth line
 _FEW_VALUES = 12  # as many values of the horizontal axis are shown one by one
+_LEAST_VALUES = 8  # of the horizontal axis for a smooth line
 _LEAST_UNITS = 3.0  # effective units below which a mean has no limits
 _ELLIPSE = 121
 _SMOOTH_POINTS = 121
@@ -46,7 +47,7 @@ def residual_panel(x: Array, residuals: Array, modal: Integers, xlabel: str, yla
 
 def _smooth(x: Array, y: Array) -> tuple[Curve, ...]:
     """A lowess line, if the horizontal axis has enough values."""
-    if len(np.unique(x)) < 5:
+    if len(np.unique(x)) < _LEAST_VALUES:
         return ()
     line = np.unique(lowess(y, x, frac=_SMOOTH, delta=0.01 * float(np.ptp(x))), axis=0)
     return (Curve("", "", line[:, 0], line[:, 1]),)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MAX_POINTS = 4000  # of a cloud; more are thinned evenly
+_MANY = 4  # legend entries that still go into one column
 _LINE, _THIN = 2.0, 1.0
 
 
@@ -91,7 +92,9 @@ def _dress(axes: Any, panel: Panel) -> None:
     open_frame(axes)
     handles, labels = axes.get_legend_handles_labels()
     if labels:
-        legend = axes.legend(handles, labels, frameon=False, fontsize="small", loc="best", handletextpad=0.5)
+        many = len(labels) > _MANY
+        look = {"fontsize": "x-small" if many else "small", "ncols": 1 + many, "columnspacing": 1.0}
+        legend = axes.legend(handles, labels, frameon=False, loc="best", handletextpad=0.5, **look)
         for handle in legend.legend_handles:
             handle.set_alpha(1.0)
     if panel.note:

@@ -142,7 +142,7 @@ def test_standard_errors_are_those_of_the_jackknife_over_all_steps(method):
 def test_first_steps_count(case):
     """With doubt, all-step standard errors differ from those that take the matrix of errors as known."""
     fit, out, _ = case
-    made = fit._assignment("test")
+    made = fit._assignment("test", "bch")
     X = np.broadcast_to(np.eye(2), (len(out), 2, 2))
     step = StepThree((Normal(out["o"].to_numpy(), X, False),), made.modal, "bch")
     found = fit.distal("o ~ expert", out, method="bch")
@@ -154,7 +154,7 @@ def test_first_steps_count(case):
 
 def test_influence_on_the_classification_errors(case):
     fit, _, options = case
-    made = fit._assignment("test")
+    made = fit._assignment("test", "bch")
     influence = made.influence_on_errors()
     data = fit.model.design.frame
     changes, predicted = [], []

@@ -1,0 +1,95 @@
+"""What a fit with varying coefficients offers of the common methods: a result of the documented kind, or a refusal."""
+
+import inspect
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+import mixmoe as mm
+from mixmoe.errors import ArgumentError
+from mixmoe.output.panels import Panel
+from mixmoe.output.tables import Table
+from mixmoe.varying.results import VCMoEResults
+from tests.contract.test_results_contract import ATTRIBUTES, CHECKED, INHERITED, REFUSED
+
+OWN = {"bands", "functions", "test_varying"}
+ABSENT = {"proportions"}  # of MEMoE only
+
+
+@pytest.fixture(scope="module")
+def data():
+    made = mm.simulate.vcmoe("well_separated", n=300, rng=1).data
+    return made.sample(frac=1, random_state=1).set_axis([f"row{i}" for i in range(len(made))])
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def fit(request, data):
+    formula = "y ~ z1 | gate: x1 | vary: u" if request.param > 1 else "y ~ z1 | vary: u"
+    return mm.fit(formula, data, experts=request.param, bandwidth=0.3, rng=0)
+
+
+def test_no_method_is_unknown_to_the_contracts():
+    public = {name for name, _ in inspect.getmembers(VCMoEResults) if not name.startswith("_")}
+    assert public - CHECKED - REFUSED - INHERITED - ATTRIBUTES - OWN == set()
+    assert public | ABSENT >= CHECKED | REFUSED | OWN
+
+
+def test_classification(fit, data):
+    K = fit.model.n_experts
+    assert len(fit.adequacy().to_frame()) == K
+    assert "300 rows" in str(fit.adequacy())
+    assert all(isinstance(table, Table) for table in fit.classification_table().tables())
+    assert fit.memberships().index.equals(data.index)
+
+
+def test_effects(fit):
+    if fit.model.n_experts == 1:
+        with pytest.raises(ArgumentError, match="at least 2 experts"):
+            fit.gate_effects()
+    else:
+        assert list(fit.gate_effects().columns[:4]) == ["covariate", "contrast", "expert", "u"]
+
+
+def test_what_needs_a_likelihood_of_one_vector_says_so(fit, data):
+    with pytest.raises(ArgumentError, match=r"influence needs a score per unit .* refit without the units"):
+        fit.influence()
+    with pytest.raises(ArgumentError, match="VCMoE has no joint likelihood of its parameters to profile"):
+        fit.profile(fit.params.index[0])
+    outcomes = pd.DataFrame({"o": np.random.default_rng(0).normal(size=300)}, index=data.index)
+    reason = "at least 2 experts" if fit.model.n_experts == 1 else "needs a score per unit .* method='naive'"
+    for run, text in ((fit.distal, "o ~ expert"), (fit.covariates, "~ o")):
+        with pytest.raises(ArgumentError, match=reason):
+            run(text, outcomes, method="bch")
+    if fit.model.n_experts == 2:
+        assert len(fit.distal("o ~ expert", outcomes, method="naive").to_frame()) == 2
+        assert len(fit.covariates("~ o", outcomes, method="naive").to_frame()) == 2
+
+
+def test_rows(fit, data):
+    for kind in ("marginal", "quantile"):
+        resid = fit.resid(kind)
+        assert resid.index.equals(data.index)
+        assert np.isfinite(resid).all()
+    np.testing.assert_allclose(fit.fitted() + fit.resid(), data["y"])
+    with pytest.raises(ArgumentError, match="kind must be one of 'marginal', 'quantile', got 'conditional'"):
+        fit.resid("conditional")
+    draws = fit.simulate(rng=0, n=2)
+    assert draws.index.equals(data.index)
+    pd.testing.assert_frame_equal(draws, fit.simulate(rng=0, n=2))
+
+
+@pytest.mark.parametrize("kind", ["residuals", "qq", "fit", "starts"])
+def test_diagnostic_figures(kind, fit):
+    assert all(isinstance(panel, Panel) for panel in fit.panels(kind))
+    assert isinstance(fit.plot(kind), Figure)
+    with pytest.raises(ArgumentError, match="has no random effects to draw"):
+        fit.plot("random_effects")
+    plt.close("all")
+
+
+def test_diagnose(fit):
+    assert len(fit.diagnose().axes) == 3
+    plt.close("all")
