@@ -16,8 +16,10 @@ from mixmoe.inference.intervals import checked_alpha
 from mixmoe.output.plots_file import FIGURE_ENDINGS, save_figure
 from mixmoe.output.summary import Summary
 from mixmoe.report.data import describe
+from mixmoe.selection import Selection, select
 
 OK, FAILED, USAGE, UNCONVERGED = 0, 1, 2, 3
+INTERRUPTED = 130  # as a shell reports a program ended by Ctrl-C
 _GIVEN = ("cov_re", "residual", "rng", "starts", "max_iter", "tol")
 _REFUSED = (*_GIVEN, "experts", "cov_type", "cluster", "context", "start", "data", "formula")
 
@@ -34,8 +36,36 @@ def run_fit(arguments: argparse.Namespace) -> int:
         options["cluster"] = column(data, arguments.cluster, "--cluster")
     results = fit(formula.text, data, arguments.experts, **options)
     _write_fit(results, arguments)
+    return _soundness(results, arguments)
+
+
+def _soundness(results: Any, arguments: argparse.Namespace) -> int:
+    """The exit code of a fit that was written."""
     unsound = not results.converged or (arguments.strict and bool(results.flags))
     return UNCONVERGED if unsound else OK
+
+
+def run_select(arguments: argparse.Namespace) -> int:
+    """Compare candidates, print, write; the exit code."""
+    _check_outputs(arguments)
+    if arguments.criterion == "cv" and arguments.folds is None:
+        raise ArgumentError("--criterion cv needs --folds, such as --folds 5")
+    formulas = [safe_formula(text).text for text in arguments.formula]
+    options = {**model_options(arguments), "folds": arguments.folds, "n_jobs": arguments.jobs}
+    options |= {name: options[name].split(",") for name in ("cov_re", "residual") if name in options}
+    data = source(arguments)
+    found = select(formulas, data, arguments.experts, checkpoint=arguments.checkpoint, **options)
+    _write_selection(found, arguments)
+    if found.interrupted:
+        return INTERRUPTED
+    if all(candidate.results is None for candidate in found.candidates):
+        raise DesignError("no candidate could be fitted; the table says why")
+    best = found.best(arguments.criterion)
+    if arguments.report is not None:
+        best.report(arguments.report, alpha=arguments.alpha, selection=found)
+    if arguments.save is not None:
+        best.save(arguments.save, data=not arguments.no_data)
+    return _soundness(best, arguments)
 
 
 def run_predict(arguments: argparse.Namespace) -> int:
@@ -128,16 +158,27 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
             raise ArgumentError(f"--{name} cannot go to standard output; name a file")
 
 
-def _write_fit(results: Any, arguments: argparse.Namespace) -> None:
-    summary = results.summary(arguments.alpha)
+def _write_texts(summary: Summary, arguments: argparse.Namespace) -> None:
+    """The summary to standard output and in the formats asked for."""
     if not arguments.quiet:
         print(summary)
-    if arguments.latex is not None:
-        write_text(summary.as_latex(), arguments.latex)
-    if arguments.markdown is not None:
-        write_text(summary.as_markdown(), arguments.markdown)
-    if arguments.html is not None:
-        write_text(summary.as_html(), arguments.html)
+    for name in ("latex", "markdown", "html"):
+        if getattr(arguments, name) is not None:
+            write_text(getattr(summary, f"as_{name}")(), getattr(arguments, name))
+
+
+def _write_selection(found: Selection, arguments: argparse.Namespace) -> None:
+    _write_texts(found.summary(), arguments)
+    if arguments.out is not None:
+        frame = found.to_frame()
+        joined = {name: [" ".join(map(str, values)) for values in frame[name]] for name in ("shares", "flags")}
+        write_frame(frame.assign(**joined), arguments.out)
+    if arguments.plot is not None:
+        save_figure(found.plot, arguments.plot)
+
+
+def _write_fit(results: Any, arguments: argparse.Namespace) -> None:
+    _write_texts(results.summary(arguments.alpha), arguments)
     if arguments.out is not None:
         write_frame(results.tidy(arguments.alpha), arguments.out)
     if arguments.report is not None:

@@ -8,13 +8,21 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
-from mixmoe.cli.commands import FAILED, USAGE, run_data, run_describe, run_fit, run_predict
+from mixmoe.cli.commands import (
+    FAILED,
+    INTERRUPTED,
+    USAGE,
+    run_data,
+    run_describe,
+    run_fit,
+    run_predict,
+    run_select,
+)
 from mixmoe.cli.parser import parsed
 from mixmoe.errors import ArgumentError, FormulaError, MixmoeError, MixmoeWarning
 
-INTERRUPTED = 130  # as a shell reports a program ended by Ctrl-C
 _COMMANDS: Mapping[str, Callable[[Any], int]] = MappingProxyType(
-    {"fit": run_fit, "predict": run_predict, "describe": run_describe, "data": run_data}
+    {"fit": run_fit, "select": run_select, "predict": run_predict, "describe": run_describe, "data": run_data}
 )
 
 

@@ -11,6 +11,7 @@ from mixmoe.cli.files import FORMATS, OUT_ENDINGS
 from mixmoe.errors import ArgumentError
 from mixmoe.output.plots_file import FIGURE_ENDINGS
 
+CRITERIA = ("aic", "bic", "sabic", "icl", "clc", "cv")
 FORMULA = "log(bili) ~ year | gate: age + sex | re: (1 + year | id)"
 
 EXAMPLES = f"""
@@ -18,6 +19,7 @@ examples:
   mixmoe data pbcseq > pbcseq.csv
   mixmoe describe pbcseq.csv --id id --time year
   mixmoe fit pbcseq.csv "{FORMULA}" --experts 2 --rng 0 --save fit.mixmoe --latex table.tex
+  mixmoe select pbcseq.csv "{FORMULA}" --experts 1:3 --rng 0 --out candidates.csv
   mixmoe predict fit.mixmoe pbcseq.csv --kind probabilities --out predicted.csv
 
 exit codes:
@@ -38,6 +40,13 @@ examples:
   mixmoe fit pbcseq.csv "{FORMULA}" --rng 0 --quiet --report report.html
 
 A formula from the command line may use only common transforms: log, sqrt, exp, scale, center, C, bs, cr, poly ...
+"""
+SELECT_EXAMPLES = f"""
+examples:
+  mixmoe select pbcseq.csv "{FORMULA}" --experts 1,2 --cov-re expert,common --rng 0 --plot criteria.png
+  mixmoe select pbcseq.csv "{FORMULA}" --experts 1:2 --rng 0 --save best.mixmoe --report best.html
+
+--report and --save are of the best candidate by --criterion; the report has all candidates.
 """
 PREDICT_EXAMPLES = """
 examples:
@@ -63,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mixmoe {mixmoe.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_fit(commands)
+    _add_select(commands)
     _add_predict(commands)
     _add_describe(commands)
     _add_data(commands)
@@ -122,6 +132,32 @@ def _add_fit_outputs(parser: argparse.ArgumentParser) -> None:
     out.add_argument("--strict", action="store_true", help="exit code 3 also if the fit has any flag")
 
 
+def _add_select(commands: Any) -> None:
+    about = "fit candidates that differ in experts, structure or formula, and compare them"
+    parser = _plain_parser(commands.add_parser, "select", help=about, description=about, epilog=SELECT_EXAMPLES)
+    _add_source(parser)
+    parser.add_argument("formula", nargs="+", help="one formula or several with the same response")
+    model = parser.add_argument_group("candidates")
+    model.add_argument("-k", "--experts", type=_numbers, default=[1, 2, 3, 4], metavar="K", help="1:4 or 1,2,4")
+    add_model_options(model)
+    model.add_argument("--folds", type=int, metavar="N", help="adds the cross-validated log-likelihood")
+    model.add_argument("--jobs", type=int, default=1, metavar="N", help="worker processes (default 1, -1 for all)")
+    model.add_argument("--checkpoint", metavar="FOLDER", help="keep finished fits there, and continue from them")
+    model.add_argument("--criterion", default="bic", choices=CRITERIA, help="what the best one is (default bic)")
+    out = parser.add_argument_group("results (FILE may be - for standard output, where it is text)")
+    out.add_argument("--out", metavar="FILE", help=f"one row per candidate: {', '.join(OUT_ENDINGS)}")
+    out.add_argument("--latex", metavar="FILE", help="the table for LaTeX with booktabs")
+    out.add_argument("--markdown", metavar="FILE", help="the table in Markdown")
+    out.add_argument("--html", metavar="FILE", help="the table as a fragment of HTML")
+    out.add_argument("--plot", metavar="FILE", help=f"figure of the criteria: {', '.join(FIGURE_ENDINGS)}")
+    out.add_argument("--save", metavar="FILE", help="the best fit, for mixmoe predict and mm.load")
+    out.add_argument("--no-data", action="store_true", help="keep the data out of --save")
+    out.add_argument("--report", metavar="FILE", help="web page of the best fit, with all candidates: .html")
+    out.add_argument("--alpha", type=float, default=0.05, help="one minus the level of the limits (default 0.05)")
+    out.add_argument("--quiet", action="store_true", help="no table and no progress bar")
+    out.add_argument("--strict", action="store_true", help="exit code 3 also if the best fit has any flag")
+
+
 def _add_predict(commands: Any) -> None:
     about = "predict from a saved fit"
     parser = _plain_parser(commands.add_parser, "predict", help=about, description=about, epilog=PREDICT_EXAMPLES)
@@ -158,6 +194,15 @@ def _add_source(parser: argparse.ArgumentParser, what: str = "data, one row per 
     reading.add_argument("--format", choices=FORMATS, help="what the data are, if their ending does not say it")
     reading.add_argument("--sep", help="separator of CSV (default , or a tabulator)")
     reading.add_argument("--decimal", default=".", help="decimal mark of CSV (default .)")
+
+
+def _numbers(text: str) -> list[int]:
+    """Numbers of ``1:4`` (both ends count) or ``1,2,4``."""
+    first, colon, last = text.partition(":")
+    try:
+        return list(range(int(first), int(last) + 1)) if colon else [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be numbers such as 1:4 or 1,2,4, got {text!r}") from error
 
 
 def _named_value(text: str) -> tuple[str, Any]:

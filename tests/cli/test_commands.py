@@ -132,6 +132,35 @@ def test_interruption(monkeypatch, here, capsys):
     assert capsys.readouterr().err == "mixmoe: error: interrupted\n"
 
 
+# ---- select ----
+
+
+def test_selection(here, data, capsys):
+    outputs = ["--out", "c.csv", "--latex", "c.tex", "--plot", "c.png", "--save", "best.mixmoe", "--report", "b.html"]
+    options = ["--experts", "1:2", "--residual", "expert,common", "--rng", "0", "--starts", "4"]
+    assert main(["select", "data.csv", FORMULA, *options, *outputs]) == 0
+    printed = capsys.readouterr()
+    residual = ["expert", "common"]
+    found = mm.select(FORMULA, pd.read_csv("data.csv"), [1, 2], residual=residual, rng=0, starts=4, progress=False)
+    assert printed.out == f"{found.summary()}\n"
+    frame = pd.read_csv("c.csv")
+    np.testing.assert_allclose(frame["bic"], found.to_frame()["bic"])
+    assert mm.load("best.mixmoe").bic == pytest.approx(frame["bic"].min())
+    assert "Choice of the model" in (here / "b.html").read_text()
+    assert (here / "c.tex").stat().st_size > 0
+
+
+def test_selection_that_fails(here, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["select", "data.csv", FORMULA, "--experts", "two"])
+    assert ended.value.code == 2
+    assert "must be numbers such as 1:4 or 1,2,4, got 'two'" in capsys.readouterr().err
+    assert main(["select", "data.csv", FORMULA, "--criterion", "cv"]) == 2
+    assert "--criterion cv needs --folds" in capsys.readouterr().err
+    assert main(["select", "data.csv", "y ~ {time}"]) == 2
+    assert "code in braces" in capsys.readouterr().err
+
+
 # ---- predict ----
 
 

@@ -13,6 +13,7 @@ autodoc_inherit_docstrings = True
 napoleon_google_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
+highlight_language = "text"  # equations are no Python
 html_theme = "alabaster"
 html_theme_options = {"description": "Mixtures of experts", "fixed_sidebar": True, "page_width": "1080px"}
 html_show_sourcelink = False
