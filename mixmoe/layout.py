@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Block = Literal["expert", "common", "gate", "random", "residual", "other"]
+Block = Literal["expert", "common", "gate", "random", "residual", "dispersion", "threshold", "other"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +15,8 @@ class Parameter:
     name : str
         Full name as used in hypotheses, e.g. ``expert1.time``, ``gate2.z``, ``sd1(time|id)``, ``sigma1``.
     block : str
-        ``"expert"``, ``"common"``, ``"gate"``, ``"random"``, ``"residual"`` or ``"other"``.
+        ``"expert"``, ``"common"``, ``"gate"``, ``"random"``, ``"residual"``, ``"dispersion"``, ``"threshold"`` or
+        ``"other"``.
     term : str
         Name within its block, e.g. ``time`` or ``sd(time)``.
     expert : int or None

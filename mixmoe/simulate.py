@@ -19,7 +19,10 @@ from mixmoe.errors import ArgumentError
 
 Array = NDArray[np.float64]
 Shape = Literal["normal", "t5", "skewed"]
-Preset = Literal["moderate", "separated", "three", "heavy_tails", "single", "unbalanced", "latent_class"]
+Preset = Literal[
+    "moderate", "separated", "three", "heavy_tails", "single", "unbalanced", "latent_class", "binary", "count"
+]
+Family = Literal["gaussian", "binomial", "poisson"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,13 +38,16 @@ class MEMoETruth:
     D : ndarray, shape (K, q, q)
         Covariances of the random effects, which go with the first q columns of the experts; q may be 0.
     sigma : ndarray, shape (K,)
-        Residual standard deviations.
+        Residual standard deviations; not used unless responses are Gaussian.
+    family : {"gaussian", "binomial", "poisson"}
+        Distribution of the responses given the linear predictor: identity, logit and log links.
     """
 
     beta: Array
     gamma: Array
     D: Array
     sigma: Array
+    family: Family = "gaussian"
 
     @property
     def n_experts(self) -> int:
@@ -79,7 +85,8 @@ class MEMoETruth:
         values = {f"expert{k + 1}.{c}": b for k, row in enumerate(self.beta) for c, b in zip(expert, row, strict=True)}
         values |= {f"gate{k + 2}.{c}": g for k, row in enumerate(self.gamma) for c, g in zip(gate, row, strict=True)}
         for k, (cov, sigma) in enumerate(zip(self.D, self.sigma, strict=True), start=1):
-            values |= _named_covariance(cov, expert, k) | {f"sigma{k}": float(sigma)}
+            residual = {f"sigma{k}": float(sigma)} if self.family == "gaussian" else {}
+            values |= _named_covariance(cov, expert, k) | residual
         return pd.Series(values, dtype=float, name="truth")
 
     def _names(self, letter: str, size: int) -> list[str]:
@@ -126,7 +133,8 @@ class _Scheme:
 
 
 def _truth(beta: ArrayLike, gamma: ArrayLike, D: ArrayLike, sigma: ArrayLike) -> MEMoETruth:
-    return MEMoETruth(*(np.array(values, dtype=float) for values in (beta, gamma, D, sigma)))
+    parts = [np.array(values, dtype=float) for values in (beta, gamma, D, sigma)]
+    return MEMoETruth(parts[0], parts[1], parts[2], parts[3])
 
 
 _MODERATE = _truth(
@@ -144,6 +152,21 @@ _THREE = _truth(
 )
 _SINGLE = _truth([[10.0, 1.0, 0.5]], np.empty((0, 1)), [[[1.0, 0.1], [0.1, 0.09]]], [0.8])
 
+_BINARY = MEMoETruth(
+    beta=np.array([[-1.5, 0.6, 0.5], [1.5, -0.6, -0.5]]),
+    gamma=np.array([[-0.6, -0.8, 0.7]]),
+    D=np.array([[[0.64]], [[0.36]]]),
+    sigma=np.ones(2),
+    family="binomial",
+)
+_COUNT = MEMoETruth(
+    beta=np.array([[0.3, 0.25, 0.3], [1.5, -0.2, -0.3]]),
+    gamma=np.array([[-0.6, -0.8, 0.7]]),
+    D=np.array([[[0.25, -0.02], [-0.02, 0.01]], [[0.16, 0.01], [0.01, 0.0225]]]),
+    sigma=np.ones(2),
+    family="poisson",
+)
+
 _PRESETS: Mapping[str, _Scheme] = MappingProxyType(
     {
         "moderate": _Scheme(_MODERATE),
@@ -152,6 +175,8 @@ _PRESETS: Mapping[str, _Scheme] = MappingProxyType(
         "heavy_tails": _Scheme(_MODERATE, errors="t5", effects="skewed"),
         "single": _Scheme(_SINGLE),
         "unbalanced": _Scheme(_MODERATE, visits=(1, 8)),
+        "binary": _Scheme(_BINARY, visits=10),
+        "count": _Scheme(_COUNT, visits=5),
         "latent_class": _Scheme(replace(_MODERATE, D=np.empty((2, 0, 0)))),
     }
 )
@@ -179,7 +204,9 @@ def memoe(
         ``"moderate"``: two experts that overlap somewhat, two gate covariates, random intercept and slope;
         ``"separated"``: the same, far apart; ``"three"``: three experts; ``"heavy_tails"``: ``"moderate"`` with t(5)
         errors and skewed random effects; ``"single"``: one expert, a linear mixed model; ``"unbalanced"``:
-        ``"moderate"`` with 1 to 8 visits at irregular times; ``"latent_class"``: ``"moderate"`` without random effects.
+        ``"moderate"`` with 1 to 8 visits at irregular times; ``"latent_class"``: ``"moderate"`` without random effects;
+        ``"binary"``: two experts with responses of 0 and 1 at 10 visits, random intercept; ``"count"``: two experts
+        with Poisson responses at 5 visits, random intercept and slope.
         Every argument below overrides what the preset says.
     n_subjects : int
         Number of subjects, N.
@@ -194,7 +221,7 @@ def memoe(
     D : array_like, shape (K, q, q), optional
         Covariances of the random effects of the first q expert columns, q <= p; shape (K, 0, 0) for none.
     sigma : array_like, shape (K,), optional
-        Residual standard deviations.
+        Residual standard deviations, of Gaussian responses.
     errors, effects : {"normal", "t5", "skewed"}, optional
         Distribution of errors and of random effects, always scaled to the variances given: normal, Student's t with
         5 degrees of freedom, or gamma with shape 4 (skewness 1) about its mean.
@@ -241,7 +268,7 @@ def _draw(scheme: _Scheme, n_subjects: int, follow_up: float, rng: np.random.Gen
     mean = np.zeros(time.size)
     for j in range(X.shape[1]):
         mean += X[:, j] * (truth.beta[of_row, j] + (b[subject, j] if j < b.shape[1] else 0.0))
-    y = mean + truth.sigma[of_row] * _DRAWS[scheme.errors](rng, (time.size,))
+    y = _RESPONSES[truth.family](rng, mean, truth.sigma[of_row], scheme.errors)
     columns = {"id": subject + 1, "time": time}
     columns |= {f"x{j - 1}": X[:, j] for j in range(2, X.shape[1])}
     columns |= {f"z{j}": W[subject, j] for j in range(1, W.shape[1])}
@@ -318,6 +345,23 @@ _DRAWS: Mapping[str, Callable[[np.random.Generator, tuple[int, ...]], Array]] = 
 )
 
 
+def _gaussian(rng: np.random.Generator, predictor: Array, sigma: Array, errors: Shape) -> Array:
+    return predictor + sigma * _DRAWS[errors](rng, predictor.shape)
+
+
+def _binomial(rng: np.random.Generator, predictor: Array, sigma: Array, errors: Shape) -> Array:
+    return (rng.random(predictor.size) < 1.0 / (1.0 + np.exp(-predictor))).astype(float)
+
+
+def _poisson(rng: np.random.Generator, predictor: Array, sigma: Array, errors: Shape) -> Array:
+    return rng.poisson(np.exp(predictor)).astype(float)
+
+
+_RESPONSES: Mapping[str, Callable[[np.random.Generator, Array, Array, Shape], Array]] = MappingProxyType(
+    {"gaussian": _gaussian, "binomial": _binomial, "poisson": _poisson}
+)
+
+
 def _named_covariance(cov: Array, columns: list[str], k: int) -> dict[str, float]:
     """Standard deviations and correlations of one expert under the names of a fit."""
     sd = np.sqrt(np.diag(cov))
@@ -352,8 +396,9 @@ def _merged(
     sigma: ArrayLike | None,
 ) -> MEMoETruth:
     """The preset's parameters, with those given in their place."""
-    given = {"beta": beta, "gamma": gamma, "D": D, "sigma": sigma}
-    return replace(truth, **{name: np.array(v, dtype=float) for name, v in given.items() if v is not None})
+    given: dict[str, Any] = {"beta": beta, "gamma": gamma, "D": D, "sigma": sigma}
+    changed: dict[str, Any] = {name: np.array(v, dtype=float) for name, v in given.items() if v is not None}
+    return replace(truth, **changed)
 
 
 def _checked(truth: MEMoETruth) -> MEMoETruth:

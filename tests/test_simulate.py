@@ -104,3 +104,21 @@ def test_explicit_parameters_and_their_formula():
 def test_errors_carry_the_value(arguments, message):
     with pytest.raises(ArgumentError, match=message):
         simulate.memoe(**arguments)
+
+
+@pytest.mark.parametrize(("preset", "family"), [("binary", "binomial"), ("count", "poisson")])
+def test_presets_of_other_families(preset, family):
+    sim = simulate.memoe(preset, n_subjects=400, rng=3)
+    y = sim.data["y"].to_numpy()
+    assert sim.truth.family == family
+    assert (y == np.floor(y)).all()
+    assert y.min() == 0
+    assert (y.max() == 1) == (preset == "binary")
+    assert not any(name.startswith("sigma") for name in sim.truth.named().index)
+    first = sim.data["expert"] == 1
+    eta = sim.truth.beta[0, 0] + np.sqrt(sim.truth.D[0, 0, 0]) * np.polynomial.hermite_e.hermegauss(30)[0]
+    w = np.polynomial.hermite_e.hermegauss(30)[1]
+    mean = (w * (1 / (1 + np.exp(-eta)) if family == "binomial" else np.exp(eta))).sum() / w.sum()
+    start = sim.data["time"] == 0
+    x_part = 1.0 if family == "binomial" else np.exp(0.5 * sim.truth.beta[0, 2] ** 2)
+    assert y[first & start].mean() == pytest.approx(mean * x_part, abs=4 * y[first & start].std() / np.sqrt(150))

@@ -103,9 +103,21 @@ def build_coordinates(
             f"the expert columns reproduce the response exactly (residual standard deviation {scale:.3g}); "
             "a mixture needs a response with noise: remove covariates that are functions of it"
         )
+    center = np.linalg.solve(expert, in_working)
+    return Coordinates(center, scale, expert, _random_columns(Z, correlated), _gate_columns(W))
+
+
+def link_coordinates(X: Array, Z: Array, W: Array, common: NDArray[np.bool_], correlated: bool) -> Coordinates:
+    """Coordinates that leave the response as it is, for linear predictors behind a link."""
+    expert = orthogonal_columns(X, ~common)
+    return Coordinates(np.zeros(X.shape[1]), 1.0, expert, _random_columns(Z, correlated), _gate_columns(W))
+
+
+def _random_columns(Z: Array, correlated: bool) -> Array:
     if correlated:
-        random = orthogonal_columns(Z, np.ones(Z.shape[1], dtype=bool))
-    else:
-        random = np.diag(np.sqrt((Z**2).mean(axis=0)))
-    gate = orthogonal_columns(W, np.ones(W.shape[1], dtype=bool))
-    return Coordinates(np.linalg.solve(expert, in_working), scale, expert, random, gate)
+        return orthogonal_columns(Z, np.ones(Z.shape[1], dtype=bool))
+    return np.diag(np.sqrt((Z**2).mean(axis=0)))
+
+
+def _gate_columns(W: Array) -> Array:
+    return orthogonal_columns(W, np.ones(W.shape[1], dtype=bool))

@@ -17,11 +17,10 @@ from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.formula import MoEFormula, parse_formula
 from mixmoe.inference.covariance import ParamCov, checked_cov_type
 from mixmoe.kernels.linalg import logsumexp
-from mixmoe.kernels.moments import build_moments
 from mixmoe.kernels.serial import ErrorKind
 from mixmoe.layout import Parameter, ParamLayout
 from mixmoe.mixed.bootstrap import bootstrap_covariance
-from mixmoe.mixed.coordinates import Coordinates, apply_inverse, build_coordinates
+from mixmoe.mixed.coordinates import apply_inverse
 from mixmoe.mixed.covariance import covariance, find_boundary, natural_jacobian
 from mixmoe.mixed.disturbances import disturbances
 from mixmoe.mixed.error_options import ErrorsBy, ErrorsDist, ErrorSetup, build_errors, checked_errors
@@ -36,10 +35,20 @@ from mixmoe.mixed.estimate import (
 )
 from mixmoe.mixed.extras import outside
 from mixmoe.mixed.flags import find_flags, warn_flags
-from mixmoe.mixed.gaussian import GaussianExperts
+from mixmoe.mixed.glmm_results import GLMMResults
 from mixmoe.mixed.likelihood import Problem, build_problem, evaluate, subject_logliks
 from mixmoe.mixed.natural import build_layout, from_natural, positions, split_natural, to_natural
 from mixmoe.mixed.predict import Estimate, draw_responses
+from mixmoe.mixed.response_model import (
+    ResponseModel,
+    build_response_model,
+    check_columns,
+    check_no_errors,
+    check_random,
+    check_response,
+    coordinates_of,
+    experts_of,
+)
 from mixmoe.mixed.results import MEMoEResults
 from mixmoe.mixed.structure import CovRE, Params, Residual, Structure, contract, expand
 from mixmoe.output.saved import SavedFit
@@ -50,13 +59,16 @@ _DEFAULT = Control()
 
 
 class MEMoE:
-    """Mixed-effects mixture of experts with Gaussian responses.
+    """Mixed-effects mixture of experts.
 
     Each subject belongs to one of K experts; a softmax gate on baseline covariates gives the probabilities, and each
     expert is a linear mixed model::
 
         P(C_i = k | w_i) = softmax_k(w_i' gamma_k),  gamma_1 = 0
         y_i | C_i = k  ~  N(X_i beta_k, Z_i D_k Z_i' + sigma_k^2 I)
+
+    or, with another `family`, a generalised one: given b_i ~ N(0, D_k) the rows are independent with linear predictor
+    ``x'beta_k + z'b_i + offset``, and the integral over b_i is by Laplace's method or quadrature.
 
     Parameters
     ----------
@@ -72,7 +84,7 @@ class MEMoE:
     cov_re : {"expert", "common", "proportional"}
         Own covariance of the random effects per expert, one for all, or ``D_k = omega_k^2 D_1``.
     residual : {"expert", "common"}
-        Own residual standard deviation per expert, or one for all.
+        Own residual standard deviation (or dispersion) per expert, or one for all.
     errors : {"iid", "ar1", "car1", "bm"}
         Errors of a subject at times t and s: independent; correlated by ``rho^|t - s|`` at whole-number times, or by
         ``exp(-phi |t - s|)`` (the Phi of nlme's corCAR1 is exp(-phi)); or a Brownian motion of covariance
@@ -86,6 +98,14 @@ class MEMoE:
         from the others count less. Standard deviations are then scales: variances are df / (df - 2) times as large.
     errors_df : float, optional
         Degrees of freedom of the t distribution; by default estimated.
+    family : {"gaussian", "binomial", "poisson", "negbinomial"}
+        Distribution of the response given expert and random effects: identity, logit, log and log links.
+    n_quad : int
+        Points of adaptive Gauss-Hermite quadrature per random effect, for at most two of them; 1 is the Laplace
+        approximation. Not for Gaussian responses, where the integral is exact.
+    trials, offset, weights : str, optional
+        Columns, not for Gaussian responses: number of trials of a binomial response; offset of the linear predictor;
+        prior weights of the rows, which multiply their log-densities.
     context : mapping, optional
         Functions and constants the formula may use; nothing else of the caller is visible.
     formula_engine : {"formulaic", "patsy"}
@@ -129,6 +149,11 @@ class MEMoE:
         errors_by: ErrorsBy | None = None,
         errors_dist: ErrorsDist = "normal",
         errors_df: float | None = None,
+        family: str = "gaussian",
+        n_quad: int = 1,
+        trials: str | None = None,
+        offset: str | None = None,
+        weights: str | None = None,
         context: Mapping[str, Any] | None = None,
         formula_engine: str = "formulaic",
     ) -> None:
@@ -137,18 +162,24 @@ class MEMoE:
         checked_choice(cov_re, "cov_re", get_args(CovRE))
         checked_choice(residual, "residual", get_args(Residual))
         options = checked_errors(errors, time, errors_by, errors_dist, errors_df, residual)
-        aux = None if time is None else {"time": time}
+        columns = {"trials": trials, "offset": offset, "weights": weights}
+        self.response = build_response_model(family, residual, n_quad, columns)
+        check_no_errors(self.response, self.formula, options)
+        aux = {name: column for name, column in {**columns, "time": time}.items() if column is not None}
         self.design = build_design(self.formula, data, context=context, engine=formula_engine, aux=aux)  # type: ignore[arg-type]
-        _check_identified(self.design, self.n_experts)
+        _check_identified(self.design, self.n_experts, self.response)
         self.settings: Mapping[str, Any] = {
             "experts": self.n_experts,
             "cov_re": cov_re,
             "residual": residual,
+            "family": self.response.family.name,
+            "n_quad": n_quad,
+            **columns,
             **({} if options.plain else options.settings),
             "formula_engine": formula_engine,
         }
         self._options = None if options.plain and not self.formula.sigma else options
-        self._arrange(build_structure(self.design, self.n_experts, cov_re, residual))
+        self._arrange(build_structure(self.design, self.n_experts, cov_re, self.response))
         self.layout: ParamLayout = build_layout(self.structure, self.design.names)
 
     def __repr__(self) -> str:
@@ -159,24 +190,39 @@ class MEMoE:
         """Results of a saved fit, see `mixmoe.load`."""
         model = cls(saved.formula, saved.data, context=context, **saved.settings)
         model.design = restored(model.design, saved)
-        return MEMoEResults(model, saved.fit, saved.cov)
+        return model.results(saved.fit, saved.cov)
+
+    def results(self, fit: EMFit, cov: ParamCov) -> MEMoEResults:
+        """An estimate of this model as results."""
+        return (MEMoEResults if self.response.gaussian else GLMMResults)(self, fit, cov)
 
     def _arrange(self, structure: Structure) -> None:
         """Set what depends on the data: coordinates, errors and the likelihood."""
-        coordinates = _coordinates(self.design, structure)
+        coordinates = coordinates_of(self.design, structure, self.response)
         self.errors: ErrorSetup | None = None
         if self._options is not None:
             self.errors = build_errors(self.design, self._options, self.settings["residual"], coordinates.scale)
             structure = replace(structure, extras=self.errors.extras)
             coordinates = replace(coordinates, log_sigma=self.errors.shift)
         self.structure, self.coordinates = structure, coordinates
-        self.problem: Problem = working_problem(self.design, structure, coordinates, self.errors)
+        self.problem: Problem = self._problem(self.design)
 
     def problem_of(self, design: Design) -> Problem:
         """The likelihood of other data under the same coordinates."""
-        if design is self.design:
-            return self.problem
-        return working_problem(design, self.structure, self.coordinates, self.errors)
+        return self.problem if design is self.design else self._problem(design)
+
+    def new_design(self, data: Any, response: bool = False) -> Design:
+        """Other data with the columns of this model."""
+        design = self.design.for_new(data, response=response)
+        check_columns(design, self.design, self.settings)
+        if response:
+            check_response(design, self.response)
+        return design
+
+    def _problem(self, design: Design) -> Problem:
+        c = self.coordinates
+        experts = experts_of(design, self.response, c) if self.errors is None else self.errors.experts(design, c)
+        return build_problem(self.structure, experts, apply_inverse(design.gate, c.gate))
 
     def fit(
         self,
@@ -238,7 +284,7 @@ class MEMoE:
         except KeyboardInterrupt:
             blank = np.full((fit.params.size, fit.params.size), np.nan)
             cov = ParamCov(blank, checked_cov_type(cov_type), f"interrupted; with_cov({cov_type!r}) computes them")
-        return MEMoEResults(self, fit, cov)
+        return self.results(fit, cov)
 
     def maximum(self, n_starts: int, rng: np.random.Generator, start: Any = None, control: Control = _DEFAULT) -> EMFit:
         """The estimate alone, without warnings and covariance.
@@ -289,6 +335,8 @@ class MEMoE:
     def draw(self, fit: EMFit, rng: np.random.Generator) -> Array:
         """A response drawn from the model at the estimates `fit`, shape (n,) in the order of the design."""
         d, blank = self.design, np.full((fit.params.size, fit.params.size), np.nan)
+        if not self.response.gaussian:
+            return self.results(fit, ParamCov(blank, "nonrobust"))._draw(rng)
         known = Estimate(self.user(fit.params), blank, positions(self.structure))
         errors = disturbances(d, known.params, self.errors)
         return draw_responses(known, d.expert, d.random, d.gate, errors, rng)
@@ -394,7 +442,7 @@ class MEMoE:
         )
 
 
-def _check_identified(design: Design, n_experts: int) -> None:
+def _check_identified(design: Design, n_experts: int, response: ResponseModel) -> None:
     """Raise unless data of this kind can tell the parameters apart.
 
     Raises
@@ -413,11 +461,10 @@ def _check_identified(design: Design, n_experts: int) -> None:
         raise DesignError(
             f"the expert part of {design.formula.text!r} has no columns; write at least 1, for an intercept"
         )
-    if design.random.shape[1] and design.n == design.n_units:
-        raise DesignError(
-            f"each of the {design.n} subjects has one row, where random effects cannot be told from residuals; "
-            f"write re: (0 | {design.names.group})"
-        )
+    check_random(design, response)
+    check_response(design, response)
+    if not response.gaussian:
+        return
     y = np.asarray(design.response)
     if "Intercept" in design.names.random and (y == y[design.starts][design.codes]).all():
         raise DesignError(
@@ -426,7 +473,7 @@ def _check_identified(design: Design, n_experts: int) -> None:
         )
 
 
-def build_structure(design: Design, n_experts: int, cov_re: CovRE, residual: Residual) -> Structure:
+def build_structure(design: Design, n_experts: int, cov_re: CovRE, response: ResponseModel) -> Structure:
     """What the experts of a design share."""
     random = design.formula.random
     return Structure(
@@ -436,24 +483,9 @@ def build_structure(design: Design, n_experts: int, cov_re: CovRE, residual: Res
         n_random=design.random.shape[1],
         correlated=random is not None and random.correlated,
         cov_re=cov_re,
-        residual=residual,
+        residual=response.sigma,
+        extras=() if response.response is None else response.response.extras,
     )
-
-
-def _coordinates(design: Design, s: Structure) -> Coordinates:
-    return build_coordinates(
-        np.asarray(design.response), design.expert, design.random, design.gate, s.common, s.correlated
-    )
-
-
-def working_problem(design: Design, s: Structure, c: Coordinates, errors: ErrorSetup | None) -> Problem:
-    """The likelihood of a design in working coordinates."""
-    if errors is not None:
-        return build_problem(s, errors.experts(design, c), apply_inverse(design.gate, c.gate))
-    X, Z = apply_inverse(design.expert, c.expert), apply_inverse(design.random, c.random)
-    y = (np.asarray(design.response) - design.expert @ c.center) / c.scale
-    moments = build_moments(y, X, Z, design.starts)
-    return build_problem(s, GaussianExperts(moments), apply_inverse(design.gate, c.gate))
 
 
 def checked_formula(formula: Any) -> MoEFormula:

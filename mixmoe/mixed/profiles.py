@@ -46,7 +46,7 @@ def trajectory_curves(
     """Trajectory of each expert with pointwise confidence limits."""
     grid = build_grid(design, trajectory_axis(design) if x is None else checked_column(design, x, "expert"), at)
     curves = expert_intervals(e, design.for_new(grid.rows).expert, checked_alpha(alpha))
-    return _curves("trajectories", curves, grid, design.names.response)
+    return interval_curves("trajectories", curves, grid, design.names.response)
 
 
 def gate_curves(
@@ -55,10 +55,11 @@ def gate_curves(
     """Probability of each expert against a gate covariate, with pointwise confidence limits."""
     grid = build_grid(design, _first_axis(design, ["gate"]) if x is None else checked_column(design, x, "gate"), at)
     curves = gate_intervals(e, design.for_new(grid.rows).gate, checked_alpha(alpha))
-    return _curves("gate", curves, grid, "probability of the expert")
+    return interval_curves("gate", curves, grid, "probability of the expert")
 
 
-def _curves(panel: str, values: Interval, grid: Grid, ylabel: str) -> tuple[Curve, ...]:
+def interval_curves(panel: str, values: Interval, grid: Grid, ylabel: str) -> tuple[Curve, ...]:
+    """One curve per expert."""
     return tuple(
         Curve(
             panel=panel,

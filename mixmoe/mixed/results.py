@@ -1,7 +1,7 @@
 """What a fitted MEMoE offers beyond the common base."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -46,6 +46,26 @@ from mixmoe.results import MoEResults
 Array = NDArray[np.float64]
 Kind = Literal["all", "marginal", "experts", "probabilities", "subject"]
 Level = Literal["conditional", "marginal"]
+Scale = Literal["response", "link"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What `predict` is asked for.
+
+    Attributes
+    ----------
+    kind : str
+    scale : str
+    noise : bool
+        Whether limits are those of a new response.
+    alpha : float
+    """
+
+    kind: Kind
+    scale: Scale
+    noise: bool
+    alpha: float
 
 
 class MEMoEResults(MoEResults):
@@ -92,6 +112,7 @@ class MEMoEResults(MoEResults):
         history: Any = None,
         interval: Literal["confidence", "prediction"] = "confidence",
         alpha: float = 0.05,
+        scale: Scale = "response",
     ) -> pd.DataFrame:
         """Expert probabilities, trajectories and means.
 
@@ -111,6 +132,9 @@ class MEMoEResults(MoEResults):
             ``"prediction"`` adds residual error; only for ``"subject"``.
         alpha : float
             One minus the level of the limits.
+        scale : {"response", "link"}
+            Of means and trajectories: expected responses, averaged over the random effects, or linear predictors, those
+            of experts and population at random effects of zero. The same for Gaussian responses.
 
         Returns
         -------
@@ -131,16 +155,20 @@ class MEMoEResults(MoEResults):
         checked_choice(interval, "interval", ("confidence", "prediction"))
         if interval == "prediction" and kind != "subject":
             raise ArgumentError(f"interval='prediction' is for kind='subject', got kind={kind!r}; use that kind")
-        design = self.model.design if new is None else self.model.design.for_new(new)
+        checked_choice(scale, "scale", get_args(Scale))
+        if interval == "prediction" and scale == "link" and not self.model.response.gaussian:
+            raise ArgumentError("interval='prediction' is for responses, got scale='link'; use scale='response'")
+        design = self.model.design if new is None else self.model.new_design(new)
         known = self._history(history, use_fit=kind == "subject")
-        columns = self._columns(design, known, kind, interval == "prediction", checked_alpha(alpha))
+        wanted = Wanted(kind, scale, interval == "prediction", checked_alpha(alpha))
+        columns = self._columns(design, known, wanted)
         return in_user_order(columns, design, new)
 
     def _history(self, history: Any, use_fit: bool) -> Design | None:
         """The rows from which subjects are known; None where their history plays no part."""
         if history is None and not use_fit:
             return None
-        known = self.model.design if history is None else self.model.design.for_new(history, response=True)
+        known = self.model.design if history is None else self.model.new_design(history, response=True)
         if history is not None and known.names.group is None:
             group = self.model.design.names.group
             raise ArgumentError(
@@ -150,8 +178,9 @@ class MEMoEResults(MoEResults):
             )
         return known
 
-    def _columns(self, design: Design, known: Design | None, kind: Kind, noise: bool, alpha: float) -> dict[str, Array]:
+    def _columns(self, design: Design, known: Design | None, wanted: "Wanted") -> dict[str, Array]:
         e, X, codes = self._known(), design.expert, design.codes
+        kind, noise, alpha = wanted.kind, wanted.noise, wanted.alpha
         past = None if known is None else past_of_subjects(self.model, e, known, design)
         columns: dict[str, Array] = {}
         if kind in ("all", "probabilities") and past is not None:
@@ -239,14 +268,17 @@ class MEMoEResults(MoEResults):
         -------
         tuple of Curve
         """
-        for name in options:
-            if name not in ("x", "at", "alpha"):
-                raise ArgumentError(f"a figure has the options x=, at= and alpha=, got {name!r}")
+        self._check_options(options)
         if kind == "trajectories":
             return trajectory_curves(self.model.design, self._known(), **options)
         if kind == "gate":
             return gate_curves(self.model.design, self._known(), **options)
         raise ArgumentError(f"kind must be one of 'trajectories', 'gate', 'responsibilities', got {kind!r}")
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        for name in options:
+            if name not in ("x", "at", "alpha"):
+                raise ArgumentError(f"a figure has the options x=, at= and alpha=, got {name!r}")
 
     def _observed(self, kind: str, **options: Any) -> Observed | None:
         return (
@@ -255,7 +287,7 @@ class MEMoEResults(MoEResults):
             else None
         )
 
-    _resid_kinds = ("conditional", "marginal", "quantile", "normalized")
+    _resid_kinds: tuple[str, ...] = ("conditional", "marginal", "quantile", "normalized")
 
     def _distribution(self, given: str) -> Distribution:
         d, e, y = self.model.design, self._known().params, np.asarray(self.model.design.response)

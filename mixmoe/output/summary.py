@@ -22,6 +22,8 @@ BLOCK_TITLES = {
     "gate": "Gate (log odds against expert 1)",
     "random": "Random effects (standard deviations and correlations)",
     "residual": "Residual standard deviations",
+    "dispersion": "Dispersion",
+    "threshold": "Thresholds",
     "other": "Other parameters",
 }
 _SCALES_NOTE = "Limits of standard deviations are computed on the log scale, those of correlations on Fisher's z scale."
@@ -94,7 +96,7 @@ def header_table(facts: Sequence[tuple[str, Cell]], notes: tuple[str, ...] = ())
 
 
 def parameter_tables(layout: ParamLayout, frame: pd.DataFrame, shares: Array, alpha: float = 0.05) -> tuple[Table, ...]:
-    """A table per expert and per block, in the order expert, common, gate, random, residual, other.
+    """A table per expert and per block, in the order expert, common, gate, random, residual and further ones.
 
     Parameters
     ----------
@@ -115,7 +117,7 @@ def parameter_tables(layout: ParamLayout, frame: pd.DataFrame, shares: Array, al
     ]
     tables += [
         block_table(block, BLOCK_TITLES[block], layout, layout.where(block), frame, alpha)
-        for block in ("common", "gate", "random", "residual", "other")
+        for block in ("common", "gate", "random", "residual", "dispersion", "threshold", "other")
     ]
     return tuple(table for table in tables if table.index)
 

@@ -12,7 +12,7 @@ from mixmoe.output.summary import BLOCK_TITLES, Summary
 from mixmoe.output.tables import Cell, Table, format_cell
 from mixmoe.report.mixin import Reporting
 
-_BLOCKS = ("expert", "common", "gate", "random", "residual", "other")
+_BLOCKS = ("expert", "common", "gate", "random", "residual", "dispersion", "threshold", "other")
 _STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 _STARS_NOTE = "* p < 0.05, ** p < 0.01, *** p < 0.001 (two-sided, not corrected for the number of tests)."
 _STATISTICS = {

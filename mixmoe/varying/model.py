@@ -12,12 +12,12 @@ from mixmoe.em import seeded
 from mixmoe.errors import ArgumentError
 from mixmoe.formula import MoEFormula
 from mixmoe.inference.covariance import checked_cov_type
+from mixmoe.kernels.families import family_named
 from mixmoe.output.saved import SavedFit
 from mixmoe.results import restored
 from mixmoe.varying.bandwidth import BandwidthSearch, rule_of_thumb, search_bandwidth
 from mixmoe.varying.carried import fit_carried, on_grid
 from mixmoe.varying.estimate import Control, Run, fit_functions
-from mixmoe.varying.families import family_named
 from mixmoe.varying.fitted import FittedVCMoE, tabulated_points
 from mixmoe.varying.flags import warn_flags
 from mixmoe.varying.labels import permute_experts, reported_order

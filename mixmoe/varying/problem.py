@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from mixmoe.kernels.families import Family, Outcome
 from mixmoe.kernels.local import Windows, build_windows, hermite_matrix
-from mixmoe.varying.families import Family, Outcome
 
 Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.formula import MoEFormula, parse_formula
+from mixmoe.kernels.families import Family, Outcome
 from mixmoe.kernels.local import effective_rows
-from mixmoe.varying.families import Family, Outcome
 from mixmoe.varying.problem import Problem, Rows, Slots
 
 Array = NDArray[np.float64]

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe.errors import ArgumentError
-from mixmoe.varying.families import Family, family_named
+from mixmoe.kernels.families import Family, family_named
 
 Array = NDArray[np.float64]
 

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from mixmoe.kernels.families import Family
 from mixmoe.varying.bands import Target
-from mixmoe.varying.families import Family
 from mixmoe.varying.problem import Slots
 from mixmoe.varying.steps import log_softmax
 

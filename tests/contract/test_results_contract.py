@@ -29,6 +29,16 @@ CASES = {  # name -> data, formula, options of mm.fit
         {"experts": 2},
     ),
     "MEMoE, no random effects": (SEPARATED, "y ~ time | gate: z1 | re: (0 | id)", {"experts": 2}),
+    "MEMoE, binomial": (
+        {"preset": "binary", "n_subjects": 250, "D": [[[0.6]], [[2.0]]], "rng": 2},
+        "y ~ time + x1 | gate: z1 | re: (1 | id)",
+        {"experts": 2, "family": "binomial", "starts": 8},
+    ),
+    "MEMoE, Poisson": (
+        {"preset": "count", "n_subjects": 80, "rng": 1},
+        "y ~ time + x1 | gate: z1 | re: (1 | id)",
+        {"experts": 2, "family": "poisson", "starts": 8},
+    ),
     "MEMoE, proportional": (
         SEPARATED,
         "y ~ time | gate: z1 | re: (1 | id)",

@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+
 from mixmoe import simulate
 
 HERE = Path(__file__).parent
@@ -24,3 +28,45 @@ for name, arguments in SETS.items():
         extra = simulate.memoe("moderate", n_subjects=150, n_visits=1, rng=20264).data
         data = data.merge(extra[["id", "z1", "z2"]], on="id")
     data.round(6).to_csv(HERE / f"{name}.csv", index=False)
+
+
+def responses(n_subjects=150, rng=20265):
+    """Responses of every family around the same linear predictor, in plain NumPy; classes for mixtures."""
+    rng = np.random.default_rng(rng)
+    counts = rng.integers(1, 9, n_subjects)
+    subject = np.repeat(np.arange(n_subjects), counts)
+    n = subject.size
+    time = np.concatenate([np.arange(c) / 4.0 for c in counts])
+    x, z = rng.normal(size=n), rng.normal(size=n_subjects)
+    b = rng.multivariate_normal([0.0, 0.0], [[0.8, -0.15], [-0.15, 0.3]], n_subjects)
+    exposure = rng.uniform(0.5, 2.0, n)
+    eta = -0.3 + 0.6 * time + 0.5 * x + b[subject, 0] + b[subject, 1] * time
+    trials = rng.integers(1, 6, n)
+    mean = exposure * np.exp(eta)
+    expert = (rng.random(n_subjects) < expit(-0.5 + z)).astype(int)
+    split = np.array([[-1.0, 1.2, 0.8], [1.4, -0.6, -0.5]])[expert[subject]]
+    mixed = split[:, 0] + split[:, 1] * time + split[:, 2] * x
+    cuts = np.array([-0.8, 0.6, 1.8])
+    return pd.DataFrame(
+        {
+            "id": subject + 1,
+            "time": time,
+            "x": x,
+            "z": z[subject],
+            "log_exposure": np.log(exposure),
+            "trials": trials,
+            "binary": rng.binomial(1, expit(eta)),
+            "successes": rng.binomial(trials, expit(eta)),
+            "count": rng.poisson(mean),
+            "clumped": rng.poisson(mean * rng.gamma(1.5, 1 / 1.5, n)),
+            "positive": rng.gamma(2.0, np.exp(eta) / 2.0),
+            "share": np.clip(rng.beta(5 * expit(eta), 5 * expit(-eta)), 1e-4, 1 - 1e-4),
+            "grade": 1 + ((rng.logistic(size=n) + eta)[:, None] > cuts).sum(axis=1),
+            "mixed_binary": rng.binomial(1, expit(mixed)),
+            "mixed_successes": rng.binomial(trials, expit(mixed)),
+            "mixed_count": rng.poisson(np.exp(mixed)),
+        }
+    )
+
+
+responses().round(6).to_csv(HERE / "sim_responses.csv", index=False)

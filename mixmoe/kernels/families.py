@@ -1,11 +1,12 @@
 """Response distributions of an expert: log density and its derivatives in predictor and log dispersion."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc, digamma, expit, gammaln, ndtr, pdtr, polygamma
+from scipy.special import betainc, digamma, expit, gammaln, ndtr, pdtr, polygamma, xlogy
 
 from mixmoe.errors import ArgumentError
 
@@ -57,11 +58,47 @@ class Derivatives:
     delta_delta: Array
 
 
+@dataclass(frozen=True, slots=True)
+class Curvature:
+    """Log density in one pass with what a Newton step in the linear predictor needs, each shape (K, n).
+
+    Attributes
+    ----------
+    value : ndarray
+        Log density without its constant.
+    slope : ndarray
+        First derivative.
+    weight : ndarray
+        Minus the second derivative.
+    """
+
+    value: Array
+    slope: Array
+    weight: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Third:
+    """Third derivatives of the log density, each shape (K, n) or broadcastable to it.
+
+    Attributes
+    ----------
+    eta : ndarray
+        In the linear predictor.
+    delta : ndarray
+        Twice in the linear predictor and once in the log dispersion.
+    """
+
+    eta: Array
+    delta: Array
+
+
 class Family(Protocol):
     """What the estimators need to know of a response distribution."""
 
     name: str
     has_dispersion: bool
+    discrete: bool
 
     def constant(self, y: Array, trials: Array) -> Array:
         """Part of the log density without parameters, shape (n,)."""
@@ -75,11 +112,26 @@ class Family(Protocol):
     def scoring(self, out: Outcome, eta: Array, delta: Array) -> tuple[Array, Array]:
         """First derivative in the predictor and its Fisher information, each (K, n)."""
 
+    def curvature(self, out: Outcome, eta: Array, delta: Array) -> Curvature:
+        """Log density, slope and weight in one pass."""
+
+    def third(self, out: Outcome, eta: Array, delta: Array) -> Third:
+        """Third derivatives."""
+
     def mean(self, eta: Array, trials: Array) -> Array:
         """Expected response, shape (K, n)."""
 
     def mean_slope(self, eta: Array, trials: Array) -> Array:
         """Derivative of the mean in the predictor, shape (K, n)."""
+
+    def link(self, mean: Array, trials: Array) -> Array:
+        """Linear predictor of an expected response."""
+
+    def variance(self, mean: Array, delta: Array, trials: Array) -> Array:
+        """Variance of the response given its expectation."""
+
+    def deviance(self, out: Outcome, mean: Array, delta: Array) -> Array:
+        """Twice the log density lost between a perfect fit and this expectation."""
 
     def cdf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
         """Distribution function of the response, shape (K, n)."""
@@ -97,6 +149,7 @@ class Gaussian:
 
     name: str = "gaussian"
     has_dispersion: bool = True
+    discrete: bool = False
 
     def constant(self, y: Array, trials: Array) -> Array:
         """``-log(2 pi) / 2``."""
@@ -118,6 +171,16 @@ class Gaussian:
         """Residual and one: least squares within a window, whatever sigma does inside it."""
         return out.y - eta, np.ones_like(eta)
 
+    def curvature(self, out: Outcome, eta: Array, delta: Array) -> Curvature:
+        """Log density, slope and weight in one pass."""
+        precision = np.exp(-2.0 * delta) + np.zeros_like(eta)
+        e = out.y - eta
+        return Curvature(-delta - 0.5 * e * e * precision, e * precision, precision)
+
+    def third(self, out: Outcome, eta: Array, delta: Array) -> Third:
+        """Third derivatives."""
+        return Third(np.zeros_like(eta), 2.0 * np.exp(-2.0 * delta) + np.zeros_like(eta))
+
     def mean(self, eta: Array, trials: Array) -> Array:
         """The linear predictor."""
         return eta
@@ -125,6 +188,18 @@ class Gaussian:
     def mean_slope(self, eta: Array, trials: Array) -> Array:
         """Derivative of the mean in the predictor."""
         return np.ones_like(eta)
+
+    def link(self, mean: Array, trials: Array) -> Array:
+        """The mean."""
+        return mean
+
+    def variance(self, mean: Array, delta: Array, trials: Array) -> Array:
+        """``sigma^2``."""
+        return np.exp(2.0 * delta) + np.zeros_like(mean)
+
+    def deviance(self, out: Outcome, mean: Array, delta: Array) -> Array:
+        """Twice the log density lost."""
+        return ((out.y - mean) * np.exp(-delta)) ** 2
 
     def cdf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
         """Distribution function."""
@@ -145,6 +220,7 @@ class Binomial:
 
     name: str = "binomial"
     has_dispersion: bool = False
+    discrete: bool = True
 
     def constant(self, y: Array, trials: Array) -> Array:
         """Log binomial coefficient."""
@@ -165,6 +241,19 @@ class Binomial:
         mu = expit(np.clip(eta, -ETA_LIMIT, ETA_LIMIT))
         return out.y - out.trials * mu, out.trials * mu * (1.0 - mu)
 
+    def curvature(self, out: Outcome, eta: Array, delta: Array) -> Curvature:
+        """Log density, slope and weight in one pass."""
+        small = np.exp(-np.abs(eta))
+        inverse = 1.0 / (1.0 + small)
+        mu = np.where(eta >= 0.0, inverse, small * inverse)
+        value = out.y * eta - out.trials * (np.maximum(eta, 0.0) + np.log1p(small))
+        return Curvature(value, out.y - out.trials * mu, out.trials * (small * inverse * inverse))
+
+    def third(self, out: Outcome, eta: Array, delta: Array) -> Third:
+        """Third derivatives."""
+        mu = expit(eta)
+        return Third(-out.trials * mu * (1.0 - mu) * (1.0 - 2.0 * mu), np.zeros_like(eta))
+
     def mean(self, eta: Array, trials: Array) -> Array:
         """Expected successes."""
         return trials * expit(eta)
@@ -172,6 +261,19 @@ class Binomial:
     def mean_slope(self, eta: Array, trials: Array) -> Array:
         """Derivative of the mean in the predictor."""
         return trials * expit(eta) * expit(-eta)
+
+    def link(self, mean: Array, trials: Array) -> Array:
+        """Logit of the probability."""
+        return np.log(mean) - np.log(trials - mean)
+
+    def variance(self, mean: Array, delta: Array, trials: Array) -> Array:
+        """``trials p (1 - p)``."""
+        return mean * (1.0 - mean / trials)
+
+    def deviance(self, out: Outcome, mean: Array, delta: Array) -> Array:
+        """Twice the log density lost."""
+        failures = out.trials - out.y
+        return 2.0 * (xlogy(out.y, out.y / mean) + xlogy(failures, failures / (out.trials - mean)))
 
     def cdf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
         """Distribution function."""
@@ -194,6 +296,7 @@ class Poisson:
 
     name: str = "poisson"
     has_dispersion: bool = False
+    discrete: bool = True
 
     def constant(self, y: Array, trials: Array) -> Array:
         """``-log y!``."""
@@ -214,6 +317,15 @@ class Poisson:
         mu = np.exp(np.clip(eta, -ETA_LIMIT, ETA_LIMIT))
         return out.y - mu, mu
 
+    def curvature(self, out: Outcome, eta: Array, delta: Array) -> Curvature:
+        """Log density, slope and weight in one pass."""
+        mu = np.exp(np.minimum(eta, ETA_LIMIT))
+        return Curvature(out.y * eta - mu, out.y - mu, mu)
+
+    def third(self, out: Outcome, eta: Array, delta: Array) -> Third:
+        """Third derivatives."""
+        return Third(-np.exp(np.minimum(eta, ETA_LIMIT)), np.zeros_like(eta))
+
     def mean(self, eta: Array, trials: Array) -> Array:
         """Expected count."""
         return np.exp(np.minimum(eta, ETA_LIMIT))
@@ -221,6 +333,18 @@ class Poisson:
     def mean_slope(self, eta: Array, trials: Array) -> Array:
         """Derivative of the mean in the predictor."""
         return np.exp(np.minimum(eta, ETA_LIMIT))
+
+    def link(self, mean: Array, trials: Array) -> Array:
+        """Logarithm."""
+        return np.log(mean)
+
+    def variance(self, mean: Array, delta: Array, trials: Array) -> Array:
+        """The mean."""
+        return mean
+
+    def deviance(self, out: Outcome, mean: Array, delta: Array) -> Array:
+        """Twice the log density lost."""
+        return 2.0 * (xlogy(out.y, out.y / mean) - (out.y - mean))
 
     def cdf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
         """Distribution function."""
@@ -241,6 +365,7 @@ class NegativeBinomial:
 
     name: str = "negbinomial"
     has_dispersion: bool = True
+    discrete: bool = True
 
     def constant(self, y: Array, trials: Array) -> Array:
         """``-log y!``."""
@@ -272,6 +397,23 @@ class NegativeBinomial:
         theta, mu = np.exp(delta), np.exp(np.clip(eta, -ETA_LIMIT, ETA_LIMIT))
         return theta * (out.y - mu) / (theta + mu), theta * mu / (theta + mu)
 
+    def curvature(self, out: Outcome, eta: Array, delta: Array) -> Curvature:
+        """Log density, slope and weight in one pass."""
+        theta, ratio = np.exp(delta), eta - delta
+        small = np.exp(-np.abs(ratio))
+        inverse, rest = 1.0 / (1.0 + small), np.log1p(small)
+        share = np.where(ratio >= 0.0, inverse, small * inverse)  # mu / (theta + mu)
+        count = out.y + theta
+        value = gammaln(count) - gammaln(theta) + out.y * np.minimum(ratio, 0.0) - theta * np.maximum(ratio, 0.0)
+        return Curvature(value - count * rest, out.y - count * share, count * (small * inverse * inverse))
+
+    def third(self, out: Outcome, eta: Array, delta: Array) -> Third:
+        """Third derivatives."""
+        theta, share = np.exp(delta), expit(eta - delta)
+        spread = share * (1.0 - share)
+        in_eta = -(out.y + theta) * spread * (1.0 - 2.0 * share)
+        return Third(in_eta, -theta * spread - in_eta)
+
     def mean(self, eta: Array, trials: Array) -> Array:
         """Expected count."""
         return np.exp(np.minimum(eta, ETA_LIMIT))
@@ -279,6 +421,19 @@ class NegativeBinomial:
     def mean_slope(self, eta: Array, trials: Array) -> Array:
         """Derivative of the mean in the predictor."""
         return np.exp(np.minimum(eta, ETA_LIMIT))
+
+    def link(self, mean: Array, trials: Array) -> Array:
+        """Logarithm."""
+        return np.log(mean)
+
+    def variance(self, mean: Array, delta: Array, trials: Array) -> Array:
+        """``mu + mu^2 / theta``."""
+        return mean + mean**2 * np.exp(-delta)
+
+    def deviance(self, out: Outcome, mean: Array, delta: Array) -> Array:
+        """Twice the log density lost."""
+        theta = np.exp(delta)
+        return 2.0 * (xlogy(out.y, out.y / mean) - (out.y + theta) * np.log((out.y + theta) / (mean + theta)))
 
     def cdf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
         """Distribution function."""
@@ -304,6 +459,7 @@ class NegativeBinomial:
 _ALIASES = {
     "normal": "gaussian",
     "nb": "negbinomial",
+    "negativebinomial": "negbinomial",
     "negative-binomial": "negbinomial",
     "negative_binomial": "negbinomial",
 }
@@ -315,13 +471,15 @@ _CLASSES: dict[str, type] = {
 }
 
 
-def family_named(name: str) -> Family:
+def family_named(name: str, allowed: Sequence[str] = FAMILIES) -> Family:
     """The response distribution of this name.
 
     Parameters
     ----------
     name : str
-        ``"gaussian"``, ``"binomial"``, ``"poisson"`` or ``"negbinomial"`` (also ``"nb"``).
+        ``"gaussian"``, ``"binomial"``, ``"poisson"`` or ``"negbinomial"`` (also ``"nb"``, ``"negativebinomial"``).
+    allowed : sequence of str
+        Families that the caller can fit.
 
     Raises
     ------
@@ -329,8 +487,8 @@ def family_named(name: str) -> Family:
         If there is none of this name.
     """
     key = _ALIASES.get(str(name).lower(), str(name).lower())
-    if key not in _CLASSES:
-        allowed = ", ".join(repr(f) for f in FAMILIES)
-        raise ArgumentError(f"family must be one of {allowed}, got {name!r}; choose the distribution of the response")
+    if key not in allowed:
+        known = ", ".join(map(repr, allowed))
+        raise ArgumentError(f"family must be one of {known}, got {name!r}; choose the distribution of the response")
     family: Family = _CLASSES[key]()
     return family

@@ -1,0 +1,199 @@
+"""What a fitted MEMoE of generalised linear mixed models offers."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mixmoe.assess.residuals import Distribution
+from mixmoe.design import Design
+from mixmoe.inference.intervals import checked_alpha
+from mixmoe.kernels.families import Outcome
+from mixmoe.mixed.filtering import Predictive, conditional_variance, mean_deviance, one_step_ahead
+from mixmoe.mixed.frames import by_expert, mean_columns, past_of_subjects
+from mixmoe.mixed.predict import Interval, gate_intervals, prior_history
+from mixmoe.mixed.profiles import build_grid, checked_column, interval_curves, trajectory_axis, trajectory_data
+from mixmoe.mixed.response_model import offset_of, standardised, trials_of
+from mixmoe.mixed.response_scale import (
+    Covariates,
+    LinkEstimate,
+    averaged,
+    delta_errors,
+    draw,
+    expert_means,
+    given_past,
+    marginal_means,
+    mean_intervals,
+    place,
+    predictors,
+    subject_means,
+)
+from mixmoe.mixed.results import MEMoEResults, Wanted
+from mixmoe.output.curves import Curve, Observed
+
+Array = NDArray[np.float64]
+
+_COEFFICIENTS = ("expert", "common", "gate")
+
+
+class GLMMResults(MEMoEResults):
+    """A fitted mixture of generalised linear mixed models.
+
+    Notes
+    -----
+    Predictions, fitted values and figures are on the scale of the response (for successes out of trials their expected
+    number): an expert's trajectory is its population mean, averaged over the random effects. With ``scale="link"``
+    `predict` gives linear predictors, those of experts and population at random effects of zero.
+    """
+
+    _resid_kinds: tuple[str, ...] = ("conditional", "marginal", "pearson", "deviance", "quantile")
+
+    def to_frame(self, alpha: float = 0.05, exponentiate: bool = False) -> pd.DataFrame:
+        """One row per parameter; with `exponentiate` coefficients as odds, rate or mean ratios.
+
+        Parameters
+        ----------
+        alpha : float
+            One minus the level of the limits.
+        exponentiate : bool
+            Whether estimates and limits of expert, common and gate coefficients are exponentiated, their standard
+            errors multiplied by the ratio (delta method); tests stay those of the coefficients.
+
+        Returns
+        -------
+        DataFrame
+            See `MoEResults.to_frame`.
+        """
+        frame = super().to_frame(alpha)
+        if exponentiate:
+            rows = frame["block"].isin(_COEFFICIENTS)
+            values = ["estimate", "conf_low", "conf_high"]
+            frame.loc[rows, values] = np.exp(frame.loc[rows, values])
+            frame.loc[rows, "std_error"] *= frame.loc[rows, "estimate"]
+        return frame
+
+    def resid(self, kind: str | None = None, *, given: str = "history", rng: Any = None) -> pd.Series:
+        """Residuals, one per row used, in the order of the data.
+
+        Parameters
+        ----------
+        kind : {"conditional", "marginal", "pearson", "deviance", "quantile"}, optional
+            Response minus `fitted` of the subject or the population; the former over its standard deviation; signed
+            root of the deviance at the subject's fitted value; place in the fitted distribution as a normal value.
+        given, rng
+            For ``"quantile"``, see `MEMoEResults.resid`.
+
+        Returns
+        -------
+        Series
+        """
+        if kind not in ("pearson", "deviance"):
+            return super().resid(kind, given=given, rng=rng)
+        d, e = self.model.design, self._link()
+        mean = np.empty(d.n)
+        mean[np.argsort(d.position, kind="stable")] = self.fitted("conditional").to_numpy()
+        weights, prior = self.em.responsibilities[d.codes].T, np.asarray(d.aux.get("weights", np.ones(d.n)))
+        away = np.asarray(d.response) - mean
+        if kind == "pearson":
+            values = away * np.sqrt(prior / conditional_variance(e, weights, mean, trials_of(d)))
+        else:
+            values = np.sign(away) * np.sqrt(np.maximum(prior * mean_deviance(e, weights, mean, self._outcome()), 0.0))
+        return pd.Series(d.in_order(values), index=self._row_index, name="resid")
+
+    def curves(self, kind: str = "trajectories", **options: Any) -> tuple[Curve, ...]:
+        """Curves of a figure; see `MEMoEResults.curves`. Population means at one trial and offset zero."""
+        if kind != "trajectories":
+            return super().curves(kind, **options)
+        self._check_options(options)
+        design = self.model.design
+        x = options.get("x")
+        x = trajectory_axis(design) if x is None else checked_column(design, x, "expert")
+        grid = build_grid(design, x, options.get("at"))
+        at = _covariates(design.for_new(grid.rows))
+        values = mean_intervals(expert_means, self._link(), at, checked_alpha(options.get("alpha", 0.05)))
+        return interval_curves("trajectories", values, grid, design.names.response)
+
+    def _observed(self, kind: str, **options: Any) -> Observed | None:
+        if kind != "trajectories":
+            return None
+        d = self.model.design
+        seen = trajectory_data(d, self.em.responsibilities, options.get("x"))
+        return Observed(seen.x, standardised(d, self.model.response), seen.codes, seen.experts)
+
+    def _columns(self, design: Design, known: Design | None, wanted: Wanted) -> dict[str, Array]:
+        if wanted.scale == "link":
+            return _with_offset(super()._columns(design, known, wanted), offset_of(design))
+        e, at, kind, alpha = self._link(), _covariates(design), wanted.kind, wanted.alpha
+        past = None if known is None else past_of_subjects(self.model, self._known(), known, design)
+        columns: dict[str, Array] = {}
+        if kind in ("all", "probabilities"):
+            given_gate = gate_intervals(self._known(), design.gate, alpha) if past is None else past.probabilities
+            columns |= by_expert("probability", given_gate, design.codes)
+        if kind in ("all", "experts"):
+            columns |= by_expert("expert", mean_intervals(expert_means, e, at, alpha))
+        if past is not None and kind in ("all", "subject"):
+            columns |= mean_columns(subject_means(e, at, past.take(design.codes), alpha, wanted.noise))
+        elif kind in ("all", "marginal"):
+            columns |= mean_columns(_column(mean_intervals(marginal_means, e, at, alpha)))
+        return columns
+
+    def _distribution(self, given: str) -> Distribution:
+        d, e = self.model.design, self._link()
+        at = _covariates(d)
+        if given == "history":
+            ahead = self._ahead(e, at)
+            return place(e, ahead.where, ahead.weights, self._outcome())
+        weights = prior_history(self._known(), d.gate).probabilities[d.codes].T
+        return place(e, predictors(e, at), weights, self._outcome())
+
+    def _expert_means(self, level: str) -> Array:
+        d, e = self.model.design, self._link()
+        at = _covariates(d)
+        if level == "marginal":
+            return expert_means(e, at)
+        past = past_of_subjects(self.model, self._known(), d, d).take(d.codes)
+        return averaged(lambda eta: e.family.mean(eta, at.trials), given_past(e, at, past)).T
+
+    def _mean_errors(self, weights: Array) -> Array:
+        def means(e: LinkEstimate, at: Covariates) -> Array:
+            return np.einsum("bnk,nk->bk", weights, expert_means(e, at))
+
+        return delta_errors(means, self._link(), _covariates(self.model.design))
+
+    def _ahead(self, e: LinkEstimate, at: Covariates) -> Predictive:
+        c, d = self.model.coordinates, self.model.design
+        working = c.to_working(e.params)
+        back = np.linalg.inv(c.random) * c.scale  # a change of basis is wanted, not a solution
+        return one_step_ahead(self.model.problem, working, e, at, back, prior_history(self._known(), d.gate))
+
+    def _draw(self, rng: np.random.Generator) -> Array:
+        d = self.model.design
+        return draw(self._link(), _covariates(d), d.gate, d.starts, rng)
+
+    def _outcome(self) -> Outcome:
+        return self.model.problem.experts.rows.outcome
+
+    def _link(self) -> LinkEstimate:
+        model, cov = self.model, self.cov.matrix.copy()
+        known = [i for i in model.layout.where("random") if np.isnan(cov[i, i])]
+        cov[known] = cov[:, known] = 0.0  # variances on their boundary are taken as known
+        vector = np.where(np.isnan(self.em.params), 0.0, self.em.params)
+        return LinkEstimate(model.response.family, model.structure, vector, cov, model.user(vector))
+
+
+def _covariates(design: Design) -> Covariates:
+    return Covariates(design.expert, design.random, design.gate[design.codes], offset_of(design), trials_of(design))
+
+
+def _with_offset(columns: dict[str, Array], offset: Array) -> dict[str, Array]:
+    """Linear predictors with offset; probabilities and standard errors as they are."""
+    fixed = ("probability",)
+    return {
+        name: values if name.startswith(fixed) or name.endswith("_se") else values + offset
+        for name, values in columns.items()
+    }
+
+
+def _column(values: Interval) -> Interval:
+    return Interval(values.estimate[:, 0], values.std_error[:, 0], values.lower[:, 0], values.upper[:, 0])

@@ -1,0 +1,231 @@
+"""The response distribution of a MEMoE: its arguments, what it allows in the data, and the likelihood it leads to."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe.arguments import checked_count
+from mixmoe.design import Design
+from mixmoe.errors import ArgumentError, DesignError
+from mixmoe.formula import MoEFormula
+from mixmoe.kernels.families import Family, Outcome, family_named
+from mixmoe.kernels.moments import build_moments
+from mixmoe.mixed.coordinates import Coordinates, apply_inverse, build_coordinates, link_coordinates
+from mixmoe.mixed.error_options import ErrorOptions
+from mixmoe.mixed.experts import Experts
+from mixmoe.mixed.gaussian import GaussianExperts
+from mixmoe.mixed.laplace import GlmmExperts, build_nodes
+from mixmoe.mixed.modes import Rows
+from mixmoe.mixed.outcomes import FamilyResponse, Response, dispersion
+from mixmoe.mixed.structure import Residual, Sigma, Structure
+
+Array = NDArray[np.float64]
+
+FAMILIES = ("gaussian", "binomial", "poisson", "negbinomial")
+_DISPERSIONS: Mapping[str, str] = {"negbinomial": "theta"}
+_MOST_NODES = 50
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseModel:
+    """Distribution of the responses given expert and random effects.
+
+    Attributes
+    ----------
+    family : Family
+    response : Response or None
+        None for Gaussian responses, whose likelihood is known in closed form.
+    residual : {"expert", "common"}
+        Whether each expert has its own residual deviation or dispersion.
+    n_quad : int
+        Quadrature points per random effect; 1 is the Laplace approximation.
+    """
+
+    family: Family
+    response: Response | None
+    residual: Residual
+    n_quad: int
+
+    @property
+    def gaussian(self) -> bool:
+        """Whether responses are Gaussian."""
+        return self.response is None
+
+    @property
+    def sigma(self) -> Sigma:
+        """What the structure says of the residual standard deviation."""
+        return self.residual if self.gaussian else "none"
+
+
+def build_response_model(
+    family: str, residual: Residual, n_quad: int, columns: Mapping[str, str | None]
+) -> ResponseModel:
+    """The response distribution that the arguments of `MEMoE` describe.
+
+    Parameters
+    ----------
+    family : str
+    residual : {"expert", "common"}
+    n_quad : int
+    columns : mapping of str to str or None
+        ``"trials"``, ``"offset"``, ``"weights"``.
+
+    Raises
+    ------
+    ArgumentError
+        If the family is unknown or an argument does not go with it.
+    """
+    known = family_named(family, FAMILIES)
+    checked_count(n_quad, "n_quad")
+    if n_quad > _MOST_NODES:
+        raise ArgumentError(f"n_quad must be at most {_MOST_NODES}, got {n_quad}; 10 to 20 points are enough")
+    if columns["trials"] is not None and known.name != "binomial":
+        raise ArgumentError(
+            f"trials={columns['trials']!r} is for family='binomial', got family={family!r}; leave it out"
+        )
+    if known.name == "gaussian":
+        _refuse_for_gaussian(n_quad, columns)
+        return ResponseModel(known, None, residual, 1)
+    own = residual == "expert"
+    extras = (dispersion(_DISPERSIONS[known.name], own),) if known.has_dispersion else ()
+    return ResponseModel(known, FamilyResponse(known, extras), residual, n_quad)
+
+
+def check_no_errors(model: ResponseModel, formula: MoEFormula, options: ErrorOptions) -> None:
+    """Refuse error structures for responses without an error term.
+
+    Raises
+    ------
+    ArgumentError
+        If ``errors=``, ``errors_dist=`` or ``sigma:`` is given.
+    """
+    if model.gaussian or (options.plain and not formula.sigma):
+        return
+    what = "the section 'sigma:'" if formula.sigma else f"errors={options.kind!r}, errors_dist={options.dist!r}"
+    raise ArgumentError(
+        f"{what} is for family='gaussian', got family={model.family.name!r}, which has no error term; leave it out"
+    )
+
+
+def _refuse_for_gaussian(n_quad: int, columns: Mapping[str, str | None]) -> None:
+    if n_quad != 1:
+        raise ArgumentError(f"n_quad={n_quad} is not for family='gaussian', whose likelihood is exact; leave it out")
+    remedy = {"offset": "subtract it from the response", "weights": "leave them out"}
+    for name, what in remedy.items():
+        if columns[name] is not None:
+            raise ArgumentError(f"{name}={columns[name]!r} is not for family='gaussian'; {what}")
+
+
+def check_random(design: Design, model: ResponseModel) -> None:
+    """Refuse random effects that these responses cannot tell from their own variation, or too many for quadrature.
+
+    Raises
+    ------
+    DesignError
+        If each subject has one row of a kind without room for random effects.
+    ArgumentError
+        If quadrature is asked for more than two random effects.
+    """
+    q = design.random.shape[1]
+    if model.n_quad > 1 and q > 2:
+        raise ArgumentError(f"n_quad={model.n_quad} is for at most 2 random effects, re: has {q}; use n_quad=1")
+    binary = model.family.name == "binomial" and (trials_of(design) == 1).all()
+    if q and design.n == design.n_units and (model.gaussian or binary):
+        raise DesignError(
+            f"each of the {design.n} subjects has one row, where random effects cannot be told from residuals; "
+            f"write re: (0 | {design.names.group})"
+        )
+
+
+def trials_of(design: Design) -> Array:
+    """Number of trials of each row, shape (n,)."""
+    return np.asarray(design.aux.get("trials", np.ones(design.n)), dtype=float)
+
+
+def offset_of(design: Design) -> Array:
+    """Offset of each row, shape (n,)."""
+    return np.asarray(design.aux.get("offset", np.zeros(design.n)), dtype=float)
+
+
+def standardised(design: Design, model: ResponseModel) -> Array:
+    """Responses at one trial and an offset of zero, shape (n,), as figures show them."""
+    y = np.asarray(design.response, dtype=float)
+    if model.family.name == "binomial":
+        return y / trials_of(design)
+    return y * np.exp(-offset_of(design))
+
+
+def check_columns(design: Design, fitted: Design, columns: Mapping[str, str | None]) -> None:
+    """Refuse new data without the columns of offset or trials.
+
+    Raises
+    ------
+    DesignError
+        If one is missing.
+    """
+    for name in ("offset", "trials"):
+        if name in fitted.aux and name not in design.aux:
+            raise DesignError(f"the new data lack the column {columns[name]!r} ({name}); add it")
+
+
+def check_response(design: Design, model: ResponseModel) -> None:
+    """Refuse responses, trials and weights that the family does not allow.
+
+    Raises
+    ------
+    DesignError
+        Names the first row.
+    """
+    if model.gaussian:
+        return
+    y, trials, name = np.asarray(design.response, dtype=float), trials_of(design), model.family.name
+    what = f"the response {design.names.response!r}"
+    _refuse(design, (y != np.floor(y)) | (y < 0), what, y, "a count 0, 1, 2 ...", name)
+    if name == "binomial":
+        _refuse(design, (trials != np.floor(trials)) | (trials < 1), "the number of trials", trials, "at least 1", name)
+        more = "at most the number of trials" if "trials" in design.aux else "0 or 1; pass trials= for successes"
+        _refuse(design, y > trials, what, y, more, name)
+    weights = np.asarray(design.aux.get("weights", np.ones(design.n)), dtype=float)
+    if not (weights > 0).all():
+        i = int((~(weights > 0)).argmax())
+        raise DesignError(f"weights must be above zero, got {weights[i]:g} in row {design.rows[i]!r}; drop such rows")
+
+
+def _refuse(design: Design, bad: NDArray[np.bool_], what: str, values: Array, allowed: str, family: str) -> None:
+    if bad.any():
+        i = int(bad.argmax())
+        raise DesignError(
+            f"{what} is {values[i]:g} in row {design.rows[i]!r}; for family={family!r} it must be {allowed}; "
+            "correct it or choose another family"
+        )
+
+
+def coordinates_of(design: Design, s: Structure, model: ResponseModel) -> Coordinates:
+    """Working coordinates: those of the response too if it is Gaussian, else of the columns alone."""
+    columns = (design.expert, design.random, design.gate, s.common, s.correlated)
+    if model.gaussian:
+        return build_coordinates(np.asarray(design.response), *columns)
+    return link_coordinates(*columns)
+
+
+def experts_of(design: Design, model: ResponseModel, c: Coordinates) -> Experts:
+    """The likelihood of the responses of a design, in working coordinates."""
+    X, Z = apply_inverse(design.expert, c.expert), apply_inverse(design.random, c.random)
+    y = np.asarray(design.response, dtype=float)
+    if model.response is None:
+        return GaussianExperts(build_moments((y - design.expert @ c.center) / c.scale, X, Z, design.starts))
+    trials = trials_of(design)
+    outcome = Outcome(y, trials, model.family.constant(y, trials))
+    weights = design.aux.get("weights")
+    rows = Rows(
+        outcome,
+        offset_of(design),
+        None if weights is None else np.asarray(weights, dtype=float),
+        X,
+        np.ascontiguousarray(Z.T),
+        design.starts,
+        design.counts,
+    )
+    return GlmmExperts(rows, model.response, build_nodes(model.n_quad, Z.shape[1]))

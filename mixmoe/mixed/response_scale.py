@@ -1,0 +1,271 @@
+"""Predictions of GLMM experts on the scale of the response, random effects averaged over their distribution.
+
+The random part of a linear predictor is normal whatever the number of random effects, so that every average is a
+one-dimensional Gauss-Hermite sum.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from mixmoe.assess.residuals import Distribution, continuous, discrete
+from mixmoe.gate import gate_log_probabilities
+from mixmoe.kernels.families import Family, Outcome
+from mixmoe.mixed.mixtures import MixtureLaw
+from mixmoe.mixed.natural import from_natural
+from mixmoe.mixed.predict import History, Interval
+from mixmoe.mixed.structure import Params, Structure
+
+Array = NDArray[np.float64]
+
+_NODES = 31
+_BISECTIONS = 200
+_STEP = 1e-5  # of the central differences behind the delta method
+_CHUNK = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Covariates:
+    """Rows to predict.
+
+    Attributes
+    ----------
+    X : ndarray, shape (n, p)
+    Z : ndarray, shape (n, q)
+    W : ndarray, shape (n, m)
+        Gate columns, row by row.
+    offset, trials : ndarray, shape (n,)
+    """
+
+    X: Array
+    Z: Array
+    W: Array
+    offset: Array
+    trials: Array
+
+    def take(self, rows: slice | NDArray[np.intp]) -> "Covariates":
+        """Some of the rows."""
+        return Covariates(self.X[rows], self.Z[rows], self.W[rows], self.offset[rows], self.trials[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class LinkEstimate:
+    """Estimates of a mixture of GLMMs.
+
+    Attributes
+    ----------
+    family : Family
+    structure : Structure
+    vector : ndarray, shape (P,)
+        Reported parameters.
+    cov : ndarray, shape (P, P)
+        Of the reported parameters; zero where a variance is on its boundary and taken as known.
+    params : Params
+        On the user's scale, S = 1.
+    """
+
+    family: Family
+    structure: Structure
+    vector: Array
+    cov: Array
+    params: Params
+
+    @property
+    def delta(self) -> Array:
+        """Log dispersion of each expert, shape (K, 1); zero if there is none."""
+        extra = self.params.extra[0]
+        return extra[:, :1] if extra.shape[1] else np.zeros((len(extra), 1))
+
+    def moved(self, vector: Array) -> "LinkEstimate":
+        """The same at other parameters."""
+        return replace(self, vector=vector, params=from_natural(self.structure, vector))
+
+
+@dataclass(frozen=True, slots=True)
+class Predictors:
+    """Normal linear predictors.
+
+    Attributes
+    ----------
+    mean, sd : ndarray, shape (K, n)
+    """
+
+    mean: Array
+    sd: Array
+
+
+def predictors(e: LinkEstimate, at: Covariates) -> Predictors:
+    """Linear predictors in the population: random effects have mean zero and covariance D_k."""
+    loadings = np.einsum("nq,kqr->knr", at.Z, e.params.factor[0])
+    return Predictors(e.params.beta[0] @ at.X.T + at.offset, np.sqrt((loadings**2).sum(axis=2)))
+
+
+def given_past(e: LinkEstimate, at: Covariates, past: History) -> Predictors:
+    """Linear predictors of subjects given what is known of each, `past` with one entry per row."""
+    mean = e.params.beta[0] @ at.X.T + at.offset + np.einsum("nq,nkq->kn", at.Z, past.means)
+    variance = np.einsum("nq,nkqr,nr->kn", at.Z, past.covariances, at.Z, optimize=True)
+    return Predictors(mean, np.sqrt(np.maximum(variance, 0.0)))
+
+
+def averaged(what: Callable[[Array], Array], where: Predictors) -> Array:
+    """Expectation of a function of the linear predictor, shape (K, n)."""
+    if not where.sd.any():
+        return what(where.mean)
+    points, weights = np.polynomial.hermite_e.hermegauss(_NODES)
+    weights = weights / weights.sum()
+    return sum(
+        (w * what(where.mean + x * where.sd) for x, w in zip(points, weights, strict=True)),
+        start=np.zeros_like(where.mean),
+    )
+
+
+def expert_means(e: LinkEstimate, at: Covariates) -> Array:
+    """Expected response of each expert in the population, shape (n, K)."""
+    return averaged(lambda eta: e.family.mean(eta, at.trials), predictors(e, at)).T
+
+
+def marginal_means(e: LinkEstimate, at: Covariates) -> Array:
+    """Expected response in the population, shape (n, 1)."""
+    probabilities = np.exp(gate_log_probabilities(at.W, e.params.gamma))[0].T
+    return (probabilities * expert_means(e, at)).sum(axis=1, keepdims=True)
+
+
+def mean_intervals(
+    of: Callable[[LinkEstimate, Covariates], Array], e: LinkEstimate, at: Covariates, alpha: float
+) -> Interval:
+    """Expected responses, shape (n, J), with limits by the delta method on the scale of the link.
+
+    Parameters
+    ----------
+    of : callable
+        `expert_means` or `marginal_means`.
+    e : LinkEstimate
+    at : Covariates
+    alpha : float
+
+    Returns
+    -------
+    Interval
+    """
+    mean = of(e, at)
+    error = np.empty_like(mean)
+    for first in range(0, len(mean), _CHUNK):
+        rows = slice(first, first + _CHUNK)
+        error[rows] = delta_errors(of, e, at.take(rows))
+    trials = at.trials[:, None]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        eta = e.family.link(mean, trials)
+        half = norm.isf(alpha / 2) * error / e.family.mean_slope(eta, trials)
+        lower, upper = e.family.mean(eta - half, trials), e.family.mean(eta + half, trials)
+    return Interval(mean, error, lower, upper)
+
+
+def delta_errors(of: Callable[[LinkEstimate, Covariates], Array], e: LinkEstimate, at: Covariates) -> Array:
+    """Standard errors, shape (n, J); NaN where one depends on a parameter without covariance."""
+    unknown = np.isnan(np.diag(e.cov))
+    used = np.where(unknown[:, None] | unknown, 0.0, e.cov)
+    slopes = []
+    for j, value in enumerate(e.vector):
+        step = np.zeros_like(e.vector)
+        step[j] = _STEP * max(1.0, abs(value)) if np.isfinite(value) else 0.0
+        up, down = of(e.moved(e.vector + step), at), of(e.moved(e.vector - step), at)
+        slopes.append((up - down) / (2 * step[j]) if step[j] else np.zeros_like(up))
+    gradient = np.array(slopes)  # (P, n, J)
+    variance = np.einsum("pnj,pr,rnj->nj", gradient, used, gradient, optimize=True)
+    error = np.sqrt(np.maximum(variance, 0.0))
+    return np.where((gradient[unknown] != 0).any(axis=0), np.nan, error)
+
+
+def subject_means(e: LinkEstimate, at: Covariates, past: History, alpha: float, noise: bool) -> Interval:
+    """Expected responses of subjects given their past, with equal-tailed limits, each shape (n,).
+
+    Parameters
+    ----------
+    e : LinkEstimate
+    at : Covariates
+    past : History
+        One entry per row.
+    alpha : float
+    noise : bool
+        Whether the limits are for a new response or for its expectation.
+
+    Returns
+    -------
+    Interval
+        Limits carry the uncertainty of membership and random effects and, with `noise`, the variation of the response.
+    """
+    where, weights = given_past(e, at, past), past.probabilities.T
+    means = averaged(lambda eta: e.family.mean(eta, at.trials), where)
+    mean = (weights * means).sum(axis=0)
+    square = averaged(lambda eta: _second_moment(e, eta, at.trials, noise), where)
+    spread = np.sqrt(np.maximum((weights * square).sum(axis=0) - mean**2, 0.0))
+    if noise:
+        lower, upper = (response_quantile(e, where, weights, at.trials, level) for level in (alpha / 2, 1 - alpha / 2))
+        return Interval(mean, spread, lower, upper)
+    law = MixtureLaw(weights.T, where.mean.T, where.sd.T)
+    lower, upper = (e.family.mean(law.quantile(level), at.trials) for level in (alpha / 2, 1 - alpha / 2))
+    return Interval(mean, spread, lower, upper)
+
+
+def _second_moment(e: LinkEstimate, eta: Array, trials: Array, noise: bool) -> Array:
+    mean = e.family.mean(eta, trials)
+    return mean**2 + (e.family.variance(mean, e.delta, trials) if noise else 0.0)
+
+
+def distribution_function(e: LinkEstimate, where: Predictors, weights: Array, trials: Array, y: Array) -> Array:
+    """``P(Y <= y)`` of the mixture over experts and random effects, shape (n,)."""
+    return (weights * averaged(lambda eta: e.family.cdf(y, eta, e.delta, trials), where)).sum(axis=0)
+
+
+def place(e: LinkEstimate, where: Predictors, weights: Array, out: Outcome) -> Distribution:
+    """Where responses lie in their distribution."""
+    at = distribution_function(e, where, weights, out.trials, out.y)
+    if not e.family.discrete:
+        return continuous(at, 1.0 - at)
+    return discrete(distribution_function(e, where, weights, out.trials, out.y - 1.0), at)
+
+
+def response_quantile(e: LinkEstimate, where: Predictors, weights: Array, trials: Array, level: float) -> Array:
+    """Smallest response whose distribution function reaches `level`, shape (n,), by bisection."""
+
+    def below(y: Array) -> NDArray[np.bool_]:
+        return distribution_function(e, where, weights, trials, y) < level
+
+    low = np.full(where.mean.shape[1], -1.0)
+    high = np.ones_like(low)
+    while (short := below(high) & (high < 1e15)).any():
+        high = np.where(short, 2 * high, high)
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (low + high)
+        middle = np.floor(middle) if e.family.discrete else middle
+        under = below(middle)
+        low, high = np.where(under, middle, low), np.where(under, high, middle)
+        if (high - low <= (1.0 if e.family.discrete else 1e-10 * (1.0 + np.abs(high)))).all():
+            break
+    return high
+
+
+def draw(e: LinkEstimate, at: Covariates, W: Array, starts: NDArray[np.intp], rng: np.random.Generator) -> Array:
+    """One response per row, shape (n,); membership and random effects per subject.
+
+    Parameters
+    ----------
+    e : LinkEstimate
+    at : Covariates
+        Rows sorted by subject.
+    W : ndarray, shape (N, m)
+        Gate columns of the subjects.
+    starts : ndarray of int, shape (N,)
+    rng : numpy.random.Generator
+    """
+    n = len(at.X)
+    cumulative = np.exp(gate_log_probabilities(W, e.params.gamma))[0].T.cumsum(axis=1)
+    member = (rng.random((len(W), 1)) > cumulative[:, :-1]).sum(axis=1)
+    factor = e.params.factor[0]
+    effects = np.einsum("nqr,nr->nq", factor[member], rng.normal(size=(len(W), factor.shape[-1])))
+    rows = np.repeat(np.arange(len(W)), np.diff(np.append(starts, n)))
+    fixed = (e.params.beta[0] @ at.X.T + at.offset)[member[rows], np.arange(n)]
+    return e.family.draw(rng, fixed + (at.Z * effects[rows]).sum(axis=1), e.delta[member[rows], 0], at.trials)
