@@ -162,6 +162,8 @@ class Diagnosis:
         tuple of Panel
         """
         checked_choice(kind, "kind", tuple(PANELS))
+        if not self._resid_kinds and kind != "starts":
+            raise ArgumentError(f"{self.model.family_name} has no figure {kind!r}; compare predict() with the response")
         made = getattr(self, PANELS[kind])
         allowed = list(inspect.signature(made).parameters)
         for name in options:

@@ -257,3 +257,20 @@ def test_varying_coefficients_and_rows():
     assert len(rows.diagnose().axes) == 3
     bare = mm.fit("y ~ 1", data, experts=1)
     assert len(bare.diagnose().axes) == 3
+
+
+def test_networks_say_what_they_do_not_have():
+    pytest.importorskip("torch")
+    data = mm.datasets.load("orthodont")
+    fit = mm.nme("distance ~ age | re: (all | subject)", data, hidden=(), rng=0, baselines=False)
+    assert fit.adequacy().entropy == 1
+    assert len(fit.plot("starts").axes) == 2
+    for run, what in (
+        (fit.resid, r"NME has no resid\(\)"),
+        (fit.simulate, "NME does not simulate"),
+        (fit.diagnose, "NME has no figure 'residuals'"),
+        (fit.influence, "influence needs a score per unit"),
+        (lambda: fit.distal("o ~ expert", data), "at least 2 experts"),
+    ):
+        with pytest.raises(ArgumentError, match=what):
+            run()
