@@ -304,6 +304,11 @@ class MoEResults(Assessment, Diagnosis, Reporting, LabelledResults):
 
     _default_plot = "trajectories"
 
+    @property
+    def _more_facts(self) -> tuple[tuple[str, Cell], ...]:
+        """Further lines of the header."""
+        return ()
+
     def _observed(self, kind: str, **options: Any) -> Observed | None:
         """Observed series to draw behind the curves of one kind of figure; overridden by families that have them."""
         return None
@@ -440,6 +445,7 @@ def _facts(results: MoEResults) -> tuple[tuple[str, Cell], ...]:
         ("Rows", results.nobs),
         ("Rows per subject", f"{visits} (min / median / max)" if grouped else None),
         ("Rows dropped", _dropped(design)),
+        *results._more_facts,
         ("Log-likelihood", results.llf),
         ("Parameters", results.df_model),
         ("AIC", results.aic),
@@ -502,6 +508,8 @@ def _side(results: MoEResults) -> FitSide:
         correlated=formula.random is not None and formula.random.correlated,
         aux={name: values[order] for name, values in design.aux.items()},
         settings=model.settings,
+        sigma=design.sigma[order][:, ~design.sigma_common],
+        sigma_common=design.sigma[order][:, design.sigma_common],
     )
 
 

@@ -1,5 +1,7 @@
 """What follows from a fit with correlated, unequal or heavy-tailed errors: predictions, residuals, draws, files."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -244,3 +246,80 @@ def test_heavy_tails_are_robust():
     assert robust.params["df1"] < 5
     assert abs(robust.params["expert1.Intercept"] - 5) < abs(plain.params["expert1.Intercept"] - 5)
     assert set(ERRORS) >= {"t"}
+
+
+@pytest.fixture(scope="module")
+def nested():
+    """One-expert fits of the same data with several errors."""
+    data = serial_data().assign(visit=lambda d: d.groupby("id").cumcount())
+    options = {
+        "iid": {},
+        "ar1": {"errors": "ar1", "time": "visit"},
+        "order": {"errors": "ar1"},
+        "car1": {"errors": "car1", "time": "time"},
+        "bm": {"errors": "bm", "time": "time"},
+        "bm t": {"errors": "bm", "time": "time", "errors_dist": "t"},
+        "bm t5": {"errors": "bm", "time": "time", "errors_dist": "t", "errors_df": 5},
+        "sigma": {},
+    }
+    formulas = {"sigma": "y ~ time | re: (1 | id) | sigma: x"}
+    with pytest.warns(BoundaryWarning):  # the errors are normal
+        return {k: mm.fit(formulas.get(k, "y ~ time | re: (1 | id)"), data, 1, **v) for k, v in options.items()}
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "null"),
+    [
+        ("iid", "ar1", "chi2(1)"),
+        ("iid", "sigma", "chi2(1)"),
+        ("iid", "bm", "0.5 chi2(0) + 0.5 chi2(1)"),
+        ("bm", "bm t", "0.5 chi2(0) + 0.5 chi2(1)"),
+        ("iid", "bm t", "0.5 chi2(1) + 0.5 chi2(2)"),
+        ("bm t5", "bm t", "chi2(1)"),
+    ],
+)
+def test_likelihood_ratio_tests_of_errors(small, large, null, nested):
+    if large == "bm t" and small == "bm t5":  # df of the larger one ran to its end, where nothing is known
+        assert "end of its space" in str(nested[small].lr_test(nested[large]))
+        return
+    found = nested[small].lr_test(nested[large])
+    assert str(found.null) == null
+    assert found.statistic == pytest.approx(2 * (nested[large].llf - nested[small].llf), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "reason"),
+    [
+        ("iid", "car1", "vanishes only where phi is infinite"),
+        ("ar1", "bm t", "is no special case of"),
+        ("order", "ar1", "take times from"),
+        ("sigma", "bm t", "the covariates of the standard deviation"),
+        ("bm", "bm t5", "fixes errors_df=5.0"),
+    ],
+)
+def test_tests_that_would_mean_nothing(one, two, reason, nested):
+    found = nested[one].lr_test(nested[two])
+    assert isinstance(found, mm.inference.tests.InvalidTest)
+    assert re.search(reason, found.reason)
+
+
+def test_the_summary_says_what_the_errors_are(fitted):
+    text = str(fitted("car1 t").summary())
+    assert re.search(r"Errors: +continuous AR\(1\) over time, t, df 4", text)
+    assert "expert 2: phi" in text
+    assert "  Residuals\n" in text
+    assert "Residual standard deviations" in str(mm.fit("y ~ time | re: (1 | id)", serial_data(), 1).summary())
+    ar1 = fitted("ar1")
+    frame = ar1.to_frame()
+    low, high = np.arctanh(frame.loc["rho1", ["conf_low", "conf_high"]].to_numpy(dtype=float))
+    assert (low + high) / 2 == pytest.approx(np.arctanh(frame.loc["rho1", "estimate"]))
+    assert frame.loc["sigma1.x", "p_value"] < 1
+    assert np.isnan(fitted("bm").to_frame().loc["sd_bm1", "p_value"])
+    assert "rho" in ar1.to_latex()
+    assert ar1.wald_test("rho1 = rho2").pvalue > 0
+    assert ar1.wald_test("sigma1.x = sigma2.x").pvalue > 0
+
+
+def test_a_profile_of_the_correlation(fitted):
+    profile = fitted("ar1").profile("rho1", points=5)
+    assert profile is not None

@@ -33,6 +33,8 @@ def scale_of(parameter: Parameter) -> Scale:
     """Scale on which a parameter is closest to normal: log for standard deviations, atanh for correlations."""
     if parameter.block == "random" and parameter.term.startswith("corr"):
         return "atanh"
+    if parameter.block == "residual" and parameter.term == "rho":
+        return "atanh"
     return "identity" if parameter.tested else "log"
 
 

@@ -14,7 +14,14 @@ Array = NDArray[np.float64]
 _SPAN_TOLERANCE = 1e-8  # relative distance at which a column counts as a combination of others
 _LOGLIK_TOLERANCE = 1e-7  # relative: a larger model that is worse by more has not reached its maximum
 _GENERALITY = {"common": 0, "proportional": 1, "expert": 2}
-_NESTED_SETTINGS = ("cov_re", "residual")
+_ERROR_SETTINGS: Mapping[str, object] = {
+    "errors": "iid",
+    "time": None,
+    "errors_by": None,
+    "errors_dist": "normal",
+    "errors_df": None,
+}
+_NESTED_SETTINGS = ("cov_re", "residual", *_ERROR_SETTINGS)
 _IRRELEVANT_SETTINGS = ("formula_engine", "engine")
 _BAD_FLAGS = {"boundary": "has a variance on its boundary", "separated_gate": "has infinite gate coefficients"}
 _BAD_FLAGS |= {
@@ -53,7 +60,9 @@ class FitSide:
     aux : Mapping of str to ndarray
         Weights, offsets ...
     settings : Mapping
-        Settings of the model; ``cov_re`` and ``residual`` may be nested, the others must agree.
+        Settings of the model; ``cov_re``, ``residual`` and those of the errors may be nested, the others must agree.
+    sigma, sigma_common : ndarray, shape (n, .), or None
+        Covariates of the log standard deviation of errors with coefficients per expert, and shared ones.
     """
 
     family: str
@@ -73,6 +82,12 @@ class FitSide:
     correlated: bool
     aux: Mapping[str, Array]
     settings: Mapping[str, object]
+    sigma: Array | None = None
+    sigma_common: Array | None = None
+
+    def errors(self, name: str) -> object:
+        """A setting of the errors, or its default."""
+        return self.settings.get(name, _ERROR_SETTINGS[name])
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +168,8 @@ def lr_test(one: FitSide, two: FitSide) -> LRTest | InvalidTest:
     mixture depend on the information matrix. Whatever that is, the cone of admissible values lies within a half-space
     and contains a half-space of dimension d - c + 1, where c is the dimension of the tested covariance blocks. So the
     p-value lies between those of ``0.5 chi2(d - c) + 0.5 chi2(d - c + 1)`` and ``0.5 chi2(d - 1) + 0.5 chi2(d)``; the
-    second is reported, the first kept as `p_lower`.
+    second is reported, the first kept as `p_lower`. The variance of a Brownian motion among the errors and the
+    reciprocals of the degrees of freedom of t errors are tested alike: zero is an end of their space.
 
     References
     ----------
@@ -173,12 +189,26 @@ def lr_test(one: FitSide, two: FitSide) -> LRTest | InvalidTest:
 
 
 def tested_variances(small: FitSide, large: FitSide) -> int:
-    """Dimension c of the covariance blocks that are zero in the smaller model and free in the larger one."""
+    """Dimension c of the covariance blocks that are zero in the smaller model and free in the larger one.
+
+    Parameters of the errors that are zero at an end of their space count with them.
+    """
+    return _tested_effects(small, large) + _tested_errors(small, large)
+
+
+def _tested_effects(small: FitSide, large: FitSide) -> int:
     extra = large.random.shape[1] - small.random.shape[1]
     if extra <= 0:
         return 0
     blocks = large.n_experts if large.settings.get("cov_re", "expert") == "expert" else 1
     return blocks * (extra * (extra + 1) // 2 if large.correlated else extra)
+
+
+def _tested_errors(small: FitSide, large: FitSide) -> int:
+    own = large.n_experts if large.errors("errors_by") == "expert" else 1
+    motion = large.errors("errors") == "bm" and small.errors("errors") == "iid"
+    tails = large.errors("errors_dist") == "t" and small.errors("errors_dist") == "normal"
+    return own * (int(motion) + int(tails))
 
 
 def _test(statistic: float, df: int, cone: int, notes: tuple[str, ...]) -> LRTest:
@@ -210,7 +240,7 @@ def _notes(small: FitSide, large: FitSide) -> tuple[str, ...]:
 
 def _refusal(small: FitSide, large: FitSide) -> str:
     """The reason why the fits cannot be compared by a likelihood ratio; empty if they can."""
-    for check in (_different_kind, _different_data, _irregular, _different_settings, _not_nested):
+    for check in (_different_kind, _different_data, _irregular, _different_settings, _different_errors, _not_nested):
         reason = check(small, large)
         if reason:
             return reason
@@ -240,7 +270,8 @@ def _different_data(small: FitSide, large: FitSide) -> str:
         return f"the fits use different rows (both {len(small.rows)}); fit both on the same rows"
     if not np.array_equal(small.response, large.response):
         return "the fits have different responses (other data, or a transformed response)"
-    if set(small.aux) != set(large.aux) or any(not np.array_equal(v, large.aux[k]) for k, v in small.aux.items()):
+    of_small, of_large = set(small.aux) - {"time"}, set(large.aux) - {"time"}
+    if of_small != of_large or any(not np.array_equal(small.aux[k], large.aux[k]) for k in of_small):
         return f"the fits differ in weights, offset or the like ({sorted(small.aux)} and {sorted(large.aux)})"
     return ""
 
@@ -248,8 +279,10 @@ def _different_data(small: FitSide, large: FitSide) -> str:
 def _irregular(small: FitSide, large: FitSide) -> str:
     for name, side in (("smaller", small), ("larger", large)):
         codes = [c for c in side.flags if c in _BAD_FLAGS]
-        if name == "larger" and tested_variances(small, large):
+        if name == "larger" and _tested_effects(small, large):
             codes = [c for c in codes if c != "boundary"]
+        if name == "larger" and _tested_errors(small, large):
+            codes = [c for c in codes if c != "edge"]
         if codes:
             return (
                 f"the {name} model {_BAD_FLAGS[codes[0]]}, where the null distribution is not known; "
@@ -266,6 +299,39 @@ def _different_settings(small: FitSide, large: FitSide) -> str:
     return ""
 
 
+def _different_errors(small: FitSide, large: FitSide) -> str:
+    one, two = small.errors("errors"), large.errors("errors")
+    if one not in ("iid", two):
+        return f"errors={one!r} is no special case of errors={two!r}; compare bic"
+    if one == two and small.errors("time") != large.errors("time"):
+        return f"the fits take times from {small.errors('time')!r} and {large.errors('time')!r}; use the same column"
+    if one == "iid" and two == "car1":
+        return (
+            "the correlation of errors='car1' vanishes only where phi is infinite, and its derivative there depends on "
+            "the spacing of the rows, so that no mixture of chi-squares holds; compare bic, use errors='ar1' with "
+            "whole-number times, or refit responses drawn by simulate() from the smaller fit"
+        )
+    if small.errors("errors_dist") == "t" and large.errors("errors_dist") == "normal":
+        return "t errors are no special case of normal ones; compare bic"
+    if large.errors("errors_df") not in (None, small.errors("errors_df")):
+        return (
+            f"the larger model fixes errors_df={large.errors('errors_df')!r} and the smaller one does not; compare bic"
+        )
+    if small.errors("errors_by") == "expert" and large.errors("errors_by") == "common" and small.n_experts > 1:
+        return "own parameters of the errors are no special case of common ones (errors_by=); compare bic"
+    return ""
+
+
+def _spread_nested(small: FitSide, large: FitSide) -> bool:
+    if small.sigma is None or small.sigma_common is None or large.sigma is None or large.sigma_common is None:
+        return True
+    level = np.ones((len(small.rows), 1))
+    own, everything = np.hstack([level, large.sigma]), np.hstack([level, large.sigma, large.sigma_common])
+    if small.n_experts == 1:
+        return _in_span(np.hstack([small.sigma, small.sigma_common]), everything)
+    return _in_span(small.sigma, own) and _in_span(small.sigma_common, everything)
+
+
 def _not_nested(small: FitSide, large: FitSide) -> str:
     if small.npar == large.npar:
         return f"the fits have the same number of parameters ({small.npar}), so neither is nested in the other"
@@ -275,7 +341,8 @@ def _not_nested(small: FitSide, large: FitSide) -> str:
     gate = "" if small.n_experts == 1 or _in_span(small.gate, large.gate) else "the gate columns"
     random = "" if _random_nested(small, large) else "the random effects"
     residual = "" if _generality(small, "residual") <= _generality(large, "residual") else "the residual variances"
-    outside = [part for part in (fixed, gate, random, residual) if part]
+    spread = "" if _spread_nested(small, large) else "the covariates of the standard deviation"
+    outside = [part for part in (fixed, gate, random, residual, spread) if part]
     if outside:
         parts = ", ".join(outside)
         return f"the smaller model is not nested in the larger one: {parts} are not special cases of it; compare bic"

@@ -62,6 +62,18 @@ class ErrorOptions:
         }
 
     @property
+    def described(self) -> str:
+        """One line for the header of a summary."""
+        kind = {
+            "iid": "independent",
+            "ar1": f"AR(1) over {self.time or 'visits'}",
+            "car1": f"continuous AR(1) over {self.time}",
+            "bm": f"Brownian motion over {self.time} and measurement error",
+        }[self.kind]
+        tails = "normal" if self.dist == "normal" else f"t, df {'estimated' if self.df is None else f'{self.df:g}'}"
+        return f"{kind}, {tails}"
+
+    @property
     def plain(self) -> bool:
         """Whether errors are iid and normal, but for covariates of their standard deviation."""
         return self.kind == "iid" and self.dist == "normal"

@@ -40,7 +40,7 @@ from mixmoe.mixed.predictive import given_covariates, given_history
 from mixmoe.mixed.profiles import fit_axis, gate_curves, trajectory_curves, trajectory_data
 from mixmoe.mixed.sensitivity import first_order, likelihood_at
 from mixmoe.output.curves import Curve, Observed
-from mixmoe.output.tables import Table
+from mixmoe.output.tables import Cell, Table
 from mixmoe.results import MoEResults
 
 Array = NDArray[np.float64]
@@ -295,6 +295,11 @@ class MEMoEResults(MoEResults):
         if given == "history":
             return given_history(e, y, d.expert, d.random, d.gate, errors).place(y)
         return given_covariates(e, d.expert, d.random, d.gate, d.codes, errors).place(y)
+
+    @property
+    def _more_facts(self) -> tuple[tuple[str, Cell], ...]:
+        setup = self.model.errors
+        return () if setup is None else (("Errors", setup.options.described),)
 
     def _normalized(self) -> Array:
         return normalized_residuals(

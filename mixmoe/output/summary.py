@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe.layout import Parameter, ParamLayout
+from mixmoe.layout import Block, Parameter, ParamLayout
 from mixmoe.output.html import html
 from mixmoe.output.latex import latex
 from mixmoe.output.markdown import markdown
@@ -116,10 +116,15 @@ def parameter_tables(layout: ParamLayout, frame: pd.DataFrame, shares: Array, al
         for k in range(1, len(shares) + 1)
     ]
     tables += [
-        block_table(block, BLOCK_TITLES[block], layout, layout.where(block), frame, alpha)
+        block_table(block, _block_title(block, layout), layout, layout.where(block), frame, alpha)
         for block in ("common", "gate", "random", "residual", "dispersion", "threshold", "other")
     ]
     return tuple(table for table in tables if table.index)
+
+
+def _block_title(block: Block, layout: ParamLayout) -> str:
+    terms = {p.term for p in layout.parameters if p.block == block}
+    return "Residuals" if block == "residual" and terms != {"sigma"} else BLOCK_TITLES[block]
 
 
 def block_table(
