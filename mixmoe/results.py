@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mixmoe.arguments import checked_count, checked_rng
 from mixmoe.assess.diagnosis import PANELS, Diagnosis
+from mixmoe.assess.expert_tests import ExpertTests
 from mixmoe.assess.mixins import Assessment
 from mixmoe.design import Design
 from mixmoe.em import EMFit
@@ -83,7 +84,7 @@ class Family(Protocol):
         ...
 
 
-class MoEResults(Assessment, Diagnosis, Reporting, LabelledResults):
+class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults):
     """A fitted mixture of experts.
 
     Parameters

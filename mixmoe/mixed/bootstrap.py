@@ -65,7 +65,7 @@ def bootstrap_covariance(
     n_boot = checked_count(n_boot, "n_boot", least=2)
     if n_jobs != -1:
         checked_count(n_jobs, "n_jobs")
-    task = _Resample(problem, coordinates, theta)
+    task = Resample(problem, coordinates, theta)
     draws = replicate(task, n_boot, checked_rng(rng), n_jobs, "bootstrap", progress)
     kept = np.array([draw for draw in draws.values if np.isfinite(draw).all()])
     if len(kept) < 2 and draws.interrupted:
@@ -82,7 +82,7 @@ def bootstrap_covariance(
 
 
 @dataclass(frozen=True, slots=True)
-class _Resample:
+class Resample:
     """Estimates from one resample; picklable."""
 
     problem: Problem
@@ -90,6 +90,12 @@ class _Resample:
     theta: Array
 
     def __call__(self, rng: np.random.Generator) -> Array:
+        """Reported parameters, shape (P,); NaN if the refit did not converge."""
+        theta = self.refit(rng)
+        return self._natural(self._matched(theta)) if np.isfinite(theta).all() else theta
+
+    def refit(self, rng: np.random.Generator) -> Array:
+        """Free vector, shape (P,), fitted to a resample of the subjects; NaN if that did not converge."""
         N = self.problem.n_subjects
         sample = self.problem.take(np.sort(rng.integers(N, size=N)))
         start = off_boundary(sample, self.theta)[None]
@@ -98,7 +104,7 @@ class _Resample:
             raise KeyboardInterrupt  # climb() keeps it to itself; it ends the whole bootstrap, not one resample
         if not end.converged[0]:
             return np.full(self.theta.size, np.nan)
-        return self._natural(self._matched(end.theta[0]))
+        return end.theta[0]
 
     def _natural(self, theta: Array) -> Array:
         s = self.problem.structure

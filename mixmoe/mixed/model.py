@@ -1,7 +1,6 @@
 """MEMoE: formula, data and structure of a mixed-effects mixture of experts."""
 
 from collections.abc import Mapping
-from copy import copy
 from dataclasses import replace
 from functools import reduce
 from typing import Any, get_args
@@ -11,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe.arguments import checked_choice, checked_count, checked_positive, checked_rng
+from mixmoe.assess.refits import Estimated
 from mixmoe.design import Design, build_design
 from mixmoe.em import Control, EMFit, Starts, better, seeded
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
@@ -22,7 +22,6 @@ from mixmoe.layout import Parameter, ParamLayout
 from mixmoe.mixed.bootstrap import bootstrap_covariance
 from mixmoe.mixed.coordinates import apply_inverse
 from mixmoe.mixed.covariance import covariance, find_boundary, natural_jacobian
-from mixmoe.mixed.disturbances import disturbances
 from mixmoe.mixed.error_options import ErrorsBy, ErrorsDist, ErrorSetup, build_errors, checked_errors
 from mixmoe.mixed.estimate import (
     Search,
@@ -37,8 +36,8 @@ from mixmoe.mixed.extras import outside
 from mixmoe.mixed.flags import find_flags, warn_flags
 from mixmoe.mixed.glmm_results import GLMMResults
 from mixmoe.mixed.likelihood import Problem, build_problem, evaluate, subject_logliks
-from mixmoe.mixed.natural import build_layout, from_natural, positions, split_natural, to_natural
-from mixmoe.mixed.predict import Estimate, draw_responses
+from mixmoe.mixed.natural import build_layout, from_natural, split_natural, to_natural
+from mixmoe.mixed.refits import Refitting
 from mixmoe.mixed.response_model import (
     ResponseModel,
     build_response_model,
@@ -58,7 +57,7 @@ Array = NDArray[np.float64]
 _DEFAULT = Control()
 
 
-class MEMoE:
+class MEMoE(Refitting):
     """Mixed-effects mixture of experts.
 
     Each subject belongs to one of K experts; a softmax gate on baseline covariates gives the probabilities, and each
@@ -275,7 +274,7 @@ class MEMoE:
         generator = checked_rng(rng)
         default = default_starts(self.n_experts) if start is None else 0
         n_starts = default if starts is None else checked_count(starts, "starts", least=1 if start is None else 0)
-        fit = seeded(self.maximum(n_starts, generator, start, control), rng)
+        fit = seeded(self.maximum(n_starts, generator, self._start(start), control), rng)
         warn_flags(fit.flags)
         if cov_type == "bootstrap":
             cov_options = {"rng": generator, "progress": progress, **cov_options}
@@ -286,7 +285,9 @@ class MEMoE:
             cov = ParamCov(blank, checked_cov_type(cov_type), f"interrupted; with_cov({cov_type!r}) computes them")
         return self.results(fit, cov)
 
-    def maximum(self, n_starts: int, rng: np.random.Generator, start: Any = None, control: Control = _DEFAULT) -> EMFit:
+    def maximum(
+        self, n_starts: int, rng: np.random.Generator, start: Estimated | None = None, control: Control = _DEFAULT
+    ) -> EMFit:
         """The estimate alone, without warnings and covariance.
 
         Parameters
@@ -294,8 +295,8 @@ class MEMoE:
         n_starts : int
             Random starts.
         rng : numpy.random.Generator
-        start : optional
-            As in `fit`.
+        start : Estimated, optional
+            With as many experts, or one fewer.
         control : Control
 
         Returns
@@ -309,37 +310,20 @@ class MEMoE:
             fits.append(self._record(search(self.problem, n_starts, control, rng)))
         return reduce(better, fits)
 
-    def _search_from(self, start: Any, rng: np.random.Generator, control: Control) -> Search:
+    def _search_from(self, start: Estimated, rng: np.random.Generator, control: Control) -> Search:
+        if start.experts < self.n_experts:
+            smaller = self.with_experts(start.experts).working(start.values)
+            return search_carried(self.problem, smaller, control, rng)
+        return search_from(self.problem, off_boundary(self.problem, self.working(start.values))[None], control)
+
+    def _start(self, start: Any) -> Estimated | None:
+        """Where to start, from what the user passed."""
+        if start is None:
+            return None
         smaller = getattr(start, "model", None)
         if isinstance(smaller, MEMoE) and smaller.n_experts == self.n_experts - 1:
-            below = self.with_experts(smaller.n_experts)
-            return search_carried(self.problem, below.working(below.vector(start)), control, rng)
-        return search_from(self.problem, off_boundary(self.problem, self.working(self.vector(start)))[None], control)
-
-    def with_experts(self, experts: int) -> "MEMoE":
-        """The model with another number of experts on the same data."""
-        other = copy(self)
-        other.n_experts, other.settings = experts, {**self.settings, "experts": experts}
-        other.structure = replace(self.structure, n_experts=experts)
-        other.layout = build_layout(other.structure, self.design.names)
-        other.problem = build_problem(other.structure, self.problem.experts, self.problem.W)
-        return other
-
-    def with_response(self, response: Array) -> "MEMoE":
-        """The model with another response, shape (n,) in the order of the design."""
-        other = copy(self)
-        other.design = replace(self.design, response=response)
-        other._arrange(other.structure)
-        return other
-
-    def draw(self, fit: EMFit, rng: np.random.Generator) -> Array:
-        """A response drawn from the model at the estimates `fit`, shape (n,) in the order of the design."""
-        d, blank = self.design, np.full((fit.params.size, fit.params.size), np.nan)
-        if not self.response.gaussian:
-            return self.results(fit, ParamCov(blank, "nonrobust"))._draw(rng)
-        known = Estimate(self.user(fit.params), blank, positions(self.structure))
-        errors = disturbances(d, known.params, self.errors)
-        return draw_responses(known, d.expert, d.random, d.gate, errors, rng)
+            return Estimated(smaller.n_experts, self.with_experts(smaller.n_experts).vector(start))
+        return Estimated(self.n_experts, self.vector(start))
 
     def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
         """Covariance of the estimates of `fit`.

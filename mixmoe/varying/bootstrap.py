@@ -1,23 +1,21 @@
 """Parametric and cluster bootstrap with warm-started refits."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from mixmoe.varying.estimate import Control, run_em
+from mixmoe.varying.draws import REFIT, with_cluster_draw, with_draw
+from mixmoe.varying.estimate import run_em
 from mixmoe.varying.fitted import FittedVCMoE
 from mixmoe.varying.local_likelihood import build_local, local_start, maximise_local
 from mixmoe.varying.parallel import run_all
 from mixmoe.varying.problem import Problem, Slots
-from mixmoe.varying.steps import own_natural
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.intp]
-
-REFIT = Control(tolerance=1e-4, max_iter=100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,30 +33,6 @@ class BootstrapBands:
     se: Array
     critical: Array
     pointwise: float
-
-
-def draw_responses(problem: Problem, coef: Array, rng: np.random.Generator) -> Array:
-    """One response for each sorted row: expert from the gate, response from the expert."""
-    natural = own_natural(problem, coef)
-    noisy = natural.log_gate + rng.gumbel(size=natural.log_gate.shape)
-    chosen = noisy.argmax(axis=0)
-    each = np.arange(problem.rows.n)
-    eta, delta = natural.eta[chosen, each], natural.delta[chosen, each]
-    return problem.family.draw(rng, eta, delta, problem.rows.outcome.trials)
-
-
-def with_draw(problem: Problem, coef: Array, rng: np.random.Generator) -> Problem:
-    """The problem with a response drawn from given functions, covariates and index as they are."""
-    y = draw_responses(problem, coef, rng)
-    rows = problem.rows.with_response(y, problem.family.constant(y, problem.rows.outcome.trials))
-    return replace(problem, rows=rows)
-
-
-def with_cluster_draw(problem: Problem, clusters: IntArray, rng: np.random.Generator) -> Problem:
-    """The problem with clusters drawn with replacement, as weights of their rows."""
-    n = int(clusters.max()) + 1
-    counts = rng.multinomial(n, np.full(n, 1.0 / n)).astype(float)
-    return replace(problem, rows=problem.rows.with_weights(problem.rows.weights * counts[clusters]))
 
 
 def bootstrap_bands(

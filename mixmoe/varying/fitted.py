@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe.assess.effects import GatePoint
+from mixmoe.assess.refits import Estimated
 from mixmoe.design import Design
 from mixmoe.em import EMFit, Starts
 from mixmoe.errors import ArgumentError
@@ -16,13 +17,15 @@ from mixmoe.formula import MoEFormula
 from mixmoe.inference.covariance import ParamCov
 from mixmoe.layout import Block, Parameter, ParamLayout
 from mixmoe.varying.bands import BandSet, LevelProcess, level_process
-from mixmoe.varying.estimate import Control, Run
+from mixmoe.varying.draws import REFIT, draw_responses, with_cluster_draw
+from mixmoe.varying.estimate import Control, Run, run_em
 from mixmoe.varying.flags import find_flags
 from mixmoe.varying.labels import permute_experts
 from mixmoe.varying.local_likelihood import build_local, local_start, maximise_local
 from mixmoe.varying.problem import Problem, Slots
+from mixmoe.varying.refits import From, maximise, with_experts, with_response
 from mixmoe.varying.sandwich import influence, level_covariance
-from mixmoe.varying.setup import Sorted
+from mixmoe.varying.setup import Sorted, constant_slots
 from mixmoe.varying.steps import own_natural, posterior
 
 Array = NDArray[np.float64]
@@ -159,6 +162,61 @@ class FittedVCMoE:
         problem = replace(self.problem, const=marks)
         settings = {**self.settings, "functions": coef.tolist()}
         return replace(self, coef=coef, problem=problem, settings=settings)
+
+    def refuse_tests(self) -> str | None:
+        """Why the number of experts cannot be tested, None if it can."""
+        if self.clusters is None:
+            return None
+        return "rows of a cluster are not independent, and the model cannot draw them; fit a MEMoE with re: instead"
+
+    def estimated(self, fit: EMFit) -> Estimated:
+        """The fit as tests of the number of experts need it."""
+        return Estimated(self.n_experts, self.coef, fit.loglik)
+
+    def estimate(
+        self,
+        experts: int,
+        n_starts: int,
+        rng: np.random.Generator,
+        start: Estimated | None = None,
+        response: Array | None = None,
+    ) -> Estimated:
+        """The maximum for any number of experts and another response, see `mixmoe.assess.refits.Refits`."""
+        problem = self._with_experts(experts)
+        if response is not None:
+            problem = with_response(problem, response[self.data.order], self.settings["sigma_floor"])
+        values = None if start is None else start.values
+        same = None if start is None or start.experts < experts else values
+        smaller = values if same is None else None
+        run = maximise(
+            problem, Control(n_starts=n_starts), rng, From(n_starts > 0, same, smaller), self.settings["polish"]
+        )
+        return Estimated(experts, run.coef, run.loglik)
+
+    def _with_experts(self, experts: int) -> Problem:
+        if experts == self.n_experts:
+            return self.problem
+        slots = replace(self.problem.slots, n_experts=experts)
+        const = constant_slots(self.design, slots, self.settings["dispersion"], bool(self.problem.const.all()))
+        return with_experts(self.problem, experts, const, self.settings["sigma_floor"])
+
+    def drawn(self, estimated: Estimated, rng: np.random.Generator) -> Array:
+        """A response drawn from the model at some estimates, shape (n,) in the order of the design."""
+        out = np.empty(self.problem.rows.n)
+        out[self.data.order] = draw_responses(self._with_experts(estimated.experts), estimated.values, rng)
+        return out
+
+    def reclassified(self, fit: EMFit, rng: np.random.Generator) -> IntArray:
+        """Most probable expert of every row after a refit to a resample of rows or clusters; empty on failure."""
+        units = np.arange(self.problem.rows.n) if self.clusters is None else self.clusters
+        run = run_em(with_cluster_draw(self.problem, units, rng), self.coef, REFIT)
+        if not run.converged:
+            return np.zeros(0, dtype=np.intp)
+        natural = own_natural(self.problem, run.coef)
+        unit = posterior(self.problem.rows.with_weights(np.ones(self.problem.rows.n)), self.problem.family, natural)
+        labels = np.empty(self.problem.rows.n, dtype=np.intp)
+        labels[self.data.order] = unit.weighted.argmax(axis=0)
+        return labels
 
     def process(self, bias: str) -> LevelProcess:
         """Levels of all functions over the grid with their covariance, see `level_process`."""

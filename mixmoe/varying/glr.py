@@ -18,7 +18,7 @@ from scipy.stats import chi2
 from mixmoe.arguments import checked_choice, checked_count
 from mixmoe.em import EMFit
 from mixmoe.errors import ArgumentError
-from mixmoe.varying.bootstrap import REFIT, with_draw
+from mixmoe.varying.draws import REFIT, with_draw
 from mixmoe.varying.estimate import Control, Run, run_em
 from mixmoe.varying.fitted import FittedVCMoE
 from mixmoe.varying.parallel import run_all

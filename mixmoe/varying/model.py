@@ -16,13 +16,12 @@ from mixmoe.kernels.families import family_named
 from mixmoe.output.saved import SavedFit
 from mixmoe.results import restored
 from mixmoe.varying.bandwidth import BandwidthSearch, rule_of_thumb, search_bandwidth
-from mixmoe.varying.carried import fit_carried, on_grid
-from mixmoe.varying.estimate import Control, Run, fit_functions
+from mixmoe.varying.carried import on_grid
+from mixmoe.varying.estimate import Control, Run
 from mixmoe.varying.fitted import FittedVCMoE, tabulated_points
 from mixmoe.varying.flags import warn_flags
-from mixmoe.varying.labels import permute_experts, reported_order
-from mixmoe.varying.local_likelihood import polish
 from mixmoe.varying.problem import Problem, Slots, build_problem
+from mixmoe.varying.refits import From, maximise
 from mixmoe.varying.results import VCMoEResults
 from mixmoe.varying.setup import (
     Sorted,
@@ -34,7 +33,6 @@ from mixmoe.varying.setup import (
     make_grid,
     sorted_rows,
 )
-from mixmoe.varying.steps import own_natural, posterior
 
 Array = NDArray[np.float64]
 
@@ -310,17 +308,12 @@ class VCMoE:
     def _run(self, problem: Problem, control: Control, rng: np.random.Generator, start: Any) -> Run:
         """EM, polish if asked, experts in the reported order."""
         if start is None:
-            run = fit_functions(problem, control, rng)
+            where = From()
         elif _experts_of(start) == problem.slots.n_experts - 1:
-            run = fit_carried(problem, control, rng, on_grid(problem, start.model.problem, start.model.coef))
+            where = From(False, smaller=on_grid(problem, start.model.problem, start.model.coef))
         else:
-            run = fit_functions(problem, control, rng, _warm_start(start, problem))
-        coef = run.coef
-        if self.settings["polish"] and not problem.const.all():
-            coef = polish(problem, coef)
-        coef = permute_experts(self.slots, coef, reported_order(problem, coef))
-        post = posterior(problem.rows, problem.family, own_natural(problem, coef))
-        return Run(coef, float(post.loglik), run.trace, run.converged, run.change, run.candidates)
+            where = From(False, same=_warm_start(start, problem))
+        return maximise(problem, control, rng, where, self.settings["polish"])
 
 
 def _warm_start(start: Any, problem: Problem) -> Array:

@@ -21,8 +21,8 @@ from mixmoe.output.tables import Table
 from mixmoe.results import MoEResults
 from mixmoe.varying import report
 from mixmoe.varying.bands import BIASES, METHODS, LevelProcess, checked_level
-from mixmoe.varying.bootstrap import draw_responses
 from mixmoe.varying.dof import effective_df, fitness
+from mixmoe.varying.draws import draw_responses
 from mixmoe.varying.fitted import FittedVCMoE, reported_values
 from mixmoe.varying.glr import GLRTest, test_functions, test_table
 from mixmoe.varying.predict import KINDS, prediction_columns, prediction_rows, response_places

@@ -1,0 +1,87 @@
+"""Estimates of a varying-coefficient mixture for other numbers of experts, other responses and resamples."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe.varying.carried import fit_carried
+from mixmoe.varying.estimate import Control, Run, best_run, fit_functions
+from mixmoe.varying.labels import permute_experts, reported_order
+from mixmoe.varying.local_likelihood import polish
+from mixmoe.varying.problem import Problem, Slots, build_problem
+from mixmoe.varying.steps import own_natural, posterior
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class From:
+    """Where to start.
+
+    Attributes
+    ----------
+    random : bool
+        Random starts, as many as the control says.
+    same : ndarray, shape (G, 2, L), or None
+        A state.
+    smaller : ndarray, shape (G, 2, L'), or None
+        A state with one expert fewer, whose experts are split.
+    """
+
+    random: bool = True
+    same: Array | None = None
+    smaller: Array | None = None
+
+
+def maximise(problem: Problem, control: Control, rng: np.random.Generator, start: From, polished: bool) -> Run:
+    """The best of EM runs, polished if asked, experts in the reported order.
+
+    Parameters
+    ----------
+    problem : Problem
+    control : Control
+    rng : numpy.random.Generator
+    start : From
+    polished : bool
+
+    Returns
+    -------
+    Run
+    """
+    runs = []
+    if start.same is not None:
+        runs.append(fit_functions(problem, control, rng, start.same))
+    if start.smaller is not None:
+        runs.append(fit_carried(problem, control, rng, start.smaller))
+    if start.random:
+        runs.append(fit_functions(problem, control, rng))
+    run = best_run(runs) if len(runs) > 1 else runs[0]
+    coef = polish(problem, run.coef) if polished and not problem.const.all() else run.coef
+    coef = permute_experts(problem.slots, coef, reported_order(problem, coef))
+    post = posterior(problem.rows, problem.family, own_natural(problem, coef))
+    return replace(run, coef=coef, loglik=float(post.loglik))
+
+
+def with_experts(problem: Problem, experts: int, const: NDArray[np.bool_], sigma_floor: float) -> Problem:
+    """The problem with another number of experts and the same bandwidths.
+
+    Parameters
+    ----------
+    problem : Problem
+    experts : int
+    const : ndarray of bool, shape (L,)
+        Functions held constant with that many experts.
+    sigma_floor : float
+        As in `build_problem`.
+    """
+    old, windows = problem.slots, problem.windows
+    slots = Slots(experts, old.n_expert_columns, old.n_gate_columns, old.has_dispersion)
+    gate = problem.gate_windows.bandwidth
+    return build_problem(problem.rows, problem.family, slots, const, windows.grid, windows.bandwidth, gate, sigma_floor)
+
+
+def with_response(problem: Problem, response: Array, sigma_floor: float) -> Problem:
+    """The problem with another response, shape (n,) in the order of the rows."""
+    rows = problem.rows.with_response(response, problem.family.constant(response, problem.rows.outcome.trials))
+    return with_experts(replace(problem, rows=rows), problem.slots.n_experts, problem.const, sigma_floor)
