@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from statsmodels.stats.contrast import ContrastResults
 
 import mixmoe as mm
+from mixmoe.assess.experts import ExpertsTest, Stability, VLMRTest
+from mixmoe.errors import ArgumentError
 from mixmoe.inference.covariance import COV_TYPES
 from mixmoe.inference.likelihood_ratio import LRTest
 from mixmoe.inference.tests import InvalidTest, WaldTest
@@ -94,14 +96,17 @@ CHECKED = {
     "resid",
     "save",
     "simulate",
+    "stability",
     "summary",
     "t_test",
     "tables",
+    "test_experts",
     "tidy",
     "to_excel",
     "to_frame",
     "to_latex",
     "to_markdown",
+    "vlmr_test",
     "wald_test",
     "with_cov",
 }
@@ -240,6 +245,21 @@ def test_likelihood_ratio(case):
 def test_what_is_not_defined_says_what_to_use(name, case):
     with pytest.raises(NotImplementedError, match=f"{name} is not defined for mixtures of experts; "):
         getattr(case.fit, name)()
+
+
+def test_number_of_experts(case):
+    if case.K == 1:
+        assert isinstance(case.fit.test_experts(2), InvalidTest)
+        assert isinstance(case.fit.vlmr_test(), InvalidTest)
+        with pytest.raises(ArgumentError, match="at least two experts"):
+            case.fit.stability(2)
+        return
+    test = case.fit.test_experts(2, starts=1, rng=0)
+    assert isinstance(test, ExpertsTest)
+    assert test.n_boot == 2
+    assert 0 < test.pvalue <= 1
+    assert isinstance(case.fit.vlmr_test(starts=1, rng=0), VLMRTest)
+    assert isinstance(case.fit.stability(3, rng=0), Stability)
 
 
 # ---- subjects ----
