@@ -273,3 +273,17 @@ def test_an_expert_without_modal_units_is_refused():
     tau = np.column_stack([np.full(10, 0.6), np.full(10, 0.4)])
     with pytest.raises(ArgumentError, match="expert 2 is the most probable one of no unit"):
         build_assignment(tau, np.zeros((10, 1)), np.zeros((10, 2, 1)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_labels_only_permute(method, case):
+    fit, out, _ = case
+    other = fit.relabel([2, 1])
+    np.testing.assert_allclose(other.adequacy().odds_correct, fit.adequacy().odds_correct[::-1])
+    np.testing.assert_allclose(other.influence().distance, fit.influence().distance, rtol=1e-5)
+    here, there = (f.distal("o ~ expert + age", out, method=method) for f in (fit, other))
+    np.testing.assert_allclose(there.margins.values, here.margins.values[::-1], rtol=1e-5)
+    np.testing.assert_allclose(there.margins.std_errors, here.margins.std_errors[::-1], rtol=1e-4)
+    gates = [f.covariates("~ z", out, method=method).coefficients for f in (fit, other)]
+    np.testing.assert_allclose(gates[1].values, -gates[0].values, rtol=1e-4)
+    np.testing.assert_allclose(gates[1].std_errors, gates[0].std_errors, rtol=1e-4)
