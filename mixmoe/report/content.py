@@ -8,7 +8,7 @@ from mixmoe.report.checklists import checklist_table, grolts, smart_lca
 from mixmoe.report.code import code, remarks, versions_table
 from mixmoe.report.data import columns_table, gaps, spread, visits_table
 from mixmoe.report.evidence import Evidence
-from mixmoe.report.figures import diagnostics, figures, trajectories
+from mixmoe.report.figures import candidates, diagnostics, figures
 from mixmoe.report.groups import attrition_table, end_points_table, flow_table, profile_table, waves_table
 from mixmoe.report.page import Checklist, Code, Facts, Part, Prose, Remarks, Section
 
@@ -132,10 +132,7 @@ def _choice(e: Evidence, drawn: bool) -> tuple[Part, ...]:
         return ()
     summary = e.selection.summary()
     parts: list[Part] = [*summary.tables, *(Prose(note) for note in summary.notes)]
-    if drawn:
-        tried = [c for c in e.selection.candidates if c.results is not None]
-        parts += [trajectories(c.results, c.label) for c in tried]
-    return tuple(parts)
+    return (*parts, *(candidates(e.selection) if drawn else ()))
 
 
 def _distal(e: Evidence) -> tuple[Part, ...]:

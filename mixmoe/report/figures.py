@@ -9,7 +9,7 @@ from mixmoe.output.curves import Curve
 from mixmoe.output.plots import draw
 from mixmoe.output.plots_file import svg
 from mixmoe.report.evidence import Evidence
-from mixmoe.report.page import Image, Part, Prose
+from mixmoe.report.page import Gallery, Image, Part, Prose
 
 _CAPTIONS = {
     "trajectories": "Estimated trajectory of each expert with pointwise limits, over observed courses in the colour of "
@@ -45,8 +45,15 @@ def diagnostics(e: Evidence) -> Part:
     return Image(drawing, caption, f"Panels for {e.design.n} rows of {e.design.n_units} {e.units}; see the caption.")
 
 
-def trajectories(results: Any, label: str) -> Part:
-    """The default figure of another fit."""
+def candidates(selection: Any) -> tuple[Part, ...]:
+    """The criteria, and the default figure of each candidate that was fitted."""
+    tried = [c for c in selection.candidates if c.results is not None]
+    words = f"Criteria of {len(tried)} candidates against the number of experts; the numbers are in the table."
+    criteria = Image(svg(selection.plot), "Criteria against the number of experts, the smallest marked.", words)
+    return (criteria, Gallery(tuple(_candidate(c.results, c.label) for c in tried)))
+
+
+def _candidate(results: Any, label: str) -> Image | Prose:
     kind = results._default_plot
     return _drawn(lambda: results.plot(kind), f"{label}.", lambda: results.curves(kind))
 
@@ -56,7 +63,7 @@ def _of_kind(e: Evidence, kind: str) -> Part:
     return _drawn(lambda: e.results.plot(kind), _CAPTIONS[kind] + level, lambda: e.results.curves(kind))
 
 
-def _drawn(make: Callable[[], Any], caption: str, curves: Callable[[], Sequence[Curve]]) -> Part:
+def _drawn(make: Callable[[], Any], caption: str, curves: Callable[[], Sequence[Curve]]) -> Image | Prose:
     """The image, or the reason that there is none, as with a gate that has no numeric covariate."""
     try:
         shown = curves()

@@ -66,7 +66,14 @@ class Checklist:
     table: Table
 
 
-Part = Prose | Facts | Remarks | Code | Image | Checklist | Table
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """Small figures side by side, or the reasons that there are none."""
+
+    images: tuple[Image | Prose, ...]
+
+
+Part = Prose | Facts | Remarks | Code | Image | Gallery | Checklist | Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +137,8 @@ def _part(part: Part) -> str:
             return f"<pre><code>{escape(text)}</code></pre>\n"
         case Image():
             return _image(part)
+        case Gallery(images):
+            return f'<div class="gallery">\n{"".join(_part(image) for image in images)}</div>\n'
         case Facts(pairs):
             return _facts(pairs)
         case Remarks(texts):
@@ -166,6 +175,8 @@ def _image(image: Image) -> str:
 
 def _colours(sections: Sequence[Section]) -> str:
     """Rules for the colours of all figures, on a light and on a dark page."""
-    images = [part.svg for section in sections for part in section.parts if isinstance(part, Image)]
+    parts = [part for section in sections for part in section.parts]
+    parts += [image for part in parts if isinstance(part, Gallery) for image in part.images]
+    images = [part.svg for part in parts if isinstance(part, Image)]
     dark = f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {palette(images, True)} }} }}"
     return f":root {{ {palette(images, False)} }}\n{dark}\n" if images else ""

@@ -238,6 +238,9 @@ class Candidates:
         made = [(c.results.model.n_experts, c.results.model.formula.text) for c in self.candidates]
         return pd.DataFrame(made, columns=["experts", "formula"])
 
+    def plot(self):
+        return self.candidates[-1].results.plot()
+
     def summary(self):
         rows = tuple((c.results.bic,) for c in self.candidates)
         index = tuple(c.label for c in self.candidates)
@@ -249,7 +252,9 @@ def test_selection_answers_what_one_fit_cannot(plain, tmp_path):
     fits = [mm.fit("y ~ 1 | re: (1 | id)", data, experts=1), mm.fit("y ~ time | re: (0 | id)", data, experts=1), plain]
     distal = SimpleNamespace(summary=lambda: Summary("Distal outcome of z", (), ("Corrected.",)))
     options = {"selection": Candidates(fits), "distal": distal}
-    seen = text_of(written(plain, tmp_path, **options))
+    page = written(plain, tmp_path, **options)
+    seen = text_of(page)
+    assert page.count("<figure>") == 5 + 4
     assert "Candidates" in seen
     assert "Distal outcome of z" in seen
     items = {i.key: i for i in grolts(gather(plain, 0.05, options["selection"], distal, None, True))}
