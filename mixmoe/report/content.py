@@ -9,7 +9,14 @@ from mixmoe.report.code import code, remarks, versions_table
 from mixmoe.report.data import columns_table, gaps, spread, visits_table
 from mixmoe.report.evidence import Evidence
 from mixmoe.report.figures import candidates, diagnostics, figures
-from mixmoe.report.groups import attrition_table, end_points_table, flow_table, profile_table, waves_table
+from mixmoe.report.groups import (
+    attrition_table,
+    distinct_ends,
+    end_points_table,
+    flow_table,
+    profile_table,
+    waves_table,
+)
 from mixmoe.report.page import Checklist, Code, Facts, Part, Prose, Remarks, Section
 
 _WORDS = {
@@ -123,7 +130,9 @@ def _starts(e: Evidence) -> tuple[Part, ...]:
         ("Converged", "yes" if em.converged else "NO"),
     )
     return (
-        (Facts(facts), end_points_table(em.starts.logliks)) if e.results.model.family_name != "NME" else (Facts(facts),)
+        (Facts(facts), end_points_table(distinct_ends(em.starts.logliks)))
+        if e.results.model.family_name != "NME"
+        else (Facts(facts),)
     )
 
 

@@ -11,6 +11,7 @@ from mixmoe.output.plots_file import svg
 from mixmoe.report.evidence import Evidence
 from mixmoe.report.page import Gallery, Image, Part, Prose
 
+_SMALL = (4.2, 3.1)
 _CAPTIONS = {
     "trajectories": "Estimated trajectory of each expert with pointwise limits, over observed courses in the colour of "
     "their most probable expert; other columns at their medians or most frequent levels.",
@@ -55,7 +56,14 @@ def candidates(selection: Any) -> tuple[Part, ...]:
 
 def _candidate(results: Any, label: str) -> Image | Prose:
     kind = results._default_plot
-    return _drawn(lambda: results.plot(kind), f"{label}.", lambda: results.curves(kind))
+    return _drawn(lambda: _small(results.plot(kind)), f"{label}.", lambda: results.curves(kind))
+
+
+def _small(figure: Any) -> Any:
+    """The figure on less paper, so that its letters are not too small beside others; many panels keep their size."""
+    if len(figure.axes) == 1:
+        figure.set_size_inches(_SMALL)
+    return figure
 
 
 def _of_kind(e: Evidence, kind: str) -> Part:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from mixmoe.report.evidence import Evidence
+from mixmoe.report.groups import distinct_ends
 
 _NO_SELECTION = "Not reported: this report was made from one fit; give selection=mm.select(...) to report all of them."
 CRITERIA = (
@@ -116,7 +117,7 @@ def starts(e: Evidence) -> str:
     """Item 9."""
     em = e.results.em
     return (
-        f"{em.starts.n_starts} starts, {len(em.starts.logliks)} distinct end points, the best reached by "
+        f"{em.starts.n_starts} starts, {len(distinct_ends(em.starts.logliks))} distinct end points, the best reached by "
         f"{em.starts.n_replicated}; {em.n_iter} iterations of the best. Section Starts and convergence."
     )
 

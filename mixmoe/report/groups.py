@@ -1,6 +1,5 @@
 """Who is in the data, when they were seen, and how the experts' people differ, as tables."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,12 +8,14 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from mixmoe.design import Design
+from mixmoe.em import SAME
 from mixmoe.output.tables import Cell, Table
 from mixmoe.report.data import kind_of
 
 Array = NDArray[np.float64]
 _MAX_LEVELS = 8
 _MAX_VISITS = 15
+_MAX_ENDS = 10
 _NUMBERS = ("numbers", "whole numbers")
 
 
@@ -129,9 +130,15 @@ def _weighted(column: pd.Series, weights: Array) -> str:
     return f"{mean:.4g} ({np.sqrt(np.average((x - mean) ** 2, weights=weights)):.4g})"
 
 
-def end_points_table(logliks: Sequence[float]) -> Table:
-    """Log-likelihoods of the distinct end points, best first."""
-    shown = [float(v) for v in logliks[:10]]
+def distinct_ends(logliks: Array) -> Array:
+    """Log-likelihoods of different optima, best first: searches that were joined may have found the same."""
+    ordered = np.sort(np.asarray(logliks, dtype=float))[::-1]
+    return ordered[np.append(True, np.diff(ordered) < -SAME)[: len(ordered)]]
+
+
+def end_points_table(logliks: Array) -> Table:
+    """The best end points of the search and their distances from the best."""
+    shown = [float(v) for v in logliks[:_MAX_ENDS]]
     return Table(
         key="ends",
         title="Distinct end points of the search",

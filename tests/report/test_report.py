@@ -21,6 +21,7 @@ from mixmoe.output.tables import Table
 from mixmoe.report.checklists import grolts, smart_lca
 from mixmoe.report.evidence import gather
 from mixmoe.report.figures import in_words
+from mixmoe.report.groups import distinct_ends, end_points_table
 from tests.fake_model import make_results
 
 EVIL = "<script>alert(1)</script>"
@@ -294,6 +295,13 @@ def test_other_models(make, tmp_path):
     heads = {e.text for e in elements(page) if e.tag == "th"}
     assert heads >= {f"G{key}" for key in GROLTS_KEYS}
     assert fit.model.formula.text in text_of(page)
+
+
+def test_end_points_are_counted_once():
+    ends = np.array([-10.0, -12.0, -10.0000001, -11.0, -12.0])
+    np.testing.assert_array_equal(distinct_ends(ends), [-10, -11, -12])
+    assert len(distinct_ends(np.zeros(0))) == 0
+    assert end_points_table(distinct_ends(ends)).cells == ((-10.0, 0.0), (-11.0, 1.0), (-12.0, 2.0))
 
 
 # ---- figures ----
