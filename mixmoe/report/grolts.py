@@ -116,8 +116,9 @@ def covariates(e: Evidence) -> str:
 def starts(e: Evidence) -> str:
     """Item 9."""
     em = e.results.em
+    ends = len(distinct_ends(em.starts.logliks))
     return (
-        f"{em.starts.n_starts} starts, {len(distinct_ends(em.starts.logliks))} distinct end points, the best reached by "
+        f"{em.starts.n_starts} starts, {ends} distinct end point{'s' if ends > 1 else ''}, the best reached by "
         f"{em.starts.n_replicated}; {em.n_iter} iterations of the best. Section Starts and convergence."
     )
 
