@@ -51,7 +51,7 @@ class Estimates:
     @property
     def std_errors(self) -> Array:
         """Standard errors, shape (P,)."""
-        return np.sqrt(np.diag(self.cov))
+        return np.sqrt(np.maximum(np.diag(self.cov), 0.0))  # rounding may put a variance of zero below it
 
     def test(self, matrix: Array) -> WaldTest | InvalidTest:
         """Joint Wald test that linear functions of the estimates are zero."""
@@ -146,7 +146,7 @@ class Distal(Printed):
             )
             test = self.margins.test(self._free(matrix))
             difference = matrix @ self.margins.values
-            error = np.sqrt(np.diag(matrix @ self.margins.cov @ matrix.T))
+            error = np.sqrt(np.maximum(np.diag(matrix @ self.margins.cov @ matrix.T), 0.0))
             half = norm.isf(alpha / 2) * error
             for i, level in enumerate(dict.fromkeys(level for _, level in shown)):
                 place = {} if self.levels is None else {"level": level}
@@ -444,7 +444,8 @@ def _remarks(method: Method, n_used: int, n_missing: int, n_strangers: int) -> t
 
 
 def _coefficient_table(estimates: Estimates, title: str) -> Table:
-    z = estimates.values / estimates.std_errors
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = estimates.values / estimates.std_errors
     columns = np.column_stack([estimates.values, estimates.std_errors, z, two_sided(z)])
     return Table(
         key="coefficients",

@@ -345,7 +345,7 @@ def _covariance(step: StepThree, made: Assignment, used: NDArray[np.intp], beta:
     psi[used] = step.psi(beta, D)
     if step.method != "naive":
         psi += made.influence_on_errors().reshape(len(psi), -1) @ step.drift(beta, D).T
-    influence = np.linalg.lstsq(step.jacobian(beta, D), psi.T)[0]
+    influence = np.linalg.lstsq(step.jacobian(beta, D), psi.T, rcond=None)[0]
     return np.asarray(influence @ influence.T)
 
 

@@ -132,7 +132,7 @@ def oracle(design, seed):
     out = {}
     for name, kind in (("normal", "mean"), ("skewed", "mean"), ("binary", "risk"), ("adjusted", "mean")):
         X = np.column_stack([member, outcomes["age"]]) if name == "adjusted" else member
-        found = np.linalg.lstsq(X, outcomes[name])[0]
+        found = np.linalg.lstsq(X, outcomes[name], rcond=None)[0]
         out |= {f"{name}: {kind} {j + 1} - 1": found[j] - found[0] for j in range(1, K)}
         if name == "adjusted":
             out["adjusted: age"] = found[K]
