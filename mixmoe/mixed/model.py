@@ -372,7 +372,7 @@ class MEMoE(Refitting):
         jacobian = natural_jacobian(self.problem, self.coordinates, theta)
         if not np.isfinite(jacobian).all():
             return np.full(theta.size, np.nan)
-        return np.linalg.lstsq(jacobian.T, evaluate(self.problem, theta[None]).score[0])[0]
+        return np.linalg.lstsq(jacobian.T, evaluate(self.problem, theta[None]).score[0], rcond=None)[0]
 
     def largest_score(self, params: Any) -> float:
         """Largest entry of the score per subject, in working coordinates, where it is comparable across data."""
