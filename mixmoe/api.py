@@ -32,9 +32,9 @@ def fit(formula: str, data: Any, experts: int = 2, **options: Any) -> Any:
     experts : int
         Number of experts; 1 is the ordinary mixed model.
     **options
-        Of the model (`MEMoE`: ``cov_re=``, ``residual=``; `VCMoE`: ``bandwidth=``, ``family=`` ...; both: ``context=``,
-        ``formula_engine=``) and of its fit (``starts=``, ``start=``, ``rng=``, ``cov_type=``, ``max_iter=``, ``tol=``,
-        ``progress=`` ...).
+        Of the model (`MEMoE`: ``cov_re=``, ``residual=``, ``errors=`` ...; `VCMoE`: ``bandwidth=``, ``family=`` ...;
+        both: ``context=``, ``formula_engine=``) and of its fit (``starts=``, ``start=``, ``rng=``, ``cov_type=``,
+        ``max_iter=``, ``tol=``, ``progress=`` ...).
 
     Returns
     -------

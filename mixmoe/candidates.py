@@ -23,7 +23,15 @@ from mixmoe.inference.journal import Journal
 from mixmoe.output.saved import checksum
 from mixmoe.results import MoEResults
 
-LISTED = ("cov_re", "residual", "bandwidth", "dispersion", "family")  # options that may be lists
+LISTED = (
+    "cov_re",
+    "residual",
+    "errors",
+    "errors_dist",
+    "bandwidth",
+    "dispersion",
+    "family",
+)  # options that may be lists
 STARTS = 8  # random starts per expert; those carried from one expert fewer come on top
 _FAILURES = (MixmoeError, ArithmeticError, np.linalg.LinAlgError)
 

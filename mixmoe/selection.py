@@ -193,8 +193,8 @@ def select(
     checkpoint : path-like, optional
         A folder. Finished fits are kept there, and the same call continues where an earlier one stopped.
     **options
-        Of the model and of its fit, as in `fit`. ``cov_re=``, ``residual=``, ``bandwidth=``, ``dispersion=`` and
-        ``family=`` may be lists: then every combination is a candidate.
+        Of the model and of its fit, as in `fit`. ``cov_re=``, ``residual=``, ``errors=``, ``errors_dist=``,
+        ``bandwidth=``, ``dispersion=`` and ``family=`` may be lists: then every combination is a candidate.
 
     Returns
     -------

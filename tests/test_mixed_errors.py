@@ -168,7 +168,6 @@ REFUSED = [
     ({"errors": "arma"}, ArgumentError, "errors must be one of 'iid', 'ar1', 'car1', 'bm', got 'arma'"),
     ({"errors": "car1"}, ArgumentError, "errors='car1' needs time="),
     ({"errors": "bm"}, ArgumentError, "errors='bm' needs time="),
-    ({"time": "time"}, ArgumentError, "independent errors need no times"),
     ({"errors": "car1", "time": 3}, ArgumentError, "time must be the name of a column"),
     ({"errors_by": "common"}, ArgumentError, "has no use"),
     ({"errors": "ar1", "errors_by": "all"}, ArgumentError, "errors_by must be one of 'expert', 'common', got 'all'"),
@@ -209,6 +208,15 @@ def test_missing_times_leave_the_row_out():
     with pytest.warns(mm.errors.DroppedRowsWarning, match="1 of"):
         model = mm.MEMoE("y ~ x | re: (1 | id)", shifted("time", np.nan), 1, **ERRORS["car1"])
     assert model.design.n == len(small_data()) - 1
+
+
+def test_times_without_correlation_only_choose_the_rows(tmp_path):
+    data = shifted("time", np.nan)
+    with pytest.warns(mm.errors.DroppedRowsWarning):
+        fit = mm.fit("y ~ x | re: (0 | id)", data, 1, time="time")
+    assert fit.nobs == len(data) - 1
+    fit.save(tmp_path / "fit.mixmoe")
+    assert mm.load(tmp_path / "fit.mixmoe").llf == fit.llf
 
 
 def test_correlated_errors_need_subjects_with_several_rows():

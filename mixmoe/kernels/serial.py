@@ -294,13 +294,7 @@ class Filter:
 
     def solve(self, c: Array) -> Array:
         """R^-1 c, shapes as in `whiten`."""
-        tails = self.tails(c)
-        out = tails.copy()
-        going = np.ones(self.visits.gap.size, dtype=bool)
-        going[self.visits.starts] = False
-        later = np.flatnonzero(going)
-        out[..., later - 1] -= tails[..., later]
-        return out
+        return self._differences(self.tails(c))
 
     def colour(self, c: Array) -> Array:
         """L c, the inverse of `whiten`: errors of covariance R from independent ones."""
@@ -324,12 +318,23 @@ class Filter:
     def scores(self, s: Spread) -> ErrorScores:
         """Derivatives of the log-densities in the error parameters."""
         weights, inverse = s.weights(self.visits), self._inverse()
-        solved, solved_Z = self.solve(s.errors[:, None])[:, 0], self.solve(s.Z)
-        at_rows = weights * solved**2 - inverse.diagonal + s.traces(self.visits, solved_Z, solved_Z)
-        tails, tails_Z = self.tails(s.errors[:, None])[:, 0], self.tails(s.Z)
-        pull = weights * tails**2 - inverse.tails + s.traces(self.visits, tails_Z, tails_Z)
+        Z = np.broadcast_to(s.Z, (len(self.sd), *s.Z.shape[1:]))
+        tails = self.tails(np.concatenate([s.errors[:, None], Z], axis=1))
+        solved = self._differences(tails)
+        at_rows = weights * solved[:, 0] ** 2 - inverse.diagonal
+        at_rows += s.traces(self.visits, solved[:, 1:], solved[:, 1:])
+        pull = weights * tails[:, 0] ** 2 - inverse.tails + s.traces(self.visits, tails[:, 1:], tails[:, 1:])
         steps = self.visits.per_subject(self.visits.gap * pull)
         return ErrorScores(self.sd**2 * at_rows, self.tau[:, None] * steps)
+
+    def _differences(self, tails: Array) -> Array:
+        """R^-1 c from its sums over each row and the later ones."""
+        out = tails.copy()
+        later = np.ones(self.visits.gap.size, dtype=bool)
+        later[self.visits.starts] = False
+        at = np.flatnonzero(later)
+        out[..., at - 1] -= tails[..., at]
+        return out
 
     def _innovations(self, c: Array) -> Array:
         """What the rows before do not predict, shape (E, d, n)."""

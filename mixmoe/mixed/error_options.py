@@ -52,7 +52,9 @@ class ErrorOptions:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The arguments of `MEMoE` that give these options."""
+        """The arguments of `MEMoE` that give these options; none if they are the usual ones."""
+        if self.plain and self.time is None:
+            return {}
         return {
             "errors": self.kind,
             "time": self.time,
@@ -104,11 +106,6 @@ def checked_errors(errors: Any, time: Any, by: Any, dist: Any, df: Any, residual
         checked_choice(by, "errors_by", get_args(ErrorsBy))
     if time is not None and not isinstance(time, str):
         raise ArgumentError(f"time must be the name of a column, such as 'year', got {time!r}")
-    if time is not None and errors == "iid":
-        raise ArgumentError(
-            f"time={time!r} is for errors='ar1', 'car1' or 'bm'; choose one, or leave time= out: "
-            "independent errors need no times"
-        )
     if time is None and errors in ("car1", "bm"):
         raise ArgumentError(f"errors={errors!r} needs time=, the column of the times, such as time='year'")
     if df is not None and dist != "t":

@@ -18,6 +18,7 @@ from mixmoe.mixed.starts import (
     inverse_outer_product,
     one_expert_problem,
     random_starts,
+    scatter,
     split_merge_starts,
     with_extras,
 )
@@ -33,6 +34,7 @@ _WORTHWHILE = 0.1  # gain that makes another round of split-and-merge moves; les
 _SHARP = 0.01  # of the tolerance: what quasi-Newton aims at before Newton steps are called in
 _STANDSTILL = 1e-11  # gain in log-likelihood of an ascent that creeps along the edge of a collapse
 _CHASED = 10  # end points of the closed form that are carried on with the likelihood itself
+_AROUND = 4  # starts per expert around the best of these, with other parameters of the errors
 _MARGIN = 1.0  # candidates may lie this far below the best rough value,
 _PART_MARGIN = 20.0  # or this far if that was found on some of the subjects
 _ROUGH = Control(max_iter=80, tol=1e-4, min_gain=1e-5)
@@ -177,6 +179,7 @@ def search(problem: Problem, n_starts: int, control: Control, rng: np.random.Gen
     rough = explore(closed, one, n_starts, limited, rng)
     if closed.experts is not part.experts:
         rough = chase(part, one, rough, limited)
+        rough = _scattered(part, one, rough, limited, rng)
     margin = _MARGIN if part.n_subjects == problem.n_subjects else _PART_MARGIN
     return finish(problem, one.sigma, rough, margin, control)
 
@@ -230,6 +233,18 @@ def chase(problem: Problem, one: OneExpert, found: Climb, control: Control) -> C
         traces,
         found.interrupted or end.interrupted,
     )
+
+
+def _scattered(problem: Problem, one: OneExpert, found: Climb, control: Control, rng: np.random.Generator) -> Climb:
+    """`found` with ascents from around its best end point, where errors have further parameters of their own.
+
+    The closed form takes these to be the same for all experts, and has no maxima in which they differ.
+    """
+    s = problem.structure
+    if not (s.extras and s.has_sigma) or found.interrupted:
+        return found
+    best = found.theta[int(np.argmax(_ranked(problem, one.sigma, found)))]
+    return join(found, _climb_from(problem, one.sigma, scatter(problem, best, _AROUND * s.n_experts, rng), control))
 
 
 def _search_order(problem: Problem, rng: np.random.Generator) -> NDArray[np.intp]:

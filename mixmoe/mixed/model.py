@@ -89,7 +89,8 @@ class MEMoE(Refitting):
         ``exp(-phi |t - s|)`` (the Phi of nlme's corCAR1 is exp(-phi)); or a Brownian motion of covariance
         ``sd_bm^2 min(t, s)`` plus independent measurement errors, as lcmm's ``cor=BM(t)``.
     time : str, optional
-        Column of the times. Without it ``"ar1"`` counts the rows of a subject in the order of the data.
+        Column of the times. Without it ``"ar1"`` counts the rows of a subject in the order of the data. Given with
+        ``"iid"`` it only leaves out rows without a time, so that fits that are compared use the same rows.
     errors_by : {"expert", "common"}, optional
         Own parameters of correlation and tails per expert, or common ones; by default as `residual`.
     errors_dist : {"normal", "t"}
@@ -174,7 +175,7 @@ class MEMoE(Refitting):
             "family": self.response.family.name,
             "n_quad": n_quad,
             **columns,
-            **({} if options.plain else options.settings),
+            **options.settings,
             "formula_engine": formula_engine,
         }
         self._options = None if options.plain and not self.formula.sigma else options

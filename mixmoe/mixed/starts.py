@@ -200,6 +200,14 @@ def perturbed(s: Structure, one: Params, S: int, rng: np.random.Generator) -> Ar
     return contract(s, replace(params, gamma=gamma, beta=beta, factor=factor, sigma=sigma))
 
 
+def scatter(problem: Problem, theta: Array, n: int, rng: np.random.Generator) -> Array:
+    """`n` free vectors around one, shape (n, P), farther away in the further parameters."""
+    out = theta + 0.3 * rng.normal(size=(n, theta.size))
+    further = np.unique(problem.free.extra)
+    out[:, further] += rng.normal(size=(n, further.size))
+    return out
+
+
 def split_merge_starts(
     problem: ClosedForm, one: OneExpert, theta: Array, n: int, n_em: int, rng: np.random.Generator
 ) -> Array:

@@ -91,9 +91,13 @@ def within_class(e: Evidence) -> str:
 def between_class(e: Evidence) -> str:
     """Item 6b."""
     settings = e.results.model.settings
-    parts = [f"{name}={settings[name]!r}" for name in ("cov_re", "residual", "dispersion") if name in settings]
+    parts = [
+        f"{name}={settings[name]!r}"
+        for name in ("cov_re", "residual", "errors", "errors_dist", "dispersion")
+        if name in settings
+    ]
     now = f"This fit has {' and '.join(parts)}" if parts else "This family has one variance structure"
-    if e.varied("cov_re", "residual"):
+    if e.varied("cov_re", "residual", "errors", "errors_dist"):
         return f"{now}; section Choice of the model has the alternatives."
     return f"Not reported: {now[0].lower() + now[1:]}, and no alternatives were given; see mm.select(cov_re=[...])."
 

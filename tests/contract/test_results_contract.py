@@ -31,6 +31,16 @@ CASES = {  # name -> data, formula, options of mm.fit
         {"experts": 2},
     ),
     "MEMoE, no random effects": (SEPARATED, "y ~ time | gate: z1 | re: (0 | id)", {"experts": 2}),
+    "MEMoE, correlated errors": (
+        SEPARATED,
+        "y ~ time | gate: z1 | re: (1 | id)",
+        {"experts": 2, "errors": "car1", "time": "time", "errors_by": "common"},
+    ),
+    "MEMoE, unequal and t errors": (
+        SEPARATED,
+        "y ~ time | gate: z1 | re: (1 | id) | sigma: common(x1)",
+        {"experts": 2, "errors": "bm", "time": "time", "errors_dist": "t", "errors_df": 6, "residual": "common"},
+    ),
     "MEMoE, binomial": (
         {"preset": "binary", "n_subjects": 250, "D": [[[0.6]], [[2.0]]], "rng": 2},
         "y ~ time + x1 | gate: z1 | re: (1 | id)",
@@ -163,7 +173,7 @@ def test_series_by_parameter(case):
 
 
 def test_names_of_parameters(case):
-    allowed = r"^(expert\d\.|common\.|gate[2-9]\.|sd\d?\(|corr\d?\(|omega[2-9]$|sigma\d?$)"
+    allowed = r"^(expert\d\.|common\.|gate[2-9]\.|sd\d?\(|corr\d?\(|omega[2-9]$|sigma\d?(\.|$)|(rho|phi|sd_bm|df)\d?$)"
     assert case.fit.params.index.str.match(allowed).all()
     assert case.fit.params.index.is_unique
 
