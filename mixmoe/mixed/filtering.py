@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe.kernels.families import Outcome
+from mixmoe.kernels.distribution import Outcome
 from mixmoe.mixed.laplace import GlmmExperts
 from mixmoe.mixed.likelihood import Problem
 from mixmoe.mixed.predict import History, posterior_history

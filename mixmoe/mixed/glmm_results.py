@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from mixmoe.assess.residuals import Distribution
 from mixmoe.design import Design
 from mixmoe.inference.intervals import checked_alpha
-from mixmoe.kernels.families import Outcome
+from mixmoe.kernels.distribution import Outcome
 from mixmoe.mixed.filtering import Predictive, conditional_variance, mean_deviance, one_step_ahead
 from mixmoe.mixed.frames import by_expert, mean_columns, past_of_subjects
 from mixmoe.mixed.predict import Interval, gate_intervals, prior_history

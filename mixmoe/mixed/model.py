@@ -98,8 +98,10 @@ class MEMoE(Refitting):
         from the others count less. Standard deviations are then scales: variances are df / (df - 2) times as large.
     errors_df : float, optional
         Degrees of freedom of the t distribution; by default estimated.
-    family : {"gaussian", "binomial", "poisson", "negbinomial"}
-        Distribution of the response given expert and random effects: identity, logit, log and log links.
+    family : {"gaussian", "binomial", "poisson", "negbinomial", "gamma", "beta"}
+        Distribution of the response given expert and random effects; logit links for binomial and beta responses, log
+        links for counts and gamma ones. Dispersions: ``theta`` (variance ``mu + mu^2 / theta``), ``shape`` (``mu^2 /
+        shape``), ``phi`` (``mu (1 - mu) / (1 + phi)``).
     n_quad : int
         Points of adaptive Gauss-Hermite quadrature per random effect, for at most two of them; 1 is the Laplace
         approximation. Not for Gaussian responses, where the integral is exact.

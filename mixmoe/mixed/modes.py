@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe.kernels.families import Outcome
+from mixmoe.kernels.distribution import Outcome
 from mixmoe.kernels.linalg import cholesky, solve_lower, solve_upper
 from mixmoe.mixed.outcomes import Response
 
@@ -240,10 +240,10 @@ def _newton_step(rows: Rows, response: Response, at: Predictor, here: Modes) -> 
     """H^-1 gradient, of limited length, shape (E, q, N)."""
     gradient = np.swapaxes(at.T, 1, 2) @ rows.into_random(here.slope) - here.u
     L = here.L
-    if not np.isfinite(L).all():
+    usable = np.isfinite(L).all(axis=(1, 2)) & (np.einsum("eaan->ean", L) > 0).all(axis=1)
+    if not usable.all():
         weight = rows.weighted(response.scoring_weight(rows.outcome, here.eta, at.extra))
-        usable = np.isfinite(L).all(axis=(1, 2), keepdims=True)
-        L = np.where(usable, L, _factor(rows.random_gram(weight), at.T))
+        L = np.where(usable[:, None, None], L, _factor(rows.random_gram(weight), at.T))
     step = solve_upper(L, solve_lower(L, gradient))
     longest = np.abs(step).max(axis=1, keepdims=True)
     return np.nan_to_num(step * np.minimum(1.0, _MAX_STEP / np.maximum(longest, _MAX_STEP)))

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe.kernels.families import Curvature, Family, Outcome
+from mixmoe.kernels.distribution import Curvature, Family, Outcome
 from mixmoe.mixed.extras import Extra, Positive
 
 Array = NDArray[np.float64]

@@ -10,7 +10,8 @@ from mixmoe.arguments import checked_count
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.formula import MoEFormula
-from mixmoe.kernels.families import Family, Outcome, family_named
+from mixmoe.kernels.distribution import Family, Outcome
+from mixmoe.kernels.families import family_named
 from mixmoe.kernels.moments import build_moments
 from mixmoe.mixed.coordinates import Coordinates, apply_inverse, build_coordinates, link_coordinates
 from mixmoe.mixed.error_options import ErrorOptions
@@ -23,8 +24,8 @@ from mixmoe.mixed.structure import Residual, Sigma, Structure
 
 Array = NDArray[np.float64]
 
-FAMILIES = ("gaussian", "binomial", "poisson", "negbinomial")
-_DISPERSIONS: Mapping[str, str] = {"negbinomial": "theta"}
+FAMILIES = ("gaussian", "binomial", "poisson", "negbinomial", "gamma", "beta")
+_DISPERSIONS: Mapping[str, str] = {"negbinomial": "theta", "gamma": "shape", "beta": "phi"}
 _MOST_NODES = 50
 
 
@@ -154,7 +155,7 @@ def standardised(design: Design, model: ResponseModel) -> Array:
     y = np.asarray(design.response, dtype=float)
     if model.family.name == "binomial":
         return y / trials_of(design)
-    return y * np.exp(-offset_of(design))
+    return y if model.family.name == "beta" else y * np.exp(-offset_of(design))
 
 
 def check_columns(design: Design, fitted: Design, columns: Mapping[str, str | None]) -> None:
@@ -182,7 +183,12 @@ def check_response(design: Design, model: ResponseModel) -> None:
         return
     y, trials, name = np.asarray(design.response, dtype=float), trials_of(design), model.family.name
     what = f"the response {design.names.response!r}"
-    _refuse(design, (y != np.floor(y)) | (y < 0), what, y, "a count 0, 1, 2 ...", name)
+    if name == "gamma":
+        _refuse(design, y <= 0, what, y, "above zero", name)
+    elif name == "beta":
+        _refuse(design, (y <= 0) | (y >= 1), what, y, "strictly between 0 and 1", name)
+    else:
+        _refuse(design, (y != np.floor(y)) | (y < 0), what, y, "a count 0, 1, 2 ...", name)
     if name == "binomial":
         _refuse(design, (trials != np.floor(trials)) | (trials < 1), "the number of trials", trials, "at least 1", name)
         more = "at most the number of trials" if "trials" in design.aux else "0 or 1; pass trials= for successes"

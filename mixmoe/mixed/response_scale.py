@@ -13,7 +13,7 @@ from scipy.stats import norm
 
 from mixmoe.assess.residuals import Distribution, continuous, discrete
 from mixmoe.gate import gate_log_probabilities
-from mixmoe.kernels.families import Family, Outcome
+from mixmoe.kernels.distribution import Family, Outcome
 from mixmoe.mixed.mixtures import MixtureLaw
 from mixmoe.mixed.natural import from_natural
 from mixmoe.mixed.predict import History, Interval

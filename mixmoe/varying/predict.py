@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mixmoe.assess.residuals import Distribution, continuous, discrete
 from mixmoe.design import Design
 from mixmoe.errors import DesignError
-from mixmoe.kernels.families import Family
+from mixmoe.kernels.distribution import Family
 from mixmoe.varying.fitted import FittedVCMoE
 from mixmoe.varying.problem import Rows
 from mixmoe.varying.profiles import levels_at

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from mixmoe.kernels.families import Family, Outcome
+from mixmoe.kernels.distribution import Family, Outcome
 from mixmoe.kernels.local import Windows, build_windows, hermite_matrix
 
 Array = NDArray[np.float64]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.formula import MoEFormula, parse_formula
-from mixmoe.kernels.families import Family, Outcome
+from mixmoe.kernels.distribution import Family, Outcome
 from mixmoe.kernels.local import effective_rows
 from mixmoe.varying.problem import Problem, Rows, Slots
 

@@ -13,7 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe.errors import ArgumentError
-from mixmoe.kernels.families import Family, family_named
+from mixmoe.kernels.distribution import Family
+from mixmoe.kernels.families import family_named
 
 Array = NDArray[np.float64]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe.kernels.families import Derivatives, Family, Outcome
+from mixmoe.kernels.distribution import Derivatives, Family, Outcome
 from mixmoe.kernels.local import Block, blocks, hankel, local_moments, local_predictor
 from mixmoe.varying.problem import Problem, Rows, Slots, outer_rows
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe.kernels.families import Family
+from mixmoe.kernels.distribution import Family
 from mixmoe.varying.bands import Target
 from mixmoe.varying.problem import Slots
 from mixmoe.varying.steps import log_softmax

@@ -4,7 +4,8 @@ from itertools import product
 
 import numpy as np
 
-from mixmoe.kernels.families import Outcome, family_named
+from mixmoe.kernels.distribution import Outcome
+from mixmoe.kernels.families import family_named
 from mixmoe.mixed.laplace import GlmmExperts, build_nodes
 from mixmoe.mixed.likelihood import build_problem, evaluate
 from mixmoe.mixed.modes import Rows
@@ -16,6 +17,8 @@ DRAWS = {
     "binomial": lambda rng, n: rng.integers(0, 4, n) * 1.0,
     "poisson": lambda rng, n: rng.poisson(2, n) * 1.0,
     "negbinomial": lambda rng, n: rng.poisson(2, n) * 1.0,
+    "gamma": lambda rng, n: rng.gamma(2.0, size=n),
+    "beta": lambda rng, n: rng.beta(2.0, 2.0, size=n),
 }
 
 
@@ -25,7 +28,7 @@ def problem(name, n_subjects=30, q=2, n_quad=1, weights=False, common=True, seed
     counts = rng.integers(1, 7, n_subjects)
     starts, n = np.cumsum(counts) - counts, int(counts.sum())
     X = np.column_stack([np.ones(n), rng.normal(size=n), rng.normal(size=n)])
-    family, y = family_named(name), DRAWS[name](rng, n)
+    family, y = family_named(name, tuple(DRAWS)), DRAWS[name](rng, n)
     trials = np.full(n, 3.0) if name == "binomial" else np.ones(n)
     rows = Rows(
         Outcome(y, trials, family.constant(y, trials)),

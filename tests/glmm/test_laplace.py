@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from mixmoe.kernels.families import Outcome, family_named
+from mixmoe.kernels.distribution import Outcome
+from mixmoe.kernels.families import family_named
 from mixmoe.kernels.moments import build_moments
 from mixmoe.mixed.gaussian import GaussianExperts
 from mixmoe.mixed.laplace import build_nodes
@@ -27,7 +28,7 @@ def points(p, n=2, seed=5):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_derivatives_of_the_families(name):
-    family, rng = family_named(name), np.random.default_rng(0)
+    family, rng = family_named(name, tuple(DRAWS)), np.random.default_rng(0)
     y, trials = DRAWS[name](rng, 40), np.full(40, 3.0)
     out = Outcome(y, trials, family.constant(y, trials))
     eta, delta, h = rng.normal(size=(2, 40)), np.full((2, 1), 0.3), 1e-5
@@ -96,7 +97,7 @@ def test_quadrature_reaches_brute_force(name, q):
     p = problem(name, n_subjects=5, q=q, n_quad=15)
     theta = points(p)[0]
     prior = np.log(np.exp(subject_logliks(p, theta)).sum(axis=1))
-    joint = brute_force(p, theta, family_named(name))
+    joint = brute_force(p, theta, family_named(name, tuple(DRAWS)))
     gate = expand(p.structure, p.free, theta[None]).gamma[0] @ p.W.T
     log_prior = np.vstack([np.zeros_like(gate), gate]) - np.log1p(np.exp(gate))
     np.testing.assert_allclose(prior, np.log(np.exp(joint + log_prior.T).sum(axis=1)), atol=1e-6)

@@ -4,7 +4,8 @@ from itertools import permutations
 
 import numpy as np
 
-from mixmoe.kernels.families import Outcome, family_named
+from mixmoe.kernels.distribution import Outcome
+from mixmoe.kernels.families import family_named
 from mixmoe.varying.problem import Problem, Rows, Slots, build_problem
 from mixmoe.varying.simulate import VaryingData
 

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mixmoe.kernels.families import Outcome, family_named
+from mixmoe.kernels.distribution import Outcome
+from mixmoe.kernels.families import family_named
 from mixmoe.varying.estimate import Control, fit_functions
 from mixmoe.varying.labels import permute_experts
 from mixmoe.varying.local_likelihood import build_local, local_start, maximise_local

@@ -1,0 +1,138 @@
+"""What a response distribution tells the estimators: records and the protocol every family follows."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+ETA_LIMIT = 30.0  # linear predictors of logit and log links beyond this change nothing but overflow
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The response of the rows at hand.
+
+    Attributes
+    ----------
+    y : ndarray, shape (n,)
+        Response; successes for the binomial.
+    trials : ndarray, shape (n,)
+        Number of trials; ones for other families.
+    constant : ndarray, shape (n,)
+        The part of the log density that involves no parameter.
+    """
+
+    y: Array
+    trials: Array
+    constant: Array
+
+    def take(self, rows: slice | NDArray[np.intp]) -> "Outcome":
+        """The outcome of some of the rows."""
+        return Outcome(self.y[rows], self.trials[rows], self.constant[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Derivatives:
+    """Derivatives of the log density, each of shape (K, n) or zero where there is no dispersion.
+
+    Attributes
+    ----------
+    eta, delta : ndarray
+        First derivatives in the linear predictor and the log dispersion.
+    eta_eta, eta_delta, delta_delta : ndarray
+        Minus the second derivatives.
+    """
+
+    eta: Array
+    delta: Array
+    eta_eta: Array
+    eta_delta: Array
+    delta_delta: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Curvature:
+    """Log density in one pass with what a Newton step in the linear predictor needs, each shape (K, n).
+
+    Attributes
+    ----------
+    value : ndarray
+        Log density without its constant.
+    slope : ndarray
+        First derivative.
+    weight : ndarray
+        Minus the second derivative.
+    """
+
+    value: Array
+    slope: Array
+    weight: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Third:
+    """Third derivatives of the log density, each shape (K, n) or broadcastable to it.
+
+    Attributes
+    ----------
+    eta : ndarray
+        In the linear predictor.
+    delta : ndarray
+        Twice in the linear predictor and once in the log dispersion.
+    """
+
+    eta: Array
+    delta: Array
+
+
+class Family(Protocol):
+    """What the estimators need to know of a response distribution."""
+
+    name: str
+    has_dispersion: bool
+    discrete: bool
+
+    def constant(self, y: Array, trials: Array) -> Array:
+        """Part of the log density without parameters, shape (n,)."""
+
+    def log_density(self, out: Outcome, eta: Array, delta: Array) -> Array:
+        """Log density, shape (K, n)."""
+
+    def derivatives(self, out: Outcome, eta: Array, delta: Array) -> Derivatives:
+        """First derivatives and minus the second ones."""
+
+    def scoring(self, out: Outcome, eta: Array, delta: Array) -> tuple[Array, Array]:
+        """First derivative in the predictor and its Fisher information, each (K, n)."""
+
+    def curvature(self, out: Outcome, eta: Array, delta: Array) -> Curvature:
+        """Log density, slope and weight in one pass."""
+
+    def third(self, out: Outcome, eta: Array, delta: Array) -> Third:
+        """Third derivatives."""
+
+    def mean(self, eta: Array, trials: Array) -> Array:
+        """Expected response, shape (K, n)."""
+
+    def mean_slope(self, eta: Array, trials: Array) -> Array:
+        """Derivative of the mean in the predictor, shape (K, n)."""
+
+    def link(self, mean: Array, trials: Array) -> Array:
+        """Linear predictor of an expected response."""
+
+    def variance(self, mean: Array, delta: Array, trials: Array) -> Array:
+        """Variance of the response given its expectation."""
+
+    def deviance(self, out: Outcome, mean: Array, delta: Array) -> Array:
+        """Twice the log density lost between a perfect fit and this expectation."""
+
+    def cdf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
+        """Distribution function of the response, shape (K, n)."""
+
+    def start_predictor(self, out: Outcome) -> Array:
+        """Response moved to the scale of the linear predictor, shape (n,)."""
+
+    def draw(self, rng: np.random.Generator, eta: Array, delta: Array, trials: Array) -> Array:
+        """One response for each predictor, shape (n,)."""
