@@ -13,6 +13,7 @@ from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.extras import spans
 from mixmoe.mixed.likelihood import Problem, observed_information, subject_scores
 from mixmoe.mixed.natural import n_covariances, to_natural
+from mixmoe.mixed.separation import expert_directions
 from mixmoe.mixed.structure import FreeVector, Structure, contract, expand
 
 Array = NDArray[np.float64]
@@ -215,7 +216,7 @@ class Basis:
     kept : ndarray, shape (P, r)
         Directions in which the parameters are estimated.
     infinite : ndarray, shape (P, s)
-        Directions of gate coefficients that are infinite.
+        Directions of coefficients that are infinite.
     """
 
     kept: Array
@@ -223,12 +224,16 @@ class Basis:
 
 
 def informative_basis(problem: Problem, at: Boundary) -> Basis:
-    """The free vector without null directions of covariances and without infinite directions of the gate."""
+    """The free vector without null directions of covariances and infinite directions of gate and experts."""
     directions = np.eye(at.theta.size)
     gate = gate_directions(problem, at.theta)
     directions[problem.free.gate, problem.free.gate] = gate.vectors
     infinite = np.zeros(at.theta.size, dtype=bool)
     infinite[problem.free.gate] = gate.infinite
+    experts = expert_directions(problem, at.theta)
+    if experts is not None:
+        directions[np.ix_(experts.where, experts.where)] = experts.vectors
+        infinite[experts.where] = experts.infinite
     return Basis(directions[:, ~(infinite | at.dead)], directions[:, infinite])
 
 

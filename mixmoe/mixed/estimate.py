@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from mixmoe.em import SAME, Climb, Control, Evaluation, climb
 from mixmoe.gate import gate_log_probabilities
 from mixmoe.mixed.carried import carried_starts
+from mixmoe.mixed.extras import spans
 from mixmoe.mixed.likelihood import ClosedForm, Problem, evaluate, observed_information
 from mixmoe.mixed.starts import (
     OneExpert,
@@ -22,7 +23,7 @@ from mixmoe.mixed.starts import (
     split_merge_starts,
     with_extras,
 )
-from mixmoe.mixed.structure import Params, contract, expand
+from mixmoe.mixed.structure import Params, Structure, contract, expand
 
 Array = NDArray[np.float64]
 
@@ -316,13 +317,20 @@ def collapsed(problem: Problem, sigma_one: float, theta: Array) -> NDArray[np.bo
     Either its residual deviation has vanished beside that of the one-expert model, or it is far below that of another
     expert while hardly more subjects than coefficients belong to it (McLachlan & Peel 2000, section 3.10).
     """
-    if not problem.structure.has_sigma:
-        return np.zeros(theta.shape[0], dtype=bool)
     params = expand(problem.structure, problem.free, theta)
+    noise = _noise(problem.structure, params)
     subjects = np.exp(gate_log_probabilities(problem.W, params.gamma)).sum(axis=2)
     few = subjects <= (~problem.structure.common).sum() + _FEW
-    exact = params.sigma < _SIGMA_OF_FEW * params.sigma.max(axis=1, keepdims=True)
-    return ((params.sigma < _SIGMA_COLLAPSED * sigma_one) | (few & exact)).any(axis=1)
+    exact = noise < _SIGMA_OF_FEW * noise.max(axis=1, keepdims=True)
+    return ((noise < _SIGMA_COLLAPSED * sigma_one) | (few & exact)).any(axis=1)
+
+
+def _noise(s: Structure, params: Params) -> Array:
+    """Residual deviations, or what stands for them where responses have a precision, shape (S, K); else ones."""
+    for extra, where in spans(s.extras):
+        if extra.precision:
+            return np.asarray(np.exp(-0.5 * params.extra[:, :, where.start]))
+    return params.sigma
 
 
 def _ranked(problem: Problem, sigma_one: float, found: Climb) -> Array:

@@ -158,6 +158,8 @@ class Extra:
     edges : tuple of Edge
     coefficients : bool
         Whether the labels are columns of a design.
+    precision : bool
+        Whether responses are reproduced exactly as it grows, so that the likelihood of few subjects is unbounded.
     """
 
     name: str
@@ -169,6 +171,7 @@ class Extra:
     tested: bool = False
     edges: tuple[Edge, ...] = ()
     coefficients: bool = False
+    precision: bool = False
 
     @property
     def size(self) -> int:

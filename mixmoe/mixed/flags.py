@@ -8,6 +8,7 @@ from mixmoe.errors import BoundaryWarning, ConvergenceWarning, DegeneracyWarning
 from mixmoe.mixed.covariance import Boundary, gate_directions
 from mixmoe.mixed.estimate import Search
 from mixmoe.mixed.likelihood import Problem
+from mixmoe.mixed.separation import expert_directions
 
 Array = NDArray[np.float64]
 
@@ -18,6 +19,7 @@ _CATEGORIES = {
     "boundary": BoundaryWarning,
     "edge": BoundaryWarning,
     "separated_gate": BoundaryWarning,
+    "separated_expert": BoundaryWarning,
     "degenerate": DegeneracyWarning,
     "small_expert": DegeneracyWarning,
 }
@@ -33,6 +35,7 @@ def find_flags(
         _boundary(boundary, problem),
         _edges(boundary),
         _separation(problem, theta),
+        _expert_separation(problem, theta),
         _degenerate(found),
         _small(responsibilities, problem),
     )
@@ -104,13 +107,25 @@ def _separation(problem: Problem, theta: Array) -> Flag | None:
     )
 
 
+def _expert_separation(problem: Problem, theta: Array) -> Flag | None:
+    found = expert_directions(problem, theta)
+    if found is None or not found.infinite.any():
+        return None
+    return Flag(
+        "separated_expert",
+        "Covariates of an expert separate its responses perfectly (all of one kind, or all zero, on one side), so that "
+        "some of its coefficients are infinite: their printed values only say so, and they have no standard errors. "
+        "Remove the covariate, share it with common(...), or use fewer experts.",
+    )
+
+
 def _degenerate(found: Search) -> Flag | None:
     if not found.degenerate:
         return None
     return Flag(
         "degenerate",
-        "The residual variance of an expert has collapsed on a few subjects, where the likelihood is unbounded: "
-        "these estimates are spurious. Use residual='common', fewer experts or more starts.",
+        "The residual variance (or dispersion) of an expert has collapsed on a few subjects, where the likelihood is "
+        "unbounded: these estimates are spurious. Use residual='common', fewer experts or more starts.",
     )
 
 

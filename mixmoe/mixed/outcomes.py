@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe.kernels.distribution import Curvature, Family, Outcome
-from mixmoe.mixed.extras import Extra, Positive
+from mixmoe.mixed.extras import Edge, Extra, Positive
 
 Array = NDArray[np.float64]
 
@@ -95,6 +95,12 @@ class FamilyResponse:
         return extra if self.extras else np.zeros((extra.shape[0], 1))
 
 
+_NO_CLUMPING = float(np.log(1e4))  # theta that counts hardly tell from a Poisson distribution
+
+
 def dispersion(name: str, own: bool) -> Extra:
-    """The dispersion of a family as a further parameter."""
-    return Extra(name, ("",), Positive(), (0.0,), own, "dispersion")
+    """The dispersion of a family as a further parameter: ``theta`` of counts, or a precision."""
+    if name == "theta":
+        poisson = (Edge(_NO_CLUMPING, True, "the counts are no more spread than Poisson ones"),)
+        return Extra(name, ("",), Positive(), (0.0,), own, "dispersion", edges=poisson)
+    return Extra(name, ("",), Positive(), (0.0,), own, "dispersion", precision=True)

@@ -1,0 +1,212 @@
+"""What GLMM fits report: scales of prediction, residuals, flags, errors of input."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit
+
+import mixmoe as mm
+from mixmoe.errors import ArgumentError, BoundaryWarning, DesignError, MixmoeWarning
+
+FORMULA = "y ~ time + x1 | gate: z1 | re: (1 | id)"
+
+
+def quiet(formula, data, experts=2, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MixmoeWarning)
+        return mm.fit(formula, data, experts, rng=0, starts=8, **options)
+
+
+@pytest.fixture(scope="module")
+def binary():
+    return mm.simulate.memoe("binary", n_subjects=150, rng=4).data
+
+
+@pytest.fixture(scope="module")
+def count():
+    data, rng = mm.simulate.memoe("count", n_subjects=80, rng=5).data, np.random.default_rng(1)
+    share = rng.uniform(0.3, 1.0, len(data))  # a thinned Poisson variable is one of a smaller mean
+    return data.assign(y=rng.binomial(data["y"].astype(int), share), exposure=np.log(share))
+
+
+@pytest.fixture(scope="module")
+def fitted(binary):
+    return quiet(FORMULA, binary, family="binomial")
+
+
+@pytest.fixture(scope="module")
+def counted(count):
+    return quiet(FORMULA, count, family="poisson", offset="exposure")
+
+
+# ---- predictions ----
+
+
+def test_expert_means_are_averages_over_the_random_effects(fitted, binary):
+    rows, e = binary.iloc[:20], fitted.model.user(fitted.em.params)
+    X = np.column_stack([np.ones(20), rows["time"], rows["x1"]])
+    b = np.random.default_rng(0).normal(size=200_000)
+    for k in (0, 1):
+        brute = [expit(eta + e.factor[0, k, 0, 0] * b).mean() for eta in X @ e.beta[0, k]]
+        np.testing.assert_allclose(fitted.predict(rows, kind="experts")[f"expert{k + 1}"], brute, atol=3e-3)
+    link = fitted.predict(rows, kind="experts", scale="link")
+    np.testing.assert_allclose(link["expert1"], X @ e.beta[0, 0], atol=1e-10)
+
+
+def test_population_mean_mixes_the_experts(fitted):
+    frame = fitted.predict(kind="all")
+    mixed = sum(frame[f"probability{k}"] * frame[f"expert{k}"] for k in (1, 2))
+    np.testing.assert_allclose(frame["mean"], mixed, atol=1e-12)
+
+
+def test_limits_of_means_are_those_of_the_delta_method(counted, count):
+    rows = count.iloc[:5]
+    frame = counted.predict(rows, kind="marginal")
+    draws = np.random.default_rng(1).multivariate_normal(counted.params, counted.cov_params(), 4_000)
+    simulated = []
+    for vector in draws:
+        sd = counted.params.index.str.startswith("sd")
+        vector[sd] = np.maximum(vector[sd], 1e-3)
+        e = counted.model.user(vector)
+        X = np.column_stack([np.ones(5), rows["time"], rows["x1"]])
+        variance = e.factor[0, :, 0, 0] ** 2
+        means = np.exp(X @ e.beta[0].T + rows["exposure"].to_numpy()[:, None] + 0.5 * variance)
+        second = expit(np.column_stack([np.ones(5), rows["z1"]]) @ e.gamma[0, 0])
+        simulated.append((1 - second) * means[:, 0] + second * means[:, 1])
+    np.testing.assert_allclose(frame["mean_se"], np.std(simulated, axis=0), rtol=0.15)
+    assert (frame["mean_low"] < frame["mean"]).all()
+    assert (frame["mean_low"] > 0).all()
+
+
+def test_prediction_limits_hold_new_responses(counted):
+    frame = counted.predict(kind="subject", interval="prediction")
+    y = counted.model.design.in_order(counted.model.design.response)
+    assert ((frame["mean_low"] <= y) & (y <= frame["mean_high"])).mean() > 0.93
+    assert (frame["mean_low"] == np.floor(frame["mean_low"])).all()
+
+
+def test_more_history_moves_a_subject_towards_her_data(fitted, binary):
+    first = binary["time"] < 2
+    before = fitted.predict(binary[~first], kind="subject")["mean"]
+    after = fitted.predict(binary[~first], kind="subject", history=binary[first])["mean"]
+    y = binary.loc[~first, "y"]
+    assert ((after - y) ** 2).mean() < ((fitted.predict(binary[~first], kind="marginal")["mean"] - y) ** 2).mean()
+    assert before.index.equals(after.index)
+
+
+def test_offset_multiplies_counts(counted, count):
+    rows = count.iloc[:6]
+    plain = counted.predict(rows, kind="experts")["expert1"]
+    more = counted.predict(rows.assign(exposure=rows["exposure"] + np.log(2)), kind="experts")["expert1"]
+    np.testing.assert_allclose(more, 2 * plain)
+    with pytest.raises(DesignError, match="lack the column 'exposure'"):
+        counted.predict(rows.drop(columns="exposure"))
+
+
+def test_trials_are_rows_of_single_ones(binary):
+    data = binary[["id", "time", "z1", "y"]].assign(time=lambda d: d["time"].round(0))
+    single = quiet("y ~ time | gate: z1 | re: (1 | id)", data, 1, family="binomial")
+    together = data.groupby(["id", "time", "z1"], as_index=False)["y"].agg(y="sum", m="size")
+    grouped = quiet("y ~ time | gate: z1 | re: (1 | id)", together, 1, family="binomial", trials="m")
+    np.testing.assert_allclose(grouped.params, single.params, atol=1e-5)
+    doubled = quiet("y ~ time | re: (1 | id)", data.assign(w=2.0), 1, family="binomial", weights="w")
+    twice = quiet("y ~ time | re: (1 | id)", pd.concat([data, data]), 1, family="binomial")
+    np.testing.assert_allclose(doubled.params, twice.params, atol=1e-5)
+
+
+# ---- tables and residuals ----
+
+
+def test_ratios_of_odds(fitted):
+    plain, ratios = fitted.to_frame(), fitted.to_frame(exponentiate=True)
+    rows = plain["block"].isin(["expert", "gate"])
+    for column in ("estimate", "conf_low", "conf_high"):
+        np.testing.assert_allclose(ratios.loc[rows, column], np.exp(plain.loc[rows, column]))
+    pd.testing.assert_frame_equal(plain[~rows], ratios[~rows])
+    assert not any(name.startswith("sigma") for name in plain.index)
+
+
+@pytest.mark.parametrize("kind", ["pearson", "deviance", "quantile"])
+def test_standardised_residuals_have_about_unit_variance(counted, kind):
+    r = counted.resid(kind, rng=1)
+    assert r.index.equals(counted.resid("conditional").index)
+    assert abs(r.mean()) < 0.3
+    assert 0.7 < r.std() < 1.2
+
+
+def test_quadrature_and_laplace_agree_where_there_is_much_data(count):
+    laplace = quiet(FORMULA, count, 1, family="poisson")
+    quadrature = quiet(FORMULA, count, 1, family="poisson", n_quad=9)
+    np.testing.assert_allclose(laplace.params, quadrature.params, atol=0.02)
+    assert laplace.llf != quadrature.llf
+    assert quadrature.model.settings["n_quad"] == 9
+
+
+# ---- flags ----
+
+
+def test_separated_responses_of_an_expert_are_said():
+    rng = np.random.default_rng(1)
+    data = pd.DataFrame({"id": np.repeat(np.arange(60), 4), "g": np.repeat(rng.integers(0, 2, 60), 4)})
+    data["y"] = np.where(data["g"] == 1, 1.0, rng.integers(0, 2, len(data)))
+    with pytest.warns(BoundaryWarning, match="separate its responses"):
+        fit = mm.fit("y ~ g | re: (0 | id)", data, 1, family="binomial", rng=0)
+    assert np.isnan(fit.bse["expert1.g"])
+    assert "separated_expert" in {flag.code for flag in fit.flags}
+
+
+def test_counts_without_clumping_are_said():
+    rng = np.random.default_rng(2)
+    data = pd.DataFrame({"id": np.repeat(np.arange(60), 4), "x": rng.normal(size=240), "y": rng.binomial(10, 0.4, 240)})
+    with pytest.warns(BoundaryWarning, match="no more spread than Poisson"):
+        fit = mm.fit("y ~ x | re: (0 | id)", data, 1, family="negbinomial", rng=0)
+    assert fit.llf == pytest.approx(quiet("y ~ x | re: (0 | id)", data, 1, family="poisson").llf, abs=0.01)
+
+
+# ---- bad input ----
+
+BAD = [
+    ({"y": 0.5}, {"family": "binomial"}, "it must be a count"),
+    ({"y": 2.0}, {"family": "binomial"}, "0 or 1; pass trials="),
+    ({"y": -1.0}, {"family": "poisson"}, "it must be a count"),
+    ({"y": 0.0}, {"family": "gamma"}, "above zero"),
+    ({"y": 1.0}, {"family": "beta"}, "strictly between 0 and 1"),
+    ({"m": 0.0}, {"family": "binomial", "trials": "m"}, "number of trials is 0"),
+    ({"y": 4.0}, {"family": "binomial", "trials": "m"}, "at most the number of trials"),
+    ({"w": 0.0}, {"family": "poisson", "weights": "w"}, "weights must be above zero"),
+]
+
+
+@pytest.mark.parametrize(("change", "options", "message"), BAD)
+def test_impossible_data_name_the_row(change, options, message):
+    y = {"gamma": 0.7, "beta": 0.4}.get(options["family"], 1.0)
+    data = pd.DataFrame({"id": np.repeat(np.arange(10), 3), "x": np.arange(30.0), "y": y, "m": 3.0, "w": 1.0})
+    data["y"] = data["y"] - 0.1 * (y < 1) * (data.index % 2) - (y == 1) * (data.index % 2)
+    data = data.set_axis([f"r{i}" for i in range(30)])
+    for column, value in change.items():
+        data.loc["r7", column] = value
+    with pytest.raises(DesignError, match=message) as found:
+        mm.fit("y ~ x | re: (1 | id)", data, 1, **options)
+    assert "'r7'" in str(found.value)
+
+
+def test_arguments_that_do_not_go_together(binary):
+    def fit(**options):
+        mm.fit("y ~ time | re: (1 + time + x1 | id)", binary, 1, **options)
+
+    with pytest.raises(ArgumentError, match="family must be one of 'gaussian', 'binomial'"):
+        fit(family="tweedie")
+    with pytest.raises(ArgumentError, match="trials='z1' is for family='binomial'"):
+        fit(family="poisson", trials="z1")
+    with pytest.raises(ArgumentError, match="n_quad=5 is for at most 2 random effects, re: has 3"):
+        fit(family="binomial", n_quad=5)
+    with pytest.raises(ArgumentError, match="n_quad=5 is not for family='gaussian'"):
+        fit(n_quad=5)
+    with pytest.raises(ArgumentError, match="offset='z1' is not for family='gaussian'; subtract it"):
+        fit(offset="z1")
+    with pytest.raises(ArgumentError, match="errors='ar1', errors_dist='normal' is for family='gaussian'"):
+        fit(family="binomial", errors="ar1")
+    with pytest.raises(DesignError, match="each of the 150 subjects has one row"):
+        mm.fit("y ~ x1 | re: (1 | id)", binary.groupby("id").head(1), 1, family="binomial")
