@@ -31,6 +31,7 @@ from mixmoe.mixed.response_scale import (
 )
 from mixmoe.mixed.results import MEMoEResults, Wanted
 from mixmoe.output.curves import Curve, Observed
+from mixmoe.output.tables import Cell
 
 Array = NDArray[np.float64]
 
@@ -113,6 +114,13 @@ class GLMMResults(MEMoEResults):
         at = _covariates(design.for_new(grid.rows))
         values = mean_intervals(expert_means, self._link(), at, checked_alpha(options.get("alpha", 0.05)))
         return interval_curves("trajectories", values, grid, design.names.response)
+
+    @property
+    def _more_facts(self) -> tuple[tuple[str, Cell], ...]:
+        """Family and how the random effects were integrated out."""
+        response, design = self.model.response, self.model.design
+        how = "Laplace" if response.n_quad == 1 else f"adaptive quadrature, {response.n_quad} points"
+        return (("Family", response.family.name), ("Integral", how if design.names.random else None))
 
     def _observed(self, kind: str, **options: Any) -> Observed | None:
         if kind != "trajectories":
