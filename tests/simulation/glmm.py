@@ -86,7 +86,7 @@ def markdown(path):
     fixed = table[table.index.str.startswith("expert")]
     worst, low, high = fixed["bias / truth"].abs().max(), fixed["coverage"].min(), fixed["coverage"].max()
     one = raw.drop_duplicates("seed")
-    flags = one["flags"].fillna("").str.split().explode().value_counts()
+    flags = one["flags"].astype(object).fillna("").str.split().explode().value_counts()
     flagged = ", ".join(f"{code} {n}" for code, n in flags.items()) or "none"
     verdict = "met" if worst < BIAS else "not met"
     how = "Laplace" if n_quad == "1" else f"{n_quad} quadrature points"
