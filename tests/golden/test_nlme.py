@@ -64,6 +64,13 @@ def test_estimates_equal_nlme(case, fitted):
         assert (np.exp(slopes) if ratio else slopes) == pytest.approx(np.ravel(case["variance"]), rel=SHAPE)
 
 
+@pytest.mark.filterwarnings("ignore::mixmoe.errors.BoundaryWarning")
+@pytest.mark.parametrize("case", PEERS["cases"], ids=lambda case: case["name"])
+def test_normalized_residuals_equal_nlme(case, fitted):
+    ours = fitted(case).resid("normalized").iloc[:5]
+    np.testing.assert_allclose(ours, case["normalized"], atol=NORMALIZED)
+
+
 def test_estimates_equal_glmmtmb():
     case = PEERS["glmmTMB"]
     ours = fit(case)
