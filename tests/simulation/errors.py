@@ -1,6 +1,6 @@
 """Recovery of correlated, unequal and heavy-tailed errors, as a Markdown table.
 
-    python -m tests.simulation.errors --replicates 40 [--kinds ar1 car1 bm t sigma] [--write]
+    python -m tests.simulation.errors --replicates 30 [--kinds ar1 car1 bm t sigma] [--write]
 
 Two experts (60 and 40 % of 200 subjects with 6 to 8 unevenly spaced visits), random intercepts, own parameters of the
 errors per expert. Each replicate is fitted at default settings; experts are put in the order of the truth by their
@@ -106,27 +106,36 @@ def markdown(kind, n, rows, seconds):
     """A section of the report."""
     lines = [f"## {kind}: {n} replicates, {seconds / n:.1f} s each", "", "| parameter | " + " | ".join(rows) + " |"]
     lines.append("|---" * (1 + rows.shape[1]) + "|")
-    lines += [f"| `{name}` | " + " | ".join(f"{v:.3f}" for v in row) + " |" for name, row in rows.iterrows()]
+    for name, row in rows.iterrows():
+        lines.append(f"| `{name.replace('|', chr(92) + '|')}` | " + " | ".join(f"{v:.3f}" for v in row) + " |")
     return "\n".join(lines)
+
+
+def store(kind, section):
+    """Put a section into the report, in the place of an earlier one of that kind."""
+    path = HERE / "ERRORS.md"
+    old = path.read_text(encoding="utf-8").split("\n## ")[1:] if path.exists() else []
+    kept = {part.split(":")[0]: part.strip() for part in old} | {kind: section.removeprefix("## ").strip()}
+    head = "# Recovery of the errors\n\n`python -m tests.simulation.errors --replicates R --kinds KIND --write`;"
+    head += " what it does stands in `tests/simulation/errors.py`.\n"
+    parts = [f"\n## {kept[name]}\n" for name in OPTIONS if name in kept]
+    path.write_text(head + "".join(parts), encoding="utf-8")
 
 
 def main():
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--replicates", type=int, default=40)
+    parser.add_argument("--replicates", type=int, default=30)
     parser.add_argument("--kinds", nargs="+", default=list(OPTIONS), choices=list(OPTIONS))
     parser.add_argument("--write", action="store_true")
     chosen = parser.parse_args()
-    sections = []
     for kind in chosen.kinds:
         began = time.perf_counter()
         rows = table(kind, chosen.replicates)
-        sections.append(markdown(kind, chosen.replicates, rows, time.perf_counter() - began))
-        print(sections[-1], flush=True)
-    if chosen.write:
-        command = f"python -m tests.simulation.errors --replicates {chosen.replicates} --write"
-        head = f"# Recovery of the errors\n\n`{command}`; what it does stands in `tests/simulation/errors.py`.\n\n"
-        (HERE / "ERRORS.md").write_text(head + "\n\n".join(sections) + "\n", encoding="utf-8")
+        section = markdown(kind, chosen.replicates, rows, time.perf_counter() - began)
+        print(section, flush=True)
+        if chosen.write:
+            store(kind, section)
 
 
 if __name__ == "__main__":
