@@ -115,6 +115,7 @@ def build_specs(
     specs = []
     for text in several:
         parsed = text if isinstance(text, MoEFormula) else parse_formula(text)
+        _check_mixture(parsed, options)
         for values in product(*lists.values()):
             structure = tuple(zip(lists, values, strict=True))
             used = {**options, **dict(structure)}
@@ -122,6 +123,17 @@ def build_specs(
             fit = {name: value for name, value in used.items() if name not in model}
             specs += [Spec(parsed, structure, k, model, fit) for k in counts]
     return tuple(specs)
+
+
+def _check_mixture(formula: MoEFormula, options: Mapping[str, Any]) -> None:
+    """Refuse a network, which has no likelihood of a mixture to compare."""
+    given = [name for name in ("hidden", "network", "activation") if name in options]
+    if given or formula.seq is not None:
+        what = f"the option {given[0]!r}" if given else "the section 'seq:'"
+        raise ArgumentError(
+            f"select compares mixtures of experts, and {what} is for networks; fit each of them with mm.nme and compare "
+            "their summaries, which hold the errors on held-out rows"
+        )
 
 
 def _listed(value: Any, name: str) -> list[Any]:
