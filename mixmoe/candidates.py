@@ -131,8 +131,8 @@ def _check_mixture(formula: MoEFormula, options: Mapping[str, Any]) -> None:
     if given or formula.seq is not None:
         what = f"the option {given[0]!r}" if given else "the section 'seq:'"
         raise ArgumentError(
-            f"select compares mixtures of experts, and {what} is for networks; fit each of them with mm.nme and compare "
-            "their summaries, which hold the errors on held-out rows"
+            f"select compares mixtures of experts, and {what} is for networks; fit each with mm.nme and compare the "
+            "errors on held-out rows in their summaries"
         )
 
 

@@ -213,7 +213,7 @@ def test_arguments_are_checked(options, message):
 
 
 def test_networks_are_refused():
-    with pytest.raises(ArgumentError, match="the option 'hidden' is for networks; fit each of them with mm.nme"):
+    with pytest.raises(ArgumentError, match=r"the option 'hidden' is for networks; fit each with mm\.nme"):
         mm.select("y ~ time | re: (last | id)", SIM.data, hidden=[(4,), (8,)])
     with pytest.raises(ArgumentError, match="the section 'seq:' is for networks"):
         mm.select("y ~ time | re: (transitions | id) | seq: time", SIM.data)
