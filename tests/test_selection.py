@@ -384,7 +384,7 @@ def test_a_journal_drops_a_line_cut_short_and_refuses_other_files(tmp_path):
 def test_a_run_may_stop_early_at_the_same_place_for_any_number_of_workers(tmp_path):
     calls = [partial(float, i) for i in range(20)]
     for n_jobs in (1, 2):
-        found = run_calls(calls, n_jobs, after=lambda value: value >= 5)
+        found = run_calls(calls, n_jobs, after=lambda value: value >= 5, stops=True)
         assert found.values == (0.0, 1.0, 2.0, 3.0, 4.0, 5.0)
         assert not found.interrupted
 

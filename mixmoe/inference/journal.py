@@ -90,7 +90,7 @@ class Journal:
         rest = calls[len(values) :]
         if not rest:
             return Replicates(tuple(values), False)
-        found = run_calls(rest, n_jobs, label, progress, lambda value: self._add(value, after))
+        found = run_calls(rest, n_jobs, label, progress, lambda value: self._add(value, after), after is not None)
         return Replicates((*values, *found.values), found.interrupted)
 
     def _add(self, value: Any, after: Callable[[Any], bool] | None) -> bool:

@@ -27,6 +27,7 @@ def run_calls(
     label: str = "",
     progress: bool | None = None,
     after: Callable[[Any], bool] | None = None,
+    stops: bool = False,
 ) -> Replicates:
     """Values of calls without arguments, in their order.
 
@@ -42,21 +43,30 @@ def run_calls(
         By default only in a terminal and if it takes more than a few seconds.
     after : callable, optional
         Called with each value, in order; True ends the run. What it decides does not depend on the number of workers.
+    stops : bool
+        Whether `after` may end the run: then calls are handed out a few at a time, since joblib cannot be left while
+        calls are under way.
 
     Returns
     -------
     Replicates
     """
-    from joblib import Parallel, delayed
+    from joblib import Parallel, delayed, effective_n_jobs
 
     done: list[Any] = []
+    size = (1 if n_jobs == 1 else 2 * effective_n_jobs(n_jobs)) if stops else max(len(calls), 1)
+    ended = False
     with progress_bar(len(calls), label, progress) as bar:
         try:
-            for value in Parallel(n_jobs=n_jobs, return_as="generator")(delayed(call)() for call in calls):
-                done.append(value)
-                bar.update()
-                if after is not None and after(value):
-                    break
+            with Parallel(n_jobs=n_jobs, return_as="generator") as pool:
+                for first in range(0, len(calls), size):
+                    for value in pool(delayed(call)() for call in calls[first : first + size]):
+                        if not ended:
+                            done.append(value)
+                            bar.update()
+                            ended = after is not None and after(value)
+                    if ended:
+                        break
         except KeyboardInterrupt:
             return Replicates(tuple(done), True)
     return Replicates(tuple(done), False)
