@@ -11,7 +11,7 @@ import mixmoe as mm
 from mixmoe.errors import ArgumentError, BoundaryWarning, DegeneracyWarning
 from mixmoe.inference.tests import InvalidTest
 from mixmoe.mixed import bootstrap
-from mixmoe.mixed.bootstrap import _Resample
+from mixmoe.mixed.bootstrap import Resample
 from mixmoe.mixed.covariance import Basis, invert_information
 from tests import dense
 
@@ -231,7 +231,7 @@ def test_a_resample_is_a_fit_to_repeated_subjects(small, data):
     model = small.model
     N = small.n_units
     drawn = np.sort(np.random.default_rng(5).integers(N, size=N))
-    ours = _Resample(model.problem, model.coordinates, model.working(small.em.params))(np.random.default_rng(5))
+    ours = Resample(model.problem, model.coordinates, model.working(small.em.params))(np.random.default_rng(5))
     pieces = [data[data["id"] == model.design.labels[i]].assign(id=copy) for copy, i in enumerate(drawn)]
     refit = mm.fit(model.formula.text, pd.concat(pieces, ignore_index=True), start=small)
     names = list(small.params.index)
@@ -243,7 +243,7 @@ def test_a_resample_is_a_fit_to_repeated_subjects(small, data):
 
 
 def test_bootstrap_keeps_what_it_has_when_interrupted(small, monkeypatch):
-    original, calls = _Resample.__call__, []
+    original, calls = Resample.__call__, []
 
     def tired(self, rng):
         calls.append(1)
@@ -251,7 +251,7 @@ def test_bootstrap_keeps_what_it_has_when_interrupted(small, monkeypatch):
             raise KeyboardInterrupt
         return original(self, rng)
 
-    monkeypatch.setattr(_Resample, "__call__", tired)
+    monkeypatch.setattr(Resample, "__call__", tired)
     stopped = small.with_cov("bootstrap", n_boot=50, rng=1)
     assert stopped.cov.note == "5 resamples of subjects, interrupted before 50 were done"
     assert "interrupted" in str(stopped.summary())
@@ -276,7 +276,7 @@ def test_an_interrupt_before_two_resamples_keeps_the_fit(small, monkeypatch):
     def interrupted(self, rng):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_Resample, "__call__", interrupted)
+    monkeypatch.setattr(Resample, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         small.with_cov("bootstrap", n_boot=50, rng=1)
     kept = small.model.fit(start=small, cov_type="bootstrap", n_boot=50, rng=1)
@@ -285,7 +285,7 @@ def test_an_interrupt_before_two_resamples_keeps_the_fit(small, monkeypatch):
 
 
 def test_bootstrap_that_fails_says_so(small, monkeypatch):
-    monkeypatch.setattr(_Resample, "__call__", lambda self, rng: np.full(self.theta.size, np.nan))
+    monkeypatch.setattr(Resample, "__call__", lambda self, rng: np.full(self.theta.size, np.nan))
     with pytest.raises(ArgumentError, match="only 0 of 3 bootstrap resamples could be fitted; use another cov_type"):
         small.with_cov("bootstrap", n_boot=3)
     with pytest.raises(ArgumentError, match="n_jobs must be a whole number of at least 1, got 0"):
