@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betainc, digamma, expit, gammainc, gammaln, polygamma
 
-from mixmoe.kernels.distribution import ETA_LIMIT, Curvature, Derivatives, Outcome, Third
+from mixmoe.kernels.distribution import ETA_LIMIT, Curvature, Derivatives, LogLink, Outcome, Third
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Gamma:
+class Gamma(LogLink):
     """Positive responses with variance ``mu^2 / shape``, log link; the dispersion is ``log shape``."""
 
     name: str = "gamma"
@@ -54,18 +54,6 @@ class Gamma:
     def _ratio(out: Outcome, eta: Array) -> Array:
         """Response over its mean."""
         return np.asarray(out.y * np.exp(-np.maximum(eta, -10 * ETA_LIMIT)))
-
-    def mean(self, eta: Array, trials: Array) -> Array:
-        """Expected response."""
-        return np.exp(np.minimum(eta, ETA_LIMIT))
-
-    def mean_slope(self, eta: Array, trials: Array) -> Array:
-        """Derivative of the mean in the predictor."""
-        return np.exp(np.minimum(eta, ETA_LIMIT))
-
-    def link(self, mean: Array, trials: Array) -> Array:
-        """Logarithm."""
-        return np.log(mean)
 
     def variance(self, mean: Array, delta: Array, trials: Array) -> Array:
         """``mu^2 / shape``."""

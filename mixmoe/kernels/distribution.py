@@ -136,3 +136,21 @@ class Family(Protocol):
 
     def draw(self, rng: np.random.Generator, eta: Array, delta: Array, trials: Array) -> Array:
         """One response for each predictor, shape (n,)."""
+
+
+class LogLink:
+    """Means that are the exponential of the predictor."""
+
+    __slots__ = ()
+
+    def mean(self, eta: Array, trials: Array) -> Array:
+        """Expected response."""
+        return np.exp(np.minimum(eta, ETA_LIMIT))
+
+    def mean_slope(self, eta: Array, trials: Array) -> Array:
+        """Derivative of the mean in the predictor."""
+        return np.exp(np.minimum(eta, ETA_LIMIT))
+
+    def link(self, mean: Array, trials: Array) -> Array:
+        """Logarithm."""
+        return np.log(mean)

@@ -9,7 +9,7 @@ from scipy.special import betainc, digamma, expit, gammaln, ndtr, pdtr, polygamm
 
 from mixmoe.errors import ArgumentError
 from mixmoe.kernels.bounded import Beta, Gamma
-from mixmoe.kernels.distribution import ETA_LIMIT, Curvature, Derivatives, Family, Outcome, Third
+from mixmoe.kernels.distribution import ETA_LIMIT, Curvature, Derivatives, Family, LogLink, Outcome, Third
 
 Array = NDArray[np.float64]
 
@@ -164,7 +164,7 @@ class Binomial:
 
 
 @dataclass(frozen=True, slots=True)
-class Poisson:
+class Poisson(LogLink):
     """Counts, log link."""
 
     name: str = "poisson"
@@ -199,18 +199,6 @@ class Poisson:
         """Third derivatives."""
         return Third(-np.exp(np.minimum(eta, ETA_LIMIT)), np.zeros_like(eta))
 
-    def mean(self, eta: Array, trials: Array) -> Array:
-        """Expected count."""
-        return np.exp(np.minimum(eta, ETA_LIMIT))
-
-    def mean_slope(self, eta: Array, trials: Array) -> Array:
-        """Derivative of the mean in the predictor."""
-        return np.exp(np.minimum(eta, ETA_LIMIT))
-
-    def link(self, mean: Array, trials: Array) -> Array:
-        """Logarithm."""
-        return np.log(mean)
-
     def variance(self, mean: Array, delta: Array, trials: Array) -> Array:
         """The mean."""
         return mean
@@ -233,7 +221,7 @@ class Poisson:
 
 
 @dataclass(frozen=True, slots=True)
-class NegativeBinomial:
+class NegativeBinomial(LogLink):
     """Counts with variance ``mu + mu^2 / theta``, log link; the dispersion is ``log theta``."""
 
     name: str = "negbinomial"
@@ -286,18 +274,6 @@ class NegativeBinomial:
         spread = share * (1.0 - share)
         in_eta = -(out.y + theta) * spread * (1.0 - 2.0 * share)
         return Third(in_eta, -theta * spread - in_eta)
-
-    def mean(self, eta: Array, trials: Array) -> Array:
-        """Expected count."""
-        return np.exp(np.minimum(eta, ETA_LIMIT))
-
-    def mean_slope(self, eta: Array, trials: Array) -> Array:
-        """Derivative of the mean in the predictor."""
-        return np.exp(np.minimum(eta, ETA_LIMIT))
-
-    def link(self, mean: Array, trials: Array) -> Array:
-        """Logarithm."""
-        return np.log(mean)
 
     def variance(self, mean: Array, delta: Array, trials: Array) -> Array:
         """``mu + mu^2 / theta``."""

@@ -1,7 +1,10 @@
-"""Many calls of one function, over processes and with a progress bar if asked."""
+"""Many calls of one function, all of which are needed."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
+
+from mixmoe.inference.resample import run_calls
 
 
 def run_all(
@@ -13,24 +16,21 @@ def run_all(
     ----------
     function : callable
     arguments : sequence of tuple
-    n_jobs : int
-        Processes, as joblib understands them; its backends may carry the calls to a cluster.
-    progress : bool, optional
-        Whether to show a bar; by default only in a terminal.
+    n_jobs, progress
+        See `run_calls`.
     what : str
-        What the bar says.
+        What the progress bar says.
 
     Returns
     -------
     list
+
+    Raises
+    ------
+    KeyboardInterrupt
+        After Ctrl-C: a criterion or a null distribution from some of the calls would be another one.
     """
-    from tqdm import tqdm
-
-    disable = None if progress is None else not progress
-    shown = tqdm(arguments, desc=what, disable=disable, leave=False, delay=2.0 if progress is None else 0.0)
-    if n_jobs == 1:
-        return [function(*one) for one in shown]
-    from joblib import Parallel, delayed
-
-    found: list[Any] = Parallel(n_jobs=n_jobs)(delayed(function)(*one) for one in shown)
-    return found
+    found = run_calls([partial(function, *one) for one in arguments], n_jobs, what, progress)
+    if found.interrupted:
+        raise KeyboardInterrupt
+    return list(found.values)
