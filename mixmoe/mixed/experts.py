@@ -82,3 +82,25 @@ class Experts(Protocol):
 
         Themselves, if these are such experts. Their structure is that of these experts without further parameters.
         """
+
+
+class FlatScores:
+    """`Densities` whose scores come for all S K expert vectors in one array."""
+
+    __slots__ = ()
+
+    params: Params
+
+    def _flat_scores(self) -> Array:
+        """Scores, shape (S K, p + q * q + 1 + d, n)."""
+        raise NotImplementedError
+
+    def scores(self) -> Array:
+        """Derivatives, shape (S, K, p + q * q + 1 + d, n)."""
+        flat = self._flat_scores()
+        return flat.reshape(*self.params.sigma.shape, *flat.shape[1:])
+
+    def summed_scores(self, weights: Array) -> Array:
+        """Weighted sums over subjects, shape (S, K, p + q * q + 1 + d)."""
+        S, K, n = weights.shape
+        return (self._flat_scores() @ weights.reshape(S * K, n, 1)).reshape(S, K, -1)

@@ -14,7 +14,7 @@ from mixmoe.kernels.moments import (
     random_effect_covariances,
     random_effect_means,
 )
-from mixmoe.mixed.experts import Effects
+from mixmoe.mixed.experts import Effects, FlatScores
 from mixmoe.mixed.structure import Params, Structure
 
 Array = NDArray[np.float64]
@@ -23,7 +23,7 @@ FIRST_SIZE = 0.6  # random effects and residual start with 0.36 of the pooled re
 
 
 @dataclass(frozen=True, slots=True)
-class GaussianDensities:
+class GaussianDensities(FlatScores):
     """Densities of a run of subjects, see `Densities`.
 
     Attributes
@@ -42,16 +42,6 @@ class GaussianDensities:
     def log_density(self) -> Array:
         """Log-densities, shape (S, K, n)."""
         return self.posterior.log_density.reshape(*self.params.sigma.shape, -1)
-
-    def scores(self) -> Array:
-        """Derivatives, shape (S, K, p + q * q + 1, n)."""
-        flat = self._flat_scores()
-        return flat.reshape(*self.params.sigma.shape, *flat.shape[1:])
-
-    def summed_scores(self, weights: Array) -> Array:
-        """Weighted sums over subjects, shape (S, K, p + q * q + 1)."""
-        S, K, n = weights.shape
-        return (self._flat_scores() @ weights.reshape(S * K, n, 1)).reshape(S, K, -1)
 
     def effects(self) -> Effects:
         """Posterior of the random effects."""

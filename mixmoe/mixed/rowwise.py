@@ -17,7 +17,7 @@ from mixmoe.kernels.rows import (
     row_scores,
 )
 from mixmoe.kernels.serial import ErrorKind, factorise
-from mixmoe.mixed.experts import Effects
+from mixmoe.mixed.experts import Effects, FlatScores
 from mixmoe.mixed.extras import extra_starts
 from mixmoe.mixed.gaussian import FIRST_SIZE, GaussianExperts, flat_experts
 from mixmoe.mixed.structure import Params, Structure
@@ -77,7 +77,7 @@ class ErrorForm:
 
 
 @dataclass(frozen=True, slots=True)
-class RowDensities:
+class RowDensities(FlatScores):
     """Densities of a run of subjects, see `Densities`.
 
     Attributes
@@ -100,16 +100,6 @@ class RowDensities:
     def log_density(self) -> Array:
         """Log-densities, shape (S, K, n)."""
         return self.posterior.density.log_density.reshape(*self.params.sigma.shape, -1)
-
-    def scores(self) -> Array:
-        """Derivatives, shape (S, K, p + q * q + 1 + d, n)."""
-        flat = self._flat_scores()
-        return flat.reshape(*self.params.sigma.shape, *flat.shape[1:])
-
-    def summed_scores(self, weights: Array) -> Array:
-        """Weighted sums over subjects, shape (S, K, p + q * q + 1 + d)."""
-        S, K, n = weights.shape
-        return (self._flat_scores() @ weights.reshape(S * K, n, 1)).reshape(S, K, -1)
 
     def effects(self) -> Effects:
         """Posterior of the random effects."""
