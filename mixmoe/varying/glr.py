@@ -7,7 +7,7 @@ Fan, J., Zhang, C. and Zhang, J. (2001). Generalized likelihood ratio statistics
 depend on the grid.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,8 +15,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
-from mixmoe.arguments import checked_choice, checked_count
-from mixmoe.em import EMFit
 from mixmoe.errors import ArgumentError
 from mixmoe.varying.draws import REFIT, with_draw
 from mixmoe.varying.estimate import Control, Run, run_em
@@ -70,22 +68,67 @@ class GLRTest:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class GLRRequest:
+    """How the null distribution is to be found; see `VCMoEResults.test_varying`.
+
+    Attributes
+    ----------
+    method : {"bootstrap", "asymptotic", "calibrated"}
+    n_boot, n_jobs : int
+    progress : bool or None
+    """
+
+    method: str = "asymptotic"
+    n_boot: int = 199
+    n_jobs: int = 1
+    progress: bool | None = None
+
+
 def test_functions(
-    model: FittedVCMoE,
-    fit: EMFit,
-    which: str | Sequence[str],
-    method: str,
-    n_boot: int,
-    rng: np.random.Generator,
-    n_jobs: int,
-    progress: bool | None,
+    model: FittedVCMoE, which: str | Sequence[str], request: GLRRequest, rng: np.random.Generator
 ) -> GLRTest:
-    """Test that the named functions are constant together; see `VCMoEResults.test_varying`."""
-    checked_choice(method, "method", METHODS)
-    checked_count(n_boot, "n_boot", least=19)
-    slots = named_slots(model, which)
-    problem = model.problem
-    larger = run_em(problem, model.coef, Control())  # the null and the draws are fits of the joint EM, not polished
+    """Test that the named functions are constant together."""
+    return _tested(model, joint_fit(model), named_slots(model, which), request, rng)
+
+
+def test_table(model: FittedVCMoE, names: Sequence[str], request: GLRRequest, rng: np.random.Generator) -> pd.DataFrame:
+    """Tests of single functions or groups of them, one after the other.
+
+    Returns
+    -------
+    DataFrame
+        Index: coefficient. Columns statistic, df, p_value, method, n_boot.
+    """
+    larger, rows = joint_fit(model), {}
+    for name in names:
+        test = _tested(model, larger, named_slots(model, name), request, rng)
+        rows[name] = (test.statistic, test.df, test.p_value, test.method, test.n_boot)
+    columns = ["statistic", "df", "p_value", "method", "n_boot"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("coefficient")
+
+
+def asymptotic_p_values(model: FittedVCMoE) -> Mapping[str, float]:
+    """P-values of constancy by name of the function, each on its own."""
+    names, rng = varying_names(model), np.random.default_rng(0)
+    table = test_table(model, names, GLRRequest("asymptotic"), rng) if names else pd.DataFrame({"p_value": []})
+    return {str(name): float(p) for name, p in table["p_value"].items()}
+
+
+def varying_names(model: FittedVCMoE) -> list[str]:
+    """Names of the functions that vary."""
+    return [model.names.full[s] for s in np.flatnonzero(~model.problem.const)]
+
+
+def joint_fit(model: FittedVCMoE) -> Run:
+    """The joint EM carried on from the fit; it is compared with null fits and draws, which are not polished either."""
+    return run_em(model.problem, model.coef, Control())
+
+
+def _tested(
+    model: FittedVCMoE, larger: Run, slots: NDArray[np.intp], request: GLRRequest, rng: np.random.Generator
+) -> GLRTest:
+    problem, method = model.problem, request.method
     null = null_fit(problem, larger.coef, slots)
     statistic = larger.loglik - null.loglik
     names = tuple(model.names.full[s] for s in slots)
@@ -94,8 +137,8 @@ def test_functions(
         df = float((R_K * C_K * relative).sum())
         p_value = float(chi2.sf(R_K * max(statistic, 0.0), df))
         return GLRTest(names, statistic, df, p_value, method, 0, larger.loglik, null.loglik, np.zeros(0))
-    draws = n_boot if method == "bootstrap" else max(19, n_boot // 4)
-    values = null_draws(problem, null.coef, slots, draws, rng, n_jobs, progress)
+    draws = request.n_boot if method == "bootstrap" else max(19, request.n_boot // 4)
+    values = null_draws(problem, null.coef, slots, draws, rng, request.n_jobs, request.progress)
     scale = 2.0 * values.mean() / max(values.var(ddof=1), np.finfo(float).tiny)
     df = float(max(scale * values.mean(), 0.0))
     if method == "bootstrap":
@@ -103,31 +146,6 @@ def test_functions(
     else:
         p_value = float(chi2.sf(scale * max(statistic, 0.0), df))
     return GLRTest(names, statistic, df, p_value, method, draws, larger.loglik, null.loglik, values)
-
-
-def test_table(
-    model: FittedVCMoE,
-    fit: EMFit,
-    method: str,
-    n_boot: int,
-    rng: np.random.Generator,
-    n_jobs: int,
-    progress: bool | None,
-) -> pd.DataFrame:
-    """Each varying function on its own and all together.
-
-    Returns
-    -------
-    DataFrame
-        Index: coefficient, the last row ``"all"``. Columns statistic, df, p_value, method, n_boot.
-    """
-    names = [model.names.full[s] for s in np.flatnonzero(~model.problem.const)]
-    rows = {}
-    for name in [*names, "all"]:
-        test = test_functions(model, fit, name, method, n_boot, rng, n_jobs, progress)
-        rows[name] = (test.statistic, test.df, test.p_value, test.method, test.n_boot)
-    columns = ["statistic", "df", "p_value", "method", "n_boot"]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("coefficient")
 
 
 def named_slots(model: FittedVCMoE, which: str | Sequence[str]) -> NDArray[np.intp]:

@@ -92,23 +92,27 @@ def constant_tables(layout: ParamLayout, frame: pd.DataFrame, alpha: float) -> t
     )
 
 
-def function_tables(model: FittedVCMoE, bands: pd.DataFrame | None, level: float) -> tuple[Table, ...]:
-    """One table per expert and one for the gate: range, and values with bands at quantiles of the index."""
+def function_tables(
+    model: FittedVCMoE, bands: pd.DataFrame | None, p_values: Mapping[str, float], level: float
+) -> tuple[Table, ...]:
+    """One table per expert and one for the gate: range, test of constancy, values with bands at quantiles."""
     if bands is None:
         return ()
     tables = []
     shares = model.problem.slots.n_experts
     for c in range(1, shares + 1):
         part = bands[(bands["expert"] == c) & bands["block"].isin(["expert", "residual"])]
-        tables.append(_function_table(model, part, f"expert{c}", f"Expert {c}: functions of the index", level))
+        title = f"Expert {c}: functions of the index"
+        tables.append(_function_table(model, part, p_values, f"expert{c}", title, level))
     gate = bands[bands["block"] == "gate"]
-    tables.append(
-        _function_table(model, gate, "gate", "Gate: functions of the index (log odds against expert 1)", level)
-    )
+    title = "Gate: functions of the index (log odds against expert 1)"
+    tables.append(_function_table(model, gate, p_values, "gate", title, level))
     return tuple(table for table in tables if table.index)
 
 
-def _function_table(model: FittedVCMoE, bands: pd.DataFrame, key: str, title: str, level: float) -> Table:
+def _function_table(
+    model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, float], key: str, heading: str, level: float
+) -> Table:
     index = str(model.design.names.index)
     grid, points = model.problem.windows.grid, model.points
     names: list[str] = []
@@ -118,20 +122,22 @@ def _function_table(model: FittedVCMoE, bands: pd.DataFrame, key: str, title: st
         label = str(part["term"].iloc[0]) if key != "gate" else str(name)
         names += [label, "  simultaneous band"]
         estimate = values["estimate"]
-        cells.append((f"{estimate.min():.3f} to {estimate.max():.3f}", *(float(estimate[g]) for g in points)))
+        span = f"{estimate.min():.3f} to {estimate.max():.3f}"
+        cells.append((span, p_values.get(str(name)), *(float(estimate[g]) for g in points)))
         limits = (f"{values['band_low'][g]:.3f}, {values['band_high'][g]:.3f}" for g in points)
-        cells.append((None, *limits))
+        cells.append((None, None, *limits))
     note = (
-        f"Second lines: {100 * level:g} % simultaneous bands over the whole range of {index}, robust bias correction; "
-        "test_varying() tests whether a function is constant."
+        f"Second lines: {100 * level:g} % simultaneous bands over the whole range of {index}, robust bias correction. "
+        "P const.: asymptotic GLR test that the function is constant, which rejects too often in small samples; "
+        "test_varying() has the bootstrap."
     )
     return Table(
         key=key,
-        title=title,
-        columns=("Range", *(f"{index}={grid[g]:.3g}" for g in points)),
+        title=heading,
+        columns=("Range", "P const.", *(f"{index}={grid[g]:.3g}" for g in points)),
         index=tuple(names),
         cells=tuple(cells),
-        formats=("num", *(".3f" for _ in points)),
+        formats=("num", "p", *(".3f" for _ in points)),
         notes=(note,) if names and key == "gate" else (),
     )
 

@@ -24,7 +24,8 @@ from mixmoe.varying.bands import BIASES, METHODS, LevelProcess, checked_level
 from mixmoe.varying.dof import effective_df, fitness
 from mixmoe.varying.draws import draw_responses
 from mixmoe.varying.fitted import FittedVCMoE, reported_values
-from mixmoe.varying.glr import GLRTest, test_functions, test_table
+from mixmoe.varying.glr import METHODS as NULL_LAWS
+from mixmoe.varying.glr import GLRRequest, GLRTest, asymptotic_p_values, test_functions, test_table, varying_names
 from mixmoe.varying.predict import KINDS, prediction_columns, prediction_rows, response_places
 from mixmoe.varying.profiles import SUBJECTS, BandRequest, band_frame, function_frame
 from mixmoe.varying.steps import posterior
@@ -71,6 +72,7 @@ class VCMoEResults(MoEResults):
         self.icl = self.bic + 2.0 * report.classification_entropy(fit.responsibilities)
         self.df_resid = self.nobs - values.df
         self._processes: dict[str, LevelProcess] = {}
+        self._p_values: Mapping[str, float] | None = None
 
     def functions(self, u: Any = None) -> pd.DataFrame:
         """The coefficient functions as a tidy frame.
@@ -169,9 +171,12 @@ class VCMoEResults(MoEResults):
         -------
         GLRTest or DataFrame
         """
+        checked_choice(method, "method", NULL_LAWS)
+        checked_count(n_boot, "n_boot", least=19)
+        request = GLRRequest(method, n_boot, n_jobs, progress)
         if which is None:
-            return test_table(self.model, self.em, method, n_boot, checked_rng(rng), n_jobs, progress)
-        return test_functions(self.model, self.em, which, method, n_boot, checked_rng(rng), n_jobs, progress)
+            return test_table(self.model, [*varying_names(self.model), "all"], request, checked_rng(rng))
+        return test_functions(self.model, which, request, checked_rng(rng))
 
     def predict(
         self, new: Any = None, kind: str = "mean", *, alpha: float = 0.05, extrapolate: bool = False
@@ -241,12 +246,16 @@ class VCMoEResults(MoEResults):
         return type(self)(model, fit, model.covariance(fit, self.cov.kind))
 
     def tables(self, alpha: float = 0.05) -> tuple[Table, ...]:
-        """Header, constants, and per expert and gate the functions: range and bands at quantiles of the index."""
+        """Header, constants, and per expert and gate the functions.
+
+        Of each function: its range, the p-value of the asymptotic GLR test that it is constant, and values with
+        bands at quantiles of the index.
+        """
         level = 1.0 - checked_alpha(alpha)
         frame = self.bands(level=level, rng=SEED) if not self.model.problem.const.all() else None
         header = header_table(report.facts(self))
         constants = report.constant_tables(self.model.layout, self.to_frame(alpha), alpha)
-        return (header, *constants, *report.function_tables(self.model, frame, level))
+        return (header, *constants, *report.function_tables(self.model, frame, self._constancy(), level))
 
     def summary(self, alpha: float = 0.05) -> Summary:
         """Header, constants, functions and notes; prints as text, and has as_html(), as_latex(), as_markdown()."""
@@ -301,3 +310,9 @@ class VCMoEResults(MoEResults):
         if bias not in self._processes:
             self._processes[bias] = self.model.process(bias)
         return self._processes[bias]
+
+    def _constancy(self) -> Mapping[str, float]:
+        """P-values of the asymptotic tests, kept because every table of the fit shows them."""
+        if self._p_values is None:
+            self._p_values = asymptotic_p_values(self.model)
+        return self._p_values

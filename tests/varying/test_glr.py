@@ -32,6 +32,18 @@ def test_other_null_distributions(fit, method):
     assert "GLR test" in str(test)
 
 
+def test_summary_has_the_asymptotic_p_values(fit):
+    tests = fit.test_varying(method="asymptotic")["p_value"]
+    shown = {}
+    for table in fit.tables()[1:]:
+        where = table.columns.index("P const.")
+        owner = "" if table.key == "gate" else table.key
+        for label, cells in zip(table.index, table.cells, strict=True):
+            name = {"": label, "sigma": f"sigma{owner[-1:]}"}.get(label if owner else "", f"{owner}.{label}")
+            shown |= {} if cells[where] is None else {name: cells[where]}
+    assert shown == tests.drop("all").to_dict()
+
+
 def test_groups_name_their_functions(fit):
     assert fit.test_varying("dispersion", method="asymptotic").functions == ("sigma1", "sigma2")
     both = fit.test_varying(["expert1.z1", "gate"], method="asymptotic")
