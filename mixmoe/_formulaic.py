@@ -396,6 +396,11 @@ def _explained(error: Exception) -> str:
     cause = error.__cause__
     if cause is not None and str(cause) and str(cause) not in text:
         text = f"{text} ({cause})"
+    if "extrapolation" in text:
+        return (
+            f"a spline of the formula is not defined outside the range of the data of the fit: {text}; leave such rows "
+            "out, or fit with extrapolation='extend' inside the term, as in bs(x, df=4, extrapolation='extend')"
+        )
     return f"a term of the formula cannot be computed: {text}; check the term and the type of its columns"
 
 

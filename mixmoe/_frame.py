@@ -72,6 +72,14 @@ def view(data: Any) -> FrameView:
     return FrameView(data, places, n_rows, pd.RangeIndex(n_rows))
 
 
+def whole_frame(data: Any) -> pd.DataFrame:
+    """The user's data as a pandas frame; a pandas frame as it is."""
+    if isinstance(data, pd.DataFrame):
+        return data
+    seen = view(data)
+    return pd.DataFrame({name: seen.column(name) for name in seen.places}, index=seen.labels)
+
+
 def _keys(data: Any) -> Iterable[Any]:
     return data.keys() if isinstance(data, Mapping) else data.columns
 

@@ -32,6 +32,17 @@ WHERE: Mapping[str, str] = {
 
 _LARGE = 30_000  # the fourth power of which fits into 64 bits
 
+_ELSEWHERE: Mapping[str, str] = {
+    "ns": "cr(x, df=4) for a natural spline",
+    "offset": "offset='column' as an argument of the fit, where the family has one",
+    "pmax": "np.maximum(x, y)",
+    "pmin": "np.minimum(x, y)",
+    "maximum": "np.maximum(x, y)",
+    "minimum": "np.minimum(x, y)",
+    "ifelse": "np.where(condition, x, y)",
+    "factor": "C(x)",
+}  # how functions of other programs are called here
+
 ENGINES: Mapping[str, ModuleType] = {"formulaic": _formulaic, "patsy": _patsy}
 """What turns terms into columns."""
 
@@ -92,11 +103,14 @@ def make_recipe(
         raise ArgumentError(f"context must map names to values, such as {{'f': f}}, got {context!r}")
     if response not in ("numeric", "categorical"):
         raise ArgumentError(f"response must be one of 'numeric', 'categorical', got {response!r}")
+    for option, column in (aux or {}).items():
+        _require_name(option, column)
     texts = _section_texts(formula, random_columns)
     if response == "categorical":
         _require_plain_response(formula)
         texts = {**texts, "response": ()}
     names = {name: _used_names(parts) for name, parts in texts.items()}
+    _refuse_reserved(names)
     typed = {name: _typed_terms(ENGINES[engine], parts) for name, parts in texts.items()}
     return Recipe(
         formula=formula,
@@ -108,6 +122,24 @@ def make_recipe(
         names=names,
         aux=dict(aux or {}),
     )
+
+
+def _refuse_reserved(names: Mapping[str, tuple[UsedName, ...]]) -> None:
+    """Refuse a column whose name parameters have already."""
+    for section, used in names.items():
+        if any(u.name == "Intercept" and not u.called for u in used):
+            raise DesignError(
+                f"{WHERE[section]} uses a column 'Intercept', which is the name of the constant; rename the column"
+            )
+
+
+def _require_name(option: str, column: Any) -> None:
+    if not isinstance(column, str):
+        got = repr(column) if isinstance(column, int | float) else f"a {type(column).__name__}"
+        raise ArgumentError(
+            f"{option} must be the name of a column, such as {option!r}, got {got}; put the values into the data: "
+            f"data[{option!r}] = ..."
+        )
 
 
 def _used_context(names: Mapping[str, tuple[UsedName, ...]], context: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,6 +256,7 @@ def _check_function(frame: FrameView, used: UsedName, recipe: Recipe, section: s
     known = sorted({*_formulaic.function_names(), *recipe.context})
     close = difflib.get_close_matches(used.name, known, n=2)
     hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    hint = f"write {_ELSEWHERE[used.name]}; " if used.name in _ELSEWHERE else hint
     raise DesignError(
         f"{WHERE[section]} calls {used.name!r}, which is not a function that formulas know; {hint}"
         f"pass your own functions as context={{{used.name!r}: {used.name}}}"

@@ -28,6 +28,8 @@ from mixmoe.errors import CollinearityWarning, DesignError, DroppedRowsWarning, 
 from mixmoe.formula import MoEFormula
 
 Array = NDArray[np.float64]
+
+_NUMBERS = ("trials", "offset", "weights")  # columns beside the formula that must be numeric
 Integers = NDArray[np.intp]
 
 
@@ -289,7 +291,7 @@ def _cleaned(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) 
     """Rows for which all terms exist, after checking the terms."""
     rows = without_rows(rows, built.bad_rows, built.bad_terms, frame.n_rows)
     check_columns(built, recipe)
-    _warn_dropped(rows.dropped, frame.n_rows)
+    _warn_dropped(rows.dropped, frame.n_rows, frame)
     check_finite(built, rows, frame, recipe)
     return rows
 
@@ -301,11 +303,13 @@ def _with_gate_by_unit(recipe: Recipe, built: Materialized, rows: Rows, frame: F
     return replace(built, matrices={**built.matrices, "gate": gate})
 
 
-def _warn_dropped(dropped: Dropped, n_input: int) -> None:
+def _warn_dropped(dropped: Dropped, n_input: int, columns: FrameView) -> None:
     if dropped.n_rows:
+        terms = [name for name, _ in dropped.by_column if name not in columns]
+        undefined = f"; {', '.join(terms)} may be undefined there, as a logarithm of negative values" if terms else ""
         warn(
             f"{dropped.n_rows} of {n_input} rows were left out because of missing values ({dropped}); "
-            "fill them in beforehand to keep them",
+            f"fill them in beforehand to keep them{undefined}",
             DroppedRowsWarning,
         )
 
@@ -439,6 +443,11 @@ def _auxiliary(recipe: Recipe, rows: Rows, frame: FrameView) -> dict[str, NDArra
         if column not in rows.columns:
             continue
         values = rows.columns[column]
+        if label in _NUMBERS and not is_numeric(values):
+            raise DesignError(
+                f"column {column!r} ({label}) must hold numbers, got {shown(values.iloc[0])} in row "
+                f"{label_of(rows, frame, 0)}; convert it with pandas.to_numeric"
+            )
         wrong = infinite(values)
         if wrong is not None:
             i = earliest(wrong, rows)

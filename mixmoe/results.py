@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe.arguments import checked_count, checked_rng
+from mixmoe._frame import whole_frame
+from mixmoe.arguments import checked_choice, checked_count, checked_rng
 from mixmoe.assess.diagnosis import PANELS, Diagnosis
 from mixmoe.assess.expert_tests import ExpertTests
 from mixmoe.assess.mixins import Assessment
@@ -181,7 +182,7 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         ArgumentError
             If there is no such kind.
         """
-        raise ArgumentError(f"kind must be 'responsibilities', got {kind!r}")
+        raise ArgumentError(f"{self.model.family_name} has no curves, got kind={kind!r}")
 
     def summary(self, alpha: float = 0.05) -> Summary:
         """Header, tables and notes; prints as text, and has as_html(), as_latex(), as_markdown().
@@ -294,6 +295,8 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         -------
         Figure, or `ax` if given
         """
+        if kind is not None:
+            checked_choice(kind, "kind", (*self._curve_kinds, "responsibilities", *PANELS))
         if kind == "responsibilities":
             if options:
                 raise ArgumentError(f"plot('responsibilities') has no option {sorted(options)[0]!r}")
@@ -304,6 +307,7 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         return draw(self.curves(kind, **options), self._observed(kind, **options), ax)
 
     _default_plot = "trajectories"
+    _curve_kinds: tuple[str, ...] = ()
 
     @property
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]:
@@ -401,14 +405,19 @@ def load(
     if context is None:
         _require_safe(saved, path)
     if saved.data is None and data is None:
-        raise SavedFileError(f"{str(path)!r} was saved without data; pass the data of the fit as load(..., data=frame)")
+        raise SavedFileError(
+            f"{str(path)!r} was saved without data, from which the terms of its formula are made; pass the data of the "
+            "fit as load(..., data=frame)"
+        )
     whole = saved if saved.data is not None else _with_data(saved, data)
     with warnings.catch_warnings():  # dropped rows and columns were reported when the model was fitted
         warnings.simplefilter("ignore", MixmoeWarning)
         try:
             results = families[saved.family].from_saved(whole, context)
         except MixmoeError as error:
-            raise SavedFileError(f"the model in {str(path)!r} cannot be rebuilt from these data: {error}") from error
+            raise SavedFileError(
+                f"the model in {str(path)!r} cannot be rebuilt from these data, which are not those of the fit: {error}"
+            ) from error
     _check_rebuilt(results, saved, path)
     return results
 
@@ -447,6 +456,7 @@ def _facts(results: MoEResults) -> tuple[tuple[str, Cell], ...]:
         ("Rows per subject", f"{visits} (min / median / max)" if grouped else None),
         ("Rows dropped", _dropped(design)),
         *results._more_facts,
+        *column_facts(results.model),
         ("Log-likelihood", results.llf),
         ("Parameters", results.df_model),
         ("AIC", results.aic),
@@ -456,6 +466,12 @@ def _facts(results: MoEResults) -> tuple[tuple[str, Cell], ...]:
         ("Converged", "yes" if results.converged else "NO"),
         ("Best value reached by", replicated if em.starts.n_starts > 1 else None),
     )
+
+
+def column_facts(model: FittedModel) -> tuple[tuple[str, Cell], ...]:
+    """Lines of the header for the columns beside the formula that enter the likelihood."""
+    used = (("Trials", "trials"), ("Offset", "offset"), ("Weights", "weights"))
+    return tuple((label, model.settings.get(key)) for label, key in used)
 
 
 def _dropped(design: Design) -> Cell:
@@ -556,10 +572,8 @@ def _require_safe(saved: SavedFit, path: PathLike) -> None:
         ) from error
 
 
-def _with_data(saved: SavedFit, data: object) -> SavedFit:
-    if not isinstance(data, pd.DataFrame):
-        raise ArgumentError(f"data must be a pandas DataFrame, got {type(data).__name__}")
-    return replace(saved, data=data, rows=None)
+def _with_data(saved: SavedFit, data: Any) -> SavedFit:
+    return replace(saved, data=whole_frame(data), rows=None)
 
 
 def _check_rebuilt(results: MoEResults, saved: SavedFit, path: PathLike) -> None:

@@ -373,3 +373,28 @@ def test_frames_and_ids_of_all_kinds_give_the_same_fit(make, subject):
         fit = mm.fit(FORMULA, frame, rng=0)
     assert fit.llf == pytest.approx(mm.fit(FORMULA, good(), rng=0).llf, abs=1e-8)
     assert set(fit.responsibilities.index) == set(data["id"])
+
+
+@pytest.mark.parametrize("option", ["weights", "offset", "trials"])
+@pytest.mark.parametrize("value", [np.ones(120), pd.Series(np.ones(120)), 2.0])
+def test_columns_are_given_by_name(option, value):
+    family = "binomial" if option == "trials" else "poisson"
+    with pytest.raises(ArgumentError, match=rf"{option} must be the name of a column, .* put the values into the data"):
+        mm.MEMoE("y ~ x | re: (1 | id)", good(), family=family, **{option: value})
+
+
+@pytest.mark.parametrize("option", ["weights", "offset"])
+def test_columns_that_count_are_numbers(option):
+    data = good().assign(y=1, text="a")
+    with pytest.raises(DesignError, match=rf"column 'text' \({option}\) must hold numbers, got 'a' in row 0"):
+        mm.MEMoE("y ~ x | re: (1 | id)", data, family="poisson", **{option: "text"})
+
+
+def test_a_column_named_as_the_constant():
+    with pytest.raises(DesignError, match="uses a column 'Intercept', which is the name of the constant; rename"):
+        mm.MEMoE("y ~ Intercept | re: (1 | id)", good().assign(Intercept=1.0))
+
+
+def test_functions_of_other_programs():
+    with pytest.raises(DesignError, match=r"calls 'ns'.*; write cr\(x, df=4\) for a natural spline"):
+        mm.MEMoE("y ~ ns(time, df=3) | re: (1 | id)", good())

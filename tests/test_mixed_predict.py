@@ -8,7 +8,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 import mixmoe as mm
-from mixmoe.errors import ArgumentError, DroppedRowsWarning
+from mixmoe.errors import ArgumentError, DroppedRowsWarning, MixmoeWarning
 from mixmoe.mixed.mixtures import MixtureLaw
 from tests import dense
 
@@ -433,9 +433,7 @@ def test_without_a_numeric_column_there_are_points(right, places, data):
 
 
 def test_curves_that_do_not_exist(fit):
-    with pytest.raises(
-        ArgumentError, match="kind must be one of 'trajectories', 'gate', 'responsibilities', got 'trace'"
-    ):
+    with pytest.raises(ArgumentError, match="kind must be one of 'trajectories', 'gate', got 'trace'"):
         fit.curves("trace")
     with pytest.raises(ArgumentError, match=r"x must be a column of the gate part, .*got 'time'"):
         fit.curves("gate", x="time")
@@ -451,3 +449,21 @@ def test_an_unknown_option_of_a_figure_is_named(fit):
 def test_a_folder_is_no_file_to_save_to(fit, tmp_path):
     with pytest.raises(ArgumentError, match="path must name a file to write, got the folder"):
         fit.save(tmp_path)
+
+
+def test_a_figure_that_does_not_exist(fit):
+    with pytest.raises(ArgumentError, match=r"kind must be one of 'trajectories', 'gate', 'responsibilities', .*'qq'"):
+        fit.plot("trace")
+
+
+def test_a_history_of_others_is_said(fit, strangers):
+    past, future = strangers
+    with pytest.warns(MixmoeWarning, match=r"no subject of history= is in the new data \(their names differ\)"):
+        fit.predict(future, kind="subject", history=past.assign(id=past["id"] + "x"))
+    with pytest.raises(ArgumentError, match="history has no rows"):
+        fit.predict(future, kind="subject", history=past.head(0))
+
+
+def test_names_of_another_type_are_said(fit, data):
+    with pytest.warns(MixmoeWarning, match=r"no subject of the fit is in the new data .*\(int\).*\(str\)"):
+        fit.predict(data.head(3).astype({"id": str}), kind="subject")

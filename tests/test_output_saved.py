@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from mixmoe.em import Flag
-from mixmoe.errors import ArgumentError, SavedFileError
+from mixmoe.errors import ArgumentError, DesignError, SavedFileError
 from mixmoe.output.saved import read, write
 from mixmoe.results import load
 from tests.fake_model import BOUNDARY, FakeResults, make_data, make_results, replace
@@ -94,7 +94,7 @@ def test_other_data_are_refused(fit, tmp_path):
         load(tmp_path / "f", FAMILIES, data=frame.iloc[:80])
     with pytest.raises(SavedFileError, match="other parameters, the first is"):
         load(tmp_path / "f", FAMILIES, data=frame.assign(g=np.where(frame["time"] > 0, "u", "v")))
-    with pytest.raises(ArgumentError, match="pandas DataFrame, got list"):
+    with pytest.raises(DesignError, match="DataFrame or a mapping of names to columns, got list"):
         load(tmp_path / "f", FAMILIES, data=[1])
 
 

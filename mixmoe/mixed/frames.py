@@ -1,5 +1,6 @@
 """Predictions and random effects as frames, and the history of subjects they rest on."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -7,7 +8,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe._frame import shown
 from mixmoe.design import Design, DesignNames
+from mixmoe.errors import MixmoeWarning
 from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.predict import Estimate, History, Interval, posterior_history, prior_history
 
@@ -55,6 +58,36 @@ def places(known: Design, wanted: Design) -> NDArray[np.intp]:
     if wanted.names.group is None and known is not wanted:
         return np.full(wanted.n_units, -1)  # rows without a subject are strangers, whatever their labels
     return np.asarray(pd.Index(known.labels).get_indexer(pd.Index(wanted.labels)))
+
+
+def warn_strangers(known: Design, wanted: Design, *, given: bool) -> None:
+    """Say so if no subject to be predicted is known, where that looks like a slip.
+
+    Parameters
+    ----------
+    known, wanted : Design
+    given : bool
+        Whether `known` is a history that the user passed, not the data of the fit.
+
+    Warns
+    -----
+    MixmoeWarning
+        If a history meets no subject, or the subjects of the fit are met once names are read as text.
+    """
+    if (places(known, wanted) >= 0).any():
+        return
+    alike = set(map(str, known.labels)) & set(map(str, wanted.labels))
+    if not (given or (alike and wanted.names.group is not None)):
+        return
+    whose = "of history=" if given else "of the fit"
+    types = " and ".join(f"{shown(d.labels[0])} ({type(d.labels[0]).__name__})" for d in (known, wanted))
+    reason = f"their names are of other types, {types}" if alike else "their names differ"
+    warnings.warn(
+        f"no subject {whose} is in the new data ({reason}), so all are predicted by the gate alone; "
+        "give the subjects the same names in both",
+        MixmoeWarning,
+        stacklevel=3,
+    )
 
 
 def _in_user_units(past: History, c: Coordinates) -> History:

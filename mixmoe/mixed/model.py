@@ -264,8 +264,8 @@ class MEMoE(Refitting):
         Returns
         -------
         MEMoEResults
-            Experts are ordered by their mean gate probability, largest first. After Ctrl-C the best point so far,
-            marked as not converged.
+            Experts are ordered by their mean gate probability, largest first. After Ctrl-C during an ascent the best
+            point so far, marked as not converged.
 
         Warns
         -----

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe._frame import view
 from mixmoe.arguments import checked_choice
 from mixmoe.assess.effects import GatePoint
 from mixmoe.assess.influence import FirstOrder
@@ -20,7 +21,15 @@ from mixmoe.inference.covariance import delta_cov
 from mixmoe.inference.intervals import checked_alpha
 from mixmoe.mixed.disturbances import disturbances
 from mixmoe.mixed.dynamic import normalized_residuals, past_of, subject_law
-from mixmoe.mixed.frames import by_expert, in_user_order, mean_columns, past_of_subjects, places, random_effects_frame
+from mixmoe.mixed.frames import (
+    by_expert,
+    in_user_order,
+    mean_columns,
+    past_of_subjects,
+    places,
+    random_effects_frame,
+    warn_strangers,
+)
 from mixmoe.mixed.natural import permute_jacobian, permute_natural, positions
 from mixmoe.mixed.predict import (
     Estimate,
@@ -146,6 +155,11 @@ class MEMoEResults(MoEResults):
         DesignError
             If a column is missing or a category is new.
 
+        Warns
+        -----
+        MixmoeWarning
+            If no subject of `history` is in `new`, or subjects of the fit would be met if their names had one type.
+
         Notes
         -----
         Limits of probabilities, experts and marginal mean are delta-method limits of the estimates; those of subjects
@@ -160,6 +174,8 @@ class MEMoEResults(MoEResults):
             raise ArgumentError("interval='prediction' is for responses, got scale='link'; use scale='response'")
         design = self.model.design if new is None else self.model.new_design(new)
         known = self._history(history, use_fit=kind == "subject")
+        if known is not None:
+            warn_strangers(known, design, given=history is not None)
         wanted = Wanted(kind, scale, interval == "prediction", checked_alpha(alpha))
         columns = self._columns(design, known, wanted)
         return in_user_order(columns, design, new)
@@ -168,6 +184,8 @@ class MEMoEResults(MoEResults):
         """The rows from which subjects are known; None where their history plays no part."""
         if history is None and not use_fit:
             return None
+        if history is not None and not view(history).n_rows:
+            raise ArgumentError("history has no rows; leave it out to predict new subjects by the gate")
         known = self.model.design if history is None else self.model.new_design(history, response=True)
         if history is not None and known.names.group is None:
             group = self.model.design.names.group
@@ -268,12 +286,12 @@ class MEMoEResults(MoEResults):
         -------
         tuple of Curve
         """
+        checked_choice(kind, "kind", self._curve_kinds)
         self._check_options(options)
-        if kind == "trajectories":
-            return trajectory_curves(self.model.design, self._known(), **options)
-        if kind == "gate":
-            return gate_curves(self.model.design, self._known(), **options)
-        raise ArgumentError(f"kind must be one of 'trajectories', 'gate', 'responsibilities', got {kind!r}")
+        drawn = trajectory_curves if kind == "trajectories" else gate_curves
+        return drawn(self.model.design, self._known(), **options)
+
+    _curve_kinds = ("trajectories", "gate")
 
     def _check_options(self, options: dict[str, Any]) -> None:
         for name in options:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe.arguments import checked_choice
 from mixmoe.em import EMFit
 from mixmoe.errors import ArgumentError, SavedFileError
 from mixmoe.inference.covariance import ParamCov
@@ -50,6 +51,7 @@ class NMEResults(MoEResults):
     """
 
     _default_plot = "effects"
+    _curve_kinds = ("effects", "learning")
     _report_plots = ("effects", "learning")
 
     def __init__(
@@ -186,11 +188,10 @@ class NMEResults(MoEResults):
             and for
             persons; options ``variable=``, ``persons=`` (labels), ``n_persons=``. ``"learning"``: losses per epoch.
         """
+        checked_choice(kind, "kind", self._curve_kinds)
         if kind == "learning":
             return learning_curves(self.trained.trace, **options)
-        if kind == "effects":
-            return effect_curves(self.persons, **options)
-        raise ArgumentError(f"kind must be 'effects', 'learning' or 'responsibilities', got {kind!r}")
+        return effect_curves(self.persons, **options)
 
     def with_cov(self, kind: str, **options: Any) -> "NMEResults":
         """The same fit; NME has one covariance, ``"nonrobust"``."""

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from mixmoe._frame import view
+from mixmoe._frame import plain, shown, view, whole_frame
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError
 
@@ -57,7 +58,7 @@ def broom_augment(design: Design, classes: pd.DataFrame, by_row: pd.DataFrame, d
     Raises
     ------
     ArgumentError
-        If `data` has another number of rows than the data of the fit.
+        If `data` are not the data of the fit.
     """
     order = np.argsort(design.position, kind="stable")
     units, added = design.codes[order], by_row.copy()
@@ -66,17 +67,39 @@ def broom_augment(design: Design, classes: pd.DataFrame, by_row: pd.DataFrame, d
     if data is None:
         frame = design.frame.iloc[order]
         return pd.concat([frame, added.set_axis(frame.index)], axis=1)
-    frame = data if isinstance(data, pd.DataFrame) else _as_pandas(data)
+    frame = whole_frame(data)
     if len(frame) != design.n_input:
         raise ArgumentError(
             f"data must be the frame of the fit, with {design.n_input} rows, got {len(frame)}; for other rows use "
             "predict()"
         )
-    whole = added.set_axis(design.position[order]).reindex(range(design.n_input))
+    places = _places(design, frame)[order]
+    _check_same(design.frame.iloc[order], frame, places)
+    whole = added.set_axis(places).reindex(range(design.n_input))
     return pd.concat([frame, whole.set_axis(frame.index)], axis=1)
 
 
-def _as_pandas(data: Any) -> pd.DataFrame:
-    """A polars frame or mapping of columns as a new pandas frame."""
-    seen = view(data)
-    return pd.DataFrame({name: seen.column(name) for name in seen.places}, index=seen.labels)
+def _places(design: Design, frame: pd.DataFrame) -> NDArray[np.intp]:
+    """Positions in `frame` of the rows of the fit, shape (n,): by label if labels tell rows apart, else as given."""
+    if frame.index.is_unique:
+        found = frame.index.get_indexer(pd.Index(design.rows))
+        if (found >= 0).all():
+            return found
+    return design.position
+
+
+def _check_same(used: pd.DataFrame, frame: pd.DataFrame, places: NDArray[np.intp]) -> None:
+    """Refuse a frame whose rows are not those of the fit, `used`."""
+    seen = view(frame)
+    for name in used.columns:
+        if name not in seen.places:
+            raise ArgumentError(f"data must be the frame of the fit, which has a column {name!r}; this one has not")
+        values = plain(seen.column(name).iloc[places])
+        same = np.asarray(values, dtype=object) == np.asarray(used[name], dtype=object)
+        if not same.all():
+            i = int(np.argmin(same))
+            raise ArgumentError(
+                f"data must be the frame of the fit: column {name!r} is {shown(values.iloc[i])} in row "
+                f"{shown(frame.index[places[i]])}, in the fit it was {shown(used[name].iloc[i])}; pass the same rows, "
+                "or use predict() for other ones"
+            )

@@ -60,8 +60,9 @@ class Reporting:
         Parameters
         ----------
         data : DataFrame, optional
-            The frame that was fitted, to have all of its columns and rows; rows left out of the fit then have missing
-            values. By default the used columns of the used rows, in their order.
+            The frame that was fitted, to have all of its columns and rows, in any order if its index tells rows apart;
+            rows left out of the fit then have missing values. By default the used columns of the used rows, in their
+            order.
 
         Returns
         -------
@@ -73,7 +74,7 @@ class Reporting:
         Raises
         ------
         ArgumentError
-            If `data` has another number of rows than the data of the fit.
+            If `data` are not the data of the fit.
         """
         return broom_augment(self.model.design, self.classify(), self._by_row(), data)
 

@@ -12,6 +12,7 @@ from mixmoe.inference.covariance import DESCRIPTIONS
 from mixmoe.layout import ParamLayout
 from mixmoe.output.curves import Curve
 from mixmoe.output.tables import Cell, Table
+from mixmoe.results import column_facts
 from mixmoe.varying.fitted import FittedVCMoE
 
 Array = NDArray[np.float64]
@@ -50,6 +51,7 @@ def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
         ("Experts", model.n_experts),
         ("Rows", results.nobs),
         ("Rows dropped", f"{dropped.n_rows} ({dropped})" if dropped.n_rows else 0),
+        *column_facts(model),
         ("Index", span),
         ("Bandwidth", f"{h} ({how})" if how else h),
         ("Gate bandwidth", None if problem.gate_windows is problem.windows else float(gate)),

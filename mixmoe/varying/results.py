@@ -276,7 +276,7 @@ class VCMoEResults(MoEResults):
         -------
         tuple of Curve
         """
-        checked_choice(kind, "kind", (*report.PLOTS, "responsibilities"))
+        checked_choice(kind, "kind", self._curve_kinds)
         if kind == "bandwidth":
             if self.selection is None:
                 raise ArgumentError(f"there is no search to draw, bandwidth={self.bandwidth:.4g} was given; use 'cv'")
@@ -287,6 +287,7 @@ class VCMoEResults(MoEResults):
         return report.band_curves(self.model, frames)
 
     _default_plot = "functions"
+    _curve_kinds = tuple(report.PLOTS)
     _report_plots = ("functions", "means")
 
     _resid_kinds = ("marginal", "quantile")

@@ -83,6 +83,23 @@ def test_augment_refuses_other_data():
         rows().augment(make_data().head(3))
 
 
+def test_augment_finds_rows_by_their_labels():
+    data = make_data()
+    mixed = data.sample(frac=1, random_state=1)
+    frame = rows(data).augment(mixed)
+    np.testing.assert_allclose(frame[".fitted"], mixed["y"] - 1)
+    pd.testing.assert_frame_equal(frame.loc[data.index], rows(data).augment(data))
+
+
+def test_augment_refuses_rows_that_it_cannot_place():
+    data = make_data()
+    shuffled = data.sample(frac=1, random_state=1).reset_index(drop=True)
+    with pytest.raises(ArgumentError, match=r"column 'y' is .* in row 0, in the fit it was .*; pass the same rows"):
+        rows(data).augment(shuffled)
+    with pytest.raises(ArgumentError, match="has a column 'time'; this one has not"):
+        rows(data).augment(data.drop(columns="time"))
+
+
 def test_networks_have_rows_too():
     pytest.importorskip("torch")
     data = mm.datasets.load("orthodont").sample(frac=1, random_state=1)
