@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mixmoe.kernels.local import Block, Windows, blocks, build_windows, epanechnikov, local_moments, local_predictor
 from mixmoe.varying.problem import Problem
-from mixmoe.varying.steps import limit_dispersion, log_softmax, solve_scaled
+from mixmoe.varying.steps import Natural, limit_dispersion, log_softmax, own_natural, solve_scaled
 
 Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -59,12 +59,15 @@ class Local:
     free : ndarray of bool, shape (D, L)
         Coefficients to be estimated.
     parts : tuple of Part
+    own : Natural or None
+        Predictors of the rows at their own index values, if the experts are held there and only the gate is local.
     """
 
     problem: Problem
     windows: Windows
     free: BoolArray
     parts: tuple[Part, ...]
+    own: Natural | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,11 @@ class LocalFit:
 
 
 def build_local(
-    problem: Problem, degree: int, bandwidth: float | None = None, points: NDArray[np.intp] | None = None
+    problem: Problem,
+    degree: int,
+    bandwidth: float | None = None,
+    points: NDArray[np.intp] | None = None,
+    held: Array | None = None,
 ) -> Local:
     """Local likelihood of a degree.
 
@@ -120,6 +127,9 @@ def build_local(
         By default that of the experts.
     points : ndarray of int, optional
         Only these grid points.
+    held : ndarray, shape (G, 2, L), optional
+        State of the EM at whose experts the gate alone is estimated: for a gate with a bandwidth of its own. A line in
+        the experts over the window of the gate would be a misfit.
 
     Returns
     -------
@@ -132,7 +142,10 @@ def build_local(
     order = problem.order + degree - 1
     order[problem.slots.dispersions] = problem.order[problem.slots.dispersions]
     free = (np.arange(degree + 1)[:, None] <= order) & ~problem.const
-    return Local(problem, windows, free, _parts(problem))
+    if held is None:
+        return Local(problem, windows, free, _parts(problem))
+    free[:, : problem.slots.gates.start] = False
+    return Local(problem, windows, free, _parts(problem), own_natural(problem, held))
 
 
 def _parts(problem: Problem) -> tuple[Part, ...]:
@@ -153,7 +166,7 @@ def local_start(local: Local, coef: Array) -> Array:
     a line fitted in a narrow window says nothing about a wide one.
     """
     problem, degree = local.problem, local.free.shape[0] - 1
-    if degree == 1 and (_slope_units(problem) == local.windows.bandwidth).all():
+    if degree == 1 and (_slope_units(problem)[local.free[1]] == local.windows.bandwidth).all():
         return coef.copy()
     t = (local.windows.grid - local.windows.grid[:, None]) / local.windows.bandwidth
     basis = t[:, :, None] ** np.arange(degree + 1)  # (G, grid, D)
@@ -194,6 +207,12 @@ def natural_terms(local: Local, block: Block, coef: Array) -> NaturalTerms:
     problem = local.problem
     slots, rows, k = problem.slots, problem.rows, problem.slots.n_experts
     shape = coef.shape[:2]
+    zeta = np.zeros((k, len(block.t)))
+    if k > 1:
+        zeta[1:] = local_predictor(block, coef[..., slots.gates].reshape(*shape, k - 1, -1), problem.gate_t)
+    if local.own is not None:
+        eta, delta = local.own.eta[:, block.rows], local.own.delta[:, block.rows]
+        return assemble_terms(problem, block, eta, delta, log_softmax(zeta))
     eta = local_predictor(block, coef[..., slots.experts].reshape(*shape, k, -1), problem.design_t)
     eta += rows.offset[block.rows]
     delta = np.zeros_like(eta)
@@ -201,9 +220,6 @@ def natural_terms(local: Local, block: Block, coef: Array) -> NaturalTerms:
         ones = np.ones((1, rows.n))
         delta = local_predictor(block, coef[..., slots.dispersions].reshape(*shape, k, 1), ones)
         np.clip(delta, problem.floor - 1.0, problem.ceiling + 1.0, out=delta)
-    zeta = np.zeros_like(eta)
-    if k > 1:
-        zeta[1:] = local_predictor(block, coef[..., slots.gates].reshape(*shape, k - 1, -1), problem.gate_t)
     return assemble_terms(problem, block, eta, delta, log_softmax(zeta))
 
 
@@ -348,9 +364,19 @@ def maximise_local(local: Local, start: Array) -> LocalFit:
 
 
 def polish(problem: Problem, coef: Array) -> Array:
-    """A state of the EM, shape (G, 2, L), with the local likelihood of each grid point maximised from there."""
+    """A state of the EM, shape (G, 2, L), with the local likelihood of each grid point maximised from there.
+
+    A gate with a bandwidth of its own is maximised after the experts, which are held at the rows' own index values.
+    """
     local = build_local(problem, 1)
-    return state_of(local, maximise_local(local, local_start(local, coef)).coef)
+    out = state_of(local, maximise_local(local, local_start(local, coef)).coef)
+    if problem.gate_windows is problem.windows:
+        return out
+    gates = problem.slots.gates
+    out[..., gates] = coef[..., gates]
+    alone = build_local(problem, 1, problem.gate_windows.bandwidth, held=out)
+    out[..., gates] = maximise_local(alone, local_start(alone, out)).coef[..., gates]
+    return out
 
 
 def _at_points(local: Local, points: NDArray[np.intp]) -> Local:
