@@ -74,8 +74,8 @@ class FittedVCMoE:
         Grid points at which functions are tabulated.
     clusters : ndarray of int, shape (n,), or None
         Cluster of each sorted row.
-    selection : DataFrame or None
-        Criterion of each bandwidth tried.
+    selection, gate_selection : DataFrame or None
+        Criterion of each bandwidth tried, for all functions and for the gate alone.
     """
 
     formula: MoEFormula
@@ -87,6 +87,7 @@ class FittedVCMoE:
     points: IntArray
     clusters: IntArray | None
     selection: pd.DataFrame | None = None
+    gate_selection: pd.DataFrame | None = None
     family_name: str = "VCMoE"
 
     @property
@@ -197,7 +198,8 @@ class FittedVCMoE:
         if experts == self.n_experts:
             return self.problem
         slots = replace(self.problem.slots, n_experts=experts)
-        const = constant_slots(self.design, slots, self.settings["dispersion"], bool(self.problem.const.all()))
+        s = self.settings
+        const = constant_slots(self.design, slots, s["dispersion"], float(s["bandwidth"]), s["gate_bandwidth"])
         return with_experts(self.problem, experts, const, self.settings["sigma_floor"])
 
     def drawn(self, estimated: Estimated, rng: np.random.Generator) -> Array:

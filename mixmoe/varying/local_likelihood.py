@@ -166,7 +166,7 @@ def local_start(local: Local, coef: Array) -> Array:
     a line fitted in a narrow window says nothing about a wide one.
     """
     problem, degree = local.problem, local.free.shape[0] - 1
-    if degree == 1 and (_slope_units(problem)[local.free[1]] == local.windows.bandwidth).all():
+    if degree == 1 and (problem.bandwidths[local.free[1]] == local.windows.bandwidth).all():
         return coef.copy()
     t = (local.windows.grid - local.windows.grid[:, None]) / local.windows.bandwidth
     basis = t[:, :, None] ** np.arange(degree + 1)  # (G, grid, D)
@@ -179,14 +179,7 @@ def local_start(local: Local, coef: Array) -> Array:
 def state_of(local: Local, coef: Array) -> Array:
     """The first two powers of a local fit as a state of the EM: the inverse of `local_start`."""
     out = coef[:, :2].copy()
-    out[:, 1] *= _slope_units(local.problem) / local.windows.bandwidth
-    return out
-
-
-def _slope_units(problem: Problem) -> Array:
-    """Bandwidth that the slope of each function refers to in the EM, shape (L,)."""
-    out = np.full(problem.slots.n, problem.windows.bandwidth)
-    out[problem.slots.gates] = problem.gate_windows.bandwidth
+    out[:, 1] *= local.problem.bandwidths / local.windows.bandwidth
     return out
 
 
