@@ -23,7 +23,7 @@ from mixmoe.varying.flags import find_flags
 from mixmoe.varying.labels import permute_experts
 from mixmoe.varying.local_likelihood import build_local, local_start, maximise_local
 from mixmoe.varying.problem import Problem, Slots
-from mixmoe.varying.refits import From, maximise, with_experts, with_response
+from mixmoe.varying.refits import From, Reported, maximise, with_experts, with_response
 from mixmoe.varying.sandwich import influence, level_covariance
 from mixmoe.varying.setup import Sorted, constant_slots
 from mixmoe.varying.steps import own_natural, posterior
@@ -189,9 +189,8 @@ class FittedVCMoE:
         values = None if start is None else start.values
         same = None if start is None or start.experts < experts else values
         smaller = values if same is None else None
-        run = maximise(
-            problem, Control(n_starts=n_starts), rng, From(n_starts > 0, same, smaller), self.settings["polish"]
-        )
+        reported = Reported(self.settings["estimate"], self.clusters)
+        run = maximise(problem, Control(n_starts=n_starts), rng, From(n_starts > 0, same, smaller), reported)
         return Estimated(experts, run.coef, run.loglik)
 
     def _with_experts(self, experts: int) -> Problem:

@@ -85,7 +85,7 @@ def test_functions(
     checked_count(n_boot, "n_boot", least=19)
     slots = named_slots(model, which)
     problem = model.problem
-    larger = run_em(problem, model.coef, Control())  # the null and the draws are fits of the joint EM, not polished
+    larger = run_em(problem, model.coef, Control())  # the null and the draws are fits of the joint EM
     null = null_fit(problem, larger.coef, slots)
     statistic = larger.loglik - null.loglik
     names = tuple(model.names.full[s] for s in slots)

@@ -108,6 +108,43 @@ class LocalFit:
     converged: BoolArray
 
 
+@dataclass(frozen=True, slots=True)
+class LocalPart:
+    """Local likelihoods with one bandwidth, their maxima, and the functions that they settle.
+
+    Attributes
+    ----------
+    local : Local
+    fit : LocalFit
+    functions : ndarray of int
+    """
+
+    local: Local
+    fit: LocalFit
+    functions: NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalMaxima:
+    """Maxima of the local likelihoods of all functions.
+
+    Attributes
+    ----------
+    state : ndarray, shape (G, 2, L)
+        As a state of the EM; where there is no maximum near the start, the start.
+    parts : tuple of LocalPart
+        One, or two where the gate has a bandwidth of its own.
+    """
+
+    state: Array
+    parts: tuple[LocalPart, ...]
+
+    @property
+    def lost(self) -> BoolArray:
+        """Grid points without a maximum near the start, shape (G,)."""
+        return ~np.logical_and.reduce([part.fit.converged for part in self.parts])
+
+
 def build_local(
     problem: Problem,
     degree: int,
@@ -325,7 +362,7 @@ def local_loglik(block: Block, terms: NaturalTerms) -> Array:
 
 
 def maximise_local(local: Local, start: Array) -> LocalFit:
-    """Maxima of the local likelihoods, from a label-consistent start: the polish.
+    """Maxima of the local likelihoods, from a label-consistent start.
 
     Parameters
     ----------
@@ -356,20 +393,31 @@ def maximise_local(local: Local, start: Array) -> LocalFit:
     return LocalFit(coef, ~lost)
 
 
-def polish(problem: Problem, coef: Array) -> Array:
-    """A state of the EM, shape (G, 2, L), with the local likelihood of each grid point maximised from there.
+def local_maxima(problem: Problem, coef: Array) -> LocalMaxima:
+    """Maxima of the local likelihoods of a local-linear fit, from a state of the EM.
 
     A gate with a bandwidth of its own is maximised after the experts, which are held at the rows' own index values.
+
+    Parameters
+    ----------
+    problem : Problem
+    coef : ndarray, shape (G, 2, L)
+
+    Returns
+    -------
+    LocalMaxima
     """
-    local = build_local(problem, 1)
-    out = state_of(local, maximise_local(local, local_start(local, coef)).coef)
+    local, every = build_local(problem, 1), np.arange(problem.slots.n)
+    fit = maximise_local(local, local_start(local, coef))
+    state = state_of(local, fit.coef)
     if problem.gate_windows is problem.windows:
-        return out
+        return LocalMaxima(state, (LocalPart(local, fit, every),))
     gates = problem.slots.gates
-    out[..., gates] = coef[..., gates]
-    alone = build_local(problem, 1, problem.gate_windows.bandwidth, held=out)
-    out[..., gates] = maximise_local(alone, local_start(alone, out)).coef[..., gates]
-    return out
+    state[..., gates] = coef[..., gates]
+    alone = build_local(problem, 1, problem.gate_windows.bandwidth, held=state)
+    gate_fit = maximise_local(alone, local_start(alone, state))
+    state[..., gates] = gate_fit.coef[..., gates]
+    return LocalMaxima(state, (LocalPart(local, fit, every[: gates.start]), LocalPart(alone, gate_fit, every[gates])))
 
 
 def _at_points(local: Local, points: NDArray[np.intp]) -> Local:
@@ -416,7 +464,7 @@ def _direction(local: Local, block: Block, terms: NaturalTerms) -> Array:
     gradient = local_gradient(local, block, terms)
     matrix = local_information(local, block, terms.information, terms.kernel)
     flat = gradient.reshape(len(gradient), -1)
-    bad = ~_positive_definite(matrix)
+    bad = ~positive_definite(matrix)
     if not bad.any():
         return solve_scaled(matrix, flat).reshape(gradient.shape)
     complete = local_information(local, block, terms.complete, terms.kernel)[bad]
@@ -435,7 +483,8 @@ def _uphill(matrix: Array, gradient: Array, scale: Array) -> Array:
     return out
 
 
-def _positive_definite(matrix: Array) -> BoolArray:
+def positive_definite(matrix: Array) -> BoolArray:
+    """Whether each information (g, q, q) is positive definite, in units of its diagonal."""
     symmetric = 0.5 * (matrix + np.swapaxes(matrix, -1, -2))
     root = 1.0 / np.sqrt(np.maximum(np.einsum("gii->gi", symmetric), 1e-300))
     values = np.linalg.eigvalsh(symmetric * root[:, :, None] * root[:, None, :])

@@ -22,7 +22,7 @@ from mixmoe.varying.estimate import Control, Run
 from mixmoe.varying.fitted import FittedVCMoE, tabulated_points
 from mixmoe.varying.flags import warn_flags
 from mixmoe.varying.problem import Problem, Slots, build_problem
-from mixmoe.varying.refits import From, maximise
+from mixmoe.varying.refits import From, Reported, maximise
 from mixmoe.varying.results import VCMoEResults
 from mixmoe.varying.setup import (
     Sorted,
@@ -70,10 +70,13 @@ class VCMoE:
     trials, offset, weights, cluster : str, optional
         Columns: number of trials of a binomial response; offset of the linear predictor; observation weights;
         independent units for standard errors and cross-validation.
-    polish : bool
-        Whether each local likelihood is maximised from where the joint EM ended, so that the estimate is the centre of
-        its bands and the pointwise theory holds exactly. Without it the functions are those of the joint EM, which
-        smooths more at the same bandwidth: less variance and more bias where experts overlap.
+    estimate : {"shrunken", "local", "joint"}
+        Functions that are reported. ``"local"``: maxima of the local likelihoods next to where the joint EM ended, to
+        which the pointwise theory applies; standard errors and bands rest on these whatever is reported.
+        ``"shrunken"``: each value is an average of the local lines of its neighbours, and each function is drawn
+        towards a line by the share of its bends that noise would explain (double smoothing, James-Stein); with one
+        expert the same as ``"local"``. ``"joint"``: functions of the joint EM itself, which smooths more at the same
+        bandwidth: less variance and more bias where experts overlap.
     sigma_floor : float
         Smallest sigma as a fraction of the residual standard deviation of one regression for all rows.
     context : mapping, optional
@@ -113,7 +116,7 @@ class VCMoE:
         offset: str | None = None,
         weights: str | None = None,
         cluster: str | None = None,
-        polish: bool = True,
+        estimate: str = "shrunken",
         sigma_floor: float = 0.01,
         context: Mapping[str, Any] | None = None,
         formula_engine: str = "formulaic",
@@ -122,6 +125,7 @@ class VCMoE:
         self.n_experts = checked_count(experts, "experts")
         self.family = family_named(family)
         checked_choice(dispersion, "dispersion", ("varying", "const"))
+        checked_choice(estimate, "estimate", ("shrunken", "local", "joint"))
         checked_count(n_grid, "n_grid", least=3)
         checked_positive(sigma_floor, "sigma_floor")
         if trials is not None and self.family.name != "binomial":
@@ -152,7 +156,7 @@ class VCMoE:
             "grid": None if grid is None else self.grid.tolist(),
             "n_grid": n_grid,
             **columns,
-            "polish": bool(polish),
+            "estimate": estimate,
             "sigma_floor": sigma_floor,
             "formula_engine": formula_engine,
         }
@@ -331,14 +335,14 @@ class VCMoE:
         return rule_of_thumb(self.data.rows, self.slots) if bandwidth == "rule" else float(bandwidth)
 
     def _run(self, problem: Problem, control: Control, rng: np.random.Generator, start: Any) -> Run:
-        """EM, polish if asked, experts in the reported order."""
+        """EM, then the functions that are reported, experts in the reported order."""
         if start is None:
             where = From()
         elif _experts_of(start) == problem.slots.n_experts - 1:
             where = From(False, smaller=on_grid(problem, start.model.problem, start.model.coef))
         else:
             where = From(False, same=_warm_start(start, problem))
-        return maximise(problem, control, rng, where, self.settings["polish"])
+        return maximise(problem, control, rng, where, Reported(self.settings["estimate"], self.clusters))
 
 
 def _warm_start(start: Any, problem: Problem) -> Array:

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 
 from mixmoe.varying.estimate import Control, fit_functions
-from mixmoe.varying.local_likelihood import polish
+from mixmoe.varying.local_likelihood import local_maxima
 from mixmoe.varying.simulate import vcmoe
 from tests.varying.helpers import make_problem, switched_points
 
@@ -22,7 +22,7 @@ def switched(n, experts, separation, seed):
     sim = vcmoe(n=n, separation=separation, experts=experts, rng=seed)
     problem = make_problem(sim, 0.2, experts=experts)
     run = fit_functions(problem, Control(), np.random.default_rng(seed))
-    return switched_points(problem, polish(problem, run.coef), sim), run.converged
+    return switched_points(problem, local_maxima(problem, run.coef).state, sim), run.converged
 
 
 def main():

@@ -7,7 +7,7 @@ import pytest
 
 from mixmoe.varying.bands import fit_levels
 from mixmoe.varying.estimate import Control, fit_functions
-from mixmoe.varying.local_likelihood import build_local, local_start, maximise_local, polish, state_of
+from mixmoe.varying.local_likelihood import build_local, local_maxima, local_start, maximise_local, state_of
 from mixmoe.varying.sandwich import gate_influence, influence, level_covariance, unit_influence
 from mixmoe.varying.simulate import vcmoe
 from tests.varying.helpers import make_problem
@@ -21,7 +21,7 @@ ROWS = (3, 150, 199, 260, 398)
 def fitted(gate_bandwidth=None, family="gaussian"):
     problem = make_problem(vcmoe(n=400, family=family, rng=1), 0.3, family=family, gate_bandwidth=gate_bandwidth)
     run = fit_functions(problem, Control(n_starts=3), np.random.default_rng(0))
-    return problem, polish(problem, run.coef)
+    return problem, local_maxima(problem, run.coef).state
 
 
 def moved(problem, coef, row, bias):
