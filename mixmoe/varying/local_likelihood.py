@@ -397,6 +397,8 @@ def local_maxima(problem: Problem, coef: Array) -> LocalMaxima:
     """Maxima of the local likelihoods of a local-linear fit, from a state of the EM.
 
     A gate with a bandwidth of its own is maximised after the experts, which are held at the rows' own index values.
+    Where a dispersion runs to its limit the maximum is not a regular one, and draws the experts with it: there the
+    dispersions keep the values of the EM, which rest on wider ground, and the rest is maximised.
 
     Parameters
     ----------
@@ -408,7 +410,7 @@ def local_maxima(problem: Problem, coef: Array) -> LocalMaxima:
     LocalMaxima
     """
     local, every = build_local(problem, 1), np.arange(problem.slots.n)
-    fit = maximise_local(local, local_start(local, coef))
+    fit = _without_limits(local, maximise_local(local, local_start(local, coef)), local_start(local, coef))
     state = state_of(local, fit.coef)
     if problem.gate_windows is problem.windows:
         return LocalMaxima(state, (LocalPart(local, fit, every),))
@@ -418,6 +420,27 @@ def local_maxima(problem: Problem, coef: Array) -> LocalMaxima:
     gate_fit = maximise_local(alone, local_start(alone, state))
     state[..., gates] = gate_fit.coef[..., gates]
     return LocalMaxima(state, (LocalPart(local, fit, every[: gates.start]), LocalPart(alone, gate_fit, every[gates])))
+
+
+def _without_limits(local: Local, fit: LocalFit, start: Array) -> LocalFit:
+    """Maxima with the dispersions held at their start wherever one of them ran to its limit."""
+    problem, where = local.problem, local.problem.slots.dispersions
+    points = np.flatnonzero(on_limit(problem, fit.coef).any(axis=1))
+    if not len(points):
+        return fit
+    free = local.free.copy()
+    free[:, where] = False
+    held = maximise_local(replace(_at_points(local, points), free=free), start[points])
+    coef, converged = fit.coef.copy(), fit.converged.copy()
+    coef[points], converged[points] = held.coef, held.converged
+    return LocalFit(coef, converged)
+
+
+def on_limit(problem: Problem, coef: Array) -> BoolArray:
+    """Which log dispersions are on a limit, shape (G, K), from levels and slopes (G, D, L)."""
+    level = coef[:, 0, problem.slots.dispersions]
+    out: BoolArray = (level <= problem.floor) | (level >= problem.ceiling)
+    return out
 
 
 def _at_points(local: Local, points: NDArray[np.intp]) -> Local:

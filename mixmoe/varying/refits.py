@@ -74,16 +74,21 @@ def maximise(problem: Problem, control: Control, rng: np.random.Generator, start
     if start.random:
         runs.append(fit_functions(problem, control, rng))
     run = best_run(runs) if len(runs) > 1 else runs[0]
-    run = with_reported(problem, run, reported)
-    coef = permute_experts(problem.slots, run.coef, reported_order(problem, run.coef))
-    post = posterior(problem.rows, problem.family, own_natural(problem, coef))
-    return replace(run, coef=coef, loglik=float(post.loglik))
+    run = _ordered(problem, with_reported(problem, _ordered(problem, run), reported))
+    post = posterior(problem.rows, problem.family, own_natural(problem, run.coef))
+    return replace(run, loglik=float(post.loglik))
+
+
+def _ordered(problem: Problem, run: Run) -> Run:
+    """A run with experts in the reported order."""
+    return replace(run, coef=permute_experts(problem.slots, run.coef, reported_order(problem, run.coef)))
 
 
 def with_reported(problem: Problem, run: Run, reported: Reported) -> Run:
     """A run of the joint EM with the functions that are reported in the place of its own.
 
-    With one expert these are the local maxima, so that a Gaussian fit is kernel-weighted least squares exactly.
+    With one expert these are the local maxima, so that a Gaussian fit is kernel-weighted least squares exactly. Experts
+    come in an order that does not depend on the starts: which one the gate refers to matters to the smoothing.
     """
     if reported.estimate == "joint" or problem.const.all():
         return run

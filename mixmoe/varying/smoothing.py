@@ -33,6 +33,7 @@ from mixmoe.varying.local_likelihood import (
     local_information,
     local_pieces,
     natural_design,
+    on_limit,
     positive_definite,
 )
 from mixmoe.varying.problem import Problem
@@ -82,9 +83,8 @@ def smoothed_functions(problem: Problem, maxima: LocalMaxima, clusters: IntArray
 
 def _touches_limit(problem: Problem, coef: Array) -> BoolArray:
     """Which functions are dispersions on a limit somewhere, shape (L,)."""
-    out, where = np.zeros(problem.slots.n, dtype=bool), problem.slots.dispersions
-    level = coef[:, 0, where]
-    out[where] = ((level <= problem.floor) | (level >= problem.ceiling)).any(axis=0)
+    out = np.zeros(problem.slots.n, dtype=bool)
+    out[problem.slots.dispersions] = on_limit(problem, coef).any(axis=0)
     return out
 
 

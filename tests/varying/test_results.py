@@ -240,12 +240,21 @@ def test_one_expert_is_the_varying_coefficient_model(sim):
         fit.bands("probabilities")
 
 
-def test_polish_ends_at_the_local_maximum(sim):
-    plain = VCMoE(FORMULA, sim.data, bandwidth=0.3).fit(rng=0, starts=3)
-    polished = VCMoE(FORMULA, sim.data, bandwidth=0.3, polish=True).fit(rng=0, starts=3)
-    centre = plain.bands(bias="none", rng=0).query("coefficient == 'expert1.z1'")["center"]
-    got = polished.functions().query("coefficient == 'expert1.z1'")["estimate"]
-    np.testing.assert_allclose(got, centre, atol=1e-6)
+@pytest.mark.parametrize("estimate", ["shrunken", "joint"])
+def test_bands_rest_on_the_local_maxima_whatever_is_reported(sim, estimate):
+    fit = VCMoE(FORMULA, sim.data, bandwidth=0.3, estimate=estimate).fit(rng=0, starts=3)
+    local = VCMoE(FORMULA, sim.data, bandwidth=0.3, estimate="local").fit(rng=0, starts=3)
+    bands = fit.bands(bias="none", rng=0).query("coefficient == 'expert1.z1'")
+    centre = local.functions().query("coefficient == 'expert1.z1'")["estimate"]
+    np.testing.assert_allclose(centre, bands["center"], atol=1e-6)
+    assert np.abs(bands["estimate"] - bands["center"]).max() > 1e-3
+    logs = fit.bse.index.str.startswith("sigma")  # of which the delta method takes the estimate itself
+    np.testing.assert_allclose(fit.bse[~logs], local.bse[~logs], rtol=1e-5)
+
+
+def test_an_estimate_that_does_not_exist_is_refused(sim):
+    with pytest.raises(ArgumentError, match="estimate must be one of 'shrunken', 'local', 'joint', got 'polished'"):
+        VCMoE(FORMULA, sim.data, estimate="polished")
 
 
 def test_input_is_left_alone(sim):
