@@ -49,7 +49,8 @@ class VCMoEResults(MoEResults):
     selection, gate_selection : DataFrame or None
         Cross-validated criterion by bandwidth, and by that of the gate if it was sought alone.
     effective_df : float
-        Effective number of parameters; AIC, AICc and BIC charge it.
+        Effective number of parameters of the local fits; AIC, AICc and BIC charge it. Functions that were drawn towards
+        lines have fewer, so that the criteria are on the side of constants.
     params : Series
         Constants, then the functions at five quantiles of the index; `functions` and `bands` give all of them.
 
