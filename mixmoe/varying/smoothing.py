@@ -45,6 +45,7 @@ IntArray = NDArray[np.intp]
 
 SECOND = 0.5  # width of the second kernel, as a share of the bandwidth
 LEAST_POINTS = 3  # a line leaves nothing of two points
+SMALLEST = 1e-100  # of a variance, so that its inverse and the square of that are numbers
 NUMBERS_HELD = 1 << 23  # influences held at once; where there are more, rows are taken together
 
 
@@ -221,7 +222,8 @@ def towards_line(curve: Curve) -> Array:
     -------
     ndarray, shape (G, 2)
     """
-    root = np.sqrt(curve.mass / np.maximum(np.diag(curve.covariance), np.finfo(float).tiny))
+    variance = np.diag(curve.covariance)
+    root = np.sqrt(curve.mass / np.maximum(variance, np.finfo(float).eps * variance.max() + SMALLEST))
     basis = np.column_stack([np.ones_like(curve.at), (curve.at - curve.at.mean()) / curve.bandwidth])
     orthonormal, triangle = np.linalg.qr(basis * root[:, None])
     rest = np.eye(len(root)) - orthonormal @ orthonormal.T
