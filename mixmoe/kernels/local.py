@@ -261,3 +261,13 @@ def _hermite_values(left: Array, right: Array, at: Array) -> Array:
     below, above = np.minimum(s, 0.0), np.maximum(s - 1.0, 0.0)
     slopes = (c * (1.0 - c) ** 2 + below, c * c * (c - 1.0) + above)
     return np.column_stack([1.0 - blend, step * slopes[0], blend, step * slopes[1]])
+
+
+def linear_matrix(grid: Array, at: Array) -> sparse.csr_array:
+    """Linear interpolation from a grid, as a sparse matrix (n, G)."""
+    n = len(at)
+    left = np.clip(np.searchsorted(grid, at, side="right") - 1, 0, len(grid) - 2)
+    share = np.clip((at - grid[left]) / (grid[left + 1] - grid[left]), 0.0, 1.0)
+    values = np.column_stack([1.0 - share, share]).ravel()
+    columns = np.column_stack([left, left + 1]).ravel()
+    return sparse.csr_array((values, columns, np.arange(0, 2 * n + 1, 2)), shape=(n, len(grid)))

@@ -6,7 +6,7 @@ Calonico, S., Cattaneo, M. D. and Farrell, M. H. (2018). On the effect of bias e
 nonparametric inference. JASA 113, 767-779: with equal bandwidths robust bias correction is the local-quadratic fit.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -16,9 +16,9 @@ from scipy.stats import t as student
 
 from mixmoe.errors import ArgumentError
 from mixmoe.varying.critical import asymptotic_critical, multiplier_critical
-from mixmoe.varying.local_likelihood import build_local, local_start, maximise_local
+from mixmoe.varying.local_likelihood import Local, LocalFit, build_local, local_start, maximise_local, state_of
 from mixmoe.varying.problem import Problem
-from mixmoe.varying.sandwich import Influence, influence, level_covariance
+from mixmoe.varying.sandwich import Influence, gate_influence, influence, level_covariance
 
 Array = NDArray[np.float64]
 Bias = Literal["rbc", "undersmooth", "none"]
@@ -107,50 +107,72 @@ def level_process(
     -------
     LevelProcess
     """
+    fits = fit_levels(problem, coef, bias)
+    inf = _influence(fits, correction)
+    covariance = level_covariance(inf, clusters)
+    shaped = covariance.matrix.reshape(*inf.levels.shape, *inf.levels.shape)
+    degree = fits.local.free.shape[0] - 1
+    return LevelProcess(
+        inf.levels, shaped, degree, fits.local.windows.bandwidth, covariance.df.reshape(inf.levels.shape)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LevelFits:
+    """Maxima of the local likelihoods in which bands are centred.
+
+    Attributes
+    ----------
+    local, gate : Local
+        The gate has a local likelihood of its own if it has a bandwidth of its own, None otherwise.
+    fit, gate_fit : LocalFit
+    """
+
+    local: Local
+    fit: LocalFit
+    gate: Local | None = None
+    gate_fit: LocalFit | None = None
+
+    @property
+    def levels(self) -> Array:
+        """Levels of all functions, (G, L)."""
+        out: Array = self.fit.coef[:, 0].copy()
+        if self.gate_fit is not None:
+            gates = self.local.problem.slots.gates
+            out[:, gates] = self.gate_fit.coef[:, 0, gates]
+        return out
+
+
+def fit_levels(problem: Problem, coef: Array, bias: str) -> LevelFits:
+    """Local likelihood estimates with a bias correction, see `level_process`."""
     degree = 2 if bias == "rbc" else 1
     shrink = problem.rows.n**-0.05 if bias == "undersmooth" else 1.0
-    main = _one_bandwidth(problem, coef, degree, problem.windows.bandwidth * shrink, correction)
-    if problem.gate_windows is problem.windows:
-        levels, covariance = main.levels, level_covariance(main, clusters)
-    else:
-        both = _with_gate(problem, coef, main, degree, shrink, correction)
-        levels, covariance = both.levels, level_covariance(both, clusters)
-    shaped = covariance.matrix.reshape(*levels.shape, *levels.shape)
-    return LevelProcess(levels, shaped, degree, problem.windows.bandwidth * shrink, covariance.df.reshape(levels.shape))
-
-
-def _one_bandwidth(problem: Problem, coef: Array, degree: int, bandwidth: float, correction: bool) -> Influence:
-    local = build_local(problem, degree, bandwidth)
+    local = build_local(problem, degree, problem.windows.bandwidth * shrink)
     fit = maximise_local(local, local_start(local, coef))
-    inf = influence(local, fit.coef, correction)
-    spoiled = tuple(
-        piece if ok else np.full_like(piece, np.nan) for piece, ok in zip(inf.local, fit.converged, strict=True)
-    )
-    return Influence(inf.levels, inf.lo, inf.hi, spoiled, inf.const, inf.coupling, inf.slots, inf.n)
+    if problem.gate_windows is problem.windows:
+        return LevelFits(local, fit)
+    gate = build_local(problem, degree, problem.gate_windows.bandwidth * shrink, held=state_of(local, fit.coef))
+    return LevelFits(local, fit, gate, maximise_local(gate, local_start(gate, coef)))
 
 
-def _with_gate(
-    problem: Problem,
-    coef: Array,
-    main: Influence,
-    degree: int,
-    shrink: float,
-    correction: bool,
-) -> Influence:
-    """Influence when the gate has a bandwidth of its own: a second local problem for its functions."""
-    other = _one_bandwidth(problem, coef, degree, problem.gate_windows.bandwidth * shrink, correction)
-    gates = np.zeros(problem.slots.n, dtype=bool)
-    gates[problem.slots.gates] = True
-    levels = np.where(gates, other.levels, main.levels)
-    lo, hi = np.minimum(main.lo, other.lo), np.maximum(main.hi, other.hi)
-    merged = []
-    for g in range(len(levels)):
-        piece = np.zeros((hi[g] - lo[g], problem.slots.n))
-        piece[main.lo[g] - lo[g] : main.hi[g] - lo[g], ~gates] = main.local[g][:, ~gates]
-        piece[other.lo[g] - lo[g] : other.hi[g] - lo[g], gates] = other.local[g][:, gates]
-        merged.append(piece)
-    coupling = np.where(gates[:, None], other.coupling, main.coupling)
-    return Influence(levels, lo, hi, tuple(merged), main.const, coupling, main.slots, main.n)
+def _influence(fits: LevelFits, correction: bool) -> Influence:
+    """Influence on all levels, NaN where a local likelihood has no maximum."""
+    inf = influence(fits.local, fits.fit.coef, correction)
+    inf = _without_lost(inf, fits.fit.converged, slice(None))
+    if fits.gate is None or fits.gate_fit is None:
+        return inf
+    both = gate_influence(fits.gate, fits.gate_fit.coef, inf, correction)
+    return _without_lost(both, fits.gate_fit.converged, fits.local.problem.slots.gates)
+
+
+def _without_lost(inf: Influence, converged: NDArray[np.bool_], functions: slice) -> Influence:
+    pieces = []
+    for piece, ok in zip(inf.local, converged, strict=True):
+        kept = piece if ok else piece.copy()
+        if not ok:
+            kept[:, functions] = np.nan
+        pieces.append(kept)
+    return replace(inf, local=tuple(pieces))
 
 
 def target_bands(

@@ -5,7 +5,7 @@ References
 Fan, J. and Gijbels, I. (1996). Local Polynomial Modelling and Its Applications, section 4.2.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -48,6 +48,26 @@ class BandwidthSearch:
     table: pd.DataFrame | None
 
 
+@dataclass(frozen=True, slots=True)
+class Bandwidths:
+    """Bandwidths of a fit and how they were found.
+
+    Attributes
+    ----------
+    experts : float
+        Of experts and dispersions; infinity holds them constant.
+    gate : float or None
+        Of the gate, if it has one of its own.
+    table, gate_table : DataFrame or None
+        Criterion of each bandwidth tried, see `BandwidthSearch`.
+    """
+
+    experts: float
+    gate: float | None
+    table: pd.DataFrame | None = None
+    gate_table: pd.DataFrame | None = None
+
+
 class _Model(Protocol):
     data: Any
     slots: Slots
@@ -55,10 +75,6 @@ class _Model(Protocol):
 
     @property
     def clusters(self) -> IntArray | None: ...
-    def problem(self, bandwidth: float, gate_bandwidth: float | None = None) -> Problem: ...
-
-    @property
-    def settings(self) -> Any: ...
 
 
 def rule_of_thumb(rows: Rows, slots: Slots) -> float:
@@ -83,6 +99,7 @@ def rule_of_thumb(rows: Rows, slots: Slots) -> float:
 
 def search_bandwidth(
     model: _Model,
+    make: Callable[[float], Problem],
     rng: np.random.Generator,
     folds: int,
     candidates: list[float] | None,
@@ -94,6 +111,8 @@ def search_bandwidth(
     Parameters
     ----------
     model : VCMoE
+    make : callable
+        The problem with the bandwidth that is sought.
     rng : numpy.random.Generator
     folds : int
     candidates : list of float, optional
@@ -111,12 +130,13 @@ def search_bandwidth(
     """
     rows = model.data.rows
     members = fold_members(rows.n, model.clusters, folds, rng)
-    tried = _usable(model, _candidates(rows, model.slots) if candidates is None else sorted(candidates))
-    pilot = _pilot(model, tried, rng)
-    scores = _scored(model, pilot, tried, members, n_jobs, progress)
+    wanted = _candidates(rows, model.slots) if candidates is None else sorted(candidates)
+    tried = _usable(make, wanted, str(model.formula.vary))
+    pilot = _pilot(make, tried, rule_of_thumb(rows, model.slots), rng)
+    scores = _scored(make, pilot, tried, members, n_jobs, progress)
     if candidates is None:
         finer = _between(tried, int(np.argmax(scores.mean(axis=1))))
-        scores = np.vstack([scores, _scored(model, pilot, finer, members, n_jobs, progress)]) if finer else scores
+        scores = np.vstack([scores, _scored(make, pilot, finer, members, n_jobs, progress)]) if finer else scores
         tried = [*tried, *finer]
     order = np.argsort(tried)
     table = pd.DataFrame(
@@ -142,12 +162,12 @@ def _candidates(rows: Rows, slots: Slots) -> list[float]:
     return list(np.geomspace(SMALLEST * rule, max(span, rule), N_CANDIDATES))
 
 
-def _usable(model: _Model, candidates: Iterable[float]) -> list[float]:
+def _usable(make: Callable[[float], Problem], candidates: Iterable[float], index_name: str) -> list[float]:
     """Candidates whose windows hold enough rows, even without a fold."""
     kept, reason = [], None
     for h in candidates:
         try:
-            check_windows(model.problem(h, model.settings["gate_bandwidth"]), str(model.formula.vary))
+            check_windows(make(h), index_name)
             kept.append(h)
         except DesignError as error:
             reason = error
@@ -171,19 +191,17 @@ class _Pilot:
     """A fit of all rows at one bandwidth, from which every fold starts: the folds differ little, labels do not."""
 
     coef: Array
-    bandwidth: float
+    bandwidths: Array
 
 
-def _pilot(model: _Model, tried: list[float], rng: np.random.Generator) -> _Pilot:
+def _pilot(make: Callable[[float], Problem], tried: list[float], rule: float, rng: np.random.Generator) -> _Pilot:
     """A fit at the candidate closest to the rule of thumb, from several starts."""
-    rule = rule_of_thumb(model.data.rows, model.slots)
-    h = min(tried, key=lambda one: abs(np.log(one / rule)))
-    run = fit_functions(model.problem(h, model.settings["gate_bandwidth"]), Control(TOLERANCE, 200), rng)
-    return _Pilot(run.coef, h)
+    problem = make(min(tried, key=lambda one: abs(np.log(one / rule))))
+    return _Pilot(fit_functions(problem, Control(TOLERANCE, 200), rng).coef, problem.bandwidths)
 
 
 def _scored(
-    model: _Model,
+    make: Callable[[float], Problem],
     pilot: _Pilot,
     bandwidths: list[float],
     members: list[IntArray],
@@ -191,30 +209,27 @@ def _scored(
     progress: bool | None,
 ) -> Array:
     """Held-out log-likelihood per row, (bandwidths, folds)."""
-    problems = [model.problem(h, model.settings["gate_bandwidth"]) for h in bandwidths]
+    problems = [make(h) for h in bandwidths]
     tasks = [(problems, held, pilot) for held in members]
     return np.column_stack(run_all(_fold_scores, tasks, n_jobs, progress, "bandwidth"))
 
 
 def _fold_scores(problems: list[Problem], held: IntArray, pilot: _Pilot) -> Array:
     """Held-out log-likelihood per row of one fold, from wide to narrow, each started from the one before."""
-    out, start, before = np.full(len(problems), LOWEST), pilot.coef, pilot.bandwidth
+    out, start, before = np.full(len(problems), LOWEST), pilot.coef, pilot.bandwidths
     control = Control(tolerance=TOLERANCE, max_iter=200)
-    for j in np.argsort([-p.windows.bandwidth for p in problems]):
+    for j in np.argsort([-p.bandwidths.sum() for p in problems]):
         training = without_rows(problems[j], held)
         run = run_em(training, _rescaled(start, training, before), control)
-        start, before = run.coef, training.windows.bandwidth
+        start, before = run.coef, training.bandwidths
         out[j] = held_out(problems[j], run.coef, held)
     return out
 
 
-def _rescaled(coef: Array, problem: Problem, before: float) -> Array:
-    """A state at another bandwidth: same functions, slopes in the new unit."""
+def _rescaled(coef: Array, problem: Problem, before: Array) -> Array:
+    """A state at other bandwidths: same functions, slopes in the new units."""
     out = coef.copy()
-    stop = problem.slots.gates.start
-    out[:, 1, :stop] *= problem.windows.bandwidth / before
-    if problem.gate_windows is problem.windows:
-        out[:, 1, stop:] *= problem.windows.bandwidth / before
+    out[:, 1] *= problem.bandwidths / before
     return out
 
 

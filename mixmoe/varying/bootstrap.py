@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from mixmoe.varying.bands import fit_levels
 from mixmoe.varying.draws import REFIT, with_cluster_draw, with_draw
 from mixmoe.varying.estimate import run_em
 from mixmoe.varying.fitted import FittedVCMoE
-from mixmoe.varying.local_likelihood import build_local, local_start, maximise_local
 from mixmoe.varying.parallel import run_all
 from mixmoe.varying.problem import Problem, Slots
 
@@ -88,10 +88,7 @@ def _replicate(problem: Problem, coef: Array, clusters: IntArray | None, bias: s
     run = run_em(drawn, coef, REFIT)
     if not same_labels(problem.slots, coef, run.coef, problem.scale):
         return None
-    shrink = problem.rows.n**-0.05 if bias == "undersmooth" else 1.0
-    local = build_local(drawn, 2 if bias == "rbc" else 1, problem.windows.bandwidth * shrink)
-    levels: Array = maximise_local(local, local_start(local, run.coef)).coef[:, 0]
-    return levels
+    return fit_levels(drawn, run.coef, bias).levels
 
 
 def same_labels(slots: Slots, before: Array, after: Array, scale: Array) -> bool:

@@ -65,9 +65,7 @@ def widen(problem: Problem, lines: Lines) -> Array:
     grid = problem.windows.grid
     out = np.empty((len(grid), 2, problem.slots.n))
     out[:, 0] = lines.theta[0] + (grid - lines.centre)[:, None] * lines.theta[1]
-    h = np.full(problem.slots.n, problem.windows.bandwidth)
-    h[problem.slots.gates] = problem.gate_windows.bandwidth
-    out[:, 1] = np.where(problem.free[1], lines.theta[1] * h, 0.0)
+    out[:, 1] = np.where(problem.free[1], lines.theta[1] * problem.bandwidths, 0.0)
     return out
 
 
@@ -137,7 +135,7 @@ def _first_theta(
     pooled: Array = np.asarray(np.linalg.lstsq(rows.design, target, rcond=None)[0], dtype=np.float64)
     spread = float(np.std(target - rows.design @ pooled)) or 1.0
     theta = np.zeros((n_starts, slots.n))
-    theta[:, slots.experts] = np.tile(pooled, slots.n_experts)
+    theta[:, slots.experts] = np.tile(pooled, slots.n_experts) * active[slots.experts]  # constants get no slope
     theta[:, slots.dispersions] = np.log(spread) if problem.family.name == "gaussian" else 1.0
     theta[:, slots.dispersions] = np.clip(theta[:, slots.dispersions], problem.floor, problem.ceiling)
     resp = np.stack([_partition(rows, slots.n_experts, target, pooled, s, rng) for s in range(n_starts)])

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
-from mixmoe.kernels.local import epanechnikov
+from mixmoe.kernels.local import epanechnikov, linear_matrix
 from mixmoe.varying.local_likelihood import (
     assemble_terms,
     build_local,
@@ -95,16 +94,6 @@ def _level_variances(problem: Problem, coef: Array) -> Array:
         inverse = np.linalg.pinv(0.5 * (matrix + np.swapaxes(matrix, 1, 2)), rcond=1e-10, hermitian=True)
         out[block.first : block.last] = inverse[:, :n_slots, :n_slots] * (free[:, None] & free)
     return out
-
-
-def linear_matrix(grid: Array, at: Array) -> sparse.csr_array:
-    """Linear interpolation from a grid, as a sparse matrix (n, G)."""
-    n = len(at)
-    left = np.clip(np.searchsorted(grid, at, side="right") - 1, 0, len(grid) - 2)
-    share = np.clip((at - grid[left]) / (grid[left + 1] - grid[left]), 0.0, 1.0)
-    values = np.column_stack([1.0 - share, share]).ravel()
-    columns = np.column_stack([left, left + 1]).ravel()
-    return sparse.csr_array((values, columns, np.arange(0, 2 * n + 1, 2)), shape=(n, len(grid)))
 
 
 def fitness(loglik: float, df: float, n: int) -> Fitness:

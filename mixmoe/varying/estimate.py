@@ -74,6 +74,9 @@ class Run:
         The change that the last EM step made.
     candidates : ndarray, shape (starts,)
         Log-likelihoods of the starts after their short runs, best first.
+    lost : ndarray of bool, shape (G,), or None
+        Grid points without a local maximum nearby, where the functions are those of the joint EM; None where local
+        maxima were not asked for.
     """
 
     coef: Array
@@ -82,6 +85,7 @@ class Run:
     converged: bool
     change: float
     candidates: Array
+    lost: NDArray[np.bool_] | None = None
 
 
 def em_step(problem: Problem, coef: Array, natural: Natural, post: Posterior) -> Array:

@@ -23,7 +23,7 @@ from mixmoe.varying.flags import find_flags
 from mixmoe.varying.labels import permute_experts
 from mixmoe.varying.local_likelihood import build_local, local_start, maximise_local
 from mixmoe.varying.problem import Problem, Slots
-from mixmoe.varying.refits import From, maximise, with_experts, with_response
+from mixmoe.varying.refits import From, Reported, maximise, with_experts, with_response
 from mixmoe.varying.sandwich import influence, level_covariance
 from mixmoe.varying.setup import Sorted, constant_slots
 from mixmoe.varying.steps import own_natural, posterior
@@ -74,8 +74,8 @@ class FittedVCMoE:
         Grid points at which functions are tabulated.
     clusters : ndarray of int, shape (n,), or None
         Cluster of each sorted row.
-    selection : DataFrame or None
-        Criterion of each bandwidth tried.
+    selection, gate_selection : DataFrame or None
+        Criterion of each bandwidth tried, for all functions and for the gate alone.
     """
 
     formula: MoEFormula
@@ -87,6 +87,7 @@ class FittedVCMoE:
     points: IntArray
     clusters: IntArray | None
     selection: pd.DataFrame | None = None
+    gate_selection: pd.DataFrame | None = None
     family_name: str = "VCMoE"
 
     @property
@@ -188,16 +189,16 @@ class FittedVCMoE:
         values = None if start is None else start.values
         same = None if start is None or start.experts < experts else values
         smaller = values if same is None else None
-        run = maximise(
-            problem, Control(n_starts=n_starts), rng, From(n_starts > 0, same, smaller), self.settings["polish"]
-        )
+        reported = Reported(self.settings["estimate"], self.clusters)
+        run = maximise(problem, Control(n_starts=n_starts), rng, From(n_starts > 0, same, smaller), reported)
         return Estimated(experts, run.coef, run.loglik)
 
     def _with_experts(self, experts: int) -> Problem:
         if experts == self.n_experts:
             return self.problem
         slots = replace(self.problem.slots, n_experts=experts)
-        const = constant_slots(self.design, slots, self.settings["dispersion"], bool(self.problem.const.all()))
+        s = self.settings
+        const = constant_slots(self.design, slots, s["dispersion"], float(s["bandwidth"]), s["gate_bandwidth"])
         return with_experts(self.problem, experts, const, self.settings["sigma_floor"])
 
     def drawn(self, estimated: Estimated, rng: np.random.Generator) -> Array:

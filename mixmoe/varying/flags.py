@@ -21,6 +21,7 @@ COARSE = 0.5  # grid step over bandwidth above which interpolation is no longer 
 _CATEGORIES = {
     "not_converged": ConvergenceWarning,
     "coarse_grid": ConvergenceWarning,
+    "no_local_maximum": ConvergenceWarning,
     "degenerate": DegeneracyWarning,
     "small_expert": DegeneracyWarning,
     "weak_identification": DegeneracyWarning,
@@ -53,6 +54,7 @@ def find_flags(
     found = (
         _convergence(run, control),
         _coarse(problem),
+        _lost(problem, run, index_name),
         _limits(problem, run.coef, index_name),
         _thin(problem, weighted, index_name),
         _separated(problem, natural, weighted),
@@ -88,6 +90,19 @@ def _coarse(problem: Problem) -> Flag | None:
         "coarse_grid",
         f"The grid step {step:.3g} is more than half the bandwidth {narrow:.3g}, so that functions are interpolated "
         f"across bends; use n_grid of at least {int(np.ceil(4.0 * np.ptp(problem.windows.grid) / narrow)) + 1}.",
+    )
+
+
+def _lost(problem: Problem, run: Run, name: str) -> Flag | None:
+    """Grid points whose local likelihood has no maximum near the joint fit."""
+    if run.lost is None or not run.lost.any():
+        return None
+    grid = problem.windows.grid[run.lost]
+    return Flag(
+        "no_local_maximum",
+        f"At {len(grid)} of {problem.windows.n_grid} grid points, {name} from {grid[0]:.3g} to {grid[-1]:.3g}, the "
+        "local likelihood has no maximum near the joint fit: the functions there are those of the joint fit, without "
+        "bands; use a larger bandwidth or fewer experts.",
     )
 
 

@@ -133,7 +133,7 @@ def _tested(
     statistic = larger.loglik - null.loglik
     names = tuple(model.names.full[s] for s in slots)
     if method == "asymptotic":
-        relative = float(np.ptp(problem.windows.grid)) / _bandwidths(problem)[slots]
+        relative = float(np.ptp(problem.windows.grid)) / problem.bandwidths[slots]
         df = float((R_K * C_K * relative).sum())
         p_value = float(chi2.sf(R_K * max(statistic, 0.0), df))
         return GLRTest(names, statistic, df, p_value, method, 0, larger.loglik, null.loglik, np.zeros(0))
@@ -232,10 +232,3 @@ def draw_statistic(problem: Problem, null: Array, slots: NDArray[np.intp], seed:
     smaller = run_em(null_problem(drawn, slots), null, REFIT)
     larger = run_em(drawn, smaller.coef, REFIT)
     return larger.loglik - smaller.loglik
-
-
-def _bandwidths(problem: Problem) -> Array:
-    """Bandwidth of each function, shape (L,)."""
-    out = np.full(problem.slots.n, problem.windows.bandwidth)
-    out[problem.slots.gates] = problem.gate_windows.bandwidth
-    return out

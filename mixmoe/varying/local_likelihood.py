@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mixmoe.kernels.local import Block, Windows, blocks, build_windows, epanechnikov, local_moments, local_predictor
 from mixmoe.varying.problem import Problem
-from mixmoe.varying.steps import limit_dispersion, log_softmax, solve_scaled
+from mixmoe.varying.steps import Natural, limit_dispersion, log_softmax, own_natural, solve_scaled
 
 Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -59,12 +59,15 @@ class Local:
     free : ndarray of bool, shape (D, L)
         Coefficients to be estimated.
     parts : tuple of Part
+    own : Natural or None
+        Predictors of the rows at their own index values, if the experts are held there and only the gate is local.
     """
 
     problem: Problem
     windows: Windows
     free: BoolArray
     parts: tuple[Part, ...]
+    own: Natural | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +108,49 @@ class LocalFit:
     converged: BoolArray
 
 
+@dataclass(frozen=True, slots=True)
+class LocalPart:
+    """Local likelihoods with one bandwidth, their maxima, and the functions that they settle.
+
+    Attributes
+    ----------
+    local : Local
+    fit : LocalFit
+    functions : ndarray of int
+    """
+
+    local: Local
+    fit: LocalFit
+    functions: NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalMaxima:
+    """Maxima of the local likelihoods of all functions.
+
+    Attributes
+    ----------
+    state : ndarray, shape (G, 2, L)
+        As a state of the EM; where there is no maximum near the start, the start.
+    parts : tuple of LocalPart
+        One, or two where the gate has a bandwidth of its own.
+    """
+
+    state: Array
+    parts: tuple[LocalPart, ...]
+
+    @property
+    def lost(self) -> BoolArray:
+        """Grid points without a maximum near the start, shape (G,)."""
+        return ~np.logical_and.reduce([part.fit.converged for part in self.parts])
+
+
 def build_local(
-    problem: Problem, degree: int, bandwidth: float | None = None, points: NDArray[np.intp] | None = None
+    problem: Problem,
+    degree: int,
+    bandwidth: float | None = None,
+    points: NDArray[np.intp] | None = None,
+    held: Array | None = None,
 ) -> Local:
     """Local likelihood of a degree.
 
@@ -120,6 +164,9 @@ def build_local(
         By default that of the experts.
     points : ndarray of int, optional
         Only these grid points.
+    held : ndarray, shape (G, 2, L), optional
+        State of the EM at whose experts the gate alone is estimated: for a gate with a bandwidth of its own. A line in
+        the experts over the window of the gate would be a misfit.
 
     Returns
     -------
@@ -132,7 +179,10 @@ def build_local(
     order = problem.order + degree - 1
     order[problem.slots.dispersions] = problem.order[problem.slots.dispersions]
     free = (np.arange(degree + 1)[:, None] <= order) & ~problem.const
-    return Local(problem, windows, free, _parts(problem))
+    if held is None:
+        return Local(problem, windows, free, _parts(problem))
+    free[:, : problem.slots.gates.start] = False
+    return Local(problem, windows, free, _parts(problem), own_natural(problem, held))
 
 
 def _parts(problem: Problem) -> tuple[Part, ...]:
@@ -153,7 +203,7 @@ def local_start(local: Local, coef: Array) -> Array:
     a line fitted in a narrow window says nothing about a wide one.
     """
     problem, degree = local.problem, local.free.shape[0] - 1
-    if degree == 1 and (_slope_units(problem) == local.windows.bandwidth).all():
+    if degree == 1 and (problem.bandwidths[local.free[1]] == local.windows.bandwidth).all():
         return coef.copy()
     t = (local.windows.grid - local.windows.grid[:, None]) / local.windows.bandwidth
     basis = t[:, :, None] ** np.arange(degree + 1)  # (G, grid, D)
@@ -166,14 +216,7 @@ def local_start(local: Local, coef: Array) -> Array:
 def state_of(local: Local, coef: Array) -> Array:
     """The first two powers of a local fit as a state of the EM: the inverse of `local_start`."""
     out = coef[:, :2].copy()
-    out[:, 1] *= _slope_units(local.problem) / local.windows.bandwidth
-    return out
-
-
-def _slope_units(problem: Problem) -> Array:
-    """Bandwidth that the slope of each function refers to in the EM, shape (L,)."""
-    out = np.full(problem.slots.n, problem.windows.bandwidth)
-    out[problem.slots.gates] = problem.gate_windows.bandwidth
+    out[:, 1] *= local.problem.bandwidths / local.windows.bandwidth
     return out
 
 
@@ -194,6 +237,12 @@ def natural_terms(local: Local, block: Block, coef: Array) -> NaturalTerms:
     problem = local.problem
     slots, rows, k = problem.slots, problem.rows, problem.slots.n_experts
     shape = coef.shape[:2]
+    zeta = np.zeros((k, len(block.t)))
+    if k > 1:
+        zeta[1:] = local_predictor(block, coef[..., slots.gates].reshape(*shape, k - 1, -1), problem.gate_t)
+    if local.own is not None:
+        eta, delta = local.own.eta[:, block.rows], local.own.delta[:, block.rows]
+        return assemble_terms(problem, block, eta, delta, log_softmax(zeta))
     eta = local_predictor(block, coef[..., slots.experts].reshape(*shape, k, -1), problem.design_t)
     eta += rows.offset[block.rows]
     delta = np.zeros_like(eta)
@@ -201,9 +250,6 @@ def natural_terms(local: Local, block: Block, coef: Array) -> NaturalTerms:
         ones = np.ones((1, rows.n))
         delta = local_predictor(block, coef[..., slots.dispersions].reshape(*shape, k, 1), ones)
         np.clip(delta, problem.floor - 1.0, problem.ceiling + 1.0, out=delta)
-    zeta = np.zeros_like(eta)
-    if k > 1:
-        zeta[1:] = local_predictor(block, coef[..., slots.gates].reshape(*shape, k - 1, -1), problem.gate_t)
     return assemble_terms(problem, block, eta, delta, log_softmax(zeta))
 
 
@@ -316,7 +362,7 @@ def local_loglik(block: Block, terms: NaturalTerms) -> Array:
 
 
 def maximise_local(local: Local, start: Array) -> LocalFit:
-    """Maxima of the local likelihoods, from a label-consistent start: the polish.
+    """Maxima of the local likelihoods, from a label-consistent start.
 
     Parameters
     ----------
@@ -347,10 +393,54 @@ def maximise_local(local: Local, start: Array) -> LocalFit:
     return LocalFit(coef, ~lost)
 
 
-def polish(problem: Problem, coef: Array) -> Array:
-    """A state of the EM, shape (G, 2, L), with the local likelihood of each grid point maximised from there."""
-    local = build_local(problem, 1)
-    return state_of(local, maximise_local(local, local_start(local, coef)).coef)
+def local_maxima(problem: Problem, coef: Array) -> LocalMaxima:
+    """Maxima of the local likelihoods of a local-linear fit, from a state of the EM.
+
+    A gate with a bandwidth of its own is maximised after the experts, which are held at the rows' own index values.
+    Where a dispersion runs to its limit the maximum is not a regular one, and draws the experts with it: there the
+    dispersions keep the values of the EM, which rest on wider ground, and the rest is maximised.
+
+    Parameters
+    ----------
+    problem : Problem
+    coef : ndarray, shape (G, 2, L)
+
+    Returns
+    -------
+    LocalMaxima
+    """
+    local, every = build_local(problem, 1), np.arange(problem.slots.n)
+    fit = _without_limits(local, maximise_local(local, local_start(local, coef)), local_start(local, coef))
+    state = state_of(local, fit.coef)
+    if problem.gate_windows is problem.windows:
+        return LocalMaxima(state, (LocalPart(local, fit, every),))
+    gates = problem.slots.gates
+    state[..., gates] = coef[..., gates]
+    alone = build_local(problem, 1, problem.gate_windows.bandwidth, held=state)
+    gate_fit = maximise_local(alone, local_start(alone, state))
+    state[..., gates] = gate_fit.coef[..., gates]
+    return LocalMaxima(state, (LocalPart(local, fit, every[: gates.start]), LocalPart(alone, gate_fit, every[gates])))
+
+
+def _without_limits(local: Local, fit: LocalFit, start: Array) -> LocalFit:
+    """Maxima with the dispersions held at their start wherever one of them ran to its limit."""
+    problem, where = local.problem, local.problem.slots.dispersions
+    points = np.flatnonzero(on_limit(problem, fit.coef).any(axis=1))
+    if not len(points):
+        return fit
+    free = local.free.copy()
+    free[:, where] = False
+    held = maximise_local(replace(_at_points(local, points), free=free), start[points])
+    coef, converged = fit.coef.copy(), fit.converged.copy()
+    coef[points], converged[points] = held.coef, held.converged
+    return LocalFit(coef, converged)
+
+
+def on_limit(problem: Problem, coef: Array) -> BoolArray:
+    """Which log dispersions are on a limit, shape (G, K), from levels and slopes (G, D, L)."""
+    level = coef[:, 0, problem.slots.dispersions]
+    out: BoolArray = (level <= problem.floor) | (level >= problem.ceiling)
+    return out
 
 
 def _at_points(local: Local, points: NDArray[np.intp]) -> Local:
@@ -397,7 +487,7 @@ def _direction(local: Local, block: Block, terms: NaturalTerms) -> Array:
     gradient = local_gradient(local, block, terms)
     matrix = local_information(local, block, terms.information, terms.kernel)
     flat = gradient.reshape(len(gradient), -1)
-    bad = ~_positive_definite(matrix)
+    bad = ~positive_definite(matrix)
     if not bad.any():
         return solve_scaled(matrix, flat).reshape(gradient.shape)
     complete = local_information(local, block, terms.complete, terms.kernel)[bad]
@@ -416,7 +506,8 @@ def _uphill(matrix: Array, gradient: Array, scale: Array) -> Array:
     return out
 
 
-def _positive_definite(matrix: Array) -> BoolArray:
+def positive_definite(matrix: Array) -> BoolArray:
+    """Whether each information (g, q, q) is positive definite, in units of its diagonal."""
     symmetric = 0.5 * (matrix + np.swapaxes(matrix, -1, -2))
     root = 1.0 / np.sqrt(np.maximum(np.einsum("gii->gi", symmetric), 1e-300))
     values = np.linalg.eigvalsh(symmetric * root[:, :, None] * root[:, None, :])

@@ -1,6 +1,7 @@
 """VCMoE: formula, data and settings of a varying-coefficient mixture of experts."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,13 @@ from mixmoe.inference.covariance import checked_cov_type
 from mixmoe.kernels.families import family_named
 from mixmoe.output.saved import SavedFit
 from mixmoe.results import restored
-from mixmoe.varying.bandwidth import BandwidthSearch, rule_of_thumb, search_bandwidth
+from mixmoe.varying.bandwidth import Bandwidths, BandwidthSearch, rule_of_thumb, search_bandwidth
 from mixmoe.varying.carried import on_grid
 from mixmoe.varying.estimate import Control, Run
 from mixmoe.varying.fitted import FittedVCMoE, tabulated_points
 from mixmoe.varying.flags import warn_flags
 from mixmoe.varying.problem import Problem, Slots, build_problem
-from mixmoe.varying.refits import From, maximise
+from mixmoe.varying.refits import From, Reported, maximise
 from mixmoe.varying.results import VCMoEResults
 from mixmoe.varying.setup import (
     Sorted,
@@ -58,8 +59,9 @@ class VCMoE:
     bandwidth : float, "cv" or "rule"
         Half-width of the Epanechnikov kernel in units of the index; ``inf`` holds everything constant. By default
         chosen by cross-validation when the model is fitted.
-    gate_bandwidth : float, optional
-        Of the gate, if it is to differ.
+    gate_bandwidth : float or "cv", optional
+        Of the gate, if it is to differ; with ``"cv"`` chosen by cross-validation beside that of the experts, which is
+        found first. ``inf`` holds one of them constant.
     dispersion : {"varying", "const"}
         Whether sigma or theta of an expert is a function of the index.
     grid : array-like, optional
@@ -68,10 +70,13 @@ class VCMoE:
     trials, offset, weights, cluster : str, optional
         Columns: number of trials of a binomial response; offset of the linear predictor; observation weights;
         independent units for standard errors and cross-validation.
-    polish : bool
-        Whether each local likelihood is maximised from where the joint EM ended, so that the estimate is the centre of
-        its bands and the pointwise theory holds exactly. Without it the functions are those of the joint EM, which
-        smooths more at the same bandwidth: less variance and more bias where experts overlap.
+    estimate : {"shrunken", "local", "joint"}
+        Functions that are reported. ``"local"``: maxima of the local likelihoods next to where the joint EM ended, to
+        which the pointwise theory applies; standard errors and bands rest on these whatever is reported.
+        ``"shrunken"``: each value is an average of the local lines of its neighbours, and each function is drawn
+        towards a line by the share of its bends that noise would explain (double smoothing, James-Stein); with one
+        expert the same as ``"local"``. ``"joint"``: functions of the joint EM itself, which smooths more at the same
+        bandwidth: less variance and more bias where experts overlap.
     sigma_floor : float
         Smallest sigma as a fraction of the residual standard deviation of one regression for all rows.
     context : mapping, optional
@@ -86,7 +91,10 @@ class VCMoE:
     Notes
     -----
     One responsibility per row, shared by all grid points, so that experts keep their labels along the index. Log sigma
-    is fitted locally linear, log theta locally constant.
+    is fitted locally linear, log theta locally constant; where one of them runs to its limit in a local likelihood, it
+    keeps the value of the joint EM. Against the maxima of the local likelihoods, ``estimate="shrunken"`` has a smaller
+    error at the same bandwidth (5 to 14 % in the median over simulated sets); their standard errors, which it does not
+    lower, are those of the tables.
 
     References
     ----------
@@ -103,7 +111,7 @@ class VCMoE:
         *,
         family: str = "gaussian",
         bandwidth: float | str = "cv",
-        gate_bandwidth: float | None = None,
+        gate_bandwidth: float | str | None = None,
         dispersion: str = "varying",
         grid: Any = None,
         n_grid: int = 50,
@@ -111,7 +119,7 @@ class VCMoE:
         offset: str | None = None,
         weights: str | None = None,
         cluster: str | None = None,
-        polish: bool = True,
+        estimate: str = "shrunken",
         sigma_floor: float = 0.01,
         context: Mapping[str, Any] | None = None,
         formula_engine: str = "formulaic",
@@ -120,6 +128,7 @@ class VCMoE:
         self.n_experts = checked_count(experts, "experts")
         self.family = family_named(family)
         checked_choice(dispersion, "dispersion", ("varying", "const"))
+        checked_choice(estimate, "estimate", ("shrunken", "local", "joint"))
         checked_count(n_grid, "n_grid", least=3)
         checked_positive(sigma_floor, "sigma_floor")
         if trials is not None and self.family.name != "binomial":
@@ -133,7 +142,9 @@ class VCMoE:
             checked_choice(bandwidth, "bandwidth", ("cv", "rule"))
         else:
             checked_bandwidth(bandwidth, self.data.rows.index)
-        if gate_bandwidth is not None:
+        if isinstance(gate_bandwidth, str):
+            checked_choice(gate_bandwidth, "gate_bandwidth", ("cv",))
+        elif gate_bandwidth is not None:
             checked_bandwidth(gate_bandwidth, self.data.rows.index, "gate_bandwidth")
         self.grid = make_grid(self.data.rows.index, grid, n_grid)
         self.slots = Slots(self.n_experts, self.design.expert.shape[1], self.design.gate.shape[1], self.has_dispersion)
@@ -148,7 +159,7 @@ class VCMoE:
             "grid": None if grid is None else self.grid.tolist(),
             "n_grid": n_grid,
             **columns,
-            "polish": bool(polish),
+            "estimate": estimate,
             "sigma_floor": sigma_floor,
             "formula_engine": formula_engine,
         }
@@ -169,16 +180,18 @@ class VCMoE:
         model = cls(saved.formula, saved.data, context=context, **settings)
         model.design = restored(model.design, saved)
         problem = model.problem(float(settings["bandwidth"]), settings["gate_bandwidth"])
-        return VCMoEResults(model.bound(problem, functions, None), saved.fit, saved.cov)
+        used = Bandwidths(float(settings["bandwidth"]), settings["gate_bandwidth"])
+        return VCMoEResults(model.bound(problem, functions, used), saved.fit, saved.cov)
 
     def problem(self, bandwidth: float, gate_bandwidth: float | None = None) -> Problem:
-        """Windows and layout for one bandwidth; infinity holds everything constant."""
-        everything = bool(np.isinf(bandwidth))
-        const = constant_slots(self.design, self.slots, self.settings["dispersion"], everything)
+        """Windows and layout for given bandwidths; an infinite one holds its functions constant."""
+        const = constant_slots(self.design, self.slots, self.settings["dispersion"], bandwidth, gate_bandwidth)
         grid = self.grid[[0, -1]] if const.all() else self.grid
         if const.all():
             bandwidth, gate_bandwidth = 2.0 * float(np.ptp(self.grid)), None  # windows play no part
         gate = bandwidth if gate_bandwidth is None else float(gate_bandwidth)
+        least = min(bandwidth, gate)  # stands in for an infinite one, which has no windows
+        bandwidth, gate = (least if np.isinf(h) else h for h in (bandwidth, gate))
         made = build_problem(
             self.data.rows, self.family, self.slots, const, grid, bandwidth, gate, self.settings["sigma_floor"]
         )
@@ -186,12 +199,11 @@ class VCMoE:
             check_windows(made, str(self.formula.vary))
         return made
 
-    def bound(self, problem: Problem, coef: Array, selection: BandwidthSearch | None) -> FittedVCMoE:
+    def bound(self, problem: Problem, coef: Array, used: Bandwidths) -> FittedVCMoE:
         """The model with an estimate, as results need it."""
-        used = {"bandwidth": np.inf if problem.const.all() else problem.windows.bandwidth, "gate_bandwidth": None}
-        if problem.gate_windows is not problem.windows:
-            used["gate_bandwidth"] = problem.gate_windows.bandwidth
-        settings = {**self.settings, **used, "functions": coef.tolist()}
+        experts = np.inf if problem.const.all() else used.experts
+        gate = None if problem.const.all() or used.gate == used.experts else used.gate
+        settings = {**self.settings, "bandwidth": experts, "gate_bandwidth": gate, "functions": coef.tolist()}
         return FittedVCMoE(
             self.formula,
             self.design,
@@ -201,7 +213,8 @@ class VCMoE:
             settings,
             tabulated_points(problem.windows.grid, self.data.rows.index),
             self.clusters,
-            None if selection is None else selection.table,
+            used.table,
+            used.gate_table,
         )
 
     @property
@@ -212,7 +225,14 @@ class VCMoE:
         return np.unique(self.design.aux["cluster"], return_inverse=True)[1][self.data.order]
 
     def select_bandwidth(
-        self, rng: Any = None, *, folds: int = 5, candidates: Any = None, n_jobs: int = 1, progress: bool | None = None
+        self,
+        rng: Any = None,
+        *,
+        folds: int = 5,
+        candidates: Any = None,
+        beside: float | None = None,
+        n_jobs: int = 1,
+        progress: bool | None = None,
     ) -> BandwidthSearch:
         """Bandwidth with the highest cross-validated log-likelihood.
 
@@ -223,6 +243,9 @@ class VCMoE:
             By cluster if there are clusters.
         candidates : array-like, optional
             Bandwidths in units of the index; by default a log grid, refined around the best.
+        beside : float, optional
+            Bandwidth of the experts, if that of the gate alone is sought. By default one for all functions, or for the
+            experts beside a `gate_bandwidth` that the model was given.
         n_jobs : int
             Processes for the folds.
         progress : bool, optional
@@ -234,7 +257,12 @@ class VCMoE:
         """
         checked_count(folds, "folds", least=2)
         given = None if candidates is None else [checked_bandwidth(h, self.data.rows.index) for h in candidates]
-        return search_bandwidth(self, checked_rng(rng), folds, given, n_jobs, progress)
+        generator, gate = checked_rng(rng), self.settings["gate_bandwidth"]
+        if beside is not None:
+            held = checked_bandwidth(beside, self.data.rows.index, "beside")
+            return search_bandwidth(self, lambda h: self.problem(held, h), generator, folds, given, n_jobs, progress)
+        fixed = None if gate == "cv" else gate
+        return search_bandwidth(self, lambda h: self.problem(h, fixed), generator, folds, given, n_jobs, progress)
 
     def fit(
         self,
@@ -285,35 +313,39 @@ class VCMoE:
         n_starts = 10 if starts is None else checked_count(starts, "starts")
         control = Control(checked_positive(tol, "tol"), checked_count(max_iter, "max_iter"), n_starts)
         generator = checked_rng(rng)
-        choice = self._choose(generator, folds, n_jobs, progress)
-        given = self.settings["bandwidth"] if choice is None else choice.best
-        problem = self.problem(float(given), self.settings["gate_bandwidth"])
+        used = self._bandwidths(generator, folds, n_jobs, progress)
+        problem = self.problem(used.experts, used.gate)
         run = self._run(problem, control, generator, start)
-        model = self.bound(problem, run.coef, choice)
+        model = self.bound(problem, run.coef, used)
         fit = seeded(model.record(run, control, n_starts if start is None else len(run.candidates)), rng)
         warn_flags(fit.flags)
         return VCMoEResults(model, fit, model.covariance(fit, kind, **cov_options))
 
-    def _choose(
-        self, rng: np.random.Generator, folds: int, n_jobs: int, progress: bool | None
-    ) -> BandwidthSearch | None:
-        if constant_slots(self.design, self.slots, self.settings["dispersion"], False).all():
-            return BandwidthSearch(np.inf, None)
-        if self.settings["bandwidth"] == "cv":
-            return self.select_bandwidth(rng, folds=folds, n_jobs=n_jobs, progress=progress)
-        if self.settings["bandwidth"] == "rule":
-            return BandwidthSearch(rule_of_thumb(self.data.rows, self.slots), None)
-        return None
+    def _bandwidths(self, rng: np.random.Generator, folds: int, n_jobs: int, progress: bool | None) -> Bandwidths:
+        """Bandwidths as given or found: that of the experts first, with the gate if that is sought too."""
+        given, gate = self.settings["bandwidth"], self.settings["gate_bandwidth"]
+        const = constant_slots(self.design, self.slots, self.settings["dispersion"], 0.0, None)
+        if const.all():
+            return Bandwidths(np.inf, None)
+        search = partial(self.select_bandwidth, rng, folds=folds, n_jobs=n_jobs, progress=progress)
+        found = search() if given == "cv" else BandwidthSearch(self._given(given), None)
+        if gate != "cv" or const[self.slots.gates].all():
+            return Bandwidths(found.best, None if gate == "cv" else gate, found.table)
+        alone = search(beside=found.best)
+        return Bandwidths(found.best, alone.best, found.table, alone.table)
+
+    def _given(self, bandwidth: float | str) -> float:
+        return rule_of_thumb(self.data.rows, self.slots) if bandwidth == "rule" else float(bandwidth)
 
     def _run(self, problem: Problem, control: Control, rng: np.random.Generator, start: Any) -> Run:
-        """EM, polish if asked, experts in the reported order."""
+        """EM, then the functions that are reported, experts in the reported order."""
         if start is None:
             where = From()
         elif _experts_of(start) == problem.slots.n_experts - 1:
             where = From(False, smaller=on_grid(problem, start.model.problem, start.model.coef))
         else:
             where = From(False, same=_warm_start(start, problem))
-        return maximise(problem, control, rng, where, self.settings["polish"])
+        return maximise(problem, control, rng, where, Reported(self.settings["estimate"], self.clusters))
 
 
 def _warm_start(start: Any, problem: Problem) -> Array:

@@ -152,6 +152,13 @@ class Problem:
     gate_products: Array
 
     @property
+    def bandwidths(self) -> Array:
+        """Bandwidth of each function, shape (L,); slopes are per this length."""
+        out = np.full(self.slots.n, self.windows.bandwidth)
+        out[self.slots.gates] = self.gate_windows.bandwidth
+        return out
+
+    @property
     def order(self) -> NDArray[np.intp]:
         """Degree of the local polynomial of each function, shape (L,): 0 for log theta, which is hard to pin down."""
         out = np.ones(self.slots.n, dtype=np.intp)

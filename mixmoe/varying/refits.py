@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from mixmoe.varying.carried import fit_carried
 from mixmoe.varying.estimate import Control, Run, best_run, fit_functions
 from mixmoe.varying.labels import permute_experts, reported_order
-from mixmoe.varying.local_likelihood import polish
+from mixmoe.varying.local_likelihood import local_maxima
 from mixmoe.varying.problem import Problem, Slots, build_problem
+from mixmoe.varying.smoothing import smoothed_functions
 from mixmoe.varying.steps import own_natural, posterior
 
 Array = NDArray[np.float64]
@@ -34,8 +35,24 @@ class From:
     smaller: Array | None = None
 
 
-def maximise(problem: Problem, control: Control, rng: np.random.Generator, start: From, polished: bool) -> Run:
-    """The best of EM runs, polished if asked, experts in the reported order.
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """What is reported of a fit.
+
+    Attributes
+    ----------
+    estimate : {"shrunken", "local", "joint"}
+        See `VCMoE`.
+    clusters : ndarray of int, shape (n,), or None
+        Independent units.
+    """
+
+    estimate: str = "shrunken"
+    clusters: NDArray[np.intp] | None = None
+
+
+def maximise(problem: Problem, control: Control, rng: np.random.Generator, start: From, reported: Reported) -> Run:
+    """The best of EM runs, with the functions that are reported, experts in the reported order.
 
     Parameters
     ----------
@@ -43,7 +60,7 @@ def maximise(problem: Problem, control: Control, rng: np.random.Generator, start
     control : Control
     rng : numpy.random.Generator
     start : From
-    polished : bool
+    reported : Reported
 
     Returns
     -------
@@ -57,10 +74,29 @@ def maximise(problem: Problem, control: Control, rng: np.random.Generator, start
     if start.random:
         runs.append(fit_functions(problem, control, rng))
     run = best_run(runs) if len(runs) > 1 else runs[0]
-    coef = polish(problem, run.coef) if polished and not problem.const.all() else run.coef
-    coef = permute_experts(problem.slots, coef, reported_order(problem, coef))
-    post = posterior(problem.rows, problem.family, own_natural(problem, coef))
-    return replace(run, coef=coef, loglik=float(post.loglik))
+    run = _ordered(problem, with_reported(problem, _ordered(problem, run), reported))
+    post = posterior(problem.rows, problem.family, own_natural(problem, run.coef))
+    return replace(run, loglik=float(post.loglik))
+
+
+def _ordered(problem: Problem, run: Run) -> Run:
+    """A run with experts in the reported order."""
+    return replace(run, coef=permute_experts(problem.slots, run.coef, reported_order(problem, run.coef)))
+
+
+def with_reported(problem: Problem, run: Run, reported: Reported) -> Run:
+    """A run of the joint EM with the functions that are reported in the place of its own.
+
+    With one expert these are the local maxima, so that a Gaussian fit is kernel-weighted least squares exactly. Experts
+    come in an order that does not depend on the starts: which one the gate refers to matters to the smoothing.
+    """
+    if reported.estimate == "joint" or problem.const.all():
+        return run
+    maxima = local_maxima(problem, run.coef)
+    coef = maxima.state
+    if reported.estimate == "shrunken" and problem.slots.n_experts > 1:
+        coef = smoothed_functions(problem, maxima, reported.clusters)
+    return replace(run, coef=coef, lost=maxima.lost)
 
 
 def with_experts(problem: Problem, experts: int, const: NDArray[np.bool_], sigma_floor: float) -> Problem:

@@ -24,6 +24,7 @@ PLOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "means": ("experts", "mean"),
         "differences": ("differences",),
         "bandwidth": (),
+        "gate_bandwidth": (),
     }
 )
 
@@ -38,9 +39,7 @@ def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
     """Label and value of each line of the header."""
     model, em = results.model, results.em
     problem, dropped = model.problem, model.design.dropped
-    gate = problem.gate_windows.bandwidth
-    how = "cross-validated" if model.selection is not None else None
-    h = "infinite (all constant)" if np.isinf(results.bandwidth) else f"{results.bandwidth:.4g}"
+    gate = model.settings["gate_bandwidth"]
     span = f"{model.design.names.index}, {problem.windows.grid[0]:.4g} to {problem.windows.grid[-1]:.4g}"
     finished = (
         f"{em.starts.n_replicated} of {len(em.starts.logliks)} candidates ({em.starts.n_starts} starts of each kind)"
@@ -53,8 +52,8 @@ def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
         ("Rows dropped", f"{dropped.n_rows} ({dropped})" if dropped.n_rows else 0),
         *column_facts(model),
         ("Index", span),
-        ("Bandwidth", f"{h} ({how})" if how else h),
-        ("Gate bandwidth", None if problem.gate_windows is problem.windows else float(gate)),
+        ("Bandwidth", _bandwidth_text(results.bandwidth, model.selection)),
+        ("Gate bandwidth", None if gate is None else _bandwidth_text(gate, model.gate_selection)),
         ("Grid points", problem.windows.n_grid),
         ("Log-likelihood", results.llf),
         ("Effective parameters", float(results.effective_df)),
@@ -66,6 +65,11 @@ def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
         ("Converged", "yes" if results.converged else "NO"),
         ("Best value reached by", finished if em.starts.n_starts > 1 and model.n_experts > 1 else None),
     )
+
+
+def _bandwidth_text(bandwidth: float, table: pd.DataFrame | None) -> str:
+    text = "infinite (constant)" if np.isinf(bandwidth) else f"{bandwidth:.4g}"
+    return text if table is None else f"{text} (cross-validated)"
 
 
 def notes(results: Any) -> tuple[str, ...]:
@@ -189,12 +193,10 @@ def _curve(model: FittedVCMoE, of: str, name: str, part: pd.DataFrame) -> Curve:
     )
 
 
-def bandwidth_curves(selection: pd.DataFrame, index: str) -> tuple[Curve, ...]:
+def bandwidth_curves(selection: pd.DataFrame, xlabel: str) -> tuple[Curve, ...]:
     """The cross-validated criterion against the bandwidth, with one standard error."""
     x, y, se = (selection[c].to_numpy() for c in ("bandwidth", "criterion", "std_error"))
-    return (
-        Curve("", "", x, y, y - se, y + se, xlabel=f"bandwidth ({index})", ylabel="held-out log-likelihood per row"),
-    )
+    return (Curve("", "", x, y, y - se, y + se, xlabel=xlabel, ylabel="held-out log-likelihood per row"),)
 
 
 def classification_entropy(responsibilities: Array) -> float:

@@ -45,12 +45,13 @@ class VCMoEResults(MoEResults):
 
     Attributes
     ----------
-    bandwidth : float
-        In units of the index.
-    selection : DataFrame or None
-        Cross-validated criterion by bandwidth.
+    bandwidth, gate_bandwidth : float
+        In units of the index; the same unless the gate has one of its own.
+    selection, gate_selection : DataFrame or None
+        Cross-validated criterion by bandwidth, and by that of the gate if it was sought alone.
     effective_df : float
-        Effective number of parameters; AIC, AICc and BIC charge it.
+        Effective number of parameters of the local fits; AIC, AICc and BIC charge it. Functions that were drawn towards
+        lines have fewer, so that the criteria are on the side of constants.
     params : Series
         Constants, then the functions at five quantiles of the index; `functions` and `bands` give all of them.
 
@@ -63,7 +64,10 @@ class VCMoEResults(MoEResults):
 
     def __init__(self, model: FittedVCMoE, fit: EMFit, cov: ParamCov) -> None:
         super().__init__(model, fit, cov)
-        self.bandwidth, self.selection = float(model.settings["bandwidth"]), model.selection
+        gate = model.settings["gate_bandwidth"]
+        self.bandwidth = float(model.settings["bandwidth"])
+        self.gate_bandwidth = self.bandwidth if gate is None else float(gate)
+        self.selection, self.gate_selection = model.selection, model.gate_selection
         self.effective_df = effective_df(model.problem, model.coef)
         values = fitness(fit.loglik, self.effective_df, self.nobs)
         self.aic, self.aicc, self.bic = values.aic, values.aicc, values.bic
@@ -266,9 +270,10 @@ class VCMoEResults(MoEResults):
 
         Parameters
         ----------
-        kind : {"functions", "probabilities", "means", "differences", "bandwidth"}
+        kind : {"functions", "probabilities", "means", "differences", "bandwidth", "gate_bandwidth"}
             Every expert coefficient with its bands, one panel per term, and the gate as probabilities; gate
-            probabilities; expected response of each expert; differences of experts; the cross-validated criterion.
+            probabilities; expected response of each expert; differences of experts; the cross-validated criterion of
+            the bandwidth, of that of the gate.
         **options
             Of `bands`: ``level=``, ``bias=``, ``at=`` ...
 
@@ -277,10 +282,11 @@ class VCMoEResults(MoEResults):
         tuple of Curve
         """
         checked_choice(kind, "kind", self._curve_kinds)
-        if kind == "bandwidth":
-            if self.selection is None:
-                raise ArgumentError(f"there is no search to draw, bandwidth={self.bandwidth:.4g} was given; use 'cv'")
-            return report.bandwidth_curves(self.selection, str(self.model.design.names.index))
+        if kind in ("bandwidth", "gate_bandwidth"):
+            table = self.selection if kind == "bandwidth" else self.gate_selection
+            if table is None:
+                raise ArgumentError(f"there is no search to draw, {kind}={getattr(self, kind):.4g}; use {kind}='cv'")
+            return report.bandwidth_curves(table, f"{kind.replace('_', ' ')} ({self.model.design.names.index})")
         options = {"rng": SEED, **options}
         wanted = [of for of in report.PLOTS[kind] if of != "probabilities" or self.model.n_experts > 1]
         frames = {of: self.bands(of, **options) for of in wanted}

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
-from mixmoe.kernels.local import Block
+from mixmoe.kernels.local import Block, linear_matrix
 from mixmoe.varying.local_likelihood import (
     Local,
     NaturalTerms,
@@ -111,6 +112,88 @@ def influence(local: Local, coef: Array, correction: bool = True) -> Influence:
     return Influence(
         coef[:, 0], local.windows.lo, local.windows.hi, tuple(pieces), const, coupling, slots, local.problem.rows.n
     )
+
+
+def gate_influence(local: Local, coef: Array, first: Influence, correction: bool = True) -> Influence:
+    """Influence on all functions when the gate has a bandwidth of its own.
+
+    Parameters
+    ----------
+    local : Local
+        Of the gate, with the experts held at the estimates behind `first`.
+    coef : ndarray, shape (G, D, L)
+        Maxima of the local likelihoods of the gate.
+    first : Influence
+        On the experts, and on the gate as far as it is constant.
+    correction : bool
+
+    Returns
+    -------
+    Influence
+
+    Notes
+    -----
+    The gate solves its local score equation at estimated experts, so that a row moves it by ``H^-1 (psi_i - C e_i)``:
+    e_i is the influence on the experts at all rows, C the mixed curvature (two-step estimation; Newey and McFadden
+    1994, Handbook of Econometrics 4, section 6). Between grid points e_i is interpolated linearly.
+    """
+    gates = local.problem.slots.gates
+    between = linear_matrix(local.windows.grid, local.windows.index)
+    levels, coupling = first.levels.copy(), first.coupling.copy()
+    levels[:, gates] = coef[:, 0, gates]
+    lo, hi, pieces = first.lo.copy(), first.hi.copy(), []
+    for block, terms in local_pieces(local, coef):
+        full = full_information(local, block, terms.information, terms.kernel)
+        inverse = _inverses(masked_information(local, full), local.free.ravel())
+        for g in range(block.last - block.first):
+            at, start = block.first + g, int(block.lo[g])
+            move = (_window_scores(local, block, terms, g, inverse[g], correction) @ inverse[g])[:, gates]
+            drift = -np.einsum("lk,kgm->lgm", inverse[g][gates], _mixed_curvature(local, block, terms, g, between))
+            lo[at], piece = _second_step(first, at, start, move, drift)
+            hi[at] = lo[at] + len(piece)
+            pieces.append(piece)
+            along = -inverse[g][gates] @ full[g][:, first.slots] * (first.slots >= gates.start)
+            along += np.einsum("lgm,gmc->lc", drift, first.coupling)
+            coupling[at, gates] = np.where(local.free[0, gates, None], along, coupling[at, gates])
+    return Influence(levels, lo, hi, tuple(pieces), first.const, coupling, first.slots, first.n)
+
+
+def _second_step(first: Influence, at: int, start: int, move: Array, drift: Array) -> tuple[int, Array]:
+    """Influence on all levels at one grid point, (w, L), and the first row that has any.
+
+    Parameters
+    ----------
+    first : Influence
+    at : int
+    start : int
+        First row of the window of the gate.
+    move : ndarray, shape (w, gates)
+        Influence on the gate at given experts.
+    drift : ndarray, shape (gates, G, L)
+        How the gate follows the experts.
+    """
+    near = np.append(np.flatnonzero(drift.any(axis=(0, 2))), at)
+    lo, hi = min(start, int(first.lo[near].min())), max(start + len(move), int(first.hi[near].max()))
+    piece = np.zeros((hi - lo, drift.shape[2]))
+    n_first = drift.shape[2] - len(drift)
+    piece[first.lo[at] - lo : first.hi[at] - lo, :n_first] = first.local[at][:, :n_first]
+    piece[start - lo : start - lo + len(move), n_first:] = move
+    for h in near[:-1]:
+        piece[first.lo[h] - lo : first.hi[h] - lo, n_first:] += first.local[h] @ drift[:, h].T
+    return lo, piece
+
+
+def _mixed_curvature(local: Local, block: Block, terms: NaturalTerms, g: int, between: sparse.csr_array) -> Array:
+    """Derivatives of minus the local score of the gate by the levels of the experts at all grid points, (D L, G, L)."""
+    slots, span = local.problem.slots, slice(int(block.offsets[g]), int(block.offsets[g + 1]))
+    rows = slice(int(block.lo[g]), int(block.hi[g]))
+    first = sum(len(p.owners) for p in local.parts) - (slots.n_experts - 1)  # natural parameters of the gate come last
+    here = natural_design(local, rows, block.t[span])[:, first:]  # (w, K - 1, D L)
+    there = natural_design(local, rows, np.zeros(rows.stop - rows.start))[:, :first, : slots.n]  # (w, d, L)
+    curvature = np.moveaxis(terms.information[first:, :first, span] * terms.kernel[span], -1, 0)
+    product = np.swapaxes(here, 1, 2) @ curvature @ there  # (w, D L, L)
+    summed = between[rows].T @ product.reshape(len(product), -1)
+    return np.moveaxis(np.asarray(summed).reshape(-1, *product.shape[1:]), 0, 1)
 
 
 def _inverses(matrix: Array, free: NDArray[np.bool_]) -> Array:

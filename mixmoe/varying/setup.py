@@ -177,9 +177,10 @@ def checked_bandwidth(value: Any, index: Array, name: str = "bandwidth") -> floa
         If it is no positive number, or smaller than the largest gap of the index.
     """
     span = float(np.ptp(index))
+    words = "'cv' or 'rule'" if name == "bandwidth" else "'cv' or None for that of the experts"
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not float(value) > 0.0:
         raise ArgumentError(
-            f"{name} must be a positive number in units of the index (range {span:g}), 'cv' or 'rule', got {value!r}"
+            f"{name} must be a positive number in units of the index (range {span:g}), {words}, got {value!r}"
         )
     h, gap = float(value), float(np.diff(np.sort(index)).max())
     if h <= gap / 2.0:
@@ -227,10 +228,14 @@ def _check_distinct(index: Array, lo: IntArray, hi: IntArray, grid: Array, h: fl
         )
 
 
-def constant_slots(design: Design, slots: Slots, dispersion: str, everything: bool) -> NDArray[np.bool_]:
-    """Which coefficient functions are held constant, shape (L,)."""
+def constant_slots(
+    design: Design, slots: Slots, dispersion: str, bandwidth: float, gate_bandwidth: float | None
+) -> NDArray[np.bool_]:
+    """Which coefficient functions are held constant, shape (L,): marked ones, and all with an infinite bandwidth."""
     out = np.zeros(slots.n, dtype=bool)
     out[slots.experts] = np.tile(design.expert_const, slots.n_experts)
     out[slots.dispersions] = dispersion == "const"
+    out[: slots.gates.start] |= np.isinf(bandwidth)
     out[slots.gates] = np.tile(design.gate_const, slots.n_experts - 1)
-    return out | everything
+    out[slots.gates] |= np.isinf(bandwidth if gate_bandwidth is None else gate_bandwidth)
+    return out

@@ -13,6 +13,7 @@ import time
 
 import numpy as np
 
+import mixmoe as mm
 from mixmoe.varying.estimate import Control, fit_functions
 from mixmoe.varying.glr import null_draws, null_fit
 from mixmoe.varying.simulate import vcmoe
@@ -55,6 +56,8 @@ def given_bandwidth():
 
     ours = seconds(fit)
     print(f"fit, n=1000, K=2, G=50, 5 starts: {1e3 * ours:.0f} ms = {ours / unit:.0f} passes of {1e3 * unit:.2f} ms")
+    whole = seconds(lambda: mm.fit("y ~ z1 | gate: x1 | vary: u", sim.data, experts=2, bandwidth=0.2, rng=0), 5)
+    print(f"mm.fit, n=1000, K=2, G=50, 10 starts: {1e3 * whole:.0f} ms = {whole / unit:.0f} passes")
     twenty = seconds(
         lambda: fit_functions(make_problem(sim, 0.2, n_grid=20), Control(n_starts=3), np.random.default_rng(0))
     )

@@ -11,8 +11,8 @@ import sys
 
 import numpy as np
 
-from mixmoe.varying.estimate import Control, fit_functions
-from mixmoe.varying.local_likelihood import polish
+from mixmoe.varying.estimate import Control
+from mixmoe.varying.refits import From, Reported, maximise
 from mixmoe.varying.simulate import vcmoe
 from tests.varying.helpers import make_problem, switched_points
 
@@ -21,8 +21,8 @@ def switched(n, experts, separation, seed):
     """Number of switched grid points of one set."""
     sim = vcmoe(n=n, separation=separation, experts=experts, rng=seed)
     problem = make_problem(sim, 0.2, experts=experts)
-    run = fit_functions(problem, Control(), np.random.default_rng(seed))
-    return switched_points(problem, polish(problem, run.coef), sim), run.converged
+    run = maximise(problem, Control(), np.random.default_rng(seed), From(), Reported())
+    return switched_points(problem, run.coef, sim), run.converged
 
 
 def main():

@@ -135,7 +135,7 @@ def test_local_score_and_information_are_derivatives_of_the_local_likelihood(fam
         np.testing.assert_allclose(column, numeric, rtol=1e-4, atol=2e-3)
 
 
-def test_polish_ends_where_every_local_score_is_zero():
+def test_local_maxima_lie_where_every_local_score_is_zero():
     problem = make_problem(vcmoe(n=500, rng=5), 0.25)
     run = fit_functions(problem, Control(n_starts=3), np.random.default_rng(0))
     local = build_local(problem, 1)

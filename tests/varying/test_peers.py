@@ -13,9 +13,11 @@ from mixmoe.varying.estimate import Control, fit_functions
 from mixmoe.varying.labels import permute_experts
 from mixmoe.varying.local_likelihood import build_local, local_start, maximise_local
 from mixmoe.varying.problem import Rows, Slots, build_problem
+from mixmoe.varying.refits import From, Reported, maximise
 
 FOLDER = Path(__file__).parents[3] / "shared" / "peers" / "vcmoe"
 WORSE = 1.02  # the bar: coefficient RMSE over that of the R package with labels repaired
+BELOW = 0.98  # found: 0.91, 0.96, 0.99
 POLISHED = 0.02  # both maximise the same local likelihood; theirs stops at 1e-9 with ridge 1e-6
 
 pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="the shared peer fits are not at hand")
@@ -62,18 +64,24 @@ def rmse(found, truth):
     return float(np.sqrt(((found - truth) ** 2).mean()))
 
 
-@pytest.mark.parametrize("name", ["g2_sep", "g2_const", "nb2"])
-def test_error_is_not_above_the_repaired_peer(name):
+def ratio(name):
+    """Error of the reported functions over that of the peer."""
     data, stored = peer(name)
     truth = np.array(stored["truth_on_fit_grid"]["expert"])
     problem = problem_of(data, stored, full_grid(stored))
-    run = fit_functions(problem, Control(), np.random.default_rng(0))
+    run = maximise(problem, Control(), np.random.default_rng(0), From(), Reported())
     found, theirs = ours(run.coef, problem, stored, truth), repaired(stored["fit_tight_greedy"], truth)
-    assert rmse(found, truth) <= WORSE * rmse(theirs, truth)
+    return rmse(found, truth) / rmse(theirs, truth)
+
+
+def test_error_is_not_above_the_repaired_peer_and_in_the_median_below():
+    ratios = [ratio(name) for name in ("g2_sep", "g2_const", "nb2")]
+    assert max(ratios) <= WORSE
+    assert np.median(ratios) < BELOW
 
 
 @pytest.mark.parametrize("name", ["g2_sep", "g2_const"])
-def test_polish_is_the_local_maximum_of_the_peer(name):
+def test_local_maximum_is_that_of_the_peer(name):
     data, stored = peer(name)
     truth = np.array(stored["truth_on_fit_grid"]["expert"])
     problem = problem_of(data, stored, full_grid(stored))

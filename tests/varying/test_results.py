@@ -240,15 +240,90 @@ def test_one_expert_is_the_varying_coefficient_model(sim):
         fit.bands("probabilities")
 
 
-def test_polish_ends_at_the_local_maximum(sim):
-    plain = VCMoE(FORMULA, sim.data, bandwidth=0.3).fit(rng=0, starts=3)
-    polished = VCMoE(FORMULA, sim.data, bandwidth=0.3, polish=True).fit(rng=0, starts=3)
-    centre = plain.bands(bias="none", rng=0).query("coefficient == 'expert1.z1'")["center"]
-    got = polished.functions().query("coefficient == 'expert1.z1'")["estimate"]
-    np.testing.assert_allclose(got, centre, atol=1e-6)
+@pytest.mark.parametrize("estimate", ["shrunken", "joint"])
+def test_bands_rest_on_the_local_maxima_whatever_is_reported(sim, estimate):
+    fit = VCMoE(FORMULA, sim.data, bandwidth=0.3, estimate=estimate).fit(rng=0, starts=3)
+    local = VCMoE(FORMULA, sim.data, bandwidth=0.3, estimate="local").fit(rng=0, starts=3)
+    bands = fit.bands(bias="none", rng=0).query("coefficient == 'expert1.z1'")
+    centre = local.functions().query("coefficient == 'expert1.z1'")["estimate"]
+    np.testing.assert_allclose(centre, bands["center"], atol=1e-6)
+    assert np.abs(bands["estimate"] - bands["center"]).max() > 1e-3
+    logs = fit.bse.index.str.startswith("sigma")  # of which the delta method takes the estimate itself
+    np.testing.assert_allclose(fit.bse[~logs], local.bse[~logs], rtol=1e-5)
+
+
+def test_an_estimate_that_does_not_exist_is_refused(sim):
+    with pytest.raises(ArgumentError, match="estimate must be one of 'shrunken', 'local', 'joint', got 'polished'"):
+        VCMoE(FORMULA, sim.data, estimate="polished")
 
 
 def test_input_is_left_alone(sim):
     before = sim.data.copy(deep=True)
     VCMoE(FORMULA, sim.data, bandwidth=0.3).fit(rng=0, starts=2).predict(sim.data)
     pd.testing.assert_frame_equal(sim.data, before)
+
+
+@pytest.mark.parametrize("expert", ["const(1) + z1", "const(1 + z1)", "const(z1)"])
+def test_constants_are_constant_whatever_start_won(sim, expert):
+    fit = VCMoE(f"y ~ {expert} | gate: x1 | vary: u", sim.data, bandwidth=0.3, n_grid=20).fit(rng=0)
+    spread = np.ptp(fit.model.coef[:, 0], axis=0)
+    assert fit.model.problem.const.any()
+    assert ((spread == 0.0) == fit.model.problem.const).all()
+
+
+def test_gate_bandwidth_is_found_by_cross_validation(sim):
+    fit = VCMoE(FORMULA, sim.data, bandwidth=0.3, gate_bandwidth="cv", n_grid=20).fit(rng=0, starts=3)
+    table = fit.gate_selection
+    assert fit.bandwidth == 0.3
+    assert fit.gate_bandwidth == table.loc[table["criterion"].idxmax(), "bandwidth"]
+    assert len(table) >= 7
+    assert fit.selection is None
+    figure = fit.plot("gate_bandwidth")
+    assert "gate bandwidth (u)" in figure.axes[0].get_xlabel()
+    plt.close(figure)
+    assert "Gate bandwidth" in str(fit.summary())
+    with pytest.raises(ArgumentError, match=r"no search to draw, bandwidth=0\.3"):
+        fit.plot("bandwidth")
+    searched = VCMoE(FORMULA, sim.data, bandwidth=0.3, gate_bandwidth="cv", n_grid=20)
+    found = searched.select_bandwidth(0, beside=0.3, candidates=[0.2, 0.4, 0.8])
+    assert list(found.table["bandwidth"]) == [0.2, 0.4, 0.8]
+    held_out = searched.select_bandwidth(0, candidates=[0.3]).table["criterion"]
+    same = searched.select_bandwidth(0, beside=0.3, candidates=[0.3]).table["criterion"]
+    np.testing.assert_allclose(held_out, same, atol=1e-10)
+
+
+def test_both_bandwidths_are_found_one_after_the_other(sim, tmp_path):
+    model = VCMoE(FORMULA, sim.data, gate_bandwidth="cv", n_grid=15)
+    fit = model.fit(rng=0, starts=2, folds=2)
+    assert fit.bandwidth in set(fit.selection["bandwidth"])
+    assert fit.gate_bandwidth in set(fit.gate_selection["bandwidth"])
+    fit.save(tmp_path / "fit.mm")
+    again = load(tmp_path / "fit.mm", {"VCMoE": VCMoE})
+    assert (again.bandwidth, again.gate_bandwidth) == (fit.bandwidth, fit.gate_bandwidth)
+    pd.testing.assert_frame_equal(again.bands(rng=0), fit.bands(rng=0))
+
+
+def test_gate_bandwidth_smooths_the_gate_alone(sim):
+    narrow, wide = (
+        VCMoE(FORMULA, sim.data, bandwidth=0.3, gate_bandwidth=h, n_grid=20).fit(rng=0, starts=3).functions()
+        for h in (0.25, 0.8)
+    )
+    gates = narrow["block"] == "gate"
+    bend = [np.abs(np.diff(f.loc[f["coefficient"] == "gate2.x1", "estimate"], 2)).sum() for f in (narrow, wide)]
+    assert bend[1] < 0.3 * bend[0]
+    np.testing.assert_allclose(narrow.loc[~gates, "estimate"], wide.loc[~gates, "estimate"], atol=1e-2)
+
+
+def test_an_infinite_bandwidth_holds_its_functions_constant(sim, tmp_path):
+    experts = VCMoE(FORMULA, sim.data, bandwidth=np.inf, gate_bandwidth=0.4, n_grid=20).fit(rng=0, starts=3)
+    gate = VCMoE(FORMULA, sim.data, bandwidth=0.3, gate_bandwidth=np.inf, n_grid=20).fit(rng=0, starts=3)
+    marked = VCMoE("y ~ z1 | gate: const(1 + x1) | vary: u", sim.data, bandwidth=0.3, n_grid=20).fit(rng=0, starts=3)
+    for fit, varies in ((experts, "gate"), (gate, "expert")):
+        frame = fit.functions()
+        spread = frame.groupby("coefficient")["estimate"].agg(np.ptp)
+        assert (spread[spread.index.str.startswith(varies)] > 0.0).all()
+        assert (spread[spread.index.str.startswith("gate" if varies == "expert" else "expert")] == 0.0).all()
+        fit.save(tmp_path / "fit.mm")
+        pd.testing.assert_frame_equal(load(tmp_path / "fit.mm", {"VCMoE": VCMoE}).functions(), frame)
+    assert gate.llf == pytest.approx(marked.llf, abs=1e-4)
+    assert "infinite (constant)" in str(gate.summary())
