@@ -75,8 +75,15 @@ def _not_numeric(values: pd.Series, name: str, section: str, rows: Rows, frame: 
     what = {"response": "the response", "index": "the index"}[section]
     return DesignError(
         f"{what} {name!r} must be numeric, got {shown(values.iloc[i])} in row {label_of(rows, frame, i)} "
-        f"(type {values.dtype}); convert it, for example with pd.to_numeric"
+        f"(type {values.dtype}); convert it, {_way_to_numbers(values)}"
     )
+
+
+def _way_to_numbers(values: pd.Series) -> str:
+    kind = pd.api.types.infer_dtype(values, skipna=True)
+    if kind.startswith(("date", "datetime")):
+        return "for example to days: (dates - dates.min()) / pd.Timedelta(days=1), after pd.to_datetime"
+    return "for example with pd.to_numeric"
 
 
 def _first_text(values: pd.Series, rows: Rows) -> int:

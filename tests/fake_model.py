@@ -91,6 +91,8 @@ class FakeModel:
 
 
 class FakeResults(MoEResults):
+    _curve_kinds = ("trajectories",)
+
     def curves(self, kind, **options):
         if kind != "trajectories":
             return super().curves(kind, **options)

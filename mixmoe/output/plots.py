@@ -24,6 +24,7 @@ _APART = 0.07  # of experts above a category
 _JITTER, _GOLDEN = 0.6, 0.6180339887498949  # spread of units above a category, evenly by the golden ratio
 _MAX_SERIES = 150
 _MAX_BARS = 2000
+_WIDE = 1.5  # median widths of a band to which the axis reaches beyond the lines
 _PANEL_SIZE = (4.6, 3.4)
 _SINGLE_SIZE = (6.8, 4.6)
 
@@ -66,8 +67,23 @@ def draw(
             _series(axes, observed, {curve.expert for curve in inside}, bool(inside[0].categories))
         for curve in inside:
             draw_curve(axes, curve)
+        _cut_wide_bands(axes, inside)
         _dress(axes, inside, panel if len(panels) > 1 else "", crowded=observed is not None)
     return canvas_result(canvas, ax)
+
+
+def _cut_wide_bands(axes: Any, curves: Sequence[Curve]) -> None:
+    """End the axis before the few places at which a band is so wide that nothing else could be seen."""
+    bands = [(c.band_lower, c.band_upper) for c in curves if c.band_lower is not None and c.band_upper is not None]
+    edges = np.concatenate([np.array(band) for band in bands], axis=1) if bands else np.empty((2, 0))
+    if not np.isfinite(edges).any():
+        return
+    lines, reach = np.concatenate([c.y for c in curves]), _WIDE * float(np.nanmedian(edges[1] - edges[0]))
+    low, high = float(np.nanmin(edges[0])), float(np.nanmax(edges[1]))
+    first, last = max(low, float(np.nanmin(lines)) - reach), min(high, float(np.nanmax(lines)) + reach)
+    if (first, last) != (low, high):
+        margin = 0.04 * (last - first)
+        axes.set_ylim(first - margin, last + margin)
 
 
 def draw_responsibilities(

@@ -14,7 +14,7 @@ from mixmoe.design import Design
 from mixmoe.em import EMFit, Starts
 from mixmoe.errors import ArgumentError
 from mixmoe.formula import MoEFormula
-from mixmoe.inference.covariance import ParamCov
+from mixmoe.inference.covariance import ParamCov, about_clusters
 from mixmoe.layout import Block, Parameter, ParamLayout
 from mixmoe.varying.bands import BandSet, LevelProcess, level_process
 from mixmoe.varying.draws import REFIT, draw_responses, with_cluster_draw
@@ -131,10 +131,19 @@ class FittedVCMoE:
         if kind == "cluster" and self.clusters is None:
             raise ArgumentError("cov_type='cluster' needs the clusters, got None; pass cluster= to VCMoE or mm.fit")
         clusters = self.clusters if kind == "cluster" else None
+        notes = [] if clusters is None else [self._about(clusters)]
         matrix = point_covariance(self.problem, self.coef, self.points, clusters, bool(options.get("correction", True)))
-        note = "small-sample correction by the leverage of each row" if options.get("correction", True) else ""
+        notes += ["small-sample correction by the leverage of each row"] if options.get("correction", True) else []
         jacobian = _reported_slopes(self.problem, self.coef, self.points)
-        return ParamCov(matrix * np.outer(jacobian, jacobian), "cluster" if kind == "cluster" else "robust", note)
+        matrix = matrix * np.outer(jacobian, jacobian)
+        return ParamCov(matrix, "robust" if clusters is None else "cluster", "; ".join(notes))
+
+    def _about(self, clusters: NDArray[np.intp]) -> str:
+        """The number of clusters, judged by the coefficients of a local model: a level and a slope per function."""
+        n_clusters = int(clusters.max()) + 1
+        if n_clusters < 2:
+            raise ArgumentError("cluster= must tell at least 2 clusters apart, got 1 for all rows; leave it out")
+        return about_clusters(n_clusters, 2 * self.problem.slots.n)
 
     def gate_points(self) -> tuple[GatePoint, ...]:
         """The gate at the tabulated index values, with the places of its coefficients among the parameters."""

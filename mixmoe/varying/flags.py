@@ -17,11 +17,14 @@ BoolArray = NDArray[np.bool_]
 
 INFINITE = 12.0  # a predictor of a logit link beyond this means a probability of zero or one
 FEW = 1.5  # rows of an expert per local coefficient below which its local estimates are not to be trusted
+WIDE = 0.5  # bandwidth over range from which on functions have hardly room to bend
+CROWDED = 0.4  # share of the range that holds four fifths of the rows; 0.8 if they are spread evenly
 COARSE = 0.5  # grid step over bandwidth above which interpolation is no longer negligible
 _CATEGORIES = {
     "not_converged": ConvergenceWarning,
     "coarse_grid": ConvergenceWarning,
     "no_local_maximum": ConvergenceWarning,
+    "sparse_index": ConvergenceWarning,
     "degenerate": DegeneracyWarning,
     "small_expert": DegeneracyWarning,
     "weak_identification": DegeneracyWarning,
@@ -54,6 +57,7 @@ def find_flags(
     found = (
         _convergence(run, control),
         _coarse(problem),
+        _sparse(problem, index_name),
         _lost(problem, run, index_name),
         _limits(problem, run.coef, index_name),
         _thin(problem, weighted, index_name),
@@ -67,6 +71,21 @@ def warn_flags(flags: tuple[Flag, ...]) -> None:
     """Give each flag as a warning of its category."""
     for flag in flags:
         warnings.warn(flag.message, _CATEGORIES[flag.code], stacklevel=3)
+
+
+def _sparse(problem: Problem, index_name: str) -> Flag | None:
+    """Said where the thin ends of an index force a window upon its dense middle."""
+    index, h = problem.rows.index, problem.windows.bandwidth
+    width = float(np.ptp(index))
+    low, high = np.quantile(index, [0.1, 0.9])
+    if problem.const.all() or h < WIDE * width or high - low >= CROWDED * width:
+        return None
+    return Flag(
+        "sparse_index",
+        f"Four fifths of the rows lie between {low:.4g} and {high:.4g} of {index_name}, but the thin rest of its range "
+        f"forces a bandwidth of {h:.4g}, in which functions are nearly straight lines; spread the index more evenly, "
+        "for instance by its logarithm or its ranks.",
+    )
 
 
 def _convergence(run: Run, control: Control) -> Flag | None:

@@ -10,6 +10,7 @@ Louis, T. A. (1982). Finding the observed information matrix when using the EM a
 Fan, J. and Gijbels, I. (1996). Local Polynomial Modelling and Its Applications, chapter 5.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -420,7 +421,8 @@ def maximise_local(local: Local, start: Array) -> LocalFit:
     -----
     Newton's method at all grid points of a block in lockstep, with the complete-data information where the observed
     one is not positive definite, halved where the local likelihood would fall. A point that leaves the neighbourhood
-    of its start is not another maximum of the same experts, so it keeps the start and is reported.
+    of its start is not another maximum of the same experts. It is tried again from the polynomials of a neighbour that
+    has its maximum; without success it keeps the start and is reported.
     """
     coef, done, todo = start.copy(), np.zeros(len(start), dtype=bool), np.arange(len(start))
     for n_iter in NEWTON_ROUNDS:
@@ -432,8 +434,40 @@ def maximise_local(local: Local, start: Array) -> LocalFit:
         if not len(todo):
             break
     lost = ~done | ~np.isfinite(coef).all(axis=(1, 2))
+    while lost.any() and not lost.all():
+        at, beside = _beside(lost)
+        again = _carried(local, coef, at, beside)
+        found = again.converged
+        if not found.any():
+            break
+        coef[at[found]], lost[at[found]] = again.coef[found], False
     coef[lost] = start[lost]
     return LocalFit(coef, ~lost)
+
+
+def _beside(lost: BoolArray) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Lost grid points that have a neighbour with a maximum, and that neighbour."""
+    every = np.arange(len(lost))
+    left, right = np.maximum(every - 1, 0), np.minimum(every + 1, len(lost) - 1)
+    near = np.where(lost[left], right, left)
+    at = every[lost & ~lost[near]]
+    return at, near[at]
+
+
+def _carried(local: Local, coef: Array, at: NDArray[np.intp], beside: NDArray[np.intp]) -> LocalFit:
+    """Maxima at some grid points, from the polynomials fitted beside them."""
+    grid, n_powers = local.windows.grid, local.free.shape[0]
+    shift = (grid[at] - grid[beside]) / local.windows.bandwidth
+    start = np.zeros_like(coef[at])
+    for power in range(n_powers):  # coefficient of t^power in sum_s c_s (t + shift)^s
+        for s in range(power, n_powers):
+            start[:, power] += math.comb(s, power) * shift[:, None] ** (s - power) * coef[beside, s]
+    start = np.where(local.free | (np.arange(n_powers) == 0)[:, None], start, 0.0)
+    some, done = _at_points(local, at), np.zeros(len(at), dtype=bool)
+    for block in blocks(some.windows):
+        here = slice(block.first, block.last)
+        start[here], done[here] = _newton(some, block, start[here], NEWTON_ROUNDS[-1])
+    return LocalFit(start, done & np.isfinite(start).all(axis=(1, 2)))
 
 
 def local_maxima(problem: Problem, coef: Array) -> LocalMaxima:
@@ -542,17 +576,23 @@ def _direction(local: Local, block: Block, terms: NaturalTerms) -> Array:
 
 def _uphill(matrix: Array, gradient: Array, scale: Array) -> Array:
     """Newton direction with the curvature turned positive: away from saddle points, which plain EM leaves slowly."""
-    root = 1.0 / np.sqrt(np.maximum(scale, 1e-300))
+    root = _inverse_root(scale)
     values, vectors = np.linalg.eigh(0.5 * (matrix + np.swapaxes(matrix, 1, 2)) * root[:, :, None] * root[:, None, :])
     turned = np.einsum("gji,gj->gi", vectors, gradient * root) / np.maximum(np.abs(values), FLAT)
     out: Array = np.einsum("gij,gj->gi", vectors, turned) * root
     return out
 
 
+def _inverse_root(size: Array) -> Array:
+    """One over the square root where `size` is positive, else one: free of the units of the response."""
+    out: Array = 1.0 / np.sqrt(np.where(size > 0.0, size, 1.0))
+    return out
+
+
 def positive_definite(matrix: Array) -> BoolArray:
     """Whether each information (g, q, q) is positive definite, in units of its diagonal."""
     symmetric = 0.5 * (matrix + np.swapaxes(matrix, -1, -2))
-    root = 1.0 / np.sqrt(np.maximum(np.einsum("gii->gi", symmetric), 1e-300))
+    root = _inverse_root(np.abs(np.einsum("gii->gi", symmetric)))
     values = np.linalg.eigvalsh(symmetric * root[:, :, None] * root[:, None, :])
     return values[:, 0] > 1e-8
 

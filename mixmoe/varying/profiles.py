@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import expit, logit
 
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError, DesignError
+from mixmoe.kernels.distribution import Family
+from mixmoe.kernels.families import family_named
 from mixmoe.kernels.local import hermite_matrix
 from mixmoe.varying.bands import BandSet, LevelProcess, Target, identity_target, target_bands
 from mixmoe.varying.bootstrap import bootstrap_bands
@@ -50,7 +51,10 @@ class Labels:
 def function_frame(model: FittedVCMoE, u: Any) -> pd.DataFrame:
     """Coefficient functions at index values, tidy."""
     grid, problem = model.problem.windows.grid, model.problem
-    at = grid if u is None else np.atleast_1d(np.asarray(u, dtype=float))
+    try:
+        at = grid if u is None else np.atleast_1d(np.asarray(u, dtype=float))
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"u must hold numbers, values of the index, got {u!r}") from error
     if not np.isfinite(at).all() or at.min() < grid[0] or at.max() > grid[-1]:
         raise ArgumentError(f"u must lie within the range of the index, {grid[0]:g} to {grid[-1]:g}, got {u!r}")
     values = levels_at(model, at)
@@ -92,7 +96,9 @@ def band_frame(
     if request.of == "coefficients":
         values = _dispersions_exponentiated(model, values)
     if request.of == "probabilities":
-        values = _inside_unit_interval(values)
+        values = _on_link_scale(values, family_named("binomial"), 1.0)
+    if request.of in ("experts", "mean"):
+        values = _on_link_scale(values, problem.family, _trials(covariate_profile(model.design, request.at)))
     return _frame(labels, str(model.design.names.index), problem.windows.grid, values)
 
 
@@ -105,12 +111,14 @@ def _dispersions_exponentiated(model: FittedVCMoE, values: dict[str, Array]) -> 
     return out
 
 
-def _inside_unit_interval(values: dict[str, Array]) -> dict[str, Array]:
-    """Limits of probabilities computed on the logit scale with the same factors."""
-    out, p = dict(values), values["center"]
-    spread = np.maximum(p * (1.0 - p), np.finfo(float).tiny)
-    for name in ("conf_low", "conf_high", "band_low", "band_high"):
-        out[name] = expit(logit(p) + (values[name] - p) / spread)
+def _on_link_scale(values: dict[str, Array], family: Family, trials: float) -> dict[str, Array]:
+    """Limits of means computed on the scale of the link with the same factors, which keeps them in their range."""
+    out, mean, ones = dict(values), values["center"], np.full(1, trials)
+    with np.errstate(divide="ignore", over="ignore"):  # a mean at the end of its range stays there
+        eta = family.link(mean, ones)
+        slope = np.maximum(family.mean_slope(eta, ones), np.finfo(float).tiny)
+        for name in ("conf_low", "conf_high", "band_low", "band_high"):
+            out[name] = family.mean(eta + (values[name] - mean) / slope, ones)
     return out
 
 
@@ -145,11 +153,14 @@ def _target(model: FittedVCMoE, request: BandRequest, levels: Array) -> Target:
         return difference_target(slots, levels)
     if request.of == "probabilities" and slots.n_experts == 1:
         raise ArgumentError("of='probabilities' needs at least 2 experts, got 1, whose probability is one")
+    if request.at and model.design.names.index in request.at:
+        raise ArgumentError(f"at names {model.design.names.index!r}, the index, along which bands run; leave it out")
     design = covariate_profile(model.design, request.at)
     gate = gate_target(slots, levels, design.gate[0])
     if request.of == "probabilities":
         return gate
-    experts = expert_target(slots, family, levels, design.expert[0], _trials(design))
+    offset = design.aux["offset"][0] if model.settings["offset"] in (request.at or {}) else 0.0
+    experts = expert_target(slots, family, levels, design.expert[0], _trials(design), float(offset))
     return experts if request.of == "experts" else marginal_target(gate, experts)
 
 
@@ -169,7 +180,9 @@ def covariate_profile(design: Design, at: Mapping[str, Any] | None) -> Design:
     given = dict(at or {})
     for name in given:
         if name not in frame.columns:
-            known = ", ".join(repr(str(c)) for c in frame.columns if c != design.names.response)
+            known = ", ".join(
+                repr(str(c)) for c in frame.columns if c not in (design.names.response, design.names.index)
+            )
             raise ArgumentError(f"at names {name!r}, which the model does not use; it uses {known}")
     row = {name: [given.get(name, _typical(frame[name]))] for name in frame.columns}
     try:

@@ -1,6 +1,7 @@
 """Tables and curves of a fitted varying-coefficient mixture."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +17,8 @@ from mixmoe.results import column_facts
 from mixmoe.varying.fitted import FittedVCMoE
 
 Array = NDArray[np.float64]
+
+_PLAIN = (0.01, 1e5)  # sizes of functions that are shown with three decimals, others with three digits
 
 PLOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -109,15 +112,25 @@ def function_tables(
     for c in range(1, shares + 1):
         part = bands[(bands["expert"] == c) & bands["block"].isin(["expert", "residual"])]
         title = f"Expert {c}: functions of the index"
-        tables.append(_function_table(model, part, p_values, f"expert{c}", title, level))
+        tables.append(_function_table(model, part, p_values, f"expert{c}", title))
     gate = bands[bands["block"] == "gate"]
     title = "Gate: functions of the index (log odds against expert 1)"
-    tables.append(_function_table(model, gate, p_values, "gate", title, level))
-    return tuple(table for table in tables if table.index)
+    tables.append(_function_table(model, gate, p_values, "gate", title))
+    *others, last = [table for table in tables if table.index]
+    return (*others, replace(last, notes=(_about_functions(str(model.design.names.index), level),)))
+
+
+def _about_functions(index: str, level: float) -> str:
+    """What the columns and second lines of the tables of functions are."""
+    return (
+        f"Second lines: {100 * level:g} % simultaneous bands over the whole range of {index}, robust bias correction. "
+        "P const.: asymptotic GLR test that the function is constant, which rejects too often in small samples; "
+        "test_varying() has the bootstrap."
+    )
 
 
 def _function_table(
-    model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, float], key: str, heading: str, level: float
+    model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, float], key: str, heading: str
 ) -> Table:
     index = str(model.design.names.index)
     grid, points = model.problem.windows.grid, model.points
@@ -128,23 +141,18 @@ def _function_table(
         label = str(part["term"].iloc[0]) if key != "gate" else str(name)
         names += [label, "  simultaneous band"]
         estimate = values["estimate"]
-        span = f"{estimate.min():.3f} to {estimate.max():.3f}"
-        cells.append((span, p_values.get(str(name)), *(float(estimate[g]) for g in points)))
-        limits = (f"{values['band_low'][g]:.3f}, {values['band_high'][g]:.3f}" for g in points)
+        show = "{:.3f}".format if _PLAIN[0] <= np.abs(estimate).max() < _PLAIN[1] else "{:.3g}".format
+        span = f"{show(estimate.min())} to {show(estimate.max())}"
+        cells.append((span, p_values.get(str(name)), *(show(estimate[g]) for g in points)))
+        limits = (f"{show(values['band_low'][g])}, {show(values['band_high'][g])}" for g in points)
         cells.append((None, None, *limits))
-    note = (
-        f"Second lines: {100 * level:g} % simultaneous bands over the whole range of {index}, robust bias correction. "
-        "P const.: asymptotic GLR test that the function is constant, which rejects too often in small samples; "
-        "test_varying() has the bootstrap."
-    )
     return Table(
         key=key,
         title=heading,
         columns=("Range", "P const.", *(f"{index}={grid[g]:.3g}" for g in points)),
         index=tuple(names),
         cells=tuple(cells),
-        formats=("num", "p", *(".3f" for _ in points)),
-        notes=(note,) if names and key == "gate" else (),
+        formats=("num", "p", *("num" for _ in points)),
     )
 
 
@@ -182,7 +190,7 @@ def _curve(model: FittedVCMoE, of: str, name: str, part: pd.DataFrame) -> Curve:
         panel=panel,
         label="marginal mean" if of == "mean" else "" if expert is None else f"expert {expert}",
         x=value[index],
-        y=value["center"],
+        y=np.where(np.isnan(value["conf_low"]), np.nan, value["center"]),  # a gap where there is no maximum
         lower=value["conf_low"],
         upper=value["conf_high"],
         band_lower=value["band_low"],

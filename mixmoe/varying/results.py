@@ -123,7 +123,8 @@ class VCMoEResults(MoEResults):
             In simulations with n = 1000 only ``"rbc"`` attains the nominal coverage at a bandwidth that is good for
             estimation.
         at : mapping, optional
-            Covariate values for probabilities and means; others at their median or most frequent category.
+            Covariate values for probabilities and means; others at their median or most frequent category, an offset
+            at zero.
         draws : int
             For the multiplier bootstrap.
         n_boot, n_jobs, progress

@@ -282,9 +282,10 @@ def corrected(curvature: Array, leverage: Array, power: float) -> Array:
     -----
     With ``L = T T'`` the power series gives ``I + T g(T' C T) T' C``, ``g(x) = ((1 - x)^-power - 1) / x``.
     """
-    each = np.einsum("wii->wi", leverage)
-    unit = np.eye(leverage.shape[1])
-    root = np.linalg.cholesky(leverage + (1e-12 * each.sum(axis=1) + 1e-200)[:, None, None] * unit)
+    size = np.sqrt(np.einsum("wii->wi", leverage))
+    size, unit = np.where(size > 0.0, size, 1.0), np.eye(leverage.shape[1])
+    correlation = leverage / (size[:, :, None] * size[:, None, :])
+    root = size[:, :, None] * np.linalg.cholesky(correlation + 1e-12 * unit)
     values, vectors = np.linalg.eigh(np.swapaxes(root, 1, 2) @ curvature @ root)
     small = np.abs(values) < 1e-8
     gain = (np.maximum(1.0 - values, LEAST) ** -power - 1.0) / np.where(small, 1.0, values)

@@ -16,6 +16,7 @@ from mixmoe.varying.problem import Problem, Rows, Slots
 Array = NDArray[np.float64]
 IntArray = NDArray[np.intp]
 
+WIDEST = 100  # bandwidths over the range of the index beyond which windows no longer differ
 MIN_EFFECTIVE = 2.0  # effective rows a window needs for each local coefficient of one expert
 
 
@@ -174,7 +175,7 @@ def checked_bandwidth(value: Any, index: Array, name: str = "bandwidth") -> floa
     Raises
     ------
     ArgumentError
-        If it is no positive number, or smaller than the largest gap of the index.
+        If it is no positive number, smaller than the largest gap of the index, or far beyond its range.
     """
     span = float(np.ptp(index))
     words = "'cv' or 'rule'" if name == "bandwidth" else "'cv' or None for that of the experts"
@@ -187,6 +188,11 @@ def checked_bandwidth(value: Any, index: Array, name: str = "bandwidth") -> floa
         raise ArgumentError(
             f"{name}={h:g} is smaller than half the largest gap between index values, {gap:g}; use a larger one, "
             f"for instance {span / 5.0:.3g}"
+        )
+    if WIDEST * span < h < np.inf:
+        raise ArgumentError(
+            f"{name}={h:g} is more than {WIDEST} times the range of the index, {span:g}, where functions have long "
+            "been straight lines; use a smaller one, or inf for constants"
         )
     return h
 

@@ -23,6 +23,7 @@ BoolArray = NDArray[np.bool_]
 
 DISPERSION_STEP = 1.0  # largest change of a log dispersion in one step
 GATE_STEP = 3.0  # largest change of a gate predictor, in its own units, in one step
+VANISHED = 1e-150  # information below which a coefficient is not estimated: its inverse would overflow
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +113,8 @@ def _rowwise_product(coef: Array, design: Array) -> Array:
     """Products ``x_i' b_ik`` of coefficients (n, K, p) or (S, 1, K, p) with rows (n, p), as (..., K, n)."""
     if coef.ndim == 4:
         return coef[:, 0] @ design.T
-    out = coef[:, :, 0] * design[:, :1]
-    for j in range(1, design.shape[1]):
+    out = np.zeros(coef.shape[:2])
+    for j in range(design.shape[1]):
         out += coef[:, :, j] * design[:, j : j + 1]
     return out.T
 
@@ -160,9 +161,10 @@ def solve_scaled(matrix: Array, right: Array, free: BoolArray | None = None) -> 
     """
     keep = np.ones(right.shape) if free is None else np.broadcast_to(free, right.shape).astype(float)
     diagonal = np.einsum("...ii->...i", matrix)
-    root = keep / np.sqrt(np.where(diagonal > 0.0, diagonal, 1.0))
+    keep = keep * (diagonal > VANISHED)
+    root = keep / np.sqrt(np.where(keep > 0.0, diagonal, 1.0))
     unit = matrix * root[..., :, None] * root[..., None, :]
-    np.einsum("...ii->...i", unit)[...] += np.where((keep > 0.0) & (diagonal > 0.0), 0.0, 1.0)
+    np.einsum("...ii->...i", unit)[...] += np.where(keep > 0.0, 0.0, 1.0)
     scaled = (right * root)[..., None]
     try:
         np.linalg.cholesky(unit)

@@ -24,10 +24,12 @@ def gate_target(slots: Slots, levels: Array, gate_row: Array) -> Target:
     return Target(prob, jacobian)
 
 
-def expert_target(slots: Slots, family: Family, levels: Array, row: Array, trials: float = 1.0) -> Target:
-    """Expected responses of the experts at one row of covariates, offset zero; (G, K)."""
+def expert_target(
+    slots: Slots, family: Family, levels: Array, row: Array, trials: float = 1.0, offset: float = 0.0
+) -> Target:
+    """Expected responses of the experts at one row of covariates; (G, K)."""
     k = slots.n_experts
-    eta = levels[:, slots.experts].reshape(len(levels), k, -1) @ row  # (G, K)
+    eta = levels[:, slots.experts].reshape(len(levels), k, -1) @ row + offset  # (G, K)
     ones = np.full(1, trials)
     mean = family.mean(eta, ones)
     slope = family.mean_slope(eta, ones)

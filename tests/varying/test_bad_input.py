@@ -188,3 +188,22 @@ def test_wrong_arguments_of_results(frame):
         fit.functions([2.0])
     with pytest.raises(DesignError, match=r"x1"):
         fit.predict(frame.drop(columns="x1"))
+
+
+def test_bandwidth_far_beyond_the_range(frame):
+    with pytest.raises(ArgumentError, match=r"is more than 100 times the range of the index, .* or inf for constants"):
+        VCMoE(FORMULA, frame, bandwidth=1e5)
+
+
+def test_dates_say_how_they_become_numbers(frame):
+    days = pd.Timestamp("2020-01-01") + pd.to_timedelta(np.round(1000 * frame["u"]), unit="D")
+    with pytest.raises(DesignError, match=r"'u' must be numeric, .* to days: \(dates - dates.min\(\)\)"):
+        VCMoE(FORMULA, frame.assign(u=days))
+
+
+def test_index_values_that_are_no_numbers(frame):
+    fit = VCMoE(FORMULA, frame, bandwidth=np.inf).fit(rng=0, starts=2)
+    with pytest.raises(ArgumentError, match="u must hold numbers, values of the index, got 'late'"):
+        fit.functions(u="late")
+    with pytest.raises(ArgumentError, match="no coefficient of this fit varies along the index"):
+        fit.test_varying()

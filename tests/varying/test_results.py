@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mixmoe.errors import ArgumentError, DesignError
+from mixmoe.errors import ArgumentError, ConvergenceWarning, DegeneracyWarning, DesignError
 from mixmoe.mixed.model import MEMoE
 from mixmoe.results import load
 from mixmoe.varying.model import VCMoE
@@ -327,3 +327,54 @@ def test_an_infinite_bandwidth_holds_its_functions_constant(sim, tmp_path):
         pd.testing.assert_frame_equal(load(tmp_path / "fit.mm", {"VCMoE": VCMoE}).functions(), frame)
     assert gate.llf == pytest.approx(marked.llf, abs=1e-4)
     assert "infinite (constant)" in str(gate.summary())
+
+
+@pytest.mark.parametrize("size", [1e-10, 1e6])
+def test_units_of_the_response_change_nothing_else(sim, fit, size):
+    other = VCMoE(FORMULA, sim.data.assign(y=sim.data["y"] * size), bandwidth=0.3).fit(rng=0, starts=4)
+    a, b = fit.bands(rng=0), other.bands(rng=0)
+    unit = np.where(a["block"] == "gate", 1.0, size)
+    for column in ("estimate", "center", "std_error", "band_low", "band_high"):
+        np.testing.assert_allclose(b[column] / unit, a[column], rtol=1e-6, atol=1e-8)
+    assert "0.000 to 0.000" not in str(other.summary())
+
+
+def test_a_gate_without_columns_gives_equal_probabilities(sim):
+    fit = VCMoE("y ~ z1 | gate: 0 | vary: u", sim.data, bandwidth=0.3).fit(rng=0, starts=3)
+    assert (fit.predict(kind="probabilities") == 0.5).all(axis=None)
+    assert "P const.: asymptotic GLR test" in str(fit.summary())
+
+
+def test_limits_of_means_stay_in_their_range():
+    sim = vcmoe(n=400, family="poisson", rng=2)
+    fit = VCMoE(FORMULA, sim.data, family="poisson", bandwidth=0.4, offset="log_size").fit(rng=0, starts=3)
+    for of in ("experts", "mean"):
+        frame = fit.bands(of, rng=0)
+        assert (frame["band_low"].dropna() > 0.0).all()
+        assert (frame["band_low"].dropna() < frame["conf_low"].dropna()).all()
+    later = fit.bands("mean", at={"log_size": 2.0}, rng=0)
+    np.testing.assert_allclose(later["center"], np.exp(2.0) * fit.bands("mean", rng=0)["center"])
+    with pytest.raises(ArgumentError, match="at names 'u', the index, along which bands run"):
+        fit.bands("mean", at={"u": 0.5})
+
+
+def test_a_skewed_index_is_said_and_its_functions_do_not_jump():
+    rng = np.random.default_rng(1)
+    u, w, x, second = np.exp(rng.normal(size=500)), rng.normal(size=500), rng.normal(size=500), rng.random(500) < 0.5
+    y = np.where(second, 2 + np.log1p(u) + 0.5 * w, -1 - 0.3 * w) + 0.4 * rng.normal(size=500)
+    data = pd.DataFrame({"u": u, "w": w, "x": x, "y": y})
+    with pytest.warns(ConvergenceWarning, match="Four fifths of the rows lie between .* of u, but the thin rest"):
+        fit = VCMoE("y ~ w | gate: x | vary: u", data, bandwidth=22.0).fit(rng=0)
+    assert [flag.code for flag in fit.flags] == ["sparse_index"]
+    level = fit.functions().query("coefficient == 'expert1.Intercept'")["estimate"].to_numpy()
+    assert np.abs(np.diff(level)).max() < 0.5
+
+
+def test_clusters_are_counted(sim):
+    with pytest.warns(DegeneracyWarning, match="There are only 5 clusters, not more than the 16 parameters"):
+        fit = VCMoE(FORMULA, sim.data.assign(site=np.arange(400) % 5), bandwidth=0.3, cluster="site").fit(
+            rng=0, starts=2
+        )
+    assert "5 clusters" in str(fit.summary())
+    with pytest.raises(ArgumentError, match="at least 2 clusters apart, got 1 for all rows"):
+        VCMoE(FORMULA, sim.data.assign(site=1), bandwidth=0.3, cluster="site").fit(rng=0, starts=2)
