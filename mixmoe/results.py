@@ -182,7 +182,7 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         ArgumentError
             If there is no such kind.
         """
-        raise ArgumentError(f"{self.model.family_name} has no curves, got kind={kind!r}")
+        raise ArgumentError(f"kind must be one of {', '.join(map(repr, self._curve_kinds))}, got {kind!r}")
 
     def summary(self, alpha: float = 0.05) -> Summary:
         """Header, tables and notes; prints as text, and has as_html(), as_latex(), as_markdown().

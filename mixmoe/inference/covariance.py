@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe.errors import ArgumentError, DegeneracyWarning, warn
+from mixmoe.errors import ArgumentError
 
 Array = NDArray[np.float64]
 CovType = Literal["nonrobust", "robust", "cluster", "bootstrap"]
@@ -51,22 +51,6 @@ def checked_cov_type(kind: str) -> CovType:
         if kind == known:
             return known  # type: ignore[return-value]
     raise ArgumentError(f"cov_type must be one of {', '.join(map(repr, COV_TYPES))}, got {kind!r}")
-
-
-def about_clusters(n_clusters: int, n_params: int) -> str:
-    """What a reader must know of the clusters behind a sandwich covariance.
-
-    Warns
-    -----
-    DegeneracyWarning
-        If there are not more of them than parameters.
-    """
-    note = f"{n_clusters} clusters"
-    if n_clusters <= n_params:
-        note += f", not more than the {n_params} parameters: these standard errors are too small"
-        remedy = "use a smaller model or more clusters, or cov_type='robust' if subjects are independent"
-        warn(f"There are only {note}; {remedy}.", DegeneracyWarning)
-    return note
 
 
 def meat(scores: Array, clusters: NDArray[np.int64] | None = None, correction: bool = False) -> Array:

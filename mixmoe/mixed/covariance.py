@@ -5,16 +5,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from mixmoe.errors import DegeneracyWarning, warn
 from mixmoe.gate import gate_information, gate_log_probabilities
-from mixmoe.inference.covariance import (
-    CovType,
-    ParamCov,
-    about_clusters,
-    delta_cov,
-    meat,
-    sandwich,
-    without_parameters,
-)
+from mixmoe.inference.covariance import CovType, ParamCov, delta_cov, meat, sandwich, without_parameters
 from mixmoe.kernels.linalg import semidefinite_cholesky
 from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.extras import spans
@@ -174,10 +167,19 @@ def covariance(
     jacobian = np.nan_to_num(natural_jacobian(problem, coordinates, at.theta))
     unknown = np.abs(jacobian @ inverse.null) > 1e-6 * (1e-300 + np.abs(jacobian).max(axis=1, keepdims=True, initial=0))
     blank = sorted({*at.blank, *np.flatnonzero(unknown.any(axis=1)).tolist()})
-    note = "" if clusters is None else about_clusters(int(clusters.max()) + 1, theta.size)
+    note = "" if clusters is None else _about_clusters(int(clusters.max()) + 1, theta.size)
     if correction:
         note = "; ".join(filter(None, [note, "small-sample factor G / (G - 1)"]))
     return ParamCov(without_parameters(delta_cov(jacobian, matrix), blank), kind, note)
+
+
+def _about_clusters(n_clusters: int, n_params: int) -> str:
+    note = f"{n_clusters} clusters"
+    if n_clusters <= n_params:
+        note += f", not more than the {n_params} parameters: these standard errors are too small"
+        remedy = "use a smaller model or more clusters, or cov_type='robust' if subjects are independent"
+        warn(f"There are only {note}; {remedy}.", DegeneracyWarning)
+    return note
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,12 @@ from mixmoe.design import Design
 from mixmoe.em import EMFit, Starts
 from mixmoe.errors import ArgumentError
 from mixmoe.formula import MoEFormula
-from mixmoe.inference.covariance import ParamCov, about_clusters
+from mixmoe.inference.covariance import ParamCov
 from mixmoe.layout import Block, Parameter, ParamLayout
 from mixmoe.varying.bands import BandSet, LevelProcess, level_process
 from mixmoe.varying.draws import REFIT, draw_responses, with_cluster_draw
 from mixmoe.varying.estimate import Control, Run, run_em
-from mixmoe.varying.flags import find_flags
+from mixmoe.varying.flags import find_flags, n_clusters
 from mixmoe.varying.labels import permute_experts
 from mixmoe.varying.local_likelihood import build_local, local_start, maximise_local
 from mixmoe.varying.problem import Problem, Slots
@@ -128,22 +128,18 @@ class FittedVCMoE:
         for name in options:
             if name != "correction":
                 raise ArgumentError(f"cov_type={kind!r} has no option {name!r}; it has 'correction'")
+        correction = options.get("correction", True)
+        if not isinstance(correction, bool | np.bool_):
+            raise ArgumentError(f"correction must be True or False, got {correction!r}")
         if kind == "cluster" and self.clusters is None:
             raise ArgumentError("cov_type='cluster' needs the clusters, got None; pass cluster= to VCMoE or mm.fit")
         clusters = self.clusters if kind == "cluster" else None
-        notes = [] if clusters is None else [self._about(clusters)]
-        matrix = point_covariance(self.problem, self.coef, self.points, clusters, bool(options.get("correction", True)))
-        notes += ["small-sample correction by the leverage of each row"] if options.get("correction", True) else []
+        notes = [] if clusters is None else [f"{n_clusters(clusters)} clusters"]
+        matrix = point_covariance(self.problem, self.coef, self.points, clusters, bool(correction))
+        notes += ["small-sample correction by the leverage of each row"] if correction else []
         jacobian = _reported_slopes(self.problem, self.coef, self.points)
         matrix = matrix * np.outer(jacobian, jacobian)
         return ParamCov(matrix, "robust" if clusters is None else "cluster", "; ".join(notes))
-
-    def _about(self, clusters: NDArray[np.intp]) -> str:
-        """The number of clusters, judged by the coefficients of a local model: a level and a slope per function."""
-        n_clusters = int(clusters.max()) + 1
-        if n_clusters < 2:
-            raise ArgumentError("cluster= must tell at least 2 clusters apart, got 1 for all rows; leave it out")
-        return about_clusters(n_clusters, 2 * self.problem.slots.n)
 
     def gate_points(self) -> tuple[GatePoint, ...]:
         """The gate at the tabulated index values, with the places of its coefficients among the parameters."""
@@ -236,7 +232,8 @@ class FittedVCMoE:
         """The fit as the base of the results wants it, responsibilities in the order of the design."""
         natural = own_natural(self.problem, run.coef)
         post = posterior(self.problem.rows, self.problem.family, natural)
-        flags = find_flags(self.problem, run, natural, post.weighted, control, str(self.design.names.index))
+        index_name = str(self.design.names.index)
+        flags = find_flags(self.problem, run, natural, post.weighted, control, index_name, self.clusters)
         weights = np.maximum(self.problem.rows.weights, np.finfo(float).tiny)
         responsibilities = np.empty((self.problem.rows.n, self.n_experts))
         unit = posterior(self.problem.rows.with_weights(np.ones_like(weights)), self.problem.family, natural)

@@ -19,6 +19,7 @@ INFINITE = 12.0  # a predictor of a logit link beyond this means a probability o
 FEW = 1.5  # rows of an expert per local coefficient below which its local estimates are not to be trusted
 WIDE = 0.5  # bandwidth over range from which on functions have hardly room to bend
 CROWDED = 0.4  # share of the range that holds four fifths of the rows; 0.8 if they are spread evenly
+FEW_CLUSTERS = 10  # with fewer a sandwich over clusters says little
 COARSE = 0.5  # grid step over bandwidth above which interpolation is no longer negligible
 _CATEGORIES = {
     "not_converged": ConvergenceWarning,
@@ -28,6 +29,7 @@ _CATEGORIES = {
     "degenerate": DegeneracyWarning,
     "small_expert": DegeneracyWarning,
     "weak_identification": DegeneracyWarning,
+    "few_clusters": DegeneracyWarning,
     "separated_gate": BoundaryWarning,
     "separated_expert": BoundaryWarning,
     "boundary": BoundaryWarning,
@@ -35,7 +37,13 @@ _CATEGORIES = {
 
 
 def find_flags(
-    problem: Problem, run: Run, natural: Natural, weighted: Array, control: Control, index_name: str
+    problem: Problem,
+    run: Run,
+    natural: Natural,
+    weighted: Array,
+    control: Control,
+    index_name: str,
+    clusters: NDArray[np.intp] | None,
 ) -> tuple[Flag, ...]:
     """Flags of a finished run.
 
@@ -49,6 +57,7 @@ def find_flags(
         Responsibilities times weights.
     control : Control
     index_name : str
+    clusters : ndarray of int, shape (n,), or None
 
     Returns
     -------
@@ -63,6 +72,7 @@ def find_flags(
         _thin(problem, weighted, index_name),
         _separated(problem, natural, weighted),
         _one_trial(problem),
+        _few_clusters(clusters),
     )
     return tuple(flag for flag in found if flag is not None)
 
@@ -210,4 +220,19 @@ def _one_trial(problem: Problem) -> Flag | None:
         "weak_identification",
         f"A mixture of {problem.slots.n_experts} experts for a response with one trial per row is hardly identified: "
         "different experts can give the same probabilities; pool rows into successes of trials, or use experts=1.",
+    )
+
+
+def n_clusters(clusters: NDArray[np.intp]) -> int:
+    """Number of clusters, from their codes."""
+    return int(clusters.max()) + 1
+
+
+def _few_clusters(clusters: NDArray[np.intp] | None) -> Flag | None:
+    if clusters is None or n_clusters(clusters) >= FEW_CLUSTERS:
+        return None
+    return Flag(
+        "few_clusters",
+        f"There are only {n_clusters(clusters)} clusters: standard errors and bands over clusters rest on as many "
+        "independent units and are too small; treat the cluster as a term of the formula, or collect more.",
     )

@@ -22,8 +22,8 @@ Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
 DISPERSION_STEP = 1.0  # largest change of a log dispersion in one step
+LEAST_CURVATURE = 1e-200  # less is none: its root would overflow
 GATE_STEP = 3.0  # largest change of a gate predictor, in its own units, in one step
-VANISHED = 1e-150  # information below which a coefficient is not estimated: its inverse would overflow
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,10 +161,10 @@ def solve_scaled(matrix: Array, right: Array, free: BoolArray | None = None) -> 
     """
     keep = np.ones(right.shape) if free is None else np.broadcast_to(free, right.shape).astype(float)
     diagonal = np.einsum("...ii->...i", matrix)
-    keep = keep * (diagonal > VANISHED)
+    keep = keep * (diagonal > LEAST_CURVATURE)
     root = keep / np.sqrt(np.where(keep > 0.0, diagonal, 1.0))
     unit = matrix * root[..., :, None] * root[..., None, :]
-    np.einsum("...ii->...i", unit)[...] += np.where(keep > 0.0, 0.0, 1.0)
+    np.einsum("...ii->...i", unit)[...] += 1.0 - keep
     scaled = (right * root)[..., None]
     try:
         np.linalg.cholesky(unit)
