@@ -17,14 +17,17 @@ from scipy.stats import t as student
 from mixmoe.errors import ArgumentError
 from mixmoe.varying.critical import asymptotic_critical, multiplier_critical
 from mixmoe.varying.local_likelihood import Local, LocalFit, build_local, local_start, maximise_local, state_of
+from mixmoe.varying.nodes import Node, response_nodes
 from mixmoe.varying.problem import Problem
-from mixmoe.varying.sandwich import Influence, gate_influence, influence, level_covariance
+from mixmoe.varying.sandwich import Influence, gate_influence, influence, level_covariance, small_sample_power
+from mixmoe.varying.steps import own_natural
 
 Array = NDArray[np.float64]
 Bias = Literal["rbc", "undersmooth", "none"]
 BIASES = ("rbc", "undersmooth", "none")
 METHODS = ("multiplier", "asymptotic", "bootstrap")
 DRAWS = 4000
+MOST_ROWS = 20_000  # with more rows degrees of freedom hardly matter, and observed fourth powers do
 LEAST_DF = 4.0  # fewer degrees of freedom are not told apart
 
 
@@ -102,13 +105,16 @@ def level_process(
         which the bias vanishes; nothing.
     clusters : ndarray of int, shape (n,), optional
     correction : bool
+        Small-sample correction of the standard errors, see `mixmoe.varying.sandwich`.
 
     Returns
     -------
     LevelProcess
     """
     fits = fit_levels(problem, coef, bias)
-    inf = _influence(fits, correction)
+    power = small_sample_power(correction, clusters)
+    known = clusters is None and problem.rows.n <= MOST_ROWS
+    inf = _influence(fits, power, response_nodes(problem, own_natural(problem, fits.state)) if known else ())
     covariance = level_covariance(inf, clusters)
     shaped = covariance.matrix.reshape(*inf.levels.shape, *inf.levels.shape)
     degree = fits.local.free.shape[0] - 1
@@ -136,10 +142,16 @@ class LevelFits:
     @property
     def levels(self) -> Array:
         """Levels of all functions, (G, L)."""
-        out: Array = self.fit.coef[:, 0].copy()
-        if self.gate_fit is not None:
+        out: Array = self.state[:, 0]
+        return out
+
+    @property
+    def state(self) -> Array:
+        """Levels and slopes as a state of the EM, (G, 2, L)."""
+        out = state_of(self.local, self.fit.coef)
+        if self.gate is not None and self.gate_fit is not None:
             gates = self.local.problem.slots.gates
-            out[:, gates] = self.gate_fit.coef[:, 0, gates]
+            out[..., gates] = state_of(self.gate, self.gate_fit.coef)[..., gates]
         return out
 
 
@@ -155,13 +167,13 @@ def fit_levels(problem: Problem, coef: Array, bias: str) -> LevelFits:
     return LevelFits(local, fit, gate, maximise_local(gate, local_start(gate, coef)))
 
 
-def _influence(fits: LevelFits, correction: bool) -> Influence:
+def _influence(fits: LevelFits, power: float, nodes: tuple[Node, ...]) -> Influence:
     """Influence on all levels, NaN where a local likelihood has no maximum."""
-    inf = influence(fits.local, fits.fit.coef, correction)
+    inf = influence(fits.local, fits.fit.coef, power, nodes)
     inf = _without_lost(inf, fits.fit.converged, slice(None))
     if fits.gate is None or fits.gate_fit is None:
         return inf
-    both = gate_influence(fits.gate, fits.gate_fit.coef, inf, correction)
+    both = gate_influence(fits.gate, fits.gate_fit.coef, inf, power, nodes)
     return _without_lost(both, fits.gate_fit.converged, fits.local.problem.slots.gates)
 
 

@@ -24,7 +24,7 @@ from mixmoe.varying.labels import permute_experts
 from mixmoe.varying.local_likelihood import build_local, local_start, maximise_local
 from mixmoe.varying.problem import Problem, Slots
 from mixmoe.varying.refits import From, Reported, maximise, with_experts, with_response
-from mixmoe.varying.sandwich import influence, level_covariance
+from mixmoe.varying.sandwich import influence, level_covariance, small_sample_power
 from mixmoe.varying.setup import Sorted, constant_slots
 from mixmoe.varying.steps import own_natural, posterior
 
@@ -132,7 +132,7 @@ class FittedVCMoE:
             raise ArgumentError("cov_type='cluster' needs the clusters, got None; pass cluster= to VCMoE or mm.fit")
         clusters = self.clusters if kind == "cluster" else None
         matrix = point_covariance(self.problem, self.coef, self.points, clusters, bool(options.get("correction", True)))
-        note = "each row judged by the information without it" if options.get("correction", True) else ""
+        note = "small-sample correction by the leverage of each row" if options.get("correction", True) else ""
         jacobian = _reported_slopes(self.problem, self.coef, self.points)
         return ParamCov(matrix * np.outer(jacobian, jacobian), "cluster" if kind == "cluster" else "robust", note)
 
@@ -328,7 +328,8 @@ def point_covariance(
     whole = len(const) > 0
     local = build_local(problem, 1, points=None if whole else points)
     fit = maximise_local(local, local_start(local, coef if whole else coef[points]))
-    covariance = level_covariance(influence(local, fit.coef, correction), clusters).matrix
+    power = small_sample_power(correction, clusters)
+    covariance = level_covariance(influence(local, fit.coef, power), clusters).matrix
     return _select(covariance, problem, const, vary, points if whole else np.arange(len(points)))
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from mixmoe.kernels.distribution import Derivatives, Outcome
 from mixmoe.kernels.local import Block, Windows, blocks, build_windows, epanechnikov, local_moments, local_predictor
 from mixmoe.varying.problem import Problem
 from mixmoe.varying.steps import Natural, limit_dispersion, log_softmax, own_natural, solve_scaled
@@ -220,8 +221,8 @@ def state_of(local: Local, coef: Array) -> Array:
     return out
 
 
-def natural_terms(local: Local, block: Block, coef: Array) -> NaturalTerms:
-    """Score and information of every pair of a block in its natural parameters.
+def natural_predictors(local: Local, block: Block, coef: Array) -> Natural:
+    """Predictors of every pair of a block at given coefficients.
 
     Parameters
     ----------
@@ -232,7 +233,8 @@ def natural_terms(local: Local, block: Block, coef: Array) -> NaturalTerms:
 
     Returns
     -------
-    NaturalTerms
+    Natural
+        Arrays of shape (K, pairs).
     """
     problem = local.problem
     slots, rows, k = problem.slots, problem.rows, problem.slots.n_experts
@@ -241,8 +243,7 @@ def natural_terms(local: Local, block: Block, coef: Array) -> NaturalTerms:
     if k > 1:
         zeta[1:] = local_predictor(block, coef[..., slots.gates].reshape(*shape, k - 1, -1), problem.gate_t)
     if local.own is not None:
-        eta, delta = local.own.eta[:, block.rows], local.own.delta[:, block.rows]
-        return assemble_terms(problem, block, eta, delta, log_softmax(zeta))
+        return Natural(local.own.eta[:, block.rows], local.own.delta[:, block.rows], log_softmax(zeta))
     eta = local_predictor(block, coef[..., slots.experts].reshape(*shape, k, -1), problem.design_t)
     eta += rows.offset[block.rows]
     delta = np.zeros_like(eta)
@@ -250,12 +251,46 @@ def natural_terms(local: Local, block: Block, coef: Array) -> NaturalTerms:
         ones = np.ones((1, rows.n))
         delta = local_predictor(block, coef[..., slots.dispersions].reshape(*shape, k, 1), ones)
         np.clip(delta, problem.floor - 1.0, problem.ceiling + 1.0, out=delta)
-    return assemble_terms(problem, block, eta, delta, log_softmax(zeta))
+    return Natural(eta, delta, log_softmax(zeta))
 
 
-def assemble_terms(problem: Problem, block: Block, eta: Array, delta: Array, log_gate: Array) -> NaturalTerms:
-    """Score and information in natural parameters from the predictors of the pairs, (K, pairs) each."""
-    outcome = problem.rows.outcome.take(block.rows)
+def natural_terms(local: Local, block: Block, coef: Array) -> NaturalTerms:
+    """Score and information of every pair of a block in its natural parameters, see `natural_predictors`."""
+    natural = natural_predictors(local, block, coef)
+    return assemble_terms(local.problem, block, natural.eta, natural.delta, natural.log_gate)
+
+
+def natural_score(problem: Problem, outcome: Outcome, natural: Natural) -> Array:
+    """Score of rows in their natural parameters, shape (d, n)."""
+    return _complete(problem, outcome, natural.eta, natural.delta, natural.log_gate).score
+
+
+@dataclass(frozen=True, slots=True)
+class _Complete:
+    """Complete-data scores and their expectation given the response.
+
+    Attributes
+    ----------
+    owners : ndarray of int, shape (d,)
+        Expert of each natural parameter.
+    resp, prob : ndarray, shape (K, n)
+    raw : ndarray, shape (d, n)
+        Scores if the expert were known, up to the constant of the gate.
+    score : ndarray, shape (d, n)
+    logdensity : ndarray, shape (n,)
+    parts : Derivatives
+    """
+
+    owners: NDArray[np.intp]
+    resp: Array
+    prob: Array
+    raw: Array
+    score: Array
+    logdensity: Array
+    parts: Derivatives
+
+
+def _complete(problem: Problem, outcome: Outcome, eta: Array, delta: Array, log_gate: Array) -> _Complete:
     joint = log_gate + problem.family.log_density(outcome, eta, delta)
     top = joint.max(axis=0)
     resp, prob = np.exp(joint - top), np.exp(log_gate)
@@ -266,8 +301,18 @@ def assemble_terms(problem: Problem, block: Block, eta: Array, delta: Array, log
     k, disp = problem.slots.n_experts, problem.slots.has_dispersion
     owners = np.concatenate([np.arange(k), np.arange(k * disp), np.arange(1, k)])
     raw = np.concatenate([parts.eta, parts.delta[: k * disp], np.ones((k - 1, len(total)))])
-    weighted = resp[owners] * raw  # E[complete score], up to the constant of the gate
-    complete = np.zeros((len(owners), len(owners), len(total)))
+    score = resp[owners] * raw
+    score[k * (1 + disp) :] -= prob[1:]
+    return _Complete(owners, resp, prob, raw, score, total, parts)
+
+
+def assemble_terms(problem: Problem, block: Block, eta: Array, delta: Array, log_gate: Array) -> NaturalTerms:
+    """Score and information in natural parameters from the predictors of the pairs, (K, pairs) each."""
+    c = _complete(problem, problem.rows.outcome.take(block.rows), eta, delta, log_gate)
+    resp, prob, parts, owners = c.resp, c.prob, c.parts, c.owners
+    k, disp = problem.slots.n_experts, problem.slots.has_dispersion
+    weighted = resp[owners] * c.raw  # E[complete score], up to the constant of the gate
+    complete = np.zeros((len(owners), len(owners), len(c.logdensity)))
     each = np.arange(k)
     complete[each, each] = resp * parts.eta_eta
     if disp:
@@ -280,11 +325,9 @@ def assemble_terms(problem: Problem, block: Block, eta: Array, delta: Array, log
     information = weighted[:, None] * weighted
     information += complete
     for a, b in np.argwhere(owners[:, None] == owners):  # less the variance of the complete score (Louis 1982)
-        information[a, b] -= weighted[a] * raw[b]
-    score = weighted.copy()
-    score[first:] -= prob[1:]
+        information[a, b] -= weighted[a] * c.raw[b]
     kernel = block.kernel * problem.rows.weights[block.rows]
-    return NaturalTerms(score, information, complete, total, kernel)
+    return NaturalTerms(c.score, information, complete, c.logdensity, kernel)
 
 
 def local_gradient(local: Local, block: Block, terms: NaturalTerms) -> Array:

@@ -2,20 +2,33 @@
 
 Notes
 -----
-At a grid point the estimate solves the local score equations, so a row moves it by ``H^-1 psi_i`` to first order. The
-small-sample correction replaces ``H`` by ``H - H_i``, the information without row i, which is the one-step estimate
-without that row: HC3 in the case of least squares. A plain sandwich is too small near the ends of the index, where few
-rows determine a local line.
+At a grid point the estimate solves the local score equations, so a row moves it by ``H^-1 psi_i`` to first order. A
+plain sandwich is too small near the ends of the index, where few rows determine a local line: a row draws the estimate
+towards itself, and its score is too close to zero by a factor ``I - C_i L_i``, with C_i its information in the natural
+parameters and ``L_i = Z_i H^-1 Z_i'`` the covariance of these. The correction divides by the root of this factor, which
+in least squares is HC2, unbiased for errors of equal variance (MacKinnon and White 1985; Kauermann and Carroll 2001 for
+generalised linear models). For clusters the whole factor is used, HC3, since rows of one cluster draw together.
+
+A variance estimated from few rows is uncertain itself. Bell and McCaffrey (2002) and Imbens and Kolesar (2016) give it
+the degrees of freedom of a chi-square with the same relative spread, under the model and given the covariates: here
+under the fitted mixture. Squared scores of the gate vary little, those of a dispersion much.
 
 Constant coefficients solve one global score equation in which the functions enter by their estimates; their influence
 is what is left of it after the functions have been profiled out.
 
 References
 ----------
+Bell, R. M. and McCaffrey, D. F. (2002). Bias reduction in standard errors for linear regression with multi-stage
+samples. Survey Methodology 28, 169-181.
+Imbens, G. W. and Kolesar, M. (2016). Robust standard errors in small samples: some practical advice. Rev. Econ. Stat.
+98, 701-712.
+Kauermann, G. and Carroll, R. J. (2001). A note on the efficiency of sandwich covariance matrix estimation. JASA 96,
+1387-1396.
 MacKinnon, J. G. and White, H. (1985). Some heteroskedasticity-consistent covariance matrix estimators. J. Econometrics.
 Zhao, Q., Greenwood, C. M. T. and Zhang, Q. (2026). Varying-Coefficient Mixture of Experts Model. arXiv 2601.01699.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,15 +44,21 @@ from mixmoe.varying.local_likelihood import (
     local_pieces,
     masked_information,
     natural_design,
+    natural_predictors,
+    natural_score,
     state_of,
     whole_block,
 )
-from mixmoe.varying.steps import own_natural
+from mixmoe.varying.nodes import Node
+from mixmoe.varying.problem import Problem
+from mixmoe.varying.steps import Natural, own_natural
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.intp]
 
 CHUNK = 4096  # rows whose influence is held as a dense matrix at once
+ROOT, WHOLE = 0.5, 1.0  # powers of the correction: HC2 and HC3
+LEAST = 0.05  # share of its own score that is left to a row, at least: a row on its own says nothing about its error
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +81,8 @@ class Influence:
         Functions that are constant.
     n : int
         Number of rows.
+    df : ndarray, shape (G, L)
+        Degrees of freedom of the variances of the levels under the model; NaN where not asked for.
     """
 
     levels: Array
@@ -72,9 +93,17 @@ class Influence:
     coupling: Array
     slots: IntArray
     n: int
+    df: Array
 
 
-def influence(local: Local, coef: Array, correction: bool = True) -> Influence:
+def small_sample_power(correction: bool, clusters: IntArray | None) -> float:
+    """Power of the small-sample correction."""
+    if not correction:
+        return 0.0
+    return ROOT if clusters is None else WHOLE
+
+
+def influence(local: Local, coef: Array, power: float = ROOT, nodes: Sequence[Node] = ()) -> Influence:
     """Influence of the rows on the coefficient functions.
 
     Parameters
@@ -82,8 +111,10 @@ def influence(local: Local, coef: Array, correction: bool = True) -> Influence:
     local : Local
     coef : ndarray, shape (G, D, L)
         Maxima of the local likelihoods.
-    correction : bool
-        Whether each row is judged by the information without it.
+    power : float
+        Of the small-sample correction; zero for none.
+    nodes : sequence of Node
+        Of the responses under the estimate, for the degrees of freedom.
 
     Returns
     -------
@@ -93,14 +124,18 @@ def influence(local: Local, coef: Array, correction: bool = True) -> Influence:
     slots = np.flatnonzero(local.problem.const)
     border = _Border(local, coef, slots) if len(slots) else None
     pieces: list[Array] = []
-    coupling = np.zeros((n_grid, n_slots, len(slots)))
+    coupling, df = np.zeros((n_grid, n_slots, len(slots))), np.full((n_grid, n_slots), np.nan)
     for block, terms in local_pieces(local, coef):
         full = full_information(local, block, terms.information, terms.kernel)
         inverse = _inverses(masked_information(local, full), local.free.ravel())
+        natural = natural_predictors(local, block, coef[block.first : block.last])
         for g in range(block.last - block.first):
-            psi, at = _window_scores(local, block, terms, g, inverse[g], correction), block.first + g
-            move = psi @ inverse[g]  # (w, D L)
+            at, span = block.first + g, slice(int(block.offsets[g]), int(block.offsets[g + 1]))
+            lever = _lever(local, block, terms, g, inverse[g], power)
+            move = np.einsum("dw,wdk->wk", terms.score[:, span], lever)  # (w, D L)
             pieces.append(move[:, :n_slots])
+            rows = slice(int(block.lo[g]), int(block.hi[g]))
+            df[at] = _model_df(local.problem, natural.take(span), rows, nodes, lever[:, :, :n_slots])
             if border is not None:
                 drift = -inverse[g] @ full[g][:, slots]  # (D L, C): how the local solution follows the constants
                 coupling[at] = drift[:n_slots]
@@ -110,11 +145,13 @@ def influence(local: Local, coef: Array, correction: bool = True) -> Influence:
         coupling[:, slot] = 0.0
         coupling[:, slot, c] = 1.0
     return Influence(
-        coef[:, 0], local.windows.lo, local.windows.hi, tuple(pieces), const, coupling, slots, local.problem.rows.n
+        coef[:, 0], local.windows.lo, local.windows.hi, tuple(pieces), const, coupling, slots, local.problem.rows.n, df
     )
 
 
-def gate_influence(local: Local, coef: Array, first: Influence, correction: bool = True) -> Influence:
+def gate_influence(
+    local: Local, coef: Array, first: Influence, power: float = ROOT, nodes: Sequence[Node] = ()
+) -> Influence:
     """Influence on all functions when the gate has a bandwidth of its own.
 
     Parameters
@@ -125,7 +162,8 @@ def gate_influence(local: Local, coef: Array, first: Influence, correction: bool
         Maxima of the local likelihoods of the gate.
     first : Influence
         On the experts, and on the gate as far as it is constant.
-    correction : bool
+    power : float
+    nodes : sequence of Node
 
     Returns
     -------
@@ -135,27 +173,32 @@ def gate_influence(local: Local, coef: Array, first: Influence, correction: bool
     -----
     The gate solves its local score equation at estimated experts, so that a row moves it by ``H^-1 (psi_i - C e_i)``:
     e_i is the influence on the experts at all rows, C the mixed curvature (two-step estimation; Newey and McFadden
-    1994, Handbook of Econometrics 4, section 6). Between grid points e_i is interpolated linearly.
+    1994, Handbook of Econometrics 4, section 6). Between grid points e_i is interpolated linearly. Degrees of freedom
+    are those at given experts.
     """
     gates = local.problem.slots.gates
     between = linear_matrix(local.windows.grid, local.windows.index)
-    levels, coupling = first.levels.copy(), first.coupling.copy()
+    levels, coupling, df = first.levels.copy(), first.coupling.copy(), first.df.copy()
     levels[:, gates] = coef[:, 0, gates]
     lo, hi, pieces = first.lo.copy(), first.hi.copy(), []
     for block, terms in local_pieces(local, coef):
         full = full_information(local, block, terms.information, terms.kernel)
         inverse = _inverses(masked_information(local, full), local.free.ravel())
+        natural = natural_predictors(local, block, coef[block.first : block.last])
         for g in range(block.last - block.first):
-            at, start = block.first + g, int(block.lo[g])
-            move = (_window_scores(local, block, terms, g, inverse[g], correction) @ inverse[g])[:, gates]
+            at, span = block.first + g, slice(int(block.offsets[g]), int(block.offsets[g + 1]))
+            lever = _lever(local, block, terms, g, inverse[g], power)[:, :, gates]
+            move = np.einsum("dw,wdk->wk", terms.score[:, span], lever)
+            rows = slice(int(block.lo[g]), int(block.hi[g]))
+            df[at, gates] = _model_df(local.problem, natural.take(span), rows, nodes, lever)
             drift = -np.einsum("lk,kgm->lgm", inverse[g][gates], _mixed_curvature(local, block, terms, g, between))
-            lo[at], piece = _second_step(first, at, start, move, drift)
+            lo[at], piece = _second_step(first, at, int(block.lo[g]), move, drift)
             hi[at] = lo[at] + len(piece)
             pieces.append(piece)
             along = -inverse[g][gates] @ full[g][:, first.slots] * (first.slots >= gates.start)
             along += np.einsum("lgm,gmc->lc", drift, first.coupling)
             coupling[at, gates] = np.where(local.free[0, gates, None], along, coupling[at, gates])
-    return Influence(levels, lo, hi, tuple(pieces), first.const, coupling, first.slots, first.n)
+    return Influence(levels, lo, hi, tuple(pieces), first.const, coupling, first.slots, first.n, df)
 
 
 def _second_step(first: Influence, at: int, start: int, move: Array, drift: Array) -> tuple[int, Array]:
@@ -210,26 +253,69 @@ def _inverses(matrix: Array, free: NDArray[np.bool_]) -> Array:
     return out
 
 
-def _window_scores(local: Local, block: Block, terms: NaturalTerms, g: int, inverse: Array, correction: bool) -> Array:
-    """Scores (w, D L) of the rows in one window, corrected for their own part in the estimate."""
+def _lever(local: Local, block: Block, terms: NaturalTerms, g: int, inverse: Array, power: float) -> Array:
+    """Derivatives of the solution at one grid point by the scores of the rows, corrected, (w, d, D L)."""
     span = slice(int(block.offsets[g]), int(block.offsets[g + 1]))
-    kernel = terms.kernel[span]
-    score = terms.score[:, span].T * kernel[:, None]  # (w, d)
+    kernel = terms.kernel[span, None, None]
     design = natural_design(local, slice(int(block.lo[g]), int(block.hi[g])), block.t[span])  # (w, d, D L)
-    if correction and np.isfinite(inverse).all():
-        leverage = (design @ inverse) @ np.swapaxes(design, 1, 2)  # (w, d, d)
-        curvature = np.moveaxis(terms.information[:, :, span], -1, 0) * kernel[:, None, None]
-        score = _without_own(score, curvature @ leverage)
-    return np.einsum("wd,wdk->wk", score, design)
+    out: Array = kernel * (design @ inverse)
+    if power and np.isfinite(inverse).all():
+        curvature = np.moveaxis(terms.information[:, :, span], -1, 0) * kernel
+        out = corrected(curvature, (design @ inverse) @ np.swapaxes(design, 1, 2), power) @ out
+    return out
 
 
-def _without_own(score: Array, own: Array) -> Array:
-    """``(I - own)^-1 score``, left as it is for rows without which the model cannot be estimated."""
-    system = np.eye(score.shape[1]) - own
-    determinant = np.linalg.det(system)
-    usable = determinant > 0.05
-    system[~usable] = np.eye(score.shape[1])
-    return np.asarray(np.linalg.solve(system, score[:, :, None])[:, :, 0], dtype=np.float64)
+def corrected(curvature: Array, leverage: Array, power: float) -> Array:
+    """``(I - L C)^-power`` for symmetric matrices C and positive semi-definite L, shape (w, d, d) each.
+
+    Parameters
+    ----------
+    curvature, leverage : ndarray, shape (w, d, d)
+        C may be indefinite. Eigenvalues of ``I - L C`` below a floor count as the floor.
+    power : float
+
+    Returns
+    -------
+    ndarray, shape (w, d, d)
+
+    Notes
+    -----
+    With ``L = T T'`` the power series gives ``I + T g(T' C T) T' C``, ``g(x) = ((1 - x)^-power - 1) / x``.
+    """
+    each = np.einsum("wii->wi", leverage)
+    unit = np.eye(leverage.shape[1])
+    root = np.linalg.cholesky(leverage + (1e-12 * each.sum(axis=1) + 1e-200)[:, None, None] * unit)
+    values, vectors = np.linalg.eigh(np.swapaxes(root, 1, 2) @ curvature @ root)
+    small = np.abs(values) < 1e-8
+    gain = (np.maximum(1.0 - values, LEAST) ** -power - 1.0) / np.where(small, 1.0, values)
+    turned = root @ vectors
+    half = turned * np.where(small, power, gain)[:, None, :]
+    return np.asarray(unit + half @ np.swapaxes(turned, 1, 2) @ curvature, dtype=np.float64)
+
+
+def _model_df(problem: Problem, natural: Natural, rows: slice, nodes: Sequence[Node], lever: Array) -> Array:
+    """Degrees of freedom under the model of the variances at one grid point, shape (L,).
+
+    Parameters
+    ----------
+    problem : Problem
+    natural : Natural
+        Predictors of the rows of the window at the local solution, (K, w).
+    rows : slice
+    nodes : sequence of Node
+    lever : ndarray, shape (w, d, L)
+    """
+    if not nodes:
+        return np.full(lever.shape[2], np.nan)
+    mean, fourth = np.zeros((len(lever), lever.shape[2])), np.zeros(lever.shape[2])
+    for node in nodes:
+        score, weight = natural_score(problem, node.outcome.take(rows), natural), node.weight[rows]
+        squares = np.einsum("dw,wdl->wl", score, lever) ** 2
+        mean += weight[:, None] * squares
+        fourth += weight @ squares**2
+    spread = fourth - (mean**2).sum(axis=0)
+    out: Array = 2.0 * mean.sum(axis=0) ** 2 / np.maximum(spread, np.finfo(float).tiny)
+    return out
 
 
 class _Border:
@@ -327,9 +413,9 @@ def level_covariance(inf: Influence, clusters: IntArray | None = None) -> LevelC
 
     Notes
     -----
-    A variance is a sum of squares of independent contributions, ``v = sum_i c_i^2``; Satterthwaite's degrees of freedom
-    are ``2 v^2 / Var(v)``, and ``sum_i c_i^4`` stands in for ``Var(v)``. It is never smaller; normal contributions
-    would allow ``2/3`` of it, but those of a mixture are near zero whenever a row belongs to another expert.
+    Degrees of freedom are those under the model where they are known and rows are independent. Otherwise the variance
+    is taken as a sum of squares of independent contributions, ``v = sum_i c_i^2``, with ``2 v^2 / Var(v)`` degrees of
+    freedom, and ``sum_i c_i^4``, which is never smaller, stands in for ``Var(v)``.
     """
     size = inf.levels.size
     chunks = [slice(start, min(start + CHUNK, inf.n)) for start in range(0, inf.n, CHUNK)]
@@ -344,7 +430,8 @@ def level_covariance(inf: Influence, clusters: IntArray | None = None) -> LevelC
         chunk = unit_influence(inf, rows)
         matrix += chunk.T @ chunk
         fourth += _fourth_powers(chunk)
-    return LevelCovariance(matrix, _satterthwaite(matrix, fourth))
+    given = inf.df.ravel()
+    return LevelCovariance(matrix, np.where(np.isfinite(given), given, _satterthwaite(matrix, fourth)))
 
 
 def _fourth_powers(contributions: Array) -> Array:

@@ -41,6 +41,10 @@ class Natural:
     delta: Array
     log_gate: Array
 
+    def take(self, rows: slice) -> "Natural":
+        """Predictors of some of the rows."""
+        return Natural(self.eta[..., rows], self.delta[..., rows], self.log_gate[..., rows])
+
 
 @dataclass(frozen=True, slots=True)
 class Posterior:

@@ -5,16 +5,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mixmoe.varying.bands import fit_levels
+from mixmoe.kernels.local import epanechnikov
+from mixmoe.varying.bands import fit_levels, level_process
 from mixmoe.varying.estimate import Control, fit_functions
 from mixmoe.varying.local_likelihood import build_local, local_maxima, local_start, maximise_local, state_of
-from mixmoe.varying.sandwich import gate_influence, influence, level_covariance, unit_influence
+from mixmoe.varying.nodes import response_nodes
+from mixmoe.varying.sandwich import corrected, gate_influence, influence, level_covariance, unit_influence
 from mixmoe.varying.simulate import vcmoe
+from mixmoe.varying.steps import Natural, own_natural
 from tests.varying.helpers import make_problem
 
 EPS = 1e-4  # change of a weight
 SAME = 2e-3  # of numerical and analytic influence, relative to the largest: Newton stops at 1e-8
 INTERPOLATED = 0.02  # influence on the experts is interpolated between grid points
+LATTICE = 5e-3  # 24 points stand for a discrete response
 ROWS = (3, 150, 199, 260, 398)
 
 
@@ -42,7 +46,7 @@ def test_influence_is_the_derivative_by_the_weight(family, bias):
     local = build_local(problem, 2 if bias == "rbc" else 1)
     fit = maximise_local(local, local_start(local, coef))
     assert fit.converged.all()
-    each = unit_influence(influence(local, fit.coef, correction=False), slice(None)).reshape(400, 50, -1)
+    each = unit_influence(influence(local, fit.coef, power=0.0), slice(None)).reshape(400, 50, -1)
     for row in ROWS:
         np.testing.assert_allclose(each[row], moved(problem, coef, row, bias), atol=SAME * np.abs(each[row]).max())
 
@@ -54,8 +58,8 @@ def test_influence_on_a_gate_of_its_own_goes_through_the_experts(bandwidth):
     fit = maximise_local(local, local_start(local, coef))
     alone = build_local(problem, 1, bandwidth, held=state_of(local, fit.coef))
     gate = maximise_local(alone, local_start(alone, coef))
-    first = influence(local, fit.coef, correction=False)
-    both = gate_influence(alone, gate.coef, first, correction=False)
+    first = influence(local, fit.coef, power=0.0)
+    both = gate_influence(alone, gate.coef, first, power=0.0)
     each = unit_influence(both, slice(None)).reshape(400, 50, -1)
     gates = problem.slots.gates
     for row in ROWS:
@@ -73,3 +77,80 @@ def test_covariance_is_the_sum_of_squared_influence_by_cluster():
     sums = each[::2] + each[1::2]
     got = level_covariance(inf, pairs).matrix
     np.testing.assert_allclose(got, sums.T @ sums * 200 / 199, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, -1.0])
+def test_correction_is_the_power_of_the_factor(power):
+    rng = np.random.default_rng(0)
+    square = rng.normal(size=(6, 3, 3))
+    leverage = square @ np.swapaxes(square, 1, 2)
+    leverage[3:, 2] = leverage[3:, :, 2] = 0.0  # nothing free in one natural parameter
+    curvature = rng.normal(size=(6, 3, 3))
+    curvature = 0.02 * (curvature + np.swapaxes(curvature, 1, 2))  # indefinite
+    factor = np.eye(3) - leverage @ curvature
+    got = corrected(curvature, leverage, power)
+    if power == 0.5:
+        np.testing.assert_allclose(got @ got @ factor, np.broadcast_to(np.eye(3), factor.shape), atol=1e-9)
+    else:
+        np.testing.assert_allclose(got, np.linalg.inv(factor) if power == 1.0 else factor, atol=1e-9)
+
+
+def one_poisson():
+    problem = make_problem(
+        vcmoe(n=250, family="poisson", experts=1, rng=2), 0.3, n_grid=10, experts=1, family="poisson"
+    )
+    run = fit_functions(problem, Control(), np.random.default_rng(0))
+    return problem, local_maxima(problem, run.coef).state
+
+
+def test_one_poisson_expert_is_hc2_with_the_degrees_of_freedom_of_bell_and_mccaffrey():
+    problem, coef = one_poisson()
+    local = build_local(problem, 1)
+    inf = influence(local, coef, nodes=response_nodes(problem, own_natural(problem, coef)))
+    for g in (0, 4, 9):
+        t = (problem.rows.index - problem.windows.grid[g]) / problem.windows.bandwidth
+        kernel = epanechnikov(t)
+        design = np.hstack([problem.rows.design, problem.rows.design * t[:, None]])
+        mean = np.exp(design @ coef[g].ravel() + problem.rows.offset)
+        inverse = np.linalg.inv(design.T @ (design * (kernel * mean)[:, None]))
+        lever = kernel[:, None] * (design @ inverse)[:, :2]
+        share = kernel * mean * np.einsum("nd,de,ne->n", design, inverse, design)
+        lever /= np.sqrt(1.0 - share)[:, None]
+        inside = slice(inf.lo[g], inf.hi[g])
+        want = lever * (problem.rows.outcome.y - mean)[:, None]
+        np.testing.assert_allclose(inf.local[g], want[inside], atol=1e-8 * np.abs(want).max())
+        own = np.exp(own_natural(problem, coef).eta[0])  # responses are drawn from the functions, not from the line
+        about = own + (own - mean) ** 2
+        spread = own + 2.0 * own**2 + 4.0 * own * (own - mean) ** 2 + 4.0 * own * (own - mean)
+        df = 2.0 * (lever**2 * about[:, None]).sum(axis=0) ** 2 / (lever**4 * spread[:, None]).sum(axis=0)
+        np.testing.assert_allclose(inf.df[g], df, rtol=LATTICE)
+
+
+def test_clusters_use_the_whole_factor_and_observed_fourth_powers():
+    problem, coef = one_poisson()
+    alone = level_process(problem, coef, "none")
+    each = level_process(problem, coef, "none", np.arange(250))
+    assert (np.einsum("glgl->gl", each.covariance) > np.einsum("glgl->gl", alone.covariance)).all()
+    plain = level_process(problem, coef, "none", correction=False)
+    assert (np.einsum("glgl->gl", plain.covariance) < np.einsum("glgl->gl", alone.covariance)).all()
+    assert not np.allclose(each.df, alone.df, rtol=0.01)
+
+
+@pytest.mark.parametrize("family", ["gaussian", "binomial", "poisson", "negbinomial"])
+def test_nodes_have_the_moments_of_the_mixture(family):
+    problem = make_problem(vcmoe(n=60, family=family, rng=1), 0.5, family=family, n_grid=5)
+    rng = np.random.default_rng(0)
+    shape = (2, 60)
+    gate = rng.uniform(0.2, 0.8, 60)
+    eta, delta = rng.normal(0.5, 0.5, shape), np.full(shape, {"gaussian": -0.3, "negbinomial": 2.0}.get(family, 0.0))
+    natural = Natural(eta, delta, np.log(np.stack([gate, 1.0 - gate])))
+    nodes = response_nodes(problem, natural)
+    weights, y = np.array([n.weight for n in nodes]), np.array([n.outcome.y for n in nodes])
+    trials = problem.rows.outcome.trials
+    mean = problem.family.mean(eta, trials)
+    variance = problem.family.variance(mean, delta, trials)
+    prob = np.exp(natural.log_gate)
+    np.testing.assert_allclose(weights.sum(axis=0), 1.0, atol=1e-12)
+    np.testing.assert_allclose((weights * y).sum(axis=0), (prob * mean).sum(axis=0), rtol=LATTICE)
+    second = (prob * (variance + mean**2)).sum(axis=0)
+    np.testing.assert_allclose((weights * y**2).sum(axis=0), second, rtol=LATTICE)
