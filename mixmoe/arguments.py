@@ -22,6 +22,17 @@ def checked_count(value: Any, name: str, least: int = 1) -> int:
     return int(value)
 
 
+def checked_jobs(value: Any) -> int:
+    """`value` if it is a number of processes, or -1 for as many as there are processors.
+
+    Raises
+    ------
+    ArgumentError
+        If it is neither.
+    """
+    return -1 if value == -1 else checked_count(value, "n_jobs")
+
+
 def checked_choice(value: Any, name: str, allowed: Sequence[str]) -> None:
     """Raise `ArgumentError` if `value` is not among the allowed ones."""
     if value not in allowed:

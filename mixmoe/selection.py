@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mixmoe.arguments import checked_choice, checked_count
+from mixmoe.arguments import checked_choice, checked_count, checked_jobs
 from mixmoe.candidates import Keeper, Trial, Workers, build_specs, check_data, run_trials
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.journal import Journal, PathLike, fingerprint
@@ -230,8 +230,7 @@ def select(
         checked_count(starts, "starts")
     if folds is not None:
         checked_count(folds, "folds", least=2)
-    if n_jobs != -1:
-        checked_count(n_jobs, "n_jobs")
+    checked_jobs(n_jobs)
     specs = build_specs(formula, experts, options)
     facts = [(s.formula.text, s.experts, sorted(s.model.items()), sorted(s.fit.items())) for s in specs]
     key = fingerprint((check_data(specs, data), facts, starts, folds))

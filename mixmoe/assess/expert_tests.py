@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mixmoe.arguments import checked_choice, checked_count, checked_rng
+from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_rng
 from mixmoe.assess.experts import (
     STOPS,
     ExpertsTest,
@@ -94,7 +94,7 @@ class ExpertTests:
             return refused
         key = ("experts", self._identity(), n_boot, starts, stop, checked_alpha(alpha))
         journal = Journal(checkpoint, fingerprint(key), rng)
-        n_jobs, experts = _checked_jobs(n_jobs), self.model.n_experts
+        n_jobs, experts = checked_jobs(n_jobs), self.model.n_experts
         return bootstrap_test(self.model, experts, journal, n_boot, starts, stop, alpha, n_jobs, progress)
 
     def vlmr_test(self, *, starts: int = 8, rng: Any = None) -> VLMRTest | InvalidTest:
@@ -175,7 +175,7 @@ class ExpertTests:
         journal = Journal(checkpoint, fingerprint(("stability", self._identity(), n_boot)), rng)
         task = resampled_labels(self.model, self.em)
         calls = [partial(task, seed) for seed in journal.rng.spawn(n_boot)]
-        found = journal.run(calls, _checked_jobs(n_jobs), "resamples", progress)
+        found = journal.run(calls, checked_jobs(n_jobs), "resamples", progress)
         refits = [np.array(labels, dtype=np.intp) for labels in found.values]
         if not any(len(labels) for labels in refits):
             if found.interrupted:
@@ -196,7 +196,3 @@ class ExpertTests:
         if reason is None and bad:
             reason = f"the fit is {bad[0]}, so that its log-likelihood is not the maximum; fit it again first"
         return None if reason is None else InvalidTest(reason)
-
-
-def _checked_jobs(n_jobs: int) -> int:
-    return n_jobs if n_jobs == -1 else checked_count(n_jobs, "n_jobs")

@@ -177,7 +177,8 @@ class Poisson(LogLink):
 
     def log_density(self, out: Outcome, eta: Array, delta: Array) -> Array:
         """Log density, shape (K, n)."""
-        return out.constant + out.y * eta - np.exp(np.minimum(eta, ETA_LIMIT))
+        limited = np.minimum(eta, ETA_LIMIT)  # in both terms: a density that rises without end beyond would be a mode
+        return out.constant + out.y * limited - np.exp(limited)
 
     def derivatives(self, out: Outcome, eta: Array, delta: Array) -> Derivatives:
         """First derivatives and minus the second ones."""
@@ -234,9 +235,10 @@ class NegativeBinomial(LogLink):
 
     def log_density(self, out: Outcome, eta: Array, delta: Array) -> Array:
         """Log density, shape (K, n)."""
-        theta = np.exp(delta)
-        total = np.log(theta + np.exp(np.minimum(eta, ETA_LIMIT)))
-        return out.constant + gammaln(out.y + theta) - gammaln(theta) + theta * (delta - total) + out.y * (eta - total)
+        theta, limited = np.exp(delta), np.minimum(eta, ETA_LIMIT)  # in both terms, as for the Poisson
+        total = np.log(theta + np.exp(limited))
+        rest = theta * (delta - total) + out.y * (limited - total)
+        return out.constant + gammaln(out.y + theta) - gammaln(theta) + rest
 
     def derivatives(self, out: Outcome, eta: Array, delta: Array) -> Derivatives:
         """First derivatives and minus the second ones."""

@@ -18,7 +18,6 @@ from mixmoe.kernels.local import hermite_matrix
 from mixmoe.varying.estimate import Control, fit_functions, run_em
 from mixmoe.varying.parallel import run_all
 from mixmoe.varying.problem import Problem, Rows, Slots, build_problem
-from mixmoe.varying.setup import check_windows
 from mixmoe.varying.steps import Natural, natural_parameters
 
 Array = NDArray[np.float64]
@@ -131,7 +130,7 @@ def search_bandwidth(
     rows = model.data.rows
     members = fold_members(rows.n, model.clusters, folds, rng)
     wanted = _candidates(rows, model.slots) if candidates is None else sorted(candidates)
-    tried = _usable(make, wanted, str(model.formula.vary))
+    tried = _usable(make, wanted)
     pilot = _pilot(make, tried, rule_of_thumb(rows, model.slots), rng)
     scores = _scored(make, pilot, tried, members, n_jobs, progress)
     if candidates is None:
@@ -162,12 +161,12 @@ def _candidates(rows: Rows, slots: Slots) -> list[float]:
     return list(np.geomspace(SMALLEST * rule, max(span, rule), N_CANDIDATES))
 
 
-def _usable(make: Callable[[float], Problem], candidates: Iterable[float], index_name: str) -> list[float]:
+def _usable(make: Callable[[float], Problem], candidates: Iterable[float]) -> list[float]:
     """Candidates whose windows hold enough rows, even without a fold."""
     kept, reason = [], None
     for h in candidates:
         try:
-            check_windows(make(h), index_name)
+            make(h)
             kept.append(h)
         except DesignError as error:
             reason = error

@@ -18,7 +18,8 @@ REFIT = Control(tolerance=1e-4, max_iter=100)  # of warm-started refits to draws
 def draw_responses(problem: Problem, coef: Array, rng: np.random.Generator) -> Array:
     """One response for each sorted row: expert from the gate, response from the expert."""
     natural = own_natural(problem, coef)
-    noisy = natural.log_gate + rng.gumbel(size=natural.log_gate.shape)
+    rank = np.argsort(np.argsort(-np.exp(natural.log_gate).mean(axis=1), kind="stable"))  # labels change no draw
+    noisy = natural.log_gate + rng.gumbel(size=natural.log_gate.shape)[rank]
     chosen = noisy.argmax(axis=0)
     each = np.arange(problem.rows.n)
     eta, delta = natural.eta[chosen, each], natural.delta[chosen, each]

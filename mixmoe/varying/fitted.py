@@ -128,11 +128,14 @@ class FittedVCMoE:
         for name in options:
             if name != "correction":
                 raise ArgumentError(f"cov_type={kind!r} has no option {name!r}; it has 'correction'")
+        correction = options.get("correction", True)
+        if not isinstance(correction, bool | np.bool_):
+            raise ArgumentError(f"correction must be True or False, got {correction!r}")
         if kind == "cluster" and self.clusters is None:
             raise ArgumentError("cov_type='cluster' needs the clusters, got None; pass cluster= to VCMoE or mm.fit")
         clusters = self.clusters if kind == "cluster" else None
-        matrix = point_covariance(self.problem, self.coef, self.points, clusters, bool(options.get("correction", True)))
-        note = "small-sample correction by the leverage of each row" if options.get("correction", True) else ""
+        matrix = point_covariance(self.problem, self.coef, self.points, clusters, bool(correction))
+        note = "small-sample correction by the leverage of each row" if correction else ""
         jacobian = _reported_slopes(self.problem, self.coef, self.points)
         return ParamCov(matrix * np.outer(jacobian, jacobian), "cluster" if kind == "cluster" else "robust", note)
 
@@ -227,7 +230,8 @@ class FittedVCMoE:
         """The fit as the base of the results wants it, responsibilities in the order of the design."""
         natural = own_natural(self.problem, run.coef)
         post = posterior(self.problem.rows, self.problem.family, natural)
-        flags = find_flags(self.problem, run, natural, post.weighted, control, str(self.design.names.index))
+        index_name = str(self.design.names.index)
+        flags = find_flags(self.problem, run, natural, post.weighted, control, index_name, self.clusters)
         weights = np.maximum(self.problem.rows.weights, np.finfo(float).tiny)
         responsibilities = np.empty((self.problem.rows.n, self.n_experts))
         unit = posterior(self.problem.rows.with_weights(np.ones_like(weights)), self.problem.family, natural)

@@ -17,6 +17,7 @@ BoolArray = NDArray[np.bool_]
 
 INFINITE = 12.0  # a predictor of a logit link beyond this means a probability of zero or one
 FEW = 1.5  # rows of an expert per local coefficient below which its local estimates are not to be trusted
+FEW_CLUSTERS = 10  # with fewer a sandwich over clusters says little
 COARSE = 0.5  # grid step over bandwidth above which interpolation is no longer negligible
 _CATEGORIES = {
     "not_converged": ConvergenceWarning,
@@ -25,6 +26,7 @@ _CATEGORIES = {
     "degenerate": DegeneracyWarning,
     "small_expert": DegeneracyWarning,
     "weak_identification": DegeneracyWarning,
+    "few_clusters": DegeneracyWarning,
     "separated_gate": BoundaryWarning,
     "separated_expert": BoundaryWarning,
     "boundary": BoundaryWarning,
@@ -32,7 +34,13 @@ _CATEGORIES = {
 
 
 def find_flags(
-    problem: Problem, run: Run, natural: Natural, weighted: Array, control: Control, index_name: str
+    problem: Problem,
+    run: Run,
+    natural: Natural,
+    weighted: Array,
+    control: Control,
+    index_name: str,
+    clusters: NDArray[np.intp] | None,
 ) -> tuple[Flag, ...]:
     """Flags of a finished run.
 
@@ -46,6 +54,7 @@ def find_flags(
         Responsibilities times weights.
     control : Control
     index_name : str
+    clusters : ndarray of int, shape (n,), or None
 
     Returns
     -------
@@ -59,6 +68,7 @@ def find_flags(
         _thin(problem, weighted, index_name),
         _separated(problem, natural, weighted),
         _one_trial(problem),
+        _few_clusters(clusters),
     )
     return tuple(flag for flag in found if flag is not None)
 
@@ -191,4 +201,14 @@ def _one_trial(problem: Problem) -> Flag | None:
         "weak_identification",
         f"A mixture of {problem.slots.n_experts} experts for a response with one trial per row is hardly identified: "
         "different experts can give the same probabilities; pool rows into successes of trials, or use experts=1.",
+    )
+
+
+def _few_clusters(clusters: NDArray[np.intp] | None) -> Flag | None:
+    if clusters is None or int(clusters.max()) + 1 >= FEW_CLUSTERS:
+        return None
+    return Flag(
+        "few_clusters",
+        f"There are only {int(clusters.max()) + 1} clusters: standard errors and bands over clusters rest on as many "
+        "independent units and are too small; treat the cluster as a term of the formula, or collect more.",
     )

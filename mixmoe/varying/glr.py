@@ -141,6 +141,12 @@ def named_slots(model: FittedVCMoE, which: str | Sequence[str]) -> NDArray[np.in
     names, vary = model.names, ~model.problem.const
     groups = {"experts": "expert", "gate": "gate", "dispersion": "residual"}
     found: set[int] = set()
+    if not vary.any():
+        raise ArgumentError(
+            "no function varies along the index, so there is nothing to test; see bandwidth= and const()"
+        )
+    if not isinstance(which, str) and not (isinstance(which, Sequence) and all(isinstance(n, str) for n in which)):
+        raise ArgumentError(f"which must be a name or names of functions, got {which!r}; for instance 'expert1.z1'")
     for name in [which] if isinstance(which, str) else list(which):
         if name == "all":
             hits = np.flatnonzero(vary)

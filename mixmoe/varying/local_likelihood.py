@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mixmoe.kernels.distribution import Derivatives, Outcome
 from mixmoe.kernels.local import Block, Windows, blocks, build_windows, epanechnikov, local_moments, local_predictor
 from mixmoe.varying.problem import Problem
-from mixmoe.varying.steps import Natural, limit_dispersion, log_softmax, own_natural, solve_scaled
+from mixmoe.varying.steps import LEAST_CURVATURE, Natural, limit_dispersion, log_softmax, own_natural, solve_scaled
 
 Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -541,20 +541,40 @@ def _direction(local: Local, block: Block, terms: NaturalTerms) -> Array:
 
 
 def _uphill(matrix: Array, gradient: Array, scale: Array) -> Array:
-    """Newton direction with the curvature turned positive: away from saddle points, which plain EM leaves slowly."""
-    root = 1.0 / np.sqrt(np.maximum(scale, 1e-300))
-    values, vectors = np.linalg.eigh(0.5 * (matrix + np.swapaxes(matrix, 1, 2)) * root[:, :, None] * root[:, None, :])
-    turned = np.einsum("gji,gj->gi", vectors, gradient * root) / np.maximum(np.abs(values), FLAT)
-    out: Array = np.einsum("gij,gj->gi", vectors, turned) * root
+    """Newton direction with the curvature turned positive: away from saddle points, which plain EM leaves slowly.
+
+    NaN where something is not finite, so that the grid point counts as lost.
+    """
+    root = 1.0 / np.sqrt(np.where(scale > LEAST_CURVATURE, scale, np.inf))  # no curvature, no step
+    with np.errstate(over="ignore", invalid="ignore"):
+        unit = 0.5 * (matrix + np.swapaxes(matrix, 1, 2)) * root[:, :, None] * root[:, None, :]
+    usable = _finite(unit) & _finite(gradient[:, None])
+    values, vectors = np.linalg.eigh(np.where(usable[:, None, None], unit, np.eye(unit.shape[1])))
+    turned = np.einsum("gji,gj->gi", vectors, np.where(usable[:, None], gradient, np.nan) * root)
+    out: Array = np.einsum("gij,gj->gi", vectors, turned / np.maximum(np.abs(values), FLAT)) * root
     return out
+
+
+def _finite(matrices: Array) -> BoolArray:
+    """Whether each matrix of a stack is finite."""
+    return np.asarray(np.isfinite(matrices).all(axis=(-2, -1)), dtype=np.bool_)
+
+
+def unit_diagonal(matrix: Array) -> tuple[Array, Array]:
+    """Symmetric matrices (g, q, q) scaled to unit diagonal, and the scale (g, q).
+
+    One that is not finite or has no curvature in some direction becomes minus the identity: not positive definite.
+    """
+    symmetric = 0.5 * (matrix + np.swapaxes(matrix, -1, -2))
+    usable = _finite(symmetric) & (np.einsum("gii->gi", symmetric) > LEAST_CURVATURE).all(axis=1)
+    safe = np.where(usable[:, None, None], symmetric, -np.eye(symmetric.shape[1]))
+    root = 1.0 / np.sqrt(np.abs(np.einsum("gii->gi", safe)))
+    return safe * root[:, :, None] * root[:, None, :], root
 
 
 def positive_definite(matrix: Array) -> BoolArray:
     """Whether each information (g, q, q) is positive definite, in units of its diagonal."""
-    symmetric = 0.5 * (matrix + np.swapaxes(matrix, -1, -2))
-    root = 1.0 / np.sqrt(np.maximum(np.einsum("gii->gi", symmetric), 1e-300))
-    values = np.linalg.eigvalsh(symmetric * root[:, :, None] * root[:, None, :])
-    return values[:, 0] > 1e-8
+    return np.linalg.eigvalsh(unit_diagonal(matrix)[0])[:, 0] > 1e-8
 
 
 def local_pieces(local: Local, coef: Array) -> Iterator[tuple[Block, NaturalTerms]]:

@@ -26,8 +26,11 @@ from mixmoe.varying.refits import From, Reported, maximise
 from mixmoe.varying.results import VCMoEResults
 from mixmoe.varying.setup import (
     Sorted,
+    check_designs,
     check_windows,
     checked_bandwidth,
+    checked_candidates,
+    checked_folds,
     checked_index,
     checked_varying_formula,
     constant_slots,
@@ -93,8 +96,8 @@ class VCMoE:
     One responsibility per row, shared by all grid points, so that experts keep their labels along the index. Log sigma
     is fitted locally linear, log theta locally constant; where one of them runs to its limit in a local likelihood, it
     keeps the value of the joint EM. Against the maxima of the local likelihoods, ``estimate="shrunken"`` has a smaller
-    error at the same bandwidth (4 to 14 % in the median over simulated sets of 1000 rows); their standard errors, which it does not
-    lower, are those of the tables.
+    error at the same bandwidth (4 to 14 % in the median over simulated sets of 1000 rows); the standard errors of the
+    tables are those of the maxima, which it does not lower.
 
     References
     ----------
@@ -148,6 +151,7 @@ class VCMoE:
             checked_bandwidth(gate_bandwidth, self.data.rows.index, "gate_bandwidth")
         self.grid = make_grid(self.data.rows.index, grid, n_grid)
         self.slots = Slots(self.n_experts, self.design.expert.shape[1], self.design.gate.shape[1], self.has_dispersion)
+        check_designs(self.design, self.slots)
         if self.n_experts > self.design.n:
             raise ArgumentError(f"experts={self.n_experts} is more than the {self.design.n} rows; use far fewer")
         self.settings: Mapping[str, Any] = {
@@ -196,7 +200,7 @@ class VCMoE:
             self.data.rows, self.family, self.slots, const, grid, bandwidth, gate, self.settings["sigma_floor"]
         )
         if not const.all():
-            check_windows(made, str(self.formula.vary))
+            check_windows(made, self.design)
         return made
 
     def bound(self, problem: Problem, coef: Array, used: Bandwidths) -> FittedVCMoE:
@@ -255,8 +259,8 @@ class VCMoE:
         BandwidthSearch
             ``best`` and a ``table`` of the criterion.
         """
-        checked_count(folds, "folds", least=2)
-        given = None if candidates is None else [checked_bandwidth(h, self.data.rows.index) for h in candidates]
+        checked_folds(folds, self.design.n if self.clusters is None else int(self.clusters.max()) + 1)
+        given = None if candidates is None else checked_candidates(candidates, self.data.rows.index)
         generator, gate = checked_rng(rng), self.settings["gate_bandwidth"]
         if beside is not None:
             held = checked_bandwidth(beside, self.data.rows.index, "beside")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from mixmoe.arguments import checked_jobs
 from mixmoe.inference.resample import run_calls
 
 
@@ -30,7 +31,7 @@ def run_all(
     KeyboardInterrupt
         After Ctrl-C: a criterion or a null distribution from some of the calls would be another one.
     """
-    found = run_calls([partial(function, *one) for one in arguments], n_jobs, what, progress)
+    found = run_calls([partial(function, *one) for one in arguments], checked_jobs(n_jobs), what, progress)
     if found.interrupted:
         raise KeyboardInterrupt
     return list(found.values)

@@ -15,6 +15,7 @@ from mixmoe.kernels.local import hermite_matrix
 from mixmoe.varying.bands import BandSet, LevelProcess, Target, identity_target, target_bands
 from mixmoe.varying.bootstrap import bootstrap_bands
 from mixmoe.varying.fitted import FittedVCMoE, band_frame_values
+from mixmoe.varying.setup import checked_numbers
 from mixmoe.varying.targets import difference_target, expert_target, gate_target, marginal_target, pairs
 
 Array = NDArray[np.float64]
@@ -50,7 +51,7 @@ class Labels:
 def function_frame(model: FittedVCMoE, u: Any) -> pd.DataFrame:
     """Coefficient functions at index values, tidy."""
     grid, problem = model.problem.windows.grid, model.problem
-    at = grid if u is None else np.atleast_1d(np.asarray(u, dtype=float))
+    at = grid if u is None else checked_numbers(u, "u")
     if not np.isfinite(at).all() or at.min() < grid[0] or at.max() > grid[-1]:
         raise ArgumentError(f"u must lie within the range of the index, {grid[0]:g} to {grid[-1]:g}, got {u!r}")
     values = levels_at(model, at)
@@ -168,6 +169,8 @@ def covariate_profile(design: Design, at: Mapping[str, Any] | None) -> Design:
         If `at` names a column that the model does not use.
     """
     frame = design.frame
+    if at is not None and not isinstance(at, Mapping):
+        raise ArgumentError(f"at must map names of columns to values, got {at!r}; for instance at={{'x': 1.0}}")
     given = dict(at or {})
     for name in given:
         if name not in frame.columns:

@@ -139,6 +139,7 @@ class VCMoEResults(MoEResults):
         checked_choice(method, "method", METHODS)
         checked_choice(bias, "bias", BIASES)
         checked_count(draws, "draws", least=100)
+        checked_count(n_boot, "n_boot", least=19)
         request = BandRequest(of, checked_level(level), method, bias, at, draws, n_boot, n_jobs, progress)
         return band_frame(self.model, self._process(bias), request, checked_rng(rng))
 

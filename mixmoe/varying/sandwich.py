@@ -47,6 +47,7 @@ from mixmoe.varying.local_likelihood import (
     natural_predictors,
     natural_score,
     state_of,
+    unit_diagonal,
     whole_block,
 )
 from mixmoe.varying.nodes import Node
@@ -241,9 +242,8 @@ def _mixed_curvature(local: Local, block: Block, terms: NaturalTerms, g: int, be
 
 def _inverses(matrix: Array, free: NDArray[np.bool_]) -> Array:
     """Inverses on the free coordinates, zero elsewhere; NaN where a matrix is not positive definite."""
-    symmetric = 0.5 * (matrix + np.swapaxes(matrix, 1, 2))
-    root = 1.0 / np.sqrt(np.maximum(np.einsum("gii->gi", symmetric), 1e-300))
-    values, vectors = np.linalg.eigh(symmetric * root[:, :, None] * root[:, None, :])
+    unit, root = unit_diagonal(matrix)
+    values, vectors = np.linalg.eigh(unit)
     good = values[:, 0] > 1e-8
     safe = np.where(good[:, None], values, np.nan)
     scaled = vectors * root[:, :, None]

@@ -1,21 +1,25 @@
 """From a design to sorted rows, with the checks that only this family needs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mixmoe.arguments import checked_count
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.formula import MoEFormula, parse_formula
 from mixmoe.kernels.distribution import Family, Outcome
-from mixmoe.kernels.local import effective_rows
+from mixmoe.kernels.local import Windows, blocks, effective_rows, hankel, local_moments
 from mixmoe.varying.problem import Problem, Rows, Slots
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.intp]
 
+EXACT = 1e-10  # largest residual over largest response below which a response has no error
+SINGULAR = 1e-10  # smallest eigenvalue of a local normal matrix in correlation form that counts as positive
 MIN_EFFECTIVE = 2.0  # effective rows a window needs for each local coefficient of one expert
 
 
@@ -85,17 +89,29 @@ def sorted_rows(design: Design, family: Family, response: bool = True) -> Sorted
     """
     index = np.asarray(design.index, dtype=float)
     order = np.argsort(index, kind="stable")
-    n, aux = design.n, design.aux
-    trials = np.asarray(aux.get("trials", np.ones(n)), dtype=float)
-    weights = np.asarray(aux.get("weights", np.ones(n)), dtype=float)
-    offset = np.asarray(aux.get("offset", np.zeros(n)), dtype=float)
+    n = design.n
+    trials = _numeric(design, "trials", 1.0)
+    weights = _numeric(design, "weights", 1.0)
+    offset = _numeric(design, "offset", 0.0)
     y = np.asarray(design.response, dtype=float) if response else np.zeros(n)
     if response:
         _check_response(design, family, y, trials)
         _check_weights(design, weights)
+        _check_errors(design, family, y - offset, weights)
     outcome = Outcome(y, trials, family.constant(y, trials)).take(order)
     rows = Rows(outcome, design.expert[order], design.gate[order], index[order], offset[order], weights[order])
     return Sorted(rows, order, np.asarray(design.rows, dtype=object)[order])
+
+
+def _numeric(design: Design, name: str, default: float) -> Array:
+    """An auxiliary column as numbers, or its default in all rows."""
+    values = design.aux.get(name)
+    if values is None:
+        return np.full(design.n, default)
+    try:
+        return np.asarray(values, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise DesignError(f"{name}= must name a column of numbers, got {values[0]!r}; convert the column") from error
 
 
 def _check_response(design: Design, family: Family, y: Array, trials: Array) -> None:
@@ -105,7 +121,12 @@ def _check_response(design: Design, family: Family, y: Array, trials: Array) -> 
     _refuse(design, (y != np.floor(y)) | (y < 0), f"the response {name!r}", y, "a count 0, 1, 2 ...", family)
     if family.name == "binomial":
         _refuse(
-            design, (trials != np.floor(trials)) | (trials < 1), "the number of trials", trials, "at least 1", family
+            design,
+            (trials != np.floor(trials)) | (trials < 1),
+            "the number of trials",
+            trials,
+            "a whole number of at least 1",
+            family,
         )
         more = "at most the number of trials" if "trials" in design.aux else "0 or 1; pass trials= for successes"
         _refuse(design, y > trials, f"the response {name!r}", y, more, family)
@@ -120,12 +141,44 @@ def _check_weights(design: Design, weights: Array) -> None:
         raise DesignError(f"weights must be positive in some rows, got {len(weights)} zeros; leave weights out")
 
 
+def _check_errors(design: Design, family: Family, y: Array, weights: Array) -> None:
+    """Refuse a response without error: a likelihood without bound."""
+    if family.name != "gaussian":
+        return
+    root = np.sqrt(weights)[:, None]
+    coef = np.linalg.lstsq(design.expert * root, y * root[:, 0], rcond=None)[0]
+    residual = y - design.expert @ coef
+    if np.abs(residual * root[:, 0]).max() <= EXACT * np.abs(y * root[:, 0]).max():
+        raise DesignError(
+            f"the response {design.names.response!r} is an exact linear function of the expert part, without any error "
+            f"in {design.n} rows; a mixture has nothing to explain, so check the response"
+        )
+
+
 def _refuse(design: Design, bad: NDArray[np.bool_], what: str, values: Array, allowed: str, family: Family) -> None:
     if bad.any():
         i = int(bad.argmax())
         raise DesignError(
             f"{what} is {values[i]:g} in row {design.rows[i]!r}; for family={family.name!r} it must be {allowed}; "
             "correct it or choose another family"
+        )
+
+
+def check_designs(design: Design, slots: Slots) -> None:
+    """Refuse parts without columns, and clusters that are one.
+
+    Raises
+    ------
+    DesignError
+    """
+    for part, columns in (("the expert part", slots.n_expert_columns), ("gate:", slots.n_gate_columns)):
+        if columns == 0:
+            raise DesignError(f"{part} has no columns, got only 0; write at least an intercept, 1")
+    clusters = design.aux.get("cluster")
+    if clusters is not None and len(set(clusters)) < 2:
+        raise DesignError(
+            f"cluster= has the same value, {clusters[0]}, in all {design.n} rows; clusters are independent units, of "
+            "which standard errors need many, so leave it out or name another column"
         )
 
 
@@ -156,7 +209,7 @@ def make_grid(index: Array, grid: Any, n_grid: int) -> Array:
     low, high = float(index.min()), float(index.max())
     if grid is None:
         return np.linspace(low, high, n_grid)
-    points = np.asarray(grid, dtype=float).ravel()
+    points = checked_numbers(grid, "grid")
     if len(points) < 2 or not np.isfinite(points).all() or not (np.diff(points) > 0.0).all():
         raise ArgumentError(
             f"grid must be at least 2 finite ascending values, got {np.array2string(points, threshold=6)}"
@@ -168,6 +221,20 @@ def make_grid(index: Array, grid: Any, n_grid: int) -> Array:
     return points
 
 
+def checked_numbers(values: Any, name: str) -> Array:
+    """`values` as an array of numbers.
+
+    Raises
+    ------
+    ArgumentError
+        If they are no numbers.
+    """
+    try:
+        return np.atleast_1d(np.asarray(values, dtype=float)).ravel()
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"{name} must be numbers, got {values!r}; pass a list or an array") from error
+
+
 def checked_bandwidth(value: Any, index: Array, name: str = "bandwidth") -> float:
     """A bandwidth in units of the index; infinity means constants.
 
@@ -177,10 +244,10 @@ def checked_bandwidth(value: Any, index: Array, name: str = "bandwidth") -> floa
         If it is no positive number, or smaller than the largest gap of the index.
     """
     span = float(np.ptp(index))
-    words = "'cv' or 'rule'" if name == "bandwidth" else "'cv' or None for that of the experts"
+    words = {"bandwidth": ", 'cv' or 'rule'", "gate_bandwidth": ", 'cv' or None for that of the experts"}.get(name, "")
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not float(value) > 0.0:
         raise ArgumentError(
-            f"{name} must be a positive number in units of the index (range {span:g}), {words}, got {value!r}"
+            f"{name} must be a positive number in units of the index (range {span:g}){words}, got {value!r}"
         )
     h, gap = float(value), float(np.diff(np.sort(index)).max())
     if h <= gap / 2.0:
@@ -191,14 +258,42 @@ def checked_bandwidth(value: Any, index: Array, name: str = "bandwidth") -> floa
     return h
 
 
-def check_windows(problem: Problem, index_name: str) -> None:
-    """Refuse a bandwidth that leaves too few rows at a grid point.
+def checked_candidates(values: Any, index: Array) -> list[float]:
+    """Finite bandwidths to be compared.
+
+    Raises
+    ------
+    ArgumentError
+        If there are none, or one is impossible.
+    """
+    found = [checked_bandwidth(float(h), index, "candidates") for h in checked_numbers(values, "candidates")]
+    if not found or not np.isfinite(found).all():
+        raise ArgumentError(f"candidates must be finite bandwidths, at least one, got {values!r}")
+    return found
+
+
+def checked_folds(folds: Any, units: int) -> int:
+    """Number of folds, at most one for each row or cluster.
+
+    Raises
+    ------
+    ArgumentError
+        If it is no whole number of at least 2, or there are fewer units.
+    """
+    if checked_count(folds, "folds", least=2) > units:
+        raise ArgumentError(f"folds={folds} is more than the {units} rows or clusters; use at most {units}")
+    return int(folds)
+
+
+def check_windows(problem: Problem, design: Design) -> None:
+    """Refuse a bandwidth that leaves too few rows at a grid point, or columns that are one there.
 
     Raises
     ------
     DesignError
-        Names the grid point with the fewest effective rows.
+        Names the grid point with the fewest effective rows, or that at which columns cannot be told apart.
     """
+    index_name = str(design.names.index)
     slots, rows = problem.slots, problem.rows
     for windows, columns, what in (
         (problem.windows, slots.n_expert_columns, "experts"),
@@ -214,6 +309,35 @@ def check_windows(problem: Problem, index_name: str) -> None:
                 "use a larger bandwidth, fewer terms, or transform the index so that it is spread more evenly"
             )
         _check_distinct(windows.index, windows.lo, windows.hi, windows.grid, windows.bandwidth, index_name)
+    _check_rank(problem, problem.windows, rows.design, slots.expert(0), design.names.expert, index_name)
+    if slots.n_experts > 1:
+        _check_rank(problem, problem.gate_windows, rows.gate, slots.gate(1), design.names.gate, index_name)
+
+
+def _check_rank(
+    problem: Problem, windows: Windows, design: Array, slots: slice, names: Sequence[str], index_name: str
+) -> None:
+    """Refuse windows in which local lines of some columns are collinear."""
+    varying = np.flatnonzero(~problem.const[slots])
+    if not len(varying):
+        return
+    columns, q = design[:, varying], len(varying)
+    products = (columns[:, :, None] * columns[:, None, :]).reshape(len(columns), -1)
+    weights = problem.rows.weights
+    pieces = [local_moments(b, (b.kernel * weights[b.rows])[None], products, 3) for b in blocks(windows)]
+    normal = hankel(np.concatenate(pieces).reshape(-1, 3, q, q), 1)  # (G, 2 q, 2 q)
+    size = np.einsum("gii->gi", normal)
+    root = 1.0 / np.sqrt(np.where(size > 0.0, size, np.inf))
+    values, vectors = np.linalg.eigh(normal * root[:, :, None] * root[:, None, :])
+    worst = int(values[:, 0].argmin())
+    if values[worst, 0] < SINGULAR:
+        loading = np.abs(vectors[worst, :, 0]).reshape(2, q).max(axis=0)
+        named = ", ".join(repr(names[varying[j]]) for j in np.flatnonzero(loading > 0.1 * loading.max()))
+        raise DesignError(
+            f"at {index_name}={windows.grid[worst]:.4g} the window of bandwidth {windows.bandwidth:.4g} cannot tell "
+            f"local lines of {named} apart (a column that is constant there, or a function of the index); use a larger "
+            "bandwidth, const(...) for such a term, or leave it out"
+        )
 
 
 def _check_distinct(index: Array, lo: IntArray, hi: IntArray, grid: Array, h: float, name: str) -> None:

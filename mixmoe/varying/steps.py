@@ -22,6 +22,7 @@ Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
 DISPERSION_STEP = 1.0  # largest change of a log dispersion in one step
+LEAST_CURVATURE = 1e-200  # less is none: its root would overflow
 GATE_STEP = 3.0  # largest change of a gate predictor, in its own units, in one step
 
 
@@ -160,9 +161,10 @@ def solve_scaled(matrix: Array, right: Array, free: BoolArray | None = None) -> 
     """
     keep = np.ones(right.shape) if free is None else np.broadcast_to(free, right.shape).astype(float)
     diagonal = np.einsum("...ii->...i", matrix)
-    root = keep / np.sqrt(np.where(diagonal > 0.0, diagonal, 1.0))
+    keep = keep * (diagonal > LEAST_CURVATURE)
+    root = keep / np.sqrt(np.where(keep > 0.0, diagonal, 1.0))
     unit = matrix * root[..., :, None] * root[..., None, :]
-    np.einsum("...ii->...i", unit)[...] += np.where((keep > 0.0) & (diagonal > 0.0), 0.0, 1.0)
+    np.einsum("...ii->...i", unit)[...] += 1.0 - keep
     scaled = (right * root)[..., None]
     try:
         np.linalg.cholesky(unit)

@@ -168,6 +168,71 @@ def test_an_expert_that_dies_out_is_flagged(frame):
     assert {"small_expert", "degenerate", "separated_gate"} & {f.code for f in fit.flags}
 
 
+@pytest.mark.parametrize(
+    ("formula", "extra", "message"),
+    [
+        ("y ~ u | gate: x1 | vary: u", {}, r"cannot tell local lines of 'Intercept', 'u' apart"),
+        ("y ~ z1 + late | gate: x1 | vary: u", {}, r"cannot tell local lines of 'late' apart .*const\(\.\.\.\)"),
+        ("y ~ z1 | gate: late | vary: u", {}, r"cannot tell local lines of 'late' apart"),
+        ("y ~ z1 | gate: 0 | vary: u", {}, "gate: has no columns"),
+        ("y ~ 0 | gate: x1 | vary: u", {}, "the expert part has no columns"),
+        ("exact ~ z1 | gate: x1 | vary: u", {}, "'exact' is an exact linear function of the expert part"),
+        (FORMULA, {"cluster": "one"}, "cluster= has the same value"),
+        (FORMULA, {"weights": "text"}, "weights= must name a column of numbers, got 'a'"),
+    ],
+)
+def test_what_no_window_can_estimate(frame, formula, extra, message):
+    data = frame.assign(late=(frame["u"] > 0.8) * 1.0, exact=2.0 * frame["z1"] - 1.0, one=1, text="a")
+    with pytest.raises(DesignError, match=message):
+        VCMoE(formula, data, bandwidth=0.3, **extra).fit(rng=0, starts=2)
+
+
+def test_a_column_that_is_absent_from_windows_may_be_constant(frame):
+    data = frame.assign(late=(frame["u"] > 0.8) * 1.0)
+    fit = VCMoE("y ~ z1 + const(late) | gate: x1 | vary: u", data, bandwidth=0.3, n_grid=15).fit(rng=0, starts=2)
+    assert np.isfinite(fit.bse["expert1.late"])
+
+
+def test_few_clusters_are_flagged(frame):
+    with pytest.warns(DegeneracyWarning, match="only 3 clusters"):
+        fit = VCMoE(FORMULA, frame.assign(g=np.arange(300) % 3), bandwidth=0.4, cluster="g").fit(rng=0, starts=2)
+    assert [f.code for f in fit.flags] == ["few_clusters"]
+
+
+def test_one_huge_count_is_flagged_not_a_crash():
+    data = vcmoe(n=200, family="negbinomial", rng=1).data
+    data["y"] = data["y"].mask(data.index == 3, 10**7)
+    with pytest.warns((DegeneracyWarning, BoundaryWarning, ConvergenceWarning)):
+        fit = VCMoE(FORMULA, data, family="poisson", bandwidth=0.4, n_grid=8).fit(rng=0, starts=2, max_iter=40)
+    assert fit.flags
+
+
+def test_huge_counts_keep_a_likelihood_below_one():
+    data = vcmoe(n=150, family="negbinomial", rng=1).data
+    with pytest.warns((DegeneracyWarning, BoundaryWarning, ConvergenceWarning)):
+        fit = VCMoE(FORMULA, data.assign(y=data["y"] * 10_000), family="negbinomial", bandwidth=0.4, n_grid=8).fit(
+            rng=0, starts=2, max_iter=40
+        )
+    assert fit.llf < 0.0
+
+
+def test_wrong_settings_of_the_search(frame):
+    model = VCMoE(FORMULA, frame)
+    with pytest.raises(ArgumentError, match="gate_bandwidth must be one of 'cv', got 'rule'"):
+        VCMoE(FORMULA, frame, gate_bandwidth="rule")
+    with pytest.raises(ArgumentError, match="grid must be numbers, got 'abc'"):
+        VCMoE(FORMULA, frame, grid="abc")
+    with pytest.raises(ArgumentError, match="folds=301 is more than the 300 rows or clusters"):
+        model.select_bandwidth(0, folds=301)
+    for candidates in ([], [0.3, np.inf]):
+        with pytest.raises(ArgumentError, match="candidates must be finite bandwidths"):
+            model.select_bandwidth(0, candidates=candidates)
+    with pytest.raises(ArgumentError, match="beside must be a positive number"):
+        model.select_bandwidth(0, beside="cv")
+    with pytest.raises(ArgumentError, match="n_jobs must be a whole number"):
+        model.select_bandwidth(0, candidates=[0.4], n_jobs=0)
+
+
 def test_wrong_arguments_of_results(frame):
     fit = VCMoE(FORMULA, frame, bandwidth=0.4).fit(rng=0, starts=3)
     with pytest.raises(ArgumentError, match="level must lie between 0 and 1, got 95"):
@@ -176,6 +241,16 @@ def test_wrong_arguments_of_results(frame):
         fit.bands("sigma")
     with pytest.raises(ArgumentError, match="at names 'age'"):
         fit.bands("mean", at={"age": 3.0})
+    with pytest.raises(ArgumentError, match="at must map names of columns to values, got 3"):
+        fit.bands("mean", at=3)
+    with pytest.raises(ArgumentError, match="n_boot must be a whole number of at least 19, got 1"):
+        fit.bands(method="bootstrap", n_boot=1)
+    with pytest.raises(ArgumentError, match="which must be a name or names of functions, got 3"):
+        fit.test_varying(3)
+    with pytest.raises(ArgumentError, match="correction must be True or False, got 'yes'"):
+        fit.with_cov("robust", correction="yes")
+    with pytest.raises(ArgumentError, match="u must be numbers, got 'a'"):
+        fit.functions("a")
     with pytest.raises(ArgumentError, match="cov_type must be 'robust' or 'cluster'"):
         fit.with_cov("nonrobust")
     with pytest.raises(ArgumentError, match="needs the clusters"):

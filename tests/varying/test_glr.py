@@ -8,6 +8,7 @@ from mixmoe.varying.model import VCMoE
 from mixmoe.varying.simulate import vcmoe
 
 FORMULA = "y ~ z1 | gate: x1 | vary: u"
+P_VALUES = 0.02  # the bar: largest difference of p-values between grids
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +48,18 @@ def test_default_is_a_table_of_all(fit):
     assert frame["p_value"].between(0.0, 1.0).all()
 
 
-def test_grid_does_not_decide():
-    data = vcmoe("constant", 400, rng=5).data
-    p_values, statistics = [], []
+@pytest.mark.parametrize(("seed", "amplitude", "name"), [(5, 0.0, "expert1.z1"), (6, 0.3, "gate2.x1")])
+def test_grid_does_not_decide(seed, amplitude, name):
+    data = vcmoe(n=200, rng=seed, amplitude=amplitude).data
+    found = []
     for n_grid in (25, 50, 100):
-        fit = VCMoE(FORMULA, data, bandwidth=0.3, n_grid=n_grid).fit(rng=0, starts=3)
-        test = fit.test_varying("expert1.z1", method="asymptotic")
-        p_values.append(test.p_value)
-        statistics.append(test.statistic)
-    assert np.ptp(p_values) < 0.02
+        fit = VCMoE(FORMULA, data, bandwidth=0.4, n_grid=n_grid).fit(rng=0, starts=2)
+        exact = fit.test_varying(name, method="asymptotic")
+        found.append((exact.statistic, exact.p_value, fit.test_varying(name, n_boot=19, rng=0).p_value))
+    statistics, asymptotic, bootstrap = np.array(found).T
     assert np.ptp(statistics) < 0.1
+    assert np.ptp(asymptotic) < P_VALUES
+    assert np.ptp(bootstrap) <= 0.05 + 1e-12  # one of the 19 draws
 
 
 def test_labels_do_not_decide(fit):
@@ -65,10 +68,16 @@ def test_labels_do_not_decide(fit):
         a = fit.test_varying(mine, method="asymptotic").statistic
         b = other.test_varying(theirs, method="asymptotic").statistic
         assert a == pytest.approx(b, abs=1e-3)
+    mine, theirs = (f.test_varying(n, n_boot=19, rng=1) for f, n in ((fit, "expert1.z1"), (other, "expert2.z1")))
+    np.testing.assert_allclose(mine.null, theirs.null, atol=0.01)  # refits stop at 1e-4
+    assert mine.p_value == theirs.p_value
 
 
 def test_unknown_names_are_refused(fit):
     with pytest.raises(ArgumentError, match=r"no varying function is called 'expert3\.z1'"):
         fit.test_varying("expert3.z1")
+    flat = VCMoE(FORMULA, vcmoe(n=200, rng=1).data, bandwidth=np.inf).fit(rng=0, starts=2)
+    with pytest.raises(ArgumentError, match="no function varies along the index"):
+        flat.test_varying()
     with pytest.raises(ArgumentError, match="method must be one of"):
         fit.test_varying("all", method="exact")
