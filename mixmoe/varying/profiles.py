@@ -105,7 +105,9 @@ def _dispersions_exponentiated(model: FittedVCMoE, values: dict[str, Array]) -> 
     centre = np.exp(values["center"][:, where])
     out = {name: value.copy() for name, value in values.items()}
     for name in out:
-        out[name][:, where] = centre * values[name][:, where] if name == "std_error" else np.exp(values[name][:, where])
+        with np.errstate(over="ignore"):  # a theta that nothing bounds from above has an infinite limit
+            exponentiated = np.exp(values[name][:, where])
+        out[name][:, where] = centre * values[name][:, where] if name == "std_error" else exponentiated
     return out
 
 

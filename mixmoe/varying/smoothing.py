@@ -35,6 +35,7 @@ from mixmoe.varying.local_likelihood import (
     natural_design,
     on_limit,
     positive_definite,
+    unit_diagonal,
 )
 from mixmoe.varying.problem import Problem
 from mixmoe.varying.steps import limit_dispersion
@@ -127,8 +128,8 @@ def _inverse(information: Array) -> Array:
     """Inverse of an information matrix, NaN if it is not positive definite."""
     if not positive_definite(information[None])[0]:
         return np.full_like(information, np.nan)
-    root = 1.0 / np.sqrt(np.diag(information))
-    out: Array = np.linalg.inv(information * np.outer(root, root)) * np.outer(root, root)
+    unit, root = unit_diagonal(information[None])
+    out: Array = np.linalg.inv(unit[0]) * np.outer(root[0], root[0])
     return out
 
 
