@@ -157,8 +157,6 @@ def named_slots(model: FittedVCMoE, which: str | Sequence[str]) -> NDArray[np.in
         If there is no such function, or it is constant already.
     """
     names, vary = model.names, ~model.problem.const
-    if not vary.any():
-        raise ArgumentError("no coefficient of this fit varies along the index, so there is nothing to test")
     groups = {"experts": "expert", "gate": "gate", "dispersion": "residual"}
     found: set[int] = set()
     if not vary.any():

@@ -151,7 +151,7 @@ class VCMoE:
             checked_bandwidth(gate_bandwidth, self.data.rows.index, "gate_bandwidth")
         self.grid = make_grid(self.data.rows.index, grid, n_grid)
         self.slots = Slots(self.n_experts, self.design.expert.shape[1], self.design.gate.shape[1], self.has_dispersion)
-        check_designs(self.design, self.slots)
+        check_designs(self.design, self.slots, self.family)
         if self.n_experts > self.design.n:
             raise ArgumentError(f"experts={self.n_experts} is more than the {self.design.n} rows; use far fewer")
         self.settings: Mapping[str, Any] = {

@@ -153,8 +153,6 @@ def _target(model: FittedVCMoE, request: BandRequest, levels: Array) -> Target:
         return difference_target(slots, levels)
     if request.of == "probabilities" and slots.n_experts == 1:
         raise ArgumentError("of='probabilities' needs at least 2 experts, got 1, whose probability is one")
-    if request.at and model.design.names.index in request.at:
-        raise ArgumentError(f"at names {model.design.names.index!r}, the index, along which bands run; leave it out")
     design = covariate_profile(model.design, request.at)
     gate = gate_target(slots, levels, design.gate[0])
     if request.of == "probabilities":
@@ -181,6 +179,8 @@ def covariate_profile(design: Design, at: Mapping[str, Any] | None) -> Design:
         raise ArgumentError(f"at must map names of columns to values, got {at!r}; for instance at={{'x': 1.0}}")
     given = dict(at or {})
     for name in given:
+        if name == design.names.index:
+            raise ArgumentError(f"at names {name!r}, the index, along which bands run; leave it out")
         if name not in frame.columns:
             known = ", ".join(
                 repr(str(c)) for c in frame.columns if c not in (design.names.response, design.names.index)

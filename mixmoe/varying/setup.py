@@ -91,28 +91,21 @@ def sorted_rows(design: Design, family: Family, response: bool = True) -> Sorted
     index = np.asarray(design.index, dtype=float)
     order = np.argsort(index, kind="stable")
     n = design.n
-    trials = _numeric(design, "trials", 1.0)
-    weights = _numeric(design, "weights", 1.0)
-    offset = _numeric(design, "offset", 0.0)
+    trials = _column(design, "trials", 1.0)
+    weights = _column(design, "weights", 1.0)
+    offset = _column(design, "offset", 0.0)
     y = np.asarray(design.response, dtype=float) if response else np.zeros(n)
     if response:
         _check_response(design, family, y, trials)
         _check_weights(design, weights)
-        _check_errors(design, family, y - offset, weights)
     outcome = Outcome(y, trials, family.constant(y, trials)).take(order)
     rows = Rows(outcome, design.expert[order], design.gate[order], index[order], offset[order], weights[order])
     return Sorted(rows, order, np.asarray(design.rows, dtype=object)[order])
 
 
-def _numeric(design: Design, name: str, default: float) -> Array:
-    """An auxiliary column as numbers, or its default in all rows."""
-    values = design.aux.get(name)
-    if values is None:
-        return np.full(design.n, default)
-    try:
-        return np.asarray(values, dtype=float)
-    except (TypeError, ValueError) as error:
-        raise DesignError(f"{name}= must name a column of numbers, got {values[0]!r}; convert the column") from error
+def _column(design: Design, name: str, default: float) -> Array:
+    """An auxiliary column, or its default in all rows."""
+    return np.asarray(design.aux.get(name, np.full(design.n, default)), dtype=float)
 
 
 def _check_response(design: Design, family: Family, y: Array, trials: Array) -> None:
@@ -142,10 +135,11 @@ def _check_weights(design: Design, weights: Array) -> None:
         raise DesignError(f"weights must be positive in some rows, got {len(weights)} zeros; leave weights out")
 
 
-def _check_errors(design: Design, family: Family, y: Array, weights: Array) -> None:
+def _check_errors(design: Design, family: Family) -> None:
     """Refuse a response without error: a likelihood without bound."""
     if family.name != "gaussian":
         return
+    y, weights = np.asarray(design.response) - _column(design, "offset", 0.0), _column(design, "weights", 1.0)
     root = np.sqrt(weights)[:, None]
     coef = np.linalg.lstsq(design.expert * root, y * root[:, 0], rcond=None)[0]
     residual = y - design.expert @ coef
@@ -165,16 +159,16 @@ def _refuse(design: Design, bad: NDArray[np.bool_], what: str, values: Array, al
         )
 
 
-def check_designs(design: Design, slots: Slots) -> None:
-    """Refuse parts without columns, and clusters that are one.
+def check_designs(design: Design, slots: Slots, family: Family) -> None:
+    """Refuse experts without columns, clusters that are one, and a response without error.
 
     Raises
     ------
     DesignError
     """
-    for part, columns in (("the expert part", slots.n_expert_columns), ("gate:", slots.n_gate_columns)):
-        if columns == 0:
-            raise DesignError(f"{part} has no columns, got only 0; write at least an intercept, 1")
+    if slots.n_expert_columns == 0:
+        raise DesignError("the expert part has no columns, got only 0; write at least an intercept, 1")
+    _check_errors(design, family)
     clusters = design.aux.get("cluster")
     if clusters is not None and len(set(clusters)) < 2:
         raise DesignError(

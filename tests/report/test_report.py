@@ -309,10 +309,7 @@ def test_end_points_are_counted_once():
 
 def test_what_cannot_be_drawn_is_said(tmp_path):
     seen = text_of(written(make_results(), tmp_path))
-    assert (
-        "No figure (Probability of each expert along a covariate of the gate): Fake has no curves, got kind='gate'"
-        in seen
-    )
+    assert "No figure (Probability of each expert along a covariate of the gate): kind must be" in seen
     assert "No diagnostics: " in seen
     assert "Influence of single subjects: " in seen
 
