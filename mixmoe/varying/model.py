@@ -27,6 +27,7 @@ from mixmoe.varying.results import VCMoEResults
 from mixmoe.varying.setup import (
     Sorted,
     check_designs,
+    check_errors,
     check_windows,
     checked_bandwidth,
     checked_candidates,
@@ -134,6 +135,7 @@ class VCMoE:
         self.design = build_design(self.formula, data, context=context, engine=formula_engine, aux=aux)  # type: ignore[arg-type]
         self.data: Sorted = sorted_rows(self.design, self.family)
         checked_index(self.data.rows.index, str(self.formula.vary))
+        check_errors(self.data.rows, self.family, str(self.design.names.response))
         if isinstance(bandwidth, str):
             checked_choice(bandwidth, "bandwidth", ("cv", "rule"))
         else:

@@ -13,12 +13,12 @@ from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.formula import MoEFormula, parse_formula
 from mixmoe.kernels.distribution import Family, Outcome
 from mixmoe.kernels.local import Windows, blocks, effective_rows, hankel, local_moments
-from mixmoe.varying.problem import Problem, Rows, Slots
+from mixmoe.varying.problem import Problem, Rows, Slots, pooled_spread
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.intp]
 
-EXACT = 1e-10  # largest residual over largest response below which a response has no error
+EXACT = 1e-10  # residual standard deviation over largest response below which a response has no error
 SINGULAR = 1e-10  # smallest eigenvalue of a local normal matrix in correlation form that counts as positive
 MIN_EFFECTIVE = 2.0  # effective rows a window needs for each local coefficient of one expert
 
@@ -97,7 +97,6 @@ def sorted_rows(design: Design, family: Family, response: bool = True) -> Sorted
     if response:
         _check_response(design, family, y, trials)
         _check_weights(design, weights)
-        _check_errors(design, family, y - offset, weights)
     outcome = Outcome(y, trials, family.constant(y, trials)).take(order)
     rows = Rows(outcome, design.expert[order], design.gate[order], index[order], offset[order], weights[order])
     return Sorted(rows, order, np.asarray(design.rows, dtype=object)[order])
@@ -141,20 +140,6 @@ def _check_weights(design: Design, weights: Array) -> None:
         raise DesignError(f"weights must be positive in some rows, got {len(weights)} zeros; leave weights out")
 
 
-def _check_errors(design: Design, family: Family, y: Array, weights: Array) -> None:
-    """Refuse a response without error: a likelihood without bound."""
-    if family.name != "gaussian":
-        return
-    root = np.sqrt(weights)[:, None]
-    coef = np.linalg.lstsq(design.expert * root, y * root[:, 0], rcond=None)[0]
-    residual = y - design.expert @ coef
-    if np.abs(residual * root[:, 0]).max() <= EXACT * np.abs(y * root[:, 0]).max():
-        raise DesignError(
-            f"the response {design.names.response!r} is an exact linear function of the expert part, without any error "
-            f"in {design.n} rows; a mixture has nothing to explain, so check the response"
-        )
-
-
 def _refuse(design: Design, bad: NDArray[np.bool_], what: str, values: Array, allowed: str, family: Family) -> None:
     if bad.any():
         i = int(bad.argmax())
@@ -179,6 +164,25 @@ def check_designs(design: Design, slots: Slots) -> None:
         raise DesignError(
             f"cluster= has the same value, {clusters[0]}, in all {design.n} rows; clusters are independent units, of "
             "which standard errors need many, so leave it out or name another column"
+        )
+
+
+def check_errors(rows: Rows, family: Family, response: str) -> None:
+    """Refuse a normal response without error, whose likelihood has no bound.
+
+    Raises
+    ------
+    DesignError
+        If one regression for all rows leaves nothing.
+    """
+    if family.name != "gaussian":
+        return
+    root = np.sqrt(rows.weights)
+    y = (rows.outcome.y - rows.offset) * root
+    if pooled_spread(rows, family) <= EXACT * float(np.abs(y).max()) / float(root.max()):
+        raise DesignError(
+            f"the response {response!r} is an exact linear function of the expert part, without any error in "
+            f"{rows.n} rows; a mixture has nothing to explain, so check the response"
         )
 
 
