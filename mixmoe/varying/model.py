@@ -27,6 +27,7 @@ from mixmoe.varying.results import VCMoEResults
 from mixmoe.varying.setup import (
     Sorted,
     check_designs,
+    check_errors,
     check_windows,
     checked_bandwidth,
     checked_candidates,
@@ -141,6 +142,7 @@ class VCMoE:
         self.design = build_design(self.formula, data, context=context, engine=formula_engine, aux=aux)  # type: ignore[arg-type]
         self.data: Sorted = sorted_rows(self.design, self.family)
         checked_index(self.data.rows.index, str(self.formula.vary))
+        check_errors(self.data.rows, self.family, str(self.design.names.response))
         if isinstance(bandwidth, str):
             checked_choice(bandwidth, "bandwidth", ("cv", "rule"))
         else:
@@ -151,7 +153,7 @@ class VCMoE:
             checked_bandwidth(gate_bandwidth, self.data.rows.index, "gate_bandwidth")
         self.grid = make_grid(self.data.rows.index, grid, n_grid)
         self.slots = Slots(self.n_experts, self.design.expert.shape[1], self.design.gate.shape[1], self.has_dispersion)
-        check_designs(self.design, self.slots, self.family)
+        check_designs(self.design, self.slots)
         if self.n_experts > self.design.n:
             raise ArgumentError(f"experts={self.n_experts} is more than the {self.design.n} rows; use far fewer")
         self.settings: Mapping[str, Any] = {

@@ -13,13 +13,13 @@ from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.formula import MoEFormula, parse_formula
 from mixmoe.kernels.distribution import Family, Outcome
 from mixmoe.kernels.local import Windows, blocks, effective_rows, hankel, local_moments
-from mixmoe.varying.problem import Problem, Rows, Slots
+from mixmoe.varying.problem import Problem, Rows, Slots, pooled_spread
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.intp]
 
 WIDEST = 100  # bandwidths over the range of the index beyond which windows no longer differ
-EXACT = 1e-10  # largest residual over largest response below which a response has no error
+EXACT = 1e-10  # residual standard deviation over largest response below which a response has no error
 SINGULAR = 1e-10  # smallest eigenvalue of a local normal matrix in correlation form that counts as positive
 MIN_EFFECTIVE = 2.0  # effective rows a window needs for each local coefficient of one expert
 
@@ -135,21 +135,6 @@ def _check_weights(design: Design, weights: Array) -> None:
         raise DesignError(f"weights must be positive in some rows, got {len(weights)} zeros; leave weights out")
 
 
-def _check_errors(design: Design, family: Family) -> None:
-    """Refuse a response without error: a likelihood without bound."""
-    if family.name != "gaussian":
-        return
-    y, weights = np.asarray(design.response) - _column(design, "offset", 0.0), _column(design, "weights", 1.0)
-    root = np.sqrt(weights)[:, None]
-    coef = np.linalg.lstsq(design.expert * root, y * root[:, 0], rcond=None)[0]
-    residual = y - design.expert @ coef
-    if np.abs(residual * root[:, 0]).max() <= EXACT * np.abs(y * root[:, 0]).max():
-        raise DesignError(
-            f"the response {design.names.response!r} is an exact linear function of the expert part, without any error "
-            f"in {design.n} rows; a mixture has nothing to explain, so check the response"
-        )
-
-
 def _refuse(design: Design, bad: NDArray[np.bool_], what: str, values: Array, allowed: str, family: Family) -> None:
     if bad.any():
         i = int(bad.argmax())
@@ -159,8 +144,8 @@ def _refuse(design: Design, bad: NDArray[np.bool_], what: str, values: Array, al
         )
 
 
-def check_designs(design: Design, slots: Slots, family: Family) -> None:
-    """Refuse experts without columns, clusters that are one, and a response without error.
+def check_designs(design: Design, slots: Slots) -> None:
+    """Refuse experts without columns, and clusters that are one.
 
     Raises
     ------
@@ -168,12 +153,30 @@ def check_designs(design: Design, slots: Slots, family: Family) -> None:
     """
     if slots.n_expert_columns == 0:
         raise DesignError("the expert part has no columns, got only 0; write at least an intercept, 1")
-    _check_errors(design, family)
     clusters = design.aux.get("cluster")
     if clusters is not None and len(set(clusters)) < 2:
         raise DesignError(
             f"cluster= has the same value, {clusters[0]}, in all {design.n} rows; clusters are independent units, of "
             "which standard errors need many, so leave it out or name another column"
+        )
+
+
+def check_errors(rows: Rows, family: Family, response: str) -> None:
+    """Refuse a normal response without error, whose likelihood has no bound.
+
+    Raises
+    ------
+    DesignError
+        If one regression for all rows leaves nothing.
+    """
+    if family.name != "gaussian":
+        return
+    root = np.sqrt(rows.weights)
+    y = (rows.outcome.y - rows.offset) * root
+    if pooled_spread(rows, family) <= EXACT * float(np.abs(y).max()) / float(root.max()):
+        raise DesignError(
+            f"the response {response!r} is an exact linear function of the expert part, without any error in "
+            f"{rows.n} rows; a mixture has nothing to explain, so check the response"
         )
 
 
