@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe.em import Flag
-from mixmoe.errors import BoundaryWarning, ConvergenceWarning, DegeneracyWarning, warn
+from mixmoe.errors import ApproximationWarning, BoundaryWarning, ConvergenceWarning, DegeneracyWarning, warn
 from mixmoe.mixed.covariance import Boundary, gate_directions
 from mixmoe.mixed.estimate import Search
 from mixmoe.mixed.likelihood import Problem
@@ -22,6 +22,8 @@ _CATEGORIES = {
     "separated_expert": BoundaryWarning,
     "degenerate": DegeneracyWarning,
     "small_expert": DegeneracyWarning,
+    "laplace_bias": ApproximationWarning,
+    "quadrature_bias": ApproximationWarning,
 }
 
 

@@ -35,6 +35,7 @@ from mixmoe.mixed.estimate import (
 from mixmoe.mixed.extras import outside
 from mixmoe.mixed.flags import find_flags, warn_flags
 from mixmoe.mixed.glmm_results import GLMMResults
+from mixmoe.mixed.integral import with_integral_flag
 from mixmoe.mixed.likelihood import Problem, build_problem, evaluate, subject_logliks
 from mixmoe.mixed.natural import build_layout, from_natural, split_natural, to_natural
 from mixmoe.mixed.refits import Refitting
@@ -104,7 +105,8 @@ class MEMoE(Refitting):
         shape``), ``phi`` (``mu (1 - mu) / (1 + phi)``).
     n_quad : int
         Points of adaptive Gauss-Hermite quadrature per random effect, for at most two of them; 1 is the Laplace
-        approximation. Not for Gaussian responses, where the integral is exact.
+        approximation. A fit whose estimates more points would move has the flag ``laplace_bias``. Not for Gaussian
+        responses, where the integral is exact.
     trials, offset, weights : str, optional
         Columns, not for Gaussian responses: number of trials of a binomial response; offset of the linear predictor;
         prior weights of the rows, which multiply their log-densities.
@@ -269,7 +271,7 @@ class MEMoE(Refitting):
 
         Warns
         -----
-        ConvergenceWarning, BoundaryWarning, DegeneracyWarning
+        ConvergenceWarning, BoundaryWarning, DegeneracyWarning, ApproximationWarning
             Also kept in ``results.flags``.
         """
         checked_cov_type(cov_type)
@@ -278,6 +280,7 @@ class MEMoE(Refitting):
         default = default_starts(self.n_experts) if start is None else 0
         n_starts = default if starts is None else checked_count(starts, "starts", least=1 if start is None else 0)
         fit = seeded(self.maximum(n_starts, generator, self._start(start), control), rng)
+        fit = with_integral_flag(fit, self.problem, self.coordinates, self.working(fit.params), self.layout)
         warn_flags(fit.flags)
         if cov_type == "bootstrap":
             cov_options = {"rng": generator, "progress": progress, **cov_options}

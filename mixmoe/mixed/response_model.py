@@ -17,7 +17,7 @@ from mixmoe.mixed.coordinates import Coordinates, apply_inverse, build_coordinat
 from mixmoe.mixed.error_options import ErrorOptions
 from mixmoe.mixed.experts import Experts
 from mixmoe.mixed.gaussian import GaussianExperts
-from mixmoe.mixed.laplace import GlmmExperts, build_nodes
+from mixmoe.mixed.laplace import MOST_NODES, GlmmExperts, build_nodes
 from mixmoe.mixed.modes import Rows
 from mixmoe.mixed.outcomes import FamilyResponse, Response, dispersion
 from mixmoe.mixed.structure import Residual, Sigma, Structure
@@ -26,7 +26,6 @@ Array = NDArray[np.float64]
 
 FAMILIES = ("gaussian", "binomial", "poisson", "negbinomial", "gamma", "beta")
 _DISPERSIONS: Mapping[str, str] = {"negbinomial": "theta", "gamma": "shape", "beta": "phi"}
-_MOST_NODES = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +79,8 @@ def build_response_model(
     """
     known = family_named(family, FAMILIES)
     checked_count(n_quad, "n_quad")
-    if n_quad > _MOST_NODES:
-        raise ArgumentError(f"n_quad must be at most {_MOST_NODES}, got {n_quad}; 10 to 20 points are enough")
+    if n_quad > MOST_NODES:
+        raise ArgumentError(f"n_quad must be at most {MOST_NODES}, got {n_quad}; 10 to 20 points are enough")
     if columns["trials"] is not None and known.name != "binomial":
         raise ArgumentError(
             f"trials={columns['trials']!r} is for family='binomial', got family={family!r}; leave it out"
