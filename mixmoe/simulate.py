@@ -20,9 +20,20 @@ from mixmoe.errors import ArgumentError
 Array = NDArray[np.float64]
 Shape = Literal["normal", "t5", "skewed"]
 Preset = Literal[
-    "moderate", "separated", "three", "heavy_tails", "single", "unbalanced", "latent_class", "binary", "count"
+    "moderate",
+    "separated",
+    "three",
+    "heavy_tails",
+    "single",
+    "unbalanced",
+    "latent_class",
+    "binary",
+    "count",
+    "overdispersed",
+    "positive",
+    "share",
 ]
-Family = Literal["gaussian", "binomial", "poisson"]
+Family = Literal["gaussian", "binomial", "poisson", "negbinomial", "gamma", "beta"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,8 +49,9 @@ class MEMoETruth:
     D : ndarray, shape (K, q, q)
         Covariances of the random effects, which go with the first q columns of the experts; q may be 0.
     sigma : ndarray, shape (K,)
-        Residual standard deviations; not used unless responses are Gaussian.
-    family : {"gaussian", "binomial", "poisson"}
+        Residual standard deviations of Gaussian responses; of others the dispersion, if they have one: ``theta``,
+        ``shape`` or ``phi``, see `MEMoE`.
+    family : {"gaussian", "binomial", "poisson", "negbinomial", "gamma", "beta"}
         Distribution of the responses given the linear predictor: identity, logit and log links.
     """
 
@@ -85,7 +97,7 @@ class MEMoETruth:
         values = {f"expert{k + 1}.{c}": b for k, row in enumerate(self.beta) for c, b in zip(expert, row, strict=True)}
         values |= {f"gate{k + 2}.{c}": g for k, row in enumerate(self.gamma) for c, g in zip(gate, row, strict=True)}
         for k, (cov, sigma) in enumerate(zip(self.D, self.sigma, strict=True), start=1):
-            residual = {f"sigma{k}": float(sigma)} if self.family == "gaussian" else {}
+            residual = {f"{_NOISE[self.family]}{k}": float(sigma)} if self.family in _NOISE else {}
             values |= _named_covariance(cov, expert, k) | residual
         return pd.Series(values, dtype=float, name="truth")
 
@@ -166,6 +178,15 @@ _COUNT = MEMoETruth(
     sigma=np.ones(2),
     family="poisson",
 )
+_OVERDISPERSED = replace(_COUNT, D=np.array([[[0.25]], [[0.16]]]), sigma=np.array([2.0, 5.0]), family="negbinomial")
+_POSITIVE = replace(_COUNT, sigma=np.array([3.0, 6.0]), family="gamma")
+_SHARE = MEMoETruth(
+    beta=np.array([[-1.0, 0.4, 0.3], [1.0, -0.4, -0.3]]),
+    gamma=np.array([[-0.6, -0.8, 0.7]]),
+    D=np.array([[[0.36]], [[0.25]]]),
+    sigma=np.array([6.0, 12.0]),
+    family="beta",
+)
 
 _PRESETS: Mapping[str, _Scheme] = MappingProxyType(
     {
@@ -177,6 +198,9 @@ _PRESETS: Mapping[str, _Scheme] = MappingProxyType(
         "unbalanced": _Scheme(_MODERATE, visits=(1, 8)),
         "binary": _Scheme(_BINARY, visits=10),
         "count": _Scheme(_COUNT, visits=5),
+        "overdispersed": _Scheme(_OVERDISPERSED, visits=6),
+        "positive": _Scheme(_POSITIVE, visits=5),
+        "share": _Scheme(_SHARE, visits=5),
         "latent_class": _Scheme(replace(_MODERATE, D=np.empty((2, 0, 0)))),
     }
 )
@@ -206,7 +230,9 @@ def memoe(
         errors and skewed random effects; ``"single"``: one expert, a linear mixed model; ``"unbalanced"``:
         ``"moderate"`` with 1 to 8 visits at irregular times; ``"latent_class"``: ``"moderate"`` without random effects;
         ``"binary"``: two experts with responses of 0 and 1 at 10 visits, random intercept; ``"count"``: two experts
-        with Poisson responses at 5 visits, random intercept and slope.
+        with Poisson responses at 5 visits, random intercept and slope; ``"overdispersed"``: such counts from negative
+        binomial distributions at 6 visits, random intercept; ``"positive"``: gamma responses at 5 visits, random
+        intercept and slope; ``"share"``: beta responses at 5 visits, random intercept.
         Every argument below overrides what the preset says.
     n_subjects : int
         Number of subjects, N.
@@ -221,7 +247,7 @@ def memoe(
     D : array_like, shape (K, q, q), optional
         Covariances of the random effects of the first q expert columns, q <= p; shape (K, 0, 0) for none.
     sigma : array_like, shape (K,), optional
-        Residual standard deviations, of Gaussian responses.
+        Residual standard deviations of Gaussian responses, dispersions of others (see `MEMoETruth`).
     errors, effects : {"normal", "t5", "skewed"}, optional
         Distribution of errors and of random effects, always scaled to the variances given: normal, Student's t with
         5 degrees of freedom, or gamma with shape 4 (skewness 1) about its mean.
@@ -357,8 +383,31 @@ def _poisson(rng: np.random.Generator, predictor: Array, sigma: Array, errors: S
     return rng.poisson(np.exp(predictor)).astype(float)
 
 
+def _negbinomial(rng: np.random.Generator, predictor: Array, theta: Array, errors: Shape) -> Array:
+    return rng.poisson(_gamma(rng, predictor, theta, errors)).astype(float)
+
+
+def _gamma(rng: np.random.Generator, predictor: Array, shape: Array, errors: Shape) -> Array:
+    return rng.gamma(shape, np.exp(predictor) / shape)
+
+
+def _beta(rng: np.random.Generator, predictor: Array, phi: Array, errors: Shape) -> Array:
+    mean = 1.0 / (1.0 + np.exp(-predictor))
+    return rng.beta(phi * mean, phi * (1.0 - mean))
+
+
 _RESPONSES: Mapping[str, Callable[[np.random.Generator, Array, Array, Shape], Array]] = MappingProxyType(
-    {"gaussian": _gaussian, "binomial": _binomial, "poisson": _poisson}
+    {
+        "gaussian": _gaussian,
+        "binomial": _binomial,
+        "poisson": _poisson,
+        "negbinomial": _negbinomial,
+        "gamma": _gamma,
+        "beta": _beta,
+    }
+)
+_NOISE: Mapping[str, str] = MappingProxyType(
+    {"gaussian": "sigma", "negbinomial": "theta", "gamma": "shape", "beta": "phi"}
 )
 
 

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc, digamma, expit, gammaln, ndtr, pdtr, polygamma, xlogy
+from scipy.special import betainc, digamma, expit, gammaln, ndtr, pdtr, xlogy
 
 from mixmoe.errors import ArgumentError
 from mixmoe.kernels.bounded import Beta, Gamma
 from mixmoe.kernels.distribution import ETA_LIMIT, Curvature, Derivatives, Family, LogLink, Outcome, Third
+from mixmoe.kernels.special import trigamma
 
 Array = NDArray[np.float64]
 
@@ -244,7 +245,7 @@ class NegativeBinomial(LogLink):
         total = theta + mu
         ratio = (out.y + theta) / total
         first = digamma(out.y + theta) - digamma(theta) + delta + 1.0 - np.log(total) - ratio
-        second = polygamma(1, out.y + theta) - polygamma(1, theta) + 1.0 / theta - 2.0 / total + ratio / total
+        second = trigamma(out.y + theta) - trigamma(theta) + 1.0 / theta - 2.0 / total + ratio / total
         return Derivatives(
             theta * (out.y - mu) / total,
             theta * first,

@@ -51,6 +51,21 @@ CASES = {  # name -> data, formula, options of mm.fit
         "y ~ time + x1 | gate: z1 | re: (1 | id)",
         {"experts": 2, "family": "poisson", "starts": 8},
     ),
+    "MEMoE, negative binomial": (
+        {"preset": "overdispersed", "n_subjects": 80, "rng": 1},
+        "y ~ time + x1 | gate: z1 | re: (1 | id)",
+        {"experts": 2, "family": "negativebinomial", "starts": 8},
+    ),
+    "MEMoE, gamma": (
+        {"preset": "positive", "n_subjects": 80, "rng": 1},
+        "y ~ time + x1 | gate: z1 | re: (1 | id)",
+        {"experts": 2, "family": "gamma", "n_quad": 5, "starts": 8},
+    ),
+    "MEMoE, beta": (
+        {"preset": "share", "n_subjects": 60, "rng": 1},
+        "y ~ time + x1 | gate: z1 | re: (1 | id)",
+        {"experts": 2, "family": "beta", "residual": "common", "starts": 8},
+    ),
     "MEMoE, proportional": (
         SEPARATED,
         "y ~ time | gate: z1 | re: (1 | id)",
@@ -173,7 +188,8 @@ def test_series_by_parameter(case):
 
 
 def test_names_of_parameters(case):
-    allowed = r"^(expert\d\.|common\.|gate[2-9]\.|sd\d?\(|corr\d?\(|omega[2-9]$|sigma\d?(\.|$)|(rho|phi|sd_bm|df)\d?$)"
+    scales = "rho|phi|sd_bm|df|theta|shape"
+    allowed = rf"^(expert\d\.|common\.|gate[2-9]\.|sd\d?\(|corr\d?\(|omega[2-9]$|sigma\d?(\.|$)|({scales})\d?$)"
     assert case.fit.params.index.str.match(allowed).all()
     assert case.fit.params.index.is_unique
 
@@ -197,7 +213,7 @@ def test_tidy_frame(case):
     columns = ["term", "block", "expert", "estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high"]
     assert list(frame.columns) == columns
     assert list(frame.index) == list(case.fit.params.index)
-    assert set(frame["block"]) <= {"expert", "common", "gate", "random", "residual"}
+    assert set(frame["block"]) <= {"expert", "common", "gate", "random", "residual", "dispersion"}
     np.testing.assert_array_equal(frame["estimate"], case.fit.params)
 
 

@@ -30,6 +30,9 @@ def fit(case, experts, **options):
     return mm.fit(case["formula"], read(case["data"]), experts, family=case["family"], **arguments, **options)
 
 
+@pytest.mark.filterwarnings(
+    "ignore::mixmoe.errors.ApproximationWarning"
+)  # the peers' approximation is what is compared
 @pytest.mark.parametrize("case", ONE, ids=lambda case: f"{case['peer']}-{case['name']}")
 def test_one_expert_is_the_glmm(case):
     results = fit(case, 1, cov_type="nonrobust")
