@@ -75,7 +75,7 @@ def _not_numeric(values: pd.Series, name: str, section: str, rows: Rows, frame: 
     what = {"response": "the response", "index": "the index"}[section]
     return DesignError(
         f"{what} {name!r} must be numeric, got {shown(values.iloc[i])} in row {label_of(rows, frame, i)} "
-        f"(type {values.dtype}); convert it, for example with pd.to_numeric"
+        f"(type {values.dtype}); convert it, for example with pd.to_numeric, or two categories to 0 and 1"
     )
 
 

@@ -92,6 +92,10 @@ def make_recipe(
         raise ArgumentError(f"context must map names to values, such as {{'f': f}}, got {context!r}")
     if response not in ("numeric", "categorical"):
         raise ArgumentError(f"response must be one of 'numeric', 'categorical', got {response!r}")
+    for label, column in (aux or {}).items():
+        if not isinstance(column, str):
+            got = repr(column) if np.isscalar(column) else f"a {type(column).__name__}"
+            raise ArgumentError(f"{label} must be the name of a column of the data, got {got}; add such a column")
     texts = _section_texts(formula, random_columns)
     if response == "categorical":
         _require_plain_response(formula)

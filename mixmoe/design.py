@@ -27,6 +27,8 @@ from mixmoe._rows import Dropped, Rows, earliest, without_rows
 from mixmoe.errors import CollinearityWarning, DesignError, DroppedRowsWarning, warn
 from mixmoe.formula import MoEFormula
 
+NUMERIC_AUX = ("trials", "offset", "weights")  # auxiliary columns that must hold numbers
+
 Array = NDArray[np.float64]
 Integers = NDArray[np.intp]
 
@@ -444,6 +446,12 @@ def _auxiliary(recipe: Recipe, rows: Rows, frame: FrameView) -> dict[str, NDArra
             i = earliest(wrong, rows)
             raise DesignError(
                 f"column {column!r} ({label}) is {values.iloc[i]} in row {label_of(rows, frame, i)}; correct it"
+            )
+        if label in NUMERIC_AUX and not is_numeric(values):
+            i = earliest(np.ones(len(values), dtype=bool), rows)
+            raise DesignError(
+                f"column {column!r} ({label}) must hold numbers, got {shown(values.iloc[i])} in row "
+                f"{label_of(rows, frame, i)}; convert it, for example with pd.to_numeric"
             )
         out[label] = np.array(values, dtype=np.float64) if is_numeric(values) else np.asarray(values, dtype=object)
     return out

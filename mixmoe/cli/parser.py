@@ -112,7 +112,8 @@ def add_model_options(group: Any) -> None:
         default=[],
         type=_named_value,
         metavar="NAME=VALUE",
-        help="any other option of mm.fit, such as --option bandwidth=0.3; may be repeated",
+        help="any other option of mm.fit, such as --option bandwidth=0.3; may be repeated; select takes several "
+        "values with commas",
     )
 
 

@@ -67,8 +67,8 @@ def wald_limits(params: Array, bse: Array, layout: ParamLayout, alpha: float = 0
 
     Notes
     -----
-    Coefficients: ``b +- z se``. Standard deviations: ``s exp(+- z se / s)``, positive. Correlations: Fisher's
-    ``tanh(atanh r +- z se / (1 - r^2))``, inside (-1, 1).
+    Coefficients: ``b +- z se``. Standard deviations, dispersions, rates and degrees of freedom: ``s exp(+- z se / s)``,
+    positive. Correlations: Fisher's ``tanh(atanh r +- z se / (1 - r^2))``, inside (-1, 1).
     """
     z = norm.isf(checked_alpha(alpha) / 2)
     scales = np.array([scale_of(p) for p in layout.parameters], dtype=object)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -323,13 +324,19 @@ _CLASSES: dict[str, type] = {
 }
 
 
+def canonical_family(name: Any) -> str:
+    """The name under which a family is kept, from any of its names; what is no name comes back as text."""
+    key = str(name).lower()
+    return _ALIASES.get(key, key)
+
+
 def family_named(name: str, allowed: Sequence[str] = FAMILIES) -> Family:
     """The response distribution of this name.
 
     Parameters
     ----------
     name : str
-        ``"gaussian"``, ``"binomial"``, ``"poisson"`` or ``"negbinomial"`` (also ``"nb"``, ``"negativebinomial"``).
+        ``"gaussian"``, ``"binomial"``, ``"poisson"``, ``"negbinomial"`` (also ``"negativebinomial"``, ``"nb"``) ...
     allowed : sequence of str
         Families that the caller can fit.
 
@@ -338,7 +345,7 @@ def family_named(name: str, allowed: Sequence[str] = FAMILIES) -> Family:
     ArgumentError
         If there is none of this name.
     """
-    key = _ALIASES.get(str(name).lower(), str(name).lower())
+    key = canonical_family(name)
     if key not in allowed:
         known = ", ".join(map(repr, allowed))
         raise ArgumentError(f"family must be one of {known}, got {name!r}; choose the distribution of the response")

@@ -102,14 +102,14 @@ class MEMoE(Refitting):
     family : {"gaussian", "binomial", "poisson", "negbinomial", "gamma", "beta"}
         Distribution of the response given expert and random effects; logit links for binomial and beta responses, log
         links for counts and gamma ones. Dispersions: ``theta`` (variance ``mu + mu^2 / theta``), ``shape`` (``mu^2 /
-        shape``), ``phi`` (``mu (1 - mu) / (1 + phi)``).
+        shape``), ``phi`` (``mu (1 - mu) / (1 + phi)``). ``"negativebinomial"`` is another name of ``"negbinomial"``.
     n_quad : int
         Points of adaptive Gauss-Hermite quadrature per random effect, for at most two of them; 1 is the Laplace
         approximation. A fit whose estimates more points would move has the flag ``laplace_bias``. Not for Gaussian
         responses, where the integral is exact.
     trials, offset, weights : str, optional
-        Columns, not for Gaussian responses: number of trials of a binomial response; offset of the linear predictor;
-        prior weights of the rows, which multiply their log-densities.
+        Columns, not for Gaussian responses: number of trials of a binomial response; offset of the linear predictor,
+        for counts the log of the exposure; prior weights of the rows, which multiply their log-densities.
     context : mapping, optional
         Functions and constants the formula may use; nothing else of the caller is visible.
     formula_engine : {"formulaic", "patsy"}
@@ -218,7 +218,7 @@ class MEMoE(Refitting):
     def new_design(self, data: Any, response: bool = False) -> Design:
         """Other data with the columns of this model."""
         design = self.design.for_new(data, response=response)
-        check_columns(design, self.design, self.settings)
+        check_columns(design, self.settings, response)
         if response:
             check_response(design, self.response)
         return design
@@ -366,7 +366,7 @@ class MEMoE(Refitting):
 
     def loglike_of(self, params: Any, data: Any) -> float:
         """Log-likelihood of other data, with their response."""
-        return self._loglike(self.design.for_new(data, response=True), params)
+        return self._loglike(self.new_design(data, response=True), params)
 
     def _loglike(self, design: Design, params: Any) -> float:
         joint = subject_logliks(self.problem_of(design), self.working(self.vector(params)))

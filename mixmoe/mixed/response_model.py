@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mixmoe._frame import shown
 from mixmoe.arguments import checked_count
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError, DesignError
@@ -157,17 +158,18 @@ def standardised(design: Design, model: ResponseModel) -> Array:
     return y if model.family.name == "beta" else y * np.exp(-offset_of(design))
 
 
-def check_columns(design: Design, fitted: Design, columns: Mapping[str, str | None]) -> None:
-    """Refuse new data without the columns of offset or trials.
+def check_columns(design: Design, columns: Mapping[str, str | None], response: bool = False) -> None:
+    """Refuse new data without the columns of offset or trials, with their `response` also that of weights.
 
     Raises
     ------
     DesignError
-        If one is missing.
+        If one is missing, or a number of trials is impossible.
     """
-    for name in ("offset", "trials"):
-        if name in fitted.aux and name not in design.aux:
+    for name in ("offset", "trials", *(["weights"] if response else [])):
+        if columns[name] is not None and name not in design.aux:
             raise DesignError(f"the new data lack the column {columns[name]!r} ({name}); add it")
+    _check_trials(design)
 
 
 def check_response(design: Design, model: ResponseModel) -> None:
@@ -189,20 +191,28 @@ def check_response(design: Design, model: ResponseModel) -> None:
     else:
         _refuse(design, (y != np.floor(y)) | (y < 0), what, y, "a count 0, 1, 2 ...", name)
     if name == "binomial":
-        _refuse(design, (trials != np.floor(trials)) | (trials < 1), "the number of trials", trials, "at least 1", name)
+        _check_trials(design)
         more = "at most the number of trials" if "trials" in design.aux else "0 or 1; pass trials= for successes"
         _refuse(design, y > trials, what, y, more, name)
     weights = np.asarray(design.aux.get("weights", np.ones(design.n)), dtype=float)
     if not (weights > 0).all():
         i = int((~(weights > 0)).argmax())
-        raise DesignError(f"weights must be above zero, got {weights[i]:g} in row {design.rows[i]!r}; drop such rows")
+        raise DesignError(
+            f"weights must be above zero, got {weights[i]:g} in row {shown(design.rows[i])}; drop such rows"
+        )
+
+
+def _check_trials(design: Design) -> None:
+    trials = trials_of(design)
+    wrong = (trials != np.floor(trials)) | (trials < 1)
+    _refuse(design, wrong, "the number of trials", trials, "a whole number of at least 1", "binomial")
 
 
 def _refuse(design: Design, bad: NDArray[np.bool_], what: str, values: Array, allowed: str, family: str) -> None:
     if bad.any():
         i = int(bad.argmax())
         raise DesignError(
-            f"{what} is {values[i]:g} in row {design.rows[i]!r}; for family={family!r} it must be {allowed}; "
+            f"{what} is {values[i]:g} in row {shown(design.rows[i])}; for family={family!r} it must be {allowed}; "
             "correct it or choose another family"
         )
 

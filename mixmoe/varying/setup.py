@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mixmoe._frame import shown
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.formula import MoEFormula, parse_formula
@@ -90,6 +91,7 @@ def sorted_rows(design: Design, family: Family, response: bool = True) -> Sorted
     weights = np.asarray(aux.get("weights", np.ones(n)), dtype=float)
     offset = np.asarray(aux.get("offset", np.zeros(n)), dtype=float)
     y = np.asarray(design.response, dtype=float) if response else np.zeros(n)
+    _check_trials(design, family, trials)
     if response:
         _check_response(design, family, y, trials)
         _check_weights(design, weights)
@@ -104,18 +106,22 @@ def _check_response(design: Design, family: Family, y: Array, trials: Array) -> 
         return
     _refuse(design, (y != np.floor(y)) | (y < 0), f"the response {name!r}", y, "a count 0, 1, 2 ...", family)
     if family.name == "binomial":
-        _refuse(
-            design, (trials != np.floor(trials)) | (trials < 1), "the number of trials", trials, "at least 1", family
-        )
         more = "at most the number of trials" if "trials" in design.aux else "0 or 1; pass trials= for successes"
         _refuse(design, y > trials, f"the response {name!r}", y, more, family)
+
+
+def _check_trials(design: Design, family: Family, trials: Array) -> None:
+    wrong = (trials != np.floor(trials)) | (trials < 1)
+    _refuse(design, wrong, "the number of trials", trials, "a whole number of at least 1", family)
 
 
 def _check_weights(design: Design, weights: Array) -> None:
     bad = ~(weights >= 0.0)
     if bad.any():
         i = int(bad.argmax())
-        raise DesignError(f"weights must not be negative, got {weights[i]:g} in row {design.rows[i]!r}; correct it")
+        raise DesignError(
+            f"weights must not be negative, got {weights[i]:g} in row {shown(design.rows[i])}; correct it"
+        )
     if not (weights > 0.0).any():
         raise DesignError(f"weights must be positive in some rows, got {len(weights)} zeros; leave weights out")
 
@@ -124,7 +130,7 @@ def _refuse(design: Design, bad: NDArray[np.bool_], what: str, values: Array, al
     if bad.any():
         i = int(bad.argmax())
         raise DesignError(
-            f"{what} is {values[i]:g} in row {design.rows[i]!r}; for family={family.name!r} it must be {allowed}; "
+            f"{what} is {values[i]:g} in row {shown(design.rows[i])}; for family={family.name!r} it must be {allowed}; "
             "correct it or choose another family"
         )
 
