@@ -72,7 +72,7 @@ def wald_limits(params: Array, bse: Array, layout: ParamLayout, alpha: float = 0
     """
     z = norm.isf(checked_alpha(alpha) / 2)
     scales = np.array([scale_of(p) for p in layout.parameters], dtype=object)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         lower, upper = params - z * bse, params + z * bse
         log, atanh = scales == "log", scales == "atanh"
         factor = np.exp(z * bse[log] / params[log])
