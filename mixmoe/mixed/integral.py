@@ -78,6 +78,11 @@ def integral_shift(problem: Problem[GlmmExperts], coordinates: Coordinates, thet
     One step of Fisher scoring from the estimate towards the maximum of the finer likelihood, ``(sum s_i s_i')^-1 sum
     s_i`` with its scores s_i of the subjects (Berndt, Hall, Hall & Hausman 1974): one evaluation, no further fit.
 
+    With binary responses Laplace's method mostly understates standard deviations. With rare events it can do worse: the
+    normal curve at the mode of a subject without events does not see the random effects with which she would have had
+    some, so that her density stays near one as the intercept falls and the standard deviation grows, where the true one
+    falls. There are then maxima at huge standard deviations that the true likelihood does not have.
+
     References
     ----------
     Berndt, Hall, Hall & Hausman (1974), Annals of Economic and Social Measurement 3, 653-665. Of the bias of Laplace's
