@@ -120,6 +120,8 @@ class LabelledResults(LikelihoodModelResults):
         Returns
         -------
         ContrastResults or InvalidTest
+            Its limits are difference +- z standard errors, also for standard deviations and correlations, whose limits
+            in `conf_int` are computed on another scale.
         """
         parsed = parse_hypotheses(hypotheses, self._layout.names)
         for i in range(len(parsed.labels)):
