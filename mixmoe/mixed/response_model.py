@@ -11,7 +11,7 @@ from mixmoe.arguments import checked_count
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.formula import MoEFormula
-from mixmoe.kernels.distribution import Family, Outcome
+from mixmoe.kernels.distribution import ETA_LIMIT, OFFSETS, Family, Outcome
 from mixmoe.kernels.families import family_named
 from mixmoe.kernels.moments import build_moments
 from mixmoe.mixed.coordinates import Coordinates, apply_inverse, build_coordinates, link_coordinates
@@ -194,6 +194,8 @@ def check_response(design: Design, model: ResponseModel) -> None:
         _check_trials(design)
         more = "at most the number of trials" if "trials" in design.aux else "0 or 1; pass trials= for successes"
         _refuse(design, y > trials, what, y, more, name)
+    offset = offset_of(design)
+    _refuse(design, np.abs(offset) > ETA_LIMIT, "the offset", offset, OFFSETS, name)
     weights = np.asarray(design.aux.get("weights", np.ones(design.n)), dtype=float)
     if not (weights > 0).all():
         i = int((~(weights > 0)).argmax())

@@ -10,7 +10,7 @@ from mixmoe._frame import shown
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.formula import MoEFormula, parse_formula
-from mixmoe.kernels.distribution import Family, Outcome
+from mixmoe.kernels.distribution import ETA_LIMIT, OFFSETS, Family, Outcome
 from mixmoe.kernels.local import effective_rows
 from mixmoe.varying.problem import Problem, Rows, Slots
 
@@ -94,6 +94,7 @@ def sorted_rows(design: Design, family: Family, response: bool = True) -> Sorted
     _check_trials(design, family, trials)
     if response:
         _check_response(design, family, y, trials)
+        _check_offset(design, family, offset)
         _check_weights(design, weights)
     outcome = Outcome(y, trials, family.constant(y, trials)).take(order)
     rows = Rows(outcome, design.expert[order], design.gate[order], index[order], offset[order], weights[order])
@@ -108,6 +109,11 @@ def _check_response(design: Design, family: Family, y: Array, trials: Array) -> 
     if family.name == "binomial":
         more = "at most the number of trials" if "trials" in design.aux else "0 or 1; pass trials= for successes"
         _refuse(design, y > trials, f"the response {name!r}", y, more, family)
+
+
+def _check_offset(design: Design, family: Family, offset: Array) -> None:
+    if family.name != "gaussian":
+        _refuse(design, np.abs(offset) > ETA_LIMIT, "the offset", offset, OFFSETS, family)
 
 
 def _check_trials(design: Design, family: Family, trials: Array) -> None:

@@ -178,6 +178,7 @@ BAD = [
     ({"y": 4.0}, {"family": "binomial", "trials": "m"}, "at most the number of trials"),
     ({"m": 2.5}, {"family": "binomial", "trials": "m"}, "number of trials is 2.5 .* a whole number of at least 1"),
     ({"y": 1.5}, {"family": "negativebinomial"}, "it must be a count"),
+    ({"w": 40.0}, {"family": "poisson", "offset": "w"}, "the offset is 40 .* the logarithm of the exposure"),
     ({"w": 0.0}, {"family": "poisson", "weights": "w"}, "weights must be above zero"),
 ]
 
