@@ -75,8 +75,9 @@ def integral_shift(problem: Problem[GlmmExperts], coordinates: Coordinates, thet
 
     Notes
     -----
-    One step of Fisher scoring from the estimate towards the maximum of the finer likelihood, ``(sum s_i s_i')^-1 sum
-    s_i`` with its scores s_i of the subjects (Berndt, Hall, Hall & Hausman 1974): one evaluation, no further fit.
+    One step of scoring from the estimate towards the maximum of the finer likelihood, ``(sum s_i s_i')^-1 sum s_i``
+    with its scores s_i of the subjects (Berndt, Hall, Hall & Hausman 1974): one evaluation, no further fit. The scores
+    of the fit itself, zero where it converged, are taken off the sum.
 
     With binary responses Laplace's method mostly understates standard deviations. With rare events it can do worse: the
     normal curve at the mode of a subject without events does not see the random effects with which she would have had
@@ -100,7 +101,7 @@ def integral_shift(problem: Problem[GlmmExperts], coordinates: Coordinates, thet
         if not np.isfinite(then.scores).all():
             return Shift(finer, then.loglik - now.loglik, np.full(theta.size, np.inf), np.full(theta.size, np.inf))
         inverse = invert_information(then.scores.T @ then.scores, informative_basis(problem, at)).matrix
-        step = inverse @ then.scores.sum(axis=0)
+        step = inverse @ (then.scores - now.scores).sum(axis=0)
         jacobian = np.nan_to_num(natural_jacobian(problem, coordinates, at.theta))
         errors = np.abs(jacobian @ step) / delta_se(jacobian, inverse)
     errors[list(at.blank)] = np.nan

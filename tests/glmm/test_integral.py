@@ -51,7 +51,8 @@ def test_shift_is_a_scoring_step(q, n_quad, finer):
     assert found.n_quad == finer
     now, then = (evaluate(each, theta[None]).loglik[0] for each in (p, fine))
     assert found.loglik == pytest.approx(then - now)
-    np.testing.assert_allclose(found.working, inverse @ scores.sum(axis=0), rtol=1e-6)
+    more = (scores - subject_scores(p, theta)).sum(axis=0)
+    np.testing.assert_allclose(found.working, inverse @ more, rtol=1e-6)
     moved = to_natural(p.structure, expand(p.structure, p.free, (theta + 1e-6 * np.eye(theta.size))))
     jacobian = (moved - to_natural(p.structure, expand(p.structure, p.free, theta[None]))).T / 1e-6
     errors = np.abs(jacobian @ found.working) / np.sqrt(np.diag(jacobian @ inverse @ jacobian.T))
