@@ -98,3 +98,12 @@ def test_what_is_fine_is_not_flagged():
 
 def test_three_random_effects_have_no_quadrature_to_compare_with():
     assert "laplace_bias" not in codes(quiet(binary(3, 2.0), "y ~ time | re: (1 + time + x1 || id)"))
+
+
+def test_rare_counts_at_few_visits_are_flagged():
+    arguments = {"beta": [[-4.0, 0.1, 0.3]], "gamma": np.zeros((0, 1)), "D": [[[4.0]]], "sigma": [1.0]}
+    data = mm.simulate.memoe("count", n_subjects=300, n_visits=2, rng=1, **arguments).data
+    laplace, fine = quiet(data, family="poisson"), quiet(data, family="poisson", n_quad=9)
+    assert "laplace_bias" in codes(laplace)
+    assert codes(fine) == set()
+    assert laplace.params["sd1(Intercept|id)"] > 1.5 * fine.params["sd1(Intercept|id)"]
