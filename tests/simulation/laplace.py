@@ -96,7 +96,7 @@ def designs(raw):
         "fits": by.size(),
         "flagged": by["flagged"].mean(),
         "median shift (SE)": by["shift"].median(),
-        "largest sd over that by quadrature": by["ratio"].max(),
+        "largest sd over that by quadrature (inf: that is zero)": by["ratio"].max(),
         "coverage by Laplace": by["by Laplace"].mean(),
         "coverage by quadrature": by["by quadrature"].mean(),
     }
@@ -126,6 +126,8 @@ def main():
         f"`python -m tests.simulation.laplace`, mixmoe {mm.__version__}",
         "",
     ]
+    agree = int((raw["flagged"] == (raw["shift"] > MATTERS)).sum())
+    lines += [f"Flag and a shift of more than half a standard error agree in {agree} of {len(raw)} fits.", ""]
     again = raw.loc[raw["flagged"], "again"].mean()
     lines += [f"Flagged fits whose refit with {N_QUAD} points is flagged in its turn: {again:.1%}.", ""]
     lines += [*markdown_table(verdicts(raw)), "", *markdown_table(designs(raw)), ""]
