@@ -322,13 +322,13 @@ _CLASSES: dict[str, type] = {
 }
 
 
-def family_named(name: str, allowed: Sequence[str] = FAMILIES) -> Family:
-    """The response distribution of this name.
+def name_of_family(name: str, allowed: Sequence[str] = FAMILIES) -> str:
+    """The name of a family in full, from one of its names.
 
     Parameters
     ----------
     name : str
-        ``"gaussian"``, ``"binomial"``, ``"poisson"`` or ``"negbinomial"`` (also ``"nb"``, ``"negativebinomial"``).
+        ``"gaussian"``, ``"binomial"``, ``"poisson"`` or ``"negbinomial"`` (also ``"nb"``, ``"negativebinomial"``) ...
     allowed : sequence of str
         Families that the caller can fit.
 
@@ -341,5 +341,10 @@ def family_named(name: str, allowed: Sequence[str] = FAMILIES) -> Family:
     if key not in allowed:
         known = ", ".join(map(repr, allowed))
         raise ArgumentError(f"family must be one of {known}, got {name!r}; choose the distribution of the response")
-    family: Family = _CLASSES[key]()
+    return key
+
+
+def family_named(name: str, allowed: Sequence[str] = FAMILIES) -> Family:
+    """The response distribution of this name, see `name_of_family`."""
+    family: Family = _CLASSES[name_of_family(name, allowed)]()
     return family

@@ -12,7 +12,7 @@ from mixmoe.kernels.linalg import semidefinite_cholesky
 from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.extras import spans
 from mixmoe.mixed.likelihood import Problem, observed_information, subject_scores
-from mixmoe.mixed.natural import n_covariances, to_natural
+from mixmoe.mixed.natural import n_coefficients, n_covariances, to_natural
 from mixmoe.mixed.separation import expert_directions
 from mixmoe.mixed.structure import FreeVector, Structure, contract, expand
 
@@ -110,7 +110,7 @@ def _blank(s: Structure, natural: Array, coordinates: Coordinates, singular: lis
     """Zero standard deviations, and all correlations of a singular covariance."""
     q = s.n_random
     n_pairs = q * (q - 1) // 2 if s.correlated else 0
-    at = s.n_experts * int((~s.common).sum()) + int(s.common.sum()) + (s.n_experts - 1) * s.n_gate
+    at = n_coefficients(s)
     blank: list[int] = []
     for k in range(n_covariances(s)):
         sd = natural[at : at + q]

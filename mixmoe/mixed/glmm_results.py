@@ -120,7 +120,7 @@ class GLMMResults(MEMoEResults):
         """Family and how the random effects were integrated out."""
         response, design = self.model.response, self.model.design
         how = "Laplace" if response.n_quad == 1 else f"adaptive quadrature, {response.n_quad} points"
-        return (("Family", response.family.name), ("Integral", how if design.names.random else None))
+        return (("Family", response.name), ("Integral", how if design.names.random else None))
 
     def _observed(self, kind: str, **options: Any) -> Observed | None:
         if kind != "trajectories":
@@ -161,7 +161,7 @@ class GLMMResults(MEMoEResults):
         if level == "marginal":
             return expert_means(e, at)
         past = past_of_subjects(self.model, self._known(), d, d).take(d.codes)
-        return averaged(lambda eta: e.family.mean(eta, at.trials), given_past(e, at, past)).T
+        return averaged(lambda eta: e.mean(eta, at.trials), given_past(e, at, past)).T
 
     def _mean_errors(self, weights: Array) -> Array:
         def means(e: LinkEstimate, at: Covariates) -> Array:
@@ -187,7 +187,7 @@ class GLMMResults(MEMoEResults):
         known = [i for i in model.layout.where("random") if np.isnan(cov[i, i])]
         cov[known] = cov[:, known] = 0.0  # variances on their boundary are taken as known
         vector = np.where(np.isnan(self.em.params), 0.0, self.em.params)
-        return LinkEstimate(model.response.family, model.structure, vector, cov, model.user(vector))
+        return LinkEstimate(model.response.response, model.structure, vector, cov, model.user(vector))
 
 
 def _covariates(design: Design) -> Covariates:

@@ -1,0 +1,184 @@
+"""Ordered categories by proportional odds: cumulative logits with thresholds.
+
+With thresholds c_1 < ... < c_{C-1} and the logistic function F, ``P(Y <= j) = F(c_j - eta)`` (McCullagh 1980). For a
+response between the thresholds ``low`` and ``high``, with a = high - eta and b = low - eta (infinite at the ends)::
+
+    log P = log F(a) + log F(-b) + log(1 - exp(b - a))
+
+of which the last term does not involve eta: no digits are lost where a category is improbable, and the curvature
+``-(F'(a) + F'(b))`` is that of two binary responses.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, log_expit
+
+Array = NDArray[np.float64]
+Codes = NDArray[np.intp]
+
+_PASSES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Borders:
+    """The logistic function at both ends of the category of each response, each shape (E, n).
+
+    Attributes
+    ----------
+    high, low : ndarray
+        Upper and lower threshold minus the predictor, infinite at the ends.
+    above, below : ndarray
+        F(high) and F(low).
+    """
+
+    high: Array
+    low: Array
+    above: Array
+    below: Array
+
+    @property
+    def slope(self) -> Array:
+        """Derivative of the log-probability in the predictor."""
+        return self.above + self.below - 1.0
+
+    @property
+    def weight(self) -> Array:
+        """Minus its second derivative."""
+        return density(self.above) + density(self.below)
+
+    @property
+    def third(self) -> Array:
+        """Its third derivative."""
+        return density_slope(self.above) + density_slope(self.below)
+
+
+def density(F: Array) -> Array:
+    """Derivative of the logistic function where it is F."""
+    return F * (1.0 - F)
+
+
+def density_slope(F: Array) -> Array:
+    """Second derivative of the logistic function where it is F."""
+    return F * (1.0 - F) * (1.0 - 2.0 * F)
+
+
+def borders(codes: Codes, eta: Array, cuts: Array) -> Borders:
+    """Both ends of the category of each response.
+
+    Parameters
+    ----------
+    codes : ndarray of int, shape (n,)
+        Category, from 0.
+    eta : ndarray, shape (E, n)
+    cuts : ndarray, shape (E, C - 1)
+        Increasing thresholds.
+    """
+    ends = with_ends(cuts)
+    high, low = ends[:, codes + 1] - eta, ends[:, codes] - eta
+    return Borders(high, low, expit(high), expit(low))
+
+
+def with_ends(cuts: Array) -> Array:
+    """Thresholds with the infinite ones, shape (E, C + 1)."""
+    end = np.full((len(cuts), 1), np.inf)
+    return np.concatenate([-end, cuts, end], axis=1)
+
+
+def log_probability(codes: Codes, at: Borders, cuts: Array) -> Array:
+    """Log-probability of the responses, shape (E, n)."""
+    return log_expit(at.high) + log_expit(-at.low) + log_widths(cuts)[:, codes]
+
+
+def log_widths(cuts: Array) -> Array:
+    """``log(1 - exp(-w))`` for the width w of each category, zero for the outer ones, shape (E, C)."""
+    inner = np.log(-np.expm1(-np.diff(cuts, axis=1)))
+    end = np.zeros((len(cuts), 1))
+    return np.concatenate([end, inner, end], axis=1)
+
+
+def category_probabilities(eta: Array, cuts: Array) -> Array:
+    """Probability of each category, shape (C, E, n)."""
+    ends = with_ends(cuts).T[:, :, None]
+    width = np.exp(log_widths(cuts)).T[:, :, None]
+    return np.asarray(expit(ends[1:] - eta) * expit(eta - ends[:-1]) * width)
+
+
+def expected_score(eta: Array, cuts: Array, scores: Array) -> Array:
+    """Expectation of what the categories count as, shape (E, n)."""
+    total = np.full(eta.shape, scores[0])
+    for j, gap in enumerate(np.diff(scores)):
+        total += gap * expit(eta - cuts[:, j : j + 1])
+    return total
+
+
+def score_variance(eta: Array, cuts: Array, scores: Array) -> Array:
+    """Variance of what the categories count as, shape (E, n)."""
+    away = scores[:, None, None] - expected_score(eta, cuts, scores)
+    return np.asarray((category_probabilities(eta, cuts) * away**2).sum(axis=0))
+
+
+def predictor_of_score(mean: Array, cuts: Array, scores: Array) -> Array:
+    """The predictor at which the expected score is `mean`, shape (E, n); infinite at the first and the last score.
+
+    Newton steps within a bracket: the share of the range is a weighted mean of F(eta - c_j), so that eta lies between
+    the least and the largest threshold plus the logit of that share.
+    """
+    share = (mean - scores[0]) / (scores[-1] - scores[0])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logit = np.broadcast_to(np.log(share) - np.log1p(-share), (len(cuts), np.shape(mean)[-1]))
+    inside = np.isfinite(logit)
+    target = np.where(inside, np.broadcast_to(mean, logit.shape), scores.mean())
+    low = np.where(inside, logit, -1e3) + cuts.min(axis=1, keepdims=True)
+    high = np.where(inside, logit, 1e3) + cuts.max(axis=1, keepdims=True)
+    eta = 0.5 * (low + high)
+    for _ in range(_PASSES):
+        off = expected_score(eta, cuts, scores) - target
+        low, high = np.where(off < 0, eta, low), np.where(off < 0, high, eta)
+        slope = np.zeros_like(eta)
+        for j, gap in enumerate(np.diff(scores)):
+            slope += gap * density(expit(eta - cuts[:, j : j + 1]))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            new = eta - off / slope
+        new = np.where((new > low) & (new < high), new, 0.5 * (low + high))
+        done = np.abs(new - eta).max(initial=0.0) < 1e-12 * (1.0 + np.abs(new).max(initial=0.0))
+        eta = new
+        if done:
+            break
+    return np.where(inside, eta, logit)
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """Where the probability of a category does not exceed a value: predictors up to `left`, and from `right` on.
+
+    Attributes
+    ----------
+    left, right : ndarray
+        Equal where the probability is nowhere larger.
+    """
+
+    left: Array
+    right: Array
+
+
+def at_most(p: Array, low: Array, high: Array) -> Outside:
+    """Predictors at which a category between two thresholds has at most the probability p, all broadcast.
+
+    With u = exp(eta - low) the borders solve ``p A u^2 + (p (1 + A) - (1 - A)) u + p = 0``, A = exp(low - high). The
+    first category has no left part, the last no right one.
+    """
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        logit = np.log(p) - np.log1p(-p)
+        A = np.exp(low - high)
+        linear = (1.0 - A) - p * (1.0 + A)
+        root = np.sqrt(np.maximum(linear**2 - 4.0 * p**2 * A, 0.0))
+        apart = (linear > 0) & (linear**2 >= 4.0 * p**2 * A)
+        upper = low + np.log((linear + root) / (2.0 * p * A))
+        lower = low + np.log(2.0 * p / (linear + root))
+    first, last = np.isneginf(low), np.isposinf(high)
+    middle = np.where(np.isfinite(low) & np.isfinite(high), 0.5 * (low + high), 0.0)
+    left = np.where(first, -np.inf, np.where(last, low + logit, np.where(apart, lower, middle)))
+    right = np.where(last, np.inf, np.where(first, high - logit, np.where(apart, upper, middle)))
+    return Outside(left, right)
