@@ -83,7 +83,7 @@ def markdown(path):
     raw = pd.read_csv(path, keep_default_na=False, na_values=[""])
     preset, n_quad = path.stem.split("_")
     table = summarise(raw)
-    fixed = table[table.index.str.startswith("expert")]
+    fixed = table[table.index.str.startswith(("expert", "cut"))]
     worst, low, high = fixed["bias / truth"].abs().max(), fixed["coverage"].min(), fixed["coverage"].max()
     one = raw.drop_duplicates("seed")
     flags = one["flags"].astype(object).fillna("").str.split().explode().value_counts()
