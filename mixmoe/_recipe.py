@@ -144,7 +144,8 @@ def response_column(formula: MoEFormula) -> str | None:
 
 def _require_plain_response(formula: MoEFormula, kind: ResponseKind) -> None:
     if response_column(formula) is None:
-        raise DesignError(f"a response that is {kind} must be a column, got {formula.response!r}; make such a column")
+        what = f"a{'n' if kind == 'ordinal' else ''} {kind} response"
+        raise DesignError(f"{what} must be a column, got {formula.response!r}; make such a column")
 
 
 def collect(frame: FrameView, recipe: Recipe, wanted: tuple[str, ...], required: bool) -> Rows:

@@ -19,6 +19,8 @@ Array = NDArray[np.float64]
 Codes = NDArray[np.intp]
 
 _PASSES = 100
+_CLOSE = 1e-13  # relative size of a last step
+_FAR = 700.0  # where the logistic function is zero or one to all digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,33 +122,34 @@ def score_variance(eta: Array, cuts: Array, scores: Array) -> Array:
 
 
 def predictor_of_score(mean: Array, cuts: Array, scores: Array) -> Array:
-    """The predictor at which the expected score is `mean`, shape (E, n); infinite at the first and the last score.
+    """The predictor at which the expected score is `mean`, shape (E, n); far out at the first and the last score.
 
     Newton steps within a bracket: the share of the range is a weighted mean of F(eta - c_j), so that eta lies between
     the least and the largest threshold plus the logit of that share.
     """
     share = (mean - scores[0]) / (scores[-1] - scores[0])
     with np.errstate(divide="ignore", invalid="ignore"):
-        logit = np.broadcast_to(np.log(share) - np.log1p(-share), (len(cuts), np.shape(mean)[-1]))
-    inside = np.isfinite(logit)
-    target = np.where(inside, np.broadcast_to(mean, logit.shape), scores.mean())
-    low = np.where(inside, logit, -1e3) + cuts.min(axis=1, keepdims=True)
-    high = np.where(inside, logit, 1e3) + cuts.max(axis=1, keepdims=True)
+        place = np.clip(np.log(share) - np.log1p(-share), -_FAR, _FAR)
+    low, high = place + cuts.min(axis=1, keepdims=True), place + cuts.max(axis=1, keepdims=True)
     eta = 0.5 * (low + high)
     for _ in range(_PASSES):
-        off = expected_score(eta, cuts, scores) - target
+        off = expected_score(eta, cuts, scores) - mean
         low, high = np.where(off < 0, eta, low), np.where(off < 0, high, eta)
-        slope = np.zeros_like(eta)
-        for j, gap in enumerate(np.diff(scores)):
-            slope += gap * density(expit(eta - cuts[:, j : j + 1]))
         with np.errstate(divide="ignore", invalid="ignore"):
-            new = eta - off / slope
+            new = eta - off / _score_slope(eta, cuts, scores)
         new = np.where((new > low) & (new < high), new, 0.5 * (low + high))
-        done = np.abs(new - eta).max(initial=0.0) < 1e-12 * (1.0 + np.abs(new).max(initial=0.0))
-        eta = new
-        if done:
+        step, eta = np.abs(new - eta), new
+        if (step <= _CLOSE * (1.0 + np.abs(eta))).all():
             break
-    return np.where(inside, eta, logit)
+    return eta
+
+
+def _score_slope(eta: Array, cuts: Array, scores: Array) -> Array:
+    """Derivative of `expected_score` in the predictor, shape (E, n)."""
+    total = np.zeros(eta.shape)
+    for j, gap in enumerate(np.diff(scores)):
+        total += gap * density(expit(eta - cuts[:, j : j + 1]))
+    return total
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,21 @@
 """Probabilities of the categories of an ordinal response, random effects averaged over their distribution."""
 
+from typing import cast
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit, ndtr
 
 from mixmoe.gate import gate_log_probabilities
 from mixmoe.kernels.ordinal import at_most, with_ends
+from mixmoe.mixed.frames import interval_columns
 from mixmoe.mixed.ordinal import OrdinalResponse, cuts_of
 from mixmoe.mixed.predict import History, Interval
 from mixmoe.mixed.response_scale import (
     Covariates,
     LinkEstimate,
     Predictors,
+    Shown,
     averaged,
     bisected,
     given_past,
@@ -32,16 +36,6 @@ def marginal_categories(e: LinkEstimate, at: Covariates) -> Array:
     """Probabilities of the categories in the population, shape (n, C)."""
     experts = np.exp(gate_log_probabilities(at.W, e.params.gamma))[0]
     return np.asarray((_probabilities(e, predictors(e, at)) * experts).sum(axis=1).T)
-
-
-def expert_category_intervals(e: LinkEstimate, at: Covariates, alpha: float) -> Interval:
-    """`expert_categories` with limits by the delta method on the logit scale."""
-    return mean_intervals(expert_categories, e, at, alpha, _limits)
-
-
-def marginal_category_intervals(e: LinkEstimate, at: Covariates, alpha: float) -> Interval:
-    """`marginal_categories` with limits by the delta method on the logit scale."""
-    return mean_intervals(marginal_categories, e, at, alpha, _limits)
 
 
 def subject_category_intervals(e: LinkEstimate, at: Covariates, past: History, alpha: float) -> Interval:
@@ -73,15 +67,34 @@ def subject_category_intervals(e: LinkEstimate, at: Covariates, past: History, a
     return Interval(mean, spread, lower, upper)
 
 
+def _experts(e: LinkEstimate, at: Covariates, alpha: float) -> dict[str, Array]:
+    names = [f"expert{k + 1}.{name}" for k in range(len(e.extra)) for name in _names(e)]
+    return interval_columns(names, mean_intervals(expert_categories, e, at, alpha, _limits))
+
+
+def _population(e: LinkEstimate, at: Covariates, alpha: float) -> dict[str, Array]:
+    return interval_columns(_names(e), mean_intervals(marginal_categories, e, at, alpha, _limits))
+
+
+def _subjects(e: LinkEstimate, at: Covariates, past: History, alpha: float, noise: bool) -> dict[str, Array]:
+    return interval_columns(_names(e), subject_category_intervals(e, at, past, alpha))
+
+
+CATEGORIES = Shown(_experts, _population, _subjects)
+
+
+def _ordinal(e: LinkEstimate) -> OrdinalResponse:
+    """The response, which only ordinal fits ask for."""
+    return cast(OrdinalResponse, e.response)
+
+
+def _names(e: LinkEstimate) -> list[str]:
+    return [f"P({label})" for label in _ordinal(e).labels]
+
+
 def _probabilities(e: LinkEstimate, where: Predictors, power: int = 1) -> Array:
     """Expected powers of the probabilities, shape (C, K, n)."""
-    response = e.response
-    assert isinstance(response, OrdinalResponse)
-
-    def powers(eta: Array) -> Array:
-        return response.probabilities(eta, e.extra) ** power
-
-    return averaged(powers, where)
+    return averaged(lambda eta: _ordinal(e).probabilities(eta, e.extra) ** power, where)
 
 
 def _quantile(ends: Array, where: Predictors, weights: Array, level: float) -> Array:

@@ -1,5 +1,6 @@
 """What a fitted MEMoE of generalised linear mixed models offers."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,14 @@ from mixmoe.assess.residuals import Distribution
 from mixmoe.design import Design
 from mixmoe.inference.intervals import checked_alpha
 from mixmoe.kernels.distribution import Outcome
+from mixmoe.mixed.categories import CATEGORIES
 from mixmoe.mixed.filtering import Predictive, conditional_variance, mean_deviance, one_step_ahead
-from mixmoe.mixed.frames import by_expert, mean_columns, past_of_subjects
-from mixmoe.mixed.predict import Interval, gate_intervals, prior_history
+from mixmoe.mixed.frames import by_expert, past_of_subjects
+from mixmoe.mixed.predict import Estimate, gate_intervals, prior_history
 from mixmoe.mixed.profiles import build_grid, checked_column, interval_curves, trajectory_axis, trajectory_data
 from mixmoe.mixed.response_model import offset_of, standardised, trials_of
 from mixmoe.mixed.response_scale import (
+    MEANS,
     Covariates,
     LinkEstimate,
     averaged,
@@ -23,11 +26,9 @@ from mixmoe.mixed.response_scale import (
     draw,
     expert_means,
     given_past,
-    marginal_means,
     mean_intervals,
     place,
     predictors,
-    subject_means,
 )
 from mixmoe.mixed.results import MEMoEResults, Wanted
 from mixmoe.output.curves import Curve, Observed
@@ -133,17 +134,18 @@ class GLMMResults(MEMoEResults):
         if wanted.scale == "link":
             return _with_offset(super()._columns(design, known, wanted), offset_of(design))
         e, at, kind, alpha = self._link(), _covariates(design), wanted.kind, wanted.alpha
+        quantity = CATEGORIES if wanted.scale == "categories" else MEANS
         past = None if known is None else past_of_subjects(self.model, self._known(), known, design)
         columns: dict[str, Array] = {}
         if kind in ("all", "probabilities"):
             given_gate = gate_intervals(self._known(), design.gate, alpha) if past is None else past.probabilities
             columns |= by_expert("probability", given_gate, design.codes)
         if kind in ("all", "experts"):
-            columns |= by_expert("expert", mean_intervals(expert_means, e, at, alpha))
+            columns |= quantity.experts(e, at, alpha)
         if past is not None and kind in ("all", "subject"):
-            columns |= mean_columns(subject_means(e, at, past.take(design.codes), alpha, wanted.noise))
+            columns |= quantity.subjects(e, at, past.take(design.codes), alpha, wanted.noise)
         elif kind in ("all", "marginal"):
-            columns |= mean_columns(_column(mean_intervals(marginal_means, e, at, alpha)))
+            columns |= quantity.population(e, at, alpha)
         return columns
 
     def _distribution(self, given: str) -> Distribution:
@@ -182,6 +184,15 @@ class GLMMResults(MEMoEResults):
     def _outcome(self) -> Outcome:
         return self.model.problem.experts.rows.outcome
 
+    def _known(self) -> Estimate:
+        """Estimates with the covariance of coefficients: a first threshold is minus the intercept."""
+        known, thresholds = super()._known(), self.model.structure.thresholds
+        if thresholds is None:
+            return known
+        sign = np.ones(len(known.cov))
+        sign[known.where.beta[:, thresholds.column]] = -1.0
+        return replace(known, cov=known.cov * np.outer(sign, sign))
+
     def _link(self) -> LinkEstimate:
         model, cov = self.model, self.cov.matrix.copy()
         known = [i for i in model.layout.where("random") if np.isnan(cov[i, i])]
@@ -201,7 +212,3 @@ def _with_offset(columns: dict[str, Array], offset: Array) -> dict[str, Array]:
         name: values if name.startswith(fixed) or name.endswith("_se") else values + offset
         for name, values in columns.items()
     }
-
-
-def _column(values: Interval) -> Interval:
-    return Interval(values.estimate[:, 0], values.std_error[:, 0], values.lower[:, 0], values.upper[:, 0])

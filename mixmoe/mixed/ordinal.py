@@ -39,11 +39,14 @@ class OrdinalResponse:
     ----------
     scores : ndarray, shape (C,)
         What the categories count as, ascending.
+    labels : tuple of str
+        Names of the categories.
     extras : tuple of Extra
         The steps; none with two categories.
     """
 
     scores: Array
+    labels: tuple[str, ...] = ()
     extras: tuple[Extra, ...] = ()
 
     @property

@@ -122,7 +122,7 @@ def with_levels(model: ResponseModel, design: Design) -> ResponseModel:
     extras = step_extra((y == scores[:, None]).sum(axis=1).astype(float), labels, own)
     at = design.names.expert.index("Intercept")
     thresholds = Thresholds(at, labels, not design.common[at], own)
-    return replace(model, response=OrdinalResponse(scores, extras), thresholds=thresholds)
+    return replace(model, response=OrdinalResponse(scores, names, extras), thresholds=thresholds)
 
 
 def check_no_errors(model: ResponseModel, formula: MoEFormula, options: ErrorOptions) -> None:

@@ -15,6 +15,7 @@ from scipy.stats import norm
 from mixmoe.assess.residuals import Distribution, continuous, discrete
 from mixmoe.gate import gate_log_probabilities
 from mixmoe.kernels.distribution import Outcome
+from mixmoe.mixed.frames import by_expert, interval_columns, mean_columns
 from mixmoe.mixed.mixtures import MixtureLaw
 from mixmoe.mixed.natural import from_natural
 from mixmoe.mixed.outcomes import Response
@@ -310,3 +311,35 @@ def draw(e: LinkEstimate, at: Covariates, W: Array, starts: NDArray[np.intp], rn
     fixed = (e.params.beta[0] @ at.X.T + at.offset)[member[rows], np.arange(n)]
     eta = fixed + (at.Z * effects[rows]).sum(axis=1)
     return e.response.draw(rng, eta[:, None], e.extra[member[rows]], at.trials[:, None])[:, 0]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What `predict` shows on one scale, as columns of a frame.
+
+    Attributes
+    ----------
+    experts, population : callable
+        From estimate, covariates and alpha.
+    subjects : callable
+        From estimate, covariates, past of each row, alpha, and whether limits are for a new response.
+    """
+
+    experts: Callable[[LinkEstimate, Covariates, float], dict[str, Array]]
+    population: Callable[[LinkEstimate, Covariates, float], dict[str, Array]]
+    subjects: Callable[[LinkEstimate, Covariates, History, float, bool], dict[str, Array]]
+
+
+def _expert_columns(e: LinkEstimate, at: Covariates, alpha: float) -> dict[str, Array]:
+    return by_expert("expert", mean_intervals(expert_means, e, at, alpha))
+
+
+def _population_columns(e: LinkEstimate, at: Covariates, alpha: float) -> dict[str, Array]:
+    return interval_columns(("mean",), mean_intervals(marginal_means, e, at, alpha))
+
+
+def _subject_columns(e: LinkEstimate, at: Covariates, past: History, alpha: float, noise: bool) -> dict[str, Array]:
+    return mean_columns(subject_means(e, at, past, alpha, noise))
+
+
+MEANS = Shown(_expert_columns, _population_columns, _subject_columns)
