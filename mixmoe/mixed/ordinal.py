@@ -211,6 +211,15 @@ class Thresholds:
             return np.zeros(n_experts, dtype=np.intp)
         return np.arange(n_experts) * (len(self.labels) if self._alike(n_experts) else 1)
 
+    def place(self, expert: int, threshold: int, n_experts: int) -> int:
+        """Place of a threshold of an expert, both from 0, among the reported values: of its step if these are reported.
+
+        Only for steps of each expert's own.
+        """
+        if self._alike(n_experts):
+            return expert * len(self.labels) + threshold
+        return 1 + expert * (len(self.labels) - 1) + threshold - 1
+
     def wrong(self, reported: Array, n_experts: int) -> str | None:
         """What is wrong with reported values, shape (D,), if anything is."""
         for k, cuts in enumerate(self.by_expert(reported, n_experts), start=1):
