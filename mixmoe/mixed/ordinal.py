@@ -223,7 +223,7 @@ class Thresholds:
     def wrong(self, reported: Array, n_experts: int) -> str | None:
         """What is wrong with reported values, shape (D,), if anything is."""
         for k, cuts in enumerate(self.by_expert(reported, n_experts), start=1):
-            if not (np.isfinite(cuts).all() and (np.diff(cuts) > 0).all()):
+            if not (np.isfinite(cuts).all() and (np.diff(cuts) >= 0).all()):
                 return f"thresholds {', '.join(f'{c:g}' for c in cuts)} of expert {k}; they must increase"
         return None
 
