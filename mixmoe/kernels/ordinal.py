@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 Codes = NDArray[np.intp]
 
 _PASSES = 100
-_CLOSE = 1e-13  # relative size of a last step
+_CLOSE = 1e-10  # relative size of a last step, of which Newton squares the error
 _FAR = 700.0  # where the logistic function is zero or one to all digits
 
 
@@ -124,32 +124,42 @@ def score_variance(eta: Array, cuts: Array, scores: Array) -> Array:
 def predictor_of_score(mean: Array, cuts: Array, scores: Array) -> Array:
     """The predictor at which the expected score is `mean`, shape (E, n); far out at the first and the last score.
 
-    Newton steps within a bracket: the share of the range is a weighted mean of F(eta - c_j), so that eta lies between
-    the least and the largest threshold plus the logit of that share.
+    Newton steps on the logit of the share of the range, which is nearly linear in the predictor. The share is a
+    weighted mean of F(eta - c_j), so that eta lies between the least and the largest threshold plus that logit.
     """
-    share = (mean - scores[0]) / (scores[-1] - scores[0])
     with np.errstate(divide="ignore", invalid="ignore"):
-        place = np.clip(np.log(share) - np.log1p(-share), -_FAR, _FAR)
+        place = np.clip(np.log(mean - scores[0]) - np.log(scores[-1] - mean), -_FAR, _FAR)
     low, high = place + cuts.min(axis=1, keepdims=True), place + cuts.max(axis=1, keepdims=True)
     eta = 0.5 * (low + high)
     for _ in range(_PASSES):
-        off = expected_score(eta, cuts, scores) - mean
+        here = _share(eta, cuts, scores)
+        off = np.log(here.inside) - np.log(here.rest) - place
         low, high = np.where(off < 0, eta, low), np.where(off < 0, high, eta)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            new = eta - off / _score_slope(eta, cuts, scores)
-        new = np.where((new > low) & (new < high), new, 0.5 * (low + high))
+        new = eta - off * here.inside * here.rest / here.slope
+        new = np.where((new >= low) & (new <= high), new, 0.5 * (low + high))
         step, eta = np.abs(new - eta), new
         if (step <= _CLOSE * (1.0 + np.abs(eta))).all():
             break
     return eta
 
 
-def _score_slope(eta: Array, cuts: Array, scores: Array) -> Array:
-    """Derivative of `expected_score` in the predictor, shape (E, n)."""
-    total = np.zeros(eta.shape)
-    for j, gap in enumerate(np.diff(scores)):
-        total += gap * density(expit(eta - cuts[:, j : j + 1]))
-    return total
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """Share of the range of the scores at a predictor, its complement, and its derivative, each shape (E, n)."""
+
+    inside: Array
+    rest: Array
+    slope: Array
+
+
+def _share(eta: Array, cuts: Array, scores: Array) -> _Share:
+    inside, rest, slope = np.zeros(eta.shape), np.zeros(eta.shape), np.zeros(eta.shape)
+    for j, weight in enumerate(np.diff(scores) / (scores[-1] - scores[0])):
+        above, below = expit(eta - cuts[:, j : j + 1]), expit(cuts[:, j : j + 1] - eta)
+        inside += weight * above
+        rest += weight * below
+        slope += weight * above * below
+    return _Share(inside, rest, slope)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Probabilities of the categories of an ordinal response, random effects averaged over their distribution."""
 
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -11,6 +12,7 @@ from mixmoe.kernels.ordinal import at_most, with_ends
 from mixmoe.mixed.frames import interval_columns
 from mixmoe.mixed.ordinal import OrdinalResponse, cuts_of
 from mixmoe.mixed.predict import History, Interval
+from mixmoe.mixed.profiles import Grid, interval_curves
 from mixmoe.mixed.response_scale import (
     Covariates,
     LinkEstimate,
@@ -22,6 +24,7 @@ from mixmoe.mixed.response_scale import (
     mean_intervals,
     predictors,
 )
+from mixmoe.output.curves import Curve
 
 Array = NDArray[np.float64]
 
@@ -67,9 +70,29 @@ def subject_category_intervals(e: LinkEstimate, at: Covariates, past: History, a
     return Interval(mean, spread, lower, upper)
 
 
+def category_intervals(e: LinkEstimate, at: Covariates, alpha: float) -> Interval:
+    """`expert_categories` with limits by the delta method on the logit scale, each shape (n, K * C)."""
+    return mean_intervals(expert_categories, e, at, alpha, _limits)
+
+
+def category_curves(values: Interval, grid: Grid, labels: tuple[str, ...]) -> tuple[Curve, ...]:
+    """One panel per expert with a curve per category, from values of shape (n, K * C)."""
+    C = len(labels)
+    return tuple(
+        replace(
+            curve,
+            panel=f"expert {j // C + 1}",
+            label=labels[j % C],
+            expert=j // C + 1,
+            shade=j % C + 1,
+        )
+        for j, curve in enumerate(interval_curves("", values, grid, "probability of the category"))
+    )
+
+
 def _experts(e: LinkEstimate, at: Covariates, alpha: float) -> dict[str, Array]:
     names = [f"expert{k + 1}.{name}" for k in range(len(e.extra)) for name in _names(e)]
-    return interval_columns(names, mean_intervals(expert_categories, e, at, alpha, _limits))
+    return interval_columns(names, category_intervals(e, at, alpha))
 
 
 def _population(e: LinkEstimate, at: Covariates, alpha: float) -> dict[str, Array]:

@@ -11,7 +11,7 @@ from mixmoe.assess.residuals import Distribution
 from mixmoe.design import Design
 from mixmoe.inference.intervals import checked_alpha
 from mixmoe.kernels.distribution import Outcome
-from mixmoe.mixed.categories import CATEGORIES
+from mixmoe.mixed.categories import CATEGORIES, category_curves, category_intervals
 from mixmoe.mixed.filtering import Predictive, conditional_variance, mean_deviance, one_step_ahead
 from mixmoe.mixed.frames import by_expert, past_of_subjects
 from mixmoe.mixed.predict import Estimate, gate_intervals, prior_history
@@ -104,17 +104,26 @@ class GLMMResults(MEMoEResults):
         return pd.Series(d.in_order(values), index=self._row_index, name="resid")
 
     def curves(self, kind: str = "trajectories", **options: Any) -> tuple[Curve, ...]:
-        """Curves of a figure; see `MEMoEResults.curves`. Population means at one trial and offset zero."""
-        if kind != "trajectories":
+        """Curves of a figure; see `MEMoEResults.curves`. Population means at one trial and offset zero.
+
+        For an ordinal response also ``"categories"``: the probability of each category, one panel per expert.
+        """
+        if kind != "trajectories" and not (kind == "categories" and self.model.response.thresholds is not None):
             return super().curves(kind, **options)
         self._check_options(options)
-        design = self.model.design
-        x = options.get("x")
+        design, response = self.model.design, self.model.response.response
+        x, alpha = options.get("x"), checked_alpha(options.get("alpha", 0.05))
         x = trajectory_axis(design) if x is None else checked_column(design, x, "expert")
         grid = build_grid(design, x, options.get("at"))
         at = _covariates(design.for_new(grid.rows))
-        values = mean_intervals(expert_means, self._link(), at, checked_alpha(options.get("alpha", 0.05)))
-        return interval_curves("trajectories", values, grid, design.names.response)
+        if kind == "categories":
+            return category_curves(category_intervals(self._link(), at, alpha), grid, response.labels)
+        values = mean_intervals(expert_means, self._link(), at, alpha)
+        curves = interval_curves("trajectories", values, grid, design.names.response)
+        if self.model.response.thresholds is None:
+            return curves
+        levels = tuple(zip(response.scores.tolist(), response.labels, strict=True))
+        return tuple(replace(curve, levels=levels) for curve in curves)
 
     @property
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]:
