@@ -204,8 +204,9 @@ class GLMMResults(MEMoEResults):
 
     def _link(self) -> LinkEstimate:
         model, cov = self.model, self.cov.matrix.copy()
-        known = [i for i in model.layout.where("random") if np.isnan(cov[i, i])]
-        cov[known] = cov[:, known] = 0.0  # variances on their boundary are taken as known
+        held = (*model.layout.where("random"), *model.layout.where("threshold"))
+        known = [i for i in held if np.isnan(cov[i, i])]
+        cov[known] = cov[:, known] = 0.0  # variances on their boundary and infinite thresholds are taken as known
         vector = np.where(np.isnan(self.em.params), 0.0, self.em.params)
         return LinkEstimate(model.response.response, model.structure, vector, cov, model.user(vector))
 

@@ -163,9 +163,8 @@ def check_random(design: Design, model: ResponseModel) -> None:
     q = design.random.shape[1]
     if model.n_quad > 1 and q > 2:
         raise ArgumentError(f"n_quad={model.n_quad} is for at most 2 random effects, re: has {q}; use n_quad=1")
-    binary = model.name == "ordinal" and len(design.response_levels or ()) == 2
-    binary |= model.name == "binomial" and (trials_of(design) == 1).all()
-    if q and design.n == design.n_units and (model.gaussian or binary):
+    latent = model.name == "ordinal" or (model.name == "binomial" and (trials_of(design) == 1).all())
+    if q and design.n == design.n_units and (model.gaussian or latent):
         raise DesignError(
             f"each of the {design.n} subjects has one row, where random effects cannot be told from residuals; "
             f"write re: (0 | {design.names.group})"

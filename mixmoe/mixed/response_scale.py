@@ -66,7 +66,8 @@ class LinkEstimate:
     vector : ndarray, shape (P,)
         Reported parameters.
     cov : ndarray, shape (P, P)
-        Of the reported parameters; zero where a variance is on its boundary and taken as known.
+        Of the reported parameters; zero where a variance is on its boundary, or a threshold infinite, and taken as
+        known.
     params : Params
         On the user's scale, S = 1.
     """

@@ -178,7 +178,8 @@ def test_series_by_parameter(case):
 
 
 def test_names_of_parameters(case):
-    allowed = r"^(expert\d\.|common\.|gate[2-9]\.|sd\d?\(|corr\d?\(|omega[2-9]$|sigma\d?(\.|$)|(rho|phi|sd_bm|df)\d?$|cut\d\()"
+    allowed = r"^(expert\d\.|common\.|gate[2-9]\.|sd\d?\(|corr\d?\(|omega[2-9]$|sigma\d?(\.|$)|cut\d\()"
+    allowed += r"|^(rho|phi|sd_bm|df)\d?$"
     assert case.fit.params.index.str.match(allowed).all()
     assert case.fit.params.index.is_unique
 
