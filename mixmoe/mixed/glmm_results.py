@@ -47,12 +47,18 @@ class GLMMResults(MEMoEResults):
     Predictions, fitted values and figures are on the scale of the response (for successes out of trials their expected
     number): an expert's trajectory is its population mean, averaged over the random effects. With ``scale="link"``
     `predict` gives linear predictors, those of experts and population at random effects of zero.
+
+    The levels of an ordinal response count as themselves if they are numbers, else as 1, 2 ...: fitted values,
+    residuals and draws of `simulate` are on this scale, and ``scale="categories"`` gives the probability of each level.
+    Its deviance residuals are measured against certainty of the level seen, so that their variance is not one.
     """
 
     _resid_kinds: tuple[str, ...] = ("conditional", "marginal", "pearson", "deviance", "quantile")
 
     def to_frame(self, alpha: float = 0.05, exponentiate: bool = False) -> pd.DataFrame:
         """One row per parameter; with `exponentiate` coefficients as odds, rate or mean ratios.
+
+        Odds are those of a success, or of a higher level of an ordinal response.
 
         Parameters
         ----------

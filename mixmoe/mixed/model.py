@@ -83,7 +83,7 @@ class MEMoE(Refitting):
     cov_re : {"expert", "common", "proportional"}
         Own covariance of the random effects per expert, one for all, or ``D_k = omega_k^2 D_1``.
     residual : {"expert", "common"}
-        Own residual standard deviation (or dispersion) per expert, or one for all.
+        Own residual standard deviation (or dispersion, or distances between thresholds) per expert, or one for all.
     errors : {"iid", "ar1", "car1", "bm"}
         Errors of a subject at times t and s: independent; correlated by ``rho^|t - s|`` at whole-number times, or by
         ``exp(-phi |t - s|)`` (the Phi of nlme's corCAR1 is exp(-phi)); or a Brownian motion of covariance

@@ -1,7 +1,9 @@
 """Recovery and coverage of mixtures of GLMMs over replicates with known truth, as a Markdown table.
 
-    python -m tests.simulation.glmm --presets binary count --replicates 500 --pieces DIR     (as often as there is time)
-    python -m tests.simulation.glmm --collect DIR                                            (writes GLMM.md)
+    python -m tests.simulation.glmm --presets binary count ordinal --replicates 500 --pieces DIR
+    python -m tests.simulation.glmm --collect DIR
+
+The first as often as there is time, the second writes GLMM.md.
 
 Each call adds replicates to those in DIR, one file per preset and quadrature, going on with the next seed. A replicate
 is that of `tests.simulation.coverage`, with few random starts, as the presets have one maximum that all of them reach.
@@ -89,11 +91,12 @@ def markdown(path):
     flags = one["flags"].astype(object).fillna("").str.split().explode().value_counts()
     flagged = ", ".join(f"{code} {n}" for code, n in flags.items()) or "none"
     verdict = "met" if worst < BIAS else "not met"
+    what = "Fixed effects and thresholds" if fixed.index.str.startswith("cut").any() else "Fixed effects"
     how = "Laplace" if n_quad == "1" else f"{n_quad} quadrature points"
     lines = [
         f"## {preset}, {how}: {len(one)} replicates of {N_SUBJECTS} subjects",
         "",
-        f"Fixed effects: largest bias {worst:.1%} of the effect (bar {BIAS:.0%}: {verdict}); "
+        f"{what}: largest bias {worst:.1%} of the effect (bar {BIAS:.0%}: {verdict}); "
         f"robust 95 % intervals {low:.1%} to {high:.1%} (bar {LOW:.0%} to {HIGH:.0%}: "
         f"{'met' if low >= LOW and high <= HIGH else 'not met'}).",
         f"Converged: {int(one['converged'].sum())}; flags: {flagged}.",
@@ -110,7 +113,7 @@ def markdown(path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presets", nargs="+", default=["binary", "count"])
+    parser.add_argument("--presets", nargs="+", default=["binary", "count", "ordinal"])
     parser.add_argument("--n-quad", type=int, default=1)
     parser.add_argument("--replicates", type=int, default=500)
     parser.add_argument("--seconds", type=float, default=200.0, help="per preset")
