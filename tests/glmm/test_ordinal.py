@@ -498,11 +498,20 @@ def test_command_line(data, tmp_path, monkeypatch, capsys):
     fit = ["fit", "data.csv", "y ~ time | gate: z1 | re: (1 | id)", "--option", "family=ordinal", "--starts", "4"]
     assert main([*fit, "--rng", "0", "--save", "f.mixmoe", "--plot", "p.png", "--plot-kind", "categories"]) == 0
     assert "expert 2: cut(3|4)" in capsys.readouterr().out
-    assert main(["predict", "f.mixmoe", "data.csv", "--kind", "marginal", "--out", "-"]) == 0
-    assert "mean_low" in capsys.readouterr().out
+    assert main(["predict", "f.mixmoe", "data.csv", "--kind", "marginal", "--scale", "categories"]) == 0
+    assert capsys.readouterr().out.startswith("id,P(1),P(1)_se,P(1)_low,P(1)_high,P(2)")
     fit[2] = "pain ~ time | re: (1 | id)"
     assert main(fit) != 0
     assert "whose order is not known" in capsys.readouterr().err
+
+
+def test_shifted_covariates_and_patsy_change_nothing(data, fit):
+    later = quiet("pain ~ year + x1 | gate: z1 | re: (1 | id)", data.assign(year=data["time"] + 2000), family="ordinal")
+    assert later.llf == pytest.approx(fit.llf, abs=1e-8)
+    moved = fit.params["cut1(none|quite mild)"] + 2000 * fit.params["expert1.time"]
+    assert later.params["cut1(none|quite mild)"] == pytest.approx(moved, rel=1e-8)
+    patsy = quiet("pain ~ time + x1 | gate: z1 | re: (1 | id)", data, family="ordinal", formula_engine="patsy")
+    pd.testing.assert_series_equal(patsy.params, fit.params, rtol=1e-8)
 
 
 def test_polars_enums_are_ordered(data):
