@@ -88,23 +88,27 @@ def with_ends(cuts: Array) -> Array:
     return np.concatenate([-end, cuts, end], axis=1)
 
 
-def log_probability(codes: Codes, at: Borders, cuts: Array) -> Array:
-    """Log-probability of the responses, shape (E, n)."""
-    return log_expit(at.high) + log_expit(-at.low) + log_widths(cuts)[:, codes]
+def log_probability(codes: Codes, at: Borders, widths: Array) -> Array:
+    """Log-probability of the responses, shape (E, n).
 
-
-def log_widths(cuts: Array) -> Array:
-    """``log(1 - exp(-w))`` for the width w of each category, zero for the outer ones, shape (E, C)."""
-    inner = np.log(-np.expm1(-np.diff(cuts, axis=1)))
-    end = np.zeros((len(cuts), 1))
-    return np.concatenate([end, inner, end], axis=1)
+    Parameters
+    ----------
+    codes : ndarray of int, shape (n,)
+    at : Borders
+    widths : ndarray, shape (E, C - 2)
+        Of the inner categories: differences of thresholds, which these hold to all digits where they nearly meet.
+    """
+    with np.errstate(divide="ignore"):  # no width leaves no probability
+        inner = np.log(-np.expm1(-widths))
+    log_width = np.pad(inner, ((0, 0), (1, 1)))
+    return log_expit(at.high) + log_expit(-at.low) + log_width[:, codes]
 
 
 def category_probabilities(eta: Array, cuts: Array) -> Array:
     """Probability of each category, shape (C, E, n)."""
     ends = with_ends(cuts).T[:, :, None]
-    width = np.exp(log_widths(cuts)).T[:, :, None]
-    return np.asarray(expit(ends[1:] - eta) * expit(eta - ends[:-1]) * width)
+    share = np.pad(-np.expm1(-np.diff(cuts, axis=1)), ((0, 0), (1, 1)), constant_values=1.0).T[:, :, None]
+    return np.asarray(expit(ends[1:] - eta) * expit(eta - ends[:-1]) * share)
 
 
 def expected_score(eta: Array, cuts: Array, scores: Array) -> Array:

@@ -70,9 +70,9 @@ class OrdinalResponse:
 
     def curvature(self, out: Outcome, eta: Array, extra: Array) -> Curvature:
         """Log-probability, slope and weight in one pass."""
-        codes, cuts = _codes(out.y), cuts_of(extra)
-        at = borders(codes, eta, cuts)
-        return Curvature(log_probability(codes, at, cuts), at.slope, at.weight)
+        codes = _codes(out.y)
+        at = borders(codes, eta, cuts_of(extra))
+        return Curvature(log_probability(codes, at, np.exp(extra)), at.slope, at.weight)
 
     def terms(self, out: Outcome, eta: Array, extra: Array) -> Terms:
         """All derivatives.
