@@ -23,6 +23,7 @@ from mixmoe.kernels.ordinal import (
     log_probability,
     predictor_of_score,
     score_variance,
+    with_ends,
 )
 from mixmoe.layout import Parameter
 from mixmoe.mixed.extras import Extra, Positive
@@ -118,9 +119,8 @@ class OrdinalResponse:
 
     def cdf(self, y: Array, eta: Array, extra: Array, trials: Array) -> Array:
         """``P(Y <= y)`` for categories y, from 0."""
-        ends = np.pad(cuts_of(extra), ((0, 0), (1, 1)), constant_values=((0, 0), (-np.inf, np.inf)))
         place = np.clip(y, -1, len(self.scores) - 1).astype(np.intp) + 1
-        return np.asarray(expit(ends[:, place] - eta))
+        return np.asarray(expit(with_ends(cuts_of(extra))[:, place] - eta))
 
     def draw(self, rng: np.random.Generator, eta: Array, extra: Array, trials: Array) -> Array:
         """Scores of latent logistic values between the thresholds."""

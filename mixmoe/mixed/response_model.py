@@ -69,7 +69,7 @@ class ResponseModel:
 def build_response_model(
     family: str, residual: Residual, n_quad: int, columns: Mapping[str, str | None]
 ) -> ResponseModel:
-    """The response distribution that the arguments of `MEMoE` describe.
+    """The response distribution that the arguments of `MEMoE` describe; `with_levels` adds what data alone can tell.
 
     Parameters
     ----------
