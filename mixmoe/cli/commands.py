@@ -75,7 +75,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
     known = read_data(arguments.fit_data) if arguments.fit_data else None
     results = load(arguments.fit, known)
     new = source(arguments)
-    options = {"kind": arguments.kind, "interval": arguments.interval, "alpha": arguments.alpha}
+    options = {name: getattr(arguments, name) for name in ("kind", "interval", "scale", "alpha")}
     if arguments.history is not None:
         options["history"] = read_data(arguments.history, sep=arguments.sep, decimal=arguments.decimal)
     given = {name: value for name, value in options.items() if value is not None}

@@ -35,6 +35,8 @@ def scale_of(parameter: Parameter) -> Scale:
         return "atanh"
     if parameter.block == "residual" and parameter.term == "rho":
         return "atanh"
+    if parameter.block == "threshold" and parameter.term.startswith("cut"):
+        return "identity"
     return "identity" if parameter.tested else "log"
 
 

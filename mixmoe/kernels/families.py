@@ -330,8 +330,8 @@ def canonical_family(name: Any) -> str:
     return _ALIASES.get(key, key)
 
 
-def family_named(name: str, allowed: Sequence[str] = FAMILIES) -> Family:
-    """The response distribution of this name.
+def name_of_family(name: str, allowed: Sequence[str] = FAMILIES) -> str:
+    """The name of a family in full, from one of its names.
 
     Parameters
     ----------
@@ -349,5 +349,10 @@ def family_named(name: str, allowed: Sequence[str] = FAMILIES) -> Family:
     if key not in allowed:
         known = ", ".join(map(repr, allowed))
         raise ArgumentError(f"family must be one of {known}, got {name!r}; choose the distribution of the response")
-    family: Family = _CLASSES[key]()
+    return key
+
+
+def family_named(name: str, allowed: Sequence[str] = FAMILIES) -> Family:
+    """The response distribution of this name, see `name_of_family`."""
+    family: Family = _CLASSES[name_of_family(name, allowed)]()
     return family

@@ -1,7 +1,9 @@
 """Recovery and coverage of mixtures of GLMMs over replicates with known truth, as a Markdown table.
 
-    python -m tests.simulation.glmm --presets binary count --replicates 500 --pieces DIR     (as often as there is time)
-    python -m tests.simulation.glmm --collect DIR                                            (writes GLMM.md)
+    python -m tests.simulation.glmm --presets binary count ordinal --replicates 500 --pieces DIR
+    python -m tests.simulation.glmm --collect DIR
+
+The first as often as there is time, the second writes GLMM.md.
 
 Each call adds replicates to those in DIR, one file per preset and quadrature, going on with the next seed. A replicate
 is that of `tests.simulation.coverage`, with few random starts, as the presets have one maximum that all of them reach.
@@ -35,16 +37,17 @@ def markdown(path):
     raw = stored(path)
     preset, n_quad, starts = path.stem.split("_")
     table = summarise(raw)
-    fixed = table[table.index.str.startswith("expert")]
+    fixed = table[table.index.str.startswith(("expert", "cut"))]
     worst, low, high = fixed["bias / truth"].abs().max(), fixed["coverage"].min(), fixed["coverage"].max()
     verdict = "met" if worst < BIAS else "not met"
+    what = "Fixed effects and thresholds" if fixed.index.str.startswith("cut").any() else "Fixed effects"
     how = "Laplace" if n_quad == "1" else f"{n_quad} quadrature points"
     return [
         f"## {preset}, {how}: {raw['seed'].nunique()} replicates of {N_SUBJECTS} subjects",
         "",
         f"Fitted from {'the truth' if starts == '0' else f'{starts} random starts'}.",
         "",
-        f"Fixed effects: largest bias {worst:.1%} of the effect (bar {BIAS:.0%}: {verdict}); "
+        f"{what}: largest bias {worst:.1%} of the effect (bar {BIAS:.0%}: {verdict}); "
         f"robust 95 % intervals {low:.1%} to {high:.1%} (bar {LOW:.0%} to {HIGH:.0%}: "
         f"{'met' if low >= LOW and high <= HIGH else 'not met'}).",
         ending(raw),
@@ -56,7 +59,7 @@ def markdown(path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presets", nargs="+", default=["binary", "count"])
+    parser.add_argument("--presets", nargs="+", default=["binary", "count", "ordinal"])
     parser.add_argument("--n-quad", type=int, default=1)
     parser.add_argument("--starts", type=int, default=8, help="random starts; 0 to fit from the truth")
     parser.add_argument("--replicates", type=int, default=500)
