@@ -83,7 +83,7 @@ def _way_to_numbers(values: pd.Series) -> str:
     kind = pd.api.types.infer_dtype(values, skipna=True)
     if kind.startswith(("date", "datetime")):
         return "for example to days: (dates - dates.min()) / pd.Timedelta(days=1), after pd.to_datetime"
-    return "for example with pd.to_numeric"
+    return "for example with pd.to_numeric, or two categories to 0 and 1"
 
 
 def _first_text(values: pd.Series, rows: Rows) -> int:

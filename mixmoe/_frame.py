@@ -113,7 +113,7 @@ def _foreign(values: Any, name: str) -> Any:
         return _one_dimension(np.asarray(values, dtype=object), name) if _has_none(values) else list(values)
     kind = str(getattr(values, "dtype", ""))
     if kind.startswith("Enum"):
-        return pd.Categorical(values.to_list(), categories=list(values.dtype.categories))
+        return pd.Categorical(values.to_list(), categories=list(values.dtype.categories), ordered=True)
     if kind.startswith(("Int", "UInt", "Float", "Date", "Time", "Duration")) or kind == "Boolean":
         return pd.array(values.to_list(), dtype="boolean") if _null_boolean(values, kind) else values.to_numpy()
     return np.asarray(values.to_list(), dtype=object)

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.formula import MoEFormula, Part, PartKind
 
 Engine = Literal["formulaic", "patsy"]
-ResponseKind = Literal["numeric", "categorical"]
+ResponseKind = Literal["numeric", "categorical", "ordinal"]
 
 WHERE: Mapping[str, str] = {
     "response": "the response",
@@ -55,7 +55,7 @@ class Recipe:
     ----------
     formula : MoEFormula
     engine : {"formulaic", "patsy"}
-    response_kind : {"numeric", "categorical"}
+    response_kind : {"numeric", "categorical", "ordinal"}
     context : mapping
         Names given by the user for use in the formula.
     sections : mapping of str to tuple
@@ -72,7 +72,7 @@ class Recipe:
     numeric : frozenset of str
         Columns of the formula that held numbers.
     levels : tuple or None
-        Levels of a categorical response.
+        Levels of a categorical or ordinal response.
     """
 
     formula: MoEFormula
@@ -101,13 +101,13 @@ def make_recipe(
         raise ArgumentError(f"formula_engine must be one of 'formulaic', 'patsy', got {engine!r}")
     if context is not None and not isinstance(context, Mapping):
         raise ArgumentError(f"context must map names to values, such as {{'f': f}}, got {context!r}")
-    if response not in ("numeric", "categorical"):
-        raise ArgumentError(f"response must be one of 'numeric', 'categorical', got {response!r}")
+    if response not in get_args(ResponseKind):
+        raise ArgumentError(f"response must be one of {', '.join(map(repr, get_args(ResponseKind)))}, got {response!r}")
     for option, column in (aux or {}).items():
         _require_name(option, column)
     texts = _section_texts(formula, random_columns)
-    if response == "categorical":
-        _require_plain_response(formula)
+    if response != "numeric":
+        _require_plain_response(formula, response)
         texts = {**texts, "response": ()}
     names = {name: _used_names(parts) for name, parts in texts.items()}
     _refuse_reserved(names)
@@ -174,9 +174,10 @@ def response_column(formula: MoEFormula) -> str | None:
     return _formulaic.column_of(term) if _formulaic.is_plain_column(term) else None
 
 
-def _require_plain_response(formula: MoEFormula) -> None:
+def _require_plain_response(formula: MoEFormula, kind: ResponseKind) -> None:
     if response_column(formula) is None:
-        raise DesignError(f"a categorical response must be a column, got {formula.response!r}; make such a column")
+        what = f"a{'n' if kind == 'ordinal' else ''} {kind} response"
+        raise DesignError(f"{what} must be a column, got {formula.response!r}; make such a column")
 
 
 def collect(frame: FrameView, recipe: Recipe, wanted: tuple[str, ...], required: bool) -> Rows:
@@ -186,7 +187,7 @@ def collect(frame: FrameView, recipe: Recipe, wanted: tuple[str, ...], required:
     group = None if formula.random is None else formula.random.group
     if group is not None and group not in frame and not required:
         group = None
-    if "response" in wanted and recipe.response_kind == "categorical":
+    if "response" in wanted and recipe.response_kind != "numeric":
         needs.append(Need(str(response_column(formula)), WHERE["response"]))
     keys = Keys(group)
     if formula.seq is not None and group is not None:

@@ -20,6 +20,7 @@ from mixmoe.em import better
 from mixmoe.errors import ArgumentError, MixmoeError, MixmoeWarning
 from mixmoe.formula import MoEFormula, parse_formula
 from mixmoe.inference.journal import Journal
+from mixmoe.kernels.families import canonical_family
 from mixmoe.output.saved import checksum
 from mixmoe.results import MoEResults
 
@@ -110,6 +111,8 @@ def build_specs(
     several = [formulas] if isinstance(formulas, str | MoEFormula) else list(formulas)
     counts = sorted({checked_count(k, "experts") for k in _listed(experts, "experts")})
     lists = {name: _listed(options[name], name) for name in LISTED if isinstance(options.get(name), list | tuple)}
+    if "family" in lists:  # "negbinomial" and "negativebinomial" are one candidate
+        lists["family"] = list(dict.fromkeys(map(canonical_family, lists["family"])))
     if not several:
         raise ArgumentError("formula must be a formula or a list of them, got an empty list")
     specs = []

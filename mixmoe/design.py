@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from mixmoe._checks import check_columns, check_finite, check_replay, check_types, gate_by_unit, label_of
 from mixmoe._formulaic import Materialized
 from mixmoe._frame import FrameView, infinite, is_numeric, shown, view
+from mixmoe._levels import level_codes, level_scores, response_levels
 from mixmoe._rank import aliases
 from mixmoe._recipe import (
     ENGINES,
@@ -21,15 +22,15 @@ from mixmoe._recipe import (
     collect,
     formula_frame,
     make_recipe,
-    response_column,
 )
 from mixmoe._rows import Dropped, Rows, earliest, without_rows
 from mixmoe.errors import CollinearityWarning, DesignError, DroppedRowsWarning, warn
 from mixmoe.formula import MoEFormula
 
+NUMERIC_AUX = ("trials", "offset", "weights")  # auxiliary columns that must hold numbers
+
 Array = NDArray[np.float64]
 
-_NUMBERS = ("trials", "offset", "weights")  # columns beside the formula that must be numeric
 Integers = NDArray[np.intp]
 
 
@@ -65,9 +66,10 @@ class Design:
     ----------
     formula : MoEFormula
     response : ndarray, shape (n,), or None
-        Integer codes if categorical; None for new data without response.
+        Integer codes if categorical; what the levels count as if ordinal, themselves if they are numbers, else
+        1, 2 ...; None for new data without response.
     response_levels : tuple or None
-        Levels of a categorical response.
+        Levels of a categorical or ordinal response.
     expert : ndarray, shape (n, p)
     gate : ndarray, shape (N, m)
         One row per unit, or per row of the data if coefficients vary along an index.
@@ -227,7 +229,7 @@ def build_design(
         Functions and constants that the formula may use. Nothing else of the caller is visible.
     engine : {"formulaic", "patsy"}
         What computes the terms.
-    response : {"numeric", "categorical"}
+    response : {"numeric", "categorical", "ordinal"}
     aux : mapping of str to str, optional
         Further row-aligned columns (weights, offset, clusters), by the name under which they are returned.
     random_columns : bool
@@ -258,7 +260,7 @@ def build_design(
     built = ENGINES[engine].materialize(formula_frame(rows, recipe), recipe.sections, _context(recipe, rows))
     rows = _cleaned(recipe, built, rows, frame)
     built = _with_gate_by_unit(recipe, built, rows, frame)
-    recipe = _fitted(recipe, built, rows)
+    recipe = _fitted(recipe, built, rows, frame)
     design = _assembled(recipe, built, rows, frame)
     _check_fit(design)
     return design
@@ -314,7 +316,7 @@ def _warn_dropped(dropped: Dropped, n_input: int, columns: FrameView) -> None:
         )
 
 
-def _fitted(recipe: Recipe, built: Materialized, rows: Rows) -> Recipe:
+def _fitted(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Recipe:
     """The recipe with what only the original data can tell."""
     _warn_empty_terms(recipe, built)
     kept = {
@@ -322,7 +324,7 @@ def _fitted(recipe: Recipe, built: Materialized, rows: Rows) -> Recipe:
         for section in ("expert", "gate", "sigma")
     }
     kept["sigma"] &= np.array([name != "Intercept" for name in built.names["sigma"]], dtype=bool)
-    levels = _levels(rows, recipe.formula) if recipe.response_kind == "categorical" else None
+    levels = response_levels(recipe, rows, frame)
     columns = formula_frame(rows, recipe)
     numeric = frozenset(str(name) for name in columns if is_numeric(columns[name]))
     return replace(recipe, specs=built.specs, kept=kept, numeric=numeric, levels=levels)
@@ -360,14 +362,6 @@ def _reason(others: tuple[int, ...], names: tuple[str, ...]) -> str:
     if len(others) == 1:
         return f"it is a multiple of {names[others[0]]!r}"
     return f"it is a linear combination of {', '.join(repr(names[k]) for k in others)}"
-
-
-def _levels(rows: Rows, formula: MoEFormula) -> tuple[Any, ...]:
-    values = rows.columns[str(response_column(formula))]
-    levels = tuple(pd.factorize(values, sort=True)[1])
-    if len(levels) < 2:
-        raise DesignError(f"the response {formula.response!r} is {shown(levels[0])} in every row; it needs two states")
-    return levels
 
 
 def _assembled(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Design:
@@ -443,39 +437,29 @@ def _auxiliary(recipe: Recipe, rows: Rows, frame: FrameView) -> dict[str, NDArra
         if column not in rows.columns:
             continue
         values = rows.columns[column]
-        if label in _NUMBERS and not is_numeric(values):
-            raise DesignError(
-                f"column {column!r} ({label}) must hold numbers, got {shown(values.iloc[0])} in row "
-                f"{label_of(rows, frame, 0)}; convert it with pandas.to_numeric"
-            )
         wrong = infinite(values)
         if wrong is not None:
             i = earliest(wrong, rows)
             raise DesignError(
                 f"column {column!r} ({label}) is {values.iloc[i]} in row {label_of(rows, frame, i)}; correct it"
             )
+        if label in NUMERIC_AUX and not is_numeric(values):
+            i = earliest(np.ones(len(values), dtype=bool), rows)
+            raise DesignError(
+                f"column {column!r} ({label}) must hold numbers, got {shown(values.iloc[i])} in row "
+                f"{label_of(rows, frame, i)}; convert it, for example with pd.to_numeric"
+            )
         out[label] = np.array(values, dtype=np.float64) if is_numeric(values) else np.asarray(values, dtype=object)
     return out
 
 
 def _response(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> NDArray[Any] | None:
-    if recipe.response_kind == "categorical":
-        return _state_codes(recipe, rows, frame)
-    return built.matrices["response"][:, 0] if "response" in built.matrices else None
-
-
-def _state_codes(recipe: Recipe, rows: Rows, frame: FrameView) -> Integers | None:
-    column = str(response_column(recipe.formula))
-    if column not in rows.columns:
-        return None
-    codes = pd.Index(list(recipe.levels or ())).get_indexer(pd.Index(np.asarray(rows.columns[column])))
-    if (codes < 0).any():
-        i = earliest(codes < 0, rows)
-        raise DesignError(
-            f"the response {column!r} is {shown(rows.columns[column].iloc[i])} in row {label_of(rows, frame, i)}, "
-            f"which the fit has not seen; known are {', '.join(map(shown, recipe.levels or ()))}"
-        )
-    return codes.astype(np.intp)
+    if recipe.response_kind == "numeric":
+        return built.matrices["response"][:, 0] if "response" in built.matrices else None
+    codes = level_codes(recipe, rows, frame)
+    if codes is None or recipe.response_kind == "categorical":
+        return codes
+    return level_scores(recipe.levels or ())[codes]
 
 
 def _check_fit(design: Design) -> None:

@@ -20,7 +20,7 @@ class Flag:
     ----------
     code : str
         ``"boundary"``, ``"separated_gate"``, ``"degenerate"``, ``"not_converged"``, ``"not_replicated"``,
-        ``"interrupted"`` ...
+        ``"interrupted"``, ``"laplace_bias"`` ...
     message : str
         One sentence with the value and what to do.
     """

@@ -87,6 +87,10 @@ class DegeneracyWarning(MixmoeWarning):
     """An expert is empty or has collapsed on a few subjects."""
 
 
+class ApproximationWarning(MixmoeWarning):
+    """The integral over the random effects is too coarse for the data."""
+
+
 def warn(message: str, category: type[MixmoeWarning]) -> None:
     """Give a warning that points at the line of the user who called the package, however deep it arises."""
     level, frame = 1, sys._getframe(0)

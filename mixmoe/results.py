@@ -307,7 +307,11 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         return draw(self.curves(kind, **options), self._observed(kind, **options), ax)
 
     _default_plot = "trajectories"
-    _curve_kinds: tuple[str, ...] = ()
+
+    @property
+    def _curve_kinds(self) -> tuple[str, ...]:
+        """Kinds that `curves` has, the default first."""
+        return ()
 
     @property
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]:

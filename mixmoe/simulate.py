@@ -20,9 +20,21 @@ from mixmoe.errors import ArgumentError
 Array = NDArray[np.float64]
 Shape = Literal["normal", "t5", "skewed"]
 Preset = Literal[
-    "moderate", "separated", "three", "heavy_tails", "single", "unbalanced", "latent_class", "binary", "count"
+    "moderate",
+    "separated",
+    "three",
+    "heavy_tails",
+    "single",
+    "unbalanced",
+    "latent_class",
+    "binary",
+    "count",
+    "overdispersed",
+    "positive",
+    "share",
+    "ordinal",
 ]
-Family = Literal["gaussian", "binomial", "poisson"]
+Family = Literal["gaussian", "binomial", "poisson", "negbinomial", "gamma", "beta", "ordinal"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,9 +50,12 @@ class MEMoETruth:
     D : ndarray, shape (K, q, q)
         Covariances of the random effects, which go with the first q columns of the experts; q may be 0.
     sigma : ndarray, shape (K,)
-        Residual standard deviations; not used unless responses are Gaussian.
-    family : {"gaussian", "binomial", "poisson"}
-        Distribution of the responses given the linear predictor: identity, logit and log links.
+        Residual standard deviations of Gaussian responses; of others the dispersion, if they have one: ``theta``,
+        ``shape`` or ``phi``, see `MEMoE`.
+    family : {"gaussian", "binomial", "poisson", "negbinomial", "gamma", "beta", "ordinal"}
+        Distribution of the responses given the linear predictor: identity, logit and log links, cumulative logits.
+    cuts : ndarray, shape (K, C - 1), or None
+        Thresholds of ordinal responses, whose categories are 1, 2 ... C.
     """
 
     beta: Array
@@ -48,6 +63,7 @@ class MEMoETruth:
     D: Array
     sigma: Array
     family: Family = "gaussian"
+    cuts: Array | None = None
 
     @property
     def n_experts(self) -> int:
@@ -77,16 +93,22 @@ class MEMoETruth:
             )
         new = np.asarray(order) - 1
         full = np.vstack([np.zeros((1, self.gamma.shape[1])), self.gamma])[new]
-        return replace(self, beta=self.beta[new], gamma=full[1:] - full[0], D=self.D[new], sigma=self.sigma[new])
+        cuts = None if self.cuts is None else self.cuts[new]
+        parts = {"beta": self.beta[new], "gamma": full[1:] - full[0], "D": self.D[new], "sigma": self.sigma[new]}
+        return replace(self, **parts, cuts=cuts)
 
     def named(self) -> pd.Series:
         """Parameters under the names that a fit gives them, e.g. ``expert1.time``, ``sd1(time|id)``, ``sigma1``."""
         expert, gate = self._names("x", self.beta.shape[1]), self._names("z", self.gamma.shape[1])
-        values = {f"expert{k + 1}.{c}": b for k, row in enumerate(self.beta) for c, b in zip(expert, row, strict=True)}
+        at = 0 if self.cuts is None else 1  # thresholds take the place of the intercept
+        values = {f"expert{k + 1}.{expert[j]}": row[j] for k, row in enumerate(self.beta) for j in range(at, len(row))}
         values |= {f"gate{k + 2}.{c}": g for k, row in enumerate(self.gamma) for c, g in zip(gate, row, strict=True)}
         for k, (cov, sigma) in enumerate(zip(self.D, self.sigma, strict=True), start=1):
-            residual = {f"sigma{k}": float(sigma)} if self.family == "gaussian" else {}
+            residual = {f"{_NOISE[self.family]}{k}": float(sigma)} if self.family in _NOISE else {}
             values |= _named_covariance(cov, expert, k) | residual
+        if self.cuts is not None:
+            shifted = self.cuts - self.beta[:, :1]
+            values |= {f"cut{k + 1}({j + 1}|{j + 2})": c for k, row in enumerate(shifted) for j, c in enumerate(row)}
         return pd.Series(values, dtype=float, name="truth")
 
     def _names(self, letter: str, size: int) -> list[str]:
@@ -166,6 +188,23 @@ _COUNT = MEMoETruth(
     sigma=np.ones(2),
     family="poisson",
 )
+_OVERDISPERSED = replace(_COUNT, D=np.array([[[0.25]], [[0.16]]]), sigma=np.array([2.0, 5.0]), family="negbinomial")
+_POSITIVE = replace(_COUNT, sigma=np.array([3.0, 6.0]), family="gamma")
+_SHARE = MEMoETruth(
+    beta=np.array([[-1.0, 0.4, 0.3], [1.0, -0.4, -0.3]]),
+    gamma=np.array([[-0.6, -0.8, 0.7]]),
+    D=np.array([[[0.36]], [[0.25]]]),
+    sigma=np.array([6.0, 12.0]),
+    family="beta",
+)
+_ORDINAL = MEMoETruth(
+    beta=np.array([[0.0, 0.6, 0.5], [0.0, -0.6, -0.5]]),
+    gamma=np.array([[-0.6, -0.8, 0.7]]),
+    D=np.array([[[1.0]], [[0.64]]]),
+    sigma=np.ones(2),
+    family="ordinal",
+    cuts=np.array([[0.5, 1.5, 3.0], [-3.0, -1.5, -0.5]]),
+)
 
 _PRESETS: Mapping[str, _Scheme] = MappingProxyType(
     {
@@ -177,6 +216,10 @@ _PRESETS: Mapping[str, _Scheme] = MappingProxyType(
         "unbalanced": _Scheme(_MODERATE, visits=(1, 8)),
         "binary": _Scheme(_BINARY, visits=10),
         "count": _Scheme(_COUNT, visits=5),
+        "overdispersed": _Scheme(_OVERDISPERSED, visits=6),
+        "positive": _Scheme(_POSITIVE, visits=5),
+        "share": _Scheme(_SHARE, visits=5),
+        "ordinal": _Scheme(_ORDINAL, visits=8),
         "latent_class": _Scheme(replace(_MODERATE, D=np.empty((2, 0, 0)))),
     }
 )
@@ -192,6 +235,7 @@ def memoe(
     gamma: ArrayLike | None = None,
     D: ArrayLike | None = None,
     sigma: ArrayLike | None = None,
+    cuts: ArrayLike | None = None,
     errors: Shape | None = None,
     effects: Shape | None = None,
     rng: np.random.Generator | int | None = None,
@@ -206,7 +250,10 @@ def memoe(
         errors and skewed random effects; ``"single"``: one expert, a linear mixed model; ``"unbalanced"``:
         ``"moderate"`` with 1 to 8 visits at irregular times; ``"latent_class"``: ``"moderate"`` without random effects;
         ``"binary"``: two experts with responses of 0 and 1 at 10 visits, random intercept; ``"count"``: two experts
-        with Poisson responses at 5 visits, random intercept and slope.
+        with Poisson responses at 5 visits, random intercept and slope; ``"overdispersed"``: such counts from negative
+        binomial distributions at 6 visits, random intercept; ``"positive"``: gamma responses at 5 visits, random
+        intercept and slope; ``"share"``: beta responses at 5 visits, random intercept; ``"ordinal"``:
+        responses in four ordered categories at 8 visits, random intercept.
         Every argument below overrides what the preset says.
     n_subjects : int
         Number of subjects, N.
@@ -221,7 +268,9 @@ def memoe(
     D : array_like, shape (K, q, q), optional
         Covariances of the random effects of the first q expert columns, q <= p; shape (K, 0, 0) for none.
     sigma : array_like, shape (K,), optional
-        Residual standard deviations, of Gaussian responses.
+        Residual standard deviations of Gaussian responses, dispersions of others (see `MEMoETruth`).
+    cuts : array_like, shape (K, C - 1), optional
+        Thresholds of ordinal responses, increasing.
     errors, effects : {"normal", "t5", "skewed"}, optional
         Distribution of errors and of random effects, always scaled to the variances given: normal, Student's t with
         5 degrees of freedom, or gamma with shape 4 (skewness 1) about its mean.
@@ -251,7 +300,7 @@ def memoe(
     'y ~ time + x1 | gate: z1 + z2 | re: (1 + time | id)'
     """
     scheme = _scheme(preset, n_visits, errors, effects)
-    truth = _checked(_merged(scheme.truth, beta, gamma, D, sigma))
+    truth = _checked(_merged(scheme.truth, beta, gamma, D, sigma, cuts))
     _check_sizes(n_subjects, scheme.visits, follow_up)
     return _draw(replace(scheme, truth=truth), int(n_subjects), float(follow_up), np.random.default_rng(rng))
 
@@ -268,7 +317,10 @@ def _draw(scheme: _Scheme, n_subjects: int, follow_up: float, rng: np.random.Gen
     mean = np.zeros(time.size)
     for j in range(X.shape[1]):
         mean += X[:, j] * (truth.beta[of_row, j] + (b[subject, j] if j < b.shape[1] else 0.0))
-    y = _RESPONSES[truth.family](rng, mean, truth.sigma[of_row], scheme.errors)
+    if truth.cuts is not None:
+        y = _ordinal(rng, mean, truth.cuts[of_row])
+    else:
+        y = _RESPONSES[truth.family](rng, mean, truth.sigma[of_row], scheme.errors)
     columns = {"id": subject + 1, "time": time}
     columns |= {f"x{j - 1}": X[:, j] for j in range(2, X.shape[1])}
     columns |= {f"z{j}": W[subject, j] for j in range(1, W.shape[1])}
@@ -357,8 +409,37 @@ def _poisson(rng: np.random.Generator, predictor: Array, sigma: Array, errors: S
     return rng.poisson(np.exp(predictor)).astype(float)
 
 
+def _negbinomial(rng: np.random.Generator, predictor: Array, theta: Array, errors: Shape) -> Array:
+    return rng.poisson(_gamma(rng, predictor, theta, errors)).astype(float)
+
+
+def _gamma(rng: np.random.Generator, predictor: Array, shape: Array, errors: Shape) -> Array:
+    return rng.gamma(shape, np.exp(predictor) / shape)
+
+
+def _beta(rng: np.random.Generator, predictor: Array, phi: Array, errors: Shape) -> Array:
+    mean = 1.0 / (1.0 + np.exp(-predictor))
+    return rng.beta(phi * mean, phi * (1.0 - mean))
+
+
+def _ordinal(rng: np.random.Generator, predictor: Array, cuts: Array) -> Array:
+    """Categories 1, 2 ... of latent logistic values between thresholds, shape (n, C - 1)."""
+    latent = predictor + rng.logistic(size=predictor.size)
+    return 1.0 + (latent[:, None] > cuts).sum(axis=1)
+
+
 _RESPONSES: Mapping[str, Callable[[np.random.Generator, Array, Array, Shape], Array]] = MappingProxyType(
-    {"gaussian": _gaussian, "binomial": _binomial, "poisson": _poisson}
+    {
+        "gaussian": _gaussian,
+        "binomial": _binomial,
+        "poisson": _poisson,
+        "negbinomial": _negbinomial,
+        "gamma": _gamma,
+        "beta": _beta,
+    }
+)
+_NOISE: Mapping[str, str] = MappingProxyType(
+    {"gaussian": "sigma", "negbinomial": "theta", "gamma": "shape", "beta": "phi"}
 )
 
 
@@ -394,9 +475,12 @@ def _merged(
     gamma: ArrayLike | None,
     D: ArrayLike | None,
     sigma: ArrayLike | None,
+    cuts: ArrayLike | None,
 ) -> MEMoETruth:
     """The preset's parameters, with those given in their place."""
-    given: dict[str, Any] = {"beta": beta, "gamma": gamma, "D": D, "sigma": sigma}
+    if cuts is not None and truth.cuts is None:
+        raise ArgumentError(f"cuts= is for ordinal responses, those of this preset are {truth.family}; leave it out")
+    given: dict[str, Any] = {"beta": beta, "gamma": gamma, "D": D, "sigma": sigma, "cuts": cuts}
     changed: dict[str, Any] = {name: np.array(v, dtype=float) for name, v in given.items() if v is not None}
     return replace(truth, **changed)
 
@@ -415,6 +499,8 @@ def _checked(truth: MEMoETruth) -> MEMoETruth:
             f"shapes beta {truth.beta.shape}, gamma {truth.gamma.shape}, D {truth.D.shape}, sigma {truth.sigma.shape} "
             "do not go together; they must be (K, p), (K - 1, m), (K, q, q) with q <= p, and (K,): give all four"
         )
+    if truth.cuts is not None:
+        _check_cuts(truth.cuts, K)
     if np.any(truth.sigma <= 0.0):
         raise ArgumentError(f"sigma must be positive, got {truth.sigma.tolist()}")
     for k, cov in enumerate(truth.D, start=1):
@@ -423,6 +509,11 @@ def _checked(truth: MEMoETruth) -> MEMoETruth:
                 f"D of expert {k} is {cov.tolist()}; it must be symmetric and have no negative eigenvalue"
             )
     return truth
+
+
+def _check_cuts(cuts: Array, K: int) -> None:
+    if cuts.ndim != 2 or len(cuts) != K or not cuts.shape[1] or not (np.diff(cuts, axis=1) > 0).all():
+        raise ArgumentError(f"cuts must be increasing in each of {K} rows, one per expert, got {cuts.tolist()}")
 
 
 def _check_sizes(n_subjects: int, visits: int | tuple[int, int], follow_up: float) -> None:

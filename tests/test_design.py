@@ -630,7 +630,7 @@ def test_bad_options(data):
     refused("one value per row", "y ~ x + w", data, context={"w": np.ones(N)})
     refused(re.escape("use it inside an expression such as I(c * x)"), "y ~ x + c", data, context={"c": 2.0})
     refused("a categorical response must be a column", "log(y) ~ x", data, response="categorical")
-    refused("it needs two states", "g ~ x", data.assign(g="a"), response="categorical")
+    refused("it needs two levels", "g ~ x", data.assign(g="a"), response="categorical")
 
 
 def test_powers_of_large_whole_numbers_do_not_wrap_around():

@@ -201,6 +201,13 @@ def test_an_optimum_that_was_not_replicated_is_noted():
     assert "smaller fit was reached from one start" in str(found)
 
 
+@pytest.mark.parametrize("code", ["laplace_bias", "quadrature_bias"])
+def test_a_coarse_integral_is_noted(code):
+    found = make_results(flags=(Flag(code, "coarse"),)).lr_test(make_results(BASE, loglik=-203))
+    assert "the larger fit is by a" in str(found)
+    assert "too coarse, see its flag" in str(found)
+
+
 @pytest.mark.parametrize("other", [None, 3.0, "fit"])
 def test_other_must_be_a_fit(other):
     with pytest.raises(ArgumentError, match=f"results of another fit, got {type(other).__name__}"):

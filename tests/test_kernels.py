@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 from scipy.special import logsumexp as scipy_logsumexp
+from scipy.special import polygamma
 from scipy.stats import multivariate_normal
 
 from mixmoe.gate import gate_information, gate_log_probabilities, gate_scores, gate_step
-from mixmoe.kernels import linalg
+from mixmoe.kernels import linalg, special
 from mixmoe.kernels.moments import (
     build_moments,
     expert_posterior,
@@ -23,6 +24,15 @@ SHAPES = [(1, 1, 1), (1, 4, 3), (3, 1, 2), (2, 5, 6), (2, 3, 0)]  # experts, sub
 def positive_definite(rng, E, q, N):
     root = rng.normal(size=(E, N, q, q + 2))
     return np.moveaxis(root @ np.swapaxes(root, 2, 3), 1, -1)  # (E, q, q, N)
+
+
+# ---- special functions ----
+
+
+def test_derivatives_of_the_digamma_function():
+    x = np.exp(np.random.default_rng(0).uniform(-15.0, 15.0, (2, 500)))
+    np.testing.assert_allclose(special.trigamma(x), polygamma(1, x), rtol=1e-14)
+    np.testing.assert_allclose(special.tetragamma(x), polygamma(2, x), rtol=1e-14)
 
 
 # ---- linalg ----

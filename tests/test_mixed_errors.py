@@ -6,6 +6,8 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import multivariate_t
+from statsmodels.tsa.statespace.structural import UnobservedComponents
 
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
@@ -80,6 +82,32 @@ def test_log_likelihood_and_score(errors, random, sigma, cov_re, residual):
     assert model.loglike(params) == pytest.approx(dense.logliks(model.design, named, 2, df).sum(), rel=CLOSE)
     expected = dense.scores(model, params, df).sum(axis=0)
     assert np.abs(model.score(params) - expected).max() / np.abs(expected).max() < CLOSE
+
+
+def test_a_brownian_motion_is_the_local_level_model_of_statsmodels():
+    rng = np.random.default_rng(3)
+    data = pd.DataFrame({"id": np.repeat(np.arange(8), 5), "time": np.tile(np.arange(1.0, 6.0), 8)})
+    data["y"] = 2.0 + rng.normal(size=40).cumsum() + rng.normal(size=40)
+    model = mm.MEMoE("y ~ 1 | re: (0 | id)", data, 1, errors="bm", time="time")
+    peer = 0.0
+    for _, rows in data.groupby("id"):
+        kalman = UnobservedComponents(rows["y"].to_numpy() - 1.5, "llevel")
+        kalman.ssm.initialize_known(np.zeros(1), np.array([[0.7**2]]))  # the motion starts at time zero, one before
+        kalman.loglikelihood_burn = 0
+        peer += kalman.loglike([1.2**2, 0.7**2])
+    named = {"expert1.Intercept": 1.5, "sigma1": 1.2, "sd_bm1": 0.7}
+    assert model.loglike(named) == pytest.approx(peer, rel=1e-10)
+
+
+def test_t_errors_are_the_multivariate_t_of_scipy():
+    data = small_data()
+    model = mm.MEMoE("y ~ time | re: (1 | id)", data, 1, errors_dist="t")
+    named = {"expert1.Intercept": 990.0, "expert1.time": 3.0, "sd1(Intercept|id)": 8.0, "sigma1": 20.0, "df1": 4.5}
+    peer = 0.0
+    for _, rows in data.groupby("id"):
+        shape = 8.0**2 + 20.0**2 * np.eye(len(rows))
+        peer += multivariate_t(990.0 + 3.0 * rows["time"], shape, df=4.5).logpdf(rows["y"])
+    assert model.loglike(named) == pytest.approx(peer, rel=1e-10)
 
 
 @pytest.mark.parametrize("by", ["expert", "common"])

@@ -122,3 +122,24 @@ def test_presets_of_other_families(preset, family):
     start = sim.data["time"] == 0
     x_part = 1.0 if family == "binomial" else np.exp(0.5 * sim.truth.beta[0, 2] ** 2)
     assert y[first & start].mean() == pytest.approx(mean * x_part, abs=4 * y[first & start].std() / np.sqrt(150))
+
+
+VARIANCES = {  # of responses with mean mu and dispersion d
+    "overdispersed": lambda mu, d: mu + mu**2 / d,
+    "positive": lambda mu, d: mu**2 / d,
+    "share": lambda mu, d: mu * (1 - mu) / (1 + d),
+}
+
+
+@pytest.mark.parametrize("preset", list(VARIANCES))
+def test_dispersions_are_those_asked_for(preset):
+    given = {"beta": [[0.5], [-0.3]], "gamma": [[0.0]], "D": np.empty((2, 0, 0)), "sigma": [2.0, 6.0]}
+    sim = simulate.memoe(preset, **given, n_subjects=40_000, n_visits=1, rng=4)
+    for k, eta in enumerate((0.5, -0.3)):
+        y = sim.data.loc[sim.data["expert"] == k + 1, "y"]
+        mu = 1 / (1 + np.exp(-eta)) if preset == "share" else np.exp(eta)
+        assert y.mean() == pytest.approx(mu, rel=0.02)
+        assert y.var() == pytest.approx(VARIANCES[preset](mu, given["sigma"][k]), rel=0.05)
+    name = {"overdispersed": "theta", "positive": "shape", "share": "phi"}[preset]
+    assert sim.truth.named()[[f"{name}1", f"{name}2"]].tolist() == [2.0, 6.0]
+    assert sim.truth.relabel([2, 1]).named()[f"{name}1"] == 6.0

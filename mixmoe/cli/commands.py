@@ -8,6 +8,7 @@ import pandas as pd
 
 from mixmoe import datasets
 from mixmoe.api import fit, load
+from mixmoe.candidates import LISTED
 from mixmoe.cli.files import OUT_ENDINGS, check_writable, read_data, write_frame, write_text
 from mixmoe.cli.parser import collected
 from mixmoe.errors import ArgumentError, DesignError
@@ -52,7 +53,7 @@ def run_select(arguments: argparse.Namespace) -> int:
         raise ArgumentError("--criterion cv needs --folds, such as --folds 5")
     formulas = [safe_formula(text).text for text in arguments.formula]
     options = {**model_options(arguments), "folds": arguments.folds, "n_jobs": arguments.jobs}
-    options |= {name: options[name].split(",") for name in ("cov_re", "residual") if name in options}
+    options |= {name: options[name].split(",") for name in LISTED if isinstance(options.get(name), str)}
     data = source(arguments)
     found = select(formulas, data, arguments.experts, checkpoint=arguments.checkpoint, **options)
     _write_selection(found, arguments)
@@ -74,7 +75,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
     known = read_data(arguments.fit_data) if arguments.fit_data else None
     results = load(arguments.fit, known)
     new = source(arguments)
-    options = {"kind": arguments.kind, "interval": arguments.interval, "alpha": arguments.alpha}
+    options = {name: getattr(arguments, name) for name in ("kind", "interval", "scale", "alpha")}
     if arguments.history is not None:
         options["history"] = read_data(arguments.history, sep=arguments.sep, decimal=arguments.decimal)
     given = {name: value for name, value in options.items() if value is not None}

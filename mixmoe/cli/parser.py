@@ -112,7 +112,8 @@ def add_model_options(group: Any) -> None:
         default=[],
         type=_named_value,
         metavar="NAME=VALUE",
-        help="any other option of mm.fit, such as --option bandwidth=0.3; may be repeated",
+        help="any other option of mm.fit, such as --option bandwidth=0.3; may be repeated; select takes several "
+        "values with commas",
     )
 
 
@@ -166,6 +167,7 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument("--kind", help="what to predict; the kinds depend on the family (default: all that there are)")
     parser.add_argument("--history", metavar="FILE", help="past rows of these subjects, with response")
     parser.add_argument("--interval", help="confidence (default) or prediction, for --kind subject")
+    parser.add_argument("--scale", help="response (default), link, or categories of an ordinal response")
     parser.add_argument("--alpha", type=float, default=0.05, help="one minus the level of the limits (default 0.05)")
     parser.add_argument("--fit-data", metavar="FILE", help="data of the fit, if it was saved without them")
     parser.add_argument("--keep", default="", metavar="COLUMNS", help="columns of the data to write too: a,b,c")

@@ -35,6 +35,8 @@ def scale_of(parameter: Parameter) -> Scale:
         return "atanh"
     if parameter.block == "residual" and parameter.term == "rho":
         return "atanh"
+    if parameter.block == "threshold" and parameter.term.startswith("cut"):
+        return "identity"
     return "identity" if parameter.tested else "log"
 
 
@@ -67,12 +69,12 @@ def wald_limits(params: Array, bse: Array, layout: ParamLayout, alpha: float = 0
 
     Notes
     -----
-    Coefficients: ``b +- z se``. Standard deviations: ``s exp(+- z se / s)``, positive. Correlations: Fisher's
-    ``tanh(atanh r +- z se / (1 - r^2))``, inside (-1, 1).
+    Coefficients: ``b +- z se``. Standard deviations, dispersions, rates and degrees of freedom: ``s exp(+- z se / s)``,
+    positive. Correlations: Fisher's ``tanh(atanh r +- z se / (1 - r^2))``, inside (-1, 1).
     """
     z = norm.isf(checked_alpha(alpha) / 2)
     scales = np.array([scale_of(p) for p in layout.parameters], dtype=object)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         lower, upper = params - z * bse, params + z * bse
         log, atanh = scales == "log", scales == "atanh"
         factor = np.exp(z * bse[log] / params[log])

@@ -85,7 +85,8 @@ class LabelledResults(LikelihoodModelResults):
         Returns
         -------
         DataFrame
-            Limits of standard deviations are computed on the log scale, those of correlations on Fisher's z scale.
+            Limits of standard deviations and all other positive parameters (dispersions, decay of a correlation,
+            degrees of freedom) are computed on the log scale, those of correlations on Fisher's z scale.
         """
         limits = wald_limits(self._estimate, self._errors, self._layout, alpha)
         return pd.DataFrame({0: limits.lower, 1: limits.upper}, index=pd.Index(self._layout.names))
@@ -119,6 +120,8 @@ class LabelledResults(LikelihoodModelResults):
         Returns
         -------
         ContrastResults or InvalidTest
+            Its limits are difference +- z standard errors, also for standard deviations and correlations, whose limits
+            in `conf_int` are computed on another scale.
         """
         parsed = parse_hypotheses(hypotheses, self._layout.names)
         for i in range(len(parsed.labels)):

@@ -23,6 +23,11 @@ _ERROR_SETTINGS: Mapping[str, object] = {
 }
 _NESTED_SETTINGS = ("cov_re", "residual", *_ERROR_SETTINGS)
 _IRRELEVANT_SETTINGS = ("formula_engine", "engine")
+_DOUBTS = {
+    "not_replicated": "the best log-likelihood of the {} fit was reached from one start only",
+    "laplace_bias": "the log-likelihood of the {} fit is by a Laplace approximation that is too coarse, see its flag",
+    "quadrature_bias": "the log-likelihood of the {} fit is by a quadrature that is too coarse, see its flag",
+}
 _BAD_FLAGS = {"boundary": "has a variance on its boundary", "separated_gate": "has infinite gate coefficients"}
 _BAD_FLAGS |= {
     "edge": "has an error parameter at the end of its space",
@@ -231,11 +236,7 @@ def _test(statistic: float, df: int, cone: int, notes: tuple[str, ...]) -> LRTes
 def _notes(small: FitSide, large: FitSide) -> tuple[str, ...]:
     """Doubts that do not forbid the test."""
     sides = (("smaller", small), ("larger", large))
-    return tuple(
-        f"the best log-likelihood of the {name} fit was reached from one start only"
-        for name, side in sides
-        if "not_replicated" in side.flags
-    )
+    return tuple(text.format(name) for name, side in sides for code, text in _DOUBTS.items() if code in side.flags)
 
 
 def _refusal(small: FitSide, large: FitSide) -> str:

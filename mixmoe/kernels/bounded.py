@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc, digamma, expit, gammainc, gammaln, polygamma
+from scipy.special import betainc, digamma, expit, gammainc, gammaln
 
 from mixmoe.kernels.distribution import ETA_LIMIT, Curvature, Derivatives, LogLink, Outcome, Third
+from mixmoe.kernels.special import tetragamma, trigamma
 
 Array = NDArray[np.float64]
 
@@ -32,7 +33,7 @@ class Gamma(LogLink):
         shape, ratio = np.exp(delta), self._ratio(out, eta)
         slope = shape * (ratio - 1.0)
         first = shape * (delta + 1.0 - digamma(shape) + np.log(out.y) - eta - ratio)
-        return Derivatives(slope, first, shape * ratio, -slope, -first - shape * (1.0 - shape * polygamma(1, shape)))
+        return Derivatives(slope, first, shape * ratio, -slope, -first - shape * (1.0 - shape * trigamma(shape)))
 
     def scoring(self, out: Outcome, eta: Array, delta: Array) -> tuple[Array, Array]:
         """Score and information."""
@@ -100,32 +101,32 @@ class Beta:
         c, (a, b), phi = self.curvature(out, eta, delta), self._shapes(eta, delta), np.exp(delta)
         logs = a * np.log(out.y) + b * np.log1p(-out.y)
         first = phi * digamma(phi) - a * digamma(a) - b * digamma(b) + logs
-        second = phi**2 * polygamma(1, phi) - a**2 * polygamma(1, a) - b**2 * polygamma(1, b)
-        turn = a * b / phi * (a * polygamma(1, a) - b * polygamma(1, b))
+        second = phi**2 * trigamma(phi) - a**2 * trigamma(a) - b**2 * trigamma(b)
+        turn = a * b / phi * (a * trigamma(a) - b * trigamma(b))
         return Derivatives(c.slope, first, c.weight, turn - c.slope, -first - second)
 
     def scoring(self, out: Outcome, eta: Array, delta: Array) -> tuple[Array, Array]:
         """Score and information."""
         a, b = self._shapes(np.clip(eta, -ETA_LIMIT, ETA_LIMIT), delta)
         spread = (a * b / np.exp(delta)) ** 2
-        return self.curvature(out, eta, delta).slope, spread * (polygamma(1, a) + polygamma(1, b))
+        return self.curvature(out, eta, delta).slope, spread * (trigamma(a) + trigamma(b))
 
     def curvature(self, out: Outcome, eta: Array, delta: Array) -> Curvature:
         """Log density, slope and weight in one pass."""
         (a, b), phi = self._shapes(eta, delta), np.exp(delta)
         spread = a * b / phi  # phi mu (1 - mu)
         gap = self._gap(out, a, b)
-        weight = spread**2 * (polygamma(1, a) + polygamma(1, b)) - spread * (b - a) / phi * gap
+        weight = spread**2 * (trigamma(a) + trigamma(b)) - spread * (b - a) / phi * gap
         return Curvature(self.log_density(out, eta, delta) - out.constant, spread * gap, weight)
 
     def third(self, out: Outcome, eta: Array, delta: Array) -> Third:
         """Third derivatives."""
         (a, b), phi = self._shapes(eta, delta), np.exp(delta)
         m, tilt, gap = a * b / phi**2, (b - a) / phi, self._gap(out, a, b)
-        one, two = polygamma(1, a) + polygamma(1, b), polygamma(2, a) - polygamma(2, b)
+        one, two = trigamma(a) + trigamma(b), tetragamma(a) - tetragamma(b)
         in_eta = phi * (m * tilt**2 - 2 * m**2) * gap - 3 * phi**2 * one * m**2 * tilt - phi**3 * two * m**3
-        turn = a * polygamma(1, a) - b * polygamma(1, b)
-        bend = a * polygamma(2, a) + b * polygamma(2, b)
+        turn = a * trigamma(a) - b * trigamma(b)
+        bend = a * tetragamma(a) + b * tetragamma(b)
         return Third(in_eta, phi * m * tilt * (gap - turn) - phi**2 * m**2 * (2 * one + bend))
 
     @staticmethod

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 ETA_LIMIT = 30.0  # linear predictors of logit and log links beyond this change nothing but overflow
+OFFSETS = f"between -{ETA_LIMIT:g} and {ETA_LIMIT:g}, for counts the logarithm of the exposure"
 
 
 @dataclass(frozen=True, slots=True)

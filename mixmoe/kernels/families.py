@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc, digamma, expit, gammaln, ndtr, pdtr, polygamma, xlogy
+from scipy.special import betainc, digamma, expit, gammaln, ndtr, pdtr, xlogy
 
 from mixmoe.errors import ArgumentError
 from mixmoe.kernels.bounded import Beta, Gamma
 from mixmoe.kernels.distribution import ETA_LIMIT, Curvature, Derivatives, Family, LogLink, Outcome, Third
+from mixmoe.kernels.special import trigamma
 
 Array = NDArray[np.float64]
 
@@ -246,7 +248,7 @@ class NegativeBinomial(LogLink):
         total = theta + mu
         ratio = (out.y + theta) / total
         first = digamma(out.y + theta) - digamma(theta) + delta + 1.0 - np.log(total) - ratio
-        second = polygamma(1, out.y + theta) - polygamma(1, theta) + 1.0 / theta - 2.0 / total + ratio / total
+        second = trigamma(out.y + theta) - trigamma(theta) + 1.0 / theta - 2.0 / total + ratio / total
         return Derivatives(
             theta * (out.y - mu) / total,
             theta * first,
@@ -324,13 +326,19 @@ _CLASSES: dict[str, type] = {
 }
 
 
-def family_named(name: str, allowed: Sequence[str] = FAMILIES) -> Family:
-    """The response distribution of this name.
+def canonical_family(name: Any) -> str:
+    """The name under which a family is kept, from any of its names; what is no name comes back as text."""
+    key = str(name).lower()
+    return _ALIASES.get(key, key)
+
+
+def name_of_family(name: str, allowed: Sequence[str] = FAMILIES) -> str:
+    """The name of a family in full, from one of its names.
 
     Parameters
     ----------
     name : str
-        ``"gaussian"``, ``"binomial"``, ``"poisson"`` or ``"negbinomial"`` (also ``"nb"``, ``"negativebinomial"``).
+        ``"gaussian"``, ``"binomial"``, ``"poisson"``, ``"negbinomial"`` (also ``"negativebinomial"``, ``"nb"``) ...
     allowed : sequence of str
         Families that the caller can fit.
 
@@ -339,9 +347,14 @@ def family_named(name: str, allowed: Sequence[str] = FAMILIES) -> Family:
     ArgumentError
         If there is none of this name.
     """
-    key = _ALIASES.get(str(name).lower(), str(name).lower())
+    key = canonical_family(name)
     if key not in allowed:
         known = ", ".join(map(repr, allowed))
         raise ArgumentError(f"family must be one of {known}, got {name!r}; choose the distribution of the response")
-    family: Family = _CLASSES[key]()
+    return key
+
+
+def family_named(name: str, allowed: Sequence[str] = FAMILIES) -> Family:
+    """The response distribution of this name, see `name_of_family`."""
+    family: Family = _CLASSES[name_of_family(name, allowed)]()
     return family

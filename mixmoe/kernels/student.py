@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaln, digamma, gammaln, polygamma
+from scipy.special import betaln, digamma, gammaln
 
 from mixmoe.kernels.moments import LOG_2PI
+from mixmoe.kernels.special import trigamma
 
 Array = NDArray[Any]  # float64; complex128 where a step passes through
 
@@ -73,7 +74,7 @@ def _log_gamma_step(x: Array, step: Array) -> Array:
 
 def _psi(x: Array) -> Array:
     """Digamma function; an imaginary part passes through."""
-    return _carried(digamma(x.real), polygamma(1, x.real), x)
+    return _carried(digamma(x.real), trigamma(x.real), x)
 
 
 def _carried(value: Array, slope: Array, x: Array) -> Array:

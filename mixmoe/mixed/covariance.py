@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import null_space
 
 from mixmoe.errors import DegeneracyWarning, warn
 from mixmoe.gate import gate_information, gate_log_probabilities
@@ -12,8 +13,8 @@ from mixmoe.kernels.linalg import semidefinite_cholesky
 from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.extras import spans
 from mixmoe.mixed.likelihood import Problem, observed_information, subject_scores
-from mixmoe.mixed.natural import n_covariances, to_natural
-from mixmoe.mixed.separation import expert_directions
+from mixmoe.mixed.natural import n_coefficients, n_covariances, to_natural
+from mixmoe.mixed.separation import empty_categories, expert_directions
 from mixmoe.mixed.structure import FreeVector, Structure, contract, expand
 
 Array = NDArray[np.float64]
@@ -37,14 +38,23 @@ class Boundary:
         uncorrelated with all others, which are estimated as if the direction were known to be zero.
     blank : tuple of int
         Reported parameters without a valid standard error.
+    singular : bool
+        Whether a covariance of random effects is.
+    held : ndarray, shape (P, h)
+        Directions across which the free vector is taken as known, so that infinite thresholds stay where they are.
     meanings : tuple of str
         What the model becomes at the ends that further parameters have run into, with their names.
+    empty : tuple of str
+        Experts without responses in an ordered category.
     """
 
     theta: Array
     dead: NDArray[np.bool_]
     blank: tuple[int, ...]
+    singular: bool
+    held: Array
     meanings: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
 
 
 def find_boundary(problem: Problem, coordinates: Coordinates, theta: Array) -> Boundary:
@@ -66,11 +76,16 @@ def find_boundary(problem: Problem, coordinates: Coordinates, theta: Array) -> B
         singular.append(bool(null.any()))
     clean = contract(s, replace(params, factor=factor))[0]
     natural = to_natural(s, coordinates.to_user(expand(s, free, clean[None])))[0]
-    ends = reached_edges(s, free, theta)
-    dead[list(ends)] = True
+    of_effects = _blank(s, natural, coordinates, singular)
+    is_singular = bool(dead.any()) or bool(of_effects)
+    ends, empty = reached_edges(s, free, theta), empty_categories(problem, theta)
+    dead[[*ends, *empty.closed]] = True
     first = natural.size - free.size  # further parameters come last, in the same order, in both vectors
-    blank = (*_blank(s, natural, coordinates, singular), *(first + at for at in ends))
-    return Boundary(clean, dead, blank, tuple(ends.values()))
+    n_cuts = 0 if s.thresholds is None else len(s.thresholds.parameters(s.n_experts))
+    infinite = [natural.size - n_cuts + at for at in empty.infinite]
+    held = natural_jacobian(problem, coordinates, clean)[infinite].T if infinite else np.zeros((free.size, 0))
+    blank = (*of_effects, *(first + at for at in ends), *infinite)
+    return Boundary(clean, dead, blank, is_singular, held, tuple(ends.values()), empty.meanings)
 
 
 def reached_edges(s: Structure, free: FreeVector, theta: Array) -> dict[int, str]:
@@ -110,7 +125,7 @@ def _blank(s: Structure, natural: Array, coordinates: Coordinates, singular: lis
     """Zero standard deviations, and all correlations of a singular covariance."""
     q = s.n_random
     n_pairs = q * (q - 1) // 2 if s.correlated else 0
-    at = s.n_experts * int((~s.common).sum()) + int(s.common.sum()) + (s.n_experts - 1) * s.n_gate
+    at = n_coefficients(s)
     blank: list[int] = []
     for k in range(n_covariances(s)):
         sd = natural[at : at + q]
@@ -234,7 +249,10 @@ def informative_basis(problem: Problem, at: Boundary) -> Basis:
     if experts is not None:
         directions[np.ix_(experts.where, experts.where)] = experts.vectors
         infinite[experts.where] = experts.infinite
-    return Basis(directions[:, ~(infinite | at.dead)], directions[:, infinite])
+    kept = directions[:, ~(infinite | at.dead)]
+    if at.held.shape[1]:
+        kept = kept @ null_space(at.held.T @ kept)
+    return Basis(kept, directions[:, infinite])
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from mixmoe._frame import shown
 from mixmoe.arguments import checked_choice, checked_positive
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError, DesignError
@@ -187,8 +188,8 @@ def _times(design: Design, options: ErrorOptions) -> Array:
     values = design.aux["time"]
     if values.dtype == object:
         raise DesignError(
-            f"the column {options.time!r} of time= must hold numbers, got {values[0]!r} in row {design.rows[0]!r}; "
-            "convert it, for example dates to years since a start"
+            f"the column {options.time!r} of time= must hold numbers, got {values[0]!r} in row "
+            f"{shown(design.rows[0])}; convert it, for example dates to years since a start"
         )
     return np.asarray(values, dtype=float)
 
@@ -199,21 +200,21 @@ def _check_times(design: Design, options: ErrorOptions, time: Array, repeated: N
         i = _first(design, repeated)
         raise DesignError(
             f"the column {column!r} of time= is {time[i]:g} twice for subject {design.labels[design.codes[i]]!r}, the "
-            f"second time in row {design.rows[i]!r}; errors={options.kind!r} needs distinct times within each subject, "
-            "so average such rows or correct the times"
+            f"second time in row {shown(design.rows[i])}; errors={options.kind!r} needs distinct times within each "
+            "subject, so average such rows or correct the times"
         )
     uneven = np.flatnonzero(np.abs(time - np.round(time)) > _WHOLE)
     if options.kind == "ar1" and uneven.size:
         i = _first(design, uneven)
         raise DesignError(
-            f"the column {column!r} of time= is {time[i]:g} in row {design.rows[i]!r}; errors='ar1' needs whole "
+            f"the column {column!r} of time= is {time[i]:g} in row {shown(design.rows[i])}; errors='ar1' needs whole "
             "numbers that count visits: use errors='car1' for times in between, or number the visits"
         )
     negative = np.flatnonzero(time < 0)
     if options.kind == "bm" and negative.size:
         i = _first(design, negative)
         raise DesignError(
-            f"the column {column!r} of time= is {time[i]:g} in row {design.rows[i]!r}; the Brownian motion of "
+            f"the column {column!r} of time= is {time[i]:g} in row {shown(design.rows[i])}; the Brownian motion of "
             "errors='bm' starts at time zero, so shift the times to start there"
         )
 

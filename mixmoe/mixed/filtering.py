@@ -74,9 +74,10 @@ def _after(problem: "Problem[GlmmExperts]", working: Params, who: NDArray[np.int
 
 def conditional_variance(e: LinkEstimate, weights: Array, mean: Array, trials: Array) -> Array:
     """Variance of responses around their fitted values, averaged over experts, shape (n,)."""
-    return (weights * e.family.variance(mean, e.delta, trials)).sum(axis=0)
+    eta = e.response.predictor(mean, e.extra, trials)
+    return (weights * e.response.variance(eta, e.extra, trials)).sum(axis=0)
 
 
 def mean_deviance(e: LinkEstimate, weights: Array, mean: Array, out: Outcome) -> Array:
     """Deviance of each response at its fitted value, averaged over experts, shape (n,)."""
-    return (weights * e.family.deviance(out, mean, e.delta)).sum(axis=0)
+    return (weights * e.response.deviance(out, mean, e.extra)).sum(axis=0)

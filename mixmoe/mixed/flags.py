@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe.em import Flag
-from mixmoe.errors import BoundaryWarning, ConvergenceWarning, DegeneracyWarning, warn
+from mixmoe.errors import ApproximationWarning, BoundaryWarning, ConvergenceWarning, DegeneracyWarning, warn
 from mixmoe.mixed.covariance import Boundary, gate_directions
 from mixmoe.mixed.estimate import Search
 from mixmoe.mixed.likelihood import Problem
@@ -18,10 +18,13 @@ _CATEGORIES = {
     "not_replicated": ConvergenceWarning,
     "boundary": BoundaryWarning,
     "edge": BoundaryWarning,
+    "empty_category": BoundaryWarning,
     "separated_gate": BoundaryWarning,
     "separated_expert": BoundaryWarning,
     "degenerate": DegeneracyWarning,
     "small_expert": DegeneracyWarning,
+    "laplace_bias": ApproximationWarning,
+    "quadrature_bias": ApproximationWarning,
 }
 
 
@@ -32,8 +35,9 @@ def find_flags(
     candidates = (
         _convergence(found, problem),
         _replication(found),
-        _boundary(boundary, problem),
+        _boundary(boundary),
         _edges(boundary),
+        _empty_categories(boundary),
         _separation(problem, theta),
         _expert_separation(problem, theta),
         _degenerate(found),
@@ -75,9 +79,9 @@ def _replication(found: Search) -> Flag | None:
     )
 
 
-def _boundary(boundary: Boundary, problem: Problem) -> Flag | None:
-    if int(boundary.dead.sum()) + len(boundary.blank) <= 2 * len(boundary.meanings):
-        return None  # at most the ends of further parameters, which have a flag of their own
+def _boundary(boundary: Boundary) -> Flag | None:
+    if not boundary.singular:
+        return None
     return Flag(
         "boundary",
         "The random-effects covariance is singular (a variance of zero or a correlation of +-1): these parameters have "
@@ -94,6 +98,17 @@ def _edges(boundary: Boundary) -> Flag | None:
         f"A parameter of the errors has run into the end of its space ({'; '.join(boundary.meanings)}): it has no "
         "standard error, and the others are estimated as if it were known. "
         "Consider the simpler model that it leads to.",
+    )
+
+
+def _empty_categories(boundary: Boundary) -> Flag | None:
+    if not boundary.empty:
+        return None
+    return Flag(
+        "empty_category",
+        f"An expert has no responses in an ordered category ({'; '.join(boundary.empty)}): thresholds beside it are "
+        "infinite, or two of them meet, and those at infinity have no standard errors. Merge levels, share the steps "
+        "between thresholds with residual='common', or use fewer experts.",
     )
 
 

@@ -1,7 +1,7 @@
 """Predictions and random effects as frames, and the history of subjects they rest on."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -101,23 +101,25 @@ def by_expert(prefix: str, values: Interval | Array, codes: NDArray[np.intp] | N
     rows: Any = slice(None) if codes is None else codes
     if not isinstance(values, Interval):
         return {f"{prefix}{k + 1}": column for k, column in enumerate(values[rows].T)}
+    parts = (values.estimate[rows], values.std_error[rows], values.lower[rows], values.upper[rows])
+    return interval_columns([f"{prefix}{k + 1}" for k in range(values.estimate.shape[1])], Interval(*parts))
+
+
+def interval_columns(names: Sequence[str], values: Interval) -> dict[str, Array]:
+    """Columns ``name``, ``name_se``, ``name_low``, ``name_high`` for each column of values of shape (n, J)."""
     out: dict[str, Array] = {}
-    for k in range(values.estimate.shape[1]):
-        out[f"{prefix}{k + 1}"] = values.estimate[rows, k]
-        out[f"{prefix}{k + 1}_se"] = values.std_error[rows, k]
-        out[f"{prefix}{k + 1}_low"] = values.lower[rows, k]
-        out[f"{prefix}{k + 1}_high"] = values.upper[rows, k]
+    for j, name in enumerate(names):
+        out[name] = values.estimate[:, j]
+        out[f"{name}_se"] = values.std_error[:, j]
+        out[f"{name}_low"] = values.lower[:, j]
+        out[f"{name}_high"] = values.upper[:, j]
     return out
 
 
 def mean_columns(values: Interval) -> dict[str, Array]:
     """Columns ``mean``, ``mean_se``, ``mean_low``, ``mean_high``."""
-    return {
-        "mean": values.estimate,
-        "mean_se": values.std_error,
-        "mean_low": values.lower,
-        "mean_high": values.upper,
-    }
+    parts = (values.estimate, values.std_error, values.lower, values.upper)
+    return interval_columns(("mean",), Interval(*(part[:, None] for part in parts)))
 
 
 def in_user_order(columns: Mapping[str, Array], design: Design, new: Any) -> pd.DataFrame:

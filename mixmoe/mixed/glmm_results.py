@@ -1,5 +1,6 @@
 """What a fitted MEMoE of generalised linear mixed models offers."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,14 @@ from mixmoe.assess.residuals import Distribution
 from mixmoe.design import Design
 from mixmoe.inference.intervals import checked_alpha
 from mixmoe.kernels.distribution import Outcome
+from mixmoe.mixed.categories import CATEGORIES, category_curves, category_intervals
 from mixmoe.mixed.filtering import Predictive, conditional_variance, mean_deviance, one_step_ahead
-from mixmoe.mixed.frames import by_expert, mean_columns, past_of_subjects
-from mixmoe.mixed.predict import Interval, gate_intervals, prior_history
+from mixmoe.mixed.frames import by_expert, past_of_subjects
+from mixmoe.mixed.predict import Estimate, gate_intervals, prior_history
 from mixmoe.mixed.profiles import build_grid, checked_column, interval_curves, trajectory_axis, trajectory_data
 from mixmoe.mixed.response_model import offset_of, standardised, trials_of
 from mixmoe.mixed.response_scale import (
+    MEANS,
     Covariates,
     LinkEstimate,
     averaged,
@@ -23,11 +26,9 @@ from mixmoe.mixed.response_scale import (
     draw,
     expert_means,
     given_past,
-    marginal_means,
     mean_intervals,
     place,
     predictors,
-    subject_means,
 )
 from mixmoe.mixed.results import MEMoEResults, Wanted
 from mixmoe.output.curves import Curve, Observed
@@ -46,12 +47,18 @@ class GLMMResults(MEMoEResults):
     Predictions, fitted values and figures are on the scale of the response (for successes out of trials their expected
     number): an expert's trajectory is its population mean, averaged over the random effects. With ``scale="link"``
     `predict` gives linear predictors, those of experts and population at random effects of zero.
+
+    The levels of an ordinal response count as themselves if they are numbers, else as 1, 2 ...: fitted values,
+    residuals and draws of `simulate` are on this scale, and ``scale="categories"`` gives the probability of each level.
+    Its deviance residuals are measured against certainty of the level seen, so that their variance is not one.
     """
 
     _resid_kinds: tuple[str, ...] = ("conditional", "marginal", "pearson", "deviance", "quantile")
 
     def to_frame(self, alpha: float = 0.05, exponentiate: bool = False) -> pd.DataFrame:
         """One row per parameter; with `exponentiate` coefficients as odds, rate or mean ratios.
+
+        Odds are those of a success, or of a higher level of an ordinal response.
 
         Parameters
         ----------
@@ -103,24 +110,39 @@ class GLMMResults(MEMoEResults):
         return pd.Series(d.in_order(values), index=self._row_index, name="resid")
 
     def curves(self, kind: str = "trajectories", **options: Any) -> tuple[Curve, ...]:
-        """Curves of a figure; see `MEMoEResults.curves`. Population means at one trial and offset zero."""
-        if kind != "trajectories":
+        """Curves of a figure; see `MEMoEResults.curves`. Population means at one trial and offset zero.
+
+        For an ordinal response also ``"categories"``: the probability of each category, one panel per expert.
+        """
+        checked_choice(kind, "kind", self._curve_kinds)
+        if kind == "gate":
             return super().curves(kind, **options)
         self._check_options(options)
-        design = self.model.design
-        x = options.get("x")
+        design, response = self.model.design, self.model.response.response
+        x, alpha = options.get("x"), checked_alpha(options.get("alpha", 0.05))
         x = trajectory_axis(design) if x is None else checked_column(design, x, "expert")
         grid = build_grid(design, x, options.get("at"))
         at = _covariates(design.for_new(grid.rows))
-        values = mean_intervals(expert_means, self._link(), at, checked_alpha(options.get("alpha", 0.05)))
-        return interval_curves("trajectories", values, grid, design.names.response)
+        if kind == "categories":
+            return category_curves(category_intervals(self._link(), at, alpha), grid, response.labels)
+        values = mean_intervals(expert_means, self._link(), at, alpha)
+        curves = interval_curves("trajectories", values, grid, design.names.response)
+        if self.model.response.thresholds is None:
+            return curves
+        levels = tuple(zip(response.scores.tolist(), response.labels, strict=True))
+        return tuple(replace(curve, levels=levels) for curve in curves)
+
+    @property
+    def _curve_kinds(self) -> tuple[str, ...]:
+        ordinal = self.model.response.thresholds is not None
+        return ("trajectories", "gate", "categories") if ordinal else ("trajectories", "gate")
 
     @property
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]:
         """Family and how the random effects were integrated out."""
         response, design = self.model.response, self.model.design
         how = "Laplace" if response.n_quad == 1 else f"adaptive quadrature, {response.n_quad} points"
-        return (("Family", response.family.name), ("Integral", how if design.names.random else None))
+        return (("Family", response.name), ("Integral", how if design.names.random else None))
 
     def _observed(self, kind: str, **options: Any) -> Observed | None:
         if kind != "trajectories":
@@ -133,17 +155,18 @@ class GLMMResults(MEMoEResults):
         if wanted.scale == "link":
             return _with_offset(super()._columns(design, known, wanted), offset_of(design))
         e, at, kind, alpha = self._link(), _covariates(design), wanted.kind, wanted.alpha
+        quantity = CATEGORIES if wanted.scale == "categories" else MEANS
         past = None if known is None else past_of_subjects(self.model, self._known(), known, design)
         columns: dict[str, Array] = {}
         if kind in ("all", "probabilities"):
             given_gate = gate_intervals(self._known(), design.gate, alpha) if past is None else past.probabilities
             columns |= by_expert("probability", given_gate, design.codes)
         if kind in ("all", "experts"):
-            columns |= by_expert("expert", mean_intervals(expert_means, e, at, alpha))
+            columns |= quantity.experts(e, at, alpha)
         if past is not None and kind in ("all", "subject"):
-            columns |= mean_columns(subject_means(e, at, past.take(design.codes), alpha, wanted.noise))
+            columns |= quantity.subjects(e, at, past.take(design.codes), alpha, wanted.noise)
         elif kind in ("all", "marginal"):
-            columns |= mean_columns(_column(mean_intervals(marginal_means, e, at, alpha)))
+            columns |= quantity.population(e, at, alpha)
         return columns
 
     def _distribution(self, given: str) -> Distribution:
@@ -161,7 +184,7 @@ class GLMMResults(MEMoEResults):
         if level == "marginal":
             return expert_means(e, at)
         past = past_of_subjects(self.model, self._known(), d, d).take(d.codes)
-        return averaged(lambda eta: e.family.mean(eta, at.trials), given_past(e, at, past)).T
+        return averaged(lambda eta: e.mean(eta, at.trials), given_past(e, at, past)).T
 
     def _mean_errors(self, weights: Array) -> Array:
         def means(e: LinkEstimate, at: Covariates) -> Array:
@@ -182,12 +205,22 @@ class GLMMResults(MEMoEResults):
     def _outcome(self) -> Outcome:
         return self.model.problem.experts.rows.outcome
 
+    def _known(self) -> Estimate:
+        """Estimates with the covariance of coefficients: a first threshold is minus the intercept."""
+        known, thresholds = super()._known(), self.model.structure.thresholds
+        if thresholds is None:
+            return known
+        sign = np.ones(len(known.cov))
+        sign[known.where.beta[:, thresholds.column]] = -1.0
+        return replace(known, cov=known.cov * np.outer(sign, sign))
+
     def _link(self) -> LinkEstimate:
         model, cov = self.model, self.cov.matrix.copy()
-        known = [i for i in model.layout.where("random") if np.isnan(cov[i, i])]
-        cov[known] = cov[:, known] = 0.0  # variances on their boundary are taken as known
+        held = (*model.layout.where("random"), *model.layout.where("threshold"))
+        known = [i for i in held if np.isnan(cov[i, i])]
+        cov[known] = cov[:, known] = 0.0  # variances on their boundary and infinite thresholds are taken as known
         vector = np.where(np.isnan(self.em.params), 0.0, self.em.params)
-        return LinkEstimate(model.response.family, model.structure, vector, cov, model.user(vector))
+        return LinkEstimate(model.response.response, model.structure, vector, cov, model.user(vector))
 
 
 def _covariates(design: Design) -> Covariates:
@@ -201,7 +234,3 @@ def _with_offset(columns: dict[str, Array], offset: Array) -> dict[str, Array]:
         name: values if name.startswith(fixed) or name.endswith("_se") else values + offset
         for name, values in columns.items()
     }
-
-
-def _column(values: Interval) -> Interval:
-    return Interval(values.estimate[:, 0], values.std_error[:, 0], values.lower[:, 0], values.upper[:, 0])

@@ -27,6 +27,7 @@ from mixmoe.mixed.structure import Params, Structure
 
 Array = NDArray[np.float64]
 
+MOST_NODES = 50  # per random effect
 _BLOCK_ROWS = 10_000
 _FIRST_SIZE = 0.6  # standard deviation of the random effects from which the one-expert fit starts
 _FIRST_PASSES = 8

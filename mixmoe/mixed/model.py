@@ -6,19 +6,18 @@ from functools import reduce
 from typing import Any, get_args
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe.arguments import checked_choice, checked_count, checked_positive, checked_rng
 from mixmoe.assess.refits import Estimated
-from mixmoe.design import Design, build_design
+from mixmoe.design import Design, ResponseKind, build_design
 from mixmoe.em import Control, EMFit, Starts, better, seeded
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.formula import MoEFormula, parse_formula
 from mixmoe.inference.covariance import ParamCov, checked_cov_type
 from mixmoe.kernels.linalg import logsumexp
 from mixmoe.kernels.serial import ErrorKind
-from mixmoe.layout import Parameter, ParamLayout
+from mixmoe.layout import ParamLayout
 from mixmoe.mixed.bootstrap import bootstrap_covariance
 from mixmoe.mixed.coordinates import apply_inverse
 from mixmoe.mixed.covariance import covariance, find_boundary, natural_jacobian
@@ -32,11 +31,12 @@ from mixmoe.mixed.estimate import (
     search_carried,
     search_from,
 )
-from mixmoe.mixed.extras import outside
 from mixmoe.mixed.flags import find_flags, warn_flags
+from mixmoe.mixed.given import cluster_codes, start_vector
 from mixmoe.mixed.glmm_results import GLMMResults
+from mixmoe.mixed.integral import with_integral_flag
 from mixmoe.mixed.likelihood import Problem, build_problem, evaluate, subject_logliks
-from mixmoe.mixed.natural import build_layout, from_natural, split_natural, to_natural
+from mixmoe.mixed.natural import build_layout, from_natural, outside_space, to_natural
 from mixmoe.mixed.refits import Refitting
 from mixmoe.mixed.response_model import (
     ResponseModel,
@@ -47,6 +47,7 @@ from mixmoe.mixed.response_model import (
     check_response,
     coordinates_of,
     experts_of,
+    with_levels,
 )
 from mixmoe.mixed.results import MEMoEResults
 from mixmoe.mixed.structure import CovRE, Params, Residual, Structure, contract, expand
@@ -83,7 +84,7 @@ class MEMoE(Refitting):
     cov_re : {"expert", "common", "proportional"}
         Own covariance of the random effects per expert, one for all, or ``D_k = omega_k^2 D_1``.
     residual : {"expert", "common"}
-        Own residual standard deviation (or dispersion) per expert, or one for all.
+        Own residual standard deviation (or dispersion, or distances between thresholds) per expert, or one for all.
     errors : {"iid", "ar1", "car1", "bm"}
         Errors of a subject at times t and s: independent; correlated by ``rho^|t - s|`` at whole-number times, or by
         ``exp(-phi |t - s|)`` (the Phi of nlme's corCAR1 is exp(-phi)); or a Brownian motion of covariance
@@ -98,16 +99,21 @@ class MEMoE(Refitting):
         from the others count less. Standard deviations are then scales: variances are df / (df - 2) times as large.
     errors_df : float, optional
         Degrees of freedom of the t distribution; by default estimated.
-    family : {"gaussian", "binomial", "poisson", "negbinomial", "gamma", "beta"}
+    family : {"gaussian", "binomial", "poisson", "negbinomial", "gamma", "beta", "ordinal"}
         Distribution of the response given expert and random effects; logit links for binomial and beta responses, log
         links for counts and gamma ones. Dispersions: ``theta`` (variance ``mu + mu^2 / theta``), ``shape`` (``mu^2 /
-        shape``), ``phi`` (``mu (1 - mu) / (1 + phi)``).
+        shape``), ``phi`` (``mu (1 - mu) / (1 + phi)``). ``"negativebinomial"`` is another name of ``"negbinomial"``.
+        ``"ordinal"``: ordered categories (an ordered Categorical, or numbers) by proportional odds, ``logit P(y <= j) =
+        cut_j - eta`` as in ordinal::clmm, with thresholds ``cut1(low|mid)`` ... in the place of the intercept. Each
+        expert has its own; with ``residual="common"`` they share the distances between them, as the classes of lcmm's
+        ``link="thresholds"`` do, and with ``common(1)`` in the formula the first threshold too.
     n_quad : int
         Points of adaptive Gauss-Hermite quadrature per random effect, for at most two of them; 1 is the Laplace
-        approximation. Not for Gaussian responses, where the integral is exact.
+        approximation. A fit whose estimates more points would move has the flag ``laplace_bias``. Not for Gaussian
+        responses, where the integral is exact.
     trials, offset, weights : str, optional
-        Columns, not for Gaussian responses: number of trials of a binomial response; offset of the linear predictor;
-        prior weights of the rows, which multiply their log-densities.
+        Columns, not for Gaussian responses: number of trials of a binomial response; offset of the linear predictor,
+        for counts the log of the exposure; prior weights of the rows, which multiply their log-densities.
     context : mapping, optional
         Functions and constants the formula may use; nothing else of the caller is visible.
     formula_engine : {"formulaic", "patsy"}
@@ -133,7 +139,7 @@ class MEMoE(Refitting):
     Yue, Yan, Han & Fu (2026), Mixed Effects Mixture of Experts, arXiv:2603.07479.
     Verbeke & Lesaffre (1996), JASA 91, 217-221. Proust-Lima, Philipps & Liquet (2017), JSS 78(2).
     Pinheiro & Bates (2000), Mixed-Effects Models in S and S-PLUS, chapter 5. Pinheiro, Liu & Wu (2001), JCGS 10,
-    249-276.
+    249-276. McCullagh (1980), JRSS B 42, 109-142. Hedeker & Gibbons (1994), Biometrics 50, 933-944.
     """
 
     family_name = "MEMoE"
@@ -167,14 +173,16 @@ class MEMoE(Refitting):
         columns = {"trials": trials, "offset": offset, "weights": weights}
         self.response = build_response_model(family, residual, n_quad, columns)
         check_no_errors(self.response, self.formula, options)
+        kind: ResponseKind = "ordinal" if self.response.name == "ordinal" else "numeric"
         aux = {name: column for name, column in {**columns, "time": time}.items() if column is not None}
-        self.design = build_design(self.formula, data, context=context, engine=formula_engine, aux=aux)  # type: ignore[arg-type]
+        self.design = build_design(self.formula, data, context=context, engine=formula_engine, response=kind, aux=aux)  # type: ignore[arg-type]
+        self.response = with_levels(self.response, self.design)
         _check_identified(self.design, self.n_experts, self.response)
         self.settings: Mapping[str, Any] = {
             "experts": self.n_experts,
             "cov_re": cov_re,
             "residual": residual,
-            "family": self.response.family.name,
+            "family": self.response.name,
             "n_quad": n_quad,
             **columns,
             **options.settings,
@@ -216,7 +224,7 @@ class MEMoE(Refitting):
     def new_design(self, data: Any, response: bool = False) -> Design:
         """Other data with the columns of this model."""
         design = self.design.for_new(data, response=response)
-        check_columns(design, self.design, self.settings)
+        check_columns(design, self.settings, response)
         if response:
             check_response(design, self.response)
         return design
@@ -269,7 +277,7 @@ class MEMoE(Refitting):
 
         Warns
         -----
-        ConvergenceWarning, BoundaryWarning, DegeneracyWarning
+        ConvergenceWarning, BoundaryWarning, DegeneracyWarning, ApproximationWarning
             Also kept in ``results.flags``.
         """
         checked_cov_type(cov_type)
@@ -278,6 +286,7 @@ class MEMoE(Refitting):
         default = default_starts(self.n_experts) if start is None else 0
         n_starts = default if starts is None else checked_count(starts, "starts", least=1 if start is None else 0)
         fit = seeded(self.maximum(n_starts, generator, self._start(start), control), rng)
+        fit = with_integral_flag(fit, self.problem, self.coordinates, self.working(fit.params), self.layout)
         warn_flags(fit.flags)
         if cov_type == "bootstrap":
             cov_options = {"rng": generator, "progress": progress, **cov_options}
@@ -363,7 +372,7 @@ class MEMoE(Refitting):
 
     def loglike_of(self, params: Any, data: Any) -> float:
         """Log-likelihood of other data, with their response."""
-        return self._loglike(self.design.for_new(data, response=True), params)
+        return self._loglike(self.new_design(data, response=True), params)
 
     def _loglike(self, design: Design, params: Any) -> float:
         joint = subject_logliks(self.problem_of(design), self.working(self.vector(params)))
@@ -385,7 +394,7 @@ class MEMoE(Refitting):
     def vector(self, params: Any) -> Array:
         """Reported parameters as an array, shape (P,), from an array, a mapping by name, or results of another fit."""
         vector = start_vector(params, self.layout)
-        wrong = outside(self.structure.extras, split_natural(self.structure, vector).extra, self.n_experts)
+        wrong = outside_space(self.structure, vector)
         if wrong is not None:
             raise ArgumentError(f"start has {wrong}")
         return vector
@@ -472,6 +481,7 @@ def build_structure(design: Design, n_experts: int, cov_re: CovRE, response: Res
         cov_re=cov_re,
         residual=response.sigma,
         extras=() if response.response is None else response.response.extras,
+        thresholds=response.thresholds,
     )
 
 
@@ -498,98 +508,3 @@ def checked_formula(formula: Any) -> MoEFormula:
             len("const"),
         )
     return parsed
-
-
-def start_vector(start: Any, layout: ParamLayout) -> Array:
-    """Values of all parameters, in the order of the layout.
-
-    Parameters
-    ----------
-    start : Series, mapping, ndarray of shape (P,), or results with `params`
-    layout : ParamLayout
-
-    Returns
-    -------
-    ndarray, shape (P,)
-
-    Raises
-    ------
-    ArgumentError
-        If a parameter is missing or not finite, or the length is wrong.
-    """
-    values = getattr(start, "params", start)
-    if isinstance(values, pd.Series | Mapping):
-        missing = [name for name in layout.names if name not in values]
-        if missing:
-            raise ArgumentError(f"start has no value for {missing[0]!r}; give all of {', '.join(layout.names)}")
-        values = [values[name] for name in layout.names]
-    try:
-        vector = np.asarray(values, dtype=float)
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(f"start must hold numbers or be another fit, got {start!r}") from error
-    if vector.shape != (len(layout.names),):
-        raise ArgumentError(f"start must have {len(layout.names)} values, one per parameter, got shape {vector.shape}")
-    for parameter, value in zip(layout.parameters, vector, strict=True):
-        if parameter.block == "random" and parameter.tested and np.isnan(value):
-            continue  # correlation with a random effect of zero variance
-        if not _inside(parameter, value):
-            raise ArgumentError(
-                f"start has {parameter.name} = {value}; values must be finite, standard deviations of random effects "
-                "at least zero, of residuals above zero, correlations between -1 and 1"
-            )
-    return vector
-
-
-def _inside(parameter: Parameter, value: float) -> bool:
-    """Whether a value lies in the space of its parameter."""
-    if not np.isfinite(value):
-        return False
-    if parameter.block == "random" and parameter.tested:
-        return abs(value) <= 1
-    if parameter.name.startswith("sigma") and not parameter.tested:
-        return bool(value > 0)
-    return parameter.block != "random" or bool(value >= 0)
-
-
-def cluster_codes(cluster: Any, design: Design) -> NDArray[np.int64]:
-    """Cluster of each subject as codes 0..G-1, shape (N,).
-
-    Parameters
-    ----------
-    cluster : mapping or Series by subject label, or array or Series with one entry per row of the data
-        A Series as long as the data is read row by row, whatever its index, unless each subject has one row.
-    design : Design
-
-    Returns
-    -------
-    ndarray of int, shape (N,)
-
-    Raises
-    ------
-    ArgumentError
-        If a subject has no cluster or lies in two.
-    """
-    if cluster is None:
-        raise ArgumentError("cov_type='cluster' needs cluster=, the cluster of each subject (by label) or of each row")
-    if isinstance(cluster, str):
-        raise ArgumentError(f"cluster must hold the clusters, not their name, got {cluster!r}; pass data[{cluster!r}]")
-    by_row_anyway = isinstance(cluster, pd.Series) and len(cluster) == design.n_input > design.n_units
-    by_label = isinstance(cluster, Mapping | pd.Series) and not by_row_anyway
-    if by_label and all(label in cluster for label in design.labels):
-        values = [cluster[label] for label in design.labels]
-    else:
-        rows = np.asarray(cluster)
-        if rows.shape != (design.n_input,):
-            raise ArgumentError(
-                f"cluster must have one entry per row of the data ({design.n_input}) or per subject label, "
-                f"got shape {rows.shape}"
-            )
-        by_row = pd.Series(rows[design.position]).groupby(design.codes)
-        split = np.flatnonzero(by_row.nunique(dropna=False).to_numpy() > 1)
-        if split.size:
-            raise ArgumentError(f"subject {design.labels[split[0]]!r} lies in more than one cluster")
-        values = by_row.first().tolist()
-    codes, _ = pd.factorize(np.asarray(values), sort=True)
-    if (codes < 0).any():
-        raise ArgumentError(f"subject {design.labels[int((codes < 0).argmax())]!r} has no cluster (missing value)")
-    return codes.astype(np.int64)

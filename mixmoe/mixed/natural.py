@@ -8,23 +8,27 @@ from numpy.typing import NDArray
 from mixmoe.design import DesignNames
 from mixmoe.kernels.linalg import semidefinite_cholesky
 from mixmoe.layout import Parameter, ParamLayout
-from mixmoe.mixed.extras import by_expert, flatten, free_extras, natural_extras
+from mixmoe.mixed.extras import by_expert, flatten, free_extras, natural_extras, outside
+from mixmoe.mixed.ordinal import Thresholds
 from mixmoe.mixed.structure import Params, Structure
 
 Array = NDArray[np.float64]
 
 _COMPLEX_STEP = 1e-30
+_NO_WIDTH = 1e-12  # two thresholds as close as this leave no room for the category between them
 
 
 def build_layout(s: Structure, names: DesignNames) -> ParamLayout:
     """Names in the order of `to_natural`: experts, common, gate, random effects, residuals, further parameters."""
     further = [parameter for extra in s.extras for parameter in extra.parameters(s.n_experts)]
+    if s.thresholds is not None:
+        further = s.thresholds.parameters(s.n_experts)
     return ParamLayout((*_coefficients(s, names), *_random(s, names), *_residual(s), *further))
 
 
 def _coefficients(s: Structure, names: DesignNames) -> list[Parameter]:
-    own = [name for name, common in zip(names.expert, s.common, strict=True) if not common]
-    shared = [name for name, common in zip(names.expert, s.common, strict=True) if common]
+    columns = np.array(names.expert, dtype=object)
+    own, shared = columns[s.own].tolist(), columns[s.shared].tolist()
     experts = range(1, s.n_experts + 1)
     return [
         *(Parameter(f"expert{k}.{name}", "expert", name, k) for k in experts for name in own),
@@ -82,6 +86,7 @@ class Positions:
     Attributes
     ----------
     beta : ndarray of int, shape (K, p)
+        Of an intercept behind thresholds: of the first threshold, which is minus it.
     gate : ndarray of int, shape (K - 1, m)
     """
 
@@ -91,13 +96,26 @@ class Positions:
 
 def positions(s: Structure) -> Positions:
     """Positions of the coefficients in the vector of `to_natural`."""
-    n_own, n_shared = int((~s.common).sum()), int(s.common.sum())
+    n_own, n_shared = int(s.own.sum()), int(s.shared.sum())
     beta = np.empty((s.n_experts, s.n_columns), dtype=np.intp)
-    beta[:, ~s.common] = np.arange(s.n_experts * n_own).reshape(s.n_experts, n_own)
-    beta[:, s.common] = s.n_experts * n_own + np.arange(n_shared)
-    first = s.n_experts * n_own + n_shared
-    gate = first + np.arange((s.n_experts - 1) * s.n_gate).reshape(s.n_experts - 1, s.n_gate)
+    beta[:, s.own] = np.arange(s.n_experts * n_own).reshape(s.n_experts, n_own)
+    beta[:, s.shared] = s.n_experts * n_own + np.arange(n_shared)
+    at = n_coefficients(s)
+    gate = np.arange(at - (s.n_experts - 1) * s.n_gate, at).reshape(s.n_experts - 1, s.n_gate)
+    if s.thresholds is not None:
+        beta[:, s.thresholds.column] = at + _n_random(s) + s.thresholds.first(s.n_experts)
     return Positions(beta, gate)
+
+
+def n_coefficients(s: Structure) -> int:
+    """Coefficients of experts and gate that are reported."""
+    return s.n_experts * int(s.own.sum()) + int(s.shared.sum()) + (s.n_experts - 1) * s.n_gate
+
+
+def _n_random(s: Structure) -> int:
+    """Parameters of the random effects that are reported."""
+    n_omega = s.n_experts - 1 if s.cov_re == "proportional" and s.n_random else 0
+    return n_covariances(s) * (s.n_random + len(_pairs(s))) + n_omega
 
 
 def n_covariances(s: Structure) -> int:
@@ -116,8 +134,8 @@ def to_natural(s: Structure, params: Params) -> Array:
     """Reported parameters, shape (S, P), from full parameters on the user's scale; passes complex steps through."""
     S = params.beta.shape[0]
     pieces = [
-        params.beta[:, :, ~s.common].reshape(S, -1),
-        params.beta[:, 0, s.common],
+        params.beta[:, :, s.own].reshape(S, -1),
+        params.beta[:, 0, s.shared],
         params.gamma.reshape(S, -1),
     ]
     D = params.factor @ np.swapaxes(params.factor, 2, 3)
@@ -131,8 +149,18 @@ def to_natural(s: Structure, params: Params) -> Array:
         with np.errstate(divide="ignore", invalid="ignore"):
             pieces.append(np.sqrt(total[:, 1:] / total[:, :1]))
     pieces.append(params.sigma[:, : n_sigmas(s)])
-    pieces.append(natural_extras(s.extras, params.extra))
+    if s.thresholds is None:
+        pieces.append(natural_extras(s.extras, params.extra))
+    else:
+        pieces.append(s.thresholds.reported(_cuts(s.thresholds, params)))
     return np.concatenate(pieces, axis=1)
+
+
+def _cuts(thresholds: Thresholds, params: Params) -> Array:
+    """Thresholds of every expert where random effects and other covariates are zero, shape (S, K, C - 1)."""
+    steps = np.exp(params.extra)
+    first = -params.beta[:, :, thresholds.column, None]
+    return np.cumsum(np.concatenate([first, steps], axis=2), axis=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +171,7 @@ class Pieces:
     ----------
     own : ndarray, shape (K, p_own)
     shared : ndarray, shape (p_common,)
+        Both without an intercept behind thresholds.
     gamma : ndarray, shape (K - 1, m)
     random : ndarray, shape (n_covariances, q + number of correlations)
         Standard deviations, then correlations.
@@ -150,7 +179,7 @@ class Pieces:
         Multipliers of proportional covariances, the first one 1.
     sigma : ndarray, shape (K,), (1,) or (0,)
     extra : ndarray, shape (D,)
-        Further parameters, in the order of the layout.
+        Further parameters, in the order of the layout; thresholds.
     """
 
     own: Array
@@ -165,14 +194,22 @@ class Pieces:
 def split_natural(s: Structure, vector: Array) -> Pieces:
     """Parts of a reported vector, shape (P,)."""
     K, q = s.n_experts, s.n_random
-    n_own = int((~s.common).sum())
+    n_own, n_shared = int(s.own.sum()), int(s.shared.sum())
     width = q + len(_pairs(s))
-    n_omega = K - 1 if s.cov_re == "proportional" and q else 0
-    sizes = [K * n_own, s.n_columns - n_own, (K - 1) * s.n_gate, n_covariances(s) * width, n_omega, n_sigmas(s)]
+    n_omega = _n_random(s) - n_covariances(s) * width
+    sizes = [K * n_own, n_shared, (K - 1) * s.n_gate, n_covariances(s) * width, n_omega, n_sigmas(s)]
     own, shared, gamma, random, omega, sigma, extra = np.split(vector, np.cumsum(sizes))
     full = np.concatenate([np.ones(1), omega]) if n_omega else omega
     random = random.reshape(n_covariances(s), width)
     return Pieces(own.reshape(K, n_own), shared, gamma.reshape(K - 1, s.n_gate), random, full, sigma, extra)
+
+
+def outside_space(s: Structure, vector: Array) -> str | None:
+    """What is wrong with the further parameters of a reported vector, shape (P,), if anything is."""
+    values = split_natural(s, vector).extra
+    if s.thresholds is not None:
+        return s.thresholds.wrong(values, s.n_experts)
+    return outside(s.extras, values, s.n_experts)
 
 
 def from_natural(s: Structure, vector: Array) -> Params:
@@ -180,15 +217,21 @@ def from_natural(s: Structure, vector: Array) -> Params:
     K, q = s.n_experts, s.n_random
     pieces = split_natural(s, vector)
     beta = np.empty((1, K, s.n_columns))
-    beta[0][:, ~s.common] = pieces.own
-    beta[0][:, s.common] = pieces.shared
+    beta[0][:, s.own] = pieces.own
+    beta[0][:, s.shared] = pieces.shared
     factor = np.zeros((1, K, q, q))
     for k, block in enumerate(pieces.random):
         factor[0, k if s.cov_re == "expert" else slice(None)] = _factor(s, block)
     if pieces.omega.size:
         factor[0] *= pieces.omega[:, None, None]
     sigma = np.broadcast_to(pieces.sigma if s.has_sigma else np.ones(1), (1, K)).copy()
-    return Params(pieces.gamma[None], beta, factor, sigma, free_extras(s.extras, pieces.extra, K)[None])
+    if s.thresholds is None:
+        extra = free_extras(s.extras, pieces.extra, K)
+    else:
+        cuts = s.thresholds.by_expert(pieces.extra, K)
+        beta[0][:, s.thresholds.column] = -cuts[:, 0]
+        extra = np.log(np.maximum(np.diff(cuts, axis=1), _NO_WIDTH))
+    return Params(pieces.gamma[None], beta, factor, sigma, extra[None])
 
 
 def permute_natural(s: Structure, vector: Array, order: list[int]) -> Array:
@@ -203,7 +246,10 @@ def permute_natural(s: Structure, vector: Array, order: list[int]) -> Array:
         random[:, : s.n_random] *= omega[order[0]]
         omega = omega[order] / omega[order[0]]
     sigma = old.sigma[order] if s.residual == "expert" else old.sigma
-    extra = flatten(s.extras, by_expert(s.extras, old.extra, s.n_experts)[order])
+    if s.thresholds is None:
+        extra = flatten(s.extras, by_expert(s.extras, old.extra, s.n_experts)[order])
+    else:
+        extra = s.thresholds.reported(s.thresholds.by_expert(old.extra, s.n_experts)[None, order])[0]
     parts = (old.own[order], old.shared, full[1:] - full[0], random, omega[1:], sigma, extra)
     return np.concatenate([part.ravel() for part in parts])
 

@@ -50,8 +50,23 @@ class Response(Protocol):
     """A response distribution given its linear predictor; `extra` holds unconstrained further parameters, (E, d)."""
 
     @property
+    def name(self) -> str:
+        """Of the family."""
+
+    @property
     def extras(self) -> tuple[Extra, ...]:
         """Further parameters of an expert."""
+
+    @property
+    def support(self) -> Array | None:
+        """The values that a response can take, ascending, where they are few."""
+
+    @property
+    def discrete(self) -> bool:
+        """Whether responses are whole numbers or categories."""
+
+    def outcome(self, y: Array, trials: Array) -> Outcome:
+        """Responses as the likelihood takes them."""
 
     def curvature(self, out: Outcome, eta: Array, extra: Array) -> Curvature:
         """Log density without its constant, slope and weight in one pass."""
@@ -61,6 +76,27 @@ class Response(Protocol):
 
     def scoring_weight(self, out: Outcome, eta: Array, extra: Array) -> Array:
         """A positive stand-in for the weight where that is negative, shape (E, n)."""
+
+    def mean(self, eta: Array, extra: Array, trials: Array) -> Array:
+        """Expected response, shape (E, n)."""
+
+    def predictor(self, mean: Array, extra: Array, trials: Array) -> Array:
+        """The linear predictor at which the response has this expectation, shape (E, n)."""
+
+    def limits(self, mean: Array, half: Array, trials: Array) -> tuple[Array, Array]:
+        """Limits of an expectation `half` its standard error times a normal quantile apart, within its range."""
+
+    def variance(self, eta: Array, extra: Array, trials: Array) -> Array:
+        """Variance of the response, shape (E, n)."""
+
+    def deviance(self, out: Outcome, mean: Array, extra: Array) -> Array:
+        """Twice the log density lost between a perfect fit and this expectation, shape (E, n)."""
+
+    def cdf(self, y: Array, eta: Array, extra: Array, trials: Array) -> Array:
+        """Distribution function, shape (E, n), at responses as `outcome` holds them."""
+
+    def draw(self, rng: np.random.Generator, eta: Array, extra: Array, trials: Array) -> Array:
+        """One response for each predictor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +112,25 @@ class FamilyResponse:
     family: Family
     extras: tuple[Extra, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """Of the family."""
+        return self.family.name
+
+    @property
+    def support(self) -> Array | None:
+        """None: any number, whole number or share."""
+        return None
+
+    @property
+    def discrete(self) -> bool:
+        """Whether responses are whole numbers."""
+        return self.family.discrete
+
+    def outcome(self, y: Array, trials: Array) -> Outcome:
+        """Responses as they are."""
+        return Outcome(y, trials, self.family.constant(y, trials))
+
     def curvature(self, out: Outcome, eta: Array, extra: Array) -> Curvature:
         """Log density without its constant, slope and weight in one pass."""
         return self.family.curvature(out, eta, self._delta(extra))
@@ -90,6 +145,36 @@ class FamilyResponse:
     def scoring_weight(self, out: Outcome, eta: Array, extra: Array) -> Array:
         """The Fisher information."""
         return self.family.scoring(out, eta, self._delta(extra))[1]
+
+    def mean(self, eta: Array, extra: Array, trials: Array) -> Array:
+        """Inverse of the link."""
+        return self.family.mean(eta, trials)
+
+    def predictor(self, mean: Array, extra: Array, trials: Array) -> Array:
+        """The link."""
+        return self.family.link(mean, trials)
+
+    def limits(self, mean: Array, half: Array, trials: Array) -> tuple[Array, Array]:
+        """Limits by the delta method on the scale of the link."""
+        eta = self.family.link(mean, trials)
+        away = half / self.family.mean_slope(eta, trials)
+        return self.family.mean(eta - away, trials), self.family.mean(eta + away, trials)
+
+    def variance(self, eta: Array, extra: Array, trials: Array) -> Array:
+        """Variance of the response."""
+        return self.family.variance(self.family.mean(eta, trials), self._delta(extra), trials)
+
+    def deviance(self, out: Outcome, mean: Array, extra: Array) -> Array:
+        """Twice the log density lost between a perfect fit and this expectation."""
+        return self.family.deviance(out, mean, self._delta(extra))
+
+    def cdf(self, y: Array, eta: Array, extra: Array, trials: Array) -> Array:
+        """Distribution function."""
+        return self.family.cdf(y, eta, self._delta(extra), trials)
+
+    def draw(self, rng: np.random.Generator, eta: Array, extra: Array, trials: Array) -> Array:
+        """One response for each predictor."""
+        return self.family.draw(rng, eta, self._delta(extra), trials)
 
     def _delta(self, extra: Array) -> Array:
         return extra if self.extras else np.zeros((extra.shape[0], 1))

@@ -1,32 +1,35 @@
 """The response distribution of a MEMoE: its arguments, what it allows in the data, and the likelihood it leads to."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mixmoe._frame import shown
+from mixmoe._levels import level_labels, level_scores
 from mixmoe.arguments import checked_count
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.formula import MoEFormula
-from mixmoe.kernels.distribution import Family, Outcome
-from mixmoe.kernels.families import family_named
+from mixmoe.kernels.distribution import ETA_LIMIT, OFFSETS
+from mixmoe.kernels.families import family_named, name_of_family
 from mixmoe.kernels.moments import build_moments
 from mixmoe.mixed.coordinates import Coordinates, apply_inverse, build_coordinates, link_coordinates
 from mixmoe.mixed.error_options import ErrorOptions
 from mixmoe.mixed.experts import Experts
 from mixmoe.mixed.gaussian import GaussianExperts
-from mixmoe.mixed.laplace import GlmmExperts, build_nodes
+from mixmoe.mixed.laplace import MOST_NODES, GlmmExperts, build_nodes
 from mixmoe.mixed.modes import Rows
+from mixmoe.mixed.ordinal import OrdinalResponse, Thresholds, step_extra
 from mixmoe.mixed.outcomes import FamilyResponse, Response, dispersion
 from mixmoe.mixed.structure import Residual, Sigma, Structure
 
 Array = NDArray[np.float64]
 
-FAMILIES = ("gaussian", "binomial", "poisson", "negbinomial", "gamma", "beta")
+FAMILIES = ("gaussian", "binomial", "poisson", "negbinomial", "gamma", "beta", "ordinal")
 _DISPERSIONS: Mapping[str, str] = {"negbinomial": "theta", "gamma": "shape", "beta": "phi"}
-_MOST_NODES = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +38,23 @@ class ResponseModel:
 
     Attributes
     ----------
-    family : Family
+    name : str
+        Of the family.
     response : Response or None
         None for Gaussian responses, whose likelihood is known in closed form.
     residual : {"expert", "common"}
         Whether each expert has its own residual deviation or dispersion.
     n_quad : int
         Quadrature points per random effect; 1 is the Laplace approximation.
+    thresholds : Thresholds or None
+        Of ordinal responses, once their levels are known.
     """
 
-    family: Family
+    name: str
     response: Response | None
     residual: Residual
     n_quad: int
+    thresholds: Thresholds | None = None
 
     @property
     def gaussian(self) -> bool:
@@ -63,7 +70,7 @@ class ResponseModel:
 def build_response_model(
     family: str, residual: Residual, n_quad: int, columns: Mapping[str, str | None]
 ) -> ResponseModel:
-    """The response distribution that the arguments of `MEMoE` describe.
+    """The response distribution that the arguments of `MEMoE` describe; `with_levels` adds what data alone can tell.
 
     Parameters
     ----------
@@ -78,20 +85,45 @@ def build_response_model(
     ArgumentError
         If the family is unknown or an argument does not go with it.
     """
-    known = family_named(family, FAMILIES)
+    known = name_of_family(family, FAMILIES)
     checked_count(n_quad, "n_quad")
-    if n_quad > _MOST_NODES:
-        raise ArgumentError(f"n_quad must be at most {_MOST_NODES}, got {n_quad}; 10 to 20 points are enough")
-    if columns["trials"] is not None and known.name != "binomial":
+    if n_quad > MOST_NODES:
+        raise ArgumentError(f"n_quad must be at most {MOST_NODES}, got {n_quad}; 10 to 20 points are enough")
+    if columns["trials"] is not None and known != "binomial":
         raise ArgumentError(
             f"trials={columns['trials']!r} is for family='binomial', got family={family!r}; leave it out"
         )
-    if known.name == "gaussian":
+    if known == "gaussian":
         _refuse_for_gaussian(n_quad, columns)
         return ResponseModel(known, None, residual, 1)
-    own = residual == "expert"
-    extras = (dispersion(_DISPERSIONS[known.name], own),) if known.has_dispersion else ()
-    return ResponseModel(known, FamilyResponse(known, extras), residual, n_quad)
+    if known == "ordinal":
+        return ResponseModel(known, OrdinalResponse(np.zeros(0)), residual, n_quad)
+    extras = (dispersion(_DISPERSIONS[known], residual == "expert"),) if known in _DISPERSIONS else ()
+    return ResponseModel(known, FamilyResponse(family_named(known, FAMILIES), extras), residual, n_quad)
+
+
+def with_levels(model: ResponseModel, design: Design) -> ResponseModel:
+    """The model with thresholds between the levels of an ordinal response; others as they are.
+
+    Raises
+    ------
+    DesignError
+        If the expert part has no intercept whose place the thresholds take.
+    """
+    if model.name != "ordinal":
+        return model
+    if "Intercept" not in design.names.expert:
+        raise DesignError(
+            f"the expert part of {design.formula.text!r} leaves out the intercept, whose place the thresholds of "
+            "family='ordinal' take; remove the 0 or -1 from it"
+        )
+    levels, y = design.response_levels or (), np.asarray(design.response)
+    scores, names, own = level_scores(levels), level_labels(levels), model.residual == "expert"
+    labels = tuple(f"{low}|{high}" for low, high in pairwise(names))
+    extras = step_extra((y == scores[:, None]).sum(axis=1).astype(float), labels, own)
+    at = design.names.expert.index("Intercept")
+    thresholds = Thresholds(at, labels, not design.common[at], own)
+    return replace(model, response=OrdinalResponse(scores, names, extras), thresholds=thresholds)
 
 
 def check_no_errors(model: ResponseModel, formula: MoEFormula, options: ErrorOptions) -> None:
@@ -106,7 +138,7 @@ def check_no_errors(model: ResponseModel, formula: MoEFormula, options: ErrorOpt
         return
     what = "the section 'sigma:'" if formula.sigma else f"errors={options.kind!r}, errors_dist={options.dist!r}"
     raise ArgumentError(
-        f"{what} is for family='gaussian', got family={model.family.name!r}, which has no error term; leave it out"
+        f"{what} is for family='gaussian', got family={model.name!r}, which has no error term; leave it out"
     )
 
 
@@ -132,8 +164,8 @@ def check_random(design: Design, model: ResponseModel) -> None:
     q = design.random.shape[1]
     if model.n_quad > 1 and q > 2:
         raise ArgumentError(f"n_quad={model.n_quad} is for at most 2 random effects, re: has {q}; use n_quad=1")
-    binary = model.family.name == "binomial" and (trials_of(design) == 1).all()
-    if q and design.n == design.n_units and (model.gaussian or binary):
+    latent = model.name == "ordinal" or (model.name == "binomial" and (trials_of(design) == 1).all())
+    if q and design.n == design.n_units and (model.gaussian or latent):
         raise DesignError(
             f"each of the {design.n} subjects has one row, where random effects cannot be told from residuals; "
             f"write re: (0 | {design.names.group})"
@@ -153,22 +185,23 @@ def offset_of(design: Design) -> Array:
 def standardised(design: Design, model: ResponseModel) -> Array:
     """Responses at one trial and an offset of zero, shape (n,), as figures show them."""
     y = np.asarray(design.response, dtype=float)
-    if model.family.name == "binomial":
+    if model.name == "binomial":
         return y / trials_of(design)
-    return y if model.family.name == "beta" else y * np.exp(-offset_of(design))
+    return y if model.name in ("beta", "ordinal") else y * np.exp(-offset_of(design))
 
 
-def check_columns(design: Design, fitted: Design, columns: Mapping[str, str | None]) -> None:
-    """Refuse new data without the columns of offset or trials.
+def check_columns(design: Design, columns: Mapping[str, str | None], response: bool = False) -> None:
+    """Refuse new data without the columns of offset or trials, with their `response` also that of weights.
 
     Raises
     ------
     DesignError
-        If one is missing.
+        If one is missing, or a number of trials is impossible.
     """
-    for name in ("offset", "trials"):
-        if name in fitted.aux and name not in design.aux:
+    for name in ("offset", "trials", *(["weights"] if response else [])):
+        if columns[name] is not None and name not in design.aux:
             raise DesignError(f"the new data lack the column {columns[name]!r} ({name}); add it")
+    _check_trials(design)
 
 
 def check_response(design: Design, model: ResponseModel) -> None:
@@ -181,29 +214,39 @@ def check_response(design: Design, model: ResponseModel) -> None:
     """
     if model.gaussian:
         return
-    y, trials, name = np.asarray(design.response, dtype=float), trials_of(design), model.family.name
+    y, trials, name = np.asarray(design.response, dtype=float), trials_of(design), model.name
     what = f"the response {design.names.response!r}"
     if name == "gamma":
         _refuse(design, y <= 0, what, y, "above zero", name)
     elif name == "beta":
         _refuse(design, (y <= 0) | (y >= 1), what, y, "strictly between 0 and 1", name)
-    else:
+    elif name != "ordinal":
         _refuse(design, (y != np.floor(y)) | (y < 0), what, y, "a count 0, 1, 2 ...", name)
     if name == "binomial":
-        _refuse(design, (trials != np.floor(trials)) | (trials < 1), "the number of trials", trials, "at least 1", name)
+        _check_trials(design)
         more = "at most the number of trials" if "trials" in design.aux else "0 or 1; pass trials= for successes"
         _refuse(design, y > trials, what, y, more, name)
+    offset = offset_of(design)
+    _refuse(design, np.abs(offset) > ETA_LIMIT, "the offset", offset, OFFSETS, name)
     weights = np.asarray(design.aux.get("weights", np.ones(design.n)), dtype=float)
     if not (weights > 0).all():
         i = int((~(weights > 0)).argmax())
-        raise DesignError(f"weights must be above zero, got {weights[i]:g} in row {design.rows[i]!r}; drop such rows")
+        raise DesignError(
+            f"weights must be above zero, got {weights[i]:g} in row {shown(design.rows[i])}; drop such rows"
+        )
+
+
+def _check_trials(design: Design) -> None:
+    trials = trials_of(design)
+    wrong = (trials != np.floor(trials)) | (trials < 1)
+    _refuse(design, wrong, "the number of trials", trials, "a whole number of at least 1", "binomial")
 
 
 def _refuse(design: Design, bad: NDArray[np.bool_], what: str, values: Array, allowed: str, family: str) -> None:
     if bad.any():
         i = int(bad.argmax())
         raise DesignError(
-            f"{what} is {values[i]:g} in row {design.rows[i]!r}; for family={family!r} it must be {allowed}; "
+            f"{what} is {values[i]:g} in row {shown(design.rows[i])}; for family={family!r} it must be {allowed}; "
             "correct it or choose another family"
         )
 
@@ -222,11 +265,9 @@ def experts_of(design: Design, model: ResponseModel, c: Coordinates) -> Experts:
     y = np.asarray(design.response, dtype=float)
     if model.response is None:
         return GaussianExperts(build_moments((y - design.expert @ c.center) / c.scale, X, Z, design.starts))
-    trials = trials_of(design)
-    outcome = Outcome(y, trials, model.family.constant(y, trials))
     weights = design.aux.get("weights")
     rows = Rows(
-        outcome,
+        model.response.outcome(y, trials_of(design)),
         offset_of(design),
         None if weights is None else np.asarray(weights, dtype=float),
         X,

@@ -9,13 +9,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr
 from scipy.stats import norm
 
 from mixmoe.assess.residuals import Distribution, continuous, discrete
 from mixmoe.gate import gate_log_probabilities
-from mixmoe.kernels.distribution import Family, Outcome
+from mixmoe.kernels.distribution import Outcome
+from mixmoe.mixed.frames import by_expert, interval_columns, mean_columns
 from mixmoe.mixed.mixtures import MixtureLaw
 from mixmoe.mixed.natural import from_natural
+from mixmoe.mixed.outcomes import Response
 from mixmoe.mixed.predict import History, Interval
 from mixmoe.mixed.structure import Params, Structure
 
@@ -23,6 +26,7 @@ Array = NDArray[np.float64]
 
 _NODES = 31
 _BISECTIONS = 200
+_HALVINGS = 50  # of the range of an expectation or a probability
 _STEP = 1e-5  # of the central differences behind the delta method
 _CHUNK = 20_000
 
@@ -57,31 +61,39 @@ class LinkEstimate:
 
     Attributes
     ----------
-    family : Family
+    response : Response
     structure : Structure
     vector : ndarray, shape (P,)
         Reported parameters.
     cov : ndarray, shape (P, P)
-        Of the reported parameters; zero where a variance is on its boundary and taken as known.
+        Of the reported parameters; zero where a variance is on its boundary, or a threshold infinite, and taken as
+        known.
     params : Params
         On the user's scale, S = 1.
     """
 
-    family: Family
+    response: Response
     structure: Structure
     vector: Array
     cov: Array
     params: Params
 
     @property
-    def delta(self) -> Array:
-        """Log dispersion of each expert, shape (K, 1); zero if there is none."""
-        extra = self.params.extra[0]
-        return extra[:, :1] if extra.shape[1] else np.zeros((len(extra), 1))
+    def extra(self) -> Array:
+        """Unconstrained further parameters of each expert, shape (K, d)."""
+        return self.params.extra[0]
+
+    def mean(self, eta: Array, trials: Array) -> Array:
+        """Expected response at linear predictors, shape (K, n)."""
+        return self.response.mean(eta, self.extra, trials)
 
     def moved(self, vector: Array) -> "LinkEstimate":
         """The same at other parameters."""
         return replace(self, vector=vector, params=from_natural(self.structure, vector))
+
+
+Quantity = Callable[[LinkEstimate, Covariates], Array]
+LimitsOf = Callable[[Array, Array, Array], tuple[Array, Array]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +136,7 @@ def averaged(what: Callable[[Array], Array], where: Predictors) -> Array:
 
 def expert_means(e: LinkEstimate, at: Covariates) -> Array:
     """Expected response of each expert in the population, shape (n, K)."""
-    return averaged(lambda eta: e.family.mean(eta, at.trials), predictors(e, at)).T
+    return averaged(lambda eta: e.mean(eta, at.trials), predictors(e, at)).T
 
 
 def marginal_means(e: LinkEstimate, at: Covariates) -> Array:
@@ -134,17 +146,19 @@ def marginal_means(e: LinkEstimate, at: Covariates) -> Array:
 
 
 def mean_intervals(
-    of: Callable[[LinkEstimate, Covariates], Array], e: LinkEstimate, at: Covariates, alpha: float
+    of: Quantity, e: LinkEstimate, at: Covariates, alpha: float, limits: LimitsOf | None = None
 ) -> Interval:
     """Expected responses, shape (n, J), with limits by the delta method on the scale of the link.
 
     Parameters
     ----------
     of : callable
-        `expert_means` or `marginal_means`.
+        `expert_means` or `marginal_means`, or another quantity.
     e : LinkEstimate
     at : Covariates
     alpha : float
+    limits : callable, optional
+        Limits of the quantity, as `Response.limits` gives those of an expected response.
 
     Returns
     -------
@@ -155,15 +169,13 @@ def mean_intervals(
     for first in range(0, len(mean), _CHUNK):
         rows = slice(first, first + _CHUNK)
         error[rows] = delta_errors(of, e, at.take(rows))
-    trials = at.trials[:, None]
+    limits = e.response.limits if limits is None else limits
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        eta = e.family.link(mean, trials)
-        half = norm.isf(alpha / 2) * error / e.family.mean_slope(eta, trials)
-        lower, upper = e.family.mean(eta - half, trials), e.family.mean(eta + half, trials)
+        lower, upper = limits(mean, norm.isf(alpha / 2) * error, at.trials[:, None])
     return Interval(mean, error, lower, upper)
 
 
-def delta_errors(of: Callable[[LinkEstimate, Covariates], Array], e: LinkEstimate, at: Covariates) -> Array:
+def delta_errors(of: Quantity, e: LinkEstimate, at: Covariates) -> Array:
     """Standard errors, shape (n, J); NaN where one depends on a parameter without covariance."""
     unknown = np.isnan(np.diag(e.cov))
     used = np.where(unknown[:, None] | unknown, 0.0, e.cov)
@@ -198,32 +210,59 @@ def subject_means(e: LinkEstimate, at: Covariates, past: History, alpha: float, 
         Limits carry the uncertainty of membership and random effects and, with `noise`, the variation of the response.
     """
     where, weights = given_past(e, at, past), past.probabilities.T
-    means = averaged(lambda eta: e.family.mean(eta, at.trials), where)
+    means = averaged(lambda eta: e.mean(eta, at.trials), where)
     mean = (weights * means).sum(axis=0)
     square = averaged(lambda eta: _second_moment(e, eta, at.trials, noise), where)
     spread = np.sqrt(np.maximum((weights * square).sum(axis=0) - mean**2, 0.0))
     if noise:
         lower, upper = (response_quantile(e, where, weights, at.trials, level) for level in (alpha / 2, 1 - alpha / 2))
         return Interval(mean, spread, lower, upper)
-    law = MixtureLaw(weights.T, where.mean.T, where.sd.T)
-    lower, upper = (e.family.mean(law.quantile(level), at.trials) for level in (alpha / 2, 1 - alpha / 2))
+    lower, upper = (mean_quantile(e, where, weights, at.trials, level) for level in (alpha / 2, 1 - alpha / 2))
     return Interval(mean, spread, lower, upper)
 
 
 def _second_moment(e: LinkEstimate, eta: Array, trials: Array, noise: bool) -> Array:
-    mean = e.family.mean(eta, trials)
-    return mean**2 + (e.family.variance(mean, e.delta, trials) if noise else 0.0)
+    return e.mean(eta, trials) ** 2 + (e.response.variance(eta, e.extra, trials) if noise else 0.0)
+
+
+def mean_quantile(e: LinkEstimate, where: Predictors, weights: Array, trials: Array, level: float) -> Array:
+    """Quantiles of a subject's expected response, which varies with expert and random effects, shape (n,)."""
+    scores = e.response.support
+    if scores is None:  # the expectation at a predictor is the same for all experts
+        law = MixtureLaw(weights.T, where.mean.T, where.sd.T)
+        return np.asarray(e.response.mean(law.quantile(level), e.extra, trials))
+
+    def below(mean: Array) -> Array:
+        return weighted_probability(weights, where, e.response.predictor(mean, e.extra, trials))
+
+    return bisected(below, level, np.full(len(trials), scores[0]), np.full(len(trials), scores[-1]))
+
+
+def weighted_probability(weights: Array, where: Predictors, eta: Array) -> Array:
+    """Probability of a predictor below `eta`, shape (K, n), in the mixture over experts, shape (n,)."""
+    with np.errstate(over="ignore"):
+        z = (eta - where.mean) / np.maximum(where.sd, np.finfo(float).tiny)
+    return np.asarray((weights * ndtr(z)).sum(axis=0))
+
+
+def bisected(below: Callable[[Array], Array], level: float, low: Array, high: Array) -> Array:
+    """Where an increasing function between `low` and `high` reaches `level`, shape (n,)."""
+    for _ in range(_HALVINGS):
+        middle = 0.5 * (low + high)
+        under = below(middle) < level
+        low, high = np.where(under, middle, low), np.where(under, high, middle)
+    return 0.5 * (low + high)
 
 
 def distribution_function(e: LinkEstimate, where: Predictors, weights: Array, trials: Array, y: Array) -> Array:
     """``P(Y <= y)`` of the mixture over experts and random effects, shape (n,)."""
-    return (weights * averaged(lambda eta: e.family.cdf(y, eta, e.delta, trials), where)).sum(axis=0)
+    return (weights * averaged(lambda eta: e.response.cdf(y, eta, e.extra, trials), where)).sum(axis=0)
 
 
 def place(e: LinkEstimate, where: Predictors, weights: Array, out: Outcome) -> Distribution:
     """Where responses lie in their distribution."""
     at = distribution_function(e, where, weights, out.trials, out.y)
-    if not e.family.discrete:
+    if not e.response.discrete:
         return continuous(at, 1.0 - at)
     return discrete(distribution_function(e, where, weights, out.trials, out.y - 1.0), at)
 
@@ -234,16 +273,19 @@ def response_quantile(e: LinkEstimate, where: Predictors, weights: Array, trials
     def below(y: Array) -> NDArray[np.bool_]:
         return distribution_function(e, where, weights, trials, y) < level
 
+    if e.response.support is not None:
+        ranks = range(len(e.response.support) - 1)
+        return e.response.support[sum(below(np.full(len(trials), float(j))).astype(np.intp) for j in ranks)]
     low = np.full(where.mean.shape[1], -1.0)
     high = np.ones_like(low)
     while (short := below(high) & (high < 1e15)).any():
         high = np.where(short, 2 * high, high)
     for _ in range(_BISECTIONS):
         middle = 0.5 * (low + high)
-        middle = np.floor(middle) if e.family.discrete else middle
+        middle = np.floor(middle) if e.response.discrete else middle
         under = below(middle)
         low, high = np.where(under, middle, low), np.where(under, high, middle)
-        if (high - low <= (1.0 if e.family.discrete else 1e-10 * (1.0 + np.abs(high)))).all():
+        if (high - low <= (1.0 if e.response.discrete else 1e-10 * (1.0 + np.abs(high)))).all():
             break
     return high
 
@@ -268,4 +310,37 @@ def draw(e: LinkEstimate, at: Covariates, W: Array, starts: NDArray[np.intp], rn
     effects = np.einsum("nqr,nr->nq", factor[member], rng.normal(size=(len(W), factor.shape[-1])))
     rows = np.repeat(np.arange(len(W)), np.diff(np.append(starts, n)))
     fixed = (e.params.beta[0] @ at.X.T + at.offset)[member[rows], np.arange(n)]
-    return e.family.draw(rng, fixed + (at.Z * effects[rows]).sum(axis=1), e.delta[member[rows], 0], at.trials)
+    eta = fixed + (at.Z * effects[rows]).sum(axis=1)
+    return e.response.draw(rng, eta[:, None], e.extra[member[rows]], at.trials[:, None])[:, 0]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What `predict` shows on one scale, as columns of a frame.
+
+    Attributes
+    ----------
+    experts, population : callable
+        From estimate, covariates and alpha.
+    subjects : callable
+        From estimate, covariates, past of each row, alpha, and whether limits are for a new response.
+    """
+
+    experts: Callable[[LinkEstimate, Covariates, float], dict[str, Array]]
+    population: Callable[[LinkEstimate, Covariates, float], dict[str, Array]]
+    subjects: Callable[[LinkEstimate, Covariates, History, float, bool], dict[str, Array]]
+
+
+def _expert_columns(e: LinkEstimate, at: Covariates, alpha: float) -> dict[str, Array]:
+    return by_expert("expert", mean_intervals(expert_means, e, at, alpha))
+
+
+def _population_columns(e: LinkEstimate, at: Covariates, alpha: float) -> dict[str, Array]:
+    return interval_columns(("mean",), mean_intervals(marginal_means, e, at, alpha))
+
+
+def _subject_columns(e: LinkEstimate, at: Covariates, past: History, alpha: float, noise: bool) -> dict[str, Array]:
+    return mean_columns(subject_means(e, at, past, alpha, noise))
+
+
+MEANS = Shown(_expert_columns, _population_columns, _subject_columns)

@@ -55,7 +55,7 @@ from mixmoe.results import MoEResults
 Array = NDArray[np.float64]
 Kind = Literal["all", "marginal", "experts", "probabilities", "subject"]
 Level = Literal["conditional", "marginal"]
-Scale = Literal["response", "link"]
+Scale = Literal["response", "link", "categories"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +141,12 @@ class MEMoEResults(MoEResults):
             ``"prediction"`` adds residual error; only for ``"subject"``.
         alpha : float
             One minus the level of the limits.
-        scale : {"response", "link"}
+        scale : {"response", "link", "categories"}
             Of means and trajectories: expected responses, averaged over the random effects, or linear predictors, those
-            of experts and population at random effects of zero. The same for Gaussian responses.
+            of experts and population at random effects of zero. The same for Gaussian responses. An ordinal response
+            counts as its number, or as 1, 2 ... if its levels are no numbers; its linear predictor is the log odds of a
+            response above the lowest level; ``"categories"`` gives the probability of each level, in columns
+            ``P(level)`` and ``expert1.P(level)``.
 
         Returns
         -------
@@ -170,8 +173,11 @@ class MEMoEResults(MoEResults):
         if interval == "prediction" and kind != "subject":
             raise ArgumentError(f"interval='prediction' is for kind='subject', got kind={kind!r}; use that kind")
         checked_choice(scale, "scale", get_args(Scale))
-        if interval == "prediction" and scale == "link" and not self.model.response.gaussian:
-            raise ArgumentError("interval='prediction' is for responses, got scale='link'; use scale='response'")
+        if interval == "prediction" and scale != "response" and not self.model.response.gaussian:
+            raise ArgumentError(f"interval='prediction' is for responses, got scale={scale!r}; use scale='response'")
+        if scale == "categories" and self.model.response.thresholds is None:
+            family = self.model.response.name
+            raise ArgumentError(f"scale='categories' is for family='ordinal', got family={family!r}; use 'response'")
         design = self.model.design if new is None else self.model.new_design(new)
         known = self._history(history, use_fit=kind == "subject")
         if known is not None:
@@ -291,7 +297,9 @@ class MEMoEResults(MoEResults):
         drawn = trajectory_curves if kind == "trajectories" else gate_curves
         return drawn(self.model.design, self._known(), **options)
 
-    _curve_kinds = ("trajectories", "gate")
+    @property
+    def _curve_kinds(self) -> tuple[str, ...]:
+        return ("trajectories", "gate")
 
     def _check_options(self, options: dict[str, Any]) -> None:
         for name in options:

@@ -1,6 +1,11 @@
-"""Coefficients of GLMM experts that run to infinity, because a covariate separates the responses perfectly."""
+"""Coefficients and thresholds of GLMM experts that run to infinity.
+
+A covariate that separates the responses of an expert perfectly has an infinite coefficient; an ordered category without
+responses of an expert has an infinite threshold, or two thresholds that meet.
+"""
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,10 +13,12 @@ from numpy.typing import NDArray
 from mixmoe.kernels.linalg import logsumexp
 from mixmoe.mixed.laplace import GlmmExperts
 from mixmoe.mixed.likelihood import Problem, subject_logliks
+from mixmoe.mixed.ordinal import OrdinalResponse
 from mixmoe.mixed.structure import expand
 
 Array = NDArray[np.float64]
 
+_NO_RESPONSES = 1e-3  # expected number in a category: an ascent to infinity stops at about this many
 _NO_INFORMATION = 1e-5  # per row of the expert, in a direction of orthonormal columns; at p = 0.00001 or 0.99999
 
 
@@ -55,3 +62,53 @@ def expert_directions(problem: Problem, theta: Array) -> ExpertDirections | None
     scale = np.sqrt(np.maximum(size[used], np.finfo(float).tiny))
     values, vectors = np.linalg.eigh(information[np.ix_(used, used)] / np.outer(scale, scale))
     return ExpertDirections(used, vectors, values < _NO_INFORMATION)
+
+
+@dataclass(frozen=True, slots=True)
+class EmptyCategories:
+    """Ordered categories in which an expert has no responses.
+
+    Attributes
+    ----------
+    infinite : tuple of int
+        Thresholds that are infinite, by their place among the reported ones.
+    closed : tuple of int
+        Steps of zero width, by their place in the free vector.
+    meanings : tuple of str
+        Each expert and category.
+    """
+
+    infinite: tuple[int, ...] = ()
+    closed: tuple[int, ...] = ()
+    meanings: tuple[str, ...] = ()
+
+
+def empty_categories(problem: Problem, theta: Array) -> EmptyCategories:
+    """What has no responses at a solution; nothing for other responses, and where all experts share the thresholds.
+
+    Experts that share the steps only have no such thresholds: one of them cannot move alone.
+    """
+    thresholds, experts = problem.structure.thresholds, problem.experts
+    if thresholds is None or not thresholds.own_steps or not isinstance(experts, GlmmExperts):
+        return EmptyCategories()
+    labels = cast(OrdinalResponse, experts.response).labels
+    empty = _expected_counts(problem, theta, len(labels)) < _NO_RESPONSES  # (K, C)
+    K, C = empty.shape
+    infinite: list[int] = []
+    closed: list[int] = []
+    for k, row in enumerate(empty):
+        bottom, top = int(np.argmin(row)), int(np.argmin(row[::-1]))
+        inner = range(bottom + 1, C - 1 - top)
+        closed += [int(problem.free.extra[k, j - 1]) for j in inner if row[j]]
+        outer = [*range(bottom if thresholds.own_location else 0), *range(C - 1 - top, C - 1)]
+        infinite += [thresholds.place(k, j, K) for j in outer]
+    meanings = [f"expert {k + 1} in {labels[j]!r}" for k, j in np.argwhere(empty)]
+    return EmptyCategories(tuple(infinite), tuple(closed), tuple(meanings))
+
+
+def _expected_counts(problem: "Problem[GlmmExperts]", theta: Array, n_categories: int) -> Array:
+    """Expected number of responses of each expert in each category, shape (K, C)."""
+    joint, rows = subject_logliks(problem, theta), problem.experts.rows
+    tau = rows.spread(np.exp(joint - logsumexp(joint, axis=1)[:, None]).T)
+    member = rows.outcome.y[:, None] == np.arange(n_categories)
+    return np.asarray(tau @ member)

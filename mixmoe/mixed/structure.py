@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe.mixed.extras import Extra, n_extra, spans
+from mixmoe.mixed.ordinal import Thresholds
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -36,6 +37,8 @@ class Structure:
         Own residual standard deviation, one for all, or none, where the likelihood has no such parameter.
     extras : tuple of Extra
         Further parameters.
+    thresholds : Thresholds or None
+        Of ordinal responses: how intercept and steps are reported.
     """
 
     n_experts: int
@@ -46,6 +49,7 @@ class Structure:
     cov_re: CovRE
     residual: Sigma
     extras: tuple[Extra, ...] = ()
+    thresholds: Thresholds | None = None
 
     @property
     def n_columns(self) -> int:
@@ -57,6 +61,22 @@ class Structure:
         """Rows and columns of the free entries of the covariance factor."""
         q = self.n_random
         return np.tril_indices(q) if self.correlated else (np.arange(q), np.arange(q))
+
+    @property
+    def own(self) -> NDArray[np.bool_]:
+        """Expert columns that are reported with a coefficient per expert, shape (p,)."""
+        return ~self.common & self._reported
+
+    @property
+    def shared(self) -> NDArray[np.bool_]:
+        """Expert columns that are reported with one coefficient for all experts, shape (p,)."""
+        return self.common & self._reported
+
+    @property
+    def _reported(self) -> NDArray[np.bool_]:
+        """All but an intercept behind thresholds."""
+        at = -1 if self.thresholds is None else self.thresholds.column
+        return np.arange(self.n_columns) != at
 
     @property
     def has_sigma(self) -> bool:

@@ -28,6 +28,10 @@ class Curve:
     xlabel, ylabel : str
     categories : tuple of str
         Names of the places 0, 1 ... on the horizontal axis, if it has no numbers; the function is then drawn as points.
+    levels : tuple of (float, str)
+        Places on the vertical axis and their names, if it has no numbers.
+    shade : int or None
+        Which colour, counted from 1, if not that of the expert.
     """
 
     panel: str
@@ -42,6 +46,8 @@ class Curve:
     xlabel: str = ""
     ylabel: str = ""
     categories: tuple[str, ...] = ()
+    levels: tuple[tuple[float, str], ...] = ()
+    shade: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

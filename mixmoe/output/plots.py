@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ DASHES = ("-", "--", "-.", ":")
 _MAX_COLUMNS = 3
 _APART = 0.07  # of experts above a category
 _JITTER, _GOLDEN = 0.6, 0.6180339887498949  # spread of units above a category, evenly by the golden ratio
+_LEVEL_JITTER = 0.5  # of the distance between levels on the vertical axis
 _MAX_SERIES = 150
 _MAX_BARS = 2000
 _WIDE = 1.5  # median widths of a band to which the axis reaches beyond the lines
@@ -64,7 +66,8 @@ def draw(
     for axes, panel in zip(canvas, panels, strict=True):
         inside = [curve for curve in curves if curve.panel == panel]
         if observed is not None:
-            _series(axes, observed, {curve.expert for curve in inside}, bool(inside[0].categories))
+            experts = {curve.expert for curve in inside}
+            _series(axes, _apart(observed, inside[0]), experts, bool(inside[0].categories))
         for curve in inside:
             draw_curve(axes, curve)
         _cut_wide_bands(axes, inside)
@@ -160,8 +163,9 @@ def draw_curve(axes: Any, curve: Curve, width: float = 2.0) -> None:
     if curve.categories:
         _category_marks(axes, curve)
         return
-    tint = colour(curve.expert)
-    dash = "-" if curve.expert is None else DASHES[(curve.expert - 1) % len(DASHES)]
+    shade = curve.expert if curve.shade is None else curve.shade
+    tint = colour(shade)
+    dash = "-" if shade is None else DASHES[(shade - 1) % len(DASHES)]
     if curve.lower is not None and curve.upper is not None:
         axes.fill_between(curve.x, curve.lower, curve.upper, color=tint, alpha=0.22, linewidth=0, zorder=3)
     if curve.band_lower is not None and curve.band_upper is not None:
@@ -174,14 +178,24 @@ def draw_curve(axes: Any, curve: Curve, width: float = 2.0) -> None:
 
 def _category_marks(axes: Any, curve: Curve) -> None:
     """Points with limits above the names of the categories, experts side by side."""
-    x = curve.x + _APART * (((curve.expert or 1) - 1) % len(COLOURS))
+    shade = curve.expert if curve.shade is None else curve.shade
+    x = curve.x + _APART * (((shade or 1) - 1) % len(COLOURS))
     limits = None
     if curve.lower is not None and curve.upper is not None:
         limits = np.maximum(np.vstack([curve.y - curve.lower, curve.upper - curve.y]), 0.0)
-    look = {"color": colour(curve.expert), "linestyle": "none", "marker": "o", "markersize": 6, "elinewidth": 1.8}
+    look = {"color": colour(shade), "linestyle": "none", "marker": "o", "markersize": 6, "elinewidth": 1.8}
     axes.errorbar(x, curve.y, yerr=limits, markeredgecolor="white", label=curve.label or None, zorder=5, **look)
     axes.set_xticks(curve.x, curve.categories)
     axes.set_xlim(-0.5, len(curve.categories) - 0.5)
+
+
+def _apart(observed: Observed, curve: Curve) -> Observed:
+    """Series on few levels, moved a little up or down by unit, so that equal courses do not hide one another."""
+    if not curve.levels:
+        return observed
+    gap = float(np.diff([place for place, _ in curve.levels]).min())
+    shift = _LEVEL_JITTER * gap * (np.arange(len(observed.experts)) * _GOLDEN % 1 - 0.5)
+    return replace(observed, y=observed.y + shift[observed.codes])
 
 
 def _series(axes: Any, observed: Observed, experts: set[int | None], places: bool = False) -> None:
@@ -212,6 +226,8 @@ def _dress(axes: Any, curves: Sequence[Curve], title: str, crowded: bool) -> Non
     """Labels, title and legend; a panel without title has its legend above, clear of the curves."""
     axes.set_xlabel(curves[0].xlabel)
     axes.set_ylabel(curves[0].ylabel)
+    if curves[0].levels:
+        axes.set_yticks([place for place, _ in curves[0].levels], [name for _, name in curves[0].levels])
     open_frame(axes)
     labelled = sum(bool(curve.label) for curve in curves)
     if title:

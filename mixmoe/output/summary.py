@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe.inference.intervals import scale_of
 from mixmoe.layout import Block, Parameter, ParamLayout
 from mixmoe.output.html import html
 from mixmoe.output.latex import latex
@@ -180,6 +181,16 @@ def _block_notes(key: str, parameters: Sequence[Parameter], errors: Array, n_exp
     if blank and len(blank) == len(parameters):
         return (f"No valid standard errors for {', '.join(blank)}: on the boundary or not identified.",)
     notes = [f"No valid standard error for {', '.join(blank)}: on the boundary or not identified."] if blank else []
+    return (*notes, *_scale_notes(key, parameters))
+
+
+def _scale_notes(key: str, parameters: Sequence[Parameter]) -> list[str]:
+    """On which scale limits were computed where it is not that of the estimates."""
     if key == "random":
-        notes.append(_SCALES_NOTE)
-    return tuple(notes)
+        return [_SCALES_NOTE]
+    notes = []
+    for scale, words in (("log", "the log scale"), ("atanh", "Fisher's z scale")):
+        terms = dict.fromkeys(p.term for p in parameters if scale_of(p) == scale and p.term != "sigma")
+        if terms:
+            notes.append(f"Limits of {', '.join(terms)} are computed on {words}.")
+    return notes

@@ -59,7 +59,7 @@ class VCMoE:
     experts : int
         Number of experts, K; 1 is the ordinary varying-coefficient model.
     family : {"gaussian", "binomial", "poisson", "negbinomial"}
-        Identity, logit, log and log links.
+        Identity, logit, log and log links. ``"negativebinomial"`` is another name of the last.
     bandwidth : float, "cv" or "rule"
         Half-width of the Epanechnikov kernel in units of the index; ``inf`` holds everything constant. By default
         chosen by cross-validation when the model is fitted.

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mixmoe._frame import shown
 from mixmoe.arguments import checked_count
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.formula import MoEFormula, parse_formula
-from mixmoe.kernels.distribution import Family, Outcome
+from mixmoe.kernels.distribution import ETA_LIMIT, OFFSETS, Family, Outcome
 from mixmoe.kernels.local import Windows, blocks, effective_rows, hankel, local_moments
 from mixmoe.varying.problem import Problem, Rows, Slots, pooled_spread
 
@@ -95,8 +96,10 @@ def sorted_rows(design: Design, family: Family, response: bool = True) -> Sorted
     weights = _column(design, "weights", 1.0)
     offset = _column(design, "offset", 0.0)
     y = np.asarray(design.response, dtype=float) if response else np.zeros(n)
+    _check_trials(design, family, trials)
     if response:
         _check_response(design, family, y, trials)
+        _check_offset(design, family, offset)
         _check_weights(design, weights)
     outcome = Outcome(y, trials, family.constant(y, trials)).take(order)
     rows = Rows(outcome, design.expert[order], design.gate[order], index[order], offset[order], weights[order])
@@ -114,23 +117,27 @@ def _check_response(design: Design, family: Family, y: Array, trials: Array) -> 
         return
     _refuse(design, (y != np.floor(y)) | (y < 0), f"the response {name!r}", y, "a count 0, 1, 2 ...", family)
     if family.name == "binomial":
-        _refuse(
-            design,
-            (trials != np.floor(trials)) | (trials < 1),
-            "the number of trials",
-            trials,
-            "a whole number of at least 1",
-            family,
-        )
         more = "at most the number of trials" if "trials" in design.aux else "0 or 1; pass trials= for successes"
         _refuse(design, y > trials, f"the response {name!r}", y, more, family)
+
+
+def _check_offset(design: Design, family: Family, offset: Array) -> None:
+    if family.name != "gaussian":
+        _refuse(design, np.abs(offset) > ETA_LIMIT, "the offset", offset, OFFSETS, family)
+
+
+def _check_trials(design: Design, family: Family, trials: Array) -> None:
+    wrong = (trials != np.floor(trials)) | (trials < 1)
+    _refuse(design, wrong, "the number of trials", trials, "a whole number of at least 1", family)
 
 
 def _check_weights(design: Design, weights: Array) -> None:
     bad = ~(weights >= 0.0)
     if bad.any():
         i = int(bad.argmax())
-        raise DesignError(f"weights must not be negative, got {weights[i]:g} in row {design.rows[i]!r}; correct it")
+        raise DesignError(
+            f"weights must not be negative, got {weights[i]:g} in row {shown(design.rows[i])}; correct it"
+        )
     if not (weights > 0.0).any():
         raise DesignError(f"weights must be positive in some rows, got {len(weights)} zeros; leave weights out")
 
@@ -139,7 +146,7 @@ def _refuse(design: Design, bad: NDArray[np.bool_], what: str, values: Array, al
     if bad.any():
         i = int(bad.argmax())
         raise DesignError(
-            f"{what} is {values[i]:g} in row {design.rows[i]!r}; for family={family.name!r} it must be {allowed}; "
+            f"{what} is {values[i]:g} in row {shown(design.rows[i])}; for family={family.name!r} it must be {allowed}; "
             "correct it or choose another family"
         )
 

@@ -150,6 +150,13 @@ def test_selection(here, data, capsys):
     assert (here / "c.tex").stat().st_size > 0
 
 
+def test_selection_among_families(here, capsys):
+    mm.simulate.memoe("count", n_subjects=40, rng=1).data.to_csv("counts.csv", index=False)
+    options = ["--experts", "1", "--option", "family=poisson,negativebinomial", "--out", "c.csv", "--quiet"]
+    assert main(["select", "counts.csv", "y ~ time + x1 | re: (1 | id)", *options]) == 0
+    assert list(pd.read_csv("c.csv")["family"]) == ["poisson", "negbinomial"]
+
+
 def test_selection_that_fails(here, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["select", "data.csv", FORMULA, "--experts", "two"])

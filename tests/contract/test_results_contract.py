@@ -51,6 +51,26 @@ CASES = {  # name -> data, formula, options of mm.fit
         "y ~ time + x1 | gate: z1 | re: (1 | id)",
         {"experts": 2, "family": "poisson", "starts": 8},
     ),
+    "MEMoE, negative binomial": (
+        {"preset": "overdispersed", "n_subjects": 80, "rng": 1},
+        "y ~ time + x1 | gate: z1 | re: (1 | id)",
+        {"experts": 2, "family": "negativebinomial", "starts": 8},
+    ),
+    "MEMoE, gamma": (
+        {"preset": "positive", "n_subjects": 50, "rng": 1},
+        "y ~ time + x1 | gate: z1 | re: (1 | id)",
+        {"experts": 2, "family": "gamma", "n_quad": 3, "starts": 8},
+    ),
+    "MEMoE, beta": (
+        {"preset": "share", "n_subjects": 40, "rng": 1},
+        "y ~ time + x1 | gate: z1 | re: (1 | id)",
+        {"experts": 2, "family": "beta", "residual": "common", "starts": 8},
+    ),
+    "MEMoE, ordinal": (
+        {"preset": "ordinal", "n_subjects": 100, "rng": 1},
+        "y ~ time + x1 | gate: z1 | re: (1 | id)",
+        {"experts": 2, "family": "ordinal", "starts": 8},
+    ),
     "MEMoE, proportional": (
         SEPARATED,
         "y ~ time | gate: z1 | re: (1 | id)",
@@ -173,7 +193,8 @@ def test_series_by_parameter(case):
 
 
 def test_names_of_parameters(case):
-    allowed = r"^(expert\d\.|common\.|gate[2-9]\.|sd\d?\(|corr\d?\(|omega[2-9]$|sigma\d?(\.|$)|(rho|phi|sd_bm|df)\d?$)"
+    allowed = r"^(expert\d\.|common\.|gate[2-9]\.|sd\d?\(|corr\d?\(|omega[2-9]$|sigma\d?(\.|$)|cut\d\()"
+    allowed += r"|^(rho|phi|sd_bm|df|theta|shape)\d?$"
     assert case.fit.params.index.str.match(allowed).all()
     assert case.fit.params.index.is_unique
 
@@ -197,7 +218,8 @@ def test_tidy_frame(case):
     columns = ["term", "block", "expert", "estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high"]
     assert list(frame.columns) == columns
     assert list(frame.index) == list(case.fit.params.index)
-    assert set(frame["block"]) <= {"expert", "common", "gate", "random", "residual"}
+    blocks = {"expert", "common", "gate", "random", "residual", "dispersion", "threshold"}
+    assert set(frame["block"]) <= blocks
     np.testing.assert_array_equal(frame["estimate"], case.fit.params)
 
 
@@ -235,8 +257,8 @@ def test_hypotheses(case):
     assert 0 <= test.pvalue <= 1
     assert isinstance(fit.wald_test(np.eye(case.P)[:2]), WaldTest)
     assert isinstance(fit.t_test(f"{first} = 0"), ContrastResults)
-    sigma = fit.params.index[-1]
-    assert isinstance(fit.wald_test(f"{sigma} = 0"), InvalidTest)
+    bounded = [p.name for p in fit.model.layout.parameters if p.block != "threshold" and not p.tested]
+    assert isinstance(fit.wald_test(f"{bounded[-1]} = 0"), InvalidTest)
 
 
 def test_likelihood_ratio(case):

@@ -1,5 +1,7 @@
 """The integral over the random effects: modes, exactness for Gaussian responses, quadrature, scores."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -91,8 +93,9 @@ def test_gaussian_responses_are_exact():
         np.testing.assert_allclose(quadrature.loglik, exact.loglik, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["binomial", "poisson", "negbinomial"])
-@pytest.mark.parametrize("q", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "q"), [*product(("binomial", "poisson", "negbinomial"), (1, 2)), ("gamma", 1), ("beta", 1)]
+)
 def test_quadrature_reaches_brute_force(name, q):
     p = problem(name, n_subjects=5, q=q, n_quad=15)
     theta = points(p)[0]

@@ -9,6 +9,7 @@ from scipy.special import expit
 
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, BoundaryWarning, DesignError, MixmoeWarning
+from mixmoe.inference.likelihood_ratio import LRTest
 
 FORMULA = "y ~ time + x1 | gate: z1 | re: (1 | id)"
 
@@ -175,6 +176,9 @@ BAD = [
     ({"y": 1.0}, {"family": "beta"}, "strictly between 0 and 1"),
     ({"m": 0.0}, {"family": "binomial", "trials": "m"}, "number of trials is 0"),
     ({"y": 4.0}, {"family": "binomial", "trials": "m"}, "at most the number of trials"),
+    ({"m": 2.5}, {"family": "binomial", "trials": "m"}, "number of trials is 2.5 .* a whole number of at least 1"),
+    ({"y": 1.5}, {"family": "negativebinomial"}, "it must be a count"),
+    ({"w": 40.0}, {"family": "poisson", "offset": "w"}, "the offset is 40 .* the logarithm of the exposure"),
     ({"w": 0.0}, {"family": "poisson", "weights": "w"}, "weights must be above zero"),
 ]
 
@@ -190,6 +194,58 @@ def test_impossible_data_name_the_row(change, options, message):
     with pytest.raises(DesignError, match=message) as found:
         mm.fit("y ~ x | re: (1 | id)", data, 1, **options)
     assert "'r7'" in str(found.value)
+
+
+def test_columns_that_are_no_numbers_or_no_names(count):
+    def fit(**columns):
+        mm.fit("y ~ time | re: (1 | id)", count.assign(text="3"), 1, family="poisson", **columns)
+
+    with pytest.raises(DesignError, match=r"column 'text' \(offset\) must hold numbers, got '3' in row 0; convert"):
+        fit(offset="text")
+    with pytest.raises(
+        ArgumentError, match="offset must be the name of a column, .* got 3; put the values into the data"
+    ):
+        fit(offset=3)
+    with pytest.raises(
+        ArgumentError, match="weights must be the name of a column, .* got a ndarray; put the values into"
+    ):
+        fit(weights=np.ones(len(count)))
+
+
+def test_new_data_need_what_their_likelihood_needs(binary):
+    data = binary.assign(m=3.0, w=2.0)
+    fit = quiet("y ~ time | re: (1 | id)", data, 1, family="binomial", trials="m", weights="w")
+    rows = data.iloc[:10]
+    with pytest.raises(DesignError, match=r"lack the column 'w' \(weights\)"):
+        fit.loglik_of(data.drop(columns="w"))
+    with pytest.raises(DesignError, match=r"lack the column 'w' \(weights\)"):
+        fit.predict(rows, kind="subject", history=data.drop(columns="w"))
+    with pytest.raises(DesignError, match=r"the response 'y' is 4 in row 0; .* at most the number of trials"):
+        fit.loglik_of(rows.assign(y=4.0))
+    for trials in (-1.0, 0.0, 1.5):
+        with pytest.raises(DesignError, match=rf"number of trials is {trials:g} in row 0; .* whole number"):
+            fit.predict(rows.assign(m=trials))
+    assert len(fit.predict(rows.drop(columns="w"))) == 10
+
+
+@pytest.mark.parametrize("name", ["negbinomial", "negativebinomial", "NegativeBinomial", "negative-binomial", "nb"])
+def test_the_negative_binomial_has_one_name_inside(name, tmp_path, count):
+    fit = quiet("y ~ time | re: (0 | id)", count, 1, family=name)
+    assert fit.model.settings["family"] == "negbinomial"
+    fit.save(tmp_path / "fit.mixmoe")
+    assert mm.load(tmp_path / "fit.mixmoe").llf == fit.llf
+    assert isinstance(fit.lr_test(quiet("y ~ 1 | re: (0 | id)", count, 1, family="negbinomial")), LRTest)
+
+
+def test_names_of_a_family_are_one_candidate(count):
+    families = ["poisson", "negativebinomial", "negbinomial"]
+    found = mm.select("y ~ time | re: (0 | id)", count, experts=1, family=families, rng=0)
+    assert [dict(c.structure)["family"] for c in found.candidates] == ["poisson", "negbinomial"]
+
+
+def test_summaries_say_on_which_scale_limits_are(count):
+    fit = quiet("y ~ time | re: (1 | id)", count, 1, family="negbinomial")
+    assert "Limits of theta are computed on the log scale." in str(fit.summary())
 
 
 def test_arguments_that_do_not_go_together(binary):

@@ -10,7 +10,7 @@ pbc <- pbc[!is.na(pbc$hepato) & !is.na(pbc$spiders), ]
 pbc$age10 <- (pbc$age - 50) / 10
 data <- list(sim_responses = sim, pbcseq = pbc)
 
-# name, data, family, formula of mixmoe, arguments of mixmoe, formula of the peer, nAGQ
+# name, data, family, formula of mixmoe, arguments of mixmoe, formula of the peer, nAGQ or family, and column of weights
 models <- list(
   list("binary_intercept", "sim_responses", "binomial", "binary ~ time + x | re: (1 | id)", list(), binary ~ time + x + (1 | id), 1),
   list("binary_intercept_10", "sim_responses", "binomial", "binary ~ time + x | re: (1 | id)", list(n_quad = 10), binary ~ time + x + (1 | id), 10),
@@ -23,7 +23,9 @@ models <- list(
   list("count_10", "sim_responses", "poisson", "count ~ time + x | re: (1 | id)", list(offset = "log_exposure", n_quad = 10),
        count ~ time + x + offset(log_exposure) + (1 | id), 10),
   list("pbc_hepato", "pbcseq", "binomial", "hepato ~ year + age10 | re: (1 + year | id)", list(), hepato ~ year + age10 + (1 + year | id), 1),
-  list("pbc_spiders_10", "pbcseq", "binomial", "spiders ~ year + age10 | re: (1 | id)", list(n_quad = 10), spiders ~ year + age10 + (1 | id), 10)
+  list("pbc_spiders_10", "pbcseq", "binomial", "spiders ~ year + age10 | re: (1 | id)", list(n_quad = 10), spiders ~ year + age10 + (1 | id), 10),
+  list("count_weighted", "sim_responses", "poisson", "count ~ time + x | re: (1 | id)", list(offset = "log_exposure", weights = "trials"),
+       count ~ time + x + offset(log_exposure) + (1 | id), 1, "trials")
 )
 by_tmb <- list(
   list("binary_intercept", "sim_responses", "binomial", "binary ~ time + x | re: (1 | id)", list(), binary ~ time + x + (1 | id), binomial()),
@@ -35,6 +37,12 @@ by_tmb <- list(
        clumped ~ time + x + offset(log_exposure) + (1 + time | id), nbinom2()),
   list("positive", "sim_responses", "gamma", "positive ~ time + x | re: (1 + time | id)", list(), positive ~ time + x + (1 + time | id), Gamma("log")),
   list("share", "sim_responses", "beta", "share ~ time + x | re: (1 + time | id)", list(), share ~ time + x + (1 + time | id), beta_family()),
+  list("count_weighted", "sim_responses", "poisson", "count ~ time + x | re: (1 | id)", list(offset = "log_exposure", weights = "trials"),
+       count ~ time + x + offset(log_exposure) + (1 | id), poisson(), "trials"),
+  list("clumped_intercept", "sim_responses", "negativebinomial", "clumped ~ time + x | re: (1 | id)", list(), clumped ~ time + x + (1 | id), nbinom2()),
+  list("positive_intercept", "sim_responses", "gamma", "positive ~ time + x | re: (1 | id)", list(), positive ~ time + x + (1 | id), Gamma("log")),
+  list("share_double_bar", "sim_responses", "beta", "share ~ time + x | re: (1 + time || id)", list(), share ~ time + x + (1 + time || id), beta_family()),
+  list("share_weighted", "sim_responses", "beta", "share ~ time + x | re: (1 | id)", list(weights = "trials"), share ~ time + x + (1 | id), beta_family(), "trials"),
   list("pbc_bili", "pbcseq", "gamma", "bili ~ year + age10 | re: (1 + year | id)", list(), bili ~ year + age10 + (1 + year | id), Gamma("log")),
   list("pbc_hepato", "pbcseq", "binomial", "hepato ~ year + age10 | re: (1 + year | id)", list(), hepato ~ year + age10 + (1 + year | id), binomial())
 )
@@ -48,7 +56,9 @@ covariance <- function(blocks) as.matrix(Matrix::bdiag(lapply(blocks, function(v
 
 with_lme4 <- function(case) {
   control <- glmerControl(optimizer = "bobyqa", tolPwrss = 1e-12, optCtrl = list(rhoend = 1e-8, maxfun = 1e5))
-  fit <- glmer(case[[6]], data = data[[case[[2]]]], family = case[[3]], nAGQ = case[[7]], control = control)
+  d <- data[[case[[2]]]]
+  d$w <- if (length(case) > 7) d[[case[[8]]]] else 1
+  fit <- glmer(case[[6]], data = d, family = case[[3]], nAGQ = case[[7]], weights = w, control = control)
   # with nAGQ > 1 lme4 gives the log-likelihood up to the constant of the responses
   out <- record(case, "lme4", fit, fixef(fit), sqrt(diag(as.matrix(vcov(fit, use.hessian = TRUE)))), covariance(VarCorr(fit)))
   out$relative <- case[[7]] > 1
@@ -57,7 +67,9 @@ with_lme4 <- function(case) {
 
 with_tmb <- function(case) {
   control <- glmmTMBControl(optCtrl = list(rel.tol = 1e-14, iter.max = 2000, eval.max = 4000))
-  fit <- glmmTMB(case[[6]], data = data[[case[[2]]]], family = case[[7]], control = control)
+  d <- data[[case[[2]]]]
+  d$w <- if (length(case) > 7) d[[case[[8]]]] else 1
+  fit <- glmmTMB(case[[6]], data = d, family = case[[7]], weights = w, control = control)
   out <- record(case, "glmmTMB", fit, fixef(fit)$cond, sqrt(diag(vcov(fit)$cond)), covariance(VarCorr(fit)$cond), sigma(fit))
   out$relative <- FALSE
   out

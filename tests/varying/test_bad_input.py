@@ -281,3 +281,13 @@ def test_index_values_that_are_no_numbers(frame):
         fit.functions(u="late")
     with pytest.raises(ArgumentError, match="no function varies along the index"):
         fit.test_varying()
+
+
+def test_offsets_and_trials_that_cannot_be(frame):
+    counts = frame.assign(y=1.0 + (frame.index % 3), exposure=50.0, trials=2.5)
+    with pytest.raises(DesignError, match=r"the offset is 50 in row 0; .* the logarithm of the exposure"):
+        VCMoE(FORMULA, counts, family="poisson", offset="exposure", bandwidth=0.3)
+    with pytest.raises(DesignError, match=r"the number of trials is 2\.5 in row 0; .* a whole number of at least 1"):
+        VCMoE(FORMULA, counts, family="binomial", trials="trials", bandwidth=0.3)
+    with pytest.raises(DesignError, match=r"column 'exposure' \(offset\) must hold numbers, got 'long' in row 0"):
+        VCMoE(FORMULA, counts.assign(exposure="long"), family="poisson", offset="exposure", bandwidth=0.3)
