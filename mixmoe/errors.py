@@ -87,6 +87,10 @@ class DegeneracyWarning(MixmoeWarning):
     """An expert is empty or has collapsed on a few subjects."""
 
 
+class AssumptionWarning(MixmoeWarning):
+    """The data speak against an assumption of the analysis asked for."""
+
+
 def warn(message: str, category: type[MixmoeWarning]) -> None:
     """Give a warning that points at the line of the user who called the package, however deep it arises."""
     level, frame = 1, sys._getframe(0)
