@@ -141,8 +141,8 @@ class Assessment:
             subjects. Subjects without complete outcomes are counted, not used.
         method : {"bch", "ml", "naive"}
             Weights that undo the misclassification; likelihood with it; the most probable expert taken as known, for
-            comparison. ``"bch"`` assumes least, ``"ml"`` is a little more precise if the outcome is normal given the expert, and
-            may be worse than ``"naive"`` if it is not.
+            comparison. ``"bch"`` assumes least, ``"ml"`` is a little more precise if the outcome is normal given the
+            expert, and may be worse than ``"naive"`` if it is not.
         kind : {"auto", "numeric", "categorical"}
             Of the outcome. By default text, truth values and numbers that are only 0 and 1 are categories.
 

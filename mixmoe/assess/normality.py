@@ -71,7 +71,8 @@ def skewness(made: Assignment, used: NDArray[np.intp], y: Array, X: Array) -> Sk
     residuals, mass = y[:, None] - centres, weights.sum(axis=0)
     variances = (weights * residuals**2).sum(axis=0) / mass
     if not (variances > 0).all():
-        return Skewness(*np.full((2, len(mass)), np.nan), np.nan)
+        unknown = np.full(len(mass), np.nan)
+        return Skewness(unknown, unknown, np.nan)
     values = (weights * residuals**3).sum(axis=0) / mass / variances**1.5
     cov = _normal_cov(made, used, weights, centres, np.sqrt(variances)) / np.outer(mass, mass)
     statistic = values @ np.linalg.lstsq(cov, values, rcond=None)[0]
