@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe.arguments import checked_count, checked_rng
+from mixmoe.arguments import checked_choice, checked_count, checked_rng
 from mixmoe.assess.diagnosis import PANELS, Diagnosis
 from mixmoe.assess.expert_tests import ExpertTests
 from mixmoe.assess.mixins import Assessment
@@ -301,9 +301,11 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         if kind is not None and kind in PANELS:
             return draw_panels(self.panels(kind, **options), ax)
         kind = self._default_plot if kind is None else kind
+        checked_choice(kind, "kind", (*self._curve_kinds, "responsibilities", *PANELS))
         return draw(self.curves(kind, **options), self._observed(kind, **options), ax)
 
     _default_plot = "trajectories"
+    _curve_kinds: tuple[str, ...] = ("trajectories", "gate")
 
     @property
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]:

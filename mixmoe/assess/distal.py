@@ -192,12 +192,13 @@ class Distal(ThreeStep):
         what = "Means" if self.levels is None else "Probabilities"
         margins, pairs = self.to_frame(), self.pairwise()
         level = [] if self.levels is None else ["level"]
+        is_ = f"{self.formula.partition('~')[0].strip()} = "
         return (
             Table(
                 key="distal",
                 title=f"{what} by expert",
                 columns=("Estimate", "Std. Err.", "[0.025", "0.975]"),
-                index=tuple(f"expert {k}" + (f": {term}" if level else "") for k, term in self._experts_levels()),
+                index=tuple(f"expert {k}" + (f": {is_}{term}" if level else "") for k, term in self._experts_levels()),
                 cells=_cells(margins[["estimate", "std_error", "conf_low", "conf_high"]]),
                 formats=("num",) * 4,
             ),
@@ -205,7 +206,9 @@ class Distal(ThreeStep):
                 key="pairwise",
                 title="Differences of experts",
                 columns=("Difference", "Std. Err.", "[0.025", "0.975]", "chi2", "df", "p"),
-                index=tuple(": ".join(map(str, row)) for row in pairs[["contrast", *level]].itertuples(index=False)),
+                index=tuple(
+                    f": {is_}".join(map(str, row)) for row in pairs[["contrast", *level]].itertuples(index=False)
+                ),
                 cells=_cells(pairs.drop(columns=["contrast", *level])),
                 formats=("num",) * 4 + (".3f", ".0f", "p"),
             ),

@@ -50,6 +50,7 @@ class NMEResults(MoEResults):
     """
 
     _default_plot = "effects"
+    _curve_kinds = ("effects", "learning")
     _report_plots = ("effects", "learning")
 
     def __init__(

@@ -26,6 +26,7 @@ _MAX_SERIES = 150
 _MAX_BARS = 2000
 _PANEL_SIZE = (4.6, 3.4)
 _SINGLE_SIZE = (6.8, 4.6)
+_ENTRY = 1.2  # inches that an entry of a legend takes
 
 
 def colour(expert: int | None) -> str:
@@ -103,7 +104,7 @@ def draw_responsibilities(
     axes.set(xlim=(0, n_units), ylim=(0, 1))
     axes.set(xlabel=f"{units}, sorted by most probable expert", ylabel="posterior probability")
     open_frame(axes)
-    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(n_experts, 4))
+    _legend_above(axes, n_experts)
     return canvas_result(canvas, ax)
 
 
@@ -115,8 +116,10 @@ def _pyplot() -> Any:
     return plt
 
 
-def canvas_axes(n_panels: int, ax: Any, columns: int | None = None) -> list[Any]:
-    """The axes to draw on: the given ones, or those of a new figure with so many in a row."""
+def canvas_axes(
+    n_panels: int, ax: Any, columns: int | None = None, size: tuple[float, float] = _SINGLE_SIZE
+) -> list[Any]:
+    """The axes to draw on: the given ones, or those of a new figure with so many in a row; a single one has `size`."""
     plt = _pyplot()
     if ax is not None:
         given = list(np.ravel(np.asarray(ax, dtype=object)))
@@ -127,8 +130,8 @@ def canvas_axes(n_panels: int, ax: Any, columns: int | None = None) -> list[Any]
         return given
     columns = min(n_panels, _MAX_COLUMNS) if columns is None else columns
     rows = math.ceil(n_panels / columns)
-    size = _SINGLE_SIZE if n_panels == 1 else (_PANEL_SIZE[0] * columns, _PANEL_SIZE[1] * rows)
-    _, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    paper = size if n_panels == 1 else (_PANEL_SIZE[0] * columns, _PANEL_SIZE[1] * rows)
+    _, grid = plt.subplots(rows, columns, figsize=paper, squeeze=False, layout="constrained")
     for spare in grid.ravel()[n_panels:]:
         spare.remove()
     return list(grid.ravel()[:n_panels])
@@ -203,7 +206,13 @@ def _dress(axes: Any, curves: Sequence[Curve], title: str, crowded: bool) -> Non
         if labelled:
             axes.legend(frameon=False, fontsize="small", loc="upper left" if crowded else "best")
     elif labelled:
-        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(labelled, 4))
+        _legend_above(axes, labelled)
+
+
+def _legend_above(axes: Any, n: int) -> None:
+    """The legend above the curves, in as many rows as the width of the axes asks for."""
+    fitting = max(1, int(axes.get_window_extent().width / axes.figure.dpi / _ENTRY))
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(n, fitting, 4))
 
 
 def open_frame(axes: Any) -> None:

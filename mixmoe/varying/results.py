@@ -278,6 +278,7 @@ class VCMoEResults(MoEResults):
         return report.band_curves(self.model, frames)
 
     _default_plot = "functions"
+    _curve_kinds = tuple(report.PLOTS)
     _report_plots = ("functions", "means")
 
     _resid_kinds = ("marginal", "quantile")
