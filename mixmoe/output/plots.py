@@ -26,6 +26,7 @@ _MAX_SERIES = 150
 _MAX_BARS = 2000
 _PANEL_SIZE = (4.6, 3.4)
 _SINGLE_SIZE = (6.8, 4.6)
+_ROOM = 1.5  # of the height of curves and bands, beyond which bands are cut off
 _ENTRY = 1.2  # inches that an entry of a legend takes
 
 
@@ -67,6 +68,8 @@ def draw(
             _series(axes, observed, {curve.expert for curve in inside}, bool(inside[0].categories))
         for curve in inside:
             draw_curve(axes, curve)
+        if observed is None and ax is None and not inside[0].categories:
+            _look_at_curves(axes, inside)
         _dress(axes, inside, panel if len(panels) > 1 else "", crowded=observed is not None)
     return canvas_result(canvas, ax)
 
@@ -193,6 +196,28 @@ def _thinned(observed: Observed, only: set[int | None] | None) -> NDArray[np.int
     if len(units) <= _MAX_SERIES:
         return units
     return units[np.linspace(0, len(units) - 1, _MAX_SERIES).round().astype(int)]
+
+
+def _look_at_curves(axes: Any, curves: Sequence[Curve]) -> None:
+    """Leave out what bands reach where they explode, as at the ends of an index, so that curves are not lines."""
+    pairs = [(c.lower, c.upper) for c in curves] + [(c.band_lower, c.band_upper) for c in curves]
+    bands = [np.array(pair) for pair in pairs if pair[0] is not None and pair[1] is not None and len(pair[0])]
+    heights, limits = (_finite(arrays) for arrays in ([c.y for c in curves], bands))
+    if not heights.size or not limits.size:
+        return
+    widths = [_finite([high - low]) for low, high in bands]
+    width = max((float(np.median(w)) for w in widths if w.size), default=0.0)
+    room = _ROOM * (width + np.ptp(heights))
+    bottom = max(min(heights.min(), limits.min()), heights.min() - room)
+    top = min(max(heights.max(), limits.max()), heights.max() + room)
+    spare = axes.margins()[1] * (top - bottom)
+    old_bottom, old_top = axes.get_ylim()
+    axes.set_ylim(max(old_bottom, bottom - spare), min(old_top, top + spare))
+
+
+def _finite(arrays: Sequence[Array]) -> Array:
+    values = np.concatenate([np.ravel(array) for array in arrays]) if arrays else np.empty(0)
+    return np.asarray(values[np.isfinite(values)])
 
 
 def _dress(axes: Any, curves: Sequence[Curve], title: str, crowded: bool) -> None:
