@@ -46,7 +46,7 @@ examples:
   mixmoe select pbcseq.csv "{FORMULA}" --experts 1,2 --cov-re expert,common --rng 0 --plot criteria.png
   mixmoe select pbcseq.csv "{FORMULA}" --experts 1:2 --rng 0 --save best.mixmoe --report best.html
 
---report and --save are of the best candidate by --criterion; the report has all candidates.
+--report and --save are of the best candidate by --criterion; the report has all candidates. --plot draws the criteria.
 """
 PREDICT_EXAMPLES = """
 examples:
@@ -118,7 +118,7 @@ def add_model_options(group: Any) -> None:
 
 
 def _add_outputs(parser: argparse.ArgumentParser, rows: str, fit: str, shown: str) -> Any:
-    """Options that say where results go; `rows` are those of the table, `shown` is what is printed, of which `fit`."""
+    """Options that say where results go, in words for what is tabulated (`rows`), kept (`fit`) and printed (`shown`)."""
     out = parser.add_argument_group("results (FILE may be - for standard output, where it is text)")
     out.add_argument("--out", metavar="FILE", help=f"{rows} as a table: {', '.join(OUT_ENDINGS)}")
     out.add_argument("--latex", metavar="FILE", help=f"the {shown} for LaTeX with booktabs")
