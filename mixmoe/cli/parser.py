@@ -118,7 +118,7 @@ def add_model_options(group: Any) -> None:
 
 
 def _add_outputs(parser: argparse.ArgumentParser, rows: str, fit: str, shown: str) -> Any:
-    """Options that say where results go, in words for what is tabulated (`rows`), kept (`fit`) and printed (`shown`)."""
+    """Options that say where results go, in words for what is tabulated (rows), kept (fit) and printed (shown)."""
     out = parser.add_argument_group("results (FILE may be - for standard output, where it is text)")
     out.add_argument("--out", metavar="FILE", help=f"{rows} as a table: {', '.join(OUT_ENDINGS)}")
     out.add_argument("--latex", metavar="FILE", help=f"the {shown} for LaTeX with booktabs")
