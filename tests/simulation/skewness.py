@@ -71,7 +71,10 @@ def main():
     options = parser.parse_args()
     sections = [table(name, options.replicates, options.first) for name in options.designs]
     rule = f"A warning needs p < {LEVEL} and a skewness of {LEAST} or more in an expert. Difference of experts 2 and 1."
-    command = f"python -m tests.simulation.skewness --replicates {options.replicates} --write"
+    command = (
+        f"python -m tests.simulation.skewness --replicates {options.replicates} --designs {' '.join(options.designs)}"
+    )
+    command += f" --first {options.first} --write"
     text = "\n".join(["# Skewed outcomes and method `ml`", "", f"    {command}", "", rule, "", *sections])
     print(text)
     if options.write:
