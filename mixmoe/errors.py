@@ -91,6 +91,10 @@ class ApproximationWarning(MixmoeWarning):
     """The integral over the random effects is too coarse for the data."""
 
 
+class AssumptionWarning(MixmoeWarning):
+    """The data speak against an assumption of the analysis asked for."""
+
+
 def warn(message: str, category: type[MixmoeWarning]) -> None:
     """Give a warning that points at the line of the user who called the package, however deep it arises."""
     level, frame = 1, sys._getframe(0)

@@ -295,8 +295,6 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         -------
         Figure, or `ax` if given
         """
-        if kind is not None:
-            checked_choice(kind, "kind", (*self._curve_kinds, "responsibilities", *PANELS))
         if kind == "responsibilities":
             if options:
                 raise ArgumentError(f"plot('responsibilities') has no option {sorted(options)[0]!r}")
@@ -304,6 +302,7 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         if kind is not None and kind in PANELS:
             return draw_panels(self.panels(kind, **options), ax)
         kind = self._default_plot if kind is None else kind
+        checked_choice(kind, "kind", (*self._curve_kinds, "responsibilities", *PANELS))
         return draw(self.curves(kind, **options), self._observed(kind, **options), ax)
 
     _default_plot = "trajectories"
@@ -311,7 +310,7 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
     @property
     def _curve_kinds(self) -> tuple[str, ...]:
         """Kinds that `curves` has, the default first."""
-        return ()
+        return ("trajectories", "gate")
 
     @property
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]:

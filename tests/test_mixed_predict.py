@@ -435,6 +435,10 @@ def test_without_a_numeric_column_there_are_points(right, places, data):
 def test_curves_that_do_not_exist(fit):
     with pytest.raises(ArgumentError, match="kind must be one of 'trajectories', 'gate', got 'trace'"):
         fit.curves("trace")
+    with pytest.raises(
+        ArgumentError, match=r"one of 'trajectories', 'gate', 'responsibilities', 'residuals', 'qq', .*, got"
+    ):
+        fit.plot("trace")
     with pytest.raises(ArgumentError, match=r"x must be a column of the gate part, .*got 'time'"):
         fit.curves("gate", x="time")
     with pytest.raises(ArgumentError, match=r"at= holds 'w', which is not among the other columns \['x1'"):

@@ -68,6 +68,17 @@ def test_simultaneous_bands_are_drawn_around_pointwise_ones():
     assert len(draw([curve(bands=True)]).axes[0].collections) == 2
 
 
+def test_bands_that_explode_are_cut_off_and_others_are_not():
+    wild = curve(bands=True)
+    top = draw([wild]).axes[0].get_ylim()[1]
+    wild.band_upper[-1] = 1e4
+    low, high = draw([wild]).axes[0].get_ylim()
+    assert wild.y.max() < top < high < 30
+    assert low < wild.band_lower.min()
+    wild.lower[:], wild.band_upper[0] = np.nan, np.inf
+    assert draw([wild, curve("two")]).axes[0].get_ylim()[1] < 30
+
+
 def test_a_panel_of_one_expert_shows_its_units_only():
     count = [len(axes.lines) for axes in draw([curve("a", 1), curve("b", 2)], observed(5)).axes]
     assert count == [3 + 2, 2 + 2]

@@ -10,10 +10,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from mixmoe.assess.normality import Skewness, skewness
 from mixmoe.assess.outcomes import EXPERT, Outcomes, build_outcomes, covariate_columns, parse_step_three
 from mixmoe.assess.three_step import Assignment, Categorical, Membership, Method, Normal, Part, three_step
 from mixmoe.design import Design
-from mixmoe.errors import FormulaError
+from mixmoe.errors import AssumptionWarning, FormulaError, warn
 from mixmoe.inference.intervals import two_sided
 from mixmoe.inference.tests import InvalidTest, WaldTest, parse_hypotheses, wald_test
 from mixmoe.layout import Parameter, ParamLayout
@@ -60,34 +61,25 @@ class Estimates:
 
 
 @dataclass(frozen=True, slots=True)
-class Distal(Printed):
-    """An outcome by expert.
+class ThreeStep(Printed):
+    """What every analysis of the third step says of itself.
 
     Attributes
     ----------
     formula : str
     method : {"bch", "ml", "naive"}
-    levels : tuple or None
-        Categories of the outcome, of which all but the first are reported if there are two; None if it is numeric.
-    margins : Estimates
-        Mean, or probability of each category, under each expert, averaged over the covariates of all units in step 3.
     coefficients : Estimates
-        Of the regression of the outcome: linear, logit or multinomial logit.
+        Of the regression on, or of, the experts.
     n_used, n_missing, n_strangers : int
-        Units in step 3; units of the fit without complete outcomes; rows of units the fit does not know.
-    overall : WaldTest or InvalidTest
-        That all experts are alike.
+        Units in step 3; units of the fit without complete data; rows of units the fit does not know.
     """
 
     formula: str
     method: Method
-    levels: tuple[Any, ...] | None
-    margins: Estimates
     coefficients: Estimates
     n_used: int
     n_missing: int
     n_strangers: int
-    overall: WaldTest | InvalidTest
 
     @property
     def title(self) -> str:
@@ -96,9 +88,45 @@ class Distal(Printed):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Method, standard errors, counts, and the overall test."""
+        """Method, standard errors and counts."""
+        errors = "over units, as if memberships were known" if self.method == "naive" else "over all three steps"
+        strangers = f"; {self.n_strangers} rows of units that the fit does not know were left out"
         return (
-            *_remarks(self.method, self.n_used, self.n_missing, self.n_strangers),
+            f"Method '{self.method}': {DESCRIPTIONS[self.method]}.",
+            f"Standard errors: sandwich {errors}.",
+            f"{self.n_used} units used, {self.n_missing} of the fit without complete data"
+            f"{strangers if self.n_strangers else ''}.",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Distal(ThreeStep):
+    """An outcome by expert; `coefficients` are linear, logit or multinomial logit.
+
+    Attributes
+    ----------
+    levels : tuple or None
+        Categories of the outcome, of which all but the first are reported if there are two; None if it is numeric.
+    margins : Estimates
+        Mean, or probability of each category, under each expert, averaged over the covariates of all units in step 3.
+    overall : WaldTest or InvalidTest
+        That all experts are alike.
+    skewness : Skewness or None
+        Of a numeric outcome under each expert, where the method takes it as normal.
+    """
+
+    levels: tuple[Any, ...] | None
+    margins: Estimates
+    overall: WaldTest | InvalidTest
+    skewness: Skewness | None
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Method, standard errors, counts, what speaks against the assumptions, and the overall test."""
+        doubts = () if self.skewness is None or not self.skewness.doubtful else (_normality_doubts(self.skewness),)
+        return (
+            *super(Distal, self).remarks,
+            *doubts,
             *self._extremes(),
             f"All experts alike: {_shown(self.overall)}",
         )
@@ -164,12 +192,13 @@ class Distal(Printed):
         what = "Means" if self.levels is None else "Probabilities"
         margins, pairs = self.to_frame(), self.pairwise()
         level = [] if self.levels is None else ["level"]
+        is_ = f"{self.formula.partition('~')[0].strip()} = "
         return (
             Table(
                 key="distal",
                 title=f"{what} by expert",
                 columns=("Estimate", "Std. Err.", "[0.025", "0.975]"),
-                index=tuple(f"expert {k}" + (f": {term}" if level else "") for k, term in self._experts_levels()),
+                index=tuple(f"expert {k}" + (f": {is_}{term}" if level else "") for k, term in self._experts_levels()),
                 cells=_cells(margins[["estimate", "std_error", "conf_low", "conf_high"]]),
                 formats=("num",) * 4,
             ),
@@ -177,7 +206,9 @@ class Distal(Printed):
                 key="pairwise",
                 title="Differences of experts",
                 columns=("Difference", "Std. Err.", "[0.025", "0.975]", "chi2", "df", "p"),
-                index=tuple(": ".join(map(str, row)) for row in pairs[["contrast", *level]].itertuples(index=False)),
+                index=tuple(
+                    f": {is_}".join(map(str, row)) for row in pairs[["contrast", *level]].itertuples(index=False)
+                ),
                 cells=_cells(pairs.drop(columns=["contrast", *level])),
                 formats=("num",) * 4 + (".3f", ".0f", "p"),
             ),
@@ -203,35 +234,8 @@ class Distal(Printed):
 
 
 @dataclass(frozen=True, slots=True)
-class Predictors(Printed):
-    """Covariates of membership, log odds of each expert against expert 1.
-
-    Attributes
-    ----------
-    formula : str
-    method : {"bch", "ml", "naive"}
-    coefficients : Estimates
-        ``gate2.z1`` ...
-    n_used, n_missing, n_strangers : int
-        Units in step 3; units of the fit without complete covariates; rows of units the fit does not know.
-    """
-
-    formula: str
-    method: Method
-    coefficients: Estimates
-    n_used: int
-    n_missing: int
-    n_strangers: int
-
-    @property
-    def title(self) -> str:
-        """Heading above the tables."""
-        return f"Three-step analysis of expert {self.formula}"
-
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        """Method, standard errors and counts."""
-        return _remarks(self.method, self.n_used, self.n_missing, self.n_strangers)
+class Predictors(ThreeStep):
+    """Covariates of membership; `coefficients` are log odds of each expert against expert 1, ``gate2.z1`` ..."""
 
     def to_frame(self, alpha: float = 0.05) -> pd.DataFrame:
         """One row per coefficient, with the columns of `MoEResults.to_frame`."""
@@ -264,24 +268,7 @@ class Predictors(Printed):
 
 
 def distal(design: Design, made: Assignment, text: str, data: Any, method: Method, kind: str) -> Distal:
-    """An outcome by expert.
-
-    Parameters
-    ----------
-    design : Design
-        Of the fit.
-    made : Assignment
-    text : str
-        ``"outcome ~ expert + x"``.
-    data : DataFrame
-        One row per unit.
-    method : {"bch", "ml", "naive"}
-    kind : {"auto", "numeric", "categorical"}
-
-    Returns
-    -------
-    Distal
-    """
+    """An outcome by expert; `design` and `made` are of the fit, for the rest see `Assessment.distal`."""
     K = made.responsibilities.shape[1]
     formula = parse_step_three(text)
     outcomes = build_outcomes(design, K, formula, data, kind)
@@ -297,38 +284,40 @@ def distal(design: Design, made: Assignment, text: str, data: Any, method: Metho
     beta, cov = found.beta[at], found.cov[at, at]
     margins = _margins(parts[-1], X, scale, beta, cov, outcomes.levels)
     back = scale * np.kron(np.eye(size // X.shape[2]), whitening)
-    coefficients = Estimates(_regression_layout(outcomes), back @ beta, back @ cov @ back.T)
     return Distal(
         formula=formula.text,
         method=method,
-        levels=outcomes.levels,
-        margins=margins,
-        coefficients=coefficients,
+        coefficients=Estimates(_regression_layout(outcomes), back @ beta, back @ cov @ back.T),
         n_used=len(outcomes.units),
         n_missing=outcomes.n_missing,
         n_strangers=outcomes.n_strangers,
+        levels=outcomes.levels,
+        margins=margins,
         overall=margins.test(_contrasts(margins.layout, K)),
+        skewness=_checked_normality(made, outcomes, X, scale, method),
+    )
+
+
+def _checked_normality(made: Assignment, outcomes: Outcomes, X: Array, scale: float, method: Method) -> Skewness | None:
+    """Skewness of a numeric outcome where the method takes it as normal, with a warning if it is doubtful."""
+    if method != "ml" or outcomes.levels is not None:
+        return None
+    found = skewness(made, outcomes.units, outcomes.response.astype(float) / scale, X)
+    if found.doubtful:
+        warn(_normality_doubts(found), AssumptionWarning)
+    return found
+
+
+def _normality_doubts(found: Skewness) -> str:
+    each = ", ".join(f"{value:.2f} in expert {k + 1}" for k, value in enumerate(found.values))
+    return (
+        f"The outcome is not normal given the expert (skewness {each}; {_p_shown(found.pvalue)}), as method='ml' takes "
+        "it to be, which may bias the means by more than the error of classification does; use method='bch'."
     )
 
 
 def predictors(design: Design, made: Assignment, text: str, data: Any, method: Method) -> Predictors:
-    """Covariates of membership.
-
-    Parameters
-    ----------
-    design : Design
-        Of the fit.
-    made : Assignment
-    text : str
-        ``"~ z1 + z2"``.
-    data : DataFrame
-        One row per unit.
-    method : {"bch", "ml", "naive"}
-
-    Returns
-    -------
-    Predictors
-    """
+    """Covariates of membership; `design` and `made` are of the fit, for the rest see `Assessment.covariates`."""
     K = made.responsibilities.shape[1]
     columns = covariate_columns(design, text, data)
     whitening = _whitening(columns.Z)
@@ -338,7 +327,7 @@ def predictors(design: Design, made: Assignment, text: str, data: Any, method: M
         tuple(Parameter(f"gate{k}.{name}", "gate", name, k) for k in range(2, K + 1) for name in columns.z_names)
     )
     return Predictors(
-        formula=f"~{text.partition('~')[2]}",
+        formula=f"expert ~{text.partition('~')[2]}",
         method=method,
         coefficients=Estimates(layout, back @ found.beta, back @ found.cov @ back.T),
         n_used=len(columns.units),
@@ -429,18 +418,12 @@ def _test_columns(test: WaldTest | InvalidTest) -> dict[str, float]:
 def _shown(test: WaldTest | InvalidTest) -> str:
     if isinstance(test, InvalidTest):
         return str(test)
-    p = format_cell(test.pvalue, "p")
-    return f"chi2({test.df}) = {test.statistic:.2f}, p {p if p.startswith('<') else '= ' + p}."
+    return f"chi2({test.df}) = {test.statistic:.2f}, {_p_shown(test.pvalue)}."
 
 
-def _remarks(method: Method, n_used: int, n_missing: int, n_strangers: int) -> tuple[str, ...]:
-    errors = "over units, as if memberships were known" if method == "naive" else "over all three steps"
-    strangers = f"; {n_strangers} rows of units that the fit does not know were left out" if n_strangers else ""
-    return (
-        f"Method '{method}': {DESCRIPTIONS[method]}.",
-        f"Standard errors: sandwich {errors}.",
-        f"{n_used} units used, {n_missing} of the fit without complete data{strangers}.",
-    )
+def _p_shown(pvalue: float) -> str:
+    p = format_cell(pvalue, "p")
+    return f"p < {p[1:]}" if p.startswith("<") else f"p = {p}"
 
 
 def _coefficient_table(estimates: Estimates, title: str) -> Table:

@@ -141,7 +141,8 @@ class Assessment:
             subjects. Subjects without complete outcomes are counted, not used.
         method : {"bch", "ml", "naive"}
             Weights that undo the misclassification; likelihood with it; the most probable expert taken as known, for
-            comparison. ``"bch"`` assumes least, ``"ml"`` is more precise if the outcome is normal given the expert.
+            comparison. ``"bch"`` assumes least, ``"ml"`` is a little more precise if the outcome is normal given the
+            expert, and may be worse than ``"naive"`` if it is not.
         kind : {"auto", "numeric", "categorical"}
             Of the outcome. By default text, truth values and numbers that are only 0 and 1 are categories.
 
@@ -154,6 +155,11 @@ class Assessment:
         ------
         ArgumentError, DesignError, FormulaError
             If the outcomes do not fit the formula or the fit.
+
+        Warns
+        -----
+        AssumptionWarning
+            If ``"ml"`` is asked for a numeric outcome that is skewed given the expert (`Distal.skewness`).
 
         Notes
         -----
@@ -200,6 +206,8 @@ class Assessment:
         Notes
         -----
         For covariates that are not in the gate; those of the gate have their estimates in the fit. See `distal`.
+        Log odds have the small-sample bias of any logit, away from zero and of the order of one over the number of
+        subjects (``tests/simulation/THREE_STEP.md``); the correction adds less than it.
 
         References
         ----------

@@ -46,7 +46,7 @@ examples:
   mixmoe select pbcseq.csv "{FORMULA}" --experts 1,2 --cov-re expert,common --rng 0 --plot criteria.png
   mixmoe select pbcseq.csv "{FORMULA}" --experts 1:2 --rng 0 --save best.mixmoe --report best.html
 
---report and --save are of the best candidate by --criterion; the report has all candidates.
+--report and --save are of the best candidate by --criterion; the report has all candidates. --plot draws the criteria.
 """
 PREDICT_EXAMPLES = """
 examples:
@@ -95,7 +95,8 @@ def _add_fit(commands: Any) -> None:
     add_model_options(model)
     model.add_argument("--cov-type", help="standard errors: robust (default), nonrobust, cluster, bootstrap")
     model.add_argument("--cluster", metavar="COLUMN", help="column of the clusters, for --cov-type cluster")
-    _add_fit_outputs(parser)
+    out = _add_outputs(parser, rows="estimates", fit="the fit", shown="summary")
+    out.add_argument("--plot-kind", metavar="KIND", help="kind of figure, such as gate or responsibilities")
 
 
 def add_model_options(group: Any) -> None:
@@ -117,20 +118,21 @@ def add_model_options(group: Any) -> None:
     )
 
 
-def _add_fit_outputs(parser: argparse.ArgumentParser) -> None:
+def _add_outputs(parser: argparse.ArgumentParser, rows: str, fit: str, shown: str) -> Any:
+    """Options that say where results go, in words for what is tabulated (rows), kept (fit) and printed (shown)."""
     out = parser.add_argument_group("results (FILE may be - for standard output, where it is text)")
-    out.add_argument("--out", metavar="FILE", help=f"estimates as a table: {', '.join(OUT_ENDINGS)}")
-    out.add_argument("--latex", metavar="FILE", help="tables for LaTeX with booktabs")
-    out.add_argument("--markdown", metavar="FILE", help="tables in Markdown")
-    out.add_argument("--html", metavar="FILE", help="summary as a fragment of HTML")
-    out.add_argument("--report", metavar="FILE", help="self-contained web page with figures and checklists: .html")
+    out.add_argument("--out", metavar="FILE", help=f"{rows} as a table: {', '.join(OUT_ENDINGS)}")
+    out.add_argument("--latex", metavar="FILE", help=f"the {shown} for LaTeX with booktabs")
+    out.add_argument("--markdown", metavar="FILE", help=f"the {shown} in Markdown")
+    out.add_argument("--html", metavar="FILE", help=f"the {shown} as a fragment of HTML")
+    out.add_argument("--report", metavar="FILE", help=f"web page of {fit} with figures and checklists: .html")
     out.add_argument("--plot", metavar="FILE", help=f"figure: {', '.join(FIGURE_ENDINGS)}")
-    out.add_argument("--plot-kind", metavar="KIND", help="kind of figure, such as gate or responsibilities")
-    out.add_argument("--save", metavar="FILE", help="the fit, for mixmoe predict and mm.load")
+    out.add_argument("--save", metavar="FILE", help=f"{fit}, for mixmoe predict and mm.load")
     out.add_argument("--no-data", action="store_true", help="keep the data out of --save")
     out.add_argument("--alpha", type=float, default=0.05, help="one minus the level of the limits (default 0.05)")
-    out.add_argument("--quiet", action="store_true", help="no summary and no progress bar")
-    out.add_argument("--strict", action="store_true", help="exit code 3 also if the fit has any flag")
+    out.add_argument("--quiet", action="store_true", help=f"no {shown} and no progress bar")
+    out.add_argument("--strict", action="store_true", help=f"exit code 3 also if {fit} has any flag")
+    return out
 
 
 def _add_select(commands: Any) -> None:
@@ -145,18 +147,7 @@ def _add_select(commands: Any) -> None:
     model.add_argument("--jobs", type=int, default=1, metavar="N", help="worker processes (default 1, -1 for all)")
     model.add_argument("--checkpoint", metavar="FOLDER", help="keep finished fits there, and continue from them")
     model.add_argument("--criterion", default="bic", choices=CRITERIA, help="what the best one is (default bic)")
-    out = parser.add_argument_group("results (FILE may be - for standard output, where it is text)")
-    out.add_argument("--out", metavar="FILE", help=f"one row per candidate: {', '.join(OUT_ENDINGS)}")
-    out.add_argument("--latex", metavar="FILE", help="the table for LaTeX with booktabs")
-    out.add_argument("--markdown", metavar="FILE", help="the table in Markdown")
-    out.add_argument("--html", metavar="FILE", help="the table as a fragment of HTML")
-    out.add_argument("--plot", metavar="FILE", help=f"figure of the criteria: {', '.join(FIGURE_ENDINGS)}")
-    out.add_argument("--save", metavar="FILE", help="the best fit, for mixmoe predict and mm.load")
-    out.add_argument("--no-data", action="store_true", help="keep the data out of --save")
-    out.add_argument("--report", metavar="FILE", help="web page of the best fit, with all candidates: .html")
-    out.add_argument("--alpha", type=float, default=0.05, help="one minus the level of the limits (default 0.05)")
-    out.add_argument("--quiet", action="store_true", help="no table and no progress bar")
-    out.add_argument("--strict", action="store_true", help="exit code 3 also if the best fit has any flag")
+    _add_outputs(parser, rows="candidates", fit="the best fit", shown="table")
 
 
 def _add_predict(commands: Any) -> None:

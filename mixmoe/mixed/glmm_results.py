@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe.arguments import checked_choice
 from mixmoe.assess.residuals import Distribution
 from mixmoe.design import Design
 from mixmoe.inference.intervals import checked_alpha

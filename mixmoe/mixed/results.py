@@ -297,10 +297,6 @@ class MEMoEResults(MoEResults):
         drawn = trajectory_curves if kind == "trajectories" else gate_curves
         return drawn(self.model.design, self._known(), **options)
 
-    @property
-    def _curve_kinds(self) -> tuple[str, ...]:
-        return ("trajectories", "gate")
-
     def _check_options(self, options: dict[str, Any]) -> None:
         for name in options:
             if name not in ("x", "at", "alpha"):

@@ -26,9 +26,10 @@ _JITTER, _GOLDEN = 0.6, 0.6180339887498949  # spread of units above a category, 
 _LEVEL_JITTER = 0.5  # of the distance between levels on the vertical axis
 _MAX_SERIES = 150
 _MAX_BARS = 2000
-_WIDE = 1.5  # median widths of a band to which the axis reaches beyond the lines
 _PANEL_SIZE = (4.6, 3.4)
 _SINGLE_SIZE = (6.8, 4.6)
+_ROOM = 1.5  # of the height of curves and bands, beyond which bands are cut off
+_ENTRY = 1.2  # inches that an entry of a legend takes
 
 
 def colour(expert: int | None) -> str:
@@ -70,23 +71,10 @@ def draw(
             _series(axes, _apart(observed, inside[0]), experts, bool(inside[0].categories))
         for curve in inside:
             draw_curve(axes, curve)
-        _cut_wide_bands(axes, inside)
+        if observed is None and ax is None and not inside[0].categories:
+            _look_at_curves(axes, inside)
         _dress(axes, inside, panel if len(panels) > 1 else "", crowded=observed is not None)
     return canvas_result(canvas, ax)
-
-
-def _cut_wide_bands(axes: Any, curves: Sequence[Curve]) -> None:
-    """End the axis before the few places at which a band is so wide that nothing else could be seen."""
-    bands = [(c.band_lower, c.band_upper) for c in curves if c.band_lower is not None and c.band_upper is not None]
-    edges = np.concatenate([np.array(band) for band in bands], axis=1) if bands else np.empty((2, 0))
-    if not np.isfinite(edges).any():
-        return
-    lines, reach = np.concatenate([c.y for c in curves]), _WIDE * float(np.nanmedian(edges[1] - edges[0]))
-    low, high = float(np.nanmin(edges[0])), float(np.nanmax(edges[1]))
-    first, last = max(low, float(np.nanmin(lines)) - reach), min(high, float(np.nanmax(lines)) + reach)
-    if (first, last) != (low, high):
-        margin = 0.04 * (last - first)
-        axes.set_ylim(first - margin, last + margin)
 
 
 def draw_responsibilities(
@@ -122,7 +110,7 @@ def draw_responsibilities(
     axes.set(xlim=(0, n_units), ylim=(0, 1))
     axes.set(xlabel=f"{units}, sorted by most probable expert", ylabel="posterior probability")
     open_frame(axes)
-    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(n_experts, 4))
+    _legend_above(axes, n_experts)
     return canvas_result(canvas, ax)
 
 
@@ -134,8 +122,10 @@ def _pyplot() -> Any:
     return plt
 
 
-def canvas_axes(n_panels: int, ax: Any, columns: int | None = None) -> list[Any]:
-    """The axes to draw on: the given ones, or those of a new figure with so many in a row."""
+def canvas_axes(
+    n_panels: int, ax: Any, columns: int | None = None, size: tuple[float, float] = _SINGLE_SIZE
+) -> list[Any]:
+    """The axes to draw on: the given ones, or those of a new figure with so many in a row; a single one has `size`."""
     plt = _pyplot()
     if ax is not None:
         given = list(np.ravel(np.asarray(ax, dtype=object)))
@@ -146,8 +136,8 @@ def canvas_axes(n_panels: int, ax: Any, columns: int | None = None) -> list[Any]
         return given
     columns = min(n_panels, _MAX_COLUMNS) if columns is None else columns
     rows = math.ceil(n_panels / columns)
-    size = _SINGLE_SIZE if n_panels == 1 else (_PANEL_SIZE[0] * columns, _PANEL_SIZE[1] * rows)
-    _, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    paper = size if n_panels == 1 else (_PANEL_SIZE[0] * columns, _PANEL_SIZE[1] * rows)
+    _, grid = plt.subplots(rows, columns, figsize=paper, squeeze=False, layout="constrained")
     for spare in grid.ravel()[n_panels:]:
         spare.remove()
     return list(grid.ravel()[:n_panels])
@@ -222,6 +212,28 @@ def _thinned(observed: Observed, only: set[int | None] | None) -> NDArray[np.int
     return units[np.linspace(0, len(units) - 1, _MAX_SERIES).round().astype(int)]
 
 
+def _look_at_curves(axes: Any, curves: Sequence[Curve]) -> None:
+    """Leave out what bands reach where they explode, as at the ends of an index, so that curves are not lines."""
+    pairs = [(c.lower, c.upper) for c in curves] + [(c.band_lower, c.band_upper) for c in curves]
+    bands = [np.array(pair) for pair in pairs if pair[0] is not None and pair[1] is not None and len(pair[0])]
+    heights, limits = (_finite(arrays) for arrays in ([c.y for c in curves], bands))
+    if not heights.size or not limits.size:
+        return
+    widths = [_finite([high - low]) for low, high in bands]
+    width = max((float(np.median(w)) for w in widths if w.size), default=0.0)
+    room = _ROOM * (width + np.ptp(heights))
+    bottom = max(min(heights.min(), limits.min()), heights.min() - room)
+    top = min(max(heights.max(), limits.max()), heights.max() + room)
+    spare = axes.margins()[1] * (top - bottom)
+    old_bottom, old_top = axes.get_ylim()
+    axes.set_ylim(max(old_bottom, bottom - spare), min(old_top, top + spare))
+
+
+def _finite(arrays: Sequence[Array]) -> Array:
+    values = np.concatenate([np.ravel(array) for array in arrays]) if arrays else np.empty(0)
+    return np.asarray(values[np.isfinite(values)])
+
+
 def _dress(axes: Any, curves: Sequence[Curve], title: str, crowded: bool) -> None:
     """Labels, title and legend; a panel without title has its legend above, clear of the curves."""
     axes.set_xlabel(curves[0].xlabel)
@@ -235,7 +247,13 @@ def _dress(axes: Any, curves: Sequence[Curve], title: str, crowded: bool) -> Non
         if labelled:
             axes.legend(frameon=False, fontsize="small", loc="upper left" if crowded else "best")
     elif labelled:
-        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(labelled, 4))
+        _legend_above(axes, labelled)
+
+
+def _legend_above(axes: Any, n: int) -> None:
+    """The legend above the curves, in as many rows as the width of the axes asks for."""
+    fitting = max(1, int(axes.get_window_extent().width / axes.figure.dpi / _ENTRY))
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(n, fitting, 4))
 
 
 def open_frame(axes: Any) -> None:

@@ -59,7 +59,7 @@ def draw_criteria(panels: Sequence[Elbow], ax: "Axes | Sequence[Axes] | None" = 
         if panel.title:
             axes.set_title(panel.title, loc="left", fontsize="medium")
         open_frame(axes)
-        axes.legend(frameon=False, loc="upper right")
+        axes.legend(frameon=False, loc="best")
     return canvas_result(canvas, ax)
 
 

@@ -64,8 +64,9 @@ def format_cell(cell: Cell, spec: str = "num") -> str:
     if spec == "p":
         return "<0.001" if value < 0.0005 else f"{value:.3f}"
     if spec == "num":
-        return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.4g}"
-    return format(value, spec)
+        spec = ".4f" if value == 0 or 1e-3 <= abs(value) < 1e5 else ".4g"
+    text = format(value, spec)
+    return text.lstrip("-") if not text.strip("-0.") else text  # no sign where all digits are zeros
 
 
 def body(table: Table) -> tuple[tuple[str, ...], ...]:

@@ -12,6 +12,8 @@ from mixmoe.report.figures import candidates, diagnostics, figures
 from mixmoe.report.groups import (
     attrition_table,
     distinct_ends,
+    effects_table,
+    elsewhere,
     end_points_table,
     flow_table,
     profile_table,
@@ -89,14 +91,22 @@ def _data(e: Evidence) -> tuple[Part, ...]:
         attrition = attrition_table(design, times)
         parts.append(Prose("All subjects have as many visits.") if attrition is None else attrition)
     codes = design.codes if design.names.group is not None else None
-    return (*parts, columns_table(design.frame, codes, design.names.group))
+    return (*parts, columns_table(design.frame, codes, design.names.group, "Columns, rows fitted"))
 
 
 def _estimates(e: Evidence) -> tuple[Part, ...]:
     summary = e.results.summary(e.alpha)
     flags = {flag.message for flag in e.results.flags}
     notes = [Prose(note) for note in summary.notes if note not in flags]
-    return (*(table for table in summary.tables if table.key != "header"), *notes)
+    return (*(table for table in summary.tables if table.key != "header"), *notes, *_gate_effects(e))
+
+
+def _gate_effects(e: Evidence) -> tuple[Part, ...]:
+    """Average marginal effects, which unlike log odds do not depend on which expert is the first."""
+    try:
+        return (effects_table(e.results.gate_effects(alpha=e.alpha), e.alpha),)
+    except ArgumentError:  # no covariates, or a single expert
+        return ()
 
 
 def _classification(e: Evidence) -> tuple[Part, ...]:
@@ -129,11 +139,10 @@ def _starts(e: Evidence) -> tuple[Part, ...]:
         ("Last gain", f"{gain:.2g}"),
         ("Converged", "yes" if em.converged else "NO"),
     )
-    return (
-        (Facts(facts), end_points_table(distinct_ends(em.starts.logliks)))
-        if e.results.model.family_name != "NME"
-        else (Facts(facts),)
-    )
+    if e.results.model.family_name == "NME":
+        return (Facts(facts),)
+    others = elsewhere(em)
+    return (Facts(facts), *([Prose(others)] if others else []), end_points_table(distinct_ends(em.starts.logliks)))
 
 
 def _choice(e: Evidence, drawn: bool) -> tuple[Part, ...]:

@@ -99,7 +99,7 @@ def visits_table(codes: NDArray[Any]) -> Table:
     )
 
 
-def columns_table(data: pd.DataFrame, codes: NDArray[Any] | None, subject: str | None) -> Table:
+def columns_table(data: pd.DataFrame, codes: NDArray[Any] | None, subject: str | None, title: str = "Columns") -> Table:
     """Type, missing values, values and constancy of each column."""
     heads = ["type", "missing", "distinct", "values"]
     describers: list[Callable[[pd.Series], Cell]] = [kind_of, _missing, lambda v: int(v.nunique()), _values]
@@ -111,7 +111,7 @@ def columns_table(data: pd.DataFrame, codes: NDArray[Any] | None, subject: str |
     note = "Columns that are constant within subject can be used in the gate."
     return Table(
         key="columns",
-        title="Columns",
+        title=title,
         columns=tuple(heads),
         index=tuple(str(column.name) for column in columns),
         cells=tuple(tuple(describer(column) for describer in describers) for column in columns),

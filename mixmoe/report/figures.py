@@ -6,7 +6,7 @@ from typing import Any
 
 from mixmoe.errors import ArgumentError
 from mixmoe.output.curves import Curve
-from mixmoe.output.plots import draw
+from mixmoe.output.plots import canvas_axes, draw
 from mixmoe.output.plots_file import svg
 from mixmoe.report.evidence import Evidence
 from mixmoe.report.page import Gallery, Image, Part, Prose
@@ -56,14 +56,16 @@ def candidates(selection: Any) -> tuple[Part, ...]:
 
 def _candidate(results: Any, label: str) -> Image | Prose:
     kind = results._default_plot
-    return _drawn(lambda: _small(results.plot(kind)), f"{label}.", lambda: results.curves(kind))
+    return _drawn(lambda: _small(results, kind), f"{label}.", lambda: results.curves(kind))
 
 
-def _small(figure: Any) -> Any:
+def _small(results: Any, kind: str) -> Any:
     """The figure on less paper, so that its letters are not too small beside others; many panels keep their size."""
-    if len(figure.axes) == 1:
-        figure.set_size_inches(_SMALL)
-    return figure
+    if len({curve.panel for curve in results.curves(kind)}) > 1:
+        return results.plot(kind)
+    axes = canvas_axes(1, None, size=_SMALL)[0]
+    results.plot(kind, axes)
+    return axes.figure
 
 
 def _of_kind(e: Evidence, kind: str) -> Part:

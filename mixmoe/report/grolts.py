@@ -11,7 +11,6 @@ from collections.abc import Callable
 import numpy as np
 
 from mixmoe.report.evidence import Evidence
-from mixmoe.report.groups import distinct_ends
 
 _NO_SELECTION = "Not reported: this report was made from one fit; give selection=mm.select(...) to report all of them."
 CRITERIA = (
@@ -120,10 +119,9 @@ def covariates(e: Evidence) -> str:
 def starts(e: Evidence) -> str:
     """Item 9."""
     em = e.results.em
-    ends = len(distinct_ends(em.starts.logliks))
     return (
-        f"{em.starts.n_starts} starts, {ends} distinct end point{'s' if ends > 1 else ''}, the best reached by "
-        f"{em.starts.n_replicated}; {em.n_iter} iterations of the best. Section Starts and convergence."
+        f"{em.starts.n_starts} starts, {em.starts.n_replicated} of which reached the best log-likelihood; {em.n_iter} "
+        "iterations of the best. Section Starts and convergence."
     )
 
 

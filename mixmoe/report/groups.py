@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from mixmoe.design import Design
-from mixmoe.em import SAME
-from mixmoe.output.tables import Cell, Table
+from mixmoe.em import SAME, EMFit
+from mixmoe.output.tables import Cell, Table, format_cell
 from mixmoe.report.data import kind_of
 
 Array = NDArray[np.float64]
@@ -124,10 +124,38 @@ def _described(column: pd.Series) -> str:
 
 def _weighted(column: pd.Series, weights: Array) -> str:
     x = column.to_numpy(dtype=float)
-    mean = np.average(x, weights=weights)
+    mean = float(np.average(x, weights=weights))
     if column.dtype == bool:
         return f"{mean:.3f}"
-    return f"{mean:.4g} ({np.sqrt(np.average((x - mean) ** 2, weights=weights)):.4g})"
+    return f"{format_cell(mean)} ({format_cell(float(np.sqrt(np.average((x - mean) ** 2, weights=weights))))})"
+
+
+def effects_table(effects: pd.DataFrame, alpha: float) -> Table:
+    """What `gate_effects` found, one row per covariate, level, expert and, if coefficients vary, index value."""
+    named = effects["covariate"].where(
+        effects["contrast"] == "dy/dx", effects["covariate"] + ": " + effects["contrast"]
+    )
+    for index in effects.columns[3 : list(effects.columns).index("estimate")]:
+        named += f", {index} = " + effects[index].map("{:.4g}".format)
+    shown = effects[["estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high"]]
+    return Table(
+        key="gate_effects",
+        title="Average marginal effects on the probabilities of the experts",
+        columns=("Estimate", "Std. Err.", "z", "P>|z|", f"[{alpha / 2:g}", f"{1 - alpha / 2:g}]"),
+        index=tuple(f"{name}: expert {k}" for name, k in zip(named, effects["expert"], strict=True)),
+        cells=tuple(tuple(float(value) for value in row) for row in shown.to_numpy(dtype=float)),
+        formats=("num", "num", ".3f", "p", "num", "num"),
+        notes=("Mean over the units of the slope, or of the difference between two levels; delta method.",),
+    )
+
+
+def elsewhere(em: EMFit) -> str:
+    """Where those starts ended that did not reach the best; blank if all did or it is not known."""
+    others = em.starts.ends[em.starts.n_replicated :]
+    below = em.loglik - others[np.isfinite(others)]
+    parts = [f"{below.size} ended {below.min():.3g} to {below.max():.3g} below the best"] if below.size else []
+    parts += [f"{others.size - below.size} collapsed"] if below.size < others.size else []
+    return f"Of the other starts, {' and '.join(parts)} when the search ended." if parts else ""
 
 
 def distinct_ends(logliks: Array) -> Array:
@@ -141,7 +169,7 @@ def end_points_table(logliks: Array) -> Table:
     shown = [float(v) for v in logliks[:_MAX_ENDS]]
     return Table(
         key="ends",
-        title="Distinct end points of the search",
+        title="Maxima that were run to convergence",
         columns=("log-likelihood", "below the best"),
         index=tuple(f"{i + 1}" for i in range(len(shown))),
         cells=tuple((v, shown[0] - v) for v in shown),

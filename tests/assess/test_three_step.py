@@ -1,16 +1,20 @@
 """Three-step estimates: hand computation, special cases that must collapse, peers, the jackknife."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
 import statsmodels.api as sm
 import statsmodels.formula.api as smf
 from scipy.optimize import minimize
+from scipy.stats import skew
 
 import mixmoe as mm
 from mixmoe.assess.distal import Distal, Predictors
+from mixmoe.assess.normality import skewness
 from mixmoe.assess.three_step import Normal, StepThree, build_assignment
-from mixmoe.errors import ArgumentError, DesignError, FormulaError
+from mixmoe.errors import ArgumentError, AssumptionWarning, DesignError, FormulaError
 from tests.assess.helpers import pbc
 
 SIMPLEX = {"method": "Nelder-Mead", "options": {"maxiter": 9000, "xatol": 1e-9, "fatol": 1e-10}}
@@ -193,11 +197,66 @@ def test_categories(method):
     binary = fit.distal("b ~ expert", out.assign(b=out["b"] == 1), method=method)
     assert list(binary.to_frame()["level"]) == ["True"] * 3
     assert binary.overall.df == 2
-    number = fit.distal("b ~ expert", out, method=method, kind="numeric")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AssumptionWarning)  # of "ml": zeros and ones are not normal
+        number = fit.distal("b ~ expert", out, method=method, kind="numeric")
     assert "level" not in number.to_frame()
     if method != "ml":
         np.testing.assert_allclose(number.margins.values, binary.margins.values, rtol=1e-7)
         np.testing.assert_allclose(number.margins.std_errors, binary.margins.std_errors, rtol=1e-6)
+
+
+# ---- is the outcome normal, as "ml" takes it to be? ----
+
+
+def test_skewness_without_doubt_is_the_ordinary_one(clear):
+    fit, out = clear
+    found = fit.distal("o ~ expert + x", out, method="ml").skewness
+    residuals = smf.ols("o ~ C(k) + x", out).fit().resid
+    own = [skew(residuals[out["k"] == k] - residuals[out["k"] == k].mean()) for k in (1, 2)]
+    np.testing.assert_allclose(found.values, own, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.std_errors, np.sqrt(6 / out["k"].value_counts().sort_index()), rtol=0.02)
+
+
+def test_skewness_by_hand_with_doubt(case):
+    fit, out, _ = case
+    weights = np.linalg.inv(fit.classification_table().probabilities)[fit.classify()["expert"].to_numpy() - 1]
+    y = out[["o"]].to_numpy()
+    mean = (weights * y).sum(axis=0) / weights.sum(axis=0)
+    second, third = ((weights * (y - mean) ** j).sum(axis=0) / weights.sum(axis=0) for j in (2, 3))
+    found = fit.distal("o ~ expert", out, method="ml").skewness
+    np.testing.assert_allclose(found.values, third / second**1.5, rtol=1e-6)
+
+
+def test_spread_of_the_skewness_of_normal_outcomes(case):
+    """The standard error, over outcomes drawn from normal distributions whose spread differs between experts."""
+    fit, out, _ = case
+    made, rng = fit._assignment("test", "bch"), np.random.default_rng(5)
+    X, used = np.broadcast_to(np.eye(2), (len(out), 2, 2)), np.arange(len(out))
+    cumulative = fit.responsibilities.to_numpy()[:, 0]
+    drawn = []
+    for _ in range(400):
+        k = (rng.random(len(out)) > cumulative).astype(int)  # memberships anew, as the errors of assignment say
+        drawn.append(
+            skewness(made, used, np.array([0.0, 1.0])[k] + np.array([1.0, 1.5])[k] * rng.normal(size=len(k)), X)
+        )
+    spread = np.std([one.values for one in drawn], axis=0)
+    assert np.median([one.std_errors for one in drawn], axis=0) == pytest.approx(spread, rel=0.25)
+
+
+def test_a_skewed_outcome_is_said_by_ml_alone(case):
+    fit, out, _ = case
+    skewed = out.assign(o=np.exp(1.2 * out["o"]))
+    with pytest.warns(AssumptionWarning, match=r"not normal given the expert \(skewness .* expert 2; .*method='bch'"):
+        found = fit.distal("o ~ expert", skewed, method="ml")
+    assert found.skewness.doubtful
+    assert "not normal given the expert" in str(found)
+    for method in ("bch", "naive"):
+        assert fit.distal("o ~ expert", skewed, method=method).skewness is None
+    assert fit.distal("b ~ expert", out, method="ml").skewness is None
+    plain = fit.distal("o ~ expert", out, method="ml")
+    assert not plain.skewness.doubtful
+    assert "not normal" not in str(plain)
 
 
 def test_records_print_and_count(case):

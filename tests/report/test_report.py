@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import html5lib
@@ -15,13 +16,14 @@ import pytest
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, MissingExtraError, MixmoeWarning
 from mixmoe.output.curves import Curve
+from mixmoe.output.plots import draw
 from mixmoe.output.plots_file import inlined, palette, svg
 from mixmoe.output.summary import Summary
 from mixmoe.output.tables import Table
 from mixmoe.report.checklists import grolts, smart_lca
 from mixmoe.report.evidence import gather
-from mixmoe.report.figures import in_words
-from mixmoe.report.groups import distinct_ends, end_points_table
+from mixmoe.report.figures import _small, in_words
+from mixmoe.report.groups import distinct_ends, effects_table, elsewhere, end_points_table
 from tests.fake_model import make_results
 
 EVIL = "<script>alert(1)</script>"
@@ -304,7 +306,39 @@ def test_end_points_are_counted_once():
     assert end_points_table(distinct_ends(ends)).cells == ((-10.0, 0.0), (-11.0, 1.0), (-12.0, 2.0))
 
 
+def test_where_the_other_starts_ended_is_said(plain):
+    ends = np.array([-10.0, -10.0000001, -11.0, -30.0, -np.inf])
+    em = replace(plain.em, loglik=-10.0, starts=replace(plain.em.starts, n_starts=5, n_replicated=2, ends=ends))
+    assert elsewhere(em) == "Of the other starts, 2 ended 1 to 20 below the best and 1 collapsed when the search ended."
+    assert elsewhere(replace(em, starts=replace(em.starts, n_replicated=5))) == ""
+    assert elsewhere(replace(em, starts=replace(em.starts, ends=np.empty(0)))) == ""
+
+
+def test_effects_of_the_gate_have_a_table(plain, tmp_path):
+    effects = plain.gate_effects()
+    table = effects_table(effects, 0.05)
+    assert table.index == ("z1: expert 1", "z1: expert 2")
+    np.testing.assert_allclose([row[0] for row in table.cells], effects["estimate"])
+    assert "Average marginal effects" in text_of(written(plain, tmp_path))
+    varying = effects_table(vcmoe().gate_effects(), 0.1)
+    assert varying.index[1].startswith("x1, u = 0.")
+    assert varying.columns[-2:] == ("[0.05", "0.95]")
+
+
 # ---- figures ----
+
+
+@pytest.mark.parametrize("n_experts", [1, 4, 8])
+def test_the_legend_of_a_small_figure_stays_inside(n_experts):
+    pytest.importorskip("matplotlib").use("Agg")
+    x = np.linspace(0, 1, 5)
+    curves = [Curve("", f"expert {k + 1}", x, x + k, expert=k + 1) for k in range(n_experts)]
+    results = SimpleNamespace(curves=lambda _: curves, plot=lambda _, ax: draw(curves, None, ax))
+    figure = _small(results, "trajectories")
+    figure.draw_without_rendering()
+    paper, legend = figure.bbox, figure.axes[0].get_legend().get_window_extent()
+    assert (legend.x0 >= paper.x0, legend.x1 <= paper.x1, legend.y1 <= paper.y1) == (True, True, True)
+    assert figure.axes[0].get_window_extent().width > 0.7 * paper.width
 
 
 def test_what_cannot_be_drawn_is_said(tmp_path):
