@@ -35,6 +35,11 @@ class LazyTorch:
 torch: Any = LazyTorch()
 
 
+def to_array(value: Any) -> Any:
+    """A tensor of any device as an array."""
+    return value.detach().cpu().numpy()
+
+
 def select_device(device: str) -> str:
     """A device that torch can use here.
 

@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe.neural._torch import torch
-from mixmoe.neural.estimate import fit_penalised
 from mixmoe.neural.exact import fit_last_layer, fit_on_features, is_exact
+from mixmoe.neural.linearised import fit_laplace
 from mixmoe.neural.network import initial_parameters, select_personal
 from mixmoe.neural.problem import Control, Estimator, Problem, Trained, total_loss
+from mixmoe.neural.published import fit_published
 
 Array = NDArray[np.float64]
 
@@ -35,9 +36,7 @@ class Comparison:
     measure: str
 
 
-def fit_network(
-    problem: Problem, control: Control, estimator: Estimator, rng: np.random.Generator, device: str = "cpu"
-) -> Trained:
+def fit_network(problem: Problem, control: Control, estimator: Estimator, rng: np.random.Generator) -> Trained:
     """A network with person effects by the estimator that suits it.
 
     Notes
@@ -45,16 +44,18 @@ def fit_network(
     ``"laplace"`` with a Gaussian response and effects on the last layer only is the exact marginal likelihood.
     """
     theta = initial_parameters(problem.network, rng)
-    if estimator == "laplace" and is_exact(problem):
-        return fit_last_layer(problem, control, theta, device)
-    return fit_penalised(problem, control, estimator, theta, rng, device)
+    if estimator == "sgd":
+        return fit_published(problem, control, theta, rng)
+    return fit_last_layer(problem, control, theta) if is_exact(problem) else fit_laplace(problem, control, theta, rng)
 
 
 def held_out_error(problem: Problem, fit: Trained) -> float:
     """Error per validation row with the estimated effects, on the standardised scale."""
     with torch.no_grad():
-        eta = torch.tensor(fit.eta) if problem.personal.q else None
-        loss = float(total_loss(problem, problem.validation, torch.tensor(fit.theta), eta)) / problem.validation.n_rows
+        eta = problem.tensor(fit.eta) if problem.personal.q else None
+        loss = (
+            float(total_loss(problem, problem.validation, problem.tensor(fit.theta), eta)) / problem.validation.n_rows
+        )
     return 2.0 * loss if problem.family == "gaussian" else loss
 
 

@@ -87,7 +87,7 @@ def marginal_information(H: Tensor, s: Tensor) -> Tensor:
 
 
 def posterior_mode(A: Tensor, working: Tensor, s: Tensor) -> Tensor:
-    """Mode of the effects under the linearised model: ``S A'(I + A S A')^-1 w``.
+    """Mode of the effects under the linearised model: ``S A'(I + A S A')^-1 w``, by the smaller of m x m and q x q.
 
     Parameters
     ----------
@@ -100,6 +100,9 @@ def posterior_mode(A: Tensor, working: Tensor, s: Tensor) -> Tensor:
     -------
     Tensor, shape (B, q)
     """
+    if A.shape[-2] > A.shape[-1]:
+        weighted = A.transpose(-1, -2) @ working.unsqueeze(-1)
+        return (posterior_covariance(A.transpose(-1, -2) @ A, s) @ weighted).squeeze(-1)
     solved = torch.cholesky_solve(working.unsqueeze(-1), root_of(A, s))
     return s * (A.transpose(-1, -2) @ solved).squeeze(-1)
 

@@ -28,6 +28,7 @@ from mixmoe.neural.inputs import Scaling, blocks_of, build_scaling, gap_rows, he
 from mixmoe.neural.network import Network, Personal, build_network, select_personal, wrap_module
 from mixmoe.neural.problem import Control, Estimator, Problem, Trained
 from mixmoe.neural.results import NMEResults
+from mixmoe.neural.settings import build_control, checked_share, validation_share
 
 Array = NDArray[np.float64]
 
@@ -157,9 +158,10 @@ class NME:
         *,
         epochs: int | None = None,
         lr: float = 0.01,
-        alpha: float = 0.97,
-        penalty: float = 1.0,
+        alpha: float | None = None,
+        penalty: float | None = None,
         weight_decay: float = 0.0,
+        batch_size: int | None = None,
         validation: float | None = None,
         patience: int | None = None,
         baselines: bool = True,
@@ -172,15 +174,20 @@ class NME:
         Parameters
         ----------
         epochs : int, optional
-            Full-batch steps at most; 1500, CRF 400, ``"sgd"`` 5000.
+            Passes over the data at most; 1500, CRF 400, ``"sgd"`` 5000.
         lr : float
             Learning rate; constant, then decaying to zero (``"laplace"``), or constant (``"sgd"``).
-        alpha : float
-            Factor of the annealing of variances.
-        penalty : float
-            Weight of the penalty on the effects, for ``"sgd"`` (lambda of the paper).
+        alpha : float, optional
+            Factor of the annealing of variances of ``"sgd"``; 0.97. ``"laplace"`` has no annealing and does not use
+            it, which a warning says where it is given: its variances do not depend on such a setting.
+        penalty : float, optional
+            Weight of the penalty on the effects of ``"sgd"`` (lambda of the paper); 1. ``"laplace"``, where it is 1 by
+            the model, does not use it and warns likewise.
         weight_decay : float
             Ridge penalty on the network's parameters.
+        batch_size : int, optional
+            Persons per step; default: all. Batches are drawn once and visited in random order each epoch. Not for the
+            exact likelihood of effects on the last layer, which needs everyone at each step.
         validation : float, optional
             Share of each person's last rows on which the best epoch is chosen; these rows are not used otherwise,
             but for the
@@ -206,10 +213,23 @@ class NME:
             If the variances still moved, or the loss was lost; also in ``results.flags``.
         """
         seed = int(checked_rng(rng).integers(2**32))
-        control, share = self._control(epochs, lr, alpha, penalty, weight_decay, patience, progress, validation)
+        share = validation_share(validation, self.estimator, patience)
+        control = build_control(
+            self.estimator,
+            self.problem,
+            epochs=epochs,
+            lr=lr,
+            alpha=alpha,
+            penalty=penalty,
+            weight_decay=weight_decay,
+            batch_size=batch_size,
+            patience=patience,
+            progress=progress,
+        )
+        held_out = checked_share(holdout, "holdout", zero=False)
         problem = self._problem(share)
-        trained = fit_network(problem, control, self.estimator, np.random.default_rng(seed), self.device)
-        comparison = self._compare(control, holdout, seed) if baselines else None
+        trained = fit_network(problem, control, self.estimator, np.random.default_rng(seed))
+        comparison = self._compare(control, held_out, seed) if baselines else None
         flags = (*trained.flags, *self._flags(trained))
         for flag in flags:
             kind = ConvergenceWarning if flag.code in ("not_converged", "not_finite") else MixmoeWarning
@@ -278,41 +298,12 @@ class NME:
             for rows in (~held, held)
         )
         covariance = cov if cov is not None else getattr(self, "cov", "diagonal")
-        return Problem(self.family, self.network, self.personal, train, kept, design.n_units, covariance, share)
-
-    def _control(
-        self,
-        epochs: int | None,
-        lr: float,
-        alpha: float,
-        penalty: float,
-        weight_decay: float,
-        patience: int | None,
-        progress: bool,
-        validation: float | None,
-    ) -> tuple[Control, float]:
-        """Settings of the iterations and the share of validation rows, defaults put in."""
-        published = self.estimator == "sgd"
-        share = (0.2 if published else 0.0) if validation is None else validation
-        if not 0.0 <= share < 1.0:
-            raise ArgumentError(f"validation must be at least 0 and below 1, got {validation!r}")
-        default = 5000 if published else 400 if self.family == "crf" else 1500
-        waiting = 400 if published and patience is None else patience
-        control = Control(
-            epochs=default if epochs is None else epochs,
-            lr=lr,
-            alpha=alpha,
-            penalty=penalty,
-            weight_decay=weight_decay,
-            patience=waiting,
-            progress=progress,
+        return Problem(
+            self.family, self.network, self.personal, train, kept, design.n_units, covariance, share, self.device
         )
-        return control, share
 
     def _compare(self, control: Control, holdout: float, seed: int) -> Comparison | None:
         """Held-out errors, if there are rows to hold out."""
-        if not 0.0 < holdout < 1.0:
-            raise ArgumentError(f"holdout must lie between 0 and 1, got {holdout!r}")
         problem = self._problem(holdout)
         if not problem.validation.n_rows or not self.personal.q:
             return None

@@ -11,6 +11,7 @@ from mixmoe.arguments import checked_rng
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.intervals import checked_alpha
+from mixmoe.neural._torch import to_array
 from mixmoe.neural.inputs import Scaling, blocks_of
 from mixmoe.neural.predict import (
     N_DRAWS,
@@ -49,7 +50,6 @@ class Persons:
         Latent effects.
     population : ndarray, shape (P, P), or None
         Covariance of the population parameters, from the fit's own persons; None: not computed yet.
-    device : str
     fitted : Persons or None
         The persons of the fit, if these are adapted ones.
     """
@@ -60,7 +60,6 @@ class Persons:
     trained: Trained
     labels: NDArray[np.object_]
     z: Array
-    device: str = "cpu"
     population: Any = None
     fitted: "Persons | None" = None
 
@@ -98,11 +97,6 @@ class Persons:
         return state_frame(self, data, states=True)
 
 
-def to_array(value: Any) -> Array:
-    """A tensor as an array."""
-    return value.cpu().numpy()
-
-
 def parameter_names(problem: Problem) -> list[str]:
     """Names of the personal parameters: tensor and place within it, counted from 1."""
     names = []
@@ -117,8 +111,8 @@ def persons_of(model: Any, problem: Problem, trained: Trained) -> Persons:
     everyone = replace(model.problem, cov=problem.cov)
     z = trained.z
     if problem.validation.n_rows and model.estimator == "laplace" and problem.n_effects:
-        z = effects_from_rows(everyone, trained, device=model.device)
-    return Persons(model.design, model.scaling, everyone, trained, model.design.labels, z, model.device)
+        z = effects_from_rows(everyone, trained)
+    return Persons(model.design, model.scaling, everyone, trained, model.design.labels, z)
 
 
 def match_labels(persons: Persons, design: Design) -> Index:
@@ -136,9 +130,9 @@ def adapt_persons(persons: Persons, data: Any) -> Persons:
         raise ArgumentError(f"adapt needs to know whose rows these are; give the column {persons.design.names.group!r}")
     every = np.ones(design.n, dtype=bool)
     family = persons.problem.family
-    rows = blocks_of(design, family, persons.scaling, every, np.arange(design.n_units), persons.device)
+    rows = blocks_of(design, family, persons.scaling, every, np.arange(design.n_units), persons.problem.device)
     problem = replace(persons.problem, train=rows, n_persons=design.n_units)
-    z = effects_from_rows(problem, persons.trained, device=persons.device)
+    z = effects_from_rows(problem, persons.trained)
     covered = persons.population
     if covered is None:
         covered = uncertainty(persons.problem, persons.trained, persons.z).population
@@ -182,7 +176,7 @@ def predictions(
     out = []
     bare = covered if covered is not None else Uncertainty(None, None)
     if is_known.any():
-        blocks = blocks_of(design, family, persons.scaling, is_known, np.maximum(known, 0), persons.device)
+        blocks = blocks_of(design, family, persons.scaling, is_known, np.maximum(known, 0), persons.problem.device)
         if family == "crf":
             values = crf_rows(problem, fit, blocks, persons.z, states=False)
             out.append((is_known, Prediction(values, np.full(values.shape, np.nan))))
@@ -191,7 +185,7 @@ def predictions(
     if not is_known.all():
         zeros = np.zeros(design.n_units, dtype=np.intp)
         draws = unknown_draws(persons, covered, checked_rng(rng))
-        blocks = blocks_of(design, family, persons.scaling, ~is_known, zeros, persons.device)
+        blocks = blocks_of(design, family, persons.scaling, ~is_known, zeros, persons.problem.device)
         out.append((~is_known, unknown_rows(problem, fit, blocks, draws, bare, alpha)))
     return out
 
@@ -260,7 +254,7 @@ def state_frame(persons: Persons, data: Any, *, states: bool) -> Any:
     z = np.concatenate([persons.z, np.zeros((1, persons.z.shape[1]))])
     place = np.where(known >= 0, known, len(persons.z))
     every = np.ones(design.n, dtype=bool)
-    blocks = blocks_of(design, "crf", persons.scaling, every, place, persons.device)
+    blocks = blocks_of(design, "crf", persons.scaling, every, place, persons.problem.device)
     values = crf_rows(persons.problem, persons.trained, blocks, z, states=states)
     order = np.argsort(design.position, kind="stable")
     levels = list(persons.design.response_levels or ())

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from mixmoe.neural._torch import Tensor, torch
+from mixmoe.neural._torch import Tensor, to_array, torch
 from mixmoe.neural.blocks import Block, Blocks, to_rows
 from mixmoe.neural.crf import decode, marginals
 from mixmoe.neural.families import curvature_root, mean_outputs
@@ -41,31 +41,26 @@ class Prediction:
     upper: Array | None = None
 
 
-def to_state(problem: Problem, fit: Trained, z: Array | None = None, device: str = "cpu") -> State:
+def to_state(problem: Problem, fit: Trained, z: Array | None = None) -> State:
     """A fit as tensors, with other effects if given."""
-
-    def tensor(value: Array) -> Tensor:
-        return torch.tensor(np.asarray(value, dtype=float), dtype=torch.float64, device=device)
-
+    tensor = problem.tensor
     scale = np.linalg.norm(fit.loading, axis=0) if fit.loading.size else np.ones(fit.loading.shape[1])
     scale = np.where(scale > 0, scale, 1.0)
     identity = fit.loading.shape[0] == fit.loading.shape[1] and np.array_equal(fit.loading, np.eye(len(fit.loading)))
     loading = None if identity else tensor(fit.loading / scale)
     latent = fit.z if z is None else z
-    return State(
-        tensor(fit.theta), loading, tensor(latent * scale), tensor(fit.s * scale**2), tensor(np.array(fit.sigma2))
-    )
+    return State(tensor(fit.theta), loading, tensor(latent * scale), tensor(fit.s * scale**2), tensor(fit.sigma2))
 
 
 def from_state(fit: Trained, z: Tensor) -> Array:
     """Latent effects of a state in the units of a fit, shape (N, r)."""
     scale = np.linalg.norm(fit.loading, axis=0) if fit.loading.size else np.ones(fit.loading.shape[1])
-    return z.detach().cpu().numpy() / np.where(scale > 0, scale, 1.0)
+    return to_array(z) / np.where(scale > 0, scale, 1.0)
 
 
-def effects_from_rows(problem: Problem, fit: Trained, steps: int = 50, device: str = "cpu") -> Array:
+def effects_from_rows(problem: Problem, fit: Trained, steps: int = 50) -> Array:
     """Latent effects of the persons of `problem` given her rows, population parameters held, shape (N, r)."""
-    state = to_state(problem, fit, np.zeros((problem.n_persons, fit.z.shape[1])), device)
+    state = to_state(problem, fit, np.zeros((problem.n_persons, fit.z.shape[1])))
     settle_effects(problem, state, steps)
     return from_state(fit, state.z)
 
@@ -138,12 +133,10 @@ class Uncertainty:
     population: Tensor | None
 
 
-def uncertainty(
-    problem: Problem, fit: Trained, z: Array | None = None, *, population: bool = True, device: str = "cpu"
-) -> Uncertainty:
+def uncertainty(problem: Problem, fit: Trained, z: Array | None = None, *, population: bool = True) -> Uncertainty:
     """Posterior covariances of the effects, and the covariance of the population parameters if wanted."""
     with torch.no_grad():
-        state = to_state(problem, fit, z, device)
+        state = to_state(problem, fit, z)
         C = posterior_covariance(person_information(problem, state), state.s)
         too_many = problem.network.n_parameters > MAX_PARAMETERS
         if problem.family == "crf" or too_many or not population:
@@ -197,7 +190,7 @@ def block_moments(
     tensors = view_tensors(problem.network, problem.personal, state.theta, mine[block.persons])
     outputs = forward(problem.network, tensors, block.x)
     if covered.effects is None:
-        return outputs, torch.zeros(*outputs.shape, outputs.shape[-1], dtype=outputs.dtype)
+        return outputs, torch.zeros_like(outputs).unsqueeze(-1).expand(*outputs.shape, outputs.shape[-1])
     J = whole_jacobian(problem, block, state)
     latent = latent_jacobian(problem, J, state)
     cov = latent @ covered.effects[block.persons].unsqueeze(1) @ latent.transpose(-1, -2)
@@ -273,7 +266,7 @@ def unknown_rows(
 
 def over_draws(problem: Problem, block: Block, state: State, fit: Trained, draws: Array) -> Tensor:
     """The block's predictions at each draw of the effects, shape (n_draws, B, T, d)."""
-    eta = torch.tensor(draws @ fit.loading.T, dtype=torch.float64, device=state.theta.device)
+    eta = problem.tensor(draws @ fit.loading.T)
     out = []
     for draw in eta:
         mine = draw.expand(len(block.persons), -1)
@@ -287,9 +280,9 @@ def draw_limits(
     """Limits of a new observation (Gaussian) or of a person's probability, from the draws; each (B, T, d)."""
     if problem.family == "gaussian":
         grid = np.random.default_rng(0).permutation((np.arange(len(values)) + 0.5) / len(values))
-        noise = torch.tensor(norm.ppf(grid), device=values.device).view(-1, *[1] * (values.dim() - 1))
-        values = values + noise * torch.sqrt(torch.as_tensor(extra, dtype=values.dtype) + fit.sigma2)
-    levels = torch.tensor([alpha / 2.0, 1.0 - alpha / 2.0], dtype=values.dtype, device=values.device)
+        noise = problem.tensor(norm.ppf(grid)).view(-1, *[1] * (values.dim() - 1))
+        values = values + noise * (torch.zeros_like(values[0]) + extra + fit.sigma2).sqrt()
+    levels = problem.tensor([alpha / 2.0, 1.0 - alpha / 2.0])
     low, high = torch.quantile(values, levels, dim=0)
     return low, high
 

@@ -1,6 +1,7 @@
 """Steps of a fit on its state: linearisation, posterior modes, marginal likelihood."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from scipy.optimize import minimize_scalar
@@ -97,6 +98,25 @@ def linearise(problem: Problem, block: Block, state: State) -> tuple[Tensor, Ten
     return A.flatten(1, 2), residual.flatten(1)
 
 
+def linearised_pieces(problem: Problem, state: State) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Whitened Jacobian and residual of the training rows, and whose they are, a piece of a block at a time."""
+    for whole in problem.train:
+        for block in pieces(problem, whole, problem.personal.q * problem.network.n_out):
+            yield (*linearise(problem, block, state), block.persons)
+
+
+def information_pieces(problem: Problem, state: State) -> Iterator[Tensor]:
+    """``A'A`` of the persons, shape (B, r, r), for some of them at a time: that of all would be the largest array."""
+    if problem.family == "crf":
+        yield crf_information(problem, state)
+        return
+    for whole in problem.train:
+        width = max(problem.personal.q * problem.network.n_out, 4 * problem.n_effects**2 // whole.mask.shape[1])
+        for block in pieces(problem, whole, width):
+            A = linearise(problem, block, state)[0]
+            yield A.transpose(-1, -2) @ A
+
+
 def crf_information(problem: Problem, state: State) -> Tensor:
     """Second derivatives of the loss in each person's effects, summed over her sequences, shape (N, r, r)."""
     r = state.z.shape[1]
@@ -116,17 +136,21 @@ def crf_information(problem: Problem, state: State) -> Tensor:
     return total
 
 
+def information_trace(problem: Problem, state: State) -> float:
+    """Information of all rows about the effects of their persons, summed over effects."""
+    with torch.no_grad():
+        if problem.family == "crf":
+            return float(crf_information(problem, state).diagonal(dim1=-2, dim2=-1).sum())
+        return sum(float(A.square().sum()) for A, _, _ in linearised_pieces(problem, state))
+
+
 def person_shrinkage(problem: Problem, state: State) -> Shrinkage:
     """Information about the effects, and log-determinant, both summed over persons."""
     with torch.no_grad():
         if problem.family == "crf":
             parts = [shrinkage_from_information(crf_information(problem, state), state.s)]
         else:
-            parts = [
-                shrinkage(linearise(problem, block, state)[0], state.s)
-                for whole in problem.train
-                for block in pieces(problem, whole, problem.personal.q * problem.network.n_out)
-            ]
+            parts = [shrinkage(A, state.s) for A, _, _ in linearised_pieces(problem, state)]
         return Shrinkage(
             torch.stack([part.information.sum(0) for part in parts]).sum(0),
             torch.stack([part.logdet.sum() for part in parts]).sum(),
@@ -152,12 +176,9 @@ def newton_target(problem: Problem, state: State) -> Tensor:
     if problem.family == "crf":
         return crf_newton_target(problem, state)
     target = torch.zeros_like(state.z)
-    for whole in problem.train:
-        for block in pieces(problem, whole, problem.personal.q * problem.network.n_out):
-            A, residual = linearise(problem, block, state)
-            here = state.z[block.persons]
-            working = residual + (A @ here.unsqueeze(-1)).squeeze(-1)
-            target[block.persons] = posterior_mode(A, working, state.s)
+    for A, residual, persons in linearised_pieces(problem, state):
+        working = residual + (A @ state.z[persons].unsqueeze(-1)).squeeze(-1)
+        target[persons] = posterior_mode(A, working, state.s)
     return target
 
 
@@ -211,10 +232,8 @@ def person_information(problem: Problem, state: State) -> Tensor:
         return crf_information(problem, state)
     r = state.z.shape[1]
     total = torch.zeros(state.z.shape[0], r, r, dtype=torch.float64, device=state.theta.device)
-    for whole in problem.train:
-        for block in pieces(problem, whole, problem.personal.q * problem.network.n_out):
-            A = linearise(problem, block, state)[0]
-            total.index_add_(0, block.persons, A.transpose(-1, -2) @ A)
+    for A, _, persons in linearised_pieces(problem, state):
+        total.index_add_(0, persons, A.transpose(-1, -2) @ A)
     return total
 
 

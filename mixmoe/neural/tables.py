@@ -83,14 +83,14 @@ def share_table(problem: Problem, fit: Trained) -> Table | None:
 
 def tensor_variances(problem: Problem, fit: Trained) -> NDArray[np.float64]:
     """Mean variance of the output due to each personal tensor, at the population's parameters, shape (n_tensors,)."""
-    covariance = torch.tensor(fit.covariance)
+    covariance = problem.tensor(fit.covariance)
     total = np.zeros(len(problem.personal.tensors))
     with torch.no_grad():
         state = to_state(problem, fit, np.zeros_like(fit.z))
         for block in problem.train:
             J = whole_jacobian(problem, block, state)[..., 0, problem.personal.index] * block.mask.unsqueeze(-1)
             for k in range(len(total)):
-                mine = torch.as_tensor(problem.personal.group == k)
+                mine = torch.as_tensor(problem.personal.group == k, device=problem.device)
                 part = J[..., mine]
                 total[k] += float(((part @ covariance[mine][:, mine]) * part).sum())
     return total / problem.train.n_rows
@@ -101,6 +101,6 @@ def population_variance(problem: Problem, fit: Trained) -> float:
     values = []
     with torch.no_grad():
         for block in problem.train:
-            out = block_outputs(problem, block, torch.tensor(fit.theta), None)[0][..., 0]
+            out = block_outputs(problem, block, problem.tensor(fit.theta), None)[0][..., 0]
             values.append(out[block.mask > 0])
         return float(torch.cat(values).var(correction=0))

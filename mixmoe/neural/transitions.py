@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mixmoe.arguments import checked_count, checked_rng
 from mixmoe.errors import ArgumentError
-from mixmoe.neural._torch import Tensor, torch
+from mixmoe.neural._torch import Tensor, to_array, torch
 from mixmoe.neural.crf import centred, next_state
 from mixmoe.neural.network import forward, view_tensors
 from mixmoe.neural.persons import Persons
@@ -129,7 +129,7 @@ def build_transitions(persons: Persons, covered: Uncertainty, cov: Array) -> Tra
         spec = problem.network.tensors[-1]
         base = state.theta[spec.start : spec.stop].view(C, C)
         tensors = view_tensors(problem.network, problem.personal, state.theta, None)
-        average = forward(problem.network, tensors, torch.zeros(1, 1, problem.network.n_in, dtype=torch.float64))[0, 0]
+        average = forward(problem.network, tensors, problem.tensor(np.zeros((1, 1, problem.network.n_in))))[0, 0]
         draws = effect_draws(persons, covered, C) + population_draws(persons, covered, cov[: C * C, : C * C])
         point = base + effect_means(persons, C)
         own = limits(next_state(point, average), next_state(base + draws, average))
@@ -137,21 +137,23 @@ def build_transitions(persons: Persons, covered: Uncertainty, cov: Array) -> Tra
         spread = centred(draws).std(0, correction=0)
     frame = long_frame(states, own)
     frame.insert(0, "person", np.repeat(persons.labels, C * C))
-    return Transitions(long_frame(states, whole), frame, centred(point).numpy(), spread.numpy(), states, persons.labels)
+    scores = (to_array(centred(point)), to_array(spread))
+    return Transitions(long_frame(states, whole), frame, *scores, states, persons.labels)
 
 
 def transition_loading(persons: Persons) -> Tensor:
     """Rows of the unit-length loading that belong to the transitions, shape (C*C, r); empty if they are shared."""
     columns = persons.problem.personal.columns("transitions")
-    return torch.tensor(persons.directions[columns] if columns is not None else np.zeros((0, persons.z.shape[1])))
+    rows = persons.directions[columns] if columns is not None else np.zeros((0, persons.z.shape[1]))
+    return persons.problem.tensor(rows)
 
 
 def effect_means(persons: Persons, C: int) -> Tensor:
     """Posterior means of the persons' transition effects, shape (N, C, C)."""
     columns = persons.problem.personal.columns("transitions")
     if columns is None:
-        return torch.zeros(len(persons.labels), C, C, dtype=torch.float64)
-    return torch.tensor((persons.z @ persons.trained.loading.T)[:, columns]).view(-1, C, C)
+        return persons.problem.tensor(np.zeros((len(persons.labels), C, C)))
+    return persons.problem.tensor((persons.z @ persons.trained.loading.T)[:, columns]).view(-1, C, C)
 
 
 def effect_draws(persons: Persons, covered: Uncertainty, C: int) -> Tensor:
@@ -159,9 +161,9 @@ def effect_draws(persons: Persons, covered: Uncertainty, C: int) -> Tensor:
     mean, loading = effect_means(persons, C), transition_loading(persons)
     if not len(loading) or covered.effects is None:
         return mean.unsqueeze(0)
-    jitter = 1e-12 * torch.eye(covered.effects.shape[-1], dtype=torch.float64)
-    root = torch.linalg.cholesky(covered.effects + jitter)
-    noise = torch.tensor(np.random.default_rng(0).standard_normal((N_DRAWS, *covered.effects.shape[:2])))
+    tensor = persons.problem.tensor
+    root = torch.linalg.cholesky(covered.effects + tensor(1e-12 * np.eye(covered.effects.shape[-1])))
+    noise = tensor(np.random.default_rng(0).standard_normal((N_DRAWS, *covered.effects.shape[:2])))
     moved = torch.einsum("nrs,dns->dnr", root, noise) @ loading.T
     return mean + moved.view(N_DRAWS, -1, C, C)
 
@@ -176,10 +178,11 @@ def population_draws(persons: Persons, covered: Uncertainty, cov: Array) -> Tens
     if columns is None or covered.effects is None or persons.problem.rank is not None or not np.isfinite(cov).all():
         return 0.0
     size = len(cov)
-    left = covered.effects[:, columns, columns] / torch.tensor(np.maximum(persons.trained.s[columns], 1e-12))
+    tensor = persons.problem.tensor
+    left = covered.effects[:, columns, columns] / tensor(np.maximum(persons.trained.s[columns], 1e-12))
     roots, vectors = np.linalg.eigh(cov)
     noise = np.random.default_rng(1).standard_normal((N_DRAWS, size)) * np.sqrt(np.maximum(roots, 0.0))
-    moved = torch.einsum("nij,dj->dni", left, torch.tensor(noise @ vectors.T))
+    moved = torch.einsum("nij,dj->dni", left, tensor(noise @ vectors.T))
     C = round(size**0.5)
     return moved.view(N_DRAWS, -1, C, C)
 
@@ -189,17 +192,17 @@ def population_limits(base: Tensor, average: Tensor, cov: Array) -> Array:
     C = base.shape[0]
     point = next_state(base, average)
     if not np.isfinite(cov).all():
-        return np.stack([point.numpy(), np.full((C, C), np.nan), np.full((C, C), np.nan)])
+        return np.stack([to_array(point), np.full((C, C), np.nan), np.full((C, C), np.nan)])
     roots, vectors = np.linalg.eigh(cov)
     noise = np.random.default_rng(0).standard_normal((N_DRAWS, C * C)) * np.sqrt(np.maximum(roots, 0.0))
-    draws = base + torch.tensor(noise @ vectors.T).view(-1, C, C)
+    draws = base + torch.tensor(noise @ vectors.T, device=base.device).view(-1, C, C)
     return limits(point, next_state(draws, average))
 
 
 def limits(point: Tensor, draws: Tensor) -> Array:
     """Point estimates and 95 % limits of draws, shape (3, ...)."""
-    low, high = np.quantile(draws.numpy(), [0.025, 0.975], axis=0)
-    return np.stack([point.numpy(), low, high])
+    low, high = np.quantile(to_array(draws), [0.025, 0.975], axis=0)
+    return np.stack([to_array(point), low, high])
 
 
 def long_frame(states: tuple[str, ...], values: Array) -> pd.DataFrame:
