@@ -4,7 +4,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -19,8 +19,8 @@ from mixmoe.errors import ArgumentError, ConvergenceWarning, DesignError, Formul
 from mixmoe.formula import MoEFormula, parse_formula
 from mixmoe.inference.covariance import ParamCov
 from mixmoe.layout import ParamLayout
-from mixmoe.neural._torch import load_torch, select_device
-from mixmoe.neural.compare import Comparison, compare, fit_network
+from mixmoe.neural._torch import load_torch, one_thread, select_device
+from mixmoe.neural.compare import Comparison, HeldOut, compare, fit_network, held_out
 from mixmoe.neural.components import Estimates, build_layout, estimates
 from mixmoe.neural.exact import is_exact
 from mixmoe.neural.families import Family
@@ -33,6 +33,22 @@ from mixmoe.neural.settings import build_control, checked_share, validation_shar
 Array = NDArray[np.float64]
 
 COVS = ("diagonal", "tensor", "full")
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A candidate of `mixmoe.select`.
+
+    Attributes
+    ----------
+    results : NMEResults
+        Of all rows.
+    held_out : HeldOut
+        Of a fit without the rows held out.
+    """
+
+    results: NMEResults
+    held_out: HeldOut
 
 
 class NME:
@@ -237,6 +253,66 @@ class NME:
         trained = replace(trained, flags=flags)
         return self.results(problem, trained, comparison, seed_of(rng))
 
+    def validate(
+        self, *, holdout: float = 0.2, validation: float | None = None, rng: Any = None, **options: Any
+    ) -> HeldOut:
+        """Error on each person's last rows of a fit to the others: what `mixmoe.select` compares.
+
+        Parameters
+        ----------
+        holdout : float
+            Share of each person's (or sequence's) last rows.
+        validation : float, optional
+            Share of the rows before them on which the best epoch is chosen, as in `fit`.
+        rng : int, numpy.random.Generator or None
+        **options
+            ``epochs=``, ``lr=``, ``alpha=``, ``penalty=``, ``weight_decay=``, ``batch_size=``, ``patience=`` and
+            ``progress=`` of `fit`.
+
+        Returns
+        -------
+        HeldOut
+            Mean squared error, or negative log-likelihood per row, with its standard error.
+
+        Raises
+        ------
+        ArgumentError
+            If there are no rows to hold out: where each person has one.
+        """
+        held = checked_share(holdout, "holdout", zero=False)
+        share = validation_share(validation, self.estimator, options.get("patience"))
+        control = build_control(self.estimator, self.problem, **options)
+        problem = self._problem(share, holdout=held)
+        test = self._problem(held).validation
+        if not test.n_rows:
+            raise ArgumentError(f"holdout={holdout} leaves no row to hold out: the persons have too few rows")
+        trained = fit_network(problem, control, self.estimator, checked_rng(rng))
+        return held_out(replace(problem, validation=test), trained, self.scaling.y_sd**2)
+
+    def tried(self, *, holdout: float = 0.2, rng: Any = None, **options: Any) -> Tried:
+        """A fit to all rows, and the error of one without the last rows of each person; for `mixmoe.select`.
+
+        Parameters
+        ----------
+        holdout : float
+        rng : int, numpy.random.Generator or None
+            Both fits have the same start.
+        **options
+            Of `fit`, without ``baselines=`` and ``holdout=``.
+
+        Returns
+        -------
+        Tried
+
+        Notes
+        -----
+        On one thread, so that worker processes find the same digits.
+        """
+        seed = int(checked_rng(rng).integers(2**32))
+        with one_thread():
+            results = self.fit(rng=seed, baselines=False, **options)
+            return Tried(results, self.validate(holdout=holdout, rng=seed, **options))
+
     def results(
         self, problem: Problem, trained: Trained, comparison: Comparison | None, seed: int | None = None
     ) -> NMEResults:
@@ -289,13 +365,16 @@ class NME:
             f"layer, a Gaussian response and estimator='laplace'; got {cov!r}"
         )
 
-    def _problem(self, share: float, cov: str | int | None = None) -> Problem:
-        """Rows in blocks, the last `share` of each person's (or sequence's) set aside."""
+    def _problem(self, share: float, cov: str | int | None = None, holdout: float = 0.0) -> Problem:
+        """Rows in blocks, the last `share` of each person's (or sequence's) set aside, `holdout` before left out."""
         design = self.design
-        held = held_out_rows(sequence_codes(design, self.family), share)
+        members = sequence_codes(design, self.family)
+        used = ~held_out_rows(members, holdout)
+        held = np.zeros(design.n, dtype=bool)
+        held[used] = held_out_rows(members[used], share)
         train, kept = (
             blocks_of(design, self.family, self.scaling, rows, np.arange(design.n_units), self.device)
-            for rows in (~held, held)
+            for rows in (used & ~held, held)
         )
         covariance = cov if cov is not None else getattr(self, "cov", "diagonal")
         return Problem(
