@@ -277,6 +277,10 @@ def select(
     facts = [(s.formula.text, s.experts, sorted(s.model.items()), sorted(s.fit.items())) for s in specs]
     key = fingerprint((check_data(specs, data), facts, starts, folds))
     folder = _folder(checkpoint)
+    if folder is not None and "network" in options:
+        raise ArgumentError(
+            "checkpoint cannot keep fits of a network of your own, which a file without code cannot hold; leave it out"
+        )
     keeper = Keeper(folder, options.get("context"))
     file = None if folder is None else folder / "journal.jsonl"
     journal = Journal(file, key, rng, keeper.encode, keeper.decode)

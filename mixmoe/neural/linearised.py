@@ -117,7 +117,7 @@ def open_effects(problem: Problem, state: State) -> None:
 
 
 def end_epoch(problem: Problem, control: Control, state: State, epoch: int, seen: Epoch, change: float) -> float:
-    """Centre the effects and update variances where that is due; the largest relative change of the last update."""
+    """Centre the effects and update variances where that is due; the length of the last update."""
     if epoch < opening_epoch(problem, control):
         if problem.family == "gaussian":
             state.sigma2.mul_(2.0 * seen.data / problem.train.n_rows).clamp_(min=1e-8)
@@ -150,15 +150,19 @@ def recentre(problem: Problem, state: State) -> None:
 
 
 def laplace_update(problem: Problem, state: State) -> float:
-    """One variance step; returns the largest relative change among variances that matter."""
+    """One variance step; returns its length in standard errors of the variances (of their logarithms).
+
+    A variance that stands for d effective parameters has the expected information d/2 about its logarithm.
+    """
     with torch.no_grad():
         found = person_shrinkage(problem, state)
         group = problem.groups if problem.cov == "tensor" else None
         fresh = update_variances(state.s, state.z.square().sum(0), found.information, group).clamp(1e-8, 1e4)
-        change = float(((fresh - state.s).abs() / (state.s + 0.01 * state.s.mean())).max())
-        update_residual(problem, state, float((state.s * found.information).sum()))
+        effective = state.s * found.information
+        length = float((0.5 * effective * (fresh / state.s).log().square()).sum().sqrt())
+        update_residual(problem, state, float(effective.sum()))
         state.s.copy_(fresh)
-    return change
+    return length
 
 
 def update_residual(problem: Problem, state: State, effective: float) -> None:
@@ -175,14 +179,14 @@ def is_finite(state: State) -> bool:
 
 
 def polish(problem: Problem, state: State, tol: float) -> float:
-    """Variances at their fixed point given the population parameters; the largest relative change of the last step."""
-    change = math.inf
+    """Variances at their fixed point given the population parameters; the length of the last step."""
+    length = math.inf
     for _ in range(LAST_UPDATES):
         settle_effects(problem, state, steps=1)
-        change = laplace_update(problem, state)
-        if change < tol:
+        length = laplace_update(problem, state)
+        if length < 0.1 * tol:
             break
-    return change
+    return length
 
 
 def finish(
@@ -197,4 +201,4 @@ def finish(
     elif watch.state is None:  # else the best state is restored as it was
         change = polish(problem, state, control.tol)
     settle_effects(problem, state)
-    return trained(problem, state, watch, marginal_loglik(problem, state), change < 20.0 * control.tol, flags)
+    return trained(problem, state, watch, marginal_loglik(problem, state), change < control.tol, flags)

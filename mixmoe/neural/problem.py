@@ -99,7 +99,7 @@ class Control:
     patience : int or None
         Stop after so many epochs without a better validation loss; None: never.
     tol : float
-        Relative change of the variances at which the fit counts as converged.
+        Length of the last step of the variances, in their standard errors, at which the fit counts as converged.
     progress : bool
         Show a progress bar.
     """
@@ -112,7 +112,7 @@ class Control:
     weight_decay: float = 0.0
     batch_size: int | None = None
     patience: int | None = None
-    tol: float = 1e-3
+    tol: float = 0.1
     progress: bool = False
 
     def __post_init__(self) -> None:

@@ -123,6 +123,8 @@ class NMEResults(MoEResults):
             probabilities per
             level, and ``lower_``/``upper_`` of each.
         """
+        if not isinstance(interval, bool):
+            raise ArgumentError(f"interval must be True or False, got {interval!r}")
         frame = self.model.design.frame if data is None else data
         return predict_frame(self.persons, self.uncertainty if interval else None, frame, alpha, rng)
 
