@@ -78,7 +78,6 @@ def test_the_error_is_that_of_the_last_rows_of_each_person(table):
 
 
 def test_held_out_error_and_its_standard_error_by_hand():
-    last = DATA.groupby("id").cumcount(ascending=False) < 2
     even = DATA[DATA.groupby("id").cumcount() < 6]
     model = mm.NME("y ~ x1 + x2 | re: (last | id)", even, hidden=())
     found = model.validate(holdout=1 / 3, rng=0)
