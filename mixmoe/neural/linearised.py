@@ -34,9 +34,9 @@ from mixmoe.neural.steps import (
     State,
     calibrate,
     directions,
+    gauss_newton,
     information_trace,
     marginal_loglik,
-    person_shrinkage,
     settle_effects,
 )
 
@@ -112,8 +112,7 @@ def open_effects(problem: Problem, state: State) -> None:
     with torch.no_grad():
         state.s.fill_(problem.train.n_rows / max(information_trace(problem, state), 1e-12))
     for _ in range(FIRST_UPDATES):
-        settle_effects(problem, state, steps=1)
-        laplace_update(problem, state)
+        laplace_step(problem, state)
 
 
 def end_epoch(problem: Problem, control: Control, state: State, epoch: int, seen: Epoch, change: float) -> float:
@@ -129,8 +128,7 @@ def end_epoch(problem: Problem, control: Control, state: State, epoch: int, seen
         return 0.0
     if (epoch + 1) % control.update_every or 0 <= held < epoch:
         return change
-    settle_effects(problem, state, steps=1)
-    return laplace_update(problem, state)
+    return laplace_step(problem, state)
 
 
 def calibration_epoch(problem: Problem, control: Control) -> int:
@@ -149,13 +147,15 @@ def recentre(problem: Problem, state: State) -> None:
         state.z -= mean
 
 
-def laplace_update(problem: Problem, state: State) -> float:
-    """One variance step; returns its length in standard errors of the variances (of their logarithms).
+def laplace_step(problem: Problem, state: State) -> float:
+    """A Gauss-Newton step of the effects and a step of the variances, from one linearisation.
+
+    Returns the length of the latter in standard errors of the variances (of their logarithms).
 
     A variance that stands for d effective parameters has the expected information d/2 about its logarithm.
     """
+    found = gauss_newton(problem, state)[0]
     with torch.no_grad():
-        found = person_shrinkage(problem, state)
         group = problem.groups if problem.cov == "tensor" else None
         fresh = update_variances(state.s, state.z.square().sum(0), found.information, group).clamp(1e-8, 1e4)
         effective = state.s * found.information
@@ -182,8 +182,7 @@ def polish(problem: Problem, state: State, tol: float) -> float:
     """Variances at their fixed point given the population parameters; the length of the last step."""
     length = math.inf
     for _ in range(LAST_UPDATES):
-        settle_effects(problem, state, steps=1)
-        length = laplace_update(problem, state)
+        length = laplace_step(problem, state)
         if length < 0.1 * tol:
             break
     return length

@@ -13,7 +13,6 @@ from mixmoe.neural.families import curvature_root, score
 from mixmoe.neural.laplace import (
     Shrinkage,
     posterior_covariance,
-    posterior_mode,
     shrinkage,
     shrinkage_from_information,
 )
@@ -145,25 +144,46 @@ def information_trace(problem: Problem, state: State) -> float:
 
 
 def person_shrinkage(problem: Problem, state: State) -> Shrinkage:
-    """Information about the effects, and log-determinant, both summed over persons."""
+    """Information about the effects, and log-determinant, both summed over persons, and everyone's mode (N, r).
+
+    The modes are those of the model linearised at the present effects.
+    """
+    if problem.family == "crf":
+        return crf_shrinkage(problem, state)
+    information, logdet, mode = (torch.zeros_like(v) for v in (state.s, state.sigma2, state.z))
     with torch.no_grad():
-        if problem.family == "crf":
-            parts = [shrinkage_from_information(crf_information(problem, state), state.s)]
-        else:
-            parts = [shrinkage(A, state.s) for A, _, _ in linearised_pieces(problem, state)]
-        return Shrinkage(
-            torch.stack([part.information.sum(0) for part in parts]).sum(0),
-            torch.stack([part.logdet.sum() for part in parts]).sum(),
-        )
+        for A, residual, persons in linearised_pieces(problem, state):
+            working = residual + (A @ state.z[persons].unsqueeze(-1)).squeeze(-1)
+            found = shrinkage(A, state.s, working)
+            information += found.information.sum(0)
+            logdet += found.logdet.sum()
+            mode[persons] = found.mode
+    return Shrinkage(information, logdet, mode)
+
+
+def crf_shrinkage(problem: Problem, state: State) -> Shrinkage:
+    """The same for a CRF, whose loss is no sum over rows: the moment is ``H z`` less the gradient of the loss."""
+    with torch.enable_grad():
+        z = state.z.detach().clone().requires_grad_(True)
+        gradient = torch.autograd.grad(person_loss(problem, replace_effects(state, z)).sum(), z)[0]
+    with torch.no_grad():
+        H = crf_information(problem, state)
+        moment = H @ state.z.unsqueeze(-1) - gradient.unsqueeze(-1)
+        found = shrinkage_from_information(H, state.s, moment)
+    return Shrinkage(found.information.sum(0), found.logdet.sum(), found.mode)
+
+
+def person_loss(problem: Problem, state: State) -> Tensor:
+    """Loss of the rows of each person, shape (N,)."""
+    total, eta = torch.zeros_like(state.z[:, :1]).squeeze(-1), effects(state)
+    for block in problem.train:
+        total = total.index_add(0, block.persons, block_loss(problem, block, state.theta, eta, state.sigma2))
+    return total
 
 
 def person_objective(problem: Problem, state: State) -> Tensor:
     """Penalised loss of each person, shape (N,)."""
-    total = 0.5 * (state.z.square() / state.s.clamp_min(1e-10)).sum(-1)
-    eta = effects(state)
-    for block in problem.train:
-        total = total.index_add(0, block.persons, block_loss(problem, block, state.theta, eta, state.sigma2))
-    return total
+    return person_loss(problem, state) + 0.5 * (state.z.square() / state.s.clamp_min(1e-10)).sum(-1)
 
 
 def replace_effects(state: State, z: Tensor) -> State:
@@ -171,48 +191,36 @@ def replace_effects(state: State, z: Tensor) -> State:
     return replace(state, z=z)
 
 
-def newton_target(problem: Problem, state: State) -> Tensor:
-    """Mode of everyone's effects under the model linearised at the present ones, shape (N, r)."""
-    if problem.family == "crf":
-        return crf_newton_target(problem, state)
-    target = torch.zeros_like(state.z)
-    for A, residual, persons in linearised_pieces(problem, state):
-        working = residual + (A @ state.z[persons].unsqueeze(-1)).squeeze(-1)
-        target[persons] = posterior_mode(A, working, state.s)
-    return target
+def gauss_newton(problem: Problem, state: State) -> tuple[Shrinkage, float]:
+    """One step of everyone's effects towards their mode, halved for persons whose penalised loss it makes worse.
 
-
-def crf_newton_target(problem: Problem, state: State) -> Tensor:
-    """Newton step of everyone's transition effects, shape (N, r)."""
-    with torch.enable_grad():
-        trial = replace_effects(state, state.z.detach().clone().requires_grad_(True))
-        gradient = torch.autograd.grad(person_objective(problem, trial).sum(), trial.z)[0]
-    C = posterior_covariance(crf_information(problem, state), state.s)
-    return state.z - (C @ gradient.unsqueeze(-1)).squeeze(-1)
+    Returns
+    -------
+    Shrinkage
+        At the effects before the step.
+    float
+        Largest move of an effect.
+    """
+    with torch.no_grad():
+        before = person_objective(problem, state)
+        found = person_shrinkage(problem, state)
+        move = found.mode - state.z
+        for _ in range(6):
+            worse = person_objective(problem, replace_effects(state, state.z + move)) > before + 1e-9
+            if not bool(worse.any()):
+                break
+            move = torch.where(worse.unsqueeze(-1), 0.5 * move, move)
+        state.z += torch.where(worse.unsqueeze(-1), 0.0, move)
+        return found, float(move.abs().max())
 
 
 def settle_effects(problem: Problem, state: State, steps: int = 10, tol: float = 1e-7) -> None:
-    """Bring the effects to the mode of their posterior, population parameters and variances held.
-
-    Gauss-Newton steps; a person's step is halved where it makes her penalised loss worse.
-    """
+    """Bring the effects to the mode of their posterior, population parameters and variances held."""
     if not problem.n_effects or not float(state.s.max()) > 0:
         return
-    with torch.no_grad():
-        for _ in range(steps):
-            before = person_objective(problem, state)
-            target = newton_target(problem, state)
-            move = target - state.z
-            for _ in range(6):
-                trial = replace_effects(state, state.z + move)
-                worse = person_objective(problem, trial) > before + 1e-9
-                if not bool(worse.any()):
-                    break
-                move = torch.where(worse.unsqueeze(-1), 0.5 * move, move)
-            move = torch.where(worse.unsqueeze(-1), 0.0, move)
-            state.z += move
-            if float(move.abs().max()) < tol:
-                break
+    for _ in range(steps):
+        if gauss_newton(problem, state)[1] < tol:
+            break
 
 
 def marginal_loglik(problem: Problem, state: State) -> float:
