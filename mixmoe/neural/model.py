@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe._frame import view
+from mixmoe._frame import shown, view
 from mixmoe.arguments import checked_choice, checked_rng, seed_of
 from mixmoe.design import Design, build_design
 from mixmoe.em import EMFit, Flag, Starts
@@ -27,6 +27,7 @@ from mixmoe.neural.families import Family
 from mixmoe.neural.inputs import Scaling, blocks_of, build_scaling, gap_rows, held_out_rows, sequence_codes
 from mixmoe.neural.network import Network, Personal, build_network, select_personal, wrap_module
 from mixmoe.neural.problem import Control, Estimator, Problem, Trained
+from mixmoe.neural.progress import all_rows_loglik, far_from_maximum
 from mixmoe.neural.results import NMEResults
 from mixmoe.neural.settings import build_control, checked_share, validation_share
 
@@ -146,6 +147,7 @@ class NME:
         self.scaling: Scaling = build_scaling(self.design, self.family)
         self.network: Network = architecture(self.design, self.family, self.scaling, tuple(hidden), activation, network)
         self.personal: Personal = select_personal(self.network, layer_names(self.formula), self.formula.text)
+        check_persons(self.design, self.personal)
         self.cov = self._checked_cov(cov)
         self.problem: Problem = self._problem(0.0)
         levels = tuple(str(v) for v in self.design.response_levels or ()) if self.family == "crf" else ()
@@ -246,7 +248,11 @@ class NME:
         problem = self._problem(share)
         trained = fit_network(problem, control, self.estimator, np.random.default_rng(seed))
         comparison = self._compare(control, held_out, seed) if baselines else None
-        flags = (*trained.flags, *self._flags(trained))
+        gain = far_from_maximum(problem, control, trained) if self.estimator == "laplace" else None
+        trained = replace(trained, converged=trained.converged and gain is None)
+        if problem.validation.n_rows and self.estimator == "laplace":
+            trained = replace(trained, loglik=all_rows_loglik(self.problem, trained))
+        flags = (*trained.flags, *self._flags(trained, gain))
         for flag in flags:
             kind = ConvergenceWarning if flag.code in ("not_converged", "not_finite") else MixmoeWarning
             warnings.warn(flag.message, kind, stacklevel=2)
@@ -388,16 +394,9 @@ class NME:
             return None
         return compare(problem, control, self.estimator, seed, self.scaling.y_sd**2)
 
-    def _flags(self, trained: Trained) -> list[Flag]:
+    def _flags(self, trained: Trained, gain: float | None) -> list[Flag]:
         """What a reader must know beyond the optimiser's own flags."""
-        flags = []
-        if not trained.converged and self.estimator == "laplace":
-            flags.append(
-                Flag(
-                    "not_converged",
-                    f"the variances still moved after {len(trained.trace.train)} epochs; give more epochs",
-                )
-            )
+        flags = [] if trained.converged else [unconverged(trained, gain)]
         single = int((self.design.counts == 1).sum())
         if single and self.personal.q:
             flags.append(Flag("one_row", f"{single} of {self.design.n_units} persons have one row; they tell little"))
@@ -405,6 +404,18 @@ class NME:
         if gaps:
             flags.append(gap_flag(gaps, self.formula))
         return flags
+
+
+def unconverged(trained: Trained, gain: float | None) -> Flag:
+    """What a reader must know of a fit that did not arrive; `gain` is what it has left to gain, if that is much."""
+    epochs = len(trained.trace.train)
+    if gain is None:
+        return Flag("not_converged", f"the variances still moved after {epochs} epochs; give more epochs")
+    return Flag(
+        "not_converged",
+        f"after {epochs} epochs the log-likelihood could still rise by {gain:.1f} or more, so that it and AIC and BIC "
+        "are not those of the maximum; give more epochs, or choose the epoch by validation=",
+    )
 
 
 def gap_flag(gaps: int, formula: MoEFormula) -> Flag:
@@ -495,6 +506,15 @@ def check_response(design: Design, family: Family) -> None:
         raise DesignError(f"the response {design.names.response!r} has {len(levels)} levels; family='binary' needs 2")
     if family == "crf" and design.sequence is None:
         raise FormulaError("a CRF needs the order of the rows within a person; add | seq: column", design.formula.text)
+
+
+def check_persons(design: Design, personal: Personal) -> None:
+    """Refuse person effects where there is one person, whom nothing can be compared with."""
+    if personal.q and design.n_units < 2:
+        raise DesignError(
+            f"the column {design.names.group!r} has one person, {shown(design.labels[0])}, so that nothing tells how "
+            "persons differ; give the rows of several, or write re: (0 | ...) for a network without person effects"
+        )
 
 
 def architecture(

@@ -7,22 +7,28 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe._frame import view
 from mixmoe.arguments import checked_rng
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.intervals import checked_alpha
-from mixmoe.neural._torch import to_array
+from mixmoe.neural._torch import Tensor, to_array
+from mixmoe.neural.exact import is_exact
 from mixmoe.neural.inputs import Scaling, blocks_of
 from mixmoe.neural.predict import (
     N_DRAWS,
+    Components,
     Prediction,
     Uncertainty,
     crf_rows,
     effects_from_rows,
     known_rows,
+    linear_unknown_rows,
     mixture_draws,
     normal_limits,
+    prior_component,
     prior_draws,
+    to_state,
     uncertainty,
     unknown_rows,
 )
@@ -152,7 +158,8 @@ def predict_frame(persons: Persons, covered: Uncertainty | None, data: Any, alph
     whole = Prediction(np.zeros((design.n, size)), np.zeros((design.n, size)), *np.full((2, design.n), np.nan))
     for rows, found in predictions(persons, covered, design, known, is_known, level, rng):
         fill(whole, rows, found)
-    return labelled(persons, design, whole, is_known, level, limits=covered is not None)
+    values = user_rows(labelled(persons, design, whole, is_known, level, limits=covered is not None), design, data)
+    return values if len(values) == design.n else values.assign(known=known_rows_of(persons, design, data))
 
 
 def fill(whole: Prediction, rows: NDArray[np.bool_], found: Prediction) -> None:
@@ -184,22 +191,47 @@ def predictions(
             out.append((is_known, known_rows(problem, fit, blocks, persons.z, bare)))
     if not is_known.all():
         zeros = np.zeros(design.n_units, dtype=np.intp)
-        draws = unknown_draws(persons, covered, checked_rng(rng))
         blocks = blocks_of(design, family, persons.scaling, ~is_known, zeros, persons.problem.device)
-        out.append((~is_known, unknown_rows(problem, fit, blocks, draws, bare, alpha)))
+        if is_exact(problem):
+            spread = unknown_components(persons, covered)
+            out.append((~is_known, linear_unknown_rows(problem, fit, blocks, spread, bare, alpha)))
+        else:
+            draws = unknown_draws(persons, covered, checked_rng(rng))
+            out.append((~is_known, unknown_rows(problem, fit, blocks, draws, bare, alpha)))
     return out
+
+
+def has_prior_only(persons: Persons) -> bool:
+    """Whether unknown persons are like the model says, not like the known ones: a full covariance leaves out nothing."""
+    problem = persons.problem
+    return problem.cov == "full" or not problem.n_effects or len((persons.fitted or persons).labels) < 2
+
+
+def posterior_covariances(persons: Persons, covered: Uncertainty | None) -> Tensor:
+    """Those of the effects of the persons of the fit, shape (N, r, r)."""
+    if covered is not None and covered.effects is not None and persons.fitted is None:
+        return covered.effects
+    source = persons.fitted or persons
+    return uncertainty(source.problem, persons.trained, source.z, population=False).effects
+
+
+def unknown_components(persons: Persons, covered: Uncertainty | None) -> Components:
+    """The distribution of the effects of unknown persons: a full prior, or the known ones' posteriors."""
+    if has_prior_only(persons):
+        return prior_component(persons.problem, persons.trained)
+    source = persons.fitted or persons
+    means = to_state(source.problem, persons.trained, source.z).z
+    return Components(means, posterior_covariances(persons, covered))
 
 
 def unknown_draws(persons: Persons, covered: Uncertainty | None, rng: np.random.Generator) -> Array:
     """Draws of the effects of unknown persons: of a full prior, else of the mixture of the known ones' posteriors."""
-    fit, problem = persons.trained, persons.problem
-    n_draws = 64 if problem.family == "crf" else N_DRAWS
+    n_draws = 64 if persons.problem.family == "crf" else N_DRAWS
+    if has_prior_only(persons):
+        return prior_draws(persons.trained, rng, n_draws)
     source = persons.fitted or persons
-    if problem.cov == "full" or not problem.n_effects or len(source.labels) < 2:
-        return prior_draws(fit, rng, n_draws)
-    own = covered if covered is not None and persons.fitted is None else None
-    found = own or uncertainty(source.problem, fit, source.z, population=False)
-    return mixture_draws(fit, source.z, to_array(found.effects), rng, n_draws)
+    found = posterior_covariances(persons, covered)
+    return mixture_draws(persons.trained, source.z, to_array(found), rng, n_draws)
 
 
 def labelled(
@@ -229,8 +261,21 @@ def labelled(
             columns |= {f"lower_{level}": low[:, k] for k, level in enumerate(levels)}
             columns |= {f"upper_{level}": high[:, k] for k, level in enumerate(levels)}
     columns["known"] = is_known
-    frame = pd.DataFrame(columns, index=design.rows)
-    return frame.iloc[np.argsort(design.position, kind="stable")]
+    return pd.DataFrame(columns)
+
+
+def user_rows(values: Any, design: Design, data: Any) -> Any:
+    """A frame or series in the order of the design as the user's rows, missing where a row was left out."""
+    seen = view(data)
+    return values.set_axis(design.position).reindex(range(seen.n_rows)).set_axis(seen.labels)
+
+
+def known_rows_of(persons: Persons, design: Design, data: Any) -> NDArray[np.bool_]:
+    """Whether each of the user's rows is of a known person, those with missing inputs included."""
+    group = design.names.group
+    if group is None:
+        return np.zeros(design.n_input, dtype=bool)
+    return view(data).column(group).isin(list(persons.labels)).to_numpy()
 
 
 def replaced(limits: Array, by: Array | None) -> Array:
@@ -256,9 +301,8 @@ def state_frame(persons: Persons, data: Any, *, states: bool) -> Any:
     every = np.ones(design.n, dtype=bool)
     blocks = blocks_of(design, "crf", persons.scaling, every, place, persons.problem.device)
     values = crf_rows(persons.problem, persons.trained, blocks, z, states=states)
-    order = np.argsort(design.position, kind="stable")
     levels = list(persons.design.response_levels or ())
     if not states:
-        return pd.DataFrame(values, index=design.rows, columns=[str(v) for v in levels]).iloc[order]
-    decoded = [levels[int(code)] for code in values]
-    return pd.Series(decoded, index=design.rows, name=persons.design.names.response).iloc[order]
+        return user_rows(pd.DataFrame(values, columns=[str(v) for v in levels]), design, data)
+    decoded = pd.Series([levels[int(code)] for code in values], name=persons.design.names.response)
+    return user_rows(decoded, design, data)

@@ -11,13 +11,14 @@ from mixmoe.neural.blocks import Block, Blocks, to_rows
 from mixmoe.neural.crf import decode, marginals
 from mixmoe.neural.families import curvature_root, mean_outputs
 from mixmoe.neural.laplace import posterior_covariance
-from mixmoe.neural.network import Personal, forward, jacobian, personal_tensors, view_tensors
+from mixmoe.neural.network import forward, jacobian, personal_tensors, view_tensors
 from mixmoe.neural.problem import Problem, Trained
 from mixmoe.neural.steps import State, person_information, pieces, settle_effects
 
 Array = NDArray[np.float64]
 
 N_DRAWS = 512
+BISECTIONS = 32
 MAX_PARAMETERS = 3000  # above, the uncertainty of the population parameters is left out
 
 
@@ -67,10 +68,9 @@ def effects_from_rows(problem: Problem, fit: Trained, steps: int = 50) -> Array:
 
 def whole_jacobian(problem: Problem, block: Block, state: State) -> Tensor:
     """Derivatives of a block's outputs in all parameters, shape (B, T, d, P)."""
-    everything: Personal = personal_tensors(problem.network.tensors)
     mine = state.z if state.loading is None else state.z @ state.loading.T
     tensors = view_tensors(problem.network, problem.personal, state.theta, mine[block.persons])
-    return jacobian(problem.network, everything, tensors, block.x)
+    return jacobian_of_all(problem, tensors, block)
 
 
 def latent_jacobian(problem: Problem, J: Tensor, state: State) -> Tensor:
@@ -214,16 +214,94 @@ def gather(blocks: Blocks, parts: list[tuple[Block, Tensor]]) -> Array:
     return to_rows(Blocks(tuple(block for block, _ in parts), blocks.n_rows), [value for _, value in parts])
 
 
-def prior_draws(fit: Trained, rng: np.random.Generator, n_draws: int = N_DRAWS) -> Array:
-    """Latent effects of unknown persons in antithetic pairs, shape (n_draws, r).
+def widening(fit: Trained) -> float:
+    """Factor of the variances for one more person.
 
-    Their covariance was estimated from N persons by maximum likelihood, so that of one more is ``(N + 1) / (N -
-    r)`` of it.
+    They were estimated from N persons by maximum likelihood, so that those of one more are ``(N + 1) / (N - r)`` of
+    them.
     """
     N, r = fit.z.shape
-    wider = (N + 1.0) / (N - r) if 2 * r < N else 1.0
-    half = rng.standard_normal((n_draws // 2, r)) * np.sqrt(fit.s * wider)
+    return (N + 1.0) / (N - r) if 2 * r < N else 1.0
+
+
+def prior_draws(fit: Trained, rng: np.random.Generator, n_draws: int = N_DRAWS) -> Array:
+    """Latent effects of unknown persons in antithetic pairs, shape (n_draws, r)."""
+    half = rng.standard_normal((n_draws // 2, fit.z.shape[1])) * np.sqrt(fit.s * widening(fit))
     return np.concatenate([half, -half])
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """The distribution of the effects of unknown persons as a mixture of normal ones with equal weights.
+
+    Attributes
+    ----------
+    means : Tensor, shape (M, r)
+        In the units of a `State`.
+    covariances : Tensor, shape (M, r, r)
+    """
+
+    means: Tensor
+    covariances: Tensor
+
+
+def prior_component(problem: Problem, fit: Trained) -> Components:
+    """The distribution that the model says, as one component."""
+    state = to_state(problem, fit)
+    return Components(torch.zeros_like(state.z[:1]), torch.diag(state.s * widening(fit)).unsqueeze(0))
+
+
+def linear_unknown_rows(
+    problem: Problem, fit: Trained, blocks: Blocks, effects: Components, covered: Uncertainty, alpha: float
+) -> Prediction:
+    """Predictions of persons never seen where outputs are linear in the effects: a mixture of normal distributions.
+
+    Nothing is drawn: with one component the limits are those of a normal distribution.
+    """
+    parts: list[list[tuple[Block, Tensor]]] = [[], [], [], []]
+    with torch.no_grad():
+        state = to_state(problem, fit)
+        for block in (piece for whole in blocks for piece in pieces(problem, whole, 2 * len(effects.means))):
+            tensors = view_tensors(problem.network, problem.personal, state.theta, None)
+            J = latent_jacobian(problem, jacobian_of_all(problem, tensors, block), state)[..., 0, :]  # (B, T, r)
+            means = forward(problem.network, tensors, block.x)[..., 0] + torch.einsum("btr,mr->mbt", J, effects.means)
+            within = torch.einsum("btr,mrs,bts->mbt", J, effects.covariances, J)
+            extra = torch.zeros_like(J[..., :1]) + population_spread(problem, block, state, covered)
+            extra = extra[..., 0]
+            sd = (within + extra + fit.sigma2).sqrt()
+            limits = (mixture_quantile(means, sd, level) for level in (alpha / 2.0, 1.0 - alpha / 2.0))
+            variance = within.mean(0) + means.var(0, correction=0) + extra
+            for part, value in zip(parts, (means.mean(0), variance, *limits), strict=True):
+                part.append((block, value.unsqueeze(-1)))
+    mean, variance, lower, upper = (gather(blocks, part) for part in parts)
+    return Prediction(mean, variance, lower[:, 0], upper[:, 0])
+
+
+def jacobian_of_all(problem: Problem, tensors: list[Tensor], block: Block) -> Tensor:
+    """Derivatives of a block's outputs in all parameters, at given ones, shape (B, T, d, P)."""
+    return jacobian(problem.network, personal_tensors(problem.network.tensors), tensors, block.x)
+
+
+def mixture_quantile(means: Tensor, sd: Tensor, level: float) -> Tensor:
+    """Quantile of mixtures of normal distributions with equal weights, by bisection.
+
+    Parameters
+    ----------
+    means, sd : Tensor, shape (M, ...)
+        `sd` may be broadcast.
+    level : float
+
+    Returns
+    -------
+    Tensor, shape (...)
+    """
+    each = means + float(norm.ppf(level)) * sd
+    low, high = each.min(0).values, each.max(0).values
+    for _ in range(BISECTIONS if len(means) > 1 else 0):
+        middle = 0.5 * (low + high)
+        under = torch.special.ndtr((middle - means) / sd).mean(0) < level
+        low, high = torch.where(under, middle, low), torch.where(under, high, middle)
+    return 0.5 * (low + high)
 
 
 def mixture_draws(fit: Trained, z: Array, C: Array, rng: np.random.Generator, n_draws: int = N_DRAWS) -> Array:
@@ -279,9 +357,8 @@ def draw_limits(
 ) -> tuple[Tensor, Tensor]:
     """Limits of a new observation (Gaussian) or of a person's probability, from the draws; each (B, T, d)."""
     if problem.family == "gaussian":
-        grid = np.random.default_rng(0).permutation((np.arange(len(values)) + 0.5) / len(values))
-        noise = problem.tensor(norm.ppf(grid)).view(-1, *[1] * (values.dim() - 1))
-        values = values + noise * (torch.zeros_like(values[0]) + extra + fit.sigma2).sqrt()
+        sd = (torch.zeros_like(values[:1]) + extra + fit.sigma2).sqrt()
+        return mixture_quantile(values, sd, alpha / 2.0), mixture_quantile(values, sd, 1.0 - alpha / 2.0)
     levels = problem.tensor([alpha / 2.0, 1.0 - alpha / 2.0])
     low, high = torch.quantile(values, levels, dim=0)
     return low, high
@@ -301,7 +378,7 @@ def population_spread(problem: Problem, block: Block, state: State, covered: Unc
         return 0.0
     tensors = view_tensors(problem.network, problem.personal, state.theta, None)
     outputs = forward(problem.network, tensors, block.x)
-    J = jacobian(problem.network, personal_tensors(problem.network.tensors), tensors, block.x)
+    J = jacobian_of_all(problem, tensors, block)
     return spread(problem, outputs, J @ covered.population @ J.transpose(-1, -2))
 
 

@@ -13,7 +13,9 @@ from mixmoe.em import EMFit
 from mixmoe.errors import ArgumentError, SavedFileError
 from mixmoe.inference.covariance import ParamCov
 from mixmoe.inference.selection import criteria
+from mixmoe.inference.tests import InvalidTest
 from mixmoe.neural.compare import Comparison
+from mixmoe.neural.counting import free_parameters
 from mixmoe.neural.curves import effect_curves, learning_curves
 from mixmoe.neural.persons import Persons, adapt_persons, persons_of, predict_frame, state_frame
 from mixmoe.neural.predict import Uncertainty
@@ -22,7 +24,7 @@ from mixmoe.neural.tables import architecture_table, comparison_table, share_tab
 from mixmoe.neural.transitions import Transitions, build_transitions
 from mixmoe.output.curves import Curve
 from mixmoe.output.saved import SavedFit, checksum, write
-from mixmoe.output.tables import Table
+from mixmoe.output.tables import Cell, Table
 from mixmoe.results import MoEResults, _saved_rows, restored
 
 Array = NDArray[np.float64]
@@ -63,10 +65,19 @@ class NMEResults(MoEResults):
     ) -> None:
         super().__init__(model, fit, cov)
         self.problem, self.trained, self.comparison = problem, trained, comparison
-        n_variance = sum(p.block in ("random", "residual") for p in model.layout.parameters)
-        npar = model.network.n_parameters + n_variance
-        values = criteria(fit.loglik, npar, fit.responsibilities)
-        self.aic, self.bic, self.sabic, self.df_model = values.aic, values.bic, values.sabic, npar
+        self.df_model = free_parameters(problem)
+        self.df_resid = self.nobs - self.df_model
+        values = criteria(fit.loglik, self.df_model, fit.responsibilities)
+        self.aic, self.bic, self.sabic, self.icl = values.aic, values.bic, values.sabic, values.icl
+
+    @property
+    def _more_facts(self) -> tuple[tuple[str, Cell], ...]:
+        held = self.problem.validation.n_rows
+        why = "the published rule has none"
+        return (
+            ("Validation rows", f"{held} of these; they chose the epoch" if held else None),
+            ("Likelihood", why if self.model.estimator == "sgd" else None),
+        )
 
     @cached_property
     def uncertainty(self) -> Uncertainty:
@@ -193,6 +204,23 @@ class NMEResults(MoEResults):
         if kind == "effects":
             return effect_curves(self.persons, **options)
         raise ArgumentError(f"kind must be 'effects', 'learning' or 'responsibilities', got {kind!r}")
+
+    def lr_test(self, other: MoEResults) -> InvalidTest:
+        """Refused: likelihood-ratio tests need regular parameters, which those of a network are not.
+
+        Parameters
+        ----------
+        other : MoEResults
+
+        Returns
+        -------
+        InvalidTest
+        """
+        return InvalidTest(
+            "the parameters of a network are not regular: under the smaller model those of the larger one cannot be "
+            "told, and the likelihood has several maxima; compare networks by their held-out errors with mm.select, "
+            "and linear mixed models with mm.fit, whose lr_test knows their null distribution"
+        )
 
     def with_cov(self, kind: str, **options: Any) -> "NMEResults":
         """The same fit; NME has one covariance, ``"nonrobust"``."""

@@ -28,7 +28,7 @@ def architecture_table(model: Any, problem: Problem, fit: Trained) -> Table:
         ("Family", problem.family),
         (
             "Network",
-            type(network.module).__name__ if network.module is not None else f"{widths} ({network.activation})",
+            type(network.module).__name__ if network.module is not None else f"{widths} ({network.activation if network.hidden else 'linear'})",
         ),
         ("Shared parameters", network.n_parameters),
         ("Personal", own),
@@ -44,7 +44,15 @@ def architecture_table(model: Any, problem: Problem, fit: Trained) -> Table:
         tuple(name for name, _ in rows),
         tuple((value,) for _, value in rows),
         ("num",),
+        held_out_notes(model, problem),
     )
+
+
+def held_out_notes(model: Any, problem: Problem) -> tuple[str, ...]:
+    """What the log-likelihood is of, where some rows were held out."""
+    if not problem.validation.n_rows or model.estimator == "sgd":
+        return ()
+    return ("Log-likelihood of all rows, at parameters estimated without the validation rows.",)
 
 
 def comparison_table(found: Comparison) -> Table:
