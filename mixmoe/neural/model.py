@@ -3,7 +3,8 @@
 import inspect
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -25,7 +26,7 @@ from mixmoe.neural.components import Estimates, build_layout, estimates
 from mixmoe.neural.exact import is_exact
 from mixmoe.neural.families import Family
 from mixmoe.neural.inputs import Scaling, blocks_of, build_scaling, gap_rows, held_out_rows, sequence_codes
-from mixmoe.neural.network import Network, Personal, build_network, select_personal, wrap_module
+from mixmoe.neural.network import Network, Personal, build_network, check_module, select_personal, wrap_module
 from mixmoe.neural.problem import Control, Estimator, Problem, Trained
 from mixmoe.neural.progress import all_rows_loglik, far_from_maximum
 from mixmoe.neural.results import NMEResults
@@ -33,6 +34,7 @@ from mixmoe.neural.settings import build_control, checked_share, validation_shar
 
 Array = NDArray[np.float64]
 
+WIDTHS = (10,)  # of the hidden layers
 COVS = ("diagonal", "tensor", "full")
 
 
@@ -70,13 +72,14 @@ class NME:
         ``seq: day`` orders rows within a person, ``seq: day / session`` separates sequences. The network always has
         biases, so the intercept of the formula is implied. Inputs are standardised inside the fit.
     data : DataFrame (pandas or polars) or mapping of columns
-    hidden : tuple of int
-        Widths of the hidden layers; ``()`` for a linear model.
+    hidden : tuple of int, optional
+        Widths of the hidden layers; ``()`` for a linear model. Default: ``(10,)``.
     activation : str
         ``tanh``, ``relu``, ``elu``, ``gelu``, ``silu``, ``softplus`` or ``sigmoid``.
     network : torch.nn.Module, optional
         A network of your own from standardised inputs ``(rows, p)`` to outputs ``(rows, d)``; then ``re:`` names its
-        parameters (``fc1.weight``, ``fc1``, patterns with ``*`` in backticks) or ``all``.
+        parameters (``fc1.weight``, ``fc1``, patterns with ``*`` in backticks), or as above, layers being counted in the
+        order in which the module registers them. Each row by itself and without chance: no dropout, no batch norm.
     family : {"auto", "gaussian", "binary", "multiclass", "crf"}
         ``"auto"``: numbers are Gaussian (only 0 and 1: binary); text, categories and booleans binary or
         multi-class, with
@@ -119,7 +122,7 @@ class NME:
         formula: str | MoEFormula,
         data: Any,
         *,
-        hidden: Sequence[int] = (10,),
+        hidden: Sequence[int] | None = None,
         activation: str = "tanh",
         network: Any = None,
         family: str = "auto",
@@ -132,6 +135,7 @@ class NME:
         load_torch()
         checked_choice(estimator, "estimator", get_args(Estimator))
         checked_choice(family, "family", ("auto", *get_args(Family)))
+        widths = checked_widths(hidden, network)
         self.formula = checked_formula(formula)
         self.device, self.estimator = select_device(device), estimator
         self.family: Family = chosen_family(family, self.formula, data)
@@ -145,7 +149,7 @@ class NME:
         )
         check_response(self.design, self.family)
         self.scaling: Scaling = build_scaling(self.design, self.family)
-        self.network: Network = architecture(self.design, self.family, self.scaling, tuple(hidden), activation, network)
+        self.network: Network = architecture(self.design, self.family, self.scaling, widths, activation, network)
         self.personal: Personal = select_personal(self.network, layer_names(self.formula), self.formula.text)
         check_persons(self.design, self.personal)
         self.cov = self._checked_cov(cov)
@@ -155,7 +159,7 @@ class NME:
             self.problem, self.design.names.expert, self.design.names.group or "row", levels
         )
         self.settings: Mapping[str, Any] = {
-            "hidden": list(hidden),
+            "hidden": list(widths),
             "activation": activation,
             "family": self.family,
             "estimator": estimator,
@@ -508,6 +512,25 @@ def check_response(design: Design, family: Family) -> None:
         raise FormulaError("a CRF needs the order of the rows within a person; add | seq: column", design.formula.text)
 
 
+def checked_widths(hidden: Any, network: Any) -> tuple[int, ...]:
+    """Widths of the hidden layers, those of a network of one's own being its own affair.
+
+    Raises
+    ------
+    ArgumentError
+        If they are no sequence, or given beside a network.
+    """
+    if network is not None:
+        if hidden is not None:
+            raise ArgumentError(f"hidden={hidden!r} says nothing about a network of your own; leave one of them out")
+        return ()
+    if hidden is None:
+        return WIDTHS
+    if isinstance(hidden, str) or not isinstance(hidden, Iterable):
+        raise ArgumentError(f"hidden must hold the widths of the hidden layers, such as (5,) or (10, 5), got {hidden!r}")
+    return tuple(hidden)
+
+
 def check_persons(design: Design, personal: Personal) -> None:
     """Refuse person effects where there is one person, whom nothing can be compared with."""
     if personal.q and design.n_units < 2:
@@ -524,10 +547,10 @@ def architecture(
     n_in, levels = len(scaling.columns), len(design.response_levels or ())
     n_out = {"gaussian": 1, "binary": 1, "multiclass": levels - 1, "crf": levels}[family]
     if not n_in and (hidden or module is not None):
-        raise ArgumentError(
-            f"a network with hidden={hidden} needs inputs, but the formula has none; add terms, or use hidden=()"
-        )
+        what = f"a network with hidden={hidden}" if module is None else f"network {type(module).__name__}"
+        raise ArgumentError(f"{what} needs inputs, but the formula has none; add terms, or use hidden=()")
     n_states = levels if family == "crf" else 0
     if module is not None:
-        return wrap_module(module.double(), n_in, n_out, n_states)
+        check_module(module)
+        return wrap_module(deepcopy(module).cpu().double(), n_in, n_out, n_states)
     return build_network(n_in, n_out, hidden, activation, n_states)

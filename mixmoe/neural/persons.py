@@ -33,12 +33,13 @@ from mixmoe.neural.predict import (
     unknown_rows,
 )
 from mixmoe.neural.problem import Problem, Trained
+from mixmoe.neural.transitions import Transitions, build_transitions
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Persons:
     """Persons whose effects are estimated.
 
@@ -58,6 +59,8 @@ class Persons:
         Covariance of the population parameters, from the fit's own persons; None: not computed yet.
     fitted : Persons or None
         The persons of the fit, if these are adapted ones.
+    estimates : ndarray, shape (P, P), or None
+        Covariance of the reported parameters, which those of a CRF's transitions come first in.
     """
 
     design: Design
@@ -68,6 +71,14 @@ class Persons:
     z: Array
     population: Any = None
     fitted: "Persons | None" = None
+    estimates: Any = None
+
+    def __repr__(self) -> str:
+        what = "persons of the fit" if self.fitted is None else "adapted persons"
+        return (
+            f"<{len(self.labels)} {what}, {self.problem.personal.q} personal parameters each; "
+            "see effects(), effect_errors(), predict(data)>"
+        )
 
     def effects(self) -> pd.DataFrame:
         """Effects on the personal parameters, standardised scale, one row per person."""
@@ -98,6 +109,11 @@ class Persons:
         """Predictions; see `NMEResults.predict`."""
         return predict_frame(self, self.uncertainty() if interval else None, data, alpha, rng)
 
+    @property
+    def transitions(self) -> Transitions:
+        """Transition probabilities of the population and of these persons, with intervals (CRF)."""
+        return build_transitions(self, self.uncertainty(), self.estimates)
+
     def decode(self, data: Any) -> pd.Series:
         """The most probable state sequences (CRF)."""
         return state_frame(self, data, states=True)
@@ -112,13 +128,13 @@ def parameter_names(problem: Problem) -> list[str]:
     return names
 
 
-def persons_of(model: Any, problem: Problem, trained: Trained) -> Persons:
+def persons_of(model: Any, problem: Problem, trained: Trained, estimates: Any = None) -> Persons:
     """The persons of a fit; rows held out for early stopping count for their effects."""
     everyone = replace(model.problem, cov=problem.cov)
     z = trained.z
     if problem.validation.n_rows and model.estimator == "laplace" and problem.n_effects:
         z = effects_from_rows(everyone, trained)
-    return Persons(model.design, model.scaling, everyone, trained, model.design.labels, z)
+    return Persons(model.design, model.scaling, everyone, trained, model.design.labels, z, estimates=estimates)
 
 
 def match_labels(persons: Persons, design: Design) -> Index:

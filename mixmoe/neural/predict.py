@@ -117,7 +117,7 @@ def ridged_inverse(information: Tensor) -> Tensor:
     return torch.cholesky_inverse(torch.linalg.cholesky(information + eye))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Uncertainty:
     """Covariances that predictions of known persons need.
 
@@ -131,6 +131,10 @@ class Uncertainty:
 
     effects: Tensor | None
     population: Tensor | None
+
+    def __repr__(self) -> str:
+        shapes = (None if v is None else tuple(v.shape) for v in (self.effects, self.population))
+        return "<Covariances: effects {}, population {}>".format(*shapes)
 
 
 def uncertainty(problem: Problem, fit: Trained, z: Array | None = None, *, population: bool = True) -> Uncertainty:

@@ -87,7 +87,7 @@ class NMEResults(MoEResults):
     @cached_property
     def persons(self) -> Persons:
         """The persons of the fit with their effects."""
-        return persons_of(self.model, self.problem, self.trained)
+        return persons_of(self.model, self.problem, self.trained, self.cov.matrix)
 
     @property
     def random_effects(self) -> pd.DataFrame:
@@ -150,7 +150,7 @@ class NMEResults(MoEResults):
         Returns
         -------
         Persons
-            With `predict`, `effects` and, for a CRF, `decode`.
+            With `predict`, `effects` and, for a CRF, `decode` and `transitions`.
         """
         return adapt_persons(self.persons, data)
 
@@ -177,8 +177,6 @@ class NMEResults(MoEResults):
         ArgumentError
             If the model is no CRF.
         """
-        if self.problem.family != "crf":
-            raise ArgumentError(f"transitions belong to a CRF; this model's family is {self.problem.family!r}")
         return build_transitions(self.persons, self.uncertainty, self.cov.matrix)
 
     def tables(self, alpha: float = 0.05) -> tuple[Table, ...]:
@@ -195,9 +193,10 @@ class NMEResults(MoEResults):
         Parameters
         ----------
         kind : {"effects", "learning"}
-            ``"effects"``: predictions along one input, the others at their means, for the population with limits
-            and for
-            persons; options ``variable=``, ``persons=`` (labels), ``n_persons=``. ``"learning"``: losses per epoch.
+            ``"effects"``: predictions along one input, the others at their means or most frequent values, for the
+            population and for persons; of categories the probability of the last one, of a CRF that in the middle of
+            a sequence that holds the inputs. Limits (Gaussian) are those of a new observation of an unknown person.
+            Options: ``variable=``, ``persons=`` (labels), ``n_persons=``. ``"learning"``: losses per epoch.
         """
         if kind == "learning":
             return learning_curves(self.trained.trace, **options)

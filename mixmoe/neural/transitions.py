@@ -7,7 +7,7 @@ Gretton, Fukumizu, Teo, Song, Schoelkopf & Smola (2008), A kernel statistical te
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,8 +18,10 @@ from mixmoe.errors import ArgumentError
 from mixmoe.neural._torch import Tensor, to_array, torch
 from mixmoe.neural.crf import centred, next_state
 from mixmoe.neural.network import forward, view_tensors
-from mixmoe.neural.persons import Persons
 from mixmoe.neural.predict import Uncertainty, to_state
+
+if TYPE_CHECKING:
+    from mixmoe.neural.persons import Persons
 
 Array = NDArray[np.float64]
 
@@ -46,7 +48,7 @@ class Association:
     permutations: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Transitions:
     """Transition scores and probabilities.
 
@@ -71,6 +73,13 @@ class Transitions:
     states: tuple[str, ...]
     labels: NDArray[np.object_]
 
+    def __repr__(self) -> str:
+        table = self.matrix().round(3).to_string()
+        return (
+            f"<Transitions between {len(self.states)} states of {len(self.labels)} persons; probabilities of the next "
+            f"state (columns) given the present one in the population:\n{table}>"
+        )
+
     def matrix(self, person: Any = None) -> pd.DataFrame:
         """Next-state probabilities of the population or of a person as a square table, rows the present state."""
         frame = self.population if person is None else self.persons[self.persons["person"] == person]
@@ -79,25 +88,55 @@ class Transitions:
         return frame.pivot(index="from", columns="to", values="probability").loc[list(self.states), list(self.states)]
 
     def association(
-        self, covariate: Mapping[Any, float] | pd.Series, *, permutations: int = 999, rng: Any = 0
+        self, covariate: Mapping[Any, Any] | pd.Series, *, permutations: int = 999, rng: Any = 0
     ) -> Association:
         """Permutation test of independence between the persons' transitions and a covariate of theirs.
 
         Parameters
         ----------
         covariate : Series or mapping
-            A number per person label.
+            A number or a group (text, category, boolean) per person label.
         permutations : int
         rng : int or Generator
+
+        Raises
+        ------
+        ArgumentError
+            If a person has no value, or several.
         """
         checked_count(permutations, "permutations")
-        missing = [label for label in self.labels if label not in covariate]
-        if missing:
-            raise ArgumentError(f"covariate has no value for person {missing[0]!r}; give one per person")
-        z = np.array([float(covariate[label]) for label in self.labels])
+        values = person_values(covariate, self.labels)
+        return hsic_test(self.scores.reshape(len(values), -1), values, permutations, checked_rng(rng))
+
+
+def person_values(covariate: Any, labels: NDArray[np.object_]) -> Array:
+    """A covariate of the persons as numbers, or as one column per group, shape (N, .).
+
+    Raises
+    ------
+    ArgumentError
+        If a person has no value, or several.
+    """
+    if not isinstance(covariate, Mapping | pd.Series):
+        raise ArgumentError(f"covariate must be a Series or mapping by person label, got {type(covariate).__name__}")
+    series = covariate if isinstance(covariate, pd.Series) else pd.Series(dict(covariate))
+    missing = [label for label in labels if label not in series.index]
+    if missing:
+        raise ArgumentError(f"covariate has no value for person {missing[0]!r}; give one per person")
+    if series.index.has_duplicates:
+        label = series.index[series.index.duplicated()][0]
+        raise ArgumentError(
+            f"covariate has several values for {label!r}; give one per person, such as data.groupby(person)[name].first()"
+        )
+    mine = series.loc[list(labels)]
+    if mine.isna().any():
+        raise ArgumentError(f"covariate is missing for person {labels[int(mine.isna().argmax())]!r}; leave none out")
+    if pd.api.types.is_numeric_dtype(mine.dtype) and not pd.api.types.is_bool_dtype(mine.dtype):
+        z = mine.to_numpy(dtype=float)
         if not np.isfinite(z).all():
             raise ArgumentError(f"covariate is {z[~np.isfinite(z)][0]} for a person; it must be finite")
-        return hsic_test(self.scores.reshape(len(z), -1), z[:, None], permutations, checked_rng(rng))
+        return z[:, None]
+    return pd.get_dummies(mine.astype(str)).to_numpy(dtype=float)
 
 
 def gaussian_kernel(values: Array) -> Array:
@@ -119,9 +158,17 @@ def hsic_test(a: Array, b: Array, permutations: int, rng: np.random.Generator) -
     return Association(observed, p_value, n, permutations)
 
 
-def build_transitions(persons: Persons, covered: Uncertainty, cov: Array) -> Transitions:
-    """Probabilities with intervals from draws of the posterior of the effects."""
+def build_transitions(persons: "Persons", covered: Uncertainty, cov: Array) -> Transitions:
+    """Probabilities with intervals from draws of the posterior of the effects.
+
+    Raises
+    ------
+    ArgumentError
+        If the model is no CRF.
+    """
     problem, fit = persons.problem, persons.trained
+    if problem.family != "crf":
+        raise ArgumentError(f"transitions belong to a CRF; this model's family is {problem.family!r}")
     states = tuple(str(level) for level in persons.design.response_levels or ())
     C = len(states)
     with torch.no_grad():
@@ -141,14 +188,14 @@ def build_transitions(persons: Persons, covered: Uncertainty, cov: Array) -> Tra
     return Transitions(long_frame(states, whole), frame, *scores, states, persons.labels)
 
 
-def transition_loading(persons: Persons) -> Tensor:
+def transition_loading(persons: "Persons") -> Tensor:
     """Rows of the unit-length loading that belong to the transitions, shape (C*C, r); empty if they are shared."""
     columns = persons.problem.personal.columns("transitions")
     rows = persons.directions[columns] if columns is not None else np.zeros((0, persons.z.shape[1]))
     return persons.problem.tensor(rows)
 
 
-def effect_means(persons: Persons, C: int) -> Tensor:
+def effect_means(persons: "Persons", C: int) -> Tensor:
     """Posterior means of the persons' transition effects, shape (N, C, C)."""
     columns = persons.problem.personal.columns("transitions")
     if columns is None:
@@ -156,7 +203,7 @@ def effect_means(persons: Persons, C: int) -> Tensor:
     return persons.problem.tensor((persons.z @ persons.trained.loading.T)[:, columns]).view(-1, C, C)
 
 
-def effect_draws(persons: Persons, covered: Uncertainty, C: int) -> Tensor:
+def effect_draws(persons: "Persons", covered: Uncertainty, C: int) -> Tensor:
     """Draws from the posterior of the persons' transition effects, shape (n_draws, N, C, C)."""
     mean, loading = effect_means(persons, C), transition_loading(persons)
     if not len(loading) or covered.effects is None:
@@ -168,7 +215,7 @@ def effect_draws(persons: Persons, covered: Uncertainty, C: int) -> Tensor:
     return mean + moved.view(N_DRAWS, -1, C, C)
 
 
-def population_draws(persons: Persons, covered: Uncertainty, cov: Array) -> Tensor | float:
+def population_draws(persons: "Persons", covered: Uncertainty, cov: Array) -> Tensor | float:
     """What the uncertainty of the population scores adds to each person's scores, shape (n_draws, N, C, C).
 
     A person's effects make up for a change of the population scores as far as her rows tell: what is left is ``C_i

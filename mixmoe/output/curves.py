@@ -28,6 +28,8 @@ class Curve:
     xlabel, ylabel : str
     categories : tuple of str
         Names of the places 0, 1 ... on the horizontal axis, if it has no numbers; the function is then drawn as points.
+    thin : bool
+        Whether it is one of many that are only to be seen together.
     """
 
     panel: str
@@ -42,6 +44,7 @@ class Curve:
     xlabel: str = ""
     ylabel: str = ""
     categories: tuple[str, ...] = ()
+    thin: bool = False
 
 
 @dataclass(frozen=True, slots=True)
