@@ -162,7 +162,7 @@ class Diagnosis:
         tuple of Panel
         """
         checked_choice(kind, "kind", tuple(PANELS))
-        if not self._resid_kinds and kind != "starts":
+        if not self._resid_kinds and kind not in ("starts", "random_effects"):
             raise ArgumentError(f"{self.model.family_name} has no figure {kind!r}; compare predict() with the response")
         made = getattr(self, PANELS[kind])
         allowed = list(inspect.signature(made).parameters)

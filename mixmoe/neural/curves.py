@@ -12,8 +12,8 @@ from mixmoe.arguments import checked_count
 from mixmoe.design import levels_in_use
 from mixmoe.errors import ArgumentError
 from mixmoe.neural.blocks import build_blocks
-from mixmoe.neural.persons import Persons, predict_frame, unknown_draws
-from mixmoe.neural.predict import Uncertainty, crf_rows, uncertainty, unknown_rows
+from mixmoe.neural.persons import Persons, known_means, predict_frame, unknown_means
+from mixmoe.neural.predict import uncertainty
 from mixmoe.neural.problem import Trace
 from mixmoe.output.curves import Curve
 
@@ -210,9 +210,5 @@ def held_states(fitted: Persons, along: Along, place: int | None) -> Array:
     owner = np.full(size, place or 0)
     y = np.zeros(len(rows), dtype=np.int64)
     blocks = build_blocks(x[rows], y, rows, size, persons=owner, device=problem.device)
-    if place is not None:
-        found = crf_rows(problem, fitted.trained, blocks, fitted.z, states=False)
-    else:
-        draws = unknown_draws(fitted, None, np.random.default_rng(0))
-        found = unknown_rows(problem, fitted.trained, blocks, draws, Uncertainty(None, None), 0.05).mean
+    found = unknown_means(fitted, blocks) if place is None else known_means(fitted, blocks)
     return found[LENGTH // 2 :: LENGTH, -1]

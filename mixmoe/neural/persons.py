@@ -13,6 +13,7 @@ from mixmoe.design import Design
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.intervals import checked_alpha
 from mixmoe.neural._torch import Tensor, to_array
+from mixmoe.neural.blocks import Blocks
 from mixmoe.neural.exact import is_exact
 from mixmoe.neural.inputs import Scaling, blocks_of
 from mixmoe.neural.predict import (
@@ -201,20 +202,39 @@ def predictions(
     if is_known.any():
         blocks = blocks_of(design, family, persons.scaling, is_known, np.maximum(known, 0), persons.problem.device)
         if family == "crf":
-            values = crf_rows(problem, fit, blocks, persons.z, states=False)
+            values = known_means(persons, blocks)
             out.append((is_known, Prediction(values, np.full(values.shape, np.nan))))
         else:
             out.append((is_known, known_rows(problem, fit, blocks, persons.z, bare)))
     if not is_known.all():
         zeros = np.zeros(design.n_units, dtype=np.intp)
         blocks = blocks_of(design, family, persons.scaling, ~is_known, zeros, persons.problem.device)
-        if is_exact(problem):
-            spread = unknown_components(persons, covered)
-            out.append((~is_known, linear_unknown_rows(problem, fit, blocks, spread, bare, alpha)))
-        else:
-            draws = unknown_draws(persons, covered, checked_rng(rng))
-            out.append((~is_known, unknown_rows(problem, fit, blocks, draws, bare, alpha)))
+        out.append((~is_known, over_effects(persons, covered, blocks, alpha, checked_rng(rng))))
     return out
+
+
+def known_means(persons: Persons, rows: Blocks) -> Array:
+    """Means or probabilities of rows of these persons with their effects, standardised scale, shape (n, d)."""
+    problem, fit = persons.problem, persons.trained
+    if problem.family == "crf":
+        return crf_rows(problem, fit, rows, persons.z, states=False)
+    return known_rows(problem, fit, rows, persons.z, Uncertainty(None, None)).mean
+
+
+def unknown_means(persons: Persons, rows: Blocks) -> Array:
+    """The same over the distribution of effects, as if nobody were known."""
+    return over_effects(persons, None, rows, 0.05, np.random.default_rng(0)).mean
+
+
+def over_effects(
+    persons: Persons, covered: Uncertainty | None, rows: Blocks, alpha: float, rng: np.random.Generator
+) -> Prediction:
+    """Predictions of rows of unknown persons."""
+    problem, fit = persons.problem, persons.trained
+    bare = covered if covered is not None else Uncertainty(None, None)
+    if is_exact(problem):
+        return linear_unknown_rows(problem, fit, rows, unknown_components(persons, covered), bare, alpha)
+    return unknown_rows(problem, fit, rows, unknown_draws(persons, covered, rng), bare, alpha)
 
 
 def has_prior_only(persons: Persons) -> bool:

@@ -17,6 +17,7 @@ from mixmoe.inference.tests import InvalidTest
 from mixmoe.neural.compare import Comparison
 from mixmoe.neural.counting import free_parameters
 from mixmoe.neural.curves import effect_curves, learning_curves
+from mixmoe.neural.diagnosis import NetworkDiagnosis
 from mixmoe.neural.persons import Persons, adapt_persons, persons_of, predict_frame, state_frame
 from mixmoe.neural.predict import Uncertainty
 from mixmoe.neural.problem import Problem, Trace, Trained
@@ -30,7 +31,7 @@ from mixmoe.results import MoEResults, _saved_rows, restored
 Array = NDArray[np.float64]
 
 
-class NMEResults(MoEResults):
+class NMEResults(NetworkDiagnosis):
     """A fitted network with person effects.
 
     Parameters
@@ -49,6 +50,12 @@ class NMEResults(MoEResults):
         Population parameters, effects and variances on the standardised scale.
     comparison : Comparison or None
         Held-out errors beside those of the generic network, one network per person and network + LME.
+
+    Notes
+    -----
+    Of the common methods a network has no `profile`, `lr_test` and `influence`, which need regular parameters, and, as
+    there is one expert, nothing that tells experts apart. `resid` and the figures ``"residuals"``, ``"qq"`` and ``"fit"``
+    are those of Gaussian and binary responses.
     """
 
     _default_plot = "effects"
@@ -98,20 +105,6 @@ class NMEResults(MoEResults):
     def random_effects_se(self) -> pd.DataFrame:
         """Posterior standard deviations of `random_effects`."""
         return self.persons.effect_errors(self.uncertainty)
-
-    @property
-    def fittedvalues(self) -> Array:
-        """Predictions of the training rows with each person's effects, in the user's order."""
-        frame = self.predict(self.model.frame, interval=False)
-        values = frame["mean"].to_numpy() if "mean" in frame else frame.to_numpy()
-        return self.model.design.in_order(values)
-
-    def _by_row(self) -> pd.DataFrame:
-        """Fitted means with residuals, or the most probable level of each row."""
-        values, design = self.fittedvalues, self.model.design
-        if values.ndim == 1:
-            return pd.DataFrame({".fitted": values, ".resid": design.in_order(design.response) - values})
-        return pd.DataFrame({".fitted": np.asarray(design.response_levels)[values.argmax(axis=1)]})
 
     def predict(self, data: Any = None, *, interval: bool = True, alpha: float = 0.05, rng: Any = 0) -> pd.DataFrame:
         """Predictions, of known persons with their effects, of others over the distribution of effects.
