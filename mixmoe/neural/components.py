@@ -5,14 +5,25 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import block_diag
 
 from mixmoe.layout import Parameter, ParamLayout
 from mixmoe.neural._torch import Tensor, to_array, torch
+from mixmoe.neural.coefficients import (
+    coefficient_covariance,
+    coefficient_parameters,
+    coefficients,
+    is_regression,
+    linear_names,
+    random_parameters,
+    random_weights,
+)
 from mixmoe.neural.crf import centred
 from mixmoe.neural.exact import factor, is_exact, moments
 from mixmoe.neural.inputs import Scaling
 from mixmoe.neural.laplace import marginal_information, variance_information
 from mixmoe.neural.lastlayer import feature_columns, profile
+from mixmoe.neural.network import TensorSpec
 from mixmoe.neural.predict import to_state
 from mixmoe.neural.problem import Problem, Trained
 from mixmoe.neural.steps import information_pieces, person_information
@@ -42,11 +53,6 @@ def is_linear(problem: Problem) -> bool:
     return is_exact(problem) and not problem.network.hidden
 
 
-def linear_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Coefficients of a linear network: the intercept first, as a network always has one."""
-    return ("Intercept", *(name for name in names if name != "Intercept"))
-
-
 def build_layout(problem: Problem, names: tuple[str, ...], group: str, levels: tuple[str, ...]) -> ParamLayout:
     """Names of the reported parameters.
 
@@ -57,23 +63,33 @@ def build_layout(problem: Problem, names: tuple[str, ...], group: str, levels: t
     group : str
         Column of the persons.
     levels : tuple of str
-        States of a CRF.
+        Of the response; none if it is a number.
     """
     parameters = []
     if is_linear(problem):
         parameters += [Parameter(f"expert1.{n}", "expert", n, 1) for n in linear_names(names)]
         parameters += linear_random(problem, linear_names(names), group)
     else:
+        states = levels if problem.family == "crf" else ()
         parameters += [
-            Parameter(f"transition({a},{b})", "other", f"transition({a},{b})") for a in levels for b in levels
+            Parameter(f"transition({a},{b})", "other", f"transition({a},{b})") for a in states for b in states
         ]
+        if is_regression(problem):
+            parameters += coefficient_parameters(problem, names, levels)
+            parameters += random_parameters(problem, names, levels, group)
         parameters += [
             Parameter(f"sd1({spec.name}|{group})", "random", f"sd({spec.name})", 1, tested=False)
-            for spec in problem.personal.tensors
+            for spec in named_tensors(problem)
         ]
     if problem.family == "gaussian":
         parameters.append(Parameter("sigma1", "residual", "sigma1", 1, tested=False))
     return ParamLayout(tuple(parameters))
+
+
+def named_tensors(problem: Problem) -> tuple[TensorSpec, ...]:
+    """Personal tensors that are reported as such: all, or what has no coefficients."""
+    tensors = problem.personal.tensors
+    return tuple(spec for spec in tensors if not is_regression(problem) or spec.name == "transitions")
 
 
 def random_names(problem: Problem, names: tuple[str, ...]) -> list[str]:
@@ -201,11 +217,28 @@ def membership(problem: Problem) -> Tensor:
 
 def laplace_estimates(problem: Problem, fit: Trained, scaling: Scaling, errors: bool) -> Estimates:
     """Parameters of a fit by the linearised model."""
-    weights = to_array(membership(problem)) @ (fit.loading**2)  # (n_tensors, r)
-    sd = np.sqrt(weights @ fit.s)
-    parts, covariances = [sd], []
-    sigma = [] if problem.family != "gaussian" else [np.sqrt(fit.sigma2) * scaling.y_sd]
     transitions, moved = population_transitions(problem, fit, errors)
+    values, blocks = [transitions], [moved]
+    if is_regression(problem):
+        values.append(coefficients(problem, fit, scaling))
+        unknown = np.full((len(values[-1]), len(values[-1])), np.nan)
+        blocks.append(coefficient_covariance(problem, fit, scaling) if errors else unknown)
+    spread = spread_estimates(problem, fit, scaling, errors)
+    return Estimates(np.concatenate([*values, spread.values]), block_diag(*blocks, spread.covariance))
+
+
+def spread_weights(problem: Problem, fit: Trained, scaling: Scaling) -> Array:
+    """Weights of the variances s in the reported ones, shape (R, r): of coefficients, and means over tensors."""
+    named = [problem.personal.tensors.index(spec) for spec in named_tensors(problem)]
+    tensors = to_array(membership(problem))[named] @ (fit.loading**2)
+    return np.vstack([random_weights(problem, fit, scaling), tensors]) if is_regression(problem) else tensors
+
+
+def spread_estimates(problem: Problem, fit: Trained, scaling: Scaling, errors: bool) -> Estimates:
+    """Standard deviations between persons, and the residual one behind them (Gaussian)."""
+    weights = spread_weights(problem, fit, scaling)
+    sd = np.sqrt(weights @ fit.s)
+    sigma = [] if problem.family != "gaussian" else [np.sqrt(fit.sigma2) * scaling.y_sd]
     size = len(sd) + len(sigma)
     block = np.full((size, size), np.nan)
     if errors and problem.n_effects:
@@ -217,19 +250,14 @@ def laplace_estimates(problem: Problem, fit: Trained, scaling: Scaling, errors: 
         block = slopes @ found @ slopes.T
     elif errors and sigma:
         block[-1, -1] = (sigma[0] ** 2) / (2.0 * problem.train.n_rows)
-    lost = boundary(sd, np.diag(block)[: len(sd)])
+    lost = boundary(sd / np.sqrt(np.maximum(weights.max(axis=1, initial=0.0), 1e-300)), sd, np.diag(block)[: len(sd)])
     block[lost], block[:, lost] = np.nan, np.nan
-    covariances = [moved, block]
-    total = len(transitions) + size
-    covariance = np.zeros((total, total))
-    covariance[: len(transitions), : len(transitions)] = covariances[0]
-    covariance[len(transitions) :, len(transitions) :] = covariances[1]
-    return Estimates(np.concatenate([transitions, *parts, np.array(sigma)]), covariance)
+    return Estimates(np.concatenate([sd, sigma]), block)
 
 
-def boundary(sd: Array, variance: Array) -> NDArray[np.intp]:
-    """Standard deviations that cannot be told from zero: negligible, or smaller than their standard error."""
-    return np.flatnonzero((sd**2 < NEGLIGIBLE) | ~(variance < sd**2))
+def boundary(standard: Array, sd: Array, variance: Array) -> NDArray[np.intp]:
+    """Standard deviations that cannot be told from zero: negligible on standardised data, or below their error."""
+    return np.flatnonzero((standard**2 < NEGLIGIBLE) | ~(variance < sd**2))
 
 
 def component_covariance(problem: Problem, fit: Trained) -> Array:

@@ -56,11 +56,10 @@ class NetworkDiagnosis(MoEResults):
         return self.fitted()
 
     def _by_row(self) -> pd.DataFrame:
-        """Fitted means with residuals, or the most probable level of each row."""
         if self.problem.family == "gaussian":
             return super()._by_row()
         probabilities = row_means(self.persons, "conditional").argmax(axis=1)
-        levels = np.asarray(self.model.design.response_levels, dtype=object)
+        levels = pd.Series(list(self.model.design.response_levels)).to_numpy()
         return pd.DataFrame({".fitted": levels[self.model.design.in_order(probabilities)]})
 
     @property
@@ -72,7 +71,7 @@ class NetworkDiagnosis(MoEResults):
 
     def _draw(self, rng: np.random.Generator) -> Any:
         values, levels = draw_rows(self.persons, rng), self.model.design.response_levels
-        return values if levels is None else np.asarray(levels, dtype=object)[values.astype(np.intp)]
+        return values if levels is None else pd.Series(list(levels)).to_numpy()[values.astype(np.intp)]
 
     def _expert_means(self, level: str) -> Array:
         return self._in_design(self.fitted(level).to_numpy())[:, None]

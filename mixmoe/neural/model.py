@@ -154,7 +154,7 @@ class NME:
         check_persons(self.design, self.personal)
         self.cov = self._checked_cov(cov)
         self.problem: Problem = self._problem(0.0)
-        levels = tuple(str(v) for v in self.design.response_levels or ()) if self.family == "crf" else ()
+        levels = tuple(str(v) for v in self.design.response_levels or ())
         self.layout: ParamLayout = build_layout(
             self.problem, self.design.names.expert, self.design.names.group or "row", levels
         )
@@ -350,7 +350,8 @@ class NME:
             starts=Starts(1, np.array([trained.loglik - shift]), 1, seed=seed),
             flags=trained.flags,
         )
-        note = "hidden layers held" if self.estimator == "laplace" else "the sgd rule has none"
+        note = "hidden layers held" if self.network.hidden or self.network.module is not None else ""
+        note = note if self.estimator == "laplace" else "the sgd rule has none"
         return NMEResults(self, record, ParamCov(found.covariance, "nonrobust", note), problem, trained, comparison)
 
     def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:

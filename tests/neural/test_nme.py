@@ -249,7 +249,7 @@ def test_a_network_of_ones_own(curved):
 def test_figures(deep):
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
-    assert {curve.label for curve in deep.curves("effects", labels=["p01"])} == {"population", "id p01"}
+    assert {curve.label for curve in deep.curves("effects", persons=["p01"])} == {"population", "id p01"}
     assert deep.plot() is not None
     assert deep.plot("learning") is not None
     with pytest.raises(ArgumentError, match="kind must be"):
