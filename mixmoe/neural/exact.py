@@ -160,7 +160,7 @@ def fit_on_features(problem: Problem, theta: Array) -> Trained:
 def start_last(problem: Problem, theta: Array) -> LastState:
     """Parameters as given, and a diagonal factor."""
     entries = start_entries(problem.personal.q, problem.cov, int(problem.group.max()) + 1)
-    return LastState(problem.tensor(theta), entries.to(problem.device))
+    return LastState(problem.tensor(theta), problem.tensor(entries))
 
 
 def descend(problem: Problem, control: Control, state: LastState, watch: Watch) -> list:
