@@ -168,7 +168,7 @@ class NMEResults(MoEResults):
         """
         if self.problem.family != "crf":
             raise ArgumentError(f"transitions belong to a CRF; this model's family is {self.problem.family!r}")
-        return build_transitions(self.persons, self.uncertainty, self.cov.matrix)
+        return build_transitions(self.persons, self.uncertainty)
 
     def tables(self, alpha: float = 0.05) -> tuple[Table, ...]:
         """Header, architecture, parameters, shares of variance, and the comparison on held-out rows."""
