@@ -108,8 +108,7 @@ def estimates(problem: Problem, fit: Trained, scaling: Scaling, *, errors: bool 
     Notes
     -----
     Last layer, Gaussian: inverse observed information of the profiled marginal likelihood given the hidden layers.
-    Others:
-    inverse expected information of the variances in the linearised model, hidden layers held.
+    Others: inverse expected information of the variances in the linearised model, hidden layers held.
     """
     if is_exact(problem):
         return exact_estimates(problem, fit, scaling, errors)

@@ -136,8 +136,7 @@ def fit_last_layer(problem: Problem, control: Control, theta: Array) -> Trained:
 
     Notes
     -----
-    The finish holds the hidden layers: brought to their own maximum they overfit (3 % more test error on simulated
-    data
+    The finish holds the hidden layers: brought to their own maximum they overfit (3 % more test error on simulated data
     without person effects), while the covariance must not depend on where Adam stopped.
     """
     start, watch = start_last(problem, theta), Watch.new()

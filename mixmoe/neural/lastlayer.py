@@ -1,8 +1,8 @@
 """Exact marginal likelihood of a network whose last layer is a linear mixed model.
 
-Given the features H of the last hidden layer, ``y_i = H_i beta + Z_i b_i + e_i`` with Z some columns of H, ``b_i ~
-N(0, sigma^2 L L')``.
-With ``W = I + L'Z'ZL`` everything is in terms of cross-products per person; beta and sigma are profiled out.
+Given the features H of the last hidden layer, ``y_i = H_i beta + Z_i b_i + e_i`` with Z some columns of H and
+``b_i ~ N(0, sigma^2 L L')``. With ``W = I + L'Z'ZL`` everything is in terms of cross-products per person; beta and
+sigma are profiled out.
 
 References
 ----------

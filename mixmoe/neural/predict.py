@@ -263,9 +263,8 @@ def prior_draws(fit: Trained, rng: np.random.Generator, n_draws: int = N_DRAWS) 
 def mixture_draws(fit: Trained, z: Array, C: Array, rng: np.random.Generator, n_draws: int = N_DRAWS) -> Array:
     """Latent effects of unknown persons from the mixture of the known persons' posteriors, shape (n_draws, r).
 
-    One step of EM from the diagonal prior towards the distribution of effects: it has the correlations between
-    effects that
-    a diagonal covariance leaves out, and without which intervals of unknown persons were far too wide (97 %
+    One step of EM from the diagonal prior towards the distribution of effects: it has the correlations between effects
+    that a diagonal covariance leaves out, and without which intervals of unknown persons were far too wide (97 %
     instead of 90).
     """
     who = rng.permutation(np.arange(n_draws) % len(z))

@@ -119,9 +119,8 @@ class NMEResults(MoEResults):
         Returns
         -------
         DataFrame
-            Rows in the user's order. Gaussian: ``mean``, ``lower``, ``upper``; categories: one column of
-            probabilities per
-            level, and ``lower_``/``upper_`` of each.
+            Rows in the user's order. Gaussian: ``mean``, ``lower``, ``upper``; categories: one column of probabilities
+            per level, and ``lower_``/``upper_`` of each.
         """
         if not isinstance(interval, bool):
             raise ArgumentError(f"interval must be True or False, got {interval!r}")
@@ -184,9 +183,8 @@ class NMEResults(MoEResults):
         Parameters
         ----------
         kind : {"effects", "learning"}
-            ``"effects"``: predictions along one input, the others at their means, for the population with limits
-            and for
-            persons; options ``variable=``, ``persons=`` (labels), ``n_persons=``. ``"learning"``: losses per epoch.
+            ``"effects"``: predictions along one input, the others at their means, for the population with limits and
+            for persons; options ``variable=``, ``persons=`` (labels), ``n_persons=``. ``"learning"``: losses per epoch.
         """
         if kind == "learning":
             return learning_curves(self.trained.trace, **options)
