@@ -355,13 +355,23 @@ def _network_record(c: Candidate) -> dict[str, Any]:
 
 def _validated(table: Selection) -> tuple[Validated, ...]:
     """What the table and the figure of networks show."""
-    best, out = _best(table.candidates, "validation"), []
-    for i, c in enumerate(table.candidates):
-        row = _network_record(c)
-        names = ("llf", "parameters", "epochs", "converged")
-        values = [row[name] for name in names]
-        out.append(Validated(c.formula, c.label, c.validation, c.validation_se, *values, c.measure, i == best))
-    return tuple(out)
+    best = _best(table.candidates, "validation")
+    records = [_network_record(c) for c in table.candidates]
+    return tuple(
+        Validated(
+            formula=c.formula,
+            label=c.label,
+            error=c.validation,
+            se=c.validation_se,
+            loglik=row["llf"],
+            parameters=row["parameters"],
+            epochs=row["epochs"],
+            converged=row["converged"],
+            measure=c.measure,
+            best=i == best,
+        )
+        for i, (c, row) in enumerate(zip(table.candidates, records, strict=True))
+    )
 
 
 def _network_notes(table: Selection) -> tuple[str, ...]:

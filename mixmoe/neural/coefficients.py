@@ -1,18 +1,16 @@
 """Coefficients of a network without hidden layers on the user's scale: those of a (mixed) regression."""
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe.layout import Parameter
-from mixmoe.neural._torch import Tensor, to_array, torch
+from mixmoe.neural._torch import to_array, torch
 from mixmoe.neural.exact import is_exact
 from mixmoe.neural.inputs import Scaling
 from mixmoe.neural.laplace import posterior_covariance
-from mixmoe.neural.predict import MAX_PARAMETERS, population_information, to_state
-from mixmoe.neural.problem import Problem, Trained, total_loss
-from mixmoe.neural.steps import State, effects, person_information
+from mixmoe.neural.predict import MAX_CHAIN, MAX_PARAMETERS, chain_information, population_information, to_state
+from mixmoe.neural.problem import Problem, Trained
+from mixmoe.neural.steps import person_information
 
 Array = NDArray[np.float64]
 
@@ -91,30 +89,14 @@ def random_weights(problem: Problem, fit: Trained, scaling: Scaling) -> Array:
 
 def coefficient_covariance(problem: Problem, fit: Trained, scaling: Scaling) -> Array:
     """Covariance of the coefficients, the effects integrated out and variances held, shape (R, R)."""
-    T = coefficient_map(problem, scaling)
-    if problem.network.n_parameters > MAX_PARAMETERS:
+    T, limit = coefficient_map(problem, scaling), MAX_CHAIN if problem.family == "crf" else MAX_PARAMETERS
+    if problem.network.n_parameters > limit:
         return np.full((len(T), len(T)), np.nan)
-    state = to_state(problem, fit)
     with torch.no_grad():
-        C = posterior_covariance(person_information(problem, state), state.s)
-    if problem.family == "crf":
-        information = chain_information(problem, state, C)
-    else:
-        with torch.no_grad():
+        state = to_state(problem, fit)
+        if problem.family == "crf":
+            information = chain_information(problem, state).population
+        else:
+            C = posterior_covariance(person_information(problem, state), state.s)
             information = population_information(problem, state, C)
     return T @ np.linalg.pinv(to_array(information), rcond=1e-10, hermitian=True) @ T.T
-
-
-def chain_information(problem: Problem, state: State, C: Tensor) -> Tensor:
-    """Observed information about the shared parameters of a CRF, the effects integrated out, shape (P, P)."""
-    theta, z = (values.detach().clone().requires_grad_(True) for values in (state.theta, state.z))
-    moved = replace(state, theta=theta, z=z)
-    eta = effects(moved) if problem.n_effects else None
-    loss = total_loss(problem, problem.train, theta, eta) + 0.0 * z.sum()
-    slope = torch.autograd.grad(loss, theta, create_graph=True)[0]
-    rows = [torch.autograd.grad(value, (theta, z), retain_graph=True, allow_unused=True) for value in slope]
-    own = torch.stack([row[0] for row in rows])
-    if not problem.n_effects:
-        return own
-    cross = torch.stack([row[1] for row in rows])  # (P, N, r)
-    return own - torch.einsum("jnr,nrs,kns->jk", cross, C, cross)

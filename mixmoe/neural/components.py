@@ -24,9 +24,9 @@ from mixmoe.neural.inputs import Scaling
 from mixmoe.neural.laplace import marginal_information, variance_information
 from mixmoe.neural.lastlayer import feature_columns, profile
 from mixmoe.neural.network import TensorSpec
-from mixmoe.neural.predict import to_state
+from mixmoe.neural.predict import to_state, uncertainty
 from mixmoe.neural.problem import Problem, Trained
-from mixmoe.neural.steps import information_pieces, person_information
+from mixmoe.neural.steps import information_pieces
 
 Array = NDArray[np.float64]
 
@@ -124,8 +124,7 @@ def estimates(problem: Problem, fit: Trained, scaling: Scaling, *, errors: bool 
     Notes
     -----
     Last layer, Gaussian: inverse observed information of the profiled marginal likelihood given the hidden layers.
-    Others:
-    inverse expected information of the variances in the linearised model, hidden layers held.
+    Others: inverse expected information of the variances in the linearised model, hidden layers held.
     """
     if is_exact(problem):
         return exact_estimates(problem, fit, scaling, errors)
@@ -318,22 +317,14 @@ def add_residual(info: Tensor, s: Tensor, H: Tensor, M: Tensor, sigma2: float, g
 
 
 def population_transitions(problem: Problem, fit: Trained, errors: bool) -> tuple[Array, Array]:
-    """Centred population transition scores (C*C,) and their covariance, the emission network held."""
-    spec = problem.network.tensors[-1]
+    """Centred population transition scores (C*C,) and their covariance, NaN where there is none."""
     if problem.family != "crf":
         return np.empty(0), np.empty((0, 0))
-    C = spec.shape[0]
-    scores = problem.tensor(fit.theta[spec.start : spec.stop].reshape(C, C))
+    C = problem.network.n_out
+    scores = problem.tensor(fit.theta[-C * C :].reshape(C, C))
     values = to_array(centred(scores)).reshape(-1)
-    columns = problem.personal.columns("transitions")
-    if not errors or columns is None:
+    covered = uncertainty(problem, fit).population if errors else None
+    if covered is None:
         return values, np.full((C * C, C * C), np.nan)
-    with torch.no_grad():
-        state = to_state(problem, fit)
-        M = marginal_information(person_information(problem, state), state.s).sum(0)
-    if state.loading is not None:
-        return values, np.full((C * C, C * C), np.nan)
-    eye = problem.tensor(np.eye(C * C).reshape(C * C, C, C))
-    project = to_array(centred(eye)).reshape(C * C, C * C)
-    inner = to_array(M[columns, columns])
-    return values, project @ np.linalg.pinv(project @ inner @ project, rcond=1e-10, hermitian=True) @ project
+    project = to_array(centred(problem.tensor(np.eye(C * C).reshape(C * C, C, C)))).reshape(C * C, C * C)
+    return values, project @ to_array(covered[-C * C :, -C * C :]) @ project

@@ -1,8 +1,7 @@
 """Linear-chain conditional random field on padded batches: likelihood, marginals, decoding.
 
-The score of a state sequence is the sum of its emission scores and of its transition scores; transitions may
-differ between
-the sequences of a batch. All functions loop over the steps of the longest sequence and over nothing else.
+The score of a state sequence is the sum of its emission scores and of its transition scores; transitions may differ
+between the sequences of a batch. All functions loop over the steps of the longest sequence and over nothing else.
 
 References
 ----------

@@ -136,8 +136,7 @@ def fit_last_layer(problem: Problem, control: Control, theta: Array) -> Trained:
 
     Notes
     -----
-    The finish holds the hidden layers: brought to their own maximum they overfit (3 % more test error on simulated
-    data
+    The finish holds the hidden layers: brought to their own maximum they overfit (3 % more test error on simulated data
     without person effects), while the covariance must not depend on where Adam stopped.
     """
     start, watch = start_last(problem, theta), Watch.new()
@@ -160,7 +159,7 @@ def fit_on_features(problem: Problem, theta: Array) -> Trained:
 def start_last(problem: Problem, theta: Array) -> LastState:
     """Parameters as given, and a diagonal factor."""
     entries = start_entries(problem.personal.q, problem.cov, int(problem.group.max()) + 1)
-    return LastState(problem.tensor(theta), entries.to(problem.device))
+    return LastState(problem.tensor(theta), problem.tensor(entries))
 
 
 def descend(problem: Problem, control: Control, state: LastState, watch: Watch) -> list:

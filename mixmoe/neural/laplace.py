@@ -1,8 +1,8 @@
 """Posterior of person effects by the linearised Laplace approximation: kernels on padded batches.
 
-For a person with outputs linearised in her effects, ``A = R'J`` (J the Jacobian, R R' the curvature of the loss)
-and prior
-covariance ``S = diag(s)``: posterior covariance ``C = S - S A'(I + A S A')^-1 A S`` and ``M = A'(I + A S A')^-1 A``.
+For a person with outputs linearised in her effects, ``A = R'J`` (J the Jacobian, R R' the curvature of the loss) and
+prior covariance ``S = diag(s)``: posterior covariance ``C = S - S A'(I + A S A')^-1 A S`` and
+``M = A'(I + A S A')^-1 A``.
 At the maximum of the marginal likelihood ``sum_i eta_ik^2 / s_k^2 = sum_i M_ikk`` for every variance s_k.
 
 References

@@ -57,17 +57,14 @@ class Tried:
 class NME:
     """A network in which chosen parameters differ between persons.
 
-    ``theta_i = theta + eta_i`` on the tensors named in ``re:``, ``eta_i ~ N(0, Sigma)``, and the response of row j
-    of person
-    i is distributed around the output of the network with her parameters; for sequences of states the network
-    gives the
-    emission scores of a linear-chain conditional random field (CRF), whose transition scores may be personal.
+    ``theta_i = theta + eta_i`` on the tensors named in ``re:``, ``eta_i ~ N(0, Sigma)``, and the response of row j of
+    person i is distributed around the output of the network with her parameters; for sequences of states the network
+    gives the emission scores of a linear-chain conditional random field (CRF), whose transition scores may be personal.
 
     Parameters
     ----------
     formula : str
-        ``"y ~ x1 + x2 | re: (last | id)"``. Left of the bar in ``re:``, joined by ``+``: ``first``, ``last``,
-        ``all``,
+        ``"y ~ x1 + x2 | re: (last | id)"``. Left of the bar in ``re:``, joined by ``+``: ``first``, ``last``, ``all``,
         ``bias``, ``layer[k]``, single tensors such as ``layer1.bias``, ``transitions``, or 0 for a generic network.
         ``seq: day`` orders rows within a person, ``seq: day / session`` separates sequences. The network always has
         biases, so the intercept of the formula is implied. Inputs are standardised inside the fit.
@@ -81,9 +78,8 @@ class NME:
         parameters (``fc1.weight``, ``fc1``, patterns with ``*`` in backticks), or as above, layers being counted in the
         order in which the module registers them. Each row by itself and without chance: no dropout, no batch norm.
     family : {"auto", "gaussian", "binary", "multiclass", "crf"}
-        ``"auto"``: numbers are Gaussian (only 0 and 1: binary); text, categories and booleans binary or
-        multi-class, with
-        ``seq:`` a CRF.
+        ``"auto"``: numbers are Gaussian (only 0 and 1: binary); text, categories and booleans binary or multi-class,
+        with ``seq:`` a CRF.
     estimator : {"laplace", "sgd"}
         Linearised Laplace (exact for effects on the last layer with a Gaussian response), or the published rule.
     cov : {"diagonal", "tensor", "full"} or int, optional
@@ -104,9 +100,8 @@ class NME:
 
     Notes
     -----
-    Maximum likelihood, one grouping factor. Time order within a person, for held-out rows, is that of ``seq:``,
-    else that of
-    the rows in the data.
+    Maximum likelihood, one grouping factor. Time order within a person, for held-out rows, is that of ``seq:``, else
+    that of the rows in the data.
 
     References
     ----------
@@ -211,15 +206,13 @@ class NME:
             Persons per step; default: all. Batches are drawn once and visited in random order each epoch. Not for the
             exact likelihood of effects on the last layer, which needs everyone at each step.
         validation : float, optional
-            Share of each person's last rows on which the best epoch is chosen; these rows are not used otherwise,
-            but for the
-            person effects once the best epoch is known. Default: 0, for ``"sgd"`` 0.2.
+            Share of each person's last rows on which the best epoch is chosen; these rows are not used otherwise, but
+            for the person effects once the best epoch is known. Default: 0, for ``"sgd"`` 0.2.
         patience : int, optional
             Stop after so many epochs without improvement; 400 for ``"sgd"``.
         baselines : bool
             Whether to compare with the generic network, one network per person and network + LME on held-out rows,
-            which
-            takes about four more fits.
+            which takes about four more fits.
         holdout : float
             Share of each person's last rows held out for that comparison.
         rng : int, numpy.random.Generator or None

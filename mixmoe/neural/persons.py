@@ -60,8 +60,6 @@ class Persons:
         Covariance of the population parameters, from the fit's own persons; None: not computed yet.
     fitted : Persons or None
         The persons of the fit, if these are adapted ones.
-    estimates : ndarray, shape (P, P), or None
-        Covariance of the reported parameters, which those of a CRF's transitions come first in.
     """
 
     design: Design
@@ -72,7 +70,6 @@ class Persons:
     z: Array
     population: Any = None
     fitted: "Persons | None" = None
-    estimates: Any = None
 
     def __repr__(self) -> str:
         what = "persons of the fit" if self.fitted is None else "adapted persons"
@@ -113,7 +110,7 @@ class Persons:
     @property
     def transitions(self) -> Transitions:
         """Transition probabilities of the population and of these persons, with intervals (CRF)."""
-        return build_transitions(self, self.uncertainty(), self.estimates)
+        return build_transitions(self, self.uncertainty())
 
     def decode(self, data: Any) -> pd.Series:
         """The most probable state sequences (CRF)."""
@@ -129,13 +126,13 @@ def parameter_names(problem: Problem) -> list[str]:
     return names
 
 
-def persons_of(model: Any, problem: Problem, trained: Trained, estimates: Any = None) -> Persons:
+def persons_of(model: Any, problem: Problem, trained: Trained) -> Persons:
     """The persons of a fit; rows held out for early stopping count for their effects."""
     everyone = replace(model.problem, cov=problem.cov)
     z = trained.z
     if problem.validation.n_rows and model.estimator == "laplace" and problem.n_effects:
         z = effects_from_rows(everyone, trained)
-    return Persons(model.design, model.scaling, everyone, trained, model.design.labels, z, estimates=estimates)
+    return Persons(model.design, model.scaling, everyone, trained, model.design.labels, z)
 
 
 def match_labels(persons: Persons, design: Design) -> Index:

@@ -8,18 +8,19 @@ from scipy.stats import norm
 
 from mixmoe.neural._torch import Tensor, to_array, torch
 from mixmoe.neural.blocks import Block, Blocks, to_rows
-from mixmoe.neural.crf import decode, marginals
+from mixmoe.neural.crf import decode, effect_information, marginals
 from mixmoe.neural.families import curvature_root, mean_outputs
 from mixmoe.neural.laplace import posterior_covariance
 from mixmoe.neural.network import forward, jacobian, personal_tensors, view_tensors
 from mixmoe.neural.problem import Problem, Trained
-from mixmoe.neural.steps import State, person_information, pieces, settle_effects
+from mixmoe.neural.steps import State, directions, effects, person_information, pieces, settle_effects
 
 Array = NDArray[np.float64]
 
 N_DRAWS = 512
 BISECTIONS = 32
 MAX_PARAMETERS = 3000  # above, the uncertainty of the population parameters is left out
+MAX_CHAIN = 300  # the same for a CRF, whose second derivatives cost a pass over the data per parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +127,14 @@ class Uncertainty:
     effects : Tensor, shape (N, r, r), or None
         Posterior covariance of the latent effects; None where no variance is wanted.
     population : Tensor, shape (P, P), or None
-        Covariance of the population parameters; None if there are too many, or for a CRF.
+        Covariance of the population parameters; None if there are too many.
+    gain : Tensor, shape (N, r, P), or None
+        Of a CRF: how far the latent effects follow a change of the population parameters, see `person_gain`.
     """
 
     effects: Tensor | None
     population: Tensor | None
+    gain: Tensor | None = None
 
     def __repr__(self) -> str:
         shapes = (None if v is None else tuple(v.shape) for v in (self.effects, self.population))
@@ -141,11 +145,63 @@ def uncertainty(problem: Problem, fit: Trained, z: Array | None = None, *, popul
     """Posterior covariances of the effects, and the covariance of the population parameters if wanted."""
     with torch.no_grad():
         state = to_state(problem, fit, z)
+        limit = MAX_CHAIN if problem.family == "crf" else MAX_PARAMETERS
+        if problem.family == "crf" and problem.network.n_parameters <= limit:
+            return chain_uncertainty(problem, state, population=population)
         C = posterior_covariance(person_information(problem, state), state.s)
-        too_many = problem.network.n_parameters > MAX_PARAMETERS
-        if problem.family == "crf" or too_many or not population:
+        if problem.network.n_parameters > limit or not population:
             return Uncertainty(C, None)
         return Uncertainty(C, ridged_inverse(population_information(problem, state, C)))
+
+
+def chain_uncertainty(problem: Problem, state: State, *, population: bool) -> Uncertainty:
+    """Uncertainty of a CRF from its second derivatives in all parameters."""
+    found = chain_information(problem, state)
+    return Uncertainty(found.effects, ridged_inverse(found.population) if population else None, found.gain)
+
+
+@dataclass(frozen=True, slots=True)
+class ChainInformation:
+    """What the sequences tell about the parameters of a CRF.
+
+    Attributes
+    ----------
+    effects : Tensor, shape (N, r, r)
+        Posterior covariance of the latent effects.
+    gain : Tensor, shape (N, r, P)
+        As in `Uncertainty`.
+    population : Tensor, shape (P, P)
+        Information about the population parameters, the effects integrated out.
+    """
+
+    effects: Tensor
+    gain: Tensor
+    population: Tensor
+
+
+def chain_information(problem: Problem, state: State) -> ChainInformation:
+    """Information from the second derivatives in all parameters, emissions linearised in theirs.
+
+    A score that is added wherever a state is entered is, but for the first row of a sequence, one that the emission
+    has at this state: with the emission network held, standard errors of transition scores would be far too small.
+    """
+    P, index = problem.network.n_parameters, torch.as_tensor(problem.personal.index, device=problem.device)
+    total = torch.zeros(P, P, dtype=torch.float64, device=problem.device)
+    cross = torch.zeros(*state.z.shape, P, dtype=torch.float64, device=problem.device)
+    eta = effects(state)
+    for whole in problem.train:
+        for block in pieces(problem, whole, P * problem.network.n_out**2):
+            tensors = view_tensors(problem.network, problem.personal, state.theta, eta[block.persons])
+            outputs = forward(problem.network, tensors, block.x)
+            slopes = whole_jacobian(problem, block, state)[..., : P - problem.network.n_out**2]
+            H = effect_information(outputs, tensors[-1], slopes, block.mask, True)
+            rows = H[:, index]
+            total += H.sum(0)
+            cross.index_add_(0, block.persons, rows if state.loading is None else directions(state.loading).T @ rows)
+    H = cross[..., index]
+    C = posterior_covariance(H if state.loading is None else H @ directions(state.loading), state.s)
+    gain = C @ cross
+    return ChainInformation(C, gain, total - torch.einsum("nrp,nrq->pq", cross, gain))
 
 
 def person_gain(problem: Problem, state: State, C: Tensor) -> Tensor:
@@ -311,9 +367,8 @@ def mixture_quantile(means: Tensor, sd: Tensor, level: float) -> Tensor:
 def mixture_draws(fit: Trained, z: Array, C: Array, rng: np.random.Generator, n_draws: int = N_DRAWS) -> Array:
     """Latent effects of unknown persons from the mixture of the known persons' posteriors, shape (n_draws, r).
 
-    One step of EM from the diagonal prior towards the distribution of effects: it has the correlations between
-    effects that
-    a diagonal covariance leaves out, and without which intervals of unknown persons were far too wide (97 %
+    One step of EM from the diagonal prior towards the distribution of effects: it has the correlations between effects
+    that a diagonal covariance leaves out, and without which intervals of unknown persons were far too wide (97 %
     instead of 90).
     """
     who = rng.permutation(np.arange(n_draws) % len(z))
@@ -377,8 +432,8 @@ def block_means(problem: Problem, block: Block, tensors: list[Tensor]) -> Tensor
 
 
 def population_spread(problem: Problem, block: Block, state: State, covered: Uncertainty) -> Tensor | float:
-    """Variance of the population prediction from that of the population parameters."""
-    if covered.population is None:
+    """Variance of the population prediction from that of the population parameters; none for a CRF's marginals."""
+    if covered.population is None or problem.family == "crf":
         return 0.0
     tensors = view_tensors(problem.network, problem.personal, state.theta, None)
     outputs = forward(problem.network, tensors, block.x)

@@ -94,7 +94,7 @@ class NMEResults(NetworkDiagnosis):
     @cached_property
     def persons(self) -> Persons:
         """The persons of the fit with their effects."""
-        return persons_of(self.model, self.problem, self.trained, self.cov.matrix)
+        return persons_of(self.model, self.problem, self.trained)
 
     @property
     def random_effects(self) -> pd.DataFrame:
@@ -123,9 +123,8 @@ class NMEResults(NetworkDiagnosis):
         Returns
         -------
         DataFrame
-            Rows in the user's order. Gaussian: ``mean``, ``lower``, ``upper``; categories: one column of
-            probabilities per
-            level, and ``lower_``/``upper_`` of each.
+            Rows in the user's order. Gaussian: ``mean``, ``lower``, ``upper``; categories: one column of probabilities
+            per level, and ``lower_``/``upper_`` of each.
         """
         if not isinstance(interval, bool):
             raise ArgumentError(f"interval must be True or False, got {interval!r}")
@@ -170,7 +169,7 @@ class NMEResults(NetworkDiagnosis):
         ArgumentError
             If the model is no CRF.
         """
-        return build_transitions(self.persons, self.uncertainty, self.cov.matrix)
+        return build_transitions(self.persons, self.uncertainty)
 
     def tables(self, alpha: float = 0.05) -> tuple[Table, ...]:
         """Header, architecture, parameters, shares of variance, and the comparison on held-out rows."""

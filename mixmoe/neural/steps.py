@@ -268,8 +268,7 @@ def calibrate(problem: Problem, state: State, n_draws: int = 64) -> None:
     """Scale all variances by the factor that maximises the marginal likelihood, effects settled anew.
 
     The fixed point of the variance updates holds the curvature of the loss still; with categorical responses the
-    curvature falls as effects grow, and variances come out too small: on simulated CRFs with standard deviations
-    of .79
+    curvature falls as effects grow, and variances come out too small: on simulated CRFs with standard deviations of .79
     it gives .66, the maximum of the Laplace approximation is at .75, that of importance sampling at .77.
     """
     generator = torch.Generator().manual_seed(0)

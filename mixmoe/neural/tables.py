@@ -10,6 +10,7 @@ from mixmoe.neural.compare import Comparison
 from mixmoe.neural.exact import is_exact
 from mixmoe.neural.predict import to_state, whole_jacobian
 from mixmoe.neural.problem import Problem, Trained, block_outputs
+from mixmoe.neural.steps import pieces
 from mixmoe.output.tables import Cell, Table
 
 
@@ -70,37 +71,34 @@ def comparison_table(found: Comparison) -> Table:
 
 
 def share_table(problem: Problem, fit: Trained) -> Table | None:
-    """Share of the response's variance that each personal tensor explains (Gaussian, linearised)."""
+    """Shares of the response's variance: population, person effects (linearised), residual (Gaussian)."""
     if problem.family != "gaussian" or not problem.personal.q:
         return None
-    parts = tensor_variances(problem, fit)
-    total = parts.sum() + fit.sigma2 + population_variance(problem, fit)
-    rows = [*((spec.name, v / total) for spec, v in zip(problem.personal.tensors, parts, strict=True))]
-    rows += [("residual", fit.sigma2 / total)]
-    note = "Tensors' shares ignore their covariance; the rest is explained by the population's network."
-    return Table(
-        "shares",
-        "Share of variance",
-        ("share",),
-        tuple(name for name, _ in rows),
-        tuple((float(v),) for _, v in rows),
-        (".3f",),
-        (note,),
-    )
+    variances = {"population": population_variance(problem, fit)}
+    if problem.cov in ("diagonal", "tensor"):
+        names = [spec.name for spec in problem.personal.tensors]
+        masks = [problem.personal.group == k for k in range(len(names))]
+        parts = zip(names, masks, strict=True)
+        variances |= {f"person effects, {name}": effect_variance(problem, fit, mask) for name, mask in parts}
+    else:  # effects of several tensors are correlated, and their parts do not add up
+        variances["person effects"] = effect_variance(problem, fit, problem.personal.group >= 0)
+    variances["residual"] = fit.sigma2
+    total = sum(variances.values())
+    cells = tuple((float(value / total),) for value in variances.values())
+    return Table("shares", "Share of variance", ("share",), tuple(variances), cells, (".3f",))
 
 
-def tensor_variances(problem: Problem, fit: Trained) -> NDArray[np.float64]:
-    """Mean variance of the output due to each personal tensor, at the population's parameters, shape (n_tensors,)."""
-    covariance = problem.tensor(fit.covariance)
-    total = np.zeros(len(problem.personal.tensors))
+def effect_variance(problem: Problem, fit: Trained, chosen: NDArray[np.bool_]) -> float:
+    """Mean variance of the output due to the chosen effects (q,), at the population's parameters."""
+    covariance = problem.tensor(fit.covariance[np.ix_(chosen, chosen)])
+    columns = torch.as_tensor(problem.personal.index[chosen], device=problem.device)
+    total = 0.0
     with torch.no_grad():
         state = to_state(problem, fit, np.zeros_like(fit.z))
-        for block in problem.train:
-            J = whole_jacobian(problem, block, state)[..., 0, problem.personal.index] * block.mask.unsqueeze(-1)
-            for k in range(len(total)):
-                mine = torch.as_tensor(problem.personal.group == k, device=problem.device)
-                part = J[..., mine]
-                total[k] += float(((part @ covariance[mine][:, mine]) * part).sum())
+        for whole in problem.train:
+            for block in pieces(problem, whole, 2 * problem.network.n_parameters):
+                J = whole_jacobian(problem, block, state)[..., 0, columns] * block.mask.unsqueeze(-1)
+                total += float(((J @ covariance) * J).sum())
     return total / problem.train.n_rows
 
 

@@ -158,7 +158,7 @@ def hsic_test(a: Array, b: Array, permutations: int, rng: np.random.Generator) -
     return Association(observed, p_value, n, permutations)
 
 
-def build_transitions(persons: "Persons", covered: Uncertainty, cov: Array) -> Transitions:
+def build_transitions(persons: "Persons", covered: Uncertainty) -> Transitions:
     """Probabilities with intervals from draws of the posterior of the effects.
 
     Raises
@@ -177,10 +177,10 @@ def build_transitions(persons: "Persons", covered: Uncertainty, cov: Array) -> T
         base = state.theta[spec.start : spec.stop].view(C, C)
         tensors = view_tensors(problem.network, problem.personal, state.theta, None)
         average = forward(problem.network, tensors, problem.tensor(np.zeros((1, 1, problem.network.n_in))))[0, 0]
-        draws = effect_draws(persons, covered, C) + population_draws(persons, covered, cov[: C * C, : C * C])
+        draws = effect_draws(persons, covered, C) + population_draws(persons, covered, C)
         point = base + effect_means(persons, C)
         own = limits(next_state(point, average), next_state(base + draws, average))
-        whole = population_limits(base, average, cov[: C * C, : C * C])
+        whole = population_limits(base, average, covered.population)
         spread = centred(draws).std(0, correction=0)
     frame = long_frame(states, own)
     frame.insert(0, "person", np.repeat(persons.labels, C * C))
@@ -215,35 +215,32 @@ def effect_draws(persons: "Persons", covered: Uncertainty, C: int) -> Tensor:
     return mean + moved.view(N_DRAWS, -1, C, C)
 
 
-def population_draws(persons: "Persons", covered: Uncertainty, cov: Array) -> Tensor | float:
-    """What the uncertainty of the population scores adds to each person's scores, shape (n_draws, N, C, C).
+def population_draws(persons: "Persons", covered: Uncertainty, C: int) -> Tensor | float:
+    """What the uncertainty of the population parameters adds to each person's scores, shape (n_draws, N, C, C).
 
-    A person's effects make up for a change of the population scores as far as her rows tell: what is left is ``C_i
-    S^-1`` of it.
+    A person's effects make up for a change of the population parameters as far as her rows tell, see `person_gain`.
     """
-    columns = persons.problem.personal.columns("transitions")
-    if columns is None or covered.effects is None or persons.problem.rank is not None or not np.isfinite(cov).all():
+    if covered.population is None or covered.gain is None:
         return 0.0
-    size = len(cov)
-    tensor = persons.problem.tensor
-    left = covered.effects[:, columns, columns] / tensor(np.maximum(persons.trained.s[columns], 1e-12))
-    roots, vectors = np.linalg.eigh(cov)
-    noise = np.random.default_rng(1).standard_normal((N_DRAWS, size)) * np.sqrt(np.maximum(roots, 0.0))
-    moved = torch.einsum("nij,dj->dni", left, tensor(noise @ vectors.T))
-    C = round(size**0.5)
-    return moved.view(N_DRAWS, -1, C, C)
+    moved = parameter_draws(covered.population)
+    own = moved[:, None, -C * C :] - torch.einsum("cr,nrp,dp->dnc", transition_loading(persons), covered.gain, moved)
+    return own.view(N_DRAWS, -1, C, C)
 
 
-def population_limits(base: Tensor, average: Tensor, cov: Array) -> Array:
-    """Population probabilities and their limits, (3, C, C); limits are NaN without a covariance of the scores."""
+def parameter_draws(cov: Tensor) -> Tensor:
+    """Draws of the population parameters around their estimates, shape (n_draws, P)."""
+    roots, vectors = torch.linalg.eigh(cov)
+    noise = np.random.default_rng(1).standard_normal((N_DRAWS, len(cov)))
+    return (torch.as_tensor(noise, device=cov.device) * roots.clamp_min(0.0).sqrt()) @ vectors.T
+
+
+def population_limits(base: Tensor, average: Tensor, cov: Tensor | None) -> Array:
+    """Population probabilities and their limits, (3, C, C); limits are NaN without a covariance of the parameters."""
     C = base.shape[0]
     point = next_state(base, average)
-    if not np.isfinite(cov).all():
+    if cov is None:
         return np.stack([to_array(point), np.full((C, C), np.nan), np.full((C, C), np.nan)])
-    roots, vectors = np.linalg.eigh(cov)
-    noise = np.random.default_rng(0).standard_normal((N_DRAWS, C * C)) * np.sqrt(np.maximum(roots, 0.0))
-    draws = base + torch.tensor(noise @ vectors.T, device=base.device).view(-1, C, C)
-    return limits(point, next_state(draws, average))
+    return limits(point, next_state(base + parameter_draws(cov)[:, -C * C :].view(-1, C, C), average))
 
 
 def limits(point: Tensor, draws: Tensor) -> Array:

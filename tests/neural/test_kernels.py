@@ -107,7 +107,7 @@ def test_profiled_deviance_equals_the_dense_density():
     H, y = tensor(3, 7, 3), tensor(3, 7)
     mask = torch.tensor((np.arange(7) < np.array(lengths)[:, None]).astype(float))
     columns = torch.tensor([0, 2])
-    entries = start_entries(2, "full", 2) + 0.2 * tensor(3)
+    entries = torch.tensor(start_entries(2, "full", 2)) + 0.2 * tensor(3)
     L = factor_from(entries, 2, "full", columns)
     m = cross_products(H, y, mask, columns)
     fit = profile(m, L)
