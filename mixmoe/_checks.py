@@ -48,9 +48,9 @@ def _check_order(values: pd.Series, name: str, rows: Rows, frame: FrameView) -> 
         return
     i = _first_text(values, rows)
     raise DesignError(
-        f"the order {name!r} of seq: is {shown(values.iloc[i])} in row {label_of(rows, frame, i)}, a text, and the order "
-        "of texts is that of their letters, '10' before '2'; convert it with pd.to_numeric or pd.to_datetime, or make it "
-        "an ordered category, as in pd.Categorical(values, categories=[...], ordered=True)"
+        f"the order {name!r} of seq: is {shown(values.iloc[i])} in row {label_of(rows, frame, i)}, a text, and the "
+        "order of texts is that of their letters, '10' before '2'; convert it with pd.to_numeric or pd.to_datetime, or "
+        "make it an ordered category, as in pd.Categorical(values, categories=[...], ordered=True)"
     )
 
 

@@ -163,7 +163,9 @@ class Diagnosis:
         """
         checked_choice(kind, "kind", tuple(PANELS))
         if not self._resid_kinds and kind not in ("starts", "random_effects"):
-            raise ArgumentError(f"{self.model.family_name} has no figure {kind!r} for this response; compare predict() with it")
+            raise ArgumentError(
+                f"{self.model.family_name} has no figure {kind!r} for this response; compare predict() with it"
+            )
         made = getattr(self, PANELS[kind])
         allowed = list(inspect.signature(made).parameters)
         for name in options:

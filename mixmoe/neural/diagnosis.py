@@ -87,4 +87,4 @@ class NetworkDiagnosis(MoEResults):
         return Effects(tuple(parameter_names(problem)), means, implied, np.ones(len(means), dtype=np.intp))
 
     def _starts_panels(self) -> tuple[Panel, ...]:
-        raise ArgumentError(f"{self.model.family_name} has one start, so there are none to compare; see plot('learning')")
+        raise ArgumentError(f"{self.model.family_name} has one start, so none are compared; see plot('learning')")

@@ -521,7 +521,7 @@ def checked_widths(hidden: Any, network: Any) -> tuple[int, ...]:
     if hidden is None:
         return WIDTHS
     if isinstance(hidden, str) or not isinstance(hidden, Iterable):
-        raise ArgumentError(f"hidden must hold the widths of the hidden layers, such as (5,) or (10, 5), got {hidden!r}")
+        raise ArgumentError(f"hidden must hold the widths of the layers, such as (5,) or (10, 5), got {hidden!r}")
     return tuple(hidden)
 
 

@@ -113,7 +113,8 @@ def build_network(n_in: int, n_out: int, hidden: Sequence[int], activation: str 
 def wrap_module(module: Any, n_in: int, n_out: int, n_states: int = 0) -> Network:
     """A user's own ``torch.nn.Module`` as a network.
 
-    The module, which passed `check_module`, must map rows ``(rows, n_in)`` to outputs ``(rows, n_out)`` or ``(rows,)``, each row by itself.
+    The module, which passed `check_module`, must map rows ``(rows, n_in)`` to outputs ``(rows, n_out)`` or
+    ``(rows,)``, each row by itself.
 
     Raises
     ------

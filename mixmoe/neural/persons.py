@@ -235,7 +235,7 @@ def over_effects(
 
 
 def has_prior_only(persons: Persons) -> bool:
-    """Whether unknown persons are like the model says, not like the known ones: a full covariance leaves out nothing."""
+    """Whether unknown persons are as the model says, not as the known ones: a full covariance leaves out nothing."""
     problem = persons.problem
     return problem.cov == "full" or not problem.n_effects or len((persons.fitted or persons).labels) < 2
 

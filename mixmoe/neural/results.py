@@ -54,8 +54,8 @@ class NMEResults(NetworkDiagnosis):
     Notes
     -----
     Of the common methods a network has no `profile`, `lr_test` and `influence`, which need regular parameters, and, as
-    there is one expert, nothing that tells experts apart. `resid` and the figures ``"residuals"``, ``"qq"`` and ``"fit"``
-    are those of Gaussian and binary responses.
+    there is one expert, nothing that tells experts apart. `resid` and the figures ``"residuals"``, ``"qq"`` and
+    ``"fit"`` are those of Gaussian and binary responses.
     """
 
     _default_plot = "effects"

@@ -18,6 +18,7 @@ def architecture_table(model: Any, problem: Problem, fit: Trained) -> Table:
     """What the network is, what is personal in it, and how it was estimated."""
     network = problem.network
     widths = " - ".join(map(str, (network.n_in, *network.hidden, network.n_out)))
+    shape = network.activation if network.hidden else "linear"
     own = ", ".join(spec.name for spec in problem.personal.tensors) or "nothing"
     exact = is_exact(problem) and model.estimator == "laplace"
     how = (
@@ -29,7 +30,7 @@ def architecture_table(model: Any, problem: Problem, fit: Trained) -> Table:
         ("Family", problem.family),
         (
             "Network",
-            type(network.module).__name__ if network.module is not None else f"{widths} ({network.activation if network.hidden else 'linear'})",
+            type(network.module).__name__ if network.module is not None else f"{widths} ({shape})",
         ),
         ("Shared parameters", network.n_parameters),
         ("Personal", own),

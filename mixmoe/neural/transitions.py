@@ -126,7 +126,7 @@ def person_values(covariate: Any, labels: NDArray[np.object_]) -> Array:
     if series.index.has_duplicates:
         label = series.index[series.index.duplicated()][0]
         raise ArgumentError(
-            f"covariate has several values for {label!r}; give one per person, such as data.groupby(person)[name].first()"
+            f"covariate has several values for {label!r}; give one per person, as data.groupby(person)[name].first()"
         )
     mine = series.loc[list(labels)]
     if mine.isna().any():
