@@ -406,12 +406,13 @@ class NME:
 
 def unconverged(trained: Trained, gain: float | None) -> Flag:
     """What a reader must know of a fit that did not arrive; `gain` is what it has left to gain, if that is much."""
-    epochs = len(trained.trace.train)
+    count = len(trained.trace.train)
+    epochs = f"{count} epoch{'' if count == 1 else 's'}"
     if gain is None:
-        return Flag("not_converged", f"the variances still moved after {epochs} epochs; give more epochs")
+        return Flag("not_converged", f"the variances still moved after {epochs}; give more epochs")
     return Flag(
         "not_converged",
-        f"after {epochs} epochs the log-likelihood could still rise by {gain:.1f} or more, so that it and AIC and BIC "
+        f"after {epochs} the log-likelihood could still rise by {gain:.1f} or more, so that it and AIC and BIC "
         "are not those of the maximum; give more epochs, or choose the epoch by validation=",
     )
 

@@ -301,6 +301,7 @@ def test_an_unseen_state_is_refused(sequences, chain):
 
 
 @pytest.mark.filterwarnings("ignore:the variances still moved")
+@pytest.mark.filterwarnings("ignore:after . epochs? the log-likelihood could still rise")
 def test_ties_are_refused_and_gaps_are_told(sequences):
     with pytest.raises(DesignError, match="share"):
         mm.nme("state ~ x | re: (transitions | id) | seq: day", sequences, hidden=())
@@ -323,6 +324,7 @@ def test_a_person_with_one_row_and_one_without_any(curved):
 
 
 @pytest.mark.filterwarnings("ignore:the variances still moved")
+@pytest.mark.filterwarnings("ignore:after . epochs? the log-likelihood could still rise")
 def test_a_lost_loss_stops_and_restores(curved):
     with pytest.warns(mm.errors.ConvergenceWarning, match="was not finite at epoch"):
         fit = mm.nme("y ~ x1 + x2 | re: (first | id)", curved, hidden=(4,), activation="relu", lr=1e160, **FAST)
