@@ -82,7 +82,7 @@ def shown_columns(persons: Persons) -> list[str]:
     other |= set() if seq is None else {seq.order, seq.within}
     used = {name.name for name in design.recipe.names["expert"]}
     known = [name for name in design.frame.columns if name in used and name not in other]
-    return sorted(known, key=lambda name: not is_number(design.frame[name]))
+    return sorted(known, key=lambda name: not is_number(pd.Series(design.frame[name])))
 
 
 def is_number(column: pd.Series) -> bool:

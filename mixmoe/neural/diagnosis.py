@@ -1,5 +1,6 @@
 """Fitted values, residuals and drawn responses of a network, as the common figures and tests want them."""
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from mixmoe.assess.panels import Effects
 from mixmoe.assess.residuals import Distribution
 from mixmoe.errors import ArgumentError
 from mixmoe.neural._torch import to_array
-from mixmoe.neural.persons import Persons, parameter_names
+from mixmoe.neural.persons import Persons, parameter_names, persons_of
 from mixmoe.neural.predict import Uncertainty
 from mixmoe.neural.problem import Problem, Trained
 from mixmoe.neural.rowwise import draw_rows, places, row_means
@@ -27,8 +28,16 @@ class NetworkDiagnosis(MoEResults):
 
     problem: Problem
     trained: Trained
-    persons: Persons
-    uncertainty: Uncertainty
+
+    @cached_property
+    def uncertainty(self) -> Uncertainty:
+        """Covariances of the person effects and of the population parameters."""
+        return self.persons.uncertainty()
+
+    @cached_property
+    def persons(self) -> Persons:
+        """The persons of the fit with their effects."""
+        return persons_of(self.model, self.problem, self.trained)
 
     def fitted(self, kind: str = "conditional") -> Any:
         """Fitted values, one per row used, in the order of the data.

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,7 @@ from mixmoe.neural.compare import Comparison
 from mixmoe.neural.counting import free_parameters
 from mixmoe.neural.curves import effect_curves, learning_curves
 from mixmoe.neural.diagnosis import NetworkDiagnosis
-from mixmoe.neural.persons import Persons, adapt_persons, persons_of, predict_frame, state_frame
-from mixmoe.neural.predict import Uncertainty
+from mixmoe.neural.persons import Persons, adapt_persons, predict_frame, state_frame
 from mixmoe.neural.problem import Problem, Trace, Trained
 from mixmoe.neural.tables import architecture_table, comparison_table, share_table
 from mixmoe.neural.transitions import Transitions, build_transitions
@@ -85,16 +83,6 @@ class NMEResults(NetworkDiagnosis):
             ("Validation rows", f"{held} of these; they chose the epoch" if held else None),
             ("Likelihood", why if self.model.estimator == "sgd" else None),
         )
-
-    @cached_property
-    def uncertainty(self) -> Uncertainty:
-        """Covariances of the person effects and of the population parameters."""
-        return self.persons.uncertainty()
-
-    @cached_property
-    def persons(self) -> Persons:
-        """The persons of the fit with their effects."""
-        return persons_of(self.model, self.problem, self.trained)
 
     @property
     def random_effects(self) -> pd.DataFrame:
