@@ -100,12 +100,12 @@ class NME:
 
     Notes
     -----
-    Maximum likelihood, one grouping factor; categories with person effects by penalised likelihood, whose coefficients are
-    smaller than at the maximum of the marginal one. AIC and BIC charge all parameters of the network, of a CRF those that
-    sequences can tell, and all free ones of the covariance of the effects. A fit is said to have converged if the
-    variances are settled and the log-likelihood has less to gain than half a standard error per parameter would bring.
-    With ``validation=`` it is that of all rows, at parameters estimated without the validation rows. Time order within a person, for held-out rows, is that of ``seq:``, else
-    that of the rows in the data.
+    Maximum likelihood, one grouping factor; categories with person effects by penalised likelihood, whose coefficients
+    are smaller than at the maximum of the marginal one. AIC and BIC charge all parameters of the network, of a CRF
+    those that sequences can tell, and all free ones of the covariance of the effects. A fit is said to have converged
+    if the variances are settled and the log-likelihood has less to gain than half a standard error per parameter would
+    bring. With ``validation=`` it is that of all rows, at parameters estimated without the validation rows. Time order
+    within a person, for held-out rows, is that of ``seq:``, else that of the rows in the data.
 
     References
     ----------
