@@ -25,7 +25,7 @@ from mixmoe.neural.components import Estimates, build_layout, estimates
 from mixmoe.neural.exact import is_exact
 from mixmoe.neural.families import Family
 from mixmoe.neural.inputs import Scaling, blocks_of, build_scaling, gap_rows, held_out_rows, sequence_codes
-from mixmoe.neural.network import Network, Personal, build_network, select_personal, wrap_module
+from mixmoe.neural.network import Network, Personal, build_network, checked_hidden, select_personal, wrap_module
 from mixmoe.neural.problem import Control, Estimator, Problem, Trained
 from mixmoe.neural.results import NMEResults
 from mixmoe.neural.settings import build_control, checked_share, validation_share
@@ -33,6 +33,7 @@ from mixmoe.neural.settings import build_control, checked_share, validation_shar
 Array = NDArray[np.float64]
 
 COVS = ("diagonal", "tensor", "full")
+MAX_LEVELS = 50  # of categories; a transition matrix grows with their square
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +140,10 @@ class NME:
         )
         check_response(self.design, self.family)
         self.scaling: Scaling = build_scaling(self.design, self.family)
-        self.network: Network = architecture(self.design, self.family, self.scaling, tuple(hidden), activation, network)
+        widths = checked_hidden(hidden)
+        self.network: Network = architecture(self.design, self.family, self.scaling, widths, activation, network)
         self.personal: Personal = select_personal(self.network, layer_names(self.formula), self.formula.text)
+        check_rows(self.design, self.personal)
         self.cov = self._checked_cov(cov)
         self.problem: Problem = self._problem(0.0)
         levels = tuple(str(v) for v in self.design.response_levels or ()) if self.family == "crf" else ()
@@ -148,7 +151,7 @@ class NME:
             self.problem, self.design.names.expert, self.design.names.group or "row", levels
         )
         self.settings: Mapping[str, Any] = {
-            "hidden": list(hidden),
+            "hidden": list(widths),
             "activation": activation,
             "family": self.family,
             "estimator": estimator,
@@ -272,6 +275,10 @@ class NME:
         ArgumentError
             If there are no rows to hold out: where each person has one.
         """
+        known = set(inspect.signature(self.fit).parameters) - {"baselines"}
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise ArgumentError(f"validate has no option {unknown[0]!r}; it has {', '.join(sorted(known))}")
         held = checked_share(holdout, "holdout", zero=False)
         share = validation_share(validation, self.estimator, options.get("patience"))
         control = build_control(self.estimator, self.problem, **options)
@@ -486,8 +493,22 @@ def check_response(design: Design, family: Family) -> None:
     levels = design.response_levels or ()
     if family == "binary" and len(levels) != 2:
         raise DesignError(f"the response {design.names.response!r} has {len(levels)} levels; family='binary' needs 2")
+    if len(levels) > MAX_LEVELS:
+        raise DesignError(
+            f"the response {design.names.response!r} has {len(levels)} levels; family={family!r} takes at most "
+            f"{MAX_LEVELS}; a response of numbers is for family='gaussian'"
+        )
     if family == "crf" and design.sequence is None:
         raise FormulaError("a CRF needs the order of the rows within a person; add | seq: column", design.formula.text)
+
+
+def check_rows(design: Design, personal: Personal) -> None:
+    """Refuse data in which no person has a second row."""
+    if personal.q and design.counts.max() == 1:
+        raise DesignError(
+            f"each of the {design.n_units} persons has one row, which cannot tell her effects from noise; give persons "
+            "with several rows, or fit the generic network with re: (0 | person)"
+        )
 
 
 def architecture(
@@ -502,5 +523,5 @@ def architecture(
         )
     n_states = levels if family == "crf" else 0
     if module is not None:
-        return wrap_module(module.double(), n_in, n_out, n_states)
+        return wrap_module(module, n_in, n_out, n_states)
     return build_network(n_in, n_out, hidden, activation, n_states)

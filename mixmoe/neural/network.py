@@ -88,18 +88,35 @@ class Network:
         return self.hidden[-1] if self.hidden else self.n_in
 
 
+def checked_hidden(hidden: Any) -> tuple[int, ...]:
+    """Widths of the hidden layers.
+
+    Raises
+    ------
+    ArgumentError
+        If they are not a tuple or list of positive whole numbers.
+    """
+    whole = (int, np.integer)
+    if not isinstance(hidden, list | tuple) or any(isinstance(w, bool) or not isinstance(w, whole) for w in hidden):
+        raise ArgumentError(
+            f"hidden must hold positive whole numbers, one per hidden layer, such as (10, 5), or () for none; got "
+            f"{hidden!r}; several networks are compared by mm.select"
+        )
+    if any(width < 1 for width in hidden):
+        raise ArgumentError(f"hidden must hold positive whole numbers, one per hidden layer, got {hidden!r}")
+    return tuple(int(width) for width in hidden)
+
+
 def build_network(n_in: int, n_out: int, hidden: Sequence[int], activation: str = "tanh", n_states: int = 0) -> Network:
     """A network of the given widths; with `n_states`, a transition matrix is added to its parameters.
 
     Raises
     ------
     ArgumentError
-        For widths that are not positive whole numbers, or an unknown activation.
+        For an unknown activation.
     """
     if activation not in ACTIVATIONS:
         raise ArgumentError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    if any(not isinstance(width, int | np.integer) or width < 1 for width in hidden):
-        raise ArgumentError(f"hidden must hold positive whole numbers, one per hidden layer, got {tuple(hidden)!r}")
     widths = [n_in, *hidden, n_out]
     shapes: list[tuple[str, tuple[int, ...]]] = []
     for k in range(len(widths) - 1):
@@ -122,6 +139,7 @@ def wrap_module(module: Any, n_in: int, n_out: int, n_states: int = 0) -> Networ
     """
     if not isinstance(module, torch.nn.Module):
         raise ArgumentError(f"network must be a torch.nn.Module, got {type(module).__name__}")
+    module.double()
     shapes = [(name, tuple(value.shape)) for name, value in module.named_parameters()]
     if not shapes:
         raise ArgumentError(f"network {type(module).__name__} has no parameters; give a module with trainable tensors")
