@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from mixmoe.errors import DesignError
 from mixmoe.neural._torch import to_array, torch
 from mixmoe.neural.exact import fit_last_layer, fit_on_features, is_exact
 from mixmoe.neural.linearised import fit_laplace
@@ -44,9 +45,16 @@ def fit_network(problem: Problem, control: Control, estimator: Estimator, rng: n
     ``"laplace"`` with a Gaussian response and effects on the last layer only is the exact marginal likelihood.
     """
     theta = initial_parameters(problem.network, rng)
-    if estimator == "sgd":
-        return fit_published(problem, control, theta, rng)
-    return fit_last_layer(problem, control, theta) if is_exact(problem) else fit_laplace(problem, control, theta, rng)
+    try:
+        if estimator == "sgd":
+            return fit_published(problem, control, theta, rng)
+        exact = is_exact(problem)
+        return fit_last_layer(problem, control, theta) if exact else fit_laplace(problem, control, theta, rng)
+    except torch.linalg.LinAlgError as error:
+        raise DesignError(
+            f"a matrix of the fit has no Cholesky factor ({str(error).splitlines()[0]}): too few rows for a network of "
+            f"{problem.network.n_parameters} parameters, or numbers too large; use fewer hidden units, or rescale"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)

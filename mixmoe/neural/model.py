@@ -3,7 +3,7 @@
 import inspect
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -26,7 +26,15 @@ from mixmoe.neural.components import Estimates, build_layout, estimates
 from mixmoe.neural.exact import is_exact
 from mixmoe.neural.families import Family
 from mixmoe.neural.inputs import Scaling, blocks_of, build_scaling, gap_rows, held_out_rows, sequence_codes
-from mixmoe.neural.network import Network, Personal, build_network, check_module, select_personal, wrap_module
+from mixmoe.neural.network import (
+    Network,
+    Personal,
+    build_network,
+    check_module,
+    checked_hidden,
+    select_personal,
+    wrap_module,
+)
 from mixmoe.neural.problem import Control, Estimator, Problem, Trained
 from mixmoe.neural.progress import all_rows_loglik, far_from_maximum
 from mixmoe.neural.results import NMEResults
@@ -36,6 +44,7 @@ Array = NDArray[np.float64]
 
 WIDTHS = (10,)  # of the hidden layers
 COVS = ("diagonal", "tensor", "full")
+MAX_LEVELS = 50  # of categories; a transition matrix grows with their square
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +160,7 @@ class NME:
         self.network: Network = architecture(self.design, self.family, self.scaling, widths, activation, network)
         self.personal: Personal = select_personal(self.network, layer_names(self.formula), self.formula.text)
         check_persons(self.design, self.personal)
+        check_rows(self.design, self.personal)
         self.cov = self._checked_cov(cov)
         self.problem: Problem = self._problem(0.0)
         levels = tuple(str(v) for v in self.design.response_levels or ())
@@ -286,6 +296,10 @@ class NME:
         ArgumentError
             If there are no rows to hold out: where each person has one.
         """
+        known = set(inspect.signature(self.fit).parameters) - {"baselines"}
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise ArgumentError(f"validate has no option {unknown[0]!r}; it has {', '.join(sorted(known))}")
         held = checked_share(holdout, "holdout", zero=False)
         share = validation_share(validation, self.estimator, options.get("patience"))
         control = build_control(self.estimator, self.problem, **options)
@@ -507,6 +521,11 @@ def check_response(design: Design, family: Family) -> None:
     levels = design.response_levels or ()
     if family == "binary" and len(levels) != 2:
         raise DesignError(f"the response {design.names.response!r} has {len(levels)} levels; family='binary' needs 2")
+    if len(levels) > MAX_LEVELS:
+        raise DesignError(
+            f"the response {design.names.response!r} has {len(levels)} levels; family={family!r} takes at most "
+            f"{MAX_LEVELS}; a response of numbers is for family='gaussian'"
+        )
     if family == "crf" and design.sequence is None:
         raise FormulaError("a CRF needs the order of the rows within a person; add | seq: column", design.formula.text)
 
@@ -523,11 +542,7 @@ def checked_widths(hidden: Any, network: Any) -> tuple[int, ...]:
         if hidden is not None:
             raise ArgumentError(f"hidden={hidden!r} says nothing about a network of your own; leave one of them out")
         return ()
-    if hidden is None:
-        return WIDTHS
-    if isinstance(hidden, str) or not isinstance(hidden, Iterable):
-        raise ArgumentError(f"hidden must hold the widths of the layers, such as (5,) or (10, 5), got {hidden!r}")
-    return tuple(hidden)
+    return checked_hidden(WIDTHS if hidden is None else hidden)
 
 
 def check_persons(design: Design, personal: Personal) -> None:
@@ -536,6 +551,15 @@ def check_persons(design: Design, personal: Personal) -> None:
         raise DesignError(
             f"the column {design.names.group!r} has one person, {shown(design.labels[0])}, so that nothing tells how "
             "persons differ; give the rows of several, or write re: (0 | ...) for a network without person effects"
+        )
+
+
+def check_rows(design: Design, personal: Personal) -> None:
+    """Refuse data in which no person has a second row."""
+    if personal.q and design.counts.max() == 1:
+        raise DesignError(
+            f"each of the {design.n_units} persons has one row, which cannot tell her effects from noise; give persons "
+            "with several rows, or fit the generic network with re: (0 | person)"
         )
 
 
@@ -551,5 +575,5 @@ def architecture(
     n_states = levels if family == "crf" else 0
     if module is not None:
         check_module(module)
-        return wrap_module(deepcopy(module).cpu().double(), n_in, n_out, n_states)
+        return wrap_module(deepcopy(module).double(), n_in, n_out, n_states)
     return build_network(n_in, n_out, hidden, activation, n_states)

@@ -88,18 +88,35 @@ class Network:
         return self.hidden[-1] if self.hidden else self.n_in
 
 
+def checked_hidden(hidden: Any) -> tuple[int, ...]:
+    """Widths of the hidden layers.
+
+    Raises
+    ------
+    ArgumentError
+        If they are not a tuple or list of positive whole numbers.
+    """
+    whole = (int, np.integer)
+    if not isinstance(hidden, list | tuple) or any(isinstance(w, bool) or not isinstance(w, whole) for w in hidden):
+        raise ArgumentError(
+            f"hidden must hold positive whole numbers, one per hidden layer, such as (10, 5), or () for none; got "
+            f"{hidden!r}; several networks are compared by mm.select"
+        )
+    if any(width < 1 for width in hidden):
+        raise ArgumentError(f"hidden must hold positive whole numbers, one per hidden layer, got {hidden!r}")
+    return tuple(int(width) for width in hidden)
+
+
 def build_network(n_in: int, n_out: int, hidden: Sequence[int], activation: str = "tanh", n_states: int = 0) -> Network:
     """A network of the given widths; with `n_states`, a transition matrix is added to its parameters.
 
     Raises
     ------
     ArgumentError
-        For widths that are not positive whole numbers, or an unknown activation.
+        For an unknown activation.
     """
     if activation not in ACTIVATIONS:
         raise ArgumentError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    if any(not isinstance(width, int | np.integer) or width < 1 for width in hidden):
-        raise ArgumentError(f"hidden must hold positive whole numbers, one per hidden layer, got {tuple(hidden)!r}")
     widths = [n_in, *hidden, n_out]
     shapes: list[tuple[str, tuple[int, ...]]] = []
     for k in range(len(widths) - 1):
@@ -139,9 +156,10 @@ def check_mapping(network: Network) -> None:
     ------
     ArgumentError
     """
-    tensors = view_tensors(network, personal_tensors(()), torch.zeros(network.n_parameters, dtype=torch.float64), None)
+    kind = {"dtype": torch.float64, "device": next(network.module.parameters()).device}
+    tensors = view_tensors(network, personal_tensors(()), torch.zeros(network.n_parameters, **kind), None)
     try:
-        forward_module(network, tensors, torch.zeros(2, 3, network.n_in, dtype=torch.float64))
+        forward_module(network, tensors, torch.zeros(2, 3, network.n_in, **kind))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise ArgumentError(
             f"network {type(network.module).__name__} cannot be mapped over persons with torch.func.vmap; write it "

@@ -1,5 +1,6 @@
 """What is to be estimated (Problem), how (Control) and what came out (Trained), on plain arrays."""
 
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -126,8 +127,8 @@ class Control:
             raise ArgumentError(f"alpha must lie between 0 and 1, got {self.alpha!r}")
         for name in ("weight_decay", "penalty"):
             value = getattr(self, name)
-            if value != 0.0:
-                checked_positive(value, name)
+            if not isinstance(value, numbers.Real) or not 0.0 <= value < np.inf:
+                raise ArgumentError(f"{name} must be a finite number of at least zero, got {value!r}")
 
 
 @dataclass(frozen=True, slots=True)

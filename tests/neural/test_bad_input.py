@@ -48,8 +48,8 @@ class Deciding(Own):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"hidden": 5}, "hidden must hold the widths of the layers, such as (5,) or (10, 5), got 5"),
-        ({"hidden": "5"}, "hidden must hold the widths"),
+        ({"hidden": 5}, "one per hidden layer, such as (10, 5), or () for none; got 5"),
+        ({"hidden": "5"}, "hidden must hold positive whole numbers"),
         ({"hidden": (3,), "network": Own()}, "hidden=(3,) says nothing about a network of your own"),
         ({"network": Own}, "network must be a torch.nn.Module, got the class Own; call it"),
         ({"network": "mlp"}, "network must be a torch.nn.Module, got 'mlp'"),

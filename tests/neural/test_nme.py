@@ -1,5 +1,6 @@
 """NME as a user has it: special cases that must collapse, every family, prediction, adaption, files, bad input."""
 
+import re
 import subprocess
 import sys
 import warnings
@@ -266,6 +267,10 @@ def test_figures(deep):
         ("y ~ x1 | vary: x2", {}, FormulaError, "no section 'vary:'"),
         ("y ~ common(x1) | re: (last | id)", {}, FormulaError, "no common"),
         ("y ~ x1 | re: (last | id)", {"hidden": (0,)}, ArgumentError, "hidden must hold positive whole numbers"),
+        ("y ~ x1 | re: (last | id)", {"hidden": 5}, ArgumentError, "such as (10, 5), or () for none; got 5"),
+        ("y ~ x1 | re: (last | id)", {"hidden": (True,)}, ArgumentError, "or () for none; got (True,)"),
+        ("y ~ x1 | re: (last | id)", {"hidden": [(3,), (4,)]}, ArgumentError, "are compared by mm.select"),
+        ("y ~ x1 | re: (last | id)", {"family": "multiclass"}, DesignError, "takes at most 50; a response of numbers"),
         ("y ~ x1 | re: (last | id)", {"activation": "cosine"}, ArgumentError, "activation must be one of"),
         ("y ~ x1 | re: (first | id)", {"cov": "full"}, ArgumentError, "cov must be 'diagonal'"),
         ("y ~ x1 | re: (first | id)", {"cov": 99}, ArgumentError, "got 99"),
@@ -285,13 +290,27 @@ def test_figures(deep):
     ],
 )
 def test_bad_input_is_told(curved, formula, options, error, message):
-    with pytest.raises(error, match=message.replace("(", r"\(")):
+    with pytest.raises(error, match=re.escape(message)):
         mm.nme(formula, curved, **{**FAST, **options})
 
 
 def test_a_constant_response_is_refused(curved):
     with pytest.raises(DesignError, match="it must vary"):
         mm.nme("y ~ x1 | re: (last | id)", curved.assign(y=1.0))
+
+
+def test_data_that_tell_nothing_are_refused(curved):
+    with pytest.raises(DesignError, match="each of the 30 persons has one row"):
+        mm.nme("y ~ x1 | re: (last | id)", curved.groupby("id").head(1), **FAST)
+    with pytest.raises(DesignError, match=r"a matrix of the fit has no Cholesky factor .* or rescale"):
+        mm.nme("y ~ x1 | re: (last | id)", curved.assign(y=curved.y * 1e200), **FAST)
+
+
+def test_a_network_that_is_none_is_refused(curved):
+    with pytest.raises(ArgumentError, match=r"network must be a torch\.nn\.Module, got str"):
+        mm.nme("y ~ x1 | re: (all | id)", curved, network="mlp", **FAST)
+    with pytest.raises(ArgumentError, match="validate has no option 'layers'"):
+        mm.NME("y ~ x1 | re: (all | id)", curved).validate(layers=3)
 
 
 def test_an_unseen_state_is_refused(sequences, chain):
