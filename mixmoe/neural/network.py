@@ -175,7 +175,11 @@ def check_module(module: Any) -> None:
     ArgumentError
     """
     if not isinstance(module, torch.nn.Module):
-        what = f"the class {module.__name__}; call it" if isinstance(module, type) else repr(module)
+        what = (
+            f"the class {module.__name__}; call it"
+            if isinstance(module, type)
+            else f"{type(module).__name__} {module!r}"
+        )
         raise ArgumentError(f"network must be a torch.nn.Module, got {what}")
     if not any(True for _ in module.parameters()):
         raise ArgumentError(f"network {type(module).__name__} has no parameters; give a module with trainable tensors")

@@ -52,7 +52,7 @@ class Deciding(Own):
         ({"hidden": "5"}, "hidden must hold positive whole numbers"),
         ({"hidden": (3,), "network": Own()}, "hidden=(3,) says nothing about a network of your own"),
         ({"network": Own}, "network must be a torch.nn.Module, got the class Own; call it"),
-        ({"network": "mlp"}, "network must be a torch.nn.Module, got 'mlp'"),
+        ({"network": "mlp"}, "network must be a torch.nn.Module, got str 'mlp'"),
         ({"network": nn.Tanh()}, "network Tanh has no parameters"),
         ({"network": nn.Linear(5, 1)}, "network must take rows of the 2 inputs of the formula, shape (rows, 2)"),
         ({"network": nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.2), nn.Linear(3, 1))}, "network has a Dropout"),

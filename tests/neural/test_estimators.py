@@ -97,6 +97,7 @@ def test_the_exact_likelihood_has_no_batches():
         quiet("y ~ x | re: (last | id)", batch_size=3)
 
 
+@pytest.mark.filterwarnings("ignore:after 300 epochs the log-likelihood could still rise")
 def test_the_default_estimator_has_no_annealing_and_says_so():
     found = []
     for alpha in (0.93, 0.99):
