@@ -17,12 +17,15 @@ class Batch:
     ----------
     blocks : tuple of Block
     n_rows : int
+    scale : float
+        Rows of the batches on average: what a loss is divided by, so that each row counts the same in every batch.
     members : Tensor, shape (N,), or None
         One for the persons of the batch, zero for others; None if it holds everyone.
     """
 
     blocks: tuple[Block, ...]
     n_rows: int
+    scale: float
     members: Tensor | None = None
 
 
@@ -39,10 +42,11 @@ def split_batches(problem: Problem, batch_size: int | None, rng: np.random.Gener
     """
     train = problem.train
     if batch_size is None or batch_size >= problem.n_persons:
-        return (Batch(train.blocks, train.n_rows),)
+        return (Batch(train.blocks, train.n_rows, float(max(train.n_rows, 1))),)
     n_batches = -(-problem.n_persons // batch_size)
     number = torch.as_tensor(rng.permutation(problem.n_persons) % n_batches, device=problem.device)
-    batches = (one_batch(train.blocks, (number == k).double()) for k in range(n_batches))
+    scale = train.n_rows / n_batches
+    batches = (one_batch(train.blocks, (number == k).double(), scale) for k in range(n_batches))
     return tuple(batch for batch in batches if batch.n_rows)
 
 
@@ -51,11 +55,11 @@ def shuffled(batches: tuple[Batch, ...], rng: np.random.Generator) -> tuple[Batc
     return batches if len(batches) < 2 else tuple(batches[k] for k in rng.permutation(len(batches)))
 
 
-def one_batch(blocks: tuple[Block, ...], members: Tensor) -> Batch:
+def one_batch(blocks: tuple[Block, ...], members: Tensor, scale: float) -> Batch:
     """The rows of the persons marked in `members`, shape (N,)."""
     chosen = [take_members(block, members[block.persons] > 0) for block in blocks]
     kept = tuple(block for block in chosen if len(block.persons))
-    return Batch(kept, sum(int(block.mask.sum()) for block in kept), members)
+    return Batch(kept, sum(int(block.mask.sum()) for block in kept), scale, members)
 
 
 def take_members(block: Block, chosen: Tensor) -> Block:

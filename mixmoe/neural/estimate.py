@@ -94,9 +94,9 @@ def add_gradients(problem: Problem, control: Control, state: State, batch: Batch
     data = torch.zeros_like(state.sigma2)
     for block in batch.blocks:
         part = block_loss(problem, block, state.theta, leaf, state.sigma2).sum()
-        (part / batch.n_rows).backward()
+        (part / batch.scale).backward()
         data += part.detach()
-    loss = data / batch.n_rows
+    loss = data / batch.scale
     if eta is not None and leaf is not None:
         extra = penalty(now, batch, float(objective.weight or 0.0))
         (extra + (eta * leaf.grad).sum()).backward()
@@ -112,7 +112,7 @@ def penalty(state: State, batch: Batch, weight: float) -> Tensor:
     """Penalty on the effects of the persons of a batch, per row."""
     each = (state.z.square() / state.s.clamp_min(1e-10)).sum(-1)
     total = each.sum() if batch.members is None else each @ batch.members
-    return 0.5 * weight * total / batch.n_rows
+    return 0.5 * weight * total / batch.scale
 
 
 def mean_loss(problem: Problem, state: State, *, validation: bool) -> float:

@@ -302,8 +302,15 @@ def test_a_constant_response_is_refused(curved):
 def test_data_that_tell_nothing_are_refused(curved):
     with pytest.raises(DesignError, match="each of the 30 persons has one row"):
         mm.nme("y ~ x1 | re: (last | id)", curved.groupby("id").head(1), **FAST)
-    with pytest.raises(DesignError, match=r"a matrix of the fit has no Cholesky factor .* or rescale"):
-        mm.nme("y ~ x1 | re: (last | id)", curved.assign(y=curved.y * 1e200), **FAST)
+
+
+def test_a_singular_matrix_is_told_in_words(curved, monkeypatch):
+    def singular(*_):
+        raise torch.linalg.LinAlgError("not positive-definite\nat length")
+
+    monkeypatch.setattr("mixmoe.neural.compare.fit_last_layer", singular)
+    with pytest.raises(DesignError, match=r"no Cholesky factor \(not positive-definite\): too few rows .* or rescale"):
+        mm.nme("y ~ x1 | re: (last | id)", curved, **FAST)
 
 
 def test_a_network_that_is_none_is_refused(curved):

@@ -1,6 +1,6 @@
 """Figures of NME on simulated data, against those in the method's description.
 
-    OMP_NUM_THREADS=1 python -m tests.simulation.neural [errors|chains|persons|annealing] [--seeds 5] [--first 0]
+    OMP_NUM_THREADS=1 python -m tests.simulation.neural [errors|chains|persons|settings] [--seeds 5] [--first 0]
 
 Designs: 100 persons, 25-60 rows (or 10-20), 4 inputs, hidden (10, 5), noise variance .09; person effects inside three
 hidden units (nonlinear), on the weights of the same units and on the intercept (linear), or none.
@@ -62,7 +62,7 @@ class World:
 def fitted(layers, data, seed, **options):
     """A fit with the given layers personal."""
     formula = f"y ~ x1 + x2 + x3 + x4 | re: ({layers} | id)"
-    return mm.nme(formula, data, hidden=(10, 5), rng=seed, **{"baselines": False, **options})
+    return mm.nme(formula, data, hidden=(10, 5), **{"rng": seed, "baselines": False, **options})
 
 
 def squared_error(fit, data):
@@ -115,19 +115,21 @@ def persons(seeds):
         )
 
 
-def annealing(seeds):
-    """Spread of the variance components over annealing factors."""
+SETTINGS = ({}, {"epochs": 3000}, {"lr": 0.005}, {"lr": 0.02}, {"rng": 100})
+
+
+def settings(seeds):
+    """Spread of the variance components over settings of the optimiser and starts; there is no annealing to vary."""
     for seed in seeds:
         world = World("nonlinear", seed)
         train = world.rows(world.persons(100), world.lengths(100))
         for layers in ("first", "layer1.bias"):
-            fits = [fitted(layers, train, seed, alpha=a, cov="tensor") for a in (0.93, 0.95, 0.97, 0.99)]
+            fits = [fitted(layers, train, seed, **{"cov": "tensor", **options}) for options in SETTINGS]
+            print(f"seed {seed} {layers}: log-likelihoods {[round(fit.llf, 1) for fit in fits]}")
             for name in fits[0].params.index:
                 values = np.array([f.params[name] ** 2 for f in fits])
-                print(
-                    f"seed {seed} {layers} {name}: variances {values.round(4)}, "
-                    f"spread {np.ptp(values) / values.mean():.3f}"
-                )
+                spread = np.ptp(values) / values.mean()
+                print(f"seed {seed} {layers} {name}: variances {values.round(4)}, spread {spread:.3f}", flush=True)
 
 
 class Chain:
@@ -219,7 +221,7 @@ def chains(seeds):
         )
 
 
-STUDIES = {"errors": errors, "chains": chains, "persons": persons, "annealing": annealing}
+STUDIES = {"errors": errors, "chains": chains, "persons": persons, "settings": settings}
 
 
 def main():
