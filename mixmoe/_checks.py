@@ -35,6 +35,23 @@ def check_types(rows: Rows, frame: FrameView, recipe: Recipe, wanted: tuple[str,
                     raise _not_numeric(values, used.name, section, rows, frame)
                 if used.plain:
                     _check_covariate(values, used.name, section, rows, frame)
+    if recipe.formula.seq is not None and recipe.formula.seq.order in rows.columns:
+        _check_order(rows.columns[recipe.formula.seq.order], recipe.formula.seq.order, rows, frame)
+
+
+def _check_order(values: pd.Series, name: str, rows: Rows, frame: FrameView) -> None:
+    """Refuse texts, whose order is that of their letters, '10' before '2', for the order of rows."""
+    listed = isinstance(values.dtype, pd.CategoricalDtype)
+    ordered = listed and values.cat.ordered
+    kind = pd.api.types.infer_dtype(values.cat.categories if listed else values)
+    if ordered or not (kind == "string" or kind.startswith("mixed")):
+        return
+    i = _first_text(values, rows)
+    raise DesignError(
+        f"the order {name!r} of seq: is {shown(values.iloc[i])} in row {label_of(rows, frame, i)}, a text, and the "
+        "order of texts is that of their letters, '10' before '2'; convert it with pd.to_numeric or pd.to_datetime, or "
+        "make it an ordered category, as in pd.Categorical(values, categories=[...], ordered=True)"
+    )
 
 
 def check_replay(rows: Rows, frame: FrameView, recipe: Recipe) -> None:

@@ -17,7 +17,7 @@ _FAMILIES: Mapping[str, str] = MappingProxyType(
     {"MEMoE": "mixmoe.mixed.model", "VCMoE": "mixmoe.varying.model", "NME": "mixmoe.neural.model"}
 )
 _OF_COVARIANCE: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"MEMoE": ("cluster", "correction", "n_boot", "n_jobs"), "VCMoE": ("correction",)}
+    {"MEMoE": ("cluster", "correction", "n_boot", "n_jobs"), "VCMoE": ("correction",), "NME": ()}
 )
 
 
@@ -59,9 +59,9 @@ def fit(formula: str, data: Any, experts: int = 2, **options: Any) -> Any:
     return model.fit(**{k: v for k, v in options.items() if k not in for_model})
 
 
-def family_of(formula: MoEFormula) -> Any:
-    """The class that fits a formula."""
-    return _family("VCMoE" if formula.vary is not None else "MEMoE")
+def family_of(formula: MoEFormula, network: bool = False) -> Any:
+    """The class that fits a formula; that of networks, whose formulas look alike, if `network`."""
+    return _family("NME" if network else "VCMoE" if formula.vary is not None else "MEMoE")
 
 
 def model_options(family: Any, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,9 @@ LISTED = (
     "dispersion",
     "family",
 )  # options that may be lists
+# Options that make candidates networks, and those of a network that may be lists; for `hidden` see `_hidden`.
+NETWORK = ("hidden", "network", "activation", "estimator")
+LISTED_NETWORK = ("activation", "estimator", "cov", "family", "lr", "alpha", "weight_decay")
 STARTS = 8  # random starts per expert; those carried from one expert fewer come on top
 _FAILURES = (MixmoeError, ArithmeticError, np.linalg.LinAlgError)
 
@@ -49,6 +52,8 @@ class Spec:
     experts : int
     model, fit : Mapping
         Options of the constructor and of `fit`.
+    network : bool
+        Whether it is a network with person effects, which has no experts.
     """
 
     formula: MoEFormula
@@ -56,20 +61,24 @@ class Spec:
     experts: int
     model: Mapping[str, Any]
     fit: Mapping[str, Any]
+    network: bool = False
 
     def build(self, data: Any, **changed: Any) -> Any:
         """The model on some data."""
-        return family_of(self.formula)(self.formula, data, **{"experts": self.experts, **self.model, **changed})
+        experts = {} if self.network else {"experts": self.experts}
+        return family_of(self.formula, self.network)(self.formula, data, **{**experts, **self.model, **changed})
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one computation led to: a fit, a value, or the reason why there is neither."""
+    """What one computation led to: a fit, a value (with its standard error), or the reason why there is neither."""
 
     results: MoEResults | None = None
     seconds: float = 0.0
     reason: str = ""
     value: float = np.nan
+    se: float = np.nan
+    measure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +108,9 @@ class Trials:
 
 
 def build_specs(
-    formulas: str | MoEFormula | Sequence[str | MoEFormula], experts: int | Iterable[int], options: Mapping[str, Any]
+    formulas: str | MoEFormula | Sequence[str | MoEFormula],
+    experts: int | Iterable[int] | None,
+    options: Mapping[str, Any],
 ) -> tuple[Spec, ...]:
     """One spec per formula, combination of listed options and number of experts, in this order.
 
@@ -109,34 +120,59 @@ def build_specs(
         If a formula cannot be read, there is no such option, or a list is empty.
     """
     several = [formulas] if isinstance(formulas, str | MoEFormula) else list(formulas)
-    counts = sorted({checked_count(k, "experts") for k in _listed(experts, "experts")})
-    lists = {name: _listed(options[name], name) for name in LISTED if isinstance(options.get(name), list | tuple)}
-    if "family" in lists:  # "negbinomial" and "negativebinomial" are one candidate
-        lists["family"] = list(dict.fromkeys(map(canonical_family, lists["family"])))
     if not several:
         raise ArgumentError("formula must be a formula or a list of them, got an empty list")
+    parsed = [text if isinstance(text, MoEFormula) else parse_formula(text) for text in several]
+    network = any(name in options for name in NETWORK) or any(one.seq is not None for one in parsed)
+    counts = _counts(experts, network, options)
+    listed = LISTED_NETWORK if network else LISTED
+    lists = {name: _listed(options[name], name) for name in listed if isinstance(options.get(name), list | tuple)}
+    if "family" in lists:  # "negbinomial" and "negativebinomial" are one candidate
+        lists["family"] = list(dict.fromkeys(map(canonical_family, lists["family"])))
+    if network and "hidden" in options:
+        lists = {**_hidden(options["hidden"]), **lists}
     specs = []
-    for text in several:
-        parsed = text if isinstance(text, MoEFormula) else parse_formula(text)
-        _check_mixture(parsed, options)
+    for formula in parsed:
         for values in product(*lists.values()):
             structure = tuple(zip(lists, values, strict=True))
             used = {**options, **dict(structure)}
-            model = model_options(family_of(parsed), used)
+            model = model_options(family_of(formula, network), used)
             fit = {name: value for name, value in used.items() if name not in model}
-            specs += [Spec(parsed, structure, k, model, fit) for k in counts]
+            specs += [Spec(formula, structure, k, model, fit, network) for k in counts]
     return tuple(specs)
 
 
-def _check_mixture(formula: MoEFormula, options: Mapping[str, Any]) -> None:
-    """Refuse a network, which has no likelihood of a mixture to compare."""
-    given = [name for name in ("hidden", "network", "activation") if name in options]
-    if given or formula.seq is not None:
-        what = f"the option {given[0]!r}" if given else "the section 'seq:'"
+def _counts(experts: int | Iterable[int] | None, network: bool, options: Mapping[str, Any]) -> list[int]:
+    """Numbers of experts; one for networks, which have none."""
+    if not network:
+        given = range(1, 7) if experts is None else experts
+        return sorted({checked_count(k, "experts") for k in _listed(given, "experts")})
+    if experts not in (None, 1):
+        raise ArgumentError(f"a network has no experts, got experts={experts!r}; leave it out")
+    if "baselines" in options:
         raise ArgumentError(
-            f"select compares mixtures of experts, and {what} is for networks; fit each with mm.nme and compare the "
-            "errors on held-out rows in their summaries"
+            "select takes no baselines=, since candidates are compared with each other; for the generic network add "
+            "the formula with re: (0 | person)"
         )
+    return [1]
+
+
+def _hidden(value: Any) -> dict[str, list[Any]]:
+    """A grid of architectures, if `value` holds several; told from one architecture by what it holds.
+
+    Whole numbers are the widths of one network, tuples are architectures to be compared.
+    """
+    if not isinstance(value, list | tuple):
+        raise ArgumentError(f"hidden must be a tuple of widths or a list of such tuples, got {value!r}")
+    inner = [isinstance(entry, list | tuple) for entry in value]
+    if not any(inner) and not (isinstance(value, list) and not value):
+        return {}
+    if not all(inner) or not value:
+        raise ArgumentError(
+            f"hidden must be the widths of one network, such as (10, 5), or a list of networks, such as [(), (5,), "
+            f"(10, 5)], where () is linear and (5,) has one layer; got {value!r}"
+        )
+    return {"hidden": [tuple(entry) for entry in value]}
 
 
 def _listed(value: Any, name: str) -> list[Any]:
@@ -211,7 +247,10 @@ def run_trials(
     """
     n = len(specs)
     seeds, carry_seeds, fold_seed = journal.rng.spawn(n), journal.rng.spawn(n), journal.rng.spawn(1)[0]
-    calls = [partial(_fit_random, s, data, starts, seed) for s, seed in zip(specs, seeds, strict=True)]
+    calls = [
+        partial(_fit_network, s, data, seed) if s.network else partial(_fit_random, s, data, starts, seed)
+        for s, seed in zip(specs, seeds, strict=True)
+    ]
     first = journal.run(calls, workers.n_jobs, "candidates", workers.progress)
     outcomes = list(first.values)
     interrupted = first.interrupted or _carry(specs, data, outcomes, carry_seeds, journal, workers)
@@ -277,6 +316,15 @@ def _fit_random(spec: Spec, data: Any, starts: int | None, rng: np.random.Genera
         model = spec.build(data)
         options = {"starts": _n_starts(spec, starts), "progress": False, **spec.fit}
         return Outcome(_checked_whole(model.fit(rng=rng, **options)))
+
+    return _attempt(compute)
+
+
+def _fit_network(spec: Spec, data: Any, rng: np.random.Generator) -> Outcome:
+    def compute() -> Outcome:
+        found = spec.build(data).tried(rng=rng, **spec.fit)
+        seen = found.held_out
+        return Outcome(found.results, value=seen.error, se=seen.se, measure=seen.measure)
 
     return _attempt(compute)
 
@@ -371,7 +419,8 @@ class Keeper:
         if outcome.results is not None and self.folder is not None:
             name = self._next()
             outcome.results.save(self.folder / name)
-        return {"fit": name, "seconds": outcome.seconds, "reason": outcome.reason, "value": outcome.value}
+        told = {part: getattr(outcome, part) for part in ("seconds", "reason", "value", "se", "measure")}
+        return {"fit": name, **told}
 
     def decode(self, entry: Mapping[str, Any]) -> Outcome:
         """The outcome that was encoded."""
@@ -379,7 +428,7 @@ class Keeper:
         if entry["fit"] is not None and self.folder is not None:
             self._next()
             fit = load(self.folder / entry["fit"], context={} if self.context is None else self.context)
-        return Outcome(fit, entry["seconds"], entry["reason"], entry["value"])
+        return Outcome(fit, **{part: value for part, value in entry.items() if part != "fit"})
 
     def _next(self) -> str:
         self.n_files += 1

@@ -542,7 +542,9 @@ def _inside_bracket(span: _Span) -> RandomTerm:
     design, group = span.sub(0, bars[0].start()), span.sub(bars[0].end(), len(span.text))
     if design.blank:
         raise span.error(
-            "re: has no terms left of the bar; write 1 for a random intercept, 0 for none", bars[0].start()
+            "re: has no terms left of the bar; write 1 for a random intercept, 0 for none, or for a network the layers "
+            "that are personal, such as last",
+            bars[0].start(),
         )
     _refuse_wrappers(design, 0)
     _terms(design, design.text)

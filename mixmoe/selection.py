@@ -16,9 +16,10 @@ from mixmoe.inference.selection import clc
 from mixmoe.output.plots_selection import Elbow, draw_criteria
 from mixmoe.output.summary import Summary
 from mixmoe.output.tables import Cell, Table
+from mixmoe.output.validation import Validated, draw_validation, validation_tables
 from mixmoe.results import MoEResults, written
 
-_CRITERIA = ("aic", "bic", "sabic", "icl", "clc", "cv")
+_CRITERIA = ("aic", "bic", "sabic", "icl", "clc", "cv", "validation")
 _USELESS = ("degenerate", "interrupted")
 
 
@@ -40,6 +41,11 @@ class Candidate:
         Why there is no fit.
     cv, cv_se : float
         Cross-validated log-likelihood of all units and its standard error over folds; NaN if there are no folds.
+    validation, validation_se : float
+        Of a network: error per held-out row and its standard error over persons.
+    measure : str
+        What that error is; empty for a mixture.
+    network : bool
     """
 
     formula: str
@@ -50,18 +56,23 @@ class Candidate:
     reason: str = ""
     cv: float = np.nan
     cv_se: float = np.nan
+    validation: float = np.nan
+    validation_se: float = np.nan
+    measure: str = ""
+    network: bool = False
 
     @property
     def label(self) -> str:
         """Number of experts and structure in words."""
-        words = [f"{self.experts} expert{'s' if self.experts > 1 else ''}"]
-        return ", ".join([*words, *(f"{name}={value}" for name, value in self.structure)])
+        words = [] if self.network else [f"{self.experts} expert{'s' if self.experts > 1 else ''}"]
+        return ", ".join([*words, *(f"{name}={value}" for name, value in self.structure)]) or "network"
 
     def criterion(self, name: str) -> float:
         """Value of a criterion, smaller is better; infinite without a usable fit."""
         if self.results is None or any(flag.code in _USELESS for flag in self.results.flags):
             return np.inf
-        value = -self.cv if name == "cv" else self.clc if name == "clc" else getattr(self.results, name)
+        own = {"cv": -self.cv, "clc": self.clc, "validation": self.validation}
+        value = own[name] if name in own else getattr(self.results, name)
         return np.inf if np.isnan(value) else float(value)
 
     @property
@@ -98,37 +109,48 @@ class Selection:
         DataFrame
             Columns: formula, those options in which candidates differ, experts, llf, parameters, aic, bic, sabic, icl,
             clc, entropy, smallest (share of the smallest expert), shares, replicated, starts, converged, cv, cv_se,
-            seconds, flags, reason.
+            seconds, flags, reason. Of networks: formula, those options, validation (error per held-out row),
+            validation_se, measure, llf, parameters, epochs, converged, seconds, flags, reason.
         """
-        return pd.DataFrame([_record(candidate) for candidate in self.candidates])
+        return pd.DataFrame([(_network_record if c.network else _record)(c) for c in self.candidates])
 
-    def best(self, criterion: str = "bic") -> MoEResults:
+    def best(self, criterion: str | None = None) -> MoEResults:
         """The fit with the best value of a criterion.
 
         Parameters
         ----------
-        criterion : {"aic", "bic", "sabic", "icl", "clc", "cv"}
+        criterion : {"aic", "bic", "sabic", "icl", "clc", "cv", "validation"}, optional
+            Default: ``"bic"``; for networks ``"validation"``, the least error on held-out rows.
 
         Returns
         -------
         MoEResults
-            Failed, interrupted and degenerate fits are left out.
+            Of all rows. Failed, interrupted and degenerate fits are left out.
 
         Raises
         ------
         ArgumentError
             If the criterion is unknown or no candidate has it.
         """
-        checked_choice(criterion, "criterion", _CRITERIA)
-        place = _best(self.candidates, criterion)
+        chosen = ("validation" if self.networks else "bic") if criterion is None else criterion
+        checked_choice(chosen, "criterion", _CRITERIA)
+        place = _best(self.candidates, chosen)
         found = None if place is None else self.candidates[place].results
         if found is None:
-            need = "give select(..., folds=5)" if criterion == "cv" else "see the column reason"
-            raise ArgumentError(f"no candidate has the criterion {criterion!r}; {need}")
+            needs = {"cv": "give select(..., folds=5)", "validation": "it belongs to networks"}
+            need = "see the column reason" if self.networks else needs.get(chosen, "see the column reason")
+            raise ArgumentError(f"no candidate has the criterion {chosen!r}; {need}")
         return found
+
+    @property
+    def networks(self) -> bool:
+        """Whether the candidates are networks, compared by their errors on held-out rows."""
+        return any(candidate.network for candidate in self.candidates)
 
     def summary(self) -> Summary:
         """The table with its notes; prints as text, and has as_html(), as_latex(), as_markdown()."""
+        if self.networks:
+            return Summary("Choosing among networks", validation_tables(_validated(self)), _network_notes(self))
         return Summary("Choosing among mixtures of experts", _tables(self.candidates), _notes(self))
 
     def to_latex(self, path: PathLike | None = None, caption: str | None = None, label: str | None = None) -> str:
@@ -140,11 +162,14 @@ class Selection:
         return written(self.summary().as_markdown(), path)
 
     def plot(self, criteria: Sequence[str] = ("aic", "bic", "icl"), ax: Any = None) -> Any:
-        """Criteria and log-likelihood against the number of experts, a panel per structure; needs matplotlib.
+        """Criteria against the number of experts, a panel per structure; needs matplotlib.
+
+        For networks, the errors on held-out rows with bars of one standard error.
 
         Parameters
         ----------
         criteria : sequence of str
+            Of mixtures.
         ax : matplotlib Axes or sequence of them, optional
             One per structure.
 
@@ -154,13 +179,15 @@ class Selection:
         """
         for name in criteria:
             checked_choice(name, "criteria", _CRITERIA)
+        if self.networks:
+            return draw_validation(_validated(self), ax)
         return draw_criteria(_panels(self.candidates, criteria), ax)
 
 
 def select(
     formula: str | Sequence[str],
     data: Any,
-    experts: int | Iterable[int] = range(1, 7),
+    experts: int | Iterable[int] | None = None,
     *,
     starts: int | None = None,
     folds: int | None = None,
@@ -172,13 +199,17 @@ def select(
 ) -> Selection:
     """Fit candidates that differ in the number of experts, in structure or in formula, and compare them.
 
+    Networks with person effects (`NME`) are compared by their errors on the last rows of each person: candidates are
+    networks where one of ``hidden=``, ``network=``, ``activation=``, ``estimator=`` is given, or a formula has
+    ``seq:``.
+
     Parameters
     ----------
     formula : str or sequence of str
         As in `fit`; several must have the same response.
     data : DataFrame (pandas or polars) or mapping of columns
-    experts : int or iterable of int
-        Numbers of experts.
+    experts : int or iterable of int, optional
+        Numbers of experts; 1 to 6. Not for networks.
     starts : int, optional
         Random starts of each candidate; by default 8 per expert. Starts carried from the fit with one expert fewer,
         each of its experts split four times, come on top, where that fit is a candidate too.
@@ -194,7 +225,11 @@ def select(
         A folder. Finished fits are kept there, and the same call continues where an earlier one stopped.
     **options
         Of the model and of its fit, as in `fit`. ``cov_re=``, ``residual=``, ``errors=``, ``errors_dist=``,
-        ``bandwidth=``, ``dispersion=`` and ``family=`` may be lists: then every combination is a candidate.
+        ``bandwidth=``, ``dispersion=`` and ``family=`` may be lists: then every combination is a candidate. Of
+        networks, as in `nme`, with ``holdout=`` for the share of each person's (or sequence's) last rows that are
+        held out (0.2): ``hidden=`` may be a list of tuples, such as ``[(), (5,), (10, 5)]``, while whole numbers are
+        the widths of one network; ``activation=``, ``estimator=``, ``cov=``, ``family=``, ``lr=``, ``alpha=`` and
+        ``weight_decay=`` may be lists, and formulas may differ in what is personal.
 
     Returns
     -------
@@ -210,7 +245,8 @@ def select(
     -----
     Within a structure the log-likelihood of maximum-likelihood candidates does not decrease in the number of experts,
     because the fit with one expert fewer is itself among the starts (except for a gate without intercept, where it is
-    not nested). N of the criteria is the number of independent units, see the results of the family. The
+    not nested). A network is fitted twice: without the held-out rows for its error, and to all rows, which is the fit
+    that `best` returns. N of the criteria is the number of independent units, see the results of the family. The
     log-likelihood of K against K - 1 experts has no chi-squared null distribution; use ``best().test_experts()``.
 
     References
@@ -232,9 +268,18 @@ def select(
         checked_count(folds, "folds", least=2)
     checked_jobs(n_jobs)
     specs = build_specs(formula, experts, options)
+    for name, value in (("starts", starts), ("folds", folds)):
+        if value is not None and specs[0].network:
+            raise ArgumentError(
+                f"{name}={value!r} is for mixtures, leave it out; networks are compared on held-out rows, see holdout="
+            )
     facts = [(s.formula.text, s.experts, sorted(s.model.items()), sorted(s.fit.items())) for s in specs]
     key = fingerprint((check_data(specs, data), facts, starts, folds))
     folder = _folder(checkpoint)
+    if folder is not None and "network" in options:
+        raise ArgumentError(
+            "checkpoint cannot keep fits of a network of your own, which a file without code cannot hold; leave it out"
+        )
     keeper = Keeper(folder, options.get("context"))
     file = None if folder is None else folder / "journal.jsonl"
     journal = Journal(file, key, rng, keeper.encode, keeper.decode)
@@ -264,6 +309,10 @@ def _candidate(trial: Trial) -> Candidate:
         reason=outcome.reason,
         cv=trial.cv,
         cv_se=trial.cv_se,
+        validation=outcome.value,
+        validation_se=outcome.se,
+        measure=outcome.measure,
+        network=spec.network,
     )
 
 
@@ -288,6 +337,62 @@ def _record(c: Candidate) -> dict[str, Any]:
         row |= {"starts": fit.em.starts.n_starts, "converged": fit.converged}
     flags = () if fit is None else tuple(flag.code for flag in fit.flags)
     return row | {"cv": c.cv, "cv_se": c.cv_se, "seconds": c.seconds, "flags": flags, "reason": c.reason}
+
+
+def _network_record(c: Candidate) -> dict[str, Any]:
+    """One row of the frame, of a network."""
+    row: dict[str, Any] = {"formula": c.formula, **dict(c.structure)}
+    row |= {"validation": c.validation, "validation_se": c.validation_se, "measure": c.measure}
+    fit = c.results
+    if fit is None:
+        row |= {"llf": np.nan, "parameters": np.nan, "epochs": 0, "converged": False}
+    else:
+        row |= {"llf": fit.llf, "parameters": fit.df_model, "epochs": fit.em.n_iter, "converged": fit.converged}
+    flags = () if fit is None else tuple(flag.code for flag in fit.flags)
+    return row | {"seconds": c.seconds, "flags": flags, "reason": c.reason}
+
+
+def _validated(table: Selection) -> tuple[Validated, ...]:
+    """What the table and the figure of networks show."""
+    best = _best(table.candidates, "validation")
+    records = [_network_record(c) for c in table.candidates]
+    return tuple(
+        Validated(
+            formula=c.formula,
+            label=c.label,
+            error=c.validation,
+            se=c.validation_se,
+            loglik=row["llf"],
+            parameters=row["parameters"],
+            epochs=row["epochs"],
+            converged=row["converged"],
+            measure=c.measure,
+            best=i == best,
+        )
+        for i, (c, row) in enumerate(zip(table.candidates, records, strict=True))
+    )
+
+
+def _network_notes(table: Selection) -> tuple[str, ...]:
+    """What the columns mean, and what must be known of single candidates."""
+    notes = [
+        "* least error per held-out row (the last rows of each person or sequence) of a fit to the other rows, with "
+        "its standard error over persons. Log-likelihood, epochs and convergence are of the fit to all rows."
+    ]
+    if table.interrupted:
+        notes.append("Interrupted: candidates are missing.")
+    return (*notes, *_remarks(table.candidates))
+
+
+def _remarks(candidates: Sequence[Candidate]) -> list[str]:
+    """Flags and failures of single candidates."""
+    remarks = []
+    for c in candidates:
+        codes = [] if c.results is None else [flag.code for flag in c.results.flags]
+        if codes or c.reason:
+            where = f"{c.formula}: {c.label}" if c.network else c.label
+            remarks.append(f"{where}: {'; '.join([*codes, *([c.reason] if c.reason else [])])}.")
+    return remarks
 
 
 def _tables(candidates: Sequence[Candidate]) -> tuple[Table, ...]:
@@ -332,10 +437,7 @@ def _notes(table: Selection) -> tuple[str, ...]:
     ]
     if table.interrupted:
         notes.append("Interrupted: candidates are missing, or were not yet fitted from all starts.")
-    for c in table.candidates:
-        codes = [] if c.results is None else [flag.code for flag in c.results.flags]
-        if codes or c.reason:
-            notes.append(f"{c.label}: {'; '.join([*codes, *([c.reason] if c.reason else [])])}.")
+    notes += _remarks(table.candidates)
     most = max((c.experts for c in table.candidates), default=1)
     for name in ("bic", "icl"):
         place = _best(table.candidates, name)

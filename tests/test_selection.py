@@ -212,13 +212,6 @@ def test_arguments_are_checked(options, message):
         mm.select(FORMULA, SIM.data, **{"experts": [1], "rng": 0, **options})
 
 
-def test_networks_are_refused():
-    with pytest.raises(ArgumentError, match=r"the option 'hidden' is for networks; fit each with mm\.nme"):
-        mm.select("y ~ time | re: (last | id)", SIM.data, hidden=[(4,), (8,)])
-    with pytest.raises(ArgumentError, match="the section 'seq:' is for networks"):
-        mm.select("y ~ time | re: (transitions | id) | seq: time", SIM.data)
-
-
 def test_an_error_of_all_candidates_is_raised():
     with pytest.raises(DesignError, match="nowhere"):
         mm.select("y ~ nowhere | re: (1 | id)", SIM.data, [1, 2])

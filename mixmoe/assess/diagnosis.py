@@ -83,7 +83,7 @@ class Diagnosis:
         Dunn & Smyth (1996), Journal of Computational and Graphical Statistics 5, 236-244.
         """
         if not self._resid_kinds:
-            raise ArgumentError(f"{self.model.family_name} has no resid(); subtract its predictions from the response")
+            raise ArgumentError(f"{self.model.family_name} has no resid() for this response; compare predict() with it")
         kind = self._resid_kinds[0] if kind is None else kind
         checked_choice(kind, "kind", self._resid_kinds)
         checked_choice(given, "given", GIVEN)
@@ -162,8 +162,10 @@ class Diagnosis:
         tuple of Panel
         """
         checked_choice(kind, "kind", tuple(PANELS))
-        if not self._resid_kinds and kind != "starts":
-            raise ArgumentError(f"{self.model.family_name} has no figure {kind!r}; compare predict() with the response")
+        if not self._resid_kinds and kind not in ("starts", "random_effects"):
+            raise ArgumentError(
+                f"{self.model.family_name} has no figure {kind!r} for this response; compare predict() with it"
+            )
         made = getattr(self, PANELS[kind])
         allowed = list(inspect.signature(made).parameters)
         for name in options:

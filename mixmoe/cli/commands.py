@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+import mixmoe
 from mixmoe import datasets
 from mixmoe.api import fit, load
 from mixmoe.candidates import LISTED
@@ -35,9 +36,19 @@ def run_fit(arguments: argparse.Namespace) -> int:
         options["cov_type"] = arguments.cov_type
     if arguments.cluster is not None:
         options["cluster"] = column(data, arguments.cluster, "--cluster")
-    results = fit(formula.text, data, arguments.experts, **options)
+    results = _fitted(formula, data, arguments, options)
     _write_fit(results, arguments)
     return _soundness(results, arguments)
+
+
+def _fitted(formula: MoEFormula, data: pd.DataFrame, arguments: argparse.Namespace, options: dict[str, Any]) -> Any:
+    """A mixture, or a network if widths of its layers or an order of the rows are given."""
+    if arguments.hidden is None and formula.seq is None:
+        return fit(formula.text, data, 2 if arguments.experts is None else arguments.experts, **options)
+    if arguments.experts is not None:
+        raise ArgumentError(f"--experts {arguments.experts}: a network has no experts; leave it out")
+    widths = {} if arguments.hidden is None else {"hidden": arguments.hidden}
+    return mixmoe.nme(formula.text, data, **widths, **options)
 
 
 def _soundness(results: Any, arguments: argparse.Namespace) -> int:
@@ -55,7 +66,10 @@ def run_select(arguments: argparse.Namespace) -> int:
     options = {**model_options(arguments), "folds": arguments.folds, "n_jobs": arguments.jobs}
     options |= {name: options[name].split(",") for name in LISTED if isinstance(options.get(name), str)}
     data = source(arguments)
-    found = select(formulas, data, arguments.experts, checkpoint=arguments.checkpoint, **options)
+    if arguments.hidden is not None:
+        options["hidden"] = arguments.hidden
+    experts = [1, 2, 3, 4] if arguments.experts is None and not _networks(arguments) else arguments.experts
+    found = select(formulas, data, experts, checkpoint=arguments.checkpoint, **options)
     _write_selection(found, arguments)
     if found.interrupted:
         return INTERRUPTED
@@ -67,6 +81,11 @@ def run_select(arguments: argparse.Namespace) -> int:
     if arguments.save is not None:
         best.save(arguments.save, data=not arguments.no_data)
     return _soundness(best, arguments)
+
+
+def _networks(arguments: argparse.Namespace) -> bool:
+    """Whether the candidates are networks."""
+    return arguments.hidden is not None or any(parse_formula(text).seq is not None for text in arguments.formula)
 
 
 def run_predict(arguments: argparse.Namespace) -> int:
@@ -172,7 +191,8 @@ def _write_selection(found: Selection, arguments: argparse.Namespace) -> None:
     _write_texts(found.summary(), arguments)
     if arguments.out is not None:
         frame = found.to_frame()
-        joined = {name: [" ".join(map(str, values)) for values in frame[name]] for name in ("shares", "flags")}
+        lists = [name for name in ("shares", "flags") if name in frame]
+        joined = {name: [" ".join(map(str, values)) for values in frame[name]] for name in lists}
         write_frame(frame.assign(**joined), arguments.out)
     if arguments.plot is not None:
         save_figure(found.plot, arguments.plot)

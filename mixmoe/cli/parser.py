@@ -11,8 +11,9 @@ from mixmoe.cli.files import FORMATS, OUT_ENDINGS
 from mixmoe.errors import ArgumentError
 from mixmoe.output.plots_file import FIGURE_ENDINGS
 
-CRITERIA = ("aic", "bic", "sabic", "icl", "clc", "cv")
+CRITERIA = ("aic", "bic", "sabic", "icl", "clc", "cv", "validation")
 FORMULA = "log(bili) ~ year | gate: age + sex | re: (1 + year | id)"
+NETWORK = "log(bili) ~ year + age | re: (last | id)"
 
 EXAMPLES = f"""
 examples:
@@ -39,12 +40,19 @@ examples:
   mixmoe fit pbcseq.csv "{FORMULA}" --rng 0 --plot courses.png --save bare.mixmoe --no-data
   mixmoe fit pbcseq.csv "{FORMULA}" --rng 0 --quiet --report report.html
 
+With --hidden (or a section seq: in the formula) a network with person effects is fitted, as by mm.nme; "linear" has no
+hidden layer, and settings of the fit go through --option:
+  mixmoe fit pbcseq.csv "{NETWORK}" --hidden 4 --option baselines=false --rng 0 --save net.mixmoe
+
 A formula from the command line may use only common transforms: log, sqrt, exp, scale, center, C, bs, cr, poly ...
 """
 SELECT_EXAMPLES = f"""
 examples:
   mixmoe select pbcseq.csv "{FORMULA}" --experts 1,2 --cov-re expert,common --rng 0 --plot criteria.png
   mixmoe select pbcseq.csv "{FORMULA}" --experts 1:2 --rng 0 --save best.mixmoe --report best.html
+
+Networks with person effects are compared by their errors on the last rows of each person:
+  mixmoe select pbcseq.csv "{NETWORK}" --hidden linear 3 --option epochs=200 --rng 0
 
 --report and --save are of the best candidate by --criterion; the report has all candidates. --plot draws the criteria.
 """
@@ -91,7 +99,8 @@ def _add_fit(commands: Any) -> None:
     _add_source(parser)
     parser.add_argument("formula", help='such as "y ~ time | gate: z | re: (1 + time | id)"')
     model = parser.add_argument_group("model")
-    model.add_argument("-k", "--experts", type=int, default=2, metavar="K", help="number of experts (default 2)")
+    model.add_argument("-k", "--experts", type=int, metavar="K", help="number of experts (default 2)")
+    model.add_argument("--hidden", type=_widths, metavar="WIDTHS", help="fit a network: 10,5 or linear")
     add_model_options(model)
     model.add_argument("--cov-type", help="standard errors: robust (default), nonrobust, cluster, bootstrap")
     model.add_argument("--cluster", metavar="COLUMN", help="column of the clusters, for --cov-type cluster")
@@ -141,12 +150,14 @@ def _add_select(commands: Any) -> None:
     _add_source(parser)
     parser.add_argument("formula", nargs="+", help="one formula or several with the same response")
     model = parser.add_argument_group("candidates")
-    model.add_argument("-k", "--experts", type=_numbers, default=[1, 2, 3, 4], metavar="K", help="1:4 or 1,2,4")
+    model.add_argument("-k", "--experts", type=_numbers, metavar="K", help="1:4 or 1,2,4 (default 1:4)")
+    model.add_argument("--hidden", type=_widths, nargs="+", metavar="WIDTHS", help="networks: linear 5 10,5")
     add_model_options(model)
     model.add_argument("--folds", type=int, metavar="N", help="adds the cross-validated log-likelihood")
     model.add_argument("--jobs", type=int, default=1, metavar="N", help="worker processes (default 1, -1 for all)")
     model.add_argument("--checkpoint", metavar="FOLDER", help="keep finished fits there, and continue from them")
-    model.add_argument("--criterion", default="bic", choices=CRITERIA, help="what the best one is (default bic)")
+    best = "what the best one is (default bic; of networks validation)"
+    model.add_argument("--criterion", choices=CRITERIA, help=best)
     _add_outputs(parser, rows="candidates", fit="the best fit", shown="table")
 
 
@@ -196,6 +207,14 @@ def _numbers(text: str) -> list[int]:
         return list(range(int(first), int(last) + 1)) if colon else [int(part) for part in text.split(",")]
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"must be numbers such as 1:4 or 1,2,4, got {text!r}") from error
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    """Widths of hidden layers, ``10,5``; none for ``linear``."""
+    try:
+        return () if text == "linear" else tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be widths such as 10,5, or linear, got {text!r}") from error
 
 
 def _named_value(text: str) -> tuple[str, Any]:

@@ -1,5 +1,7 @@
 """torch, loaded on first use: importing mixmoe must neither need it nor pay for it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -33,6 +35,22 @@ class LazyTorch:
 
 
 torch: Any = LazyTorch()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within it torch computes on one thread, so that results do not depend on how many a process may use."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def to_array(value: Any) -> Any:
+    """A tensor of any device as an array."""
+    return value.detach().cpu().numpy()
 
 
 def select_device(device: str) -> str:

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe.neural._torch import Tensor, torch
+from mixmoe.neural._torch import Tensor, to_array, torch
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -106,7 +106,7 @@ def build_blocks(
     *,
     persons: Index | None = None,
     device: str = "cpu",
-    max_cells: int = 1_000_000,
+    max_cells: int = 100_000,
 ) -> Blocks:
     """Padded blocks from rows sorted by member.
 
@@ -173,6 +173,6 @@ def to_rows(blocks: Blocks, values: list[Tensor]) -> Array:
         return np.empty(0)
     out = np.empty((blocks.n_rows, *values[0].shape[2:]))
     for block, value in zip(blocks, values, strict=True):
-        present = block.mask.cpu().numpy() > 0
-        out[block.rows[present]] = value.detach().cpu().numpy()[present]
+        present = to_array(block.mask) > 0
+        out[block.rows[present]] = to_array(value)[present]
     return out

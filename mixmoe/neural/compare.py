@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe.neural._torch import torch
-from mixmoe.neural.estimate import fit_penalised
+from mixmoe.errors import DesignError
+from mixmoe.neural._torch import to_array, torch
 from mixmoe.neural.exact import fit_last_layer, fit_on_features, is_exact
+from mixmoe.neural.linearised import fit_laplace
 from mixmoe.neural.network import initial_parameters, select_personal
-from mixmoe.neural.problem import Control, Estimator, Problem, Trained, total_loss
+from mixmoe.neural.problem import Control, Estimator, Problem, Trained, block_loss
+from mixmoe.neural.published import fit_published
 
 Array = NDArray[np.float64]
 
@@ -35,9 +37,7 @@ class Comparison:
     measure: str
 
 
-def fit_network(
-    problem: Problem, control: Control, estimator: Estimator, rng: np.random.Generator, device: str = "cpu"
-) -> Trained:
+def fit_network(problem: Problem, control: Control, estimator: Estimator, rng: np.random.Generator) -> Trained:
     """A network with person effects by the estimator that suits it.
 
     Notes
@@ -45,17 +45,69 @@ def fit_network(
     ``"laplace"`` with a Gaussian response and effects on the last layer only is the exact marginal likelihood.
     """
     theta = initial_parameters(problem.network, rng)
-    if estimator == "laplace" and is_exact(problem):
-        return fit_last_layer(problem, control, theta, device)
-    return fit_penalised(problem, control, estimator, theta, rng, device)
+    try:
+        if estimator == "sgd":
+            return fit_published(problem, control, theta, rng)
+        exact = is_exact(problem)
+        return fit_last_layer(problem, control, theta) if exact else fit_laplace(problem, control, theta, rng)
+    except torch.linalg.LinAlgError as error:
+        raise DesignError(
+            f"a matrix of the fit has no Cholesky factor ({str(error).splitlines()[0]}): too few rows for a network of "
+            f"{problem.network.n_parameters} parameters, or numbers too large; use fewer hidden units, or rescale"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Error of one model on rows that it was not fitted to.
+
+    Attributes
+    ----------
+    error, se : float
+        Mean per row as in `Comparison`, and its standard error, persons being independent; NaN for one person.
+    n_rows : int
+    measure : str
+    """
+
+    error: float
+    se: float
+    n_rows: int
+    measure: str
+
+
+def held_out(problem: Problem, fit: Trained, scale: float) -> HeldOut:
+    """Error per validation row with its standard error.
+
+    Parameters
+    ----------
+    problem : Problem
+        With the held-out rows as its validation set.
+    fit : Trained
+    scale : float
+        Variance of the response; 1 for families without one.
+    """
+    rows = problem.validation.n_rows
+    with torch.no_grad():
+        eta = problem.tensor(fit.eta) if problem.personal.q else None
+        losses, counts = (problem.tensor(np.zeros(problem.n_persons)) for _ in range(2))
+        for block in problem.validation:
+            losses.index_add_(0, block.persons, block_loss(problem, block, problem.tensor(fit.theta), eta, 1.0))
+            counts.index_add_(0, block.persons, block.mask.sum(1))
+    loss, n = to_array(losses) * (2.0 * scale if problem.family == "gaussian" else 1.0), to_array(counts)
+    error, seen = float(loss.sum()) / rows, n > 0
+    part = (loss - error * n)[seen]
+    se = float(np.sqrt(np.square(part).sum() * len(part) / max(len(part) - 1, 1))) / rows if len(part) > 1 else np.nan
+    return HeldOut(error, se, rows, measure_of(problem))
+
+
+def measure_of(problem: Problem) -> str:
+    """What an error is."""
+    return "squared error" if problem.family == "gaussian" else "negative log-likelihood"
 
 
 def held_out_error(problem: Problem, fit: Trained) -> float:
     """Error per validation row with the estimated effects, on the standardised scale."""
-    with torch.no_grad():
-        eta = torch.tensor(fit.eta) if problem.personal.q else None
-        loss = float(total_loss(problem, problem.validation, torch.tensor(fit.theta), eta)) / problem.validation.n_rows
-    return 2.0 * loss if problem.family == "gaussian" else loss
+    return held_out(problem, fit, 1.0).error
 
 
 def without_validation(problem: Problem) -> Problem:
@@ -100,11 +152,15 @@ def compare(problem: Problem, control: Control, estimator: Estimator, seed: int,
     rows.append(("one network per person", lambda: separate(problem, plain, seed)))
     if problem.family == "gaussian" and problem.network.module is None:
         rows.append(("generic network + LME", lambda: with_lme(problem, base)))
-    own = problem if estimator == "sgd" else without_validation(problem)
-    rows.append(("this model", lambda: fit_network(own, plain, estimator, np.random.default_rng(seed))))
+    rows.append(("this model", lambda: fit_to_others(problem, plain, estimator, seed)))
     errors = [held_out_error(personal_of(problem, name), fit()) * scale for name, fit in rows]
-    measure = "squared error" if problem.family == "gaussian" else "negative log-likelihood"
-    return Comparison(tuple(name for name, _ in rows), np.array(errors), problem.validation.n_rows, measure)
+    return Comparison(tuple(n for n, _ in rows), np.array(errors), problem.validation.n_rows, measure_of(problem))
+
+
+def fit_to_others(problem: Problem, control: Control, estimator: Estimator, seed: int) -> Trained:
+    """A fit without the validation rows; the published rule stops early on them, which flatters it."""
+    own = problem if estimator == "sgd" else without_validation(problem)
+    return fit_network(own, control, estimator, np.random.default_rng(seed))
 
 
 def personal_of(problem: Problem, name: str) -> Problem:

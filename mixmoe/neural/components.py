@@ -5,17 +5,28 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import block_diag
 
 from mixmoe.layout import Parameter, ParamLayout
-from mixmoe.neural._torch import Tensor, torch
+from mixmoe.neural._torch import Tensor, to_array, torch
+from mixmoe.neural.coefficients import (
+    coefficient_covariance,
+    coefficient_parameters,
+    coefficients,
+    is_regression,
+    linear_names,
+    random_parameters,
+    random_weights,
+)
 from mixmoe.neural.crf import centred
 from mixmoe.neural.exact import factor, is_exact, moments
 from mixmoe.neural.inputs import Scaling
 from mixmoe.neural.laplace import marginal_information, variance_information
 from mixmoe.neural.lastlayer import feature_columns, profile
-from mixmoe.neural.predict import to_state
+from mixmoe.neural.network import TensorSpec
+from mixmoe.neural.predict import to_state, uncertainty
 from mixmoe.neural.problem import Problem, Trained
-from mixmoe.neural.steps import person_information
+from mixmoe.neural.steps import information_pieces
 
 Array = NDArray[np.float64]
 
@@ -42,11 +53,6 @@ def is_linear(problem: Problem) -> bool:
     return is_exact(problem) and not problem.network.hidden
 
 
-def linear_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Coefficients of a linear network: the intercept first, as a network always has one."""
-    return ("Intercept", *(name for name in names if name != "Intercept"))
-
-
 def build_layout(problem: Problem, names: tuple[str, ...], group: str, levels: tuple[str, ...]) -> ParamLayout:
     """Names of the reported parameters.
 
@@ -57,23 +63,33 @@ def build_layout(problem: Problem, names: tuple[str, ...], group: str, levels: t
     group : str
         Column of the persons.
     levels : tuple of str
-        States of a CRF.
+        Of the response; none if it is a number.
     """
     parameters = []
     if is_linear(problem):
         parameters += [Parameter(f"expert1.{n}", "expert", n, 1) for n in linear_names(names)]
         parameters += linear_random(problem, linear_names(names), group)
     else:
+        states = levels if problem.family == "crf" else ()
         parameters += [
-            Parameter(f"transition({a},{b})", "other", f"transition({a},{b})") for a in levels for b in levels
+            Parameter(f"transition({a},{b})", "other", f"transition({a},{b})") for a in states for b in states
         ]
+        if is_regression(problem):
+            parameters += coefficient_parameters(problem, names, levels)
+            parameters += random_parameters(problem, names, levels, group)
         parameters += [
             Parameter(f"sd1({spec.name}|{group})", "random", f"sd({spec.name})", 1, tested=False)
-            for spec in problem.personal.tensors
+            for spec in named_tensors(problem)
         ]
     if problem.family == "gaussian":
         parameters.append(Parameter("sigma1", "residual", "sigma1", 1, tested=False))
     return ParamLayout(tuple(parameters))
+
+
+def named_tensors(problem: Problem) -> tuple[TensorSpec, ...]:
+    """Personal tensors that are reported as such: all, or what has no coefficients."""
+    tensors = problem.personal.tensors
+    return tuple(spec for spec in tensors if not is_regression(problem) or spec.name == "transitions")
 
 
 def random_names(problem: Problem, names: tuple[str, ...]) -> list[str]:
@@ -108,8 +124,7 @@ def estimates(problem: Problem, fit: Trained, scaling: Scaling, *, errors: bool 
     Notes
     -----
     Last layer, Gaussian: inverse observed information of the profiled marginal likelihood given the hidden layers.
-    Others:
-    inverse expected information of the variances in the linearised model, hidden layers held.
+    Others: inverse expected information of the variances in the linearised model, hidden layers held.
     """
     if is_exact(problem):
         return exact_estimates(problem, fit, scaling, errors)
@@ -119,22 +134,22 @@ def estimates(problem: Problem, fit: Trained, scaling: Scaling, *, errors: bool 
 def entries_of(problem: Problem, fit: Trained) -> Tensor:
     """Free entries of the factor L of an exact fit, and the log of sigma behind them."""
     sigma = np.sqrt(fit.sigma2)
-    L = torch.tensor(fit.loading * np.sqrt(fit.s) / sigma)
+    L = problem.tensor(fit.loading * np.sqrt(fit.s) / sigma)
     if problem.cov in ("diagonal", "tensor"):
-        free = torch.diagonal(L)[torch.tensor(np.unique(problem.group, return_index=True)[1])]
+        free = torch.diagonal(L)[np.unique(problem.group, return_index=True)[1]]
     else:
-        rows, columns = torch.tril_indices(L.shape[0], L.shape[1])
+        rows, columns = np.tril_indices(L.shape[0], 0, L.shape[1])
         free = L[rows, columns]
-    return torch.cat([free, torch.tensor([np.log(sigma)], dtype=torch.float64)])
+    return torch.cat([free, problem.tensor([np.log(sigma)])])
 
 
 def exact_estimates(problem: Problem, fit: Trained, scaling: Scaling, errors: bool) -> Estimates:
     """Parameters of a last-layer mixed model."""
-    theta = torch.tensor(fit.theta)
+    theta = problem.tensor(fit.theta)
     free = entries_of(problem, fit)
     m = moments(problem, theta, problem.train)
     report = linear_report(problem, scaling) if is_linear(problem) else tensor_report(problem, scaling)
-    values = report(free).numpy()
+    values = to_array(report(free))
     p, T = (len(fit.theta), user_map(scaling)) if is_linear(problem) else (0, np.zeros((0, 0)))
     covariance = np.full((p + len(values), p + len(values)), np.nan)
     beta = T @ fit.theta + np.eye(p)[0] * scaling.y_mean if p else np.empty(0)
@@ -142,7 +157,7 @@ def exact_estimates(problem: Problem, fit: Trained, scaling: Scaling, errors: bo
         covariance[:] = 0.0
         if p:
             inner = profile(m, factor(problem, free[:-1]), free[-1])
-            covariance[:p, :p] = T @ np.linalg.inv(inner.information.numpy()) @ T.T * fit.sigma2
+            covariance[:p, :p] = T @ np.linalg.inv(to_array(inner.information)) @ T.T * fit.sigma2
         covariance[p:, p:] = variance_covariance(problem, m, free, report)
     return Estimates(np.concatenate([beta, values]), covariance)
 
@@ -158,13 +173,13 @@ def variance_covariance(problem: Problem, m: object, free: Tensor, report: Calla
     roots = torch.linalg.eigvalsh(hessian)
     if not bool(torch.isfinite(jacobian).all()) or float(roots.min()) < 1e-8 * float(roots.max()):
         return np.full((len(jacobian), len(jacobian)), np.nan)
-    return (jacobian @ torch.linalg.solve(hessian, jacobian.T)).numpy()  # (R, R)
+    return to_array(jacobian @ torch.linalg.solve(hessian, jacobian.T))  # (R, R)
 
 
 def linear_report(problem: Problem, scaling: Scaling) -> Callable[[Tensor], Tensor]:
     """Function from free entries to standard deviations, correlations and sigma on the user's scale."""
     columns = feature_columns(problem.personal.tensors, problem.network.width)
-    T = torch.tensor(user_map(scaling)[:, columns])
+    T = problem.tensor(user_map(scaling)[:, columns])
     keep = [0] if problem.network.width not in columns or len(columns) == 1 else list(range(len(T)))
     keep = list(range(len(T))) if any(c < problem.network.width for c in columns) else keep
 
@@ -175,7 +190,7 @@ def linear_report(problem: Problem, scaling: Scaling) -> Callable[[Tensor], Tens
         sigma = free[-1:].exp() * scaling.y_sd
         if problem.cov in ("diagonal", "tensor"):
             return torch.cat([sd, sigma])
-        rows, cols = torch.triu_indices(len(keep), len(keep), 1)
+        rows, cols = np.triu_indices(len(keep), 1)
         return torch.cat([sd, covariance[rows, cols] / (sd[rows] * sd[cols]), sigma])
 
     return report
@@ -196,16 +211,33 @@ def membership(problem: Problem) -> Tensor:
     """Weights that average over the columns of each personal tensor, shape (n_tensors, q)."""
     group = problem.personal.group
     one_hot = (group[None, :] == np.arange(len(problem.personal.tensors))[:, None]).astype(float)
-    return torch.tensor(one_hot / np.maximum(one_hot.sum(1, keepdims=True), 1.0))
+    return problem.tensor(one_hot / np.maximum(one_hot.sum(1, keepdims=True), 1.0))
 
 
 def laplace_estimates(problem: Problem, fit: Trained, scaling: Scaling, errors: bool) -> Estimates:
     """Parameters of a fit by the linearised model."""
-    weights = membership(problem).numpy() @ (fit.loading**2)  # (n_tensors, r)
-    sd = np.sqrt(weights @ fit.s)
-    parts, covariances = [sd], []
-    sigma = [] if problem.family != "gaussian" else [np.sqrt(fit.sigma2) * scaling.y_sd]
     transitions, moved = population_transitions(problem, fit, errors)
+    values, blocks = [transitions], [moved]
+    if is_regression(problem):
+        values.append(coefficients(problem, fit, scaling))
+        unknown = np.full((len(values[-1]), len(values[-1])), np.nan)
+        blocks.append(coefficient_covariance(problem, fit, scaling) if errors else unknown)
+    spread = spread_estimates(problem, fit, scaling, errors)
+    return Estimates(np.concatenate([*values, spread.values]), block_diag(*blocks, spread.covariance))
+
+
+def spread_weights(problem: Problem, fit: Trained, scaling: Scaling) -> Array:
+    """Weights of the variances s in the reported ones, shape (R, r): of coefficients, and means over tensors."""
+    named = [problem.personal.tensors.index(spec) for spec in named_tensors(problem)]
+    tensors = to_array(membership(problem))[named] @ (fit.loading**2)
+    return np.vstack([random_weights(problem, fit, scaling), tensors]) if is_regression(problem) else tensors
+
+
+def spread_estimates(problem: Problem, fit: Trained, scaling: Scaling, errors: bool) -> Estimates:
+    """Standard deviations between persons, and the residual one behind them (Gaussian)."""
+    weights = spread_weights(problem, fit, scaling)
+    sd = np.sqrt(weights @ fit.s)
+    sigma = [] if problem.family != "gaussian" else [np.sqrt(fit.sigma2) * scaling.y_sd]
     size = len(sd) + len(sigma)
     block = np.full((size, size), np.nan)
     if errors and problem.n_effects:
@@ -217,19 +249,14 @@ def laplace_estimates(problem: Problem, fit: Trained, scaling: Scaling, errors: 
         block = slopes @ found @ slopes.T
     elif errors and sigma:
         block[-1, -1] = (sigma[0] ** 2) / (2.0 * problem.train.n_rows)
-    lost = boundary(sd, np.diag(block)[: len(sd)])
+    lost = boundary(sd / np.sqrt(np.maximum(weights.max(axis=1, initial=0.0), 1e-300)), sd, np.diag(block)[: len(sd)])
     block[lost], block[:, lost] = np.nan, np.nan
-    covariances = [moved, block]
-    total = len(transitions) + size
-    covariance = np.zeros((total, total))
-    covariance[: len(transitions), : len(transitions)] = covariances[0]
-    covariance[len(transitions) :, len(transitions) :] = covariances[1]
-    return Estimates(np.concatenate([transitions, *parts, np.array(sigma)]), covariance)
+    return Estimates(np.concatenate([sd, sigma]), block)
 
 
-def boundary(sd: Array, variance: Array) -> NDArray[np.intp]:
-    """Standard deviations that cannot be told from zero: negligible, or smaller than their standard error."""
-    return np.flatnonzero((sd**2 < NEGLIGIBLE) | ~(variance < sd**2))
+def boundary(standard: Array, sd: Array, variance: Array) -> NDArray[np.intp]:
+    """Standard deviations that cannot be told from zero: negligible on standardised data, or below their error."""
+    return np.flatnonzero((standard**2 < NEGLIGIBLE) | ~(variance < sd**2))
 
 
 def component_covariance(problem: Problem, fit: Trained) -> Array:
@@ -240,16 +267,8 @@ def component_covariance(problem: Problem, fit: Trained) -> Array:
     ndarray, shape (r, r) or (r + 1, r + 1)
         Zero for variances that are negligible.
     """
-    with torch.no_grad():
-        state = to_state(problem, fit)
-        H = person_information(problem, state)
-        M = marginal_information(H, state.s)
-        group = torch.as_tensor(problem.group)
-        n_groups = int(group.max()) + 1
-        info = np.zeros((n_groups + 1, n_groups + 1))
-        info[:-1, :-1] = variance_information(M, group).numpy()
-        if problem.family == "gaussian":
-            residual_information(problem, state.s, H, M, fit.sigma2, info, group)
+    info = component_information(problem, fit)
+    n_groups = len(info) - 1
     live = np.zeros(n_groups + 1, dtype=bool)
     live[:-1] = [fit.s[problem.group == g].mean() > NEGLIGIBLE for g in range(n_groups)]
     live[-1] = problem.family == "gaussian"
@@ -263,40 +282,49 @@ def component_covariance(problem: Problem, fit: Trained) -> Array:
     return whole if problem.family == "gaussian" else whole[:-1, :-1]
 
 
-def residual_information(
-    problem: Problem, s: Tensor, H: Tensor, M: Tensor, sigma2: float, info: Array, group: Tensor
-) -> None:
-    """Fill in the row and column of the residual variance: ``1/2 tr(V^-1 V^-1 dV_k)`` and ``1/2 tr(V^-2)``."""
-    rest = torch.eye(len(s), dtype=s.dtype) - M * s
-    both = (rest @ H @ rest.transpose(-1, -2)).diagonal(dim1=-2, dim2=-1).sum(0) / sigma2
-    cross = torch.zeros(len(info) - 1, dtype=s.dtype).index_add_(0, group, 0.5 * both)
+def component_information(problem: Problem, fit: Trained) -> Array:
+    """Expected information of the variances (one per group), and of the residual variance behind them.
+
+    Returns
+    -------
+    ndarray, shape (G + 1, G + 1)
+        The last row and column are zero unless the response is Gaussian.
+    """
+    group = problem.groups
+    size = int(group.max()) + 2
+    with torch.no_grad():
+        state = to_state(problem, fit)
+        info = torch.zeros(size, size, dtype=torch.float64, device=problem.device)
+        if problem.family == "gaussian":
+            info[-1, -1] = problem.train.n_rows / (2.0 * fit.sigma2**2)
+        for H in information_pieces(problem, state):
+            M = marginal_information(H, state.s)
+            info[:-1, :-1] += variance_information(M, group)
+            if problem.family == "gaussian":
+                add_residual(info, state.s, H, M, fit.sigma2, group)
+    info[-1, :-1] = info[:-1, -1]
+    return to_array(info)
+
+
+def add_residual(info: Tensor, s: Tensor, H: Tensor, M: Tensor, sigma2: float, group: Tensor) -> None:
+    """Add some persons' part of ``1/2 tr(V^-1 V^-1 dV_k)`` and ``1/2 tr(V^-2)`` to the last column."""
     shrunk = M * s
-    trace = (
-        problem.train.n_rows
-        - 2.0 * shrunk.diagonal(dim1=-2, dim2=-1).sum()
-        + (shrunk @ shrunk).diagonal(dim1=-2, dim2=-1).sum()
-    )
-    info[:-1, -1] = info[-1, :-1] = cross.numpy()
-    info[-1, -1] = 0.5 * float(trace) / sigma2**2
+    rest = torch.eye(len(s), dtype=s.dtype, device=s.device) - shrunk
+    both = (rest @ H @ rest.transpose(-1, -2)).diagonal(dim1=-2, dim2=-1).sum(0) / sigma2
+    info[:-1, -1].index_add_(0, group, 0.5 * both)
+    trace = (shrunk @ shrunk - 2.0 * shrunk).diagonal(dim1=-2, dim2=-1).sum()
+    info[-1, -1] += 0.5 * trace / sigma2**2
 
 
 def population_transitions(problem: Problem, fit: Trained, errors: bool) -> tuple[Array, Array]:
-    """Centred population transition scores (C*C,) and their covariance, the emission network held."""
-    spec = problem.network.tensors[-1]
+    """Centred population transition scores (C*C,) and their covariance, NaN where there is none."""
     if problem.family != "crf":
         return np.empty(0), np.empty((0, 0))
-    C = spec.shape[0]
-    scores = torch.tensor(fit.theta[spec.start : spec.stop].reshape(C, C))
-    values = centred(scores).reshape(-1).numpy()
-    columns = problem.personal.columns("transitions")
-    if not errors or columns is None:
+    C = problem.network.n_out
+    scores = problem.tensor(fit.theta[-C * C :].reshape(C, C))
+    values = to_array(centred(scores)).reshape(-1)
+    covered = uncertainty(problem, fit).population if errors else None
+    if covered is None:
         return values, np.full((C * C, C * C), np.nan)
-    with torch.no_grad():
-        state = to_state(problem, fit)
-        M = marginal_information(person_information(problem, state), state.s).sum(0)
-    if state.loading is not None:
-        return values, np.full((C * C, C * C), np.nan)
-    eye = torch.eye(C * C, dtype=torch.float64).reshape(C * C, C, C)
-    project = centred(eye).reshape(C * C, C * C).numpy()
-    inner = M[columns, columns].numpy()
-    return values, project @ np.linalg.pinv(project @ inner @ project, rcond=1e-10, hermitian=True) @ project
+    project = to_array(centred(problem.tensor(np.eye(C * C).reshape(C * C, C, C)))).reshape(C * C, C * C)
+    return values, project @ to_array(covered[-C * C :, -C * C :]) @ project

@@ -1,8 +1,7 @@
 """Linear-chain conditional random field on padded batches: likelihood, marginals, decoding.
 
-The score of a state sequence is the sum of its emission scores and of its transition scores; transitions may
-differ between
-the sequences of a batch. All functions loop over the steps of the longest sequence and over nothing else.
+The score of a state sequence is the sum of its emission scores and of its transition scores; transitions may differ
+between the sequences of a batch. All functions loop over the steps of the longest sequence and over nothing else.
 
 References
 ----------
@@ -165,3 +164,39 @@ def centred(transitions: Tensor) -> Tensor:
     centred_scores = transitions - transitions.mean(dim=(-2, -1), keepdim=True)
     u = (centred_scores.sum(-1) - centred_scores.sum(-2)) / (2.0 * C)
     return centred_scores - (u.unsqueeze(-1) - u.unsqueeze(-2))
+
+
+def messages_back(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
+    """Log of the sum over all that may follow each state of each row, shape (B, T, C); zero at the last row."""
+    table = per_sequence(transitions, emissions.shape[0])
+    ahead = torch.zeros_like(emissions[:, 0])
+    found = [ahead]
+    for t in range(emissions.shape[1] - 1, 0, -1):
+        moved = torch.logsumexp(table + (emissions[:, t] + ahead).unsqueeze(1), dim=2)
+        ahead = torch.where(mask[:, t : t + 1] > 0, moved, ahead)
+        found.append(ahead)
+    return torch.stack(found[::-1], dim=1)
+
+
+def sample_states(emissions: Tensor, transitions: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
+    """State sequences drawn from the distribution given the inputs: messages backwards, then states forwards.
+
+    Parameters
+    ----------
+    emissions, transitions, mask
+        As in `sequence_score`.
+    noise : Tensor, shape (B, T, C)
+        Independent standard Gumbel values.
+
+    Returns
+    -------
+    Tensor of int, shape (B, T)
+        Zero where padded.
+    """
+    B = emissions.shape[0]
+    table, each = per_sequence(transitions, B), torch.arange(B, device=emissions.device)
+    scores = emissions + messages_back(emissions, transitions, mask) + noise
+    states = [scores[:, 0].argmax(-1)]
+    for t in range(1, emissions.shape[1]):
+        states.append((scores[:, t] + table[each, states[-1]]).argmax(-1))
+    return torch.stack(states, dim=1) * (mask > 0)

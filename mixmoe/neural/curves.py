@@ -1,22 +1,38 @@
 """Curves of an NME: marginal effects per person and of the population, losses per epoch."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from mixmoe.arguments import checked_count
+from mixmoe.design import levels_in_use
 from mixmoe.errors import ArgumentError
-from mixmoe.neural.persons import Persons, predict_frame
+from mixmoe.neural.blocks import build_blocks
+from mixmoe.neural.persons import Persons, known_means, predict_frame, unknown_means
 from mixmoe.neural.predict import uncertainty
 from mixmoe.neural.problem import Trace
 from mixmoe.output.curves import Curve
 
+Array = NDArray[np.float64]
+
 GRID = 60
+LENGTH = 15  # rows of a sequence along which an input is held, of which the one in the middle is shown (CRF)
 
 
 def learning_curves(trace: Trace) -> tuple[Curve, ...]:
-    """Training and validation loss per epoch, and the mean variance of the effects."""
+    """Training and validation loss per epoch, and the mean variance of the effects.
+
+    Raises
+    ------
+    ArgumentError
+        If there were no epochs.
+    """
+    if not len(trace.train):
+        raise ArgumentError("a linear network with an exact likelihood is fitted without epochs, so no loss is drawn")
     x = np.arange(1, len(trace.train) + 1, dtype=float)
     curves = [Curve("loss", "training", x, trace.train, xlabel="epoch", ylabel="loss per row")]
     if np.isfinite(trace.validation).any():
@@ -25,83 +41,174 @@ def learning_curves(trace: Trace) -> tuple[Curve, ...]:
     return tuple(curves)
 
 
-def numeric_columns(frame: pd.DataFrame, skip: Sequence[str | None]) -> list[str]:
-    """Numeric columns of the data that may lie along the axis."""
-    return [
-        name
-        for name in frame.columns
-        if name not in skip and pd.api.types.is_numeric_dtype(frame[name].dtype) and frame[name].nunique() > 2
-    ]
+@dataclass(frozen=True, slots=True)
+class Along:
+    """Rows along one variable.
+
+    Attributes
+    ----------
+    variable : str
+    rows : DataFrame, length G
+        Other columns at their means or most frequent values; without the column of the persons.
+    x : ndarray, shape (G,)
+        Values of the variable; places 0, 1 ... of its levels.
+    levels : tuple of str
+        Names of the levels; empty for a number.
+    ylabel : str
+    outcome : str
+        Column of a prediction that is drawn.
+    """
+
+    variable: str
+    rows: pd.DataFrame
+    x: Array
+    levels: tuple[str, ...]
+    ylabel: str
+    outcome: str
+
+    def curve(self, label: str, values: Array, **options: Any) -> Curve:
+        """A curve of predictions of these rows."""
+        return Curve(
+            self.variable, label, self.x, values, xlabel=self.variable, ylabel=self.ylabel, categories=self.levels,
+            **options,
+        )  # fmt: skip
 
 
-def typical_rows(persons: Persons, variable: str) -> pd.DataFrame:
-    """Rows along one variable, the others at their means or most frequent values."""
-    frame = persons.design.frame
-    grid = np.linspace(float(frame[variable].min()), float(frame[variable].max()), GRID)
-    out: dict[str, Any] = {}
-    for name in frame.columns:
-        column = frame[name]
-        numeric = pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype)
-        out[name] = np.full(GRID, column.mean()) if numeric else pd.Series([column.mode().iloc[0]] * GRID)
-        if isinstance(column.dtype, pd.CategoricalDtype):
-            out[name] = pd.Series(pd.Categorical([column.mode().iloc[0]] * GRID, dtype=column.dtype))
-    out[variable] = grid
-    return pd.DataFrame(out)
+def shown_columns(persons: Persons) -> list[str]:
+    """Columns of the formula that may lie along the axis, numbers before categories."""
+    design = persons.design
+    seq = design.formula.seq
+    other = {design.names.group, design.names.response}
+    other |= set() if seq is None else {seq.order, seq.within}
+    used = {name.name for name in design.recipe.names["expert"]}
+    known = [name for name in design.frame.columns if name in used and name not in other]
+    return sorted(known, key=lambda name: not is_number(pd.Series(design.frame[name])))
+
+
+def is_number(column: pd.Series) -> bool:
+    """Whether a column lies along an axis: numbers, but not booleans."""
+    return pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype)
+
+
+def typical_rows(persons: Persons, variable: str | None) -> Along:
+    """Rows along one variable, the others at their means or most frequent values.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no such variable.
+    """
+    design, known = persons.design, shown_columns(persons)
+    chosen = variable if variable is not None else (known[0] if known else None)
+    if chosen is None or chosen not in known:
+        names = ", ".join(map(repr, known)) or "none, as the formula has no inputs"
+        raise ArgumentError(f"variable must be a column of the formula: {names}; got {variable!r}")
+    column = design.frame[chosen]
+    levels = [] if is_number(column) else levels_in_use(column)
+    values = np.linspace(float(column.min()), float(column.max()), GRID) if is_number(column) else None
+    size = GRID if values is not None else len(levels)
+    rows = {str(name): held(design.frame[name], size) for name in design.frame.columns if name != design.names.group}
+    rows[chosen] = pd.Series(values) if values is not None else pd.Series(levels, dtype=column.dtype)
+    x = values if values is not None else np.arange(float(size))
+    response, states = design.names.response, design.response_levels
+    outcome = "mean" if states is None else str(states[-1])
+    ylabel = response if states is None else f"P({response} = {outcome})"
+    return Along(chosen, pd.DataFrame(rows), x, tuple(str(v) for v in levels), ylabel, outcome)
+
+
+def held(column: pd.Series, size: int) -> pd.Series:
+    """A column at its mean, or its most frequent value."""
+    if is_number(column):
+        return pd.Series(np.full(size, float(column.mean())))
+    return pd.Series([column.mode().iloc[0]] * size, dtype=column.dtype)
 
 
 def effect_curves(
-    persons: Persons, variable: str | None = None, labels: Sequence[Any] | None = None, n_persons: int = 8
+    fitted: Persons,
+    /,
+    variable: str | None = None,
+    persons: Sequence[Any] | None = None,
+    n_persons: int = 8,
 ) -> tuple[Curve, ...]:
     """Predictions along one input for the population, with limits for a new person's mean, and for some persons.
 
     Parameters
     ----------
     variable : str, optional
-        Column of the data; default: the first numeric one of the formula.
-    labels : sequence, optional
-        Persons to show; default: the first `n_persons`.
+        Column of the formula; default: the first numeric one.
+    persons : sequence, optional
+        Labels of persons to show, each with a colour and a name.
+    n_persons : int
+        Persons to show as thin lines where none are named.
     """
-    design = persons.design
-    formula = design.formula
-    order = None if formula.seq is None else formula.seq.order
-    known = numeric_columns(design.frame, (design.names.group, design.names.response, order))
-    chosen = variable if variable is not None else (known[0] if known else None)
-    if chosen is None or chosen not in design.frame.columns:
-        raise ArgumentError(f"variable must be one of {', '.join(known) or 'none'}, got {variable!r}")
-    rows = typical_rows(persons, chosen)
-    shown = list(persons.labels[:n_persons] if labels is None else labels)
-    return (*population_curve(persons, rows, chosen), *(person_curve(persons, rows, chosen, k) for k in shown))
+    along = typical_rows(fitted, variable)
+    population = population_curve(fitted, along)
+    count = checked_count(n_persons, "n_persons", least=0)
+    group = fitted.design.names.group
+    if persons is None:
+        each = [person_values(fitted, along, place) for place in range(min(count, len(fitted.labels)) if group else 0)]
+        name = f"{len(each)} of {len(fitted.labels)} persons"
+        lines = [along.curve("" if k else name, values, thin=True) for k, values in enumerate(each)]
+    else:
+        places = places_of(fitted, persons)
+        lines = [
+            along.curve(f"{group} {fitted.labels[place]}", person_values(fitted, along, place), expert=k + 2)
+            for k, place in enumerate(places)
+        ]
+    return (population, *lines)
 
 
-def outcome(frame: pd.DataFrame) -> str:
-    """Column of a prediction that is drawn: the mean, or the probability of the last level."""
-    if "mean" in frame:
-        return "mean"
-    return [str(name) for name in frame if name != "known" and not str(name).startswith(("lower_", "upper_"))][-1]
+def places_of(fitted: Persons, labels: Sequence[Any]) -> list[int]:
+    """Places of some persons among those of the fit.
+
+    Raises
+    ------
+    ArgumentError
+        If one is not among them.
+    """
+    named = [labels] if isinstance(labels, str) else list(labels)
+    known = {label: k for k, label in enumerate(fitted.labels)}
+    for label in named:
+        if label not in known:
+            some = ", ".join(repr(value) for value in fitted.labels[:5])
+            raise ArgumentError(f"persons must name persons of the fit, such as {some}; got {label!r}")
+    return [known[label] for label in named]
 
 
-def population_curve(persons: Persons, rows: pd.DataFrame, variable: str) -> tuple[Curve, ...]:
-    """The mean over the distribution of effects, with limits of a person's mean."""
-    if persons.design.names.group is not None:
-        rows = rows.drop(columns=persons.design.names.group)
-    covered = uncertainty(persons.problem, persons.trained, persons.z, population=False)
-    found = predict_frame(persons, covered, rows, 0.05, 0)
-    name = outcome(found)
-    limits = (found.get("lower"), found.get("upper")) if name == "mean" else (None, None)
-    ylabel = persons.design.names.response if name == "mean" else f"P({persons.design.names.response} = {name})"
-    low, high = (None if v is None else v.to_numpy() for v in limits)
-    x = rows[variable].to_numpy(dtype=float)
-    return (
-        Curve(variable, "population", x, found[name].to_numpy(), low, high, expert=1, xlabel=variable, ylabel=ylabel),
-    )
+def population_curve(fitted: Persons, along: Along) -> Curve:
+    """The mean over the distribution of effects, with limits of a new observation (Gaussian)."""
+    if fitted.problem.family == "crf":
+        return along.curve("population", held_states(fitted, along, None), expert=1)
+    covered = uncertainty(fitted.problem, fitted.trained, fitted.z, population=False)
+    found = predict_frame(fitted, covered, along.rows, 0.05, 0)
+    low, high = (found[name].to_numpy() if along.outcome == "mean" else None for name in ("lower", "upper"))
+    return along.curve("population", found[along.outcome].to_numpy(), lower=low, upper=high, expert=1)
 
 
-def person_curve(persons: Persons, rows: pd.DataFrame, variable: str, label: Any) -> Curve:
-    """Prediction of one person."""
-    group = persons.design.names.group
-    if label not in set(persons.labels):
-        raise ArgumentError(f"labels must name persons of the fit, got {label!r}")
-    mine = rows.drop(columns=group).assign(**{str(group): pd.Series([label] * len(rows))})
-    found = predict_frame(persons, None, mine, 0.05, 0)
-    x = rows[variable].to_numpy(dtype=float)
-    return Curve(variable, f"{group} {label}", x, found[outcome(found)].to_numpy(), xlabel=variable)
+def person_values(fitted: Persons, along: Along, place: int) -> Array:
+    """Predictions of one person."""
+    if fitted.problem.family == "crf":
+        return held_states(fitted, along, place)
+    label = pd.Series([fitted.labels[place]] * len(along.rows))
+    mine = along.rows.assign(**{str(fitted.design.names.group): label})
+    return predict_frame(fitted, None, mine, 0.05, 0)[along.outcome].to_numpy()
+
+
+def held_states(fitted: Persons, along: Along, place: int | None) -> Array:
+    """Probability of the last state in the middle of sequences that hold the inputs, shape (G,) (CRF).
+
+    What a row alone would show leaves out the transitions, and with them what is personal.
+
+    Parameters
+    ----------
+    place : int or None
+        The person's; None for the mean over the distribution of effects.
+    """
+    problem, size = fitted.problem, len(along.rows)
+    x = fitted.scaling.inputs(fitted.design.for_new(along.rows).expert)
+    rows = np.repeat(np.arange(size), LENGTH)
+    owner = np.full(size, place or 0)
+    y = np.zeros(len(rows), dtype=np.int64)
+    blocks = build_blocks(x[rows], y, rows, size, persons=owner, device=problem.device)
+    found = unknown_means(fitted, blocks) if place is None else known_means(fitted, blocks)
+    return found[LENGTH // 2 :: LENGTH, -1]

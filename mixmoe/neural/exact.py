@@ -7,14 +7,14 @@ its derivatives).
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe.neural._torch import Tensor, torch
+from mixmoe.neural._torch import Tensor, to_array, torch
 from mixmoe.neural.blocks import Block, Blocks
-from mixmoe.neural.estimate import Watch, annealing_epochs, epochs_of, learning_rate, lost
+from mixmoe.neural.estimate import Watch, epochs_of, learning_rate, lost, set_rate
 from mixmoe.neural.lastlayer import (
     Moments,
     Profile,
@@ -62,7 +62,7 @@ def is_exact(problem: Problem) -> bool:
 
 def personal_columns(problem: Problem) -> Tensor:
     """Columns of (features, 1) that have person effects."""
-    return torch.as_tensor(feature_columns(problem.personal.tensors, problem.network.width))
+    return torch.as_tensor(feature_columns(problem.personal.tensors, problem.network.width), device=problem.device)
 
 
 def features_of(network: Network, theta: Tensor, x: Tensor) -> Tensor:
@@ -74,8 +74,7 @@ def features_of(network: Network, theta: Tensor, x: Tensor) -> Tensor:
 
 def block_moments(problem: Problem, theta: Tensor, block: Block) -> Moments:
     """Cross-products of the features of one block."""
-    columns = personal_columns(problem).to(theta.device)
-    return cross_products(features_of(problem.network, theta, block.x), block.y, block.mask, columns)
+    return cross_products(features_of(problem.network, theta, block.x), block.y, block.mask, personal_columns(problem))
 
 
 def moments(problem: Problem, theta: Tensor, blocks: Blocks) -> Moments:
@@ -85,8 +84,8 @@ def moments(problem: Problem, theta: Tensor, blocks: Blocks) -> Moments:
 
 def factor(problem: Problem, entries: Tensor) -> Tensor:
     """The factor L, shape (q, r)."""
-    group = torch.as_tensor(problem.group if problem.cov == "tensor" else np.arange(problem.personal.q))
-    return factor_from(entries, problem.personal.q, problem.cov, group.to(entries.device))
+    group = problem.group if problem.cov == "tensor" else np.arange(problem.personal.q)
+    return factor_from(entries, problem.personal.q, problem.cov, torch.as_tensor(group, device=entries.device))
 
 
 def profile_of(problem: Problem, state: LastState) -> Profile:
@@ -132,19 +131,16 @@ def held_out_error(problem: Problem, state: LastState) -> float:
         return total / problem.validation.n_rows
 
 
-def fit_last_layer(problem: Problem, control: Control, theta: Array, device: str = "cpu") -> Trained:
+def fit_last_layer(problem: Problem, control: Control, theta: Array) -> Trained:
     """Network and mixed model by maximum likelihood: Adam, then a quasi-Newton finish of the covariance.
 
     Notes
     -----
-    The finish holds the hidden layers: brought to their own maximum they overfit (3 % more test error on simulated
-    data
+    The finish holds the hidden layers: brought to their own maximum they overfit (3 % more test error on simulated data
     without person effects), while the covariance must not depend on where Adam stopped.
     """
-    n_groups = int(problem.group.max()) + 1
-    entries = start_entries(problem.personal.q, problem.cov, n_groups).to(device).requires_grad_(True)
-    start = torch.tensor(theta, dtype=torch.float64, device=device, requires_grad=True)
-    state, watch = LastState(start, entries), Watch(None, math.inf, 0, [], [], [])
+    start, watch = start_last(problem, theta), Watch.new()
+    state = LastState(start.theta.requires_grad_(True), start.entries.requires_grad_(True))
     flags = []
     if problem.network.hidden:
         flags = descend(problem, control, state, watch)
@@ -155,19 +151,23 @@ def fit_last_layer(problem: Problem, control: Control, theta: Array, device: str
 
 def fit_on_features(problem: Problem, theta: Array) -> Trained:
     """Mixed model of the last layer with the hidden layers of `theta` as they are."""
-    start = torch.tensor(theta, dtype=torch.float64)
-    state = LastState(start, start_entries(problem.personal.q, problem.cov, int(problem.group.max()) + 1))
+    state = start_last(problem, theta)
     converged = polish(problem, state)
-    return collect(problem, state, Watch(None, math.inf, 0, [], [], []), converged, ())
+    return collect(problem, state, Watch.new(), converged, ())
+
+
+def start_last(problem: Problem, theta: Array) -> LastState:
+    """Parameters as given, and a diagonal factor."""
+    entries = start_entries(problem.personal.q, problem.cov, int(problem.group.max()) + 1)
+    return LastState(problem.tensor(theta), problem.tensor(entries))
 
 
 def descend(problem: Problem, control: Control, state: LastState, watch: Watch) -> list:
     """Adam on hidden layers and covariance; notes losses, keeps the best state by validation."""
     optimiser = torch.optim.Adam([state.theta, state.entries], lr=control.lr)
-    held, good = annealing_epochs(control), state.copy()
+    good = state.copy()
     for epoch in epochs_of(control):
-        for settings in optimiser.param_groups:
-            settings["lr"] = learning_rate(control, epoch, "laplace")
+        set_rate(optimiser, learning_rate(control, epoch))
         optimiser.zero_grad()
         loss = penalised_deviance(problem, control, state)
         if not bool(torch.isfinite(loss)):
@@ -179,12 +179,9 @@ def descend(problem: Problem, control: Control, state: LastState, watch: Watch) 
         good = state.copy() if epoch % control.update_every == 0 else good
         optimiser.step()
         value = held_out_error(problem, state)
-        watch.train.append(float(loss.detach()))
-        watch.validation.append(value)
-        watch.variance.append(float(state.entries.detach().square().mean()))
-        if epoch >= held and value < watch.best:
-            watch.state, watch.best, watch.epoch = state.copy(), value, epoch
-        if control.patience is not None and watch.state is not None and epoch - watch.epoch > control.patience:
+        watch.note(float(loss.detach()), value, state.entries.square())
+        watch.keep(epoch, state, value)
+        if watch.waited(epoch, control.patience):
             break
     return []
 
@@ -222,10 +219,7 @@ def collect(problem: Problem, state: LastState, watch: Watch, converged: bool, f
         loading = factor(problem, state.entries) * sigma
         z = all_effects(problem, state, fit) / sigma
         theta = full_parameters(problem, state, fit)
-    trace = watch.trace()
-    if watch.state is None:
-        trace = replace(trace, best=max(len(watch.train) - 1, 0))
-    arrays = [t.cpu().numpy() for t in (theta, loading, z)]
+    arrays = [to_array(t) for t in (theta, loading, z)]
     return Trained(
         theta=arrays[0],
         loading=arrays[1],
@@ -233,7 +227,7 @@ def collect(problem: Problem, state: LastState, watch: Watch, converged: bool, f
         s=np.ones(loading.shape[1]),
         sigma2=sigma**2,
         loglik=-0.5 * float(fit.deviance),
-        trace=trace,
+        trace=watch.trace(),
         converged=converged,
         flags=flags,
     )

@@ -43,7 +43,7 @@ def curvature_root(family: Family, outputs: Tensor, sigma2: Tensor | float = 1.0
     Tensor, shape (B, T, d, d)
     """
     if family == "gaussian":
-        return torch.full_like(outputs, 1.0).unsqueeze(-1) / torch.as_tensor(sigma2, dtype=outputs.dtype).sqrt()
+        return (torch.ones_like(outputs) / sigma2).sqrt().unsqueeze(-1)
     if family == "binary":
         p = torch.sigmoid(outputs)
         return (p * (1.0 - p)).sqrt().unsqueeze(-1)

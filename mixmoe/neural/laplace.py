@@ -1,8 +1,8 @@
 """Posterior of person effects by the linearised Laplace approximation: kernels on padded batches.
 
-For a person with outputs linearised in her effects, ``A = R'J`` (J the Jacobian, R R' the curvature of the loss)
-and prior
-covariance ``S = diag(s)``: posterior covariance ``C = S - S A'(I + A S A')^-1 A S`` and ``M = A'(I + A S A')^-1 A``.
+For a person with outputs linearised in her effects, ``A = R'J`` (J the Jacobian, R R' the curvature of the loss) and
+prior covariance ``S = diag(s)``: posterior covariance ``C = S - S A'(I + A S A')^-1 A S`` and
+``M = A'(I + A S A')^-1 A``.
 At the maximum of the marginal likelihood ``sum_i eta_ik^2 / s_k^2 = sum_i M_ikk`` for every variance s_k.
 
 References
@@ -25,10 +25,13 @@ class Shrinkage:
         Diagonal of M: information of a person's rows about each effect, the other effects integrated out.
     logdet : Tensor, shape (B,)
         ``log |I + A S A'|``.
+    mode : Tensor, shape (B, q), or None
+        Mode of the effects under the linearised model, ``S A'(I + A S A')^-1 w``, where there is a working residual w.
     """
 
     information: Tensor
     logdet: Tensor
+    mode: Tensor | None = None
 
 
 def root_of(A: Tensor, s: Tensor) -> Tensor:
@@ -38,8 +41,8 @@ def root_of(A: Tensor, s: Tensor) -> Tensor:
     return torch.linalg.cholesky(K)
 
 
-def shrinkage(A: Tensor, s: Tensor) -> Shrinkage:
-    """Diagonal of M and the log-determinant, by whichever of m x m and q x q is smaller.
+def shrinkage(A: Tensor, s: Tensor, working: Tensor | None = None) -> Shrinkage:
+    """Diagonal of M, the log-determinant and the mode, by whichever of m x m and q x q is smaller.
 
     Parameters
     ----------
@@ -47,61 +50,51 @@ def shrinkage(A: Tensor, s: Tensor) -> Shrinkage:
         Rows that are padding must be zero.
     s : Tensor, shape (q,)
         Prior variances.
+    working : Tensor, shape (B, m), optional
+        Working residual: whitened residual plus ``A eta`` at the current effects.
     """
     if A.shape[-2] > A.shape[-1]:
-        return shrinkage_from_information(A.transpose(-1, -2) @ A, s)
+        At = A.transpose(-1, -2)
+        return shrinkage_from_information(At @ A, s, None if working is None else At @ working.unsqueeze(-1))
     L = root_of(A, s)
     U = torch.linalg.solve_triangular(L, A, upper=False)
     logdet = 2.0 * L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return Shrinkage(U.square().sum(-2), logdet)
+    if working is None:
+        return Shrinkage(U.square().sum(-2), logdet)
+    white = torch.linalg.solve_triangular(L, working.unsqueeze(-1), upper=False)
+    return Shrinkage(U.square().sum(-2), logdet, s * (U.transpose(-1, -2) @ white).squeeze(-1))
 
 
-def shrinkage_from_information(H: Tensor, s: Tensor) -> Shrinkage:
-    """The same from ``H = A'A``, shape (B, q, q)."""
+def scaled_root(H: Tensor, s: Tensor) -> Tensor:
+    """Lower Cholesky factor of ``I + S^1/2 H S^1/2``, shape (B, q, q)."""
     root = s.sqrt()
     K = H * root * root.unsqueeze(-1)
     K.diagonal(dim1=-2, dim2=-1).add_(1.0)
-    L = torch.linalg.cholesky(K)
+    return torch.linalg.cholesky(K)
+
+
+def shrinkage_from_information(H: Tensor, s: Tensor, moment: Tensor | None = None) -> Shrinkage:
+    """The same from ``H = A'A``, shape (B, q, q), and ``A'w``, shape (B, q, 1)."""
+    root, L = s.sqrt(), scaled_root(H, s)
     U = torch.linalg.solve_triangular(L, root.unsqueeze(-1) * H, upper=False)
-    information = H.diagonal(dim1=-2, dim2=-1) - U.square().sum(-2)
-    return Shrinkage(information.clamp_min(0.0), 2.0 * L.diagonal(dim1=-2, dim2=-1).log().sum(-1))
+    information = (H.diagonal(dim1=-2, dim2=-1) - U.square().sum(-2)).clamp_min(0.0)
+    logdet = 2.0 * L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    if moment is None:
+        return Shrinkage(information, logdet)
+    solved = torch.cholesky_solve(root.unsqueeze(-1) * moment, L)
+    return Shrinkage(information, logdet, root * solved.squeeze(-1))
 
 
 def posterior_covariance(H: Tensor, s: Tensor) -> Tensor:
     """``C = S^1/2 (I + S^1/2 H S^1/2)^-1 S^1/2``, shape (B, q, q); zero rows where s is zero."""
-    root = s.sqrt()
-    K = H * root * root.unsqueeze(-1)
-    K.diagonal(dim1=-2, dim2=-1).add_(1.0)
-    L = torch.linalg.cholesky(K)
-    half = torch.linalg.solve_triangular(L, torch.diag_embed(root).expand_as(H), upper=False)
+    half = torch.linalg.solve_triangular(scaled_root(H, s), torch.diag_embed(s.sqrt()).expand_as(H), upper=False)
     return half.transpose(-1, -2) @ half
 
 
 def marginal_information(H: Tensor, s: Tensor) -> Tensor:
     """``M = H - H S^1/2 (I + S^1/2 H S^1/2)^-1 S^1/2 H``, shape (B, q, q)."""
-    root = s.sqrt()
-    K = H * root * root.unsqueeze(-1)
-    K.diagonal(dim1=-2, dim2=-1).add_(1.0)
-    half = torch.linalg.solve_triangular(torch.linalg.cholesky(K), root.unsqueeze(-1) * H, upper=False)
+    half = torch.linalg.solve_triangular(scaled_root(H, s), s.sqrt().unsqueeze(-1) * H, upper=False)
     return H - half.transpose(-1, -2) @ half
-
-
-def posterior_mode(A: Tensor, working: Tensor, s: Tensor) -> Tensor:
-    """Mode of the effects under the linearised model: ``S A'(I + A S A')^-1 w``.
-
-    Parameters
-    ----------
-    A : Tensor, shape (B, m, q)
-    working : Tensor, shape (B, m)
-        Working residual: whitened residual plus ``A eta`` at the current effects.
-    s : Tensor, shape (q,)
-
-    Returns
-    -------
-    Tensor, shape (B, q)
-    """
-    solved = torch.cholesky_solve(working.unsqueeze(-1), root_of(A, s))
-    return s * (A.transpose(-1, -2) @ solved).squeeze(-1)
 
 
 def pool(values: Tensor, group: Tensor, n_groups: int) -> Tensor:

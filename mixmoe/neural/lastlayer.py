@@ -1,8 +1,8 @@
 """Exact marginal likelihood of a network whose last layer is a linear mixed model.
 
-Given the features H of the last hidden layer, ``y_i = H_i beta + Z_i b_i + e_i`` with Z some columns of H, ``b_i ~
-N(0, sigma^2 L L')``.
-With ``W = I + L'Z'ZL`` everything is in terms of cross-products per person; beta and sigma are profiled out.
+Given the features H of the last hidden layer, ``y_i = H_i beta + Z_i b_i + e_i`` with Z some columns of H and
+``b_i ~ N(0, sigma^2 L L')``. With ``W = I + L'Z'ZL`` everything is in terms of cross-products per person; beta and
+sigma are profiled out.
 
 References
 ----------
@@ -11,6 +11,9 @@ Bates, Maechler, Bolker & Walker (2015), Journal of Statistical Software 67(1), 
 
 import math
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mixmoe.neural._torch import Tensor, torch
 from mixmoe.neural.network import TensorSpec
@@ -165,12 +168,12 @@ def factor_from(entries: Tensor, q: int, cov: str | int, group: Tensor) -> Tenso
     return torch.zeros(q, r, dtype=entries.dtype, device=entries.device).index_put((rows, columns), entries)
 
 
-def start_entries(q: int, cov: str | int, n_groups: int, size: float = 0.7) -> Tensor:
+def start_entries(q: int, cov: str | int, n_groups: int, size: float = 0.7) -> NDArray[np.float64]:
     """Start of the free entries: a diagonal factor."""
     if cov in ("diagonal", "tensor"):
-        return torch.full((n_groups,), size, dtype=torch.float64)
-    rows, columns = torch.tril_indices(q, q if cov == "full" else int(cov))
-    return torch.where(rows == columns, size, 0.0).double()
+        return np.full(n_groups, size)
+    rows, columns = np.tril_indices(q, 0, q if cov == "full" else int(cov))
+    return np.where(rows == columns, size, 0.0)
 
 
 def feature_columns(tensors: tuple[TensorSpec, ...], width: int) -> list[int]:

@@ -4,14 +4,15 @@ import inspect
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe._frame import view
+from mixmoe._frame import shown, view
 from mixmoe.arguments import checked_choice, checked_rng, seed_of
 from mixmoe.design import Design, build_design
 from mixmoe.em import EMFit, Flag, Starts
@@ -19,50 +20,75 @@ from mixmoe.errors import ArgumentError, ConvergenceWarning, DesignError, Formul
 from mixmoe.formula import MoEFormula, parse_formula
 from mixmoe.inference.covariance import ParamCov
 from mixmoe.layout import ParamLayout
-from mixmoe.neural._torch import load_torch, select_device
-from mixmoe.neural.compare import Comparison, compare, fit_network
+from mixmoe.neural._torch import load_torch, one_thread, select_device
+from mixmoe.neural.compare import Comparison, HeldOut, compare, fit_network, held_out
 from mixmoe.neural.components import Estimates, build_layout, estimates
 from mixmoe.neural.exact import is_exact
 from mixmoe.neural.families import Family
 from mixmoe.neural.inputs import Scaling, blocks_of, build_scaling, gap_rows, held_out_rows, sequence_codes
-from mixmoe.neural.network import Network, Personal, build_network, select_personal, wrap_module
+from mixmoe.neural.network import (
+    Network,
+    Personal,
+    build_network,
+    check_module,
+    checked_hidden,
+    select_personal,
+    wrap_module,
+)
 from mixmoe.neural.problem import Control, Estimator, Problem, Trained
+from mixmoe.neural.progress import all_rows_loglik, far_from_maximum
 from mixmoe.neural.results import NMEResults
+from mixmoe.neural.settings import build_control, checked_share, validation_share
 
 Array = NDArray[np.float64]
 
+WIDTHS = (10,)  # of the hidden layers
 COVS = ("diagonal", "tensor", "full")
+MAX_LEVELS = 50  # of categories; a transition matrix grows with their square
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A candidate of `mixmoe.select`.
+
+    Attributes
+    ----------
+    results : NMEResults
+        Of all rows.
+    held_out : HeldOut
+        Of a fit without the rows held out.
+    """
+
+    results: NMEResults
+    held_out: HeldOut
 
 
 class NME:
     """A network in which chosen parameters differ between persons.
 
-    ``theta_i = theta + eta_i`` on the tensors named in ``re:``, ``eta_i ~ N(0, Sigma)``, and the response of row j
-    of person
-    i is distributed around the output of the network with her parameters; for sequences of states the network
-    gives the
-    emission scores of a linear-chain conditional random field (CRF), whose transition scores may be personal.
+    ``theta_i = theta + eta_i`` on the tensors named in ``re:``, ``eta_i ~ N(0, Sigma)``, and the response of row j of
+    person i is distributed around the output of the network with her parameters; for sequences of states the network
+    gives the emission scores of a linear-chain conditional random field (CRF), whose transition scores may be personal.
 
     Parameters
     ----------
     formula : str
-        ``"y ~ x1 + x2 | re: (last | id)"``. Left of the bar in ``re:``, joined by ``+``: ``first``, ``last``,
-        ``all``,
+        ``"y ~ x1 + x2 | re: (last | id)"``. Left of the bar in ``re:``, joined by ``+``: ``first``, ``last``, ``all``,
         ``bias``, ``layer[k]``, single tensors such as ``layer1.bias``, ``transitions``, or 0 for a generic network.
         ``seq: day`` orders rows within a person, ``seq: day / session`` separates sequences. The network always has
         biases, so the intercept of the formula is implied. Inputs are standardised inside the fit.
     data : DataFrame (pandas or polars) or mapping of columns
-    hidden : tuple of int
-        Widths of the hidden layers; ``()`` for a linear model.
+    hidden : tuple of int, optional
+        Widths of the hidden layers; ``()`` for a linear model. Default: ``(10,)``.
     activation : str
         ``tanh``, ``relu``, ``elu``, ``gelu``, ``silu``, ``softplus`` or ``sigmoid``.
     network : torch.nn.Module, optional
         A network of your own from standardised inputs ``(rows, p)`` to outputs ``(rows, d)``; then ``re:`` names its
-        parameters (``fc1.weight``, ``fc1``, patterns with ``*`` in backticks) or ``all``.
+        parameters (``fc1.weight``, ``fc1``, patterns with ``*`` in backticks), or as above, layers being counted in the
+        order in which the module registers them. Each row by itself and without chance: no dropout, no batch norm.
     family : {"auto", "gaussian", "binary", "multiclass", "crf"}
-        ``"auto"``: numbers are Gaussian (only 0 and 1: binary); text, categories and booleans binary or
-        multi-class, with
-        ``seq:`` a CRF.
+        ``"auto"``: numbers are Gaussian (only 0 and 1: binary); text, categories and booleans binary or multi-class,
+        with ``seq:`` a CRF.
     estimator : {"laplace", "sgd"}
         Linearised Laplace (exact for effects on the last layer with a Gaussian response), or the published rule.
     cov : {"diagonal", "tensor", "full"} or int, optional
@@ -83,9 +109,12 @@ class NME:
 
     Notes
     -----
-    Maximum likelihood, one grouping factor. Time order within a person, for held-out rows, is that of ``seq:``,
-    else that of
-    the rows in the data.
+    Maximum likelihood, one grouping factor; categories with person effects by penalised likelihood, whose coefficients
+    are smaller than at the maximum of the marginal one. AIC and BIC charge all parameters of the network, of a CRF
+    those that sequences can tell, and all free ones of the covariance of the effects. A fit is said to have converged
+    if the variances are settled and the log-likelihood has less to gain than half a standard error per parameter would
+    bring. With ``validation=`` it is that of all rows, at parameters estimated without the validation rows. Time order
+    within a person, for held-out rows, is that of ``seq:``, else that of the rows in the data.
 
     References
     ----------
@@ -101,7 +130,7 @@ class NME:
         formula: str | MoEFormula,
         data: Any,
         *,
-        hidden: Sequence[int] = (10,),
+        hidden: Sequence[int] | None = None,
         activation: str = "tanh",
         network: Any = None,
         family: str = "auto",
@@ -114,6 +143,7 @@ class NME:
         load_torch()
         checked_choice(estimator, "estimator", get_args(Estimator))
         checked_choice(family, "family", ("auto", *get_args(Family)))
+        widths = checked_widths(hidden, network)
         self.formula = checked_formula(formula)
         self.device, self.estimator = select_device(device), estimator
         self.family: Family = chosen_family(family, self.formula, data)
@@ -127,16 +157,18 @@ class NME:
         )
         check_response(self.design, self.family)
         self.scaling: Scaling = build_scaling(self.design, self.family)
-        self.network: Network = architecture(self.design, self.family, self.scaling, tuple(hidden), activation, network)
+        self.network: Network = architecture(self.design, self.family, self.scaling, widths, activation, network)
         self.personal: Personal = select_personal(self.network, layer_names(self.formula), self.formula.text)
+        check_persons(self.design, self.personal)
+        check_rows(self.design, self.personal)
         self.cov = self._checked_cov(cov)
         self.problem: Problem = self._problem(0.0)
-        levels = tuple(str(v) for v in self.design.response_levels or ()) if self.family == "crf" else ()
+        levels = tuple(str(v) for v in self.design.response_levels or ())
         self.layout: ParamLayout = build_layout(
             self.problem, self.design.names.expert, self.design.names.group or "row", levels
         )
         self.settings: Mapping[str, Any] = {
-            "hidden": list(hidden),
+            "hidden": list(widths),
             "activation": activation,
             "family": self.family,
             "estimator": estimator,
@@ -157,9 +189,10 @@ class NME:
         *,
         epochs: int | None = None,
         lr: float = 0.01,
-        alpha: float = 0.97,
-        penalty: float = 1.0,
+        alpha: float | None = None,
+        penalty: float | None = None,
         weight_decay: float = 0.0,
+        batch_size: int | None = None,
         validation: float | None = None,
         patience: int | None = None,
         baselines: bool = True,
@@ -172,25 +205,28 @@ class NME:
         Parameters
         ----------
         epochs : int, optional
-            Full-batch steps at most; 1500, CRF 400, ``"sgd"`` 5000.
+            Passes over the data at most; 1500, CRF 400, ``"sgd"`` 5000.
         lr : float
             Learning rate; constant, then decaying to zero (``"laplace"``), or constant (``"sgd"``).
-        alpha : float
-            Factor of the annealing of variances.
-        penalty : float
-            Weight of the penalty on the effects, for ``"sgd"`` (lambda of the paper).
+        alpha : float, optional
+            Factor of the annealing of variances of ``"sgd"``; 0.97. ``"laplace"`` has no annealing and does not use
+            it, which a warning says where it is given: its variances do not depend on such a setting.
+        penalty : float, optional
+            Weight of the penalty on the effects of ``"sgd"`` (lambda of the paper); 1. ``"laplace"``, where it is 1 by
+            the model, does not use it and warns likewise.
         weight_decay : float
             Ridge penalty on the network's parameters.
+        batch_size : int, optional
+            Persons per step; default: all. Batches are drawn once and visited in random order each epoch. Not for the
+            exact likelihood of effects on the last layer, which needs everyone at each step.
         validation : float, optional
-            Share of each person's last rows on which the best epoch is chosen; these rows are not used otherwise,
-            but for the
-            person effects once the best epoch is known. Default: 0, for ``"sgd"`` 0.2.
+            Share of each person's last rows on which the best epoch is chosen; these rows are not used otherwise, but
+            for the person effects once the best epoch is known. Default: 0, for ``"sgd"`` 0.2.
         patience : int, optional
             Stop after so many epochs without improvement; 400 for ``"sgd"``.
         baselines : bool
             Whether to compare with the generic network, one network per person and network + LME on held-out rows,
-            which
-            takes about four more fits.
+            which takes about four more fits.
         holdout : float
             Share of each person's last rows held out for that comparison.
         rng : int, numpy.random.Generator or None
@@ -206,16 +242,97 @@ class NME:
             If the variances still moved, or the loss was lost; also in ``results.flags``.
         """
         seed = int(checked_rng(rng).integers(2**32))
-        control, share = self._control(epochs, lr, alpha, penalty, weight_decay, patience, progress, validation)
+        share = validation_share(validation, self.estimator, patience)
+        control = build_control(
+            self.estimator,
+            self.problem,
+            epochs=epochs,
+            lr=lr,
+            alpha=alpha,
+            penalty=penalty,
+            weight_decay=weight_decay,
+            batch_size=batch_size,
+            patience=patience,
+            progress=progress,
+        )
+        held_out = checked_share(holdout, "holdout", zero=False)
         problem = self._problem(share)
-        trained = fit_network(problem, control, self.estimator, np.random.default_rng(seed), self.device)
-        comparison = self._compare(control, holdout, seed) if baselines else None
-        flags = (*trained.flags, *self._flags(trained))
+        trained = fit_network(problem, control, self.estimator, np.random.default_rng(seed))
+        comparison = self._compare(control, held_out, seed) if baselines else None
+        gain = far_from_maximum(problem, control, trained) if self.estimator == "laplace" else None
+        trained = replace(trained, converged=trained.converged and gain is None)
+        if problem.validation.n_rows and self.estimator == "laplace":
+            trained = replace(trained, loglik=all_rows_loglik(self.problem, trained))
+        flags = (*trained.flags, *self._flags(trained, gain))
         for flag in flags:
             kind = ConvergenceWarning if flag.code in ("not_converged", "not_finite") else MixmoeWarning
             warnings.warn(flag.message, kind, stacklevel=2)
         trained = replace(trained, flags=flags)
         return self.results(problem, trained, comparison, seed_of(rng))
+
+    def validate(
+        self, *, holdout: float = 0.2, validation: float | None = None, rng: Any = None, **options: Any
+    ) -> HeldOut:
+        """Error on each person's last rows of a fit to the others: what `mixmoe.select` compares.
+
+        Parameters
+        ----------
+        holdout : float
+            Share of each person's (or sequence's) last rows.
+        validation : float, optional
+            Share of the rows before them on which the best epoch is chosen, as in `fit`.
+        rng : int, numpy.random.Generator or None
+        **options
+            ``epochs=``, ``lr=``, ``alpha=``, ``penalty=``, ``weight_decay=``, ``batch_size=``, ``patience=`` and
+            ``progress=`` of `fit`.
+
+        Returns
+        -------
+        HeldOut
+            Mean squared error, or negative log-likelihood per row, with its standard error.
+
+        Raises
+        ------
+        ArgumentError
+            If there are no rows to hold out: where each person has one.
+        """
+        known = set(inspect.signature(self.fit).parameters) - {"baselines"}
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise ArgumentError(f"validate has no option {unknown[0]!r}; it has {', '.join(sorted(known))}")
+        held = checked_share(holdout, "holdout", zero=False)
+        share = validation_share(validation, self.estimator, options.get("patience"))
+        control = build_control(self.estimator, self.problem, **options)
+        problem = self._problem(share, holdout=held)
+        test = self._problem(held).validation
+        if not test.n_rows:
+            raise ArgumentError(f"holdout={holdout} leaves no row to hold out: the persons have too few rows")
+        trained = fit_network(problem, control, self.estimator, checked_rng(rng))
+        return held_out(replace(problem, validation=test), trained, self.scaling.y_sd**2)
+
+    def tried(self, *, holdout: float = 0.2, rng: Any = None, **options: Any) -> Tried:
+        """A fit to all rows, and the error of one without the last rows of each person; for `mixmoe.select`.
+
+        Parameters
+        ----------
+        holdout : float
+        rng : int, numpy.random.Generator or None
+            Both fits have the same start.
+        **options
+            Of `fit`, without ``baselines=`` and ``holdout=``.
+
+        Returns
+        -------
+        Tried
+
+        Notes
+        -----
+        On one thread, so that worker processes find the same digits.
+        """
+        seed = int(checked_rng(rng).integers(2**32))
+        with one_thread():
+            results = self.fit(rng=seed, baselines=False, **options)
+            return Tried(results, self.validate(holdout=holdout, rng=seed, **options))
 
     def results(
         self, problem: Problem, trained: Trained, comparison: Comparison | None, seed: int | None = None
@@ -244,7 +361,8 @@ class NME:
             starts=Starts(1, np.array([trained.loglik - shift]), 1, seed=seed),
             flags=trained.flags,
         )
-        note = "hidden layers held" if self.estimator == "laplace" else "the sgd rule has none"
+        note = "hidden layers held" if self.network.hidden or self.network.module is not None else ""
+        note = note if self.estimator == "laplace" else "the sgd rule has none"
         return NMEResults(self, record, ParamCov(found.covariance, "nonrobust", note), problem, trained, comparison)
 
     def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
@@ -269,65 +387,32 @@ class NME:
             f"layer, a Gaussian response and estimator='laplace'; got {cov!r}"
         )
 
-    def _problem(self, share: float, cov: str | int | None = None) -> Problem:
-        """Rows in blocks, the last `share` of each person's (or sequence's) set aside."""
+    def _problem(self, share: float, cov: str | int | None = None, holdout: float = 0.0) -> Problem:
+        """Rows in blocks, the last `share` of each person's (or sequence's) set aside, `holdout` before left out."""
         design = self.design
-        held = held_out_rows(sequence_codes(design, self.family), share)
+        members = sequence_codes(design, self.family)
+        used = ~held_out_rows(members, holdout)
+        held = np.zeros(design.n, dtype=bool)
+        held[used] = held_out_rows(members[used], share)
         train, kept = (
             blocks_of(design, self.family, self.scaling, rows, np.arange(design.n_units), self.device)
-            for rows in (~held, held)
+            for rows in (used & ~held, held)
         )
         covariance = cov if cov is not None else getattr(self, "cov", "diagonal")
-        return Problem(self.family, self.network, self.personal, train, kept, design.n_units, covariance, share)
-
-    def _control(
-        self,
-        epochs: int | None,
-        lr: float,
-        alpha: float,
-        penalty: float,
-        weight_decay: float,
-        patience: int | None,
-        progress: bool,
-        validation: float | None,
-    ) -> tuple[Control, float]:
-        """Settings of the iterations and the share of validation rows, defaults put in."""
-        published = self.estimator == "sgd"
-        share = (0.2 if published else 0.0) if validation is None else validation
-        if not 0.0 <= share < 1.0:
-            raise ArgumentError(f"validation must be at least 0 and below 1, got {validation!r}")
-        default = 5000 if published else 400 if self.family == "crf" else 1500
-        waiting = 400 if published and patience is None else patience
-        control = Control(
-            epochs=default if epochs is None else epochs,
-            lr=lr,
-            alpha=alpha,
-            penalty=penalty,
-            weight_decay=weight_decay,
-            patience=waiting,
-            progress=progress,
+        return Problem(
+            self.family, self.network, self.personal, train, kept, design.n_units, covariance, share, self.device
         )
-        return control, share
 
     def _compare(self, control: Control, holdout: float, seed: int) -> Comparison | None:
         """Held-out errors, if there are rows to hold out."""
-        if not 0.0 < holdout < 1.0:
-            raise ArgumentError(f"holdout must lie between 0 and 1, got {holdout!r}")
         problem = self._problem(holdout)
         if not problem.validation.n_rows or not self.personal.q:
             return None
         return compare(problem, control, self.estimator, seed, self.scaling.y_sd**2)
 
-    def _flags(self, trained: Trained) -> list[Flag]:
+    def _flags(self, trained: Trained, gain: float | None) -> list[Flag]:
         """What a reader must know beyond the optimiser's own flags."""
-        flags = []
-        if not trained.converged and self.estimator == "laplace":
-            flags.append(
-                Flag(
-                    "not_converged",
-                    f"the variances still moved after {len(trained.trace.train)} epochs; give more epochs",
-                )
-            )
+        flags = [] if trained.converged else [unconverged(trained, gain)]
         single = int((self.design.counts == 1).sum())
         if single and self.personal.q:
             flags.append(Flag("one_row", f"{single} of {self.design.n_units} persons have one row; they tell little"))
@@ -335,6 +420,19 @@ class NME:
         if gaps:
             flags.append(gap_flag(gaps, self.formula))
         return flags
+
+
+def unconverged(trained: Trained, gain: float | None) -> Flag:
+    """What a reader must know of a fit that did not arrive; `gain` is what it has left to gain, if that is much."""
+    count = len(trained.trace.train)
+    epochs = f"{count} epoch{'' if count == 1 else 's'}"
+    if gain is None:
+        return Flag("not_converged", f"the variances still moved after {epochs}; give more epochs")
+    return Flag(
+        "not_converged",
+        f"after {epochs} the log-likelihood could still rise by {gain:.1f} or more, so that it and AIC and BIC "
+        "are not those of the maximum; give more epochs, or choose the epoch by validation=",
+    )
 
 
 def gap_flag(gaps: int, formula: MoEFormula) -> Flag:
@@ -423,8 +521,46 @@ def check_response(design: Design, family: Family) -> None:
     levels = design.response_levels or ()
     if family == "binary" and len(levels) != 2:
         raise DesignError(f"the response {design.names.response!r} has {len(levels)} levels; family='binary' needs 2")
+    if len(levels) > MAX_LEVELS:
+        raise DesignError(
+            f"the response {design.names.response!r} has {len(levels)} levels; family={family!r} takes at most "
+            f"{MAX_LEVELS}; a response of numbers is for family='gaussian'"
+        )
     if family == "crf" and design.sequence is None:
         raise FormulaError("a CRF needs the order of the rows within a person; add | seq: column", design.formula.text)
+
+
+def checked_widths(hidden: Any, network: Any) -> tuple[int, ...]:
+    """Widths of the hidden layers, those of a network of one's own being its own affair.
+
+    Raises
+    ------
+    ArgumentError
+        If they are no sequence, or given beside a network.
+    """
+    if network is not None:
+        if hidden is not None:
+            raise ArgumentError(f"hidden={hidden!r} says nothing about a network of your own; leave one of them out")
+        return ()
+    return checked_hidden(WIDTHS if hidden is None else hidden)
+
+
+def check_persons(design: Design, personal: Personal) -> None:
+    """Refuse person effects where there is one person, whom nothing can be compared with."""
+    if personal.q and design.n_units < 2:
+        raise DesignError(
+            f"the column {design.names.group!r} has one person, {shown(design.labels[0])}, so that nothing tells how "
+            "persons differ; give the rows of several, or write re: (0 | ...) for a network without person effects"
+        )
+
+
+def check_rows(design: Design, personal: Personal) -> None:
+    """Refuse data in which no person has a second row."""
+    if personal.q and design.counts.max() == 1:
+        raise DesignError(
+            f"each of the {design.n_units} persons has one row, which cannot tell her effects from noise; give persons "
+            "with several rows, or fit the generic network with re: (0 | person)"
+        )
 
 
 def architecture(
@@ -434,10 +570,10 @@ def architecture(
     n_in, levels = len(scaling.columns), len(design.response_levels or ())
     n_out = {"gaussian": 1, "binary": 1, "multiclass": levels - 1, "crf": levels}[family]
     if not n_in and (hidden or module is not None):
-        raise ArgumentError(
-            f"a network with hidden={hidden} needs inputs, but the formula has none; add terms, or use hidden=()"
-        )
+        what = f"a network with hidden={hidden}" if module is None else f"network {type(module).__name__}"
+        raise ArgumentError(f"{what} needs inputs, but the formula has none; add terms, or use hidden=()")
     n_states = levels if family == "crf" else 0
     if module is not None:
-        return wrap_module(module.double(), n_in, n_out, n_states)
+        check_module(module)
+        return wrap_module(deepcopy(module).double(), n_in, n_out, n_states)
     return build_network(n_in, n_out, hidden, activation, n_states)

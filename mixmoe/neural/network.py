@@ -88,18 +88,35 @@ class Network:
         return self.hidden[-1] if self.hidden else self.n_in
 
 
+def checked_hidden(hidden: Any) -> tuple[int, ...]:
+    """Widths of the hidden layers.
+
+    Raises
+    ------
+    ArgumentError
+        If they are not a tuple or list of positive whole numbers.
+    """
+    whole = (int, np.integer)
+    if not isinstance(hidden, list | tuple) or any(isinstance(w, bool) or not isinstance(w, whole) for w in hidden):
+        raise ArgumentError(
+            f"hidden must hold positive whole numbers, one per hidden layer, such as (10, 5), or () for none; got "
+            f"{hidden!r}; several networks are compared by mm.select"
+        )
+    if any(width < 1 for width in hidden):
+        raise ArgumentError(f"hidden must hold positive whole numbers, one per hidden layer, got {hidden!r}")
+    return tuple(int(width) for width in hidden)
+
+
 def build_network(n_in: int, n_out: int, hidden: Sequence[int], activation: str = "tanh", n_states: int = 0) -> Network:
     """A network of the given widths; with `n_states`, a transition matrix is added to its parameters.
 
     Raises
     ------
     ArgumentError
-        For widths that are not positive whole numbers, or an unknown activation.
+        For an unknown activation.
     """
     if activation not in ACTIVATIONS:
         raise ArgumentError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    if any(not isinstance(width, int | np.integer) or width < 1 for width in hidden):
-        raise ArgumentError(f"hidden must hold positive whole numbers, one per hidden layer, got {tuple(hidden)!r}")
     widths = [n_in, *hidden, n_out]
     shapes: list[tuple[str, tuple[int, ...]]] = []
     for k in range(len(widths) - 1):
@@ -113,25 +130,86 @@ def build_network(n_in: int, n_out: int, hidden: Sequence[int], activation: str 
 def wrap_module(module: Any, n_in: int, n_out: int, n_states: int = 0) -> Network:
     """A user's own ``torch.nn.Module`` as a network.
 
-    The module must map rows ``(rows, n_in)`` to outputs ``(rows, n_out)`` or ``(rows,)``, each row by itself.
+    The module, which passed `check_module`, must map rows ``(rows, n_in)`` to outputs ``(rows, n_out)`` or
+    ``(rows,)``, each row by itself.
 
     Raises
     ------
     ArgumentError
-        If it is no module, has no parameters, or returns another shape.
+        If it takes or returns another shape.
     """
-    if not isinstance(module, torch.nn.Module):
-        raise ArgumentError(f"network must be a torch.nn.Module, got {type(module).__name__}")
     shapes = [(name, tuple(value.shape)) for name, value in module.named_parameters()]
-    if not shapes:
-        raise ArgumentError(f"network {type(module).__name__} has no parameters; give a module with trainable tensors")
-    parameter = next(module.parameters())
-    shape = tuple(module(torch.zeros(3, n_in, dtype=parameter.dtype, device=parameter.device)).shape)
+    shape = output_shape(module, n_in)
     if shape != (3, n_out) and not (n_out == 1 and shape == (3,)):
         raise ArgumentError(f"network must map (rows, {n_in}) to (rows, {n_out}); for 3 rows it returned shape {shape}")
     if n_states:
         shapes.append(("transitions", (n_states, n_states)))
-    return Network(n_in, n_out, (), "", lay_out(shapes), module)
+    network = Network(n_in, n_out, (), "", lay_out(shapes), module)
+    check_mapping(network)
+    return network
+
+
+def check_mapping(network: Network) -> None:
+    """Refuse a user's module that cannot be mapped over persons.
+
+    Raises
+    ------
+    ArgumentError
+    """
+    kind = {"dtype": torch.float64, "device": next(network.module.parameters()).device}
+    tensors = view_tensors(network, personal_tensors(()), torch.zeros(network.n_parameters, **kind), None)
+    try:
+        forward_module(network, tensors, torch.zeros(2, 3, network.n_in, **kind))
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise ArgumentError(
+            f"network {type(network.module).__name__} cannot be mapped over persons with torch.func.vmap; write it "
+            f"without steps in place and without decisions that depend on values: {error}"
+        ) from error
+
+
+def check_module(module: Any) -> None:
+    """Refuse what is no network of rows that are computed each by itself, the same each time.
+
+    Raises
+    ------
+    ArgumentError
+    """
+    if not isinstance(module, torch.nn.Module):
+        what = (
+            f"the class {module.__name__}; call it"
+            if isinstance(module, type)
+            else f"{type(module).__name__} {module!r}"
+        )
+        raise ArgumentError(f"network must be a torch.nn.Module, got {what}")
+    if not any(True for _ in module.parameters()):
+        raise ArgumentError(f"network {type(module).__name__} has no parameters; give a module with trainable tensors")
+    for part in module.modules():
+        kind = type(part).__name__
+        if "Dropout" in kind:
+            raise ArgumentError(f"network has a {kind}, which is random, and a likelihood is not; leave it out")
+        if "BatchNorm" in kind or "InstanceNorm" in kind:
+            raise ArgumentError(
+                f"network has a {kind}, which mixes the rows of persons; leave it out, inputs are standardised, or use "
+                "LayerNorm"
+            )
+
+
+def output_shape(module: Any, n_in: int) -> tuple[int, ...]:
+    """Shape of what a module makes of three rows.
+
+    Raises
+    ------
+    ArgumentError
+        If it cannot take them.
+    """
+    parameter = next(module.parameters())
+    try:
+        return tuple(module(torch.zeros(3, n_in, dtype=parameter.dtype, device=parameter.device)).shape)
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+        raise ArgumentError(
+            f"network must take rows of the {n_in} inputs of the formula, shape (rows, {n_in}); with 3 rows it failed: "
+            f"{error}"
+        ) from error
 
 
 def initial_parameters(network: Network, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -199,7 +277,8 @@ def layer_words(network: Network) -> tuple[str, ...]:
     """Names that may stand left of the bar in ``re:``."""
     names = [spec.name for spec in network.tensors]
     if network.module is not None:
-        return ("all", *names)
+        own = [f"layer[{k + 1}]" for k in range(len(own_layers(network)))]
+        return tuple(dict.fromkeys(("first", "last", "all", "bias", *own, *names)))
     layers = [f"layer[{k + 1}]" for k in range(network.depth)]
     words = ["first", "last", "all", "bias", *layers, *names]
     return tuple(dict.fromkeys(words))
@@ -211,14 +290,35 @@ def match_layer(network: Network, word: str) -> set[str]:
     own = [name for name in names if name != "transitions"]
     if network.module is not None:
         pattern = re.compile(re.escape(word).replace(r"\*", ".*") + r"(\..*)?")
-        return set(own) if word == "all" else {name for name in names if pattern.fullmatch(name)}
+        found = {name for name in names if pattern.fullmatch(name)}
+        if found:
+            return found
     if word == "all":
         return set(own)
     if word == "bias":
-        return {name for name in own if name.endswith(".bias")}
+        return {name for name in own if name.split(".")[-1] == "bias"}
+    if network.module is not None:
+        return own_layer(network, word)
     word = {"first": "layer1", "last": f"layer{network.depth}"}.get(word, word)
     word = re.sub(r"layer\[(\d+)\]", r"layer\1", word)
     return {name for name in names if name == word or name.startswith(word + ".")}
+
+
+def own_layers(network: Network) -> list[set[str]]:
+    """Tensors of a user's module by the part that holds them, in the order in which the module registers these."""
+    layers: dict[str, set[str]] = {}
+    for spec in network.tensors:
+        if spec.name != "transitions":
+            layers.setdefault(spec.name.rpartition(".")[0], set()).add(spec.name)
+    return list(layers.values())
+
+
+def own_layer(network: Network, word: str) -> set[str]:
+    """Tensors of the layer of a user's module that is meant by ``first``, ``last`` or ``layer[k]``; empty if none."""
+    layers = own_layers(network)
+    number = re.fullmatch(r"layer\[(\d+)\]", word)
+    place = {"first": 1, "last": len(layers)}.get(word, int(number.group(1)) if number else 0)
+    return layers[place - 1] if 1 <= place <= len(layers) else set()
 
 
 def select_personal(network: Network, words: Sequence[str], formula: str | None = None) -> Personal:
@@ -241,8 +341,9 @@ def select_personal(network: Network, words: Sequence[str], formula: str | None 
     for word in words:
         found = match_layer(network, word)
         if not found:
+            hint = "; a network's random intercept is the bias of its last layer" if word == "1" else ""
             raise FormulaError(
-                f"unknown layer {word!r} in re:; this network has {', '.join(layer_words(network))}",
+                f"unknown layer {word!r} in re:{hint}; this network has {', '.join(layer_words(network))}",
                 formula,
                 None if formula is None else max(formula.find(word, max(formula.find("re:"), 0)), 0),
                 len(word),

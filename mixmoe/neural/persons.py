@@ -7,31 +7,40 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe._frame import view
 from mixmoe.arguments import checked_rng
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.intervals import checked_alpha
+from mixmoe.neural._torch import Tensor, to_array
+from mixmoe.neural.blocks import Blocks
+from mixmoe.neural.exact import is_exact
 from mixmoe.neural.inputs import Scaling, blocks_of
 from mixmoe.neural.predict import (
     N_DRAWS,
+    Components,
     Prediction,
     Uncertainty,
     crf_rows,
     effects_from_rows,
     known_rows,
+    linear_unknown_rows,
     mixture_draws,
     normal_limits,
+    prior_component,
     prior_draws,
+    to_state,
     uncertainty,
     unknown_rows,
 )
 from mixmoe.neural.problem import Problem, Trained
+from mixmoe.neural.transitions import Transitions, build_transitions
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Persons:
     """Persons whose effects are estimated.
 
@@ -49,7 +58,6 @@ class Persons:
         Latent effects.
     population : ndarray, shape (P, P), or None
         Covariance of the population parameters, from the fit's own persons; None: not computed yet.
-    device : str
     fitted : Persons or None
         The persons of the fit, if these are adapted ones.
     """
@@ -60,9 +68,15 @@ class Persons:
     trained: Trained
     labels: NDArray[np.object_]
     z: Array
-    device: str = "cpu"
     population: Any = None
     fitted: "Persons | None" = None
+
+    def __repr__(self) -> str:
+        what = "persons of the fit" if self.fitted is None else "adapted persons"
+        return (
+            f"<{len(self.labels)} {what}, {self.problem.personal.q} personal parameters each; "
+            "see effects(), effect_errors(), predict(data)>"
+        )
 
     def effects(self) -> pd.DataFrame:
         """Effects on the personal parameters, standardised scale, one row per person."""
@@ -93,14 +107,14 @@ class Persons:
         """Predictions; see `NMEResults.predict`."""
         return predict_frame(self, self.uncertainty() if interval else None, data, alpha, rng)
 
+    @property
+    def transitions(self) -> Transitions:
+        """Transition probabilities of the population and of these persons, with intervals (CRF)."""
+        return build_transitions(self, self.uncertainty())
+
     def decode(self, data: Any) -> pd.Series:
         """The most probable state sequences (CRF)."""
         return state_frame(self, data, states=True)
-
-
-def to_array(value: Any) -> Array:
-    """A tensor as an array."""
-    return value.cpu().numpy()
 
 
 def parameter_names(problem: Problem) -> list[str]:
@@ -117,8 +131,8 @@ def persons_of(model: Any, problem: Problem, trained: Trained) -> Persons:
     everyone = replace(model.problem, cov=problem.cov)
     z = trained.z
     if problem.validation.n_rows and model.estimator == "laplace" and problem.n_effects:
-        z = effects_from_rows(everyone, trained, device=model.device)
-    return Persons(model.design, model.scaling, everyone, trained, model.design.labels, z, model.device)
+        z = effects_from_rows(everyone, trained)
+    return Persons(model.design, model.scaling, everyone, trained, model.design.labels, z)
 
 
 def match_labels(persons: Persons, design: Design) -> Index:
@@ -136,9 +150,9 @@ def adapt_persons(persons: Persons, data: Any) -> Persons:
         raise ArgumentError(f"adapt needs to know whose rows these are; give the column {persons.design.names.group!r}")
     every = np.ones(design.n, dtype=bool)
     family = persons.problem.family
-    rows = blocks_of(design, family, persons.scaling, every, np.arange(design.n_units), persons.device)
+    rows = blocks_of(design, family, persons.scaling, every, np.arange(design.n_units), persons.problem.device)
     problem = replace(persons.problem, train=rows, n_persons=design.n_units)
-    z = effects_from_rows(problem, persons.trained, device=persons.device)
+    z = effects_from_rows(problem, persons.trained)
     covered = persons.population
     if covered is None:
         covered = uncertainty(persons.problem, persons.trained, persons.z).population
@@ -158,7 +172,8 @@ def predict_frame(persons: Persons, covered: Uncertainty | None, data: Any, alph
     whole = Prediction(np.zeros((design.n, size)), np.zeros((design.n, size)), *np.full((2, design.n), np.nan))
     for rows, found in predictions(persons, covered, design, known, is_known, level, rng):
         fill(whole, rows, found)
-    return labelled(persons, design, whole, is_known, level, limits=covered is not None)
+    values = user_rows(labelled(persons, design, whole, is_known, level, limits=covered is not None), design, data)
+    return values if len(values) == design.n else values.assign(known=known_rows_of(persons, design, data))
 
 
 def fill(whole: Prediction, rows: NDArray[np.bool_], found: Prediction) -> None:
@@ -182,30 +197,74 @@ def predictions(
     out = []
     bare = covered if covered is not None else Uncertainty(None, None)
     if is_known.any():
-        blocks = blocks_of(design, family, persons.scaling, is_known, np.maximum(known, 0), persons.device)
+        blocks = blocks_of(design, family, persons.scaling, is_known, np.maximum(known, 0), persons.problem.device)
         if family == "crf":
-            values = crf_rows(problem, fit, blocks, persons.z, states=False)
+            values = known_means(persons, blocks)
             out.append((is_known, Prediction(values, np.full(values.shape, np.nan))))
         else:
             out.append((is_known, known_rows(problem, fit, blocks, persons.z, bare)))
     if not is_known.all():
         zeros = np.zeros(design.n_units, dtype=np.intp)
-        draws = unknown_draws(persons, covered, checked_rng(rng))
-        blocks = blocks_of(design, family, persons.scaling, ~is_known, zeros, persons.device)
-        out.append((~is_known, unknown_rows(problem, fit, blocks, draws, bare, alpha)))
+        blocks = blocks_of(design, family, persons.scaling, ~is_known, zeros, persons.problem.device)
+        out.append((~is_known, over_effects(persons, covered, blocks, alpha, checked_rng(rng))))
     return out
+
+
+def known_means(persons: Persons, rows: Blocks) -> Array:
+    """Means or probabilities of rows of these persons with their effects, standardised scale, shape (n, d)."""
+    problem, fit = persons.problem, persons.trained
+    if problem.family == "crf":
+        return crf_rows(problem, fit, rows, persons.z, states=False)
+    return known_rows(problem, fit, rows, persons.z, Uncertainty(None, None)).mean
+
+
+def unknown_means(persons: Persons, rows: Blocks) -> Array:
+    """The same over the distribution of effects, as if nobody were known."""
+    return over_effects(persons, None, rows, 0.05, np.random.default_rng(0)).mean
+
+
+def over_effects(
+    persons: Persons, covered: Uncertainty | None, rows: Blocks, alpha: float, rng: np.random.Generator
+) -> Prediction:
+    """Predictions of rows of unknown persons."""
+    problem, fit = persons.problem, persons.trained
+    bare = covered if covered is not None else Uncertainty(None, None)
+    if is_exact(problem):
+        return linear_unknown_rows(problem, fit, rows, unknown_components(persons, covered), bare, alpha)
+    return unknown_rows(problem, fit, rows, unknown_draws(persons, covered, rng), bare, alpha)
+
+
+def has_prior_only(persons: Persons) -> bool:
+    """Whether unknown persons are as the model says, not as the known ones: a full covariance leaves out nothing."""
+    problem = persons.problem
+    return problem.cov == "full" or not problem.n_effects or len((persons.fitted or persons).labels) < 2
+
+
+def posterior_covariances(persons: Persons, covered: Uncertainty | None) -> Tensor:
+    """Those of the effects of the persons of the fit, shape (N, r, r)."""
+    if covered is not None and covered.effects is not None and persons.fitted is None:
+        return covered.effects
+    source = persons.fitted or persons
+    return uncertainty(source.problem, persons.trained, source.z, population=False).effects
+
+
+def unknown_components(persons: Persons, covered: Uncertainty | None) -> Components:
+    """The distribution of the effects of unknown persons: a full prior, or the known ones' posteriors."""
+    if has_prior_only(persons):
+        return prior_component(persons.problem, persons.trained)
+    source = persons.fitted or persons
+    means = to_state(source.problem, persons.trained, source.z).z
+    return Components(means, posterior_covariances(persons, covered))
 
 
 def unknown_draws(persons: Persons, covered: Uncertainty | None, rng: np.random.Generator) -> Array:
     """Draws of the effects of unknown persons: of a full prior, else of the mixture of the known ones' posteriors."""
-    fit, problem = persons.trained, persons.problem
-    n_draws = 64 if problem.family == "crf" else N_DRAWS
+    n_draws = 64 if persons.problem.family == "crf" else N_DRAWS
+    if has_prior_only(persons):
+        return prior_draws(persons.trained, rng, n_draws)
     source = persons.fitted or persons
-    if problem.cov == "full" or not problem.n_effects or len(source.labels) < 2:
-        return prior_draws(fit, rng, n_draws)
-    own = covered if covered is not None and persons.fitted is None else None
-    found = own or uncertainty(source.problem, fit, source.z, population=False)
-    return mixture_draws(fit, source.z, to_array(found.effects), rng, n_draws)
+    found = posterior_covariances(persons, covered)
+    return mixture_draws(persons.trained, source.z, to_array(found), rng, n_draws)
 
 
 def labelled(
@@ -235,8 +294,21 @@ def labelled(
             columns |= {f"lower_{level}": low[:, k] for k, level in enumerate(levels)}
             columns |= {f"upper_{level}": high[:, k] for k, level in enumerate(levels)}
     columns["known"] = is_known
-    frame = pd.DataFrame(columns, index=design.rows)
-    return frame.iloc[np.argsort(design.position, kind="stable")]
+    return pd.DataFrame(columns)
+
+
+def user_rows(values: Any, design: Design, data: Any) -> Any:
+    """A frame or series in the order of the design as the user's rows, missing where a row was left out."""
+    seen = view(data)
+    return values.set_axis(design.position).reindex(range(seen.n_rows)).set_axis(seen.labels)
+
+
+def known_rows_of(persons: Persons, design: Design, data: Any) -> NDArray[np.bool_]:
+    """Whether each of the user's rows is of a known person, those with missing inputs included."""
+    group = design.names.group
+    if group is None:
+        return np.zeros(design.n_input, dtype=bool)
+    return view(data).column(group).isin(list(persons.labels)).to_numpy()
 
 
 def replaced(limits: Array, by: Array | None) -> Array:
@@ -260,11 +332,10 @@ def state_frame(persons: Persons, data: Any, *, states: bool) -> Any:
     z = np.concatenate([persons.z, np.zeros((1, persons.z.shape[1]))])
     place = np.where(known >= 0, known, len(persons.z))
     every = np.ones(design.n, dtype=bool)
-    blocks = blocks_of(design, "crf", persons.scaling, every, place, persons.device)
+    blocks = blocks_of(design, "crf", persons.scaling, every, place, persons.problem.device)
     values = crf_rows(persons.problem, persons.trained, blocks, z, states=states)
-    order = np.argsort(design.position, kind="stable")
     levels = list(persons.design.response_levels or ())
     if not states:
-        return pd.DataFrame(values, index=design.rows, columns=[str(v) for v in levels]).iloc[order]
-    decoded = [levels[int(code)] for code in values]
-    return pd.Series(decoded, index=design.rows, name=persons.design.names.response).iloc[order]
+        return user_rows(pd.DataFrame(values, columns=[str(v) for v in levels]), design, data)
+    decoded = pd.Series([levels[int(code)] for code in values], name=persons.design.names.response)
+    return user_rows(decoded, design, data)

@@ -6,19 +6,21 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from mixmoe.neural._torch import Tensor, torch
+from mixmoe.neural._torch import Tensor, to_array, torch
 from mixmoe.neural.blocks import Block, Blocks, to_rows
-from mixmoe.neural.crf import decode, marginals
+from mixmoe.neural.crf import decode, effect_information, marginals
 from mixmoe.neural.families import curvature_root, mean_outputs
 from mixmoe.neural.laplace import posterior_covariance
-from mixmoe.neural.network import Personal, forward, jacobian, personal_tensors, view_tensors
+from mixmoe.neural.network import forward, jacobian, personal_tensors, view_tensors
 from mixmoe.neural.problem import Problem, Trained
-from mixmoe.neural.steps import State, person_information, pieces, settle_effects
+from mixmoe.neural.steps import State, directions, effects, person_information, pieces, settle_effects
 
 Array = NDArray[np.float64]
 
 N_DRAWS = 512
+BISECTIONS = 32
 MAX_PARAMETERS = 3000  # above, the uncertainty of the population parameters is left out
+MAX_CHAIN = 300  # the same for a CRF, whose second derivatives cost a pass over the data per parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,41 +43,35 @@ class Prediction:
     upper: Array | None = None
 
 
-def to_state(problem: Problem, fit: Trained, z: Array | None = None, device: str = "cpu") -> State:
+def to_state(problem: Problem, fit: Trained, z: Array | None = None) -> State:
     """A fit as tensors, with other effects if given."""
-
-    def tensor(value: Array) -> Tensor:
-        return torch.tensor(np.asarray(value, dtype=float), dtype=torch.float64, device=device)
-
+    tensor = problem.tensor
     scale = np.linalg.norm(fit.loading, axis=0) if fit.loading.size else np.ones(fit.loading.shape[1])
     scale = np.where(scale > 0, scale, 1.0)
     identity = fit.loading.shape[0] == fit.loading.shape[1] and np.array_equal(fit.loading, np.eye(len(fit.loading)))
     loading = None if identity else tensor(fit.loading / scale)
     latent = fit.z if z is None else z
-    return State(
-        tensor(fit.theta), loading, tensor(latent * scale), tensor(fit.s * scale**2), tensor(np.array(fit.sigma2))
-    )
+    return State(tensor(fit.theta), loading, tensor(latent * scale), tensor(fit.s * scale**2), tensor(fit.sigma2))
 
 
 def from_state(fit: Trained, z: Tensor) -> Array:
     """Latent effects of a state in the units of a fit, shape (N, r)."""
     scale = np.linalg.norm(fit.loading, axis=0) if fit.loading.size else np.ones(fit.loading.shape[1])
-    return z.detach().cpu().numpy() / np.where(scale > 0, scale, 1.0)
+    return to_array(z) / np.where(scale > 0, scale, 1.0)
 
 
-def effects_from_rows(problem: Problem, fit: Trained, steps: int = 50, device: str = "cpu") -> Array:
+def effects_from_rows(problem: Problem, fit: Trained, steps: int = 50) -> Array:
     """Latent effects of the persons of `problem` given her rows, population parameters held, shape (N, r)."""
-    state = to_state(problem, fit, np.zeros((problem.n_persons, fit.z.shape[1])), device)
+    state = to_state(problem, fit, np.zeros((problem.n_persons, fit.z.shape[1])))
     settle_effects(problem, state, steps)
     return from_state(fit, state.z)
 
 
 def whole_jacobian(problem: Problem, block: Block, state: State) -> Tensor:
     """Derivatives of a block's outputs in all parameters, shape (B, T, d, P)."""
-    everything: Personal = personal_tensors(problem.network.tensors)
     mine = state.z if state.loading is None else state.z @ state.loading.T
     tensors = view_tensors(problem.network, problem.personal, state.theta, mine[block.persons])
-    return jacobian(problem.network, everything, tensors, block.x)
+    return jacobian_of_all(problem, tensors, block)
 
 
 def latent_jacobian(problem: Problem, J: Tensor, state: State) -> Tensor:
@@ -122,7 +118,7 @@ def ridged_inverse(information: Tensor) -> Tensor:
     return torch.cholesky_inverse(torch.linalg.cholesky(information + eye))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Uncertainty:
     """Covariances that predictions of known persons need.
 
@@ -131,24 +127,81 @@ class Uncertainty:
     effects : Tensor, shape (N, r, r), or None
         Posterior covariance of the latent effects; None where no variance is wanted.
     population : Tensor, shape (P, P), or None
-        Covariance of the population parameters; None if there are too many, or for a CRF.
+        Covariance of the population parameters; None if there are too many.
+    gain : Tensor, shape (N, r, P), or None
+        Of a CRF: how far the latent effects follow a change of the population parameters, see `person_gain`.
     """
 
     effects: Tensor | None
     population: Tensor | None
+    gain: Tensor | None = None
+
+    def __repr__(self) -> str:
+        shapes = (None if v is None else tuple(v.shape) for v in (self.effects, self.population))
+        return "<Covariances: effects {}, population {}>".format(*shapes)
 
 
-def uncertainty(
-    problem: Problem, fit: Trained, z: Array | None = None, *, population: bool = True, device: str = "cpu"
-) -> Uncertainty:
+def uncertainty(problem: Problem, fit: Trained, z: Array | None = None, *, population: bool = True) -> Uncertainty:
     """Posterior covariances of the effects, and the covariance of the population parameters if wanted."""
     with torch.no_grad():
-        state = to_state(problem, fit, z, device)
+        state = to_state(problem, fit, z)
+        limit = MAX_CHAIN if problem.family == "crf" else MAX_PARAMETERS
+        if problem.family == "crf" and problem.network.n_parameters <= limit:
+            return chain_uncertainty(problem, state, population=population)
         C = posterior_covariance(person_information(problem, state), state.s)
-        too_many = problem.network.n_parameters > MAX_PARAMETERS
-        if problem.family == "crf" or too_many or not population:
+        if problem.network.n_parameters > limit or not population:
             return Uncertainty(C, None)
         return Uncertainty(C, ridged_inverse(population_information(problem, state, C)))
+
+
+def chain_uncertainty(problem: Problem, state: State, *, population: bool) -> Uncertainty:
+    """Uncertainty of a CRF from its second derivatives in all parameters."""
+    found = chain_information(problem, state)
+    return Uncertainty(found.effects, ridged_inverse(found.population) if population else None, found.gain)
+
+
+@dataclass(frozen=True, slots=True)
+class ChainInformation:
+    """What the sequences tell about the parameters of a CRF.
+
+    Attributes
+    ----------
+    effects : Tensor, shape (N, r, r)
+        Posterior covariance of the latent effects.
+    gain : Tensor, shape (N, r, P)
+        As in `Uncertainty`.
+    population : Tensor, shape (P, P)
+        Information about the population parameters, the effects integrated out.
+    """
+
+    effects: Tensor
+    gain: Tensor
+    population: Tensor
+
+
+def chain_information(problem: Problem, state: State) -> ChainInformation:
+    """Information from the second derivatives in all parameters, emissions linearised in theirs.
+
+    A score that is added wherever a state is entered is, but for the first row of a sequence, one that the emission
+    has at this state: with the emission network held, standard errors of transition scores would be far too small.
+    """
+    P, index = problem.network.n_parameters, torch.as_tensor(problem.personal.index, device=problem.device)
+    total = torch.zeros(P, P, dtype=torch.float64, device=problem.device)
+    cross = torch.zeros(*state.z.shape, P, dtype=torch.float64, device=problem.device)
+    eta = effects(state)
+    for whole in problem.train:
+        for block in pieces(problem, whole, P * problem.network.n_out**2):
+            tensors = view_tensors(problem.network, problem.personal, state.theta, eta[block.persons])
+            outputs = forward(problem.network, tensors, block.x)
+            slopes = whole_jacobian(problem, block, state)[..., : P - problem.network.n_out**2]
+            H = effect_information(outputs, tensors[-1], slopes, block.mask, True)
+            rows = H[:, index]
+            total += H.sum(0)
+            cross.index_add_(0, block.persons, rows if state.loading is None else directions(state.loading).T @ rows)
+    H = cross[..., index]
+    C = posterior_covariance(H if state.loading is None else H @ directions(state.loading), state.s)
+    gain = C @ cross
+    return ChainInformation(C, gain, total - torch.einsum("nrp,nrq->pq", cross, gain))
 
 
 def person_gain(problem: Problem, state: State, C: Tensor) -> Tensor:
@@ -197,7 +250,7 @@ def block_moments(
     tensors = view_tensors(problem.network, problem.personal, state.theta, mine[block.persons])
     outputs = forward(problem.network, tensors, block.x)
     if covered.effects is None:
-        return outputs, torch.zeros(*outputs.shape, outputs.shape[-1], dtype=outputs.dtype)
+        return outputs, torch.zeros_like(outputs).unsqueeze(-1).expand(*outputs.shape, outputs.shape[-1])
     J = whole_jacobian(problem, block, state)
     latent = latent_jacobian(problem, J, state)
     cov = latent @ covered.effects[block.persons].unsqueeze(1) @ latent.transpose(-1, -2)
@@ -221,24 +274,101 @@ def gather(blocks: Blocks, parts: list[tuple[Block, Tensor]]) -> Array:
     return to_rows(Blocks(tuple(block for block, _ in parts), blocks.n_rows), [value for _, value in parts])
 
 
-def prior_draws(fit: Trained, rng: np.random.Generator, n_draws: int = N_DRAWS) -> Array:
-    """Latent effects of unknown persons in antithetic pairs, shape (n_draws, r).
+def widening(fit: Trained) -> float:
+    """Factor of the variances for one more person.
 
-    Their covariance was estimated from N persons by maximum likelihood, so that of one more is ``(N + 1) / (N -
-    r)`` of it.
+    They were estimated from N persons by maximum likelihood, so that those of one more are ``(N + 1) / (N - r)`` of
+    them.
     """
     N, r = fit.z.shape
-    wider = (N + 1.0) / (N - r) if 2 * r < N else 1.0
-    half = rng.standard_normal((n_draws // 2, r)) * np.sqrt(fit.s * wider)
+    return (N + 1.0) / (N - r) if 2 * r < N else 1.0
+
+
+def prior_draws(fit: Trained, rng: np.random.Generator, n_draws: int = N_DRAWS) -> Array:
+    """Latent effects of unknown persons in antithetic pairs, shape (n_draws, r)."""
+    half = rng.standard_normal((n_draws // 2, fit.z.shape[1])) * np.sqrt(fit.s * widening(fit))
     return np.concatenate([half, -half])
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """The distribution of the effects of unknown persons as a mixture of normal ones with equal weights.
+
+    Attributes
+    ----------
+    means : Tensor, shape (M, r)
+        In the units of a `State`.
+    covariances : Tensor, shape (M, r, r)
+    """
+
+    means: Tensor
+    covariances: Tensor
+
+
+def prior_component(problem: Problem, fit: Trained) -> Components:
+    """The distribution that the model says, as one component."""
+    state = to_state(problem, fit)
+    return Components(torch.zeros_like(state.z[:1]), torch.diag(state.s * widening(fit)).unsqueeze(0))
+
+
+def linear_unknown_rows(
+    problem: Problem, fit: Trained, blocks: Blocks, effects: Components, covered: Uncertainty, alpha: float
+) -> Prediction:
+    """Predictions of persons never seen where outputs are linear in the effects: a mixture of normal distributions.
+
+    Nothing is drawn: with one component the limits are those of a normal distribution.
+    """
+    parts: list[list[tuple[Block, Tensor]]] = [[], [], [], []]
+    with torch.no_grad():
+        state = to_state(problem, fit)
+        for block in (piece for whole in blocks for piece in pieces(problem, whole, 2 * len(effects.means))):
+            tensors = view_tensors(problem.network, problem.personal, state.theta, None)
+            J = latent_jacobian(problem, jacobian_of_all(problem, tensors, block), state)[..., 0, :]  # (B, T, r)
+            means = forward(problem.network, tensors, block.x)[..., 0] + torch.einsum("btr,mr->mbt", J, effects.means)
+            within = torch.einsum("btr,mrs,bts->mbt", J, effects.covariances, J)
+            extra = torch.zeros_like(J[..., :1]) + population_spread(problem, block, state, covered)
+            extra = extra[..., 0]
+            sd = (within + extra + fit.sigma2).sqrt()
+            limits = (mixture_quantile(means, sd, level) for level in (alpha / 2.0, 1.0 - alpha / 2.0))
+            variance = within.mean(0) + means.var(0, correction=0) + extra
+            for part, value in zip(parts, (means.mean(0), variance, *limits), strict=True):
+                part.append((block, value.unsqueeze(-1)))
+    mean, variance, lower, upper = (gather(blocks, part) for part in parts)
+    return Prediction(mean, variance, lower[:, 0], upper[:, 0])
+
+
+def jacobian_of_all(problem: Problem, tensors: list[Tensor], block: Block) -> Tensor:
+    """Derivatives of a block's outputs in all parameters, at given ones, shape (B, T, d, P)."""
+    return jacobian(problem.network, personal_tensors(problem.network.tensors), tensors, block.x)
+
+
+def mixture_quantile(means: Tensor, sd: Tensor, level: float) -> Tensor:
+    """Quantile of mixtures of normal distributions with equal weights, by bisection.
+
+    Parameters
+    ----------
+    means, sd : Tensor, shape (M, ...)
+        `sd` may be broadcast.
+    level : float
+
+    Returns
+    -------
+    Tensor, shape (...)
+    """
+    each = means + float(norm.ppf(level)) * sd
+    low, high = each.min(0).values, each.max(0).values
+    for _ in range(BISECTIONS if len(means) > 1 else 0):
+        middle = 0.5 * (low + high)
+        under = torch.special.ndtr((middle - means) / sd).mean(0) < level
+        low, high = torch.where(under, middle, low), torch.where(under, high, middle)
+    return 0.5 * (low + high)
 
 
 def mixture_draws(fit: Trained, z: Array, C: Array, rng: np.random.Generator, n_draws: int = N_DRAWS) -> Array:
     """Latent effects of unknown persons from the mixture of the known persons' posteriors, shape (n_draws, r).
 
-    One step of EM from the diagonal prior towards the distribution of effects: it has the correlations between
-    effects that
-    a diagonal covariance leaves out, and without which intervals of unknown persons were far too wide (97 %
+    One step of EM from the diagonal prior towards the distribution of effects: it has the correlations between effects
+    that a diagonal covariance leaves out, and without which intervals of unknown persons were far too wide (97 %
     instead of 90).
     """
     who = rng.permutation(np.arange(n_draws) % len(z))
@@ -273,7 +403,7 @@ def unknown_rows(
 
 def over_draws(problem: Problem, block: Block, state: State, fit: Trained, draws: Array) -> Tensor:
     """The block's predictions at each draw of the effects, shape (n_draws, B, T, d)."""
-    eta = torch.tensor(draws @ fit.loading.T, dtype=torch.float64, device=state.theta.device)
+    eta = problem.tensor(draws @ fit.loading.T)
     out = []
     for draw in eta:
         mine = draw.expand(len(block.persons), -1)
@@ -286,10 +416,9 @@ def draw_limits(
 ) -> tuple[Tensor, Tensor]:
     """Limits of a new observation (Gaussian) or of a person's probability, from the draws; each (B, T, d)."""
     if problem.family == "gaussian":
-        grid = np.random.default_rng(0).permutation((np.arange(len(values)) + 0.5) / len(values))
-        noise = torch.tensor(norm.ppf(grid), device=values.device).view(-1, *[1] * (values.dim() - 1))
-        values = values + noise * torch.sqrt(torch.as_tensor(extra, dtype=values.dtype) + fit.sigma2)
-    levels = torch.tensor([alpha / 2.0, 1.0 - alpha / 2.0], dtype=values.dtype, device=values.device)
+        sd = (torch.zeros_like(values[:1]) + extra + fit.sigma2).sqrt()
+        return mixture_quantile(values, sd, alpha / 2.0), mixture_quantile(values, sd, 1.0 - alpha / 2.0)
+    levels = problem.tensor([alpha / 2.0, 1.0 - alpha / 2.0])
     low, high = torch.quantile(values, levels, dim=0)
     return low, high
 
@@ -303,12 +432,12 @@ def block_means(problem: Problem, block: Block, tensors: list[Tensor]) -> Tensor
 
 
 def population_spread(problem: Problem, block: Block, state: State, covered: Uncertainty) -> Tensor | float:
-    """Variance of the population prediction from that of the population parameters."""
-    if covered.population is None:
+    """Variance of the population prediction from that of the population parameters; none for a CRF's marginals."""
+    if covered.population is None or problem.family == "crf":
         return 0.0
     tensors = view_tensors(problem.network, problem.personal, state.theta, None)
     outputs = forward(problem.network, tensors, block.x)
-    J = jacobian(problem.network, personal_tensors(problem.network.tensors), tensors, block.x)
+    J = jacobian_of_all(problem, tensors, block)
     return spread(problem, outputs, J @ covered.population @ J.transpose(-1, -2))
 
 

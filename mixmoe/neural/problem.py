@@ -1,12 +1,14 @@
 """What is to be estimated (Problem), how (Control) and what came out (Trained), on plain arrays."""
 
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mixmoe.arguments import checked_count, checked_positive
 from mixmoe.em import Flag
 from mixmoe.errors import ArgumentError
 from mixmoe.neural._torch import Tensor, torch
@@ -36,6 +38,8 @@ class Problem:
         ``"diagonal"`` (a variance per parameter), ``"tensor"`` (per tensor), ``"full"``, or a rank.
     share : float
         Share of each person's last rows that are in `validation`.
+    device : str
+        Where all tensors of the problem live.
     """
 
     family: Family
@@ -46,6 +50,16 @@ class Problem:
     n_persons: int
     cov: str | int = "diagonal"
     share: float = 0.0
+    device: str = "cpu"
+
+    def tensor(self, values: Any) -> Tensor:
+        """Numbers as a tensor beside those of the problem."""
+        return torch.tensor(np.asarray(values, dtype=float), dtype=torch.float64, device=self.device)
+
+    @property
+    def groups(self) -> Tensor:
+        """`group` as a tensor."""
+        return torch.as_tensor(self.group, device=self.device)
 
     @property
     def rank(self) -> int | None:
@@ -74,17 +88,19 @@ class Control:
     lr : float
         Learning rate of Adam on standardised data; decays to zero over the last part (``"laplace"``).
     alpha : float
-        Factor by which annealed variances shrink per step.
+        Factor by which annealed variances shrink per epoch (``"sgd"``).
     update_every : int
         Steps between Laplace updates of the variances.
     penalty : float
         Weight of the penalty on the effects (``"sgd"``; the model says 1).
     weight_decay : float
         Ridge penalty on the shared parameters, per row.
+    batch_size : int or None
+        Persons per step; None: all of them.
     patience : int or None
         Stop after so many epochs without a better validation loss; None: never.
     tol : float
-        Relative change of the variances at which the fit counts as converged.
+        Length of the last step of the variances, in their standard errors, at which the fit counts as converged.
     progress : bool
         Show a progress bar.
     """
@@ -95,22 +111,24 @@ class Control:
     update_every: int = 20
     penalty: float = 1.0
     weight_decay: float = 0.0
+    batch_size: int | None = None
     patience: int | None = None
-    tol: float = 1e-3
+    tol: float = 0.1
     progress: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "update_every"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(f"{name} must be at least 1, got {getattr(self, name)!r}")
-        if not 0.0 < self.alpha < 1.0:
+        checked_count(self.epochs, "epochs")
+        checked_count(self.update_every, "update_every")
+        for name in ("batch_size", "patience"):
+            if getattr(self, name) is not None:
+                checked_count(getattr(self, name), name)
+        checked_positive(self.lr, "lr")
+        if not checked_positive(self.alpha, "alpha") < 1.0:
             raise ArgumentError(f"alpha must lie between 0 and 1, got {self.alpha!r}")
-        if self.lr <= 0.0:
-            raise ArgumentError(f"lr must be positive, got {self.lr!r}")
-        if self.weight_decay < 0.0 or self.penalty < 0.0:
-            raise ArgumentError(
-                f"weight_decay and penalty must not be negative, got {self.weight_decay!r} and {self.penalty!r}"
-            )
+        for name in ("weight_decay", "penalty"):
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Real) or not 0.0 <= float(value) < np.inf:
+                raise ArgumentError(f"{name} must be a finite number of at least zero, got {value!r}")
 
 
 @dataclass(frozen=True, slots=True)

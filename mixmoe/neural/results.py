@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,22 +13,24 @@ from mixmoe.em import EMFit
 from mixmoe.errors import ArgumentError, SavedFileError
 from mixmoe.inference.covariance import ParamCov
 from mixmoe.inference.selection import criteria
+from mixmoe.inference.tests import InvalidTest
 from mixmoe.neural.compare import Comparison
+from mixmoe.neural.counting import free_parameters
 from mixmoe.neural.curves import effect_curves, learning_curves
-from mixmoe.neural.persons import Persons, adapt_persons, persons_of, predict_frame, state_frame
-from mixmoe.neural.predict import Uncertainty
+from mixmoe.neural.diagnosis import NetworkDiagnosis
+from mixmoe.neural.persons import Persons, adapt_persons, predict_frame, state_frame
 from mixmoe.neural.problem import Problem, Trace, Trained
 from mixmoe.neural.tables import architecture_table, comparison_table, share_table
 from mixmoe.neural.transitions import Transitions, build_transitions
 from mixmoe.output.curves import Curve
 from mixmoe.output.saved import SavedFit, checksum, write
-from mixmoe.output.tables import Table
+from mixmoe.output.tables import Cell, Table
 from mixmoe.results import MoEResults, _saved_rows, restored
 
 Array = NDArray[np.float64]
 
 
-class NMEResults(MoEResults):
+class NMEResults(NetworkDiagnosis):
     """A fitted network with person effects.
 
     Parameters
@@ -48,6 +49,12 @@ class NMEResults(MoEResults):
         Population parameters, effects and variances on the standardised scale.
     comparison : Comparison or None
         Held-out errors beside those of the generic network, one network per person and network + LME.
+
+    Notes
+    -----
+    Of the common methods a network has no `profile`, `lr_test` and `influence`, which need regular parameters, and, as
+    there is one expert, nothing that tells experts apart. `resid` and the figures ``"residuals"``, ``"qq"`` and
+    ``"fit"`` are those of Gaussian and binary responses.
     """
 
     _default_plot = "effects"
@@ -65,20 +72,19 @@ class NMEResults(MoEResults):
     ) -> None:
         super().__init__(model, fit, cov)
         self.problem, self.trained, self.comparison = problem, trained, comparison
-        n_variance = sum(p.block in ("random", "residual") for p in model.layout.parameters)
-        npar = model.network.n_parameters + n_variance
-        values = criteria(fit.loglik, npar, fit.responsibilities)
-        self.aic, self.bic, self.sabic, self.df_model = values.aic, values.bic, values.sabic, npar
+        self.df_model = free_parameters(problem)
+        self.df_resid = self.nobs - self.df_model
+        values = criteria(fit.loglik, self.df_model, fit.responsibilities)
+        self.aic, self.bic, self.sabic, self.icl = values.aic, values.bic, values.sabic, values.icl
 
-    @cached_property
-    def uncertainty(self) -> Uncertainty:
-        """Covariances of the person effects and of the population parameters."""
-        return self.persons.uncertainty()
-
-    @cached_property
-    def persons(self) -> Persons:
-        """The persons of the fit with their effects."""
-        return persons_of(self.model, self.problem, self.trained)
+    @property
+    def _more_facts(self) -> tuple[tuple[str, Cell], ...]:
+        held = self.problem.validation.n_rows
+        why = "the published rule has none"
+        return (
+            ("Validation rows", f"{held} of these; they chose the epoch" if held else None),
+            ("Likelihood", why if self.model.estimator == "sgd" else None),
+        )
 
     @property
     def random_effects(self) -> pd.DataFrame:
@@ -89,20 +95,6 @@ class NMEResults(MoEResults):
     def random_effects_se(self) -> pd.DataFrame:
         """Posterior standard deviations of `random_effects`."""
         return self.persons.effect_errors(self.uncertainty)
-
-    @property
-    def fittedvalues(self) -> Array:
-        """Predictions of the training rows with each person's effects, in the user's order."""
-        frame = self.predict(self.model.frame, interval=False)
-        values = frame["mean"].to_numpy() if "mean" in frame else frame.to_numpy()
-        return self.model.design.in_order(values)
-
-    def _by_row(self) -> pd.DataFrame:
-        """Fitted means with residuals, or the most probable level of each row."""
-        values, design = self.fittedvalues, self.model.design
-        if values.ndim == 1:
-            return pd.DataFrame({".fitted": values, ".resid": design.in_order(design.response) - values})
-        return pd.DataFrame({".fitted": np.asarray(design.response_levels)[values.argmax(axis=1)]})
 
     def predict(self, data: Any = None, *, interval: bool = True, alpha: float = 0.05, rng: Any = 0) -> pd.DataFrame:
         """Predictions, of known persons with their effects, of others over the distribution of effects.
@@ -121,10 +113,11 @@ class NMEResults(MoEResults):
         Returns
         -------
         DataFrame
-            Rows in the user's order. Gaussian: ``mean``, ``lower``, ``upper``; categories: one column of
-            probabilities per
-            level, and ``lower_``/``upper_`` of each.
+            Rows in the user's order. Gaussian: ``mean``, ``lower``, ``upper``; categories: one column of probabilities
+            per level, and ``lower_``/``upper_`` of each.
         """
+        if not isinstance(interval, bool):
+            raise ArgumentError(f"interval must be True or False, got {interval!r}")
         frame = self.model.design.frame if data is None else data
         return predict_frame(self.persons, self.uncertainty if interval else None, frame, alpha, rng)
 
@@ -139,7 +132,7 @@ class NMEResults(MoEResults):
         Returns
         -------
         Persons
-            With `predict`, `effects` and, for a CRF, `decode`.
+            With `predict`, `effects` and, for a CRF, `decode` and `transitions`.
         """
         return adapt_persons(self.persons, data)
 
@@ -166,9 +159,7 @@ class NMEResults(MoEResults):
         ArgumentError
             If the model is no CRF.
         """
-        if self.problem.family != "crf":
-            raise ArgumentError(f"transitions belong to a CRF; this model's family is {self.problem.family!r}")
-        return build_transitions(self.persons, self.uncertainty, self.cov.matrix)
+        return build_transitions(self.persons, self.uncertainty)
 
     def tables(self, alpha: float = 0.05) -> tuple[Table, ...]:
         """Header, architecture, parameters, shares of variance, and the comparison on held-out rows."""
@@ -184,14 +175,32 @@ class NMEResults(MoEResults):
         Parameters
         ----------
         kind : {"effects", "learning"}
-            ``"effects"``: predictions along one input, the others at their means, for the population with limits
-            and for
-            persons; options ``variable=``, ``persons=`` (labels), ``n_persons=``. ``"learning"``: losses per epoch.
+            ``"effects"``: predictions along one input, the others at their means or most frequent values, for the
+            population and for persons; of categories the probability of the last one, of a CRF that in the middle of
+            a sequence that holds the inputs. Limits (Gaussian) are those of a new observation of an unknown person.
+            Options: ``variable=``, ``persons=`` (labels), ``n_persons=``. ``"learning"``: losses per epoch.
         """
         checked_choice(kind, "kind", self._curve_kinds)
         if kind == "learning":
             return learning_curves(self.trained.trace, **options)
         return effect_curves(self.persons, **options)
+
+    def lr_test(self, other: MoEResults) -> InvalidTest:
+        """Refused: likelihood-ratio tests need regular parameters, which those of a network are not.
+
+        Parameters
+        ----------
+        other : MoEResults
+
+        Returns
+        -------
+        InvalidTest
+        """
+        return InvalidTest(
+            "the parameters of a network are not regular: under the smaller model those of the larger one cannot be "
+            "told, and the likelihood has several maxima; compare networks by their held-out errors with mm.select, "
+            "and linear mixed models with mm.fit, whose lr_test knows their null distribution"
+        )
 
     def with_cov(self, kind: str, **options: Any) -> "NMEResults":
         """The same fit; NME has one covariance, ``"nonrobust"``."""

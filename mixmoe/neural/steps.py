@@ -1,6 +1,7 @@
 """Steps of a fit on its state: linearisation, posterior modes, marginal likelihood."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from scipy.optimize import minimize_scalar
@@ -12,7 +13,6 @@ from mixmoe.neural.families import curvature_root, score
 from mixmoe.neural.laplace import (
     Shrinkage,
     posterior_covariance,
-    posterior_mode,
     shrinkage,
     shrinkage_from_information,
 )
@@ -97,6 +97,25 @@ def linearise(problem: Problem, block: Block, state: State) -> tuple[Tensor, Ten
     return A.flatten(1, 2), residual.flatten(1)
 
 
+def linearised_pieces(problem: Problem, state: State) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Whitened Jacobian and residual of the training rows, and whose they are, a piece of a block at a time."""
+    for whole in problem.train:
+        for block in pieces(problem, whole, problem.personal.q * problem.network.n_out):
+            yield (*linearise(problem, block, state), block.persons)
+
+
+def information_pieces(problem: Problem, state: State) -> Iterator[Tensor]:
+    """``A'A`` of the persons, shape (B, r, r), for some of them at a time: that of all would be the largest array."""
+    if problem.family == "crf":
+        yield crf_information(problem, state)
+        return
+    for whole in problem.train:
+        width = max(problem.personal.q * problem.network.n_out, 4 * problem.n_effects**2 // whole.mask.shape[1])
+        for block in pieces(problem, whole, width):
+            A = linearise(problem, block, state)[0]
+            yield A.transpose(-1, -2) @ A
+
+
 def crf_information(problem: Problem, state: State) -> Tensor:
     """Second derivatives of the loss in each person's effects, summed over her sequences, shape (N, r, r)."""
     r = state.z.shape[1]
@@ -116,30 +135,55 @@ def crf_information(problem: Problem, state: State) -> Tensor:
     return total
 
 
-def person_shrinkage(problem: Problem, state: State) -> Shrinkage:
-    """Information about the effects, and log-determinant, both summed over persons."""
+def information_trace(problem: Problem, state: State) -> float:
+    """Information of all rows about the effects of their persons, summed over effects."""
     with torch.no_grad():
         if problem.family == "crf":
-            parts = [shrinkage_from_information(crf_information(problem, state), state.s)]
-        else:
-            parts = [
-                shrinkage(linearise(problem, block, state)[0], state.s)
-                for whole in problem.train
-                for block in pieces(problem, whole, problem.personal.q * problem.network.n_out)
-            ]
-        return Shrinkage(
-            torch.stack([part.information.sum(0) for part in parts]).sum(0),
-            torch.stack([part.logdet.sum() for part in parts]).sum(),
-        )
+            return float(crf_information(problem, state).diagonal(dim1=-2, dim2=-1).sum())
+        return sum(float(A.square().sum()) for A, _, _ in linearised_pieces(problem, state))
+
+
+def person_shrinkage(problem: Problem, state: State) -> Shrinkage:
+    """Information about the effects, and log-determinant, both summed over persons, and everyone's mode (N, r).
+
+    The modes are those of the model linearised at the present effects.
+    """
+    if problem.family == "crf":
+        return crf_shrinkage(problem, state)
+    information, logdet, mode = (torch.zeros_like(v) for v in (state.s, state.sigma2, state.z))
+    with torch.no_grad():
+        for A, residual, persons in linearised_pieces(problem, state):
+            working = residual + (A @ state.z[persons].unsqueeze(-1)).squeeze(-1)
+            found = shrinkage(A, state.s, working)
+            information += found.information.sum(0)
+            logdet += found.logdet.sum()
+            mode[persons] = found.mode
+    return Shrinkage(information, logdet, mode)
+
+
+def crf_shrinkage(problem: Problem, state: State) -> Shrinkage:
+    """The same for a CRF, whose loss is no sum over rows: the moment is ``H z`` less the gradient of the loss."""
+    with torch.enable_grad():
+        z = state.z.detach().clone().requires_grad_(True)
+        gradient = torch.autograd.grad(person_loss(problem, replace_effects(state, z)).sum(), z)[0]
+    with torch.no_grad():
+        H = crf_information(problem, state)
+        moment = H @ state.z.unsqueeze(-1) - gradient.unsqueeze(-1)
+        found = shrinkage_from_information(H, state.s, moment)
+    return Shrinkage(found.information.sum(0), found.logdet.sum(), found.mode)
+
+
+def person_loss(problem: Problem, state: State) -> Tensor:
+    """Loss of the rows of each person, shape (N,)."""
+    total, eta = torch.zeros_like(state.z[:, :1]).squeeze(-1), effects(state)
+    for block in problem.train:
+        total = total.index_add(0, block.persons, block_loss(problem, block, state.theta, eta, state.sigma2))
+    return total
 
 
 def person_objective(problem: Problem, state: State) -> Tensor:
     """Penalised loss of each person, shape (N,)."""
-    total = 0.5 * (state.z.square() / state.s.clamp_min(1e-10)).sum(-1)
-    eta = effects(state)
-    for block in problem.train:
-        total = total.index_add(0, block.persons, block_loss(problem, block, state.theta, eta, state.sigma2))
-    return total
+    return person_loss(problem, state) + 0.5 * (state.z.square() / state.s.clamp_min(1e-10)).sum(-1)
 
 
 def replace_effects(state: State, z: Tensor) -> State:
@@ -147,51 +191,36 @@ def replace_effects(state: State, z: Tensor) -> State:
     return replace(state, z=z)
 
 
-def newton_target(problem: Problem, state: State) -> Tensor:
-    """Mode of everyone's effects under the model linearised at the present ones, shape (N, r)."""
-    if problem.family == "crf":
-        return crf_newton_target(problem, state)
-    target = torch.zeros_like(state.z)
-    for whole in problem.train:
-        for block in pieces(problem, whole, problem.personal.q * problem.network.n_out):
-            A, residual = linearise(problem, block, state)
-            here = state.z[block.persons]
-            working = residual + (A @ here.unsqueeze(-1)).squeeze(-1)
-            target[block.persons] = posterior_mode(A, working, state.s)
-    return target
+def gauss_newton(problem: Problem, state: State) -> tuple[Shrinkage, float]:
+    """One step of everyone's effects towards their mode, halved for persons whose penalised loss it makes worse.
 
-
-def crf_newton_target(problem: Problem, state: State) -> Tensor:
-    """Newton step of everyone's transition effects, shape (N, r)."""
-    with torch.enable_grad():
-        trial = replace_effects(state, state.z.detach().clone().requires_grad_(True))
-        gradient = torch.autograd.grad(person_objective(problem, trial).sum(), trial.z)[0]
-    C = posterior_covariance(crf_information(problem, state), state.s)
-    return state.z - (C @ gradient.unsqueeze(-1)).squeeze(-1)
+    Returns
+    -------
+    Shrinkage
+        At the effects before the step.
+    float
+        Largest move of an effect.
+    """
+    with torch.no_grad():
+        before = person_objective(problem, state)
+        found = person_shrinkage(problem, state)
+        move = found.mode - state.z
+        for _ in range(6):
+            worse = person_objective(problem, replace_effects(state, state.z + move)) > before + 1e-9
+            if not bool(worse.any()):
+                break
+            move = torch.where(worse.unsqueeze(-1), 0.5 * move, move)
+        state.z += torch.where(worse.unsqueeze(-1), 0.0, move)
+        return found, float(move.abs().max())
 
 
 def settle_effects(problem: Problem, state: State, steps: int = 10, tol: float = 1e-7) -> None:
-    """Bring the effects to the mode of their posterior, population parameters and variances held.
-
-    Gauss-Newton steps; a person's step is halved where it makes her penalised loss worse.
-    """
+    """Bring the effects to the mode of their posterior, population parameters and variances held."""
     if not problem.n_effects or not float(state.s.max()) > 0:
         return
-    with torch.no_grad():
-        for _ in range(steps):
-            before = person_objective(problem, state)
-            target = newton_target(problem, state)
-            move = target - state.z
-            for _ in range(6):
-                trial = replace_effects(state, state.z + move)
-                worse = person_objective(problem, trial) > before + 1e-9
-                if not bool(worse.any()):
-                    break
-                move = torch.where(worse.unsqueeze(-1), 0.5 * move, move)
-            move = torch.where(worse.unsqueeze(-1), 0.0, move)
-            state.z += move
-            if float(move.abs().max()) < tol:
-                break
+    for _ in range(steps):
+        if gauss_newton(problem, state)[1] < tol:
+            break
 
 
 def marginal_loglik(problem: Problem, state: State) -> float:
@@ -211,10 +240,8 @@ def person_information(problem: Problem, state: State) -> Tensor:
         return crf_information(problem, state)
     r = state.z.shape[1]
     total = torch.zeros(state.z.shape[0], r, r, dtype=torch.float64, device=state.theta.device)
-    for whole in problem.train:
-        for block in pieces(problem, whole, problem.personal.q * problem.network.n_out):
-            A = linearise(problem, block, state)[0]
-            total.index_add_(0, block.persons, A.transpose(-1, -2) @ A)
+    for A, _, persons in linearised_pieces(problem, state):
+        total.index_add_(0, persons, A.transpose(-1, -2) @ A)
     return total
 
 
@@ -241,8 +268,7 @@ def calibrate(problem: Problem, state: State, n_draws: int = 64) -> None:
     """Scale all variances by the factor that maximises the marginal likelihood, effects settled anew.
 
     The fixed point of the variance updates holds the curvature of the loss still; with categorical responses the
-    curvature falls as effects grow, and variances come out too small: on simulated CRFs with standard deviations
-    of .79
+    curvature falls as effects grow, and variances come out too small: on simulated CRFs with standard deviations of .79
     it gives .66, the maximum of the Laplace approximation is at .75, that of importance sampling at .77.
     """
     generator = torch.Generator().manual_seed(0)

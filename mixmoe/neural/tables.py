@@ -10,6 +10,7 @@ from mixmoe.neural.compare import Comparison
 from mixmoe.neural.exact import is_exact
 from mixmoe.neural.predict import to_state, whole_jacobian
 from mixmoe.neural.problem import Problem, Trained, block_outputs
+from mixmoe.neural.steps import pieces
 from mixmoe.output.tables import Cell, Table
 
 
@@ -17,6 +18,7 @@ def architecture_table(model: Any, problem: Problem, fit: Trained) -> Table:
     """What the network is, what is personal in it, and how it was estimated."""
     network = problem.network
     widths = " - ".join(map(str, (network.n_in, *network.hidden, network.n_out)))
+    shape = network.activation if network.hidden else "linear"
     own = ", ".join(spec.name for spec in problem.personal.tensors) or "nothing"
     exact = is_exact(problem) and model.estimator == "laplace"
     how = (
@@ -28,7 +30,7 @@ def architecture_table(model: Any, problem: Problem, fit: Trained) -> Table:
         ("Family", problem.family),
         (
             "Network",
-            type(network.module).__name__ if network.module is not None else f"{widths} ({network.activation})",
+            type(network.module).__name__ if network.module is not None else f"{widths} ({shape})",
         ),
         ("Shared parameters", network.n_parameters),
         ("Personal", own),
@@ -44,7 +46,15 @@ def architecture_table(model: Any, problem: Problem, fit: Trained) -> Table:
         tuple(name for name, _ in rows),
         tuple((value,) for _, value in rows),
         ("num",),
+        held_out_notes(model, problem),
     )
+
+
+def held_out_notes(model: Any, problem: Problem) -> tuple[str, ...]:
+    """What the log-likelihood is of, where some rows were held out."""
+    if not problem.validation.n_rows or model.estimator == "sgd":
+        return ()
+    return ("Log-likelihood of all rows, at parameters estimated without the validation rows.",)
 
 
 def comparison_table(found: Comparison) -> Table:
@@ -62,37 +72,34 @@ def comparison_table(found: Comparison) -> Table:
 
 
 def share_table(problem: Problem, fit: Trained) -> Table | None:
-    """Share of the response's variance that each personal tensor explains (Gaussian, linearised)."""
+    """Shares of the response's variance: population, person effects (linearised), residual (Gaussian)."""
     if problem.family != "gaussian" or not problem.personal.q:
         return None
-    parts = tensor_variances(problem, fit)
-    total = parts.sum() + fit.sigma2 + population_variance(problem, fit)
-    rows = [*((spec.name, v / total) for spec, v in zip(problem.personal.tensors, parts, strict=True))]
-    rows += [("residual", fit.sigma2 / total)]
-    note = "Tensors' shares ignore their covariance; the rest is explained by the population's network."
-    return Table(
-        "shares",
-        "Share of variance",
-        ("share",),
-        tuple(name for name, _ in rows),
-        tuple((float(v),) for _, v in rows),
-        (".3f",),
-        (note,),
-    )
+    variances = {"population": population_variance(problem, fit)}
+    if problem.cov in ("diagonal", "tensor"):
+        names = [spec.name for spec in problem.personal.tensors]
+        masks = [problem.personal.group == k for k in range(len(names))]
+        parts = zip(names, masks, strict=True)
+        variances |= {f"person effects, {name}": effect_variance(problem, fit, mask) for name, mask in parts}
+    else:  # effects of several tensors are correlated, and their parts do not add up
+        variances["person effects"] = effect_variance(problem, fit, problem.personal.group >= 0)
+    variances["residual"] = fit.sigma2
+    total = sum(variances.values())
+    cells = tuple((float(value / total),) for value in variances.values())
+    return Table("shares", "Share of variance", ("share",), tuple(variances), cells, (".3f",))
 
 
-def tensor_variances(problem: Problem, fit: Trained) -> NDArray[np.float64]:
-    """Mean variance of the output due to each personal tensor, at the population's parameters, shape (n_tensors,)."""
-    covariance = torch.tensor(fit.covariance)
-    total = np.zeros(len(problem.personal.tensors))
+def effect_variance(problem: Problem, fit: Trained, chosen: NDArray[np.bool_]) -> float:
+    """Mean variance of the output due to the chosen effects (q,), at the population's parameters."""
+    covariance = problem.tensor(fit.covariance[np.ix_(chosen, chosen)])
+    columns = torch.as_tensor(problem.personal.index[chosen], device=problem.device)
+    total = 0.0
     with torch.no_grad():
         state = to_state(problem, fit, np.zeros_like(fit.z))
-        for block in problem.train:
-            J = whole_jacobian(problem, block, state)[..., 0, problem.personal.index] * block.mask.unsqueeze(-1)
-            for k in range(len(total)):
-                mine = torch.as_tensor(problem.personal.group == k)
-                part = J[..., mine]
-                total[k] += float(((part @ covariance[mine][:, mine]) * part).sum())
+        for whole in problem.train:
+            for block in pieces(problem, whole, 2 * problem.network.n_parameters):
+                J = whole_jacobian(problem, block, state)[..., 0, columns] * block.mask.unsqueeze(-1)
+                total += float(((J @ covariance) * J).sum())
     return total / problem.train.n_rows
 
 
@@ -101,6 +108,6 @@ def population_variance(problem: Problem, fit: Trained) -> float:
     values = []
     with torch.no_grad():
         for block in problem.train:
-            out = block_outputs(problem, block, torch.tensor(fit.theta), None)[0][..., 0]
+            out = block_outputs(problem, block, problem.tensor(fit.theta), None)[0][..., 0]
             values.append(out[block.mask > 0])
         return float(torch.cat(values).var(correction=0))

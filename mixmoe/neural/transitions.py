@@ -7,7 +7,7 @@ Gretton, Fukumizu, Teo, Song, Schoelkopf & Smola (2008), A kernel statistical te
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from mixmoe.arguments import checked_count, checked_rng
 from mixmoe.errors import ArgumentError
-from mixmoe.neural._torch import Tensor, torch
+from mixmoe.neural._torch import Tensor, to_array, torch
 from mixmoe.neural.crf import centred, next_state
 from mixmoe.neural.network import forward, view_tensors
-from mixmoe.neural.persons import Persons
 from mixmoe.neural.predict import Uncertainty, to_state
+
+if TYPE_CHECKING:
+    from mixmoe.neural.persons import Persons
 
 Array = NDArray[np.float64]
 
@@ -46,7 +48,7 @@ class Association:
     permutations: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Transitions:
     """Transition scores and probabilities.
 
@@ -71,6 +73,13 @@ class Transitions:
     states: tuple[str, ...]
     labels: NDArray[np.object_]
 
+    def __repr__(self) -> str:
+        table = self.matrix().round(3).to_string()
+        return (
+            f"<Transitions between {len(self.states)} states of {len(self.labels)} persons; probabilities of the next "
+            f"state (columns) given the present one in the population:\n{table}>"
+        )
+
     def matrix(self, person: Any = None) -> pd.DataFrame:
         """Next-state probabilities of the population or of a person as a square table, rows the present state."""
         frame = self.population if person is None else self.persons[self.persons["person"] == person]
@@ -79,25 +88,55 @@ class Transitions:
         return frame.pivot(index="from", columns="to", values="probability").loc[list(self.states), list(self.states)]
 
     def association(
-        self, covariate: Mapping[Any, float] | pd.Series, *, permutations: int = 999, rng: Any = 0
+        self, covariate: Mapping[Any, Any] | pd.Series, *, permutations: int = 999, rng: Any = 0
     ) -> Association:
         """Permutation test of independence between the persons' transitions and a covariate of theirs.
 
         Parameters
         ----------
         covariate : Series or mapping
-            A number per person label.
+            A number or a group (text, category, boolean) per person label.
         permutations : int
         rng : int or Generator
+
+        Raises
+        ------
+        ArgumentError
+            If a person has no value, or several.
         """
         checked_count(permutations, "permutations")
-        missing = [label for label in self.labels if label not in covariate]
-        if missing:
-            raise ArgumentError(f"covariate has no value for person {missing[0]!r}; give one per person")
-        z = np.array([float(covariate[label]) for label in self.labels])
+        values = person_values(covariate, self.labels)
+        return hsic_test(self.scores.reshape(len(values), -1), values, permutations, checked_rng(rng))
+
+
+def person_values(covariate: Any, labels: NDArray[np.object_]) -> Array:
+    """A covariate of the persons as numbers, or as one column per group, shape (N, .).
+
+    Raises
+    ------
+    ArgumentError
+        If a person has no value, or several.
+    """
+    if not isinstance(covariate, Mapping | pd.Series):
+        raise ArgumentError(f"covariate must be a Series or mapping by person label, got {type(covariate).__name__}")
+    series = covariate if isinstance(covariate, pd.Series) else pd.Series(dict(covariate))
+    missing = [label for label in labels if label not in series.index]
+    if missing:
+        raise ArgumentError(f"covariate has no value for person {missing[0]!r}; give one per person")
+    if series.index.has_duplicates:
+        label = series.index[series.index.duplicated()][0]
+        raise ArgumentError(
+            f"covariate has several values for {label!r}; give one per person, as data.groupby(person)[name].first()"
+        )
+    mine = series.loc[list(labels)]
+    if mine.isna().any():
+        raise ArgumentError(f"covariate is missing for person {labels[int(mine.isna().argmax())]!r}; leave none out")
+    if pd.api.types.is_numeric_dtype(mine.dtype) and not pd.api.types.is_bool_dtype(mine.dtype):
+        z = mine.to_numpy(dtype=float)
         if not np.isfinite(z).all():
             raise ArgumentError(f"covariate is {z[~np.isfinite(z)][0]} for a person; it must be finite")
-        return hsic_test(self.scores.reshape(len(z), -1), z[:, None], permutations, checked_rng(rng))
+        return z[:, None]
+    return pd.get_dummies(mine.astype(str)).to_numpy(dtype=float)
 
 
 def gaussian_kernel(values: Array) -> Array:
@@ -119,9 +158,17 @@ def hsic_test(a: Array, b: Array, permutations: int, rng: np.random.Generator) -
     return Association(observed, p_value, n, permutations)
 
 
-def build_transitions(persons: Persons, covered: Uncertainty, cov: Array) -> Transitions:
-    """Probabilities with intervals from draws of the posterior of the effects."""
+def build_transitions(persons: "Persons", covered: Uncertainty) -> Transitions:
+    """Probabilities with intervals from draws of the posterior of the effects.
+
+    Raises
+    ------
+    ArgumentError
+        If the model is no CRF.
+    """
     problem, fit = persons.problem, persons.trained
+    if problem.family != "crf":
+        raise ArgumentError(f"transitions belong to a CRF; this model's family is {problem.family!r}")
     states = tuple(str(level) for level in persons.design.response_levels or ())
     C = len(states)
     with torch.no_grad():
@@ -129,77 +176,77 @@ def build_transitions(persons: Persons, covered: Uncertainty, cov: Array) -> Tra
         spec = problem.network.tensors[-1]
         base = state.theta[spec.start : spec.stop].view(C, C)
         tensors = view_tensors(problem.network, problem.personal, state.theta, None)
-        average = forward(problem.network, tensors, torch.zeros(1, 1, problem.network.n_in, dtype=torch.float64))[0, 0]
-        draws = effect_draws(persons, covered, C) + population_draws(persons, covered, cov[: C * C, : C * C])
+        average = forward(problem.network, tensors, problem.tensor(np.zeros((1, 1, problem.network.n_in))))[0, 0]
+        draws = effect_draws(persons, covered, C) + population_draws(persons, covered, C)
         point = base + effect_means(persons, C)
         own = limits(next_state(point, average), next_state(base + draws, average))
-        whole = population_limits(base, average, cov[: C * C, : C * C])
+        whole = population_limits(base, average, covered.population)
         spread = centred(draws).std(0, correction=0)
     frame = long_frame(states, own)
     frame.insert(0, "person", np.repeat(persons.labels, C * C))
-    return Transitions(long_frame(states, whole), frame, centred(point).numpy(), spread.numpy(), states, persons.labels)
+    scores = (to_array(centred(point)), to_array(spread))
+    return Transitions(long_frame(states, whole), frame, *scores, states, persons.labels)
 
 
-def transition_loading(persons: Persons) -> Tensor:
+def transition_loading(persons: "Persons") -> Tensor:
     """Rows of the unit-length loading that belong to the transitions, shape (C*C, r); empty if they are shared."""
     columns = persons.problem.personal.columns("transitions")
-    return torch.tensor(persons.directions[columns] if columns is not None else np.zeros((0, persons.z.shape[1])))
+    rows = persons.directions[columns] if columns is not None else np.zeros((0, persons.z.shape[1]))
+    return persons.problem.tensor(rows)
 
 
-def effect_means(persons: Persons, C: int) -> Tensor:
+def effect_means(persons: "Persons", C: int) -> Tensor:
     """Posterior means of the persons' transition effects, shape (N, C, C)."""
     columns = persons.problem.personal.columns("transitions")
     if columns is None:
-        return torch.zeros(len(persons.labels), C, C, dtype=torch.float64)
-    return torch.tensor((persons.z @ persons.trained.loading.T)[:, columns]).view(-1, C, C)
+        return persons.problem.tensor(np.zeros((len(persons.labels), C, C)))
+    return persons.problem.tensor((persons.z @ persons.trained.loading.T)[:, columns]).view(-1, C, C)
 
 
-def effect_draws(persons: Persons, covered: Uncertainty, C: int) -> Tensor:
+def effect_draws(persons: "Persons", covered: Uncertainty, C: int) -> Tensor:
     """Draws from the posterior of the persons' transition effects, shape (n_draws, N, C, C)."""
     mean, loading = effect_means(persons, C), transition_loading(persons)
     if not len(loading) or covered.effects is None:
         return mean.unsqueeze(0)
-    jitter = 1e-12 * torch.eye(covered.effects.shape[-1], dtype=torch.float64)
-    root = torch.linalg.cholesky(covered.effects + jitter)
-    noise = torch.tensor(np.random.default_rng(0).standard_normal((N_DRAWS, *covered.effects.shape[:2])))
+    tensor = persons.problem.tensor
+    root = torch.linalg.cholesky(covered.effects + tensor(1e-12 * np.eye(covered.effects.shape[-1])))
+    noise = tensor(np.random.default_rng(0).standard_normal((N_DRAWS, *covered.effects.shape[:2])))
     moved = torch.einsum("nrs,dns->dnr", root, noise) @ loading.T
     return mean + moved.view(N_DRAWS, -1, C, C)
 
 
-def population_draws(persons: Persons, covered: Uncertainty, cov: Array) -> Tensor | float:
-    """What the uncertainty of the population scores adds to each person's scores, shape (n_draws, N, C, C).
+def population_draws(persons: "Persons", covered: Uncertainty, C: int) -> Tensor | float:
+    """What the uncertainty of the population parameters adds to each person's scores, shape (n_draws, N, C, C).
 
-    A person's effects make up for a change of the population scores as far as her rows tell: what is left is ``C_i
-    S^-1`` of it.
+    A person's effects make up for a change of the population parameters as far as her rows tell, see `person_gain`.
     """
-    columns = persons.problem.personal.columns("transitions")
-    if columns is None or covered.effects is None or persons.problem.rank is not None or not np.isfinite(cov).all():
+    if covered.population is None or covered.gain is None:
         return 0.0
-    size = len(cov)
-    left = covered.effects[:, columns, columns] / torch.tensor(np.maximum(persons.trained.s[columns], 1e-12))
-    roots, vectors = np.linalg.eigh(cov)
-    noise = np.random.default_rng(1).standard_normal((N_DRAWS, size)) * np.sqrt(np.maximum(roots, 0.0))
-    moved = torch.einsum("nij,dj->dni", left, torch.tensor(noise @ vectors.T))
-    C = round(size**0.5)
-    return moved.view(N_DRAWS, -1, C, C)
+    moved = parameter_draws(covered.population)
+    own = moved[:, None, -C * C :] - torch.einsum("cr,nrp,dp->dnc", transition_loading(persons), covered.gain, moved)
+    return own.view(N_DRAWS, -1, C, C)
 
 
-def population_limits(base: Tensor, average: Tensor, cov: Array) -> Array:
-    """Population probabilities and their limits, (3, C, C); limits are NaN without a covariance of the scores."""
+def parameter_draws(cov: Tensor) -> Tensor:
+    """Draws of the population parameters around their estimates, shape (n_draws, P)."""
+    roots, vectors = torch.linalg.eigh(cov)
+    noise = np.random.default_rng(1).standard_normal((N_DRAWS, len(cov)))
+    return (torch.as_tensor(noise, device=cov.device) * roots.clamp_min(0.0).sqrt()) @ vectors.T
+
+
+def population_limits(base: Tensor, average: Tensor, cov: Tensor | None) -> Array:
+    """Population probabilities and their limits, (3, C, C); limits are NaN without a covariance of the parameters."""
     C = base.shape[0]
     point = next_state(base, average)
-    if not np.isfinite(cov).all():
-        return np.stack([point.numpy(), np.full((C, C), np.nan), np.full((C, C), np.nan)])
-    roots, vectors = np.linalg.eigh(cov)
-    noise = np.random.default_rng(0).standard_normal((N_DRAWS, C * C)) * np.sqrt(np.maximum(roots, 0.0))
-    draws = base + torch.tensor(noise @ vectors.T).view(-1, C, C)
-    return limits(point, next_state(draws, average))
+    if cov is None:
+        return np.stack([to_array(point), np.full((C, C), np.nan), np.full((C, C), np.nan)])
+    return limits(point, next_state(base + parameter_draws(cov)[:, -C * C :].view(-1, C, C), average))
 
 
 def limits(point: Tensor, draws: Tensor) -> Array:
     """Point estimates and 95 % limits of draws, shape (3, ...)."""
-    low, high = np.quantile(draws.numpy(), [0.025, 0.975], axis=0)
-    return np.stack([point.numpy(), low, high])
+    low, high = np.quantile(to_array(draws), [0.025, 0.975], axis=0)
+    return np.stack([to_array(point), low, high])
 
 
 def long_frame(states: tuple[str, ...], values: Array) -> pd.DataFrame:

@@ -32,6 +32,8 @@ class Curve:
         Places on the vertical axis and their names, if it has no numbers.
     shade : int or None
         Which colour, counted from 1, if not that of the expert.
+    thin : bool
+        Whether it is one of many that are only to be seen together.
     """
 
     panel: str
@@ -48,6 +50,7 @@ class Curve:
     categories: tuple[str, ...] = ()
     levels: tuple[tuple[float, str], ...] = ()
     shade: int | None = None
+    thin: bool = False
 
 
 @dataclass(frozen=True, slots=True)

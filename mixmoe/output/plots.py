@@ -155,6 +155,9 @@ def draw_curve(axes: Any, curve: Curve, width: float = 2.0) -> None:
         return
     shade = curve.expert if curve.shade is None else curve.shade
     tint = colour(shade)
+    if curve.thin:
+        axes.plot(curve.x, curve.y, color=tint, linewidth=0.4 * width, alpha=0.5, label=curve.label or None, zorder=1)
+        return
     dash = "-" if shade is None else DASHES[(shade - 1) % len(DASHES)]
     if curve.lower is not None and curve.upper is not None:
         axes.fill_between(curve.x, curve.lower, curve.upper, color=tint, alpha=0.22, linewidth=0, zorder=3)
@@ -169,6 +172,10 @@ def draw_curve(axes: Any, curve: Curve, width: float = 2.0) -> None:
 def _category_marks(axes: Any, curve: Curve) -> None:
     """Points with limits above the names of the categories, experts side by side."""
     shade = curve.expert if curve.shade is None else curve.shade
+    if curve.thin:
+        look = {"color": colour(shade), "alpha": 0.5, "linestyle": "none", "marker": "_", "markersize": 12}
+        axes.plot(curve.x, curve.y, label=curve.label or None, zorder=1, **look)
+        return
     x = curve.x + _APART * (((shade or 1) - 1) % len(COLOURS))
     limits = None
     if curve.lower is not None and curve.upper is not None:

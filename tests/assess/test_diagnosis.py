@@ -264,11 +264,10 @@ def test_networks_say_what_they_do_not_have():
     data = mm.datasets.load("orthodont")
     fit = mm.nme("distance ~ age | re: (all | subject)", data, hidden=(), rng=0, baselines=False)
     assert fit.adequacy().entropy == 1
-    assert len(fit.plot("starts").axes) == 2
+    assert len(fit.diagnose().axes) == 4
     for run, what in (
-        (fit.resid, r"NME has no resid\(\)"),
-        (fit.simulate, "NME does not simulate"),
-        (fit.diagnose, "NME has no figure 'residuals'"),
+        (lambda: fit.plot("starts"), "NME has one start"),
+        (lambda: fit.profile("sigma1"), "NME has no joint likelihood"),
         (fit.influence, "influence needs a score per unit"),
         (lambda: fit.distal("o ~ expert", data), "at least 2 experts"),
     ):

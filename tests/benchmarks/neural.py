@@ -12,11 +12,12 @@ import time
 import numpy as np
 import torch
 
+from mixmoe.neural.batches import split_batches
 from mixmoe.neural.blocks import build_blocks
-from mixmoe.neural.estimate import fit_penalised, penalised, start_state
+from mixmoe.neural.estimate import Objective, start_state, train_epoch
+from mixmoe.neural.linearised import fit_laplace
 from mixmoe.neural.network import build_network, initial_parameters, select_personal
-from mixmoe.neural.problem import Control, Problem, total_loss
-from mixmoe.neural.steps import effects
+from mixmoe.neural.problem import Control, Problem
 
 ROWS, INPUTS, HIDDEN = 50, 4, (10, 5)
 
@@ -67,29 +68,22 @@ def own_problem(x, y, codes, n_persons, device):
     """All layers personal."""
     network = build_network(INPUTS, 1, HIDDEN)
     blocks, none = (build_blocks(*a, n_persons, device=device) for a in ((x, y, codes), (x[:0], y[:0], codes[:0])))
-    return Problem("gaussian", network, select_personal(network, ["all"]), blocks, none, n_persons)
+    return Problem("gaussian", network, select_personal(network, ["all"]), blocks, none, n_persons, device=device)
 
 
-def own_step(problem, device):
+def own_step(problem):
     """A step of NME with all layers personal."""
     rng, control = np.random.default_rng(0), Control()
-    state = start_state(problem, initial_parameters(problem.network, rng), rng, device)
-    optimiser = torch.optim.Adam(state.trained, lr=0.01)
-
-    def step():
-        optimiser.zero_grad()
-        data = total_loss(problem, problem.train, state.theta, effects(state), state.sigma2)
-        penalised(problem, control, state, "laplace", data).backward()
-        optimiser.step()
-
-    return step
+    state = start_state(problem, initial_parameters(problem.network, rng), rng)
+    optimiser, batches = torch.optim.Adam(state.trained, lr=0.01), split_batches(problem, None, rng)
+    return lambda: train_epoch(problem, control, state, optimiser, batches, Objective())
 
 
-def epoch_time(problem, device, epochs=200):
+def epoch_time(problem, epochs=200):
     """Milliseconds per epoch of a whole fit."""
     begin = time.perf_counter()
     theta = initial_parameters(problem.network, np.random.default_rng(0))
-    fit_penalised(problem, Control(epochs=epochs), "laplace", theta, np.random.default_rng(0), device)
+    fit_laplace(problem, Control(epochs=epochs), theta, np.random.default_rng(0))
     return 1e3 * (time.perf_counter() - begin) / epochs
 
 
@@ -102,7 +96,7 @@ def main():
     if chosen.memory:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         problem = own_problem(*rows(chosen.memory), chosen.memory, chosen.device)
-        per_epoch = epoch_time(problem, chosen.device, 40)
+        per_epoch = epoch_time(problem, 40)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(
             f"{chosen.memory} persons: {per_epoch:.0f} ms per epoch, peak {peak:.0f} MB, "
@@ -113,11 +107,11 @@ def main():
     problem = own_problem(x, y, codes, chosen.persons, chosen.device)
     single = median(generic_step(x, y, torch.float32, chosen.device), device=chosen.device)
     double = median(generic_step(x, y, torch.float64, chosen.device), device=chosen.device)
-    own = median(own_step(problem, chosen.device), device=chosen.device)
+    own = median(own_step(problem), device=chosen.device)
     print(f"{chosen.persons} persons x {ROWS} rows, {problem.personal.q} personal parameters each, {chosen.device}")
     print(f"generic torch step {double:.1f} ms (float64), {single:.1f} ms (float32); own step {own:.1f} ms (float64)")
     print(f"ratio {own / double:.2f} to float64, {own / single:.2f} to float32")
-    print(f"whole fit {epoch_time(problem, chosen.device):.1f} ms per epoch")
+    print(f"whole fit {epoch_time(problem):.1f} ms per epoch")
 
 
 if __name__ == "__main__":

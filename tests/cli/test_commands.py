@@ -11,7 +11,7 @@ import pytest
 import mixmoe as mm
 from mixmoe.cli.files import read_data
 from mixmoe.cli.main import INTERRUPTED, main
-from mixmoe.errors import ArgumentError, DesignError, MissingExtraError
+from mixmoe.errors import ArgumentError, ConvergenceWarning, DesignError, MissingExtraError
 
 FORMULA = "y ~ time | gate: z1 | re: (1 | id)"
 
@@ -300,3 +300,48 @@ def test_missing_packages_are_named(here, monkeypatch):
 def test_public_data(here, capsys):
     assert main(["data", "orthodont", "--out", "o.xlsx"]) == 0
     pd.testing.assert_frame_equal(pd.read_excel("o.xlsx"), mm.datasets.load("orthodont"), check_dtype=False)
+
+
+# ---- networks ----
+
+NETWORK = "y ~ time + x1 | re: (last | id)"
+
+
+def test_fit_select_and_predict_networks(here, capsys):
+    pytest.importorskip("torch")
+    options = ["--rng", "0", "--option", "epochs=20", "--option", "baselines=false"]
+    code = main(["fit", "data.csv", NETWORK, "--hidden", "3,2", *options, "--save", "net.mixmoe", "--plot", "n.png"])
+    assert code == 3  # 20 epochs do not arrive
+    with pytest.warns(ConvergenceWarning, match="could still rise"):
+        fit = mm.nme(NETWORK, pd.read_csv("data.csv"), hidden=(3, 2), epochs=20, baselines=False, rng=0)
+    assert capsys.readouterr().out == f"{fit.summary()}\n"
+    assert main(["predict", "net.mixmoe", "data.csv", "--alpha", "0.1", "--out", "p.csv"]) == 0
+    predicted = pd.read_csv("p.csv")
+    assert list(predicted) == ["id", "mean", "lower", "upper", "known"]
+    np.testing.assert_allclose(predicted["lower"], fit.predict(alpha=0.1)["lower"], rtol=1e-6)
+    outputs = ["--out", "c.csv", "--save", "best.mixmoe", "--plot", "c.png"]
+    assert main(["select", "data.csv", NETWORK, "--hidden", "linear", "2", *options[:4], *outputs]) == 0
+    assert "held-out squared error" in capsys.readouterr().out
+    table = pd.read_csv("c.csv")
+    assert table["hidden"].tolist() == ["()", "(2,)"]
+    best = mm.load("best.mixmoe").model.network.hidden
+    assert str(best) == table["hidden"][table["validation"].idxmin()]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--hidden", "10;5"], "must be widths such as 10,5, or linear, got '10;5'"),
+        (["--hidden", "4", "--experts", "2"], "--experts 2: a network has no experts; leave it out"),
+        (["--hidden", "4", "--cov-type", "robust"], "nme has no option 'cov_type'"),
+        (["--hidden", "0"], "hidden must hold positive whole numbers"),
+    ],
+)
+def test_wrong_use_of_networks(here, capsys, options, message):
+    pytest.importorskip("torch")
+    try:
+        code = main(["fit", "data.csv", NETWORK, *options])
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    assert message in capsys.readouterr().err
