@@ -19,7 +19,7 @@ from mixmoe.errors import ArgumentError
 from mixmoe.inference.covariance import delta_cov
 from mixmoe.inference.intervals import checked_alpha
 from mixmoe.mixed.disturbances import disturbances
-from mixmoe.mixed.dynamic import normalized_residuals, past_of, subject_law
+from mixmoe.mixed.dynamic import errors_ahead, normalized_residuals, past_of, subject_law
 from mixmoe.mixed.frames import by_expert, in_user_order, mean_columns, past_of_subjects, places, random_effects_frame
 from mixmoe.mixed.natural import permute_jacobian, permute_natural, positions
 from mixmoe.mixed.predict import (
@@ -122,14 +122,15 @@ class MEMoEResults(MoEResults):
             Rows to predict; the response is not needed and never used. By default the data of the fit.
         kind : {"all", "marginal", "experts", "probabilities", "subject"}
             ``"marginal"``: population mean given the covariates; ``"experts"``: trajectory of each expert;
-            ``"probabilities"``: of the experts; ``"subject"``: trajectory of each subject given her history; ``"all"``:
-            probabilities, expert trajectories, and the subject's mean if there is a `history`, else the marginal one.
+            ``"probabilities"``: of the experts; ``"subject"``: course of each subject given her history (see Notes);
+            ``"all"``: probabilities, expert trajectories, and the subject's course if there is a `history`, else the
+            marginal mean.
         history : DataFrame or mapping, optional
             Past rows, with response, of the subjects in `new` (by the subject column): dynamic prediction. For
             ``kind="subject"`` without it, subjects of the fit keep the data of the fit as history. A subject
             without history is predicted from the gate alone.
         interval : {"confidence", "prediction"}
-            ``"prediction"`` adds residual error; only for ``"subject"``.
+            Of the course, or with ``"prediction"`` of a response, which adds residual error; only for ``"subject"``.
         alpha : float
             One minus the level of the limits.
         scale : {"response", "link"}
@@ -150,6 +151,14 @@ class MEMoEResults(MoEResults):
         -----
         Limits of probabilities, experts and marginal mean are delta-method limits of the estimates; those of subjects
         carry membership, random effects and residual error, with the estimates taken as given.
+
+        The course of a subject is what her history says about her: experts and random effects, and with serially
+        correlated `errors` the predicted serial part at each time, so that it is continuous in time and the forecast of
+        her next response. Of ``errors="ar1"`` and ``"car1"`` all of the error is serial: at an observed time the course
+        is the observed response, without width, as in kriging without a nugget; the course ``x'beta + z'b`` without the
+        serial part is `fitted` at the rows of the data. With ``errors="bm"`` the motion belongs to the course, the
+        measurement error does not. Where ``errors="ar1"`` counts visits without ``time=``, rows of `new` are the visits
+        after those of the history.
         """
         checked_choice(kind, "kind", get_args(Kind))
         checked_choice(interval, "interval", ("confidence", "prediction"))
@@ -200,7 +209,8 @@ class MEMoEResults(MoEResults):
         if setup is None:
             return subject_intervals(e, design.expert, design.random, past, design.codes, alpha, noise)
         where, rows = places(known, design), past_of(known, e.params, setup)
-        return mixture_intervals(subject_law(e, design, rows, where, past.probabilities, setup, noise), alpha)
+        errors = errors_ahead(design, rows, where, e.params, setup, own=known is design)
+        return mixture_intervals(subject_law(e, design, errors, rows, where, past.probabilities, noise), alpha)
 
     @property
     def random_effects(self) -> pd.DataFrame:
@@ -224,8 +234,18 @@ class MEMoEResults(MoEResults):
         Returns
         -------
         Series
+
+        Notes
+        -----
+        Conditional fitted values leave out the serial part of ``errors="ar1"`` and ``"car1"`` (nlme's fitted values do
+        so), which together with them would be the response itself; `predict` has it. They hold the Brownian motion of
+        ``errors="bm"``, but not its measurement error. Conditional residuals are the response minus these.
         """
         checked_choice(kind, "kind", get_args(Level))
+        setup, d = self.model.errors, self.model.design
+        if kind == "conditional" and setup is not None and setup.options.kind in ("ar1", "car1"):
+            values = (self.em.responsibilities[d.codes] * self._expert_means("conditional")).sum(axis=1)
+            return pd.Series(d.in_order(values), index=self._row_index, name="fitted")
         frame = self.predict(kind="subject" if kind == "conditional" else "marginal")
         return frame["mean"].rename("fitted")
 
