@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 from mixmoe.arguments import checked_choice, checked_count, checked_rng
 from mixmoe.assess.panels import (
@@ -21,12 +20,12 @@ from mixmoe.assess.panels import (
     residual_panel,
     starts_panels,
 )
-from mixmoe.assess.profile import Likelihood, Profile, profile
+from mixmoe.assess.profile import SPACES, Likelihood, Profile, profile_around, profile_at
 from mixmoe.assess.residuals import Distribution, ordered_residuals, quantile_residuals
 from mixmoe.design import continuous_columns
 from mixmoe.em import EMFit
 from mixmoe.errors import ArgumentError
-from mixmoe.inference.intervals import checked_alpha, wald_limits
+from mixmoe.inference.intervals import checked_alpha, scale_of
 from mixmoe.layout import ParamLayout
 from mixmoe.output.panels import Panel
 from mixmoe.output.plots_panels import draw_panels
@@ -36,7 +35,6 @@ Array = NDArray[np.float64]
 GIVEN = ("history", "covariates")
 LEVELS = ("marginal", "conditional")
 _ENVELOPE_SEED = 20260101  # of the level of the envelope, so that a figure is the same every time
-_REACH = 3.0  # standard errors on either side that a profile covers
 
 
 class Diagnosis:
@@ -118,7 +116,8 @@ class Diagnosis:
         parameter : str
             Name, as in `params`.
         values : array-like, optional
-            Where to hold it; by default `points` values over three standard errors on either side of the estimate.
+            Where to hold it; by default about `points` values from the estimate outwards until the log-likelihood has
+            fallen beyond the limits, or to the end of the space.
         points : int
         alpha : float
             One minus the level of the likelihood-ratio limits.
@@ -126,6 +125,8 @@ class Diagnosis:
         Returns
         -------
         Profile
+            Prints as a table; ``to_frame()`` has one row per value; `lower` and `upper` are the limits, of a standard
+            deviation zero where the likelihood there is within them.
 
         Raises
         ------
@@ -139,11 +140,11 @@ class Diagnosis:
         error = float(self.bse.iloc[i])
         if np.isnan(error):
             raise ArgumentError(f"{parameter} lies on its boundary, where its profile is no parabola; use lr_test")
-        grid = _grid(
-            self.em.params[i], error, ParamLayout((self._layout.parameters[i],)), checked_count(points, "points", 3)
-        )
-        grid = grid if values is None else np.unique(np.asarray(values, dtype=float))
-        return profile(likelihood, i, parameter, grid, error, checked_alpha(alpha))
+        level = checked_alpha(alpha)
+        if values is not None:
+            return profile_at(likelihood, i, parameter, np.unique(np.asarray(values, dtype=float)), error, level)
+        space = SPACES[scale_of(self._layout.parameters[i])]
+        return profile_around(likelihood, i, parameter, space, error, checked_count(points, "points", 3), level)
 
     def panels(self, kind: str, **options: Any) -> tuple[Panel, ...]:
         """What a diagnostic figure shows, as records; ``plot(kind, **options)`` draws it.
@@ -289,11 +290,3 @@ PANELS: Mapping[str, str] = MappingProxyType(
         "starts": "_starts_panels",
     }
 )
-
-
-def _grid(estimate: float, error: float, layout: ParamLayout, points: int) -> Array:
-    """Values over some standard errors on either side, within the space of the parameter, the estimate among them."""
-    limits = wald_limits(np.array([estimate]), np.array([error]), layout, 2 * float(norm.sf(_REACH)))
-    half = points // 2 + 1
-    below, above = np.linspace(limits.lower[0], estimate, half), np.linspace(estimate, limits.upper[0], half)
-    return np.unique(np.concatenate([below, above]))

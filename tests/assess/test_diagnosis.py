@@ -10,7 +10,7 @@ from scipy.stats import chi2
 import mixmoe as mm
 from mixmoe.assess.panels import Effects, bin_rows, binned_means, effects_panel, residual_panel, starts_panels
 from mixmoe.em import EMFit, Starts
-from mixmoe.errors import ArgumentError
+from mixmoe.errors import ArgumentError, BoundaryWarning
 from mixmoe.output.panels import Cloud, Marks, Panel, Rule
 from mixmoe.output.plots import COLOURS
 from mixmoe.output.plots_panels import draw_panels
@@ -55,6 +55,58 @@ def test_profile_of_a_mixture(name):
     assert found.upper == pytest.approx(high, abs=0.15 * reach)
     at_limit = fit.profile(name, values=[found.lower, found.upper]).loglik
     np.testing.assert_allclose(2 * (fit.llf - at_limit), chi2.isf(0.05, 1), rtol=0.01)
+
+
+@pytest.fixture(scope="module")
+def small_slopes():
+    """Two experts, the second with a random slope whose standard deviation is close to zero."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(100):
+        z = rng.normal()
+        second = rng.random() < 1 / (1 + np.exp(-z))
+        b = rng.normal(size=2) * [0.6, 0.15]
+        for t in np.sort(rng.uniform(0, 5, rng.integers(1, 7))):
+            x = rng.normal()
+            mean = 3 - 0.4 * t if second else 1 + 0.5 * t
+            rows.append((i, t, x, z, mean + 0.3 * x + b[0] + b[1] * t + rng.normal() * 0.4))
+    data = pd.DataFrame(rows, columns=["id", "t", "x", "z", "y"])
+    with pytest.warns(BoundaryWarning, match=r"do not determine the random-effects correlation corr\(Intercept,t\)"):
+        return mm.fit("y ~ t + x | gate: z | re: (1 + t | id)", data, starts=8, rng=0)
+
+
+def test_profile_of_a_standard_deviation_near_zero(small_slopes):
+    fit = small_slopes
+    assert fit.bse["sd2(t|id)"] > 2 * fit.params["sd2(t|id)"]  # the Wald limits say nothing
+    found = fit.profile("sd2(t|id)")
+    assert found.lower == 0
+    assert 0.1 < found.upper < 0.2
+    assert np.isfinite(found.loglik).all()
+    assert np.diff(found.root).max() < 1  # even steps down the likelihood
+    assert found.root[-1] > 3
+    at_limit = fit.profile("sd2(t|id)", values=[0.06, found.upper])
+    assert 2 * (fit.llf - at_limit.loglik[-1]) == pytest.approx(chi2.isf(0.05, 1), rel=0.01)
+    assert fit.profile("corr2(Intercept,t|id)", points=7).lower == -1
+
+
+def test_a_correlation_that_is_not_determined_is_flagged(small_slopes):
+    assert [flag.code for flag in small_slopes.flags] == ["vague_correlation"]
+    assert "uncorrelated random effects, (... || ...)" in " ".join(str(small_slopes.summary()).split())
+    assert small_slopes.relabel([2, 1]).flags == small_slopes.flags
+
+
+def test_a_profile_prints_as_a_table():
+    found = pbc().profile("gate2.age", points=5)
+    text = str(found)
+    assert text.splitlines()[0].strip() == "Profile of the log-likelihood: gate2.age"
+    assert f"{found.lower:.4g} to {found.upper:.4g}" in " ".join(text.split())
+    frame = found.to_frame()
+    assert list(frame.columns) == ["value", "loglik", "drop", "root"]
+    assert frame["drop"].min() == pytest.approx(0, abs=1e-8)
+    np.testing.assert_allclose(frame["root"] ** 2, 2 * frame["drop"], atol=1e-8)
+    short = str(pbc().profile("gate2.age", values=[-0.02, 0.0]))
+    assert "not reached" in short
+    assert "<table" in found._repr_html_()
 
 
 def test_profile_is_a_maximum_over_the_rest():
