@@ -190,6 +190,17 @@ def used_columns(design: Design, section: str) -> list[str]:
     return [name for name in names if name in design.frame.columns]
 
 
+def column_terms(design: Design, section: str) -> tuple[str, ...]:
+    """Name of the term of each column of a section ``"expert"``, ``"gate"`` or ``"sigma"``, as the formula has it."""
+    recipe, made = design.recipe, ENGINES[design.recipe.engine]
+    terms = recipe.sections[section]
+    if not terms:
+        return ()
+    names = ["Intercept" if made.degree(term) == 0 else str(made.name_of(term)) for term in terms]
+    owners = made.owners_of(recipe.specs[section], terms)
+    return _selected(tuple(names[i] for i in owners), recipe.kept[section])
+
+
 def continuous_columns(design: Design) -> frozenset[str]:
     """Columns of numbers that no term reads as categories, as C(stage) does."""
     known = ENGINES[design.recipe.engine].known_categories(design.recipe.specs)

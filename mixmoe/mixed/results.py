@@ -14,6 +14,7 @@ from mixmoe.assess.influence import FirstOrder
 from mixmoe.assess.panels import Effects
 from mixmoe.assess.profile import Likelihood
 from mixmoe.assess.residuals import Distribution
+from mixmoe.assess.terms import TermTests, term_tests
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.covariance import delta_cov
@@ -211,6 +212,29 @@ class MEMoEResults(MoEResults):
         where, rows = places(known, design), past_of(known, e.params, setup)
         errors = errors_ahead(design, rows, where, e.params, setup, own=known is design)
         return mixture_intervals(subject_law(e, design, errors, rows, where, past.probabilities, noise), alpha)
+
+    def wald_test_terms(self) -> TermTests:
+        """Joint Wald tests of every term: is it zero in all experts, are the experts equal in it.
+
+        Returns
+        -------
+        TermTests
+            Prints as tables; ``to_frame()`` has one row per term of the experts and of the gate. All columns of a
+            category are tested together, over all experts, or over all log odds of the gate.
+        """
+        return term_tests(self.model.design, self._layout, self._estimate, self.cov.matrix, self.cov_type)
+
+    @property
+    def cov_re(self) -> pd.DataFrame:
+        """Covariance matrices D_k of the random effects; ``cov_re.loc["expert1"]`` is that of the first expert.
+
+        Rows by expert and random effect, one column per random effect. Of t experts the scale matrix.
+        """
+        factor, names = self._known().params.factor[0], self.model.design.names.random
+        D = factor @ np.swapaxes(factor, 1, 2)
+        experts = [f"expert{k + 1}" for k in range(len(D))]
+        index = pd.MultiIndex.from_product([experts, names], names=["expert", "effect"])
+        return pd.DataFrame(D.reshape(len(index), len(names)), index=index, columns=list(names))
 
     @property
     def random_effects(self) -> pd.DataFrame:
