@@ -82,7 +82,8 @@ class TermTests(Printed):
             p_value_equal (the experts have the same); NaN where there is no such test.
         """
         rows = [
-            {"block": t.block, "term": t.term} | _numbers(t.zero, "") | _numbers(t.equal, "_equal") for t in self.tests
+            {"block": t.block, "term": t.term, **_numbers(t.zero, ""), **_numbers(t.equal, "_equal")}
+            for t in self.tests
         ]
         return pd.DataFrame(rows)
 
