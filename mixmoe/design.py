@@ -215,6 +215,31 @@ def levels_in_use(values: pd.Series) -> list[Any]:
     return sorted(values.unique().tolist())
 
 
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A column laid out on an axis.
+
+    Attributes
+    ----------
+    values : ndarray, shape (n,)
+        Numbers, or places of categories from zero.
+    categories : tuple of str
+        Names of the places; empty if the column is numeric.
+    """
+
+    values: Array
+    categories: tuple[str, ...]
+
+
+def axis_of(design: Design, column: str) -> Axis:
+    """Values of a column in use along an axis, rows in the order of the design."""
+    values = design.frame[column]
+    if column in continuous_columns(design):
+        return Axis(values.to_numpy(dtype=float), ())
+    levels = levels_in_use(values)
+    return Axis(pd.Index(levels).get_indexer(values).astype(float), tuple(map(str, levels)))
+
+
 def build_design(
     formula: MoEFormula,
     data: Any,

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -13,7 +14,7 @@ from mixmoe.arguments import checked_choice, checked_count, checked_rng
 from mixmoe.assess.panels import (
     Effects,
     binned_means,
-    effects_panel,
+    effects_panels,
     fit_panel,
     profile_panel,
     qq_panel,
@@ -22,7 +23,7 @@ from mixmoe.assess.panels import (
 )
 from mixmoe.assess.profile import SPACES, Likelihood, Profile, profile_around, profile_at
 from mixmoe.assess.residuals import Distribution, ordered_residuals, quantile_residuals
-from mixmoe.design import continuous_columns
+from mixmoe.design import Axis, axis_of, continuous_columns
 from mixmoe.em import EMFit
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.intervals import checked_alpha, scale_of
@@ -154,7 +155,7 @@ class Diagnosis:
         kind : {"residuals", "qq", "fit", "random_effects", "profile", "starts"}
         **options
             ``"residuals"``: ``residuals=`` (kind of residuals), ``against=`` (``"fitted"`` or a numeric column),
-            ``given=``, ``rng=``. ``"qq"``: ``given=``, ``alpha=``, ``rng=``. ``"fit"``: ``x=`` (numeric column),
+            ``given=``, ``rng=``. ``"qq"``: ``given=``, ``alpha=``, ``rng=``. ``"fit"``: ``x=`` (column),
             ``level=`` (``"marginal"`` or ``"conditional"``), ``bins=``, ``alpha=``. ``"random_effects"``: ``alpha=``.
             ``"profile"``: those of `profile`.
 
@@ -190,10 +191,13 @@ class Diagnosis:
         Notes
         -----
         Residuals are quantile residuals given the history of the unit, independent and standard normal if the model
-        is true; the QQ envelope is simultaneous. Observed means are weighted by responsibilities.
+        is true; the QQ envelope is simultaneous. Observed means are weighted by responsibilities. Of more than two
+        random effects the first two are shown; ``plot("random_effects")`` has all pairs.
         """
-        kinds = ["residuals", "qq", *(["random_effects"] if self._effects() is not None else []), "fit"]
-        made = [panel for kind in kinds for panel in self.panels(kind)]
+        effects = () if self._effects() is None else self.panels("random_effects")
+        if len(effects) > 1:
+            effects = (replace(effects[0], note="all pairs: plot('random_effects')"),)
+        made = [*self.panels("residuals"), *self.panels("qq"), *effects, *self.panels("fit")]
         return draw_panels(made, ax, columns=2 if len(made) == 4 else len(made))
 
     def _residual_panels(
@@ -220,19 +224,21 @@ class Diagnosis:
     ) -> tuple[Panel, ...]:
         design = self.model.design
         checked_choice(level, "level", LEVELS)
+        bins = checked_count(bins, "bins", 2)
         name = self._axis() if x is None else x
-        predicted = self._expert_means(level)
-        along = self._in_design(self.fitted("marginal").to_numpy()) if name is None else self._numeric(name, "x")
+        along = self._along(name)
         y, tau = np.asarray(design.response, dtype=float), self.em.responsibilities[design.codes]
-        means = binned_means(along, y, tau, predicted, design.codes, checked_count(bins, "bins", 2))
+        predicted, bins = self._expert_means(level), max(bins, len(along.categories))
+        means = binned_means(along.values, y, tau, predicted, design.codes, bins)
         errors = self._mean_errors(means.weights) if level == "marginal" else None
-        return (fit_panel(means, errors, checked_alpha(alpha), name or "fitted value", design.names.response),)
+        xlabel, ylabel = name or "fitted value", design.names.response
+        return (fit_panel(means, errors, checked_alpha(alpha), xlabel, ylabel, along.categories),)
 
     def _effects_panels(self, alpha: float = 0.05) -> tuple[Panel, ...]:
         effects = self._effects()
         if effects is None:
             raise ArgumentError(f"{self.model.formula.text!r} has no random effects to draw; see plot('residuals')")
-        return (effects_panel(effects, checked_alpha(alpha)),)
+        return effects_panels(effects, checked_alpha(alpha))
 
     def _profile_panels(
         self, parameter: str, values: Any = None, points: int = 21, alpha: float = 0.05
@@ -241,6 +247,16 @@ class Diagnosis:
 
     def _starts_panels(self) -> tuple[Panel, ...]:
         return starts_panels(self.em)
+
+    def _along(self, name: str | None) -> Axis:
+        """A column of the model laid out on an axis; fitted values if there is none."""
+        design = self.model.design
+        if name is None:
+            return Axis(self._in_design(self.fitted("marginal").to_numpy()), ())
+        known = [column for column in design.frame if column != design.names.group]
+        if name not in known:
+            raise ArgumentError(f"x must be a column of the model, one of {known}, got {name!r}")
+        return axis_of(design, name)
 
     def _numeric(self, name: str, what: str) -> Array:
         """Values of a numeric column in use, rows in the order of the design."""

@@ -13,8 +13,8 @@ from mixmoe.kernels.distribution import Outcome
 from mixmoe.mixed.filtering import Predictive, conditional_variance, mean_deviance, one_step_ahead
 from mixmoe.mixed.frames import by_expert, mean_columns, past_of_subjects
 from mixmoe.mixed.predict import Interval, gate_intervals, prior_history
-from mixmoe.mixed.profiles import build_grid, checked_column, interval_curves, trajectory_axis, trajectory_data
-from mixmoe.mixed.response_model import offset_of, standardised, trials_of
+from mixmoe.mixed.profiles import build_grid, checked_column, interval_curves, trajectory_axis
+from mixmoe.mixed.response_model import offset_of, standardised, standardised_name, trials_of
 from mixmoe.mixed.response_scale import (
     Covariates,
     LinkEstimate,
@@ -30,7 +30,7 @@ from mixmoe.mixed.response_scale import (
     subject_means,
 )
 from mixmoe.mixed.results import MEMoEResults, Wanted
-from mixmoe.output.curves import Curve, Observed
+from mixmoe.output.curves import Curve
 from mixmoe.output.tables import Cell
 
 Array = NDArray[np.float64]
@@ -113,7 +113,7 @@ class GLMMResults(MEMoEResults):
         grid = build_grid(design, x, options.get("at"))
         at = _covariates(design.for_new(grid.rows))
         values = mean_intervals(expert_means, self._link(), at, checked_alpha(options.get("alpha", 0.05)))
-        return interval_curves("trajectories", values, grid, design.names.response)
+        return interval_curves("trajectories", values, grid, standardised_name(design, self.model.settings))
 
     @property
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]:
@@ -122,12 +122,8 @@ class GLMMResults(MEMoEResults):
         how = "Laplace" if response.n_quad == 1 else f"adaptive quadrature, {response.n_quad} points"
         return (("Family", response.family.name), ("Integral", how if design.names.random else None))
 
-    def _observed(self, kind: str, **options: Any) -> Observed | None:
-        if kind != "trajectories":
-            return None
-        d = self.model.design
-        seen = trajectory_data(d, self.em.responsibilities, options.get("x"))
-        return Observed(seen.x, standardised(d, self.model.response), seen.codes, seen.experts)
+    def _shown_response(self) -> Array:
+        return standardised(self.model.design, self.model.response)
 
     def _columns(self, design: Design, known: Design | None, wanted: Wanted) -> dict[str, Array]:
         if wanted.scale == "link":

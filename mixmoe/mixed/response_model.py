@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,6 +157,14 @@ def standardised(design: Design, model: ResponseModel) -> Array:
     if model.family.name == "binomial":
         return y / trials_of(design)
     return y if model.family.name == "beta" else y * np.exp(-offset_of(design))
+
+
+def standardised_name(design: Design, settings: Mapping[str, Any]) -> str:
+    """What `standardised` makes of the response, by the names of its columns."""
+    name, trials, offset = design.names.response, settings["trials"], settings["offset"]
+    if settings["family"] == "binomial":
+        return f"probability of {name} = 1" if trials is None else f"{name} / {trials}"
+    return name if offset is None or settings["family"] == "beta" else f"{name} / exp({offset})"
 
 
 def check_columns(design: Design, fitted: Design, columns: Mapping[str, str | None]) -> None:

@@ -38,9 +38,9 @@ from mixmoe.mixed.predict import (
     weighted_mean_errors,
 )
 from mixmoe.mixed.predictive import given_covariates, given_history
-from mixmoe.mixed.profiles import fit_axis, gate_curves, trajectory_curves, trajectory_data
+from mixmoe.mixed.profiles import gate_curves, trajectory_axis, trajectory_curves, trajectory_data
 from mixmoe.mixed.sensitivity import first_order, likelihood_at
-from mixmoe.output.curves import Curve, Observed
+from mixmoe.output.curves import Curve, Marks, Observed
 from mixmoe.output.tables import Cell, Table
 from mixmoe.results import MoEResults
 
@@ -324,12 +324,15 @@ class MEMoEResults(MoEResults):
             if name not in ("x", "at", "alpha"):
                 raise ArgumentError(f"a figure has the options x=, at= and alpha=, got {name!r}")
 
-    def _observed(self, kind: str, **options: Any) -> Observed | None:
-        return (
-            trajectory_data(self.model.design, self.em.responsibilities, options.get("x"))
-            if kind == "trajectories"
-            else None
-        )
+    def _observed(self, kind: str, **options: Any) -> Observed | tuple[Marks, ...] | None:
+        if kind != "trajectories":
+            return None
+        tau, alpha = self.em.responsibilities, options.get("alpha", 0.05)
+        return trajectory_data(self.model.design, self._shown_response(), tau, options.get("x"), alpha)
+
+    def _shown_response(self) -> Array:
+        """The response as figures of trajectories draw it, rows in the order of the design."""
+        return np.asarray(self.model.design.response, dtype=float)
 
     _resid_kinds: tuple[str, ...] = ("conditional", "marginal", "quantile", "normalized")
 
@@ -351,7 +354,7 @@ class MEMoEResults(MoEResults):
         )
 
     def _axis(self) -> str | None:
-        return fit_axis(self.model.design)
+        return trajectory_axis(self.model.design)
 
     def _expert_means(self, level: str) -> Array:
         d, e = self.model.design, self._known()

@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 from scipy.stats import chi2
 
 import mixmoe as mm
-from mixmoe.assess.panels import Effects, bin_rows, binned_means, effects_panel, residual_panel, starts_panels
+from mixmoe.assess.panels import Effects, bin_rows, binned_means, effects_panels, residual_panel, starts_panels
 from mixmoe.em import EMFit, Starts
 from mixmoe.errors import ArgumentError, BoundaryWarning
+from mixmoe.output.curves import Curve
 from mixmoe.output.panels import Cloud, Marks, Panel, Rule
 from mixmoe.output.plots import COLOURS
 from mixmoe.output.plots_panels import draw_panels
@@ -203,7 +204,7 @@ def test_ellipse_holds_what_it_says():
     rng = np.random.default_rng(0)
     cov = np.array([[2.0, 0.5], [0.5, 1.0]])
     draws = rng.multivariate_normal([0, 0], cov, size=(4000, 1))
-    panel = effects_panel(Effects(("a", "b"), draws, cov[None], np.ones(4000, dtype=int)), 0.1)
+    (panel,) = effects_panels(Effects(("a", "b"), draws, cov[None], np.ones(4000, dtype=int)), 0.1)
     edge = np.column_stack([panel.curves[0].x, panel.curves[0].y])
     radius = np.einsum("ni,ij,nj->n", edge, np.linalg.inv(cov), edge)
     np.testing.assert_allclose(radius, chi2.ppf(0.9, 2))
@@ -249,6 +250,64 @@ def test_smooth_line_follows_a_bend():
 
 
 # ---- figures ----
+
+
+def by_category(seed=3, n=80, visits=4):
+    """Two groups whose means differ by a category, without any numbers."""
+    rng = np.random.default_rng(seed)
+    ids = np.repeat(np.arange(n), visits)
+    late, arm = (ids % 2 == 0), rng.choice(list("abc"), ids.size)
+    y = 4.0 * late + (arm == "b") * (1 + late) + rng.normal(size=n)[ids] * 0.5 + rng.normal(size=ids.size) * 0.5
+    return pd.DataFrame({"id": ids, "arm": arm, "y": y})
+
+
+def test_categories_are_the_axis_where_there_are_no_numbers():
+    data = by_category()
+    fit = mm.fit("y ~ arm | re: (1 | id)", data, 2, starts=4, rng=0)
+    (panel,) = fit.panels("fit")
+    assert (panel.xlabel, panel.categories) == ("arm", ("a", "b", "c"))
+    tau = fit.model.design.in_order(fit.em.responsibilities[fit.model.design.codes])
+    for k, marks in enumerate(panel.marks):
+        means = [np.average(data["y"][data["arm"] == a], weights=tau[data["arm"] == a, k]) for a in "abc"]
+        np.testing.assert_allclose(marks.y, means)
+        np.testing.assert_allclose(marks.x, [0, 1, 2])
+    predicted = fit.predict(pd.DataFrame({"id": 0, "arm": list("abc")}), kind="experts")
+    for k, curve in enumerate(panel.curves):  # level lines that do not meet
+        assert np.isnan(curve.x).sum() == 2
+        np.testing.assert_allclose(curve.y[::3], predicted[f"expert{k + 1}"], rtol=1e-8)
+        np.testing.assert_allclose(curve.y[::3], curve.y[1::3])
+    axes = fit.diagnose().axes[-1]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["a", "b", "c"]
+    with pytest.raises(ArgumentError, match=r"x must be a column of the model, one of \['arm'"):
+        fit.panels("fit", x="sex")
+
+
+def test_all_pairs_of_three_random_effects():
+    rng = np.random.default_rng(1)
+    means = rng.normal(size=(50, 2, 3))
+    implied = np.array([np.diag([1.0, 4.0, 9.0])] * 2)
+    made = effects_panels(Effects(("a", "b", "c"), means, implied, np.repeat([1, 2], 25)), 0.05)
+    assert [(p.xlabel, p.ylabel) for p in made] == [("a", "b"), ("a", "c"), ("b", "c")]
+    np.testing.assert_allclose(made[1].clouds[1].y, means[25:, 1, 2])
+    assert made[2].curves[0].y.max() / made[2].curves[0].x.max() == pytest.approx(1.5)
+    data = mm.simulate.memoe("moderate", n_subjects=60, rng=1).data
+    fit = mm.fit("y ~ time | re: (1 + time + x1 || id)", data, 1, rng=0)
+    assert len(fit.panels("random_effects")) == 3
+    axes = fit.diagnose().axes
+    assert len(axes) == 4
+    assert axes[2].get_title(loc="right") == "all pairs: plot('random_effects')"
+
+
+def test_legends_do_not_lie_on_the_data():
+    curves = [Curve("", "", np.arange(3.0), np.arange(3.0) + k, expert=k) for k in range(1, 7)]
+    marks = [Marks(c.x, c.y, c.y, c.y, c.expert, f"expert {c.expert}") for c in curves]
+    figure = draw_panels([Panel("Title", "x", "`my y`", (), tuple(curves), tuple(marks), note="small")])
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    legend, title = axes.get_legend().get_window_extent(), axes._left_title.get_window_extent()
+    assert legend.y0 >= axes.get_window_extent().y1 - 1
+    assert title.y0 >= legend.y1 - 2
+    assert axes.get_ylabel() == "my y"
 
 
 def test_one_figure_to_judge_by(plt):
