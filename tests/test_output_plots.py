@@ -1,6 +1,7 @@
 """Figures: what is on them, not only that they appear."""
 
 import sys
+from itertools import pairwise
 
 import matplotlib as mpl
 import numpy as np
@@ -181,7 +182,7 @@ def test_names_of_categories_do_not_overlap(names):
     assert (slant > 0) == (len(names) == 8)
     if not slant:
         boxes = [label.get_window_extent() for label in labels]
-        assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))
+        assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
     assert max(len(label.get_text()) for label in labels) <= 28
 
 

@@ -278,7 +278,7 @@ def test_categories_are_the_axis_where_there_are_no_numbers():
         np.testing.assert_allclose(curve.y[::3], curve.y[1::3])
     axes = fit.diagnose().axes[-1]
     assert [t.get_text() for t in axes.get_xticklabels()] == ["a", "b", "c"]
-    with pytest.raises(ArgumentError, match=r"x must be a column of the model, one of \['arm'"):
+    with pytest.raises(ArgumentError, match=r"x must be a column of the model, one of \['y', 'arm'\]"):
         fit.panels("fit", x="sex")
 
 
