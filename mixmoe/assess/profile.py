@@ -212,7 +212,7 @@ def profile_at(likelihood: Likelihood, index: int, name: str, values: Array, std
             found = held.at(float(values[g]), here.theta)
             if found is not None:
                 here, loglik[g] = found, found.loglik
-    return _limited(name, values, loglik, centre, alpha, Space())
+    return _limited(_Track(name, values, loglik, centre), alpha, Space(), std_error)
 
 
 def profile_around(
@@ -256,7 +256,7 @@ def profile_around(
     below, above = (_walk(held, centre, end, pace, target, points) for end in (space.lower, space.upper))
     found = [*reversed(below), centre, *above]
     values, loglik = np.array([p.value for p in found]), np.array([p.loglik for p in found])
-    return _limited(name, values, loglik, centre, alpha, space)
+    return _limited(_Track(name, values, loglik, centre), alpha, space, std_error)
 
 
 def _walk(held: _Held, centre: _Point, end: float, pace: float, target: float, most: int) -> list[_Point]:
@@ -279,17 +279,28 @@ def _walk(held: _Held, centre: _Point, end: float, pace: float, target: float, m
     return found
 
 
-def _limited(name: str, values: Array, loglik: Array, centre: _Point, alpha: float, space: Space) -> Profile:
+@dataclass(frozen=True, slots=True)
+class _Track:
+    """Values (G,) of a parameter with their log-likelihoods, and the estimate."""
+
+    name: str
+    values: Array
+    loglik: Array
+    centre: _Point
+
+
+def _limited(track: _Track, alpha: float, space: Space, unit: float) -> Profile:
     """A profile with its limits."""
-    x, root = signed_root(values, loglik, centre.value, centre.loglik)
+    centre = track.centre
+    x, root = signed_root(track.values, track.loglik, centre.value, centre.loglik)
     reach = float(norm.isf(alpha / 2))
     lower, upper = (_crossing(x, root, sign * reach) for sign in (-1, 1))
-    near = 2 * _NEAR * max(float(np.ptp(x)), np.finfo(float).tiny)
+    near = 2 * _NEAR * unit
     if np.isnan(lower) and root[0] > -reach and x[0] - space.lower <= near:
         lower = space.lower
     if np.isnan(upper) and root[-1] < reach and space.upper - x[-1] <= near:
         upper = space.upper
-    return Profile(name, values, loglik, centre.value, centre.loglik, lower, upper, alpha)
+    return Profile(track.name, track.values, track.loglik, centre.value, centre.loglik, lower, upper, alpha)
 
 
 def _held(likelihood: Likelihood, index: int, value: float, unit: float, start: Array) -> Array:

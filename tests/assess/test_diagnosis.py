@@ -5,11 +5,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from scipy.stats import chi2
+from scipy.stats import chi2, norm
 
 import mixmoe as mm
 from mixmoe.assess.panels import Effects, bin_rows, binned_means, effects_panels, residual_panel, starts_panels
-from mixmoe.em import EMFit, Starts
+from mixmoe.assess.profile import SPACES, Likelihood, profile_around
+from mixmoe.em import EMFit, Evaluation, Starts
 from mixmoe.errors import ArgumentError, BoundaryWarning
 from mixmoe.output.curves import Curve
 from mixmoe.output.panels import Cloud, Marks, Panel, Rule
@@ -88,6 +89,22 @@ def test_profile_of_a_standard_deviation_near_zero(small_slopes):
     at_limit = fit.profile("sd2(t|id)", values=[0.06, found.upper])
     assert 2 * (fit.llf - at_limit.loglik[-1]) == pytest.approx(chi2.isf(0.05, 1), rel=0.01)
     assert fit.profile("corr2(Intercept,t|id)", points=7).lower == -1
+
+
+@pytest.mark.parametrize("std_error", [0.02, 0.2, 5.0])
+def test_steps_follow_the_likelihood_and_not_the_standard_error(std_error):
+    """A standard deviation near zero whose square has a normal likelihood, so that its limits are known."""
+
+    def evaluate(theta):
+        away = (theta[:, 0] ** 2 - 1e-4) / 0.02
+        return Evaluation(-0.5 * away**2, -away[:, None] * 2 * theta / 0.02)
+
+    known = Likelihood(np.array([0.01]), np.eye(1), evaluate, np.abs, lambda theta: np.sign(theta)[:, None])
+    found = profile_around(known, 0, "sd", SPACES["log"], std_error, 21, 0.05)
+    assert found.lower == 0
+    assert found.upper == pytest.approx(np.sqrt(1e-4 + 0.02 * norm.isf(0.025)), rel=1e-3)
+    assert np.isfinite(found.loglik).all()
+    assert 3 < found.root[-1] < 4
 
 
 def test_a_correlation_that_is_not_determined_is_flagged(small_slopes):
