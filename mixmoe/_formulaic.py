@@ -329,7 +329,7 @@ def _collected(
             for name in sections
         },
         names={name: tuple(specs[name].column_names) if name in specs else () for name in sections},
-        owners={name: _owners(specs[name], terms) if name in specs else () for name, terms in sections.items()},
+        owners={name: owners_of(specs[name], terms) if name in specs else () for name, terms in sections.items()},
         numeric={name: name not in specs or _is_numeric(specs[name]) for name in sections},
         bad_rows=bad_rows,
         bad_terms=_bad_terms(materializer) if bad else (),
@@ -337,7 +337,8 @@ def _collected(
     )
 
 
-def _owners(spec: Any, terms: Sequence[Term]) -> tuple[int, ...]:
+def owners_of(spec: Any, terms: Sequence[Term]) -> tuple[int, ...]:
+    """For each column of a section the position of its term."""
     place = {term: i for i, term in enumerate(terms)}
     return tuple(place[row.term] for row in spec.structure for _ in row.columns)
 

@@ -97,7 +97,7 @@ def _run(frame: pd.DataFrame, infos: Mapping[str, Any], sections: Mapping[str, S
             for name in sections
         },
         names={name: tuple(infos[name].column_names) if name in infos else () for name in sections},
-        owners={name: _owners(infos[name], terms) if name in infos else () for name, terms in sections.items()},
+        owners={name: owners_of(infos[name], terms) if name in infos else () for name, terms in sections.items()},
         numeric={name: name not in infos or _is_numeric(infos[name]) for name in sections},
         bad_rows=np.flatnonzero(bad),
         bad_terms=_bad_terms(arrays, infos) if bad.any() else (),
@@ -117,7 +117,8 @@ def known_categories(specs: Any) -> tuple[Categories, ...]:
     return tuple(found.values())
 
 
-def _owners(info: Any, terms: Sequence[Term]) -> tuple[int, ...]:
+def owners_of(info: Any, terms: Sequence[Term]) -> tuple[int, ...]:
+    """For each column of a section the position of its term."""
     owners = [0] * len(info.column_names)
     for term, columns in info.term_slices.items():
         for column in range(columns.start, columns.stop):

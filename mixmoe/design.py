@@ -194,6 +194,17 @@ def used_columns(design: Design, section: str) -> list[str]:
     return [name for name in names if name in design.frame.columns]
 
 
+def column_terms(design: Design, section: str) -> tuple[str, ...]:
+    """Name of the term of each column of a section ``"expert"``, ``"gate"`` or ``"sigma"``, as the formula has it."""
+    recipe, made = design.recipe, ENGINES[design.recipe.engine]
+    terms = recipe.sections[section]
+    if not terms:
+        return ()
+    names = ["Intercept" if made.degree(term) == 0 else str(made.name_of(term)) for term in terms]
+    owners = made.owners_of(recipe.specs[section], terms)
+    return _selected(tuple(names[i] for i in owners), recipe.kept[section])
+
+
 def continuous_columns(design: Design) -> frozenset[str]:
     """Columns of numbers that no term reads as categories, as C(stage) does."""
     known = ENGINES[design.recipe.engine].known_categories(design.recipe.specs)
@@ -206,6 +217,31 @@ def levels_in_use(values: pd.Series) -> list[Any]:
         used = set(values)
         return [level for level in values.cat.categories if level in used]
     return sorted(values.unique().tolist())
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A column laid out on an axis.
+
+    Attributes
+    ----------
+    values : ndarray, shape (n,)
+        Numbers, or places of categories from zero.
+    categories : tuple of str
+        Names of the places; empty if the column is numeric.
+    """
+
+    values: Array
+    categories: tuple[str, ...]
+
+
+def axis_of(design: Design, column: str) -> Axis:
+    """Values of a column in use along an axis, rows in the order of the design."""
+    values = design.frame[column]
+    if column in continuous_columns(design):
+        return Axis(values.to_numpy(dtype=float), ())
+    levels = levels_in_use(values)
+    return Axis(pd.Index(levels).get_indexer(values).astype(float), tuple(map(str, levels)))
 
 
 def build_design(

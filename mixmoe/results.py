@@ -27,7 +27,7 @@ from mixmoe.inference.likelihood_ratio import FitSide, LRTest, lr_test
 from mixmoe.inference.selection import criteria
 from mixmoe.inference.tests import InvalidTest
 from mixmoe.layout import ParamLayout
-from mixmoe.output.curves import Curve, Observed
+from mixmoe.output.curves import Curve, Marks, Observed
 from mixmoe.output.frames import tidy
 from mixmoe.output.latex import latex
 from mixmoe.output.markdown import markdown
@@ -317,8 +317,8 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         """Further lines of the header."""
         return ()
 
-    def _observed(self, kind: str, **options: Any) -> Observed | None:
-        """Observed series to draw behind the curves of one kind of figure; overridden by families that have them."""
+    def _observed(self, kind: str, **options: Any) -> Observed | tuple[Marks, ...] | None:
+        """Observed series or means to draw with the curves of one kind of figure; for families that have them."""
         return None
 
     def simulate(self, rng: Any = None, n: int = 1) -> pd.DataFrame:

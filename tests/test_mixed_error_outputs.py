@@ -118,9 +118,15 @@ def test_strangers_are_predicted_from_the_gate(kind, fitted):
 
 
 @pytest.mark.parametrize("kind", FITTED)
-def test_predictions_at_the_rows_of_the_fit_are_the_fitted_values(kind, fitted):
+def test_predictions_at_the_rows_of_the_fit(kind, fitted):
     fit, data = fitted(kind), two_groups()
-    assert fit.predict(data, kind="subject")["mean"].to_numpy() == pytest.approx(fit.fitted().to_numpy(), rel=1e-10)
+    found = fit.predict(data, kind="subject", interval="prediction")
+    if "ar1" in kind:  # all of the error is serial, none of it measurement error
+        for column in ("mean", "mean_low", "mean_high"):
+            assert found[column].to_numpy() == pytest.approx(data["y"].to_numpy(), abs=1e-5)
+    else:
+        assert found["mean"].to_numpy() == pytest.approx(fit.fitted().to_numpy(), rel=1e-10)
+        assert (found["mean_high"] - found["mean_low"]).min() > 0.1
     if "bm" not in kind:  # x'beta + z'b, mixed over the experts
         d, e = fit.model.design, fit.model.user(fit.em.params)
         b = fit.random_effects
@@ -128,6 +134,30 @@ def test_predictions_at_the_rows_of_the_fit_are_the_fitted_values(kind, fitted):
         given = [d.expert @ e.beta[0, k] + (d.random * effects[k]).sum(axis=1) for k in range(2)]
         mixed = (fit.em.responsibilities[d.codes] * np.column_stack(given)).sum(axis=1)
         assert d.in_order(mixed) == pytest.approx(fit.fitted().to_numpy(), rel=1e-8)
+        assert fit.resid("conditional").to_numpy() == pytest.approx(data["y"].to_numpy() - d.in_order(mixed), abs=1e-6)
+
+
+@pytest.mark.parametrize("interval", ["confidence", "prediction"])
+@pytest.mark.parametrize("kind", ["car1", "bm", "car1 t", "bm t"])
+def test_the_course_of_a_subject_is_continuous_in_time(kind, interval, fitted):
+    fit, one = fitted(kind), two_groups().query("id == 3")
+    beside = pd.concat([one.assign(time=one["time"] + h) for h in (0.0, 1e-9, -1e-9)])
+    for past in (None, one):  # subjects of the fit, and the same as a history
+        found = fit.predict(beside, kind="subject", history=past, interval=interval).to_numpy().reshape(3, len(one), 4)
+        assert found[1] == pytest.approx(found[0], abs=1e-3)
+        assert found[2] == pytest.approx(found[0], abs=1e-3)
+
+
+def test_visits_without_times_follow_those_of_the_history():
+    data = serial_data().assign(visit=lambda d: d.groupby("id").cumcount())
+    timed = mm.fit("y ~ x | re: (0 | id)", data, 1, errors="ar1", time="visit")
+    counted = mm.fit("y ~ x | re: (0 | id)", data, 1, errors="ar1")
+    new = data.query("id < 4").groupby("id").head(2)
+    after = timed.predict(new.assign(visit=new["visit"] + 6), kind="subject", interval="prediction")
+    found = counted.predict(new, kind="subject", interval="prediction")
+    np.testing.assert_allclose(found, after, rtol=1e-6)
+    own = counted.predict(kind="subject")["mean"].to_numpy()
+    assert own == pytest.approx(data["y"].to_numpy(), abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", FITTED)

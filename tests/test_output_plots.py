@@ -1,6 +1,7 @@
 """Figures: what is on them, not only that they appear."""
 
 import sys
+from itertools import pairwise
 
 import matplotlib as mpl
 import numpy as np
@@ -9,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mixmoe.errors import ArgumentError, MissingExtraError
-from mixmoe.output.curves import Curve, Observed
+from mixmoe.output.curves import Curve, Marks, Observed
 from mixmoe.output.plots import COLOURS, colour, draw, draw_responsibilities
 from tests.fake_model import make_results
 
@@ -154,3 +155,48 @@ def test_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(MissingExtraError, match=r"mixmoe\[plot\]"):
         make_results().plot()
+
+
+# ---- what a reader must be able to read ----
+
+
+def test_observed_means_are_hollow_points_of_their_expert():
+    marks = [Marks(GRID, GRID, GRID - 0.1, GRID + 0.1, k) for k in (1, 2)]
+    both = draw([curve(expert=1), curve(expert=2)], marks).axes[0]
+    assert len(both.containers) == 2
+    assert [t.get_text() for t in both.get_legend().get_texts()] == ["expert 1", "expert 2", "observed"]
+    assert {c[0].get_markerfacecolor() for c in both.containers} == {"white"}
+    apart = draw([curve("a", expert=1), curve("b", expert=2)], marks).axes
+    assert [[c[0].get_color() for c in axes.containers] for axes in apart] == [[COLOURS[0]], [COLOURS[1]]]
+
+
+@pytest.mark.parametrize("n", [3, 5, 7, 8, 9])
+def test_legends_are_read_row_by_row(n, plt):
+    figure = draw([curve(expert=k + 1) for k in range(n)])
+    figure.draw_without_rendering()
+    texts = figure.axes[0].get_legend().get_texts()
+    places = [(round(-t.get_window_extent().y0), t.get_window_extent().x0, t.get_text()) for t in texts]
+    assert [text for _, _, text in sorted(places)] == [f"expert {k + 1}" for k in range(n)]
+
+
+def categorical(names):
+    x = np.arange(len(names), dtype=float)
+    return Curve("p", "expert 1", x, x, x - 1, x + 1, expert=1, xlabel="`my arm`", ylabel="`y 1`", categories=names)
+
+
+@pytest.mark.parametrize("names", ["abc", [f"a rather long category {i}" for i in range(8)], ["x" * 60, "y"]])
+def test_names_of_categories_do_not_overlap(names):
+    figure = draw([categorical(tuple(names))])
+    figure.draw_without_rendering()
+    labels = figure.axes[0].get_xticklabels()
+    slant = labels[0].get_rotation()
+    assert (slant > 0) == (len(names) == 8)
+    if not slant:
+        boxes = [label.get_window_extent() for label in labels]
+        assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
+    assert max(len(label.get_text()) for label in labels) <= 28
+
+
+def test_labels_have_no_backticks():
+    axes = draw([categorical(("a", "b"))]).axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("my arm", "y 1")

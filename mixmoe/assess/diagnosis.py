@@ -2,31 +2,31 @@
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 from mixmoe.arguments import checked_choice, checked_count, checked_rng
 from mixmoe.assess.panels import (
     Effects,
     binned_means,
-    effects_panel,
+    effects_panels,
     fit_panel,
     profile_panel,
     qq_panel,
     residual_panel,
     starts_panels,
 )
-from mixmoe.assess.profile import Likelihood, Profile, profile
+from mixmoe.assess.profile import SPACES, Likelihood, Profile, profile_around, profile_at
 from mixmoe.assess.residuals import Distribution, ordered_residuals, quantile_residuals
-from mixmoe.design import continuous_columns
+from mixmoe.design import Axis, axis_of, continuous_columns
 from mixmoe.em import EMFit
 from mixmoe.errors import ArgumentError
-from mixmoe.inference.intervals import checked_alpha, wald_limits
+from mixmoe.inference.intervals import checked_alpha, scale_of
 from mixmoe.layout import ParamLayout
 from mixmoe.output.panels import Panel
 from mixmoe.output.plots_panels import draw_panels
@@ -36,7 +36,6 @@ Array = NDArray[np.float64]
 GIVEN = ("history", "covariates")
 LEVELS = ("marginal", "conditional")
 _ENVELOPE_SEED = 20260101  # of the level of the envelope, so that a figure is the same every time
-_REACH = 3.0  # standard errors on either side that a profile covers
 
 
 class Diagnosis:
@@ -118,7 +117,8 @@ class Diagnosis:
         parameter : str
             Name, as in `params`.
         values : array-like, optional
-            Where to hold it; by default `points` values over three standard errors on either side of the estimate.
+            Where to hold it; by default about `points` values from the estimate outwards until the log-likelihood has
+            fallen beyond the limits, or to the end of the space.
         points : int
         alpha : float
             One minus the level of the likelihood-ratio limits.
@@ -126,6 +126,8 @@ class Diagnosis:
         Returns
         -------
         Profile
+            Prints as a table; ``to_frame()`` has one row per value; `lower` and `upper` are the limits, of a standard
+            deviation zero where the likelihood there is within them.
 
         Raises
         ------
@@ -139,11 +141,11 @@ class Diagnosis:
         error = float(self.bse.iloc[i])
         if np.isnan(error):
             raise ArgumentError(f"{parameter} lies on its boundary, where its profile is no parabola; use lr_test")
-        grid = _grid(
-            self.em.params[i], error, ParamLayout((self._layout.parameters[i],)), checked_count(points, "points", 3)
-        )
-        grid = grid if values is None else np.unique(np.asarray(values, dtype=float))
-        return profile(likelihood, i, parameter, grid, error, checked_alpha(alpha))
+        level = checked_alpha(alpha)
+        if values is not None:
+            return profile_at(likelihood, i, parameter, np.unique(np.asarray(values, dtype=float)), error, level)
+        space = SPACES[scale_of(self._layout.parameters[i])]
+        return profile_around(likelihood, i, parameter, space, error, checked_count(points, "points", 3), level)
 
     def panels(self, kind: str, **options: Any) -> tuple[Panel, ...]:
         """What a diagnostic figure shows, as records; ``plot(kind, **options)`` draws it.
@@ -153,7 +155,7 @@ class Diagnosis:
         kind : {"residuals", "qq", "fit", "random_effects", "profile", "starts"}
         **options
             ``"residuals"``: ``residuals=`` (kind of residuals), ``against=`` (``"fitted"`` or a numeric column),
-            ``given=``, ``rng=``. ``"qq"``: ``given=``, ``alpha=``, ``rng=``. ``"fit"``: ``x=`` (numeric column),
+            ``given=``, ``rng=``. ``"qq"``: ``given=``, ``alpha=``, ``rng=``. ``"fit"``: ``x=`` (column),
             ``level=`` (``"marginal"`` or ``"conditional"``), ``bins=``, ``alpha=``. ``"random_effects"``: ``alpha=``.
             ``"profile"``: those of `profile`.
 
@@ -191,10 +193,13 @@ class Diagnosis:
         Notes
         -----
         Residuals are quantile residuals given the history of the unit, independent and standard normal if the model
-        is true; the QQ envelope is simultaneous. Observed means are weighted by responsibilities.
+        is true; the QQ envelope is simultaneous. Observed means are weighted by responsibilities. Of more than two
+        random effects the first two are shown; ``plot("random_effects")`` has all pairs.
         """
-        kinds = ["residuals", "qq", *(["random_effects"] if self._effects() is not None else []), "fit"]
-        made = [panel for kind in kinds for panel in self.panels(kind)]
+        effects = () if self._effects() is None else self.panels("random_effects")
+        if len(effects) > 1:
+            effects = (replace(effects[0], note="all pairs: plot('random_effects')"),)
+        made = [*self.panels("residuals"), *self.panels("qq"), *effects, *self.panels("fit")]
         return draw_panels(made, ax, columns=2 if len(made) == 4 else len(made))
 
     def _residual_panels(
@@ -221,19 +226,21 @@ class Diagnosis:
     ) -> tuple[Panel, ...]:
         design = self.model.design
         checked_choice(level, "level", LEVELS)
+        bins = checked_count(bins, "bins", 2)
         name = self._axis() if x is None else x
-        predicted = self._expert_means(level)
-        along = self._in_design(self.fitted("marginal").to_numpy()) if name is None else self._numeric(name, "x")
+        along = self._along(name)
         y, tau = np.asarray(design.response, dtype=float), self.em.responsibilities[design.codes]
-        means = binned_means(along, y, tau, predicted, design.codes, checked_count(bins, "bins", 2))
+        predicted, bins = self._expert_means(level), max(bins, len(along.categories))
+        means = binned_means(along.values, y, tau, predicted, design.codes, bins)
         errors = self._mean_errors(means.weights) if level == "marginal" else None
-        return (fit_panel(means, errors, checked_alpha(alpha), name or "fitted value", design.names.response),)
+        xlabel, ylabel = name or "fitted value", design.names.response
+        return (fit_panel(means, errors, checked_alpha(alpha), xlabel, ylabel, along.categories),)
 
     def _effects_panels(self, alpha: float = 0.05) -> tuple[Panel, ...]:
         effects = self._effects()
         if effects is None:
             raise ArgumentError(f"{self.model.formula.text!r} has no random effects to draw; see plot('residuals')")
-        return (effects_panel(effects, checked_alpha(alpha)),)
+        return effects_panels(effects, checked_alpha(alpha))
 
     def _profile_panels(
         self, parameter: str, values: Any = None, points: int = 21, alpha: float = 0.05
@@ -242,6 +249,16 @@ class Diagnosis:
 
     def _starts_panels(self) -> tuple[Panel, ...]:
         return starts_panels(self.em)
+
+    def _along(self, name: str | None) -> Axis:
+        """A column of the model laid out on an axis; fitted values if there is none."""
+        design = self.model.design
+        if name is None:
+            return Axis(self._in_design(self.fitted("marginal").to_numpy()), ())
+        known = [column for column in design.frame if column != design.names.group]
+        if name not in known:
+            raise ArgumentError(f"x must be a column of the model, one of {known}, got {name!r}")
+        return axis_of(design, name)
 
     def _numeric(self, name: str, what: str) -> Array:
         """Values of a numeric column in use, rows in the order of the design."""
@@ -291,11 +308,3 @@ PANELS: Mapping[str, str] = MappingProxyType(
         "starts": "_starts_panels",
     }
 )
-
-
-def _grid(estimate: float, error: float, layout: ParamLayout, points: int) -> Array:
-    """Values over some standard errors on either side, within the space of the parameter, the estimate among them."""
-    limits = wald_limits(np.array([estimate]), np.array([error]), layout, 2 * float(norm.sf(_REACH)))
-    half = points // 2 + 1
-    below, above = np.linspace(limits.lower[0], estimate, half), np.linspace(estimate, limits.upper[0], half)
-    return np.unique(np.concatenate([below, above]))

@@ -1,6 +1,7 @@
 """What the diagnostic figures show, as panels of points and curves."""
 
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ _SMOOTH = 0.5  # share of the points behind each value of a smooth line
 _FEW_VALUES = 12  # as many values of the horizontal axis are shown one by one
 _LEAST_VALUES = 8  # of the horizontal axis for a smooth line
 _LEAST_UNITS = 3.0  # effective units below which a mean has no limits
+_HALF_LEVEL = 0.35  # half of the length of a level line in the place of a point
 _ELLIPSE = 121
 _SMOOTH_POINTS = 121
 _DIGITS = 3  # of log-likelihoods
@@ -132,7 +134,22 @@ def binned_means(x: Array, y: Array, tau: Array, predicted: Array, units: Intege
     return Binned(at * seen, observed * seen, error, np.einsum("bnk,nk->bk", weights, predicted) * seen, weights)
 
 
-def fit_panel(means: Binned, errors: Array | None, alpha: float, xlabel: str, ylabel: str) -> Panel:
+def mean_marks(means: Binned, k: int, alpha: float, label: str = "") -> Marks:
+    """Observed means of the expert at place k with their limits, from left to right."""
+    at = _in_sight(means, k)
+    y, half = means.observed[at, k], norm.isf(alpha / 2) * means.std_error[at, k]
+    return Marks(means.x[at, k], y, y - half, y + half, k + 1, label)
+
+
+def _in_sight(means: Binned, k: int) -> Integers:
+    """Bins that hold enough of an expert, from left to right."""
+    order = np.argsort(means.x[:, k])
+    return order[np.isfinite(means.x[order, k])]
+
+
+def fit_panel(
+    means: Binned, errors: Array | None, alpha: float, xlabel: str, ylabel: str, categories: tuple[str, ...] = ()
+) -> Panel:
     """Observed means with limits over predicted ones with bands, per expert.
 
     Parameters
@@ -142,30 +159,33 @@ def fit_panel(means: Binned, errors: Array | None, alpha: float, xlabel: str, yl
         Standard errors of the predicted means.
     alpha : float
     xlabel, ylabel : str
+    categories : tuple of str
+        Names of the bins, if the horizontal axis has no numbers; predicted means are then level lines.
     """
-    z = norm.isf(alpha / 2)
     curves, marks = [], []
     K = means.x.shape[1]
     for k in range(K):
-        order = np.argsort(means.x[:, k])
-        order = order[np.isfinite(means.x[order, k])]
-        x, y, predicted = (values[order, k] for values in (means.x, means.observed, means.predicted))
-        half = z * means.std_error[order, k]
-        band = None if errors is None else z * errors[order, k]
+        at = _in_sight(means, k)
+        x, predicted = means.x[at, k], means.predicted[at, k]
+        band = None if errors is None else norm.isf(alpha / 2) * errors[at, k]
         low, high = (None, None) if band is None else (predicted - band, predicted + band)
-        curves.append(_visible(Curve("", "", x, predicted, low, high, expert=k + 1)))
-        marks.append(Marks(x, y, y - half, y + half, k + 1, f"expert {k + 1}" if K > 1 else ""))
-    return Panel(
-        "Observed and predicted means", xlabel, ylabel, (), tuple(curves), tuple(marks), note="points: observed"
-    )
+        curve = Curve("", "", x, predicted, low, high, expert=k + 1)
+        curves.append(_level(curve) if categories or len(x) == 1 else curve)
+        marks.append(mean_marks(means, k, alpha, f"expert {k + 1}" if K > 1 else ""))
+    note = "points: observed"
+    title = "Observed and predicted means"
+    return Panel(title, xlabel, ylabel, (), tuple(curves), tuple(marks), note=note, categories=categories)
 
 
-def _visible(curve: Curve) -> Curve:
-    """The curve, or a short level line in the place of a single point."""
-    if len(curve.x) != 1:
-        return curve
-    lower, upper = (None if v is None else np.repeat(v, 2) for v in (curve.lower, curve.upper))
-    return replace(curve, x=curve.x + np.array([-0.5, 0.5]), y=np.repeat(curve.y, 2), lower=lower, upper=upper)
+def _level(curve: Curve) -> Curve:
+    """A short level line in the place of each point."""
+
+    def twice(values: Array) -> Array:
+        return np.column_stack([values, values, np.full(values.size, np.nan)]).ravel()[:-1]
+
+    ends = (curve.x[:, None] + np.array([-_HALF_LEVEL, _HALF_LEVEL, np.nan])).ravel()[:-1]
+    lower, upper = (None if v is None else twice(v) for v in (curve.lower, curve.upper))
+    return replace(curve, x=ends, y=twice(curve.y), lower=lower, upper=upper)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +209,8 @@ class Effects:
     modal: Integers
 
 
-def effects_panel(effects: Effects, alpha: float) -> Panel:
-    """Two random effects against one another with the ellipses of the model, or a QQ plot of the only one.
+def effects_panels(effects: Effects, alpha: float) -> tuple[Panel, ...]:
+    """Each two random effects against one another with the ellipses of the model, or a QQ plot of the only one.
 
     Parameters
     ----------
@@ -198,20 +218,42 @@ def effects_panel(effects: Effects, alpha: float) -> Panel:
     alpha : float
         One minus the share of the subjects that an ellipse should hold.
     """
-    own = effects.means[np.arange(len(effects.modal)), effects.modal - 1]
-    experts = [k for k in range(1, effects.means.shape[1] + 1) if (effects.modal == k).any()]
-    name = effects.means.shape[1] > 1
-    label = {k: f"expert {k}" if name else "" for k in experts}
-    if own.shape[1] == 1:
-        clouds = [_standardised(own[effects.modal == k, 0], effects.implied[k - 1, 0, 0], k, label[k]) for k in experts]
-        reach = max((float(np.abs(c.x).max()) for c in clouds), default=1.0)
-        line = Curve("", "", np.array([-reach, reach]), np.array([-reach, reach]))
-        ylabel = f"predicted effect of {effects.names[0]}, standardised"
-        return Panel("Random effects", "normal quantile", ylabel, tuple(clouds), (line,), points_first=False)
-    clouds = [Cloud(own[effects.modal == k, 0], own[effects.modal == k, 1], k, label[k]) for k in experts]
-    ellipses = [_ellipse(effects.implied[k - 1, :2, :2], 1 - alpha, k) for k in experts]
+    n = len(effects.names)
+    if n == 1:
+        return (_single_effect(effects),)
+    return tuple(_pair_of_effects(effects, (i, j), alpha) for i, j in combinations(range(n), 2))
+
+
+def _own(effects: Effects) -> Array:
+    """Effects of each unit given the most probable expert, shape (N, q)."""
+    return effects.means[np.arange(len(effects.modal)), effects.modal - 1]
+
+
+def _present(effects: Effects) -> dict[int, str]:
+    """Experts that are the most probable one of some unit, with their legend entries."""
+    K = effects.means.shape[1]
+    return {k: f"expert {k}" if K > 1 else "" for k in range(1, K + 1) if (effects.modal == k).any()}
+
+
+def _single_effect(effects: Effects) -> Panel:
+    own = _own(effects)[:, 0]
+    clouds = [
+        _standardised(own[effects.modal == k], effects.implied[k - 1, 0, 0], k, label)
+        for k, label in _present(effects).items()
+    ]
+    reach = max((float(np.abs(c.x).max()) for c in clouds), default=1.0)
+    line = Curve("", "", np.array([-reach, reach]), np.array([-reach, reach]))
+    ylabel = f"predicted effect of {effects.names[0]}, standardised"
+    return Panel("Random effects", "normal quantile", ylabel, tuple(clouds), (line,), points_first=False)
+
+
+def _pair_of_effects(effects: Effects, pair: tuple[int, int], alpha: float) -> Panel:
+    x, y = _own(effects)[:, pair].T
+    clouds = [Cloud(x[effects.modal == k], y[effects.modal == k], k, label) for k, label in _present(effects).items()]
+    ellipses = [_ellipse(effects.implied[k - 1][np.ix_(pair, pair)], 1 - alpha, k) for k in _present(effects)]
     note = f"ellipses: {100 * (1 - alpha):g} % by the model"
-    return Panel("Random effects", effects.names[0], effects.names[1], tuple(clouds), tuple(ellipses), note=note)
+    xlabel, ylabel = (effects.names[i] for i in pair)
+    return Panel("Random effects", xlabel, ylabel, tuple(clouds), tuple(ellipses), note=note)
 
 
 def _standardised(values: Array, variance: float, expert: int, label: str) -> Cloud:

@@ -138,7 +138,9 @@ class LabelledResults(LikelihoodModelResults):
         return result
 
     f_test = _refused("f_test", "there are no denominator degrees of freedom, use wald_test")
-    wald_test_terms = _refused("wald_test_terms", "use wald_test with the hypotheses of the term in a list")
+    wald_test_terms: Callable[..., Any] = _refused(
+        "wald_test_terms", "use wald_test with the hypotheses of the term in a list"
+    )
     t_test_pairwise = _refused("t_test_pairwise", "use t_test with the differences in a list")
     remove_data = _refused("remove_data", "use save(path, data=False)")
 

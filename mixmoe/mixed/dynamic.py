@@ -1,6 +1,6 @@
 """Predictions of subjects from their past where errors are correlated, unequal or heavy-tailed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,27 +78,59 @@ def past_of(design: Design, e: Params, setup: ErrorSetup | None) -> Past:
     return Past(rows, errors, row_posterior(rows, e.beta[0], e.factor[0], errors.model), e.factor[0])
 
 
+def errors_ahead(
+    design: Design, past: Past, where: NDArray[np.intp], params: Params, setup: ErrorSetup, own: bool
+) -> Disturbances:
+    """The errors of rows to predict, their times on the clock of the past.
+
+    Parameters
+    ----------
+    design : Design
+    past : Past
+    where : ndarray of int, shape (N,)
+        Place of each subject of `design` in `past`; -1 for subjects without one.
+    params : Params
+    setup : ErrorSetup
+    own : bool
+        Whether the rows are those of the past themselves.
+
+    Returns
+    -------
+    Disturbances
+
+    Notes
+    -----
+    Where visits are counted because no times are known, the rows of a subject come after those of her past.
+    """
+    errors = disturbances(design, params, setup, ties=True)
+    if own or setup.options.time is not None:
+        return errors
+    before = np.where(where >= 0, past.rows.visits.counts[where], 0)
+    return replace(errors, time=errors.time + before[design.codes[errors.order]])
+
+
 def subject_law(
     e: Estimate,
     design: Design,
+    errors: Disturbances,
     past: Past,
     where: NDArray[np.intp],
     probabilities: Array,
-    setup: ErrorSetup,
     noise: bool,
 ) -> MixtureLaw:
-    """Distribution of the mean of each subject, or with `noise` of a new response, at the rows of a design.
+    """Distribution of the course of each subject, or with `noise` of a response, at the rows of a design.
 
     Parameters
     ----------
     e : Estimate
     design : Design
+    errors : Disturbances
+        Of its rows, by `errors_ahead`.
     past : Past
     where : ndarray of int, shape (N,)
         Place of each subject of `design` in `past`; -1 for subjects without one.
     probabilities : ndarray, shape (N, K)
         Of the experts, given the past where there is one.
-    setup : ErrorSetup
     noise : bool
 
     Returns
@@ -107,11 +139,11 @@ def subject_law(
 
     Notes
     -----
-    A row at a time that has not been observed takes what its neighbours in time say about its error. A row at a time
-    that has been observed is the mean of the subject then, ``x'beta + z'b``, without the known autoregressive error,
-    so that predictions at the rows of the fit are the fitted values; a Brownian motion is part of that mean.
+    The course at time t is ``x'beta + z'b + E[e(t) | past, b]``: random effects and what the past says about the error
+    at t. It is continuous in t. Autoregressive errors hold no measurement error, so that the response at an observed
+    time is known, and course and response then are what was observed. A Brownian motion is part of the course, the
+    measurement error beside it is not.
     """
-    errors = disturbances(design, e.params, setup, ties=True)
     seen = where[design.codes[errors.order]]
     n, K = design.n, len(past.T)
     df = None if errors.model.df is None else np.empty((K, n))
@@ -183,7 +215,5 @@ def _covariances(
     if kind == "bm":
         return np.asarray(shape[:, None] ** 2 * np.minimum(now, then))
     lag = np.abs(now - then)
-    firsts = np.cumsum(counts) - counts
-    observed = np.repeat(np.logical_or.reduceat(lag == 0, firsts), counts)
     correlation = np.exp(-shape[:, None] * lag) if kind == "car1" else integer_power(shape, lag)
-    return np.where(observed, 0.0, np.repeat(errors.factor.sd[:, at], counts, axis=1) * sd * correlation)
+    return np.asarray(np.repeat(errors.factor.sd[:, at], counts, axis=1) * sd * correlation)

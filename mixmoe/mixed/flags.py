@@ -5,12 +5,17 @@ from numpy.typing import NDArray
 
 from mixmoe.em import Flag
 from mixmoe.errors import ApproximationWarning, BoundaryWarning, ConvergenceWarning, DegeneracyWarning, warn
+from mixmoe.inference.covariance import ParamCov
+from mixmoe.inference.intervals import scale_of, wald_limits
+from mixmoe.layout import ParamLayout
 from mixmoe.mixed.covariance import Boundary, gate_directions
 from mixmoe.mixed.estimate import Search
 from mixmoe.mixed.likelihood import Problem
 from mixmoe.mixed.separation import expert_directions
 
 Array = NDArray[np.float64]
+
+_CERTAIN = 0.99  # 95 % limits of a correlation beyond both ends of this say nothing about it
 
 _CATEGORIES = {
     "interrupted": ConvergenceWarning,
@@ -19,6 +24,7 @@ _CATEGORIES = {
     "boundary": BoundaryWarning,
     "edge": BoundaryWarning,
     "empty_category": BoundaryWarning,
+    "vague_correlation": BoundaryWarning,
     "separated_gate": BoundaryWarning,
     "separated_expert": BoundaryWarning,
     "degenerate": DegeneracyWarning,
@@ -50,6 +56,24 @@ def warn_flags(flags: tuple[Flag, ...]) -> None:
     """Give each flag as a warning of its category."""
     for flag in flags:
         warn(flag.message, _CATEGORIES[flag.code])
+
+
+def uncertainty_flags(layout: ParamLayout, params: Array, cov: ParamCov) -> tuple[Flag, ...]:
+    """Flags that rest on the standard errors of the estimates."""
+    limits = wald_limits(params, np.sqrt(np.maximum(np.diag(cov.matrix), 0.0)), layout)
+    vague = (limits.lower < -_CERTAIN) & (limits.upper > _CERTAIN)
+    terms = [p.term for p, v in zip(layout.parameters, vague, strict=True) if v and scale_of(p) == "atanh"]
+    terms = [term for term in dict.fromkeys(terms) if term.startswith("corr")]
+    if not terms:
+        return ()
+    return (
+        Flag(
+            "vague_correlation",
+            f"The data do not determine the random-effects correlation {', '.join(terms)} of an expert: its 95 % "
+            "limits reach from -1 to 1, as they do where a standard deviation is small beside its error. "
+            "Do not interpret it; consider uncorrelated random effects, (... || ...).",
+        ),
+    )
 
 
 def _convergence(found: Search, problem: Problem) -> Flag | None:

@@ -16,8 +16,8 @@ from mixmoe.mixed.categories import CATEGORIES, category_curves, category_interv
 from mixmoe.mixed.filtering import Predictive, conditional_variance, mean_deviance, one_step_ahead
 from mixmoe.mixed.frames import by_expert, past_of_subjects
 from mixmoe.mixed.predict import Estimate, gate_intervals, prior_history
-from mixmoe.mixed.profiles import build_grid, checked_column, interval_curves, trajectory_axis, trajectory_data
-from mixmoe.mixed.response_model import offset_of, standardised, trials_of
+from mixmoe.mixed.profiles import build_grid, checked_column, interval_curves, trajectory_axis
+from mixmoe.mixed.response_model import offset_of, standardised, standardised_name, trials_of
 from mixmoe.mixed.response_scale import (
     MEANS,
     Covariates,
@@ -32,7 +32,7 @@ from mixmoe.mixed.response_scale import (
     predictors,
 )
 from mixmoe.mixed.results import MEMoEResults, Wanted
-from mixmoe.output.curves import Curve, Observed
+from mixmoe.output.curves import Curve
 from mixmoe.output.tables import Cell
 
 Array = NDArray[np.float64]
@@ -127,7 +127,7 @@ class GLMMResults(MEMoEResults):
         if kind == "categories":
             return category_curves(category_intervals(self._link(), at, alpha), grid, response.labels)
         values = mean_intervals(expert_means, self._link(), at, alpha)
-        curves = interval_curves("trajectories", values, grid, design.names.response)
+        curves = interval_curves("trajectories", values, grid, standardised_name(design, self.model.settings))
         if self.model.response.thresholds is None:
             return curves
         levels = tuple(zip(response.scores.tolist(), response.labels, strict=True))
@@ -145,12 +145,8 @@ class GLMMResults(MEMoEResults):
         how = "Laplace" if response.n_quad == 1 else f"adaptive quadrature, {response.n_quad} points"
         return (("Family", response.name), ("Integral", how if design.names.random else None))
 
-    def _observed(self, kind: str, **options: Any) -> Observed | None:
-        if kind != "trajectories":
-            return None
-        d = self.model.design
-        seen = trajectory_data(d, self.em.responsibilities, options.get("x"))
-        return Observed(seen.x, standardised(d, self.model.response), seen.codes, seen.experts)
+    def _shown_response(self) -> Array:
+        return standardised(self.model.design, self.model.response)
 
     def _columns(self, design: Design, known: Design | None, wanted: Wanted) -> dict[str, Array]:
         if wanted.scale == "link":

@@ -31,7 +31,7 @@ from mixmoe.mixed.estimate import (
     search_carried,
     search_from,
 )
-from mixmoe.mixed.flags import find_flags, warn_flags
+from mixmoe.mixed.flags import find_flags, uncertainty_flags, warn_flags
 from mixmoe.mixed.given import cluster_codes, start_vector
 from mixmoe.mixed.glmm_results import GLMMResults
 from mixmoe.mixed.integral import with_integral_flag
@@ -295,7 +295,9 @@ class MEMoE(Refitting):
         except KeyboardInterrupt:
             blank = np.full((fit.params.size, fit.params.size), np.nan)
             cov = ParamCov(blank, checked_cov_type(cov_type), f"interrupted; with_cov({cov_type!r}) computes them")
-        return self.results(fit, cov)
+        more = uncertainty_flags(self.layout, fit.params, cov)
+        warn_flags(more)
+        return self.results(replace(fit, flags=(*fit.flags, *more)), cov)
 
     def maximum(
         self, n_starts: int, rng: np.random.Generator, start: Estimated | None = None, control: Control = _DEFAULT

@@ -1,22 +1,24 @@
 """Curves of a fitted MEMoE along one column of the data, the others held fixed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe.design import Design, continuous_columns, levels_in_use, used_columns
+from mixmoe.assess.panels import binned_means, mean_marks
+from mixmoe.design import Axis, Design, axis_of, continuous_columns, levels_in_use, used_columns
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.intervals import checked_alpha
 from mixmoe.mixed.predict import Estimate, Interval, expert_intervals, gate_intervals
-from mixmoe.output.curves import Curve, Observed
+from mixmoe.output.curves import Curve, Marks, Observed
 
 Array = NDArray[np.float64]
 
 _POINTS = 101
+_BINS = 8
 _SECTIONS = ("expert", "gate", "random", "sigma")
 
 
@@ -77,16 +79,36 @@ def interval_curves(panel: str, values: Interval, grid: Grid, ylabel: str) -> tu
     )
 
 
-def trajectory_data(design: Design, responsibilities: Array, x: str | None = None) -> Observed:
-    """The observed courses, each with its most probable expert; places of categories where there are no numbers."""
+def trajectory_data(
+    design: Design, y: Array, responsibilities: Array, x: str | None = None, alpha: float = 0.05
+) -> Observed | tuple[Marks, ...]:
+    """What was observed along a column: courses with their most probable expert, or of a 0/1 response proportions.
+
+    Parameters
+    ----------
+    design : Design
+    y : ndarray, shape (n,)
+        The response as it is drawn.
+    responsibilities : ndarray, shape (N, K)
+    x : str, optional
+        Column, by default that of `trajectory_axis`.
+    alpha : float
+        One minus the level of the limits of proportions.
+
+    Returns
+    -------
+    Observed, or a tuple of Marks
+        Courses of zeros and ones would only cross one another: their proportions are weighted by responsibilities, at
+        each value of the column or in groups of it.
+    """
     column = trajectory_axis(design) if x is None else checked_column(design, x, "expert")
-    if column is None:
-        values = np.zeros(design.n)
-    elif column in continuous_columns(design):
-        values = design.frame[column].to_numpy(dtype=float)
-    else:
-        values = pd.Index(levels_in_use(design.frame[column])).get_indexer(design.frame[column]).astype(float)
-    return Observed(values, np.asarray(design.response), design.codes, responsibilities.argmax(axis=1) + 1)
+    axis = Axis(np.zeros(design.n), ()) if column is None else axis_of(design, column)
+    if not np.isin(y, (0.0, 1.0)).all():
+        return Observed(axis.values, y, design.codes, responsibilities.argmax(axis=1) + 1)
+    tau, bins = responsibilities[design.codes], max(_BINS, len(axis.categories))
+    means = binned_means(axis.values, y, tau, np.zeros_like(tau), design.codes, bins)
+    marks = (mean_marks(means, k, checked_alpha(alpha)) for k in range(tau.shape[1]))
+    return tuple(replace(m, lower=np.maximum(m.lower, 0.0), upper=np.minimum(m.upper, 1.0)) for m in marks)
 
 
 def trajectory_axis(design: Design) -> str | None:
@@ -108,12 +130,6 @@ def _first_axis(design: Design, sections: list[str]) -> str | None:
     numeric = continuous_columns(design)
     used = [name for section in sections for name in used_columns(design, section)]
     return next(iter([*(n for n in used if n in numeric), *used]), None)
-
-
-def fit_axis(design: Design) -> str | None:
-    """The column along which observed and predicted means are compared; None if none is numeric."""
-    name = trajectory_axis(design)
-    return name if name in continuous_columns(design) else None
 
 
 def checked_column(design: Design, name: str, section: str) -> str:

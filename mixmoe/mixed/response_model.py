@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -188,6 +189,14 @@ def standardised(design: Design, model: ResponseModel) -> Array:
     if model.name == "binomial":
         return y / trials_of(design)
     return y if model.name in ("beta", "ordinal") else y * np.exp(-offset_of(design))
+
+
+def standardised_name(design: Design, settings: Mapping[str, Any]) -> str:
+    """What `standardised` makes of the response, by the names of its columns."""
+    name, trials, offset = design.names.response, settings["trials"], settings["offset"]
+    if settings["family"] == "binomial":
+        return f"probability of {name} = 1" if trials is None else f"{name} / {trials}"
+    return name if offset is None or settings["family"] in ("beta", "ordinal") else f"{name} / exp({offset})"
 
 
 def check_columns(design: Design, columns: Mapping[str, str | None], response: bool = False) -> None:

@@ -15,12 +15,13 @@ from mixmoe.assess.influence import FirstOrder
 from mixmoe.assess.panels import Effects
 from mixmoe.assess.profile import Likelihood
 from mixmoe.assess.residuals import Distribution
+from mixmoe.assess.terms import TermTests, term_tests
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.covariance import delta_cov
 from mixmoe.inference.intervals import checked_alpha
 from mixmoe.mixed.disturbances import disturbances
-from mixmoe.mixed.dynamic import normalized_residuals, past_of, subject_law
+from mixmoe.mixed.dynamic import errors_ahead, normalized_residuals, past_of, subject_law
 from mixmoe.mixed.frames import (
     by_expert,
     in_user_order,
@@ -46,9 +47,9 @@ from mixmoe.mixed.predict import (
     weighted_mean_errors,
 )
 from mixmoe.mixed.predictive import given_covariates, given_history
-from mixmoe.mixed.profiles import fit_axis, gate_curves, trajectory_curves, trajectory_data
+from mixmoe.mixed.profiles import gate_curves, trajectory_axis, trajectory_curves, trajectory_data
 from mixmoe.mixed.sensitivity import first_order, likelihood_at
-from mixmoe.output.curves import Curve, Observed
+from mixmoe.output.curves import Curve, Marks, Observed
 from mixmoe.output.tables import Cell, Table
 from mixmoe.results import MoEResults
 
@@ -131,14 +132,15 @@ class MEMoEResults(MoEResults):
             Rows to predict; the response is not needed and never used. By default the data of the fit.
         kind : {"all", "marginal", "experts", "probabilities", "subject"}
             ``"marginal"``: population mean given the covariates; ``"experts"``: trajectory of each expert;
-            ``"probabilities"``: of the experts; ``"subject"``: trajectory of each subject given her history; ``"all"``:
-            probabilities, expert trajectories, and the subject's mean if there is a `history`, else the marginal one.
+            ``"probabilities"``: of the experts; ``"subject"``: course of each subject given her history (see Notes);
+            ``"all"``: probabilities, expert trajectories, and the subject's course if there is a `history`, else the
+            marginal mean.
         history : DataFrame or mapping, optional
             Past rows, with response, of the subjects in `new` (by the subject column): dynamic prediction. For
             ``kind="subject"`` without it, subjects of the fit keep the data of the fit as history. A subject
             without history is predicted from the gate alone.
         interval : {"confidence", "prediction"}
-            ``"prediction"`` adds residual error; only for ``"subject"``.
+            Of the course, or with ``"prediction"`` of a response, which adds residual error; only for ``"subject"``.
         alpha : float
             One minus the level of the limits.
         scale : {"response", "link", "categories"}
@@ -167,6 +169,14 @@ class MEMoEResults(MoEResults):
         -----
         Limits of probabilities, experts and marginal mean are delta-method limits of the estimates; those of subjects
         carry membership, random effects and residual error, with the estimates taken as given.
+
+        The course of a subject is what her history says about her: experts and random effects, and with serially
+        correlated `errors` the predicted serial part at each time, so that it is continuous in time and the forecast of
+        her next response. Of ``errors="ar1"`` and ``"car1"`` all of the error is serial: at an observed time the course
+        is the observed response, without width, as in kriging without a nugget; the course ``x'beta + z'b`` without the
+        serial part is `fitted` at the rows of the data. With ``errors="bm"`` the motion belongs to the course, the
+        measurement error does not. Where ``errors="ar1"`` counts visits without ``time=``, rows of `new` are the visits
+        after those of the history.
         """
         checked_choice(kind, "kind", get_args(Kind))
         checked_choice(interval, "interval", ("confidence", "prediction"))
@@ -224,7 +234,31 @@ class MEMoEResults(MoEResults):
         if setup is None:
             return subject_intervals(e, design.expert, design.random, past, design.codes, alpha, noise)
         where, rows = places(known, design), past_of(known, e.params, setup)
-        return mixture_intervals(subject_law(e, design, rows, where, past.probabilities, setup, noise), alpha)
+        errors = errors_ahead(design, rows, where, e.params, setup, own=known is design)
+        return mixture_intervals(subject_law(e, design, errors, rows, where, past.probabilities, noise), alpha)
+
+    def wald_test_terms(self) -> TermTests:
+        """Joint Wald tests of every term: is it zero in all experts, are the experts equal in it.
+
+        Returns
+        -------
+        TermTests
+            Prints as tables; ``to_frame()`` has one row per term of the experts and of the gate. All columns of a
+            category are tested together, over all experts, or over all log odds of the gate.
+        """
+        return term_tests(self.model.design, self._layout, self._estimate, self.cov.matrix, self.cov_type)
+
+    @property
+    def cov_re(self) -> pd.DataFrame:
+        """Covariance matrices D_k of the random effects; ``cov_re.loc["expert1"]`` is that of the first expert.
+
+        Rows by expert and random effect, one column per random effect. Of t experts the scale matrix.
+        """
+        factor, names = self._known().params.factor[0], self.model.design.names.random
+        D = factor @ np.swapaxes(factor, 1, 2)
+        experts = [f"expert{k + 1}" for k in range(len(D))]
+        index = pd.MultiIndex.from_product([experts, names], names=["expert", "effect"])
+        return pd.DataFrame(D.reshape(len(index), len(names)), index=index, columns=list(names))
 
     @property
     def random_effects(self) -> pd.DataFrame:
@@ -248,8 +282,18 @@ class MEMoEResults(MoEResults):
         Returns
         -------
         Series
+
+        Notes
+        -----
+        Conditional fitted values leave out the serial part of ``errors="ar1"`` and ``"car1"`` (nlme's fitted values do
+        so), which together with them would be the response itself; `predict` has it. They hold the Brownian motion of
+        ``errors="bm"``, but not its measurement error. Conditional residuals are the response minus these.
         """
         checked_choice(kind, "kind", get_args(Level))
+        setup, d = self.model.errors, self.model.design
+        if kind == "conditional" and setup is not None and setup.options.kind in ("ar1", "car1"):
+            values = (self.em.responsibilities[d.codes] * self._expert_means("conditional")).sum(axis=1)
+            return pd.Series(d.in_order(values), index=self._row_index, name="fitted")
         frame = self.predict(kind="subject" if kind == "conditional" else "marginal")
         return frame["mean"].rename("fitted")
 
@@ -302,12 +346,15 @@ class MEMoEResults(MoEResults):
             if name not in ("x", "at", "alpha"):
                 raise ArgumentError(f"a figure has the options x=, at= and alpha=, got {name!r}")
 
-    def _observed(self, kind: str, **options: Any) -> Observed | None:
-        return (
-            trajectory_data(self.model.design, self.em.responsibilities, options.get("x"))
-            if kind == "trajectories"
-            else None
-        )
+    def _observed(self, kind: str, **options: Any) -> Observed | tuple[Marks, ...] | None:
+        if kind != "trajectories":
+            return None
+        tau, alpha = self.em.responsibilities, options.get("alpha", 0.05)
+        return trajectory_data(self.model.design, self._shown_response(), tau, options.get("x"), alpha)
+
+    def _shown_response(self) -> Array:
+        """The response as figures of trajectories draw it, rows in the order of the design."""
+        return np.asarray(self.model.design.response, dtype=float)
 
     _resid_kinds: tuple[str, ...] = ("conditional", "marginal", "quantile", "normalized")
 
@@ -329,7 +376,7 @@ class MEMoEResults(MoEResults):
         )
 
     def _axis(self) -> str | None:
-        return fit_axis(self.model.design)
+        return trajectory_axis(self.model.design)
 
     def _expert_means(self, level: str) -> Array:
         d, e = self.model.design, self._known()

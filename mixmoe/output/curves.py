@@ -71,3 +71,22 @@ class Observed:
     y: Array
     codes: NDArray[np.int64]
     experts: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """Estimates with limits.
+
+    Attributes
+    ----------
+    x, y, lower, upper : ndarray, shape (G,)
+    expert : int or None
+    label : str
+    """
+
+    x: Array
+    y: Array
+    lower: Array
+    upper: Array
+    expert: int | None = None
+    label: str = ""

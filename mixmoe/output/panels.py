@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe.output.curves import Curve
+from mixmoe.output.curves import Curve, Marks
 
 Array = NDArray[np.float64]
 
@@ -25,25 +25,6 @@ class Cloud:
 
     x: Array
     y: Array
-    expert: int | None = None
-    label: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Marks:
-    """Estimates with limits.
-
-    Attributes
-    ----------
-    x, y, lower, upper : ndarray, shape (G,)
-    expert : int or None
-    label : str
-    """
-
-    x: Array
-    y: Array
-    lower: Array
-    upper: Array
     expert: int | None = None
     label: str = ""
 
@@ -84,6 +65,8 @@ class Panel:
         Whether points lie under the curves, as data do under a smooth line, and not over them.
     xlim : (float, float) or None
         Ends of the horizontal axis.
+    categories : tuple of str
+        Names of the places 0, 1 ... on the horizontal axis, if it has no numbers.
     """
 
     title: str
@@ -96,3 +79,4 @@ class Panel:
     note: str = ""
     points_first: bool = True
     xlim: tuple[float, float] | None = None
+    categories: tuple[str, ...] = ()

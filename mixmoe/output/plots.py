@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe.errors import ArgumentError, MissingExtraError
-from mixmoe.output.curves import Curve, Observed
+from mixmoe.output.curves import Curve, Marks, Observed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +30,9 @@ _PANEL_SIZE = (4.6, 3.4)
 _SINGLE_SIZE = (6.8, 4.6)
 _ROOM = 1.5  # of the height of curves and bands, beyond which bands are cut off
 _ENTRY = 1.2  # inches that an entry of a legend takes
+_IN_A_ROW = 4  # entries of a legend
+_CENTRED: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
+_LETTER, _LONGEST = 0.55, 28  # width of a letter in font sizes; letters of the name of a category
 
 
 def colour(expert: int | None) -> str:
@@ -38,15 +41,17 @@ def colour(expert: int | None) -> str:
 
 
 def draw(
-    curves: Sequence[Curve], observed: Observed | None = None, ax: "Axes | Sequence[Axes] | None" = None
+    curves: Sequence[Curve],
+    observed: Observed | Sequence[Marks] | None = None,
+    ax: "Axes | Sequence[Axes] | None" = None,
 ) -> "Figure | Axes | NDArray[Any]":
-    """Curves with their bands, one axes per panel, over thinned observed series.
+    """Curves with their bands, one axes per panel, over thinned observed series or with observed means.
 
     Parameters
     ----------
     curves : sequence of Curve
-    observed : Observed, optional
-        A panel whose curves all belong to one expert shows that expert's units only.
+    observed : Observed or sequence of Marks, optional
+        A panel whose curves all belong to one expert shows what is that expert's only.
     ax : Axes or sequence of Axes, optional
         Where to draw, one per panel; by default a new figure.
 
@@ -66,12 +71,14 @@ def draw(
     canvas = canvas_axes(len(panels), ax)
     for axes, panel in zip(canvas, panels, strict=True):
         inside = [curve for curve in curves if curve.panel == panel]
-        if observed is not None:
-            experts = {curve.expert for curve in inside}
-            _series(axes, _apart(observed, inside[0]), experts, bool(inside[0].categories))
+        experts, places = {curve.expert for curve in inside}, bool(inside[0].categories)
+        if isinstance(observed, Observed):
+            _series(axes, _apart(observed, inside[0]), experts, places)
         for curve in inside:
             draw_curve(axes, curve)
-        if observed is None and ax is None and not inside[0].categories:
+        if observed is not None and not isinstance(observed, Observed):
+            _means(axes, [marks for marks in observed if marks.expert in experts], places)
+        if observed is None and ax is None and not places:
             _look_at_curves(axes, inside)
         _dress(axes, inside, panel if len(panels) > 1 else "", crowded=observed is not None)
     return canvas_result(canvas, ax)
@@ -110,7 +117,7 @@ def draw_responsibilities(
     axes.set(xlim=(0, n_units), ylim=(0, 1))
     axes.set(xlabel=f"{units}, sorted by most probable expert", ylabel="posterior probability")
     open_frame(axes)
-    _legend_above(axes, n_experts)
+    legend_above(axes, _fitting(axes), **_CENTRED)
     return canvas_result(canvas, ax)
 
 
@@ -182,8 +189,60 @@ def _category_marks(axes: Any, curve: Curve) -> None:
         limits = np.maximum(np.vstack([curve.y - curve.lower, curve.upper - curve.y]), 0.0)
     look = {"color": colour(shade), "linestyle": "none", "marker": "o", "markersize": 6, "elinewidth": 1.8}
     axes.errorbar(x, curve.y, yerr=limits, markeredgecolor="white", label=curve.label or None, zorder=5, **look)
-    axes.set_xticks(curve.x, curve.categories)
-    axes.set_xlim(-0.5, len(curve.categories) - 0.5)
+    name_places(axes, curve.categories)
+
+
+def name_places(axes: Any, names: Sequence[str]) -> None:
+    """Names of categories below their places, aslant where they would run into one another."""
+    axes.set_xticks(range(len(names)), [_short(plain(name)) for name in names])
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    width = 72 * axes.figure.get_size_inches()[0] * axes.get_position().width
+    letters = max(len(label.get_text()) for label in axes.get_xticklabels()) + 2
+    if letters * _LETTER * axes.xaxis.get_ticklabels()[0].get_fontsize() * len(names) > width:
+        for label in axes.get_xticklabels():
+            label.set(rotation=35, ha="right", rotation_mode="anchor")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+
+
+def plain(text: str) -> str:
+    """A label without the backticks of a formula."""
+    return text.replace("`", "")
+
+
+def row_major(entries: Sequence[Any], columns: int) -> list[Any]:
+    """Entries in the order in which a legend, which fills columns, shows them row by row."""
+    return [entry for column in range(columns) for entry in entries[column::columns]]
+
+
+def legend_above(axes: Any, columns: int, **look: Any) -> Any:
+    """A legend above the axes, read row by row."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = min(len(labels), columns)
+    pairs = row_major(list(zip(handles, labels, strict=True)), columns)
+    return axes.legend([h for h, _ in pairs], [text for _, text in pairs], frameon=False, ncols=columns, **look)
+
+
+def _means(axes: Any, chosen: Sequence[Marks], places: bool) -> None:
+    """Hollow points for what was observed, to the left of the filled ones above categories."""
+    for i, marks in enumerate(chosen):
+        draw_marks(axes, marks, shift=-_APART * (len(chosen) - i) if places else 0.0, hollow=True)
+    if chosen:
+        look = {"marker": "o", "markersize": 4.5, "markerfacecolor": "white", "linestyle": "none"}
+        axes.plot([], [], color=colour(None), label="observed", **look)
+
+
+def draw_marks(axes: Any, marks: Marks, shift: float = 0.0, hollow: bool = False) -> None:
+    """Points with limits on axes, moved sideways."""
+    tint, errors = colour(marks.expert), np.maximum(np.vstack([marks.y - marks.lower, marks.upper - marks.y]), 0.0)
+    edge = {"markerfacecolor": "white", "markeredgecolor": tint} if hollow else {"markeredgecolor": "white"}
+    look = {"color": tint, "linestyle": "none", "marker": "o", "markersize": 4.5, "capsize": 0, "zorder": 6, **edge}
+    axes.errorbar(
+        marks.x + shift, marks.y, yerr=errors, elinewidth=1.3, markeredgewidth=1.1 if hollow else 0.6,
+        label=marks.label or None, **look,
+    )  # fmt: skip
 
 
 def _apart(observed: Observed, curve: Curve) -> Observed:
@@ -243,24 +302,23 @@ def _finite(arrays: Sequence[Array]) -> Array:
 
 def _dress(axes: Any, curves: Sequence[Curve], title: str, crowded: bool) -> None:
     """Labels, title and legend; a panel without title has its legend above, clear of the curves."""
-    axes.set_xlabel(curves[0].xlabel)
-    axes.set_ylabel(curves[0].ylabel)
+    axes.set_xlabel(plain(curves[0].xlabel))
+    axes.set_ylabel(plain(curves[0].ylabel))
     if curves[0].levels:
         axes.set_yticks([place for place, _ in curves[0].levels], [name for _, name in curves[0].levels])
     open_frame(axes)
-    labelled = sum(bool(curve.label) for curve in curves)
+    labelled = len(axes.get_legend_handles_labels()[1])
     if title:
         axes.set_title(title, loc="left", fontsize="medium")
         if labelled:
             axes.legend(frameon=False, fontsize="small", loc="upper left" if crowded else "best")
     elif labelled:
-        _legend_above(axes, labelled)
+        legend_above(axes, _fitting(axes), **_CENTRED)
 
 
-def _legend_above(axes: Any, n: int) -> None:
-    """The legend above the curves, in as many rows as the width of the axes asks for."""
-    fitting = max(1, int(axes.get_window_extent().width / axes.figure.dpi / _ENTRY))
-    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(n, fitting, 4))
+def _fitting(axes: Any) -> int:
+    """Entries of a legend that fit side by side above the axes."""
+    return min(_IN_A_ROW, max(1, int(axes.get_window_extent().width / axes.figure.dpi / _ENTRY)))
 
 
 def open_frame(axes: Any) -> None:

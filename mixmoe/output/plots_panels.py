@@ -1,20 +1,33 @@
 """Diagnostic panels drawn with matplotlib."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe.output.panels import Cloud, Marks, Panel, Rule
-from mixmoe.output.plots import canvas_axes, canvas_result, colour, draw_curve, open_frame
+from mixmoe.output.panels import Cloud, Panel, Rule
+from mixmoe.output.plots import (
+    canvas_axes,
+    canvas_result,
+    colour,
+    draw_curve,
+    draw_marks,
+    legend_above,
+    name_places,
+    open_frame,
+    plain,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _MAX_POINTS = 4000  # of a cloud; more are thinned evenly
-_MANY = 4  # legend entries that still go into one column
+_IN_A_ROW = 5  # entries of a legend
+_TITLE_PAD, _LEGEND_ROW = 5.0, 11.0  # points above the axes, and for each row of a legend
+_ASIDE = 0.006  # of the width, between the marks of two experts
 _LINE, _THIN = 2.0, 1.0
 
 
@@ -45,7 +58,8 @@ def draw_panels(
         for curve in panel.curves:
             draw_curve(axes, curve, _LINE if panel.points_first else _THIN)
         for i, marks in enumerate(panel.marks):
-            _marks(axes, marks, i - (len(panel.marks) - 1) / 2)
+            width = float(np.ptp(marks.x)) if len(marks.x) > 1 else 1.0
+            draw_marks(axes, marks, _ASIDE * (i - (len(panel.marks) - 1) / 2) * width)
         _dress(axes, panel)
     return canvas_result(canvas, ax)
 
@@ -57,18 +71,6 @@ def _cloud(axes: Any, cloud: Cloud, n_all: int, height: int) -> None:
     size = float(np.clip(400 / np.sqrt(max(n_all, 1)), 7, 28))
     look = {"color": colour(cloud.expert), "alpha": alpha, "s": size, "linewidths": 0, "zorder": height}
     axes.scatter(cloud.x[shown], cloud.y[shown], label=cloud.label or None, **look)
-
-
-def _marks(axes: Any, marks: Marks, place: float) -> None:
-    """Points with limits, set slightly apart from those of other experts."""
-    width = float(np.ptp(marks.x)) if len(marks.x) > 1 else 1.0
-    x = marks.x + 0.006 * place * width
-    errors = np.maximum(np.vstack([marks.y - marks.lower, marks.upper - marks.y]), 0.0)
-    look = {"color": colour(marks.expert), "linestyle": "none", "marker": "o", "markersize": 4.5, "capsize": 0}
-    axes.errorbar(
-        x, marks.y, yerr=errors, elinewidth=1.3, markeredgecolor="white", markeredgewidth=0.6, zorder=6,
-        label=marks.label or None, **look,
-    )  # fmt: skip
 
 
 def _rule(axes: Any, rule: Rule) -> None:
@@ -85,20 +87,23 @@ def _rule(axes: Any, rule: Rule) -> None:
 
 
 def _dress(axes: Any, panel: Panel) -> None:
-    axes.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
+    axes.set(xlabel=plain(panel.xlabel), ylabel=plain(panel.ylabel))
     if panel.xlim is not None:
         axes.set_xlim(panel.xlim)
-    axes.set_title(panel.title, loc="left", fontsize="medium")
     open_frame(axes)
-    handles, labels = axes.get_legend_handles_labels()
-    if labels:
-        many = len(labels) > _MANY
-        look = {"fontsize": "x-small" if many else "small", "ncols": 1 + many, "columnspacing": 1.0}
-        legend = axes.legend(handles, labels, frameon=False, loc="best", handletextpad=0.5, **look)
+    labels = axes.get_legend_handles_labels()[1]
+    rows = math.ceil(len(labels) / _IN_A_ROW)
+    if labels:  # between title and axes, clear of the points
+        look = {"fontsize": "x-small", "handletextpad": 0.3, "columnspacing": 1.0, "borderaxespad": 0.1}
+        legend = legend_above(axes, _IN_A_ROW, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderpad=0.2, **look)
         for handle in legend.legend_handles:
             handle.set_alpha(1.0)
+    above = {"pad": _TITLE_PAD + _LEGEND_ROW * rows}
+    axes.set_title(panel.title, loc="left", fontsize="medium", **above)
     if panel.note:
-        axes.set_title(panel.note, loc="right", fontsize="x-small", color="#666666")
+        axes.set_title(panel.note, loc="right", fontsize="x-small", color="#666666", **above)
     counted = [*(c.x for c in panel.clouds), *(c.x for c in panel.curves)]
-    if counted and all((x == np.round(x)).all() for x in counted):
+    if panel.categories:
+        name_places(axes, panel.categories)
+    elif counted and all((x == np.round(x)).all() for x in counted):
         axes.xaxis.get_major_locator().set_params(integer=True)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from mixmoe.errors import ArgumentError
-from mixmoe.output.curves import Curve
+from mixmoe.output.curves import Curve, Observed
 from mixmoe.output.plots import canvas_axes, draw
 from mixmoe.output.plots_file import svg
 from mixmoe.report.evidence import Evidence
@@ -89,7 +89,9 @@ def _split(e: Evidence) -> Part | None:
     if observed is None:
         return None
     curves = [replace(c, panel=f"expert {c.expert}", label="") for c in e.results.curves(kind) if c.expert]
-    caption = "The same, split by the most probable expert: observed courses and the trajectory of that expert."
+    caption = "The same, split by expert: observed proportions and the trajectory of that expert."
+    if isinstance(observed, Observed):
+        caption = "The same, split by the most probable expert: observed courses and the trajectory of that expert."
     words = f"One panel per expert. {in_words(curves)}"
     return Image(svg(lambda: _same_height(draw(curves, observed))), caption, words)
 

@@ -5,12 +5,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from scipy.stats import chi2
+from scipy.stats import chi2, norm
 
 import mixmoe as mm
-from mixmoe.assess.panels import Effects, bin_rows, binned_means, effects_panel, residual_panel, starts_panels
-from mixmoe.em import EMFit, Starts
-from mixmoe.errors import ArgumentError
+from mixmoe.assess.panels import Effects, bin_rows, binned_means, effects_panels, residual_panel, starts_panels
+from mixmoe.assess.profile import SPACES, Likelihood, profile_around
+from mixmoe.em import EMFit, Evaluation, Starts
+from mixmoe.errors import ArgumentError, BoundaryWarning
+from mixmoe.output.curves import Curve
 from mixmoe.output.panels import Cloud, Marks, Panel, Rule
 from mixmoe.output.plots import COLOURS
 from mixmoe.output.plots_panels import draw_panels
@@ -55,6 +57,74 @@ def test_profile_of_a_mixture(name):
     assert found.upper == pytest.approx(high, abs=0.15 * reach)
     at_limit = fit.profile(name, values=[found.lower, found.upper]).loglik
     np.testing.assert_allclose(2 * (fit.llf - at_limit), chi2.isf(0.05, 1), rtol=0.01)
+
+
+@pytest.fixture(scope="module")
+def small_slopes():
+    """Two experts, the second with a random slope whose standard deviation is close to zero."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(100):
+        z = rng.normal()
+        second = rng.random() < 1 / (1 + np.exp(-z))
+        b = rng.normal(size=2) * [0.6, 0.15]
+        for t in np.sort(rng.uniform(0, 5, rng.integers(1, 7))):
+            x = rng.normal()
+            mean = 3 - 0.4 * t if second else 1 + 0.5 * t
+            rows.append((i, t, x, z, mean + 0.3 * x + b[0] + b[1] * t + rng.normal() * 0.4))
+    data = pd.DataFrame(rows, columns=["id", "t", "x", "z", "y"])
+    with pytest.warns(BoundaryWarning, match=r"do not determine the random-effects correlation corr\(Intercept,t\)"):
+        return mm.fit("y ~ t + x | gate: z | re: (1 + t | id)", data, starts=8, rng=0)
+
+
+def test_profile_of_a_standard_deviation_near_zero(small_slopes):
+    fit = small_slopes
+    assert fit.bse["sd2(t|id)"] > 2 * fit.params["sd2(t|id)"]  # the Wald limits say nothing
+    found = fit.profile("sd2(t|id)")
+    assert found.lower == 0
+    assert 0.1 < found.upper < 0.2
+    assert np.isfinite(found.loglik).all()
+    assert np.diff(found.root).max() < 1  # even steps down the likelihood
+    assert found.root[-1] > 3
+    at_limit = fit.profile("sd2(t|id)", values=[0.06, found.upper])
+    assert 2 * (fit.llf - at_limit.loglik[-1]) == pytest.approx(chi2.isf(0.05, 1), rel=0.01)
+    assert fit.profile("corr2(Intercept,t|id)", points=7).lower == -1
+
+
+@pytest.mark.parametrize("std_error", [0.02, 0.2, 5.0])
+def test_steps_follow_the_likelihood_and_not_the_standard_error(std_error):
+    """A standard deviation near zero whose square has a normal likelihood, so that its limits are known."""
+
+    def evaluate(theta):
+        away = (theta[:, 0] ** 2 - 1e-4) / 0.02
+        return Evaluation(-0.5 * away**2, -away[:, None] * 2 * theta / 0.02)
+
+    known = Likelihood(np.array([0.01]), np.eye(1), evaluate, np.abs, lambda theta: np.sign(theta)[:, None])
+    found = profile_around(known, 0, "sd", SPACES["log"], std_error, 21, 0.05)
+    assert found.lower == 0
+    assert found.upper == pytest.approx(np.sqrt(1e-4 + 0.02 * norm.isf(0.025)), rel=1e-3)
+    assert np.isfinite(found.loglik).all()
+    assert 3 < found.root[-1] < 4
+
+
+def test_a_correlation_that_is_not_determined_is_flagged(small_slopes):
+    assert [flag.code for flag in small_slopes.flags] == ["vague_correlation"]
+    assert "uncorrelated random effects, (... || ...)" in " ".join(str(small_slopes.summary()).split())
+    assert small_slopes.relabel([2, 1]).flags == small_slopes.flags
+
+
+def test_a_profile_prints_as_a_table():
+    found = pbc().profile("gate2.age", points=5)
+    text = str(found)
+    assert text.splitlines()[0].strip() == "Profile of the log-likelihood: gate2.age"
+    assert f"{found.lower:.4g} to {found.upper:.4g}" in " ".join(text.split())
+    frame = found.to_frame()
+    assert list(frame.columns) == ["value", "loglik", "drop", "root"]
+    assert frame["drop"].min() == pytest.approx(0, abs=1e-8)
+    np.testing.assert_allclose(frame["root"] ** 2, 2 * frame["drop"], atol=1e-8)
+    short = str(pbc().profile("gate2.age", values=[-0.02, 0.0]))
+    assert "not reached" in short
+    assert "<table" in found._repr_html_()
 
 
 def test_profile_is_a_maximum_over_the_rest():
@@ -151,7 +221,7 @@ def test_ellipse_holds_what_it_says():
     rng = np.random.default_rng(0)
     cov = np.array([[2.0, 0.5], [0.5, 1.0]])
     draws = rng.multivariate_normal([0, 0], cov, size=(4000, 1))
-    panel = effects_panel(Effects(("a", "b"), draws, cov[None], np.ones(4000, dtype=int)), 0.1)
+    (panel,) = effects_panels(Effects(("a", "b"), draws, cov[None], np.ones(4000, dtype=int)), 0.1)
     edge = np.column_stack([panel.curves[0].x, panel.curves[0].y])
     radius = np.einsum("ni,ij,nj->n", edge, np.linalg.inv(cov), edge)
     np.testing.assert_allclose(radius, chi2.ppf(0.9, 2))
@@ -197,6 +267,64 @@ def test_smooth_line_follows_a_bend():
 
 
 # ---- figures ----
+
+
+def by_category(seed=3, n=80, visits=4):
+    """Two groups whose means differ by a category, without any numbers."""
+    rng = np.random.default_rng(seed)
+    ids = np.repeat(np.arange(n), visits)
+    late, arm = (ids % 2 == 0), rng.choice(list("abc"), ids.size)
+    y = 4.0 * late + (arm == "b") * (1 + late) + rng.normal(size=n)[ids] * 0.5 + rng.normal(size=ids.size) * 0.5
+    return pd.DataFrame({"id": ids, "arm": arm, "y": y})
+
+
+def test_categories_are_the_axis_where_there_are_no_numbers():
+    data = by_category()
+    fit = mm.fit("y ~ arm | re: (1 | id)", data, 2, starts=4, rng=0)
+    (panel,) = fit.panels("fit")
+    assert (panel.xlabel, panel.categories) == ("arm", ("a", "b", "c"))
+    tau = fit.model.design.in_order(fit.em.responsibilities[fit.model.design.codes])
+    for k, marks in enumerate(panel.marks):
+        means = [np.average(data["y"][data["arm"] == a], weights=tau[data["arm"] == a, k]) for a in "abc"]
+        np.testing.assert_allclose(marks.y, means)
+        np.testing.assert_allclose(marks.x, [0, 1, 2])
+    predicted = fit.predict(pd.DataFrame({"id": 0, "arm": list("abc")}), kind="experts")
+    for k, curve in enumerate(panel.curves):  # level lines that do not meet
+        assert np.isnan(curve.x).sum() == 2
+        np.testing.assert_allclose(curve.y[::3], predicted[f"expert{k + 1}"], rtol=1e-8)
+        np.testing.assert_allclose(curve.y[::3], curve.y[1::3])
+    axes = fit.diagnose().axes[-1]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["a", "b", "c"]
+    with pytest.raises(ArgumentError, match=r"x must be a column of the model, one of \['y', 'arm'\]"):
+        fit.panels("fit", x="sex")
+
+
+def test_all_pairs_of_three_random_effects():
+    rng = np.random.default_rng(1)
+    means = rng.normal(size=(50, 2, 3))
+    implied = np.array([np.diag([1.0, 4.0, 9.0])] * 2)
+    made = effects_panels(Effects(("a", "b", "c"), means, implied, np.repeat([1, 2], 25)), 0.05)
+    assert [(p.xlabel, p.ylabel) for p in made] == [("a", "b"), ("a", "c"), ("b", "c")]
+    np.testing.assert_allclose(made[1].clouds[1].y, means[25:, 1, 2])
+    assert made[2].curves[0].y.max() / made[2].curves[0].x.max() == pytest.approx(1.5)
+    data = mm.simulate.memoe("moderate", n_subjects=60, rng=1).data
+    fit = mm.fit("y ~ time | re: (1 + time + x1 || id)", data, 1, rng=0)
+    assert len(fit.panels("random_effects")) == 3
+    axes = fit.diagnose().axes
+    assert len(axes) == 4
+    assert axes[2].get_title(loc="right") == "all pairs: plot('random_effects')"
+
+
+def test_legends_do_not_lie_on_the_data():
+    curves = [Curve("", "", np.arange(3.0), np.arange(3.0) + k, expert=k) for k in range(1, 7)]
+    marks = [Marks(c.x, c.y, c.y, c.y, c.expert, f"expert {c.expert}") for c in curves]
+    figure = draw_panels([Panel("Title", "x", "`my y`", (), tuple(curves), tuple(marks), note="small")])
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    legend, title = axes.get_legend().get_window_extent(), axes._left_title.get_window_extent()
+    assert legend.y0 >= axes.get_window_extent().y1 - 1
+    assert title.y0 >= legend.y1 - 2
+    assert axes.get_ylabel() == "my y"
 
 
 def test_one_figure_to_judge_by(plt):

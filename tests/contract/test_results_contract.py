@@ -138,11 +138,12 @@ CHECKED = {
     "to_markdown",
     "vlmr_test",
     "wald_test",
+    "wald_test_terms",
     "with_cov",
 }
-REFUSED = {"f_test", "remove_data", "t_test_pairwise", "wald_test_terms"}
+REFUSED = {"f_test", "remove_data", "t_test_pairwise"}
 INHERITED = {"initialize", "normalized_cov_params"}  # statsmodels' own, untouched
-ATTRIBUTES = {"bse", "llf", "pvalues", "tvalues", "use_t", "df_resid", "random_effects", "responsibilities"}
+ATTRIBUTES = {"bse", "llf", "pvalues", "tvalues", "use_t", "df_resid", "cov_re", "random_effects", "responsibilities"}
 
 
 def test_every_public_method_is_checked_here():

@@ -262,3 +262,47 @@ def test_arguments_that_do_not_go_together(binary):
         fit(family="binomial", errors="ar1")
     with pytest.raises(DesignError, match="each of the 150 subjects has one row"):
         mm.fit("y ~ x1 | re: (1 | id)", binary.groupby("id").head(1), 1, family="binomial")
+
+
+# ---- figures ----
+
+
+def binary_pair(seed=2, n=120, visits=5):
+    """Successes out of trials in two groups, their zeros and ones, and counts with an exposure."""
+    rng = np.random.default_rng(seed)
+    ids, time = np.repeat(np.arange(n), visits), np.tile(np.arange(visits, dtype=float), n)
+    eta = np.where(ids % 2 == 0, -2 + time, 2 - time) + 0.3 * rng.normal(size=n)[ids]
+    m = rng.integers(5, 30, ids.size)
+    p = 1 / (1 + np.exp(-eta))
+    return pd.DataFrame(
+        {
+            "id": ids, "time": time, "m": m, "s": rng.binomial(m, p), "one": rng.binomial(1, p),
+            "n": rng.poisson(m * np.exp(0.3 * eta)), "exposure": np.log(m),
+        }
+    )  # fmt: skip
+
+
+def test_zeros_and_ones_are_drawn_as_proportions():
+    data = binary_pair()
+    fit = mm.fit("one ~ time | re: (0 | id)", data, 2, family="binomial", starts=4, rng=0)
+    marks = fit._observed("trajectories")
+    tau = fit.model.design.in_order(fit.em.responsibilities[fit.model.design.codes])
+    for k, one in enumerate(marks):
+        shares = [np.average(data["one"][data["time"] == t], weights=tau[data["time"] == t, k]) for t in range(5)]
+        np.testing.assert_allclose(one.y, shares)
+        assert one.lower.min() >= 0
+        assert one.upper.max() <= 1
+    axes = fit.plot().axes[0]
+    assert not [line for line in axes.lines if line.get_linewidth() < 1]  # no courses from zero to one and back
+    assert len(axes.containers) == 2
+    assert axes.get_ylabel() == "probability of one = 1"
+
+
+def test_trajectories_say_what_they_show():
+    data = binary_pair()
+    trials = mm.fit("s ~ time | re: (0 | id)", data, 2, family="binomial", trials="m", starts=4, rng=0)
+    assert trials.plot().axes[0].get_ylabel() == "s / m"
+    assert trials.plot("fit").axes[0].get_ylabel() == "s"
+    assert max(line.get_ydata().max() for line in trials.plot().axes[0].lines) <= 1
+    rates = mm.fit("n ~ time | re: (0 | id)", data, 2, family="poisson", offset="exposure", starts=4, rng=0)
+    assert rates.plot().axes[0].get_ylabel() == "n / exp(exposure)"

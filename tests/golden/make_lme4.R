@@ -49,6 +49,14 @@ run <- function(case) {
        D = covariance(fit), sigma = sigma(fit), singular = isSingular(fit))
 }
 
+# limits of profile likelihoods, all parameters of a case (oldNames = FALSE)
+profiled <- function(name) {
+  case <- Filter(function(case) case[[1]] == name, cases)[[1]]
+  limits <- confint(lmer(case[[4]], data[[case[[2]]]], REML = FALSE), quiet = TRUE, oldNames = FALSE)
+  list(name = name, parameter = rownames(limits), lower = unname(limits[, 1]), upper = unname(limits[, 2]))
+}
+
 versions <- list(R = R.version.string, lme4 = as.character(packageVersion("lme4")))
-write_json(list(versions = versions, cases = lapply(cases, run)), "tests/golden/lme4.json",
+write_json(list(versions = versions, cases = lapply(cases, run),
+                profiles = lapply(c("sleep_slope", "orthodont_slope"), profiled)), "tests/golden/lme4.json",
            digits = NA, auto_unbox = TRUE, pretty = TRUE)

@@ -10,12 +10,14 @@ import mixmoe as mm
 from tests.golden.make_robust import read
 
 HERE = Path(__file__).parent
-LME4 = json.loads((HERE / "lme4.json").read_text())["cases"]
+STORED = json.loads((HERE / "lme4.json").read_text())
+LME4 = STORED["cases"]
 ROBUST = json.loads((HERE / "robust.json").read_text())["cases"]
 LOGLIK = 1e-6  # absolute: what users of both packages compare
 FIXED = 1e-5  # relative to the standard error or the value, whichever is larger
 VARIANCE = 1e-4  # relative: the likelihood is flat in the variances
 ERROR = 1e-4  # relative, of standard errors: they inherit the tolerance of the optimum
+PROFILE = 5e-4  # of the length of an interval: both interpolate
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +76,30 @@ def test_standard_errors_equal_dense_algebra(case, cov_type, fit):
     ordered = [name for start in groups for name in names if name.startswith(start)]
     assert sorted(ordered) == sorted(names)
     assert ours.bse[ordered].to_numpy() == pytest.approx(case[f"se_{cov_type}"], rel=ERROR)
+
+
+def peer_name(parameter):
+    """The name that lme4 gives to a parameter: ``sd_days|subject``, ``cor_days.(Intercept)|subject``, ``days``."""
+    term = (
+        parameter.removeprefix("expert1.").replace("Intercept", "(Intercept)").replace("sex[T.Male]", "factor(sex)Male")
+    )
+    if term.startswith("corr1"):
+        first, second = term.removeprefix("corr1(").partition("|")[0].split(",")
+        return f"cor_{second}.{first}|subject"
+    if term.startswith("sd1"):
+        return f"sd_{term.removeprefix('sd1(').removesuffix(')')}"
+    return term.replace("sigma1", "sigma")
+
+
+@pytest.mark.parametrize("peer", STORED["profiles"], ids=lambda peer: peer["name"])
+def test_limits_of_profiles_equal_lme4(peer, fit):
+    """Among them a standard deviation whose lower limit is zero, and a correlation that may be anything."""
+    case = next(case for case in LME4 if case["name"] == peer["name"])
+    ours = fit(case)
+    seen = []
+    for name in ours.params.index:
+        at = peer["parameter"].index(peer_name(name))
+        found, low, high = ours.profile(name, points=15), peer["lower"][at], peer["upper"][at]
+        assert [found.lower, found.upper] == pytest.approx([low, high], abs=PROFILE * (high - low))
+        seen.append(at)
+    assert len(set(seen)) == len(peer["parameter"])
