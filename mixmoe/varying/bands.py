@@ -16,7 +16,8 @@ from scipy.stats import t as student
 
 from mixmoe.errors import ArgumentError
 from mixmoe.varying.critical import asymptotic_critical, multiplier_critical
-from mixmoe.varying.local_likelihood import Local, LocalFit, build_local, local_start, maximise_local, state_of
+from mixmoe.varying.local_likelihood import Local, build_local, local_start, state_of
+from mixmoe.varying.local_maximum import LocalFit, maximise_local
 from mixmoe.varying.nodes import Node, response_nodes
 from mixmoe.varying.problem import Problem
 from mixmoe.varying.sandwich import Influence, gate_influence, influence, level_covariance, small_sample_power
@@ -87,11 +88,7 @@ class BandSet:
 
 
 def level_process(
-    problem: Problem,
-    coef: Array,
-    bias: str = "rbc",
-    clusters: NDArray[np.intp] | None = None,
-    correction: bool = True,
+    problem: Problem, coef: Array, bias: str = "rbc", clusters: NDArray[np.intp] | None = None, correction: bool = True
 ) -> LevelProcess:
     """Levels of the local likelihood estimates and their joint covariance over the grid.
 

@@ -21,7 +21,8 @@ from mixmoe.varying.draws import REFIT, draw_responses, with_cluster_draw
 from mixmoe.varying.estimate import Control, Run, run_em
 from mixmoe.varying.flags import find_flags, n_clusters
 from mixmoe.varying.labels import permute_experts
-from mixmoe.varying.local_likelihood import build_local, local_start, maximise_local
+from mixmoe.varying.local_likelihood import build_local, local_start
+from mixmoe.varying.local_maximum import maximise_local
 from mixmoe.varying.problem import Problem, Slots
 from mixmoe.varying.refits import From, Reported, maximise, with_experts, with_response
 from mixmoe.varying.sandwich import influence, level_covariance, small_sample_power

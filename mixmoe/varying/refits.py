@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from mixmoe.varying.carried import fit_carried
 from mixmoe.varying.estimate import Control, Run, best_run, fit_functions
 from mixmoe.varying.labels import permute_experts, reported_order
-from mixmoe.varying.local_likelihood import local_maxima
+from mixmoe.varying.local_maximum import local_maxima
 from mixmoe.varying.problem import Problem, Slots, build_problem
 from mixmoe.varying.smoothing import smoothed_functions
 from mixmoe.varying.steps import own_natural, posterior

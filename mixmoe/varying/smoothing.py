@@ -28,15 +28,13 @@ from numpy.typing import NDArray
 
 from mixmoe.kernels.local import epanechnikov
 from mixmoe.varying.local_likelihood import (
-    LocalMaxima,
-    LocalPart,
     local_information,
     local_pieces,
     natural_design,
-    on_limit,
     positive_definite,
     unit_diagonal,
 )
+from mixmoe.varying.local_maximum import LocalMaxima, LocalPart, on_limit
 from mixmoe.varying.problem import Problem
 from mixmoe.varying.steps import limit_dispersion
 

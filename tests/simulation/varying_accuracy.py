@@ -14,7 +14,8 @@ import numpy as np
 
 from mixmoe.varying.estimate import Control, fit_functions
 from mixmoe.varying.labels import permute_experts
-from mixmoe.varying.local_likelihood import build_local, local_maxima, local_start, maximise_local
+from mixmoe.varying.local_likelihood import build_local, local_start
+from mixmoe.varying.local_maximum import local_maxima, maximise_local
 from mixmoe.varying.simulate import SCENARIOS, vcmoe
 from mixmoe.varying.smoothing import smoothed_functions
 from mixmoe.varying.steps import own_natural, posterior

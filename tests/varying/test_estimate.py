@@ -14,10 +14,10 @@ from mixmoe.varying.local_likelihood import (
     local_loglik,
     local_pieces,
     local_start,
-    maximise_local,
     natural_terms,
     state_of,
 )
+from mixmoe.varying.local_maximum import maximise_local
 from mixmoe.varying.simulate import vcmoe
 from mixmoe.varying.steps import own_natural, posterior
 from tests.varying.helpers import make_problem, switched_points

@@ -11,7 +11,8 @@ from mixmoe.kernels.distribution import Outcome
 from mixmoe.kernels.families import family_named
 from mixmoe.varying.estimate import Control, fit_functions
 from mixmoe.varying.labels import permute_experts
-from mixmoe.varying.local_likelihood import build_local, local_start, maximise_local
+from mixmoe.varying.local_likelihood import build_local, local_start
+from mixmoe.varying.local_maximum import maximise_local
 from mixmoe.varying.problem import Rows, Slots, build_problem
 from mixmoe.varying.refits import From, Reported, maximise
 

@@ -8,7 +8,8 @@ import pytest
 from mixmoe.kernels.local import epanechnikov
 from mixmoe.varying.bands import fit_levels, level_process
 from mixmoe.varying.estimate import Control, fit_functions
-from mixmoe.varying.local_likelihood import build_local, local_maxima, local_start, maximise_local, state_of
+from mixmoe.varying.local_likelihood import build_local, local_start, state_of
+from mixmoe.varying.local_maximum import local_maxima, maximise_local
 from mixmoe.varying.nodes import response_nodes
 from mixmoe.varying.sandwich import corrected, gate_influence, influence, level_covariance, unit_influence
 from mixmoe.varying.simulate import vcmoe

@@ -8,7 +8,7 @@ import pytest
 from mixmoe.varying import smoothing
 from mixmoe.varying.estimate import Control, fit_functions
 from mixmoe.varying.labels import permute_experts
-from mixmoe.varying.local_likelihood import local_maxima, on_limit
+from mixmoe.varying.local_maximum import local_maxima, on_limit
 from mixmoe.varying.model import VCMoE
 from mixmoe.varying.refits import From, Reported, maximise
 from mixmoe.varying.simulate import vcmoe
