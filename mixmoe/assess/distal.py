@@ -31,6 +31,7 @@ DESCRIPTIONS = {
 }
 _COMPLEX_STEP = 1e-30
 _CERTAIN = 1e-6
+ANY_LEVEL = "any level"
 COV_TYPE = "three-step"
 
 
@@ -154,38 +155,43 @@ class Distal(ThreeStep):
         return pd.DataFrame(columns | {"estimate": values, "std_error": errors, "conf_low": low, "conf_high": high})
 
     def pairwise(self, alpha: float = 0.05) -> pd.DataFrame:
-        """Differences of experts, each with a Wald test over all categories.
+        """Differences of experts, each with its Wald test.
+
+        Parameters
+        ----------
+        alpha : float
+            One minus the level of the limits.
 
         Returns
         -------
         DataFrame
             Columns: contrast (``"2 - 1"``), level (categorical outcomes), estimate, std_error, conf_low, conf_high,
-            statistic (chi-squared), df, p_value; a categorical outcome has one row per level, with the joint test.
+            statistic (chi-squared), df, p_value. An outcome of three or more categories has one row per level and one
+            with the joint test of all of them, ``"any level"``.
         """
-        rows = []
         shown = self._experts_levels()
-        each = sorted({k for k, _ in shown})
-        for a, b in combinations(each, 2):
+        levels = list(dict.fromkeys(level for _, level in shown))
+        rows: list[dict[str, Any]] = []
+        for a, b in combinations(sorted({k for k, _ in shown}), 2):
             matrix = np.array(
-                [
-                    [(k == b) * 1.0 - (k == a) * 1.0 if level == own else 0.0 for k, level in shown]
-                    for own in dict.fromkeys(level for _, level in shown)
-                ]
+                [[((k == b) * 1.0 - (k == a) * 1.0) * (level == own) for k, level in shown] for own in levels]
             )
-            test = self.margins.test(self._free(matrix))
-            difference = matrix @ self.margins.values
-            error = np.sqrt(np.maximum(np.diag(matrix @ self.margins.cov @ matrix.T), 0.0))
-            half = norm.isf(alpha / 2) * error
-            for i, level in enumerate(dict.fromkeys(level for _, level in shown)):
+            several = [ANY_LEVEL] if len(levels) > 1 else []
+            parts = [matrix[[i]] for i in range(len(levels))] + [matrix[1:] for _ in several]  # one level is implied
+            for level, part in zip([*levels, *several], parts, strict=True):
                 place = {} if self.levels is None else {"level": level}
-                rows.append(
-                    {"contrast": f"{b} - {a}"}
-                    | place
-                    | {"estimate": difference[i], "std_error": error[i]}
-                    | {"conf_low": difference[i] - half[i], "conf_high": difference[i] + half[i]}
-                    | _test_columns(test)
-                )
+                rows.append({"contrast": f"{b} - {a}"} | place | self._difference(part, level in several, alpha))
         return pd.DataFrame(rows)
+
+    def _difference(self, matrix: Array, joint: bool, alpha: float) -> dict[str, Any]:
+        """Estimate, error, limits and test of a contrast of the margins; of a joint one the test alone."""
+        value, error = np.nan, np.nan
+        if not joint:
+            value, variance = (matrix @ self.margins.values).item(), (matrix @ self.margins.cov @ matrix.T).item()
+            error = float(np.sqrt(max(variance, 0.0)))
+        half = float(norm.isf(alpha / 2)) * error
+        limits = {"conf_low": value - half, "conf_high": value + half}
+        return {"estimate": value, "std_error": error} | limits | _test_columns(self.margins.test(matrix))
 
     def tables(self) -> tuple[Table, ...]:
         """Means or probabilities, differences, and the coefficients of the regression."""
@@ -227,10 +233,6 @@ class Distal(ThreeStep):
 
     def _experts_levels(self) -> list[tuple[int, str]]:
         return [(int(p.expert or 1), p.term) for p in self.margins.layout.parameters]
-
-    def _free(self, matrix: Array) -> Array:
-        """Rows without the one that the others imply: probabilities add up to one."""
-        return matrix if self.levels is None or len(matrix) == 1 else matrix[1:]
 
 
 @dataclass(frozen=True, slots=True)

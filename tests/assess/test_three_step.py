@@ -8,7 +8,7 @@ import pytest
 import statsmodels.api as sm
 import statsmodels.formula.api as smf
 from scipy.optimize import minimize
-from scipy.stats import skew
+from scipy.stats import chi2, skew
 
 import mixmoe as mm
 from mixmoe.assess.distal import Distal, Predictors
@@ -193,7 +193,13 @@ def test_categories(method):
     assert found.overall.df == 4
     pairs = found.pairwise()
     assert list(pairs["contrast"].unique()) == ["2 - 1", "3 - 1", "3 - 2"]
-    assert (pairs["df"] == 2).all()
+    joint = pairs["level"] == "any level"
+    assert joint.sum() == 3
+    assert (pairs.loc[joint, "df"] == 2).all()
+    single = pairs[~joint]
+    np.testing.assert_allclose(single["statistic"], (single["estimate"] / single["std_error"]) ** 2, rtol=1e-8)
+    np.testing.assert_allclose(single["p_value"], chi2.sf(single["statistic"], 1), rtol=1e-8)
+    assert "any level" in str(found)
     binary = fit.distal("b ~ expert", out.assign(b=out["b"] == 1), method=method)
     assert list(binary.to_frame()["level"]) == ["True"] * 3
     assert binary.overall.df == 2
