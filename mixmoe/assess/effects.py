@@ -141,6 +141,8 @@ def _chosen(design: Design, covariates: Any) -> list[str]:
     if covariates is None:
         return known
     names = [covariates] if isinstance(covariates, str) else list(covariates)
+    if not names:
+        raise ArgumentError(f"covariates must name at least one of the gate's, {known}, got none; leave it out for all")
     for name in names:
         if name not in known:
             raise ArgumentError(f"covariates must be among the gate's, {known}, got {name!r}")

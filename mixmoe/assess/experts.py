@@ -24,6 +24,10 @@ _DRAWS = 100_000  # of the weighted sum of chi-squares; error of a p-value below
 _SEED = 20260101  # of these draws, so that a test prints the same every time
 
 
+def _p_shown(value: float) -> str:
+    return "p < 0.0001" if value < 0.00005 else f"p = {value:.4f}"
+
+
 @dataclass(frozen=True, slots=True)
 class ExpertsTest:
     """Bootstrap likelihood-ratio test of K against K - 1 experts.
@@ -70,7 +74,7 @@ class ExpertsTest:
         cut = "; interrupted" if self.interrupted else ""
         return (
             f"Bootstrap likelihood-ratio test: {self.experts} experts against {self.experts - 1}\n"
-            f"  2 (log L{self.experts} - log L{self.experts - 1}) = {self.statistic:.3f}, p = {self.pvalue:.4f}\n"
+            f"  2 (log L{self.experts} - log L{self.experts - 1}) = {self.statistic:.3f}, {_p_shown(self.pvalue)}\n"
             f"  {self.exceeded} of {self.n_boot} draws from {self.experts - 1} experts are as large{failed}{cut}\n"
             f"  {self.stop}"
         )
@@ -228,8 +232,8 @@ class VLMRTest:
     def __str__(self) -> str:
         return (
             f"Vuong-Lo-Mendell-Rubin test: {self.experts} experts against {self.experts - 1}\n"
-            f"  2 (log L{self.experts} - log L{self.experts - 1}) = {self.statistic:.3f}, p = {self.pvalue:.4f}\n"
-            f"  adjusted {self.adjusted:.3f}, p = {self.pvalue_adjusted:.4f}\n"
+            f"  2 (log L{self.experts} - log L{self.experts - 1}) = {self.statistic:.3f}, {_p_shown(self.pvalue)}\n"
+            f"  adjusted {self.adjusted:.3f}, {_p_shown(self.pvalue_adjusted)}\n"
             "  the conditions of its theory fail for mixtures (Jeffries 2003); prefer test_experts()"
         )
 

@@ -98,5 +98,7 @@ def test_refusals():
         pbc(1).gate_effects()
     with pytest.raises(ArgumentError, match="has no covariates"):
         pbc(2, "").gate_effects()
+    with pytest.raises(ArgumentError, match=r"covariates must name at least one of the gate's, .* got none"):
+        pbc().gate_effects([])
     with pytest.raises(ArgumentError, match=r"covariates must be among the gate's, \['age', 'sex'\], got 'year'"):
         pbc().gate_effects("year")
