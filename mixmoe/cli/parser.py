@@ -52,7 +52,7 @@ examples:
   mixmoe select pbcseq.csv "{FORMULA}" --experts 1:2 --rng 0 --save best.mixmoe --report best.html
 
 Networks with person effects are compared by their errors on the last rows of each person:
-  mixmoe select pbcseq.csv "{NETWORK}" --hidden linear 3 --option epochs=200 --rng 0
+  mixmoe select pbcseq.csv "{NETWORK}" --hidden linear 3 --rng 0
 
 --report and --save are of the best candidate by --criterion; the report has all candidates. --plot draws the criteria.
 """
