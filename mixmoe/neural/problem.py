@@ -127,7 +127,7 @@ class Control:
             raise ArgumentError(f"alpha must lie between 0 and 1, got {self.alpha!r}")
         for name in ("weight_decay", "penalty"):
             value = getattr(self, name)
-            if not isinstance(value, numbers.Real) or not 0.0 <= value < np.inf:
+            if not isinstance(value, numbers.Real) or not 0.0 <= float(value) < np.inf:
                 raise ArgumentError(f"{name} must be a finite number of at least zero, got {value!r}")
 
 
