@@ -42,7 +42,7 @@ examples:
 
 With --hidden (or a section seq: in the formula) a network with person effects is fitted, as by mm.nme; "linear" has no
 hidden layer, and settings of the fit go through --option:
-  mixmoe fit pbcseq.csv "{NETWORK}" --hidden 4 --option epochs=300 --option baselines=false --rng 0
+  mixmoe fit pbcseq.csv "{NETWORK}" --hidden 3 --option baselines=false --rng 0
 
 A formula from the command line may use only common transforms: log, sqrt, exp, scale, center, C, bs, cr, poly ...
 """
