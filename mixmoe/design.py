@@ -30,7 +30,6 @@ from mixmoe.formula import MoEFormula
 NUMERIC_AUX = ("trials", "offset", "weights")  # auxiliary columns that must hold numbers
 
 Array = NDArray[np.float64]
-
 Integers = NDArray[np.intp]
 
 

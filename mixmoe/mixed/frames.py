@@ -1,6 +1,5 @@
 """Predictions and random effects as frames, and the history of subjects they rest on."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from mixmoe._frame import shown
 from mixmoe.design import Design, DesignNames
-from mixmoe.errors import MixmoeWarning
+from mixmoe.errors import MixmoeWarning, warn
 from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.predict import Estimate, History, Interval, posterior_history, prior_history
 
@@ -82,11 +81,10 @@ def warn_strangers(known: Design, wanted: Design, *, given: bool) -> None:
     whose = "of history=" if given else "of the fit"
     types = " and ".join(f"{shown(d.labels[0])} ({type(d.labels[0]).__name__})" for d in (known, wanted))
     reason = f"their names are of other types, {types}" if alike else "their names differ"
-    warnings.warn(
+    warn(
         f"no subject {whose} is in the new data ({reason}), so all are predicted by the gate alone; "
         "give the subjects the same names in both",
         MixmoeWarning,
-        stacklevel=3,
     )
 
 

@@ -20,7 +20,7 @@ from mixmoe.varying.bandwidth import Bandwidths, BandwidthSearch, rule_of_thumb,
 from mixmoe.varying.carried import on_grid
 from mixmoe.varying.estimate import Control, Run
 from mixmoe.varying.fitted import FittedVCMoE, tabulated_points
-from mixmoe.varying.flags import warn_flags
+from mixmoe.varying.flags import n_clusters, warn_flags
 from mixmoe.varying.problem import Problem, Slots, build_problem
 from mixmoe.varying.refits import From, Reported, maximise
 from mixmoe.varying.results import VCMoEResults
@@ -261,7 +261,7 @@ class VCMoE:
         BandwidthSearch
             ``best`` and a ``table`` of the criterion.
         """
-        checked_folds(folds, self.design.n if self.clusters is None else int(self.clusters.max()) + 1)
+        checked_folds(folds, self.design.n if self.clusters is None else n_clusters(self.clusters))
         given = None if candidates is None else checked_candidates(candidates, self.data.rows.index)
         generator, gate = checked_rng(rng), self.settings["gate_bandwidth"]
         if beside is not None:

@@ -79,24 +79,25 @@ def band_frame(
     if problem.const.all():
         raise ArgumentError("no coefficient varies along the index, so there are no bands; conf_int() has the limits")
     labels = _labels(model, request.of)
-    centred = _target(model, request, process.levels)
+    profile = _profile(model, request)
+    centred = _target(model, request, profile, process.levels)
     if request.method == "bootstrap":
         span = bootstrap_bands(
-            model, lambda levels: _target(model, request, levels).values, request.bias, request.level, request.n_boot,
-            rng, request.n_jobs, request.progress,
+            model, lambda levels: _target(model, request, profile, levels).values, request.bias, request.level,
+            request.n_boot, rng, request.n_jobs, request.progress,
         )  # fmt: skip
         ones = np.ones_like(span.se)
         bands = BandSet(centred.values, span.se, span.critical * ones, span.pointwise * ones)
     else:
         width = float(np.ptp(problem.rows.index))
         bands = target_bands(process, centred, request.level, request.method, width, rng, request.draws)
-    values = {"estimate": _target(model, request, model.coef[:, 0]).values, **band_frame_values(bands)}
+    values = {"estimate": _target(model, request, profile, model.coef[:, 0]).values, **band_frame_values(bands)}
     if request.of == "coefficients":
         values = _dispersions_exponentiated(model, values)
     if request.of == "probabilities":
         values = _on_link_scale(values, family_named("binomial"), 1.0)
-    if request.of in ("experts", "mean"):
-        values = _on_link_scale(values, problem.family, _trials(covariate_profile(model.design, request.at)))
+    if profile is not None and request.of in ("experts", "mean"):
+        values = _on_link_scale(values, problem.family, _trials(profile))
     return _frame(labels, str(model.design.names.index), problem.windows.grid, values)
 
 
@@ -143,17 +144,21 @@ def _labels(model: FittedVCMoE, of: str) -> Labels:
     return Labels(tuple(full), ("difference",) * len(full), (None,) * len(full), tuple(terms))
 
 
-def _target(model: FittedVCMoE, request: BandRequest, levels: Array) -> Target:
-    slots, family = model.problem.slots, model.problem.family
-    if request.of == "coefficients":
-        return identity_target(levels, _shown(model))
-    if request.of == "differences":
-        if slots.n_experts == 1:
-            raise ArgumentError("of='differences' needs at least 2 experts, got 1; use of='coefficients'")
-        return difference_target(slots, levels)
-    if request.of == "probabilities" and slots.n_experts == 1:
+def _profile(model: FittedVCMoE, request: BandRequest) -> Design | None:
+    """The covariates at which probabilities and means are taken; None for what needs none."""
+    alone = model.problem.slots.n_experts == 1
+    if request.of == "differences" and alone:
+        raise ArgumentError("of='differences' needs at least 2 experts, got 1; use of='coefficients'")
+    if request.of == "probabilities" and alone:
         raise ArgumentError("of='probabilities' needs at least 2 experts, got 1, whose probability is one")
-    design = covariate_profile(model.design, request.at)
+    return None if request.of in ("coefficients", "differences") else covariate_profile(model.design, request.at)
+
+
+def _target(model: FittedVCMoE, request: BandRequest, design: Design | None, levels: Array) -> Target:
+    slots, family = model.problem.slots, model.problem.family
+    if design is None:
+        differences = request.of == "differences"
+        return difference_target(slots, levels) if differences else identity_target(levels, _shown(model))
     gate = gate_target(slots, levels, design.gate[0])
     if request.of == "probabilities":
         return gate
