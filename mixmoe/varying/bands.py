@@ -77,8 +77,8 @@ class BandSet:
     Attributes
     ----------
     centre, se : ndarray, shape (G, R)
-    simultaneous, pointwise : ndarray, shape (G, R)
-        Factors of the simultaneous band and of the pointwise limits.
+    simultaneous, pointwise : ndarray, shape (2, G, R)
+        Factors of the simultaneous band and of the pointwise limits, below and above the centre.
     """
 
     centre: Array
@@ -227,7 +227,12 @@ def target_bands(
     with np.errstate(invalid="ignore"):
         se = np.sqrt(variance)
     pointwise = student_factor(np.full(n_targets, float(ndtri(0.5 + level / 2.0))), df)
-    return BandSet(target.values, se, student_factor(critical, df), pointwise)
+    return symmetric(target.values, se, student_factor(critical, df), pointwise)
+
+
+def symmetric(centre: Array, se: Array, simultaneous: Array, pointwise: Array) -> BandSet:
+    """Bands with the same factors (G, R) on both sides."""
+    return BandSet(centre, se, np.stack([simultaneous] * 2), np.stack([pointwise] * 2))
 
 
 def student_factor(normal: Array, df: Array) -> Array:

@@ -352,8 +352,8 @@ def band_frame_values(bands: BandSet) -> dict[str, Array]:
     return {
         "center": bands.centre,
         "std_error": bands.se,
-        "conf_low": bands.centre - reach,
-        "conf_high": bands.centre + reach,
-        "band_low": bands.centre - wide,
-        "band_high": bands.centre + wide,
+        "conf_low": bands.centre - reach[0],
+        "conf_high": bands.centre + reach[1],
+        "band_low": bands.centre - wide[0],
+        "band_high": bands.centre + wide[1],
     }

@@ -13,9 +13,10 @@ from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.kernels.distribution import Family
 from mixmoe.kernels.families import family_named
 from mixmoe.kernels.local import hermite_matrix
-from mixmoe.varying.bands import BandSet, LevelProcess, Target, identity_target, target_bands
+from mixmoe.varying.bands import LevelProcess, Target, identity_target, symmetric, target_bands
 from mixmoe.varying.bootstrap import bootstrap_bands
 from mixmoe.varying.fitted import FittedVCMoE, band_frame_values
+from mixmoe.varying.gate_limits import with_gate_limits
 from mixmoe.varying.setup import checked_numbers
 from mixmoe.varying.targets import difference_target, expert_target, gate_target, marginal_target, pairs
 
@@ -87,10 +88,12 @@ def band_frame(
             request.n_boot, rng, request.n_jobs, request.progress,
         )  # fmt: skip
         ones = np.ones_like(span.se)
-        bands = BandSet(centred.values, span.se, span.critical * ones, span.pointwise * ones)
+        bands = symmetric(centred.values, span.se, span.critical * ones, span.pointwise * ones)
     else:
         width = float(np.ptp(problem.rows.index))
         bands = target_bands(process, centred, request.level, request.method, width, rng, request.draws)
+        if request.of == "coefficients":
+            bands = with_gate_limits(problem, process.levels, bands, _shown(model))
     values = {"estimate": _target(model, request, profile, model.coef[:, 0]).values, **band_frame_values(bands)}
     if request.of == "coefficients":
         values = _dispersions_exponentiated(model, values)

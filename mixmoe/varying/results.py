@@ -136,7 +136,9 @@ class VCMoEResults(MoEResults):
         DataFrame
             One row per function and grid point: coefficient, block, expert, term, the index, estimate (of the fit),
             center (of the bands), std_error, conf_low, conf_high (pointwise), band_low, band_high (simultaneous). NaN
-            where a local likelihood has no maximum near the fit.
+            where a local likelihood has no maximum near the fit. Limits of gate coefficients, other than those of
+            ``method="bootstrap"``, follow the shape of the likelihood of a log odds and lie farther out on the side
+            away from zero.
         """
         checked_choice(of, "of", SUBJECTS)
         checked_choice(method, "method", METHODS)

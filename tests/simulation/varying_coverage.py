@@ -25,6 +25,7 @@ from mixmoe.varying.simulate import SCENARIOS, vcmoe
 BAR = (0.93, 0.97)
 FIRST_SEED = 5_000
 LEVEL = 0.95
+LIMITS = ("center", "std_error", "conf_low", "conf_high", "band_low", "band_high")
 FORMULA = "y ~ z1 | gate: x1 | vary: u"
 
 
@@ -51,7 +52,7 @@ def in_order_of_truth(fit):
 
 
 def replicate(given, seed):
-    """Centre, truth, standard error and factors of every band, (functions, G) each; dispersions as their logs."""
+    """Centre, truth, standard error and limits of every band, (functions, G) each; dispersions as their logs."""
     sim = vcmoe(given.scenario, given.n, family=given.family, rng=FIRST_SEED + seed)
     options = {"family": given.family} | ({"trials": "trials"} if given.family == "binomial" else {})
     with warnings.catch_warnings():
@@ -61,16 +62,12 @@ def replicate(given, seed):
     truth = true_functions(sim, frame["u"].unique())
     names = list(frame["coefficient"].unique())
     column = lambda name: np.stack([frame.loc[frame["coefficient"] == f, name].to_numpy() for f in names])  # noqa: E731
-    centre, se, near, wide = (column(c) for c in ("center", "std_error", "conf_high", "band_high"))
-    true = np.stack([truth[f] for f in names])
+    out = {name: column(name) for name in LIMITS} | {"truth": np.stack([truth[f] for f in names])}
     logs = np.array([f.startswith(("sigma", "theta")) for f in names])
-    se[logs] /= centre[logs]
-    for values in (centre, near, wide, true):
-        values[logs] = np.log(values[logs])
-    return {
-        "names": np.array(names), "centre": centre, "truth": true, "se": se, "pointwise": (near - centre) / se,
-        "simultaneous": (wide - centre) / se, "bandwidth": fit.bandwidth, "converged": fit.converged,
-    }  # fmt: skip
+    out["std_error"][logs] /= out["center"][logs]
+    for name in set(out) - {"std_error"}:
+        out[name][logs] = np.log(out[name][logs])
+    return out | {"names": np.array(names), "bandwidth": fit.bandwidth, "converged": fit.converged}
 
 
 def kept(given, seed):
@@ -87,23 +84,24 @@ def kept(given, seed):
 
 def table(found):
     """Lines of the table and whether a function of experts or gate is outside the bar."""
-    stack = {
-        name: np.stack([f[name] for f in found]) for name in ("centre", "truth", "se", "pointwise", "simultaneous")
-    }
-    error, known = stack["centre"] - stack["truth"], np.isfinite(stack["se"])
-    score = np.where(known, np.abs(error) / stack["se"], 0.0)
-    held = (score <= np.where(known, stack["simultaneous"], np.inf)).all(axis=2).mean(axis=0)
-    near = np.where(known, score <= stack["pointwise"], np.nan)
+    stack = {name: np.stack([f[name] for f in found]) for name in (*LIMITS, "truth")}
+    truth, se = stack["truth"], stack["std_error"]
+    error, known = stack["center"] - truth, np.isfinite(se)
+    score = np.where(known, np.abs(error) / se, 0.0)
+    wide = (stack["band_low"] <= truth) & (truth <= stack["band_high"])
+    held = (wide | ~known).all(axis=2).mean(axis=0)
+    near = np.where(known, (stack["conf_low"] <= truth) & (truth <= stack["conf_high"]), np.nan)
+    factor = 0.5 * (stack["band_high"] - stack["band_low"]) / se
     spread, bias = error.std(axis=0), np.abs(error.mean(axis=0))
     lines, missed = [], False
     for j, name in enumerate(found[0]["names"]):
         missed |= name[:5] != "sigma" and not BAR[0] <= held[j] <= BAR[1]
-        middle = np.nanmedian(stack["se"][:, j], axis=0) / spread[j]
+        middle = np.nanmedian(se[:, j], axis=0) / spread[j]
         needed = np.quantile(score[:, j].max(axis=1), LEVEL)
         lines.append(
             f"| `{name}` | {100 * held[j]:.1f} % | {100 * np.nanmean(near[:, j]):.1f} % | {middle.mean():.2f} "
             f"| {middle[[0, -1]].mean():.2f} | {(bias[j] / spread[j]).mean():.2f} "
-            f"| {np.nanmedian(stack['simultaneous'][:, j]):.2f} | {needed:.2f} | {(~known[:, j]).mean():.4f} |"
+            f"| {np.nanmedian(factor[:, j]):.2f} | {needed:.2f} | {(~known[:, j]).mean():.4f} |"
         )
     return lines, missed
 
