@@ -1,4 +1,4 @@
-"""The functions that are reported: local maxima, smoothed once more along the index and drawn towards lines.
+"""The functions that are reported: local maxima, smoothed once more, drawn towards lines, and averaged with a spline.
 
 References
 ----------
@@ -19,6 +19,10 @@ The smoothed function f is then drawn towards a line l through it: ``l + (1 - s)
 alone would explain of the distance, ``s = min(1, (tr C - 2 max eig C) / |f - l|^2)``: Bock's James-Stein factor, with
 distances in standard errors of f and C the estimated covariance of ``f - l`` in these units. It lowers the expected sum
 of squared errors in standard errors whatever the function, and it does so for every function on its own.
+
+A third of the reported function is the posterior mean of `mixmoe.varying.wiener`, a smoothing spline through the same
+local maxima that knows where they are noisy. On its own it has the smaller error in most samples and a larger one
+where a bend within the noise is taken for none; the average keeps most of the gain and is rarely worse.
 """
 
 from dataclasses import dataclass
@@ -37,14 +41,15 @@ from mixmoe.varying.local_likelihood import (
 from mixmoe.varying.local_maximum import LocalMaxima, LocalPart, on_limit
 from mixmoe.varying.problem import Problem
 from mixmoe.varying.steps import limit_dispersion
+from mixmoe.varying.wiener import SMALLEST, integrated_wiener, local_linear_operator, posterior_mean
 
 Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.intp]
 
 SECOND = 0.5  # width of the second kernel, as a share of the bandwidth
-LEAST_POINTS = 3  # a line leaves nothing of two points
-SMALLEST = 1e-100  # of a variance, so that its inverse and the square of that are numbers
+LEAST_POINTS = 4  # a line leaves nothing of two points, and one of three has no covariance
+SPLINE = 1.0 / 3.0  # share of the spline in the reported function
 NUMBERS_HELD = 1 << 23  # influences held at once; where there are more, rows are taken together
 
 
@@ -71,13 +76,19 @@ def smoothed_functions(problem: Problem, maxima: LocalMaxima, clusters: IntArray
         if not len(functions):
             continue
         moves = summed_influence(part, functions, clusters)  # (units, G, 2, F)
-        regular = part.fit.converged & np.isfinite(moves).all(axis=(0, 2, 3))
+        windows = part.local.windows
+        operator = local_linear_operator(windows, problem.rows.weights)
+        regular = part.fit.converged & np.isfinite(moves).all(axis=(0, 2, 3)) & np.isfinite(operator).all(axis=1)
         if regular.sum() < LEAST_POINTS:
             continue
-        second = second_kernel(problem.windows.grid, part.local.windows.bandwidth, regular)
+        second = second_kernel(windows.grid, windows.bandwidth, regular)
+        lengths = second.mass[regular] / windows.bandwidth
+        process = integrated_wiener(windows.grid, windows.bandwidth)
         for j, s in enumerate(functions):
             curve = _average(second, maxima.state[:, :, s], moves[:, :, :, j])
-            out[regular, :, s] = towards_line(_at(curve, regular))
+            levels, move = maxima.state[regular, 0, s], moves[:, regular, 0, j]
+            spline = posterior_mean(levels, move.T @ move, lengths, operator[regular], process)[regular]
+            out[regular, :, s] = (1.0 - SPLINE) * towards_line(_at(curve, regular)) + SPLINE * spline
     return limit_dispersion(problem, out)
 
 
