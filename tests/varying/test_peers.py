@@ -15,10 +15,11 @@ from mixmoe.varying.local_likelihood import build_local, local_start
 from mixmoe.varying.local_maximum import maximise_local
 from mixmoe.varying.problem import Rows, Slots, build_problem
 from mixmoe.varying.refits import From, Reported, maximise
+from tests.simulation.varying_peer import TIGHT, TOLERANCE, peer_functions
 
 FOLDER = Path(__file__).parents[3] / "shared" / "peers" / "vcmoe"
 WORSE = 1.02  # the bar: coefficient RMSE over that of the R package with labels repaired
-BELOW = 0.98  # found: 0.91, 0.96, 0.99
+BELOW = 0.98  # found: 0.92, 0.90, 0.97
 POLISHED = 0.02  # both maximise the same local likelihood; theirs stops at 1e-9 with ridge 1e-6
 
 pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="the shared peer fits are not at hand")
@@ -92,3 +93,16 @@ def test_local_maximum_is_that_of_the_peer(name):
     assert fit.converged.all()
     theirs = repaired(stored["fit_tight_greedy"], truth)
     np.testing.assert_allclose(ours(fit.coef, problem, stored, truth), theirs, atol=POLISHED)
+
+
+@pytest.mark.parametrize("name", ["g2_sep", "g2_const", "nb2"])
+@pytest.mark.parametrize(
+    ("fit", "starts", "tolerance", "atol"),
+    [("fit_default_label", 2, TOLERANCE, 0.01), ("fit_tight_greedy", 1, TIGHT, 0.001)],
+)
+def test_our_copy_of_the_algorithm_finds_the_same(name, fit, starts, tolerance, atol):
+    data, stored = peer(name)
+    truth = np.array(stored["truth_on_fit_grid"]["expert"])
+    problem = problem_of(data, stored, np.array(stored[fit]["u_grid_original"]))
+    found = peer_functions(problem, np.random.default_rng(0), n_starts=starts, tolerance=tolerance)
+    np.testing.assert_allclose(repaired({"expert": found}, truth), repaired(stored[fit], truth), atol=atol)
