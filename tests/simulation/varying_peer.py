@@ -26,6 +26,7 @@ N_STARTS = 3
 RIDGE = {"gaussian": 1e-6, "binomial": 1.0, "negbinomial": 1e-4}
 GATE_RIDGE = 1e-6
 SIGMA_RIDGE = 1e-6
+LOG_SIGMA = (np.log(1e-4), np.log(1e4))
 LOG_THETA = (np.log(1e-3), np.log(1e4))
 FIRST_THETA = 8.0
 APART = {"binomial": (1.0, 0.2, 0.5, 0.1), "negbinomial": (0.6, 0.15, 0.25, 0.05)}  # distance, growth, tilt, jitter
@@ -71,7 +72,7 @@ def log_densities(w: Window, p: Params) -> Array:
     """Log densities of the experts, (2, w)."""
     eta = p.expert @ w.design.T + w.offset
     if w.family == "gaussian":
-        log_sigma = p.spread @ np.vstack([np.ones_like(w.t), w.t])
+        log_sigma = np.clip(p.spread @ np.vstack([np.ones_like(w.t), w.t]), *LOG_SIGMA)
         return -0.5 * ((w.y - eta) / np.exp(log_sigma)) ** 2 - log_sigma - 0.5 * np.log(2.0 * np.pi)
     if w.family == "binomial":
         ways = gammaln(w.trials + 1.0) - gammaln(w.y + 1.0) - gammaln(w.trials - w.y + 1.0)
@@ -98,7 +99,7 @@ def newton(objective, start: Array, n_iter: int = 50) -> Array:
     par = start
     value, gradient, hessian = objective(par)
     for _ in range(n_iter):
-        step = np.linalg.solve(hessian, gradient)
+        step = np.linalg.lstsq(hessian, gradient, rcond=None)[0]  # flat where an expert has died out
         for _ in range(20):
             trial = objective(par - step)
             if trial[0] <= value:
@@ -144,13 +145,13 @@ def normal(w: Window, weights: Array, spread: Array) -> tuple[Array, Array]:
     basis = np.column_stack([np.ones_like(w.t), w.t])
     ridge = np.diag([0.0, SIGMA_RIDGE])
     for _ in range(20):
-        precision = weights * np.exp(-2.0 * basis @ spread)
+        precision = weights * np.exp(-2.0 * np.clip(basis @ spread, *LOG_SIGMA))
         cross = (w.design.T * precision) @ w.design + RIDGE["gaussian"] * np.eye(w.design.shape[1])
         coef = np.linalg.solve(cross, w.design.T @ (precision * w.y))
         squares = (w.y - w.design @ coef) ** 2
 
         def objective(par: Array, squares: Array = squares) -> tuple[float, Array, Array]:
-            log_sigma = basis @ par
+            log_sigma = np.clip(basis @ par, *LOG_SIGMA)
             ratio = squares * np.exp(-2.0 * log_sigma)
             value = weights @ (log_sigma + 0.5 * ratio) + 0.5 * par @ ridge @ par
             gradient = basis.T @ (weights * (1.0 - ratio)) + ridge @ par
