@@ -139,6 +139,16 @@ class Family(Protocol):
         """One response for each predictor, shape (n,)."""
 
 
+def held_within(eta: Array, score: Array, information: Array) -> Array:
+    """The score, with predictors beyond their limit drawn back to it where the score would push them farther out.
+
+    Counts that are all zero and responses that a covariate separates have no finite maximum; a scoring step then ends
+    at the limit, where densities no longer change, instead of running on.
+    """
+    back = np.clip(eta, -ETA_LIMIT, ETA_LIMIT) - eta
+    return np.where(score * back < 0.0, information * back, score)
+
+
 class LogLink:
     """Means that are the exponential of the predictor."""
 

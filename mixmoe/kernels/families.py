@@ -10,7 +10,7 @@ from scipy.special import betainc, digamma, expit, gammaln, ndtr, pdtr, xlogy
 
 from mixmoe.errors import ArgumentError
 from mixmoe.kernels.bounded import Beta, Gamma
-from mixmoe.kernels.distribution import ETA_LIMIT, Curvature, Derivatives, Family, LogLink, Outcome, Third
+from mixmoe.kernels.distribution import ETA_LIMIT, Curvature, Derivatives, Family, LogLink, Outcome, Third, held_within
 from mixmoe.kernels.special import trigamma
 
 Array = NDArray[np.float64]
@@ -114,7 +114,8 @@ class Binomial:
     def scoring(self, out: Outcome, eta: Array, delta: Array) -> tuple[Array, Array]:
         """Score and information."""
         mu = expit(np.clip(eta, -ETA_LIMIT, ETA_LIMIT))
-        return out.y - out.trials * mu, out.trials * mu * (1.0 - mu)
+        information = out.trials * mu * (1.0 - mu)
+        return held_within(eta, out.y - out.trials * mu, information), information
 
     def curvature(self, out: Outcome, eta: Array, delta: Array) -> Curvature:
         """Log density, slope and weight in one pass."""
@@ -191,7 +192,7 @@ class Poisson(LogLink):
     def scoring(self, out: Outcome, eta: Array, delta: Array) -> tuple[Array, Array]:
         """Score and information."""
         mu = np.exp(np.clip(eta, -ETA_LIMIT, ETA_LIMIT))
-        return out.y - mu, mu
+        return held_within(eta, out.y - mu, mu), mu
 
     def curvature(self, out: Outcome, eta: Array, delta: Array) -> Curvature:
         """Log density, slope and weight in one pass."""
@@ -260,7 +261,8 @@ class NegativeBinomial(LogLink):
     def scoring(self, out: Outcome, eta: Array, delta: Array) -> tuple[Array, Array]:
         """Score and information."""
         theta, mu = np.exp(delta), np.exp(np.clip(eta, -ETA_LIMIT, ETA_LIMIT))
-        return theta * (out.y - mu) / (theta + mu), theta * mu / (theta + mu)
+        information = theta * mu / (theta + mu)
+        return held_within(eta, theta * (out.y - mu) / (theta + mu), information), information
 
     def curvature(self, out: Outcome, eta: Array, delta: Array) -> Curvature:
         """Log density, slope and weight in one pass."""

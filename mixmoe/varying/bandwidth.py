@@ -171,7 +171,7 @@ def _usable(make: Callable[[float], Problem], candidates: Iterable[float]) -> li
         except DesignError as error:
             reason = error
     if not kept:
-        raise DesignError(f"no bandwidth leaves enough rows in every window; the widest fails because {reason}")
+        raise DesignError(f"no bandwidth can be used; the widest fails because {reason}")
     return kept
 
 

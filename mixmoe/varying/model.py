@@ -31,6 +31,7 @@ from mixmoe.varying.setup import (
     check_windows,
     checked_bandwidth,
     checked_candidates,
+    checked_floor,
     checked_folds,
     checked_index,
     checked_varying_formula,
@@ -83,7 +84,7 @@ class VCMoE:
         ``"local"``. ``"joint"``: functions of the joint EM itself, which smooths more at the same bandwidth: less
         variance and more bias where experts overlap.
     sigma_floor : float
-        Smallest sigma as a fraction of the residual standard deviation of one regression for all rows.
+        Smallest sigma as a fraction, below 1, of the residual standard deviation of one regression for all rows.
     context : mapping, optional
         Functions and constants the formula may use; nothing else of the caller is visible.
     formula_engine : {"formulaic", "patsy"}
@@ -135,7 +136,7 @@ class VCMoE:
         checked_choice(dispersion, "dispersion", ("varying", "const"))
         checked_choice(estimate, "estimate", ("shrunken", "local", "joint"))
         checked_count(n_grid, "n_grid", least=3)
-        checked_positive(sigma_floor, "sigma_floor")
+        checked_floor(sigma_floor)
         if trials is not None and self.family.name != "binomial":
             raise ArgumentError(f"trials={trials!r} is for family='binomial', got family={family!r}; leave it out")
         columns = {"trials": trials, "offset": offset, "weights": weights, "cluster": cluster}

@@ -54,8 +54,10 @@ def function_frame(model: FittedVCMoE, u: Any) -> pd.DataFrame:
     """Coefficient functions at index values, tidy."""
     grid, problem = model.problem.windows.grid, model.problem
     at = grid if u is None else checked_numbers(u, "u")
-    if not np.isfinite(at).all() or at.min() < grid[0] or at.max() > grid[-1]:
-        raise ArgumentError(f"u must lie within the range of the index, {grid[0]:g} to {grid[-1]:g}, got {u!r}")
+    if not len(at) or not np.isfinite(at).all() or at.min() < grid[0] or at.max() > grid[-1]:
+        raise ArgumentError(
+            f"u must lie within the range of the index, {grid[0]:g} to {grid[-1]:g}, with at least one value, got {u!r}"
+        )
     values = levels_at(model, at)
     values[:, problem.slots.dispersions] = np.exp(values[:, problem.slots.dispersions])
     names = model.names
