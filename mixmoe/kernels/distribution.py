@@ -139,16 +139,6 @@ class Family(Protocol):
         """One response for each predictor, shape (n,)."""
 
 
-def held_within(eta: Array, score: Array, information: Array) -> Array:
-    """The score, with predictors beyond their limit drawn back to it where the score would push them farther out.
-
-    Counts that are all zero and responses that a covariate separates have no finite maximum; a scoring step then ends
-    at the limit, where densities no longer change, instead of running on.
-    """
-    back = np.clip(eta, -ETA_LIMIT, ETA_LIMIT) - eta
-    return np.where(score * back < 0.0, information * back, score)
-
-
 class LogLink:
     """Means that are the exponential of the predictor."""
 
@@ -165,3 +155,24 @@ class LogLink:
     def link(self, mean: Array, trials: Array) -> Array:
         """Logarithm."""
         return np.log(mean)
+
+    @staticmethod
+    def held_score(eta: Array, score: Array, information: Array) -> Array:
+        """The score of a scoring step that ends at the lower limit of the predictor instead of running on beyond it.
+
+        Parameters
+        ----------
+        eta, score, information : ndarray, shape (K, n)
+            The information of predictors below the limit is that at the limit.
+
+        Returns
+        -------
+        ndarray, shape (K, n)
+
+        Notes
+        -----
+        Counts that are all zero have no finite maximum: far down, where the density no longer changes, each step lowers
+        the predictor by one. Within one of the limit the step becomes that to the limit, below it the step back.
+        """
+        to_limit = information * (-ETA_LIMIT - eta)
+        return np.where((eta < 1.0 - ETA_LIMIT) & (score < 0.0), np.maximum(score, to_limit), score)

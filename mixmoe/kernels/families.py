@@ -10,10 +10,12 @@ from scipy.special import betainc, digamma, expit, gammaln, ndtr, pdtr, xlogy
 
 from mixmoe.errors import ArgumentError
 from mixmoe.kernels.bounded import Beta, Gamma
-from mixmoe.kernels.distribution import ETA_LIMIT, Curvature, Derivatives, Family, LogLink, Outcome, Third, held_within
+from mixmoe.kernels.distribution import ETA_LIMIT, Curvature, Derivatives, Family, LogLink, Outcome, Third
 from mixmoe.kernels.special import trigamma
 
 Array = NDArray[np.float64]
+
+SMALL_RATIO = 1e-6  # of mean to theta, whose third powers are then lost beside the squares
 
 FAMILIES = ("gaussian", "binomial", "poisson", "negbinomial")
 
@@ -114,8 +116,7 @@ class Binomial:
     def scoring(self, out: Outcome, eta: Array, delta: Array) -> tuple[Array, Array]:
         """Score and information."""
         mu = expit(np.clip(eta, -ETA_LIMIT, ETA_LIMIT))
-        information = out.trials * mu * (1.0 - mu)
-        return held_within(eta, out.y - out.trials * mu, information), information
+        return out.y - out.trials * mu, out.trials * mu * (1.0 - mu)
 
     def curvature(self, out: Outcome, eta: Array, delta: Array) -> Curvature:
         """Log density, slope and weight in one pass."""
@@ -192,7 +193,7 @@ class Poisson(LogLink):
     def scoring(self, out: Outcome, eta: Array, delta: Array) -> tuple[Array, Array]:
         """Score and information."""
         mu = np.exp(np.clip(eta, -ETA_LIMIT, ETA_LIMIT))
-        return held_within(eta, out.y - mu, mu), mu
+        return self.held_score(eta, out.y - mu, mu), mu
 
     def curvature(self, out: Outcome, eta: Array, delta: Array) -> Curvature:
         """Log density, slope and weight in one pass."""
@@ -250,6 +251,9 @@ class NegativeBinomial(LogLink):
         ratio = (out.y + theta) / total
         first = digamma(out.y + theta) - digamma(theta) + delta + 1.0 - np.log(total) - ratio
         second = trigamma(out.y + theta) - trigamma(theta) + 1.0 / theta - 2.0 / total + ratio / total
+        vanishing = (out.y == 0.0) & (mu < SMALL_RATIO * theta)  # where nothing but rounding would be left of the sums
+        first = np.where(vanishing, -0.5 * (mu / theta) ** 2, first)
+        second = np.where(vanishing, (mu / theta) ** 2 / theta, second)
         return Derivatives(
             theta * (out.y - mu) / total,
             theta * first,
@@ -262,7 +266,7 @@ class NegativeBinomial(LogLink):
         """Score and information."""
         theta, mu = np.exp(delta), np.exp(np.clip(eta, -ETA_LIMIT, ETA_LIMIT))
         information = theta * mu / (theta + mu)
-        return held_within(eta, theta * (out.y - mu) / (theta + mu), information), information
+        return self.held_score(eta, theta * (out.y - mu) / (theta + mu), information), information
 
     def curvature(self, out: Outcome, eta: Array, delta: Array) -> Curvature:
         """Log density, slope and weight in one pass."""

@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 
 from mixmoe.kernels.distribution import Derivatives, Outcome
 from mixmoe.kernels.local import Block, Windows, blocks, build_windows, epanechnikov, local_moments, local_predictor
-from mixmoe.varying.problem import Problem
+from mixmoe.varying.problem import Problem, Slots
 from mixmoe.varying.steps import LEAST_CURVATURE, Natural, log_softmax, own_natural
 
 Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
+
+NEGLIGIBLE = 1e-5  # information about a predictor, per row, below which it has run to where it says nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,6 +386,38 @@ def natural_design(local: Local, rows: slice, t: Array) -> Array:
         for j, slot in enumerate(range(where.start, where.stop)):
             out[:, slot, :, part.slots[j]] = np.moveaxis(x, -1, 0)
     return out.reshape(len(t), -1, d * n_slots)
+
+
+def expert_of(slots: Slots) -> NDArray[np.intp]:
+    """Expert, from 0, of each function of experts and dispersions; -1 for the gate; shape (L,)."""
+    each, out = np.arange(slots.n_experts), np.full(slots.n, -1, dtype=np.intp)
+    out[slots.experts] = np.repeat(each, slots.n_expert_columns)
+    out[slots.dispersions] = each[: slots.n_experts * slots.has_dispersion]
+    return out
+
+
+def running_off(local: Local, coef: Array) -> BoolArray:
+    """Experts whose predictors have run to where a window says nothing about them, shape (G, K).
+
+    There all counts are zero, or a covariate separates the responses, so that no finite estimate exists.
+
+    Parameters
+    ----------
+    local : Local
+    coef : ndarray, shape (G, D, L)
+    """
+    problem = local.problem
+    out = np.zeros((len(coef), problem.slots.n_experts), dtype=bool)
+    if problem.family.name == "gaussian":
+        return out
+    ones = np.ones((problem.rows.n, 1))
+    for block in blocks(local.windows):
+        natural = natural_predictors(local, block, coef[block.first : block.last])
+        information = problem.family.scoring(problem.rows.outcome.take(block.rows), natural.eta, natural.delta)[1]
+        kernel = block.kernel * problem.rows.weights[block.rows]
+        sums = local_moments(block, np.vstack([information * kernel, kernel]), ones, 1)[:, 0, :, 0]  # (g, K + 1)
+        out[block.first : block.last] = sums[:, :-1] < NEGLIGIBLE * sums[:, -1:]
+    return out
 
 
 def whole_block(n: int) -> Block:

@@ -12,12 +12,14 @@ from mixmoe.varying.local_likelihood import (
     NaturalTerms,
     all_finite,
     build_local,
+    expert_of,
     local_gradient,
     local_information,
     local_loglik,
     local_start,
     natural_terms,
     positive_definite,
+    running_off,
     state_of,
 )
 from mixmoe.varying.problem import Problem
@@ -102,8 +104,10 @@ def maximise_local(local: Local, start: Array) -> LocalFit:
     Newton's method at all grid points of a block in lockstep, with the complete-data information where the observed
     one is not positive definite, halved where the local likelihood would fall. A point that leaves the neighbourhood
     of its start is not another maximum of the same experts. It is tried again from the polynomials of a neighbour that
-    has its maximum; without success it keeps the start and is reported.
+    has its maximum; without success it keeps the start and is reported. An expert that has run off everywhere, as the
+    zero state of counts with too many zeros does, stays where it is.
     """
+    local = _without_unknown(local, start)
     coef, done, todo = start.copy(), np.zeros(len(start), dtype=bool), np.arange(len(start))
     for n_iter in NEWTON_ROUNDS:
         some = local if len(todo) == len(start) else _at_points(local, todo)
@@ -123,6 +127,15 @@ def maximise_local(local: Local, start: Array) -> LocalFit:
         coef[at[found]], lost[at[found]] = again.coef[found], False
     coef[lost] = start[lost]
     return LocalFit(coef, ~lost)
+
+
+def _without_unknown(local: Local, start: Array) -> Local:
+    """The local problem without the coefficients of experts that have run off at every grid point."""
+    off = np.flatnonzero(running_off(local, start).all(axis=0))
+    if not len(off):
+        return local
+    held = np.isin(expert_of(local.problem.slots), off)
+    return replace(local, free=local.free & ~held)
 
 
 def _beside(lost: BoolArray) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -37,15 +37,18 @@ from scipy import sparse
 
 from mixmoe.kernels.local import Block, linear_matrix
 from mixmoe.varying.local_likelihood import (
+    NEGLIGIBLE,
     Local,
     NaturalTerms,
     assemble_terms,
+    expert_of,
     full_information,
     local_pieces,
     masked_information,
     natural_design,
     natural_predictors,
     natural_score,
+    running_off,
     state_of,
     unit_diagonal,
     whole_block,
@@ -59,6 +62,7 @@ IntArray = NDArray[np.intp]
 
 CHUNK = 4096  # rows whose influence is held as a dense matrix at once
 ROOT, WHOLE = 0.5, 1.0  # powers of the correction: HC2 and HC3
+SINGULAR = 1e-12  # smallest singular value of the scaled equation of the constants with which it is solved
 LEAST = 0.05  # share of its own score that is left to a row, at least: a row on its own says nothing about its error
 
 
@@ -142,11 +146,31 @@ def influence(local: Local, coef: Array, power: float = ROOT, nodes: Sequence[No
                 coupling[at] = drift[:n_slots]
                 border.add(at, int(block.lo[g]), move, drift)
     const = border.solve() if border is not None else np.zeros((local.problem.rows.n, 0))
+    coupling[:, :, np.isnan(const).any(axis=0)] = 0.0  # given those that have run off
     for c, slot in enumerate(slots):
         coupling[:, slot] = 0.0
         coupling[:, slot, c] = 1.0
     return Influence(
-        coef[:, 0], local.windows.lo, local.windows.hi, tuple(pieces), const, coupling, slots, local.problem.rows.n, df
+        coef[:, 0],
+        local.windows.lo,
+        local.windows.hi,
+        _without_unknown(local, coef, pieces),
+        const,
+        coupling,
+        slots,
+        local.problem.rows.n,
+        df,
+    )
+
+
+def _without_unknown(local: Local, coef: Array, pieces: Sequence[Array]) -> tuple[Array, ...]:
+    """Influence on the levels at each grid point, NaN for the functions of experts that have run off there."""
+    problem, off = local.problem, running_off(local, coef)
+    if not off.any():
+        return tuple(pieces)
+    vary, owners = ~problem.const, expert_of(problem.slots)
+    return tuple(
+        np.where(vary & np.isin(owners, np.flatnonzero(off[g])), np.nan, piece) for g, piece in enumerate(pieces)
     )
 
 
@@ -315,7 +339,8 @@ def _model_df(problem: Problem, natural: Natural, rows: slice, nodes: Sequence[N
         mean += weight[:, None] * squares
         fourth += weight @ squares**2
     spread = fourth - (mean**2).sum(axis=0)
-    out: Array = 2.0 * mean.sum(axis=0) ** 2 / np.maximum(spread, np.finfo(float).tiny)
+    with np.errstate(over="ignore"):  # a variance without spread has all the degrees of freedom that there are
+        out: Array = 2.0 * mean.sum(axis=0) ** 2 / np.maximum(spread, np.finfo(float).tiny)
     return out
 
 
@@ -343,6 +368,9 @@ class _Border:
         self._matrix = mixed[:, :, slots].sum(axis=0)
         self._reach = _through_interpolation(local, mixed, d)  # (C, G, D, L)
         self._free = local.free
+        information = problem.family.scoring(rows.outcome, natural.eta, natural.delta)[1]
+        off = np.flatnonzero(information @ weights < NEGLIGIBLE * weights.sum())
+        self._known = ~np.isin(expert_of(problem.slots)[slots], off)
 
     def add(self, g: int, lo: int, move: Array, drift: Array) -> None:
         """Subtract what the functions at grid point g contribute."""
@@ -351,8 +379,15 @@ class _Border:
         self._matrix = self._matrix + reach @ drift
 
     def solve(self) -> Array:
-        """Influence of the rows on the constants, (n, C)."""
-        return np.linalg.solve(self._matrix, self._score.T).T
+        """Influence of the rows on the constants, (n, C); NaN for those that the rows say nothing about."""
+        out, known = np.full(self._score.shape, np.nan), self._known
+        matrix = self._matrix[np.ix_(known, known)]
+        size = np.sqrt(np.abs(np.diag(matrix)))
+        if np.isfinite(matrix).all() and (size > 0.0).all() and known.any():
+            unit = matrix / np.outer(size, size)
+            if np.linalg.svd(unit, compute_uv=False)[-1] > SINGULAR:
+                out[:, known] = np.linalg.solve(unit, (self._score[:, known] / size).T).T / size
+        return out
 
 
 def _through_interpolation(local: Local, mixed: Array, d: int) -> Array:
@@ -379,7 +414,9 @@ def unit_influence(inf: Influence, rows: slice) -> Array:
         if a < b:
             out[a - start : b - start, g] = inf.local[g][a - inf.lo[g] : b - inf.lo[g]]
     if inf.const.shape[1]:
-        out += np.einsum("nc,glc->ngl", inf.const[start:stop], inf.coupling)
+        known = np.isfinite(inf.const).all(axis=0)
+        out += np.einsum("nc,glc->ngl", inf.const[start:stop, known], inf.coupling[:, :, known])
+        out[:, inf.coupling[:, :, ~known].any(axis=2)] = np.nan
     return out.reshape(stop - start, -1)
 
 
