@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 ETA_LIMIT = 30.0  # linear predictors of logit and log links beyond this change nothing but overflow
+PULL = 1e-6  # precision that draws a row beyond it back
 OFFSETS = f"between -{ETA_LIMIT:g} and {ETA_LIMIT:g}, for counts the logarithm of the exposure"
 
 
@@ -157,22 +158,26 @@ class LogLink:
         return np.log(mean)
 
     @staticmethod
-    def held_score(eta: Array, score: Array, information: Array) -> Array:
-        """The score of a scoring step that ends at the lower limit of the predictor instead of running on beyond it.
+    def held(eta: Array, score: Array, information: Array) -> tuple[Array, Array]:
+        """Score and information of a scoring step that ends at the lower limit of the predictor.
 
         Parameters
         ----------
         eta, score, information : ndarray, shape (K, n)
-            The information of predictors below the limit is that at the limit.
 
         Returns
         -------
-        ndarray, shape (K, n)
+        tuple of ndarray, shape (K, n)
 
         Notes
         -----
         Counts that are all zero have no finite maximum: far down, where the density no longer changes, each step lowers
-        the predictor by one. Within one of the limit the step becomes that to the limit, below it the step back.
+        the predictor by one. Within one of the limit the step becomes that to the limit. Below it the density is taken
+        to fall like a normal one with the small precision `PULL`, so that neither a step nor an extrapolation of steps
+        stays there.
         """
-        to_limit = information * (-ETA_LIMIT - eta)
-        return np.where((eta < 1.0 - ETA_LIMIT) & (score < 0.0), np.maximum(score, to_limit), score)
+        beyond = np.minimum(eta + ETA_LIMIT, 0.0)
+        near = (eta < 1.0 - ETA_LIMIT) & (beyond == 0.0) & (score < 0.0)
+        shorter = np.maximum(score, information * (-ETA_LIMIT - eta))
+        held = np.where(near, shorter, score) - PULL * beyond
+        return held, np.where(beyond < 0.0, np.maximum(information, PULL), information)

@@ -193,7 +193,7 @@ class Poisson(LogLink):
     def scoring(self, out: Outcome, eta: Array, delta: Array) -> tuple[Array, Array]:
         """Score and information."""
         mu = np.exp(np.clip(eta, -ETA_LIMIT, ETA_LIMIT))
-        return self.held_score(eta, out.y - mu, mu), mu
+        return self.held(eta, out.y - mu, mu)
 
     def curvature(self, out: Outcome, eta: Array, delta: Array) -> Curvature:
         """Log density, slope and weight in one pass."""
@@ -265,8 +265,7 @@ class NegativeBinomial(LogLink):
     def scoring(self, out: Outcome, eta: Array, delta: Array) -> tuple[Array, Array]:
         """Score and information."""
         theta, mu = np.exp(delta), np.exp(np.clip(eta, -ETA_LIMIT, ETA_LIMIT))
-        information = theta * mu / (theta + mu)
-        return self.held_score(eta, theta * (out.y - mu) / (theta + mu), information), information
+        return self.held(eta, theta * (out.y - mu) / (theta + mu), theta * mu / (theta + mu))
 
     def curvature(self, out: Outcome, eta: Array, delta: Array) -> Curvature:
         """Log density, slope and weight in one pass."""
