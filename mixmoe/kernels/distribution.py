@@ -176,8 +176,8 @@ class LogLink:
         to fall like a normal one with the small precision `PULL`, so that neither a step nor an extrapolation of steps
         stays there.
         """
-        beyond = np.minimum(eta + ETA_LIMIT, 0.0)
-        near = (eta < 1.0 - ETA_LIMIT) & (beyond == 0.0) & (score < 0.0)
+        below = np.minimum(eta + ETA_LIMIT, 0.0)
+        near = (eta < 1.0 - ETA_LIMIT) & (below == 0.0) & (score < 0.0)
         shorter = np.maximum(score, information * (-ETA_LIMIT - eta))
-        held = np.where(near, shorter, score) - PULL * beyond
-        return held, np.where(beyond < 0.0, np.maximum(information, PULL), information)
+        bounded = np.where(near, shorter, score) - PULL * below
+        return bounded, np.where(below < 0.0, np.maximum(information, PULL), information)

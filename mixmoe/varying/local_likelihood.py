@@ -24,7 +24,9 @@ from mixmoe.varying.steps import LEAST_CURVATURE, Natural, log_softmax, own_natu
 Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
-NEGLIGIBLE = 1e-5  # information about a predictor, per row, below which it has run to where it says nothing
+NEGLIGIBLE = 1e-5  # information about a predictor, per row, below which it has run to where rows say nothing
+LOADED = 0.05  # share of the largest loading from which on a coefficient takes part in a direction
+RIDGE = 1e-10
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,18 +390,11 @@ def natural_design(local: Local, rows: slice, t: Array) -> Array:
     return out.reshape(len(t), -1, d * n_slots)
 
 
-def expert_of(slots: Slots) -> NDArray[np.intp]:
-    """Expert, from 0, of each function of experts and dispersions; -1 for the gate; shape (L,)."""
-    each, out = np.arange(slots.n_experts), np.full(slots.n, -1, dtype=np.intp)
-    out[slots.experts] = np.repeat(each, slots.n_expert_columns)
-    out[slots.dispersions] = each[: slots.n_experts * slots.has_dispersion]
-    return out
+def without_information(local: Local, coef: Array) -> BoolArray:
+    """Functions about which the rows in a window say nothing, because their expert has run off, shape (G, L).
 
-
-def running_off(local: Local, coef: Array) -> BoolArray:
-    """Experts whose predictors have run to where a window says nothing about them, shape (G, K).
-
-    There all counts are zero, or a covariate separates the responses, so that no finite estimate exists.
+    There all counts are zero, or a covariate separates the responses, so that no finite estimate exists. The gate is
+    not asked about.
 
     Parameters
     ----------
@@ -407,16 +402,48 @@ def running_off(local: Local, coef: Array) -> BoolArray:
     coef : ndarray, shape (G, D, L)
     """
     problem = local.problem
-    out = np.zeros((len(coef), problem.slots.n_experts), dtype=bool)
+    out = np.zeros((len(coef), problem.slots.n), dtype=bool)
     if problem.family.name == "gaussian":
         return out
-    ones = np.ones((problem.rows.n, 1))
     for block in blocks(local.windows):
         natural = natural_predictors(local, block, coef[block.first : block.last])
         information = problem.family.scoring(problem.rows.outcome.take(block.rows), natural.eta, natural.delta)[1]
         kernel = block.kernel * problem.rows.weights[block.rows]
-        sums = local_moments(block, np.vstack([information * kernel, kernel]), ones, 1)[:, 0, :, 0]  # (g, K + 1)
-        out[block.first : block.last] = sums[:, :-1] < NEGLIGIBLE * sums[:, -1:]
+        sums = local_moments(block, np.vstack([information * kernel, kernel]), problem.products, 1)[:, 0]
+        out[block.first : block.last] = _as_functions(problem.slots, _flat_directions(sums[:, :-1], sums[:, -1:]))
+    return out
+
+
+def constants_without_information(problem: Problem, natural: Natural) -> BoolArray:
+    """The same of all rows at their own predictors, shape (L,): which constants they say nothing about."""
+    rows = problem.rows
+    if problem.family.name == "gaussian":
+        return np.zeros(problem.slots.n, dtype=bool)
+    information = problem.family.scoring(rows.outcome, natural.eta, natural.delta)[1]
+    sums = np.vstack([information * rows.weights, rows.weights]) @ problem.products
+    return _as_functions(problem.slots, _flat_directions(sums[None, :-1], sums[None, -1:]))[0]
+
+
+def _flat_directions(information: Array, reference: Array) -> BoolArray:
+    """Which coefficients take part in directions without information, (g, K, p), from sums of products (g, ., p p)."""
+    p = int(np.sqrt(reference.shape[-1]))
+    shape = (*information.shape[:-1], p, p)
+    size = np.sqrt(np.maximum(np.einsum("gkii->gki", reference.reshape(len(reference), 1, p, p)), LEAST_CURVATURE))
+    unit = size[..., :, None] * size[..., None, :]
+    one = RIDGE * np.eye(p)  # columns that are zero in a window count as informed
+    root = np.linalg.cholesky(reference.reshape(len(reference), 1, p, p) / unit + one)
+    half = np.linalg.solve(root, information.reshape(shape) / unit + one)
+    values, vectors = np.linalg.eigh(np.linalg.solve(root, np.swapaxes(half, -1, -2)))
+    directions = np.abs(np.linalg.solve(np.swapaxes(root, -1, -2), vectors))
+    loaded = directions > LOADED * directions.max(axis=-2, keepdims=True)
+    return np.asarray((loaded & (values[..., None, :] < NEGLIGIBLE)).any(axis=-1), dtype=np.bool_)
+
+
+def _as_functions(slots: Slots, coefficients: BoolArray) -> BoolArray:
+    """Expert coefficients (g, K, p) as functions (g, L), with the dispersions of experts that have none left."""
+    out = np.zeros((len(coefficients), slots.n), dtype=bool)
+    out[:, slots.experts] = coefficients.reshape(len(out), -1)
+    out[:, slots.dispersions] = coefficients.all(axis=-1)[:, : slots.n_experts * slots.has_dispersion]
     return out
 
 

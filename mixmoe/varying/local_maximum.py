@@ -12,15 +12,14 @@ from mixmoe.varying.local_likelihood import (
     NaturalTerms,
     all_finite,
     build_local,
-    expert_of,
     local_gradient,
     local_information,
     local_loglik,
     local_start,
     natural_terms,
     positive_definite,
-    running_off,
     state_of,
+    without_information,
 )
 from mixmoe.varying.problem import Problem
 from mixmoe.varying.steps import LEAST_CURVATURE, limit_dispersion, solve_scaled
@@ -131,11 +130,8 @@ def maximise_local(local: Local, start: Array) -> LocalFit:
 
 def _without_unknown(local: Local, start: Array) -> Local:
     """The local problem without the coefficients of experts that have run off at every grid point."""
-    off = np.flatnonzero(running_off(local, start).all(axis=0))
-    if not len(off):
-        return local
-    held = np.isin(expert_of(local.problem.slots), off)
-    return replace(local, free=local.free & ~held)
+    everywhere = without_information(local, start).all(axis=0)
+    return replace(local, free=local.free & ~everywhere) if everywhere.any() else local
 
 
 def _beside(lost: BoolArray) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -37,21 +37,20 @@ from scipy import sparse
 
 from mixmoe.kernels.local import Block, linear_matrix
 from mixmoe.varying.local_likelihood import (
-    NEGLIGIBLE,
     Local,
     NaturalTerms,
     assemble_terms,
-    expert_of,
+    constants_without_information,
     full_information,
     local_pieces,
     masked_information,
     natural_design,
     natural_predictors,
     natural_score,
-    running_off,
     state_of,
     unit_diagonal,
     whole_block,
+    without_information,
 )
 from mixmoe.varying.nodes import Node
 from mixmoe.varying.problem import Problem
@@ -164,14 +163,11 @@ def influence(local: Local, coef: Array, power: float = ROOT, nodes: Sequence[No
 
 
 def _without_unknown(local: Local, coef: Array, pieces: Sequence[Array]) -> tuple[Array, ...]:
-    """Influence on the levels at each grid point, NaN for the functions of experts that have run off there."""
-    problem, off = local.problem, running_off(local, coef)
-    if not off.any():
+    """Influence on the levels at each grid point, NaN for functions about which the rows there say nothing."""
+    unknown = without_information(local, coef) & ~local.problem.const
+    if not unknown.any():
         return tuple(pieces)
-    vary, owners = ~problem.const, expert_of(problem.slots)
-    return tuple(
-        np.where(vary & np.isin(owners, np.flatnonzero(off[g])), np.nan, piece) for g, piece in enumerate(pieces)
-    )
+    return tuple(np.where(there, np.nan, piece) for there, piece in zip(unknown, pieces, strict=True))
 
 
 def gate_influence(
@@ -368,9 +364,7 @@ class _Border:
         self._matrix = mixed[:, :, slots].sum(axis=0)
         self._reach = _through_interpolation(local, mixed, d)  # (C, G, D, L)
         self._free = local.free
-        information = problem.family.scoring(rows.outcome, natural.eta, natural.delta)[1]
-        off = np.flatnonzero(information @ weights < NEGLIGIBLE * weights.sum())
-        self._known = ~np.isin(expert_of(problem.slots)[slots], off)
+        self._known = ~constants_without_information(problem, natural)[slots]
 
     def add(self, g: int, lo: int, move: Array, drift: Array) -> None:
         """Subtract what the functions at grid point g contribute."""
