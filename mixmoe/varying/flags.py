@@ -133,7 +133,7 @@ def _lost(problem: Problem, run: Run, name: str) -> Flag | None:
         return None
     return Flag(
         "no_local_maximum",
-        f"At {run.lost.sum()} of {problem.windows.n_grid} grid points, {name} {_runs(problem.windows.grid, run.lost)}, "
+        f"At {run.lost.sum()} of {problem.windows.n_grid} grid points, {name} = {_runs(problem.windows.grid, run.lost)}, "
         "the local likelihood has no maximum near the joint fit: the functions there are those of the joint fit, "
         "without bands; use a larger bandwidth or fewer experts.",
     )
@@ -165,7 +165,7 @@ def _limits(problem: Problem, coef: Array, name: str) -> Flag | None:
 def _where(problem: Problem, bad: BoolArray, name: str) -> str:
     """In words: which experts, over which part of the grid."""
     grid = problem.windows.grid
-    parts = [f"expert {c + 1} at {name} {_runs(grid, bad[:, c])}" for c in np.flatnonzero(bad.any(axis=0))]
+    parts = [f"expert {c + 1} at {name} = {_runs(grid, bad[:, c])}" for c in np.flatnonzero(bad.any(axis=0))]
     return "; ".join(parts)
 
 

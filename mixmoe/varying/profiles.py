@@ -120,11 +120,13 @@ def _dispersions_exponentiated(model: FittedVCMoE, values: dict[str, Array]) -> 
 def _on_link_scale(values: dict[str, Array], family: Family, trials: float) -> dict[str, Array]:
     """Limits of means computed on the scale of the link with the same factors, which keeps them in their range."""
     out, mean, ones = dict(values), values["center"], np.full(1, trials)
-    with np.errstate(divide="ignore", over="ignore"):  # a mean at the end of its range stays there
+    with np.errstate(divide="ignore", over="ignore"):
         eta = family.link(mean, ones)
-        slope = np.maximum(family.mean_slope(eta, ones), np.finfo(float).tiny)
+        inside = np.isfinite(eta)  # a mean at the end of its range stays there
+        safe = np.where(inside, eta, 0.0)
+        slope = np.maximum(family.mean_slope(safe, ones), np.finfo(float).tiny)
         for name in ("conf_low", "conf_high", "band_low", "band_high"):
-            out[name] = family.mean(eta + (values[name] - mean) / slope, ones)
+            out[name] = np.where(inside, family.mean(safe + (values[name] - mean) / slope, ones), values[name] * 0.0 + mean)
     return out
 
 
