@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 ETA_LIMIT = 30.0  # linear predictors of logit and log links beyond this change nothing but overflow
-PULL = 1e-6  # precision that draws a row beyond it back
+VANISHED = -15.0  # linear predictor of a log link below which a mean is as good as zero
+LEAST_ETA = VANISHED - 0.5671432904097838  # where all zeros end: exp(-d) = d
 OFFSETS = f"between -{ETA_LIMIT:g} and {ETA_LIMIT:g}, for counts the logarithm of the exposure"
 
 
@@ -159,7 +160,7 @@ class LogLink:
 
     @staticmethod
     def held(eta: Array, score: Array, information: Array) -> tuple[Array, Array]:
-        """Score and information of a scoring step that ends at the lower limit of the predictor.
+        """Score and information of a scoring step that ends where a mean is as good as zero.
 
         Parameters
         ----------
@@ -171,13 +172,9 @@ class LogLink:
 
         Notes
         -----
-        Counts that are all zero have no finite maximum: far down, where the density no longer changes, each step lowers
-        the predictor by one. Within one of the limit the step becomes that to the limit. Below it the density is taken
-        to fall like a normal one with the small precision `PULL`, so that neither a step nor an extrapolation of steps
-        stays there.
+        Counts that are all zero have no finite maximum: each step would lower their predictor by one, and extrapolations
+        of the steps by any amount. Below `VANISHED` the log density loses ``k (eta - VANISHED)^2 / 2``, with k the mean
+        there, three in ten million: all zeros end at `LEAST_ETA`, and rows with counts notice nothing.
         """
-        below = np.minimum(eta + ETA_LIMIT, 0.0)
-        near = (eta < 1.0 - ETA_LIMIT) & (below == 0.0) & (score < 0.0)
-        shorter = np.maximum(score, information * (-ETA_LIMIT - eta))
-        bounded = np.where(near, shorter, score) - PULL * below
-        return bounded, np.where(below < 0.0, np.maximum(information, PULL), information)
+        below, pull = np.minimum(eta - VANISHED, 0.0), np.exp(VANISHED)
+        return score - pull * below, information + pull * (below < 0.0)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from mixmoe.em import Flag
 from mixmoe.errors import BoundaryWarning, ConvergenceWarning, DegeneracyWarning
-from mixmoe.kernels.distribution import ETA_LIMIT
+from mixmoe.kernels.distribution import LEAST_ETA
 from mixmoe.kernels.local import blocks, local_moments
 from mixmoe.varying.estimate import Control, Run
 from mixmoe.varying.problem import Problem
@@ -233,7 +233,7 @@ def _separated_expert(problem: Problem, natural: Natural, weighted: Array, name:
     else:
         text = (
             f"Fitted means are zero (below {np.exp(-INFINITE):.1g}) {share}: all counts there are zero, and the "
-            f"predictor, which has no finite maximum, is held near {-ETA_LIMIT:g}; use a larger bandwidth, fewer terms "
+            f"predictor, which has no finite maximum, is held near {LEAST_ETA:.3g}; use a larger bandwidth, fewer terms "
             "or fewer experts, or leave out the part of the index without counts."
         )
     return Flag("separated_expert", text)

@@ -109,10 +109,10 @@ def sorted_rows(design: Design, family: Family, response: bool = True) -> Sorted
     y = np.asarray(design.response, dtype=float) if response else np.zeros(n)
     _check_trials(design, family, trials)
     if response:
-        _check_sizes(design, y, weights)
         _check_response(design, family, y, trials)
         _check_offset(design, family, offset)
         _check_weights(design, weights)
+        _check_sizes(design, y, weights)
     outcome = Outcome(y, trials, family.constant(y, trials)).take(order)
     rows = Rows(outcome, design.expert[order], design.gate[order], index[order], offset[order], weights[order])
     return Sorted(rows, order, np.asarray(design.rows, dtype=object)[order])
