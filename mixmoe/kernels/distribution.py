@@ -172,8 +172,8 @@ class LogLink:
 
         Notes
         -----
-        Counts that are all zero have no finite maximum: each step would lower their predictor by one, and extrapolations
-        of the steps by any amount. Below `VANISHED` the log density loses ``k (eta - VANISHED)^2 / 2``, with k the mean
+        Counts that are all zero have no finite maximum: each step would lower their predictor by one, extrapolations
+        of steps by any amount. Below `VANISHED` the log density loses ``k (eta - VANISHED)^2 / 2``, with k the mean
         there, three in ten million: all zeros end at `LEAST_ETA`, and rows with counts notice nothing.
         """
         below, pull = np.minimum(eta - VANISHED, 0.0), np.exp(VANISHED)

@@ -131,9 +131,10 @@ def _lost(problem: Problem, run: Run, name: str) -> Flag | None:
     """Grid points whose local likelihood has no maximum near the joint fit."""
     if run.lost is None or not run.lost.any():
         return None
+    grid = problem.windows.grid
     return Flag(
         "no_local_maximum",
-        f"At {run.lost.sum()} of {problem.windows.n_grid} grid points, {name} = {_runs(problem.windows.grid, run.lost)}, "
+        f"At {run.lost.sum()} of {len(grid)} grid points, {name} = {_runs(grid, run.lost)}, "
         "the local likelihood has no maximum near the joint fit: the functions there are those of the joint fit, "
         "without bands; use a larger bandwidth or fewer experts.",
     )
@@ -227,14 +228,14 @@ def _separated_expert(problem: Problem, natural: Natural, weighted: Array, name:
     share = f"for {100 * total:.0f} % of the rows" + (f", {where}" if where else "")
     if binomial:
         text = (
-            f"Fitted probabilities are zero or one (log odds beyond {INFINITE:g}) {share}: a covariate separates the "
-            "responses and its coefficient has no finite maximum; use a larger bandwidth or fewer terms."
+            f"Fitted probabilities are zero or one (log odds beyond {INFINITE:g}) {share}: a covariate separates "
+            "the responses and its coefficient has no finite maximum; use a larger bandwidth or fewer terms."
         )
     else:
         text = (
             f"Fitted means are zero (below {np.exp(-INFINITE):.1g}) {share}: all counts there are zero, and the "
-            f"predictor, which has no finite maximum, is held near {LEAST_ETA:.3g}; use a larger bandwidth, fewer terms "
-            "or fewer experts, or leave out the part of the index without counts."
+            f"predictor, which has no finite maximum, is held near {LEAST_ETA:.3g}; use a larger bandwidth, fewer "
+            "terms or experts, or leave out the part of the index without counts."
         )
     return Flag("separated_expert", text)
 

@@ -54,10 +54,10 @@ def check_constants(
     loading = superfluous(problem.rows, design, const, _knots(windows, int((~const).sum())))
     if loading is None:
         return
-    held = [names[j] for j in np.flatnonzero(const)]
+    held = [name for name, constant in zip(names, const, strict=True) if constant]
     found = np.flatnonzero(loading > 0.1 * loading.max())
     named = ", ".join(repr(held[j]) for j in found[:SHOWN]) + (f" and {len(found) - SHOWN} more" * (len(found) > SHOWN))
-    beside = ", ".join(repr(names[j]) for j in np.flatnonzero(~const))
+    beside = ", ".join(repr(name) for name, constant in zip(names, const, strict=True) if not constant)
     raise DesignError(
         f"a constant coefficient of {named} cannot be told from the functions of {index_name} beside it, those of "
         f"{beside}: as a function of the index, times one of these terms, it is part of them already; leave it out, "

@@ -443,7 +443,8 @@ def _as_functions(slots: Slots, coefficients: BoolArray) -> BoolArray:
     """Expert coefficients (g, K, p) as functions (g, L), with the dispersions of experts that have none left."""
     out = np.zeros((len(coefficients), slots.n), dtype=bool)
     out[:, slots.experts] = coefficients.reshape(len(out), -1)
-    out[:, slots.dispersions] = coefficients.all(axis=-1)[:, : slots.n_experts * slots.has_dispersion]
+    gone: BoolArray = np.asarray(coefficients.all(axis=-1), dtype=np.bool_)
+    out[:, slots.dispersions] = gone[:, : slots.n_experts * slots.has_dispersion]
     return out
 
 

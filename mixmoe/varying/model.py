@@ -85,7 +85,7 @@ class VCMoE:
         ``"local"``. ``"joint"``: functions of the joint EM itself, which smooths more at the same bandwidth: less
         variance and more bias where experts overlap.
     sigma_floor : float
-        Smallest sigma as a fraction, below 1, of the residual standard deviation of one regression for all rows.
+        Smallest sigma as a fraction (below 1) of the residual standard deviation of one regression for all rows.
     context : mapping, optional
         Functions and constants the formula may use; nothing else of the caller is visible.
     formula_engine : {"formulaic", "patsy"}

@@ -126,7 +126,9 @@ def _on_link_scale(values: dict[str, Array], family: Family, trials: float) -> d
         safe = np.where(inside, eta, 0.0)
         slope = np.maximum(family.mean_slope(safe, ones), np.finfo(float).tiny)
         for name in ("conf_low", "conf_high", "band_low", "band_high"):
-            out[name] = np.where(inside, family.mean(safe + (values[name] - mean) / slope, ones), values[name] * 0.0 + mean)
+            out[name] = np.where(
+                inside, family.mean(safe + (values[name] - mean) / slope, ones), values[name] * 0.0 + mean
+            )
     return out
 
 

@@ -36,7 +36,7 @@ def test_functions_of_the_index_have_no_constant_coefficient(frame, formula, nam
 
 
 def test_the_gate_is_asked_too(frame):
-    with pytest.raises(DesignError, match="a constant coefficient of 'u' .* beside it, those of 'Intercept'"):
+    with pytest.raises(DesignError, match=r"a constant coefficient of 'u' .* beside it, those of 'Intercept'"):
         VCMoE("y ~ z1 | gate: const(u) | vary: u", frame).problem(0.3)
 
 

@@ -45,7 +45,9 @@ def test_a_region_of_zeros_is_flagged_with_its_range(counts, family):
     assert fit.converged
     functions = fit.functions()
     level = functions[(functions["coefficient"] == "expert1.Intercept") & (functions["u"] < 0.15)]["estimate"]
-    np.testing.assert_allclose(level, LEAST_ETA, atol=1e-6 if family == "poisson" else 1e-3)  # theta at its floor, 0.001
+    np.testing.assert_allclose(
+        level, LEAST_ETA, atol=1e-6 if family == "poisson" else 1e-3
+    )  # theta at its floor, 0.001
     assert functions["estimate"].abs()[functions["block"] == "expert"].max() < 100.0
     bands = fit.bands(rng=0)
     late = bands[(bands["block"] == "expert") & (bands["u"] > 0.5)]
@@ -103,7 +105,9 @@ def test_scoring_steps_of_zeros_end_at_the_limit(family):
 
 
 def test_scoring_lifts_predictors_where_there_are_counts():
-    score, _ = family_named("poisson").scoring(Outcome(np.ones(1), np.ones(1), np.zeros(1)), np.full((1, 1), -40.0), 0.0)
+    score, _ = family_named("poisson").scoring(
+        Outcome(np.ones(1), np.ones(1), np.zeros(1)), np.full((1, 1), -40.0), 0.0
+    )
     assert score[0, 0] == pytest.approx(1.0, abs=1e-4)
 
 
@@ -142,7 +146,9 @@ def test_limits_without_end_are_infinite():
 @pytest.mark.parametrize(("family", "end"), [("binomial", 0.0), ("binomial", 1.0), ("poisson", 0.0)])
 def test_limits_of_a_mean_at_the_end_of_its_range(family, end):
     half = np.array([[end], [0.5], [0.5]])
-    far = {name: half + [[1e-9], [0.1], [np.nan]] for name in ("conf_low", "conf_high", "band_low", "band_high")}
+    far = {
+        name: half + np.array([[1e-9], [0.1], [np.nan]]) for name in ("conf_low", "conf_high", "band_low", "band_high")
+    }
     out = _on_link_scale({"center": half, **far}, family_named(family), 1.0)
     assert out["conf_high"][0, 0] == end
     assert 0.5 < out["conf_high"][1, 0] < 0.62
