@@ -16,7 +16,7 @@ from mixmoe.inference.covariance import checked_cov_type
 from mixmoe.kernels.families import family_named
 from mixmoe.output.saved import SavedFit
 from mixmoe.results import restored
-from mixmoe.varying.bandwidth import Bandwidths, BandwidthSearch, rule_of_thumb, search_bandwidth
+from mixmoe.varying.bandwidth import Bandwidths, BandwidthSearch, search_bandwidth, usable_rule
 from mixmoe.varying.carried import on_grid
 from mixmoe.varying.centring import centred
 from mixmoe.varying.estimate import Control, Run
@@ -32,6 +32,7 @@ from mixmoe.varying.setup import (
     check_windows,
     checked_bandwidth,
     checked_candidates,
+    checked_floor,
     checked_folds,
     checked_index,
     checked_varying_formula,
@@ -63,7 +64,8 @@ class VCMoE:
         Identity, logit, log and log links. ``"negativebinomial"`` is another name of the last.
     bandwidth : float, "cv" or "rule"
         Half-width of the Epanechnikov kernel in units of the index; ``inf`` holds everything constant. By default
-        chosen by cross-validation when the model is fitted.
+        chosen by cross-validation when the model is fitted. ``"rule"`` is a rule of thumb from spread and number of
+        rows, widened until every window along the index holds enough rows; a skewed index is better transformed.
     gate_bandwidth : float or "cv", optional
         Of the gate, if it is to differ; with ``"cv"`` chosen by cross-validation beside that of the experts, which is
         found first. ``inf`` holds one of them constant.
@@ -84,7 +86,7 @@ class VCMoE:
         ``"joint"``. ``"joint"``: functions of the joint EM itself, which smooths more at the same bandwidth: less
         variance and more bias where experts overlap.
     sigma_floor : float
-        Smallest sigma as a fraction of the residual standard deviation of one regression for all rows.
+        Smallest sigma as a fraction (below 1) of the residual standard deviation of one regression for all rows.
     context : mapping, optional
         Functions and constants the formula may use; nothing else of the caller is visible.
     formula_engine : {"formulaic", "patsy"}
@@ -137,7 +139,7 @@ class VCMoE:
         checked_choice(dispersion, "dispersion", ("varying", "const"))
         checked_choice(estimate, "estimate", ("shrunken", "local", "joint"))
         checked_count(n_grid, "n_grid", least=3)
-        checked_positive(sigma_floor, "sigma_floor")
+        checked_floor(sigma_floor)
         if trials is not None and self.family.name != "binomial":
             raise ArgumentError(f"trials={trials!r} is for family='binomial', got family={family!r}; leave it out")
         columns = {"trials": trials, "offset": offset, "weights": weights, "cluster": cluster}
@@ -346,7 +348,11 @@ class VCMoE:
         return Bandwidths(found.best, alone.best, found.table, alone.table)
 
     def _given(self, bandwidth: float | str) -> float:
-        return rule_of_thumb(self.data.rows, self.slots) if bandwidth == "rule" else float(bandwidth)
+        if bandwidth != "rule":
+            return float(bandwidth)
+        gate = self.settings["gate_bandwidth"]
+        fixed = None if gate == "cv" else gate
+        return usable_rule(lambda h: self.problem(h, fixed), self.data.rows, self.slots)
 
     def _run(self, problem: Problem, control: Control, rng: np.random.Generator, start: Any) -> Run:
         """EM, then the functions that are reported, experts in the reported order."""
