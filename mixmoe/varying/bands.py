@@ -45,7 +45,7 @@ class LevelProcess:
         Of the local polynomial behind it.
     bandwidth : float
     df : ndarray, shape (G, L)
-        Effective degrees of freedom of the variances.
+        Effective degrees of freedom of the variances, infinite for constants.
     """
 
     levels: Array
@@ -111,13 +111,16 @@ def level_process(
     fits = fit_levels(problem, coef, bias)
     power = small_sample_power(correction, clusters)
     known = clusters is None and problem.rows.n <= MOST_ROWS
-    inf = _influence(fits, power, response_nodes(problem, own_natural(problem, fits.state)) if known else ())
-    covariance = level_covariance(inf, clusters)
+    nodes = response_nodes(problem, own_natural(problem, fits.state)) if known else ()
+    inf = _influence(fits, power, nodes, clusters)
+    if problem.const.any() and bias != "none":
+        inf = replace(inf, const=_constants(problem, coef, power, clusters))
+    covariance = level_covariance(inf, clusters, correction)
     shaped = covariance.matrix.reshape(*inf.levels.shape, *inf.levels.shape)
     degree = fits.local.free.shape[0] - 1
-    return LevelProcess(
-        inf.levels, shaped, degree, fits.local.windows.bandwidth, covariance.df.reshape(inf.levels.shape)
-    )
+    df = covariance.df.reshape(inf.levels.shape)
+    df[:, problem.const] = np.inf  # constants rest on all rows
+    return LevelProcess(inf.levels, shaped, degree, fits.local.windows.bandwidth, df)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,17 +167,25 @@ def fit_levels(problem: Problem, coef: Array, bias: str) -> LevelFits:
     return LevelFits(local, fit, gate, maximise_local(gate, local_start(gate, coef)))
 
 
-def _influence(fits: LevelFits, power: float, nodes: tuple[Node, ...]) -> Influence:
+def _influence(fits: LevelFits, power: float, nodes: tuple[Node, ...], clusters: NDArray[np.intp] | None) -> Influence:
     """Influence on all levels, NaN where a local likelihood has no maximum."""
-    inf = influence(fits.local, fits.fit.coef, power, nodes)
-    inf = _without_lost(inf, fits.fit.converged, slice(None))
+    inf = influence(fits.local, fits.fit.coef, power, nodes, clusters)
+    vary = np.flatnonzero(~fits.local.problem.const)
+    inf = _without_lost(inf, fits.fit.converged, vary)
     if fits.gate is None or fits.gate_fit is None:
         return inf
-    both = gate_influence(fits.gate, fits.gate_fit.coef, inf, power, nodes)
-    return _without_lost(both, fits.gate_fit.converged, fits.local.problem.slots.gates)
+    both = gate_influence(fits.gate, fits.gate_fit.coef, inf, power, nodes, clusters)
+    return _without_lost(both, fits.gate_fit.converged, vary[vary >= fits.local.problem.slots.gates.start])
 
 
-def _without_lost(inf: Influence, converged: NDArray[np.bool_], functions: slice) -> Influence:
+def _constants(problem: Problem, coef: Array, power: float, clusters: NDArray[np.intp] | None) -> Array:
+    """Influence of the rows on the constants, (n, C), which are estimated beside local lines whatever the bands are."""
+    local = build_local(problem, 1)
+    return influence(local, maximise_local(local, local_start(local, coef)).coef, power, (), clusters).const
+
+
+def _without_lost(inf: Influence, converged: NDArray[np.bool_], functions: NDArray[np.intp]) -> Influence:
+    """Influence with NaN for some functions at grid points that have no maximum."""
     pieces = []
     for piece, ok in zip(inf.local, converged, strict=True):
         kept = piece if ok else piece.copy()
@@ -211,7 +222,7 @@ def target_bands(
     -------
     BandSet
     """
-    n_targets = target.values.shape[1]
+    n_targets, normal = target.values.shape[1], float(ndtri(0.5 + level / 2.0))
     variance, df = np.empty_like(target.values), np.empty_like(target.values)
     critical = np.empty(n_targets)
     common = asymptotic_critical(process.bandwidth / span, level, process.degree) if method == "asymptotic" else 0.0
@@ -224,9 +235,11 @@ def target_bands(
         own = jacobian**2 * np.einsum("glgl->gl", inner)
         df[:, r] = own.sum(axis=1) ** 2 / np.maximum((own**2 / process.df[:, used]).sum(axis=1), np.finfo(float).tiny)
         critical[r] = common if method == "asymptotic" else multiplier_critical(covariance, level, draws, rng)
+        if np.isinf(process.df[:, used]).all():
+            critical[r] = normal  # one number, of which every band is a pointwise limit
     with np.errstate(invalid="ignore"):
         se = np.sqrt(variance)
-    pointwise = student_factor(np.full(n_targets, float(ndtri(0.5 + level / 2.0))), df)
+    pointwise = student_factor(np.full(n_targets, normal), df)
     return symmetric(target.values, se, student_factor(critical, df), pointwise)
 
 

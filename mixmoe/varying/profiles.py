@@ -27,7 +27,7 @@ SUBJECTS = ("coefficients", "probabilities", "experts", "mean", "differences")
 
 @dataclass(frozen=True, slots=True)
 class BandRequest:
-    """Arguments of `VCMoEResults.bands`, checked."""
+    """Arguments of `VCMoEResults.bands`, checked, and the clusters behind the covariance of the fit."""
 
     of: str
     level: float
@@ -38,6 +38,7 @@ class BandRequest:
     n_boot: int
     n_jobs: int
     progress: bool | None
+    clusters: NDArray[np.intp] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +85,8 @@ def band_frame(
     centred = _target(model, request, profile, process.levels)
     if request.method == "bootstrap":
         span = bootstrap_bands(
-            model, lambda levels: _target(model, request, profile, levels).values, request.bias, request.level,
-            request.n_boot, rng, request.n_jobs, request.progress,
+            model, request.clusters, lambda levels: _target(model, request, profile, levels).values, request.bias,
+            request.level, request.n_boot, rng, request.n_jobs, request.progress,
         )  # fmt: skip
         ones = np.ones_like(span.se)
         bands = symmetric(centred.values, span.se, span.critical * ones, span.pointwise * ones)
