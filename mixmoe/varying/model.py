@@ -229,7 +229,7 @@ class VCMoE:
             problem,
             coef,
             settings,
-            tabulated_points(problem.windows.grid, self.data.rows.index),
+            tabulated_points(problem.windows.grid, self.data.rows.index[self.data.rows.weights > 0.0]),
             self.clusters,
             used.table,
             used.gate_table,

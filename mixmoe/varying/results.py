@@ -159,9 +159,8 @@ class VCMoEResults(MoEResults):
         checked_choice(bias, "bias", BIASES)
         checked_count(draws, "draws", least=100)
         checked_count(n_boot, "n_boot", least=19)
-        clusters = self.model.clusters_of(self.cov_type)
-        request = BandRequest(of, checked_level(level), method, bias, at, draws, n_boot, n_jobs, progress, clusters)
-        frame = band_frame(self.model, self._process(bias), request, checked_rng(rng))
+        request = BandRequest(of, checked_level(level), method, bias, at, draws, n_boot, n_jobs, progress)
+        frame = self._bands(request, rng)
         gaps = report.missing_bands(frame)
         if gaps is not None:
             warn(gaps, ConvergenceWarning)
@@ -285,7 +284,7 @@ class VCMoEResults(MoEResults):
         bands at quantiles of the index.
         """
         level = 1.0 - checked_alpha(alpha)
-        frame = self.bands(level=level, rng=SEED) if not self.model.problem.const.all() else None
+        frame = None if self.model.problem.const.all() else self._bands(BandRequest(level=level), SEED)
         header = header_table(report.facts(self))
         constants = report.constant_tables(self.model.layout, self.to_frame(alpha), alpha)
         return (header, *constants, *report.function_tables(self.model, frame, self._constancy(), level))
@@ -340,6 +339,11 @@ class VCMoEResults(MoEResults):
 
     def _gate_points(self) -> tuple[GatePoint, ...]:
         return self.model.gate_points()
+
+    def _bands(self, request: BandRequest, rng: Any) -> pd.DataFrame:
+        """Bands over the units of the covariance of the fit."""
+        request = replace(request, clusters=self.model.clusters_of(self.cov_type))
+        return band_frame(self.model, self._process(request.bias), request, checked_rng(rng))
 
     def _process(self, bias: str) -> LevelProcess:
         """Level process of one bias correction with the covariance of the fit, kept because all output needs it."""

@@ -33,7 +33,7 @@ MacKinnon, J. G. and White, H. (1985). Some heteroskedasticity-consistent covari
 Zhao, Q., Greenwood, C. M. T. and Zhang, Q. (2026). Varying-Coefficient Mixture of Experts Model. arXiv 2601.01699.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,7 +64,6 @@ IntArray = NDArray[np.intp]
 
 CHUNK = 4096  # rows whose influence is held as a dense matrix at once
 ROOT, WHOLE = 0.5, 1.0  # powers of the correction: HC2 of rows and CR3 of clusters
-CLUSTERS = 256  # whose factors are held at once
 LEAST = 0.05  # share of its own score left to a row or cluster, at least: on its own it says nothing about its error
 
 
@@ -356,17 +355,24 @@ def cluster_moves(
     """
     root = _root(inverse)
     seen, pull, out = design @ root, gradient @ root, np.empty((len(gradient), root.shape[1]))
-    order = np.argsort(codes, kind="stable")
-    members = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
-    width = root.shape[1]
-    for first in range(0, len(members), CLUSTERS):
-        some = members[first : first + CLUSTERS]
-        bent = (seen[rows].reshape(-1, width).T @ (curvature[rows] @ seen[rows]).reshape(-1, width) for rows in some)
-        values, vectors = np.linalg.eigh(np.eye(width) - np.stack(list(bent)))
+    for rows in _by_size(codes):
+        stacked = seen[rows].reshape(len(rows), -1, root.shape[1])  # (c, m d, k)
+        bent = (curvature[rows] @ seen[rows]).reshape(stacked.shape)
+        values, vectors = np.linalg.eigh(np.eye(root.shape[1]) - np.swapaxes(stacked, 1, 2) @ bent)
         gain = np.maximum(values, LEAST)[:, None, :] ** -power
-        for rows, turn in zip(some, (vectors * gain) @ np.swapaxes(vectors, 1, 2), strict=True):
-            out[rows] = pull[rows] @ turn
+        out[rows] = pull[rows] @ ((vectors * gain) @ np.swapaxes(vectors, 1, 2))
     return np.asarray(out @ root.T, dtype=np.float64)
+
+
+def _by_size(codes: IntArray) -> Iterator[IntArray]:
+    """Rows of the clusters, (c, m), for clusters with the same number m of rows together, not too many at once."""
+    order = np.argsort(codes, kind="stable")
+    starts = np.flatnonzero(np.append(True, np.diff(codes[order]) != 0))
+    sizes = np.diff(np.append(starts, len(codes)))
+    for m in np.unique(sizes):
+        first = starts[sizes == m]
+        for some in np.array_split(first, -(-len(first) * m // CHUNK)):
+            yield order[some[:, None] + np.arange(m)]
 
 
 def _root(matrix: Array) -> Array:
