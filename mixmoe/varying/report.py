@@ -52,6 +52,7 @@ def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
         ("Family", problem.family.name),
         ("Experts", model.n_experts),
         ("Rows", results.nobs),
+        ("Clusters", None if model.clusters is None else results.n_units),
         ("Rows dropped", f"{dropped.n_rows} ({dropped})" if dropped.n_rows else 0),
         *column_facts(model),
         ("Index", span),
@@ -102,9 +103,9 @@ def constant_tables(layout: ParamLayout, frame: pd.DataFrame, alpha: float) -> t
 
 
 def function_tables(
-    model: FittedVCMoE, bands: pd.DataFrame | None, p_values: Mapping[str, float], level: float
+    model: FittedVCMoE, bands: pd.DataFrame | None, p_values: Mapping[str, float] | None, level: float
 ) -> tuple[Table, ...]:
-    """One table per expert and one for the gate: range, test of constancy, values with bands at quantiles."""
+    """One table per expert and one for the gate: range, test of constancy (if any), values with bands at quantiles."""
     if bands is None:
         return ()
     tables = []
@@ -117,20 +118,44 @@ def function_tables(
     title = "Gate: functions of the index (log odds against expert 1)"
     tables.append(_function_table(model, gate, p_values, "gate", title))
     *others, last = [table for table in tables if table.index]
-    return (*others, replace(last, notes=(_about_functions(str(model.design.names.index), level),)))
+    about = _about_functions(str(model.design.names.index), level, p_values is not None)
+    gaps = missing_bands(bands)
+    return (*others, replace(last, notes=(about, *([] if gaps is None else [gaps]))))
 
 
-def _about_functions(index: str, level: float) -> str:
+def _about_functions(index: str, level: float, tested: bool) -> str:
     """What the columns and second lines of the tables of functions are."""
-    return (
-        f"Second lines: {100 * level:g} % simultaneous bands over the whole range of {index}, robust bias correction. "
+    test = (
         "P const.: asymptotic GLR test that the function is constant, which rejects too often in small samples; "
         "test_varying() has the bootstrap."
+    )
+    untested = (
+        "There is no test that a function is constant: rows of a cluster are not independent, which its null "
+        "distribution needs; a constant is ruled out where no horizontal line fits into the band."
+    )
+    return (
+        f"Second lines: {100 * level:g} % simultaneous bands over the whole range of {index}, robust bias correction. "
+        f"{test if tested else untested}"
+    )
+
+
+def missing_bands(bands: pd.DataFrame) -> str | None:
+    """In words: for which functions, at how many grid points, there are no bands; None if there are everywhere."""
+    counts = bands["std_error"].isna().groupby(bands["coefficient"], sort=False).sum()
+    counts = counts[counts > 0]
+    if counts.empty:
+        return None
+    n_grid = int((bands["coefficient"] == bands["coefficient"].iloc[0]).sum())
+    several = f"{len(counts)} functions" if len(counts) > 4 else ", ".join(str(name) for name in counts.index)
+    return (
+        f"There are no bands at up to {counts.max()} of {n_grid} grid points for {several}: the local fit behind them "
+        "(local-quadratic by default) has no maximum near the fit there; use a larger bandwidth or fewer experts, or "
+        "bias='none', whose bands leave out the bias."
     )
 
 
 def _function_table(
-    model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, float], key: str, heading: str
+    model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, float] | None, key: str, heading: str
 ) -> Table:
     index = str(model.design.names.index)
     grid, points = model.problem.windows.grid, model.points
@@ -143,16 +168,18 @@ def _function_table(
         estimate = values["estimate"]
         show = "{:.3f}".format if _PLAIN[0] <= np.abs(estimate).max() < _PLAIN[1] else "{:.3g}".format
         span = f"{show(estimate.min())} to {show(estimate.max())}"
-        cells.append((span, p_values.get(str(name)), *(show(estimate[g]) for g in points)))
-        limits = (f"{show(values['band_low'][g])}, {show(values['band_high'][g])}" for g in points)
-        cells.append((None, None, *limits))
+        test = () if p_values is None else (p_values.get(str(name)),)
+        cells.append((span, *test, *(show(estimate[g]) for g in points)))
+        limits = zip(values["band_low"][points], values["band_high"][points], strict=True)
+        shown = ("-" if np.isnan(low) else f"{show(low)}, {show(high)}" for low, high in limits)
+        cells.append((None, *([None] * len(test)), *shown))
     return Table(
         key=key,
         title=heading,
-        columns=("Range", "P const.", *(f"{index}={grid[g]:.3g}" for g in points)),
+        columns=("Range", *([] if p_values is None else ["P const."]), *(f"{index}={grid[g]:.3g}" for g in points)),
         index=tuple(names),
         cells=tuple(cells),
-        formats=("num", "p", *("num" for _ in points)),
+        formats=("num", *([] if p_values is None else ["p"]), *("num" for _ in points)),
     )
 
 
