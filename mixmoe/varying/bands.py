@@ -15,6 +15,7 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import t as student
 
 from mixmoe.errors import ArgumentError
+from mixmoe.varying.centring import centred, turned_covariance
 from mixmoe.varying.critical import asymptotic_critical, multiplier_critical
 from mixmoe.varying.local_likelihood import Local, build_local, local_start, state_of
 from mixmoe.varying.local_maximum import LocalFit, maximise_local
@@ -109,19 +110,43 @@ def level_process(
     -------
     LevelProcess
     """
-    fits = fit_levels(problem, coef, bias)
+    inner, centring = centred(problem)
+    start = centring.inwards(inner.slots, coef)
+    fits = fit_levels(inner, start, bias)
     power = small_sample_power(correction, clusters)
     known = clusters is None and problem.rows.n <= MOST_ROWS
-    nodes = response_nodes(problem, own_natural(problem, fits.state)) if known else ()
+    nodes = response_nodes(inner, own_natural(inner, fits.state)) if known else ()
     inf = _influence(fits, power, nodes, clusters)
-    if problem.const.any() and bias != "none":
-        inf = replace(inf, const=_constants(problem, coef, power, clusters))
+    if inner.const.any() and bias != "none":
+        inf = replace(inf, const=_constants(inner, start, power, clusters))
     covariance = level_covariance(inf, clusters, correction)
     shaped = covariance.matrix.reshape(*inf.levels.shape, *inf.levels.shape)
     degree = fits.local.free.shape[0] - 1
     df = covariance.df.reshape(inf.levels.shape)
-    df[:, problem.const] = np.inf  # constants rest on all rows
-    return LevelProcess(inf.levels, shaped, degree, fits.local.windows.bandwidth, df)
+    df[:, inner.const] = np.inf  # constants rest on all rows
+    around_means = LevelProcess(inf.levels, shaped, degree, fits.local.windows.bandwidth, df)
+    return _outwards(around_means, centring.matrix(inner.slots))
+
+
+def _outwards(process: LevelProcess, turn: Array) -> LevelProcess:
+    """The process of the original coefficients from that of the coefficients around the means of the covariates."""
+    if (turn == np.eye(len(turn))).all():
+        return process
+    levels, df = np.empty_like(process.levels), np.empty_like(process.df)
+    for a, row in enumerate(turn):
+        parts = np.flatnonzero(row)
+        levels[:, a] = process.levels[:, parts] @ row[parts]
+        df[:, a] = satterthwaite_of_sum(row[parts], process, parts)
+    return replace(process, levels=levels, covariance=turned_covariance(process.covariance, turn), df=df)
+
+
+def satterthwaite_of_sum(weights: Array, process: LevelProcess, functions: NDArray[np.intp]) -> Array:
+    """Degrees of freedom of the variance of a sum of functions, shape (G,); weights (F,) or (G, F)."""
+    variances = np.einsum("glgl->gl", process.covariance[:, functions][:, :, :, functions])
+    own, df = weights**2 * variances, process.df[:, functions]
+    uncertain = own**2 / np.where(df > 0.0, df, np.inf)  # a constant rests on all rows
+    spread = np.maximum(uncertain.sum(axis=1), np.finfo(float).tiny)
+    return np.asarray(own.sum(axis=1) ** 2 / spread, dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,8 +258,7 @@ def target_bands(
         inner = process.covariance[:, used][:, :, :, used]
         covariance = np.einsum("gl,glhm,hm->gh", jacobian, inner, jacobian, optimize=True)
         variance[:, r] = np.diag(covariance)
-        own = jacobian**2 * np.einsum("glgl->gl", inner)
-        df[:, r] = own.sum(axis=1) ** 2 / np.maximum((own**2 / process.df[:, used]).sum(axis=1), np.finfo(float).tiny)
+        df[:, r] = satterthwaite_of_sum(jacobian, process, used)
         critical[r] = common if method == "asymptotic" else multiplier_critical(covariance, level, draws, rng)
         if np.ptp(covariance) <= SAME * np.abs(covariance).max():
             critical[r] = normal  # one number along the index, whose limits are its band
