@@ -1,6 +1,6 @@
 """A model with its estimate bound to it: what the results of this family are built from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from mixmoe.errors import ArgumentError
 from mixmoe.formula import MoEFormula
 from mixmoe.inference.covariance import ParamCov
 from mixmoe.layout import Block, Parameter, ParamLayout
+from mixmoe.output.tables import told_apart
 from mixmoe.varying.bands import BandSet, LevelProcess, level_process
 from mixmoe.varying.draws import REFIT, draw_responses, with_cluster_draw
 from mixmoe.varying.estimate import Control, Run, run_em
@@ -105,7 +106,12 @@ class FittedVCMoE:
     def layout(self) -> ParamLayout:
         """Constants, then the varying functions at the tabulated points."""
         index = str(self.design.names.index)
-        return build_layout(self.names, self.problem.const, self.problem.windows.grid[self.points], index)
+        return build_layout(self.names, self.problem.const, self.points_shown(4), index)
+
+    def points_shown(self, digits: int) -> tuple[str, ...]:
+        """Index values of the tabulated points, in digits in which no two grid points look alike."""
+        grid = told_apart(self.problem.windows.grid.tolist(), digits)
+        return tuple(grid[g] for g in self.points)
 
     def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
         """Sandwich covariance of the constants and of the functions at the tabulated points.
@@ -277,7 +283,7 @@ def function_names(slots: Slots, design: Design, family: str) -> FunctionNames:
     return FunctionNames(tuple(full), tuple(terms), tuple(kinds), tuple(experts))  # type: ignore[arg-type]
 
 
-def build_layout(names: FunctionNames, const: NDArray[np.bool_], at: Array, index: str) -> ParamLayout:
+def build_layout(names: FunctionNames, const: NDArray[np.bool_], at: Sequence[str], index: str) -> ParamLayout:
     """Layout of the reported parameters: constants, then functions at index values."""
     made = []
     for slot in np.flatnonzero(const):
@@ -286,7 +292,7 @@ def build_layout(names: FunctionNames, const: NDArray[np.bool_], at: Array, inde
     for slot in np.flatnonzero(~const):
         tested = names.blocks[slot] != "residual"
         for u in at:
-            mark = f"({index}={u:.4g})"
+            mark = f"({index}={u})"
             full, term = names.full[slot] + mark, names.terms[slot] + mark
             made.append(Parameter(full, names.blocks[slot], term, names.experts[slot], tested))
     return ParamLayout(tuple(made))

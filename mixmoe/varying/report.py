@@ -1,6 +1,6 @@
 """Tables and curves of a fitted varying-coefficient mixture."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -10,7 +10,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe.inference.covariance import DESCRIPTIONS
-from mixmoe.layout import ParamLayout
 from mixmoe.output.curves import Curve
 from mixmoe.output.tables import Cell, Table
 from mixmoe.results import column_facts
@@ -18,7 +17,7 @@ from mixmoe.varying.fitted import FittedVCMoE
 
 Array = NDArray[np.float64]
 
-_PLAIN = (0.01, 1e5)  # sizes of functions that are shown with three decimals, others with three digits
+_PLAIN = (0.01, 1e5)  # sizes of functions that are shown without an exponent
 
 PLOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -82,12 +81,11 @@ def notes(results: Any) -> tuple[str, ...]:
     return (about, *(flag.message for flag in results.flags))
 
 
-def constant_tables(layout: ParamLayout, frame: pd.DataFrame, alpha: float) -> tuple[Table, ...]:
-    """Table of the constants, if there are any."""
-    chosen = [i for i, name in enumerate(layout.names) if "=" not in name.rpartition("(")[2]]
-    if not chosen:
+def constant_tables(model: FittedVCMoE, frame: pd.DataFrame, alpha: float) -> tuple[Table, ...]:
+    """Table of the constants, which are the first parameters, if there are any."""
+    part = frame.iloc[: int(model.problem.const.sum())]
+    if part.empty:
         return ()
-    part = frame.iloc[chosen]
     columns = ("estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high")
     return (
         Table(
@@ -133,7 +131,7 @@ def _function_table(
     model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, float], key: str, heading: str
 ) -> Table:
     index = str(model.design.names.index)
-    grid, points = model.problem.windows.grid, model.points
+    points = model.points
     names: list[str] = []
     cells: list[tuple[Cell, ...]] = []
     for name, part in bands.groupby("coefficient", sort=False):
@@ -141,7 +139,7 @@ def _function_table(
         label = str(part["term"].iloc[0]) if key != "gate" else str(name)
         names += [label, "  simultaneous band"]
         estimate = values["estimate"]
-        show = "{:.3f}".format if _PLAIN[0] <= np.abs(estimate).max() < _PLAIN[1] else "{:.3g}".format
+        show = _format_for(float(np.abs(estimate).max()))
         span = f"{show(estimate.min())} to {show(estimate.max())}"
         cells.append((span, p_values.get(str(name)), *(show(estimate[g]) for g in points)))
         limits = (f"{show(values['band_low'][g])}, {show(values['band_high'][g])}" for g in points)
@@ -149,11 +147,20 @@ def _function_table(
     return Table(
         key=key,
         title=heading,
-        columns=("Range", "P const.", *(f"{index}={grid[g]:.3g}" for g in points)),
+        columns=("Range", "P const.", *(f"{index}={u}" for u in model.points_shown(3))),
         index=tuple(names),
         cells=tuple(cells),
         formats=("num", "p", *("num" for _ in points)),
     )
+
+
+def _format_for(largest: float) -> Callable[[float], str]:
+    """How values of a function are shown: decimals that leave the largest three or four digits."""
+    if not _PLAIN[0] <= largest < _PLAIN[1]:
+        return "{:.3g}".format
+    before = int(np.floor(np.log10(largest)))  # power of ten of the first digit
+    decimals = 3 - before if before >= 0 else min(2 - before, 4)
+    return f"{{:.{max(decimals, 0)}f}}".format
 
 
 def _cell(value: float) -> float | None:

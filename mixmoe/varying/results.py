@@ -262,7 +262,7 @@ class VCMoEResults(MoEResults):
         level = 1.0 - checked_alpha(alpha)
         frame = self.bands(level=level, rng=SEED) if not self.model.problem.const.all() else None
         header = header_table(report.facts(self))
-        constants = report.constant_tables(self.model.layout, self.to_frame(alpha), alpha)
+        constants = report.constant_tables(self.model, self.to_frame(alpha), alpha)
         return (header, *constants, *report.function_tables(self.model, frame, self._constancy(), level))
 
     def summary(self, alpha: float = 0.05) -> Summary:
