@@ -33,7 +33,7 @@ from mixmoe.output.latex import latex
 from mixmoe.output.markdown import markdown
 from mixmoe.output.plots import draw, draw_responsibilities
 from mixmoe.output.plots_panels import draw_panels
-from mixmoe.output.saved import SavedFit, SavedRows, checksum, read, write
+from mixmoe.output.saved import SavedFit, SavedRows, checksum, fingerprints, read, write
 from mixmoe.output.summary import Summary, header_table, parameter_tables
 from mixmoe.output.tables import Cell, Table, choose
 from mixmoe.report.mixin import Reporting
@@ -370,6 +370,7 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
             checksum=checksum(model.design.response),
             data=model.design.frame if data else None,
             rows=_saved_rows(model.design) if data else None,
+            columns=fingerprints(model.design.frame),
         )
         write(path, saved)
 
@@ -592,3 +593,11 @@ def _check_rebuilt(results: MoEResults, saved: SavedFit, path: PathLike) -> None
         raise SavedFileError(
             f"the data given for {str(path)!r} are not those of the fit: the response differs; pass the data of the fit"
         )
+    if saved.data is None and saved.columns:
+        given = fingerprints(results.model.design.frame)
+        other = [name for name, mark in saved.columns.items() if given.get(name) != mark]
+        if other:
+            raise SavedFileError(
+                f"the data given for {str(path)!r} are not those of the fit: the column {other[0]!r} differs; pass the "
+                "data of the fit"
+            )

@@ -8,7 +8,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,8 @@ class SavedFit:
     cov : ParamCov
     checksum : str
         Of the response in the order of the design.
+    columns : Mapping of str to str
+        Fingerprints of the used columns of the data, see `fingerprints`; empty in files of earlier versions.
     data : DataFrame or None
         Used columns of the complete rows, in the order of the design; None if saved without.
     rows : SavedRows or None
@@ -93,11 +95,23 @@ class SavedFit:
     checksum: str
     data: pd.DataFrame | None
     rows: SavedRows | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 def checksum(response: NDArray[Any]) -> str:
     """Fingerprint of a response, to tell whether a model was rebuilt on the same data."""
     return hashlib.sha256(np.ascontiguousarray(response, dtype=float).tobytes()).hexdigest()
+
+
+def fingerprints(frame: pd.DataFrame) -> dict[str, str]:
+    """Fingerprint of each column, which tells numbers and texts apart but not types of numbers."""
+    return {str(name): _fingerprint(frame[name]) for name in frame.columns}
+
+
+def _fingerprint(values: pd.Series) -> str:
+    if pd.api.types.is_numeric_dtype(values.dtype):
+        return checksum(values.to_numpy(dtype=float, na_value=np.nan) + 0.0)  # minus zero is zero
+    return hashlib.sha256(json.dumps([str(value) for value in values.tolist()]).encode()).hexdigest()
 
 
 def write(path: str | os.PathLike[str], saved: SavedFit) -> None:
@@ -184,6 +198,7 @@ def _document(saved: SavedFit) -> dict[str, Any]:
         "settings": _plain(saved.settings),
         "names": list(saved.names),
         "checksum": saved.checksum,
+        "columns": dict(saved.columns),
         "fit": {
             "loglik": float(fit.loglik),
             "n_iter": int(fit.n_iter),
@@ -355,6 +370,7 @@ def _saved(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> SavedFi
         checksum=str(document["checksum"]),
         data=_frame(document["data"], arrays),
         rows=_saved_rows(document["rows"], arrays),
+        columns={str(name): str(value) for name, value in document.get("columns", {}).items()},
     )
 
 

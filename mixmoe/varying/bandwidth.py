@@ -5,7 +5,7 @@ References
 Fan, J. and Gijbels, I. (1996). Local Polynomial Modelling and Its Applications, section 4.2.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -65,6 +65,18 @@ class Bandwidths:
     gate: float | None
     table: pd.DataFrame | None = None
     gate_table: pd.DataFrame | None = None
+
+    @property
+    def searches(self) -> dict[str, dict[str, list[float]] | None]:
+        """The tables as plain lists, for files."""
+        tables = {"bandwidth": self.table, "gate_bandwidth": self.gate_table}
+        return {name: None if table is None else table.to_dict("list") for name, table in tables.items()}
+
+    @classmethod
+    def from_lists(cls, experts: float, gate: float | None, searches: Mapping[str, Any]) -> "Bandwidths":
+        """From the plain lists of `searches`; files of earlier versions have none."""
+        found = (searches.get(name) for name in ("bandwidth", "gate_bandwidth"))
+        return cls(experts, gate, *(None if lists is None else pd.DataFrame(lists) for lists in found))
 
 
 class _Model(Protocol):

@@ -183,11 +183,11 @@ class VCMoE:
     def from_saved(cls, saved: SavedFit, context: Mapping[str, Any] | None) -> VCMoEResults:
         """Results of a saved fit, see `mixmoe.load`."""
         settings = dict(saved.settings)
-        functions = np.array(settings.pop("functions"))
+        functions, searches = np.array(settings.pop("functions")), settings.pop("searches", {})
         model = cls(saved.formula, saved.data, context=context, **settings)
         model.design = restored(model.design, saved)
         problem = model.problem(float(settings["bandwidth"]), settings["gate_bandwidth"])
-        used = Bandwidths(float(settings["bandwidth"]), settings["gate_bandwidth"])
+        used = Bandwidths.from_lists(float(settings["bandwidth"]), settings["gate_bandwidth"], searches)
         return VCMoEResults(model.bound(problem, functions, used), saved.fit, saved.cov)
 
     def problem(self, bandwidth: float, gate_bandwidth: float | None = None) -> Problem:
@@ -210,7 +210,8 @@ class VCMoE:
         """The model with an estimate, as results need it."""
         experts = np.inf if problem.const.all() else used.experts
         gate = None if problem.const.all() or used.gate == used.experts else used.gate
-        settings = {**self.settings, "bandwidth": experts, "gate_bandwidth": gate, "functions": coef.tolist()}
+        settings = {**self.settings, "bandwidth": experts, "gate_bandwidth": gate}
+        settings |= {"functions": coef.tolist(), "searches": used.searches}
         return FittedVCMoE(
             self.formula,
             self.design,

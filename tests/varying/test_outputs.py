@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import mixmoe as mm
+from mixmoe.errors import SavedFileError
 from mixmoe.output.tables import told_apart
 
 FORMULA = "y ~ z1 | gate: x1 | vary: u"
@@ -77,3 +78,35 @@ def test_functions_keep_digits_whatever_their_scale(data, factor, shown):
     fit = quick("y ~ z1 | vary: u", data.assign(y=factor * data["y"]), experts=1)
     slope = next(table for table in fit.tables() if table.key == "expert1").cells[2][0]
     assert pd.Series([slope]).str.fullmatch(shown).all(), slope
+
+
+# ---- files ----
+
+
+def test_searches_survive_a_file(data, tmp_path):
+    fit = quick(FORMULA, data, bandwidth="cv", gate_bandwidth="cv", folds=2, n_grid=10)
+    fit.save(tmp_path / "fit.mixmoe")
+    back = mm.load(tmp_path / "fit.mixmoe")
+    pd.testing.assert_frame_equal(back.selection, fit.selection)
+    pd.testing.assert_frame_equal(back.gate_selection, fit.gate_selection)
+    assert str(back.summary()) == str(fit.summary())
+    assert len(back.curves("bandwidth")) == 1
+
+
+@pytest.mark.parametrize("name", ["y", "z1", "x1", "u", "id"])
+def test_other_data_are_refused_when_a_fit_is_loaded(data, tmp_path, name):
+    data = data.assign(id=[f"s{i // 5}" for i in range(len(data))])
+    fit = quick(FORMULA, data, cluster="id")
+    fit.save(tmp_path / "fit.mixmoe", data=False)
+    pd.testing.assert_frame_equal(mm.load(tmp_path / "fit.mixmoe", data).predict(), fit.predict())
+    other = data.copy()
+    other.loc[7, name] = other.loc[8, name] if name != "id" else "s99"
+    with pytest.raises(SavedFileError, match=f"not those of the fit: the {'response' if name == 'y' else 'column'}"):
+        mm.load(tmp_path / "fit.mixmoe", other)
+
+
+def test_a_saved_fit_can_be_cross_validated(data, tmp_path):
+    found = mm.select(
+        FORMULA, data, 1, bandwidth="cv", n_grid=10, folds=2, rng=0, starts=1, progress=False, checkpoint=tmp_path
+    )
+    assert np.isfinite(found.candidates[0].cv)
