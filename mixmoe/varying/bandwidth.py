@@ -67,7 +67,7 @@ class Bandwidths:
     gate_table: pd.DataFrame | None = None
 
     @property
-    def searches(self) -> dict[str, dict[str, list[float]] | None]:
+    def searches(self) -> dict[str, Any]:
         """The tables as plain lists, for files."""
         tables = {"bandwidth": self.table, "gate_bandwidth": self.gate_table}
         return {name: None if table is None else table.to_dict("list") for name, table in tables.items()}

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe._rows import NothingLeftError
 from mixmoe.arguments import checked_choice, checked_count, checked_rng
 from mixmoe.assess.effects import GatePoint
 from mixmoe.assess.residuals import Distribution
@@ -26,7 +27,14 @@ from mixmoe.varying.draws import draw_responses
 from mixmoe.varying.fitted import FittedVCMoE, reported_values
 from mixmoe.varying.glr import METHODS as NULL_LAWS
 from mixmoe.varying.glr import GLRRequest, GLRTest, asymptotic_p_values, test_functions, test_table, varying_names
-from mixmoe.varying.predict import KINDS, prediction_columns, prediction_rows, response_places
+from mixmoe.varying.predict import (
+    KINDS,
+    column_names,
+    nothing_predicted,
+    prediction_columns,
+    prediction_rows,
+    response_places,
+)
 from mixmoe.varying.profiles import SUBJECTS, BandRequest, band_frame, function_frame
 from mixmoe.varying.steps import posterior
 
@@ -214,7 +222,10 @@ class VCMoEResults(MoEResults):
             If a column is missing, a category is new, or the index leaves its range.
         """
         checked_choice(kind, "kind", KINDS)
-        rows = prediction_rows(self.model, new, kind == "posterior", extrapolate)
+        try:
+            rows = prediction_rows(self.model, new, kind == "posterior", extrapolate)
+        except NothingLeftError as error:
+            return nothing_predicted(new, column_names(self.model.n_experts, kind), error)
         return prediction_columns(self.model, rows, kind, checked_alpha(alpha))
 
     def fitted(self, kind: str = "marginal") -> pd.Series:

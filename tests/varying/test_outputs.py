@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import mixmoe as mm
-from mixmoe.errors import SavedFileError
+from mixmoe.errors import DroppedRowsWarning, SavedFileError
 from mixmoe.output.tables import told_apart
 
 FORMULA = "y ~ z1 | gate: x1 | vary: u"
@@ -110,3 +110,19 @@ def test_a_saved_fit_can_be_cross_validated(data, tmp_path):
         FORMULA, data, 1, bandwidth="cv", n_grid=10, folds=2, rng=0, starts=1, progress=False, checkpoint=tmp_path
     )
     assert np.isfinite(found.candidates[0].cv)
+
+
+# ---- predictions ----
+
+
+@pytest.mark.parametrize("kind", ["mean", "experts", "probabilities", "posterior", "interval"])
+@pytest.mark.parametrize("column", ["z1", "u"])
+def test_rows_that_are_all_incomplete_are_predicted_as_missing(data, fit, kind, column):
+    new = data.head(2).assign(**{column: np.nan})
+    with pytest.warns(DroppedRowsWarning, match=f"no row can be predicted: all 2 rows .*{column}: 2"):
+        found = fit.predict(new, kind)
+    assert found.isna().all(axis=None)
+    assert list(found.columns) == list(fit.predict(kind=kind).columns)
+    assert list(found.index) == list(new.index)
+    with pytest.warns(DroppedRowsWarning, match="no row can be predicted"):
+        assert len(fit.predict(new.to_dict("list"), kind)) == 2
