@@ -438,10 +438,11 @@ def _notes(table: Selection) -> tuple[str, ...]:
     if table.interrupted:
         notes.append("Interrupted: candidates are missing, or were not yet fitted from all starts.")
     notes += _remarks(table.candidates)
-    most = max((c.experts for c in table.candidates), default=1)
+    tried = {c.experts for c in table.candidates}
+    most = max(tried) if len(tried) > 1 else 0  # of one number none is the largest
     for name in ("bic", "icl"):
         place = _best(table.candidates, name)
-        if place is not None and table.candidates[place].experts == most > 1:
+        if place is not None and table.candidates[place].experts == most:
             notes.append(f"{name.upper()} is best at the largest number of experts that was tried: try more.")
     return tuple(notes)
 

@@ -40,7 +40,7 @@ class BandwidthSearch:
         Bandwidth in units of the index.
     table : DataFrame or None
         Columns ``bandwidth``, ``criterion`` (held-out log-likelihood per row) and ``std_error``, by bandwidth; missing
-        where a window has too few rows.
+        for a given candidate with too few rows in some window.
     """
 
     best: float
@@ -149,6 +149,10 @@ def search_bandwidth(
         finer = _between(tried, int(np.argmax(scores.mean(axis=1))))
         scores = np.vstack([scores, _scored(make, pilot, finer, members, n_jobs, progress)]) if finer else scores
         tried = [*tried, *finer]
+    else:  # what was asked for has a row, be there no value
+        unusable = [h for h in wanted if h not in tried]
+        scores = np.vstack([scores, np.full((len(unusable), folds), np.nan)])
+        tried = [*tried, *unusable]
     order = np.argsort(tried)
     table = pd.DataFrame(
         {
@@ -157,7 +161,7 @@ def search_bandwidth(
             "std_error": scores.std(axis=1, ddof=1)[order] / np.sqrt(folds),
         }
     )
-    return BandwidthSearch(float(table["bandwidth"].iloc[int(table["criterion"].to_numpy().argmax())]), table)
+    return BandwidthSearch(float(table["bandwidth"].iloc[int(np.nanargmax(table["criterion"].to_numpy()))]), table)
 
 
 def fold_members(n: int, clusters: IntArray | None, folds: int, rng: np.random.Generator) -> list[IntArray]:

@@ -127,12 +127,13 @@ class FittedVCMoE:
         -------
         ParamCov
         """
-        if kind not in ("robust", "cluster"):
-            raise ArgumentError(
-                f"cov_type must be 'robust' or 'cluster' for VCMoE, got {kind!r}; kernel weights make the inverse "
-                "information no covariance, and bands(method='bootstrap') offers the bootstrap"
-            )
+        checked_kind(kind)
         for name in options:
+            if name == "cluster":
+                raise ArgumentError(
+                    f"cluster={options[name]!r} belongs to the model of a VCMoE, whose bands and folds use it too; "
+                    "fit it with mm.fit(..., cluster='column')"
+                )
             if name != "correction":
                 raise ArgumentError(f"cov_type={kind!r} has no option {name!r}; it has 'correction'")
         correction = options.get("correction", True)
@@ -256,6 +257,20 @@ class FittedVCMoE:
             responsibilities=responsibilities,
             starts=Starts(starts, run.candidates, int((run.candidates > best - 0.5).sum())),
             flags=flags,
+        )
+
+
+def checked_kind(kind: str) -> None:
+    """Refuse a covariance that this family does not have.
+
+    Raises
+    ------
+    ArgumentError
+    """
+    if kind not in ("robust", "cluster"):
+        raise ArgumentError(
+            f"cov_type must be 'robust' or 'cluster' for VCMoE, got {kind!r}; kernel weights make the inverse "
+            "information no covariance, and bands(method='bootstrap') offers the bootstrap"
         )
 
 

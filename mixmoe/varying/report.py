@@ -14,10 +14,13 @@ from mixmoe.output.curves import Curve
 from mixmoe.output.tables import Cell, Table
 from mixmoe.results import column_facts
 from mixmoe.varying.fitted import FittedVCMoE
+from mixmoe.varying.profiles import AT_COVARIATES, profile_values
 
 Array = NDArray[np.float64]
 
 _PLAIN = (0.01, 1e5)  # sizes of functions that are shown without an exponent
+
+_IN_A_LINE = 3  # covariates whose values are named in a line beside a figure, in two lines
 
 PLOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -167,18 +170,29 @@ def _cell(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def band_curves(model: FittedVCMoE, frames: Mapping[str, pd.DataFrame]) -> tuple[Curve, ...]:
-    """Curves of frames of bands: a panel per term of the experts, one for probabilities."""
+def band_curves(
+    model: FittedVCMoE, frames: Mapping[str, pd.DataFrame], options: Mapping[str, Any]
+) -> tuple[Curve, ...]:
+    """Curves of frames of bands: a panel per term of the experts, one for probabilities.
+
+    Parameters
+    ----------
+    model : FittedVCMoE
+    frames : mapping of str to DataFrame
+        By what they are of.
+    options : mapping
+        Those of `VCMoEResults.bands` that were given.
+    """
     curves = []
     for of, frame in frames.items():
         if of == "coefficients":
             frame = frame[frame["block"] != "gate"]
         for name, part in frame.groupby("coefficient", sort=False):
-            curves.append(_curve(model, of, str(name), part))
+            curves.append(_curve(model, of, str(name), part, options))
     return tuple(curves)
 
 
-def _curve(model: FittedVCMoE, of: str, name: str, part: pd.DataFrame) -> Curve:
+def _curve(model: FittedVCMoE, of: str, name: str, part: pd.DataFrame, options: Mapping[str, Any]) -> Curve:
     index = str(model.design.names.index)
     expert = None if pd.isna(part["expert"].iloc[0]) else int(part["expert"].iloc[0])
     panel = {
@@ -204,8 +218,25 @@ def _curve(model: FittedVCMoE, of: str, name: str, part: pd.DataFrame) -> Curve:
         band_upper=value["band_high"],
         expert=expert,
         xlabel=index,
-        ylabel="",
+        ylabel=_value_label(model, of, options),
+        limits=f"{100 * options.get('level', 0.95):g} % pointwise",
+        bands=f"{100 * options.get('level', 0.95):g} % simultaneous",
     )
+
+
+def _value_label(model: FittedVCMoE, of: str, options: Mapping[str, Any]) -> str:
+    """What a line shows, and at which covariates."""
+    line = {"rbc": "corrected for bias", "undersmooth": "undersmoothed", "none": "local maxima"}
+    what = {"probabilities": "probability", "experts": "expected response", "mean": "expected response"}.get(
+        of, "value"
+    )
+    label = f"{what}, {line[options.get('bias', 'rbc')]}"
+    values = {} if of not in AT_COVARIATES else profile_values(model, of, options.get("at"))
+    at = [
+        f"{name} = {value:.3g}" if isinstance(value, float) else f"{name} = {value}" for name, value in values.items()
+    ]
+    lines = [", ".join(at[i : i + _IN_A_LINE]) for i in range(0, min(len(at), 2 * _IN_A_LINE), _IN_A_LINE)]
+    return "\n".join([label, *lines]) + (" ..." if len(at) > 2 * _IN_A_LINE else "")
 
 
 def bandwidth_curves(selection: pd.DataFrame, xlabel: str) -> tuple[Curve, ...]:

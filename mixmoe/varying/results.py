@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe._rows import NothingLeftError
-from mixmoe.arguments import checked_choice, checked_count, checked_rng
+from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_rng
 from mixmoe.assess.effects import GatePoint
 from mixmoe.assess.residuals import Distribution
 from mixmoe.em import EMFit
@@ -24,7 +24,7 @@ from mixmoe.varying import report
 from mixmoe.varying.bands import BIASES, METHODS, LevelProcess, checked_level
 from mixmoe.varying.dof import effective_df, fitness
 from mixmoe.varying.draws import draw_responses
-from mixmoe.varying.fitted import FittedVCMoE, reported_values
+from mixmoe.varying.fitted import FittedVCMoE, checked_kind, reported_values
 from mixmoe.varying.glr import METHODS as NULL_LAWS
 from mixmoe.varying.glr import GLRRequest, GLRTest, asymptotic_p_values, test_functions, test_table, varying_names
 from mixmoe.varying.predict import (
@@ -35,7 +35,7 @@ from mixmoe.varying.predict import (
     prediction_rows,
     response_places,
 )
-from mixmoe.varying.profiles import SUBJECTS, BandRequest, band_frame, function_frame
+from mixmoe.varying.profiles import AT_COVARIATES, SUBJECTS, BandRequest, band_frame, function_frame
 from mixmoe.varying.steps import posterior
 
 Array = NDArray[np.float64]
@@ -153,6 +153,7 @@ class VCMoEResults(MoEResults):
         checked_choice(bias, "bias", BIASES)
         checked_count(draws, "draws", least=100)
         checked_count(n_boot, "n_boot", least=19)
+        n_jobs = checked_jobs(n_jobs)
         request = BandRequest(of, checked_level(level), method, bias, at, draws, n_boot, n_jobs, progress)
         return band_frame(self.model, self._process(bias), request, checked_rng(rng))
 
@@ -189,7 +190,7 @@ class VCMoEResults(MoEResults):
         """
         checked_choice(method, "method", NULL_LAWS)
         checked_count(n_boot, "n_boot", least=19)
-        request = GLRRequest(method, n_boot, n_jobs, progress)
+        request = GLRRequest(method, n_boot, checked_jobs(n_jobs), progress)
         if which is None:
             return test_table(self.model, [*varying_names(self.model), "all"], request, checked_rng(rng))
         return test_functions(self.model, which, request, checked_rng(rng))
@@ -243,6 +244,23 @@ class VCMoEResults(MoEResults):
         at = prediction_rows(self.model, data, True, True)
         return float(posterior(at.rows, self.model.problem.family, at.natural).loglik)
 
+    def with_cov(self, kind: str, **options: Any) -> Self:
+        """The same fit with another covariance of the estimates.
+
+        Parameters
+        ----------
+        kind : {"robust", "cluster"}
+            Over clusters only if the model was fitted with ``cluster=``.
+        **options
+            ``correction=False`` leaves out the small-sample correction.
+
+        Returns
+        -------
+        VCMoEResults
+        """
+        checked_kind(kind)
+        return super().with_cov(kind, **options)
+
     def relabel(self, order: Sequence[int]) -> Self:
         """The same fit with experts in another order.
 
@@ -295,6 +313,7 @@ class VCMoEResults(MoEResults):
         Returns
         -------
         tuple of Curve
+            ``y`` is the center of the bands, corrected for bias unless ``bias=`` says otherwise.
         """
         checked_choice(kind, "kind", self._curve_kinds)
         if kind in ("bandwidth", "gate_bandwidth"):
@@ -302,10 +321,44 @@ class VCMoEResults(MoEResults):
             if table is None:
                 raise ArgumentError(f"there is no search to draw, {kind}={getattr(self, kind):.4g}; use {kind}='cv'")
             return report.bandwidth_curves(table, f"{kind.replace('_', ' ')} ({self.model.design.names.index})")
-        options = {"rng": SEED, **options}
-        wanted = [of for of in report.PLOTS[kind] if of != "probabilities" or self.model.n_experts > 1]
-        frames = {of: self.bands(of, **options) for of in wanted}
-        return report.band_curves(self.model, frames)
+        return report.band_curves(self.model, self._drawn_bands(kind, {"rng": SEED, **options}), options)
+
+    def _drawn_bands(self, kind: str, options: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+        """Bands that a figure shows; covariate values go to those that depend on some."""
+        if self.model.problem.const.all():
+            raise ArgumentError(
+                f"no function of this fit varies along {self.model.design.names.index}, so there is no curve to draw, "
+                f"got kind={kind!r}; to_frame() has the constants, and plot('responsibilities') draws the experts"
+            )
+        alone = self.model.n_experts == 1 and kind == "functions"
+        wanted = [of for of in report.PLOTS[kind] if of != "probabilities" or not alone]
+        shared = any(of in AT_COVARIATES for of in wanted)
+        without = {name: value for name, value in options.items() if name != "at" or not shared}
+        return {of: self.bands(of, **(options if of in AT_COVARIATES else without)) for of in wanted}
+
+    def plot(self, kind: str | None = None, ax: Any = None, **options: Any) -> Any:
+        """A figure; needs matplotlib.
+
+        Parameters
+        ----------
+        kind : str, optional
+            One of the kinds of `curves`, by default ``"functions"``; ``"responsibilities"``; or of `panels`.
+        ax : matplotlib Axes, optional
+            Where to draw.
+        **options
+            Passed to `curves` or `panels`.
+
+        Returns
+        -------
+        Figure, or `ax` if given
+
+        Notes
+        -----
+        A line is the center of its bands, which is corrected for bias unless ``bias=`` says otherwise and therefore
+        not quite the estimate of `summary`, `functions` and `predict`. The darker shade holds the pointwise limits, the
+        lighter one between dotted lines the simultaneous band. Where bands are very wide they run out of the figure.
+        """
+        return super().plot(kind, ax, **options)
 
     _default_plot = "functions"
     _curve_kinds = tuple(report.PLOTS)

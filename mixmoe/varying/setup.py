@@ -199,7 +199,7 @@ def checked_index(index: Array, name: str) -> None:
     if distinct < 4:
         raise DesignError(
             f"the index {name!r} has only {distinct} different values, at least 4 are needed for local lines; "
-            f"use it as a factor, C({name}), in the formula"
+            f"leave out vary: and use it as a factor, C({name}), among the terms of experts and gate"
         )
 
 

@@ -4,12 +4,13 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
 import mixmoe as mm
-from mixmoe.errors import DroppedRowsWarning, SavedFileError
+from mixmoe.errors import ArgumentError, DesignError, DroppedRowsWarning, FormulaError, SavedFileError
 from mixmoe.output.tables import told_apart
 
 FORMULA = "y ~ z1 | gate: x1 | vary: u"
@@ -126,3 +127,124 @@ def test_rows_that_are_all_incomplete_are_predicted_as_missing(data, fit, kind, 
     assert list(found.index) == list(new.index)
     with pytest.warns(DroppedRowsWarning, match="no row can be predicted"):
         assert len(fit.predict(new.to_dict("list"), kind)) == 2
+
+
+# ---- figures ----
+
+
+def test_a_figure_says_what_its_lines_and_shades_are(fit):
+    figure = fit.plot(at={"x1": 0.5}, level=0.9)
+    first, *others = figure.axes
+    entries = [text.get_text() for text in first.get_legend().get_texts()]
+    assert entries == ["expert 1", "expert 2", "90 % pointwise", "90 % simultaneous"]
+    assert first.get_ylabel() == "value, corrected for bias"
+    assert others[-1].get_ylabel() == "probability, corrected for bias\nx1 = 0.5"
+    assert len(others[-1].get_legend().get_texts()) == 2
+    alone = fit.plot("means", bias="none").axes[0].get_ylabel()
+    assert alone.startswith("expected response, local maxima\nz1 = ")
+    assert "x1 = " in alone
+    plt.close("all")
+
+
+def test_figures_that_cannot_be_say_why(data):
+    with pytest.raises(ArgumentError, match="needs at least 2 experts, got 1, whose probability is one"):
+        quick("y ~ z1 | vary: u", data, experts=1).plot("probabilities")
+    with pytest.raises(ArgumentError, match="no function of this fit varies along u, so there is no curve to draw"):
+        quick(FORMULA, data, bandwidth=np.inf).plot()
+
+
+# ---- arguments ----
+
+
+@pytest.mark.parametrize(
+    ("of", "at", "message"),
+    [
+        ("coefficients", {"q": 1}, r"at={'q': 1} is for of= 'probabilities', 'experts', 'mean', got of='coefficients'"),
+        ("differences", {"z1": "a"}, "got of='differences', which depends on no covariates"),
+        ("mean", {"y": 3}, "at names 'y', which is no covariate of the model; it has 'z1', 'x1'"),
+        ("mean", {"z1": "a"}, "at={'z1': 'a'} cannot be used"),
+    ],
+)
+def test_covariate_values_that_cannot_be_used(fit, of, at, message):
+    with pytest.raises(ArgumentError, match=message):
+        fit.bands(of, at=at)
+
+
+def test_no_processes(fit):
+    for call in (fit.bands, fit.test_varying):
+        with pytest.raises(ArgumentError, match="n_jobs must be a whole number of at least 1, got 0"):
+            call(n_jobs=0)
+
+
+@pytest.mark.parametrize("name", ["estimate", "center", "expert", "term", "coefficient", "band_high"])
+def test_an_index_is_not_called_as_a_column_of_the_frames(data, name):
+    with pytest.raises(DesignError, match=f"the index is called '{name}', as is a column of functions"):
+        quick(f"y ~ z1 | vary: {name}", data.assign(**{name: data["u"]}), experts=1)
+
+
+def test_covariances_that_it_does_not_have(data, fit):
+    for call in (fit.with_cov, lambda kind: quick(FORMULA, data, cov_type=kind)):
+        with pytest.raises(ArgumentError, match="cov_type must be 'robust' or 'cluster' for VCMoE, got 'hc3'"):
+            call("hc3")
+    with pytest.raises(ArgumentError, match=r"fit it with mm.fit\(..., cluster='column'\)"):
+        fit.with_cov("cluster", cluster="id")
+
+
+def test_a_start_of_another_model_says_how_it_differs(data, fit):
+    with pytest.raises(ArgumentError, match=r"start has experts=2, 2 columns of .*, this model experts=4, .*one fewer"):
+        quick(FORMULA, data, experts=4, start=fit)
+    with pytest.raises(ArgumentError, match="start must be the results of a VCMoE, got Series"):
+        quick(FORMULA, data, start=fit.params)
+
+
+def test_a_candidate_that_cannot_be_fitted_keeps_its_row(data):
+    model = mm.VCMoE(FORMULA, data.head(120), n_grid=20)
+    found = model.select_bandwidth(0, candidates=[0.04, 0.4], folds=2)
+    assert list(found.table["bandwidth"]) == [0.04, 0.4]
+    assert list(found.table["criterion"].isna()) == [True, False]
+    assert found.best == 0.4
+
+
+@pytest.mark.parametrize(
+    ("formula", "options", "message"),
+    [
+        (
+            "y ~ z1",
+            {"bandwidth": 0.3},
+            "no option 'bandwidth'; VCMoE has, which fits formulas with a section 'vary: u'",
+        ),
+        ("y ~ z1 | vary: u", {"cov_re": "common"}, "no option 'cov_re'; MEMoE has, which fits formulas without"),
+        ("y ~ z1", {"bandwith": 0.3}, "no option 'bandwith'; it has"),
+    ],
+)
+def test_options_of_the_other_family_say_whose_they_are(data, formula, options, message):
+    with pytest.raises(ArgumentError, match=message):
+        mm.fit(formula, data, **options)
+
+
+def test_trials_are_not_written_into_the_response(data):
+    counts = data.assign(s=1, m=2)
+    with pytest.raises(FormulaError, match=r"successes of trials as s ~ \.\.\. with trials='column'"):
+        mm.fit("s/m ~ z1 | vary: u", counts, family="binomial")
+    with pytest.raises(DesignError, match=r"write successes as the response, .* trials='column'"):
+        mm.fit("cbind(s, m) ~ z1 | vary: u", counts, family="binomial")
+
+
+def test_an_index_of_another_type_is_told_what_to_do(data):
+    with pytest.raises(DesignError, match=r"must be numeric, .*to days: times / pd.Timedelta\(days=1\)"):
+        quick(FORMULA, data.assign(u=pd.to_timedelta(data["u"], unit="D")))
+    with pytest.raises(DesignError, match=r"only 2 different values, .*leave out vary: and use it as a factor"):
+        quick(FORMULA, data.assign(u=data["u"] > 0.5))
+
+
+def test_a_lag_is_not_taken_for_a_logarithm(data):
+    with pytest.warns(DroppedRowsWarning, match=r"lag\(z1\) has nothing before the first rows$"):
+        quick("y ~ lag(z1) | vary: u", data, experts=1)
+    with pytest.warns(DroppedRowsWarning, match=r"log\(z1\) may be undefined there"), np.errstate(all="ignore"):
+        quick("y ~ log(z1) | vary: u", data.assign(z1=data["z1"] + 2.0), experts=1)
+
+
+@pytest.mark.parametrize(("experts", "said"), [([2], False), ([1, 2], True)])
+def test_one_number_of_experts_is_not_the_largest(data, experts, said):
+    found = mm.select(FORMULA, data, experts, bandwidth=0.4, n_grid=10, rng=0, starts=2, progress=False)
+    assert ("at the largest number of experts" in str(found.summary())) is said
