@@ -1,5 +1,6 @@
 """What every fitted model offers: estimates, tests, tables, figures, files."""
 
+import inspect
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -205,6 +206,7 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         caption: str | None = None,
         label: str | None = None,
         standalone: bool = False,
+        **options: Any,
     ) -> str:
         """Tables as LaTeX that needs only the package booktabs.
 
@@ -217,18 +219,22 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         caption, label : str, optional
         standalone : bool
             A whole document instead of a fragment.
+        **options
+            Of `tables`: ``alpha=`` ...
 
         Returns
         -------
         str
         """
-        chosen = _chosen(self, tables)
+        chosen = _chosen(self, tables, options)
         title = _title(self) if caption is None else caption
         return written(latex(chosen, title, label, _notes(self), standalone), path)
 
-    def to_markdown(self, path: PathLike | None = None, tables: Sequence[str] | str | None = None) -> str:
+    def to_markdown(
+        self, path: PathLike | None = None, tables: Sequence[str] | str | None = None, **options: Any
+    ) -> str:
         """Tables as Markdown; see `to_latex`."""
-        return written(markdown(_chosen(self, tables), notes=_notes(self)), path)
+        return written(markdown(_chosen(self, tables, options), notes=_notes(self)), path)
 
     def to_frame(self, alpha: float = 0.05) -> pd.DataFrame:
         """One row per parameter.
@@ -491,9 +497,15 @@ def _notes(results: MoEResults) -> tuple[str, ...]:
     return (about, *(flag.message for flag in results.flags))
 
 
-def _chosen(results: MoEResults, keys: Sequence[str] | str | None) -> tuple[Table, ...]:
+def _chosen(results: MoEResults, keys: Sequence[str] | str | None, options: Mapping[str, Any]) -> tuple[Table, ...]:
     """Tables for a paper: the asked ones, or all but the header."""
-    tables = results.tables()
+    known = inspect.signature(results.tables).parameters
+    for name in options:
+        if name not in known:
+            raise ArgumentError(
+                f"tables of {results.model.family_name} have no option {name!r}; they have {', '.join(known)}"
+            )
+    tables = results.tables(**options)
     return choose(tables, [t.key for t in tables if t.key != "header"] if keys is None else keys)
 
 

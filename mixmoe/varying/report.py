@@ -1,7 +1,7 @@
 """Tables and curves of a fitted varying-coefficient mixture."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from mixmoe.inference.covariance import DESCRIPTIONS
 from mixmoe.output.curves import Curve
-from mixmoe.output.tables import Cell, Table
+from mixmoe.output.tables import Cell, Table, told_apart
 from mixmoe.results import column_facts
 from mixmoe.varying.fitted import FittedVCMoE
-from mixmoe.varying.profiles import AT_COVARIATES, profile_values
+from mixmoe.varying.profiles import AT_COVARIATES, function_frame, profile_values
+from mixmoe.varying.setup import checked_numbers
 
 Array = NDArray[np.float64]
 
@@ -102,21 +103,58 @@ def constant_tables(model: FittedVCMoE, frame: pd.DataFrame, alpha: float) -> tu
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Index values at which functions are tabulated.
+
+    Attributes
+    ----------
+    heads : tuple of str
+        Heads of the columns.
+    values : ndarray, shape (Q,), or None
+        Index values; None for the tabulated points of the model.
+    estimates : mapping of str to ndarray, shape (Q,)
+        Of each function at the values; empty for the tabulated points.
+    """
+
+    heads: tuple[str, ...]
+    values: Array | None
+    estimates: Mapping[str, Array]
+
+
+def places(model: FittedVCMoE, at: Any) -> Places:
+    """The tabulated points of the model, or other index values.
+
+    Raises
+    ------
+    ArgumentError
+        If a value lies outside the range of the index.
+    """
+    index = model.design.names.index
+    if at is None:
+        return Places(tuple(f"{index}={u}" for u in model.points_shown(3)), None, {})
+    values = np.unique(checked_numbers(at, "at"))
+    frame = function_frame(model, values)
+    estimates = {str(name): part["estimate"].to_numpy() for name, part in frame.groupby("coefficient", sort=False)}
+    return Places(tuple(f"{index}={u}" for u in told_apart(values.tolist(), 3)), values, estimates)
+
+
 def function_tables(
-    model: FittedVCMoE, bands: pd.DataFrame | None, p_values: Mapping[str, float], level: float
+    model: FittedVCMoE, bands: pd.DataFrame | None, p_values: Mapping[str, float], level: float, at: Any = None
 ) -> tuple[Table, ...]:
-    """One table per expert and one for the gate: range, test of constancy, values with bands at quantiles."""
+    """One table per expert and one for the gate: range, test of constancy, values with bands at quantiles or `at`."""
     if bands is None:
         return ()
+    shown = places(model, at)
     tables = []
     shares = model.problem.slots.n_experts
     for c in range(1, shares + 1):
         part = bands[(bands["expert"] == c) & bands["block"].isin(["expert", "residual"])]
         title = f"Expert {c}: functions of the index"
-        tables.append(_function_table(model, part, p_values, f"expert{c}", title))
+        tables.append(_function_table(model, part, p_values, f"expert{c}", title, shown))
     gate = bands[bands["block"] == "gate"]
     title = "Gate: functions of the index (log odds against expert 1)"
-    tables.append(_function_table(model, gate, p_values, "gate", title))
+    tables.append(_function_table(model, gate, p_values, "gate", title, shown))
     *others, last = [table for table in tables if table.index]
     return (*others, replace(last, notes=(_about_functions(str(model.design.names.index), level),)))
 
@@ -131,10 +169,9 @@ def _about_functions(index: str, level: float) -> str:
 
 
 def _function_table(
-    model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, float], key: str, heading: str
+    model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, float], key: str, heading: str, at: Places
 ) -> Table:
-    index = str(model.design.names.index)
-    points = model.points
+    grid, points = model.problem.windows.grid, model.points
     names: list[str] = []
     cells: list[tuple[Cell, ...]] = []
     for name, part in bands.groupby("coefficient", sort=False):
@@ -144,16 +181,21 @@ def _function_table(
         estimate = values["estimate"]
         show = _format_for(float(np.abs(estimate).max()))
         span = f"{show(estimate.min())} to {show(estimate.max())}"
-        cells.append((span, p_values.get(str(name)), *(show(estimate[g]) for g in points)))
-        limits = (f"{show(values['band_low'][g])}, {show(values['band_high'][g])}" for g in points)
+        value = at.estimates.get(str(name), estimate[points])
+        low, high = (
+            values[end][points] if at.values is None else np.interp(at.values, grid, values[end])
+            for end in ("band_low", "band_high")
+        )
+        cells.append((span, p_values.get(str(name)), *map(show, value)))
+        limits = (f"{show(a)}, {show(b)}" for a, b in zip(low, high, strict=True))
         cells.append((None, None, *limits))
     return Table(
         key=key,
         title=heading,
-        columns=("Range", "P const.", *(f"{index}={u}" for u in model.points_shown(3))),
+        columns=("Range", "P const.", *at.heads),
         index=tuple(names),
         cells=tuple(cells),
-        formats=("num", "p", *("num" for _ in points)),
+        formats=("num", "p", *("num" for _ in at.heads)),
     )
 
 

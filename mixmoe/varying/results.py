@@ -282,21 +282,38 @@ class VCMoEResults(MoEResults):
         fit = replace(self.em, params=params, responsibilities=self.em.responsibilities[:, places])
         return type(self)(model, fit, model.covariance(fit, self.cov.kind))
 
-    def tables(self, alpha: float = 0.05) -> tuple[Table, ...]:
+    def tables(self, alpha: float = 0.05, at: Any = None) -> tuple[Table, ...]:
         """Header, constants, and per expert and gate the functions.
 
-        Of each function: its range, the p-value of the asymptotic GLR test that it is constant, and values with
-        bands at quantiles of the index.
+        Parameters
+        ----------
+        alpha : float
+            One minus the level of the limits.
+        at : array-like, optional
+            Index values at which functions are tabulated, by default grid points at five quantiles of the index; limits
+            of bands between grid points are interpolated.
+
+        Returns
+        -------
+        tuple of Table
+            Of each function: its range, the p-value of the asymptotic GLR test that it is constant, and values with
+            bands.
         """
         level = 1.0 - checked_alpha(alpha)
         frame = self.bands(level=level, rng=SEED) if not self.model.problem.const.all() else None
         header = header_table(report.facts(self))
         constants = report.constant_tables(self.model, self.to_frame(alpha), alpha)
-        return (header, *constants, *report.function_tables(self.model, frame, self._constancy(), level))
+        return (header, *constants, *report.function_tables(self.model, frame, self._constancy(), level, at))
 
-    def summary(self, alpha: float = 0.05) -> Summary:
-        """Header, constants, functions and notes; prints as text, and has as_html(), as_latex(), as_markdown()."""
-        return Summary(report.title(self), self.tables(alpha), report.notes(self))
+    def summary(self, alpha: float = 0.05, at: Any = None) -> Summary:
+        """Header, constants, functions and notes; prints as text, and has as_html(), as_latex(), as_markdown().
+
+        Parameters
+        ----------
+        alpha, at
+            See `tables`.
+        """
+        return Summary(report.title(self), self.tables(alpha, at), report.notes(self))
 
     def curves(self, kind: str = "functions", **options: Any) -> tuple[Curve, ...]:
         """Curves of a figure.

@@ -248,3 +248,36 @@ def test_a_lag_is_not_taken_for_a_logarithm(data):
 def test_one_number_of_experts_is_not_the_largest(data, experts, said):
     found = mm.select(FORMULA, data, experts, bandwidth=0.4, n_grid=10, rng=0, starts=2, progress=False)
     assert ("at the largest number of experts" in str(found.summary())) is said
+
+
+# ---- tables at other index values ----
+
+
+@pytest.mark.parametrize("door", ["to_latex", "to_markdown", "summary"])
+def test_functions_are_tabulated_at_chosen_values(fit, door):
+    text = str(getattr(fit, door)(at=[0.6, 0.25, 0.3333]))
+    assert [text.count(head) > 0 for head in ("u=0.25", "u=0.333", "u=0.6")] == [True] * 3
+    assert "u=0.1" not in text.replace("Index", "")
+
+
+def test_values_at_chosen_places_are_those_of_the_functions(fit):
+    at = [0.25, 0.6]
+    table = next(table for table in fit.tables(at=at) if table.key == "expert2")
+    slopes = fit.functions(at).query("coefficient == 'expert2.z1'")["estimate"]
+    assert list(table.cells[2][2:]) == [f"{value:.3f}" for value in slopes]
+    low, high = (float(part) for part in table.cells[3][2].split(", "))
+    bands = fit.bands(rng=20260101).query("coefficient == 'expert2.z1'")
+    near = bands[bands["u"].between(0.25 - 0.08, 0.25 + 0.08)]
+    assert near["band_low"].min() <= low + 1e-3
+    assert high - 1e-3 <= near["band_high"].max()
+    with pytest.raises(ArgumentError, match="must lie within the range of the index"):
+        fit.to_latex(at=[2.0])
+    with pytest.raises(ArgumentError, match=r"tables of VCMoE have no option 'att'; they have alpha, at"):
+        fit.to_latex(att=[0.5])
+
+
+def test_the_simulator_has_its_formula():
+    for experts, formula in ((1, "y ~ z1 | vary: u"), (2, FORMULA)):
+        sim = mm.simulate.vcmoe(n=200, experts=experts, rng=1)
+        assert sim.formula == formula
+        assert mm.VCMoE(sim.formula, sim.data, experts=experts).n_experts == experts
