@@ -319,6 +319,17 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         return ("trajectories", "gate")
 
     @property
+    def _rivals(self) -> int:
+        """End points among which those that reached the best are counted."""
+        return self.em.starts.n_starts
+
+    @property
+    def _starts_words(self) -> str:
+        """What the starts led to."""
+        starts = self.em.starts
+        return f"{starts.n_starts} starts, {starts.n_replicated} of which reached the best log-likelihood"
+
+    @property
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]:
         """Further lines of the header."""
         return ()

@@ -425,7 +425,7 @@ def _cells(c: Candidate, shown: Sequence[str], marked: set[str]) -> tuple[Cell, 
     ]
     smallest = float(fit.em.responsibilities.mean(axis=0).min())
     entropy = fit.entropy if c.experts > 1 else None
-    starts = f"{fit.em.starts.n_replicated}/{fit.em.starts.n_starts}"
+    starts = f"{fit.em.starts.n_replicated}/{fit._rivals}"
     return (fit.llf, fit.df_model, *texts, entropy, smallest, starts)
 
 
@@ -433,7 +433,7 @@ def _notes(table: Selection) -> tuple[str, ...]:
     """What the columns mean, and what must be known of single candidates."""
     notes = [
         "* best value of the criterion (CV: largest). smallest: share of the smallest expert. starts: how many of the "
-        "starts reached the best log-likelihood."
+        "starts (of a VCMoE: of the distinct ones that went on) reached the best log-likelihood."
     ]
     if table.interrupted:
         notes.append("Interrupted: candidates are missing, or were not yet fitted from all starts.")

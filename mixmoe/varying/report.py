@@ -45,11 +45,7 @@ def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
     """Label and value of each line of the header."""
     model, em = results.model, results.em
     problem, dropped = model.problem, model.design.dropped
-    gate = model.settings["gate_bandwidth"]
     span = f"{model.design.names.index}, {problem.windows.grid[0]:.4g} to {problem.windows.grid[-1]:.4g}"
-    finished = (
-        f"{em.starts.n_replicated} of {len(em.starts.logliks)} candidates ({em.starts.n_starts} starts of each kind)"
-    )
     return (
         ("Formula", model.formula.text),
         ("Family", problem.family.name),
@@ -58,8 +54,7 @@ def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
         ("Rows dropped", f"{dropped.n_rows} ({dropped})" if dropped.n_rows else 0),
         *column_facts(model),
         ("Index", span),
-        ("Bandwidth", _bandwidth_text(results.bandwidth, model.selection)),
-        ("Gate bandwidth", None if gate is None else _bandwidth_text(gate, model.gate_selection)),
+        *bandwidth_facts(results),
         ("Grid points", problem.windows.n_grid),
         ("Log-likelihood", results.llf),
         ("Effective parameters", float(results.effective_df)),
@@ -69,7 +64,16 @@ def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
         ("Entropy", results.entropy if model.n_experts > 1 else None),
         ("Covariance", results.cov_type),
         ("Converged", "yes" if results.converged else "NO"),
-        ("Best value reached by", finished if em.starts.n_starts > 1 and model.n_experts > 1 else None),
+        ("Random starts", results._starts_words if em.starts.n_starts > 1 and model.n_experts > 1 else None),
+    )
+
+
+def bandwidth_facts(results: Any) -> tuple[tuple[str, Cell], ...]:
+    """The bandwidths and how they were found."""
+    gate = results.model.settings["gate_bandwidth"]
+    return (
+        ("Bandwidth", _bandwidth_text(results.bandwidth, results.selection)),
+        ("Gate bandwidth", None if gate is None else _bandwidth_text(gate, results.gate_selection)),
     )
 
 

@@ -18,7 +18,7 @@ from mixmoe.inference.covariance import ParamCov
 from mixmoe.inference.intervals import checked_alpha
 from mixmoe.output.curves import Curve
 from mixmoe.output.summary import Summary, header_table
-from mixmoe.output.tables import Table
+from mixmoe.output.tables import Cell, Table
 from mixmoe.results import MoEResults
 from mixmoe.varying import report
 from mixmoe.varying.bands import BIASES, METHODS, LevelProcess, checked_level
@@ -376,6 +376,20 @@ class VCMoEResults(MoEResults):
         lighter one between dotted lines the simultaneous band. Where bands are very wide they run out of the figure.
         """
         return super().plot(kind, ax, **options)
+
+    @property
+    def _rivals(self) -> int:
+        return len(self.em.starts.logliks)
+
+    @property
+    def _starts_words(self) -> str:
+        """Of many random starts only few distinct ones go on, so that the best is not counted among all of them."""
+        reached = f"{self._rivals} distinct went on, {self.em.starts.n_replicated} to the best"
+        return f"{self.em.starts.n_starts} of each kind, {reached}"
+
+    @property
+    def _more_facts(self) -> tuple[tuple[str, Cell], ...]:
+        return report.bandwidth_facts(self)
 
     _default_plot = "functions"
     _curve_kinds = tuple(report.PLOTS)

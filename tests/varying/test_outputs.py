@@ -281,3 +281,27 @@ def test_the_simulator_has_its_formula():
         sim = mm.simulate.vcmoe(n=200, experts=experts, rng=1)
         assert sim.formula == formula
         assert mm.VCMoE(sim.formula, sim.data, experts=experts).n_experts == experts
+
+
+# ---- reports ----
+
+
+def test_what_starts_led_to_is_counted_among_those_that_went_on(data):
+    fit = quick(FORMULA, data, starts=6)
+    kept, best = len(fit.em.starts.logliks), fit.em.starts.n_replicated
+    words = f"6 of each kind, {kept} distinct went on, {best} to the best"
+    assert words in str(fit.summary())
+    found = mm.select(FORMULA, data, [2], bandwidth=0.3, n_grid=15, rng=0, starts=6, progress=False)
+    chosen = found.candidates[0].results.em.starts
+    assert f"{chosen.n_replicated}/{len(chosen.logliks)}" in str(found.summary())
+
+
+def test_a_report_speaks_of_this_family(data, tmp_path):
+    fit = quick(FORMULA, data, bandwidth="cv", folds=2)
+    fit.report(tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert f"{fit.bandwidth:.4g} (cross-validated)" in page
+    assert "each complete row is used" in page
+    assert "mm.select(dispersion=[...])" in page
+    assert "cov_re" not in page
+    assert "subjects contribute" not in page
