@@ -19,8 +19,8 @@ from mixmoe.assess.expert_tests import ExpertTests
 from mixmoe.assess.mixins import Assessment
 from mixmoe.design import Design
 from mixmoe.em import EMFit
-from mixmoe.errors import ArgumentError, FormulaError, MixmoeError, MixmoeWarning, SavedFileError
-from mixmoe.formula import MoEFormula, parse_formula, require_safe
+from mixmoe.errors import ArgumentError, MixmoeError, MixmoeWarning, SavedFileError
+from mixmoe.formula import MoEFormula
 from mixmoe.inference.covariance import DESCRIPTIONS, ParamCov, checked_cov_type
 from mixmoe.inference.intervals import checked_alpha
 from mixmoe.inference.labelled import LabelledResults
@@ -34,7 +34,16 @@ from mixmoe.output.latex import latex
 from mixmoe.output.markdown import markdown
 from mixmoe.output.plots import draw, draw_responsibilities
 from mixmoe.output.plots_panels import draw_panels
-from mixmoe.output.saved import SavedFit, SavedRows, checksum, fingerprints, read, write
+from mixmoe.output.saved import (
+    SavedFit,
+    SavedRows,
+    check_same_model,
+    checksum,
+    fingerprints,
+    read,
+    require_safe_formula,
+    write,
+)
 from mixmoe.output.summary import Summary, header_table, parameter_tables
 from mixmoe.output.tables import Cell, Table, choose
 from mixmoe.report.mixin import Reporting
@@ -282,7 +291,7 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         -------
         MoEResults
         """
-        return type(self)(self.model, self.em, self.model.covariance(self.em, checked_cov_type(kind), **options))
+        return type(self)(self.model, self.em, self.model.covariance(self.em, self._checked_cov(kind), **options))
 
     def plot(self, kind: str | None = None, ax: Any = None, **options: Any) -> Any:
         """A figure; needs matplotlib.
@@ -312,6 +321,7 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         return draw(self.curves(kind, **options), self._observed(kind, **options), ax)
 
     _default_plot = "trajectories"
+    _checked_cov = staticmethod(checked_cov_type)
 
     @property
     def _curve_kinds(self) -> tuple[str, ...]:
@@ -406,7 +416,7 @@ def load(
     families : mapping of str to class
         Known families by name.
     data : DataFrame, optional
-        The data of the fit, if it was saved without them.
+        The data of the fit, if it was saved without them; others are refused.
     context : mapping, optional
         Functions and constants that the formula uses. Giving it allows any formula to be evaluated, so do that only for
         files that you trust; without it a formula may use only the built-in transforms.
@@ -424,13 +434,13 @@ def load(
     if saved.family not in families:
         raise SavedFileError(f"{str(path)!r} holds a {saved.family!r}, known are {', '.join(map(repr, families))}")
     if context is None:
-        _require_safe(saved, path)
+        require_safe_formula(saved, path)
     if saved.data is None and data is None:
         raise SavedFileError(
             f"{str(path)!r} was saved without data, from which the terms of its formula are made; pass the data of the "
             "fit as load(..., data=frame)"
         )
-    whole = saved if saved.data is not None else _with_data(saved, data)
+    whole = saved if saved.data is not None else replace(saved, data=whole_frame(data), rows=None)
     with warnings.catch_warnings():  # dropped rows and columns were reported when the model was fitted
         warnings.simplefilter("ignore", MixmoeWarning)
         try:
@@ -439,7 +449,7 @@ def load(
             raise SavedFileError(
                 f"the model in {str(path)!r} cannot be rebuilt from these data, which are not those of the fit: {error}"
             ) from error
-    _check_rebuilt(results, saved, path)
+    check_same_model(saved, path, results.model.layout.names, results.model.design)
     return results
 
 
@@ -586,41 +596,3 @@ def restored(design: Design, saved: SavedFit) -> Design:
         raise SavedFileError(f"a saved fit with {design.n_input} rows has {len(rows.position)} places for them")
     dropped = type(design.dropped)(rows.n_dropped, rows.dropped_by_column)
     return replace(design, position=rows.position[design.position], n_input=rows.n_input, dropped=dropped)
-
-
-def _require_safe(saved: SavedFit, path: PathLike) -> None:
-    """Refuse a formula that could run code."""
-    try:
-        require_safe(parse_formula(saved.formula))
-    except FormulaError as error:
-        raise SavedFileError(
-            f"the formula in {str(path)!r} is not limited to the built-in transforms, so it is not evaluated; if "
-            f"you trust the file, give load(..., context={{...}}) with the names it uses.\n{error}"
-        ) from error
-
-
-def _with_data(saved: SavedFit, data: Any) -> SavedFit:
-    return replace(saved, data=whole_frame(data), rows=None)
-
-
-def _check_rebuilt(results: MoEResults, saved: SavedFit, path: PathLike) -> None:
-    """Refuse a model that is not the one that was saved."""
-    names = results.model.layout.names
-    if names != saved.names:
-        wrong = next((a for a in (*saved.names, *names) if (a in saved.names) != (a in names)), saved.names[0])
-        raise SavedFileError(
-            f"the model rebuilt from {str(path)!r} has other parameters, the first is {wrong!r}; "
-            "pass the data of the fit"
-        )
-    if checksum(results.model.design.response) != saved.checksum:
-        raise SavedFileError(
-            f"the data given for {str(path)!r} are not those of the fit: the response differs; pass the data of the fit"
-        )
-    if saved.data is None and saved.columns:
-        given = fingerprints(results.model.design.frame)
-        other = [name for name, mark in saved.columns.items() if given.get(name) != mark]
-        if other:
-            raise SavedFileError(
-                f"the data given for {str(path)!r} are not those of the fit: the column {other[0]!r} differs; pass the "
-                "data of the fit"
-            )

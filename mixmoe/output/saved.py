@@ -17,8 +17,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe.design import Design
 from mixmoe.em import EMFit, Flag, Starts
-from mixmoe.errors import ArgumentError, SavedFileError
+from mixmoe.errors import ArgumentError, FormulaError, SavedFileError
+from mixmoe.formula import parse_formula, require_safe
 from mixmoe.inference.covariance import COV_TYPES, ParamCov
 
 Array = NDArray[np.float64]
@@ -184,6 +186,54 @@ def read(path: str | os.PathLike[str]) -> SavedFit:
             f"{str(path)!r} is not a saved fit of mixmoe or is damaged ({type(error).__name__}: {error}); "
             "expected a file written by save()"
         ) from error
+
+
+def require_safe_formula(saved: SavedFit, path: str | os.PathLike[str]) -> None:
+    """Refuse a formula that could run code.
+
+    Raises
+    ------
+    SavedFileError
+    """
+    try:
+        require_safe(parse_formula(saved.formula))
+    except FormulaError as error:
+        raise SavedFileError(
+            f"the formula in {str(path)!r} is not limited to the built-in transforms, so it is not evaluated; if "
+            f"you trust the file, give load(..., context={{...}}) with the names it uses.\n{error}"
+        ) from error
+
+
+def check_same_model(saved: SavedFit, path: str | os.PathLike[str], names: tuple[str, ...], design: Design) -> None:
+    """Refuse a model that is not the one that was saved.
+
+    Parameters
+    ----------
+    saved : SavedFit
+    path : path-like
+    names : tuple of str
+        Parameters of the model that was rebuilt.
+    design : Design
+        Of the model that was rebuilt.
+
+    Raises
+    ------
+    SavedFileError
+    """
+    if names != saved.names:
+        wrong = next((a for a in (*saved.names, *names) if (a in saved.names) != (a in names)), saved.names[0])
+        raise SavedFileError(
+            f"the model rebuilt from {str(path)!r} has other parameters, the first is {wrong!r}; "
+            "pass the data of the fit"
+        )
+    given = {} if saved.data is not None else fingerprints(design.frame)
+    other = [f"the column {name!r}" for name, mark in saved.columns.items() if given.get(name, mark) != mark]
+    if checksum(design.response) != saved.checksum:  # type: ignore[arg-type]
+        other = ["the response"]
+    if other:
+        raise SavedFileError(
+            f"the data given for {str(path)!r} are not those of the fit: {other[0]} differs; pass the data of the fit"
+        )
 
 
 def _document(saved: SavedFit) -> dict[str, Any]:

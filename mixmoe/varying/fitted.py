@@ -14,7 +14,7 @@ from mixmoe.design import Design
 from mixmoe.em import EMFit, Starts
 from mixmoe.errors import ArgumentError
 from mixmoe.formula import MoEFormula
-from mixmoe.inference.covariance import ParamCov
+from mixmoe.inference.covariance import CovType, ParamCov, checked_cov_type
 from mixmoe.layout import Block, Parameter, ParamLayout
 from mixmoe.output.tables import told_apart
 from mixmoe.varying.bands import BandSet, LevelProcess, level_process
@@ -260,8 +260,8 @@ class FittedVCMoE:
         )
 
 
-def checked_kind(kind: str) -> None:
-    """Refuse a covariance that this family does not have.
+def checked_kind(kind: str) -> CovType:
+    """`kind` if it is a covariance that this family has.
 
     Raises
     ------
@@ -272,6 +272,7 @@ def checked_kind(kind: str) -> None:
             f"cov_type must be 'robust' or 'cluster' for VCMoE, got {kind!r}; kernel weights make the inverse "
             "information no covariance, and bands(method='bootstrap') offers the bootstrap"
         )
+    return checked_cov_type(kind)
 
 
 def function_names(slots: Slots, design: Design, family: str) -> FunctionNames:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe.errors import ArgumentError
 from mixmoe.inference.covariance import DESCRIPTIONS
 from mixmoe.output.curves import Curve
 from mixmoe.output.tables import Cell, Table, told_apart
@@ -214,6 +215,35 @@ def _format_for(largest: float) -> Callable[[float], str]:
 
 def _cell(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
+
+
+def drawn_bands(results: Any, kind: str, options: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+    """Bands that a figure shows, by what they are of; covariate values go to those that depend on some.
+
+    Parameters
+    ----------
+    results : VCMoEResults
+    kind : str
+        One of `PLOTS`.
+    options : mapping
+        Of `VCMoEResults.bands`.
+
+    Raises
+    ------
+    ArgumentError
+        If nothing varies along the index.
+    """
+    model = results.model
+    if model.problem.const.all():
+        raise ArgumentError(
+            f"no function of this fit varies along {model.design.names.index}, so there is no curve to draw, "
+            f"got kind={kind!r}; to_frame() has the constants, and plot('responsibilities') draws the experts"
+        )
+    alone = model.n_experts == 1 and kind == "functions"
+    wanted = [of for of in PLOTS[kind] if of != "probabilities" or not alone]
+    shared = any(of in AT_COVARIATES for of in wanted)
+    without = {name: value for name, value in options.items() if name != "at" or not shared}
+    return {of: results.bands(of, **(options if of in AT_COVARIATES else without)) for of in wanted}
 
 
 def band_curves(

@@ -35,7 +35,7 @@ from mixmoe.varying.predict import (
     prediction_rows,
     response_places,
 )
-from mixmoe.varying.profiles import AT_COVARIATES, SUBJECTS, BandRequest, band_frame, function_frame
+from mixmoe.varying.profiles import SUBJECTS, BandRequest, band_frame, function_frame
 from mixmoe.varying.steps import posterior
 
 Array = NDArray[np.float64]
@@ -244,23 +244,6 @@ class VCMoEResults(MoEResults):
         at = prediction_rows(self.model, data, True, True)
         return float(posterior(at.rows, self.model.problem.family, at.natural).loglik)
 
-    def with_cov(self, kind: str, **options: Any) -> Self:
-        """The same fit with another covariance of the estimates.
-
-        Parameters
-        ----------
-        kind : {"robust", "cluster"}
-            Over clusters only if the model was fitted with ``cluster=``.
-        **options
-            ``correction=False`` leaves out the small-sample correction.
-
-        Returns
-        -------
-        VCMoEResults
-        """
-        checked_kind(kind)
-        return super().with_cov(kind, **options)
-
     def relabel(self, order: Sequence[int]) -> Self:
         """The same fit with experts in another order.
 
@@ -338,20 +321,7 @@ class VCMoEResults(MoEResults):
             if table is None:
                 raise ArgumentError(f"there is no search to draw, {kind}={getattr(self, kind):.4g}; use {kind}='cv'")
             return report.bandwidth_curves(table, f"{kind.replace('_', ' ')} ({self.model.design.names.index})")
-        return report.band_curves(self.model, self._drawn_bands(kind, {"rng": SEED, **options}), options)
-
-    def _drawn_bands(self, kind: str, options: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
-        """Bands that a figure shows; covariate values go to those that depend on some."""
-        if self.model.problem.const.all():
-            raise ArgumentError(
-                f"no function of this fit varies along {self.model.design.names.index}, so there is no curve to draw, "
-                f"got kind={kind!r}; to_frame() has the constants, and plot('responsibilities') draws the experts"
-            )
-        alone = self.model.n_experts == 1 and kind == "functions"
-        wanted = [of for of in report.PLOTS[kind] if of != "probabilities" or not alone]
-        shared = any(of in AT_COVARIATES for of in wanted)
-        without = {name: value for name, value in options.items() if name != "at" or not shared}
-        return {of: self.bands(of, **(options if of in AT_COVARIATES else without)) for of in wanted}
+        return report.band_curves(self.model, report.drawn_bands(self, kind, {"rng": SEED, **options}), options)
 
     def plot(self, kind: str | None = None, ax: Any = None, **options: Any) -> Any:
         """A figure; needs matplotlib.
@@ -392,6 +362,7 @@ class VCMoEResults(MoEResults):
         return report.bandwidth_facts(self)
 
     _default_plot = "functions"
+    _checked_cov = staticmethod(checked_kind)
     _curve_kinds = tuple(report.PLOTS)
     _report_plots = ("functions", "means")
 
