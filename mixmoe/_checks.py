@@ -101,7 +101,7 @@ def _way_to_numbers(values: pd.Series) -> str:
     if kind.startswith(("date", "datetime")):
         return "for example to days: (dates - dates.min()) / pd.Timedelta(days=1), after pd.to_datetime"
     if kind.startswith("timedelta"):
-        return "for example to days: times / pd.Timedelta(days=1)"
+        return "for example to days: differences / pd.Timedelta(days=1)"
     return "for example with pd.to_numeric, or two categories to 0 and 1"
 
 

@@ -50,7 +50,8 @@ def aliases(x: Array) -> tuple[Alias, ...]:
 
 def _clearly_independent(x: Array, scale: Array) -> bool:
     """Whether cross-products alone settle that no column is superfluous; they lose half of the digits."""
-    gram = x.T @ x / np.outer(scale, scale)
+    with np.errstate(over="ignore", invalid="ignore"):  # squares of huge values; the factorisation has them scaled
+        gram = x.T @ x / np.outer(scale, scale)
     length = np.sqrt(np.diag(gram))
     if not (np.isfinite(length).all() and (length > 0).all()):
         return False

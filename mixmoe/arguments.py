@@ -39,6 +39,21 @@ def checked_choice(value: Any, name: str, allowed: Sequence[str]) -> None:
         raise ArgumentError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
+def checked_order(order: Any, experts: int) -> list[int]:
+    """A new order of the experts, by their present numbers.
+
+    Raises
+    ------
+    ArgumentError
+        If it does not hold each of 1 to `experts` once.
+    """
+    wanted = list(order) if np.iterable(order) and not isinstance(order, str) else []
+    whole = all(isinstance(one, numbers.Integral) and not isinstance(one, bool) for one in wanted)
+    if not whole or sorted(wanted) != list(range(1, experts + 1)):
+        raise ArgumentError(f"order must be a permutation of 1..{experts}, got {order!r}")
+    return [int(one) for one in wanted]
+
+
 def checked_positive(value: Any, name: str) -> float:
     """`value` as a float if it is a finite number above zero.
 

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 ETA_LIMIT = 30.0  # linear predictors of logit and log links beyond this change nothing but overflow
+VANISHED = -15.0  # linear predictor of a log link below which a mean is as good as zero
+LEAST_ETA = VANISHED - 0.5671432904097838  # where all zeros end: exp(-d) = d
 OFFSETS = f"between -{ETA_LIMIT:g} and {ETA_LIMIT:g}, for counts the logarithm of the exposure"
 
 
@@ -155,3 +157,24 @@ class LogLink:
     def link(self, mean: Array, trials: Array) -> Array:
         """Logarithm."""
         return np.log(mean)
+
+    @staticmethod
+    def held(eta: Array, score: Array, information: Array) -> tuple[Array, Array]:
+        """Score and information of a scoring step that ends where a mean is as good as zero.
+
+        Parameters
+        ----------
+        eta, score, information : ndarray, shape (K, n)
+
+        Returns
+        -------
+        tuple of ndarray, shape (K, n)
+
+        Notes
+        -----
+        Counts that are all zero have no finite maximum: each step would lower their predictor by one, extrapolations
+        of steps by any amount. Below `VANISHED` the log density loses ``k (eta - VANISHED)^2 / 2``, with k the mean
+        there, three in ten million: all zeros end at `LEAST_ETA`, and rows with counts notice nothing.
+        """
+        below, pull = np.minimum(eta - VANISHED, 0.0), np.exp(VANISHED)
+        return score - pull * below, information + pull * (below < 0.0)

@@ -15,6 +15,8 @@ from mixmoe.kernels.special import trigamma
 
 Array = NDArray[np.float64]
 
+SMALL_RATIO = 1e-6  # of mean to theta, whose third powers are then lost beside the squares
+
 FAMILIES = ("gaussian", "binomial", "poisson", "negbinomial")
 
 
@@ -191,7 +193,7 @@ class Poisson(LogLink):
     def scoring(self, out: Outcome, eta: Array, delta: Array) -> tuple[Array, Array]:
         """Score and information."""
         mu = np.exp(np.clip(eta, -ETA_LIMIT, ETA_LIMIT))
-        return out.y - mu, mu
+        return self.held(eta, out.y - mu, mu)
 
     def curvature(self, out: Outcome, eta: Array, delta: Array) -> Curvature:
         """Log density, slope and weight in one pass."""
@@ -249,6 +251,9 @@ class NegativeBinomial(LogLink):
         ratio = (out.y + theta) / total
         first = digamma(out.y + theta) - digamma(theta) + delta + 1.0 - np.log(total) - ratio
         second = trigamma(out.y + theta) - trigamma(theta) + 1.0 / theta - 2.0 / total + ratio / total
+        vanishing = (out.y == 0.0) & (mu < SMALL_RATIO * theta)  # where nothing but rounding would be left of the sums
+        first = np.where(vanishing, -0.5 * (mu / theta) ** 2, first)
+        second = np.where(vanishing, (mu / theta) ** 2 / theta, second)
         return Derivatives(
             theta * (out.y - mu) / total,
             theta * first,
@@ -260,7 +265,7 @@ class NegativeBinomial(LogLink):
     def scoring(self, out: Outcome, eta: Array, delta: Array) -> tuple[Array, Array]:
         """Score and information."""
         theta, mu = np.exp(delta), np.exp(np.clip(eta, -ETA_LIMIT, ETA_LIMIT))
-        return theta * (out.y - mu) / (theta + mu), theta * mu / (theta + mu)
+        return self.held(eta, theta * (out.y - mu) / (theta + mu), theta * mu / (theta + mu))
 
     def curvature(self, out: Outcome, eta: Array, delta: Array) -> Curvature:
         """Log density, slope and weight in one pass."""

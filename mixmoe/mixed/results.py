@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe._frame import view
-from mixmoe.arguments import checked_choice
+from mixmoe.arguments import checked_choice, checked_order
 from mixmoe.assess.effects import GatePoint
 from mixmoe.assess.influence import FirstOrder
 from mixmoe.assess.panels import Effects
@@ -313,10 +313,7 @@ class MEMoEResults(MoEResults):
         -------
         MEMoEResults
         """
-        K = self.model.n_experts
-        if not np.iterable(order) or sorted(order) != list(range(1, K + 1)):
-            raise ArgumentError(f"order must be a permutation of 1..{K}, got {order!r}")
-        index, s = [int(k) - 1 for k in order], self.model.structure
+        index, s = [k - 1 for k in checked_order(order, self.model.n_experts)], self.model.structure
         params = permute_natural(s, self.em.params, index)
         fit = replace(self.em, params=params, responsibilities=self.em.responsibilities[:, index])
         matrix = delta_cov(permute_jacobian(s, self.em.params, index), self.cov.matrix)

@@ -15,6 +15,7 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import t as student
 
 from mixmoe.errors import ArgumentError
+from mixmoe.varying.centring import centred, turned_covariance
 from mixmoe.varying.critical import asymptotic_critical, multiplier_critical
 from mixmoe.varying.local_likelihood import Local, build_local, local_start, state_of
 from mixmoe.varying.local_maximum import LocalFit, maximise_local
@@ -108,16 +109,39 @@ def level_process(
     -------
     LevelProcess
     """
-    fits = fit_levels(problem, coef, bias)
+    inner, centring = centred(problem)
+    fits = fit_levels(inner, centring.inwards(inner.slots, coef), bias)
     power = small_sample_power(correction, clusters)
     known = clusters is None and problem.rows.n <= MOST_ROWS
-    inf = _influence(fits, power, response_nodes(problem, own_natural(problem, fits.state)) if known else ())
+    inf = _influence(fits, power, response_nodes(inner, own_natural(inner, fits.state)) if known else ())
     covariance = level_covariance(inf, clusters)
     shaped = covariance.matrix.reshape(*inf.levels.shape, *inf.levels.shape)
-    degree = fits.local.free.shape[0] - 1
-    return LevelProcess(
-        inf.levels, shaped, degree, fits.local.windows.bandwidth, covariance.df.reshape(inf.levels.shape)
-    )
+    around_means = LevelProcess(
+        inf.levels, shaped, fits.local.free.shape[0] - 1, fits.local.windows.bandwidth,
+        covariance.df.reshape(inf.levels.shape),
+    )  # fmt: skip
+    return _outwards(around_means, centring.matrix(inner.slots))
+
+
+def _outwards(process: LevelProcess, turn: Array) -> LevelProcess:
+    """The process of the original coefficients from that of the coefficients around the means of the covariates."""
+    if (turn == np.eye(len(turn))).all():
+        return process
+    levels, df = np.empty_like(process.levels), np.empty_like(process.df)
+    for a, row in enumerate(turn):
+        parts = np.flatnonzero(row)
+        levels[:, a] = process.levels[:, parts] @ row[parts]
+        df[:, a] = satterthwaite_of_sum(row[parts], process, parts)
+    return replace(process, levels=levels, covariance=turned_covariance(process.covariance, turn), df=df)
+
+
+def satterthwaite_of_sum(weights: Array, process: LevelProcess, functions: NDArray[np.intp]) -> Array:
+    """Degrees of freedom of the variance of a sum of functions, shape (G,); weights (F,) or (G, F)."""
+    variances = np.einsum("glgl->gl", process.covariance[:, functions][:, :, :, functions])
+    own, df = weights**2 * variances, process.df[:, functions]
+    uncertain = own**2 / np.where(df > 0.0, df, np.inf)  # a constant rests on all rows
+    spread = np.maximum(uncertain.sum(axis=1), np.finfo(float).tiny)
+    return np.asarray(own.sum(axis=1) ** 2 / spread, dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,8 +245,7 @@ def target_bands(
         inner = process.covariance[:, used][:, :, :, used]
         covariance = np.einsum("gl,glhm,hm->gh", jacobian, inner, jacobian, optimize=True)
         variance[:, r] = np.diag(covariance)
-        own = jacobian**2 * np.einsum("glgl->gl", inner)
-        df[:, r] = own.sum(axis=1) ** 2 / np.maximum((own**2 / process.df[:, used]).sum(axis=1), np.finfo(float).tiny)
+        df[:, r] = satterthwaite_of_sum(jacobian, process, used)
         critical[r] = common if method == "asymptotic" else multiplier_critical(covariance, level, draws, rng)
     with np.errstate(invalid="ignore"):
         se = np.sqrt(variance)

@@ -25,6 +25,7 @@ IntArray = NDArray[np.intp]
 
 N_CANDIDATES = 7
 SMALLEST = 0.35  # first candidate over the rule of thumb
+WIDER = 1.1  # factor by which the rule of thumb is widened where the index is thin
 REFINED = 2  # further candidates on each side of the best, between its neighbours
 TOLERANCE = 3e-4  # of fits that only serve a criterion
 LOWEST = -30.0  # log density of a held-out row counts at least this much, so that one outlier does not decide
@@ -100,12 +101,43 @@ def rule_of_thumb(rows: Rows, slots: Slots) -> float:
     -------
     float
         ``2.34 sd(u) (n / q)^(-1/5)`` with q coefficients of all experts and dispersions: Silverman's constant for the
-        Epanechnikov kernel, and the rows that are there for each function. At least what five coefficients' worth of
-        rows of each expert need at the thinnest place.
+        Epanechnikov kernel, and the rows that are there for each function; at most the range of the index. Where the
+        index is thin its windows may hold too few rows, see `usable_rule`.
     """
     q = slots.n_experts * (slots.n_expert_columns + slots.has_dispersion)
     h = 2.34 * float(np.std(rows.index)) * (rows.n / q) ** -0.2
     return float(min(h, np.ptp(rows.index)))
+
+
+def usable_rule(make: Callable[[float], Problem], rows: Rows, slots: Slots) -> float:
+    """The rule of thumb, widened in steps of a tenth until every window holds enough rows.
+
+    Parameters
+    ----------
+    make : callable
+        The problem with a bandwidth.
+    rows : Rows
+    slots : Slots
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    DesignError
+        If not even windows of twice the range of the index do.
+    """
+    h, widest = rule_of_thumb(rows, slots), 2.0 * float(np.ptp(rows.index))
+    tried = h * WIDER ** np.arange(max(1, int(np.ceil(np.log(widest / h) / np.log(WIDER)))) + 1)
+    for h in tried[:-1]:
+        try:
+            make(float(h))
+        except DesignError:
+            continue
+        return float(h)
+    make(float(tried[-1]))
+    return float(tried[-1])
 
 
 def search_bandwidth(
@@ -187,7 +219,7 @@ def _usable(make: Callable[[float], Problem], candidates: Iterable[float]) -> li
         except DesignError as error:
             reason = error
     if not kept:
-        raise DesignError(f"no bandwidth leaves enough rows in every window; the widest fails because {reason}")
+        raise DesignError(f"no bandwidth can be used; the widest fails because {reason}")
     return kept
 
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from mixmoe.varying.bands import fit_levels
+from mixmoe.varying.centring import centred
 from mixmoe.varying.draws import REFIT, with_cluster_draw, with_draw
 from mixmoe.varying.estimate import run_em
 from mixmoe.varying.fitted import FittedVCMoE
@@ -85,10 +86,12 @@ def _replicate(problem: Problem, coef: Array, clusters: IntArray | None, bias: s
     """Levels (G, L) of one replicate, None if its labels changed."""
     rng = np.random.default_rng(seed)
     drawn = with_draw(problem, coef, rng) if clusters is None else with_cluster_draw(problem, clusters, rng)
-    run = run_em(drawn, coef, REFIT)
-    if not same_labels(problem.slots, coef, run.coef, problem.scale):
+    inner, centring = centred(drawn)
+    start = centring.inwards(inner.slots, coef)
+    run = run_em(inner, start, REFIT)
+    if not same_labels(inner.slots, start, run.coef, inner.scale):
         return None
-    return fit_levels(drawn, run.coef, bias).levels
+    return centring.outwards(inner.slots, fit_levels(inner, run.coef, bias).levels)
 
 
 def same_labels(slots: Slots, before: Array, after: Array, scale: Array) -> bool:

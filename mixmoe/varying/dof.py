@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe.kernels.local import epanechnikov, linear_matrix
+from mixmoe.kernels.local import epanechnikov
+from mixmoe.varying.centring import centred
 from mixmoe.varying.local_likelihood import (
     assemble_terms,
     build_local,
@@ -27,7 +28,7 @@ from mixmoe.varying.steps import own_natural
 
 Array = NDArray[np.float64]
 
-ROWS = 2048  # rows handled at once
+NUMBERS_HELD = 1 << 20  # in the matrices of the rows that are handled at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,26 +63,35 @@ def effective_df(problem: Problem, coef: Array) -> float:
     Notes
     -----
     Row i has leverage ``K(0) w_i tr(B_i Z_i H(u_i)^-1 Z_i')``, with B_i its complete-data information in the natural
-    parameters and H the same information of the window around it: what a row would have if its expert were known, which
-    does not become negative where experts overlap.
+    parameters and H the same information of the window around it: what a row would have if its expert were known. No
+    row of weight one has a leverage above the number of its natural parameters. Beside a grid point at which an expert
+    has died out the interpolated inverse gives it one; it then counts with the better of its two grid points.
     """
     n_const = int(problem.const.sum())
     if problem.const.all():
         return float(n_const)
+    problem, centring = centred(problem)
+    coef = centring.inwards(problem.slots, coef)
     variance = _level_variances(problem, coef)  # (G, L, L)
-    total = 0.0
-    interpolation = linear_matrix(problem.windows.grid, problem.rows.index)
+    total, most = 0.0, problem.slots.n_experts * (2 + problem.slots.has_dispersion) - 1
+    grid, index = problem.windows.grid, problem.rows.index
+    left = np.clip(np.searchsorted(grid, index, side="right") - 1, 0, len(grid) - 2)
+    share = (index - grid[left]) / (grid[left + 1] - grid[left])
     natural = own_natural(problem, coef)
     terms = assemble_terms(problem, whole_block(problem.rows.n), natural.eta, natural.delta, natural.log_gate)
-    local = build_local(problem, 1)
-    for start in range(0, problem.rows.n, ROWS):
-        rows = slice(start, min(start + ROWS, problem.rows.n))
+    local, peak = build_local(problem, 1), float(epanechnikov(np.zeros(1))[0])
+    chunk = max(NUMBERS_HELD // problem.slots.n**2, 1)
+    for start in range(0, problem.rows.n, chunk):
+        rows = slice(start, min(start + chunk, problem.rows.n))
         design = natural_design(local, rows, np.zeros(rows.stop - start))[:, :, : problem.slots.n]
         curvature = np.moveaxis(terms.complete[:, :, rows], -1, 0) * problem.rows.weights[rows, None, None]
-        outer = np.swapaxes(design, 1, 2) @ curvature @ design  # (rows, L, L)
-        gathered = interpolation[rows].T @ outer.reshape(len(outer), -1)
-        total += float((gathered * variance.reshape(len(variance), -1)).sum())
-    return float(epanechnikov(np.zeros(1))[0]) * total + n_const
+        outer = peak * np.swapaxes(design, 1, 2) @ curvature @ design  # (rows, L, L)
+        before, after = (np.einsum("njk,njk->n", outer, variance[left[rows] + side]) for side in (0, 1))
+        leverage = (1.0 - share[rows]) * before + share[rows] * after
+        bound = most * np.maximum(problem.rows.weights[rows], 1.0)
+        fewer = np.clip(np.minimum(before, after), 0.0, bound)
+        total += float(np.where(np.abs(leverage) > bound, fewer, leverage).sum())
+    return total + n_const
 
 
 def _level_variances(problem: Problem, coef: Array) -> Array:

@@ -18,14 +18,15 @@ from mixmoe.inference.covariance import CovType, ParamCov, checked_cov_type
 from mixmoe.layout import Block, Parameter, ParamLayout
 from mixmoe.output.tables import told_apart
 from mixmoe.varying.bands import BandSet, LevelProcess, level_process
+from mixmoe.varying.centring import centred, run_around_means, turned_covariance
 from mixmoe.varying.draws import REFIT, draw_responses, with_cluster_draw
-from mixmoe.varying.estimate import Control, Run, run_em
+from mixmoe.varying.estimate import Control, Run
 from mixmoe.varying.flags import find_flags, n_clusters
 from mixmoe.varying.labels import permute_experts
 from mixmoe.varying.local_likelihood import build_local, local_start
 from mixmoe.varying.local_maximum import maximise_local
 from mixmoe.varying.problem import Problem, Slots
-from mixmoe.varying.refits import From, Reported, maximise, with_experts, with_response
+from mixmoe.varying.refits import From, maximise, with_experts, with_response
 from mixmoe.varying.sandwich import influence, level_covariance, small_sample_power
 from mixmoe.varying.setup import Sorted, constant_slots
 from mixmoe.varying.steps import own_natural, posterior
@@ -202,8 +203,8 @@ class FittedVCMoE:
         values = None if start is None else start.values
         same = None if start is None or start.experts < experts else values
         smaller = values if same is None else None
-        reported = Reported(self.settings["estimate"], self.clusters)
-        run = maximise(problem, Control(n_starts=n_starts), rng, From(n_starts > 0, same, smaller), reported)
+        where = From(n_starts > 0, same, smaller)
+        run = maximise(problem, Control(n_starts=n_starts), rng, where, self.settings["estimate"])
         return Estimated(experts, run.coef, run.loglik)
 
     def _with_experts(self, experts: int) -> Problem:
@@ -223,7 +224,7 @@ class FittedVCMoE:
     def reclassified(self, fit: EMFit, rng: np.random.Generator) -> IntArray:
         """Most probable expert of every row after a refit to a resample of rows or clusters; empty on failure."""
         units = np.arange(self.problem.rows.n) if self.clusters is None else self.clusters
-        run = run_em(with_cluster_draw(self.problem, units, rng), self.coef, REFIT)
+        run = run_around_means(with_cluster_draw(self.problem, units, rng), self.coef, REFIT)
         if not run.converged:
             return np.zeros(0, dtype=np.intp)
         natural = own_natural(self.problem, run.coef)
@@ -352,20 +353,23 @@ def point_covariance(
     const, vary = np.flatnonzero(problem.const), np.flatnonzero(~problem.const)
     if problem.gate_windows is not problem.windows:
         covariance = level_process(problem, coef, "none", clusters, correction).covariance
-        covariance = covariance.reshape(covariance.shape[0] * covariance.shape[1], -1)
         return _select(covariance, problem, const, vary, points)
-    whole = len(const) > 0
-    local = build_local(problem, 1, points=None if whole else points)
-    fit = maximise_local(local, local_start(local, coef if whole else coef[points]))
+    inner, centring = centred(problem)
+    start, whole = centring.inwards(inner.slots, coef), len(const) > 0
+    local = build_local(inner, 1, points=None if whole else points)
+    fit = maximise_local(local, local_start(local, start if whole else start[points]))
     power = small_sample_power(correction, clusters)
-    covariance = level_covariance(influence(local, fit.coef, power), clusters).matrix
+    matrix = level_covariance(influence(local, fit.coef, power), clusters).matrix
+    shape = (len(fit.coef), inner.slots.n)
+    covariance = turned_covariance(matrix.reshape(*shape, *shape), centring.matrix(inner.slots))
     return _select(covariance, problem, const, vary, points if whole else np.arange(len(points)))
 
 
 def _select(covariance: Array, problem: Problem, const: IntArray, vary: IntArray, rows: IntArray) -> Array:
     """Entries of a covariance of all levels in the order of the layout."""
     positions = np.concatenate([const, (rows[None, :] * problem.slots.n + vary[:, None]).ravel()]).astype(np.intp)
-    return covariance[np.ix_(positions, positions)]
+    flat = covariance.reshape(covariance.shape[0] * covariance.shape[1], -1)
+    return flat[np.ix_(positions, positions)]
 
 
 def band_frame_values(bands: BandSet) -> dict[str, Array]:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from mixmoe.em import Flag
 from mixmoe.errors import BoundaryWarning, ConvergenceWarning, DegeneracyWarning
+from mixmoe.kernels.distribution import LEAST_ETA
 from mixmoe.kernels.local import blocks, local_moments
 from mixmoe.varying.estimate import Control, Run
 from mixmoe.varying.problem import Problem
@@ -15,7 +16,10 @@ from mixmoe.varying.steps import Natural
 Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
-INFINITE = 12.0  # a predictor of a logit link beyond this means a probability of zero or one
+INFINITE = 12.0  # a predictor beyond this means a probability of zero or one, below minus this a mean count of zero
+SEPARATED = 0.02  # share of the rows of an expert with such predictors from which on it is said
+REGION = 0.5  # the same within one window
+MOST_RUNS = 5  # runs of grid points that a message lists
 FEW = 1.5  # rows of an expert per local coefficient below which its local estimates are not to be trusted
 WIDE = 0.5  # bandwidth over range from which on functions have hardly room to bend
 CROWDED = 0.4  # share of the range that holds four fifths of the rows; 0.8 if they are spread evenly
@@ -70,7 +74,8 @@ def find_flags(
         _lost(problem, run, index_name),
         _limits(problem, run.coef, index_name),
         _thin(problem, weighted, index_name),
-        _separated(problem, natural, weighted),
+        _separated_gate(natural),
+        _separated_expert(problem, natural, weighted, index_name),
         _one_trial(problem),
         _few_clusters(clusters),
     )
@@ -126,12 +131,12 @@ def _lost(problem: Problem, run: Run, name: str) -> Flag | None:
     """Grid points whose local likelihood has no maximum near the joint fit."""
     if run.lost is None or not run.lost.any():
         return None
-    grid = problem.windows.grid[run.lost]
+    grid = problem.windows.grid
     return Flag(
         "no_local_maximum",
-        f"At {len(grid)} of {problem.windows.n_grid} grid points, {name} from {grid[0]:.3g} to {grid[-1]:.3g}, the "
-        "local likelihood has no maximum near the joint fit: the functions there are those of the joint fit, without "
-        "bands; use a larger bandwidth or fewer experts.",
+        f"At {run.lost.sum()} of {len(grid)} grid points, {name} = {_runs(grid, run.lost)}, "
+        "the local likelihood has no maximum near the joint fit: the functions there are those of the joint fit, "
+        "without bands; use a larger bandwidth or fewer experts.",
     )
 
 
@@ -160,11 +165,20 @@ def _limits(problem: Problem, coef: Array, name: str) -> Flag | None:
 
 def _where(problem: Problem, bad: BoolArray, name: str) -> str:
     """In words: which experts, over which part of the grid."""
-    parts = []
-    for c in np.flatnonzero(bad.any(axis=0)):
-        grid = problem.windows.grid[bad[:, c]]
-        parts.append(f"expert {c + 1} at {name} from {grid[0]:.3g} to {grid[-1]:.3g}")
+    grid = problem.windows.grid
+    parts = [f"expert {c + 1} at {name} = {_runs(grid, bad[:, c])}" for c in np.flatnonzero(bad.any(axis=0))]
     return "; ".join(parts)
+
+
+def _runs(grid: Array, bad: BoolArray) -> str:
+    """In words: the runs of consecutive grid points at which something holds."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], bad, [False]]).astype(int)))
+    words = []
+    for first, stop in edges.reshape(-1, 2):
+        low, high = f"{grid[first]:.3g}", f"{grid[stop - 1]:.3g}"
+        words.append(low if low == high else f"{low} to {high}")
+    more = f" and {len(words) - MOST_RUNS} more places" if len(words) > MOST_RUNS else ""
+    return ", ".join(words[:MOST_RUNS]) + more
 
 
 def _thin(problem: Problem, weighted: Array, name: str) -> Flag | None:
@@ -173,11 +187,7 @@ def _thin(problem: Problem, weighted: Array, name: str) -> Flag | None:
     if slots.n_experts == 1:
         return None
     columns = np.maximum((~problem.const[slots.experts]).reshape(slots.n_experts, -1).sum(axis=1), 1)
-    mass = np.concatenate(
-        [local_moments(b, b.kernel[None] / 0.75, weighted.T, 1)[:, 0, 0] for b in blocks(problem.windows)]
-    )  # (G, K): rows that carry an expert
-    if problem.const.all():
-        mass = weighted.sum(axis=1)[None].repeat(len(mass), axis=0)
+    mass = _window_mass(problem, weighted)
     bad = mass < FEW * 2.0 * columns
     if not bad.any():
         return None
@@ -189,28 +199,53 @@ def _thin(problem: Problem, weighted: Array, name: str) -> Flag | None:
     )
 
 
-def _separated(problem: Problem, natural: Natural, weighted: Array) -> Flag | None:
+def _separated_gate(natural: Natural) -> Flag | None:
     zeta = natural.log_gate[1:] - natural.log_gate[:1]
-    gate = float(np.mean(np.abs(zeta).max(axis=0, initial=0.0) > INFINITE))
-    if gate > 0.02:
-        return Flag(
-            "separated_gate",
-            f"The gate decides without doubt (log odds beyond {INFINITE:g}) for {100 * gate:.0f} % of the rows: a "
-            "covariate separates the experts and its coefficient has no finite maximum there; use a larger "
-            "gate_bandwidth or fewer gate terms.",
-        )
-    if problem.family.name != "binomial":
+    share = float(np.mean(np.abs(zeta).max(axis=0, initial=0.0) > INFINITE))
+    if share <= SEPARATED:
         return None
-    eta = np.abs(natural.eta) > INFINITE
-    share = float((eta * weighted).sum() / weighted.sum())
-    if share > 0.02:
-        return Flag(
-            "separated_expert",
-            f"Fitted probabilities are zero or one (log odds beyond {INFINITE:g}) for {100 * share:.0f} % of the rows: "
-            "a covariate separates the responses and its coefficient has no finite maximum; use a larger bandwidth or "
-            "fewer terms.",
+    return Flag(
+        "separated_gate",
+        f"The gate decides without doubt (log odds beyond {INFINITE:g}) for {100 * share:.0f} % of the rows: a "
+        "covariate separates the experts and its coefficient has no finite maximum there; use a larger "
+        "gate_bandwidth or fewer gate terms.",
+    )
+
+
+def _separated_expert(problem: Problem, natural: Natural, weighted: Array, name: str) -> Flag | None:
+    """Experts whose predictors run off to where means are zero, or probabilities zero or one."""
+    if problem.family.name == "gaussian":
+        return None
+    binomial = problem.family.name == "binomial"
+    beyond = (np.abs(natural.eta) if binomial else -natural.eta) > INFINITE
+    total = float((beyond * weighted).sum() / weighted.sum())
+    carried = _window_mass(problem, weighted)
+    within = _window_mass(problem, weighted * beyond) / np.maximum(carried, np.finfo(float).tiny)
+    region = (within > REGION) & (carried > FEW)  # fewer rows are the business of another flag
+    if total <= SEPARATED and not region.any():
+        return None
+    where = _where(problem, (within > SEPARATED) & (carried > FEW), name)
+    share = f"for {100 * total:.0f} % of the rows" + (f", {where}" if where else "")
+    if binomial:
+        text = (
+            f"Fitted probabilities are zero or one (log odds beyond {INFINITE:g}) {share}: a covariate separates "
+            "the responses and its coefficient has no finite maximum; use a larger bandwidth or fewer terms."
         )
-    return None
+    else:
+        text = (
+            f"Fitted means are zero (below {np.exp(-INFINITE):.1g}) {share}: all counts there are zero, and the "
+            f"predictor, which has no finite maximum, is held near {LEAST_ETA:.3g}; use a larger bandwidth, fewer "
+            "terms or experts, or leave out the part of the index without counts."
+        )
+    return Flag("separated_expert", text)
+
+
+def _window_mass(problem: Problem, weighted: Array) -> Array:
+    """Rows that carry each expert at each grid point, (G, K), from responsibilities times weights (K, n)."""
+    if problem.const.all():
+        return weighted.sum(axis=1)[None].repeat(problem.windows.n_grid, axis=0)
+    pieces = [local_moments(b, b.kernel[None] / 0.75, weighted.T, 1)[:, 0, 0] for b in blocks(problem.windows)]
+    return np.concatenate(pieces)
 
 
 def _one_trial(problem: Problem) -> Flag | None:

@@ -132,6 +132,6 @@ def distances(shifts: Array, shape: Array, factor: float) -> Array:
         twice = 2.0 * (second(sign * at) - second(0.0) - first(0.0) * sign * at)
         root = np.maximum.accumulate(np.sqrt(np.maximum(twice, 0.0)))
         slope = (root[-1] - root[-2]) / (at[-1] - at[-2])
-        beyond = at[-1] + (factor - root[-1]) / max(slope, np.finfo(float).tiny)
+        beyond = at[-1] + (factor - root[-1]) / slope if factor > root[-1] and slope > 0.0 else np.inf
         out[side] = np.interp(factor, root, at) if factor <= root[-1] else beyond
     return out

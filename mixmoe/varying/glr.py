@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import chi2
 
 from mixmoe.errors import ArgumentError
+from mixmoe.varying.centring import centred, run_around_means
 from mixmoe.varying.draws import REFIT, with_draw
 from mixmoe.varying.estimate import Control, Run, run_em
 from mixmoe.varying.fitted import FittedVCMoE
@@ -122,7 +123,7 @@ def varying_names(model: FittedVCMoE) -> list[str]:
 
 def joint_fit(model: FittedVCMoE) -> Run:
     """The joint EM carried on from the fit; it is compared with null fits and draws, which are not polished either."""
-    return run_em(model.problem, model.coef, Control())
+    return run_around_means(model.problem, model.coef, Control())
 
 
 def _tested(
@@ -200,7 +201,10 @@ def null_start(coef: Array, slots: NDArray[np.intp]) -> Array:
 
 def null_fit(problem: Problem, coef: Array, slots: NDArray[np.intp], control: Control | None = None) -> Run:
     """Fit under the null, started from the fit under the alternative."""
-    return run_em(null_problem(problem, slots), null_start(coef, slots), control or Control())
+    inner, centring = centred(null_problem(problem, slots))
+    start = null_start(centring.inwards(inner.slots, coef), slots)
+    run = run_em(inner, start, control or Control())
+    return replace(run, coef=centring.outwards(inner.slots, run.coef))
 
 
 def null_draws(
@@ -235,6 +239,6 @@ def draw_statistic(problem: Problem, null: Array, slots: NDArray[np.intp], seed:
     float
     """
     drawn = with_draw(problem, null, np.random.default_rng(seed))
-    smaller = run_em(null_problem(drawn, slots), null, REFIT)
-    larger = run_em(drawn, smaller.coef, REFIT)
+    smaller = run_around_means(null_problem(drawn, slots), null, REFIT)
+    larger = run_around_means(drawn, smaller.coef, REFIT)
     return larger.loglik - smaller.loglik

@@ -18,11 +18,15 @@ from numpy.typing import NDArray
 
 from mixmoe.kernels.distribution import Derivatives, Outcome
 from mixmoe.kernels.local import Block, Windows, blocks, build_windows, epanechnikov, local_moments, local_predictor
-from mixmoe.varying.problem import Problem
+from mixmoe.varying.problem import Problem, Slots
 from mixmoe.varying.steps import LEAST_CURVATURE, Natural, log_softmax, own_natural
 
 Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
+
+NEGLIGIBLE = 1e-5  # information about a predictor, per row, below which it has run to where rows say nothing
+LOADED = 0.05  # share of the largest loading from which on a coefficient takes part in a direction
+RIDGE = 1e-10
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,6 +388,64 @@ def natural_design(local: Local, rows: slice, t: Array) -> Array:
         for j, slot in enumerate(range(where.start, where.stop)):
             out[:, slot, :, part.slots[j]] = np.moveaxis(x, -1, 0)
     return out.reshape(len(t), -1, d * n_slots)
+
+
+def without_information(local: Local, coef: Array) -> BoolArray:
+    """Functions about which the rows in a window say nothing, because their expert has run off, shape (G, L).
+
+    There all counts are zero, or a covariate separates the responses, so that no finite estimate exists. The gate is
+    not asked about.
+
+    Parameters
+    ----------
+    local : Local
+    coef : ndarray, shape (G, D, L)
+    """
+    problem = local.problem
+    out = np.zeros((len(coef), problem.slots.n), dtype=bool)
+    if problem.family.name == "gaussian":
+        return out
+    for block in blocks(local.windows):
+        natural = natural_predictors(local, block, coef[block.first : block.last])
+        information = problem.family.scoring(problem.rows.outcome.take(block.rows), natural.eta, natural.delta)[1]
+        kernel = block.kernel * problem.rows.weights[block.rows]
+        sums = local_moments(block, np.vstack([information * kernel, kernel]), problem.products, 1)[:, 0]
+        out[block.first : block.last] = _as_functions(problem.slots, _flat_directions(sums[:, :-1], sums[:, -1:]))
+    return out
+
+
+def constants_without_information(problem: Problem, natural: Natural) -> BoolArray:
+    """The same of all rows at their own predictors, shape (L,): which constants they say nothing about."""
+    rows = problem.rows
+    if problem.family.name == "gaussian":
+        return np.zeros(problem.slots.n, dtype=bool)
+    information = problem.family.scoring(rows.outcome, natural.eta, natural.delta)[1]
+    sums = np.vstack([information * rows.weights, rows.weights]) @ problem.products
+    return _as_functions(problem.slots, _flat_directions(sums[None, :-1], sums[None, -1:]))[0]
+
+
+def _flat_directions(information: Array, reference: Array) -> BoolArray:
+    """Which coefficients take part in directions without information, (g, K, p), from sums of products (g, ., p p)."""
+    p = int(np.sqrt(reference.shape[-1]))
+    shape = (*information.shape[:-1], p, p)
+    size = np.sqrt(np.maximum(np.einsum("gkii->gki", reference.reshape(len(reference), 1, p, p)), LEAST_CURVATURE))
+    unit = size[..., :, None] * size[..., None, :]
+    one = RIDGE * np.eye(p)  # columns that are zero in a window count as informed
+    root = np.linalg.cholesky(reference.reshape(len(reference), 1, p, p) / unit + one)
+    half = np.linalg.solve(root, information.reshape(shape) / unit + one)
+    values, vectors = np.linalg.eigh(np.linalg.solve(root, np.swapaxes(half, -1, -2)))
+    directions = np.abs(np.linalg.solve(np.swapaxes(root, -1, -2), vectors))
+    loaded = directions > LOADED * directions.max(axis=-2, keepdims=True)
+    return np.asarray((loaded & (values[..., None, :] < NEGLIGIBLE)).any(axis=-1), dtype=np.bool_)
+
+
+def _as_functions(slots: Slots, coefficients: BoolArray) -> BoolArray:
+    """Expert coefficients (g, K, p) as functions (g, L), with the dispersions of experts that have none left."""
+    out = np.zeros((len(coefficients), slots.n), dtype=bool)
+    out[:, slots.experts] = coefficients.reshape(len(out), -1)
+    gone: BoolArray = np.asarray(coefficients.all(axis=-1), dtype=np.bool_)
+    out[:, slots.dispersions] = gone[:, : slots.n_experts * slots.has_dispersion]
+    return out
 
 
 def whole_block(n: int) -> Block:

@@ -19,6 +19,7 @@ from mixmoe.varying.local_likelihood import (
     natural_terms,
     positive_definite,
     state_of,
+    without_information,
 )
 from mixmoe.varying.problem import Problem
 from mixmoe.varying.steps import LEAST_CURVATURE, limit_dispersion, solve_scaled
@@ -102,8 +103,10 @@ def maximise_local(local: Local, start: Array) -> LocalFit:
     Newton's method at all grid points of a block in lockstep, with the complete-data information where the observed
     one is not positive definite, halved where the local likelihood would fall. A point that leaves the neighbourhood
     of its start is not another maximum of the same experts. It is tried again from the polynomials of a neighbour that
-    has its maximum; without success it keeps the start and is reported.
+    has its maximum; without success it keeps the start and is reported. An expert that has run off everywhere, as the
+    zero state of counts with too many zeros does, stays where it is.
     """
+    local = _without_unknown(local, start)
     coef, done, todo = start.copy(), np.zeros(len(start), dtype=bool), np.arange(len(start))
     for n_iter in NEWTON_ROUNDS:
         some = local if len(todo) == len(start) else _at_points(local, todo)
@@ -123,6 +126,12 @@ def maximise_local(local: Local, start: Array) -> LocalFit:
         coef[at[found]], lost[at[found]] = again.coef[found], False
     coef[lost] = start[lost]
     return LocalFit(coef, ~lost)
+
+
+def _without_unknown(local: Local, start: Array) -> Local:
+    """The local problem without the coefficients of experts that have run off at every grid point."""
+    everywhere = without_information(local, start).all(axis=0)
+    return replace(local, free=local.free & ~everywhere) if everywhere.any() else local
 
 
 def _beside(lost: BoolArray) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -203,7 +203,8 @@ def build_problem(
     gate_windows = windows if same else build_windows(rows.index, grid, gate_bandwidth)
     levels = hermite_matrix(grid, bandwidth, rows.index)
     spread = pooled_spread(rows, family)
-    return Problem(
+    nothing = np.zeros((0, 0))
+    bare = Problem(
         rows,
         family,
         slots,
@@ -212,13 +213,27 @@ def build_problem(
         gate_windows,
         levels,
         levels if same else hermite_matrix(grid, gate_bandwidth, rows.index),
-        _scales(rows, slots, spread),
+        np.ones(slots.n),
         float(np.log(sigma_floor * spread)) if family.name == "gaussian" else float(np.log(THETA_FLOOR)),
         float(np.log(1e4 * max(1.0, rows.outcome.y.mean()))) if family.name == "negbinomial" else np.inf,
-        np.ascontiguousarray(rows.design.T),
-        np.ascontiguousarray(rows.gate.T),
-        outer_rows(rows.design),
-        outer_rows(rows.gate),
+        nothing,
+        nothing,
+        nothing,
+        nothing,
+    )
+    return arranged(bare)
+
+
+def arranged(problem: Problem) -> Problem:
+    """The problem with everything that follows from its designs: scales, transposes and products."""
+    rows = problem.rows
+    return replace(
+        problem,
+        scale=_scales(rows, problem.slots, pooled_spread(rows, problem.family)),
+        design_t=np.ascontiguousarray(rows.design.T),
+        gate_t=np.ascontiguousarray(rows.gate.T),
+        products=outer_rows(rows.design),
+        gate_products=outer_rows(rows.gate),
     )
 
 

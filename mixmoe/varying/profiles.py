@@ -73,8 +73,10 @@ def function_frame(model: FittedVCMoE, u: Any) -> pd.DataFrame:
     """Coefficient functions at index values, tidy."""
     grid, problem = model.problem.windows.grid, model.problem
     at = grid if u is None else checked_numbers(u, "u")
-    if not np.isfinite(at).all() or at.min() < grid[0] or at.max() > grid[-1]:
-        raise ArgumentError(f"u must lie within the range of the index, {grid[0]:g} to {grid[-1]:g}, got {u!r}")
+    if not len(at) or not np.isfinite(at).all() or at.min() < grid[0] or at.max() > grid[-1]:
+        raise ArgumentError(
+            f"u must lie within the range of the index, {grid[0]:g} to {grid[-1]:g}, with at least one value, got {u!r}"
+        )
     values = levels_at(model, at)
     values[:, problem.slots.dispersions] = np.exp(values[:, problem.slots.dispersions])
     names = model.names
@@ -137,11 +139,15 @@ def _dispersions_exponentiated(model: FittedVCMoE, values: dict[str, Array]) -> 
 def _on_link_scale(values: dict[str, Array], family: Family, trials: float) -> dict[str, Array]:
     """Limits of means computed on the scale of the link with the same factors, which keeps them in their range."""
     out, mean, ones = dict(values), values["center"], np.full(1, trials)
-    with np.errstate(divide="ignore", over="ignore"):  # a mean at the end of its range stays there
+    with np.errstate(divide="ignore", over="ignore"):
         eta = family.link(mean, ones)
-        slope = np.maximum(family.mean_slope(eta, ones), np.finfo(float).tiny)
+        inside = np.isfinite(eta)  # a mean at the end of its range stays there
+        safe = np.where(inside, eta, 0.0)
+        slope = np.maximum(family.mean_slope(safe, ones), np.finfo(float).tiny)
         for name in ("conf_low", "conf_high", "band_low", "band_high"):
-            out[name] = family.mean(eta + (values[name] - mean) / slope, ones)
+            out[name] = np.where(
+                inside, family.mean(safe + (values[name] - mean) / slope, ones), values[name] * 0.0 + mean
+            )
     return out
 
 

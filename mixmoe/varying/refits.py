@@ -6,14 +6,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe.varying.carried import fit_carried
+from mixmoe.varying.centring import centred
+from mixmoe.varying.dof import effective_df
 from mixmoe.varying.estimate import Control, Run, best_run, fit_functions
 from mixmoe.varying.labels import permute_experts, reported_order
-from mixmoe.varying.local_maximum import local_maxima
+from mixmoe.varying.local_maximum import LocalMaxima, local_maxima
 from mixmoe.varying.problem import Problem, Slots, build_problem
 from mixmoe.varying.smoothing import smoothed_functions
 from mixmoe.varying.steps import own_natural, posterior
 
 Array = NDArray[np.float64]
+
+SHARES = (1.0, 0.5, 0.25)  # of the way from the local maxima to the smoothed functions
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +39,9 @@ class From:
     smaller: Array | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Reported:
-    """What is reported of a fit.
-
-    Attributes
-    ----------
-    estimate : {"shrunken", "local", "joint"}
-        See `VCMoE`.
-    clusters : ndarray of int, shape (n,), or None
-        Independent units.
-    """
-
-    estimate: str = "shrunken"
-    clusters: NDArray[np.intp] | None = None
-
-
-def maximise(problem: Problem, control: Control, rng: np.random.Generator, start: From, reported: Reported) -> Run:
+def maximise(
+    problem: Problem, control: Control, rng: np.random.Generator, start: From, estimate: str = "shrunken"
+) -> Run:
     """The best of EM runs, with the functions that are reported, experts in the reported order.
 
     Parameters
@@ -60,23 +50,30 @@ def maximise(problem: Problem, control: Control, rng: np.random.Generator, start
     control : Control
     rng : numpy.random.Generator
     start : From
-    reported : Reported
+    estimate : {"shrunken", "local", "joint"}
+        Functions that are reported, see `VCMoE`.
 
     Returns
     -------
     Run
     """
+    inner, centring = centred(problem)
     runs = []
     if start.same is not None:
-        runs.append(fit_functions(problem, control, rng, start.same))
+        runs.append(fit_functions(inner, control, rng, centring.inwards(inner.slots, start.same)))
     if start.smaller is not None:
-        runs.append(fit_carried(problem, control, rng, start.smaller))
+        few = replace(inner.slots, n_experts=inner.slots.n_experts - 1)
+        runs.append(fit_carried(inner, control, rng, centring.inwards(few, start.smaller)))
     if start.random:
-        runs.append(fit_functions(problem, control, rng))
+        runs.append(fit_functions(inner, control, rng))
     run = best_run(runs) if len(runs) > 1 else runs[0]
-    run = _ordered(problem, with_reported(problem, _ordered(problem, run), reported))
-    post = posterior(problem.rows, problem.family, own_natural(problem, run.coef))
-    return replace(run, loglik=float(post.loglik))
+    run = _ordered(inner, with_reported(inner, _ordered(inner, run), estimate))
+    return replace(run, coef=centring.outwards(inner.slots, run.coef), loglik=loglik_at(inner, run.coef))
+
+
+def loglik_at(problem: Problem, coef: Array) -> float:
+    """Log-likelihood of the data, each row at its own index value."""
+    return float(posterior(problem.rows, problem.family, own_natural(problem, coef)).loglik)
 
 
 def _ordered(problem: Problem, run: Run) -> Run:
@@ -84,19 +81,38 @@ def _ordered(problem: Problem, run: Run) -> Run:
     return replace(run, coef=permute_experts(problem.slots, run.coef, reported_order(problem, run.coef)))
 
 
-def with_reported(problem: Problem, run: Run, reported: Reported) -> Run:
+def with_reported(problem: Problem, run: Run, estimate: str) -> Run:
     """A run of the joint EM with the functions that are reported in the place of its own.
 
-    With one expert these are the local maxima, so that a Gaussian fit is kernel-weighted least squares exactly. Experts
-    come in an order that does not depend on the starts: which one the gate refers to matters to the smoothing.
+    With one expert there is nothing to add to the joint EM, which is kernel-weighted least squares for a Gaussian and
+    the local generalised linear model for others. Experts come in an order that does not depend on the starts: which
+    one the gate refers to matters to the smoothing.
     """
-    if reported.estimate == "joint" or problem.const.all():
+    alone = problem.slots.n_experts == 1
+    if estimate == "joint" or problem.const.all() or (alone and estimate == "shrunken"):
         return run
     maxima = local_maxima(problem, run.coef)
-    coef = maxima.state
-    if reported.estimate == "shrunken" and problem.slots.n_experts > 1:
-        coef = smoothed_functions(problem, maxima, reported.clusters)
+    coef = maxima.state if estimate == "local" else _within_reach(problem, maxima)
     return replace(run, coef=coef, lost=maxima.lost)
+
+
+def _within_reach(problem: Problem, maxima: LocalMaxima) -> Array:
+    """Smoothed functions, or on the way to them from the local maxima as far as the data allow.
+
+    Twice the log-likelihood that the truth lacks is about chi-square with as many degrees of freedom as the maxima
+    have. Functions that lack more than its mean are not nearer to the truth; without a regular maximum, as for an
+    expert that the data do not need, smoothing can lead anywhere.
+    """
+    smoothed, reached = smoothed_functions(problem, maxima), loglik_at(problem, maxima.state)
+    lacking = reached - loglik_at(problem, smoothed)
+    if lacking <= 0.0:
+        return smoothed
+    most = 0.5 * effective_df(problem, maxima.state)
+    for share in SHARES:
+        coef = maxima.state + share * (smoothed - maxima.state)
+        if reached - loglik_at(problem, coef) <= most:
+            return coef
+    return maxima.state
 
 
 def with_experts(problem: Problem, experts: int, const: NDArray[np.bool_], sigma_floor: float) -> Problem:

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe._rows import NothingLeftError
-from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_rng
+from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_order, checked_rng
 from mixmoe.assess.effects import GatePoint
 from mixmoe.assess.residuals import Distribution
 from mixmoe.em import EMFit
@@ -256,10 +256,7 @@ class VCMoEResults(MoEResults):
         -------
         VCMoEResults
         """
-        k = self.model.n_experts
-        if sorted(order) != list(range(1, k + 1)):
-            raise ArgumentError(f"order must be a permutation of 1..{k}, got {list(order)}")
-        places = np.array(order, dtype=np.intp) - 1
+        places = np.array(checked_order(order, self.model.n_experts), dtype=np.intp) - 1
         model = self.model.reordered(places)
         params = reported_values(model.problem, model.coef, model.points)
         fit = replace(self.em, params=params, responsibilities=self.em.responsibilities[:, places])

@@ -40,6 +40,7 @@ from mixmoe.varying.local_likelihood import (
     Local,
     NaturalTerms,
     assemble_terms,
+    constants_without_information,
     full_information,
     local_pieces,
     masked_information,
@@ -49,6 +50,7 @@ from mixmoe.varying.local_likelihood import (
     state_of,
     unit_diagonal,
     whole_block,
+    without_information,
 )
 from mixmoe.varying.nodes import Node
 from mixmoe.varying.problem import Problem
@@ -59,6 +61,7 @@ IntArray = NDArray[np.intp]
 
 CHUNK = 4096  # rows whose influence is held as a dense matrix at once
 ROOT, WHOLE = 0.5, 1.0  # powers of the correction: HC2 and HC3
+SINGULAR = 1e-12  # smallest singular value of the scaled equation of the constants with which it is solved
 LEAST = 0.05  # share of its own score that is left to a row, at least: a row on its own says nothing about its error
 
 
@@ -142,12 +145,29 @@ def influence(local: Local, coef: Array, power: float = ROOT, nodes: Sequence[No
                 coupling[at] = drift[:n_slots]
                 border.add(at, int(block.lo[g]), move, drift)
     const = border.solve() if border is not None else np.zeros((local.problem.rows.n, 0))
+    coupling[:, :, np.isnan(const).any(axis=0)] = 0.0  # given those that have run off
     for c, slot in enumerate(slots):
         coupling[:, slot] = 0.0
         coupling[:, slot, c] = 1.0
     return Influence(
-        coef[:, 0], local.windows.lo, local.windows.hi, tuple(pieces), const, coupling, slots, local.problem.rows.n, df
+        coef[:, 0],
+        local.windows.lo,
+        local.windows.hi,
+        _without_unknown(local, coef, pieces),
+        const,
+        coupling,
+        slots,
+        local.problem.rows.n,
+        df,
     )
+
+
+def _without_unknown(local: Local, coef: Array, pieces: Sequence[Array]) -> tuple[Array, ...]:
+    """Influence on the levels at each grid point, NaN for functions about which the rows there say nothing."""
+    unknown = without_information(local, coef) & ~local.problem.const
+    if not unknown.any():
+        return tuple(pieces)
+    return tuple(np.where(there, np.nan, piece) for there, piece in zip(unknown, pieces, strict=True))
 
 
 def gate_influence(
@@ -315,7 +335,8 @@ def _model_df(problem: Problem, natural: Natural, rows: slice, nodes: Sequence[N
         mean += weight[:, None] * squares
         fourth += weight @ squares**2
     spread = fourth - (mean**2).sum(axis=0)
-    out: Array = 2.0 * mean.sum(axis=0) ** 2 / np.maximum(spread, np.finfo(float).tiny)
+    with np.errstate(over="ignore"):  # a variance without spread has all the degrees of freedom that there are
+        out: Array = 2.0 * mean.sum(axis=0) ** 2 / np.maximum(spread, np.finfo(float).tiny)
     return out
 
 
@@ -343,6 +364,7 @@ class _Border:
         self._matrix = mixed[:, :, slots].sum(axis=0)
         self._reach = _through_interpolation(local, mixed, d)  # (C, G, D, L)
         self._free = local.free
+        self._known = ~constants_without_information(problem, natural)[slots]
 
     def add(self, g: int, lo: int, move: Array, drift: Array) -> None:
         """Subtract what the functions at grid point g contribute."""
@@ -351,8 +373,15 @@ class _Border:
         self._matrix = self._matrix + reach @ drift
 
     def solve(self) -> Array:
-        """Influence of the rows on the constants, (n, C)."""
-        return np.linalg.solve(self._matrix, self._score.T).T
+        """Influence of the rows on the constants, (n, C); NaN for those that the rows say nothing about."""
+        out, known = np.full(self._score.shape, np.nan), self._known
+        matrix = self._matrix[np.ix_(known, known)]
+        size = np.sqrt(np.abs(np.diag(matrix)))
+        if np.isfinite(matrix).all() and (size > 0.0).all() and known.any():
+            unit = matrix / np.outer(size, size)
+            if np.linalg.svd(unit, compute_uv=False)[-1] > SINGULAR:
+                out[:, known] = np.linalg.solve(unit, (self._score[:, known] / size).T).T / size
+        return out
 
 
 def _through_interpolation(local: Local, mixed: Array, d: int) -> Array:
@@ -379,7 +408,9 @@ def unit_influence(inf: Influence, rows: slice) -> Array:
         if a < b:
             out[a - start : b - start, g] = inf.local[g][a - inf.lo[g] : b - inf.lo[g]]
     if inf.const.shape[1]:
-        out += np.einsum("nc,glc->ngl", inf.const[start:stop], inf.coupling)
+        known = np.isfinite(inf.const).all(axis=0)
+        out += np.einsum("nc,glc->ngl", inf.const[start:stop, known], inf.coupling[:, :, known])
+        out[:, inf.coupling[:, :, ~known].any(axis=2)] = np.nan
     return out.reshape(stop - start, -1)
 
 

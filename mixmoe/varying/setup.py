@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._frame import shown
-from mixmoe.arguments import checked_count
+from mixmoe.arguments import checked_count, checked_positive
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.formula import MoEFormula, parse_formula
 from mixmoe.kernels.distribution import ETA_LIMIT, OFFSETS, Family, Outcome
 from mixmoe.kernels.local import Windows, blocks, effective_rows, hankel, local_moments
+from mixmoe.varying.identification import check_constants
 from mixmoe.varying.problem import Problem, Rows, Slots, pooled_spread
 
 Array = NDArray[np.float64]
@@ -21,7 +22,17 @@ IntArray = NDArray[np.intp]
 
 WIDEST = 100  # bandwidths over the range of the index beyond which windows no longer differ
 EXACT = 1e-10  # residual standard deviation over largest response below which a response has no error
+SIZES = (1e-60, 1e60)  # of the largest value of a column; fourth powers of others leave the range of the numbers
+MOST_COUNTS = 1e13  # just below the exponential of the largest linear predictor
 SINGULAR = 1e-10  # smallest eigenvalue of a local normal matrix in correlation form that counts as positive
+SOMEWHERE = (
+    "(a column that is constant there, or a function of the index); use a larger bandwidth, const(...) for a column "
+    "that is constant there, or leave it out"
+)
+EVERYWHERE = (
+    "(nor can any other window: functions of the index with the others describe one of them already); leave it out, "
+    "since const(...) would not be identified either"
+)
 MIN_EFFECTIVE = 2.0  # effective rows a window needs for each local coefficient of one expert
 
 
@@ -101,6 +112,7 @@ def sorted_rows(design: Design, family: Family, response: bool = True) -> Sorted
         _check_response(design, family, y, trials)
         _check_offset(design, family, offset)
         _check_weights(design, weights)
+        _check_sizes(design, y, weights)
     outcome = Outcome(y, trials, family.constant(y, trials)).take(order)
     rows = Rows(outcome, design.expert[order], design.gate[order], index[order], offset[order], weights[order])
     return Sorted(rows, order, np.asarray(design.rows, dtype=object)[order])
@@ -119,6 +131,8 @@ def _check_response(design: Design, family: Family, y: Array, trials: Array) -> 
     if family.name == "binomial":
         more = "at most the number of trials" if "trials" in design.aux else "0 or 1; pass trials= for successes"
         _refuse(design, y > trials, f"the response {name!r}", y, more, family)
+    else:
+        _refuse(design, y > MOST_COUNTS, f"the response {name!r}", y, f"at most {MOST_COUNTS:g}", family)
 
 
 def _check_offset(design: Design, family: Family, offset: Array) -> None:
@@ -129,6 +143,24 @@ def _check_offset(design: Design, family: Family, offset: Array) -> None:
 def _check_trials(design: Design, family: Family, trials: Array) -> None:
     wrong = (trials != np.floor(trials)) | (trials < 1)
     _refuse(design, wrong, "the number of trials", trials, "a whole number of at least 1", family)
+    _refuse(design, trials > MOST_COUNTS, "the number of trials", trials, f"at most {MOST_COUNTS:g}", family)
+
+
+def _check_sizes(design: Design, y: Array, weights: Array) -> None:
+    """Refuse columns so large or small that products of their values leave the range of floating-point numbers."""
+    names = design.names
+    singles = {f"the response {names.response!r}": y, f"the index {names.index!r}": design.index, "weights": weights}
+    terms = {f"the term {name!r}": column for name, column in zip(names.expert, design.expert.T, strict=True)}
+    terms |= {f"the gate term {name!r}": column for name, column in zip(names.gate, design.gate.T, strict=True)}
+    for what, column in (singles | terms).items():
+        size = np.abs(np.asarray(column, dtype=float))
+        most = float(size.max(initial=0.0))
+        if most > 0.0 and not SIZES[0] < most < SIZES[1]:
+            row = shown(design.rows[int(size.argmax())])
+            raise DesignError(
+                f"{what} has the largest value {most:.3g}, in row {row}; it must lie between {SIZES[0]:g} and "
+                f"{SIZES[1]:g}, so that products of values can be computed: change the unit"
+            )
 
 
 def _check_weights(design: Design, weights: Array) -> None:
@@ -161,11 +193,41 @@ def check_designs(design: Design, slots: Slots) -> None:
     if slots.n_expert_columns == 0:
         raise DesignError("the expert part has no columns, got only 0; write at least an intercept, 1")
     clusters = design.aux.get("cluster")
+    if clusters is not None:
+        _check_one_kind(design, np.asarray(clusters, dtype=object))
     if clusters is not None and len(set(clusters)) < 2:
         raise DesignError(
             f"cluster= has the same value, {clusters[0]}, in all {design.n} rows; clusters are independent units, of "
             "which standard errors need many, so leave it out or name another column"
         )
+
+
+def _check_one_kind(design: Design, clusters: NDArray[np.object_]) -> None:
+    """Refuse texts among numbers, of which '1' and 1 would be two clusters."""
+    texts = np.array([isinstance(value, str) for value in clusters])
+    if texts.any() and not texts.all():
+        i, j = int(texts.argmin()), int(texts.argmax())
+        raise DesignError(
+            f"cluster= holds values of different types, {clusters[i]!r} in row {shown(design.rows[i])} and "
+            f"{clusters[j]!r} in row {shown(design.rows[j])}, which would be two clusters even if they read alike; "
+            "make them one type, for instance by astype(str)"
+        )
+
+
+def checked_floor(value: Any) -> float:
+    """The smallest sigma as a fraction of the residual standard deviation of one regression for all rows.
+
+    Raises
+    ------
+    ArgumentError
+        If it is not between 0 and 1.
+    """
+    if checked_positive(value, "sigma_floor") >= 1.0:
+        raise ArgumentError(
+            f"sigma_floor must be below 1, got {value!r}: it is a fraction of the residual standard deviation of one "
+            "regression for all rows, which experts are there to undercut; use for instance 0.01"
+        )
+    return float(value)
 
 
 def check_errors(rows: Rows, family: Family, response: str) -> None:
@@ -199,7 +261,8 @@ def checked_index(index: Array, name: str) -> None:
     if distinct < 4:
         raise DesignError(
             f"the index {name!r} has only {distinct} different values, at least 4 are needed for local lines; "
-            f"leave out vary: and use it as a factor, C({name}), among the terms of experts and gate"
+            f"leave out 'vary: {name}' and let coefficients differ between its values as those of a factor do, for "
+            f"instance '(z1 + z2) * C({name})' among the terms of a MEMoE"
         )
 
 
@@ -319,22 +382,25 @@ def check_windows(problem: Problem, design: Design) -> None:
                 "use a larger bandwidth, fewer terms, or transform the index so that it is spread more evenly"
             )
         _check_distinct(windows.index, windows.lo, windows.hi, windows.grid, windows.bandwidth, index_name)
-    _check_rank(problem, problem.windows, rows.design, slots.expert(0), design.names.expert, index_name)
+    const = problem.const[slots.expert(0)]
+    _check_rank(rows, problem.windows, rows.design, ~const, design.names.expert, index_name)
+    check_constants(problem, problem.windows, rows.design, const, design.names.expert, index_name)
     if slots.n_experts > 1:
-        _check_rank(problem, problem.gate_windows, rows.gate, slots.gate(1), design.names.gate, index_name)
+        const = problem.const[slots.gate(1)]
+        _check_rank(rows, problem.gate_windows, rows.gate, ~const, design.names.gate, index_name)
+        check_constants(problem, problem.gate_windows, rows.gate, const, design.names.gate, index_name)
 
 
 def _check_rank(
-    problem: Problem, windows: Windows, design: Array, slots: slice, names: Sequence[str], index_name: str
+    rows: Rows, windows: Windows, design: Array, vary: NDArray[np.bool_], names: Sequence[str], index_name: str
 ) -> None:
     """Refuse windows in which local lines of some columns are collinear."""
-    varying = np.flatnonzero(~problem.const[slots])
+    varying = np.flatnonzero(vary)
     if not len(varying):
         return
     columns, q = design[:, varying], len(varying)
     products = (columns[:, :, None] * columns[:, None, :]).reshape(len(columns), -1)
-    weights = problem.rows.weights
-    pieces = [local_moments(b, (b.kernel * weights[b.rows])[None], products, 3) for b in blocks(windows)]
+    pieces = [local_moments(b, (b.kernel * rows.weights[b.rows])[None], products, 3) for b in blocks(windows)]
     normal = hankel(np.concatenate(pieces).reshape(-1, 3, q, q), 1)  # (G, 2 q, 2 q)
     size = np.einsum("gii->gi", normal)
     root = 1.0 / np.sqrt(np.where(size > 0.0, size, np.inf))
@@ -343,10 +409,10 @@ def _check_rank(
     if values[worst, 0] < SINGULAR:
         loading = np.abs(vectors[worst, :, 0]).reshape(2, q).max(axis=0)
         named = ", ".join(repr(names[varying[j]]) for j in np.flatnonzero(loading > 0.1 * loading.max()))
+        everywhere = bool((values[:, 0] < SINGULAR).all())
         raise DesignError(
             f"at {index_name}={windows.grid[worst]:.4g} the window of bandwidth {windows.bandwidth:.4g} cannot tell "
-            f"local lines of {named} apart (a column that is constant there, or a function of the index); use a larger "
-            "bandwidth, const(...) for such a term, or leave it out"
+            f"local lines of {named} apart {EVERYWHERE if everywhere else SOMEWHERE}"
         )
 
 

@@ -53,15 +53,13 @@ SPLINE = 1.0 / 3.0  # share of the spline in the reported function
 NUMBERS_HELD = 1 << 23  # influences held at once; where there are more, rows are taken together
 
 
-def smoothed_functions(problem: Problem, maxima: LocalMaxima, clusters: IntArray | None = None) -> Array:
+def smoothed_functions(problem: Problem, maxima: LocalMaxima) -> Array:
     """The reported state, from maxima of the local likelihoods.
 
     Parameters
     ----------
     problem : Problem
     maxima : LocalMaxima
-    clusters : ndarray of int, shape (n,), optional
-        Independent units behind the covariance; rows by default.
 
     Returns
     -------
@@ -75,7 +73,7 @@ def smoothed_functions(problem: Problem, maxima: LocalMaxima, clusters: IntArray
         functions = part.functions[part.local.free[1, part.functions] & untouched[part.functions]]
         if not len(functions):
             continue
-        moves = summed_influence(part, functions, clusters)  # (units, G, 2, F)
+        moves = summed_influence(part, functions)  # (units, G, 2, F)
         windows = part.local.windows
         operator = local_linear_operator(windows, problem.rows.weights)
         regular = part.fit.converged & np.isfinite(moves).all(axis=(0, 2, 3)) & np.isfinite(operator).all(axis=1)
@@ -99,28 +97,27 @@ def _touches_limit(problem: Problem, coef: Array) -> BoolArray:
     return out
 
 
-def summed_influence(part: LocalPart, functions: IntArray, clusters: IntArray | None = None) -> Array:
-    """First-order influence of independent units on levels and slopes at every grid point.
+def summed_influence(part: LocalPart, functions: IntArray) -> Array:
+    """First-order influence of rows on levels and slopes at every grid point.
 
     Parameters
     ----------
     part : LocalPart
     functions : ndarray of int, shape (F,)
-    clusters : ndarray of int, shape (n,), optional
 
     Returns
     -------
     ndarray, shape (units, G, 2, F)
-        NaN at grid points where the information is not positive definite. Units are clusters or rows, or sets of them
-        where there are many: sums over sets have the same expected squares. A row of weight w counts as w rows.
+        NaN at grid points where the information is not positive definite. Units are rows, or sets of them where there
+        are many: sums over sets have the same expected squares. A row of weight w counts as w rows.
     """
     local, coef = part.local, part.fit.coef
     n, (n_grid, _, n_slots) = local.problem.rows.n, coef.shape
-    units = (np.arange(n) if clusters is None else clusters) % max(NUMBERS_HELD // (2 * n_grid * n_slots), 2)
+    units = np.arange(n) % max(NUMBERS_HELD // (2 * n_grid * n_slots), 2)
     out = np.zeros((int(units.max()) + 1, n_grid, 2 * len(functions)))
     columns = np.concatenate([functions, n_slots + functions])
     weights = local.problem.rows.weights
-    shares = np.ones(n) if clusters is not None else 1.0 / np.sqrt(np.where(weights > 0.0, weights, 1.0))
+    shares = 1.0 / np.sqrt(np.where(weights > 0.0, weights, 1.0))
     for block, terms in local_pieces(local, coef):
         information = local_information(local, block, terms.information, terms.kernel)
         score = terms.score * terms.kernel * shares[block.rows]

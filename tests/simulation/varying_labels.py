@@ -12,7 +12,7 @@ import sys
 import numpy as np
 
 from mixmoe.varying.estimate import Control
-from mixmoe.varying.refits import From, Reported, maximise
+from mixmoe.varying.refits import From, maximise
 from mixmoe.varying.simulate import vcmoe
 from tests.varying.helpers import make_problem, switched_points
 
@@ -21,7 +21,7 @@ def switched(n, experts, separation, seed):
     """Number of switched grid points of one set."""
     sim = vcmoe(n=n, separation=separation, experts=experts, rng=seed)
     problem = make_problem(sim, 0.2, experts=experts)
-    run = maximise(problem, Control(), np.random.default_rng(seed), From(), Reported())
+    run = maximise(problem, Control(), np.random.default_rng(seed), From())
     return switched_points(problem, run.coef, sim), run.converged
 
 

@@ -13,6 +13,7 @@ from mixmoe.errors import (
     DroppedRowsWarning,
     FormulaError,
 )
+from mixmoe.varying.bandwidth import rule_of_thumb, usable_rule
 from mixmoe.varying.model import VCMoE
 from mixmoe.varying.simulate import vcmoe
 
@@ -260,6 +261,11 @@ def test_wrong_arguments_of_results(frame):
         fit.plot("bandwidth")
     with pytest.raises(ArgumentError, match="u must lie within the range"):
         fit.functions([2.0])
+    with pytest.raises(ArgumentError, match=r"within the range .* with at least one value, got \[\]"):
+        fit.functions([])
+    for order in (None, 2, "12", ["a", 1], [1, 1], [1.5, 2]):
+        with pytest.raises(ArgumentError, match=r"order must be a permutation of 1\.\.2, got"):
+            fit.relabel(order)
     with pytest.raises(DesignError, match=r"x1"):
         fit.predict(frame.drop(columns="x1"))
 
@@ -291,3 +297,68 @@ def test_offsets_and_trials_that_cannot_be(frame):
         VCMoE(FORMULA, counts, family="binomial", trials="trials", bandwidth=0.3)
     with pytest.raises(DesignError, match=r"column 'exposure' \(offset\) must hold numbers, got 'long' in row 0"):
         VCMoE(FORMULA, counts.assign(exposure="long"), family="poisson", offset="exposure", bandwidth=0.3)
+
+
+@pytest.mark.parametrize("factor", [1e160, 1e-160])
+@pytest.mark.parametrize(
+    ("column", "named"), [("y", "the response 'y'"), ("z1", "the term 'z1'"), ("x1", "the gate term 'x1'")]
+)
+def test_values_whose_products_leave_the_range_of_numbers(frame, column, named, factor):
+    with pytest.raises(DesignError, match=f"{named} has the largest value .*, in row .* change the unit"):
+        VCMoE(FORMULA, frame.assign(**{column: factor * frame[column]}))
+
+
+@pytest.mark.parametrize("factor", [1e50, 1e-50])
+def test_values_in_any_sensible_unit_are_fitted(frame, factor):
+    options = {"bandwidth": 0.4, "n_grid": 10}
+    fit = VCMoE(FORMULA, frame.assign(y=factor * frame["y"]), **options).fit(rng=0, starts=2)
+    plain = VCMoE(FORMULA, frame, **options).fit(rng=0, starts=2)
+    where = fit.params.index.str.startswith("gate")
+    np.testing.assert_allclose(fit.params[where], plain.params[where], rtol=1e-3)
+    np.testing.assert_allclose(fit.bse[~where] / factor, plain.bse[~where], rtol=1e-3)
+
+
+def test_counts_beyond_what_a_predictor_can_reach(frame):
+    data = frame.assign(y=np.where(frame.index == 4, 1e300, 1.0), trials=1e300)
+    with pytest.raises(DesignError, match=r"the response 'y' is 1e\+300 in row 4; .* it must be at most 1e\+13"):
+        VCMoE(FORMULA, data, family="poisson", bandwidth=0.3)
+    with pytest.raises(DesignError, match=r"the number of trials is 1e\+300 in row 0; .* at most 1e\+13"):
+        VCMoE(FORMULA, data, family="binomial", trials="trials", bandwidth=0.3)
+
+
+def test_clusters_of_two_kinds(frame):
+    mixed = [str(i // 5) if i % 2 else i // 5 for i in range(300)]
+    with pytest.raises(DesignError, match=r"values of different types, 0 in row 0 and '0' in row 1, .* astype\(str\)"):
+        VCMoE(FORMULA, frame.assign(g=mixed), bandwidth=0.3, cluster="g")
+
+
+def test_indices_that_are_durations_or_answers(frame):
+    with pytest.raises(DesignError, match=r"to days: differences / pd\.Timedelta\(days=1\)"):
+        VCMoE(FORMULA, frame.assign(u=pd.to_timedelta(1000.0 * frame["u"], unit="D")))
+    with pytest.raises(DesignError, match=r"only 2 different values, .* leave out 'vary: u' and .* \* C\(u\)'"):
+        VCMoE(FORMULA, frame.assign(u=frame["u"] > 0.5))
+
+
+@pytest.mark.parametrize("value", [1, 5, 1.0])
+def test_a_floor_of_sigma_above_the_spread_of_one_regression(frame, value):
+    with pytest.raises(ArgumentError, match=r"sigma_floor must be below 1, got .*: it is a fraction of the residual"):
+        VCMoE(FORMULA, frame, sigma_floor=value)
+
+
+@pytest.mark.parametrize("skewed", [lambda u: u**8, lambda u: 1.0 / u, lambda u: u.where(u.index != 7, 50.0)])
+def test_the_rule_of_thumb_leaves_enough_rows_on_a_skewed_index(frame, skewed):
+    data = frame.assign(u=skewed(frame["u"]))
+    model = VCMoE(FORMULA, data, bandwidth="rule")
+    rows, slots = model.data.rows, model.slots
+    h = usable_rule(model.problem, rows, slots)
+    assert h > rule_of_thumb(rows, slots)
+    model.problem(h)
+    with pytest.raises(DesignError, match="effective sample size"):
+        model.problem(h / 1.1)
+
+
+def test_the_rule_of_thumb_is_kept_where_it_works(frame):
+    model = VCMoE(FORMULA, frame, bandwidth="rule")
+    rule = rule_of_thumb(model.data.rows, model.slots)
+    assert usable_rule(model.problem, model.data.rows, model.slots) == rule
+    assert model.fit(rng=0, starts=2).bandwidth == rule

@@ -231,9 +231,9 @@ def test_trials_are_not_written_into_the_response(data):
 
 
 def test_an_index_of_another_type_is_told_what_to_do(data):
-    with pytest.raises(DesignError, match=r"must be numeric, .*to days: times / pd.Timedelta\(days=1\)"):
+    with pytest.raises(DesignError, match=r"must be numeric, .*to days: differences / pd.Timedelta\(days=1\)"):
         quick(FORMULA, data.assign(u=pd.to_timedelta(data["u"], unit="D")))
-    with pytest.raises(DesignError, match=r"only 2 different values, .*leave out vary: and use it as a factor"):
+    with pytest.raises(DesignError, match=r"only 2 different values, .*leave out 'vary: u' and let"):
         quick(FORMULA, data.assign(u=data["u"] > 0.5))
 
 

@@ -14,7 +14,7 @@ from mixmoe.varying.labels import permute_experts
 from mixmoe.varying.local_likelihood import build_local, local_start
 from mixmoe.varying.local_maximum import maximise_local
 from mixmoe.varying.problem import Rows, Slots, build_problem
-from mixmoe.varying.refits import From, Reported, maximise
+from mixmoe.varying.refits import From, maximise
 from tests.simulation.varying_peer import TIGHT, TOLERANCE, peer_functions
 
 FOLDER = Path(__file__).parents[3] / "shared" / "peers" / "vcmoe"
@@ -71,7 +71,7 @@ def ratio(name):
     data, stored = peer(name)
     truth = np.array(stored["truth_on_fit_grid"]["expert"])
     problem = problem_of(data, stored, full_grid(stored))
-    run = maximise(problem, Control(), np.random.default_rng(0), From(), Reported())
+    run = maximise(problem, Control(), np.random.default_rng(0), From())
     found, theirs = ours(run.coef, problem, stored, truth), repaired(stored["fit_tight_greedy"], truth)
     return rmse(found, truth) / rmse(theirs, truth)
 
