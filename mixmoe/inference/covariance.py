@@ -32,11 +32,14 @@ class ParamCov:
     kind : {"nonrobust", "robust", "cluster", "bootstrap"}
     note : str
         What a reader must know about it: clusters, replicates, corrections.
+    corrected : bool
+        Whether it has the small-sample correction of its family, where that can be left out.
     """
 
     matrix: Array
     kind: CovType
     note: str = ""
+    corrected: bool = True
 
 
 def checked_cov_type(kind: str) -> CovType:

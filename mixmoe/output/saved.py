@@ -259,7 +259,7 @@ def _document(saved: SavedFit) -> dict[str, Any]:
             "n_replicated": int(fit.starts.n_replicated),
             "seed": fit.starts.seed,
         },
-        "cov": {"kind": saved.cov.kind, "note": saved.cov.note},
+        "cov": {"kind": saved.cov.kind, "note": saved.cov.note, "corrected": bool(saved.cov.corrected)},
     }
 
 
@@ -416,7 +416,7 @@ def _saved(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> SavedFi
         settings=dict(document["settings"]),
         names=names,
         fit=_em_fit(fit, arrays),
-        cov=ParamCov(arrays["cov"], cov["kind"], str(cov["note"])),
+        cov=ParamCov(arrays["cov"], cov["kind"], str(cov["note"]), bool(cov.get("corrected", True))),
         checksum=str(document["checksum"]),
         data=_frame(document["data"], arrays),
         rows=_saved_rows(document["rows"], arrays),

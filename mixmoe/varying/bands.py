@@ -30,6 +30,7 @@ BIASES = ("rbc", "undersmooth", "none")
 METHODS = ("multiplier", "asymptotic", "bootstrap")
 DRAWS = 4000
 MOST_ROWS = 20_000  # with more rows degrees of freedom hardly matter, and observed fourth powers do
+SAME = 1e-6  # relative differences within the covariance of a function that is one number: rounding
 LEAST_DF = 4.0  # fewer degrees of freedom are not told apart
 
 
@@ -46,7 +47,7 @@ class LevelProcess:
         Of the local polynomial behind it.
     bandwidth : float
     df : ndarray, shape (G, L)
-        Effective degrees of freedom of the variances.
+        Effective degrees of freedom of the variances, infinite for constants.
     """
 
     levels: Array
@@ -110,16 +111,20 @@ def level_process(
     LevelProcess
     """
     inner, centring = centred(problem)
-    fits = fit_levels(inner, centring.inwards(inner.slots, coef), bias)
+    start = centring.inwards(inner.slots, coef)
+    fits = fit_levels(inner, start, bias)
     power = small_sample_power(correction, clusters)
     known = clusters is None and problem.rows.n <= MOST_ROWS
-    inf = _influence(fits, power, response_nodes(inner, own_natural(inner, fits.state)) if known else ())
-    covariance = level_covariance(inf, clusters)
+    nodes = response_nodes(inner, own_natural(inner, fits.state)) if known else ()
+    inf = _influence(fits, power, nodes, clusters)
+    if inner.const.any() and bias != "none":
+        inf = replace(inf, const=_constants(inner, start, power, clusters))
+    covariance = level_covariance(inf, clusters, correction)
     shaped = covariance.matrix.reshape(*inf.levels.shape, *inf.levels.shape)
-    around_means = LevelProcess(
-        inf.levels, shaped, fits.local.free.shape[0] - 1, fits.local.windows.bandwidth,
-        covariance.df.reshape(inf.levels.shape),
-    )  # fmt: skip
+    degree = fits.local.free.shape[0] - 1
+    df = covariance.df.reshape(inf.levels.shape)
+    df[:, inner.const] = np.inf  # constants rest on all rows
+    around_means = LevelProcess(inf.levels, shaped, degree, fits.local.windows.bandwidth, df)
     return _outwards(around_means, centring.matrix(inner.slots))
 
 
@@ -138,9 +143,8 @@ def _outwards(process: LevelProcess, turn: Array) -> LevelProcess:
 def satterthwaite_of_sum(weights: Array, process: LevelProcess, functions: NDArray[np.intp]) -> Array:
     """Degrees of freedom of the variance of a sum of functions, shape (G,); weights (F,) or (G, F)."""
     variances = np.einsum("glgl->gl", process.covariance[:, functions][:, :, :, functions])
-    own, df = weights**2 * variances, process.df[:, functions]
-    uncertain = own**2 / np.where(df > 0.0, df, np.inf)  # a constant rests on all rows
-    spread = np.maximum(uncertain.sum(axis=1), np.finfo(float).tiny)
+    own = weights**2 * variances
+    spread = np.maximum((own**2 / process.df[:, functions]).sum(axis=1), np.finfo(float).tiny)
     return np.asarray(own.sum(axis=1) ** 2 / spread, dtype=np.float64)
 
 
@@ -188,17 +192,25 @@ def fit_levels(problem: Problem, coef: Array, bias: str) -> LevelFits:
     return LevelFits(local, fit, gate, maximise_local(gate, local_start(gate, coef)))
 
 
-def _influence(fits: LevelFits, power: float, nodes: tuple[Node, ...]) -> Influence:
+def _influence(fits: LevelFits, power: float, nodes: tuple[Node, ...], clusters: NDArray[np.intp] | None) -> Influence:
     """Influence on all levels, NaN where a local likelihood has no maximum."""
-    inf = influence(fits.local, fits.fit.coef, power, nodes)
-    inf = _without_lost(inf, fits.fit.converged, slice(None))
+    inf = influence(fits.local, fits.fit.coef, power, nodes, clusters)
+    vary = np.flatnonzero(~fits.local.problem.const)
+    inf = _without_lost(inf, fits.fit.converged, vary)
     if fits.gate is None or fits.gate_fit is None:
         return inf
-    both = gate_influence(fits.gate, fits.gate_fit.coef, inf, power, nodes)
-    return _without_lost(both, fits.gate_fit.converged, fits.local.problem.slots.gates)
+    both = gate_influence(fits.gate, fits.gate_fit.coef, inf, power, nodes, clusters)
+    return _without_lost(both, fits.gate_fit.converged, vary[vary >= fits.local.problem.slots.gates.start])
 
 
-def _without_lost(inf: Influence, converged: NDArray[np.bool_], functions: slice) -> Influence:
+def _constants(problem: Problem, coef: Array, power: float, clusters: NDArray[np.intp] | None) -> Array:
+    """Influence of the rows on the constants, (n, C), which are estimated beside local lines whatever the bands are."""
+    local = build_local(problem, 1)
+    return influence(local, maximise_local(local, local_start(local, coef)).coef, power, (), clusters).const
+
+
+def _without_lost(inf: Influence, converged: NDArray[np.bool_], functions: NDArray[np.intp]) -> Influence:
+    """Influence with NaN for some functions at grid points that have no maximum."""
     pieces = []
     for piece, ok in zip(inf.local, converged, strict=True):
         kept = piece if ok else piece.copy()
@@ -235,7 +247,7 @@ def target_bands(
     -------
     BandSet
     """
-    n_targets = target.values.shape[1]
+    n_targets, normal = target.values.shape[1], float(ndtri(0.5 + level / 2.0))
     variance, df = np.empty_like(target.values), np.empty_like(target.values)
     critical = np.empty(n_targets)
     common = asymptotic_critical(process.bandwidth / span, level, process.degree) if method == "asymptotic" else 0.0
@@ -247,9 +259,11 @@ def target_bands(
         variance[:, r] = np.diag(covariance)
         df[:, r] = satterthwaite_of_sum(jacobian, process, used)
         critical[r] = common if method == "asymptotic" else multiplier_critical(covariance, level, draws, rng)
+        if np.ptp(covariance) <= SAME * np.abs(covariance).max():
+            critical[r] = normal  # one number along the index, whose limits are its band
     with np.errstate(invalid="ignore"):
         se = np.sqrt(variance)
-    pointwise = student_factor(np.full(n_targets, float(ndtri(0.5 + level / 2.0))), df)
+    pointwise = student_factor(np.full(n_targets, normal), df)
     return symmetric(target.values, se, student_factor(critical, df), pointwise)
 
 

@@ -38,6 +38,7 @@ class BootstrapBands:
 
 def bootstrap_bands(
     model: FittedVCMoE,
+    clusters: IntArray | None,
     target: Callable[[Array], Array],
     bias: str,
     level: float,
@@ -51,6 +52,8 @@ def bootstrap_bands(
     Parameters
     ----------
     model : FittedVCMoE
+    clusters : ndarray of int, shape (n,), or None
+        Independent units, None for rows.
     target : callable
         Levels (G, L) to functions (G, R).
     bias : str
@@ -72,11 +75,11 @@ def bootstrap_bands(
     another order are left out.
     """
     seeds = rng.integers(0, 2**63 - 1, n_boot)
-    tasks = [(model.problem, model.coef, model.clusters, bias, int(seed)) for seed in seeds]
+    tasks = [(model.problem, model.coef, clusters, bias, int(seed)) for seed in seeds]
     found = [one for one in run_all(_replicate, tasks, n_jobs, progress, "bootstrap") if one is not None]
     draws = np.array([target(levels) for levels in found])  # (B, G, R)
     se = draws.std(axis=0, ddof=1)
-    centre = draws.mean(axis=0) if model.clusters is not None else target(model.coef[:, 0])
+    centre = draws.mean(axis=0) if clusters is not None else target(model.coef[:, 0])
     deviation = np.abs((draws - centre) / np.where(se > 0.0, se, 1.0))
     critical = np.quantile(deviation.max(axis=1), level, axis=0)
     return BootstrapBands(se, critical, float(ndtri(0.5 + level / 2.0)))

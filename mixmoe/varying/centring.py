@@ -95,9 +95,19 @@ def _around_means(design: Array, weights: Array, const: BoolArray) -> tuple[Arra
     intercept = int(still[0])
     means = np.average(design, axis=0, weights=weights)
     fixed = const[:, [intercept]] & ~const
-    means[fixed.any(axis=0)] = 0.0
+    means[fixed.any(axis=0) | _of_groups(design)] = 0.0
     means[still] = 0.0
     return design - means, means / design[0, intercept], intercept
+
+
+def _of_groups(design: Array) -> BoolArray:
+    """Columns that are zero outside a group of rows: indicators, and other columns within one.
+
+    Their origin is the reference group. A coefficient that runs off in one group would take a centred intercept along.
+    """
+    groups = [column != 0.0 for column in design.T if set(np.unique(column)) == {0.0, 1.0}]
+    inside = [[not column[~group].any() for group in groups] for column in design.T]
+    return np.array([any(row) for row in inside], dtype=np.bool_)
 
 
 def run_around_means(problem: Problem, start: Array, control: Control) -> Run:

@@ -1,4 +1,12 @@
-"""A model with its estimate bound to it: what the results of this family are built from."""
+"""A model with its estimate bound to it: what the results of this family are built from.
+
+References
+----------
+Kish, L. (1965). Survey Sampling, section 11.7.
+Lumley, T. and Scott, A. (2015). AIC and BIC for modeling with complex survey data. J. Surv. Statist. Methodol. 3, 1-18.
+Rao, J. N. K. and Scott, A. J. (1984). On chi-squared tests for multiway contingency tables with cell proportions
+estimated from survey data. Ann. Statist. 12, 46-60.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -142,13 +150,18 @@ class FittedVCMoE:
             raise ArgumentError(f"correction must be True or False, got {correction!r}")
         if kind == "cluster" and self.clusters is None:
             raise ArgumentError("cov_type='cluster' needs the clusters, got None; pass cluster= to VCMoE or mm.fit")
-        clusters = self.clusters if kind == "cluster" else None
+        clusters = self.clusters_of(kind)
         notes = [] if clusters is None else [f"{n_clusters(clusters)} clusters"]
         matrix = point_covariance(self.problem, self.coef, self.points, clusters, bool(correction))
-        notes += ["small-sample correction by the leverage of each row"] if correction else []
+        unit = "row" if clusters is None else "cluster"
+        notes += [f"small-sample correction by the leverage of each {unit}"] if correction else []
         jacobian = _reported_slopes(self.problem, self.coef, self.points)
         matrix = matrix * np.outer(jacobian, jacobian)
-        return ParamCov(matrix, "robust" if clusters is None else "cluster", "; ".join(notes))
+        return ParamCov(matrix, "robust" if clusters is None else "cluster", "; ".join(notes), bool(correction))
+
+    def clusters_of(self, kind: str) -> IntArray | None:
+        """Clusters behind a covariance, None if rows are its independent units."""
+        return self.clusters if kind == "cluster" else None
 
     def gate_points(self) -> tuple[GatePoint, ...]:
         """The gate at the tabulated index values, with the places of its coefficients among the parameters."""
@@ -177,6 +190,26 @@ class FittedVCMoE:
         problem = replace(self.problem, const=marks)
         settings = {**self.settings, "functions": coef.tolist()}
         return replace(self, coef=coef, problem=problem, settings=settings)
+
+    @property
+    def n_units(self) -> int:
+        """Independent units that carry weight: clusters, or rows."""
+        return self.nobs if self.clusters is None else n_clusters(self.clusters)
+
+    @property
+    def nobs(self) -> int:
+        """Rows that carry weight."""
+        return int((self.problem.rows.weights > 0.0).sum())
+
+    @property
+    def weight_scale(self) -> float:
+        """Factor of the weights by which they sum to the effective number of rows ``(sum w)^2 / sum w^2`` (Kish 1965).
+
+        With it differences of log-likelihoods have the size that standard errors over rows give them, whatever the
+        units of the weights (Rao and Scott 1984; Lumley and Scott 2015).
+        """
+        weights = self.problem.rows.weights
+        return float(weights.sum() / (weights**2).sum())
 
     def refuse_tests(self) -> str | None:
         """Why the number of experts cannot be tested, None if it can."""
@@ -233,16 +266,17 @@ class FittedVCMoE:
         labels[self.data.order] = unit.weighted.argmax(axis=0)
         return labels
 
-    def process(self, bias: str) -> LevelProcess:
-        """Levels of all functions over the grid with their covariance, see `level_process`."""
-        return level_process(self.problem, self.coef, bias, self.clusters)
+    def process(self, bias: str, cov: ParamCov) -> LevelProcess:
+        """Levels of all functions over the grid with a covariance like `cov`, see `level_process`."""
+        return level_process(self.problem, self.coef, bias, self.clusters_of(cov.kind), cov.corrected)
 
     def record(self, run: Run, control: Control, starts: int) -> EMFit:
         """The fit as the base of the results wants it, responsibilities in the order of the design."""
         natural = own_natural(self.problem, run.coef)
         post = posterior(self.problem.rows, self.problem.family, natural)
         index_name = str(self.design.names.index)
-        flags = find_flags(self.problem, run, natural, post.weighted, control, index_name, self.clusters)
+        effective = post.weighted * self.weight_scale
+        flags = find_flags(self.problem, run, natural, effective, control, index_name, self.clusters)
         weights = np.maximum(self.problem.rows.weights, np.finfo(float).tiny)
         responsibilities = np.empty((self.problem.rows.n, self.n_experts))
         unit = posterior(self.problem.rows.with_weights(np.ones_like(weights)), self.problem.family, natural)
@@ -359,7 +393,7 @@ def point_covariance(
     local = build_local(inner, 1, points=None if whole else points)
     fit = maximise_local(local, local_start(local, start if whole else start[points]))
     power = small_sample_power(correction, clusters)
-    matrix = level_covariance(influence(local, fit.coef, power), clusters).matrix
+    matrix = level_covariance(influence(local, fit.coef, power, (), clusters), clusters, correction).matrix
     shape = (len(fit.coef), inner.slots.n)
     covariance = turned_covariance(matrix.reshape(*shape, *shape), centring.matrix(inner.slots))
     return _select(covariance, problem, const, vary, points if whole else np.arange(len(points)))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import chi2
 
 from mixmoe.errors import ArgumentError
+from mixmoe.inference.tests import InvalidTest
 from mixmoe.varying.centring import centred, run_around_means
 from mixmoe.varying.draws import REFIT, with_draw
 from mixmoe.varying.estimate import Control, Run, run_em
@@ -38,7 +39,7 @@ class GLRTest:
     functions : tuple of str
         Held constant under the null.
     statistic : float
-        Log-likelihood of the fit minus that of the null fit.
+        Log-likelihood of the fit minus that of the null fit, with weights that sum to the effective number of rows.
     df : float
         Degrees of freedom of the scaled chi-square that the null distribution is, or resembles.
     p_value : float
@@ -86,6 +87,17 @@ class GLRRequest:
     progress: bool | None = None
 
 
+def refused(model: FittedVCMoE) -> InvalidTest | None:
+    """Why there is no test, None if there is: its null distributions are those of independent rows."""
+    if model.clusters is None:
+        return None
+    return InvalidTest(
+        "rows of a cluster are not independent, and the null distributions of this test, which take them for that, "
+        "reject true hypotheses far too often; bands() has simultaneous bands with standard errors over clusters, and "
+        "a MEMoE with re: models the dependence"
+    )
+
+
 def test_functions(
     model: FittedVCMoE, which: str | Sequence[str], request: GLRRequest, rng: np.random.Generator
 ) -> GLRTest:
@@ -129,9 +141,9 @@ def joint_fit(model: FittedVCMoE) -> Run:
 def _tested(
     model: FittedVCMoE, larger: Run, slots: NDArray[np.intp], request: GLRRequest, rng: np.random.Generator
 ) -> GLRTest:
-    problem, method = model.problem, request.method
+    problem, method, per_row = model.problem, request.method, model.weight_scale
     null = null_fit(problem, larger.coef, slots)
-    statistic = larger.loglik - null.loglik
+    statistic = per_row * (larger.loglik - null.loglik)
     names = tuple(model.names.full[s] for s in slots)
     if method == "asymptotic":
         relative = float(np.ptp(problem.windows.grid)) / problem.bandwidths[slots]
@@ -139,7 +151,7 @@ def _tested(
         p_value = float(chi2.sf(R_K * max(statistic, 0.0), df))
         return GLRTest(names, statistic, df, p_value, method, 0, larger.loglik, null.loglik, np.zeros(0))
     draws = request.n_boot if method == "bootstrap" else max(19, request.n_boot // 4)
-    values = null_draws(problem, null.coef, slots, draws, rng, request.n_jobs, request.progress)
+    values = per_row * null_draws(problem, null.coef, slots, draws, rng, request.n_jobs, request.progress)
     scale = 2.0 * values.mean() / max(values.var(ddof=1), np.finfo(float).tiny)
     df = float(max(scale * values.mean(), 0.0))
     if method == "bootstrap":

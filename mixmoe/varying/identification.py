@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from mixmoe.errors import DesignError
 from mixmoe.kernels.local import Windows, hermite_matrix
@@ -23,6 +24,7 @@ BoolArray = NDArray[np.bool_]
 
 LEFT = 1e-4  # share of the squares of a constant term that functions of the varying terms must leave
 MOST_INTERVALS = 20  # of the functions with which constant terms are compared
+COLLINEAR = 1e-10  # share of the largest eigenvalue below which functions count as collinear
 SHOWN = 4  # terms that a message names
 VALUES_PER_BEND = 4  # different index values for each coefficient of these functions, at least
 
@@ -89,11 +91,10 @@ def superfluous(rows: Rows, design: Array, const: BoolArray, knots: Array) -> Ar
     """
     root = np.sqrt(rows.weights)[:, None]
     held, varying = design[:, const] * root, design[:, ~const] * root
-    basis = hermite_matrix(knots, float(np.ptp(knots)), rows.index).toarray()
-    functions = (varying[:, :, None] * basis[:, None, :]).reshape(rows.n, -1)
-    length = np.sqrt((held**2).sum(axis=0))
-    unit, upper = np.linalg.qr(_left_by(held / np.where(length > 0.0, length, 1.0), varying))
-    values, vectors = np.linalg.eigh(_squares(_left_by(unit, functions)))
+    basis = hermite_matrix(knots, float(np.ptp(knots)), rows.index)
+    functions = sparse.hstack([basis.multiply(column[:, None]) for column in varying.T]).tocsr()
+    unit, upper = np.linalg.qr(_left_by(held, varying))
+    values, vectors = np.linalg.eigh(_squares_left(unit, functions))
     if values[0] >= LEFT:
         return None
     coefficients = np.linalg.lstsq(upper, vectors[:, 0], rcond=None)[0]
@@ -102,12 +103,22 @@ def superfluous(rows: Rows, design: Array, const: BoolArray, knots: Array) -> Ar
 
 
 def _left_by(columns: Array, others: Array) -> Array:
-    """Residuals of the least-squares fit of columns by others, which may be collinear."""
-    size = np.sqrt((others**2).sum(axis=0))
-    scaled = others / np.where(size > 0.0, size, 1.0)
-    out: Array = columns - scaled @ np.linalg.lstsq(scaled, columns, rcond=1e-10)[0]
+    """Residuals of the least-squares fit of columns, scaled to unit length, by others."""
+    out: Array = _unit(columns) - _unit(others) @ np.linalg.lstsq(_unit(others), _unit(columns), rcond=None)[0]
     return out
 
 
-def _squares(columns: Array) -> Array:
-    return columns.T @ columns
+def _unit(columns: Array) -> Array:
+    length = np.sqrt((columns**2).sum(axis=0))
+    out: Array = columns / np.where(length > 0.0, length, 1.0)
+    return out
+
+
+def _squares_left(columns: Array, functions: sparse.csr_array) -> Array:
+    """Products of what functions, which may be collinear, leave of columns of unit length, shape (C, C)."""
+    gram = (functions.T @ functions).toarray()
+    size = np.sqrt(np.diag(gram))
+    size = np.where(size > 0.0, size, 1.0)
+    cross = (functions.T @ columns) / size[:, None]
+    explained = cross.T @ np.linalg.pinv(gram / np.outer(size, size), rcond=COLLINEAR, hermitian=True) @ cross
+    return np.asarray(columns.T @ columns - explained, dtype=np.float64)

@@ -75,8 +75,8 @@ class VCMoE:
         Grid points, covering the range of the index; by default `n_grid` equally spaced ones.
     n_grid : int
     trials, offset, weights, cluster : str, optional
-        Columns: number of trials of a binomial response; offset of the linear predictor; observation weights;
-        independent units for standard errors and cross-validation.
+        Columns: number of trials of a binomial response; offset of the linear predictor; weights of the rows;
+        independent units for standard errors, bands and cross-validation, see Notes.
     estimate : {"shrunken", "local", "joint"}
         Functions that are reported. ``"local"``: maxima of the local likelihoods next to where the joint EM ended, to
         which the pointwise theory applies; standard errors and bands rest on these whatever is reported.
@@ -98,6 +98,17 @@ class VCMoE:
 
     Notes
     -----
+    Weights multiply the log-densities of their rows, in `llf` too: estimates are those of a row that is there w times.
+    For inference it is one draw from the model, so that only ratios of weights matter: standard errors and bands do not
+    depend on the units of the weights, and `test_varying` and the information criteria take weights that sum to the
+    effective number of rows, ``(sum w)^2 / sum w^2``. Repeat a row that stands for several units instead of weighting
+    it. Rows of weight zero are not counted. (How far ``estimate="shrunken"`` draws functions towards lines does depend
+    on the units: a weight of w is taken for w rows.)
+
+    With ``cluster=`` the estimates are those of independent rows, standard errors and bands those of independent
+    clusters. `n_units` and the N of BIC and AICc are numbers of clusters; tests that need the distribution of all rows
+    together are refused.
+
     One responsibility per row, shared by all grid points, so that experts keep their labels along the index. Log sigma
     is fitted locally linear, log theta locally constant; where one of them runs to its limit in a local likelihood, it
     keeps the value of the joint EM. With ``estimate="shrunken"`` errors are smaller than those of a fit of each grid
@@ -224,7 +235,7 @@ class VCMoE:
             problem,
             coef,
             settings,
-            tabulated_points(problem.windows.grid, self.data.rows.index),
+            tabulated_points(problem.windows.grid, self.data.rows.index[self.data.rows.weights > 0.0]),
             self.clusters,
             used.table,
             used.gate_table,
@@ -232,10 +243,13 @@ class VCMoE:
 
     @property
     def clusters(self) -> NDArray[np.intp] | None:
-        """Cluster of each sorted row as codes, or None."""
+        """Cluster of each sorted row as codes, or None; one without weight adds nothing and has the code of another."""
         if "cluster" not in self.design.aux:
             return None
-        return np.unique(self.design.aux["cluster"], return_inverse=True)[1][self.data.order]
+        codes = np.unique(self.design.aux["cluster"], return_inverse=True)[1][self.data.order]
+        carries = np.zeros(int(codes.max()) + 1, dtype=bool)
+        carries[codes[self.data.rows.weights > 0.0]] = True
+        return np.maximum(np.cumsum(carries) - 1, 0)[codes]
 
     def select_bandwidth(
         self,

@@ -13,7 +13,7 @@ from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.kernels.distribution import Family
 from mixmoe.kernels.families import family_named
 from mixmoe.kernels.local import hermite_matrix
-from mixmoe.varying.bands import LevelProcess, Target, identity_target, symmetric, target_bands
+from mixmoe.varying.bands import DRAWS, LevelProcess, Target, identity_target, symmetric, target_bands
 from mixmoe.varying.bootstrap import bootstrap_bands
 from mixmoe.varying.fitted import FittedVCMoE, band_frame_values
 from mixmoe.varying.gate_limits import with_gate_limits
@@ -32,17 +32,18 @@ _OWN_COLUMNS = ("coefficient", "block", "expert", "term", "estimate", "center", 
 
 @dataclass(frozen=True, slots=True)
 class BandRequest:
-    """Arguments of `VCMoEResults.bands`, checked."""
+    """Arguments of `VCMoEResults.bands`, checked, and the clusters behind the covariance of the fit."""
 
-    of: str
-    level: float
-    method: str
-    bias: str
-    at: Mapping[str, Any] | None
-    draws: int
-    n_boot: int
-    n_jobs: int
-    progress: bool | None
+    of: str = "coefficients"
+    level: float = 0.95
+    method: str = "multiplier"
+    bias: str = "rbc"
+    at: Mapping[str, Any] | None = None
+    draws: int = DRAWS
+    n_boot: int = 199
+    n_jobs: int = 1
+    progress: bool | None = None
+    clusters: NDArray[np.intp] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +106,8 @@ def band_frame(
     centred = _target(model, request, profile, process.levels)
     if request.method == "bootstrap":
         span = bootstrap_bands(
-            model, lambda levels: _target(model, request, profile, levels).values, request.bias, request.level,
-            request.n_boot, rng, request.n_jobs, request.progress,
+            model, request.clusters, lambda levels: _target(model, request, profile, levels).values, request.bias,
+            request.level, request.n_boot, rng, request.n_jobs, request.progress,
         )  # fmt: skip
         ones = np.ones_like(span.se)
         bands = symmetric(centred.values, span.se, span.critical * ones, span.pointwise * ones)

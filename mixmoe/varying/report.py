@@ -52,6 +52,7 @@ def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
         ("Family", problem.family.name),
         ("Experts", model.n_experts),
         ("Rows", results.nobs),
+        ("Clusters", None if model.clusters is None else results.n_units),
         ("Rows dropped", f"{dropped.n_rows} ({dropped})" if dropped.n_rows else 0),
         *column_facts(model),
         ("Index", span),
@@ -145,9 +146,9 @@ def places(model: FittedVCMoE, at: Any) -> Places:
 
 
 def function_tables(
-    model: FittedVCMoE, bands: pd.DataFrame | None, p_values: Mapping[str, float], level: float, at: Any = None
+    model: FittedVCMoE, bands: pd.DataFrame | None, p_values: Mapping[str, float] | None, level: float, at: Any = None
 ) -> tuple[Table, ...]:
-    """One table per expert and one for the gate: range, test of constancy, values with bands at quantiles or `at`."""
+    """One table per expert and one for the gate: range, test of constancy (if any), values with bands."""
     if bands is None:
         return ()
     shown = places(model, at)
@@ -161,20 +162,44 @@ def function_tables(
     title = "Gate: functions of the index (log odds against expert 1)"
     tables.append(_function_table(model, gate, p_values, "gate", title, shown))
     *others, last = [table for table in tables if table.index]
-    return (*others, replace(last, notes=(_about_functions(str(model.design.names.index), level),)))
+    about = _about_functions(str(model.design.names.index), level, p_values is not None)
+    gaps = missing_bands(bands)
+    return (*others, replace(last, notes=(about, *([] if gaps is None else [gaps]))))
 
 
-def _about_functions(index: str, level: float) -> str:
+def _about_functions(index: str, level: float, tested: bool) -> str:
     """What the columns and second lines of the tables of functions are."""
-    return (
-        f"Second lines: {100 * level:g} % simultaneous bands over the whole range of {index}, robust bias correction. "
+    test = (
         "P const.: asymptotic GLR test that the function is constant, which rejects too often in small samples; "
         "test_varying() has the bootstrap."
+    )
+    untested = (
+        "There is no test that a function is constant: rows of a cluster are not independent, which its null "
+        "distribution needs; a constant is ruled out where no horizontal line fits into the band."
+    )
+    return (
+        f"Second lines: {100 * level:g} % simultaneous bands over the whole range of {index}, robust bias correction. "
+        f"{test if tested else untested}"
+    )
+
+
+def missing_bands(bands: pd.DataFrame) -> str | None:
+    """In words: for which functions, at how many grid points, there are no bands; None if there are everywhere."""
+    counts = bands["std_error"].isna().groupby(bands["coefficient"], sort=False).sum()
+    counts = counts[counts > 0]
+    if counts.empty:
+        return None
+    n_grid = int((bands["coefficient"] == bands["coefficient"].iloc[0]).sum())
+    several = f"{len(counts)} functions" if len(counts) > 4 else ", ".join(str(name) for name in counts.index)
+    return (
+        f"There are no bands at up to {counts.max()} of {n_grid} grid points for {several}: the local fit behind them "
+        "(local-quadratic by default) has no maximum near the fit there; use a larger bandwidth or fewer experts, or "
+        "bias='none', whose bands leave out the bias."
     )
 
 
 def _function_table(
-    model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, float], key: str, heading: str, at: Places
+    model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, float] | None, key: str, heading: str, at: Places
 ) -> Table:
     grid, points = model.problem.windows.grid, model.points
     names: list[str] = []
@@ -191,16 +216,17 @@ def _function_table(
             values[end][points] if at.values is None else np.interp(at.values, grid, values[end])
             for end in ("band_low", "band_high")
         )
-        cells.append((span, p_values.get(str(name)), *map(show, value)))
-        limits = (f"{show(a)}, {show(b)}" for a, b in zip(low, high, strict=True))
-        cells.append((None, None, *limits))
+        test = () if p_values is None else (p_values.get(str(name)),)
+        cells.append((span, *test, *map(show, value)))
+        limits = ("-" if np.isnan(a) else f"{show(a)}, {show(b)}" for a, b in zip(low, high, strict=True))
+        cells.append((None, *([None] * len(test)), *limits))
     return Table(
         key=key,
         title=heading,
-        columns=("Range", "P const.", *at.heads),
+        columns=("Range", *([] if p_values is None else ["P const."]), *at.heads),
         index=tuple(names),
         cells=tuple(cells),
-        formats=("num", "p", *("num" for _ in at.heads)),
+        formats=("num", *([] if p_values is None else ["p"]), *("num" for _ in at.heads)),
     )
 
 

@@ -13,9 +13,10 @@ from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checke
 from mixmoe.assess.effects import GatePoint
 from mixmoe.assess.residuals import Distribution
 from mixmoe.em import EMFit
-from mixmoe.errors import ArgumentError
+from mixmoe.errors import ArgumentError, ConvergenceWarning, warn
 from mixmoe.inference.covariance import ParamCov
 from mixmoe.inference.intervals import checked_alpha
+from mixmoe.inference.tests import InvalidTest
 from mixmoe.output.curves import Curve
 from mixmoe.output.summary import Summary, header_table
 from mixmoe.output.tables import Cell, Table
@@ -26,7 +27,15 @@ from mixmoe.varying.dof import effective_df, fitness
 from mixmoe.varying.draws import draw_responses
 from mixmoe.varying.fitted import FittedVCMoE, checked_kind, reported_values
 from mixmoe.varying.glr import METHODS as NULL_LAWS
-from mixmoe.varying.glr import GLRRequest, GLRTest, asymptotic_p_values, test_functions, test_table, varying_names
+from mixmoe.varying.glr import (
+    GLRRequest,
+    GLRTest,
+    asymptotic_p_values,
+    refused,
+    test_functions,
+    test_table,
+    varying_names,
+)
 from mixmoe.varying.predict import (
     KINDS,
     column_names,
@@ -60,6 +69,10 @@ class VCMoEResults(MoEResults):
     effective_df : float
         Effective number of parameters of the local fits; AIC, AICc and BIC charge it. Functions that were drawn towards
         lines have fewer, so that the criteria are on the side of constants.
+    nobs, n_units : int
+        Rows, and independent units, which are clusters or rows; those of weight zero do not count. `n_units` is the N
+        of AICc, BIC, SABIC and ICL. The criteria take `llf` with weights that sum to the effective number of rows, see
+        `VCMoE`.
     params : Series
         Constants, then the functions at five quantiles of the index; `functions` and `bands` give all of them.
 
@@ -77,10 +90,11 @@ class VCMoEResults(MoEResults):
         self.gate_bandwidth = self.bandwidth if gate is None else float(gate)
         self.selection, self.gate_selection = model.selection, model.gate_selection
         self.effective_df = effective_df(model.problem, model.coef)
-        values = fitness(fit.loglik, self.effective_df, self.nobs)
+        self.nobs, self.n_units = model.nobs, model.n_units
+        values = fitness(model.weight_scale * fit.loglik, self.effective_df, self.n_units)
         self.aic, self.aicc, self.bic = values.aic, values.aicc, values.bic
         self.df_model = values.df  # type: ignore[assignment]  # effective numbers are no integers
-        self.sabic = -2.0 * fit.loglik + values.df * float(np.log((self.nobs + 2.0) / 24.0))
+        self.sabic = values.aic + values.df * float(np.log((self.n_units + 2.0) / 24.0) - 2.0)
         self.icl = self.bic + 2.0 * report.classification_entropy(fit.responsibilities)
         self.df_resid = self.nobs - values.df
         self._processes: dict[str, LevelProcess] = {}
@@ -115,7 +129,7 @@ class VCMoEResults(MoEResults):
         n_jobs: int = 1,
         progress: bool | None = None,
     ) -> pd.DataFrame:
-        """Pointwise and simultaneous bands over the whole index range.
+        """Pointwise and simultaneous bands over the whole index range, with the covariance of the fit, see `with_cov`.
 
         Parameters
         ----------
@@ -125,7 +139,7 @@ class VCMoEResults(MoEResults):
         level : float
         method : {"multiplier", "asymptotic", "bootstrap"}
             Critical value of the simultaneous band: Gaussian multiplier bootstrap over the grid; supremum of the
-            limiting process; parametric bootstrap (of whole clusters if there are any) with warm-started refits.
+            limiting process; parametric bootstrap (with a covariance over clusters: of these) with warm-started refits.
         bias : {"rbc", "undersmooth", "none"}
             Robust bias correction (local-quadratic fit, with its own standard errors), a smaller bandwidth, or nothing.
             In simulations with n = 1000 only ``"rbc"`` attains the nominal coverage at a bandwidth that is good for
@@ -155,7 +169,11 @@ class VCMoEResults(MoEResults):
         checked_count(n_boot, "n_boot", least=19)
         n_jobs = checked_jobs(n_jobs)
         request = BandRequest(of, checked_level(level), method, bias, at, draws, n_boot, n_jobs, progress)
-        return band_frame(self.model, self._process(bias), request, checked_rng(rng))
+        frame = self._bands(request, rng)
+        gaps = report.missing_bands(frame)
+        if gaps is not None:
+            warn(gaps, ConvergenceWarning)
+        return frame
 
     def test_varying(
         self,
@@ -166,7 +184,7 @@ class VCMoEResults(MoEResults):
         rng: Any = None,
         n_jobs: int = 1,
         progress: bool | None = None,
-    ) -> "GLRTest | pd.DataFrame":
+    ) -> "GLRTest | pd.DataFrame | InvalidTest":
         """Generalised likelihood-ratio test that coefficients are constant along the index.
 
         Parameters
@@ -186,11 +204,18 @@ class VCMoEResults(MoEResults):
 
         Returns
         -------
-        GLRTest or DataFrame
+        GLRTest, DataFrame or InvalidTest
+            An `InvalidTest` with its reason if rows are clustered: they are not independent, and the model cannot draw
+            them. Simultaneous `bands` with standard errors over clusters rule out a constant where no horizontal line
+            fits into them.
         """
         checked_choice(method, "method", NULL_LAWS)
         checked_count(n_boot, "n_boot", least=19)
-        request = GLRRequest(method, n_boot, checked_jobs(n_jobs), progress)
+        jobs = checked_jobs(n_jobs)
+        invalid = refused(self.model)
+        if invalid is not None:
+            return invalid
+        request = GLRRequest(method, n_boot, jobs, progress)
         if which is None:
             return test_table(self.model, [*varying_names(self.model), "all"], request, checked_rng(rng))
         return test_functions(self.model, which, request, checked_rng(rng))
@@ -260,7 +285,7 @@ class VCMoEResults(MoEResults):
         model = self.model.reordered(places)
         params = reported_values(model.problem, model.coef, model.points)
         fit = replace(self.em, params=params, responsibilities=self.em.responsibilities[:, places])
-        return type(self)(model, fit, model.covariance(fit, self.cov.kind))
+        return type(self)(model, fit, model.covariance(fit, self.cov.kind, correction=self.cov.corrected))
 
     def tables(self, alpha: float = 0.05, at: Any = None) -> tuple[Table, ...]:
         """Header, constants, and per expert and gate the functions.
@@ -280,7 +305,7 @@ class VCMoEResults(MoEResults):
             bands.
         """
         level = 1.0 - checked_alpha(alpha)
-        frame = self.bands(level=level, rng=SEED) if not self.model.problem.const.all() else None
+        frame = None if self.model.problem.const.all() else self._bands(BandRequest(level=level), SEED)
         header = header_table(report.facts(self))
         constants = report.constant_tables(self.model, self.to_frame(alpha), alpha)
         return (header, *constants, *report.function_tables(self.model, frame, self._constancy(), level, at))
@@ -379,14 +404,19 @@ class VCMoEResults(MoEResults):
     def _gate_points(self) -> tuple[GatePoint, ...]:
         return self.model.gate_points()
 
+    def _bands(self, request: BandRequest, rng: Any) -> pd.DataFrame:
+        """Bands over the units of the covariance of the fit."""
+        request = replace(request, clusters=self.model.clusters_of(self.cov_type))
+        return band_frame(self.model, self._process(request.bias), request, checked_rng(rng))
+
     def _process(self, bias: str) -> LevelProcess:
-        """Level process of one bias correction, kept because summary, figure and bands all need it."""
+        """Level process of one bias correction with the covariance of the fit, kept because all output needs it."""
         if bias not in self._processes:
-            self._processes[bias] = self.model.process(bias)
+            self._processes[bias] = self.model.process(bias, self.cov)
         return self._processes[bias]
 
-    def _constancy(self) -> Mapping[str, float]:
-        """P-values of the asymptotic tests, kept because every table of the fit shows them."""
-        if self._p_values is None:
+    def _constancy(self) -> Mapping[str, float] | None:
+        """P-values of the asymptotic tests, kept because every table shows them; None if they are invalid."""
+        if self._p_values is None and refused(self.model) is None:
             self._p_values = asymptotic_p_values(self.model)
         return self._p_values

@@ -7,7 +7,10 @@ plain sandwich is too small near the ends of the index, where few rows determine
 towards itself, and its score is too close to zero by a factor ``I - C_i L_i``, with C_i its information in the natural
 parameters and ``L_i = Z_i H^-1 Z_i'`` the covariance of these. The correction divides by the root of this factor, which
 in least squares is HC2, unbiased for errors of equal variance (MacKinnon and White 1985; Kauermann and Carroll 2001 for
-generalised linear models). For clusters the whole factor is used, HC3, since rows of one cluster draw together.
+generalised linear models). Rows of a cluster draw the estimate together, so that the factor is that of the cluster, and
+the whole of it is divided by, CR3: to first order the influence of a cluster is then the change of the estimate when it
+is left out (Bell and McCaffrey 2002, section 3; MacKinnon, Nielsen and Webb 2023), and copies of rows within their
+cluster change nothing.
 
 A variance estimated from few rows is uncertain itself. Bell and McCaffrey (2002) and Imbens and Kolesar (2016) give it
 the degrees of freedom of a chi-square with the same relative spread, under the model and given the covariates: here
@@ -24,11 +27,13 @@ Imbens, G. W. and Kolesar, M. (2016). Robust standard errors in small samples: s
 98, 701-712.
 Kauermann, G. and Carroll, R. J. (2001). A note on the efficiency of sandwich covariance matrix estimation. JASA 96,
 1387-1396.
+MacKinnon, J. G., Nielsen, M. O. and Webb, M. D. (2023). Cluster-robust inference: a guide to empirical practice. J.
+Econometrics 232, 272-299.
 MacKinnon, J. G. and White, H. (1985). Some heteroskedasticity-consistent covariance matrix estimators. J. Econometrics.
 Zhao, Q., Greenwood, C. M. T. and Zhang, Q. (2026). Varying-Coefficient Mixture of Experts Model. arXiv 2601.01699.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,9 +65,9 @@ Array = NDArray[np.float64]
 IntArray = NDArray[np.intp]
 
 CHUNK = 4096  # rows whose influence is held as a dense matrix at once
-ROOT, WHOLE = 0.5, 1.0  # powers of the correction: HC2 and HC3
+ROOT, WHOLE = 0.5, 1.0  # powers of the correction: HC2 of rows and CR3 of clusters
 SINGULAR = 1e-12  # smallest singular value of the scaled equation of the constants with which it is solved
-LEAST = 0.05  # share of its own score that is left to a row, at least: a row on its own says nothing about its error
+LEAST = 0.05  # share of its own score left to a row or cluster, at least: on its own it says nothing about its error
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +112,9 @@ def small_sample_power(correction: bool, clusters: IntArray | None) -> float:
     return ROOT if clusters is None else WHOLE
 
 
-def influence(local: Local, coef: Array, power: float = ROOT, nodes: Sequence[Node] = ()) -> Influence:
+def influence(
+    local: Local, coef: Array, power: float = ROOT, nodes: Sequence[Node] = (), clusters: IntArray | None = None
+) -> Influence:
     """Influence of the rows on the coefficient functions.
 
     Parameters
@@ -119,6 +126,8 @@ def influence(local: Local, coef: Array, power: float = ROOT, nodes: Sequence[No
         Of the small-sample correction; zero for none.
     nodes : sequence of Node
         Of the responses under the estimate, for the degrees of freedom.
+    clusters : ndarray of int, shape (n,), optional
+        Rows that the correction takes together.
 
     Returns
     -------
@@ -135,10 +144,12 @@ def influence(local: Local, coef: Array, power: float = ROOT, nodes: Sequence[No
         natural = natural_predictors(local, block, coef[block.first : block.last])
         for g in range(block.last - block.first):
             at, span = block.first + g, slice(int(block.offsets[g]), int(block.offsets[g + 1]))
-            lever = _lever(local, block, terms, g, inverse[g], power)
-            move = np.einsum("dw,wdk->wk", terms.score[:, span], lever)  # (w, D L)
-            pieces.append(move[:, :n_slots])
             rows = slice(int(block.lo[g]), int(block.hi[g]))
+            lever = _lever(local, block, terms, g, inverse[g], power if clusters is None else 0.0)
+            move = np.einsum("dw,wdk->wk", terms.score[:, span], lever)  # (w, D L)
+            if clusters is not None and power:
+                move = _together(local, block, terms, g, inverse[g], clusters[rows], power)
+            pieces.append(move[:, :n_slots])
             df[at] = _model_df(local.problem, natural.take(span), rows, nodes, lever[:, :, :n_slots])
             if border is not None:
                 drift = -inverse[g] @ full[g][:, slots]  # (D L, C): how the local solution follows the constants
@@ -171,7 +182,12 @@ def _without_unknown(local: Local, coef: Array, pieces: Sequence[Array]) -> tupl
 
 
 def gate_influence(
-    local: Local, coef: Array, first: Influence, power: float = ROOT, nodes: Sequence[Node] = ()
+    local: Local,
+    coef: Array,
+    first: Influence,
+    power: float = ROOT,
+    nodes: Sequence[Node] = (),
+    clusters: IntArray | None = None,
 ) -> Influence:
     """Influence on all functions when the gate has a bandwidth of its own.
 
@@ -185,6 +201,7 @@ def gate_influence(
         On the experts, and on the gate as far as it is constant.
     power : float
     nodes : sequence of Node
+    clusters : ndarray of int, shape (n,), optional
 
     Returns
     -------
@@ -208,9 +225,11 @@ def gate_influence(
         natural = natural_predictors(local, block, coef[block.first : block.last])
         for g in range(block.last - block.first):
             at, span = block.first + g, slice(int(block.offsets[g]), int(block.offsets[g + 1]))
-            lever = _lever(local, block, terms, g, inverse[g], power)[:, :, gates]
-            move = np.einsum("dw,wdk->wk", terms.score[:, span], lever)
             rows = slice(int(block.lo[g]), int(block.hi[g]))
+            lever = _lever(local, block, terms, g, inverse[g], power if clusters is None else 0.0)[:, :, gates]
+            move = np.einsum("dw,wdk->wk", terms.score[:, span], lever)
+            if clusters is not None and power:
+                move = _together(local, block, terms, g, inverse[g], clusters[rows], power)[:, gates]
             df[at, gates] = _model_df(local.problem, natural.take(span), rows, nodes, lever)
             drift = -np.einsum("lk,kgm->lgm", inverse[g][gates], _mixed_curvature(local, block, terms, g, between))
             lo[at], piece = _second_step(first, at, int(block.lo[g]), move, drift)
@@ -312,6 +331,77 @@ def corrected(curvature: Array, leverage: Array, power: float) -> Array:
     turned = root @ vectors
     half = turned * np.where(small, power, gain)[:, None, :]
     return np.asarray(unit + half @ np.swapaxes(turned, 1, 2) @ curvature, dtype=np.float64)
+
+
+def _together(
+    local: Local, block: Block, terms: NaturalTerms, g: int, inverse: Array, codes: IntArray, power: float
+) -> Array:
+    """Influence of the rows on the solution at one grid point, corrected by the factors of their clusters, (w, D L)."""
+    span = slice(int(block.offsets[g]), int(block.offsets[g + 1]))
+    kernel = terms.kernel[span]
+    design = natural_design(local, slice(int(block.lo[g]), int(block.hi[g])), block.t[span])  # (w, d, D L)
+    gradient = np.einsum("dw,wdk->wk", terms.score[:, span] * kernel, design)
+    if not np.isfinite(inverse).all():
+        return gradient @ inverse
+    curvature = np.moveaxis(terms.information[:, :, span] * kernel, -1, 0)
+    return cluster_moves(gradient, curvature, design, inverse, codes, power)
+
+
+def cluster_moves(
+    gradient: Array, curvature: Array, design: Array, inverse: Array, codes: IntArray, power: float
+) -> Array:
+    """``(I - V H_c)^-power V g_i`` for each row i of a cluster c, shape (w, k).
+
+    Parameters
+    ----------
+    gradient : ndarray, shape (w, k)
+        Score g_i of each row.
+    curvature : ndarray, shape (w, d, d)
+        Information of each row in its natural parameters.
+    design : ndarray, shape (w, d, k)
+        Derivatives of these by the coefficients, so that the information of a cluster is ``H_c = sum_i Z_i' C_i Z_i``.
+    inverse : ndarray, shape (k, k)
+        V, the inverse of the information of all rows, positive semi-definite.
+    codes : ndarray of int, shape (w,)
+    power : float
+
+    Returns
+    -------
+    ndarray, shape (w, k)
+
+    Notes
+    -----
+    With ``V = R R'`` this is ``R (I - R' H_c R)^-power R' g_i``. Eigenvalues below a floor count as the floor.
+    """
+    root = _root(inverse)
+    seen, pull, out = design @ root, gradient @ root, np.empty((len(gradient), root.shape[1]))
+    for rows in _by_size(codes):
+        stacked = seen[rows].reshape(len(rows), -1, root.shape[1])  # (c, m d, k)
+        bent = (curvature[rows] @ seen[rows]).reshape(stacked.shape)
+        values, vectors = np.linalg.eigh(np.eye(root.shape[1]) - np.swapaxes(stacked, 1, 2) @ bent)
+        gain = np.maximum(values, LEAST)[:, None, :] ** -power
+        out[rows] = pull[rows] @ ((vectors * gain) @ np.swapaxes(vectors, 1, 2))
+    return np.asarray(out @ root.T, dtype=np.float64)
+
+
+def _by_size(codes: IntArray) -> Iterator[IntArray]:
+    """Rows of the clusters, (c, m), for clusters with the same number m of rows together, not too many at once."""
+    order = np.argsort(codes, kind="stable")
+    starts = np.flatnonzero(np.append(True, np.diff(codes[order]) != 0))
+    sizes = np.diff(np.append(starts, len(codes)))
+    for m in np.unique(sizes):
+        first = starts[sizes == m]
+        for some in np.array_split(first, -(-len(first) * m // CHUNK)):
+            yield order[some[:, None] + np.arange(m)]
+
+
+def _root(matrix: Array) -> Array:
+    """A matrix R with ``R R'`` the given positive semi-definite one, without the columns that are zero."""
+    size = np.sqrt(np.diag(matrix))
+    scale = np.where(size > 0.0, size, 1.0)
+    values, vectors = np.linalg.eigh(matrix / np.outer(scale, scale))
+    kept = values > np.finfo(float).eps
+    return np.asarray(scale[:, None] * vectors[:, kept] * np.sqrt(values[kept]), dtype=np.float64)
 
 
 def _model_df(problem: Problem, natural: Natural, rows: slice, nodes: Sequence[Node], lever: Array) -> Array:
@@ -430,7 +520,7 @@ class LevelCovariance:
     df: Array
 
 
-def level_covariance(inf: Influence, clusters: IntArray | None = None) -> LevelCovariance:
+def level_covariance(inf: Influence, clusters: IntArray | None = None, correction: bool = False) -> LevelCovariance:
     """Covariance of the levels of all functions at all grid points.
 
     Parameters
@@ -438,6 +528,9 @@ def level_covariance(inf: Influence, clusters: IntArray | None = None) -> LevelC
     inf : Influence
     clusters : ndarray of int, shape (n,), optional
         Codes 0 .. C - 1 of the cluster of each row.
+    correction : bool
+        Whether the influence of clusters is what leaving them out changes, of which the jackknife takes the sum of
+        squares times (C - 1) / C.
 
     Returns
     -------
@@ -456,7 +549,8 @@ def level_covariance(inf: Influence, clusters: IntArray | None = None) -> LevelC
         for rows in chunks:
             np.add.at(sums, clusters[rows], unit_influence(inf, rows))
         matrix, fourth = sums.T @ sums, _fourth_powers(sums)
-        return LevelCovariance(matrix * (len(sums) / max(len(sums) - 1.0, 1.0)), _satterthwaite(matrix, fourth))
+        share = 1.0 - 1.0 / len(sums) if correction else 1.0
+        return LevelCovariance(share * matrix, _satterthwaite(matrix, fourth))
     matrix, fourth = np.zeros((size, size)), np.zeros(size)
     for rows in chunks:
         chunk = unit_influence(inf, rows)

@@ -192,13 +192,15 @@ def check_designs(design: Design, slots: Slots) -> None:
     """
     if slots.n_expert_columns == 0:
         raise DesignError("the expert part has no columns, got only 0; write at least an intercept, 1")
-    clusters = design.aux.get("cluster")
-    if clusters is not None:
-        _check_one_kind(design, np.asarray(clusters, dtype=object))
-    if clusters is not None and len(set(clusters)) < 2:
+    if "cluster" not in design.aux:
+        return
+    every = np.asarray(design.aux["cluster"], dtype=object)
+    _check_one_kind(design, every)
+    clusters = every[_column(design, "weights", 1.0) > 0.0]
+    if len(set(clusters)) < 2:
         raise DesignError(
-            f"cluster= has the same value, {clusters[0]}, in all {design.n} rows; clusters are independent units, of "
-            "which standard errors need many, so leave it out or name another column"
+            f"cluster= has the same value, {clusters[0]}, in all {len(clusters)} rows; clusters are independent units, "
+            "of which standard errors need many, so leave it out or name another column"
         )
 
 

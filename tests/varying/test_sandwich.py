@@ -77,7 +77,9 @@ def test_covariance_is_the_sum_of_squared_influence_by_cluster():
     pairs = np.arange(400) // 2
     sums = each[::2] + each[1::2]
     got = level_covariance(inf, pairs).matrix
-    np.testing.assert_allclose(got, sums.T @ sums * 200 / 199, rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(got, sums.T @ sums, rtol=1e-10, atol=1e-14)
+    jackknife = level_covariance(inf, pairs, True).matrix
+    np.testing.assert_allclose(jackknife, got * 199 / 200, rtol=1e-12)
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, -1.0])
