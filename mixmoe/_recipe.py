@@ -41,6 +41,7 @@ _ELSEWHERE: Mapping[str, str] = {
     "minimum": "np.minimum(x, y)",
     "ifelse": "np.where(condition, x, y)",
     "factor": "C(x)",
+    "cbind": "successes as the response, 's ~ ...', with their trials as trials='column' of the fit",
 }  # how functions of other programs are called here
 
 ENGINES: Mapping[str, ModuleType] = {"formulaic": _formulaic, "patsy": _patsy}

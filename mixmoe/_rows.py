@@ -102,6 +102,10 @@ class Keys:
     order: str | None = None
 
 
+class NothingLeftError(DesignError):
+    """No row of the data is complete."""
+
+
 def earliest(mask: NDArray[np.bool_], rows: Rows) -> int:
     """Of the rows in `mask`, the one that comes first in the user's frame."""
     found = np.flatnonzero(mask)
@@ -128,7 +132,7 @@ def collect_rows(frame: FrameView, needs: Sequence[Need], keys: Keys) -> Rows:
     keep = _complete(absent, frame.n_rows)
     dropped = _dropped(absent, keep)
     if not keep.any():
-        raise DesignError(
+        raise NothingLeftError(
             f"all {frame.n_rows} rows have a missing value ({dropped}); nothing is left to analyse, so leave out the "
             "columns that are missing or fill them in"
         )
@@ -248,7 +252,7 @@ def without_rows(rows: Rows, bad: Integers, terms: tuple[tuple[str, int], ...], 
     keep[bad] = False
     dropped = Dropped(rows.dropped.n_rows + len(bad), rows.dropped.by_column + terms)
     if not keep.any():
-        raise DesignError(
+        raise NothingLeftError(
             f"no row is left: of {n_input} rows all have a missing value or a term that is not a number ({dropped}); "
             "check the transforms of the formula"
         )

@@ -21,6 +21,11 @@ _OF_COVARIANCE: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 
 
+_ASKED_BY: Mapping[str, str] = MappingProxyType(
+    {"VCMoE": "formulas with a section 'vary: u'", "MEMoE": "formulas without a section 'vary:'"}
+)
+
+
 def fit(formula: str, data: Any, experts: int = 2, **options: Any) -> Any:
     """Fit a mixture of experts.
 
@@ -78,8 +83,15 @@ def model_options(family: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     for name in options:
         if name not in for_model and name not in for_fit and name not in covariance:
             known = [n for n in (*for_model, *for_fit, *covariance) if n not in ("self", "cov_options")]
-            raise ArgumentError(f"fit has no option {name!r}; it has {', '.join(known)}")
+            raise ArgumentError(f"fit has no option {name!r}; {_elsewhere(name, family)}it has {', '.join(known)}")
     return {name: value for name, value in options.items() if name in for_model}
+
+
+def _elsewhere(option: str, family: Any) -> str:
+    """In words which other family has an option and how to ask for it; none for options that nobody has."""
+    others = [name for name in _ASKED_BY if name != family.family_name]
+    found = [name for name in others if option in inspect.signature(_family(name).__init__).parameters]
+    return "".join(f"{name} has, which fits {_ASKED_BY[name]}; " for name in found[:1])
 
 
 def _family(name: str) -> Any:

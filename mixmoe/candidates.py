@@ -36,6 +36,7 @@ LISTED = (
 # Options that make candidates networks, and those of a network that may be lists; for `hidden` see `_hidden`.
 NETWORK = ("hidden", "network", "activation", "estimator")
 LISTED_NETWORK = ("activation", "estimator", "cov", "family", "lr", "alpha", "weight_decay")
+_ESTIMATED = ("functions", "searches")  # settings of a fit that are no arguments of its model
 STARTS = 8  # random starts per expert; those carried from one expert fewer come on top
 _FAILURES = (MixmoeError, ArithmeticError, np.linalg.LinAlgError)
 
@@ -396,7 +397,7 @@ def _held_out(
     def compute() -> Outcome:
         design = whole.model.design
         out = fold.loc[_units(design)].to_numpy() == f
-        settings = {name: value for name, value in whole.model.settings.items() if name != "functions"}
+        settings = {name: value for name, value in whole.model.settings.items() if name not in _ESTIMATED}
         model = spec.build(design.frame[~out], **settings)
         options = {"starts": _n_starts(spec, starts), "progress": False, **spec.fit}
         fitted = _checked_whole(model.fit(start=whole, rng=rng, **options))

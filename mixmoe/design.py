@@ -343,7 +343,11 @@ def _with_gate_by_unit(recipe: Recipe, built: Materialized, rows: Rows, frame: F
 def _warn_dropped(dropped: Dropped, n_input: int, columns: FrameView) -> None:
     if dropped.n_rows:
         terms = [name for name, _ in dropped.by_column if name not in columns]
-        undefined = f"; {', '.join(terms)} may be undefined there, as a logarithm of negative values" if terms else ""
+        lags = [name for name in terms if "lag(" in name]
+        others = [name for name in terms if name not in lags]
+        undefined = f"; {', '.join(lags)} has nothing before the first rows" if lags else ""
+        if others:
+            undefined += f"; {', '.join(others)} may be undefined there, as a logarithm of negative values"
         warn(
             f"{dropped.n_rows} of {n_input} rows were left out because of missing values ({dropped}); "
             f"fill them in beforehand to keep them{undefined}",

@@ -343,9 +343,10 @@ def _response(span: _Span) -> str:
     _refuse_wrappers(span, 0)
     terms = _terms(span, span.text, intercept=False)
     if len(terms) != 1:
+        trials = ", and successes of trials as s ~ ... with trials='column' of the fit" if "/" in span.text else ""
         raise span.error(
             f"the response must be one column or one transformed column, got {len(terms)} terms; "
-            "write arithmetic as I(a - b)"
+            f"write arithmetic as I(a - b){trials}"
         )
     return span.text.strip()
 

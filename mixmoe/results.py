@@ -1,5 +1,6 @@
 """What every fitted model offers: estimates, tests, tables, figures, files."""
 
+import inspect
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,8 @@ from mixmoe.assess.expert_tests import ExpertTests
 from mixmoe.assess.mixins import Assessment
 from mixmoe.design import Design
 from mixmoe.em import EMFit
-from mixmoe.errors import ArgumentError, FormulaError, MixmoeError, MixmoeWarning, SavedFileError
-from mixmoe.formula import MoEFormula, parse_formula, require_safe
+from mixmoe.errors import ArgumentError, MixmoeError, MixmoeWarning, SavedFileError
+from mixmoe.formula import MoEFormula
 from mixmoe.inference.covariance import DESCRIPTIONS, ParamCov, checked_cov_type
 from mixmoe.inference.intervals import checked_alpha
 from mixmoe.inference.labelled import LabelledResults
@@ -33,7 +34,16 @@ from mixmoe.output.latex import latex
 from mixmoe.output.markdown import markdown
 from mixmoe.output.plots import draw, draw_responsibilities
 from mixmoe.output.plots_panels import draw_panels
-from mixmoe.output.saved import SavedFit, SavedRows, checksum, read, write
+from mixmoe.output.saved import (
+    SavedFit,
+    SavedRows,
+    check_same_model,
+    checksum,
+    fingerprints,
+    read,
+    require_safe_formula,
+    write,
+)
 from mixmoe.output.summary import Summary, header_table, parameter_tables
 from mixmoe.output.tables import Cell, Table, choose
 from mixmoe.report.mixin import Reporting
@@ -205,6 +215,7 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         caption: str | None = None,
         label: str | None = None,
         standalone: bool = False,
+        **options: Any,
     ) -> str:
         """Tables as LaTeX that needs only the package booktabs.
 
@@ -217,18 +228,22 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         caption, label : str, optional
         standalone : bool
             A whole document instead of a fragment.
+        **options
+            Of `tables`: ``alpha=`` ...
 
         Returns
         -------
         str
         """
-        chosen = _chosen(self, tables)
+        chosen = _chosen(self, tables, options)
         title = _title(self) if caption is None else caption
         return written(latex(chosen, title, label, _notes(self), standalone), path)
 
-    def to_markdown(self, path: PathLike | None = None, tables: Sequence[str] | str | None = None) -> str:
+    def to_markdown(
+        self, path: PathLike | None = None, tables: Sequence[str] | str | None = None, **options: Any
+    ) -> str:
         """Tables as Markdown; see `to_latex`."""
-        return written(markdown(_chosen(self, tables), notes=_notes(self)), path)
+        return written(markdown(_chosen(self, tables, options), notes=_notes(self)), path)
 
     def to_frame(self, alpha: float = 0.05) -> pd.DataFrame:
         """One row per parameter.
@@ -276,7 +291,7 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         -------
         MoEResults
         """
-        return type(self)(self.model, self.em, self.model.covariance(self.em, checked_cov_type(kind), **options))
+        return type(self)(self.model, self.em, self.model.covariance(self.em, self._checked_cov(kind), **options))
 
     def plot(self, kind: str | None = None, ax: Any = None, **options: Any) -> Any:
         """A figure; needs matplotlib.
@@ -306,11 +321,23 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         return draw(self.curves(kind, **options), self._observed(kind, **options), ax)
 
     _default_plot = "trajectories"
+    _checked_cov = staticmethod(checked_cov_type)
 
     @property
     def _curve_kinds(self) -> tuple[str, ...]:
         """Kinds that `curves` has, the default first."""
         return ("trajectories", "gate")
+
+    @property
+    def _rivals(self) -> int:
+        """End points among which those that reached the best are counted."""
+        return self.em.starts.n_starts
+
+    @property
+    def _starts_words(self) -> str:
+        """What the starts led to."""
+        starts = self.em.starts
+        return f"{starts.n_starts} starts, {starts.n_replicated} of which reached the best log-likelihood"
 
     @property
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]:
@@ -370,6 +397,7 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
             checksum=checksum(model.design.response),
             data=model.design.frame if data else None,
             rows=_saved_rows(model.design) if data else None,
+            columns=fingerprints(model.design.frame),
         )
         write(path, saved)
 
@@ -388,7 +416,7 @@ def load(
     families : mapping of str to class
         Known families by name.
     data : DataFrame, optional
-        The data of the fit, if it was saved without them.
+        The data of the fit, if it was saved without them; others are refused.
     context : mapping, optional
         Functions and constants that the formula uses. Giving it allows any formula to be evaluated, so do that only for
         files that you trust; without it a formula may use only the built-in transforms.
@@ -406,13 +434,13 @@ def load(
     if saved.family not in families:
         raise SavedFileError(f"{str(path)!r} holds a {saved.family!r}, known are {', '.join(map(repr, families))}")
     if context is None:
-        _require_safe(saved, path)
+        require_safe_formula(saved, path)
     if saved.data is None and data is None:
         raise SavedFileError(
             f"{str(path)!r} was saved without data, from which the terms of its formula are made; pass the data of the "
             "fit as load(..., data=frame)"
         )
-    whole = saved if saved.data is not None else _with_data(saved, data)
+    whole = saved if saved.data is not None else replace(saved, data=whole_frame(data), rows=None)
     with warnings.catch_warnings():  # dropped rows and columns were reported when the model was fitted
         warnings.simplefilter("ignore", MixmoeWarning)
         try:
@@ -421,7 +449,7 @@ def load(
             raise SavedFileError(
                 f"the model in {str(path)!r} cannot be rebuilt from these data, which are not those of the fit: {error}"
             ) from error
-    _check_rebuilt(results, saved, path)
+    check_same_model(saved, path, results.model.layout.names, results.model.design)
     return results
 
 
@@ -490,9 +518,15 @@ def _notes(results: MoEResults) -> tuple[str, ...]:
     return (about, *(flag.message for flag in results.flags))
 
 
-def _chosen(results: MoEResults, keys: Sequence[str] | str | None) -> tuple[Table, ...]:
+def _chosen(results: MoEResults, keys: Sequence[str] | str | None, options: Mapping[str, Any]) -> tuple[Table, ...]:
     """Tables for a paper: the asked ones, or all but the header."""
-    tables = results.tables()
+    known = inspect.signature(results.tables).parameters
+    for name in options:
+        if name not in known:
+            raise ArgumentError(
+                f"tables of {results.model.family_name} have no option {name!r}; they have {', '.join(known)}"
+            )
+    tables = results.tables(**options)
     return choose(tables, [t.key for t in tables if t.key != "header"] if keys is None else keys)
 
 
@@ -562,33 +596,3 @@ def restored(design: Design, saved: SavedFit) -> Design:
         raise SavedFileError(f"a saved fit with {design.n_input} rows has {len(rows.position)} places for them")
     dropped = type(design.dropped)(rows.n_dropped, rows.dropped_by_column)
     return replace(design, position=rows.position[design.position], n_input=rows.n_input, dropped=dropped)
-
-
-def _require_safe(saved: SavedFit, path: PathLike) -> None:
-    """Refuse a formula that could run code."""
-    try:
-        require_safe(parse_formula(saved.formula))
-    except FormulaError as error:
-        raise SavedFileError(
-            f"the formula in {str(path)!r} is not limited to the built-in transforms, so it is not evaluated; if "
-            f"you trust the file, give load(..., context={{...}}) with the names it uses.\n{error}"
-        ) from error
-
-
-def _with_data(saved: SavedFit, data: Any) -> SavedFit:
-    return replace(saved, data=whole_frame(data), rows=None)
-
-
-def _check_rebuilt(results: MoEResults, saved: SavedFit, path: PathLike) -> None:
-    """Refuse a model that is not the one that was saved."""
-    names = results.model.layout.names
-    if names != saved.names:
-        wrong = next((a for a in (*saved.names, *names) if (a in saved.names) != (a in names)), saved.names[0])
-        raise SavedFileError(
-            f"the model rebuilt from {str(path)!r} has other parameters, the first is {wrong!r}; "
-            "pass the data of the fit"
-        )
-    if checksum(results.model.design.response) != saved.checksum:
-        raise SavedFileError(
-            f"the data given for {str(path)!r} are not those of the fit: the response differs; pass the data of the fit"
-        )

@@ -425,7 +425,7 @@ def _cells(c: Candidate, shown: Sequence[str], marked: set[str]) -> tuple[Cell, 
     ]
     smallest = float(fit.em.responsibilities.mean(axis=0).min())
     entropy = fit.entropy if c.experts > 1 else None
-    starts = f"{fit.em.starts.n_replicated}/{fit.em.starts.n_starts}"
+    starts = f"{fit.em.starts.n_replicated}/{fit._rivals}"
     return (fit.llf, fit.df_model, *texts, entropy, smallest, starts)
 
 
@@ -433,15 +433,16 @@ def _notes(table: Selection) -> tuple[str, ...]:
     """What the columns mean, and what must be known of single candidates."""
     notes = [
         "* best value of the criterion (CV: largest). smallest: share of the smallest expert. starts: how many of the "
-        "starts reached the best log-likelihood."
+        "starts (of a VCMoE: of the distinct ones that went on) reached the best log-likelihood."
     ]
     if table.interrupted:
         notes.append("Interrupted: candidates are missing, or were not yet fitted from all starts.")
     notes += _remarks(table.candidates)
-    most = max((c.experts for c in table.candidates), default=1)
+    tried = {c.experts for c in table.candidates}
+    most = max(tried) if len(tried) > 1 else 0  # of one number none is the largest
     for name in ("bic", "icl"):
         place = _best(table.candidates, name)
-        if place is not None and table.candidates[place].experts == most > 1:
+        if place is not None and table.candidates[place].experts == most:
             notes.append(f"{name.upper()} is best at the largest number of experts that was tried: try more.")
     return tuple(notes)
 

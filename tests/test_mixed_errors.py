@@ -260,9 +260,13 @@ def test_covariates_of_the_standard_deviation_far_from_zero_are_refused():
         mm.MEMoE("y ~ x | re: (1 | id) | sigma: year", data, 1)
 
 
-def test_other_families_have_no_sigma():
-    data = small_data()
+def test_varying_coefficients_have_no_sigma():
     with pytest.raises(FormulaError, match="VCMoE has no section 'sigma:'"):
-        mm.VCMoE("y ~ x | vary: time | sigma: x", data, 1)
+        mm.VCMoE("y ~ x | vary: time | sigma: x", small_data(), 1)
+
+
+def test_networks_have_no_sigma():
+    pytest.importorskip("torch")
+    data = small_data()
     with pytest.raises(FormulaError, match="NME has no section 'sigma:'"):
         mm.NME("y ~ x | re: (last | id) | sigma: x", data)

@@ -183,7 +183,7 @@ def test_a_large_mean_costs_no_digits():
     data = small_data()
     params = some_point(build(2))
     far = mm.MEMoE("y ~ time + x | gate: z | re: (1 + time | id)", data.assign(y=data["y"] + 1e9), 2)
-    moved = pd.Series(params, far.layout.names)
+    moved = pd.Series(params, far.layout.names, copy=True)
     moved[["expert1.Intercept", "expert2.Intercept"]] += 1e9
     assert far.loglike(moved) == pytest.approx(build(2).loglike(params), rel=1e-6)  # y itself has 7 decimals left
 

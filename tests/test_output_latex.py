@@ -139,3 +139,21 @@ def test_a_label_that_latex_cannot_read(label):
 def test_a_caption_that_is_no_text():
     with pytest.raises(ArgumentError, match="caption must be text, got 3"):
         latex([table()], caption=3)
+
+
+@pytest.mark.parametrize(
+    ("cell", "printed"),
+    [
+        ("-0.840, -0.166", "$-$0.840, $-$0.166"),
+        ("-1.2 to -0.5", "$-$1.2 to $-$0.5"),
+        ("0.1, -inf", "0.1, $-$inf"),
+        ("-3.2e-05", "$-$3.2e{-}05"),
+        ("2020-01-05", "2020{-}01{-}05"),
+        ("y ~ x -1", r"y $\sim$ x {-}1"),
+    ],
+)
+def test_every_negative_number_has_a_minus_sign(cell, printed):
+    table = Table("a", "", ("u=-1.5",), ("row",), ((cell,),), ("text",))
+    text = latex([table])
+    assert f"row & {printed} " in text
+    assert "u=$-$1.5" in text

@@ -9,9 +9,9 @@ import pandas as pd
 import mixmoe
 from mixmoe import datasets
 from mixmoe.api import fit, load
-from mixmoe.candidates import LISTED
+from mixmoe.candidates import LISTED, LISTED_NETWORK
 from mixmoe.cli.files import OUT_ENDINGS, check_writable, read_data, write_frame, write_text
-from mixmoe.cli.parser import collected
+from mixmoe.cli.parser import collected, read_value
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.formula import MoEFormula, parse_formula, require_safe
 from mixmoe.inference.intervals import checked_alpha
@@ -35,7 +35,8 @@ def run_fit(arguments: argparse.Namespace) -> int:
     if arguments.cov_type is not None:
         options["cov_type"] = arguments.cov_type
     if arguments.cluster is not None:
-        options["cluster"] = column(data, arguments.cluster, "--cluster")
+        clusters = column(data, arguments.cluster, "--cluster")
+        options["cluster"] = clusters if formula.vary is None else arguments.cluster
     results = _fitted(formula, data, arguments, options)
     _write_fit(results, arguments)
     return _soundness(results, arguments)
@@ -64,8 +65,12 @@ def run_select(arguments: argparse.Namespace) -> int:
         raise ArgumentError("--criterion cv needs --folds, such as --folds 5")
     formulas = [safe_formula(text).text for text in arguments.formula]
     options = {**model_options(arguments), "folds": arguments.folds, "n_jobs": arguments.jobs}
-    options |= {name: options[name].split(",") for name in LISTED if isinstance(options.get(name), str)}
+    several = LISTED_NETWORK if _networks(arguments) else LISTED
+    texts = {name: options[name] for name in several if isinstance(options.get(name), str)}
+    options |= {name: [read_value(part) for part in text.split(",")] for name, text in texts.items()}
     data = source(arguments)
+    if arguments.cluster is not None:
+        options["cluster"] = _units(data, arguments)
     if arguments.hidden is not None:
         options["hidden"] = arguments.hidden
     experts = [1, 2, 3, 4] if arguments.experts is None and not _networks(arguments) else arguments.experts
@@ -83,6 +88,15 @@ def run_select(arguments: argparse.Namespace) -> int:
     return _soundness(best, arguments)
 
 
+def _units(data: pd.DataFrame, arguments: argparse.Namespace) -> str:
+    """The column of independent units of candidates that take one."""
+    if any(parse_formula(text).vary is None for text in arguments.formula):
+        raise ArgumentError(
+            f"--cluster {arguments.cluster} is for formulas with vary:, got one without; subjects are named by re:"
+        )
+    return str(column(data, arguments.cluster, "--cluster").name)
+
+
 def _networks(arguments: argparse.Namespace) -> bool:
     """Whether the candidates are networks."""
     return arguments.hidden is not None or any(parse_formula(text).seq is not None for text in arguments.formula)
@@ -97,6 +111,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
     options = {name: getattr(arguments, name) for name in ("kind", "interval", "scale", "alpha")}
     if arguments.history is not None:
         options["history"] = read_data(arguments.history, sep=arguments.sep, decimal=arguments.decimal)
+    options["extrapolate"] = arguments.extrapolate or None
     given = {name: value for name, value in options.items() if value is not None}
     predicted = results.predict(new, **_accepted(results, given))
     kept = [column(new, name, "--keep") for name in arguments.keep.split(",") if name]

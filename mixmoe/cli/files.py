@@ -31,6 +31,8 @@ _ENDINGS: Mapping[str, str] = MappingProxyType(
 )
 FORMATS = tuple(dict.fromkeys(_ENDINGS.values()))
 _NEEDS: Mapping[str, str] = MappingProxyType({"parquet": "pyarrow", "spss": "pyreadstat", "excel": "openpyxl"})
+# Before version 3 pandas reads some numbers wrong in their last digit, by which data are not those of their fit.
+_EXACT = {"float_precision": "round_trip"} if int(pd.__version__.partition(".")[0]) < 3 else {}
 OUT_ENDINGS = (".csv", ".tsv", ".json", ".parquet", ".xlsx")
 
 
@@ -83,9 +85,10 @@ def _told_by_ending(name: str) -> str:
 
 
 def _readers(sep: str | None, decimal: str) -> Mapping[str, Callable[[Any], pd.DataFrame]]:
+    exact: dict[str, Any] = {"decimal": decimal, "low_memory": False, **_EXACT}
     return {
-        "csv": lambda source: pd.read_csv(source, sep=sep or ",", decimal=decimal, low_memory=False),
-        "tsv": lambda source: pd.read_csv(source, sep=sep or "\t", decimal=decimal, low_memory=False),
+        "csv": lambda source: pd.read_csv(source, sep=sep or ",", **exact),
+        "tsv": lambda source: pd.read_csv(source, sep=sep or "\t", **exact),
         "parquet": pd.read_parquet,
         "stata": pd.read_stata,
         "spss": pd.read_spss,

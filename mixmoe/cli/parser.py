@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from mixmoe.output.plots_file import FIGURE_ENDINGS
 
 CRITERIA = ("aic", "bic", "sabic", "icl", "clc", "cv", "validation")
 FORMULA = "log(bili) ~ year | gate: age + sex | re: (1 + year | id)"
+_NUMBER = re.compile(r"[+-]?(inf|(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?)")  # what JSON does not know among them: .3, inf
+CLUSTER = "column of the clusters: for --cov-type cluster, or alone for a model with vary:"
 NETWORK = "log(bili) ~ year + age | re: (last | id)"
 
 EXAMPLES = f"""
@@ -103,7 +106,7 @@ def _add_fit(commands: Any) -> None:
     model.add_argument("--hidden", type=_widths, metavar="WIDTHS", help="fit a network: 10,5 or linear")
     add_model_options(model)
     model.add_argument("--cov-type", help="standard errors: robust (default), nonrobust, cluster, bootstrap")
-    model.add_argument("--cluster", metavar="COLUMN", help="column of the clusters, for --cov-type cluster")
+    model.add_argument("--cluster", metavar="COLUMN", help=CLUSTER)
     out = _add_outputs(parser, rows="estimates", fit="the fit", shown="summary")
     out.add_argument("--plot-kind", metavar="KIND", help="kind of figure, such as gate or responsibilities")
 
@@ -153,6 +156,7 @@ def _add_select(commands: Any) -> None:
     model.add_argument("-k", "--experts", type=_numbers, metavar="K", help="1:4 or 1,2,4 (default 1:4)")
     model.add_argument("--hidden", type=_widths, nargs="+", metavar="WIDTHS", help="networks: linear 5 10,5")
     add_model_options(model)
+    model.add_argument("--cluster", metavar="COLUMN", help="column of independent units, for models with vary:")
     model.add_argument("--folds", type=int, metavar="N", help="adds the cross-validated log-likelihood")
     model.add_argument("--jobs", type=int, default=1, metavar="N", help="worker processes (default 1, -1 for all)")
     model.add_argument("--checkpoint", metavar="FOLDER", help="keep finished fits there, and continue from them")
@@ -171,6 +175,7 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument("--interval", help="confidence (default) or prediction, for --kind subject")
     parser.add_argument("--scale", help="response (default), link, or categories of an ordinal response")
     parser.add_argument("--alpha", type=float, default=0.05, help="one minus the level of the limits (default 0.05)")
+    parser.add_argument("--extrapolate", action="store_true", help="continue functions beyond the index of the fit")
     parser.add_argument("--fit-data", metavar="FILE", help="data of the fit, if it was saved without them")
     parser.add_argument("--keep", default="", metavar="COLUMNS", help="columns of the data to write too: a,b,c")
     parser.add_argument("--out", metavar="FILE", default="-", help=f"{', '.join(OUT_ENDINGS)} (default: CSV)")
@@ -218,14 +223,19 @@ def _widths(text: str) -> tuple[int, ...]:
 
 
 def _named_value(text: str) -> tuple[str, Any]:
-    """Name and value of ``NAME=VALUE``; the value is read as JSON where it is, else taken as text."""
+    """Name and value of ``NAME=VALUE``."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
+    return name, read_value(value)
+
+
+def read_value(text: str) -> Any:
+    """The value of a text that is JSON or a number such as ``.3`` or ``inf``, else the text itself."""
     try:
-        return name, json.loads(value)
+        return json.loads(text)
     except json.JSONDecodeError:
-        return name, value
+        return float(text) if _NUMBER.fullmatch(text) else text
 
 
 def collected(pairs: Sequence[tuple[str, Any]], refused: Sequence[str]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from mixmoe.neural.problem import Problem, Trace, Trained
 from mixmoe.neural.tables import architecture_table, comparison_table, share_table
 from mixmoe.neural.transitions import Transitions, build_transitions
 from mixmoe.output.curves import Curve
-from mixmoe.output.saved import SavedFit, checksum, write
+from mixmoe.output.saved import SavedFit, checksum, fingerprints, write
 from mixmoe.output.tables import Cell, Table
 from mixmoe.results import MoEResults, _saved_rows, restored
 
@@ -234,6 +234,7 @@ class NMEResults(NetworkDiagnosis):
                 checksum=checksum(model.design.response),
                 data=model.design.frame if data else None,
                 rows=_saved_rows(model.design) if data else None,
+                columns=fingerprints(model.design.frame),
             ),
         )
 

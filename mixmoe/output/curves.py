@@ -34,6 +34,8 @@ class Curve:
         Which colour, counted from 1, if not that of the expert.
     thin : bool
         Whether it is one of many that are only to be seen together.
+    limits, bands : str
+        Legend entries of the two shades.
     """
 
     panel: str
@@ -51,6 +53,8 @@ class Curve:
     levels: tuple[tuple[float, str], ...] = ()
     shade: int | None = None
     thin: bool = False
+    limits: str = ""
+    bands: str = ""
 
 
 @dataclass(frozen=True, slots=True)

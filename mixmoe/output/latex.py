@@ -237,7 +237,7 @@ def _tabular(tables: Sequence[Table]) -> str:
     sides = "".join("l" if spec == "text" else "r" for spec in tables[0].formats)
     lines = [rf"\begin{{tabular}}{{l{sides}}}", r"\toprule"]
     if any(tables[0].columns):
-        lines += [" & ".join(["", *(escape(c) for c in tables[0].columns)]) + r" \\", r"\midrule"]
+        lines += [" & ".join(["", *(escape(_with_minus(c)) for c in tables[0].columns)]) + r" \\", r"\midrule"]
     for i, table in enumerate(tables):
         lines += [r"\addlinespace"] if i else []
         lines += [rf"\multicolumn{{{width}}}{{l}}{{\textit{{{escape(table.title)}}}}} \\"] if table.title else []
@@ -250,6 +250,10 @@ def _row(name: str, cells: Sequence[str]) -> str:
 
 
 def _number(cell: str) -> str:
-    """A cell with a true minus sign if it is a number."""
-    negative = re.fullmatch(r"-(\d.*|inf)", cell)
-    return f"$-${escape(negative[1])}" if negative else escape(cell)
+    """A cell with true minus signs if it is a number or begins with one, as a range or limits do."""
+    return escape(_with_minus(cell) if re.match(r"-?(\d|inf|nan)", cell) else cell)
+
+
+def _with_minus(text: str) -> str:
+    """The text with the sign of negative numbers in place of their hyphens; those of dates and exponents stay."""
+    return re.sub(r"(?<![\w.)])-(?=\d|inf)", "−", text)

@@ -80,6 +80,8 @@ def draw(
             _means(axes, [marks for marks in observed if marks.expert in experts], places)
         if observed is None and ax is None and not places:
             _look_at_curves(axes, inside)
+        if axes is canvas[0]:
+            _shade_entries(axes, inside[0])
         _dress(axes, inside, panel if len(panels) > 1 else "", crowded=observed is not None)
     return canvas_result(canvas, ax)
 
@@ -298,6 +300,13 @@ def _look_at_curves(axes: Any, curves: Sequence[Curve]) -> None:
 def _finite(arrays: Sequence[Array]) -> Array:
     values = np.concatenate([np.ravel(array) for array in arrays]) if arrays else np.empty(0)
     return np.asarray(values[np.isfinite(values)])
+
+
+def _shade_entries(axes: Any, curve: Curve) -> None:
+    """Entries of the legend for what the shades are."""
+    for entry, depth in ((curve.limits, 0.3), (curve.bands, 0.15)):
+        if entry:
+            axes.plot([], [], color=colour(None), alpha=depth, linewidth=6, label=entry)
 
 
 def _dress(axes: Any, curves: Sequence[Curve], title: str, crowded: bool) -> None:

@@ -8,7 +8,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe.design import Design
 from mixmoe.em import EMFit, Flag, Starts
-from mixmoe.errors import ArgumentError, SavedFileError
+from mixmoe.errors import ArgumentError, FormulaError, SavedFileError
+from mixmoe.formula import parse_formula, require_safe
 from mixmoe.inference.covariance import COV_TYPES, ParamCov
 
 Array = NDArray[np.float64]
@@ -78,6 +80,8 @@ class SavedFit:
     cov : ParamCov
     checksum : str
         Of the response in the order of the design.
+    columns : Mapping of str to str
+        Fingerprints of the used columns of the data, see `fingerprints`; empty in files of earlier versions.
     data : DataFrame or None
         Used columns of the complete rows, in the order of the design; None if saved without.
     rows : SavedRows or None
@@ -93,11 +97,23 @@ class SavedFit:
     checksum: str
     data: pd.DataFrame | None
     rows: SavedRows | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 def checksum(response: NDArray[Any]) -> str:
     """Fingerprint of a response, to tell whether a model was rebuilt on the same data."""
     return hashlib.sha256(np.ascontiguousarray(response, dtype=float).tobytes()).hexdigest()
+
+
+def fingerprints(frame: pd.DataFrame) -> dict[str, str]:
+    """Fingerprint of each column, which tells numbers and texts apart but not types of numbers."""
+    return {str(name): _fingerprint(frame[name]) for name in frame.columns}
+
+
+def _fingerprint(values: pd.Series) -> str:
+    if pd.api.types.is_numeric_dtype(values.dtype):
+        return checksum(values.to_numpy(dtype=float, na_value=np.nan) + 0.0)  # minus zero is zero
+    return hashlib.sha256(json.dumps([str(value) for value in values.tolist()]).encode()).hexdigest()
 
 
 def write(path: str | os.PathLike[str], saved: SavedFit) -> None:
@@ -172,6 +188,54 @@ def read(path: str | os.PathLike[str]) -> SavedFit:
         ) from error
 
 
+def require_safe_formula(saved: SavedFit, path: str | os.PathLike[str]) -> None:
+    """Refuse a formula that could run code.
+
+    Raises
+    ------
+    SavedFileError
+    """
+    try:
+        require_safe(parse_formula(saved.formula))
+    except FormulaError as error:
+        raise SavedFileError(
+            f"the formula in {str(path)!r} is not limited to the built-in transforms, so it is not evaluated; if "
+            f"you trust the file, give load(..., context={{...}}) with the names it uses.\n{error}"
+        ) from error
+
+
+def check_same_model(saved: SavedFit, path: str | os.PathLike[str], names: tuple[str, ...], design: Design) -> None:
+    """Refuse a model that is not the one that was saved.
+
+    Parameters
+    ----------
+    saved : SavedFit
+    path : path-like
+    names : tuple of str
+        Parameters of the model that was rebuilt.
+    design : Design
+        Of the model that was rebuilt.
+
+    Raises
+    ------
+    SavedFileError
+    """
+    if names != saved.names:
+        wrong = next((a for a in (*saved.names, *names) if (a in saved.names) != (a in names)), saved.names[0])
+        raise SavedFileError(
+            f"the model rebuilt from {str(path)!r} has other parameters, the first is {wrong!r}; "
+            "pass the data of the fit"
+        )
+    given = {} if saved.data is not None else fingerprints(design.frame)
+    other = [f"the column {name!r}" for name, mark in saved.columns.items() if given.get(name, mark) != mark]
+    if checksum(design.response) != saved.checksum:  # type: ignore[arg-type]
+        other = ["the response"]
+    if other:
+        raise SavedFileError(
+            f"the data given for {str(path)!r} are not those of the fit: {other[0]} differs; pass the data of the fit"
+        )
+
+
 def _document(saved: SavedFit) -> dict[str, Any]:
     fit = saved.fit
     return {
@@ -184,6 +248,7 @@ def _document(saved: SavedFit) -> dict[str, Any]:
         "settings": _plain(saved.settings),
         "names": list(saved.names),
         "checksum": saved.checksum,
+        "columns": dict(saved.columns),
         "fit": {
             "loglik": float(fit.loglik),
             "n_iter": int(fit.n_iter),
@@ -355,6 +420,7 @@ def _saved(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> SavedFi
         checksum=str(document["checksum"]),
         data=_frame(document["data"], arrays),
         rows=_saved_rows(document["rows"], arrays),
+        columns={str(name): str(value) for name, value in document.get("columns", {}).items()},
     )
 
 

@@ -8,6 +8,9 @@ from mixmoe.errors import ArgumentError
 
 Cell = float | int | str | None
 
+_ALL_DIGITS = 17  # significant digits that tell any two numbers apart
+_LONGEST = 1e15  # numbers from here on have an exponent
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -67,6 +70,33 @@ def format_cell(cell: Cell, spec: str = "num") -> str:
         spec = ".4f" if value == 0 or 1e-3 <= abs(value) < 1e5 else ".4g"
     text = format(value, spec)
     return text.lstrip("-") if not text.strip("-0.") else text  # no sign where all digits are zeros
+
+
+def told_apart(values: Sequence[float], digits: int) -> tuple[str, ...]:
+    """Numbers in the fewest significant digits, but at least so many, in which different ones look different.
+
+    Parameters
+    ----------
+    values : sequence of float
+    digits : int
+
+    Returns
+    -------
+    tuple of str
+        Large numbers keep all digits before the point: ``18421``, not ``1.842e+04``.
+    """
+    distinct = len(set(values))
+    for more in range(digits, _ALL_DIGITS):
+        texts = tuple(_significant(value, more) for value in values)
+        if len(set(texts)) == distinct:
+            return texts
+    return tuple(repr(float(value)) for value in values)
+
+
+def _significant(value: float, digits: int) -> str:
+    """A number in so many significant digits, large ones without an exponent."""
+    text = f"{value:.{digits}g}"
+    return f"{value:.0f}" if "e" in text and 1.0 <= abs(value) < _LONGEST else text
 
 
 def body(table: Table) -> tuple[tuple[str, ...], ...]:

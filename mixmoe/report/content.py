@@ -67,7 +67,10 @@ def _model(e: Evidence) -> tuple[Part, ...]:
     rows += [("Subjects in column", e.design.names.group)] if e.design.names.group is not None else []
     rows += [("Within subject", formula.random.design)] if formula.random is not None else []
     rows += [("Index", formula.vary)] if formula.vary is not None else []
-    rows += [(name, str(value)) for name, value in settings.items() if isinstance(value, str | int | float | bool)]
+    facts = [(label, value) for label, value in e.results._more_facts if value is not None]
+    said = {label.lower().replace(" ", "_") for label, _ in facts}
+    plain = [(n, str(v)) for n, v in settings.items() if n not in said and isinstance(v, str | int | float | bool)]
+    rows += [*facts, *plain]
     table = Table(
         "parts", "Parts and settings", ("",), tuple(n for n, _ in rows), tuple((v,) for _, v in rows), ("text",)
     )
@@ -132,8 +135,7 @@ def _starts(e: Evidence) -> tuple[Part, ...]:
     em = e.results.em
     gain = float(em.trace[-1] - em.trace[-2]) if len(em.trace) > 1 else 0.0
     facts: tuple[tuple[str, Cell], ...] = (
-        ("Starts", em.starts.n_starts),
-        ("Reached the best", em.starts.n_replicated),
+        ("Starts", e.results._starts_words),
         ("Iterations", em.n_iter),
         ("Evaluations", em.n_evaluations),
         ("Last gain", f"{gain:.2g}"),

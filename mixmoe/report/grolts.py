@@ -60,7 +60,8 @@ def missing_handled(e: Evidence) -> str:
     """Item 3c."""
     dropped = e.design.dropped.n_rows
     rows = f"{dropped} of {e.design.n_input} rows with a missing value in a column of the formula were left out"
-    return f"{rows}; subjects contribute all their other rows, by maximum likelihood; nothing was imputed."
+    others = "each complete row is used" if e.units == "rows" else "subjects contribute all their other rows"
+    return f"{rows}; {others}, by maximum likelihood; nothing was imputed."
 
 
 def distributions(e: Evidence) -> str:
@@ -96,9 +97,10 @@ def between_class(e: Evidence) -> str:
         if name in settings
     ]
     now = f"This fit has {' and '.join(parts)}" if parts else "This family has one variance structure"
-    if e.varied("cov_re", "residual", "errors", "errors_dist"):
+    if e.varied("cov_re", "residual", "errors", "errors_dist", "dispersion"):
         return f"{now}; section Choice of the model has the alternatives."
-    return f"Not reported: {now[0].lower() + now[1:]}, and no alternatives were given; see mm.select(cov_re=[...])."
+    option = next((f"{name}=[...]" for name in ("cov_re", "dispersion") if name in settings), "...")
+    return f"Not reported: {now[0].lower() + now[1:]}, and no alternatives were given; see mm.select({option})."
 
 
 def shapes(e: Evidence) -> str:
@@ -119,10 +121,7 @@ def covariates(e: Evidence) -> str:
 def starts(e: Evidence) -> str:
     """Item 9."""
     em = e.results.em
-    return (
-        f"{em.starts.n_starts} starts, {em.starts.n_replicated} of which reached the best log-likelihood; {em.n_iter} "
-        "iterations of the best. Section Starts and convergence."
-    )
+    return f"{e.results._starts_words}; {em.n_iter} iterations of the best. Section Starts and convergence."
 
 
 def comparison_tools(e: Evidence) -> str:

@@ -5,7 +5,7 @@ References
 Fan, J. and Gijbels, I. (1996). Local Polynomial Modelling and Its Applications, section 4.2.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,7 +41,7 @@ class BandwidthSearch:
         Bandwidth in units of the index.
     table : DataFrame or None
         Columns ``bandwidth``, ``criterion`` (held-out log-likelihood per row) and ``std_error``, by bandwidth; missing
-        where a window has too few rows.
+        for a given candidate with too few rows in some window.
     """
 
     best: float
@@ -66,6 +66,18 @@ class Bandwidths:
     gate: float | None
     table: pd.DataFrame | None = None
     gate_table: pd.DataFrame | None = None
+
+    @property
+    def searches(self) -> dict[str, Any]:
+        """The tables as plain lists, for files."""
+        tables = {"bandwidth": self.table, "gate_bandwidth": self.gate_table}
+        return {name: None if table is None else table.to_dict("list") for name, table in tables.items()}
+
+    @classmethod
+    def from_lists(cls, experts: float, gate: float | None, searches: Mapping[str, Any]) -> "Bandwidths":
+        """From the plain lists of `searches`; files of earlier versions have none."""
+        found = (searches.get(name) for name in ("bandwidth", "gate_bandwidth"))
+        return cls(experts, gate, *(None if lists is None else pd.DataFrame(lists) for lists in found))
 
 
 class _Model(Protocol):
@@ -169,6 +181,10 @@ def search_bandwidth(
         finer = _between(tried, int(np.argmax(scores.mean(axis=1))))
         scores = np.vstack([scores, _scored(make, pilot, finer, members, n_jobs, progress)]) if finer else scores
         tried = [*tried, *finer]
+    else:  # what was asked for has a row, be there no value
+        unusable = [h for h in wanted if h not in tried]
+        scores = np.vstack([scores, np.full((len(unusable), folds), np.nan)])
+        tried = [*tried, *unusable]
     order = np.argsort(tried)
     table = pd.DataFrame(
         {
@@ -177,7 +193,7 @@ def search_bandwidth(
             "std_error": scores.std(axis=1, ddof=1)[order] / np.sqrt(folds),
         }
     )
-    return BandwidthSearch(float(table["bandwidth"].iloc[int(table["criterion"].to_numpy().argmax())]), table)
+    return BandwidthSearch(float(table["bandwidth"].iloc[int(np.nanargmax(table["criterion"].to_numpy()))]), table)
 
 
 def fold_members(n: int, clusters: IntArray | None, folds: int, rng: np.random.Generator) -> list[IntArray]:

@@ -8,7 +8,7 @@ Rao, J. N. K. and Scott, A. J. (1984). On chi-squared tests for multiway conting
 estimated from survey data. Ann. Statist. 12, 46-60.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,8 +22,9 @@ from mixmoe.design import Design
 from mixmoe.em import EMFit, Starts
 from mixmoe.errors import ArgumentError
 from mixmoe.formula import MoEFormula
-from mixmoe.inference.covariance import ParamCov
+from mixmoe.inference.covariance import CovType, ParamCov, checked_cov_type
 from mixmoe.layout import Block, Parameter, ParamLayout
+from mixmoe.output.tables import told_apart
 from mixmoe.varying.bands import BandSet, LevelProcess, level_process
 from mixmoe.varying.centring import centred, run_around_means, turned_covariance
 from mixmoe.varying.draws import REFIT, draw_responses, with_cluster_draw
@@ -114,7 +115,12 @@ class FittedVCMoE:
     def layout(self) -> ParamLayout:
         """Constants, then the varying functions at the tabulated points."""
         index = str(self.design.names.index)
-        return build_layout(self.names, self.problem.const, self.problem.windows.grid[self.points], index)
+        return build_layout(self.names, self.problem.const, self.points_shown(4), index)
+
+    def points_shown(self, digits: int) -> tuple[str, ...]:
+        """Index values of the tabulated points, in digits in which no two grid points look alike."""
+        grid = told_apart(self.problem.windows.grid.tolist(), digits)
+        return tuple(grid[g] for g in self.points)
 
     def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
         """Sandwich covariance of the constants and of the functions at the tabulated points.
@@ -130,12 +136,13 @@ class FittedVCMoE:
         -------
         ParamCov
         """
-        if kind not in ("robust", "cluster"):
-            raise ArgumentError(
-                f"cov_type must be 'robust' or 'cluster' for VCMoE, got {kind!r}; kernel weights make the inverse "
-                "information no covariance, and bands(method='bootstrap') offers the bootstrap"
-            )
+        checked_kind(kind)
         for name in options:
+            if name == "cluster":
+                raise ArgumentError(
+                    f"cluster={options[name]!r} belongs to the model of a VCMoE, whose bands and folds use it too; "
+                    "fit it with mm.fit(..., cluster='column')"
+                )
             if name != "correction":
                 raise ArgumentError(f"cov_type={kind!r} has no option {name!r}; it has 'correction'")
         correction = options.get("correction", True)
@@ -288,6 +295,21 @@ class FittedVCMoE:
         )
 
 
+def checked_kind(kind: str) -> CovType:
+    """`kind` if it is a covariance that this family has.
+
+    Raises
+    ------
+    ArgumentError
+    """
+    if kind not in ("robust", "cluster"):
+        raise ArgumentError(
+            f"cov_type must be 'robust' or 'cluster' for VCMoE, got {kind!r}; kernel weights make the inverse "
+            "information no covariance, and bands(method='bootstrap') offers the bootstrap"
+        )
+    return checked_cov_type(kind)
+
+
 def function_names(slots: Slots, design: Design, family: str) -> FunctionNames:
     """Names of the coefficient functions of a design."""
     full, terms, kinds, experts = [], [], [], []
@@ -312,7 +334,7 @@ def function_names(slots: Slots, design: Design, family: str) -> FunctionNames:
     return FunctionNames(tuple(full), tuple(terms), tuple(kinds), tuple(experts))  # type: ignore[arg-type]
 
 
-def build_layout(names: FunctionNames, const: NDArray[np.bool_], at: Array, index: str) -> ParamLayout:
+def build_layout(names: FunctionNames, const: NDArray[np.bool_], at: Sequence[str], index: str) -> ParamLayout:
     """Layout of the reported parameters: constants, then functions at index values."""
     made = []
     for slot in np.flatnonzero(const):
@@ -321,7 +343,7 @@ def build_layout(names: FunctionNames, const: NDArray[np.bool_], at: Array, inde
     for slot in np.flatnonzero(~const):
         tested = names.blocks[slot] != "residual"
         for u in at:
-            mark = f"({index}={u:.4g})"
+            mark = f"({index}={u})"
             full, term = names.full[slot] + mark, names.terms[slot] + mark
             made.append(Parameter(full, names.blocks[slot], term, names.experts[slot], tested))
     return ParamLayout(tuple(made))

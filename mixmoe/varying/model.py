@@ -12,7 +12,6 @@ from mixmoe.design import build_design
 from mixmoe.em import seeded
 from mixmoe.errors import ArgumentError
 from mixmoe.formula import MoEFormula
-from mixmoe.inference.covariance import checked_cov_type
 from mixmoe.kernels.families import family_named
 from mixmoe.output.saved import SavedFit
 from mixmoe.results import restored
@@ -20,9 +19,10 @@ from mixmoe.varying.bandwidth import Bandwidths, BandwidthSearch, search_bandwid
 from mixmoe.varying.carried import on_grid
 from mixmoe.varying.centring import centred
 from mixmoe.varying.estimate import Control, Run
-from mixmoe.varying.fitted import FittedVCMoE, tabulated_points
+from mixmoe.varying.fitted import FittedVCMoE, checked_kind, tabulated_points
 from mixmoe.varying.flags import n_clusters, warn_flags
 from mixmoe.varying.problem import Problem, Slots, build_problem
+from mixmoe.varying.profiles import checked_index_name
 from mixmoe.varying.refits import From, maximise
 from mixmoe.varying.results import VCMoEResults
 from mixmoe.varying.setup import (
@@ -157,6 +157,7 @@ class VCMoE:
         aux = {name: column for name, column in columns.items() if column is not None}
         self.design = build_design(self.formula, data, context=context, engine=formula_engine, aux=aux)  # type: ignore[arg-type]
         self.data: Sorted = sorted_rows(self.design, self.family)
+        checked_index_name(str(self.design.names.index))
         checked_index(self.data.rows.index, str(self.formula.vary))
         check_errors(self.data.rows, self.family, str(self.design.names.response))
         if isinstance(bandwidth, str):
@@ -198,11 +199,11 @@ class VCMoE:
     def from_saved(cls, saved: SavedFit, context: Mapping[str, Any] | None) -> VCMoEResults:
         """Results of a saved fit, see `mixmoe.load`."""
         settings = dict(saved.settings)
-        functions = np.array(settings.pop("functions"))
+        functions, searches = np.array(settings.pop("functions")), settings.pop("searches", {})
         model = cls(saved.formula, saved.data, context=context, **settings)
         model.design = restored(model.design, saved)
         problem = model.problem(float(settings["bandwidth"]), settings["gate_bandwidth"])
-        used = Bandwidths(float(settings["bandwidth"]), settings["gate_bandwidth"])
+        used = Bandwidths.from_lists(float(settings["bandwidth"]), settings["gate_bandwidth"], searches)
         return VCMoEResults(model.bound(problem, functions, used), saved.fit, saved.cov)
 
     def problem(self, bandwidth: float, gate_bandwidth: float | None = None) -> Problem:
@@ -225,7 +226,8 @@ class VCMoE:
         """The model with an estimate, as results need it."""
         experts = np.inf if problem.const.all() else used.experts
         gate = None if problem.const.all() or used.gate == used.experts else used.gate
-        settings = {**self.settings, "bandwidth": experts, "gate_bandwidth": gate, "functions": coef.tolist()}
+        settings = {**self.settings, "bandwidth": experts, "gate_bandwidth": gate}
+        settings |= {"functions": coef.tolist(), "searches": used.searches}
         return FittedVCMoE(
             self.formula,
             self.design,
@@ -336,7 +338,7 @@ class VCMoE:
             Also kept in ``results.flags``.
         """
         kind = ("robust" if self.clusters is None else "cluster") if cov_type is None else cov_type
-        checked_cov_type(kind)
+        checked_kind(kind)
         n_starts = 10 if starts is None else checked_count(starts, "starts")
         control = Control(checked_positive(tol, "tol"), checked_count(max_iter, "max_iter"), n_starts)
         generator = checked_rng(rng)
@@ -381,9 +383,12 @@ class VCMoE:
 
 def _warm_start(start: Any, problem: Problem) -> Array:
     model = getattr(start, "model", None)
-    if not isinstance(model, FittedVCMoE) or model.coef.shape[2] != problem.slots.n:
+    if not isinstance(model, FittedVCMoE):
+        raise ArgumentError(f"start must be the results of a VCMoE, got {type(start).__name__}")
+    if model.problem.slots != problem.slots:
         raise ArgumentError(
-            f"start must be the results of a VCMoE with the same columns and experts, got {type(start).__name__}"
+            f"start has {_sizes(model.problem.slots)}, this model {_sizes(problem.slots)}; use a fit with the same "
+            "columns and family, and as many experts or one fewer"
         )
     grid, old = problem.windows.grid, model.problem
     if old.windows.n_grid != len(grid):
@@ -392,6 +397,12 @@ def _warm_start(start: Any, problem: Problem) -> Array:
     coef[:, 1] *= problem.free[1]
     coef[:, 0] = np.where(problem.const, coef[:, 0].mean(axis=0), coef[:, 0])
     return coef
+
+
+def _sizes(slots: Slots) -> str:
+    """Numbers of experts and columns in words."""
+    parts = f"{slots.n_expert_columns} columns of experts, {slots.n_gate_columns} of the gate"
+    return f"experts={slots.n_experts}, {parts} and {'a' if slots.has_dispersion else 'no'} dispersion"
 
 
 def _experts_of(start: Any) -> int:

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe._frame import view
 from mixmoe.assess.residuals import Distribution, continuous, discrete
 from mixmoe.design import Design
-from mixmoe.errors import DesignError
+from mixmoe.errors import DesignError, DroppedRowsWarning, warn
 from mixmoe.kernels.distribution import Family
 from mixmoe.varying.fitted import FittedVCMoE
 from mixmoe.varying.problem import Rows
@@ -71,23 +72,31 @@ def prediction_rows(model: FittedVCMoE, new: Any, response: bool, extrapolate: b
 
 def prediction_columns(model: FittedVCMoE, at: PredictionRows, kind: str, alpha: float) -> pd.DataFrame:
     """Predictions of one kind, in the user's order."""
-    family, natural = model.problem.family, at.natural
+    family, natural, names = model.problem.family, at.natural, column_names(model.n_experts, kind)
     prob, trials = np.exp(natural.log_gate), at.rows.outcome.trials
     experts = family.mean(natural.eta, trials)
-    each = range(1, model.n_experts + 1)
     if kind == "mean":
-        columns = {"mean": (prob * experts).sum(axis=0)}
+        values = (prob * experts).sum(axis=0)[None]
     elif kind == "experts":
-        columns = {f"expert{c}": experts[c - 1] for c in each}
+        values = experts
     elif kind == "interval":
-        columns = {
-            "low": mixture_quantile(family, natural, trials, alpha / 2.0),
-            "high": mixture_quantile(family, natural, trials, 1.0 - alpha / 2.0),
-        }
+        values = np.stack([mixture_quantile(family, natural, trials, p) for p in (alpha / 2.0, 1.0 - alpha / 2.0)])
     else:
         values = prob if kind == "probabilities" else _posterior(at, family)
-        columns = {f"probability{c}": values[c - 1] for c in each}
-    return _in_user_order(columns, at.design, at.new)
+    return _in_user_order(values.T, names, at.design, at.new)
+
+
+def column_names(n_experts: int, kind: str) -> list[str]:
+    """Columns of predictions of one kind."""
+    alone = {"mean": ["mean"], "interval": ["low", "high"]}
+    each = range(1, n_experts + 1)
+    return alone.get(kind, [f"{'expert' if kind == 'experts' else 'probability'}{c}" for c in each])
+
+
+def nothing_predicted(new: Any, names: list[str], why: Exception) -> pd.DataFrame:
+    """NaN in all rows, with the warning that rows left out have."""
+    warn(f"no row can be predicted: {why}", DroppedRowsWarning)
+    return pd.DataFrame(np.nan, index=_labels(new, view(new).n_rows), columns=names)
 
 
 def _posterior(at: PredictionRows, family: Family) -> Array:
@@ -139,10 +148,12 @@ def mixture_quantile(family: Family, natural: Natural, trials: Array, level: flo
     return high
 
 
-def _in_user_order(columns: dict[str, Array], design: Design, new: Any) -> pd.DataFrame:
-    values = np.column_stack(list(columns.values()))
+def _in_user_order(values: Array, names: list[str], design: Design, new: Any) -> pd.DataFrame:
     if new is None:
         index = design.rows[np.argsort(design.position, kind="stable")]
-        return pd.DataFrame(design.in_order(values), index=index, columns=list(columns))
-    index = new.index if isinstance(new, pd.DataFrame) else pd.RangeIndex(design.n_input)
-    return pd.DataFrame(design.in_order(values, fill=True), index=index, columns=list(columns))
+        return pd.DataFrame(design.in_order(values), index=index, columns=names)
+    return pd.DataFrame(design.in_order(values, fill=True), index=_labels(new, design.n_input), columns=names)
+
+
+def _labels(new: Any, n_rows: int) -> pd.Index:
+    return new.index if isinstance(new, pd.DataFrame) else pd.RangeIndex(n_rows)

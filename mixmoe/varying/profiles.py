@@ -1,6 +1,6 @@
 """Functions and bands as tidy frames."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe.design import Design
+from mixmoe.design import Design, used_columns
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.kernels.distribution import Family
 from mixmoe.kernels.families import family_named
@@ -23,6 +23,11 @@ from mixmoe.varying.targets import difference_target, expert_target, gate_target
 Array = NDArray[np.float64]
 
 SUBJECTS = ("coefficients", "probabilities", "experts", "mean", "differences")
+
+
+AT_COVARIATES = ("probabilities", "experts", "mean")
+_LIMITS = ("std_error", "conf_low", "conf_high", "band_low", "band_high")
+_OWN_COLUMNS = ("coefficient", "block", "expert", "term", "estimate", "center", *_LIMITS)  # of frames, beside the index
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,20 @@ class Labels:
     block: tuple[str, ...]
     expert: tuple[int | None, ...]
     term: tuple[str, ...]
+
+
+def checked_index_name(name: str) -> None:
+    """Refuse an index with the name of another column of the frames of functions and bands.
+
+    Raises
+    ------
+    DesignError
+    """
+    if name in _OWN_COLUMNS:
+        raise DesignError(
+            f"the index is called {name!r}, as is a column of functions() and bands(), which beside the index have "
+            f"{', '.join(_OWN_COLUMNS)}; rename it in the data"
+        )
 
 
 def function_frame(model: FittedVCMoE, u: Any) -> pd.DataFrame:
@@ -161,7 +180,29 @@ def _profile(model: FittedVCMoE, request: BandRequest) -> Design | None:
         raise ArgumentError("of='differences' needs at least 2 experts, got 1; use of='coefficients'")
     if request.of == "probabilities" and alone:
         raise ArgumentError("of='probabilities' needs at least 2 experts, got 1, whose probability is one")
-    return None if request.of in ("coefficients", "differences") else covariate_profile(model.design, request.at)
+    if request.of in AT_COVARIATES:
+        return covariate_profile(model.design, request.at, _beside(model))
+    if request.at is not None:
+        raise ArgumentError(
+            f"at={request.at!r} is for of= {', '.join(map(repr, AT_COVARIATES))}, got of={request.of!r}, which depends "
+            "on no covariates; leave it out"
+        )
+    return None
+
+
+def _beside(model: FittedVCMoE) -> list[str]:
+    """Columns beside the formula that means depend on."""
+    return [str(model.settings[name]) for name in ("offset", "trials") if model.settings[name] is not None]
+
+
+def profile_values(model: FittedVCMoE, of: str, at: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Covariates at which probabilities or means are taken, by column."""
+    design = model.design
+    row = covariate_profile(design, at, _beside(model)).frame.iloc[0]
+    names = [] if of == "probabilities" else used_columns(design, "expert")
+    if model.n_experts > 1:
+        names = [*names, *used_columns(design, "gate")]
+    return {name: row[name] for name in dict.fromkeys(names) if name != design.names.index}
 
 
 def _target(model: FittedVCMoE, request: BandRequest, design: Design | None, levels: Array) -> Target:
@@ -181,26 +222,33 @@ def _trials(design: Design) -> float:
     return float(design.aux["trials"][0]) if "trials" in design.aux else 1.0
 
 
-def covariate_profile(design: Design, at: Mapping[str, Any] | None) -> Design:
+def covariate_profile(design: Design, at: Mapping[str, Any] | None, beside: Sequence[str]) -> Design:
     """One row with covariates at given values, others at their median or most frequent category.
+
+    Parameters
+    ----------
+    design : Design
+    at : mapping, optional
+    beside : sequence of str
+        Columns beside the formula that means depend on.
 
     Raises
     ------
     ArgumentError
-        If `at` names a column that the model does not use.
+        If `at` names a column on which means and probabilities do not depend.
     """
     frame = design.frame
     if at is not None and not isinstance(at, Mapping):
         raise ArgumentError(f"at must map names of columns to values, got {at!r}; for instance at={{'x': 1.0}}")
     given = dict(at or {})
+    known = [*dict.fromkeys([*used_columns(design, "expert"), *used_columns(design, "gate"), *beside])]
     for name in given:
         if name == design.names.index:
             raise ArgumentError(f"at names {name!r}, the index, along which bands run; leave it out")
-        if name not in frame.columns:
-            known = ", ".join(
-                repr(str(c)) for c in frame.columns if c not in (design.names.response, design.names.index)
+        if name not in known:
+            raise ArgumentError(
+                f"at names {name!r}, which is no covariate of the model; it has {', '.join(map(repr, known)) or 'none'}"
             )
-            raise ArgumentError(f"at names {name!r}, which the model does not use; it uses {known}")
     row = {name: [given.get(name, _typical(frame[name]))] for name in frame.columns}
     try:
         return design.for_new(pd.DataFrame(row))

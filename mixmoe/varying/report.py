@@ -1,7 +1,7 @@
 """Tables and curves of a fitted varying-coefficient mixture."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -9,16 +9,20 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe.errors import ArgumentError
 from mixmoe.inference.covariance import DESCRIPTIONS
-from mixmoe.layout import ParamLayout
 from mixmoe.output.curves import Curve
-from mixmoe.output.tables import Cell, Table
+from mixmoe.output.tables import Cell, Table, told_apart
 from mixmoe.results import column_facts
 from mixmoe.varying.fitted import FittedVCMoE
+from mixmoe.varying.profiles import AT_COVARIATES, function_frame, profile_values
+from mixmoe.varying.setup import checked_numbers
 
 Array = NDArray[np.float64]
 
-_PLAIN = (0.01, 1e5)  # sizes of functions that are shown with three decimals, others with three digits
+_PLAIN = (0.01, 1e5)  # sizes of functions that are shown without an exponent
+
+_IN_A_LINE = 3  # covariates whose values are named in a line beside a figure, in two lines
 
 PLOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -42,11 +46,7 @@ def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
     """Label and value of each line of the header."""
     model, em = results.model, results.em
     problem, dropped = model.problem, model.design.dropped
-    gate = model.settings["gate_bandwidth"]
     span = f"{model.design.names.index}, {problem.windows.grid[0]:.4g} to {problem.windows.grid[-1]:.4g}"
-    finished = (
-        f"{em.starts.n_replicated} of {len(em.starts.logliks)} candidates ({em.starts.n_starts} starts of each kind)"
-    )
     return (
         ("Formula", model.formula.text),
         ("Family", problem.family.name),
@@ -56,8 +56,7 @@ def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
         ("Rows dropped", f"{dropped.n_rows} ({dropped})" if dropped.n_rows else 0),
         *column_facts(model),
         ("Index", span),
-        ("Bandwidth", _bandwidth_text(results.bandwidth, model.selection)),
-        ("Gate bandwidth", None if gate is None else _bandwidth_text(gate, model.gate_selection)),
+        *bandwidth_facts(results),
         ("Grid points", problem.windows.n_grid),
         ("Log-likelihood", results.llf),
         ("Effective parameters", float(results.effective_df)),
@@ -67,7 +66,16 @@ def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
         ("Entropy", results.entropy if model.n_experts > 1 else None),
         ("Covariance", results.cov_type),
         ("Converged", "yes" if results.converged else "NO"),
-        ("Best value reached by", finished if em.starts.n_starts > 1 and model.n_experts > 1 else None),
+        ("Random starts", results._starts_words if em.starts.n_starts > 1 and model.n_experts > 1 else None),
+    )
+
+
+def bandwidth_facts(results: Any) -> tuple[tuple[str, Cell], ...]:
+    """The bandwidths and how they were found."""
+    gate = results.model.settings["gate_bandwidth"]
+    return (
+        ("Bandwidth", _bandwidth_text(results.bandwidth, results.selection)),
+        ("Gate bandwidth", None if gate is None else _bandwidth_text(gate, results.gate_selection)),
     )
 
 
@@ -83,12 +91,11 @@ def notes(results: Any) -> tuple[str, ...]:
     return (about, *(flag.message for flag in results.flags))
 
 
-def constant_tables(layout: ParamLayout, frame: pd.DataFrame, alpha: float) -> tuple[Table, ...]:
-    """Table of the constants, if there are any."""
-    chosen = [i for i, name in enumerate(layout.names) if "=" not in name.rpartition("(")[2]]
-    if not chosen:
+def constant_tables(model: FittedVCMoE, frame: pd.DataFrame, alpha: float) -> tuple[Table, ...]:
+    """Table of the constants, which are the first parameters, if there are any."""
+    part = frame.iloc[: int(model.problem.const.sum())]
+    if part.empty:
         return ()
-    part = frame.iloc[chosen]
     columns = ("estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high")
     return (
         Table(
@@ -102,21 +109,58 @@ def constant_tables(layout: ParamLayout, frame: pd.DataFrame, alpha: float) -> t
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Index values at which functions are tabulated.
+
+    Attributes
+    ----------
+    heads : tuple of str
+        Heads of the columns.
+    values : ndarray, shape (Q,), or None
+        Index values; None for the tabulated points of the model.
+    estimates : mapping of str to ndarray, shape (Q,)
+        Of each function at the values; empty for the tabulated points.
+    """
+
+    heads: tuple[str, ...]
+    values: Array | None
+    estimates: Mapping[str, Array]
+
+
+def places(model: FittedVCMoE, at: Any) -> Places:
+    """The tabulated points of the model, or other index values.
+
+    Raises
+    ------
+    ArgumentError
+        If a value lies outside the range of the index.
+    """
+    index = model.design.names.index
+    if at is None:
+        return Places(tuple(f"{index}={u}" for u in model.points_shown(3)), None, {})
+    values = np.unique(checked_numbers(at, "at"))
+    frame = function_frame(model, values)
+    estimates = {str(name): part["estimate"].to_numpy() for name, part in frame.groupby("coefficient", sort=False)}
+    return Places(tuple(f"{index}={u}" for u in told_apart(values.tolist(), 3)), values, estimates)
+
+
 def function_tables(
-    model: FittedVCMoE, bands: pd.DataFrame | None, p_values: Mapping[str, float] | None, level: float
+    model: FittedVCMoE, bands: pd.DataFrame | None, p_values: Mapping[str, float] | None, level: float, at: Any = None
 ) -> tuple[Table, ...]:
-    """One table per expert and one for the gate: range, test of constancy (if any), values with bands at quantiles."""
+    """One table per expert and one for the gate: range, test of constancy (if any), values with bands."""
     if bands is None:
         return ()
+    shown = places(model, at)
     tables = []
     shares = model.problem.slots.n_experts
     for c in range(1, shares + 1):
         part = bands[(bands["expert"] == c) & bands["block"].isin(["expert", "residual"])]
         title = f"Expert {c}: functions of the index"
-        tables.append(_function_table(model, part, p_values, f"expert{c}", title))
+        tables.append(_function_table(model, part, p_values, f"expert{c}", title, shown))
     gate = bands[bands["block"] == "gate"]
     title = "Gate: functions of the index (log odds against expert 1)"
-    tables.append(_function_table(model, gate, p_values, "gate", title))
+    tables.append(_function_table(model, gate, p_values, "gate", title, shown))
     *others, last = [table for table in tables if table.index]
     about = _about_functions(str(model.design.names.index), level, p_values is not None)
     gaps = missing_bands(bands)
@@ -155,9 +199,8 @@ def missing_bands(bands: pd.DataFrame) -> str | None:
 
 
 def _function_table(
-    model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, float] | None, key: str, heading: str
+    model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, float] | None, key: str, heading: str, at: Places
 ) -> Table:
-    index = str(model.design.names.index)
     grid, points = model.problem.windows.grid, model.points
     names: list[str] = []
     cells: list[tuple[Cell, ...]] = []
@@ -166,39 +209,92 @@ def _function_table(
         label = str(part["term"].iloc[0]) if key != "gate" else str(name)
         names += [label, "  simultaneous band"]
         estimate = values["estimate"]
-        show = "{:.3f}".format if _PLAIN[0] <= np.abs(estimate).max() < _PLAIN[1] else "{:.3g}".format
+        show = _format_for(float(np.abs(estimate).max()))
         span = f"{show(estimate.min())} to {show(estimate.max())}"
+        value = at.estimates.get(str(name), estimate[points])
+        low, high = (
+            values[end][points] if at.values is None else np.interp(at.values, grid, values[end])
+            for end in ("band_low", "band_high")
+        )
         test = () if p_values is None else (p_values.get(str(name)),)
-        cells.append((span, *test, *(show(estimate[g]) for g in points)))
-        limits = zip(values["band_low"][points], values["band_high"][points], strict=True)
-        shown = ("-" if np.isnan(low) else f"{show(low)}, {show(high)}" for low, high in limits)
-        cells.append((None, *([None] * len(test)), *shown))
+        cells.append((span, *test, *map(show, value)))
+        limits = ("-" if np.isnan(a) else f"{show(a)}, {show(b)}" for a, b in zip(low, high, strict=True))
+        cells.append((None, *([None] * len(test)), *limits))
     return Table(
         key=key,
         title=heading,
-        columns=("Range", *([] if p_values is None else ["P const."]), *(f"{index}={grid[g]:.3g}" for g in points)),
+        columns=("Range", *([] if p_values is None else ["P const."]), *at.heads),
         index=tuple(names),
         cells=tuple(cells),
-        formats=("num", *([] if p_values is None else ["p"]), *("num" for _ in points)),
+        formats=("num", *([] if p_values is None else ["p"]), *("num" for _ in at.heads)),
     )
+
+
+def _format_for(largest: float) -> Callable[[float], str]:
+    """How values of a function are shown: decimals that leave the largest three or four digits."""
+    if not _PLAIN[0] <= largest < _PLAIN[1]:
+        return "{:.3g}".format
+    before = int(np.floor(np.log10(largest)))  # power of ten of the first digit
+    decimals = 3 - before if before >= 0 else min(2 - before, 4)
+    return f"{{:.{max(decimals, 0)}f}}".format
 
 
 def _cell(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def band_curves(model: FittedVCMoE, frames: Mapping[str, pd.DataFrame]) -> tuple[Curve, ...]:
-    """Curves of frames of bands: a panel per term of the experts, one for probabilities."""
+def drawn_bands(results: Any, kind: str, options: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+    """Bands that a figure shows, by what they are of; covariate values go to those that depend on some.
+
+    Parameters
+    ----------
+    results : VCMoEResults
+    kind : str
+        One of `PLOTS`.
+    options : mapping
+        Of `VCMoEResults.bands`.
+
+    Raises
+    ------
+    ArgumentError
+        If nothing varies along the index.
+    """
+    model = results.model
+    if model.problem.const.all():
+        raise ArgumentError(
+            f"no function of this fit varies along {model.design.names.index}, so there is no curve to draw, "
+            f"got kind={kind!r}; to_frame() has the constants, and plot('responsibilities') draws the experts"
+        )
+    alone = model.n_experts == 1 and kind == "functions"
+    wanted = [of for of in PLOTS[kind] if of != "probabilities" or not alone]
+    shared = any(of in AT_COVARIATES for of in wanted)
+    without = {name: value for name, value in options.items() if name != "at" or not shared}
+    return {of: results.bands(of, **(options if of in AT_COVARIATES else without)) for of in wanted}
+
+
+def band_curves(
+    model: FittedVCMoE, frames: Mapping[str, pd.DataFrame], options: Mapping[str, Any]
+) -> tuple[Curve, ...]:
+    """Curves of frames of bands: a panel per term of the experts, one for probabilities.
+
+    Parameters
+    ----------
+    model : FittedVCMoE
+    frames : mapping of str to DataFrame
+        By what they are of.
+    options : mapping
+        Those of `VCMoEResults.bands` that were given.
+    """
     curves = []
     for of, frame in frames.items():
         if of == "coefficients":
             frame = frame[frame["block"] != "gate"]
         for name, part in frame.groupby("coefficient", sort=False):
-            curves.append(_curve(model, of, str(name), part))
+            curves.append(_curve(model, of, str(name), part, options))
     return tuple(curves)
 
 
-def _curve(model: FittedVCMoE, of: str, name: str, part: pd.DataFrame) -> Curve:
+def _curve(model: FittedVCMoE, of: str, name: str, part: pd.DataFrame, options: Mapping[str, Any]) -> Curve:
     index = str(model.design.names.index)
     expert = None if pd.isna(part["expert"].iloc[0]) else int(part["expert"].iloc[0])
     panel = {
@@ -224,8 +320,25 @@ def _curve(model: FittedVCMoE, of: str, name: str, part: pd.DataFrame) -> Curve:
         band_upper=value["band_high"],
         expert=expert,
         xlabel=index,
-        ylabel="",
+        ylabel=_value_label(model, of, options),
+        limits=f"{100 * options.get('level', 0.95):g} % pointwise",
+        bands=f"{100 * options.get('level', 0.95):g} % simultaneous",
     )
+
+
+def _value_label(model: FittedVCMoE, of: str, options: Mapping[str, Any]) -> str:
+    """What a line shows, and at which covariates."""
+    line = {"rbc": "corrected for bias", "undersmooth": "undersmoothed", "none": "local maxima"}
+    what = {"probabilities": "probability", "experts": "expected response", "mean": "expected response"}.get(
+        of, "value"
+    )
+    label = f"{what}, {line[options.get('bias', 'rbc')]}"
+    values = {} if of not in AT_COVARIATES else profile_values(model, of, options.get("at"))
+    at = [
+        f"{name} = {value:.3g}" if isinstance(value, float) else f"{name} = {value}" for name, value in values.items()
+    ]
+    lines = [", ".join(at[i : i + _IN_A_LINE]) for i in range(0, min(len(at), 2 * _IN_A_LINE), _IN_A_LINE)]
+    return "\n".join([label, *lines]) + (" ..." if len(at) > 2 * _IN_A_LINE else "")
 
 
 def bandwidth_curves(selection: pd.DataFrame, xlabel: str) -> tuple[Curve, ...]:

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe.arguments import checked_choice, checked_count, checked_order, checked_rng
+from mixmoe._rows import NothingLeftError
+from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_order, checked_rng
 from mixmoe.assess.effects import GatePoint
 from mixmoe.assess.residuals import Distribution
 from mixmoe.em import EMFit
@@ -18,13 +19,13 @@ from mixmoe.inference.intervals import checked_alpha
 from mixmoe.inference.tests import InvalidTest
 from mixmoe.output.curves import Curve
 from mixmoe.output.summary import Summary, header_table
-from mixmoe.output.tables import Table
+from mixmoe.output.tables import Cell, Table
 from mixmoe.results import MoEResults
 from mixmoe.varying import report
 from mixmoe.varying.bands import BIASES, METHODS, LevelProcess, checked_level
 from mixmoe.varying.dof import effective_df, fitness
 from mixmoe.varying.draws import draw_responses
-from mixmoe.varying.fitted import FittedVCMoE, reported_values
+from mixmoe.varying.fitted import FittedVCMoE, checked_kind, reported_values
 from mixmoe.varying.glr import METHODS as NULL_LAWS
 from mixmoe.varying.glr import (
     GLRRequest,
@@ -35,7 +36,14 @@ from mixmoe.varying.glr import (
     test_table,
     varying_names,
 )
-from mixmoe.varying.predict import KINDS, prediction_columns, prediction_rows, response_places
+from mixmoe.varying.predict import (
+    KINDS,
+    column_names,
+    nothing_predicted,
+    prediction_columns,
+    prediction_rows,
+    response_places,
+)
 from mixmoe.varying.profiles import SUBJECTS, BandRequest, band_frame, function_frame
 from mixmoe.varying.steps import posterior
 
@@ -164,6 +172,7 @@ class VCMoEResults(MoEResults):
         checked_choice(bias, "bias", BIASES)
         checked_count(draws, "draws", least=100)
         checked_count(n_boot, "n_boot", least=19)
+        n_jobs = checked_jobs(n_jobs)
         request = BandRequest(of, checked_level(level), method, bias, at, draws, n_boot, n_jobs, progress)
         frame = self._bands(request, rng)
         gaps = report.missing_bands(frame)
@@ -207,10 +216,11 @@ class VCMoEResults(MoEResults):
         """
         checked_choice(method, "method", NULL_LAWS)
         checked_count(n_boot, "n_boot", least=19)
+        jobs = checked_jobs(n_jobs)
         invalid = refused(self.model)
         if invalid is not None:
             return invalid
-        request = GLRRequest(method, n_boot, n_jobs, progress)
+        request = GLRRequest(method, n_boot, jobs, progress)
         if which is None:
             return test_table(self.model, [*varying_names(self.model), "all"], request, checked_rng(rng))
         return test_functions(self.model, which, request, checked_rng(rng))
@@ -243,7 +253,10 @@ class VCMoEResults(MoEResults):
             If a column is missing, a category is new, or the index leaves its range.
         """
         checked_choice(kind, "kind", KINDS)
-        rows = prediction_rows(self.model, new, kind == "posterior", extrapolate)
+        try:
+            rows = prediction_rows(self.model, new, kind == "posterior", extrapolate)
+        except NothingLeftError as error:
+            return nothing_predicted(new, column_names(self.model.n_experts, kind), error)
         return prediction_columns(self.model, rows, kind, checked_alpha(alpha))
 
     def fitted(self, kind: str = "marginal") -> pd.Series:
@@ -279,21 +292,38 @@ class VCMoEResults(MoEResults):
         fit = replace(self.em, params=params, responsibilities=self.em.responsibilities[:, places])
         return type(self)(model, fit, model.covariance(fit, self.cov.kind, correction=self.cov.corrected))
 
-    def tables(self, alpha: float = 0.05) -> tuple[Table, ...]:
+    def tables(self, alpha: float = 0.05, at: Any = None) -> tuple[Table, ...]:
         """Header, constants, and per expert and gate the functions.
 
-        Of each function: its range, the p-value of the asymptotic GLR test that it is constant (not with clustered
-        rows), and values with bands at quantiles of the index.
+        Parameters
+        ----------
+        alpha : float
+            One minus the level of the limits.
+        at : array-like, optional
+            Index values at which functions are tabulated, by default grid points at five quantiles of the index; limits
+            of bands between grid points are interpolated.
+
+        Returns
+        -------
+        tuple of Table
+            Of each function: its range, the p-value of the asymptotic GLR test that it is constant (not with
+            clustered rows), and values with bands.
         """
         level = 1.0 - checked_alpha(alpha)
         frame = None if self.model.problem.const.all() else self._bands(BandRequest(level=level), SEED)
         header = header_table(report.facts(self))
-        constants = report.constant_tables(self.model.layout, self.to_frame(alpha), alpha)
-        return (header, *constants, *report.function_tables(self.model, frame, self._constancy(), level))
+        constants = report.constant_tables(self.model, self.to_frame(alpha), alpha)
+        return (header, *constants, *report.function_tables(self.model, frame, self._constancy(), level, at))
 
-    def summary(self, alpha: float = 0.05) -> Summary:
-        """Header, constants, functions and notes; prints as text, and has as_html(), as_latex(), as_markdown()."""
-        return Summary(report.title(self), self.tables(alpha), report.notes(self))
+    def summary(self, alpha: float = 0.05, at: Any = None) -> Summary:
+        """Header, constants, functions and notes; prints as text, and has as_html(), as_latex(), as_markdown().
+
+        Parameters
+        ----------
+        alpha, at
+            See `tables`.
+        """
+        return Summary(report.title(self), self.tables(alpha, at), report.notes(self))
 
     def curves(self, kind: str = "functions", **options: Any) -> tuple[Curve, ...]:
         """Curves of a figure.
@@ -310,6 +340,7 @@ class VCMoEResults(MoEResults):
         Returns
         -------
         tuple of Curve
+            ``y`` is the center of the bands, corrected for bias unless ``bias=`` says otherwise.
         """
         checked_choice(kind, "kind", self._curve_kinds)
         if kind in ("bandwidth", "gate_bandwidth"):
@@ -317,12 +348,48 @@ class VCMoEResults(MoEResults):
             if table is None:
                 raise ArgumentError(f"there is no search to draw, {kind}={getattr(self, kind):.4g}; use {kind}='cv'")
             return report.bandwidth_curves(table, f"{kind.replace('_', ' ')} ({self.model.design.names.index})")
-        options = {"rng": SEED, **options}
-        wanted = [of for of in report.PLOTS[kind] if of != "probabilities" or self.model.n_experts > 1]
-        frames = {of: self.bands(of, **options) for of in wanted}
-        return report.band_curves(self.model, frames)
+        return report.band_curves(self.model, report.drawn_bands(self, kind, {"rng": SEED, **options}), options)
+
+    def plot(self, kind: str | None = None, ax: Any = None, **options: Any) -> Any:
+        """A figure; needs matplotlib.
+
+        Parameters
+        ----------
+        kind : str, optional
+            One of the kinds of `curves`, by default ``"functions"``; ``"responsibilities"``; or of `panels`.
+        ax : matplotlib Axes, optional
+            Where to draw.
+        **options
+            Passed to `curves` or `panels`.
+
+        Returns
+        -------
+        Figure, or `ax` if given
+
+        Notes
+        -----
+        A line is the center of its bands, which is corrected for bias unless ``bias=`` says otherwise and therefore
+        not quite the estimate of `summary`, `functions` and `predict`. The darker shade holds the pointwise limits, the
+        lighter one between dotted lines the simultaneous band. Where bands are very wide they run out of the figure.
+        """
+        return super().plot(kind, ax, **options)
+
+    @property
+    def _rivals(self) -> int:
+        return len(self.em.starts.logliks)
+
+    @property
+    def _starts_words(self) -> str:
+        """Of many random starts only few distinct ones go on, so that the best is not counted among all of them."""
+        reached = f"{self._rivals} distinct went on, {self.em.starts.n_replicated} to the best"
+        return f"{self.em.starts.n_starts} of each kind, {reached}"
+
+    @property
+    def _more_facts(self) -> tuple[tuple[str, Cell], ...]:
+        return report.bandwidth_facts(self)
 
     _default_plot = "functions"
+    _checked_cov = staticmethod(checked_kind)
     _curve_kinds = tuple(report.PLOTS)
     _report_plots = ("functions", "means")
 

@@ -59,6 +59,14 @@ class VaryingData:
     data: pd.DataFrame
     truth: VaryingTruth
 
+    @property
+    def formula(self) -> str:
+        """Formula that fits the model from which the data came.
+
+        With ``trials="trials"`` for the binomial, and ``offset="log_size"`` for counts.
+        """
+        return f"y ~ z1{' | gate: x1' if self.truth.expert.shape[1] > 1 else ''} | vary: u"
+
 
 def varying_truth(
     index: Array, scenario: str, family: str, experts: int, separation: float, amplitude: float

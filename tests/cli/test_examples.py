@@ -51,6 +51,8 @@ def folder(tmp_path_factory):
 def test_examples_run(command, folder):
     if "--report" in command or "--plot" in command:
         pytest.importorskip("matplotlib")
+    if "--hidden" in command:
+        pytest.importorskip("torch")
     done = run(command, folder)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
