@@ -161,6 +161,11 @@ class VCMoEResults(MoEResults):
             where a local likelihood has no maximum near the fit. Limits of gate coefficients, other than those of
             ``method="bootstrap"``, follow the shape of the likelihood of a log odds and lie farther out on the side
             away from zero.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If there are NaN.
         """
         checked_choice(of, "of", SUBJECTS)
         checked_choice(method, "method", METHODS)
@@ -301,8 +306,8 @@ class VCMoEResults(MoEResults):
         Returns
         -------
         tuple of Table
-            Of each function: its range, the p-value of the asymptotic GLR test that it is constant, and values with
-            bands.
+            Of each function: its range, the p-value of the asymptotic GLR test that it is constant (not with clustered
+            rows), and values with bands.
         """
         level = 1.0 - checked_alpha(alpha)
         frame = None if self.model.problem.const.all() else self._bands(BandRequest(level=level), SEED)

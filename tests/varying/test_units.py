@@ -77,8 +77,8 @@ def test_influence_of_a_cluster_is_a_newton_step_without_it(clustered, g):
 
 
 @pytest.mark.parametrize("gate_bandwidth", [None, 0.6])
-def test_clusters_of_single_rows_have_the_factors_of_rows(data, plain, gate_bandwidth):
-    fit = fitted(data, cluster="one") if gate_bandwidth is None else fitted(data, cluster="one", gate_bandwidth=0.6)
+def test_clusters_of_single_rows_have_the_factors_of_rows(data, gate_bandwidth):
+    fit = fitted(data, cluster="one", gate_bandwidth=gate_bandwidth)
     local, coef = build_local(fit.model.problem, 1), fit.model.coef
     rows, clusters = influence(local, coef, 1.0), influence(local, coef, 1.0, (), fit.model.clusters)
     for a, b in zip(rows.local, clusters.local, strict=True):
