@@ -306,8 +306,8 @@ class VCMoEResults(MoEResults):
         Returns
         -------
         tuple of Table
-            Of each function: its range, the p-value of the asymptotic GLR test that it is constant (not with
-            clustered rows), and values with bands.
+            Of each function: its range, the p-value of the asymptotic GLR test that it is constant (not with clustered
+            rows), and values with bands.
         """
         level = 1.0 - checked_alpha(alpha)
         frame = None if self.model.problem.const.all() else self._bands(BandRequest(level=level), SEED)

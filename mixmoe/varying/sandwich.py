@@ -376,7 +376,7 @@ def cluster_moves(
     root = _root(inverse)
     seen, pull, out = design @ root, gradient @ root, np.empty((len(gradient), root.shape[1]))
     for rows in _by_size(codes):
-        stacked = seen[rows].reshape(len(rows), -1, root.shape[1])  # (c, m d, k)
+        stacked = seen[rows].reshape(len(rows), rows.shape[1] * seen.shape[1], root.shape[1])  # (c, m d, k)
         bent = (curvature[rows] @ seen[rows]).reshape(stacked.shape)
         values, vectors = np.linalg.eigh(np.eye(root.shape[1]) - np.swapaxes(stacked, 1, 2) @ bent)
         gain = np.maximum(values, LEAST)[:, None, :] ** -power

@@ -305,3 +305,9 @@ def test_a_report_speaks_of_this_family(data, tmp_path):
     assert "mm.select(dispersion=[...])" in page
     assert "cov_re" not in page
     assert "subjects contribute" not in page
+
+
+def test_all_constant_with_clusters(data):
+    fit = quick(FORMULA, data.assign(id=np.arange(len(data)) // 5), bandwidth=np.inf, cluster="id")
+    assert np.isfinite(fit.bse).all()
+    assert "60 clusters" in str(fit.summary())
