@@ -17,17 +17,19 @@ from scipy.stats import chi2
 
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.tests import InvalidTest
+from mixmoe.varying.carried import on_grid
 from mixmoe.varying.centring import centred, run_around_means
 from mixmoe.varying.draws import REFIT, with_draw
 from mixmoe.varying.estimate import Control, Run, run_em
 from mixmoe.varying.fitted import FittedVCMoE
 from mixmoe.varying.parallel import run_all
-from mixmoe.varying.problem import Problem
+from mixmoe.varying.problem import Problem, build_problem
 
 Array = NDArray[np.float64]
 
 METHODS = ("bootstrap", "asymptotic", "calibrated")
 R_K, C_K = 2.1153, 0.45  # Fan, Zhang and Zhang (2001), table 2, Epanechnikov kernel
+LEAST_POINTS = 50  # of the grid on which fits are compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class GLRTest:
     n_boot : int
         Draws behind the null distribution; 0 for the asymptotic one.
     loglik, loglik_null : float
+        Of the joint EM with all functions free, and under the null. That of the fit is of the reported functions.
     null : ndarray, shape (n_boot,)
         Statistics of the draws.
     """
@@ -133,23 +136,45 @@ def varying_names(model: FittedVCMoE) -> list[str]:
     return [model.names.full[s] for s in np.flatnonzero(~model.problem.const)]
 
 
-def joint_fit(model: FittedVCMoE) -> Run:
-    """The joint EM carried on from the fit; it is compared with null fits and draws, which are not polished either."""
-    return run_around_means(model.problem, model.coef, Control())
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """The joint EM carried on from a fit; null fits and draws that it is compared with are not polished either.
+
+    Attributes
+    ----------
+    problem : Problem
+        With at least `LEAST_POINTS` grid points, so that a test does not depend on how few were asked for.
+    run : Run
+    """
+
+    problem: Problem
+    run: Run
+
+
+def joint_fit(model: FittedVCMoE) -> Alternative:
+    """The fit under the alternative."""
+    problem, coef = model.problem, model.coef
+    if problem.windows.n_grid < LEAST_POINTS:
+        grid = np.linspace(problem.windows.grid[0], problem.windows.grid[-1], LEAST_POINTS)
+        widths = problem.windows.bandwidth, problem.gate_windows.bandwidth
+        floor = model.settings["sigma_floor"]
+        problem = build_problem(problem.rows, problem.family, problem.slots, problem.const, grid, *widths, floor)
+        coef = on_grid(problem, model.problem, coef)
+    return Alternative(problem, run_around_means(problem, coef, Control()))
 
 
 def _tested(
-    model: FittedVCMoE, larger: Run, slots: NDArray[np.intp], request: GLRRequest, rng: np.random.Generator
+    model: FittedVCMoE, larger: Alternative, slots: NDArray[np.intp], request: GLRRequest, rng: np.random.Generator
 ) -> GLRTest:
-    problem, method, per_row = model.problem, request.method, model.weight_scale
-    null = null_fit(problem, larger.coef, slots)
-    statistic = per_row * (larger.loglik - null.loglik)
+    problem, method, per_row = larger.problem, request.method, model.weight_scale
+    null = null_fit(problem, larger.run.coef, slots)
+    statistic = per_row * (larger.run.loglik - null.loglik)
     names = tuple(model.names.full[s] for s in slots)
     if method == "asymptotic":
         relative = float(np.ptp(problem.windows.grid)) / problem.bandwidths[slots]
         df = float((R_K * C_K * relative).sum())
         p_value = float(chi2.sf(R_K * max(statistic, 0.0), df))
-        return GLRTest(names, statistic, df, p_value, method, 0, larger.loglik, null.loglik, np.zeros(0))
+        return GLRTest(names, statistic, df, p_value, method, 0, larger.run.loglik, null.loglik, np.zeros(0))
     draws = request.n_boot if method == "bootstrap" else max(19, request.n_boot // 4)
     values = per_row * null_draws(problem, null.coef, slots, draws, rng, request.n_jobs, request.progress)
     scale = 2.0 * values.mean() / max(values.var(ddof=1), np.finfo(float).tiny)
@@ -158,7 +183,7 @@ def _tested(
         p_value = (1.0 + float((values >= statistic).sum())) / (draws + 1.0)
     else:
         p_value = float(chi2.sf(scale * max(statistic, 0.0), df))
-    return GLRTest(names, statistic, df, p_value, method, draws, larger.loglik, null.loglik, values)
+    return GLRTest(names, statistic, df, p_value, method, draws, larger.run.loglik, null.loglik, values)
 
 
 def named_slots(model: FittedVCMoE, which: str | Sequence[str]) -> NDArray[np.intp]:
