@@ -378,3 +378,19 @@ def test_clusters_are_counted(sim):
     assert "5 clusters" in str(fit.summary())
     with pytest.raises(DesignError, match=r"cluster= has the same value, 1\.0, in all 400 rows"):
         VCMoE(FORMULA, sim.data.assign(site=1), bandwidth=0.3, cluster="site").fit(rng=0, starts=2)
+
+
+def test_one_gaussian_expert_by_formula_is_kernel_weighted_least_squares():
+    rng, h = np.random.default_rng(0), 0.3
+    data = vcmoe(n=200, rng=1).data.assign(w=rng.uniform(0.5, 2.0, 200))
+    frame = VCMoE("y ~ z1 | vary: u", data, 1, bandwidth=h, weights="w", n_grid=11).fit().functions()
+    design = np.column_stack([np.ones(200), data["z1"]])
+    expected = []
+    for u in frame["u"].unique():
+        t = (data["u"].to_numpy() - u) / h
+        root = np.sqrt(np.clip(1.0 - t * t, 0.0, None) * data["w"])[:, None]
+        local = np.hstack([design, design * t[:, None]])
+        expected.append(np.linalg.lstsq(local * root, data["y"] * root[:, 0], rcond=None)[0][:2])
+    for j, name in enumerate(("expert1.Intercept", "expert1.z1")):
+        found = frame.loc[frame["coefficient"] == name, "estimate"]
+        np.testing.assert_allclose(found, np.array(expected)[:, j], atol=1e-12)
