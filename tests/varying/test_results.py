@@ -388,9 +388,9 @@ def test_one_gaussian_expert_by_formula_is_kernel_weighted_least_squares():
     expected = []
     for u in frame["u"].unique():
         t = (data["u"].to_numpy() - u) / h
-        root = np.sqrt(np.clip(1.0 - t * t, 0.0, None) * data["w"])[:, None]
+        root = np.sqrt(np.clip(1.0 - t * t, 0.0, None) * data["w"].to_numpy())[:, None]
         local = np.hstack([design, design * t[:, None]])
-        expected.append(np.linalg.lstsq(local * root, data["y"] * root[:, 0], rcond=None)[0][:2])
+        expected.append(np.linalg.lstsq(local * root, data["y"].to_numpy() * root[:, 0], rcond=None)[0][:2])
     for j, name in enumerate(("expert1.Intercept", "expert1.z1")):
         found = frame.loc[frame["coefficient"] == name, "estimate"]
         np.testing.assert_allclose(found, np.array(expected)[:, j], atol=1e-12)
