@@ -29,7 +29,7 @@ Array = NDArray[np.float64]
 
 METHODS = ("bootstrap", "asymptotic", "calibrated")
 R_K, C_K = 2.1153, 0.45  # Fan, Zhang and Zhang (2001), table 2, Epanechnikov kernel
-LEAST_POINTS = 50  # of the grid on which fits are compared
+POINTS_PER_BANDWIDTH, POINTS = 10, (50, 200)  # of the grid on which fits are compared, and the fewest and most
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ class Alternative:
     Attributes
     ----------
     problem : Problem
-        With at least `LEAST_POINTS` grid points, so that a test does not depend on how few were asked for.
+        With a grid that follows from the bandwidth, so that a test does not depend on that of the fit.
     run : Run
     """
 
@@ -153,14 +153,26 @@ class Alternative:
 
 def joint_fit(model: FittedVCMoE) -> Alternative:
     """The fit under the alternative."""
-    problem, coef = model.problem, model.coef
-    if problem.windows.n_grid < LEAST_POINTS:
-        grid = np.linspace(problem.windows.grid[0], problem.windows.grid[-1], LEAST_POINTS)
-        widths = problem.windows.bandwidth, problem.gate_windows.bandwidth
-        floor = model.settings["sigma_floor"]
-        problem = build_problem(problem.rows, problem.family, problem.slots, problem.const, grid, *widths, floor)
-        coef = on_grid(problem, model.problem, coef)
+    problem, coef = _on_own_grid(model)
     return Alternative(problem, run_around_means(problem, coef, Control()))
+
+
+def _on_own_grid(model: FittedVCMoE) -> tuple[Problem, Array]:
+    """Problem and functions on a grid that follows from the bandwidth, if its windows hold rows enough.
+
+    A grid with gaps was given by a user who knows of gaps in the index, and is kept.
+    """
+    own = model.problem
+    points, widths = own.windows.grid, (own.windows.bandwidth, own.gate_windows.bandwidth)
+    wanted = int(np.ceil(POINTS_PER_BANDWIDTH * np.ptp(points) / min(widths)))
+    grid = np.linspace(points[0], points[-1], int(np.clip(wanted, *POINTS)))
+    even = np.allclose(points, np.linspace(points[0], points[-1], len(points)))
+    if not even or len(grid) == len(points):
+        return own, model.coef
+    floor = model.settings["sigma_floor"]
+    problem = build_problem(own.rows, own.family, own.slots, own.const, grid, *widths, floor)
+    fewest, before = ((w.hi - w.lo).min() for w in (problem.windows, own.windows))
+    return (problem, on_grid(problem, own, model.coef)) if fewest >= 0.5 * before else (own, model.coef)
 
 
 def _tested(
