@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe.varying.estimate import Control, Run, run_em
-from mixmoe.varying.problem import Problem, Slots, arranged
+from mixmoe.varying.problem import Problem, Slots, with_designs
 
 Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -76,8 +76,7 @@ def centred(problem: Problem) -> tuple[Problem, Centring]:
     gates = const[slots.gates].reshape(slots.n_experts - 1, m)
     design, expert, first = _around_means(rows.design, rows.weights, experts)
     gate, shift, second = _around_means(rows.gate, rows.weights, gates)
-    inner = arranged(replace(problem, rows=replace(rows, design=design, gate=gate)))
-    return inner, Centring(expert, shift, first, second)
+    return with_designs(problem, design, gate), Centring(expert, shift, first, second)
 
 
 def _around_means(design: Array, weights: Array, const: BoolArray) -> tuple[Array, Array, int]:

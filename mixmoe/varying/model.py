@@ -285,12 +285,12 @@ class VCMoE:
         checked_folds(folds, self.design.n if self.clusters is None else n_clusters(self.clusters))
         given = None if candidates is None else checked_candidates(candidates, self.data.rows.index)
         generator, gate = checked_rng(rng), self.settings["gate_bandwidth"]
-        if beside is not None:
-            held = checked_bandwidth(beside, self.data.rows.index, "beside")
-            make = lambda h: centred(self.problem(held, h))[0]  # noqa: E731
-            return search_bandwidth(self, make, generator, folds, given, n_jobs, progress)
+        held = None if beside is None else checked_bandwidth(beside, self.data.rows.index, "beside")
         fixed = None if gate == "cv" else gate
-        make = lambda h: centred(self.problem(h, fixed))[0]  # noqa: E731
+
+        def make(h: float) -> Problem:
+            return centred(self.problem(h, fixed) if held is None else self.problem(held, h))[0]
+
         return search_bandwidth(self, make, generator, folds, given, n_jobs, progress)
 
     def fit(

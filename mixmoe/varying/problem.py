@@ -1,6 +1,7 @@
 """What the algorithms of the family work on: rows sorted by the index, windows, and the layout of the functions."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -203,8 +204,7 @@ def build_problem(
     gate_windows = windows if same else build_windows(rows.index, grid, gate_bandwidth)
     levels = hermite_matrix(grid, bandwidth, rows.index)
     spread = pooled_spread(rows, family)
-    nothing = np.zeros((0, 0))
-    bare = Problem(
+    return Problem(
         rows,
         family,
         slots,
@@ -213,28 +213,27 @@ def build_problem(
         gate_windows,
         levels,
         levels if same else hermite_matrix(grid, gate_bandwidth, rows.index),
-        np.ones(slots.n),
-        float(np.log(sigma_floor * spread)) if family.name == "gaussian" else float(np.log(THETA_FLOOR)),
-        float(np.log(1e4 * max(1.0, rows.outcome.y.mean()))) if family.name == "negbinomial" else np.inf,
-        nothing,
-        nothing,
-        nothing,
-        nothing,
+        floor=float(np.log(sigma_floor * spread)) if family.name == "gaussian" else float(np.log(THETA_FLOOR)),
+        ceiling=float(np.log(1e4 * max(1.0, rows.outcome.y.mean()))) if family.name == "negbinomial" else np.inf,
+        **_from_designs(rows, slots, spread),
     )
-    return arranged(bare)
 
 
-def arranged(problem: Problem) -> Problem:
-    """The problem with everything that follows from its designs: scales, transposes and products."""
-    rows = problem.rows
-    return replace(
-        problem,
-        scale=_scales(rows, problem.slots, pooled_spread(rows, problem.family)),
-        design_t=np.ascontiguousarray(rows.design.T),
-        gate_t=np.ascontiguousarray(rows.gate.T),
-        products=outer_rows(rows.design),
-        gate_products=outer_rows(rows.gate),
-    )
+def with_designs(problem: Problem, design: Array, gate: Array) -> Problem:
+    """The problem with other columns that span the same predictors, and all that follows from them."""
+    rows = replace(problem.rows, design=design, gate=gate)
+    return replace(problem, rows=rows, **_from_designs(rows, problem.slots, pooled_spread(rows, problem.family)))
+
+
+def _from_designs(rows: Rows, slots: Slots, spread: float) -> dict[str, Any]:
+    """What of a problem follows from its designs: scales, transposes and products."""
+    return {
+        "scale": _scales(rows, slots, spread),
+        "design_t": np.ascontiguousarray(rows.design.T),
+        "gate_t": np.ascontiguousarray(rows.gate.T),
+        "products": outer_rows(rows.design),
+        "gate_products": outer_rows(rows.gate),
+    }
 
 
 def pooled_spread(rows: Rows, family: Family) -> float:
