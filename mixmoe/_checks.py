@@ -35,8 +35,8 @@ def check_types(rows: Rows, frame: FrameView, recipe: Recipe, wanted: tuple[str,
                     raise _not_numeric(values, used.name, section, rows, frame)
                 if used.plain:
                     _check_covariate(values, used.name, section, rows, frame)
-    if recipe.formula.seq is not None and recipe.formula.seq.order in rows.columns:
-        _check_order(rows.columns[recipe.formula.seq.order], recipe.formula.seq.order, rows, frame)
+    if recipe.formula.seq is not None and recipe.formula.seq.order in rows.keys:
+        _check_order(rows.keys[recipe.formula.seq.order], recipe.formula.seq.order, rows, frame)
 
 
 def _check_order(values: pd.Series, name: str, rows: Rows, frame: FrameView) -> None:

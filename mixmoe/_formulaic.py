@@ -13,7 +13,8 @@ import pandas as pd
 from formulaic import Formula, ModelSpecs
 from formulaic.errors import DataMismatchWarning, FormulaicError
 from formulaic.materializers import PandasMaterializer
-from formulaic.parser import DefaultFormulaParser
+from formulaic.parser import DefaultFormulaParser, DefaultOperatorResolver
+from formulaic.parser.types import Operator, OrderedSet
 from formulaic.transforms import TRANSFORMS
 from formulaic.utils.code import sanitize_variable_names
 from formulaic.utils.null_handling import find_nulls
@@ -34,6 +35,8 @@ EXTRA_FUNCTIONS: Mapping[str, Any] = {
     "cos": np.cos,
 }
 """Functions that formulas may use beyond those that formulaic brings."""
+
+MAX_TERMS = 2000  # of a section; many more than a model can have, and few enough to expand at once
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _MARKED = re.compile(r"⧛(.*?)⧚", re.DOTALL)
@@ -123,6 +126,81 @@ class Materialized:
     specs: Any
 
 
+class _RefusedTermsError(Exception):
+    """Terms that formulaic would read, but not as they are meant."""
+
+
+class _CarefulOperators(DefaultOperatorResolver):
+    """Formulaic's operators, but a product is bounded before it is expanded, and what is taken out must be there."""
+
+    @property
+    def operators(self) -> list[Operator]:
+        made = super().operators
+        for operator in made:
+            expand = operator._to_terms
+            if operator.symbol in ("**", "^"):
+                operator._to_terms = _power(expand)
+            elif operator.symbol in ("*", ":", "/", "in"):
+                operator._to_terms = _bounded(expand)
+            elif operator.symbol == "-":
+                operator._to_terms = _without if operator.arity == 2 else _nothing_without
+        return made
+
+
+def _bounded(expand: Any) -> Any:
+    """A product of sets of terms, refused if it has too many."""
+
+    def bounded(left: Any, right: Any) -> Any:
+        _check_number(len(left) * len(right))
+        return expand(left, right)
+
+    return bounded
+
+
+def _check_number(n_terms: int) -> None:
+    if n_terms > MAX_TERMS:
+        raise _RefusedTermsError(
+            f"the products of this part expand to more than {MAX_TERMS} terms; write out those that are meant, joined "
+            "by '+', or make one column of them"
+        )
+
+
+def _power(expand: Any) -> Any:
+    """A power of a sum by repeated products without repetitions: a sum of m columns has at most 2^m of them.
+
+    Formulaic goes through all m^n products; the set and its order are the same.
+    """
+
+    def power(terms: Any, exponent: Any) -> Any:
+        single = OrderedSet(list(terms)[:1])
+        expand(single, exponent)  # formulaic refuses what is no whole number
+        out = terms
+        for _ in range(int(next(iter(exponent)).factors[0].expr) - 1):
+            before = len(out)
+            out = OrderedSet(a * b for a in out for b in terms)
+            _check_number(len(out))
+            if len(out) == before:
+                break
+        return out
+
+    return power
+
+
+def _without(left: Any, right: Any) -> Any:
+    """The terms on the left but for those on the right, all of which must be there."""
+    absent = [term for term in right if term not in left and not is_intercept(term)]
+    if absent:
+        raise _RefusedTermsError(
+            f"'-' takes out the term {str(absent[0])!r}, which does not stand before it; only terms that are there can "
+            "be taken out, so correct the name or leave it out"
+        )
+    return left - right
+
+
+def _nothing_without(right: Any) -> Any:
+    return _without(OrderedSet(), right)
+
+
 def parse_terms(text: str, intercept: bool = True) -> tuple[Term, ...]:
     """Terms of one section, ordered by degree.
 
@@ -138,9 +216,12 @@ def parse_terms(text: str, intercept: bool = True) -> tuple[Term, ...]:
     SectionSyntaxError
         If formulaic cannot parse `text`.
     """
-    parser = DefaultFormulaParser(feature_flags=set(), include_intercept=intercept)
+    operators = _CarefulOperators()
+    parser = DefaultFormulaParser(operator_resolver=operators, feature_flags=set(), include_intercept=intercept)
     try:
         terms = parser.get_terms(text)
+    except _RefusedTermsError as error:
+        raise SectionSyntaxError(str(error), len(text) - len(text.lstrip()), len(text.strip())) from error
     except FormulaicError as error:
         raise _located(str(error), text) from error
     except (SyntaxError, ValueError, TypeError, AttributeError, KeyError, IndexError, RuntimeError) as error:

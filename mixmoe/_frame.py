@@ -1,6 +1,7 @@
 """Columns out of whatever frame the user has: pandas, polars (never imported) or a dict of columns."""
 
 import difflib
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe._labels import exact
 from mixmoe.errors import DesignError
 
 _SHOWN = 12
+_EXACT = 2**53  # whole numbers up to which floats tell neighbours apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,21 +113,28 @@ def _foreign(values: Any, name: str) -> Any:
     if isinstance(values, np.ndarray | pd.api.extensions.ExtensionArray):
         return _one_dimension(values, name)
     if not hasattr(values, "to_numpy"):
-        return _one_dimension(np.asarray(values, dtype=object), name) if _has_none(values) else list(values)
+        return _listed(values, name)
     kind = str(getattr(values, "dtype", ""))
     if kind.startswith("Enum"):
         return pd.Categorical(values.to_list(), categories=list(values.dtype.categories), ordered=True)
     if kind.startswith(("Int", "UInt", "Float", "Date", "Time", "Duration")) or kind == "Boolean":
-        return pd.array(values.to_list(), dtype="boolean") if _null_boolean(values, kind) else values.to_numpy()
-    return np.asarray(values.to_list(), dtype=object)
+        nullable = "boolean" if kind == "Boolean" else kind if kind.startswith(("Int", "UInt")) else None
+        if kind.endswith("128"):
+            return _listed(values.to_list(), name)
+        if nullable is not None and values.null_count():  # to_numpy would make them floats
+            return pd.array(values.to_list(), dtype=nullable)  # type: ignore[call-overload]
+        zone = getattr(getattr(values, "dtype", None), "time_zone", None)
+        return values.to_numpy() if zone is None else pd.DatetimeIndex(values.to_numpy(), tz="UTC").tz_convert(zone).array
+    return np.fromiter(values.to_list(), dtype=object, count=len(values))
 
 
-def _null_boolean(values: Any, kind: str) -> bool:
-    return kind == "Boolean" and bool(values.null_count())
-
-
-def _has_none(values: Any) -> bool:
-    return any(v is None for v in values)
+def _listed(values: Any, name: str) -> Any:
+    """A list as pandas reads it, but as it is where that would make floats of whole numbers beyond 2^53."""
+    listed = list(values)
+    if any(v is None for v in listed):
+        return _one_dimension(np.asarray(listed, dtype=object), name)
+    large = (v for v in listed if isinstance(v, int) and abs(v) > _EXACT)
+    return np.fromiter(listed, dtype=object, count=len(listed)) if any(True for _ in large) else listed
 
 
 def _one_dimension(values: Any, name: str) -> Any:
@@ -158,46 +168,26 @@ def plain(values: pd.Series) -> pd.Series:
     Parameters
     ----------
     values : Series
-        Without missing values.
+        Without missing values, or with them if they stay: then whole numbers become floats.
     """
-    dtype = values.dtype
-    if isinstance(dtype, pd.CategoricalDtype):
-        return values.cat.remove_unused_categories() if len(values) else values
-    if isinstance(dtype, np.dtype) and dtype.kind in "fiubMm":
-        return _full_width(values, dtype)
-    if isinstance(dtype, pd.SparseDtype):
-        return pd.Series(np.asarray(values), index=values.index, name=values.name, copy=False)
-    if pd.api.types.is_bool_dtype(dtype):
-        return values.astype(bool)
-    if pd.api.types.is_integer_dtype(dtype):
-        return values.astype(np.int64)
-    if pd.api.types.is_float_dtype(dtype):
-        return values.astype(np.float64)
-    return _plain_objects(values)
-
-
-def _full_width(values: pd.Series, dtype: np.dtype[Any]) -> pd.Series:
-    """Numbers at 64 bits with a sign, so that terms such as I(x ** 2) of an int8 do not wrap around silently."""
-    kind, size = dtype.kind, dtype.itemsize
-    if kind == "f" and size < 8:
-        return values.astype(np.float64)
-    if kind == "u" and size == 8:
-        fits = len(values) == 0 or values.max() <= np.iinfo(np.int64).max
-        return values.astype(np.int64 if fits else np.float64)
-    return values.astype(np.int64) if kind == "u" or (kind == "i" and size < 8) else values
+    if values.hasnans and pd.api.types.is_numeric_dtype(values.dtype):
+        return pd.Series(values.to_numpy(dtype=np.float64, na_value=np.nan), index=values.index, name=values.name)
+    held = exact(values)
+    return _plain_objects(held) if held.dtype == object else held
 
 
 def _plain_objects(values: pd.Series) -> pd.Series:
+    """Numbers of mixed types as floats, which terms compute with; others as they are."""
     kind = pd.api.types.infer_dtype(values, skipna=True)
-    if kind in ("integer", "floating", "mixed-integer-float", "decimal"):
-        return values.astype(np.float64)
-    if kind == "boolean":
-        return values.astype(bool)
-    if kind.startswith(("datetime", "date", "timedelta", "complex", "period")):
+    if kind not in ("integer", "mixed-integer-float", "decimal"):
         return values
-    if kind == "string" and values.dtype != object and str(values.dtype) != "str":
-        return values.astype(object)
-    return values
+    try:
+        return values.astype(np.float64)
+    except OverflowError as error:
+        raise DesignError(
+            f"column {values.name!r} holds whole numbers beyond {sys.float_info.max:.3g}, which nothing can be "
+            "computed from; change its unit, or make it a category by astype(str)"
+        ) from error
 
 
 def is_numeric(values: pd.Series) -> bool:

@@ -190,12 +190,14 @@ def collect(frame: FrameView, recipe: Recipe, wanted: tuple[str, ...], required:
         group = None
     if "response" in wanted and recipe.response_kind != "numeric":
         needs.append(Need(str(response_column(formula)), WHERE["response"]))
-    keys = Keys(group)
+    keys = Keys(group, cluster=recipe.aux.get("cluster"))
     if formula.seq is not None and group is not None:
-        keys = Keys(group, formula.seq.within, formula.seq.order)
-    needs += [Need(name, where) for name, where in _key_columns(keys) if name is not None]
+        keys = replace(keys, within=formula.seq.within, order=formula.seq.order)
+    needs += [Need(name, where, term=False) for name, where in _key_columns(keys) if name is not None]
     needs += [
-        Need(column, f"{label}={column!r}") for label, column in recipe.aux.items() if required or column in frame
+        Need(column, f"{label}={column!r}", term=label != "cluster")
+        for label, column in recipe.aux.items()
+        if required or column in frame
     ]
     _refuse_unknown(frame, needs)
     return collect_rows(frame, _unique(needs), keys)
@@ -206,10 +208,9 @@ def _key_columns(keys: Keys) -> tuple[tuple[str | None, str], ...]:
 
 
 def _unique(needs: list[Need]) -> list[Need]:
-    complete = {need.name for need in needs if need.complete}
-    return [replace(need, complete=need.name in complete) for need in {n.name: n for n in reversed(needs)}.values()][
-        ::-1
-    ]
+    complete, terms = {need.name for need in needs if need.complete}, {need.name for need in needs if need.term}
+    first = {need.name: need for need in reversed(needs)}
+    return [replace(n, complete=n.name in complete, term=n.name in terms) for n in first.values()][::-1]
 
 
 def _refuse_unknown(frame: FrameView, needs: list[Need]) -> None:

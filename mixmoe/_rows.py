@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe._frame import FrameView, missing, plain, shown
+from mixmoe._labels import exact, unhashable, units_of
 from mixmoe.errors import DesignError
 
 Integers = NDArray[np.intp]
@@ -43,11 +44,14 @@ class Need:
         What uses it, as messages say it.
     complete : bool
         Whether rows where it is missing are left out.
+    term : bool
+        Whether anything is computed from it; false for columns of labels.
     """
 
     name: str
     where: str
     complete: bool = True
+    term: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,9 @@ class Rows:
     Attributes
     ----------
     columns : mapping of str to Series, length n
-        With a range index.
+        With a range index; as terms are computed from them.
+    keys : mapping of str to Series, length n
+        The columns that name subjects, sequences, clusters and order, as they are.
     codes : ndarray of int, shape (n,)
         Unit of each row, non-decreasing.
     labels : ndarray of object, shape (N,)
@@ -70,6 +76,7 @@ class Rows:
     """
 
     columns: Mapping[str, pd.Series]
+    keys: Mapping[str, pd.Series]
     codes: Integers
     labels: NDArray[np.object_]
     position: Integers
@@ -93,13 +100,20 @@ class Keys:
 
     Attributes
     ----------
-    group, within, order : str or None
-        Column of the subjects, of the sequences within a subject, and of the order within a sequence.
+    group, within, order, cluster : str or None
+        Column of the subjects, of the sequences within a subject, of the order within a sequence, and of clusters of
+        rows.
     """
 
     group: str | None = None
     within: str | None = None
     order: str | None = None
+    cluster: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns that there are."""
+        return tuple(name for name in (self.group, self.within, self.order, self.cluster) if name is not None)
 
 
 class NothingLeftError(DesignError):
@@ -138,9 +152,23 @@ def collect_rows(frame: FrameView, needs: Sequence[Need], keys: Keys) -> Rows:
         )
     everything = bool(keep.all())
     kept = raw if everything else {name: _taken(values, keep) for name, values in raw.items()}
-    columns = {name: plain(values) for name, values in kept.items()}
+    columns = {need.name: plain(kept[need.name]) for need in needs if need.term}
     position = np.arange(frame.n_rows) if everything else np.flatnonzero(keep)
-    return _sorted(columns, position, keys, dropped, frame)
+    labels = {name: _labels(kept[name], position, frame) for name in keys.names if name in kept}
+    return _sorted(columns, labels, position, keys, dropped, frame)
+
+
+def _labels(values: pd.Series, position: Integers, frame: FrameView) -> pd.Series:
+    """A column of labels, exact, refused if it holds lists or the like."""
+    wrong = unhashable(values)
+    if wrong is not None:
+        value = values.iloc[wrong]
+        raise DesignError(
+            f"column {values.name!r} holds {value!r}, of type {type(value).__name__}, in row "
+            f"{shown(frame.labels[position[wrong]])}; labels are single values, such as numbers or texts; make one "
+            f"text of it, as in data[{values.name!r}].astype(str)"
+        )
+    return exact(values)
 
 
 def _complete(absent: Mapping[str, NDArray[np.bool_]], n_rows: int) -> NDArray[np.bool_]:
@@ -161,49 +189,32 @@ def _taken(values: pd.Series, rows: NDArray[Any]) -> pd.Series:
 
 
 def _sorted(
-    columns: Mapping[str, pd.Series], position: Integers, keys: Keys, dropped: Dropped, frame: FrameView
+    columns: Mapping[str, pd.Series],
+    named: Mapping[str, pd.Series],
+    position: Integers,
+    keys: Keys,
+    dropped: Dropped,
+    frame: FrameView,
 ) -> Rows:
     if keys.group is None:
         labels = np.asarray(frame.labels.take(position), dtype=object)
-        return Rows(columns, np.arange(len(position)), labels, position, None, dropped)
-    codes, labels = _units(columns[keys.group])
-    inner = () if keys.order is None else (_ranks(columns[keys.order]),)
-    within = None if keys.within is None else _units(columns[keys.within])[0]
+        return Rows(columns, named, np.arange(len(position)), labels, position, None, dropped)
+    units = units_of(named[keys.group])
+    codes = units.codes
+    inner = () if keys.order is None else (units_of(named[keys.order]).codes,)
+    within = None if keys.within is None else units_of(named[keys.within]).codes
     by = (*inner, *(() if within is None else (within,)), codes)
     arranged = _arrangement(by)
     if arranged is not None:
         columns = {name: _taken(values, arranged) for name, values in columns.items()}
+        named = {name: _taken(values, arranged) for name, values in named.items()}
         codes, position = codes[arranged], position[arranged]
         within = within if within is None else within[arranged]
     sequence = None if keys.order is None else _sequences(codes, within)
-    rows = Rows(columns, codes, labels, position, sequence, dropped)
+    rows = Rows(columns, named, codes, units.labels, position, sequence, dropped)
     if sequence is not None:
         _refuse_ties(rows, keys, frame)
     return rows
-
-
-def _units(values: pd.Series) -> tuple[Integers, NDArray[np.object_]]:
-    """Code of each row and the sorted labels."""
-    if values.dtype == object and pd.api.types.infer_dtype(values).startswith("mixed"):
-        return _mixed_units(values)
-    codes, found = pd.factorize(values, sort=True)
-    labels: NDArray[Any] = np.asarray(found)
-    if labels.dtype.kind == "f" and np.isfinite(labels).all() and (labels == np.round(labels)).all():
-        labels = labels.astype(np.int64)
-    return codes.astype(np.intp, copy=False), labels.astype(object)
-
-
-def _mixed_units(values: pd.Series) -> tuple[Integers, NDArray[np.object_]]:
-    """The same for labels of several types, which Python cannot sort."""
-    codes, found = pd.factorize(values, sort=False)
-    order = sorted(range(len(found)), key=lambda i: (str(type(found[i])), str(found[i])))
-    rank = np.empty(len(found), dtype=np.intp)
-    rank[order] = np.arange(len(found))
-    return rank[codes], np.asarray(found, dtype=object)[order]
-
-
-def _ranks(values: pd.Series) -> Integers:
-    return _units(values)[0]
 
 
 def _arrangement(by: tuple[Integers, ...]) -> Integers | None:
@@ -226,14 +237,14 @@ def _refuse_ties(rows: Rows, keys: Keys, frame: FrameView) -> None:
     sequence = rows.sequence
     if sequence is None or keys.order is None:
         return
-    order = _ranks(rows.columns[keys.order])
+    order = units_of(rows.keys[keys.order]).codes
     tied = (sequence[1:] == sequence[:-1]) & (order[1:] == order[:-1])
     if tied.any():
         i = int(tied.argmax())
         first, second = frame.labels[rows.position[i]], frame.labels[rows.position[i + 1]]
         raise DesignError(
             f"rows {shown(first)} and {shown(second)} of subject {shown(rows.labels[rows.codes[i]])} share "
-            f"{keys.order} = {shown(rows.columns[keys.order].iloc[i])}; seq: needs one row per place; drop one, or "
+            f"{keys.order} = {shown(rows.keys[keys.order].iloc[i])}; seq: needs one row per place; drop one, or "
             f"separate the sequences, as in seq: {keys.order} / session"
         )
 
@@ -261,6 +272,7 @@ def without_rows(rows: Rows, bad: Integers, terms: tuple[tuple[str, int], ...], 
     return replace(
         rows,
         columns={name: _taken(values, keep) for name, values in rows.columns.items()},
+        keys={name: _taken(values, keep) for name, values in rows.keys.items()},
         codes=codes.astype(np.intp),
         labels=rows.labels[present],
         position=rows.position[keep],

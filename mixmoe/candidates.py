@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe._labels import places_of, units_of
 from mixmoe.api import family_of, load, model_options
 from mixmoe.arguments import checked_count
 from mixmoe.design import Design
@@ -354,10 +355,11 @@ def _cross_validate(
 ) -> Trials:
     """The trials with the log-likelihood of the units of each fold under the fit to the others."""
     fitted = {i: trial.outcome.results for i, trial in enumerate(trials) if trial.outcome.results is not None}
-    units = np.unique(np.concatenate([_units(one.model.design) for one in fitted.values()] or [np.zeros(0)]))
+    every = [label for one in fitted.values() for label in _units(one.model.design)]
+    units = units_of(pd.Series(every, dtype=object)).labels
     if len(units) < folds:
         raise ArgumentError(f"folds={folds} is more than the {len(units)} units in the data; use fewer folds")
-    fold = pd.Series(rng.permutation(len(units)) % folds, index=units)
+    fold = Folds(units, rng.permutation(len(units)) % folds)
     places = [(i, f) for i in fitted for f in range(folds)]
     calls = [
         partial(_held_out, trials[i].spec, fitted[i], fold, f, starts, seed)
@@ -384,19 +386,37 @@ def _with_folds(trial: Trial, found: Sequence[Outcome]) -> Trial:
     return replace(trial, outcome=outcome, cv=float(values.sum()), cv_se=error)
 
 
-def _units(design: Design) -> NDArray[Any]:
+def _units(design: Design) -> NDArray[np.object_]:
     """Label of the independent unit of each row."""
-    return np.asarray(design.aux["cluster"] if "cluster" in design.aux else design.labels[design.codes])
+    return np.asarray(design.aux["cluster"] if "cluster" in design.aux else design.labels[design.codes], dtype=object)
+
+
+@dataclass(frozen=True, slots=True)
+class Folds:
+    """The fold of each independent unit, by its label.
+
+    Attributes
+    ----------
+    units : ndarray of object, shape (N,)
+    fold : ndarray of int, shape (N,)
+    """
+
+    units: NDArray[np.object_]
+    fold: NDArray[np.intp]
+
+    def of(self, design: Design) -> NDArray[np.intp]:
+        """The fold of each row of a design, shape (n,)."""
+        return self.fold[places_of(_units(design), self.units)]
 
 
 def _held_out(
-    spec: Spec, whole: MoEResults, fold: pd.Series, f: int, starts: int | None, rng: np.random.Generator
+    spec: Spec, whole: MoEResults, folds: Folds, f: int, starts: int | None, rng: np.random.Generator
 ) -> Outcome:
     """Log-likelihood of one fold under the fit to the others."""
 
     def compute() -> Outcome:
         design = whole.model.design
-        out = fold.loc[_units(design)].to_numpy() == f
+        out = folds.of(design) == f
         settings = {name: value for name, value in whole.model.settings.items() if name not in _ESTIMATED}
         model = spec.build(design.frame[~out], **settings)
         options = {"starts": _n_starts(spec, starts), "progress": False, **spec.fit}

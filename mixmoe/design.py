@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from mixmoe._checks import check_columns, check_finite, check_replay, check_types, gate_by_unit, label_of
 from mixmoe._formulaic import Materialized
-from mixmoe._frame import FrameView, infinite, is_numeric, shown, view
+from mixmoe._frame import FrameView, infinite, is_numeric, plain, shown, view
+from mixmoe._labels import units_of
 from mixmoe._levels import level_codes, level_scores, response_levels
 from mixmoe._rank import aliases
 from mixmoe._recipe import (
@@ -406,7 +407,7 @@ def _reason(others: tuple[int, ...], names: tuple[str, ...]) -> str:
 def _assembled(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Design:
     formula, keep_x, keep_z = recipe.formula, recipe.kept["expert"], recipe.kept["gate"]
     gate = built.matrices["gate"]
-    grouped = formula.random is not None and formula.random.group in rows.columns
+    grouped = formula.random is not None and formula.random.group in rows.keys
     labels = frame.labels.take(rows.position)
     x_kinds = _column_kinds(recipe, built, "expert")[keep_x]
     keep_v = recipe.kept["sigma"]
@@ -425,7 +426,7 @@ def _assembled(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView
         rows=labels,
         position=rows.position,
         sequence=rows.sequence,
-        order=None if formula.seq is None or rows.sequence is None else _numbers(rows.columns[formula.seq.order]),
+        order=None if formula.seq is None or rows.sequence is None else _numbers(plain(rows.keys[formula.seq.order])),
         aux=_auxiliary(recipe, rows, frame),
         names=_names(recipe, built, grouped),
         common=x_kinds == "common",
@@ -434,7 +435,7 @@ def _assembled(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView
         gate_const=_column_kinds(recipe, built, "gate")[keep_z] == "const",
         dropped=rows.dropped,
         n_input=frame.n_rows,
-        frame=pd.DataFrame(dict(rows.columns), copy=False).set_axis(labels),
+        frame=pd.DataFrame({**rows.columns, **rows.keys}, copy=False).set_axis(labels),
         recipe=recipe,
     )
 
@@ -473,7 +474,10 @@ def _numbers(values: pd.Series) -> Array:
 def _auxiliary(recipe: Recipe, rows: Rows, frame: FrameView) -> dict[str, NDArray[Any]]:
     out: dict[str, NDArray[Any]] = {}
     for label, column in recipe.aux.items():
-        if column not in rows.columns:
+        if label == "cluster" and column in rows.keys:
+            clusters = units_of(rows.keys[column])
+            out[label] = clusters.labels[clusters.codes]
+        if label == "cluster" or column not in rows.columns:
             continue
         values = rows.columns[column]
         wrong = infinite(values)

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe._frame import shown, whole_frame
+from mixmoe._labels import places_of, unhashable
 from mixmoe._rank import aliases
 from mixmoe._recipe import response_column
 from mixmoe.design import Design, build_design
@@ -78,25 +80,33 @@ def match_units(design: Design, data: Any) -> Matched:
     ArgumentError
         If a subject has several rows, or none is known.
     """
-    if not isinstance(data, pd.DataFrame):
-        raise ArgumentError(f"outcomes must be a pandas DataFrame with one row per subject, got {type(data).__name__}")
     group = design.names.group
-    keys = pd.Index(data[group]) if group is not None and group in data else data.index
-    if keys.has_duplicates:
-        twice = keys[keys.duplicated()][0]
+    frame = whole_frame(data)
+    named = group is not None and group in frame
+    if group is not None and not named and frame is not data:
         raise ArgumentError(
-            f"outcomes must have one row per {'subject' if group else 'row'}, got several for {twice!r}; "
+            f"outcomes have no column {group!r}, and a {type(data).__name__} has no index to name the subjects; add it"
+        )
+    keys = frame[group] if named else pd.Series(frame.index)
+    wrong = unhashable(keys)
+    if wrong is not None:
+        raise ArgumentError(f"outcomes name a {'subject' if group else 'row'} by {keys.iloc[wrong]!r}; use single values")
+    where = places_of(list(keys), design.labels)
+    known = where >= 0
+    twice = pd.Series(where[known]).duplicated().to_numpy()
+    if twice.any():
+        label = design.labels[where[known][twice.argmax()]]
+        raise ArgumentError(
+            f"outcomes must have one row per {'subject' if group else 'row'}, got several for {shown(label)}; "
             "keep one, e.g. by drop_duplicates()"
         )
-    where = pd.Index(design.labels).get_indexer(keys)
-    known = where >= 0
     if not known.any():
-        by = f"the column {group!r}" if group is not None and group in data else "the index"
+        by = f"the column {group!r}" if named else "the index"
         raise ArgumentError(
             f"none of the {len(keys)} rows of outcomes belongs to the fit (matched by {by}); "
-            f"name the {'subjects' if group else 'rows'} as in the fit, e.g. {design.labels[0]!r}"
+            f"name the {'subjects' if group else 'rows'} as in the fit, e.g. {shown(design.labels[0])}"
         )
-    return Matched(data[known].reset_index(drop=True), where[known], int((~known).sum()))
+    return Matched(frame[known].reset_index(drop=True), where[known], int((~known).sum()))
 
 
 def parse_step_three(text: Any) -> MoEFormula:

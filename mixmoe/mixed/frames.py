@@ -8,6 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe._frame import shown
+from mixmoe._labels import places_of
 from mixmoe.design import Design, DesignNames
 from mixmoe.errors import MixmoeWarning, warn
 from mixmoe.mixed.coordinates import Coordinates
@@ -56,7 +57,7 @@ def places(known: Design, wanted: Design) -> NDArray[np.intp]:
     """Place of each subject of `wanted` among those of `known`, shape (N,); -1 where it is not there."""
     if wanted.names.group is None and known is not wanted:
         return np.full(wanted.n_units, -1)  # rows without a subject are strangers, whatever their labels
-    return np.asarray(pd.Index(known.labels).get_indexer(pd.Index(wanted.labels)))
+    return places_of(wanted.labels, known.labels)
 
 
 def warn_strangers(known: Design, wanted: Design, *, given: bool) -> None:

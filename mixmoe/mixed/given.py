@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe._frame import shown, view
+from mixmoe._labels import exact, places_of, unhashable, units_of
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError
 from mixmoe.layout import Parameter, ParamLayout
@@ -87,23 +89,42 @@ def cluster_codes(cluster: Any, design: Design) -> NDArray[np.int64]:
         raise ArgumentError("cov_type='cluster' needs cluster=, the cluster of each subject (by label) or of each row")
     if isinstance(cluster, str):
         raise ArgumentError(f"cluster must hold the clusters, not their name, got {cluster!r}; pass data[{cluster!r}]")
-    by_row_anyway = isinstance(cluster, pd.Series) and len(cluster) == design.n_input > design.n_units
-    by_label = isinstance(cluster, Mapping | pd.Series) and not by_row_anyway
-    if by_label and all(label in cluster for label in design.labels):
-        values = [cluster[label] for label in design.labels]
-    else:
-        rows = np.asarray(cluster)
-        if rows.shape != (design.n_input,):
-            raise ArgumentError(
-                f"cluster must have one entry per row of the data ({design.n_input}) or per subject label, "
-                f"got shape {rows.shape}"
-            )
-        by_row = pd.Series(rows[design.position]).groupby(design.codes)
-        split = np.flatnonzero(by_row.nunique(dropna=False).to_numpy() > 1)
-        if split.size:
-            raise ArgumentError(f"subject {design.labels[split[0]]!r} lies in more than one cluster")
-        values = by_row.first().tolist()
-    codes, _ = pd.factorize(np.asarray(values), sort=True)
-    if (codes < 0).any():
-        raise ArgumentError(f"subject {design.labels[int((codes < 0).argmax())]!r} has no cluster (missing value)")
-    return codes.astype(np.int64)
+    values = _by_label(cluster, design)
+    rows = design.codes if values is None else np.arange(design.n_units)  # subject of each value
+    if values is None:
+        values = _by_row(cluster, design)
+    absent = values.isna().to_numpy()
+    if absent.any():
+        raise ArgumentError(f"subject {shown(design.labels[rows[absent.argmax()]])} has no cluster (missing value)")
+    wrong = unhashable(values)
+    if wrong is not None:
+        raise ArgumentError(f"cluster must hold single values, such as numbers or texts, got {values.iloc[wrong]!r}")
+    codes = units_of(exact(values)).codes
+    first = codes[np.unique(rows, return_index=True)[1]]
+    split = codes != first[rows]
+    if split.any():
+        raise ArgumentError(f"subject {shown(design.labels[rows[split.argmax()]])} lies in more than one cluster")
+    return first.astype(np.int64)
+
+
+def _by_label(cluster: Any, design: Design) -> pd.Series | None:
+    """The cluster of each subject from a mapping or Series by label; None if it is not one for all subjects."""
+    rows_anyway = isinstance(cluster, pd.Series) and len(cluster) == design.n_input > design.n_units
+    if rows_anyway or not isinstance(cluster, Mapping | pd.Series):
+        return None
+    keys = list(cluster.index if isinstance(cluster, pd.Series) else cluster)
+    where = places_of(design.labels, keys)
+    if (where < 0).any():
+        return None
+    values = cluster if isinstance(cluster, pd.Series) else pd.Series(list(cluster.values()), dtype=object)
+    return values.iloc[where].reset_index(drop=True)
+
+
+def _by_row(cluster: Any, design: Design) -> pd.Series:
+    """The cluster of each row of the design, from one entry per row of the data."""
+    if not hasattr(cluster, "__len__") or len(cluster) != design.n_input or np.ndim(cluster) != 1:
+        size = f"{len(cluster)} entries" if hasattr(cluster, "__len__") else repr(cluster)
+        raise ArgumentError(
+            f"cluster must have one entry per row of the data ({design.n_input}) or per subject label, got {size}"
+        )
+    return view({"cluster": cluster}).column("cluster").iloc[design.position].reset_index(drop=True)

@@ -8,6 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe._frame import view
+from mixmoe._labels import exact, places_of, units_of
 from mixmoe.arguments import checked_rng
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError
@@ -139,8 +140,7 @@ def match_labels(persons: Persons, design: Design) -> Index:
     """Place of each unit of a new design among the persons; -1 for unknown ones."""
     if design.names.group is None:
         return np.full(design.n_units, -1, dtype=np.intp)
-    places = {label: k for k, label in enumerate(persons.labels)}
-    return np.array([places.get(label, -1) for label in design.labels], dtype=np.intp)
+    return places_of(design.labels, persons.labels)
 
 
 def adapt_persons(persons: Persons, data: Any) -> Persons:
@@ -308,7 +308,11 @@ def known_rows_of(persons: Persons, design: Design, data: Any) -> NDArray[np.boo
     group = design.names.group
     if group is None:
         return np.zeros(design.n_input, dtype=bool)
-    return view(data).column(group).isin(list(persons.labels)).to_numpy()
+    values = view(data).column(group)
+    known = values.notna().to_numpy()
+    units = units_of(exact(values[known]))
+    known[known] = (places_of(units.labels, persons.labels) >= 0)[units.codes]
+    return np.asarray(known)
 
 
 def replaced(limits: Array, by: Array | None) -> Array:

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe._frame import plain, shown, view, whole_frame
+from mixmoe._frame import is_numeric, plain, shown, view, whole_frame
+from mixmoe._labels import exact
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError
 
@@ -94,8 +95,10 @@ def _check_same(used: pd.DataFrame, frame: pd.DataFrame, places: NDArray[np.intp
     for name in used.columns:
         if name not in seen.places:
             raise ArgumentError(f"data must be the frame of the fit, which has a column {name!r}; this one has not")
-        values = plain(seen.column(name).iloc[places])
-        same = np.asarray(values, dtype=object) == np.asarray(used[name], dtype=object)
+        given, mine = seen.column(name).iloc[places], used[name]
+        values = plain(given) if is_numeric(mine) and not is_numeric(exact(given)) else exact(given)
+        equal = np.asarray(values, dtype=object) == np.asarray(mine, dtype=object)
+        same = equal | (np.asarray(values.isna()) & np.asarray(mine.isna()))
         if not same.all():
             i = int(np.argmin(same))
             raise ArgumentError(

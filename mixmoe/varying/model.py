@@ -5,8 +5,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe._labels import units_of
 from mixmoe.arguments import checked_choice, checked_count, checked_positive, checked_rng
 from mixmoe.design import build_design
 from mixmoe.em import seeded
@@ -246,7 +248,7 @@ class VCMoE:
         """Cluster of each sorted row as codes, or None; one without weight adds nothing and has the code of another."""
         if "cluster" not in self.design.aux:
             return None
-        codes = np.unique(self.design.aux["cluster"], return_inverse=True)[1][self.data.order]
+        codes = units_of(pd.Series(self.design.aux["cluster"], dtype=object)).codes[self.data.order]
         carries = np.zeros(int(codes.max()) + 1, dtype=bool)
         carries[codes[self.data.rows.weights > 0.0]] = True
         return np.maximum(np.cumsum(carries) - 1, 0)[codes]
