@@ -157,6 +157,22 @@ def check_columns(built: Materialized, recipe: Recipe) -> None:
             )
 
 
+def check_names(built: Materialized) -> None:
+    """Raise if two columns of a section have one name, as the interaction a:b and a column called 'a:b' do.
+
+    Raises
+    ------
+    DesignError
+    """
+    for section, names in built.names.items():
+        twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+        if twice is not None:
+            raise DesignError(
+                f"two columns of {WHERE[section]} are called {twice!r}, so that their coefficients could not be told "
+                "apart; rename the column of the data"
+            )
+
+
 def label_of(rows: Rows, frame: FrameView, i: int) -> str:
     """Label of a row, as messages show it."""
     return shown(frame.labels[rows.position[i]])

@@ -4,7 +4,7 @@ import ast
 import builtins
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,13 @@ from formulaic.parser import DefaultFormulaParser, DefaultOperatorResolver
 from formulaic.parser.types import Operator, OrderedSet
 from formulaic.transforms import TRANSFORMS
 from formulaic.utils.code import sanitize_variable_names
+from formulaic.utils.layered_mapping import LayeredMapping
 from formulaic.utils.null_handling import find_nulls
+from formulaic.utils.stateful_transforms import stateful_eval
+from interface_meta import override
 from numpy.typing import NDArray
 
+from mixmoe._expressions import NUMBER, Lag, floating, lags_in, makes_categories, number, rewritten, under_lags
 from mixmoe.errors import DesignError, MixmoeError
 
 Term = Any  # formulaic.parser.types.Term; opaque outside this file
@@ -38,7 +42,19 @@ EXTRA_FUNCTIONS: Mapping[str, Any] = {
 
 MAX_TERMS = 2000  # of a section; many more than a model can have, and few enough to expand at once
 
+_OF_R: Mapping[str, str] = {
+    r"\bas\.factor\s*\(": "write C(x) for categories",
+    r"\bas\.ordered\s*\(": "write C(x), and order the categories in the data with pd.Categorical",
+    r"\b(as|is)\.[A-Za-z]\w*\s*\(": "convert the column in the data beforehand",
+    r"\b\d+L\b": "write whole numbers without the L",
+    r"\$": "name the column alone, of the data that are passed",
+    r"&&": "write & between conditions in brackets, as in I((t > 2) & (b < 1))",
+    r"!(?!=)": "write ~ for not, or a != b",
+}
+"""What R users type that Python reads otherwise or not at all."""
+
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_QUOTED = re.compile(r"`[^`]*`|'[^']*'|\"[^\"]*\"")
 _MARKED = re.compile(r"⧛(.*?)⧚", re.DOTALL)
 
 
@@ -48,7 +64,7 @@ class SectionSyntaxError(MixmoeError):
     Parameters
     ----------
     message : str
-        What formulaic says, without its colours.
+        What formulaic says, without its colours, and what to do.
     start, width : int
         The offending token, counted from the start of the section.
     """
@@ -174,9 +190,15 @@ def _power(expand: Any) -> Any:
     def power(terms: Any, exponent: Any) -> Any:
         single = OrderedSet(list(terms)[:1])
         expand(single, exponent)  # formulaic refuses what is no whole number
-        out = terms
-        for _ in range(int(next(iter(exponent)).factors[0].expr) - 1):
+        out, times = terms, int(next(iter(exponent)).factors[0].expr)
+        if len(terms) == 1 and times > 1:
+            raise _RefusedTermsError(
+                f"a power of {str(next(iter(terms)))!r} alone is that term itself, for powers of sums are products of "
+                f"their terms; write I({next(iter(terms))}**{times}) for the power of its values"
+            )
+        for _ in range(times - 1):
             before = len(out)
+            _check_number(len(out) * len(terms) // 50)
             out = OrderedSet(a * b for a in out for b in terms)
             _check_number(len(out))
             if len(out) == before:
@@ -216,6 +238,7 @@ def parse_terms(text: str, intercept: bool = True) -> tuple[Term, ...]:
     SectionSyntaxError
         If formulaic cannot parse `text`.
     """
+    _refuse_r(text)
     operators = _CarefulOperators()
     parser = DefaultFormulaParser(operator_resolver=operators, feature_flags=set(), include_intercept=intercept)
     try:
@@ -225,13 +248,65 @@ def parse_terms(text: str, intercept: bool = True) -> tuple[Term, ...]:
     except FormulaicError as error:
         raise _located(str(error), text) from error
     except (SyntaxError, ValueError, TypeError, AttributeError, KeyError, IndexError, RuntimeError) as error:
-        raise SectionSyntaxError(f"{text.strip()!r} cannot be read as a formula ({error})", 0, len(text)) from error
+        reason = getattr(error, "msg", None) or error  # without "(<unknown>, line 1)"
+        raise SectionSyntaxError(
+            f"{text.strip()!r} cannot be read as a formula ({reason}); correct the marked part", 0, len(text)
+        ) from error
+    for code in python_code(terms):
+        _refuse_misread(code, text)
     return tuple(sorted(terms, key=lambda term: term.degree))
+
+
+def _refuse_r(text: str) -> None:
+    """Refuse spellings of R, with the one of Python, before formulaic stumbles over them."""
+    visible = _QUOTED.sub(lambda match: " " * len(match.group(0)), text)
+    for pattern, remedy in _OF_R.items():
+        found = re.search(pattern, visible)
+        if found is not None:
+            written = found.group(0).rstrip("( ")
+            raise SectionSyntaxError(f"{written!r} is R, not Python; {remedy}", found.start(), len(written))
+
+
+def _refuse_misread(code: str, text: str) -> None:
+    """Refuse an expression whose operators do in Python what a formula hardly means."""
+    try:
+        tree = ast.parse(code, mode="eval")
+    except (SyntaxError, ValueError):
+        return  # told with its reason by who needs the names in it
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitXor):
+            raise SectionSyntaxError(
+                f"'^' inside {code!r} is Python's exclusive or, not a power; write ** for powers, as in I(t**2)",
+                max(text.find("^"), 0),
+                1,
+            )
+        if isinstance(node, ast.Call) and _names(node.func, "C") and any(_names(a, "Treatment") for a in node.args):
+            raise SectionSyntaxError(
+                f"{code!r} names no reference; write Treatment(reference=...) with a level, or contr.treatment for the "
+                "first one",
+                max(text.find("Treatment"), 0),
+                len("Treatment"),
+            )
+        if isinstance(node, ast.Compare) and any(_joins(part) for part in (node.left, *node.comparators)):
+            raise SectionSyntaxError(
+                f"in {code!r} the & or | binds more tightly than the comparisons beside it; put these in brackets, as "
+                "in (t > 2) & (b < 1)",
+                0,
+                len(text),
+            )
+
+
+def _names(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
+
+
+def _joins(node: ast.AST) -> bool:
+    return isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd | ast.BitOr)
 
 
 def _located(message: str, text: str) -> SectionSyntaxError:
     plain = _ANSI.sub("", message)
-    first = plain.split("\n", 1)[0].rstrip(". ")
+    first = plain.split("\n", 1)[0].rstrip(". ") + "; correct the marked part"
     marked = _MARKED.search(plain)
     if marked is None:
         lead = len(text) - len(text.lstrip())
@@ -290,12 +365,24 @@ def _names_of_tree(tree: ast.AST) -> list[UsedName]:
     methods = {id(_root(call.func)) for call in calls if isinstance(call.func, ast.Attribute)}
     bound = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     bound |= {a.arg for a in ast.walk(tree) if isinstance(a, ast.arg)}
-    quoted = [str(call.args[0].value) for call in calls if _is_quotation(call)]  # type: ignore[attr-defined]
+    absent = methods | {id(node) for node in under_lags(tree)}  # rows where such a column is missing may be complete
+    quoted = [call for call in calls if _is_quotation(call)]
     return [
-        UsedName(node.id, id(node) in functions, False, id(node) not in methods)
+        UsedName(node.id, id(node) in functions, False, id(node) not in absent)
         for node in ast.walk(tree)
         if isinstance(node, ast.Name) and node.id not in bound
-    ] + [UsedName(name, False, False, True) for name in quoted]
+    ] + [UsedName(str(call.args[0].value), False, False, id(call) not in absent) for call in quoted]  # type: ignore[attr-defined]
+
+
+def lags_of(terms: Sequence[Term], is_column: Callable[[str], bool]) -> frozenset[Lag]:
+    """The lagged columns that terms need, see `mixmoe._expressions.lags_in`."""
+    found: set[Lag] = set()
+    for term in terms:
+        for factor in term.factors:
+            if factor.eval_method.value == "python":
+                aliases: dict[str, str] = {}
+                found |= lags_in(sanitize_variable_names(factor.expr, {}, aliases), aliases, is_column)
+    return frozenset(found)
 
 
 def _root(node: ast.AST) -> ast.AST:
@@ -310,7 +397,7 @@ def _is_quotation(call: ast.Call) -> bool:
     return isinstance(call.func, ast.Name) and call.func.id == "Q" and quoted
 
 
-def python_code(terms: Sequence[Term]) -> tuple[str, ...]:
+def python_code(terms: Iterable[Term]) -> tuple[str, ...]:
     """The Python expressions within terms, with plain names for those in backticks."""
     factors = [factor for term in terms for factor in term.factors if factor.eval_method.value == "python"]
     return tuple(sanitize_variable_names(factor.expr, {}, {}) for factor in factors)
@@ -375,10 +462,26 @@ def rematerialize(
     return _run(frame, ModelSpecs(**wanted), sections, context)
 
 
+class _InFloats(PandasMaterializer):
+    """Formulaic's, but expressions are computed in double precision, and lags are columns of the frame."""
+
+    @override
+    def _evaluate(self, expr: str, metadata: Any, spec: Any) -> tuple[Any, set[Any]]:
+        columns: dict[str, Any] = {str(name): self.data[name] for name in self.data.columns}
+        aliases: dict[str, str] = {}
+        code = sanitize_variable_names(expr, columns, aliases)
+        code = rewritten(code, aliases, lambda name: name in self.data.columns)
+        if not makes_categories(expr):
+            columns = {name: floating(values) for name, values in columns.items()}
+        names = LayeredMapping({**columns, NUMBER: number}, self.layered_context)
+        variables: set[Any] = set()
+        return stateful_eval(code, names, {code: metadata}, spec.transform_state, spec, variables=variables), variables
+
+
 def _run(
     frame: pd.DataFrame, recipe: Any, sections: Mapping[str, Sequence[Term]], context: Mapping[str, Any]
 ) -> Materialized:
-    materializer = PandasMaterializer(frame, context={**EXTRA_FUNCTIONS, **context})
+    materializer = _InFloats(frame, context={**EXTRA_FUNCTIONS, **context})
     bad: set[int] = set()
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -386,7 +489,7 @@ def _run(
             built = materializer.get_model_matrix(recipe, drop_rows=bad, output="numpy")
     except DataMismatchWarning as error:
         raise DesignError(_unseen(str(error))) from error
-    except (FormulaicError, ValueError, TypeError, KeyError, NameError, AttributeError, ArithmeticError) as error:
+    except (FormulaicError, ValueError, TypeError, LookupError, NameError, AttributeError, ArithmeticError) as error:
         raise DesignError(_explained(error)) from error
     parts = {name: getattr(built, name) for name in built._to_dict()}
     specs = {name: part.model_spec for name, part in parts.items()}

@@ -14,6 +14,7 @@ from mixmoe._labels import exact
 from mixmoe.errors import DesignError
 
 _SHOWN = 12
+_MIXED_NUMBERS = ("integer", "mixed-integer-float", "decimal")
 _EXACT = 2**53  # whole numbers up to which floats tell neighbours apart
 
 
@@ -122,9 +123,11 @@ def _foreign(values: Any, name: str) -> Any:
         if kind.endswith("128"):
             return _listed(values.to_list(), name)
         if nullable is not None and values.null_count():  # to_numpy would make them floats
-            return pd.array(values.to_list(), dtype=nullable)  # type: ignore[call-overload]
+            return pd.array(values.to_list(), dtype=nullable)
         zone = getattr(getattr(values, "dtype", None), "time_zone", None)
-        return values.to_numpy() if zone is None else pd.DatetimeIndex(values.to_numpy(), tz="UTC").tz_convert(zone).array
+        return (
+            values.to_numpy() if zone is None else pd.DatetimeIndex(values.to_numpy(), tz="UTC").tz_convert(zone).array
+        )
     return np.fromiter(values.to_list(), dtype=object, count=len(values))
 
 
@@ -170,8 +173,10 @@ def plain(values: pd.Series) -> pd.Series:
     values : Series
         Without missing values, or with them if they stay: then whole numbers become floats.
     """
-    if values.hasnans and pd.api.types.is_numeric_dtype(values.dtype):
-        return pd.Series(values.to_numpy(dtype=np.float64, na_value=np.nan), index=values.index, name=values.name)
+    if values.hasnans:
+        kind = pd.api.types.infer_dtype(values, skipna=True)
+        numbers = pd.api.types.is_numeric_dtype(values.dtype) or kind in ("boolean", *_MIXED_NUMBERS)
+        return values.astype(object).where(values.notna(), np.nan).astype(np.float64) if numbers else values
     held = exact(values)
     return _plain_objects(held) if held.dtype == object else held
 
@@ -179,7 +184,7 @@ def plain(values: pd.Series) -> pd.Series:
 def _plain_objects(values: pd.Series) -> pd.Series:
     """Numbers of mixed types as floats, which terms compute with; others as they are."""
     kind = pd.api.types.infer_dtype(values, skipna=True)
-    if kind not in ("integer", "mixed-integer-float", "decimal"):
+    if kind not in _MIXED_NUMBERS:
         return values
     try:
         return values.astype(np.float64)

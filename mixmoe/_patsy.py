@@ -1,6 +1,6 @@
 """The same sections through patsy, for users who bring its transforms."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import pandas as pd
 import patsy
 from numpy.typing import NDArray
 
+from mixmoe._expressions import NUMBER, floating, makes_categories, number, rewritten
 from mixmoe._formulaic import EXTRA_FUNCTIONS, Categories, Materialized, Term, category_argument
 from mixmoe.errors import DesignError
 
@@ -46,6 +47,28 @@ def parse_terms(text: str, intercept: bool = True) -> tuple[Term, ...]:
     return tuple(sorted(terms, key=degree))
 
 
+class _InFloats(patsy.EvalFactor):
+    """Patsy's factor, but computed in double precision, and with lags as columns of the data."""
+
+    def __init__(self, factor: Any, columns: Collection[str]) -> None:
+        super().__init__(rewritten(factor.code, {}, lambda name: name in columns), factor.origin)
+        self._as_written = factor.name()
+
+    def name(self) -> str:
+        """The code as the user wrote it."""
+        return str(self._as_written)
+
+    def _eval(self, code: str, memorize_state: Any, data: Any) -> Any:
+        if not makes_categories(self._as_written):
+            data = {name: floating(data[name]) for name in data}
+        return super()._eval(code, memorize_state, data)
+
+
+def _computed(terms: Sequence[Term], columns: Collection[str]) -> list[Term]:
+    """The terms as they are evaluated."""
+    return [patsy.desc.Term([_InFloats(factor, columns) for factor in term.factors]) for term in terms]
+
+
 def degree(term: Term) -> int:
     """Number of factors of a term; 0 for the intercept."""
     return len(term.factors)
@@ -60,8 +83,8 @@ def materialize(
     frame: pd.DataFrame, sections: Mapping[str, Sequence[Term]], context: Mapping[str, Any]
 ) -> Materialized:
     """Matrices of all sections, as `mixmoe._formulaic.materialize` returns them."""
-    env = patsy.EvalEnvironment([{**_FUNCTIONS, **context}])
-    used = {name: list(terms) for name, terms in sections.items() if terms}
+    env = patsy.EvalEnvironment([{**_FUNCTIONS, NUMBER: number, **context}])
+    used = {name: _computed(terms, frame.columns) for name, terms in sections.items() if terms}
     try:
         with np.errstate(all="ignore"):
             infos = patsy.build.design_matrix_builders(
@@ -120,9 +143,10 @@ def known_categories(specs: Any) -> tuple[Categories, ...]:
 def owners_of(info: Any, terms: Sequence[Term]) -> tuple[int, ...]:
     """For each column of a section the position of its term."""
     owners = [0] * len(info.column_names)
+    place = {term.name(): i for i, term in enumerate(terms)}
     for term, columns in info.term_slices.items():
         for column in range(columns.start, columns.stop):
-            owners[column] = list(terms).index(term)
+            owners[column] = place[term.name()]
     return tuple(owners)
 
 

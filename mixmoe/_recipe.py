@@ -11,9 +11,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe import _formulaic, _patsy
+from mixmoe._expressions import Lag
 from mixmoe._formulaic import Term, UsedName
 from mixmoe._frame import FrameView, unknown_column
-from mixmoe._rows import Keys, Need, Rows, collect_rows
+from mixmoe._rows import Keys, Lagged, Need, Rows, collect_rows
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.formula import MoEFormula, Part, PartKind
 
@@ -30,8 +31,6 @@ WHERE: Mapping[str, str] = {
 }
 """How messages name the sections."""
 
-_LARGE = 30_000  # the fourth power of which fits into 64 bits
-
 _ELSEWHERE: Mapping[str, str] = {
     "ns": "cr(x, df=4) for a natural spline",
     "offset": "offset='column' as an argument of the fit, where the family has one",
@@ -41,8 +40,21 @@ _ELSEWHERE: Mapping[str, str] = {
     "minimum": "np.minimum(x, y)",
     "ifelse": "np.where(condition, x, y)",
     "factor": "C(x)",
+    "relevel": "C(x, contr.treatment(base='level'))",
+    "cut": "a column made beforehand, data['group'] = pd.cut(data['x'], ...)",
+    "Error": "the section re: (1 | subject)",
     "cbind": "successes as the response, 's ~ ...', with their trials as trials='column' of the fit",
 }  # how functions of other programs are called here
+
+_CONSTANTS: Mapping[str, str] = {
+    "TRUE": "True",
+    "T": "True",
+    "FALSE": "False",
+    "F": "False",
+    "NULL": "None",
+    "NA": "np.nan",
+    "Inf": "np.inf",
+}  # of R
 
 ENGINES: Mapping[str, ModuleType] = {"formulaic": _formulaic, "patsy": _patsy}
 """What turns terms into columns."""
@@ -65,6 +77,8 @@ class Recipe:
         Kind of each term of ``expert``, ``gate`` and ``sigma``.
     names : mapping of str to tuple of UsedName
         Names that each section uses.
+    lags : mapping of str to tuple of Lag
+        Lagged columns that each section uses, if they are columns.
     aux : mapping of str to str
     specs : object
         State of the transforms and codings; opaque.
@@ -83,6 +97,7 @@ class Recipe:
     sections: Mapping[str, tuple[Term, ...]]
     kinds: Mapping[str, tuple[PartKind, ...]]
     names: Mapping[str, tuple[UsedName, ...]]
+    lags: Mapping[str, tuple[Lag, ...]]
     aux: Mapping[str, str]
     specs: Any = None
     kept: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
@@ -102,6 +117,8 @@ def make_recipe(
         raise ArgumentError(f"formula_engine must be one of 'formulaic', 'patsy', got {engine!r}")
     if context is not None and not isinstance(context, Mapping):
         raise ArgumentError(f"context must map names to values, such as {{'f': f}}, got {context!r}")
+    if "lag" in (context or {}):
+        raise ArgumentError("context must not name a function 'lag', which formulas have; give yours another name")
     if response not in get_args(ResponseKind):
         raise ArgumentError(f"response must be one of {', '.join(map(repr, get_args(ResponseKind)))}, got {response!r}")
     for option, column in (aux or {}).items():
@@ -121,6 +138,7 @@ def make_recipe(
         sections={name: tuple(term for term, _ in pairs) for name, pairs in typed.items()},
         kinds={name: tuple(kind for _, kind in pairs) for name, pairs in typed.items()},
         names=names,
+        lags={name: _lags(parts) for name, parts in texts.items()},
         aux=dict(aux or {}),
     )
 
@@ -169,6 +187,11 @@ def _used_names(parts: tuple[Part, ...]) -> tuple[UsedName, ...]:
     return _formulaic.used_names([term for part in parts for term in _formulaic.parse_terms(part.text, part.intercept)])
 
 
+def _lags(parts: tuple[Part, ...]) -> tuple[Lag, ...]:
+    terms = [term for part in parts for term in _formulaic.parse_terms(part.text, part.intercept)]
+    return tuple(sorted(_formulaic.lags_of(terms, lambda _: True), key=lambda lag: lag.name))
+
+
 def response_column(formula: MoEFormula) -> str | None:
     """The column of the response if it is untransformed."""
     (term,) = _formulaic.parse_terms(formula.response, False)
@@ -190,6 +213,8 @@ def collect(frame: FrameView, recipe: Recipe, wanted: tuple[str, ...], required:
         group = None
     if "response" in wanted and recipe.response_kind != "numeric":
         needs.append(Need(str(response_column(formula)), WHERE["response"]))
+    lags = [lag for name in wanted for lag in recipe.lags[name] if lag.column in frame]
+    alone = formula.random is not None and group is None
     keys = Keys(group, cluster=recipe.aux.get("cluster"))
     if formula.seq is not None and group is not None:
         keys = replace(keys, within=formula.seq.within, order=formula.seq.order)
@@ -200,7 +225,8 @@ def collect(frame: FrameView, recipe: Recipe, wanted: tuple[str, ...], required:
         if required or column in frame
     ]
     _refuse_unknown(frame, needs)
-    return collect_rows(frame, _unique(needs), keys)
+    filled = any(u.name == "lag" and not u.complete for names in recipe.names.values() for u in names)
+    return collect_rows(frame, _unique(needs), keys, Lagged(tuple(dict.fromkeys(lags)), alone, not filled))
 
 
 def _key_columns(keys: Keys) -> tuple[tuple[str | None, str], ...]:
@@ -218,6 +244,11 @@ def _refuse_unknown(frame: FrameView, needs: list[Need]) -> None:
     if not absent:
         return
     first, *others = reversed(absent.values())
+    if first.name in _CONSTANTS:
+        raise DesignError(
+            f"{first.where} uses {first.name!r}, which is not a column of the data, nor Python; write "
+            f"{_CONSTANTS[first.name]} for what R calls {first.name}"
+        )
     raise unknown_column(first.name, frame.places, first.where, tuple(need.name for need in others))
 
 
@@ -269,12 +300,6 @@ def _check_function(frame: FrameView, used: UsedName, recipe: Recipe, section: s
 def formula_frame(rows: Rows, recipe: Recipe) -> pd.DataFrame:
     """The columns that formulas use, as formulaic takes them."""
     used = dict.fromkeys(u.name for names in recipe.names.values() for u in names if not u.called)
-    columns = {name: _safe_for_powers(rows.columns[name]) for name in used if name in rows.columns}
+    columns = {name: rows.columns[name] for name in used if name in rows.columns}
+    columns |= {lag.identifier: rows.columns[lag.name] for lag in rows.lags}
     return pd.DataFrame(columns, index=pd.RangeIndex(rows.n), copy=False)
-
-
-def _safe_for_powers(values: pd.Series) -> pd.Series:
-    """Large whole numbers as floats: their cubes, as in I(t ** 3), would wrap around silently at 64 bits."""
-    if not (isinstance(values.dtype, np.dtype) and values.dtype.kind == "i") or not len(values):
-        return values
-    return values.astype(np.float64) if max(abs(int(values.min())), abs(int(values.max()))) > _LARGE else values

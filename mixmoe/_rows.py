@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe._expressions import Lag
 from mixmoe._frame import FrameView, missing, plain, shown
 from mixmoe._labels import exact, unhashable, units_of
 from mixmoe.errors import DesignError
@@ -73,6 +74,8 @@ class Rows:
     sequence : ndarray of int, shape (n,), or None
         Sequence of each row, non-decreasing.
     dropped : Dropped
+    lags : tuple of Lag
+        Those that `columns` holds.
     """
 
     columns: Mapping[str, pd.Series]
@@ -82,6 +85,7 @@ class Rows:
     position: Integers
     sequence: Integers | None
     dropped: Dropped
+    lags: tuple[Lag, ...] = ()
 
     @property
     def n(self) -> int:
@@ -116,6 +120,27 @@ class Keys:
         return tuple(name for name in (self.group, self.within, self.order, self.cluster) if name is not None)
 
 
+@dataclass(frozen=True, slots=True)
+class Lagged:
+    """Columns that are needed some rows back.
+
+    Attributes
+    ----------
+    lags : tuple of Lag
+    alone : bool
+        Whether each row is a subject of its own, without another before it.
+    complete : bool
+        Whether rows that have nothing before them are left out.
+    """
+
+    lags: tuple[Lag, ...] = ()
+    alone: bool = False
+    complete: bool = True
+
+
+NO_LAGS = Lagged()
+
+
 class NothingLeftError(DesignError):
     """No row of the data is complete."""
 
@@ -133,8 +158,15 @@ def starts_of(codes: Integers) -> Integers:
     return np.concatenate([[0], np.flatnonzero(codes[1:] != codes[:-1]) + 1]).astype(np.intp)
 
 
-def collect_rows(frame: FrameView, needs: Sequence[Need], keys: Keys) -> Rows:
+def collect_rows(frame: FrameView, needs: Sequence[Need], keys: Keys, lagged: Lagged = NO_LAGS) -> Rows:
     """Rows of `frame` that are complete in the columns needed, sorted.
+
+    Parameters
+    ----------
+    frame : FrameView
+    needs : sequence of Need
+    keys : Keys
+    lagged : Lagged
 
     Raises
     ------
@@ -143,6 +175,8 @@ def collect_rows(frame: FrameView, needs: Sequence[Need], keys: Keys) -> Rows:
     """
     raw = {need.name: frame.column(need.name) for need in needs}
     absent = {need.name: missing(raw[need.name]) for need in needs if need.complete}
+    before = _before(frame, lagged, keys)
+    absent |= {name: missing(values) for name, values in before.items() if lagged.complete}
     keep = _complete(absent, frame.n_rows)
     dropped = _dropped(absent, keep)
     if not keep.any():
@@ -153,9 +187,73 @@ def collect_rows(frame: FrameView, needs: Sequence[Need], keys: Keys) -> Rows:
     everything = bool(keep.all())
     kept = raw if everything else {name: _taken(values, keep) for name, values in raw.items()}
     columns = {need.name: plain(kept[need.name]) for need in needs if need.term}
+    columns |= {name: plain(_taken(values, keep)) for name, values in before.items()}
     position = np.arange(frame.n_rows) if everything else np.flatnonzero(keep)
     labels = {name: _labels(kept[name], position, frame) for name in keys.names if name in kept}
-    return _sorted(columns, labels, position, keys, dropped, frame)
+    return replace(_sorted(columns, labels, position, keys, dropped, frame), lags=lagged.lags)
+
+
+@dataclass(frozen=True, slots=True)
+class _Course:
+    """All rows of the data in the order in which they follow one another.
+
+    Attributes
+    ----------
+    order : ndarray of int, shape (n,)
+        Places of the rows in the user's frame.
+    block : ndarray of int, shape (n,)
+        Subject, sequence or cluster of each of them; none looks back into another.
+    """
+
+    order: Integers
+    block: Integers
+
+
+def _before(frame: FrameView, lagged: Lagged, keys: Keys) -> dict[str, pd.Series]:
+    """The lagged columns by name, in the order of the frame."""
+    if not lagged.lags:
+        return {}
+    course = _course(frame, keys, lagged.alone)
+    return {lag.name: _lagged(frame, lag, course) for lag in lagged.lags}
+
+
+def _course(frame: FrameView, keys: Keys, alone: bool) -> _Course:
+    """The course of the rows, incomplete ones included, by subject and sequence, or by cluster, or as they stand."""
+    places = np.arange(frame.n_rows)
+    if alone:
+        return _Course(places, places)
+    names = [name for name in (keys.group or keys.cluster, keys.within) if name is not None and name in frame]
+    outer = [_codes_of(frame.column(name)) for name in names]
+    by = [_codes_of(frame.column(keys.order))] if keys.order is not None else []
+    order = np.lexsort([places, *by, *reversed(outer)]).astype(np.intp) if outer else places
+    block = np.zeros(frame.n_rows, dtype=np.intp)
+    for codes in outer:
+        block = np.unique(block * (int(codes.max(initial=0)) + 2) + codes + 1, return_inverse=True)[1]
+    return _Course(order, block[order])
+
+
+def _codes_of(values: pd.Series) -> Integers:
+    """Which values of a column are the same; rows where it is missing are -1."""
+    absent = missing(values)
+    codes = np.full(len(values), -1, dtype=np.intp)
+    if not absent.all():
+        codes[~absent] = units_of(exact(_taken(values, ~absent))).codes
+    return codes
+
+
+def _lagged(frame: FrameView, lag: Lag, course: _Course) -> pd.Series:
+    """A column some rows back, in the order of the frame; missing where a subject has no such row."""
+    if lag.name in frame:  # of a design, whose rows before were left out
+        return plain(frame.column(lag.name))
+    values = frame.column(lag.column)
+    before = np.full(frame.n_rows, -1, dtype=np.intp)
+    here = np.arange(frame.n_rows)
+    there = here - lag.k
+    inside = (there >= 0) & (there < frame.n_rows)
+    same = inside.copy()
+    same[inside] = course.block[here[inside]] == course.block[there[inside]]
+    before[course.order[same]] = course.order[there[same]]
+    return plain(values.reindex(before).reset_index(drop=True))
 
 
 def _labels(values: pd.Series, position: Integers, frame: FrameView) -> pd.Series:

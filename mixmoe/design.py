@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from mixmoe._checks import check_columns, check_finite, check_replay, check_types, gate_by_unit, label_of
+from mixmoe._checks import check_columns, check_finite, check_names, check_replay, check_types, gate_by_unit, label_of
 from mixmoe._formulaic import Materialized
 from mixmoe._frame import FrameView, infinite, is_numeric, plain, shown, view
 from mixmoe._labels import units_of
@@ -293,7 +293,7 @@ def build_design(
         raise DesignError("the data have no rows; pass at least one row per subject")
     rows = collect(frame, recipe, tuple(recipe.sections), required=True)
     check_types(rows, frame, recipe, tuple(recipe.sections))
-    built = ENGINES[engine].materialize(formula_frame(rows, recipe), recipe.sections, _context(recipe, rows))
+    built = ENGINES[engine].materialize(formula_frame(rows, recipe), recipe.sections, recipe.context)
     rows = _cleaned(recipe, built, rows, frame)
     built = _with_gate_by_unit(recipe, built, rows, frame)
     recipe = _fitted(recipe, built, rows, frame)
@@ -312,23 +312,16 @@ def _new_design(recipe: Recipe, data: Any, response: bool) -> Design:
     check_replay(rows, frame, recipe)
     sections = {name: recipe.sections[name] for name in wanted}
     made = ENGINES[recipe.engine]
-    built = made.rematerialize(formula_frame(rows, recipe), recipe.specs, sections, _context(recipe, rows))
+    built = made.rematerialize(formula_frame(rows, recipe), recipe.specs, sections, recipe.context)
     rows = _cleaned(recipe, built, rows, frame)
     return _assembled(recipe, _with_gate_by_unit(recipe, built, rows, frame), rows, frame)
-
-
-def _context(recipe: Recipe, rows: Rows) -> dict[str, Any]:
-    """The user's names, and a lag that does not reach into another subject."""
-    blocks = rows.codes if rows.sequence is None else rows.sequence
-    if recipe.formula.random is None:
-        return dict(recipe.context)
-    return {"lag": lambda values, k=1: pd.Series(np.asarray(values)).groupby(blocks).shift(k), **recipe.context}
 
 
 def _cleaned(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Rows:
     """Rows for which all terms exist, after checking the terms."""
     rows = without_rows(rows, built.bad_rows, built.bad_terms, frame.n_rows)
     check_columns(built, recipe)
+    check_names(built)
     _warn_dropped(rows.dropped, frame.n_rows, frame)
     check_finite(built, rows, frame, recipe)
     return rows
@@ -366,7 +359,7 @@ def _fitted(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -
     kept["sigma"] &= np.array([name != "Intercept" for name in built.names["sigma"]], dtype=bool)
     levels = response_levels(recipe, rows, frame)
     columns = formula_frame(rows, recipe)
-    numeric = frozenset(str(name) for name in columns if is_numeric(columns[name]))
+    numeric = frozenset(str(name) for name in columns if name in rows.columns and is_numeric(columns[name]))
     return replace(recipe, specs=built.specs, kept=kept, numeric=numeric, levels=levels)
 
 

@@ -27,6 +27,11 @@ _WHY_NOT = {
     ("gate:", "common"): "the gate has coefficients per expert only",
     ("sigma:", "const"): "it has no index along which coefficients vary; write common(...) for shared ones",
 }
+_SEVERAL = (
+    "no model here takes several: an expert is chosen for a whole subject, and subjects must be independent of one "
+    "another; keep the factor of the subjects, and let the other be a term, such as C(site), or the clusters of the "
+    "standard errors, cluster=. Several random factors without experts are what lme4 in R and statsmodels' MixedLM fit"
+)  # grouping factors
 _OPENING, _CLOSING, _QUOTES = "([{", ")]}", "`'\""
 
 
@@ -171,11 +176,26 @@ def parse_formula(text: str) -> MoEFormula:
     whole = re.sub(r"\s", " ", text)
     if not whole.strip():
         raise FormulaError(f"the formula is empty; write {SHAPE!r}")
+    _refuse_namesakes(whole)
     span = _Span(whole, _mask(whole), 0, len(whole))
     response, rest = _split_at_tilde(span)
     pieces = list(_split(rest, "|"))
     sections = _named_sections(pieces[1:], pieces[0])
     return _assembled(whole.strip(), response, pieces[0], sections)
+
+
+def _refuse_namesakes(whole: str) -> None:
+    """Refuse a column called as an expression of the formula is written: the two would be taken for one."""
+    code = re.sub(r"\s", "", _unquoted(whole))
+    for quoted in re.finditer(r"`([^`]*)`", whole):
+        if "(" in quoted.group(1) and re.sub(r"\s", "", quoted.group(1)) in code:
+            raise FormulaError(
+                f"the formula names a column {quoted.group(1)!r} and computes {quoted.group(1)!r} as well, which would "
+                "be taken for one; rename the column",
+                whole,
+                quoted.start(),
+                len(quoted.group(0)),
+            )
 
 
 def is_safe(formula: MoEFormula) -> bool:
@@ -291,7 +311,8 @@ def _named_sections(pieces: list[_Span], expert: _Span) -> dict[str, _Span]:
     for piece in pieces:
         name, body, head = _head(piece)
         if name in sections:
-            raise piece.error(f"the section {name}: is given twice; join the two", head, len(name))
+            remedy = _SEVERAL if name == "re" else "join the two"
+            raise piece.error(f"the section {name}: is given twice; {remedy}", head, len(name))
         if body.blank:
             raise piece.error(f"the section {name}: is empty; {_when_empty(name)}", head, len(name) + 1)
         sections[name] = body
@@ -472,11 +493,19 @@ def _terms(span: _Span, text: str, intercept: bool = True) -> tuple[object, ...]
     try:
         return parse_terms(text, intercept)
     except SectionSyntaxError as error:
-        raise span.error(_first_lower(error.message) + "; correct the marked part", error.start, error.width) from error
+        raise span.error(_first_lower(error.message), error.start, error.width) from error
 
 
 def _refuse_specials(span: _Span, text: str) -> None:
     masked = "".join(a if m != "\0" else "\0" for a, m in zip(text, span.masked, strict=True))
+    for quoted in re.finditer(r"`([^`]*)`", text):
+        if re.fullmatch(r"\s*[\d.]*\s*", quoted.group(1)):
+            raise span.error(
+                f"a column called {quoted.group(1)!r} cannot stand in a formula, where 1 is the intercept and other "
+                "numbers are numbers; rename the column",
+                quoted.start(),
+                len(quoted.group(0)),
+            )
     dot = re.search(r"(?<![\w.\0])\.(?![\w.])", masked)
     if dot is not None:
         raise span.error("'.' for all other columns is not supported; name the columns", dot.start(), 1)
@@ -517,10 +546,13 @@ def _random(span: _Span) -> RandomTerm:
     masked = span.masked.strip()
     lead = len(span.text) - len(span.text.lstrip())
     if masked.count("(") > 1 and text.startswith("("):
-        raise span.error(
-            f"re: {text} has more than one grouping factor; one is allowed, because an expert is chosen per subject "
-            "and subjects must be independent; keep the bracket of the subjects"
-        )
+        groups = [bracket.rpartition("|")[2].strip() for bracket in re.findall(r"\(([^()]*)\)", text)]
+        if len(set(groups)) == 1 and groups[0]:
+            raise span.error(
+                f"re: {text} names {groups[0]!r} more than once; write the terms in one bracket, as in "
+                f"(1 + time | {groups[0]}), or with a double bar, (1 + time || {groups[0]}), for no correlations"
+            )
+        raise span.error(f"re: {text} has more than one grouping factor; {_SEVERAL}")
     if not (masked.startswith("(") and masked.endswith(")") and masked.count("(") == 1):
         raise span.error(f"re: must be one bracket, as in re: (1 + time | id), got {text!r}")
     return _inside_bracket(span.sub(lead + 1, lead + len(text) - 1))
@@ -558,11 +590,16 @@ def _group(design: _Span, span: _Span) -> str:
     match = _NAME.match(span.text)
     if match is not None:
         return match.group(1) or match.group(2)
-    if re.search(r"[/:+*]", span.masked):
+    text = span.text.strip()
+    pair = re.fullmatch(r"([\w.]+)\s*:\s*([\w.]+)", text)
+    if pair is not None:
+        a, b = pair.groups()
         raise span.error(
-            f"more than one grouping factor in {span.text.strip()!r}; one is allowed, because an expert is chosen per "
-            "subject and subjects must be independent; name one column"
+            f"the subjects must be one column, got the combinations {text!r}; make a column of them: "
+            f"data['{a}_{b}'] = data['{a}'].astype(str) + '/' + data['{b}'].astype(str), and write (... | {a}_{b})"
         )
+    if re.search(r"[/:+*]", span.masked):
+        raise span.error(f"{text!r} is more than one grouping factor; {_SEVERAL}")
     raise span.error(f"the subjects must be one column, got {span.text.strip()!r}; make such a column and name it")
 
 

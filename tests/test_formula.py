@@ -132,7 +132,7 @@ REFUSED = [
     ("y ~ x | re: (|id)", "no terms left of the bar", "|i"),
     ("y ~ x | re: (1|id) + (1|site)", "more than one grouping factor", "(1|id) + (1|site)"),
     ("y ~ x | re: (1|id/site)", "subjects must be independent", "id/site"),
-    ("y ~ x | re: (1|id:site)", "more than one grouping factor", "id:site"),
+    ("y ~ x | re: (1|id:site)", "make a column of them: data['id_site'] = data['id'].astype(str)", "id:site"),
     ("y ~ x | re: (1|id|b)", "more than one bar", "|"),
     ("y ~ x | re: (1|f(id))", "must be one column, got 'f(id)'", "f(id)"),
     ("y ~ x +", "correct the marked part", "+"),

@@ -90,7 +90,9 @@ def match_units(design: Design, data: Any) -> Matched:
     keys = frame[group] if named else pd.Series(frame.index)
     wrong = unhashable(keys)
     if wrong is not None:
-        raise ArgumentError(f"outcomes name a {'subject' if group else 'row'} by {keys.iloc[wrong]!r}; use single values")
+        raise ArgumentError(
+            f"outcomes name a {'subject' if group else 'row'} by {keys.iloc[wrong]!r}; use single values"
+        )
     where = places_of(list(keys), design.labels)
     known = where >= 0
     twice = pd.Series(where[known]).duplicated().to_numpy()

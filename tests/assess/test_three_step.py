@@ -324,7 +324,7 @@ def test_refusals(case):
         fit.distal("o ~ expert", out.head(3).assign(id=["a", "b", "c"]))
     with pytest.raises(ArgumentError, match="has a column 'expert'"):
         fit.distal("o ~ expert", out.assign(expert=1))
-    with pytest.raises(ArgumentError, match="have no column .id., and a dict has no index"):
+    with pytest.raises(ArgumentError, match=r"have no column 'id', and a dict has no index"):
         fit.distal("o ~ expert", {"o": [1]})
     with pytest.raises(DesignError, match="nowhere"):
         fit.distal("o ~ expert + nowhere", out)
