@@ -73,6 +73,7 @@ def view(data: Any) -> FrameView:
     if isinstance(data, pd.DataFrame):
         return FrameView(data, places, len(data), data.index)
     n_rows = _common_length(data, keys)
+    _refuse_other_indexes(data, keys)
     return FrameView(data, places, n_rows, pd.RangeIndex(n_rows))
 
 
@@ -99,6 +100,22 @@ def _common_length(data: Any, keys: list[Any]) -> int:
             "all columns need the same number"
         )
     return next(iter(lengths.values()), 0)
+
+
+def _refuse_other_indexes(data: Any, keys: list[Any]) -> None:
+    """Refuse Series whose labels say that their rows do not belong together as they stand."""
+    if not isinstance(data, Mapping):
+        return
+    series = [key for key in keys if isinstance(data[key], pd.Series)]
+    for key in series[1:]:
+        mine, first = data[key].index, data[series[0]].index
+        if not mine.equals(first):
+            i = next(i for i, (a, b) in enumerate(zip(mine, first, strict=True)) if a != b)
+            raise DesignError(
+                f"the Series {series[0]!r} and {key!r} have different indexes, {shown(first[i])} and {shown(mine[i])} "
+                f"in place {i}; pass pd.DataFrame(data), which puts rows of one label together, or arrays, which are "
+                "taken as they stand"
+            )
 
 
 def _length(values: Any, key: object) -> int:

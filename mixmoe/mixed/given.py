@@ -73,7 +73,7 @@ def cluster_codes(cluster: Any, design: Design) -> NDArray[np.int64]:
     Parameters
     ----------
     cluster : mapping or Series by subject label, or array or Series with one entry per row of the data
-        A Series as long as the data is read row by row, whatever its index, unless each subject has one row.
+        A Series as long as the data has the rows of the labels of its index, unless each subject has one row.
     design : Design
 
     Returns
@@ -127,4 +127,12 @@ def _by_row(cluster: Any, design: Design) -> pd.Series:
         raise ArgumentError(
             f"cluster must have one entry per row of the data ({design.n_input}) or per subject label, got {size}"
         )
-    return view({"cluster": cluster}).column("cluster").iloc[design.position].reset_index(drop=True)
+    where = design.position
+    if isinstance(cluster, pd.Series) and not cluster.index[where].equals(design.rows):
+        where = cluster.index.get_indexer(design.rows) if cluster.index.is_unique else np.full(design.n, -1)
+        if (where < 0).any():
+            raise ArgumentError(
+                f"cluster has no value for the row {shown(design.rows[where.argmin()])} of the data, whose labels its "
+                "index should have; pass a column of the data, or an array, which is read row by row"
+            )
+    return view({"cluster": cluster}).column("cluster").iloc[where].reset_index(drop=True)
