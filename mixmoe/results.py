@@ -5,13 +5,13 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe._files import write_text
 from mixmoe._frame import whole_frame
 from mixmoe.arguments import checked_choice, checked_count, checked_rng
 from mixmoe.assess.diagnosis import PANELS, Diagnosis
@@ -533,7 +533,7 @@ def _chosen(results: MoEResults, keys: Sequence[str] | str | None, options: Mapp
 def written(text: str, path: PathLike | None) -> str:
     """The text, also in a file if there is a path."""
     if path is not None:
-        Path(path).write_text(text, encoding="utf-8")
+        write_text(path, text)
     return text
 
 

@@ -1,6 +1,7 @@
 """Tables in from files and standard input, and out to files and standard output."""
 
 import io
+import re
 import struct
 import sys
 import zipfile
@@ -11,6 +12,8 @@ from typing import Any
 
 import pandas as pd
 
+from mixmoe._files import replacing
+from mixmoe._files import write_text as write_whole
 from mixmoe.errors import ArgumentError, DesignError, MissingExtraError
 from mixmoe.report.excel import write_excel
 
@@ -33,6 +36,8 @@ FORMATS = tuple(dict.fromkeys(_ENDINGS.values()))
 _NEEDS: Mapping[str, str] = MappingProxyType({"parquet": "pyarrow", "spss": "pyreadstat", "excel": "openpyxl"})
 # Before version 3 pandas reads some numbers wrong in their last digit, by which data are not those of their fit.
 _EXACT = {"float_precision": "round_trip"} if int(pd.__version__.partition(".")[0]) < 3 else {}
+_TOLD_APART = 2**53  # whole numbers up to which floats tell neighbours apart
+_FORMULA = re.compile(r"[=@\t\r]|[+-](?![\d.])")  # how a text begins that a spreadsheet computes
 OUT_ENDINGS = (".csv", ".tsv", ".json", ".parquet", ".xlsx")
 
 
@@ -64,9 +69,13 @@ def read_data(name: str, kind: str | None = None, sep: str | None = None, decima
     kind = kind or _told_by_ending(name)
     if kind == "spss" and name == STREAM:
         raise ArgumentError("SPSS files cannot be read from standard input; give the path of the file")
+    if name != STREAM and not Path(name).is_file():
+        what = "is a folder" if Path(name).is_dir() else "is not there"
+        raise DesignError(f"the file {name!r} {what}; name a file with the data, or - for standard input")
     source = io.BytesIO(sys.stdin.buffer.read()) if name == STREAM else Path(name)
     try:
-        return _readers(sep, decimal)[kind](source)
+        read = _readers(sep, decimal)[kind](source)
+        return _with_whole_numbers(read, source, kind, sep) if kind in ("csv", "tsv") else read
     except ImportError as error:
         raise MissingExtraError(f"reading {name}", _NEEDS.get(kind, str(error)), "files") from error
     except _damage() as error:
@@ -96,6 +105,20 @@ def _readers(sep: str | None, decimal: str) -> Mapping[str, Callable[[Any], pd.D
     }
 
 
+def _with_whole_numbers(frame: pd.DataFrame, source: Any, kind: str, sep: str | None) -> pd.DataFrame:
+    """Columns of whole numbers beyond 2^53 with missing cells, which pandas makes floats that merge neighbours."""
+    floats = [name for name in frame.columns if frame[name].dtype.kind == "f"]
+    large = [name for name in floats if (frame[name].abs() >= _TOLD_APART).any() and frame[name].isna().any()]
+    if not large:
+        return frame
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
+    texts = pd.read_csv(source, sep=sep or {"csv": ",", "tsv": "\t"}[kind], usecols=large, dtype=str)
+    whole = [name for name in large if texts[name].dropna().str.fullmatch(r"\s*[+-]?\d+\s*").all()]
+    exact = {name: [None if pd.isna(text) else int(text) for text in texts[name]] for name in whole}
+    return frame.assign(**{name: pd.Series(values, dtype=object, index=frame.index) for name, values in exact.items()})
+
+
 def _damage() -> tuple[type[Exception], ...]:
     """What reading an arbitrary file can end in; pyreadstat has an error of its own."""
     spss = sys.modules.get("pyreadstat")
@@ -109,6 +132,9 @@ def _shown(name: str) -> str:
 
 def write_frame(frame: pd.DataFrame, name: str, index: bool = False) -> None:
     """Write a frame in the format that the ending says; CSV for ``-``, standard output.
+
+    In CSV, texts that begin as formulas do, with ``=`` or ``@``, have an apostrophe before them, so that spreadsheets
+    show them and compute nothing.
 
     Parameters
     ----------
@@ -125,22 +151,35 @@ def write_frame(frame: pd.DataFrame, name: str, index: bool = False) -> None:
     whole = frame.reset_index() if index else frame
     ending = Path(name).suffix.lower()
     if name == STREAM:
-        whole.to_csv(sys.stdout, index=False)
-    elif ending == ".json":
-        whole.to_json(name, orient="records", indent=2)
+        _inert(whole).to_csv(sys.stdout, index=False)
     elif ending == ".xlsx":
         write_excel(name, {"table": whole})
-    elif ending == ".parquet":
-        _write_parquet(whole, name)
     else:
-        whole.to_csv(name, index=False, sep="\t" if ending == ".tsv" else ",")
+        with replacing(name) as partial:
+            _write(whole, partial, ending, name)
 
 
-def _write_parquet(frame: pd.DataFrame, name: str) -> None:
-    try:
-        frame.to_parquet(name, index=False)
-    except ImportError as error:
-        raise MissingExtraError(f"writing {name}", "pyarrow", "files") from error
+def _write(frame: pd.DataFrame, path: Path, ending: str, name: str) -> None:
+    if ending == ".json":
+        frame.to_json(path, orient="records", indent=2)
+    elif ending == ".parquet":
+        try:
+            frame.to_parquet(path, index=False)
+        except ImportError as error:
+            raise MissingExtraError(f"writing {name}", "pyarrow", "files") from error
+    else:
+        _inert(frame).to_csv(path, index=False, sep="\t" if ending == ".tsv" else ",")
+
+
+def _inert(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with an apostrophe before texts that a spreadsheet would take for a formula and compute."""
+    texts = {i for i in range(frame.shape[1]) if not pd.api.types.is_numeric_dtype(frame.dtypes.iloc[i])}
+    columns = [frame.iloc[:, i].map(_quoted) if i in texts else frame.iloc[:, i] for i in range(frame.shape[1])]
+    return pd.concat(columns, axis=1).set_axis([_quoted(name) for name in frame.columns], axis=1)
+
+
+def _quoted(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
 def write_text(text: str, name: str) -> None:
@@ -148,7 +187,7 @@ def write_text(text: str, name: str) -> None:
     if name == STREAM:
         print(text)
     else:
-        Path(name).write_text(text, encoding="utf-8")
+        write_whole(name, text)
 
 
 def check_writable(name: str | None, option: str, endings: tuple[str, ...] = ()) -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mixmoe._files import replacing
 from mixmoe.errors import MissingExtraError
 
 FIGURE_ENDINGS = (".png", ".pdf", ".svg")
@@ -32,7 +33,8 @@ def save_figure(draw: Callable[[], Any], path: str | os.PathLike[str]) -> None:
     with plt.ioff():
         figure = draw()
         try:
-            figure.savefig(path, dpi=150)
+            with replacing(path) as partial:
+                figure.savefig(partial, dpi=150)
         finally:
             plt.close(figure)
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import math
 import os
 import struct
 import zipfile
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe._files import replacing
 from mixmoe.design import Design
 from mixmoe.em import EMFit, Flag, Starts
 from mixmoe.errors import ArgumentError, FormulaError, SavedFileError
@@ -26,7 +28,7 @@ from mixmoe.inference.covariance import COV_TYPES, ParamCov
 Array = NDArray[np.float64]
 
 FORMAT = "mixmoe-fit"
-VERSION = 1
+VERSION = 2  # since 2 a file says what its parts are, byte by byte
 _MAX_BYTES = 4 * 2**30  # a file that claims to hold more is not read
 _DAMAGE = (  # what reading an arbitrary file can end in
     zipfile.BadZipFile,
@@ -40,6 +42,8 @@ _DAMAGE = (  # what reading an arbitrary file can end in
     TypeError,
     ValueError,
 )
+_DOCUMENT, _ARRAYS, _SUMS = "fit.json", "arrays.npz", "sha256.json"  # the parts of a file
+_EXACT = 2**53  # whole numbers up to which floats tell neighbours apart
 _PLAIN_KINDS = "biuf"  # NumPy kinds stored as they are
 
 
@@ -111,9 +115,16 @@ def fingerprints(frame: pd.DataFrame) -> dict[str, str]:
 
 
 def _fingerprint(values: pd.Series) -> str:
-    if pd.api.types.is_numeric_dtype(values.dtype):
+    if pd.api.types.is_numeric_dtype(values.dtype) and not _beyond_floats(values):
         return checksum(values.to_numpy(dtype=float, na_value=np.nan) + 0.0)  # minus zero is zero
     return hashlib.sha256(json.dumps([str(value) for value in values.tolist()]).encode()).hexdigest()
+
+
+def _beyond_floats(values: pd.Series) -> bool:
+    """Whether a column holds whole numbers between which floats do not tell."""
+    known = values.dropna()
+    large = pd.api.types.is_integer_dtype(values.dtype) and len(known) > 0
+    return large and max(abs(int(known.min())), abs(int(known.max()))) > _EXACT
 
 
 def write(path: str | os.PathLike[str], saved: SavedFit) -> None:
@@ -147,14 +158,11 @@ def write(path: str | os.PathLike[str], saved: SavedFit) -> None:
         ) from error
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    partial = path.with_name(path.name + ".part")
-    try:
-        with zipfile.ZipFile(partial, "w") as archive:
-            archive.writestr("fit.json", text, compress_type=zipfile.ZIP_DEFLATED)
-            archive.writestr("arrays.npz", buffer.getvalue())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    parts = {_DOCUMENT: text.encode("utf-8"), _ARRAYS: buffer.getvalue()}
+    with replacing(path) as partial, zipfile.ZipFile(partial, "w") as archive:
+        archive.writestr(_DOCUMENT, parts[_DOCUMENT], compress_type=zipfile.ZIP_DEFLATED)
+        archive.writestr(_ARRAYS, parts[_ARRAYS])
+        archive.writestr(_SUMS, json.dumps({name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}))
 
 
 def read(path: str | os.PathLike[str]) -> SavedFit:
@@ -369,13 +377,43 @@ def _contents(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """The JSON document and the arrays of a file."""
     with zipfile.ZipFile(path) as archive:
         _refuse_huge(archive, path)
-        document = json.loads(archive.read("fit.json").decode("utf-8"))
+        text = archive.read(_DOCUMENT)
+        document = json.loads(text.decode("utf-8"))
         _refuse_others(document, path)
-        raw = archive.read("arrays.npz")
+        raw = archive.read(_ARRAYS)
+        _refuse_changed({_DOCUMENT: text, _ARRAYS: raw}, archive, path)
     with zipfile.ZipFile(io.BytesIO(raw)) as inner:
         _refuse_huge(inner, path)
+        _refuse_false_headers(inner, path)
     with np.load(io.BytesIO(raw), allow_pickle=False) as stored:
         return document, {name: stored[name] for name in stored.files}
+
+
+def _refuse_changed(parts: Mapping[str, bytes], archive: zipfile.ZipFile, path: Path) -> None:
+    """Refuse parts that are not those that were written: another fit would come of them without a word."""
+    if _SUMS not in archive.namelist():
+        raise SavedFileError(f"{str(path)!r} has lost the part {_SUMS!r} with the checksums; it is no longer as saved")
+    sums = json.loads(archive.read(_SUMS).decode("utf-8"))
+    for name, part in parts.items():
+        if not isinstance(sums, dict) or sums.get(name) != hashlib.sha256(part).hexdigest():
+            raise SavedFileError(
+                f"the part {name!r} of {str(path)!r} was damaged or changed after it was saved; use a copy of the file "
+                "as save() wrote it, or fit again"
+            )
+
+
+def _refuse_false_headers(archive: zipfile.ZipFile, path: Path) -> None:
+    """Refuse arrays whose head claims more than they hold: memory for all of it would be taken before reading."""
+    for entry in archive.infolist():
+        with archive.open(entry) as member:
+            version = np.lib.format.read_magic(member)
+            head = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = head(member)
+            claimed, held = math.prod(shape) * dtype.itemsize, entry.file_size - member.tell()
+        if not dtype.hasobject and claimed != held:
+            raise SavedFileError(
+                f"the array {entry.filename!r} of {str(path)!r} claims to hold {claimed} bytes and holds {held}"
+            )
 
 
 def _refuse_huge(archive: zipfile.ZipFile, path: Path) -> None:

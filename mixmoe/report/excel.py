@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from mixmoe._files import replacing
 from mixmoe.errors import ArgumentError, MissingExtraError
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
@@ -39,14 +40,15 @@ def write_excel(path: str | os.PathLike[str], sheets: Mapping[str, pd.DataFrame]
                 f"the sheet {name!r} has {len(frame)} rows, and Excel holds {_MAX_ROWS}; leave the rows out with "
                 "data=False, or write augment() to another format"
             )
-    try:
-        writer = pd.ExcelWriter(path, engine="openpyxl")
-    except ImportError as error:
-        raise MissingExtraError("to_excel()", "openpyxl", "files") from error
-    with writer:
-        for name, frame in sheets.items():
-            _storable(frame).to_excel(writer, sheet_name=name, index=False, freeze_panes=(1, 0))
-            _text_is_text(writer.sheets[name])
+    with replacing(path) as partial:
+        try:
+            writer = pd.ExcelWriter(partial, engine="openpyxl")
+        except ImportError as error:
+            raise MissingExtraError("to_excel()", "openpyxl", "files") from error
+        with writer:
+            for name, frame in sheets.items():
+                _storable(frame).to_excel(writer, sheet_name=name, index=False, freeze_panes=(1, 0))
+                _text_is_text(writer.sheets[name])
 
 
 def _storable(frame: pd.DataFrame) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mixmoe._files import write_text
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.intervals import checked_alpha
 from mixmoe.report.checklists import check_answers
@@ -172,7 +173,7 @@ class Reporting:
         heading = title or f"{self.model.family_name} of {self.model.formula.response}"
         byline = f"{author}; {made}" if author else made
         foot = "Made by mixmoe from the fit; nothing on this page was typed in, but what is marked as the author's."
-        Path(path).write_text(page(heading, byline, sections(evidence, notes, figures), foot), encoding="utf-8")
+        write_text(path, page(heading, byline, sections(evidence, notes, figures), foot))
         return Path(path)
 
     _report_plots: tuple[str, ...] = ("trajectories", "gate")
