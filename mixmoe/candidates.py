@@ -448,6 +448,11 @@ class Keeper:
         fit = None
         if entry["fit"] is not None and self.folder is not None:
             self._next()
+            if not (self.folder / entry["fit"]).is_file():
+                raise ArgumentError(
+                    f"the checkpoint {str(self.folder)!r} has lost its file {entry['fit']!r}; delete the folder or "
+                    "name another one"
+                )
             fit = load(self.folder / entry["fit"], context={} if self.context is None else self.context)
         return Outcome(fit, **{part: value for part, value in entry.items() if part != "fit"})
 

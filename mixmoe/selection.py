@@ -282,8 +282,8 @@ def select(
         )
     keeper = Keeper(folder, options.get("context"))
     file = None if folder is None else folder / "journal.jsonl"
-    journal = Journal(file, key, rng, keeper.encode, keeper.decode)
-    found = run_trials(specs, data, starts, folds, journal, Workers(n_jobs, progress))
+    with Journal(file, key, rng, keeper.encode, keeper.decode) as journal:
+        found = run_trials(specs, data, starts, folds, journal, Workers(n_jobs, progress))
     return Selection(tuple(_candidate(trial) for trial in found.trials), found.interrupted)
 
 

@@ -93,9 +93,9 @@ class ExpertTests:
         if refused is not None:
             return refused
         key = ("experts", self._identity(), n_boot, starts, stop, checked_alpha(alpha))
-        journal = Journal(checkpoint, fingerprint(key), rng)
         n_jobs, experts = checked_jobs(n_jobs), self.model.n_experts
-        return bootstrap_test(self.model, experts, journal, n_boot, starts, stop, alpha, n_jobs, progress)
+        with Journal(checkpoint, fingerprint(key), rng) as journal:
+            return bootstrap_test(self.model, experts, journal, n_boot, starts, stop, alpha, n_jobs, progress)
 
     def vlmr_test(self, *, starts: int = 8, rng: Any = None) -> VLMRTest | InvalidTest:
         """Vuong-Lo-Mendell-Rubin test of K against K - 1 experts; quick, but without a valid theory.
@@ -172,10 +172,10 @@ class ExpertTests:
         reason = refuse_tests(self.model) if not hasattr(self.model, "reclassified") else None
         if self.model.n_experts == 1 or reason is not None:
             raise ArgumentError(reason or "stability needs at least two experts, got a fit with one")
-        journal = Journal(checkpoint, fingerprint(("stability", self._identity(), n_boot)), rng)
-        task = resampled_labels(self.model, self.em)
-        calls = [partial(task, seed) for seed in journal.rng.spawn(n_boot)]
-        found = journal.run(calls, checked_jobs(n_jobs), "resamples", progress)
+        task, n_jobs = resampled_labels(self.model, self.em), checked_jobs(n_jobs)
+        with Journal(checkpoint, fingerprint(("stability", self._identity(), n_boot)), rng) as journal:
+            calls = [partial(task, seed) for seed in journal.rng.spawn(n_boot)]
+            found = journal.run(calls, n_jobs, "resamples", progress)
         refits = [np.array(labels, dtype=np.intp) for labels in found.values]
         if not any(len(labels) for labels in refits):
             if found.interrupted:

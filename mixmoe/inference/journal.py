@@ -1,23 +1,24 @@
 """A journal of finished computations, so that an interrupted run continues where it stopped, with the same answer.
 
-The file holds one JSON document per line: what is computed and from which seed, then each value in order. A line cut
-short by a crash is dropped.
+The file holds one JSON document per line: what is computed and from which seed, then each value in order, with a sum
+over all lines so far. A line cut short by a crash is dropped; a line that was changed or moved is an error. The file is
+locked while a run has it.
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
+from mixmoe._files import PathLike, lock
 from mixmoe.arguments import checked_rng
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.resample import Call, Replicates, run_calls
 
-PathLike = str | os.PathLike[str]
+VERSION = 2  # since 2 each line says what came before it
 
 
 def fingerprint(facts: Any) -> str:
@@ -50,7 +51,7 @@ class Journal:
     Raises
     ------
     ArgumentError
-        If the file is of another run, or of another seed.
+        If the file is of another run, or of another seed, is damaged, or another run has it.
     """
 
     def __init__(
@@ -61,17 +62,28 @@ class Journal:
         encode: Callable[[Any], Any] = _same,
         decode: Callable[[Any], Any] = _same,
     ) -> None:
-        self._path = None if path is None else Path(path)
         self._encode, self._decode = encode, decode
-        lines = _complete_lines(self._path)
-        self.rng = _generator(lines[0] if lines else None, rng, self._path)
-        header = {"mixmoe": "journal", "key": key, "seed": _seed_state(self.rng)}
+        self._file = None if path is None else _opened(Path(path))
+        lines = [] if self._file is None else _complete_lines(self._file)
+        self.rng = _generator(lines[0] if lines else None, rng, path)
+        header = {"mixmoe": "journal", "version": VERSION, "key": key, "seed": _seed_state(self.rng)}
         if lines:
-            _check_header(lines[0], header, self._path)
-        self._stored = lines[1:]
-        if self._path is not None:
-            text = "".join(json.dumps(line) + "\n" for line in [header, *self._stored])
-            self._path.write_text(text, encoding="utf-8")
+            _check_header(lines[0], header, path)
+        self._chain = fingerprint(header)
+        self._stored = [self._checked(line, number, path) for number, line in enumerate(lines[1:], start=2)]
+        if not lines:
+            self._append(header)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let other runs have the file."""
+        if self._file is not None:
+            self._file.close()
 
     def run(
         self,
@@ -84,7 +96,7 @@ class Journal:
         """Values of the next calls, those in the file without computing them; see `run_calls`."""
         values: list[Any] = []
         while self._stored and len(values) < len(calls):
-            values.append(self._decode(self._stored.pop(0)["value"]))
+            values.append(self._decode(self._stored.pop(0)))
             if after is not None and after(values[-1]):
                 return Replicates(tuple(values), False)
         rest = calls[len(values) :]
@@ -94,23 +106,69 @@ class Journal:
         return Replicates((*values, *found.values), found.interrupted)
 
     def _add(self, value: Any, after: Callable[[Any], bool] | None) -> bool:
-        if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"value": self._encode(value)}) + "\n")
+        encoded = self._encode(value)
+        self._chain = fingerprint((self._chain, json.dumps(encoded)))
+        self._append({"value": encoded, "sum": self._chain})
         return after is not None and after(value)
 
+    def _append(self, line: Mapping[str, Any]) -> None:
+        """Add a line in one write, so that a crash leaves all or the beginning of it."""
+        if self._file is not None:
+            self._file.write((json.dumps(line) + "\n").encode("utf-8"))
+            self._file.flush()
 
-def _complete_lines(path: Path | None) -> list[Any]:
-    """Documents of a journal, without one that was cut short."""
-    if path is None or not path.exists():
-        return []
+    def _checked(self, line: Any, number: int, path: PathLike | None) -> Any:
+        """The value of a line, which must follow from the lines before it."""
+        if isinstance(line, Mapping) and set(line) == {"value", "sum"}:
+            chain = fingerprint((self._chain, json.dumps(line["value"])))
+            if line["sum"] == chain:
+                self._chain = chain
+                return line["value"]
+        raise ArgumentError(
+            f"line {number} of the checkpoint {str(path)!r} is damaged, was changed, or is not where it was "
+            "written; delete it and the lines below it, which are then computed again, or name another file"
+        )
+
+
+def _opened(path: Path) -> BinaryIO:
+    """The file, made if there is none, for this run alone."""
     if path.is_dir():
         raise ArgumentError(f"checkpoint must name a file, got the folder {str(path)!r}")
-    text = path.read_text(encoding="utf-8")
-    try:
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    except ValueError as error:
-        raise ArgumentError(f"checkpoint {str(path)!r} is no journal of mixmoe; name another file") from error
+    file = path.open("a+b", buffering=0)
+    if not lock(file):
+        file.close()
+        raise ArgumentError(
+            f"checkpoint {str(path)!r} is in use by another run; two would mix their results, so wait for it or name "
+            "another file"
+        )
+    return file
+
+
+def _complete_lines(file: BinaryIO) -> list[Any]:
+    """Documents of a journal; one that was cut short is taken out of the file."""
+    file.seek(0)
+    content = file.read()
+    whole = content[: content.rfind(b"\n") + 1]
+    lines = []
+    for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
+        try:
+            lines.append(json.loads(line.decode("utf-8")))
+        except (ValueError, RecursionError) as error:
+            if number == 1 or not _is_journal(lines[0]):
+                raise _no_journal(file.name) from error
+            lines.append(None)  # refused with its number once the key is known
+    if content and not whole and not content.startswith(b'{"mixmoe"'):
+        raise _no_journal(file.name)
+    file.truncate(len(whole))
+    return lines
+
+
+def _is_journal(header: Any) -> bool:
+    return isinstance(header, Mapping) and header.get("mixmoe") == "journal"
+
+
+def _no_journal(path: Any) -> ArgumentError:
+    return ArgumentError(f"checkpoint {str(path)!r} is no journal of mixmoe; name another file")
 
 
 def _seed_state(rng: np.random.Generator) -> dict[str, Any]:
@@ -120,22 +178,30 @@ def _seed_state(rng: np.random.Generator) -> dict[str, Any]:
     return {"entropy": entropy, "spawn_key": list(seeds.spawn_key), "spawned": seeds.n_children_spawned}
 
 
-def _generator(header: Any, rng: Any, path: Path | None) -> np.random.Generator:
+def _generator(header: Any, rng: Any, path: PathLike | None) -> np.random.Generator:
     """The generator given, or that of the file if none is."""
     if rng is not None or header is None:
         return checked_rng(rng)
-    if not isinstance(header, Mapping) or "seed" not in header:
-        raise ArgumentError(f"checkpoint {str(path)!r} is no journal of mixmoe; name another file")
-    seed = header["seed"]
-    seeds = np.random.SeedSequence(
-        seed["entropy"], spawn_key=tuple(seed["spawn_key"]), n_children_spawned=seed["spawned"]
-    )
+    if not _is_journal(header):
+        raise _no_journal(path)
+    try:
+        seed = header["seed"]
+        seeds = np.random.SeedSequence(
+            seed["entropy"], spawn_key=tuple(seed["spawn_key"]), n_children_spawned=seed["spawned"]
+        )
+    except (LookupError, TypeError, ValueError) as error:
+        raise ArgumentError(f"the first line of the checkpoint {str(path)!r} is damaged; name another file") from error
     return np.random.default_rng(seeds)
 
 
-def _check_header(found: Any, expected: Mapping[str, Any], path: Path | None) -> None:
-    if not isinstance(found, Mapping) or found.get("mixmoe") != "journal":
-        raise ArgumentError(f"checkpoint {str(path)!r} is no journal of mixmoe; name another file")
-    for part, what in (("key", "other data, another model or other options"), ("seed", "another rng")):
+def _check_header(found: Any, expected: Mapping[str, Any], path: PathLike | None) -> None:
+    if not _is_journal(found):
+        raise _no_journal(path)
+    parts = {
+        "version": "another version of mixmoe",
+        "key": "other data, another model or other options",
+        "seed": "another rng",
+    }
+    for part, what in parts.items():
         if found.get(part) != expected[part]:
             raise ArgumentError(f"checkpoint {str(path)!r} was written for {what}; name another file or delete it")

@@ -1,13 +1,19 @@
 """Many independent computations: parallel, with a progress bar, keeping what is ready when interrupted."""
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
 from mixmoe.em import progress_bar
+
+_WATCH = 0.5  # seconds between looks of a worker at its parent
 
 Task = Callable[[np.random.Generator], Any]
 Call = Callable[[], Any]
@@ -52,24 +58,57 @@ def run_calls(
     Replicates
     """
     from joblib import Parallel, delayed, effective_n_jobs
+    from joblib.externals.loky import get_reusable_executor
 
     done: list[Any] = []
+    apart = effective_n_jobs(n_jobs) > 1
+    made = [partial(_run_apart, os.getpid(), call) for call in calls] if apart else calls
     size = (1 if n_jobs == 1 else 2 * effective_n_jobs(n_jobs)) if stops else max(len(calls), 1)
     ended = False
     with progress_bar(len(calls), label, progress) as bar:
         try:
             with Parallel(n_jobs=n_jobs, return_as="generator") as pool:
                 for first in range(0, len(calls), size):
-                    for value in pool(delayed(call)() for call in calls[first : first + size]):
+                    for value in pool(delayed(call)() for call in made[first : first + size]):
                         if not ended:
                             done.append(value)
                             bar.update()
                             ended = after is not None and after(value)
                     if ended:
                         break
-        except KeyboardInterrupt:
+        except BaseException as error:
+            if apart:
+                get_reusable_executor().shutdown(kill_workers=True)
+            if not isinstance(error, KeyboardInterrupt):
+                raise
             return Replicates(tuple(done), True)
     return Replicates(tuple(done), False)
+
+
+def _run_apart(parent: int, call: Call) -> Any:
+    """The value of a call in a worker process, which ends with its parent and leaves Ctrl-C to it."""
+    if os.getppid() == parent:
+        _follow_parent(parent)
+    return call()
+
+
+@cache
+def _follow_parent(parent: int) -> None:
+    """Watch the parent from a worker, once: joblib's workers would outlive one that was killed.
+
+    Ctrl-C reaches every process of a terminal. A worker that heeded it would return what it has so far, which would
+    pass for the result of the whole call.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process as soon as it has another parent."""
+    while os.getppid() == parent:
+        time.sleep(_WATCH)
+    os._exit(1)
 
 
 def replicate(
