@@ -15,7 +15,8 @@ from mixmoe.errors import DesignError
 Array = NDArray[np.float64]
 
 
-_MANY_LEVELS = 200
+_MANY_LEVELS = 20
+_FEW_NUMBERS = 10  # numbers in texts up to which they may well be names of categories
 _SHOWN = 12
 
 
@@ -128,6 +129,7 @@ def _check_covariate(values: pd.Series, name: str, section: str, rows: Rows, fra
             f"column {name!r} in {WHERE[section]} holds {type(value).__name__} values, such as {value!r}; terms are "
             "computed from numbers, texts or categories; make columns of single values"
         )
+    _refuse_numbers_as_text(values, name, section, rows, frame)
     levels = values.nunique()
     if levels > _MANY_LEVELS and levels > len(values) / 2:
         i = _first_text(values, rows)
@@ -136,6 +138,25 @@ def _check_covariate(values: pd.Series, name: str, section: str, rows: Rows, fra
             f"{shown(values.iloc[i])} in row {label_of(rows, frame, i)}; convert numbers read as text with "
             "pd.to_numeric; true categories need fewer levels"
         )
+
+
+def _refuse_numbers_as_text(values: pd.Series, name: str, section: str, rows: Rows, frame: FrameView) -> None:
+    """Raise for a column of which a cell such as 'n/a', a comma or an equals sign made texts of numbers."""
+    if isinstance(values.dtype, pd.CategoricalDtype) or pd.api.types.infer_dtype(values, skipna=True) != "string":
+        return
+    levels = pd.Series(values.dropna().unique(), dtype=object)
+    cells = levels.str.strip().str.removeprefix("=").str.strip('"').str.replace(",", ".", regex=False)
+    numbers = pd.to_numeric(cells, errors="coerce").notna().to_numpy()
+    if numbers.sum() <= max(_FEW_NUMBERS, len(levels) / 2):
+        return
+    plainly = pd.to_numeric(levels, errors="coerce").notna().to_numpy()
+    odd = levels[~plainly].iloc[0] if not plainly.all() else levels.iloc[0]
+    i = earliest(np.asarray(values == odd), rows)
+    raise DesignError(
+        f"column {name!r} in {WHERE[section]} holds numbers read as text, such as {shown(odd)} in row "
+        f"{label_of(rows, frame, i)}; convert it, for example with pd.to_numeric(data[{name!r}], errors='coerce') or "
+        f"read_csv(..., decimal=',', na_values=['n/a']); write C({name}) if they are names of categories"
+    )
 
 
 def check_columns(built: Materialized, recipe: Recipe) -> None:

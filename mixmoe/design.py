@@ -30,6 +30,8 @@ from mixmoe.formula import MoEFormula
 
 NUMERIC_AUX = ("trials", "offset", "weights")  # auxiliary columns that must hold numbers
 
+_SIZES = (1e-150, 1e150)  # of the largest response; squares of others leave the range of the numbers
+
 Array = NDArray[np.float64]
 Integers = NDArray[np.intp]
 
@@ -501,6 +503,7 @@ def _response(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView)
 def _check_fit(design: Design) -> None:
     _check_random(design)
     if design.recipe.response_kind == "numeric" and design.response is not None:
+        _check_size(design, design.response)
         first = design.response[0]
         if (design.response == first).all():
             raise DesignError(
@@ -509,6 +512,18 @@ def _check_fit(design: Design) -> None:
     if design.index is not None and (design.index == design.index[0]).all():
         raise DesignError(
             f"the index {design.names.index!r} of vary: is {design.index[0]:g} in all {design.n} rows; it must vary"
+        )
+
+
+def _check_size(design: Design, response: Array) -> None:
+    """Refuse responses whose squares leave the range of floating-point numbers."""
+    size = np.abs(response)
+    place = int(size.argmax())
+    if size[place] and not _SIZES[0] < size[place] < _SIZES[1]:
+        raise DesignError(
+            f"the response {design.names.response!r} has the largest value {size[place]:.3g}, in row "
+            f"{shown(design.rows[place])}; it must lie between {_SIZES[0]:g} and {_SIZES[1]:g}, so that squares can be "
+            "computed: correct it or change the unit"
         )
 
 

@@ -132,7 +132,7 @@ def _by_row(cluster: Any, design: Design) -> pd.Series:
         where = cluster.index.get_indexer(design.rows) if cluster.index.is_unique else np.full(design.n, -1)
         if (where < 0).any():
             raise ArgumentError(
-                f"cluster has no value for the row {shown(design.rows[int(where.argmin())])} of the data, whose labels its "
-                "index should have; pass a column of the data, or an array, which is read row by row"
+                f"cluster has no value for the row {shown(design.rows[int(where.argmin())])} of the data, whose labels "
+                "its index should have; pass a column of the data, or an array, which is read row by row"
             )
     return view({"cluster": cluster}).column("cluster").iloc[where].reset_index(drop=True)
