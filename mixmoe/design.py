@@ -191,8 +191,9 @@ class Design:
 
 
 def used_columns(design: Design, section: str) -> list[str]:
-    """Columns of the data that a section uses, in the order of the formula."""
+    """Columns of the data that a section uses, in the order of the formula, and those that are lagged, ``lag(x)``."""
     names = dict.fromkeys(used.name for used in design.recipe.names[section])
+    names |= dict.fromkeys(lag.name for lag in design.recipe.lags[section])
     return [name for name in names if name in design.frame.columns]
 
 
@@ -361,7 +362,9 @@ def _fitted(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -
     kept["sigma"] &= np.array([name != "Intercept" for name in built.names["sigma"]], dtype=bool)
     levels = response_levels(recipe, rows, frame)
     columns = formula_frame(rows, recipe)
-    numeric = frozenset(str(name) for name in columns if name in rows.columns and is_numeric(columns[name]))
+    lagged = {lag.name: rows.columns[lag.name] for lag in rows.lags}
+    used = {str(name): columns[name] for name in columns if name in rows.columns} | lagged
+    numeric = frozenset(name for name, values in used.items() if is_numeric(values))
     return replace(recipe, specs=built.specs, kept=kept, numeric=numeric, levels=levels)
 
 

@@ -1,12 +1,15 @@
 """The formula language: what is read, and what every refusal says and marks."""
 
 import contextlib
+import itertools
 import re
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mixmoe._formulaic import parse_terms
 from mixmoe.errors import FormulaError
 from mixmoe.formula import MoEFormula, Part, RandomTerm, Sequence, is_safe, parse_formula, require_safe
 
@@ -132,6 +135,24 @@ REFUSED = [
     ("y ~ x | re: (|id)", "no terms left of the bar", "|i"),
     ("y ~ x | re: (1|id) + (1|site)", "more than one grouping factor", "(1|id) + (1|site)"),
     ("y ~ x | re: (1|id/site)", "subjects must be independent", "id/site"),
+    ("y ~ x - typo", "'-' takes out the term 'typo', which does not stand before it", "x - typo"),
+    ("y ~ x | gate: z - x", "'-' takes out the term 'x'", "z - x"),
+    ("y ~ -x", "'-' takes out the term 'x'", "-x"),
+    ("y ~ `1`", "a column called '1' cannot stand in a formula, where 1 is the intercept", "`1`"),
+    ("y ~ x + ``", "a column called '' cannot stand in a formula", "``"),
+    ("y ~ x | gate: `2`:z", "a column called '2' cannot stand", "`2`"),
+    ("y ~ log(x) + `log(x)`", "names a column 'log(x)' and computes 'log(x)' as well", "`log(x)`"),
+    ("y ~ t^2", "a power of 't' alone is that term itself", "t^2"),
+    ("y ~ I(t^2)", "'^' inside 'I(t ^ 2)' is Python's exclusive or, not a power; write **", "^"),
+    ("I(y^2) ~ t", "'^' inside 'I(y ^ 2)'", "^"),
+    ("y ~ as.factor(b)", "'as.factor' is R, not Python; write C(x) for categories", "as.factor"),
+    ("y ~ x | gate: as.numeric(b)", "'as.numeric' is R, not Python; convert the column", "as.numeric"),
+    ("y ~ bs(t, degree=3L)", "'3L' is R, not Python; write whole numbers without the L", "3L"),
+    ("y ~ d$x", "'$' is R, not Python; name the column alone", "$"),
+    ("y ~ C(b, Treatment)", "names no reference; write Treatment(reference=...)", "Treatment"),
+    ("y ~ x | re: (1|id) + (0+t|id)", "names 'id' more than once; write the terms in one bracket", "(1|id) + (0+t|id)"),
+    ("y ~ x | re: (1|a) | re: (1|id)", "the section re: is given twice; no model here takes several", "re"),
+    ("y ~ x | re: (1|site/id)", "is more than one grouping factor; no model here takes several", "site/id"),
     ("y ~ x | re: (1|id:site)", "make a column of them: data['id_site'] = data['id'].astype(str)", "id:site"),
     ("y ~ x | re: (1|id|b)", "more than one bar", "|"),
     ("y ~ x | re: (1|f(id))", "must be one column, got 'f(id)'", "f(id)"),
@@ -239,3 +260,20 @@ def test_foreign_code_is_refused(text, message):
     assert not is_safe(formula)
     with pytest.raises(FormulaError, match=re.escape(message)):
         require_safe(formula)
+
+
+@pytest.mark.parametrize("text", ["*".join(f"x{i}" for i in range(20)), "(a+b+c+d+e+f+g+h+i+j+k+l)**9"])
+def test_products_are_bounded_before_they_are_expanded(text):
+    started = time.perf_counter()
+    for formula in (f"y ~ {text}", f"y ~ x | gate: {text} | re: (1 | id)", f"y ~ x | re: ({text} | id)"):
+        with pytest.raises(FormulaError, match="expand to more than 2000 terms; write out those that are meant"):
+            parse_formula(formula)
+    assert time.perf_counter() - started < 10.0  # hours without the bound
+
+
+def test_a_high_power_of_a_sum_is_all_its_products():
+    terms = [str(term) for term in parse_terms("(a + b + c + d)**9", intercept=False)]
+    expected = [":".join(chosen) for k in range(1, 5) for chosen in itertools.combinations("abcd", k)]
+    assert terms == expected
+    squares = [str(term) for term in parse_terms("(a + b + c)**2 - a:b", intercept=False)]
+    assert squares == ["a", "b", "c", "a:c", "b:c"]

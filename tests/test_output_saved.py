@@ -1,5 +1,6 @@
 """Files: what comes back, and what is refused."""
 
+import hashlib
 import io
 import json
 import os
@@ -55,7 +56,8 @@ def test_everything_comes_back(fit, path):
 
 def test_the_file_is_json_and_npz_only(path):
     with zipfile.ZipFile(path) as archive:
-        assert sorted(archive.namelist()) == ["arrays.npz", "fit.json"]
+        assert sorted(archive.namelist()) == ["arrays.npz", "fit.json", "sha256.json"]
+        json.loads(archive.read("sha256.json"))
         json.loads(archive.read("fit.json"))
         with zipfile.ZipFile(io.BytesIO(archive.read("arrays.npz"))) as inner:
             assert all(name.endswith(".npy") for name in inner.namelist())
@@ -160,7 +162,7 @@ class Trap:
 
 
 def rewritten(path, change=None, arrays=None):
-    """The file with a changed document or changed arrays."""
+    """The file with a changed document or changed arrays, and the checksums that belong to them."""
     with zipfile.ZipFile(path) as archive:
         document, raw = json.loads(archive.read("fit.json")), archive.read("arrays.npz")
     if arrays is not None:
@@ -171,9 +173,70 @@ def rewritten(path, change=None, arrays=None):
         raw = buffer.getvalue()
     if change is not None:
         change(document)
+    parts = {"fit.json": json.dumps(document).encode(), "arrays.npz": raw}
+    right = {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
+    parts["sha256.json"] = json.dumps(right).encode()
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("fit.json", json.dumps(document))
-        archive.writestr("arrays.npz", raw)
+        for name, part in parts.items():
+            archive.writestr(name, part)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "arrays"),
+    [
+        ("arrays.npz", None, lambda stored: {"params": stored["params"][::-1]}),
+        ("arrays.npz", None, lambda stored: {"params": np.zeros_like(stored["params"])}),
+        ("arrays.npz", None, lambda stored: {"responsibilities": stored["responsibilities"][:, ::-1]}),
+        ("arrays.npz", None, lambda stored: {"cov": 2 * stored["cov"]}),
+        ("arrays.npz", None, lambda stored: {"trace": stored["trace"][:-1]}),
+        ("arrays.npz", None, lambda stored: {"column1": stored["column1"] + 1}),
+        ("fit.json", lambda d: d["fit"].update(loglik=0.0), None),
+        ("fit.json", lambda d: d["fit"].update(flags=[]), None),
+        ("fit.json", lambda d: d["settings"].update(experts=3), None),
+        ("fit.json", lambda d: d.update(formula="y ~ x | re: (1 | id)"), None),
+        ("fit.json", lambda d: d["names"].reverse(), None),
+        ("fit.json", lambda d: d["cov"].update(kind="nonrobust"), None),
+    ],
+)
+def test_no_part_can_be_changed_by_hand(path, part, change, arrays):
+    with zipfile.ZipFile(path) as archive:
+        before = {name: archive.read(name) for name in archive.namelist()}
+    with np.load(io.BytesIO(before["arrays.npz"])) as stored:
+        changed = None if arrays is None else arrays({name: stored[name] for name in stored.files})
+    rewritten(path, change, changed)
+    with zipfile.ZipFile(path) as archive:
+        after = archive.read(part)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in (before | {part: after}).items():
+            archive.writestr(name, content)
+    with pytest.raises(SavedFileError, match=f"the part '{part}' of .* was damaged or changed after it was saved"):
+        load(path, FAMILIES)
+
+
+def test_a_file_without_its_checksums_is_refused(path):
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in ("fit.json", "arrays.npz")}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, part in parts.items():
+            archive.writestr(name, part)
+    with pytest.raises(SavedFileError, match=r"has lost the part 'sha256\.json' with the checksums"):
+        load(path, FAMILIES)
+
+
+def test_a_head_that_claims_too_much_takes_no_memory(path):
+    raw, member = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array_header_1_0(member, {"descr": "<f8", "fortran_order": False, "shape": (10**13,)})
+    with zipfile.ZipFile(raw, "w") as inner:
+        inner.writestr("params.npy", member.getvalue())
+    with zipfile.ZipFile(path) as archive:
+        document = archive.read("fit.json")
+    parts = {"fit.json": document, "arrays.npz": raw.getvalue()}
+    parts["sha256.json"] = json.dumps({n: hashlib.sha256(p).hexdigest() for n, p in parts.items()}).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, part in parts.items():
+            archive.writestr(name, part)
+    with pytest.raises(SavedFileError, match="claims to hold 80000000000000 bytes and holds 0"):
+        load(path, FAMILIES)
 
 
 def test_a_pickle_inside_is_never_loaded(path, tmp_path):
@@ -224,7 +287,7 @@ def test_dropped_rows_are_not_reported_again(path):
     ("change", "message"),
     [
         (lambda d: d.update(format="other"), "not a saved fit"),
-        (lambda d: d.update(format_version=99), "format version 99, this mixmoe reads version 1"),
+        (lambda d: d.update(format_version=99), "format version 99, this mixmoe reads version 2"),
         (lambda d: d.update(family="MEMoE"), "holds a 'MEMoE', known are 'Fake'"),
         (lambda d: d.pop("fit"), "KeyError: 'fit'"),
         (lambda d: d.update(fit=3), "TypeError"),

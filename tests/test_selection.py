@@ -359,10 +359,10 @@ def test_a_journal_drops_a_line_cut_short_and_refuses_other_files(tmp_path):
     calls = [partial(float, i) for i in range(4)]
     assert Journal(path, "k", 0).run(calls[:3]).values == (0.0, 1.0, 2.0)
     path.write_text(path.read_text()[:-3])
-    journal = Journal(path, "k", None)
-    assert len(path.read_text().splitlines()) == 3
-    assert journal.rng.bit_generator.seed_seq.entropy == 0
-    assert journal.run(calls).values == (0.0, 1.0, 2.0, 3.0)
+    with Journal(path, "k", None) as journal:
+        assert len(path.read_text().splitlines()) == 3
+        assert journal.rng.bit_generator.seed_seq.entropy == 0
+        assert journal.run(calls).values == (0.0, 1.0, 2.0, 3.0)
     assert [json.loads(line).get("value") for line in path.read_text().splitlines()] == [None, 0.0, 1.0, 2.0, 3.0]
     path.write_text("no journal\n")
     with pytest.raises(ArgumentError, match="is no journal of mixmoe"):

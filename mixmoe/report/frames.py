@@ -75,7 +75,8 @@ def broom_augment(design: Design, classes: pd.DataFrame, by_row: pd.DataFrame, d
             "predict()"
         )
     places = _places(design, frame)[order]
-    _check_same(design.frame.iloc[order], frame, places)
+    made = {lag.name for lags in design.recipe.lags.values() for lag in lags}  # from others, which are checked
+    _check_same(design.frame.iloc[order].drop(columns=[n for n in made if n in design.frame]), frame, places)
     whole = added.set_axis(places).reindex(range(design.n_input))
     return pd.concat([frame, whole.set_axis(frame.index)], axis=1)
 
