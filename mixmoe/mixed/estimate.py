@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,8 @@ from mixmoe.em import SAME, Climb, Control, Evaluation, climb
 from mixmoe.gate import gate_log_probabilities
 from mixmoe.mixed.carried import carried_starts
 from mixmoe.mixed.extras import spans
-from mixmoe.mixed.likelihood import ClosedForm, Problem, evaluate, observed_information
+from mixmoe.mixed.gaussian import GaussianExperts
+from mixmoe.mixed.likelihood import ClosedForm, Problem, build_problem, evaluate, observed_information
 from mixmoe.mixed.starts import (
     OneExpert,
     climb_one_expert,
@@ -22,15 +24,21 @@ from mixmoe.mixed.starts import (
     scatter,
     split_merge_starts,
     with_extras,
+    without_extras,
 )
 from mixmoe.mixed.structure import Params, Structure, contract, expand
 
 Array = NDArray[np.float64]
 
 _EM_STEPS = 4
-_SEARCH_ABOVE = 1000  # with more subjects than this the search for starts runs on some of them
-_SEARCH_SUBJECTS = 500
+_SEARCH_ABOVE = 1000  # with more subjects than this random starts run on two subsamples
+_SEARCH_SUBJECTS = 500  # of at least this size
+_MANY = 20_000  # subjects with which the search goes on from there
+_MANY_APPROXIMATE = 4_000  # the same where the likelihood has no closed form
+_POOL = 16  # distinct end points of a subsample that go on with more subjects
 _FINISHED = 5  # candidates that are run to full convergence, on all subjects
+_MOVES = 4  # split-and-merge moves per expert and round
+_PATIENCE = 3  # rounds of moves in vain, from the best and the next best, where only one start led to the best
 _WORTHWHILE = 0.01  # gain that makes another round of split-and-merge moves; less is mere convergence of what is there
 _SHARP = 0.01  # of the tolerance: what quasi-Newton aims at before Newton steps are called in
 _STANDSTILL = 1e-11  # gain in log-likelihood of an ascent that creeps along the edge of a collapse
@@ -38,7 +46,8 @@ _CHASED = 10  # end points of the closed form that are carried on with the likel
 _AROUND = 4  # starts per expert around the best of these, with other parameters of the errors
 _MARGIN = 1.0  # candidates may lie this far below the best rough value,
 _PART_MARGIN = 20.0  # or this far if that was found on some of the subjects
-_ROUGH = Control(max_iter=80, tol=1e-4, min_gain=1e-5)
+_PART_BEHIND = 6.0  # log-likelihood by which starts that race on a subsample may lie behind the best
+_ROUGH = Control(max_iter=80, tol=1e-4, min_gain=1e-5, promise=1e-4, behind=2.0)
 _SIGMA_BARRIER = 1e-4  # fractions of the one-expert residual standard deviation
 _SIGMA_COLLAPSED = 1e-3
 _SIGMA_OF_FEW = 0.1  # fraction of the largest, for an expert with at most this many subjects more than coefficients:
@@ -59,16 +68,16 @@ class Search:
     n_iter, n_evaluations : int
     converged, interrupted, degenerate : bool
     n_starts : int
-        Starts and split-and-merge moves.
+        Starts and split-and-merge moves, without moves that fell back to the point that they left.
     logliks : ndarray
         Log-likelihoods of the distinct candidates that were run to full convergence, best first.
     n_replicated : int
-        Starts and moves that led to the winner.
+        Those of the starts and moves that led to the winner.
     n_degenerate : int
-        Starts that ended in a collapsed expert.
+        Those that ended in a collapsed expert.
     ends : ndarray
-        Log-likelihoods of all starts and moves after the search, best first, minus infinity for a collapsed expert;
-        empty if the search ran on some of the subjects.
+        Log-likelihoods of all of them after the search, best first, minus infinity for a collapsed expert; empty if the
+        search ran on some of the subjects.
     """
 
     theta: Array
@@ -85,6 +94,34 @@ class Search:
     n_replicated: int
     n_degenerate: int
     ends: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """End points of a search, before they are run to convergence.
+
+    Attributes
+    ----------
+    climb : Climb
+    rank : ndarray, shape (S,)
+        Log-likelihoods, minus infinity for a collapsed expert.
+    returned : ndarray of bool, shape (S,)
+        Moves that fell back to the point that they left, which says nothing about other ways to it.
+    """
+
+    climb: Climb
+    rank: Array
+    returned: NDArray[np.bool_]
+
+    @property
+    def best(self) -> int:
+        """Place of the best."""
+        return int(np.argmax(self.rank))
+
+    @property
+    def n_replicated(self) -> int:
+        """How many ways led to the best."""
+        return int(((self.rank >= self.rank.max() - SAME) & ~self.returned).sum())
 
 
 def default_starts(n_experts: int) -> int:
@@ -156,7 +193,12 @@ class Guarded:
 
 
 def search(problem: Problem, n_starts: int, control: Control, rng: np.random.Generator) -> Search:
-    """The highest maximum found from random starts and from split-and-merge moves.
+    """The highest maximum found from random starts, from split-and-merge moves and from fits with fewer experts.
+
+    Random starts are cheap and many, and need not see all subjects: above a thousand, halves of them run on two random
+    subsamples. Whatever they find goes on with more subjects, up to twenty thousand, on which the moves are tried and
+    fits with 2, 3 ... experts are carried on, so that what a subsample cannot show is found there, and replication
+    means the same as with few subjects. The few best see all.
 
     Parameters
     ----------
@@ -172,17 +214,15 @@ def search(problem: Problem, n_starts: int, control: Control, rng: np.random.Gen
     """
     limited = _limited(control)
     if problem.structure.n_experts == 1:
-        rough = climb_one_expert(problem, limited)
-        return finish(problem, pooled_sigma(problem, rough.theta[0]), rough, _MARGIN, control)
-    part = problem.take(_search_order(problem, rng))
-    one = fit_one_expert(part, limited)
-    closed = closed_form_problem(part, one.params)
-    rough = explore(closed, one, n_starts, limited, rng)
-    if closed.experts is not part.experts:
-        rough = chase(part, one, rough, limited)
-        rough = _scattered(part, one, rough, limited, rng)
-    margin = _MARGIN if part.n_subjects == problem.n_subjects else _PART_MARGIN
-    return finish(problem, one.sigma, rough, margin, control)
+        alone = climb_one_expert(problem, limited)
+        ends = Ends(alone, alone.loglik, returned=np.zeros(1, dtype=bool))
+        return finish(problem, pooled_sigma(problem, alone.theta[0]), ends, _MARGIN, control)
+    size = _MANY if isinstance(problem.experts, GaussianExperts) else _MANY_APPROXIMATE
+    many = problem.take(_some(_canonical_order(problem), size, rng))
+    one = fit_one_expert(many, limited)
+    ends = explore(many, one, n_starts, limited, rng)
+    margin = _MARGIN if many.n_subjects == problem.n_subjects else _PART_MARGIN
+    return finish(problem, one.sigma, ends, margin, control)
 
 
 def search_from(problem: Problem, starts: Array, control: Control) -> Search:
@@ -190,7 +230,7 @@ def search_from(problem: Problem, starts: Array, control: Control) -> Search:
     limited = _limited(control)
     alone = one_expert_problem(problem)
     sigma_one = pooled_sigma(alone, climb_one_expert(alone, limited).theta[0])
-    return finish(problem, sigma_one, _climb_from(problem, sigma_one, starts, limited), _MARGIN, control)
+    return finish(problem, sigma_one, _race(problem, sigma_one, starts, limited), _MARGIN, control)
 
 
 def search_carried(problem: Problem, smaller: Array, control: Control, rng: np.random.Generator) -> Search:
@@ -209,22 +249,122 @@ def pooled_sigma(alone: Problem, theta: Array) -> float:
     return float(expand(alone.structure, alone.free, theta[None]).sigma[0, 0])
 
 
-def chase(problem: Problem, one: OneExpert, found: Climb, control: Control) -> Climb:
+def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, rng: np.random.Generator) -> Ends:
+    """End points of random starts, of fits with fewer experts carried on, and of split-and-merge moves from the best.
+
+    Where the likelihood has no closed form, the search is on one near it, and its best end points are carried on.
+    """
+    closed = closed_form_problem(problem, one.params)
+    plain = replace(one, params=without_extras(one.params))
+    if problem.n_subjects <= _SEARCH_ABOVE:
+        starts = random_starts(closed, plain, n_starts, _EM_STEPS, rng)
+    else:
+        starts = _starts_of_parts(closed, n_starts, control, rng)
+    starts = np.vstack([starts, _nested_starts(closed, plain, control, rng)])
+    found = _with_moves(closed, plain, _race(closed, one.sigma, starts, control), control, rng)
+    if closed.experts is problem.experts:
+        return found
+    found = chase(problem, one, found, control)
+    return _scattered(problem, one, found, control, rng)
+
+
+def _starts_of_parts(problem: ClosedForm, n_starts: int, control: Control, rng: np.random.Generator) -> Array:
+    """Distinct end points of random starts on two subsamples, half of the starts on each."""
+    wide = replace(control, behind=_PART_BEHIND)
+    found = []
+    for n in (n_starts - n_starts // 2, n_starts // 2):
+        part = problem.take(_some(np.arange(problem.n_subjects), _search_size(problem), rng))
+        one = fit_one_expert(part, control)
+        starts = random_starts(part, one, n, _EM_STEPS, rng)
+        ends = _race(part, one.sigma, starts, wide)
+        ends = _with_moves(part, one, ends, wide, rng, patience=1)
+        found.append(ends.climb.theta[_candidates(ends.rank, _PART_MARGIN, _POOL)])
+    return np.vstack(found)
+
+
+def _nested_starts(problem: ClosedForm, one: OneExpert, control: Control, rng: np.random.Generator) -> Array:
+    """Splits of the best fit with one expert fewer, itself from splits of that with two fewer, and so on."""
+    s = problem.structure
+    starts = contract(replace(s, n_experts=1), one.params)
+    for K in range(2, s.n_experts + 1):
+        larger = build_problem(replace(s, n_experts=K), problem.experts, problem.W)
+        starts = carried_starts(larger, one, starts[0], _EM_STEPS, rng)
+        if s.n_experts > K:
+            ends = _race(larger, one.sigma, starts, control)
+            starts = ends.climb.theta[[ends.best]]
+    return starts
+
+
+def _with_moves(
+    problem: ClosedForm,
+    one: OneExpert,
+    found: Ends,
+    control: Control,
+    rng: np.random.Generator,
+    patience: int = _PATIENCE,
+) -> Ends:
+    """`found` with split-and-merge moves from its best end point as long as they gain.
+
+    A best value to which one way led only is not trusted: moves from the next best follow.
+    """
+    in_vain = 0
+    while in_vain < (1 if found.n_replicated > 1 else patience) and not found.climb.interrupted:
+        found = _settled(problem, one, found, control)
+        origins = _candidates(found.rank, np.inf, _PATIENCE)
+        origin = origins[min(in_vain, len(origins) - 1)]
+        level, best = found.rank[origin], found.rank.max()
+        try:
+            n_moves = _MOVES * problem.structure.n_experts
+            moved = split_merge_starts(problem, one, found.climb.theta[origin], n_moves, _EM_STEPS, rng)
+        except KeyboardInterrupt:
+            return replace(found, climb=replace(found.climb, interrupted=True))
+        further = _race(problem, one.sigma, moved, control)
+        further = replace(further, returned=np.abs(further.climb.loglik - level) <= SAME)
+        found = join(found, further)
+        in_vain = 0 if found.rank.max() > best + _WORTHWHILE else in_vain + 1
+    return found
+
+
+def _settled(problem: ClosedForm, one: OneExpert, found: Ends, control: Control) -> Ends:
+    """`found` with its best end point at rest, so that what moves gain is not its own convergence."""
+    best = found.best
+    if found.climb.converged[best] or not np.isfinite(found.rank[best]):
+        return found
+    end = _race(problem, one.sigma, found.climb.theta[[best]], replace(control, max_iter=5 * control.max_iter))
+    c, e = found.climb, end.climb
+    at = np.arange(found.rank.size) == best
+    traces = tuple(t + e.traces[0][1:] if i == best else t for i, t in enumerate(c.traces))
+    climb = Climb(
+        np.where(at[:, None], e.theta, c.theta),
+        np.where(at, e.loglik, c.loglik),
+        np.where(at[:, None], e.score, c.score),
+        c.n_iter + at * e.n_iter,
+        c.n_evaluations + at * e.n_evaluations,
+        c.converged | at,
+        traces,
+        c.interrupted or e.interrupted,
+    )
+    return Ends(climb, np.where(at, end.rank, found.rank), found.returned)
+
+
+def chase(problem: Problem, one: OneExpert, ends: Ends, control: Control) -> Ends:
     """End points found with the closed form, carried on with the likelihood itself.
 
     Starts with the same end point go on as one; those that ended far below the best are given up.
     """
-    order = np.argsort(-found.loglik, kind="stable")
-    falls = -np.diff(found.loglik[order], prepend=found.loglik[order[0]])
+    found = ends.climb
+    order = np.argsort(-ends.rank, kind="stable")
+    with np.errstate(invalid="ignore"):  # collapsed solutions, all of -inf, go as one
+        falls = np.nan_to_num(-np.diff(ends.rank[order], prepend=ends.rank[order[0]]), posinf=np.inf)
     group = np.empty(order.size, dtype=np.intp)
-    group[order] = np.cumsum(np.nan_to_num(falls) > SAME)
+    group[order] = np.cumsum(falls > SAME)
     leaders = [int(order[np.argmax(group[order] == g)]) for g in range(min(_CHASED, int(group.max()) + 1))]
     theta = with_extras(problem, found.theta, one.params)
     end = _climb_from(problem, one.sigma, theta[leaders], control)
     where = np.minimum(group, len(leaders) - 1)
     lost = group >= len(leaders)
     traces = tuple([-np.inf] if lost[i] else end.traces[g] for i, g in enumerate(where))
-    return Climb(
+    climb = Climb(
         np.where(lost[:, None], theta, end.theta[where]),
         np.where(lost, -np.inf, end.loglik[where]),
         end.score[where],
@@ -234,81 +374,76 @@ def chase(problem: Problem, one: OneExpert, found: Climb, control: Control) -> C
         traces,
         found.interrupted or end.interrupted,
     )
+    return Ends(climb, _ranked(problem, one.sigma, climb), ends.returned)
 
 
-def _scattered(problem: Problem, one: OneExpert, found: Climb, control: Control, rng: np.random.Generator) -> Climb:
+def _scattered(problem: Problem, one: OneExpert, found: Ends, control: Control, rng: np.random.Generator) -> Ends:
     """`found` with ascents from around its best end point, where errors have further parameters of their own.
 
     The closed form takes these to be the same for all experts, and has no maxima in which they differ.
     """
     s = problem.structure
-    if not (s.extras and s.has_sigma) or found.interrupted:
+    if not (s.extras and s.has_sigma) or found.climb.interrupted:
         return found
-    best = found.theta[int(np.argmax(_ranked(problem, one.sigma, found)))]
-    return join(found, _climb_from(problem, one.sigma, scatter(problem, best, _AROUND * s.n_experts, rng), control))
+    around = scatter(problem, found.climb.theta[found.best], _AROUND * s.n_experts, rng)
+    return join(found, _race(problem, one.sigma, around, control))
 
 
-def _search_order(problem: Problem, rng: np.random.Generator) -> NDArray[np.intp]:
-    """Subjects on which starts are searched, in an order that does not depend on the order of the data."""
-    order = np.lexsort((*problem.W.T, *problem.experts.sort_keys()))
-    if problem.n_subjects <= _SEARCH_ABOVE:
-        return order
-    return order[np.sort(rng.choice(problem.n_subjects, _search_size(problem), replace=False))]
+def _canonical_order(problem: Problem) -> NDArray[np.intp]:
+    """Subjects in an order that does not depend on the order of the data."""
+    return np.lexsort((*problem.W.T, *problem.experts.sort_keys()))
+
+
+def _some(subjects: NDArray[np.intp], n: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """All of the subjects, or `n` of them at random in the same order."""
+    if subjects.size <= n:
+        return subjects
+    return subjects[np.sort(rng.choice(subjects.size, n, replace=False))]
 
 
 def _search_size(problem: Problem) -> int:
-    return min(problem.n_subjects, max(_SEARCH_SUBJECTS, 20 * problem.free.size))
+    return max(_SEARCH_SUBJECTS, 20 * problem.free.size)
 
 
-def _candidates(logliks: Array, margin: float) -> NDArray[np.intp]:
-    """Positions, best first, of values within `margin` of the best that differ by more than `SAME`."""
+def _candidates(logliks: Array, margin: float, n: int = _FINISHED) -> NDArray[np.intp]:
+    """Positions, best first, of up to `n` values within `margin` of the best that differ by more than `SAME`."""
     order = np.argsort(-logliks, kind="stable")
     apart = np.ones(order.size, dtype=bool)
     with np.errstate(invalid="ignore"):  # two collapsed solutions, both of -inf, are not apart
         apart[1:] = -np.diff(logliks[order]) > SAME
-    apart &= logliks[order] >= logliks[order[0]] - margin
-    return order[apart][:_FINISHED]
+        apart &= logliks[order] >= logliks[order[0]] - margin
+    return order[apart][:n]
 
 
-def explore(problem: ClosedForm, one: OneExpert, n_starts: int, control: Control, rng: np.random.Generator) -> Climb:
-    """End points of random starts, then of split-and-merge moves from the best of them."""
-    theta = random_starts(problem, one, n_starts, _EM_STEPS, rng)
-    found = _climb_from(problem, one.sigma, theta, control, spent=2 * _EM_STEPS)
-    n_moves = n_starts // 4
-    while n_moves and not found.interrupted:
-        best = int(np.argmax(_ranked(problem, one.sigma, found)))
-        try:
-            moved = split_merge_starts(problem, one, found.theta[best], n_moves, _EM_STEPS, rng)
-        except KeyboardInterrupt:
-            return replace(found, interrupted=True)
-        further = _climb_from(problem, one.sigma, moved, control, spent=2 * _EM_STEPS)
-        improved = _ranked(problem, one.sigma, further).max() > found.loglik[best] + _WORTHWHILE
-        found = join(found, further)
-        if not improved:
-            break
-    return found
-
-
-def _climb_from(problem: Problem, sigma_one: float, theta: Array, control: Control, spent: int = 0) -> Climb:
-    """Ascents from `theta`, shape (S, P), for which `spent` likelihood evaluations have been used already."""
+def _climb_from(problem: Problem, sigma_one: float, theta: Array, control: Control) -> Climb:
+    """Ascents from `theta`, shape (S, P); those left behind the best are given up if the control says so."""
     with np.errstate(all="ignore"):
         inverse = inverse_outer_product(problem, theta)
-    found = climb(Guarded(problem, _SIGMA_BARRIER * sigma_one), theta, inverse, problem.n_subjects, control)
-    return replace(found, n_evaluations=found.n_evaluations + spent)
+    guarded = Guarded(problem, _SIGMA_BARRIER * sigma_one)
+    spurious = partial(collapsed, problem, sigma_one) if np.isfinite(control.behind) else None
+    return climb(guarded, theta, inverse, problem.n_subjects, control, spurious)
 
 
-def join(a: Climb, b: Climb) -> Climb:
+def _race(problem: Problem, sigma_one: float, theta: Array, control: Control) -> Ends:
+    """End points of ascents from `theta`, shape (S, P)."""
+    found = _climb_from(problem, sigma_one, theta, control)
+    return Ends(found, _ranked(problem, sigma_one, found), np.zeros(found.loglik.size, dtype=bool))
+
+
+def join(a: Ends, b: Ends) -> Ends:
     """Both sets of end points as one."""
-    return Climb(
-        np.vstack([a.theta, b.theta]),
-        np.append(a.loglik, b.loglik),
-        np.vstack([a.score, b.score]),
-        np.append(a.n_iter, b.n_iter),
-        np.append(a.n_evaluations, b.n_evaluations),
-        np.append(a.converged, b.converged),
-        a.traces + b.traces,
-        a.interrupted or b.interrupted,
+    x, y = a.climb, b.climb
+    both = Climb(
+        np.vstack([x.theta, y.theta]),
+        np.append(x.loglik, y.loglik),
+        np.vstack([x.score, y.score]),
+        np.append(x.n_iter, y.n_iter),
+        np.append(x.n_evaluations, y.n_evaluations),
+        np.append(x.converged, y.converged),
+        x.traces + y.traces,
+        x.interrupted or y.interrupted,
     )
+    return Ends(both, np.append(a.rank, b.rank), np.append(a.returned, b.returned))
 
 
 def collapsed(problem: Problem, sigma_one: float, theta: Array) -> NDArray[np.bool_]:
@@ -319,7 +454,8 @@ def collapsed(problem: Problem, sigma_one: float, theta: Array) -> NDArray[np.bo
     """
     params = expand(problem.structure, problem.free, theta)
     noise = _noise(problem.structure, params)
-    subjects = np.exp(gate_log_probabilities(problem.W, params.gamma)).sum(axis=2)
+    each = (np.exp(gate_log_probabilities(problem.W, gamma[None]))[0] for gamma in params.gamma)  # one (K, N) at a time
+    subjects = np.array([share.sum(axis=1) for share in each])
     few = subjects <= (~problem.structure.common).sum() + _FEW
     exact = noise < _SIGMA_OF_FEW * noise.max(axis=1, keepdims=True)
     return ((noise < _SIGMA_COLLAPSED * sigma_one) | (few & exact)).any(axis=1)
@@ -338,10 +474,10 @@ def _ranked(problem: Problem, sigma_one: float, found: Climb) -> Array:
     return np.where(collapsed(problem, sigma_one, found.theta), -np.inf, found.loglik)
 
 
-def finish(problem: Problem, sigma_one: float, rough: Climb, margin: float, control: Control) -> Search:
+def finish(problem: Problem, sigma_one: float, ends: Ends, margin: float, control: Control) -> Search:
     """End points within `margin` of the best run to convergence on all subjects; the best polished by Newton steps."""
-    rough_rank = _ranked(problem, sigma_one, rough)
-    candidates = _candidates(rough_rank, margin)
+    rough = ends.climb
+    candidates = _candidates(ends.rank, margin)
     limit = replace(control, tol=_SHARP * control.tol, min_gain=_STANDSTILL)
     limit = replace(limit, max_iter=0) if rough.interrupted else limit
     start = np.array([largest_first(problem, theta) for theta in rough.theta[candidates]])
@@ -354,6 +490,7 @@ def finish(problem: Problem, sigma_one: float, rough: Climb, margin: float, cont
         theta = newton_polish(problem, theta)
     e = evaluate(problem, theta[None])
     origin = candidates[best]
+    ways = ~ends.returned
     return Search(
         theta=theta,
         loglik=float(e.loglik[0]),
@@ -364,11 +501,11 @@ def finish(problem: Problem, sigma_one: float, rough: Climb, margin: float, cont
         converged=not interrupted and is_stationary(e.score[0], problem, control),
         interrupted=interrupted,
         degenerate=not np.isfinite(rank[best]),
-        n_starts=rough.loglik.size,
+        n_starts=int(ways.sum()),
         logliks=np.sort(found.loglik)[::-1],
-        n_replicated=int((rough_rank >= rough.loglik[origin] - SAME).sum()),
-        n_degenerate=int((~np.isfinite(rough_rank)).sum()),
-        ends=np.sort(rough_rank)[::-1] if margin == _MARGIN else np.empty(0),
+        n_replicated=int((ways & (ends.rank >= rough.loglik[origin] - SAME)).sum()),
+        n_degenerate=int((ways & ~np.isfinite(ends.rank)).sum()),
+        ends=np.sort(ends.rank[ways])[::-1] if margin == _MARGIN else np.empty(0),
     )
 
 
