@@ -149,6 +149,8 @@ class Control:
     behind : float
         A start is given up when it would stay this far below the best even with five times what its last five
         iterations gained.
+    reached : float
+        Log-likelihood of the best of earlier ascents, which starts race against too.
     progress : bool or None
         Show a progress bar; None: only in a terminal, and if it takes more than a few seconds.
     """
@@ -158,6 +160,7 @@ class Control:
     min_gain: float = 0.0
     promise: float = 0.0
     behind: float = np.inf
+    reached: float = -np.inf
     progress: bool | None = False
 
 
@@ -252,7 +255,7 @@ def _give_up(state: _State, who: NDArray[np.intp], control: Control, spurious: S
     """End those of the starts `who` that are spurious, and those that the best other start leaves behind."""
     wrong = np.zeros(state.loglik.size, dtype=bool)
     wrong[who] = spurious(state.theta[who])
-    best = np.where(wrong, -np.inf, state.loglik).max()
+    best = max(control.reached, np.where(wrong, -np.inf, state.loglik).max())
     for i in who:
         recent = state.loglik[i] - state.traces[i][-1 - _LAP]
         state.stuck[i] |= bool(wrong[i] or state.loglik[i] + _HOPE * recent < best - control.behind)

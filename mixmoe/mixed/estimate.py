@@ -30,7 +30,7 @@ from mixmoe.mixed.structure import Params, Structure, contract, expand
 
 Array = NDArray[np.float64]
 
-_EM_STEPS = 4
+_EM_STEPS = 2
 _SEARCH_ABOVE = 1000  # with more subjects than this random starts run on two subsamples
 _SEARCH_SUBJECTS = 500  # of at least this size
 _MANY = 20_000  # subjects with which the search goes on from there
@@ -38,7 +38,7 @@ _MANY_APPROXIMATE = 4_000  # the same where the likelihood has no closed form
 _POOL = 16  # distinct end points of a subsample that go on with more subjects
 _FINISHED = 5  # candidates that are run to full convergence, on all subjects
 _MOVES = 4  # split-and-merge moves per expert and round
-_PATIENCE = 3  # rounds of moves in vain, from the best and the next best, where only one start led to the best
+_SEARCHES = 3  # independent searches at most, two of which must agree
 _WORTHWHILE = 0.01  # gain that makes another round of split-and-merge moves; less is mere convergence of what is there
 _SHARP = 0.01  # of the tolerance: what quasi-Newton aims at before Newton steps are called in
 _STANDSTILL = 1e-11  # gain in log-likelihood of an ascent that creeps along the edge of a collapse
@@ -46,6 +46,7 @@ _CHASED = 10  # end points of the closed form that are carried on with the likel
 _AROUND = 4  # starts per expert around the best of these, with other parameters of the errors
 _MARGIN = 1.0  # candidates may lie this far below the best rough value,
 _PART_MARGIN = 20.0  # or this far if that was found on some of the subjects
+_PART_ITERATIONS = 40  # for ascents on a subsample, whose end points are not final
 _PART_BEHIND = 6.0  # log-likelihood by which starts that race on a subsample may lie behind the best
 _ROUGH = Control(max_iter=80, tol=1e-4, min_gain=1e-5, promise=1e-4, behind=2.0)
 _SIGMA_BARRIER = 1e-4  # fractions of the one-expert residual standard deviation
@@ -78,6 +79,8 @@ class Search:
     ends : ndarray
         Log-likelihoods of all of them after the search, best first, minus infinity for a collapsed expert; empty if the
         search ran on some of the subjects.
+    summits : ndarray
+        The highest log-likelihood of each independent search, best first, as far as it had got.
     """
 
     theta: Array
@@ -94,6 +97,7 @@ class Search:
     n_replicated: int
     n_degenerate: int
     ends: Array
+    summits: Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +111,14 @@ class Ends:
         Log-likelihoods, minus infinity for a collapsed expert.
     returned : ndarray of bool, shape (S,)
         Moves that fell back to the point that they left, which says nothing about other ways to it.
+    search : ndarray of int, shape (S,)
+        Which of the independent searches each belongs to.
     """
 
     climb: Climb
     rank: Array
     returned: NDArray[np.bool_]
+    search: NDArray[np.intp]
 
     @property
     def best(self) -> int:
@@ -119,9 +126,15 @@ class Ends:
         return int(np.argmax(self.rank))
 
     @property
-    def n_replicated(self) -> int:
-        """How many ways led to the best."""
-        return int(((self.rank >= self.rank.max() - SAME) & ~self.returned).sum())
+    def summits(self) -> Array:
+        """The highest log-likelihood of each search, best first."""
+        each = [self.rank[self.search == i].max() for i in np.unique(self.search)]
+        return np.sort(np.array(each))[::-1]
+
+    @property
+    def agree(self) -> bool:
+        """Whether two searches reached the best."""
+        return bool((self.summits >= self.rank.max() - SAME).sum() > 1)
 
 
 def default_starts(n_experts: int) -> int:
@@ -193,12 +206,12 @@ class Guarded:
 
 
 def search(problem: Problem, n_starts: int, control: Control, rng: np.random.Generator) -> Search:
-    """The highest maximum found from random starts, from split-and-merge moves and from fits with fewer experts.
+    """The highest maximum found from random starts, from fits with fewer experts, and from split-and-merge moves.
 
-    Random starts are cheap and many, and need not see all subjects: above a thousand, halves of them run on two random
-    subsamples. Whatever they find goes on with more subjects, up to twenty thousand, on which the moves are tried and
-    fits with 2, 3 ... experts are carried on, so that what a subsample cannot show is found there, and replication
-    means the same as with few subjects. The few best see all.
+    Random starts are cheap and many, and need not see all subjects: above a thousand, those of each independent search
+    run on a subsample of its own. What they find goes on with more subjects, up to twenty thousand, with which fits of
+    2, 3 ... experts are carried on and the moves are tried, so that what a subsample cannot show is found there, and
+    replication means the same as with few subjects. The few best see all.
 
     Parameters
     ----------
@@ -215,8 +228,8 @@ def search(problem: Problem, n_starts: int, control: Control, rng: np.random.Gen
     limited = _limited(control)
     if problem.structure.n_experts == 1:
         alone = climb_one_expert(problem, limited)
-        ends = Ends(alone, alone.loglik, returned=np.zeros(1, dtype=bool))
-        return finish(problem, pooled_sigma(problem, alone.theta[0]), ends, _MARGIN, control)
+        sigma_one = pooled_sigma(problem, alone.theta[0])
+        return finish(problem, sigma_one, _one_search(alone, alone.loglik), _MARGIN, control)
     size = _MANY if isinstance(problem.experts, GaussianExperts) else _MANY_APPROXIMATE
     many = problem.take(_some(_canonical_order(problem), size, rng))
     one = fit_one_expert(many, limited)
@@ -250,78 +263,75 @@ def pooled_sigma(alone: Problem, theta: Array) -> float:
 
 
 def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, rng: np.random.Generator) -> Ends:
-    """End points of random starts, of fits with fewer experts carried on, and of split-and-merge moves from the best.
+    """End points of independent searches, at least two, and more until two of them agree on the best.
 
-    Where the likelihood has no closed form, the search is on one near it, and its best end points are carried on.
+    Each has half of the random starts, splits of the fit with one expert fewer, and split-and-merge moves from the best
+    of these. Where the likelihood has no closed form, the searches are on one near it, and its best end points are
+    carried on.
     """
     closed = closed_form_problem(problem, one.params)
     plain = replace(one, params=without_extras(one.params))
-    if problem.n_subjects <= _SEARCH_ABOVE:
-        starts = random_starts(closed, plain, n_starts, _EM_STEPS, rng)
-    else:
-        starts = _starts_of_parts(closed, n_starts, control, rng)
-    starts = np.vstack([starts, _nested_starts(closed, plain, control, rng)])
-    found = _with_moves(closed, plain, _race(closed, one.sigma, starts, control), control, rng)
+    smaller = _fewer_experts(closed, plain, control, rng)
+    found = _search_once(closed, plain, smaller, n_starts - n_starts // 2, control, rng)
+    for i in range(1, _SEARCHES):
+        if found.climb.interrupted or found.agree:
+            break
+        known = replace(control, reached=found.rank.max())
+        again = _search_once(closed, plain, smaller, (n_starts + 1) // 2, known, rng)
+        found = join(found, replace(again, search=again.search + i))
     if closed.experts is problem.experts:
         return found
     found = chase(problem, one, found, control)
     return _scattered(problem, one, found, control, rng)
 
 
-def _starts_of_parts(problem: ClosedForm, n_starts: int, control: Control, rng: np.random.Generator) -> Array:
-    """Distinct end points of random starts on two subsamples, half of the starts on each."""
-    wide = replace(control, behind=_PART_BEHIND)
-    found = []
-    for n in (n_starts - n_starts // 2, n_starts // 2):
-        part = problem.take(_some(np.arange(problem.n_subjects), _search_size(problem), rng))
-        one = fit_one_expert(part, control)
-        starts = random_starts(part, one, n, _EM_STEPS, rng)
-        ends = _race(part, one.sigma, starts, wide)
-        ends = _with_moves(part, one, ends, wide, rng, patience=1)
-        found.append(ends.climb.theta[_candidates(ends.rank, _PART_MARGIN, _POOL)])
-    return np.vstack(found)
-
-
-def _nested_starts(problem: ClosedForm, one: OneExpert, control: Control, rng: np.random.Generator) -> Array:
-    """Splits of the best fit with one expert fewer, itself from splits of that with two fewer, and so on."""
-    s = problem.structure
-    starts = contract(replace(s, n_experts=1), one.params)
-    for K in range(2, s.n_experts + 1):
-        larger = build_problem(replace(s, n_experts=K), problem.experts, problem.W)
-        starts = carried_starts(larger, one, starts[0], _EM_STEPS, rng)
-        if s.n_experts > K:
-            ends = _race(larger, one.sigma, starts, control)
-            starts = ends.climb.theta[[ends.best]]
-    return starts
-
-
-def _with_moves(
-    problem: ClosedForm,
-    one: OneExpert,
-    found: Ends,
-    control: Control,
-    rng: np.random.Generator,
-    patience: int = _PATIENCE,
+def _search_once(
+    problem: ClosedForm, one: OneExpert, smaller: Array, n_starts: int, control: Control, rng: np.random.Generator
 ) -> Ends:
-    """`found` with split-and-merge moves from its best end point as long as they gain.
+    """End points of random starts, of splits of the fit with one expert fewer, and of moves from the best of them."""
+    if problem.n_subjects <= _SEARCH_ABOVE:
+        starts = random_starts(problem, one, n_starts, _EM_STEPS, rng)
+    else:
+        starts = _starts_of_part(problem, n_starts, control, rng)
+    starts = np.vstack([starts, carried_starts(problem, one, smaller, _EM_STEPS, rng)])
+    return _with_moves(problem, one, _race(problem, one.sigma, starts, control), control, rng)
 
-    A best value to which one way led only is not trusted: moves from the next best follow.
-    """
-    in_vain = 0
-    while in_vain < (1 if found.n_replicated > 1 else patience) and not found.climb.interrupted:
+
+def _starts_of_part(problem: ClosedForm, n_starts: int, control: Control, rng: np.random.Generator) -> Array:
+    """Distinct end points of random starts on a subsample."""
+    wide = replace(control, behind=_PART_BEHIND, reached=-np.inf, max_iter=min(_PART_ITERATIONS, control.max_iter))
+    part = problem.take(_some(np.arange(problem.n_subjects), _search_size(problem), rng))
+    one = fit_one_expert(part, control)
+    ends = _race(part, one.sigma, random_starts(part, one, n_starts, _EM_STEPS, rng), wide)
+    return ends.climb.theta[_candidates(ends.rank, _PART_MARGIN, _POOL)]
+
+
+def _fewer_experts(problem: ClosedForm, one: OneExpert, control: Control, rng: np.random.Generator) -> Array:
+    """Free vector of the best fit with one expert fewer, found from splits of that with two fewer, and so on."""
+    s = problem.structure
+    best = contract(replace(s, n_experts=1), one.params)[0]
+    for K in range(2, s.n_experts):
+        larger = build_problem(replace(s, n_experts=K), problem.experts, problem.W)
+        ends = _race(larger, one.sigma, carried_starts(larger, one, best, _EM_STEPS, rng), control)
+        best = ends.climb.theta[ends.best]
+    return best
+
+
+def _with_moves(problem: ClosedForm, one: OneExpert, found: Ends, control: Control, rng: np.random.Generator) -> Ends:
+    """`found` with split-and-merge moves from its best end point as long as they gain."""
+    improved = True
+    while improved and not found.climb.interrupted:
         found = _settled(problem, one, found, control)
-        origins = _candidates(found.rank, np.inf, _PATIENCE)
-        origin = origins[min(in_vain, len(origins) - 1)]
-        level, best = found.rank[origin], found.rank.max()
+        level = found.rank.max()
         try:
             n_moves = _MOVES * problem.structure.n_experts
-            moved = split_merge_starts(problem, one, found.climb.theta[origin], n_moves, _EM_STEPS, rng)
+            moved = split_merge_starts(problem, one, found.climb.theta[found.best], n_moves, _EM_STEPS, rng)
         except KeyboardInterrupt:
             return replace(found, climb=replace(found.climb, interrupted=True))
-        further = _race(problem, one.sigma, moved, control)
-        further = replace(further, returned=np.abs(further.climb.loglik - level) <= SAME)
-        found = join(found, further)
-        in_vain = 0 if found.rank.max() > best + _WORTHWHILE else in_vain + 1
+        further = _race(problem, one.sigma, moved, replace(control, reached=max(level, control.reached)))
+        returned = np.abs(further.climb.loglik - level) <= SAME
+        found = join(found, replace(further, returned=returned))
+        improved = found.rank.max() > level + _WORTHWHILE
     return found
 
 
@@ -344,7 +354,7 @@ def _settled(problem: ClosedForm, one: OneExpert, found: Ends, control: Control)
         traces,
         c.interrupted or e.interrupted,
     )
-    return Ends(climb, np.where(at, end.rank, found.rank), found.returned)
+    return replace(found, climb=climb, rank=np.where(at, end.rank, found.rank))
 
 
 def chase(problem: Problem, one: OneExpert, ends: Ends, control: Control) -> Ends:
@@ -374,7 +384,7 @@ def chase(problem: Problem, one: OneExpert, ends: Ends, control: Control) -> End
         traces,
         found.interrupted or end.interrupted,
     )
-    return Ends(climb, _ranked(problem, one.sigma, climb), ends.returned)
+    return replace(ends, climb=climb, rank=_ranked(problem, one.sigma, climb))
 
 
 def _scattered(problem: Problem, one: OneExpert, found: Ends, control: Control, rng: np.random.Generator) -> Ends:
@@ -402,7 +412,7 @@ def _some(subjects: NDArray[np.intp], n: int, rng: np.random.Generator) -> NDArr
 
 
 def _search_size(problem: Problem) -> int:
-    return max(_SEARCH_SUBJECTS, 20 * problem.free.size)
+    return max(_SEARCH_SUBJECTS, 10 * problem.free.size)
 
 
 def _candidates(logliks: Array, margin: float, n: int = _FINISHED) -> NDArray[np.intp]:
@@ -427,7 +437,11 @@ def _climb_from(problem: Problem, sigma_one: float, theta: Array, control: Contr
 def _race(problem: Problem, sigma_one: float, theta: Array, control: Control) -> Ends:
     """End points of ascents from `theta`, shape (S, P)."""
     found = _climb_from(problem, sigma_one, theta, control)
-    return Ends(found, _ranked(problem, sigma_one, found), np.zeros(found.loglik.size, dtype=bool))
+    return _one_search(found, _ranked(problem, sigma_one, found))
+
+
+def _one_search(found: Climb, rank: Array) -> Ends:
+    return Ends(found, rank, np.zeros(rank.size, dtype=bool), np.zeros(rank.size, dtype=np.intp))
 
 
 def join(a: Ends, b: Ends) -> Ends:
@@ -443,7 +457,8 @@ def join(a: Ends, b: Ends) -> Ends:
         x.traces + y.traces,
         x.interrupted or y.interrupted,
     )
-    return Ends(both, np.append(a.rank, b.rank), np.append(a.returned, b.returned))
+    returned, search = np.append(a.returned, b.returned), np.append(a.search, b.search)
+    return Ends(both, np.append(a.rank, b.rank), returned, search)
 
 
 def collapsed(problem: Problem, sigma_one: float, theta: Array) -> NDArray[np.bool_]:
@@ -506,6 +521,7 @@ def finish(problem: Problem, sigma_one: float, ends: Ends, margin: float, contro
         n_replicated=int((ways & (ends.rank >= rough.loglik[origin] - SAME)).sum()),
         n_degenerate=int((ways & ~np.isfinite(ends.rank)).sum()),
         ends=np.sort(ends.rank[ways])[::-1] if margin == _MARGIN else np.empty(0),
+        summits=ends.summits,
     )
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe.em import Flag
+from mixmoe.em import SAME, Flag
 from mixmoe.errors import ApproximationWarning, BoundaryWarning, ConvergenceWarning, DegeneracyWarning, warn
 from mixmoe.inference.covariance import ParamCov
 from mixmoe.inference.intervals import scale_of, wald_limits
@@ -94,12 +94,25 @@ def _convergence(found: Search, problem: Problem) -> Flag | None:
 
 
 def _replication(found: Search) -> Flag | None:
-    if found.n_starts < 2 or found.n_replicated > 1 or found.interrupted:
+    if found.interrupted or found.n_starts < 2:
+        return None
+    summits = found.summits[np.isfinite(found.summits)]
+    more = f"raise starts= (for instance to {4 * found.n_starts}) or use fewer experts."
+    if len(summits) > 1:
+        behind = summits[0] - summits[1:]
+        if behind[0] <= SAME:
+            return None
+        below = ", ".join(f"{fall:.3g}" for fall in behind)
+        return Flag(
+            "not_replicated",
+            f"Only one of {len(found.summits)} independent searches ({found.n_starts} starts in all) reached the best "
+            f"log-likelihood; the others ended {below} below it: there may be a higher one; {more}",
+        )
+    if found.n_replicated > 1:
         return None
     return Flag(
         "not_replicated",
-        f"Only one of {found.n_starts} starts reached the best log-likelihood: there may be a higher one; "
-        f"raise starts= (for instance to {4 * found.n_starts}) or use fewer experts.",
+        f"Only one of {found.n_starts} starts reached the best log-likelihood: there may be a higher one; {more}",
     )
 
 
