@@ -122,8 +122,8 @@ class Ends:
 
     @property
     def best(self) -> int:
-        """Place of the best."""
-        return int(np.argmax(self.rank))
+        """Place of the best; if all have collapsed, of the highest."""
+        return int(np.argmax(_or_any(self.rank, self.climb.loglik)))
 
     @property
     def summits(self) -> Array:
@@ -303,7 +303,7 @@ def _starts_of_part(problem: ClosedForm, n_starts: int, control: Control, rng: n
     part = problem.take(_some(np.arange(problem.n_subjects), _search_size(problem), rng))
     one = fit_one_expert(part, control)
     ends = _race(part, one.sigma, random_starts(part, one, n_starts, _EM_STEPS, rng), wide)
-    return ends.climb.theta[_candidates(ends.rank, _PART_MARGIN, _POOL)]
+    return ends.climb.theta[_candidates(_or_any(ends.rank, ends.climb.loglik), _PART_MARGIN, _POOL)]
 
 
 def _fewer_experts(problem: ClosedForm, one: OneExpert, control: Control, rng: np.random.Generator) -> Array:
@@ -468,7 +468,7 @@ def collapsed(problem: Problem, sigma_one: float, theta: Array) -> NDArray[np.bo
     expert while hardly more subjects than coefficients belong to it (McLachlan & Peel 2000, section 3.10).
     """
     params = expand(problem.structure, problem.free, theta)
-    noise = _noise(problem.structure, params)
+    noise = residual_deviations(problem.structure, params)
     each = (np.exp(gate_log_probabilities(problem.W, gamma[None]))[0] for gamma in params.gamma)  # one (K, N) at a time
     subjects = np.array([share.sum(axis=1) for share in each])
     few = subjects <= (~problem.structure.common).sum() + _FEW
@@ -476,7 +476,7 @@ def collapsed(problem: Problem, sigma_one: float, theta: Array) -> NDArray[np.bo
     return ((noise < _SIGMA_COLLAPSED * sigma_one) | (few & exact)).any(axis=1)
 
 
-def _noise(s: Structure, params: Params) -> Array:
+def residual_deviations(s: Structure, params: Params) -> Array:
     """Residual deviations, or what stands for them where responses have a precision, shape (S, K); else ones."""
     for extra, where in spans(s.extras):
         if extra.precision:
@@ -489,16 +489,22 @@ def _ranked(problem: Problem, sigma_one: float, found: Climb) -> Array:
     return np.where(collapsed(problem, sigma_one, found.theta), -np.inf, found.loglik)
 
 
+def _or_any(rank: Array, loglik: Array) -> Array:
+    """Log-likelihoods of solutions that have not collapsed, or of all where all have."""
+    return rank if np.isfinite(rank).any() else loglik
+
+
 def finish(problem: Problem, sigma_one: float, ends: Ends, margin: float, control: Control) -> Search:
     """End points within `margin` of the best run to convergence on all subjects; the best polished by Newton steps."""
     rough = ends.climb
-    candidates = _candidates(ends.rank, margin)
+    candidates = _candidates(_or_any(ends.rank, rough.loglik), margin)
     limit = replace(control, tol=_SHARP * control.tol, min_gain=_STANDSTILL)
     limit = replace(limit, max_iter=0) if rough.interrupted else limit
     start = np.array([largest_first(problem, theta) for theta in rough.theta[candidates]])
     found = _climb_from(problem, sigma_one, start, limit)
     rank = _ranked(problem, sigma_one, found)
-    best = int(np.argmax(rank >= rank.max() - SAME))  # of equals the one that was best before
+    usable = _or_any(rank, found.loglik)
+    best = int(np.argmax(usable >= usable.max() - SAME))  # of equals the one that was best before
     interrupted = rough.interrupted or found.interrupted
     theta = found.theta[best]
     if not (interrupted or found.converged[best]):
