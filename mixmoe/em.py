@@ -210,7 +210,10 @@ _MAX_HALVINGS = 15
 
 @dataclass(slots=True)
 class _State:
-    """What changes while S ascents run; shapes as in `Climb`, `H` (S, P, P) the inverse information, `radius` (S,)."""
+    """What changes while S ascents run; shapes as in `Climb`, `H` (S, P, P) the inverse information, `radius` (S,).
+
+    `spurious` and `judged` (S,): what is no solution however high, and where this has been decided for good.
+    """
 
     theta: Array
     loglik: Array
@@ -221,6 +224,8 @@ class _State:
     radius: Array
     converged: NDArray[np.bool_]
     stuck: NDArray[np.bool_]
+    spurious: NDArray[np.bool_]
+    judged: NDArray[np.bool_]
     traces: tuple[list[float], ...]
 
 
@@ -237,6 +242,8 @@ def _begin(objective: Objective, theta: Array, inverse_hessian: Array) -> _State
         np.full(S, _MAX_STEP),
         np.zeros(S, dtype=bool),
         ~np.isfinite(first.loglik),
+        np.zeros(S, dtype=bool),
+        np.zeros(S, dtype=bool),
         tuple([float(v)] for v in first.loglik),
     )
 
@@ -253,12 +260,13 @@ def _active(state: _State, n_units: int, control: Control) -> NDArray[np.intp]:
 
 def _give_up(state: _State, who: NDArray[np.intp], control: Control, spurious: Spurious) -> None:
     """End those of the starts `who` that are spurious, and those that the best other start leaves behind."""
-    wrong = np.zeros(state.loglik.size, dtype=bool)
-    wrong[who] = spurious(state.theta[who])
-    best = max(control.reached, np.where(wrong, -np.inf, state.loglik).max())
+    undecided = np.flatnonzero(~state.judged)
+    state.spurious[undecided] = spurious(state.theta[undecided])
+    best = max(control.reached, np.where(state.spurious, -np.inf, state.loglik).max())
     for i in who:
         recent = state.loglik[i] - state.traces[i][-1 - _LAP]
-        state.stuck[i] |= bool(wrong[i] or state.loglik[i] + _HOPE * recent < best - control.behind)
+        state.stuck[i] |= bool(state.spurious[i] or state.loglik[i] + _HOPE * recent < best - control.behind)
+    state.judged = state.stuck | state.converged
 
 
 def _iterate(state: _State, objective: Objective, who: NDArray[np.intp], n_units: int, control: Control) -> None:
@@ -300,7 +308,8 @@ def _search(state: _State, objective: Objective, who: NDArray[np.intp], directio
         _accept(state, who[pending[good]], trial[good], Evaluation(e.loglik[good], e.score[good]))
         cut[:] = False  # a shortened step says nothing about longer ones
         curve = hoped - gain
-        ratio = np.where(np.isfinite(curve) & (curve > 0), 0.5 * hoped / curve, 0.1)
+        bent = np.isfinite(curve) & (curve > 0)
+        ratio = np.where(bent, 0.5 * hoped / np.where(bent, curve, 1.0), 0.1)
         step[pending] *= np.clip(ratio, 0.1, 0.5)
         pending = pending[~good]
         if not pending.size:

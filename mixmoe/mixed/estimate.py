@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from mixmoe.em import SAME, Climb, Control, Evaluation, climb
 from mixmoe.gate import gate_log_probabilities
 from mixmoe.mixed.carried import carried_starts
+from mixmoe.mixed.em_step import em_iterations
 from mixmoe.mixed.extras import spans
 from mixmoe.mixed.gaussian import GaussianExperts
 from mixmoe.mixed.likelihood import ClosedForm, Problem, build_problem, evaluate, observed_information
@@ -31,6 +32,7 @@ from mixmoe.mixed.structure import Params, Structure, contract, expand
 Array = NDArray[np.float64]
 
 _EM_STEPS = 2
+_EM_STEPS_AT_COLLAPSE = 50  # where line searches end at the barrier, these still bring the other parameters to rest
 _SEARCH_ABOVE = 1000  # with more subjects than this random starts run on two subsamples
 _SEARCH_SUBJECTS = 500  # of at least this size
 _MANY = 20_000  # subjects with which the search goes on from there
@@ -507,7 +509,9 @@ def finish(problem: Problem, sigma_one: float, ends: Ends, margin: float, contro
     best = int(np.argmax(usable >= usable.max() - SAME))  # of equals the one that was best before
     interrupted = rough.interrupted or found.interrupted
     theta = found.theta[best]
-    if not (interrupted or found.converged[best]):
+    if not np.isfinite(rank[best]) and not interrupted and isinstance(problem.experts, GaussianExperts):
+        theta = em_iterations(problem, theta[None], _EM_STEPS_AT_COLLAPSE)[0][0]
+    elif not (interrupted or found.converged[best]):
         theta = newton_polish(problem, theta)
     e = evaluate(problem, theta[None])
     origin = candidates[best]
