@@ -129,6 +129,7 @@ class Evaluation:
 
 
 Objective = Callable[[Array], Evaluation]
+Spurious = Callable[[Array], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,13 @@ class Control:
         Converged when the largest entry of the score per unit of observation is below this, in working coordinates.
     min_gain : float
         A start ends when an iteration gains less than this in log-likelihood.
+    promise : float
+        A start ends when the quadratic model at its place promises less than this, half of score' H score.
+    behind : float
+        A start is given up when it would stay this far below the best even with five times what its last five
+        iterations gained.
+    reached : float
+        Log-likelihood of the best of earlier ascents, which starts race against too.
     progress : bool or None
         Show a progress bar; None: only in a terminal, and if it takes more than a few seconds.
     """
@@ -150,6 +158,9 @@ class Control:
     max_iter: int = 500
     tol: float = 1e-6
     min_gain: float = 0.0
+    promise: float = 0.0
+    behind: float = np.inf
+    reached: float = -np.inf
     progress: bool | None = False
 
 
@@ -191,12 +202,18 @@ def progress_bar(total: int, label: str, show: bool | None) -> Any:
 
 _ARMIJO = 1e-4
 _MAX_STEP = 0.5  # longest step in working coordinates, where one is a standard deviation; measured: fewest evaluations
+_TRUSTED = 0.5  # share of the gain that the slope promises, from which on a step that was cut may be twice as long
+_LAP = 5  # iterations between two looks at who is left behind
+_HOPE = 5.0  # times the gain of the last lap is what a start may still gain
 _MAX_HALVINGS = 15
 
 
 @dataclass(slots=True)
 class _State:
-    """What changes while S ascents run; shapes as in `Climb`, `H` (S, P, P) the inverse information."""
+    """What changes while S ascents run; shapes as in `Climb`, `H` (S, P, P) the inverse information, `radius` (S,).
+
+    `spurious` and `judged` (S,): what is no solution however high, and where this has been decided for good.
+    """
 
     theta: Array
     loglik: Array
@@ -204,8 +221,11 @@ class _State:
     H: Array
     n_iter: NDArray[np.intp]
     n_evaluations: NDArray[np.intp]
+    radius: Array
     converged: NDArray[np.bool_]
     stuck: NDArray[np.bool_]
+    spurious: NDArray[np.bool_]
+    judged: NDArray[np.bool_]
     traces: tuple[list[float], ...]
 
 
@@ -219,8 +239,11 @@ def _begin(objective: Objective, theta: Array, inverse_hessian: Array) -> _State
         inverse_hessian.copy(),
         np.zeros(S, dtype=np.intp),
         np.ones(S, dtype=np.intp),
+        np.full(S, _MAX_STEP),
         np.zeros(S, dtype=bool),
         ~np.isfinite(first.loglik),
+        np.zeros(S, dtype=bool),
+        np.zeros(S, dtype=bool),
         tuple([float(v)] for v in first.loglik),
     )
 
@@ -228,8 +251,22 @@ def _begin(objective: Objective, theta: Array, inverse_hessian: Array) -> _State
 def _active(state: _State, n_units: int, control: Control) -> NDArray[np.intp]:
     """Starts that have neither converged nor come to a standstill."""
     flat = np.abs(state.score).max(axis=1, initial=0.0) <= control.tol * n_units
+    if control.promise:
+        promised = 0.5 * np.einsum("sp,spq,sq->s", state.score, state.H, state.score)
+        flat |= (promised >= 0) & (promised <= control.promise)
     state.converged = flat & np.isfinite(state.loglik)
     return np.flatnonzero(~(state.converged | state.stuck))
+
+
+def _give_up(state: _State, who: NDArray[np.intp], control: Control, spurious: Spurious) -> None:
+    """End those of the starts `who` that are spurious, and those that the best other start leaves behind."""
+    undecided = np.flatnonzero(~state.judged)
+    state.spurious[undecided] = spurious(state.theta[undecided])
+    best = max(control.reached, np.where(state.spurious, -np.inf, state.loglik).max())
+    for i in who:
+        recent = state.loglik[i] - state.traces[i][-1 - _LAP]
+        state.stuck[i] |= bool(state.spurious[i] or state.loglik[i] + _HOPE * recent < best - control.behind)
+    state.judged = state.stuck | state.converged
 
 
 def _iterate(state: _State, objective: Objective, who: NDArray[np.intp], n_units: int, control: Control) -> None:
@@ -250,13 +287,14 @@ def _directions(state: _State, who: NDArray[np.intp], n_units: int) -> Array:
     wrong = (d * score).sum(axis=1) <= 0
     state.H[who[wrong]] = np.eye(d.shape[1]) / n_units
     d[wrong] = score[wrong] / n_units
-    longest = np.abs(d).max(axis=1, keepdims=True)
-    return d * np.minimum(1.0, _MAX_STEP / np.maximum(longest, _MAX_STEP))
+    longest, radius = np.abs(d).max(axis=1), state.radius[who]
+    return d * np.minimum(1.0, radius / np.maximum(longest, radius))[:, None]
 
 
 def _search(state: _State, objective: Objective, who: NDArray[np.intp], direction: Array) -> None:
     """Backtracking with quadratic interpolation; a start for which no step is uphill stays where it is."""
     slope = (direction * state.score[who]).sum(axis=1)
+    cut = np.abs(direction).max(axis=1, initial=0.0) > 0.99 * state.radius[who]
     slack = 1e-12 * np.abs(state.loglik[who])  # rounding of the log-likelihood itself
     step = np.ones(who.size)
     pending = np.arange(who.size)
@@ -266,13 +304,21 @@ def _search(state: _State, objective: Objective, who: NDArray[np.intp], directio
         state.n_evaluations[who[pending]] += 1
         gain, hoped = e.loglik - state.loglik[who[pending]], step[pending] * slope[pending]
         good = gain >= _ARMIJO * hoped - slack[pending]
+        _resize(state, who[pending], cut[pending] & (gain > _TRUSTED * hoped), good)
         _accept(state, who[pending[good]], trial[good], Evaluation(e.loglik[good], e.score[good]))
+        cut[:] = False  # a shortened step says nothing about longer ones
         curve = hoped - gain
-        ratio = np.where(np.isfinite(curve) & (curve > 0), 0.5 * hoped / curve, 0.1)
+        bent = np.isfinite(curve) & (curve > 0)
+        ratio = np.where(bent, 0.5 * hoped / np.where(bent, curve, 1.0), 0.1)
         step[pending] *= np.clip(ratio, 0.1, 0.5)
         pending = pending[~good]
         if not pending.size:
             return
+
+
+def _resize(state: _State, who: NDArray[np.intp], longer: NDArray[np.bool_], good: NDArray[np.bool_]) -> None:
+    """Let steps grow along a slope without end, as towards infinite coefficients; start anew where one fails."""
+    state.radius[who] = np.where(good, np.where(longer, 2.0, 1.0) * state.radius[who], _MAX_STEP)
 
 
 def _accept(state: _State, who: NDArray[np.intp], theta: Array, e: Evaluation) -> None:
@@ -304,6 +350,7 @@ def climb(
     inverse_hessian: Array,
     n_units: int,
     control: Control,
+    spurious: Spurious | None = None,
 ) -> Climb:
     """Maxima of a log-likelihood by BFGS from S starts in lockstep.
 
@@ -317,6 +364,9 @@ def climb(
     n_units : int
         Independent units, which makes the tolerance scale-free.
     control : Control
+    spurious : callable, optional
+        Which of some points, shape (S, P), are no solutions however high they lie. With it starts race: those that are
+        spurious or left behind are given up, see `Control`.
 
     Returns
     -------
@@ -331,10 +381,12 @@ def climb(
     with progress_bar(theta.shape[0], "starts", control.progress) as bar:
         try:
             who = _active(state, n_units, control)
-            for _ in range(control.max_iter):
+            for lap in range(1, control.max_iter + 1):
                 if not who.size:
                     break
                 _iterate(state, objective, who, n_units, control)
+                if spurious is not None and lap > _LAP and lap % _LAP == 0:
+                    _give_up(state, who, control, spurious)
                 who = _active(state, n_units, control)
                 bar.update(theta.shape[0] - who.size - bar.n)
         except KeyboardInterrupt:

@@ -136,14 +136,30 @@ def test_starts_are_counted(fit, data):
     assert mm.fit(FORMULA, data, 1).em.starts.n_starts == 1
 
 
-def test_a_value_that_one_start_reached_is_flagged(data, monkeypatch):
-    monkeypatch.setattr(mm.mixed.model, "search", lambda *args: replace(search(*args), n_starts=9, n_replicated=1))
-    with pytest.warns(
-        ConvergenceWarning, match=r"Only one of 9 starts reached .* raise starts= \(for instance to 36\)"
-    ):
-        fit = mm.fit(FORMULA, data, rng=0)
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        (
+            {"summits": np.array([-1.0, -1.25, -4.0])},
+            r"one of 3 independent searches \(9 starts in all\) .* the others ended 0\.25, 3 below it: .* to 36\)",
+        ),
+        ({"summits": np.array([-1.0, -np.inf])}, r"Only one of 9 starts reached .* raise starts= .*to 36\)"),
+        ({"summits": np.array([-1.0])}, r"Only one of 9 starts reached .* raise starts= .*to 36\)"),
+    ],
+)
+def test_a_value_that_one_search_or_start_reached_is_flagged(facts, message, data, monkeypatch):
+    facts = {"n_starts": 9, "n_replicated": 1, **facts}
+    monkeypatch.setattr(mm.mixed.model, "search", lambda *args: replace(search(*args), **facts))
+    with pytest.warns(ConvergenceWarning, match=message):
+        fit = mm.fit("y ~ time | re: (1 | id)", data, rng=0, starts=2)
     assert [flag.code for flag in fit.flags] == ["not_replicated"]
     assert fit.converged
+
+
+def test_two_searches_that_agree_are_enough(data, monkeypatch):
+    facts = {"summits": np.array([-1.0, -1.0005, -4.0]), "n_starts": 9, "n_replicated": 2}
+    monkeypatch.setattr(mm.mixed.model, "search", lambda *args: replace(search(*args), **facts))
+    assert mm.fit("y ~ time | re: (1 | id)", data, rng=0, starts=2).flags == ()
 
 
 @pytest.mark.parametrize("form", ["results", "series", "dict", "array"])

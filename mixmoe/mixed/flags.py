@@ -3,18 +3,22 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe.em import Flag
+from mixmoe.design import DesignNames
+from mixmoe.em import SAME, Flag
 from mixmoe.errors import ApproximationWarning, BoundaryWarning, ConvergenceWarning, DegeneracyWarning, warn
 from mixmoe.inference.covariance import ParamCov
 from mixmoe.inference.intervals import scale_of, wald_limits
 from mixmoe.layout import ParamLayout
+from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.covariance import Boundary, gate_directions
-from mixmoe.mixed.estimate import Search
-from mixmoe.mixed.likelihood import Problem
+from mixmoe.mixed.estimate import Search, residual_deviations
+from mixmoe.mixed.likelihood import Problem, evaluate
 from mixmoe.mixed.separation import expert_directions
+from mixmoe.mixed.structure import expand
 
 Array = NDArray[np.float64]
 
+_FAR = 1e4  # standard deviations between the data and the origin of a random-effects column
 _CERTAIN = 0.99  # 95 % limits of a correlation beyond both ends of this say nothing about it
 
 _CATEGORIES = {
@@ -29,6 +33,7 @@ _CATEGORIES = {
     "separated_expert": BoundaryWarning,
     "degenerate": DegeneracyWarning,
     "small_expert": DegeneracyWarning,
+    "far_origin": ApproximationWarning,
     "laplace_bias": ApproximationWarning,
     "quadrature_bias": ApproximationWarning,
 }
@@ -46,7 +51,7 @@ def find_flags(
         _empty_categories(boundary),
         _separation(problem, theta),
         _expert_separation(problem, theta),
-        _degenerate(found),
+        _degenerate(found, problem, theta, responsibilities),
         _small(responsibilities, problem),
     )
     return tuple(flag for flag in candidates if flag is not None)
@@ -76,6 +81,34 @@ def uncertainty_flags(layout: ParamLayout, params: Array, cov: ParamCov) -> tupl
     )
 
 
+def far_origin(
+    problem: Problem, coordinates: Coordinates, found: Search, reported: Array, names: DesignNames
+) -> tuple[Flag, ...]:
+    """A flag if the reported parameters do not hold the fit, `reported` being the free vector that they give.
+
+    Random effects are reported where their covariates are zero. Far from the data their correlations come so close to
+    one that no digit of what the data say is left.
+    """
+    with np.errstate(all="ignore"):
+        lost = found.loglik - float(evaluate(problem, reported[None]).loglik[0])
+    if np.isfinite(lost) and lost <= SAME + 1e-9 * abs(found.loglik):
+        return ()
+    spread = np.abs(np.diag(coordinates.random))
+    far = np.abs(coordinates.random).max(axis=0, initial=0.0) / np.maximum(spread, np.finfo(float).tiny)
+    at = int(far.argmax()) if far.size else 0
+    if not far.size or far[at] < _FAR:
+        return ()
+    return (
+        Flag(
+            "far_origin",
+            f"The origin of {names.random[at]!r} lies {far[at]:.2g} standard deviations from the data, where the "
+            "correlations of the random effects are one to all digits: the reported parameters have lost the fit "
+            f"(log-likelihood {lost:.3g} lower), and standard errors would be wrong. Subtract a constant from "
+            f"{names.random[at]!r}, such as its mean.",
+        ),
+    )
+
+
 def _convergence(found: Search, problem: Problem) -> Flag | None:
     largest = float(np.abs(found.score).max(initial=0.0)) / problem.n_subjects
     if found.interrupted:
@@ -94,12 +127,25 @@ def _convergence(found: Search, problem: Problem) -> Flag | None:
 
 
 def _replication(found: Search) -> Flag | None:
-    if found.n_starts < 2 or found.n_replicated > 1 or found.interrupted:
+    if found.interrupted or found.degenerate or found.n_starts < 2:
+        return None
+    summits = found.summits[np.isfinite(found.summits)]
+    more = f"raise starts= (for instance to {4 * found.n_starts}) or use fewer experts."
+    if len(summits) > 1:
+        behind = summits[0] - summits[1:]
+        if behind[0] <= SAME:
+            return None
+        below = ", ".join(f"{fall:.3g}" for fall in behind)
+        return Flag(
+            "not_replicated",
+            f"Only one of {len(found.summits)} independent searches ({found.n_starts} starts in all) reached the best "
+            f"log-likelihood; the others ended {below} below it: there may be a higher one; {more}",
+        )
+    if found.n_replicated > 1:
         return None
     return Flag(
         "not_replicated",
-        f"Only one of {found.n_starts} starts reached the best log-likelihood: there may be a higher one; "
-        f"raise starts= (for instance to {4 * found.n_starts}) or use fewer experts.",
+        f"Only one of {found.n_starts} starts reached the best log-likelihood: there may be a higher one; {more}",
     )
 
 
@@ -158,13 +204,18 @@ def _expert_separation(problem: Problem, theta: Array) -> Flag | None:
     )
 
 
-def _degenerate(found: Search) -> Flag | None:
+def _degenerate(found: Search, problem: Problem, theta: Array, responsibilities: Array) -> Flag | None:
     if not found.degenerate:
         return None
+    noise = residual_deviations(problem.structure, expand(problem.structure, problem.free, theta[None]))[0]
+    k = int(noise.argmin())
+    size, N = float(responsibilities[:, k].sum()), problem.n_subjects
     return Flag(
         "degenerate",
-        "The residual variance (or dispersion) of an expert has collapsed on a few subjects, where the likelihood is "
-        "unbounded: these estimates are spurious. Use residual='common', fewer experts or more starts.",
+        f"The residual variance (or dispersion) of expert {k + 1} has collapsed on the {size:.1f} subjects "
+        f"({size / N:.1%}) that it carries: it fits them all but exactly, where the likelihood is unbounded, so that "
+        "likelihood and standard errors mean nothing. If these responses have no noise, leave these subjects out or "
+        "model them apart; if they are few, use residual='common', fewer experts or more starts.",
     )
 
 

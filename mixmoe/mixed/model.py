@@ -31,7 +31,7 @@ from mixmoe.mixed.estimate import (
     search_carried,
     search_from,
 )
-from mixmoe.mixed.flags import find_flags, uncertainty_flags, warn_flags
+from mixmoe.mixed.flags import far_origin, find_flags, uncertainty_flags, warn_flags
 from mixmoe.mixed.given import cluster_codes, start_vector
 from mixmoe.mixed.glmm_results import GLMMResults
 from mixmoe.mixed.integral import with_integral_flag
@@ -56,6 +56,7 @@ from mixmoe.results import restored
 
 Array = NDArray[np.float64]
 _DEFAULT = Control()
+_NO_NOISE = 1e-10  # residual deviation beside that of the response
 
 
 class MEMoE(Refitting):
@@ -425,8 +426,10 @@ class MEMoE(Refitting):
         joint = subject_logliks(self.problem, theta)
         responsibilities = np.exp(joint - logsumexp(joint, axis=1)[:, None])
         boundary = find_boundary(self.problem, self.coordinates, theta)
+        params = self.natural(boundary.theta)
+        far = far_origin(self.problem, self.coordinates, found, self.working(params), self.design.names)
         return EMFit(
-            params=self.natural(boundary.theta),
+            params=params,
             loglik=found.loglik - self._log_scale,
             trace=found.trace - self._log_scale,
             n_iter=found.n_iter,
@@ -436,7 +439,7 @@ class MEMoE(Refitting):
             starts=Starts(
                 found.n_starts, found.logliks - self._log_scale, found.n_replicated, found.ends - self._log_scale
             ),
-            flags=find_flags(self.problem, found, theta, responsibilities, boundary),
+            flags=(*find_flags(self.problem, found, theta, responsibilities, boundary), *far),
         )
 
 
@@ -469,6 +472,25 @@ def _check_identified(design: Design, n_experts: int, response: ResponseModel) -
             f"the response {design.names.response!r} does not vary within any subject, so that residuals are zero; "
             "keep one row per subject and leave the random effects out"
         )
+    if "Intercept" in design.names.random and _exact_within(design):
+        raise DesignError(
+            f"within subjects the expert columns reproduce the response {design.names.response!r} exactly, so that "
+            "residuals are zero beside random intercepts; a mixture needs a response with noise: remove covariates "
+            "that are functions of it, or keep one row per subject and leave the random effects out"
+        )
+
+
+def _exact_within(design: Design) -> bool:
+    """Whether least squares around the means of the subjects leaves nothing of the response."""
+    y, size = np.asarray(design.response, dtype=float), np.bincount(design.codes)
+
+    def centred(column: Array) -> Array:
+        out: Array = column - (np.bincount(design.codes, column) / size)[design.codes]
+        return out
+
+    within, X = centred(y), np.column_stack([centred(x) for x in design.expert.T])
+    left = within - X @ np.linalg.lstsq(X, within, rcond=None)[0]
+    return bool(np.sqrt(np.mean(left**2)) <= _NO_NOISE * np.sqrt(np.mean((y - y.mean()) ** 2)))
 
 
 def build_structure(design: Design, n_experts: int, cov_re: CovRE, response: ResponseModel) -> Structure:

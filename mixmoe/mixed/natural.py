@@ -15,6 +15,7 @@ from mixmoe.mixed.structure import Params, Structure
 Array = NDArray[np.float64]
 
 _COMPLEX_STEP = 1e-30
+_CORRELATED = 1e-14  # 1 - r^2 below this is a correlation of one; above it, one at an origin far from the data
 _NO_WIDTH = 1e-12  # two thresholds as close as this leave no room for the category between them
 
 
@@ -266,4 +267,4 @@ def _factor(s: Structure, block: Array) -> Array:
     R = np.eye(s.n_random)
     for value, (i, j) in zip(correlations, _pairs(s), strict=True):
         R[i, j] = R[j, i] = value
-    return semidefinite_cholesky(R * np.outer(sd, sd))
+    return sd[:, None] * semidefinite_cholesky(R, tol=_CORRELATED)

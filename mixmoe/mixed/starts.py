@@ -19,6 +19,7 @@ from mixmoe.mixed.structure import Params, Sigma, Structure, build_free_vector, 
 Array = NDArray[np.float64]
 
 _SOFT = 0.1  # share of a partition that is spread evenly over the experts
+_TAIL = 0.01  # smallest share of an expert that is cut off it
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,5 +240,6 @@ def random_side(inside: Array, features: Array, rng: np.random.Generator) -> Arr
     """Share of each subject, shape (N,), on one side of a cut across a random direction through an expert."""
     position = features @ rng.normal(size=features.shape[1])
     own = position[inside > 0.5]
-    cut = np.quantile(own if own.size else position, rng.uniform(0.2, 0.8))
+    share = rng.uniform(0.2, 0.8) if rng.uniform() < 0.5 else np.exp(rng.uniform(np.log(_TAIL), np.log(0.3)))
+    cut = np.quantile(own if own.size else position, 1 - share)
     return np.where(position > cut, 1 - _SOFT, _SOFT)
