@@ -54,7 +54,7 @@ def clustered(data):
 
 def gradient_and_information(local, coef, g):
     block, terms = next(local_pieces(local, coef))
-    full = masked_information(local, full_information(local, block, terms.information, terms.kernel))
+    full = masked_information(full_information(local, block, terms.information, terms.kernel), local.free.ravel())
     return local_gradient(local, block, terms)[g].ravel(), full[g]
 
 
