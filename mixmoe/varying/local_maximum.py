@@ -134,7 +134,7 @@ def maximise_local(local: Local, start: Array) -> LocalFit:
     local = _without_unknown(local, start)
     coef, done, todo = start.copy(), np.zeros(len(start), dtype=bool), np.arange(len(start))
     for n_iter in NEWTON_ROUNDS:
-        some = local if len(todo) == len(start) else _at_points(local, todo)
+        some = local if len(todo) == len(start) else at_points(local, todo)
         for block in blocks(some.windows):
             at = todo[block.first : block.last]
             coef[at], done[at] = _newton(some, block, coef[at], n_iter)
@@ -177,7 +177,7 @@ def _carried(local: Local, coef: Array, at: NDArray[np.intp], beside: NDArray[np
         for s in range(power, n_powers):
             start[:, power] += math.comb(s, power) * shift[:, None] ** (s - power) * coef[beside, s]
     start = np.where(local.free | (np.arange(n_powers) == 0)[:, None], start, 0.0)
-    some, done = _at_points(local, at), np.zeros(len(at), dtype=bool)
+    some, done = at_points(local, at), np.zeros(len(at), dtype=bool)
     for block in blocks(some.windows):
         here = slice(block.first, block.last)
         start[here], done[here] = _newton(some, block, start[here], NEWTON_ROUNDS[-1])
@@ -235,7 +235,7 @@ def maximise_bounded(local: Local, start: Array) -> BoundedFit:
         return BoundedFit(fit, fit, limits)
     free = local.free.copy()
     free[:, where] = False
-    held = maximise_local(replace(_at_points(local, points), free=free), start[points])
+    held = maximise_local(replace(at_points(local, points), free=free), start[points])
     coef, converged = fit.coef.copy(), fit.converged.copy()
     coef[points], converged[points] = held.coef, held.converged
     return BoundedFit(LocalFit(coef, converged), fit, limits)
@@ -248,7 +248,7 @@ def on_limit(problem: Problem, coef: Array) -> BoolArray:
     return out
 
 
-def _at_points(local: Local, points: NDArray[np.intp]) -> Local:
+def at_points(local: Local, points: NDArray[np.intp]) -> Local:
     """The same local problem at some of its grid points."""
     windows = build_windows(local.windows.index, local.windows.grid[points], local.windows.bandwidth)
     return replace(local, windows=windows)

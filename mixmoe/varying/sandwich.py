@@ -291,7 +291,7 @@ def _mixed_curvature(local: Local, block: Block, terms: NaturalTerms, g: int, be
 
 
 def _inverses(full: Array, free: BoolArray) -> Array:
-    """Inverses of informations (g, D L, D L) on the free coordinates (g, D L), zero elsewhere; NaN where not definite."""
+    """Inverses of informations (g, D L, D L) on what is free, (g, D L), zero elsewhere; NaN where not definite."""
     unit, root = unit_diagonal(masked_information(full, free))
     values, vectors = np.linalg.eigh(unit)
     good = values[:, 0] > 1e-8
