@@ -70,7 +70,7 @@ class BoundedFit:
     def held(self, slots: Slots) -> BoolArray:
         """Functions that are held at each grid point, shape (G, L)."""
         out = np.zeros((len(self.limits), slots.n), dtype=bool)
-        out[:, slots.dispersions] = self.limits.any(axis=1)[:, None]
+        out[:, slots.dispersions] = self.limits.any(axis=1, keepdims=True)
         return out
 
 

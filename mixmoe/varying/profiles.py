@@ -94,7 +94,8 @@ def function_frame(model: FittedVCMoE, u: Any) -> pd.DataFrame:
             f"u must lie within the range of the index, {grid[0]:g} to {grid[-1]:g}, with at least one value, got {u!r}"
         )
     values = levels_at(model, at)
-    values[:, problem.slots.dispersions] = np.exp(values[:, problem.slots.dispersions])
+    logs = np.clip(values[:, problem.slots.dispersions], problem.floor, problem.ceiling)  # between grid points
+    values[:, problem.slots.dispersions] = np.exp(logs)
     names = model.names
     labels = Labels(names.full, names.blocks, names.experts, names.terms)
     return _frame(labels, str(model.design.names.index), at, {"estimate": values})

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe.errors import ArgumentError
+from mixmoe.errors import ArgumentError, ConvergenceWarning, warn
 from mixmoe.inference.covariance import DESCRIPTIONS
 from mixmoe.output.curves import Curve
 from mixmoe.output.tables import Cell, Table, told_apart
@@ -23,6 +23,7 @@ from mixmoe.varying.profiles import (
     LOST,
     OUTSIDE,
     THIN,
+    BandRequest,
     function_frame,
     profile_values,
 )
@@ -325,7 +326,15 @@ def drawn_bands(results: Any, kind: str, options: Mapping[str, Any]) -> dict[str
     wanted = [of for of in PLOTS[kind] if of != "probabilities" or not alone]
     shared = any(of in AT_COVARIATES for of in wanted)
     without = {name: value for name, value in options.items() if name != "at" or not shared}
-    return {of: results.bands(of, **(options if of in AT_COVARIATES else without)) for of in wanted}
+    frames = {}
+    for of in wanted:
+        given = dict(options if of in AT_COVARIATES else without)
+        rng = given.pop("rng", None)
+        frames[of] = results.requested_bands(BandRequest(of, **given), rng)
+    gaps = lost_bands(pd.concat(frames.values()))
+    if gaps is not None:
+        warn(gaps, ConvergenceWarning)  # once for the figure
+    return frames
 
 
 def band_curves(

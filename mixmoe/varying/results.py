@@ -174,18 +174,29 @@ class VCMoEResults(MoEResults):
         ConvergenceWarning
             If there are values without a maximum.
         """
-        checked_choice(of, "of", SUBJECTS)
-        checked_choice(method, "method", METHODS)
-        checked_choice(bias, "bias", BIASES)
-        checked_count(draws, "draws", least=100)
-        checked_count(n_boot, "n_boot", least=19)
-        n_jobs = checked_jobs(n_jobs)
-        request = BandRequest(of, checked_level(level), method, bias, at, draws, n_boot, n_jobs, progress)
-        frame = self._bands(request, rng)
+        request = BandRequest(of, level, method, bias, at, draws, n_boot, n_jobs, progress)
+        frame = self.requested_bands(request, rng)
         gaps = report.lost_bands(frame)
         if gaps is not None:
             warn(gaps, ConvergenceWarning)
         return frame
+
+    def requested_bands(self, request: BandRequest, rng: Any = None) -> pd.DataFrame:
+        """Bands as `bands` gives them, without its warning.
+
+        Parameters
+        ----------
+        request : BandRequest
+            Arguments of `bands`.
+        rng : int, numpy.random.Generator or None
+        """
+        checked_choice(request.of, "of", SUBJECTS)
+        checked_choice(request.method, "method", METHODS)
+        checked_choice(request.bias, "bias", BIASES)
+        checked_count(request.draws, "draws", least=100)
+        checked_count(request.n_boot, "n_boot", least=19)
+        level, n_jobs = checked_level(request.level), checked_jobs(request.n_jobs)
+        return self._bands(replace(request, level=level, n_jobs=n_jobs), rng)
 
     def test_varying(
         self,

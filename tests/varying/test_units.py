@@ -123,7 +123,7 @@ def test_bands_and_figures_follow_the_covariance(clustered, plain):
     uncorrected = plain.with_cov("robust", correction=False)
     ratio = uncorrected.bands(rng=0)["std_error"] / plain.bands(rng=0)["std_error"]
     assert (ratio.dropna() < 1.0).all()
-    assert ratio.isna().mean() < 0.1  # thin ends
+    assert ratio.isna().mean() < 0.2  # thin ends
 
 
 def test_relabel_keeps_the_options_of_the_covariance(plain, clustered, tmp_path):
