@@ -183,8 +183,8 @@ def function_tables(
 def _about_functions(index: str, level: float, tested: bool) -> str:
     """What the columns and second lines of the tables of functions are."""
     test = (
-        "P const.: asymptotic GLR test that the function is constant, which rejects too often in small samples; "
-        "test_varying() has the bootstrap."
+        "P const.: asymptotic GLR test that the function is constant; test_varying() has the bootstrap, which assumes "
+        "less."
     )
     untested = (
         "There is no test that a function is constant: rows of a cluster are not independent, which its null "

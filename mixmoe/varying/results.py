@@ -217,8 +217,9 @@ class VCMoEResults(MoEResults):
             ``"dispersion"``, ``"gate"``, ``"experts"``, ``"all"``. By default each varying function on its own and all
             together, as a frame.
         method : {"bootstrap", "asymptotic", "calibrated"}
-            Null distribution: parametric bootstrap from the null fit; chi-square with the degrees of freedom of Fan,
-            Zhang and Zhang (2001); the same with degrees of freedom from a few bootstrap draws (Wilks phenomenon).
+            Null distribution: parametric bootstrap from the null fit; scaled chi-square of Fan, Zhang and Zhang (2001),
+            its mean and variance those of the smoother at the index values of the data; the same with mean and variance
+            of a few bootstrap draws (Wilks phenomenon).
         n_boot : int
             Draws; of ``"calibrated"`` a quarter of them.
         rng : int, numpy.random.Generator or None

@@ -10,6 +10,7 @@ from mixmoe.kernels.local import epanechnikov
 from mixmoe.varying.bands import LEAST_DF, level_process, student_factor
 from mixmoe.varying.dof import effective_df, fitness
 from mixmoe.varying.estimate import Control, fit_functions
+from mixmoe.varying.glr import null_law
 from mixmoe.varying.local_likelihood import build_local
 from mixmoe.varying.local_maximum import local_maxima
 from mixmoe.varying.model import VCMoE
@@ -108,6 +109,62 @@ def test_factors_are_those_of_student():
     found = student_factor(np.array([1.959964]), np.array([[5.0], [30.0], [np.inf], [0.3]]))[:, 0]
     np.testing.assert_allclose(found, [2.570582, 2.042272, 1.959964, 4.302653], rtol=1e-5)  # printed tables; 2 at least
     assert LEAST_DF == 2.0
+
+
+def quadratic_form(u, weights, h):
+    """Matrix of ``RSS of the mean - RSS of local lines`` in standardised errors, from a regression at every row."""
+    n = len(u)
+    hat = np.empty((n, n))
+    for i in range(n):
+        kernel = np.clip(1.0 - ((u - u[i]) / h) ** 2, 0.0, None) * weights
+        design = np.column_stack([np.ones(n), u - u[i]])
+        hat[i] = np.linalg.solve(design.T @ (design * kernel[:, None]), design.T * kernel)[0]
+    root = np.sqrt(weights)
+    rests = [np.eye(n) - root[:, None] * s / root for s in (np.tile(weights / weights.sum(), (n, 1)), hat)]
+    return rests[0].T @ rests[0] - rests[1].T @ rests[1]
+
+
+def test_asymptotic_test_has_the_moments_of_the_smoother():
+    fit = VCMoE(FORMULA, vcmoe("constant", 200, rng=3).data, bandwidth=0.4).fit(rng=0, starts=2)
+    test = fit.test_varying("expert1.z1", method="asymptotic")
+    form = quadratic_form(fit.model.problem.rows.index, np.ones(200), 0.4)
+    mean, variance = 0.5 * np.trace(form), 0.5 * np.trace(form @ form)
+    scale = 2.0 * mean / variance
+    assert test.df == pytest.approx(scale * mean)
+    assert test.p_value == pytest.approx(chi2.sf(scale * test.statistic, scale * mean))
+    pair = fit.test_varying(["expert1.z1", "gate2.x1"], method="asymptotic")
+    assert pair.df == pytest.approx(2.0 * scale * mean)
+    assert pair.p_value == pytest.approx(chi2.sf(scale * pair.statistic, 2.0 * scale * mean))
+
+
+def test_null_law_far_from_the_ends_is_that_of_fan_zhang_and_zhang():
+    problem = make_problem(vcmoe(n=200, rng=1), 0.3)
+    even = replace(problem.rows.take(np.arange(200)), index=np.linspace(0.0, 1.0, 200))
+    laws = {}
+    for h in (0.1, 0.05):
+        own = build_problem(even, problem.family, problem.slots, problem.const, np.linspace(0, 1, 20), h, h, 0.01)
+        law = null_law(own, np.array([0]))
+        laws[h] = np.array([law.df / law.scale, 2.0 * law.df / law.scale**2])  # mean, variance
+    mean, variance = (laws[0.05] - laws[0.1]) / 10.0  # per |U| / h
+    t = np.linspace(-2.0, 2.0, 4001)
+    kernel = 0.75 * np.clip(1.0 - t * t, 0.0, None)
+    twice = np.convolve(kernel, kernel, mode="same") * 0.001
+    c_k = 0.75 - 0.5 * (kernel**2).sum() * 0.001
+    r_k = c_k / (((kernel - 0.5 * twice) ** 2).sum() * 0.001)
+    assert (c_k, r_k) == (pytest.approx(0.45, abs=1e-4), pytest.approx(2.1153, abs=1e-3))
+    assert mean == pytest.approx(c_k, rel=0.02)
+    assert 2.0 * mean / variance == pytest.approx(r_k, rel=0.02)
+
+
+def test_null_law_of_theta_is_that_of_an_average():
+    problem = make_problem(vcmoe(n=150, family="negbinomial", rng=1), 0.3, family="negbinomial")
+    u = problem.rows.index
+    kernel = np.clip(1.0 - ((u - u[:, None]) / 0.3) ** 2, 0.0, None)
+    rest = np.eye(150) - kernel / kernel.sum(axis=1, keepdims=True)
+    form = np.eye(150) - 1.0 / 150.0 - rest.T @ rest
+    law = null_law(problem, np.array([problem.slots.dispersions.start]))
+    assert law.df / law.scale == pytest.approx(0.5 * np.trace(form))
+    assert 2.0 * law.df / law.scale**2 == pytest.approx(0.5 * np.trace(form @ form))
 
 
 def test_calibrated_null_has_the_mean_and_variance_of_the_draws():
