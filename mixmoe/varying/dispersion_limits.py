@@ -35,7 +35,7 @@ FIRST_STEP = 0.3  # of log theta
 GAIN, MOST_GAIN = 0.7, 1.0  # change of the root for which steps aim, and the largest
 GROWTH = 3.0  # of steps, at most
 MOST_STEPS = 40
-REACH = 5.0  # roots up to here are followed: factors of bands end before
+REACH = 4.0  # roots up to here are followed: factors of bands end before
 NEWTON_STEPS = 3  # of the other coefficients after each step
 WELL_KNOWN = 0.5  # standard error of log theta below which its sandwich is believed
 

@@ -230,10 +230,10 @@ def null_law(problem: Problem, slots: NDArray[np.intp]) -> NullLaw:
     Notes
     -----
     Of a kernel smoother S and the mean S_0 the statistic is ``e' A e / 2`` with standard normal e and
-    ``A = (I - S_0)'(I - S_0) - (I - S)'(I - S)``: mean ``tr A / 2``, variance ``tr A^2 / 2``. Far from the ends of the index and for small
-    bandwidths these are the moments of Fan, Zhang and Zhang (2001): scale r_K = 2.1153, df r_K c_K |U| / h with c_K =
-    0.45 for the Epanechnikov kernel. At bandwidths of practice the ends, where a line takes more of the data, add a
-    tenth to a quarter to the mean. Functions are taken as orthogonal, experts as known.
+    ``A = (I - S_0)'(I - S_0) - (I - S)'(I - S)``: mean ``tr A / 2``, variance ``tr A^2 / 2``. Far from the ends of the
+    index and for small bandwidths these are the moments of Fan, Zhang and Zhang (2001): scale r_K = 2.1153, df r_K c_K
+    |U| / h with c_K = 0.45 for the Epanechnikov kernel. At bandwidths of practice the ends, where a line takes more of
+    the data, add a tenth to a quarter to the mean. Functions are taken as orthogonal, experts as known.
     """
     mean = variance = 0.0
     for slot in slots:
