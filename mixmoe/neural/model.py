@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from mixmoe._frame import shown, view
 from mixmoe.arguments import checked_choice, checked_rng, seed_of
 from mixmoe.design import Design, build_design
 from mixmoe.em import EMFit, Flag, Starts
-from mixmoe.errors import ArgumentError, ConvergenceWarning, DesignError, FormulaError, MixmoeWarning
+from mixmoe.errors import ArgumentError, ConvergenceWarning, DesignError, FormulaError, MixmoeWarning, warn
 from mixmoe.formula import MoEFormula, parse_formula
 from mixmoe.inference.covariance import ParamCov
 from mixmoe.layout import ParamLayout
@@ -266,7 +265,7 @@ class NME:
         flags = (*trained.flags, *self._flags(trained, gain))
         for flag in flags:
             kind = ConvergenceWarning if flag.code in ("not_converged", "not_finite") else MixmoeWarning
-            warnings.warn(flag.message, kind, stacklevel=2)
+            warn(flag.message, kind)
         trained = replace(trained, flags=flags)
         return self.results(problem, trained, comparison, seed_of(rng))
 

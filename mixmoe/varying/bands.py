@@ -17,21 +17,23 @@ from scipy.stats import t as student
 from mixmoe.errors import ArgumentError
 from mixmoe.varying.centring import centred, turned_covariance
 from mixmoe.varying.critical import asymptotic_critical, multiplier_critical
+from mixmoe.varying.dispersion_limits import ThetaProfile, theta_profile
 from mixmoe.varying.local_likelihood import Local, build_local, local_start, state_of
-from mixmoe.varying.local_maximum import LocalFit, maximise_local
+from mixmoe.varying.local_maximum import BoundedFit, LocalFit, maximise_bounded, maximise_local
 from mixmoe.varying.nodes import Node, response_nodes
 from mixmoe.varying.problem import Problem
 from mixmoe.varying.sandwich import Influence, gate_influence, influence, level_covariance, small_sample_power
 from mixmoe.varying.steps import own_natural
 
 Array = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 Bias = Literal["rbc", "undersmooth", "none"]
 BIASES = ("rbc", "undersmooth", "none")
 METHODS = ("multiplier", "asymptotic", "bootstrap")
 DRAWS = 4000
 MOST_ROWS = 20_000  # with more rows degrees of freedom hardly matter, and observed fourth powers do
 SAME = 1e-6  # relative differences within the covariance of a function that is one number: rounding
-LEAST_DF = 4.0  # fewer degrees of freedom are not told apart
+LEAST_DF = 2.0  # of a variance with a band: with fewer its most probable estimate is zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class LevelProcess:
     bandwidth : float
     df : ndarray, shape (G, L)
         Effective degrees of freedom of the variances, infinite for constants.
+    fits : LevelFits
+        The maxima behind the levels, of coefficients around the means of the covariates.
     """
 
     levels: Array
@@ -55,6 +59,20 @@ class LevelProcess:
     degree: int
     bandwidth: float
     df: Array
+    fits: "LevelFits"
+
+    @property
+    def limits(self) -> BoolArray:
+        """Which varying dispersions run to a limit, shape (G, K)."""
+        return self.fits.bounded.limits
+
+    def theta_profile(self) -> ThetaProfile | None:
+        """Likelihood of the dispersions of a negative binomial response, None where they are constant or others."""
+        problem, dispersions = self.fits.local.problem, self.fits.local.problem.slots.dispersions
+        if problem.family.name != "negbinomial" or problem.const[dispersions].any():
+            return None
+        variance = np.einsum("glgl->gl", self.covariance)[:, dispersions]
+        return theta_profile(self.fits.local, self.fits.bounded.free, variance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +97,18 @@ class BandSet:
     Attributes
     ----------
     centre, se : ndarray, shape (G, R)
+        `se` is NaN where there is no band.
     simultaneous, pointwise : ndarray, shape (2, G, R)
         Factors of the simultaneous band and of the pointwise limits, below and above the centre.
+    thin : ndarray of bool, shape (G, R)
+        Where there is no band because too few rows determine the variance.
     """
 
     centre: Array
     se: Array
     simultaneous: Array
     pointwise: Array
+    thin: BoolArray
 
 
 def level_process(
@@ -124,7 +146,7 @@ def level_process(
     degree = fits.local.free.shape[0] - 1
     df = covariance.df.reshape(inf.levels.shape)
     df[:, inner.const] = np.inf  # constants rest on all rows
-    around_means = LevelProcess(inf.levels, shaped, degree, fits.local.windows.bandwidth, df)
+    around_means = LevelProcess(fits.levels, shaped, degree, fits.local.windows.bandwidth, df, fits)
     return _outwards(around_means, centring.matrix(inner.slots))
 
 
@@ -156,23 +178,30 @@ class LevelFits:
     ----------
     local, gate : Local
         The gate has a local likelihood of its own if it has a bandwidth of its own, None otherwise.
-    fit, gate_fit : LocalFit
+    bounded : BoundedFit
+    gate_fit : LocalFit
     """
 
     local: Local
-    fit: LocalFit
+    bounded: BoundedFit
     gate: Local | None = None
     gate_fit: LocalFit | None = None
 
     @property
+    def fit(self) -> LocalFit:
+        """The maxima with the dispersions held where one of them runs to its limit."""
+        return self.bounded.fit
+
+    @property
     def levels(self) -> Array:
-        """Levels of all functions, (G, L)."""
-        out: Array = self.state[:, 0]
+        """Levels of all functions, (G, L); of dispersions where they run."""
+        out, dispersions = self.state[:, 0].copy(), self.local.problem.slots.dispersions
+        out[:, dispersions] = self.bounded.free.coef[:, 0, dispersions]
         return out
 
     @property
     def state(self) -> Array:
-        """Levels and slopes as a state of the EM, (G, 2, L)."""
+        """Levels and slopes as a state of the EM, (G, 2, L), dispersions held where one of them runs to its limit."""
         out = state_of(self.local, self.fit.coef)
         if self.gate is not None and self.gate_fit is not None:
             gates = self.local.problem.slots.gates
@@ -185,16 +214,18 @@ def fit_levels(problem: Problem, coef: Array, bias: str) -> LevelFits:
     degree = 2 if bias == "rbc" else 1
     shrink = problem.rows.n**-0.05 if bias == "undersmooth" else 1.0
     local = build_local(problem, degree, problem.windows.bandwidth * shrink)
-    fit = maximise_local(local, local_start(local, coef))
+    bounded = maximise_bounded(local, local_start(local, coef))
     if problem.gate_windows is problem.windows:
-        return LevelFits(local, fit)
-    gate = build_local(problem, degree, problem.gate_windows.bandwidth * shrink, held=state_of(local, fit.coef))
-    return LevelFits(local, fit, gate, maximise_local(gate, local_start(gate, coef)))
+        return LevelFits(local, bounded)
+    held = state_of(local, bounded.fit.coef)
+    gate = build_local(problem, degree, problem.gate_windows.bandwidth * shrink, held=held)
+    return LevelFits(local, bounded, gate, maximise_local(gate, local_start(gate, coef)))
 
 
 def _influence(fits: LevelFits, power: float, nodes: tuple[Node, ...], clusters: NDArray[np.intp] | None) -> Influence:
     """Influence on all levels, NaN where a local likelihood has no maximum."""
-    inf = influence(fits.local, fits.fit.coef, power, nodes, clusters)
+    held = fits.bounded.held(fits.local.problem.slots)
+    inf = influence(fits.local, fits.fit.coef, power, nodes, clusters, held)
     vary = np.flatnonzero(~fits.local.problem.const)
     inf = _without_lost(inf, fits.fit.converged, vary)
     if fits.gate is None or fits.gate_fit is None:
@@ -206,7 +237,8 @@ def _influence(fits: LevelFits, power: float, nodes: tuple[Node, ...], clusters:
 def _constants(problem: Problem, coef: Array, power: float, clusters: NDArray[np.intp] | None) -> Array:
     """Influence of the rows on the constants, (n, C), which are estimated beside local lines whatever the bands are."""
     local = build_local(problem, 1)
-    return influence(local, maximise_local(local, local_start(local, coef)).coef, power, (), clusters).const
+    found = maximise_bounded(local, local_start(local, coef))
+    return influence(local, found.fit.coef, power, (), clusters, found.held(problem.slots)).const
 
 
 def _without_lost(inf: Influence, converged: NDArray[np.bool_], functions: NDArray[np.intp]) -> Influence:
@@ -249,7 +281,7 @@ def target_bands(
     """
     n_targets, normal = target.values.shape[1], float(ndtri(0.5 + level / 2.0))
     variance, df = np.empty_like(target.values), np.empty_like(target.values)
-    critical = np.empty(n_targets)
+    critical, thin = np.empty(n_targets), np.zeros(target.values.shape, dtype=bool)
     common = asymptotic_critical(process.bandwidth / span, level, process.degree) if method == "asymptotic" else 0.0
     for r in range(n_targets):
         used = np.flatnonzero((target.jacobian[:, r] != 0.0).any(axis=0))
@@ -258,18 +290,21 @@ def target_bands(
         covariance = np.einsum("gl,glhm,hm->gh", jacobian, inner, jacobian, optimize=True)
         variance[:, r] = np.diag(covariance)
         df[:, r] = satterthwaite_of_sum(jacobian, process, used)
+        few = df[:, r] < LEAST_DF
+        covariance[few], covariance[:, few] = np.nan, np.nan
+        thin[:, r] = few & np.isfinite(variance[:, r])
         critical[r] = common if method == "asymptotic" else multiplier_critical(covariance, level, draws, rng)
-        if np.ptp(covariance) <= SAME * np.abs(covariance).max():
+        if np.ptp(covariance) <= SAME * np.abs(covariance).max():  # False where something is NaN
             critical[r] = normal  # one number along the index, whose limits are its band
     with np.errstate(invalid="ignore"):
-        se = np.sqrt(variance)
+        se = np.where(thin, np.nan, np.sqrt(variance))
     pointwise = student_factor(np.full(n_targets, normal), df)
-    return symmetric(target.values, se, student_factor(critical, df), pointwise)
+    return symmetric(target.values, se, student_factor(critical, df), pointwise, thin)
 
 
-def symmetric(centre: Array, se: Array, simultaneous: Array, pointwise: Array) -> BandSet:
+def symmetric(centre: Array, se: Array, simultaneous: Array, pointwise: Array, thin: BoolArray) -> BandSet:
     """Bands with the same factors (G, R) on both sides."""
-    return BandSet(centre, se, np.stack([simultaneous] * 2), np.stack([pointwise] * 2))
+    return BandSet(centre, se, np.stack([simultaneous] * 2), np.stack([pointwise] * 2), thin)
 
 
 def student_factor(normal: Array, df: Array) -> Array:
@@ -287,6 +322,7 @@ def student_factor(normal: Array, df: Array) -> Array:
     Notes
     -----
     The critical value of the process takes standard errors as known; near the ends of the index they rest on few rows.
+    Below `LEAST_DF` there is no band.
     """
     limited = np.clip(np.nan_to_num(df, nan=LEAST_DF), LEAST_DF, None)
     out: Array = student.isf(ndtr(-np.broadcast_to(normal, df.shape)), limited)

@@ -32,7 +32,7 @@ from mixmoe.varying.estimate import Control, Run
 from mixmoe.varying.flags import find_flags, n_clusters
 from mixmoe.varying.labels import permute_experts
 from mixmoe.varying.local_likelihood import build_local, local_start
-from mixmoe.varying.local_maximum import maximise_local
+from mixmoe.varying.local_maximum import maximise_bounded
 from mixmoe.varying.problem import Problem, Slots
 from mixmoe.varying.refits import From, maximise, with_experts, with_response
 from mixmoe.varying.sandwich import influence, level_covariance, small_sample_power
@@ -391,9 +391,10 @@ def point_covariance(
     inner, centring = centred(problem)
     start, whole = centring.inwards(inner.slots, coef), len(const) > 0
     local = build_local(inner, 1, points=None if whole else points)
-    fit = maximise_local(local, local_start(local, start if whole else start[points]))
+    found = maximise_bounded(local, local_start(local, start if whole else start[points]))
+    fit, held = found.fit, found.held(inner.slots)
     power = small_sample_power(correction, clusters)
-    matrix = level_covariance(influence(local, fit.coef, power, (), clusters), clusters, correction).matrix
+    matrix = level_covariance(influence(local, fit.coef, power, (), clusters, held), clusters, correction).matrix
     shape = (len(fit.coef), inner.slots.n)
     covariance = turned_covariance(matrix.reshape(*shape, *shape), centring.matrix(inner.slots))
     return _select(covariance, problem, const, vary, points if whole else np.arange(len(points)))

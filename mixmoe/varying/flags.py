@@ -1,12 +1,10 @@
 """What a reader must know about a fitted VCMoE."""
 
-import warnings
-
 import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe.em import Flag
-from mixmoe.errors import BoundaryWarning, ConvergenceWarning, DegeneracyWarning
+from mixmoe.errors import BoundaryWarning, ConvergenceWarning, DegeneracyWarning, MixmoeWarning, warn
 from mixmoe.kernels.distribution import LEAST_ETA
 from mixmoe.kernels.local import blocks, local_moments
 from mixmoe.varying.estimate import Control, Run
@@ -25,7 +23,7 @@ WIDE = 0.5  # bandwidth over range from which on functions have hardly room to b
 CROWDED = 0.4  # share of the range that holds four fifths of the rows; 0.8 if they are spread evenly
 FEW_CLUSTERS = 10  # with fewer a sandwich over clusters says little
 COARSE = 0.5  # grid step over bandwidth above which interpolation is no longer negligible
-_CATEGORIES = {
+_CATEGORIES: dict[str, type[MixmoeWarning]] = {
     "not_converged": ConvergenceWarning,
     "coarse_grid": ConvergenceWarning,
     "no_local_maximum": ConvergenceWarning,
@@ -85,7 +83,7 @@ def find_flags(
 def warn_flags(flags: tuple[Flag, ...]) -> None:
     """Give each flag as a warning of its category."""
     for flag in flags:
-        warnings.warn(flag.message, _CATEGORIES[flag.code], stacklevel=3)
+        warn(flag.message, _CATEGORIES[flag.code])
 
 
 def _sparse(problem: Problem, index_name: str) -> Flag | None:
@@ -152,6 +150,13 @@ def _limits(problem: Problem, coef: Array, name: str) -> Flag | None:
             "degenerate",
             f"sigma is held at its floor {np.exp(problem.floor):.3g} for {where}: the expert has collapsed on a few "
             "rows; use fewer experts, a larger bandwidth, or lower sigma_floor if errors that small are real.",
+        )
+    if high.any() and problem.family.name == "gaussian":
+        where = _where(problem, high, name)
+        return Flag(
+            "degenerate",
+            f"sigma runs off to its ceiling {np.exp(problem.ceiling):.3g} for {where}: hardly a row speaks for the "
+            "expert there, as across a gap of the index; use a larger bandwidth, or fewer experts.",
         )
     if high.any():
         where = _where(problem, high, name)

@@ -311,17 +311,16 @@ def full_information(local: Local, block: Block, natural: Array, kernel: Array) 
     return out.reshape(len(out), d * n_slots, d * n_slots)
 
 
-def masked_information(local: Local, full: Array) -> Array:
-    """The information with unit rows and columns for what is not free."""
-    keep = local.free.ravel()
-    out: Array = full * (keep[:, None] & keep)
-    np.einsum("gii->gi", out)[...] += ~keep
+def masked_information(full: Array, free: BoolArray) -> Array:
+    """The information (g, D L, D L) with unit rows and columns for what is not free, (D L,) or (g, D L)."""
+    out: Array = full * (free[..., :, None] & free[..., None, :])
+    np.einsum("gii->gi", out)[...] += ~free
     return out
 
 
 def local_information(local: Local, block: Block, natural: Array, kernel: Array) -> Array:
     """Minus the Hessians of the local log-likelihoods of a block in the free coefficients, shape (g, D L, D L)."""
-    return masked_information(local, full_information(local, block, natural, kernel))
+    return masked_information(full_information(local, block, natural, kernel), local.free.ravel())
 
 
 def _place(out: Array, block: Block, values: Array, a: Part, b: Part) -> None:

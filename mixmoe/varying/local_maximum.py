@@ -21,7 +21,7 @@ from mixmoe.varying.local_likelihood import (
     state_of,
     without_information,
 )
-from mixmoe.varying.problem import Problem
+from mixmoe.varying.problem import Problem, Slots
 from mixmoe.varying.steps import LEAST_CURVATURE, limit_dispersion, solve_scaled
 
 Array = NDArray[np.float64]
@@ -47,6 +47,31 @@ class LocalFit:
 
     coef: Array
     converged: BoolArray
+
+
+@dataclass(frozen=True, slots=True)
+class BoundedFit:
+    """Maxima of local likelihoods some of whose dispersions run to a limit.
+
+    Attributes
+    ----------
+    fit : LocalFit
+        Where a dispersion ran to its limit, all of them are held at the start, and the rest is maximised.
+    free : LocalFit
+        With the dispersions where they ran.
+    limits : ndarray of bool, shape (G, K)
+        Which varying dispersions ran to a limit; no column for families without a dispersion.
+    """
+
+    fit: LocalFit
+    free: LocalFit
+    limits: BoolArray
+
+    def held(self, slots: Slots) -> BoolArray:
+        """Functions that are held at each grid point, shape (G, L)."""
+        out = np.zeros((len(self.limits), slots.n), dtype=bool)
+        out[:, slots.dispersions] = self.limits.any(axis=1, keepdims=True)
+        return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +134,7 @@ def maximise_local(local: Local, start: Array) -> LocalFit:
     local = _without_unknown(local, start)
     coef, done, todo = start.copy(), np.zeros(len(start), dtype=bool), np.arange(len(start))
     for n_iter in NEWTON_ROUNDS:
-        some = local if len(todo) == len(start) else _at_points(local, todo)
+        some = local if len(todo) == len(start) else at_points(local, todo)
         for block in blocks(some.windows):
             at = todo[block.first : block.last]
             coef[at], done[at] = _newton(some, block, coef[at], n_iter)
@@ -152,7 +177,7 @@ def _carried(local: Local, coef: Array, at: NDArray[np.intp], beside: NDArray[np
         for s in range(power, n_powers):
             start[:, power] += math.comb(s, power) * shift[:, None] ** (s - power) * coef[beside, s]
     start = np.where(local.free | (np.arange(n_powers) == 0)[:, None], start, 0.0)
-    some, done = _at_points(local, at), np.zeros(len(at), dtype=bool)
+    some, done = at_points(local, at), np.zeros(len(at), dtype=bool)
     for block in blocks(some.windows):
         here = slice(block.first, block.last)
         start[here], done[here] = _newton(some, block, start[here], NEWTON_ROUNDS[-1])
@@ -162,9 +187,8 @@ def _carried(local: Local, coef: Array, at: NDArray[np.intp], beside: NDArray[np
 def local_maxima(problem: Problem, coef: Array) -> LocalMaxima:
     """Maxima of the local likelihoods of a local-linear fit, from a state of the EM.
 
-    A gate with a bandwidth of its own is maximised after the experts, which are held at the rows' own index values.
-    Where a dispersion runs to its limit the maximum is not a regular one, and draws the experts with it: there the
-    dispersions keep the values of the EM, which rest on wider ground, and the rest is maximised.
+    A gate with a bandwidth of its own is maximised after the experts, which are held at the rows' own index values. See
+    `maximise_bounded` for dispersions that run to a limit.
 
     Parameters
     ----------
@@ -176,7 +200,7 @@ def local_maxima(problem: Problem, coef: Array) -> LocalMaxima:
     LocalMaxima
     """
     local, every = build_local(problem, 1), np.arange(problem.slots.n)
-    fit = _without_limits(local, maximise_local(local, local_start(local, coef)), local_start(local, coef))
+    fit = maximise_bounded(local, local_start(local, coef)).fit
     state = state_of(local, fit.coef)
     if problem.gate_windows is problem.windows:
         return LocalMaxima(state, (LocalPart(local, fit, every),))
@@ -188,18 +212,33 @@ def local_maxima(problem: Problem, coef: Array) -> LocalMaxima:
     return LocalMaxima(state, (LocalPart(local, fit, every[: gates.start]), LocalPart(alone, gate_fit, every[gates])))
 
 
-def _without_limits(local: Local, fit: LocalFit, start: Array) -> LocalFit:
-    """Maxima with the dispersions held at their start wherever one of them ran to its limit."""
+def maximise_bounded(local: Local, start: Array) -> BoundedFit:
+    """Maxima of the local likelihoods with the dispersions held wherever one of them runs to its limit.
+
+    There the maximum is not a regular one, and draws the experts with it. The dispersions keep the values of the start,
+    that of an EM, which rest on wider ground, and the rest is maximised.
+
+    Parameters
+    ----------
+    local : Local
+    start : ndarray, shape (G, D, L)
+
+    Returns
+    -------
+    BoundedFit
+    """
     problem, where = local.problem, local.problem.slots.dispersions
-    points = np.flatnonzero(on_limit(problem, fit.coef).any(axis=1))
+    fit = maximise_local(local, start)
+    limits = on_limit(problem, fit.coef) & ~problem.const[where]
+    points = np.flatnonzero(limits.any(axis=1))
     if not len(points):
-        return fit
+        return BoundedFit(fit, fit, limits)
     free = local.free.copy()
     free[:, where] = False
-    held = maximise_local(replace(_at_points(local, points), free=free), start[points])
+    held = maximise_local(replace(at_points(local, points), free=free), start[points])
     coef, converged = fit.coef.copy(), fit.converged.copy()
     coef[points], converged[points] = held.coef, held.converged
-    return LocalFit(coef, converged)
+    return BoundedFit(LocalFit(coef, converged), fit, limits)
 
 
 def on_limit(problem: Problem, coef: Array) -> BoolArray:
@@ -209,10 +248,39 @@ def on_limit(problem: Problem, coef: Array) -> BoolArray:
     return out
 
 
-def _at_points(local: Local, points: NDArray[np.intp]) -> Local:
+def at_points(local: Local, points: NDArray[np.intp]) -> Local:
     """The same local problem at some of its grid points."""
     windows = build_windows(local.windows.index, local.windows.grid[points], local.windows.bandwidth)
     return replace(local, windows=windows)
+
+
+def profiled(local: Local, slot: int, start: Array, n_iter: int) -> tuple[Array, Array]:
+    """Local likelihoods with the level of one function held as it is and the rest maximised.
+
+    Parameters
+    ----------
+    local : Local
+    slot : int
+        Function that is held.
+    start : ndarray, shape (G, D, L)
+    n_iter : int
+        Newton steps.
+
+    Returns
+    -------
+    coef : ndarray, shape (G, D, L)
+    values : ndarray, shape (G,)
+        Local log-likelihoods.
+    """
+    free = local.free.copy()
+    free[:, slot] = False
+    held = replace(local, free=free)
+    coef, values = start.copy(), np.empty(len(start))
+    for block in blocks(local.windows):
+        at = slice(block.first, block.last)
+        coef[at] = _newton(held, block, coef[at], n_iter)[0]
+        values[at] = local_loglik(block, natural_terms(held, block, coef[at]))
+    return coef, values
 
 
 def _newton(local: Local, block: Block, start: Array, n_iter: int) -> tuple[Array, BoolArray]:

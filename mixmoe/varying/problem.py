@@ -14,6 +14,8 @@ Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
 
+THETA_OVER_MEAN = 1e4  # largest theta of a negative binomial, over the mean: variance 1.0001 means
+SIGMA_OVER_POOLED = 1e3  # largest sigma: one row of a million with it would make the pooled one as large
 THETA_FLOOR = 1e-3  # smallest theta of a negative binomial: variance a thousand squared means
 
 
@@ -130,7 +132,7 @@ class Problem:
     floor : float
         Smallest log dispersion allowed.
     ceiling : float
-        Largest log dispersion allowed (negative binomial), inf otherwise.
+        Largest log dispersion allowed, inf for families without one.
     design_t, gate_t : ndarray, shape (p, n), (m, n)
     products, gate_products : ndarray, shape (n, p * p), (n, m * m)
         Outer products of the design rows.
@@ -214,7 +216,7 @@ def build_problem(
         levels,
         levels if same else hermite_matrix(grid, gate_bandwidth, rows.index),
         floor=float(np.log(sigma_floor * spread)) if family.name == "gaussian" else float(np.log(THETA_FLOOR)),
-        ceiling=float(np.log(1e4 * max(1.0, rows.outcome.y.mean()))) if family.name == "negbinomial" else np.inf,
+        ceiling=_ceiling(rows, family, spread),
         **_from_designs(rows, slots, spread),
     )
 
@@ -223,6 +225,13 @@ def with_designs(problem: Problem, design: Array, gate: Array) -> Problem:
     """The problem with other columns that span the same predictors, and all that follows from them."""
     rows = replace(problem.rows, design=design, gate=gate)
     return replace(problem, rows=rows, **_from_designs(rows, problem.slots, pooled_spread(rows, problem.family)))
+
+
+def _ceiling(rows: Rows, family: Family, spread: float) -> float:
+    """Largest log dispersion: a negative binomial that is Poisson, a sigma that no part of the rows can have."""
+    if family.name == "negbinomial":
+        return float(np.log(THETA_OVER_MEAN * max(1.0, rows.outcome.y.mean())))
+    return float(np.log(SIGMA_OVER_POOLED * spread)) if family.name == "gaussian" else np.inf
 
 
 def _from_designs(rows: Rows, slots: Slots, spread: float) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
 from mixmoe.design import Design, used_columns
 from mixmoe.errors import ArgumentError, DesignError
@@ -15,19 +17,32 @@ from mixmoe.kernels.families import family_named
 from mixmoe.kernels.local import hermite_matrix
 from mixmoe.varying.bands import DRAWS, LevelProcess, Target, identity_target, symmetric, target_bands
 from mixmoe.varying.bootstrap import bootstrap_bands
+from mixmoe.varying.critical import asymptotic_critical
+from mixmoe.varying.dispersion_limits import ThetaProfile
 from mixmoe.varying.fitted import FittedVCMoE, band_frame_values
 from mixmoe.varying.gate_limits import with_gate_limits
 from mixmoe.varying.setup import checked_numbers
 from mixmoe.varying.targets import difference_target, expert_target, gate_target, marginal_target, pairs
 
 Array = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.intp]
 
 SUBJECTS = ("coefficients", "probabilities", "experts", "mean", "differences")
 
 
+OUTSIDE, AT_LIMIT, THIN, LOST = "outside", "limit", "thin", "no maximum"
+MARKS: Mapping[str, str] = MappingProxyType(
+    {
+        OUTSIDE: "the estimate lies outside its own band, whose correction for bias moves the function so far",
+        AT_LIMIT: "the dispersion runs to its limit: no standard error; limits, if any, from its likelihood",
+        THIN: "no band: fewer than 2 degrees of freedom for the standard error",
+        LOST: "no band: the local fit behind it has no maximum near the fit",
+    }
+)
 AT_COVARIATES = ("probabilities", "experts", "mean")
 _LIMITS = ("std_error", "conf_low", "conf_high", "band_low", "band_high")
-_OWN_COLUMNS = ("coefficient", "block", "expert", "term", "estimate", "center", *_LIMITS)  # of frames, beside the index
+_OWN_COLUMNS = ("coefficient", "block", "expert", "term", "estimate", "center", *_LIMITS, "mark")  # beside the index
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +94,8 @@ def function_frame(model: FittedVCMoE, u: Any) -> pd.DataFrame:
             f"u must lie within the range of the index, {grid[0]:g} to {grid[-1]:g}, with at least one value, got {u!r}"
         )
     values = levels_at(model, at)
-    values[:, problem.slots.dispersions] = np.exp(values[:, problem.slots.dispersions])
+    logs = np.clip(values[:, problem.slots.dispersions], problem.floor, problem.ceiling)  # between grid points
+    values[:, problem.slots.dispersions] = np.exp(logs)
     names = model.names
     labels = Labels(names.full, names.blocks, names.experts, names.terms)
     return _frame(labels, str(model.design.names.index), at, {"estimate": values})
@@ -95,10 +111,14 @@ def levels_at(model: FittedVCMoE, at: Array) -> Array:
 
 
 def band_frame(
-    model: FittedVCMoE, process: LevelProcess, request: BandRequest, rng: np.random.Generator
+    model: FittedVCMoE,
+    process: LevelProcess,
+    theta: ThetaProfile | None,
+    request: BandRequest,
+    rng: np.random.Generator,
 ) -> pd.DataFrame:
-    """Bands of what was asked for, tidy."""
-    problem = model.problem
+    """Bands of what was asked for, tidy; of theta with the limits of its likelihood, if that is given."""
+    problem, width = model.problem, float(np.ptp(model.problem.rows.index))
     if problem.const.all():
         raise ArgumentError("no coefficient varies along the index, so there are no bands; conf_int() has the limits")
     labels = _labels(model, request.of)
@@ -110,24 +130,62 @@ def band_frame(
             request.level, request.n_boot, rng, request.n_jobs, request.progress,
         )  # fmt: skip
         ones = np.ones_like(span.se)
-        bands = symmetric(centred.values, span.se, span.critical * ones, span.pointwise * ones)
+        bands = symmetric(centred.values, span.se, span.critical * ones, span.pointwise * ones, ones == 0.0)
     else:
-        width = float(np.ptp(problem.rows.index))
         bands = target_bands(process, centred, request.level, request.method, width, rng, request.draws)
         if request.of == "coefficients":
             bands = with_gate_limits(problem, process.levels, bands, _shown(model))
     values = {"estimate": _target(model, request, profile, model.coef[:, 0]).values, **band_frame_values(bands)}
+    limits = np.zeros(centred.values.shape, dtype=bool)
     if request.of == "coefficients":
-        values = _dispersions_exponentiated(model, values)
+        dispersions = _dispersions_shown(model)
+        limits[:, dispersions] = process.limits[:, ~problem.const[problem.slots.dispersions]]
+        values = _without_limits(values, limits)
+        if theta is not None:
+            critical = asymptotic_critical(process.bandwidth / width, request.level)
+            values = _with_theta_limits(values, theta, dispersions, request.level, critical)
+        values = _dispersions_exponentiated(values, dispersions)
     if request.of == "probabilities":
         values = _on_link_scale(values, family_named("binomial"), 1.0)
     if profile is not None and request.of in ("experts", "mean"):
         values = _on_link_scale(values, problem.family, _trials(profile))
-    return _frame(labels, str(model.design.names.index), problem.windows.grid, values)
+    marks = _marks(values, limits, bands.thin)
+    return _frame(labels, str(model.design.names.index), problem.windows.grid, {**values, "mark": marks})
 
 
-def _dispersions_exponentiated(model: FittedVCMoE, values: dict[str, Array]) -> dict[str, Array]:
-    where = np.array([model.names.blocks[s] == "residual" for s in _shown(model)])
+def _without_limits(values: dict[str, Array], limits: BoolArray) -> dict[str, Array]:
+    """Values without standard errors and limits of dispersions (on the log scale) that run to a limit."""
+    return {name: np.where(limits & (name in _LIMITS), np.nan, value) for name, value in values.items()}
+
+
+def _with_theta_limits(
+    values: dict[str, Array], theta: ThetaProfile, where: IntArray, level: float, critical: float
+) -> dict[str, Array]:
+    """Values with the limits of log theta from its likelihood.
+
+    The critical value is that of the limiting process: where theta is near its ceiling, the covariance of the estimates
+    says nothing. Log theta is locally constant, with the same equivalent kernel as a local line.
+    """
+    out = {name: value.copy() for name, value in values.items()}
+    for kind, factor in (("conf", float(ndtri(0.5 + level / 2.0))), ("band", critical)):
+        out[f"{kind}_low"][:, where], out[f"{kind}_high"][:, where] = theta.limits(factor)
+    return out
+
+
+def _marks(values: dict[str, Array], limits: BoolArray, thin: BoolArray) -> NDArray[np.str_]:
+    """What a reader must know about each value: one of `MARKS`, or nothing."""
+    low, high, estimate = (values[name] for name in ("band_low", "band_high", "estimate"))
+    out = np.where(np.isnan(low), np.where(thin, THIN, LOST), "")
+    out = np.where(limits, AT_LIMIT, out)
+    return np.where((estimate < low) | (estimate > high), OUTSIDE, out)
+
+
+def _dispersions_shown(model: FittedVCMoE) -> IntArray:
+    """Places of the dispersions among the functions that are shown."""
+    return np.flatnonzero([model.names.blocks[s] == "residual" for s in _shown(model)])
+
+
+def _dispersions_exponentiated(values: dict[str, Array], where: IntArray) -> dict[str, Array]:
     centre = np.exp(values["center"][:, where])
     out = {name: value.copy() for name, value in values.items()}
     for name in out:
@@ -262,7 +320,7 @@ def _typical(values: pd.Series) -> Any:
     return values.mode().iloc[0]
 
 
-def _frame(labels: Labels, index: str, at: Array, values: Mapping[str, Array]) -> pd.DataFrame:
+def _frame(labels: Labels, index: str, at: Array, values: Mapping[str, NDArray[Any]]) -> pd.DataFrame:
     """Tidy frame from arrays (G, R): functions one after the other."""
     n_grid, n_functions = len(at), len(labels.coefficient)
     columns: dict[str, Any] = {

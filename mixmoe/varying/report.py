@@ -9,18 +9,31 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe.errors import ArgumentError
+from mixmoe.errors import ArgumentError, ConvergenceWarning, warn
 from mixmoe.inference.covariance import DESCRIPTIONS
 from mixmoe.output.curves import Curve
 from mixmoe.output.tables import Cell, Table, told_apart
 from mixmoe.results import column_facts
+from mixmoe.varying.bands import LEAST_DF
 from mixmoe.varying.fitted import FittedVCMoE
-from mixmoe.varying.profiles import AT_COVARIATES, function_frame, profile_values
+from mixmoe.varying.flags import WIDE
+from mixmoe.varying.profiles import (
+    AT_COVARIATES,
+    AT_LIMIT,
+    LOST,
+    OUTSIDE,
+    THIN,
+    BandRequest,
+    function_frame,
+    profile_values,
+)
 from mixmoe.varying.setup import checked_numbers
 
 Array = NDArray[np.float64]
 
 _PLAIN = (0.01, 1e5)  # sizes of functions that are shown without an exponent
+
+STAR = "*"  # beside an estimate outside its band
 
 _IN_A_LINE = 3  # covariates whose values are named in a line beside a figure, in two lines
 
@@ -163,15 +176,15 @@ def function_tables(
     tables.append(_function_table(model, gate, p_values, "gate", title, shown))
     *others, last = [table for table in tables if table.index]
     about = _about_functions(str(model.design.names.index), level, p_values is not None)
-    gaps = missing_bands(bands)
-    return (*others, replace(last, notes=(about, *([] if gaps is None else [gaps]))))
+    found = (wide_bands(model), lost_bands(bands), limited_bands(bands), thin_bands(bands), outside_bands(bands))
+    return (*others, replace(last, notes=(about, *(note for note in found if note is not None))))
 
 
 def _about_functions(index: str, level: float, tested: bool) -> str:
     """What the columns and second lines of the tables of functions are."""
     test = (
-        "P const.: asymptotic GLR test that the function is constant, which rejects too often in small samples; "
-        "test_varying() has the bootstrap."
+        "P const.: asymptotic GLR test that the function is constant; test_varying() has the bootstrap, which assumes "
+        "less."
     )
     untested = (
         "There is no test that a function is constant: rows of a cluster are not independent, which its null "
@@ -183,19 +196,62 @@ def _about_functions(index: str, level: float, tested: bool) -> str:
     )
 
 
-def missing_bands(bands: pd.DataFrame) -> str | None:
-    """In words: for which functions, at how many grid points, there are no bands; None if there are everywhere."""
-    counts = bands["std_error"].isna().groupby(bands["coefficient"], sort=False).sum()
+def lost_bands(bands: pd.DataFrame) -> str | None:
+    """In words: for which functions there are no bands for want of a maximum; None if there is one everywhere."""
+    where = _marked(bands, LOST)
+    return where and (
+        f"There are no bands {where}: the local fit behind them (local-quadratic by default) has no maximum near the "
+        "fit there; use a larger bandwidth or fewer experts, or bias='none', whose bands leave out the bias."
+    )
+
+
+def wide_bands(model: FittedVCMoE) -> str | None:
+    """What a bandwidth of half the range means for bands; None if it is smaller."""
+    windows = model.problem.windows
+    if windows.bandwidth < WIDE * np.ptp(windows.grid):
+        return None
+    return (
+        f"The bandwidth {windows.bandwidth:.4g} is at least half the range of the index: bands hold the functions only "
+        "if they bend no more than parabolas within such windows; a smaller bandwidth gives wider, safer bands."
+    )
+
+
+def thin_bands(bands: pd.DataFrame) -> str | None:
+    """In words: for which functions there are no bands because too few rows carry them; None if enough do."""
+    where = _marked(bands, THIN)
+    return where and (
+        f"Bands hold over the range of the index that the rows support; there are none {where}, where standard errors "
+        f"have fewer than {LEAST_DF:g} degrees of freedom, as at thin ends of the index; use a larger bandwidth."
+    )
+
+
+def limited_bands(bands: pd.DataFrame) -> str | None:
+    """In words: which dispersions run to their limits; None if none does."""
+    where = _marked(bands, AT_LIMIT)
+    return where and (
+        f"The dispersion behind the band runs to its limit {where}: it has no standard error there. Limits of theta "
+        "are those of its likelihood, and an infinite one says that counts are no more variable than Poisson."
+    )
+
+
+def outside_bands(bands: pd.DataFrame) -> str | None:
+    """In words: which estimates lie outside their bands; None if none does."""
+    where = _marked(bands, OUTSIDE)
+    return where and (
+        f"Estimates lie outside their own bands {where} ({STAR} in the tables): the correction for bias moves the "
+        "function by more than the half-width of its band; use a smaller bandwidth, or believe the band."
+    )
+
+
+def _marked(bands: pd.DataFrame, mark: str) -> str | None:
+    """In words: at how many grid points which functions have a mark; None if none has."""
+    counts = (bands["mark"] == mark).groupby(bands["coefficient"], sort=False).sum()
     counts = counts[counts > 0]
     if counts.empty:
         return None
     n_grid = int((bands["coefficient"] == bands["coefficient"].iloc[0]).sum())
     several = f"{len(counts)} functions" if len(counts) > 4 else ", ".join(str(name) for name in counts.index)
-    return (
-        f"There are no bands at up to {counts.max()} of {n_grid} grid points for {several}: the local fit behind them "
-        "(local-quadratic by default) has no maximum near the fit there; use a larger bandwidth or fewer experts, or "
-        "bias='none', whose bands leave out the bias."
-    )
+    return f"at up to {counts.max()} of {n_grid} grid points for {several}"
 
 
 def _function_table(
@@ -217,7 +273,8 @@ def _function_table(
             for end in ("band_low", "band_high")
         )
         test = () if p_values is None else (p_values.get(str(name)),)
-        cells.append((span, *test, *map(show, value)))
+        stars = np.where((value < low) | (value > high), STAR, "")
+        cells.append((span, *test, *(f"{show(v)}{star}" for v, star in zip(value, stars, strict=True))))
         limits = ("-" if np.isnan(a) else f"{show(a)}, {show(b)}" for a, b in zip(low, high, strict=True))
         cells.append((None, *([None] * len(test)), *limits))
     return Table(
@@ -269,7 +326,15 @@ def drawn_bands(results: Any, kind: str, options: Mapping[str, Any]) -> dict[str
     wanted = [of for of in PLOTS[kind] if of != "probabilities" or not alone]
     shared = any(of in AT_COVARIATES for of in wanted)
     without = {name: value for name, value in options.items() if name != "at" or not shared}
-    return {of: results.bands(of, **(options if of in AT_COVARIATES else without)) for of in wanted}
+    frames = {}
+    for of in wanted:
+        given = dict(options if of in AT_COVARIATES else without)
+        rng = given.pop("rng", None)
+        frames[of] = results.requested_bands(BandRequest(of, **given), rng)
+    gaps = lost_bands(pd.concat(frames.values()))
+    if gaps is not None:
+        warn(gaps, ConvergenceWarning)  # once for the figure
+    return frames
 
 
 def band_curves(
@@ -307,13 +372,15 @@ def _curve(model: FittedVCMoE, of: str, name: str, part: pd.DataFrame, options: 
     if part["block"].iloc[0] == "residual":
         panel = str(part["term"].iloc[0])
     value = {
-        c: part[c].to_numpy(dtype=float) for c in part.columns if c not in ("coefficient", "block", "expert", "term")
+        c: part[c].to_numpy(dtype=float)
+        for c in part.columns
+        if c not in ("coefficient", "block", "expert", "term", "mark")
     }
     return Curve(
         panel=panel,
         label="marginal mean" if of == "mean" else "" if expert is None else f"expert {expert}",
         x=value[index],
-        y=np.where(np.isnan(value["conf_low"]), np.nan, value["center"]),  # a gap where there is no maximum
+        y=np.where(part["mark"] == LOST, np.nan, value["center"]),  # a gap where there is no maximum
         lower=value["conf_low"],
         upper=value["conf_high"],
         band_lower=value["band_low"],

@@ -23,6 +23,7 @@ from mixmoe.output.tables import Cell, Table
 from mixmoe.results import MoEResults
 from mixmoe.varying import report
 from mixmoe.varying.bands import BIASES, METHODS, LevelProcess, checked_level
+from mixmoe.varying.dispersion_limits import ThetaProfile
 from mixmoe.varying.dof import effective_df, fitness
 from mixmoe.varying.draws import draw_responses
 from mixmoe.varying.fitted import FittedVCMoE, checked_kind, reported_values
@@ -98,6 +99,7 @@ class VCMoEResults(MoEResults):
         self.icl = self.bic + 2.0 * report.classification_entropy(fit.responsibilities)
         self.df_resid = self.nobs - values.df
         self._processes: dict[str, LevelProcess] = {}
+        self._thetas: dict[str, ThetaProfile | None] = {}
         self._p_values: Mapping[str, float] | None = None
 
     def functions(self, u: Any = None) -> pd.DataFrame:
@@ -157,28 +159,44 @@ class VCMoEResults(MoEResults):
         -------
         DataFrame
             One row per function and grid point: coefficient, block, expert, term, the index, estimate (of the fit),
-            center (of the bands), std_error, conf_low, conf_high (pointwise), band_low, band_high (simultaneous). NaN
-            where a local likelihood has no maximum near the fit. Limits of gate coefficients, other than those of
-            ``method="bootstrap"``, follow the shape of the likelihood of a log odds and lie farther out on the side
-            away from zero.
+            center (of the bands), std_error, conf_low, conf_high (pointwise), band_low, band_high (simultaneous), mark.
+            Limits of gate coefficients, other than those of ``method="bootstrap"``, follow the shape of the likelihood
+            of a log odds and lie farther out on the side away from zero. Limits of theta are those of its profile
+            likelihood, whatever the method; the upper one is infinite where nothing bounds theta from above.
+
+            ``mark`` says what a value lacks: ``"thin"``, no band because too few rows carry the standard error (fewer
+            than 2 degrees of freedom, as at the thin ends of an index); ``"no maximum"``, no band because a local
+            likelihood has no maximum near the fit; ``"limit"``, a dispersion that runs to its limit, without standard
+            error; ``"outside"``, an estimate outside its own band; else empty.
 
         Warns
         -----
         ConvergenceWarning
-            If there are NaN.
+            If there are values without a maximum.
         """
-        checked_choice(of, "of", SUBJECTS)
-        checked_choice(method, "method", METHODS)
-        checked_choice(bias, "bias", BIASES)
-        checked_count(draws, "draws", least=100)
-        checked_count(n_boot, "n_boot", least=19)
-        n_jobs = checked_jobs(n_jobs)
-        request = BandRequest(of, checked_level(level), method, bias, at, draws, n_boot, n_jobs, progress)
-        frame = self._bands(request, rng)
-        gaps = report.missing_bands(frame)
+        request = BandRequest(of, level, method, bias, at, draws, n_boot, n_jobs, progress)
+        frame = self.requested_bands(request, rng)
+        gaps = report.lost_bands(frame)
         if gaps is not None:
             warn(gaps, ConvergenceWarning)
         return frame
+
+    def requested_bands(self, request: BandRequest, rng: Any = None) -> pd.DataFrame:
+        """Bands as `bands` gives them, without its warning.
+
+        Parameters
+        ----------
+        request : BandRequest
+            Arguments of `bands`.
+        rng : int, numpy.random.Generator or None
+        """
+        checked_choice(request.of, "of", SUBJECTS)
+        checked_choice(request.method, "method", METHODS)
+        checked_choice(request.bias, "bias", BIASES)
+        checked_count(request.draws, "draws", least=100)
+        checked_count(request.n_boot, "n_boot", least=19)
+        level, n_jobs = checked_level(request.level), checked_jobs(request.n_jobs)
+        return self._bands(replace(request, level=level, n_jobs=n_jobs), rng)
 
     def test_varying(
         self,
@@ -199,8 +217,9 @@ class VCMoEResults(MoEResults):
             ``"dispersion"``, ``"gate"``, ``"experts"``, ``"all"``. By default each varying function on its own and all
             together, as a frame.
         method : {"bootstrap", "asymptotic", "calibrated"}
-            Null distribution: parametric bootstrap from the null fit; chi-square with the degrees of freedom of Fan,
-            Zhang and Zhang (2001); the same with degrees of freedom from a few bootstrap draws (Wilks phenomenon).
+            Null distribution: parametric bootstrap from the null fit; scaled chi-square of Fan, Zhang and Zhang (2001),
+            its mean and variance those of the smoother at the index values of the data; the same with mean and variance
+            of a few bootstrap draws (Wilks phenomenon).
         n_boot : int
             Draws; of ``"calibrated"`` a quarter of them.
         rng : int, numpy.random.Generator or None
@@ -412,7 +431,12 @@ class VCMoEResults(MoEResults):
     def _bands(self, request: BandRequest, rng: Any) -> pd.DataFrame:
         """Bands over the units of the covariance of the fit."""
         request = replace(request, clusters=self.model.clusters_of(self.cov_type))
-        return band_frame(self.model, self._process(request.bias), request, checked_rng(rng))
+        process, theta = self._process(request.bias), None
+        if request.of == "coefficients":
+            if request.bias not in self._thetas:
+                self._thetas[request.bias] = process.theta_profile()
+            theta = self._thetas[request.bias]
+        return band_frame(self.model, process, theta, request, checked_rng(rng))
 
     def _process(self, bias: str) -> LevelProcess:
         """Level process of one bias correction with the covariance of the fit, kept because all output needs it."""

@@ -57,12 +57,14 @@ from mixmoe.varying.local_likelihood import (
     whole_block,
     without_information,
 )
+from mixmoe.varying.local_maximum import on_limit
 from mixmoe.varying.nodes import Node
 from mixmoe.varying.problem import Problem
 from mixmoe.varying.steps import Natural, own_natural
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.intp]
+BoolArray = NDArray[np.bool_]
 
 CHUNK = 4096  # rows whose influence is held as a dense matrix at once
 ROOT, WHOLE = 0.5, 1.0  # powers of the correction: HC2 of rows and CR3 of clusters
@@ -113,7 +115,12 @@ def small_sample_power(correction: bool, clusters: IntArray | None) -> float:
 
 
 def influence(
-    local: Local, coef: Array, power: float = ROOT, nodes: Sequence[Node] = (), clusters: IntArray | None = None
+    local: Local,
+    coef: Array,
+    power: float = ROOT,
+    nodes: Sequence[Node] = (),
+    clusters: IntArray | None = None,
+    held: BoolArray | None = None,
 ) -> Influence:
     """Influence of the rows on the coefficient functions.
 
@@ -128,19 +135,23 @@ def influence(
         Of the responses under the estimate, for the degrees of freedom.
     clusters : ndarray of int, shape (n,), optional
         Rows that the correction takes together.
+    held : ndarray of bool, shape (G, L), optional
+        Functions that are not estimated at some grid points; the influence on them is NaN there.
 
     Returns
     -------
     Influence
     """
     n_grid, _, n_slots = coef.shape
+    held = np.zeros((n_grid, n_slots), dtype=bool) if held is None else held
+    free = (local.free & ~held[:, None]).reshape(n_grid, -1)
     slots = np.flatnonzero(local.problem.const)
     border = _Border(local, coef, slots) if len(slots) else None
     pieces: list[Array] = []
     coupling, df = np.zeros((n_grid, n_slots, len(slots))), np.full((n_grid, n_slots), np.nan)
     for block, terms in local_pieces(local, coef):
         full = full_information(local, block, terms.information, terms.kernel)
-        inverse = _inverses(masked_information(local, full), local.free.ravel())
+        inverse = _inverses(full, free[block.first : block.last])
         natural = natural_predictors(local, block, coef[block.first : block.last])
         for g in range(block.last - block.first):
             at, span = block.first + g, slice(int(block.offsets[g]), int(block.offsets[g + 1]))
@@ -164,7 +175,7 @@ def influence(
         coef[:, 0],
         local.windows.lo,
         local.windows.hi,
-        _without_unknown(local, coef, pieces),
+        _without_unknown(local, coef, pieces, held),
         const,
         coupling,
         slots,
@@ -173,9 +184,9 @@ def influence(
     )
 
 
-def _without_unknown(local: Local, coef: Array, pieces: Sequence[Array]) -> tuple[Array, ...]:
-    """Influence on the levels at each grid point, NaN for functions about which the rows there say nothing."""
-    unknown = without_information(local, coef) & ~local.problem.const
+def _without_unknown(local: Local, coef: Array, pieces: Sequence[Array], held: BoolArray) -> tuple[Array, ...]:
+    """Influence on the levels at each grid point, NaN for functions that are held or unknown to the rows there."""
+    unknown = (without_information(local, coef) | held) & ~local.problem.const
     if not unknown.any():
         return tuple(pieces)
     return tuple(np.where(there, np.nan, piece) for there, piece in zip(unknown, pieces, strict=True))
@@ -221,7 +232,7 @@ def gate_influence(
     lo, hi, pieces = first.lo.copy(), first.hi.copy(), []
     for block, terms in local_pieces(local, coef):
         full = full_information(local, block, terms.information, terms.kernel)
-        inverse = _inverses(masked_information(local, full), local.free.ravel())
+        inverse = _inverses(full, np.broadcast_to(local.free.ravel(), full.shape[:2]))
         natural = natural_predictors(local, block, coef[block.first : block.last])
         for g in range(block.last - block.first):
             at, span = block.first + g, slice(int(block.offsets[g]), int(block.offsets[g + 1]))
@@ -279,17 +290,15 @@ def _mixed_curvature(local: Local, block: Block, terms: NaturalTerms, g: int, be
     return np.moveaxis(np.asarray(summed).reshape(-1, *product.shape[1:]), 0, 1)
 
 
-def _inverses(matrix: Array, free: NDArray[np.bool_]) -> Array:
-    """Inverses on the free coordinates, zero elsewhere; NaN where a matrix is not positive definite."""
-    unit, root = unit_diagonal(matrix)
+def _inverses(full: Array, free: BoolArray) -> Array:
+    """Inverses of informations (g, D L, D L) on what is free, (g, D L), zero elsewhere; NaN where not definite."""
+    unit, root = unit_diagonal(masked_information(full, free))
     values, vectors = np.linalg.eigh(unit)
     good = values[:, 0] > 1e-8
     safe = np.where(good[:, None], values, np.nan)
     scaled = vectors * root[:, :, None]
     out = np.einsum("gij,gj,gkj->gik", scaled, 1.0 / safe, scaled)
-    out[:, ~free, :] = 0.0
-    out[:, :, ~free] = 0.0
-    return out
+    return np.where(free[:, :, None] & free[:, None, :], out, 0.0)
 
 
 def _lever(local: Local, block: Block, terms: NaturalTerms, g: int, inverse: Array, power: float) -> Array:
@@ -454,7 +463,9 @@ class _Border:
         self._matrix = mixed[:, :, slots].sum(axis=0)
         self._reach = _through_interpolation(local, mixed, d)  # (C, G, D, L)
         self._free = local.free
-        self._known = ~constants_without_information(problem, natural)[slots]
+        at_limit = np.zeros(n_slots, dtype=bool)
+        at_limit[problem.slots.dispersions] = on_limit(problem, coef).any(axis=0)
+        self._known = ~(constants_without_information(problem, natural) | at_limit)[slots]
 
     def add(self, g: int, lo: int, move: Array, drift: Array) -> None:
         """Subtract what the functions at grid point g contribute."""

@@ -109,6 +109,7 @@ def vcmoe(
     separation: float | None = None,
     amplitude: float = 1.0,
     trials: int = 10,
+    index_shape: tuple[float, float] = (1.0, 1.0),
     rng: np.random.Generator | int | None = None,
 ) -> VaryingData:
     """A data set from a varying-coefficient mixture of experts.
@@ -129,6 +130,8 @@ def vcmoe(
         Factor on everything that varies.
     trials : int
         Trials per row of the binomial.
+    index_shape : tuple of float
+        Shape parameters of the beta distribution of the index; by default uniform, and thin at both ends with (2, 2).
     rng : Generator or int, optional
 
     Returns
@@ -139,7 +142,7 @@ def vcmoe(
     Raises
     ------
     ArgumentError
-        For a scenario that does not exist, or a size below one.
+        For a scenario that does not exist, a size below one, or a shape that is not positive.
     """
     if scenario not in SCENARIOS:
         raise ArgumentError(f"scenario must be one of {', '.join(map(repr, SCENARIOS))}, got {scenario!r}")
@@ -148,13 +151,26 @@ def vcmoe(
     rng = np.random.default_rng(rng)
     response = family_named(family)
     distance = _SEPARATION.get(scenario, 1.4) if separation is None else separation
-    u = rng.uniform(0.0, 1.0, n)
+    a, b = checked_shape(index_shape)
+    u = rng.uniform(0.0, 1.0, n) if a == b == 1.0 else rng.beta(a, b, n)
     z1, x1 = rng.standard_normal(n), rng.standard_normal(n)
     here = varying_truth(u, scenario, response.name, experts, distance, amplitude)
     component = _draw_component(rng, here.gate, x1)
     frame = _draw_frame(rng, response, here, component, u, z1, x1, trials)
     grid = np.linspace(0.0, 1.0, 101)
     return VaryingData(frame, varying_truth(grid, scenario, response.name, experts, distance, amplitude))
+
+
+def checked_shape(shape: tuple[float, float]) -> tuple[float, float]:
+    """Two positive shape parameters of a beta distribution.
+
+    Raises
+    ------
+    ArgumentError
+    """
+    if len(shape) != 2 or not all(np.isfinite(s) and s > 0.0 for s in shape):
+        raise ArgumentError(f"index_shape must be two positive numbers, got {shape!r}; (1, 1) is the uniform one")
+    return float(shape[0]), float(shape[1])
 
 
 def _draw_component(rng: np.random.Generator, gate: Array, x1: Array) -> NDArray[np.intp]:

@@ -82,7 +82,7 @@ def test_constant_gate_coefficients_count_as_known():
 
 def bands_of(pr, level, se):
     ones = np.ones((len(pr.windows.grid), pr.slots.n))
-    return symmetric(level * ones, se * ones, 3.0 * ones, 1.96 * ones)
+    return symmetric(level * ones, se * ones, 3.0 * ones, 1.96 * ones, ones == 0.0)
 
 
 def test_only_gates_change_and_their_far_side_is_longer():

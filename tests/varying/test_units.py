@@ -54,7 +54,7 @@ def clustered(data):
 
 def gradient_and_information(local, coef, g):
     block, terms = next(local_pieces(local, coef))
-    full = masked_information(local, full_information(local, block, terms.information, terms.kernel))
+    full = masked_information(full_information(local, block, terms.information, terms.kernel), local.free.ravel())
     return local_gradient(local, block, terms)[g].ravel(), full[g]
 
 
@@ -121,7 +121,9 @@ def test_bands_and_figures_follow_the_covariance(clustered, plain):
     drawn = {"method": "bootstrap", "n_boot": 19, "rng": 0}
     same_bands(rows.bands(**drawn), plain.bands(**drawn))
     uncorrected = plain.with_cov("robust", correction=False)
-    assert (uncorrected.bands(rng=0)["std_error"] < plain.bands(rng=0)["std_error"]).all()
+    ratio = uncorrected.bands(rng=0)["std_error"] / plain.bands(rng=0)["std_error"]
+    assert (ratio.dropna() < 1.0).all()
+    assert ratio.isna().mean() < 0.2  # thin ends
 
 
 def test_relabel_keeps_the_options_of_the_covariance(plain, clustered, tmp_path):
@@ -217,4 +219,6 @@ def test_missing_bands_are_said(recwarn):
     assert any("-" in row for table in fit.tables() for row in table.cells)
     with pytest.warns(ConvergenceWarning, match="There are no bands at up to 3 of 15 grid points"):
         frame = fit.bands(rng=0)
-    assert frame["std_error"].isna().sum() == 24
+    assert (frame["mark"] == "no maximum").sum() == 24
+    assert "there are none at up to" in text  # the thin ends
+    assert (frame["std_error"].isna() == frame["mark"].isin(["no maximum", "thin"])).all()

@@ -1,0 +1,191 @@
+"""Numbers that formulas worked by hand, dense versions or integrals give, for constants that no other test can see."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import chi2
+
+from mixmoe.kernels.local import epanechnikov
+from mixmoe.varying.bands import LEAST_DF, level_process, student_factor
+from mixmoe.varying.dof import effective_df, fitness
+from mixmoe.varying.estimate import Control, fit_functions
+from mixmoe.varying.glr import null_law
+from mixmoe.varying.local_likelihood import build_local
+from mixmoe.varying.local_maximum import local_maxima
+from mixmoe.varying.model import VCMoE
+from mixmoe.varying.problem import build_problem
+from mixmoe.varying.simulate import vcmoe
+from mixmoe.varying.smoothing import Curve, second_kernel, smoothed_functions, summed_influence, towards_line
+from mixmoe.varying.wiener import integrated_wiener, local_linear_operator, posterior_mean
+from tests.varying.helpers import make_problem
+
+FORMULA = "y ~ z1 | gate: x1 | vary: u"
+
+
+def fitted(n=300, **options):
+    problem = make_problem(vcmoe(n=n, rng=1), 0.3, **options)
+    return problem, fit_functions(problem, Control(n_starts=3), np.random.default_rng(0)).coef
+
+
+def test_criteria_worked_by_hand():
+    found = fitness(-100.0, 7.5, 40)
+    assert found.aic == 215.0
+    assert found.aicc == pytest.approx(219.047619, abs=1e-6)  # 215 + 2 * 7.5 * 8.5 / 31.5
+    assert found.bic == pytest.approx(227.666596, abs=1e-6)  # 200 + 7.5 * 3.68887945
+    assert fitness(-100.0, 38.5, 40).aicc == pytest.approx(277.0 + 2.0 * 38.5 * 39.5 / 0.5)
+    assert np.isinf(fitness(-100.0, 39.0, 40).aicc)
+
+
+def test_criteria_of_a_fit_are_those_of_its_numbers():
+    fit = VCMoE(FORMULA, vcmoe(n=300, rng=1).data, bandwidth=0.3).fit(rng=0, starts=2)
+    k, n = fit.effective_df, 300
+    assert fit.aicc == pytest.approx(-2.0 * fit.llf + 2.0 * k * n / (n - k - 1.0))  # Hurvich and Tsai (1989)
+
+
+def test_leverages_are_interpolated_between_the_two_grid_points_of_a_row():
+    sim = vcmoe(n=200, family="poisson", experts=1, rng=3)
+    problem = make_problem(sim, 0.5, n_grid=4, experts=1, family="poisson")
+    coef = fit_functions(problem, Control(), np.random.default_rng(0)).coef
+    rows, grid, h = problem.rows, problem.windows.grid, 0.5
+    level = np.empty((4, 2, 2))
+    for g in range(4):
+        t = (rows.index - grid[g]) / h
+        design = np.hstack([rows.design, rows.design * t[:, None]])
+        mean = np.exp(design @ coef[g].ravel() + rows.offset)
+        level[g] = np.linalg.inv(design.T @ (design * (epanechnikov(t) * mean)[:, None]))[:2, :2]
+    total = 0.0
+    own = np.exp(np.einsum("np,np->n", rows.design, curves_at(problem, coef)) + rows.offset)
+    for i, u in enumerate(rows.index):
+        here = np.array([[np.interp(u, grid, level[:, a, b]) for b in range(2)] for a in range(2)])
+        total += 0.75 * own[i] * rows.design[i] @ here @ rows.design[i]
+    assert effective_df(problem, coef) == pytest.approx(total, rel=1e-8)
+
+
+def curves_at(problem, coef):
+    """Expert coefficients of one expert at the rows, (n, p), by cubic Hermite interpolation."""
+    grid, h, u = problem.windows.grid, problem.windows.bandwidth, problem.rows.index
+    left = np.clip(np.searchsorted(grid, u, side="right") - 1, 0, len(grid) - 2)
+    step = grid[left + 1] - grid[left]
+    s = ((u - grid[left]) / step)[:, None]
+    a, b = coef[left, 0], coef[left + 1, 0]
+    da, db = (coef[left + j, 1] / h * step[:, None] for j in (0, 1))
+    return (1 + 2 * s) * (1 - s) ** 2 * a + s * (1 - s) ** 2 * da + s * s * (3 - 2 * s) * b + s * s * (s - 1) * db
+
+
+def test_undersmoothing_is_by_the_twentieth_root_of_n():
+    problem, coef = fitted(400)
+    process = level_process(problem, coef, "undersmooth")
+    assert process.bandwidth == pytest.approx(0.3 * 0.7411344)  # exp(-log(400) / 20)
+    narrow = build_problem(
+        problem.rows, problem.family, problem.slots, problem.const, problem.windows.grid, 0.3 * 0.7411344491069477,
+        0.3 * 0.7411344491069477, 0.01,
+    )  # fmt: skip
+    as_narrow = np.stack([coef[:, 0], coef[:, 1] * 0.7411344], axis=1)
+    np.testing.assert_allclose(process.levels, level_process(narrow, as_narrow, "none").levels, atol=1e-6)
+
+
+def test_reported_functions_are_two_thirds_drawn_to_a_line_and_one_third_spline():
+    problem, coef = fitted()
+    maxima = local_maxima(problem, coef)
+    out, part = smoothed_functions(problem, maxima), maxima.parts[0]
+    grid, h = problem.windows.grid, 0.3
+    moves = summed_influence(part, np.arange(problem.slots.n))  # (units, G, 2, L)
+    second = second_kernel(grid, h, np.ones(len(grid), dtype=bool))
+    operator = local_linear_operator(part.local.windows, problem.rows.weights)
+    for s in (0, 3, 6):
+        lines, move = maxima.state[:, :, s], moves[:, :, :, s]
+        smooth = move[:, :, 0] @ second.weights.T + move[:, :, 1] @ second.slopes.T
+        levels = second.weights @ lines[:, 0] + second.slopes @ lines[:, 1]
+        curve = Curve(grid, second.mass, levels, second.weights @ lines[:, 1], smooth.T @ smooth, h)
+        noise = move[:, :, 0].T @ move[:, :, 0]
+        spline = posterior_mean(lines[:, 0], noise, second.mass / h, operator, integrated_wiener(grid, h))
+        line = towards_line(curve)
+        assert np.abs(spline - line).max() > 1e-3
+        np.testing.assert_allclose(3.0 * out[:, :, s], 2.0 * line + spline, atol=1e-9)
+
+
+def test_factors_are_those_of_student():
+    found = student_factor(np.array([1.959964]), np.array([[5.0], [30.0], [np.inf], [0.3]]))[:, 0]
+    np.testing.assert_allclose(found, [2.570582, 2.042272, 1.959964, 4.302653], rtol=1e-5)  # printed tables; 2 at least
+    assert LEAST_DF == 2.0
+
+
+def quadratic_form(u, weights, h):
+    """Matrix of ``RSS of the mean - RSS of local lines`` in standardised errors, from a regression at every row."""
+    n = len(u)
+    hat = np.empty((n, n))
+    for i in range(n):
+        kernel = np.clip(1.0 - ((u - u[i]) / h) ** 2, 0.0, None) * weights
+        design = np.column_stack([np.ones(n), u - u[i]])
+        hat[i] = np.linalg.solve(design.T @ (design * kernel[:, None]), design.T * kernel)[0]
+    root = np.sqrt(weights)
+    rests = [np.eye(n) - root[:, None] * s / root for s in (np.tile(weights / weights.sum(), (n, 1)), hat)]
+    return rests[0].T @ rests[0] - rests[1].T @ rests[1]
+
+
+def test_asymptotic_test_has_the_moments_of_the_smoother():
+    fit = VCMoE(FORMULA, vcmoe("constant", 200, rng=3).data, bandwidth=0.4).fit(rng=0, starts=2)
+    test = fit.test_varying("expert1.z1", method="asymptotic")
+    form = quadratic_form(fit.model.problem.rows.index, np.ones(200), 0.4)
+    mean, variance = 0.5 * np.trace(form), 0.5 * np.trace(form @ form)
+    scale = 2.0 * mean / variance
+    assert test.df == pytest.approx(scale * mean)
+    assert test.p_value == pytest.approx(chi2.sf(scale * test.statistic, scale * mean))
+    pair = fit.test_varying(["expert1.z1", "gate2.x1"], method="asymptotic")
+    assert pair.df == pytest.approx(2.0 * scale * mean)
+    assert pair.p_value == pytest.approx(chi2.sf(scale * pair.statistic, 2.0 * scale * mean))
+
+
+def test_null_law_far_from_the_ends_is_that_of_fan_zhang_and_zhang():
+    problem = make_problem(vcmoe(n=200, rng=1), 0.3)
+    even = replace(problem.rows.take(np.arange(200)), index=np.linspace(0.0, 1.0, 200))
+    laws = {}
+    for h in (0.1, 0.05):
+        own = build_problem(even, problem.family, problem.slots, problem.const, np.linspace(0, 1, 20), h, h, 0.01)
+        law = null_law(own, np.array([0]))
+        laws[h] = np.array([law.df / law.scale, 2.0 * law.df / law.scale**2])  # mean, variance
+    mean, variance = (laws[0.05] - laws[0.1]) / 10.0  # per |U| / h
+    t = np.linspace(-2.0, 2.0, 4001)
+    kernel = 0.75 * np.clip(1.0 - t * t, 0.0, None)
+    twice = np.convolve(kernel, kernel, mode="same") * 0.001
+    c_k = 0.75 - 0.5 * (kernel**2).sum() * 0.001
+    r_k = c_k / (((kernel - 0.5 * twice) ** 2).sum() * 0.001)
+    assert (c_k, r_k) == (pytest.approx(0.45, abs=1e-4), pytest.approx(2.1153, abs=1e-3))
+    assert mean == pytest.approx(c_k, rel=0.02)
+    assert 2.0 * mean / variance == pytest.approx(r_k, rel=0.02)
+
+
+def test_null_law_of_theta_is_that_of_an_average():
+    problem = make_problem(vcmoe(n=150, family="negbinomial", rng=1), 0.3, family="negbinomial")
+    u = problem.rows.index
+    kernel = np.clip(1.0 - ((u - u[:, None]) / 0.3) ** 2, 0.0, None)
+    rest = np.eye(150) - kernel / kernel.sum(axis=1, keepdims=True)
+    form = np.eye(150) - 1.0 / 150.0 - rest.T @ rest
+    law = null_law(problem, np.array([problem.slots.dispersions.start]))
+    assert law.df / law.scale == pytest.approx(0.5 * np.trace(form))
+    assert 2.0 * law.df / law.scale**2 == pytest.approx(0.5 * np.trace(form @ form))
+
+
+def test_calibrated_null_has_the_mean_and_variance_of_the_draws():
+    fit = VCMoE(FORMULA, vcmoe("constant", 300, rng=3).data, bandwidth=0.4).fit(rng=0, starts=2)
+    test = fit.test_varying("expert1.z1", method="calibrated", n_boot=80, rng=0)
+    mean, variance = test.null.mean(), test.null.var(ddof=1)
+    scale = 2.0 * mean / variance  # of a chi-square with `df` degrees of freedom: mean df, variance 2 df
+    assert len(test.null) == 20
+    assert test.df == pytest.approx(scale * mean)
+    assert test.p_value == pytest.approx(chi2.sf(scale * test.statistic, scale * mean))
+
+
+def test_bandwidth_of_robust_bias_correction_is_that_of_the_fit_and_its_degree_two():
+    problem, coef = fitted()
+    process = level_process(problem, coef, "rbc")
+    assert (process.bandwidth, process.degree) == (0.3, 2)
+    local = build_local(problem, 2)
+    assert (local.free.sum(axis=0) == [3, 3, 3, 3, 2, 2, 3, 3]).all()  # log sigma keeps its line
+
+
+def test_weights_of_the_rows_enter_leverages_once():
+    problem, coef = fitted()
+    doubled = replace(problem, rows=problem.rows.with_weights(2.0 * problem.rows.weights))
+    assert effective_df(doubled, coef) == pytest.approx(effective_df(problem, coef), rel=1e-6)
