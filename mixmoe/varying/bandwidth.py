@@ -29,7 +29,7 @@ BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.intp]
 
 STEP = 1.4  # between candidates
-CHUNK = 4  # candidates that are compared at once, then it is seen whether to go on
+CHUNK = 2  # candidates that are compared at once, then it is seen whether to go on
 FALLEN = 0.1  # held-out log-likelihood per row below the best at which narrower candidates are given up
 REFINED = 2  # rounds of further candidates around the best
 NEAR = 1.15  # between candidates around a bandwidth that is known roughly
@@ -42,7 +42,7 @@ HELD_ROWS = 10_000  # held out together at most, if there is more than one fold
 MANY = 8_000  # rows above which the range of bandwidths is searched on some of them
 TOLERANCE = 3e-4  # of fits that only serve a criterion
 GAIN = 1e-5  # log-likelihood per row and iteration without which such fits end
-MOST_ITERATIONS = 100
+MOST_ITERATIONS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,12 +348,13 @@ class _Found:
         """Place of the best candidate."""
         return int(np.nanargmax(self.criterion))
 
-    def joined(self, other: "_Found") -> "_Found":
+    def joined(self, other: "_Found | None") -> "_Found":
         """Both, ascending."""
-        tried = np.concatenate([self.tried, other.tried])
+        both = (self,) if other is None else (self, other)
+        tried = np.concatenate([one.tried for one in both])
         order = np.argsort(tried)
-        logliks = np.vstack([self.logliks, other.logliks])[order]
-        criterion = np.concatenate([self.criterion, other.criterion])[order]
+        logliks = np.vstack([one.logliks for one in both])[order]
+        criterion = np.concatenate([one.criterion for one in both])[order]
         return _Found(tried[order], logliks, criterion, self.refused)
 
     def table(self, clusters: IntArray | None, weights: Array) -> pd.DataFrame:
@@ -415,7 +416,7 @@ class _Scorer:
     states: tuple[_State, ...]
 
     def logliks(self, problems: list[Problem]) -> tuple[Array, "_Scorer"]:
-        """Held-out log-likelihoods (B, n) under problems from wide to narrow, and the scorer to go on with."""
+        """Held-out log-likelihoods (B, n) under a chain of problems, and the scorer to go on with."""
         if not self.members:
             chain = _left_out_chain(problems, self.states[0])
             return chain.logliks, replace(self, states=(chain.state,))
@@ -499,7 +500,7 @@ def _candidates(rows: Rows, slots: Slots) -> list[float]:
 
 
 def _scanned(space: Space, scoring: _Scoring) -> _Found:
-    """All candidates from wide to narrow, until the criterion has long fallen, and more around the best."""
+    """All candidates, with folds narrower ones until the criterion has long fallen, and more around the best."""
     usable, refused = [], []
     for h in _candidates(space.rows, space.slots):
         fault = space.fault(h)
@@ -510,15 +511,19 @@ def _scanned(space: Space, scoring: _Scoring) -> _Found:
     if not usable:
         raise DesignError(f"no bandwidth can be used; the widest fails because {refused[0][1].text}")
     rule = rule_of_thumb(space.rows, space.slots)
-    scorer = scoring.started(space, min(usable, key=lambda h: abs(np.log(h / rule))))
-    weights, found, walking = space.rows.weights, None, scorer
-    for first in range(0, len(usable), CHUNK):
-        part = usable[first : first + CHUNK]
-        logliks, walking = walking.logliks([space.problem(h) for h in part])
-        more = _Found(np.array(part)[::-1], logliks[::-1], _criterion(logliks, weights)[::-1], refused)
-        found = more if found is None else more.joined(found)
-        if _long_fallen(found.criterion):
-            break
+    pilot = min(usable, key=lambda h: abs(np.log(h / rule)))
+    scorer = scoring.started(space, pilot)
+    weights, found = space.rows.weights, None
+    narrower = [h for h in usable if h <= pilot]
+    for way in ([h for h in usable[::-1] if h > pilot], narrower):  # away from the pilot, whose labels are known
+        walking = scorer
+        for first in range(0, len(way), CHUNK):
+            part = way[first : first + CHUNK]
+            logliks, walking = walking.logliks([space.problem(h) for h in part])
+            more = _Found(np.array(part), logliks, _criterion(logliks, weights), refused)
+            found = more.joined(found)
+            if scorer.members and way is narrower and _long_fallen(found.criterion):
+                break
     for _ in range(REFINED):
         finer = [h for h in _between(found.tried, found.best, refused) if space.fault(h) is None]
         if finer:
