@@ -5,30 +5,63 @@ References
 Fan, J. and Gijbels, I. (1996). Local Polynomial Modelling and Its Applications, section 4.2.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe.em import Flag
 from mixmoe.errors import DesignError
 from mixmoe.kernels.local import hermite_matrix
+from mixmoe.varying.carried import on_grid
 from mixmoe.varying.estimate import Control, fit_functions, run_em
+from mixmoe.varying.leave_one_out import LOWEST, left_out_logliks
 from mixmoe.varying.parallel import run_all
 from mixmoe.varying.problem import Problem, Rows, Slots, build_problem
-from mixmoe.varying.steps import Natural, natural_parameters
+from mixmoe.varying.setup import MIN_EFFECTIVE, WindowFault
+from mixmoe.varying.steps import Natural, expert_step, natural_parameters
 
 Array = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.intp]
 
-N_CANDIDATES = 7
-SMALLEST = 0.35  # first candidate over the rule of thumb
-WIDER = 1.1  # factor by which the rule of thumb is widened where the index is thin
-REFINED = 2  # further candidates on each side of the best, between its neighbours
+STEP = 1.4  # between candidates
+CHUNK = 2  # candidates that are compared at once, then it is seen whether to go on
+FALLEN = 0.1  # held-out log-likelihood per row below the best at which narrower candidates are given up
+REFINED = 2  # rounds of further candidates around the best
+NEAR = 1.15  # between candidates around a bandwidth that is known roughly
+WIDER = 1.1  # factor by which a bandwidth is widened where the index is thin
+CLEARLY = 1.2  # ratio of bandwidths from which on a column is said to force one
+FOLDS = 5
+FEW_ROWS = 400  # with fewer, folds are repeated so that they are about this many together
+MOST_REPEATS = 3
+HELD_ROWS = 10_000  # held out together at most, if there is more than one fold
+MANY = 8_000  # rows above which the range of bandwidths is searched on some of them
 TOLERANCE = 3e-4  # of fits that only serve a criterion
-LOWEST = -30.0  # log density of a held-out row counts at least this much, so that one outlier does not decide
+GAIN = 1e-5  # log-likelihood per row and iteration without which such fits end
+MOST_ITERATIONS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Forced:
+    """Columns that forced a wide bandwidth, since they do not change in part of the index.
+
+    Attributes
+    ----------
+    fault : WindowFault
+        Why the widest of the narrower ones cannot be used.
+    columns : tuple of tuple of int
+        Columns of the experts or of the gate, in the order in which they stood in the way.
+    alone : float or None
+        Bandwidth that the other functions would have had beside these columns held constant, if that is known.
+    """
+
+    fault: WindowFault
+    columns: tuple[tuple[int, ...], ...]
+    alone: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +75,13 @@ class BandwidthSearch:
     table : DataFrame or None
         Columns ``bandwidth``, ``criterion`` (held-out log-likelihood per row) and ``std_error``, by bandwidth; missing
         for a given candidate with too few rows in some window.
+    forced : Forced or None
+        What stood in the way of narrower ones.
     """
 
     best: float
     table: pd.DataFrame | None
+    forced: Forced | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +96,15 @@ class Bandwidths:
         Of the gate, if it has one of its own.
     table, gate_table : DataFrame or None
         Criterion of each bandwidth tried, see `BandwidthSearch`.
+    forced : tuple of Forced or None
+        What stood in the way of narrower ones; not kept in files, which have the flags.
     """
 
     experts: float
     gate: float | None
     table: pd.DataFrame | None = None
     gate_table: pd.DataFrame | None = None
+    forced: tuple[Forced | None, ...] = ()
 
     @property
     def searches(self) -> dict[str, Any]:
@@ -78,15 +117,6 @@ class Bandwidths:
         """From the plain lists of `searches`; files of earlier versions have none."""
         found = (searches.get(name) for name in ("bandwidth", "gate_bandwidth"))
         return cls(experts, gate, *(None if lists is None else pd.DataFrame(lists) for lists in found))
-
-
-class _Model(Protocol):
-    data: Any
-    slots: Slots
-    formula: Any
-
-    @property
-    def clusters(self) -> IntArray | None: ...
 
 
 def rule_of_thumb(rows: Rows, slots: Slots) -> float:
@@ -109,42 +139,98 @@ def rule_of_thumb(rows: Rows, slots: Slots) -> float:
     return float(min(h, np.ptp(rows.index)))
 
 
-def usable_rule(make: Callable[[float], Problem], rows: Rows, slots: Slots) -> float:
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Problems of one model among which a bandwidth is sought.
+
+    Attributes
+    ----------
+    rows : Rows
+    slots : Slots
+    clusters : ndarray of int, shape (n,), or None
+    made : callable
+        The problem with a bandwidth and functions held constant (L,), on some of the rows.
+    faulty : callable
+        Why a bandwidth cannot be used, with the same arguments.
+    held : ndarray of bool, shape (L,)
+        Functions held constant beside those of the model.
+    some : ndarray of int, or None
+        The rows, if not all of the model.
+    """
+
+    rows: Rows
+    slots: Slots
+    clusters: IntArray | None
+    made: Callable[[float, BoolArray, IntArray | None], Problem]
+    faulty: Callable[[float, BoolArray, IntArray | None], WindowFault | None]
+    held: BoolArray
+    some: IntArray | None = None
+
+    def problem(self, bandwidth: float) -> Problem:
+        """The problem with a bandwidth."""
+        return self.made(bandwidth, self.held, self.some)
+
+    def fault(self, bandwidth: float) -> WindowFault | None:
+        """Why a bandwidth cannot be used, None if it can."""
+        return self.faulty(bandwidth, self.held, self.some)
+
+    def take(self, some: IntArray) -> "Space":
+        """The same models on some of the rows; `some` ascending."""
+        clusters = None if self.clusters is None else np.unique(self.clusters[some], return_inverse=True)[1]
+        return replace(self, rows=self.rows.take(some), clusters=clusters, some=some)
+
+    def holding(self, fault: WindowFault) -> "Space":
+        """The same models with the columns of a fault constant."""
+        held = self.held.copy()
+        for c in range(int(fault.gate), self.slots.n_experts):
+            where = self.slots.gate(c) if fault.gate else self.slots.expert(c)
+            held[where.start + np.array(fault.columns)] = True
+        return replace(self, held=held)
+
+
+def smallest_usable(usable: Callable[[float], bool], low: float, high: float) -> float | None:
+    """The first bandwidth of a ladder from `low` to `high`, in round numbers, that can be used; None if none can."""
+    steps = max(1, int(np.ceil(np.log(high / low) / np.log(WIDER))))
+    for h in low * WIDER ** np.arange(1, steps + 1):
+        up = float(f"{h:.2g}")
+        if usable(up):
+            return up
+    return None
+
+
+def usable_rule(space: Space) -> BandwidthSearch:
     """The rule of thumb, widened in steps of a tenth until every window holds enough rows.
 
     Parameters
     ----------
-    make : callable
-        The problem with a bandwidth.
-    rows : Rows
-    slots : Slots
+    space : Space
 
     Returns
     -------
-    float
+    BandwidthSearch
+        With the columns that forced it to be wider, if some did.
 
     Raises
     ------
     DesignError
         If not even windows of twice the range of the index do.
     """
-    h, widest = rule_of_thumb(rows, slots), 2.0 * float(np.ptp(rows.index))
-    tried = h * WIDER ** np.arange(max(1, int(np.ceil(np.log(widest / h) / np.log(WIDER)))) + 1)
-    for h in tried[:-1]:
-        try:
-            make(float(h))
-        except DesignError:
-            continue
-        return float(h)
-    make(float(tried[-1]))
-    return float(tried[-1])
+    h, widest = rule_of_thumb(space.rows, space.slots), 2.0 * float(np.ptp(space.rows.index))
+    steps = max(1, int(np.ceil(np.log(widest / h) / np.log(WIDER))))
+    last = None
+    for one in h * WIDER ** np.arange(steps + 1):
+        fault = space.fault(float(one))
+        if fault is None:
+            best = float(one)
+            return BandwidthSearch(best, None, _forced(space, best, last, usable_rule))
+        last = fault if fault.columns else last
+    raise DesignError(fault.text)
 
 
 def search_bandwidth(
-    model: _Model,
-    make: Callable[[float], Problem],
+    space: Space,
     rng: np.random.Generator,
-    folds: int,
+    folds: int | None,
     candidates: list[float] | None,
     n_jobs: int,
     progress: bool | None,
@@ -153,12 +239,13 @@ def search_bandwidth(
 
     Parameters
     ----------
-    model : VCMoE
-    make : callable
-        The problem with the bandwidth that is sought.
+    space : Space
     rng : numpy.random.Generator
-    folds : int
+    folds : int, optional
+        By default each row is left out by its influence where there is one expert and no clusters; otherwise
+        `FOLDS`, repeated where rows are few.
     candidates : list of float, optional
+        By default all from twice the range of the index down to where rows run out or the criterion has long fallen.
     n_jobs : int
     progress : bool, optional
 
@@ -170,30 +257,335 @@ def search_bandwidth(
     ------
     DesignError
         If no candidate leaves enough rows in every window.
+
+    Notes
+    -----
+    With more than `MANY` rows the whole range is searched on every few rows; around the best of that, narrower by the
+    rate ``n^(-1/5)``, candidates are compared on all rows until one beats its neighbours.
     """
-    rows = model.data.rows
-    members = fold_members(rows.n, model.clusters, folds, rng)
-    wanted = _candidates(rows, model.slots) if candidates is None else sorted(candidates)
-    tried = _usable(make, wanted)
-    pilot = _pilot(make, tried, rule_of_thumb(rows, model.slots), rng)
-    scores = _scored(make, pilot, tried, members, n_jobs, progress)
-    if candidates is None:
-        finer = _between(tried, int(np.argmax(scores.mean(axis=1))))
-        scores = np.vstack([scores, _scored(make, pilot, finer, members, n_jobs, progress)]) if finer else scores
-        tried = [*tried, *finer]
-    else:  # what was asked for has a row, be there no value
-        unusable = [h for h in wanted if h not in tried]
-        scores = np.vstack([scores, np.full((len(unusable), folds), np.nan)])
-        tried = [*tried, *unusable]
-    order = np.argsort(tried)
-    table = pd.DataFrame(
-        {
-            "bandwidth": np.array(tried)[order],
-            "criterion": scores.mean(axis=1)[order],
-            "std_error": scores.std(axis=1, ddof=1)[order] / np.sqrt(folds),
-        }
+    scoring = _Scoring(folds, rng, n_jobs, progress)
+    if candidates is not None:
+        return _compared(space, sorted(candidates), scoring)
+    n = space.rows.n
+    if n > MANY:
+        some = space.take(_every_few(n, space.clusters))
+        region = _scanned(some, scoring)
+        start = float(region.tried[region.best]) * (some.rows.n / n) ** 0.2
+        found = _climbed(space, start, scoring)
+        refused = region.refused
+    else:
+        found = _scanned(space, scoring)
+        refused = found.refused
+    best = float(found.tried[found.best])
+    narrower = [fault for h, fault in refused if fault.columns and h < best]
+    near = space.slots.n_experts == 1 or found.best <= 1  # where the criterion has turned, nothing was forced
+
+    def again(other: Space) -> BandwidthSearch:
+        return search_bandwidth(other, rng, folds, None, n_jobs, progress)
+
+    forced = _forced(space, best, narrower[0] if narrower and near else None, again)
+    return BandwidthSearch(best, found.table(space.clusters, space.rows.weights), forced)
+
+
+def _forced(
+    space: Space, best: float, fault: WindowFault | None, search: Callable[[Space], BandwidthSearch]
+) -> Forced | None:
+    """What the model would have without the columns of a fault, if that is clearly narrower."""
+    if fault is None:
+        return None
+    other = space.holding(fault)
+    if other.problem(best).const.all() or other.fault(best) is not None:
+        return Forced(fault, (fault.columns,), None)
+    found = search(other)
+    if found.best * CLEARLY > best:
+        return None
+    more = () if found.forced is None else found.forced.columns
+    return Forced(fault, (fault.columns, *more), found.best if found.forced is None else found.forced.alone)
+
+
+def forced_flag(forced: Forced, names: Sequence[str], bandwidth: float) -> Flag:
+    """What a reader must know about a bandwidth that columns have forced.
+
+    Parameters
+    ----------
+    forced : Forced
+    names : sequence of str
+        Of the columns of the experts or of the gate.
+    bandwidth : float
+        In use.
+    """
+    named = ", ".join(repr(names[j]) for group in forced.columns for j in group)
+    rest = "" if forced.alone is None else f" The other functions would have had {forced.alone:.4g}."
+    return Flag(
+        "forced_bandwidth",
+        f"The bandwidth {bandwidth:.4g} is as wide as {named} needs: {forced.fault.text.split(' (')[0]}.{rest} "
+        f"Functions that bend more are cut off; hold {named} constant by const(...), leave it out, or leave out that "
+        "part of the index.",
     )
-    return BandwidthSearch(float(table["bandwidth"].iloc[int(np.nanargmax(table["criterion"].to_numpy()))]), table)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Candidates that were compared, ascending.
+
+    Attributes
+    ----------
+    tried : ndarray, shape (B,)
+    logliks : ndarray, shape (B, n)
+        Held-out log-likelihood of each row, NaN of rows that were never held out.
+    criterion : ndarray, shape (B,)
+    refused : list
+        Candidates that cannot be used, widest first, with the reasons.
+    """
+
+    tried: Array
+    logliks: Array
+    criterion: Array
+    refused: list[tuple[float, WindowFault]]
+
+    @property
+    def best(self) -> int:
+        """Place of the best candidate."""
+        return int(np.nanargmax(self.criterion))
+
+    def joined(self, other: "_Found | None") -> "_Found":
+        """Both, ascending."""
+        both = (self,) if other is None else (self, other)
+        tried = np.concatenate([one.tried for one in both])
+        order = np.argsort(tried)
+        logliks = np.vstack([one.logliks for one in both])[order]
+        criterion = np.concatenate([one.criterion for one in both])[order]
+        return _Found(tried[order], logliks, criterion, self.refused)
+
+    def table(self, clusters: IntArray | None, weights: Array) -> pd.DataFrame:
+        """Criterion with its standard error over rows or clusters."""
+        seen = ~np.isnan(self.logliks).all(axis=0) & (weights > 0.0)
+        share = weights * seen / (weights * seen).sum()
+        away = share * (np.where(seen, self.logliks, 0.0) - self.criterion[:, None])
+        units = np.arange(len(weights)) if clusters is None else clusters
+        sums = np.array([np.bincount(units, weights=one) for one in away])
+        error = np.sqrt((sums**2).sum(axis=1))
+        return pd.DataFrame({"bandwidth": self.tried, "criterion": self.criterion, "std_error": error})
+
+
+@dataclass(frozen=True, slots=True)
+class _Scoring:
+    """How candidates are compared."""
+
+    folds: int | None
+    rng: np.random.Generator
+    n_jobs: int
+    progress: bool | None
+
+    def started(self, space: Space, pilot: float) -> "_Scorer":
+        """Ready for the problems of a space; mixtures begin at a fit with the bandwidth `pilot`."""
+        n = space.rows.n
+        problem = space.problem(pilot)
+        start = _State(problem, fit_functions(problem, _control(), self.rng).coef)
+        if self.folds is None and space.slots.n_experts == 1 and space.clusters is None:
+            return _Scorer(self, n, (), (start,))
+        folds = FOLDS if self.folds is None else self.folds
+        units = n if space.clusters is None else int(space.clusters.max()) + 1
+        folds = min(folds, units)
+        repeats = 1 if self.folds is not None else int(np.clip(np.ceil(FEW_ROWS / n), 1, MOST_REPEATS))
+        members = [m for _ in range(repeats) for m in fold_members(n, space.clusters, folds, self.rng)]
+        enough = int(np.ceil(folds * HELD_ROWS / n)) if self.folds is None else folds * repeats
+        members = members[: max(enough, 1)]
+        return _Scorer(self, n, tuple(members), (start,) * len(members))
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """Functions and the problem on whose grid they are."""
+
+    problem: Problem
+    coef: Array
+
+    def moved(self, problem: Problem) -> Array:
+        """The functions on the grid and with the bandwidths of another problem."""
+        return on_grid(problem, self.problem, self.coef)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scorer:
+    """Comparison of candidates on rows that are held out, each fold with its state."""
+
+    scoring: _Scoring
+    n: int
+    members: tuple[IntArray, ...]
+    states: tuple[_State, ...]
+
+    def logliks(self, problems: list[Problem]) -> tuple[Array, "_Scorer"]:
+        """Held-out log-likelihoods (B, n) under a chain of problems, and the scorer to go on with."""
+        if not self.members:
+            chain = _left_out_chain(problems, self.states[0])
+            return chain.logliks, replace(self, states=(chain.state,))
+        tasks = [(problems, held, state) for held, state in zip(self.members, self.states, strict=True)]
+        chains = run_all(_fold_chain, tasks, self.scoring.n_jobs, self.scoring.progress, "bandwidth")
+        total, times = np.zeros((len(problems), self.n)), np.zeros(self.n)
+        for held, chain in zip(self.members, chains, strict=True):
+            total[:, held] += chain.logliks
+            times[held] += 1.0
+        mean = np.where(times > 0.0, total / np.maximum(times, 1.0), np.nan)
+        return mean, replace(self, states=tuple(chain.state for chain in chains))
+
+
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    """Held-out log-likelihoods (B, held) of a chain of problems, and where it ended."""
+
+    logliks: Array
+    state: _State
+
+
+def _control() -> Control:
+    return Control(TOLERANCE, MOST_ITERATIONS, gain=GAIN)
+
+
+def _left_out_chain(problems: list[Problem], state: _State) -> _Chain:
+    """Rows left out by their influence, each fit started from the one before; a normal one by formula."""
+    out = []
+    for problem in problems:
+        coef = state.moved(problem)
+        if problem.family.name == "gaussian" and not problem.const[problem.slots.experts].any():
+            coef[:, :, problem.slots.experts] += expert_step(problem, coef, problem.rows.weights[None])
+        else:
+            coef = run_em(problem, coef, _control()).coef
+        out.append(left_out_logliks(problem, coef))
+        state = _State(problem, coef)
+    return _Chain(np.array(out), state)
+
+
+def _fold_chain(problems: list[Problem], held: IntArray, state: _State) -> _Chain:
+    """One fold left out of each problem, each fit started from the one before."""
+    out = []
+    for problem in problems:
+        training = without_rows(problem, held)
+        run = run_em(training, state.moved(training), _control())
+        state = _State(training, run.coef)
+        out.append(held_out(problem, run.coef, held))
+    return _Chain(np.array(out), state)
+
+
+def _criterion(logliks: Array, weights: Array) -> Array:
+    """Mean held-out log-likelihood of each candidate, shape (B,)."""
+    seen = ~np.isnan(logliks).all(axis=0)
+    return np.asarray(np.average(logliks[:, seen], axis=1, weights=weights[seen]))
+
+
+def _compared(space: Space, wanted: list[float], scoring: _Scoring) -> BandwidthSearch:
+    """The best of given candidates; the table has a row for each, without values where it cannot be used."""
+    faults = {h: space.fault(h) for h in wanted}
+    usable = [h for h in wanted if faults[h] is None]
+    if not usable:
+        raise DesignError(f"no bandwidth can be used; the widest fails because {faults[wanted[-1]].text}")
+    rule = rule_of_thumb(space.rows, space.slots)
+    scorer = scoring.started(space, min(usable, key=lambda h: abs(np.log(h / rule))))
+    logliks, _ = scorer.logliks([space.problem(h) for h in usable[::-1]])
+    found = _Found(np.array(usable), logliks[::-1], _criterion(logliks, space.rows.weights)[::-1], [])
+    table = found.table(space.clusters, space.rows.weights)
+    empty = pd.DataFrame({"bandwidth": [h for h in wanted if faults[h] is not None]})
+    table = pd.concat([table, empty]).sort_values("bandwidth", ignore_index=True) if len(empty) else table
+    return BandwidthSearch(float(found.tried[found.best]), table, None)
+
+
+def _candidates(rows: Rows, slots: Slots) -> list[float]:
+    """From the range of the index down to where windows cannot hold enough rows, widest first."""
+    span = float(np.ptp(rows.index))
+    needed = MIN_EFFECTIVE * slots.n_expert_columns + slots.n_experts
+    distinct = len(np.unique(rows.index))
+    low = span * max(needed / (2.0 * rows.n), 1.0 / distinct)  # the thinnest window is thinner than the average
+    top = max(span, rule_of_thumb(rows, slots))
+    return list(top / STEP ** np.arange(max(1, int(np.log(top / low) / np.log(STEP)) + 1)))
+
+
+def _scanned(space: Space, scoring: _Scoring) -> _Found:
+    """All candidates, with folds narrower ones until the criterion has long fallen, and more around the best."""
+    usable, refused = [], []
+    for h in _candidates(space.rows, space.slots):
+        fault = space.fault(h)
+        if fault is None:
+            usable.append(h)
+        else:
+            refused.append((h, fault))
+    if not usable:
+        raise DesignError(f"no bandwidth can be used; the widest fails because {refused[0][1].text}")
+    rule = rule_of_thumb(space.rows, space.slots)
+    pilot = min(usable, key=lambda h: abs(np.log(h / rule)))
+    scorer = scoring.started(space, pilot)
+    weights, found = space.rows.weights, None
+    narrower = [h for h in usable if h <= pilot]
+    for way in ([h for h in usable[::-1] if h > pilot], narrower):  # away from the pilot, whose labels are known
+        walking = scorer
+        for first in range(0, len(way), CHUNK):
+            part = way[first : first + CHUNK]
+            logliks, walking = walking.logliks([space.problem(h) for h in part])
+            more = _Found(np.array(part), logliks, _criterion(logliks, weights), refused)
+            found = more.joined(found)
+            if scorer.members and way is narrower and _long_fallen(found.criterion):
+                break
+    for _ in range(REFINED):
+        finer = [h for h in _between(found.tried, found.best, refused) if space.fault(h) is None]
+        if finer:
+            logliks, _ = scorer.logliks([space.problem(h) for h in finer[::-1]])
+            more = _Found(np.array(finer), logliks[::-1], _criterion(logliks, weights)[::-1], refused)
+            found = found.joined(more)
+    return found
+
+
+def _long_fallen(criterion: Array) -> bool:
+    """Whether the narrowest two candidates lie far below the best and the criterion falls."""
+    return bool(len(criterion) > 2 and criterion[:2].max() < criterion.max() - FALLEN and criterion[0] < criterion[1])
+
+
+def _between(tried: Array, best: int, refused: list[tuple[float, WindowFault]]) -> list[float]:
+    """Geometric means of the best candidate and its neighbours, refused ones among them, ascending."""
+    here = tried[best]
+    below = [h for h in tried if h < here] + [h for h, _ in refused if h < here]
+    above = [h for h in tried if h > here] + [h for h, _ in refused if h > here]
+    ends = [*([max(below)] if below else []), *([min(above)] if above else [])]
+    return [float(np.sqrt(here * end)) for end in ends]
+
+
+def _climbed(space: Space, start: float, scoring: _Scoring) -> _Found:
+    """Candidates on all rows from a start outwards until one beats its neighbours, or none can be used beyond."""
+    usable = _first_usable(space, start)
+    scorer = scoring.started(space, usable)
+    weights = space.rows.weights
+
+    def scored(bandwidths: list[float]) -> _Found:
+        logliks, _ = scorer.logliks([space.problem(h) for h in bandwidths[::-1]])
+        return _Found(np.array(bandwidths), logliks[::-1], _criterion(logliks, weights)[::-1], [])
+
+    def possible(bandwidths: list[float]) -> list[float]:
+        return [h for h in bandwidths if space.fault(h) is None]
+
+    found = scored(possible([usable / NEAR, usable, usable * NEAR]))
+    widest = 2.0 * float(np.ptp(space.rows.index))
+    while found.best in (0, len(found.tried) - 1):
+        beyond = found.tried[0] / NEAR if found.best == 0 else found.tried[-1] * NEAR
+        more = possible([float(beyond)]) if beyond <= widest else []
+        if not more:
+            break
+        found = found.joined(scored(more))
+    return found
+
+
+def _first_usable(space: Space, start: float) -> float:
+    """The start, widened until every window holds enough rows."""
+    h, widest = start, 2.0 * float(np.ptp(space.rows.index))
+    while (fault := space.fault(h)) is not None:
+        if h > widest:
+            raise DesignError(fault.text)
+        h *= WIDER
+    return h
+
+
+def _every_few(n: int, clusters: IntArray | None) -> IntArray:
+    """Rows spread evenly along the index, or whole clusters, about half of `MANY`; ascending."""
+    units = np.arange(n) if clusters is None else clusters
+    every = int(np.ceil(2.0 * n / MANY))
+    return np.flatnonzero(units % every == 0)
 
 
 def fold_members(n: int, clusters: IntArray | None, folds: int, rng: np.random.Generator) -> list[IntArray]:
@@ -202,82 +594,6 @@ def fold_members(n: int, clusters: IntArray | None, folds: int, rng: np.random.G
     n_units = int(units.max()) + 1
     assigned = rng.permutation(np.arange(n_units) % folds)
     return [np.flatnonzero(assigned[units] == f) for f in range(folds)]
-
-
-def _candidates(rows: Rows, slots: Slots) -> list[float]:
-    rule, span = rule_of_thumb(rows, slots), float(np.ptp(rows.index))
-    return list(np.geomspace(SMALLEST * rule, max(span, rule), N_CANDIDATES))
-
-
-def _usable(make: Callable[[float], Problem], candidates: Iterable[float]) -> list[float]:
-    """Candidates whose windows hold enough rows, even without a fold."""
-    kept, reason = [], None
-    for h in candidates:
-        try:
-            make(h)
-            kept.append(h)
-        except DesignError as error:
-            reason = error
-    if not kept:
-        raise DesignError(f"no bandwidth can be used; the widest fails because {reason}")
-    return kept
-
-
-def _between(tried: list[float], best: int) -> list[float]:
-    """Geometric points between the best candidate and its neighbours."""
-    out: list[float] = []
-    if best > 0:
-        out += list(np.geomspace(tried[best - 1], tried[best], REFINED + 1)[1:-1])
-    if best < len(tried) - 1:
-        out += list(np.geomspace(tried[best], tried[best + 1], REFINED + 1)[1:-1])
-    return out
-
-
-@dataclass(frozen=True, slots=True)
-class _Pilot:
-    """A fit of all rows at one bandwidth, from which every fold starts: the folds differ little, labels do not."""
-
-    coef: Array
-    bandwidths: Array
-
-
-def _pilot(make: Callable[[float], Problem], tried: list[float], rule: float, rng: np.random.Generator) -> _Pilot:
-    """A fit at the candidate closest to the rule of thumb, from several starts."""
-    problem = make(min(tried, key=lambda one: abs(np.log(one / rule))))
-    return _Pilot(fit_functions(problem, Control(TOLERANCE, 200), rng).coef, problem.bandwidths)
-
-
-def _scored(
-    make: Callable[[float], Problem],
-    pilot: _Pilot,
-    bandwidths: list[float],
-    members: list[IntArray],
-    n_jobs: int,
-    progress: bool | None,
-) -> Array:
-    """Held-out log-likelihood per row, (bandwidths, folds)."""
-    problems = [make(h) for h in bandwidths]
-    tasks = [(problems, held, pilot) for held in members]
-    return np.column_stack(run_all(_fold_scores, tasks, n_jobs, progress, "bandwidth"))
-
-
-def _fold_scores(problems: list[Problem], held: IntArray, pilot: _Pilot) -> Array:
-    """Held-out log-likelihood per row of one fold, from wide to narrow, each started from the one before."""
-    out, start, before = np.full(len(problems), LOWEST), pilot.coef, pilot.bandwidths
-    control = Control(tolerance=TOLERANCE, max_iter=200)
-    for j in np.argsort([-p.bandwidths.sum() for p in problems]):
-        training = without_rows(problems[j], held)
-        run = run_em(training, _rescaled(start, training, before), control)
-        start, before = run.coef, training.bandwidths
-        out[j] = held_out(problems[j], run.coef, held)
-    return out
-
-
-def _rescaled(coef: Array, problem: Problem, before: Array) -> Array:
-    """A state at other bandwidths: same functions, slopes in the new units."""
-    out = coef.copy()
-    out[:, 1] *= problem.bandwidths / before
-    return out
 
 
 def without_rows(problem: Problem, held: IntArray) -> Problem:
@@ -295,16 +611,15 @@ def without_rows(problem: Problem, held: IntArray) -> Problem:
     )
 
 
-def held_out(problem: Problem, coef: Array, held: IntArray) -> float:
-    """Mean log density of some rows under given functions."""
+def held_out(problem: Problem, coef: Array, held: IntArray) -> Array:
+    """Log density of some rows under given functions, shape (held,)."""
     rows, flat, stop = problem.rows.take(held), coef.reshape(-1, coef.shape[-1]), problem.slots.gates.start
     grid = problem.windows.grid
     experts = hermite_matrix(grid, problem.windows.bandwidth, rows.index) @ flat[:, :stop]
     gates = hermite_matrix(grid, problem.gate_windows.bandwidth, rows.index) @ flat[:, stop:]
     natural = natural_parameters(rows, problem.slots, np.hstack([experts, gates]))
     bounded = Natural(natural.eta, np.clip(natural.delta, problem.floor, problem.ceiling), natural.log_gate)
-    each = row_logliks(rows, problem, bounded)
-    return float(np.average(np.maximum(each, LOWEST), weights=rows.weights))
+    return np.maximum(row_logliks(rows, problem, bounded), LOWEST)
 
 
 def row_logliks(rows: Rows, problem: Problem, natural: Natural) -> Array:

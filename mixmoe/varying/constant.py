@@ -12,6 +12,7 @@ Array = NDArray[np.float64]
 
 SCREENING_ITERATIONS = 8  # EM iterations of every start, then the better ones go on
 LOCKSTEP_ITERATIONS = 12
+MANY = 10_000  # rows on which mixtures with constant or linear coefficients are sought, at most
 KEPT = 2  # distinct solutions kept of each kind
 DISTINCT = 0.1  # difference in log-likelihood that makes two solutions distinct
 
@@ -51,7 +52,7 @@ def constant_mixtures(problem: Problem, n_starts: int, rng: np.random.Generator)
     Returns
     -------
     list of Lines
-        The best few of each kind, best first within the kind.
+        The best few of each kind, best first within the kind; of every few rows where there are more than `MANY`.
     """
     plain = np.zeros(problem.slots.n, dtype=bool)
     found = _solutions(problem, plain, n_starts, rng)
@@ -71,7 +72,7 @@ def widen(problem: Problem, lines: Lines) -> Array:
 
 def _solutions(problem: Problem, linear: NDArray[np.bool_], n_starts: int, rng: np.random.Generator) -> list[Lines]:
     """Best distinct mixtures in which the functions marked `linear` are lines and the others constants."""
-    slots, rows = problem.slots, problem.rows
+    slots, rows = problem.slots, problem.rows.take(_every_few(problem.rows))
     centre, width = float(rows.index.mean()), max(float(np.ptp(rows.index)) / 2.0, np.finfo(float).tiny)
     wide = _wide_rows(rows, centre, width) if linear.any() else rows
     wide_slots = Slots(slots.n_experts, wide.design.shape[1], wide.gate.shape[1], slots.has_dispersion)
@@ -84,6 +85,11 @@ def _solutions(problem: Problem, linear: NDArray[np.bool_], n_starts: int, rng: 
     order = np.argsort(-logliks)
     kept = [s for j, s in enumerate(order) if j == 0 or logliks[order[j - 1]] - logliks[s] > DISTINCT][:KEPT]
     return [Lines(_split(slots, theta[s], width, bool(linear.any())), centre, float(logliks[s])) for s in kept]
+
+
+def _every_few(rows: Rows) -> NDArray[np.intp]:
+    """Rows spread evenly along the index, at most `MANY`: starts need no more."""
+    return np.arange(0, rows.n, -(-rows.n // MANY))
 
 
 def _wide_rows(rows: Rows, centre: float, width: float) -> Rows:

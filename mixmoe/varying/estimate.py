@@ -38,6 +38,7 @@ SLACK = 1e-3  # an accelerated step may lower the log-likelihood by this fractio
 GROWTH = 1.0  # an accelerated point whose residual grew by more than this factor is replaced by the plain step
 SHORT_RUN = 4  # iterations given to each candidate start before the best is kept
 CROSSING_GAIN = 3.0  # log-likelihood that a start with crossing experts must gain over those from constant mixtures
+STALLED = 3  # iterations without a gain after which a run for a criterion ends
 RIVAL = 0.02  # a start this far behind per row after its short run is still run to the end
 
 
@@ -51,11 +52,16 @@ class Control:
         Largest change of a coefficient function, relative to its scale, in one plain EM step.
     max_iter : int
     n_starts : int
+    gain : float
+        A run also ends where the log-likelihood has changed by less than this per row in each of the last few
+        iterations: for fits that only serve a criterion, in which a function that runs off where all counts are zero
+        changes for long without any effect. Zero for never.
     """
 
     tolerance: float = 1e-6
     max_iter: int = 500
     n_starts: int = 10
+    gain: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +195,8 @@ def run_em(problem: Problem, start: Array, control: Control) -> Run:
     fallback, accelerator = state.image, Anderson(np.broadcast_to(problem.scale, start.shape).ravel())
     slack = SLACK * problem.rows.weights.sum()
     trace, accepted, iteration = [state.loglik], state, 0
-    while iteration < control.max_iter and state.change >= control.tolerance:
+    least = control.gain * problem.rows.weights.sum()
+    while iteration < control.max_iter and state.change >= control.tolerance and not _stalled(trace, least):
         iteration += 1
         proposal = accelerator.propose(state.coef.ravel(), state.image.ravel()).reshape(start.shape)
         state = _evaluate(problem, limit_dispersion(problem, proposal))
@@ -202,6 +209,12 @@ def run_em(problem: Problem, start: Array, control: Control) -> Run:
     final = posterior(problem.rows, problem.family, own_natural(problem, image))
     converged = bool(change < control.tolerance)
     return Run(image, float(final.loglik), np.array(trace), converged, change, np.array([float(final.loglik)]))
+
+
+def _stalled(trace: list[float], least: float) -> bool:
+    """Whether each of the last few iterations changed the log-likelihood by less than `least`."""
+    recent = np.abs(np.diff(trace[-STALLED - 1 :]))
+    return len(recent) == STALLED and bool((recent < least).all())
 
 
 def fit_functions(problem: Problem, control: Control, rng: np.random.Generator, start: Array | None = None) -> Run:

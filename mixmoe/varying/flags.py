@@ -28,6 +28,7 @@ _CATEGORIES: dict[str, type[MixmoeWarning]] = {
     "coarse_grid": ConvergenceWarning,
     "no_local_maximum": ConvergenceWarning,
     "sparse_index": ConvergenceWarning,
+    "forced_bandwidth": ConvergenceWarning,
     "degenerate": DegeneracyWarning,
     "small_expert": DegeneracyWarning,
     "weak_identification": DegeneracyWarning,
@@ -114,7 +115,9 @@ def _convergence(run: Run, control: Control) -> Flag | None:
 def _coarse(problem: Problem) -> Flag | None:
     if problem.const.all():
         return None
-    step = float(np.diff(problem.windows.grid).max())
+    grid, index = problem.windows.grid, problem.rows.index
+    inside = np.diff(np.searchsorted(index, grid)) > 0  # a gap of the index has no rows to interpolate for
+    step = float(np.diff(grid)[inside].max())
     narrow = min(problem.windows.bandwidth, problem.gate_windows.bandwidth)
     if step <= COARSE * narrow:
         return None

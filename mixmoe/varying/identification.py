@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from mixmoe.errors import DesignError
 from mixmoe.kernels.local import Windows, hermite_matrix
 from mixmoe.varying.problem import Problem, Rows
 
@@ -29,10 +28,10 @@ SHOWN = 4  # terms that a message names
 VALUES_PER_BEND = 4  # different index values for each coefficient of these functions, at least
 
 
-def check_constants(
+def constants_fault(
     problem: Problem, windows: Windows, design: Array, const: BoolArray, names: Sequence[str], index_name: str
-) -> None:
-    """Refuse constant coefficients of what functions of the varying terms explain.
+) -> str | None:
+    """What is wrong with constant coefficients of what functions of the varying terms explain, None if there are none.
 
     Parameters
     ----------
@@ -46,21 +45,21 @@ def check_constants(
     names : sequence of str
     index_name : str
 
-    Raises
-    ------
-    DesignError
+    Returns
+    -------
+    str or None
         Names the columns.
     """
     if const.all() or not const.any():
-        return
+        return None
     loading = superfluous(problem.rows, design, const, _knots(windows, int((~const).sum())))
     if loading is None:
-        return
+        return None
     held = [name for name, constant in zip(names, const, strict=True) if constant]
     found = np.flatnonzero(loading > 0.1 * loading.max())
     named = ", ".join(repr(held[j]) for j in found[:SHOWN]) + (f" and {len(found) - SHOWN} more" * (len(found) > SHOWN))
     beside = ", ".join(repr(name) for name, constant in zip(names, const, strict=True) if not constant)
-    raise DesignError(
+    return (
         f"a constant coefficient of {named} cannot be told from the functions of {index_name} beside it, those of "
         f"{beside}: as a function of the index, times one of these terms, it is part of them already; leave it out, "
         "or hold these constant too"

@@ -1,6 +1,7 @@
 """VCMoE: formula, data and settings of a varying-coefficient mixture of experts."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,13 +12,21 @@ from numpy.typing import NDArray
 from mixmoe._labels import units_of
 from mixmoe.arguments import checked_choice, checked_count, checked_positive, checked_rng
 from mixmoe.design import build_design
-from mixmoe.em import seeded
-from mixmoe.errors import ArgumentError
+from mixmoe.em import Flag, seeded
+from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.formula import MoEFormula
 from mixmoe.kernels.families import family_named
 from mixmoe.output.saved import SavedFit
 from mixmoe.results import restored
-from mixmoe.varying.bandwidth import Bandwidths, BandwidthSearch, search_bandwidth, usable_rule
+from mixmoe.varying.bandwidth import (
+    Bandwidths,
+    BandwidthSearch,
+    Space,
+    forced_flag,
+    search_bandwidth,
+    smallest_usable,
+    usable_rule,
+)
 from mixmoe.varying.carried import on_grid
 from mixmoe.varying.centring import centred
 from mixmoe.varying.estimate import Control, Run
@@ -28,22 +37,28 @@ from mixmoe.varying.profiles import checked_index_name
 from mixmoe.varying.refits import From, maximise
 from mixmoe.varying.results import VCMoEResults
 from mixmoe.varying.setup import (
+    FEWEST_COMPARED,
+    FEWEST_POINTS,
     Sorted,
+    WindowFault,
     check_designs,
     check_errors,
-    check_windows,
     checked_bandwidth,
     checked_candidates,
     checked_floor,
     checked_folds,
+    checked_grid,
     checked_index,
     checked_varying_formula,
     constant_slots,
-    make_grid,
+    default_grid,
     sorted_rows,
+    window_fault,
 )
 
 Array = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.intp]
 
 
 class VCMoE:
@@ -75,7 +90,8 @@ class VCMoE:
         Whether sigma or theta of an expert is a function of the index.
     grid : array-like, optional
         Grid points, covering the range of the index; by default `n_grid` equally spaced ones.
-    n_grid : int
+    n_grid : int, optional
+        By default 50, or more where the bandwidth is narrow: three for each bandwidth.
     trials, offset, weights, cluster : str, optional
         Columns: number of trials of a binomial response; offset of the linear predictor; weights of the rows;
         independent units for standard errors, bands and cross-validation, see Notes.
@@ -136,7 +152,7 @@ class VCMoE:
         gate_bandwidth: float | str | None = None,
         dispersion: str = "varying",
         grid: Any = None,
-        n_grid: int = 50,
+        n_grid: int | None = None,
         trials: str | None = None,
         offset: str | None = None,
         weights: str | None = None,
@@ -151,7 +167,8 @@ class VCMoE:
         self.family = family_named(family)
         checked_choice(dispersion, "dispersion", ("varying", "const"))
         checked_choice(estimate, "estimate", ("shrunken", "local", "joint"))
-        checked_count(n_grid, "n_grid", least=3)
+        if n_grid is not None:
+            checked_count(n_grid, "n_grid", least=3)
         checked_floor(sigma_floor)
         if trials is not None and self.family.name != "binomial":
             raise ArgumentError(f"trials={trials!r} is for family='binomial', got family={family!r}; leave it out")
@@ -170,7 +187,7 @@ class VCMoE:
             checked_choice(gate_bandwidth, "gate_bandwidth", ("cv",))
         elif gate_bandwidth is not None:
             checked_bandwidth(gate_bandwidth, self.data.rows.index, "gate_bandwidth")
-        self.grid = make_grid(self.data.rows.index, grid, n_grid)
+        self.grid = None if grid is None else checked_grid(self.data.rows.index, grid)
         self.slots = Slots(self.n_experts, self.design.expert.shape[1], self.design.gate.shape[1], self.has_dispersion)
         check_designs(self.design, self.slots)
         if self.n_experts > self.design.n:
@@ -181,7 +198,7 @@ class VCMoE:
             "bandwidth": bandwidth,
             "gate_bandwidth": gate_bandwidth,
             "dispersion": dispersion,
-            "grid": None if grid is None else self.grid.tolist(),
+            "grid": None if self.grid is None else self.grid.tolist(),
             "n_grid": n_grid,
             **columns,
             "estimate": estimate,
@@ -209,20 +226,61 @@ class VCMoE:
         return VCMoEResults(model.bound(problem, functions, used), saved.fit, saved.cov)
 
     def problem(self, bandwidth: float, gate_bandwidth: float | None = None) -> Problem:
-        """Windows and layout for given bandwidths; an infinite one holds its functions constant."""
+        """Windows and layout for given bandwidths; an infinite one holds its functions constant.
+
+        Raises
+        ------
+        DesignError
+            If windows hold too few rows, or columns are one there; with a bandwidth that can be used, if there is one.
+        """
+        made = self._laid_out(bandwidth, gate_bandwidth)
+        fault = self._fault(made)
+        if fault is not None:
+            raise DesignError(fault.text + self._advice(fault, bandwidth, gate_bandwidth))
+        return made
+
+    def _laid_out(
+        self,
+        bandwidth: float,
+        gate_bandwidth: float | None = None,
+        held: BoolArray | None = None,
+        some: IntArray | None = None,
+        fewest: int = FEWEST_POINTS,
+    ) -> Problem:
+        """The problem for given bandwidths, with more functions held constant or on some of the rows; not checked.
+
+        A grid that nobody asked for has at least `fewest` points.
+        """
         const = constant_slots(self.design, self.slots, self.settings["dispersion"], bandwidth, gate_bandwidth)
-        grid = self.grid[[0, -1]] if const.all() else self.grid
+        const = const if held is None else const | held
+        rows, index = self.data.rows if some is None else self.data.rows.take(some), self.data.rows.index
         if const.all():
-            bandwidth, gate_bandwidth = 2.0 * float(np.ptp(self.grid)), None  # windows play no part
+            bandwidth, gate_bandwidth = 2.0 * float(np.ptp(index)), None  # windows play no part
         gate = bandwidth if gate_bandwidth is None else float(gate_bandwidth)
         least = min(bandwidth, gate)  # stands in for an infinite one, which has no windows
         bandwidth, gate = (least if np.isinf(h) else h for h in (bandwidth, gate))
-        made = build_problem(
-            self.data.rows, self.family, self.slots, const, grid, bandwidth, gate, self.settings["sigma_floor"]
-        )
-        if not const.all():
-            check_windows(made, self.design)
-        return made
+        grid = default_grid(index, least, self.settings["n_grid"], fewest) if self.grid is None else self.grid
+        grid = grid[[0, -1]] if const.all() else grid
+        return build_problem(rows, self.family, self.slots, const, grid, bandwidth, gate, self.settings["sigma_floor"])
+
+    def _fault(self, problem: Problem) -> WindowFault | None:
+        """Why the bandwidths of a problem cannot be used."""
+        return None if problem.const.all() else window_fault(problem, self.design)
+
+    def _advice(self, fault: WindowFault, bandwidth: float, gate_bandwidth: float | None) -> str:
+        """A bandwidth in the place of that with a fault that can be used, in words; nothing if there is none."""
+        of_gate = fault.gate and gate_bandwidth is not None
+
+        def usable(h: float) -> bool:
+            made = self._laid_out(bandwidth, h) if of_gate else self._laid_out(h, gate_bandwidth)
+            return self._fault(made) is None
+
+        wrong = float(gate_bandwidth) if of_gate and gate_bandwidth is not None else bandwidth
+        span = float(np.ptp(self.data.rows.index))
+        found = smallest_usable(usable, max(wrong, span / self.design.n), 2.0 * span)
+        if found is None:
+            return ""
+        return f" ({'gate_bandwidth' if of_gate else 'bandwidth'}={found:g} is wide enough)"
 
     def bound(self, problem: Problem, coef: Array, used: Bandwidths) -> FittedVCMoE:
         """The model with an estimate, as results need it."""
@@ -257,7 +315,7 @@ class VCMoE:
         self,
         rng: Any = None,
         *,
-        folds: int = 5,
+        folds: int | None = None,
         candidates: Any = None,
         beside: float | None = None,
         n_jobs: int = 1,
@@ -268,10 +326,13 @@ class VCMoE:
         Parameters
         ----------
         rng : int, numpy.random.Generator or None
-        folds : int
-            By cluster if there are clusters.
+        folds : int, optional
+            By cluster if there are clusters. By default five, repeated where there are fewer than 400 rows; with one
+            expert and no clusters each row is left out by its influence, exactly for a normal response, in one scoring
+            step for others, and a dispersion is that of the held-out errors.
         candidates : array-like, optional
-            Bandwidths in units of the index; by default a log grid, refined around the best.
+            Bandwidths in units of the index; by default a log grid from the range of the index down to where rows run
+            out or the criterion has long fallen, refined around the best.
         beside : float, optional
             Bandwidth of the experts, if that of the gate alone is sought. By default one for all functions, or for the
             experts beside a `gate_bandwidth` that the model was given.
@@ -284,16 +345,29 @@ class VCMoE:
         BandwidthSearch
             ``best`` and a ``table`` of the criterion.
         """
-        checked_folds(folds, self.design.n if self.clusters is None else n_clusters(self.clusters))
+        if folds is not None:
+            checked_folds(folds, self.design.n if self.clusters is None else n_clusters(self.clusters))
         given = None if candidates is None else checked_candidates(candidates, self.data.rows.index)
-        generator, gate = checked_rng(rng), self.settings["gate_bandwidth"]
+        generator = checked_rng(rng)
         held = None if beside is None else checked_bandwidth(beside, self.data.rows.index, "beside")
+        return search_bandwidth(self.space(held), generator, folds, given, n_jobs, progress)
+
+    def space(self, beside: float | None = None) -> Space:
+        """Problems among which a bandwidth is sought: that of all functions, or of the gate beside one of experts."""
+        gate = self.settings["gate_bandwidth"]
         fixed = None if gate == "cv" else gate
 
-        def make(h: float) -> Problem:
-            return centred(self.problem(h, fixed) if held is None else self.problem(held, h))[0]
+        def both(h: float) -> tuple[float, float | None]:
+            return (h, fixed) if beside is None else (beside, h)
 
-        return search_bandwidth(self, make, generator, folds, given, n_jobs, progress)
+        def made(h: float, held: BoolArray, some: IntArray | None) -> Problem:
+            return centred(self._laid_out(*both(h), held, some, FEWEST_COMPARED))[0]
+
+        def faulty(h: float, held: BoolArray, some: IntArray | None) -> WindowFault | None:
+            return self._fault(self._laid_out(*both(h), held, some))  # on the grid of the fit
+
+        none = np.zeros(self.slots.n, dtype=bool)
+        return Space(self.data.rows, self.slots, self.clusters, made, faulty, none)
 
     def fit(
         self,
@@ -304,7 +378,7 @@ class VCMoE:
         tol: float = 1e-6,
         rng: Any = None,
         cov_type: str | None = None,
-        folds: int = 5,
+        folds: int | None = None,
         n_jobs: int = 1,
         progress: bool | None = None,
         **cov_options: Any,
@@ -316,7 +390,7 @@ class VCMoE:
         starts : int, optional
             Random starts of each kind (constant and linear mixtures); 10 by default.
         start : VCMoEResults, optional
-            Warm start from a fit with the same columns, experts and grid; or a fit with one expert fewer, whose experts
+            Warm start from a fit with the same columns and experts; or a fit with one expert fewer, whose experts
             are split. Without random starts.
         max_iter : int
         tol : float
@@ -349,28 +423,37 @@ class VCMoE:
         run = self._run(problem, control, generator, start)
         model = self.bound(problem, run.coef, used)
         fit = seeded(model.record(run, control, n_starts if start is None else len(run.candidates)), rng)
+        fit = replace(fit, flags=(*fit.flags, *self._forced_flags(used)))
         warn_flags(fit.flags)
         return VCMoEResults(model, fit, model.covariance(fit, kind, **cov_options))
 
-    def _bandwidths(self, rng: np.random.Generator, folds: int, n_jobs: int, progress: bool | None) -> Bandwidths:
+    def _bandwidths(
+        self, rng: np.random.Generator, folds: int | None, n_jobs: int, progress: bool | None
+    ) -> Bandwidths:
         """Bandwidths as given or found: that of the experts first, with the gate if that is sought too."""
         given, gate = self.settings["bandwidth"], self.settings["gate_bandwidth"]
         const = constant_slots(self.design, self.slots, self.settings["dispersion"], 0.0, None)
         if const.all():
             return Bandwidths(np.inf, None)
         search = partial(self.select_bandwidth, rng, folds=folds, n_jobs=n_jobs, progress=progress)
-        found = search() if given == "cv" else BandwidthSearch(self._given(given), None)
+        if given == "cv":
+            found = search()
+        else:
+            found = usable_rule(self.space()) if given == "rule" else BandwidthSearch(float(given), None)
         if gate != "cv" or const[self.slots.gates].all():
-            return Bandwidths(found.best, None if gate == "cv" else gate, found.table)
+            gate = None if gate == "cv" else gate
+            return Bandwidths(found.best, gate, found.table, forced=(found.forced,))
         alone = search(beside=found.best)
-        return Bandwidths(found.best, alone.best, found.table, alone.table)
+        return Bandwidths(found.best, alone.best, found.table, alone.table, (found.forced, alone.forced))
 
-    def _given(self, bandwidth: float | str) -> float:
-        if bandwidth != "rule":
-            return float(bandwidth)
-        gate = self.settings["gate_bandwidth"]
-        fixed = None if gate == "cv" else gate
-        return usable_rule(lambda h: self.problem(h, fixed), self.data.rows, self.slots)
+    def _forced_flags(self, used: Bandwidths) -> tuple[Flag, ...]:
+        """Flags of the columns that forced a wide bandwidth."""
+        names = self.design.names
+        return tuple(
+            forced_flag(one, names.gate if one.fault.gate else names.expert, used.experts)
+            for one in used.forced
+            if one is not None
+        )
 
     def _run(self, problem: Problem, control: Control, rng: np.random.Generator, start: Any) -> Run:
         """EM, then the functions that are reported, experts in the reported order."""
@@ -392,10 +475,7 @@ def _warm_start(start: Any, problem: Problem) -> Array:
             f"start has {_sizes(model.problem.slots)}, this model {_sizes(problem.slots)}; use a fit with the same "
             "columns and family, and as many experts or one fewer"
         )
-    grid, old = problem.windows.grid, model.problem
-    if old.windows.n_grid != len(grid):
-        raise ArgumentError(f"start has {old.windows.n_grid} grid points, this model {len(grid)}; use the same grid")
-    coef = on_grid(problem, old, model.coef)
+    coef = on_grid(problem, model.problem, model.coef)
     coef[:, 1] *= problem.free[1]
     coef[:, 0] = np.where(problem.const, coef[:, 0].mean(axis=0), coef[:, 0])
     return coef

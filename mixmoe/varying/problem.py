@@ -251,8 +251,12 @@ def pooled_spread(rows: Rows, family: Family) -> float:
         return 1.0
     root = np.sqrt(rows.weights)[:, None]
     y = rows.outcome.y - rows.offset
-    coef = np.linalg.lstsq(rows.design * root, y * root[:, 0], rcond=None)[0]
-    residual = y - rows.design @ coef
+    design = rows.design
+    still = (np.ptp(design, axis=0) == 0.0) & (design[0] != 0.0)
+    if still.any():  # around their means: the same fit, with columns far from zero beside their spread told apart
+        design = design - np.where(still, 0.0, np.average(design, axis=0, weights=rows.weights))
+    coef = np.linalg.lstsq(design * root, y * root[:, 0], rcond=None)[0]
+    residual = y - design @ coef
     return float(np.sqrt(np.average(residual**2, weights=rows.weights)))
 
 

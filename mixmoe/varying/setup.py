@@ -14,7 +14,8 @@ from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.formula import MoEFormula, parse_formula
 from mixmoe.kernels.distribution import ETA_LIMIT, OFFSETS, Family, Outcome
 from mixmoe.kernels.local import Windows, blocks, effective_rows, hankel, local_moments
-from mixmoe.varying.identification import check_constants
+from mixmoe.varying.centring import centred
+from mixmoe.varying.identification import constants_fault
 from mixmoe.varying.problem import Problem, Rows, Slots, pooled_spread
 
 Array = NDArray[np.float64]
@@ -33,6 +34,9 @@ EVERYWHERE = (
     "(nor can any other window: functions of the index with the others describe one of them already); leave it out, "
     "since const(...) would not be identified either"
 )
+FEWEST_POINTS = 50  # of a grid that nobody asked for
+FEWEST_COMPARED = 12  # of such a grid where bandwidths are only compared
+POINTS_PER_BANDWIDTH = 3  # of such a grid: interpolation between them adds nothing to the error of the functions
 MIN_EFFECTIVE = 2.0  # effective rows a window needs for each local coefficient of one expert
 
 
@@ -268,8 +272,28 @@ def checked_index(index: Array, name: str) -> None:
         )
 
 
-def make_grid(index: Array, grid: Any, n_grid: int) -> Array:
-    """Grid points over the whole range of the index, or the user's.
+def default_grid(index: Array, bandwidth: float, n_grid: int | None, fewest: int) -> Array:
+    """Equally spaced grid points over the whole range of the index.
+
+    Parameters
+    ----------
+    index : ndarray, shape (n,)
+    bandwidth : float
+        The narrowest in use.
+    n_grid : int or None
+        By default `fewest`, or as many as make the step a third of the bandwidth; no more than there are rows, since a
+        bandwidth that would need more leaves no rows in its windows.
+    fewest : int
+    """
+    low, high = float(index.min()), float(index.max())
+    if n_grid is None:
+        fine = min(POINTS_PER_BANDWIDTH * (high - low) / bandwidth, float(len(index)))
+        n_grid = max(fewest, int(np.ceil(fine)) + 1)
+    return np.linspace(low, high, n_grid)
+
+
+def checked_grid(index: Array, grid: Any) -> Array:
+    """The user's grid points.
 
     Raises
     ------
@@ -277,8 +301,6 @@ def make_grid(index: Array, grid: Any, n_grid: int) -> Array:
         If the user's grid is not ascending, finite, or leaves out part of the range.
     """
     low, high = float(index.min()), float(index.max())
-    if grid is None:
-        return np.linspace(low, high, n_grid)
     points = checked_numbers(grid, "grid")
     if len(points) < 2 or not np.isfinite(points).all() or not (np.diff(points) > 0.0).all():
         raise ArgumentError(
@@ -311,7 +333,7 @@ def checked_bandwidth(value: Any, index: Array, name: str = "bandwidth") -> floa
     Raises
     ------
     ArgumentError
-        If it is no positive number, smaller than the largest gap of the index, or far beyond its range.
+        If it is no positive number, or far beyond the range of the index.
     """
     span = float(np.ptp(index))
     words = {"bandwidth": ", 'cv' or 'rule'", "gate_bandwidth": ", 'cv' or None for that of the experts"}.get(name, "")
@@ -319,12 +341,7 @@ def checked_bandwidth(value: Any, index: Array, name: str = "bandwidth") -> floa
         raise ArgumentError(
             f"{name} must be a positive number in units of the index (range {span:g}){words}, got {value!r}"
         )
-    h, gap = float(value), float(np.diff(np.sort(index)).max())
-    if h <= gap / 2.0:
-        raise ArgumentError(
-            f"{name}={h:g} is smaller than half the largest gap between index values, {gap:g}; use a larger one, "
-            f"for instance {span / 5.0:.3g}"
-        )
+    h = float(value)
     if WIDEST * span < h < np.inf:
         raise ArgumentError(
             f"{name}={h:g} is more than {WIDEST} times the range of the index, {span:g}, where functions have long "
@@ -360,46 +377,108 @@ def checked_folds(folds: Any, units: int) -> int:
     return int(folds)
 
 
-def check_windows(problem: Problem, design: Design) -> None:
-    """Refuse a bandwidth that leaves too few rows at a grid point, or columns that are one there.
+@dataclass(frozen=True, slots=True)
+class WindowFault:
+    """Why a bandwidth cannot be used.
 
-    Raises
-    ------
-    DesignError
-        Names the grid point with the fewest effective rows, or that at which columns cannot be told apart.
+    Attributes
+    ----------
+    text : str
+        What is wrong, where, and what to do.
+    place : float
+        Value of the index at which it is worst.
+    columns : tuple of int
+        Columns of which local lines cannot be told apart there, without those that never change; none if rows or values
+        of the index are too few for any column.
+    gate : bool
+        Whether the columns are those of the gate.
     """
-    index_name = str(design.names.index)
-    slots, rows = problem.slots, problem.rows
-    for windows, columns, what in (
-        (problem.windows, slots.n_expert_columns, "experts"),
-        (problem.gate_windows, slots.n_gate_columns * (slots.n_experts > 1), "gate"),
-    ):
-        needed = MIN_EFFECTIVE * columns + slots.n_experts
-        effective = effective_rows(windows, rows.weights)
-        worst = int(effective.argmin())
-        if effective[worst] < needed:
-            raise DesignError(
-                f"at {index_name}={windows.grid[worst]:.4g} the window of bandwidth {windows.bandwidth:.4g} has an "
-                f"effective sample size of {effective[worst]:.1f}, the local model of the {what} needs {needed:.0f}; "
-                "use a larger bandwidth, fewer terms, or transform the index so that it is spread more evenly"
-            )
-        _check_distinct(windows.index, windows.lo, windows.hi, windows.grid, windows.bandwidth, index_name)
-    const = problem.const[slots.expert(0)]
-    _check_rank(rows, problem.windows, rows.design, ~const, design.names.expert, index_name)
-    check_constants(problem, problem.windows, rows.design, const, design.names.expert, index_name)
-    if slots.n_experts > 1:
-        const = problem.const[slots.gate(1)]
-        _check_rank(rows, problem.gate_windows, rows.gate, ~const, design.names.gate, index_name)
-        check_constants(problem, problem.gate_windows, rows.gate, const, design.names.gate, index_name)
+
+    text: str
+    place: float
+    columns: tuple[int, ...] = ()
+    gate: bool = False
 
 
-def _check_rank(
-    rows: Rows, windows: Windows, design: Array, vary: NDArray[np.bool_], names: Sequence[str], index_name: str
-) -> None:
-    """Refuse windows in which local lines of some columns are collinear."""
+def window_fault(problem: Problem, design: Design) -> WindowFault | None:
+    """The first reason why a bandwidth cannot be used, None if it can.
+
+    Parameters
+    ----------
+    problem : Problem
+    design : Design
+
+    Returns
+    -------
+    WindowFault or None
+        Too few effective rows or values of the index at a grid point, columns that are one there, or constants that
+        functions make superfluous.
+
+    Notes
+    -----
+    Columns are compared around their means, in which the model is fitted: a covariate far from its origin beside its
+    spread is no constant.
+    """
+    index_name, slots = str(design.names.index), problem.slots
+    inner = centred(problem)[0]
+    rows, is_gate = inner.rows, slots.n_experts > 1
+    parts = [(problem.windows, rows.design, slots.expert(0), design.names.expert, False)]
+    parts += [(problem.gate_windows, rows.gate, slots.gate(1), design.names.gate, True)] if is_gate else []
+    for windows, columns, _, _, gate in parts:
+        fault = _too_few(windows, rows.weights, columns.shape[1], slots.n_experts, gate, index_name)
+        if fault is not None:
+            return fault
+    for windows, columns, where, names, gate in parts:
+        fault = _collinear(rows, windows, columns, ~problem.const[where], names, gate, index_name)
+        if fault is not None:
+            return fault
+        text = constants_fault(problem, windows, columns, problem.const[where], names, index_name)
+        if text is not None:
+            return WindowFault(text, np.nan)
+    return None
+
+
+def _too_few(windows: Windows, weights: Array, columns: int, experts: int, gate: bool, name: str) -> WindowFault | None:
+    """Windows with too few effective rows, or values of the index, for local lines."""
+    needed = MIN_EFFECTIVE * columns + experts
+    effective = effective_rows(windows, weights)
+    worst = int(effective.argmin())
+    place, what = float(windows.grid[worst]), "gate" if gate else "experts"
+    if effective[worst] < needed:
+        return WindowFault(
+            f"at {name}={place:.4g} the window of bandwidth {windows.bandwidth:.4g} has an "
+            f"effective sample size of {effective[worst]:.1f}, the local model of the {what} needs {needed:.0f}; "
+            "use a larger bandwidth, fewer terms, or transform the index so that it is spread more evenly",
+            place,
+            gate=gate,
+        )
+    new = np.concatenate([[0], np.cumsum(np.diff(windows.index) > 0.0)])
+    distinct = new[windows.hi - 1] - new[windows.lo] + 1
+    worst = int(distinct.argmin())
+    if distinct[worst] >= 3:
+        return None
+    place = float(windows.grid[worst])
+    return WindowFault(
+        f"at {name}={place:.4g} the window of bandwidth {windows.bandwidth:.4g} holds {distinct[worst]} different "
+        "values of the index (ties), a local line needs 3; use a larger bandwidth",
+        place,
+        gate=gate,
+    )
+
+
+def _collinear(
+    rows: Rows,
+    windows: Windows,
+    design: Array,
+    vary: NDArray[np.bool_],
+    names: Sequence[str],
+    gate: bool,
+    index_name: str,
+) -> WindowFault | None:
+    """Windows in which local lines of some columns are collinear."""
     varying = np.flatnonzero(vary)
     if not len(varying):
-        return
+        return None
     columns, q = design[:, varying], len(varying)
     products = (columns[:, :, None] * columns[:, None, :]).reshape(len(columns), -1)
     pieces = [local_moments(b, (b.kernel * rows.weights[b.rows])[None], products, 3) for b in blocks(windows)]
@@ -408,26 +487,22 @@ def _check_rank(
     root = 1.0 / np.sqrt(np.where(size > 0.0, size, np.inf))
     values, vectors = np.linalg.eigh(normal * root[:, :, None] * root[:, None, :])
     worst = int(values[:, 0].argmin())
-    if values[worst, 0] < SINGULAR:
-        loading = np.abs(vectors[worst, :, 0]).reshape(2, q).max(axis=0)
-        named = ", ".join(repr(names[varying[j]]) for j in np.flatnonzero(loading > 0.1 * loading.max()))
-        everywhere = bool((values[:, 0] < SINGULAR).all())
-        raise DesignError(
-            f"at {index_name}={windows.grid[worst]:.4g} the window of bandwidth {windows.bandwidth:.4g} cannot tell "
-            f"local lines of {named} apart {EVERYWHERE if everywhere else SOMEWHERE}"
-        )
-
-
-def _check_distinct(index: Array, lo: IntArray, hi: IntArray, grid: Array, h: float, name: str) -> None:
-    """Refuse windows in which the index takes fewer than three values."""
-    new = np.concatenate([[0], np.cumsum(np.diff(index) > 0.0)])
-    distinct = new[hi - 1] - new[lo] + 1
-    worst = int(distinct.argmin())
-    if distinct[worst] < 3:
-        raise DesignError(
-            f"at {name}={grid[worst]:.4g} the window of bandwidth {h:.4g} holds {distinct[worst]} different values "
-            "of the index (ties), a local line needs 3; use a larger bandwidth"
-        )
+    if values[worst, 0] >= SINGULAR:
+        return None
+    loading = np.abs(vectors[worst, :, 0]).reshape(2, q).max(axis=0)
+    found = varying[loading > 0.1 * loading.max()]
+    inside = design[windows.lo[worst] : windows.hi[worst]]
+    still = [j for j in found if np.ptp(inside[:, j]) == 0.0 < np.ptp(design[:, j])]
+    found = np.array(still) if still else found  # constant there, beside an intercept that need not be named
+    named = ", ".join(repr(names[j]) for j in found)
+    everywhere, place = bool((values[:, 0] < SINGULAR).all()), float(windows.grid[worst])
+    return WindowFault(
+        f"at {index_name}={place:.4g} the window of bandwidth {windows.bandwidth:.4g} cannot tell "
+        f"local lines of {named} apart {EVERYWHERE if everywhere else SOMEWHERE}",
+        place,
+        tuple(int(j) for j in found if np.ptp(design[:, j]) > 0.0),
+        gate,
+    )
 
 
 def constant_slots(

@@ -23,6 +23,7 @@ BoolArray = NDArray[np.bool_]
 
 DISPERSION_STEP = 1.0  # largest change of a log dispersion in one step
 LEAST_CURVATURE = 1e-200  # less is none: its root would overflow
+EXPERT_STEP = 5.0  # largest change of the predictor of an expert in one scoring step, links other than identity
 GATE_STEP = 3.0  # largest change of a gate predictor, in its own units, in one step
 
 
@@ -198,10 +199,24 @@ def expert_step(problem: Problem, coef: Array, resp: Array) -> Array:
         if rowwise is not None:
             gradient, matrix = _gaussian_normal(block, current, rowwise, k, p)
         else:
-            gradient, matrix = _scoring_normal(problem, block, coef, current, resp)
+            gradient, matrix = scoring_normal(problem, block, coef, current, resp)
         step = solve_scaled(matrix, gradient, np.concatenate([free, free], axis=-1))
-        out[block.first : block.last] = step.reshape(-1, k, 2, p).transpose(0, 2, 1, 3).reshape(-1, 2, k * p)
+        lines = step.reshape(-1, k, 2, p).transpose(0, 2, 1, 3)
+        lines = lines if gaussian else _within_reach(block, lines, problem.design_t)
+        out[block.first : block.last] = lines.reshape(-1, 2, k * p)
     return out
+
+
+def _within_reach(block: Block, step: Array, design_t: Array) -> Array:
+    """Steps (g, 2, K, p), each shortened where it would change a predictor in its window by more than `EXPERT_STEP`.
+
+    Scoring steps of a generalised linear model can run off from far away, as where a rare column separates responses.
+    """
+    change = np.abs(local_predictor(block, step, design_t))  # (K, pairs)
+    most = np.zeros((len(step), len(change)))
+    filled = np.flatnonzero(np.diff(block.offsets) > 0)
+    most[filled] = np.maximum.reduceat(change, block.offsets[:-1][filled], axis=1).T
+    return step * np.minimum(1.0, EXPERT_STEP / np.maximum(most, EXPERT_STEP))[:, None, :, None]
 
 
 def _gaussian_rows(problem: Problem, resp: Array) -> Array:
@@ -220,7 +235,8 @@ def _gaussian_normal(block: Block, current: Array, rowwise: Array, k: int, p: in
     return right - np.einsum("gkab,gkb->gka", matrix, flat), matrix
 
 
-def _scoring_normal(problem: Problem, block: Block, coef: Array, current: Array, resp: Array) -> tuple[Array, Array]:
+def scoring_normal(problem: Problem, block: Block, coef: Array, current: Array, resp: Array) -> tuple[Array, Array]:
+    """Gradient (g, K, 2 p) and expected information (g, K, 2 p, 2 p) of the experts in the windows of a block."""
     rows, p = problem.rows, problem.slots.n_expert_columns
     eta = local_predictor(block, current, problem.design_t) + rows.offset[block.rows]
     delta = _pair_dispersion(problem, block, coef)

@@ -72,10 +72,10 @@ def test_unknown_bandwidth_rule(frame):
 
 
 def test_bandwidth_smaller_than_the_gaps(frame):
-    with pytest.raises(ArgumentError, match=r"bandwidth=1e-05 is smaller than half the largest gap"):
-        VCMoE(FORMULA, frame, bandwidth=1e-5)
-    with pytest.raises(ArgumentError, match="gate_bandwidth=1e-05"):
-        VCMoE(FORMULA, frame, bandwidth=0.3, gate_bandwidth=1e-5)
+    with pytest.raises(DesignError, match=r"window of bandwidth 1e-05 .* \(bandwidth=\S+ is wide enough\)"):
+        VCMoE(FORMULA, frame, bandwidth=1e-5).fit(rng=0)
+    with pytest.raises(DesignError, match=r"window of bandwidth 1e-05 .* \(gate_bandwidth=\S+ is wide enough\)"):
+        VCMoE(FORMULA, frame, bandwidth=0.3, gate_bandwidth=1e-5).fit(rng=0)
 
 
 def test_thin_windows_are_named_with_their_effective_size(frame):
@@ -350,7 +350,7 @@ def test_the_rule_of_thumb_leaves_enough_rows_on_a_skewed_index(frame, skewed):
     data = frame.assign(u=skewed(frame["u"]))
     model = VCMoE(FORMULA, data, bandwidth="rule")
     rows, slots = model.data.rows, model.slots
-    h = usable_rule(model.problem, rows, slots)
+    h = usable_rule(model.space()).best
     assert h > rule_of_thumb(rows, slots)
     model.problem(h)
     with pytest.raises(DesignError, match="effective sample size"):
@@ -360,5 +360,5 @@ def test_the_rule_of_thumb_leaves_enough_rows_on_a_skewed_index(frame, skewed):
 def test_the_rule_of_thumb_is_kept_where_it_works(frame):
     model = VCMoE(FORMULA, frame, bandwidth="rule")
     rule = rule_of_thumb(model.data.rows, model.slots)
-    assert usable_rule(model.problem, model.data.rows, model.slots) == rule
+    assert usable_rule(model.space()).best == rule
     assert model.fit(rng=0, starts=2).bandwidth == rule

@@ -1,0 +1,128 @@
+"""Held-out log-likelihood of every row for one expert, without a refit: rows are taken out by their influence.
+
+References
+----------
+Allen, D. M. (1974). The relationship between variable selection and data augmentation and a method for prediction.
+Technometrics 16, 125-127.
+Pregibon, D. (1981). Logistic regression diagnostics. Ann. Statist. 9, 705-724: the one-step version for generalised
+linear models.
+Fan, J. and Gijbels, I. (1996). Local Polynomial Modelling and Its Applications, section 4.10.
+
+Notes
+-----
+A function at a row's own index value is interpolated between two grid points. Leaving the row out moves the local fit
+at each of them by ``A^-1 z k w s / (1 - k w i z'A^-1 z)``, with A the information of the window, z the row of the local
+design, k its kernel and w its own weight, s and i its score and information. That is exact for a normal response, whose
+local fits are least squares, and one scoring step for others (no longer than those of the fit).
+
+Dispersions are not those of the fit: the criterion takes the one value, common to all rows, under which the held-out
+responses are most likely. A log sigma that is fitted in the same narrow window as the mean follows single rows, and its
+errors would decide on the bandwidth of the mean: over sin(6 pi u) with normal errors the mean then has 1.5, 1.3 and 1.1
+times the root mean squared error at n = 50, 100 and 300. Constant coefficients keep the values that all rows give them.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+
+from mixmoe.kernels.local import blocks, epanechnikov
+from mixmoe.varying.problem import Problem
+from mixmoe.varying.steps import EXPERT_STEP, own_natural, scoring_normal, solve_scaled
+
+Array = NDArray[np.float64]
+
+LOWEST = -30.0  # log density of a held-out row counts at least this much, so that one outlier does not decide
+NUMBERS_HELD = 1 << 22  # in the inverse matrices of the rows that are handled at once
+LEAST_LEFT = 1e-6  # of a leverage below one: what hangs on one row alone is predicted by nothing, and far off
+
+
+def left_out_logliks(problem: Problem, coef: Array) -> Array:
+    """Log density of each row under functions that were estimated without it.
+
+    Parameters
+    ----------
+    problem : Problem
+        With one expert.
+    coef : ndarray, shape (G, 2, L)
+        Its fit to all rows.
+
+    Returns
+    -------
+    ndarray, shape (n,)
+        Not below `LOWEST` for a discrete response, so that one row does not decide.
+    """
+    eta = left_out_predictors(problem, coef)[None]
+    rows, family, weights = problem.rows, problem.family, problem.rows.weights
+    if family.name == "gaussian":
+        variance = np.average((rows.outcome.y - eta[0]) ** 2, weights=weights)
+        delta = 0.5 * np.log(max(float(variance), np.finfo(float).tiny))
+        return np.asarray(family.log_density(rows.outcome, eta, np.full_like(eta, delta))[0])
+
+    def bounded(delta: float) -> Array:
+        each = family.log_density(rows.outcome, eta, np.full_like(eta, delta))[0]
+        return np.asarray(np.maximum(each, LOWEST))
+
+    if not problem.slots.has_dispersion:
+        return bounded(0.0)
+    limits = (problem.floor, problem.ceiling)
+    found = minimize_scalar(lambda delta: -float(bounded(delta) @ weights), bounds=limits, method="bounded")
+    return bounded(float(found.x))
+
+
+def left_out_predictors(problem: Problem, coef: Array) -> Array:
+    """Linear predictor of each row, with its offset, from functions that were estimated without it.
+
+    Parameters
+    ----------
+    problem : Problem
+        With one expert.
+    coef : ndarray, shape (G, 2, L)
+        Its fit to all rows.
+
+    Returns
+    -------
+    ndarray, shape (n,)
+    """
+    rows, windows, p = problem.rows, problem.windows, problem.slots.n_expert_columns
+    natural = own_natural(problem, coef)
+    out = natural.eta[0].copy()
+    free = ~problem.const[problem.slots.experts]
+    if not free.any():
+        return out
+    inverse = _inverses(problem, coef, np.concatenate([free, free]))  # (G, 2 p, 2 p)
+    shares = problem.levels.data.reshape(rows.n, 2, 2)  # of level and slope at the grid point on each side
+    left = problem.levels.indices[::4] // 2
+    chunk = max(NUMBERS_HELD // (2 * p) ** 2, 1)
+    for first in range(0, rows.n, chunk):
+        some = np.arange(first, min(first + chunk, rows.n))
+        outcome, design, delta = rows.outcome.take(some), rows.design[some], natural.delta[:, some]
+        for side in (0, 1):
+            at = left[some] + side
+            t = ((rows.index[some] - windows.grid[at]) / windows.bandwidth)[:, None]
+            weight = epanechnikov(t[:, 0]) * rows.weights[some]
+            lines = coef[at, 0, :p] + coef[at, 1, :p] * t
+            eta = (lines * design).sum(axis=1) + rows.offset[some]
+            score, information = problem.family.scoring(outcome, eta[None], delta)
+            moved = np.einsum("nab,nb->na", inverse[at], np.hstack([design, design * t]))
+            leverage = weight * information[0] * (moved * np.hstack([design, design * t])).sum(axis=1)
+            target = np.hstack([design * shares[some, side, :1], design * shares[some, side, 1:]])
+            change = weight * score[0] * (target * moved).sum(axis=1)
+            change = change / np.maximum(1.0 - leverage, LEAST_LEFT)
+            if problem.family.name != "gaussian":  # as long as a step of the fit may be
+                change = np.clip(change, -EXPERT_STEP, EXPERT_STEP)
+            out[some] -= change
+    return out
+
+
+def _inverses(problem: Problem, coef: Array, free: NDArray[np.bool_]) -> Array:
+    """Inverse information of the local lines at every grid point, zero for constants, shape (G, 2 p, 2 p)."""
+    resp, size, p = problem.rows.weights[None], len(free), problem.slots.n_expert_columns
+    out = np.empty((problem.windows.n_grid, size, size))
+    for block in blocks(problem.windows):
+        current = coef[block.first : block.last, :, None, :p]
+        matrix = scoring_normal(problem, block, coef, current, resp)[1]  # (g, 1, 2 p, 2 p)
+        right = np.broadcast_to(np.eye(size), (len(matrix), size, size))
+        out[block.first : block.last] = solve_scaled(
+            np.broadcast_to(matrix, (len(matrix), size, size, size)), right, free
+        )
+    return out
