@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from mixmoe._frame import shown, view
 from mixmoe.arguments import checked_choice, checked_rng, seed_of
 from mixmoe.design import Design, build_design
 from mixmoe.em import EMFit, Flag, Starts
-from mixmoe.errors import ArgumentError, ConvergenceWarning, DesignError, FormulaError, MixmoeWarning
+from mixmoe.errors import ArgumentError, ConvergenceWarning, DesignError, FormulaError, MixmoeWarning, warn
 from mixmoe.formula import MoEFormula, parse_formula
 from mixmoe.inference.covariance import ParamCov
 from mixmoe.layout import ParamLayout
@@ -168,7 +167,7 @@ class NME:
             self.problem, self.design.names.expert, self.design.names.group or "row", levels
         )
         self.settings: Mapping[str, Any] = {
-            "hidden": list(widths),
+            "hidden": None if network is not None else list(widths),
             "activation": activation,
             "family": self.family,
             "estimator": estimator,
@@ -266,7 +265,7 @@ class NME:
         flags = (*trained.flags, *self._flags(trained, gain))
         for flag in flags:
             kind = ConvergenceWarning if flag.code in ("not_converged", "not_finite") else MixmoeWarning
-            warnings.warn(flag.message, kind, stacklevel=2)
+            warn(flag.message, kind)
         trained = replace(trained, flags=flags)
         return self.results(problem, trained, comparison, seed_of(rng))
 
@@ -575,5 +574,5 @@ def architecture(
     n_states = levels if family == "crf" else 0
     if module is not None:
         check_module(module)
-        return wrap_module(deepcopy(module).double(), n_in, n_out, n_states)
+        return wrap_module(deepcopy(module).double(), n_in, n_out, n_states, scaling.inputs(design.expert))
     return build_network(n_in, n_out, hidden, activation, n_states)

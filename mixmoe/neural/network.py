@@ -14,6 +14,7 @@ from mixmoe.neural._torch import Tensor, torch
 
 Index = NDArray[np.intp]
 
+PROBE_ROWS = 6  # on which a network of the user's own is tried
 ACTIVATIONS = ("tanh", "relu", "elu", "gelu", "silu", "softplus", "sigmoid")
 
 
@@ -127,21 +128,30 @@ def build_network(n_in: int, n_out: int, hidden: Sequence[int], activation: str 
     return Network(n_in, n_out, tuple(hidden), activation, lay_out(shapes))
 
 
-def wrap_module(module: Any, n_in: int, n_out: int, n_states: int = 0) -> Network:
+def wrap_module(
+    module: Any, n_in: int, n_out: int, n_states: int = 0, rows: NDArray[np.float64] | None = None
+) -> Network:
     """A user's own ``torch.nn.Module`` as a network.
 
     The module, which passed `check_module`, must map rows ``(rows, n_in)`` to outputs ``(rows, n_out)`` or
     ``(rows,)``, each row by itself.
 
+    Parameters
+    ----------
+    rows : ndarray, shape (n, n_in), optional
+        Standardised inputs on which it is tried; default: random ones.
+
     Raises
     ------
     ArgumentError
-        If it takes or returns another shape.
+        If it takes or returns another shape, or a row's output is not a function of that row alone.
     """
     shapes = [(name, tuple(value.shape)) for name, value in module.named_parameters()]
     shape = output_shape(module, n_in)
     if shape != (3, n_out) and not (n_out == 1 and shape == (3,)):
         raise ArgumentError(f"network must map (rows, {n_in}) to (rows, {n_out}); for 3 rows it returned shape {shape}")
+    drawn = np.random.default_rng(0).standard_normal((40, n_in))
+    check_rows_apart(module, drawn if rows is None or not len(rows) else rows)
     if n_states:
         shapes.append(("transitions", (n_states, n_states)))
     network = Network(n_in, n_out, (), "", lay_out(shapes), module)
@@ -185,7 +195,7 @@ def check_module(module: Any) -> None:
         raise ArgumentError(f"network {type(module).__name__} has no parameters; give a module with trainable tensors")
     for part in module.modules():
         kind = type(part).__name__
-        if "Dropout" in kind:
+        if "Dropout" in kind and part.p > 0:
             raise ArgumentError(f"network has a {kind}, which is random, and a likelihood is not; leave it out")
         if "BatchNorm" in kind or "InstanceNorm" in kind:
             raise ArgumentError(
@@ -210,6 +220,77 @@ def output_shape(module: Any, n_in: int) -> tuple[int, ...]:
             f"network must take rows of the {n_in} inputs of the formula, shape (rows, {n_in}); with 3 rows it failed: "
             f"{error}"
         ) from error
+
+
+def check_rows_apart(module: Any, rows: NDArray[np.float64]) -> None:
+    """Refuse a module whose output at a row is not a function of that row alone.
+
+    Jacobians are taken row by row and persons are padded to the longest of a block, so that the likelihood of a network
+    that mixes rows would be another one's.
+
+    Parameters
+    ----------
+    rows : ndarray, shape (n, p)
+        Inputs that the module must take: a few of them are tried, with others put in the place of one.
+
+    Raises
+    ------
+    ArgumentError
+        If a second call, the other rows, or the number of rows change what a row leads to.
+    """
+    rng, parameters = np.random.default_rng(0), list(module.parameters())
+    extreme = np.unique(np.concatenate([rows.argmin(axis=0), rows.argmax(axis=0)]))
+    others = torch.from_numpy(np.concatenate([rows[extreme[:20]], rows[rng.integers(0, len(rows), 4)]])).to(parameters[0])
+    x = torch.from_numpy(rows[rng.integers(0, len(rows), PROBE_ROWS)]).to(parameters[0])
+    before = [p.detach().clone() for p in parameters]
+    with torch.no_grad():
+        try:
+            for p in parameters:  # a layer that starts at zero hides what is before it
+                p += 0.3 * torch.from_numpy(np.asarray(rng.standard_normal(tuple(p.shape)))).to(p)
+            at_once = probed(module, x)
+            if differs(at_once, probed(module, x)):
+                raise ArgumentError(
+                    f"network {type(module).__name__} has other outputs at a second call with the same rows; a "
+                    "likelihood needs a network without chance and without memory"
+                )
+            for row in range(PROBE_ROWS):
+                check_other_rows(module, x, at_once, row, others)
+        finally:
+            for p, value in zip(parameters, before, strict=True):
+                p.copy_(value)
+
+
+def check_other_rows(module: Any, x: Tensor, at_once: Tensor, row: int, others: Tensor) -> None:
+    """Refuse a module where another value of one row is seen in others, or which gives a row alone another output."""
+    kind = type(module).__name__
+    why = (
+        "NME takes each row by itself in its likelihood; recurrent, convolutional and attention networks along the rows "
+        "of a person are not supported: write one that computes each row by itself, with lags of inputs in the formula"
+    )
+    for other in others:
+        changed = x.clone()
+        changed[row] = other
+        now = probed(module, changed)
+        moved = [k for k in range(len(x)) if k != row and differs(at_once[k], now[k])]
+        if moved:
+            raise ArgumentError(
+                f"network {kind} mixes rows: another value of row {row + 1} changes its output at row {moved[0] + 1}. {why}"
+            )
+    if differs(at_once[row], probed(module, x[row : row + 1])[0]):
+        raise ArgumentError(
+            f"network {kind} mixes rows: row {row + 1} of {len(x)} has another output than the same row alone, so that it "
+            f"looks at the place or the number of rows. {why}"
+        )
+
+
+def probed(module: Any, x: Tensor) -> Tensor:
+    """Outputs of a module at some rows, shape (rows, d)."""
+    return module(x).reshape(len(x), -1)
+
+
+def differs(a: Tensor, b: Tensor) -> bool:
+    """Whether outputs differ by more than rounding."""
+    return not torch.allclose(a, b, rtol=1e-7, atol=1e-9, equal_nan=True)
 
 
 def initial_parameters(network: Network, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -503,6 +584,11 @@ def jacobian_module(network: Network, personal: Personal, tensors: Sequence[Tens
     """Derivatives of a user's module in the personal tensors, mapped over rows and persons."""
     call = module_call(network)
     own = own_tensors(network, tensors)
+    moves = [spec for spec in personal.tensors if spec.name == "transitions"]
+    zeros = torch.zeros(*x.shape[:2], network.n_out, sum(math.prod(spec.shape) for spec in moves), dtype=x.dtype)
+    zeros = zeros.to(x.device)
+    if len(moves) == len(personal.tensors):
+        return zeros
     places = [k for k, spec in enumerate(network.tensors) if personal.columns(spec.name) is not None and k < len(own)]
     shared = [tuple(t.shape) == spec.shape for t, spec in zip(own, network.tensors, strict=False)]
 
@@ -516,4 +602,4 @@ def jacobian_module(network: Network, personal: Personal, tensors: Sequence[Tens
     mine = [own[k] if not shared[k] else own[k].expand(x.shape[0], *own[k].shape) for k in places]
     dims = [None if is_shared else 0 for is_shared in shared]
     pieces = torch.func.vmap(over_rows, in_dims=([0] * len(places), dims, 0))(mine, own, x)
-    return torch.cat([piece.flatten(3) for piece in pieces], dim=-1)
+    return torch.cat([*(piece.flatten(3) for piece in pieces), zeros], dim=-1)

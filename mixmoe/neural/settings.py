@@ -1,10 +1,9 @@
 """Settings of a fit: defaults put in, and those that an estimator does not have refused or pointed out."""
 
 import numbers
-import warnings
 from typing import Any
 
-from mixmoe.errors import ArgumentError, MixmoeWarning
+from mixmoe.errors import ArgumentError, MixmoeWarning, warn
 from mixmoe.neural.exact import is_exact
 from mixmoe.neural.problem import Control, Estimator, Problem
 
@@ -27,7 +26,7 @@ def build_control(estimator: Estimator, problem: Problem, **given: Any) -> Contr
     if estimator == "laplace":
         for name in ("alpha", "penalty"):
             if name in options:
-                warnings.warn(unused(name, options[name]), MixmoeWarning, stacklevel=3)
+                warn(unused(name, options[name]), MixmoeWarning)
         if control.batch_size is not None and is_exact(problem):
             raise ArgumentError(
                 f"batch_size={control.batch_size} is not possible with the exact likelihood of effects on the last "

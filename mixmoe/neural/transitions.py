@@ -5,6 +5,7 @@ References
 Gretton, Fukumizu, Teo, Song, Schoelkopf & Smola (2008), A kernel statistical test of independence, NeurIPS (HSIC).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,8 @@ class Transitions:
         Their standard deviations: of the posterior of the effects and of the population scores.
     states : tuple of str
     labels : ndarray of object, shape (N,)
+    personal : bool
+        Whether transitions differ between persons; if not, those of a person are the population's.
     """
 
     population: pd.DataFrame
@@ -72,6 +75,7 @@ class Transitions:
     scores_se: Array
     states: tuple[str, ...]
     labels: NDArray[np.object_]
+    personal: bool = True
 
     def __repr__(self) -> str:
         table = self.matrix().round(3).to_string()
@@ -105,6 +109,11 @@ class Transitions:
             If a person has no value, or several.
         """
         checked_count(permutations, "permutations")
+        if not self.personal:
+            raise ArgumentError(
+                "the transitions are those of the population for every person, so that they go with no covariate; make "
+                "them personal, as in re: (transitions | id)"
+            )
         values = person_values(covariate, self.labels)
         return hsic_test(self.scores.reshape(len(values), -1), values, permutations, checked_rng(rng))
 
@@ -177,15 +186,16 @@ def build_transitions(persons: "Persons", covered: Uncertainty) -> Transitions:
         base = state.theta[spec.start : spec.stop].view(C, C)
         tensors = view_tensors(problem.network, problem.personal, state.theta, None)
         average = forward(problem.network, tensors, problem.tensor(np.zeros((1, 1, problem.network.n_in))))[0, 0]
-        draws = effect_draws(persons, covered, C) + population_draws(persons, covered, C)
         point = base + effect_means(persons, C)
-        own = limits(next_state(point, average), next_state(base + draws, average))
+        draws = score_draws(persons, covered, C)
+        own = limits(next_state(point, average), None if draws is None else next_state(base + draws, average))
         whole = population_limits(base, average, covered.population)
-        spread = centred(draws).std(0, correction=0)
+        spread = torch.full_like(point, math.nan) if draws is None else centred(draws).std(0, correction=0)
     frame = long_frame(states, own)
     frame.insert(0, "person", np.repeat(persons.labels, C * C))
     scores = (to_array(centred(point)), to_array(spread))
-    return Transitions(long_frame(states, whole), frame, *scores, states, persons.labels)
+    personal = problem.personal.columns("transitions") is not None
+    return Transitions(long_frame(states, whole), frame, *scores, states, persons.labels, personal)
 
 
 def transition_loading(persons: "Persons") -> Tensor:
@@ -201,6 +211,17 @@ def effect_means(persons: "Persons", C: int) -> Tensor:
     if columns is None:
         return persons.problem.tensor(np.zeros((len(persons.labels), C, C)))
     return persons.problem.tensor((persons.z @ persons.trained.loading.T)[:, columns]).view(-1, C, C)
+
+
+def score_draws(persons: "Persons", covered: Uncertainty, C: int) -> Tensor | None:
+    """Draws of what the persons' transition scores add to those of the population, shape (n_draws, N, C, C).
+
+    None where nothing is uncertain that was computed: shared transitions of a network with too many parameters.
+    """
+    personal = persons.problem.personal.columns("transitions") is not None
+    if not personal and covered.population is None:
+        return None
+    return effect_draws(persons, covered, C) + population_draws(persons, covered, C)
 
 
 def effect_draws(persons: "Persons", covered: Uncertainty, C: int) -> Tensor:
@@ -222,7 +243,9 @@ def population_draws(persons: "Persons", covered: Uncertainty, C: int) -> Tensor
     """
     if covered.population is None or covered.gain is None:
         return 0.0
-    moved = parameter_draws(covered.population)
+    moved, N = parameter_draws(covered.population), len(persons.labels)
+    if not len(transition_loading(persons)):  # shared transitions are those of the population, with its uncertainty
+        return moved[:, None, -C * C :].expand(-1, N, -1).reshape(N_DRAWS, N, C, C)
     own = moved[:, None, -C * C :] - torch.einsum("cr,nrp,dp->dnc", transition_loading(persons), covered.gain, moved)
     return own.view(N_DRAWS, -1, C, C)
 
@@ -239,12 +262,14 @@ def population_limits(base: Tensor, average: Tensor, cov: Tensor | None) -> Arra
     C = base.shape[0]
     point = next_state(base, average)
     if cov is None:
-        return np.stack([to_array(point), np.full((C, C), np.nan), np.full((C, C), np.nan)])
+        return limits(point, None)
     return limits(point, next_state(base + parameter_draws(cov)[:, -C * C :].view(-1, C, C), average))
 
 
-def limits(point: Tensor, draws: Tensor) -> Array:
-    """Point estimates and 95 % limits of draws, shape (3, ...)."""
+def limits(point: Tensor, draws: Tensor | None) -> Array:
+    """Point estimates and 95 % limits of draws, shape (3, ...); NaN for limits without draws."""
+    if draws is None:
+        return np.stack([to_array(point), *np.full((2, *point.shape), np.nan)])
     low, high = np.quantile(to_array(draws), [0.025, 0.975], axis=0)
     return np.stack([to_array(point), low, high])
 
