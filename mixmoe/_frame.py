@@ -158,11 +158,13 @@ def plain(values: pd.Series) -> pd.Series:
     Parameters
     ----------
     values : Series
-        Without missing values.
+        Without missing values, but for a response that may be missing.
     """
     dtype = values.dtype
     if isinstance(dtype, pd.CategoricalDtype):
         return values.cat.remove_unused_categories() if len(values) else values
+    if pd.api.types.is_extension_array_dtype(dtype) and dtype.kind in "iufb" and values.isna().any():
+        return values.astype(object).where(values.notna(), None)  # of which NumPy's integers and booleans have none
     if isinstance(dtype, np.dtype) and dtype.kind in "fiubMm":
         return _full_width(values, dtype)
     if isinstance(dtype, pd.SparseDtype):

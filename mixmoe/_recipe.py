@@ -66,6 +66,8 @@ class Recipe:
     names : mapping of str to tuple of UsedName
         Names that each section uses.
     aux : mapping of str to str
+    partial_response : bool
+        Whether rows whose (categorical) response is missing are kept.
     specs : object
         State of the transforms and codings; opaque.
     kept : mapping of str to ndarray of bool
@@ -84,6 +86,7 @@ class Recipe:
     kinds: Mapping[str, tuple[PartKind, ...]]
     names: Mapping[str, tuple[UsedName, ...]]
     aux: Mapping[str, str]
+    partial_response: bool = False
     specs: Any = None
     kept: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     numeric: frozenset[str] = frozenset()
@@ -97,6 +100,7 @@ def make_recipe(
     response: ResponseKind,
     aux: Mapping[str, str] | None,
     random_columns: bool,
+    partial_response: bool = False,
 ) -> Recipe:
     if engine not in ENGINES:
         raise ArgumentError(f"formula_engine must be one of 'formulaic', 'patsy', got {engine!r}")
@@ -122,6 +126,7 @@ def make_recipe(
         kinds={name: tuple(kind for _, kind in pairs) for name, pairs in typed.items()},
         names=names,
         aux=dict(aux or {}),
+        partial_response=partial_response,
     )
 
 
@@ -189,7 +194,7 @@ def collect(frame: FrameView, recipe: Recipe, wanted: tuple[str, ...], required:
     if group is not None and group not in frame and not required:
         group = None
     if "response" in wanted and recipe.response_kind != "numeric":
-        needs.append(Need(str(response_column(formula)), WHERE["response"]))
+        needs.append(Need(str(response_column(formula)), WHERE["response"], not recipe.partial_response))
     keys = Keys(group)
     if formula.seq is not None and group is not None:
         keys = Keys(group, formula.seq.within, formula.seq.order)

@@ -43,6 +43,8 @@ Array = NDArray[np.float64]
 
 WIDTHS = (10,)  # of the hidden layers
 COVS = ("diagonal", "tensor", "full")
+MAX_LABELS = 12  # different whole numbers as text that are taken for names of categories
+LARGEST = 1e100  # number in the data, and one over the least difference: their squares and fourth powers are finite
 MAX_LEVELS = 50  # of categories; a transition matrix grows with their square
 
 
@@ -108,7 +110,8 @@ class NME:
 
     Notes
     -----
-    Maximum likelihood, one grouping factor; categories with person effects by penalised likelihood, whose coefficients
+    Maximum likelihood, one grouping factor; rows of a CRF whose state is missing stay, and its likelihood is the sum over
+    their states, while other families leave rows without a response out. Categories with person effects by penalised likelihood, whose coefficients
     are smaller than at the maximum of the marginal one. AIC and BIC charge all parameters of the network, of a CRF
     those that sequences can tell, and all free ones of the covariance of the effects. A fit is said to have converged
     if the variances are settled and the log-likelihood has less to gain than half a standard error per parameter would
@@ -153,8 +156,10 @@ class NME:
             engine=formula_engine,  # type: ignore[arg-type]
             response="numeric" if self.family == "gaussian" else "categorical",
             random_columns=False,
+            partial_response=self.family == "crf",
         )
         check_response(self.design, self.family)
+        check_magnitudes(self.design, self.family)
         self.scaling: Scaling = build_scaling(self.design, self.family)
         self.network: Network = architecture(self.design, self.family, self.scaling, widths, activation, network)
         self.personal: Personal = select_personal(self.network, layer_names(self.formula), self.formula.text)
@@ -374,6 +379,13 @@ class NME:
         return NMEResults.from_saved(cls, saved, context)
 
     def _checked_cov(self, cov: str | int | None) -> str | int:
+        if self.formula.random is not None and not self.formula.random.correlated:
+            if cov not in (None, "diagonal", "tensor"):
+                raise ArgumentError(
+                    f"cov={cov!r} has correlated effects, but the double bar in re: says that they are uncorrelated; "
+                    "leave cov= out or write a single bar"
+                )
+            return "diagonal" if cov is None else cov
         exact = is_exact(self._problem(0.0, cov="full")) and self.estimator == "laplace"
         if cov is None:
             return "full" if exact else "diagonal"
@@ -508,11 +520,52 @@ def chosen_family(family: str, formula: MoEFormula, data: Any) -> Family:
     if formula.response not in frame:
         return "gaussian"
     values = frame.column(formula.response).dropna()
+    refuse_numbers_as_text(values, formula.response)
     if pd.api.types.is_bool_dtype(values.dtype) or not pd.api.types.is_numeric_dtype(values.dtype):
         if formula.seq is not None:
             return "crf"
         return "binary" if values.nunique() == 2 else "multiclass"
     return "binary" if values.isin([0, 1]).all() and values.nunique() == 2 else "gaussian"
+
+
+def refuse_numbers_as_text(values: pd.Series, name: str) -> None:
+    """Refuse a response of texts that all read as numbers and are no labels of a few states.
+
+    Raises
+    ------
+    DesignError
+    """
+    if isinstance(values.dtype, pd.CategoricalDtype) or pd.api.types.infer_dtype(values) != "string":
+        return
+    levels = pd.Series(values.unique())
+    numbers = pd.to_numeric(levels, errors="coerce")
+    if numbers.isna().any() or (len(levels) <= MAX_LABELS and (numbers == numbers.round()).all()):
+        return
+    raise DesignError(
+        f"the response {name!r} holds numbers as text, such as {shown(levels.iloc[0])}; convert it, for example with "
+        "pd.to_numeric, or say family='multiclass' or 'crf' if these are names of categories"
+    )
+
+
+def check_magnitudes(design: Design, family: Family) -> None:
+    """Refuse numbers so large or so close together that their squares are beyond double precision.
+
+    Raises
+    ------
+    DesignError
+        Names the column.
+    """
+    columns = [(name, design.expert[:, k]) for k, name in enumerate(design.names.expert) if name != "Intercept"]
+    if family == "gaussian" and design.response is not None:
+        columns.insert(0, (design.names.response, design.response.astype(float)))
+    for name, values in columns:
+        largest, spread = float(np.abs(values).max()), float(np.ptp(values / 2.0)) * 2.0
+        if largest > LARGEST or 0.0 < spread < 1.0 / LARGEST:
+            what = f"reaches {largest:g}" if largest > LARGEST else f"differs by {spread:g} at most"
+            raise DesignError(
+                f"column {name!r} {what}, and squares of such numbers are beyond double precision; bring it into other "
+                f"units, between {1.0 / LARGEST:g} and {LARGEST:g}"
+            )
 
 
 def check_response(design: Design, family: Family) -> None:

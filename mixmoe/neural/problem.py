@@ -210,6 +210,11 @@ def block_loss(problem: Problem, block: Block, theta: Tensor, eta: Tensor | None
     return (row_loss(problem.family, outputs, block.y, sigma2) * block.mask).sum(-1)
 
 
+def responses_in(problem: Problem, block: Block) -> Tensor:
+    """One for the cells of a block that have a response: rows, but those of a CRF whose state is missing; (B, T)."""
+    return block.mask * (block.y >= 0) if problem.family == "crf" else block.mask
+
+
 def total_loss(
     problem: Problem, blocks: Blocks, theta: Tensor, eta: Tensor | None, sigma2: Tensor | float = 1.0
 ) -> Tensor:

@@ -83,7 +83,9 @@ class NMEResults(NetworkDiagnosis):
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]:
         held = self.problem.validation.n_rows
         why = "the published rule has none"
+        missing = int((self.model.design.response < 0).sum()) if self.problem.family == "crf" else 0
         return (
+            ("Rows without a state", f"{missing} of these; the likelihood sums over them" if missing else None),
             ("Validation rows", f"{held} of these; they chose the epoch" if held else None),
             ("Likelihood", why if self.model.estimator == "sgd" else None),
         )
@@ -104,7 +106,8 @@ class NMEResults(NetworkDiagnosis):
         Parameters
         ----------
         data : DataFrame, optional
-            Default: the training data. Rows without the column of persons, or of new persons, are of unknown persons.
+            Default: the training data. Rows of new labels are of unknown persons. The column of persons must be there
+            where persons differ, and its labels must be of the type that they had.
         interval : bool
             Whether limits are wanted: for a new observation (Gaussian), for the probability (categories).
         alpha : float

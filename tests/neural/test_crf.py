@@ -120,3 +120,32 @@ def test_agrees_with_pytorch_crf():
     paths = decode(emissions, table, mask)
     for i, path in enumerate(peer.decode(emissions, mask=mask.bool())):
         assert paths[i, : len(path)].tolist() == path
+
+
+@pytest.mark.parametrize("hidden", [[(0, 1)], [(0, 0), (0, 4)], [(0, 2), (0, 3), (1, 0)], [(0, t) for t in range(5)]])
+def test_missing_states_are_summed_over(hidden):
+    emissions, table, states, mask = batch((5, 3))
+    for i, t in hidden:
+        states[i, t] = -1
+    loss = sequence_loss(emissions, table, states, mask)
+    for i, n in enumerate((5, 3)):
+        paths, scores = brute(emissions[i, :n].numpy(), table[i].numpy())
+        given = states[i, :n].numpy()
+        fits = ((paths == given) | (given < 0)).all(1)
+        assert float(loss[i]) == pytest.approx(np.logaddexp.reduce(scores) - np.logaddexp.reduce(scores[fits]), abs=1e-10)
+
+
+def test_missing_states_tell_less_but_not_nothing():
+    emissions, table, states, mask = batch((5,))
+    states[0, [1, 3]] = -1
+    slopes = torch.tensor(np.random.default_rng(0).normal(size=(1, 5, STATES, 2)))
+    H = effect_information(emissions, table, slopes, mask, True, states)
+
+    def loss(values):
+        moved = emissions + (slopes @ values[:2]).reshape(emissions.shape)
+        return sequence_loss(moved, table + values[2:].view(1, STATES, STATES), states, mask)[0]
+
+    zero = torch.zeros(2 + STATES**2, dtype=torch.float64)
+    np.testing.assert_allclose(H[0], torch.autograd.functional.hessian(loss, zero), atol=1e-10)
+    states[:] = -1
+    np.testing.assert_allclose(effect_information(emissions, table, slopes, mask, True, states), 0.0, atol=1e-12)

@@ -147,7 +147,7 @@ def test_unknown_persons_have_wider_intervals_and_adapting_narrows_them(curved, 
     assert ((unknown.upper - unknown.lower) > (known.upper - known.lower)).mean() > 0.9
     own = deep.predict(curved[curved.id == "p03"])
     np.testing.assert_allclose(known["mean"], own["mean"], atol=0.02)
-    np.testing.assert_allclose(deep.predict(new.drop(columns="id"))["mean"], unknown["mean"])
+    np.testing.assert_allclose(deep.predict(new.assign(id="new"))["mean"], unknown["mean"])
 
 
 def test_adapting_a_known_person_of_a_linear_network_gives_her_effects(orthodont):

@@ -192,7 +192,7 @@ def test_limits_of_unknown_persons_are_those_of_a_normal_distribution(linear):
 
 
 def test_a_diagonal_covariance_has_limits_of_about_the_same_width(linear):
-    new = DATA.drop(columns="id")
+    new = DATA.assign(id="new")
     diagonal = quiet(LAST, DATA, hidden=(), cov="diagonal")
     widths = [(f["upper"] - f["lower"]).mean() for f in (diagonal.predict(new), linear.predict(new))]
     assert widths[0] == pytest.approx(widths[1], rel=0.1)
@@ -298,7 +298,7 @@ def test_draws_have_the_moments_of_the_model(linear):
     draws = linear.simulate(rng=0, n=400)
     assert draws.index.equals(DATA.index)
     assert draws.to_numpy().mean() == pytest.approx(linear.fitted("marginal").mean(), abs=0.05)
-    half = (linear.predict(DATA.drop(columns="id"))["upper"] - linear.fitted("marginal")) / norm.ppf(0.975)
+    half = (linear.predict(DATA.assign(id="new"))["upper"] - linear.fitted("marginal")) / norm.ppf(0.975)
     np.testing.assert_allclose(draws.std(axis=1), half, rtol=0.25)
     means = draws.groupby(DATA["id"]).mean()
     between = means.sub(means.mean()).to_numpy().std()
