@@ -169,7 +169,7 @@ class NME:
         self.problem: Problem = self._problem(0.0)
         levels = tuple(str(v) for v in self.design.response_levels or ())
         self.layout: ParamLayout = build_layout(
-            self.problem, self.design.names.expert, self.design.names.group or "row", levels
+            self.problem, self.scaling, self.design.names.expert, self.design.names.group or "row", levels
         )
         self.settings: Mapping[str, Any] = {
             "hidden": None if network is not None else list(widths),
@@ -410,8 +410,18 @@ class NME:
             for rows in (used & ~held, held)
         )
         covariance = cov if cov is not None else getattr(self, "cov", "diagonal")
+        origin = self.scaling.mean / self.scaling.sd if self.estimator == "laplace" else None
         return Problem(
-            self.family, self.network, self.personal, train, kept, design.n_units, covariance, share, self.device
+            self.family,
+            self.network,
+            self.personal,
+            train,
+            kept,
+            design.n_units,
+            covariance,
+            share,
+            self.device,
+            origin,
         )
 
     def _compare(self, control: Control, holdout: float, seed: int) -> Comparison | None:

@@ -240,7 +240,9 @@ def check_rows_apart(module: Any, rows: NDArray[np.float64]) -> None:
     """
     rng, parameters = np.random.default_rng(0), list(module.parameters())
     extreme = np.unique(np.concatenate([rows.argmin(axis=0), rows.argmax(axis=0)]))
-    others = torch.from_numpy(np.concatenate([rows[extreme[:20]], rows[rng.integers(0, len(rows), 4)]])).to(parameters[0])
+    others = torch.from_numpy(np.concatenate([rows[extreme[:20]], rows[rng.integers(0, len(rows), 4)]])).to(
+        parameters[0]
+    )
     x = torch.from_numpy(rows[rng.integers(0, len(rows), PROBE_ROWS)]).to(parameters[0])
     before = [p.detach().clone() for p in parameters]
     with torch.no_grad():

@@ -40,6 +40,9 @@ class Problem:
         Share of each person's last rows that are in `validation`.
     device : str
         Where all tensors of the problem live.
+    origin : ndarray, shape (p,), or None
+        Mean over standard deviation of the inputs: how far from the user's zero the standardised one is. None for
+        effects that are independent on standardised inputs whatever the network, as the published rule has them.
     """
 
     family: Family
@@ -51,6 +54,7 @@ class Problem:
     cov: str | int = "diagonal"
     share: float = 0.0
     device: str = "cpu"
+    origin: Array | None = None
 
     def tensor(self, values: Any) -> Tensor:
         """Numbers as a tensor beside those of the problem."""
@@ -70,6 +74,24 @@ class Problem:
     def n_effects(self) -> int:
         """Columns of the latent effects: q, or the rank."""
         return self.personal.q if self.rank is None else self.rank
+
+    @property
+    def basis(self) -> Array | None:
+        """Directions of the independent effects of a linear network, columns of length one, shape (q, q).
+
+        With a variance per parameter, intercepts and slopes are to be independent on the user's scale: a slope there
+        moves the output at the mean of its input too. None where independent effects are those of single parameters.
+        """
+        if self.cov != "diagonal" or self.origin is None or self.network.hidden or self.network.module is not None:
+            return None
+        weights, bias = (self.personal.columns(f"layer1.{part}") for part in ("weight", "bias"))
+        if weights is None or bias is None:
+            return None
+        found, d = np.eye(self.personal.q), self.network.n_out
+        for k, place in enumerate(self.origin):
+            for out in range(d):
+                found[bias.start + out, weights.start + k * d + out] = place
+        return found / np.linalg.norm(found, axis=0)
 
     @property
     def group(self) -> NDArray[np.intp]:

@@ -31,7 +31,8 @@ class State:
     ----------
     theta : Tensor, shape (P,)
     loading : Tensor, shape (q, r), or None
-        Directions of a low-rank covariance; columns need not have length one.
+        Directions of a low-rank covariance, which the optimiser moves (columns need not have length one), or fixed
+        ones of independent effects.
     z : Tensor, shape (N, r)
         Latent effects; the effects themselves without a `loading`.
     s : Tensor, shape (r,)
@@ -47,7 +48,7 @@ class State:
     @property
     def trained(self) -> list[Tensor]:
         """Tensors that the optimiser moves."""
-        return [t for t in (self.theta, self.loading, self.z) if t is not None and t.numel()]
+        return [t for t in (self.theta, self.loading, self.z) if t is not None and t.numel() and t.requires_grad]
 
     def copy(self) -> "State":
         """The state as it is now, detached."""

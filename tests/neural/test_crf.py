@@ -132,7 +132,9 @@ def test_missing_states_are_summed_over(hidden):
         paths, scores = brute(emissions[i, :n].numpy(), table[i].numpy())
         given = states[i, :n].numpy()
         fits = ((paths == given) | (given < 0)).all(1)
-        assert float(loss[i]) == pytest.approx(np.logaddexp.reduce(scores) - np.logaddexp.reduce(scores[fits]), abs=1e-10)
+        assert float(loss[i]) == pytest.approx(
+            np.logaddexp.reduce(scores) - np.logaddexp.reduce(scores[fits]), abs=1e-10
+        )
 
 
 def test_missing_states_tell_less_but_not_nothing():

@@ -93,7 +93,9 @@ def test_a_network_that_mixes_rows_is_refused(name):
 
 
 @pytest.mark.parametrize(
-    "module", [lambda: Recurrent(nn.GRU), lambda: Recurrent(nn.LSTM), Attention, Causal], ids=["GRU", "LSTM", "attn", "conv"]
+    "module",
+    [lambda: Recurrent(nn.GRU), lambda: Recurrent(nn.LSTM), Attention, Causal],
+    ids=["GRU", "LSTM", "attn", "conv"],
 )
 def test_sequence_networks_are_refused_with_the_real_reason(module):
     with pytest.raises(ArgumentError, match="mixes rows.*recurrent, convolutional and attention networks"):

@@ -198,7 +198,9 @@ def test_the_double_bar_comes_back_from_a_file(tmp_path):
 
 @pytest.mark.parametrize("device", ["mps", "cuda:99", "meta", "xpu", "hpu", "nonsense", 5])
 def test_a_device_that_is_not_there_is_told_in_one_line(device):
-    with pytest.raises(ArgumentError, match="is none on which torch can compute here in double precision; use 'cpu'") as e:
+    with pytest.raises(
+        ArgumentError, match="is none on which torch can compute here in double precision; use 'cpu'"
+    ) as e:
         mm.NME("y ~ x | re: (last | id)", NUMBERS, device=device)
     assert len(str(e.value)) < 160
 
@@ -223,7 +225,9 @@ def test_warnings_point_at_the_line_of_the_user_and_come_once(call):
 
 def test_every_state_of_three_rows_by_hand():
     """The likelihood of one sequence with a gap in the middle, all 27 paths written out."""
-    frame = pd.concat([DATA[DATA.t < 3].assign(s=lambda d: d.s.where(d.t != 1)), DATA[DATA.t < 3].assign(id=lambda d: d.id + 50)])
+    frame = pd.concat(
+        [DATA[DATA.t < 3].assign(s=lambda d: d.s.where(d.t != 1)), DATA[DATA.t < 3].assign(id=lambda d: d.id + 50)]
+    )
     fit = quiet(CHAIN.format("0"), frame.reset_index(drop=True), epochs=10)
     theta, scaling = fit.trained.theta, fit.model.scaling
     W, b, A = theta[:3], theta[3:6], theta[6:].reshape(3, 3)

@@ -1,0 +1,150 @@
+"""Printed variances and correlations are those under which the printed likelihood holds."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import mixmoe as mm
+from mixmoe.errors import MixmoeWarning
+
+torch = pytest.importorskip("torch")
+
+from mixmoe.neural.components import correlations  # noqa: E402
+
+
+def quiet(formula, frame, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MixmoeWarning)
+        return mm.nme(formula, frame, **{"baselines": False, "rng": 0, "hidden": (), **options})
+
+
+def slopes(persons=40, seed=0):
+    g = np.random.default_rng(seed)
+    n = g.integers(2, 10, persons)
+    code = np.repeat(np.arange(persons), n)
+    x, w = g.normal(2, 3, len(code)), g.normal(-1, 1, len(code))
+    b = g.multivariate_normal([0, 0, 0], [[1, 0.3, 0], [0.3, 0.5, 0.1], [0, 0.1, 0.2]], persons)[code]
+    y = 1 + 0.5 * x - w + b[:, 0] + b[:, 1] * x + b[:, 2] * w + 0.7 * g.normal(size=len(code))
+    return pd.DataFrame({"y": y, "x": x, "w": w, "id": code})
+
+
+DATA = slopes()
+TERMS = ("Intercept", "x", "w")
+
+
+def printed_covariance(params, terms):
+    sd = np.array([params[f"sd1({t}|id)"] for t in terms])
+    R = np.eye(len(terms))
+    for i, a in enumerate(terms):
+        for j, b in enumerate(terms[i + 1 :], i + 1):
+            R[i, j] = R[j, i] = params.get(f"corr1({a},{b}|id)", 0.0)
+    return sd[:, None] * R * sd
+
+
+def dense_loglik(params, frame, terms=TERMS):
+    X, total = np.column_stack([np.ones(len(frame)), *(frame[t] for t in terms[1:])]), 0.0
+    D, beta = printed_covariance(params, terms), params[[f"expert1.{t}" for t in terms]].to_numpy()
+    for rows in frame.groupby("id").indices.values():
+        V = X[rows] @ D @ X[rows].T + params["sigma1"] ** 2 * np.eye(len(rows))
+        e = frame["y"].to_numpy()[rows] - X[rows] @ beta
+        total -= 0.5 * (np.linalg.slogdet(2 * np.pi * V)[1] + e @ np.linalg.solve(V, e))
+    return total
+
+
+@pytest.mark.parametrize("words", ["last", "bias", "layer1.weight"])
+@pytest.mark.parametrize("cov", ["diagonal", "tensor", "full", 1])
+def test_printed_parameters_have_the_printed_likelihood(words, cov):
+    fit = quiet(f"y ~ x + w | re: ({words} | id)", DATA, cov=cov)
+    params = fit.params.copy()
+    for term in TERMS:
+        if f"sd1({term}|id)" not in params:
+            params[f"sd1({term}|id)"] = 0.0
+    assert dense_loglik(params, DATA) == pytest.approx(fit.llf, abs=1e-6)
+
+
+def test_a_variance_per_parameter_is_the_double_bar_of_a_mixed_model():
+    mixed = mm.fit("y ~ x + w | re: (1 + x + w || id)", DATA, experts=1)
+    for formula, options in (
+        ("y ~ x + w | re: (last || id)", {}),
+        ("y ~ x + w | re: (last | id)", {"cov": "diagonal"}),
+    ):
+        fit = quiet(formula, DATA, **options)
+        assert fit.llf == pytest.approx(mixed.llf, abs=1e-5)
+        shared = fit.params.index
+        assert set(shared) == set(mixed.params.index)
+        np.testing.assert_allclose(fit.params, mixed.params[shared], rtol=1e-3)
+        np.testing.assert_allclose(fit.bse[shared[3:]], mixed.with_cov("nonrobust").bse[shared[3:]], rtol=2e-2)
+    predicted = fit.predict(DATA)["mean"]
+    np.testing.assert_allclose(
+        predicted, mixed.predict(DATA, kind="subject", history=DATA)["mean"], rtol=1e-2, atol=1e-2
+    )
+
+
+def test_laplace_steps_reach_the_same_maximum_on_the_same_scale():
+    from mixmoe.neural.linearised import fit_laplace
+    from mixmoe.neural.problem import Control
+
+    exact = quiet("y ~ x + w | re: (last || id)", DATA)
+    problem = exact.problem
+    start = np.zeros(problem.network.n_parameters)
+    fit = fit_laplace(problem, Control(epochs=1000, lr=0.02), start, np.random.default_rng(0))
+    assert fit.loglik == pytest.approx(exact.trained.loglik, abs=0.01)
+    np.testing.assert_allclose(fit.covariance, exact.trained.covariance, rtol=0.05, atol=0.02)
+
+
+def test_the_origin_of_an_input_decides_what_is_independent():
+    """As for lme4's double bar: other origins are other models, the full covariance is one for all."""
+    moved = DATA.assign(x=DATA.x + 5.0)
+    double = [quiet("y ~ x + w | re: (last || id)", frame).llf for frame in (DATA, moved)]
+    full = [quiet("y ~ x + w | re: (last | id)", frame).llf for frame in (DATA, moved)]
+    assert abs(double[0] - double[1]) > 0.1
+    assert full[0] == pytest.approx(full[1], abs=1e-4)
+    mixed = mm.fit("y ~ x + w | re: (1 + x + w || id)", moved, experts=1)
+    assert double[1] == pytest.approx(mixed.llf, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "cov"), [("binary", "diagonal"), ("multiclass", "tensor"), ("crf", "diagonal"), ("multiclass", 2)]
+)
+def test_printed_covariances_of_categories_are_those_of_the_fit(family, cov):
+    g = np.random.default_rng(1)
+    frame = DATA.assign(s=g.choice(list("abc")[: 2 if family == "binary" else 3], len(DATA)), t=np.arange(len(DATA)))
+    seq = " | seq: t" if family == "crf" else ""
+    fit = quiet(f"s ~ x + w | re: (last | id){seq}", frame, family=family, cov=cov, epochs=30)
+    levels = ["b", "c"] if family != "binary" else [None]
+    terms = [t if level is None else f"{t}({level})" for level in levels for t in TERMS]
+    # brute force: the difference of two persons' linear predictors at inputs of the user
+    fitted, personal = fit.trained, fit.problem.personal.index
+    whole = np.zeros((fit.problem.network.n_parameters,) * 2)
+    whole[np.ix_(personal, personal)] = fitted.covariance
+    mean, sd = fit.model.scaling.mean, fit.model.scaling.sd
+    for point in ([0.0, 0.0], [1.0, -2.0], [5.0, 3.0]):
+        z, n_out = (np.array(point) - mean) / sd, fit.problem.network.n_out
+        each = np.zeros((n_out, len(whole)))
+        for k in range(n_out):
+            each[k, [0 + k, n_out + k]], each[k, 2 * n_out + k] = z, 1.0
+        each = each[1:] - each[:1] if family == "crf" else each
+        expected = each @ whole @ each.T
+        A = np.kron(np.eye(len(each)), np.array([[1.0, *point]]))
+        np.testing.assert_allclose(A @ printed_covariance(fit.params, terms) @ A.T, expected, rtol=1e-6)
+
+
+def test_derivatives_of_correlations():
+    g = np.random.default_rng(1)
+    frame = DATA.assign(s=g.choice(list("abc"), len(DATA)))
+    fit = quiet("s ~ x + w | re: (last | id)", frame, cov=3, epochs=5)
+    s = np.array([0.5, 1.0, 2.0])
+
+    def at(values):
+        trained = type(fit.trained)(**{k: getattr(fit.trained, k) for k in fit.trained.__slots__} | {"s": values})
+        return correlations(fit.problem, trained, fit.model.scaling)
+
+    numeric = np.column_stack([(at(s + h)[0] - at(s - h)[0]) / 2e-5 for h in 1e-5 * np.eye(3)])
+    np.testing.assert_allclose(at(s)[1], numeric, atol=1e-8)
+
+
+def test_shares_of_correlated_effects_are_not_taken_apart():
+    tables = {t.key: t for t in quiet("y ~ x + w | re: (last || id)", DATA).tables()}
+    assert tables["shares"].rows == ("population", "person effects", "residual")
