@@ -65,8 +65,8 @@ class Design:
     ----------
     formula : MoEFormula
     response : ndarray, shape (n,), or None
-        Integer codes if categorical, -1 where it is missing and rows without it are kept; what the levels count as if ordinal, themselves if they are numbers, else
-        1, 2 ...; None for new data without response.
+        Integer codes if categorical, -1 where it is missing and rows without it are kept; what the levels count as if
+        ordinal, themselves if they are numbers, else 1, 2 ...; None for new data without response.
     response_levels : tuple or None
         Levels of a categorical or ordinal response.
     expert : ndarray, shape (n, p)

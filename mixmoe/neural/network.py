@@ -248,7 +248,7 @@ def check_rows_apart(module: Any, rows: NDArray[np.float64]) -> None:
     with torch.no_grad():
         try:
             for p in parameters:  # a layer that starts at zero hides what is before it
-                p += 0.3 * torch.from_numpy(np.asarray(rng.standard_normal(tuple(p.shape)))).to(p)
+                p += 0.3 * torch.as_tensor(rng.standard_normal(tuple(p.shape)), dtype=p.dtype, device=p.device)
             at_once = probed(module, x)
             if differs(at_once, probed(module, x)):
                 raise ArgumentError(
@@ -266,8 +266,8 @@ def check_other_rows(module: Any, x: Tensor, at_once: Tensor, row: int, others: 
     """Refuse a module where another value of one row is seen in others, or which gives a row alone another output."""
     kind = type(module).__name__
     why = (
-        "NME takes each row by itself in its likelihood; recurrent, convolutional and attention networks along the rows "
-        "of a person are not supported: write one that computes each row by itself, with lags of inputs in the formula"
+        "NME takes each row by itself; recurrent, convolutional and attention networks along the rows of a person are "
+        "not supported: write one that computes each row by itself, with lags of inputs in the formula"
     )
     for other in others:
         changed = x.clone()
@@ -276,12 +276,13 @@ def check_other_rows(module: Any, x: Tensor, at_once: Tensor, row: int, others: 
         moved = [k for k in range(len(x)) if k != row and differs(at_once[k], now[k])]
         if moved:
             raise ArgumentError(
-                f"network {kind} mixes rows: another value of row {row + 1} changes its output at row {moved[0] + 1}. {why}"
+                f"network {kind} mixes rows: another value of row {row + 1} changes its output at row {moved[0] + 1}; "
+                f"{why}"
             )
     if differs(at_once[row], probed(module, x[row : row + 1])[0]):
         raise ArgumentError(
-            f"network {kind} mixes rows: row {row + 1} of {len(x)} has another output than the same row alone, so that it "
-            f"looks at the place or the number of rows. {why}"
+            f"network {kind} mixes rows: row {row + 1} of {len(x)} has another output than the same row alone, so that "
+            f"it looks at the place or the number of rows; {why}"
         )
 
 

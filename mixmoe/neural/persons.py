@@ -172,8 +172,8 @@ def refuse_lookalikes(group: str, known: NDArray[np.object_], unknown: NDArray[n
         if alike is not None and isinstance(label, str) != isinstance(alike, str):
             raise DesignError(
                 f"{group!r} is {shown(label)} ({type(label).__name__}) in the new data and {shown(alike)} "
-                f"({type(alike).__name__}) in the fit, which are not the same label; convert the column to the type that "
-                "it had"
+                f"({type(alike).__name__}) in the fit, which are not the same label; convert the column to the type "
+                "that it had"
             )
 
 

@@ -145,8 +145,8 @@ def has_unlabelled(problem: Problem) -> bool:
 def positive_part(H: Tensor) -> Tensor:
     """Symmetric matrices without their negative eigenvalues, shape (..., r, r).
 
-    Where states are missing a loss is not convex: away from its minimum, or for a person who has told little, its second
-    derivative may have directions of negative curvature, along which the rows are taken to tell nothing.
+    Where states are missing a loss is not convex: away from its minimum, or for a person who has told little, its
+    second derivative may have directions of negative curvature, along which the rows are taken to tell nothing.
     """
     roots, vectors = torch.linalg.eigh(0.5 * (H + H.transpose(-1, -2)))
     return (vectors * roots.clamp_min(0.0).unsqueeze(-2)) @ vectors.transpose(-1, -2)

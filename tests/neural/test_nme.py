@@ -241,8 +241,6 @@ def test_a_network_of_ones_own(curved):
     fit = quiet("y ~ x1 + x2 | re: (`0` | id)", curved, network=module, epochs=60)
     assert [spec.name for spec in fit.model.personal.tensors] == ["0.weight", "0.bias"]
     assert np.isfinite(fit.predict(curved)["mean"]).all()
-    with pytest.raises(ArgumentError, match="cannot be saved without code"):
-        fit.save("nowhere.zip")
     with pytest.raises(ArgumentError, match=r"must map \(rows, 1\)"):
         mm.nme("y ~ x1 | re: (all | id)", curved, network=torch.nn.Sequential(torch.nn.Linear(1, 2)))
 

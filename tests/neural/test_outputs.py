@@ -180,12 +180,12 @@ def test_the_likelihood_is_of_all_rows(linear):
 
 
 def test_limits_of_unknown_persons_are_those_of_a_normal_distribution(linear):
-    new = pd.DataFrame({"x": [0.0, 1.5], "w": [0.0, -1.0]})
+    new = pd.DataFrame({"x": [0.0, 1.5], "w": [0.0, -1.0], "id": "new"})
     frame = linear.predict(new)
     pd.testing.assert_frame_equal(frame, linear.predict(new, rng=5))
     np.testing.assert_allclose(frame["upper"] - frame["mean"], frame["mean"] - frame["lower"], rtol=1e-9)
     fit, scaling = linear.trained, linear.model.scaling
-    z = np.column_stack([(new.to_numpy() - scaling.mean) / scaling.sd, np.ones(2)])
+    z = np.column_stack([(new[["x", "w"]].to_numpy() - scaling.mean) / scaling.sd, np.ones(2)])
     between = np.einsum("ij,jk,ik->i", z, fit.covariance, z) * (25 + 1) / (25 - 3)
     half = norm.ppf(0.975) * scaling.y_sd * np.sqrt(between + fit.sigma2)
     np.testing.assert_allclose(frame["upper"] - frame["mean"], half, rtol=0.02)  # the rest: population parameters

@@ -98,7 +98,7 @@ def test_a_network_that_mixes_rows_is_refused(name):
     ids=["GRU", "LSTM", "attn", "conv"],
 )
 def test_sequence_networks_are_refused_with_the_real_reason(module):
-    with pytest.raises(ArgumentError, match="mixes rows.*recurrent, convolutional and attention networks"):
+    with pytest.raises(ArgumentError, match=r"mixes rows.*recurrent, convolutional and attention networks"):
         mm.NME("y ~ x1 + x2 | re: (last | id)", data(), network=module())
 
 

@@ -173,7 +173,7 @@ def test_one_huge_number_is_told_and_large_units_are_fine():
 
 
 def test_numbers_read_as_text_are_told():
-    with pytest.raises(DesignError, match="the response 'y' holds numbers as text.*pd.to_numeric"):
+    with pytest.raises(DesignError, match=r"the response 'y' holds numbers as text.*pd\.to_numeric"):
         mm.NME("y ~ x | re: (last | id)", NUMBERS.assign(y=NUMBERS.y.astype(str)))
     stages = NUMBERS.assign(y=np.tile(["1", "2", "3"], 20))
     assert mm.NME("y ~ x | re: (last | id)", stages).family == "multiclass"
