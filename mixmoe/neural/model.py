@@ -24,16 +24,26 @@ from mixmoe.neural.compare import Comparison, HeldOut, compare, fit_network, hel
 from mixmoe.neural.components import Estimates, build_layout, estimates
 from mixmoe.neural.exact import is_exact
 from mixmoe.neural.families import Family
-from mixmoe.neural.inputs import Scaling, blocks_of, build_scaling, gap_rows, held_out_rows, sequence_codes
+from mixmoe.neural.inputs import (
+    Scaling,
+    blocks_of,
+    build_scaling,
+    check_magnitudes,
+    check_response,
+    gap_rows,
+    held_out_rows,
+    refuse_numbers_as_text,
+    sequence_codes,
+)
 from mixmoe.neural.network import (
     Network,
     Personal,
     build_network,
-    check_module,
     checked_hidden,
     select_personal,
     wrap_module,
 )
+from mixmoe.neural.own import check_module
 from mixmoe.neural.problem import Control, Estimator, Problem, Trained
 from mixmoe.neural.progress import all_rows_loglik, far_from_maximum
 from mixmoe.neural.results import NMEResults
@@ -43,9 +53,6 @@ Array = NDArray[np.float64]
 
 WIDTHS = (10,)  # of the hidden layers
 COVS = ("diagonal", "tensor", "full")
-MAX_LABELS = 12  # different whole numbers as text that are taken for names of categories
-LARGEST = 1e100  # number in the data, and one over the least difference: their squares and fourth powers are finite
-MAX_LEVELS = 50  # of categories; a transition matrix grows with their square
 
 
 @dataclass(frozen=True, slots=True)
@@ -540,60 +547,6 @@ def chosen_family(family: str, formula: MoEFormula, data: Any) -> Family:
             return "crf"
         return "binary" if values.nunique() == 2 else "multiclass"
     return "binary" if values.isin([0, 1]).all() and values.nunique() == 2 else "gaussian"
-
-
-def refuse_numbers_as_text(values: pd.Series, name: str) -> None:
-    """Refuse a response of texts that all read as numbers and are no labels of a few states.
-
-    Raises
-    ------
-    DesignError
-    """
-    if isinstance(values.dtype, pd.CategoricalDtype) or pd.api.types.infer_dtype(values) != "string":
-        return
-    levels = pd.Series(values.unique())
-    numbers = pd.to_numeric(levels, errors="coerce")
-    if numbers.isna().any() or (len(levels) <= MAX_LABELS and (numbers == numbers.round()).all()):
-        return
-    raise DesignError(
-        f"the response {name!r} holds numbers as text, such as {shown(levels.iloc[0])}; convert it, for example with "
-        "pd.to_numeric, or say family='multiclass' or 'crf' if these are names of categories"
-    )
-
-
-def check_magnitudes(design: Design, family: Family) -> None:
-    """Refuse numbers so large or so close together that their squares are beyond double precision.
-
-    Raises
-    ------
-    DesignError
-        Names the column.
-    """
-    columns = [(name, design.expert[:, k]) for k, name in enumerate(design.names.expert) if name != "Intercept"]
-    if family == "gaussian" and design.response is not None:
-        columns.insert(0, (design.names.response, design.response.astype(float)))
-    for name, values in columns:
-        largest, spread = float(np.abs(values).max()), float(np.ptp(values / 2.0)) * 2.0
-        if largest > LARGEST or 0.0 < spread < 1.0 / LARGEST:
-            what = f"reaches {largest:g}" if largest > LARGEST else f"differs by {spread:g} at most"
-            raise DesignError(
-                f"column {name!r} {what}, and squares of such numbers are beyond double precision; bring it into other "
-                f"units, between {1.0 / LARGEST:g} and {LARGEST:g}"
-            )
-
-
-def check_response(design: Design, family: Family) -> None:
-    """Refuse responses that the family cannot have."""
-    levels = design.response_levels or ()
-    if family == "binary" and len(levels) != 2:
-        raise DesignError(f"the response {design.names.response!r} has {len(levels)} levels; family='binary' needs 2")
-    if len(levels) > MAX_LEVELS:
-        raise DesignError(
-            f"the response {design.names.response!r} has {len(levels)} levels; family={family!r} takes at most "
-            f"{MAX_LEVELS}; a response of numbers is for family='gaussian'"
-        )
-    if family == "crf" and design.sequence is None:
-        raise FormulaError("a CRF needs the order of the rows within a person; add | seq: column", design.formula.text)
 
 
 def checked_widths(hidden: Any, network: Any) -> tuple[int, ...]:

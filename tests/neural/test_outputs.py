@@ -441,9 +441,13 @@ def test_a_generic_linear_network_is_the_regression():
 
 def test_random_intercepts_of_categories_are_on_the_scale_of_the_user():
     one = quiet("bin ~ x | re: (last | id)", DATA, hidden=(), epochs=300)
-    ten = quiet("bin ~ x | re: (last | id)", DATA.assign(x=10 * DATA["x"] + 3), hidden=(), epochs=300)
+    ten = quiet("bin ~ x | re: (last | id)", DATA.assign(x=10 * DATA["x"]), hidden=(), epochs=300)
     assert list(one.params.index) == ["expert1.Intercept", "expert1.x", "sd1(Intercept|id)", "sd1(x|id)"]
-    np.testing.assert_allclose(one.params[["expert1.x", "sd1(x|id)"]], 10 * ten.params[["expert1.x", "sd1(x|id)"]])
+    slopes = ["expert1.x", "sd1(x|id)"]
+    np.testing.assert_allclose(one.params[slopes], 10 * ten.params[slopes], rtol=1e-5)
+    moved = DATA.assign(x=10 * DATA["x"] + 3)  # independent at another origin, but for a variance per tensor
+    one, ten = (quiet("bin ~ x | re: (last | id)", d, hidden=(), epochs=300, cov="tensor") for d in (DATA, moved))
+    np.testing.assert_allclose(one.params[slopes], 10 * ten.params[slopes], rtol=1e-5)
     assert 0.5 < one.params["sd1(Intercept|id)"] < 3.0
 
 
