@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from scipy.stats import norm, qmc
 
 from mixmoe.neural._torch import Tensor, to_array, torch
-from mixmoe.neural.blocks import Block
+from mixmoe.neural.blocks import Block, Blocks
+from mixmoe.neural.families import mean_outputs
 from mixmoe.neural.laplace import posterior_covariance
-from mixmoe.neural.predict import to_state
-from mixmoe.neural.problem import Control, Problem, Trained, block_loss
+from mixmoe.neural.predict import gather, to_state
+from mixmoe.neural.problem import Control, Problem, Trained, block_loss, block_outputs
 from mixmoe.neural.steps import State, effects, person_information, pieces, repeated, replace_effects, settle_effects
 
 Array = NDArray[np.float64]
@@ -38,7 +39,7 @@ NEAR = 1e-5  # gain of a round, in log-likelihood, at which no other is made
 def is_marginal(problem: Problem) -> bool:
     """Whether the fit ends at the maximum of the marginal likelihood: a linear network of categories, few effects."""
     network = problem.network
-    linear = network.module is None and not network.hidden
+    linear = network.module is None and not network.hidden and not problem.published
     return linear and problem.family in ("binary", "multiclass") and 0 < problem.n_effects <= MOST_EFFECTS
 
 
@@ -85,12 +86,23 @@ def adapted_rule(problem: Problem, state: State) -> Rule:
 
 def piece_loglik(problem: Problem, piece: Block, rule: Rule, state: State) -> Tensor:
     """Marginal log-likelihood of the persons of a piece of a block, summed."""
-    z, D, B = rule.places[:, piece.persons], len(rule.places), len(piece.persons)
-    own = replace(piece, persons=torch.arange(B, device=piece.persons.device))
-    eta = effects(replace_effects(state, z.reshape(D * B, -1)))
-    loss = block_loss(problem, repeated(own, D, B), state.theta, eta, state.sigma2).view(D, B)
-    prior = 0.5 * (z.square() / state.s).sum(-1) + 0.5 * state.s.log().sum()
+    prior = 0.5 * (rule.places[:, piece.persons].square() / state.s).sum(-1) + 0.5 * state.s.log().sum()
+    loss = losses_at(problem, piece, rule, state)
     return torch.logsumexp(rule.log_weight[:, piece.persons] - loss - prior, 0).sum()
+
+
+def losses_at(problem: Problem, piece: Block, rule: Rule, state: State) -> Tensor:
+    """Negative log-density of the rows of each person of a piece at her points, shape (D, B)."""
+    many, eta = at_points(piece, rule, state)
+    return block_loss(problem, many, state.theta, eta, state.sigma2).view(len(rule.places), -1)
+
+
+def at_points(piece: Block, rule: Rule, state: State) -> tuple[Block, Tensor]:
+    """A piece of a block once per point, and the effects (D * B, q) there."""
+    D, B = len(rule.places), len(piece.persons)
+    own = replace(piece, persons=torch.arange(B, device=piece.persons.device))
+    eta = effects(replace_effects(state, rule.places[:, piece.persons].reshape(D * B, -1)))
+    return repeated(own, D, B), eta
 
 
 def rule_pieces(problem: Problem, rule: Rule) -> list[Block]:
@@ -186,3 +198,32 @@ def marginal_covariance(problem: Problem, fit: Trained) -> Array:
     if np.linalg.eigvalsh(information).min() > 1e-10 * np.abs(information).max():
         out[np.ix_(live, live)] = np.linalg.inv(information)
     return out
+
+
+def posterior_means(problem: Problem, fit: Trained, z: Array, rows: Blocks) -> Array:
+    """Probabilities of rows of known persons, the mean over their posterior, shape (n, C).
+
+    At the mode of the effects probabilities are too far from one half.
+
+    Parameters
+    ----------
+    problem : Problem
+        With the rows from which the effects `z` were estimated.
+    rows : Blocks
+        Rows to predict.
+    """
+    state = to_state(problem, fit, z)
+    rule = adapted_rule(problem, state)
+    with torch.no_grad():
+        terms = rule.log_weight - 0.5 * (rule.places.square() / state.s).sum(-1)
+        for piece in rule_pieces(problem, rule):
+            terms[:, piece.persons] -= losses_at(problem, piece, rule, state)
+        weights = torch.softmax(terms, 0)  # (D, N)
+        parts = []
+        for block in (p for whole in rows for p in pieces(problem, whole, len(weights) * (problem.network.n_out + 1))):
+            many, eta = at_points(block, rule, state)
+            p = mean_outputs(problem.family, block_outputs(problem, many, state.theta, eta)[0])
+            parts.append(
+                (block, (weights[:, block.persons, None, None] * p.view(len(weights), -1, *p.shape[1:])).sum(0))
+            )
+    return gather(rows, parts)

@@ -421,7 +421,6 @@ class NME:
             for rows in (used & ~held, held)
         )
         covariance = cov if cov is not None else getattr(self, "cov", "diagonal")
-        origin = self.scaling.mean / self.scaling.sd if self.estimator == "laplace" else None
         return Problem(
             self.family,
             self.network,
@@ -432,7 +431,8 @@ class NME:
             covariance,
             share,
             self.device,
-            origin,
+            self.scaling.mean / self.scaling.sd,
+            self.estimator == "sgd",
         )
 
     def _compare(self, control: Control, holdout: float, seed: int) -> Comparison | None:

@@ -16,6 +16,7 @@ from mixmoe.neural._torch import Tensor, to_array
 from mixmoe.neural.blocks import Blocks
 from mixmoe.neural.exact import is_exact
 from mixmoe.neural.inputs import Scaling, blocks_of
+from mixmoe.neural.marginal import is_marginal, posterior_means
 from mixmoe.neural.predict import (
     N_DRAWS,
     Components,
@@ -256,7 +257,9 @@ def predictions(
             values = known_means(persons, blocks)
             out.append((is_known, Prediction(values, np.full(values.shape, np.nan))))
         else:
-            out.append((is_known, known_rows(problem, fit, blocks, persons.z, bare)))
+            found = known_rows(problem, fit, blocks, persons.z, bare)
+            exact = is_marginal(problem)
+            out.append((is_known, replace(found, mean=known_means(persons, blocks)) if exact else found))
     if not is_known.all():
         zeros = np.zeros(design.n_units, dtype=np.intp)
         blocks = blocks_of(design, family, persons.scaling, ~is_known, zeros, persons.problem.device)
@@ -269,6 +272,8 @@ def known_means(persons: Persons, rows: Blocks) -> Array:
     problem, fit = persons.problem, persons.trained
     if problem.family == "crf":
         return crf_rows(problem, fit, rows, persons.z, states=False)
+    if is_marginal(problem):
+        return posterior_means(problem, fit, persons.z, rows)
     return known_rows(problem, fit, rows, persons.z, Uncertainty(None, None)).mean
 
 

@@ -41,8 +41,11 @@ class Problem:
     device : str
         Where all tensors of the problem live.
     origin : ndarray, shape (p,), or None
-        Mean over standard deviation of the inputs: how far from the user's zero the standardised one is. None for
-        effects that are independent on standardised inputs whatever the network, as the published rule has them.
+        Mean over standard deviation of the inputs: how far from the user's zero the standardised one is. None: not at
+        all.
+    published : bool
+        Whether the published rule is to be fitted, whose effects are independent on standardised inputs and whose
+        predictions are those at its effects.
     """
 
     family: Family
@@ -55,6 +58,7 @@ class Problem:
     share: float = 0.0
     device: str = "cpu"
     origin: Array | None = None
+    published: bool = False
 
     def tensor(self, values: Any) -> Tensor:
         """Numbers as a tensor beside those of the problem."""
@@ -82,7 +86,9 @@ class Problem:
         With a variance per parameter, intercepts and slopes are to be independent on the user's scale: a slope there
         moves the output at the mean of its input too. None where independent effects are those of single parameters.
         """
-        if self.cov != "diagonal" or self.origin is None or self.network.hidden or self.network.module is not None:
+        if self.cov != "diagonal" or self.origin is None or self.published:
+            return None
+        if self.network.hidden or self.network.module is not None:
             return None
         weights, bias = (self.personal.columns(f"layer1.{part}") for part in ("weight", "bias"))
         if weights is None or bias is None:

@@ -147,4 +147,81 @@ def test_derivatives_of_correlations():
 
 def test_shares_of_correlated_effects_are_not_taken_apart():
     tables = {t.key: t for t in quiet("y ~ x + w | re: (last || id)", DATA).tables()}
-    assert tables["shares"].rows == ("population", "person effects", "residual")
+    assert tables["shares"].index == ("population", "person effects", "residual")
+
+
+# ---- categories: the maximum of the marginal likelihood ----
+
+
+def binary(persons, rows, sd, slope_sd, seed=1):
+    g = np.random.default_rng(seed)
+    code = np.repeat(np.arange(persons), rows)
+    x = g.normal(size=len(code)) + 0.5
+    eta = -0.5 + x + sd * g.normal(size=persons)[code] + slope_sd * g.normal(size=persons)[code] * x
+    return pd.DataFrame({"y": (g.random(len(code)) < 1 / (1 + np.exp(-eta))).astype(int), "x": x, "id": code})
+
+
+@pytest.mark.parametrize(
+    ("words", "terms", "data"),
+    [("bias", "1", binary(60, 5, 1.5, 0.0)), ("last", "1 + x", binary(40, 10, 1.0, 0.7))],
+)
+def test_binary_responses_have_the_estimates_of_quadrature(words, terms, data):
+    fit = quiet(f"y ~ x | re: ({words} | id)", data, epochs=200)
+    peer = mm.fit(f"y ~ x | re: ({terms} || id)", data, experts=1, family="binomial", n_quad=15)
+    assert fit.converged
+    assert fit.llf == pytest.approx(peer.llf, abs=2e-3)
+    np.testing.assert_allclose(fit.params, peer.params[fit.params.index], atol=2e-3)
+    np.testing.assert_allclose(fit.bse, peer.with_cov("nonrobust").bse[fit.params.index], rtol=0.03)
+    np.testing.assert_allclose(fit.fitted(), peer.fitted(), atol=5e-3)
+    np.testing.assert_allclose(fit.predict(data)["1"], fit.fitted())
+
+
+def test_three_levels_have_the_likelihood_of_brute_force():
+    g = np.random.default_rng(2)
+    code = np.repeat(np.arange(25), 6)
+    x = g.normal(size=len(code))
+    eta = np.stack([np.zeros(len(code)), 0.5 + x + g.normal(size=25)[code], -x + 1.5 * g.normal(size=25)[code]])
+    y = np.array(list("abc"))[(eta + g.gumbel(size=eta.shape)).argmax(0)]
+    fit = quiet("y ~ x | re: (bias | id)", pd.DataFrame({"y": y, "x": x, "id": code}), epochs=200)
+
+    def loglik(params):
+        nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+        z = np.stack(np.meshgrid(nodes, nodes), -1).reshape(-1, 2)
+        w = np.outer(weights, weights).ravel() / (2 * np.pi)
+        b = z * params[[f"sd1(Intercept({k})|id)" for k in "bc"]].to_numpy()
+        total = 0.0
+        for i in range(25):
+            mine = code == i
+            lin = [params[f"expert1.Intercept({k})"] + params[f"expert1.x({k})"] * x[mine] for k in "bc"]
+            score = np.stack([np.zeros((len(z), 6)), *(v + b[:, [j]] for j, v in enumerate(lin))])
+            p = np.exp(score - np.logaddexp.reduce(score, axis=0))
+            chosen = p[np.searchsorted(list("abc"), y[mine]), :, np.arange(6)]
+            total += np.log((w * chosen.prod(0)).sum())
+        return total
+
+    assert fit.llf == pytest.approx(loglik(fit.params), abs=2e-3)
+    for name in fit.params.index:  # a maximum: no parameter gains by moving
+        for step in (-0.05, 0.05):
+            moved = fit.params.copy()
+            moved[name] += step
+            assert loglik(moved) < fit.llf
+
+
+def test_the_published_rule_keeps_its_own_estimates():
+    data = binary(20, 5, 1.0, 0.0)
+    fit = quiet("y ~ x | re: (bias | id)", data, epochs=50, estimator="sgd")
+    assert np.isnan(fit.llf)
+    assert np.isfinite(fit.predict(data)).all(axis=None)
+
+
+def test_a_variance_of_zero_is_survived():
+    g = np.random.default_rng(0)
+    data = pd.DataFrame({"x": g.normal(size=120), "id": np.tile(np.arange(12), 10)})
+    data["y"] = np.repeat([0, 1], 60)  # everyone has five of each
+    fit = quiet("y ~ x | re: (bias | id)", data, epochs=100)
+    import statsmodels.formula.api as smf
+
+    plain = smf.logit("y ~ x", data).fit(disp=0)
+    assert fit.params["sd1(Intercept|id)"] < 0.05
+    np.testing.assert_allclose(fit.params[:2], plain.params, atol=1e-2)
+    assert np.isfinite(fit.predict(data)).all(axis=None)
