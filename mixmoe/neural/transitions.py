@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 N_DRAWS = 400
+LITTLE = 1e-3  # share of a person's largest variance of a posterior mean below which a direction tells nothing of her
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,9 @@ class Transitions:
         Their standard deviations: of the posterior of the effects and of the population scores.
     states : tuple of str
     labels : ndarray of object, shape (N,)
-    personal : bool
-        Whether transitions differ between persons; if not, those of a person are the population's.
+    standardised : ndarray, shape (N, m), or None
+        Posterior means of the effects on identified scores over their standard deviations, see `standardised_effects`;
+        None if transitions do not differ between persons.
     """
 
     population: pd.DataFrame
@@ -75,7 +77,7 @@ class Transitions:
     scores_se: Array
     states: tuple[str, ...]
     labels: NDArray[np.object_]
-    personal: bool = True
+    standardised: Array | None = None
 
     def __repr__(self) -> str:
         table = self.matrix().round(3).to_string()
@@ -96,6 +98,10 @@ class Transitions:
     ) -> Association:
         """Permutation test of independence between the persons' transitions and a covariate of theirs.
 
+        Posterior means of persons with long sequences are less shrunken, so that they go with whatever goes with the
+        length. They are therefore divided by the standard deviations that they have if transitions go with nothing,
+        which makes persons exchangeable up to second moments.
+
         Parameters
         ----------
         covariate : Series or mapping
@@ -109,13 +115,13 @@ class Transitions:
             If a person has no value, or several.
         """
         checked_count(permutations, "permutations")
-        if not self.personal:
+        if self.standardised is None:
             raise ArgumentError(
                 "the transitions are those of the population for every person, so that they go with no covariate; make "
                 "them personal, as in re: (transitions | id)"
             )
         values = person_values(covariate, self.labels)
-        return hsic_test(self.scores.reshape(len(values), -1), values, permutations, checked_rng(rng))
+        return hsic_test(self.standardised, values, permutations, checked_rng(rng))
 
 
 def person_values(covariate: Any, labels: NDArray[np.object_]) -> Array:
@@ -194,8 +200,31 @@ def build_transitions(persons: "Persons", covered: Uncertainty) -> Transitions:
     frame = long_frame(states, own)
     frame.insert(0, "person", np.repeat(persons.labels, C * C))
     scores = (to_array(centred(point)), to_array(spread))
-    personal = problem.personal.columns("transitions") is not None
-    return Transitions(long_frame(states, whole), frame, *scores, states, persons.labels, personal)
+    free = standardised_effects(persons, covered, C)
+    return Transitions(long_frame(states, whole), frame, *scores, states, persons.labels, free)
+
+
+def standardised_effects(persons: "Persons", covered: Uncertainty, C: int) -> Array | None:
+    """Posterior means of the transition effects over their standard deviations, shape (N, m); None without effects.
+
+    Notes
+    -----
+    In the m directions that sequences can tell, the posterior mean of person i has the covariance ``V_i = S - C_i``
+    over persons like her: the prior less her posterior one (total variance). The result is ``V_i^-1/2`` times the mean.
+    Directions in which a person's rows tell next to nothing count as zero.
+    """
+    loading = to_array(transition_loading(persons))
+    if not len(loading) or covered.effects is None:
+        return None
+    state = to_state(persons.problem, persons.trained, persons.z)
+    project = to_array(centred(persons.problem.tensor(np.eye(C * C)).view(-1, C, C))).reshape(C * C, C * C)
+    roots, vectors = np.linalg.eigh(project)
+    told = vectors[:, roots > 0.5].T @ loading  # (m, r)
+    V = told @ (np.diag(to_array(state.s)) - to_array(covered.effects)) @ told.T
+    roots, vectors = np.linalg.eigh(V)
+    kept = roots > LITTLE * roots.max(axis=1, keepdims=True)
+    scale = np.where(kept, 1.0 / np.sqrt(np.where(kept, roots, 1.0)), 0.0)
+    return np.einsum("nij,nj,nkj,nk->ni", vectors, scale, vectors, to_array(state.z) @ told.T)
 
 
 def transition_loading(persons: "Persons") -> Tensor:
