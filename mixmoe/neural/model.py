@@ -100,9 +100,8 @@ class NME:
     estimator : {"laplace", "sgd"}
         Linearised Laplace (exact for effects on the last layer with a Gaussian response), or the published rule.
     cov : {"diagonal", "tensor", "full"} or int, optional
-        Covariance of the effects: a variance per parameter, per tensor, full (last layer only), or of that rank.
-        Default:
-        full where it can be, else diagonal.
+        Covariance of the effects: a variance per parameter (also written ``re: (last || id)``), per tensor, full (last
+        layer only), or of that rank. Default: full where it can be, else diagonal.
     device : str
         ``"cpu"``, ``"cuda"``, ``"auto"`` ...
     context : mapping, optional
