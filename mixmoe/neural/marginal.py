@@ -16,15 +16,27 @@ from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
 from scipy.stats import norm, qmc
 
+from mixmoe.em import Flag
 from mixmoe.neural._torch import Tensor, to_array, torch
 from mixmoe.neural.blocks import Block, Blocks
 from mixmoe.neural.families import mean_outputs
 from mixmoe.neural.laplace import posterior_covariance
+from mixmoe.neural.network import select_personal
 from mixmoe.neural.predict import gather, to_state
 from mixmoe.neural.problem import Control, Problem, Trained, block_loss, block_outputs
-from mixmoe.neural.steps import State, effects, person_information, pieces, repeated, replace_effects, settle_effects
+from mixmoe.neural.steps import (
+    State,
+    effects,
+    importance_loglik,
+    person_information,
+    pieces,
+    repeated,
+    replace_effects,
+    settle_effects,
+)
 
 Array = NDArray[np.float64]
 
@@ -33,6 +45,8 @@ NODES = {1: 21, 2: 11, 3: 7}  # per effect
 POINTS = 512  # of a quasi-random rule, for more effects
 ROUNDS, STEPS = 8, 60  # of new places of the points, and of a quasi-Newton method within one
 SMALL, LARGE = 1e-8, 1e4  # bounds of variances
+MOST_SAMPLED, N_DRAWS = 20, 64  # effects that importance sampling copes with, and its draws
+NOTICED = 0.05  # share of the last layer that it lacks at the mode of the effects, above which a flag says so
 NEAR = 1e-5  # gain of a round, in log-likelihood, at which no other is made
 
 
@@ -227,3 +241,47 @@ def posterior_means(problem: Problem, fit: Trained, z: Array, rows: Blocks) -> A
                 (block, (weights[:, block.persons, None, None] * p.view(len(weights), -1, *p.shape[1:])).sum(0))
             )
     return gather(rows, parts)
+
+
+def shrunken_share(problem: Problem, fit: Trained) -> float:
+    """By how much the marginal likelihood wants the population's last layer larger, as a share of it.
+
+    Zero where it was not looked for: at the maximum of the marginal likelihood, for numbers and chains, and for more
+    effects than importance sampling copes with.
+
+    Notes
+    -----
+    Penalised estimates of categories make up for each person what the population's coefficients lack. One factor on the
+    last layer, by importance sampling around the modes that belong to it, says how much that is.
+    """
+    if problem.family not in ("binary", "multiclass") or problem.published or is_marginal(problem):
+        return 0.0
+    if not 0 < problem.n_effects <= MOST_SAMPLED:
+        return 0.0
+    state, last = to_state(problem, fit), select_personal(problem.network, ["last"]).index
+    generator = torch.Generator().manual_seed(0)
+    half = torch.randn(N_DRAWS // 2, *state.z.shape, dtype=torch.float64, generator=generator).to(problem.device)
+    noise, places = torch.cat([half, -half]), torch.as_tensor(last, device=problem.device)
+
+    def loss(log_factor: float) -> float:
+        trial = replace(state, theta=state.theta.clone(), z=state.z.clone())
+        trial.theta[places] *= float(np.exp(log_factor))
+        settle_effects(problem, trial, steps=4, tol=1e-3)
+        with torch.no_grad():
+            return -importance_loglik(problem, trial, noise)
+
+    found = minimize_scalar(loss, bounds=(-0.3, 0.7), method="bounded", options={"xatol": 0.01, "maxiter": 10})
+    return float(np.exp(found.x)) - 1.0
+
+
+def shrunken_flag(problem: Problem, fit: Trained) -> Flag | None:
+    """What a reader must know of coefficients of categories that are too small; None if they are hardly so."""
+    share = shrunken_share(problem, fit)
+    if share < NOTICED:
+        return None
+    return Flag(
+        "penalised_bias",
+        f"the population's last layer is that of a penalised likelihood; at the marginal maximum it would be about "
+        f"{100.0 * share:.0f} % larger; give fewer personal parameters or more rows per person, or hidden=() with at "
+        f"most {MOST_EFFECTS} personal parameters, which is fitted by quadrature",
+    )

@@ -35,6 +35,7 @@ from mixmoe.neural.inputs import (
     refuse_numbers_as_text,
     sequence_codes,
 )
+from mixmoe.neural.marginal import shrunken_flag
 from mixmoe.neural.network import (
     Network,
     Personal,
@@ -277,7 +278,7 @@ class NME:
         trained = replace(trained, converged=trained.converged and gain is None)
         if problem.validation.n_rows and self.estimator == "laplace":
             trained = replace(trained, loglik=all_rows_loglik(self.problem, trained))
-        flags = (*trained.flags, *self._flags(trained, gain))
+        flags = (*trained.flags, *self._flags(problem, trained, gain))
         for flag in flags:
             kind = ConvergenceWarning if flag.code in ("not_converged", "not_finite") else MixmoeWarning
             warn(flag.message, kind)
@@ -441,9 +442,11 @@ class NME:
             return None
         return compare(problem, control, self.estimator, seed, self.scaling.y_sd**2)
 
-    def _flags(self, trained: Trained, gain: float | None) -> list[Flag]:
+    def _flags(self, problem: Problem, trained: Trained, gain: float | None) -> list[Flag]:
         """What a reader must know beyond the optimiser's own flags."""
         flags = [] if trained.converged else [unconverged(trained, gain)]
+        shrunken = shrunken_flag(problem, trained)
+        flags += [] if shrunken is None else [shrunken]
         single = int((self.design.counts == 1).sum())
         if single and self.personal.q:
             flags.append(Flag("one_row", f"{single} of {self.design.n_units} persons have one row; they tell little"))

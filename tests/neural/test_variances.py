@@ -12,6 +12,7 @@ from mixmoe.errors import MixmoeWarning
 torch = pytest.importorskip("torch")
 
 from mixmoe.neural.components import correlations  # noqa: E402
+from mixmoe.neural.marginal import shrunken_share  # noqa: E402
 
 
 def quiet(formula, frame, **options):
@@ -225,3 +226,20 @@ def test_a_variance_of_zero_is_survived():
     assert fit.params["sd1(Intercept|id)"] < 0.05
     np.testing.assert_allclose(fit.params[:2], plain.params, atol=1e-2)
     assert np.isfinite(fit.predict(data)).all(axis=None)
+
+
+def test_the_flag_says_how_far_penalised_coefficients_are_off(monkeypatch):
+    data = binary(100, 5, 1.5, 0.0)
+    right = quiet("y ~ x | re: (bias | id)", data).params["expert1.x"]
+    monkeypatch.setattr("mixmoe.neural.marginal.MOST_EFFECTS", 0)
+    penalised = quiet("y ~ x | re: (bias | id)", data)
+    share = shrunken_share(penalised.problem, penalised.trained)
+    assert share == pytest.approx(right / penalised.params["expert1.x"] - 1.0, abs=0.04)
+    assert share > 0.1
+    assert f"about {100 * share:.0f} % larger" in next(f.message for f in penalised.flags if f.code == "penalised_bias")
+
+
+@pytest.mark.parametrize(("rows", "sd", "flagged"), [(4, 1.5, True), (40, 0.4, False)])
+def test_networks_with_hidden_layers_are_flagged_where_rows_are_few(rows, sd, flagged):
+    fit = quiet("y ~ x | re: (layer2.bias | id)", binary(60, rows, sd, 0.0), hidden=(3,), epochs=150)
+    assert ("penalised_bias" in {flag.code for flag in fit.flags}) is flagged
