@@ -190,12 +190,23 @@ def plain(values: pd.Series) -> pd.Series:
     values : Series
         Without missing values, or with them if they stay: then whole numbers become floats.
     """
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        return exact(values)
     if values.hasnans:
         kind = pd.api.types.infer_dtype(values, skipna=True)
         numbers = pd.api.types.is_numeric_dtype(values.dtype) or kind in ("boolean", *_MIXED_NUMBERS)
         return values.astype(object).where(values.notna(), np.nan).astype(np.float64) if numbers else values
     held = exact(values)
     return _plain_objects(held) if held.dtype == object else held
+
+
+def with_gaps(values: pd.Series) -> pd.Series:
+    """A column of levels some of which may be missing, in a type that formulas understand; whole numbers stay whole."""
+    if isinstance(values.dtype, pd.CategoricalDtype) or not values.hasnans:
+        return plain(values)
+    if pd.api.types.is_extension_array_dtype(values.dtype) and values.dtype.kind in "iufb":
+        return values.astype(object).where(values.notna(), None)  # of which NumPy's integers and booleans have none
+    return values
 
 
 def _plain_objects(values: pd.Series) -> pd.Series:

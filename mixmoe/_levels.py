@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe._checks import label_of
-from mixmoe._frame import FrameView, is_numeric, shown
+from mixmoe._frame import FrameView, is_numeric, missing, shown
 from mixmoe._recipe import Recipe, response_column
 from mixmoe._rows import Rows, earliest
 from mixmoe.errors import CollinearityWarning, DesignError, warn
@@ -41,13 +41,17 @@ def response_levels(recipe: Recipe, rows: Rows, frame: FrameView) -> tuple[Any, 
         _warn_empty(frame.column(column), levels, column)
     else:
         levels = tuple(pd.factorize(values, sort=True)[1])
+    if not levels:
+        raise DesignError(f"the response {column!r} is missing in every row; it needs two levels")
     if len(levels) < 2:
         raise DesignError(f"the response {column!r} is {shown(levels[0])} in every row; it needs two levels")
     return levels
 
 
 def level_codes(recipe: Recipe, rows: Rows, frame: FrameView) -> NDArray[np.intp] | None:
-    """Place of each response among the levels of the fit, shape (n,); None if the data have no response.
+    """Place of each response among the levels of the fit, shape (n,), -1 where it is missing.
+
+    None if the data have no response.
 
     Raises
     ------
@@ -58,8 +62,9 @@ def level_codes(recipe: Recipe, rows: Rows, frame: FrameView) -> NDArray[np.intp
     if column not in rows.columns:
         return None
     codes = pd.Index(levels).get_indexer(pd.Index(np.asarray(rows.columns[column])))
-    if (codes < 0).any():
-        i = earliest(codes < 0, rows)
+    unseen = (codes < 0) & ~missing(rows.columns[column])
+    if unseen.any():
+        i = earliest(unseen, rows)
         raise DesignError(
             f"the response {column!r} is {shown(rows.columns[column].iloc[i])} in row {label_of(rows, frame, i)}, "
             f"which the fit has not seen; known are {', '.join(map(shown, levels))}"

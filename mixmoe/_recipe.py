@@ -80,6 +80,8 @@ class Recipe:
     lags : mapping of str to tuple of Lag
         Lagged columns that each section uses, if they are columns.
     aux : mapping of str to str
+    partial_response : bool
+        Whether rows whose (categorical) response is missing are kept.
     specs : object
         State of the transforms and codings; opaque.
     kept : mapping of str to ndarray of bool
@@ -99,6 +101,7 @@ class Recipe:
     names: Mapping[str, tuple[UsedName, ...]]
     lags: Mapping[str, tuple[Lag, ...]]
     aux: Mapping[str, str]
+    partial_response: bool = False
     specs: Any = None
     kept: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     numeric: frozenset[str] = frozenset()
@@ -112,6 +115,7 @@ def make_recipe(
     response: ResponseKind,
     aux: Mapping[str, str] | None,
     random_columns: bool,
+    partial_response: bool = False,
 ) -> Recipe:
     if engine not in ENGINES:
         raise ArgumentError(f"formula_engine must be one of 'formulaic', 'patsy', got {engine!r}")
@@ -140,6 +144,7 @@ def make_recipe(
         names=names,
         lags={name: _lags(parts) for name, parts in texts.items()},
         aux=dict(aux or {}),
+        partial_response=partial_response,
     )
 
 
@@ -212,7 +217,8 @@ def collect(frame: FrameView, recipe: Recipe, wanted: tuple[str, ...], required:
     if group is not None and group not in frame and not required:
         group = None
     if "response" in wanted and recipe.response_kind != "numeric":
-        needs.append(Need(str(response_column(formula)), WHERE["response"]))
+        gaps = recipe.partial_response
+        needs.append(Need(str(response_column(formula)), WHERE["response"], complete=not gaps, gaps=gaps))
     lags = [lag for name in wanted for lag in recipe.lags[name] if lag.column in frame]
     alone = formula.random is not None and group is None
     keys = Keys(group, cluster=recipe.aux.get("cluster"))

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe._expressions import Lag
-from mixmoe._frame import FrameView, missing, plain, shown
+from mixmoe._frame import FrameView, missing, plain, shown, with_gaps
 from mixmoe._labels import exact, unhashable, units_of
 from mixmoe.errors import DesignError
 
@@ -47,12 +47,15 @@ class Need:
         Whether rows where it is missing are left out.
     term : bool
         Whether anything is computed from it; false for columns of labels.
+    gaps : bool
+        Whether its values are levels that are kept where they are missing.
     """
 
     name: str
     where: str
     complete: bool = True
     term: bool = True
+    gaps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +189,7 @@ def collect_rows(frame: FrameView, needs: Sequence[Need], keys: Keys, lagged: La
         )
     everything = bool(keep.all())
     kept = raw if everything else {name: _taken(values, keep) for name, values in raw.items()}
-    columns = {need.name: plain(kept[need.name]) for need in needs if need.term}
+    columns = {need.name: (with_gaps if need.gaps else plain)(kept[need.name]) for need in needs if need.term}
     columns |= {name: plain(_taken(values, keep)) for name, values in before.items()}
     position = np.arange(frame.n_rows) if everything else np.flatnonzero(keep)
     labels = {name: _labels(kept[name], position, frame) for name in keys.names if name in kept}

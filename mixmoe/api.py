@@ -100,7 +100,10 @@ def _family(name: str) -> Any:
 
 
 def load(
-    path: str | os.PathLike[str], data: pd.DataFrame | None = None, context: Mapping[str, Any] | None = None
+    path: str | os.PathLike[str],
+    data: pd.DataFrame | None = None,
+    context: Mapping[str, Any] | None = None,
+    network: Any = None,
 ) -> results.MoEResults:
     """A fit from a file that its `save` wrote; reading it cannot run code.
 
@@ -111,6 +114,8 @@ def load(
         The data of the fit, if it was saved without them.
     context : mapping, optional
         Functions and constants that the formula uses; give it only for files that you trust.
+    network : torch.nn.Module, optional
+        The network of a fit that had one of your own; the file holds its parameters, not its code.
 
     Returns
     -------
@@ -121,4 +126,4 @@ def load(
     SavedFileError
         If the file is no saved fit, or its formula is not limited to the built-in transforms.
     """
-    return results.load(path, {name: _family(name) for name in _FAMILIES}, data, context)
+    return results.load(path, {name: _family(name) for name in _FAMILIES}, data, context, network)

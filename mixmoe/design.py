@@ -68,8 +68,8 @@ class Design:
     ----------
     formula : MoEFormula
     response : ndarray, shape (n,), or None
-        Integer codes if categorical; what the levels count as if ordinal, themselves if they are numbers, else
-        1, 2 ...; None for new data without response.
+        Integer codes if categorical, -1 where it is missing and rows without it are kept; what the levels count as if
+        ordinal, themselves if they are numbers, else 1, 2 ...; None for new data without response.
     response_levels : tuple or None
         Levels of a categorical or ordinal response.
     expert : ndarray, shape (n, p)
@@ -256,6 +256,7 @@ def build_design(
     response: ResponseKind = "numeric",
     aux: Mapping[str, str] | None = None,
     random_columns: bool = True,
+    partial_response: bool = False,
 ) -> Design:
     """Arrays of a formula and a data set.
 
@@ -273,6 +274,8 @@ def build_design(
         Further row-aligned columns (weights, offset, clusters), by the name under which they are returned.
     random_columns : bool
         False to leave the left side of ``re: (... | id)`` alone, where it holds no terms but names of layers.
+    partial_response : bool
+        Whether rows whose categorical response is missing are kept, with the code -1.
 
     Returns
     -------
@@ -290,7 +293,7 @@ def build_design(
     CollinearityWarning
         If columns are left out because others make them superfluous.
     """
-    recipe = make_recipe(formula, context, engine, response, aux, random_columns)
+    recipe = make_recipe(formula, context, engine, response, aux, random_columns, partial_response)
     frame = view(data)
     if frame.n_rows == 0:
         raise DesignError("the data have no rows; pass at least one row per subject")

@@ -407,6 +407,7 @@ def load(
     families: Mapping[str, type[Family]],
     data: pd.DataFrame | None = None,
     context: Mapping[str, Any] | None = None,
+    network: Any = None,
 ) -> MoEResults:
     """A fit from a file; reading it cannot run code.
 
@@ -420,6 +421,8 @@ def load(
     context : mapping, optional
         Functions and constants that the formula uses. Giving it allows any formula to be evaluated, so do that only for
         files that you trust; without it a formula may use only the built-in transforms.
+    network : torch.nn.Module, optional
+        The network of a fit that had one of the user's own.
 
     Returns
     -------
@@ -441,6 +444,10 @@ def load(
             "fit as load(..., data=frame)"
         )
     whole = saved if saved.data is not None else replace(saved, data=whole_frame(data), rows=None)
+    if network is not None:
+        if saved.family != "NME":
+            raise ArgumentError(f"network= is for fits of NME, {str(path)!r} holds a {saved.family!r}; leave it out")
+        whole = replace(whole, settings={**whole.settings, "network": network})
     with warnings.catch_warnings():  # dropped rows and columns were reported when the model was fitted
         warnings.simplefilter("ignore", MixmoeWarning)
         try:

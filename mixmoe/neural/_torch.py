@@ -59,19 +59,24 @@ def select_device(device: str) -> str:
     Parameters
     ----------
     device : str
-        ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"`` for a GPU if there is one.
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"`` for a GPU if there is one. Not ``"mps"``, which has no double
+        precision.
 
     Raises
     ------
     ArgumentError
-        If torch does not know the device or cannot reach it.
+        If torch does not know the device, cannot reach it, or cannot compute there in double precision.
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        if not isinstance(device, str):
+            raise TypeError(type(device).__name__)
+        torch.ones(1, dtype=torch.float64, device=device).sum().item()
+    except (RuntimeError, AssertionError, TypeError, ImportError) as error:  # NotImplementedError is a RuntimeError
+        # what torch says may be a screen of its internals
+        usable = ", ".join(repr(name) for name in ("cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))))
         raise ArgumentError(
-            f"device {device!r} is not available to torch ({error}); use 'cpu', 'auto' or one that torch lists"
+            f"device {device!r} is none on which torch can compute here in double precision; use {usable} or 'auto'"
         ) from error
     return device

@@ -81,10 +81,48 @@ def coefficients(problem: Problem, fit: Trained, scaling: Scaling) -> Array:
     return values
 
 
-def random_weights(problem: Problem, fit: Trained, scaling: Scaling) -> Array:
-    """Weights of the variances s in those of the coefficients that differ between persons, shape (R, r)."""
+def random_map(problem: Problem, scaling: Scaling) -> Array:
+    """Matrix from the effects to those on the coefficients that differ between persons, shape (R, q)."""
     rows = random_rows(problem, problem.network.n_in)
-    return (coefficient_map(problem, scaling)[rows][:, problem.personal.index] @ fit.loading) ** 2
+    return coefficient_map(problem, scaling)[rows][:, problem.personal.index]
+
+
+def random_correlations(
+    problem: Problem, scaling: Scaling, names: tuple[str, ...], levels: tuple[str, ...], group: str
+) -> list[Parameter]:
+    """Correlations of the coefficients that differ between persons, where the model has any."""
+    mine = np.array(outcome_names(problem, names, levels), dtype=object)
+    mine = mine[random_rows(problem, len(linear_names(names)) - 1)]
+    pairs = zip(*correlated_pairs(problem, random_map(problem, scaling)), strict=True)
+    return [correlation(mine[i], mine[j], group) for i, j in pairs]
+
+
+def correlation(a: str, b: str, group: str) -> Parameter:
+    """The correlation of the effects on two coefficients; tested by its limits, as it is no regular parameter at 1."""
+    return Parameter(f"corr1({a},{b}|{group})", "random", f"corr({a},{b})", 1)
+
+
+def correlated_pairs(problem: Problem, to_user: Array) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Coefficients whose person effects are correlated on the user's scale, as two arrays of places.
+
+    Parameters
+    ----------
+    to_user : ndarray, shape (R, q)
+        From the effects to those on coefficients.
+
+    Notes
+    -----
+    Without them the printed standard deviations would have another likelihood than the printed one: effects that are
+    independent on standardised inputs are not so on the user's, unless the mean of the input is zero, and the scores of
+    two states of a chain are both set against the first.
+    """
+    rows, cols = np.triu_indices(len(to_user), 1)
+    if problem.cov not in ("diagonal", "tensor"):
+        return rows, cols
+    parts = to_user if problem.basis is None else to_user @ problem.basis
+    moved = np.abs(parts) > 1e-9 * np.abs(parts).max(axis=1, initial=1e-300, keepdims=True)
+    together = (moved[rows] & moved[cols]).any(axis=1)
+    return rows[together], cols[together]
 
 
 def coefficient_covariance(problem: Problem, fit: Trained, scaling: Scaling) -> Array:

@@ -11,7 +11,7 @@ from mixmoe.neural._torch import to_array, torch
 from mixmoe.neural.exact import fit_last_layer, fit_on_features, is_exact
 from mixmoe.neural.linearised import fit_laplace
 from mixmoe.neural.network import initial_parameters, select_personal
-from mixmoe.neural.problem import Control, Estimator, Problem, Trained, block_loss
+from mixmoe.neural.problem import Control, Estimator, Problem, Trained, block_loss, responses_in
 from mixmoe.neural.published import fit_published
 
 Array = NDArray[np.float64]
@@ -86,14 +86,14 @@ def held_out(problem: Problem, fit: Trained, scale: float) -> HeldOut:
     scale : float
         Variance of the response; 1 for families without one.
     """
-    rows = problem.validation.n_rows
     with torch.no_grad():
         eta = problem.tensor(fit.eta) if problem.personal.q else None
         losses, counts = (problem.tensor(np.zeros(problem.n_persons)) for _ in range(2))
         for block in problem.validation:
             losses.index_add_(0, block.persons, block_loss(problem, block, problem.tensor(fit.theta), eta, 1.0))
-            counts.index_add_(0, block.persons, block.mask.sum(1))
+            counts.index_add_(0, block.persons, responses_in(problem, block).sum(1))
     loss, n = to_array(losses) * (2.0 * scale if problem.family == "gaussian" else 1.0), to_array(counts)
+    rows = int(n.sum())
     error, seen = float(loss.sum()) / rows, n > 0
     part = (loss - error * n)[seen]
     se = float(np.sqrt(np.square(part).sum() * len(part) / max(len(part) - 1, 1))) / rows if len(part) > 1 else np.nan
@@ -124,7 +124,7 @@ def generic(problem: Problem, control: Control, seed: int) -> Trained:
 def separate(problem: Problem, control: Control, seed: int) -> Trained:
     """One network per person, stopped where the held-out error is least (which flatters it)."""
     words = ["all", *(["transitions"] if problem.family == "crf" else [])]
-    own = replace(problem, personal=select_personal(problem.network, words), cov="diagonal")
+    own = replace(problem, personal=select_personal(problem.network, words), cov="diagonal", published=True)
     return fit_network(own, replace(control, penalty=0.0), "sgd", np.random.default_rng(seed))
 
 
@@ -154,7 +154,8 @@ def compare(problem: Problem, control: Control, estimator: Estimator, seed: int,
         rows.append(("generic network + LME", lambda: with_lme(problem, base)))
     rows.append(("this model", lambda: fit_to_others(problem, plain, estimator, seed)))
     errors = [held_out_error(personal_of(problem, name), fit()) * scale for name, fit in rows]
-    return Comparison(tuple(n for n, _ in rows), np.array(errors), problem.validation.n_rows, measure_of(problem))
+    n_rows = sum(int(responses_in(problem, block).sum()) for block in problem.validation)
+    return Comparison(tuple(n for n, _ in rows), np.array(errors), n_rows, measure_of(problem))
 
 
 def fit_to_others(problem: Problem, control: Control, estimator: Estimator, seed: int) -> Trained:

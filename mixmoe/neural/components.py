@@ -11,18 +11,23 @@ from mixmoe.layout import Parameter, ParamLayout
 from mixmoe.neural._torch import Tensor, to_array, torch
 from mixmoe.neural.coefficients import (
     coefficient_covariance,
+    coefficient_map,
     coefficient_parameters,
     coefficients,
+    correlated_pairs,
+    correlation,
     is_regression,
     linear_names,
+    random_correlations,
+    random_map,
     random_parameters,
-    random_weights,
 )
 from mixmoe.neural.crf import centred
 from mixmoe.neural.exact import factor, is_exact, moments
 from mixmoe.neural.inputs import Scaling
 from mixmoe.neural.laplace import marginal_information, variance_information
 from mixmoe.neural.lastlayer import feature_columns, profile
+from mixmoe.neural.marginal import is_marginal, marginal_covariance
 from mixmoe.neural.network import TensorSpec
 from mixmoe.neural.predict import to_state, uncertainty
 from mixmoe.neural.problem import Problem, Trained
@@ -53,11 +58,15 @@ def is_linear(problem: Problem) -> bool:
     return is_exact(problem) and not problem.network.hidden
 
 
-def build_layout(problem: Problem, names: tuple[str, ...], group: str, levels: tuple[str, ...]) -> ParamLayout:
+def build_layout(
+    problem: Problem, scaling: Scaling, names: tuple[str, ...], group: str, levels: tuple[str, ...]
+) -> ParamLayout:
     """Names of the reported parameters.
 
     Parameters
     ----------
+    scaling : Scaling
+        On which it depends whether effects that are independent for the network are so on the user's scale.
     names : tuple of str
         Columns of the expert design.
     group : str
@@ -68,7 +77,7 @@ def build_layout(problem: Problem, names: tuple[str, ...], group: str, levels: t
     parameters = []
     if is_linear(problem):
         parameters += [Parameter(f"expert1.{n}", "expert", n, 1) for n in linear_names(names)]
-        parameters += linear_random(problem, linear_names(names), group)
+        parameters += linear_random(problem, scaling, linear_names(names), group)
     else:
         states = levels if problem.family == "crf" else ()
         parameters += [
@@ -81,6 +90,8 @@ def build_layout(problem: Problem, names: tuple[str, ...], group: str, levels: t
             Parameter(f"sd1({spec.name}|{group})", "random", f"sd({spec.name})", 1, tested=False)
             for spec in named_tensors(problem)
         ]
+        if is_regression(problem):
+            parameters += random_correlations(problem, scaling, names, levels, group)
     if problem.family == "gaussian":
         parameters.append(Parameter("sigma1", "residual", "sigma1", 1, tested=False))
     return ParamLayout(tuple(parameters))
@@ -99,14 +110,19 @@ def random_names(problem: Problem, names: tuple[str, ...]) -> list[str]:
     return [names[0], *slopes]
 
 
-def linear_random(problem: Problem, names: tuple[str, ...], group: str) -> list[Parameter]:
+def linear_random(problem: Problem, scaling: Scaling, names: tuple[str, ...], group: str) -> list[Parameter]:
     """Standard deviations and correlations of a linear network's person effects."""
     mine = random_names(problem, names)
     sds = [Parameter(f"sd1({n}|{group})", "random", f"sd({n})", 1, tested=False) for n in mine]
-    if problem.cov in ("diagonal", "tensor"):
-        return sds
-    pairs = [(a, b) for i, a in enumerate(mine) for b in mine[i + 1 :]]
-    return sds + [Parameter(f"corr1({a},{b}|{group})", "random", f"corr({a},{b})", 1) for a, b in pairs]
+    pairs = zip(*correlated_pairs(problem, linear_map(problem, scaling)), strict=True)
+    return sds + [correlation(mine[i], mine[j], group) for i, j in pairs]
+
+
+def linear_map(problem: Problem, scaling: Scaling) -> Array:
+    """Matrix from a linear network's person effects to those on coefficients on the user's scale, shape (R, q)."""
+    columns = feature_columns(problem.personal.tensors, problem.network.width)
+    T = user_map(scaling)[:, columns]
+    return T if any(c < problem.network.width for c in columns) else T[:1]
 
 
 def user_map(scaling: Scaling) -> Array:
@@ -136,7 +152,8 @@ def entries_of(problem: Problem, fit: Trained) -> Tensor:
     sigma = np.sqrt(fit.sigma2)
     L = problem.tensor(fit.loading * np.sqrt(fit.s) / sigma)
     if problem.cov in ("diagonal", "tensor"):
-        free = torch.diagonal(L)[np.unique(problem.group, return_index=True)[1]]
+        basis = problem.tensor(np.eye(problem.personal.q) if problem.basis is None else problem.basis)
+        free = (basis * L).sum(0)[np.unique(problem.group, return_index=True)[1]]
     else:
         rows, columns = np.tril_indices(L.shape[0], 0, L.shape[1])
         free = L[rows, columns]
@@ -178,19 +195,15 @@ def variance_covariance(problem: Problem, m: object, free: Tensor, report: Calla
 
 def linear_report(problem: Problem, scaling: Scaling) -> Callable[[Tensor], Tensor]:
     """Function from free entries to standard deviations, correlations and sigma on the user's scale."""
-    columns = feature_columns(problem.personal.tensors, problem.network.width)
-    T = problem.tensor(user_map(scaling)[:, columns])
-    keep = [0] if problem.network.width not in columns or len(columns) == 1 else list(range(len(T)))
-    keep = list(range(len(T))) if any(c < problem.network.width for c in columns) else keep
+    T = linear_map(problem, scaling)
+    rows, cols = correlated_pairs(problem, T)
+    to_user = problem.tensor(T)
 
     def report(free: Tensor) -> Tensor:
-        L = T[keep] @ factor(problem, free[:-1]) * free[-1].exp()
+        L = to_user @ factor(problem, free[:-1]) * free[-1].exp()
         covariance = L @ L.T
         sd = covariance.diagonal().sqrt()
         sigma = free[-1:].exp() * scaling.y_sd
-        if problem.cov in ("diagonal", "tensor"):
-            return torch.cat([sd, sigma])
-        rows, cols = np.triu_indices(len(keep), 1)
         return torch.cat([sd, covariance[rows, cols] / (sd[rows] * sd[cols]), sigma])
 
     return report
@@ -218,11 +231,15 @@ def laplace_estimates(problem: Problem, fit: Trained, scaling: Scaling, errors: 
     """Parameters of a fit by the linearised model."""
     transitions, moved = population_transitions(problem, fit, errors)
     values, blocks = [transitions], [moved]
+    P = problem.network.n_parameters
+    whole = marginal_covariance(problem, fit) if errors and is_marginal(problem) else None
     if is_regression(problem):
         values.append(coefficients(problem, fit, scaling))
-        unknown = np.full((len(values[-1]), len(values[-1])), np.nan)
-        blocks.append(coefficient_covariance(problem, fit, scaling) if errors else unknown)
-    spread = spread_estimates(problem, fit, scaling, errors)
+        T = coefficient_map(problem, scaling)
+        unknown = np.full((len(T), len(T)), np.nan)
+        found = coefficient_covariance(problem, fit, scaling) if errors and whole is None else unknown
+        blocks.append(found if whole is None else T @ whole[:P, :P] @ T.T)
+    spread = spread_estimates(problem, fit, scaling, errors, None if whole is None else whole[P:, P:])
     return Estimates(np.concatenate([*values, spread.values]), block_diag(*blocks, spread.covariance))
 
 
@@ -230,20 +247,45 @@ def spread_weights(problem: Problem, fit: Trained, scaling: Scaling) -> Array:
     """Weights of the variances s in the reported ones, shape (R, r): of coefficients, and means over tensors."""
     named = [problem.personal.tensors.index(spec) for spec in named_tensors(problem)]
     tensors = to_array(membership(problem))[named] @ (fit.loading**2)
-    return np.vstack([random_weights(problem, fit, scaling), tensors]) if is_regression(problem) else tensors
+    if not is_regression(problem):
+        return tensors
+    return np.vstack([(random_map(problem, scaling) @ fit.loading) ** 2, tensors])
 
 
-def spread_estimates(problem: Problem, fit: Trained, scaling: Scaling, errors: bool) -> Estimates:
-    """Standard deviations between persons, and the residual one behind them (Gaussian)."""
+def correlations(problem: Problem, fit: Trained, scaling: Scaling) -> tuple[Array, Array]:
+    """Correlations of the coefficients that differ between persons (m,), and their derivatives in s (m, r)."""
+    if not is_regression(problem):
+        return np.empty(0), np.empty((0, len(fit.s)))
+    T = random_map(problem, scaling)
+    rows, cols = correlated_pairs(problem, T)
+    G = T @ fit.loading
+    variance = (G**2) @ fit.s
+    size = np.sqrt(np.maximum(variance[rows] * variance[cols], 1e-300))
+    found = (G[rows] * G[cols]) @ fit.s / size
+    shares = [G[k] ** 2 / np.maximum(variance[k], 1e-300)[:, None] for k in (rows, cols)]
+    return found, G[rows] * G[cols] / size[:, None] - 0.5 * found[:, None] * (shares[0] + shares[1])
+
+
+def spread_estimates(
+    problem: Problem, fit: Trained, scaling: Scaling, errors: bool, of_logs: Array | None = None
+) -> Estimates:
+    """Standard deviations between persons, their correlations, and the residual one behind them (Gaussian).
+
+    Parameters
+    ----------
+    of_logs : ndarray, shape (G, G), optional
+        Covariance of the logarithms of the variances, if it is known; NaN for those that have none.
+    """
     weights = spread_weights(problem, fit, scaling)
-    sd = np.sqrt(weights @ fit.s)
+    sd, (corr, bent) = np.sqrt(weights @ fit.s), correlations(problem, fit, scaling)
     sigma = [] if problem.family != "gaussian" else [np.sqrt(fit.sigma2) * scaling.y_sd]
-    size = len(sd) + len(sigma)
+    size = len(sd) + len(corr) + len(sigma)
     block = np.full((size, size), np.nan)
     if errors and problem.n_effects:
-        found = component_covariance(problem, fit)
+        found = component_covariance(problem, fit) if of_logs is None else covariance_of_logs(problem, fit, of_logs)
         slopes = np.zeros((size, len(found)))
         slopes[: len(sd), : len(fit.s)] = weights / (2.0 * np.maximum(sd, 1e-12))[:, None]
+        slopes[len(sd) : len(sd) + len(corr), : len(fit.s)] = bent
         if sigma:
             slopes[-1, -1] = scaling.y_sd / (2.0 * np.sqrt(fit.sigma2))
         block = slopes @ found @ slopes.T
@@ -251,7 +293,7 @@ def spread_estimates(problem: Problem, fit: Trained, scaling: Scaling, errors: b
         block[-1, -1] = (sigma[0] ** 2) / (2.0 * problem.train.n_rows)
     lost = boundary(sd / np.sqrt(np.maximum(weights.max(axis=1, initial=0.0), 1e-300)), sd, np.diag(block)[: len(sd)])
     block[lost], block[:, lost] = np.nan, np.nan
-    return Estimates(np.concatenate([sd, sigma]), block)
+    return Estimates(np.concatenate([sd, corr, sigma]), block)
 
 
 def boundary(standard: Array, sd: Array, variance: Array) -> NDArray[np.intp]:
@@ -280,6 +322,11 @@ def component_covariance(problem: Problem, fit: Trained) -> Array:
     scale[:-1] = 1.0 / np.maximum(np.linalg.norm(fit.loading, axis=0) ** 2, 1e-300) if fit.loading.size else 1.0
     whole = (spread @ small @ spread.T) * scale[:, None] * scale
     return whole if problem.family == "gaussian" else whole[:-1, :-1]
+
+
+def covariance_of_logs(problem: Problem, fit: Trained, of_logs: Array) -> Array:
+    """Covariance of the variances s from that of the logarithms of the model's, shape (r, r); zero where unknown."""
+    return np.nan_to_num(of_logs)[np.ix_(problem.group, problem.group)] * fit.s * fit.s[:, None]
 
 
 def component_information(problem: Problem, fit: Trained) -> Array:

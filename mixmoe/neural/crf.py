@@ -10,6 +10,8 @@ Lafferty, McCallum & Pereira (2001), ICML; Rabiner (1989), Proceedings of the IE
 
 from mixmoe.neural._torch import Tensor, torch
 
+FORBIDDEN = -1e30  # score of a state that is ruled out: finite, so that differences of scores are numbers
+
 
 def per_sequence(transitions: Tensor, n_sequences: int) -> Tensor:
     """Transition scores per sequence (B, C, C) from shared (C, C) or personal (B, C, C) ones."""
@@ -62,8 +64,18 @@ def log_partition(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tenso
 
 
 def sequence_loss(emissions: Tensor, transitions: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-    """Negative log-probability of the given states, shape (B,)."""
-    return log_partition(emissions, transitions, mask) - sequence_score(emissions, transitions, states, mask)
+    """Negative log-probability of the given states, summed over those that are missing (-1), shape (B,)."""
+    if bool((states < 0).any()):
+        seen = log_partition(clamped(emissions, states), transitions, mask)
+    else:
+        seen = sequence_score(emissions, transitions, states, mask)
+    return log_partition(emissions, transitions, mask) - seen
+
+
+def clamped(emissions: Tensor, states: Tensor) -> Tensor:
+    """Emission scores that leave a row its given state only, all of them where it is missing; shape (B, T, C)."""
+    other = torch.arange(emissions.shape[-1], device=emissions.device) != states.unsqueeze(-1)
+    return emissions.masked_fill(other & (states >= 0).unsqueeze(-1), FORBIDDEN)
 
 
 def marginals(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
@@ -109,7 +121,9 @@ def decode(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
     return torch.stack(states[::-1], dim=1) * present
 
 
-def effect_information(emissions: Tensor, transitions: Tensor, slopes: Tensor, mask: Tensor, moves: bool) -> Tensor:
+def effect_information(
+    emissions: Tensor, transitions: Tensor, slopes: Tensor, mask: Tensor, moves: bool, states: Tensor | None = None
+) -> Tensor:
     """Second derivatives of the loss of each sequence in the effects, emissions linearised in them.
 
     Parameters
@@ -120,24 +134,43 @@ def effect_information(emissions: Tensor, transitions: Tensor, slopes: Tensor, m
         Derivatives of the emissions in the effects on layers; l may be 0.
     moves : bool
         Whether the transition scores have effects; these come behind the others.
+    states : Tensor of int, shape (B, T), optional
+        Given states; needed where some are missing (-1).
 
     Returns
     -------
     Tensor, shape (B, l + C*C, l + C*C) or (B, l, l)
-        A covariance of statistics given the inputs; it does not depend on the states that were seen.
+        A covariance of statistics given the inputs; it does not depend on the states that were seen. Where states are
+        missing, less their covariance given those that were seen: what these do not tell.
     """
-    B, _, C = emissions.shape
+    if states is not None and bool((states < 0).any()):
+        whole = effect_information(emissions, transitions, slopes, mask, moves)
+        return whole - effect_information(clamped(emissions, states), transitions, slopes, mask, moves)
+    B, T, C = emissions.shape
     n_layers = slopes.shape[-1]
-
-    def partition(shift: Tensor, scores: Tensor, slope: Tensor, table: Tensor, present: Tensor) -> Tensor:
-        moved = scores + slope @ shift[:n_layers]
-        changed = table + shift[n_layers:].view(C, C) if moves else table
-        return log_partition(moved.unsqueeze(0), changed.unsqueeze(0), present.unsqueeze(0))[0]
-
-    table = per_sequence(transitions, B)
-    zero = torch.zeros(n_layers + (C * C if moves else 0), dtype=emissions.dtype, device=emissions.device)
-    hessian = torch.func.jacrev(torch.func.jacrev(partition))  # forward mode would load torch's script compiler
-    return torch.func.vmap(hessian, in_dims=(None, 0, 0, 0, 0))(zero, emissions, slopes, table, mask)
+    moved = torch.eye(C * C if moves else 0, dtype=emissions.dtype, device=emissions.device)
+    counted = torch.nn.functional.pad(moved, (n_layers, 0)).view(C, C, -1) if moves else moved.new_zeros(C, C, n_layers)
+    emitted = torch.nn.functional.pad(slopes, (0, C * C if moves else 0))
+    table, present = per_sequence(transitions, B), mask > 0
+    # Of the paths that end in each state: log of their weight, mean and covariance of their statistics (recursion of
+    # total covariance). Second derivatives by back-propagation would cost ten times as much.
+    alpha, mean = emissions[:, 0], emitted[:, 0]
+    cov = mean.new_zeros(B, C, mean.shape[-1], mean.shape[-1])
+    for t in range(1, T):
+        scores = alpha.unsqueeze(-1) + table
+        before = torch.softmax(scores, dim=1)  # of the state before given this one, (B, from, to)
+        along = mean.unsqueeze(2) + counted
+        now = torch.einsum("zab,zabn->zbn", before, along)
+        away = along - now.unsqueeze(1)
+        spread = torch.einsum("zab,zanm->zbnm", before, cov)
+        spread = spread + torch.einsum("zabn,zabm->zbnm", before.unsqueeze(-1) * away, away)
+        there = present[:, t, None]
+        alpha = torch.where(there, torch.logsumexp(scores, dim=1) + emissions[:, t], alpha)
+        mean = torch.where(there.unsqueeze(-1), now + emitted[:, t], mean)
+        cov = torch.where(there.unsqueeze(-1).unsqueeze(-1), spread, cov)
+    weight = torch.softmax(alpha, dim=-1)
+    away = mean - torch.einsum("zb,zbn->zn", weight, mean).unsqueeze(1)
+    return torch.einsum("zb,zbnm->znm", weight, cov) + (weight.unsqueeze(-1) * away).transpose(1, 2) @ away
 
 
 def next_state(transitions: Tensor, emissions: Tensor) -> Tensor:

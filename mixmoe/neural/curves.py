@@ -12,7 +12,7 @@ from mixmoe.arguments import checked_count
 from mixmoe.design import levels_in_use
 from mixmoe.errors import ArgumentError
 from mixmoe.neural.blocks import build_blocks
-from mixmoe.neural.persons import Persons, known_means, predict_frame, unknown_means
+from mixmoe.neural.persons import Persons, known_means, predict_design, predict_frame, unknown_means
 from mixmoe.neural.predict import uncertainty
 from mixmoe.neural.problem import Trace
 from mixmoe.output.curves import Curve
@@ -180,7 +180,9 @@ def population_curve(fitted: Persons, along: Along) -> Curve:
     if fitted.problem.family == "crf":
         return along.curve("population", held_states(fitted, along, None), expert=1)
     covered = uncertainty(fitted.problem, fitted.trained, fitted.z, population=False)
-    found = predict_frame(fitted, covered, along.rows, 0.05, 0)
+    design = fitted.design.for_new(along.rows)
+    nobody = np.full(design.n_units, -1, dtype=np.intp)
+    found = predict_design(fitted, covered, design, nobody, along.rows, 0.05, 0)
     low, high = (found[name].to_numpy() if along.outcome == "mean" else None for name in ("lower", "upper"))
     return along.curve("population", found[along.outcome].to_numpy(), lower=low, upper=high, expert=1)
 

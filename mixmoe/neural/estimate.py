@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 
 def start_state(problem: Problem, theta: Array, rng: np.random.Generator) -> State:
     """Effects at zero, variances at one."""
-    loading = None
+    loading = None if problem.basis is None else problem.tensor(problem.basis)
     if problem.rank is not None:
         loading = problem.tensor(rng.standard_normal((problem.personal.q, problem.rank))).requires_grad_(True)
     return State(

@@ -85,7 +85,8 @@ def moments(problem: Problem, theta: Tensor, blocks: Blocks) -> Moments:
 def factor(problem: Problem, entries: Tensor) -> Tensor:
     """The factor L, shape (q, r)."""
     group = problem.group if problem.cov == "tensor" else np.arange(problem.personal.q)
-    return factor_from(entries, problem.personal.q, problem.cov, torch.as_tensor(group, device=entries.device))
+    L = factor_from(entries, problem.personal.q, problem.cov, torch.as_tensor(group, device=entries.device))
+    return L if problem.basis is None else problem.tensor(problem.basis) @ L
 
 
 def profile_of(problem: Problem, state: LastState) -> Profile:

@@ -3,14 +3,21 @@
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe._frame import shown
 from mixmoe.design import Design
+from mixmoe.errors import DesignError, FormulaError
 from mixmoe.neural.blocks import Blocks, build_blocks
 from mixmoe.neural.families import Family
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
+
+MAX_LEVELS = 50  # of categories; a transition matrix grows with their square
+MAX_LABELS = 12  # different whole numbers as text that are taken for names of categories
+LARGEST = 1e100  # number in the data, and one over the least difference: their squares and fourth powers are finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,3 +123,57 @@ def gap_rows(design: Design) -> int:
     same = design.sequence[1:] == design.sequence[:-1]
     steps = np.diff(design.order)[same]
     return int((steps > 1.5 * np.median(steps)).sum()) if len(steps) else 0
+
+
+def refuse_numbers_as_text(values: pd.Series, name: str) -> None:
+    """Refuse a response of texts that all read as numbers and are no labels of a few states.
+
+    Raises
+    ------
+    DesignError
+    """
+    if isinstance(values.dtype, pd.CategoricalDtype) or pd.api.types.infer_dtype(values) != "string":
+        return
+    levels = pd.Series(values.unique())
+    numbers = pd.to_numeric(levels, errors="coerce")
+    if numbers.isna().any() or (len(levels) <= MAX_LABELS and (numbers == numbers.round()).all()):
+        return
+    raise DesignError(
+        f"the response {name!r} holds numbers as text, such as {shown(levels.iloc[0])}; convert it, for example with "
+        "pd.to_numeric, or say family='multiclass' or 'crf' if these are names of categories"
+    )
+
+
+def check_magnitudes(design: Design, family: Family) -> None:
+    """Refuse numbers so large or so close together that their squares are beyond double precision.
+
+    Raises
+    ------
+    DesignError
+        Names the column.
+    """
+    columns = [(name, design.expert[:, k]) for k, name in enumerate(design.names.expert) if name != "Intercept"]
+    if family == "gaussian" and design.response is not None:
+        columns.insert(0, (design.names.response, design.response.astype(float)))
+    for name, values in columns:
+        largest, spread = float(np.abs(values).max()), float(np.ptp(values / 2.0)) * 2.0
+        if largest > LARGEST or 0.0 < spread < 1.0 / LARGEST:
+            what = f"reaches {largest:g}" if largest > LARGEST else f"differs by {spread:g} at most"
+            raise DesignError(
+                f"column {name!r} {what}, and squares of such numbers are beyond double precision; bring it into other "
+                f"units, between {1.0 / LARGEST:g} and {LARGEST:g}"
+            )
+
+
+def check_response(design: Design, family: Family) -> None:
+    """Refuse responses that the family cannot have."""
+    levels = design.response_levels or ()
+    if family == "binary" and len(levels) != 2:
+        raise DesignError(f"the response {design.names.response!r} has {len(levels)} levels; family='binary' needs 2")
+    if len(levels) > MAX_LEVELS:
+        raise DesignError(
+            f"the response {design.names.response!r} has {len(levels)} levels; family={family!r} takes at most "
+            f"{MAX_LEVELS}; a response of numbers is for family='gaussian'"
+        )
+    if family == "crf" and design.sequence is None:
+        raise FormulaError("a CRF needs the order of the rows within a person; add | seq: column", design.formula.text)

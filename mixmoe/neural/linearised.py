@@ -29,6 +29,7 @@ from mixmoe.neural.estimate import (
     trained,
 )
 from mixmoe.neural.laplace import update_variances
+from mixmoe.neural.marginal import is_marginal, maximise_marginal, quadrature_loglik
 from mixmoe.neural.problem import Control, Problem, Trained
 from mixmoe.neural.steps import (
     State,
@@ -195,6 +196,10 @@ def finish(
     state = state.copy()
     if not problem.n_effects:
         update_residual(problem, state, 0.0)
+    elif is_marginal(problem) and watch.state is None:
+        reached = maximise_marginal(problem, control, state)
+        settle_effects(problem, state)
+        return trained(problem, state, watch, quadrature_loglik(problem, state), reached, flags)
     elif problem.family != "gaussian":
         calibrate(problem, state)
     elif watch.state is None:  # else the best state is restored as it was

@@ -24,16 +24,27 @@ from mixmoe.neural.compare import Comparison, HeldOut, compare, fit_network, hel
 from mixmoe.neural.components import Estimates, build_layout, estimates
 from mixmoe.neural.exact import is_exact
 from mixmoe.neural.families import Family
-from mixmoe.neural.inputs import Scaling, blocks_of, build_scaling, gap_rows, held_out_rows, sequence_codes
+from mixmoe.neural.inputs import (
+    Scaling,
+    blocks_of,
+    build_scaling,
+    check_magnitudes,
+    check_response,
+    gap_rows,
+    held_out_rows,
+    refuse_numbers_as_text,
+    sequence_codes,
+)
+from mixmoe.neural.marginal import shrunken_flag
 from mixmoe.neural.network import (
     Network,
     Personal,
     build_network,
-    check_module,
     checked_hidden,
     select_personal,
     wrap_module,
 )
+from mixmoe.neural.own import check_module
 from mixmoe.neural.problem import Control, Estimator, Problem, Trained
 from mixmoe.neural.progress import all_rows_loglik, far_from_maximum
 from mixmoe.neural.results import NMEResults
@@ -43,7 +54,6 @@ Array = NDArray[np.float64]
 
 WIDTHS = (10,)  # of the hidden layers
 COVS = ("diagonal", "tensor", "full")
-MAX_LEVELS = 50  # of categories; a transition matrix grows with their square
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +101,8 @@ class NME:
     estimator : {"laplace", "sgd"}
         Linearised Laplace (exact for effects on the last layer with a Gaussian response), or the published rule.
     cov : {"diagonal", "tensor", "full"} or int, optional
-        Covariance of the effects: a variance per parameter, per tensor, full (last layer only), or of that rank.
-        Default:
-        full where it can be, else diagonal.
+        Covariance of the effects: a variance per parameter (also written ``re: (last || id)``), per tensor, full (last
+        layer only), or of that rank. Default: full where it can be, else diagonal.
     device : str
         ``"cpu"``, ``"cuda"``, ``"auto"`` ...
     context : mapping, optional
@@ -108,12 +117,17 @@ class NME:
 
     Notes
     -----
-    Maximum likelihood, one grouping factor; categories with person effects by penalised likelihood, whose coefficients
-    are smaller than at the maximum of the marginal one. AIC and BIC charge all parameters of the network, of a CRF
-    those that sequences can tell, and all free ones of the covariance of the effects. A fit is said to have converged
-    if the variances are settled and the log-likelihood has less to gain than half a standard error per parameter would
-    bring. With ``validation=`` it is that of all rows, at parameters estimated without the validation rows. Time order
-    within a person, for held-out rows, is that of ``seq:``, else that of the rows in the data.
+    Maximum likelihood, one grouping factor. A linear network of categories (not of a CRF) with at most six personal
+    parameters ends at the maximum of the marginal likelihood, by adaptive quadrature; other categories with person
+    effects are fitted by penalised likelihood, whose coefficients are smaller. With a variance per parameter
+    (``"diagonal"``, or the double bar in ``re:``) the effects of a linear network are independent on the user's
+    scale, as for lme4's double bar; where independence is on standardised inputs the correlations that follow are
+    reported. Rows of a CRF whose state is missing stay, and the likelihood is the sum over their states; other
+    families leave rows without a response out. AIC and BIC charge all parameters of the network, of a CRF those that
+    sequences can tell, and all free ones of the covariance of the effects. A fit is said to have converged if the
+    variances are settled and the log-likelihood has less to gain than half a standard error per parameter would
+    bring. With ``validation=`` it is that of all rows, at parameters estimated without the validation rows. Time
+    order within a person, for held-out rows, is that of ``seq:``, else that of the rows in the data.
 
     References
     ----------
@@ -153,8 +167,10 @@ class NME:
             engine=formula_engine,  # type: ignore[arg-type]
             response="numeric" if self.family == "gaussian" else "categorical",
             random_columns=False,
+            partial_response=self.family == "crf",
         )
         check_response(self.design, self.family)
+        check_magnitudes(self.design, self.family)
         self.scaling: Scaling = build_scaling(self.design, self.family)
         self.network: Network = architecture(self.design, self.family, self.scaling, widths, activation, network)
         self.personal: Personal = select_personal(self.network, layer_names(self.formula), self.formula.text)
@@ -164,10 +180,10 @@ class NME:
         self.problem: Problem = self._problem(0.0)
         levels = tuple(str(v) for v in self.design.response_levels or ())
         self.layout: ParamLayout = build_layout(
-            self.problem, self.design.names.expert, self.design.names.group or "row", levels
+            self.problem, self.scaling, self.design.names.expert, self.design.names.group or "row", levels
         )
         self.settings: Mapping[str, Any] = {
-            "hidden": list(widths),
+            "hidden": None if network is not None else list(widths),
             "activation": activation,
             "family": self.family,
             "estimator": estimator,
@@ -262,7 +278,7 @@ class NME:
         trained = replace(trained, converged=trained.converged and gain is None)
         if problem.validation.n_rows and self.estimator == "laplace":
             trained = replace(trained, loglik=all_rows_loglik(self.problem, trained))
-        flags = (*trained.flags, *self._flags(trained, gain))
+        flags = (*trained.flags, *self._flags(problem, trained, gain))
         for flag in flags:
             kind = ConvergenceWarning if flag.code in ("not_converged", "not_finite") else MixmoeWarning
             warn(flag.message, kind)
@@ -374,6 +390,13 @@ class NME:
         return NMEResults.from_saved(cls, saved, context)
 
     def _checked_cov(self, cov: str | int | None) -> str | int:
+        if self.formula.random is not None and not self.formula.random.correlated:
+            if cov not in (None, "diagonal", "tensor"):
+                raise ArgumentError(
+                    f"cov={cov!r} has correlated effects, but the double bar in re: says that they are uncorrelated; "
+                    "leave cov= out or write a single bar"
+                )
+            return "diagonal" if cov is None else cov
         exact = is_exact(self._problem(0.0, cov="full")) and self.estimator == "laplace"
         if cov is None:
             return "full" if exact else "diagonal"
@@ -399,7 +422,17 @@ class NME:
         )
         covariance = cov if cov is not None else getattr(self, "cov", "diagonal")
         return Problem(
-            self.family, self.network, self.personal, train, kept, design.n_units, covariance, share, self.device
+            self.family,
+            self.network,
+            self.personal,
+            train,
+            kept,
+            design.n_units,
+            covariance,
+            share,
+            self.device,
+            self.scaling.mean / self.scaling.sd,
+            self.estimator == "sgd",
         )
 
     def _compare(self, control: Control, holdout: float, seed: int) -> Comparison | None:
@@ -409,9 +442,11 @@ class NME:
             return None
         return compare(problem, control, self.estimator, seed, self.scaling.y_sd**2)
 
-    def _flags(self, trained: Trained, gain: float | None) -> list[Flag]:
+    def _flags(self, problem: Problem, trained: Trained, gain: float | None) -> list[Flag]:
         """What a reader must know beyond the optimiser's own flags."""
         flags = [] if trained.converged else [unconverged(trained, gain)]
+        shrunken = shrunken_flag(problem, trained)
+        flags += [] if shrunken is None else [shrunken]
         single = int((self.design.counts == 1).sum())
         if single and self.personal.q:
             flags.append(Flag("one_row", f"{single} of {self.design.n_units} persons have one row; they tell little"))
@@ -508,25 +543,12 @@ def chosen_family(family: str, formula: MoEFormula, data: Any) -> Family:
     if formula.response not in frame:
         return "gaussian"
     values = frame.column(formula.response).dropna()
+    refuse_numbers_as_text(values, formula.response)
     if pd.api.types.is_bool_dtype(values.dtype) or not pd.api.types.is_numeric_dtype(values.dtype):
         if formula.seq is not None:
             return "crf"
         return "binary" if values.nunique() == 2 else "multiclass"
     return "binary" if values.isin([0, 1]).all() and values.nunique() == 2 else "gaussian"
-
-
-def check_response(design: Design, family: Family) -> None:
-    """Refuse responses that the family cannot have."""
-    levels = design.response_levels or ()
-    if family == "binary" and len(levels) != 2:
-        raise DesignError(f"the response {design.names.response!r} has {len(levels)} levels; family='binary' needs 2")
-    if len(levels) > MAX_LEVELS:
-        raise DesignError(
-            f"the response {design.names.response!r} has {len(levels)} levels; family={family!r} takes at most "
-            f"{MAX_LEVELS}; a response of numbers is for family='gaussian'"
-        )
-    if family == "crf" and design.sequence is None:
-        raise FormulaError("a CRF needs the order of the rows within a person; add | seq: column", design.formula.text)
 
 
 def checked_widths(hidden: Any, network: Any) -> tuple[int, ...]:
@@ -574,5 +596,5 @@ def architecture(
     n_states = levels if family == "crf" else 0
     if module is not None:
         check_module(module)
-        return wrap_module(deepcopy(module).double(), n_in, n_out, n_states)
+        return wrap_module(deepcopy(module).double(), n_in, n_out, n_states, scaling.inputs(design.expert))
     return build_network(n_in, n_out, hidden, activation, n_states)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mixmoe.errors import ArgumentError, FormulaError
 from mixmoe.neural._torch import Tensor, torch
+from mixmoe.neural.own import check_rows_apart, output_shape
 
 Index = NDArray[np.intp]
 
@@ -127,21 +128,30 @@ def build_network(n_in: int, n_out: int, hidden: Sequence[int], activation: str 
     return Network(n_in, n_out, tuple(hidden), activation, lay_out(shapes))
 
 
-def wrap_module(module: Any, n_in: int, n_out: int, n_states: int = 0) -> Network:
+def wrap_module(
+    module: Any, n_in: int, n_out: int, n_states: int = 0, rows: NDArray[np.float64] | None = None
+) -> Network:
     """A user's own ``torch.nn.Module`` as a network.
 
     The module, which passed `check_module`, must map rows ``(rows, n_in)`` to outputs ``(rows, n_out)`` or
     ``(rows,)``, each row by itself.
 
+    Parameters
+    ----------
+    rows : ndarray, shape (n, n_in), optional
+        Standardised inputs on which it is tried; default: random ones.
+
     Raises
     ------
     ArgumentError
-        If it takes or returns another shape.
+        If it takes or returns another shape, or a row's output is not a function of that row alone.
     """
     shapes = [(name, tuple(value.shape)) for name, value in module.named_parameters()]
     shape = output_shape(module, n_in)
     if shape != (3, n_out) and not (n_out == 1 and shape == (3,)):
         raise ArgumentError(f"network must map (rows, {n_in}) to (rows, {n_out}); for 3 rows it returned shape {shape}")
+    drawn = np.random.default_rng(0).standard_normal((40, n_in))
+    check_rows_apart(module, drawn if rows is None or not len(rows) else rows)
     if n_states:
         shapes.append(("transitions", (n_states, n_states)))
     network = Network(n_in, n_out, (), "", lay_out(shapes), module)
@@ -164,51 +174,6 @@ def check_mapping(network: Network) -> None:
         raise ArgumentError(
             f"network {type(network.module).__name__} cannot be mapped over persons with torch.func.vmap; write it "
             f"without steps in place and without decisions that depend on values: {error}"
-        ) from error
-
-
-def check_module(module: Any) -> None:
-    """Refuse what is no network of rows that are computed each by itself, the same each time.
-
-    Raises
-    ------
-    ArgumentError
-    """
-    if not isinstance(module, torch.nn.Module):
-        what = (
-            f"the class {module.__name__}; call it"
-            if isinstance(module, type)
-            else f"{type(module).__name__} {module!r}"
-        )
-        raise ArgumentError(f"network must be a torch.nn.Module, got {what}")
-    if not any(True for _ in module.parameters()):
-        raise ArgumentError(f"network {type(module).__name__} has no parameters; give a module with trainable tensors")
-    for part in module.modules():
-        kind = type(part).__name__
-        if "Dropout" in kind:
-            raise ArgumentError(f"network has a {kind}, which is random, and a likelihood is not; leave it out")
-        if "BatchNorm" in kind or "InstanceNorm" in kind:
-            raise ArgumentError(
-                f"network has a {kind}, which mixes the rows of persons; leave it out, inputs are standardised, or use "
-                "LayerNorm"
-            )
-
-
-def output_shape(module: Any, n_in: int) -> tuple[int, ...]:
-    """Shape of what a module makes of three rows.
-
-    Raises
-    ------
-    ArgumentError
-        If it cannot take them.
-    """
-    parameter = next(module.parameters())
-    try:
-        return tuple(module(torch.zeros(3, n_in, dtype=parameter.dtype, device=parameter.device)).shape)
-    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
-        raise ArgumentError(
-            f"network must take rows of the {n_in} inputs of the formula, shape (rows, {n_in}); with 3 rows it failed: "
-            f"{error}"
         ) from error
 
 
@@ -503,6 +468,11 @@ def jacobian_module(network: Network, personal: Personal, tensors: Sequence[Tens
     """Derivatives of a user's module in the personal tensors, mapped over rows and persons."""
     call = module_call(network)
     own = own_tensors(network, tensors)
+    moves = [spec for spec in personal.tensors if spec.name == "transitions"]
+    zeros = torch.zeros(*x.shape[:2], network.n_out, sum(math.prod(spec.shape) for spec in moves), dtype=x.dtype)
+    zeros = zeros.to(x.device)
+    if len(moves) == len(personal.tensors):
+        return zeros
     places = [k for k, spec in enumerate(network.tensors) if personal.columns(spec.name) is not None and k < len(own)]
     shared = [tuple(t.shape) == spec.shape for t, spec in zip(own, network.tensors, strict=False)]
 
@@ -516,4 +486,4 @@ def jacobian_module(network: Network, personal: Personal, tensors: Sequence[Tens
     mine = [own[k] if not shared[k] else own[k].expand(x.shape[0], *own[k].shape) for k in places]
     dims = [None if is_shared else 0 for is_shared in shared]
     pieces = torch.func.vmap(over_rows, in_dims=([0] * len(places), dims, 0))(mine, own, x)
-    return torch.cat([piece.flatten(3) for piece in pieces], dim=-1)
+    return torch.cat([*(piece.flatten(3) for piece in pieces), zeros], dim=-1)

@@ -7,16 +7,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe._frame import view
+from mixmoe._frame import shown, view
 from mixmoe._labels import exact, places_of, units_of
 from mixmoe.arguments import checked_rng
 from mixmoe.design import Design
-from mixmoe.errors import ArgumentError
+from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.inference.intervals import checked_alpha
 from mixmoe.neural._torch import Tensor, to_array
 from mixmoe.neural.blocks import Blocks
 from mixmoe.neural.exact import is_exact
 from mixmoe.neural.inputs import Scaling, blocks_of
+from mixmoe.neural.marginal import is_marginal, posterior_means
 from mixmoe.neural.predict import (
     N_DRAWS,
     Components,
@@ -137,10 +138,53 @@ def persons_of(model: Any, problem: Problem, trained: Trained) -> Persons:
 
 
 def match_labels(persons: Persons, design: Design) -> Index:
-    """Place of each unit of a new design among the persons; -1 for unknown ones."""
+    """Place of each unit of a new design among the persons; -1 for unknown ones.
+
+    Raises
+    ------
+    DesignError
+        If the column of the persons is missing although it matters, or a label reads as that of a known person but is
+        of another type, as text where the fit had numbers: neither may pass as a person never seen.
+    """
+    group, problem = persons.design.names.group, persons.problem
     if design.names.group is None:
+        if group is not None and (problem.personal.q or problem.family == "crf"):
+            raise DesignError(
+                f"the column {group!r} of the persons is missing, so that nothing says whose rows these are; for a "
+                f"person never seen give a label that the fit has not, as data.assign({group}=...)"
+            )
         return np.full(design.n_units, -1, dtype=np.intp)
-    return places_of(design.labels, persons.labels)
+    found = places_of(design.labels, persons.labels)
+    if problem.personal.q and (found < 0).any():
+        refuse_lookalikes(str(group), persons.labels, design.labels[found < 0])
+    return found
+
+
+def refuse_lookalikes(group: str, known: NDArray[np.object_], unknown: NDArray[np.object_]) -> None:
+    """Refuse labels that read as known ones but are of another type.
+
+    Raises
+    ------
+    DesignError
+    """
+    readings = {reading(label): label for label in known}
+    for label in unknown:
+        alike = readings.get(reading(label))
+        if alike is not None and isinstance(label, str) != isinstance(alike, str):
+            raise DesignError(
+                f"{group!r} is {shown(label)} ({type(label).__name__}) in the new data and {shown(alike)} "
+                f"({type(alike).__name__}) in the fit, which are not the same label; convert the column to the type "
+                "that it had"
+            )
+
+
+def reading(label: Any) -> str:
+    """A label as one reads it: numbers without regard to how they are written, times as pandas shows them."""
+    text = (label.decode(errors="replace") if isinstance(label, bytes) else str(label)).strip()
+    try:
+        return repr(float(text))
+    except ValueError:
+        return text.removesuffix(" 00:00:00")
 
 
 def adapt_persons(persons: Persons, data: Any) -> Persons:
@@ -163,9 +207,20 @@ def adapt_persons(persons: Persons, data: Any) -> Persons:
 
 def predict_frame(persons: Persons, covered: Uncertainty | None, data: Any, alpha: float, rng: Any) -> pd.DataFrame:
     """Predictions of the rows of a frame, in its order."""
-    level = checked_alpha(alpha)
     design = persons.design.for_new(data)
-    known = match_labels(persons, design)
+    return predict_design(persons, covered, design, match_labels(persons, design), data, checked_alpha(alpha), rng)
+
+
+def predict_design(
+    persons: Persons, covered: Uncertainty | None, design: Design, known: Index, data: Any, level: float, rng: Any
+) -> pd.DataFrame:
+    """Predictions of the rows of a design, in the order of the data that it was made of.
+
+    Parameters
+    ----------
+    known : ndarray of int, shape (N,)
+        Place of each unit among the persons; -1 for unknown ones.
+    """
     is_known = (known >= 0)[design.codes]
     q = persons.problem.network.n_out if persons.problem.family == "crf" else None
     size = q or max(persons.problem.network.n_out + (persons.problem.family != "gaussian"), 1)
@@ -202,7 +257,9 @@ def predictions(
             values = known_means(persons, blocks)
             out.append((is_known, Prediction(values, np.full(values.shape, np.nan))))
         else:
-            out.append((is_known, known_rows(problem, fit, blocks, persons.z, bare)))
+            found = known_rows(problem, fit, blocks, persons.z, bare)
+            exact = is_marginal(problem)
+            out.append((is_known, replace(found, mean=known_means(persons, blocks)) if exact else found))
     if not is_known.all():
         zeros = np.zeros(design.n_units, dtype=np.intp)
         blocks = blocks_of(design, family, persons.scaling, ~is_known, zeros, persons.problem.device)
@@ -215,6 +272,8 @@ def known_means(persons: Persons, rows: Blocks) -> Array:
     problem, fit = persons.problem, persons.trained
     if problem.family == "crf":
         return crf_rows(problem, fit, rows, persons.z, states=False)
+    if is_marginal(problem):
+        return posterior_means(problem, fit, persons.z, rows)
     return known_rows(problem, fit, rows, persons.z, Uncertainty(None, None)).mean
 
 

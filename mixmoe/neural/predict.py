@@ -13,7 +13,16 @@ from mixmoe.neural.families import curvature_root, mean_outputs
 from mixmoe.neural.laplace import posterior_covariance
 from mixmoe.neural.network import forward, jacobian, personal_tensors, view_tensors
 from mixmoe.neural.problem import Problem, Trained
-from mixmoe.neural.steps import State, directions, effects, person_information, pieces, settle_effects
+from mixmoe.neural.steps import (
+    State,
+    directions,
+    effects,
+    has_unlabelled,
+    person_information,
+    pieces,
+    positive_part,
+    settle_effects,
+)
 
 Array = NDArray[np.float64]
 
@@ -194,14 +203,17 @@ def chain_information(problem: Problem, state: State) -> ChainInformation:
             tensors = view_tensors(problem.network, problem.personal, state.theta, eta[block.persons])
             outputs = forward(problem.network, tensors, block.x)
             slopes = whole_jacobian(problem, block, state)[..., : P - problem.network.n_out**2]
-            H = effect_information(outputs, tensors[-1], slopes, block.mask, True)
+            H = effect_information(outputs, tensors[-1], slopes, block.mask, True, block.y)
             rows = H[:, index]
             total += H.sum(0)
             cross.index_add_(0, block.persons, rows if state.loading is None else directions(state.loading).T @ rows)
     H = cross[..., index]
-    C = posterior_covariance(H if state.loading is None else H @ directions(state.loading), state.s)
+    H = H if state.loading is None else H @ directions(state.loading)
+    convex = not has_unlabelled(problem)
+    C = posterior_covariance(H if convex else positive_part(H), state.s)
     gain = C @ cross
-    return ChainInformation(C, gain, total - torch.einsum("nrp,nrq->pq", cross, gain))
+    population = total - torch.einsum("nrp,nrq->pq", cross, gain)
+    return ChainInformation(C, gain, population if convex else positive_part(population))
 
 
 def person_gain(problem: Problem, state: State, C: Tensor) -> Tensor:

@@ -40,6 +40,12 @@ class Problem:
         Share of each person's last rows that are in `validation`.
     device : str
         Where all tensors of the problem live.
+    origin : ndarray, shape (p,), or None
+        Mean over standard deviation of the inputs: how far from the user's zero the standardised one is. None: not at
+        all.
+    published : bool
+        Whether the published rule is to be fitted, whose effects are independent on standardised inputs and whose
+        predictions are those at its effects.
     """
 
     family: Family
@@ -51,6 +57,8 @@ class Problem:
     cov: str | int = "diagonal"
     share: float = 0.0
     device: str = "cpu"
+    origin: Array | None = None
+    published: bool = False
 
     def tensor(self, values: Any) -> Tensor:
         """Numbers as a tensor beside those of the problem."""
@@ -70,6 +78,26 @@ class Problem:
     def n_effects(self) -> int:
         """Columns of the latent effects: q, or the rank."""
         return self.personal.q if self.rank is None else self.rank
+
+    @property
+    def basis(self) -> Array | None:
+        """Directions of the independent effects of a linear network, columns of length one, shape (q, q).
+
+        With a variance per parameter, intercepts and slopes are to be independent on the user's scale: a slope there
+        moves the output at the mean of its input too. None where independent effects are those of single parameters.
+        """
+        if self.cov != "diagonal" or self.origin is None or self.published:
+            return None
+        if self.network.hidden or self.network.module is not None:
+            return None
+        weights, bias = (self.personal.columns(f"layer1.{part}") for part in ("weight", "bias"))
+        if weights is None or bias is None:
+            return None
+        found, d = np.eye(self.personal.q), self.network.n_out
+        for k, place in enumerate(self.origin):
+            for out in range(d):
+                found[bias.start + out, weights.start + k * d + out] = place
+        return found / np.linalg.norm(found, axis=0)
 
     @property
     def group(self) -> NDArray[np.intp]:
@@ -208,6 +236,11 @@ def block_loss(problem: Problem, block: Block, theta: Tensor, eta: Tensor | None
     if problem.family == "crf":
         return sequence_loss(outputs, tensors[-1], block.y, block.mask)
     return (row_loss(problem.family, outputs, block.y, sigma2) * block.mask).sum(-1)
+
+
+def responses_in(problem: Problem, block: Block) -> Tensor:
+    """One for the cells of a block that have a response: rows, but those of a CRF whose state is missing; (B, T)."""
+    return block.mask * (block.y >= 0) if problem.family == "crf" else block.mask
 
 
 def total_loss(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from mixmoe.neural._torch import Tensor, torch
 from mixmoe.neural.components import entries_of
 from mixmoe.neural.exact import LastState, is_exact, penalised_deviance
+from mixmoe.neural.marginal import is_marginal
 from mixmoe.neural.predict import effects_from_rows, to_state
 from mixmoe.neural.problem import Control, Problem, Trained, total_loss
 from mixmoe.neural.steps import effects, marginal_loglik, replace_effects
@@ -25,6 +26,8 @@ def far_from_maximum(problem: Problem, control: Control, fit: Trained) -> float 
     fit that was stopped by a validation set, before its last epoch, is where it should be.
     """
     stopped = problem.validation.n_rows and fit.trace.best < control.epochs - 1
+    if is_marginal(problem) and not problem.validation.n_rows:
+        return None  # its maximum was looked for, see `maximise_marginal`
     if stopped or not math.isfinite(fit.loglik):
         return None
     limit = 0.5 * NEAR**2 * problem.network.n_parameters

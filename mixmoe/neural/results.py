@@ -14,10 +14,12 @@ from mixmoe.errors import ArgumentError, SavedFileError
 from mixmoe.inference.covariance import ParamCov
 from mixmoe.inference.selection import criteria
 from mixmoe.inference.tests import InvalidTest
+from mixmoe.neural._torch import to_array, torch
 from mixmoe.neural.compare import Comparison
 from mixmoe.neural.counting import free_parameters
 from mixmoe.neural.curves import effect_curves, learning_curves
 from mixmoe.neural.diagnosis import NetworkDiagnosis
+from mixmoe.neural.network import forward, view_tensors
 from mixmoe.neural.persons import Persons, adapt_persons, predict_frame, state_frame
 from mixmoe.neural.problem import Problem, Trace, Trained
 from mixmoe.neural.tables import architecture_table, comparison_table, share_table
@@ -81,7 +83,9 @@ class NMEResults(NetworkDiagnosis):
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]:
         held = self.problem.validation.n_rows
         why = "the published rule has none"
+        missing = int((self.model.design.response < 0).sum()) if self.problem.family == "crf" else 0
         return (
+            ("Rows without a state", f"{missing} of these; the likelihood sums over them" if missing else None),
             ("Validation rows", f"{held} of these; they chose the epoch" if held else None),
             ("Likelihood", why if self.model.estimator == "sgd" else None),
         )
@@ -102,7 +106,8 @@ class NMEResults(NetworkDiagnosis):
         Parameters
         ----------
         data : DataFrame, optional
-            Default: the training data. Rows without the column of persons, or of new persons, are of unknown persons.
+            Default: the training data. Rows of new labels are of unknown persons. The column of persons must be there
+            where persons differ, and its labels must be of the type that they had.
         interval : bool
             Whether limits are wanted: for a new observation (Gaussian), for the probability (categories).
         alpha : float
@@ -211,23 +216,17 @@ class NMEResults(NetworkDiagnosis):
     def save(self, path: Any, data: bool = True) -> None:
         """Write the fit to a file that `mixmoe.load` reads; no pickle. See `MoEResults.save`.
 
-        Raises
-        ------
-        ArgumentError
-            If the network is a module of the user's own, which a file without code cannot hold.
+        The file holds the parameters of a network of your own but not its code: give the module to
+        ``mixmoe.load(path, network=...)``.
         """
         model = self.model
-        if model.network.module is not None:
-            raise ArgumentError(
-                f"a network of your own ({type(model.network.module).__name__}) cannot be saved without code; save its "
-                "state_dict with torch, and fit.trained with numpy"
-            )
+        state = saved_state(self.trained, self.comparison, self.problem)
         write(
             path,
             SavedFit(
                 family=model.family_name,
                 formula=model.formula.text,
-                settings={**model.settings, "state": saved_state(self.trained, self.comparison, self.problem)},
+                settings={**model.settings, "state": state, "module": saved_module(self.problem, self.trained)},
                 names=model.layout.names,
                 fit=self.em,
                 cov=self.cov,
@@ -242,13 +241,15 @@ class NMEResults(NetworkDiagnosis):
     def from_saved(family: Any, saved: SavedFit, context: Mapping[str, Any] | None) -> "NMEResults":
         """Results of a saved fit."""
         settings = dict(saved.settings)
-        state = settings.pop("state", None)
+        state, module = settings.pop("state", None), settings.pop("module", None)
         if not isinstance(state, dict):
             raise SavedFileError(f"a saved NME holds its network under 'state', got {type(state).__name__}")
+        settings["network"] = require_module(settings.get("network"), module)
         model = family(saved.formula, saved.data, context=context, **settings)
         model.design = restored(model.design, saved)
         restored_state = read_state(state, saved.fit)
         problem = model._problem(restored_state.share)
+        check_module_outputs(problem, restored_state.trained, module)
         return NMEResults(model, saved.fit, saved.cov, problem, restored_state.trained, restored_state.comparison)
 
 
@@ -259,6 +260,58 @@ class RestoredState:
     trained: Trained
     comparison: Comparison | None
     share: float
+
+
+def saved_module(problem: Problem, trained: Trained) -> dict[str, Any] | None:
+    """By what a user's own network is known again: its name and its outputs at some rows; None for a built-in one."""
+    module = problem.network.module
+    if module is None:
+        return None
+    return {"name": type(module).__name__, "outputs": probed_outputs(problem, trained)}
+
+
+def probed_outputs(problem: Problem, trained: Trained) -> Array:
+    """Outputs of the population's network at a few fixed rows, shape (5, d)."""
+    x = np.random.default_rng(0).standard_normal((1, 5, problem.network.n_in))
+    with torch.no_grad():
+        tensors = view_tensors(problem.network, problem.personal, problem.tensor(trained.theta), None)
+        return to_array(forward(problem.network, tensors, problem.tensor(x))[0])
+
+
+def require_module(given: Any, saved: Mapping[str, Any] | None) -> Any:
+    """The user's own network, which must be given where the fit had one, and only there.
+
+    Raises
+    ------
+    SavedFileError
+    """
+    if saved is not None and given is None:
+        raise SavedFileError(
+            f"this fit has a network of your own ({saved['name']}), whose code no file holds; pass the module as "
+            f"load(..., network={saved['name']}(...)), its parameters come from the file"
+        )
+    if saved is None and given is not None:
+        raise SavedFileError("network= was given, but this fit has a built-in network; leave it out")
+    return given
+
+
+def check_module_outputs(problem: Problem, trained: Trained, saved: Mapping[str, Any] | None) -> None:
+    """Refuse a module that is not the one of the fit.
+
+    Raises
+    ------
+    SavedFileError
+        If it has other parameters, or other outputs at those of the fit.
+    """
+    if saved is None:
+        return
+    same = len(trained.theta) == problem.network.n_parameters
+    if not same or not np.allclose(probed_outputs(problem, trained), saved["outputs"], rtol=1e-6, atol=1e-8):
+        why = "gives other outputs" if same else "has another number of parameters"
+        raise SavedFileError(
+            f"the module {type(problem.network.module).__name__} is not the network of the fit ({saved['name']}): it "
+            f"{why}; pass one that was made in the same way"
+        )
 
 
 def saved_state(trained: Trained, comparison: Comparison | None, problem: Problem) -> dict[str, Any]:
@@ -278,9 +331,8 @@ def saved_state(trained: Trained, comparison: Comparison | None, problem: Proble
 
 def read_state(state: Mapping[str, Any], fit: EMFit) -> RestoredState:
     """The arrays of a fit from plain lists."""
-    size = len(state["s"])
-    z = np.asarray(state["z"], dtype=float).reshape(-1, size)
-    loading = np.asarray(state["loading"], dtype=float).reshape(-1, size)
+    size = len(state["s"])  # zero for a generic network, where a list of empty rows says how many there are
+    z, loading = (np.asarray(state[k], dtype=float).reshape(len(state[k]), size) for k in ("z", "loading"))
     trace = state["trace"]
     trained = Trained(
         theta=np.asarray(state["theta"], dtype=float),

@@ -4,10 +4,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 from scipy.optimize import minimize_scalar
 
 from mixmoe.neural._torch import Tensor, torch
-from mixmoe.neural.blocks import Block
+from mixmoe.neural.blocks import Block, Blocks
 from mixmoe.neural.crf import effect_information
 from mixmoe.neural.families import curvature_root, score
 from mixmoe.neural.laplace import (
@@ -30,7 +31,8 @@ class State:
     ----------
     theta : Tensor, shape (P,)
     loading : Tensor, shape (q, r), or None
-        Directions of a low-rank covariance; columns need not have length one.
+        Directions of a low-rank covariance, which the optimiser moves (columns need not have length one), or fixed
+        ones of independent effects.
     z : Tensor, shape (N, r)
         Latent effects; the effects themselves without a `loading`.
     s : Tensor, shape (r,)
@@ -46,7 +48,7 @@ class State:
     @property
     def trained(self) -> list[Tensor]:
         """Tensors that the optimiser moves."""
-        return [t for t in (self.theta, self.loading, self.z) if t is not None and t.numel()]
+        return [t for t in (self.theta, self.loading, self.z) if t is not None and t.numel() and t.requires_grad]
 
     def copy(self) -> "State":
         """The state as it is now, detached."""
@@ -127,12 +129,27 @@ def crf_information(problem: Problem, state: State) -> Tensor:
             tensors = view_tensors(problem.network, problem.personal, state.theta, effects(state)[block.persons])
             outputs = forward(problem.network, tensors, block.x)
             slopes = jacobian(problem.network, problem.personal, tensors, block.x)[..., :n_layers]
-            H = effect_information(outputs, tensors[-1], slopes, block.mask, moves)
+            H = effect_information(outputs, tensors[-1], slopes, block.mask, moves, block.y)
             if state.loading is not None:
                 Q = directions(state.loading)
                 H = Q.T @ H @ Q
             total.index_add_(0, block.persons, H)
-    return total
+    return positive_part(total) if has_unlabelled(problem) else total
+
+
+def has_unlabelled(problem: Problem) -> bool:
+    """Whether states of the training rows are missing (CRF)."""
+    return problem.family == "crf" and any(bool((block.y < 0).any()) for block in problem.train)
+
+
+def positive_part(H: Tensor) -> Tensor:
+    """Symmetric matrices without their negative eigenvalues, shape (..., r, r).
+
+    Where states are missing a loss is not convex: away from its minimum, or for a person who has told little, its
+    second derivative may have directions of negative curvature, along which the rows are taken to tell nothing.
+    """
+    roots, vectors = torch.linalg.eigh(0.5 * (H + H.transpose(-1, -2)))
+    return (vectors * roots.clamp_min(0.0).unsqueeze(-2)) @ vectors.transpose(-1, -2)
 
 
 def information_trace(problem: Problem, state: State) -> float:
@@ -257,11 +274,47 @@ def importance_loglik(problem: Problem, state: State, noise: Tensor) -> float:
     jitter = 1e-10 * torch.eye(C.shape[-1], dtype=C.dtype, device=C.device) * state.s.mean()
     root = torch.linalg.cholesky(C + jitter)
     constant = root.diagonal(dim1=-2, dim2=-1).log().sum(-1) - 0.5 * state.s.clamp_min(1e-10).log().sum()
-    terms = []
-    for draw in noise:
-        trial = replace_effects(state, state.z + (root @ draw.unsqueeze(-1)).squeeze(-1))
-        terms.append(0.5 * draw.square().sum(-1) - person_objective(problem, trial))
-    return float((torch.logsumexp(torch.stack(terms), 0) - math.log(len(noise)) + constant).sum())
+    trials = state.z + (root @ noise.unsqueeze(-1)).squeeze(-1)
+    terms = 0.5 * noise.square().sum(-1) - draw_objectives(problem, state, trials)
+    return float((torch.logsumexp(terms, 0) - math.log(len(noise)) + constant).sum())
+
+
+def draw_objectives(problem: Problem, state: State, trials: Tensor) -> Tensor:
+    """Penalised loss of each person at several values of her effects at once.
+
+    Parameters
+    ----------
+    trials : Tensor, shape (n_draws, N, r)
+
+    Returns
+    -------
+    Tensor, shape (n_draws, N)
+
+    Notes
+    -----
+    Persons at another draw are persons of their own, so that a chain's steps are taken for many draws together.
+    """
+    width = problem.personal.q + problem.network.n_parameters
+    cells = sum(block.mask.numel() for block in problem.train) * max(width, 1)
+    size = max(MAX_CELLS // max(cells, 1), 1)
+    parts = [at_draws(problem, state, trials[k : k + size]) for k in range(0, len(trials), size)]
+    return torch.cat(parts)
+
+
+def at_draws(problem: Problem, state: State, trials: Tensor) -> Tensor:
+    """The same for some of the draws, in one batch."""
+    D, N, r = trials.shape
+    blocks = tuple(repeated(block, D, N) for block in problem.train)
+    many = replace(problem, train=Blocks(blocks, D * problem.train.n_rows), n_persons=D * N)
+    return person_objective(many, replace_effects(state, trials.reshape(D * N, r))).view(D, N)
+
+
+def repeated(block: Block, times: int, n_persons: int) -> Block:
+    """A block several times over, each time with persons of its own."""
+    shift = n_persons * torch.arange(times, device=block.persons.device)
+    persons = (block.persons + shift.unsqueeze(-1)).reshape(-1)
+    x, y, mask = (t.repeat(times, *[1] * (t.dim() - 1)) for t in (block.x, block.y, block.mask))
+    return Block(persons, x, y, mask, np.tile(block.rows, (times, 1)))
 
 
 def calibrate(problem: Problem, state: State, n_draws: int = 64) -> None:

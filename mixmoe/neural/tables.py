@@ -76,7 +76,7 @@ def share_table(problem: Problem, fit: Trained) -> Table | None:
     if problem.family != "gaussian" or not problem.personal.q:
         return None
     variances = {"population": population_variance(problem, fit)}
-    if problem.cov in ("diagonal", "tensor"):
+    if problem.cov in ("diagonal", "tensor") and problem.basis is None:
         names = [spec.name for spec in problem.personal.tensors]
         masks = [problem.personal.group == k for k in range(len(names))]
         parts = zip(names, masks, strict=True)

@@ -5,6 +5,7 @@ References
 Gretton, Fukumizu, Teo, Song, Schoelkopf & Smola (2008), A kernel statistical test of independence, NeurIPS (HSIC).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 N_DRAWS = 400
+LITTLE = 1e-3  # share of a person's largest variance of a posterior mean below which a direction tells nothing of her
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,9 @@ class Transitions:
         Their standard deviations: of the posterior of the effects and of the population scores.
     states : tuple of str
     labels : ndarray of object, shape (N,)
+    standardised : ndarray, shape (N, m), or None
+        Posterior means of the effects on identified scores over their standard deviations, see `standardised_effects`;
+        None if transitions do not differ between persons.
     """
 
     population: pd.DataFrame
@@ -72,6 +77,7 @@ class Transitions:
     scores_se: Array
     states: tuple[str, ...]
     labels: NDArray[np.object_]
+    standardised: Array | None = None
 
     def __repr__(self) -> str:
         table = self.matrix().round(3).to_string()
@@ -92,6 +98,10 @@ class Transitions:
     ) -> Association:
         """Permutation test of independence between the persons' transitions and a covariate of theirs.
 
+        Posterior means of persons with long sequences are less shrunken, so that they go with whatever goes with the
+        length. They are therefore divided by the standard deviations that they have if transitions go with nothing,
+        which makes persons exchangeable up to second moments.
+
         Parameters
         ----------
         covariate : Series or mapping
@@ -105,8 +115,13 @@ class Transitions:
             If a person has no value, or several.
         """
         checked_count(permutations, "permutations")
+        if self.standardised is None:
+            raise ArgumentError(
+                "the transitions are those of the population for every person, so that they go with no covariate; make "
+                "them personal, as in re: (transitions | id)"
+            )
         values = person_values(covariate, self.labels)
-        return hsic_test(self.scores.reshape(len(values), -1), values, permutations, checked_rng(rng))
+        return hsic_test(self.standardised, values, permutations, checked_rng(rng))
 
 
 def person_values(covariate: Any, labels: NDArray[np.object_]) -> Array:
@@ -177,15 +192,39 @@ def build_transitions(persons: "Persons", covered: Uncertainty) -> Transitions:
         base = state.theta[spec.start : spec.stop].view(C, C)
         tensors = view_tensors(problem.network, problem.personal, state.theta, None)
         average = forward(problem.network, tensors, problem.tensor(np.zeros((1, 1, problem.network.n_in))))[0, 0]
-        draws = effect_draws(persons, covered, C) + population_draws(persons, covered, C)
         point = base + effect_means(persons, C)
-        own = limits(next_state(point, average), next_state(base + draws, average))
+        draws = score_draws(persons, covered, C)
+        own = limits(next_state(point, average), None if draws is None else next_state(base + draws, average))
         whole = population_limits(base, average, covered.population)
-        spread = centred(draws).std(0, correction=0)
+        spread = torch.full_like(point, math.nan) if draws is None else centred(draws).std(0, correction=0)
     frame = long_frame(states, own)
     frame.insert(0, "person", np.repeat(persons.labels, C * C))
     scores = (to_array(centred(point)), to_array(spread))
-    return Transitions(long_frame(states, whole), frame, *scores, states, persons.labels)
+    free = standardised_effects(persons, covered, C)
+    return Transitions(long_frame(states, whole), frame, *scores, states, persons.labels, free)
+
+
+def standardised_effects(persons: "Persons", covered: Uncertainty, C: int) -> Array | None:
+    """Posterior means of the transition effects over their standard deviations, shape (N, m); None without effects.
+
+    Notes
+    -----
+    In the m directions that sequences can tell, the posterior mean of person i has the covariance ``V_i = S - C_i``
+    over persons like her: the prior less her posterior one (total variance). The result is ``V_i^-1/2`` times the mean.
+    Directions in which a person's rows tell next to nothing count as zero.
+    """
+    loading = to_array(transition_loading(persons))
+    if not len(loading) or covered.effects is None:
+        return None
+    state = to_state(persons.problem, persons.trained, persons.z)
+    project = to_array(centred(persons.problem.tensor(np.eye(C * C)).view(-1, C, C))).reshape(C * C, C * C)
+    roots, vectors = np.linalg.eigh(project)
+    told = vectors[:, roots > 0.5].T @ loading  # (m, r)
+    V = told @ (np.diag(to_array(state.s)) - to_array(covered.effects)) @ told.T
+    roots, vectors = np.linalg.eigh(V)
+    kept = roots > LITTLE * roots.max(axis=1, keepdims=True)
+    scale = np.where(kept, 1.0 / np.sqrt(np.where(kept, roots, 1.0)), 0.0)
+    return np.einsum("nij,nj,nkj,nk->ni", vectors, scale, vectors, to_array(state.z) @ told.T)
 
 
 def transition_loading(persons: "Persons") -> Tensor:
@@ -201,6 +240,17 @@ def effect_means(persons: "Persons", C: int) -> Tensor:
     if columns is None:
         return persons.problem.tensor(np.zeros((len(persons.labels), C, C)))
     return persons.problem.tensor((persons.z @ persons.trained.loading.T)[:, columns]).view(-1, C, C)
+
+
+def score_draws(persons: "Persons", covered: Uncertainty, C: int) -> Tensor | None:
+    """Draws of what the persons' transition scores add to those of the population, shape (n_draws, N, C, C).
+
+    None where nothing is uncertain that was computed: shared transitions of a network with too many parameters.
+    """
+    personal = persons.problem.personal.columns("transitions") is not None
+    if not personal and covered.population is None:
+        return None
+    return effect_draws(persons, covered, C) + population_draws(persons, covered, C)
 
 
 def effect_draws(persons: "Persons", covered: Uncertainty, C: int) -> Tensor:
@@ -222,7 +272,9 @@ def population_draws(persons: "Persons", covered: Uncertainty, C: int) -> Tensor
     """
     if covered.population is None or covered.gain is None:
         return 0.0
-    moved = parameter_draws(covered.population)
+    moved, N = parameter_draws(covered.population), len(persons.labels)
+    if not len(transition_loading(persons)):  # shared transitions are those of the population, with its uncertainty
+        return moved[:, None, -C * C :].expand(-1, N, -1).reshape(N_DRAWS, N, C, C)
     own = moved[:, None, -C * C :] - torch.einsum("cr,nrp,dp->dnc", transition_loading(persons), covered.gain, moved)
     return own.view(N_DRAWS, -1, C, C)
 
@@ -239,12 +291,14 @@ def population_limits(base: Tensor, average: Tensor, cov: Tensor | None) -> Arra
     C = base.shape[0]
     point = next_state(base, average)
     if cov is None:
-        return np.stack([to_array(point), np.full((C, C), np.nan), np.full((C, C), np.nan)])
+        return limits(point, None)
     return limits(point, next_state(base + parameter_draws(cov)[:, -C * C :].view(-1, C, C), average))
 
 
-def limits(point: Tensor, draws: Tensor) -> Array:
-    """Point estimates and 95 % limits of draws, shape (3, ...)."""
+def limits(point: Tensor, draws: Tensor | None) -> Array:
+    """Point estimates and 95 % limits of draws, shape (3, ...); NaN for limits without draws."""
+    if draws is None:
+        return np.stack([to_array(point), *np.full((2, *point.shape), np.nan)])
     low, high = np.quantile(to_array(draws), [0.025, 0.975], axis=0)
     return np.stack([to_array(point), low, high])
 

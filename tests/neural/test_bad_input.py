@@ -39,10 +39,19 @@ class Own(nn.Module):
 
 
 class Deciding(Own):
-    """One that looks at the values."""
+    """One that looks at the values of all rows."""
 
     def forward(self, x):
         return self.fc2(torch.tanh(self.fc1(x)) * (2.0 if x.sum() > 0 else 1.0))
+
+
+class InPlace(Own):
+    """One that writes into a tensor of its own."""
+
+    def forward(self, x):
+        out = torch.zeros(len(x), 1, dtype=x.dtype)
+        out[:] = self.fc2(torch.tanh(self.fc1(x)))
+        return out
 
 
 @pytest.mark.parametrize(
@@ -57,7 +66,8 @@ class Deciding(Own):
         ({"network": nn.Linear(5, 1)}, "network must take rows of the 2 inputs of the formula, shape (rows, 2)"),
         ({"network": nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.2), nn.Linear(3, 1))}, "network has a Dropout"),
         ({"network": nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))}, "network has a BatchNorm1d"),
-        ({"network": Deciding()}, "network Deciding cannot be mapped over persons with torch.func.vmap"),
+        ({"network": Deciding()}, "network Deciding mixes rows"),
+        ({"network": InPlace()}, "network InPlace cannot be mapped over persons with torch.func.vmap"),
         ({"epochs": 2.5}, "epochs must be a whole number of at least 1, got 2.5"),
         ({"lr": float("nan")}, "lr must be a finite number above zero, got nan"),
     ],

@@ -1,6 +1,7 @@
 """The CRF against all sequences, one by one."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from mixmoe.neural.crf import (  # noqa: E402
     marginals,
     sequence_loss,
 )
+from mixmoe.neural.predict import Uncertainty  # noqa: E402
+from mixmoe.neural.transitions import hsic_test, standardised_effects  # noqa: E402
 
 STATES = 4
 
@@ -120,3 +123,91 @@ def test_agrees_with_pytorch_crf():
     paths = decode(emissions, table, mask)
     for i, path in enumerate(peer.decode(emissions, mask=mask.bool())):
         assert paths[i, : len(path)].tolist() == path
+
+
+@pytest.mark.parametrize("hidden", [[(0, 1)], [(0, 0), (0, 4)], [(0, 2), (0, 3), (1, 0)], [(0, t) for t in range(5)]])
+def test_missing_states_are_summed_over(hidden):
+    emissions, table, states, mask = batch((5, 3))
+    for i, t in hidden:
+        states[i, t] = -1
+    loss = sequence_loss(emissions, table, states, mask)
+    for i, n in enumerate((5, 3)):
+        paths, scores = brute(emissions[i, :n].numpy(), table[i].numpy())
+        given = states[i, :n].numpy()
+        fits = ((paths == given) | (given < 0)).all(1)
+        assert float(loss[i]) == pytest.approx(
+            np.logaddexp.reduce(scores) - np.logaddexp.reduce(scores[fits]), abs=1e-10
+        )
+
+
+def test_missing_states_tell_less_but_not_nothing():
+    emissions, table, states, mask = batch((5,))
+    states[0, [1, 3]] = -1
+    slopes = torch.tensor(np.random.default_rng(0).normal(size=(1, 5, STATES, 2)))
+    H = effect_information(emissions, table, slopes, mask, True, states)
+
+    def loss(values):
+        moved = emissions + (slopes @ values[:2]).reshape(emissions.shape)
+        return sequence_loss(moved, table + values[2:].view(1, STATES, STATES), states, mask)[0]
+
+    zero = torch.zeros(2 + STATES**2, dtype=torch.float64)
+    np.testing.assert_allclose(H[0], torch.autograd.functional.hessian(loss, zero), atol=1e-10)
+    states[:] = -1
+    np.testing.assert_allclose(effect_information(emissions, table, slopes, mask, True, states), 0.0, atol=1e-12)
+
+
+# ---- association of transitions with covariates ----
+
+
+def persons_with(means, covariances):
+    """Persons of a chain of three states with given posteriors of their transition effects, prior variance .64."""
+    columns = slice(0, 9)
+    trained = SimpleNamespace(
+        theta=np.zeros(9), loading=np.eye(9), z=means, s=np.full(9, 0.64), sigma2=1.0, covariance=0.64 * np.eye(9)
+    )
+    problem = SimpleNamespace(tensor=torch.tensor, personal=SimpleNamespace(columns=lambda name: columns))
+    persons = SimpleNamespace(problem=problem, trained=trained, z=means, directions=np.eye(9))
+    return standardised_effects(persons, Uncertainty(torch.tensor(covariances), None), 3)
+
+
+def posteriors(g, lengths, shift):
+    """Normal posteriors of nine effects of standard deviation .8, the longer a sequence the narrower."""
+    effects = 0.8 * g.normal(size=(len(lengths), 9)) + shift[:, None] * np.eye(3).ravel()
+    information = np.repeat(lengths[:, None] / 9.0, 9, axis=1)
+    C = 1.0 / (1.0 / 0.64 + information)
+    seen = effects + g.normal(size=effects.shape) / np.sqrt(information)
+    return C * information * seen, C[:, :, None] * np.eye(9)
+
+
+def share_rejected(lengths, shift, covariate, sets=200, standardise=True):
+    rejected = 0
+    for seed in range(sets):
+        g = np.random.default_rng(seed)
+        means, covariances = posteriors(g, lengths, shift)
+        values = persons_with(means, covariances) if standardise else means
+        rejected += hsic_test(values, covariate[:, None].astype(float), 39, g).p_value <= 0.05
+    return rejected / sets
+
+
+def test_a_covariate_that_goes_with_the_length_is_not_taken_for_one_of_the_transitions():
+    lengths, none = np.repeat([6, 40], 20), np.zeros(40)
+    assert share_rejected(lengths, none, lengths, sets=40, standardise=False) > 0.5  # what shrinkage alone does
+    assert 0.02 <= share_rejected(lengths, none, lengths) <= 0.085  # .05 within 2.3 standard errors
+    noisy = lengths + 10 * np.random.default_rng(0).normal(size=40)
+    assert 0.02 <= share_rejected(lengths, none, noisy) <= 0.085
+
+
+def test_a_covariate_of_the_transitions_is_found_whatever_the_lengths():
+    group = np.arange(40) % 2
+    equal, mixed = np.full(40, 25), np.random.default_rng(0).permutation(np.repeat([12, 40], 20))
+    for lengths in (equal, mixed):
+        assert share_rejected(lengths, 1.2 * group, group, sets=30) > 0.6
+
+
+def test_standardised_effects_by_hand():
+    means, covariances = posteriors(np.random.default_rng(0), np.array([3, 9, 30]), np.zeros(3))
+    found = persons_with(means, covariances)
+    assert found.shape == (3, 6)  # nine less a constant and two differences of states
+    variance = 0.64 - covariances[:, 0, 0]
+    expected = np.square(centred(torch.tensor(means).view(3, 3, 3)).numpy()).sum((1, 2)) / variance
+    np.testing.assert_allclose(np.square(found).sum(1), expected)

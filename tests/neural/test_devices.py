@@ -59,7 +59,7 @@ def test_no_tensor_is_made_on_the_default_device(case):
         warnings.simplefilter("ignore", mm.errors.MixmoeWarning)
         fit = mm.nme(formula, data, **{"hidden": (2,), "epochs": 6, "baselines": False, "rng": 0, **options})
         fit.predict(data)
-        fit.predict(data.drop(columns="id"))
+        fit.predict(data.assign(id=data["id"] + 100))
         fit.adapt(data[data["id"] < 2]).predict(data[data["id"] < 3])
         fit.summary()
         _ = fit.random_effects_se

@@ -180,19 +180,19 @@ def test_the_likelihood_is_of_all_rows(linear):
 
 
 def test_limits_of_unknown_persons_are_those_of_a_normal_distribution(linear):
-    new = pd.DataFrame({"x": [0.0, 1.5], "w": [0.0, -1.0]})
+    new = pd.DataFrame({"x": [0.0, 1.5], "w": [0.0, -1.0], "id": "new"})
     frame = linear.predict(new)
     pd.testing.assert_frame_equal(frame, linear.predict(new, rng=5))
     np.testing.assert_allclose(frame["upper"] - frame["mean"], frame["mean"] - frame["lower"], rtol=1e-9)
     fit, scaling = linear.trained, linear.model.scaling
-    z = np.column_stack([(new.to_numpy() - scaling.mean) / scaling.sd, np.ones(2)])
+    z = np.column_stack([(new[["x", "w"]].to_numpy() - scaling.mean) / scaling.sd, np.ones(2)])
     between = np.einsum("ij,jk,ik->i", z, fit.covariance, z) * (25 + 1) / (25 - 3)
     half = norm.ppf(0.975) * scaling.y_sd * np.sqrt(between + fit.sigma2)
     np.testing.assert_allclose(frame["upper"] - frame["mean"], half, rtol=0.02)  # the rest: population parameters
 
 
 def test_a_diagonal_covariance_has_limits_of_about_the_same_width(linear):
-    new = DATA.drop(columns="id")
+    new = DATA.assign(id="new")
     diagonal = quiet(LAST, DATA, hidden=(), cov="diagonal")
     widths = [(f["upper"] - f["lower"]).mean() for f in (diagonal.predict(new), linear.predict(new))]
     assert widths[0] == pytest.approx(widths[1], rel=0.1)
@@ -298,7 +298,7 @@ def test_draws_have_the_moments_of_the_model(linear):
     draws = linear.simulate(rng=0, n=400)
     assert draws.index.equals(DATA.index)
     assert draws.to_numpy().mean() == pytest.approx(linear.fitted("marginal").mean(), abs=0.05)
-    half = (linear.predict(DATA.drop(columns="id"))["upper"] - linear.fitted("marginal")) / norm.ppf(0.975)
+    half = (linear.predict(DATA.assign(id="new"))["upper"] - linear.fitted("marginal")) / norm.ppf(0.975)
     np.testing.assert_allclose(draws.std(axis=1), half, rtol=0.25)
     means = draws.groupby(DATA["id"]).mean()
     between = means.sub(means.mean()).to_numpy().std()
@@ -441,9 +441,13 @@ def test_a_generic_linear_network_is_the_regression():
 
 def test_random_intercepts_of_categories_are_on_the_scale_of_the_user():
     one = quiet("bin ~ x | re: (last | id)", DATA, hidden=(), epochs=300)
-    ten = quiet("bin ~ x | re: (last | id)", DATA.assign(x=10 * DATA["x"] + 3), hidden=(), epochs=300)
+    ten = quiet("bin ~ x | re: (last | id)", DATA.assign(x=10 * DATA["x"]), hidden=(), epochs=300)
     assert list(one.params.index) == ["expert1.Intercept", "expert1.x", "sd1(Intercept|id)", "sd1(x|id)"]
-    np.testing.assert_allclose(one.params[["expert1.x", "sd1(x|id)"]], 10 * ten.params[["expert1.x", "sd1(x|id)"]])
+    slopes = ["expert1.x", "sd1(x|id)"]
+    np.testing.assert_allclose(one.params[slopes], 10 * ten.params[slopes], rtol=1e-5)
+    moved = DATA.assign(x=10 * DATA["x"] + 3)  # independent at another origin, but for a variance per tensor
+    one, ten = (quiet("bin ~ x | re: (last | id)", d, hidden=(), epochs=300, cov="tensor") for d in (DATA, moved))
+    np.testing.assert_allclose(one.params[slopes], 10 * ten.params[slopes], rtol=1e-5)
     assert 0.5 < one.params["sd1(Intercept|id)"] < 3.0
 
 
