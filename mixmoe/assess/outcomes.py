@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe._frame import shown
 from mixmoe._rank import aliases
 from mixmoe._recipe import response_column
 from mixmoe.design import Design, build_design
@@ -85,7 +86,7 @@ def match_units(design: Design, data: Any) -> Matched:
     if keys.has_duplicates:
         twice = keys[keys.duplicated()][0]
         raise ArgumentError(
-            f"outcomes must have one row per {'subject' if group else 'row'}, got several for {twice!r}; "
+            f"outcomes must have one row per {'subject' if group else 'row'}, got several for {shown(twice)}; "
             "keep one, e.g. by drop_duplicates()"
         )
     where = pd.Index(design.labels).get_indexer(keys)
@@ -94,7 +95,7 @@ def match_units(design: Design, data: Any) -> Matched:
         by = f"the column {group!r}" if group is not None and group in data else "the index"
         raise ArgumentError(
             f"none of the {len(keys)} rows of outcomes belongs to the fit (matched by {by}); "
-            f"name the {'subjects' if group else 'rows'} as in the fit, e.g. {design.labels[0]!r}"
+            f"name the {'subjects' if group else 'rows'} as in the fit, e.g. {shown(design.labels[0])}"
         )
     return Matched(data[known].reset_index(drop=True), where[known], int((~known).sum()))
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe._frame import shown
 from mixmoe.design import Design
 from mixmoe.errors import ArgumentError
 from mixmoe.layout import Parameter, ParamLayout
@@ -101,9 +102,9 @@ def cluster_codes(cluster: Any, design: Design) -> NDArray[np.int64]:
         by_row = pd.Series(rows[design.position]).groupby(design.codes)
         split = np.flatnonzero(by_row.nunique(dropna=False).to_numpy() > 1)
         if split.size:
-            raise ArgumentError(f"subject {design.labels[split[0]]!r} lies in more than one cluster")
+            raise ArgumentError(f"subject {shown(design.labels[split[0]])} lies in more than one cluster")
         values = by_row.first().tolist()
     codes, _ = pd.factorize(np.asarray(values), sort=True)
     if (codes < 0).any():
-        raise ArgumentError(f"subject {design.labels[int((codes < 0).argmax())]!r} has no cluster (missing value)")
+        raise ArgumentError(f"subject {shown(design.labels[int((codes < 0).argmax())])} has no cluster (missing value)")
     return codes.astype(np.int64)
