@@ -164,10 +164,17 @@ def _one_dimension(values: Any, name: str) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value as messages show it: text in quotes, numbers and dates as they read."""
-    if isinstance(value, np.generic):
-        value = value.item()
+    """A value as messages show it: text in quotes, numbers and dates as they read, also those of NumPy in a list."""
+    value = _without_numpy(value)
     return repr(value) if isinstance(value, str | bytes | tuple) else str(value)
+
+
+def _without_numpy(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) in (list, tuple):
+        return type(value)(_without_numpy(one) for one in value)
+    return value
 
 
 def unknown_column(name: str, known: Iterable[str], where: str, others: tuple[str, ...] = ()) -> DesignError:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mixmoe import _formulaic, _patsy
 from mixmoe._expressions import Lag
 from mixmoe._formulaic import Term, UsedName
-from mixmoe._frame import FrameView, unknown_column
+from mixmoe._frame import FrameView, shown, unknown_column
 from mixmoe._rows import Keys, Lagged, Need, Rows, collect_rows
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.formula import MoEFormula, Part, PartKind
@@ -274,8 +274,8 @@ def _check_constant(value: Any, used: UsedName, n_rows: int) -> None:
     name = used.name
     if used.plain and not callable(value) and np.ndim(value) == 0:
         raise DesignError(
-            f"context[{name!r}] is {value!r}, one value for all rows, which cannot be a term of its own; use it inside "
-            f"an expression such as I({name} * x)"
+            f"context[{name!r}] is {shown(value)}, one value for all rows, which cannot be a term of its own; use it "
+            f"inside an expression such as I({name} * x)"
         )
     if isinstance(value, np.ndarray | pd.Series) and value.shape == (n_rows,) and n_rows > 1:
         raise DesignError(

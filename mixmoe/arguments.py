@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mixmoe._frame import shown
 from mixmoe.errors import ArgumentError
 
 
@@ -18,7 +19,7 @@ def checked_count(value: Any, name: str, least: int = 1) -> int:
         If it is not.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise ArgumentError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        raise ArgumentError(f"{name} must be a whole number of at least {least}, got {shown(value)}")
     return int(value)
 
 
@@ -36,7 +37,7 @@ def checked_jobs(value: Any) -> int:
 def checked_choice(value: Any, name: str, allowed: Sequence[str]) -> None:
     """Raise `ArgumentError` if `value` is not among the allowed ones."""
     if value not in allowed:
-        raise ArgumentError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+        raise ArgumentError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {shown(value)}")
 
 
 def checked_order(order: Any, experts: int) -> list[int]:
@@ -50,7 +51,7 @@ def checked_order(order: Any, experts: int) -> list[int]:
     wanted = list(order) if np.iterable(order) and not isinstance(order, str) else []
     whole = all(isinstance(one, numbers.Integral) and not isinstance(one, bool) for one in wanted)
     if not whole or sorted(wanted) != list(range(1, experts + 1)):
-        raise ArgumentError(f"order must be a permutation of 1..{experts}, got {order!r}")
+        raise ArgumentError(f"order must be a permutation of 1..{experts}, got {shown(order)}")
     return [int(one) for one in wanted]
 
 
@@ -63,7 +64,7 @@ def checked_positive(value: Any, name: str) -> float:
         If it is not.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < np.inf:
-        raise ArgumentError(f"{name} must be a finite number above zero, got {value!r}")
+        raise ArgumentError(f"{name} must be a finite number above zero, got {shown(value)}")
     return float(value)
 
 

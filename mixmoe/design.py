@@ -1,6 +1,6 @@
 """Formula and data in, arrays sorted by subject out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -150,7 +150,7 @@ class Design:
         """Rows of each unit, shape (N,)."""
         return np.diff(np.append(self.starts, self.n))
 
-    def for_new(self, data: Any, *, response: bool = False) -> "Design":
+    def for_new(self, data: Any, *, response: bool = False, without: Sequence[str] = ()) -> "Design":
         """The same columns from other data, with the transforms and codings of this design.
 
         Parameters
@@ -160,13 +160,15 @@ class Design:
             ``names.group`` is None.
         response : bool
             Whether the response must be there.
+        without : sequence of {"expert", "gate", "random", "sigma"}
+            Sections that are not needed: their columns may be missing, and the design has none of them.
 
         Raises
         ------
         DesignError
             If a column is missing or a category is new.
         """
-        return _new_design(self.recipe, data, response)
+        return _new_design(self.recipe, data, response, without)
 
     def in_order(self, values: ArrayLike, fill: bool = False) -> NDArray[Any]:
         """Row-aligned values in the order of the user's rows.
@@ -308,11 +310,11 @@ def build_design(
     return design
 
 
-def _new_design(recipe: Recipe, data: Any, response: bool) -> Design:
+def _new_design(recipe: Recipe, data: Any, response: bool, without: Sequence[str]) -> Design:
     frame = view(data)
     if frame.n_rows == 0:
         raise DesignError("the new data have no rows; pass at least one row")
-    wanted = tuple(name for name in recipe.sections if response or name != "response")
+    wanted = tuple(name for name in recipe.sections if name not in without and (response or name != "response"))
     rows = collect(frame, recipe, wanted, required=False)
     check_types(rows, frame, recipe, wanted)
     check_replay(rows, frame, recipe)
@@ -320,7 +322,19 @@ def _new_design(recipe: Recipe, data: Any, response: bool) -> Design:
     made = ENGINES[recipe.engine]
     built = made.rematerialize(formula_frame(rows, recipe), recipe.specs, sections, recipe.context)
     rows = _cleaned(recipe, built, rows, frame)
-    return _assembled(recipe, _with_gate_by_unit(recipe, built, rows, frame), rows, frame)
+    built, kept = _with_empty(built, without, rows.n), {name: np.ones(0, dtype=bool) for name in without}
+    partial = replace(recipe, kept={**recipe.kept, **kept})
+    return replace(_assembled(partial, _with_gate_by_unit(recipe, built, rows, frame), rows, frame), recipe=recipe)
+
+
+def _with_empty(built: Materialized, sections: Sequence[str], n: int) -> Materialized:
+    """The same with sections that have no columns."""
+    return replace(
+        built,
+        matrices={**built.matrices, **{name: np.empty((n, 0)) for name in sections}},
+        names={**built.names, **dict.fromkeys(sections, ())},
+        owners={**built.owners, **dict.fromkeys(sections, ())},
+    )
 
 
 def _cleaned(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Rows:

@@ -518,12 +518,12 @@ def _check_cuts(cuts: Array, K: int) -> None:
 
 def _check_sizes(n_subjects: int, visits: int | tuple[int, int], follow_up: float) -> None:
     if not isinstance(n_subjects, int | np.integer) or n_subjects < 1:
-        raise ArgumentError(f"n_subjects must be a whole number of at least 1, got {n_subjects!r}")
+        raise ArgumentError(f"n_subjects must be a whole number of at least 1, got {n_subjects}")
     low, high = visits if isinstance(visits, tuple) else (visits, visits)
     if not isinstance(low, int | np.integer) or not isinstance(high, int | np.integer) or not 1 <= low <= high:
         raise ArgumentError(f"n_visits must be at least 1, or (least, most) with 1 <= least <= most, got {visits!r}")
     if not follow_up > 0.0:
-        raise ArgumentError(f"follow_up must be positive, got {follow_up!r}")
+        raise ArgumentError(f"follow_up must be positive, got {follow_up}")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,6 @@
 """Bad input, each item of it: a clear message through mm.fit, and nothing changed in the caller's data."""
 
+import re
 import warnings
 
 import numpy as np
@@ -398,3 +399,33 @@ def test_a_column_named_as_the_constant():
 def test_functions_of_other_programs():
     with pytest.raises(DesignError, match=r"calls 'ns'.*; write cr\(x, df=4\) for a natural spline"):
         mm.MEMoE("y ~ ns(time, df=3) | re: (1 | id)", good())
+
+
+NUMPY = re.compile(r"np\.(int|uint|float|bool|str)")
+
+
+def visits():
+    rng, subject = np.random.default_rng(0), np.repeat(np.arange(20), 3)
+    y = rng.normal(size=20)[subject] + rng.normal(size=60)
+    return pd.DataFrame({"id": subject, "t": np.tile([0.0, 1, 2], 20), "y": y})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda d: mm.fit("y ~ t | re: (1 | id)", d, np.int64(0)),
+        lambda d: mm.fit("y ~ t | re: (1 | id)", d, 1, starts=np.float64(0.5)),
+        lambda d: mm.fit("y ~ t | re: (1 | id)", d, 1, tol=np.float64(-1)),
+        lambda d: mm.fit("y ~ t | re: (1 | id)", d, 1, cov_type="cluster", cluster=d["t"].to_numpy()),
+        lambda d: mm.fit("y ~ t | re: (1 | id)", d, 1, cov_type="cluster", cluster=d["id"].where(d["id"] > 0)),
+        lambda d: mm.fit("y ~ t | re: (1 | id)", d, 1, errors="car1", time="id"),
+        lambda d: mm.fit("y ~ t | re: (1 | id)", d, 1).summary(alpha=np.float64(2)),
+        lambda d: mm.fit("y ~ t | re: (1 | id)", d, 1).relabel([np.int64(2)]),
+        lambda d: mm.fit("y ~ t + s | re: (1 | id)", d, 1, context={"s": np.float64(2)}),
+        lambda d: mm.simulate.memoe(n_subjects=np.int64(0)),
+    ],
+)
+def test_numbers_of_numpy_read_as_numbers(wrong):
+    with pytest.raises((ArgumentError, DesignError), match=r"\d") as caught:
+        wrong(visits())
+    assert not NUMPY.search(str(caught.value))

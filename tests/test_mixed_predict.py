@@ -270,7 +270,7 @@ def test_rows_as_units_have_no_history(data):
 
 def test_history_of_rows_without_subjects_is_refused(data):
     fit = mm.fit("y ~ time | gate: z1", data, rng=0)
-    with pytest.raises(ArgumentError, match=r"has no subjects: rows have no history; leave history= out"):
+    with pytest.raises(ArgumentError, match=r"has no subjects: rows have no history; add a column .* re: \(0 \| row\)"):
         fit.predict(data, history=data)
 
 

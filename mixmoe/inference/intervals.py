@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 from scipy.stats import norm
 
+from mixmoe._frame import shown
 from mixmoe.errors import ArgumentError
 from mixmoe.layout import Parameter, ParamLayout
 
@@ -49,7 +50,7 @@ def checked_alpha(alpha: float) -> float:
         If it does not.
     """
     if isinstance(alpha, bool) or not isinstance(alpha, int | float | np.number) or not 0 < alpha < 1:
-        raise ArgumentError(f"alpha must be a number between 0 and 1, e.g. 0.05 for 95 % limits, got {alpha!r}")
+        raise ArgumentError(f"alpha must be a number between 0 and 1, e.g. 0.05 for 95 % limits, got {shown(alpha)}")
     return float(alpha)
 
 

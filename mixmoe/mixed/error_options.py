@@ -110,7 +110,7 @@ def checked_errors(errors: Any, time: Any, by: Any, dist: Any, df: Any, residual
     if time is None and errors in ("car1", "bm"):
         raise ArgumentError(f"errors={errors!r} needs time=, the column of the times, such as time='year'")
     if df is not None and dist != "t":
-        raise ArgumentError(f"errors_df={df!r} is for errors_dist='t', got errors_dist={dist!r}")
+        raise ArgumentError(f"errors_df={shown(df)} is for errors_dist='t', got errors_dist={dist!r}")
     if by is not None and errors == "iid" and dist == "normal":
         raise ArgumentError(
             f"errors_by={by!r} has no use: independent normal errors have no parameters beside their standard "
@@ -188,7 +188,7 @@ def _times(design: Design, options: ErrorOptions) -> Array:
     values = design.aux["time"]
     if values.dtype == object:
         raise DesignError(
-            f"the column {options.time!r} of time= must hold numbers, got {values[0]!r} in row "
+            f"the column {options.time!r} of time= must hold numbers, got {shown(values[0])} in row "
             f"{shown(design.rows[0])}; convert it, for example dates to years since a start"
         )
     return np.asarray(values, dtype=float)
@@ -199,9 +199,10 @@ def _check_times(design: Design, options: ErrorOptions, time: Array, repeated: N
     if repeated.size:
         i = _first(design, repeated)
         raise DesignError(
-            f"the column {column!r} of time= is {time[i]:g} twice for subject {design.labels[design.codes[i]]!r}, the "
-            f"second time in row {shown(design.rows[i])}; errors={options.kind!r} needs distinct times within each "
-            "subject, so average such rows or correct the times"
+            f"the column {column!r} of time= is {time[i]:g} twice for subject "
+            f"{shown(design.labels[design.codes[i]])}, the second time in row {shown(design.rows[i])}; "
+            f"errors={options.kind!r} needs distinct times within each subject, so average such rows or "
+            "correct the times"
         )
     uneven = np.flatnonzero(np.abs(time - np.round(time)) > _WHOLE)
     if options.kind == "ar1" and uneven.size:

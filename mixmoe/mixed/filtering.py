@@ -1,75 +1,51 @@
-"""Predictive distribution of each response of a GLMM mixture given the earlier responses of its subject."""
+"""Each response of a GLMM mixture given the earlier ones of its subject, and how far it is from its fitted value."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe.kernels.distribution import Outcome
+from mixmoe.mixed.course import Seen, remember
 from mixmoe.mixed.laplace import GlmmExperts
 from mixmoe.mixed.likelihood import Problem
-from mixmoe.mixed.predict import History, posterior_history
-from mixmoe.mixed.response_scale import Covariates, LinkEstimate, Predictors, given_past
+from mixmoe.mixed.predict import posterior_history
+from mixmoe.mixed.response_scale import LinkEstimate
 from mixmoe.mixed.structure import Params
 
 Array = NDArray[np.float64]
+Index = NDArray[np.intp]
 
 
-@dataclass(frozen=True, slots=True)
-class Predictive:
-    """Mixture of normal linear predictors for each row.
-
-    Attributes
-    ----------
-    where : Predictors
-    weights : ndarray, shape (K, n)
-        Expert probabilities.
-    """
-
-    where: Predictors
-    weights: Array
-
-
-def one_step_ahead(
-    problem: "Problem[GlmmExperts]", working: Params, e: LinkEstimate, at: Covariates, back: Array, prior: History
-) -> Predictive:
-    """Predictive distributions, rows in the order of the problem; within a subject that order is time.
+def one_step_ahead(problem: "Problem[GlmmExperts]", working: Params, prior: Array) -> Iterator[tuple[Index, Seen]]:
+    """Each row of a problem with what the earlier rows of its subject say; within a subject their order is time.
 
     Parameters
     ----------
     problem : Problem
     working : Params
         In the coordinates of the problem, S = 1.
-    e : LinkEstimate
-    at : Covariates
-    back : ndarray, shape (q, q)
-        From random effects in the problem's coordinates to the user's.
-    prior : History
-        Of each subject before her first row.
+    prior : ndarray, shape (N, K)
+        Expert probabilities of each subject before her first row.
 
-    Returns
-    -------
-    Predictive
+    Yields
+    ------
+    rows : ndarray of int
+        Rows that have equally many before them.
+    seen : Seen
+        With these rows.
     """
-    rows = problem.experts.rows
-    K, n = len(e.params.beta[0]), len(at.X)
-    out = Predictive(Predictors(np.empty((K, n)), np.empty((K, n))), np.empty((K, n)))
+    rows, factor = problem.experts.rows, working.factor[0]
     for t in range(int(rows.counts.max())):
         who = np.flatnonzero(rows.counts > t)
         here = rows.starts[who] + t
-        past = prior.take(who) if t == 0 else _after(problem, working, who, t, back)
-        where = given_past(e, at.take(here), past)
-        out.where.mean[:, here], out.where.sd[:, here] = where.mean, where.sd
-        out.weights[:, here] = past.probabilities.T
-    return out
-
-
-def _after(problem: "Problem[GlmmExperts]", working: Params, who: NDArray[np.intp], t: int, back: Array) -> History:
-    """What the first `t` rows say about the subjects `who`, in the user's units."""
-    experts = GlmmExperts(problem.experts.rows.take(who).first(t), problem.experts.response, problem.experts.nodes)
-    past = posterior_history(Problem(problem.structure, problem.free, experts, problem.W[who]), working)
-    covariances = np.einsum("ab,nkbc,dc->nkad", back, past.covariances, back, optimize=True)
-    return History(past.probabilities, past.means @ back.T, covariances)
+        Z = rows.Z[:, here].T
+        if t == 0:
+            yield here, Seen(None, factor, Z, np.full(len(who), -1), prior[who])
+            continue
+        experts = GlmmExperts(rows.take(who).first(t), problem.experts.response, problem.experts.nodes)
+        past = posterior_history(Problem(problem.structure, problem.free, experts, problem.W[who]), working)
+        yield here, Seen(remember(experts, working), factor, Z, np.arange(len(who)), past.probabilities)
 
 
 def conditional_variance(e: LinkEstimate, weights: Array, mean: Array, trials: Array) -> Array:

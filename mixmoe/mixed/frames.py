@@ -9,12 +9,15 @@ from numpy.typing import NDArray
 
 from mixmoe._frame import shown
 from mixmoe._labels import places_of
-from mixmoe.design import Design, DesignNames
-from mixmoe.errors import MixmoeWarning, warn
+from mixmoe.design import Design, DesignNames, used_columns
+from mixmoe.errors import DesignError, MixmoeWarning, warn
 from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.predict import Estimate, History, Interval, posterior_history, prior_history
+from mixmoe.output.frames import row_labels
 
 Array = NDArray[np.float64]
+
+_ALIKE = 1e-9  # of the largest value of a gate column
 
 
 class _Model(Protocol):
@@ -89,6 +92,33 @@ def warn_strangers(known: Design, wanted: Design, *, given: bool) -> None:
     )
 
 
+def check_baseline(known: Design, wanted: Design) -> None:
+    """Refuse rows to predict whose gate covariates are not those of the past of their subject, which count.
+
+    Raises
+    ------
+    DesignError
+        Names the subject and the column.
+    """
+    where = places(known, wanted)
+    mine = np.flatnonzero(where >= 0)
+    if known is wanted or not mine.size:
+        return
+    before, now = known.gate[where[mine]], wanted.gate[mine]
+    wrong = np.abs(now - before) > _ALIKE * np.maximum(np.abs(before), np.abs(now)).max(axis=0)
+    if not wrong.any():
+        return
+    i = int(wrong.any(axis=1).argmax())
+    first, second = known.frame.iloc[known.starts[where[mine[i]]]], wanted.frame.iloc[wanted.starts[mine[i]]]
+    differing = [name for name in used_columns(wanted, "gate") if first[name] != second[name]]
+    column = differing[0] if differing else wanted.names.gate[int(wrong[i].argmax())]
+    values = f", {shown(first[column])} and {shown(second[column])}" if differing else ""
+    raise DesignError(
+        f"the gate covariate {column!r} of subject {shown(wanted.labels[mine[i]])} differs between her history and the "
+        f"rows to predict{values}; the gate routes whole subjects by their baseline, so give it one value per subject"
+    )
+
+
 def _in_user_units(past: History, c: Coordinates) -> History:
     back = np.linalg.inv(c.random) * c.scale  # a change of basis is wanted, not a solution
     covariances = np.einsum("ab,nkbc,dc->nkad", back, past.covariances, back, optimize=True)
@@ -127,7 +157,7 @@ def in_user_order(columns: Mapping[str, Array], design: Design, new: Any) -> pd.
     if new is None:
         index = design.rows[np.argsort(design.position, kind="stable")]
         return pd.DataFrame(design.in_order(values), index=index, columns=list(columns))
-    index = new.index if isinstance(new, pd.DataFrame) else pd.RangeIndex(design.n_input)
+    index = row_labels(new, design.n_input)
     return pd.DataFrame(design.in_order(values, fill=True), index=index, columns=list(columns))
 
 

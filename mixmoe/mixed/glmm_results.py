@@ -13,23 +13,25 @@ from mixmoe.design import Design
 from mixmoe.inference.intervals import checked_alpha
 from mixmoe.kernels.distribution import Outcome
 from mixmoe.mixed.categories import CATEGORIES, category_curves, category_intervals
-from mixmoe.mixed.filtering import Predictive, conditional_variance, mean_deviance, one_step_ahead
-from mixmoe.mixed.frames import by_expert, past_of_subjects
-from mixmoe.mixed.predict import Estimate, gate_intervals, prior_history
+from mixmoe.mixed.coordinates import apply_inverse
+from mixmoe.mixed.course import Seen, remember
+from mixmoe.mixed.filtering import conditional_variance, mean_deviance, one_step_ahead
+from mixmoe.mixed.frames import by_expert, past_of_subjects, places
+from mixmoe.mixed.predict import Estimate, History, Interval, gate_intervals, prior_history
 from mixmoe.mixed.profiles import build_grid, checked_column, interval_curves, trajectory_axis
 from mixmoe.mixed.response_model import offset_of, standardised, standardised_name, trials_of
 from mixmoe.mixed.response_scale import (
     MEANS,
     Covariates,
     LinkEstimate,
-    averaged,
     delta_errors,
     draw,
     expert_means,
     given_past,
     mean_intervals,
     place,
-    predictors,
+    subject_expert_means,
+    subject_predictors,
 )
 from mixmoe.mixed.results import MEMoEResults, Wanted
 from mixmoe.output.curves import Curve
@@ -161,39 +163,63 @@ class GLMMResults(MEMoEResults):
         if kind in ("all", "experts"):
             columns |= quantity.experts(e, at, alpha)
         if past is not None and kind in ("all", "subject"):
-            columns |= quantity.subjects(e, at, past.take(design.codes), alpha, wanted.noise)
+            seen = self._seen(design, known, past)
+            parts = [quantity.subjects(e, at.take(rows), seen.take(rows), alpha, wanted.noise) for rows in seen.runs()]
+            columns |= {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         elif kind in ("all", "marginal"):
             columns |= quantity.population(e, at, alpha)
         return columns
 
+    def _subjects(self, design: Design, known: Design, past: History, noise: bool, alpha: float) -> Interval:
+        """Linear predictors of subjects, without offset."""
+        e, seen = self._link(), self._seen(design, known, past)
+        at = replace(_covariates(design), offset=np.zeros(design.n))
+        parts = [subject_predictors(e, at.take(rows), seen.take(rows), alpha) for rows in seen.runs()]
+        columns = zip(*((p.estimate, p.std_error, p.lower, p.upper) for p in parts), strict=True)
+        return Interval(*map(np.concatenate, columns))
+
+    def _seen(self, design: Design, known: Design | None, past: History) -> Seen:
+        """Rows of a design and what is known of their subjects."""
+        model = self.model
+        working = model.coordinates.to_working(model.user(self._vector()))
+        where, memory = np.full(design.n_units, -1), None
+        if known is not None and ((where := places(known, design)) >= 0).any():
+            memory = remember(model.problem_of(known).experts, working)
+        Z = apply_inverse(design.random, model.coordinates.random)
+        return Seen(memory, working.factor[0], Z, where[design.codes], past.probabilities[design.codes])
+
     def _distribution(self, given: str) -> Distribution:
         d, e = self.model.design, self._link()
-        at = _covariates(d)
+        at, out = _covariates(d), self._outcome()
+        prior = prior_history(self._known(), d.gate)
         if given == "history":
-            ahead = self._ahead(e, at)
-            return place(e, ahead.where, ahead.weights, self._outcome())
-        weights = prior_history(self._known(), d.gate).probabilities[d.codes].T
-        return place(e, predictors(e, at), weights, self._outcome())
+            working = self.model.coordinates.to_working(e.params)
+            layers = one_step_ahead(self.model.problem, working, prior.probabilities)
+        else:
+            layers = iter([(np.arange(d.n), self._seen(d, None, prior))])
+        found = np.empty((4, d.n))
+        for rows, seen in layers:
+            for run in seen.runs():
+                here, part = rows[run], seen.take(run)
+                placed = place(e, given_past(e, at.take(here), part), part.probabilities.T, out.take(here))
+                found[:, here] = placed.below, placed.at, placed.beyond, placed.above
+        return Distribution(*found)
 
     def _expert_means(self, level: str) -> Array:
         d, e = self.model.design, self._link()
         at = _covariates(d)
         if level == "marginal":
             return expert_means(e, at)
-        past = past_of_subjects(self.model, self._known(), d, d).take(d.codes)
-        return averaged(lambda eta: e.mean(eta, at.trials), given_past(e, at, past)).T
+        means, seen = np.empty((len(e.extra), d.n)), self._seen(d, d, prior_history(self._known(), d.gate))
+        for rows in seen.runs():
+            means[:, rows] = subject_expert_means(e, at.take(rows), seen.take(rows))
+        return means.T
 
     def _mean_errors(self, weights: Array) -> Array:
         def means(e: LinkEstimate, at: Covariates) -> Array:
             return np.einsum("bnk,nk->bk", weights, expert_means(e, at))
 
         return delta_errors(means, self._link(), _covariates(self.model.design))
-
-    def _ahead(self, e: LinkEstimate, at: Covariates) -> Predictive:
-        c, d = self.model.coordinates, self.model.design
-        working = c.to_working(e.params)
-        back = np.linalg.inv(c.random) * c.scale  # a change of basis is wanted, not a solution
-        return one_step_ahead(self.model.problem, working, e, at, back, prior_history(self._known(), d.gate))
 
     def _draw(self, rng: np.random.Generator) -> Array:
         d = self.model.design
@@ -216,8 +242,12 @@ class GLMMResults(MEMoEResults):
         held = (*model.layout.where("random"), *model.layout.where("threshold"))
         known = [i for i in held if np.isnan(cov[i, i])]
         cov[known] = cov[:, known] = 0.0  # variances on their boundary and infinite thresholds are taken as known
-        vector = np.where(np.isnan(self.em.params), 0.0, self.em.params)
+        vector = self._vector()
         return LinkEstimate(model.response.response, model.structure, vector, cov, model.user(vector))
+
+    def _vector(self) -> Array:
+        """Estimates, correlations with a random effect that does not vary as zero."""
+        return np.where(np.isnan(self.em.params), 0.0, self.em.params)
 
 
 def _covariates(design: Design) -> Covariates:

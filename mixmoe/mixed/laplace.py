@@ -21,13 +21,14 @@ from mixmoe.kernels.moments import build_moments
 from mixmoe.mixed.experts import Effects
 from mixmoe.mixed.extras import extra_starts
 from mixmoe.mixed.gaussian import GaussianExperts
-from mixmoe.mixed.modes import Modes, Predictor, Rows, WarmStarts, evaluate_at, find_modes
+from mixmoe.mixed.modes import Modes, Predictor, Rows, WarmStarts, find_modes, log_joint
 from mixmoe.mixed.outcomes import Response, Terms
 from mixmoe.mixed.structure import Params, Structure
 
 Array = NDArray[np.float64]
 
 MOST_NODES = 50  # per random effect
+_POSTERIOR_NODES = {1: 25, 2: 15, 3: 9, 4: 5, 5: 3}  # per random effect, by their number, for what is said of a subject
 _BLOCK_ROWS = 10_000
 _FIRST_SIZE = 0.6  # standard deviation of the random effects from which the one-expert fit starts
 _FIRST_PASSES = 8
@@ -135,7 +136,7 @@ def _log_terms(rows: Rows, response: Response, nodes: Nodes, at: Predictor, mode
     log_det = sum((np.log(modes.L[:, j, j]) for j in range(q)), start=np.zeros_like(modes.value))
     if len(nodes.points) == 1:
         return (modes.value - log_det)[None]
-    values = [evaluate_at(rows, response, at, node_effects(modes, point)).value for point in nodes.points]
+    values = [log_joint(rows, response, at, node_effects(modes, point)) for point in nodes.points]
     return np.array(values) + nodes.log_weights[:, None, None] - log_det
 
 
@@ -325,6 +326,19 @@ class GlmmExperts:
         """Number of subjects."""
         return self.rows.n_subjects
 
+    @property
+    def fine(self) -> "GlmmExperts":
+        """The same with at least as many nodes as posterior moments and probabilities of a subject need.
+
+        More than 30 times as many in all as a fit has to go through thousands of times; with six random effects and
+        more those of the fit.
+        """
+        q = len(self.rows.Z)
+        least = _POSTERIOR_NODES.get(q, 1)
+        if len(self.nodes.points) >= least**q:
+            return self
+        return replace(self, nodes=build_nodes(least, q), parts=[])
+
     def take(self, subjects: NDArray[np.intp]) -> "GlmmExperts":
         """The same on some of the subjects."""
         return GlmmExperts(self.rows.take(subjects), self.response, self.nodes)
@@ -345,6 +359,14 @@ class GlmmExperts:
 
     def densities(self, params: Params) -> GlmmDensities:
         """Log-densities at S parameter vectors."""
+        S, K, _ = params.beta.shape
+        at, modes = self.modes_at(params)
+        log_terms = _log_terms(self.rows, self.response, self.nodes, at, modes)
+        log_density = logsumexp(log_terms, axis=0).reshape(S, K, self.n_subjects)
+        return GlmmDensities(self.rows, self.response, self.nodes, params, at, modes, log_terms, log_density)
+
+    def modes_at(self, params: Params) -> tuple[Predictor, Modes]:
+        """Modes of the random effects at S parameter vectors, with E = S * K."""
         S, K, p = params.beta.shape
         q, N = len(self.rows.Z), self.n_subjects
         at = Predictor(
@@ -356,9 +378,7 @@ class GlmmExperts:
         start = self.warm.nearest(keys, (K, q, N)).reshape(S * K, q, N)
         modes = find_modes(self.rows, self.response, at, start)
         self.warm.keep(keys, np.nan_to_num(modes.u).reshape(S, K, q, N))
-        log_terms = _log_terms(self.rows, self.response, self.nodes, at, modes)
-        log_density = logsumexp(log_terms, axis=0).reshape(S, K, N)
-        return GlmmDensities(self.rows, self.response, self.nodes, params, at, modes, log_terms, log_density)
+        return at, modes
 
     def sort_keys(self) -> tuple[Array, ...]:
         """Cross-products with the response."""

@@ -1,6 +1,6 @@
 """MEMoE: formula, data and structure of a mixed-effects mixture of experts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import Any, get_args
@@ -222,10 +222,11 @@ class MEMoE(Refitting):
         """The likelihood of other data under the same coordinates."""
         return self.problem if design is self.design else self._problem(design)
 
-    def new_design(self, data: Any, response: bool = False) -> Design:
-        """Other data with the columns of this model."""
-        design = self.design.for_new(data, response=response)
-        check_columns(design, self.settings, response)
+    def new_design(self, data: Any, response: bool = False, without: Sequence[str] = ()) -> Design:
+        """Other data with the columns of this model, `without` those of some sections."""
+        design = self.design.for_new(data, response=response, without=without)
+        if "expert" not in without:
+            check_columns(design, self.settings, response)
         if response:
             check_response(design, self.response)
         return design

@@ -200,6 +200,13 @@ def evaluate_at(rows: Rows, response: Response, at: Predictor, u: Array) -> Mode
     return Modes(u, eta, slope, weight, gram, _factor(gram, at.T), value)
 
 
+def log_joint(rows: Rows, response: Response, at: Predictor, u: Array) -> Array:
+    """Log density given random effects u, shape (E, q, N), minus u'u / 2, shape (E, N)."""
+    eta = at.base + rows.random_predictor(at.T @ u) if len(rows.Z) else at.base
+    density = rows.weighted(response.log_density(rows.outcome, eta, at.extra))
+    return np.asarray(rows.sums(density) - 0.5 * (u * u).sum(axis=1))
+
+
 def _factor(gram: Array, T: Array) -> Array:
     """Cholesky factors of I + T'gram T; NaN where that is not positive definite."""
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -69,6 +69,15 @@ class OrdinalResponse:
         """Categories, from 0, of responses in terms of what they count as."""
         return Outcome(np.searchsorted(self.scores, y).astype(float), trials, np.zeros(len(y)))
 
+    def bends(self, extra: Array) -> Array:
+        """The first and the last threshold."""
+        return cuts_of(extra)[:, [0, -1]]
+
+    def log_density(self, out: Outcome, eta: Array, extra: Array) -> Array:
+        """Log-probability."""
+        codes = _codes(out.y)
+        return log_probability(codes, borders(codes, eta, cuts_of(extra)), np.exp(extra))
+
     def curvature(self, out: Outcome, eta: Array, extra: Array) -> Curvature:
         """Log-probability, slope and weight in one pass."""
         codes = _codes(out.y)

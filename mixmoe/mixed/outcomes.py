@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe.kernels.distribution import Curvature, Family, Outcome
+from mixmoe.kernels.distribution import ETA_LIMIT, Curvature, Family, Outcome
 from mixmoe.mixed.extras import Edge, Extra, Positive
 
 Array = NDArray[np.float64]
@@ -67,6 +67,12 @@ class Response(Protocol):
 
     def outcome(self, y: Array, trials: Array) -> Outcome:
         """Responses as the likelihood takes them."""
+
+    def bends(self, extra: Array) -> Array:
+        """How far down an expectation may grow as the predictor falls, and up as it rises, shape (E, 2)."""
+
+    def log_density(self, out: Outcome, eta: Array, extra: Array) -> Array:
+        """Log density, with any axes before those of eta."""
 
     def curvature(self, out: Outcome, eta: Array, extra: Array) -> Curvature:
         """Log density without its constant, slope and weight in one pass."""
@@ -130,6 +136,15 @@ class FamilyResponse:
     def outcome(self, y: Array, trials: Array) -> Outcome:
         """Responses as they are."""
         return Outcome(y, trials, self.family.constant(y, trials))
+
+    def bends(self, extra: Array) -> Array:
+        """Means rise with the predictor, those of a logit up to zero or so."""
+        logit = self.family.name in ("binomial", "beta")
+        return np.tile([ETA_LIMIT, 0.0 if logit else ETA_LIMIT], (len(extra), 1))
+
+    def log_density(self, out: Outcome, eta: Array, extra: Array) -> Array:
+        """Log density."""
+        return self.family.log_density(out, eta, self._delta(extra))
 
     def curvature(self, out: Outcome, eta: Array, extra: Array) -> Curvature:
         """Log density without its constant, slope and weight in one pass."""

@@ -13,6 +13,7 @@ from mixmoe.assess.panels import Effects
 from mixmoe.gate import gate_log_probabilities
 from mixmoe.kernels.linalg import logsumexp
 from mixmoe.mixed.disturbances import Disturbances
+from mixmoe.mixed.laplace import GlmmExperts
 from mixmoe.mixed.likelihood import Problem
 from mixmoe.mixed.mixtures import MixtureLaw
 from mixmoe.mixed.natural import Positions
@@ -194,12 +195,22 @@ def posterior_history(problem: Problem, e: Params) -> History:
     Returns
     -------
     History
+
+    Notes
+    -----
+    Where the integral over the random effects is none in closed form, it is taken with enough quadrature points for
+    means, variances and probabilities of a subject, however many the fit had.
     """
-    densities = problem.experts.densities(e)
-    log_joint = (gate_log_probabilities(problem.W, e.gamma) + densities.log_density)[0]
-    probabilities = np.exp(log_joint - logsumexp(log_joint, axis=0)).T
-    effects = densities.effects()
-    return History(probabilities, effects.means[0].transpose(2, 0, 1), effects.covariances[0].transpose(3, 0, 1, 2))
+    experts = problem.experts.fine if isinstance(problem.experts, GlmmExperts) else problem.experts
+    parts = []
+    for where, block in experts.blocks(problem.structure.n_experts):
+        densities = block.densities(e)
+        log_joint = (gate_log_probabilities(problem.W[where], e.gamma) + densities.log_density)[0]
+        probabilities = np.exp(log_joint - logsumexp(log_joint, axis=0)).T
+        effects = densities.effects()
+        means, covariances = effects.means[0].transpose(2, 0, 1), effects.covariances[0].transpose(3, 0, 1, 2)
+        parts.append((probabilities, means, covariances))
+    return History(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def prior_history(e: Estimate, W: Array) -> History:

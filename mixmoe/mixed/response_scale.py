@@ -1,7 +1,7 @@
 """Predictions of GLMM experts on the scale of the response, random effects averaged over their distribution.
 
-The random part of a linear predictor is normal whatever the number of random effects, so that every average is a
-one-dimensional Gauss-Hermite sum.
+In the population the random part of a linear predictor is normal whatever the number of random effects, so that every
+average is a one-dimensional Gauss-Hermite sum. Given a history it is not, see `mixmoe.mixed.course`.
 """
 
 from collections.abc import Callable
@@ -9,26 +9,34 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
+from scipy.special import ndtri
 from scipy.stats import norm
 
 from mixmoe.assess.residuals import Distribution, continuous, discrete
 from mixmoe.gate import gate_log_probabilities
 from mixmoe.kernels.distribution import Outcome
+from mixmoe.mixed.course import Course, Seen, Table, course
 from mixmoe.mixed.frames import by_expert, interval_columns, mean_columns
-from mixmoe.mixed.mixtures import MixtureLaw
 from mixmoe.mixed.natural import from_natural
 from mixmoe.mixed.outcomes import Response
-from mixmoe.mixed.predict import History, Interval
+from mixmoe.mixed.predict import Interval
 from mixmoe.mixed.structure import Params, Structure
 
 Array = NDArray[np.float64]
+Index = NDArray[np.intp]
 
 _NODES = 31
-_BISECTIONS = 200
+_MOST_PASSES = 100
+_CLOSE = 1e-10  # relative size of a last step
+_LARGEST = 1e15
+_LEAST_TAIL = 1e-16
 _HALVINGS = 50  # of the range of an expectation or a probability
 _STEP = 1e-5  # of the central differences behind the delta method
 _CHUNK = 20_000
+_STEEP = 0.45  # a fall of a probability from one point to the next, at which the trapezoidal rule loses its accuracy
+_LEAST_MASS = 1e-7  # of a point where that matters
+_DENSER = 4
+_MOST_POINTS = 1_500
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +123,9 @@ def predictors(e: LinkEstimate, at: Covariates) -> Predictors:
     return Predictors(e.params.beta[0] @ at.X.T + at.offset, np.sqrt((loadings**2).sum(axis=2)))
 
 
-def given_past(e: LinkEstimate, at: Covariates, past: History) -> Predictors:
-    """Linear predictors of subjects given what is known of each, `past` with one entry per row."""
-    mean = e.params.beta[0] @ at.X.T + at.offset + np.einsum("nq,nkq->kn", at.Z, past.means)
-    variance = np.einsum("nq,nkqr,nr->kn", at.Z, past.covariances, at.Z, optimize=True)
-    return Predictors(mean, np.sqrt(np.maximum(variance, 0.0)))
+def given_past(e: LinkEstimate, at: Covariates, seen: Seen) -> Course:
+    """Linear predictors of subjects given what is known of each, by expert."""
+    return course(e.params.beta[0] @ at.X.T + at.offset, seen, e.response, e.extra)
 
 
 def averaged(what: Callable[[Array], Array], where: Predictors) -> Array:
@@ -191,15 +197,15 @@ def delta_errors(of: Quantity, e: LinkEstimate, at: Covariates) -> Array:
     return np.where((gradient[unknown] != 0).any(axis=0), np.nan, error)
 
 
-def subject_means(e: LinkEstimate, at: Covariates, past: History, alpha: float, noise: bool) -> Interval:
+def subject_means(e: LinkEstimate, at: Covariates, seen: Seen, alpha: float, noise: bool) -> Interval:
     """Expected responses of subjects given their past, with equal-tailed limits, each shape (n,).
 
     Parameters
     ----------
     e : LinkEstimate
     at : Covariates
-    past : History
-        One entry per row.
+    seen : Seen
+        With the same rows.
     alpha : float
     noise : bool
         Whether the limits are for a new response or for its expectation.
@@ -209,40 +215,59 @@ def subject_means(e: LinkEstimate, at: Covariates, past: History, alpha: float, 
     Interval
         Limits carry the uncertainty of membership and random effects and, with `noise`, the variation of the response.
     """
-    where, weights = given_past(e, at, past), past.probabilities.T
-    means = averaged(lambda eta: e.mean(eta, at.trials), where)
-    mean = (weights * means).sum(axis=0)
-    square = averaged(lambda eta: _second_moment(e, eta, at.trials, noise), where)
-    spread = np.sqrt(np.maximum((weights * square).sum(axis=0) - mean**2, 0.0))
+    where, weights = given_past(e, at, seen), seen.probabilities.T
+    mean = (weights * where.averaged(lambda eta: e.mean(eta, at.trials))).sum(axis=0)
+    inside = where.averaged(lambda eta: _second_moment(e, eta, at.trials, mean, noise))
+    spread = np.sqrt((weights * inside).sum(axis=0))
+    levels = (alpha / 2, 1 - alpha / 2)
     if noise:
-        lower, upper = (response_quantile(e, where, weights, at.trials, level) for level in (alpha / 2, 1 - alpha / 2))
+        lower, upper = (response_quantile(e, where, weights, at.trials, level) for level in levels)
         return Interval(mean, spread, lower, upper)
-    lower, upper = (mean_quantile(e, where, weights, at.trials, level) for level in (alpha / 2, 1 - alpha / 2))
+    table = where.table()
+    lower, upper = (mean_quantile(e, table, weights, at.trials, level) for level in levels)
     return Interval(mean, spread, lower, upper)
 
 
-def _second_moment(e: LinkEstimate, eta: Array, trials: Array, noise: bool) -> Array:
-    return e.mean(eta, trials) ** 2 + (e.response.variance(eta, e.extra, trials) if noise else 0.0)
+def _second_moment(e: LinkEstimate, eta: Array, trials: Array, about: Array, noise: bool) -> Array:
+    """Squared distance of an expectation, or with `noise` of a response, from the mean over experts and effects."""
+    away = (e.mean(eta, trials) - about) ** 2
+    return away + e.response.variance(eta, e.extra, trials) if noise else away
 
 
-def mean_quantile(e: LinkEstimate, where: Predictors, weights: Array, trials: Array, level: float) -> Array:
+def subject_expert_means(e: LinkEstimate, at: Covariates, seen: Seen) -> Array:
+    """Expected response of subjects given their past and the expert, shape (K, n)."""
+    return given_past(e, at, seen).averaged(lambda eta: e.mean(eta, at.trials))
+
+
+def subject_predictors(e: LinkEstimate, at: Covariates, seen: Seen, alpha: float) -> Interval:
+    """Linear predictors of subjects given their past, with equal-tailed limits, each shape (n,)."""
+    where, weights = given_past(e, at, seen), seen.probabilities.T
+    mean = (weights * where.averaged(lambda eta: eta)).sum(axis=0)
+    spread = np.sqrt((weights * where.averaged(lambda eta: (eta - mean) ** 2)).sum(axis=0))
+    table = where.table()
+    lower, upper = (predictor_quantile(table, weights, level) for level in (alpha / 2, 1 - alpha / 2))
+    return Interval(mean, spread, lower, upper)
+
+
+def predictor_quantile(table: Table, weights: Array, level: float) -> Array:
+    """Quantiles of the linear predictor over experts and random effects, shape (n,)."""
+
+    def below(eta: Array) -> Array:
+        return np.asarray((weights * table.below(eta)).sum(axis=0))
+
+    return bisected(below, level, table.first.min(axis=0), table.last.max(axis=0))
+
+
+def mean_quantile(e: LinkEstimate, table: Table, weights: Array, trials: Array, level: float) -> Array:
     """Quantiles of a subject's expected response, which varies with expert and random effects, shape (n,)."""
     scores = e.response.support
     if scores is None:  # the expectation at a predictor is the same for all experts
-        law = MixtureLaw(weights.T, where.mean.T, where.sd.T)
-        return np.asarray(e.response.mean(law.quantile(level), e.extra, trials))
+        return np.asarray(e.response.mean(predictor_quantile(table, weights, level), e.extra, trials))
 
     def below(mean: Array) -> Array:
-        return weighted_probability(weights, where, e.response.predictor(mean, e.extra, trials))
+        return np.asarray((weights * table.below(e.response.predictor(mean, e.extra, trials))).sum(axis=0))
 
     return bisected(below, level, np.full(len(trials), scores[0]), np.full(len(trials), scores[-1]))
-
-
-def weighted_probability(weights: Array, where: Predictors, eta: Array) -> Array:
-    """Probability of a predictor below `eta`, shape (K, n), in the mixture over experts, shape (n,)."""
-    with np.errstate(over="ignore"):
-        z = (eta - where.mean) / np.maximum(where.sd, np.finfo(float).tiny)
-    return np.asarray((weights * ndtr(z)).sum(axis=0))
 
 
 def bisected(below: Callable[[Array], Array], level: float, low: Array, high: Array) -> Array:
@@ -254,12 +279,23 @@ def bisected(below: Callable[[Array], Array], level: float, low: Array, high: Ar
     return 0.5 * (low + high)
 
 
-def distribution_function(e: LinkEstimate, where: Predictors, weights: Array, trials: Array, y: Array) -> Array:
-    """``P(Y <= y)`` of the mixture over experts and random effects, shape (n,)."""
-    return (weights * averaged(lambda eta: e.response.cdf(y, eta, e.extra, trials), where)).sum(axis=0)
+def distribution_function(e: LinkEstimate, where: Course, weights: Array, trials: Array, y: Array) -> Array:
+    """``P(Y <= y)`` of the mixture over experts and random effects, shape (n,).
+
+    As a function of the predictor, the probability falls from one to zero, for large counts, many trials or a high
+    precision within a small part of a step; there the points are made denser.
+    """
+    values = e.response.cdf(y, where.points, e.extra, trials)
+    below = np.asarray((weights * (where.mass * values).sum(axis=0)).sum(axis=0))
+    fall = np.abs(np.diff(values, axis=0)) > _STEEP
+    steep = np.flatnonzero((fall & (where.mass[1:] > _LEAST_MASS)).any(axis=(0, 1)))
+    if steep.size and len(where.mass) < _MOST_POINTS:
+        dense = where.take(steep).finer(_DENSER)
+        below[steep] = distribution_function(e, dense, weights[:, steep], trials[steep], y[steep])
+    return below
 
 
-def place(e: LinkEstimate, where: Predictors, weights: Array, out: Outcome) -> Distribution:
+def place(e: LinkEstimate, where: Course, weights: Array, out: Outcome) -> Distribution:
     """Where responses lie in their distribution."""
     at = distribution_function(e, where, weights, out.trials, out.y)
     if not e.response.discrete:
@@ -267,27 +303,67 @@ def place(e: LinkEstimate, where: Predictors, weights: Array, out: Outcome) -> D
     return discrete(distribution_function(e, where, weights, out.trials, out.y - 1.0), at)
 
 
-def response_quantile(e: LinkEstimate, where: Predictors, weights: Array, trials: Array, level: float) -> Array:
-    """Smallest response whose distribution function reaches `level`, shape (n,), by bisection."""
+def response_quantile(e: LinkEstimate, where: Course, weights: Array, trials: Array, level: float) -> Array:
+    """Smallest response whose distribution function reaches `level`, shape (n,)."""
 
-    def below(y: Array) -> NDArray[np.bool_]:
-        return distribution_function(e, where, weights, trials, y) < level
+    def excess(y: Array, rows: Index) -> Array:
+        at = distribution_function(e, where.take(rows), weights[:, rows], trials[rows], y)
+        return ndtri(np.clip(at, _LEAST_TAIL, 1.0 - _LEAST_TAIL)) - ndtri(level)
 
+    n = len(trials)
     if e.response.support is not None:
         ranks = range(len(e.response.support) - 1)
-        return e.response.support[sum(below(np.full(len(trials), float(j))).astype(np.intp) for j in ranks)]
-    low = np.full(where.mean.shape[1], -1.0)
-    high = np.ones_like(low)
-    while (short := below(high) & (high < 1e15)).any():
-        high = np.where(short, 2 * high, high)
-    for _ in range(_BISECTIONS):
-        middle = 0.5 * (low + high)
-        middle = np.floor(middle) if e.response.discrete else middle
-        under = below(middle)
-        low, high = np.where(under, middle, low), np.where(under, high, middle)
-        if (high - low <= (1.0 if e.response.discrete else 1e-10 * (1.0 + np.abs(high)))).all():
+        short = [excess(np.full(n, float(j)), np.arange(n)) < 0 for j in ranks]
+        return e.response.support[np.sum(short, axis=0)]
+    return crossed(excess, n, e.response.discrete)
+
+
+def crossed(excess: Callable[[Array, Index], Array], n: int, whole: bool) -> Array:
+    """Where increasing functions on (-1, inf) reach zero, shape (n,), by Ridders' method.
+
+    Parameters
+    ----------
+    excess : callable
+        Of values and of which of the n functions are meant.
+    n : int
+    whole : bool
+        Whether they are steps at whole numbers; then the first of these at which zero is reached.
+
+    Returns
+    -------
+    ndarray, shape (n,)
+
+    References
+    ----------
+    Ridders (1979), IEEE Transactions on Circuits and Systems 26, 979-980.
+    """
+    every = np.arange(n)
+    low, high = np.full(n, -1.0), np.ones(n)
+    below, above = excess(low, every), excess(high, every)
+    while (short := (above < 0) & (high < _LARGEST)).any():
+        low, below = np.where(short, high, low), np.where(short, above, below)
+        high = np.where(short, 2.0 * high, high)
+        above[short] = excess(high[short], every[short])
+    best = np.full(n, np.nan)
+    for _ in range(_MOST_PASSES):
+        left = np.flatnonzero((high - low > 1.0) if whole else (high - low > _CLOSE * (1.0 + np.abs(high))))
+        if not left.size:
             break
-    return high
+        a, b, before = low[left], high[left], best[left]
+        middle = np.floor(0.5 * (a + b)) if whole else 0.5 * (a + b)
+        half = excess(middle, left)
+        root = np.sqrt(half * half - below[left] * above[left])
+        x = np.clip(middle - (middle - a) * half / np.where(root > 0.0, root, 1.0), a, b)
+        x = np.floor(x) if whole else x
+        for point, value in ((middle, half), (x, excess(x, left))):
+            up, down = (value < 0) & (point > low[left]), (value >= 0) & (point < high[left])
+            low[left[up]], below[left[up]] = point[up], value[up]
+            high[left[down]], above[left[down]] = point[down], value[down]
+        best[left] = x
+        if not whole:
+            still = np.abs(x - before) <= _CLOSE * (1.0 + np.abs(x))
+            low[left[still]] = high[left[still]] = x[still]
+    return high if whole else best
 
 
 def draw(e: LinkEstimate, at: Covariates, W: Array, starts: NDArray[np.intp], rng: np.random.Generator) -> Array:
@@ -323,12 +399,12 @@ class Shown:
     experts, population : callable
         From estimate, covariates and alpha.
     subjects : callable
-        From estimate, covariates, past of each row, alpha, and whether limits are for a new response.
+        From estimate, covariates, what is known of their subjects, alpha, and whether limits are for a new response.
     """
 
     experts: Callable[[LinkEstimate, Covariates, float], dict[str, Array]]
     population: Callable[[LinkEstimate, Covariates, float], dict[str, Array]]
-    subjects: Callable[[LinkEstimate, Covariates, History, float, bool], dict[str, Array]]
+    subjects: Callable[[LinkEstimate, Covariates, Seen, float, bool], dict[str, Array]]
 
 
 def _expert_columns(e: LinkEstimate, at: Covariates, alpha: float) -> dict[str, Array]:
@@ -339,8 +415,8 @@ def _population_columns(e: LinkEstimate, at: Covariates, alpha: float) -> dict[s
     return interval_columns(("mean",), mean_intervals(marginal_means, e, at, alpha))
 
 
-def _subject_columns(e: LinkEstimate, at: Covariates, past: History, alpha: float, noise: bool) -> dict[str, Array]:
-    return mean_columns(subject_means(e, at, past, alpha, noise))
+def _subject_columns(e: LinkEstimate, at: Covariates, seen: Seen, alpha: float, noise: bool) -> dict[str, Array]:
+    return mean_columns(subject_means(e, at, seen, alpha, noise))
 
 
 MEANS = Shown(_expert_columns, _population_columns, _subject_columns)

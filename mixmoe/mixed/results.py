@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe._frame import view
+from mixmoe._rows import NothingLeftError
 from mixmoe.arguments import checked_choice, checked_order
 from mixmoe.assess.effects import GatePoint
 from mixmoe.assess.influence import FirstOrder
@@ -24,6 +25,7 @@ from mixmoe.mixed.disturbances import disturbances
 from mixmoe.mixed.dynamic import errors_ahead, normalized_residuals, past_of, subject_law
 from mixmoe.mixed.frames import (
     by_expert,
+    check_baseline,
     in_user_order,
     mean_columns,
     past_of_subjects,
@@ -50,6 +52,7 @@ from mixmoe.mixed.predictive import given_covariates, given_history
 from mixmoe.mixed.profiles import gate_curves, trajectory_axis, trajectory_curves, trajectory_data
 from mixmoe.mixed.sensitivity import first_order, likelihood_at
 from mixmoe.output.curves import Curve, Marks, Observed
+from mixmoe.output.frames import nothing_predicted
 from mixmoe.output.tables import Cell, Table
 from mixmoe.results import MoEResults
 
@@ -153,12 +156,14 @@ class MEMoEResults(MoEResults):
         Returns
         -------
         DataFrame
-            One row per row of `new`, in its order; NaN where a covariate is missing.
+            One row per row of `new`, in its order; NaN where a covariate is missing. Covariates that a kind does not
+            use may be left out: those of the gate for ``"experts"``, those of the experts for ``"probabilities"``.
 
         Raises
         ------
         DesignError
-            If a column is missing or a category is new.
+            If a column is missing or a category is new, or baseline covariates of a subject differ between `history`
+            and `new`.
 
         Warns
         -----
@@ -188,13 +193,35 @@ class MEMoEResults(MoEResults):
         if scale == "categories" and self.model.response.thresholds is None:
             family = self.model.response.name
             raise ArgumentError(f"scale='categories' is for family='ordinal', got family={family!r}; use 'response'")
-        design = self.model.design if new is None else self.model.new_design(new)
         known = self._history(history, use_fit=kind == "subject")
+        if known is not None and kind in ("experts", "marginal"):
+            known = None  # checked like any other, but it plays no part
+        wanted = Wanted(kind, scale, interval == "prediction", checked_alpha(alpha))
+        try:
+            design = self.model.design if new is None else self.model.new_design(new, without=self._unused(kind, known))
+        except NothingLeftError as error:
+            return nothing_predicted(new, self._column_names(known, wanted), error)
         if known is not None:
             warn_strangers(known, design, given=history is not None)
-        wanted = Wanted(kind, scale, interval == "prediction", checked_alpha(alpha))
+            check_baseline(known, design)
         columns = self._columns(design, known, wanted)
         return in_user_order(columns, design, new)
+
+    def _unused(self, kind: Kind, known: Design | None) -> tuple[str, ...]:
+        """Sections of the formula that a kind of prediction does not need of the rows to predict."""
+        gaussian = self.model.response.gaussian  # then means do not depend on the random effects
+        if kind == "probabilities":
+            return ("expert", "random", "sigma")
+        if kind == "experts":
+            return ("gate", "sigma", "random") if gaussian else ("gate", "sigma")
+        if kind == "subject" or known is not None:
+            return ()
+        return ("sigma", "random") if gaussian else ("sigma",)
+
+    def _column_names(self, known: Design | None, wanted: "Wanted") -> list[str]:
+        """Names of the columns of a prediction: those that the first row of the fit has."""
+        d = self.model.design
+        return list(self._columns(self.model.new_design(d.frame.iloc[:1]), known, wanted))
 
     def _history(self, history: Any, use_fit: bool) -> Design | None:
         """The rows from which subjects are known; None where their history plays no part."""
@@ -208,7 +235,9 @@ class MEMoEResults(MoEResults):
             raise ArgumentError(
                 f"history needs the column {group!r} that names the subjects; without it its rows cannot be assigned"
                 if group is not None
-                else f"the model {self.model.formula.text!r} has no subjects: rows have no history; leave history= out"
+                else f"the model {self.model.formula.text!r} has no subjects: rows have no history; add a column that "
+                "names the subject of each row, as re: (0 | row) for a column row that numbers the rows, or leave "
+                "history= out"
             )
         return known
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe._frame import shown
 from mixmoe.arguments import checked_count
 from mixmoe.design import levels_in_use
 from mixmoe.errors import ArgumentError
@@ -170,8 +171,8 @@ def places_of(fitted: Persons, labels: Sequence[Any]) -> list[int]:
     known = {label: k for k, label in enumerate(fitted.labels)}
     for label in named:
         if label not in known:
-            some = ", ".join(repr(value) for value in fitted.labels[:5])
-            raise ArgumentError(f"persons must name persons of the fit, such as {some}; got {label!r}")
+            some = ", ".join(map(shown, fitted.labels[:5]))
+            raise ArgumentError(f"persons must name persons of the fit, such as {some}; got {shown(label)}")
     return [known[label] for label in named]
 
 

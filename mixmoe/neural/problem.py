@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mixmoe._frame import shown
 from mixmoe.arguments import checked_count, checked_positive
 from mixmoe.em import Flag
 from mixmoe.errors import ArgumentError
@@ -152,11 +153,11 @@ class Control:
                 checked_count(getattr(self, name), name)
         checked_positive(self.lr, "lr")
         if not checked_positive(self.alpha, "alpha") < 1.0:
-            raise ArgumentError(f"alpha must lie between 0 and 1, got {self.alpha!r}")
+            raise ArgumentError(f"alpha must lie between 0 and 1, got {shown(self.alpha)}")
         for name in ("weight_decay", "penalty"):
             value = getattr(self, name)
             if not isinstance(value, numbers.Real) or not 0.0 <= float(value) < np.inf:
-                raise ArgumentError(f"{name} must be a finite number of at least zero, got {value!r}")
+                raise ArgumentError(f"{name} must be a finite number of at least zero, got {shown(value)}")
 
 
 @dataclass(frozen=True, slots=True)

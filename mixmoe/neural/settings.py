@@ -3,6 +3,7 @@
 import numbers
 from typing import Any
 
+from mixmoe._frame import shown
 from mixmoe.errors import ArgumentError, MixmoeWarning, warn
 from mixmoe.neural.exact import is_exact
 from mixmoe.neural.problem import Control, Estimator, Problem
@@ -58,7 +59,7 @@ def checked_share(value: Any, name: str, *, zero: bool) -> float:
     """
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not (real and 0.0 <= value < 1.0 and (zero or value > 0.0)):
-        raise ArgumentError(f"{name} must be a number {'from' if zero else 'above'} 0 and below 1, got {value!r}")
+        raise ArgumentError(f"{name} must be a number {'from' if zero else 'above'} 0 and below 1, got {shown(value)}")
     return float(value)
 
 

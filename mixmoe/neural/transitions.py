@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe._frame import shown
 from mixmoe.arguments import checked_count, checked_rng
 from mixmoe.errors import ArgumentError
 from mixmoe.neural._torch import Tensor, to_array, torch
@@ -90,7 +91,7 @@ class Transitions:
         """Next-state probabilities of the population or of a person as a square table, rows the present state."""
         frame = self.population if person is None else self.persons[self.persons["person"] == person]
         if not len(frame):
-            raise ArgumentError(f"person must be one of the fit, got {person!r}")
+            raise ArgumentError(f"person must be one of the fit, got {shown(person)}")
         return frame.pivot(index="from", columns="to", values="probability").loc[list(self.states), list(self.states)]
 
     def association(
@@ -137,15 +138,18 @@ def person_values(covariate: Any, labels: NDArray[np.object_]) -> Array:
     series = covariate if isinstance(covariate, pd.Series) else pd.Series(dict(covariate))
     missing = [label for label in labels if label not in series.index]
     if missing:
-        raise ArgumentError(f"covariate has no value for person {missing[0]!r}; give one per person")
+        raise ArgumentError(f"covariate has no value for person {shown(missing[0])}; give one per person")
     if series.index.has_duplicates:
         label = series.index[series.index.duplicated()][0]
         raise ArgumentError(
-            f"covariate has several values for {label!r}; give one per person, as data.groupby(person)[name].first()"
+            f"covariate has several values for {shown(label)}; give one per person, as "
+            "data.groupby(person)[name].first()"
         )
     mine = series.loc[list(labels)]
     if mine.isna().any():
-        raise ArgumentError(f"covariate is missing for person {labels[int(mine.isna().argmax())]!r}; leave none out")
+        raise ArgumentError(
+            f"covariate is missing for person {shown(labels[int(mine.isna().argmax())])}; leave none out"
+        )
     if pd.api.types.is_numeric_dtype(mine.dtype) and not pd.api.types.is_bool_dtype(mine.dtype):
         z = mine.to_numpy(dtype=float)
         if not np.isfinite(z).all():

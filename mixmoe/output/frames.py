@@ -1,9 +1,14 @@
-"""Estimates as tidy frames."""
+"""Estimates and predictions as tidy frames."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe._frame import view
+from mixmoe.errors import DroppedRowsWarning, warn
 from mixmoe.inference.intervals import two_sided, wald_limits
 from mixmoe.layout import ParamLayout
 
@@ -43,3 +48,14 @@ def tidy(layout: ParamLayout, params: Array, bse: Array, alpha: float = 0.05) ->
         },
         index=pd.Index(layout.names, name="name"),
     )
+
+
+def row_labels(new: Any, n_rows: int) -> pd.Index:
+    """Labels of the rows of a user's frame."""
+    return new.index if isinstance(new, pd.DataFrame) else pd.RangeIndex(n_rows)
+
+
+def nothing_predicted(new: Any, names: Sequence[str], why: Exception) -> pd.DataFrame:
+    """NaN in all rows, with the warning that rows left out have."""
+    warn(f"no row can be predicted: {why}", DroppedRowsWarning)
+    return pd.DataFrame(np.nan, index=row_labels(new, view(new).n_rows), columns=list(names))

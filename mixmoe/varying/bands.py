@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 from scipy.stats import t as student
 
+from mixmoe._frame import shown
 from mixmoe.errors import ArgumentError
 from mixmoe.varying.centring import centred, turned_covariance
 from mixmoe.varying.critical import asymptotic_critical, multiplier_critical
@@ -345,7 +346,7 @@ def checked_level(level: float) -> float:
         If it is not between 0 and 1.
     """
     if not (isinstance(level, int | float | np.floating) and 0.0 < float(level) < 1.0):
-        raise ArgumentError(f"level must lie between 0 and 1, got {level!r}; use 0.95 for 95 % bands")
+        raise ArgumentError(f"level must lie between 0 and 1, got {shown(level)}; use 0.95 for 95 % bands")
     return float(level)
 
 

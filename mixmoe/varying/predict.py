@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe._frame import view
 from mixmoe.assess.residuals import Distribution, continuous, discrete
 from mixmoe.design import Design
-from mixmoe.errors import DesignError, DroppedRowsWarning, warn
+from mixmoe.errors import DesignError
 from mixmoe.kernels.distribution import Family
+from mixmoe.output.frames import row_labels
 from mixmoe.varying.fitted import FittedVCMoE
 from mixmoe.varying.problem import Rows
 from mixmoe.varying.profiles import levels_at
@@ -93,12 +93,6 @@ def column_names(n_experts: int, kind: str) -> list[str]:
     return alone.get(kind, [f"{'expert' if kind == 'experts' else 'probability'}{c}" for c in each])
 
 
-def nothing_predicted(new: Any, names: list[str], why: Exception) -> pd.DataFrame:
-    """NaN in all rows, with the warning that rows left out have."""
-    warn(f"no row can be predicted: {why}", DroppedRowsWarning)
-    return pd.DataFrame(np.nan, index=_labels(new, view(new).n_rows), columns=names)
-
-
 def _posterior(at: PredictionRows, family: Family) -> Array:
     plain = at.rows.with_weights(np.ones(at.rows.n))
     return posterior(plain, family, at.natural).weighted
@@ -152,8 +146,4 @@ def _in_user_order(values: Array, names: list[str], design: Design, new: Any) ->
     if new is None:
         index = design.rows[np.argsort(design.position, kind="stable")]
         return pd.DataFrame(design.in_order(values), index=index, columns=names)
-    return pd.DataFrame(design.in_order(values, fill=True), index=_labels(new, design.n_input), columns=names)
-
-
-def _labels(new: Any, n_rows: int) -> pd.Index:
-    return new.index if isinstance(new, pd.DataFrame) else pd.RangeIndex(n_rows)
+    return pd.DataFrame(design.in_order(values, fill=True), index=row_labels(new, design.n_input), columns=names)

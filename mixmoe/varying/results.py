@@ -18,6 +18,7 @@ from mixmoe.inference.covariance import ParamCov
 from mixmoe.inference.intervals import checked_alpha
 from mixmoe.inference.tests import InvalidTest
 from mixmoe.output.curves import Curve
+from mixmoe.output.frames import nothing_predicted
 from mixmoe.output.summary import Summary, header_table
 from mixmoe.output.tables import Cell, Table
 from mixmoe.results import MoEResults
@@ -40,7 +41,6 @@ from mixmoe.varying.glr import (
 from mixmoe.varying.predict import (
     KINDS,
     column_names,
-    nothing_predicted,
     prediction_columns,
     prediction_rows,
     response_places,

@@ -214,9 +214,9 @@ def _check_one_kind(design: Design, clusters: NDArray[np.object_]) -> None:
     if texts.any() and not texts.all():
         i, j = int(texts.argmin()), int(texts.argmax())
         raise DesignError(
-            f"cluster= holds values of different types, {clusters[i]!r} in row {shown(design.rows[i])} and "
-            f"{clusters[j]!r} in row {shown(design.rows[j])}, which would be two clusters even if they read alike; "
-            "make them one type, for instance by astype(str)"
+            f"cluster= holds values of different types, {shown(clusters[i])} in row {shown(design.rows[i])} and "
+            f"{shown(clusters[j])} in row {shown(design.rows[j])}, which would be two clusters even if they read "
+            "alike; make them one type, for instance by astype(str)"
         )
 
 
@@ -230,8 +230,8 @@ def checked_floor(value: Any) -> float:
     """
     if checked_positive(value, "sigma_floor") >= 1.0:
         raise ArgumentError(
-            f"sigma_floor must be below 1, got {value!r}: it is a fraction of the residual standard deviation of one "
-            "regression for all rows, which experts are there to undercut; use for instance 0.01"
+            f"sigma_floor must be below 1, got {shown(value)}: it is a fraction of the residual standard deviation "
+            "of one regression for all rows, which experts are there to undercut; use for instance 0.01"
         )
     return float(value)
 
@@ -324,7 +324,7 @@ def checked_numbers(values: Any, name: str) -> Array:
     try:
         return np.atleast_1d(np.asarray(values, dtype=float)).ravel()
     except (TypeError, ValueError) as error:
-        raise ArgumentError(f"{name} must be numbers, got {values!r}; pass a list or an array") from error
+        raise ArgumentError(f"{name} must be numbers, got {shown(values)}; pass a list or an array") from error
 
 
 def checked_bandwidth(value: Any, index: Array, name: str = "bandwidth") -> float:
@@ -339,7 +339,7 @@ def checked_bandwidth(value: Any, index: Array, name: str = "bandwidth") -> floa
     words = {"bandwidth": ", 'cv' or 'rule'", "gate_bandwidth": ", 'cv' or None for that of the experts"}.get(name, "")
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not float(value) > 0.0:
         raise ArgumentError(
-            f"{name} must be a positive number in units of the index (range {span:g}){words}, got {value!r}"
+            f"{name} must be a positive number in units of the index (range {span:g}){words}, got {shown(value)}"
         )
     h = float(value)
     if WIDEST * span < h < np.inf:
@@ -360,7 +360,7 @@ def checked_candidates(values: Any, index: Array) -> list[float]:
     """
     found = [checked_bandwidth(float(h), index, "candidates") for h in checked_numbers(values, "candidates")]
     if not found or not np.isfinite(found).all():
-        raise ArgumentError(f"candidates must be finite bandwidths, at least one, got {values!r}")
+        raise ArgumentError(f"candidates must be finite bandwidths, at least one, got {shown(values)}")
     return found
 
 
