@@ -13,6 +13,7 @@ from mixmoe._recipe import response_column
 from mixmoe.design import Design, build_design
 from mixmoe.errors import ArgumentError, DesignError, DroppedRowsWarning, FormulaError
 from mixmoe.formula import MoEFormula, parse_formula
+from mixmoe.kernels.existence import check_varies
 
 Array = NDArray[np.float64]
 
@@ -144,6 +145,8 @@ def build_outcomes(design: Design, n_experts: int, formula: MoEFormula, data: An
     made = _quiet_design(formula, frame, kind)
     order = np.argsort(made.position, kind="stable")
     place = made.position[order]
+    if kind != "categorical":
+        check_varies(str(made.names.response), np.asarray(made.response, dtype=float))
     n = len(matched.frame)
     kept = place[place < n]  # the copies come one after the other, and a row is complete in all of them or in none
     X = made.expert[order].reshape(n_experts, len(kept), -1).transpose(1, 0, 2)

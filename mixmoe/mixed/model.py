@@ -15,6 +15,7 @@ from mixmoe.em import Control, EMFit, Starts, better, seeded
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.formula import MoEFormula, parse_formula
 from mixmoe.inference.covariance import ParamCov, checked_cov_type
+from mixmoe.kernels.existence import Observed, check_maximum
 from mixmoe.kernels.linalg import logsumexp
 from mixmoe.kernels.serial import ErrorKind
 from mixmoe.layout import ParamLayout
@@ -47,6 +48,8 @@ from mixmoe.mixed.response_model import (
     check_response,
     coordinates_of,
     experts_of,
+    offset_of,
+    trials_of,
     with_levels,
 )
 from mixmoe.mixed.results import MEMoEResults
@@ -461,9 +464,11 @@ def _check_identified(design: Design, n_experts: int, response: ResponseModel) -
         )
     check_random(design, response)
     check_response(design, response)
+    y = np.asarray(design.response, dtype=float)
+    observed = Observed(design.names.response or "", y, trials_of(design), offset_of(design))
+    check_maximum(response.name, observed, design.expert)
     if not response.gaussian:
         return
-    y = np.asarray(design.response)
     if "Intercept" in design.names.random and (y == y[design.starts][design.codes]).all():
         raise DesignError(
             f"the response {design.names.response!r} does not vary within any subject, so that residuals are zero; "

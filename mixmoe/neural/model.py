@@ -19,6 +19,7 @@ from mixmoe.em import EMFit, Flag, Starts
 from mixmoe.errors import ArgumentError, ConvergenceWarning, DesignError, FormulaError, MixmoeWarning
 from mixmoe.formula import MoEFormula, parse_formula
 from mixmoe.inference.covariance import ParamCov
+from mixmoe.kernels.existence import check_varies
 from mixmoe.layout import ParamLayout
 from mixmoe.neural._torch import load_torch, one_thread, select_device
 from mixmoe.neural.compare import Comparison, HeldOut, compare, fit_network, held_out
@@ -519,6 +520,8 @@ def chosen_family(family: str, formula: MoEFormula, data: Any) -> Family:
 def check_response(design: Design, family: Family) -> None:
     """Refuse responses that the family cannot have."""
     levels = design.response_levels or ()
+    if family == "gaussian":
+        check_varies(str(design.names.response), np.asarray(design.response, dtype=float))
     if family == "binary" and len(levels) != 2:
         raise DesignError(f"the response {design.names.response!r} has {len(levels)} levels; family='binary' needs 2")
     if len(levels) > MAX_LEVELS:
