@@ -118,5 +118,5 @@ def test_a_constant_distal_outcome_is_refused():
     sim = mm.simulate.memoe("separated", n_subjects=60, rng=1)
     fit = mm.fit(sim.formula, sim.data, experts=2, rng=0, starts=4)
     outcomes = sim.data.drop_duplicates("id")[["id"]].assign(w=3.0)
-    with pytest.raises(DesignError, match="'w' is 3 in all .* rows; it must vary"):
+    with pytest.raises(DesignError, match=r"'w' is 3 in all .* rows; it must vary"):
         fit.distal("w ~ expert", outcomes)

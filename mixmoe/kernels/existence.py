@@ -42,7 +42,7 @@ def check_varies(name: str, y: Array) -> None:
 def check_maximum(family: str, observed: Observed, X: Array) -> None:
     """Refuse responses for which one expert's likelihood has no maximum, whatever its covariates.
 
-    A response that does not vary is no such reason by itself: one success out of varying trials, or one event in varying
+    A response that does not vary is no such reason by itself: one success of varying trials, or one event in varying
     exposures, is as good as any.
 
     Parameters
