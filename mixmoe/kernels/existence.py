@@ -87,16 +87,14 @@ def check_maximum(family: str, observed: Observed, X: Array) -> None:
         if level and constant:  # other exact fits are found where the residual deviation is computed
             raise DesignError(f"{what} is {y[0]:g} in all {y.size} rows; it must vary")
         return
-    link = {"gamma": np.log, "beta": _logit}.get(family)
-    if link is not None and _fitted_exactly(X, link(y) - observed.offset):
+    if family not in ("gamma", "beta"):
+        return
+    linked = np.log(y) - (np.log1p(-y) if family == "beta" else 0.0)
+    if _fitted_exactly(X, linked - observed.offset):
         raise DesignError(
             f"the expert columns reproduce {what} exactly in all {y.size} rows; it must vary around them: without "
             "residuals the likelihood has no bound, so remove covariates that are functions of the response"
         )
-
-
-def _logit(y: Array) -> Array:
-    return np.asarray(np.log(y) - np.log1p(-y))
 
 
 def _fitted_exactly(X: Array, target: Array) -> bool:

@@ -27,6 +27,7 @@ _CATEGORIES = {
     "vague_correlation": BoundaryWarning,
     "separated_gate": BoundaryWarning,
     "separated_expert": BoundaryWarning,
+    "ambiguous_labels": DegeneracyWarning,
     "degenerate": DegeneracyWarning,
     "small_expert": DegeneracyWarning,
     "laplace_bias": ApproximationWarning,

@@ -19,6 +19,7 @@ from mixmoe.kernels.existence import Observed, check_maximum
 from mixmoe.kernels.linalg import logsumexp
 from mixmoe.kernels.serial import ErrorKind
 from mixmoe.layout import ParamLayout
+from mixmoe.mixed.ambiguity import with_label_flag
 from mixmoe.mixed.bootstrap import bootstrap_covariance
 from mixmoe.mixed.coordinates import apply_inverse
 from mixmoe.mixed.covariance import covariance, find_boundary, natural_jacobian
@@ -290,6 +291,7 @@ class MEMoE(Refitting):
         n_starts = default if starts is None else checked_count(starts, "starts", least=1 if start is None else 0)
         fit = seeded(self.maximum(n_starts, generator, self._start(start), control), rng)
         fit = with_integral_flag(fit, self.problem, self.coordinates, self.working(fit.params), self.layout)
+        fit = with_label_flag(fit, self.design, self.problem, self.working(fit.params), self.coordinates.log_sigma.size)
         warn_flags(fit.flags)
         if cov_type == "bootstrap":
             cov_options = {"rng": generator, "progress": progress, **cov_options}

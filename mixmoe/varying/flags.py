@@ -32,6 +32,7 @@ _CATEGORIES = {
     "sparse_index": ConvergenceWarning,
     "degenerate": DegeneracyWarning,
     "small_expert": DegeneracyWarning,
+    "ambiguous_labels": DegeneracyWarning,
     "weak_identification": DegeneracyWarning,
     "few_clusters": DegeneracyWarning,
     "separated_gate": BoundaryWarning,
