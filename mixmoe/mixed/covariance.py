@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.linalg import null_space
 
 from mixmoe.errors import DegeneracyWarning, warn
-from mixmoe.gate import gate_information, gate_log_probabilities
+from mixmoe.gate import gate_information, gate_log_probabilities, penalty_meat
 from mixmoe.inference.covariance import CovType, ParamCov, delta_cov, meat, sandwich, without_parameters
 from mixmoe.kernels.linalg import semidefinite_cholesky
 from mixmoe.mixed.coordinates import Coordinates
@@ -178,7 +178,8 @@ def covariance(
     inverse = invert_information(observed_information(problem, at.theta), basis)
     matrix = inverse.matrix
     if kind != "nonrobust":
-        matrix = sandwich(matrix, meat(subject_scores(problem, at.theta), clusters, correction))
+        middle = meat(subject_scores(problem, at.theta), clusters, correction)
+        matrix = sandwich(matrix, middle + _meat_of_penalty(problem, at.theta))
     jacobian = np.nan_to_num(natural_jacobian(problem, coordinates, at.theta))
     unknown = np.abs(jacobian @ inverse.null) > 1e-6 * (1e-300 + np.abs(jacobian).max(axis=1, keepdims=True, initial=0))
     blank = sorted({*at.blank, *np.flatnonzero(unknown.any(axis=1)).tolist()})
@@ -186,6 +187,15 @@ def covariance(
     if correction:
         note = "; ".join(filter(None, [note, "small-sample factor G / (G - 1)"]))
     return ParamCov(without_parameters(delta_cov(jacobian, matrix), blank), kind, note)
+
+
+def _meat_of_penalty(problem: Problem, theta: Array) -> Array:
+    """What the prior of the gate adds to the middle of a sandwich, shape (P, P)."""
+    out = np.zeros((theta.size, theta.size))
+    if problem.penalty is not None:
+        gamma = expand(problem.structure, problem.free, theta[None]).gamma
+        out[problem.free.gate, problem.free.gate] = penalty_meat(problem.penalty, problem.W, gamma)
+    return out
 
 
 def _about_clusters(n_clusters: int, n_params: int) -> str:
@@ -219,6 +229,8 @@ def gate_directions(problem: Problem, theta: Array) -> GateDirections:
     weights = np.ones(problem.n_subjects)
     information = gate_information(problem.W, gate_log_probabilities(problem.W, gamma), weights)[0]
     values, vectors = np.linalg.eigh(information / problem.n_subjects)
+    if problem.penalty is not None:  # the prior keeps all coefficients finite
+        return GateDirections(vectors, np.zeros(values.size, dtype=bool))
     return GateDirections(vectors, values < _NO_GATE_INFORMATION)
 
 

@@ -14,6 +14,7 @@ from mixmoe.design import Design, ResponseKind, build_design
 from mixmoe.em import Control, EMFit, Starts, better, seeded
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.formula import MoEFormula, parse_formula
+from mixmoe.gate import PseudoUnits, checked_gate_penalty
 from mixmoe.inference.covariance import ParamCov, checked_cov_type
 from mixmoe.kernels.existence import Observed, check_maximum
 from mixmoe.kernels.linalg import logsumexp
@@ -37,7 +38,7 @@ from mixmoe.mixed.flags import find_flags, uncertainty_flags, warn_flags
 from mixmoe.mixed.given import cluster_codes, start_vector
 from mixmoe.mixed.glmm_results import GLMMResults
 from mixmoe.mixed.integral import with_integral_flag
-from mixmoe.mixed.likelihood import Problem, build_problem, evaluate, subject_logliks
+from mixmoe.mixed.likelihood import Problem, build_problem, evaluate, penalty_at, subject_logliks
 from mixmoe.mixed.natural import build_layout, from_natural, outside_space, to_natural
 from mixmoe.mixed.refits import Refitting
 from mixmoe.mixed.response_model import (
@@ -118,6 +119,13 @@ class MEMoE(Refitting):
     trials, offset, weights : str, optional
         Columns, not for Gaussian responses: number of trials of a binomial response; offset of the linear predictor,
         for counts the log of the exposure; prior weights of the rows, which multiply their log-densities.
+    gate_penalty : {"firth"} or float, optional
+        Keeps gate coefficients finite where covariates separate experts. ``"firth"``: half the log determinant of the
+        information that the gate would have with known memberships (Jeffreys prior) is added to the log-likelihood;
+        a number n: n subjects, spread evenly over the covariates of the data and over the experts (Latent GOLD's Bayes
+        constant, 1 by default there). Both are the same whichever expert is the reference and however covariates are
+        coded. Starts, estimates, information, profiles and resamples are of the penalised log-likelihood; ``llf`` and
+        the criteria that follow from it are of the log-likelihood at the penalised estimates.
     context : mapping, optional
         Functions and constants the formula may use; nothing else of the caller is visible.
     formula_engine : {"formulaic", "patsy"}
@@ -166,6 +174,7 @@ class MEMoE(Refitting):
         trials: str | None = None,
         offset: str | None = None,
         weights: str | None = None,
+        gate_penalty: str | float | None = None,
         context: Mapping[str, Any] | None = None,
         formula_engine: str = "formulaic",
     ) -> None:
@@ -174,6 +183,7 @@ class MEMoE(Refitting):
         checked_choice(cov_re, "cov_re", get_args(CovRE))
         checked_choice(residual, "residual", get_args(Residual))
         options = checked_errors(errors, time, errors_by, errors_dist, errors_df, residual)
+        self.gate_penalty = checked_gate_penalty(gate_penalty)
         columns = {"trials": trials, "offset": offset, "weights": weights}
         self.response = build_response_model(family, residual, n_quad, columns)
         check_no_errors(self.response, self.formula, options)
@@ -189,6 +199,7 @@ class MEMoE(Refitting):
             "family": self.response.name,
             "n_quad": n_quad,
             **columns,
+            "gate_penalty": float(gate_penalty) if isinstance(self.gate_penalty, PseudoUnits) else gate_penalty,
             **options.settings,
             "formula_engine": formula_engine,
         }
@@ -236,7 +247,7 @@ class MEMoE(Refitting):
     def _problem(self, design: Design) -> Problem:
         c = self.coordinates
         experts = experts_of(design, self.response, c) if self.errors is None else self.errors.experts(design, c)
-        return build_problem(self.structure, experts, apply_inverse(design.gate, c.gate))
+        return build_problem(self.structure, experts, apply_inverse(design.gate, c.gate), self.gate_penalty)
 
     def fit(
         self,
@@ -430,9 +441,11 @@ class MEMoE(Refitting):
         joint = subject_logliks(self.problem, theta)
         responsibilities = np.exp(joint - logsumexp(joint, axis=1)[:, None])
         boundary = find_boundary(self.problem, self.coordinates, theta)
+        penalty = penalty_at(self.problem, theta)
         return EMFit(
             params=self.natural(boundary.theta),
-            loglik=found.loglik - self._log_scale,
+            loglik=found.loglik - penalty - self._log_scale,
+            penalty=penalty,
             trace=found.trace - self._log_scale,
             n_iter=found.n_iter,
             n_evaluations=found.n_evaluations,

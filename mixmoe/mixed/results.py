@@ -367,6 +367,16 @@ class MEMoEResults(MoEResults):
         setup = self.model.errors
         return () if setup is None else (("Errors", setup.options.described),)
 
+    @property
+    def _more_notes(self) -> tuple[str, ...]:
+        penalty = self.model.gate_penalty
+        if penalty is None or self.model.n_experts == 1:
+            return ()
+        return (
+            f"Gate penalised by {penalty.described}: estimates, standard errors and profiles are of the penalised "
+            "log-likelihood; log-likelihood and criteria are without the penalty.",
+        )
+
     def _normalized(self) -> Array:
         return normalized_residuals(
             self.model.design, self._known().params, self.em.responsibilities, self.model.errors

@@ -251,6 +251,7 @@ def _document(saved: SavedFit) -> dict[str, Any]:
         "columns": dict(saved.columns),
         "fit": {
             "loglik": float(fit.loglik),
+            "penalty": float(fit.penalty),
             "n_iter": int(fit.n_iter),
             "n_evaluations": int(fit.n_evaluations),
             "converged": bool(fit.converged),
@@ -435,6 +436,7 @@ def _em_fit(fit: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> EMFit:
         responsibilities=arrays["responsibilities"],
         starts=_starts(fit, arrays),
         flags=tuple(Flag(str(flag["code"]), str(flag["message"])) for flag in fit["flags"]),
+        penalty=float(fit.get("penalty", 0.0)),
     )
 
 
