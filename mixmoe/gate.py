@@ -150,21 +150,26 @@ class JeffreysPenalty:
         return 0.5 * (size + np.log(sign) if np.iscomplexobj(gamma) else size)
 
     def units(self, W: Array, gamma: Array) -> Array:
-        """Half the leverage of a unit, by experts: ``p_k (e_k - p)' B (e_k - p) / 2``, shape (S, K, N).
+        """Half a unit for each cell of a table, shape (S, K, N): ``p_k (e_k - p)' B (e_k - p) / 2 + p_k h / (2 K - 2)``.
 
-        With ``B_bc = w' V_bc w`` from the blocks of the inverse information V. Their score is the derivative of
-        `value`, ``w / 2 sum_b L_ab (B_bb - 2 sum_c B_bc p_c)`` summed over units, with ``L = diag(p) - p p'``.
+        With ``B_bc = w' V_bc w`` from the blocks of the inverse information V, and the leverage ``h = tr(L B)``,
+        ``L = diag(p) - p p'``. Their score is the derivative of `value`, ``w / 2 sum_b L_ab (B_bb - 2 sum_c B_bc p_c)``
+        summed over units; the second term, proportional to p, has none. For two experts these are h / 2 each.
         """
         (S, J, m), N = gamma.shape, W.shape[0]
         prior = np.exp(gate_log_probabilities(W, gamma))
         if gamma.size == 0:
             return np.zeros_like(prior)
-        inverse = np.linalg.inv(_mean_information(W, gamma)).reshape(S, J, m, J, m) / N
+        information = _mean_information(W, gamma)
+        lost = ~np.isfinite(np.linalg.slogdet(information)[1])  # so far out that `value` is minus infinity
+        information[lost] = np.eye(J * m)
+        inverse = np.linalg.inv(information).reshape(S, J, m, J, m) / N
         B = np.zeros((S, J + 1, J + 1, N), dtype=gamma.dtype)
         B[:, 1:, 1:] = np.einsum("na,sbacd,nd->sbcn", W, inverse, W, optimize=True)
         cross = np.einsum("sbcn,scn->sbn", B, prior)
         own = np.einsum("sbbn->sbn", B) - 2 * cross + (prior * cross).sum(axis=1, keepdims=True)
-        return np.asarray(0.5 * prior * own)
+        leverage = (prior * own).sum(axis=1, keepdims=True)
+        return np.asarray(0.5 * prior * (own + leverage / J))
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,8 @@ _LINKED = 1e-9  # squared cosine of two rows, in orthonormal columns, from which
 _RANK = 1e-10  # eigenvalue over the largest that counts
 _UNDECIDED = 1.92  # drop of the log-likelihood to which 95 % limits reach: a smaller one decides nothing
 _EXACT = 1e-6  # drop of the log-likelihood that is rounding
-_LISTED = 4  # cells or levels that a text names
+_LISTED = 4  # levels that a text names
+_FEW = 10  # values of a number up to which a text names them one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,22 +205,28 @@ def described(design: Design, inside: BoolArray, columns: Sequence[str]) -> str:
     columns : sequence of str
         Columns of the data, of the gate.
     """
+    if inside.all():
+        return "for all units"
     frame, numeric = _unit_frame(design, columns), continuous_columns(design)
-    words = []
-    for name in columns:
-        here, everywhere = levels_in_use(frame[name][inside]), levels_in_use(frame[name])
-        if len(here) == len(everywhere):
-            continue
-        if len(here) == 1:
-            words.append(f"{name} = {_value(here[0])}")
-        elif name in numeric and len(here) > _LISTED:
-            words.append(f"{name} is {_value(here[0])} to {_value(here[-1])}")
-        else:
+    words, like = [], np.ones(len(inside), dtype=bool)
+    ranged = [name for name in columns if name in numeric and frame[name].nunique() > _FEW]
+    for name in [name for name in columns if name not in ranged]:
+        here = levels_in_use(frame[name][inside])
+        if len(here) < len(levels_in_use(frame[name])):
             more = f" and {len(here) - _LISTED} more" if len(here) > _LISTED else ""
-            words.append(f"{name} is one of {', '.join(_value(v) for v in here[:_LISTED])}{more}")
-    if words:
-        return f"where {' and '.join(words)}"
-    return "for all units" if inside.all() else f"for {int(inside.sum())} of {len(inside)} units"
+            listed = ", ".join(_value(v) for v in here[:_LISTED])
+            words.append(f"{name} = {listed}" if len(here) == 1 else f"{name} is one of {listed}{more}")
+            like &= frame[name].isin(here).to_numpy()
+    for name in ranged:
+        low, high = frame[name][inside].min(), frame[name][inside].max()
+        others = frame[name][like & ~inside]
+        if others.size and not ((others >= low) & (others <= high)).any():
+            words.append(f"{name} is {_value(low)} to {_value(high)}")
+            like[:] = inside
+    number = "" if words and (like == inside).all() else f"{int(inside.sum())} of {len(inside)} units"
+    if not words:
+        return f"for {number}"
+    return f"where {' and '.join(words)}" + (f" (for {number})" if number else "")
 
 
 def _value(value: object) -> str:

@@ -181,12 +181,25 @@ def covariance(
         middle = meat(subject_scores(problem, at.theta), clusters, correction)
         matrix = sandwich(matrix, middle + _meat_of_penalty(problem, at.theta))
     jacobian = np.nan_to_num(natural_jacobian(problem, coordinates, at.theta))
-    unknown = np.abs(jacobian @ inverse.null) > 1e-6 * (1e-300 + np.abs(jacobian).max(axis=1, keepdims=True, initial=0))
-    blank = sorted({*at.blank, *np.flatnonzero(unknown.any(axis=1)).tolist()})
+    blank = sorted({*at.blank, *_unknown(jacobian, inverse.null)})
     note = "" if clusters is None else _about_clusters(int(clusters.max()) + 1, theta.size)
     if correction:
         note = "; ".join(filter(None, [note, "small-sample factor G / (G - 1)"]))
-    return ParamCov(without_parameters(delta_cov(jacobian, matrix), blank), kind, note)
+    whole = delta_cov(jacobian, matrix)
+    of_gate = basis.infinite[problem.free.gate].any(axis=0)
+    other = np.hstack([inverse.null[:, : -basis.infinite.shape[1] or None], basis.infinite[:, ~of_gate]])
+    found = ParamCov(without_parameters(whole, blank), kind, note)
+    if not of_gate.any():
+        return found
+    finite = without_parameters(whole, sorted({*at.blank, *_unknown(jacobian, other)}))
+    return replace(found, bounded=finite, infinite=jacobian @ basis.infinite[:, of_gate])
+
+
+def _unknown(jacobian: Array, directions: Array) -> list[int]:
+    """Reported parameters that change along some directions, shape (P, d), by their derivatives, shape (P, P)."""
+    size = np.abs(jacobian).max(axis=1, keepdims=True, initial=0)
+    moved = np.abs(jacobian @ directions) > 1e-6 * (1e-300 + size)
+    return np.flatnonzero(moved.any(axis=1)).tolist()
 
 
 def _meat_of_penalty(problem: Problem, theta: Array) -> Array:

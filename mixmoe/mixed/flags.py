@@ -8,7 +8,7 @@ from mixmoe.errors import ApproximationWarning, BoundaryWarning, ConvergenceWarn
 from mixmoe.inference.covariance import ParamCov
 from mixmoe.inference.intervals import scale_of, wald_limits
 from mixmoe.layout import ParamLayout
-from mixmoe.mixed.covariance import Boundary, gate_directions
+from mixmoe.mixed.covariance import Boundary
 from mixmoe.mixed.estimate import Search
 from mixmoe.mixed.likelihood import Problem
 from mixmoe.mixed.separation import expert_directions
@@ -45,7 +45,6 @@ def find_flags(
         _boundary(boundary),
         _edges(boundary),
         _empty_categories(boundary),
-        _separation(problem, theta),
         _expert_separation(problem, theta),
         _degenerate(found),
         _small(responsibilities, problem),
@@ -134,16 +133,6 @@ def _empty_categories(boundary: Boundary) -> Flag | None:
         f"An expert has no responses in an ordered category ({'; '.join(boundary.empty)}): thresholds beside it are "
         "infinite, or two of them meet, and those at infinity have no standard errors. Merge levels, share the steps "
         "between thresholds with residual='common', or use fewer experts.",
-    )
-
-
-def _separation(problem: Problem, theta: Array) -> Flag | None:
-    if not gate_directions(problem, theta).infinite.any():
-        return None
-    return Flag(
-        "separated_gate",
-        "Gate covariates separate the experts perfectly, so that some gate coefficients are infinite: their printed "
-        "values only say so, and they have no standard errors. Remove the covariate or use fewer experts.",
     )
 
 

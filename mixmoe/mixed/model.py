@@ -55,6 +55,7 @@ from mixmoe.mixed.response_model import (
     with_levels,
 )
 from mixmoe.mixed.results import MEMoEResults
+from mixmoe.mixed.separated_gate import separation_flags
 from mixmoe.mixed.structure import CovRE, Params, Residual, Structure, contract, expand
 from mixmoe.output.saved import SavedFit
 from mixmoe.results import restored
@@ -454,7 +455,10 @@ class MEMoE(Refitting):
             starts=Starts(
                 found.n_starts, found.logliks - self._log_scale, found.n_replicated, found.ends - self._log_scale
             ),
-            flags=find_flags(self.problem, found, theta, responsibilities, boundary),
+            flags=(
+                *find_flags(self.problem, found, theta, responsibilities, boundary),
+                *separation_flags(self.design, self.problem, self.coordinates, theta),
+            ),
         )
 
 
