@@ -150,11 +150,12 @@ class JeffreysPenalty:
         return 0.5 * (size + np.log(sign) if np.iscomplexobj(gamma) else size)
 
     def units(self, W: Array, gamma: Array) -> Array:
-        """Half a unit for each cell of a table, shape (S, K, N): ``p_k (e_k - p)' B (e_k - p) / 2 + p_k h / (2 K - 2)``.
+        """Half a unit for each cell of a table, shape (S, K, N).
 
-        With ``B_bc = w' V_bc w`` from the blocks of the inverse information V, and the leverage ``h = tr(L B)``,
-        ``L = diag(p) - p p'``. Their score is the derivative of `value`, ``w / 2 sum_b L_ab (B_bb - 2 sum_c B_bc p_c)``
-        summed over units; the second term, proportional to p, has none. For two experts these are h / 2 each.
+        These are ``p_k (e_k - p)' B (e_k - p) / 2 + p_k h / (2 K - 2)`` with ``B_bc = w' V_bc w`` from the blocks of
+        the inverse information V, and the leverage ``h = tr(L B)``, ``L = diag(p) - p p'``. Their score is the
+        derivative of `value`, ``w / 2 sum_b L_ab (B_bb - 2 sum_c B_bc p_c)`` summed over units; the second term,
+        proportional to p, has none. For two experts these are h / 2 each.
         """
         (S, J, m), N = gamma.shape, W.shape[0]
         prior = np.exp(gate_log_probabilities(W, gamma))

@@ -33,7 +33,7 @@ def fitted(data, formula="y ~ 1 | gate: cell", experts=2, **options):
 
 
 def cell_log_odds(fit):
-    """Log odds of each later expert in each cell, from the reported coefficients, experts in the order of their means."""
+    """Log odds of each later expert in each cell, experts in the order of their means."""
     K = fit.model.n_experts
     order = np.argsort([fit.params[f"expert{k + 1}.Intercept"] for k in range(K)])
     cells = sorted(fit.model.design.frame["cell"].unique())
@@ -289,3 +289,12 @@ def test_a_rare_expert_is_not_taken_for_a_missing_one():
     order = np.sign(fit.params["expert2.Intercept"] - fit.params["expert1.Intercept"])
     np.testing.assert_allclose(order * fit.params["gate2.Intercept"], np.log(1 / 1999), atol=1e-4)
     np.testing.assert_allclose(fit.bse["gate2.Intercept"], np.sqrt(1 + 1 / 1999), rtol=1e-4)
+
+
+def test_a_rare_expert_keeps_its_errors_beside_a_cell_without_it():
+    counts = np.array([[1999, 1], [60, 0], [400, 600]])
+    fit, message = separated(table_data(counts))
+    assert "leaves no subjects to expert 2 where cell = b: " in message or "expert 1 where cell = b: " in message
+    rows = fit.predict(pd.DataFrame({"cell": ["a", "b", "c"]}), kind="probabilities")
+    rare, often = np.sqrt(1 / 2000 * (1 - 1 / 2000) / 2000), np.sqrt(0.6 * 0.4 / 1000)
+    np.testing.assert_allclose(rows["probability1_se"], [rare, np.nan, often], rtol=1e-3)

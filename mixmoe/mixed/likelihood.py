@@ -54,9 +54,7 @@ class Problem(Generic[Model]):
 ClosedForm = Problem[GaussianExperts]
 
 
-def build_problem(
-    structure: Structure, experts: Model, W: Array, penalty: GatePenalty | None = None
-) -> Problem[Model]:
+def build_problem(structure: Structure, experts: Model, W: Array, penalty: GatePenalty | None = None) -> Problem[Model]:
     """A problem from its parts."""
     return Problem(structure, build_free_vector(structure), experts, W, penalty)
 

@@ -200,7 +200,7 @@ class MEMoE(Refitting):
             "family": self.response.name,
             "n_quad": n_quad,
             **columns,
-            "gate_penalty": float(gate_penalty) if isinstance(self.gate_penalty, PseudoUnits) else gate_penalty,
+            "gate_penalty": self.gate_penalty.n if isinstance(self.gate_penalty, PseudoUnits) else gate_penalty,
             **options.settings,
             "formula_engine": formula_engine,
         }
