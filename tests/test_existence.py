@@ -120,3 +120,11 @@ def test_a_constant_distal_outcome_is_refused():
     outcomes = sim.data.drop_duplicates("id")[["id"]].assign(w=3.0)
     with pytest.raises(DesignError, match=r"'w' is 3 in all .* rows; it must vary"):
         fit.distal("w ~ expert", outcomes)
+
+
+@pytest.mark.parametrize("family", ["gamma", "beta"])
+def test_responses_that_are_nearly_exact_are_fitted(constant, family):
+    rng = np.random.default_rng(1)
+    eta = 0.3 + 0.5 * constant["x"] + 0.02 * rng.normal(size=N)
+    fit = mm.fit("r ~ x", constant.assign(r=np.exp(eta) if family == "gamma" else expit(eta)), experts=1, family=family)
+    np.testing.assert_allclose(fit.params[["expert1.Intercept", "expert1.x"]], [0.3, 0.5], atol=0.02)

@@ -3,6 +3,8 @@
 Responses lie so far apart that memberships are known: the gate is then a multinomial logit of the experts.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from scipy.stats import chi2
 
 import mixmoe as mm
 from mixmoe.cli.main import main
+from mixmoe.em import better
 from mixmoe.errors import ArgumentError
 from mixmoe.gate import JeffreysPenalty, PseudoUnits, checked_gate_penalty, penalty_meat, penalty_score
 from mixmoe.inference.tests import InvalidTest
@@ -298,3 +301,10 @@ def test_a_rare_expert_keeps_its_errors_beside_a_cell_without_it():
     rows = fit.predict(pd.DataFrame({"cell": ["a", "b", "c"]}), kind="probabilities")
     rare, often = np.sqrt(1 / 2000 * (1 - 1 / 2000) / 2000), np.sqrt(0.6 * 0.4 / 1000)
     np.testing.assert_allclose(rows["probability1_se"], [rare, np.nan, often], rtol=1e-3)
+
+
+def test_of_two_penalised_fits_the_better_has_the_higher_penalised_value():
+    one = fitted(table_data(SEPARATED), gate_penalty="firth").em
+    other = replace(one, loglik=one.loglik + 1.0, penalty=one.penalty - 2.0)
+    assert better(one, other).params is one.params
+    assert better(other, one).loglik == one.loglik

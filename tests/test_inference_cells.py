@@ -30,6 +30,7 @@ DESIGNS = {
     "three arms": np.column_stack([ONE, dummies(ARM)[:, 1:]]),
     "two of three arms": np.column_stack([ONE, ARM == 2]),
     "deviations": np.column_stack([ONE, 1 - 2 * TREAT]),
+    "a weak link": np.column_stack([ONE, TREAT, AGE * (TREAT == 0) + 0.01 * AGE * (TREAT == 1)]),
     "no columns": np.zeros((N, 0)),
 }
 
@@ -73,6 +74,7 @@ def test_cells_are_those_of_all_sets_that_the_columns_allow(name):
         ("three arms", "three arms", 3),
         ("three arms", "two of three arms", 2),
         ("no columns", "treatment", 2),
+        ("treatment", "a weak link", 1),
     ],
 )
 def test_cells_of_gate_and_experts_together(gate, expert, n_cells):

@@ -196,7 +196,7 @@ class Assessment:
         Returns
         -------
         Predictors
-            ``to_frame()``: log odds against expert 1; ``tests()``: each column over all experts.
+            ``to_frame()``: log odds against expert 1; ``tests()``: each term, a factor as a whole, over all experts.
 
         Raises
         ------

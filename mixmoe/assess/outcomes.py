@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mixmoe._rank import aliases
 from mixmoe._recipe import response_column
-from mixmoe.design import Design, build_design
+from mixmoe.design import Design, build_design, column_terms
 from mixmoe.errors import ArgumentError, DesignError, DroppedRowsWarning, FormulaError
 from mixmoe.formula import MoEFormula, parse_formula
 from mixmoe.kernels.existence import check_varies
@@ -41,6 +41,8 @@ class Outcomes:
         Units of the fit without complete outcomes.
     n_strangers : int
         Rows of units that the fit does not know.
+    z_terms : tuple of str
+        Term of the formula that each column of `Z` belongs to; only of covariates of membership.
     """
 
     units: NDArray[np.intp]
@@ -52,6 +54,7 @@ class Outcomes:
     levels: tuple[Any, ...] | None
     n_missing: int
     n_strangers: int
+    z_terms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +222,7 @@ def covariate_columns(design: Design, text: str, data: Any) -> Outcomes:
         levels=None,
         n_missing=design.n_units - made.n,
         n_strangers=matched.n_strangers,
+        z_terms=column_terms(made, "expert"),
     )
 
 
