@@ -122,9 +122,8 @@ def test_a_constant_distal_outcome_is_refused():
         fit.distal("w ~ expert", outcomes)
 
 
-@pytest.mark.parametrize("family", ["gamma", "beta"])
-def test_responses_that_are_nearly_exact_are_fitted(constant, family):
-    rng = np.random.default_rng(1)
-    eta = 0.3 + 0.5 * constant["x"] + 0.02 * rng.normal(size=N)
-    fit = mm.fit("r ~ x", constant.assign(r=np.exp(eta) if family == "gamma" else expit(eta)), experts=1, family=family)
-    np.testing.assert_allclose(fit.params[["expert1.Intercept", "expert1.x"]], [0.3, 0.5], atol=0.02)
+def test_responses_that_are_nearly_exact_are_fitted(constant):
+    mean = np.exp(0.3 + 0.5 * constant["x"])
+    data = constant.assign(r=mean * np.exp(0.02 * np.random.default_rng(1).normal(size=N)))
+    fit = mm.fit("r ~ x", data, experts=1, family="gamma")
+    np.testing.assert_allclose(fit.params[["expert1.Intercept", "expert1.x"]], [0.3, 0.5], atol=0.01)
