@@ -308,3 +308,15 @@ def test_of_two_penalised_fits_the_better_has_the_higher_penalised_value():
     other = replace(one, loglik=one.loglik + 1.0, penalty=one.penalty - 2.0)
     assert better(one, other).params is one.params
     assert better(other, one).loglik == one.loglik
+
+
+@pytest.mark.filterwarnings("ignore::mixmoe.errors.MixmoeWarning")
+@pytest.mark.parametrize(("start", "where"), [(0.0, "where sex = f:"), (0.5, "where sex = f and u is 0.50")])
+def test_separation_along_an_index_names_levels_and_range(start, where):
+    rng = np.random.default_rng(3)
+    data = pd.DataFrame({"u": rng.uniform(size=300), "sex": np.array(["f", "m"])[np.arange(300) % 2]})
+    second = ((data["sex"] == "m") | (data["u"] < start)) & (rng.uniform(size=300) < 0.4)
+    data = data.assign(y=6.0 * second + rng.normal(size=300) * 0.5)
+    fit = mm.fit("y ~ 1 | gate: sex | vary: u", data, bandwidth=0.2, n_grid=15, rng=0, starts=2, estimate="joint")
+    (message,) = [flag.message for flag in fit.flags if flag.code == "separated_gate"]
+    assert f"The gate leaves no rows to expert 2 {where}" in message
