@@ -13,7 +13,7 @@ from mixmoe.kernels.linalg import semidefinite_cholesky
 from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.extras import spans
 from mixmoe.mixed.likelihood import Problem, observed_information, subject_scores
-from mixmoe.mixed.natural import n_coefficients, n_covariances, to_natural
+from mixmoe.mixed.natural import n_coefficients, n_covariances, positions, to_natural
 from mixmoe.mixed.separation import empty_categories, expert_directions
 from mixmoe.mixed.structure import FreeVector, Structure, contract, expand
 
@@ -193,6 +193,33 @@ def covariance(
         return found
     finite = without_parameters(whole, sorted({*at.blank, *_unknown(jacobian, other)}))
     return replace(found, bounded=finite, infinite=jacobian @ basis.infinite[:, of_gate])
+
+
+def resampled_covariance(problem: Problem, coordinates: Coordinates, theta: Array, draws: Array) -> ParamCov:
+    """Covariance of reported parameters, shape (R, P), of R resamples around a solution.
+
+    Where gate coefficients are infinite, how far an ascent went says nothing: what resamples move along the directions
+    to infinity is left out of what functions of the probabilities have their standard errors from.
+    """
+    at = find_boundary(problem, coordinates, theta)
+    gate, whole = gate_directions(problem, at.theta), np.atleast_2d(np.cov(draws, rowvar=False))
+    where = positions(problem.structure).gate.ravel()
+    unit = np.linalg.inv(coordinates.gate)  # a change of basis is wanted, not a solution
+    J = problem.structure.n_experts - 1
+    to_user, to_working = np.kron(np.eye(J), unit), np.kron(np.eye(J), coordinates.gate)
+    infinite = to_user @ gate.vectors[:, gate.infinite]
+    if not gate.infinite.any():
+        return ParamCov(without_parameters(whole, list(at.blank)), "bootstrap")
+    directions, along = np.zeros((len(whole), infinite.shape[1])), np.eye(len(whole))
+    directions[where] = infinite
+    along[np.ix_(where, where)] -= infinite @ gate.vectors[:, gate.infinite].T @ to_working
+    blank = {*at.blank, *where[(np.abs(infinite) > 1e-6 * np.abs(to_user).max(axis=1, keepdims=True)).any(axis=1)]}
+    return ParamCov(
+        without_parameters(whole, sorted(blank)),
+        "bootstrap",
+        bounded=without_parameters(along @ whole @ along.T, list(at.blank)),
+        infinite=directions,
+    )
 
 
 def _unknown(jacobian: Array, directions: Array) -> list[int]:
