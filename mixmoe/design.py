@@ -524,11 +524,6 @@ def _check_fit(design: Design) -> None:
     _check_random(design)
     if design.recipe.response_kind == "numeric" and design.response is not None:
         _check_size(design, design.response)
-        first = design.response[0]
-        if (design.response == first).all():
-            raise DesignError(
-                f"the response {design.names.response!r} is {first:g} in all {design.n} rows; it must vary"
-            )
     if design.index is not None and (design.index == design.index[0]).all():
         raise DesignError(
             f"the index {design.names.index!r} of vary: is {design.index[0]:g} in all {design.n} rows; it must vary"

@@ -66,7 +66,7 @@ class EMFit:
     loglik : float
         Observed-data log-likelihood at `params`.
     trace : ndarray, shape (n_iter,)
-        Log-likelihood after each iteration of the start that won.
+        Log-likelihood, with the penalty if there is one, after each iteration of the start that won.
     n_iter, n_evaluations : int
         Iterations and likelihood evaluations of the start that won.
     converged : bool
@@ -74,7 +74,10 @@ class EMFit:
     responsibilities : ndarray, shape (N, K)
         Posterior expert probabilities per independent unit.
     starts : Starts
+        Its log-likelihoods are with the penalty.
     flags : tuple of Flag
+    penalty : float
+        Log prior at `params`; what was maximised is `loglik` plus this.
     """
 
     params: Array
@@ -86,6 +89,7 @@ class EMFit:
     responsibilities: Array
     starts: Starts
     flags: tuple[Flag, ...] = ()
+    penalty: float = 0.0
 
 
 SAME = 1e-3  # log-likelihoods closer than this are the same optimum
@@ -112,7 +116,7 @@ def better(a: EMFit, b: EMFit) -> EMFit:
 
 
 def _rank(fit: EMFit) -> float:
-    return -np.inf if any(flag.code == "degenerate" for flag in fit.flags) else fit.loglik
+    return -np.inf if any(flag.code == "degenerate" for flag in fit.flags) else fit.loglik + fit.penalty
 
 
 def seeded(fit: EMFit, rng: Any) -> EMFit:

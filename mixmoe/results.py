@@ -344,6 +344,11 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         """Further lines of the header."""
         return ()
 
+    @property
+    def _more_notes(self) -> tuple[str, ...]:
+        """Further notes below the summary."""
+        return ()
+
     def _observed(self, kind: str, **options: Any) -> Observed | tuple[Marks, ...] | None:
         """Observed series or means to draw with the curves of one kind of figure; for families that have them."""
         return None
@@ -507,9 +512,10 @@ def _facts(results: MoEResults) -> tuple[tuple[str, Cell], ...]:
 
 
 def column_facts(model: FittedModel) -> tuple[tuple[str, Cell], ...]:
-    """Lines of the header for the columns beside the formula that enter the likelihood."""
-    used = (("Trials", "trials"), ("Offset", "offset"), ("Weights", "weights"))
-    return tuple((label, model.settings.get(key)) for label, key in used)
+    """Lines of the header for what enters the likelihood beside the formula: columns, and a penalty."""
+    used = (("Trials", "trials"), ("Offset", "offset"), ("Weights", "weights"), ("Gate penalty", "gate_penalty"))
+    given = ((label, model.settings.get(key)) for label, key in used)
+    return tuple((label, f"{value:g}" if isinstance(value, float) else value) for label, value in given)
 
 
 def _dropped(design: Design) -> Cell:
@@ -522,7 +528,7 @@ def _notes(results: MoEResults) -> tuple[str, ...]:
     cov = results.cov
     how = DESCRIPTIONS[cov.kind].replace("independent units", results._unit_word)
     about = f"Standard errors: {how}{'; ' + cov.note if cov.note else ''}."
-    return (about, *(flag.message for flag in results.flags))
+    return (about, *results._more_notes, *(flag.message for flag in results.flags))
 
 
 def _chosen(results: MoEResults, keys: Sequence[str] | str | None, options: Mapping[str, Any]) -> tuple[Table, ...]:
@@ -555,7 +561,7 @@ def _side(results: MoEResults) -> FitSide:
         family=model.family_name,
         varies=formula.vary is not None,
         n_experts=model.n_experts,
-        loglik=em.loglik,
+        loglik=em.loglik + em.penalty,
         npar=len(em.params),
         flags=(*unconverged, *(flag.code for flag in em.flags)),
         response=design.response[order],

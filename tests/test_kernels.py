@@ -5,6 +5,7 @@ import pytest
 from scipy.special import logsumexp as scipy_logsumexp
 from scipy.special import polygamma
 from scipy.stats import multivariate_normal
+from statsmodels.discrete.discrete_model import MNLogit
 
 from mixmoe.gate import gate_information, gate_log_probabilities, gate_scores, gate_step
 from mixmoe.kernels import linalg, special
@@ -309,3 +310,75 @@ def test_gate_step_of_one_subject():
     for _ in range(10):
         gamma = gate_step(np.ones((1, 1)), np.array([[[0.25], [0.75]]]), gamma)
     assert gamma[0, 0, 0] == pytest.approx(np.log(3), rel=1e-6)
+
+
+def logit_case(n=400, K=3):
+    rng = np.random.default_rng(11)
+    W = np.column_stack([np.ones(n), rng.normal(size=n), rng.uniform(size=n) < 0.3]).astype(float)
+    odds = np.column_stack([np.zeros(n), W @ np.array([[-0.4, 0.8, 0.5], [0.3, -0.6, 1.0]]).T])
+    label = (odds + rng.gumbel(size=odds.shape)).argmax(axis=1)
+    return W, label, np.eye(K)[:, label][None], MNLogit(label, W)
+
+
+def test_gate_step_is_the_newton_step_of_statsmodels():
+    W, _, given, model = logit_case()
+    at = np.array([[-0.2, 0.5, 0.0], [0.1, 0.2, -0.3]])
+    step = np.linalg.solve(model.hessian(at.ravel()), model.score(at.ravel()))
+    np.testing.assert_allclose(gate_step(W, given, at[None])[0], at - step.reshape(2, 3), atol=1e-7)  # a ridge of 1e-8
+    information = gate_information(W, gate_log_probabilities(W, at[None]), np.ones(len(W)))[0]
+    np.testing.assert_allclose(information, -model.hessian(at.ravel()), rtol=1e-10)
+
+
+def test_gate_steps_end_at_the_estimate_of_statsmodels():
+    W, _, given, model = logit_case()
+    gamma = np.zeros((1, 2, 3))
+    for _ in range(8):
+        gamma = gate_step(W, given, gamma)
+    right = model.fit(disp=0, method="newton", tol=1e-14)
+    np.testing.assert_allclose(gamma[0], right.params.T, atol=1e-8)
+    information = gate_information(W, gate_log_probabilities(W, gamma), np.ones(len(W)))[0]
+    np.testing.assert_allclose(np.sqrt(np.diag(np.linalg.inv(information))), right.bse.T.ravel(), rtol=1e-8)
+
+
+def test_the_gate_s_longest_step_changes_a_predictor_by_four():
+    W = np.array([[1.0, -2.0], [1.0, 1.0], [1.0, 4.0]])
+    given = np.array([[[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]])
+    at = np.array([[[1.0, -2.0]]])  # the wrong way round
+    new = gate_step(W, given, at)
+    p = 1 / (1 + np.exp(-(W @ at[0, 0])))
+    newton = np.linalg.solve((W.T * (p * (1 - p))) @ W, W.T @ (given[0, 1] - p))
+    longest = np.abs(W @ newton).max()
+    assert longest > 4
+    np.testing.assert_allclose(new[0, 0], at[0, 0] + newton * 4 / longest, rtol=1e-4)
+
+
+def test_where_newton_falls_the_gate_takes_the_lower_bound_step():
+    rng = np.random.default_rng(485)
+    W, at = np.column_stack([np.ones(12), 3 * rng.normal(size=12)]), rng.normal(size=(1, 2, 2))
+    at *= rng.choice([0.5, 5, 20, 40])
+    given = np.eye(3)[:, rng.integers(0, 3, 12)][None]
+    score = gate_scores(gate_log_probabilities(W, at), given) @ W
+    information = gate_information(W, gate_log_probabilities(W, at), np.ones(12))[0]
+    newton = np.linalg.solve(information + 1e-8 * (W * W).sum() / 4 * np.eye(4), score.ravel()).reshape(score.shape)
+    newton *= min(1.0, 4 / np.abs(newton @ W.T).max())
+    assert gate_objective(W, given, at + newton, np.ones(12)) < gate_objective(W, given, at, np.ones(12))
+    bound = np.kron(0.5 * (np.eye(2) - 1 / 3), W.T @ W)
+    right = at + np.linalg.solve(bound, score.ravel()).reshape(score.shape)
+    np.testing.assert_allclose(gate_step(W, given, at), right, rtol=1e-10)
+
+
+def test_the_lower_bound_of_the_gate_is_above_its_information():
+    W, _, _, _ = logit_case()
+    at = np.array([[[-0.2, 0.5, 0.0], [0.1, 0.2, -0.3]]])
+    bound = np.kron(0.5 * (np.eye(2) - 1 / 3), W.T @ W)
+    smallest = np.linalg.eigvalsh(bound - gate_information(W, gate_log_probabilities(W, at), np.ones(len(W)))[0])[0]
+    assert smallest > 0  # the bound is above the information
+
+
+def test_weights_of_the_gate_are_numbers_of_units():
+    W, _, given, _ = logit_case()
+    weights = np.random.default_rng(3).integers(1, 4, len(W))
+    which = np.repeat(np.arange(len(W)), weights)
+    at = np.zeros((1, 2, 3))
+    once, often = gate_step(W, given, at, weights.astype(float)), gate_step(W[which], given[:, :, which], at)
+    np.testing.assert_allclose(once, often, rtol=1e-9)

@@ -237,7 +237,15 @@ class Distal(ThreeStep):
 
 @dataclass(frozen=True, slots=True)
 class Predictors(ThreeStep):
-    """Covariates of membership; `coefficients` are log odds of each expert against expert 1, ``gate2.z1`` ..."""
+    """Covariates of membership; `coefficients` are log odds of each expert against expert 1, ``gate2.z1`` ...
+
+    Attributes
+    ----------
+    terms : tuple of str
+        Term of the formula that each coefficient belongs to; a factor has several columns.
+    """
+
+    terms: tuple[str, ...]
 
     def to_frame(self, alpha: float = 0.05) -> pd.DataFrame:
         """One row per coefficient, with the columns of `MoEResults.to_frame`."""
@@ -245,11 +253,11 @@ class Predictors(ThreeStep):
         return tidy(c.layout, c.values, c.std_errors, alpha)
 
     def tests(self) -> pd.DataFrame:
-        """Joint Wald test of each column over all experts: statistic, df, p_value."""
-        terms = list(dict.fromkeys(p.term for p in self.coefficients.layout.parameters))
+        """Joint Wald test of each term over all experts, all columns of a factor together: statistic, df, p_value."""
+        terms = list(dict.fromkeys(self.terms))
         rows = []
         for term in terms:
-            where = [i for i, p in enumerate(self.coefficients.layout.parameters) if p.term == term]
+            where = [i for i, owner in enumerate(self.terms) if owner == term]
             rows.append(_test_columns(self.coefficients.test(np.eye(len(self.coefficients.values))[where])))
         return pd.DataFrame(rows, index=pd.Index(terms, name="term"))
 
@@ -335,6 +343,7 @@ def predictors(design: Design, made: Assignment, text: str, data: Any, method: M
         n_used=len(columns.units),
         n_missing=columns.n_missing,
         n_strangers=columns.n_strangers,
+        terms=columns.z_terms * (K - 1),
     )
 
 

@@ -19,6 +19,7 @@ Array = NDArray[np.float64]
 Effect = Callable[[Array], Array]
 
 _COMPLEX_STEP = 1e-30
+_FLAT = 1e-3  # change of an effect along a direction to infinity, where log odds change by about one
 _STEP = 1e-5  # of the range of a covariate, for the slope of its columns
 
 
@@ -33,11 +34,14 @@ class GatePoint:
     gamma : ndarray, shape (K - 1, m)
     where : ndarray of int, shape (K - 1, m)
         Positions of the coefficients among the parameters.
+    infinite : ndarray, shape ((K - 1) * m, s), or None
+        Directions in which the coefficients are infinite.
     """
 
     at: float | None
     gamma: Array
     where: NDArray[np.intp]
+    infinite: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ def gate_effects(
     -------
     DataFrame
         Columns: covariate, contrast, expert, the index if coefficients vary, estimate, std_error, statistic, p_value,
-        conf_low, conf_high.
+        conf_low, conf_high; NaN for the slope of a covariate with an infinite coefficient.
     """
     changes = [change for name in _chosen(design, covariates) for change in gate_changes(design, name, dummy)]
     index = design.names.index
@@ -91,7 +95,13 @@ def gate_effects(
     for change in changes:
         for point in points:
             effect = _slope_of(change) if change.derivative else _difference_of(change)
-            values, errors = effect(point.gamma), _errors(effect, point, cov)
+            jacobian = _jacobian(effect, point)
+            errors = delta_se(jacobian, cov[np.ix_(point.where.ravel(), point.where.ravel())])
+            values = effect(point.gamma)
+            if point.infinite is not None:  # what still grows with a coefficient that is infinite has no finite value
+                grows = np.abs(jacobian @ point.infinite).max(axis=1) > _FLAT
+                unknown = grows | (np.abs(jacobian).max(axis=1) < _FLAT)  # or does not depend on finite ones at all
+                values, errors = np.where(grows, np.nan, values), np.where(unknown, np.nan, errors)
             place = {} if point.at is None else {str(index): point.at}
             rows += [
                 {"covariate": change.covariate, "contrast": change.contrast, "expert": k + 1}
@@ -193,10 +203,8 @@ def _difference_of(change: Change) -> Effect:
     return effect
 
 
-def _errors(effect: Effect, point: GatePoint, cov: Array) -> Array:
-    """Standard errors by the delta method, shape (K,), derivatives by complex steps."""
+def _jacobian(effect: Effect, point: GatePoint) -> Array:
+    """Derivatives of an effect in the gate coefficients, shape (K, (K - 1) * m), by complex steps."""
     size = point.gamma.size
     moved = point.gamma + 1j * _COMPLEX_STEP * np.eye(size).reshape(size, *point.gamma.shape)
-    jacobian = np.column_stack([effect(gamma).imag for gamma in moved]) / _COMPLEX_STEP
-    columns = point.where.ravel()
-    return delta_se(jacobian, cov[np.ix_(columns, columns)])
+    return np.column_stack([effect(gamma).imag for gamma in moved]) / _COMPLEX_STEP

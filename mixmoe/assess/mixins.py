@@ -126,7 +126,7 @@ class Assessment:
         if self.model.n_experts == 1:
             raise ArgumentError("gate_effects needs at least 2 experts, got 1, whose probability is one")
         points = self._gate_points()
-        return gate_effects(self.model.design, points, self.cov.matrix, checked_alpha(alpha), covariates, dummy)
+        return gate_effects(self.model.design, points, self.cov.of_bounded, checked_alpha(alpha), covariates, dummy)
 
     def distal(self, formula: str, outcomes: Any, *, method: Method = "bch", kind: str = "auto") -> Distal | Predictors:
         """An outcome by expert, corrected for classification error: a three-step analysis.
@@ -196,7 +196,7 @@ class Assessment:
         Returns
         -------
         Predictors
-            ``to_frame()``: log odds against expert 1; ``tests()``: each column over all experts.
+            ``to_frame()``: log odds against expert 1; ``tests()``: each term, a factor as a whole, over all experts.
 
         Raises
         ------

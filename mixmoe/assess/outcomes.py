@@ -12,9 +12,10 @@ from mixmoe._frame import shown, whole_frame
 from mixmoe._labels import places_of, unhashable
 from mixmoe._rank import aliases
 from mixmoe._recipe import response_column
-from mixmoe.design import Design, build_design
+from mixmoe.design import Design, build_design, column_terms
 from mixmoe.errors import ArgumentError, DesignError, DroppedRowsWarning, FormulaError
 from mixmoe.formula import MoEFormula, parse_formula
+from mixmoe.kernels.existence import check_varies
 
 Array = NDArray[np.float64]
 
@@ -42,6 +43,8 @@ class Outcomes:
         Units of the fit without complete outcomes.
     n_strangers : int
         Rows of units that the fit does not know.
+    z_terms : tuple of str
+        Term of the formula that each column of `Z` belongs to; only of covariates of membership.
     """
 
     units: NDArray[np.intp]
@@ -53,6 +56,7 @@ class Outcomes:
     levels: tuple[Any, ...] | None
     n_missing: int
     n_strangers: int
+    z_terms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +160,8 @@ def build_outcomes(design: Design, n_experts: int, formula: MoEFormula, data: An
     made = _quiet_design(formula, frame, kind)
     order = np.argsort(made.position, kind="stable")
     place = made.position[order]
+    if kind != "categorical":
+        check_varies(str(made.names.response), np.asarray(made.response, dtype=float))
     n = len(matched.frame)
     kept = place[place < n]  # the copies come one after the other, and a row is complete in all of them or in none
     X = made.expert[order].reshape(n_experts, len(kept), -1).transpose(1, 0, 2)
@@ -228,6 +234,7 @@ def covariate_columns(design: Design, text: str, data: Any) -> Outcomes:
         levels=None,
         n_missing=design.n_units - made.n,
         n_strangers=matched.n_strangers,
+        z_terms=column_terms(made, "expert"),
     )
 
 

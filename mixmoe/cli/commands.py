@@ -22,7 +22,7 @@ from mixmoe.selection import Selection, select
 
 OK, FAILED, USAGE, UNCONVERGED = 0, 1, 2, 3
 INTERRUPTED = 130  # as a shell reports a program ended by Ctrl-C
-_GIVEN = ("cov_re", "residual", "rng", "starts", "max_iter", "tol")
+_GIVEN = ("cov_re", "residual", "gate_penalty", "rng", "starts", "max_iter", "tol")
 _REFUSED = (*_GIVEN, "experts", "cov_type", "cluster", "context", "start", "data", "formula")
 
 

@@ -115,6 +115,9 @@ def add_model_options(group: Any) -> None:
     """Options of a model and its optimiser that `fit` and its relatives share."""
     group.add_argument("--cov-re", help="covariance of random effects: expert (default), proportional, common")
     group.add_argument("--residual", help="residual standard deviation: expert (default) or common")
+    group.add_argument(
+        "--gate-penalty", type=read_value, metavar="firth|N", help="keep gate coefficients finite (default off)"
+    )
     group.add_argument("--rng", type=int, metavar="SEED", help="seed, for a result that can be repeated")
     group.add_argument("--starts", type=int, metavar="N", help="random starts")
     group.add_argument("--max-iter", type=int, metavar="N", help="iterations of the optimiser")

@@ -34,12 +34,24 @@ class ParamCov:
         What a reader must know about it: clusters, replicates, corrections.
     corrected : bool
         Whether it has the small-sample correction of its family, where that can be left out.
+    bounded : ndarray, shape (P, P), or None
+        The same for functions that have a limit where gate coefficients are infinite (probabilities and their means):
+        directions to infinity, along which such functions no longer change, count as known. None if there are none.
+    infinite : ndarray, shape (P, s), or None
+        These directions. A function that still changes along one of them has no finite limit.
     """
 
     matrix: Array
     kind: CovType
     note: str = ""
     corrected: bool = True
+    bounded: Array | None = None
+    infinite: Array | None = None
+
+    @property
+    def of_bounded(self) -> Array:
+        """What functions of the expert probabilities have their standard errors from, shape (P, P)."""
+        return self.matrix if self.bounded is None else self.bounded
 
 
 def checked_cov_type(kind: str) -> CovType:

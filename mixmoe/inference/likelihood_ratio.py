@@ -48,6 +48,7 @@ class FitSide:
         Whether coefficients are functions of an index.
     n_experts : int
     loglik : float
+        With the penalty of the gate, if there is one.
     npar : int
     flags : tuple of str
         Codes of the flags of the fit; ``"not_converged"`` is among them if it did not.
@@ -241,7 +242,8 @@ def _notes(small: FitSide, large: FitSide) -> tuple[str, ...]:
 
 def _refusal(small: FitSide, large: FitSide) -> str:
     """The reason why the fits cannot be compared by a likelihood ratio; empty if they can."""
-    for check in (_different_kind, _different_data, _irregular, _different_settings, _different_errors, _not_nested):
+    checks = (_different_kind, _different_data, _irregular, _different_settings, _different_errors, _not_nested)
+    for check in (*checks, _penalised):
         reason = check(small, large)
         if reason:
             return reason
@@ -290,6 +292,17 @@ def _irregular(small: FitSide, large: FitSide) -> str:
                 "use a parametric bootstrap or a simpler model"
             )
     return ""
+
+
+def _penalised(small: FitSide, large: FitSide) -> str:
+    """Firth's penalty is of the columns of the gate: of two gates it is not one penalty."""
+    if large.settings.get("gate_penalty") != "firth" or np.array_equal(small.gate, large.gate):
+        return ""
+    return (
+        "gate_penalty='firth' depends on the gate's columns, which differ, so that twice the difference of penalised "
+        "log-likelihoods is no likelihood ratio; use profile limits, wald_test_terms() or a gate_penalty that is a "
+        "number"
+    )
 
 
 def _different_settings(small: FitSide, large: FitSide) -> str:

@@ -1,6 +1,6 @@
 """Bootstrap of a MEMoE over subjects, warm-started and parallel."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Any
 
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from mixmoe.arguments import checked_count, checked_rng
 from mixmoe.em import Control, climb
 from mixmoe.errors import ArgumentError
-from mixmoe.inference.covariance import ParamCov, without_parameters
+from mixmoe.inference.covariance import ParamCov
 from mixmoe.inference.resample import replicate
 from mixmoe.mixed.coordinates import Coordinates
-from mixmoe.mixed.covariance import find_boundary
+from mixmoe.mixed.covariance import resampled_covariance
 from mixmoe.mixed.estimate import Guarded, off_boundary, permute
 from mixmoe.mixed.likelihood import Problem
 from mixmoe.mixed.natural import to_natural
@@ -77,8 +77,7 @@ def bootstrap_covariance(
         note += f", interrupted before {n_boot} were done"
     if len(kept) < len(draws.values):
         note += f", {len(draws.values) - len(kept)} more did not converge"
-    blank = list(find_boundary(problem, coordinates, theta).blank)
-    return ParamCov(without_parameters(np.atleast_2d(np.cov(kept, rowvar=False)), blank), "bootstrap", note)
+    return replace(resampled_covariance(problem, coordinates, theta, kept), note=note)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ _SPLITS = 4  # of each expert
 def fewer_experts(problem: Problem[Model]) -> Problem[Model]:
     """The likelihood of the model with one expert fewer on the same data."""
     s = problem.structure
-    return build_problem(replace(s, n_experts=s.n_experts - 1), problem.experts, problem.W)
+    return build_problem(replace(s, n_experts=s.n_experts - 1), problem.experts, problem.W, problem.penalty)
 
 
 def carried_starts(problem: Problem, one: OneExpert, smaller: Array, n_em: int, rng: np.random.Generator) -> Array:

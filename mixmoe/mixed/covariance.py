@@ -7,13 +7,13 @@ from numpy.typing import NDArray
 from scipy.linalg import null_space
 
 from mixmoe.errors import DegeneracyWarning, warn
-from mixmoe.gate import gate_information, gate_log_probabilities
+from mixmoe.gate import gate_information, gate_log_probabilities, penalty_meat
 from mixmoe.inference.covariance import CovType, ParamCov, delta_cov, meat, sandwich, without_parameters
 from mixmoe.kernels.linalg import semidefinite_cholesky
 from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.extras import spans
 from mixmoe.mixed.likelihood import Problem, observed_information, subject_scores
-from mixmoe.mixed.natural import n_coefficients, n_covariances, to_natural
+from mixmoe.mixed.natural import n_coefficients, n_covariances, positions, to_natural
 from mixmoe.mixed.separation import empty_categories, expert_directions
 from mixmoe.mixed.structure import FreeVector, Structure, contract, expand
 
@@ -178,14 +178,64 @@ def covariance(
     inverse = invert_information(observed_information(problem, at.theta), basis)
     matrix = inverse.matrix
     if kind != "nonrobust":
-        matrix = sandwich(matrix, meat(subject_scores(problem, at.theta), clusters, correction))
+        middle = meat(subject_scores(problem, at.theta), clusters, correction)
+        matrix = sandwich(matrix, middle + _meat_of_penalty(problem, at.theta))
     jacobian = np.nan_to_num(natural_jacobian(problem, coordinates, at.theta))
-    unknown = np.abs(jacobian @ inverse.null) > 1e-6 * (1e-300 + np.abs(jacobian).max(axis=1, keepdims=True, initial=0))
-    blank = sorted({*at.blank, *np.flatnonzero(unknown.any(axis=1)).tolist()})
+    blank = sorted({*at.blank, *_unknown(jacobian, inverse.null)})
     note = "" if clusters is None else _about_clusters(int(clusters.max()) + 1, theta.size)
     if correction:
         note = "; ".join(filter(None, [note, "small-sample factor G / (G - 1)"]))
-    return ParamCov(without_parameters(delta_cov(jacobian, matrix), blank), kind, note)
+    whole = delta_cov(jacobian, matrix)
+    of_gate = basis.infinite[problem.free.gate].any(axis=0)
+    other = np.hstack([inverse.null[:, : -basis.infinite.shape[1] or None], basis.infinite[:, ~of_gate]])
+    found = ParamCov(without_parameters(whole, blank), kind, note)
+    if not of_gate.any():
+        return found
+    finite = without_parameters(whole, sorted({*at.blank, *_unknown(jacobian, other)}))
+    return replace(found, bounded=finite, infinite=jacobian @ basis.infinite[:, of_gate])
+
+
+def resampled_covariance(problem: Problem, coordinates: Coordinates, theta: Array, draws: Array) -> ParamCov:
+    """Covariance of reported parameters, shape (R, P), of R resamples around a solution.
+
+    Where gate coefficients are infinite, how far an ascent went says nothing: what resamples move along the directions
+    to infinity is left out of what functions of the probabilities have their standard errors from.
+    """
+    at = find_boundary(problem, coordinates, theta)
+    gate, whole = gate_directions(problem, at.theta), np.atleast_2d(np.cov(draws, rowvar=False))
+    where = positions(problem.structure).gate.ravel()
+    unit = np.linalg.inv(coordinates.gate)  # a change of basis is wanted, not a solution
+    J = problem.structure.n_experts - 1
+    to_user, to_working = np.kron(np.eye(J), unit), np.kron(np.eye(J), coordinates.gate)
+    infinite = to_user @ gate.vectors[:, gate.infinite]
+    if not gate.infinite.any():
+        return ParamCov(without_parameters(whole, list(at.blank)), "bootstrap")
+    directions, along = np.zeros((len(whole), infinite.shape[1])), np.eye(len(whole))
+    directions[where] = infinite
+    along[np.ix_(where, where)] -= infinite @ gate.vectors[:, gate.infinite].T @ to_working
+    blank = {*at.blank, *where[(np.abs(infinite) > 1e-6 * np.abs(to_user).max(axis=1, keepdims=True)).any(axis=1)]}
+    return ParamCov(
+        without_parameters(whole, sorted(blank)),
+        "bootstrap",
+        bounded=without_parameters(along @ whole @ along.T, list(at.blank)),
+        infinite=directions,
+    )
+
+
+def _unknown(jacobian: Array, directions: Array) -> list[int]:
+    """Reported parameters that change along some directions, shape (P, d), by their derivatives, shape (P, P)."""
+    size = np.abs(jacobian).max(axis=1, keepdims=True, initial=0)
+    moved = np.abs(jacobian @ directions) > 1e-6 * (1e-300 + size)
+    return np.flatnonzero(moved.any(axis=1)).tolist()
+
+
+def _meat_of_penalty(problem: Problem, theta: Array) -> Array:
+    """What the prior of the gate adds to the middle of a sandwich, shape (P, P)."""
+    out = np.zeros((theta.size, theta.size))
+    if problem.penalty is not None:
+        gamma = expand(problem.structure, problem.free, theta[None]).gamma
+        out[problem.free.gate, problem.free.gate] = penalty_meat(problem.penalty, problem.W, gamma)
+    return out
 
 
 def _about_clusters(n_clusters: int, n_params: int) -> str:
@@ -219,6 +269,8 @@ def gate_directions(problem: Problem, theta: Array) -> GateDirections:
     weights = np.ones(problem.n_subjects)
     information = gate_information(problem.W, gate_log_probabilities(problem.W, gamma), weights)[0]
     values, vectors = np.linalg.eigh(information / problem.n_subjects)
+    if problem.penalty is not None:  # the prior keeps all coefficients finite
+        return GateDirections(vectors, np.zeros(values.size, dtype=bool))
     return GateDirections(vectors, values < _NO_GATE_INFORMATION)
 
 

@@ -10,7 +10,7 @@ from mixmoe.inference.covariance import ParamCov
 from mixmoe.inference.intervals import scale_of, wald_limits
 from mixmoe.layout import ParamLayout
 from mixmoe.mixed.coordinates import Coordinates
-from mixmoe.mixed.covariance import Boundary, gate_directions
+from mixmoe.mixed.covariance import Boundary
 from mixmoe.mixed.estimate import Search, residual_deviations
 from mixmoe.mixed.likelihood import Problem, evaluate
 from mixmoe.mixed.separation import expert_directions
@@ -31,6 +31,7 @@ _CATEGORIES = {
     "vague_correlation": BoundaryWarning,
     "separated_gate": BoundaryWarning,
     "separated_expert": BoundaryWarning,
+    "ambiguous_labels": DegeneracyWarning,
     "degenerate": DegeneracyWarning,
     "small_expert": DegeneracyWarning,
     "far_origin": ApproximationWarning,
@@ -49,7 +50,6 @@ def find_flags(
         _boundary(boundary),
         _edges(boundary),
         _empty_categories(boundary),
-        _separation(problem, theta),
         _expert_separation(problem, theta),
         _degenerate(found, problem, theta, responsibilities),
         _small(responsibilities, problem),
@@ -179,16 +179,6 @@ def _empty_categories(boundary: Boundary) -> Flag | None:
         f"An expert has no responses in an ordered category ({'; '.join(boundary.empty)}): thresholds beside it are "
         "infinite, or two of them meet, and those at infinity have no standard errors. Merge levels, share the steps "
         "between thresholds with residual='common', or use fewer experts.",
-    )
-
-
-def _separation(problem: Problem, theta: Array) -> Flag | None:
-    if not gate_directions(problem, theta).infinite.any():
-        return None
-    return Flag(
-        "separated_gate",
-        "Gate covariates separate the experts perfectly, so that some gate coefficients are infinite: their printed "
-        "values only say so, and they have no standard errors. Remove the covariate or use fewer experts.",
     )
 
 

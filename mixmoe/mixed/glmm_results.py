@@ -238,7 +238,7 @@ class GLMMResults(MEMoEResults):
         return replace(known, cov=known.cov * np.outer(sign, sign))
 
     def _link(self) -> LinkEstimate:
-        model, cov = self.model, self.cov.matrix.copy()
+        model, cov = self.model, self.cov.of_bounded.copy()
         held = (*model.layout.where("random"), *model.layout.where("threshold"))
         known = [i for i in held if np.isnan(cov[i, i])]
         cov[known] = cov[:, known] = 0.0  # variances on their boundary and infinite thresholds are taken as known

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe.em import Evaluation
-from mixmoe.gate import gate_log_probabilities, gate_scores
+from mixmoe.gate import GatePenalty, gate_log_probabilities, gate_scores, penalty_score
 from mixmoe.kernels.linalg import logsumexp
 from mixmoe.mixed.experts import Densities, Experts
 from mixmoe.mixed.gaussian import GaussianExperts
@@ -31,12 +31,15 @@ class Problem(Generic[Model]):
     experts : Experts
     W : ndarray, shape (N, m)
         Gate design.
+    penalty : GatePenalty or None
+        Log prior of the gate, part of what is maximised but not of the log-likelihood of subjects.
     """
 
     structure: Structure
     free: FreeVector
     experts: Model
     W: Array
+    penalty: GatePenalty | None = None
 
     @property
     def n_subjects(self) -> int:
@@ -45,15 +48,15 @@ class Problem(Generic[Model]):
 
     def take(self, subjects: NDArray[np.intp]) -> "Problem[Model]":
         """The same problem on some of the subjects."""
-        return Problem(self.structure, self.free, self.experts.take(subjects), self.W[subjects])
+        return Problem(self.structure, self.free, self.experts.take(subjects), self.W[subjects], self.penalty)
 
 
 ClosedForm = Problem[GaussianExperts]
 
 
-def build_problem(structure: Structure, experts: Model, W: Array) -> Problem[Model]:
+def build_problem(structure: Structure, experts: Model, W: Array, penalty: GatePenalty | None = None) -> Problem[Model]:
     """A problem from its parts."""
-    return Problem(structure, build_free_vector(structure), experts, W)
+    return Problem(structure, build_free_vector(structure), experts, W, penalty)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,10 @@ def summed_scores(problem: Problem, theta: Array, block: Block) -> Array:
 
 
 def evaluate(problem: Problem, theta: Array) -> Evaluation:
-    """Log-likelihood and score at S free vectors, shape (S, P); complex input passes through analytic experts."""
+    """Log-likelihood, penalised if the gate is, and score at S free vectors, shape (S, P).
+
+    Complex input passes through analytic experts.
+    """
     params = expand(problem.structure, problem.free, theta)
     loglik = np.zeros(theta.shape[0], dtype=theta.dtype)
     score = np.zeros(theta.shape, dtype=theta.dtype)
@@ -120,7 +126,19 @@ def evaluate(problem: Problem, theta: Array) -> Evaluation:
         block = evaluate_block(problem, params, where, experts)
         loglik += block.loglik.sum(axis=1)
         score += summed_scores(problem, theta, block)
+    if problem.penalty is not None:
+        loglik += problem.penalty.value(problem.W, params.gamma)
+        score[:, problem.free.gate] += penalty_score(problem.penalty, problem.W, params.gamma).reshape(
+            theta.shape[0], -1
+        )
     return Evaluation(loglik, score)
+
+
+def penalty_at(problem: Problem, theta: Array) -> float:
+    """Log prior of the gate at one free vector, shape (P,); zero if the gate is not penalised."""
+    if problem.penalty is None:
+        return 0.0
+    return float(problem.penalty.value(problem.W, expand(problem.structure, problem.free, theta[None]).gamma)[0])
 
 
 def subject_scores(problem: Problem, theta: Array) -> Array:

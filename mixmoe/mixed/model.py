@@ -14,10 +14,13 @@ from mixmoe.design import Design, ResponseKind, build_design
 from mixmoe.em import Control, EMFit, Starts, better, seeded
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.formula import MoEFormula, parse_formula
+from mixmoe.gate import PseudoUnits, checked_gate_penalty
 from mixmoe.inference.covariance import ParamCov, checked_cov_type
+from mixmoe.kernels.existence import Observed, check_maximum
 from mixmoe.kernels.linalg import logsumexp
 from mixmoe.kernels.serial import ErrorKind
 from mixmoe.layout import ParamLayout
+from mixmoe.mixed.ambiguity import with_label_flag
 from mixmoe.mixed.bootstrap import bootstrap_covariance
 from mixmoe.mixed.coordinates import apply_inverse
 from mixmoe.mixed.covariance import covariance, find_boundary, natural_jacobian
@@ -35,7 +38,7 @@ from mixmoe.mixed.flags import far_origin, find_flags, uncertainty_flags, warn_f
 from mixmoe.mixed.given import cluster_codes, start_vector
 from mixmoe.mixed.glmm_results import GLMMResults
 from mixmoe.mixed.integral import with_integral_flag
-from mixmoe.mixed.likelihood import Problem, build_problem, evaluate, subject_logliks
+from mixmoe.mixed.likelihood import Problem, build_problem, evaluate, penalty_at, subject_logliks
 from mixmoe.mixed.natural import build_layout, from_natural, outside_space, to_natural
 from mixmoe.mixed.refits import Refitting
 from mixmoe.mixed.response_model import (
@@ -47,9 +50,12 @@ from mixmoe.mixed.response_model import (
     check_response,
     coordinates_of,
     experts_of,
+    offset_of,
+    trials_of,
     with_levels,
 )
 from mixmoe.mixed.results import MEMoEResults
+from mixmoe.mixed.separated_gate import separation_flags
 from mixmoe.mixed.structure import CovRE, Params, Residual, Structure, contract, expand
 from mixmoe.output.saved import SavedFit
 from mixmoe.results import restored
@@ -115,6 +121,13 @@ class MEMoE(Refitting):
     trials, offset, weights : str, optional
         Columns, not for Gaussian responses: number of trials of a binomial response; offset of the linear predictor,
         for counts the log of the exposure; prior weights of the rows, which multiply their log-densities.
+    gate_penalty : {"firth"} or float, optional
+        Keeps gate coefficients finite where covariates separate experts. ``"firth"``: half the log determinant of the
+        information that the gate would have with known memberships (Jeffreys prior) is added to the log-likelihood;
+        a number n: n subjects, spread evenly over the covariates of the data and over the experts (Latent GOLD's Bayes
+        constant, 1 by default there). Both are the same whichever expert is the reference and however covariates are
+        coded. Starts, estimates, information, profiles and resamples are of the penalised log-likelihood; ``llf`` and
+        the criteria that follow from it are of the log-likelihood at the penalised estimates.
     context : mapping, optional
         Functions and constants the formula may use; nothing else of the caller is visible.
     formula_engine : {"formulaic", "patsy"}
@@ -163,6 +176,7 @@ class MEMoE(Refitting):
         trials: str | None = None,
         offset: str | None = None,
         weights: str | None = None,
+        gate_penalty: str | float | None = None,
         context: Mapping[str, Any] | None = None,
         formula_engine: str = "formulaic",
     ) -> None:
@@ -171,6 +185,7 @@ class MEMoE(Refitting):
         checked_choice(cov_re, "cov_re", get_args(CovRE))
         checked_choice(residual, "residual", get_args(Residual))
         options = checked_errors(errors, time, errors_by, errors_dist, errors_df, residual)
+        self.gate_penalty = checked_gate_penalty(gate_penalty)
         columns = {"trials": trials, "offset": offset, "weights": weights}
         self.response = build_response_model(family, residual, n_quad, columns)
         check_no_errors(self.response, self.formula, options)
@@ -186,6 +201,7 @@ class MEMoE(Refitting):
             "family": self.response.name,
             "n_quad": n_quad,
             **columns,
+            "gate_penalty": self.gate_penalty.n if isinstance(self.gate_penalty, PseudoUnits) else gate_penalty,
             **options.settings,
             "formula_engine": formula_engine,
         }
@@ -234,7 +250,7 @@ class MEMoE(Refitting):
     def _problem(self, design: Design) -> Problem:
         c = self.coordinates
         experts = experts_of(design, self.response, c) if self.errors is None else self.errors.experts(design, c)
-        return build_problem(self.structure, experts, apply_inverse(design.gate, c.gate))
+        return build_problem(self.structure, experts, apply_inverse(design.gate, c.gate), self.gate_penalty)
 
     def fit(
         self,
@@ -289,6 +305,7 @@ class MEMoE(Refitting):
         n_starts = default if starts is None else checked_count(starts, "starts", least=1 if start is None else 0)
         fit = seeded(self.maximum(n_starts, generator, self._start(start), control), rng)
         fit = with_integral_flag(fit, self.problem, self.coordinates, self.working(fit.params), self.layout)
+        fit = with_label_flag(fit, self.design, self.problem, self.working(fit.params), self.coordinates.log_sigma.size)
         warn_flags(fit.flags)
         if cov_type == "bootstrap":
             cov_options = {"rng": generator, "progress": progress, **cov_options}
@@ -429,9 +446,11 @@ class MEMoE(Refitting):
         boundary = find_boundary(self.problem, self.coordinates, theta)
         params = self.natural(boundary.theta)
         far = far_origin(self.problem, self.coordinates, found, self.working(params), self.design.names)
+        penalty = penalty_at(self.problem, theta)
         return EMFit(
             params=params,
-            loglik=found.loglik - self._log_scale,
+            loglik=found.loglik - penalty - self._log_scale,
+            penalty=penalty,
             trace=found.trace - self._log_scale,
             n_iter=found.n_iter,
             n_evaluations=found.n_evaluations,
@@ -440,7 +459,11 @@ class MEMoE(Refitting):
             starts=Starts(
                 found.n_starts, found.logliks - self._log_scale, found.n_replicated, found.ends - self._log_scale
             ),
-            flags=(*find_flags(self.problem, found, theta, responsibilities, boundary), *far),
+            flags=(
+                *find_flags(self.problem, found, theta, responsibilities, boundary),
+                *separation_flags(self.design, self.problem, self.coordinates, theta),
+                *far,
+            ),
         )
 
 
@@ -465,9 +488,11 @@ def _check_identified(design: Design, n_experts: int, response: ResponseModel) -
         )
     check_random(design, response)
     check_response(design, response)
+    y = np.asarray(design.response, dtype=float)
+    observed = Observed(design.names.response or "", y, trials_of(design), offset_of(design))
+    check_maximum(response.name, observed, design.expert)
     if not response.gaussian:
         return
-    y = np.asarray(design.response)
     if "Intercept" in design.names.random and (y == y[design.starts][design.codes]).all():
         raise DesignError(
             f"the response {design.names.response!r} does not vary within any subject, so that residuals are zero; "

@@ -22,6 +22,7 @@ from mixmoe.mixed.structure import Params
 Array = NDArray[np.float64]
 
 _CHUNK = 20_000
+_AT_END = 1e-4  # p (1 - p) at which a gate with infinite coefficients has a probability of zero or one
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +34,16 @@ class Estimate:
     params : Params
         On the user's scale, S = 1.
     cov : ndarray, shape (P, P)
-        Of the reported parameters.
+        Of the reported parameters; directions in which gate coefficients are infinite count as known.
     where : Positions
+    separated : bool
+        Whether there are such directions.
     """
 
     params: Params
     cov: Array
     where: Positions
+    separated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,10 @@ def gate_probabilities(e: Estimate, W: Array) -> Array:
 
 
 def gate_intervals(e: Estimate, W: Array, alpha: float) -> Interval:
-    """Expert probabilities with limits by the delta method on the logit scale, each shape (N, K)."""
+    """Expert probabilities with limits by the delta method on the logit scale, each shape (N, K).
+
+    NaN where a gate with infinite coefficients gives zero or one: the estimate has no spread there to first order.
+    """
     pi = gate_probabilities(e, W)
     std_error = np.empty_like(pi)
     logit_error = np.empty_like(pi)
@@ -107,7 +114,11 @@ def gate_intervals(e: Estimate, W: Array, alpha: float) -> Interval:
         half = norm.isf(alpha / 2) * logit_error
         lower, upper = 1 / (1 + np.exp(half - logit)), 1 / (1 + np.exp(-half - logit))
     certain = std_error == 0  # one expert, or a gate without parameters
-    return Interval(pi, std_error, np.where(certain, pi, lower), np.where(certain, pi, upper))
+    lower, upper = np.where(certain, pi, lower), np.where(certain, pi, upper)
+    if e.separated:
+        at_end = pi * (1 - pi) < _AT_END
+        std_error, lower, upper = (np.where(at_end, np.nan, part) for part in (std_error, lower, upper))
+    return Interval(pi, std_error, lower, upper)
 
 
 def proportion_intervals(e: Estimate, W: Array, alpha: float) -> Interval:
@@ -125,6 +136,9 @@ def proportion_intervals(e: Estimate, W: Array, alpha: float) -> Interval:
         logit, half = np.log(share) - np.log1p(-share), norm.isf(alpha / 2) * error / (share * (1 - share))
     lower, upper = 1 / (1 + np.exp(half - logit)), 1 / (1 + np.exp(-half - logit))
     certain = error == 0
+    if e.separated and (pi * (1 - pi) < _AT_END).all():
+        error, certain = np.full_like(error, np.nan), np.zeros(error.size, dtype=bool)
+        lower, upper = error, error  # all memberships are certain: nothing says how far the shares would vary
     return Interval(share, error, np.where(certain, share, lower), np.where(certain, share, upper))
 
 

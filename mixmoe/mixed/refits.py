@@ -94,7 +94,7 @@ class Refitting:
         other.n_experts, other.settings = experts, {**self.settings, "experts": experts}
         other.structure = replace(self.structure, n_experts=experts)
         other.layout = build_layout(other.structure, self.design.names)
-        other.problem = build_problem(other.structure, self.problem.experts, self.problem.W)
+        other.problem = build_problem(other.structure, self.problem.experts, self.problem.W, self.problem.penalty)
         return other
 
     def with_response(self, response: Array) -> Self:

@@ -345,8 +345,14 @@ class MEMoEResults(MoEResults):
         index, s = [k - 1 for k in checked_order(order, self.model.n_experts)], self.model.structure
         params = permute_natural(s, self.em.params, index)
         fit = replace(self.em, params=params, responsibilities=self.em.responsibilities[:, index])
-        matrix = delta_cov(permute_jacobian(s, self.em.params, index), self.cov.matrix)
-        return type(self)(self.model, fit, replace(self.cov, matrix=matrix))
+        jacobian, bounded, infinite = permute_jacobian(s, self.em.params, index), self.cov.bounded, self.cov.infinite
+        cov = replace(
+            self.cov,
+            matrix=delta_cov(jacobian, self.cov.matrix),
+            bounded=None if bounded is None else delta_cov(jacobian, bounded),
+            infinite=None if infinite is None else jacobian @ infinite,
+        )
+        return type(self)(self.model, fit, cov)
 
     def curves(self, kind: str = "trajectories", **options: Any) -> tuple[Curve, ...]:
         """Curves of a figure.
@@ -396,6 +402,16 @@ class MEMoEResults(MoEResults):
         setup = self.model.errors
         return () if setup is None else (("Errors", setup.options.described),)
 
+    @property
+    def _more_notes(self) -> tuple[str, ...]:
+        penalty = self.model.gate_penalty
+        if penalty is None or self.model.n_experts == 1:
+            return ()
+        return (
+            f"Gate penalised by {penalty.described}: estimates, standard errors and profiles are of the penalised "
+            "log-likelihood; log-likelihood and criteria are without the penalty.",
+        )
+
     def _normalized(self) -> Array:
         return normalized_residuals(
             self.model.design, self._known().params, self.em.responsibilities, self.model.errors
@@ -433,11 +449,13 @@ class MEMoEResults(MoEResults):
         return first_order(model.problem, model.coordinates, model.working(self.em.params))
 
     def _gate_points(self) -> tuple[GatePoint, ...]:
-        e = self._known()
-        return (GatePoint(None, e.params.gamma[0], e.where.gate),)
+        e, infinite = self._known(), self.cov.infinite
+        directions = None if infinite is None else infinite[e.where.gate.ravel()]
+        return (GatePoint(None, e.params.gamma[0], e.where.gate, directions),)
 
     def _known(self) -> Estimate:
-        return Estimate(self.model.user(self.em.params), self.cov.matrix, positions(self.model.structure))
+        params, where = self.model.user(self.em.params), positions(self.model.structure)
+        return Estimate(params, self.cov.of_bounded, where, self.cov.bounded is not None)
 
     def _proportion_table(self, alpha: float) -> Table:
         frame = self.proportions(alpha)

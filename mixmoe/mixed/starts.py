@@ -63,7 +63,8 @@ def one_expert_problem(problem: Problem[Model]) -> Problem[Model]:
 
 def closed_form_problem(problem: Problem, one: Params) -> ClosedForm:
     """The Gaussian problem on which starts are searched: the problem itself, or an approximation near `one`."""
-    return build_problem(replace(problem.structure, extras=()), problem.experts.closed_form(one), problem.W)
+    closed = replace(problem.structure, extras=())
+    return build_problem(closed, problem.experts.closed_form(one), problem.W, problem.penalty)
 
 
 def without_extras(params: Params) -> Params:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from mixmoe._frame import shown
 from mixmoe.design import Design
 from mixmoe.errors import DesignError, FormulaError
+from mixmoe.kernels.existence import check_varies
 from mixmoe.neural.blocks import Blocks, build_blocks
 from mixmoe.neural.families import Family
 
@@ -168,6 +169,8 @@ def check_magnitudes(design: Design, family: Family) -> None:
 def check_response(design: Design, family: Family) -> None:
     """Refuse responses that the family cannot have."""
     levels = design.response_levels or ()
+    if family == "gaussian":
+        check_varies(str(design.names.response), np.asarray(design.response, dtype=float))
     if family == "binary" and len(levels) != 2:
         raise DesignError(f"the response {design.names.response!r} has {len(levels)} levels; family='binary' needs 2")
     if len(levels) > MAX_LEVELS:

@@ -259,6 +259,7 @@ def _document(saved: SavedFit) -> dict[str, Any]:
         "columns": dict(saved.columns),
         "fit": {
             "loglik": float(fit.loglik),
+            "penalty": float(fit.penalty),
             "n_iter": int(fit.n_iter),
             "n_evaluations": int(fit.n_evaluations),
             "converged": bool(fit.converged),
@@ -291,7 +292,7 @@ def _plain(value: Any) -> Any:
 
 
 def _arrays(saved: SavedFit) -> dict[str, NDArray[Any]]:
-    fit = saved.fit
+    fit, more = saved.fit, {"bounded": saved.cov.bounded, "infinite": saved.cov.infinite}
     return {
         "params": fit.params,
         "trace": fit.trace,
@@ -299,6 +300,7 @@ def _arrays(saved: SavedFit) -> dict[str, NDArray[Any]]:
         "logliks": fit.starts.logliks,
         "ends": fit.starts.ends,
         "cov": saved.cov.matrix,
+        **{name: array for name, array in more.items() if array is not None},
     }
 
 
@@ -441,7 +443,8 @@ def _saved(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> SavedFi
     names = tuple(str(name) for name in document["names"])
     n_params = len(names)
     _check_shape("params", arrays["params"], (n_params,))
-    _check_shape("cov", arrays["cov"], (n_params, n_params))
+    for name in ("cov", *(["bounded"] if "bounded" in arrays else [])):
+        _check_shape(name, arrays[name], (n_params, n_params))
     if arrays["responsibilities"].ndim != 2:
         raise SavedFileError(
             f"responsibilities of a saved fit have two dimensions, got {arrays['responsibilities'].ndim}"
@@ -454,7 +457,14 @@ def _saved(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> SavedFi
         settings=dict(document["settings"]),
         names=names,
         fit=_em_fit(fit, arrays),
-        cov=ParamCov(arrays["cov"], cov["kind"], str(cov["note"]), bool(cov.get("corrected", True))),
+        cov=ParamCov(
+            arrays["cov"],
+            cov["kind"],
+            str(cov["note"]),
+            bool(cov.get("corrected", True)),
+            arrays.get("bounded"),
+            arrays.get("infinite"),
+        ),
         checksum=str(document["checksum"]),
         data=_frame(document["data"], arrays),
         rows=_saved_rows(document["rows"], arrays),
@@ -473,6 +483,7 @@ def _em_fit(fit: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> EMFit:
         responsibilities=arrays["responsibilities"],
         starts=_starts(fit, arrays),
         flags=tuple(Flag(str(flag["code"]), str(flag["message"])) for flag in fit["flags"]),
+        penalty=float(fit.get("penalty", 0.0)),
     )
 
 

@@ -29,8 +29,8 @@ from mixmoe.varying.bands import BandSet, LevelProcess, level_process
 from mixmoe.varying.centring import centred, run_around_means, turned_covariance
 from mixmoe.varying.draws import REFIT, draw_responses, with_cluster_draw
 from mixmoe.varying.estimate import Control, Run
-from mixmoe.varying.flags import find_flags, n_clusters
-from mixmoe.varying.labels import permute_experts
+from mixmoe.varying.flags import find_flags, n_clusters, separation_flag
+from mixmoe.varying.labels import label_flag, permute_experts
 from mixmoe.varying.local_likelihood import build_local, local_start
 from mixmoe.varying.local_maximum import maximise_bounded
 from mixmoe.varying.problem import Problem, Slots
@@ -277,6 +277,10 @@ class FittedVCMoE:
         index_name = str(self.design.names.index)
         effective = post.weighted * self.weight_scale
         flags = find_flags(self.problem, run, natural, effective, control, index_name, self.clusters)
+        of_gate = (
+            separation_flag(self.design, self.data.order, natural),
+            label_flag(self.design, self.data.order, self.problem, natural),
+        )
         weights = np.maximum(self.problem.rows.weights, np.finfo(float).tiny)
         responsibilities = np.empty((self.problem.rows.n, self.n_experts))
         unit = posterior(self.problem.rows.with_weights(np.ones_like(weights)), self.problem.family, natural)
@@ -291,7 +295,7 @@ class FittedVCMoE:
             converged=run.converged,
             responsibilities=responsibilities,
             starts=Starts(starts, run.candidates, int((run.candidates > best - 0.5).sum())),
-            flags=flags,
+            flags=(*flags, *(flag for flag in of_gate if flag is not None)),
         )
 
 

@@ -3,8 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from mixmoe.design import Design, used_columns
 from mixmoe.em import Flag
 from mixmoe.errors import BoundaryWarning, ConvergenceWarning, DegeneracyWarning, MixmoeWarning, warn
+from mixmoe.inference.cells import described
 from mixmoe.kernels.distribution import LEAST_ETA
 from mixmoe.kernels.local import blocks, local_moments
 from mixmoe.varying.estimate import Control, Run
@@ -31,6 +33,7 @@ _CATEGORIES: dict[str, type[MixmoeWarning]] = {
     "forced_bandwidth": ConvergenceWarning,
     "degenerate": DegeneracyWarning,
     "small_expert": DegeneracyWarning,
+    "ambiguous_labels": DegeneracyWarning,
     "weak_identification": DegeneracyWarning,
     "few_clusters": DegeneracyWarning,
     "separated_gate": BoundaryWarning,
@@ -73,7 +76,6 @@ def find_flags(
         _lost(problem, run, index_name),
         _limits(problem, run.coef, index_name),
         _thin(problem, weighted, index_name),
-        _separated_gate(natural),
         _separated_expert(problem, natural, weighted, index_name),
         _one_trial(problem),
         _few_clusters(clusters),
@@ -207,16 +209,32 @@ def _thin(problem: Problem, weighted: Array, name: str) -> Flag | None:
     )
 
 
-def _separated_gate(natural: Natural) -> Flag | None:
-    zeta = natural.log_gate[1:] - natural.log_gate[:1]
-    share = float(np.mean(np.abs(zeta).max(axis=0, initial=0.0) > INFINITE))
+def separation_flag(design: Design, order: NDArray[np.intp], natural: Natural) -> Flag | None:
+    """A flag that says where the gate leaves no rows to an expert, so that its coefficients have no finite maximum.
+
+    Parameters
+    ----------
+    design : Design
+    order : ndarray of int, shape (n,)
+        Row of the design behind each row of `natural`.
+    natural : Natural
+    """
+    below = natural.log_gate - natural.log_gate.max(axis=0) < -INFINITE  # (K, n)
+    share = float(below.any(axis=0).mean())
     if share <= SEPARATED:
         return None
+    index = str(design.names.index)
+    columns = dict.fromkeys([*used_columns(design, "gate"), *([index] if index in design.frame else [])])
+    places = []
+    for k in np.flatnonzero(below.any(axis=1)):
+        inside = np.zeros(design.n, dtype=bool)
+        inside[order] = below[k]
+        places.append(f"expert {k + 1} {described(design, inside, list(columns))}")
     return Flag(
         "separated_gate",
-        f"The gate decides without doubt (log odds beyond {INFINITE:g}) for {100 * share:.0f} % of the rows: a "
-        "covariate separates the experts and its coefficient has no finite maximum there; use a larger "
-        "gate_bandwidth or fewer gate terms.",
+        f"The gate leaves no rows to {'; to '.join(places)}: log odds beyond {INFINITE:g} for {100 * share:.0f} % of "
+        "the rows say that the probability is zero there, and gate coefficients have no finite maximum; use a larger "
+        "gate_bandwidth, merge levels, or use fewer gate terms or experts.",
     )
 
 

@@ -13,6 +13,7 @@ from mixmoe.design import Design
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.formula import MoEFormula, parse_formula
 from mixmoe.kernels.distribution import ETA_LIMIT, OFFSETS, Family, Outcome
+from mixmoe.kernels.existence import Observed, check_maximum
 from mixmoe.kernels.local import Windows, blocks, effective_rows, hankel, local_moments
 from mixmoe.varying.centring import centred
 from mixmoe.varying.identification import constants_fault
@@ -237,13 +238,15 @@ def checked_floor(value: Any) -> float:
 
 
 def check_errors(rows: Rows, family: Family, response: str) -> None:
-    """Refuse a normal response without error, whose likelihood has no bound.
+    """Refuse responses whose likelihood has no maximum, or, of a normal one without error, no bound.
 
     Raises
     ------
     DesignError
-        If one regression for all rows leaves nothing.
+        If one regression for all rows leaves nothing, or all responses lie at one end of their range.
     """
+    out, used = rows.outcome, rows.weights > 0.0
+    check_maximum(family.name, Observed(response, out.y[used], out.trials[used], rows.offset[used]), rows.design[used])
     if family.name != "gaussian":
         return
     root = np.sqrt(rows.weights)

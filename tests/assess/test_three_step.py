@@ -79,6 +79,23 @@ def test_without_doubt_all_methods_are_ordinary_regression(clear, method):
     np.testing.assert_allclose(gate.coefficients.std_errors, known.bse, rtol=1e-3)
 
 
+@pytest.mark.parametrize("formula", ["~ g + x", "~ C(g) + x", "~ x + g:x"])
+def test_a_factor_is_tested_as_a_whole(clear, formula):
+    fit, out = clear
+    out = out.assign(g=np.array(list("abc"))[np.arange(len(out)) % 3])
+    found = fit.covariates(formula, out)
+    tests = found.tests()
+    factor = next(term for term in tests.index if "g" in term)
+    peer = smf.logit(f"second {formula}", out.assign(second=(out["k"] == 2) * 1.0)).fit(disp=False, cov_type="HC0")
+    columns = [i for i, name in enumerate(peer.model.exog_names) if "g" in name]
+    joint = peer.wald_test(np.eye(len(peer.params))[columns], scalar=True)
+    assert tests.loc[factor, "df"] == len(columns) == 2
+    np.testing.assert_allclose(tests.loc[factor, "statistic"], joint.statistic, rtol=5e-3)
+    assert list(tests.index) == list(
+        dict.fromkeys(["Intercept", *(["x", "g:x"] if "x + g" in formula else [factor, "x"])])
+    )
+
+
 def test_bch_means_by_hand(case):
     fit, out, _ = case
     D = fit.classification_table().probabilities
