@@ -29,6 +29,8 @@ _CATEGORIES = {
     "separated_expert": BoundaryWarning,
     "degenerate": DegeneracyWarning,
     "small_expert": DegeneracyWarning,
+    "few_subjects": DegeneracyWarning,
+    "flat_likelihood": DegeneracyWarning,
     "laplace_bias": ApproximationWarning,
     "quadrature_bias": ApproximationWarning,
 }

@@ -20,6 +20,7 @@ from mixmoe.design import Design
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.covariance import delta_cov
 from mixmoe.inference.intervals import checked_alpha
+from mixmoe.mixed.bootstrap import relabelled
 from mixmoe.mixed.disturbances import disturbances
 from mixmoe.mixed.dynamic import errors_ahead, normalized_residuals, past_of, subject_law
 from mixmoe.mixed.frames import (
@@ -246,7 +247,7 @@ class MEMoEResults(MoEResults):
             Prints as tables; ``to_frame()`` has one row per term of the experts and of the gate. All columns of a
             category are tested together, over all experts, or over all log odds of the gate.
         """
-        return term_tests(self.model.design, self._layout, self._estimate, self.cov.matrix, self.cov_type)
+        return term_tests(self.model.design, self._layout, self._estimate, self.cov)
 
     @property
     def cov_re(self) -> pd.DataFrame:
@@ -317,7 +318,11 @@ class MEMoEResults(MoEResults):
         params = permute_natural(s, self.em.params, index)
         fit = replace(self.em, params=params, responsibilities=self.em.responsibilities[:, index])
         matrix = delta_cov(permute_jacobian(s, self.em.params, index), self.cov.matrix)
-        return type(self)(self.model, fit, replace(self.cov, matrix=matrix))
+        draws = self.cov.draws
+        if draws is not None:
+            model = self.model
+            draws = relabelled(draws, model.problem, model.coordinates, model.working(params), index)
+        return type(self)(self.model, fit, replace(self.cov, matrix=matrix, draws=draws))
 
     def curves(self, kind: str = "trajectories", **options: Any) -> tuple[Curve, ...]:
         """Curves of a figure.
