@@ -134,7 +134,7 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         _check_sizes(model, fit, cov)
         super().__init__(model, model.layout, fit.params, cov, df_resid=model.design.n - npar)
         values = criteria(fit.loglik, npar, fit.responsibilities)
-        self.em, self.flags, self.converged = fit, fit.flags, fit.converged
+        self.em, self.flags, self.converged = fit, (*fit.flags, *cov.flags), fit.converged
         self.llf, self.aic, self.bic, self.sabic = values.loglik, values.aic, values.bic, values.sabic
         self.icl, self.entropy = values.icl, values.entropy
         self.nobs, self.n_units, self.df_model = model.design.n, model.design.n_units, npar
@@ -206,7 +206,12 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         -------
         Summary
         """
-        return Summary(_title(self), self.tables(alpha), _notes(self))
+        return Summary(_title(self), self.tables(alpha), self._remarks)
+
+    @property
+    def _remarks(self) -> tuple[str, ...]:
+        """What a reader must know: the covariance, and each flag of the fit."""
+        return _notes(self)
 
     def to_latex(
         self,
@@ -237,13 +242,13 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         """
         chosen = _chosen(self, tables, options)
         title = _title(self) if caption is None else caption
-        return written(latex(chosen, title, label, _notes(self), standalone), path)
+        return written(latex(chosen, title, label, self._remarks, standalone), path)
 
     def to_markdown(
         self, path: PathLike | None = None, tables: Sequence[str] | str | None = None, **options: Any
     ) -> str:
         """Tables as Markdown; see `to_latex`."""
-        return written(markdown(_chosen(self, tables, options), notes=_notes(self)), path)
+        return written(markdown(_chosen(self, tables, options), notes=self._remarks), path)
 
     def to_frame(self, alpha: float = 0.05) -> pd.DataFrame:
         """One row per parameter.
@@ -257,9 +262,12 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         -------
         DataFrame
             Index: parameter names. Columns: term, block, expert, estimate, std_error, statistic, p_value, conf_low,
-            conf_high.
+            conf_high, df (of t statistics; infinite for normal ones). Its ``attrs["notes"]`` are the notes of the
+            summary, which also say why a standard error is missing.
         """
-        return tidy(self.model.layout, self._estimate, self._errors, alpha)
+        frame = tidy(self.model.layout, self._estimate, self._errors, alpha, self._df)
+        frame.attrs["notes"] = self._remarks
+        return frame
 
     def lr_test(self, other: "MoEResults") -> LRTest | InvalidTest:
         """Likelihood-ratio test against a fit of a smaller or larger model on the same data.

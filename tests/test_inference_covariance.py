@@ -22,12 +22,6 @@ def test_meat_adds_scores_within_clusters(scores):
     sums = [scores[clusters == g].sum(axis=0) for g in range(7)]
     expected = sum(np.outer(s, s) for s in sums)
     np.testing.assert_allclose(meat(scores, clusters), expected)
-    np.testing.assert_allclose(meat(scores, clusters, correction=True), expected * 7 / 6)
-
-
-def test_one_cluster_with_correction_is_refused(scores):
-    with pytest.raises(ArgumentError, match="at least 2 clusters, got 1"):
-        meat(scores, np.zeros(30, dtype=int), correction=True)
 
 
 def test_sandwich_of_least_squares_is_white():

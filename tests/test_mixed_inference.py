@@ -1,5 +1,6 @@
 """Standard errors against brute force; boundaries, clusters, bootstrap, relabelling, tests."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -8,11 +9,13 @@ import pytest
 from scipy.stats import chi2
 
 import mixmoe as mm
-from mixmoe.errors import ArgumentError, BoundaryWarning, DegeneracyWarning
+from mixmoe.errors import ArgumentError, BoundaryWarning, DegeneracyWarning, MixmoeWarning
 from mixmoe.inference.tests import InvalidTest
 from mixmoe.mixed import bootstrap
 from mixmoe.mixed.bootstrap import Resample
-from mixmoe.mixed.covariance import Basis, invert_information
+from mixmoe.mixed.covariance import Basis, invert_information, natural_jacobian
+from mixmoe.mixed.estimate import permute
+from mixmoe.mixed.likelihood import observed_information, subject_scores
 from tests import dense
 
 FORMULA = "y ~ time + common(x1) | gate: z1 | re: (1 + time | id)"
@@ -51,31 +54,59 @@ def test_nonrobust_is_the_inverse_information(fit, brute):
 def test_robust_is_the_sandwich_over_subjects(fit, brute):
     inverse, scores = brute
     assert fit.cov_type == "robust"
-    assert_close(fit.cov_params(), inverse @ (scores.T @ scores) @ inverse)
+    plain = fit.with_cov("robust", correction=False)
+    assert_close(plain.cov_params(), inverse @ (scores.T @ scores) @ inverse)
     assert fit.bse.to_numpy() == pytest.approx(np.sqrt(np.diag(fit.cov.matrix)))
 
 
-def test_the_small_sample_factor(fit):
-    corrected = fit.with_cov("robust", correction=True)
-    assert corrected.cov_params().to_numpy() == pytest.approx(fit.cov_params().to_numpy() * 60 / 59)
-    assert "small-sample factor" in str(corrected.summary())
+def test_default_scores_are_corrected_for_leverage(fit):
+    """(I - H_i A^-1)^-1 s_i with the information H_i of each subject from a problem of one subject."""
+    model, theta = fit.model, fit.model.working(fit.em.params)
+    problem = model.problem
+    A = observed_information(problem, theta)
+    changes = []
+    for i in range(problem.n_subjects):
+        alone = problem.take(np.array([i]))
+        share = observed_information(alone, theta) @ np.linalg.inv(A)
+        values, vectors = np.linalg.eig(share)
+        share = (vectors * np.maximum(values.real, 0.0)) @ np.linalg.inv(vectors)  # negative shares count as none
+        changes.append(
+            np.linalg.solve(A, np.linalg.solve(np.eye(len(A)) - share.real, subject_scores(alone, theta)[0]))
+        )
+    changes = np.array(changes) @ natural_jacobian(problem, model.coordinates, theta).T
+    assert_close(fit.cov_params(), changes.T @ changes)
+    assert "corrected for leverage" in str(fit.summary())
 
 
+@pytest.mark.filterwarnings("ignore:There are only")
 @pytest.mark.parametrize("form", ["mapping", "series", "rows", "series of rows"])
 def test_clusters(form, fit, brute, data):
     inverse, scores = brute
-    site = {label: label % 7 for label in fit.model.design.labels}
+    site = {label: label % 29 for label in fit.model.design.labels}
     cluster = {"mapping": site, "series": pd.Series(site), "rows": data["id"].map(site).to_numpy()} | {
         "series of rows": data["id"].map(site)
     }
     cluster = cluster[form]
-    summed = np.array([scores[[site[i] == g for i in fit.model.design.labels]].sum(axis=0) for g in range(7)])
-    with pytest.warns(DegeneracyWarning, match="There are only 7 clusters, not more than the"):
-        other = fit.with_cov("cluster", cluster=cluster)
+    summed = np.array([scores[[site[i] == g for i in fit.model.design.labels]].sum(axis=0) for g in range(29)])
+    other = fit.with_cov("cluster", cluster=cluster, correction=False)
     ours, theirs = other.cov_params().to_numpy(), inverse @ (summed.T @ summed) @ inverse
     size = np.sqrt(np.diag(inverse))
     np.testing.assert_allclose(ours / np.outer(size, size), theirs / np.outer(size, size), atol=1e-5)
-    assert "7 clusters" in str(other.summary())
+    assert "29 clusters" in str(other.summary())
+
+
+def test_fewer_clusters_than_parameters_have_no_standard_errors(fit, data):
+    site = (data["id"] % 7).to_numpy()
+    with pytest.warns(
+        DegeneracyWarning, match=r"7 clusters have rank 7 for 15 .*Use cov_type='nonrobust'.* or 'bootstrap'"
+    ):
+        other = fit.with_cov("cluster", cluster=site)
+    assert other.bse.isna().all()
+    assert other.pvalues.isna().all()
+    assert other.conf_int().isna().all(axis=None)
+    assert [flag.code for flag in other.flags] == ["few_subjects"]
+    assert isinstance(other.wald_test("expert1.time"), InvalidTest)
+    assert fit.flags == ()
 
 
 def test_each_subject_its_own_cluster_is_robust(fit):
@@ -83,9 +114,9 @@ def test_each_subject_its_own_cluster_is_robust(fit):
     assert own.cov_params().to_numpy() == pytest.approx(fit.cov_params().to_numpy())
 
 
-@pytest.mark.filterwarnings("ignore:There are only 5 clusters")
+@pytest.mark.filterwarnings("ignore:There are only")
 def test_clusters_at_the_door(fit, data):
-    labels = data["id"] % 5
+    labels = data["id"] % 20
     direct = mm.fit(FORMULA, data, start=fit, cov_type="cluster", cluster=labels.to_numpy())
     assert direct.bse.to_numpy() == pytest.approx(
         fit.with_cov("cluster", cluster=labels.to_numpy()).bse.to_numpy(), rel=1e-5
@@ -120,7 +151,7 @@ def test_other_structures(cov_re, residual, data):
     inverse = np.linalg.inv(-dense.hessian(fit.model, fit.em.params))
     scores = dense.scores(fit.model, fit.em.params)
     assert_close(fit.with_cov("nonrobust").cov_params(), inverse)
-    assert_close(fit.cov_params(), inverse @ (scores.T @ scores) @ inverse)
+    assert_close(fit.with_cov("robust", correction=False).cov_params(), inverse @ (scores.T @ scores) @ inverse)
 
 
 def test_proportions_have_delta_method_errors(fit):
@@ -242,6 +273,30 @@ def test_a_resample_is_a_fit_to_repeated_subjects(small, data):
     assert ours == pytest.approx(nearest, rel=1e-3, abs=1e-3)
 
 
+@pytest.mark.parametrize("order", [[1, 0, 2], [2, 0, 1], [2, 1, 0]])
+def test_replicates_get_the_labels_of_the_fit(order, three, monkeypatch):
+    """A refit that ends with the experts in another order is the same estimate, not a draw from elsewhere."""
+    model, theta = three.model, three.model.working(three.em.params)
+    swapped = permute(model.problem, theta, order)
+    assert np.abs(model.natural(swapped) - three.params.to_numpy()).max() > 0.1
+    monkeypatch.setattr(Resample, "refit", lambda self, rng: swapped)
+    draw = Resample(model.problem, model.coordinates, theta)(np.random.default_rng(0))
+    assert draw == pytest.approx(three.params.to_numpy(), rel=1e-8)
+    assert three.with_cov("bootstrap", n_boot=3, rng=0).bse.max() < 1e-6
+
+
+def test_labels_are_matched_where_only_spread_tells_experts_apart(data, monkeypatch):
+    """Coefficients that are all shared say nothing about labels; subjects do."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MixmoeWarning)
+        fit = mm.fit("y ~ common(1) + common(time) | gate: 1 | re: (1 | id)", data, experts=2, starts=4, rng=0)
+    model, theta = fit.model, fit.model.working(fit.em.params)
+    swapped = permute(model.problem, theta, [1, 0])
+    monkeypatch.setattr(Resample, "refit", lambda self, rng: swapped)
+    draw = Resample(model.problem, model.coordinates, theta)(np.random.default_rng(0))
+    assert draw == pytest.approx(fit.params.to_numpy(), rel=1e-6, abs=1e-8)
+
+
 def test_bootstrap_keeps_what_it_has_when_interrupted(small, monkeypatch):
     original, calls = Resample.__call__, []
 
@@ -335,7 +390,10 @@ def test_relabelling_shared_covariances(cov_re, data):
     np.testing.assert_allclose(back.params, fit.params, rtol=1e-10)
     np.testing.assert_allclose(back.bse, fit.bse, rtol=1e-8)
     size = np.sqrt(np.diag(moved.cov.matrix))
-    again = moved.with_cov("robust").cov.matrix
+    # The leverage of a subject depends on how ratios are written, to second order; the sandwich itself does not.
+    again = moved.with_cov("robust", correction=cov_re == "common").cov.matrix
+    moved = fit.with_cov("robust", correction=cov_re == "common").relabel([2, 1])
+    size = np.sqrt(np.diag(moved.cov.matrix))
     np.testing.assert_allclose(moved.cov.matrix / np.outer(size, size), again / np.outer(size, size), rtol=0, atol=1e-5)
 
 

@@ -14,7 +14,7 @@ from mixmoe.output.summary import Summary
 from mixmoe.results import MoEResults
 from tests.fake_model import BOUNDARY, FORMULA, FakeResults, make_data, make_results, replace
 
-COLUMNS = ["term", "block", "expert", "estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high"]
+COLUMNS = ["term", "block", "expert", "estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high", "df"]
 
 
 @pytest.fixture
@@ -194,10 +194,15 @@ def test_another_covariance_is_another_result(fit):
         fit.with_cov("hc3")
 
 
-@pytest.mark.parametrize("name", ["f_test", "wald_test_terms", "t_test_pairwise", "remove_data"])
+@pytest.mark.parametrize("name", ["wald_test_terms", "t_test_pairwise", "remove_data"])
 def test_what_is_not_defined_says_so(fit, name):
     with pytest.raises(NotImplementedError, match=f"{name} is not defined for mixtures"):
         getattr(fit, name)()
+
+
+def test_f_needs_denominator_degrees_of_freedom(fit):
+    with pytest.raises(NotImplementedError, match="f_test is not defined with cov_type='robust' and experts=2"):
+        fit.f_test("expert1.time")
 
 
 def test_statsmodels_pickle_reader_is_closed(fit):

@@ -8,6 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe.design import Design, column_terms
+from mixmoe.inference.covariance import ParamCov
 from mixmoe.inference.tests import InvalidTest, WaldTest, parse_hypotheses, wald_test
 from mixmoe.layout import Block, ParamLayout
 from mixmoe.output.printed import Printed
@@ -66,11 +67,17 @@ class TermTests(Printed):
     def remarks(self) -> tuple[str, ...]:
         """What is tested by which covariance, and why a test is missing."""
         about = (
-            f"Chi-squared tests with the {self.cov_type} covariance; they do not depend on the order of the experts."
+            f"{'F' if self._with_f else 'Chi-squared'} tests with the {self.cov_type} covariance; they do not depend "
+            "on the order of the experts."
         )
         found = [(test.term, one) for test in self.tests for one in (test.zero, test.equal)]
         reasons = [f"{term}: {one.reason}." for term, one in found if isinstance(one, InvalidTest)]
         return (about, *dict.fromkeys(reasons))
+
+    @property
+    def _with_f(self) -> bool:
+        """Whether statistics are F."""
+        return any(isinstance(t.zero, WaldTest) and t.zero.distribution == "F" for t in self.tests)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per term.
@@ -79,10 +86,12 @@ class TermTests(Printed):
         -------
         DataFrame
             Columns: block, term, df, statistic, p_value (all its coefficients are zero), df_equal, statistic_equal,
-            p_value_equal (the experts have the same); NaN where there is no such test.
+            p_value_equal (the experts have the same), df_resid (denominator of an F, infinite for chi-squared); NaN
+            where there is no such test.
         """
         rows = [
             {"block": t.block, "term": t.term, **_numbers(t.zero, ""), **_numbers(t.equal, "_equal")}
+            | {"df_resid": t.zero.df_resid if isinstance(t.zero, WaldTest) else np.nan}
             for t in self.tests
         ]
         return pd.DataFrame(rows)
@@ -95,13 +104,17 @@ class TermTests(Printed):
     def _table(self, block: str) -> Table:
         chosen = [test for test in self.tests if test.block == block]
         compared = any(test.equal is not None for test in chosen)
+        if self._with_f:  # one expert: there is nothing to compare
+            of_f = tuple(_cells_of_f(t.zero) for t in chosen)
+            index, of_columns = tuple(t.term for t in chosen), (".4g", "num", ".1f", "p")
+            return Table(block, _TITLES[block], ("Zero: F", "df", "df2", "p"), index, of_f, of_columns)
         heads = ("Zero: chi2", "df", "p", *(("Equal: chi2", "df", "p") if compared else ()))
         cells = [(*_cells(t.zero), *(_cells(t.equal) if compared else ())) for t in chosen]
         formats = (".4g", "num", "p") * (2 if compared else 1)
         return Table(block, _TITLES[block], heads, tuple(t.term for t in chosen), tuple(cells), formats)
 
 
-def term_tests(design: Design, layout: ParamLayout, params: Array, cov: Array, cov_type: str) -> TermTests:
+def term_tests(design: Design, layout: ParamLayout, params: Array, cov: ParamCov) -> TermTests:
     """Joint tests of every term of experts and gate.
 
     Parameters
@@ -109,8 +122,7 @@ def term_tests(design: Design, layout: ParamLayout, params: Array, cov: Array, c
     design : Design
     layout : ParamLayout
     params : ndarray, shape (P,)
-    cov : ndarray, shape (P, P)
-    cov_type : str
+    cov : ParamCov
 
     Returns
     -------
@@ -118,7 +130,7 @@ def term_tests(design: Design, layout: ParamLayout, params: Array, cov: Array, c
     """
 
     def tested(matrix: Array) -> Found:
-        return wald_test(parse_hypotheses(matrix, layout.names), params, cov, layout, cov_type)
+        return wald_test(parse_hypotheses(matrix, layout.names), params, cov.matrix, layout, cov.kind, cov.moments)
 
     found = []
     owners = {
@@ -131,7 +143,7 @@ def term_tests(design: Design, layout: ParamLayout, params: Array, cov: Array, c
             unit = np.eye(len(layout.parameters))
             equal = _differences(layout, places, unit) if block == "expert" else unit[:0]
             found.append(TermTest(block, term, tested(unit[places]), tested(equal) if len(equal) else None))
-    return TermTests(tuple(found), cov_type)
+    return TermTests(tuple(found), cov.kind)
 
 
 def _by_term(layout: ParamLayout, block: Block, owner: dict[str, str]) -> dict[str, list[int]]:
@@ -158,3 +170,9 @@ def _numbers(test: Found | None, suffix: str) -> dict[str, float]:
 
 def _cells(test: Found | None) -> tuple[Cell, Cell, Cell]:
     return (test.statistic, test.df, test.pvalue) if isinstance(test, WaldTest) else (None, None, None)
+
+
+def _cells_of_f(test: Found) -> tuple[Cell, ...]:
+    if not isinstance(test, WaldTest):
+        return (None, None, None, None)
+    return (test.statistic, test.df, test.df_resid, test.pvalue)

@@ -6,7 +6,9 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from mixmoe.em import Flag
 from mixmoe.errors import ArgumentError
+from mixmoe.inference.small_samples import Moments
 
 Array = NDArray[np.float64]
 CovType = Literal["nonrobust", "robust", "cluster", "bootstrap"]
@@ -18,6 +20,21 @@ DESCRIPTIONS = {
     "cluster": "sandwich over clusters",
     "bootstrap": "bootstrap over independent units",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Replicates of the estimates, and what limits from them need.
+
+    Attributes
+    ----------
+    values : ndarray, shape (B, P)
+    acceleration : ndarray, shape (P,)
+        A sixth of the skewness of the influence of the units on each estimate.
+    """
+
+    values: Array
+    acceleration: Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +56,12 @@ class ParamCov:
         directions to infinity, along which such functions no longer change, count as known. None if there are none.
     infinite : ndarray, shape (P, s), or None
         These directions. A function that still changes along one of them has no finite limit.
+    flags : tuple of Flag
+        What a reader must know about the standard errors.
+    moments : Moments or None
+        From which the degrees of freedom of t and F statistics follow; None where these are normal and chi-squared.
+    draws : Draws or None
+        Replicates of a bootstrap.
     """
 
     matrix: Array
@@ -47,6 +70,9 @@ class ParamCov:
     corrected: bool = True
     bounded: Array | None = None
     infinite: Array | None = None
+    flags: tuple[Flag, ...] = ()
+    moments: Moments | None = None
+    draws: Draws | None = None
 
     @property
     def of_bounded(self) -> Array:
@@ -68,7 +94,27 @@ def checked_cov_type(kind: str) -> CovType:
     raise ArgumentError(f"cov_type must be one of {', '.join(map(repr, COV_TYPES))}, got {kind!r}")
 
 
-def meat(scores: Array, clusters: NDArray[np.int64] | None = None, correction: bool = False) -> Array:
+def within_clusters(values: Array, clusters: NDArray[np.int64] | None = None) -> Array:
+    """Sums of the values of units within clusters, shape (G, ...); the values if every unit is its own.
+
+    Parameters
+    ----------
+    values : ndarray, shape (N, ...)
+    clusters : ndarray of int, shape (N,), optional
+        Codes 0..G-1 of the cluster of each unit.
+
+    Returns
+    -------
+    ndarray, shape (G, ...)
+    """
+    if clusters is None:
+        return values
+    summed = np.zeros((int(clusters.max(initial=-1)) + 1, *values.shape[1:]), dtype=values.dtype)
+    np.add.at(summed, clusters, values)
+    return summed
+
+
+def meat(scores: Array, clusters: NDArray[np.int64] | None = None) -> Array:
     """Sum of outer products of scores, the middle of the sandwich.
 
     Parameters
@@ -77,21 +123,13 @@ def meat(scores: Array, clusters: NDArray[np.int64] | None = None, correction: b
         Score of each independent unit at the estimate.
     clusters : ndarray of int, shape (N,), optional
         Codes 0..G-1 of the cluster of each unit; scores are added up within clusters first.
-    correction : bool
-        Multiply by G / (G - 1), the small-sample factor for G clusters (or units).
 
     Returns
     -------
     ndarray, shape (P, P)
     """
-    if clusters is not None:
-        summed = np.zeros((int(clusters.max(initial=-1)) + 1, scores.shape[1]))
-        np.add.at(summed, clusters, scores)
-        scores = summed
-    n = scores.shape[0]
-    if correction and n < 2:
-        raise ArgumentError(f"a sandwich covariance with small-sample factor needs at least 2 clusters, got {n}")
-    return scores.T @ scores * (n / (n - 1) if correction else 1.0)
+    scores = within_clusters(scores, clusters)
+    return np.asarray(scores.T @ scores)
 
 
 def sandwich(a_inverse: Array, middle: Array) -> Array:

@@ -5,8 +5,8 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
+from scipy.stats import t as student
 
 from mixmoe._frame import shown
 from mixmoe.errors import ArgumentError
@@ -54,7 +54,14 @@ def checked_alpha(alpha: float) -> float:
     return float(alpha)
 
 
-def wald_limits(params: Array, bse: Array, layout: ParamLayout, alpha: float = 0.05) -> Limits:
+def critical(alpha: float, df: Array | float = np.inf) -> Array:
+    """Upper quantiles of t, shape of `df`; normal where the degrees of freedom are infinite."""
+    return np.asarray(student.isf(checked_alpha(alpha) / 2, df), dtype=float)
+
+
+def wald_limits(
+    params: Array, bse: Array, layout: ParamLayout, alpha: float = 0.05, df: Array | float = np.inf
+) -> Limits:
     """Wald limits on the scale on which each parameter is closest to normal.
 
     Parameters
@@ -63,6 +70,8 @@ def wald_limits(params: Array, bse: Array, layout: ParamLayout, alpha: float = 0
     layout : ParamLayout
     alpha : float
         One minus the level.
+    df : ndarray, shape (P,), or float
+        Degrees of freedom of t quantiles.
 
     Returns
     -------
@@ -70,21 +79,85 @@ def wald_limits(params: Array, bse: Array, layout: ParamLayout, alpha: float = 0
 
     Notes
     -----
-    Coefficients: ``b +- z se``. Standard deviations, dispersions, rates and degrees of freedom: ``s exp(+- z se / s)``,
-    positive. Correlations: Fisher's ``tanh(atanh r +- z se / (1 - r^2))``, inside (-1, 1).
+    Coefficients: ``b +- t se``. Standard deviations, dispersions, rates and degrees of freedom: ``s exp(+- t se / s)``,
+    positive. Correlations: Fisher's ``tanh(atanh r +- t se / (1 - r^2))``, inside (-1, 1).
     """
-    z = norm.isf(checked_alpha(alpha) / 2)
-    scales = np.array([scale_of(p) for p in layout.parameters], dtype=object)
+    half = critical(alpha, df) * bse
+    scales = scales_of(layout)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        lower, upper = params - z * bse, params + z * bse
+        lower, upper = params - half, params + half
         log, atanh = scales == "log", scales == "atanh"
-        factor = np.exp(z * bse[log] / params[log])
+        factor = np.exp(half[log] / params[log])
         lower[log], upper[log] = params[log] / factor, params[log] * factor
-        centre, half = np.arctanh(params[atanh]), z * bse[atanh] / (1 - params[atanh] ** 2)
-        lower[atanh], upper[atanh] = np.tanh(centre - half), np.tanh(centre + half)
+        centre, reach = np.arctanh(params[atanh]), half[atanh] / (1 - params[atanh] ** 2)
+        lower[atanh], upper[atanh] = np.tanh(centre - reach), np.tanh(centre + reach)
     return Limits(lower, upper)
 
 
-def two_sided(z: Array) -> Array:
-    """P-values of z statistics, NaN where these are."""
-    return 2.0 * ndtr(-np.abs(z))
+def scales_of(layout: ParamLayout) -> NDArray[np.object_]:
+    """`scale_of` each parameter, shape (P,)."""
+    return np.array([scale_of(p) for p in layout.parameters], dtype=object)
+
+
+def wald_statistics(params: Array, bse: Array, layout: ParamLayout) -> Array:
+    """Statistics of the hypotheses that single parameters are zero, shape (P,); NaN where these mean nothing.
+
+    On the scale of the limits, so that a p-value below alpha and limits that exclude zero are the same: that of a
+    correlation is Fisher's ``atanh(r) (1 - r^2) / se``.
+    """
+    atanh = scales_of(layout) == "atanh"
+    with np.errstate(divide="ignore", invalid="ignore"):
+        statistic = params / bse
+        statistic[atanh] = np.arctanh(params[atanh]) * (1 - params[atanh] ** 2) / bse[atanh]
+    return np.where([p.tested for p in layout.parameters], statistic, np.nan)
+
+
+def two_sided(statistic: Array, df: Array | float = np.inf) -> Array:
+    """P-values of t statistics, of z statistics where the degrees of freedom are infinite; NaN where these are."""
+    return np.asarray(2.0 * student.sf(np.abs(statistic), df), dtype=float)
+
+
+def acceleration(influence: Array) -> Array:
+    """A sixth of the skewness of the influence of units on estimates, shape (P,), from shape (N, P).
+
+    References
+    ----------
+    Efron (1987), JASA 82, 171-185, equation 4.4.
+    """
+    centred = influence - influence.mean(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray((centred**3).sum(axis=0) / (6.0 * (centred**2).sum(axis=0) ** 1.5))
+
+
+def bca_limits(params: Array, draws: Array, acceleration: Array, alpha: float = 0.05) -> Limits:
+    """Bias-corrected and accelerated limits from bootstrap replicates; they follow any change of scale.
+
+    Parameters
+    ----------
+    params : ndarray, shape (P,)
+    draws : ndarray, shape (B, P)
+    acceleration : ndarray, shape (P,)
+        NaN, as at an end of the parameter's space, gives NaN.
+    alpha : float
+
+    Returns
+    -------
+    Limits
+
+    References
+    ----------
+    Efron (1987), JASA 82, 171-185, equation 3.9. Replicates equal to the estimate count half.
+    """
+    n = len(draws)
+    below = ((draws < params).sum(axis=0) + 0.5 * (draws == params).sum(axis=0)) / n
+    bias = ndtri(np.clip(below, 0.5 / n, 1.0 - 0.5 / n))
+    ends = []
+    for z in (-1.0, 1.0) * critical(alpha):
+        moved = bias + z
+        level = ndtr(bias + moved / (1.0 - acceleration * moved))
+        ends.append(np.array([_quantile(column, at) for column, at in zip(draws.T, level, strict=True)]))
+    return Limits(*ends)
+
+
+def _quantile(values: Array, level: float) -> float:
+    return float(np.quantile(values, level, method="weibull")) if np.isfinite(level) else np.nan

@@ -1,8 +1,7 @@
 """Statsmodels' likelihood results with labels; the one file on statsmodels' base class."""
 
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 import numpy as np
 import pandas as pd
@@ -10,13 +9,34 @@ from numpy.typing import NDArray
 from statsmodels.base.model import LikelihoodModelResults
 from statsmodels.stats.contrast import ContrastResults
 
+from mixmoe.arguments import checked_choice
 from mixmoe.errors import ArgumentError
-from mixmoe.inference.covariance import ParamCov
-from mixmoe.inference.intervals import two_sided, wald_limits
-from mixmoe.inference.tests import HypothesisSpec, InvalidTest, WaldTest, parse_hypotheses, refuse_wald, wald_test
+from mixmoe.inference.covariance import ParamCov, delta_se
+from mixmoe.inference.intervals import (
+    Limits,
+    bca_limits,
+    checked_alpha,
+    critical,
+    scale_of,
+    two_sided,
+    wald_limits,
+    wald_statistics,
+)
+from mixmoe.inference.small_samples import degrees_of_freedom, each_degrees_of_freedom
+from mixmoe.inference.tests import (
+    Hypotheses,
+    HypothesisSpec,
+    InvalidTest,
+    WaldTest,
+    on_scales_of_limits,
+    parse_hypotheses,
+    refuse_wald,
+    wald_test,
+)
 from mixmoe.layout import ParamLayout
 
 Array = NDArray[np.float64]
+Method = Literal["wald", "bca"]
 
 
 def _refused(name: str, instead: str) -> Callable[..., NoReturn]:
@@ -27,6 +47,48 @@ def _refused(name: str, instead: str) -> Callable[..., NoReturn]:
 
     method.__name__, method.__doc__ = name, f"Not defined for mixtures of experts; {instead}."
     return method
+
+
+class Contrasts(ContrastResults):
+    """Linear combinations of parameters, each tested on its own.
+
+    Parameters
+    ----------
+    hypotheses : Hypotheses
+    params : ndarray, shape (P,)
+    std_error, statistic, df : ndarray, shape (R,)
+    layout : ParamLayout
+    """
+
+    def __init__(
+        self,
+        hypotheses: Hypotheses,
+        params: Array,
+        std_error: Array,
+        statistic: Array,
+        df: Array,
+        layout: ParamLayout,
+    ) -> None:
+        effect = hypotheses.matrix @ params - hypotheses.values
+        if np.isinf(df).all():
+            super().__init__(effect=effect, statistic=statistic, sd=std_error, distribution="norm")
+        else:
+            super().__init__(effect=effect, t=statistic, sd=std_error, df_denom=df)
+        self.c_names = list(hypotheses.labels)
+        self._hypotheses, self._params, self._df, self._layout = hypotheses, params, df, layout
+
+    def conf_int(self, alpha: float = 0.05) -> Array:
+        """Limits of the differences, shape (R, 2), on the scale on which they are tested."""
+        half = critical(alpha, self._df) * self.sd
+        limits = np.column_stack([self.effect - half, self.effect + half])
+        for i, row in enumerate(self._hypotheses.matrix):
+            used = np.flatnonzero(row)
+            if len(used) == 1 and scale_of(self._layout.parameters[used[0]]) != "identity":
+                one = ParamLayout((self._layout.parameters[used[0]],))
+                found = wald_limits(self._params[used], self.sd[[i]] / np.abs(row[used]), one, alpha, self._df[[i]])
+                ends = row[used] * np.concatenate([found.lower, found.upper]) - self._hypotheses.values[i]
+                limits[i] = np.sort(ends)
+        return limits
 
 
 class LabelledResults(LikelihoodModelResults):
@@ -43,8 +105,9 @@ class LabelledResults(LikelihoodModelResults):
     Attributes
     ----------
     params, bse, tvalues, pvalues : Series
-        By parameter name. `tvalues` (z statistics) and `pvalues` are NaN where zero is no meaningful hypothesis, as for
-        standard deviations, and where there is no valid standard error.
+        By parameter name. `tvalues` (t or z statistics) and `pvalues` are NaN where zero is no meaningful hypothesis,
+        as for standard deviations, and where there is no valid standard error. Of correlations they are those of
+        Fisher's z, on which scale their limits are.
     cov : ParamCov
     cov_type : str
     df_resid : float
@@ -61,35 +124,65 @@ class LabelledResults(LikelihoodModelResults):
         self._layout, self._estimate, self.cov, self.cov_type = layout, params, cov, cov.kind
         self.df_resid = df_resid
         self._errors = np.sqrt(np.where(np.diag(cov.matrix) >= 0, np.diag(cov.matrix), np.nan))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            self._z = np.where([p.tested for p in layout.parameters], params / self._errors, np.nan)
+        self._z = wald_statistics(params, self._errors, layout)
+        self._df = each_degrees_of_freedom(cov.moments, len(params))
         names = pd.Index(layout.names)
         self.params = pd.Series(params, names, name="estimate", copy=True)
         self.bse = pd.Series(self._errors, names, name="std_error", copy=True)
         self.tvalues = pd.Series(self._z, names, name="statistic", copy=True)
-        self.pvalues = pd.Series(two_sided(self._z), names, name="p_value")
+        self.pvalues = pd.Series(two_sided(self._z, self._df), names, name="p_value")
 
     def cov_params(self) -> pd.DataFrame:
         """Covariance of the estimates, labelled; NaN for parameters without valid standard error."""
         names = pd.Index(self._layout.names)
         return pd.DataFrame(self.cov.matrix, index=names, columns=names, copy=True)
 
-    def conf_int(self, alpha: float = 0.05) -> pd.DataFrame:
-        """Wald limits, lower in column 0 and upper in column 1.
+    @property
+    def df_t(self) -> pd.Series:
+        """Degrees of freedom of the t statistics and limits, by parameter name; infinite where these are normal.
+
+        Satterthwaite's (Bell & McCaffrey 2002) for sandwich covariances of one expert.
+        """
+        return pd.Series(self._df, pd.Index(self._layout.names), name="df", copy=True)
+
+    def conf_int(self, alpha: float = 0.05, method: Literal["wald", "bca"] = "wald") -> pd.DataFrame:
+        """Confidence limits, lower in column 0 and upper in column 1.
 
         Parameters
         ----------
         alpha : float
             One minus the level.
+        method : {"wald", "bca"}
+            ``"bca"``: bias-corrected and accelerated limits from the replicates of a bootstrap (Efron 1987), after
+            ``with_cov("bootstrap", n_boot=1000)`` or so.
 
         Returns
         -------
         DataFrame
-            Limits of standard deviations and all other positive parameters (dispersions, decay of a correlation,
+            Wald limits of standard deviations and all other positive parameters (dispersions, decay of a correlation,
             degrees of freedom) are computed on the log scale, those of correlations on Fisher's z scale.
+
+        Raises
+        ------
+        ArgumentError
+            If there are no replicates for ``"bca"``.
         """
-        limits = wald_limits(self._estimate, self._errors, self._layout, alpha)
+        checked_choice(method, "method", get_args(Method))
+        if method == "wald":
+            limits = wald_limits(self._estimate, self._errors, self._layout, alpha, self._df)
+        else:
+            limits = self._bca(checked_alpha(alpha))
         return pd.DataFrame({0: limits.lower, 1: limits.upper}, index=pd.Index(self._layout.names))
+
+    def _bca(self, alpha: float) -> Limits:
+        draws = self.cov.draws
+        if draws is None:
+            raise ArgumentError(
+                f"method='bca' needs the replicates of a bootstrap, got cov_type={self.cov_type!r}; "
+                "use with_cov('bootstrap', n_boot=1000).conf_int(method='bca')"
+            )
+        shaped = np.where(np.isnan(self._errors), np.nan, draws.acceleration)
+        return bca_limits(self._estimate, draws.values, shaped, alpha)
 
     def wald_test(self, hypotheses: HypothesisSpec) -> WaldTest | InvalidTest:
         """Joint Wald test of linear hypotheses.
@@ -103,14 +196,29 @@ class LabelledResults(LikelihoodModelResults):
         Returns
         -------
         WaldTest or InvalidTest
-            An `InvalidTest` with its reason if a parameter has no valid standard error or the hypothesis puts a
-            standard deviation at zero.
+            Chi-squared, or F where statistics are t (see `df_t`). An `InvalidTest` with its reason if a parameter has
+            no valid standard error or the hypothesis puts a standard deviation at zero.
         """
         parsed = parse_hypotheses(hypotheses, self._layout.names)
-        return wald_test(parsed, self._estimate, self.cov.matrix, self._layout, self.cov_type)
+        return wald_test(parsed, self._estimate, self.cov.matrix, self._layout, self.cov_type, self.cov.moments)
 
-    def t_test(self, hypotheses: HypothesisSpec) -> ContrastResults | InvalidTest:
-        """Each linear hypothesis on its own: difference, standard error, z, p-value and limits.
+    def f_test(self, hypotheses: HypothesisSpec) -> WaldTest | InvalidTest:
+        """Joint F test of linear hypotheses, where statistics are t; see `wald_test`.
+
+        Raises
+        ------
+        NotImplementedError
+            Where they are normal and there are no denominator degrees of freedom.
+        """
+        if self.cov.moments is None:
+            raise NotImplementedError(
+                f"f_test is not defined with cov_type={self.cov_type!r} and experts={self.model.n_experts}, where "
+                "there are no denominator degrees of freedom; use wald_test"
+            )
+        return self.wald_test(hypotheses)
+
+    def t_test(self, hypotheses: HypothesisSpec) -> "Contrasts | InvalidTest":
+        """Each linear hypothesis on its own: difference, standard error, t or z, p-value and limits.
 
         Parameters
         ----------
@@ -119,9 +227,9 @@ class LabelledResults(LikelihoodModelResults):
 
         Returns
         -------
-        ContrastResults or InvalidTest
-            Its limits are difference +- z standard errors, also for standard deviations and correlations, whose limits
-            in `conf_int` are computed on another scale.
+        Contrasts or InvalidTest
+            A ContrastResults of statsmodels. A hypothesis about one standard deviation or correlation is tested, and
+            has its limits, on the scale of `conf_int`.
         """
         parsed = parse_hypotheses(hypotheses, self._layout.names)
         for i in range(len(parsed.labels)):
@@ -129,15 +237,11 @@ class LabelledResults(LikelihoodModelResults):
             refusal = refuse_wald(one, self._estimate, self.cov.matrix, self._layout)
             if refusal is not None:
                 return refusal
-        # Rows that use a parameter without covariance have been refused, so its zeros are never read.
-        names = SimpleNamespace(data=SimpleNamespace(cov_names=list(self._layout.names)))
-        plain = LikelihoodModelResults(names, self._estimate, np.nan_to_num(self.cov.matrix), scale=1.0)
-        plain.df_resid = self.df_resid
-        result = plain.t_test((parsed.matrix, parsed.values))
-        result.c_names = list(parsed.labels)
-        return result
+        tested = on_scales_of_limits(parsed, self._estimate, self._layout)
+        df = np.array([degrees_of_freedom(self.cov.moments, row) for row in tested.slopes])
+        statistic = tested.difference / delta_se(tested.slopes, self.cov.matrix)
+        return Contrasts(parsed, self._estimate, delta_se(parsed.matrix, self.cov.matrix), statistic, df, self._layout)
 
-    f_test = _refused("f_test", "there are no denominator degrees of freedom, use wald_test")
     wald_test_terms: Callable[..., Any] = _refused(
         "wald_test_terms", "use wald_test with the hypotheses of the term in a list"
     )

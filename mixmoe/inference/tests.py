@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from patsy import PatsyError
 from scipy.optimize import linprog
 from scipy.stats import chi2
+from scipy.stats import f as f_distribution
 from statsmodels.formula._manager import FormulaManager
 
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.covariance import delta_cov
 from mixmoe.inference.intervals import scale_of
+from mixmoe.inference.small_samples import Moments, joint_degrees_of_freedom
 from mixmoe.layout import ParamLayout
 
 Array = NDArray[np.float64]
@@ -81,11 +83,18 @@ class WaldTest:
         Left sides minus right sides.
     std_error : ndarray, shape (R,)
     statistic : float
-        ``(R b - q)' (R V R')^-1 (R b - q)``.
+        ``W = (R b - q)' (R V R')^-1 (R b - q)``, chi-squared; or, with few units and one expert, F =
+        ``(eta - df + 1) / (eta df) W``.
     df : int
-        Degrees of freedom: independent hypotheses.
+        Degrees of freedom: independent hypotheses, of an F the numerator.
     pvalue : float
     cov_type : str
+    df_resid : float
+        ``eta - df + 1``, the denominator degrees of freedom of an F; infinite for chi-squared.
+
+    References
+    ----------
+    Pustejovsky & Tipton (2018), Journal of Business & Economic Statistics 36, 672-683.
     """
 
     hypotheses: tuple[str, ...]
@@ -95,18 +104,25 @@ class WaldTest:
     df: int
     pvalue: float
     cov_type: str
+    df_resid: float = np.inf
 
     @property
-    def df_denom(self) -> int:
-        """Degrees of freedom, under the name that statsmodels uses."""
-        return self.df
+    def distribution(self) -> str:
+        """``"chi2"`` or ``"F"``."""
+        return "F" if np.isfinite(self.df_resid) else "chi2"
+
+    @property
+    def df_denom(self) -> float:
+        """Denominator degrees of freedom of an F, those of a chi-squared, under the name that statsmodels uses."""
+        return self.df_resid if self.distribution == "F" else self.df
 
     def __str__(self) -> str:
         lines = [
             f"  {label}: difference {b:.4g} (SE {se:.4g})"
             for label, b, se in zip(self.hypotheses, self.estimate, self.std_error, strict=True)
         ]
-        head = f"Wald test: chi2({self.df}) = {self.statistic:.4g}, p = {self.pvalue:.4g} ({self.cov_type} covariance)"
+        named = f"F({self.df}, {self.df_resid:.4g})" if self.distribution == "F" else f"chi2({self.df})"
+        head = f"Wald test: {named} = {self.statistic:.4g}, p = {self.pvalue:.4g} ({self.cov_type} covariance)"
         return "\n".join([head, *lines])
 
 
@@ -147,7 +163,12 @@ def parse_hypotheses(spec: HypothesisSpec, names: Sequence[str]) -> Hypotheses:
 
 
 def wald_test(
-    hypotheses: Hypotheses, params: Array, cov: Array, layout: ParamLayout, cov_type: str
+    hypotheses: Hypotheses,
+    params: Array,
+    cov: Array,
+    layout: ParamLayout,
+    cov_type: str,
+    moments: Moments | None = None,
 ) -> WaldTest | InvalidTest:
     """Joint Wald test of linear hypotheses.
 
@@ -159,6 +180,8 @@ def wald_test(
         NaN for parameters without valid standard error.
     layout : ParamLayout
     cov_type : str
+    moments : Moments, optional
+        Of the covariance, for an F statistic in place of a chi-squared one.
 
     Returns
     -------
@@ -173,13 +196,14 @@ def wald_test(
     if refusal is not None:
         return refusal
     difference = hypotheses.matrix @ params - hypotheses.values
-    joint = delta_cov(hypotheses.matrix, cov)
+    errors = np.sqrt(np.diag(delta_cov(hypotheses.matrix, cov)))
     independent = _independent(hypotheses)
-    inner = joint[np.ix_(independent, independent)]
+    tested = on_scales_of_limits(hypotheses, params, layout).take(independent)
+    inner = delta_cov(tested.slopes, cov)
     scale = np.sqrt(np.diag(inner))
     if not (scale > 0).all():
         return InvalidTest(f"the covariance of {hypotheses.labels[independent[0]]!r} is singular; use lr_test")
-    standard = difference[independent] / scale
+    standard = tested.difference / scale
     correlation = inner / np.outer(scale, scale)
     if np.linalg.eigvalsh(correlation)[0] < 1e-12:
         return InvalidTest(
@@ -187,9 +211,61 @@ def wald_test(
             "more hypotheses than clusters or replicates; test fewer at a time"
         )
     statistic = float(standard @ np.linalg.solve(correlation, standard))
-    df = len(independent)
-    errors = np.sqrt(np.diag(joint))
-    return WaldTest(hypotheses.labels, difference, errors, statistic, df, float(chi2.sf(statistic, df)), cov_type)
+    q, eta = len(independent), joint_degrees_of_freedom(moments, tested.slopes)
+    if np.isinf(eta):
+        p_value = float(chi2.sf(statistic, q))
+        return WaldTest(hypotheses.labels, difference, errors, statistic, q, p_value, cov_type)
+    if not eta > q - 1:
+        return InvalidTest(
+            f"the covariance of these {q} hypotheses has {eta:.3g} degrees of freedom, too few for a joint test; "
+            "test fewer at a time, or use cov_type='nonrobust'"
+        )
+    statistic *= (eta - q + 1) / (eta * q)
+    p_value = float(f_distribution.sf(statistic, q, eta - q + 1))
+    return WaldTest(hypotheses.labels, difference, errors, statistic, q, p_value, cov_type, eta - q + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """Hypotheses as they are tested.
+
+    Attributes
+    ----------
+    difference : ndarray, shape (R,)
+        Left sides minus right sides, on the scale on which limits are computed.
+    slopes : ndarray, shape (R, P)
+        Their derivatives in the parameters.
+    """
+
+    difference: Array
+    slopes: Array
+
+    def take(self, rows: Sequence[int]) -> "Tested":
+        """Some of the hypotheses."""
+        return Tested(self.difference[list(rows)], self.slopes[list(rows)])
+
+
+def on_scales_of_limits(hypotheses: Hypotheses, params: Array, layout: ParamLayout) -> Tested:
+    """Hypotheses that name the value of one standard deviation or correlation, on the scale of its limits.
+
+    ``sd = c`` becomes ``log sd - log c = 0`` and ``r = c`` becomes ``atanh r - atanh c = 0``, so that a value is
+    rejected if and only if it lies outside the limits. Hypotheses about several parameters are tested as they are.
+    Assumes that `refuse_wald` has let them pass.
+    """
+    difference, slopes = hypotheses.matrix @ params - hypotheses.values, hypotheses.matrix.copy()
+    for i, row in enumerate(hypotheses.matrix):
+        used = np.flatnonzero(row)
+        if len(used) != 1:
+            continue
+        j = int(used[0])
+        scale, value = scale_of(layout.parameters[j]), hypotheses.values[i] / row[j]
+        sign = np.sign(row[j])
+        if scale == "log":
+            difference[i], slopes[i, j] = sign * np.log(params[j] / value), sign / params[j]
+        elif scale == "atanh":
+            difference[i] = sign * (np.arctanh(params[j]) - np.arctanh(value))
+            slopes[i, j] = sign / (1 - params[j] ** 2)
+    return Tested(difference, slopes)
 
 
 def refuse_wald(hypotheses: Hypotheses, params: Array, cov: Array, layout: ParamLayout) -> InvalidTest | None:

@@ -1,22 +1,33 @@
 """Bootstrap of a MEMoE over subjects, warm-started and parallel."""
 
 from dataclasses import dataclass, replace
-from itertools import permutations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 
 from mixmoe.arguments import checked_count, checked_rng
 from mixmoe.em import Control, climb
 from mixmoe.errors import ArgumentError
-from mixmoe.inference.covariance import ParamCov
+from mixmoe.inference.covariance import Draws, ParamCov, without_parameters
+from mixmoe.inference.intervals import acceleration
 from mixmoe.inference.resample import replicate
+from mixmoe.kernels.linalg import logsumexp
+from mixmoe.layout import ParamLayout
 from mixmoe.mixed.coordinates import Coordinates
-from mixmoe.mixed.covariance import resampled_covariance
+from mixmoe.mixed.covariance import (
+    few_units,
+    find_boundary,
+    identified,
+    informative_basis,
+    invert_information,
+    resampled_covariance,
+)
 from mixmoe.mixed.estimate import Guarded, off_boundary, permute
-from mixmoe.mixed.likelihood import Problem
-from mixmoe.mixed.natural import to_natural
+from mixmoe.mixed.likelihood import Problem, observed_information, subject_logliks
+from mixmoe.mixed.natural import permute_natural, to_natural
+from mixmoe.mixed.sensitivity import first_order
 from mixmoe.mixed.starts import inverse_outer_product
 from mixmoe.mixed.structure import expand
 
@@ -30,6 +41,7 @@ def bootstrap_covariance(
     problem: Problem,
     coordinates: Coordinates,
     theta: Array,
+    layout: ParamLayout,
     n_boot: int = 200,
     n_jobs: int = 1,
     rng: Any = None,
@@ -43,6 +55,7 @@ def bootstrap_covariance(
     coordinates : Coordinates
     theta : ndarray, shape (P,)
         Estimate from which each resample is refitted.
+    layout : ParamLayout
     n_boot : int
         Resamples.
     n_jobs : int
@@ -77,7 +90,25 @@ def bootstrap_covariance(
         note += f", interrupted before {n_boot} were done"
     if len(kept) < len(draws.values):
         note += f", {len(draws.values) - len(kept)} more did not converge"
-    return replace(resampled_covariance(problem, coordinates, theta, kept), note=note)
+    at = find_boundary(problem, coordinates, theta)
+    inverse = invert_information(observed_information(problem, at.theta), informative_basis(problem, at))
+    known = identified(problem, coordinates, at, inverse, layout)
+    flags = (*known.flags, *few_units(problem, at))
+    replicates = Draws(kept, _acceleration(problem, coordinates, theta))
+    found = resampled_covariance(problem, coordinates, theta, kept)
+    matrix = without_parameters(found.matrix, known.blank)
+    return replace(found, matrix=matrix, note=note, flags=flags, draws=replicates)
+
+
+def relabelled(draws: Draws, problem: Problem, coordinates: Coordinates, theta: Array, order: list[int]) -> Draws:
+    """Replicates with the old expert ``order[k]`` as the new expert k, where `theta` is the relabelled solution."""
+    values = np.array([permute_natural(problem.structure, row, order) for row in draws.values])
+    return Draws(values, _acceleration(problem, coordinates, theta))
+
+
+def _acceleration(problem: Problem, coordinates: Coordinates, theta: Array) -> Array:
+    first = first_order(problem, coordinates, theta)
+    return acceleration(first.scores @ first.inverse @ first.jacobian.T)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +141,12 @@ class Resample:
         return to_natural(s, self.coordinates.to_user(expand(s, self.problem.free, theta[None])))[0]
 
     def _matched(self, theta: Array) -> Array:
-        """The labels under which the estimate is closest to the original one."""
-        K = self.problem.structure.n_experts
-        if K > 6:
-            return theta  # 7! relabellings and more; the warm start keeps the labels
-        s, free = self.problem.structure, self.problem.free
-        target = expand(s, free, self.theta[None]).beta
-        options = [permute(self.problem, theta, order) for order in permutations(range(K))]
-        distance = [float(((expand(s, free, o[None]).beta - target) ** 2).sum()) for o in options]
-        return options[int(np.argmin(distance))]
+        """The labels under which subjects belong to the experts that they had in the original fit."""
+        together = self._memberships(self.theta).T @ self._memberships(theta)
+        _, order = linear_sum_assignment(together, maximize=True)
+        return permute(self.problem, theta, order.tolist())
+
+    def _memberships(self, theta: Array) -> Array:
+        """Posterior expert probabilities of all subjects, shape (N, K)."""
+        joint = subject_logliks(self.problem, theta)
+        return np.asarray(np.exp(joint - logsumexp(joint, axis=1)[:, None]))

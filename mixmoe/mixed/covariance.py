@@ -6,13 +6,28 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import null_space
 
-from mixmoe.errors import DegeneracyWarning, warn
+from mixmoe.em import Flag
 from mixmoe.gate import gate_information, gate_log_probabilities, penalty_meat
-from mixmoe.inference.covariance import CovType, ParamCov, delta_cov, meat, sandwich, without_parameters
-from mixmoe.kernels.linalg import semidefinite_cholesky
+from mixmoe.inference.covariance import CovType, ParamCov, delta_cov, within_clusters, without_parameters
+from mixmoe.inference.small_samples import (
+    MANY_UNITS,
+    Leverage,
+    Moments,
+    corrected_scores,
+    leverage,
+    sandwich_moments,
+)
+from mixmoe.kernels.linalg import logsumexp, semidefinite_cholesky
+from mixmoe.layout import ParamLayout
 from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.extras import spans
-from mixmoe.mixed.likelihood import Problem, observed_information, subject_scores
+from mixmoe.mixed.likelihood import (
+    Problem,
+    observed_information,
+    subject_logliks,
+    subject_scores,
+    unit_information,
+)
 from mixmoe.mixed.natural import n_coefficients, n_covariances, positions, to_natural
 from mixmoe.mixed.separation import empty_categories, expert_directions
 from mixmoe.mixed.structure import FreeVector, Structure, contract, expand
@@ -22,6 +37,10 @@ Array = NDArray[np.float64]
 _ZERO_SD = 1e-4  # in working coordinates, where the pooled residual standard deviation is one
 _NO_GATE_INFORMATION = 1e-6  # per subject, in a direction of orthonormal gate columns
 _SINGULAR = 1e-9  # smallest eigenvalue of the scaled information that counts as information
+_FLAT = 1e-4  # information of all subjects about a parameter in working coordinates: a standard error of 100 units
+_NO_SCORES = 1e-8  # of the largest eigenvalue of the middle of a sandwich
+_MOVED = 1e-6  # share of a direction in a parameter that counts
+_PER_COEFFICIENT = 5  # subjects per coefficient of an expert below which standard errors are rough
 _COMPLEX_STEP = 1e-30
 
 
@@ -152,8 +171,9 @@ def covariance(
     coordinates: Coordinates,
     theta: Array,
     kind: CovType,
+    layout: ParamLayout,
     clusters: NDArray[np.int64] | None = None,
-    correction: bool = False,
+    correction: bool = True,
 ) -> ParamCov:
     """Covariance of the reported parameters at a solution.
 
@@ -164,35 +184,59 @@ def covariance(
     theta : ndarray, shape (P,)
         Maximiser in working coordinates.
     kind : {"nonrobust", "robust", "cluster"}
+    layout : ParamLayout
     clusters : ndarray of int, shape (N,), optional
         Cluster of each subject, for ``"cluster"``.
     correction : bool
-        Small-sample factor G / (G - 1).
+        Correct a sandwich for the leverage of subjects or clusters, of which there are fewer than `MANY_UNITS`.
 
     Returns
     -------
     ParamCov
+        With one expert and the correction it has moments, for t and F statistics.
     """
     at = find_boundary(problem, coordinates, theta)
+    n_units = problem.n_subjects if clusters is None else int(clusters.max()) + 1
+    corrected = kind != "nonrobust" and correction and n_units < MANY_UNITS
+    by_unit = unit_information(problem, at.theta, clusters) if corrected else None
     basis = informative_basis(problem, at)
-    inverse = invert_information(observed_information(problem, at.theta), basis)
-    matrix = inverse.matrix
-    if kind != "nonrobust":
-        middle = meat(subject_scores(problem, at.theta), clusters, correction)
-        matrix = sandwich(matrix, middle + _meat_of_penalty(problem, at.theta))
-    jacobian = np.nan_to_num(natural_jacobian(problem, coordinates, at.theta))
-    blank = sorted({*at.blank, *_unknown(jacobian, inverse.null)})
-    note = "" if clusters is None else _about_clusters(int(clusters.max()) + 1, theta.size)
-    if correction:
-        note = "; ".join(filter(None, [note, "small-sample factor G / (G - 1)"]))
-    whole = delta_cov(jacobian, matrix)
+    # A penalty on the gate belongs to no unit: its curvature is in the whole only.
+    summed = by_unit is not None and problem.penalty is None
+    whole = by_unit.sum(axis=0) if by_unit is not None and summed else observed_information(problem, at.theta)
+    known = identified(problem, coordinates, at, invert_information(whole, basis), layout)
+    flags = (*known.flags, *few_units(problem, at, None if clusters is None else n_units))
+    if kind == "nonrobust":
+        matrix = delta_cov(known.jacobian, known.inverse.matrix)
+        found = ParamCov(without_parameters(matrix, known.blank), kind, flags=flags)
+        return _with_limits(found, matrix, problem, basis, at, known)
+    scores = within_clusters(subject_scores(problem, at.theta), clusters)
+    middle = _plain(scores, known.inverse) if by_unit is None else _corrected(problem, scores, by_unit, known, basis)
+    if problem.penalty is not None:
+        middle = replace(middle, scores=np.vstack([middle.scores, _scores_of_penalty(problem, at.theta) @ middle.back]))
+    weights = known.jacobian @ middle.back
+    lost = _touched(known.jacobian, middle.null)
+    blank = sorted({*known.blank, *lost})
+    if middle.null.shape[1]:
+        flags = (*known.flags, _about_rank(middle, [layout.names[i] for i in lost], clusters is not None))
+    moments = None
+    if middle.units is not None and problem.structure.n_experts == 1:
+        moments = sandwich_moments(weights, middle.units)
+    matrix = delta_cov(weights, middle.scores.T @ middle.scores)
+    note = "; ".join(filter(None, ["" if clusters is None else f"{n_units} clusters", _about(middle, moments)]))
+    found = ParamCov(without_parameters(matrix, blank), kind, note, correction, flags=flags, moments=moments)
+    return _with_limits(found, matrix, problem, basis, at, known)
+
+
+def _with_limits(
+    found: ParamCov, whole: Array, problem: Problem, basis: "Basis", at: Boundary, known: "Identified"
+) -> ParamCov:
+    """The covariance with what probabilities have their standard errors from where gate coefficients are infinite."""
     of_gate = basis.infinite[problem.free.gate].any(axis=0)
-    other = np.hstack([inverse.null[:, : -basis.infinite.shape[1] or None], basis.infinite[:, ~of_gate]])
-    found = ParamCov(without_parameters(whole, blank), kind, note)
     if not of_gate.any():
         return found
-    finite = without_parameters(whole, sorted({*at.blank, *_unknown(jacobian, other)}))
-    return replace(found, bounded=finite, infinite=jacobian @ basis.infinite[:, of_gate])
+    other = np.hstack([known.inverse.flat, basis.infinite[:, ~of_gate]])
+    finite = without_parameters(whole, sorted({*at.blank, *_touched(known.jacobian, other)}))
+    return replace(found, bounded=finite, infinite=known.jacobian @ basis.infinite[:, of_gate])
 
 
 def resampled_covariance(problem: Problem, coordinates: Coordinates, theta: Array, draws: Array) -> ParamCov:
@@ -222,29 +266,151 @@ def resampled_covariance(problem: Problem, coordinates: Coordinates, theta: Arra
     )
 
 
-def _unknown(jacobian: Array, directions: Array) -> list[int]:
-    """Reported parameters that change along some directions, shape (P, d), by their derivatives, shape (P, P)."""
-    size = np.abs(jacobian).max(axis=1, keepdims=True, initial=0)
-    moved = np.abs(jacobian @ directions) > 1e-6 * (1e-300 + size)
-    return np.flatnonzero(moved.any(axis=1)).tolist()
-
-
-def _meat_of_penalty(problem: Problem, theta: Array) -> Array:
-    """What the prior of the gate adds to the middle of a sandwich, shape (P, P)."""
+def _scores_of_penalty(problem: Problem, theta: Array) -> Array:
+    """Scores of units that stand for the prior of the gate in the middle of a sandwich, shape (P, P)."""
     out = np.zeros((theta.size, theta.size))
     if problem.penalty is not None:
         gamma = expand(problem.structure, problem.free, theta[None]).gamma
-        out[problem.free.gate, problem.free.gate] = penalty_meat(problem.penalty, problem.W, gamma)
+        values, vectors = np.linalg.eigh(penalty_meat(problem.penalty, problem.W, gamma))
+        where = np.arange(theta.size)[problem.free.gate].ravel()
+        out[np.ix_(where, where)] = (vectors * np.sqrt(np.maximum(values, 0.0))).T
     return out
 
 
-def _about_clusters(n_clusters: int, n_params: int) -> str:
-    note = f"{n_clusters} clusters"
-    if n_clusters <= n_params:
-        note += f", not more than the {n_params} parameters: these standard errors are too small"
-        remedy = "use a smaller model or more clusters, or cov_type='robust' if subjects are independent"
-        warn(f"There are only {note}; {remedy}.", DegeneracyWarning)
-    return note
+@dataclass(frozen=True, slots=True)
+class Identified:
+    """What the data say about the reported parameters.
+
+    Attributes
+    ----------
+    inverse : InverseInformation
+    jacobian : ndarray, shape (P, P)
+        Of the reported parameters in the free ones.
+    blank : list of int
+        Reported parameters without a valid standard error.
+    flags : tuple of Flag
+        About those whose likelihood is flat.
+    """
+
+    inverse: "InverseInformation"
+    jacobian: Array
+    blank: list[int]
+    flags: tuple[Flag, ...]
+
+
+def identified(
+    problem: Problem, coordinates: Coordinates, at: Boundary, inverse: "InverseInformation", layout: ParamLayout
+) -> Identified:
+    """Which reported parameters have a standard error: not those at an end of their space, infinite or flat."""
+    jacobian = np.nan_to_num(natural_jacobian(problem, coordinates, at.theta))
+    elsewhere = {*at.blank, *_touched(jacobian, inverse.infinite)}
+    flat = [layout.names[i] for i in _touched(jacobian, inverse.flat) if i not in elsewhere]
+    blank = sorted({*elsewhere, *_touched(jacobian, inverse.flat)})
+    return Identified(inverse, jacobian, blank, (_about_flat(flat),) if flat else ())
+
+
+def _touched(jacobian: Array, directions: Array) -> list[int]:
+    """Reported parameters that change along some directions of the free vector, shape (P, d)."""
+    size = np.linalg.norm(directions, axis=0)
+    moved = np.abs(jacobian @ (directions / np.where(size > 0, size, 1.0)))
+    largest = np.abs(jacobian).max(axis=1, keepdims=True, initial=0.0)
+    return [int(i) for i in np.flatnonzero((moved > _MOVED * (np.finfo(float).tiny + largest)).any(axis=1))]
+
+
+@dataclass(frozen=True, slots=True)
+class Middle:
+    """The middle of a sandwich and what surrounds it: ``back (c'c) back'`` is the covariance of the free vector.
+
+    Attributes
+    ----------
+    scores : ndarray, shape (G, r)
+        c.
+    back : ndarray, shape (P, r)
+    units : Leverage or None
+        Of the units, where the scores are corrected for it.
+    """
+
+    scores: Array
+    back: Array
+    units: Leverage | None = None
+
+    @property
+    def null(self) -> Array:
+        """Directions of the free vector, shape (P, d), in which no unit has a score: nothing tells a variance."""
+        values, vectors = np.linalg.eigh(self.scores.T @ self.scores)
+        return self.back @ vectors[:, values <= _NO_SCORES * values.max(initial=0.0)]
+
+
+def _plain(scores: Array, inverse: "InverseInformation") -> Middle:
+    return Middle(scores @ inverse.half, inverse.half)
+
+
+def _corrected(problem: Problem, scores: Array, by_unit: Array, known: Identified, basis: "Basis") -> Middle:
+    """Scores corrected for leverage: by CR2 for one expert, whose statistics are t, by the jackknife for more.
+
+    Cross terms between the coefficients of one expert and its further parameters have expectation zero if errors are
+    normal; what is observed of them is noise, and leverage is that without them.
+    """
+    if problem.structure.n_experts > 1:
+        units = leverage(by_unit, known.inverse.half, jackknife=True)
+        return Middle(corrected_scores(scores, known.inverse.half, units), known.inverse.half, units)
+    is_coefficient = np.isin(np.arange(problem.free.size), problem.free.beta)
+    apart = np.equal.outer(is_coefficient, is_coefficient)
+    half = invert_information(by_unit.sum(axis=0) * apart, basis).half
+    units = leverage(by_unit * apart, half)
+    return Middle(corrected_scores(scores, half, units), known.inverse.matrix @ np.linalg.pinv(half.T), units)
+
+
+def few_units(problem: Problem, at: Boundary, n_clusters: int | None = None) -> tuple[Flag, ...]:
+    """The flag of an expert that has few subjects, or of a model that has few clusters, for its coefficients."""
+    n_coefficients, K = problem.free.beta.shape[1], problem.structure.n_experts
+    if n_clusters is None:
+        joint = subject_logliks(problem, at.theta)
+        sizes = np.exp(joint - logsumexp(joint, axis=1)[:, None]).sum(axis=0)
+        word, owners = "subjects", [f" of expert {k + 1}" if K > 1 else "" for k in range(K)]
+    else:  # each of them may hold all experts
+        sizes, word, owners = np.array([float(n_clusters)]), "clusters", [""]
+    scarce = [k for k, size in enumerate(sizes) if size < _PER_COEFFICIENT * n_coefficients]
+    if not scarce:
+        return ()
+    found = ", ".join(f"{sizes[k]:.3g} {word} for {n_coefficients} coefficients{owners[k]}" for k in scarce)
+    return (
+        Flag(
+            "few_subjects",
+            f"There are only {found}, fewer than {_PER_COEFFICIENT} for each: standard errors are rough, most of all "
+            f"those of standard deviations, correlations and effects that do not vary within {word}. "
+            "Use a smaller model, or profile() for limits from the likelihood.",
+        ),
+    )
+
+
+def _about_rank(middle: Middle, names: list[str], clustered: bool) -> Flag:
+    word = "clusters" if clustered else "subjects"
+    n, rank = len(middle.scores), middle.scores.shape[1] - middle.null.shape[1]
+    return Flag(
+        "few_subjects",
+        f"The scores of the {n} {word} have rank {rank} for {middle.scores.shape[1]} parameters: a sandwich of them is "
+        f"not a covariance, and {', '.join(names)} have no standard errors. Use cov_type='nonrobust', which trusts the "
+        "model, or 'bootstrap', or a smaller model.",
+    )
+
+
+def _about_flat(names: list[str]) -> Flag:
+    return Flag(
+        "flat_likelihood",
+        f"The data say nothing about {', '.join(names)}: the log-likelihood is the same whatever the value. The "
+        "printed values are those where the search happened to stop, without standard errors. Share them between "
+        "experts, leave them out, or use fewer experts.",
+    )
+
+
+def _about(middle: Middle, moments: Moments | None) -> str:
+    """The correction in words."""
+    if middle.units is None:
+        return ""
+    if moments is not None:
+        return "scores corrected for leverage (CR2), t and F statistics with Satterthwaite's degrees of freedom"
+    return "scores corrected for leverage"
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,23 +479,44 @@ class InverseInformation:
 
     Attributes
     ----------
-    matrix : ndarray, shape (P, P)
-        Zero outside the informative directions.
-    null : ndarray, shape (P, d)
-        Directions without information.
+    half : ndarray, shape (P, r)
+        ``half @ half.T`` is the inverse.
+    flat : ndarray, shape (P, f)
+        Unit vectors of directions without information, where the parameters are finite.
+    infinite : ndarray, shape (P, s)
+        Directions of coefficients that are infinite.
     """
 
-    matrix: Array
-    null: Array
+    half: Array
+    flat: Array
+    infinite: Array
+
+    @property
+    def matrix(self) -> Array:
+        """The inverse, shape (P, P), zero outside the informative directions."""
+        return np.asarray(self.half @ self.half.T)
+
+    @property
+    def null(self) -> Array:
+        """All directions without information, shape (P, f + s)."""
+        return np.hstack([self.flat, self.infinite])
 
 
 def invert_information(information: Array, basis: Basis) -> InverseInformation:
-    """Inverse within the informative directions; those that turn out to carry no information are set apart."""
+    """Inverse within the informative directions; those that turn out to carry no information are set apart.
+
+    In working coordinates every parameter has unit scale (of the response, of log, of Fisher's z, of log odds), so that
+    a standard error of a hundred units says that nothing is known.
+    """
     A = basis.kept.T @ information @ basis.kept
-    scale = np.sqrt(np.maximum(np.abs(np.diag(A)), np.finfo(float).tiny))
+    values, vectors = np.linalg.eigh(A)
+    steep = basis.kept @ vectors[:, values > _FLAT]
+    flat = basis.kept @ vectors[:, values <= _FLAT]
+    A = steep.T @ information @ steep
+    scale = np.sqrt(np.diag(A))
     values, vectors = np.linalg.eigh(A / np.outer(scale, scale))
     good = values > _SINGULAR
-    half = basis.kept @ (vectors[:, good] / np.sqrt(values[good]) / scale[:, None])
-    flat = basis.kept @ (vectors[:, ~good] / scale[:, None])
-    flat /= np.maximum(np.linalg.norm(flat, axis=0), np.finfo(float).tiny)
-    return InverseInformation(half @ half.T, np.hstack([flat, basis.infinite]))
+    half = steep @ (vectors[:, good] / np.sqrt(values[good]) / scale[:, None])
+    degenerate = steep @ (vectors[:, ~good] / scale[:, None])
+    degenerate /= np.maximum(np.linalg.norm(degenerate, axis=0), np.finfo(float).tiny)
+    return InverseInformation(half, np.hstack([flat, degenerate]), basis.infinite)

@@ -35,6 +35,8 @@ _CATEGORIES = {
     "degenerate": DegeneracyWarning,
     "small_expert": DegeneracyWarning,
     "far_origin": ApproximationWarning,
+    "few_subjects": DegeneracyWarning,
+    "flat_likelihood": DegeneracyWarning,
     "laplace_bias": ApproximationWarning,
     "quadrature_bias": ApproximationWarning,
 }

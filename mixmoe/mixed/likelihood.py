@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from mixmoe.em import Evaluation
 from mixmoe.gate import GatePenalty, gate_log_probabilities, gate_scores, penalty_score
+from mixmoe.inference.covariance import within_clusters
 from mixmoe.kernels.linalg import logsumexp
 from mixmoe.mixed.experts import Densities, Experts
 from mixmoe.mixed.gaussian import GaussianExperts
@@ -142,9 +143,9 @@ def penalty_at(problem: Problem, theta: Array) -> float:
 
 
 def subject_scores(problem: Problem, theta: Array) -> Array:
-    """Score of every subject at one free vector, shape (N, P)."""
+    """Score of every subject at one free vector, shape (N, P); complex as the vector is, for analytic experts."""
     params = expand(problem.structure, problem.free, theta[None])
-    out = np.empty((problem.n_subjects, theta.size))
+    out = np.empty((problem.n_subjects, theta.size), dtype=theta.dtype)
     for where, experts in problem.experts.blocks(problem.structure.n_experts):
         block = evaluate_block(problem, params, where, experts)
         out[where] = block_scores(problem, theta[None], block)[0].T
@@ -175,3 +176,18 @@ def observed_information(problem: Problem, theta: Array) -> Array:
     rows = [evaluate(problem, np.vstack([theta + step, theta - step])).score for step in steps]
     hessian = np.array([row[0] - row[1] for row in rows]) / (2 * _DIFFERENCE)
     return -0.5 * (hessian + hessian.T)
+
+
+def unit_information(problem: Problem, theta: Array, clusters: NDArray[np.int64] | None = None) -> Array:
+    """Minus the Hessian of the log-likelihood of every subject or cluster, shape (G, P, P)."""
+    P = theta.size
+    columns = []
+    for step in np.eye(P):
+        if problem.experts.analytic:
+            slope = subject_scores(problem, theta + 1j * _COMPLEX_STEP * step).imag / _COMPLEX_STEP
+        else:
+            ends = [subject_scores(problem, theta + sign * _DIFFERENCE * step) for sign in (1.0, -1.0)]
+            slope = (ends[0] - ends[1]) / (2 * _DIFFERENCE)
+        columns.append(within_clusters(slope, clusters))
+    hessian = np.stack(columns, axis=1)
+    return -0.5 * (hessian + np.swapaxes(hessian, 1, 2))

@@ -366,8 +366,9 @@ class MEMoE(Refitting):
         fit : EMFit
         kind : {"nonrobust", "robust", "cluster", "bootstrap"}
         **options
-            ``correction=True`` multiplies a sandwich by G / (G - 1); ``cluster=`` gives the cluster of each subject (by
-            label) or row; ``n_boot=``, ``n_jobs=``, ``rng=``, ``progress=`` for the bootstrap.
+            ``correction=False`` leaves a sandwich without the correction for the leverage of subjects or clusters;
+            ``cluster=`` gives the cluster of each subject (by label) or row; ``n_boot=``, ``n_jobs=``, ``rng=``,
+            ``progress=`` for the bootstrap.
 
         Returns
         -------
@@ -380,12 +381,13 @@ class MEMoE(Refitting):
             if name not in names:
                 raise ArgumentError(f"cov_type={kind!r} has no option {name!r}; it has {names or 'none'}")
         if kind == "bootstrap":
-            return bootstrap_covariance(self.problem, self.coordinates, theta, **options)
-        clusters = None
-        if kind == "cluster":
-            clusters = cluster_codes(options.get("cluster"), self.design)
-        correction = bool(options.get("correction", False))
-        return covariance(self.problem, self.coordinates, theta, checked_cov_type(kind), clusters, correction)
+            cov = bootstrap_covariance(self.problem, self.coordinates, theta, self.layout, **options)
+        else:
+            clusters = cluster_codes(options.get("cluster"), self.design) if kind == "cluster" else None
+            known, correction = checked_cov_type(kind), bool(options.get("correction", True))
+            cov = covariance(self.problem, self.coordinates, theta, known, self.layout, clusters, correction)
+        warn_flags(cov.flags)
+        return cov
 
     def loglike(self, params: Any) -> float:
         """Log-likelihood at reported parameters, by name or in the order of the layout."""

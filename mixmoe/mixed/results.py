@@ -21,6 +21,7 @@ from mixmoe.design import Design
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.covariance import delta_cov
 from mixmoe.inference.intervals import checked_alpha
+from mixmoe.mixed.bootstrap import relabelled
 from mixmoe.mixed.disturbances import disturbances
 from mixmoe.mixed.dynamic import errors_ahead, normalized_residuals, past_of, subject_law
 from mixmoe.mixed.frames import (
@@ -275,7 +276,7 @@ class MEMoEResults(MoEResults):
             Prints as tables; ``to_frame()`` has one row per term of the experts and of the gate. All columns of a
             category are tested together, over all experts, or over all log odds of the gate.
         """
-        return term_tests(self.model.design, self._layout, self._estimate, self.cov.matrix, self.cov_type)
+        return term_tests(self.model.design, self._layout, self._estimate, self.cov)
 
     @property
     def cov_re(self) -> pd.DataFrame:
@@ -345,14 +346,18 @@ class MEMoEResults(MoEResults):
         index, s = [k - 1 for k in checked_order(order, self.model.n_experts)], self.model.structure
         params = permute_natural(s, self.em.params, index)
         fit = replace(self.em, params=params, responsibilities=self.em.responsibilities[:, index])
-        jacobian, bounded, infinite = permute_jacobian(s, self.em.params, index), self.cov.bounded, self.cov.infinite
-        cov = replace(
-            self.cov,
-            matrix=delta_cov(jacobian, self.cov.matrix),
-            bounded=None if bounded is None else delta_cov(jacobian, bounded),
-            infinite=None if infinite is None else jacobian @ infinite,
+        jacobian, cov, model = permute_jacobian(s, self.em.params, index), self.cov, self.model
+        draws = cov.draws
+        if draws is not None:
+            draws = relabelled(draws, model.problem, model.coordinates, model.working(params), index)
+        permuted = replace(
+            cov,
+            matrix=delta_cov(jacobian, cov.matrix),
+            bounded=None if cov.bounded is None else delta_cov(jacobian, cov.bounded),
+            infinite=None if cov.infinite is None else jacobian @ cov.infinite,
+            draws=draws,
         )
-        return type(self)(self.model, fit, cov)
+        return type(self)(model, fit, permuted)
 
     def curves(self, kind: str = "trajectories", **options: Any) -> tuple[Curve, ...]:
         """Curves of a figure.

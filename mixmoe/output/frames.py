@@ -9,13 +9,15 @@ from numpy.typing import NDArray
 
 from mixmoe._frame import view
 from mixmoe.errors import DroppedRowsWarning, warn
-from mixmoe.inference.intervals import two_sided, wald_limits
+from mixmoe.inference.intervals import two_sided, wald_limits, wald_statistics
 from mixmoe.layout import ParamLayout
 
 Array = NDArray[np.float64]
 
 
-def tidy(layout: ParamLayout, params: Array, bse: Array, alpha: float = 0.05) -> pd.DataFrame:
+def tidy(
+    layout: ParamLayout, params: Array, bse: Array, alpha: float = 0.05, df: Array | float = np.inf
+) -> pd.DataFrame:
     """One row per parameter.
 
     Parameters
@@ -24,16 +26,17 @@ def tidy(layout: ParamLayout, params: Array, bse: Array, alpha: float = 0.05) ->
     params, bse : ndarray, shape (P,)
     alpha : float
         One minus the level of the limits.
+    df : ndarray, shape (P,), or float
+        Degrees of freedom of t statistics and limits; infinite for normal ones.
 
     Returns
     -------
     DataFrame
         Index: full parameter names. Columns: term, block, expert (missing if shared), estimate, std_error, statistic
-        and p_value (missing where zero is no meaningful hypothesis), conf_low, conf_high.
+        and p_value (missing where zero is no meaningful hypothesis), conf_low, conf_high, df.
     """
-    limits = wald_limits(params, bse, layout, alpha)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        statistic = np.where([p.tested for p in layout.parameters], params / bse, np.nan)
+    limits = wald_limits(params, bse, layout, alpha, df)
+    statistic = wald_statistics(params, bse, layout)
     return pd.DataFrame(
         {
             "term": [p.term for p in layout.parameters],
@@ -42,9 +45,10 @@ def tidy(layout: ParamLayout, params: Array, bse: Array, alpha: float = 0.05) ->
             "estimate": params.copy(),
             "std_error": bse.copy(),
             "statistic": statistic,
-            "p_value": two_sided(statistic),
+            "p_value": two_sided(statistic, df),
             "conf_low": limits.lower,
             "conf_high": limits.upper,
+            "df": np.broadcast_to(df, params.shape).astype(float),
         },
         index=pd.Index(layout.names, name="name"),
     )

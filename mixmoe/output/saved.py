@@ -23,7 +23,8 @@ from mixmoe.design import Design
 from mixmoe.em import EMFit, Flag, Starts
 from mixmoe.errors import ArgumentError, FormulaError, SavedFileError
 from mixmoe.formula import parse_formula, require_safe
-from mixmoe.inference.covariance import COV_TYPES, ParamCov
+from mixmoe.inference.covariance import COV_TYPES, Draws, ParamCov
+from mixmoe.inference.small_samples import Moments
 
 Array = NDArray[np.float64]
 
@@ -268,7 +269,12 @@ def _document(saved: SavedFit) -> dict[str, Any]:
             "n_replicated": int(fit.starts.n_replicated),
             "seed": fit.starts.seed,
         },
-        "cov": {"kind": saved.cov.kind, "note": saved.cov.note, "corrected": bool(saved.cov.corrected)},
+        "cov": {
+            "kind": saved.cov.kind,
+            "note": saved.cov.note,
+            "corrected": bool(saved.cov.corrected),
+            "flags": [asdict(flag) for flag in saved.cov.flags],
+        },
     }
 
 
@@ -292,7 +298,7 @@ def _plain(value: Any) -> Any:
 
 
 def _arrays(saved: SavedFit) -> dict[str, NDArray[Any]]:
-    fit, more = saved.fit, {"bounded": saved.cov.bounded, "infinite": saved.cov.infinite}
+    fit = saved.fit
     return {
         "params": fit.params,
         "trace": fit.trace,
@@ -300,8 +306,19 @@ def _arrays(saved: SavedFit) -> dict[str, NDArray[Any]]:
         "logliks": fit.starts.logliks,
         "ends": fit.starts.ends,
         "cov": saved.cov.matrix,
-        **{name: array for name, array in more.items() if array is not None},
+        **_cov_arrays(saved.cov),
     }
+
+
+def _cov_arrays(cov: ParamCov) -> dict[str, NDArray[Any]]:
+    """What t statistics, bootstrap limits and infinite gate coefficients need beyond the matrix."""
+    arrays: dict[str, NDArray[Any]] = {}
+    if cov.moments is not None:
+        arrays |= {"cov_mean": cov.moments.mean, "cov_spread": cov.moments.spread}
+    if cov.draws is not None:
+        arrays |= {"draws": cov.draws.values, "acceleration": cov.draws.acceleration}
+    limits = {"bounded": cov.bounded, "infinite": cov.infinite}
+    return arrays | {name: array for name, array in limits.items() if array is not None}
 
 
 def _with_index(frame: pd.DataFrame) -> list[tuple[str, pd.Series]]:
@@ -457,19 +474,43 @@ def _saved(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> SavedFi
         settings=dict(document["settings"]),
         names=names,
         fit=_em_fit(fit, arrays),
-        cov=ParamCov(
-            arrays["cov"],
-            cov["kind"],
-            str(cov["note"]),
-            bool(cov.get("corrected", True)),
-            arrays.get("bounded"),
-            arrays.get("infinite"),
-        ),
+        cov=_cov(cov, arrays),
         checksum=str(document["checksum"]),
         data=_frame(document["data"], arrays),
         rows=_saved_rows(document["rows"], arrays),
         columns={str(name): str(value) for name, value in document.get("columns", {}).items()},
     )
+
+
+def _cov(entry: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> ParamCov:
+    """The covariance, with the shapes of what belongs to it checked."""
+    n = len(arrays["cov"])
+    moments = draws = None
+    if "cov_mean" in arrays:
+        _check_shape("cov_mean", arrays["cov_mean"], (n, n))
+        _check_shape("cov_spread", arrays["cov_spread"], (n * (n + 1) // 2, n * (n + 1) // 2))
+        moments = Moments(arrays["cov_mean"], arrays["cov_spread"])
+    if "draws" in arrays:
+        _check_shape("draws", arrays["draws"], (len(arrays["draws"]), n))
+        _check_shape("acceleration", arrays["acceleration"], (n,))
+        draws = Draws(arrays["draws"], arrays["acceleration"])
+    flags = _flags(entry.get("flags", []))
+    corrected = bool(entry.get("corrected", True))
+    return ParamCov(
+        arrays["cov"],
+        entry["kind"],
+        str(entry["note"]),
+        corrected,
+        arrays.get("bounded"),
+        arrays.get("infinite"),
+        flags,
+        moments,
+        draws,
+    )
+
+
+def _flags(entries: list[dict[str, Any]]) -> tuple[Flag, ...]:
+    return tuple(Flag(str(flag["code"]), str(flag["message"])) for flag in entries)
 
 
 def _em_fit(fit: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> EMFit:
@@ -482,7 +523,7 @@ def _em_fit(fit: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> EMFit:
         converged=bool(fit["converged"]),
         responsibilities=arrays["responsibilities"],
         starts=_starts(fit, arrays),
-        flags=tuple(Flag(str(flag["code"]), str(flag["message"])) for flag in fit["flags"]),
+        flags=_flags(fit["flags"]),
         penalty=float(fit.get("penalty", 0.0)),
     )
 

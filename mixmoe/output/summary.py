@@ -18,6 +18,7 @@ from mixmoe.output.text import text
 Array = NDArray[np.float64]
 
 _FORMATS = ("num", "num", ".3f", "p", "num", "num")
+_FORMATS_T = ("num", "num", ".3f", ".1f", "p", "num", "num")
 BLOCK_TITLES = {
     "common": "Coefficients common to all experts",
     "gate": "Gate (log odds against expert 1)",
@@ -149,14 +150,18 @@ def block_table(
     """
     parameters = [layout.parameters[i] for i in positions]
     n_experts = max((p.expert or 1 for p in layout.parameters), default=1)
-    numbers = frame[["estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high"]].to_numpy(dtype=float)
+    limits = (f"[{alpha / 2:.3g}", f"{1 - alpha / 2:.3g}]")
+    with_t = bool(np.isfinite(frame["df"]).any())
+    names = ["estimate", "std_error", "statistic", *(["df"] if with_t else []), "p_value", "conf_low", "conf_high"]
+    heads = ("t", "df", "P>|t|") if with_t else ("z", "P>|z|")
+    numbers = frame[names].to_numpy(dtype=float)
     return Table(
         key=key,
         title=title,
-        columns=("Estimate", "Std. Err.", "z", "P>|z|", f"[{alpha / 2:.3g}", f"{1 - alpha / 2:.3g}]"),
+        columns=("Estimate", "Std. Err.", *heads, *limits),
         index=tuple(_row_label(p, key, n_experts) for p in parameters),
         cells=tuple(tuple(_cell(v) for v in numbers[i]) for i in positions),
-        formats=_FORMATS,
+        formats=_FORMATS_T if with_t else _FORMATS,
         notes=_block_notes(key, parameters, numbers[list(positions), 1], n_experts),
     )
 

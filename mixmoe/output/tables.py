@@ -65,7 +65,7 @@ def format_cell(cell: Cell, spec: str = "num") -> str:
     if math.isnan(value):
         return ""
     if spec == "p":
-        return "<0.001" if value < 0.0005 else f"{value:.3f}"
+        return "<0.001" if value < 0.001 else f"{value:.3f}"
     if spec == "num":
         spec = ".4f" if value == 0 or 1e-3 <= abs(value) < 1e5 else ".4g"
     text = format(value, spec)

@@ -15,6 +15,11 @@ from mixmoe.report.mixin import Reporting
 _BLOCKS = ("expert", "common", "gate", "random", "residual", "dispersion", "threshold", "other")
 _STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 _STARS_NOTE = "* p < 0.05, ** p < 0.01, *** p < 0.001 (two-sided, not corrected for the number of tests)."
+_NO_ERROR = "(none)"
+_NO_ERROR_NOTE = (
+    f"{_NO_ERROR}: no valid standard error; the parameter is on the boundary of its space, infinite or not identified, "
+    "and its printed value only says so."
+)
 _STATISTICS = {
     "subjects": ("Subjects", "n_units"),
     "rows": ("Rows", "nobs"),
@@ -145,9 +150,9 @@ def _estimate(result: Any, name: str, stars: bool) -> Cell:
 
 
 def _error(result: Any, name: str) -> Cell:
-    if name not in result.params.index or np.isnan(result.bse[name]):
+    if name not in result.params.index:
         return None
-    return f"({format_cell(float(result.bse[name]))})"
+    return _NO_ERROR if np.isnan(result.bse[name]) else f"({format_cell(float(result.bse[name]))})"
 
 
 def _statistics(names: Sequence[str], results: Sequence[Any], heads: tuple[str, ...]) -> Table:
@@ -177,4 +182,12 @@ def _notes(results: Sequence[Any], heads: Sequence[str], stars: bool) -> tuple[s
         notes.append("The fits use different rows: their log-likelihoods and criteria are not comparable.")
     if len({result.model.n_experts for result in results}) > 1:
         notes.append("Experts are numbered by size within each fit; the same number need not mean the same people.")
+    notes += [_NO_ERROR_NOTE] if any(result.bse.isna().any() for result in results) else []
+    notes += [f"{head}: {message}" for head, r in zip(heads, results, strict=True) for message in _messages(r)]
     return tuple(notes)
+
+
+def _messages(result: Any) -> tuple[str, ...]:
+    """What the notes of the fit's own summary say beyond the kind of its standard errors."""
+    about = (f"Standard errors: {result.cov.note}.",) if result.cov.note else ()
+    return (*about, *(flag.message for flag in result.flags))

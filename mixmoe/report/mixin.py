@@ -40,7 +40,7 @@ class Reporting:
         Returns
         -------
         DataFrame
-            Columns: name, term, block, expert, estimate, std.error, statistic, p.value, conf.low, conf.high.
+            Columns: name, term, block, expert, estimate, std.error, statistic, p.value, conf.low, conf.high, df.
         """
         return broom_tidy(self.to_frame(alpha))
 
@@ -80,7 +80,7 @@ class Reporting:
         return broom_augment(self.model.design, self.classify(), self._by_row(), data)
 
     def to_excel(self: Any, path: str | os.PathLike[str], alpha: float = 0.05, data: bool = True) -> None:
-        """Write a workbook with the sheets estimates, fit, subjects and rows; needs openpyxl.
+        """Write a workbook with the sheets estimates, fit, notes, subjects and rows; needs openpyxl.
 
         Parameters
         ----------
@@ -98,7 +98,9 @@ class Reporting:
         ArgumentError
             If the path has another ending.
         """
-        sheets = {"estimates": self.tidy(alpha), "fit": self.glance()}
+        estimates = self.tidy(alpha)
+        notes = pd.DataFrame({"note": list(estimates.attrs["notes"])})
+        sheets = {"estimates": estimates, "fit": self.glance(), "notes": notes}
         if data:
             subjects = pd.concat([self.classify(), self.responsibilities], axis=1).rename_axis(
                 self.model.design.names.group or "row"

@@ -98,6 +98,7 @@ def case(request):
 
 
 CHECKED = {
+    "f_test",
     "adequacy",
     "classification_table",
     "augment",
@@ -141,9 +142,20 @@ CHECKED = {
     "wald_test_terms",
     "with_cov",
 }
-REFUSED = {"f_test", "remove_data", "t_test_pairwise"}
+REFUSED = {"remove_data", "t_test_pairwise"}
 INHERITED = {"initialize", "normalized_cov_params"}  # statsmodels' own, untouched
-ATTRIBUTES = {"bse", "llf", "pvalues", "tvalues", "use_t", "df_resid", "cov_re", "random_effects", "responsibilities"}
+ATTRIBUTES = {
+    "bse",
+    "df_t",
+    "llf",
+    "pvalues",
+    "tvalues",
+    "use_t",
+    "df_resid",
+    "cov_re",
+    "random_effects",
+    "responsibilities",
+}
 
 
 def test_every_public_method_is_checked_here():
@@ -217,7 +229,7 @@ def test_covariances_and_limits(case):
 def test_tidy_frame(case):
     frame = case.fit.to_frame()
     columns = ["term", "block", "expert", "estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high"]
-    assert list(frame.columns) == columns
+    assert list(frame.columns) == [*columns, "df"]
     assert list(frame.index) == list(case.fit.params.index)
     blocks = {"expert", "common", "gate", "random", "residual", "dispersion", "threshold"}
     assert set(frame["block"]) <= blocks
@@ -238,7 +250,7 @@ def test_frames_of_broom(case):
 
 @pytest.mark.parametrize("kind", COV_TYPES)
 def test_every_covariance(kind, case):
-    options = {"cluster": {"cluster": dict(zip(case.units, np.arange(len(case.units)) // 3, strict=True))}}
+    options = {"cluster": {"cluster": dict(zip(case.units, np.arange(len(case.units)) // 2, strict=True))}}
     options["bootstrap"] = {"n_boot": 2, "rng": 0}
     other = case.fit.with_cov(kind, **options.get(kind, {}))
     assert type(other) is type(case.fit)
@@ -482,7 +494,8 @@ def test_texts(case, tmp_path):
 def test_workbook(case, tmp_path):
     case.fit.to_excel(tmp_path / "fit.xlsx")
     sheets = pd.read_excel(tmp_path / "fit.xlsx", sheet_name=None)
-    assert list(sheets) == ["estimates", "fit", "subjects", "rows"]
+    assert list(sheets) == ["estimates", "fit", "notes", "subjects", "rows"]
+    assert tuple(sheets["notes"]["note"]) == case.fit.summary().notes
     np.testing.assert_allclose(sheets["estimates"]["estimate"], case.fit.params)
     assert len(sheets["subjects"]) == len(case.units)
     assert len(sheets["rows"]) == case.n

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import polars as pl
 import pytest
 
 import mixmoe as mm
-from mixmoe.errors import ArgumentError, MissingExtraError
+from mixmoe.errors import ArgumentError, MissingExtraError, MixmoeWarning
 from mixmoe.output.summary import Summary
 from tests.fake_model import FakeResults, make_cov, make_data, make_results
 
@@ -40,7 +41,7 @@ def test_tidy_is_to_frame_under_other_names():
     fit = make_results(blank=(3,))
     tidy = fit.tidy(alpha=0.1)
     named = ["name", "term", "block", "expert", "estimate", "std.error", "statistic", "p.value", "conf.low"]
-    assert list(tidy.columns) == [*named, "conf.high"]
+    assert list(tidy.columns) == [*named, "conf.high", "df"]
     other = fit.to_frame(alpha=0.1).reset_index()
     pd.testing.assert_frame_equal(tidy.set_axis(other.columns, axis=1), other)
     assert list(tidy["name"]) == list(fit.params.index)
@@ -126,7 +127,7 @@ def test_text_that_looks_like_a_formula_stays_text(tmp_path):
 
 def test_workbook_without_data(tmp_path):
     rows().to_excel(tmp_path / "fit.xlsx", data=False)
-    assert list(pd.read_excel(tmp_path / "fit.xlsx", sheet_name=None)) == ["estimates", "fit"]
+    assert list(pd.read_excel(tmp_path / "fit.xlsx", sheet_name=None)) == ["estimates", "fit", "notes"]
 
 
 def test_workbook_needs_its_ending_and_its_package(tmp_path, monkeypatch):
@@ -157,6 +158,43 @@ def test_fits_are_aligned_by_name():
     assert first.index[1] == ""
     assert first.cells[1] == (f"({one.bse.iloc[0]:.4f})", f"({two.bse.iloc[0]:.4f})")
     assert cells(made, "gate")["expert 2: z"][0] is None
+
+
+def test_tables_say_what_the_summary_says():
+    """An infinite coefficient of the gate is printed as finite: every output says that it only says so."""
+    rng = np.random.default_rng(9)
+    subject = np.repeat(np.arange(80), 4)
+    group = (subject % 2).astype(float)
+    data = pd.DataFrame({"id": subject, "g": group, "y": 20 * group + rng.normal(size=320) * (1 + group)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MixmoeWarning)
+        fit = mm.fit("y ~ 1 | gate: g | re: (0 | id)", data, starts=4, rng=0)
+    message = next(flag.message for flag in fit.flags if flag.code == "separated_gate")
+    made = mm.table([fit, fit.with_cov("nonrobust")], names=["robust", "model"])
+    gate = next(table for table in made.tables if table.key == "gate")
+    assert gate.cells[1] == ("(none)", "(none)")
+    assert f"robust: {message}" in made.notes
+    assert f"model: {message}" in made.notes
+    assert any(note.startswith("(none): no valid standard error") for note in made.notes)
+    flat = " ".join
+    words = message.split()[:6]
+    for text in (
+        made.as_text(),
+        made.as_latex(),
+        made.as_html(),
+        made.as_markdown(),
+        fit.to_latex(),
+        fit.to_markdown(),
+    ):
+        assert flat(words) in flat(text.split())
+    for frame in (fit.to_frame(), fit.tidy()):
+        assert frame.attrs["notes"] == fit.summary().notes
+        assert message in frame.attrs["notes"]
+
+
+def test_a_table_says_by_which_reference_its_p_values_are():
+    fit = mm.fit("reaction ~ days | re: (1 + days | subject)", mm.datasets.load("sleepstudy"), experts=1, rng=0)
+    assert any("Satterthwaite" in note for note in mm.table([fit]).notes)
 
 
 def test_statistics_below():
