@@ -156,7 +156,7 @@ def _limits(problem: Problem, coef: Array, name: str) -> Flag | None:
             f"sigma is held at its floor {np.exp(problem.floor):.3g} for {where}: the expert has collapsed on a few "
             "rows; use fewer experts, a larger bandwidth, or lower sigma_floor if errors that small are real.",
         )
-    if high.any():
+    if high.any() and problem.family.name == "negbinomial":
         where = _where(problem, high, name)
         return Flag(
             "boundary",

@@ -130,7 +130,7 @@ class Problem:
     floor : float
         Smallest log dispersion allowed.
     ceiling : float
-        Largest log dispersion allowed (negative binomial), inf otherwise.
+        Largest log dispersion allowed, inf where there is none.
     design_t, gate_t : ndarray, shape (p, n), (m, n)
     products, gate_products : ndarray, shape (n, p * p), (n, m * m)
         Outer products of the design rows.
@@ -214,9 +214,20 @@ def build_problem(
         levels,
         levels if same else hermite_matrix(grid, gate_bandwidth, rows.index),
         floor=float(np.log(sigma_floor * spread)) if family.name == "gaussian" else float(np.log(THETA_FLOOR)),
-        ceiling=float(np.log(1e4 * max(1.0, rows.outcome.y.mean()))) if family.name == "negbinomial" else np.inf,
+        ceiling=_ceiling(rows, family, spread),
         **_from_designs(rows, slots, spread),
     )
+
+
+def _ceiling(rows: Rows, family: Family, spread: float) -> float:
+    """Largest log dispersion.
+
+    Squares of one regression for all rows leave no expert a larger sigma than that of all of them on one row. Only a
+    line through the log sigma of the few rows beside a gap of the index would go on into it beyond every number.
+    """
+    if family.name == "negbinomial":
+        return float(np.log(1e4 * max(1.0, rows.outcome.y.mean())))
+    return float(np.log(spread * np.sqrt(rows.n))) if family.name == "gaussian" else np.inf
 
 
 def with_designs(problem: Problem, design: Array, gate: Array) -> Problem:
