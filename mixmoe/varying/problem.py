@@ -221,6 +221,17 @@ def build_problem(
     )
 
 
+def _ceiling(rows: Rows, family: Family, spread: float) -> float:
+    """Largest log dispersion.
+
+    Squares of one regression for all rows leave no expert a larger sigma than that of all of them on one row. Only a
+    line through the log sigma of the few rows beside a gap of the index would go on into it beyond every number.
+    """
+    if family.name == "negbinomial":
+        return float(np.log(1e4 * max(1.0, rows.outcome.y.mean())))
+    return float(np.log(spread * np.sqrt(rows.n))) if family.name == "gaussian" else np.inf
+
+
 def with_designs(problem: Problem, design: Array, gate: Array) -> Problem:
     """The problem with other columns that span the same predictors, and all that follows from them."""
     rows = replace(problem.rows, design=design, gate=gate)
