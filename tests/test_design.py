@@ -638,3 +638,61 @@ def test_powers_of_large_whole_numbers_do_not_wrap_around():
     data = {"y": [1.0, 2.0, 0.5, 3.0], "t": seconds, "id": [1, 1, 2, 2]}
     design = build_design(parse_formula("y ~ 0 + I(t ** 3) | re: (1 | id)"), data)
     assert design.expert[:, 0] == pytest.approx(seconds.astype(float) ** 3)
+
+
+@pytest.mark.parametrize(("word", "python"), [("TRUE", "True"), ("T", "True"), ("FALSE", "False"), ("NULL", "None")])
+def test_constants_of_r_are_told_in_python(word, python):
+    data = {"y": [1.0, 2.0, 4.0, 3.0], "t": [0.0, 1.0, 2.0, 3.0]}
+    with pytest.raises(
+        DesignError, match=f"uses '{word}', which is not a column of the data, nor Python; write {python}"
+    ):
+        build_design(parse_formula(f"y ~ poly(t, 2, raw={word})"), data)
+    design = build_design(parse_formula("y ~ poly(t, 2, raw=True)"), data)
+    np.testing.assert_array_equal(design.expert[:, 1:], np.column_stack([data["t"], np.square(data["t"])]))
+
+
+def test_series_of_a_mapping_belong_together_or_are_refused():
+    y = pd.Series([1.0, 2.0, 3.0, 4.5], index=["a", "b", "c", "d"])
+    x = pd.Series([2.0, 1.0, 4.0, 3.0], index=["b", "a", "d", "c"])
+    with pytest.raises(
+        DesignError, match=r"'y' and 'x' have different indexes, 'a' and 'b' in place 0; pass pd\.DataFrame"
+    ):
+        build_design(parse_formula("y ~ x"), {"y": y, "x": x})
+    aligned = build_design(parse_formula("y ~ x"), pd.DataFrame({"y": y, "x": x}))
+    np.testing.assert_array_equal(aligned.expert[:, 1], [1.0, 2.0, 3.0, 4.0])
+    same = build_design(parse_formula("y ~ x"), {"y": y, "x": x.loc[y.index]})
+    np.testing.assert_array_equal(same.expert, aligned.expert)
+    arrays = build_design(parse_formula("y ~ x"), {"y": y, "x": x.to_numpy()})
+    np.testing.assert_array_equal(arrays.expert[:, 1], x)
+
+
+@pytest.mark.parametrize(
+    ("cell", "change"),
+    [("n/a", lambda i: "n/a" if i == 3 else str(i / 7)), ("0,5", lambda i: f"{i},5"), ("=0.5", lambda i: f"={i}.5")],
+)
+def test_numbers_read_as_text_are_told(cell, change):
+    data = pd.DataFrame({"y": np.arange(40.0) ** 2, "x": [change(i) for i in range(40)]})
+    with pytest.raises(
+        DesignError, match=f"column 'x' in the expert part holds numbers read as text, such as '{cell}'"
+    ):
+        build_design(parse_formula("y ~ x"), data)
+    few = build_design(parse_formula("y ~ x"), data.assign(x=[str(i % 5) for i in range(40)]))
+    assert few.expert.shape == (40, 5)
+    assert (
+        build_design(parse_formula("y ~ C(x)"), data.assign(x=[str(i % 20) for i in range(40)])).expert.shape[1] == 20
+    )
+
+
+@pytest.mark.parametrize("scale", [1e308, 1e-300])
+def test_a_response_whose_squares_cannot_be_computed(scale):
+    y = np.linspace(-1, 0.5, 40) * scale
+    with pytest.raises(
+        DesignError, match=r"the response 'y' has the largest value 1e[+-]30[08], in row 0; it must lie"
+    ):
+        build_design(parse_formula("y ~ x"), pd.DataFrame({"y": y, "x": np.arange(40.0)}))
+
+
+def test_two_columns_of_one_name_are_refused():
+    data = pd.DataFrame({"y": [1.0, 3.0, 2.0], "a": [1.0, 2.0, 5.0], "b": [3.0, 1.0, 1.0], "a:b": [1.0, 0.0, 1.0]})
+    with pytest.raises(DesignError, match="two columns of the expert part are called 'a:b'"):
+        build_design(parse_formula("y ~ a:b + `a:b`"), data)

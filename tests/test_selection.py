@@ -357,7 +357,8 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 def test_a_journal_drops_a_line_cut_short_and_refuses_other_files(tmp_path):
     path = tmp_path / "j.jsonl"
     calls = [partial(float, i) for i in range(4)]
-    assert Journal(path, "k", 0).run(calls[:3]).values == (0.0, 1.0, 2.0)
+    with Journal(path, "k", 0) as journal:
+        assert journal.run(calls[:3]).values == (0.0, 1.0, 2.0)
     path.write_text(path.read_text()[:-3])
     with Journal(path, "k", None) as journal:
         assert len(path.read_text().splitlines()) == 3

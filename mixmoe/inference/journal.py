@@ -64,6 +64,14 @@ class Journal:
     ) -> None:
         self._encode, self._decode = encode, decode
         self._file = None if path is None else _opened(Path(path))
+        try:
+            self._begin(path, key, rng)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, path: PathLike | None, key: str, rng: Any) -> None:
+        """Read what is there, and check that it is of this run."""
         lines = [] if self._file is None else _complete_lines(self._file)
         self.rng = _generator(lines[0] if lines else None, rng, path)
         header = {"mixmoe": "journal", "version": VERSION, "key": key, "seed": _seed_state(self.rng)}

@@ -92,7 +92,7 @@ def test_strict_counts_every_flag(here, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["nofile.csv", FORMULA], 1, "No such file or directory: nofile.csv"),
+        (["nofile.csv", FORMULA], 1, "the file 'nofile.csv' is not there; name a file with the data"),
         (["data.csv", "y ~ nocolumn"], 1, "'nocolumn', which is not a column of the data"),
         (["data.csv", "y ~ time | gaet: z1"], 2, "^^^^"),
         (["data.csv", "y ~ __import__('os')"], 2, "not a function that may be called"),

@@ -70,7 +70,8 @@ def replicates(function, arguments):
     seeds = range(FIRST_SEED + 1000 * arguments.experts, FIRST_SEED + 1000 * arguments.experts + arguments.replicates)
     calls = [partial(quietly, function, arguments.experts, arguments.n_subjects, seed) for seed in seeds]
     key = fingerprint((arguments.study, arguments.experts, arguments.n_subjects, STARTS))
-    found = Journal(arguments.checkpoint, key, 0).run(calls, arguments.jobs)
+    with Journal(arguments.checkpoint, key, 0) as journal:
+        found = journal.run(calls, arguments.jobs)
     if found.interrupted:
         sys.exit("interrupted; the same command with its checkpoint goes on")
     return np.array(found.values)
