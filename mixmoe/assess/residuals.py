@@ -1,5 +1,6 @@
 """Quantile residuals, and the envelope within which their ordered values should lie."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,9 +38,10 @@ def continuous(at: Array, above: Array) -> Distribution:
     return Distribution(at, at, above, above)
 
 
-def discrete(below: Array, at: Array) -> Distribution:
-    """Distribution of a discrete response from ``P(Y < y)`` and ``P(Y <= y)``."""
-    return Distribution(below, at, 1.0 - below, 1.0 - at)
+def placed(cdf: Callable[[Array], Array], sf: Callable[[Array], Array], y: Array, discrete: bool) -> Distribution:
+    """Where responses lie, from ``P(Y <= y)`` and ``P(Y > y)`` as functions of y; steps lie one apart."""
+    at, above = cdf(y), sf(y)
+    return Distribution(cdf(y - 1.0), at, sf(y - 1.0), above) if discrete else continuous(at, above)
 
 
 def quantile_residuals(where: Distribution, rng: np.random.Generator) -> Array:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc, digamma, expit, gammainc, gammaln
+from scipy.special import betainc, digamma, expit, gammainc, gammaincc, gammaln
 
 from mixmoe.kernels.distribution import ETA_LIMIT, Curvature, Derivatives, LogLink, Outcome, Third
 from mixmoe.kernels.special import tetragamma, trigamma
@@ -68,6 +68,11 @@ class Gamma(LogLink):
         """Distribution function."""
         shape = np.exp(delta)
         return np.asarray(gammainc(shape, shape * np.maximum(y, 0.0) * np.exp(-np.maximum(eta, -ETA_LIMIT))))
+
+    def sf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
+        """Probability of a larger response."""
+        shape = np.exp(delta)
+        return np.asarray(gammaincc(shape, shape * np.maximum(y, 0.0) * np.exp(-np.maximum(eta, -ETA_LIMIT))))
 
     def start_predictor(self, out: Outcome) -> Array:
         """Logarithm of the response."""
@@ -166,6 +171,11 @@ class Beta:
         """Distribution function."""
         a, b = self._shapes(eta, delta)
         return np.asarray(betainc(a, b, np.clip(y, 0.0, 1.0)))
+
+    def sf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
+        """Probability of a larger response."""
+        a, b = self._shapes(eta, delta)
+        return np.asarray(betainc(b, a, np.clip(1.0 - y, 0.0, 1.0)))
 
     def start_predictor(self, out: Outcome) -> Array:
         """Logit of the response."""

@@ -134,6 +134,9 @@ class Family(Protocol):
     def cdf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
         """Distribution function of the response, shape (K, n)."""
 
+    def sf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
+        """One minus that without loss of digits, shape (K, n)."""
+
     def start_predictor(self, out: Outcome) -> Array:
         """Response moved to the scale of the linear predictor, shape (n,)."""
 

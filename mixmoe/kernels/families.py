@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc, digamma, expit, gammaln, ndtr, pdtr, xlogy
+from scipy.special import betainc, digamma, expit, gammaln, ndtr, pdtr, pdtrc, xlogy
 
 from mixmoe.errors import ArgumentError
 from mixmoe.kernels.bounded import Beta, Gamma
@@ -82,6 +82,10 @@ class Gaussian:
         """Distribution function."""
         return ndtr((y - eta) * np.exp(-delta))
 
+    def sf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
+        """Probability of a larger response."""
+        return ndtr((eta - y) * np.exp(-delta))
+
     def start_predictor(self, out: Outcome) -> Array:
         """The response."""
         return out.y
@@ -154,9 +158,15 @@ class Binomial:
 
     def cdf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
         """Distribution function."""
-        whole = np.clip(np.floor(y), 0.0, np.maximum(trials - 1.0, 0.0))
-        inside = betainc(trials - whole, whole + 1.0, expit(-eta))
-        return np.where(y < 0.0, 0.0, np.where(np.floor(y) >= trials, 1.0, inside))
+        between = (y >= 0.0) & (y < trials)
+        whole = np.where(between, np.floor(y), 0.0)
+        return np.where(between, betainc(trials - whole, whole + 1.0, expit(-eta)), y >= trials)
+
+    def sf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
+        """Probability of a larger response."""
+        between = (y >= 0.0) & (y < trials)
+        whole = np.where(between, np.floor(y), 0.0)
+        return np.where(between, betainc(whole + 1.0, trials - whole, expit(eta)), y < 0.0)
 
     def start_predictor(self, out: Outcome) -> Array:
         """Empirical logit."""
@@ -215,6 +225,10 @@ class Poisson(LogLink):
     def cdf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
         """Distribution function."""
         return np.where(y < 0.0, 0.0, pdtr(np.maximum(np.floor(y), 0.0), np.exp(np.minimum(eta, ETA_LIMIT))))
+
+    def sf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
+        """Probability of a larger response."""
+        return np.where(y < 0.0, 1.0, pdtrc(np.maximum(np.floor(y), 0.0), np.exp(np.minimum(eta, ETA_LIMIT))))
 
     def start_predictor(self, out: Outcome) -> Array:
         """Log of the count plus a half."""
@@ -295,13 +309,13 @@ class NegativeBinomial(LogLink):
 
     def cdf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
         """Distribution function."""
-        return np.where(y < 0.0, 0.0, self._upper_beta(np.maximum(np.floor(y), 0.0), eta, delta))
+        theta, ratio = np.exp(delta), np.minimum(eta, ETA_LIMIT) - delta
+        return np.where(y < 0.0, 0.0, betainc(theta, np.maximum(np.floor(y), 0.0) + 1.0, expit(-ratio)))
 
-    @staticmethod
-    def _upper_beta(y: Array, eta: Array, delta: Array) -> Array:
-        theta, mu = np.exp(delta), np.exp(np.minimum(eta, ETA_LIMIT))
-        out: Array = betainc(theta, y + 1.0, theta / (theta + mu))
-        return out
+    def sf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
+        """Probability of a larger response."""
+        theta, ratio = np.exp(delta), np.minimum(eta, ETA_LIMIT) - delta
+        return np.where(y < 0.0, 1.0, betainc(np.maximum(np.floor(y), 0.0) + 1.0, theta, expit(ratio)))
 
     def start_predictor(self, out: Outcome) -> Array:
         """Log of the count plus a half."""

@@ -128,8 +128,16 @@ class OrdinalResponse:
 
     def cdf(self, y: Array, eta: Array, extra: Array, trials: Array) -> Array:
         """``P(Y <= y)`` for categories y, from 0."""
+        return np.asarray(expit(self._border(y, extra) - eta))
+
+    def sf(self, y: Array, eta: Array, extra: Array, trials: Array) -> Array:
+        """``P(Y > y)`` for categories y, from 0."""
+        return np.asarray(expit(eta - self._border(y, extra)))
+
+    def _border(self, y: Array, extra: Array) -> Array:
+        """The threshold above categories y, from 0, shape (E, n)."""
         place = np.clip(y, -1, len(self.scores) - 1).astype(np.intp) + 1
-        return np.asarray(expit(with_ends(cuts_of(extra))[:, place] - eta))
+        return np.asarray(with_ends(cuts_of(extra))[:, place])
 
     def draw(self, rng: np.random.Generator, eta: Array, extra: Array, trials: Array) -> Array:
         """Scores of latent logistic values between the thresholds."""

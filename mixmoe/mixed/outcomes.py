@@ -101,6 +101,9 @@ class Response(Protocol):
     def cdf(self, y: Array, eta: Array, extra: Array, trials: Array) -> Array:
         """Distribution function, shape (E, n), at responses as `outcome` holds them."""
 
+    def sf(self, y: Array, eta: Array, extra: Array, trials: Array) -> Array:
+        """One minus that without loss of digits, shape (E, n)."""
+
     def draw(self, rng: np.random.Generator, eta: Array, extra: Array, trials: Array) -> Array:
         """One response for each predictor."""
 
@@ -186,6 +189,10 @@ class FamilyResponse:
     def cdf(self, y: Array, eta: Array, extra: Array, trials: Array) -> Array:
         """Distribution function."""
         return self.family.cdf(y, eta, self._delta(extra), trials)
+
+    def sf(self, y: Array, eta: Array, extra: Array, trials: Array) -> Array:
+        """Probability of a larger response."""
+        return self.family.sf(y, eta, self._delta(extra), trials)
 
     def draw(self, rng: np.random.Generator, eta: Array, extra: Array, trials: Array) -> Array:
         """One response for each predictor."""

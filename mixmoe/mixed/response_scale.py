@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from scipy.stats import norm
 
-from mixmoe.assess.residuals import Distribution, continuous, discrete
+from mixmoe.assess.residuals import Distribution, placed
 from mixmoe.gate import gate_log_probabilities
 from mixmoe.kernels.distribution import Outcome
 from mixmoe.mixed.course import Course, Seen, Table, course
@@ -279,28 +279,34 @@ def bisected(below: Callable[[Array], Array], level: float, low: Array, high: Ar
     return 0.5 * (low + high)
 
 
-def distribution_function(e: LinkEstimate, where: Course, weights: Array, trials: Array, y: Array) -> Array:
-    """``P(Y <= y)`` of the mixture over experts and random effects, shape (n,).
+def distribution_function(
+    e: LinkEstimate, where: Course, weights: Array, trials: Array, y: Array, above: bool = False
+) -> Array:
+    """``P(Y <= y)``, or ``P(Y > y)`` with `above`, of the mixture over experts and random effects, shape (n,).
 
     As a function of the predictor, the probability falls from one to zero, for large counts, many trials or a high
     precision within a small part of a step; there the points are made denser.
     """
-    values = e.response.cdf(y, where.points, e.extra, trials)
+    values = (e.response.sf if above else e.response.cdf)(y, where.points, e.extra, trials)
     below = np.asarray((weights * (where.mass * values).sum(axis=0)).sum(axis=0))
     fall = np.abs(np.diff(values, axis=0)) > _STEEP
     steep = np.flatnonzero((fall & (where.mass[1:] > _LEAST_MASS)).any(axis=(0, 1)))
     if steep.size and len(where.mass) < _MOST_POINTS:
         dense = where.take(steep).finer(_DENSER)
-        below[steep] = distribution_function(e, dense, weights[:, steep], trials[steep], y[steep])
+        below[steep] = distribution_function(e, dense, weights[:, steep], trials[steep], y[steep], above)
     return below
 
 
 def place(e: LinkEstimate, where: Course, weights: Array, out: Outcome) -> Distribution:
     """Where responses lie in their distribution."""
-    at = distribution_function(e, where, weights, out.trials, out.y)
-    if not e.response.discrete:
-        return continuous(at, 1.0 - at)
-    return discrete(distribution_function(e, where, weights, out.trials, out.y - 1.0), at)
+
+    def cdf(y: Array) -> Array:
+        return distribution_function(e, where, weights, out.trials, y)
+
+    def sf(y: Array) -> Array:
+        return distribution_function(e, where, weights, out.trials, y, above=True)
+
+    return placed(cdf, sf, out.y, e.response.discrete)
 
 
 def response_quantile(e: LinkEstimate, where: Course, weights: Array, trials: Array, level: float) -> Array:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from mixmoe.assess.residuals import Distribution, continuous, discrete
+from mixmoe.assess.residuals import Distribution, continuous
 from mixmoe.neural._torch import Tensor, torch
 from mixmoe.neural.blocks import Block, Blocks, to_rows
 from mixmoe.neural.crf import sample_states
@@ -58,8 +58,10 @@ def places(persons: Persons, given: str) -> Distribution:
         return continuous(ndtr(r), ndtr(-r))
     p = unknown_means(persons, persons.problem.train) if given == "covariates" else history_means(persons)
     y = to_rows(persons.problem.train, [block.y for block in persons.problem.train])
-    zero = p[:, 0]
-    return discrete(np.where(y > 0, zero, 0.0), np.where(y > 0, 1.0, zero))
+    zero, one = p.T
+    return Distribution(
+        np.where(y > 0, zero, 0.0), np.where(y > 0, 1.0, zero), np.where(y > 0, one, 1.0), np.where(y > 0, 0.0, one)
+    )
 
 
 def normal_residuals(persons: Persons, given: str) -> Array:

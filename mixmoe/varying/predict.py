@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe.assess.residuals import Distribution, continuous, discrete
+from mixmoe.assess.residuals import Distribution, placed
 from mixmoe.design import Design
 from mixmoe.errors import DesignError
 from mixmoe.kernels.distribution import Family
@@ -104,15 +104,18 @@ def response_places(model: FittedVCMoE) -> Distribution:
     natural = own_natural(problem, model.coef)
     out, weights = problem.rows.outcome, np.exp(natural.log_gate)
 
-    def cdf(y: Array, mirror: float = 1.0) -> Array:
-        placed = np.empty(len(y))
-        values = problem.family.cdf(mirror * y, mirror * natural.eta, natural.delta, out.trials)
-        placed[model.data.order] = (weights * values).sum(axis=0)
-        return placed
+    def mixed(values: Array) -> Array:
+        found = np.empty(values.shape[1])
+        found[model.data.order] = (weights * values).sum(axis=0)
+        return found
 
-    if problem.family.name == "gaussian":
-        return continuous(cdf(out.y), cdf(out.y, -1.0))
-    return discrete(cdf(out.y - 1.0), cdf(out.y))
+    def cdf(y: Array) -> Array:
+        return mixed(problem.family.cdf(y, natural.eta, natural.delta, out.trials))
+
+    def sf(y: Array) -> Array:
+        return mixed(problem.family.sf(y, natural.eta, natural.delta, out.trials))
+
+    return placed(cdf, sf, out.y, problem.family.discrete)
 
 
 def mixture_quantile(family: Family, natural: Natural, trials: Array, level: float) -> Array:

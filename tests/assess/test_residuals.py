@@ -1,12 +1,13 @@
 """Quantile residuals: the filter against the likelihood and dense algebra, uniformity under the truth, envelopes."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import ndtr, ndtri
-from scipy.stats import binom, kstest, multivariate_normal, norm
+from scipy.stats import binom, kstest, multivariate_normal, norm, poisson
 
 import mixmoe as mm
-from mixmoe.assess.residuals import continuous, discrete, local_level, ordered_residuals, quantile_residuals
+from mixmoe.assess.residuals import continuous, local_level, ordered_residuals, placed, quantile_residuals
 from mixmoe.errors import ArgumentError
 from mixmoe.mixed.disturbances import disturbances
 from mixmoe.mixed.predictive import given_covariates, given_history
@@ -71,11 +72,39 @@ def test_far_tails_keep_their_digits():
 def test_discrete_residuals_are_randomised_between_the_steps():
     rng = np.random.default_rng(1)
     y = rng.binomial(5, 0.3, size=4000)
-    where = discrete(binom.cdf(y - 1, 5, 0.3), binom.cdf(y, 5, 0.3))
+    where = placed(lambda y: binom.cdf(y, 5, 0.3), lambda y: binom.sf(y, 5, 0.3), y, True)
     found = quantile_residuals(where, np.random.default_rng(2))
     assert kstest(found, "norm").pvalue > 0.05
     assert ((ndtri(where.below) <= found) & (found <= ndtri(where.at))).all()
     assert (found == quantile_residuals(where, np.random.default_rng(2))).all()
+
+
+def test_counts_far_out_keep_their_digits_on_both_sides():
+    y, mean = np.array([0.0, 400.0]), np.array([60.0, 100.0])
+    where = placed(lambda y: poisson.cdf(y, mean), lambda y: poisson.sf(y, mean), y, True)
+    found = quantile_residuals(where, np.random.default_rng(0))
+    assert ndtri(np.exp(-60.0)) > found[0]  # below the place of a zero, whose probability this is
+    low, high = -ndtri(poisson.sf([399, 400], 100.0))
+    assert 20 < low < found[1] < high < 25
+
+
+@pytest.mark.parametrize("family", ["binomial", "poisson"])
+def test_an_extreme_response_of_a_varying_fit_is_placed_in_its_own_tail(family):
+    """One minus the distribution function is zero to double precision there, and the residual was 37."""
+    rng = np.random.default_rng(0)
+    u = np.linspace(0, 1, 300)
+    data = pd.DataFrame({"u": u, "x": rng.normal(size=300), "n": 60})
+    data["y"] = rng.binomial(60, 0.1, 300) if family == "binomial" else rng.poisson(3.0, 300)
+    data.loc[150, "y"] = 58 if family == "binomial" else 45
+    trials = {"trials": "n"} if family == "binomial" else {}
+    fit = mm.fit("y ~ x | vary: u", data, experts=1, bandwidth=0.5, rng=0, family=family, **trials)
+    found = fit.resid("quantile", rng=7)[150]
+    mean = fit.fitted()[150]
+    if family == "binomial":
+        low, high = -norm.ppf(binom.sf([57, 58], 60, mean / 60))
+    else:
+        low, high = -norm.ppf(poisson.sf([44, 45], mean))
+    assert low - 1e-6 < found < high + 1e-6
 
 
 @pytest.mark.parametrize("family", ["gaussian", "binomial", "poisson"])
