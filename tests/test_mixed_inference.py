@@ -131,7 +131,7 @@ def test_bad_clusters_are_refused(fit, data):
     ):
         fit.with_cov("cluster", cluster="id")
     with pytest.raises(
-        ArgumentError, match=r"cluster must have one entry per row of the data \(240\) .* got shape \(3,\)"
+        ArgumentError, match=r"cluster must have one entry per row of the data \(240\) .* got 3 entries"
     ):
         fit.with_cov("cluster", cluster=[1, 2, 3])
     with pytest.raises(ArgumentError, match="subject 1 lies in more than one cluster"):

@@ -15,7 +15,6 @@ BoolArray = NDArray[np.bool_]
 
 
 THETA_OVER_MEAN = 1e4  # largest theta of a negative binomial, over the mean: variance 1.0001 means
-SIGMA_OVER_POOLED = 1e3  # largest sigma: one row of a million with it would make the pooled one as large
 THETA_FLOOR = 1e-3  # smallest theta of a negative binomial: variance a thousand squared means
 
 
@@ -228,7 +227,7 @@ def _ceiling(rows: Rows, family: Family, spread: float) -> float:
     line through the log sigma of the few rows beside a gap of the index would go on into it beyond every number.
     """
     if family.name == "negbinomial":
-        return float(np.log(1e4 * max(1.0, rows.outcome.y.mean())))
+        return float(np.log(THETA_OVER_MEAN * max(1.0, rows.outcome.y.mean())))
     return float(np.log(spread * np.sqrt(rows.n))) if family.name == "gaussian" else np.inf
 
 
@@ -236,13 +235,6 @@ def with_designs(problem: Problem, design: Array, gate: Array) -> Problem:
     """The problem with other columns that span the same predictors, and all that follows from them."""
     rows = replace(problem.rows, design=design, gate=gate)
     return replace(problem, rows=rows, **_from_designs(rows, problem.slots, pooled_spread(rows, problem.family)))
-
-
-def _ceiling(rows: Rows, family: Family, spread: float) -> float:
-    """Largest log dispersion: a negative binomial that is Poisson, a sigma that no part of the rows can have."""
-    if family.name == "negbinomial":
-        return float(np.log(THETA_OVER_MEAN * max(1.0, rows.outcome.y.mean())))
-    return float(np.log(SIGMA_OVER_POOLED * spread)) if family.name == "gaussian" else np.inf
 
 
 def _from_designs(rows: Rows, slots: Slots, spread: float) -> dict[str, Any]:
