@@ -116,7 +116,8 @@ class Bandwidths:
     def from_lists(cls, experts: float, gate: float | None, searches: Mapping[str, Any]) -> "Bandwidths":
         """From the plain lists of `searches`; files of earlier versions have none."""
         found = (searches.get(name) for name in ("bandwidth", "gate_bandwidth"))
-        return cls(experts, gate, *(None if lists is None else pd.DataFrame(lists) for lists in found))
+        table, gate_table = (None if lists is None else pd.DataFrame(lists) for lists in found)
+        return cls(experts, gate, table, gate_table)
 
 
 def rule_of_thumb(rows: Rows, slots: Slots) -> float:
@@ -217,14 +218,15 @@ def usable_rule(space: Space) -> BandwidthSearch:
     """
     h, widest = rule_of_thumb(space.rows, space.slots), 2.0 * float(np.ptp(space.rows.index))
     steps = max(1, int(np.ceil(np.log(widest / h) / np.log(WIDER))))
-    last = None
+    last: WindowFault | None = None
+    why = ""
     for one in h * WIDER ** np.arange(steps + 1):
         fault = space.fault(float(one))
         if fault is None:
             best = float(one)
             return BandwidthSearch(best, None, _forced(space, best, last, usable_rule))
-        last = fault if fault.columns else last
-    raise DesignError(fault.text)
+        last, why = fault if fault.columns else last, fault.text
+    raise DesignError(why)
 
 
 def search_bandwidth(
@@ -245,7 +247,7 @@ def search_bandwidth(
         By default each row is left out by its influence where there is one expert and no clusters; otherwise
         `FOLDS`, repeated where rows are few.
     candidates : list of float, optional
-        By default all from twice the range of the index down to where rows run out or the criterion has long fallen.
+        By default all from the range of the index down to where rows run out or the criterion has long fallen.
     n_jobs : int
     progress : bool, optional
 
@@ -348,13 +350,12 @@ class _Found:
         """Place of the best candidate."""
         return int(np.nanargmax(self.criterion))
 
-    def joined(self, other: "_Found | None") -> "_Found":
+    def joined(self, other: "_Found") -> "_Found":
         """Both, ascending."""
-        both = (self,) if other is None else (self, other)
-        tried = np.concatenate([one.tried for one in both])
+        tried = np.concatenate([self.tried, other.tried])
         order = np.argsort(tried)
-        logliks = np.vstack([one.logliks for one in both])[order]
-        criterion = np.concatenate([one.criterion for one in both])[order]
+        logliks = np.vstack([self.logliks, other.logliks])[order]
+        criterion = np.concatenate([self.criterion, other.criterion])[order]
         return _Found(tried[order], logliks, criterion, self.refused)
 
     def table(self, clusters: IntArray | None, weights: Array) -> pd.DataFrame:
@@ -475,8 +476,8 @@ def _criterion(logliks: Array, weights: Array) -> Array:
 
 def _compared(space: Space, wanted: list[float], scoring: _Scoring) -> BandwidthSearch:
     """The best of given candidates; the table has a row for each, without values where it cannot be used."""
-    faults = {h: space.fault(h) for h in wanted}
-    usable = [h for h in wanted if faults[h] is None]
+    faults = {h: fault for h in wanted if (fault := space.fault(h)) is not None}
+    usable = [h for h in wanted if h not in faults]
     if not usable:
         raise DesignError(f"no bandwidth can be used; the widest fails because {faults[wanted[-1]].text}")
     rule = rule_of_thumb(space.rows, space.slots)
@@ -484,7 +485,7 @@ def _compared(space: Space, wanted: list[float], scoring: _Scoring) -> Bandwidth
     logliks, _ = scorer.logliks([space.problem(h) for h in usable[::-1]])
     found = _Found(np.array(usable), logliks[::-1], _criterion(logliks, space.rows.weights)[::-1], [])
     table = found.table(space.clusters, space.rows.weights)
-    empty = pd.DataFrame({"bandwidth": [h for h in wanted if faults[h] is not None]})
+    empty = pd.DataFrame({"bandwidth": [h for h in wanted if h in faults]})
     table = pd.concat([table, empty]).sort_values("bandwidth", ignore_index=True) if len(empty) else table
     return BandwidthSearch(float(found.tried[found.best]), table, None)
 
@@ -513,15 +514,15 @@ def _scanned(space: Space, scoring: _Scoring) -> _Found:
     rule = rule_of_thumb(space.rows, space.slots)
     pilot = min(usable, key=lambda h: abs(np.log(h / rule)))
     scorer = scoring.started(space, pilot)
-    weights, found = space.rows.weights, None
+    weights = space.rows.weights
+    found = _Found(np.zeros(0), np.zeros((0, space.rows.n)), np.zeros(0), refused)
     narrower = [h for h in usable if h <= pilot]
     for way in ([h for h in usable[::-1] if h > pilot], narrower):  # away from the pilot, whose labels are known
         walking = scorer
         for first in range(0, len(way), CHUNK):
             part = way[first : first + CHUNK]
             logliks, walking = walking.logliks([space.problem(h) for h in part])
-            more = _Found(np.array(part), logliks, _criterion(logliks, weights), refused)
-            found = more.joined(found)
+            found = found.joined(_Found(np.array(part), logliks, _criterion(logliks, weights), refused))
             if scorer.members and way is narrower and _long_fallen(found.criterion):
                 break
     for _ in range(REFINED):

@@ -94,6 +94,9 @@ class GLRRequest:
     progress: bool | None = None
 
 
+SETTLED = Control(gain=1e-9)  # of null fits: a statistic does not change where functions run off without effect
+
+
 def refused(model: FittedVCMoE) -> InvalidTest | None:
     """Why there is no test, None if there is: its null distributions are those of independent rows."""
     if model.clusters is None:
@@ -183,7 +186,7 @@ def _tested(
     model: FittedVCMoE, larger: Alternative, slots: NDArray[np.intp], request: GLRRequest, rng: np.random.Generator
 ) -> GLRTest:
     problem, method, per_row = larger.problem, request.method, model.weight_scale
-    null = null_fit(problem, larger.run.coef, slots)
+    null = null_fit(problem, larger.run.coef, slots, SETTLED)
     statistic = per_row * (larger.run.loglik - null.loglik)
     names = tuple(model.names.full[s] for s in slots)
     if method == "asymptotic":
