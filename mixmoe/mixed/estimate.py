@@ -434,7 +434,8 @@ def _climb_from(problem: Problem, sigma_one: float, theta: Array, control: Contr
         inverse = inverse_outer_product(problem, theta)
     guarded = Guarded(problem, _SIGMA_BARRIER * sigma_one)
     spurious = partial(collapsed, problem, sigma_one) if np.isfinite(control.behind) else None
-    return climb(guarded, theta, inverse, problem.n_subjects, control, spurious)
+    logarithmic = np.append(problem.free.log_sigma, problem.free.extra)
+    return climb(guarded, theta, inverse, problem.n_subjects, control, spurious, logarithmic)
 
 
 def _race(problem: Problem, sigma_one: float, theta: Array, control: Control) -> Ends:
