@@ -1,6 +1,6 @@
 """Records of a fit that every family returns."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -216,7 +216,8 @@ _MAX_HALVINGS = 15
 class _State:
     """What changes while S ascents run; shapes as in `Climb`, `H` (S, P, P) the inverse information, `radius` (S,).
 
-    `spurious` and `judged` (S,): what is no solution however high, and where this has been decided for good.
+    `logarithmic` (P,): coordinates in which steps stay short. `spurious` and `judged` (S,): what is no solution however
+    high, and where this has been decided for good.
     """
 
     theta: Array
@@ -226,6 +227,7 @@ class _State:
     n_iter: NDArray[np.intp]
     n_evaluations: NDArray[np.intp]
     radius: Array
+    logarithmic: NDArray[np.bool_]
     converged: NDArray[np.bool_]
     stuck: NDArray[np.bool_]
     spurious: NDArray[np.bool_]
@@ -233,7 +235,9 @@ class _State:
     traces: tuple[list[float], ...]
 
 
-def _begin(objective: Objective, theta: Array, inverse_hessian: Array) -> _State:
+def _begin(
+    objective: Objective, theta: Array, inverse_hessian: Array, logarithmic: Sequence[int] | NDArray[np.intp]
+) -> _State:
     first = _finite(objective(theta))
     S = theta.shape[0]
     return _State(
@@ -244,6 +248,7 @@ def _begin(objective: Objective, theta: Array, inverse_hessian: Array) -> _State
         np.zeros(S, dtype=np.intp),
         np.ones(S, dtype=np.intp),
         np.full(S, _MAX_STEP),
+        np.isin(np.arange(theta.shape[1]), logarithmic),
         np.zeros(S, dtype=bool),
         ~np.isfinite(first.loglik),
         np.zeros(S, dtype=bool),
@@ -291,14 +296,16 @@ def _directions(state: _State, who: NDArray[np.intp], n_units: int) -> Array:
     wrong = (d * score).sum(axis=1) <= 0
     state.H[who[wrong]] = np.eye(d.shape[1]) / n_units
     d[wrong] = score[wrong] / n_units
-    longest, radius = np.abs(d).max(axis=1), state.radius[who]
-    return d * np.minimum(1.0, radius / np.maximum(longest, radius))[:, None]
+    size = np.abs(d)
+    radius = np.where(state.logarithmic, _MAX_STEP, state.radius[who][:, None])  # (len(who), P)
+    return d / np.maximum(1.0, (size / radius).max(axis=1, initial=0.0))[:, None]
 
 
 def _search(state: _State, objective: Objective, who: NDArray[np.intp], direction: Array) -> None:
     """Backtracking with quadratic interpolation; a start for which no step is uphill stays where it is."""
     slope = (direction * state.score[who]).sum(axis=1)
-    cut = np.abs(direction).max(axis=1, initial=0.0) > 0.99 * state.radius[who]
+    far = np.where(state.logarithmic, 0.0, np.abs(direction)).max(axis=1, initial=0.0)
+    cut = far > 0.99 * state.radius[who]
     slack = 1e-12 * np.abs(state.loglik[who])  # rounding of the log-likelihood itself
     step = np.ones(who.size)
     pending = np.arange(who.size)
@@ -355,6 +362,7 @@ def climb(
     n_units: int,
     control: Control,
     spurious: Spurious | None = None,
+    logarithmic: Sequence[int] | NDArray[np.intp] = (),
 ) -> Climb:
     """Maxima of a log-likelihood by BFGS from S starts in lockstep.
 
@@ -371,6 +379,9 @@ def climb(
     spurious : callable, optional
         Which of some points, shape (S, P), are no solutions however high they lie. With it starts race: those that are
         spurious or left behind are given up, see `Control`.
+    logarithmic : sequence of int, optional
+        Coordinates that are logarithms, in which no step is longer than a half: where dispersions run to infinity a
+        likelihood is rounding errors long before coefficients overflow.
 
     Returns
     -------
@@ -380,7 +391,7 @@ def climb(
     ----------
     Nocedal & Wright (2006), Numerical Optimization, section 6.1.
     """
-    state = _begin(objective, theta, inverse_hessian)
+    state = _begin(objective, theta, inverse_hessian, logarithmic)
     interrupted = False
     with progress_bar(theta.shape[0], "starts", control.progress) as bar:
         try:

@@ -63,6 +63,11 @@ def test_steps_grow_towards_an_infinite_coefficient():
     assert end.n_iter[0] < 60
 
 
+def test_steps_in_logarithms_stay_short():
+    end = climb(along_a_slope(0.01), np.zeros((1, 1)), np.eye(1)[None], 1, Control(max_iter=50), logarithmic=[0])
+    assert 20.0 < end.theta[0, 0] <= 50 * 0.5
+
+
 def test_an_ascent_ends_when_little_is_promised():
     """Near a quadratic top the promise, half of score' H score, is the gain that is left."""
     found = [

@@ -129,7 +129,9 @@ class Resample:
         N = self.problem.n_subjects
         sample = self.problem.take(np.sort(rng.integers(N, size=N)))
         start = off_boundary(sample, self.theta)[None]
-        end = climb(Guarded(sample, _SIGMA_FLOOR), start, inverse_outer_product(sample, start), N, _CONTROL)
+        logarithmic = np.append(sample.free.log_sigma, sample.free.extra)
+        inverse = inverse_outer_product(sample, start)
+        end = climb(Guarded(sample, _SIGMA_FLOOR), start, inverse, N, _CONTROL, logarithmic=logarithmic)
         if end.interrupted:
             raise KeyboardInterrupt  # climb() keeps it to itself; it ends the whole bootstrap, not one resample
         if not end.converged[0]:

@@ -41,6 +41,7 @@ _POOL = 16  # distinct end points of a subsample that go on with more subjects
 _FINISHED = 5  # candidates that are run to full convergence, on all subjects
 _MOVES = 4  # split-and-merge moves per expert and round
 _SEARCHES = 3  # independent searches at most, two of which must agree
+_SEARCHES_LARGE = 2  # the same with more than four experts, where they cost most and agree least
 _WORTHWHILE = 0.01  # gain that makes another round of split-and-merge moves; less is mere convergence of what is there
 _SHARP = 0.01  # of the tolerance: what quasi-Newton aims at before Newton steps are called in
 _STANDSTILL = 1e-11  # gain in log-likelihood of an ascent that creeps along the edge of a collapse
@@ -275,7 +276,7 @@ def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, r
     plain = replace(one, params=without_extras(one.params))
     smaller = _fewer_experts(closed, plain, control, rng)
     found = _search_once(closed, plain, smaller, n_starts - n_starts // 2, control, rng)
-    for i in range(1, _SEARCHES):
+    for i in range(1, _SEARCHES if problem.structure.n_experts <= 4 else _SEARCHES_LARGE):
         if found.climb.interrupted or found.agree:
             break
         known = replace(control, reached=found.rank.max())
@@ -433,7 +434,8 @@ def _climb_from(problem: Problem, sigma_one: float, theta: Array, control: Contr
         inverse = inverse_outer_product(problem, theta)
     guarded = Guarded(problem, _SIGMA_BARRIER * sigma_one)
     spurious = partial(collapsed, problem, sigma_one) if np.isfinite(control.behind) else None
-    return climb(guarded, theta, inverse, problem.n_subjects, control, spurious)
+    logarithmic = np.append(problem.free.log_sigma, problem.free.extra)
+    return climb(guarded, theta, inverse, problem.n_subjects, control, spurious, logarithmic)
 
 
 def _race(problem: Problem, sigma_one: float, theta: Array, control: Control) -> Ends:

@@ -87,7 +87,8 @@ def climb_one_expert(alone: Problem, control: Control) -> Climb:
     theta, _ = em_iterations(closed, contract(closed.structure, without_extras(guess)), 1)
     theta = with_extras(alone, theta, guess)
     inverse = inverse_outer_product(alone, theta)
-    return climb(lambda point: evaluate(alone, point), theta, inverse, alone.n_subjects, control)
+    logarithmic = np.append(alone.free.log_sigma, alone.free.extra)
+    return climb(lambda point: evaluate(alone, point), theta, inverse, alone.n_subjects, control, None, logarithmic)
 
 
 def fit_one_expert(problem: Problem, control: Control) -> OneExpert:
