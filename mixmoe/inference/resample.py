@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -57,19 +57,18 @@ def run_calls(
     -------
     Replicates
     """
-    from joblib import Parallel, delayed, effective_n_jobs
+    from joblib import delayed, effective_n_jobs
     from joblib.externals.loky import get_reusable_executor
 
     done: list[Any] = []
     apart = effective_n_jobs(n_jobs) > 1
-    made = [partial(_run_apart, os.getpid(), call) for call in calls] if apart else calls
     size = (1 if n_jobs == 1 else 2 * effective_n_jobs(n_jobs)) if stops else max(len(calls), 1)
     ended = False
     with progress_bar(len(calls), label, progress) as bar:
         try:
-            with Parallel(n_jobs=n_jobs, return_as="generator") as pool:
+            with _pool(n_jobs) as pool:
                 for first in range(0, len(calls), size):
-                    for value in pool(delayed(call)() for call in made[first : first + size]):
+                    for value in pool(delayed(call)() for call in calls[first : first + size]):
                         if not ended:
                             done.append(value)
                             bar.update()
@@ -78,23 +77,38 @@ def run_calls(
                         break
         except BaseException as error:
             if apart:
-                get_reusable_executor().shutdown(kill_workers=True)
+                get_reusable_executor(reuse=True).shutdown(kill_workers=True)
             if not isinstance(error, KeyboardInterrupt):
                 raise
             return Replicates(tuple(done), True)
     return Replicates(tuple(done), False)
 
 
-def _run_apart(parent: int, call: Call) -> Any:
-    """The value of a call in a worker process, which ends with its parent and leaves Ctrl-C to it."""
-    if os.getppid() == parent:
-        _follow_parent(parent)
-    return call()
+def _pool(n_jobs: int) -> Any:
+    """Joblib's pool; its worker processes, if it has them here, end with this one and leave Ctrl-C to it.
+
+    Another backend that the user chose, such as threads or a cluster, is used as it is.
+    """
+    from joblib import Parallel
+    from joblib._parallel_backends import LokyBackend
+    from joblib.parallel import get_active_backend
+
+    class Following(LokyBackend):
+        """Joblib's processes with a start of ours, which it does not offer in all versions."""
+
+        def configure(self, *args: Any, **options: Any) -> Any:
+            """Start the workers."""
+            return super().configure(*args, initializer=_follow_parent, initargs=(os.getpid(),), **options)
+
+    active, _ = get_active_backend()
+    if type(active) is not LokyBackend:
+        return Parallel(n_jobs=n_jobs, return_as="generator")
+    backend = Following(nesting_level=active.nesting_level)
+    return Parallel(n_jobs=n_jobs, return_as="generator", backend=backend)
 
 
-@cache
 def _follow_parent(parent: int) -> None:
-    """Watch the parent from a worker, once: joblib's workers would outlive one that was killed.
+    """Watch the parent from a worker: joblib's workers would outlive one that was killed.
 
     Ctrl-C reaches every process of a terminal. A worker that heeded it would return what it has so far, which would
     pass for the result of the whole call.
