@@ -142,6 +142,8 @@ def estimates(problem: Problem, fit: Trained, scaling: Scaling, *, errors: bool 
     Last layer, Gaussian: inverse observed information of the profiled marginal likelihood given the hidden layers.
     Others: inverse expected information of the variances in the linearised model, hidden layers held.
     """
+    if "separated" in {flag.code for flag in fit.flags}:  # a likelihood that rises without end has no curvature to tell
+        errors = False
     if is_exact(problem):
         return exact_estimates(problem, fit, scaling, errors)
     return laplace_estimates(problem, fit, scaling, errors)
@@ -325,8 +327,10 @@ def component_covariance(problem: Problem, fit: Trained) -> Array:
 
 
 def covariance_of_logs(problem: Problem, fit: Trained, of_logs: Array) -> Array:
-    """Covariance of the variances s from that of the logarithms of the model's, shape (r, r); zero where unknown."""
-    return np.nan_to_num(of_logs)[np.ix_(problem.group, problem.group)] * fit.s * fit.s[:, None]
+    """Covariance of the variances s from that of the logarithms of the model's, shape (r, r); zero on their bound."""
+    each = of_logs[np.ix_(problem.group, problem.group)] * fit.s * fit.s[:, None]
+    zero = fit.s <= NEGLIGIBLE
+    return np.where(zero | zero[:, None], 0.0, each)
 
 
 def component_information(problem: Problem, fit: Trained) -> Array:

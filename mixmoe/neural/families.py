@@ -46,7 +46,7 @@ def curvature_root(family: Family, outputs: Tensor, sigma2: Tensor | float = 1.0
         return (torch.ones_like(outputs) / sigma2).sqrt().unsqueeze(-1)
     if family == "binary":
         p = torch.sigmoid(outputs)
-        return (p * (1.0 - p)).sqrt().unsqueeze(-1)
+        return (p * (1.0 - p)).clamp_min(1e-14).sqrt().unsqueeze(-1)  # beyond logits of 37 it would be divided by zero
     p = torch.softmax(full_logits(outputs), dim=-1)[..., 1:]
     weight = torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)
     return torch.linalg.cholesky(weight + 1e-10 * torch.eye(p.shape[-1], dtype=p.dtype, device=p.device))

@@ -197,9 +197,10 @@ def finish(
     if not problem.n_effects:
         update_residual(problem, state, 0.0)
     elif is_marginal(problem) and watch.state is None:
-        reached = maximise_marginal(problem, control, state)
+        missed = maximise_marginal(problem, control, state)
         settle_effects(problem, state)
-        return trained(problem, state, watch, quadrature_loglik(problem, state), reached, flags)
+        loglik = quadrature_loglik(problem, state)
+        return trained(problem, state, watch, loglik, not missed, (*flags, *missed))
     elif problem.family != "gaussian":
         calibrate(problem, state)
     elif watch.state is None:  # else the best state is restored as it was

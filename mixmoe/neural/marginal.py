@@ -44,10 +44,18 @@ MOST_EFFECTS = 6  # per person; of more, points around the mode no longer cover 
 NODES = {1: 21, 2: 11, 3: 7}  # per effect
 POINTS = 512  # of a quasi-random rule, for more effects
 ROUNDS, STEPS = 8, 60  # of new places of the points, and of a quasi-Newton method within one
+FAR = 15.0  # parameters on standardised inputs that are on their way to infinity
 SMALL, LARGE = 1e-8, 1e4  # bounds of variances
 MOST_SAMPLED, N_DRAWS = 20, 64  # effects that importance sampling copes with, and its draws
 NOTICED = 0.05  # share of the last layer that it lacks at the mode of the effects, above which a flag says so
 NEAR = 1e-5  # gain of a round, in log-likelihood, at which no other is made
+
+SEPARATED = Flag(
+    "separated",
+    "inputs or persons separate the levels of the response: the likelihood rises without end with a coefficient "
+    "or a variance; estimates are where the penalised fit stopped; leave the term out, or give weight_decay=",
+)
+UNSETTLED = Flag("not_converged", "the marginal likelihood by quadrature still rose when it was left; give more epochs")
 
 
 def is_marginal(problem: Problem) -> bool:
@@ -135,20 +143,34 @@ def first_logs(problem: Problem, state: State) -> Tensor:
     return state.s[np.unique(problem.group, return_index=True)[1]].clamp(SMALL, LARGE).log()
 
 
-def maximise_marginal(problem: Problem, control: Control, state: State) -> bool:
-    """Population parameters and variances at the maximum of the marginal likelihood; whether it was reached.
+def maximise_marginal(problem: Problem, control: Control, state: State) -> tuple[Flag, ...]:
+    """Bring population parameters and variances to the maximum of the marginal likelihood.
 
     The points stay where they are while a quasi-Newton method climbs, and are placed anew around the modes that belong
     to where it came to.
+
+    Returns
+    -------
+    tuple of Flag
+        None if the maximum was reached; why not otherwise.
     """
     last = -np.inf
     for _ in range(ROUNDS):
-        rule = adapted_rule(problem, state)
-        found = climb(problem, control, state, rule)
+        before = state.copy()
+        found = climb(problem, control, state, adapted_rule(problem, state))
+        if not is_bounded(state):
+            state.theta, state.z, state.s = before.theta, before.z, before.s
+            return (SEPARATED,)
         if found - last < NEAR:
-            return True
+            return ()
         last = found
-    return False
+    return (UNSETTLED,)
+
+
+def is_bounded(state: State) -> bool:
+    """Whether parameters and standard deviations are numbers of an order that data can tell: odds of e^15 are none."""
+    finite = bool(torch.isfinite(state.theta).all() and torch.isfinite(state.s).all())
+    return finite and float(state.theta.abs().max()) < FAR and float(state.s.max()) < FAR**2
 
 
 def climb(problem: Problem, control: Control, state: State, rule: Rule) -> float:
@@ -274,14 +296,15 @@ def shrunken_share(problem: Problem, fit: Trained) -> float:
     return float(np.exp(found.x)) - 1.0
 
 
-def shrunken_flag(problem: Problem, fit: Trained) -> Flag | None:
-    """What a reader must know of coefficients of categories that are too small; None if they are hardly so."""
+def shrunken_flags(problem: Problem, fit: Trained) -> list[Flag]:
+    """What a reader must know of coefficients of categories that are too small; empty if they are hardly so."""
     share = shrunken_share(problem, fit)
     if share < NOTICED:
-        return None
-    return Flag(
+        return []
+    flag = Flag(
         "penalised_bias",
         f"the population's last layer is that of a penalised likelihood; at the marginal maximum it would be about "
         f"{100.0 * share:.0f} % larger; give fewer personal parameters or more rows per person, or hidden=() with at "
         f"most {MOST_EFFECTS} personal parameters, which is fitted by quadrature",
     )
+    return [flag]

@@ -35,7 +35,7 @@ from mixmoe.neural.inputs import (
     refuse_numbers_as_text,
     sequence_codes,
 )
-from mixmoe.neural.marginal import shrunken_flag
+from mixmoe.neural.marginal import shrunken_flags
 from mixmoe.neural.network import (
     Network,
     Personal,
@@ -280,7 +280,7 @@ class NME:
             trained = replace(trained, loglik=all_rows_loglik(self.problem, trained))
         flags = (*trained.flags, *self._flags(problem, trained, gain))
         for flag in flags:
-            kind = ConvergenceWarning if flag.code in ("not_converged", "not_finite") else MixmoeWarning
+            kind = ConvergenceWarning if flag.code in ("not_converged", "not_finite", "separated") else MixmoeWarning
             warn(flag.message, kind)
         trained = replace(trained, flags=flags)
         return self.results(problem, trained, comparison, seed_of(rng))
@@ -444,9 +444,9 @@ class NME:
 
     def _flags(self, problem: Problem, trained: Trained, gain: float | None) -> list[Flag]:
         """What a reader must know beyond the optimiser's own flags."""
-        flags = [] if trained.converged else [unconverged(trained, gain)]
-        shrunken = shrunken_flag(problem, trained)
-        flags += [] if shrunken is None else [shrunken]
+        told = trained.converged or {"not_converged", "separated"} & {flag.code for flag in trained.flags}
+        flags = [] if told else [unconverged(trained, gain)]
+        flags += shrunken_flags(problem, trained)
         single = int((self.design.counts == 1).sum())
         if single and self.personal.q:
             flags.append(Flag("one_row", f"{single} of {self.design.n_units} persons have one row; they tell little"))

@@ -243,3 +243,16 @@ def test_the_flag_says_how_far_penalised_coefficients_are_off(monkeypatch):
 def test_networks_with_hidden_layers_are_flagged_where_rows_are_few(rows, sd, flagged):
     fit = quiet("y ~ x | re: (layer2.bias | id)", binary(60, rows, sd, 0.0), hidden=(3,), epochs=150)
     assert ("penalised_bias" in {flag.code for flag in fit.flags}) is flagged
+
+
+@pytest.mark.parametrize("words", ["bias", "last"])
+@pytest.mark.parametrize("what", ["input", "person", "both"])
+def test_levels_that_are_separated_are_told_and_have_no_standard_errors(words, what):
+    g = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": g.normal(size=90), "id": np.repeat(np.arange(10), 9)})
+    y = {"input": frame.x > 0, "person": frame.id % 2 == 0, "both": (frame.x > 0) | (frame.id == 3)}[what]
+    fit = quiet(f"y ~ x | re: ({words} | id)", frame.assign(y=y), epochs=20)
+    assert [flag.code for flag in fit.flags] == ["separated"]
+    assert not fit.converged
+    assert fit.bse.isna().all()
+    assert fit.predict(frame.assign(y=y)).notna().all(axis=None)
