@@ -224,11 +224,11 @@ class Poisson(LogLink):
 
     def cdf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
         """Distribution function."""
-        return np.where(y < 0.0, 0.0, pdtr(np.maximum(np.floor(y), 0.0), np.exp(np.minimum(eta, ETA_LIMIT))))
+        return np.where(y < 0.0, 0.0, pdtr(np.maximum(y, 0.0), np.exp(np.minimum(eta, ETA_LIMIT))))
 
     def sf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
         """Probability of a larger response."""
-        return np.where(y < 0.0, 1.0, pdtrc(np.maximum(np.floor(y), 0.0), np.exp(np.minimum(eta, ETA_LIMIT))))
+        return np.where(y < 0.0, 1.0, pdtrc(np.maximum(y, 0.0), np.exp(np.minimum(eta, ETA_LIMIT))))
 
     def start_predictor(self, out: Outcome) -> Array:
         """Log of the count plus a half."""

@@ -29,7 +29,13 @@ Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 
 POINTS = 48
-_ACROSS = {1: 15, 2: 5, 3: 3}  # points per dimension of w; with more of them one, where w has its most likely value
+MOST_EXACT = 3  # random effects; with more the integral over w is an approximation
+_ACROSS = {
+    1: 15,
+    2: 5,
+    3: 5,
+    4: 3,
+}  # points per dimension of w; with more of them one, where w has its most likely value
 _DROP = 20.0  # of the log density, at which the points end; the mass beyond is about 1e-9
 _HALVINGS = 12
 _PAIRS = 4_000  # rows of the past that are worked on at a time, once for each row to predict

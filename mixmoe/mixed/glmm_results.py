@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from mixmoe.arguments import checked_choice
 from mixmoe.assess.residuals import Distribution
 from mixmoe.design import Design
+from mixmoe.errors import ApproximationWarning, warn
 from mixmoe.inference.intervals import checked_alpha
 from mixmoe.kernels.distribution import Outcome
 from mixmoe.mixed.categories import CATEGORIES, category_curves, category_intervals
 from mixmoe.mixed.coordinates import apply_inverse
-from mixmoe.mixed.course import Seen, remember
+from mixmoe.mixed.course import MOST_EXACT, Seen, remember
 from mixmoe.mixed.filtering import conditional_variance, mean_deviance, one_step_ahead
 from mixmoe.mixed.frames import by_expert, past_of_subjects, places
 from mixmoe.mixed.predict import Estimate, History, Interval, gate_intervals, prior_history
@@ -184,15 +185,27 @@ class GLMMResults(MEMoEResults):
         working = model.coordinates.to_working(model.user(self._vector()))
         where, memory = np.full(design.n_units, -1), None
         if known is not None and ((where := places(known, design)) >= 0).any():
+            self._say_how_exact()
             memory = remember(model.problem_of(known).experts, working)
         Z = apply_inverse(design.random, model.coordinates.random)
         return Seen(memory, working.factor[0], Z, where[design.codes], past.probabilities[design.codes])
+
+    def _say_how_exact(self) -> None:
+        """Warn where the integral over the random effects given a history is an approximation."""
+        q = self.model.structure.n_random
+        if q > MOST_EXACT:
+            warn(
+                f"what a history says of a subject with {q} random effects is an approximation within a few per cent; "
+                f"leave random effects out, as with at most {MOST_EXACT} of them it is exact to 1.5 %",
+                ApproximationWarning,
+            )
 
     def _distribution(self, given: str) -> Distribution:
         d, e = self.model.design, self._link()
         at, out = _covariates(d), self._outcome()
         prior = prior_history(self._known(), d.gate)
         if given == "history":
+            self._say_how_exact()
             working = self.model.coordinates.to_working(e.params)
             layers = one_step_ahead(self.model.problem, working, prior.probabilities)
         else:

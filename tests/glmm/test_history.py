@@ -16,6 +16,7 @@ from scipy.special import expit
 from scipy.stats import norm
 
 import mixmoe as mm
+from mixmoe.errors import ApproximationWarning
 
 FAMILIES = ("binomial", "poisson", "negbinomial", "gamma", "beta", "ordinal")
 BAR = 0.01  # of the value; limits of counts are whole numbers and must agree
@@ -354,3 +355,38 @@ def test_large_counts_of_strangers_are_placed_exactly():
         np.testing.assert_allclose(norm.cdf(residuals[row]), exactly, atol=2e-3)
     high = fit.predict({"t": [0.0]}, kind="subject", interval="prediction")["mean_high"].iloc[0]
     np.testing.assert_allclose(distribution_at(fit, None, data.iloc[[0]], high, 20_001), 0.975, atol=1e-4)
+
+
+@pytest.mark.parametrize("q", [3, 4])
+def test_more_random_effects_against_draws_from_their_prior(q):
+    rng = np.random.default_rng(2)
+    subject, t = np.repeat(np.arange(80), 6), np.tile(np.linspace(-1.0, 1.0, 6), 80)
+    x = rng.normal(size=480)
+    b = rng.normal(size=(80, 4)) * [1.2, 0.8, 0.6, 0.5]
+    columns = np.column_stack([np.ones(480), t, x, t * x])[:, :q]
+    y = rng.poisson(np.exp(-0.3 + (columns * b[subject, :q]).sum(axis=1)))
+    data = pd.DataFrame({"id": subject, "t": t, "x": x, "y": y})
+    re = " + ".join(["1", "t", "x", "t:x"][:q])
+    model = mm.MEMoE(f"y ~ 1 | re: ({re} || id)", data, 1, family="poisson")
+    start = pd.Series([-0.3, 1.2, 0.8, 0.6, 0.5][: q + 1], index=model.layout.names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit = model.fit(start=start, starts=0, max_iter=1, cov_type="nonrobust")
+    past, new = data.iloc[:3].assign(y=[0, 0, 1]), data.iloc[[3]]
+    if q == 4:
+        with pytest.warns(ApproximationWarning, match="4 random effects is an approximation within a few per cent"):
+            shown = fit.predict(new, kind="subject", history=past).iloc[0]
+    else:
+        shown = fit.predict(new, kind="subject", history=past).iloc[0]
+    e = model.user(fit.em.params)
+    draws = stats.qmc.MultivariateNormalQMC(np.zeros(q), rng=0).random(2**18) @ e.factor[0, 0].T
+    mu = np.exp(e.beta[0, 0, 0] + draws @ columns[:4].T)
+    weight = stats.poisson.pmf(past["y"].to_numpy(), mu[:, :3]).prod(axis=1)
+    weight /= weight.sum()
+    mean, order = weight @ mu[:, 3], np.argsort(mu[:, 3])
+    cumulated = np.cumsum(weight[order])
+    limits = [np.interp(level, cumulated, mu[order, 3]) for level in (0.025, 0.975)]
+    right = [mean, np.sqrt(weight @ (mu[:, 3] - mean) ** 2), *limits]
+    np.testing.assert_allclose(
+        shown[["mean", "mean_se", "mean_low", "mean_high"]], right, rtol=0.015 if q == 3 else 0.03
+    )
