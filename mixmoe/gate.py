@@ -220,7 +220,7 @@ def penalty_meat(penalty: GatePenalty, W: Array, gamma: Array) -> Array:
     out = np.zeros((gamma[0].size, gamma[0].size))
     for k, weight in enumerate(units):
         off = (np.arange(len(prior)) == k)[1:, None] - prior[1:]  # (K - 1, N)
-        scores = (off[:, None] * W.T).reshape(gamma[0].size, -1)
+        scores = (off[:, None] * W.T).reshape(gamma[0].size, W.shape[0])
         out += (scores * weight) @ scores.T
     return out
 

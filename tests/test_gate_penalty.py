@@ -33,7 +33,7 @@ def table_data(counts, seed=0):
 
 
 def fitted(data, formula="y ~ 1 | gate: cell", experts=2, **options):
-    return mm.fit(formula, data, experts=experts, residual="common", rng=0, starts=8 * experts - 8, **options)
+    return mm.fit(formula, data, experts=experts, residual="common", rng=0, starts=max(8 * experts - 8, 1), **options)
 
 
 def cell_log_odds(fit):
@@ -333,3 +333,28 @@ def test_resamples_say_nothing_of_infinite_coefficients_and_something_of_the_res
     np.testing.assert_allclose(by_bootstrap, right, rtol=0.25)  # Monte Carlo error 6 %
     effect, table = again.gate_effects()["std_error"], fit.gate_effects()["std_error"]
     np.testing.assert_allclose(effect, table, rtol=0.25)
+
+
+def test_a_penalty_of_one_expert_changes_nothing():
+    data = table_data(SEPARATED)
+    fits = [fitted(data, experts=1, gate_penalty=penalty) for penalty in (None, "firth", 2)]
+    for fit in fits[1:]:
+        assert fit.llf == pytest.approx(fits[0].llf)
+        np.testing.assert_allclose(fit.bse, fits[0].bse)
+        assert "penalised" not in str(fit.summary())
+
+
+@pytest.mark.parametrize(("family", "value"), [("poisson", 0), ("binomial", 1)])
+def test_separated_responses_name_coefficient_and_cell(family, value):
+    rng = np.random.default_rng(0)
+    cell = np.repeat(["a", "b", "c"], 60)
+    y = rng.poisson(1.5, 180) if family == "poisson" else rng.integers(0, 2, 180)
+    data = pd.DataFrame({"cell": cell, "t": rng.normal(size=180), "y": np.where(cell == "b", value, y)})
+    with pytest.warns(mm.errors.BoundaryWarning):
+        fit = mm.fit("y ~ t + cell", data, experts=1, family=family)
+    (message,) = [flag.message for flag in fit.flags if flag.code == "separated_expert"]
+    assert "Fitted responses of expert 1 where cell = b have no variance left" in message
+    assert "expert1.cell[T.b] is infinite" in message
+    assert fit.bse.index[fit.bse.isna()].tolist() == ["expert1.cell[T.b]"]
+    alone = mm.fit("y ~ t + cell", data[data["cell"] != "b"], experts=1, family=family)
+    np.testing.assert_allclose(fit.params["expert1.t"], alone.params["expert1.t"], atol=1e-4)

@@ -184,15 +184,15 @@ def ambiguity_flag(design: Design, cells: IntArray, n_experts: int, found: Excha
 def _telling_columns(design: Design, cells: IntArray) -> list[str]:
     """Columns of the gate that have one value in each cell; all columns of the gate if there is none."""
     every = used_columns(design, "gate")
-    frame = _unit_frame(design, every)
+    frame = _frame_of(design, every, len(cells))
     telling = [name for name in every if (frame[name].groupby(cells).nunique() == 1).all()]
     return telling or every
 
 
-def _unit_frame(design: Design, columns: Sequence[str]) -> pd.DataFrame:
-    """Columns of the data, one row per unit of the gate."""
+def _frame_of(design: Design, columns: Sequence[str], n: int) -> pd.DataFrame:
+    """Columns of the data, one row per unit if there are `n` units, else per row."""
     frame = design.frame[list(columns)]
-    return (frame if len(design.gate) == design.n else frame.iloc[design.starts]).reset_index(drop=True)
+    return (frame if n == design.n else frame.iloc[design.starts]).reset_index(drop=True)
 
 
 def described(design: Design, inside: BoolArray, columns: Sequence[str]) -> str:
@@ -201,13 +201,14 @@ def described(design: Design, inside: BoolArray, columns: Sequence[str]) -> str:
     Parameters
     ----------
     design : Design
-    inside : ndarray of bool, shape (N,)
+    inside : ndarray of bool, shape (N,) or (n,)
+        Units, or rows.
     columns : sequence of str
-        Columns of the data, of the gate.
+        Columns of the data.
     """
     if inside.all():
-        return "for all units"
-    frame, numeric = _unit_frame(design, columns), continuous_columns(design)
+        return f"for all {_counted(design, inside)}"
+    frame, numeric = _frame_of(design, columns, len(inside)), continuous_columns(design)
     words, like = [], np.ones(len(inside), dtype=bool)
     ranged = [name for name in columns if name in numeric and frame[name].nunique() > _FEW]
     for name in [name for name in columns if name not in ranged]:
@@ -223,10 +224,17 @@ def described(design: Design, inside: BoolArray, columns: Sequence[str]) -> str:
         if others.size and not ((others >= low) & (others <= high)).any():
             words.append(f"{name} is {_value(low)} to {_value(high)}")
             like[:] = inside
-    number = "" if words and (like == inside).all() else f"{int(inside.sum())} of {len(inside)} units"
+    number = (
+        "" if words and (like == inside).all() else f"{int(inside.sum())} of {len(inside)} {_counted(design, inside)}"
+    )
     if not words:
         return f"for {number}"
     return f"where {' and '.join(words)}" + (f" (for {number})" if number else "")
+
+
+def _counted(design: Design, inside: BoolArray) -> str:
+    """What is counted: subjects, or rows."""
+    return "rows" if len(inside) == design.n else "subjects"
 
 
 def _value(value: object) -> str:

@@ -13,7 +13,6 @@ from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.covariance import Boundary
 from mixmoe.mixed.estimate import Search, residual_deviations
 from mixmoe.mixed.likelihood import Problem, evaluate
-from mixmoe.mixed.separation import expert_directions
 from mixmoe.mixed.structure import expand
 
 Array = NDArray[np.float64]
@@ -52,7 +51,6 @@ def find_flags(
         _boundary(boundary),
         _edges(boundary),
         _empty_categories(boundary),
-        _expert_separation(problem, theta),
         _degenerate(found, problem, theta, responsibilities),
         _small(responsibilities, problem),
     )
@@ -181,18 +179,6 @@ def _empty_categories(boundary: Boundary) -> Flag | None:
         f"An expert has no responses in an ordered category ({'; '.join(boundary.empty)}): thresholds beside it are "
         "infinite, or two of them meet, and those at infinity have no standard errors. Merge levels, share the steps "
         "between thresholds with residual='common', or use fewer experts.",
-    )
-
-
-def _expert_separation(problem: Problem, theta: Array) -> Flag | None:
-    found = expert_directions(problem, theta)
-    if found is None or not found.infinite.any():
-        return None
-    return Flag(
-        "separated_expert",
-        "Covariates of an expert separate its responses perfectly (all of one kind, or all zero, on one side), so that "
-        "some of its coefficients are infinite: their printed values only say so, and they have no standard errors. "
-        "Remove the covariate, share it with common(...), or use fewer experts.",
     )
 
 

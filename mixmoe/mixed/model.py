@@ -55,7 +55,7 @@ from mixmoe.mixed.response_model import (
     with_levels,
 )
 from mixmoe.mixed.results import MEMoEResults
-from mixmoe.mixed.separated_gate import separation_flags
+from mixmoe.mixed.separation_flags import separation_flags
 from mixmoe.mixed.structure import CovRE, Params, Residual, Structure, contract, expand
 from mixmoe.output.saved import SavedFit
 from mixmoe.results import restored
