@@ -175,13 +175,13 @@ class VCMoEResults(MoEResults):
             If there are values without a maximum.
         """
         request = BandRequest(of, level, method, bias, at, draws, n_boot, n_jobs, progress)
-        frame = self.requested_bands(request, rng)
+        frame = self._requested_bands(request, rng)
         gaps = report.lost_bands(frame)
         if gaps is not None:
             warn(gaps, ConvergenceWarning)
         return frame
 
-    def requested_bands(self, request: BandRequest, rng: Any = None) -> pd.DataFrame:
+    def _requested_bands(self, request: BandRequest, rng: Any = None) -> pd.DataFrame:
         """Bands as `bands` gives them, without its warning.
 
         Parameters
