@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 
 from mixmoe.em import Flag
 from mixmoe.errors import DesignError
-from mixmoe.kernels.local import hermite_matrix
 from mixmoe.varying.carried import on_grid
 from mixmoe.varying.estimate import Control, fit_functions, run_em
-from mixmoe.varying.leave_one_out import LOWEST, left_out_logliks
+from mixmoe.varying.leave_one_out import held_out, left_out_logliks, without_rows
 from mixmoe.varying.parallel import run_all
-from mixmoe.varying.problem import Problem, Rows, Slots, build_problem
+from mixmoe.varying.problem import Problem, Rows, Slots
 from mixmoe.varying.setup import MIN_EFFECTIVE, WindowFault
-from mixmoe.varying.steps import Natural, expert_step, natural_parameters
+from mixmoe.varying.steps import expert_step
 
 Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -595,37 +594,3 @@ def fold_members(n: int, clusters: IntArray | None, folds: int, rng: np.random.G
     n_units = int(units.max()) + 1
     assigned = rng.permutation(np.arange(n_units) % folds)
     return [np.flatnonzero(assigned[units] == f) for f in range(folds)]
-
-
-def without_rows(problem: Problem, held: IntArray) -> Problem:
-    """The same problem on the other rows."""
-    keep = np.setdiff1d(np.arange(problem.rows.n), held)
-    return build_problem(
-        problem.rows.take(keep),
-        problem.family,
-        problem.slots,
-        problem.const,
-        problem.windows.grid,
-        problem.windows.bandwidth,
-        problem.gate_windows.bandwidth,
-        0.01,
-    )
-
-
-def held_out(problem: Problem, coef: Array, held: IntArray) -> Array:
-    """Log density of some rows under given functions, shape (held,)."""
-    rows, flat, stop = problem.rows.take(held), coef.reshape(-1, coef.shape[-1]), problem.slots.gates.start
-    grid = problem.windows.grid
-    experts = hermite_matrix(grid, problem.windows.bandwidth, rows.index) @ flat[:, :stop]
-    gates = hermite_matrix(grid, problem.gate_windows.bandwidth, rows.index) @ flat[:, stop:]
-    natural = natural_parameters(rows, problem.slots, np.hstack([experts, gates]))
-    bounded = Natural(natural.eta, np.clip(natural.delta, problem.floor, problem.ceiling), natural.log_gate)
-    return np.maximum(row_logliks(rows, problem, bounded), LOWEST)
-
-
-def row_logliks(rows: Rows, problem: Problem, natural: Natural) -> Array:
-    """Log density of each row, shape (n,)."""
-    joint = natural.log_gate + problem.family.log_density(rows.outcome, natural.eta, natural.delta)
-    top = joint.max(axis=0)
-    out: Array = top + np.log(np.exp(joint - top).sum(axis=0))
-    return out

@@ -1,4 +1,4 @@
-"""Held-out log-likelihood of every row for one expert, without a refit: rows are taken out by their influence.
+"""Held-out log-likelihood of rows: from a refit without them, or for one expert by their influence, without a refit.
 
 References
 ----------
@@ -25,11 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-from mixmoe.kernels.local import blocks, epanechnikov
-from mixmoe.varying.problem import Problem
-from mixmoe.varying.steps import EXPERT_STEP, own_natural, scoring_normal, solve_scaled
+from mixmoe.kernels.local import blocks, epanechnikov, hermite_matrix
+from mixmoe.varying.problem import Problem, Rows, build_problem
+from mixmoe.varying.steps import EXPERT_STEP, Natural, natural_parameters, own_natural, scoring_normal, solve_scaled
 
 Array = NDArray[np.float64]
+IntArray = NDArray[np.intp]
 
 LOWEST = -30.0  # log density of a held-out row counts at least this much, so that one outlier does not decide
 NUMBERS_HELD = 1 << 22  # in the inverse matrices of the rows that are handled at once
@@ -125,4 +126,38 @@ def _inverses(problem: Problem, coef: Array, free: NDArray[np.bool_]) -> Array:
         out[block.first : block.last] = solve_scaled(
             np.broadcast_to(matrix, (len(matrix), size, size, size)), right, free
         )
+    return out
+
+
+def without_rows(problem: Problem, held: IntArray) -> Problem:
+    """The same problem on the other rows."""
+    keep = np.setdiff1d(np.arange(problem.rows.n), held)
+    return build_problem(
+        problem.rows.take(keep),
+        problem.family,
+        problem.slots,
+        problem.const,
+        problem.windows.grid,
+        problem.windows.bandwidth,
+        problem.gate_windows.bandwidth,
+        0.01,
+    )
+
+
+def held_out(problem: Problem, coef: Array, held: IntArray) -> Array:
+    """Log density of some rows under given functions, shape (held,)."""
+    rows, flat, stop = problem.rows.take(held), coef.reshape(-1, coef.shape[-1]), problem.slots.gates.start
+    grid = problem.windows.grid
+    experts = hermite_matrix(grid, problem.windows.bandwidth, rows.index) @ flat[:, :stop]
+    gates = hermite_matrix(grid, problem.gate_windows.bandwidth, rows.index) @ flat[:, stop:]
+    natural = natural_parameters(rows, problem.slots, np.hstack([experts, gates]))
+    bounded = Natural(natural.eta, np.clip(natural.delta, problem.floor, problem.ceiling), natural.log_gate)
+    return np.maximum(row_logliks(rows, problem, bounded), LOWEST)
+
+
+def row_logliks(rows: Rows, problem: Problem, natural: Natural) -> Array:
+    """Log density of each row, shape (n,)."""
+    joint = natural.log_gate + problem.family.log_density(rows.outcome, natural.eta, natural.delta)
+    top = joint.max(axis=0)
+    out: Array = top + np.log(np.exp(joint - top).sum(axis=0))
     return out

@@ -10,9 +10,8 @@ import pytest
 import mixmoe as mm
 from mixmoe.errors import ConvergenceWarning, DesignError
 from mixmoe.kernels.local import epanechnikov
-from mixmoe.varying.bandwidth import held_out, without_rows
 from mixmoe.varying.estimate import Control, fit_functions, run_em
-from mixmoe.varying.leave_one_out import left_out_logliks, left_out_predictors
+from mixmoe.varying.leave_one_out import held_out, left_out_logliks, left_out_predictors, without_rows
 from mixmoe.varying.model import VCMoE
 from mixmoe.varying.problem import pooled_spread
 from mixmoe.varying.simulate import vcmoe
