@@ -67,7 +67,10 @@ def test_one_row_per_candidate(table):
         assert row.icl - row.bic == pytest.approx(2 * entropy)
         assert row.smallest == min(row.shares) == pytest.approx(tau.mean(axis=0).min())
         assert sum(row.shares) == pytest.approx(1)
-        assert row.starts == (1 if row.experts == 1 else 4 + 1 + 1 + 4 * (row.experts - 1))
+        carried = 1 + 4 * (row.experts - 1)
+        # two searches of two random and the carried starts each, and the starts carried from the candidate before;
+        # moves count where they did not fall back
+        assert row.starts >= (1 if row.experts == 1 else 2 * (2 + carried) + carried)
 
 
 def test_best_is_a_fit_with_standard_errors(table):

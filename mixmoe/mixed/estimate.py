@@ -52,6 +52,7 @@ _PART_MARGIN = 20.0  # or this far if that was found on some of the subjects
 _PART_ITERATIONS = 40  # for ascents on a subsample, whose end points are not final
 _PART_BEHIND = 6.0  # log-likelihood by which starts that race on a subsample may lie behind the best
 _ROUGH = Control(max_iter=80, tol=1e-4, min_gain=1e-5, promise=1e-4, behind=2.0)
+_MOST = 0.85  # share of starts whose collapse is that of the data
 _SIGMA_BARRIER = 1e-4  # fractions of the one-expert residual standard deviation
 _SIGMA_COLLAPSED = 1e-3
 _SIGMA_OF_FEW = 0.1  # fraction of the largest, for an expert with at most this many subjects more than coefficients:
@@ -297,7 +298,18 @@ def _search_once(
     else:
         starts = _starts_of_part(problem, n_starts, control, rng)
     starts = np.vstack([starts, carried_starts(problem, one, smaller, _EM_STEPS, rng)])
-    return _with_moves(problem, one, _race(problem, one.sigma, starts, control), control, rng)
+    found = _race(problem, one.sigma, starts, control)
+    found = replace(found, rank=_unless_most_collapse(found.rank))
+    return _with_moves(problem, one, found, control, rng)
+
+
+def _unless_most_collapse(rank: Array) -> Array:
+    """`rank`, or minus infinity for all where nearly all collapse.
+
+    Then responses without noise, not a few subjects, are the reason, and what is left (the fit with one expert fewer,
+    whose two halves cannot collapse; ascents stuck on their way) would hide it.
+    """
+    return np.full(rank.size, -np.inf) if np.isneginf(rank).mean() > _MOST else rank
 
 
 def _starts_of_part(problem: ClosedForm, n_starts: int, control: Control, rng: np.random.Generator) -> Array:
@@ -322,7 +334,7 @@ def _fewer_experts(problem: ClosedForm, one: OneExpert, control: Control, rng: n
 
 def _with_moves(problem: ClosedForm, one: OneExpert, found: Ends, control: Control, rng: np.random.Generator) -> Ends:
     """`found` with split-and-merge moves from its best end point as long as they gain."""
-    improved = True
+    improved = bool(np.isfinite(found.rank).any())  # nothing to leave where all have collapsed
     while improved and not found.climb.interrupted:
         found = _settled(problem, one, found, control)
         level = found.rank.max()
