@@ -122,10 +122,10 @@ def _by_label(cluster: Any, design: Design) -> pd.Series | None:
 
 def _by_row(cluster: Any, design: Design) -> pd.Series:
     """The cluster of each row of the design, from one entry per row of the data."""
-    if not hasattr(cluster, "__len__") or len(cluster) != design.n_input or np.ndim(cluster) != 1:
-        size = f"{len(cluster)} entries" if hasattr(cluster, "__len__") else repr(cluster)
+    if np.shape(cluster) != (design.n_input,):
         raise ArgumentError(
-            f"cluster must have one entry per row of the data ({design.n_input}) or per subject label, got {size}"
+            f"cluster must have one entry per row of the data ({design.n_input}) or per subject label, "
+            f"got shape {np.shape(cluster)}"
         )
     where = design.position
     if isinstance(cluster, pd.Series) and not cluster.index[where].equals(design.rows):
