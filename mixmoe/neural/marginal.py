@@ -42,7 +42,8 @@ Array = NDArray[np.float64]
 
 MOST_EFFECTS = 6  # per person; of more, points around the mode no longer cover the posterior
 NODES = {1: 21, 2: 11, 3: 7}  # per effect
-POINTS = 512  # of a quasi-random rule, for more effects
+MOST_CELLS = 2_000_000  # rows times points: a fifth of a second or so for an evaluation with its gradient
+POINTS = 256  # of a quasi-random rule, for more effects
 ROUNDS, STEPS = 8, 60  # of new places of the points, and of a quasi-Newton method within one
 FAR = 15.0  # parameters on standardised inputs that are on their way to infinity
 SMALL, LARGE = 1e-8, 1e4  # bounds of variances
@@ -59,10 +60,15 @@ UNSETTLED = Flag("not_converged", "the marginal likelihood by quadrature still r
 
 
 def is_marginal(problem: Problem) -> bool:
-    """Whether the fit ends at the maximum of the marginal likelihood: a linear network of categories, few effects."""
+    """Whether the fit ends at the maximum of the marginal likelihood: a linear network of categories, few effects.
+
+    And no more rows than can be looked at at all points some hundred times.
+    """
     network = problem.network
     linear = network.module is None and not network.hidden and not problem.published
-    return linear and problem.family in ("binary", "multiclass") and 0 < problem.n_effects <= MOST_EFFECTS
+    if not (linear and problem.family in ("binary", "multiclass") and 0 < problem.n_effects <= MOST_EFFECTS):
+        return False
+    return problem.train.n_rows * len(points(problem.n_effects)[1]) <= MOST_CELLS
 
 
 @lru_cache
