@@ -62,7 +62,7 @@ CASES = {  # name -> data, formula, options of mm.fit
         {"experts": 2, "family": "gamma", "n_quad": 3, "starts": 8},
     ),
     "MEMoE, beta": (
-        {"preset": "share", "n_subjects": 40, "rng": 1},
+        {"preset": "share", "n_subjects": 60, "rng": 1},
         "y ~ time + x1 | gate: z1 | re: (1 | id)",
         {"experts": 2, "family": "beta", "residual": "common", "starts": 8},
     ),
