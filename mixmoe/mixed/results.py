@@ -188,7 +188,7 @@ class MEMoEResults(MoEResults):
 
         If responses are not Gaussian, a history leaves random effects whose distribution is skewed. What is said of
         a subject (``mean_se``: standard deviation of her expected response) is then an integral over that density,
-        however many points `n_quad` the fit had: within .5 % for one and two random effects, 1.5 % for three; with
+        however many points `n_quad` the fit had: within 1 % for one and two random effects, 1.5 % for three; with
         four and more it is an approximation of a few per cent, and a warning says so.
         """
         checked_choice(kind, "kind", get_args(Kind))
