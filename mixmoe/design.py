@@ -522,9 +522,9 @@ def _response(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView)
 
 def _check_fit(design: Design) -> None:
     _check_random(design)
-    if design.recipe.response_kind == "numeric" and design.response is not None:
-        if design.index is None:  # models along an index have limits of their own, by family
-            _check_size(design, design.response)
+    along = design.index is not None  # models along an index have limits of their own, by family
+    if design.recipe.response_kind == "numeric" and design.response is not None and not along:
+        _check_size(design, design.response)
     if design.index is not None and (design.index == design.index[0]).all():
         raise DesignError(
             f"the index {design.names.index!r} of vary: is {design.index[0]:g} in all {design.n} rows; it must vary"
