@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from mixmoe import datasets, errors, simulate
 from mixmoe.api import fit, load
-from mixmoe.report.compare import table
+from mixmoe.report.side_by_side import table
 
 if TYPE_CHECKING:
     from mixmoe.mixed.model import MEMoE
     from mixmoe.mixed.results import MEMoEResults
     from mixmoe.neural.model import NME, nme
     from mixmoe.neural.results import NMEResults
-    from mixmoe.selection import Selection, select
+    from mixmoe.selection.choice import Selection, select
     from mixmoe.varying.model import VCMoE
     from mixmoe.varying.results import VCMoEResults
 
@@ -38,17 +38,16 @@ __all__ = [
     "simulate",
     "table",
 ]
-
 _WHERE = {
     "MEMoE": "mixmoe.mixed.model",
     "MEMoEResults": "mixmoe.mixed.results",
     "NME": "mixmoe.neural.model",
     "NMEResults": "mixmoe.neural.results",
-    "Selection": "mixmoe.selection",
+    "Selection": "mixmoe.selection.choice",
     "VCMoE": "mixmoe.varying.model",
     "VCMoEResults": "mixmoe.varying.results",
     "nme": "mixmoe.neural.model",
-    "select": "mixmoe.selection",
+    "select": "mixmoe.selection.choice",
 }
 
 

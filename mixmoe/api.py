@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from mixmoe import results
+from mixmoe.design.formula import MoEFormula, parse_formula
 from mixmoe.errors import ArgumentError
-from mixmoe.formula import MoEFormula, parse_formula
 
 _FAMILIES: Mapping[str, str] = MappingProxyType(
     {"MEMoE": "mixmoe.mixed.model", "VCMoE": "mixmoe.varying.model", "NME": "mixmoe.neural.model"}
@@ -19,8 +19,6 @@ _FAMILIES: Mapping[str, str] = MappingProxyType(
 _OF_COVARIANCE: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"MEMoE": ("cluster", "correction", "n_boot", "n_jobs"), "VCMoE": ("correction",), "NME": ()}
 )
-
-
 _ASKED_BY: Mapping[str, str] = MappingProxyType(
     {"VCMoE": "formulas with a section 'vary: u'", "MEMoE": "formulas without a section 'vary:'"}
 )

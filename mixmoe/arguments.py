@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mixmoe._frame import shown
+from mixmoe.design.frame import shown
 from mixmoe.errors import ArgumentError
 
 

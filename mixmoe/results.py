@@ -9,31 +9,23 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from mixmoe._files import write_text
-from mixmoe._frame import whole_frame
+from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_rng
-from mixmoe.assess.diagnosis import PANELS, Diagnosis
-from mixmoe.assess.expert_tests import ExpertTests
-from mixmoe.assess.mixins import Assessment
-from mixmoe.design import Design
-from mixmoe.em import EMFit
+from mixmoe.atomic import write_text
+from mixmoe.check.assessment import Assessment, ExpertTests
+from mixmoe.check.diagnosis import PANELS, Diagnosis
+from mixmoe.design.design import Design
+from mixmoe.design.formula import MoEFormula
+from mixmoe.design.frame import whole_frame
 from mixmoe.errors import ArgumentError, MixmoeError, MixmoeWarning, SavedFileError
-from mixmoe.formula import MoEFormula
-from mixmoe.inference.covariance import DESCRIPTIONS, ParamCov, checked_cov_type
-from mixmoe.inference.intervals import checked_alpha
 from mixmoe.inference.labelled import LabelledResults
 from mixmoe.inference.likelihood_ratio import FitSide, LRTest, lr_test
-from mixmoe.inference.selection import criteria
-from mixmoe.inference.tests import InvalidTest
-from mixmoe.layout import ParamLayout
-from mixmoe.output.curves import Curve, Marks, Observed
-from mixmoe.output.frames import tidy
-from mixmoe.output.latex import latex
-from mixmoe.output.markdown import markdown
-from mixmoe.output.plots import draw, draw_responsibilities
-from mixmoe.output.plots_panels import draw_panels
+from mixmoe.inference.uncertainty import DESCRIPTIONS, ParamCov, checked_alpha, checked_cov_type
+from mixmoe.inference.wald import InvalidTest
+from mixmoe.mixture.estimate import EMFit, ParamLayout, criteria
+from mixmoe.output.plots import draw, draw_panels, draw_responsibilities
+from mixmoe.output.records import Cell, Curve, Marks, Observed, Table, choose
 from mixmoe.output.saved import (
     SavedFit,
     SavedRows,
@@ -44,11 +36,10 @@ from mixmoe.output.saved import (
     require_safe_formula,
     write,
 )
-from mixmoe.output.summary import Summary, header_table, parameter_tables
-from mixmoe.output.tables import Cell, Table, choose
-from mixmoe.report.mixin import Reporting
+from mixmoe.output.summary import Summary, header_table, parameter_tables, tidy
+from mixmoe.output.text import latex, markdown
+from mixmoe.report.reporting import Reporting
 
-Array = NDArray[np.float64]
 PathLike = str | os.PathLike[str]
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError
 
-Array = NDArray[np.float64]
 Shape = Literal["normal", "t5", "skewed"]
 Preset = Literal[
     "moderate",
@@ -173,7 +173,6 @@ _THREE = _truth(
     sigma=[0.8, 1.2, 0.5],
 )
 _SINGLE = _truth([[10.0, 1.0, 0.5]], np.empty((0, 1)), [[[1.0, 0.1], [0.1, 0.09]]], [0.8])
-
 _BINARY = MEMoETruth(
     beta=np.array([[-1.5, 0.6, 0.5], [1.5, -0.6, -0.5]]),
     gamma=np.array([[-0.6, -0.8, 0.7]]),
@@ -205,7 +204,6 @@ _ORDINAL = MEMoETruth(
     family="ordinal",
     cuts=np.array([[0.5, 1.5, 3.0], [-3.0, -1.5, -0.5]]),
 )
-
 _PRESETS: Mapping[str, _Scheme] = MappingProxyType(
     {
         "moderate": _Scheme(_MODERATE),
@@ -530,4 +528,4 @@ def __getattr__(name: str) -> Any:
     """`vcmoe`, the simulator of varying-coefficient mixtures, imported with its family when it is asked for."""
     if name != "vcmoe":
         raise AttributeError(f"module 'mixmoe.simulate' has no attribute {name!r}; it has memoe and vcmoe")
-    return import_module("mixmoe.varying.simulate").vcmoe
+    return import_module("mixmoe.varying.presets").vcmoe

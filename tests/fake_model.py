@@ -6,13 +6,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
-from mixmoe.design import build_design
-from mixmoe.em import EMFit, Flag, Starts
+from mixmoe.design.design import build_design
+from mixmoe.design.formula import parse_formula
 from mixmoe.errors import MixmoeWarning
-from mixmoe.formula import parse_formula
-from mixmoe.inference.covariance import ParamCov
-from mixmoe.layout import Parameter, ParamLayout
-from mixmoe.output.curves import Curve, Observed
+from mixmoe.inference.uncertainty import ParamCov
+from mixmoe.mixture.estimate import EMFit, Flag, Parameter, ParamLayout, Starts
+from mixmoe.output.records import Curve, Observed
 from mixmoe.results import MoEResults, restored
 
 FORMULA = "y ~ time + x | gate: z | re: (1 + time | id)"

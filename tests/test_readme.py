@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mixmoe.formula import parse_formula
+from mixmoe.design.formula import parse_formula
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from statsmodels.base.model import LikelihoodModelResults
 
-from mixmoe.em import EMFit
 from mixmoe.errors import ArgumentError
-from mixmoe.inference.covariance import ParamCov
+from mixmoe.inference.uncertainty import ParamCov
+from mixmoe.mixture.estimate import EMFit
 from mixmoe.output.summary import Summary
 from mixmoe.results import MoEResults
 from tests.fake_model import BOUNDARY, FORMULA, FakeResults, make_data, make_results, replace

@@ -1,7 +1,10 @@
-"""What each command does."""
+"""The commands: their arguments, and what each does."""
 
 import argparse
 import inspect
+import json
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -9,16 +12,257 @@ import pandas as pd
 import mixmoe
 from mixmoe import datasets
 from mixmoe.api import fit, load
-from mixmoe.candidates import LISTED, LISTED_NETWORK
-from mixmoe.cli.files import OUT_ENDINGS, check_writable, read_data, write_frame, write_text
-from mixmoe.cli.parser import collected, read_value
+from mixmoe.cli.files import FORMATS, OUT_ENDINGS, check_writable, read_data, write_frame, write_text
+from mixmoe.design.formula import MoEFormula, parse_formula, require_safe
 from mixmoe.errors import ArgumentError, DesignError
-from mixmoe.formula import MoEFormula, parse_formula, require_safe
-from mixmoe.inference.intervals import checked_alpha
-from mixmoe.output.plots_file import FIGURE_ENDINGS, save_figure
+from mixmoe.inference.uncertainty import checked_alpha
+from mixmoe.output.plots_in_files import FIGURE_ENDINGS, save_figure
 from mixmoe.output.summary import Summary
-from mixmoe.report.data import describe
-from mixmoe.selection import Selection, select
+from mixmoe.report.described import describe
+from mixmoe.selection.candidates import LISTED, LISTED_NETWORK
+from mixmoe.selection.choice import Selection, select
+
+CRITERIA = ("aic", "bic", "sabic", "icl", "clc", "cv", "validation")
+FORMULA = "log(bili) ~ year | gate: age + sex | re: (1 + year | id)"
+_NUMBER = re.compile(r"[+-]?(inf|(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?)")  # what JSON does not know among them: .3, inf
+CLUSTER = "column of the clusters: for --cov-type cluster, or alone for a model with vary:"
+NETWORK = "log(bili) ~ year + age | re: (last | id)"
+EXAMPLES = f"""
+examples:
+  mixmoe data pbcseq > pbcseq.csv
+  mixmoe describe pbcseq.csv --id id --time year
+  mixmoe fit pbcseq.csv "{FORMULA}" --experts 2 --rng 0 --save fit.mixmoe --latex table.tex
+  mixmoe select pbcseq.csv "{FORMULA}" --experts 1:3 --rng 0 --out candidates.csv
+  mixmoe predict fit.mixmoe pbcseq.csv --kind probabilities --out predicted.csv
+
+exit codes:
+  0  done
+  1  failed: data that cannot be read or do not fit the formula, a file that is not there
+  2  wrong use: an option, a value or a formula that cannot be read
+  3  fitted and written, but the optimiser did not converge; with --strict also if the fit has any flag
+  130  interrupted
+
+Results go to standard output or to the files named, warnings and messages to standard error.
+"""
+FIT_EXAMPLES = f"""
+examples:
+  mixmoe fit pbcseq.csv "{FORMULA}" --rng 0
+  mixmoe fit pbcseq.csv "{FORMULA}" --rng 0 --cov-re common --residual common --out estimates.csv
+  cat pbcseq.csv | mixmoe fit - "log(bili) ~ year | re: (1 + year | id)" --experts 1 --markdown - --quiet
+  mixmoe fit pbcseq.csv "{FORMULA}" --rng 0 --plot courses.png --save bare.mixmoe --no-data
+  mixmoe fit pbcseq.csv "{FORMULA}" --rng 0 --quiet --report report.html
+
+With --hidden (or a section seq: in the formula) a network with person effects is fitted, as by mm.nme; "linear" has no
+hidden layer, and settings of the fit go through --option:
+  mixmoe fit pbcseq.csv "{NETWORK}" --hidden 3 --option baselines=false --rng 0
+
+A formula from the command line may use only common transforms: log, sqrt, exp, scale, center, C, bs, cr, poly ...
+"""
+SELECT_EXAMPLES = f"""
+examples:
+  mixmoe select pbcseq.csv "{FORMULA}" --experts 1,2 --cov-re expert,common --rng 0 --plot criteria.png
+  mixmoe select pbcseq.csv "{FORMULA}" --experts 1:2 --rng 0 --save best.mixmoe --report best.html
+
+Networks with person effects are compared by their errors on the last rows of each person:
+  mixmoe select pbcseq.csv "{NETWORK}" --hidden linear 3 --rng 0
+
+--report and --save are of the best candidate by --criterion; the report has all candidates. --plot draws the criteria.
+"""
+PREDICT_EXAMPLES = """
+examples:
+  mixmoe predict fit.mixmoe pbcseq.csv --kind experts --keep year > predicted.csv
+  mixmoe predict fit.mixmoe pbcseq.csv --kind subject --history pbcseq.csv --interval prediction --out predicted.csv
+"""
+DESCRIBE_EXAMPLES = """
+examples:
+  mixmoe describe pbcseq.csv
+  mixmoe describe pbcseq.csv --id id --time year --markdown
+"""
+
+
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments as a record; ends the program with code 2 if they are wrong."""
+    return build_parser().parse_args(arguments)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with its commands."""
+    parser = _plain_parser(argparse.ArgumentParser, prog="mixmoe", epilog=EXAMPLES)
+    parser.description = "Mixtures of experts for longitudinal and other structured data."
+    parser.add_argument("--version", action="version", version=f"mixmoe {mixmoe.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_fit(commands)
+    _add_select(commands)
+    _add_predict(commands)
+    _add_describe(commands)
+    _add_data(commands)
+    return parser
+
+
+def _plain_parser(make: Any, *names: str, **options: Any) -> argparse.ArgumentParser:
+    """A parser that keeps the lines of its examples and knows no abbreviations, which later options would break."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    return make(*names, formatter_class=formatter, allow_abbrev=False, **options)
+
+
+def _add_fit(commands: Any) -> None:
+    about = "fit a mixture of experts to a file and print its summary"
+    parser = _plain_parser(commands.add_parser, "fit", help=about, description=about, epilog=FIT_EXAMPLES)
+    _add_source(parser)
+    parser.add_argument("formula", help='such as "y ~ time | gate: z | re: (1 + time | id)"')
+    model = parser.add_argument_group("model")
+    model.add_argument("-k", "--experts", type=int, metavar="K", help="number of experts (default 2)")
+    model.add_argument("--hidden", type=_widths, metavar="WIDTHS", help="fit a network: 10,5 or linear")
+    add_model_options(model)
+    model.add_argument("--cov-type", help="standard errors: robust (default), nonrobust, cluster, bootstrap")
+    model.add_argument("--cluster", metavar="COLUMN", help=CLUSTER)
+    out = _add_outputs(parser, rows="estimates", fit="the fit", shown="summary")
+    out.add_argument("--plot-kind", metavar="KIND", help="kind of figure, such as gate or responsibilities")
+
+
+def add_model_options(group: Any) -> None:
+    """Options of a model and its optimiser that `fit` and its relatives share."""
+    group.add_argument("--cov-re", help="covariance of random effects: expert (default), proportional, common")
+    group.add_argument("--residual", help="residual standard deviation: expert (default) or common")
+    group.add_argument(
+        "--gate-penalty", type=read_value, metavar="firth|N", help="keep gate coefficients finite (default off)"
+    )
+    group.add_argument("--rng", type=int, metavar="SEED", help="seed, for a result that can be repeated")
+    group.add_argument("--starts", type=int, metavar="N", help="random starts")
+    group.add_argument("--max-iter", type=int, metavar="N", help="iterations of the optimiser")
+    group.add_argument("--tol", type=float, help="tolerance of the optimiser")
+    group.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        type=_named_value,
+        metavar="NAME=VALUE",
+        help="any other option of mm.fit, such as --option bandwidth=0.3; may be repeated; select takes several "
+        "values with commas",
+    )
+
+
+def _add_outputs(parser: argparse.ArgumentParser, rows: str, fit: str, shown: str) -> Any:
+    """Options that say where results go, in words for what is tabulated (rows), kept (fit) and printed (shown)."""
+    out = parser.add_argument_group("results (FILE may be - for standard output, where it is text)")
+    out.add_argument("--out", metavar="FILE", help=f"{rows} as a table: {', '.join(OUT_ENDINGS)}")
+    out.add_argument("--latex", metavar="FILE", help=f"the {shown} for LaTeX with booktabs")
+    out.add_argument("--markdown", metavar="FILE", help=f"the {shown} in Markdown")
+    out.add_argument("--html", metavar="FILE", help=f"the {shown} as a fragment of HTML")
+    out.add_argument("--report", metavar="FILE", help=f"web page of {fit} with figures and checklists: .html")
+    out.add_argument("--plot", metavar="FILE", help=f"figure: {', '.join(FIGURE_ENDINGS)}")
+    out.add_argument("--save", metavar="FILE", help=f"{fit}, for mixmoe predict and mm.load")
+    out.add_argument("--no-data", action="store_true", help="keep the data out of --save")
+    out.add_argument("--alpha", type=float, default=0.05, help="one minus the level of the limits (default 0.05)")
+    out.add_argument("--quiet", action="store_true", help=f"no {shown} and no progress bar")
+    out.add_argument("--strict", action="store_true", help=f"exit code 3 also if {fit} has any flag")
+    return out
+
+
+def _add_select(commands: Any) -> None:
+    about = "fit candidates that differ in experts, structure or formula, and compare them"
+    parser = _plain_parser(commands.add_parser, "select", help=about, description=about, epilog=SELECT_EXAMPLES)
+    _add_source(parser)
+    parser.add_argument("formula", nargs="+", help="one formula or several with the same response")
+    model = parser.add_argument_group("candidates")
+    model.add_argument("-k", "--experts", type=_numbers, metavar="K", help="1:4 or 1,2,4 (default 1:4)")
+    model.add_argument("--hidden", type=_widths, nargs="+", metavar="WIDTHS", help="networks: linear 5 10,5")
+    add_model_options(model)
+    model.add_argument("--cluster", metavar="COLUMN", help="column of independent units, for models with vary:")
+    model.add_argument("--folds", type=int, metavar="N", help="adds the cross-validated log-likelihood")
+    model.add_argument("--jobs", type=int, default=1, metavar="N", help="worker processes (default 1, -1 for all)")
+    model.add_argument("--checkpoint", metavar="FOLDER", help="keep finished fits there, and continue from them")
+    best = "what the best one is (default bic; of networks validation)"
+    model.add_argument("--criterion", choices=CRITERIA, help=best)
+    _add_outputs(parser, rows="candidates", fit="the best fit", shown="table")
+
+
+def _add_predict(commands: Any) -> None:
+    about = "predict from a saved fit"
+    parser = _plain_parser(commands.add_parser, "predict", help=about, description=about, epilog=PREDICT_EXAMPLES)
+    parser.add_argument("fit", help="file written by --save or by save()")
+    _add_source(parser, "rows to predict")
+    parser.add_argument("--kind", help="what to predict; the kinds depend on the family (default: all that there are)")
+    parser.add_argument("--history", metavar="FILE", help="past rows of these subjects, with response")
+    parser.add_argument("--interval", help="confidence (default) or prediction, for --kind subject")
+    parser.add_argument("--scale", help="response (default), link, or categories of an ordinal response")
+    parser.add_argument("--alpha", type=float, default=0.05, help="one minus the level of the limits (default 0.05)")
+    parser.add_argument("--extrapolate", action="store_true", help="continue functions beyond the index of the fit")
+    parser.add_argument("--fit-data", metavar="FILE", help="data of the fit, if it was saved without them")
+    parser.add_argument("--keep", default="", metavar="COLUMNS", help="columns of the data to write too: a,b,c")
+    parser.add_argument("--out", metavar="FILE", default="-", help=f"{', '.join(OUT_ENDINGS)} (default: CSV)")
+
+
+def _add_describe(commands: Any) -> None:
+    about = "say what a data set holds: subjects, visits, spacing, missing values, columns usable in the gate"
+    parser = _plain_parser(commands.add_parser, "describe", help=about, description=about, epilog=DESCRIBE_EXAMPLES)
+    _add_source(parser)
+    parser.add_argument("--id", metavar="COLUMN", help="column that names the subjects")
+    parser.add_argument("--time", metavar="COLUMN", help="column of the times of the visits")
+    parser.add_argument("--markdown", action="store_true", help="as Markdown")
+
+
+def _add_data(commands: Any) -> None:
+    about = "write a public data set as CSV"
+    parser = _plain_parser(commands.add_parser, "data", help=about, description=about)
+    parser.add_argument("name", choices=datasets.names())
+    parser.add_argument("--out", metavar="FILE", default="-", help=f"{', '.join(OUT_ENDINGS)} (default: CSV)")
+
+
+def _add_source(parser: argparse.ArgumentParser, what: str = "data, one row per visit") -> None:
+    parser.add_argument("data", help=f"{what}: CSV, TSV, Parquet, Stata, SPSS or Excel; - for standard input (CSV)")
+    reading = parser.add_argument_group("reading")
+    reading.add_argument("--format", choices=FORMATS, help="what the data are, if their ending does not say it")
+    reading.add_argument("--sep", help="separator of CSV (default , or a tabulator)")
+    reading.add_argument("--decimal", default=".", help="decimal mark of CSV (default .)")
+
+
+def _numbers(text: str) -> list[int]:
+    """Numbers of ``1:4`` (both ends count) or ``1,2,4``."""
+    first, colon, last = text.partition(":")
+    try:
+        return list(range(int(first), int(last) + 1)) if colon else [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be numbers such as 1:4 or 1,2,4, got {text!r}") from error
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    """Widths of hidden layers, ``10,5``; none for ``linear``."""
+    try:
+        return () if text == "linear" else tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be widths such as 10,5, or linear, got {text!r}") from error
+
+
+def _named_value(text: str) -> tuple[str, Any]:
+    """Name and value of ``NAME=VALUE``."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
+    return name, read_value(value)
+
+
+def read_value(text: str) -> Any:
+    """The value of a text that is JSON or a number such as ``.3`` or ``inf``, else the text itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return float(text) if _NUMBER.fullmatch(text) else text
+
+
+def collected(pairs: Sequence[tuple[str, Any]], refused: Sequence[str]) -> dict[str, Any]:
+    """The values of ``--option`` by name.
+
+    Raises
+    ------
+    ArgumentError
+        For a name that has an option of its own or cannot be given as text.
+    """
+    for name, _ in pairs:
+        if name in refused:
+            raise ArgumentError(f"--option {name}=... is not allowed; {name} has an option of its own or is code")
+    return dict(pairs)
+
 
 OK, FAILED, USAGE, UNCONVERGED = 0, 1, 2, 3
 INTERRUPTED = 130  # as a shell reports a program ended by Ctrl-C

@@ -12,10 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from mixmoe._files import replacing
-from mixmoe._files import write_text as write_whole
+from mixmoe.atomic import replacing
+from mixmoe.atomic import write_text as write_whole
 from mixmoe.errors import ArgumentError, DesignError, MissingExtraError
-from mixmoe.report.excel import write_excel
+from mixmoe.report.tidy import write_excel
 
 STREAM = "-"
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zip", ".zst")

@@ -12,13 +12,13 @@ from mixmoe.cli.commands import (
     FAILED,
     INTERRUPTED,
     USAGE,
+    parsed,
     run_data,
     run_describe,
     run_fit,
     run_predict,
     run_select,
 )
-from mixmoe.cli.parser import parsed
 from mixmoe.errors import ArgumentError, FormulaError, MixmoeError, MixmoeWarning
 
 _COMMANDS: Mapping[str, Callable[[Any], int]] = MappingProxyType(

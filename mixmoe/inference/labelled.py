@@ -5,25 +5,26 @@ from typing import Any, Literal, NoReturn, get_args
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from statsmodels.base.model import LikelihoodModelResults
 from statsmodels.stats.contrast import ContrastResults
 
+from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice
 from mixmoe.errors import ArgumentError
-from mixmoe.inference.covariance import ParamCov, delta_se
-from mixmoe.inference.intervals import (
+from mixmoe.inference.small_samples import degrees_of_freedom, each_degrees_of_freedom
+from mixmoe.inference.uncertainty import (
     Limits,
+    ParamCov,
     bca_limits,
     checked_alpha,
     critical,
+    delta_se,
     scale_of,
     two_sided,
     wald_limits,
     wald_statistics,
 )
-from mixmoe.inference.small_samples import degrees_of_freedom, each_degrees_of_freedom
-from mixmoe.inference.tests import (
+from mixmoe.inference.wald import (
     Hypotheses,
     HypothesisSpec,
     InvalidTest,
@@ -33,9 +34,8 @@ from mixmoe.inference.tests import (
     refuse_wald,
     wald_test,
 )
-from mixmoe.layout import ParamLayout
+from mixmoe.mixture.estimate import ParamLayout
 
-Array = NDArray[np.float64]
 Method = Literal["wald", "bca"]
 
 

@@ -7,9 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
-from mixmoe.inference.tests import InvalidTest
-
-Array = NDArray[np.float64]
+from mixmoe._typing import Array
+from mixmoe.inference.wald import InvalidTest
 
 _SPAN_TOLERANCE = 1e-8  # relative distance at which a column counts as a combination of others
 _LOGLIK_TOLERANCE = 1e-7  # relative: a larger model that is worse by more has not reached its maximum

@@ -7,9 +7,8 @@ so the plain sandwich is too small, and its statistics, divided by a covariance 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from mixmoe._typing import Array
 
 MANY_UNITS = 5000  # from here on the correction and the t reference change nothing that is printed
 _MANY_PARAMETERS = 40  # moments of a covariance have P^4 / 4 entries

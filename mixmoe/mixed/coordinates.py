@@ -1,16 +1,14 @@
 """Working coordinates: orthogonal columns and a unit-scale response, so that tolerances mean the same for any data."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mixmoe._typing import AnyArray
 from mixmoe.errors import DesignError
-from mixmoe.kernels.linalg import semidefinite_cholesky
-from mixmoe.mixed.structure import Params
-
-Array = NDArray[Any]  # float64; complex128 where a step passes through
+from mixmoe.mixed.parameters import Params
+from mixmoe.numerics.linalg import semidefinite_cholesky
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +35,23 @@ class Coordinates:
         the centres of their covariates.
     """
 
-    center: Array
+    center: AnyArray
     scale: float
-    expert: Array
-    random: Array
-    gate: Array
-    log_sigma: Array = field(default_factory=lambda: np.zeros(0))
+    expert: AnyArray
+    random: AnyArray
+    gate: AnyArray
+    log_sigma: AnyArray = field(default_factory=lambda: np.zeros(0))
 
-    def _moved(self, extra: Array) -> Array:
+    def _moved(self, extra: AnyArray) -> AnyArray:
         """Working residual standard deviations over those at zero covariates, shape (S, K)."""
-        moved: Array = np.exp(extra[..., : self.log_sigma.size] @ self.log_sigma)
+        moved: AnyArray = np.exp(extra[..., : self.log_sigma.size] @ self.log_sigma)
         return moved
 
     def to_user(self, working: Params) -> Params:
         """Parameters on the user's scale, factors not triangular; passes complex steps through."""
-        beta: Array = self.scale * np.linalg.solve(self.expert, working.beta[..., None])[..., 0] + self.center
-        factor: Array = self.scale * np.linalg.solve(self.random, working.factor)
-        gamma: Array = np.linalg.solve(self.gate, working.gamma[..., None])[..., 0]
+        beta: AnyArray = self.scale * np.linalg.solve(self.expert, working.beta[..., None])[..., 0] + self.center
+        factor: AnyArray = self.scale * np.linalg.solve(self.random, working.factor)
+        gamma: AnyArray = np.linalg.solve(self.gate, working.gamma[..., None])[..., 0]
         sigma = self.scale * working.sigma / self._moved(working.extra)
         return Params(gamma, beta, factor, sigma, working.extra)
 
@@ -68,7 +66,7 @@ class Coordinates:
         return Params(user.gamma @ self.gate.T, beta, factor, sigma, user.extra)
 
 
-def orthogonal_columns(X: Array, first: NDArray[np.bool_]) -> Array:
+def orthogonal_columns(X: AnyArray, first: NDArray[np.bool_]) -> AnyArray:
     """A with X A^-1 of unit mean squares and orthogonal, the columns not in `first` made orthogonal to those in it."""
     if not X.shape[1]:
         return np.zeros((0, 0))
@@ -78,13 +76,13 @@ def orthogonal_columns(X: Array, first: NDArray[np.bool_]) -> Array:
     return A
 
 
-def apply_inverse(X: Array, A: Array) -> Array:
+def apply_inverse(X: AnyArray, A: AnyArray) -> AnyArray:
     """X A^-1."""
     return np.linalg.solve(A.T, X.T).T if X.shape[1] else X
 
 
 def build_coordinates(
-    y: Array, X: Array, Z: Array, W: Array, common: NDArray[np.bool_], correlated: bool
+    y: AnyArray, X: AnyArray, Z: AnyArray, W: AnyArray, common: NDArray[np.bool_], correlated: bool
 ) -> Coordinates:
     """Coordinates for one data set.
 
@@ -107,17 +105,17 @@ def build_coordinates(
     return Coordinates(center, scale, expert, _random_columns(Z, correlated), _gate_columns(W))
 
 
-def link_coordinates(X: Array, Z: Array, W: Array, common: NDArray[np.bool_], correlated: bool) -> Coordinates:
+def link_coordinates(X: AnyArray, Z: AnyArray, W: AnyArray, common: NDArray[np.bool_], correlated: bool) -> Coordinates:
     """Coordinates that leave the response as it is, for linear predictors behind a link."""
     expert = orthogonal_columns(X, ~common)
     return Coordinates(np.zeros(X.shape[1]), 1.0, expert, _random_columns(Z, correlated), _gate_columns(W))
 
 
-def _random_columns(Z: Array, correlated: bool) -> Array:
+def _random_columns(Z: AnyArray, correlated: bool) -> AnyArray:
     if correlated:
         return orthogonal_columns(Z, np.ones(Z.shape[1], dtype=bool))
     return np.diag(np.sqrt((Z**2).mean(axis=0)))
 
 
-def _gate_columns(W: Array) -> Array:
+def _gate_columns(W: AnyArray) -> AnyArray:
     return orthogonal_columns(W, np.ones(W.shape[1], dtype=bool))

@@ -5,40 +5,54 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice
-from mixmoe.assess.residuals import Distribution
-from mixmoe.design import Design
+from mixmoe.check.residuals import Distribution
+from mixmoe.design.design import Design
 from mixmoe.errors import ApproximationWarning, warn
-from mixmoe.inference.intervals import checked_alpha
-from mixmoe.kernels.distribution import Outcome
-from mixmoe.mixed.categories import CATEGORIES, category_curves, category_intervals
+from mixmoe.inference.uncertainty import checked_alpha
 from mixmoe.mixed.coordinates import apply_inverse
-from mixmoe.mixed.course import MOST_EXACT, Seen, remember
-from mixmoe.mixed.filtering import conditional_variance, mean_deviance, one_step_ahead
-from mixmoe.mixed.frames import by_expert, past_of_subjects, places
-from mixmoe.mixed.predict import Estimate, History, Interval, gate_intervals, prior_history
-from mixmoe.mixed.profiles import build_grid, checked_column, interval_curves, trajectory_axis
-from mixmoe.mixed.response_model import offset_of, standardised, standardised_name, trials_of
-from mixmoe.mixed.response_scale import (
+from mixmoe.mixed.options import offset_of, standardised, standardised_name, trials_of
+from mixmoe.mixed.prediction.courses import (
+    CATEGORIES,
+    build_grid,
+    category_curves,
+    category_intervals,
+    checked_column,
+    interval_curves,
+    trajectory_axis,
+)
+from mixmoe.mixed.prediction.linear_predictor import MOST_EXACT, Seen, remember
+from mixmoe.mixed.prediction.response_scale import (
     MEANS,
     Covariates,
     LinkEstimate,
+    conditional_variance,
     delta_errors,
     draw,
     expert_means,
     given_past,
+    mean_deviance,
     mean_intervals,
+    one_step_ahead,
     place,
     subject_expert_means,
     subject_predictors,
 )
+from mixmoe.mixed.prediction.trajectories import (
+    Estimate,
+    History,
+    Interval,
+    by_expert,
+    gate_intervals,
+    past_of_subjects,
+    places,
+    prior_history,
+)
 from mixmoe.mixed.results import MEMoEResults, Wanted
-from mixmoe.output.curves import Curve
-from mixmoe.output.tables import Cell
-
-Array = NDArray[np.float64]
+from mixmoe.output.records import Cell, Curve
+from mixmoe.responses.distribution import Outcome
 
 _COEFFICIENTS = ("expert", "common", "gate")
 

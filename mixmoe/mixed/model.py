@@ -6,61 +6,62 @@ from functools import reduce
 from typing import Any, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_positive, checked_rng
-from mixmoe.assess.refits import Estimated
-from mixmoe.design import Design, ResponseKind, build_design
-from mixmoe.em import Control, EMFit, Starts, better, seeded
+from mixmoe.check.number_of_experts import Estimated
+from mixmoe.design.design import Design, build_design
+from mixmoe.design.formula import MoEFormula, parse_formula
+from mixmoe.design.recipe import ResponseKind
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
-from mixmoe.formula import MoEFormula, parse_formula
-from mixmoe.gate import PseudoUnits, checked_gate_penalty
-from mixmoe.inference.covariance import ParamCov, checked_cov_type
-from mixmoe.kernels.existence import Observed, check_maximum
-from mixmoe.kernels.linalg import logsumexp
-from mixmoe.kernels.serial import ErrorKind
-from mixmoe.layout import ParamLayout
-from mixmoe.mixed.ambiguity import with_label_flag
-from mixmoe.mixed.bootstrap import bootstrap_covariance
+from mixmoe.inference.uncertainty import ParamCov, checked_cov_type
 from mixmoe.mixed.coordinates import apply_inverse
-from mixmoe.mixed.covariance import covariance, find_boundary, natural_jacobian
-from mixmoe.mixed.error_options import ErrorsBy, ErrorsDist, ErrorSetup, build_errors, checked_errors
-from mixmoe.mixed.estimate import (
-    Search,
-    default_starts,
-    off_boundary,
-    order_experts,
-    search,
-    search_carried,
-    search_from,
-)
-from mixmoe.mixed.flags import far_origin, find_flags, uncertainty_flags, warn_flags
-from mixmoe.mixed.given import cluster_codes, start_vector
+from mixmoe.mixed.degeneracy import far_origin, find_flags, uncertainty_flags, warn_flags
+from mixmoe.mixed.error_structure import ErrorsBy, ErrorsDist, ErrorSetup, build_errors, checked_errors
+from mixmoe.mixed.gate_identifiability import separation_flags, with_label_flag
 from mixmoe.mixed.glmm_results import GLMMResults
-from mixmoe.mixed.integral import with_integral_flag
-from mixmoe.mixed.likelihood import Problem, build_problem, evaluate, penalty_at, subject_logliks
-from mixmoe.mixed.natural import build_layout, from_natural, outside_space, to_natural
-from mixmoe.mixed.refits import Refitting
-from mixmoe.mixed.response_model import (
+from mixmoe.mixed.information import covariance, find_boundary, natural_jacobian
+from mixmoe.mixed.likelihood.observed import Problem, build_problem, evaluate, penalty_at, subject_logliks
+from mixmoe.mixed.likelihood.quadrature import with_integral_flag
+from mixmoe.mixed.likelihood.serial import ErrorKind
+from mixmoe.mixed.options import (
     ResponseModel,
     build_response_model,
     check_columns,
     check_no_errors,
     check_random,
     check_response,
+    cluster_codes,
     coordinates_of,
     experts_of,
     offset_of,
+    start_vector,
     trials_of,
     with_levels,
 )
+from mixmoe.mixed.parameters import (
+    CovRE,
+    Params,
+    Residual,
+    Structure,
+    build_layout,
+    contract,
+    expand,
+    from_natural,
+    outside_space,
+    to_natural,
+)
 from mixmoe.mixed.results import MEMoEResults
-from mixmoe.mixed.separation_flags import separation_flags
-from mixmoe.mixed.structure import CovRE, Params, Residual, Structure, contract, expand
+from mixmoe.mixed.search import Search, default_starts, off_boundary, order_experts, search, search_carried, search_from
+from mixmoe.mixed.subject_refits import Refitting, bootstrap_covariance
+from mixmoe.mixture.estimate import EMFit, ParamLayout, Starts, better, seeded
+from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty
+from mixmoe.numerics.linalg import logsumexp
+from mixmoe.numerics.optimise import Control
 from mixmoe.output.saved import SavedFit
+from mixmoe.responses.existence import Observed, check_maximum
 from mixmoe.results import restored
 
-Array = NDArray[np.float64]
 _DEFAULT = Control()
 _NO_NOISE = 1e-10  # residual deviation beside that of the response
 

@@ -6,58 +6,57 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from mixmoe._frame import view
-from mixmoe._rows import NothingLeftError
+from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_order
-from mixmoe.assess.effects import GatePoint
-from mixmoe.assess.influence import FirstOrder
-from mixmoe.assess.panels import Effects
-from mixmoe.assess.profile import Likelihood
-from mixmoe.assess.residuals import Distribution
-from mixmoe.assess.terms import TermTests, term_tests
-from mixmoe.design import Design
+from mixmoe.check.influence import FirstOrder, GatePoint
+from mixmoe.check.profile import Likelihood
+from mixmoe.check.residuals import Distribution, Effects
+from mixmoe.check.terms import TermTests, term_tests
+from mixmoe.design.complete_rows import NothingLeftError
+from mixmoe.design.design import Design
+from mixmoe.design.frame import view
 from mixmoe.errors import ArgumentError
-from mixmoe.inference.covariance import delta_cov
-from mixmoe.inference.intervals import checked_alpha
-from mixmoe.mixed.bootstrap import relabelled
-from mixmoe.mixed.disturbances import disturbances
-from mixmoe.mixed.dynamic import errors_ahead, normalized_residuals, past_of, subject_law
-from mixmoe.mixed.frames import (
-    by_expert,
-    check_baseline,
-    in_user_order,
-    mean_columns,
-    past_of_subjects,
-    places,
-    random_effects_frame,
-    warn_strangers,
+from mixmoe.inference.uncertainty import checked_alpha, delta_cov
+from mixmoe.mixed.first_order import first_order, likelihood_at
+from mixmoe.mixed.parameters import permute_jacobian, permute_natural, positions
+from mixmoe.mixed.prediction.courses import gate_curves, trajectory_axis, trajectory_curves, trajectory_data
+from mixmoe.mixed.prediction.dynamic import (
+    errors_ahead,
+    given_covariates,
+    given_history,
+    normalized_residuals,
+    past_of,
+    subject_law,
 )
-from mixmoe.mixed.natural import permute_jacobian, permute_natural, positions
-from mixmoe.mixed.predict import (
+from mixmoe.mixed.prediction.trajectories import (
     Estimate,
     History,
     Interval,
+    by_expert,
+    check_baseline,
+    disturbances,
     effects_of,
     expert_intervals,
     expert_means,
     gate_intervals,
+    in_user_order,
     marginal_intervals,
+    mean_columns,
     mixture_intervals,
+    past_of_subjects,
+    places,
     proportion_intervals,
+    random_effects_frame,
     subject_intervals,
+    warn_strangers,
     weighted_mean_errors,
 )
-from mixmoe.mixed.predictive import given_covariates, given_history
-from mixmoe.mixed.profiles import gate_curves, trajectory_axis, trajectory_curves, trajectory_data
-from mixmoe.mixed.sensitivity import first_order, likelihood_at
-from mixmoe.output.curves import Curve, Marks, Observed
-from mixmoe.output.frames import nothing_predicted
-from mixmoe.output.tables import Cell, Table
+from mixmoe.mixed.subject_refits import relabelled
+from mixmoe.output.records import Cell, Curve, Marks, Observed, Table
+from mixmoe.output.summary import nothing_predicted
 from mixmoe.results import MoEResults
 
-Array = NDArray[np.float64]
 Kind = Literal["all", "marginal", "experts", "probabilities", "subject"]
 Level = Literal["conditional", "marginal"]
 Scale = Literal["response", "link", "categories"]

@@ -10,13 +10,12 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe.kernels.linalg import logsumexp
-from mixmoe.mixed.laplace import GlmmExperts
-from mixmoe.mixed.likelihood import Problem, subject_logliks
-from mixmoe.mixed.ordinal import OrdinalResponse
-from mixmoe.mixed.structure import expand
-
-Array = NDArray[np.float64]
+from mixmoe._typing import Array
+from mixmoe.mixed.likelihood.glmm import GlmmExperts
+from mixmoe.mixed.likelihood.observed import Problem, subject_logliks
+from mixmoe.mixed.parameters import expand
+from mixmoe.mixed.thresholds import OrdinalResponse
+from mixmoe.numerics.linalg import logsumexp
 
 _NO_RESPONSES = 1e-3  # expected number in a category: an ascent to infinity stops at about this many
 _NO_INFORMATION = 1e-5  # per row of the expert, in a direction of orthonormal columns; at p = 0.00001 or 0.99999

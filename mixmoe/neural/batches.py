@@ -1,12 +1,185 @@
-"""Persons in batches: which rows one optimiser step sees."""
+"""From a design to padded blocks (standardisation, the split of rows, sequences), and persons in batches."""
 
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
-from mixmoe.neural._torch import Tensor, torch
-from mixmoe.neural.blocks import Block
-from mixmoe.neural.problem import Problem
+from mixmoe._typing import Array
+from mixmoe.design.design import Design
+from mixmoe.design.frame import shown
+from mixmoe.errors import DesignError, FormulaError
+from mixmoe.neural.blocks import Block, Blocks, Tensor, build_blocks, torch
+from mixmoe.neural.estimators.trained import Problem
+from mixmoe.neural.posterior import Family
+from mixmoe.responses.existence import check_varies
+
+Index = NDArray[np.intp]
+MAX_LEVELS = 50  # of categories; a transition matrix grows with their square
+MAX_LABELS = 12  # different whole numbers as text that are taken for names of categories
+LARGEST = 1e100  # number in the data, and one over the least difference: their squares and fourth powers are finite
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """Location and scale of inputs and response.
+
+    Attributes
+    ----------
+    columns : ndarray of int, shape (p,)
+        Columns of the expert design that the network sees: all but the intercept.
+    mean, sd : ndarray, shape (p,)
+    y_mean, y_sd : float
+        0 and 1 unless the response is Gaussian.
+    """
+
+    columns: Index
+    mean: Array
+    sd: Array
+    y_mean: float
+    y_sd: float
+
+    def inputs(self, expert: Array) -> Array:
+        """Standardised inputs, shape (n, p)."""
+        return (expert[:, self.columns] - self.mean) / self.sd
+
+    def response(self, y: NDArray) -> NDArray:
+        """Standardised response; codes of categories stay as they are."""
+        return y if y.dtype.kind in "iu" else (y - self.y_mean) / self.y_sd
+
+
+def build_scaling(design: Design, family: Family) -> Scaling:
+    """Means and standard deviations (n - 1) of the training data."""
+    columns = np.array([k for k, name in enumerate(design.names.expert) if name != "Intercept"], dtype=np.intp)
+    x = design.expert[:, columns]
+    sd = x.std(axis=0, ddof=1) if design.n > 1 else np.ones(x.shape[1])
+    sd = np.where(sd > 0, sd, 1.0)
+    if family != "gaussian" or design.response is None:
+        return Scaling(columns, x.mean(axis=0), sd, 0.0, 1.0)
+    y = design.response
+    return Scaling(columns, x.mean(axis=0), sd, float(y.mean()), float(y.std(ddof=1)))
+
+
+def response_of(design: Design, family: Family, scaling: Scaling) -> NDArray:
+    """Response as the loss wants it: standardised, 0/1, or integer codes; zeros where there is none."""
+    if design.response is None:
+        return np.zeros(design.n, dtype=np.int64 if family in ("multiclass", "crf") else float)
+    if family == "gaussian":
+        return scaling.response(design.response.astype(float))
+    return design.response.astype(np.int64 if family in ("multiclass", "crf") else float)
+
+
+def sequence_codes(design: Design, family: Family) -> Index:
+    """Member of a block that each row belongs to: its sequence (CRF) or its person, shape (n,)."""
+    if family == "crf" and design.sequence is not None:
+        return design.sequence
+    return design.codes
+
+
+def held_out_rows(members: Index, share: float) -> NDArray[np.bool_]:
+    """Rows of the validation set: the last `share` of each member's rows, never all of them.
+
+    Parameters
+    ----------
+    members : ndarray of int, shape (n,)
+        Non-decreasing; rows of a member in the order of time.
+    share : float
+
+    Returns
+    -------
+    ndarray of bool, shape (n,)
+    """
+    counts = np.bincount(members)
+    starts = np.cumsum(counts) - counts
+    place = np.arange(len(members)) - starts[members]
+    kept = counts - np.minimum(np.floor(share * counts + 0.5), counts - 1)
+    return place >= kept[members]
+
+
+def blocks_of(
+    design: Design, family: Family, scaling: Scaling, rows: NDArray[np.bool_], persons: Index, device: str
+) -> Blocks:
+    """Blocks of some rows of a design.
+
+    Parameters
+    ----------
+    rows : ndarray of bool, shape (n,)
+    persons : ndarray of int, shape (N,)
+        Row of the effects that each unit of the design has.
+    """
+    members = sequence_codes(design, family)
+    n_members = int(members.max()) + 1 if len(members) else 0
+    owner = np.zeros(n_members, dtype=np.intp)
+    owner[members] = persons[design.codes]
+    y = response_of(design, family, scaling)
+    x = scaling.inputs(design.expert)
+    return build_blocks(x[rows], y[rows], members[rows], n_members, persons=owner, device=device)
+
+
+def gap_rows(design: Design) -> int:
+    """Rows of sequences that follow a gap: a step longer than 1.5 times the usual one."""
+    if design.order is None or design.sequence is None or design.n < 3:
+        return 0
+    same = design.sequence[1:] == design.sequence[:-1]
+    steps = np.diff(design.order)[same]
+    return int((steps > 1.5 * np.median(steps)).sum()) if len(steps) else 0
+
+
+def refuse_numbers_as_text(values: pd.Series, name: str) -> None:
+    """Refuse a response of texts that all read as numbers and are no labels of a few states.
+
+    Raises
+    ------
+    DesignError
+    """
+    if isinstance(values.dtype, pd.CategoricalDtype) or pd.api.types.infer_dtype(values) != "string":
+        return
+    levels = pd.Series(values.unique())
+    numbers = pd.to_numeric(levels, errors="coerce")
+    if numbers.isna().any() or (len(levels) <= MAX_LABELS and (numbers == numbers.round()).all()):
+        return
+    raise DesignError(
+        f"the response {name!r} holds numbers as text, such as {shown(levels.iloc[0])}; convert it, for example with "
+        "pd.to_numeric, or say family='multiclass' or 'crf' if these are names of categories"
+    )
+
+
+def check_magnitudes(design: Design, family: Family) -> None:
+    """Refuse numbers so large or so close together that their squares are beyond double precision.
+
+    Raises
+    ------
+    DesignError
+        Names the column.
+    """
+    columns = [(name, design.expert[:, k]) for k, name in enumerate(design.names.expert) if name != "Intercept"]
+    if family == "gaussian" and design.response is not None:
+        columns.insert(0, (design.names.response, design.response.astype(float)))
+    for name, values in columns:
+        largest, spread = float(np.abs(values).max()), float(np.ptp(values / 2.0)) * 2.0
+        if largest > LARGEST or 0.0 < spread < 1.0 / LARGEST:
+            what = f"reaches {largest:g}" if largest > LARGEST else f"differs by {spread:g} at most"
+            raise DesignError(
+                f"column {name!r} {what}, and squares of such numbers are beyond double precision; bring it into other "
+                f"units, between {1.0 / LARGEST:g} and {LARGEST:g}"
+            )
+
+
+def check_response(design: Design, family: Family) -> None:
+    """Refuse responses that the family cannot have."""
+    levels = design.response_levels or ()
+    if family == "gaussian":
+        check_varies(str(design.names.response), np.asarray(design.response, dtype=float))
+    if family == "binary" and len(levels) != 2:
+        raise DesignError(f"the response {design.names.response!r} has {len(levels)} levels; family='binary' needs 2")
+    if len(levels) > MAX_LEVELS:
+        raise DesignError(
+            f"the response {design.names.response!r} has {len(levels)} levels; family={family!r} takes at most "
+            f"{MAX_LEVELS}; a response of numbers is for family='gaussian'"
+        )
+    if family == "crf" and design.sequence is None:
+        raise FormulaError("a CRF needs the order of the rows within a person; add | seq: column", design.formula.text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
-"""Variance components and coefficients of a fitted network as a named parameter vector with a covariance."""
+"""Variance components and coefficients of a fitted network as named parameters with a covariance, and their number."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,33 +8,32 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import block_diag
 
-from mixmoe.layout import Parameter, ParamLayout
-from mixmoe.neural._torch import Tensor, to_array, torch
-from mixmoe.neural.coefficients import (
+from mixmoe._typing import Array
+from mixmoe.mixture.estimate import Parameter, ParamLayout
+from mixmoe.neural.batches import Scaling
+from mixmoe.neural.blocks import Tensor, to_array, torch
+from mixmoe.neural.crf import centred
+from mixmoe.neural.estimators.last_layer import factor, feature_columns, is_exact, moments, profile
+from mixmoe.neural.estimators.state import information_pieces
+from mixmoe.neural.estimators.trained import Problem, Trained
+from mixmoe.neural.marginal_likelihood import (
     coefficient_covariance,
     coefficient_map,
     coefficient_parameters,
     coefficients,
     correlated_pairs,
     correlation,
+    is_marginal,
     is_regression,
     linear_names,
+    marginal_covariance,
     random_correlations,
     random_map,
     random_parameters,
 )
-from mixmoe.neural.crf import centred
-from mixmoe.neural.exact import factor, is_exact, moments
-from mixmoe.neural.inputs import Scaling
-from mixmoe.neural.laplace import marginal_information, variance_information
-from mixmoe.neural.lastlayer import feature_columns, profile
-from mixmoe.neural.marginal import is_marginal, marginal_covariance
 from mixmoe.neural.network import TensorSpec
-from mixmoe.neural.predict import to_state, uncertainty
-from mixmoe.neural.problem import Problem, Trained
-from mixmoe.neural.steps import information_pieces
-
-Array = NDArray[np.float64]
+from mixmoe.neural.person_predictions import to_state, uncertainty
+from mixmoe.neural.posterior import marginal_information, variance_information
 
 NEGLIGIBLE = 1e-6  # a variance on standardised data that counts as zero
 
@@ -379,3 +379,71 @@ def population_transitions(problem: Problem, fit: Trained, errors: bool) -> tupl
         return values, np.full((C * C, C * C), np.nan)
     project = to_array(centred(problem.tensor(np.eye(C * C).reshape(C * C, C, C)))).reshape(C * C, C * C)
     return values, project @ to_array(covered[-C * C :, -C * C :]) @ project
+
+
+def free_parameters(problem: Problem) -> int:
+    """Identified parameters of the network, of the covariance of the effects, and the residual variance."""
+    return shared_parameters(problem) + covariance_parameters(problem) + (problem.family == "gaussian")
+
+
+def shared_parameters(problem: Problem) -> int:
+    """Parameters of the network, without those that no sequence can tell.
+
+    Notes
+    -----
+    A CRF stays the same if a constant is added to all transition scores, or the same weights to the scores of all
+    states: one direction of the transitions and one per input of the last layer and its bias. The last layer of a
+    network of one's own is not known, so that nothing but the constant is left out there.
+    """
+    network = problem.network
+    if problem.family != "crf":
+        return network.n_parameters
+    return network.n_parameters - 1 - (network.width + 1 if network.module is None else 0)
+
+
+def covariance_parameters(problem: Problem) -> int:
+    """Free parameters of the covariance of the effects.
+
+    Notes
+    -----
+    A factor ``L`` with q rows and r columns has ``q r`` entries, of which ``r (r - 1) / 2`` are a rotation that leaves
+    ``L L'`` as it is.
+    """
+    tensors = problem.personal.tensors
+    if not tensors:
+        return 0
+    if problem.cov == "tensor":
+        return len(tensors)
+    if problem.cov == "diagonal":
+        return sum(variances(problem, spec) for spec in tensors)
+    q = sum(dimensions(problem, spec) for spec in tensors)
+    r = q if problem.rank is None else min(problem.rank, q)
+    return q * r - r * (r - 1) // 2
+
+
+def dimensions(problem: Problem, spec: TensorSpec) -> int:
+    """Directions of a tensor's effects that the data can tell."""
+    size = math.prod(spec.shape)
+    if problem.family != "crf":
+        return size
+    if spec.name == "transitions":
+        return size - 1
+    return size - size // problem.network.n_out if is_emission(problem, spec) else size
+
+
+def variances(problem: Problem, spec: TensorSpec) -> int:
+    """Variances of a tensor's effects that the data can tell, one per effect.
+
+    Notes
+    -----
+    Effects on the scores of three or more states have a variance each, although their sum is lost; of two states only
+    the difference is seen, and with it the sum of the two variances.
+    """
+    size = math.prod(spec.shape)
+    return size // 2 if is_emission(problem, spec) and problem.network.n_out == 2 else size
+
+
+def is_emission(problem: Problem, spec: TensorSpec) -> bool:
+    """Whether a tensor is of the layer that gives a CRF the scores of its states."""
+    network = problem.network
+    return problem.family == "crf" and network.module is None and spec.name.startswith(f"layer{network.depth}.")

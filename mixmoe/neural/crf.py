@@ -8,7 +8,7 @@ References
 Lafferty, McCallum & Pereira (2001), ICML; Rabiner (1989), Proceedings of the IEEE 77, 257-286.
 """
 
-from mixmoe.neural._torch import Tensor, torch
+from mixmoe.neural.blocks import Tensor, torch
 
 FORBIDDEN = -1e30  # score of a state that is ruled out: finite, so that differences of scores are numbers
 

@@ -9,22 +9,15 @@ from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from mixmoe._frame import shown, view
 from mixmoe.arguments import checked_choice, checked_rng, seed_of
-from mixmoe.design import Design, build_design
-from mixmoe.em import EMFit, Flag, Starts
+from mixmoe.design.design import Design, build_design
+from mixmoe.design.formula import MoEFormula, parse_formula
+from mixmoe.design.frame import shown, view
 from mixmoe.errors import ArgumentError, ConvergenceWarning, DesignError, FormulaError, MixmoeWarning, warn
-from mixmoe.formula import MoEFormula, parse_formula
-from mixmoe.inference.covariance import ParamCov
-from mixmoe.layout import ParamLayout
-from mixmoe.neural._torch import load_torch, one_thread, select_device
-from mixmoe.neural.compare import Comparison, HeldOut, compare, fit_network, held_out
-from mixmoe.neural.components import Estimates, build_layout, estimates
-from mixmoe.neural.exact import is_exact
-from mixmoe.neural.families import Family
-from mixmoe.neural.inputs import (
+from mixmoe.inference.uncertainty import ParamCov
+from mixmoe.mixture.estimate import EMFit, Flag, ParamLayout, Starts
+from mixmoe.neural.batches import (
     Scaling,
     blocks_of,
     build_scaling,
@@ -35,22 +28,23 @@ from mixmoe.neural.inputs import (
     refuse_numbers_as_text,
     sequence_codes,
 )
-from mixmoe.neural.marginal import shrunken_flags
-from mixmoe.neural.network import (
-    Network,
-    Personal,
-    build_network,
-    checked_hidden,
-    select_personal,
-    wrap_module,
+from mixmoe.neural.blocks import load_torch, one_thread, select_device
+from mixmoe.neural.components import Estimates, build_layout, estimates
+from mixmoe.neural.displays import Comparison, HeldOut, compare, fit_network, held_out
+from mixmoe.neural.estimators.last_layer import is_exact
+from mixmoe.neural.estimators.linearised import (
+    all_rows_loglik,
+    build_control,
+    checked_share,
+    far_from_maximum,
+    validation_share,
 )
-from mixmoe.neural.own import check_module
-from mixmoe.neural.problem import Control, Estimator, Problem, Trained
-from mixmoe.neural.progress import all_rows_loglik, far_from_maximum
+from mixmoe.neural.estimators.trained import Control, Estimator, Problem, Trained
+from mixmoe.neural.marginal_likelihood import shrunken_flags
+from mixmoe.neural.network import Network, Personal, build_network, checked_hidden, select_personal, wrap_module
+from mixmoe.neural.own_network import check_module
+from mixmoe.neural.posterior import Family
 from mixmoe.neural.results import NMEResults
-from mixmoe.neural.settings import build_control, checked_share, validation_share
-
-Array = NDArray[np.float64]
 
 WIDTHS = (10,)  # of the hidden layers
 COVS = ("diagonal", "tensor", "full")

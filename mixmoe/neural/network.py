@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe.errors import ArgumentError, FormulaError
-from mixmoe.neural._torch import Tensor, torch
-from mixmoe.neural.own import check_rows_apart, output_shape
+from mixmoe.neural.blocks import Tensor, torch
+from mixmoe.neural.own_network import check_rows_apart, output_shape
 
 Index = NDArray[np.intp]
-
 ACTIVATIONS = ("tanh", "relu", "elu", "gelu", "silu", "softplus", "sigmoid")
 
 

@@ -7,18 +7,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe._frame import shown, view
-from mixmoe._labels import exact, places_of, units_of
+from mixmoe._typing import Array
 from mixmoe.arguments import checked_rng
-from mixmoe.design import Design
+from mixmoe.design.design import Design
+from mixmoe.design.frame import shown, view
+from mixmoe.design.labels import exact, places_of, units_of
 from mixmoe.errors import ArgumentError, DesignError
-from mixmoe.inference.intervals import checked_alpha
-from mixmoe.neural._torch import Tensor, to_array
-from mixmoe.neural.blocks import Blocks
-from mixmoe.neural.exact import is_exact
-from mixmoe.neural.inputs import Scaling, blocks_of
-from mixmoe.neural.marginal import is_marginal, posterior_means
-from mixmoe.neural.predict import (
+from mixmoe.inference.uncertainty import checked_alpha
+from mixmoe.neural.batches import Scaling, blocks_of
+from mixmoe.neural.blocks import Blocks, Tensor, to_array
+from mixmoe.neural.estimators.last_layer import is_exact
+from mixmoe.neural.estimators.trained import Problem, Trained
+from mixmoe.neural.marginal_likelihood import is_marginal, posterior_means
+from mixmoe.neural.person_predictions import (
     N_DRAWS,
     Components,
     Prediction,
@@ -35,10 +36,8 @@ from mixmoe.neural.predict import (
     uncertainty,
     unknown_rows,
 )
-from mixmoe.neural.problem import Problem, Trained
 from mixmoe.neural.transitions import Transitions, build_transitions
 
-Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 
 

@@ -6,30 +6,31 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice
-from mixmoe.em import EMFit
 from mixmoe.errors import ArgumentError, SavedFileError
-from mixmoe.inference.covariance import ParamCov
-from mixmoe.inference.selection import criteria
-from mixmoe.inference.tests import InvalidTest
-from mixmoe.neural._torch import to_array, torch
-from mixmoe.neural.compare import Comparison
-from mixmoe.neural.counting import free_parameters
-from mixmoe.neural.curves import effect_curves, learning_curves
-from mixmoe.neural.diagnosis import NetworkDiagnosis
+from mixmoe.inference.uncertainty import ParamCov
+from mixmoe.inference.wald import InvalidTest
+from mixmoe.mixture.estimate import EMFit, criteria
+from mixmoe.neural.blocks import to_array, torch
+from mixmoe.neural.components import free_parameters
+from mixmoe.neural.displays import (
+    Comparison,
+    architecture_table,
+    comparison_table,
+    effect_curves,
+    learning_curves,
+    share_table,
+)
+from mixmoe.neural.estimators.trained import Problem, Trace, Trained
+from mixmoe.neural.fitted_rows import NetworkDiagnosis
 from mixmoe.neural.network import forward, view_tensors
 from mixmoe.neural.persons import Persons, adapt_persons, predict_frame, state_frame
-from mixmoe.neural.problem import Problem, Trace, Trained
-from mixmoe.neural.tables import architecture_table, comparison_table, share_table
 from mixmoe.neural.transitions import Transitions, build_transitions
-from mixmoe.output.curves import Curve
+from mixmoe.output.records import Cell, Curve, Table
 from mixmoe.output.saved import SavedFit, checksum, fingerprints, write
-from mixmoe.output.tables import Cell, Table
 from mixmoe.results import MoEResults, _saved_rows, restored
-
-Array = NDArray[np.float64]
 
 
 class NMEResults(NetworkDiagnosis):

@@ -14,18 +14,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe._frame import shown
+from mixmoe._typing import Array
 from mixmoe.arguments import checked_count, checked_rng
+from mixmoe.design.frame import shown
 from mixmoe.errors import ArgumentError
-from mixmoe.neural._torch import Tensor, to_array, torch
+from mixmoe.neural.blocks import Tensor, to_array, torch
 from mixmoe.neural.crf import centred, next_state
 from mixmoe.neural.network import forward, view_tensors
-from mixmoe.neural.predict import Uncertainty, to_state
+from mixmoe.neural.person_predictions import Uncertainty, to_state
 
 if TYPE_CHECKING:
     from mixmoe.neural.persons import Persons
-
-Array = NDArray[np.float64]
 
 N_DRAWS = 400
 LITTLE = 1e-3  # share of a person's largest variance of a posterior mean below which a direction tells nothing of her

@@ -1,21 +1,20 @@
-"""Figures from curves and observed series; the only file that knows matplotlib."""
+"""Figures from curves, panels and criteria."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError, MissingExtraError
-from mixmoe.output.curves import Curve, Marks, Observed
+from mixmoe.output.records import Cloud, Curve, Marks, Observed, Panel, Rule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Array = NDArray[np.float64]
 
 # Okabe & Ito's palette, readable with any colour vision; its yellow, too faint on white, gives way to grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
@@ -333,3 +332,145 @@ def _fitting(axes: Any) -> int:
 def open_frame(axes: Any) -> None:
     """Leave out the upper and right edges."""
     axes.spines[["top", "right"]].set_visible(False)
+
+
+@dataclass(frozen=True, slots=True)
+class Elbow:
+    """Criteria of one structure.
+
+    Attributes
+    ----------
+    title : str
+    experts : ndarray of int, shape (G,)
+    values : tuple of (str, ndarray of shape (G,))
+        Name and values of each criterion, smaller is better; infinite where there is none.
+    """
+
+    title: str
+    experts: NDArray[np.int64]
+    values: tuple[tuple[str, Array], ...]
+
+
+def draw_criteria(panels: Sequence[Elbow], ax: "Axes | Sequence[Axes] | None" = None) -> "Figure | Axes | NDArray[Any]":
+    """A panel per structure, on one scale, with the smallest value of each criterion marked.
+
+    Parameters
+    ----------
+    panels : sequence of Elbow
+    ax : Axes or sequence of Axes, optional
+
+    Returns
+    -------
+    Figure, Axes or ndarray of Axes
+        The new figure, or `ax`.
+    """
+    canvas = canvas_axes(len(panels), ax)
+    finite = np.concatenate([v[np.isfinite(v)] for panel in panels for _, v in panel.values] or [np.zeros(0)])
+    for axes, panel in zip(canvas, panels, strict=True):
+        for i, (name, values) in enumerate(panel.values):
+            _criterion(axes, panel.experts, values, name, COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)])
+        axes.set(xlabel="experts", ylabel="criterion (smaller is better)")
+        axes.set_xticks(np.unique(panel.experts))
+        if finite.size:
+            reach = max(0.05 * float(np.ptp(finite)), 1.0)
+            axes.set_ylim(finite.min() - reach, finite.max() + reach)
+        if panel.title:
+            axes.set_title(panel.title, loc="left", fontsize="medium")
+        open_frame(axes)
+        axes.legend(frameon=False, loc="best")
+    return canvas_result(canvas, ax)
+
+
+def _criterion(axes: Any, experts: NDArray[np.int64], values: Array, name: str, tint: str, dash: str) -> None:
+    shown = np.isfinite(values)
+    axes.plot(experts[shown], values[shown], color=tint, linestyle=dash, marker="o", markersize=4, label=name)
+    if shown.any():
+        best = int(np.argmin(values))
+        axes.plot(experts[best], values[best], marker="o", markersize=11, markerfacecolor="none", color=tint)
+
+
+_MAX_POINTS = 4000  # of a cloud; more are thinned evenly
+_PANEL_LEGEND_COLUMNS = 5  # entries of a legend
+_TITLE_PAD, _LEGEND_ROW = 5.0, 11.0  # points above the axes, and for each row of a legend
+_ASIDE = 0.006  # of the width, between the marks of two experts
+_LINE, _THIN = 2.0, 1.0
+
+
+def draw_panels(
+    panels: Sequence[Panel], ax: "Axes | Sequence[Axes] | None" = None, columns: int | None = None
+) -> "Figure | Axes | NDArray[Any]":
+    """Panels side by side.
+
+    Parameters
+    ----------
+    panels : sequence of Panel
+    ax : Axes or sequence of Axes, optional
+        Where to draw, one per panel; by default a new figure.
+    columns : int, optional
+        Panels in a row of a new figure.
+
+    Returns
+    -------
+    Figure, Axes or ndarray of Axes
+        The new figure, or `ax`.
+    """
+    canvas = canvas_axes(len(panels), ax, columns)
+    for axes, panel in zip(canvas, panels, strict=True):
+        for rule in panel.rules:
+            _rule(axes, rule)
+        for cloud in panel.clouds:
+            _cloud(axes, cloud, sum(len(c.x) for c in panel.clouds), 2 if panel.points_first else 7)
+        for curve in panel.curves:
+            draw_curve(axes, curve, _LINE if panel.points_first else _THIN)
+        for i, marks in enumerate(panel.marks):
+            width = float(np.ptp(marks.x)) if len(marks.x) > 1 else 1.0
+            draw_marks(axes, marks, _ASIDE * (i - (len(panel.marks) - 1) / 2) * width)
+        _dress_panel(axes, panel)
+    return canvas_result(canvas, ax)
+
+
+def _cloud(axes: Any, cloud: Cloud, n_all: int, height: int) -> None:
+    n = len(cloud.x)
+    shown = np.arange(n) if n <= _MAX_POINTS else np.linspace(0, n - 1, _MAX_POINTS).round().astype(int)
+    alpha = float(np.clip(25 / np.sqrt(max(n_all, 1)), 0.25, 0.8))
+    size = float(np.clip(400 / np.sqrt(max(n_all, 1)), 7, 28))
+    look = {"color": colour(cloud.expert), "alpha": alpha, "s": size, "linewidths": 0, "zorder": height}
+    axes.scatter(cloud.x[shown], cloud.y[shown], label=cloud.label or None, **look)
+
+
+def _rule(axes: Any, rule: Rule) -> None:
+    look = {"color": "#999999", "linewidth": 0.9, "zorder": 1}
+    if rule.across == "y":
+        axes.axhline(rule.at, **look)
+        place = {"xy": (1, rule.at), "xycoords": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
+    else:
+        axes.axvline(rule.at, linestyle=":", **look)
+        place = {"xy": (rule.at, 1), "xycoords": axes.get_xaxis_transform(), "ha": "left", "va": "top"}
+    if rule.label:
+        axes.annotate(rule.label, xytext=(2, 2 if rule.across == "y" else -2), textcoords="offset points", **place,
+                      fontsize="x-small", color="#666666")  # fmt: skip
+
+
+def _dress_panel(axes: Any, panel: Panel) -> None:
+    axes.set(xlabel=plain(panel.xlabel), ylabel=plain(panel.ylabel))
+    if panel.xlim is not None:
+        axes.set_xlim(panel.xlim)
+    open_frame(axes)
+    labels = axes.get_legend_handles_labels()[1]
+    rows = math.ceil(len(labels) / _PANEL_LEGEND_COLUMNS)
+    if labels:  # between title and axes, clear of the points
+        look = {"fontsize": "x-small", "handletextpad": 0.3, "columnspacing": 1.0, "borderaxespad": 0.1}
+        legend = legend_above(
+            axes, _PANEL_LEGEND_COLUMNS, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderpad=0.2, **look
+        )
+        for handle in legend.legend_handles:
+            handle.set_alpha(1.0)
+    above = {"pad": _TITLE_PAD + _LEGEND_ROW * rows}
+    axes.set_title(panel.title, loc="left", fontsize="medium", **above)
+    if panel.note:
+        axes.set_title(panel.note, loc="right", fontsize="x-small", color="#666666", **above)
+    counted = [*(c.x for c in panel.clouds), *(c.x for c in panel.curves)]
+    if panel.categories:
+        name_places(axes, panel.categories)
+    elif counted and all((x == np.round(x)).all() for x in counted):
+        axes.xaxis.get_major_locator().set_params(integer=True)

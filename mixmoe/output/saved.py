@@ -18,15 +18,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe._files import replacing
-from mixmoe.design import Design
-from mixmoe.em import EMFit, Flag, Starts
+from mixmoe.atomic import replacing
+from mixmoe.design.design import Design
+from mixmoe.design.formula import parse_formula, require_safe
 from mixmoe.errors import ArgumentError, FormulaError, SavedFileError
-from mixmoe.formula import parse_formula, require_safe
-from mixmoe.inference.covariance import COV_TYPES, Draws, ParamCov
 from mixmoe.inference.small_samples import Moments
-
-Array = NDArray[np.float64]
+from mixmoe.inference.uncertainty import COV_TYPES, Draws, ParamCov
+from mixmoe.mixture.estimate import EMFit, Flag, Starts
 
 FORMAT = "mixmoe-fit"
 VERSION = 2  # since 2 a file says what its parts are, byte by byte

@@ -1,21 +1,19 @@
-"""The summary of a fit: a header, a table per block of parameters, and notes."""
+"""The summary of a fit (header, a table per block of parameters, notes), tidy frames, printed records."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from mixmoe.inference.intervals import scale_of
-from mixmoe.layout import Block, Parameter, ParamLayout
-from mixmoe.output.html import html
-from mixmoe.output.latex import latex
-from mixmoe.output.markdown import markdown
-from mixmoe.output.tables import Cell, Table
-from mixmoe.output.text import text
-
-Array = NDArray[np.float64]
+from mixmoe._typing import Array
+from mixmoe.design.frame import view
+from mixmoe.errors import DroppedRowsWarning, warn
+from mixmoe.inference.uncertainty import scale_of, two_sided, wald_limits, wald_statistics
+from mixmoe.mixture.estimate import Block, Parameter, ParamLayout
+from mixmoe.output.records import Cell, Table
+from mixmoe.output.text import html, latex, markdown, text
 
 _FORMATS = ("num", "num", ".3f", "p", "num", "num")
 _FORMATS_T = ("num", "num", ".3f", ".1f", "p", "num", "num")
@@ -199,3 +197,83 @@ def _scale_notes(key: str, parameters: Sequence[Parameter]) -> list[str]:
         if terms:
             notes.append(f"Limits of {', '.join(terms)} are computed on {words}.")
     return notes
+
+
+class Printed:
+    """What a record of results offers once it has `tables`, a `title` and `remarks`."""
+
+    __slots__ = ()
+
+    @property
+    def title(self) -> str:
+        """Heading above the tables."""
+        return ""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader must know, printed below the tables."""
+        return ()
+
+    def tables(self) -> tuple[Table, ...]:
+        """The tables of the record."""
+        return ()
+
+    def summary(self) -> Summary:
+        """Title, tables and remarks; has as_text(), as_html(), as_latex(), as_markdown()."""
+        return Summary(self.title, self.tables(), self.remarks)
+
+    def __str__(self) -> str:
+        return self.summary().as_text()
+
+    def _repr_html_(self) -> str:
+        return self.summary().as_html()
+
+
+def tidy(
+    layout: ParamLayout, params: Array, bse: Array, alpha: float = 0.05, df: Array | float = np.inf
+) -> pd.DataFrame:
+    """One row per parameter.
+
+    Parameters
+    ----------
+    layout : ParamLayout
+    params, bse : ndarray, shape (P,)
+    alpha : float
+        One minus the level of the limits.
+    df : ndarray, shape (P,), or float
+        Degrees of freedom of t statistics and limits; infinite for normal ones.
+
+    Returns
+    -------
+    DataFrame
+        Index: full parameter names. Columns: term, block, expert (missing if shared), estimate, std_error, statistic
+        and p_value (missing where zero is no meaningful hypothesis), conf_low, conf_high, df.
+    """
+    limits = wald_limits(params, bse, layout, alpha, df)
+    statistic = wald_statistics(params, bse, layout)
+    return pd.DataFrame(
+        {
+            "term": [p.term for p in layout.parameters],
+            "block": [p.block for p in layout.parameters],
+            "expert": pd.array([p.expert for p in layout.parameters], dtype="Int64"),
+            "estimate": params.copy(),
+            "std_error": bse.copy(),
+            "statistic": statistic,
+            "p_value": two_sided(statistic, df),
+            "conf_low": limits.lower,
+            "conf_high": limits.upper,
+            "df": np.broadcast_to(df, params.shape).astype(float),
+        },
+        index=pd.Index(layout.names, name="name"),
+    )
+
+
+def row_labels(new: Any, n_rows: int) -> pd.Index:
+    """Labels of the rows of a user's frame."""
+    return new.index if isinstance(new, pd.DataFrame) else pd.RangeIndex(n_rows)
+
+
+def nothing_predicted(new: Any, names: Sequence[str], why: Exception) -> pd.DataFrame:
+    """NaN in all rows, with the warning that rows left out have."""
+    warn(f"no row can be predicted: {why}", DroppedRowsWarning)
+    return pd.DataFrame(np.nan, index=row_labels(new, view(new).n_rows), columns=list(names))

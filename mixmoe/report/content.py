@@ -1,25 +1,321 @@
-"""The sections of a report, from what is known of a fit."""
+"""The sections of a report, its figures and its page; the only place where a report becomes HTML."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from html import escape
+from importlib.resources import files
 from typing import Any
 
 from mixmoe.errors import ArgumentError
-from mixmoe.output.tables import Cell, Table
+from mixmoe.output.plots import canvas_axes, draw
+from mixmoe.output.plots_in_files import inlined, palette, svg
+from mixmoe.output.records import Cell, Curve, Observed, Table, format_cell
+from mixmoe.output.text import html
 from mixmoe.report.checklists import checklist_table, grolts, smart_lca
-from mixmoe.report.code import code, remarks, versions_table
-from mixmoe.report.data import columns_table, gaps, spread, visits_table
-from mixmoe.report.evidence import Evidence
-from mixmoe.report.figures import candidates, diagnostics, figures
-from mixmoe.report.groups import (
+from mixmoe.report.described import (
     attrition_table,
+    columns_table,
     distinct_ends,
     effects_table,
     elsewhere,
     end_points_table,
     flow_table,
+    gaps,
     profile_table,
+    spread,
+    visits_table,
     waves_table,
 )
-from mixmoe.report.page import Checklist, Code, Facts, Part, Prose, Remarks, Section
+from mixmoe.report.evidence import Evidence, code, remarks, versions_table
+
+# No script runs and nothing is requested, even if a text should get past the escaping.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+
+
+@dataclass(frozen=True, slots=True)
+class Prose:
+    """A paragraph."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Short figures with their labels, shown large."""
+
+    pairs: tuple[tuple[str, Cell], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Remarks:
+    """What a reader must know; nothing if empty."""
+
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """Text to be copied into a program."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A figure.
+
+    Attributes
+    ----------
+    svg : str
+    caption : str
+    alt : str
+        What the figure shows, for who cannot see it.
+    """
+
+    svg: str
+    caption: str
+    alt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checklist:
+    """A table whose cells are sentences."""
+
+    table: Table
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """Small figures side by side, or the reasons that there are none."""
+
+    images: tuple[Image | Prose, ...]
+
+
+Part = Prose | Facts | Remarks | Code | Image | Gallery | Checklist | Table
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of a page with a heading of its own.
+
+    Attributes
+    ----------
+    key : str
+        Letters only; the anchor.
+    title : str
+    parts : tuple of Part
+    """
+
+    key: str
+    title: str
+    parts: tuple[Part, ...]
+
+
+def page(title: str, byline: str, sections: Sequence[Section], foot: str) -> str:
+    """A whole document that needs nothing but itself.
+
+    Parameters
+    ----------
+    title, byline, foot : str
+    sections : sequence of Section
+        Those without parts are left out.
+
+    Returns
+    -------
+    str
+    """
+    shown = [section for section in sections if section.parts]
+    style = files("mixmoe.report").joinpath("style.css").read_text(encoding="utf-8")
+    links = "".join(f'<li><a href="#{s.key}">{escape(s.title)}</a></li>\n' for s in shown)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{style}{_colours(shown)}</style>\n</head>\n<body>\n"
+        '<a class="skip" href="#main">To the content</a>\n'
+        f'<header>\n<h1>{escape(title)}</h1>\n<p class="by">{escape(byline)}</p>\n</header>\n'
+        f'<nav aria-label="Contents">\n<ol>\n{links}</ol>\n</nav>\n<main id="main">\n'
+        f"{''.join(_section(section) for section in shown)}</main>\n"
+        f"<footer>\n<p>{escape(foot)}</p>\n</footer>\n</body>\n</html>\n"
+    )
+
+
+def _section(section: Section) -> str:
+    heading = f'<h2 id="{section.key}-title">{escape(section.title)}</h2>\n'
+    body = "".join(_part(part) for part in section.parts)
+    return f'<section id="{section.key}" aria-labelledby="{section.key}-title">\n{heading}{body}</section>\n'
+
+
+def _part(part: Part) -> str:
+    match part:
+        case Prose(text):
+            return f"<p>{escape(text)}</p>\n"
+        case Code(text):
+            return f"<pre><code>{escape(text)}</code></pre>\n"
+        case Image():
+            return _image(part)
+        case Gallery(images):
+            return f'<div class="gallery">\n{"".join(_part(image) for image in images)}</div>\n'
+        case Facts(pairs):
+            return _facts(pairs)
+        case Remarks(texts):
+            return _remarks(texts)
+        case Checklist(table):
+            return _table(table, "scroll checklist")
+        case Table():
+            return _table(part, "scroll")
+
+
+def _table(table: Table, kind: str) -> str:
+    name = escape(table.title or "Summary")
+    return f'<div class="{kind}" role="region" aria-label="{name}" tabindex="0">\n{html((table,))}\n</div>\n'
+
+
+def _facts(pairs: Sequence[tuple[str, Cell]]) -> str:
+    boxes = "".join(
+        f"<div><dt>{escape(label)}</dt><dd>{escape(format_cell(value, '.3f'))}</dd></div>\n" for label, value in pairs
+    )
+    return f'<dl class="facts">\n{boxes}</dl>\n'
+
+
+def _remarks(texts: Sequence[str]) -> str:
+    lines = "".join(f"<li>{escape(text)}</li>\n" for text in texts)
+    return f'<div class="remarks">\n<ul>\n{lines}</ul>\n</div>\n' if texts else ""
+
+
+def _image(image: Image) -> str:
+    """The figure in place, named by its alternative text."""
+    name = f"i{sha256(image.svg.encode() + image.caption.encode()).hexdigest()[:8]}"
+    drawing = inlined(image.svg, name).replace("<svg ", f'<svg role="img" aria-label="{escape(image.alt)}" ', 1)
+    return f"<figure>\n{drawing}\n<figcaption>{escape(image.caption)}</figcaption>\n</figure>\n"
+
+
+def _colours(sections: Sequence[Section]) -> str:
+    """Rules for the colours of all figures, on a light and on a dark page."""
+    parts = [part for section in sections for part in section.parts]
+    parts += [image for part in parts if isinstance(part, Gallery) for image in part.images]
+    images = [part.svg for part in parts if isinstance(part, Image)]
+    dark = f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {palette(images, True)} }} }}"
+    return f":root {{ {palette(images, False)} }}\n{dark}\n" if images else ""
+
+
+_SMALL = (4.2, 3.1)
+_CAPTIONS = {
+    "trajectories": "Estimated trajectory of each expert with pointwise limits, over observed courses in the colour of "
+    "their most probable expert; other columns at their medians or most frequent levels.",
+    "gate": "Probability of each expert along a covariate of the gate, with pointwise limits.",
+    "functions": "Coefficient functions with pointwise limits and simultaneous bands.",
+    "means": "Expected response of each expert and over all, with limits.",
+    "effects": "Predictions along one input, for the population and for persons.",
+    "learning": "Loss by epoch.",
+    "responsibilities": "Posterior probabilities of the experts, one bar per unit, sorted by the most probable expert.",
+}
+
+
+def figures(e: Evidence) -> tuple[Part, ...]:
+    """Every figure of the family; where one cannot be drawn, the reason."""
+    parts = [_of_kind(e, kind) for kind in e.results._report_plots if kind != "gate" or e.n_experts > 1]
+    split = _split(e)
+    parts += [split] if split is not None else []
+    if e.n_experts > 1:
+        parts.append(_responsibilities(e))
+    return tuple(parts)
+
+
+def diagnostics(e: Evidence) -> Part:
+    """The figure of `diagnose`, or the reason that there is none."""
+    try:
+        drawing = svg(e.results.diagnose)
+    except ArgumentError as error:
+        return Prose(f"No diagnostics: {error}.")
+    caption = "Quantile residuals, normal and independent if the model is true; their QQ plot with a simultaneous "
+    caption += "envelope; predicted random effects, if there are any; observed means, weighted by responsibilities, "
+    caption += "beside predicted ones."
+    return Image(drawing, caption, f"Panels for {e.design.n} rows of {e.design.n_units} {e.units}; see the caption.")
+
+
+def candidates(selection: Any) -> tuple[Part, ...]:
+    """The criteria, and the default figure of each candidate that was fitted."""
+    tried = [c for c in selection.candidates if c.results is not None]
+    words = f"Criteria of {len(tried)} candidates against the number of experts; the numbers are in the table."
+    criteria = Image(svg(selection.plot), "Criteria against the number of experts, the smallest marked.", words)
+    return (criteria, Gallery(tuple(_candidate(c.results, c.label) for c in tried)))
+
+
+def _candidate(results: Any, label: str) -> Image | Prose:
+    kind = results._default_plot
+    return _drawn(lambda: _small(results, kind), f"{label}.", lambda: results.curves(kind))
+
+
+def _small(results: Any, kind: str) -> Any:
+    """The figure on less paper, so that its letters are not too small beside others; many panels keep their size."""
+    if len({curve.panel for curve in results.curves(kind)}) > 1:
+        return results.plot(kind)
+    axes = canvas_axes(1, None, size=_SMALL)[0]
+    results.plot(kind, axes)
+    return axes.figure
+
+
+def _of_kind(e: Evidence, kind: str) -> Part:
+    level = f" Limits: {100 * (1 - e.alpha):g} %." if "limits" in _CAPTIONS[kind] else ""
+    return _drawn(lambda: e.results.plot(kind), _CAPTIONS[kind] + level, lambda: e.results.curves(kind))
+
+
+def _drawn(make: Callable[[], Any], caption: str, curves: Callable[[], Sequence[Curve]]) -> Image | Prose:
+    """The image, or the reason that there is none, as with a gate that has no numeric covariate."""
+    try:
+        shown = curves()
+        return Image(svg(make), caption, in_words(shown))
+    except ArgumentError as error:
+        return Prose(f"No figure ({caption.split(',')[0].rstrip('.')}): {error}.")
+
+
+def _split(e: Evidence) -> Part | None:
+    """Observed courses split by expert; None if there is nothing observed to draw or nothing to split."""
+    kind = e.results._default_plot
+    observed = None if e.n_experts == 1 else e.results._observed(kind)
+    if observed is None:
+        return None
+    curves = [replace(c, panel=f"expert {c.expert}", label="") for c in e.results.curves(kind) if c.expert]
+    caption = "The same, split by expert: observed proportions and the trajectory of that expert."
+    if isinstance(observed, Observed):
+        caption = "The same, split by the most probable expert: observed courses and the trajectory of that expert."
+    words = f"One panel per expert. {in_words(curves)}"
+    return Image(svg(lambda: _same_height(draw(curves, observed))), caption, words)
+
+
+def _same_height(figure: Any) -> Any:
+    """The figure with one scale for all panels, so that experts can be compared."""
+    limits = [axes.get_ylim() for axes in figure.axes]
+    for axes in figure.axes:
+        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    return figure
+
+
+def _responsibilities(e: Evidence) -> Part:
+    tau = e.results.em.responsibilities
+    sure = (tau.max(axis=1) > 0.9).mean()
+    words = f"Bars of {len(tau)} {e.units}; {sure:.0%} have an expert with a probability above 0.9."
+    return Image(svg(lambda: e.results.plot("responsibilities")), _CAPTIONS["responsibilities"], words)
+
+
+def in_words(curves: Sequence[Curve]) -> str:
+    """Where each curve begins and ends."""
+    first = curves[0]
+    axes = f"{first.ylabel or 'Value'} against {first.xlabel or 'the horizontal axis'}"
+    return f"{axes}. {'; '.join(_ends(curve) for curve in curves[:12] if len(curve.x))}."
+
+
+def _ends(curve: Curve) -> str:
+    """First and last value of a curve, or the values of all categories."""
+    name = curve.label or curve.panel or "curve"
+    if curve.categories:
+        values = (f"{y:.4g} at {label}" for label, y in zip(curve.categories, curve.y, strict=True))
+        return f"{name}: {', '.join(values)}"
+    return f"{name}: {curve.y[0]:.4g} at {curve.x[0]:.4g} to {curve.y[-1]:.4g} at {curve.x[-1]:.4g}"
+
 
 _WORDS = {
     "MEMoE": "A mixed-effects mixture of experts: each subject belongs to one expert; a softmax gate on baseline "

@@ -1,9 +1,13 @@
-"""Pointwise and simultaneous bands for functions of the coefficient functions.
+"""Pointwise and simultaneous bands for functions of the coefficient functions, and their critical values.
 
 References
 ----------
 Calonico, S., Cattaneo, M. D. and Farrell, M. H. (2018). On the effect of bias estimation on coverage accuracy in
 nonparametric inference. JASA 113, 767-779: with equal bandwidths robust bias correction is the local-quadratic fit.
+Fan, J. and Zhang, W. (2000). Simultaneous confidence bands and hypothesis testing in varying-coefficient models.
+Scand. J. Statist. 27, 715-731. Their Gumbel constants are replaced by the process itself, which they only approximate.
+Chernozhukov, V., Chetverikov, D. and Kato, K. (2014). Anti-concentration and honest, adaptive confidence bands.
+Ann. Statist. 42, 1787-1818, for the Gaussian multiplier bootstrap.
 """
 
 from dataclasses import dataclass, replace
@@ -14,19 +18,104 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 from scipy.stats import t as student
 
-from mixmoe._frame import shown
+from mixmoe._typing import Array
+from mixmoe.design.frame import shown
 from mixmoe.errors import ArgumentError
-from mixmoe.varying.centring import centred, turned_covariance
-from mixmoe.varying.critical import asymptotic_critical, multiplier_critical
+from mixmoe.responses.distribution import Family
 from mixmoe.varying.dispersion_limits import ThetaProfile, theta_profile
+from mixmoe.varying.effective_parameters import Node, response_nodes
+from mixmoe.varying.em_steps import log_softmax, own_natural
+from mixmoe.varying.joint_em import centred, turned_covariance
 from mixmoe.varying.local_likelihood import Local, build_local, local_start, state_of
 from mixmoe.varying.local_maximum import BoundedFit, LocalFit, maximise_bounded, maximise_local
-from mixmoe.varying.nodes import Node, response_nodes
-from mixmoe.varying.problem import Problem
+from mixmoe.varying.problem import Problem, Slots, epanechnikov
 from mixmoe.varying.sandwich import Influence, gate_influence, influence, level_covariance, small_sample_power
-from mixmoe.varying.steps import own_natural
 
-Array = NDArray[np.float64]
+POINTS_PER_BANDWIDTH = 24  # mesh of the limiting process
+PROCESS_DRAWS = 40_000
+BATCH = 4_000  # draws held in memory at once
+
+
+def multiplier_critical(covariance: Array, level: float, draws: int, rng: np.random.Generator) -> float:
+    """Quantile of the largest absolute studentised deviation over the grid.
+
+    Parameters
+    ----------
+    covariance : ndarray, shape (G, G)
+        Covariance of one function at the grid points; points with NaN are left out.
+    level : float
+    draws : int
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    float
+
+    Notes
+    -----
+    Given the data, the process with Gaussian multipliers is Gaussian with the covariance of the influence functions, so
+    it is drawn from that directly; multipliers for each row would give the same distribution at a higher cost.
+    """
+    kept = np.isfinite(np.diag(covariance)) & (np.diag(covariance) > 0.0)
+    if not kept.any():
+        return float("nan")
+    inner = covariance[np.ix_(kept, kept)]
+    root = np.sqrt(np.diag(inner))
+    values, vectors = np.linalg.eigh(inner / np.outer(root, root))
+    factor = vectors * np.sqrt(np.clip(values, 0.0, None))
+    maxima = np.abs(rng.standard_normal((draws, len(inner))) @ factor.T).max(axis=1)
+    return float(np.quantile(maxima, level))
+
+
+def equivalent_kernel(t: Array, degree: int) -> Array:
+    """Kernel that a local polynomial fit of degree 1 or 2 amounts to in the interior."""
+    kernel = epanechnikov(t)
+    if degree < 2:
+        return kernel
+    second, fourth = 1.0 / 5.0, 3.0 / 35.0  # moments of the Epanechnikov kernel
+    return kernel * (fourth - second * t * t) / (fourth - second * second)
+
+
+def asymptotic_critical(
+    relative_bandwidth: float, level: float = 0.95, degree: int = 1, seed: int = 0, draws: int = PROCESS_DRAWS
+) -> float:
+    """Quantile of the supremum of the limiting stationary Gaussian process.
+
+    Parameters
+    ----------
+    relative_bandwidth : float
+        Bandwidth over the length of the index range.
+    level : float
+    degree : int
+        Of the local polynomial.
+    seed : int
+        The process is simulated; the same seed gives the same value.
+    draws : int
+
+    Returns
+    -------
+    float
+
+    Notes
+    -----
+    The limit of the studentised estimate is ``int K*((s - t) / h) dW(s)``, with the equivalent kernel K*. It is drawn
+    as a moving average of white noise on a mesh of h / 24.
+    """
+    rng = np.random.default_rng(seed)
+    width = POINTS_PER_BANDWIDTH
+    n_points = max(2, int(np.ceil(width / relative_bandwidth)) + 1)
+    weights = equivalent_kernel(np.arange(-width, width + 1) / width, degree)
+    weights /= np.sqrt((weights**2).sum())
+    length = n_points + 2 * width
+    transform = np.fft.rfft(weights[::-1], length)
+    maxima = []
+    for start in range(0, draws, BATCH):
+        noise = rng.standard_normal((min(BATCH, draws - start), length))
+        process = np.fft.irfft(np.fft.rfft(noise, axis=1) * transform, length, axis=1)[:, 2 * width :]
+        maxima.append(np.abs(process).max(axis=1))
+    return float(np.quantile(np.concatenate(maxima), level))
+
+
 BoolArray = NDArray[np.bool_]
 Bias = Literal["rbc", "undersmooth", "none"]
 BIASES = ("rbc", "undersmooth", "none")
@@ -361,3 +450,57 @@ def checked_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise ArgumentError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
     return value
+
+
+def gate_target(slots: Slots, levels: Array, gate_row: Array) -> Target:
+    """Probabilities of the experts at one row of gate covariates; (G, K)."""
+    k, m = slots.n_experts, slots.n_gate_columns
+    zeta = np.zeros((k, len(levels)))
+    zeta[1:] = np.einsum("gkm,m->kg", levels[:, slots.gates].reshape(len(levels), k - 1, m), gate_row)
+    prob = np.exp(log_softmax(zeta)).T  # (G, K)
+    jacobian = np.zeros((len(levels), k, slots.n))
+    for c in range(1, k):
+        slope = prob * ((np.arange(k) == c) - prob[:, [c]])  # d prob_k / d zeta_c
+        jacobian[:, :, slots.gate(c)] = slope[:, :, None] * gate_row
+    return Target(prob, jacobian)
+
+
+def expert_target(
+    slots: Slots, family: Family, levels: Array, row: Array, trials: float = 1.0, offset: float = 0.0
+) -> Target:
+    """Expected responses of the experts at one row of covariates; (G, K)."""
+    k = slots.n_experts
+    eta = levels[:, slots.experts].reshape(len(levels), k, -1) @ row + offset  # (G, K)
+    ones = np.full(1, trials)
+    mean = family.mean(eta, ones)
+    slope = family.mean_slope(eta, ones)
+    jacobian = np.zeros((len(levels), k, slots.n))
+    for c in range(k):
+        jacobian[:, c, slots.expert(c)] = slope[:, [c]] * row
+    return Target(mean, jacobian)
+
+
+def marginal_target(gate: Target, experts: Target) -> Target:
+    """Expected response, experts averaged by the gate; (G, 1)."""
+    value = (gate.values * experts.values).sum(axis=1, keepdims=True)
+    jacobian = gate.jacobian * experts.values[:, :, None] + experts.jacobian * gate.values[:, :, None]
+    return Target(value, jacobian.sum(axis=1, keepdims=True))
+
+
+def difference_target(slots: Slots, levels: Array) -> Target:
+    """Expert coefficients of experts 2 .. K minus those of the ones before, by pair and column; (G, R)."""
+    every = np.arange(slots.n)
+    jacobians = []
+    for b, a in pairs(slots):
+        jacobian = np.zeros((slots.n_expert_columns, slots.n))
+        each = np.arange(slots.n_expert_columns)
+        jacobian[each, every[slots.expert(b)]] = 1.0
+        jacobian[each, every[slots.expert(a)]] = -1.0
+        jacobians.append(jacobian)
+    stacked = np.concatenate(jacobians) if jacobians else np.zeros((0, slots.n))
+    return Target(levels @ stacked.T, np.broadcast_to(stacked, (len(levels), *stacked.shape)))
+
+
+def pairs(slots: Slots) -> list[tuple[int, int]]:
+    """Pairs (later, earlier) of experts."""
+    return [(b, a) for b in range(slots.n_experts) for a in range(b)]

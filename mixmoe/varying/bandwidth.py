@@ -13,20 +13,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe.em import Flag
+from mixmoe._typing import Array
 from mixmoe.errors import DesignError
-from mixmoe.varying.carried import on_grid
-from mixmoe.varying.estimate import Control, fit_functions, run_em
+from mixmoe.mixture.estimate import Flag
+from mixmoe.mixture.resampling import run_all
+from mixmoe.varying.em_steps import expert_step
+from mixmoe.varying.joint_em import Control, fit_functions, on_grid, run_em
 from mixmoe.varying.leave_one_out import held_out, left_out_logliks, without_rows
-from mixmoe.varying.parallel import run_all
 from mixmoe.varying.problem import Problem, Rows, Slots
 from mixmoe.varying.setup import MIN_EFFECTIVE, WindowFault
-from mixmoe.varying.steps import expert_step
 
-Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.intp]
-
 STEP = 1.4  # between candidates
 CHUNK = 2  # candidates that are compared at once, then it is seen whether to go on
 FALLEN = 0.1  # held-out log-likelihood per row below the best at which narrower candidates are given up

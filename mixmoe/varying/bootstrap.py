@@ -7,15 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from mixmoe._typing import Array
+from mixmoe.mixture.resampling import run_all
 from mixmoe.varying.bands import fit_levels
-from mixmoe.varying.centring import centred
-from mixmoe.varying.draws import REFIT, with_cluster_draw, with_draw
-from mixmoe.varying.estimate import run_em
 from mixmoe.varying.fitted import FittedVCMoE
-from mixmoe.varying.parallel import run_all
+from mixmoe.varying.joint_em import REFIT, centred, run_em, with_cluster_draw, with_draw
 from mixmoe.varying.problem import Problem, Slots
 
-Array = NDArray[np.float64]
 IntArray = NDArray[np.intp]
 
 

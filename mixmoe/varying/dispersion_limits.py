@@ -22,14 +22,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mixmoe.kernels.local import blocks, local_moments
+from mixmoe._typing import Array
+from mixmoe.varying.em_steps import own_natural, posterior
 from mixmoe.varying.local_likelihood import Local, state_of
 from mixmoe.varying.local_maximum import LocalFit, at_points, profiled
-from mixmoe.varying.steps import own_natural, posterior
-
-Array = NDArray[np.float64]
+from mixmoe.varying.problem import blocks, local_moments
 
 FIRST_STEP = 0.3  # of log theta
 GAIN, MOST_GAIN = 0.7, 1.0  # change of the root for which steps aim, and the largest

@@ -16,32 +16,37 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe.assess.effects import GatePoint
-from mixmoe.assess.refits import Estimated
-from mixmoe.design import Design
-from mixmoe.em import EMFit, Starts
+from mixmoe._typing import Array
+from mixmoe.check.influence import GatePoint
+from mixmoe.check.number_of_experts import Estimated
+from mixmoe.design.design import Design
+from mixmoe.design.formula import MoEFormula
 from mixmoe.errors import ArgumentError
-from mixmoe.formula import MoEFormula
-from mixmoe.inference.covariance import CovType, ParamCov, checked_cov_type
-from mixmoe.layout import Block, Parameter, ParamLayout
-from mixmoe.output.tables import told_apart
+from mixmoe.inference.uncertainty import CovType, ParamCov, checked_cov_type
+from mixmoe.mixture.estimate import Block, EMFit, Parameter, ParamLayout, Starts
+from mixmoe.output.records import told_apart
 from mixmoe.varying.bands import BandSet, LevelProcess, level_process
-from mixmoe.varying.centring import centred, run_around_means, turned_covariance
-from mixmoe.varying.draws import REFIT, draw_responses, with_cluster_draw
-from mixmoe.varying.estimate import Control, Run
-from mixmoe.varying.flags import find_flags, n_clusters, separation_flag
-from mixmoe.varying.labels import label_flag, permute_experts
+from mixmoe.varying.em_steps import own_natural, posterior
+from mixmoe.varying.identifiability import find_flags, n_clusters, separation_flag
+from mixmoe.varying.joint_em import (
+    REFIT,
+    Control,
+    Run,
+    centred,
+    draw_responses,
+    run_around_means,
+    turned_covariance,
+    with_cluster_draw,
+)
 from mixmoe.varying.local_likelihood import build_local, local_start
 from mixmoe.varying.local_maximum import maximise_bounded
 from mixmoe.varying.problem import Problem, Slots
-from mixmoe.varying.refits import From, maximise, with_experts, with_response
+from mixmoe.varying.row_refits import From, maximise, with_experts, with_response
 from mixmoe.varying.sandwich import influence, level_covariance, small_sample_power
 from mixmoe.varying.setup import Sorted, constant_slots
-from mixmoe.varying.steps import own_natural, posterior
+from mixmoe.varying.starts import label_flag, permute_experts
 
-Array = NDArray[np.float64]
 IntArray = NDArray[np.intp]
-
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)  # of the index, where functions are tabulated
 
 

@@ -22,15 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 
-from mixmoe.kernels.local import epanechnikov
+from mixmoe._typing import Array
 from mixmoe.varying.bands import MOST_ROWS, BandSet
+from mixmoe.varying.em_steps import log_softmax
 from mixmoe.varying.local_likelihood import positive_definite
-from mixmoe.varying.problem import Problem
-from mixmoe.varying.steps import log_softmax
+from mixmoe.varying.problem import Problem, epanechnikov
 
-Array = NDArray[np.float64]
 IntArray = NDArray[np.intp]
-
 REACH = 2.0  # how far the curvature is followed, as a multiple of the largest factor
 SHIFTS = 17  # values at which it is taken, the estimate in the middle
 FINE = 201

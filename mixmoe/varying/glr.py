@@ -17,18 +17,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
+from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError
-from mixmoe.inference.tests import InvalidTest
-from mixmoe.kernels.local import epanechnikov
-from mixmoe.varying.carried import on_grid
-from mixmoe.varying.centring import centred, run_around_means
-from mixmoe.varying.draws import REFIT, with_draw
-from mixmoe.varying.estimate import Control, Run, run_em
+from mixmoe.inference.wald import InvalidTest
+from mixmoe.mixture.resampling import run_all
 from mixmoe.varying.fitted import FittedVCMoE
-from mixmoe.varying.parallel import run_all
-from mixmoe.varying.problem import Problem, build_problem
-
-Array = NDArray[np.float64]
+from mixmoe.varying.joint_em import REFIT, Control, Run, centred, on_grid, run_around_means, run_em, with_draw
+from mixmoe.varying.problem import Problem, build_problem, epanechnikov
 
 METHODS = ("bootstrap", "asymptotic", "calibrated")
 BINS = 300  # of the rows, for the moments of the statistic

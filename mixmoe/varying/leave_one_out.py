@@ -25,13 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-from mixmoe.kernels.local import blocks, epanechnikov, hermite_matrix
-from mixmoe.varying.problem import Problem, Rows, build_problem
-from mixmoe.varying.steps import EXPERT_STEP, Natural, natural_parameters, own_natural, scoring_normal, solve_scaled
+from mixmoe._typing import Array
+from mixmoe.varying.em_steps import EXPERT_STEP, Natural, natural_parameters, own_natural, scoring_normal, solve_scaled
+from mixmoe.varying.problem import Problem, Rows, blocks, build_problem, epanechnikov, hermite_matrix
 
-Array = NDArray[np.float64]
 IntArray = NDArray[np.intp]
-
 LOWEST = -30.0  # log density of a held-out row counts at least this much, so that one outlier does not decide
 NUMBERS_HELD = 1 << 22  # in the inverse matrices of the rows that are handled at once
 LEAST_LEFT = 1e-6  # of a leverage below one: what hangs on one row alone is predicted by nothing, and far off

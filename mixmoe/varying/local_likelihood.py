@@ -16,14 +16,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe.kernels.distribution import Derivatives, Outcome
-from mixmoe.kernels.local import Block, Windows, blocks, build_windows, epanechnikov, local_moments, local_predictor
-from mixmoe.varying.problem import Problem, Slots
-from mixmoe.varying.steps import LEAST_CURVATURE, Natural, log_softmax, own_natural
+from mixmoe._typing import Array
+from mixmoe.responses.distribution import Derivatives, Outcome
+from mixmoe.varying.em_steps import LEAST_CURVATURE, Natural, log_softmax, own_natural
+from mixmoe.varying.problem import (
+    Block,
+    Problem,
+    Slots,
+    Windows,
+    blocks,
+    build_windows,
+    epanechnikov,
+    local_moments,
+    local_predictor,
+)
 
-Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
-
 NEGLIGIBLE = 1e-5  # information about a predictor, per row, below which it has run to where rows say nothing
 LOADED = 0.05  # share of the largest loading from which on a coefficient takes part in a direction
 RIDGE = 1e-10

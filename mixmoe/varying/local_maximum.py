@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe.kernels.local import Block, blocks, build_windows
+from mixmoe._typing import Array
+from mixmoe.varying.em_steps import LEAST_CURVATURE, limit_dispersion, solve_scaled
 from mixmoe.varying.local_likelihood import (
     Local,
     NaturalTerms,
@@ -21,12 +22,9 @@ from mixmoe.varying.local_likelihood import (
     state_of,
     without_information,
 )
-from mixmoe.varying.problem import Problem, Slots
-from mixmoe.varying.steps import LEAST_CURVATURE, limit_dispersion, solve_scaled
+from mixmoe.varying.problem import Block, Problem, Slots, blocks, build_windows
 
-Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
-
 NEWTON_ROUNDS = (6, 6, 30)  # iterations; each round goes on with the grid points that have not converged
 NEWTON_TOLERANCE = 1e-8
 HALVINGS = 4

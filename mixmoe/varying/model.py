@@ -9,14 +9,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe._labels import units_of
+from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_positive, checked_rng
-from mixmoe.design import build_design
-from mixmoe.em import Flag, seeded
+from mixmoe.design.design import build_design
+from mixmoe.design.formula import MoEFormula
+from mixmoe.design.labels import units_of
 from mixmoe.errors import ArgumentError, DesignError
-from mixmoe.formula import MoEFormula
-from mixmoe.kernels.families import family_named
+from mixmoe.mixture.estimate import Flag, seeded
 from mixmoe.output.saved import SavedFit
+from mixmoe.responses.exponential import family_named
 from mixmoe.results import restored
 from mixmoe.varying.bandwidth import (
     Bandwidths,
@@ -27,15 +28,13 @@ from mixmoe.varying.bandwidth import (
     smallest_usable,
     usable_rule,
 )
-from mixmoe.varying.carried import on_grid
-from mixmoe.varying.centring import centred
-from mixmoe.varying.estimate import Control, Run
 from mixmoe.varying.fitted import FittedVCMoE, checked_kind, tabulated_points
-from mixmoe.varying.flags import n_clusters, warn_flags
+from mixmoe.varying.function_frames import checked_index_name
+from mixmoe.varying.identifiability import n_clusters, warn_flags
+from mixmoe.varying.joint_em import Control, Run, centred, on_grid
 from mixmoe.varying.problem import Problem, Slots, build_problem
-from mixmoe.varying.profiles import checked_index_name
-from mixmoe.varying.refits import From, maximise
 from mixmoe.varying.results import VCMoEResults
+from mixmoe.varying.row_refits import From, maximise
 from mixmoe.varying.setup import (
     FEWEST_COMPARED,
     FEWEST_POINTS,
@@ -56,7 +55,6 @@ from mixmoe.varying.setup import (
     window_fault,
 )
 
-Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.intp]
 

@@ -6,28 +6,36 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from mixmoe._rows import NothingLeftError
+from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_order, checked_rng
-from mixmoe.assess.effects import GatePoint
-from mixmoe.assess.residuals import Distribution
-from mixmoe.em import EMFit
+from mixmoe.check.influence import GatePoint
+from mixmoe.check.residuals import Distribution
+from mixmoe.design.complete_rows import NothingLeftError
 from mixmoe.errors import ArgumentError, ConvergenceWarning, warn
-from mixmoe.inference.covariance import ParamCov
-from mixmoe.inference.intervals import checked_alpha
-from mixmoe.inference.tests import InvalidTest
-from mixmoe.output.curves import Curve
-from mixmoe.output.frames import nothing_predicted
-from mixmoe.output.summary import Summary, header_table
-from mixmoe.output.tables import Cell, Table
+from mixmoe.inference.uncertainty import ParamCov, checked_alpha
+from mixmoe.inference.wald import InvalidTest
+from mixmoe.mixture.estimate import EMFit
+from mixmoe.output.records import Cell, Curve, Table
+from mixmoe.output.summary import Summary, header_table, nothing_predicted
 from mixmoe.results import MoEResults
-from mixmoe.varying import report
+from mixmoe.varying import function_tables
 from mixmoe.varying.bands import BIASES, METHODS, LevelProcess, checked_level
 from mixmoe.varying.dispersion_limits import ThetaProfile
-from mixmoe.varying.dof import effective_df, fitness
-from mixmoe.varying.draws import draw_responses
+from mixmoe.varying.effective_parameters import effective_df, fitness
+from mixmoe.varying.em_steps import posterior
 from mixmoe.varying.fitted import FittedVCMoE, checked_kind, reported_values
+from mixmoe.varying.function_frames import (
+    KINDS,
+    SUBJECTS,
+    BandRequest,
+    band_frame,
+    column_names,
+    function_frame,
+    prediction_columns,
+    prediction_rows,
+    response_places,
+)
 from mixmoe.varying.glr import METHODS as NULL_LAWS
 from mixmoe.varying.glr import (
     GLRRequest,
@@ -38,17 +46,8 @@ from mixmoe.varying.glr import (
     test_table,
     varying_names,
 )
-from mixmoe.varying.predict import (
-    KINDS,
-    column_names,
-    prediction_columns,
-    prediction_rows,
-    response_places,
-)
-from mixmoe.varying.profiles import SUBJECTS, BandRequest, band_frame, function_frame
-from mixmoe.varying.steps import posterior
+from mixmoe.varying.joint_em import draw_responses
 
-Array = NDArray[np.float64]
 SEED = 20260101  # of the critical values in summaries and figures, so that they print the same every time
 
 
@@ -96,7 +95,7 @@ class VCMoEResults(MoEResults):
         self.aic, self.aicc, self.bic = values.aic, values.aicc, values.bic
         self.df_model = values.df  # type: ignore[assignment]  # effective numbers are no integers
         self.sabic = values.aic + values.df * float(np.log((self.n_units + 2.0) / 24.0) - 2.0)
-        self.icl = self.bic + 2.0 * report.classification_entropy(fit.responsibilities)
+        self.icl = self.bic + 2.0 * function_tables.classification_entropy(fit.responsibilities)
         self.df_resid = self.nobs - values.df
         self._processes: dict[str, LevelProcess] = {}
         self._thetas: dict[str, ThetaProfile | None] = {}
@@ -176,7 +175,7 @@ class VCMoEResults(MoEResults):
         """
         request = BandRequest(of, level, method, bias, at, draws, n_boot, n_jobs, progress)
         frame = self._requested_bands(request, rng)
-        gaps = report.lost_bands(frame)
+        gaps = function_tables.lost_bands(frame)
         if gaps is not None:
             warn(gaps, ConvergenceWarning)
         return frame
@@ -330,9 +329,9 @@ class VCMoEResults(MoEResults):
         """
         level = 1.0 - checked_alpha(alpha)
         frame = None if self.model.problem.const.all() else self._bands(BandRequest(level=level), SEED)
-        header = header_table(report.facts(self))
-        constants = report.constant_tables(self.model, self.to_frame(alpha), alpha)
-        return (header, *constants, *report.function_tables(self.model, frame, self._constancy(), level, at))
+        header = header_table(function_tables.facts(self))
+        constants = function_tables.constant_tables(self.model, self.to_frame(alpha), alpha)
+        return (header, *constants, *function_tables.function_tables(self.model, frame, self._constancy(), level, at))
 
     def summary(self, alpha: float = 0.05, at: Any = None) -> Summary:
         """Header, constants, functions and notes; prints as text, and has as_html(), as_latex(), as_markdown().
@@ -342,7 +341,7 @@ class VCMoEResults(MoEResults):
         alpha, at
             See `tables`.
         """
-        return Summary(report.title(self), self.tables(alpha, at), report.notes(self))
+        return Summary(function_tables.title(self), self.tables(alpha, at), function_tables.notes(self))
 
     def curves(self, kind: str = "functions", **options: Any) -> tuple[Curve, ...]:
         """Curves of a figure.
@@ -366,8 +365,12 @@ class VCMoEResults(MoEResults):
             table = self.selection if kind == "bandwidth" else self.gate_selection
             if table is None:
                 raise ArgumentError(f"there is no search to draw, {kind}={getattr(self, kind):.4g}; use {kind}='cv'")
-            return report.bandwidth_curves(table, f"{kind.replace('_', ' ')} ({self.model.design.names.index})")
-        return report.band_curves(self.model, report.drawn_bands(self, kind, {"rng": SEED, **options}), options)
+            return function_tables.bandwidth_curves(
+                table, f"{kind.replace('_', ' ')} ({self.model.design.names.index})"
+            )
+        return function_tables.band_curves(
+            self.model, function_tables.drawn_bands(self, kind, {"rng": SEED, **options}), options
+        )
 
     def plot(self, kind: str | None = None, ax: Any = None, **options: Any) -> Any:
         """A figure; needs matplotlib.
@@ -405,11 +408,11 @@ class VCMoEResults(MoEResults):
 
     @property
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]:
-        return report.bandwidth_facts(self)
+        return function_tables.bandwidth_facts(self)
 
     _default_plot = "functions"
     _checked_cov = staticmethod(checked_kind)
-    _curve_kinds = tuple(report.PLOTS)
+    _curve_kinds = tuple(function_tables.PLOTS)
     _report_plots = ("functions", "means")
 
     _resid_kinds = ("marginal", "quantile")

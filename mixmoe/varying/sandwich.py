@@ -40,7 +40,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from mixmoe.kernels.local import Block, linear_matrix
+from mixmoe._typing import Array
+from mixmoe.varying.effective_parameters import Node
+from mixmoe.varying.em_steps import Natural, own_natural
 from mixmoe.varying.local_likelihood import (
     Local,
     NaturalTerms,
@@ -58,14 +60,10 @@ from mixmoe.varying.local_likelihood import (
     without_information,
 )
 from mixmoe.varying.local_maximum import on_limit
-from mixmoe.varying.nodes import Node
-from mixmoe.varying.problem import Problem
-from mixmoe.varying.steps import Natural, own_natural
+from mixmoe.varying.problem import Block, Problem, linear_matrix
 
-Array = NDArray[np.float64]
 IntArray = NDArray[np.intp]
 BoolArray = NDArray[np.bool_]
-
 CHUNK = 4096  # rows whose influence is held as a dense matrix at once
 ROOT, WHOLE = 0.5, 1.0  # powers of the correction: HC2 of rows and CR3 of clusters
 SINGULAR = 1e-12  # smallest singular value of the scaled equation of the constants with which it is solved

@@ -7,21 +7,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe._frame import shown
+from mixmoe._typing import Array
 from mixmoe.arguments import checked_count, checked_positive
-from mixmoe.design import Design
+from mixmoe.design.design import Design
+from mixmoe.design.formula import MoEFormula, parse_formula
+from mixmoe.design.frame import shown
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
-from mixmoe.formula import MoEFormula, parse_formula
-from mixmoe.kernels.distribution import ETA_LIMIT, OFFSETS, Family, Outcome
-from mixmoe.kernels.existence import Observed, check_maximum
-from mixmoe.kernels.local import Windows, blocks, effective_rows, hankel, local_moments
-from mixmoe.varying.centring import centred
-from mixmoe.varying.identification import constants_fault
-from mixmoe.varying.problem import Problem, Rows, Slots, pooled_spread
+from mixmoe.responses.distribution import ETA_LIMIT, OFFSETS, Family, Outcome
+from mixmoe.responses.existence import Observed, check_maximum
+from mixmoe.varying.identifiability import constants_fault
+from mixmoe.varying.joint_em import centred
+from mixmoe.varying.problem import (
+    Problem,
+    Rows,
+    Slots,
+    Windows,
+    blocks,
+    effective_rows,
+    hankel,
+    local_moments,
+    pooled_spread,
+)
 
-Array = NDArray[np.float64]
 IntArray = NDArray[np.intp]
-
 WIDEST = 100  # bandwidths over the range of the index beyond which windows no longer differ
 EXACT = 1e-10  # residual standard deviation over largest response below which a response has no error
 SIZES = (1e-60, 1e60)  # of the largest value of a column; fourth powers of others leave the range of the numbers

@@ -14,10 +14,10 @@ import torch
 
 from mixmoe.neural.batches import split_batches
 from mixmoe.neural.blocks import build_blocks
-from mixmoe.neural.estimate import Objective, start_state, train_epoch
-from mixmoe.neural.linearised import fit_laplace
+from mixmoe.neural.estimators.linearised import fit_laplace
+from mixmoe.neural.estimators.trained import Control, Problem
+from mixmoe.neural.estimators.training import Objective, start_state, train_epoch
 from mixmoe.neural.network import build_network, initial_parameters, select_personal
-from mixmoe.neural.problem import Control, Problem
 
 ROWS, INPUTS, HIDDEN = 50, 4, (10, 5)
 

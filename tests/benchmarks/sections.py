@@ -12,10 +12,9 @@ import numpy as np
 
 import mixmoe as mm
 from mixmoe.errors import MixmoeWarning
-from mixmoe.kernels.moments import build_moments
-from mixmoe.mixed.gaussian import GaussianExperts
-from mixmoe.mixed.likelihood import build_problem, evaluate
-from mixmoe.mixed.structure import Structure
+from mixmoe.mixed.likelihood.gaussian import GaussianExperts, build_moments
+from mixmoe.mixed.likelihood.observed import build_problem, evaluate
+from mixmoe.mixed.parameters import Structure
 from tests.benchmarks import timing
 
 ONE = "y ~ time + x1 | re: (1 + time | id)"

@@ -14,9 +14,9 @@ import time
 import numpy as np
 
 import mixmoe as mm
-from mixmoe.varying.estimate import Control, fit_functions
 from mixmoe.varying.glr import null_draws, null_fit
-from mixmoe.varying.simulate import vcmoe
+from mixmoe.varying.joint_em import Control, fit_functions
+from mixmoe.varying.presets import vcmoe
 from tests.varying.helpers import make_problem
 
 REPEATS = 15

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 import mixmoe as mm
+from mixmoe.cli.commands import INTERRUPTED, read_value
 from mixmoe.cli.files import read_data
-from mixmoe.cli.main import INTERRUPTED, main
-from mixmoe.cli.parser import read_value
+from mixmoe.cli.main import main
 from mixmoe.errors import ArgumentError, ConvergenceWarning, DesignError, MissingExtraError
 
 FORMULA = "y ~ time | gate: z1 | re: (1 | id)"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mixmoe.cli.parser import build_parser
+from mixmoe.cli.commands import build_parser
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

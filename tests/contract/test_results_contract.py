@@ -10,15 +10,13 @@ from matplotlib.figure import Figure
 from statsmodels.stats.contrast import ContrastResults
 
 import mixmoe as mm
-from mixmoe.assess.experts import ExpertsTest, Stability, VLMRTest
+from mixmoe.check.number_of_experts import ExpertsTest, Stability, VLMRTest
 from mixmoe.errors import ArgumentError
-from mixmoe.inference.covariance import COV_TYPES
 from mixmoe.inference.likelihood_ratio import LRTest
-from mixmoe.inference.tests import InvalidTest, WaldTest
-from mixmoe.output.curves import Curve
-from mixmoe.output.panels import Panel
+from mixmoe.inference.uncertainty import COV_TYPES
+from mixmoe.inference.wald import InvalidTest, WaldTest
+from mixmoe.output.records import Curve, Panel, Table
 from mixmoe.output.summary import Summary
-from mixmoe.output.tables import Table
 from mixmoe.results import MoEResults
 
 SEPARATED = {"preset": "separated", "n_subjects": 60, "n_visits": 4, "rng": 1}

@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 
 import mixmoe as mm
 from mixmoe.errors import ArgumentError
-from mixmoe.output.panels import Panel
-from mixmoe.output.tables import Table
+from mixmoe.output.records import Panel, Table
 from mixmoe.varying.results import VCMoEResults
 from tests.contract.test_results_contract import ATTRIBUTES, CHECKED, INHERITED, REFUSED
 

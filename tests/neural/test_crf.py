@@ -18,7 +18,7 @@ from mixmoe.neural.crf import (  # noqa: E402
     marginals,
     sequence_loss,
 )
-from mixmoe.neural.predict import Uncertainty  # noqa: E402
+from mixmoe.neural.person_predictions import Uncertainty  # noqa: E402
 from mixmoe.neural.transitions import hsic_test, standardised_effects  # noqa: E402
 
 STATES = 4

@@ -12,12 +12,12 @@ from mixmoe.errors import ArgumentError, MixmoeWarning
 
 torch = pytest.importorskip("torch")
 
-from mixmoe.neural import steps  # noqa: E402
 from mixmoe.neural.batches import split_batches  # noqa: E402
 from mixmoe.neural.components import component_information  # noqa: E402
-from mixmoe.neural.estimate import Objective, add_gradients, start_state  # noqa: E402
-from mixmoe.neural.predict import to_state, uncertainty  # noqa: E402
-from mixmoe.neural.problem import Control, Trace, Trained, total_loss  # noqa: E402
+from mixmoe.neural.estimators import state as steps  # noqa: E402
+from mixmoe.neural.estimators.trained import Control, Trace, Trained, total_loss  # noqa: E402
+from mixmoe.neural.estimators.training import Objective, add_gradients, start_state  # noqa: E402
+from mixmoe.neural.person_predictions import to_state, uncertainty  # noqa: E402
 
 
 def rows(n_persons=9, seed=0):

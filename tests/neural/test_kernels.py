@@ -6,14 +6,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from mixmoe.neural.blocks import build_blocks, split_lengths, to_rows  # noqa: E402
-from mixmoe.neural.families import curvature_root, row_loss, score  # noqa: E402
-from mixmoe.neural.laplace import (  # noqa: E402
-    marginal_information,
-    posterior_covariance,
-    shrinkage,
-    shrinkage_from_information,
-)
-from mixmoe.neural.lastlayer import cross_products, factor_from, person_effects, profile, start_entries  # noqa: E402
+from mixmoe.neural.estimators.last_layer import cross_products, factor_from, person_effects, profile, start_entries  # noqa: E402
 from mixmoe.neural.network import (  # noqa: E402
     ACTIVATIONS,
     build_network,
@@ -23,6 +16,15 @@ from mixmoe.neural.network import (  # noqa: E402
     select_personal,
     view_tensors,
     wrap_module,
+)
+from mixmoe.neural.posterior import (  # noqa: E402  # noqa: E402
+    curvature_root,
+    marginal_information,
+    posterior_covariance,
+    row_loss,
+    score,
+    shrinkage,
+    shrinkage_from_information,
 )
 
 RNG = np.random.default_rng(0)

@@ -14,9 +14,9 @@ from mixmoe.errors import ArgumentError, DesignError, FormulaError
 
 torch = pytest.importorskip("torch")
 
-from mixmoe.neural.compare import held_out_error  # noqa: E402
-from mixmoe.neural.linearised import fit_laplace  # noqa: E402
-from mixmoe.neural.problem import Control  # noqa: E402
+from mixmoe.neural.displays import held_out_error  # noqa: E402
+from mixmoe.neural.estimators.linearised import fit_laplace  # noqa: E402
+from mixmoe.neural.estimators.trained import Control  # noqa: E402
 
 FAST = {"epochs": 150, "baselines": False, "rng": 0}
 
@@ -306,7 +306,7 @@ def test_a_singular_matrix_is_told_in_words(curved, monkeypatch):
     def singular(*_):
         raise torch.linalg.LinAlgError("not positive-definite\nat length")
 
-    monkeypatch.setattr("mixmoe.neural.compare.fit_last_layer", singular)
+    monkeypatch.setattr("mixmoe.neural.displays.fit_last_layer", singular)
     with pytest.raises(DesignError, match=r"no Cholesky factor \(not positive-definite\): too few rows .* or rescale"):
         mm.nme("y ~ x1 | re: (last | id)", curved, **FAST)
 

@@ -11,15 +11,14 @@ from scipy.stats import norm
 
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, ConvergenceWarning, DesignError, MixmoeWarning
-from mixmoe.inference.tests import InvalidTest
+from mixmoe.inference.wald import InvalidTest
 
 torch = pytest.importorskip("torch")
 mpl.use("Agg")
 
 from mixmoe.neural.crf import sample_states, sequence_score  # noqa: E402
-from mixmoe.neural.predict import mixture_quantile  # noqa: E402
-from mixmoe.neural.progress import left_to_gain  # noqa: E402
-from mixmoe.neural.settings import build_control  # noqa: E402
+from mixmoe.neural.estimators.linearised import build_control, left_to_gain  # noqa: E402
+from mixmoe.neural.person_predictions import mixture_quantile  # noqa: E402
 
 LAST = "y ~ x + w | re: (last | id)"
 SHIFT = "y ~ x + w | re: (layer2.bias | id)"
@@ -138,7 +137,7 @@ def test_a_chain_is_charged_what_is_identified(states, expected):
 
 
 def test_directions_that_a_chain_cannot_tell(chain):
-    from mixmoe.neural.problem import total_loss
+    from mixmoe.neural.estimators.trained import total_loss
 
     problem = chain.problem
 
@@ -277,8 +276,8 @@ def test_residuals_of_a_binary_response(binary):
 
 
 def test_the_first_row_of_a_person_has_no_history(binary):
+    from mixmoe.neural.fitted_rows import history_means
     from mixmoe.neural.persons import unknown_means
-    from mixmoe.neural.rowwise import history_means
 
     first = binary.model.design.starts
     by_history, alone = history_means(binary.persons), unknown_means(binary.persons, binary.persons.problem.train)

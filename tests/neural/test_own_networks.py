@@ -182,7 +182,7 @@ def test_shared_transitions_are_those_of_the_population(words, options):
 
 
 def test_limits_that_were_not_computed_are_missing(monkeypatch):
-    monkeypatch.setattr("mixmoe.neural.predict.MAX_CHAIN", 3)
+    monkeypatch.setattr("mixmoe.neural.person_predictions.MAX_CHAIN", 3)
     found = quiet("y ~ x1 | re: (0 | id) | seq: day", data("crf"), hidden=()).transitions
     assert found.persons[["lower", "upper"]].isna().all(axis=None)
     assert np.isnan(found.scores_se).all()

@@ -12,7 +12,7 @@ from mixmoe.errors import MixmoeWarning
 torch = pytest.importorskip("torch")
 
 from mixmoe.neural.components import correlations  # noqa: E402
-from mixmoe.neural.marginal import shrunken_share  # noqa: E402
+from mixmoe.neural.marginal_likelihood import shrunken_share  # noqa: E402
 
 
 def quiet(formula, frame, **options):
@@ -84,8 +84,8 @@ def test_a_variance_per_parameter_is_the_double_bar_of_a_mixed_model():
 
 
 def test_laplace_steps_reach_the_same_maximum_on_the_same_scale():
-    from mixmoe.neural.linearised import fit_laplace
-    from mixmoe.neural.problem import Control
+    from mixmoe.neural.estimators.linearised import fit_laplace
+    from mixmoe.neural.estimators.trained import Control
 
     exact = quiet("y ~ x + w | re: (last || id)", DATA)
     problem = exact.problem
@@ -231,7 +231,7 @@ def test_a_variance_of_zero_is_survived():
 def test_the_flag_says_how_far_penalised_coefficients_are_off(monkeypatch):
     data = binary(100, 5, 1.5, 0.0)
     right = quiet("y ~ x | re: (bias | id)", data).params["expert1.x"]
-    monkeypatch.setattr("mixmoe.neural.marginal.MOST_EFFECTS", 0)
+    monkeypatch.setattr("mixmoe.neural.marginal_likelihood.MOST_EFFECTS", 0)
     penalised = quiet("y ~ x | re: (bias | id)", data)
     share = shrunken_share(penalised.problem, penalised.trained)
     assert share == pytest.approx(right / penalised.params["expert1.x"] - 1.0, abs=0.04)

@@ -67,8 +67,8 @@ def test_order_of_subjects(seed):
 
 
 def test_order_of_subjects_when_only_some_are_searched(monkeypatch):
-    monkeypatch.setattr("mixmoe.mixed.estimate._SEARCH_ABOVE", 50)
-    monkeypatch.setattr("mixmoe.mixed.estimate._SEARCH_SUBJECTS", 40)
+    monkeypatch.setattr("mixmoe.mixed.search._SEARCH_ABOVE", 50)
+    monkeypatch.setattr("mixmoe.mixed.search._SEARCH_SUBJECTS", 40)
     first = fitted(DATA)
     second = fitted(DATA.assign(id=-DATA["id"]))
     assert first.llf == pytest.approx(FIT.llf, abs=LOGLIK)

@@ -15,15 +15,14 @@ import pytest
 
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, MissingExtraError, MixmoeWarning
-from mixmoe.output.curves import Curve
 from mixmoe.output.plots import draw
-from mixmoe.output.plots_file import inlined, palette, svg
+from mixmoe.output.plots_in_files import inlined, palette, svg
+from mixmoe.output.records import Curve, Table
 from mixmoe.output.summary import Summary
-from mixmoe.output.tables import Table
 from mixmoe.report.checklists import grolts, smart_lca
+from mixmoe.report.content import _small, in_words
+from mixmoe.report.described import distinct_ends, effects_table, elsewhere, end_points_table
 from mixmoe.report.evidence import gather
-from mixmoe.report.figures import _small, in_words
-from mixmoe.report.groups import distinct_ends, effects_table, elsewhere, end_points_table
 from tests.fake_model import make_results
 
 EVIL = "<script>alert(1)</script>"

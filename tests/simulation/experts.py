@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 import mixmoe as mm
-from mixmoe.assess.experts import LRDraw, observed_fits
+from mixmoe.check.number_of_experts import LRDraw, observed_fits
 from mixmoe.errors import MixmoeWarning
-from mixmoe.inference.journal import Journal, fingerprint
+from mixmoe.mixture.resampling import Journal, fingerprint
 
 BETA = np.array([[10.0, 1.0], [12.0, -0.5], [8.0, 0.2]])
 GAMMA = np.array([[-0.6, -0.8], [-0.4, 0.6]])

@@ -168,8 +168,8 @@ def chain_loss(fit, data):
     """Negative log-likelihood per row of known persons' sequences."""
     import torch
 
-    from mixmoe.neural.inputs import blocks_of
-    from mixmoe.neural.problem import total_loss
+    from mixmoe.neural.batches import blocks_of
+    from mixmoe.neural.estimators.trained import total_loss
 
     model = fit.model
     design = model.design.for_new(data, response=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mixmoe.assess.normality import LEAST, LEVEL
 from mixmoe.errors import MixmoeWarning
+from mixmoe.three_step.outcomes import LEAST, LEVEL
 from tests.simulation.three_step import DESIGNS, draw, fitted
 
 SKEWNESS = (0.0, 0.25, 0.5, 0.75, 1.0, 2.0)

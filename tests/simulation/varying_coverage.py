@@ -22,7 +22,7 @@ import numpy as np
 
 from mixmoe.errors import MixmoeWarning
 from mixmoe.varying.model import VCMoE
-from mixmoe.varying.simulate import SCENARIOS, vcmoe
+from mixmoe.varying.presets import SCENARIOS, vcmoe
 
 BAR = (0.93, 0.97)
 FIRST_SEED = 5_000

@@ -14,9 +14,9 @@ import sys
 import numpy as np
 from scipy.stats import chi2
 
-from mixmoe.varying.estimate import Control, fit_functions
 from mixmoe.varying.glr import draw_statistic, null_fit, null_law
-from mixmoe.varying.simulate import SCENARIOS, vcmoe
+from mixmoe.varying.joint_em import Control, fit_functions
+from mixmoe.varying.presets import SCENARIOS, vcmoe
 from tests.varying.helpers import make_problem
 
 FIRST_SEED = 10_000

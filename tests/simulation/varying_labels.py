@@ -11,9 +11,9 @@ import sys
 
 import numpy as np
 
-from mixmoe.varying.estimate import Control
-from mixmoe.varying.refits import From, maximise
-from mixmoe.varying.simulate import vcmoe
+from mixmoe.varying.joint_em import Control
+from mixmoe.varying.presets import vcmoe
+from mixmoe.varying.row_refits import From, maximise
 from tests.varying.helpers import make_problem, switched_points
 
 

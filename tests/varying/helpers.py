@@ -4,10 +4,10 @@ from itertools import permutations
 
 import numpy as np
 
-from mixmoe.kernels.distribution import Outcome
-from mixmoe.kernels.families import family_named
+from mixmoe.responses.distribution import Outcome
+from mixmoe.responses.exponential import family_named
+from mixmoe.varying.presets import VaryingData
 from mixmoe.varying.problem import Problem, Rows, Slots, build_problem
-from mixmoe.varying.simulate import VaryingData
 
 
 def make_problem(

@@ -15,7 +15,7 @@ from mixmoe.errors import (
 )
 from mixmoe.varying.bandwidth import rule_of_thumb, usable_rule
 from mixmoe.varying.model import VCMoE
-from mixmoe.varying.simulate import vcmoe
+from mixmoe.varying.presets import vcmoe
 
 FORMULA = "y ~ z1 | gate: x1 | vary: u"
 

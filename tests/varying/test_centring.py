@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from mixmoe.varying.centring import centred
+from mixmoe.varying.em_steps import own_natural
+from mixmoe.varying.joint_em import centred
 from mixmoe.varying.model import VCMoE
-from mixmoe.varying.simulate import vcmoe
-from mixmoe.varying.steps import own_natural
+from mixmoe.varying.presets import vcmoe
 from tests.varying.helpers import make_problem
 
 FORMULA = "y ~ z1 | gate: x1 | vary: u"

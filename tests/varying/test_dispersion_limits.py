@@ -8,15 +8,15 @@ from scipy.optimize import minimize
 from scipy.stats import nbinom
 
 from mixmoe.errors import MixmoeWarning
-from mixmoe.kernels.local import epanechnikov
 from mixmoe.varying.bands import LEAST_DF
-from mixmoe.varying.estimate import Control, fit_functions
+from mixmoe.varying.em_steps import own_natural, posterior
+from mixmoe.varying.joint_em import Control, fit_functions
 from mixmoe.varying.local_likelihood import build_local, local_start
 from mixmoe.varying.local_maximum import maximise_bounded
 from mixmoe.varying.model import VCMoE
+from mixmoe.varying.presets import vcmoe
+from mixmoe.varying.problem import epanechnikov
 from mixmoe.varying.sandwich import influence
-from mixmoe.varying.simulate import vcmoe
-from mixmoe.varying.steps import own_natural, posterior
 from tests.varying.helpers import make_problem
 
 FORMULA = "y ~ z1 | gate: x1 | vary: u"

@@ -9,7 +9,7 @@ import pytest
 import mixmoe as mm
 from mixmoe.errors import ArgumentError
 from mixmoe.varying.model import VCMoE
-from mixmoe.varying.simulate import vcmoe
+from mixmoe.varying.presets import vcmoe
 
 
 def test_vary_makes_a_vcmoe(tmp_path):

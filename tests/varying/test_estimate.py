@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 
-from mixmoe.kernels.local import epanechnikov
-from mixmoe.varying.estimate import Control, fit_functions, run_em
-from mixmoe.varying.labels import permute_experts
+from mixmoe.varying.em_steps import own_natural, posterior
+from mixmoe.varying.joint_em import Control, fit_functions, run_em
 from mixmoe.varying.local_likelihood import (
     build_local,
     local_gradient,
@@ -18,8 +17,9 @@ from mixmoe.varying.local_likelihood import (
     state_of,
 )
 from mixmoe.varying.local_maximum import maximise_local
-from mixmoe.varying.simulate import vcmoe
-from mixmoe.varying.steps import own_natural, posterior
+from mixmoe.varying.presets import vcmoe
+from mixmoe.varying.problem import epanechnikov
+from mixmoe.varying.starts import permute_experts
 from tests.varying.helpers import make_problem, switched_points
 
 EXACT = 1e-9  # least squares by normal equations against least squares by QR

@@ -7,11 +7,11 @@ import pytest
 from scipy.optimize import brentq
 from scipy.special import expit, xlogy
 
-from mixmoe.kernels.local import epanechnikov
 from mixmoe.varying import gate_limits
 from mixmoe.varying.bands import symmetric
 from mixmoe.varying.gate_limits import curvature, distances, with_gate_limits
-from mixmoe.varying.simulate import vcmoe
+from mixmoe.varying.presets import vcmoe
+from mixmoe.varying.problem import epanechnikov
 from tests.varying.helpers import make_problem
 
 GRID_POINT = 20

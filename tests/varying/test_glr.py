@@ -5,7 +5,7 @@ import pytest
 
 from mixmoe.errors import ArgumentError
 from mixmoe.varying.model import VCMoE
-from mixmoe.varying.simulate import vcmoe
+from mixmoe.varying.presets import vcmoe
 
 FORMULA = "y ~ z1 | gate: x1 | vary: u"
 P_VALUES = 0.02  # the bar: largest difference of p-values between grids

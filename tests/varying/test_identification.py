@@ -6,7 +6,7 @@ import pytest
 
 from mixmoe.errors import DesignError
 from mixmoe.varying.model import VCMoE
-from mixmoe.varying.simulate import vcmoe
+from mixmoe.varying.presets import vcmoe
 
 
 @pytest.fixture(scope="module")

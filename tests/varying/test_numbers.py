@@ -6,18 +6,25 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from mixmoe.kernels.local import epanechnikov
 from mixmoe.varying.bands import LEAST_DF, level_process, student_factor
-from mixmoe.varying.dof import effective_df, fitness
-from mixmoe.varying.estimate import Control, fit_functions
+from mixmoe.varying.effective_parameters import effective_df, fitness
 from mixmoe.varying.glr import null_law
+from mixmoe.varying.joint_em import Control, fit_functions
 from mixmoe.varying.local_likelihood import build_local
 from mixmoe.varying.local_maximum import local_maxima
 from mixmoe.varying.model import VCMoE
-from mixmoe.varying.problem import build_problem
-from mixmoe.varying.simulate import vcmoe
-from mixmoe.varying.smoothing import Curve, second_kernel, smoothed_functions, summed_influence, towards_line
-from mixmoe.varying.wiener import integrated_wiener, local_linear_operator, posterior_mean
+from mixmoe.varying.presets import vcmoe
+from mixmoe.varying.problem import build_problem, epanechnikov
+from mixmoe.varying.smoothing import (
+    Curve,
+    integrated_wiener,
+    local_linear_operator,
+    posterior_mean,
+    second_kernel,
+    smoothed_functions,
+    summed_influence,
+    towards_line,
+)
 from tests.varying.helpers import make_problem
 
 FORMULA = "y ~ z1 | gate: x1 | vary: u"

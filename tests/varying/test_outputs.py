@@ -11,7 +11,7 @@ import pytest
 
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, DesignError, DroppedRowsWarning, FormulaError, SavedFileError
-from mixmoe.output.tables import told_apart
+from mixmoe.output.records import told_apart
 
 FORMULA = "y ~ z1 | gate: x1 | vary: u"
 

@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mixmoe.kernels.distribution import Outcome
-from mixmoe.kernels.families import family_named
-from mixmoe.varying.estimate import Control, fit_functions
-from mixmoe.varying.labels import permute_experts
+from mixmoe.responses.distribution import Outcome
+from mixmoe.responses.exponential import family_named
+from mixmoe.varying.joint_em import Control, fit_functions
 from mixmoe.varying.local_likelihood import build_local, local_start
 from mixmoe.varying.local_maximum import maximise_local
 from mixmoe.varying.problem import Rows, Slots, build_problem
-from mixmoe.varying.refits import From, maximise
+from mixmoe.varying.row_refits import From, maximise
+from mixmoe.varying.starts import permute_experts
 from tests.simulation.varying_peer import TIGHT, TOLERANCE, peer_functions
 
 FOLDER = Path(__file__).parents[3] / "shared" / "peers" / "vcmoe"

@@ -13,8 +13,8 @@ from mixmoe.errors import ArgumentError, ConvergenceWarning, DegeneracyWarning, 
 from mixmoe.mixed.model import MEMoE
 from mixmoe.results import load
 from mixmoe.varying.model import VCMoE
+from mixmoe.varying.presets import vcmoe
 from mixmoe.varying.results import VCMoEResults
-from mixmoe.varying.simulate import vcmoe
 
 FORMULA = "y ~ z1 | gate: x1 | vary: u"
 PARAMETRIC = 1e-5  # the bar: all constant equals the parametric mixture

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 
 from mixmoe.errors import BoundaryWarning, ConvergenceWarning, DegeneracyWarning
-from mixmoe.kernels.distribution import LEAST_ETA, VANISHED, Outcome
-from mixmoe.kernels.families import family_named
-from mixmoe.varying.flags import _runs
+from mixmoe.responses.distribution import LEAST_ETA, VANISHED, Outcome
+from mixmoe.responses.exponential import family_named
+from mixmoe.varying.function_frames import _on_link_scale
 from mixmoe.varying.gate_limits import distances
+from mixmoe.varying.identifiability import _runs
 from mixmoe.varying.model import VCMoE
-from mixmoe.varying.profiles import _on_link_scale
 
 ALL = (BoundaryWarning, ConvergenceWarning, DegeneracyWarning)
 

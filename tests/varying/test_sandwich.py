@@ -5,15 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mixmoe.kernels.local import epanechnikov
 from mixmoe.varying.bands import fit_levels, level_process
-from mixmoe.varying.estimate import Control, fit_functions
+from mixmoe.varying.effective_parameters import response_nodes
+from mixmoe.varying.em_steps import Natural, own_natural
+from mixmoe.varying.joint_em import Control, fit_functions
 from mixmoe.varying.local_likelihood import build_local, local_start, state_of
 from mixmoe.varying.local_maximum import local_maxima, maximise_local
-from mixmoe.varying.nodes import response_nodes
+from mixmoe.varying.presets import vcmoe
+from mixmoe.varying.problem import epanechnikov
 from mixmoe.varying.sandwich import corrected, gate_influence, influence, level_covariance, unit_influence
-from mixmoe.varying.simulate import vcmoe
-from mixmoe.varying.steps import Natural, own_natural
 from tests.varying.helpers import make_problem
 
 EPS = 1e-4  # change of a weight

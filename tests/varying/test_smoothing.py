@@ -7,13 +7,13 @@ import pytest
 
 from mixmoe.errors import MixmoeWarning
 from mixmoe.varying import smoothing
-from mixmoe.varying.estimate import Control, fit_functions
-from mixmoe.varying.labels import permute_experts
+from mixmoe.varying.joint_em import Control, fit_functions
 from mixmoe.varying.local_maximum import local_maxima, on_limit
 from mixmoe.varying.model import VCMoE
-from mixmoe.varying.refits import From, maximise
-from mixmoe.varying.simulate import vcmoe
+from mixmoe.varying.presets import vcmoe
+from mixmoe.varying.row_refits import From, maximise
 from mixmoe.varying.smoothing import Curve, second_kernel, smoothed_functions, summed_influence, towards_line
+from mixmoe.varying.starts import permute_experts
 from tests.varying.helpers import make_problem
 
 H = 0.2

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from mixmoe.errors import ConvergenceWarning, DesignError
-from mixmoe.inference.tests import InvalidTest
+from mixmoe.inference.wald import InvalidTest
 from mixmoe.results import load
-from mixmoe.varying.dof import fitness
+from mixmoe.varying.effective_parameters import fitness
 from mixmoe.varying.local_likelihood import (
     build_local,
     full_information,
@@ -19,9 +19,9 @@ from mixmoe.varying.local_likelihood import (
 )
 from mixmoe.varying.local_maximum import maximise_local
 from mixmoe.varying.model import VCMoE
+from mixmoe.varying.presets import vcmoe
 from mixmoe.varying.results import VCMoEResults
 from mixmoe.varying.sandwich import influence, unit_influence
-from mixmoe.varying.simulate import vcmoe
 
 FORMULA = "y ~ z1 | gate: x1 | vary: u"
 COLUMNS = ["center", "std_error", "conf_low", "conf_high", "band_low", "band_high"]

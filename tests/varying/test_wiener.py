@@ -5,9 +5,9 @@ import pytest
 from scipy.integrate import trapezoid
 from scipy.optimize import minimize_scalar
 
-from mixmoe.kernels.local import build_windows, epanechnikov
-from mixmoe.varying import wiener
-from mixmoe.varying.wiener import integrated_wiener, local_linear_operator, posterior_mean, restricted_maximum
+from mixmoe.varying import smoothing as wiener
+from mixmoe.varying.problem import build_windows, epanechnikov
+from mixmoe.varying.smoothing import integrated_wiener, local_linear_operator, posterior_mean, restricted_maximum
 
 GRID = np.linspace(2.0, 6.0, 25)
 BANDWIDTH = 0.9

@@ -1,0 +1,309 @@
+"""Residuals, profiles and diagnostic figures of every fitted model."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mixmoe._typing import Array
+from mixmoe.arguments import checked_choice, checked_count, checked_rng
+from mixmoe.check.profile import SPACES, Likelihood, Profile, profile_around, profile_at
+from mixmoe.check.residuals import (
+    Distribution,
+    Effects,
+    binned_means,
+    effects_panels,
+    fit_panel,
+    ordered_residuals,
+    profile_panel,
+    qq_panel,
+    quantile_residuals,
+    residual_panel,
+    starts_panels,
+)
+from mixmoe.design.design import Axis, axis_of, continuous_columns
+from mixmoe.errors import ArgumentError
+from mixmoe.inference.uncertainty import checked_alpha, scale_of
+from mixmoe.mixture.estimate import EMFit, ParamLayout
+from mixmoe.output.plots import draw_panels
+from mixmoe.output.records import Panel
+
+GIVEN = ("history", "covariates")
+LEVELS = ("marginal", "conditional")
+_ENVELOPE_SEED = 20260101  # of the level of the envelope, so that a figure is the same every time
+
+
+class Diagnosis:
+    """Residuals, profiles of the log-likelihood, diagnostic figures.
+
+    Notes
+    -----
+    A family names its kinds of residuals in `_resid_kinds`, has `fitted(kind)` for all but ``"quantile"``, and for it
+    supplies `_distribution`. `_axis`, `_expert_means`, `_mean_errors`, `_effects` and `_likelihood` supply the figures.
+    """
+
+    model: Any
+    em: EMFit
+    bse: Any
+    fitted: Any
+    predict: Any
+    _layout: ParamLayout
+    _resid_kinds: tuple[str, ...] = ()
+
+    def resid(self, kind: str | None = None, *, given: str = "history", rng: Any = None) -> pd.Series:
+        """Residuals, one per row used, in the order of the data.
+
+        Parameters
+        ----------
+        kind : str, optional
+            ``"conditional"`` (not for varying coefficients) or ``"marginal"``: response minus `fitted` of that kind;
+            ``"quantile"``: place of the response in its fitted distribution, as a standard normal value;
+            ``"normalized"`` (MEMoE): conditional residuals over the standard deviation of the errors, free of their
+            serial correlation. By default the first of these that the family has.
+        given : {"history", "covariates"}
+            For ``"quantile"``: the distribution given the earlier rows of the same unit (by ``time=`` where the model
+            has it, else in the order of the data), so that residuals are independent under the model; or given the
+            covariates alone, the marginal mixture, so that those of a unit are correlated. The same where each row is a
+            unit.
+        rng : int, numpy.random.Generator or None
+            For quantile residuals of discrete responses, which are randomised.
+
+        Returns
+        -------
+        Series
+
+        References
+        ----------
+        Dunn & Smyth (1996), Journal of Computational and Graphical Statistics 5, 236-244.
+        """
+        if not self._resid_kinds:
+            raise ArgumentError(f"{self.model.family_name} has no resid() for this response; compare predict() with it")
+        kind = self._resid_kinds[0] if kind is None else kind
+        checked_choice(kind, "kind", self._resid_kinds)
+        checked_choice(given, "given", GIVEN)
+        design, index = self.model.design, self._row_index
+        if kind == "quantile":
+            values = design.in_order(quantile_residuals(self._distribution(given), checked_rng(rng)))
+        elif kind == "normalized":
+            values = design.in_order(self._normalized())
+        else:
+            values = design.in_order(np.asarray(design.response)) - self.fitted(kind).to_numpy()
+        return pd.Series(values, index=index, name="resid")
+
+    @property
+    def _row_index(self) -> pd.Index:
+        """Labels of the rows used, in the order of the data."""
+        design = self.model.design
+        return design.rows[np.argsort(design.position, kind="stable")]
+
+    def _normalized(self) -> Array:
+        """Normalised residuals, rows in the order of the design."""
+        raise NotImplementedError
+
+    def _distribution(self, given: str) -> Distribution:
+        """Where each response lies in its fitted distribution, rows in the order of the design."""
+        raise NotImplementedError
+
+    def profile(self, parameter: str, *, values: Any = None, points: int = 21, alpha: float = 0.05) -> Profile:
+        """Log-likelihood with one parameter held, maximised over the rest.
+
+        Parameters
+        ----------
+        parameter : str
+            Name, as in `params`.
+        values : array-like, optional
+            Where to hold it; by default about `points` values from the estimate outwards until the log-likelihood has
+            fallen beyond the limits, or to the end of the space.
+        points : int
+        alpha : float
+            One minus the level of the likelihood-ratio limits.
+
+        Returns
+        -------
+        Profile
+            Prints as a table; ``to_frame()`` has one row per value; `lower` and `upper` are the limits, of a standard
+            deviation zero where the likelihood there is within them.
+
+        Raises
+        ------
+        ArgumentError
+            If there is no such parameter, it lies on its boundary, or the family has no likelihood to profile.
+        """
+        likelihood = self._likelihood()
+        names = list(self._layout.names)
+        checked_choice(parameter, "parameter", names)
+        i = names.index(parameter)
+        error = float(self.bse.iloc[i])
+        if np.isnan(error):
+            raise ArgumentError(f"{parameter} lies on its boundary, where its profile is no parabola; use lr_test")
+        level = checked_alpha(alpha)
+        if values is not None:
+            return profile_at(likelihood, i, parameter, np.unique(np.asarray(values, dtype=float)), error, level)
+        space = SPACES[scale_of(self._layout.parameters[i])]
+        return profile_around(likelihood, i, parameter, space, error, checked_count(points, "points", 3), level)
+
+    def panels(self, kind: str, **options: Any) -> tuple[Panel, ...]:
+        """What a diagnostic figure shows, as records; ``plot(kind, **options)`` draws it.
+
+        Parameters
+        ----------
+        kind : {"residuals", "qq", "fit", "random_effects", "profile", "starts"}
+        **options
+            ``"residuals"``: ``residuals=`` (kind of residuals), ``against=`` (``"fitted"`` or a numeric column),
+            ``given=``, ``rng=``. ``"qq"``: ``given=``, ``alpha=``, ``rng=``. ``"fit"``: ``x=`` (column),
+            ``level=`` (``"marginal"`` or ``"conditional"``), ``bins=``, ``alpha=``. ``"random_effects"``: ``alpha=``.
+            ``"profile"``: those of `profile`.
+
+        Returns
+        -------
+        tuple of Panel
+        """
+        checked_choice(kind, "kind", tuple(PANELS))
+        if not self._resid_kinds and kind not in ("starts", "random_effects"):
+            raise ArgumentError(
+                f"{self.model.family_name} has no figure {kind!r} for this response; compare predict() with it"
+            )
+        made = getattr(self, PANELS[kind])
+        allowed = list(inspect.signature(made).parameters)
+        for name in options:
+            if name not in allowed:
+                raise ArgumentError(f"plot({kind!r}) has no option {name!r}; it has {', '.join(allowed) or 'none'}")
+        if kind == "profile" and "parameter" not in options:
+            raise ArgumentError(f"plot('profile') needs parameter=, e.g. parameter={self._layout.names[0]!r}")
+        found: tuple[Panel, ...] = made(**options)
+        return found
+
+    def diagnose(self, ax: Any = None) -> Any:
+        """One figure to judge the fit by: residuals, their QQ plot, random effects, observed against predicted means.
+
+        Parameters
+        ----------
+        ax : sequence of matplotlib Axes, optional
+            Where to draw, as many as there are panels (three without random effects).
+
+        Returns
+        -------
+        Figure, or `ax` if given
+
+        Notes
+        -----
+        Residuals are quantile residuals given the history of the unit, independent and standard normal if the model
+        is true; the QQ envelope is simultaneous. Observed means are weighted by responsibilities. Of more than two
+        random effects the first two are shown; ``plot("random_effects")`` has all pairs.
+        """
+        effects = () if self._effects() is None else self.panels("random_effects")
+        if len(effects) > 1:
+            effects = (replace(effects[0], note="all pairs: plot('random_effects')"),)
+        made = [*self.panels("residuals"), *self.panels("qq"), *effects, *self.panels("fit")]
+        return draw_panels(made, ax, columns=2 if len(made) == 4 else len(made))
+
+    def _residual_panels(
+        self, residuals: str = "quantile", against: str = "fitted", given: str = "history", rng: Any = None
+    ) -> tuple[Panel, ...]:
+        design = self.model.design
+        values = self._in_design(self.resid(residuals, given=given, rng=rng).to_numpy())
+        if against == "fitted":
+            kind = residuals if residuals != "quantile" else "marginal"
+            x, xlabel = self._in_design(self.fitted(kind).to_numpy()), f"fitted value ({kind})"
+        else:
+            x, xlabel = self._numeric(against, "against"), against
+        ylabel = f"quantile residual (given {given})" if residuals == "quantile" else f"{residuals} residual"
+        modal = self.em.responsibilities.argmax(axis=1)[design.codes] + 1
+        return (residual_panel(x, values, modal, xlabel, ylabel),)
+
+    def _qq_panels(self, given: str = "history", alpha: float = 0.05, rng: Any = None) -> tuple[Panel, ...]:
+        design, residuals = self.model.design, self.resid("quantile", given=given, rng=rng).to_numpy()
+        found = ordered_residuals(residuals, checked_alpha(alpha), np.random.default_rng(_ENVELOPE_SEED))
+        return (qq_panel(found, independent=given == "history" or design.n == design.n_units),)
+
+    def _fit_panels(
+        self, x: str | None = None, level: str = "marginal", bins: int = 8, alpha: float = 0.05
+    ) -> tuple[Panel, ...]:
+        design = self.model.design
+        checked_choice(level, "level", LEVELS)
+        bins = checked_count(bins, "bins", 2)
+        name = self._axis() if x is None else x
+        along = self._along(name)
+        y, tau = np.asarray(design.response, dtype=float), self.em.responsibilities[design.codes]
+        predicted, bins = self._expert_means(level), max(bins, len(along.categories))
+        means = binned_means(along.values, y, tau, predicted, design.codes, bins)
+        errors = self._mean_errors(means.weights) if level == "marginal" else None
+        xlabel, ylabel = name or "fitted value", design.names.response
+        return (fit_panel(means, errors, checked_alpha(alpha), xlabel, ylabel, along.categories),)
+
+    def _effects_panels(self, alpha: float = 0.05) -> tuple[Panel, ...]:
+        effects = self._effects()
+        if effects is None:
+            raise ArgumentError(f"{self.model.formula.text!r} has no random effects to draw; see plot('residuals')")
+        return effects_panels(effects, checked_alpha(alpha))
+
+    def _profile_panels(
+        self, parameter: str, values: Any = None, points: int = 21, alpha: float = 0.05
+    ) -> tuple[Panel, ...]:
+        return (profile_panel(self.profile(parameter, values=values, points=points, alpha=alpha)),)
+
+    def _starts_panels(self) -> tuple[Panel, ...]:
+        return starts_panels(self.em)
+
+    def _along(self, name: str | None) -> Axis:
+        """A column of the model laid out on an axis; fitted values if there is none."""
+        design = self.model.design
+        if name is None:
+            return Axis(self._in_design(self.fitted("marginal").to_numpy()), ())
+        known = [column for column in design.frame if column != design.names.group]
+        if name not in known:
+            raise ArgumentError(f"x must be a column of the model, one of {known}, got {name!r}")
+        return axis_of(design, name)
+
+    def _numeric(self, name: str, what: str) -> Array:
+        """Values of a numeric column in use, rows in the order of the design."""
+        design = self.model.design
+        known = sorted(continuous_columns(design) - {design.names.group})
+        if name not in known or name not in design.frame:
+            raise ArgumentError(f"{what} must be a numeric column of the model, one of {known}, got {name!r}")
+        return design.frame[name].to_numpy(dtype=float)
+
+    def _in_design(self, values: Array) -> Array:
+        """Values in the order of the data put into the order of the design."""
+        out = np.empty_like(values)
+        out[np.argsort(self.model.design.position, kind="stable")] = values
+        return out
+
+    def _axis(self) -> str | None:
+        """The column along which means are compared; None for the fitted values."""
+        return None
+
+    def _expert_means(self, level: str) -> Array:
+        """Mean of each row under each expert, rows in the order of the design, shape (n, K)."""
+        if level != "marginal":
+            raise ArgumentError(f"level must be 'marginal' for {self.model.family_name}, got {level!r}")
+        frame = self.predict(kind="experts")
+        return self._in_design(frame[[f"expert{k + 1}" for k in range(self.model.n_experts)]].to_numpy())
+
+    def _mean_errors(self, weights: Array) -> Array | None:
+        """Standard errors of weighted means of the experts, shape (B, K), from weights (B, n, K); None if not known."""
+        return None
+
+    def _effects(self) -> Effects | None:
+        """Predicted random effects; None if there are none."""
+        return None
+
+    def _likelihood(self) -> Likelihood:
+        """The log-likelihood as a function, for profiles; families without one refuse."""
+        raise ArgumentError(f"{self.model.family_name} has no joint likelihood of its parameters to profile")
+
+
+PANELS: Mapping[str, str] = MappingProxyType(
+    {
+        "residuals": "_residual_panels",
+        "qq": "_qq_panels",
+        "fit": "_fit_panels",
+        "random_effects": "_effects_panels",
+        "profile": "_profile_panels",
+        "starts": "_starts_panels",
+    }
+)

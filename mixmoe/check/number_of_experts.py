@@ -1,0 +1,450 @@
+"""Tests of the number of experts, and stability of the classification."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import comb
+from scipy.stats import binom
+
+from mixmoe._typing import Array
+from mixmoe.mixture.estimate import EMFit
+from mixmoe.mixture.resampling import Journal
+
+
+@dataclass(frozen=True, slots=True)
+class Estimated:
+    """A maximum found for some number of experts.
+
+    Attributes
+    ----------
+    experts : int
+    values : ndarray
+        Estimates, as the family stores them.
+    loglik : float
+    degenerate : bool
+        Whether every maximum that was found is spurious.
+    """
+
+    experts: int
+    values: Array
+    loglik: float = np.nan
+    degenerate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Curvature:
+    """Derivatives of a log-likelihood at its maximum.
+
+    Attributes
+    ----------
+    scores : ndarray, shape (N, P)
+        Of each independent unit.
+    information : ndarray, shape (P, P)
+        Minus the second derivatives.
+    """
+
+    scores: Array
+    information: Array
+
+
+class Refits(Protocol):
+    """A model that can be estimated again."""
+
+    def estimated(self, fit: EMFit) -> Estimated:
+        """The present fit."""
+        ...
+
+    def estimate(
+        self,
+        experts: int,
+        n_starts: int,
+        rng: np.random.Generator,
+        start: Estimated | None = None,
+        response: Array | None = None,
+    ) -> Estimated:
+        """The highest maximum from random starts and from `start`, which has as many experts or one fewer.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            After Ctrl-C.
+        """
+        ...
+
+    def drawn(self, estimated: Estimated, rng: np.random.Generator) -> Array:
+        """A response drawn from the model, shape (n,) in the order of the design."""
+        ...
+
+    def reclassified(self, fit: EMFit, rng: np.random.Generator) -> NDArray[np.intp]:
+        """Most probable expert of every unit after a refit to a resample of the units; empty on failure."""
+        ...
+
+
+def refuse_tests(model: object) -> str | None:
+    """Why a model cannot be tested by refits, None if it can."""
+    if not hasattr(model, "estimate"):
+        return f"{type(model).__name__} has no likelihood-ratio test of the number of experts; compare held-out rows"
+    return model.refuse_tests() if hasattr(model, "refuse_tests") else None
+
+
+Labels = NDArray[np.intp]
+STOPS = ("binomial", "besag-clifford", "never")
+_ERROR = 0.001  # probability at which a count speaks against a p-value equal to alpha
+_EXCEEDED = 10  # exceedances that end the rule of Besag & Clifford
+_DRAWS = 100_000  # of the weighted sum of chi-squares; error of a p-value below 0.002
+_SEED = 20260101  # of these draws, so that a test prints the same every time
+
+
+def _p_shown(value: float) -> str:
+    return "p < 0.0001" if value < 0.00005 else f"p = {value:.4f}"
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsTest:
+    """Bootstrap likelihood-ratio test of K against K - 1 experts.
+
+    Attributes
+    ----------
+    experts : int
+        K.
+    statistic : float
+        Twice the difference of the log-likelihoods.
+    pvalue : float
+    loglik, loglik_null : float
+        From as many starts as in the draws.
+    n_boot : int
+        Draws that were used.
+    n_failed : int
+        Draws without a usable fit, left out.
+    exceeded : int
+        Draws with a statistic at least as large.
+    stop : str
+        The stopping rule, and whether it ended the draws.
+    alpha : float
+        Level at which the rule decides.
+    interrupted : bool
+    null : ndarray, shape (n_boot,)
+        Statistics of the draws.
+    """
+
+    experts: int
+    statistic: float
+    pvalue: float
+    loglik: float
+    loglik_null: float
+    n_boot: int
+    n_failed: int
+    exceeded: int
+    stop: str
+    alpha: float
+    interrupted: bool
+    null: Array
+
+    def __str__(self) -> str:
+        failed = f", {self.n_failed} more failed" if self.n_failed else ""
+        cut = "; interrupted" if self.interrupted else ""
+        return (
+            f"Bootstrap likelihood-ratio test: {self.experts} experts against {self.experts - 1}\n"
+            f"  2 (log L{self.experts} - log L{self.experts - 1}) = {self.statistic:.3f}, {_p_shown(self.pvalue)}\n"
+            f"  {self.exceeded} of {self.n_boot} draws from {self.experts - 1} experts are as large{failed}{cut}\n"
+            f"  {self.stop}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LRDraw:
+    """The statistic in data drawn from the null fit; NaN if a fit is not usable. Picklable.
+
+    Attributes
+    ----------
+    model : Refits
+    null : Estimated
+        With K - 1 experts.
+    n_starts : int
+        Random starts per expert of both fits, beside the truth for K - 1 and the split experts for K.
+    """
+
+    model: Refits
+    null: Estimated
+    n_starts: int
+
+    def __call__(self, rng: np.random.Generator) -> float:
+        """The statistic of one draw."""
+        response = self.model.drawn(self.null, rng)
+        try:
+            k, n = self.null.experts, self.n_starts
+            small = self.model.estimate(k, _random(n, k), rng, self.null, response)
+            large = self.model.estimate(k + 1, _random(n, k + 1), rng, small, response)
+        except (np.linalg.LinAlgError, ArithmeticError):
+            return np.nan
+        return np.nan if small.degenerate or large.degenerate else 2.0 * (large.loglik - small.loglik)
+
+
+def bootstrap_test(
+    model: Refits,
+    experts: int,
+    journal: Journal,
+    n_boot: int,
+    n_starts: int,
+    stop: str,
+    alpha: float,
+    n_jobs: int,
+    progress: bool | None,
+) -> ExpertsTest:
+    """See `ExpertTests.test_experts`."""
+    first, *seeds = journal.rng.spawn(n_boot + 1)
+    null, full = observed_fits(model, experts, n_starts, first)
+    statistic = 2.0 * (full.loglik - null.loglik)
+    task, seen = LRDraw(model, null, n_starts), _Count(statistic, stop, alpha)
+    draws = journal.run([partial(task, seed) for seed in seeds], n_jobs, "bootstrap", progress, seen)
+    values = np.array(draws.values, dtype=float)
+    used = values[np.isfinite(values)]
+    exceeded = int((used >= statistic).sum())
+    stopped = len(values) < n_boot and not draws.interrupted
+    return ExpertsTest(
+        experts=experts,
+        statistic=statistic,
+        pvalue=exceeded / len(used) if stopped and stop == "besag-clifford" else (1 + exceeded) / (1 + len(used)),
+        loglik=full.loglik,
+        loglik_null=null.loglik,
+        n_boot=len(used),
+        n_failed=len(values) - len(used),
+        exceeded=exceeded,
+        stop=_stop_text(stop, stopped, n_boot, alpha),
+        alpha=alpha,
+        interrupted=draws.interrupted,
+        null=used,
+    )
+
+
+def observed_fits(model: Refits, experts: int, n_starts: int, rng: np.random.Generator) -> tuple[Estimated, Estimated]:
+    """The fits with K - 1 and K experts to the data, found as those to the draws are."""
+    null = model.estimate(experts - 1, _random(n_starts, experts - 1), rng)
+    return null, model.estimate(experts, _random(n_starts, experts), rng, null)
+
+
+def _random(n_starts: int, experts: int) -> int:
+    """Random starts; one expert has one optimum."""
+    return n_starts * experts if experts > 1 else 1
+
+
+@dataclass(slots=True)
+class _Count:
+    """Counts draws and says when the decision is clear."""
+
+    statistic: float
+    stop: str
+    alpha: float
+    n: int = 0
+    exceeded: int = 0
+
+    def __call__(self, value: float) -> bool:
+        self.n += int(np.isfinite(value))
+        self.exceeded += int(value >= self.statistic)
+        return decided(self.stop, self.exceeded, self.n, self.alpha)
+
+
+def decided(stop: str, exceeded: int, n: int, alpha: float) -> bool:
+    """Whether a stopping rule ends the draws after `exceeded` of `n` were as large as the statistic.
+
+    Parameters
+    ----------
+    stop : {"binomial", "besag-clifford", "never"}
+    exceeded, n : int
+    alpha : float
+
+    Returns
+    -------
+    bool
+    """
+    if stop == "besag-clifford":
+        return exceeded >= _EXCEEDED
+    if stop == "never" or n == 0:
+        return False
+    below, above = binom.cdf(exceeded, n, alpha), binom.sf(exceeded - 1, n, alpha)
+    return bool(min(below, above) < _ERROR / 2)
+
+
+def _stop_text(stop: str, stopped: bool, n_boot: int, alpha: float) -> str:
+    rule = {
+        "binomial": f"stops when a p-value of {alpha:g} is rejected at {_ERROR:g} (Davidson & MacKinnon 2000)",
+        "besag-clifford": f"stops after {_EXCEEDED} exceedances (Besag & Clifford 1991)",
+        "never": "no early stopping",
+    }[stop]
+    return f"{rule}: {'stopped early' if stopped else f'all of {n_boot} draws'}" if stop != "never" else rule
+
+
+@dataclass(frozen=True, slots=True)
+class VLMRTest:
+    """Likelihood-ratio test of K against K - 1 experts with the weights of Vuong, Lo, Mendell and Rubin.
+
+    Attributes
+    ----------
+    experts : int
+        K.
+    statistic, pvalue : float
+        Twice the difference of the log-likelihoods against the weighted sum of chi-squares.
+    adjusted, pvalue_adjusted : float
+        The statistic divided by ``1 + 1 / ((P - P') log N)``, the ad-hoc adjustment of Lo, Mendell and Rubin.
+    loglik, loglik_null : float
+    weights : ndarray, shape (P + P',)
+        Weights of the chi-squares with one degree of freedom.
+    """
+
+    experts: int
+    statistic: float
+    pvalue: float
+    adjusted: float
+    pvalue_adjusted: float
+    loglik: float
+    loglik_null: float
+    weights: Array
+
+    def __str__(self) -> str:
+        return (
+            f"Vuong-Lo-Mendell-Rubin test: {self.experts} experts against {self.experts - 1}\n"
+            f"  2 (log L{self.experts} - log L{self.experts - 1}) = {self.statistic:.3f}, {_p_shown(self.pvalue)}\n"
+            f"  adjusted {self.adjusted:.3f}, {_p_shown(self.pvalue_adjusted)}\n"
+            "  the conditions of its theory fail for mixtures (Jeffries 2003); prefer test_experts()"
+        )
+
+
+def vuong_weights(large: Curvature, small: Curvature) -> Array:
+    """Weights of the chi-squares, shape (P + P',): eigenvalues of the matrix W of Vuong (1989, equation 3.6).
+
+    Parameters
+    ----------
+    large, small : Curvature
+        Of the models with K and K - 1 experts, on the same units.
+
+    Returns
+    -------
+    ndarray, shape (P + P',)
+    """
+    f, g = large.scores, small.scores
+    to_f, to_g = np.linalg.pinv(large.information, hermitian=True), np.linalg.pinv(small.information, hermitian=True)
+    upper = np.hstack([f.T @ f @ to_f, f.T @ g @ to_g])
+    lower = np.hstack([-g.T @ f @ to_f, -g.T @ g @ to_g])
+    return np.sort(np.linalg.eigvals(np.vstack([upper, lower])).real)[::-1]
+
+
+def weighted_chi2_sf(values: Array, weights: Array) -> Array:
+    """Probabilities that a weighted sum of chi-squares with one degree of freedom exceeds each value, by simulation.
+
+    Parameters
+    ----------
+    values : ndarray, shape (R,)
+    weights : ndarray, shape (m,)
+
+    Returns
+    -------
+    ndarray, shape (R,)
+    """
+    rng, exceeded = np.random.default_rng(_SEED), np.zeros(len(values))
+    for _ in range(10):
+        total = rng.standard_normal((_DRAWS // 10, len(weights))) ** 2 @ weights
+        exceeded += (total[:, None] >= values).sum(axis=0)
+    return exceeded / _DRAWS
+
+
+def vlmr(model: Any, full: Estimated, null: Estimated) -> VLMRTest:
+    """See `ExpertTests.vlmr_test`."""
+    large, small = model.curvature(full), model.curvature(null)
+    weights = vuong_weights(large, small)
+    statistic = 2.0 * (full.loglik - null.loglik)
+    units, extra = len(large.scores), large.scores.shape[1] - small.scores.shape[1]
+    adjusted = statistic / (1.0 + 1.0 / (extra * np.log(units)))
+    p, q = weighted_chi2_sf(np.array([statistic, adjusted]), weights)
+    return VLMRTest(full.experts, statistic, float(p), adjusted, float(q), full.loglik, null.loglik, weights)
+
+
+@dataclass(frozen=True, slots=True)
+class Stability:
+    """Agreement of the classification with those of refits to resamples of the units.
+
+    Attributes
+    ----------
+    ari : ndarray, shape (B,)
+        Adjusted Rand index of each resample: 1 for the same classification, 0 as good as chance.
+    jaccard : ndarray, shape (K,)
+        Mean over resamples of the largest Jaccard similarity of each expert's units with those of one in the refit.
+    n_failed : int
+        Resamples whose refit did not converge.
+    interrupted : bool
+    """
+
+    ari: Array
+    jaccard: Array
+    n_failed: int
+    interrupted: bool
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per resample with its adjusted Rand index."""
+        return pd.DataFrame({"ari": self.ari}, index=pd.RangeIndex(1, len(self.ari) + 1, name="resample"))
+
+    def __str__(self) -> str:
+        low, middle, high = np.quantile(self.ari, [0.05, 0.5, 0.95])
+        failed = f", {self.n_failed} more did not converge" if self.n_failed else ""
+        experts = ", ".join(f"expert {k + 1}: {value:.3f}" for k, value in enumerate(self.jaccard))
+        return (
+            f"Stability of the classification over {len(self.ari)} resamples of the units{failed}"
+            f"{'; interrupted' if self.interrupted else ''}\n"
+            f"  adjusted Rand index: mean {self.ari.mean():.3f}, median {middle:.3f}, 5 % {low:.3f}, 95 % {high:.3f}\n"
+            f"  mean Jaccard similarity: {experts} (below 0.6: not stable; above 0.75: stable)"
+        )
+
+
+def stability(labels: Labels, refits: list[Labels], interrupted: bool) -> Stability:
+    """Agreement of labels, shape (N,), with those of refits; empty refits count as failed."""
+    usable = [other for other in refits if len(other)]
+    ari = np.array([adjusted_rand_index(labels, other) for other in usable])
+    jaccard = np.array([best_jaccard(labels, other) for other in usable])
+    return Stability(ari, jaccard.mean(axis=0), len(refits) - len(usable), interrupted)
+
+
+def contingency(a: Labels, b: Labels) -> Array:
+    """Units by their labels in two classifications, shape (A, B)."""
+    table = np.zeros((int(a.max()) + 1, int(b.max()) + 1))
+    np.add.at(table, (a, b), 1.0)
+    return table
+
+
+def adjusted_rand_index(a: Labels, b: Labels) -> float:
+    """Share of pairs on which two classifications agree, corrected for chance (Hubert & Arabie 1985).
+
+    Parameters
+    ----------
+    a, b : ndarray of int, shape (N,)
+
+    Returns
+    -------
+    float
+        1 for the same classification, 0 on average for unrelated ones.
+    """
+    table = contingency(a, b)
+    together, of_a, of_b = (float(comb(t, 2).sum()) for t in (table, table.sum(axis=1), table.sum(axis=0)))
+    chance = of_a * of_b / max(float(comb(len(a), 2)), 1.0)
+    most = 0.5 * (of_a + of_b)
+    return 1.0 if most == chance else (together - chance) / (most - chance)
+
+
+def best_jaccard(a: Labels, b: Labels) -> Array:
+    """Largest Jaccard similarity of the units of each label of `a` with those of a label of `b` (Hennig 2007)."""
+    table = contingency(a, b)
+    union = table.sum(axis=1)[:, None] + table.sum(axis=0) - table
+    return (table / np.maximum(union, 1.0)).max(axis=1)
+
+
+def resampled_labels(model: Refits, fit: Any) -> Callable[[np.random.Generator], list[int]]:
+    """A picklable task that refits to one resample and returns the labels as a list."""
+    return partial(_labels, model, fit)
+
+
+def _labels(model: Refits, fit: Any, rng: np.random.Generator) -> list[int]:
+    found: list[int] = model.reclassified(fit, rng).tolist()
+    return found

@@ -1,0 +1,427 @@
+"""Quantile residuals and their envelope, and the panels of diagnostic figures."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.interpolate import PchipInterpolator
+from scipy.special import ndtri
+from scipy.stats import beta, chi2, norm
+from statsmodels.nonparametric.smoothers_lowess import lowess
+
+from mixmoe._typing import Array
+from mixmoe.check.profile import Profile, signed_root
+from mixmoe.mixture.estimate import EMFit
+from mixmoe.output.records import Cloud, Curve, Marks, Panel, Rule
+
+_TINY = 1e-300
+_CHECKED = 200  # order statistics at which the simultaneous level is settled
+_DRAWS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """Where each response lies in its fitted distribution.
+
+    Attributes
+    ----------
+    below, at : ndarray, shape (n,)
+        ``P(Y < y)`` and ``P(Y <= y)``; equal if the response is continuous.
+    beyond, above : ndarray, shape (n,)
+        ``P(Y >= y)`` and ``P(Y > y)``, one minus the former without loss of digits.
+    """
+
+    below: Array
+    at: Array
+    beyond: Array
+    above: Array
+
+
+def continuous(at: Array, above: Array) -> Distribution:
+    """Distribution of a continuous response from ``P(Y <= y)`` and ``P(Y > y)``."""
+    return Distribution(at, at, above, above)
+
+
+def placed(cdf: Callable[[Array], Array], sf: Callable[[Array], Array], y: Array, discrete: bool) -> Distribution:
+    """Where responses lie, from ``P(Y <= y)`` and ``P(Y > y)`` as functions of y; steps lie one apart."""
+    at, above = cdf(y), sf(y)
+    return Distribution(cdf(y - 1.0), at, sf(y - 1.0), above) if discrete else continuous(at, above)
+
+
+def quantile_residuals(where: Distribution, rng: np.random.Generator) -> Array:
+    """Standard normal under the model, shape (n,); randomised where the response is discrete.
+
+    Parameters
+    ----------
+    where : Distribution
+    rng : numpy.random.Generator
+        Not used if the response is continuous.
+
+    Returns
+    -------
+    ndarray, shape (n,)
+
+    References
+    ----------
+    Dunn & Smyth (1996), Journal of Computational and Graphical Statistics 5, 236-244.
+    """
+    jumps = bool((where.at > where.below).any())
+    share = rng.random(len(where.at)) if jumps else np.zeros(len(where.at))
+    low = where.below + share * (where.at - where.below)
+    high = where.beyond - share * (where.beyond - where.above)
+    upper = low > 0.5
+    return np.asarray(np.where(upper, -1.0, 1.0) * ndtri(np.maximum(np.where(upper, high, low), _TINY)))
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """Ordered residuals beside what they should be.
+
+    Attributes
+    ----------
+    expected : ndarray, shape (n,)
+        Normal quantiles at ``i / (n + 1)``.
+    observed : ndarray, shape (n,)
+    lower, upper : ndarray, shape (n,)
+        Simultaneous envelope: with probability `level` n independent normal residuals lie within everywhere.
+    level : float
+    """
+
+    expected: Array
+    observed: Array
+    lower: Array
+    upper: Array
+    level: float
+
+
+def ordered_residuals(residuals: Array, alpha: float, rng: np.random.Generator) -> Ordered:
+    """Ordered residuals with a simultaneous envelope of equal local levels.
+
+    Parameters
+    ----------
+    residuals : ndarray, shape (n,)
+    alpha : float
+        One minus the level of the envelope.
+    rng : numpy.random.Generator
+        For the level at each point.
+
+    Returns
+    -------
+    Ordered
+
+    References
+    ----------
+    Aldor-Noiman et al. (2013), The American Statistician 67, 249-260.
+    """
+    n = len(residuals)
+    rank = np.arange(1, n + 1)
+    local = local_level(n, alpha, rng)
+    lower, upper = (beta.ppf(level, rank, n + 1 - rank) for level in (local / 2, 1 - local / 2))
+    return Ordered(ndtri(rank / (n + 1)), np.sort(residuals), ndtri(lower), ndtri(upper), 1 - alpha)
+
+
+def local_level(n: int, alpha: float, rng: np.random.Generator) -> float:
+    """Level at each order statistic of n uniforms at which all of them leave their limits with probability `alpha`."""
+    rank = np.unique(np.linspace(1, n, min(n, _CHECKED)).round().astype(int))
+    smallest = np.empty(_DRAWS)
+    for i in range(_DRAWS):
+        cumulated = np.cumsum(rng.standard_exponential(n + 1))
+        p = beta.cdf(cumulated[rank - 1] / cumulated[-1], rank, n + 1 - rank)
+        smallest[i] = 2 * np.minimum(p, 1 - p).min()
+    return float(np.quantile(smallest, alpha))
+
+
+Integers = NDArray[np.intp]
+_SMOOTH = 0.5  # share of the points behind each value of a smooth line
+_FEW_VALUES = 12  # as many values of the horizontal axis are shown one by one
+_LEAST_VALUES = 8  # of the horizontal axis for a smooth line
+_LEAST_UNITS = 3.0  # effective units below which a mean has no limits
+_HALF_LEVEL = 0.35  # half of the length of a level line in the place of a point
+_ELLIPSE = 121
+_SMOOTH_POINTS = 121
+_DIGITS = 3  # of log-likelihoods
+_FALL = 1e-2  # relative fall of a trace that no step of an ascent takes
+
+
+def residual_panel(x: Array, residuals: Array, modal: Integers, xlabel: str, ylabel: str) -> Panel:
+    """Residuals against a variable, coloured by most probable expert, with a smooth line.
+
+    Parameters
+    ----------
+    x, residuals : ndarray, shape (n,)
+    modal : ndarray of int, shape (n,)
+        Expert of each row, from 1.
+    xlabel, ylabel : str
+    """
+    experts = np.unique(modal)
+    name = len(experts) > 1
+    clouds = [Cloud(x[modal == k], residuals[modal == k], int(k), f"expert {k}" if name else "") for k in experts]
+    smooth = _smooth(x, residuals)
+    return Panel("Residuals", xlabel, ylabel, tuple(clouds), smooth, rules=(Rule(0.0),))
+
+
+def _smooth(x: Array, y: Array) -> tuple[Curve, ...]:
+    """A lowess line, if the horizontal axis has enough values."""
+    if len(np.unique(x)) < _LEAST_VALUES:
+        return ()
+    line = np.unique(lowess(y, x, frac=_SMOOTH, delta=0.01 * float(np.ptp(x))), axis=0)
+    return (Curve("", "", line[:, 0], line[:, 1]),)
+
+
+def qq_panel(ordered: Ordered, independent: bool) -> Panel:
+    """Ordered residuals against normal quantiles, within their envelope if they are independent."""
+    x = ordered.expected
+    note = (
+        f"{100 * ordered.level:g} % simultaneous envelope" if independent else "residuals of a subject are correlated"
+    )
+    line = Curve("", "", x, x)
+    line = replace(line, lower=ordered.lower, upper=ordered.upper) if independent else line
+    points = Cloud(x, ordered.observed, 1)
+    return Panel("Normal QQ", "normal quantile", "quantile residual", (points,), (line,), note=note, points_first=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Binned:
+    """Observed and predicted means per bin and expert, weighted by responsibilities.
+
+    Attributes
+    ----------
+    x, observed, std_error, predicted : ndarray, shape (B, K)
+        NaN where a bin holds too little of an expert.
+    weights : ndarray, shape (B, n, K)
+        Weights of the rows in each mean; they add up to one.
+    """
+
+    x: Array
+    observed: Array
+    std_error: Array
+    predicted: Array
+    weights: Array
+
+
+def bin_rows(x: Array, bins: int) -> Integers:
+    """Bin of each row, shape (n,): its value if there are few, else quantile groups."""
+    values, codes = np.unique(x, return_inverse=True)
+    if len(values) <= max(_FEW_VALUES, bins):
+        return codes.astype(np.intp)
+    edges = np.unique(np.quantile(x, np.linspace(0, 1, bins + 1)[1:-1]))
+    return np.unique(np.searchsorted(edges, x, side="right"), return_inverse=True)[1].astype(np.intp)
+
+
+def binned_means(x: Array, y: Array, tau: Array, predicted: Array, units: Integers, bins: int) -> Binned:
+    """Observed means weighted by responsibilities beside predicted ones weighted likewise.
+
+    Parameters
+    ----------
+    x, y : ndarray, shape (n,)
+    tau : ndarray, shape (n, K)
+        Responsibilities of the unit of each row.
+    predicted : ndarray, shape (n, K)
+    units : ndarray of int, shape (n,)
+        Unit of each row, non-decreasing. Standard errors know of repeated rows, and take responsibilities as given.
+    bins : int
+
+    Returns
+    -------
+    Binned
+
+    References
+    ----------
+    Proust-Lima, Philipps & Liquet (2017), Journal of Statistical Software 78(2), section 5.
+    """
+    codes = bin_rows(x, bins)
+    n_bins, K = int(codes.max()) + 1, tau.shape[1]
+    weights = np.zeros((n_bins, len(x), K))
+    weights[codes, np.arange(len(x))] = tau
+    mass = weights.sum(axis=1, keepdims=True)
+    weights = np.divide(weights, mass, out=np.zeros_like(weights), where=mass > 0)
+    observed = np.einsum("bnk,n->bk", weights, y)
+    pull = weights * (y[:, None] - observed[:, None])
+    starts = np.flatnonzero(np.diff(units, prepend=-1))
+    by_unit, share = np.add.reduceat(pull, starts, axis=1), np.add.reduceat(weights, starts, axis=1)
+    size = (share**2).sum(axis=1)
+    enough = np.divide(1.0, size, out=np.zeros_like(size), where=size > 0) >= _LEAST_UNITS
+    error = np.where(enough, np.sqrt((by_unit**2).sum(axis=1)), np.nan)
+    seen = np.where(enough, 1.0, np.nan)
+    at = np.einsum("bnk,n->bk", weights, x)
+    return Binned(at * seen, observed * seen, error, np.einsum("bnk,nk->bk", weights, predicted) * seen, weights)
+
+
+def mean_marks(means: Binned, k: int, alpha: float, label: str = "") -> Marks:
+    """Observed means of the expert at place k with their limits, from left to right."""
+    at = _in_sight(means, k)
+    y, half = means.observed[at, k], norm.isf(alpha / 2) * means.std_error[at, k]
+    return Marks(means.x[at, k], y, y - half, y + half, k + 1, label)
+
+
+def _in_sight(means: Binned, k: int) -> Integers:
+    """Bins that hold enough of an expert, from left to right."""
+    order = np.argsort(means.x[:, k])
+    return order[np.isfinite(means.x[order, k])]
+
+
+def fit_panel(
+    means: Binned, errors: Array | None, alpha: float, xlabel: str, ylabel: str, categories: tuple[str, ...] = ()
+) -> Panel:
+    """Observed means with limits over predicted ones with bands, per expert.
+
+    Parameters
+    ----------
+    means : Binned
+    errors : ndarray, shape (B, K), or None
+        Standard errors of the predicted means.
+    alpha : float
+    xlabel, ylabel : str
+    categories : tuple of str
+        Names of the bins, if the horizontal axis has no numbers; predicted means are then level lines.
+    """
+    curves, marks = [], []
+    K = means.x.shape[1]
+    for k in range(K):
+        at = _in_sight(means, k)
+        x, predicted = means.x[at, k], means.predicted[at, k]
+        band = None if errors is None else norm.isf(alpha / 2) * errors[at, k]
+        low, high = (None, None) if band is None else (predicted - band, predicted + band)
+        curve = Curve("", "", x, predicted, low, high, expert=k + 1)
+        curves.append(_level(curve) if categories or len(x) == 1 else curve)
+        marks.append(mean_marks(means, k, alpha, f"expert {k + 1}" if K > 1 else ""))
+    note = "points: observed"
+    title = "Observed and predicted means"
+    return Panel(title, xlabel, ylabel, (), tuple(curves), tuple(marks), note=note, categories=categories)
+
+
+def _level(curve: Curve) -> Curve:
+    """A short level line in the place of each point."""
+
+    def twice(values: Array) -> Array:
+        return np.column_stack([values, values, np.full(values.size, np.nan)]).ravel()[:-1]
+
+    ends = (curve.x[:, None] + np.array([-_HALF_LEVEL, _HALF_LEVEL, np.nan])).ravel()[:-1]
+    lower, upper = (None if v is None else twice(v) for v in (curve.lower, curve.upper))
+    return replace(curve, x=ends, y=twice(curve.y), lower=lower, upper=upper)
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """Predicted random effects of the units.
+
+    Attributes
+    ----------
+    names : tuple of str
+    means : ndarray, shape (N, K, q)
+        Given the expert.
+    implied : ndarray, shape (K, q, q)
+        Covariance that the model implies for them: that of the effects minus their mean posterior covariance.
+    modal : ndarray of int, shape (N,)
+        From 1.
+    """
+
+    names: tuple[str, ...]
+    means: Array
+    implied: Array
+    modal: Integers
+
+
+def effects_panels(effects: Effects, alpha: float) -> tuple[Panel, ...]:
+    """Each two random effects against one another with the ellipses of the model, or a QQ plot of the only one.
+
+    Parameters
+    ----------
+    effects : Effects
+    alpha : float
+        One minus the share of the subjects that an ellipse should hold.
+    """
+    n = len(effects.names)
+    if n == 1:
+        return (_single_effect(effects),)
+    return tuple(_pair_of_effects(effects, (i, j), alpha) for i, j in combinations(range(n), 2))
+
+
+def _own(effects: Effects) -> Array:
+    """Effects of each unit given the most probable expert, shape (N, q)."""
+    return effects.means[np.arange(len(effects.modal)), effects.modal - 1]
+
+
+def _present(effects: Effects) -> dict[int, str]:
+    """Experts that are the most probable one of some unit, with their legend entries."""
+    K = effects.means.shape[1]
+    return {k: f"expert {k}" if K > 1 else "" for k in range(1, K + 1) if (effects.modal == k).any()}
+
+
+def _single_effect(effects: Effects) -> Panel:
+    own = _own(effects)[:, 0]
+    clouds = [
+        _standardised(own[effects.modal == k], effects.implied[k - 1, 0, 0], k, label)
+        for k, label in _present(effects).items()
+    ]
+    reach = max((float(np.abs(c.x).max()) for c in clouds), default=1.0)
+    line = Curve("", "", np.array([-reach, reach]), np.array([-reach, reach]))
+    ylabel = f"predicted effect of {effects.names[0]}, standardised"
+    return Panel("Random effects", "normal quantile", ylabel, tuple(clouds), (line,), points_first=False)
+
+
+def _pair_of_effects(effects: Effects, pair: tuple[int, int], alpha: float) -> Panel:
+    x, y = _own(effects)[:, pair].T
+    clouds = [Cloud(x[effects.modal == k], y[effects.modal == k], k, label) for k, label in _present(effects).items()]
+    ellipses = [_ellipse(effects.implied[k - 1][np.ix_(pair, pair)], 1 - alpha, k) for k in _present(effects)]
+    note = f"ellipses: {100 * (1 - alpha):g} % by the model"
+    xlabel, ylabel = (effects.names[i] for i in pair)
+    return Panel("Random effects", xlabel, ylabel, tuple(clouds), tuple(ellipses), note=note)
+
+
+def _standardised(values: Array, variance: float, expert: int, label: str) -> Cloud:
+    n = len(values)
+    scale = np.sqrt(max(variance, np.finfo(float).tiny))
+    return Cloud(ndtri(np.arange(1, n + 1) / (n + 1)), np.sort(values) / scale, expert, label)
+
+
+def _ellipse(cov: Array, level: float, expert: int) -> Curve:
+    values, vectors = np.linalg.eigh(cov)
+    angle = np.linspace(0, 2 * np.pi, _ELLIPSE)
+    reach = np.sqrt(chi2.ppf(level, 2) * np.maximum(values, 0.0))
+    points = vectors @ (reach[:, None] * np.vstack([np.cos(angle), np.sin(angle)]))
+    return Curve("", "", points[0], points[1], expert=expert)
+
+
+def profile_panel(found: Profile) -> Panel:
+    """Profile log-likelihood below its maximum, with the level of the likelihood-ratio limits."""
+    x, root = signed_root(found.values, found.loglik, found.estimate, found.maximum)
+    fine = np.linspace(x[0], x[-1], _SMOOTH_POINTS)
+    curve = Curve("", "", fine, -0.5 * PchipInterpolator(x, root)(fine) ** 2)
+    drop = -0.5 * float(chi2.isf(found.alpha, 1))
+    limits = [Rule(v, "x", f"{v:.4g}") for v in (found.lower, found.upper) if np.isfinite(v)]
+    rules = (
+        Rule(drop, "y", f"{100 * (1 - found.alpha):g} % limits"),
+        Rule(found.estimate, "x", f"{found.estimate:.4g}"),
+        *limits,
+    )
+    return Panel(
+        "Profile of the log-likelihood", found.name, "log-likelihood below its maximum", (), (curve,), (), rules
+    )
+
+
+def starts_panels(em: EMFit) -> tuple[Panel, ...]:
+    """Log-likelihoods that the starts reached, and the way of the one that won."""
+    ends = em.starts.ends if em.starts.ends.size else em.starts.logliks
+    finite = np.sort(ends[np.isfinite(ends)])[::-1]
+    lost = ends.size - finite.size
+    what = "all starts, after the search" if em.starts.ends.size else "distinct maxima that were run to convergence"
+    note = f"{em.starts.n_replicated} of {em.starts.n_starts} reached the best"
+    note += f", {lost} collapsed" if lost else ""
+    below = np.round(finite - finite.max(initial=-np.inf), _DIGITS)  # closer ones are the same maximum
+    reached = Cloud(np.arange(1.0, finite.size + 1), below, 1)
+    trace = _last_climb(em.trace)
+    way = Curve("", "", np.arange(trace.size, dtype=float), trace - trace.max(initial=-np.inf))
+    label = "log-likelihood below the best"
+    return (
+        Panel("Starts", f"rank ({what})", label, (reached,), rules=(Rule(0.0),), note=note, xlim=(0, finite.size + 1)),
+        Panel("Trace of the winner", "iteration", label, (), (way,), rules=(Rule(0.0),)),
+    )
+
+
+def _last_climb(trace: Array) -> Array:
+    """The trace since the likelihood last changed, as it does when a search on some of the units goes on to all."""
+    falls = np.flatnonzero(np.diff(trace) < -_FALL * (1 + np.abs(trace[1:])))
+    return trace[falls[-1] + 1 :] if falls.size else trace

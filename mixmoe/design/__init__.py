@@ -1,0 +1,1 @@
+"""Formula and data in, arrays out."""

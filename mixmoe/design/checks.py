@@ -1,0 +1,466 @@
+"""Checks of data against a formula, levels of a categorical response, redundant columns.
+
+Messages name column and row.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mixmoe._typing import Array
+from mixmoe.design.complete_rows import Rows, earliest
+from mixmoe.design.formulaic_engine import Categories, Materialized
+from mixmoe.design.frame import FrameView, infinite, is_numeric, missing, shown
+from mixmoe.design.recipe import ENGINES, WHERE, Recipe, response_column
+from mixmoe.errors import CollinearityWarning, DesignError, warn
+
+_MANY_LEVELS = 20
+_FEW_NUMBERS = 10  # numbers in texts up to which they may well be names of categories
+_SHOWN = 12
+
+
+def check_types(rows: Rows, frame: FrameView, recipe: Recipe, wanted: tuple[str, ...]) -> None:
+    """Raise for columns that no design can be built from, before anything is computed.
+
+    Raises
+    ------
+    DesignError
+        For a response or index that is not numeric, a date used as a covariate, numbers read as text.
+    """
+    for section in wanted:
+        for used in recipe.names[section]:
+            if used.name in rows.columns and not used.called:
+                values = rows.columns[used.name]
+                if used.plain and section in ("response", "index") and not is_numeric(values):
+                    raise _not_numeric(values, used.name, section, rows, frame)
+                if used.plain:
+                    _check_covariate(values, used.name, section, rows, frame)
+    if recipe.formula.seq is not None and recipe.formula.seq.order in rows.keys:
+        _check_order(rows.keys[recipe.formula.seq.order], recipe.formula.seq.order, rows, frame)
+
+
+def _check_order(values: pd.Series, name: str, rows: Rows, frame: FrameView) -> None:
+    """Refuse texts, whose order is that of their letters, '10' before '2', for the order of rows."""
+    listed = isinstance(values.dtype, pd.CategoricalDtype)
+    ordered = listed and values.cat.ordered
+    kind = pd.api.types.infer_dtype(values.cat.categories if listed else values)
+    if ordered or not (kind == "string" or kind.startswith("mixed")):
+        return
+    i = _first_text(values, rows)
+    raise DesignError(
+        f"the order {name!r} of seq: is {shown(values.iloc[i])} in row {label_of(rows, frame, i)}, a text, and the "
+        "order of texts is that of their letters, '10' before '2'; convert it with pd.to_numeric or pd.to_datetime, or "
+        "make it an ordered category, as in pd.Categorical(values, categories=[...], ordered=True)"
+    )
+
+
+def check_replay(rows: Rows, frame: FrameView, recipe: Recipe) -> None:
+    """Raise for new data that differ in kind from those of the fit.
+
+    Raises
+    ------
+    DesignError
+        For text where numbers were, and for categories that the fit has not seen.
+    """
+    for name in sorted(recipe.numeric & rows.columns.keys()):
+        values = rows.columns[name]
+        if not is_numeric(values):
+            i = _first_text(values, rows)
+            raise DesignError(
+                f"column {name!r} is {shown(values.iloc[i])} in row {label_of(rows, frame, i)}, but held numbers when "
+                "the model was fitted; convert it, for example with pd.to_numeric"
+            )
+    for known in ENGINES[recipe.engine].known_categories(recipe.specs):
+        if known.column in rows.columns:
+            _check_seen(rows.columns[known.column], known, rows, frame)
+
+
+def _check_seen(values: pd.Series, known: Categories, rows: Rows, frame: FrameView) -> None:
+    unseen = ~np.asarray(values.isin(list(known.levels)))
+    if unseen.any():
+        i = earliest(unseen, rows)
+        levels = ", ".join(shown(level) for level in known.levels[:_SHOWN])
+        more = ", ..." if len(known.levels) > _SHOWN else ""
+        raise DesignError(
+            f"column {known.column!r} is {shown(values.iloc[i])} in row {label_of(rows, frame, i)}, a category that "
+            f"the fit has not seen; it has coefficients for {levels}{more}; leave these rows out or refit with them"
+        )
+
+
+def _not_numeric(values: pd.Series, name: str, section: str, rows: Rows, frame: FrameView) -> DesignError:
+    i = _first_text(values, rows)
+    what = {"response": "the response", "index": "the index"}[section]
+    return DesignError(
+        f"{what} {name!r} must be numeric, got {shown(values.iloc[i])} in row {label_of(rows, frame, i)} "
+        f"(type {values.dtype}); convert it, {_way_to_numbers(values)}"
+    )
+
+
+def _way_to_numbers(values: pd.Series) -> str:
+    kind = pd.api.types.infer_dtype(values, skipna=True)
+    if kind.startswith(("date", "datetime")):
+        return "for example to days: (dates - dates.min()) / pd.Timedelta(days=1), after pd.to_datetime"
+    if kind.startswith("timedelta"):
+        return "for example to days: differences / pd.Timedelta(days=1)"
+    return "for example with pd.to_numeric, or two categories to 0 and 1"
+
+
+def _first_text(values: pd.Series, rows: Rows) -> int:
+    """Place of the first value that is no number; the first value if all could be read as numbers."""
+    if not (values.dtype == object or isinstance(values.dtype, pd.StringDtype | pd.CategoricalDtype)):
+        return int(rows.position.argmin())
+    unreadable = np.asarray(pd.to_numeric(values.astype(object), errors="coerce").isna())
+    return earliest(unreadable if unreadable.any() else ~unreadable, rows)
+
+
+def _check_covariate(values: pd.Series, name: str, section: str, rows: Rows, frame: FrameView) -> None:
+    if is_numeric(values):
+        return
+    kind = pd.api.types.infer_dtype(values, skipna=True)
+    if kind.startswith(("date", "time", "period", "complex")):
+        raise DesignError(
+            f"column {name!r} in {WHERE[section]} holds {kind} values, such as {shown(values.iloc[0])}; terms are "
+            "computed from numbers, texts or categories; convert it, for example dates to days since a start"
+        )
+    if kind == "mixed" and not all(isinstance(value, Hashable) for value in values):
+        value = next(value for value in values if not isinstance(value, Hashable))
+        raise DesignError(
+            f"column {name!r} in {WHERE[section]} holds {type(value).__name__} values, such as {value!r}; terms are "
+            "computed from numbers, texts or categories; make columns of single values"
+        )
+    _refuse_numbers_as_text(values, name, section, rows, frame)
+    levels = values.nunique()
+    if levels > _MANY_LEVELS and levels > len(values) / 2:
+        i = _first_text(values, rows)
+        raise DesignError(
+            f"column {name!r} in {WHERE[section]} holds {levels} different texts in {len(values)} rows, such as "
+            f"{shown(values.iloc[i])} in row {label_of(rows, frame, i)}; convert numbers read as text with "
+            "pd.to_numeric; true categories need fewer levels"
+        )
+
+
+def _refuse_numbers_as_text(values: pd.Series, name: str, section: str, rows: Rows, frame: FrameView) -> None:
+    """Raise for a column of which a cell such as 'n/a', a comma or an equals sign made texts of numbers."""
+    if isinstance(values.dtype, pd.CategoricalDtype) or pd.api.types.infer_dtype(values, skipna=True) != "string":
+        return
+    levels = pd.Series(values.dropna().unique(), dtype=object)
+    cells = levels.str.strip().str.removeprefix("=").str.strip('"').str.replace(",", ".", regex=False)
+    numbers = pd.to_numeric(cells, errors="coerce").notna().to_numpy()
+    if numbers.sum() <= max(_FEW_NUMBERS, len(levels) / 2):
+        return
+    plainly = pd.to_numeric(levels, errors="coerce").notna().to_numpy()
+    odd = levels[~plainly].iloc[0] if not plainly.all() else levels.iloc[0]
+    i = earliest(np.asarray(values == odd), rows)
+    raise DesignError(
+        f"column {name!r} in {WHERE[section]} holds numbers read as text, such as {shown(odd)} in row "
+        f"{label_of(rows, frame, i)}; convert it, for example with pd.to_numeric(data[{name!r}], errors='coerce') or "
+        f"read_csv(..., decimal=',', na_values=['n/a']); write C({name}) if they are names of categories"
+    )
+
+
+def check_columns(built: Materialized, recipe: Recipe) -> None:
+    """Raise unless response and index are one numeric column each.
+
+    Raises
+    ------
+    DesignError
+    """
+    texts = {"response": recipe.formula.response, "index": recipe.formula.vary}
+    for section, text in texts.items():
+        if section not in built.matrices or not recipe.sections[section]:
+            continue
+        names = built.names[section]
+        if len(names) != 1 or not built.numeric[section]:
+            raise DesignError(
+                f"{WHERE[section]} {text!r} must be one numeric column, got {len(names)} columns "
+                f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); use one numeric column"
+            )
+
+
+def check_names(built: Materialized) -> None:
+    """Raise if two columns of a section have one name, as the interaction a:b and a column called 'a:b' do.
+
+    Raises
+    ------
+    DesignError
+    """
+    for section, names in built.names.items():
+        twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+        if twice is not None:
+            raise DesignError(
+                f"two columns of {WHERE[section]} are called {twice!r}, so that their coefficients could not be told "
+                "apart; rename the column of the data"
+            )
+
+
+def label_of(rows: Rows, frame: FrameView, i: int) -> str:
+    """Label of a row, as messages show it."""
+    return shown(frame.labels[rows.position[i]])
+
+
+def check_finite(built: Materialized, rows: Rows, frame: FrameView, recipe: Recipe) -> None:
+    """Refuse columns of a design that are not finite, with the row and the term they come from."""
+    for section, matrix in built.matrices.items():
+        with np.errstate(over="ignore", invalid="ignore"):
+            finite = bool(np.isfinite(matrix.sum()))
+        if not finite and not np.isfinite(matrix).all():
+            raise _infinite_error(section, built, rows, frame, recipe)
+
+
+def _infinite_error(section: str, built: Materialized, rows: Rows, frame: FrameView, recipe: Recipe) -> DesignError:
+    for used in recipe.names[section]:
+        wrong = infinite(rows.columns[used.name]) if used.name in rows.columns else None
+        if wrong is not None:
+            i = earliest(wrong, rows)
+            return DesignError(
+                f"column {used.name!r} is {rows.columns[used.name].iloc[i]} in row {label_of(rows, frame, i)}; "
+                "values must be finite, so correct them or set them missing"
+            )
+    cells = ~np.isfinite(built.matrices[section])
+    i = earliest(np.asarray(cells.any(axis=1)), rows)
+    j = int(cells[i].argmax())
+    names = [u.name for u in recipe.names[section] if not u.called and u.name in rows.columns]
+    values = ", ".join(f"{name} = {rows.columns[name].iloc[i]}" for name in names)
+    return DesignError(
+        f"the term {built.names[section][j]!r} of {WHERE[section]} is {built.matrices[section][i, j]} in row "
+        f"{label_of(rows, frame, i)} ({values}); terms must be finite, so change the transform or the values"
+    )
+
+
+def gate_by_unit(gate: Array, built: Materialized, rows: Rows, frame: FrameView, recipe: Recipe) -> Array:
+    """One row of the gate per unit, after checking that it is constant there."""
+    starts = rows.starts
+    first = gate[starts]
+    if len(starts) == rows.n:
+        return first
+    for j in range(gate.shape[1]):
+        off = gate[:, j] - first[rows.codes, j]
+        if not off.any():
+            continue
+        varies = np.abs(off) > 1e-9 * np.abs(gate[:, j]).max()
+        if varies.any():
+            raise _varying_error(int(varies.argmax()), built.names["gate"][j], rows, frame, recipe)
+    return first
+
+
+def _varying_error(i: int, term: str, rows: Rows, frame: FrameView, recipe: Recipe) -> DesignError:
+    start = rows.starts[rows.codes[i]]
+    names = [u.name for u in recipe.names["gate"] if u.name in rows.columns and not u.called]
+    differing = [name for name in names if rows.columns[name].iloc[i] != rows.columns[name].iloc[start]]
+    column = differing[0] if differing else term
+    subject = f"subject {shown(rows.labels[rows.codes[i]])}"
+    if column in rows.columns:
+        values = rows.columns[column]
+        subject += (
+            f" ({shown(values.iloc[start])} in row {label_of(rows, frame, start)}, "
+            f"{shown(values.iloc[i])} in row {label_of(rows, frame, i)})"
+        )
+    group = recipe.formula.random.group if recipe.formula.random is not None else ""
+    return DesignError(
+        f"the gate covariate {column!r} varies within {subject}; the gate routes whole subjects, so it must "
+        f"be constant within {group!r}; use a baseline value, such as "
+        f"data.groupby({group!r})[{column!r}].transform('first'), or move {column!r} to the expert part"
+    )
+
+
+_MOST_LEVELS = 50
+_LEVELS_SHOWN = 6
+
+
+def response_levels(recipe: Recipe, rows: Rows, frame: FrameView) -> tuple[Any, ...] | None:
+    """Levels of the response that occur, in their order; None if it is numeric.
+
+    Raises
+    ------
+    DesignError
+        If there is one level only, or an ordinal response does not say how its levels are ordered.
+
+    Warns
+    -----
+    CollinearityWarning
+        If levels of an ordinal response have no rows.
+    """
+    if recipe.response_kind == "numeric":
+        return None
+    column = str(response_column(recipe.formula))
+    values = rows.columns[column]
+    if recipe.response_kind == "ordinal":
+        levels = _ordered_levels(values, column)
+        _warn_empty(frame.column(column), levels, column)
+    else:
+        levels = tuple(pd.factorize(values, sort=True)[1])
+    if not levels:
+        raise DesignError(f"the response {column!r} is missing in every row; it needs two levels")
+    if len(levels) < 2:
+        raise DesignError(f"the response {column!r} is {shown(levels[0])} in every row; it needs two levels")
+    return levels
+
+
+def level_codes(recipe: Recipe, rows: Rows, frame: FrameView) -> NDArray[np.intp] | None:
+    """Place of each response among the levels of the fit, shape (n,), -1 where it is missing.
+
+    None if the data have no response.
+
+    Raises
+    ------
+    DesignError
+        For a level that the fit has not seen.
+    """
+    column, levels = str(response_column(recipe.formula)), list(recipe.levels or ())
+    if column not in rows.columns:
+        return None
+    codes = pd.Index(levels).get_indexer(pd.Index(np.asarray(rows.columns[column])))
+    unseen = (codes < 0) & ~missing(rows.columns[column])
+    if unseen.any():
+        i = earliest(unseen, rows)
+        raise DesignError(
+            f"the response {column!r} is {shown(rows.columns[column].iloc[i])} in row {label_of(rows, frame, i)}, "
+            f"which the fit has not seen; known are {', '.join(map(shown, levels))}"
+        )
+    return codes.astype(np.intp)
+
+
+def level_scores(levels: Sequence[Any]) -> Array:
+    """What ordinal levels count as: themselves if they are increasing numbers, else 1, 2, 3 ..., shape (C,)."""
+    counted = np.arange(1.0, len(levels) + 1)
+    if not all(isinstance(level, int | float | np.number | np.bool_) for level in levels):
+        return counted
+    values = np.array(levels, dtype=float)
+    return values if (np.diff(values) > 0).all() else counted
+
+
+def level_labels(levels: Sequence[Any]) -> tuple[str, ...]:
+    """Levels as parameter names show them; whole numbers without a decimal point."""
+    return tuple(f"{level:g}" if isinstance(level, float | np.floating) else str(level) for level in levels)
+
+
+def _ordered_levels(values: pd.Series, column: str) -> tuple[Any, ...]:
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        levels = values.cat.categories
+        if not values.cat.ordered and not pd.api.types.is_numeric_dtype(levels):
+            raise _unordered(column, tuple(levels))
+        found = tuple(levels if values.cat.ordered else sorted(levels))
+    elif is_numeric(values):
+        found = tuple(np.unique(values).tolist())
+    else:
+        raise _unordered(column, tuple(pd.unique(values)))
+    if len(found) > _MOST_LEVELS:
+        raise DesignError(
+            f"the response {column!r} has {len(found)} different values; family='ordinal' is for at most "
+            f"{_MOST_LEVELS} ordered levels; group them, for example with pd.cut, or choose another family"
+        )
+    return found
+
+
+def _unordered(column: str, levels: tuple[Any, ...]) -> DesignError:
+    names = ", ".join(map(shown, levels[:_LEVELS_SHOWN])) + (", ..." if len(levels) > _LEVELS_SHOWN else "")
+    return DesignError(
+        f"the response {column!r} of family='ordinal' has the levels {names}, whose order is not known; put them in "
+        f"order, lowest first: data[{column!r}] = pd.Categorical(data[{column!r}], [{names}], ordered=True), with this "
+        "list rearranged; or use numbers"
+    )
+
+
+def _warn_empty(raw: pd.Series, levels: tuple[Any, ...], column: str) -> None:
+    if not isinstance(raw.dtype, pd.CategoricalDtype):
+        return
+    empty = [level for level in raw.cat.categories if level not in levels]
+    if empty:
+        warn(
+            f"the response {column!r} has no rows at {', '.join(map(shown, empty))}, which was left out: the data say "
+            "nothing about its thresholds",
+            CollinearityWarning,
+        )
+
+
+TOLERANCE = 1e-7
+"""Part of a column's length that must be left after projection on the columns before it, as in R's `lm`."""
+_SCREEN = 1e-3
+_BLOCK = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A column that others make superfluous.
+
+    Attributes
+    ----------
+    column : int
+        Its position.
+    others : tuple of int
+        Positions of the columns that it is a combination of; empty for a column of zeros.
+    """
+
+    column: int
+    others: tuple[int, ...]
+
+
+def aliases(x: Array) -> tuple[Alias, ...]:
+    """Columns that are linear combinations of those before them, in order.
+
+    Parameters
+    ----------
+    x : ndarray, shape (n, p)
+        Finite values.
+    """
+    p = x.shape[1]
+    if p == 0 or x.shape[0] == 0:
+        return ()
+    scale = np.abs(x).max(axis=0)
+    scale[scale == 0] = 1.0
+    if _clearly_independent(x, scale):
+        return ()
+    return _dependent(_triangle(x, scale))
+
+
+def _clearly_independent(x: Array, scale: Array) -> bool:
+    """Whether cross-products alone settle that no column is superfluous; they lose half of the digits."""
+    with np.errstate(over="ignore", invalid="ignore"):  # squares of huge values; the factorisation has them scaled
+        gram = x.T @ x / np.outer(scale, scale)
+    length = np.sqrt(np.diag(gram))
+    if not (np.isfinite(length).all() and (length > 0).all()):
+        return False
+    correlation = gram / np.outer(length, length)
+    try:
+        return bool(np.diag(np.linalg.cholesky(correlation)).min() > _SCREEN)
+    except np.linalg.LinAlgError:
+        return False
+
+
+def _triangle(x: Array, scale: Array) -> Array:
+    """R of the QR decomposition of the scaled columns, built up block by block."""
+    r = np.zeros((0, x.shape[1]))
+    for start in range(0, x.shape[0], _BLOCK):
+        r = np.asarray(np.linalg.qr(np.vstack([r, x[start : start + _BLOCK] / scale]), mode="r"))
+    return r
+
+
+def _dependent(r: Array) -> tuple[Alias, ...]:
+    basis = np.zeros((r.shape[0], 0))
+    kept: list[int] = []
+    found: list[Alias] = []
+    for j in range(r.shape[1]):
+        column = r[:, j]
+        length = np.linalg.norm(column)
+        rest = column - basis @ (basis.T @ column)
+        rest = rest - basis @ (basis.T @ rest)
+        left = np.linalg.norm(rest)
+        if length == 0 or left <= TOLERANCE * length:
+            found.append(Alias(j, _makers(r, kept, j)))
+        else:
+            kept.append(j)
+            basis = np.column_stack([basis, rest / left])
+    return tuple(found)
+
+
+def _makers(r: Array, kept: list[int], j: int) -> tuple[int, ...]:
+    length = np.linalg.norm(r[:, j])
+    if not kept or length == 0:
+        return ()
+    weights = np.linalg.lstsq(r[:, kept], r[:, j], rcond=None)[0]
+    share = np.abs(weights) * np.linalg.norm(r[:, kept], axis=0) / length
+    return tuple(k for k, s in zip(kept, share, strict=True) if s > 1e-6)

@@ -1,0 +1,382 @@
+"""Complete rows of the columns in use, sorted by subject."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mixmoe.design.expressions import Lag
+from mixmoe.design.frame import FrameView, missing, plain, shown, with_gaps
+from mixmoe.design.labels import exact, unhashable, units_of
+from mixmoe.errors import DesignError
+
+Integers = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Rows left out because of missing values.
+
+    Attributes
+    ----------
+    n_rows : int
+    by_column : tuple of (str, int)
+        Columns or terms with missing values, and in how many rows; a row can be missing in several.
+    """
+
+    n_rows: int = 0
+    by_column: tuple[tuple[str, int], ...] = ()
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}: {count}" for name, count in self.by_column)
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A column that is needed.
+
+    Attributes
+    ----------
+    name : str
+    where : str
+        What uses it, as messages say it.
+    complete : bool
+        Whether rows where it is missing are left out.
+    term : bool
+        Whether anything is computed from it; false for columns of labels.
+    gaps : bool
+        Whether its values are levels that are kept where they are missing.
+    """
+
+    name: str
+    where: str
+    complete: bool = True
+    term: bool = True
+    gaps: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Complete rows, sorted by unit and, if given, by sequence and order.
+
+    Attributes
+    ----------
+    columns : mapping of str to Series, length n
+        With a range index; as terms are computed from them.
+    keys : mapping of str to Series, length n
+        The columns that name subjects, sequences, clusters and order, as they are.
+    codes : ndarray of int, shape (n,)
+        Unit of each row, non-decreasing.
+    labels : ndarray of object, shape (N,)
+        Labels of the units.
+    position : ndarray of int, shape (n,)
+        Place of each row in the user's frame.
+    sequence : ndarray of int, shape (n,), or None
+        Sequence of each row, non-decreasing.
+    dropped : Dropped
+    lags : tuple of Lag
+        Those that `columns` holds.
+    """
+
+    columns: Mapping[str, pd.Series]
+    keys: Mapping[str, pd.Series]
+    codes: Integers
+    labels: NDArray[np.object_]
+    position: Integers
+    sequence: Integers | None
+    dropped: Dropped
+    lags: tuple[Lag, ...] = ()
+
+    @property
+    def n(self) -> int:
+        """Rows."""
+        return len(self.codes)
+
+    @property
+    def starts(self) -> Integers:
+        """First row of each unit, shape (N,)."""
+        return starts_of(self.codes)
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Columns by which rows are arranged.
+
+    Attributes
+    ----------
+    group, within, order, cluster : str or None
+        Column of the subjects, of the sequences within a subject, of the order within a sequence, and of clusters of
+        rows.
+    """
+
+    group: str | None = None
+    within: str | None = None
+    order: str | None = None
+    cluster: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns that there are."""
+        return tuple(name for name in (self.group, self.within, self.order, self.cluster) if name is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Lagged:
+    """Columns that are needed some rows back.
+
+    Attributes
+    ----------
+    lags : tuple of Lag
+    alone : bool
+        Whether each row is a subject of its own, without another before it.
+    complete : bool
+        Whether rows that have nothing before them are left out.
+    """
+
+    lags: tuple[Lag, ...] = ()
+    alone: bool = False
+    complete: bool = True
+
+
+NO_LAGS = Lagged()
+
+
+class NothingLeftError(DesignError):
+    """No row of the data is complete."""
+
+
+def earliest(mask: NDArray[np.bool_], rows: Rows) -> int:
+    """Of the rows in `mask`, the one that comes first in the user's frame."""
+    found = np.flatnonzero(mask)
+    return int(found[rows.position[found].argmin()])
+
+
+def starts_of(codes: Integers) -> Integers:
+    """First place of each value of a non-decreasing array."""
+    if len(codes) == 0:
+        return np.zeros(0, dtype=np.intp)
+    return np.concatenate([[0], np.flatnonzero(codes[1:] != codes[:-1]) + 1]).astype(np.intp)
+
+
+def collect_rows(frame: FrameView, needs: Sequence[Need], keys: Keys, lagged: Lagged = NO_LAGS) -> Rows:
+    """Rows of `frame` that are complete in the columns needed, sorted.
+
+    Parameters
+    ----------
+    frame : FrameView
+    needs : sequence of Need
+    keys : Keys
+    lagged : Lagged
+
+    Raises
+    ------
+    DesignError
+        If no row is complete, or two rows of a sequence share their place.
+    """
+    raw = {need.name: frame.column(need.name) for need in needs}
+    absent = {need.name: missing(raw[need.name]) for need in needs if need.complete}
+    before = _before(frame, lagged, keys)
+    absent |= {name: missing(values) for name, values in before.items() if lagged.complete}
+    keep = _complete(absent, frame.n_rows)
+    dropped = _dropped(absent, keep)
+    if not keep.any():
+        raise NothingLeftError(
+            f"all {frame.n_rows} rows have a missing value ({dropped}); nothing is left to analyse, so leave out the "
+            "columns that are missing or fill them in"
+        )
+    everything = bool(keep.all())
+    kept = raw if everything else {name: _taken(values, keep) for name, values in raw.items()}
+    columns = {need.name: (with_gaps if need.gaps else plain)(kept[need.name]) for need in needs if need.term}
+    columns |= {name: plain(_taken(values, keep)) for name, values in before.items()}
+    position = np.arange(frame.n_rows) if everything else np.flatnonzero(keep)
+    labels = {name: _labels(kept[name], position, frame) for name in keys.names if name in kept}
+    return replace(_sorted(columns, labels, position, keys, dropped, frame), lags=lagged.lags)
+
+
+@dataclass(frozen=True, slots=True)
+class _Course:
+    """All rows of the data in the order in which they follow one another.
+
+    Attributes
+    ----------
+    order : ndarray of int, shape (n,)
+        Places of the rows in the user's frame.
+    block : ndarray of int, shape (n,)
+        Subject, sequence or cluster of each of them; none looks back into another.
+    """
+
+    order: Integers
+    block: Integers
+
+
+def _before(frame: FrameView, lagged: Lagged, keys: Keys) -> dict[str, pd.Series]:
+    """The lagged columns by name, in the order of the frame."""
+    if not lagged.lags:
+        return {}
+    course = _course(frame, keys, lagged.alone)
+    return {lag.name: _lagged(frame, lag, course) for lag in lagged.lags}
+
+
+def _course(frame: FrameView, keys: Keys, alone: bool) -> _Course:
+    """The course of the rows, incomplete ones included, by subject and sequence, or by cluster, or as they stand."""
+    places = np.arange(frame.n_rows)
+    if alone:
+        return _Course(places, places)
+    names = [name for name in (keys.group or keys.cluster, keys.within) if name is not None and name in frame]
+    outer = [_codes_of(frame.column(name)) for name in names]
+    by = [_codes_of(frame.column(keys.order))] if keys.order is not None else []
+    order = np.lexsort([places, *by, *reversed(outer)]).astype(np.intp) if outer else places
+    block = np.zeros(frame.n_rows, dtype=np.intp)
+    for codes in outer:
+        block = np.unique(block * (int(codes.max(initial=0)) + 2) + codes + 1, return_inverse=True)[1]
+    return _Course(order, block[order])
+
+
+def _codes_of(values: pd.Series) -> Integers:
+    """Which values of a column are the same; rows where it is missing are -1."""
+    absent = missing(values)
+    codes = np.full(len(values), -1, dtype=np.intp)
+    if not absent.all():
+        codes[~absent] = units_of(exact(_taken(values, ~absent))).codes
+    return codes
+
+
+def _lagged(frame: FrameView, lag: Lag, course: _Course) -> pd.Series:
+    """A column some rows back, in the order of the frame; missing where a subject has no such row."""
+    if lag.name in frame:  # of a design, whose rows before were left out
+        return plain(frame.column(lag.name))
+    values = frame.column(lag.column)
+    before = np.full(frame.n_rows, -1, dtype=np.intp)
+    here = np.arange(frame.n_rows)
+    there = here - lag.k
+    inside = (there >= 0) & (there < frame.n_rows)
+    same = inside.copy()
+    same[inside] = course.block[here[inside]] == course.block[there[inside]]
+    before[course.order[same]] = course.order[there[same]]
+    return plain(values.reindex(before).reset_index(drop=True))
+
+
+def _labels(values: pd.Series, position: Integers, frame: FrameView) -> pd.Series:
+    """A column of labels, exact, refused if it holds lists or the like."""
+    wrong = unhashable(values)
+    if wrong is not None:
+        value = values.iloc[wrong]
+        raise DesignError(
+            f"column {values.name!r} holds {value!r}, of type {type(value).__name__}, in row "
+            f"{shown(frame.labels[position[wrong]])}; labels are single values, such as numbers or texts; make one "
+            f"text of it, as in data[{values.name!r}].astype(str)"
+        )
+    return exact(values)
+
+
+def _complete(absent: Mapping[str, NDArray[np.bool_]], n_rows: int) -> NDArray[np.bool_]:
+    lost = np.zeros(n_rows, dtype=bool)
+    for rows in absent.values():
+        lost |= rows
+    return ~lost
+
+
+def _dropped(absent: Mapping[str, NDArray[np.bool_]], keep: NDArray[np.bool_]) -> Dropped:
+    counts = ((name, int(np.count_nonzero(rows))) for name, rows in absent.items())
+    return Dropped(int(len(keep) - np.count_nonzero(keep)), tuple((name, c) for name, c in counts if c))
+
+
+def _taken(values: pd.Series, rows: NDArray[Any]) -> pd.Series:
+    array = values.array[rows]
+    return pd.Series(array, index=pd.RangeIndex(len(array)), name=values.name, copy=False)
+
+
+def _sorted(
+    columns: Mapping[str, pd.Series],
+    named: Mapping[str, pd.Series],
+    position: Integers,
+    keys: Keys,
+    dropped: Dropped,
+    frame: FrameView,
+) -> Rows:
+    if keys.group is None:
+        labels = np.asarray(frame.labels.take(position), dtype=object)
+        return Rows(columns, named, np.arange(len(position)), labels, position, None, dropped)
+    units = units_of(named[keys.group])
+    codes = units.codes
+    inner = () if keys.order is None else (units_of(named[keys.order]).codes,)
+    within = None if keys.within is None else units_of(named[keys.within]).codes
+    by = (*inner, *(() if within is None else (within,)), codes)
+    arranged = _arrangement(by)
+    if arranged is not None:
+        columns = {name: _taken(values, arranged) for name, values in columns.items()}
+        named = {name: _taken(values, arranged) for name, values in named.items()}
+        codes, position = codes[arranged], position[arranged]
+        within = within if within is None else within[arranged]
+    sequence = None if keys.order is None else _sequences(codes, within)
+    rows = Rows(columns, named, codes, units.labels, position, sequence, dropped)
+    if sequence is not None:
+        _refuse_ties(rows, keys, frame)
+    return rows
+
+
+def _arrangement(by: tuple[Integers, ...]) -> Integers | None:
+    """The stable order of rows, last key first; None if they are in order."""
+    if len(by) == 1:
+        codes = by[0]
+        return None if (codes[1:] >= codes[:-1]).all() else np.argsort(codes, kind="stable")
+    arranged = np.lexsort(by)
+    return None if (arranged[1:] > arranged[:-1]).all() else arranged
+
+
+def _sequences(codes: Integers, within: Integers | None) -> Integers:
+    if within is None:
+        return codes
+    new = (codes[1:] != codes[:-1]) | (within[1:] != within[:-1])
+    return np.concatenate([[0], np.cumsum(new)]).astype(np.intp)
+
+
+def _refuse_ties(rows: Rows, keys: Keys, frame: FrameView) -> None:
+    sequence = rows.sequence
+    if sequence is None or keys.order is None:
+        return
+    order = units_of(rows.keys[keys.order]).codes
+    tied = (sequence[1:] == sequence[:-1]) & (order[1:] == order[:-1])
+    if tied.any():
+        i = int(tied.argmax())
+        first, second = frame.labels[rows.position[i]], frame.labels[rows.position[i + 1]]
+        raise DesignError(
+            f"rows {shown(first)} and {shown(second)} of subject {shown(rows.labels[rows.codes[i]])} share "
+            f"{keys.order} = {shown(rows.keys[keys.order].iloc[i])}; seq: needs one row per place; drop one, or "
+            f"separate the sequences, as in seq: {keys.order} / session"
+        )
+
+
+def without_rows(rows: Rows, bad: Integers, terms: tuple[tuple[str, int], ...], n_input: int) -> Rows:
+    """`rows` less those where a term is not a number.
+
+    Raises
+    ------
+    DesignError
+        If none is left.
+    """
+    if len(bad) == 0:
+        return rows
+    keep = np.ones(rows.n, dtype=bool)
+    keep[bad] = False
+    dropped = Dropped(rows.dropped.n_rows + len(bad), rows.dropped.by_column + terms)
+    if not keep.any():
+        raise NothingLeftError(
+            f"no row is left: of {n_input} rows all have a missing value or a term that is not a number ({dropped}); "
+            "check the transforms of the formula"
+        )
+    present, codes = np.unique(rows.codes[keep], return_inverse=True)
+    sequence = None if rows.sequence is None else np.unique(rows.sequence[keep], return_inverse=True)[1]
+    return replace(
+        rows,
+        columns={name: _taken(values, keep) for name, values in rows.columns.items()},
+        keys={name: _taken(values, keep) for name, values in rows.keys.items()},
+        codes=codes.astype(np.intp),
+        labels=rows.labels[present],
+        position=rows.position[keep],
+        sequence=sequence,
+        dropped=dropped,
+    )

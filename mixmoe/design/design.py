@@ -1,0 +1,556 @@
+"""Formula and data in, arrays sorted by subject out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from mixmoe._typing import Array
+from mixmoe.design.checks import (
+    aliases,
+    check_columns,
+    check_finite,
+    check_names,
+    check_replay,
+    check_types,
+    gate_by_unit,
+    label_of,
+    level_codes,
+    level_scores,
+    response_levels,
+)
+from mixmoe.design.complete_rows import Dropped, Rows, earliest, without_rows
+from mixmoe.design.formula import MoEFormula
+from mixmoe.design.formulaic_engine import Materialized
+from mixmoe.design.frame import FrameView, infinite, is_numeric, plain, shown, view
+from mixmoe.design.labels import units_of
+from mixmoe.design.recipe import ENGINES, WHERE, Engine, Recipe, ResponseKind, collect, formula_frame, make_recipe
+from mixmoe.errors import CollinearityWarning, DesignError, DroppedRowsWarning, warn
+
+NUMERIC_AUX = ("trials", "offset", "weights")  # auxiliary columns that must hold numbers
+_SIZES = (1e-150, 1e150)  # of the largest response; squares of others leave the range of the numbers
+Integers = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class DesignNames:
+    """Names of the columns of a design.
+
+    Attributes
+    ----------
+    response : str
+    expert, gate, random : tuple of str
+        Plain column names: ``Intercept``, ``time``, ``C(g)[T.b]``, ``time:x``.
+    group : str or None
+        Column of the subjects; None if each row is a unit of its own.
+    index : str or None
+    sigma : tuple of str
+    """
+
+    response: str
+    expert: tuple[str, ...]
+    gate: tuple[str, ...]
+    random: tuple[str, ...] = ()
+    group: str | None = None
+    index: str | None = None
+    sigma: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """Arrays of a formula and a data set, rows sorted by subject (stable within subject).
+
+    Attributes
+    ----------
+    formula : MoEFormula
+    response : ndarray, shape (n,), or None
+        Integer codes if categorical, -1 where it is missing and rows without it are kept; what the levels count as if
+        ordinal, themselves if they are numbers, else 1, 2 ...; None for new data without response.
+    response_levels : tuple or None
+        Levels of a categorical or ordinal response.
+    expert : ndarray, shape (n, p)
+    gate : ndarray, shape (N, m)
+        One row per unit, or per row of the data if coefficients vary along an index.
+    random : ndarray, shape (n, q)
+    sigma : ndarray, shape (n, v)
+        Covariates of the log standard deviation of the errors, without an intercept.
+    index : ndarray, shape (n,), or None
+    codes : ndarray of int, shape (n,)
+        Unit of each row, non-decreasing.
+    starts : ndarray of int, shape (N,)
+        First row of each unit.
+    labels : ndarray of object, shape (N,)
+        Labels of the units; row labels where there is no group.
+    rows : Index, length n
+        Labels of the kept rows, in sorted order.
+    position : ndarray of int, shape (n,)
+        Place of each kept row in the user's frame.
+    sequence : ndarray of int, shape (n,), or None
+        Sequence of each row, non-decreasing over all subjects.
+    order : ndarray, shape (n,), or None
+        Values of the column that orders sequences.
+    aux : mapping of str to ndarray, shape (n,)
+    names : DesignNames
+    common, expert_const : ndarray of bool, shape (p,)
+        Columns of `expert` within ``common(...)``, ``const(...)``.
+    sigma_common : ndarray of bool, shape (v,)
+        Columns of `sigma` within ``common(...)``.
+    gate_const : ndarray of bool, shape (m,)
+    dropped : Dropped
+    n_input : int
+        Rows of the user's frame.
+    frame : DataFrame, length n
+        The columns of the data that are in use, complete and sorted; its index is `rows`. A design built from it
+        has the same arrays.
+    recipe : Recipe
+    """
+
+    formula: MoEFormula
+    response: NDArray[Any] | None
+    response_levels: tuple[Any, ...] | None
+    expert: Array
+    gate: Array
+    random: Array
+    sigma: Array
+    index: Array | None
+    codes: Integers
+    starts: Integers
+    labels: NDArray[np.object_]
+    rows: pd.Index
+    position: Integers
+    sequence: Integers | None
+    order: Array | None
+    aux: Mapping[str, NDArray[Any]]
+    names: DesignNames
+    common: NDArray[np.bool_]
+    sigma_common: NDArray[np.bool_]
+    expert_const: NDArray[np.bool_]
+    gate_const: NDArray[np.bool_]
+    dropped: Dropped
+    n_input: int
+    frame: pd.DataFrame = field(repr=False)
+    recipe: Recipe = field(repr=False)
+
+    @property
+    def n(self) -> int:
+        """Rows."""
+        return len(self.codes)
+
+    @property
+    def n_units(self) -> int:
+        """Units: subjects, or rows where there is no group."""
+        return len(self.starts)
+
+    @property
+    def counts(self) -> Integers:
+        """Rows of each unit, shape (N,)."""
+        return np.diff(np.append(self.starts, self.n))
+
+    def for_new(self, data: Any, *, response: bool = False, without: Sequence[str] = ()) -> "Design":
+        """The same columns from other data, with the transforms and codings of this design.
+
+        Parameters
+        ----------
+        data : DataFrame or mapping
+            Subjects may be new. Without the column of the subjects each row is an unknown subject of its own, and
+            ``names.group`` is None.
+        response : bool
+            Whether the response must be there.
+        without : sequence of {"expert", "gate", "random", "sigma"}
+            Sections that are not needed: their columns may be missing, and the design has none of them.
+
+        Raises
+        ------
+        DesignError
+            If a column is missing or a category is new.
+        """
+        return _new_design(self.recipe, data, response, without)
+
+    def in_order(self, values: ArrayLike, fill: bool = False) -> NDArray[Any]:
+        """Row-aligned values in the order of the user's rows.
+
+        Parameters
+        ----------
+        values : ndarray, shape (n, ...)
+            In the order of this design.
+        fill : bool
+            Whether rows left out appear, as NaN.
+
+        Returns
+        -------
+        ndarray, shape (n, ...) or (n_input, ...)
+        """
+        array = np.asarray(values)
+        if not fill:
+            return array[np.argsort(self.position, kind="stable")]
+        out = np.full((self.n_input, *array.shape[1:]), np.nan)
+        out[self.position] = array
+        return out
+
+
+def used_columns(design: Design, section: str) -> list[str]:
+    """Columns of the data that a section uses, in the order of the formula, and those that are lagged, ``lag(x)``."""
+    names = dict.fromkeys(used.name for used in design.recipe.names[section])
+    names |= dict.fromkeys(lag.name for lag in design.recipe.lags[section])
+    return [name for name in names if name in design.frame.columns]
+
+
+def column_terms(design: Design, section: str) -> tuple[str, ...]:
+    """Name of the term of each column of a section ``"expert"``, ``"gate"`` or ``"sigma"``, as the formula has it."""
+    recipe, made = design.recipe, ENGINES[design.recipe.engine]
+    terms = recipe.sections[section]
+    if not terms:
+        return ()
+    names = ["Intercept" if made.degree(term) == 0 else str(made.name_of(term)) for term in terms]
+    owners = made.owners_of(recipe.specs[section], terms)
+    return _selected(tuple(names[i] for i in owners), recipe.kept[section])
+
+
+def continuous_columns(design: Design) -> frozenset[str]:
+    """Columns of numbers that no term reads as categories, as C(stage) does."""
+    known = ENGINES[design.recipe.engine].known_categories(design.recipe.specs)
+    return design.recipe.numeric - {categories.column for categories in known}
+
+
+def levels_in_use(values: pd.Series) -> list[Any]:
+    """Levels of a column that occur, in the order of its categories, or sorted."""
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        used = set(values)
+        return [level for level in values.cat.categories if level in used]
+    return sorted(values.unique().tolist())
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A column laid out on an axis.
+
+    Attributes
+    ----------
+    values : ndarray, shape (n,)
+        Numbers, or places of categories from zero.
+    categories : tuple of str
+        Names of the places; empty if the column is numeric.
+    """
+
+    values: Array
+    categories: tuple[str, ...]
+
+
+def axis_of(design: Design, column: str) -> Axis:
+    """Values of a column in use along an axis, rows in the order of the design."""
+    values = design.frame[column]
+    if column in continuous_columns(design):
+        return Axis(values.to_numpy(dtype=float), ())
+    levels = levels_in_use(values)
+    return Axis(pd.Index(levels).get_indexer(values).astype(float), tuple(map(str, levels)))
+
+
+def build_design(
+    formula: MoEFormula,
+    data: Any,
+    *,
+    context: Mapping[str, Any] | None = None,
+    engine: Engine = "formulaic",
+    response: ResponseKind = "numeric",
+    aux: Mapping[str, str] | None = None,
+    random_columns: bool = True,
+    partial_response: bool = False,
+) -> Design:
+    """Arrays of a formula and a data set.
+
+    Parameters
+    ----------
+    formula : MoEFormula
+    data : pandas or polars DataFrame, or mapping of names to columns
+        Never changed.
+    context : mapping, optional
+        Functions and constants that the formula may use. Nothing else of the caller is visible.
+    engine : {"formulaic", "patsy"}
+        What computes the terms.
+    response : {"numeric", "categorical", "ordinal"}
+    aux : mapping of str to str, optional
+        Further row-aligned columns (weights, offset, clusters), by the name under which they are returned.
+    random_columns : bool
+        False to leave the left side of ``re: (... | id)`` alone, where it holds no terms but names of layers.
+    partial_response : bool
+        Whether rows whose categorical response is missing are kept, with the code -1.
+
+    Returns
+    -------
+    Design
+
+    Raises
+    ------
+    DesignError
+        If the data do not fit the formula; names the column and the first offending row.
+
+    Warns
+    -----
+    DroppedRowsWarning
+        If rows are left out because of missing values.
+    CollinearityWarning
+        If columns are left out because others make them superfluous.
+    """
+    recipe = make_recipe(formula, context, engine, response, aux, random_columns, partial_response)
+    frame = view(data)
+    if frame.n_rows == 0:
+        raise DesignError("the data have no rows; pass at least one row per subject")
+    rows = collect(frame, recipe, tuple(recipe.sections), required=True)
+    check_types(rows, frame, recipe, tuple(recipe.sections))
+    built = ENGINES[engine].materialize(formula_frame(rows, recipe), recipe.sections, recipe.context)
+    rows = _cleaned(recipe, built, rows, frame)
+    built = _with_gate_by_unit(recipe, built, rows, frame)
+    recipe = _fitted(recipe, built, rows, frame)
+    design = _assembled(recipe, built, rows, frame)
+    _check_fit(design)
+    return design
+
+
+def _new_design(recipe: Recipe, data: Any, response: bool, without: Sequence[str]) -> Design:
+    frame = view(data)
+    if frame.n_rows == 0:
+        raise DesignError("the new data have no rows; pass at least one row")
+    wanted = tuple(name for name in recipe.sections if name not in without and (response or name != "response"))
+    rows = collect(frame, recipe, wanted, required=False)
+    check_types(rows, frame, recipe, wanted)
+    check_replay(rows, frame, recipe)
+    sections = {name: recipe.sections[name] for name in wanted}
+    made = ENGINES[recipe.engine]
+    built = made.rematerialize(formula_frame(rows, recipe), recipe.specs, sections, recipe.context)
+    rows = _cleaned(recipe, built, rows, frame)
+    built, kept = _with_empty(built, without, rows.n), {name: np.ones(0, dtype=bool) for name in without}
+    partial = replace(recipe, kept={**recipe.kept, **kept})
+    return replace(_assembled(partial, _with_gate_by_unit(recipe, built, rows, frame), rows, frame), recipe=recipe)
+
+
+def _with_empty(built: Materialized, sections: Sequence[str], n: int) -> Materialized:
+    """The same with sections that have no columns."""
+    return replace(
+        built,
+        matrices={**built.matrices, **{name: np.empty((n, 0)) for name in sections}},
+        names={**built.names, **dict.fromkeys(sections, ())},
+        owners={**built.owners, **dict.fromkeys(sections, ())},
+    )
+
+
+def _cleaned(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Rows:
+    """Rows for which all terms exist, after checking the terms."""
+    rows = without_rows(rows, built.bad_rows, built.bad_terms, frame.n_rows)
+    check_columns(built, recipe)
+    check_names(built)
+    _warn_dropped(rows.dropped, frame.n_rows, frame)
+    check_finite(built, rows, frame, recipe)
+    return rows
+
+
+def _with_gate_by_unit(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Materialized:
+    if recipe.formula.vary is not None:
+        return built
+    gate = gate_by_unit(built.matrices["gate"], built, rows, frame, recipe)
+    return replace(built, matrices={**built.matrices, "gate": gate})
+
+
+def _warn_dropped(dropped: Dropped, n_input: int, columns: FrameView) -> None:
+    if dropped.n_rows:
+        terms = [name for name, _ in dropped.by_column if name not in columns]
+        lags = [name for name in terms if "lag(" in name]
+        others = [name for name in terms if name not in lags]
+        undefined = f"; {', '.join(lags)} has nothing before the first rows" if lags else ""
+        if others:
+            undefined += f"; {', '.join(others)} may be undefined there, as a logarithm of negative values"
+        warn(
+            f"{dropped.n_rows} of {n_input} rows were left out because of missing values ({dropped}); "
+            f"fill them in beforehand to keep them{undefined}",
+            DroppedRowsWarning,
+        )
+
+
+def _fitted(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Recipe:
+    """The recipe with what only the original data can tell."""
+    _warn_empty_terms(recipe, built)
+    kept = {
+        section: _independent(section, built.matrices[section], built.names[section])
+        for section in ("expert", "gate", "sigma")
+    }
+    kept["sigma"] &= np.array([name != "Intercept" for name in built.names["sigma"]], dtype=bool)
+    levels = response_levels(recipe, rows, frame)
+    columns = formula_frame(rows, recipe)
+    lagged = {lag.name: rows.columns[lag.name] for lag in rows.lags}
+    used = {str(name): columns[name] for name in columns if name in rows.columns} | lagged
+    numeric = frozenset(name for name, values in used.items() if is_numeric(values))
+    return replace(recipe, specs=built.specs, kept=kept, numeric=numeric, levels=levels)
+
+
+def _warn_empty_terms(recipe: Recipe, built: Materialized) -> None:
+    for section in ("expert", "gate", "sigma"):
+        for i, term in enumerate(recipe.sections[section]):
+            if i not in built.owners[section]:
+                name = ENGINES[recipe.engine].name_of(term)
+                warn(
+                    f"the term {name!r} of {WHERE[section]} was left out: it adds no column, "
+                    "as a category with one level does; remove it from the formula",
+                    CollinearityWarning,
+                )
+
+
+def _independent(section: str, matrix: Array, names: tuple[str, ...]) -> NDArray[np.bool_]:
+    kept = np.ones(matrix.shape[1], dtype=bool)
+    for alias in aliases(matrix):
+        kept[alias.column] = False
+        warn(
+            f"column {names[alias.column]!r} of {WHERE[section]} was left out: {_reason(alias.others, names)}; "
+            "remove it from the formula",
+            CollinearityWarning,
+        )
+    return kept
+
+
+def _reason(others: tuple[int, ...], names: tuple[str, ...]) -> str:
+    if not others:
+        return "it is zero everywhere"
+    if [names[k] for k in others] == ["Intercept"]:
+        return "it is constant, as 'Intercept' is"
+    if len(others) == 1:
+        return f"it is a multiple of {names[others[0]]!r}"
+    return f"it is a linear combination of {', '.join(repr(names[k]) for k in others)}"
+
+
+def _assembled(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Design:
+    formula, keep_x, keep_z = recipe.formula, recipe.kept["expert"], recipe.kept["gate"]
+    gate = built.matrices["gate"]
+    grouped = formula.random is not None and formula.random.group in rows.keys
+    labels = frame.labels.take(rows.position)
+    x_kinds = _column_kinds(recipe, built, "expert")[keep_x]
+    keep_v = recipe.kept["sigma"]
+    return Design(
+        formula=formula,
+        response=_response(recipe, built, rows, frame),
+        response_levels=recipe.levels,
+        expert=built.matrices["expert"] if keep_x.all() else built.matrices["expert"][:, keep_x],
+        gate=gate if keep_z.all() else gate[:, keep_z],
+        random=built.matrices["random"],
+        sigma=built.matrices["sigma"][:, keep_v],
+        index=built.matrices["index"][:, 0] if formula.vary is not None else None,
+        codes=rows.codes,
+        starts=rows.starts,
+        labels=rows.labels,
+        rows=labels,
+        position=rows.position,
+        sequence=rows.sequence,
+        order=None if formula.seq is None or rows.sequence is None else _numbers(plain(rows.keys[formula.seq.order])),
+        aux=_auxiliary(recipe, rows, frame),
+        names=_names(recipe, built, grouped),
+        common=x_kinds == "common",
+        sigma_common=_column_kinds(recipe, built, "sigma")[keep_v] == "common",
+        expert_const=x_kinds == "const",
+        gate_const=_column_kinds(recipe, built, "gate")[keep_z] == "const",
+        dropped=rows.dropped,
+        n_input=frame.n_rows,
+        frame=pd.DataFrame({**rows.columns, **rows.keys}, copy=False).set_axis(labels),
+        recipe=recipe,
+    )
+
+
+def _names(recipe: Recipe, built: Materialized, grouped: bool) -> DesignNames:
+    formula = recipe.formula
+    return DesignNames(
+        response=formula.response,
+        expert=_selected(built.names["expert"], recipe.kept["expert"]),
+        gate=_selected(built.names["gate"], recipe.kept["gate"]),
+        random=built.names["random"],
+        group=formula.random.group if formula.random is not None and grouped else None,
+        index=formula.vary,
+        sigma=_selected(built.names["sigma"], recipe.kept["sigma"]),
+    )
+
+
+def _selected(names: tuple[str, ...], keep: NDArray[np.bool_]) -> tuple[str, ...]:
+    return tuple(name for name, k in zip(names, keep, strict=True) if k)
+
+
+def _column_kinds(recipe: Recipe, built: Materialized, section: str) -> NDArray[np.str_]:
+    kinds = recipe.kinds[section]
+    return np.array([kinds[i] for i in built.owners[section]], dtype="U6")
+
+
+def _numbers(values: pd.Series) -> Array:
+    """Values as numbers: seconds for dates, ranks for text."""
+    if is_numeric(values):
+        return np.array(values, dtype=np.float64)
+    if pd.api.types.is_datetime64_any_dtype(values.dtype):
+        return values.to_numpy(dtype="datetime64[ns]").astype(np.int64) / 1e9
+    return pd.factorize(values, sort=True)[0].astype(np.float64)
+
+
+def _auxiliary(recipe: Recipe, rows: Rows, frame: FrameView) -> dict[str, NDArray[Any]]:
+    out: dict[str, NDArray[Any]] = {}
+    for label, column in recipe.aux.items():
+        if label == "cluster" and column in rows.keys:
+            clusters = units_of(rows.keys[column])
+            out[label] = clusters.labels[clusters.codes]
+        if label == "cluster" or column not in rows.columns:
+            continue
+        values = rows.columns[column]
+        wrong = infinite(values)
+        if wrong is not None:
+            i = earliest(wrong, rows)
+            raise DesignError(
+                f"column {column!r} ({label}) is {values.iloc[i]} in row {label_of(rows, frame, i)}; correct it"
+            )
+        if label in NUMERIC_AUX and not is_numeric(values):
+            i = earliest(np.ones(len(values), dtype=bool), rows)
+            raise DesignError(
+                f"column {column!r} ({label}) must hold numbers, got {shown(values.iloc[i])} in row "
+                f"{label_of(rows, frame, i)}; convert it, for example with pd.to_numeric"
+            )
+        out[label] = np.array(values, dtype=np.float64) if is_numeric(values) else np.asarray(values, dtype=object)
+    return out
+
+
+def _response(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> NDArray[Any] | None:
+    if recipe.response_kind == "numeric":
+        return built.matrices["response"][:, 0] if "response" in built.matrices else None
+    codes = level_codes(recipe, rows, frame)
+    if codes is None or recipe.response_kind == "categorical":
+        return codes
+    return level_scores(recipe.levels or ())[codes]
+
+
+def _check_fit(design: Design) -> None:
+    _check_random(design)
+    along = design.index is not None  # models along an index have limits of their own, by family
+    if design.recipe.response_kind == "numeric" and design.response is not None and not along:
+        _check_size(design, design.response)
+    if design.index is not None and (design.index == design.index[0]).all():
+        raise DesignError(
+            f"the index {design.names.index!r} of vary: is {design.index[0]:g} in all {design.n} rows; it must vary"
+        )
+
+
+def _check_size(design: Design, response: Array) -> None:
+    """Refuse responses whose squares leave the range of floating-point numbers."""
+    size = np.abs(response)
+    place = int(size.argmax())
+    if size[place] and not _SIZES[0] < size[place] < _SIZES[1]:
+        raise DesignError(
+            f"the response {design.names.response!r} has the largest value {size[place]:.3g}, in row "
+            f"{shown(design.rows[place])}; it must lie between {_SIZES[0]:g} and {_SIZES[1]:g}, so that squares can be "
+            "computed: correct it or change the unit"
+        )
+
+
+def _check_random(design: Design) -> None:
+    for alias in aliases(design.random):
+        raise DesignError(
+            f"the random effect {design.names.random[alias.column]!r} of re: cannot be told from the others: "
+            f"{_reason(alias.others, design.names.random)}; remove it from re:"
+        )
+    q, most = design.random.shape[1], int(design.counts.max())
+    if q > most:
+        raise DesignError(
+            f"re: has {q} random effects per subject ({', '.join(design.names.random)}), but no subject has more than "
+            f"{most} rows; remove random effects until there are at most {most}"
+        )

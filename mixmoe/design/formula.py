@@ -1,0 +1,627 @@
+"""The formula language: text in, sections out.
+
+``response ~ EXPERT | gate: GATE | re: (DESIGN | GROUP) | sigma: TERMS | vary: INDEX | seq: ORDER / WITHIN``
+"""
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from mixmoe.design.formulaic_engine import SectionSyntaxError, is_intercept, parse_terms
+from mixmoe.design.safe import unsafe_reason
+from mixmoe.errors import FormulaError
+
+PartKind = Literal["free", "common", "const"]
+SECTIONS = ("gate", "re", "sigma", "vary", "seq")
+SHAPE = "response ~ terms | gate: terms | re: (terms | subject) | sigma: terms | vary: index | seq: order"
+_HEAD = re.compile(r"\s*([^\W\d]\w*)\s*:")
+_WRAPPER = re.compile(r"(?<![\w.])(common|const)\s*\(")
+_NAME = re.compile(r"\s*(?:`([^`]+)`|([^\W\d][\w.]*))\s*\Z")
+_POWER = re.compile(r"(?:\*\*|\^)\s*(\d+)")
+_MAX_POWER = 9
+_WHY_NOT = {
+    ("gate:", "common"): "the gate has coefficients per expert only",
+    ("sigma:", "const"): "it has no index along which coefficients vary; write common(...) for shared ones",
+}
+_SEVERAL = (
+    "no model here takes several: an expert is chosen for a whole subject, and subjects must be independent of one "
+    "another; keep the factor of the subjects, and let the other be a term, such as C(site), or the clusters of the "
+    "standard errors, cluster=. Several random factors without experts are what lme4 in R and statsmodels' MixedLM fit"
+)  # grouping factors
+_OPENING, _CLOSING, _QUOTES = "([{", ")]}", "`'\""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Terms of one kind within a section.
+
+    Attributes
+    ----------
+    text : str
+        Ordinary formulaic text.
+    kind : {"free", "common", "const"}
+        ``common``: coefficients shared by the experts; ``const``: coefficients constant along the index.
+    intercept : bool
+        Whether `text` implies an intercept.
+    """
+
+    text: str
+    kind: PartKind = "free"
+    intercept: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RandomTerm:
+    """The section ``re: (design | group)``.
+
+    Attributes
+    ----------
+    design : str
+        Text left of the bar: random-effect terms, or layer names of a network.
+    group : str
+        Column that names the subjects.
+    correlated : bool
+        False for the double bar ``||``.
+    """
+
+    design: str
+    group: str
+    correlated: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """The section ``seq: order / within``.
+
+    Attributes
+    ----------
+    order : str
+        Column that orders the rows of a sequence.
+    within : str or None
+        Column that separates the sequences of a subject; None if each subject has one.
+    """
+
+    order: str
+    within: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MoEFormula:
+    """A parsed formula.
+
+    Attributes
+    ----------
+    text : str
+        The formula as written.
+    response : str
+        Left-hand side.
+    expert, gate : tuple of Part
+        Terms of the experts and of the gate.
+    random : RandomTerm or None
+    vary : str or None
+        Index along which coefficients vary.
+    seq : Sequence or None
+    sigma : tuple of Part
+        Terms of the log standard deviation of the errors; empty if it is constant.
+    """
+
+    text: str
+    response: str
+    expert: tuple[Part, ...]
+    gate: tuple[Part, ...]
+    random: RandomTerm | None = None
+    vary: str | None = None
+    seq: Sequence | None = None
+    sigma: tuple[Part, ...] = ()
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """A piece of the formula, with its place in the whole."""
+
+    whole: str
+    mask: str
+    start: int
+    stop: int
+
+    @property
+    def text(self) -> str:
+        return self.whole[self.start : self.stop]
+
+    @property
+    def masked(self) -> str:
+        return self.mask[self.start : self.stop]
+
+    @property
+    def blank(self) -> bool:
+        return not self.text.strip()
+
+    def sub(self, start: int, stop: int) -> "_Span":
+        return _Span(self.whole, self.mask, self.start + start, self.start + stop)
+
+    def error(self, message: str, start: int | None = None, width: int | None = None) -> FormulaError:
+        lead = len(self.text) - len(self.text.lstrip())
+        at = lead if start is None else start
+        span = max(len(self.text.strip()), 1) if width is None else width
+        return FormulaError(message, self.whole, self.start + at, span)
+
+
+def parse_formula(text: str) -> MoEFormula:
+    """The sections of a formula.
+
+    Parameters
+    ----------
+    text : str
+        For example ``"y ~ time + x | gate: z | re: (1 + time | id)"``. Sections after the first bar carry a name, come
+        in any order, and each at most once.
+
+    Returns
+    -------
+    MoEFormula
+
+    Raises
+    ------
+    FormulaError
+        If the formula cannot be read; a caret marks the place.
+    """
+    if not isinstance(text, str):
+        raise FormulaError(f"the formula must be text such as {SHAPE!r}, got {type(text).__name__}")
+    whole = re.sub(r"\s", " ", text)
+    if not whole.strip():
+        raise FormulaError(f"the formula is empty; write {SHAPE!r}")
+    _refuse_namesakes(whole)
+    span = _Span(whole, _mask(whole), 0, len(whole))
+    response, rest = _split_at_tilde(span)
+    pieces = list(_split(rest, "|"))
+    sections = _named_sections(pieces[1:], pieces[0])
+    return _assembled(whole.strip(), response, pieces[0], sections)
+
+
+def _refuse_namesakes(whole: str) -> None:
+    """Refuse a column called as an expression of the formula is written: the two would be taken for one."""
+    code = re.sub(r"\s", "", _unquoted(whole))
+    for quoted in re.finditer(r"`([^`]*)`", whole):
+        if "(" in quoted.group(1) and re.sub(r"\s", "", quoted.group(1)) in code:
+            raise FormulaError(
+                f"the formula names a column {quoted.group(1)!r} and computes {quoted.group(1)!r} as well, which would "
+                "be taken for one; rename the column",
+                whole,
+                quoted.start(),
+                len(quoted.group(0)),
+            )
+
+
+def is_safe(formula: MoEFormula) -> bool:
+    """Whether a formula uses whitelisted transforms only, so that evaluating it cannot run foreign code."""
+    return _danger(formula) is None
+
+
+def require_safe(formula: MoEFormula) -> None:
+    """Refuse a formula that could run foreign code.
+
+    Raises
+    ------
+    FormulaError
+        If the formula holds code in braces or anything but whitelisted transforms.
+    """
+    reason = _danger(formula)
+    if reason is not None:
+        raise FormulaError(
+            f"the formula comes from outside and may hold only common transforms such as log, scale, C, bs, poly: "
+            f"{reason}; compute such a column beforehand",
+            formula.text,
+        )
+
+
+def _danger(formula: MoEFormula) -> str | None:
+    if "{" in _unquoted(formula.text):
+        return "code in braces is not allowed"
+    texts = [formula.response, *(part.text for part in (*formula.expert, *formula.gate, *formula.sigma))]
+    texts += [text for text in (formula.random and formula.random.design, formula.vary) if text]
+    return unsafe_reason([term for text in texts for term in parse_terms(text)])
+
+
+def _assembled(text: str, response: _Span, expert: _Span, sections: dict[str, _Span]) -> MoEFormula:
+    gate = sections.get("gate")
+    formula = MoEFormula(
+        text=text,
+        response=_response(response),
+        expert=_parts(expert, ("common", "const"), "the expert part"),
+        gate=(Part("1"),) if gate is None else _parts(gate, ("const",), "gate:"),
+        random=_random(sections["re"]) if "re" in sections else None,
+        vary=_single_expression(sections["vary"]) if "vary" in sections else None,
+        seq=_sequence(sections["seq"]) if "seq" in sections else None,
+        sigma=_sigma(sections["sigma"]) if "sigma" in sections else (),
+    )
+    if formula.seq is not None and formula.random is None:
+        raise sections["seq"].error(
+            "seq: orders the rows of a subject, but no section names the subjects; add | re: (last | subject)"
+        )
+    return formula
+
+
+def _mask(text: str) -> str:
+    """`text` with everything in brackets or quotes blanked, brackets themselves kept; same length."""
+    out, quote = list(text), ""
+    stack: list[int] = []
+    for i, char in enumerate(text):
+        if quote or stack:
+            out[i] = "\0"
+        if quote:
+            quote = "" if char == quote[0] else quote
+        elif char in _QUOTES:
+            quote, out[i] = char, "\0"
+        elif char in _OPENING:
+            stack.append(i)
+            out[i] = char if len(stack) == 1 else "\0"
+        elif char in _CLOSING:
+            out[i] = _closing(text, stack, i)
+    if quote:
+        at = text.rfind(quote)
+        raise FormulaError(f"the quote {quote} is opened but not closed; close it", text, at)
+    if stack:
+        raise FormulaError(f"the bracket {text[stack[-1]]!r} is not closed; close it", text, stack[-1])
+    return "".join(out)
+
+
+def _closing(text: str, stack: list[int], i: int) -> str:
+    if not stack:
+        raise FormulaError(f"the bracket {text[i]!r} was never opened; remove it", text, i)
+    opened = text[stack.pop()]
+    if _OPENING.index(opened) != _CLOSING.index(text[i]):
+        raise FormulaError(f"the bracket {opened!r} is closed by {text[i]!r}; make them match", text, i)
+    return "\0" if stack else text[i]
+
+
+def _split(span: _Span, mark: str) -> Iterator[_Span]:
+    """Pieces of `span` between marks outside brackets and quotes."""
+    start = 0
+    for match in re.finditer(re.escape(mark), span.masked):
+        yield span.sub(start, match.start())
+        start = match.end()
+    yield span.sub(start, len(span.text))
+
+
+def _split_at_tilde(span: _Span) -> tuple[_Span, _Span]:
+    pieces = list(_split(span, "~"))
+    if len(pieces) == 1:
+        raise FormulaError(f"the formula has no '~' between response and terms; write {SHAPE!r}", span.whole)
+    if len(pieces) > 2:
+        raise pieces[2].error("the formula has a second '~'; one separates response and terms", -1, 1)
+    if pieces[0].blank:
+        raise pieces[1].error("the formula has no response left of '~'; name a column there", -1, 1)
+    if "|" in pieces[0].masked:
+        raise pieces[0].error(
+            "a '|' stands left of '~'; sections follow the experts' terms", pieces[0].masked.index("|"), 1
+        )
+    return pieces[0], pieces[1]
+
+
+def _named_sections(pieces: list[_Span], expert: _Span) -> dict[str, _Span]:
+    if expert.blank:
+        raise expert.error("the experts have no terms after '~'; write 1 for an intercept alone", -1, 1)
+    sections: dict[str, _Span] = {}
+    for piece in pieces:
+        name, body, head = _head(piece)
+        if name in sections:
+            remedy = _SEVERAL if name == "re" else "join the two"
+            raise piece.error(f"the section {name}: is given twice; {remedy}", head, len(name))
+        if body.blank:
+            raise piece.error(f"the section {name}: is empty; {_when_empty(name)}", head, len(name) + 1)
+        sections[name] = body
+    return sections
+
+
+def _head(piece: _Span) -> tuple[str, _Span, int]:
+    if piece.blank:
+        raise piece.error(
+            f"a stray '|': nothing follows it; a section is one of {_known()}, so name one or remove the bar", -1, 1
+        )
+    match = _HEAD.match(piece.masked)
+    if match is None:
+        raise piece.error(_headless(piece))
+    name = match.group(1)
+    if name not in SECTIONS:
+        close = difflib.get_close_matches(name.lower(), SECTIONS, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]}:?" if close else "; interactions belong inside a section"
+        raise piece.error(f"unknown section {name + ':'!r}; known are {_known()}{hint}", match.start(1), len(name))
+    return name, piece.sub(match.end(), len(piece.text)), match.start(1)
+
+
+def _headless(piece: _Span) -> str:
+    text = piece.text.strip()
+    before = piece.whole[: piece.start - 1]
+    if re.search(r"\bre\s*:[^|]*\|?\Z", before):
+        return f"re: needs brackets around the bar; write re: (1 | {text})"
+    if "|" in text:
+        return f"{text!r} has no section name; random effects are written re: {text if text[0] == '(' else f'({text})'}"
+    return f"a stray '|': {text!r} has no section name; write for example | gate: {text}; known are {_known()}"
+
+
+def _known() -> str:
+    return ", ".join(f"{name}:" for name in SECTIONS)
+
+
+def _when_empty(name: str) -> str:
+    return {
+        "gate": "write gate: 1 for constant proportions, or leave it out",
+        "re": "write re: (1 | subject), or leave it out",
+        "sigma": "write sigma: 1 for a constant standard deviation, or leave it out",
+        "vary": "name the index, or leave it out",
+        "seq": "name the column that orders the rows, or leave it out",
+    }[name]
+
+
+def _response(span: _Span) -> str:
+    _refuse_bars(span, "the response")
+    _refuse_wrappers(span, 0)
+    terms = _terms(span, span.text, intercept=False)
+    if len(terms) != 1:
+        trials = ", and successes of trials as s ~ ... with trials='column' of the fit" if "/" in span.text else ""
+        raise span.error(
+            f"the response must be one column or one transformed column, got {len(terms)} terms; "
+            f"write arithmetic as I(a - b){trials}"
+        )
+    return span.text.strip()
+
+
+def _parts(span: _Span, allowed: tuple[str, ...], where: str) -> tuple[Part, ...]:
+    """The free terms and the terms in common(...) or const(...)."""
+    _refuse_bars(span, where)
+    wrapped: list[Part] = []
+    free = list(span.text)
+    for match in _WRAPPER.finditer(span.masked):
+        inside = _wrapper_body(span, match, allowed, where)
+        free[_before(span, match.start()) : inside.stop - span.start + 1] = " " * (
+            inside.stop - span.start + 1 - _before(span, match.start())
+        )
+        wrapped.append(_wrapped_part(inside, match.group(1)))
+    text = _without_leading_plus("".join(free)) if wrapped else span.text
+    owns_intercept = any(_has_intercept(part) for part in wrapped)
+    _refuse_wrappers(_Span(span.whole, span.mask, span.start, span.stop), len(wrapped))
+    terms = _terms(span, text, intercept=not owns_intercept) if text.strip() or not owns_intercept else ()
+    parts = ((Part(text.strip() or "1", "free", not owns_intercept),) if terms or not wrapped else ()) + tuple(wrapped)
+    _refuse_repeats(span, parts)
+    return parts
+
+
+def _wrapper_body(span: _Span, match: re.Match[str], allowed: tuple[str, ...], where: str) -> _Span:
+    kind, opened = match.group(1), match.end() - 1
+    closed = span.masked.index(")", opened)
+    if kind not in allowed:
+        raise span.error(
+            f"{kind}(...) is not allowed in {where}; {_WHY_NOT[where, kind]}",
+            match.start(),
+            closed + 1 - match.start(),
+        )
+    before, after = span.masked[: match.start()].rstrip(), span.masked[closed + 1 :].lstrip()
+    if (before and before[-1] != "+") or (after and after[0] not in "+-"):
+        raise span.error(
+            f"{kind}(...) must be a term of its own, joined by '+'; write {kind}(a:b) for an interaction",
+            match.start(),
+            closed + 1 - match.start(),
+        )
+    body = span.sub(opened + 1, closed)
+    if body.blank:
+        raise span.error(
+            f"{kind}() is empty; write the terms inside, as in {kind}(x1 + x2)",
+            match.start(),
+            closed + 1 - match.start(),
+        )
+    return body
+
+
+def _before(span: _Span, start: int) -> int:
+    """Where the plus sign in front of a wrapper stands, or the wrapper itself."""
+    before = span.masked[:start].rstrip()
+    return len(before) - 1 if before.endswith("+") else start
+
+
+def _without_leading_plus(text: str) -> str:
+    stripped = text.lstrip()
+    if not stripped.startswith("+"):
+        return text
+    at = len(text) - len(stripped)
+    return text[:at] + " " + text[at + 1 :]
+
+
+def _wrapped_part(inside: _Span, kind: str) -> Part:
+    nested = _WRAPPER.search(inside.text)
+    if nested is not None:
+        raise inside.error(f"{nested.group(1)}(...) stands inside {kind}(...); keep one of them", nested.start())
+    if not _terms(inside, inside.text, intercept=False):
+        raise inside.error(f"{kind}(...) holds no terms; write the terms inside, as in {kind}(x1 + x2)")
+    return Part(inside.text.strip(), "common" if kind == "common" else "const", False)
+
+
+def _has_intercept(part: Part) -> bool:
+    return any(is_intercept(term) for term in parse_terms(part.text, part.intercept))
+
+
+def _refuse_repeats(span: _Span, parts: tuple[Part, ...]) -> None:
+    seen: dict[object, str] = {}
+    for part in parts:
+        for term in parse_terms(part.text, part.intercept):
+            if seen.get(term, part.kind) != part.kind:
+                raise span.error(
+                    f"the term {str(term)!r} is both {seen[term]} and {part.kind}; a term has one kind, so remove one"
+                )
+            seen[term] = part.kind
+
+
+def _refuse_wrappers(span: _Span, expected: int) -> None:
+    """Raise if common(...) or const(...) stands deeper than at the top level."""
+    visible = _unquoted(span.text)
+    found = list(_WRAPPER.finditer(visible))
+    if len(found) > expected:
+        deep = next(m for m in found if span.masked[m.start()] == "\0" or not expected)
+        raise span.error(
+            f"{deep.group(1)}(...) must be a term of its own at the top level of a section; unwrap it",
+            deep.start(),
+            len(deep.group(1)),
+        )
+
+
+def _unquoted(text: str) -> str:
+    return re.sub(r"`[^`]*`|'[^']*'|\"[^\"]*\"", lambda m: "\0" * len(m.group(0)), text)
+
+
+def _refuse_bars(span: _Span, where: str) -> None:
+    """Raise for a bar in plain brackets: random effects outside re:."""
+    stack: list[bool] = []
+    for i, char in enumerate(_unquoted(span.text)):
+        if char in _OPENING:
+            before = span.text[:i].rstrip()
+            stack.append(char != "(" or (bool(before) and (before[-1].isalnum() or before[-1] in "_.`")))
+        elif char in _CLOSING:
+            stack.pop()
+        elif char == "|" and not any(stack):
+            raise span.error(
+                f"random effects stand in {where}; move them to their own section, as in | re: (1 + time | id)", i, 1
+            )
+
+
+def _terms(span: _Span, text: str, intercept: bool = True) -> tuple[object, ...]:
+    _refuse_specials(span, text)
+    try:
+        return parse_terms(text, intercept)
+    except SectionSyntaxError as error:
+        raise span.error(_first_lower(error.message), error.start, error.width) from error
+
+
+def _refuse_specials(span: _Span, text: str) -> None:
+    masked = "".join(a if m != "\0" else "\0" for a, m in zip(text, span.masked, strict=True))
+    for quoted in re.finditer(r"`([^`]*)`", text):
+        if re.fullmatch(r"\s*[\d.]*\s*", quoted.group(1)):
+            raise span.error(
+                f"a column called {quoted.group(1)!r} cannot stand in a formula, where 1 is the intercept and other "
+                "numbers are numbers; rename the column",
+                quoted.start(),
+                len(quoted.group(0)),
+            )
+    dot = re.search(r"(?<![\w.\0])\.(?![\w.])", masked)
+    if dot is not None:
+        raise span.error("'.' for all other columns is not supported; name the columns", dot.start(), 1)
+    for match in _POWER.finditer(masked):
+        if int(match.group(1)) > _MAX_POWER:
+            raise span.error(
+                f"the power {match.group(1)} expands to too many terms; at most {_MAX_POWER} is allowed, "
+                "and I(x**2) squares a column",
+                match.start(),
+                len(match.group(0)),
+            )
+
+
+def _first_lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _sigma(span: _Span) -> tuple[Part, ...]:
+    """Terms of the log standard deviation, whose intercept is the residual standard deviation itself."""
+    parts = _parts(span, ("common",), "sigma:")
+    shared = next((part for part in parts if part.kind == "common" and _has_intercept(part)), None)
+    if shared is not None:
+        raise span.error(
+            "the intercept of sigma: is the residual standard deviation, which residual='common' shares; "
+            "take it out of common(...)",
+            span.text.index("common"),
+            len("common"),
+        )
+    if not any(_has_intercept(part) for part in parts):
+        raise span.error(
+            "sigma: cannot do without its intercept, the residual standard deviation; remove the 0 or -1 from it"
+        )
+    return parts
+
+
+def _random(span: _Span) -> RandomTerm:
+    text = span.text.strip()
+    masked = span.masked.strip()
+    lead = len(span.text) - len(span.text.lstrip())
+    if masked.count("(") > 1 and text.startswith("("):
+        groups = [bracket.rpartition("|")[2].strip() for bracket in re.findall(r"\(([^()]*)\)", text)]
+        if len(set(groups)) == 1 and groups[0]:
+            raise span.error(
+                f"re: {text} names {groups[0]!r} more than once; write the terms in one bracket, as in "
+                f"(1 + time | {groups[0]}), or with a double bar, (1 + time || {groups[0]}), for no correlations"
+            )
+        raise span.error(f"re: {text} has more than one grouping factor; {_SEVERAL}")
+    if not (masked.startswith("(") and masked.endswith(")") and masked.count("(") == 1):
+        raise span.error(f"re: must be one bracket, as in re: (1 + time | id), got {text!r}")
+    return _inside_bracket(span.sub(lead + 1, lead + len(text) - 1))
+
+
+def _inside_bracket(span: _Span) -> RandomTerm:
+    span = _Span(
+        span.whole, span.whole[: span.start] + _mask(span.text) + span.whole[span.stop :], span.start, span.stop
+    )
+    bars = list(re.finditer(r"\|+", span.masked))
+    if not bars:
+        raise span.error(f"re: names no subjects; write re: ({span.text.strip()} | id) with the column of the subjects")
+    if len(bars) > 1 or len(bars[0].group(0)) > 2:
+        bar = bars[-1]
+        raise span.error(
+            "re: has more than one bar; write (terms | id), or (terms || id) without correlations",
+            bar.start(),
+            len(bar.group(0)),
+        )
+    design, group = span.sub(0, bars[0].start()), span.sub(bars[0].end(), len(span.text))
+    if design.blank:
+        raise span.error(
+            "re: has no terms left of the bar; write 1 for a random intercept, 0 for none, or for a network the layers "
+            "that are personal, such as last",
+            bars[0].start(),
+        )
+    _refuse_wrappers(design, 0)
+    _terms(design, design.text)
+    return RandomTerm(design.text.strip(), _group(design, group), len(bars[0].group(0)) == 1)
+
+
+def _group(design: _Span, span: _Span) -> str:
+    if span.blank:
+        raise span.error("re: names no subjects right of the bar; put the column of the subjects there", -1, 1)
+    match = _NAME.match(span.text)
+    if match is not None:
+        return match.group(1) or match.group(2)
+    text = span.text.strip()
+    pair = re.fullmatch(r"([\w.]+)\s*:\s*([\w.]+)", text)
+    if pair is not None:
+        a, b = pair.groups()
+        raise span.error(
+            f"the subjects must be one column, got the combinations {text!r}; make a column of them: "
+            f"data['{a}_{b}'] = data['{a}'].astype(str) + '/' + data['{b}'].astype(str), and write (... | {a}_{b})"
+        )
+    if re.search(r"[/:+*]", span.masked):
+        raise span.error(f"{text!r} is more than one grouping factor; {_SEVERAL}")
+    raise span.error(f"the subjects must be one column, got {span.text.strip()!r}; make such a column and name it")
+
+
+def _single_expression(span: _Span) -> str:
+    _refuse_bars(span, "vary:")
+    _refuse_wrappers(span, 0)
+    terms = _terms(span, span.text, intercept=False)
+    if len(terms) != 1:
+        raise span.error(
+            f"vary: must be one index, got {len(terms)} terms in {span.text.strip()!r}; name one numeric column"
+        )
+    return span.text.strip()
+
+
+def _sequence(span: _Span) -> Sequence:
+    pieces = list(_split(span, "/"))
+    if len(pieces) > 2:
+        raise pieces[2].error("seq: has more than one '/'; write seq: order, or seq: order / within")
+    names = [_column(piece) for piece in pieces]
+    return Sequence(names[0], names[1] if len(names) == 2 else None)
+
+
+def _column(span: _Span) -> str:
+    match = _NAME.match(span.text)
+    if match is None:
+        raise span.error(f"seq: takes column names, as in seq: day / session, got {span.text.strip()!r}")
+    return match.group(1) or match.group(2)

@@ -1,0 +1,590 @@
+"""The one file that touches parts of formulaic which its documentation does not promise (written for 1.2.2)."""
+
+import ast
+import builtins
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from formulaic import Formula, ModelSpecs
+from formulaic.errors import DataMismatchWarning, FormulaicError
+from formulaic.materializers import PandasMaterializer
+from formulaic.parser import DefaultFormulaParser, DefaultOperatorResolver
+from formulaic.parser.types import Operator, OrderedSet
+from formulaic.transforms import TRANSFORMS
+from formulaic.utils.code import sanitize_variable_names
+from formulaic.utils.layered_mapping import LayeredMapping
+from formulaic.utils.null_handling import find_nulls
+from formulaic.utils.stateful_transforms import stateful_eval
+from interface_meta import override
+from numpy.typing import NDArray
+
+from mixmoe.design.expressions import NUMBER, Lag, floating, lags_in, makes_categories, number, rewritten, under_lags
+from mixmoe.errors import DesignError, MixmoeError
+
+Term = Any  # formulaic.parser.types.Term; opaque outside this file
+EXTRA_FUNCTIONS: Mapping[str, Any] = {
+    "sqrt": np.sqrt,
+    "abs": np.abs,
+    "log1p": np.log1p,
+    "expm1": np.expm1,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "sin": np.sin,
+    "cos": np.cos,
+}
+"""Functions that formulas may use beyond those that formulaic brings."""
+MAX_TERMS = 2000  # of a section; many more than a model can have, and few enough to expand at once
+_OF_R: Mapping[str, str] = {
+    r"\bas\.factor\s*\(": "write C(x) for categories",
+    r"\bas\.ordered\s*\(": "write C(x), and order the categories in the data with pd.Categorical",
+    r"\b(as|is)\.[A-Za-z]\w*\s*\(": "convert the column in the data beforehand",
+    r"\b\d+L\b": "write whole numbers without the L",
+    r"\$": "name the column alone, of the data that are passed",
+    r"&&": "write & between conditions in brackets, as in I((t > 2) & (b < 1))",
+    r"!(?!=)": "write ~ for not, or a != b",
+}
+"""What R users type that Python reads otherwise or not at all."""
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_QUOTED = re.compile(r"`[^`]*`|'[^']*'|\"[^\"]*\"")
+_MARKED = re.compile(r"⧛(.*?)⧚", re.DOTALL)
+
+
+class SectionSyntaxError(MixmoeError):
+    """A section that formulaic cannot parse.
+
+    Parameters
+    ----------
+    message : str
+        What formulaic says, without its colours, and what to do.
+    start, width : int
+        The offending token, counted from the start of the section.
+    """
+
+    def __init__(self, message: str, start: int, width: int) -> None:
+        self.message, self.start, self.width = message, start, width
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class UsedName:
+    """A name that a formula uses.
+
+    Attributes
+    ----------
+    name : str
+        Column, function or constant.
+    called : bool
+        Whether it is called as a function.
+    plain : bool
+        Whether it stands alone as a term, outside any expression.
+    complete : bool
+        Whether rows where it is missing can be left out before anything is computed; false where the formula calls
+        a method of the column, such as ``fillna``.
+    """
+
+    name: str
+    called: bool
+    plain: bool
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Categories:
+    """Levels of a column that is used as categories.
+
+    Attributes
+    ----------
+    column : str
+    levels : tuple
+    """
+
+    column: str
+    levels: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Materialized:
+    """Matrices of the sections of a formula.
+
+    Attributes
+    ----------
+    matrices : mapping of str to ndarray, shape (rows kept, columns)
+        One per section, in double precision.
+    names : mapping of str to tuple of str
+        Column names of each section.
+    owners : mapping of str to tuple of int
+        Per section and column the position of the term that made the column.
+    numeric : mapping of str to bool
+        Whether a section consists of numeric factors alone.
+    bad_rows : ndarray of int, shape (b,)
+        Rows left out because a term is not a number there, ascending.
+    bad_terms : tuple of (str, int)
+        The terms that are not a number, and in how many rows.
+    specs : object
+        What `rematerialize` needs to replay the same coding.
+    """
+
+    matrices: Mapping[str, NDArray[np.float64]]
+    names: Mapping[str, tuple[str, ...]]
+    owners: Mapping[str, tuple[int, ...]]
+    numeric: Mapping[str, bool]
+    bad_rows: NDArray[np.intp]
+    bad_terms: tuple[tuple[str, int], ...]
+    specs: Any
+
+
+class _RefusedTermsError(Exception):
+    """Terms that formulaic would read, but not as they are meant."""
+
+
+class _CarefulOperators(DefaultOperatorResolver):
+    """Formulaic's operators, but a product is bounded before it is expanded, and what is taken out must be there."""
+
+    @property
+    def operators(self) -> list[Operator]:
+        made = super().operators
+        for operator in made:
+            expand = operator._to_terms
+            if operator.symbol in ("**", "^"):
+                operator._to_terms = _power(expand)
+            elif operator.symbol in ("*", ":", "/", "in"):
+                operator._to_terms = _bounded(expand)
+            elif operator.symbol == "-":
+                operator._to_terms = _without if operator.arity == 2 else _nothing_without
+        return made
+
+
+def _bounded(expand: Any) -> Any:
+    """A product of sets of terms, refused if it has too many."""
+
+    def bounded(left: Any, right: Any) -> Any:
+        _check_number(len(left) * len(right))
+        return expand(left, right)
+
+    return bounded
+
+
+def _check_number(n_terms: int) -> None:
+    if n_terms > MAX_TERMS:
+        raise _RefusedTermsError(
+            f"the products of this part expand to more than {MAX_TERMS} terms; write out those that are meant, joined "
+            "by '+', or make one column of them"
+        )
+
+
+def _power(expand: Any) -> Any:
+    """A power of a sum by repeated products without repetitions: a sum of m columns has at most 2^m of them.
+
+    Formulaic goes through all m^n products; the set and its order are the same.
+    """
+
+    def power(terms: Any, exponent: Any) -> Any:
+        single = OrderedSet(list(terms)[:1])
+        expand(single, exponent)  # formulaic refuses what is no whole number
+        out, times = terms, int(next(iter(exponent)).factors[0].expr)
+        if len(terms) == 1 and times > 1:
+            raise _RefusedTermsError(
+                f"a power of {str(next(iter(terms)))!r} alone is that term itself, for powers of sums are products of "
+                f"their terms; write I({next(iter(terms))}**{times}) for the power of its values"
+            )
+        for _ in range(times - 1):
+            before = len(out)
+            _check_number(len(out) * len(terms) // 50)
+            out = OrderedSet(a * b for a in out for b in terms)
+            _check_number(len(out))
+            if len(out) == before:
+                break
+        return out
+
+    return power
+
+
+def _without(left: Any, right: Any) -> Any:
+    """The terms on the left but for those on the right, all of which must be there."""
+    absent = [term for term in right if term not in left and not is_intercept(term)]
+    if absent:
+        raise _RefusedTermsError(
+            f"'-' takes out the term {str(absent[0])!r}, which does not stand before it; only terms that are there can "
+            "be taken out, so correct the name or leave it out"
+        )
+    return left - right
+
+
+def _nothing_without(right: Any) -> Any:
+    return _without(OrderedSet(), right)
+
+
+def parse_terms(text: str, intercept: bool = True) -> tuple[Term, ...]:
+    """Terms of one section, ordered by degree.
+
+    Parameters
+    ----------
+    text : str
+        Formulaic text without ``~`` and top-level ``|``.
+    intercept : bool
+        Whether an intercept is implied.
+
+    Raises
+    ------
+    SectionSyntaxError
+        If formulaic cannot parse `text`.
+    """
+    _refuse_r(text)
+    operators = _CarefulOperators()
+    parser = DefaultFormulaParser(operator_resolver=operators, feature_flags=set(), include_intercept=intercept)
+    try:
+        terms = parser.get_terms(text)
+    except _RefusedTermsError as error:
+        raise SectionSyntaxError(str(error), len(text) - len(text.lstrip()), len(text.strip())) from error
+    except FormulaicError as error:
+        raise _located(str(error), text) from error
+    except (SyntaxError, ValueError, TypeError, AttributeError, KeyError, IndexError, RuntimeError) as error:
+        reason = getattr(error, "msg", None) or error  # without "(<unknown>, line 1)"
+        raise SectionSyntaxError(
+            f"{text.strip()!r} cannot be read as a formula ({reason}); correct the marked part", 0, len(text)
+        ) from error
+    for code in python_code(terms):
+        _refuse_misread(code, text)
+    return tuple(sorted(terms, key=lambda term: term.degree))
+
+
+def _refuse_r(text: str) -> None:
+    """Refuse spellings of R, with the one of Python, before formulaic stumbles over them."""
+    visible = _QUOTED.sub(lambda match: " " * len(match.group(0)), text)
+    for pattern, remedy in _OF_R.items():
+        found = re.search(pattern, visible)
+        if found is not None:
+            written = found.group(0).rstrip("( ")
+            raise SectionSyntaxError(f"{written!r} is R, not Python; {remedy}", found.start(), len(written))
+
+
+def _refuse_misread(code: str, text: str) -> None:
+    """Refuse an expression whose operators do in Python what a formula hardly means."""
+    try:
+        tree = ast.parse(code, mode="eval")
+    except (SyntaxError, ValueError):
+        return  # told with its reason by who needs the names in it
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitXor):
+            raise SectionSyntaxError(
+                f"'^' inside {code!r} is Python's exclusive or, not a power; write ** for powers, as in I(t**2)",
+                max(text.find("^"), 0),
+                1,
+            )
+        if isinstance(node, ast.Call) and _names(node.func, "C") and any(_names(a, "Treatment") for a in node.args):
+            raise SectionSyntaxError(
+                f"{code!r} names no reference; write Treatment(reference=...) with a level, or contr.treatment for the "
+                "first one",
+                max(text.find("Treatment"), 0),
+                len("Treatment"),
+            )
+        if isinstance(node, ast.Compare) and any(_joins(part) for part in (node.left, *node.comparators)):
+            raise SectionSyntaxError(
+                f"in {code!r} the & or | binds more tightly than the comparisons beside it; put these in brackets, as "
+                "in (t > 2) & (b < 1)",
+                0,
+                len(text),
+            )
+
+
+def _names(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
+
+
+def _joins(node: ast.AST) -> bool:
+    return isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd | ast.BitOr)
+
+
+def _located(message: str, text: str) -> SectionSyntaxError:
+    plain = _ANSI.sub("", message)
+    first = plain.split("\n", 1)[0].rstrip(". ") + "; correct the marked part"
+    marked = _MARKED.search(plain)
+    if marked is None:
+        lead = len(text) - len(text.lstrip())
+        return SectionSyntaxError(first, lead, len(text.strip()))
+    start = marked.start() - (plain.rfind("\n", 0, marked.start()) + 1)
+    return SectionSyntaxError(first, start, len(marked.group(1)))
+
+
+def is_intercept(term: Term) -> bool:
+    """Whether a term is the intercept."""
+    return term.degree == 0
+
+
+def is_plain_column(term: Term) -> bool:
+    """Whether a term is one column, untransformed."""
+    return len(term.factors) == 1 and term.factors[0].eval_method.value == "lookup"
+
+
+def column_of(term: Term) -> str:
+    """Name of the column of a term for which `is_plain_column` holds."""
+    return str(term.factors[0].expr)
+
+
+def used_names(terms: Sequence[Term]) -> tuple[UsedName, ...]:
+    """Names that terms use, in order of first use."""
+    found: dict[tuple[str, bool], UsedName] = {}
+    for term in terms:
+        for factor in term.factors:
+            for name in _names_of_factor(factor):
+                known = found.get((name.name, name.called))
+                found[name.name, name.called] = name if known is None else _stricter(known, name)
+    return tuple(found.values())
+
+
+def _stricter(a: UsedName, b: UsedName) -> UsedName:
+    return UsedName(a.name, a.called, a.plain or b.plain, a.complete or b.complete)
+
+
+def _names_of_factor(factor: Any) -> list[UsedName]:
+    if factor.eval_method.value == "literal":
+        return []
+    if factor.eval_method.value == "lookup":
+        return [UsedName(str(factor.expr), False, True, True)]
+    aliases: dict[str, str] = {}
+    code = sanitize_variable_names(factor.expr, {}, aliases)
+    try:
+        tree = ast.parse(code, mode="eval")
+    except (SyntaxError, ValueError) as error:
+        raise DesignError(f"{factor.expr!r} is not a valid expression ({error}); correct it") from error
+    return [UsedName(aliases.get(u.name, u.name), u.called, u.plain, u.complete) for u in _names_of_tree(tree)]
+
+
+def _names_of_tree(tree: ast.AST) -> list[UsedName]:
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    functions = {id(call.func) for call in calls}
+    methods = {id(_root(call.func)) for call in calls if isinstance(call.func, ast.Attribute)}
+    bound = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    bound |= {a.arg for a in ast.walk(tree) if isinstance(a, ast.arg)}
+    absent = methods | {id(node) for node in under_lags(tree)}  # rows where such a column is missing may be complete
+    quoted = [call for call in calls if _is_quotation(call)]
+    return [
+        UsedName(node.id, id(node) in functions, False, id(node) not in absent)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and node.id not in bound
+    ] + [UsedName(str(call.args[0].value), False, False, id(call) not in absent) for call in quoted]  # type: ignore[attr-defined]
+
+
+def lags_of(terms: Sequence[Term], is_column: Callable[[str], bool]) -> frozenset[Lag]:
+    """The lagged columns that terms need, see `mixmoe._expressions.lags_in`."""
+    found: set[Lag] = set()
+    for term in terms:
+        for factor in term.factors:
+            if factor.eval_method.value == "python":
+                aliases: dict[str, str] = {}
+                found |= lags_in(sanitize_variable_names(factor.expr, {}, aliases), aliases, is_column)
+    return frozenset(found)
+
+
+def _root(node: ast.AST) -> ast.AST:
+    while isinstance(node, ast.Attribute | ast.Call | ast.Subscript):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node
+
+
+def _is_quotation(call: ast.Call) -> bool:
+    """Whether a call is patsy's ``Q("name")``."""
+    quoted = bool(call.args) and isinstance(call.args[0], ast.Constant) and isinstance(call.args[0].value, str)
+    return isinstance(call.func, ast.Name) and call.func.id == "Q" and quoted
+
+
+def python_code(terms: Iterable[Term]) -> tuple[str, ...]:
+    """The Python expressions within terms, with plain names for those in backticks."""
+    factors = [factor for term in terms for factor in term.factors if factor.eval_method.value == "python"]
+    return tuple(sanitize_variable_names(factor.expr, {}, {}) for factor in factors)
+
+
+def is_function(name: str) -> bool:
+    """Whether formulas know `name` as a function or module, whatever the data."""
+    return name in TRANSFORMS or name in EXTRA_FUNCTIONS or hasattr(builtins, name)
+
+
+def function_names() -> tuple[str, ...]:
+    """Names of the functions that formulas know."""
+    return tuple(sorted({*TRANSFORMS, *EXTRA_FUNCTIONS}))
+
+
+def name_of(term: Term) -> str:
+    """A term as messages show it."""
+    return str(term)
+
+
+def materialize(
+    frame: pd.DataFrame, sections: Mapping[str, Sequence[Term]], context: Mapping[str, Any]
+) -> Materialized:
+    """Matrices of all sections, built together so that a row is in all of them or in none.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        The columns in use, with a range index.
+    sections : mapping of str to sequence of terms
+    context : mapping
+        Names that formulas may use beside columns and transforms.
+
+    Raises
+    ------
+    DesignError
+        If a term cannot be computed.
+    """
+    used = {name: terms for name, terms in sections.items() if terms}
+    if not used:
+        return _collected(frame, {}, sections, {}, PandasMaterializer(frame), set(), None)
+    formula = Formula(**{name: list(terms) for name, terms in used.items()})
+    return _run(frame, formula, sections, context)
+
+
+def rematerialize(
+    frame: pd.DataFrame,
+    specs: Any,
+    sections: Mapping[str, Sequence[Term]],
+    context: Mapping[str, Any],
+) -> Materialized:
+    """Matrices of new data, coded as the data were from which `specs` came.
+
+    Raises
+    ------
+    DesignError
+        If a category was not seen before, or a term cannot be computed.
+    """
+    wanted = {name: specs[name] for name, terms in sections.items() if terms}
+    if not wanted:
+        return _collected(frame, {}, sections, {}, PandasMaterializer(frame), set(), None)
+    return _run(frame, ModelSpecs(**wanted), sections, context)
+
+
+class _InFloats(PandasMaterializer):
+    """Formulaic's, but expressions are computed in double precision, and lags are columns of the frame."""
+
+    @override
+    def _evaluate(self, expr: str, metadata: Any, spec: Any) -> tuple[Any, set[Any]]:
+        columns: dict[str, Any] = {str(name): self.data[name] for name in self.data.columns}
+        aliases: dict[str, str] = {}
+        code = sanitize_variable_names(expr, columns, aliases)
+        code = rewritten(code, aliases, lambda name: name in self.data.columns)
+        if not makes_categories(expr):
+            columns = {name: floating(values) for name, values in columns.items()}
+        names = LayeredMapping({**columns, NUMBER: number}, self.layered_context)
+        variables: set[Any] = set()
+        return stateful_eval(code, names, {code: metadata}, spec.transform_state, spec, variables=variables), variables
+
+
+def _run(
+    frame: pd.DataFrame, recipe: Any, sections: Mapping[str, Sequence[Term]], context: Mapping[str, Any]
+) -> Materialized:
+    materializer = _InFloats(frame, context={**EXTRA_FUNCTIONS, **context})
+    bad: set[int] = set()
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("error", DataMismatchWarning)
+            built = materializer.get_model_matrix(recipe, drop_rows=bad, output="numpy")
+    except DataMismatchWarning as error:
+        raise DesignError(_unseen(str(error))) from error
+    except (FormulaicError, ValueError, TypeError, LookupError, NameError, AttributeError, ArithmeticError) as error:
+        raise DesignError(_explained(error)) from error
+    parts = {name: getattr(built, name) for name in built._to_dict()}
+    specs = {name: part.model_spec for name, part in parts.items()}
+    return _collected(frame, parts, sections, specs, materializer, bad, specs)
+
+
+def _collected(
+    frame: pd.DataFrame,
+    parts: Mapping[str, Any],
+    sections: Mapping[str, Sequence[Term]],
+    specs: Mapping[str, Any],
+    materializer: PandasMaterializer,
+    bad: set[int],
+    kept: Any,
+) -> Materialized:
+    n = len(frame) - len(bad)
+    bad_rows = np.sort(np.fromiter(bad, dtype=np.intp, count=len(bad)))
+    return Materialized(
+        matrices={
+            name: np.ascontiguousarray(parts[name], dtype=np.float64) if name in parts else np.empty((n, 0))
+            for name in sections
+        },
+        names={name: tuple(specs[name].column_names) if name in specs else () for name in sections},
+        owners={name: owners_of(specs[name], terms) if name in specs else () for name, terms in sections.items()},
+        numeric={name: name not in specs or _is_numeric(specs[name]) for name in sections},
+        bad_rows=bad_rows,
+        bad_terms=_bad_terms(materializer) if bad else (),
+        specs=kept or {},
+    )
+
+
+def owners_of(spec: Any, terms: Sequence[Term]) -> tuple[int, ...]:
+    """For each column of a section the position of its term."""
+    place = {term: i for i, term in enumerate(terms)}
+    return tuple(place[row.term] for row in spec.structure for _ in row.columns)
+
+
+def _is_numeric(spec: Any) -> bool:
+    return all(kind.value != "categorical" for kind, _ in spec.encoder_state.values())
+
+
+def _bad_terms(materializer: PandasMaterializer) -> tuple[tuple[str, int], ...]:
+    counts = ((expr, len(find_nulls(factor.values))) for expr, factor in materializer.factor_cache.items())
+    return tuple((expr, count) for expr, count in counts if count)
+
+
+def known_categories(specs: Any) -> tuple[Categories, ...]:
+    """Columns used as categories, untransformed, with the levels that have a coding."""
+    found: dict[str, Categories] = {}
+    for spec in specs.values():
+        for factor in spec.factors:
+            column, state = _category_column(factor), spec.encoder_state.get(factor.expr)
+            if column is not None and state is not None and "categories" in state[1]:
+                found[column] = Categories(column, tuple(state[1]["categories"]))
+    return tuple(found.values())
+
+
+def _category_column(factor: Any) -> str | None:
+    """The column of `g`, `C(g)` or `C(g, contrast)`."""
+    return str(factor.expr) if factor.eval_method.value == "lookup" else category_argument(str(factor.expr))
+
+
+def category_argument(code: str) -> str | None:
+    """The column `g` of the code `C(g, ...)`; None for any other code."""
+    aliases: dict[str, str] = {}
+    try:
+        body = ast.parse(sanitize_variable_names(code, {}, aliases), mode="eval").body
+    except (SyntaxError, ValueError):
+        return None
+    if not (isinstance(body, ast.Call) and isinstance(body.func, ast.Name) and body.func.id == "C" and body.args):
+        return None
+    first = body.args[0]
+    if isinstance(first, ast.Call) and _is_quotation(first):
+        return str(ast.literal_eval(first.args[0]))
+    return aliases.get(first.id, first.id) if isinstance(first, ast.Name) else None
+
+
+def _unseen(message: str) -> str:
+    levels = re.search(r"\{.*\}", message)
+    named = re.sub(r"np\.\w+\(([^)]*)\)", r"\1", levels.group(0).strip("{}") if levels else message)
+    return (
+        f"the data contain a category that the fit has not seen: {named}; "
+        "only categories of the original data have coefficients; drop these rows or refit with them"
+    )
+
+
+def _explained(error: Exception) -> str:
+    text = _ANSI.sub("", str(error)).strip()
+    cause = error.__cause__
+    if cause is not None and str(cause) and str(cause) not in text:
+        text = f"{text} ({cause})"
+    if "extrapolation" in text:
+        return (
+            f"a spline of the formula is not defined outside the range of the data of the fit: {text}; leave such rows "
+            "out, or fit with extrapolation='extend' inside the term, as in bs(x, df=4, extrapolation='extend')"
+        )
+    return f"a term of the formula cannot be computed: {text}; check the term and the type of its columns"
+
+
+def degree(term: Term) -> int:
+    """Number of factors of a term; 0 for the intercept."""
+    return int(term.degree)

@@ -1,0 +1,254 @@
+"""Columns out of whatever frame the user has: pandas, polars (never imported) or a dict of columns."""
+
+import difflib
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mixmoe.design.labels import exact
+from mixmoe.errors import DesignError
+
+_SHOWN = 12
+_MIXED_NUMBERS = ("integer", "mixed-integer-float", "decimal")
+_EXACT = 2**53  # whole numbers up to which floats tell neighbours apart
+
+
+@dataclass(frozen=True, slots=True)
+class FrameView:
+    """The user's data, read only.
+
+    Attributes
+    ----------
+    data : object
+        The frame as given.
+    places : mapping of str to tuple of int
+        Positions of each column, by its name as text.
+    n_rows : int
+    labels : Index
+        Row labels of the user's frame; a range where it has none.
+    """
+
+    data: Any
+    places: Mapping[str, tuple[int, ...]]
+    n_rows: int
+    labels: pd.Index
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.places
+
+    def column(self, name: str) -> pd.Series:
+        """One column with a range index; the user's memory is shared where possible."""
+        places = self.places[name]
+        if len(places) > 1:
+            raise DesignError(f"the data have {len(places)} columns named {name!r}; rename or drop all but one")
+        if isinstance(self.data, pd.DataFrame):
+            return self.data.iloc[:, places[0]].set_axis(pd.RangeIndex(self.n_rows)).rename(name)
+        key = list(_keys(self.data))[places[0]]
+        return pd.Series(_foreign(self.data[key], name), index=pd.RangeIndex(self.n_rows), name=name)
+
+
+def view(data: Any) -> FrameView:
+    """The columns of a pandas or polars frame or a mapping of columns.
+
+    Raises
+    ------
+    DesignError
+        If `data` is none of these, or its columns differ in length.
+    """
+    if hasattr(data, "collect") and not hasattr(data, "shape"):
+        raise DesignError(f"data is a {type(data).__name__}, which holds no rows yet; pass data.collect()")
+    if not isinstance(data, Mapping) and not (hasattr(data, "columns") and hasattr(data, "__getitem__")):
+        raise DesignError(
+            f"data must be a pandas or polars DataFrame or a mapping of names to columns, got {type(data).__name__}"
+        )
+    keys = list(_keys(data))
+    places: dict[str, tuple[int, ...]] = {}
+    for i, key in enumerate(keys):
+        places[str(key)] = (*places.get(str(key), ()), i)
+    if isinstance(data, pd.DataFrame):
+        return FrameView(data, places, len(data), data.index)
+    n_rows = _common_length(data, keys)
+    _refuse_other_indexes(data, keys)
+    return FrameView(data, places, n_rows, pd.RangeIndex(n_rows))
+
+
+def whole_frame(data: Any) -> pd.DataFrame:
+    """The user's data as a pandas frame; a pandas frame as it is."""
+    if isinstance(data, pd.DataFrame):
+        return data
+    seen = view(data)
+    return pd.DataFrame({name: seen.column(name) for name in seen.places}, index=seen.labels)
+
+
+def _keys(data: Any) -> Iterable[Any]:
+    return data.keys() if isinstance(data, Mapping) else data.columns
+
+
+def _common_length(data: Any, keys: list[Any]) -> int:
+    if not isinstance(data, Mapping):
+        return int(data.shape[0])
+    lengths = {key: _length(data[key], key) for key in keys}
+    if len(set(lengths.values())) > 1:
+        first, other = keys[0], next(key for key in keys if lengths[key] != lengths[keys[0]])
+        raise DesignError(
+            f"columns differ in length: {first!r} has {lengths[first]} rows, {other!r} has {lengths[other]}; "
+            "all columns need the same number"
+        )
+    return next(iter(lengths.values()), 0)
+
+
+def _refuse_other_indexes(data: Any, keys: list[Any]) -> None:
+    """Refuse Series whose labels say that their rows do not belong together as they stand."""
+    if not isinstance(data, Mapping):
+        return
+    series = [key for key in keys if isinstance(data[key], pd.Series)]
+    for key in series[1:]:
+        mine, first = data[key].index, data[series[0]].index
+        if not mine.equals(first):
+            i = next(i for i, (a, b) in enumerate(zip(mine, first, strict=True)) if a != b)
+            raise DesignError(
+                f"the Series {series[0]!r} and {key!r} have different indexes, {shown(first[i])} and {shown(mine[i])} "
+                f"in place {i}; pass pd.DataFrame(data), which puts rows of one label together, or arrays, which are "
+                "taken as they stand"
+            )
+
+
+def _length(values: Any, key: object) -> int:
+    if isinstance(values, str) or not hasattr(values, "__len__"):
+        raise DesignError(f"column {key!r} must be a sequence of values, got {values!r}; repeat it for every row")
+    return len(values)
+
+
+def _foreign(values: Any, name: str) -> Any:
+    """Values of a column that is not a pandas column of a frame, as pandas can hold them."""
+    if isinstance(values, pd.Series | pd.Index):
+        return values.array
+    if isinstance(values, np.ndarray | pd.api.extensions.ExtensionArray):
+        return _one_dimension(values, name)
+    if not hasattr(values, "to_numpy"):
+        return _listed(values, name)
+    kind = str(getattr(values, "dtype", ""))
+    if kind.startswith("Enum"):
+        return pd.Categorical(values.to_list(), categories=list(values.dtype.categories), ordered=True)
+    if kind.startswith(("Int", "UInt", "Float", "Date", "Time", "Duration")) or kind == "Boolean":
+        nullable = "boolean" if kind == "Boolean" else kind if kind.startswith(("Int", "UInt")) else None
+        if kind.endswith("128"):
+            return _listed(values.to_list(), name)
+        if nullable is not None and values.null_count():  # to_numpy would make them floats
+            return pd.array(values.to_list(), dtype=nullable)
+        zone = getattr(getattr(values, "dtype", None), "time_zone", None)
+        return (
+            values.to_numpy() if zone is None else pd.DatetimeIndex(values.to_numpy(), tz="UTC").tz_convert(zone).array
+        )
+    return np.fromiter(values.to_list(), dtype=object, count=len(values))
+
+
+def _listed(values: Any, name: str) -> Any:
+    """A list as pandas reads it, but as it is where that would make floats of whole numbers beyond 2^53."""
+    listed = list(values)
+    if any(v is None for v in listed):
+        return _one_dimension(np.asarray(listed, dtype=object), name)
+    large = (v for v in listed if isinstance(v, int) and abs(v) > _EXACT)
+    return np.fromiter(listed, dtype=object, count=len(listed)) if any(True for _ in large) else listed
+
+
+def _one_dimension(values: Any, name: str) -> Any:
+    if values.ndim != 1:
+        raise DesignError(f"column {name!r} must have one dimension, got shape {values.shape}; split it into columns")
+    return values
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it: text in quotes, numbers and dates as they read, also those of NumPy in a list."""
+    value = _without_numpy(value)
+    return repr(value) if isinstance(value, str | bytes | tuple) else str(value)
+
+
+def _without_numpy(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) in (list, tuple):
+        return type(value)(_without_numpy(one) for one in value)
+    return value
+
+
+def unknown_column(name: str, known: Iterable[str], where: str, others: tuple[str, ...] = ()) -> DesignError:
+    """The error for a name that is not a column, with close matches."""
+    columns = list(known)
+    close = difflib.get_close_matches(name, columns, n=3, cutoff=0.6)
+    folded = [c for c in columns if c.lower() == name.lower() and c not in close]
+    hints = [repr(c) for c in (*folded, *close)][:3]
+    meant = f"; did you mean {' or '.join(hints)}?" if hints else "; correct the name."
+    names = ", ".join(columns[:_SHOWN]) + (", ..." if len(columns) > _SHOWN else "")
+    also = f" Also absent: {', '.join(map(repr, others))}." if others else ""
+    return DesignError(f"{where} uses {name!r}, which is not a column of the data{meant}{also} Columns are: {names}")
+
+
+def plain(values: pd.Series) -> pd.Series:
+    """A complete column in a type that formulas understand: float, integer, boolean, text or category.
+
+    Parameters
+    ----------
+    values : Series
+        Without missing values, or with them if they stay: then whole numbers become floats.
+    """
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        return exact(values)
+    if values.hasnans:
+        kind = pd.api.types.infer_dtype(values, skipna=True)
+        numbers = pd.api.types.is_numeric_dtype(values.dtype) or kind in ("boolean", *_MIXED_NUMBERS)
+        return values.astype(object).where(values.notna(), np.nan).astype(np.float64) if numbers else values
+    held = exact(values)
+    return _plain_objects(held) if held.dtype == object else held
+
+
+def with_gaps(values: pd.Series) -> pd.Series:
+    """A column of levels some of which may be missing, in a type that formulas understand; whole numbers stay whole."""
+    if isinstance(values.dtype, pd.CategoricalDtype) or not values.hasnans:
+        return plain(values)
+    if pd.api.types.is_extension_array_dtype(values.dtype) and values.dtype.kind in "iufb":
+        return values.astype(object).where(values.notna(), None)  # of which NumPy's integers and booleans have none
+    return values
+
+
+def _plain_objects(values: pd.Series) -> pd.Series:
+    """Numbers of mixed types as floats, which terms compute with; others as they are."""
+    kind = pd.api.types.infer_dtype(values, skipna=True)
+    if kind not in _MIXED_NUMBERS:
+        return values
+    try:
+        return values.astype(np.float64)
+    except OverflowError as error:
+        raise DesignError(
+            f"column {values.name!r} holds whole numbers beyond {sys.float_info.max:.3g}, which nothing can be "
+            "computed from; change its unit, or make it a category by astype(str)"
+        ) from error
+
+
+def is_numeric(values: pd.Series) -> bool:
+    """Whether a column of `plain` holds numbers."""
+    return isinstance(values.dtype, np.dtype) and values.dtype.kind in "fiub"
+
+
+def missing(values: pd.Series) -> NDArray[np.bool_]:
+    """Rows where a column is missing, shape (n,)."""
+    if isinstance(values.dtype, np.dtype) and values.dtype.kind in "iub":
+        return np.zeros(len(values), dtype=bool)
+    return np.asarray(values.isna(), dtype=bool)
+
+
+def infinite(values: pd.Series) -> NDArray[np.bool_] | None:
+    """Rows where a numeric column is infinite, shape (n,); None if there are none."""
+    if not (isinstance(values.dtype, np.dtype) and values.dtype.kind == "f"):
+        return None
+    array = values.to_numpy()
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(array.sum()):
+            return None
+    rows = np.isinf(array)
+    return rows if rows.any() else None

@@ -1,0 +1,310 @@
+"""What of a design is decided by formula and options, before any data are seen."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import ModuleType
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mixmoe.design import formulaic_engine, patsy_engine
+from mixmoe.design.complete_rows import Keys, Lagged, Need, Rows, collect_rows
+from mixmoe.design.expressions import Lag
+from mixmoe.design.formula import MoEFormula, Part, PartKind
+from mixmoe.design.formulaic_engine import Term, UsedName
+from mixmoe.design.frame import FrameView, shown, unknown_column
+from mixmoe.errors import ArgumentError, DesignError
+
+Engine = Literal["formulaic", "patsy"]
+ResponseKind = Literal["numeric", "categorical", "ordinal"]
+WHERE: Mapping[str, str] = {
+    "response": "the response",
+    "expert": "the expert part",
+    "gate": "gate:",
+    "random": "re:",
+    "index": "vary:",
+    "sigma": "sigma:",
+}
+"""How messages name the sections."""
+_ELSEWHERE: Mapping[str, str] = {
+    "ns": "cr(x, df=4) for a natural spline",
+    "offset": "offset='column' as an argument of the fit, where the family has one",
+    "pmax": "np.maximum(x, y)",
+    "pmin": "np.minimum(x, y)",
+    "maximum": "np.maximum(x, y)",
+    "minimum": "np.minimum(x, y)",
+    "ifelse": "np.where(condition, x, y)",
+    "factor": "C(x)",
+    "relevel": "C(x, contr.treatment(base='level'))",
+    "cut": "a column made beforehand, data['group'] = pd.cut(data['x'], ...)",
+    "Error": "the section re: (1 | subject)",
+    "cbind": "successes as the response, 's ~ ...', with their trials as trials='column' of the fit",
+}  # how functions of other programs are called here
+_CONSTANTS: Mapping[str, str] = {
+    "TRUE": "True",
+    "T": "True",
+    "FALSE": "False",
+    "F": "False",
+    "NULL": "None",
+    "NA": "np.nan",
+    "Inf": "np.inf",
+}  # of R
+ENGINES: Mapping[str, ModuleType] = {"formulaic": formulaic_engine, "patsy": patsy_engine}
+"""What turns terms into columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What is needed to build the same columns from other data.
+
+    Attributes
+    ----------
+    formula : MoEFormula
+    engine : {"formulaic", "patsy"}
+    response_kind : {"numeric", "categorical", "ordinal"}
+    context : mapping
+        Names given by the user for use in the formula.
+    sections : mapping of str to tuple
+        Terms of ``response``, ``expert``, ``gate``, ``random``, ``index``, ``sigma``.
+    kinds : mapping of str to tuple of str
+        Kind of each term of ``expert``, ``gate`` and ``sigma``.
+    names : mapping of str to tuple of UsedName
+        Names that each section uses.
+    lags : mapping of str to tuple of Lag
+        Lagged columns that each section uses, if they are columns.
+    aux : mapping of str to str
+    partial_response : bool
+        Whether rows whose (categorical) response is missing are kept.
+    specs : object
+        State of the transforms and codings; opaque.
+    kept : mapping of str to ndarray of bool
+        Columns of ``expert``, ``gate`` and ``sigma`` that are no combination of others.
+    numeric : frozenset of str
+        Columns of the formula that held numbers.
+    levels : tuple or None
+        Levels of a categorical or ordinal response.
+    """
+
+    formula: MoEFormula
+    engine: Engine
+    response_kind: ResponseKind
+    context: Mapping[str, Any]
+    sections: Mapping[str, tuple[Term, ...]]
+    kinds: Mapping[str, tuple[PartKind, ...]]
+    names: Mapping[str, tuple[UsedName, ...]]
+    lags: Mapping[str, tuple[Lag, ...]]
+    aux: Mapping[str, str]
+    partial_response: bool = False
+    specs: Any = None
+    kept: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    numeric: frozenset[str] = frozenset()
+    levels: tuple[Any, ...] | None = None
+
+
+def make_recipe(
+    formula: MoEFormula,
+    context: Mapping[str, Any] | None,
+    engine: Engine,
+    response: ResponseKind,
+    aux: Mapping[str, str] | None,
+    random_columns: bool,
+    partial_response: bool = False,
+) -> Recipe:
+    """The recipe of a design: which columns each section of a formula uses, and how they are made."""
+    if engine not in ENGINES:
+        raise ArgumentError(f"formula_engine must be one of 'formulaic', 'patsy', got {engine!r}")
+    if context is not None and not isinstance(context, Mapping):
+        raise ArgumentError(f"context must map names to values, such as {{'f': f}}, got {context!r}")
+    if "lag" in (context or {}):
+        raise ArgumentError("context must not name a function 'lag', which formulas have; give yours another name")
+    if response not in get_args(ResponseKind):
+        raise ArgumentError(f"response must be one of {', '.join(map(repr, get_args(ResponseKind)))}, got {response!r}")
+    for option, column in (aux or {}).items():
+        _require_name(option, column)
+    texts = _section_texts(formula, random_columns)
+    if response != "numeric":
+        _require_plain_response(formula, response)
+        texts = {**texts, "response": ()}
+    names = {name: _used_names(parts) for name, parts in texts.items()}
+    _refuse_reserved(names)
+    typed = {name: _typed_terms(ENGINES[engine], parts) for name, parts in texts.items()}
+    return Recipe(
+        formula=formula,
+        engine=engine,
+        response_kind=response,
+        context=_used_context(names, context or {}),
+        sections={name: tuple(term for term, _ in pairs) for name, pairs in typed.items()},
+        kinds={name: tuple(kind for _, kind in pairs) for name, pairs in typed.items()},
+        names=names,
+        lags={name: _lags(parts) for name, parts in texts.items()},
+        aux=dict(aux or {}),
+        partial_response=partial_response,
+    )
+
+
+def _refuse_reserved(names: Mapping[str, tuple[UsedName, ...]]) -> None:
+    """Refuse a column whose name parameters have already."""
+    for section, used in names.items():
+        if any(u.name == "Intercept" and not u.called for u in used):
+            raise DesignError(
+                f"{WHERE[section]} uses a column 'Intercept', which is the name of the constant; rename the column"
+            )
+
+
+def _require_name(option: str, column: Any) -> None:
+    if not isinstance(column, str):
+        got = repr(column) if isinstance(column, int | float) else f"a {type(column).__name__}"
+        raise ArgumentError(
+            f"{option} must be the name of a column, such as {option!r}, got {got}; put the values into the data: "
+            f"data[{option!r}] = ..."
+        )
+
+
+def _used_context(names: Mapping[str, tuple[UsedName, ...]], context: Mapping[str, Any]) -> dict[str, Any]:
+    used = {u.name for section in names.values() for u in section}
+    return {name: value for name, value in context.items() if name in used}
+
+
+def _section_texts(formula: MoEFormula, random_columns: bool) -> dict[str, tuple[Part, ...]]:
+    random = formula.random.design if formula.random is not None and random_columns else "0"
+    return {
+        "response": (Part(formula.response, intercept=False),),
+        "expert": formula.expert,
+        "gate": formula.gate,
+        "random": (Part(random),),
+        "index": () if formula.vary is None else (Part(formula.vary, intercept=False),),
+        "sigma": formula.sigma,
+    }
+
+
+def _typed_terms(made: ModuleType, parts: tuple[Part, ...]) -> list[tuple[Term, PartKind]]:
+    typed = [(term, part.kind) for part in parts for term in made.parse_terms(part.text, part.intercept)]
+    return sorted(typed, key=lambda pair: made.degree(pair[0]))
+
+
+def _used_names(parts: tuple[Part, ...]) -> tuple[UsedName, ...]:
+    return formulaic_engine.used_names(
+        [term for part in parts for term in formulaic_engine.parse_terms(part.text, part.intercept)]
+    )
+
+
+def _lags(parts: tuple[Part, ...]) -> tuple[Lag, ...]:
+    terms = [term for part in parts for term in formulaic_engine.parse_terms(part.text, part.intercept)]
+    return tuple(sorted(formulaic_engine.lags_of(terms, lambda _: True), key=lambda lag: lag.name))
+
+
+def response_column(formula: MoEFormula) -> str | None:
+    """The column of the response if it is untransformed."""
+    (term,) = formulaic_engine.parse_terms(formula.response, False)
+    return formulaic_engine.column_of(term) if formulaic_engine.is_plain_column(term) else None
+
+
+def _require_plain_response(formula: MoEFormula, kind: ResponseKind) -> None:
+    if response_column(formula) is None:
+        what = f"a{'n' if kind == 'ordinal' else ''} {kind} response"
+        raise DesignError(f"{what} must be a column, got {formula.response!r}; make such a column")
+
+
+def collect(frame: FrameView, recipe: Recipe, wanted: tuple[str, ...], required: bool) -> Rows:
+    """Complete sorted rows of the columns that the wanted sections use."""
+    formula = recipe.formula
+    needs = [need for name in wanted for need in _section_needs(frame, recipe, name)]
+    group = None if formula.random is None else formula.random.group
+    if group is not None and group not in frame and not required:
+        group = None
+    if "response" in wanted and recipe.response_kind != "numeric":
+        gaps = recipe.partial_response
+        needs.append(Need(str(response_column(formula)), WHERE["response"], complete=not gaps, gaps=gaps))
+    lags = [lag for name in wanted for lag in recipe.lags[name] if lag.column in frame]
+    alone = formula.random is not None and group is None
+    keys = Keys(group, cluster=recipe.aux.get("cluster"))
+    if formula.seq is not None and group is not None:
+        keys = replace(keys, within=formula.seq.within, order=formula.seq.order)
+    needs += [Need(name, where, term=False) for name, where in _key_columns(keys) if name is not None]
+    needs += [
+        Need(column, f"{label}={column!r}", term=label != "cluster")
+        for label, column in recipe.aux.items()
+        if required or column in frame
+    ]
+    _refuse_unknown(frame, needs)
+    filled = any(u.name == "lag" and not u.complete for names in recipe.names.values() for u in names)
+    return collect_rows(frame, _unique(needs), keys, Lagged(tuple(dict.fromkeys(lags)), alone, not filled))
+
+
+def _key_columns(keys: Keys) -> tuple[tuple[str | None, str], ...]:
+    return ((keys.group, "re:"), (keys.order, "seq:"), (keys.within, "seq:"))
+
+
+def _unique(needs: list[Need]) -> list[Need]:
+    complete, terms = {need.name for need in needs if need.complete}, {need.name for need in needs if need.term}
+    first = {need.name: need for need in reversed(needs)}
+    return [replace(n, complete=n.name in complete, term=n.name in terms) for n in first.values()][::-1]
+
+
+def _refuse_unknown(frame: FrameView, needs: list[Need]) -> None:
+    absent = {need.name: need for need in reversed(needs) if need.name not in frame}
+    if not absent:
+        return
+    first, *others = reversed(absent.values())
+    if first.name in _CONSTANTS:
+        raise DesignError(
+            f"{first.where} uses {first.name!r}, which is not a column of the data, nor Python; write "
+            f"{_CONSTANTS[first.name]} for what R calls {first.name}"
+        )
+    raise unknown_column(first.name, frame.places, first.where, tuple(need.name for need in others))
+
+
+def _section_needs(frame: FrameView, recipe: Recipe, section: str) -> list[Need]:
+    needs = []
+    for used in recipe.names[section]:
+        if used.called:
+            _check_function(frame, used, recipe, section)
+        elif used.name in recipe.context and used.name not in frame:
+            _check_constant(recipe.context[used.name], used, frame.n_rows)
+        elif used.name in frame or used.plain or not formulaic_engine.is_function(used.name):
+            needs.append(Need(used.name, WHERE[section], used.complete))
+    return needs
+
+
+def _check_constant(value: Any, used: UsedName, n_rows: int) -> None:
+    name = used.name
+    if used.plain and not callable(value) and np.ndim(value) == 0:
+        raise DesignError(
+            f"context[{name!r}] is {shown(value)}, one value for all rows, which cannot be a term of its own; use it "
+            f"inside an expression such as I({name} * x)"
+        )
+    if isinstance(value, np.ndarray | pd.Series) and value.shape == (n_rows,) and n_rows > 1:
+        raise DesignError(
+            f"context[{name!r}] holds one value per row, but rows are sorted and those with missing values left out; "
+            f"make {name!r} a column of the data"
+        )
+
+
+def _check_function(frame: FrameView, used: UsedName, recipe: Recipe, section: str) -> None:
+    columns = {u.name for names in recipe.names.values() for u in names if not u.called}
+    if used.name in columns and used.name in frame:
+        raise DesignError(
+            f"{WHERE[section]} calls {used.name!r} as a function, but the formula also uses a column of that name; "
+            "rename the column"
+        )
+    if used.name in recipe.context or formulaic_engine.is_function(used.name):
+        return
+    known = sorted({*formulaic_engine.function_names(), *recipe.context})
+    close = difflib.get_close_matches(used.name, known, n=2)
+    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    hint = f"write {_ELSEWHERE[used.name]}; " if used.name in _ELSEWHERE else hint
+    raise DesignError(
+        f"{WHERE[section]} calls {used.name!r}, which is not a function that formulas know; {hint}"
+        f"pass your own functions as context={{{used.name!r}: {used.name}}}"
+    )
+
+
+def formula_frame(rows: Rows, recipe: Recipe) -> pd.DataFrame:
+    """The columns that formulas use, as formulaic takes them."""
+    used = dict.fromkeys(u.name for names in recipe.names.values() for u in names if not u.called)
+    columns = {name: rows.columns[name] for name in used if name in rows.columns}
+    columns |= {lag.identifier: rows.columns[lag.name] for lag in rows.lags}
+    return pd.DataFrame(columns, index=pd.RangeIndex(rows.n), copy=False)

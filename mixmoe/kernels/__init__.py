@@ -1,1 +1,0 @@
-"""Pure functions on arrays; they assume clean input."""

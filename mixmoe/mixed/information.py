@@ -1,0 +1,521 @@
+"""Covariance of the estimates of a MEMoE: observed information, sandwich, boundary and unidentified directions."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import null_space
+
+from mixmoe._typing import Array
+from mixmoe.inference.small_samples import MANY_UNITS, Leverage, Moments, corrected_scores, leverage, sandwich_moments
+from mixmoe.inference.uncertainty import CovType, ParamCov, delta_cov, within_clusters, without_parameters
+from mixmoe.mixed.coordinates import Coordinates
+from mixmoe.mixed.further_parameters import spans
+from mixmoe.mixed.likelihood.observed import (
+    Problem,
+    observed_information,
+    subject_logliks,
+    subject_scores,
+    unit_information,
+)
+from mixmoe.mixed.parameters import (
+    FreeVector,
+    Structure,
+    contract,
+    expand,
+    n_coefficients,
+    n_covariances,
+    positions,
+    to_natural,
+)
+from mixmoe.mixed.separation import empty_categories, expert_directions
+from mixmoe.mixture.estimate import Flag, ParamLayout
+from mixmoe.mixture.gate import gate_information, gate_log_probabilities, penalty_meat
+from mixmoe.numerics.linalg import logsumexp, semidefinite_cholesky
+
+_ZERO_SD = 1e-4  # in working coordinates, where the pooled residual standard deviation is one
+_NO_GATE_INFORMATION = 1e-6  # per subject, in a direction of orthonormal gate columns
+_SINGULAR = 1e-9  # smallest eigenvalue of the scaled information that counts as information
+_FLAT = 1e-4  # information of all subjects about a parameter in working coordinates: a standard error of 100 units
+_NO_SCORES = 1e-8  # of the largest eigenvalue of the middle of a sandwich
+_MOVED = 1e-6  # share of a direction in a parameter that counts
+_PER_COEFFICIENT = 5  # subjects per coefficient of an expert below which standard errors are rough
+_COMPLEX_STEP = 1e-30
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """Where a solution lies on the boundary of the parameter space.
+
+    Attributes
+    ----------
+    theta : ndarray, shape (P,)
+        The free vector with null directions set to exactly zero.
+    dead : ndarray of bool, shape (P,)
+        Free parameters of null directions of a covariance: the log-likelihood is even in them, so they are
+        uncorrelated with all others, which are estimated as if the direction were known to be zero.
+    blank : tuple of int
+        Reported parameters without a valid standard error.
+    singular : bool
+        Whether a covariance of random effects is.
+    held : ndarray, shape (P, h)
+        Directions across which the free vector is taken as known, so that infinite thresholds stay where they are.
+    meanings : tuple of str
+        What the model becomes at the ends that further parameters have run into, with their names.
+    empty : tuple of str
+        Experts without responses in an ordered category.
+    """
+
+    theta: Array
+    dead: NDArray[np.bool_]
+    blank: tuple[int, ...]
+    singular: bool
+    held: Array
+    meanings: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
+
+
+def find_boundary(problem: Problem, coordinates: Coordinates, theta: Array) -> Boundary:
+    """Null directions of the random-effects covariances at a solution."""
+    s, free = problem.structure, problem.free
+    params = expand(s, free, theta[None])
+    dead = np.zeros(free.size, dtype=bool)
+    factor = params.factor.copy()
+    columns = s.factor_entries[1]
+    singular = []
+    if s.cov_re == "proportional" and s.n_random:
+        factor[0], dead[free.scale[1:]] = _proportional(factor[0])
+    for k in range(s.n_experts if s.n_random else 0):
+        if s.cov_re != "proportional":
+            factor[0, k] = _canonical(factor[0, k])
+        null = np.diag(factor[0, k]) == 0
+        if s.cov_re != "proportional" or not null.all():
+            dead[free.factor[k][null[columns]]] = True
+        singular.append(bool(null.any()))
+    clean = contract(s, replace(params, factor=factor))[0]
+    natural = to_natural(s, coordinates.to_user(expand(s, free, clean[None])))[0]
+    of_effects = _blank(s, natural, coordinates, singular)
+    is_singular = bool(dead.any()) or bool(of_effects)
+    ends, empty = reached_edges(s, free, theta), empty_categories(problem, theta)
+    dead[[*ends, *empty.closed]] = True
+    first = natural.size - free.size  # further parameters come last, in the same order, in both vectors
+    n_cuts = 0 if s.thresholds is None else len(s.thresholds.parameters(s.n_experts))
+    infinite = [natural.size - n_cuts + at for at in empty.infinite]
+    held = natural_jacobian(problem, coordinates, clean)[infinite].T if infinite else np.zeros((free.size, 0))
+    blank = (*of_effects, *(first + at for at in ends), *infinite)
+    return Boundary(clean, dead, blank, is_singular, held, tuple(ends.values()), empty.meanings)
+
+
+def reached_edges(s: Structure, free: FreeVector, theta: Array) -> dict[int, str]:
+    """Free parameters, shape (P,), that have run into an end of their space, and what the model becomes there."""
+    found: dict[int, str] = {}
+    for extra, where in spans(s.extras):
+        names = [p.name for p in extra.parameters(s.n_experts)]
+        places = dict.fromkeys(free.extra[:, where].ravel().tolist())
+        for at, name in zip(places, names, strict=True):
+            for edge in extra.edges:
+                if edge.reached(theta[at]):
+                    found[at] = f"{name}: {edge.meaning}"
+    return found
+
+
+def _proportional(factor: Array) -> tuple[Array, NDArray[np.bool_]]:
+    """Multiples of one canonical factor, (K, q, q), and which of experts 2..K have none, (K - 1,).
+
+    The largest multiple decides on null directions: that of expert 1, which the others are multiples of, may be tiny.
+    """
+    size = np.linalg.norm(factor, axis=(1, 2))
+    top = int(size.argmax())
+    none = size <= _ZERO_SD
+    none[[0, top]] = False
+    scaled = np.where(none, 0.0, size) / max(size[top], np.finfo(float).tiny)
+    return _canonical(factor[top]) * scaled[:, None, None], none[1:]
+
+
+def _canonical(T: Array) -> Array:
+    """The same covariance with null directions as zero columns."""
+    if (np.abs(np.diag(T)) > _ZERO_SD).all():
+        return T
+    return semidefinite_cholesky(T @ T.T, tol=_ZERO_SD**2, floor=_ZERO_SD**2)
+
+
+def _blank(s: Structure, natural: Array, coordinates: Coordinates, singular: list[bool]) -> tuple[int, ...]:
+    """Zero standard deviations, and all correlations of a singular covariance."""
+    q = s.n_random
+    n_pairs = q * (q - 1) // 2 if s.correlated else 0
+    at = n_coefficients(s)
+    blank: list[int] = []
+    for k in range(n_covariances(s)):
+        sd = natural[at : at + q]
+        smallest = _ZERO_SD * coordinates.scale / np.abs(np.diag(coordinates.random))
+        blank += [at + int(j) for j in np.flatnonzero(sd <= smallest)]
+        if singular[k]:
+            blank += range(at + q, at + q + n_pairs)
+        at += q + n_pairs
+    if s.cov_re == "proportional" and q:
+        blank += [at + j for j in range(s.n_experts - 1) if not _ZERO_SD < natural[at + j] < 1 / _ZERO_SD]
+    return tuple(blank)
+
+
+def natural_jacobian(problem: Problem, coordinates: Coordinates, theta: Array) -> Array:
+    """Derivatives of the reported parameters in the free ones, shape (P, P), exact by complex steps."""
+    moved = theta + 1j * _COMPLEX_STEP * np.eye(theta.size)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        natural = to_natural(problem.structure, coordinates.to_user(expand(problem.structure, problem.free, moved)))
+    return natural.imag.T / _COMPLEX_STEP
+
+
+def covariance(
+    problem: Problem,
+    coordinates: Coordinates,
+    theta: Array,
+    kind: CovType,
+    layout: ParamLayout,
+    clusters: NDArray[np.int64] | None = None,
+    correction: bool = True,
+) -> ParamCov:
+    """Covariance of the reported parameters at a solution.
+
+    Parameters
+    ----------
+    problem : Problem
+    coordinates : Coordinates
+    theta : ndarray, shape (P,)
+        Maximiser in working coordinates.
+    kind : {"nonrobust", "robust", "cluster"}
+    layout : ParamLayout
+    clusters : ndarray of int, shape (N,), optional
+        Cluster of each subject, for ``"cluster"``.
+    correction : bool
+        Correct a sandwich for the leverage of subjects or clusters, of which there are fewer than `MANY_UNITS`.
+
+    Returns
+    -------
+    ParamCov
+        With one expert and the correction it has moments, for t and F statistics.
+    """
+    at = find_boundary(problem, coordinates, theta)
+    n_units = problem.n_subjects if clusters is None else int(clusters.max()) + 1
+    corrected = kind != "nonrobust" and correction and n_units < MANY_UNITS
+    by_unit = unit_information(problem, at.theta, clusters) if corrected else None
+    basis = informative_basis(problem, at)
+    # A penalty on the gate belongs to no unit: its curvature is in the whole only.
+    summed = by_unit is not None and problem.penalty is None
+    whole = by_unit.sum(axis=0) if by_unit is not None and summed else observed_information(problem, at.theta)
+    known = identified(problem, coordinates, at, invert_information(whole, basis), layout)
+    flags = (*known.flags, *few_units(problem, at, None if clusters is None else n_units))
+    if kind == "nonrobust":
+        matrix = delta_cov(known.jacobian, known.inverse.matrix)
+        found = ParamCov(without_parameters(matrix, known.blank), kind, flags=flags)
+        return _with_limits(found, matrix, problem, basis, at, known)
+    scores = within_clusters(subject_scores(problem, at.theta), clusters)
+    middle = _plain(scores, known.inverse) if by_unit is None else _corrected(problem, scores, by_unit, known, basis)
+    if problem.penalty is not None:
+        middle = replace(middle, scores=np.vstack([middle.scores, _scores_of_penalty(problem, at.theta) @ middle.back]))
+    weights = known.jacobian @ middle.back
+    lost = _touched(known.jacobian, middle.null)
+    blank = sorted({*known.blank, *lost})
+    if middle.null.shape[1]:
+        flags = (*known.flags, _about_rank(middle, [layout.names[i] for i in lost], clusters is not None))
+    moments = None
+    if middle.units is not None and problem.structure.n_experts == 1:
+        moments = sandwich_moments(weights, middle.units)
+    matrix = delta_cov(weights, middle.scores.T @ middle.scores)
+    note = "; ".join(filter(None, ["" if clusters is None else f"{n_units} clusters", _about(middle, moments)]))
+    found = ParamCov(without_parameters(matrix, blank), kind, note, correction, flags=flags, moments=moments)
+    return _with_limits(found, matrix, problem, basis, at, known)
+
+
+def _with_limits(
+    found: ParamCov, whole: Array, problem: Problem, basis: "Basis", at: Boundary, known: "Identified"
+) -> ParamCov:
+    """The covariance with what probabilities have their standard errors from where gate coefficients are infinite."""
+    of_gate = basis.infinite[problem.free.gate].any(axis=0)
+    if not of_gate.any():
+        return found
+    other = np.hstack([known.inverse.flat, basis.infinite[:, ~of_gate]])
+    finite = without_parameters(whole, sorted({*at.blank, *_touched(known.jacobian, other)}))
+    return replace(found, bounded=finite, infinite=known.jacobian @ basis.infinite[:, of_gate])
+
+
+def resampled_covariance(problem: Problem, coordinates: Coordinates, theta: Array, draws: Array) -> ParamCov:
+    """Covariance of reported parameters, shape (R, P), of R resamples around a solution.
+
+    Where gate coefficients are infinite, how far an ascent went says nothing: what resamples move along the directions
+    to infinity is left out of what functions of the probabilities have their standard errors from.
+    """
+    at = find_boundary(problem, coordinates, theta)
+    gate, whole = gate_directions(problem, at.theta), np.atleast_2d(np.cov(draws, rowvar=False))
+    where = positions(problem.structure).gate.ravel()
+    unit = np.linalg.inv(coordinates.gate)  # a change of basis is wanted, not a solution
+    J = problem.structure.n_experts - 1
+    to_user, to_working = np.kron(np.eye(J), unit), np.kron(np.eye(J), coordinates.gate)
+    infinite = to_user @ gate.vectors[:, gate.infinite]
+    if not gate.infinite.any():
+        return ParamCov(without_parameters(whole, list(at.blank)), "bootstrap")
+    directions, along = np.zeros((len(whole), infinite.shape[1])), np.eye(len(whole))
+    directions[where] = infinite
+    along[np.ix_(where, where)] -= infinite @ gate.vectors[:, gate.infinite].T @ to_working
+    blank = {*at.blank, *where[(np.abs(infinite) > 1e-6 * np.abs(to_user).max(axis=1, keepdims=True)).any(axis=1)]}
+    return ParamCov(
+        without_parameters(whole, sorted(blank)),
+        "bootstrap",
+        bounded=without_parameters(along @ whole @ along.T, list(at.blank)),
+        infinite=directions,
+    )
+
+
+def _scores_of_penalty(problem: Problem, theta: Array) -> Array:
+    """Scores of units that stand for the prior of the gate in the middle of a sandwich, shape (P, P)."""
+    out = np.zeros((theta.size, theta.size))
+    if problem.penalty is not None:
+        gamma = expand(problem.structure, problem.free, theta[None]).gamma
+        values, vectors = np.linalg.eigh(penalty_meat(problem.penalty, problem.W, gamma))
+        where = np.arange(theta.size)[problem.free.gate].ravel()
+        out[np.ix_(where, where)] = (vectors * np.sqrt(np.maximum(values, 0.0))).T
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Identified:
+    """What the data say about the reported parameters.
+
+    Attributes
+    ----------
+    inverse : InverseInformation
+    jacobian : ndarray, shape (P, P)
+        Of the reported parameters in the free ones.
+    blank : list of int
+        Reported parameters without a valid standard error.
+    flags : tuple of Flag
+        About those whose likelihood is flat.
+    """
+
+    inverse: "InverseInformation"
+    jacobian: Array
+    blank: list[int]
+    flags: tuple[Flag, ...]
+
+
+def identified(
+    problem: Problem, coordinates: Coordinates, at: Boundary, inverse: "InverseInformation", layout: ParamLayout
+) -> Identified:
+    """Which reported parameters have a standard error: not those at an end of their space, infinite or flat."""
+    jacobian = np.nan_to_num(natural_jacobian(problem, coordinates, at.theta))
+    elsewhere = {*at.blank, *_touched(jacobian, inverse.infinite)}
+    flat = [layout.names[i] for i in _touched(jacobian, inverse.flat) if i not in elsewhere]
+    blank = sorted({*elsewhere, *_touched(jacobian, inverse.flat)})
+    return Identified(inverse, jacobian, blank, (_about_flat(flat),) if flat else ())
+
+
+def _touched(jacobian: Array, directions: Array) -> list[int]:
+    """Reported parameters that change along some directions of the free vector, shape (P, d)."""
+    size = np.linalg.norm(directions, axis=0)
+    moved = np.abs(jacobian @ (directions / np.where(size > 0, size, 1.0)))
+    largest = np.abs(jacobian).max(axis=1, keepdims=True, initial=0.0)
+    return [int(i) for i in np.flatnonzero((moved > _MOVED * (np.finfo(float).tiny + largest)).any(axis=1))]
+
+
+@dataclass(frozen=True, slots=True)
+class Middle:
+    """The middle of a sandwich and what surrounds it: ``back (c'c) back'`` is the covariance of the free vector.
+
+    Attributes
+    ----------
+    scores : ndarray, shape (G, r)
+        c.
+    back : ndarray, shape (P, r)
+    units : Leverage or None
+        Of the units, where the scores are corrected for it.
+    """
+
+    scores: Array
+    back: Array
+    units: Leverage | None = None
+
+    @property
+    def null(self) -> Array:
+        """Directions of the free vector, shape (P, d), in which no unit has a score: nothing tells a variance."""
+        values, vectors = np.linalg.eigh(self.scores.T @ self.scores)
+        return self.back @ vectors[:, values <= _NO_SCORES * values.max(initial=0.0)]
+
+
+def _plain(scores: Array, inverse: "InverseInformation") -> Middle:
+    return Middle(scores @ inverse.half, inverse.half)
+
+
+def _corrected(problem: Problem, scores: Array, by_unit: Array, known: Identified, basis: "Basis") -> Middle:
+    """Scores corrected for leverage: by CR2 for one expert, whose statistics are t, by the jackknife for more.
+
+    Cross terms between the coefficients of one expert and its further parameters have expectation zero if errors are
+    normal; what is observed of them is noise, and leverage is that without them.
+    """
+    if problem.structure.n_experts > 1:
+        units = leverage(by_unit, known.inverse.half, jackknife=True)
+        return Middle(corrected_scores(scores, known.inverse.half, units), known.inverse.half, units)
+    is_coefficient = np.isin(np.arange(problem.free.size), problem.free.beta)
+    apart = np.equal.outer(is_coefficient, is_coefficient)
+    half = invert_information(by_unit.sum(axis=0) * apart, basis).half
+    units = leverage(by_unit * apart, half)
+    return Middle(corrected_scores(scores, half, units), known.inverse.matrix @ np.linalg.pinv(half.T), units)
+
+
+def few_units(problem: Problem, at: Boundary, n_clusters: int | None = None) -> tuple[Flag, ...]:
+    """The flag of an expert that has few subjects, or of a model that has few clusters, for its coefficients."""
+    n_coefficients, K = problem.free.beta.shape[1], problem.structure.n_experts
+    if n_clusters is None:
+        joint = subject_logliks(problem, at.theta)
+        sizes = np.exp(joint - logsumexp(joint, axis=1)[:, None]).sum(axis=0)
+        word, owners = "subjects", [f" of expert {k + 1}" if K > 1 else "" for k in range(K)]
+    else:  # each of them may hold all experts
+        sizes, word, owners = np.array([float(n_clusters)]), "clusters", [""]
+    scarce = [k for k, size in enumerate(sizes) if size < _PER_COEFFICIENT * n_coefficients]
+    if not scarce:
+        return ()
+    found = ", ".join(f"{sizes[k]:.3g} {word} for {n_coefficients} coefficients{owners[k]}" for k in scarce)
+    return (
+        Flag(
+            "few_subjects",
+            f"There are only {found}, fewer than {_PER_COEFFICIENT} for each: standard errors are rough, most of all "
+            f"those of standard deviations, correlations and effects that do not vary within {word}. "
+            "Use a smaller model, or profile() for limits from the likelihood.",
+        ),
+    )
+
+
+def _about_rank(middle: Middle, names: list[str], clustered: bool) -> Flag:
+    word = "clusters" if clustered else "subjects"
+    n, rank = len(middle.scores), middle.scores.shape[1] - middle.null.shape[1]
+    return Flag(
+        "few_subjects",
+        f"The scores of the {n} {word} have rank {rank} for {middle.scores.shape[1]} parameters: a sandwich of them is "
+        f"not a covariance, and {', '.join(names)} have no standard errors. Use cov_type='nonrobust', which trusts the "
+        "model, or 'bootstrap', or a smaller model.",
+    )
+
+
+def _about_flat(names: list[str]) -> Flag:
+    return Flag(
+        "flat_likelihood",
+        f"The data say nothing about {', '.join(names)}: the log-likelihood is the same whatever the value. The "
+        "printed values are those where the search happened to stop, without standard errors. Share them between "
+        "experts, leave them out, or use fewer experts.",
+    )
+
+
+def _about(middle: Middle, moments: Moments | None) -> str:
+    """The correction in words."""
+    if middle.units is None:
+        return ""
+    if moments is not None:
+        return "scores corrected for leverage (CR2), t and F statistics with Satterthwaite's degrees of freedom"
+    return "scores corrected for leverage"
+
+
+@dataclass(frozen=True, slots=True)
+class GateDirections:
+    """Directions of the gate coefficients in working coordinates.
+
+    Attributes
+    ----------
+    vectors : ndarray, shape (d, d)
+        Orthonormal, one per column.
+    infinite : ndarray of bool, shape (d,)
+        Along these the gate separates the experts perfectly: the maximum lies at infinity.
+    """
+
+    vectors: Array
+    infinite: NDArray[np.bool_]
+
+
+def gate_directions(problem: Problem, theta: Array) -> GateDirections:
+    """Eigenvectors of the information of the gate, were the memberships known."""
+    gamma = expand(problem.structure, problem.free, theta[None]).gamma
+    weights = np.ones(problem.n_subjects)
+    information = gate_information(problem.W, gate_log_probabilities(problem.W, gamma), weights)[0]
+    values, vectors = np.linalg.eigh(information / problem.n_subjects)
+    if problem.penalty is not None:  # the prior keeps all coefficients finite
+        return GateDirections(vectors, np.zeros(values.size, dtype=bool))
+    return GateDirections(vectors, values < _NO_GATE_INFORMATION)
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """Orthonormal directions of the free vector.
+
+    Attributes
+    ----------
+    kept : ndarray, shape (P, r)
+        Directions in which the parameters are estimated.
+    infinite : ndarray, shape (P, s)
+        Directions of coefficients that are infinite.
+    """
+
+    kept: Array
+    infinite: Array
+
+
+def informative_basis(problem: Problem, at: Boundary) -> Basis:
+    """The free vector without null directions of covariances and infinite directions of gate and experts."""
+    directions = np.eye(at.theta.size)
+    gate = gate_directions(problem, at.theta)
+    directions[problem.free.gate, problem.free.gate] = gate.vectors
+    infinite = np.zeros(at.theta.size, dtype=bool)
+    infinite[problem.free.gate] = gate.infinite
+    experts = expert_directions(problem, at.theta)
+    if experts is not None:
+        directions[np.ix_(experts.where, experts.where)] = experts.vectors
+        infinite[experts.where] = experts.infinite
+    kept = directions[:, ~(infinite | at.dead)]
+    if at.held.shape[1]:
+        kept = kept @ null_space(at.held.T @ kept)
+    return Basis(kept, directions[:, infinite])
+
+
+@dataclass(frozen=True, slots=True)
+class InverseInformation:
+    """Generalised inverse of an information matrix.
+
+    Attributes
+    ----------
+    half : ndarray, shape (P, r)
+        ``half @ half.T`` is the inverse.
+    flat : ndarray, shape (P, f)
+        Unit vectors of directions without information, where the parameters are finite.
+    infinite : ndarray, shape (P, s)
+        Directions of coefficients that are infinite.
+    """
+
+    half: Array
+    flat: Array
+    infinite: Array
+
+    @property
+    def matrix(self) -> Array:
+        """The inverse, shape (P, P), zero outside the informative directions."""
+        return np.asarray(self.half @ self.half.T)
+
+    @property
+    def null(self) -> Array:
+        """All directions without information, shape (P, f + s)."""
+        return np.hstack([self.flat, self.infinite])
+
+
+def invert_information(information: Array, basis: Basis) -> InverseInformation:
+    """Inverse within the informative directions; those that turn out to carry no information are set apart.
+
+    In working coordinates every parameter has unit scale (of the response, of log, of Fisher's z, of log odds), so that
+    a standard error of a hundred units says that nothing is known.
+    """
+    A = basis.kept.T @ information @ basis.kept
+    values, vectors = np.linalg.eigh(A)
+    steep = basis.kept @ vectors[:, values > _FLAT]
+    flat = basis.kept @ vectors[:, values <= _FLAT]
+    A = steep.T @ information @ steep
+    scale = np.sqrt(np.diag(A))
+    values, vectors = np.linalg.eigh(A / np.outer(scale, scale))
+    good = values > _SINGULAR
+    half = steep @ (vectors[:, good] / np.sqrt(values[good]) / scale[:, None])
+    degenerate = steep @ (vectors[:, ~good] / scale[:, None])
+    degenerate /= np.maximum(np.linalg.norm(degenerate, axis=0), np.finfo(float).tiny)
+    return InverseInformation(half, np.hstack([flat, degenerate]), basis.infinite)

@@ -1,0 +1,399 @@
+"""Gaussian and t experts whose errors are correlated, unequal or heavy-tailed.
+
+Densities from the rows of the data.
+
+With R the covariance of a subject's errors, D = T T', G = Z'R^-1 Z, W = I + T'GT and r = y - X beta::
+
+    log|V|  = log|R| + log|W|
+    r'V^-1r = r'R^-1r - u'W^-1u,   u = T'Z'R^-1 r
+
+The t density has the same V as its scale matrix (Pinheiro, Liu & Wu 2001): random effects and errors share one factor
+per subject. The axis ``E`` runs over experts, or over experts of several starts; complex steps pass through.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe._typing import AnyArray, Array
+from mixmoe.mixed.further_parameters import extra_starts
+from mixmoe.mixed.likelihood.gaussian import (
+    FIRST_SIZE,
+    Density,
+    GaussianExperts,
+    build_moments,
+    flat_experts,
+    normal_density,
+    t_density,
+)
+from mixmoe.mixed.likelihood.protocol import Effects, FlatScores
+from mixmoe.mixed.likelihood.serial import ErrorFactor, ErrorKind, Spread, Visits, factorise
+from mixmoe.mixed.parameters import Params, Structure
+from mixmoe.numerics.linalg import cholesky, inverse_from_cholesky, solve_lower, solve_upper
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The data row by row, sorted by subject and time.
+
+    Attributes
+    ----------
+    y : ndarray, shape (n,)
+    X : ndarray, shape (p, n)
+    Z : ndarray, shape (q, n)
+    V : ndarray, shape (v, n)
+        Covariates of the log standard deviation of the errors.
+    visits : Visits
+    """
+
+    y: AnyArray
+    X: AnyArray
+    Z: AnyArray
+    V: AnyArray
+    visits: Visits
+
+    @property
+    def n_subjects(self) -> int:
+        """Number of subjects."""
+        return self.visits.starts.size
+
+    def blocks(self, n_experts: int) -> "Iterator[tuple[slice, Rows]]":
+        """Consecutive runs of subjects, short enough that the working arrays of `n_experts` experts stay in cache."""
+        width = 1 + self.X.shape[0] + 2 * self.Z.shape[0] ** 2
+        per_subject = max(1.0, self.y.size / self.n_subjects)
+        length = max(64, int(100_000 / (n_experts * width * per_subject)))
+        for start in range(0, self.n_subjects, length):
+            where = slice(start, min(start + length, self.n_subjects))
+            yield where, self.run(where)
+
+    def run(self, subjects: slice) -> "Rows":
+        """Those of a run of subjects."""
+        ends = self.visits.starts + self.visits.counts
+        at = slice(int(self.visits.starts[subjects][0]), int(ends[subjects][-1]))
+        return Rows(self.y[at], self.X[:, at], self.Z[:, at], self.V[:, at], self.visits.take(subjects))
+
+    def take(self, subjects: NDArray[np.intp]) -> "Rows":
+        """Those of some subjects, possibly repeated."""
+        at = self.visits.rows_of(subjects)
+        return Rows(self.y[at], self.X[:, at], self.Z[:, at], self.V[:, at], self.visits.chosen(subjects))
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorModel:
+    """Error parameters of each expert.
+
+    Attributes
+    ----------
+    kind : {"iid", "ar1", "car1", "bm"}
+    sigma : ndarray, shape (E,)
+    slope : ndarray, shape (E, v)
+        Coefficients of the log standard deviation.
+    shape : ndarray, shape (E,), or None
+        rho, phi or tau.
+    df : ndarray, shape (E,), or None
+        Degrees of freedom; None for normal errors.
+    """
+
+    kind: ErrorKind
+    sigma: AnyArray
+    slope: AnyArray
+    shape: AnyArray | None
+    df: AnyArray | None
+
+    def deviations(self, V: AnyArray) -> AnyArray:
+        """Standard deviation of the errors of each row, shape (E, n), for covariates of shape (v, n)."""
+        return self.sigma[:, None] * np.exp(self.slope @ V)
+
+
+@dataclass(frozen=True, slots=True)
+class RowPosterior:
+    """What one expert says about each subject.
+
+    Attributes
+    ----------
+    factor : Independent, Chain or Filter
+        Of R.
+    r : ndarray, shape (E, n)
+        y - X beta.
+    G : ndarray, shape (E, q, q, N)
+        Z'R^-1 Z.
+    L : ndarray, shape (E, q, q, N)
+        Cholesky factor of W.
+    w : ndarray, shape (E, q, N)
+        W^-1 u; T w is the posterior mean of the random effects.
+    distance : ndarray, shape (E, N)
+        r'V^-1 r.
+    density : Density
+    """
+
+    factor: ErrorFactor
+    r: AnyArray
+    G: AnyArray
+    L: AnyArray
+    w: AnyArray
+    distance: AnyArray
+    density: Density
+
+
+def row_posterior(rows: Rows, beta: AnyArray, T: AnyArray, errors: ErrorModel) -> RowPosterior:
+    """Marginal log-densities and the pieces of the posterior of the random effects.
+
+    Parameters
+    ----------
+    rows : Rows
+    beta : ndarray, shape (E, p)
+    T : ndarray, shape (E, q, q)
+        Lower factor of the random-effects covariance, D = T T'.
+    errors : ErrorModel
+
+    Returns
+    -------
+    RowPosterior
+    """
+    factor = factorise(errors.kind, errors.deviations(rows.V), errors.shape, rows.visits)
+    r = rows.y - beta @ rows.X
+    white_r, white_Z = factor.whiten(r[:, None]), factor.whiten(rows.Z[None])
+    G, Zr = _gram(rows, white_Z), rows.visits.per_subject(white_Z * white_r)
+    q = T.shape[1]
+    inside = np.einsum("eai,eabn->eibn", T, G)
+    W = np.einsum("eibn,ebj->eijn", inside, T) + np.eye(q)[:, :, None]
+    L = cholesky(W)
+    half = solve_lower(L, np.swapaxes(T, 1, 2) @ Zr)
+    distance = rows.visits.per_subject(white_r[:, 0] ** 2) - (half * half).sum(axis=1)
+    log_det = factor.log_det + 2 * sum((np.log(L[:, j, j]) for j in range(q)), start=np.zeros(distance.shape))
+    n = rows.visits.counts.astype(float)
+    density = normal_density(n, log_det, distance) if errors.df is None else t_density(n, log_det, distance, errors.df)
+    return RowPosterior(factor, r, G, L, solve_upper(L, half), distance, density)
+
+
+def _gram(rows: Rows, white: AnyArray) -> AnyArray:
+    """Z'R^-1 Z, shape (E, q, q, N)."""
+    E, q = white.shape[:2]
+    G = np.empty((E, q, q, rows.n_subjects), dtype=white.dtype)
+    for a in range(q):
+        for b in range(a + 1):
+            G[:, a, b] = G[:, b, a] = rows.visits.per_subject(white[:, a] * white[:, b])
+    return G
+
+
+def row_means(post: RowPosterior, T: AnyArray) -> AnyArray:
+    """Posterior means of the random effects given the expert, shape (E, q, N)."""
+    return T @ post.w
+
+
+def row_covariances(post: RowPosterior, T: AnyArray) -> AnyArray:
+    """Posterior covariances of the random effects for normal errors, shape (E, q, q, N); scale matrices for t."""
+    return np.einsum("eac,ecdn,ebd->eabn", T, inverse_from_cholesky(post.L), T, optimize=True)
+
+
+def row_errors(rows: Rows, post: RowPosterior, T: AnyArray) -> AnyArray:
+    """Residuals y - X beta - Z b at the posterior mean of b, shape (E, n)."""
+    means = np.repeat(row_means(post, T), rows.visits.counts, axis=-1)
+    return post.r - (means * rows.Z).sum(axis=1)
+
+
+def row_scores(rows: Rows, post: RowPosterior, T: AnyArray, errors: ErrorModel) -> AnyArray:
+    """Derivatives of each subject's log-density in the parameters of each expert.
+
+    Parameters
+    ----------
+    rows : Rows
+    post : RowPosterior
+    T : ndarray, shape (E, q, q)
+    errors : ErrorModel
+
+    Returns
+    -------
+    ndarray, shape (E, p + q * q + 1 + v + [shape] + [df], N)
+        In beta, in all entries of T (row by row), in log sigma, in the coefficients of the log standard deviation, and,
+        where there is one, in rho, phi or tau and in the logarithm of the degrees of freedom.
+    """
+    E, q, N = post.w.shape
+    weight, per_subject = post.density.weight, rows.visits.per_subject
+    left = row_errors(rows, post, T)
+    solved = post.factor.solve(left[:, None])
+    found = post.factor.scores(Spread(left, rows.Z[None], row_covariances(post, T), weight))
+    pull = per_subject(rows.Z * solved)  # Z'V^-1 r  (E, q, N)
+    in_T = (weight[:, None] * pull)[:, :, None] * post.w[:, None] - _curvature(post, T)
+    parts = [
+        weight[:, None] * per_subject(rows.X * solved),
+        in_T.reshape(E, q * q, N),
+        per_subject(found.log_sd)[:, None],
+        per_subject(rows.V * found.log_sd[:, None]),
+    ]
+    if found.shape is not None:
+        parts.append(found.shape[:, None])
+    if errors.df is not None:
+        parts.append(post.density.log_df[:, None])
+    return np.concatenate(parts, axis=1)
+
+
+def _curvature(post: RowPosterior, T: AnyArray) -> AnyArray:
+    """Z'V^-1 Z T = G T W^-1, shape (E, q, q, N)."""
+    inside = np.einsum("eab,ebcn->eacn", T, inverse_from_cholesky(post.L))
+    return np.einsum("eabn,ebcn->eacn", post.G, inside)
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorForm:
+    """What the errors look like, whatever the values of their parameters.
+
+    Attributes
+    ----------
+    kind : {"iid", "ar1", "car1", "bm"}
+    n_slopes : int
+        Covariates of the log standard deviation.
+    heavy : bool
+        Multivariate t instead of normal.
+    df : float or None
+        Fixed degrees of freedom; None if they are estimated, or if errors are normal.
+    """
+
+    kind: ErrorKind
+    n_slopes: int
+    heavy: bool
+    df: float | None = None
+
+    def model(self, params: Params) -> ErrorModel:
+        """Error parameters in working units of each expert of each start, from unconstrained further parameters."""
+        sigma = params.sigma.reshape(-1)
+        extra = params.extra.reshape(sigma.size, params.extra.shape[-1])
+        v = self.n_slopes
+        shape = None if self.kind == "iid" else self._shape(extra[:, v])
+        return ErrorModel(self.kind, sigma, extra[:, :v], shape, self._df(extra))
+
+    def _shape(self, free: Array) -> Array:
+        shape: Array = np.tanh(free) if self.kind == "ar1" else np.exp(free)
+        return shape
+
+    def _df(self, extra: Array) -> Array | None:
+        if not self.heavy:
+            return None
+        if self.df is not None:
+            return np.full(extra.shape[0], self.df)
+        df: Array = np.exp(extra[:, -1])
+        return df
+
+    def unconstrained(self, scores: Array, errors: ErrorModel) -> Array:
+        """Scores in the unconstrained parameters, from those of `row_scores`, shape (E, p + q * q + 1 + d, N)."""
+        if self.heavy and self.df is not None:
+            scores = scores[:, :-1]
+        if errors.shape is None:
+            return scores
+        slope = 1 - errors.shape**2 if self.kind == "ar1" else errors.shape
+        scores[:, -2 if self.heavy and self.df is None else -1] *= slope[:, None]
+        return scores
+
+
+@dataclass(frozen=True, slots=True)
+class RowDensities(FlatScores):
+    """Densities of a run of subjects, see `Densities`.
+
+    Attributes
+    ----------
+    rows : Rows
+    params : Params
+    form : ErrorForm
+    errors : ErrorModel
+    posterior : RowPosterior
+        With E = S * K.
+    """
+
+    rows: Rows
+    params: Params
+    form: ErrorForm
+    errors: ErrorModel
+    posterior: RowPosterior
+
+    @property
+    def log_density(self) -> Array:
+        """Log-densities, shape (S, K, n)."""
+        return self.posterior.density.log_density.reshape(*self.params.sigma.shape, -1)
+
+    def effects(self) -> Effects:
+        """Posterior of the random effects."""
+        T, _ = flat_experts(self.params)
+        spread = row_covariances(self.posterior, T) * self.spread()[:, None, None]
+        means, shape = row_means(self.posterior, T), self.params.sigma.shape
+        return Effects(means.reshape(*shape, *means.shape[1:]), spread.reshape(*shape, *spread.shape[1:]))
+
+    def spread(self) -> Array:
+        """Posterior covariance over `row_covariances`, shape (E, n): one for normal errors, infinite without one."""
+        df = self.errors.df
+        if df is None:
+            return np.ones_like(self.posterior.distance)
+        freedom = df[:, None] + self.rows.visits.counts
+        with np.errstate(divide="ignore"):
+            factor = (df[:, None] + self.posterior.distance) / (freedom - 2)
+        return np.where(freedom > 2, factor, np.inf)
+
+    def _flat_scores(self) -> Array:
+        T, _ = flat_experts(self.params)
+        return self.form.unconstrained(row_scores(self.rows, self.posterior, T, self.errors), self.errors)
+
+
+@dataclass(frozen=True, slots=True)
+class RowExperts:
+    """Experts with other errors than iid Gaussian ones, see `Experts`.
+
+    Attributes
+    ----------
+    rows : Rows
+    form : ErrorForm
+    """
+
+    rows: Rows
+    form: ErrorForm
+    analytic: bool = True
+
+    @property
+    def n_subjects(self) -> int:
+        """Number of subjects."""
+        return self.rows.n_subjects
+
+    def take(self, subjects: NDArray[np.intp]) -> "RowExperts":
+        """The same on some of the subjects."""
+        return RowExperts(self.rows.take(subjects), self.form)
+
+    def blocks(self, n_experts: int) -> "Iterator[tuple[slice, RowExperts]]":
+        """Consecutive runs of subjects."""
+        for where, rows in self.rows.blocks(n_experts):
+            yield where, RowExperts(rows, self.form)
+
+    def densities(self, params: Params) -> RowDensities:
+        """Log-densities at S parameter vectors."""
+        S, K, p = params.beta.shape
+        T, _ = flat_experts(params)
+        errors = self.form.model(params)
+        posterior = row_posterior(self.rows, params.beta.reshape(S * K, p), T, errors)
+        return RowDensities(self.rows, params, self.form, errors, posterior)
+
+    def sort_keys(self) -> tuple[Array, ...]:
+        """Cross-products with the response."""
+        per_subject = self.rows.visits.per_subject
+        return (*per_subject(self.rows.X * self.rows.y), per_subject(self.rows.y**2))
+
+    def first_guess(self, structure: Structure) -> Params:
+        """Equal shares of random and residual variance, further parameters as their `Extra` says."""
+        q = structure.n_random
+        return Params(
+            np.zeros((1, 0, structure.n_gate)),
+            np.zeros((1, 1, structure.n_columns)),
+            FIRST_SIZE * np.eye(q)[None, None],
+            np.full((1, 1), FIRST_SIZE),
+            extra_starts(structure.extras)[None, None],
+        )
+
+    def closed_form(self, one: Params) -> GaussianExperts:
+        """Experts that share the correlation and the relative variances of the errors of a one-expert fit.
+
+        Whitened by them, errors are iid, up to their scale; tails are taken as normal.
+        """
+        errors = self.form.model(one)
+        tau = None if errors.shape is None else errors.shape / (errors.sigma if self.form.kind == "bm" else 1.0)
+        factor = factorise(self.form.kind, np.exp(errors.slope @ self.rows.V), tau, self.rows.visits)
+        white = factor.whiten(np.vstack([self.rows.y, self.rows.X, self.rows.Z])[None])[0]
+        first, last = 1, 1 + len(self.rows.X)
+        return GaussianExperts(build_moments(white[0], white[first:last].T, white[last:].T, self.rows.visits.starts))

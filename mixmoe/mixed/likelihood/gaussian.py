@@ -1,0 +1,375 @@
+"""Gaussian experts with independent errors: densities from cross-products per subject.
+
+Once Z'Z, Z'X, X'X, Z'y, X'y and y'y are known for each subject, nothing touches the rows again: the cost of an
+evaluation does not depend on the number of visits. With D = T T', Lambda = T / sigma, W = I + Lambda' Z'Z Lambda,
+r = y - X beta and u = Lambda' Z'r (Bates et al. 2015, section 3; Laird & Ware 1982)::
+
+    log|V|  = n log sigma^2 + log|W|
+    r'V^-1r = (r'r - u'W^-1u) / sigma^2
+
+The axis ``E`` runs over experts, or over experts of several starts at once.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betaln, digamma, gammaln
+
+from mixmoe._typing import AnyArray, Array
+from mixmoe.mixed.likelihood.protocol import Effects, FlatScores
+from mixmoe.mixed.parameters import Params, Structure
+from mixmoe.numerics.linalg import cholesky, inverse_from_cholesky, multiply, solve_lower, solve_upper, times_real
+from mixmoe.responses.distribution import trigamma
+
+LOG_2PI = float(np.log(2 * np.pi))
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Cross-products of every subject, subjects on the last axis.
+
+    Attributes
+    ----------
+    n : ndarray, shape (N,)
+        Rows of each subject.
+    yy : ndarray, shape (N,)
+    Xy : ndarray, shape (p, N)
+    XX : ndarray, shape (p, p, N)
+    Zy : ndarray, shape (q, N)
+    ZX : ndarray, shape (q, p, N)
+    ZZ : ndarray, shape (q, q, N)
+    """
+
+    n: Array
+    yy: Array
+    Xy: Array
+    XX: Array
+    Zy: Array
+    ZX: Array
+    ZZ: Array
+
+    @property
+    def n_subjects(self) -> int:
+        """Number of subjects."""
+        return self.n.size
+
+    def take(self, subjects: "slice | NDArray[np.intp]") -> "Moments":
+        """Moments of some subjects, contiguous in memory."""
+        parts = (self.n, self.yy, self.Xy, self.XX, self.Zy, self.ZX, self.ZZ)
+        return Moments(*(np.ascontiguousarray(part[..., subjects]) for part in parts))
+
+    def blocks(self, n_experts: int) -> "Iterator[tuple[slice, Moments]]":
+        """Consecutive runs of subjects, short enough that the working arrays of `n_experts` experts stay in cache."""
+        q, p = self.ZX.shape[:2]
+        width = max(64, 40_000 // max(1, n_experts * max(q * q, p)))
+        for start in range(0, self.n_subjects, width):
+            where = slice(start, min(start + width, self.n_subjects))
+            parts = (self.n, self.yy, self.Xy, self.XX, self.Zy, self.ZX, self.ZZ)
+            yield where, Moments(*(part[..., where] for part in parts))
+
+
+def build_moments(y: Array, X: Array, Z: Array, starts: NDArray[np.intp]) -> Moments:
+    """Cross-products per subject.
+
+    Parameters
+    ----------
+    y : ndarray, shape (n,)
+        Response, rows sorted by subject; centre it first, or digits of y'y cancel.
+    X : ndarray, shape (n, p)
+    Z : ndarray, shape (n, q)
+    starts : ndarray of int, shape (N,)
+        First row of each subject.
+
+    Returns
+    -------
+    Moments
+    """
+    columns = np.ascontiguousarray(np.column_stack([y, X, Z]).T)  # (1 + p + q, n)
+    p, width, N = X.shape[1], columns.shape[0], starts.size
+    gram = np.empty((width, width, N))
+    for a in range(width):
+        for b in range(a + 1):
+            gram[a, b] = gram[b, a] = np.add.reduceat(columns[a] * columns[b], starts)
+    x, z = slice(1, 1 + p), slice(1 + p, width)
+    n = np.diff(np.append(starts, y.size)).astype(float)
+    parts = (gram[0, 0], gram[x, 0], gram[x, x], gram[z, 0], gram[z, x], gram[z, z])
+    return Moments(n, *(np.ascontiguousarray(part) for part in parts))
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertPosterior:
+    """What one expert says about each subject.
+
+    Attributes
+    ----------
+    log_density : ndarray, shape (E, N)
+        Marginal log-density of the subject's responses under the expert.
+    Xr : ndarray, shape (E, p, N)
+        X'(y - X beta).
+    Zr : ndarray, shape (E, q, N)
+        Z'(y - X beta).
+    rr : ndarray, shape (E, N)
+        Residual sum of squares around X beta.
+    L : ndarray, shape (E, q, q, N)
+        Cholesky factor of W.
+    v, w : ndarray, shape (E, q, N)
+        L^-1 u and W^-1 u.
+    """
+
+    log_density: Array
+    Xr: Array
+    Zr: Array
+    rr: Array
+    L: Array
+    v: Array
+    w: Array
+
+
+def expert_posterior(m: Moments, beta: Array, T: Array, sigma: Array) -> ExpertPosterior:
+    """Marginal log-densities and the pieces of the posterior of the random effects.
+
+    Parameters
+    ----------
+    m : Moments
+    beta : ndarray, shape (E, p)
+    T : ndarray, shape (E, q, q)
+        Lower factor of the random-effects covariance, D = T T'.
+    sigma : ndarray, shape (E,)
+        Residual standard deviation.
+
+    Returns
+    -------
+    ExpertPosterior
+    """
+    q, N, E = T.shape[1], m.n_subjects, beta.shape[0]
+    Lam = T / sigma[:, None, None]
+    Xr = m.Xy - np.swapaxes(times_real(beta, m.XX), 0, 1)
+    rr = m.yy - np.einsum("ep,epn->en", beta, m.Xy + Xr)
+    Zr = m.Zy - np.swapaxes(times_real(beta, m.ZX), 0, 1)
+    square = np.einsum("eia,ejc->eacij", Lam, Lam).reshape(E * q * q, q * q)
+    W = times_real(square, m.ZZ.reshape(q * q, N)).reshape(E, q, q, N) + np.eye(q)[:, :, None]
+    L = cholesky(W)
+    v = solve_lower(L, np.swapaxes(Lam, 1, 2) @ Zr)
+    w = solve_upper(L, v)
+    log_det = 2 * sum((np.log(L[:, j, j]) for j in range(q)), start=np.zeros((E, N)))
+    log_det = log_det + m.n * (LOG_2PI + 2 * np.log(sigma))[:, None]
+    quad = (rr - (v * v).sum(axis=1)) / (sigma**2)[:, None]
+    return ExpertPosterior(-0.5 * (log_det + quad), Xr, Zr, rr, L, v, w)
+
+
+def expert_scores(m: Moments, post: ExpertPosterior, T: Array, sigma: Array) -> Array:
+    """Derivatives of each subject's log-density in the parameters of each expert.
+
+    Parameters
+    ----------
+    m : Moments
+    post : ExpertPosterior
+    T : ndarray, shape (E, q, q)
+    sigma : ndarray, shape (E,)
+
+    Returns
+    -------
+    ndarray, shape (E, p + q * q + 1, N)
+        In beta, in all entries of T (row by row) and in log sigma.
+    """
+    E, p, N = post.Xr.shape
+    q = T.shape[1]
+    variance = (sigma**2)[:, None, None]
+    out = np.empty((E, p + q * q + 1, N), dtype=post.Xr.dtype)
+    b = (T / sigma[:, None, None]) @ post.w  # posterior means  (E, q, N)
+    out[:, :p] = (post.Xr - multiply(np.swapaxes(m.ZX, 0, 1), b)) / variance
+    W_inv = inverse_from_cholesky(post.L)
+    rest = post.Zr - multiply(m.ZZ, b)
+    pull = rest[:, :, None] * (post.w / sigma[:, None, None])[:, None]
+    pull -= multiply(m.ZZ, (T @ W_inv.reshape(E, q, q * N)).reshape(E, q, q, N))
+    out[:, p:-1] = (pull / variance[..., None]).reshape(E, q * q, N)
+    squares = post.rr - (post.v * post.v).sum(axis=1) - (post.w * post.w).sum(axis=1)
+    trace = q - np.einsum("eaan->en", W_inv)
+    out[:, -1] = squares / variance[:, 0] + trace - m.n
+    return out
+
+
+def random_effect_means(post: ExpertPosterior, T: Array, sigma: Array) -> Array:
+    """Posterior means of the random effects given the expert, shape (E, q, N)."""
+    return (T / sigma[:, None, None]) @ post.w
+
+
+def random_effect_covariances(post: ExpertPosterior, T: Array) -> Array:
+    """Posterior covariances of the random effects given the expert, shape (E, q, q, N)."""
+    return np.einsum("eac,ecdn,ebd->eabn", T, inverse_from_cholesky(post.L), T, optimize=True)
+
+
+def weighted_normal_matrix(m: Moments, post: ExpertPosterior, T: Array, sigma: Array, weights: Array) -> Array:
+    """Sum over subjects of weights * X'V^-1X, shape (E, p, p); the matrix of generalised least squares."""
+    E, q, N = post.w.shape
+    p = m.XX.shape[0]
+    Lam = T / sigma[:, None, None]
+    plain = (weights @ m.XX.reshape(p * p, N).T).reshape(E, p, p)
+    half = solve_lower(post.L, np.einsum("eba,bpn->eapn", Lam, m.ZX, optimize=True))  # (E, q, p, N)
+    left = np.moveaxis(half * weights[:, None, None], 2, 1).reshape(E, p, q * N)
+    right = np.moveaxis(half, 2, 1).reshape(E, p, q * N)
+    return (plain - left @ np.swapaxes(right, 1, 2)) / (sigma**2)[:, None, None]
+
+
+FIRST_SIZE = 0.6  # random effects and residual start with 0.36 of the pooled residual variance each
+
+
+@dataclass(frozen=True, slots=True)
+class GaussianDensities(FlatScores):
+    """Densities of a run of subjects, see `Densities`.
+
+    Attributes
+    ----------
+    moments : Moments
+    params : Params
+    posterior : ExpertPosterior
+        With E = S * K.
+    """
+
+    moments: Moments
+    params: Params
+    posterior: ExpertPosterior
+
+    @property
+    def log_density(self) -> Array:
+        """Log-densities, shape (S, K, n)."""
+        return self.posterior.log_density.reshape(*self.params.sigma.shape, -1)
+
+    def effects(self) -> Effects:
+        """Posterior of the random effects."""
+        factor, sigma = flat_experts(self.params)
+        means = random_effect_means(self.posterior, factor, sigma)
+        covariances = random_effect_covariances(self.posterior, factor)
+        shape = self.params.sigma.shape
+        return Effects(means.reshape(*shape, *means.shape[1:]), covariances.reshape(*shape, *covariances.shape[1:]))
+
+    def _flat_scores(self) -> Array:
+        return expert_scores(self.moments, self.posterior, *flat_experts(self.params))
+
+
+@dataclass(frozen=True, slots=True)
+class GaussianExperts:
+    """Experts with iid Gaussian errors, see `Experts`.
+
+    Attributes
+    ----------
+    moments : Moments
+    """
+
+    moments: Moments
+    analytic: bool = True
+
+    @property
+    def n_subjects(self) -> int:
+        """Number of subjects."""
+        return self.moments.n_subjects
+
+    def take(self, subjects: NDArray[np.intp]) -> "GaussianExperts":
+        """The same on some of the subjects."""
+        return GaussianExperts(self.moments.take(subjects))
+
+    def blocks(self, n_experts: int) -> "Iterator[tuple[slice, GaussianExperts]]":
+        """Consecutive runs of subjects."""
+        for where, moments in self.moments.blocks(n_experts):
+            yield where, GaussianExperts(moments)
+
+    def densities(self, params: Params) -> GaussianDensities:
+        """Log-densities at S parameter vectors."""
+        S, K, p = params.beta.shape
+        posterior = expert_posterior(self.moments, params.beta.reshape(S * K, p), *flat_experts(params))
+        return GaussianDensities(self.moments, params, posterior)
+
+    def sort_keys(self) -> tuple[Array, ...]:
+        """Cross-products with the response."""
+        return (*self.moments.Xy, self.moments.yy)
+
+    def first_guess(self, structure: Structure) -> Params:
+        """Equal shares of random and residual variance."""
+        q = structure.n_random
+        return Params(
+            np.zeros((1, 0, structure.n_gate)),
+            np.zeros((1, 1, structure.n_columns)),
+            FIRST_SIZE * np.eye(q)[None, None],
+            np.full((1, 1), FIRST_SIZE if structure.has_sigma else 1.0),
+            np.zeros((1, 1, 0)),
+        )
+
+    def closed_form(self, one: Params) -> "GaussianExperts":
+        """Themselves."""
+        return self
+
+
+def flat_experts(params: Params) -> tuple[Array, Array]:
+    """Factors (S * K, q, q) and residual standard deviations (S * K,)."""
+    S, K, q, _ = params.factor.shape
+    return params.factor.reshape(S * K, q, q), params.sigma.reshape(S * K)
+
+
+@dataclass(frozen=True, slots=True)
+class Density:
+    """Log-densities and their derivatives.
+
+    Attributes
+    ----------
+    log_density : ndarray, shape (E, N)
+    weight : ndarray, shape (E, N)
+        Minus twice the derivative in the squared distance; one for the normal.
+    log_df : ndarray, shape (E, N)
+        Derivative in the logarithm of the degrees of freedom; zero for the normal.
+    """
+
+    log_density: AnyArray
+    weight: AnyArray
+    log_df: AnyArray
+
+
+def normal_density(n: AnyArray, log_det: AnyArray, distance: AnyArray) -> Density:
+    """Multivariate normal densities of dimension `n`, shape (N,)."""
+    log_density = -0.5 * (n * LOG_2PI + log_det + distance)
+    return Density(log_density, np.ones_like(log_density), np.zeros_like(log_density))
+
+
+def t_density(n: AnyArray, log_det: AnyArray, distance: AnyArray, df: AnyArray) -> Density:
+    """Multivariate t densities.
+
+    Parameters
+    ----------
+    n : ndarray, shape (N,)
+        Dimensions.
+    log_det : ndarray, shape (E, N)
+        Of the scale matrix.
+    distance : ndarray, shape (E, N)
+        Squared distance from the centre, in the metric of the scale matrix.
+    df : ndarray, shape (E,)
+
+    Returns
+    -------
+    Density
+
+    References
+    ----------
+    Pinheiro, Liu & Wu (2001), Journal of Computational and Graphical Statistics 10, 249-276.
+    """
+    nu = df[:, None]
+    weight = (nu + n) / (nu + distance)
+    stretch = np.log1p(distance / nu)
+    log_density = _log_gamma_step(nu / 2, n / 2) - 0.5 * (n * np.log(nu * np.pi) + log_det + (nu + n) * stretch)
+    gain = _psi((nu + n) / 2) - _psi(nu / 2) - stretch - n / nu + weight * distance / nu
+    return Density(log_density, weight, 0.5 * nu * gain)
+
+
+def _log_gamma_step(x: AnyArray, step: AnyArray) -> AnyArray:
+    """Difference log Gamma(x + step) - log Gamma(x), accurate for large x; an imaginary part of x passes through."""
+    value = gammaln(step) - betaln(step, x.real)
+    return _carried(value, digamma(x.real + step) - digamma(x.real), x)
+
+
+def _psi(x: AnyArray) -> AnyArray:
+    """Digamma function; an imaginary part passes through."""
+    return _carried(digamma(x.real), trigamma(x.real), x)
+
+
+def _carried(value: AnyArray, slope: AnyArray, x: AnyArray) -> AnyArray:
+    return value + 1j * x.imag * slope if np.iscomplexobj(x) else value

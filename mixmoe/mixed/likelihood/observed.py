@@ -1,0 +1,192 @@
+"""Observed-data log-likelihood of a MEMoE, its score and its information, for several starts at once."""
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe._typing import Array
+from mixmoe.inference.uncertainty import within_clusters
+from mixmoe.mixed.likelihood.gaussian import GaussianExperts
+from mixmoe.mixed.likelihood.protocol import Densities, Experts
+from mixmoe.mixed.parameters import FreeVector, Params, Structure, build_free_vector, expand, pull_back
+from mixmoe.mixture.gate import GatePenalty, gate_log_probabilities, gate_scores, penalty_score
+from mixmoe.numerics.linalg import logsumexp
+from mixmoe.numerics.optimise import Evaluation
+
+Model = TypeVar("Model", bound=Experts)
+_COMPLEX_STEP = 1e-30
+_DIFFERENCE = 1e-4  # in working coordinates; the error of a central difference is its square
+
+
+@dataclass(frozen=True, slots=True)
+class Problem(Generic[Model]):
+    """Everything the likelihood needs, in working coordinates.
+
+    Attributes
+    ----------
+    structure : Structure
+    free : FreeVector
+    experts : Experts
+    W : ndarray, shape (N, m)
+        Gate design.
+    penalty : GatePenalty or None
+        Log prior of the gate, part of what is maximised but not of the log-likelihood of subjects.
+    """
+
+    structure: Structure
+    free: FreeVector
+    experts: Model
+    W: Array
+    penalty: GatePenalty | None = None
+
+    @property
+    def n_subjects(self) -> int:
+        """Number of subjects."""
+        return self.W.shape[0]
+
+    def take(self, subjects: NDArray[np.intp]) -> "Problem[Model]":
+        """The same problem on some of the subjects."""
+        return Problem(self.structure, self.free, self.experts.take(subjects), self.W[subjects], self.penalty)
+
+
+ClosedForm = Problem[GaussianExperts]
+
+
+def build_problem(structure: Structure, experts: Model, W: Array, penalty: GatePenalty | None = None) -> Problem[Model]:
+    """A problem from its parts."""
+    return Problem(structure, build_free_vector(structure), experts, W, penalty)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Likelihood quantities of a run of subjects, before any sum over subjects.
+
+    Attributes
+    ----------
+    where : slice
+    densities : Densities
+    log_prior : ndarray, shape (S, K, n)
+    log_joint : ndarray, shape (S, K, n)
+    loglik : ndarray, shape (S, n)
+    """
+
+    where: slice
+    densities: Densities
+    log_prior: Array
+    log_joint: Array
+    loglik: Array
+
+    @property
+    def responsibilities(self) -> Array:
+        """Posterior expert probabilities, shape (S, K, n)."""
+        return np.exp(self.log_joint - self.loglik[:, None])
+
+
+def evaluate_block(problem: Problem, params: Params, where: slice, experts: Experts) -> Block:
+    """Joint log-densities of the subjects in `where`."""
+    densities = experts.densities(params)
+    log_prior = gate_log_probabilities(problem.W[where], params.gamma)
+    log_joint = log_prior + densities.log_density
+    return Block(where, densities, log_prior, log_joint, logsumexp(log_joint, axis=1))
+
+
+def block_scores(problem: Problem, theta: Array, block: Block, memberships: Array | None = None) -> Array:
+    """Scores of each subject of a block in the free vector, shape (S, P, n).
+
+    By Fisher's identity the observed-data score is the responsibility-weighted sum of the experts' scores. With
+    `memberships`, shape (S, K, n), in the place of the responsibilities, the score were these known.
+    """
+    S, _, n = block.log_joint.shape
+    responsibilities = block.responsibilities if memberships is None else memberships
+    experts = block.densities.scores() * responsibilities[:, :, None]
+    residual = gate_scores(block.log_prior, responsibilities)
+    gate = (residual[:, :, None] * problem.W[block.where].T).reshape(S, -1, n)
+    return pull_back(problem.structure, problem.free, theta, gate, experts)
+
+
+def summed_scores(problem: Problem, theta: Array, block: Block) -> Array:
+    """Scores summed over the subjects of a block, shape (S, P)."""
+    responsibilities = block.responsibilities
+    experts = block.densities.summed_scores(responsibilities)
+    gate = gate_scores(block.log_prior, responsibilities) @ problem.W[block.where]
+    return pull_back(problem.structure, problem.free, theta, gate.reshape(theta.shape[0], -1), experts)
+
+
+def evaluate(problem: Problem, theta: Array) -> Evaluation:
+    """Log-likelihood, penalised if the gate is, and score at S free vectors, shape (S, P).
+
+    Complex input passes through analytic experts.
+    """
+    params = expand(problem.structure, problem.free, theta)
+    loglik = np.zeros(theta.shape[0], dtype=theta.dtype)
+    score = np.zeros(theta.shape, dtype=theta.dtype)
+    for where, experts in problem.experts.blocks(theta.shape[0] * problem.structure.n_experts):
+        block = evaluate_block(problem, params, where, experts)
+        loglik += block.loglik.sum(axis=1)
+        score += summed_scores(problem, theta, block)
+    if problem.penalty is not None:
+        loglik += problem.penalty.value(problem.W, params.gamma)
+        score[:, problem.free.gate] += penalty_score(problem.penalty, problem.W, params.gamma).reshape(
+            theta.shape[0], -1
+        )
+    return Evaluation(loglik, score)
+
+
+def penalty_at(problem: Problem, theta: Array) -> float:
+    """Log prior of the gate at one free vector, shape (P,); zero if the gate is not penalised."""
+    if problem.penalty is None:
+        return 0.0
+    return float(problem.penalty.value(problem.W, expand(problem.structure, problem.free, theta[None]).gamma)[0])
+
+
+def subject_scores(problem: Problem, theta: Array) -> Array:
+    """Score of every subject at one free vector, shape (N, P); complex as the vector is, for analytic experts."""
+    params = expand(problem.structure, problem.free, theta[None])
+    out = np.empty((problem.n_subjects, theta.size), dtype=theta.dtype)
+    for where, experts in problem.experts.blocks(problem.structure.n_experts):
+        block = evaluate_block(problem, params, where, experts)
+        out[where] = block_scores(problem, theta[None], block)[0].T
+    return out
+
+
+def subject_logliks(problem: Problem, theta: Array) -> Array:
+    """Log joint density of every subject with every expert at one free vector, shape (N, K)."""
+    params = expand(problem.structure, problem.free, theta[None])
+    out = np.empty((problem.n_subjects, problem.structure.n_experts))
+    for where, experts in problem.experts.blocks(problem.structure.n_experts):
+        out[where] = evaluate_block(problem, params, where, experts).log_joint[0].T
+    return out
+
+
+def observed_information(problem: Problem, theta: Array) -> Array:
+    """Minus the Hessian of the log-likelihood, shape (P, P).
+
+    The derivative of the exact score: by complex steps (Squire & Trapp 1998) where the experts let them through, one
+    direction per row, with no step size to choose and no digits lost; else by central differences.
+    """
+    P = theta.size
+    if problem.experts.analytic:
+        moved = theta + 1j * _COMPLEX_STEP * np.eye(P)
+        hessian = np.vstack([evaluate(problem, row).score.imag for row in np.array_split(moved, P)]) / _COMPLEX_STEP
+        return -0.5 * (hessian + hessian.T)
+    steps = _DIFFERENCE * np.eye(P)
+    rows = [evaluate(problem, np.vstack([theta + step, theta - step])).score for step in steps]
+    hessian = np.array([row[0] - row[1] for row in rows]) / (2 * _DIFFERENCE)
+    return -0.5 * (hessian + hessian.T)
+
+
+def unit_information(problem: Problem, theta: Array, clusters: NDArray[np.int64] | None = None) -> Array:
+    """Minus the Hessian of the log-likelihood of every subject or cluster, shape (G, P, P)."""
+    P = theta.size
+    columns = []
+    for step in np.eye(P):
+        if problem.experts.analytic:
+            slope = subject_scores(problem, theta + 1j * _COMPLEX_STEP * step).imag / _COMPLEX_STEP
+        else:
+            ends = [subject_scores(problem, theta + sign * _DIFFERENCE * step) for sign in (1.0, -1.0)]
+            slope = (ends[0] - ends[1]) / (2 * _DIFFERENCE)
+        columns.append(within_clusters(slope, clusters))
+    hessian = np.stack(columns, axis=1)
+    return -0.5 * (hessian + np.swapaxes(hessian, 1, 2))

@@ -1,0 +1,413 @@
+"""What users pass to a MEMoE, checked.
+
+The response distribution and its arguments, parameters to start from, clusters.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mixmoe._typing import Array
+from mixmoe.arguments import checked_count
+from mixmoe.design.checks import level_labels, level_scores
+from mixmoe.design.design import Design
+from mixmoe.design.formula import MoEFormula
+from mixmoe.design.frame import shown, view
+from mixmoe.design.labels import exact, places_of, unhashable, units_of
+from mixmoe.errors import ArgumentError, DesignError
+from mixmoe.mixed.coordinates import Coordinates, apply_inverse, build_coordinates, link_coordinates
+from mixmoe.mixed.error_structure import ErrorOptions
+from mixmoe.mixed.likelihood.gaussian import GaussianExperts, build_moments
+from mixmoe.mixed.likelihood.glmm import MOST_NODES, GlmmExperts, build_nodes
+from mixmoe.mixed.likelihood.modes import FamilyResponse, Response, Rows, dispersion
+from mixmoe.mixed.likelihood.protocol import Experts
+from mixmoe.mixed.parameters import Residual, Sigma, Structure
+from mixmoe.mixed.thresholds import OrdinalResponse, Thresholds, step_extra
+from mixmoe.mixture.estimate import Parameter, ParamLayout
+from mixmoe.responses.distribution import ETA_LIMIT, OFFSETS
+from mixmoe.responses.exponential import family_named, name_of_family
+
+
+def start_vector(start: Any, layout: ParamLayout) -> Array:
+    """Values of all parameters, in the order of the layout.
+
+    Parameters
+    ----------
+    start : Series, mapping, ndarray of shape (P,), or results with `params`
+    layout : ParamLayout
+
+    Returns
+    -------
+    ndarray, shape (P,)
+
+    Raises
+    ------
+    ArgumentError
+        If a parameter is missing or not finite, or the length is wrong.
+    """
+    values = getattr(start, "params", start)
+    if isinstance(values, pd.Series | Mapping):
+        missing = [name for name in layout.names if name not in values]
+        if missing:
+            raise ArgumentError(f"start has no value for {missing[0]!r}; give all of {', '.join(layout.names)}")
+        values = [values[name] for name in layout.names]
+    try:
+        vector = np.asarray(values, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"start must hold numbers or be another fit, got {start!r}") from error
+    if vector.shape != (len(layout.names),):
+        raise ArgumentError(f"start must have {len(layout.names)} values, one per parameter, got shape {vector.shape}")
+    for parameter, value in zip(layout.parameters, vector, strict=True):
+        if parameter.block == "random" and parameter.tested and np.isnan(value):
+            continue  # correlation with a random effect of zero variance
+        if not _inside(parameter, value):
+            raise ArgumentError(
+                f"start has {parameter.name} = {value}; values must be finite, standard deviations of random effects "
+                "at least zero, of residuals above zero, correlations between -1 and 1"
+            )
+    return vector
+
+
+def _inside(parameter: Parameter, value: float) -> bool:
+    """Whether a value lies in the space of its parameter."""
+    if not np.isfinite(value):
+        return False
+    if parameter.block == "random" and parameter.tested:
+        return abs(value) <= 1
+    if parameter.name.startswith("sigma") and not parameter.tested:
+        return bool(value > 0)
+    return parameter.block != "random" or bool(value >= 0)
+
+
+def cluster_codes(cluster: Any, design: Design) -> NDArray[np.int64]:
+    """Cluster of each subject as codes 0..G-1, shape (N,).
+
+    Parameters
+    ----------
+    cluster : mapping or Series by subject label, or array or Series with one entry per row of the data
+        A Series as long as the data has the rows of the labels of its index, unless each subject has one row.
+    design : Design
+
+    Returns
+    -------
+    ndarray of int, shape (N,)
+
+    Raises
+    ------
+    ArgumentError
+        If a subject has no cluster or lies in two.
+    """
+    if cluster is None:
+        raise ArgumentError("cov_type='cluster' needs cluster=, the cluster of each subject (by label) or of each row")
+    if isinstance(cluster, str):
+        raise ArgumentError(f"cluster must hold the clusters, not their name, got {cluster!r}; pass data[{cluster!r}]")
+    values = _by_label(cluster, design)
+    rows = design.codes if values is None else np.arange(design.n_units)  # subject of each value
+    if values is None:
+        values = _by_row(cluster, design)
+    absent = values.isna().to_numpy()
+    if absent.any():
+        raise ArgumentError(f"subject {shown(design.labels[rows[absent.argmax()]])} has no cluster (missing value)")
+    wrong = unhashable(values)
+    if wrong is not None:
+        raise ArgumentError(f"cluster must hold single values, such as numbers or texts, got {values.iloc[wrong]!r}")
+    codes = units_of(exact(values)).codes
+    first = codes[np.unique(rows, return_index=True)[1]]
+    split = codes != first[rows]
+    if split.any():
+        raise ArgumentError(f"subject {shown(design.labels[rows[split.argmax()]])} lies in more than one cluster")
+    return first.astype(np.int64)
+
+
+def _by_label(cluster: Any, design: Design) -> pd.Series | None:
+    """The cluster of each subject from a mapping or Series by label; None if it is not one for all subjects."""
+    rows_anyway = isinstance(cluster, pd.Series) and len(cluster) == design.n_input > design.n_units
+    if rows_anyway or not isinstance(cluster, Mapping | pd.Series):
+        return None
+    keys = list(cluster.index if isinstance(cluster, pd.Series) else cluster)
+    where = places_of(design.labels, keys)
+    if (where < 0).any():
+        return None
+    values = cluster if isinstance(cluster, pd.Series) else pd.Series(list(cluster.values()), dtype=object)
+    return values.iloc[where].reset_index(drop=True)
+
+
+def _by_row(cluster: Any, design: Design) -> pd.Series:
+    """The cluster of each row of the design, from one entry per row of the data."""
+    if np.shape(cluster) != (design.n_input,):
+        raise ArgumentError(
+            f"cluster must have one entry per row of the data ({design.n_input}) or per subject label, "
+            f"got shape {np.shape(cluster)}"
+        )
+    where = design.position
+    if isinstance(cluster, pd.Series) and not cluster.index[where].equals(design.rows):
+        where = cluster.index.get_indexer(design.rows) if cluster.index.is_unique else np.full(design.n, -1)
+        if (where < 0).any():
+            raise ArgumentError(
+                f"cluster has no value for the row {shown(design.rows[int(where.argmin())])} of the data, whose labels "
+                "its index should have; pass a column of the data, or an array, which is read row by row"
+            )
+    return view({"cluster": cluster}).column("cluster").iloc[where].reset_index(drop=True)
+
+
+FAMILIES = ("gaussian", "binomial", "poisson", "negbinomial", "gamma", "beta", "ordinal")
+_DISPERSIONS: Mapping[str, str] = {"negbinomial": "theta", "gamma": "shape", "beta": "phi"}
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseModel:
+    """Distribution of the responses given expert and random effects.
+
+    Attributes
+    ----------
+    name : str
+        Of the family.
+    response : Response or None
+        None for Gaussian responses, whose likelihood is known in closed form.
+    residual : {"expert", "common"}
+        Whether each expert has its own residual deviation or dispersion.
+    n_quad : int
+        Quadrature points per random effect; 1 is the Laplace approximation.
+    thresholds : Thresholds or None
+        Of ordinal responses, once their levels are known.
+    """
+
+    name: str
+    response: Response | None
+    residual: Residual
+    n_quad: int
+    thresholds: Thresholds | None = None
+
+    @property
+    def gaussian(self) -> bool:
+        """Whether responses are Gaussian."""
+        return self.response is None
+
+    @property
+    def sigma(self) -> Sigma:
+        """What the structure says of the residual standard deviation."""
+        return self.residual if self.gaussian else "none"
+
+
+def build_response_model(
+    family: str, residual: Residual, n_quad: int, columns: Mapping[str, str | None]
+) -> ResponseModel:
+    """The response distribution that the arguments of `MEMoE` describe; `with_levels` adds what data alone can tell.
+
+    Parameters
+    ----------
+    family : str
+    residual : {"expert", "common"}
+    n_quad : int
+    columns : mapping of str to str or None
+        ``"trials"``, ``"offset"``, ``"weights"``.
+
+    Raises
+    ------
+    ArgumentError
+        If the family is unknown or an argument does not go with it.
+    """
+    known = name_of_family(family, FAMILIES)
+    checked_count(n_quad, "n_quad")
+    if n_quad > MOST_NODES:
+        raise ArgumentError(f"n_quad must be at most {MOST_NODES}, got {n_quad}; 10 to 20 points are enough")
+    if columns["trials"] is not None and known != "binomial":
+        raise ArgumentError(
+            f"trials={columns['trials']!r} is for family='binomial', got family={family!r}; leave it out"
+        )
+    if known == "gaussian":
+        _refuse_for_gaussian(n_quad, columns)
+        return ResponseModel(known, None, residual, 1)
+    if known == "ordinal":
+        return ResponseModel(known, OrdinalResponse(np.zeros(0)), residual, n_quad)
+    extras = (dispersion(_DISPERSIONS[known], residual == "expert"),) if known in _DISPERSIONS else ()
+    return ResponseModel(known, FamilyResponse(family_named(known, FAMILIES), extras), residual, n_quad)
+
+
+def with_levels(model: ResponseModel, design: Design) -> ResponseModel:
+    """The model with thresholds between the levels of an ordinal response; others as they are.
+
+    Raises
+    ------
+    DesignError
+        If the expert part has no intercept whose place the thresholds take.
+    """
+    if model.name != "ordinal":
+        return model
+    if "Intercept" not in design.names.expert:
+        raise DesignError(
+            f"the expert part of {design.formula.text!r} leaves out the intercept, whose place the thresholds of "
+            "family='ordinal' take; remove the 0 or -1 from it"
+        )
+    levels, y = design.response_levels or (), np.asarray(design.response)
+    scores, names, own = level_scores(levels), level_labels(levels), model.residual == "expert"
+    labels = tuple(f"{low}|{high}" for low, high in pairwise(names))
+    extras = step_extra((y == scores[:, None]).sum(axis=1).astype(float), labels, own)
+    at = design.names.expert.index("Intercept")
+    thresholds = Thresholds(at, labels, not design.common[at], own)
+    return replace(model, response=OrdinalResponse(scores, names, extras), thresholds=thresholds)
+
+
+def check_no_errors(model: ResponseModel, formula: MoEFormula, options: ErrorOptions) -> None:
+    """Refuse error structures for responses without an error term.
+
+    Raises
+    ------
+    ArgumentError
+        If ``errors=``, ``errors_dist=`` or ``sigma:`` is given.
+    """
+    if model.gaussian or (options.plain and not formula.sigma):
+        return
+    what = "the section 'sigma:'" if formula.sigma else f"errors={options.kind!r}, errors_dist={options.dist!r}"
+    raise ArgumentError(
+        f"{what} is for family='gaussian', got family={model.name!r}, which has no error term; leave it out"
+    )
+
+
+def _refuse_for_gaussian(n_quad: int, columns: Mapping[str, str | None]) -> None:
+    if n_quad != 1:
+        raise ArgumentError(f"n_quad={n_quad} is not for family='gaussian', whose likelihood is exact; leave it out")
+    remedy = {"offset": "subtract it from the response", "weights": "leave them out"}
+    for name, what in remedy.items():
+        if columns[name] is not None:
+            raise ArgumentError(f"{name}={columns[name]!r} is not for family='gaussian'; {what}")
+
+
+def check_random(design: Design, model: ResponseModel) -> None:
+    """Refuse random effects that these responses cannot tell from their own variation, or too many for quadrature.
+
+    Raises
+    ------
+    DesignError
+        If each subject has one row of a kind without room for random effects.
+    ArgumentError
+        If quadrature is asked for more than two random effects.
+    """
+    q = design.random.shape[1]
+    if model.n_quad > 1 and q > 2:
+        raise ArgumentError(f"n_quad={model.n_quad} is for at most 2 random effects, re: has {q}; use n_quad=1")
+    latent = model.name == "ordinal" or (model.name == "binomial" and (trials_of(design) == 1).all())
+    if q and design.n == design.n_units and (model.gaussian or latent):
+        raise DesignError(
+            f"each of the {design.n} subjects has one row, where random effects cannot be told from residuals; "
+            f"write re: (0 | {design.names.group})"
+        )
+
+
+def trials_of(design: Design) -> Array:
+    """Number of trials of each row, shape (n,)."""
+    return np.asarray(design.aux.get("trials", np.ones(design.n)), dtype=float)
+
+
+def offset_of(design: Design) -> Array:
+    """Offset of each row, shape (n,)."""
+    return np.asarray(design.aux.get("offset", np.zeros(design.n)), dtype=float)
+
+
+def standardised(design: Design, model: ResponseModel) -> Array:
+    """Responses at one trial and an offset of zero, shape (n,), as figures show them."""
+    y = np.asarray(design.response, dtype=float)
+    if model.name == "binomial":
+        return y / trials_of(design)
+    return y if model.name in ("beta", "ordinal") else y * np.exp(-offset_of(design))
+
+
+def standardised_name(design: Design, settings: Mapping[str, Any]) -> str:
+    """What `standardised` makes of the response, by the names of its columns."""
+    name, trials, offset = design.names.response, settings["trials"], settings["offset"]
+    if settings["family"] == "binomial":
+        return f"probability of {name} = 1" if trials is None else f"{name} / {trials}"
+    return name if offset is None or settings["family"] in ("beta", "ordinal") else f"{name} / exp({offset})"
+
+
+def check_columns(design: Design, columns: Mapping[str, str | None], response: bool = False) -> None:
+    """Refuse new data without the columns of offset or trials, with their `response` also that of weights.
+
+    Raises
+    ------
+    DesignError
+        If one is missing, or a number of trials is impossible.
+    """
+    for name in ("offset", "trials", *(["weights"] if response else [])):
+        if columns[name] is not None and name not in design.aux:
+            raise DesignError(f"the new data lack the column {columns[name]!r} ({name}); add it")
+    _check_trials(design)
+
+
+def check_response(design: Design, model: ResponseModel) -> None:
+    """Refuse responses, trials and weights that the family does not allow.
+
+    Raises
+    ------
+    DesignError
+        Names the first row.
+    """
+    if model.gaussian:
+        return
+    y, trials, name = np.asarray(design.response, dtype=float), trials_of(design), model.name
+    what = f"the response {design.names.response!r}"
+    if name == "gamma":
+        _refuse(design, y <= 0, what, y, "above zero", name)
+    elif name == "beta":
+        _refuse(design, (y <= 0) | (y >= 1), what, y, "strictly between 0 and 1", name)
+    elif name != "ordinal":
+        _refuse(design, (y != np.floor(y)) | (y < 0), what, y, "a count 0, 1, 2 ...", name)
+    if name == "binomial":
+        _check_trials(design)
+        more = "at most the number of trials" if "trials" in design.aux else "0 or 1; pass trials= for successes"
+        _refuse(design, y > trials, what, y, more, name)
+    offset = offset_of(design)
+    _refuse(design, np.abs(offset) > ETA_LIMIT, "the offset", offset, OFFSETS, name)
+    weights = np.asarray(design.aux.get("weights", np.ones(design.n)), dtype=float)
+    if not (weights > 0).all():
+        i = int((~(weights > 0)).argmax())
+        raise DesignError(
+            f"weights must be above zero, got {weights[i]:g} in row {shown(design.rows[i])}; drop such rows"
+        )
+
+
+def _check_trials(design: Design) -> None:
+    trials = trials_of(design)
+    wrong = (trials != np.floor(trials)) | (trials < 1)
+    _refuse(design, wrong, "the number of trials", trials, "a whole number of at least 1", "binomial")
+
+
+def _refuse(design: Design, bad: NDArray[np.bool_], what: str, values: Array, allowed: str, family: str) -> None:
+    if bad.any():
+        i = int(bad.argmax())
+        raise DesignError(
+            f"{what} is {values[i]:g} in row {shown(design.rows[i])}; for family={family!r} it must be {allowed}; "
+            "correct it or choose another family"
+        )
+
+
+def coordinates_of(design: Design, s: Structure, model: ResponseModel) -> Coordinates:
+    """Working coordinates: those of the response too if it is Gaussian, else of the columns alone."""
+    columns = (design.expert, design.random, design.gate, s.common, s.correlated)
+    if model.gaussian:
+        return build_coordinates(np.asarray(design.response), *columns)
+    return link_coordinates(*columns)
+
+
+def experts_of(design: Design, model: ResponseModel, c: Coordinates) -> Experts:
+    """The likelihood of the responses of a design, in working coordinates."""
+    X, Z = apply_inverse(design.expert, c.expert), apply_inverse(design.random, c.random)
+    y = np.asarray(design.response, dtype=float)
+    if model.response is None:
+        return GaussianExperts(build_moments((y - design.expert @ c.center) / c.scale, X, Z, design.starts))
+    weights = design.aux.get("weights")
+    rows = Rows(
+        model.response.outcome(y, trials_of(design)),
+        offset_of(design),
+        None if weights is None else np.asarray(weights, dtype=float),
+        X,
+        np.ascontiguousarray(Z.T),
+        design.starts,
+        design.counts,
+    )
+    return GlmmExperts(rows, model.response, build_nodes(model.n_quad, Z.shape[1]))

@@ -1,0 +1,551 @@
+"""Expert probabilities, trajectories and subjects given their history, as arrays and as frames.
+
+Everything here works on arrays in user coordinates; `Estimate` bundles what is known about the parameters.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from mixmoe._typing import Array
+from mixmoe.check.residuals import Effects
+from mixmoe.design.design import Design, DesignNames, used_columns
+from mixmoe.design.frame import shown
+from mixmoe.design.labels import places_of
+from mixmoe.errors import DesignError, MixmoeWarning, warn
+from mixmoe.mixed.coordinates import Coordinates
+from mixmoe.mixed.error_structure import ErrorSetup, times_of
+from mixmoe.mixed.further_parameters import spans
+from mixmoe.mixed.likelihood.correlated import ErrorModel
+from mixmoe.mixed.likelihood.glmm import GlmmExperts
+from mixmoe.mixed.likelihood.observed import Problem
+from mixmoe.mixed.likelihood.serial import ErrorFactor, Filter, Visits, factorise
+from mixmoe.mixed.parameters import Params, Positions
+from mixmoe.mixed.prediction.linear_predictor import MixtureLaw
+from mixmoe.mixture.gate import gate_log_probabilities
+from mixmoe.numerics.linalg import logsumexp
+from mixmoe.output.summary import row_labels
+
+
+@dataclass(frozen=True, slots=True)
+class Disturbances:
+    """Errors of the rows of a design under each of K experts.
+
+    Attributes
+    ----------
+    model : ErrorModel
+        With E = K.
+    factor : Independent, Chain or Filter
+        Of the covariances of the errors, rows in the order `order`.
+    order : ndarray of int, shape (n,)
+        Rows of the design by subject and time.
+    time : ndarray, shape (n,)
+        Of the rows in that order.
+    """
+
+    model: ErrorModel
+    factor: ErrorFactor
+    order: NDArray[np.intp]
+    time: Array
+
+    @property
+    def motion(self) -> Array:
+        """Variance of the Brownian motion at each row in that order, shape (K, n); zero without one."""
+        if isinstance(self.factor, Filter):
+            return np.asarray(self.factor.tau[:, None] ** 2 * self.time)
+        return np.zeros_like(self.factor.sd)
+
+    def by_row(self, values: Array) -> Array:
+        """Values in the order `order` on the last axis, with the rows of the design first."""
+        out = np.empty(values.shape[::-1])
+        out[self.order] = values.T
+        return out
+
+
+def disturbances(design: Design, params: Params, setup: ErrorSetup | None, ties: bool = False) -> Disturbances:
+    """The errors of fitted experts on the rows of a design.
+
+    Parameters
+    ----------
+    design : Design
+    params : Params
+        On the user's scale, S = 1.
+    setup : ErrorSetup or None
+        None for iid normal errors.
+    ties : bool
+        Whether times may repeat within a subject.
+
+    Returns
+    -------
+    Disturbances
+    """
+    if setup is None:
+        order, gap = np.arange(design.n), np.ones(design.n)
+        model, V, time = ErrorModel("iid", params.sigma[0], np.zeros((params.sigma.shape[1], 0)), None, None), None, gap
+        sd = np.repeat(params.sigma[0][:, None], design.n, axis=1)
+    else:
+        times = times_of(design, setup.options, ties)
+        order, gap, time = times.order, times.gap, times.time
+        model, V = user_errors(params, setup), design.sigma[order][:, setup.columns].T
+        sd = model.deviations(V)
+    visits = Visits(design.starts, design.counts, gap)
+    return Disturbances(model, factorise(model.kind, sd, model.shape, visits), order, time)
+
+
+def user_errors(params: Params, setup: ErrorSetup) -> ErrorModel:
+    """Error parameters of each expert in the units of the user, E = K."""
+    natural = params.extra[0].copy()
+    for extra, where in spans(setup.extras):
+        natural[:, where] = extra.scale.natural(natural[:, where])
+    form, v = setup.form, setup.form.n_slopes
+    df = None
+    if form.heavy:
+        df = natural[:, -1] if form.df is None else np.full(len(natural), form.df)
+    return ErrorModel(form.kind, params.sigma[0], natural[:, :v], None if form.kind == "iid" else natural[:, v], df)
+
+
+_CHUNK = 20_000
+_AT_END = 1e-4  # p (1 - p) at which a gate with infinite coefficients has a probability of zero or one
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Parameters and their covariance.
+
+    Attributes
+    ----------
+    params : Params
+        On the user's scale, S = 1.
+    cov : ndarray, shape (P, P)
+        Of the reported parameters; directions in which gate coefficients are infinite count as known.
+    where : Positions
+    separated : bool
+        Whether there are such directions.
+    """
+
+    params: Params
+    cov: Array
+    where: Positions
+    separated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Estimates with limits.
+
+    Attributes
+    ----------
+    estimate, std_error, lower, upper : ndarray
+    """
+
+    estimate: Array
+    std_error: Array
+    lower: Array
+    upper: Array
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What is known of subjects from their past, or from the gate alone.
+
+    Attributes
+    ----------
+    probabilities : ndarray, shape (N, K)
+        Of the experts.
+    means : ndarray, shape (N, K, q)
+        Of the random effects given the expert.
+    covariances : ndarray, shape (N, K, q, q)
+    """
+
+    probabilities: Array
+    means: Array
+    covariances: Array
+
+    def take(self, subjects: NDArray[np.intp]) -> "History":
+        """The same for some of the subjects, possibly repeated."""
+        return History(self.probabilities[subjects], self.means[subjects], self.covariances[subjects])
+
+
+def wald(estimate: Array, std_error: Array, alpha: float) -> Interval:
+    """Normal limits."""
+    half = norm.isf(alpha / 2) * std_error
+    return Interval(estimate, std_error, estimate - half, estimate + half)
+
+
+def gate_probabilities(e: Estimate, W: Array) -> Array:
+    """Expert probabilities from the gate alone, shape (N, K)."""
+    return np.exp(gate_log_probabilities(W, e.params.gamma))[0].T
+
+
+def gate_intervals(e: Estimate, W: Array, alpha: float) -> Interval:
+    """Expert probabilities with limits by the delta method on the logit scale, each shape (N, K).
+
+    NaN where a gate with infinite coefficients gives zero or one: the estimate has no spread there to first order.
+    """
+    pi = gate_probabilities(e, W)
+    std_error = np.empty_like(pi)
+    logit_error = np.empty_like(pi)
+    V = _block(e.cov, e.where.gate.ravel())
+    for k in range(pi.shape[1]):
+        slopes = pi[:, [k]] * ((np.arange(1, pi.shape[1]) == k) - pi[:, 1:])  # d pi_k / d predictor_j  (N, K-1)
+        gradient = (slopes[:, :, None] * W[:, None]).reshape(W.shape[0], -1)
+        std_error[:, k] = _row_errors(gradient, V)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            logit_error[:, k] = std_error[:, k] / (pi[:, k] * (1 - pi[:, k]))
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        logit = np.log(pi) - np.log1p(-pi)
+        half = norm.isf(alpha / 2) * logit_error
+        lower, upper = 1 / (1 + np.exp(half - logit)), 1 / (1 + np.exp(-half - logit))
+    certain = std_error == 0  # one expert, or a gate without parameters
+    lower, upper = np.where(certain, pi, lower), np.where(certain, pi, upper)
+    if e.separated:
+        at_end = pi * (1 - pi) < _AT_END
+        std_error, lower, upper = (np.where(at_end, np.nan, part) for part in (std_error, lower, upper))
+    return Interval(pi, std_error, lower, upper)
+
+
+def proportion_intervals(e: Estimate, W: Array, alpha: float) -> Interval:
+    """Mean probability of each expert, shape (K,), with limits by the delta method on the logit scale."""
+    pi = gate_probabilities(e, W)
+    share = pi.mean(axis=0)
+    gradient = np.array(
+        [
+            ((pi[:, [k]] * ((np.arange(1, pi.shape[1]) == k) - pi[:, 1:])).T @ W / W.shape[0]).ravel()
+            for k in range(pi.shape[1])
+        ]
+    )
+    error = _row_errors(gradient, _block(e.cov, e.where.gate.ravel()))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logit, half = np.log(share) - np.log1p(-share), norm.isf(alpha / 2) * error / (share * (1 - share))
+    lower, upper = 1 / (1 + np.exp(half - logit)), 1 / (1 + np.exp(-half - logit))
+    certain = error == 0
+    if e.separated and (pi * (1 - pi) < _AT_END).all():
+        error, certain = np.full_like(error, np.nan), np.zeros(error.size, dtype=bool)
+        lower, upper = error, error  # all memberships are certain: nothing says how far the shares would vary
+    return Interval(share, error, np.where(certain, share, lower), np.where(certain, share, upper))
+
+
+def expert_means(e: Estimate, X: Array) -> Array:
+    """Trajectories of the experts, shape (n, K)."""
+    return X @ e.params.beta[0].T
+
+
+def expert_intervals(e: Estimate, X: Array, alpha: float) -> Interval:
+    """Trajectories of the experts with confidence limits, each shape (n, K)."""
+    errors = [_row_errors(X, _block(e.cov, columns)) for columns in e.where.beta]
+    return wald(expert_means(e, X), np.column_stack(errors), alpha)
+
+
+def weighted_mean_errors(e: Estimate, X: Array, weights: Array) -> Array:
+    """Standard errors of weighted means of the trajectories, shape (B, K), from weights (B, n, K)."""
+    rows = np.einsum("bnk,np->bkp", weights, X)
+    errors = [_row_errors(rows[:, k], _block(e.cov, columns)) for k, columns in enumerate(e.where.beta)]
+    return np.column_stack(errors)
+
+
+def effects_of(past: History, e: Estimate, names: tuple[str, ...]) -> Effects:
+    """Predicted random effects with the covariance that the model implies for them."""
+    share = past.probabilities / past.probabilities.sum(axis=0)
+    doubt = np.einsum("nk,nkqr->kqr", share, past.covariances)
+    factor = e.params.factor[0]
+    implied = factor @ np.swapaxes(factor, 1, 2) - doubt
+    return Effects(names, past.means, implied, past.probabilities.argmax(axis=1) + 1)
+
+
+def marginal_intervals(e: Estimate, X: Array, W: Array, alpha: float) -> Interval:
+    """Population mean ``sum_k pi_k(w) x'beta_k`` with confidence limits, each shape (n,), for rows of `X` and `W`."""
+    pi, means = gate_probabilities(e, W), expert_means(e, X)
+    mean = (pi * means).sum(axis=1)
+    error = np.empty_like(mean)
+    for start in range(0, len(mean), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        gradient = np.zeros((len(mean[rows]), e.cov.shape[0]))
+        for k, columns in enumerate(e.where.beta):
+            gradient[:, columns] += pi[rows, k][:, None] * X[rows]
+        for k, columns in enumerate(e.where.gate, start=1):
+            gradient[:, columns] += (pi[rows, k] * (means[rows, k] - mean[rows]))[:, None] * W[rows]
+        error[rows] = _row_errors(gradient, e.cov)
+    return wald(mean, error, alpha)
+
+
+def _row_errors(gradient: Array, cov: Array) -> Array:
+    """Standard errors of linear functions, shape (n,); NaN where one depends on a parameter without covariance."""
+    missing = np.isnan(np.diag(cov))
+    used = np.where(missing[:, None] | missing, 0.0, cov)
+    error = np.sqrt(np.maximum(np.einsum("np,pr,nr->n", gradient, used, gradient, optimize=True), 0.0))
+    return np.where((gradient[:, missing] != 0).any(axis=1), np.nan, error)
+
+
+def _block(cov: Array, columns: NDArray[np.intp]) -> Array:
+    return cov[np.ix_(columns, columns)]
+
+
+def posterior_history(problem: Problem, e: Params) -> History:
+    """Posterior of memberships and random effects of the subjects of a problem.
+
+    Parameters
+    ----------
+    problem : Problem
+    e : Params
+        In the coordinates of `problem`, S = 1.
+
+    Returns
+    -------
+    History
+
+    Notes
+    -----
+    Where the integral over the random effects is none in closed form, it is taken with enough quadrature points for
+    means, variances and probabilities of a subject, however many the fit had.
+    """
+    experts = problem.experts.fine if isinstance(problem.experts, GlmmExperts) else problem.experts
+    parts = []
+    for where, block in experts.blocks(problem.structure.n_experts):
+        densities = block.densities(e)
+        log_joint = (gate_log_probabilities(problem.W[where], e.gamma) + densities.log_density)[0]
+        probabilities = np.exp(log_joint - logsumexp(log_joint, axis=0)).T
+        effects = densities.effects()
+        means, covariances = effects.means[0].transpose(2, 0, 1), effects.covariances[0].transpose(3, 0, 1, 2)
+        parts.append((probabilities, means, covariances))
+    return History(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def prior_history(e: Estimate, W: Array) -> History:
+    """What the gate alone says about subjects: random effects have mean zero and covariance D_k."""
+    pi = gate_probabilities(e, W)
+    N, K = pi.shape
+    factor = e.params.factor[0]
+    q = factor.shape[-1]
+    D = factor @ np.swapaxes(factor, 1, 2)
+    return History(pi, np.zeros((N, K, q)), np.broadcast_to(D, (N, K, q, q)).copy())
+
+
+def subject_intervals(
+    e: Estimate, X: Array, Z: Array, past: History, codes: NDArray[np.intp], alpha: float, noise: bool
+) -> Interval:
+    """Subject trajectories: mixtures over experts of ``x'beta_k + z'b_k``, with equal-tailed limits, each shape (n,).
+
+    Parameters
+    ----------
+    e : Estimate
+    X : ndarray, shape (n, p)
+    Z : ndarray, shape (n, q)
+    past : History
+    codes : ndarray of int, shape (n,)
+        Subject of each row, as a row of `past`.
+    alpha : float
+    noise : bool
+        Whether the limits are for a new observation (with residual error) or for the subject's mean.
+
+    Returns
+    -------
+    Interval
+        Limits carry the uncertainty of membership, random effects and, with `noise`, residual error; the estimates of
+        the parameters are taken as given.
+    """
+    means = expert_means(e, X) + np.einsum("nq,nkq->nk", Z, past.means[codes])
+    variances = np.einsum("nq,nkqr,nr->nk", Z, past.covariances[codes], Z, optimize=True)
+    if noise:
+        variances = variances + e.params.sigma[0] ** 2
+    sd = np.sqrt(np.maximum(variances, 0.0))
+    return mixture_intervals(MixtureLaw(past.probabilities[codes], means, sd), alpha)
+
+
+def mixture_intervals(law: MixtureLaw, alpha: float) -> Interval:
+    """Means, standard deviations and equal-tailed limits, each shape (n,)."""
+    return Interval(law.mean, law.deviation, law.quantile(alpha / 2), law.quantile(1 - alpha / 2))
+
+
+def draw_responses(e: Estimate, X: Array, Z: Array, W: Array, errors: Disturbances, rng: np.random.Generator) -> Array:
+    """One response per row, shape (n,), drawn from the fitted mixture; membership and random effects per subject.
+
+    Parameters
+    ----------
+    e : Estimate
+    X, Z : ndarray, shape (n, p), (n, q)
+        Rows sorted by subject.
+    W : ndarray, shape (N, m)
+    errors : Disturbances
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    ndarray, shape (n,)
+    """
+    cumulative = gate_probabilities(e, W).cumsum(axis=1)
+    member = (rng.random((W.shape[0], 1)) > cumulative[:, :-1]).sum(axis=1)
+    factor = e.params.factor[0]
+    effects = np.einsum("nqr,nr->nq", factor[member], rng.normal(size=(W.shape[0], factor.shape[-1])))
+    n, rows = X.shape[0], errors.factor.visits.codes
+    own = np.arange(n), member[rows]
+    noise = errors.by_row(errors.factor.colour(rng.normal(size=(1, 1, n)))[:, 0])[own]
+    away = (Z * effects[rows]).sum(axis=1) + noise
+    if errors.model.df is not None:
+        df = errors.model.df[member]
+        away *= np.sqrt(df / rng.chisquare(df))[rows]
+    return np.asarray(expert_means(e, X)[own] + away)
+
+
+_ALIKE = 1e-9  # of the largest value of a gate column
+
+
+class _Model(Protocol):
+    @property
+    def coordinates(self) -> Coordinates: ...
+    def problem_of(self, design: Design) -> Any: ...
+
+
+def past_of_subjects(model: _Model, e: Estimate, known: Design, wanted: Design) -> History:
+    """What the rows of `known` say about the subjects of `wanted`; subjects without rows there keep what the gate says.
+
+    Parameters
+    ----------
+    model : MEMoE
+    e : Estimate
+    known : Design
+        With response.
+    wanted : Design
+
+    Returns
+    -------
+    History
+        One entry per subject of `wanted`.
+    """
+    history = prior_history(e, wanted.gate)
+    where = places(known, wanted)
+    found = where >= 0
+    if not found.any():
+        return history
+    problem = model.problem_of(known)
+    past = posterior_history(problem, model.coordinates.to_working(e.params))
+    past = _in_user_units(past, model.coordinates).take(where[found])
+    history.probabilities[found] = past.probabilities
+    history.means[found] = past.means
+    history.covariances[found] = past.covariances
+    return history
+
+
+def places(known: Design, wanted: Design) -> NDArray[np.intp]:
+    """Place of each subject of `wanted` among those of `known`, shape (N,); -1 where it is not there."""
+    if wanted.names.group is None and known is not wanted:
+        return np.full(wanted.n_units, -1)  # rows without a subject are strangers, whatever their labels
+    return places_of(wanted.labels, known.labels)
+
+
+def warn_strangers(known: Design, wanted: Design, *, given: bool) -> None:
+    """Say so if no subject to be predicted is known, where that looks like a slip.
+
+    Parameters
+    ----------
+    known, wanted : Design
+    given : bool
+        Whether `known` is a history that the user passed, not the data of the fit.
+
+    Warns
+    -----
+    MixmoeWarning
+        If a history meets no subject, or the subjects of the fit are met once names are read as text.
+    """
+    if (places(known, wanted) >= 0).any():
+        return
+    alike = set(map(str, known.labels)) & set(map(str, wanted.labels))
+    if not (given or (alike and wanted.names.group is not None)):
+        return
+    whose = "of history=" if given else "of the fit"
+    types = " and ".join(f"{shown(d.labels[0])} ({type(d.labels[0]).__name__})" for d in (known, wanted))
+    reason = f"their names are of other types, {types}" if alike else "their names differ"
+    warn(
+        f"no subject {whose} is in the new data ({reason}), so all are predicted by the gate alone; "
+        "give the subjects the same names in both",
+        MixmoeWarning,
+    )
+
+
+def check_baseline(known: Design, wanted: Design) -> None:
+    """Refuse rows to predict whose gate covariates are not those of the past of their subject, which count.
+
+    Raises
+    ------
+    DesignError
+        Names the subject and the column.
+    """
+    where = places(known, wanted)
+    mine = np.flatnonzero(where >= 0)
+    if known is wanted or not mine.size:
+        return
+    before, now = known.gate[where[mine]], wanted.gate[mine]
+    wrong = np.abs(now - before) > _ALIKE * np.maximum(np.abs(before), np.abs(now)).max(axis=0)
+    if not wrong.any():
+        return
+    i = int(wrong.any(axis=1).argmax())
+    first, second = known.frame.iloc[known.starts[where[mine[i]]]], wanted.frame.iloc[wanted.starts[mine[i]]]
+    differing = [name for name in used_columns(wanted, "gate") if first[name] != second[name]]
+    column = differing[0] if differing else wanted.names.gate[int(wrong[i].argmax())]
+    values = f", {shown(first[column])} and {shown(second[column])}" if differing else ""
+    raise DesignError(
+        f"the gate covariate {column!r} of subject {shown(wanted.labels[mine[i]])} differs between her history and the "
+        f"rows to predict{values}; the gate routes whole subjects by their baseline, so give it one value per subject"
+    )
+
+
+def _in_user_units(past: History, c: Coordinates) -> History:
+    back = np.linalg.inv(c.random) * c.scale  # a change of basis is wanted, not a solution
+    covariances = np.einsum("ab,nkbc,dc->nkad", back, past.covariances, back, optimize=True)
+    return History(past.probabilities, past.means @ back.T, covariances)
+
+
+def by_expert(prefix: str, values: Interval | Array, codes: NDArray[np.intp] | None = None) -> dict[str, Array]:
+    """Columns ``prefix1``, ``prefix1_se`` ... from arrays of shape (n, K), repeated over `codes` if given."""
+    rows: Any = slice(None) if codes is None else codes
+    if not isinstance(values, Interval):
+        return {f"{prefix}{k + 1}": column for k, column in enumerate(values[rows].T)}
+    parts = (values.estimate[rows], values.std_error[rows], values.lower[rows], values.upper[rows])
+    return interval_columns([f"{prefix}{k + 1}" for k in range(values.estimate.shape[1])], Interval(*parts))
+
+
+def interval_columns(names: Sequence[str], values: Interval) -> dict[str, Array]:
+    """Columns ``name``, ``name_se``, ``name_low``, ``name_high`` for each column of values of shape (n, J)."""
+    out: dict[str, Array] = {}
+    for j, name in enumerate(names):
+        out[name] = values.estimate[:, j]
+        out[f"{name}_se"] = values.std_error[:, j]
+        out[f"{name}_low"] = values.lower[:, j]
+        out[f"{name}_high"] = values.upper[:, j]
+    return out
+
+
+def mean_columns(values: Interval) -> dict[str, Array]:
+    """Columns ``mean``, ``mean_se``, ``mean_low``, ``mean_high``."""
+    parts = (values.estimate, values.std_error, values.lower, values.upper)
+    return interval_columns(("mean",), Interval(*(part[:, None] for part in parts)))
+
+
+def in_user_order(columns: Mapping[str, Array], design: Design, new: Any) -> pd.DataFrame:
+    """A frame whose rows are those of `new`, NaN where a row could not be used; or those of the fit."""
+    values = np.column_stack(list(columns.values()))
+    if new is None:
+        index = design.rows[np.argsort(design.position, kind="stable")]
+        return pd.DataFrame(design.in_order(values), index=index, columns=list(columns))
+    index = row_labels(new, design.n_input)
+    return pd.DataFrame(design.in_order(values, fill=True), index=index, columns=list(columns))
+
+
+def random_effects_frame(past: History, names: DesignNames, index: pd.Index) -> pd.DataFrame:
+    """Random effects mixed over experts and given each expert, with standard errors, one row per subject."""
+    p = past.probabilities[..., None]
+    mixed = (p * past.means).sum(axis=1)
+    variances = np.einsum("nkqq->nkq", past.covariances)
+    mixed_variance = (p * (variances + (past.means - mixed[:, None]) ** 2)).sum(axis=1)
+    parts = {"mixed": (mixed, mixed_variance)}
+    parts |= {f"expert{k + 1}": (past.means[:, k], variances[:, k]) for k in range(past.means.shape[1])}
+    columns: dict[tuple[str, str], Array] = {}
+    for part, (means, variance) in parts.items():
+        for j, name in enumerate(names.random):
+            columns[part, name] = means[:, j]
+            columns[part, f"{name}_se"] = np.sqrt(np.maximum(variance[:, j], 0.0))
+    return pd.DataFrame(columns, index=index)

@@ -1,0 +1,570 @@
+"""Maximum likelihood of a MEMoE: search from many starts, finish by quasi-Newton and Newton, order the experts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe._typing import Array
+from mixmoe.mixed.em import em_iterations
+from mixmoe.mixed.further_parameters import spans
+from mixmoe.mixed.likelihood.gaussian import GaussianExperts
+from mixmoe.mixed.likelihood.observed import ClosedForm, Problem, build_problem, evaluate, observed_information
+from mixmoe.mixed.parameters import Params, Structure, contract, expand
+from mixmoe.mixed.starting_values import (
+    OneExpert,
+    carried_starts,
+    climb_one_expert,
+    closed_form_problem,
+    fit_one_expert,
+    inverse_outer_product,
+    one_expert_problem,
+    random_starts,
+    scatter,
+    split_merge_starts,
+    with_extras,
+    without_extras,
+)
+from mixmoe.mixture.estimate import SAME
+from mixmoe.mixture.gate import gate_log_probabilities
+from mixmoe.numerics.optimise import Climb, Control, Evaluation, climb
+
+_EM_STEPS = 2
+_EM_STEPS_AT_COLLAPSE = 50  # where line searches end at the barrier, these still bring the other parameters to rest
+_SEARCH_ABOVE = 1000  # with more subjects than this random starts run on two subsamples
+_SEARCH_SUBJECTS = 500  # of at least this size
+_MANY = 20_000  # subjects with which the search goes on from there
+_MANY_APPROXIMATE = 4_000  # the same where the likelihood has no closed form
+_POOL = 16  # distinct end points of a subsample that go on with more subjects
+_FINISHED = 5  # candidates that are run to full convergence, on all subjects
+_MOVES = 4  # split-and-merge moves per expert and round
+_SEARCHES = 3  # independent searches at most, two of which must agree
+_SEARCHES_LARGE = 2  # the same with more than four experts, where they cost most and agree least
+_WORTHWHILE = 0.01  # gain that makes another round of split-and-merge moves; less is mere convergence of what is there
+_SHARP = 0.01  # of the tolerance: what quasi-Newton aims at before Newton steps are called in
+_STANDSTILL = 1e-11  # gain in log-likelihood of an ascent that creeps along the edge of a collapse
+_CHASED = 10  # end points of the closed form that are carried on with the likelihood itself
+_AROUND = 4  # starts per expert around the best of these, with other parameters of the errors
+_MARGIN = 1.0  # candidates may lie this far below the best rough value,
+_PART_MARGIN = 20.0  # or this far if that was found on some of the subjects
+_PART_ITERATIONS = 40  # for ascents on a subsample, whose end points are not final
+_PART_BEHIND = 6.0  # log-likelihood by which starts that race on a subsample may lie behind the best
+_ROUGH = Control(max_iter=80, tol=1e-4, min_gain=1e-5, promise=1e-4, behind=2.0)
+_MOST = 0.85  # share of starts whose collapse is that of the data
+_SIGMA_BARRIER = 1e-4  # fractions of the one-expert residual standard deviation
+_SIGMA_COLLAPSED = 1e-3
+_SIGMA_OF_FEW = 0.1  # fraction of the largest, for an expert with at most this many subjects more than coefficients:
+_FEW = 2
+_SMALL_EFFECT = 0.05  # in working coordinates, where the pooled residual standard deviation is one
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """Outcome of a search for the maximum.
+
+    Attributes
+    ----------
+    theta : ndarray, shape (P,)
+    loglik : float
+    score : ndarray, shape (P,)
+    trace : ndarray
+    n_iter, n_evaluations : int
+    converged, interrupted, degenerate : bool
+    n_starts : int
+        Starts and split-and-merge moves, without moves that fell back to the point that they left.
+    logliks : ndarray
+        Log-likelihoods of the distinct candidates that were run to full convergence, best first.
+    n_replicated : int
+        Those of the starts and moves that led to the winner.
+    n_degenerate : int
+        Those that ended in a collapsed expert.
+    ends : ndarray
+        Log-likelihoods of all of them after the search, best first, minus infinity for a collapsed expert; empty if the
+        search ran on some of the subjects.
+    summits : ndarray
+        The highest log-likelihood of each independent search, best first, as far as it had got.
+    """
+
+    theta: Array
+    loglik: float
+    score: Array
+    trace: Array
+    n_iter: int
+    n_evaluations: int
+    converged: bool
+    interrupted: bool
+    degenerate: bool
+    n_starts: int
+    logliks: Array
+    n_replicated: int
+    n_degenerate: int
+    ends: Array
+    summits: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """End points of a search, before they are run to convergence.
+
+    Attributes
+    ----------
+    climb : Climb
+    rank : ndarray, shape (S,)
+        Log-likelihoods, minus infinity for a collapsed expert.
+    returned : ndarray of bool, shape (S,)
+        Moves that fell back to the point that they left, which says nothing about other ways to it.
+    search : ndarray of int, shape (S,)
+        Which of the independent searches each belongs to.
+    """
+
+    climb: Climb
+    rank: Array
+    returned: NDArray[np.bool_]
+    search: NDArray[np.intp]
+
+    @property
+    def best(self) -> int:
+        """Place of the best; if all have collapsed, of the highest."""
+        return int(np.argmax(_or_any(self.rank, self.climb.loglik)))
+
+    @property
+    def summits(self) -> Array:
+        """The highest log-likelihood of each search, best first."""
+        each = [self.rank[self.search == i].max() for i in np.unique(self.search)]
+        return np.sort(np.array(each))[::-1]
+
+    @property
+    def agree(self) -> bool:
+        """Whether two searches reached the best."""
+        return bool((self.summits >= self.rank.max() - SAME).sum() > 1)
+
+
+def default_starts(n_experts: int) -> int:
+    """Random starts when the user names no number."""
+    return 1 if n_experts == 1 else 32 * n_experts
+
+
+def permute(problem: Problem, theta: Array, order: Sequence[int]) -> Array:
+    """The free vector with experts reordered: the new expert k is the old ``order[k]``."""
+    params = expand(problem.structure, problem.free, theta[None])
+    return contract(problem.structure, permute_params(params, order))[0]
+
+
+def permute_params(params: Params, order: Sequence[int]) -> Params:
+    """Parameters with experts reordered; the gate keeps its first expert as reference."""
+    index = list(order)
+    reference = np.zeros_like(params.gamma[:, :1]) if params.gamma.size else params.gamma[:, :0]
+    full = np.concatenate([reference, params.gamma], axis=1)
+    gamma = full[:, index[1:]] - full[:, index[:1]] if params.gamma.size else params.gamma
+    parts = (params.beta, params.factor, params.sigma, params.extra)
+    return Params(gamma, *(part[:, index] for part in parts))
+
+
+def largest_first(problem: Problem, theta: Array) -> Array:
+    """The free vector, shape (P,), with the expert of the largest random effects as the reference of proportional ones.
+
+    As multiples of a tiny covariance the others would look stationary long before they are.
+    """
+    if problem.structure.cov_re != "proportional":
+        return theta
+    factor = expand(problem.structure, problem.free, theta[None]).factor[0]
+    top = int(np.linalg.norm(factor, axis=(1, 2)).argmax())
+    return permute(problem, theta, [top, *(k for k in range(len(factor)) if k != top)])
+
+
+def off_boundary(problem: Problem, theta: Array) -> Array:
+    """The free vector, shape (P,), with small random effects in the place of none.
+
+    Where a variance is zero the score in its factor is zero too, by symmetry, whatever the data: no ascent would leave.
+    """
+    rows, columns = problem.structure.factor_entries
+    free, moved = problem.free, theta.copy()
+    diagonal = np.unique(free.factor[:, rows == columns])
+    at = np.append(diagonal, free.scale[free.scale >= 0])
+    moved[at] = np.where(np.abs(theta[at]) < _SMALL_EFFECT, _SMALL_EFFECT, theta[at])
+    return moved
+
+
+def order_experts(problem: Problem, theta: Array) -> Array:
+    """The free vector with experts by decreasing mean gate probability."""
+    gamma = expand(problem.structure, problem.free, theta[None]).gamma
+    share = np.exp(gate_log_probabilities(problem.W, gamma))[0].mean(axis=1)
+    return permute(problem, theta, list(np.argsort(-share, kind="stable")))
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """The log-likelihood with collapsed experts ruled out, as an objective of `climb`."""
+
+    problem: Problem
+    sigma_floor: float
+
+    def __call__(self, theta: Array) -> Evaluation:
+        """Log-likelihood and score at points (S, P); minus infinity below the floor."""
+        with np.errstate(all="ignore"):  # far from the optimum anything may overflow; climb() expects that
+            e = evaluate(self.problem, theta)
+            smallest = np.exp(theta[:, self.problem.free.log_sigma].min(axis=1, initial=np.inf))
+        return Evaluation(np.where(smallest < self.sigma_floor, -np.inf, e.loglik), e.score)
+
+
+def search(problem: Problem, n_starts: int, control: Control, rng: np.random.Generator) -> Search:
+    """The highest maximum found from random starts, from fits with fewer experts, and from split-and-merge moves.
+
+    Random starts are cheap and many, and need not see all subjects: above a thousand, those of each independent search
+    run on a subsample of its own. What they find goes on with more subjects, up to twenty thousand, with which fits of
+    2, 3 ... experts are carried on and the moves are tried, so that what a subsample cannot show is found there, and
+    replication means the same as with few subjects. The few best see all.
+
+    Parameters
+    ----------
+    problem : Problem
+    n_starts : int
+        Random starts.
+    control : Control
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    Search
+    """
+    limited = _limited(control)
+    if problem.structure.n_experts == 1:
+        alone = climb_one_expert(problem, limited)
+        sigma_one = pooled_sigma(problem, alone.theta[0])
+        return finish(problem, sigma_one, _one_search(alone, alone.loglik), _MARGIN, control)
+    size = _MANY if isinstance(problem.experts, GaussianExperts) else _MANY_APPROXIMATE
+    many = problem.take(_some(_canonical_order(problem), size, rng))
+    one = fit_one_expert(many, limited)
+    ends = explore(many, one, n_starts, limited, rng)
+    margin = _MARGIN if many.n_subjects == problem.n_subjects else _PART_MARGIN
+    return finish(problem, one.sigma, ends, margin, control)
+
+
+def search_from(problem: Problem, starts: Array, control: Control) -> Search:
+    """The highest maximum reached from given starts, shape (G, P), on all subjects; not below the best of them."""
+    limited = _limited(control)
+    alone = one_expert_problem(problem)
+    sigma_one = pooled_sigma(alone, climb_one_expert(alone, limited).theta[0])
+    return finish(problem, sigma_one, _race(problem, sigma_one, starts, limited), _MARGIN, control)
+
+
+def search_carried(problem: Problem, smaller: Array, control: Control, rng: np.random.Generator) -> Search:
+    """The highest maximum reached from the fit with one expert fewer, shape (P',), whose experts are split."""
+    one = fit_one_expert(problem, _limited(control))
+    return search_from(problem, carried_starts(problem, one, smaller, _EM_STEPS, rng), control)
+
+
+def _limited(control: Control) -> Control:
+    """Limits of the search for starts."""
+    return replace(_ROUGH, max_iter=min(_ROUGH.max_iter, control.max_iter), progress=control.progress)
+
+
+def pooled_sigma(alone: Problem, theta: Array) -> float:
+    """Residual standard deviation of a one-expert fit; one if the likelihood has none."""
+    return float(expand(alone.structure, alone.free, theta[None]).sigma[0, 0])
+
+
+def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, rng: np.random.Generator) -> Ends:
+    """End points of independent searches, at least two, and more until two of them agree on the best.
+
+    Each has half of the random starts, splits of the fit with one expert fewer, and split-and-merge moves from the best
+    of these. Where the likelihood has no closed form, the searches are on one near it, and its best end points are
+    carried on.
+    """
+    closed = closed_form_problem(problem, one.params)
+    plain = replace(one, params=without_extras(one.params))
+    smaller = _fewer_experts(closed, plain, control, rng)
+    found = _search_once(closed, plain, smaller, n_starts - n_starts // 2, control, rng)
+    for i in range(1, _SEARCHES if problem.structure.n_experts <= 4 else _SEARCHES_LARGE):
+        if found.climb.interrupted or found.agree:
+            break
+        known = replace(control, reached=found.rank.max())
+        again = _search_once(closed, plain, smaller, (n_starts + 1) // 2, known, rng)
+        found = join(found, replace(again, search=again.search + i))
+    if closed.experts is problem.experts:
+        return found
+    found = chase(problem, one, found, control)
+    return _scattered(problem, one, found, control, rng)
+
+
+def _search_once(
+    problem: ClosedForm, one: OneExpert, smaller: Array, n_starts: int, control: Control, rng: np.random.Generator
+) -> Ends:
+    """End points of random starts, of splits of the fit with one expert fewer, and of moves from the best of them."""
+    if problem.n_subjects <= _SEARCH_ABOVE:
+        starts = random_starts(problem, one, n_starts, _EM_STEPS, rng)
+    else:
+        starts = _starts_of_part(problem, n_starts, control, rng)
+    starts = np.vstack([starts, carried_starts(problem, one, smaller, _EM_STEPS, rng)])
+    found = _race(problem, one.sigma, starts, control)
+    found = replace(found, rank=_unless_most_collapse(found.rank))
+    return _with_moves(problem, one, found, control, rng)
+
+
+def _unless_most_collapse(rank: Array) -> Array:
+    """`rank`, or minus infinity for all where nearly all collapse.
+
+    Then responses without noise, not a few subjects, are the reason, and what is left (the fit with one expert fewer,
+    whose two halves cannot collapse; ascents stuck on their way) would hide it.
+    """
+    return np.full(rank.size, -np.inf) if np.isneginf(rank).mean() > _MOST else rank
+
+
+def _starts_of_part(problem: ClosedForm, n_starts: int, control: Control, rng: np.random.Generator) -> Array:
+    """Distinct end points of random starts on a subsample."""
+    wide = replace(control, behind=_PART_BEHIND, reached=-np.inf, max_iter=min(_PART_ITERATIONS, control.max_iter))
+    part = problem.take(_some(np.arange(problem.n_subjects), _search_size(problem), rng))
+    one = fit_one_expert(part, control)
+    ends = _race(part, one.sigma, random_starts(part, one, n_starts, _EM_STEPS, rng), wide)
+    return ends.climb.theta[_candidates(_or_any(ends.rank, ends.climb.loglik), _PART_MARGIN, _POOL)]
+
+
+def _fewer_experts(problem: ClosedForm, one: OneExpert, control: Control, rng: np.random.Generator) -> Array:
+    """Free vector of the best fit with one expert fewer, found from splits of that with two fewer, and so on."""
+    s = problem.structure
+    best = contract(replace(s, n_experts=1), one.params)[0]
+    for K in range(2, s.n_experts):
+        larger = build_problem(replace(s, n_experts=K), problem.experts, problem.W)
+        ends = _race(larger, one.sigma, carried_starts(larger, one, best, _EM_STEPS, rng), control)
+        best = ends.climb.theta[ends.best]
+    return best
+
+
+def _with_moves(problem: ClosedForm, one: OneExpert, found: Ends, control: Control, rng: np.random.Generator) -> Ends:
+    """`found` with split-and-merge moves from its best end point as long as they gain."""
+    improved = bool(np.isfinite(found.rank).any())  # nothing to leave where all have collapsed
+    while improved and not found.climb.interrupted:
+        found = _settled(problem, one, found, control)
+        level = found.rank.max()
+        try:
+            n_moves = _MOVES * problem.structure.n_experts
+            moved = split_merge_starts(problem, one, found.climb.theta[found.best], n_moves, _EM_STEPS, rng)
+        except KeyboardInterrupt:
+            return replace(found, climb=replace(found.climb, interrupted=True))
+        further = _race(problem, one.sigma, moved, replace(control, reached=max(level, control.reached)))
+        returned = np.abs(further.climb.loglik - level) <= SAME
+        found = join(found, replace(further, returned=returned))
+        improved = found.rank.max() > level + _WORTHWHILE
+    return found
+
+
+def _settled(problem: ClosedForm, one: OneExpert, found: Ends, control: Control) -> Ends:
+    """`found` with its best end point at rest, so that what moves gain is not its own convergence."""
+    best = found.best
+    if found.climb.converged[best] or not np.isfinite(found.rank[best]):
+        return found
+    end = _race(problem, one.sigma, found.climb.theta[[best]], replace(control, max_iter=5 * control.max_iter))
+    c, e = found.climb, end.climb
+    at = np.arange(found.rank.size) == best
+    traces = tuple(t + e.traces[0][1:] if i == best else t for i, t in enumerate(c.traces))
+    climb = Climb(
+        np.where(at[:, None], e.theta, c.theta),
+        np.where(at, e.loglik, c.loglik),
+        np.where(at[:, None], e.score, c.score),
+        c.n_iter + at * e.n_iter,
+        c.n_evaluations + at * e.n_evaluations,
+        c.converged | at,
+        traces,
+        c.interrupted or e.interrupted,
+    )
+    return replace(found, climb=climb, rank=np.where(at, end.rank, found.rank))
+
+
+def chase(problem: Problem, one: OneExpert, ends: Ends, control: Control) -> Ends:
+    """End points found with the closed form, carried on with the likelihood itself.
+
+    Starts with the same end point go on as one; those that ended far below the best are given up.
+    """
+    found = ends.climb
+    order = np.argsort(-ends.rank, kind="stable")
+    with np.errstate(invalid="ignore"):  # collapsed solutions, all of -inf, go as one
+        falls = np.nan_to_num(-np.diff(ends.rank[order], prepend=ends.rank[order[0]]), posinf=np.inf)
+    group = np.empty(order.size, dtype=np.intp)
+    group[order] = np.cumsum(falls > SAME)
+    leaders = [int(order[np.argmax(group[order] == g)]) for g in range(min(_CHASED, int(group.max()) + 1))]
+    theta = with_extras(problem, found.theta, one.params)
+    end = _climb_from(problem, one.sigma, theta[leaders], control)
+    where = np.minimum(group, len(leaders) - 1)
+    lost = group >= len(leaders)
+    traces = tuple([-np.inf] if lost[i] else end.traces[g] for i, g in enumerate(where))
+    climb = Climb(
+        np.where(lost[:, None], theta, end.theta[where]),
+        np.where(lost, -np.inf, end.loglik[where]),
+        end.score[where],
+        found.n_iter + end.n_iter[where],
+        found.n_evaluations + end.n_evaluations[where],
+        end.converged[where] & ~lost,
+        traces,
+        found.interrupted or end.interrupted,
+    )
+    return replace(ends, climb=climb, rank=_ranked(problem, one.sigma, climb))
+
+
+def _scattered(problem: Problem, one: OneExpert, found: Ends, control: Control, rng: np.random.Generator) -> Ends:
+    """`found` with ascents from around its best end point, where errors have further parameters of their own.
+
+    The closed form takes these to be the same for all experts, and has no maxima in which they differ.
+    """
+    s = problem.structure
+    if not (s.extras and s.has_sigma) or found.climb.interrupted:
+        return found
+    around = scatter(problem, found.climb.theta[found.best], _AROUND * s.n_experts, rng)
+    return join(found, _race(problem, one.sigma, around, control))
+
+
+def _canonical_order(problem: Problem) -> NDArray[np.intp]:
+    """Subjects in an order that does not depend on the order of the data."""
+    return np.lexsort((*problem.W.T, *problem.experts.sort_keys()))
+
+
+def _some(subjects: NDArray[np.intp], n: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """All of the subjects, or `n` of them at random in the same order."""
+    if subjects.size <= n:
+        return subjects
+    return subjects[np.sort(rng.choice(subjects.size, n, replace=False))]
+
+
+def _search_size(problem: Problem) -> int:
+    return max(_SEARCH_SUBJECTS, 10 * problem.free.size)
+
+
+def _candidates(logliks: Array, margin: float, n: int = _FINISHED) -> NDArray[np.intp]:
+    """Positions, best first, of up to `n` values within `margin` of the best that differ by more than `SAME`."""
+    order = np.argsort(-logliks, kind="stable")
+    apart = np.ones(order.size, dtype=bool)
+    with np.errstate(invalid="ignore"):  # two collapsed solutions, both of -inf, are not apart
+        apart[1:] = -np.diff(logliks[order]) > SAME
+        apart &= logliks[order] >= logliks[order[0]] - margin
+    return order[apart][:n]
+
+
+def _climb_from(problem: Problem, sigma_one: float, theta: Array, control: Control) -> Climb:
+    """Ascents from `theta`, shape (S, P); those left behind the best are given up if the control says so."""
+    with np.errstate(all="ignore"):
+        inverse = inverse_outer_product(problem, theta)
+    guarded = Guarded(problem, _SIGMA_BARRIER * sigma_one)
+    spurious = partial(collapsed, problem, sigma_one) if np.isfinite(control.behind) else None
+    logarithmic = np.append(problem.free.log_sigma, problem.free.extra)
+    return climb(guarded, theta, inverse, problem.n_subjects, control, spurious, logarithmic)
+
+
+def _race(problem: Problem, sigma_one: float, theta: Array, control: Control) -> Ends:
+    """End points of ascents from `theta`, shape (S, P)."""
+    found = _climb_from(problem, sigma_one, theta, control)
+    return _one_search(found, _ranked(problem, sigma_one, found))
+
+
+def _one_search(found: Climb, rank: Array) -> Ends:
+    return Ends(found, rank, np.zeros(rank.size, dtype=bool), np.zeros(rank.size, dtype=np.intp))
+
+
+def join(a: Ends, b: Ends) -> Ends:
+    """Both sets of end points as one."""
+    x, y = a.climb, b.climb
+    both = Climb(
+        np.vstack([x.theta, y.theta]),
+        np.append(x.loglik, y.loglik),
+        np.vstack([x.score, y.score]),
+        np.append(x.n_iter, y.n_iter),
+        np.append(x.n_evaluations, y.n_evaluations),
+        np.append(x.converged, y.converged),
+        x.traces + y.traces,
+        x.interrupted or y.interrupted,
+    )
+    returned, search = np.append(a.returned, b.returned), np.append(a.search, b.search)
+    return Ends(both, np.append(a.rank, b.rank), returned, search)
+
+
+def collapsed(problem: Problem, sigma_one: float, theta: Array) -> NDArray[np.bool_]:
+    """Which of the points, shape (S, P), are spurious maxima: an expert that fits a few subjects nearly exactly.
+
+    Either its residual deviation has vanished beside that of the one-expert model, or it is far below that of another
+    expert while hardly more subjects than coefficients belong to it (McLachlan & Peel 2000, section 3.10).
+    """
+    params = expand(problem.structure, problem.free, theta)
+    noise = residual_deviations(problem.structure, params)
+    each = (np.exp(gate_log_probabilities(problem.W, gamma[None]))[0] for gamma in params.gamma)  # one (K, N) at a time
+    subjects = np.array([share.sum(axis=1) for share in each])
+    few = subjects <= (~problem.structure.common).sum() + _FEW
+    exact = noise < _SIGMA_OF_FEW * noise.max(axis=1, keepdims=True)
+    return ((noise < _SIGMA_COLLAPSED * sigma_one) | (few & exact)).any(axis=1)
+
+
+def residual_deviations(s: Structure, params: Params) -> Array:
+    """Residual deviations, or what stands for them where responses have a precision, shape (S, K); else ones."""
+    for extra, where in spans(s.extras):
+        if extra.precision:
+            return np.asarray(np.exp(-0.5 * params.extra[:, :, where.start]))
+    return params.sigma
+
+
+def _ranked(problem: Problem, sigma_one: float, found: Climb) -> Array:
+    """Log-likelihoods with collapsed solutions put last."""
+    return np.where(collapsed(problem, sigma_one, found.theta), -np.inf, found.loglik)
+
+
+def _or_any(rank: Array, loglik: Array) -> Array:
+    """Log-likelihoods of solutions that have not collapsed, or of all where all have."""
+    return rank if np.isfinite(rank).any() else loglik
+
+
+def finish(problem: Problem, sigma_one: float, ends: Ends, margin: float, control: Control) -> Search:
+    """End points within `margin` of the best run to convergence on all subjects; the best polished by Newton steps."""
+    rough = ends.climb
+    candidates = _candidates(_or_any(ends.rank, rough.loglik), margin)
+    limit = replace(control, tol=_SHARP * control.tol, min_gain=_STANDSTILL)
+    limit = replace(limit, max_iter=0) if rough.interrupted else limit
+    start = np.array([largest_first(problem, theta) for theta in rough.theta[candidates]])
+    found = _climb_from(problem, sigma_one, start, limit)
+    rank = _ranked(problem, sigma_one, found)
+    usable = _or_any(rank, found.loglik)
+    best = int(np.argmax(usable >= usable.max() - SAME))  # of equals the one that was best before
+    interrupted = rough.interrupted or found.interrupted
+    theta = found.theta[best]
+    if not np.isfinite(rank[best]) and not interrupted and isinstance(problem.experts, GaussianExperts):
+        theta = em_iterations(problem, theta[None], _EM_STEPS_AT_COLLAPSE)[0][0]
+    elif not (interrupted or found.converged[best]):
+        theta = newton_polish(problem, theta)
+    e = evaluate(problem, theta[None])
+    origin = candidates[best]
+    ways = ~ends.returned
+    return Search(
+        theta=theta,
+        loglik=float(e.loglik[0]),
+        score=e.score[0],
+        trace=np.asarray(rough.traces[origin] + found.traces[best][1:]),
+        n_iter=int(rough.n_iter[origin] + found.n_iter[best]),
+        n_evaluations=int(rough.n_evaluations[origin] + found.n_evaluations[best]),
+        converged=not interrupted and is_stationary(e.score[0], problem, control),
+        interrupted=interrupted,
+        degenerate=not np.isfinite(rank[best]),
+        n_starts=int(ways.sum()),
+        logliks=np.sort(found.loglik)[::-1],
+        n_replicated=int((ways & (ends.rank >= rough.loglik[origin] - SAME)).sum()),
+        n_degenerate=int((ways & ~np.isfinite(ends.rank)).sum()),
+        ends=np.sort(ends.rank[ways])[::-1] if margin == _MARGIN else np.empty(0),
+        summits=ends.summits,
+    )
+
+
+def is_stationary(score: Array, problem: Problem, control: Control) -> bool:
+    """Whether the score is zero to the tolerance, per subject."""
+    return bool(np.abs(score).max(initial=0.0) <= 10 * control.tol * problem.n_subjects)
+
+
+def newton_polish(problem: Problem, theta: Array, n_steps: int = 2) -> Array:
+    """`theta` after Newton steps with the exact information, each kept only if it does not lower the log-likelihood."""
+    for _ in range(n_steps):
+        information = observed_information(problem, theta)
+        here = evaluate(problem, theta[None])
+        values, vectors = np.linalg.eigh(information)
+        usable = values > 1e-8 * values.max()
+        step = vectors[:, usable] @ ((vectors[:, usable].T @ here.score[0]) / values[usable])
+        with np.errstate(all="ignore"):
+            there = evaluate(problem, (theta + step)[None])
+        if not there.loglik[0] >= here.loglik[0]:
+            break
+        theta = theta + step
+    return theta

@@ -1,0 +1,266 @@
+"""A MEMoE estimated again: with other experts, on other responses, on resamples of the subjects; the bootstrap."""
+
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from mixmoe._typing import Array
+from mixmoe.arguments import checked_count, checked_rng
+from mixmoe.check.number_of_experts import Curvature, Estimated
+from mixmoe.design.design import Design
+from mixmoe.errors import ArgumentError
+from mixmoe.inference.uncertainty import Draws, ParamCov, acceleration, without_parameters
+from mixmoe.mixed.coordinates import Coordinates
+from mixmoe.mixed.first_order import first_order
+from mixmoe.mixed.information import (
+    few_units,
+    find_boundary,
+    identified,
+    informative_basis,
+    invert_information,
+    resampled_covariance,
+)
+from mixmoe.mixed.likelihood.observed import (
+    Problem,
+    build_problem,
+    observed_information,
+    subject_logliks,
+    subject_scores,
+)
+from mixmoe.mixed.parameters import Params, Structure, build_layout, expand, permute_natural, positions, to_natural
+from mixmoe.mixed.prediction.trajectories import Estimate, disturbances, draw_responses
+from mixmoe.mixed.search import Guarded, off_boundary, permute
+from mixmoe.mixed.starting_values import inverse_outer_product
+from mixmoe.mixture.estimate import EMFit, ParamLayout, Starts
+from mixmoe.mixture.resampling import replicate
+from mixmoe.numerics.linalg import logsumexp
+from mixmoe.numerics.optimise import Control, climb
+
+_CONTROL = Control(max_iter=200, tol=1e-5)
+_SIGMA_FLOOR = 1e-4
+
+
+def bootstrap_covariance(
+    problem: Problem,
+    coordinates: Coordinates,
+    theta: Array,
+    layout: ParamLayout,
+    n_boot: int = 200,
+    n_jobs: int = 1,
+    rng: Any = None,
+    progress: bool | None = None,
+) -> ParamCov:
+    """Covariance of the reported parameters over resamples of the subjects.
+
+    Parameters
+    ----------
+    problem : Problem
+    coordinates : Coordinates
+    theta : ndarray, shape (P,)
+        Estimate from which each resample is refitted.
+    layout : ParamLayout
+    n_boot : int
+        Resamples.
+    n_jobs : int
+        Worker processes (joblib), -1 for all cores; the result does not depend on it.
+    rng : int, numpy.random.Generator or None
+    progress : bool, optional
+
+    Returns
+    -------
+    ParamCov
+        After Ctrl-C from the resamples that were ready; its note counts them and those that failed.
+
+    Raises
+    ------
+    ArgumentError
+        If fewer than two resamples could be fitted.
+    KeyboardInterrupt
+        After Ctrl-C before two were ready.
+    """
+    n_boot = checked_count(n_boot, "n_boot", least=2)
+    if n_jobs != -1:
+        checked_count(n_jobs, "n_jobs")
+    task = Resample(problem, coordinates, theta)
+    draws = replicate(task, n_boot, checked_rng(rng), n_jobs, "bootstrap", progress)
+    kept = np.array([draw for draw in draws.values if np.isfinite(draw).all()])
+    if len(kept) < 2 and draws.interrupted:
+        raise KeyboardInterrupt
+    if len(kept) < 2:
+        raise ArgumentError(f"only {len(kept)} of {n_boot} bootstrap resamples could be fitted; use another cov_type")
+    note = f"{len(kept)} resamples of subjects"
+    if draws.interrupted:
+        note += f", interrupted before {n_boot} were done"
+    if len(kept) < len(draws.values):
+        note += f", {len(draws.values) - len(kept)} more did not converge"
+    at = find_boundary(problem, coordinates, theta)
+    inverse = invert_information(observed_information(problem, at.theta), informative_basis(problem, at))
+    known = identified(problem, coordinates, at, inverse, layout)
+    flags = (*known.flags, *few_units(problem, at))
+    replicates = Draws(kept, _acceleration(problem, coordinates, theta))
+    found = resampled_covariance(problem, coordinates, theta, kept)
+    matrix = without_parameters(found.matrix, known.blank)
+    return replace(found, matrix=matrix, note=note, flags=flags, draws=replicates)
+
+
+def relabelled(draws: Draws, problem: Problem, coordinates: Coordinates, theta: Array, order: list[int]) -> Draws:
+    """Replicates with the old expert ``order[k]`` as the new expert k, where `theta` is the relabelled solution."""
+    values = np.array([permute_natural(problem.structure, row, order) for row in draws.values])
+    return Draws(values, _acceleration(problem, coordinates, theta))
+
+
+def _acceleration(problem: Problem, coordinates: Coordinates, theta: Array) -> Array:
+    first = first_order(problem, coordinates, theta)
+    return acceleration(first.scores @ first.inverse @ first.jacobian.T)
+
+
+@dataclass(frozen=True, slots=True)
+class Resample:
+    """Estimates from one resample; picklable."""
+
+    problem: Problem
+    coordinates: Coordinates
+    theta: Array
+
+    def __call__(self, rng: np.random.Generator) -> Array:
+        """Reported parameters, shape (P,); NaN if the refit did not converge."""
+        theta = self.refit(rng)
+        return self._natural(self._matched(theta)) if np.isfinite(theta).all() else theta
+
+    def refit(self, rng: np.random.Generator) -> Array:
+        """Free vector, shape (P,), fitted to a resample of the subjects; NaN if that did not converge."""
+        N = self.problem.n_subjects
+        sample = self.problem.take(np.sort(rng.integers(N, size=N)))
+        start = off_boundary(sample, self.theta)[None]
+        logarithmic = np.append(sample.free.log_sigma, sample.free.extra)
+        inverse = inverse_outer_product(sample, start)
+        end = climb(Guarded(sample, _SIGMA_FLOOR), start, inverse, N, _CONTROL, logarithmic=logarithmic)
+        if end.interrupted:
+            raise KeyboardInterrupt  # climb() keeps it to itself; it ends the whole bootstrap, not one resample
+        if not end.converged[0]:
+            return np.full(self.theta.size, np.nan)
+        return end.theta[0]
+
+    def _natural(self, theta: Array) -> Array:
+        s = self.problem.structure
+        return to_natural(s, self.coordinates.to_user(expand(s, self.problem.free, theta[None])))[0]
+
+    def _matched(self, theta: Array) -> Array:
+        """The labels under which subjects belong to the experts that they had in the original fit."""
+        together = self._memberships(self.theta).T @ self._memberships(theta)
+        _, order = linear_sum_assignment(together, maximize=True)
+        return permute(self.problem, theta, order.tolist())
+
+    def _memberships(self, theta: Array) -> Array:
+        """Posterior expert probabilities of all subjects, shape (N, K)."""
+        joint = subject_logliks(self.problem, theta)
+        return np.asarray(np.exp(joint - logsumexp(joint, axis=1)[:, None]))
+
+
+_REFIT = Control(max_iter=200, tol=1e-4)  # of tests that refit many times; log-likelihoods to about 0.1
+
+
+class Refitting:
+    """What tests of the number of experts ask of a MEMoE, see `mixmoe.assess.refits.Refits`."""
+
+    n_experts: int
+    design: Design
+    settings: Mapping[str, Any]
+    structure: Structure
+    layout: ParamLayout
+    coordinates: Coordinates
+    problem: Problem
+    errors: Any
+    response: Any
+
+    def estimated(self, fit: EMFit) -> Estimated:
+        """A fit as tests of the number of experts need it."""
+        degenerate = any(flag.code == "degenerate" for flag in fit.flags)
+        return Estimated(fit.responsibilities.shape[1], fit.params, fit.loglik, degenerate)
+
+    def estimate(
+        self,
+        experts: int,
+        n_starts: int,
+        rng: np.random.Generator,
+        start: Estimated | None = None,
+        response: Array | None = None,
+    ) -> Estimated:
+        """The maximum for any number of experts and another response, see `mixmoe.assess.refits.Refits`."""
+        model = self if experts == self.n_experts else self.with_experts(experts)
+        fit = (model if response is None else model.with_response(response)).maximum(n_starts, rng, start, _REFIT)
+        if any(flag.code == "interrupted" for flag in fit.flags):
+            raise KeyboardInterrupt  # climb() keeps it to itself; it ends the whole test, not one fit
+        return model.estimated(fit)
+
+    def draw(self, fit: EMFit, rng: np.random.Generator) -> Array:
+        """A response drawn from the model at the estimates `fit`, shape (n,) in the order of the design."""
+        d, blank = self.design, np.full((fit.params.size, fit.params.size), np.nan)
+        if not self.response.gaussian:
+            drawn: Array = self.results(fit, ParamCov(blank, "nonrobust"))._draw(rng)
+            return drawn
+        known = Estimate(self.user(fit.params), blank, positions(self.structure))
+        return draw_responses(known, d.expert, d.random, d.gate, disturbances(d, known.params, self.errors), rng)
+
+    def drawn(self, estimated: Estimated, rng: np.random.Generator) -> Array:
+        """A response drawn from the model at some estimates, shape (n,) in the order of the design."""
+        k, blank = estimated.experts, np.zeros(0)
+        even = np.full((self.design.n_units, k), 1.0 / k)
+        fit = EMFit(estimated.values, estimated.loglik, blank, 0, 0, True, even, Starts(0, blank, 0))
+        return self.with_experts(k).draw(fit, rng)
+
+    def reclassified(self, fit: EMFit, rng: np.random.Generator) -> NDArray[np.intp]:
+        """Most probable expert of every subject after a refit to a resample of the subjects; empty on failure."""
+        theta = Resample(self.problem, self.coordinates, self.working(fit.params)).refit(rng)
+        if not np.isfinite(theta).all():
+            return np.zeros(0, dtype=np.intp)
+        return subject_logliks(self.problem, theta).argmax(axis=1)
+
+    def curvature(self, estimated: Estimated) -> Curvature:
+        """Scores of the subjects and information, in working coordinates."""
+        model = self.with_experts(estimated.experts)
+        theta = model.working(estimated.values)
+        return Curvature(subject_scores(model.problem, theta), observed_information(model.problem, theta))
+
+    def with_experts(self, experts: int) -> Self:
+        """The model with another number of experts on the same data."""
+        other = copy(self)
+        other.n_experts, other.settings = experts, {**self.settings, "experts": experts}
+        other.structure = replace(self.structure, n_experts=experts)
+        other.layout = build_layout(other.structure, self.design.names)
+        other.problem = build_problem(other.structure, self.problem.experts, self.problem.W, self.problem.penalty)
+        return other
+
+    def with_response(self, response: Array) -> Self:
+        """The model with another response, shape (n,) in the order of the design."""
+        other = copy(self)
+        other.design = replace(self.design, response=response)
+        other._arrange(other.structure)
+        return other
+
+    def _arrange(self, structure: Structure) -> None:
+        """Structure, layout, coordinates and likelihood of the present design."""
+        raise NotImplementedError
+
+    def maximum(
+        self, n_starts: int, rng: np.random.Generator, start: Estimated | None = None, control: Control = _REFIT
+    ) -> EMFit:
+        """The estimate alone."""
+        raise NotImplementedError
+
+    def results(self, fit: EMFit, cov: ParamCov) -> Any:
+        """Results of a fit."""
+        raise NotImplementedError
+
+    def user(self, params: Array) -> Params:
+        """Full parameters on the user's scale of reported ones."""
+        raise NotImplementedError
+
+    def working(self, params: Array) -> Array:
+        """Free vector of reported parameters."""
+        raise NotImplementedError

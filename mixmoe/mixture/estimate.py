@@ -1,0 +1,268 @@
+"""Records of a fit that every family returns: named parameters, the estimate, its starts and flags, criteria."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from scipy.special import entr
+
+from mixmoe._typing import Array
+from mixmoe.arguments import seed_of
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """Something about a fit that a reader must know.
+
+    Attributes
+    ----------
+    code : str
+        ``"boundary"``, ``"separated_gate"``, ``"degenerate"``, ``"not_converged"``, ``"not_replicated"``,
+        ``"interrupted"``, ``"laplace_bias"`` ...
+    message : str
+        One sentence with the value and what to do.
+    """
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Starts:
+    """What the starting values led to.
+
+    Attributes
+    ----------
+    n_starts : int
+        Starts tried.
+    logliks : ndarray, shape (n_finished,)
+        Log-likelihoods of the distinct end points that were run to full convergence, best first.
+    n_replicated : int
+        How many starts led to the best one.
+    ends : ndarray, shape (n_starts,)
+        Log-likelihoods that all starts had reached when the search ended, best first; empty if they were searched for
+        on some of the units, or are not known.
+    seed : int or None
+        Of the random starts; None if it was a generator or none was given.
+    """
+
+    n_starts: int
+    logliks: Array
+    n_replicated: int
+    ends: Array = field(default_factory=lambda: np.empty(0))
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EMFit:
+    """Estimate of a mixture.
+
+    Attributes
+    ----------
+    params : ndarray, shape (P,)
+        Estimates on the reported scale, in the order of the layout.
+    loglik : float
+        Observed-data log-likelihood at `params`.
+    trace : ndarray, shape (n_iter,)
+        Log-likelihood, with the penalty if there is one, after each iteration of the start that won.
+    n_iter, n_evaluations : int
+        Iterations and likelihood evaluations of the start that won.
+    converged : bool
+        Whether the score is zero to the tolerance.
+    responsibilities : ndarray, shape (N, K)
+        Posterior expert probabilities per independent unit.
+    starts : Starts
+        Its log-likelihoods are with the penalty.
+    flags : tuple of Flag
+    penalty : float
+        Log prior at `params`; what was maximised is `loglik` plus this.
+    """
+
+    params: Array
+    loglik: float
+    trace: Array
+    n_iter: int
+    n_evaluations: int
+    converged: bool
+    responsibilities: Array
+    starts: Starts
+    flags: tuple[Flag, ...] = ()
+    penalty: float = 0.0
+
+
+SAME = 1e-3  # log-likelihoods closer than this are the same optimum
+
+
+def better(a: EMFit, b: EMFit) -> EMFit:
+    """The better of two fits of one model to the same data, with the starts of both counted.
+
+    A degenerate fit yields to any other, and an interrupted one leaves its mark.
+    """
+    best = b if _rank(b) > _rank(a) else a
+    reached = [fit for fit in (a, b) if abs(_rank(fit) - _rank(best)) <= SAME] or [best]
+    replicated = sum(fit.starts.n_replicated for fit in reached)
+    logliks = np.sort(np.append(a.starts.logliks, b.starts.logliks))[::-1]
+    dropped = ("not_replicated",) if replicated > 1 else ()
+    interrupted = tuple(flag for flag in (*a.flags, *b.flags) if flag.code == "interrupted")
+    kept = tuple(flag for flag in best.flags if flag.code not in (*dropped, "interrupted"))
+    return replace(
+        best,
+        converged=best.converged and not interrupted,
+        starts=Starts(a.starts.n_starts + b.starts.n_starts, logliks, replicated),
+        flags=(*interrupted[:1], *kept),
+    )
+
+
+def _rank(fit: EMFit) -> float:
+    return -np.inf if any(flag.code == "degenerate" for flag in fit.flags) else fit.loglik + fit.penalty
+
+
+def seeded(fit: EMFit, rng: Any) -> EMFit:
+    """The fit with the seed that it came from, if `rng` is one."""
+    return replace(fit, starts=replace(fit.starts, seed=seed_of(rng)))
+
+
+Block = Literal["expert", "common", "gate", "random", "residual", "dispersion", "threshold", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One entry of a parameter vector.
+
+    Attributes
+    ----------
+    name : str
+        Full name as used in hypotheses, e.g. ``expert1.time``, ``gate2.z``, ``sd1(time|id)``, ``sigma1``.
+    block : str
+        ``"expert"``, ``"common"``, ``"gate"``, ``"random"``, ``"residual"``, ``"dispersion"``, ``"threshold"`` or
+        ``"other"``.
+    term : str
+        Name within its block, e.g. ``time`` or ``sd(time)``.
+    expert : int or None
+        Expert it belongs to, counted from 1; None if shared by all.
+    tested : bool
+        Whether "equal to zero" is a meaningful hypothesis: false for standard deviations.
+    """
+
+    name: str
+    block: Block
+    term: str
+    expert: int | None = None
+    tested: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ParamLayout:
+    """Names and blocks of a parameter vector, in its order."""
+
+    parameters: tuple[Parameter, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Full names in the order of the vector."""
+        return tuple(p.name for p in self.parameters)
+
+    def where(self, block: Block, expert: int | None = None) -> list[int]:
+        """Positions of the parameters of one block, of one expert if given."""
+        return [i for i, p in enumerate(self.parameters) if p.block == block and (expert is None or p.expert == expert)]
+
+
+@dataclass(frozen=True, slots=True)
+class Criteria:
+    """Information criteria of one fit; smaller is better, except for `entropy`.
+
+    Attributes
+    ----------
+    loglik : float
+    npar : int
+        Number of estimated parameters.
+    n_units : int
+        Independent units (subjects), the N of the criteria.
+    aic, bic, sabic, icl : float
+        Akaike; Schwarz; Schwarz with the sample size adjusted to (N + 2) / 24; integrated classification likelihood.
+    entropy : float
+        Relative entropy R^2 in [0, 1]; 1 means that every unit belongs to one expert without doubt.
+    """
+
+    loglik: float
+    npar: int
+    n_units: int
+    aic: float
+    bic: float
+    sabic: float
+    icl: float
+    entropy: float
+
+
+def criteria(loglik: float, npar: int, responsibilities: Array) -> Criteria:
+    """All criteria of one fit.
+
+    Parameters
+    ----------
+    loglik : float
+    npar : int
+    responsibilities : ndarray, shape (N, K)
+
+    Returns
+    -------
+    Criteria
+    """
+    n_units = responsibilities.shape[0]
+    return Criteria(
+        loglik=loglik,
+        npar=npar,
+        n_units=n_units,
+        aic=aic(loglik, npar),
+        bic=bic(loglik, npar, n_units),
+        sabic=sabic(loglik, npar, n_units),
+        icl=icl(loglik, npar, responsibilities),
+        entropy=entropy_r2(responsibilities),
+    )
+
+
+def aic(loglik: float, npar: int) -> float:
+    """Akaike's criterion, ``-2 l + 2 P`` (Akaike 1974)."""
+    return -2.0 * loglik + 2.0 * npar
+
+
+def bic(loglik: float, npar: int, n_units: float) -> float:
+    """Schwarz' criterion, ``-2 l + P log N``, with N the number of independent units, not of rows (Schwarz 1978)."""
+    return float(-2.0 * loglik + npar * np.log(n_units))
+
+
+def sabic(loglik: float, npar: int, n_units: int) -> float:
+    """Schwarz' criterion with N replaced by (N + 2) / 24 (Sclove 1987)."""
+    return bic(loglik, npar, (n_units + 2) / 24)
+
+
+def icl(loglik: float, npar: int, responsibilities: Array) -> float:
+    """Integrated classification likelihood, ``BIC + 2 EN`` (Biernacki, Celeux & Govaert 2000)."""
+    return bic(loglik, npar, responsibilities.shape[0]) + 2.0 * classification_entropy(responsibilities)
+
+
+def classification_entropy(responsibilities: Array) -> float:
+    """Doubt about the membership of all units, ``EN = -sum_ik tau_ik log tau_ik``."""
+    return float(entr(np.clip(responsibilities, 0.0, 1.0)).sum())
+
+
+def entropy_r2(responsibilities: Array) -> float:
+    """Relative entropy ``1 - EN / (N log K)`` in [0, 1] (Ramaswamy et al. 1993); 1 for a single expert.
+
+    Parameters
+    ----------
+    responsibilities : ndarray, shape (N, K)
+
+    Returns
+    -------
+    float
+    """
+    n_units, n_experts = responsibilities.shape
+    if n_experts == 1:
+        return 1.0
+    relative = 1.0 - classification_entropy(responsibilities) / (n_units * np.log(n_experts))
+    return float(np.clip(relative, 0.0, 1.0))
+
+
+def clc(loglik: float, responsibilities: Array) -> float:
+    """Classification likelihood criterion, ``-2 l + 2 EN`` (Biernacki & Govaert 1997)."""
+    return -2.0 * loglik + 2.0 * classification_entropy(responsibilities)

@@ -1,0 +1,248 @@
+"""Softmax gate: expert probabilities from covariates, the step that fits them to responsibilities, and penalties.
+
+Expert 1 is the reference: its coefficients are zero. A leading axis ``S`` runs over starts fitted side by side.
+"""
+
+import numbers
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from mixmoe._typing import Array
+from mixmoe.errors import ArgumentError
+from mixmoe.numerics.linalg import logsumexp
+
+_MAX_SHIFT = 4.0  # largest change of a linear predictor in one step; beyond it the quadratic model is worthless
+_BOUND_SCALE = 0.5  # Bohning (1992): the information of a multinomial logit is at most (I - 11'/K)/2 times X'X
+
+
+def gate_log_probabilities(W: Array, gamma: Array) -> Array:
+    """Log-probabilities of the experts.
+
+    Parameters
+    ----------
+    W : ndarray, shape (N, m)
+        Gate design.
+    gamma : ndarray, shape (S, K - 1, m)
+        Coefficients of experts 2..K.
+
+    Returns
+    -------
+    ndarray, shape (S, K, N)
+    """
+    predictor = gamma @ W.T
+    first = np.zeros((gamma.shape[0], 1, W.shape[0]), dtype=gamma.dtype)
+    predictor = np.concatenate([first, predictor], axis=1)
+    return predictor - logsumexp(predictor, axis=1)[:, None]
+
+
+def gate_scores(log_prior: Array, responsibilities: Array) -> Array:
+    """Derivatives of each unit's log-likelihood in its linear predictors of experts 2..K, shape (S, K - 1, N)."""
+    return (responsibilities - np.exp(log_prior))[:, 1:]
+
+
+def gate_step(W: Array, responsibilities: Array, gamma: Array, weights: Array | None = None) -> Array:
+    """One ascent step of the weighted multinomial logit with the responsibilities as outcome.
+
+    A Newton step, shortened to a change of the predictors of at most 4; where it would not raise the log-likelihood,
+    the step of the lower-bound algorithm, which always does.
+
+    Parameters
+    ----------
+    W : ndarray, shape (N, m)
+    responsibilities : ndarray, shape (S, K, N)
+    gamma : ndarray, shape (S, K - 1, m)
+    weights : ndarray, shape (N,), optional
+        Observation weights.
+
+    Returns
+    -------
+    ndarray, shape (S, K - 1, m)
+
+    References
+    ----------
+    Bohning (1992), Annals of the Institute of Statistical Mathematics 44, 197-200.
+    """
+    if gamma.size == 0:
+        return gamma
+    weights = np.ones(W.shape[0]) if weights is None else weights
+    log_prior = gate_log_probabilities(W, gamma)
+    score = (gate_scores(log_prior, responsibilities) * weights) @ W  # (S, K-1, m)
+    newton = gamma + _newton_direction(W, log_prior, score, weights)
+    bound = gamma + _bound_direction(W, score, weights)
+
+    def objective(coef: Array) -> Array:
+        return np.einsum("skn,skn,n->s", responsibilities, gate_log_probabilities(W, coef), weights)
+
+    better = objective(newton) >= objective(gamma)
+    return np.where(better[:, None, None], newton, bound)
+
+
+def gate_information(W: Array, log_prior: Array, weights: Array) -> Array:
+    """Information of the weighted multinomial logit, shape (S, (K - 1) * m, (K - 1) * m)."""
+    prior = np.exp(log_prior[:, 1:])
+    S, J, N = prior.shape
+    m = W.shape[1]
+    curvature = -prior[:, :, None] * prior[:, None] * weights
+    curvature[:, np.arange(J), np.arange(J)] += prior * weights
+    outer = (W[:, :, None] * W[:, None]).reshape(N, m * m)
+    blocks = (curvature.reshape(S * J * J, N) @ outer).reshape(S, J, J, m, m)
+    return blocks.transpose(0, 1, 3, 2, 4).reshape(S, J * m, J * m)
+
+
+def _newton_direction(W: Array, log_prior: Array, score: Array, weights: Array) -> Array:
+    information = gate_information(W, log_prior, weights)
+    size = information.shape[1]
+    ridge = 1e-8 * (weights @ (W * W).sum(axis=1)) / size
+    flat = np.linalg.solve(information + ridge * np.eye(size), score.reshape(len(score), size, 1))
+    direction = flat.reshape(score.shape)
+    shift = np.abs(direction @ W.T).max(axis=(1, 2), initial=0.0)
+    return direction * np.minimum(1.0, _MAX_SHIFT / np.maximum(shift, _MAX_SHIFT))[:, None, None]
+
+
+def _bound_direction(W: Array, score: Array, weights: Array) -> Array:
+    J = score.shape[1]
+    simplex = _BOUND_SCALE * (np.eye(J) - np.ones((J, J)) / (J + 1))
+    gram = (W * weights[:, None]).T @ W
+    return np.linalg.solve(simplex, np.swapaxes(np.linalg.solve(gram, np.swapaxes(score, 1, 2)), 1, 2))
+
+
+class GatePenalty(Protocol):
+    """A log prior of the gate coefficients that acts like further units of known expert; complex steps pass through.
+
+    It is the same whichever expert is the reference and however covariates are coded.
+    """
+
+    @property
+    def described(self) -> str:
+        """What it is, for a summary."""
+
+    def value(self, W: Array, gamma: Array) -> Array:
+        """Log prior up to a constant, shape (S,)."""
+
+    def units(self, W: Array, gamma: Array) -> Array:
+        """Numbers of units of each expert that are added at the covariates of each unit, shape (S, K, N)."""
+
+
+@dataclass(frozen=True, slots=True)
+class JeffreysPenalty:
+    """Firth's penalty: half the log determinant of the information that the gate would have with known memberships.
+
+    References
+    ----------
+    Firth (1993), Biometrika 80, 27-38. Heinze & Schemper (2002), Statistics in Medicine 21, 2409-2419. Bull, Mak &
+    Greenwood (2002), Computational Statistics & Data Analysis 39, 57-74, for several categories.
+    """
+
+    @property
+    def described(self) -> str:
+        """What it is, for a summary."""
+        return "Firth (Jeffreys prior)"
+
+    def value(self, W: Array, gamma: Array) -> Array:
+        """Half the log determinant of the information per unit, shape (S,)."""
+        if gamma.size == 0:
+            return np.zeros(gamma.shape[0], dtype=gamma.dtype)
+        sign, size = np.linalg.slogdet(_mean_information(W, gamma))
+        return 0.5 * (size + np.log(sign) if np.iscomplexobj(gamma) else size)
+
+    def units(self, W: Array, gamma: Array) -> Array:
+        """Half a unit for each cell of a table, shape (S, K, N).
+
+        These are ``p_k (e_k - p)' B (e_k - p) / 2 + p_k h / (2 K - 2)`` with ``B_bc = w' V_bc w`` from the blocks of
+        the inverse information V, and the leverage ``h = tr(L B)``, ``L = diag(p) - p p'``. Their score is the
+        derivative of `value`, ``w / 2 sum_b L_ab (B_bb - 2 sum_c B_bc p_c)`` summed over units; the second term,
+        proportional to p, has none. For two experts these are h / 2 each.
+        """
+        (S, J, m), N = gamma.shape, W.shape[0]
+        prior = np.exp(gate_log_probabilities(W, gamma))
+        if gamma.size == 0:
+            return np.zeros_like(prior)
+        information = _mean_information(W, gamma)
+        lost = ~np.isfinite(np.linalg.slogdet(information)[1])  # so far out that `value` is minus infinity
+        information[lost] = np.eye(J * m)
+        inverse = np.linalg.inv(information).reshape(S, J, m, J, m) / N
+        B = np.zeros((S, J + 1, J + 1, N), dtype=gamma.dtype)
+        B[:, 1:, 1:] = np.einsum("na,sbacd,nd->sbcn", W, inverse, W, optimize=True)
+        cross = np.einsum("sbcn,scn->sbn", B, prior)
+        own = np.einsum("sbbn->sbn", B) - 2 * cross + (prior * cross).sum(axis=1, keepdims=True)
+        leverage = (prior * own).sum(axis=1, keepdims=True)
+        return np.asarray(0.5 * prior * (own + leverage / J))
+
+
+@dataclass(frozen=True, slots=True)
+class PseudoUnits:
+    """Some units more, spread evenly over the covariates of the data and over the experts.
+
+    Latent GOLD's Bayes constant for latent classes: a Dirichlet prior of the expert probabilities, of the weight of
+    `n` units.
+
+    References
+    ----------
+    Clogg, Rubin, Schenker, Schultz & Weidman (1991), JASA 86, 68-78. Vermunt & Magidson (2016), Technical Guide for
+    Latent GOLD 5.1, section 7.3.
+    """
+
+    n: float
+
+    @property
+    def described(self) -> str:
+        """What it is, for a summary."""
+        return f"Bayes constant {self.n:g} (Dirichlet prior)"
+
+    def value(self, W: Array, gamma: Array) -> Array:
+        """Mean log probability of an expert, times the number of units, shape (S,)."""
+        return np.asarray(self.n * gate_log_probabilities(W, gamma).mean(axis=(1, 2)))
+
+    def units(self, W: Array, gamma: Array) -> Array:
+        """Equal numbers everywhere, shape (S, K, N)."""
+        shape = (gamma.shape[0], gamma.shape[1] + 1, W.shape[0])
+        return np.full(shape, self.n / (shape[1] * shape[2]))
+
+
+def penalty_score(penalty: GatePenalty, W: Array, gamma: Array) -> Array:
+    """Derivatives of the log prior in the coefficients, shape (S, K - 1, m): the score of its units."""
+    units = penalty.units(W, gamma)
+    prior = np.exp(gate_log_probabilities(W, gamma))
+    return np.asarray((units - prior * units.sum(axis=1, keepdims=True))[:, 1:] @ W)
+
+
+def penalty_meat(penalty: GatePenalty, W: Array, gamma: Array) -> Array:
+    """Sum of outer products of the scores of the prior's units, shape (d, d) with d = (K - 1) m, for S = 1.
+
+    A cell without a single unit of an expert adds nothing to the outer products of scores: a sandwich would take its
+    log odds to be certain. What is known of them comes from the prior, whose units vary as others do.
+    """
+    units, prior = penalty.units(W, gamma)[0], np.exp(gate_log_probabilities(W, gamma))[0]
+    out = np.zeros((gamma[0].size, gamma[0].size))
+    for k, weight in enumerate(units):
+        off = (np.arange(len(prior)) == k)[1:, None] - prior[1:]  # (K - 1, N)
+        scores = (off[:, None] * W.T).reshape(gamma[0].size, W.shape[0])
+        out += (scores * weight) @ scores.T
+    return out
+
+
+def _mean_information(W: Array, gamma: Array) -> Array:
+    weights = np.full(W.shape[0], 1.0 / W.shape[0])
+    return gate_information(W, gate_log_probabilities(W, gamma), weights)
+
+
+def checked_gate_penalty(value: Any) -> GatePenalty | None:
+    """The penalty that ``gate_penalty=`` names.
+
+    Raises
+    ------
+    ArgumentError
+        If it is not None, ``"firth"`` or a number of units above zero.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str) and value == "firth":
+        return JeffreysPenalty()
+    if isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 < float(value) < np.inf:
+        return PseudoUnits(float(value))
+    raise ArgumentError(
+        f"gate_penalty must be 'firth' (Jeffreys prior), a number above zero (Bayes constant: that many units more, "
+        f"spread evenly over the experts; 1 is usual), or None, got {value!r}"
+    )

@@ -1,0 +1,488 @@
+"""Tables and curves of an NME beyond the common ones, and its rivals on held-out rows."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mixmoe._typing import Array
+from mixmoe.arguments import checked_count
+from mixmoe.design.design import levels_in_use
+from mixmoe.design.frame import shown
+from mixmoe.errors import ArgumentError, DesignError
+from mixmoe.neural.blocks import build_blocks, to_array, torch
+from mixmoe.neural.estimators.last_layer import fit_last_layer, fit_on_features, is_exact
+from mixmoe.neural.estimators.linearised import fit_laplace
+from mixmoe.neural.estimators.state import pieces
+from mixmoe.neural.estimators.trained import (
+    Control,
+    Estimator,
+    Problem,
+    Trace,
+    Trained,
+    block_loss,
+    block_outputs,
+    responses_in,
+)
+from mixmoe.neural.estimators.training import fit_published
+from mixmoe.neural.network import initial_parameters, select_personal
+from mixmoe.neural.person_predictions import to_state, uncertainty, whole_jacobian
+from mixmoe.neural.persons import Persons, known_means, predict_design, predict_frame, unknown_means
+from mixmoe.output.records import Cell, Curve, Table
+
+GRID = 60
+LENGTH = 15  # rows of a sequence along which an input is held, of which the one in the middle is shown (CRF)
+
+
+def learning_curves(trace: Trace) -> tuple[Curve, ...]:
+    """Training and validation loss per epoch, and the mean variance of the effects.
+
+    Raises
+    ------
+    ArgumentError
+        If there were no epochs.
+    """
+    if not len(trace.train):
+        raise ArgumentError("a linear network with an exact likelihood is fitted without epochs, so no loss is drawn")
+    x = np.arange(1, len(trace.train) + 1, dtype=float)
+    curves = [Curve("loss", "training", x, trace.train, xlabel="epoch", ylabel="loss per row")]
+    if np.isfinite(trace.validation).any():
+        curves.append(Curve("loss", "validation", x, trace.validation, expert=2, xlabel="epoch"))
+    curves.append(Curve("variance", "effects", x, trace.variance, xlabel="epoch", ylabel="mean variance of effects"))
+    return tuple(curves)
+
+
+@dataclass(frozen=True, slots=True)
+class Along:
+    """Rows along one variable.
+
+    Attributes
+    ----------
+    variable : str
+    rows : DataFrame, length G
+        Other columns at their means or most frequent values; without the column of the persons.
+    x : ndarray, shape (G,)
+        Values of the variable; places 0, 1 ... of its levels.
+    levels : tuple of str
+        Names of the levels; empty for a number.
+    ylabel : str
+    outcome : str
+        Column of a prediction that is drawn.
+    """
+
+    variable: str
+    rows: pd.DataFrame
+    x: Array
+    levels: tuple[str, ...]
+    ylabel: str
+    outcome: str
+
+    def curve(self, label: str, values: Array, **options: Any) -> Curve:
+        """A curve of predictions of these rows."""
+        return Curve(
+            self.variable, label, self.x, values, xlabel=self.variable, ylabel=self.ylabel, categories=self.levels,
+            **options,
+        )  # fmt: skip
+
+
+def shown_columns(persons: Persons) -> list[str]:
+    """Columns of the formula that may lie along the axis, numbers before categories."""
+    design = persons.design
+    seq = design.formula.seq
+    other = {design.names.group, design.names.response}
+    other |= set() if seq is None else {seq.order, seq.within}
+    used = {name.name for name in design.recipe.names["expert"]}
+    known = [name for name in design.frame.columns if name in used and name not in other]
+    return sorted(known, key=lambda name: not is_number(pd.Series(design.frame[name])))
+
+
+def is_number(column: pd.Series) -> bool:
+    """Whether a column lies along an axis: numbers, but not booleans."""
+    return pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype)
+
+
+def typical_rows(persons: Persons, variable: str | None) -> Along:
+    """Rows along one variable, the others at their means or most frequent values.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no such variable.
+    """
+    design, known = persons.design, shown_columns(persons)
+    chosen = variable if variable is not None else (known[0] if known else None)
+    if chosen is None or chosen not in known:
+        names = ", ".join(map(repr, known)) or "none, as the formula has no inputs"
+        raise ArgumentError(f"variable must be a column of the formula: {names}; got {variable!r}")
+    column = design.frame[chosen]
+    levels = [] if is_number(column) else levels_in_use(column)
+    values = np.linspace(float(column.min()), float(column.max()), GRID) if is_number(column) else None
+    size = GRID if values is not None else len(levels)
+    rows = {str(name): held(design.frame[name], size) for name in design.frame.columns if name != design.names.group}
+    rows[chosen] = pd.Series(values) if values is not None else pd.Series(levels, dtype=column.dtype)
+    x = values if values is not None else np.arange(float(size))
+    response, states = design.names.response, design.response_levels
+    outcome = "mean" if states is None else str(states[-1])
+    ylabel = response if states is None else f"P({response} = {outcome})"
+    return Along(chosen, pd.DataFrame(rows), x, tuple(str(v) for v in levels), ylabel, outcome)
+
+
+def held(column: pd.Series, size: int) -> pd.Series:
+    """A column at its mean, or its most frequent value."""
+    if is_number(column):
+        return pd.Series(np.full(size, float(column.mean())))
+    return pd.Series([column.mode().iloc[0]] * size, dtype=column.dtype)
+
+
+def effect_curves(
+    fitted: Persons,
+    /,
+    variable: str | None = None,
+    persons: Sequence[Any] | None = None,
+    n_persons: int = 8,
+) -> tuple[Curve, ...]:
+    """Predictions along one input for the population, with limits for a new person's mean, and for some persons.
+
+    Parameters
+    ----------
+    variable : str, optional
+        Column of the formula; default: the first numeric one.
+    persons : sequence, optional
+        Labels of persons to show, each with a colour and a name.
+    n_persons : int
+        Persons to show as thin lines where none are named.
+    """
+    along = typical_rows(fitted, variable)
+    population = population_curve(fitted, along)
+    count = checked_count(n_persons, "n_persons", least=0)
+    group = fitted.design.names.group
+    if persons is None:
+        each = [person_values(fitted, along, place) for place in range(min(count, len(fitted.labels)) if group else 0)]
+        name = f"{len(each)} of {len(fitted.labels)} persons"
+        lines = [along.curve("" if k else name, values, thin=True) for k, values in enumerate(each)]
+    else:
+        places = places_of(fitted, persons)
+        lines = [
+            along.curve(f"{group} {fitted.labels[place]}", person_values(fitted, along, place), expert=k + 2)
+            for k, place in enumerate(places)
+        ]
+    return (population, *lines)
+
+
+def places_of(fitted: Persons, labels: Sequence[Any]) -> list[int]:
+    """Places of some persons among those of the fit.
+
+    Raises
+    ------
+    ArgumentError
+        If one is not among them.
+    """
+    named = [labels] if isinstance(labels, str) else list(labels)
+    known = {label: k for k, label in enumerate(fitted.labels)}
+    for label in named:
+        if label not in known:
+            some = ", ".join(map(shown, fitted.labels[:5]))
+            raise ArgumentError(f"persons must name persons of the fit, such as {some}; got {shown(label)}")
+    return [known[label] for label in named]
+
+
+def population_curve(fitted: Persons, along: Along) -> Curve:
+    """The mean over the distribution of effects, with limits of a new observation (Gaussian)."""
+    if fitted.problem.family == "crf":
+        return along.curve("population", held_states(fitted, along, None), expert=1)
+    covered = uncertainty(fitted.problem, fitted.trained, fitted.z, population=False)
+    design = fitted.design.for_new(along.rows)
+    nobody = np.full(design.n_units, -1, dtype=np.intp)
+    found = predict_design(fitted, covered, design, nobody, along.rows, 0.05, 0)
+    low, high = (found[name].to_numpy() if along.outcome == "mean" else None for name in ("lower", "upper"))
+    return along.curve("population", found[along.outcome].to_numpy(), lower=low, upper=high, expert=1)
+
+
+def person_values(fitted: Persons, along: Along, place: int) -> Array:
+    """Predictions of one person."""
+    if fitted.problem.family == "crf":
+        return held_states(fitted, along, place)
+    label = pd.Series([fitted.labels[place]] * len(along.rows))
+    mine = along.rows.assign(**{str(fitted.design.names.group): label})
+    return predict_frame(fitted, None, mine, 0.05, 0)[along.outcome].to_numpy()
+
+
+def held_states(fitted: Persons, along: Along, place: int | None) -> Array:
+    """Probability of the last state in the middle of sequences that hold the inputs, shape (G,) (CRF).
+
+    What a row alone would show leaves out the transitions, and with them what is personal.
+
+    Parameters
+    ----------
+    place : int or None
+        The person's; None for the mean over the distribution of effects.
+    """
+    problem, size = fitted.problem, len(along.rows)
+    x = fitted.scaling.inputs(fitted.design.for_new(along.rows).expert)
+    rows = np.repeat(np.arange(size), LENGTH)
+    owner = np.full(size, place or 0)
+    y = np.zeros(len(rows), dtype=np.int64)
+    blocks = build_blocks(x[rows], y, rows, size, persons=owner, device=problem.device)
+    found = unknown_means(fitted, blocks) if place is None else known_means(fitted, blocks)
+    return found[LENGTH // 2 :: LENGTH, -1]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Errors on rows that no model was fitted to.
+
+    Attributes
+    ----------
+    models : tuple of str
+    errors : ndarray, shape (n_models,)
+        Mean squared error on the response's scale, or negative log-likelihood per row.
+    n_rows : int
+        Rows held out: the last of each person (or sequence).
+    measure : str
+    """
+
+    models: tuple[str, ...]
+    errors: Array
+    n_rows: int
+    measure: str
+
+
+def fit_network(problem: Problem, control: Control, estimator: Estimator, rng: np.random.Generator) -> Trained:
+    """A network with person effects by the estimator that suits it.
+
+    Notes
+    -----
+    ``"laplace"`` with a Gaussian response and effects on the last layer only is the exact marginal likelihood.
+    """
+    theta = initial_parameters(problem.network, rng)
+    try:
+        if estimator == "sgd":
+            return fit_published(problem, control, theta, rng)
+        exact = is_exact(problem)
+        return fit_last_layer(problem, control, theta) if exact else fit_laplace(problem, control, theta, rng)
+    except torch.linalg.LinAlgError as error:
+        raise DesignError(
+            f"a matrix of the fit has no Cholesky factor ({str(error).splitlines()[0]}): too few rows for a network of "
+            f"{problem.network.n_parameters} parameters, or numbers too large; use fewer hidden units, or rescale"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Error of one model on rows that it was not fitted to.
+
+    Attributes
+    ----------
+    error, se : float
+        Mean per row as in `Comparison`, and its standard error, persons being independent; NaN for one person.
+    n_rows : int
+    measure : str
+    """
+
+    error: float
+    se: float
+    n_rows: int
+    measure: str
+
+
+def held_out(problem: Problem, fit: Trained, scale: float) -> HeldOut:
+    """Error per validation row with its standard error.
+
+    Parameters
+    ----------
+    problem : Problem
+        With the held-out rows as its validation set.
+    fit : Trained
+    scale : float
+        Variance of the response; 1 for families without one.
+    """
+    with torch.no_grad():
+        eta = problem.tensor(fit.eta) if problem.personal.q else None
+        losses, counts = (problem.tensor(np.zeros(problem.n_persons)) for _ in range(2))
+        for block in problem.validation:
+            losses.index_add_(0, block.persons, block_loss(problem, block, problem.tensor(fit.theta), eta, 1.0))
+            counts.index_add_(0, block.persons, responses_in(problem, block).sum(1))
+    loss, n = to_array(losses) * (2.0 * scale if problem.family == "gaussian" else 1.0), to_array(counts)
+    rows = int(n.sum())
+    error, seen = float(loss.sum()) / rows, n > 0
+    part = (loss - error * n)[seen]
+    se = float(np.sqrt(np.square(part).sum() * len(part) / max(len(part) - 1, 1))) / rows if len(part) > 1 else np.nan
+    return HeldOut(error, se, rows, measure_of(problem))
+
+
+def measure_of(problem: Problem) -> str:
+    """What an error is."""
+    return "squared error" if problem.family == "gaussian" else "negative log-likelihood"
+
+
+def held_out_error(problem: Problem, fit: Trained) -> float:
+    """Error per validation row with the estimated effects, on the standardised scale."""
+    return held_out(problem, fit, 1.0).error
+
+
+def without_validation(problem: Problem) -> Problem:
+    """The same problem where nothing stops early."""
+    return replace(problem, validation=type(problem.validation)((), 0))
+
+
+def generic(problem: Problem, control: Control, seed: int) -> Trained:
+    """The network without person effects."""
+    plain = replace(problem, personal=select_personal(problem.network, []), cov="diagonal")
+    return fit_network(without_validation(plain), control, "laplace", np.random.default_rng(seed))
+
+
+def separate(problem: Problem, control: Control, seed: int) -> Trained:
+    """One network per person, stopped where the held-out error is least (which flatters it)."""
+    words = ["all", *(["transitions"] if problem.family == "crf" else [])]
+    own = replace(problem, personal=select_personal(problem.network, words), cov="diagonal", published=True)
+    return fit_network(own, replace(control, penalty=0.0), "sgd", np.random.default_rng(seed))
+
+
+def with_lme(problem: Problem, base: Trained) -> Trained:
+    """A mixed model of the last layer on the features of the generic network."""
+    last = replace(problem, personal=select_personal(problem.network, ["last"]), cov="full")
+    return fit_on_features(last, base.theta)
+
+
+def compare(problem: Problem, control: Control, estimator: Estimator, seed: int, scale: float) -> Comparison:
+    """Held-out errors of the generic network, one network per person, network + LME, and the model itself.
+
+    Parameters
+    ----------
+    problem : Problem
+        With the rows to hold out as its validation set.
+    seed : int
+        Start of each.
+    scale : float
+        Variance of the response, to report errors on its scale; 1 for families without one.
+    """
+    plain = replace(control, patience=None, progress=False)
+    base = generic(problem, plain, seed)
+    rows: list[tuple[str, Callable[[], Trained]]] = [("generic network", lambda: base)]
+    rows.append(("one network per person", lambda: separate(problem, plain, seed)))
+    if problem.family == "gaussian" and problem.network.module is None:
+        rows.append(("generic network + LME", lambda: with_lme(problem, base)))
+    rows.append(("this model", lambda: fit_to_others(problem, plain, estimator, seed)))
+    errors = [held_out_error(personal_of(problem, name), fit()) * scale for name, fit in rows]
+    n_rows = sum(int(responses_in(problem, block).sum()) for block in problem.validation)
+    return Comparison(tuple(n for n, _ in rows), np.array(errors), n_rows, measure_of(problem))
+
+
+def fit_to_others(problem: Problem, control: Control, estimator: Estimator, seed: int) -> Trained:
+    """A fit without the validation rows; the published rule stops early on them, which flatters it."""
+    own = problem if estimator == "sgd" else without_validation(problem)
+    return fit_network(own, control, estimator, np.random.default_rng(seed))
+
+
+def personal_of(problem: Problem, name: str) -> Problem:
+    """The problem with the personal part that a row of the comparison has."""
+    words = {
+        "generic network": [],
+        "generic network + LME": ["last"],
+        "one network per person": ["all", *(["transitions"] if problem.family == "crf" else [])],
+    }
+    if name not in words:
+        return problem
+    return replace(problem, personal=select_personal(problem.network, words[name]))
+
+
+def architecture_table(model: Any, problem: Problem, fit: Trained) -> Table:
+    """What the network is, what is personal in it, and how it was estimated."""
+    network = problem.network
+    widths = " - ".join(map(str, (network.n_in, *network.hidden, network.n_out)))
+    shape = network.activation if network.hidden else "linear"
+    own = ", ".join(spec.name for spec in problem.personal.tensors) or "nothing"
+    exact = is_exact(problem) and model.estimator == "laplace"
+    how = (
+        "exact marginal likelihood"
+        if exact
+        else {"laplace": "linearised Laplace", "sgd": "published rule"}[model.estimator]
+    )
+    rows: list[tuple[str, Cell]] = [
+        ("Family", problem.family),
+        (
+            "Network",
+            type(network.module).__name__ if network.module is not None else f"{widths} ({shape})",
+        ),
+        ("Shared parameters", network.n_parameters),
+        ("Personal", own),
+        ("Personal parameters", problem.personal.q),
+        ("Covariance of effects", f"rank {problem.cov}" if isinstance(problem.cov, int) else problem.cov),
+        ("Estimator", how),
+        ("Epochs (best)", f"{len(fit.trace.train)} ({fit.trace.best + 1})"),
+    ]
+    return Table(
+        "architecture",
+        "Network",
+        ("value",),
+        tuple(name for name, _ in rows),
+        tuple((value,) for _, value in rows),
+        ("num",),
+        held_out_notes(model, problem),
+    )
+
+
+def held_out_notes(model: Any, problem: Problem) -> tuple[str, ...]:
+    """What the log-likelihood is of, where some rows were held out."""
+    if not problem.validation.n_rows or model.estimator == "sgd":
+        return ()
+    return ("Log-likelihood of all rows, at parameters estimated without the validation rows.",)
+
+
+def comparison_table(found: Comparison) -> Table:
+    """Held-out errors of the models, best marked by its ratio of one."""
+    best = float(np.nanmin(found.errors))
+    return Table(
+        "comparison",
+        f"Held-out {found.measure} ({found.n_rows} rows, the last of each person)",
+        ("error", "ratio to best"),
+        found.models,
+        tuple((float(e), float(e / best) if best > 0 else None) for e in found.errors),
+        ("num", ".3f"),
+        ("One network per person is stopped where its held-out error is least, which flatters it.",),
+    )
+
+
+def share_table(problem: Problem, fit: Trained) -> Table | None:
+    """Shares of the response's variance: population, person effects (linearised), residual (Gaussian)."""
+    if problem.family != "gaussian" or not problem.personal.q:
+        return None
+    variances = {"population": population_variance(problem, fit)}
+    if problem.cov in ("diagonal", "tensor") and problem.basis is None:
+        names = [spec.name for spec in problem.personal.tensors]
+        masks = [problem.personal.group == k for k in range(len(names))]
+        parts = zip(names, masks, strict=True)
+        variances |= {f"person effects, {name}": effect_variance(problem, fit, mask) for name, mask in parts}
+    else:  # effects of several tensors are correlated, and their parts do not add up
+        variances["person effects"] = effect_variance(problem, fit, problem.personal.group >= 0)
+    variances["residual"] = fit.sigma2
+    total = sum(variances.values())
+    cells = tuple((float(value / total),) for value in variances.values())
+    return Table("shares", "Share of variance", ("share",), tuple(variances), cells, (".3f",))
+
+
+def effect_variance(problem: Problem, fit: Trained, chosen: NDArray[np.bool_]) -> float:
+    """Mean variance of the output due to the chosen effects (q,), at the population's parameters."""
+    covariance = problem.tensor(fit.covariance[np.ix_(chosen, chosen)])
+    columns = torch.as_tensor(problem.personal.index[chosen], device=problem.device)
+    total = 0.0
+    with torch.no_grad():
+        state = to_state(problem, fit, np.zeros_like(fit.z))
+        for whole in problem.train:
+            for block in pieces(problem, whole, 2 * problem.network.n_parameters):
+                J = whole_jacobian(problem, block, state)[..., 0, columns] * block.mask.unsqueeze(-1)
+                total += float(((J @ covariance) * J).sum())
+    return total / problem.train.n_rows
+
+
+def population_variance(problem: Problem, fit: Trained) -> float:
+    """Variance between rows of the population's prediction."""
+    values = []
+    with torch.no_grad():
+        for block in problem.train:
+            out = block_outputs(problem, block, problem.tensor(fit.theta), None)[0][..., 0]
+            values.append(out[block.mask > 0])
+        return float(torch.cat(values).var(correction=0))

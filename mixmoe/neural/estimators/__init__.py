@@ -1,0 +1,1 @@
+"""Estimators of networks with person effects."""

@@ -1,0 +1,287 @@
+"""What the estimators share.
+
+The start, one epoch of training, the record of the losses, the end; and the published one.
+
+The estimators themselves are in `linearised` (Laplace), `published` (the authors' rule) and `exact` (last layer).
+
+Notes
+-----
+Deviations from the published rule: the cross-entropy is not divided by a residual variance, which it has not, and the
+loss of a sequence is not weighted by its length once more. Batches hold whole persons, so that nobody's penalty need
+be spread over her rows. Everything else is as published, its shrunken variances included.
+
+References
+----------
+Woertwein, Allen, Sheeber, Auerbach, Cohn & Morency (2023), ICMI, arXiv 2306.08149.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from mixmoe._typing import Array
+from mixmoe.mixture.estimate import Flag
+from mixmoe.neural.batches import Batch, shuffled, split_batches
+from mixmoe.neural.blocks import Tensor, to_array, torch
+from mixmoe.neural.estimators.state import State, directions, effects
+from mixmoe.neural.estimators.trained import Control, Problem, Trace, Trained, block_loss, total_loss
+
+
+def start_state(problem: Problem, theta: Array, rng: np.random.Generator) -> State:
+    """Effects at zero, variances at one."""
+    loading = None if problem.basis is None else problem.tensor(problem.basis)
+    if problem.rank is not None:
+        loading = problem.tensor(rng.standard_normal((problem.personal.q, problem.rank))).requires_grad_(True)
+    return State(
+        problem.tensor(theta).requires_grad_(True),
+        loading,
+        problem.tensor(np.zeros((problem.n_persons, problem.n_effects))).requires_grad_(True),
+        problem.tensor(np.ones(problem.n_effects)),
+        problem.tensor(1.0),
+    )
+
+
+def centred_effects(state: State) -> State:
+    """The state with effects centred across persons, as the published loss has them."""
+    return replace(state, z=state.z - state.z.mean(0)) if state.z.shape[0] > 1 else state
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What a step descends on.
+
+    Attributes
+    ----------
+    weight : float or None
+        Of the penalty on the effects; None while the network has no effects yet.
+    centre : bool
+        Whether effects are centred across persons, as in the published loss.
+    """
+
+    weight: float | None = 1.0
+    centre: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """What one pass over the persons brought.
+
+    Attributes
+    ----------
+    data : float
+        Loss of all rows, each at the state before its step.
+    loss : float
+        Penalised loss per row, the mean of the steps.
+    """
+
+    data: float
+    loss: float
+
+
+def train_epoch(
+    problem: Problem, control: Control, state: State, optimiser: Any, batches: Sequence[Batch], objective: Objective
+) -> Epoch:
+    """One optimiser step per batch; the epoch ends where the loss is not a number, without that step."""
+    data, loss = 0.0, 0.0
+    for batch in batches:
+        optimiser.zero_grad()
+        seen = add_gradients(problem, control, state, batch, objective)
+        data, loss = data + seen.data, loss + seen.loss / len(batches)
+        if not math.isfinite(loss):
+            break
+        optimiser.step()
+    return Epoch(data, loss)
+
+
+def add_gradients(problem: Problem, control: Control, state: State, batch: Batch, objective: Objective) -> Epoch:
+    """Gradients of the penalised loss per row, added block by block, so that one block's graph is alive at a time."""
+    now = centred_effects(state) if objective.centre else state
+    eta = effects(now) if problem.n_effects and objective.weight is not None else None
+    leaf = None if eta is None else eta.detach().requires_grad_(True)
+    data = torch.zeros_like(state.sigma2)
+    for block in batch.blocks:
+        part = block_loss(problem, block, state.theta, leaf, state.sigma2).sum()
+        (part / batch.scale).backward()
+        data += part.detach()
+    loss = data / batch.scale
+    if eta is not None and leaf is not None:
+        extra = penalty(now, batch, float(objective.weight or 0.0))
+        (extra + (eta * leaf.grad).sum()).backward()
+        loss += extra.detach()
+    if control.weight_decay:
+        decay = control.weight_decay * state.theta.square().sum()
+        decay.backward()
+        loss += decay.detach()
+    return Epoch(float(data), float(loss))
+
+
+def penalty(state: State, batch: Batch, weight: float) -> Tensor:
+    """Penalty on the effects of the persons of a batch, per row."""
+    each = (state.z.square() / state.s.clamp_min(1e-10)).sum(-1)
+    total = each.sum() if batch.members is None else each @ batch.members
+    return 0.5 * weight * total / batch.scale
+
+
+def mean_loss(problem: Problem, state: State, *, validation: bool) -> float:
+    """Squared error per row, or negative log-likelihood per row, at the present state."""
+    blocks = problem.validation if validation else problem.train
+    if not blocks.n_rows:
+        return math.nan
+    with torch.no_grad():
+        loss = float(total_loss(problem, blocks, state.theta, effects(state), 1.0)) / blocks.n_rows
+    return 2.0 * loss if problem.family == "gaussian" else loss
+
+
+def learning_rate(control: Control, epoch: int) -> float:
+    """Constant over the first half, then a half cosine down to one hundredth."""
+    hold = control.epochs // 2
+    if epoch < hold:
+        return control.lr
+    share = (epoch - hold) / max(control.epochs - hold, 1)
+    return control.lr * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * share)))
+
+
+def set_rate(optimiser: Any, rate: float) -> None:
+    """Give all parameters of an optimiser a learning rate."""
+    for settings in optimiser.param_groups:
+        settings["lr"] = rate
+
+
+@dataclass(slots=True)
+class Watch:
+    """The best state so far and the losses seen.
+
+    Attributes
+    ----------
+    state : State, or its like of another estimator, or None
+    best : float
+    epoch : int
+        That of the best state; the last one if there is none.
+    train, validation, variance : list of float
+    """
+
+    state: Any
+    best: float
+    epoch: int
+    train: list[float]
+    validation: list[float]
+    variance: list[float]
+
+    @classmethod
+    def new(cls) -> "Watch":
+        """Nothing seen yet."""
+        return cls(None, math.inf, 0, [], [], [])
+
+    def note(self, train: float, validation: float, variance: Tensor) -> None:
+        """Append the losses of an epoch and the mean of the variances."""
+        self.train.append(train)
+        self.validation.append(validation)
+        self.variance.append(float(variance.detach().mean()) if variance.numel() else 0.0)
+
+    def keep(self, epoch: int, state: Any, value: float) -> None:
+        """Keep the state if it is the best so far."""
+        if value < self.best:
+            self.state, self.best, self.epoch = state.copy(), value, epoch
+
+    def waited(self, epoch: int, patience: int | None) -> bool:
+        """Whether `patience` epochs brought nothing better."""
+        return patience is not None and self.state is not None and epoch - self.epoch > patience
+
+    def trace(self) -> Trace:
+        """The record of the losses."""
+        best = max(len(self.train) - 1, 0) if self.state is None else self.epoch
+        return Trace(np.array(self.train), np.array(self.validation), np.array(self.variance), best)
+
+
+def lost(epoch: int, what: str) -> Flag:
+    """Flag of a loss that is not a number."""
+    return Flag(
+        "not_finite",
+        f"the {what} was not finite at epoch {epoch + 1}; the last good state was restored; lower lr",
+    )
+
+
+def epochs_of(control: Control) -> Iterable[int]:
+    """Epoch numbers, behind a progress bar if one is wanted."""
+    numbers = range(control.epochs)
+    if not control.progress:
+        return numbers
+    from tqdm.auto import tqdm
+
+    return tqdm(numbers, desc="NME", unit="epoch")
+
+
+def trained(
+    problem: Problem, state: State, watch: Watch, loglik: float, converged: bool, flags: Sequence[Flag]
+) -> Trained:
+    """Estimates as arrays."""
+    r = problem.n_effects
+    loading = torch.eye(r, dtype=torch.float64, device=problem.device)
+    if state.loading is not None:
+        loading = directions(state.loading)
+    theta, directed, z, s = (to_array(t) for t in (state.theta, loading, state.z, state.s))
+    return Trained(
+        theta=theta,
+        loading=directed,
+        z=z,
+        s=s,
+        sigma2=float(state.sigma2),
+        loglik=loglik,
+        trace=watch.trace(),
+        converged=converged or not r,
+        flags=tuple(flags),
+    )
+
+
+def fit_published(problem: Problem, control: Control, theta: Array, rng: np.random.Generator) -> Trained:
+    """Population parameters, effects and variances by the published rule.
+
+    Parameters
+    ----------
+    problem : Problem
+    control : Control
+    theta : ndarray, shape (P,)
+        Start.
+    rng : Generator
+        Used for batches and for the start of a low-rank covariance.
+
+    Notes
+    -----
+    Each epoch: (1) a step of Adam per batch on the penalised loss of centred effects; (2) variances updated, annealed
+    from one by the factor `alpha`; (3) losses noted, and the state kept if it has the least validation loss.
+    """
+    state, watch, flags = start_state(problem, theta, rng), Watch.new(), []
+    batches = split_batches(problem, control.batch_size, rng)
+    optimiser = torch.optim.Adam(state.trained, lr=control.lr)
+    objective, good = Objective(control.penalty, centre=True), state.copy()
+    for epoch in epochs_of(control):
+        before = state.copy() if epoch % control.update_every == 0 else good
+        seen = train_epoch(problem, control, state, optimiser, shuffled(batches, rng), objective)
+        if not math.isfinite(seen.loss):
+            flags.append(lost(epoch, "loss"))
+            state = good
+            break
+        now, good = centred_effects(state), before
+        published_update(problem, now, control.alpha, seen.data)
+        watch.note(seen.loss, mean_loss(problem, now, validation=True), state.s)
+        watch.keep(epoch, now, watch.validation[-1])
+        if watch.waited(epoch, control.patience):
+            break
+    return trained(problem, watch.state or centred_effects(state), watch, math.nan, True, flags)
+
+
+def published_update(problem: Problem, state: State, alpha: float, data: float) -> None:
+    """The authors' variance step: ``s <- max(alpha s, variance of the effects)``, sigma^2 the mean training loss."""
+    with torch.no_grad():
+        if problem.n_effects:
+            variance = state.z.var(0, correction=0)
+            if problem.cov == "tensor":
+                group = problem.groups
+                sums = torch.zeros_like(variance).index_add_(0, group, variance)
+                variance = (sums / torch.bincount(group, minlength=len(sums)).clamp_min(1))[group]
+            state.s.copy_(torch.maximum(alpha * state.s, variance))
+        if problem.family == "gaussian":
+            state.sigma2.mul_(2.0 * data / max(problem.train.n_rows, 1)).clamp_(min=1e-8)

@@ -1,0 +1,241 @@
+"""What a network says of the rows it was fitted to: fitted values, residuals, drawn responses."""
+
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import ndtr
+
+from mixmoe._typing import Array
+from mixmoe.arguments import checked_choice
+from mixmoe.check.diagnosis import LEVELS
+from mixmoe.check.residuals import Distribution, Effects, continuous
+from mixmoe.errors import ArgumentError
+from mixmoe.neural.blocks import Block, Blocks, Tensor, to_array, to_rows, torch
+from mixmoe.neural.crf import sample_states
+from mixmoe.neural.estimators.state import (
+    State,
+    effects,
+    linearise,
+    person_information,
+    pieces,
+    replace_effects,
+    settle_effects,
+)
+from mixmoe.neural.estimators.trained import Problem, Trained, block_outputs
+from mixmoe.neural.network import forward, view_tensors
+from mixmoe.neural.person_predictions import Uncertainty, gather, to_state
+from mixmoe.neural.persons import Persons, known_means, parameter_names, persons_of, unknown_means
+from mixmoe.neural.posterior import full_logits, mean_outputs, posterior_covariance, root_of
+from mixmoe.output.records import Panel
+from mixmoe.results import MoEResults
+
+N_DRAWS = 64  # of a person's effects given her earlier rows
+
+
+def row_means(persons: Persons, kind: str) -> Array:
+    """Means or probabilities of the rows of the fit, on the scale of the response, shape (n, d).
+
+    Parameters
+    ----------
+    kind : {"conditional", "marginal"}
+        With each person's effects, or over their distribution.
+    """
+    rows = persons.problem.train
+    found = known_means(persons, rows) if kind == "conditional" else unknown_means(persons, rows)
+    scaling = persons.scaling
+    return scaling.y_mean + scaling.y_sd * found if persons.problem.family == "gaussian" else found
+
+
+def places(persons: Persons, given: str) -> Distribution:
+    """Where each response of the fit lies in its distribution, rows in the order of the design (Gaussian, binary).
+
+    Parameters
+    ----------
+    given : {"history", "covariates"}
+        Given the person's earlier rows, or none of her rows.
+    """
+    if persons.problem.family == "gaussian":
+        r = normal_residuals(persons, given)
+        return continuous(ndtr(r), ndtr(-r))
+    p = unknown_means(persons, persons.problem.train) if given == "covariates" else history_means(persons)
+    y = to_rows(persons.problem.train, [block.y for block in persons.problem.train])
+    zero, one = p.T
+    return Distribution(
+        np.where(y > 0, zero, 0.0), np.where(y > 0, 1.0, zero), np.where(y > 0, one, 1.0), np.where(y > 0, 0.0, one)
+    )
+
+
+def normal_residuals(persons: Persons, given: str) -> Array:
+    """Residuals over their standard deviation, independent given the history, shape (n,) (Gaussian).
+
+    Notes
+    -----
+    Of the model linearised at the modes of the effects, ``V_i = sigma^2 (I + A_i S A_i')``: exact where outputs are
+    linear in the effects. With L the Cholesky factor of V_i, row j of ``L^-1 (y_i - mean_i)`` is what row j says beyond
+    those before it.
+    """
+    problem, parts = persons.problem, []
+    with torch.no_grad():
+        state = to_state(problem, persons.trained, persons.z)
+        for whole in problem.train:
+            width = max(problem.personal.q, whole.mask.shape[1])
+            for block in pieces(problem, whole, width):
+                parts.append((block, whitened_rows(problem, block, state, given)))
+    return gather(problem.train, parts)
+
+
+def whitened_rows(problem: Problem, block: Block, state: State, given: str) -> Tensor:
+    """Residuals of a block of persons, shape (B, T)."""
+    A, residual = linearise(problem, block, state)
+    away = residual + (A @ state.z[block.persons].unsqueeze(-1)).squeeze(-1)
+    if given == "covariates":
+        return away / (1.0 + (A.square() * state.s).sum(-1)).sqrt()
+    return torch.linalg.solve_triangular(root_of(A, state.s), away.unsqueeze(-1), upper=False).squeeze(-1)
+
+
+def history_means(persons: Persons) -> Array:
+    """Probabilities of each row given the earlier rows of the person, shape (n, C) (categories).
+
+    Notes
+    -----
+    By the Laplace approximation of the posterior of the effects given the rows before, for each place in turn.
+    """
+    problem = persons.problem
+    blocks = problem.train.blocks
+    noise = problem.tensor(np.random.default_rng(0).standard_normal((N_DRAWS // 2, problem.n_effects)))
+    noise = torch.cat([noise, -noise])
+    state = to_state(problem, persons.trained, np.zeros_like(persons.z))
+    columns: list[list[Tensor]] = [[] for _ in blocks]
+    for place in range(max(block.mask.shape[1] for block in blocks)):
+        earlier = replace(problem, train=Blocks(tuple(before(block, place) for block in blocks), problem.train.n_rows))
+        settle_effects(earlier, state, steps=5, tol=1e-4)
+        with torch.no_grad():
+            C = posterior_covariance(person_information(earlier, state), state.s)
+            root = torch.linalg.cholesky(C + 1e-12 * torch.eye(C.shape[-1], dtype=C.dtype, device=C.device))
+            for column, block in zip(columns, blocks, strict=True):
+                if place < block.mask.shape[1]:
+                    column.append(mean_over(problem, block, place, state, root, noise))
+    return to_rows(problem.train, [torch.stack(column, dim=1) for column in columns])
+
+
+def before(block: Block, place: int) -> Block:
+    """A block without its rows from `place` on."""
+    mask = block.mask.clone()
+    mask[:, place:] = 0.0
+    return replace(block, mask=mask)
+
+
+def mean_over(problem: Problem, block: Block, place: int, state: State, root: Tensor, noise: Tensor) -> Tensor:
+    """Mean probabilities of one row of each person over draws of her effects, shape (B, C)."""
+    x, total = block.x[:, place : place + 1], 0.0
+    for draw in noise:
+        eta = effects(replace_effects(state, state.z + root @ draw))[block.persons]
+        tensors = view_tensors(problem.network, problem.personal, state.theta, eta)
+        total = total + mean_outputs(problem.family, forward(problem.network, tensors, x))[:, 0]
+    return total / len(noise)
+
+
+def draw_rows(persons: Persons, rng: np.random.Generator) -> Array:
+    """Responses of persons with newly drawn effects, at the inputs of the fit: numbers, or codes of levels, shape (n,).
+
+    Rows in the order of the design.
+    """
+    problem, fit = persons.problem, persons.trained
+    state = to_state(problem, fit)
+    fresh = problem.tensor(rng.standard_normal(state.z.shape)) * state.s.sqrt()
+    with torch.no_grad():
+        eta = effects(replace_effects(state, fresh)) if problem.n_effects else None
+        drawn = [draw_block(problem, block, state, eta, rng) for block in problem.train]
+    values = to_rows(problem.train, drawn)
+    return persons.scaling.y_mean + persons.scaling.y_sd * values if problem.family == "gaussian" else values
+
+
+def draw_block(problem: Problem, block: Block, state: State, eta: Tensor | None, rng: np.random.Generator) -> Tensor:
+    """Responses of a block, shape (B, T); categories by the largest of the noisy scores."""
+    outputs, *tensors = block_outputs(problem, block, state.theta, eta)
+    if problem.family == "gaussian":
+        return outputs[..., 0] + state.sigma2.sqrt() * problem.tensor(rng.standard_normal(outputs.shape[:2]))
+    scores = outputs if problem.family == "crf" else full_logits(outputs)
+    noise = problem.tensor(rng.gumbel(size=tuple(scores.shape)))
+    if problem.family == "crf":
+        return sample_states(scores, tensors[-1], block.mask, noise)
+    return (scores + noise).argmax(-1)
+
+
+class NetworkDiagnosis(MoEResults):
+    """What a fitted network says of its own rows."""
+
+    problem: Problem
+    trained: Trained
+
+    @cached_property
+    def uncertainty(self) -> Uncertainty:
+        """Covariances of the person effects and of the population parameters."""
+        return self.persons.uncertainty()
+
+    @cached_property
+    def persons(self) -> Persons:
+        """The persons of the fit with their effects."""
+        return persons_of(self.model, self.problem, self.trained)
+
+    def fitted(self, kind: str = "conditional") -> Any:
+        """Fitted values, one per row used, in the order of the data.
+
+        Parameters
+        ----------
+        kind : {"conditional", "marginal"}
+            With each person's effects, or over the distribution of effects.
+
+        Returns
+        -------
+        Series or DataFrame
+            Gaussian: means; binary: probabilities of the second level; else a column of probabilities per level.
+        """
+        checked_choice(kind, "kind", LEVELS)
+        values = self.model.design.in_order(row_means(self.persons, kind))
+        levels = [str(level) for level in self.model.design.response_levels or ()]
+        if len(levels) > 2 or self.problem.family == "crf":
+            return pd.DataFrame(values, index=self._row_index, columns=levels)
+        return pd.Series(values[:, -1], index=self._row_index, name="fitted")
+
+    @property
+    def fittedvalues(self) -> Any:
+        """The fitted values with each person's effects; see `fitted`."""
+        return self.fitted()
+
+    def _by_row(self) -> pd.DataFrame:
+        if self.problem.family == "gaussian":
+            return super()._by_row()
+        probabilities = row_means(self.persons, "conditional").argmax(axis=1)
+        levels = pd.Series(list(self.model.design.response_levels)).to_numpy()
+        return pd.DataFrame({".fitted": levels[self.model.design.in_order(probabilities)]})
+
+    @property
+    def _resid_kinds(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("conditional", "marginal", "quantile") if self.problem.family in ("gaussian", "binary") else ()
+
+    def _distribution(self, given: str) -> Distribution:
+        return places(self.persons, given)
+
+    def _draw(self, rng: np.random.Generator) -> Any:
+        values, levels = draw_rows(self.persons, rng), self.model.design.response_levels
+        return values if levels is None else pd.Series(list(levels)).to_numpy()[values.astype(np.intp)]
+
+    def _expert_means(self, level: str) -> Array:
+        return self._in_design(self.fitted(level).to_numpy())[:, None]
+
+    def _effects(self) -> Effects | None:
+        problem = self.problem
+        if not problem.personal.q:
+            return None
+        directions = self.persons.directions
+        within = directions @ to_array(self.uncertainty.effects).mean(axis=0) @ directions.T
+        means = (self.persons.z @ self.trained.loading.T)[:, None, :]
+        implied = (self.trained.covariance - within)[None]
+        return Effects(tuple(parameter_names(problem)), means, implied, np.ones(len(means), dtype=np.intp))
+
+    def _starts_panels(self) -> tuple[Panel, ...]:
+        raise ArgumentError(f"{self.model.family_name} has one start, so none are compared; see plot('learning')")

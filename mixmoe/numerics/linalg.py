@@ -1,0 +1,134 @@
+"""Small dense algebra over a long trailing axis, safe for complex-step derivatives.
+
+Matrices carry their two short axes first within the last three, ``(..., q, q, N)``: subjects lie on the last,
+contiguous axis, so every operation is a handful of long vector instructions. Nothing here conjugates or takes absolute
+values: an imaginary part of 1e-30 passes through and comes out as the exact derivative.
+"""
+
+import numpy as np
+
+from mixmoe._typing import Array
+
+
+def cholesky(A: Array) -> Array:
+    """Lower Cholesky factors.
+
+    Parameters
+    ----------
+    A : ndarray, shape (E, q, q, N)
+        Symmetric positive definite matrices; only the lower triangle is read.
+
+    Returns
+    -------
+    ndarray, shape (E, q, q, N)
+        L with A = L L'; the strict upper triangle is zero.
+    """
+    L = np.zeros_like(A)
+    for j in range(A.shape[1]):
+        row = L[:, j, :j]
+        L[:, j, j] = np.sqrt(A[:, j, j] - (row * row).sum(axis=1))
+        for i in range(j + 1, A.shape[1]):
+            L[:, i, j] = (A[:, i, j] - (L[:, i, :j] * row).sum(axis=1)) / L[:, j, j]
+    return L
+
+
+def solve_lower(L: Array, b: Array) -> Array:
+    """Solution x of L x = b.
+
+    Parameters
+    ----------
+    L : ndarray, shape (E, q, q, N)
+    b : ndarray, shape (E, q, ..., N)
+
+    Returns
+    -------
+    ndarray, shape of b
+    """
+    x = np.empty(b.shape, dtype=np.result_type(L, b))
+    middle = (slice(None),) + (None,) * (b.ndim - 3)
+    for i in range(L.shape[1]):
+        total = b[:, i].astype(x.dtype)
+        for j in range(i):
+            total -= L[:, i, j][middle] * x[:, j]
+        x[:, i] = total / L[:, i, i][middle]
+    return x
+
+
+def solve_upper(L: Array, b: Array) -> Array:
+    """Solution x of L' x = b, with L lower triangular; shapes as in `solve_lower`."""
+    x = np.empty(b.shape, dtype=np.result_type(L, b))
+    middle = (slice(None),) + (None,) * (b.ndim - 3)
+    q = L.shape[1]
+    for i in reversed(range(q)):
+        total = b[:, i].astype(x.dtype)
+        for j in range(i + 1, q):
+            total -= L[:, j, i][middle] * x[:, j]
+        x[:, i] = total / L[:, i, i][middle]
+    return x
+
+
+def inverse_from_cholesky(L: Array) -> Array:
+    """(L L')^-1, shape (E, q, q, N), for the posterior covariances that are a result in themselves."""
+    eye = np.broadcast_to(np.eye(L.shape[1])[:, :, None], L.shape)
+    half = solve_lower(L, eye)
+    out = np.zeros_like(half)
+    for k in range(L.shape[1]):
+        out += half[:, k, :, None] * half[:, k, None]
+    return out
+
+
+def times_real(B: Array, M: Array) -> Array:
+    """B @ M for a real M; a complex B goes in two real products, as mixed types are far slower."""
+    return (B.real @ M) + 1j * (B.imag @ M) if np.iscomplexobj(B) else B @ M
+
+
+def multiply(A: Array, B: Array) -> Array:
+    """A B subject by subject, without a path search and without copies.
+
+    Parameters
+    ----------
+    A : ndarray, shape (a, b, N)
+    B : ndarray, shape (E, b, N) or (E, b, d, N)
+
+    Returns
+    -------
+    ndarray, shape (E, a, N) or (E, a, d, N)
+    """
+    if B.ndim == 4:
+        A = A[:, :, None]
+    out = np.zeros((B.shape[0], A.shape[0], *B.shape[2:]), dtype=np.result_type(A, B))
+    for j in range(A.shape[1]):
+        out += A[:, j] * B[:, None, j]
+    return out
+
+
+def logsumexp(a: Array, axis: int) -> Array:
+    """log(sum(exp(a))) along an axis, without overflow; the axis is dropped."""
+    peak = a.real.max(axis=axis, keepdims=True)
+    peak = np.where(np.isfinite(peak), peak, 0.0)
+    return np.log(np.exp(a - peak).sum(axis=axis)) + np.squeeze(peak, axis=axis)
+
+
+def semidefinite_cholesky(D: Array, tol: float = 1e-12, floor: float = 0.0) -> Array:
+    """Lower T with D = T T' for a positive semidefinite matrix; a null direction gives a zero column.
+
+    Parameters
+    ----------
+    D : ndarray, shape (q, q)
+    tol : float
+        A pivot below ``tol`` times its diagonal entry counts as zero.
+    floor : float
+        A pivot below this counts as zero.
+
+    Returns
+    -------
+    ndarray, shape (q, q)
+    """
+    q = D.shape[0]
+    T = np.zeros((q, q))
+    for j in range(q):
+        pivot = D[j, j] - T[j, :j] @ T[j, :j]
+        if pivot > max(tol * D[j, j], floor, np.finfo(float).tiny):
+            T[j, j] = np.sqrt(pivot)
+            T[j + 1 :, j] = (D[j + 1 :, j] - T[j + 1 :, :j] @ T[j, :j]) / T[j, j]
+    return T

@@ -1,0 +1,304 @@
+"""Quasi-Newton ascents side by side, and the progress bar of long work."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe._typing import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Log-likelihood, shape (S,), and its score, shape (S, P), at S parameter vectors."""
+
+    loglik: Array
+    score: Array
+
+
+Objective = Callable[[Array], Evaluation]
+Spurious = Callable[[Array], NDArray[np.bool_]]
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """Limits and tolerances of the optimiser.
+
+    Attributes
+    ----------
+    max_iter : int
+        Quasi-Newton iterations per start.
+    tol : float
+        Converged when the largest entry of the score per unit of observation is below this, in working coordinates.
+    min_gain : float
+        A start ends when an iteration gains less than this in log-likelihood.
+    promise : float
+        A start ends when the quadratic model at its place promises less than this, half of score' H score.
+    behind : float
+        A start is given up when it would stay this far below the best even with five times what its last five
+        iterations gained.
+    reached : float
+        Log-likelihood of the best of earlier ascents, which starts race against too.
+    progress : bool or None
+        Show a progress bar; None: only in a terminal, and if it takes more than a few seconds.
+    """
+
+    max_iter: int = 500
+    tol: float = 1e-6
+    min_gain: float = 0.0
+    promise: float = 0.0
+    behind: float = np.inf
+    reached: float = -np.inf
+    progress: bool | None = False
+
+
+@dataclass(frozen=True, slots=True)
+class Climb:
+    """End points of S ascents run side by side.
+
+    Attributes
+    ----------
+    theta : ndarray, shape (S, P)
+    loglik : ndarray, shape (S,)
+    score : ndarray, shape (S, P)
+    n_iter, n_evaluations : ndarray of int, shape (S,)
+    converged : ndarray of bool, shape (S,)
+    traces : tuple of list of float
+        Log-likelihood after each iteration, per start.
+    interrupted : bool
+        The user pressed Ctrl-C; the best points so far are kept.
+    """
+
+    theta: Array
+    loglik: Array
+    score: Array
+    n_iter: NDArray[np.intp]
+    n_evaluations: NDArray[np.intp]
+    converged: NDArray[np.bool_]
+    traces: tuple[list[float], ...]
+    interrupted: bool = False
+
+
+def progress_bar(total: int, label: str, show: bool | None) -> Any:
+    """A tqdm bar; with `show` None it appears only in a terminal, and after three seconds; with True at once."""
+    from tqdm import tqdm
+
+    return tqdm(
+        total=total, desc=label, delay=0 if show else 3, leave=False, disable=None if show is None else not show
+    )
+
+
+_ARMIJO = 1e-4
+_MAX_STEP = 0.5  # longest step in working coordinates, where one is a standard deviation; measured: fewest evaluations
+_TRUSTED = 0.5  # share of the gain that the slope promises, from which on a step that was cut may be twice as long
+_LAP = 5  # iterations between two looks at who is left behind
+_HOPE = 5.0  # times the gain of the last lap is what a start may still gain
+_MAX_HALVINGS = 15
+
+
+@dataclass(slots=True)
+class _State:
+    """What changes while S ascents run; shapes as in `Climb`, `H` (S, P, P) the inverse information, `radius` (S,).
+
+    `logarithmic` (P,): coordinates in which steps stay short. `spurious` and `judged` (S,): what is no solution however
+    high, and where this has been decided for good.
+    """
+
+    theta: Array
+    loglik: Array
+    score: Array
+    H: Array
+    n_iter: NDArray[np.intp]
+    n_evaluations: NDArray[np.intp]
+    radius: Array
+    logarithmic: NDArray[np.bool_]
+    converged: NDArray[np.bool_]
+    stuck: NDArray[np.bool_]
+    spurious: NDArray[np.bool_]
+    judged: NDArray[np.bool_]
+    traces: tuple[list[float], ...]
+
+
+def _begin(
+    objective: Objective, theta: Array, inverse_hessian: Array, logarithmic: Sequence[int] | NDArray[np.intp]
+) -> _State:
+    first = _finite(objective(theta))
+    S = theta.shape[0]
+    return _State(
+        theta.copy(),
+        first.loglik,
+        first.score,
+        inverse_hessian.copy(),
+        np.zeros(S, dtype=np.intp),
+        np.ones(S, dtype=np.intp),
+        np.full(S, _MAX_STEP),
+        np.isin(np.arange(theta.shape[1]), logarithmic),
+        np.zeros(S, dtype=bool),
+        ~np.isfinite(first.loglik),
+        np.zeros(S, dtype=bool),
+        np.zeros(S, dtype=bool),
+        tuple([float(v)] for v in first.loglik),
+    )
+
+
+def _active(state: _State, n_units: int, control: Control) -> NDArray[np.intp]:
+    """Starts that have neither converged nor come to a standstill."""
+    flat = np.abs(state.score).max(axis=1, initial=0.0) <= control.tol * n_units
+    if control.promise:
+        promised = 0.5 * np.einsum("sp,spq,sq->s", state.score, state.H, state.score)
+        flat |= (promised >= 0) & (promised <= control.promise)
+    state.converged = flat & np.isfinite(state.loglik)
+    return np.flatnonzero(~(state.converged | state.stuck))
+
+
+def _give_up(state: _State, who: NDArray[np.intp], control: Control, spurious: Spurious) -> None:
+    """End those of the starts `who` that are spurious, and those that the best other start leaves behind."""
+    undecided = np.flatnonzero(~state.judged)
+    state.spurious[undecided] = spurious(state.theta[undecided])
+    best = max(control.reached, np.where(state.spurious, -np.inf, state.loglik).max())
+    for i in who:
+        recent = state.loglik[i] - state.traces[i][-1 - _LAP]
+        state.stuck[i] |= bool(state.spurious[i] or state.loglik[i] + _HOPE * recent < best - control.behind)
+    state.judged = state.stuck | state.converged
+
+
+def _iterate(state: _State, objective: Objective, who: NDArray[np.intp], n_units: int, control: Control) -> None:
+    """One quasi-Newton step of the starts `who`."""
+    before = state.loglik[who]
+    direction = _directions(state, who, n_units)
+    _search(state, objective, who, direction)
+    state.n_iter[who] += 1
+    for i in who:
+        state.traces[i].append(float(state.loglik[i]))
+    state.stuck[who] = ~(state.loglik[who] - before > control.min_gain)
+
+
+def _directions(state: _State, who: NDArray[np.intp], n_units: int) -> Array:
+    """Uphill directions of limited length, shape (len(who), P); a lost inverse information starts anew."""
+    score = state.score[who]
+    d = (state.H[who] @ score[..., None])[..., 0]
+    wrong = (d * score).sum(axis=1) <= 0
+    state.H[who[wrong]] = np.eye(d.shape[1]) / n_units
+    d[wrong] = score[wrong] / n_units
+    size = np.abs(d)
+    radius = np.where(state.logarithmic, _MAX_STEP, state.radius[who][:, None])  # (len(who), P)
+    return d / np.maximum(1.0, (size / radius).max(axis=1, initial=0.0))[:, None]
+
+
+def _search(state: _State, objective: Objective, who: NDArray[np.intp], direction: Array) -> None:
+    """Backtracking with quadratic interpolation; a start for which no step is uphill stays where it is."""
+    slope = (direction * state.score[who]).sum(axis=1)
+    far = np.where(state.logarithmic, 0.0, np.abs(direction)).max(axis=1, initial=0.0)
+    cut = far > 0.99 * state.radius[who]
+    slack = 1e-12 * np.abs(state.loglik[who])  # rounding of the log-likelihood itself
+    step = np.ones(who.size)
+    pending = np.arange(who.size)
+    for _ in range(_MAX_HALVINGS):
+        trial = state.theta[who[pending]] + step[pending, None] * direction[pending]
+        e = _finite(objective(trial))
+        state.n_evaluations[who[pending]] += 1
+        gain, hoped = e.loglik - state.loglik[who[pending]], step[pending] * slope[pending]
+        good = gain >= _ARMIJO * hoped - slack[pending]
+        _resize(state, who[pending], cut[pending] & (gain > _TRUSTED * hoped), good)
+        _accept(state, who[pending[good]], trial[good], Evaluation(e.loglik[good], e.score[good]))
+        cut[:] = False  # a shortened step says nothing about longer ones
+        curve = hoped - gain
+        bent = np.isfinite(curve) & (curve > 0)
+        ratio = np.where(bent, 0.5 * hoped / np.where(bent, curve, 1.0), 0.1)
+        step[pending] *= np.clip(ratio, 0.1, 0.5)
+        pending = pending[~good]
+        if not pending.size:
+            return
+
+
+def _resize(state: _State, who: NDArray[np.intp], longer: NDArray[np.bool_], good: NDArray[np.bool_]) -> None:
+    """Let steps grow along a slope without end, as towards infinite coefficients; start anew where one fails."""
+    state.radius[who] = np.where(good, np.where(longer, 2.0, 1.0) * state.radius[who], _MAX_STEP)
+
+
+def _accept(state: _State, who: NDArray[np.intp], theta: Array, e: Evaluation) -> None:
+    """Move the starts `who` to `theta`, and update their inverse information where curvature allows."""
+    s, y = theta - state.theta[who], state.score[who] - e.score
+    usable = (s * y).sum(axis=1) > 1e-10 * np.sqrt((s * s).sum(axis=1) * (y * y).sum(axis=1))
+    state.H[who[usable]] = bfgs_update(state.H[who[usable]], s[usable], y[usable])
+    state.H[who[~usable]] *= 2.0  # the surface bends upwards along the step: go further next time
+    state.theta[who], state.loglik[who], state.score[who] = theta, e.loglik, e.score
+
+
+def bfgs_update(H: Array, s: Array, y: Array) -> Array:
+    """Inverse information (S, P, P) after steps `s` that changed minus the score by `y`, each (S, P)."""
+    r = 1.0 / (s * y).sum(axis=1)[:, None, None]
+    Hy = (H @ y[..., None])[..., 0]
+    yHy = (y * Hy).sum(axis=1)[:, None, None]
+    outer = s[:, :, None] * Hy[:, None]
+    return H + (1 + yHy * r) * r * s[:, :, None] * s[:, None] - r * (outer + np.swapaxes(outer, 1, 2))
+
+
+def _finite(e: Evaluation) -> Evaluation:
+    bad = ~(np.isfinite(e.loglik) & np.isfinite(e.score).all(axis=1))
+    return Evaluation(np.where(bad, -np.inf, e.loglik), np.where(bad[:, None], 0.0, e.score))
+
+
+def climb(
+    objective: Objective,
+    theta: Array,
+    inverse_hessian: Array,
+    n_units: int,
+    control: Control,
+    spurious: Spurious | None = None,
+    logarithmic: Sequence[int] | NDArray[np.intp] = (),
+) -> Climb:
+    """Maxima of a log-likelihood by BFGS from S starts in lockstep.
+
+    Parameters
+    ----------
+    objective : callable
+        From points (S, P) to `Evaluation`; called with fewer rows as starts converge.
+    theta : ndarray, shape (S, P)
+    inverse_hessian : ndarray, shape (S, P, P)
+        First approximation of the inverse information, e.g. from outer products of scores.
+    n_units : int
+        Independent units, which makes the tolerance scale-free.
+    control : Control
+    spurious : callable, optional
+        Which of some points, shape (S, P), are no solutions however high they lie. With it starts race: those that are
+        spurious or left behind are given up, see `Control`.
+    logarithmic : sequence of int, optional
+        Coordinates that are logarithms, in which no step is longer than a half: where dispersions run to infinity a
+        likelihood is rounding errors long before coefficients overflow.
+
+    Returns
+    -------
+    Climb
+
+    References
+    ----------
+    Nocedal & Wright (2006), Numerical Optimization, section 6.1.
+    """
+    state = _begin(objective, theta, inverse_hessian, logarithmic)
+    interrupted = False
+    with progress_bar(theta.shape[0], "starts", control.progress) as bar:
+        try:
+            who = _active(state, n_units, control)
+            for lap in range(1, control.max_iter + 1):
+                if not who.size:
+                    break
+                _iterate(state, objective, who, n_units, control)
+                if spurious is not None and lap > _LAP and lap % _LAP == 0:
+                    _give_up(state, who, control, spurious)
+                who = _active(state, n_units, control)
+                bar.update(theta.shape[0] - who.size - bar.n)
+        except KeyboardInterrupt:
+            interrupted = True
+    return Climb(
+        state.theta,
+        state.loglik,
+        state.score,
+        state.n_iter,
+        state.n_evaluations,
+        state.converged,
+        state.traces,
+        interrupted,
+    )

@@ -1,0 +1,291 @@
+"""What to print and draw, not how: tables, curves with bands, points, marks with limits, rules."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe._typing import Array
+from mixmoe.errors import ArgumentError
+
+Cell = float | int | str | None
+_ALL_DIGITS = 17  # significant digits that tell any two numbers apart
+_LONGEST = 1e15  # numbers from here on have an exponent
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table of a report.
+
+    Attributes
+    ----------
+    key : str
+        Handle by which a user selects it: ``"header"``, ``"expert1"``, ``"gate"``, ``"random"`` ...
+    title : str
+    columns : tuple of str
+        Column heads, without the one above the row labels.
+    index : tuple of str
+        Row labels.
+    cells : tuple of tuple of (float, int, str or None)
+        One tuple per row; None prints blank.
+    formats : tuple of str
+        Format specification per column, applied to numbers only, e.g. ``".4g"``, ``".3f"``; ``"num"`` for four decimals
+        unless the number is very large or small, ``"p"`` for p-values, ``"text"`` for columns of words, which stand to
+        the left.
+    notes : tuple of str
+        Lines printed under the table.
+    """
+
+    key: str
+    title: str
+    columns: tuple[str, ...]
+    index: tuple[str, ...]
+    cells: tuple[tuple[Cell, ...], ...]
+    formats: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def format_cell(cell: Cell, spec: str = "num") -> str:
+    """Text of one cell; None and NaN are blank, whole numbers keep no decimals.
+
+    Parameters
+    ----------
+    cell : float, int, str or None
+    spec : str
+        As in `Table.formats`.
+
+    Returns
+    -------
+    str
+    """
+    if cell is None:
+        return ""
+    if isinstance(cell, str | bool | int) or spec == "text":
+        return str(cell)
+    value = float(cell)
+    if math.isnan(value):
+        return ""
+    if spec == "p":
+        return "<0.001" if value < 0.001 else f"{value:.3f}"
+    if spec == "num":
+        spec = ".4f" if value == 0 or 1e-3 <= abs(value) < 1e5 else ".4g"
+    text = format(value, spec)
+    return text.lstrip("-") if not text.strip("-0.") else text  # no sign where all digits are zeros
+
+
+def told_apart(values: Sequence[float], digits: int) -> tuple[str, ...]:
+    """Numbers in the fewest significant digits, but at least so many, in which different ones look different.
+
+    Parameters
+    ----------
+    values : sequence of float
+    digits : int
+
+    Returns
+    -------
+    tuple of str
+        Large numbers keep all digits before the point: ``18421``, not ``1.842e+04``.
+    """
+    distinct = len(set(values))
+    for more in range(digits, _ALL_DIGITS):
+        texts = tuple(_significant(value, more) for value in values)
+        if len(set(texts)) == distinct:
+            return texts
+    return tuple(repr(float(value)) for value in values)
+
+
+def _significant(value: float, digits: int) -> str:
+    """A number in so many significant digits, large ones without an exponent."""
+    text = f"{value:.{digits}g}"
+    return f"{value:.0f}" if "e" in text and 1.0 <= abs(value) < _LONGEST else text
+
+
+def body(table: Table) -> tuple[tuple[str, ...], ...]:
+    """Texts of the cells of a table, one tuple per row."""
+    return tuple(
+        tuple(format_cell(cell, spec) for cell, spec in zip(row, table.formats, strict=True)) for row in table.cells
+    )
+
+
+def choose(tables: Sequence[Table], keys: Sequence[str] | str | None) -> tuple[Table, ...]:
+    """The tables with the given keys, in the order of the keys; all of them if None.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no table with one of the keys.
+    """
+    if keys is None:
+        return tuple(tables)
+    known = {table.key: table for table in tables}
+    if not isinstance(keys, str | Iterable):
+        raise ArgumentError(f"tables must be names such as {', '.join(map(repr, known))}, got {keys!r}")
+    wanted = (keys,) if isinstance(keys, str) else tuple(keys)
+    for key in wanted:
+        if key not in known:
+            raise ArgumentError(f"there is no table {key!r}; tables are {', '.join(map(repr, known))}")
+    if not wanted:
+        raise ArgumentError(f"tables must name at least one of {', '.join(map(repr, known))}, got {keys!r}")
+    return tuple(known[key] for key in wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One function of one variable with optional bands.
+
+    Attributes
+    ----------
+    panel : str
+        Curves with the same panel share an axes.
+    label : str
+        Legend entry.
+    x, y : ndarray, shape (G,)
+    lower, upper : ndarray, shape (G,), or None
+        Pointwise limits.
+    band_lower, band_upper : ndarray, shape (G,), or None
+        Simultaneous limits.
+    expert : int or None
+        Expert counted from 1, which settles the colour.
+    xlabel, ylabel : str
+    categories : tuple of str
+        Names of the places 0, 1 ... on the horizontal axis, if it has no numbers; the function is then drawn as points.
+    levels : tuple of (float, str)
+        Places on the vertical axis and their names, if it has no numbers.
+    shade : int or None
+        Which colour, counted from 1, if not that of the expert.
+    thin : bool
+        Whether it is one of many that are only to be seen together.
+    limits, bands : str
+        Legend entries of the two shades.
+    """
+
+    panel: str
+    label: str
+    x: Array
+    y: Array
+    lower: Array | None = None
+    upper: Array | None = None
+    band_lower: Array | None = None
+    band_upper: Array | None = None
+    expert: int | None = None
+    xlabel: str = ""
+    ylabel: str = ""
+    categories: tuple[str, ...] = ()
+    levels: tuple[tuple[float, str], ...] = ()
+    shade: int | None = None
+    thin: bool = False
+    limits: str = ""
+    bands: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Observed series to be drawn thinly behind curves.
+
+    Attributes
+    ----------
+    x, y : ndarray, shape (n,)
+        Rows sorted by unit.
+    codes : ndarray of int, shape (n,)
+        Unit of each row, 0..N-1, non-decreasing.
+    experts : ndarray of int, shape (N,)
+        Most probable expert of each unit, counted from 1.
+    """
+
+    x: Array
+    y: Array
+    codes: NDArray[np.int64]
+    experts: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """Estimates with limits.
+
+    Attributes
+    ----------
+    x, y, lower, upper : ndarray, shape (G,)
+    expert : int or None
+    label : str
+    """
+
+    x: Array
+    y: Array
+    lower: Array
+    upper: Array
+    expert: int | None = None
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cloud:
+    """Points without order.
+
+    Attributes
+    ----------
+    x, y : ndarray, shape (n,)
+    expert : int or None
+        Counted from 1, settles the colour.
+    label : str
+        Legend entry; empty for none.
+    """
+
+    x: Array
+    y: Array
+    expert: int | None = None
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A straight line across a panel.
+
+    Attributes
+    ----------
+    at : float
+    across : {"x", "y"}
+        The axis on which `at` lies.
+    label : str
+        Text beside the line.
+    """
+
+    at: float
+    across: str = "y"
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One axes.
+
+    Attributes
+    ----------
+    title, xlabel, ylabel : str
+    clouds : tuple of Cloud
+    curves : tuple of Curve
+        Their own labels and panels are not used.
+    marks : tuple of Marks
+    rules : tuple of Rule
+    note : str
+        Small print above the panel.
+    points_first : bool
+        Whether points lie under the curves, as data do under a smooth line, and not over them.
+    xlim : (float, float) or None
+        Ends of the horizontal axis.
+    categories : tuple of str
+        Names of the places 0, 1 ... on the horizontal axis, if it has no numbers.
+    """
+
+    title: str
+    xlabel: str
+    ylabel: str
+    clouds: tuple[Cloud, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    marks: tuple[Marks, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    note: str = ""
+    points_first: bool = True
+    xlim: tuple[float, float] | None = None
+    categories: tuple[str, ...] = ()

@@ -1,0 +1,193 @@
+"""Several fits side by side in one table."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mixmoe.errors import ArgumentError
+from mixmoe.inference.uncertainty import DESCRIPTIONS
+from mixmoe.mixture.estimate import Parameter
+from mixmoe.output.records import Cell, Table, format_cell
+from mixmoe.output.summary import BLOCK_TITLES, Summary
+from mixmoe.report.reporting import Reporting
+
+_BLOCKS = ("expert", "common", "gate", "random", "residual", "dispersion", "threshold", "other")
+_STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
+_STARS_NOTE = "* p < 0.05, ** p < 0.01, *** p < 0.001 (two-sided, not corrected for the number of tests)."
+_NO_ERROR = "(none)"
+_NO_ERROR_NOTE = (
+    f"{_NO_ERROR}: no valid standard error; the parameter is on the boundary of its space, infinite or not identified, "
+    "and its printed value only says so."
+)
+_STATISTICS = {
+    "subjects": ("Subjects", "n_units"),
+    "rows": ("Rows", "nobs"),
+    "parameters": ("Parameters", "df_model"),
+    "loglik": ("Log-likelihood", "llf"),
+    "aic": ("AIC", "aic"),
+    "bic": ("BIC", "bic"),
+    "sabic": ("Adjusted BIC", "sabic"),
+    "icl": ("ICL", "icl"),
+    "entropy": ("Entropy", "entropy"),
+}
+_DEFAULT = ("subjects", "rows", "parameters", "loglik", "aic", "bic", "entropy")
+
+
+def table(
+    fits: Sequence[Any] | Mapping[str, Any],
+    names: Sequence[str] | None = None,
+    *,
+    stars: bool = False,
+    statistics: Sequence[str] = _DEFAULT,
+    title: str = "",
+) -> Summary:
+    """Estimates of several fits side by side, with standard errors in parentheses.
+
+    Parameters
+    ----------
+    fits : sequence of results, or mapping of names to results
+        Fits of any family and number of experts.
+    names : sequence of str, optional
+        Heads of the columns; by default the keys of the mapping, or (1), (2) ...
+    stars : bool
+        Whether to mark p-values below 0.05, 0.01 and 0.001.
+    statistics : sequence of str
+        Rows at the foot: any of ``"subjects"``, ``"rows"``, ``"parameters"``, ``"loglik"``, ``"aic"``, ``"bic"``,
+        ``"sabic"``, ``"icl"``, ``"entropy"``.
+    title : str
+
+    Returns
+    -------
+    Summary
+        Prints as text and has as_latex(), as_html(), as_markdown().
+
+    Raises
+    ------
+    ArgumentError
+        If there is no fit, something else is among the fits, or the names do not fit.
+
+    Notes
+    -----
+    Parameters are aligned by name. Experts are numbered by size within each fit, so that expert 2 of one fit need not
+    describe the same people as expert 2 of another; `relabel` changes the order.
+
+    Examples
+    --------
+    >>> import mixmoe as mm
+    >>> data = mm.datasets.load("sleepstudy")
+    >>> one = mm.fit("reaction ~ 1 | re: (1 | subject)", data, experts=1)
+    >>> two = mm.fit("reaction ~ days | re: (1 | subject)", data, experts=1)
+    >>> print(mm.table([one, two], statistics=["loglik"]))  # doctest: +ELLIPSIS
+    ==============================================================================
+    ...
+    """
+    results = _checked_fits(fits)
+    heads = _checked_names(fits, names, len(results))
+    panels = [_panel(key, title, rows, results, heads, stars) for key, title, rows in _grouped(results)]
+    foot = _statistics(_checked_statistics(statistics), results, heads)
+    return Summary(title, (*panels, *([foot] if foot.index else [])), _notes(results, heads, stars))
+
+
+def _checked_fits(fits: Any) -> list[Any]:
+    results = list(fits.values()) if isinstance(fits, Mapping) else list(fits) if isinstance(fits, Sequence) else [fits]
+    if not results:
+        raise ArgumentError("a table needs at least one fit, got none; pass them as [fit1, fit2]")
+    for result in results:
+        if not isinstance(result, Reporting):
+            raise ArgumentError(f"a table is made of fitted models, got {type(result).__name__}; pass what fit() gave")
+    return results
+
+
+def _checked_names(fits: Any, names: Sequence[str] | None, n_fits: int) -> tuple[str, ...]:
+    if names is None:
+        return tuple(map(str, fits)) if isinstance(fits, Mapping) else tuple(f"({i + 1})" for i in range(n_fits))
+    if isinstance(names, str) or len(names) != n_fits:
+        raise ArgumentError(f"names must be {n_fits} texts, one per fit, got {names!r}")
+    return tuple(map(str, names))
+
+
+def _checked_statistics(statistics: Sequence[str]) -> tuple[str, ...]:
+    wanted = (statistics,) if isinstance(statistics, str) else tuple(statistics)
+    for name in wanted:
+        if name not in _STATISTICS:
+            raise ArgumentError(f"statistics must be among {', '.join(map(repr, _STATISTICS))}, got {name!r}")
+    return wanted
+
+
+def _grouped(results: Sequence[Any]) -> list[tuple[str, str, list[Parameter]]]:
+    """Key, title and parameters of each panel; parameters of the same name are one row."""
+    known = {p.name: p for result in results for p in result.model.layout.parameters}
+    groups: dict[tuple[int, int], list[Parameter]] = {}
+    for parameter in known.values():
+        expert = (parameter.expert or 0) if parameter.block == "expert" else 0
+        groups.setdefault((_BLOCKS.index(parameter.block), expert), []).append(parameter)
+    panels = []
+    for block, expert in sorted(groups):
+        key = f"expert{expert}" if block == 0 else _BLOCKS[block]
+        panels.append((key, f"Expert {expert}" if block == 0 else BLOCK_TITLES[key], groups[block, expert]))
+    return panels
+
+
+def _panel(
+    key: str, title: str, parameters: Sequence[Parameter], results: Sequence[Any], heads: tuple[str, ...], stars: bool
+) -> Table:
+    """Two rows per parameter: estimates, and standard errors below them."""
+    index: list[str] = []
+    cells: list[tuple[Cell, ...]] = []
+    for p in sorted(parameters, key=lambda p: p.expert or 0):
+        index += [p.term if p.block == "expert" or p.expert is None else f"expert {p.expert}: {p.term}", ""]
+        cells += [tuple(_estimate(r, p.name, stars) for r in results), tuple(_error(r, p.name) for r in results)]
+    return Table(key, title, heads, tuple(index), tuple(cells), ("num",) * len(heads))
+
+
+def _estimate(result: Any, name: str, stars: bool) -> Cell:
+    if name not in result.params.index:
+        return None
+    p_value = result.pvalues[name]
+    mark = next((mark for limit, mark in _STARS if p_value < limit), "") if stars else ""
+    return format_cell(float(result.params[name])) + mark
+
+
+def _error(result: Any, name: str) -> Cell:
+    if name not in result.params.index:
+        return None
+    return _NO_ERROR if np.isnan(result.bse[name]) else f"({format_cell(float(result.bse[name]))})"
+
+
+def _statistics(names: Sequence[str], results: Sequence[Any], heads: tuple[str, ...]) -> Table:
+    rows = [_STATISTICS[name] for name in names]
+    cells = tuple(tuple(_statistic(result, attribute) for result in results) for _, attribute in rows)
+    index = tuple(label for label, _ in rows)
+    return Table("statistics", "Fit", heads, index, cells, (".3f",) * len(heads))
+
+
+def _statistic(result: Any, attribute: str) -> Cell:
+    """A number of the fit; blank where it says nothing, as the entropy of a single expert."""
+    if attribute == "entropy" and result.model.n_experts == 1:
+        return None
+    value = getattr(result, attribute)
+    return int(value) if isinstance(value, int) else float(value)
+
+
+def _notes(results: Sequence[Any], heads: Sequence[str], stars: bool) -> tuple[str, ...]:
+    kinds = {result.cov_type: DESCRIPTIONS[result.cov_type] for result in results}
+    if len(kinds) == 1:
+        errors = next(iter(kinds.values()))
+    else:
+        errors = "; ".join(f"{head} {DESCRIPTIONS[r.cov_type]}" for head, r in zip(heads, results, strict=True))
+    notes = [f"Standard errors in parentheses: {errors}."]
+    notes += [_STARS_NOTE] if stars else []
+    if len({(result.nobs, result.n_units) for result in results}) > 1:
+        notes.append("The fits use different rows: their log-likelihoods and criteria are not comparable.")
+    if len({result.model.n_experts for result in results}) > 1:
+        notes.append("Experts are numbered by size within each fit; the same number need not mean the same people.")
+    notes += [_NO_ERROR_NOTE] if any(result.bse.isna().any() for result in results) else []
+    notes += [f"{head}: {message}" for head, r in zip(heads, results, strict=True) for message in _messages(r)]
+    return tuple(notes)
+
+
+def _messages(result: Any) -> tuple[str, ...]:
+    """What the notes of the fit's own summary say beyond the kind of its standard errors."""
+    about = (f"Standard errors: {result.cov.note}.",) if result.cov.note else ()
+    return (*about, *(flag.message for flag in result.flags))

@@ -1,0 +1,1 @@
+"""Response distributions: densities, links and their derivatives."""

@@ -1,0 +1,228 @@
+"""What a response distribution tells the estimators.
+
+Records, the protocol every family follows, digamma derivatives.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe._typing import Array
+
+ETA_LIMIT = 30.0  # linear predictors of logit and log links beyond this change nothing but overflow
+VANISHED = -15.0  # linear predictor of a log link below which a mean is as good as zero
+LEAST_ETA = VANISHED - 0.5671432904097838  # where all zeros end: exp(-d) = d
+OFFSETS = f"between -{ETA_LIMIT:g} and {ETA_LIMIT:g}, for counts the logarithm of the exposure"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The response of the rows at hand.
+
+    Attributes
+    ----------
+    y : ndarray, shape (n,)
+        Response; successes for the binomial.
+    trials : ndarray, shape (n,)
+        Number of trials; ones for other families.
+    constant : ndarray, shape (n,)
+        The part of the log density that involves no parameter.
+    """
+
+    y: Array
+    trials: Array
+    constant: Array
+
+    def take(self, rows: slice | NDArray[np.intp]) -> "Outcome":
+        """The outcome of some of the rows."""
+        return Outcome(self.y[rows], self.trials[rows], self.constant[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Derivatives:
+    """Derivatives of the log density, each of shape (K, n) or zero where there is no dispersion.
+
+    Attributes
+    ----------
+    eta, delta : ndarray
+        First derivatives in the linear predictor and the log dispersion.
+    eta_eta, eta_delta, delta_delta : ndarray
+        Minus the second derivatives.
+    """
+
+    eta: Array
+    delta: Array
+    eta_eta: Array
+    eta_delta: Array
+    delta_delta: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Curvature:
+    """Log density in one pass with what a Newton step in the linear predictor needs, each shape (K, n).
+
+    Attributes
+    ----------
+    value : ndarray
+        Log density without its constant.
+    slope : ndarray
+        First derivative.
+    weight : ndarray
+        Minus the second derivative.
+    """
+
+    value: Array
+    slope: Array
+    weight: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Third:
+    """Third derivatives of the log density, each shape (K, n) or broadcastable to it.
+
+    Attributes
+    ----------
+    eta : ndarray
+        In the linear predictor.
+    delta : ndarray
+        Twice in the linear predictor and once in the log dispersion.
+    """
+
+    eta: Array
+    delta: Array
+
+
+class Family(Protocol):
+    """What the estimators need to know of a response distribution."""
+
+    name: str
+    has_dispersion: bool
+    discrete: bool
+
+    def constant(self, y: Array, trials: Array) -> Array:
+        """Part of the log density without parameters, shape (n,)."""
+
+    def log_density(self, out: Outcome, eta: Array, delta: Array) -> Array:
+        """Log density, shape (K, n)."""
+
+    def derivatives(self, out: Outcome, eta: Array, delta: Array) -> Derivatives:
+        """First derivatives and minus the second ones."""
+
+    def scoring(self, out: Outcome, eta: Array, delta: Array) -> tuple[Array, Array]:
+        """First derivative in the predictor and its Fisher information, each (K, n)."""
+
+    def curvature(self, out: Outcome, eta: Array, delta: Array) -> Curvature:
+        """Log density, slope and weight in one pass."""
+
+    def third(self, out: Outcome, eta: Array, delta: Array) -> Third:
+        """Third derivatives."""
+
+    def mean(self, eta: Array, trials: Array) -> Array:
+        """Expected response, shape (K, n)."""
+
+    def mean_slope(self, eta: Array, trials: Array) -> Array:
+        """Derivative of the mean in the predictor, shape (K, n)."""
+
+    def link(self, mean: Array, trials: Array) -> Array:
+        """Linear predictor of an expected response."""
+
+    def variance(self, mean: Array, delta: Array, trials: Array) -> Array:
+        """Variance of the response given its expectation."""
+
+    def deviance(self, out: Outcome, mean: Array, delta: Array) -> Array:
+        """Twice the log density lost between a perfect fit and this expectation."""
+
+    def cdf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
+        """Distribution function of the response, shape (K, n)."""
+
+    def sf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
+        """One minus that without loss of digits, shape (K, n)."""
+
+    def start_predictor(self, out: Outcome) -> Array:
+        """Response moved to the scale of the linear predictor, shape (n,)."""
+
+    def draw(self, rng: np.random.Generator, eta: Array, delta: Array, trials: Array) -> Array:
+        """One response for each predictor, shape (n,)."""
+
+
+class LogLink:
+    """Means that are the exponential of the predictor."""
+
+    __slots__ = ()
+
+    def mean(self, eta: Array, trials: Array) -> Array:
+        """Expected response."""
+        return np.exp(np.minimum(eta, ETA_LIMIT))
+
+    def mean_slope(self, eta: Array, trials: Array) -> Array:
+        """Derivative of the mean in the predictor."""
+        return np.exp(np.minimum(eta, ETA_LIMIT))
+
+    def link(self, mean: Array, trials: Array) -> Array:
+        """Logarithm."""
+        return np.log(mean)
+
+    @staticmethod
+    def held(eta: Array, score: Array, information: Array) -> tuple[Array, Array]:
+        """Score and information of a scoring step that ends where a mean is as good as zero.
+
+        Parameters
+        ----------
+        eta, score, information : ndarray, shape (K, n)
+
+        Returns
+        -------
+        tuple of ndarray, shape (K, n)
+
+        Notes
+        -----
+        Counts that are all zero have no finite maximum: each step would lower their predictor by one, extrapolations
+        of steps by any amount. Below `VANISHED` the log density loses ``k (eta - VANISHED)^2 / 2``, with k the mean
+        there, three in ten million: all zeros end at `LEAST_ETA`, and rows with counts notice nothing.
+        """
+        below, pull = np.minimum(eta - VANISHED, 0.0), np.exp(VANISHED)
+        return score - pull * below, information + pull * (below < 0.0)
+
+
+_SHIFT = 10  # terms taken off by recurrence; the series behind is then exact to rounding
+_BERNOULLI = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6)  # B_2, B_4, ...
+
+
+def trigamma(x: Array) -> Array:
+    """First derivative of the digamma function.
+
+    Notes
+    -----
+    ``psi'(x) = sum_k<m (x + k)^-2 + psi'(x + m)``, the rest by its asymptotic series ``1/z + 1/(2 z^2) + sum_j B_2j /
+    z^(2j+1)``.
+
+    References
+    ----------
+    Abramowitz & Stegun (1964), Handbook of Mathematical Functions, 6.4.6 and 6.4.12.
+    """
+    total, z = np.zeros_like(x), x
+    for _ in range(_SHIFT):
+        total += 1.0 / (z * z)
+        z = z + 1.0
+    inverse = 1.0 / z
+    square = inverse * inverse
+    series = np.zeros_like(z)
+    for b in reversed(_BERNOULLI):
+        series = (series + b) * square
+    return total + inverse * (1.0 + 0.5 * inverse + series)
+
+
+def tetragamma(x: Array) -> Array:
+    """Second derivative of the digamma function; see `trigamma`."""
+    total, z = np.zeros_like(x), x
+    for _ in range(_SHIFT):
+        total += 2.0 / (z * z * z)
+        z = z + 1.0
+    inverse = 1.0 / z
+    square = inverse * inverse
+    series = np.zeros_like(z)
+    for j in range(len(_BERNOULLI), 0, -1):
+        series = (series + (2 * j + 1) * _BERNOULLI[j - 1]) * square
+    return -(total + square * (1.0 + inverse + series))

@@ -1,0 +1,1 @@
+"""What follows from, or leads to, an expert, corrected for doubtful memberships."""

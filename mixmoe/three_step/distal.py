@@ -1,0 +1,459 @@
+"""Outcomes by expert and experts by covariates, as records that print themselves."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm
+
+from mixmoe._typing import Array
+from mixmoe.design.design import Design
+from mixmoe.errors import AssumptionWarning, FormulaError, warn
+from mixmoe.inference.uncertainty import two_sided
+from mixmoe.inference.wald import InvalidTest, WaldTest, parse_hypotheses, wald_test
+from mixmoe.mixture.estimate import Parameter, ParamLayout
+from mixmoe.output.records import Cell, Table, format_cell
+from mixmoe.output.summary import Printed, tidy
+from mixmoe.three_step.estimates import Assignment, Categorical, Membership, Method, Normal, Part, three_step
+from mixmoe.three_step.outcomes import (
+    EXPERT,
+    Outcomes,
+    Skewness,
+    build_outcomes,
+    covariate_columns,
+    parse_step_three,
+    skewness,
+)
+
+DESCRIPTIONS = {
+    "bch": "Bolck, Croon & Hagenaars 2004, as generalised by Vermunt 2010 and Bakk, Tekle & Vermunt 2013",
+    "ml": "maximum likelihood, Vermunt 2010 and Asparouhov & Muthen 2014",
+    "naive": "most probable expert taken as known, NOT corrected for classification error",
+}
+_COMPLEX_STEP = 1e-30
+_CERTAIN = 1e-6
+ANY_LEVEL = "any level"
+COV_TYPE = "three-step"
+
+
+@dataclass(frozen=True, slots=True)
+class Estimates:
+    """Named estimates with their covariance.
+
+    Attributes
+    ----------
+    layout : ParamLayout
+    values : ndarray, shape (P,)
+    cov : ndarray, shape (P, P)
+    """
+
+    layout: ParamLayout
+    values: Array
+    cov: Array
+
+    @property
+    def std_errors(self) -> Array:
+        """Standard errors, shape (P,)."""
+        return np.sqrt(np.maximum(np.diag(self.cov), 0.0))  # rounding may put a variance of zero below it
+
+    def test(self, matrix: Array) -> WaldTest | InvalidTest:
+        """Joint Wald test that linear functions of the estimates are zero."""
+        asked = parse_hypotheses((matrix, np.zeros(len(matrix))), self.layout.names)
+        return wald_test(asked, self.values, self.cov, self.layout, COV_TYPE)
+
+
+@dataclass(frozen=True, slots=True)
+class ThreeStep(Printed):
+    """What every analysis of the third step says of itself.
+
+    Attributes
+    ----------
+    formula : str
+    method : {"bch", "ml", "naive"}
+    coefficients : Estimates
+        Of the regression on, or of, the experts.
+    n_used, n_missing, n_strangers : int
+        Units in step 3; units of the fit without complete data; rows of units the fit does not know.
+    """
+
+    formula: str
+    method: Method
+    coefficients: Estimates
+    n_used: int
+    n_missing: int
+    n_strangers: int
+
+    @property
+    def title(self) -> str:
+        """Heading above the tables."""
+        return f"Three-step analysis of {self.formula}"
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Method, standard errors and counts."""
+        errors = "over units, as if memberships were known" if self.method == "naive" else "over all three steps"
+        strangers = f"; {self.n_strangers} rows of units that the fit does not know were left out"
+        return (
+            f"Method '{self.method}': {DESCRIPTIONS[self.method]}.",
+            f"Standard errors: sandwich {errors}.",
+            f"{self.n_used} units used, {self.n_missing} of the fit without complete data"
+            f"{strangers if self.n_strangers else ''}.",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Distal(ThreeStep):
+    """An outcome by expert; `coefficients` are linear, logit or multinomial logit.
+
+    Attributes
+    ----------
+    levels : tuple or None
+        Categories of the outcome, of which all but the first are reported if there are two; None if it is numeric.
+    margins : Estimates
+        Mean, or probability of each category, under each expert, averaged over the covariates of all units in step 3.
+    overall : WaldTest or InvalidTest
+        That all experts are alike.
+    skewness : Skewness or None
+        Of a numeric outcome under each expert, where the method takes it as normal.
+    """
+
+    levels: tuple[Any, ...] | None
+    margins: Estimates
+    overall: WaldTest | InvalidTest
+    skewness: Skewness | None
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Method, standard errors, counts, what speaks against the assumptions, and the overall test."""
+        doubts = () if self.skewness is None or not self.skewness.doubtful else (_normality_doubts(self.skewness),)
+        return (
+            *super(Distal, self).remarks,
+            *doubts,
+            *self._extremes(),
+            f"All experts alike: {_shown(self.overall)}",
+        )
+
+    def to_frame(self, alpha: float = 0.05) -> pd.DataFrame:
+        """Mean or probabilities by expert.
+
+        Parameters
+        ----------
+        alpha : float
+            One minus the level of the limits.
+
+        Returns
+        -------
+        DataFrame
+            Columns: expert, level (categorical outcomes), estimate, std_error, conf_low, conf_high.
+        """
+        shown, values, errors = self._experts_levels(), self.margins.values, self.margins.std_errors
+        half = norm.isf(alpha / 2) * errors
+        low, high = values - half, values + half
+        if self.levels is not None:
+            low, high = _inside(values, half)
+        columns: dict[str, Any] = {"expert": [k for k, _ in shown]}
+        columns |= {} if self.levels is None else {"level": [level for _, level in shown]}
+        return pd.DataFrame(columns | {"estimate": values, "std_error": errors, "conf_low": low, "conf_high": high})
+
+    def pairwise(self, alpha: float = 0.05) -> pd.DataFrame:
+        """Differences of experts, each with its Wald test.
+
+        Parameters
+        ----------
+        alpha : float
+            One minus the level of the limits.
+
+        Returns
+        -------
+        DataFrame
+            Columns: contrast (``"2 - 1"``), level (categorical outcomes), estimate, std_error, conf_low, conf_high,
+            statistic (chi-squared), df, p_value. An outcome of three or more categories has one row per level and one
+            with the joint test of all of them, ``"any level"``.
+        """
+        shown = self._experts_levels()
+        levels = list(dict.fromkeys(level for _, level in shown))
+        rows: list[dict[str, Any]] = []
+        for a, b in combinations(sorted({k for k, _ in shown}), 2):
+            matrix = np.array(
+                [[((k == b) * 1.0 - (k == a) * 1.0) * (level == own) for k, level in shown] for own in levels]
+            )
+            several = [ANY_LEVEL] if len(levels) > 1 else []
+            parts = [matrix[[i]] for i in range(len(levels))] + [matrix[1:] for _ in several]  # one level is implied
+            for level, part in zip([*levels, *several], parts, strict=True):
+                place = {} if self.levels is None else {"level": level}
+                rows.append({"contrast": f"{b} - {a}"} | place | self._difference(part, level in several, alpha))
+        return pd.DataFrame(rows)
+
+    def _difference(self, matrix: Array, joint: bool, alpha: float) -> dict[str, Any]:
+        """Estimate, error, limits and test of a contrast of the margins; of a joint one the test alone."""
+        value, error = np.nan, np.nan
+        if not joint:
+            value, variance = (matrix @ self.margins.values).item(), (matrix @ self.margins.cov @ matrix.T).item()
+            error = float(np.sqrt(max(variance, 0.0)))
+        half = float(norm.isf(alpha / 2)) * error
+        limits = {"conf_low": value - half, "conf_high": value + half}
+        return {"estimate": value, "std_error": error} | limits | _test_columns(self.margins.test(matrix))
+
+    def tables(self) -> tuple[Table, ...]:
+        """Means or probabilities, differences, and the coefficients of the regression."""
+        what = "Means" if self.levels is None else "Probabilities"
+        margins, pairs = self.to_frame(), self.pairwise()
+        level = [] if self.levels is None else ["level"]
+        is_ = f"{self.formula.partition('~')[0].strip()} = "
+        return (
+            Table(
+                key="distal",
+                title=f"{what} by expert",
+                columns=("Estimate", "Std. Err.", "[0.025", "0.975]"),
+                index=tuple(f"expert {k}" + (f": {is_}{term}" if level else "") for k, term in self._experts_levels()),
+                cells=_cells(margins[["estimate", "std_error", "conf_low", "conf_high"]]),
+                formats=("num",) * 4,
+            ),
+            Table(
+                key="pairwise",
+                title="Differences of experts",
+                columns=("Difference", "Std. Err.", "[0.025", "0.975]", "chi2", "df", "p"),
+                index=tuple(
+                    f": {is_}".join(map(str, row)) for row in pairs[["contrast", *level]].itertuples(index=False)
+                ),
+                cells=_cells(pairs.drop(columns=["contrast", *level])),
+                formats=("num",) * 4 + (".3f", ".0f", "p"),
+            ),
+            _coefficient_table(self.coefficients, "Regression coefficients"),
+        )
+
+    def _extremes(self) -> tuple[str, ...]:
+        """A warning if a category never or always occurs under an expert."""
+        p = self.margins.values
+        if self.levels is None or ((p > _CERTAIN) & (p < 1 - _CERTAIN)).all():
+            return ()
+        return (
+            "A category never, or always, occurs under one of the experts: coefficients are infinite, and standard "
+            "errors and tests of these probabilities mean nothing.",
+        )
+
+    def _experts_levels(self) -> list[tuple[int, str]]:
+        return [(int(p.expert or 1), p.term) for p in self.margins.layout.parameters]
+
+
+@dataclass(frozen=True, slots=True)
+class Predictors(ThreeStep):
+    """Covariates of membership; `coefficients` are log odds of each expert against expert 1, ``gate2.z1`` ...
+
+    Attributes
+    ----------
+    terms : tuple of str
+        Term of the formula that each coefficient belongs to; a factor has several columns.
+    """
+
+    terms: tuple[str, ...]
+
+    def to_frame(self, alpha: float = 0.05) -> pd.DataFrame:
+        """One row per coefficient, with the columns of `MoEResults.to_frame`."""
+        c = self.coefficients
+        return tidy(c.layout, c.values, c.std_errors, alpha)
+
+    def tests(self) -> pd.DataFrame:
+        """Joint Wald test of each term over all experts, all columns of a factor together: statistic, df, p_value."""
+        terms = list(dict.fromkeys(self.terms))
+        rows = []
+        for term in terms:
+            where = [i for i, owner in enumerate(self.terms) if owner == term]
+            rows.append(_test_columns(self.coefficients.test(np.eye(len(self.coefficients.values))[where])))
+        return pd.DataFrame(rows, index=pd.Index(terms, name="term"))
+
+    def tables(self) -> tuple[Table, ...]:
+        """Coefficients, and joint tests over the experts."""
+        tests = self.tests()
+        return (
+            _coefficient_table(self.coefficients, "Log odds against expert 1"),
+            Table(
+                key="tests",
+                title="Joint tests over the experts",
+                columns=("chi2", "df", "p"),
+                index=tuple(tests.index),
+                cells=_cells(tests),
+                formats=(".3f", ".0f", "p"),
+            ),
+        )
+
+
+def distal(design: Design, made: Assignment, text: str, data: Any, method: Method, kind: str) -> Distal:
+    """An outcome by expert; `design` and `made` are of the fit, for the rest see `Assessment.distal`."""
+    K = made.responsibilities.shape[1]
+    formula = parse_step_three(text)
+    outcomes = build_outcomes(design, K, formula, data, kind)
+    if not any(EXPERT in name for name in outcomes.names):
+        raise FormulaError(f"the right side of {text!r} must contain 'expert'; write 'outcome ~ expert'")
+    whitening = _whitening(outcomes.X.reshape(-1, outcomes.X.shape[2]))
+    scale = 1.0 if outcomes.levels is not None else max(float(np.std(outcomes.response)), 1e-300)
+    X = outcomes.X @ whitening
+    parts = _parts(outcomes, X, scale, method, K)
+    found = three_step(parts, made, outcomes.units, method)
+    size = X.shape[2] * (1 if outcomes.levels is None else len(outcomes.levels) - 1)
+    at = slice(found.beta.size - parts[-1].size, found.beta.size - parts[-1].size + size)
+    beta, cov = found.beta[at], found.cov[at, at]
+    margins = _margins(parts[-1], X, scale, beta, cov, outcomes.levels)
+    back = scale * np.kron(np.eye(size // X.shape[2]), whitening)
+    return Distal(
+        formula=formula.text,
+        method=method,
+        coefficients=Estimates(_regression_layout(outcomes), back @ beta, back @ cov @ back.T),
+        n_used=len(outcomes.units),
+        n_missing=outcomes.n_missing,
+        n_strangers=outcomes.n_strangers,
+        levels=outcomes.levels,
+        margins=margins,
+        overall=margins.test(_contrasts(margins.layout, K)),
+        skewness=_checked_normality(made, outcomes, X, scale, method),
+    )
+
+
+def _checked_normality(made: Assignment, outcomes: Outcomes, X: Array, scale: float, method: Method) -> Skewness | None:
+    """Skewness of a numeric outcome where the method takes it as normal, with a warning if it is doubtful."""
+    if method != "ml" or outcomes.levels is not None:
+        return None
+    found = skewness(made, outcomes.units, outcomes.response.astype(float) / scale, X)
+    if found.doubtful:
+        warn(_normality_doubts(found), AssumptionWarning)
+    return found
+
+
+def _normality_doubts(found: Skewness) -> str:
+    each = ", ".join(f"{value:.2f} in expert {k + 1}" for k, value in enumerate(found.values))
+    return (
+        f"The outcome is not normal given the expert (skewness {each}; {_p_shown(found.pvalue)}), as method='ml' takes "
+        "it to be, which may bias the means by more than the error of classification does; use method='bch'."
+    )
+
+
+def predictors(design: Design, made: Assignment, text: str, data: Any, method: Method) -> Predictors:
+    """Covariates of membership; `design` and `made` are of the fit, for the rest see `Assessment.covariates`."""
+    K = made.responsibilities.shape[1]
+    columns = covariate_columns(design, text, data)
+    whitening = _whitening(columns.Z)
+    found = three_step((Membership(columns.Z @ whitening, K),), made, columns.units, method)
+    back = np.kron(np.eye(K - 1), whitening)
+    layout = ParamLayout(
+        tuple(Parameter(f"gate{k}.{name}", "gate", name, k) for k in range(2, K + 1) for name in columns.z_names)
+    )
+    return Predictors(
+        formula=f"expert ~{text.partition('~')[2]}",
+        method=method,
+        coefficients=Estimates(layout, back @ found.beta, back @ found.cov @ back.T),
+        n_used=len(columns.units),
+        n_missing=columns.n_missing,
+        n_strangers=columns.n_strangers,
+        terms=columns.z_terms * (K - 1),
+    )
+
+
+def _whitening(columns: Array) -> Array:
+    """R^-1 with orthonormal columns X R^-1 of unit mean square, so that tolerances mean the same for any units."""
+    triangle = np.linalg.qr(columns, mode="r") / np.sqrt(len(columns))
+    return np.asarray(np.linalg.solve(triangle, np.eye(len(triangle))))
+
+
+def _parts(outcomes: Outcomes, X: Array, scale: float, method: Method, n_experts: int) -> tuple[Part, ...]:
+    """The model of the outcome; maximum likelihood also needs one of the membership given the other predictors."""
+    if outcomes.levels is None:
+        outcome: Part = Normal(outcomes.response.astype(float) / scale, X, own_sigma=method == "ml")
+    else:
+        outcome = Categorical(outcomes.response.astype(np.intp), X, len(outcomes.levels))
+    if method != "ml":
+        return (outcome,)
+    return (Membership(outcomes.Z @ _whitening(outcomes.Z), n_experts), outcome)
+
+
+def _margins(part: Part, X: Array, scale: float, beta: Array, cov: Array, levels: tuple[Any, ...] | None) -> Estimates:
+    """Means or probabilities under each expert, averaged over the units, by the delta method."""
+    if levels is None:
+        mean = scale * X.mean(axis=0)
+        return Estimates(_margin_layout(len(mean), ("mean",)), mean @ beta, mean @ cov @ mean.T)
+    shown = levels[1:] if len(levels) == 2 else levels
+
+    def probabilities(b: Array) -> Array:
+        all_levels = np.exp(part.log_probabilities(b)).mean(axis=0)  # type: ignore[attr-defined]
+        return np.asarray(all_levels[:, len(levels) - len(shown) :].ravel())
+
+    values = probabilities(beta)
+    jacobian = _complex_jacobian(probabilities, beta)
+    layout = _margin_layout(X.shape[1], tuple(str(level) for level in shown))
+    return Estimates(layout, values, jacobian @ cov @ jacobian.T)
+
+
+def _complex_jacobian(function: Callable[[Array], Array], at: Array) -> Array:
+    moved = [function(at + 1j * h).imag for h in _COMPLEX_STEP * np.eye(at.size)]
+    return np.column_stack(moved) / _COMPLEX_STEP
+
+
+def _margin_layout(n_experts: int, terms: tuple[str, ...]) -> ParamLayout:
+    """Experts by levels."""
+    return ParamLayout(
+        tuple(Parameter(f"expert{k}.{term}", "expert", term, k) for k in range(1, n_experts + 1) for term in terms)
+    )
+
+
+def _regression_layout(outcomes: Outcomes) -> ParamLayout:
+    if outcomes.levels is None or len(outcomes.levels) == 2:
+        return ParamLayout(tuple(Parameter(name, "common", name) for name in outcomes.names))
+    return ParamLayout(
+        tuple(
+            Parameter(f"{level}: {name}", "common", f"{level}: {name}")
+            for level in outcomes.levels[1:]
+            for name in outcomes.names
+        )
+    )
+
+
+def _contrasts(layout: ParamLayout, n_experts: int) -> Array:
+    """Each expert against the first in every level but one."""
+    n_levels = len(layout.parameters) // n_experts
+    kept = np.eye(n_levels)[1:] if n_levels > 1 else np.eye(1)
+    against = np.column_stack([-np.ones(n_experts - 1), np.eye(n_experts - 1)])
+    return np.asarray(np.kron(against, kept))
+
+
+def _inside(p: Array, half: Array) -> tuple[Array, Array]:
+    """Limits of probabilities on the logit scale."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logit, reach = np.log(p) - np.log1p(-p), half / (p * (1 - p))
+        return 1 / (1 + np.exp(reach - logit)), 1 / (1 + np.exp(-reach - logit))
+
+
+def _test_columns(test: WaldTest | InvalidTest) -> dict[str, float]:
+    if isinstance(test, InvalidTest):
+        return {"statistic": np.nan, "df": np.nan, "p_value": np.nan}
+    return {"statistic": test.statistic, "df": float(test.df), "p_value": test.pvalue}
+
+
+def _shown(test: WaldTest | InvalidTest) -> str:
+    if isinstance(test, InvalidTest):
+        return str(test)
+    return f"chi2({test.df}) = {test.statistic:.2f}, {_p_shown(test.pvalue)}."
+
+
+def _p_shown(pvalue: float) -> str:
+    p = format_cell(pvalue, "p")
+    return f"p < {p[1:]}" if p.startswith("<") else f"p = {p}"
+
+
+def _coefficient_table(estimates: Estimates, title: str) -> Table:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = estimates.values / estimates.std_errors
+    columns = np.column_stack([estimates.values, estimates.std_errors, z, two_sided(z)])
+    return Table(
+        key="coefficients",
+        title=title,
+        columns=("Estimate", "Std. Err.", "z", "P>|z|"),
+        index=estimates.layout.names,
+        cells=_cells(pd.DataFrame(columns)),
+        formats=("num", "num", ".3f", "p"),
+    )
+
+
+def _cells(frame: pd.DataFrame) -> tuple[tuple[Cell, ...], ...]:
+    return tuple(tuple(None if np.isnan(v) else float(v) for v in row) for row in frame.to_numpy(dtype=float))

@@ -1,0 +1,399 @@
+"""Three-step estimates: what follows from, or leads to, an expert, corrected for doubtful memberships.
+
+Step 1 is the fit. Step 2 assigns each unit to its most probable expert w_i; ``D_ts = P(w = s | expert t)`` says how
+often that is wrong. Step 3 relates outcomes or covariates to the experts behind the assignments. Its estimating
+functions ``psi_i(beta, D)`` are stacked with those of D and with the scores of step 1, so that standard errors hold for
+all three.
+
+References
+----------
+Vermunt (2010), Political Analysis 18, 450-469. Bolck, Croon & Hagenaars (2004), Political Analysis 12, 3-27.
+Bakk, Tekle & Vermunt (2013), Sociological Methodology 43, 272-311. Asparouhov & Muthen (2014), Structural Equation
+Modeling 21, 329-341. Bakk, Oberski & Vermunt (2014), Political Analysis 22, 520-540.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize, root
+
+from mixmoe._typing import Array
+from mixmoe.errors import ArgumentError, ConvergenceWarning, warn
+from mixmoe.numerics.linalg import logsumexp
+
+Method = Literal["bch", "ml", "naive"]
+METHODS: tuple[Method, ...] = ("bch", "ml", "naive")
+_COMPLEX_STEP = 1e-30
+_TOLERANCE = 1e-7  # of the estimating functions per unit, in working coordinates
+_LEAST_SIGMA = 1e-3  # of the standard deviation of the outcome
+_SINGULAR_D = 1e-6  # smallest singular value of D
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Steps 1 and 2, all units of the fit.
+
+    Attributes
+    ----------
+    responsibilities : ndarray, shape (N, K)
+    modal : ndarray of int, shape (N,)
+        Most probable expert, from 0.
+    moves : ndarray, shape (N, Q)
+        Influence of the units on the parameters of step 1.
+    slopes : ndarray, shape (N, K, Q)
+        Derivatives of the responsibilities in these.
+    """
+
+    responsibilities: Array
+    modal: NDArray[np.intp]
+    moves: Array
+    slopes: Array
+
+    @property
+    def indicators(self) -> Array:
+        """``1{w_i = s}``, shape (N, K)."""
+        return np.eye(self.responsibilities.shape[1])[self.modal]
+
+    @property
+    def errors(self) -> Array:
+        """The matrix D, experts in rows, assignments in columns, shape (K, K)."""
+        mass = self.responsibilities.T @ self.indicators
+        return np.asarray(mass / mass.sum(axis=1, keepdims=True))
+
+    def influence_on_errors(self) -> Array:
+        """Influence of the units on D, shape (N, K, K): through the averages of step 2 and the parameters of step 1."""
+        D, hit = self.errors, self.indicators
+        own = self.responsibilities[:, :, None] * (hit[:, None, :] - D)
+        drift = np.einsum("ntq,nts->tsq", self.slopes, hit[:, None, :] - D)
+        through = np.einsum("nq,tsq->nts", self.moves, drift)
+        return np.asarray((own + through) / self.responsibilities.sum(axis=0)[:, None])
+
+
+class Part(Protocol):
+    """A model of one variable given the expert, for the units in step 3; complex parameters pass through."""
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+
+    def log_density(self, beta: Array) -> Array:
+        """Log density of each unit under each expert, shape (n, K)."""
+
+    def slopes(self, beta: Array) -> Array:
+        """Its derivatives, shape (n, K, P)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Normal:
+    """A numeric outcome: linear in the columns, with a variance per expert or, for estimating equations, of one.
+
+    Attributes
+    ----------
+    y : ndarray, shape (n,)
+    X : ndarray, shape (n, K, p)
+    own_sigma : bool
+        Whether the last K parameters are log standard deviations.
+    """
+
+    y: Array
+    X: Array
+    own_sigma: bool
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return self.X.shape[2] + self.own_sigma * self.X.shape[1]
+
+    def _pieces(self, beta: Array) -> tuple[Array, Array]:
+        p = self.X.shape[2]
+        log_sigma = beta[p:] if self.own_sigma else np.zeros(self.X.shape[1])
+        return self.y[:, None] - self.X @ beta[:p], log_sigma
+
+    def log_density(self, beta: Array) -> Array:
+        """Log density, shape (n, K)."""
+        residual, log_sigma = self._pieces(beta)
+        return np.asarray(-0.5 * np.log(2 * np.pi) - log_sigma - 0.5 * residual**2 * np.exp(-2 * log_sigma))
+
+    def slopes(self, beta: Array) -> Array:
+        """Derivatives, shape (n, K, P)."""
+        residual, log_sigma = self._pieces(beta)
+        precision = np.exp(-2 * log_sigma)
+        first = self.X * (residual * precision)[..., None]
+        if not self.own_sigma:
+            return first
+        scale = (residual**2 * precision - 1.0)[..., None] * np.eye(self.X.shape[1])
+        return np.concatenate([first, scale], axis=2)
+
+
+@dataclass(frozen=True, slots=True)
+class Categorical:
+    """A categorical outcome: multinomial logit in the columns, the first category as reference.
+
+    Attributes
+    ----------
+    codes : ndarray of int, shape (n,)
+    X : ndarray, shape (n, K, p)
+    n_levels : int
+    """
+
+    codes: NDArray[np.intp]
+    X: Array
+    n_levels: int
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return (self.n_levels - 1) * self.X.shape[2]
+
+    def log_probabilities(self, beta: Array) -> Array:
+        """Log probabilities of all categories, shape (n, K, C)."""
+        eta = self.X @ beta.reshape(self.n_levels - 1, -1).T
+        eta = np.concatenate([np.zeros_like(eta[..., :1]), eta], axis=2)
+        return eta - logsumexp(eta, axis=2)[..., None]
+
+    def log_density(self, beta: Array) -> Array:
+        """Log probability of what was observed, shape (n, K)."""
+        return self.log_probabilities(beta)[np.arange(len(self.codes)), :, self.codes]
+
+    def slopes(self, beta: Array) -> Array:
+        """Derivatives, shape (n, K, P)."""
+        hit = np.eye(self.n_levels)[self.codes][:, None, 1:]
+        off = hit - np.exp(self.log_probabilities(beta))[..., 1:]  # (n, K, C - 1)
+        return np.asarray((off[..., None] * self.X[:, :, None]).reshape(*self.X.shape[:2], -1))
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """The expert itself: multinomial logit in the columns, expert 1 as reference.
+
+    Attributes
+    ----------
+    Z : ndarray, shape (n, m)
+    n_experts : int
+    """
+
+    Z: Array
+    n_experts: int
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return (self.n_experts - 1) * self.Z.shape[1]
+
+    def log_density(self, beta: Array) -> Array:
+        """Log probabilities of the experts, shape (n, K)."""
+        eta = self.Z @ beta.reshape(self.n_experts - 1, -1).T
+        eta = np.concatenate([np.zeros_like(eta[:, :1]), eta], axis=1)
+        return eta - logsumexp(eta, axis=1)[:, None]
+
+    def slopes(self, beta: Array) -> Array:
+        """Derivatives, shape (n, K, P)."""
+        off = np.eye(self.n_experts)[:, 1:] - np.exp(self.log_density(beta))[:, None, 1:]  # (n, K, K - 1)
+        return np.asarray((off[..., None] * self.Z[:, None, None]).reshape(len(self.Z), self.n_experts, -1))
+
+
+@dataclass(frozen=True, slots=True)
+class StepThree:
+    """The third step as estimating functions.
+
+    Attributes
+    ----------
+    parts : tuple of Part
+        Their parameters follow one another.
+    modal : ndarray of int, shape (n,)
+        Assignments of the units in step 3.
+    method : {"bch", "ml", "naive"}
+    """
+
+    parts: tuple[Part, ...]
+    modal: NDArray[np.intp]
+    method: Method
+
+    def _split(self, beta: Array) -> list[Array]:
+        return np.split(beta, np.cumsum([part.size for part in self.parts])[:-1])
+
+    def _log_joint(self, beta: Array, D: Array) -> Array:
+        own = sum(part.log_density(b) for part, b in zip(self.parts, self._split(beta), strict=True))
+        return np.asarray(own + np.log(D.T[self.modal]))
+
+    def objective(self, beta: Array, D: Array) -> float:
+        """What `psi` is the slope of: the likelihood of outcomes and assignments, or the weighted log density."""
+        if self.method == "ml":
+            return float(logsumexp(self._log_joint(beta, D), axis=1).sum())
+        own = sum(part.log_density(b) for part, b in zip(self.parts, self._split(beta), strict=True))
+        return float((self.weights(beta, D) * own).sum())
+
+    def weights(self, beta: Array, D: Array) -> Array:
+        """What each expert counts for each unit, shape (n, K)."""
+        if self.method == "naive":
+            return np.eye(len(D))[self.modal]
+        if self.method == "bch":
+            return np.asarray(np.linalg.inv(D)[self.modal])
+        joint = self._log_joint(beta, D)
+        return np.exp(joint - logsumexp(joint, axis=1)[:, None])
+
+    def psi(self, beta: Array, D: Array) -> Array:
+        """Estimating functions, shape (n, P)."""
+        weights = self.weights(beta, D)
+        pieces = [
+            np.einsum("nk,nkp->np", weights, part.slopes(b))
+            for part, b in zip(self.parts, self._split(beta), strict=True)
+        ]
+        return np.concatenate(pieces, axis=1)
+
+    def total(self, beta: Array, D: Array) -> Array:
+        """Their sum, shape (P,)."""
+        return np.asarray(self.psi(beta, D).sum(axis=0))
+
+    def jacobian(self, beta: Array, D: Array) -> Array:
+        """Derivatives of the sum in the parameters, shape (P, P), exact by complex steps."""
+        moved = [self.total(beta + 1j * h, D).imag for h in _COMPLEX_STEP * np.eye(beta.size)]
+        return np.column_stack(moved) / _COMPLEX_STEP
+
+    def drift(self, beta: Array, D: Array) -> Array:
+        """Derivatives of the sum in the entries of D, shape (P, K * K), exact by complex steps."""
+        moved = [self.total(beta, D + 1j * h.reshape(D.shape)).imag for h in _COMPLEX_STEP * np.eye(D.size)]
+        return np.column_stack(moved) / _COMPLEX_STEP
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """Estimates of step 3.
+
+    Attributes
+    ----------
+    beta : ndarray, shape (P,)
+    cov : ndarray, shape (P, P)
+        From the influence of every unit on all three steps.
+    converged : bool
+    """
+
+    beta: Array
+    cov: Array
+    converged: bool
+
+
+def build_assignment(responsibilities: Array, moves: Array, slopes: Array) -> Assignment:
+    """Steps 1 and 2 of a fit.
+
+    Raises
+    ------
+    ArgumentError
+        If assignments say nothing about one of the experts.
+    """
+    modal = responsibilities.argmax(axis=1)
+    made = Assignment(responsibilities, modal, moves, slopes)
+    empty = np.flatnonzero(np.bincount(modal, minlength=responsibilities.shape[1]) == 0)
+    if empty.size:
+        raise ArgumentError(
+            f"expert {empty[0] + 1} is the most probable one of no unit, so that nothing can be related to it; "
+            "use fewer experts"
+        )
+    if np.linalg.svd(made.errors, compute_uv=False)[-1] < _SINGULAR_D:
+        raise ArgumentError(
+            "assignments do not tell the experts apart (the matrix of classification errors is singular); "
+            "use fewer experts"
+        )
+    return made
+
+
+def solve(step: StepThree, made: Assignment, used: NDArray[np.intp], start: Array) -> Solution:
+    """Estimates and their covariance over all three steps.
+
+    Parameters
+    ----------
+    step : StepThree
+    made : Assignment
+    used : ndarray of int, shape (n,)
+        Units of step 3 among those of the fit.
+    start : ndarray, shape (P,)
+
+    Returns
+    -------
+    Solution
+    """
+    D = made.errors
+    if step.method != "bch":  # with weights below zero there is a root, but no maximum
+        start = _climbed(step, D, start)
+    with np.errstate(over="ignore", invalid="ignore"):
+        beta = root(step.total, start, args=(D,), jac=step.jacobian, options={"xtol": 1e-12}).x
+    if step.method != "bch" and not step.objective(beta, D) >= step.objective(start, D) - _TOLERANCE * len(used):
+        beta = start
+    converged = bool(np.abs(step.total(beta, D)).max() <= _TOLERANCE * len(used))
+    return Solution(beta, _covariance(step, made, used, beta), converged)
+
+
+def _climbed(step: StepThree, D: Array, start: Array) -> Array:
+    """The maximum of the likelihood of step 3, by quasi-Newton."""
+    n = len(step.modal)
+
+    def objective(beta: Array) -> tuple[float, Array]:
+        with np.errstate(over="ignore", invalid="ignore"):
+            value, slope = -step.objective(beta, D) / n, -step.total(beta, D) / n
+        return (value, slope) if np.isfinite(value) and np.isfinite(slope).all() else (np.inf, np.zeros_like(beta))
+
+    return np.asarray(minimize(objective, start, jac=True, method="BFGS", options={"gtol": 1e-8}).x)
+
+
+def _covariance(step: StepThree, made: Assignment, used: NDArray[np.intp], beta: Array) -> Array:
+    D = made.errors
+    psi = np.zeros((len(made.modal), beta.size))
+    psi[used] = step.psi(beta, D)
+    if step.method != "naive":
+        psi += made.influence_on_errors().reshape(len(psi), -1) @ step.drift(beta, D).T
+    influence = np.linalg.lstsq(step.jacobian(beta, D), psi.T, rcond=None)[0]
+    return np.asarray(influence @ influence.T)
+
+
+def starting_values(parts: Sequence[Part]) -> Array:
+    """Zeros, except for the standard deviations of a numeric outcome."""
+    pieces = []
+    for part in parts:
+        piece = np.zeros(part.size)
+        if isinstance(part, Normal) and part.own_sigma:
+            piece[part.X.shape[2] :] = np.log(np.maximum(part.y.std(), _LEAST_SIGMA))
+        pieces.append(piece)
+    return np.concatenate(pieces)
+
+
+def three_step(parts: tuple[Part, ...], made: Assignment, used: NDArray[np.intp], method: Method) -> Solution:
+    """Step 3 from the naive estimate on, with covariance over all three steps.
+
+    Parameters
+    ----------
+    parts : tuple of Part
+    made : Assignment
+    used : ndarray of int, shape (n,)
+        Units of step 3 among those of the fit.
+    method : {"bch", "ml", "naive"}
+
+    Returns
+    -------
+    Solution
+
+    Raises
+    ------
+    ArgumentError
+        If weights below zero leave ``"bch"`` without a solution.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If no root of the estimating functions was found.
+    """
+    modal = made.modal[used]
+    found = solve(StepThree(parts, modal, "naive"), made, used, starting_values(parts))
+    if method != "naive":
+        found = solve(StepThree(parts, modal, method), made, used, found.beta)
+    if found.converged:
+        return found
+    if method == "bch":
+        raise ArgumentError(
+            "method='bch' has no solution here: its weights, some of them below zero, ask for a probability outside "
+            "0 to 1; use method='ml', or fewer predictors"
+        )
+    warn(f"step 3 by method={method!r} did not converge; use another method or fewer predictors", ConvergenceWarning)
+    return found

@@ -1,0 +1,414 @@
+"""Tables and curves of a fitted varying-coefficient mixture."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mixmoe._typing import Array
+from mixmoe.errors import ArgumentError, ConvergenceWarning, warn
+from mixmoe.inference.uncertainty import DESCRIPTIONS
+from mixmoe.output.records import Cell, Curve, Table, told_apart
+from mixmoe.results import column_facts
+from mixmoe.varying.bands import LEAST_DF
+from mixmoe.varying.fitted import FittedVCMoE
+from mixmoe.varying.function_frames import (
+    AT_COVARIATES,
+    AT_LIMIT,
+    LOST,
+    OUTSIDE,
+    THIN,
+    BandRequest,
+    function_frame,
+    profile_values,
+)
+from mixmoe.varying.identifiability import WIDE
+from mixmoe.varying.setup import checked_numbers
+
+_PLAIN = (0.01, 1e5)  # sizes of functions that are shown without an exponent
+STAR = "*"  # beside an estimate outside its band
+_IN_A_LINE = 3  # covariates whose values are named in a line beside a figure, in two lines
+PLOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "functions": ("coefficients", "probabilities"),
+        "probabilities": ("probabilities",),
+        "means": ("experts", "mean"),
+        "differences": ("differences",),
+        "bandwidth": (),
+        "gate_bandwidth": (),
+    }
+)
+
+
+def title(results: Any) -> str:
+    """Heading of the summary."""
+    k = results.model.n_experts
+    return f"VCMoE with {k} expert{'s' if k > 1 else ''}"
+
+
+def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
+    """Label and value of each line of the header."""
+    model, em = results.model, results.em
+    problem, dropped = model.problem, model.design.dropped
+    span = f"{model.design.names.index}, {problem.windows.grid[0]:.4g} to {problem.windows.grid[-1]:.4g}"
+    return (
+        ("Formula", model.formula.text),
+        ("Family", problem.family.name),
+        ("Experts", model.n_experts),
+        ("Rows", results.nobs),
+        ("Clusters", None if model.clusters is None else results.n_units),
+        ("Rows dropped", f"{dropped.n_rows} ({dropped})" if dropped.n_rows else 0),
+        *column_facts(model),
+        ("Index", span),
+        *bandwidth_facts(results),
+        ("Grid points", problem.windows.n_grid),
+        ("Log-likelihood", results.llf),
+        ("Effective parameters", float(results.effective_df)),
+        ("AIC", results.aic),
+        ("AICc", results.aicc),
+        ("BIC", results.bic),
+        ("Entropy", results.entropy if model.n_experts > 1 else None),
+        ("Covariance", results.cov_type),
+        ("Converged", "yes" if results.converged else "NO"),
+        ("Random starts", results._starts_words if em.starts.n_starts > 1 and model.n_experts > 1 else None),
+    )
+
+
+def bandwidth_facts(results: Any) -> tuple[tuple[str, Cell], ...]:
+    """The bandwidths and how they were found."""
+    gate = results.model.settings["gate_bandwidth"]
+    return (
+        ("Bandwidth", _bandwidth_text(results.bandwidth, results.selection)),
+        ("Gate bandwidth", None if gate is None else _bandwidth_text(gate, results.gate_selection)),
+    )
+
+
+def _bandwidth_text(bandwidth: float, table: pd.DataFrame | None) -> str:
+    text = "infinite (constant)" if np.isinf(bandwidth) else f"{bandwidth:.4g}"
+    return text if table is None else f"{text} (cross-validated)"
+
+
+def notes(results: Any) -> tuple[str, ...]:
+    """What a reader must know: the covariance, and each flag of the fit."""
+    cov = results.cov
+    about = f"Standard errors: {DESCRIPTIONS[cov.kind]}{'; ' + cov.note if cov.note else ''}."
+    return (about, *(flag.message for flag in results.flags))
+
+
+def constant_tables(model: FittedVCMoE, frame: pd.DataFrame, alpha: float) -> tuple[Table, ...]:
+    """Table of the constants, which are the first parameters, if there are any."""
+    part = frame.iloc[: int(model.problem.const.sum())]
+    if part.empty:
+        return ()
+    columns = ("estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high")
+    return (
+        Table(
+            key="constants",
+            title="Coefficients constant along the index",
+            columns=("Estimate", "Std. Err.", "z", "P>|z|", f"[{alpha / 2:.3g}", f"{1 - alpha / 2:.3g}]"),
+            index=tuple(str(name) for name in part.index),
+            cells=tuple(tuple(_cell(v) for v in row) for row in part[list(columns)].to_numpy(dtype=float)),
+            formats=("num", "num", ".3f", "p", "num", "num"),
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Index values at which functions are tabulated.
+
+    Attributes
+    ----------
+    heads : tuple of str
+        Heads of the columns.
+    values : ndarray, shape (Q,), or None
+        Index values; None for the tabulated points of the model.
+    estimates : mapping of str to ndarray, shape (Q,)
+        Of each function at the values; empty for the tabulated points.
+    """
+
+    heads: tuple[str, ...]
+    values: Array | None
+    estimates: Mapping[str, Array]
+
+
+def places(model: FittedVCMoE, at: Any) -> Places:
+    """The tabulated points of the model, or other index values.
+
+    Raises
+    ------
+    ArgumentError
+        If a value lies outside the range of the index.
+    """
+    index = model.design.names.index
+    if at is None:
+        return Places(tuple(f"{index}={u}" for u in model.points_shown(3)), None, {})
+    values = np.unique(checked_numbers(at, "at"))
+    frame = function_frame(model, values)
+    estimates = {str(name): part["estimate"].to_numpy() for name, part in frame.groupby("coefficient", sort=False)}
+    return Places(tuple(f"{index}={u}" for u in told_apart(values.tolist(), 3)), values, estimates)
+
+
+def function_tables(
+    model: FittedVCMoE, bands: pd.DataFrame | None, p_values: Mapping[str, float] | None, level: float, at: Any = None
+) -> tuple[Table, ...]:
+    """One table per expert and one for the gate: range, test of constancy (if any), values with bands."""
+    if bands is None:
+        return ()
+    shown = places(model, at)
+    tables = []
+    shares = model.problem.slots.n_experts
+    for c in range(1, shares + 1):
+        part = bands[(bands["expert"] == c) & bands["block"].isin(["expert", "residual"])]
+        title = f"Expert {c}: functions of the index"
+        tables.append(_function_table(model, part, p_values, f"expert{c}", title, shown))
+    gate = bands[bands["block"] == "gate"]
+    title = "Gate: functions of the index (log odds against expert 1)"
+    tables.append(_function_table(model, gate, p_values, "gate", title, shown))
+    *others, last = [table for table in tables if table.index]
+    about = _about_functions(str(model.design.names.index), level, p_values is not None)
+    found = (wide_bands(model), lost_bands(bands), limited_bands(bands), thin_bands(bands), outside_bands(bands))
+    return (*others, replace(last, notes=(about, *(note for note in found if note is not None))))
+
+
+def _about_functions(index: str, level: float, tested: bool) -> str:
+    """What the columns and second lines of the tables of functions are."""
+    test = (
+        "P const.: asymptotic GLR test that the function is constant; test_varying() has the bootstrap, which assumes "
+        "less."
+    )
+    untested = (
+        "There is no test that a function is constant: rows of a cluster are not independent, which its null "
+        "distribution needs; a constant is ruled out where no horizontal line fits into the band."
+    )
+    return (
+        f"Second lines: {100 * level:g} % simultaneous bands over the whole range of {index}, robust bias correction. "
+        f"{test if tested else untested}"
+    )
+
+
+def lost_bands(bands: pd.DataFrame) -> str | None:
+    """In words: for which functions there are no bands for want of a maximum; None if there is one everywhere."""
+    where = _marked(bands, LOST)
+    return where and (
+        f"There are no bands {where}: the local fit behind them (local-quadratic by default) has no maximum near the "
+        "fit there; use a larger bandwidth or fewer experts, or bias='none', whose bands leave out the bias."
+    )
+
+
+def wide_bands(model: FittedVCMoE) -> str | None:
+    """What a bandwidth of half the range means for bands; None if it is smaller."""
+    windows = model.problem.windows
+    if windows.bandwidth < WIDE * np.ptp(windows.grid):
+        return None
+    return (
+        f"The bandwidth {windows.bandwidth:.4g} is at least half the range of the index: bands hold the functions only "
+        "if they bend no more than parabolas within such windows; a smaller bandwidth gives wider, safer bands."
+    )
+
+
+def thin_bands(bands: pd.DataFrame) -> str | None:
+    """In words: for which functions there are no bands because too few rows carry them; None if enough do."""
+    where = _marked(bands, THIN)
+    return where and (
+        f"Bands hold over the range of the index that the rows support; there are none {where}, where standard errors "
+        f"have fewer than {LEAST_DF:g} degrees of freedom, as at thin ends of the index; use a larger bandwidth."
+    )
+
+
+def limited_bands(bands: pd.DataFrame) -> str | None:
+    """In words: which dispersions run to their limits; None if none does."""
+    where = _marked(bands, AT_LIMIT)
+    return where and (
+        f"The dispersion behind the band runs to its limit {where}: it has no standard error there. Limits of theta "
+        "are those of its likelihood, and an infinite one says that counts are no more variable than Poisson."
+    )
+
+
+def outside_bands(bands: pd.DataFrame) -> str | None:
+    """In words: which estimates lie outside their bands; None if none does."""
+    where = _marked(bands, OUTSIDE)
+    return where and (
+        f"Estimates lie outside their own bands {where} ({STAR} in the tables): the correction for bias moves the "
+        "function by more than the half-width of its band; use a smaller bandwidth, or believe the band."
+    )
+
+
+def _marked(bands: pd.DataFrame, mark: str) -> str | None:
+    """In words: at how many grid points which functions have a mark; None if none has."""
+    counts = (bands["mark"] == mark).groupby(bands["coefficient"], sort=False).sum()
+    counts = counts[counts > 0]
+    if counts.empty:
+        return None
+    n_grid = int((bands["coefficient"] == bands["coefficient"].iloc[0]).sum())
+    several = f"{len(counts)} functions" if len(counts) > 4 else ", ".join(str(name) for name in counts.index)
+    return f"at up to {counts.max()} of {n_grid} grid points for {several}"
+
+
+def _function_table(
+    model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, float] | None, key: str, heading: str, at: Places
+) -> Table:
+    grid, points = model.problem.windows.grid, model.points
+    names: list[str] = []
+    cells: list[tuple[Cell, ...]] = []
+    for name, part in bands.groupby("coefficient", sort=False):
+        values = {c: part[c].to_numpy() for c in ("estimate", "band_low", "band_high")}
+        label = str(part["term"].iloc[0]) if key != "gate" else str(name)
+        names += [label, "  simultaneous band"]
+        estimate = values["estimate"]
+        show = _format_for(float(np.abs(estimate).max()))
+        span = f"{show(estimate.min())} to {show(estimate.max())}"
+        value = at.estimates.get(str(name), estimate[points])
+        low, high = (
+            values[end][points] if at.values is None else np.interp(at.values, grid, values[end])
+            for end in ("band_low", "band_high")
+        )
+        test = () if p_values is None else (p_values.get(str(name)),)
+        stars = np.where((value < low) | (value > high), STAR, "")
+        cells.append((span, *test, *(f"{show(v)}{star}" for v, star in zip(value, stars, strict=True))))
+        limits = ("-" if np.isnan(a) else f"{show(a)}, {show(b)}" for a, b in zip(low, high, strict=True))
+        cells.append((None, *([None] * len(test)), *limits))
+    return Table(
+        key=key,
+        title=heading,
+        columns=("Range", *([] if p_values is None else ["P const."]), *at.heads),
+        index=tuple(names),
+        cells=tuple(cells),
+        formats=("num", *([] if p_values is None else ["p"]), *("num" for _ in at.heads)),
+    )
+
+
+def _format_for(largest: float) -> Callable[[float], str]:
+    """How values of a function are shown: decimals that leave the largest three or four digits."""
+    if not _PLAIN[0] <= largest < _PLAIN[1]:
+        return "{:.3g}".format
+    before = int(np.floor(np.log10(largest)))  # power of ten of the first digit
+    decimals = 3 - before if before >= 0 else min(2 - before, 4)
+    return f"{{:.{max(decimals, 0)}f}}".format
+
+
+def _cell(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def drawn_bands(results: Any, kind: str, options: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+    """Bands that a figure shows, by what they are of; covariate values go to those that depend on some.
+
+    Parameters
+    ----------
+    results : VCMoEResults
+    kind : str
+        One of `PLOTS`.
+    options : mapping
+        Of `VCMoEResults.bands`.
+
+    Raises
+    ------
+    ArgumentError
+        If nothing varies along the index.
+    """
+    model = results.model
+    if model.problem.const.all():
+        raise ArgumentError(
+            f"no function of this fit varies along {model.design.names.index}, so there is no curve to draw, "
+            f"got kind={kind!r}; to_frame() has the constants, and plot('responsibilities') draws the experts"
+        )
+    alone = model.n_experts == 1 and kind == "functions"
+    wanted = [of for of in PLOTS[kind] if of != "probabilities" or not alone]
+    shared = any(of in AT_COVARIATES for of in wanted)
+    without = {name: value for name, value in options.items() if name != "at" or not shared}
+    frames = {}
+    for of in wanted:
+        given = dict(options if of in AT_COVARIATES else without)
+        rng = given.pop("rng", None)
+        frames[of] = results._requested_bands(BandRequest(of, **given), rng)
+    gaps = lost_bands(pd.concat(frames.values()))
+    if gaps is not None:
+        warn(gaps, ConvergenceWarning)  # once for the figure
+    return frames
+
+
+def band_curves(
+    model: FittedVCMoE, frames: Mapping[str, pd.DataFrame], options: Mapping[str, Any]
+) -> tuple[Curve, ...]:
+    """Curves of frames of bands: a panel per term of the experts, one for probabilities.
+
+    Parameters
+    ----------
+    model : FittedVCMoE
+    frames : mapping of str to DataFrame
+        By what they are of.
+    options : mapping
+        Those of `VCMoEResults.bands` that were given.
+    """
+    curves = []
+    for of, frame in frames.items():
+        if of == "coefficients":
+            frame = frame[frame["block"] != "gate"]
+        for name, part in frame.groupby("coefficient", sort=False):
+            curves.append(_curve(model, of, str(name), part, options))
+    return tuple(curves)
+
+
+def _curve(model: FittedVCMoE, of: str, name: str, part: pd.DataFrame, options: Mapping[str, Any]) -> Curve:
+    index = str(model.design.names.index)
+    expert = None if pd.isna(part["expert"].iloc[0]) else int(part["expert"].iloc[0])
+    panel = {
+        "coefficients": f"coefficient of {part['term'].iloc[0]}",
+        "probabilities": "probability of the expert",
+        "experts": "expected response",
+        "mean": "expected response",
+        "differences": name,
+    }[of]
+    if part["block"].iloc[0] == "residual":
+        panel = str(part["term"].iloc[0])
+    value = {
+        c: part[c].to_numpy(dtype=float)
+        for c in part.columns
+        if c not in ("coefficient", "block", "expert", "term", "mark")
+    }
+    return Curve(
+        panel=panel,
+        label="marginal mean" if of == "mean" else "" if expert is None else f"expert {expert}",
+        x=value[index],
+        y=np.where(part["mark"] == LOST, np.nan, value["center"]),  # a gap where there is no maximum
+        lower=value["conf_low"],
+        upper=value["conf_high"],
+        band_lower=value["band_low"],
+        band_upper=value["band_high"],
+        expert=expert,
+        xlabel=index,
+        ylabel=_value_label(model, of, options),
+        limits=f"{100 * options.get('level', 0.95):g} % pointwise",
+        bands=f"{100 * options.get('level', 0.95):g} % simultaneous",
+    )
+
+
+def _value_label(model: FittedVCMoE, of: str, options: Mapping[str, Any]) -> str:
+    """What a line shows, and at which covariates."""
+    line = {"rbc": "corrected for bias", "undersmooth": "undersmoothed", "none": "local maxima"}
+    what = {"probabilities": "probability", "experts": "expected response", "mean": "expected response"}.get(
+        of, "value"
+    )
+    label = f"{what}, {line[options.get('bias', 'rbc')]}"
+    values = {} if of not in AT_COVARIATES else profile_values(model, of, options.get("at"))
+    at = [
+        f"{name} = {value:.3g}" if isinstance(value, float) else f"{name} = {value}" for name, value in values.items()
+    ]
+    lines = [", ".join(at[i : i + _IN_A_LINE]) for i in range(0, min(len(at), 2 * _IN_A_LINE), _IN_A_LINE)]
+    return "\n".join([label, *lines]) + (" ..." if len(at) > 2 * _IN_A_LINE else "")
+
+
+def bandwidth_curves(selection: pd.DataFrame, xlabel: str) -> tuple[Curve, ...]:
+    """The cross-validated criterion against the bandwidth, with one standard error."""
+    x, y, se = (selection[c].to_numpy() for c in ("bandwidth", "criterion", "std_error"))
+    return (Curve("", "", x, y, y - se, y + se, xlabel=xlabel, ylabel="held-out log-likelihood per row"),)
+
+
+def classification_entropy(responsibilities: Array) -> float:
+    """Entropy of the posterior classification, summed over rows."""
+    safe = np.maximum(responsibilities, np.finfo(float).tiny)
+    return float(-(responsibilities * np.log(safe)).sum())

@@ -1,0 +1,523 @@
+"""Label-consistent EM for all grid points together, around the means of the covariates, from several starts.
+
+A line far from the origin of a covariate is hard to find: intercept and slope are all but collinear. And what is drawn
+towards a line function by function (`mixmoe.varying.smoothing`) should not depend on where a covariate has its origin.
+Around its means the intercept is the predictor of an average row, whatever the origin.
+
+Notes
+-----
+Deviations from Huang, Li and Wang: local-linear instead of local-constant fits, covariates in experts and gate, other
+families than the normal, and Anderson acceleration of the fixed-point iteration.
+
+References
+----------
+Huang, M., Li, R. and Wang, S. (2013). Nonparametric mixture of regression models. JASA 108, 929-941.
+Walker, H. F. and Ni, P. (2011). Anderson acceleration for fixed-point iterations. SIAM J. Numer. Anal. 49, 1715-1735.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe._typing import Array
+from mixmoe.varying.em_steps import (
+    Natural,
+    Posterior,
+    dispersion_step,
+    expert_step,
+    gate_step,
+    global_step,
+    limit_dispersion,
+    own_natural,
+    posterior,
+)
+from mixmoe.varying.problem import Problem, Slots, with_designs
+from mixmoe.varying.starts import DISTINCT, constant_mixtures, exchanges, widen
+
+MEMORY = 8  # differences kept by the acceleration
+SLACK = 1e-3  # an accelerated step may lower the log-likelihood by this fraction of its size per row, no more
+GROWTH = 1.0  # an accelerated point whose residual grew by more than this factor is replaced by the plain step
+SHORT_RUN = 4  # iterations given to each candidate start before the best is kept
+CROSSING_GAIN = 3.0  # log-likelihood that a start with crossing experts must gain over those from constant mixtures
+STALLED = 3  # iterations without a gain after which a run for a criterion ends
+RIVAL = 0.02  # a start this far behind per row after its short run is still run to the end
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """Settings of the EM.
+
+    Attributes
+    ----------
+    tolerance : float
+        Largest change of a coefficient function, relative to its scale, in one plain EM step.
+    max_iter : int
+    n_starts : int
+    gain : float
+        A run also ends where the log-likelihood has changed by less than this per row in each of the last few
+        iterations: for fits that only serve a criterion, in which a function that runs off where all counts are zero
+        changes for long without any effect. Zero for never.
+    """
+
+    tolerance: float = 1e-6
+    max_iter: int = 500
+    n_starts: int = 10
+    gain: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Where an EM run ended.
+
+    Attributes
+    ----------
+    coef : ndarray, shape (G, 2, L)
+        Level and slope per bandwidth of every function at every grid point.
+    loglik : float
+        Log-likelihood of the data at `coef`, each row at its own index value.
+    trace : ndarray, shape (n_iter,)
+    converged : bool
+    change : float
+        The change that the last EM step made.
+    candidates : ndarray, shape (starts,)
+        Log-likelihoods of the starts after their short runs, best first.
+    lost : ndarray of bool, shape (G,), or None
+        Grid points without a local maximum nearby, where the functions are those of the joint EM; None where local
+        maxima were not asked for.
+    """
+
+    coef: Array
+    loglik: float
+    trace: Array
+    converged: bool
+    change: float
+    candidates: Array
+    lost: NDArray[np.bool_] | None = None
+
+
+def em_step(problem: Problem, coef: Array, natural: Natural, post: Posterior) -> Array:
+    """Coefficients after one M-step from given responsibilities.
+
+    Parameters
+    ----------
+    problem : Problem
+    coef : ndarray, shape (G, 2, L)
+    natural : Natural
+        Predictors at `coef`.
+    post : Posterior
+        Responsibilities at `coef`.
+
+    Returns
+    -------
+    ndarray, shape (G, 2, L)
+    """
+    slots, const, resp = problem.slots, problem.const, post.weighted
+    out = coef.copy()
+    if not const[slots.experts].all():
+        out[:, :, slots.experts] += expert_step(problem, coef, resp)
+    if slots.has_dispersion and not const[slots.dispersions].all():
+        out[:, :, slots.dispersions] += dispersion_step(problem, coef, resp, own_natural(problem, out))
+    if slots.n_experts > 1 and not const[slots.gates].all():
+        out[:, :, slots.gates] += gate_step(problem, coef, resp)
+    if const.any():
+        current = natural if const.all() else own_natural(problem, out)
+        out[:, 0] += global_step(problem.rows, problem.family, slots, const, current, resp, problem.scale)
+    return limit_dispersion(problem, out)
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """A point of the iteration, its image under one EM step, and how far apart they are."""
+
+    coef: Array
+    image: Array
+    loglik: float
+    change: float
+
+
+def _evaluate(problem: Problem, coef: Array) -> _State:
+    natural = own_natural(problem, coef)
+    post = posterior(problem.rows, problem.family, natural)
+    image = em_step(problem, coef, natural, post)
+    return _State(coef, image, float(post.loglik), relative_change(problem, coef, image))
+
+
+def relative_change(problem: Problem, before: Array, after: Array) -> float:
+    """Largest change of a level or slope relative to the scale of its function."""
+    return float((np.abs(after - before).max(axis=(0, 1)) / problem.scale).max())
+
+
+class Anderson:
+    """Anderson acceleration of a fixed-point iteration: proposes the next point from the last few residuals.
+
+    Parameters
+    ----------
+    scale : ndarray, shape (d,)
+        Coordinates are compared in these units.
+    memory : int
+    """
+
+    def __init__(self, scale: Array, memory: int = MEMORY) -> None:
+        self._scale, self._memory = scale, memory
+        self._points: list[Array] = []
+        self._residuals: list[Array] = []
+
+    def reset(self) -> None:
+        """Forget what was seen."""
+        self._points, self._residuals = [], []
+
+    def propose(self, point: Array, image: Array) -> Array:
+        """The next point, given a point and its image under the map."""
+        self._points.append(image)
+        self._residuals.append((image - point) / self._scale)
+        del self._points[: -self._memory - 1], self._residuals[: -self._memory - 1]
+        if len(self._points) < 2:
+            return image
+        steps = np.diff(np.array(self._residuals), axis=0)
+        gamma = np.linalg.lstsq(steps.T, self._residuals[-1], rcond=1e-10)[0]
+        out: Array = image - gamma @ np.diff(np.array(self._points), axis=0)
+        return out
+
+
+def run_em(problem: Problem, start: Array, control: Control) -> Run:
+    """EM from one start until the functions stop changing.
+
+    Parameters
+    ----------
+    problem : Problem
+    start : ndarray, shape (G, 2, L)
+    control : Control
+
+    Returns
+    -------
+    Run
+    """
+    state = _evaluate(problem, start)
+    fallback, accelerator = state.image, Anderson(np.broadcast_to(problem.scale, start.shape).ravel())
+    slack = SLACK * problem.rows.weights.sum()
+    trace, accepted, iteration = [state.loglik], state, 0
+    least = control.gain * problem.rows.weights.sum()
+    while iteration < control.max_iter and state.change >= control.tolerance and not _stalled(trace, least):
+        iteration += 1
+        proposal = accelerator.propose(state.coef.ravel(), state.image.ravel()).reshape(start.shape)
+        state = _evaluate(problem, limit_dispersion(problem, proposal))
+        if state.change > GROWTH * accepted.change or not state.loglik > accepted.loglik - slack:
+            accelerator.reset()
+            state = _evaluate(problem, fallback)
+        accepted, fallback = state, state.image
+        trace.append(state.loglik)
+    image, change = state.image, state.change
+    final = posterior(problem.rows, problem.family, own_natural(problem, image))
+    converged = bool(change < control.tolerance)
+    return Run(image, float(final.loglik), np.array(trace), converged, change, np.array([float(final.loglik)]))
+
+
+def _stalled(trace: list[float], least: float) -> bool:
+    """Whether each of the last few iterations changed the log-likelihood by less than `least`."""
+    recent = np.abs(np.diff(trace[-STALLED - 1 :]))
+    return len(recent) == STALLED and bool((recent < least).all())
+
+
+def fit_functions(problem: Problem, control: Control, rng: np.random.Generator, start: Array | None = None) -> Run:
+    """The best of several EM runs.
+
+    Parameters
+    ----------
+    problem : Problem
+    control : Control
+    rng : numpy.random.Generator
+    start : ndarray, shape (G, 2, L), optional
+        Warm start; no other start is tried then.
+
+    Returns
+    -------
+    Run
+    """
+    if start is not None:
+        return run_em(problem, start, control)
+    candidates = constant_mixtures(problem, control.n_starts, rng)
+    if problem.const.all():
+        runs = [run_em(problem, widen(problem, one), control) for one in candidates[:3]]
+        return best_run(runs)
+    if len(candidates) == 1:
+        return run_em(problem, widen(problem, candidates[0]), control)
+    plain = short_runs(problem, [widen(problem, one) for one in candidates if one.constant], control)
+    bent = short_runs(problem, [widen(problem, one) for one in candidates if not one.constant], control)
+    bent += short_runs(problem, exchanges(problem, max(plain + bent, key=lambda r: r.loglik).coef), control)
+    better = [r for r in bent if r.loglik > plain[0].loglik + CROSSING_GAIN]
+    runs = sorted([*plain, *better], key=lambda r: -r.loglik)
+    logliks = np.array([r.loglik for r in runs])
+    rivals = [r for r in runs[1:] if DISTINCT < runs[0].loglik - r.loglik < RIVAL * problem.rows.n][:1]
+    best = best_run([run_em(problem, r.coef, control) for r in [runs[0], *rivals]])
+    return replace(best, candidates=logliks)
+
+
+def short_runs(problem: Problem, starts: list[Array], control: Control) -> list[Run]:
+    """A few iterations from each start, best first."""
+    short = replace(control, max_iter=SHORT_RUN)
+    return sorted((run_em(problem, one, short) for one in starts), key=lambda r: -r.loglik)
+
+
+def best_run(runs: list[Run]) -> Run:
+    """The run with the highest log-likelihood, with those of all."""
+    best = max(runs, key=lambda r: r.loglik)
+    return replace(best, candidates=np.sort([r.loglik for r in runs])[::-1])
+
+
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Centring:
+    """Means that go from the covariates into the intercepts.
+
+    Attributes
+    ----------
+    expert, gate : ndarray, shape (p,), (m,)
+        What each coefficient adds to the intercept in the centred problem; zero for the intercept itself.
+    expert_intercept, gate_intercept : int
+        Column of the intercept; -1 if there is none, and nothing is centred.
+    """
+
+    expert: Array
+    gate: Array
+    expert_intercept: int
+    gate_intercept: int
+
+    def inwards(self, slots: Slots, coef: Array) -> Array:
+        """Coefficients (..., L) of the original problem as those of the centred problem."""
+        return self._moved(slots, coef, 1.0)
+
+    def outwards(self, slots: Slots, coef: Array) -> Array:
+        """Coefficients (..., L) of the centred problem as those of the original problem."""
+        return self._moved(slots, coef, -1.0)
+
+    def matrix(self, slots: Slots) -> Array:
+        """Coefficients of the original problem from those of the centred problem, shape (L, L)."""
+        return self.outwards(slots, np.eye(slots.n)).T
+
+    def _moved(self, slots: Slots, coef: Array, sign: float) -> Array:
+        out = coef.copy()
+        for c in range(slots.n_experts):
+            if self.expert_intercept >= 0:
+                where = slots.expert(c)
+                out[..., where.start + self.expert_intercept] += sign * (coef[..., where] @ self.expert)
+            if c and self.gate_intercept >= 0:
+                where = slots.gate(c)
+                out[..., where.start + self.gate_intercept] += sign * (coef[..., where] @ self.gate)
+        return out
+
+
+def centred(problem: Problem) -> tuple[Problem, Centring]:
+    """The problem with centred covariates, and the way between the two.
+
+    Parameters
+    ----------
+    problem : Problem
+
+    Returns
+    -------
+    tuple
+        A covariate with a varying coefficient is not centred beside a constant intercept, which would have to vary.
+    """
+    rows, slots, const = problem.rows, problem.slots, problem.const
+    p, m = slots.n_expert_columns, slots.n_gate_columns
+    experts = const[slots.experts].reshape(slots.n_experts, p)
+    gates = const[slots.gates].reshape(slots.n_experts - 1, m)
+    design, expert, first = _around_means(rows.design, rows.weights, experts)
+    gate, shift, second = _around_means(rows.gate, rows.weights, gates)
+    return with_designs(problem, design, gate), Centring(expert, shift, first, second)
+
+
+def _around_means(design: Array, weights: Array, const: BoolArray) -> tuple[Array, Array, int]:
+    """Centred columns, what each adds to the intercept, and the column of the intercept (-1 for none).
+
+    Parameters
+    ----------
+    design : ndarray, shape (n, q)
+    weights : ndarray, shape (n,)
+    const : ndarray of bool, shape (experts, q)
+    """
+    still = np.flatnonzero((np.ptp(design, axis=0) == 0.0) & (design[0] != 0.0))
+    if not len(still) or not len(const):
+        return design, np.zeros(design.shape[1]), -1
+    intercept = int(still[0])
+    means = np.average(design, axis=0, weights=weights)
+    fixed = const[:, [intercept]] & ~const
+    means[fixed.any(axis=0) | _of_groups(design)] = 0.0
+    means[still] = 0.0
+    return design - means, means / design[0, intercept], intercept
+
+
+def _of_groups(design: Array) -> BoolArray:
+    """Columns that are zero outside a group of rows: indicators, and other columns within one.
+
+    Their origin is the reference group. A coefficient that runs off in one group would take a centred intercept along.
+    """
+    groups = [column != 0.0 for column in design.T if set(np.unique(column)) == {0.0, 1.0}]
+    inside = [[not column[~group].any() for group in groups] for column in design.T]
+    return np.array([any(row) for row in inside], dtype=np.bool_)
+
+
+def run_around_means(problem: Problem, start: Array, control: Control) -> Run:
+    """EM from one start in the centred problem, its functions as those of the original one.
+
+    Parameters
+    ----------
+    problem : Problem
+    start : ndarray, shape (G, 2, L)
+    control : Control
+
+    Returns
+    -------
+    Run
+    """
+    inner, centring = centred(problem)
+    run = run_em(inner, centring.inwards(inner.slots, start), control)
+    return replace(run, coef=centring.outwards(inner.slots, run.coef))
+
+
+def turned_covariance(covariance: Array, turn: Array) -> Array:
+    """Covariance of the original coefficients from that of the centred ones.
+
+    Parameters
+    ----------
+    covariance : ndarray, shape (G, L, G, L)
+        NaN of a function stays with those it is part of.
+    turn : ndarray, shape (L, L)
+        See `Centring.matrix`.
+
+    Returns
+    -------
+    ndarray, shape (G, L, G, L)
+    """
+    parts = [np.flatnonzero(row) for row in turn]
+    out = np.empty_like(covariance)
+    for a, rows in enumerate(parts):
+        left = np.einsum("r,grhl->ghl", turn[a, rows], covariance[:, rows])
+        for b, columns in enumerate(parts):
+            out[:, a, :, b] = left[:, :, columns] @ turn[b, columns]
+    return out
+
+
+SPLITS = 3  # of each expert of the smaller fit
+SOFT = 0.1  # share of a row that stays on the other side of a split
+
+
+def fit_carried(problem: Problem, control: Control, rng: np.random.Generator, smaller: Array) -> Run:
+    """The best of EM runs from splits of a smaller fit and from that fit itself.
+
+    Parameters
+    ----------
+    problem : Problem
+        With K experts.
+    control : Control
+    rng : numpy.random.Generator
+    smaller : ndarray, shape (G, 2, L')
+        Fit with K - 1 experts on the grid and bandwidth of `problem`; the log-likelihood of the result is not below it.
+
+    Returns
+    -------
+    Run
+    """
+    slots = problem.slots
+    few = Slots(slots.n_experts - 1, slots.n_expert_columns, slots.n_gate_columns, slots.has_dispersion)
+    doubled = [double_expert(problem, few, smaller, c) for c in range(few.n_experts)]
+    split = [split_rows(problem, doubled[c], c, rng) for c in range(few.n_experts) for _ in range(SPLITS)]
+    short = short_runs(problem, split, control)
+    nested = run_em(problem, doubled[0], control)
+    best = best_run([nested, run_em(problem, short[0].coef, control)])
+    return replace(best, candidates=np.sort([nested.loglik, *(one.loglik for one in short)])[::-1])
+
+
+def double_expert(problem: Problem, few: Slots, coef: Array, c: int) -> Array:
+    """State (G, 2, L) in which expert c stands twice, the second time last, each with half of its probability.
+
+    Parameters
+    ----------
+    problem : Problem
+        With K experts.
+    few : Slots
+        Of K - 1 experts.
+    coef : ndarray, shape (G, 2, L')
+    c : int
+        From 0.
+    """
+    slots, lead = problem.slots, coef.shape[:2]
+    rows = np.ones(problem.rows.n)
+    intercept = np.linalg.lstsq(problem.rows.gate, rows, rcond=None)[0]
+    order = [*range(few.n_experts), c]
+    gates = np.zeros((*lead, few.n_experts, few.n_gate_columns))
+    gates[:, :, 1:] = coef[:, :, few.gates].reshape(*lead, few.n_experts - 1, few.n_gate_columns)
+    gates = gates[:, :, order]
+    gates[:, 0, [c, -1]] -= np.log(2.0) * intercept
+    out = np.empty((*lead, slots.n))
+    experts = coef[:, :, few.experts].reshape(*lead, few.n_experts, -1)
+    out[:, :, slots.experts] = experts[:, :, order].reshape(*lead, -1)
+    if slots.has_dispersion:
+        out[:, :, slots.dispersions] = coef[:, :, few.dispersions][:, :, order]
+    out[:, :, slots.gates] = (gates[:, :, 1:] - gates[:, :, :1]).reshape(*lead, -1)
+    return out
+
+
+def split_rows(problem: Problem, doubled: Array, c: int, rng: np.random.Generator) -> Array:
+    """State after an M-step in which the rows of expert c are shared out by a cut across a random direction."""
+    rows, natural = problem.rows, own_natural(problem, doubled)
+    post = posterior(rows, problem.family, natural)
+    residual = problem.family.start_predictor(rows.outcome) - natural.eta[c]
+    features = np.column_stack([residual[:, None] * rows.design, rows.index, rows.gate])
+    spread = features.std(axis=0)
+    features = (features - features.mean(axis=0)) / np.where(spread > 0.0, spread, 1.0)
+    position = features @ rng.normal(size=features.shape[1])
+    both = post.weighted[c] + post.weighted[-1]
+    inside = both > 0.5 * rows.weights
+    cut = np.quantile(position[inside] if inside.any() else position, rng.uniform(0.2, 0.8))
+    side = np.where(position > cut, 1.0 - SOFT, SOFT)
+    shared = post.weighted.copy()
+    shared[-1], shared[c] = both * side, both * (1.0 - side)
+    return em_step(problem, doubled, natural, Posterior(shared, post.loglik))
+
+
+def on_grid(problem: Problem, old: Problem, coef: Array) -> Array:
+    """A state (G, 2, L) of another problem on the grid and with the bandwidths of this one.
+
+    Levels are interpolated; slopes are per bandwidth, so that they change with it.
+    """
+    slots, grid = old.slots, problem.windows.grid
+    out = np.empty((len(grid), 2, slots.n))
+    for s in range(slots.n):
+        gate = slots.gates.start <= s < slots.gates.stop
+        mine, his = ((one.gate_windows if gate else one.windows).bandwidth for one in (problem, old))
+        for part, factor in ((0, 1.0), (1, mine / his if np.isfinite(his) else 0.0)):
+            out[:, part, s] = factor * np.interp(grid, old.windows.grid, coef[:, part, s])
+    return out
+
+
+IntArray = NDArray[np.intp]
+REFIT = Control(tolerance=1e-4, max_iter=100)  # of warm-started refits to draws
+
+
+def draw_responses(problem: Problem, coef: Array, rng: np.random.Generator) -> Array:
+    """One response for each sorted row: expert from the gate, response from the expert."""
+    natural = own_natural(problem, coef)
+    rank = np.argsort(np.argsort(-np.exp(natural.log_gate).mean(axis=1), kind="stable"))  # labels change no draw
+    noisy = natural.log_gate + rng.gumbel(size=natural.log_gate.shape)[rank]
+    chosen = noisy.argmax(axis=0)
+    each = np.arange(problem.rows.n)
+    eta, delta = natural.eta[chosen, each], natural.delta[chosen, each]
+    return problem.family.draw(rng, eta, delta, problem.rows.outcome.trials)
+
+
+def with_draw(problem: Problem, coef: Array, rng: np.random.Generator) -> Problem:
+    """The problem with a response drawn from given functions, covariates and index as they are."""
+    y = draw_responses(problem, coef, rng)
+    rows = problem.rows.with_response(y, problem.family.constant(y, problem.rows.outcome.trials))
+    return replace(problem, rows=rows)
+
+
+def with_cluster_draw(problem: Problem, clusters: IntArray, rng: np.random.Generator) -> Problem:
+    """The problem with clusters drawn with replacement, as weights of their rows."""
+    n = int(clusters.max()) + 1
+    counts = rng.multinomial(n, np.full(n, 1.0 / n)).astype(float)
+    return replace(problem, rows=problem.rows.with_weights(problem.rows.weights * counts[clusters]))

@@ -1,0 +1,75 @@
+"""Small problems of every response family, and their likelihood by brute force."""
+
+from itertools import product
+
+import numpy as np
+
+from mixmoe.mixed.likelihood.glmm import GlmmExperts, build_nodes
+from mixmoe.mixed.likelihood.modes import FamilyResponse, Rows, dispersion
+from mixmoe.mixed.likelihood.observed import build_problem, evaluate
+from mixmoe.mixed.parameters import Structure, expand
+from mixmoe.responses.distribution import Outcome
+from mixmoe.responses.exponential import family_named
+
+DRAWS = {
+    "gaussian": lambda rng, n: rng.normal(size=n),
+    "binomial": lambda rng, n: rng.integers(0, 4, n) * 1.0,
+    "poisson": lambda rng, n: rng.poisson(2, n) * 1.0,
+    "negbinomial": lambda rng, n: rng.poisson(2, n) * 1.0,
+    "gamma": lambda rng, n: rng.gamma(2.0, size=n),
+    "beta": lambda rng, n: rng.beta(2.0, 2.0, size=n),
+}
+
+
+def problem(name, n_subjects=30, q=2, n_quad=1, weights=False, common=True, seed=0, correlated=True):
+    """A mixture of two experts; subjects have one to six rows."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, 7, n_subjects)
+    starts, n = np.cumsum(counts) - counts, int(counts.sum())
+    X = np.column_stack([np.ones(n), rng.normal(size=n), rng.normal(size=n)])
+    family, y = family_named(name, tuple(DRAWS)), DRAWS[name](rng, n)
+    trials = np.full(n, 3.0) if name == "binomial" else np.ones(n)
+    rows = Rows(
+        Outcome(y, trials, family.constant(y, trials)),
+        0.1 * rng.normal(size=n),
+        rng.uniform(0.5, 2.0, n) if weights else None,
+        X,
+        np.ascontiguousarray(X[:, :q].T),
+        starts,
+        counts,
+    )
+    extras = (dispersion("d", own=True),) if family.has_dispersion else ()
+    shared = np.array([False, common, False])
+    s = Structure(2, 2, shared, q, correlated, "expert", "none", extras)
+    W = np.column_stack([np.ones(n_subjects), rng.normal(size=n_subjects)])
+    return build_problem(s, GlmmExperts(rows, FamilyResponse(family, extras), build_nodes(n_quad, q)), W)
+
+
+def numeric_score(p, theta, step=1e-5):
+    """Central differences of the log-likelihood, shape (S, P)."""
+    out = np.zeros_like(theta)
+    for j in range(theta.shape[1]):
+        d = np.zeros(theta.shape[1])
+        d[j] = step
+        out[:, j] = (evaluate(p, theta + d).loglik - evaluate(p, theta - d).loglik) / (2 * step)
+    return out
+
+
+def brute_force(p, theta, family, n_points=60):
+    """Log density of each subject under each expert, (N, K), on a fixed grid of Gauss-Hermite points."""
+    rows, params = p.experts.rows, expand(p.structure, p.free, theta[None])
+    q, K = len(rows.Z), p.structure.n_experts
+    x, w = np.polynomial.hermite_e.hermegauss(n_points)
+    w = w / w.sum()
+    out = np.empty((rows.n_subjects, K))
+    for i, k in product(range(rows.n_subjects), range(K)):
+        mine = slice(rows.starts[i], rows.starts[i] + rows.counts[i])
+        delta = params.extra[0, k, :1] if params.extra.shape[-1] else np.zeros(1)
+        total = 0.0
+        for at in product(range(n_points), repeat=q):
+            b = params.factor[0, k] @ x[list(at)]
+            eta = rows.X[mine] @ params.beta[0, k] + rows.offset[mine] + rows.Z[:, mine].T @ b
+            density = family.log_density(rows.outcome.take(mine), eta[None], delta[:, None])[0]
+            total += np.prod(w[list(at)]) * np.exp(density.sum())
+        out[i, k] = np.log(total)
+    return out

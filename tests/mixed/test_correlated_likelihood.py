@@ -1,0 +1,172 @@
+"""Densities from rows against dense multivariate normals and t, and their scores by complex steps."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy.stats import multivariate_normal, multivariate_t
+
+from mixmoe.mixed.likelihood.correlated import (
+    ErrorModel,
+    Rows,
+    row_covariances,
+    row_errors,
+    row_means,
+    row_posterior,
+    row_scores,
+)
+from mixmoe.mixed.likelihood.serial import Visits, factorise
+
+CLOSE = 1e-10  # relative
+STEP = 1e-30
+COUNTS = np.array([1, 5, 2, 7, 3])
+KINDS = ("iid", "ar1", "car1", "bm")
+SHAPES = {"iid": None, "ar1": np.array([-0.6, 0.8]), "car1": np.array([0.3, 2.5]), "bm": np.array([0.7, 0.2])}
+
+
+def times(seed=0):
+    """Whole, increasing, with gaps of one to three; the first above zero."""
+    rng = np.random.default_rng(seed)
+    return np.concatenate([np.cumsum(rng.integers(1, 4, n)) for n in COUNTS]).astype(float)
+
+
+def rows(q=2, v=1, seed=0):
+    rng = np.random.default_rng(seed)
+    n = COUNTS.sum()
+    starts = np.cumsum(COUNTS) - COUNTS
+    t = times(seed)
+    gap = np.diff(t, prepend=0.0)
+    gap[starts] = t[starts]
+    return Rows(
+        y=rng.normal(size=n) * 3 + 2,
+        X=np.vstack([np.ones(n), t / 5]),
+        Z=np.vstack([np.ones(n), t / 5, rng.normal(size=n)])[:q],
+        V=rng.normal(size=(v, n)) * 0.5,
+        visits=Visits(starts, COUNTS, gap),
+    )
+
+
+def parameters(kind, q=2, v=1, heavy=False, seed=1):
+    rng = np.random.default_rng(seed)
+    return {
+        "beta": rng.normal(size=(2, 2)),
+        "T": np.tril(rng.normal(size=(2, q, q))),
+        "sigma": np.array([0.8, 1.4]),
+        "slope": rng.normal(size=(2, v)),
+        "shape": SHAPES[kind],
+        "df": np.array([3.5, 40.0]) if heavy else None,
+    }
+
+
+def error_model(kind, p):
+    return ErrorModel(kind, p["sigma"], p["slope"], p["shape"], p["df"])
+
+
+def covariance(kind, t, sd, shape):
+    lag = np.abs(t[:, None] - t)
+    if kind == "bm":
+        return np.diag(sd**2) + shape**2 * np.minimum(t[:, None], t)
+    correlation = {"iid": lambda: np.eye(len(t)), "ar1": lambda: shape**lag, "car1": lambda: np.exp(-shape * lag)}
+    return np.outer(sd, sd) * correlation[kind]()
+
+
+def subject(data, kind, p, e, i):
+    """Residuals, random-effects columns, R and V of subject i under expert e."""
+    at = slice(*np.append(data.visits.starts, data.y.size)[[i, i + 1]])
+    sd = p["sigma"][e] * np.exp(p["slope"][e] @ data.V[:, at])
+    R = covariance(kind, times()[at], sd, None if p["shape"] is None else p["shape"][e])
+    Z = data.Z[:, at].T
+    T = p["T"][e]
+    return data.y[at] - p["beta"][e] @ data.X[:, at], Z, R, Z @ T @ T.T @ Z.T + R
+
+
+CASES = list(itertools.product(KINDS, (0, 1, 3), (0, 2), (False, True)))
+
+
+@pytest.mark.parametrize(("kind", "q", "v", "heavy"), CASES)
+def test_log_density(kind, q, v, heavy):
+    data, p = rows(q, v), parameters(kind, q, v, heavy)
+    ours = row_posterior(data, p["beta"], p["T"], error_model(kind, p)).density.log_density
+    for e, i in itertools.product(range(2), range(len(COUNTS))):
+        r, _, _, V = subject(data, kind, p, e, i)
+        law = multivariate_t(shape=V, df=p["df"][e]) if heavy else multivariate_normal(cov=V)
+        assert ours[e, i] == pytest.approx(law.logpdf(r), rel=CLOSE)
+
+
+@pytest.mark.parametrize(("kind", "q", "v", "heavy"), CASES)
+def test_scores(kind, q, v, heavy):
+    data, p = rows(q, v), parameters(kind, q, v, heavy)
+    model = error_model(kind, p)
+    ours = row_scores(data, row_posterior(data, p["beta"], p["T"], model), p["T"], model)
+
+    def slope(name, where, chain=1.0):
+        moved = {k: None if a is None else np.asarray(a, dtype=complex) for k, a in p.items()}
+        moved[name][where] += 1j * STEP * chain
+        post = row_posterior(data, moved["beta"], moved["T"], error_model(kind, moved))
+        return post.density.log_density.imag / STEP
+
+    places = [("beta", (slice(None), j), 1.0) for j in range(2)]
+    places += [("T", (slice(None), a, b), 1.0) for a in range(q) for b in range(q)]
+    places += [("sigma", slice(None), p["sigma"])]
+    places += [("slope", (slice(None), j), 1.0) for j in range(v)]
+    places += [("shape", slice(None), 1.0)] if kind != "iid" else []
+    places += [("df", slice(None), p["df"])] if heavy else []
+    expected = np.stack([slope(*place) for place in places], axis=1)
+    assert ours == pytest.approx(expected, rel=1e-9, abs=1e-10 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("kind", "q"), list(itertools.product(KINDS, (0, 1, 3))))
+def test_posterior_of_the_random_effects(kind, q):
+    data, p = rows(q), parameters(kind, q)
+    post = row_posterior(data, p["beta"], p["T"], error_model(kind, p))
+    means, covariances = row_means(post, p["T"]), row_covariances(post, p["T"])
+    left = row_errors(data, post, p["T"])
+    for e, i in itertools.product(range(2), range(len(COUNTS))):
+        r, Z, _, V = subject(data, kind, p, e, i)
+        D = p["T"][e] @ p["T"][e].T
+        gain = D @ Z.T @ np.linalg.inv(V)
+        assert means[e, :, i] == pytest.approx(gain @ r, rel=1e-8, abs=1e-10)
+        assert covariances[e, :, :, i] == pytest.approx(D - gain @ Z @ D, rel=1e-8, abs=1e-10)
+        at = data.visits.starts[i] + np.arange(COUNTS[i])
+        assert left[e, at] == pytest.approx(r - Z @ gain @ r, abs=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_factor(kind):
+    data, p = rows(), parameters(kind)
+    rng = np.random.default_rng(3)
+    factor = factorise(kind, error_model(kind, p).deviations(data.V), p["shape"], data.visits)
+    c = rng.normal(size=(2, 3, data.y.size))
+    white, solved, back = factor.whiten(c), factor.solve(c), factor.colour(factor.whiten(c))
+    assert back == pytest.approx(c)
+    for e, i in itertools.product(range(2), range(len(COUNTS))):
+        _, _, R, _ = subject(data, kind, p, e, i)
+        at = data.visits.starts[i] + np.arange(COUNTS[i])
+        L = np.linalg.cholesky(R)
+        assert pytest.approx(c[e][:, at].T) == L @ white[e][:, at].T
+        assert pytest.approx(c[e][:, at].T) == R @ solved[e][:, at].T
+        assert factor.log_det[e, i] == pytest.approx(np.linalg.slogdet(R)[1], abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_runs_of_subjects_and_chosen_subjects(kind):
+    data, p = rows(), parameters(kind)
+    model = error_model(kind, p)
+    whole = row_posterior(data, p["beta"], p["T"], model).density.log_density
+    pieces = [data.run(slice(0, 2)), data.run(slice(2, 5))]
+    parts = [row_posterior(part, p["beta"], p["T"], model).density.log_density for part in pieces]
+    assert np.hstack(parts) == pytest.approx(whole)
+    some = np.array([3, 0, 3, 1])
+    chosen = row_posterior(data.take(some), p["beta"], p["T"], model).density.log_density
+    assert chosen == pytest.approx(whole[:, some])
+    assert [where for where, _ in data.blocks(2)] == [slice(0, 5)]
+
+
+def test_independent_errors_are_the_limit_of_each_kind():
+    data, p = rows(), parameters("iid", heavy=False)
+    exact = row_posterior(data, p["beta"], p["T"], error_model("iid", p)).density.log_density
+    for kind, shape in (("ar1", 0.0), ("car1", 800.0), ("bm", 0.0)):
+        q = {**p, "shape": np.full(2, shape)}
+        assert row_posterior(data, p["beta"], p["T"], error_model(kind, q)).density.log_density == pytest.approx(exact)
+    heavy = row_posterior(data, p["beta"], p["T"], error_model("iid", {**p, "df": np.full(2, 1e9)}))
+    assert heavy.density.log_density == pytest.approx(exact, rel=1e-7)

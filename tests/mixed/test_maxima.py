@@ -1,0 +1,298 @@
+"""The search: ascents that race and stride, subsamples, agreement of searches; noise-free data; far origins."""
+
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import mixmoe as mm
+from mixmoe.errors import ApproximationWarning, DegeneracyWarning, DesignError
+from mixmoe.mixed import degeneracy as flags
+from mixmoe.mixed import information as covariance
+from mixmoe.mixed import search as estimate
+from mixmoe.mixed.likelihood.observed import evaluate
+from mixmoe.mixed.parameters import build_free_vector, contract, expand
+from mixmoe.numerics.optimise import Control, Evaluation, climb
+from tests import dense
+
+
+@pytest.fixture(scope="module")
+def data():
+    return mm.simulate.memoe("moderate", n_subjects=150, n_visits=5, rng=1).data
+
+
+def along_a_slope(rate):
+    """Log-likelihood of a coefficient that separates: 1 - exp(-rate t) rises for ever."""
+
+    def objective(theta):
+        left = np.exp(-rate * theta[:, 0])
+        return Evaluation(1 - left, rate * left[:, None])
+
+    return objective
+
+
+_CURVATURE = 0.01 * np.logspace(0, 4, 8)  # of the hills: quasi-Newton needs more than ten steps
+
+
+def two_hills(theta):
+    """Hills of height 0 at -3 and 10 at 3 of the first coordinate, and an endless slope beyond 20."""
+    x = theta[:, 0]
+    off = theta.copy()
+    off[:, 0] = np.where(x < 0, x + 3, x - 3)
+    value = np.where(x < 0, 0.0, 10.0) - 0.5 * (off * off) @ _CURVATURE
+    endless = x > 20
+    score = np.where(endless[:, None], 100.0 * (np.arange(8) == 0), -off * _CURVATURE)
+    return Evaluation(np.where(endless, 100 * x, value), score)
+
+
+def points(*first):
+    """Points with these first coordinates, and inverse information of the size that makes steps short."""
+    theta = np.ones((len(first), 8))
+    theta[:, 0] = first
+    return theta, np.tile(0.01 * np.eye(8), (len(first), 1, 1))
+
+
+# ---- ascent ----
+
+
+def test_steps_grow_towards_an_infinite_coefficient():
+    """1 - exp(-t / 100) is within 1e-6 of its supremum at t = 1382, 2,764 steps of a half away."""
+    end = climb(along_a_slope(0.01), np.zeros((1, 1)), np.eye(1)[None], 1, Control(tol=1e-8))
+    assert end.converged.all()
+    assert end.theta[0, 0] > 100 * np.log(1e6)
+    assert end.n_iter[0] < 60
+
+
+def test_steps_in_logarithms_stay_short():
+    end = climb(along_a_slope(0.01), np.zeros((1, 1)), np.eye(1)[None], 1, Control(max_iter=50), logarithmic=[0])
+    assert 20.0 < end.theta[0, 0] <= 50 * 0.5
+
+
+def test_an_ascent_ends_when_little_is_promised():
+    """Near a quadratic top the promise, half of score' H score, is the gain that is left."""
+    found = [
+        climb(
+            lambda t: Evaluation(-0.5 * (t * t).sum(axis=1), -t),
+            np.array([[x, 0.0]]),
+            np.eye(2)[None],
+            1,
+            Control(tol=0.0, promise=0.5e-4),
+        )
+        for x in (0.0099, 0.0101)
+    ]
+    assert [int(end.n_iter[0]) for end in found] == [0, 1]
+    assert all(end.converged.all() for end in found)
+
+
+@pytest.mark.parametrize(("reached", "kept"), [(-np.inf, [True, False, True]), (13.0, [False, False, False])])
+def test_starts_that_are_left_behind_or_spurious_are_given_up(reached, kept):
+    control = Control(tol=1e-9, max_iter=200, behind=2.0, reached=reached)
+    end = climb(two_hills, *points(3.0, 30.0, 8.0), 1, control, lambda theta: theta[:, 0] > 20)
+    assert end.converged.tolist() == kept
+    assert end.n_iter[1] <= 10  # neither followed for ever, nor allowed to leave the others behind
+    lower = climb(two_hills, *points(3.0, -8.0), 1, control, lambda theta: theta[:, 0] > 20)
+    assert lower.converged.tolist() == [kept[0], False]
+    assert lower.n_iter[1] <= 20
+
+
+def test_nobody_is_given_up_without_a_race():
+    end = climb(two_hills, *points(3.0, -8.0), 1, Control(tol=1e-9))
+    assert end.converged.all()
+    assert end.n_iter.min() > 10
+    assert end.loglik == pytest.approx([10.0, 0.0], abs=1e-9)
+
+
+# ---- search ----
+
+
+def test_searches_go_on_until_two_agree(data, monkeypatch):
+    model = mm.MEMoE("y ~ time | gate: z1 | re: (1 | id)", data, 2)
+    calls = []
+    original = estimate._search_once
+
+    def once(problem, *args):
+        calls.append(problem.n_subjects)
+        found = original(problem, *args)
+        return replace(found, rank=found.rank - len(calls)) if len(calls) < 3 else found
+
+    monkeypatch.setattr(estimate, "_search_once", once)
+    found = estimate.search(model.problem, 6, Control(), np.random.default_rng(0))
+    assert len(calls) == estimate._SEARCHES
+    assert np.diff(found.summits) == pytest.approx([-1.0, -1.0], abs=1e-3)
+    monkeypatch.undo()
+    found = estimate.search(model.problem, 6, Control(), np.random.default_rng(0))
+    assert found.summits == pytest.approx(np.full(2, found.loglik), abs=1e-3)
+
+
+def test_a_move_that_falls_back_is_no_replication(data):
+    model = mm.MEMoE("y ~ time | gate: z1 | re: (1 | id)", data, 2)
+    found = estimate.search(model.problem, 2, Control(), np.random.default_rng(0))
+    # two searches of one start and of five carried from one expert; eight moves each fall back to the one maximum
+    assert found.n_starts == 12
+    assert found.n_replicated <= 12
+
+
+def test_many_subjects_are_searched_as_thoroughly_as_few(data, monkeypatch):
+    """Three experts where there are two: what a subsample shows is not where the maximum of all subjects is."""
+    model = mm.MEMoE("y ~ time | gate: z1 | re: (1 | id)", data, 3, residual="common")
+    best = model.maximum(96, np.random.default_rng(9)).loglik
+    monkeypatch.setattr(estimate, "_SEARCH_ABOVE", 100)
+    monkeypatch.setattr(estimate, "_search_size", lambda problem: 60)
+    found = model.maximum(96, np.random.default_rng(0))
+    assert found.loglik == pytest.approx(best, abs=1e-3)
+    assert found.starts.ends.size == found.starts.n_starts  # counted on all subjects
+
+
+def test_a_fit_is_not_below_the_one_with_an_expert_fewer(data):
+    """One random start alone would be; the smaller fit is carried."""
+    formula = "y ~ time | gate: z1 | re: (1 | id)"
+    two = mm.MEMoE(formula, data, 2).maximum(16, np.random.default_rng(0))
+    for seed in range(2):
+        assert mm.MEMoE(formula, data, 3).maximum(1, np.random.default_rng(seed)).loglik >= two.loglik - 1e-6
+
+
+def test_memory_of_the_check_for_collapse_does_not_grow_with_the_starts():
+    N, S, K = 20_000, 60, 2
+    frame = pd.DataFrame({"y": np.random.default_rng(0).normal(size=N)})
+    problem = mm.MEMoE("y ~ 1", frame, K).problem
+    theta = np.zeros((S, problem.free.size))
+    tracemalloc.start()
+    estimate.collapsed(problem, 1.0, theta)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < S * N * K * 8 / 4
+
+
+# ---- responses without noise ----
+
+
+def exact(n_subjects=60, share=2):
+    rng = np.random.default_rng(0)
+    subject = np.repeat(np.arange(n_subjects), 4)
+    group, x = (subject % share == 0).astype(float), rng.normal(size=4 * n_subjects)
+    return pd.DataFrame({"id": subject, "x": x, "group": group, "y": group + 2 * x})
+
+
+@pytest.mark.parametrize("random", ["(1 | id)", "(1 + x | id)", "(1 || id)"])
+def test_a_response_without_noise_within_subjects_is_refused(random):
+    with pytest.raises(DesignError, match="within subjects the expert columns reproduce the response 'y' exactly"):
+        mm.MEMoE(f"y ~ x | re: {random}", exact(), 2)
+
+
+@pytest.mark.filterwarnings("ignore::mixmoe.errors.ConvergenceWarning")
+@pytest.mark.parametrize("formula", ["y ~ x | re: (0 | id)", "y ~ x"])
+def test_experts_without_noise_are_found_and_flagged(formula):
+    with pytest.warns(DegeneracyWarning, match=r"expert [12] has collapsed on the .*\(50\.0%\) that it carries"):
+        fit = mm.fit(formula, exact(), 2, rng=0)
+    found = fit.params[[f"expert{k}.{c}" for k in (1, 2) for c in ("Intercept", "x")]].to_numpy().reshape(2, 2)
+    assert found[np.argsort(found[:, 0])] == pytest.approx(np.array([[0.0, 2.0], [1.0, 2.0]]), abs=1e-3)
+    assert "not_replicated" not in [flag.code for flag in fit.flags]
+
+
+def test_of_collapsed_solutions_the_highest_is_taken():
+    rank, loglik = np.array([-np.inf, -np.inf]), np.array([3.0, 5.0])
+    np.testing.assert_array_equal(estimate._or_any(rank, loglik), loglik)
+    rank = np.array([-7.0, -np.inf])
+    np.testing.assert_array_equal(estimate._or_any(rank, loglik), rank)
+
+
+# ---- origins ----
+
+SLOPES = "y ~ time + x1 | gate: z1 | re: (1 + time | id)"
+
+
+@pytest.fixture(scope="module")
+def near(data):
+    return mm.fit(SLOPES, data, rng=0, starts=6)
+
+
+@pytest.mark.parametrize(
+    ("column", "shift"), [("time", 3e3), ("time", 3e6), ("time", -3e6), ("x1", 1e7), ("z1", 1e5), ("y", 1e7)]
+)
+def test_an_origin_far_away_changes_no_other_standard_error(column, shift, data, near):
+    far = mm.fit(SLOPES, data.assign(**{column: data[column] + shift}), rng=0, starts=6)
+    assert far.llf == pytest.approx(near.llf, abs=1e-5)
+    assert np.isfinite(far.bse).all()
+    same = [name for name in near.params.index if "Intercept" not in name]
+    assert far.params[same].to_numpy() == pytest.approx(near.params[same].to_numpy(), rel=1e-4, abs=1e-4)
+    assert far.bse[same].to_numpy() == pytest.approx(near.bse[same].to_numpy(), rel=1e-3)
+    assert far.flags == near.flags == ()
+
+
+def test_quadratic_slopes_far_from_their_origin(data):
+    rng = np.random.default_rng(0)
+    bent = data.assign(y=data["y"] + 0.3 * rng.normal(size=150)[data["id"] - 1] * (data["time"] - 2.5) ** 2)
+    formula = "y ~ time + I(time**2) | re: (1 + time + I(time**2) | id)"
+    near, far = (mm.fit(formula, bent.assign(time=bent["time"] + shift), 1) for shift in (0.0, 2000.0))
+    assert far.llf == pytest.approx(near.llf, abs=1e-6)
+    for name in ("expert1.I(time ** 2)", "sd1(I(time ** 2)|id)", "sigma1"):
+        assert far.bse[name] == pytest.approx(near.bse[name], rel=1e-3)
+
+
+def test_an_origin_so_far_that_correlations_have_no_digits_left_is_flagged():
+    rng = np.random.default_rng(3)
+    subject = np.repeat(np.arange(100), 6)
+    time = np.tile(np.arange(6.0), 100) - 2.5
+    effects = rng.normal(size=(100, 2)) * [0.05, 1.0]
+    y = effects[subject, 0] + time * effects[subject, 1] + 0.02 * rng.normal(size=600)
+    frame = pd.DataFrame({"id": subject, "time": time + 3e6, "y": y})
+    with pytest.warns(ApproximationWarning, match=r"origin of 'time' lies 1\.8e\+06 standard deviations .* Subtract"):
+        fit = mm.fit("y ~ time | re: (1 + time | id)", frame, 1)
+    assert "far_origin" in [flag.code for flag in fit.flags]
+
+
+# ---- structure and flags ----
+
+
+def test_an_expert_is_small_up_to_one_subject_more_than_its_own_coefficients(data):
+    def flagged(formula, size):
+        problem = mm.MEMoE(formula, data, 2).problem
+        responsibilities = np.repeat([[1 - size / 150, size / 150]], 150, axis=0)
+        return flags._small(responsibilities, problem) is not None
+
+    assert [flagged("y ~ time + x1", size) for size in (3.9, 3.999, 4.1)] == [True, True, False]
+    assert [flagged("y ~ time + common(x1)", size) for size in (2.9, 2.999, 3.1)] == [True, True, False]
+
+
+@pytest.mark.parametrize("tiny", [0, 1, 2])
+def test_proportional_covariances_of_which_one_all_but_vanishes(tiny, data):
+    """The reference is a number that others are multiples of: it is kept, others are set to zero exactly."""
+    model = mm.MEMoE("y ~ time | gate: z1 | re: (1 + time | id)", data, 3, cov_re="proportional")
+    s, problem = model.structure, model.problem
+    theta = np.random.default_rng(1).normal(size=problem.free.size) * 0.3
+    params = expand(s, problem.free, theta[None])
+    factor = np.array([[0.6, 0.0], [0.2, 0.4]]) * np.array([1.0, 0.8, 0.5])[:, None, None]
+    factor[tiny] *= 1e-6
+    theta = contract(s, replace(params, factor=factor[None]))[0]
+    before = evaluate(problem, theta[None]).loglik[0]
+    at = covariance.find_boundary(problem, model.coordinates, theta)
+    kept = expand(s, problem.free, at.theta[None]).factor[0]
+    assert at.dead[problem.free.scale[1:]].tolist() == [tiny == 1, tiny == 2]
+    assert not at.dead[np.setdiff1d(np.arange(theta.size), problem.free.scale[1:])].any()
+    size = np.linalg.norm(factor, axis=(1, 2))
+    expected = [size[k] if k == 0 or k != tiny else 0.0 for k in range(3)]
+    assert np.linalg.norm(kept, axis=(1, 2)) == pytest.approx(expected, rel=1e-9)
+    assert evaluate(problem, at.theta[None]).loglik[0] == pytest.approx(before, abs=1e-6)
+    first = estimate.largest_first(problem, theta)
+    turned = expand(s, problem.free, first[None]).factor[0]
+    assert np.linalg.norm(turned, axis=(1, 2)).argmax() == 0
+    assert evaluate(problem, first[None]).loglik[0] == pytest.approx(before, abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("cov_re", "residual", "size"),
+    [("expert", "expert", 25), ("common", "expert", 19), ("proportional", "expert", 21), ("expert", "common", 23)],
+)
+def test_the_free_vector_has_as_many_entries_as_the_model_parameters(cov_re, residual, size, data):
+    """Counted by hand: gate 2 x 2, coefficients 3 x 3, covariances 3 x 3, 3 or 3 + 2, residuals 3 or 1."""
+    model = mm.MEMoE("y ~ time + x1 | gate: z1 | re: (1 + time | id)", data, 3, cov_re=cov_re, residual=residual)
+    assert build_free_vector(model.structure).size == size
+
+
+def test_the_likelihood_at_a_far_origin_is_that_of_dense_matrices(data):
+    """Against multivariate normal densities whose covariances are built from what is reported."""
+    fit = mm.fit(SLOPES, data.assign(time=data["time"] + 3e3), rng=0, starts=4)
+    named = fit.params.to_dict()
+    assert fit.llf == pytest.approx(dense.logliks(fit.model.design, named, 2).sum(), abs=1e-4)

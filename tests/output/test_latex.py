@@ -1,0 +1,160 @@
+"""LaTeX that compiles whatever the names are."""
+
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from mixmoe.errors import ArgumentError
+from mixmoe.output.records import Table
+from mixmoe.output.text import latex
+from mixmoe.output.text import latex_escape as escape
+from tests.fake_model import make_data, make_results
+
+AWKWARD = (
+    "x_1",
+    "a&b%",
+    "#",
+    "~",
+    "^",
+    "\\",
+    "\\end{document}",
+    "{",
+    "}}",
+    "$5",
+    "[0]",
+    "*",
+    "a--b",
+    "<|>",
+    "`q'",
+    '"r"',
+    "ünï ñ ç ß ø å Ł ő š ı",
+    "αβγδεζηθικλμνξοπρστυφχψως ΑΒΓΔΘΛΞΠΣΥΦΨΩ ά",
+    "漢字 😀 \u200b\x07",
+    "m² ± 3° × 4 ≤ 5 µ",
+    "",
+    "?` !`",
+)
+
+
+def table(names=AWKWARD, key="one", title="Panel a_b", columns=("Estimate", "P>|z|"), notes=("note %",)):
+    return Table(key, title, columns, tuple(names), tuple((-1.5, 0.0001) for _ in names), ("num", "p"), notes)
+
+
+def compiled(source, folder):
+    (folder / "t.tex").write_text(source, encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
+
+
+needs_pdflatex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+
+
+@needs_pdflatex
+def test_awkward_names_compile(tmp_path):
+    source = latex([table()], "Caption with 50 % & _x_", "tab:awkward_1", ["A note: \\ {"], standalone=True)
+    run = compiled(source, tmp_path)
+    assert run.returncode == 0, run.stdout[-2000:]
+    assert (tmp_path / "t.pdf").exists()
+
+
+@needs_pdflatex
+def test_a_fit_compiles_as_a_fragment(tmp_path):
+    data = (
+        make_data().rename(columns={"x": "x_1", "z": "a&b%"}).assign(g=lambda d: np.where(d["time"] > 1, "#1", "^~\\"))
+    )
+    fit = make_results("y ~ time * x_1 + C(g) | gate: `a&b%` | re: (1 + time | id)", data, blank=(16,))
+    fit.to_latex(tmp_path / "table.tex", caption="Trajectories", label="tab:one")
+    document = "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n\\input{table.tex}\n"
+    run = compiled(document + "See~\\ref{tab:one}.\n\\end{document}\n", tmp_path)
+    assert run.returncode == 0, run.stdout[-2000:]
+    assert "Missing character" not in run.stdout
+
+
+@needs_pdflatex
+def test_long_tables_continue_on_the_next_page(tmp_path):
+    source = latex([table([f"x_{i}" for i in range(95)])], "Long", "tab:long", ["last"], standalone=True)
+    assert source.count(r"\begin{table}") == 3
+    assert source.count(r"\label{tab:long}") == 1
+    assert source.count("Long (continued)") == 2
+    assert source.count("last") == 1
+    run = compiled(source, tmp_path)
+    assert run.returncode == 0, run.stdout[-2000:]
+    assert "Float too large" not in run.stdout
+
+
+def test_the_output_is_ascii():
+    assert latex([table()]).isascii()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("x_1", r"x\_1"),
+        ("a&b%", r"a\&b\%"),
+        ("\\", r"\textbackslash{}"),
+        ("é", r"\'{e}"),
+        ("e\u0301", r"\'{e}"),
+        ("í", r"\'{\i}"),
+        ("λ", r"$\lambda$"),
+        ("Α", "$A$"),
+        ("ς", r"$\varsigma$"),
+        ("漢", "{[}U+6F22{]}"),
+        ("a\n\tb", "a b"),
+        ("--", "{-}{-}"),
+    ],
+)
+def test_escapes(given, expected):
+    assert escape(given) == expected
+
+
+def test_panels_share_a_tabular_and_others_do_not():
+    one, two = table(["a"], "one", "First"), table(["b"], "two", "Second")
+    other = table(["c"], "three", "Third", ("Value", "Share"))
+    source = latex([one, two, other])
+    assert source.count(r"\begin{tabular}") == 2
+    assert source.count(r"\begin{table}") == 1
+    assert source.count(r"\addlinespace") == 1
+    assert r"\caption" not in source
+    assert r"\label" not in source
+
+
+def test_numbers_have_a_true_minus():
+    assert "$-$1.5000 & \\textless{}0.001" in latex([table(["a"])])
+
+
+def test_environments_are_balanced():
+    source = latex([table()], "c", "l", ["n"], standalone=True)
+    begun, ended = (re.findall(rf"\\{word}{{(\w+)}}", source) for word in ("begin", "end"))
+    assert sorted(begun) == sorted(ended)
+
+
+@pytest.mark.parametrize("label", ["a b", "a%", "a}", "ü", "", 3])
+def test_a_label_that_latex_cannot_read(label):
+    with pytest.raises(ArgumentError, match="label may have letters"):
+        latex([table()], label=label)
+
+
+def test_a_caption_that_is_no_text():
+    with pytest.raises(ArgumentError, match="caption must be text, got 3"):
+        latex([table()], caption=3)
+
+
+@pytest.mark.parametrize(
+    ("cell", "printed"),
+    [
+        ("-0.840, -0.166", "$-$0.840, $-$0.166"),
+        ("-1.2 to -0.5", "$-$1.2 to $-$0.5"),
+        ("0.1, -inf", "0.1, $-$inf"),
+        ("-3.2e-05", "$-$3.2e{-}05"),
+        ("2020-01-05", "2020{-}01{-}05"),
+        ("y ~ x -1", r"y $\sim$ x {-}1"),
+    ],
+)
+def test_every_negative_number_has_a_minus_sign(cell, printed):
+    table = Table("a", "", ("u=-1.5",), ("row",), ((cell,),), ("text",))
+    text = latex([table])
+    assert f"row & {printed} " in text
+    assert "u=$-$1.5" in text

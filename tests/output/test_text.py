@@ -1,0 +1,138 @@
+"""Tables as text, HTML and Markdown."""
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from mixmoe.errors import ArgumentError
+from mixmoe.output.records import Table, choose, format_cell
+from mixmoe.output.text import html, markdown, text
+
+AWKWARD = "<script>alert(1)</script> & a|b *c* `d` \\e\n_f_ \"g\" 'h'"
+
+
+def table(key="one", names=("a", "b"), title="Title", notes=()):
+    cells = tuple((1.5 * i, None, 0.04) for i in range(len(names)))
+    return Table(key, title, ("Estimate", "z", "P>|z|"), tuple(names), cells, ("num", ".3f", "p"), tuple(notes))
+
+
+@pytest.mark.parametrize(
+    ("cell", "spec", "expected"),
+    [
+        (None, "num", ""),
+        (np.nan, "num", ""),
+        (3, ".4f", "3"),
+        ("text", ".4f", "text"),
+        (0.0, "num", "0.0000"),
+        (1.23456, "num", "1.2346"),
+        (-123456.0, "num", "-1.235e+05"),
+        (1.2e-5, "num", "1.2e-05"),
+        (0.0004, "p", "<0.001"),
+        (0.0007, "p", "<0.001"),  # as R: format.pval(c(.0007, .0009999, .001, .0015), digits = 1, eps = .001)
+        (0.0009999, "p", "<0.001"),
+        (0.001, "p", "0.001"),
+        (0.0014, "p", "0.001"),
+        (0.0016, "p", "0.002"),
+        (0.05, "p", "0.050"),
+        (np.inf, "num", "inf"),
+        (2.5, ".1f", "2.5"),
+        (-0.0002, ".3f", "0.000"),
+        (-0.0, "num", "0.0000"),
+        (-0.0102, ".3f", "-0.010"),
+        (np.float64(2.5), ".1f", "2.5"),
+    ],
+)
+def test_cells(cell, spec, expected):
+    assert format_cell(cell, spec) == expected
+
+
+def test_text_columns_are_aligned():
+    lines = text([table(), table("two", ("a much longer name", "ß漢字é"))], "Everything").splitlines()
+    rows = [line for line in lines if line.endswith("0.040")]
+    assert len(rows) == 4
+    assert {display_width(line) for line in rows} == {display_width(rows[0])}
+    assert lines[0].strip() == "Everything"
+    assert max(map(display_width, lines)) == 78
+
+
+def display_width(line):
+    return sum(2 if ord(c) > 0x2E80 else 1 for c in line)
+
+
+def test_a_short_formula_too_has_a_line_of_its_own_at_the_top():
+    pairs = {"Rows per subject": "1 / 1 / 1 (min / median / max)", "Rows": 10, "Formula": "y ~ x"}
+    header = Table("header", "", ("",), tuple(pairs), tuple((v,) for v in pairs.values()), (".3f",))
+    lines = text([header]).splitlines()
+    assert sum("Formula" in line for line in lines) == 1
+    assert next(line for line in lines if "Formula" in line).split() == ["Formula:", "y", "~", "x"]
+
+
+def test_text_header_is_two_columns():
+    pairs = {"Rows": 10, "Subjects": 3, "Formula": "y ~ " + " + ".join(f"x{i}" for i in range(30)), "AIC": 1.23456}
+    header = Table("header", "", ("",), tuple(pairs), tuple((v,) for v in pairs.values()), (".3f",))
+    lines = text([header]).splitlines()
+    assert lines[1].startswith("Formula:  y ~ x0")
+    assert re.fullmatch(r"Rows: +10 +AIC: +1.235", lines[2])
+    assert re.fullmatch(r"Subjects: +3", lines[3])
+
+
+def test_notes_are_wrapped_and_numbered():
+    shown = text([table(notes=["short"])], notes=["word " * 40, "second"])
+    assert "\nshort\n[1] word" in shown
+    assert "\n    word" in shown
+    assert shown.endswith("[2] second")
+
+
+def test_text_keeps_rows_on_one_line():
+    shown = text([table(names=("a\nb\tc\x1b[31m", "d"))])
+    assert "a b c [31m" in shown
+    assert "\x1b" not in shown
+
+
+class Checker(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open, self.data, self.seen = [], [], set()
+
+    def handle_starttag(self, tag, attrs):
+        self.open.append(tag)
+        self.seen.add(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.data.append(data)
+
+
+def test_html_is_balanced_and_escaped():
+    source = html([table(names=(AWKWARD, "b"), title=AWKWARD, notes=[AWKWARD])], AWKWARD, [AWKWARD])
+    parser = Checker()
+    parser.feed(source)
+    assert not parser.open
+    assert "script" not in parser.seen
+    assert parser.data.count(AWKWARD) == 5
+
+
+def test_markdown_has_as_many_bars_in_each_line():
+    source = markdown([table(names=(AWKWARD, "b"), notes=[AWKWARD])], AWKWARD, ["note"])
+    rows = [line for line in source.splitlines() if line.startswith("| ")]
+    assert len(rows) == 4
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {5}
+    assert "<script>" not in source.replace(r"\<", "")
+    assert source.endswith("\n\n- note\n")
+
+
+def test_choosing_tables():
+    tables = (table("gate"), table("random"))
+    assert [t.key for t in choose(tables, ["random", "gate"])] == ["random", "gate"]
+    assert choose(tables, "gate") == tables[:1]
+    assert choose(tables, None) == tables
+    with pytest.raises(ArgumentError, match="no table 'gat'; tables are 'gate', 'random'"):
+        choose(tables, ["gat"])
+    with pytest.raises(ArgumentError, match="at least one of"):
+        choose(tables, [])
+    with pytest.raises(ArgumentError, match="tables must be names such as 'gate', 'random', got 3"):
+        choose(tables, 3)
