@@ -13,7 +13,7 @@ from mixmoe.report.side_by_side import table
 if TYPE_CHECKING:
     from mixmoe.mixed.model import MEMoE
     from mixmoe.mixed.results import MEMoEResults
-    from mixmoe.neural.model import NME, nme
+    from mixmoe.neural.model import NME
     from mixmoe.neural.results import NMEResults
     from mixmoe.selection.choice import Selection, select
     from mixmoe.varying.model import VCMoE
@@ -33,7 +33,6 @@ __all__ = [
     "errors",
     "fit",
     "load",
-    "nme",
     "select",
     "simulate",
     "table",
@@ -46,7 +45,6 @@ _WHERE = {
     "Selection": "mixmoe.selection.choice",
     "VCMoE": "mixmoe.varying.model",
     "VCMoEResults": "mixmoe.varying.results",
-    "nme": "mixmoe.neural.model",
     "select": "mixmoe.selection.choice",
 }
 

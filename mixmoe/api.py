@@ -1,10 +1,7 @@
 """The two doors of the package: `fit` a formula, `load` a file."""
 
-import inspect
 import os
 from collections.abc import Mapping
-from importlib import import_module
-from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -12,41 +9,33 @@ import pandas as pd
 from mixmoe import results
 from mixmoe.design.formula import MoEFormula, parse_formula
 from mixmoe.errors import ArgumentError
-
-_FAMILIES: Mapping[str, str] = MappingProxyType(
-    {"MEMoE": "mixmoe.mixed.model", "VCMoE": "mixmoe.varying.model", "NME": "mixmoe.neural.model"}
-)
-_OF_COVARIANCE: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"MEMoE": ("cluster", "correction", "n_boot", "n_jobs"), "VCMoE": ("correction",), "NME": ()}
-)
-_ASKED_BY: Mapping[str, str] = MappingProxyType(
-    {"VCMoE": "formulas with a section 'vary: u'", "MEMoE": "formulas without a section 'vary:'"}
-)
+from mixmoe.families import families, family_of, model_options
 
 
-def fit(formula: str, data: Any, experts: int = 2, **options: Any) -> Any:
-    """Fit a mixture of experts.
+def fit(formula: str | MoEFormula, data: Any, experts: int | None = None, **options: Any) -> Any:
+    """Fit a mixture of experts, or a network with person effects.
 
     Parameters
     ----------
     formula : str
-        ``"y ~ time + x | gate: z | re: (1 + time | id)"`` is a `MEMoE`, ``"y ~ x | gate: z | vary: u"`` a `VCMoE`.
+        ``"y ~ time + x | gate: z | re: (1 + time | id)"`` is a `MEMoE`, ``"y ~ x | gate: z | vary: u"`` a `VCMoE`,
+        ``"y ~ x | re: (last | id)"`` with ``hidden=`` or ``network=`` an `NME`, and so is a formula with ``seq: day``.
     data : DataFrame (pandas or polars) or mapping of columns
-    experts : int
-        Number of experts; 1 is the ordinary mixed model.
+    experts : int, optional
+        Number of experts, 2 unless given; 1 is the ordinary mixed model. A network has none.
     **options
-        Of the model (`MEMoE`: ``cov_re=``, ``residual=``, ``errors=`` ...; `VCMoE`: ``bandwidth=``, ``family=`` ...;
-        both: ``context=``, ``formula_engine=``) and of its fit (``starts=``, ``start=``, ``rng=``, ``cov_type=``,
-        ``max_iter=``, ``tol=``, ``progress=`` ...).
+        Of the model (`MEMoE`: ``cov_re=``, ``residual=``, ``errors=`` ...; `VCMoE`: ``bandwidth=`` ...; `NME`:
+        ``hidden=``, ``network=`` ...; all: ``family=``, ``context=``, ``formula_engine=``) and of its fit (``rng=``,
+        ``progress=``; of mixtures ``starts=``, ``start=``, ``cov_type=``, ``max_iter=``, ``tol=`` ...).
 
     Returns
     -------
-    MEMoEResults or VCMoEResults
+    MEMoEResults, VCMoEResults or NMEResults
 
     Raises
     ------
     FormulaError, DesignError, ArgumentError
-        See `MEMoE`, `VCMoE`.
+        See `MEMoE`, `VCMoE`, `NME`.
 
     Examples
     --------
@@ -56,52 +45,18 @@ def fit(formula: str, data: Any, experts: int = 2, **options: Any) -> Any:
     -875.97
     """
     parsed = formula if isinstance(formula, MoEFormula) else parse_formula(formula)
-    family = family_of(parsed)
+    family = family_of(parsed, options)
+    if family.spec.has_experts:
+        options = {"experts": 2 if experts is None else experts, **options}
+    elif experts not in (None, 1):
+        raise ArgumentError(f"{family.spec.name} has no experts, got experts={experts!r}; leave it out")
     for_model = model_options(family, options)
-    model = family(parsed, data, experts, **for_model)
-    return model.fit(**{k: v for k, v in options.items() if k not in for_model})
-
-
-def family_of(formula: MoEFormula, network: bool = False) -> Any:
-    """The class that fits a formula; that of networks, whose formulas look alike, if `network`."""
-    return _family("NME" if network else "VCMoE" if formula.vary is not None else "MEMoE")
-
-
-def model_options(family: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the options that the constructor of a family takes.
-
-    Raises
-    ------
-    ArgumentError
-        If neither constructor nor fit has one of them.
-    """
-    for_model = inspect.signature(family.__init__).parameters
-    for_fit = inspect.signature(family.fit).parameters
-    covariance = _OF_COVARIANCE[family.family_name]
-    for name in options:
-        if name not in for_model and name not in for_fit and name not in covariance:
-            known = [n for n in (*for_model, *for_fit, *covariance) if n not in ("self", "cov_options")]
-            raise ArgumentError(f"fit has no option {name!r}; {_elsewhere(name, family)}it has {', '.join(known)}")
-    return {name: value for name, value in options.items() if name in for_model}
-
-
-def _elsewhere(option: str, family: Any) -> str:
-    """In words which other family has an option and how to ask for it; none for options that nobody has."""
-    others = [name for name in _ASKED_BY if name != family.family_name]
-    found = [name for name in others if option in inspect.signature(_family(name).__init__).parameters]
-    return "".join(f"{name} has, which fits {_ASKED_BY[name]}; " for name in found[:1])
-
-
-def _family(name: str) -> Any:
-    """The class of a family, imported when it is needed."""
-    return getattr(import_module(_FAMILIES[name]), name)
+    model = family(parsed, data, **for_model)
+    return model.fit(**{name: value for name, value in options.items() if name not in for_model})
 
 
 def load(
-    path: str | os.PathLike[str],
-    data: pd.DataFrame | None = None,
-    context: Mapping[str, Any] | None = None,
-    network: Any = None,
+    path: str | os.PathLike[str], data: pd.DataFrame | None = None, context: Mapping[str, Any] | None = None
 ) -> results.MoEResults:
     """A fit from a file that its `save` wrote; reading it cannot run code.
 
@@ -112,8 +67,6 @@ def load(
         The data of the fit, if it was saved without them.
     context : mapping, optional
         Functions and constants that the formula uses; give it only for files that you trust.
-    network : torch.nn.Module, optional
-        The network of a fit that had one of your own; the file holds its parameters, not its code.
 
     Returns
     -------
@@ -124,4 +77,4 @@ def load(
     SavedFileError
         If the file is no saved fit, or its formula is not limited to the built-in transforms.
     """
-    return results.load(path, {name: _family(name) for name in _FAMILIES}, data, context, network)
+    return results.load(path, families(), data, context)

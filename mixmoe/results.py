@@ -5,25 +5,24 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 
-from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_rng
 from mixmoe.atomic import write_text
 from mixmoe.check.assessment import Assessment, ExpertTests
 from mixmoe.check.diagnosis import PANELS, Diagnosis
 from mixmoe.design.design import Design
-from mixmoe.design.formula import MoEFormula
 from mixmoe.design.frame import whole_frame
 from mixmoe.errors import ArgumentError, MixmoeError, MixmoeWarning, SavedFileError
+from mixmoe.families import DrawsResponses, Model, require
 from mixmoe.inference.labelled import LabelledResults
 from mixmoe.inference.likelihood_ratio import FitSide, LRTest, lr_test
 from mixmoe.inference.uncertainty import DESCRIPTIONS, ParamCov, checked_alpha, checked_cov_type
 from mixmoe.inference.wald import InvalidTest
-from mixmoe.mixture.estimate import EMFit, ParamLayout, criteria
+from mixmoe.mixture.estimate import EMFit, criteria
 from mixmoe.output.plots import draw, draw_panels, draw_responsibilities
 from mixmoe.output.records import Cell, Curve, Marks, Observed, Table, choose
 from mixmoe.output.saved import (
@@ -43,61 +42,18 @@ from mixmoe.report.reporting import Reporting
 PathLike = str | os.PathLike[str]
 
 
-class FittedModel(Protocol):
-    """What results need from a model.
-
-    Attributes
-    ----------
-    family_name : str
-        ``"MEMoE"`` ...
-    formula : MoEFormula
-    design : Design
-    layout : ParamLayout
-    n_experts : int
-    settings : Mapping of str to JSON values
-        Constructor arguments, without formula and data, that rebuild the model; those named ``cov_re`` and
-        ``residual`` ("common" < "proportional" < "expert") may be nested in a likelihood-ratio test.
-    """
-
-    @property
-    def family_name(self) -> str: ...  # noqa: D102
-    @property
-    def formula(self) -> MoEFormula: ...  # noqa: D102
-    @property
-    def design(self) -> Design: ...  # noqa: D102
-    @property
-    def layout(self) -> ParamLayout: ...  # noqa: D102
-    @property
-    def n_experts(self) -> int: ...  # noqa: D102
-    @property
-    def settings(self) -> Mapping[str, Any]: ...  # noqa: D102
-
-    def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
-        """Covariance of the estimates of `fit`."""
-        ...
-
-
-class Family(Protocol):
-    """What `load` needs from a family: a way from saved settings to results."""
-
-    @classmethod
-    def from_saved(cls, saved: SavedFit, context: Mapping[str, Any] | None) -> "MoEResults":
-        """Results of a saved fit; `saved.data` is never None, and the design must pass through `restored`."""
-        ...
-
-
 class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults):
     """A fitted mixture of experts.
 
     Parameters
     ----------
-    model : FittedModel
+    model : Model
     fit : EMFit
     cov : ParamCov
 
     Attributes
     ----------
-    model : FittedModel
+    model : Model
     em : EMFit
         Estimates, trace, starts, as the optimiser returned them.
     llf, aic, bic, sabic, icl : float
@@ -120,7 +76,7 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
     A subclass may override `tables`, `curves` and `_observed`; all output derives from them.
     """
 
-    def __init__(self, model: FittedModel, fit: EMFit, cov: ParamCov) -> None:
+    def __init__(self, model: Model, fit: EMFit, cov: ParamCov) -> None:
         npar = len(fit.params)
         _check_sizes(model, fit, cov)
         super().__init__(model, model.layout, fit.params, cov, df_resid=model.design.n - npar)
@@ -367,13 +323,10 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
             One column per draw, rows in the order of the data.
         """
         n, generator = checked_count(n, "n"), checked_rng(rng)
-        draws = [self._draw(generator) for _ in range(n)]
+        family = require(self, DrawsResponses, "simulate", self.model.spec)
+        draws = [family._draw(generator) for _ in range(n)]
         columns = {f"draw{i + 1}": self.model.design.in_order(draw) for i, draw in enumerate(draws)}
         return pd.DataFrame(columns, index=self._row_index)
-
-    def _draw(self, rng: np.random.Generator) -> Array:
-        """One response per row of the design, shape (n,); families that cannot draw refuse."""
-        raise ArgumentError(f"{self.model.family_name} does not simulate responses; fit a MEMoE or VCMoE to do so")
 
     def save(self, path: PathLike, data: bool = True) -> None:
         """Write the fit to a file that `mixmoe.load` reads; no pickle.
@@ -392,13 +345,13 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         """
         model = self.model
         saved = SavedFit(
-            family=model.family_name,
+            family=model.spec.name,
             formula=model.formula.text,
             settings=model.settings,
             names=model.layout.names,
             fit=self.em,
             cov=self.cov,
-            checksum=checksum(model.design.response),
+            checksum=checksum(np.asarray(model.design.response)),
             data=model.design.frame if data else None,
             rows=_saved_rows(model.design) if data else None,
             columns=fingerprints(model.design.frame),
@@ -408,7 +361,7 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
 
 def load(
     path: PathLike,
-    families: Mapping[str, type[Family]],
+    known: Mapping[str, Any],
     data: pd.DataFrame | None = None,
     context: Mapping[str, Any] | None = None,
     network: Any = None,
@@ -418,8 +371,8 @@ def load(
     Parameters
     ----------
     path : path-like
-    families : mapping of str to class
-        Known families by name.
+    known : mapping of str to class
+        Registered families by name.
     data : DataFrame, optional
         The data of the fit, if it was saved without them; others are refused.
     context : mapping, optional
@@ -438,8 +391,8 @@ def load(
         If the file is no saved fit, its formula is not safe, or the model cannot be rebuilt from it.
     """
     saved = read(path)
-    if saved.family not in families:
-        raise SavedFileError(f"{str(path)!r} holds a {saved.family!r}, known are {', '.join(map(repr, families))}")
+    if saved.family not in known:
+        raise SavedFileError(f"{str(path)!r} holds a {saved.family!r}, known are {', '.join(map(repr, known))}")
     if context is None:
         require_safe_formula(saved, path)
     if saved.data is None and data is None:
@@ -455,7 +408,7 @@ def load(
     with warnings.catch_warnings():  # dropped rows and columns were reported when the model was fitted
         warnings.simplefilter("ignore", MixmoeWarning)
         try:
-            results = families[saved.family].from_saved(whole, context)
+            results: MoEResults = known[saved.family].from_saved(whole, context)
         except MixmoeError as error:
             raise SavedFileError(
                 f"the model in {str(path)!r} cannot be rebuilt from these data, which are not those of the fit: {error}"
@@ -464,7 +417,7 @@ def load(
     return results
 
 
-def _check_sizes(model: FittedModel, fit: EMFit, cov: ParamCov) -> None:
+def _check_sizes(model: Model, fit: EMFit, cov: ParamCov) -> None:
     """Refuse records that do not belong together; a defect of a family, not of a user's input."""
     n_params, n_units, n_experts = len(model.layout.names), model.design.n_units, model.n_experts
     if fit.params.shape != (n_params,) or cov.matrix.shape != (n_params, n_params):
@@ -479,7 +432,7 @@ def _check_sizes(model: FittedModel, fit: EMFit, cov: ParamCov) -> None:
 
 def _title(results: MoEResults) -> str:
     k = results.model.n_experts
-    return f"{results.model.family_name} with {k} expert{'s' if k > 1 else ''}"
+    return f"{results.model.spec.name} with {k} expert{'s' if k > 1 else ''}"
 
 
 def _facts(results: MoEResults) -> tuple[tuple[str, Cell], ...]:
@@ -491,7 +444,7 @@ def _facts(results: MoEResults) -> tuple[tuple[str, Cell], ...]:
     replicated = f"{em.starts.n_replicated} of {em.starts.n_starts} starts"
     return (
         ("Formula", results.model.formula.text),
-        ("Model", results.model.family_name),
+        ("Model", results.model.spec.name),
         ("Experts", results.model.n_experts),
         ("Subjects", results.n_units if grouped else None),
         ("Rows", results.nobs),
@@ -510,7 +463,7 @@ def _facts(results: MoEResults) -> tuple[tuple[str, Cell], ...]:
     )
 
 
-def column_facts(model: FittedModel) -> tuple[tuple[str, Cell], ...]:
+def column_facts(model: Model) -> tuple[tuple[str, Cell], ...]:
     """Lines of the header for what enters the likelihood beside the formula: columns, and a penalty."""
     used = (("Trials", "trials"), ("Offset", "offset"), ("Weights", "weights"), ("Gate penalty", "gate_penalty"))
     given = ((label, model.settings.get(key)) for label, key in used)
@@ -536,7 +489,7 @@ def _chosen(results: MoEResults, keys: Sequence[str] | str | None, options: Mapp
     for name in options:
         if name not in known:
             raise ArgumentError(
-                f"tables of {results.model.family_name} have no option {name!r}; they have {', '.join(known)}"
+                f"tables of {results.model.spec.name} have no option {name!r}; they have {', '.join(known)}"
             )
     tables = results.tables(**options)
     return choose(tables, [t.key for t in tables if t.key != "header"] if keys is None else keys)
@@ -557,13 +510,13 @@ def _side(results: MoEResults) -> FitSide:
     unconverged = () if em.converged else ("not_converged",)
     gate = design.gate if len(design.gate) == design.n else design.gate[design.codes]
     return FitSide(
-        family=model.family_name,
+        family=model.spec.name,
         varies=formula.vary is not None,
         n_experts=model.n_experts,
         loglik=em.loglik + em.penalty,
         npar=len(em.params),
         flags=(*unconverged, *(flag.code for flag in em.flags)),
-        response=design.response[order],
+        response=np.asarray(design.response)[order],
         rows=design.position[order],
         units=design.codes[order],
         expert=design.expert[order][:, ~design.common],

@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ import pandas as pd
 from mixmoe.design.design import build_design
 from mixmoe.design.formula import parse_formula
 from mixmoe.errors import MixmoeWarning
+from mixmoe.families import FamilySpec
 from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.mixture.estimate import EMFit, Flag, Parameter, ParamLayout, Starts
 from mixmoe.output.records import Curve, Observed
@@ -57,6 +59,11 @@ def random_parameters(design, k):
     return made + [Parameter(f"corr{mark}({a},{b}|{group})", "random", f"corr({a},{b})", k) for a, b in pairs]
 
 
+SPEC = FamilySpec(
+    name="Fake", title="Made-up estimates.", estimation="Not estimated.", asked_by="formulas of tests", section="vary"
+)
+
+
 @dataclass(frozen=True)
 class FakeModel:
     text: str
@@ -65,7 +72,7 @@ class FakeModel:
     cov_re: str = "expert"
     residual: str = "expert"
     context: dict | None = None
-    family_name: str = "Fake"
+    spec: ClassVar[FamilySpec] = SPEC
     design: object = field(init=False)
 
     def __post_init__(self):

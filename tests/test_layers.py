@@ -18,6 +18,7 @@ LAYERS = (
     {"mixture"},
     {"inference"},
     {"output"},
+    {"families"},
     {"three_step"},
     {"check"},
     {"report"},

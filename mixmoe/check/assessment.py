@@ -10,19 +10,19 @@ import pandas as pd
 from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_rng
 from mixmoe.atomic import PathLike
 from mixmoe.check.adequacy import Adequacy, ClassificationTable, adequacy, classification_table, memberships
-from mixmoe.check.influence import FirstOrder, GatePoint, Influence, gate_effects, influence
+from mixmoe.check.influence import Influence, gate_effects, influence
 from mixmoe.check.number_of_experts import (
     STOPS,
     ExpertsTest,
     Stability,
     VLMRTest,
     bootstrap_test,
-    refuse_tests,
     resampled_labels,
     stability,
     vlmr,
 )
 from mixmoe.errors import ArgumentError
+from mixmoe.families import HasCurvature, HasExperts, HasGate, HasScores, Model, require
 from mixmoe.inference.uncertainty import ParamCov, checked_alpha
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.estimate import EMFit
@@ -31,8 +31,6 @@ from mixmoe.three_step.distal import Distal, Predictors, distal, predictors
 from mixmoe.three_step.estimates import METHODS, Assignment, Method, build_assignment
 
 GIVEN = ("history", "covariates")
-_REFIT = "refit without the units in question"
-_NAIVE = "method='naive' does without, but is not corrected for classification error"
 
 
 class Assessment:
@@ -40,14 +38,18 @@ class Assessment:
 
     Notes
     -----
-    A family supplies `_first_order` and `_gate_points`; without them the methods that need them say so.
+    For families that have the capabilities `HasScores` and `HasGate`; the methods refuse with the reason of the others.
     """
 
-    model: Any
+    model: Model
     em: EMFit
     cov: ParamCov
-    bse: Any
-    responsibilities: Any
+    bse: pd.Series
+
+    @property
+    def responsibilities(self) -> pd.DataFrame:
+        """Posterior expert probabilities, one row per unit."""
+        raise NotImplementedError
 
     def adequacy(self) -> Adequacy:
         """How well units are told apart: average posterior probabilities, odds of correct classification, entropy.
@@ -97,7 +99,8 @@ class Assessment:
             If the family has no score per unit.
         """
         names = self.model.layout.names
-        return influence(self._first_order("influence"), self.responsibilities.index, names, self.bse.to_numpy())
+        found = require(self, HasScores, "influence", self.model.spec)._first_order()
+        return influence(found, self.responsibilities.index, names, self.bse.to_numpy())
 
     def gate_effects(
         self, covariates: str | Sequence[str] | None = None, *, alpha: float = 0.05, dummy: bool = False
@@ -137,7 +140,7 @@ class Assessment:
         """
         if self.model.n_experts == 1:
             raise ArgumentError("gate_effects needs at least 2 experts, got 1, whose probability is one")
-        points = self._gate_points()
+        points = require(self, HasGate, "gate_effects", self.model.spec)._gate_points()
         return gate_effects(self.model.design, points, self.cov.of_bounded, checked_alpha(alpha), covariates, dummy)
 
     def distal(self, formula: str, outcomes: Any, *, method: Method = "bch", kind: str = "auto") -> Distal | Predictors:
@@ -235,24 +238,13 @@ class Assessment:
         tau = self.em.responsibilities
         if method == "naive":
             return build_assignment(tau, np.zeros((len(tau), 0)), np.zeros((*tau.shape, 0)))
-        at = self._first_order(what)
+        at = require(self, HasScores, f"{what} with method={method!r}", self.model.spec)._first_order()
         return build_assignment(tau, at.moves, at.slopes)
 
     @property
     def _unit_word(self) -> str:
         """What the independent units are."""
         return "rows" if self.model.design.names.group is None else "subjects"
-
-    def _first_order(self, what: str) -> FirstOrder:
-        """Scores, inverse information and slopes of the responsibilities; families without them refuse."""
-        raise ArgumentError(
-            f"{what} needs a score per unit of one parameter vector, which {self.model.family_name} does not have; "
-            + (_REFIT if what == "influence" else _NAIVE)
-        )
-
-    def _gate_points(self) -> tuple[GatePoint, ...]:
-        """The gate, at several index values if coefficients vary; families without a softmax gate refuse."""
-        raise ArgumentError(f"{self.model.family_name} has no softmax gate, so it has no gate effects; use predict()")
 
 
 _UNUSABLE = ("degenerate", "interrupted")
@@ -261,7 +253,7 @@ _UNUSABLE = ("degenerate", "interrupted")
 class ExpertTests:
     """Tests of the number of experts, and stability of what they are."""
 
-    model: Any
+    model: Model
     em: EMFit
 
     def test_experts(
@@ -321,13 +313,13 @@ class ExpertTests:
         checked_choice(stop, "stop", STOPS)
         checked_count(n_boot, "n_boot")
         checked_count(starts, "starts", least=0)
-        refused = self._refused()
-        if refused is not None:
-            return refused
+        model = self._to_test("test_experts")
+        if isinstance(model, InvalidTest):
+            return model
         key = ("experts", self._identity(), n_boot, starts, stop, checked_alpha(alpha))
         n_jobs, experts = checked_jobs(n_jobs), self.model.n_experts
         with Journal(checkpoint, fingerprint(key), rng) as journal:
-            return bootstrap_test(self.model, experts, journal, n_boot, starts, stop, alpha, n_jobs, progress)
+            return bootstrap_test(model, experts, journal, n_boot, starts, stop, alpha, n_jobs, progress)
 
     def vlmr_test(self, *, starts: int = 8, rng: Any = None) -> VLMRTest | InvalidTest:
         """Vuong-Lo-Mendell-Rubin test of K against K - 1 experts; quick, but without a valid theory.
@@ -355,14 +347,14 @@ class ExpertTests:
         Vuong (1989), Econometrica 57, 307-333. Lo, Mendell & Rubin (2001), Biometrika 88, 767-778. Jeffries (2003),
         Biometrika 90, 991-994.
         """
-        refused = self._refused()
-        if refused is not None:
-            return refused
-        if not hasattr(self.model, "curvature"):
+        model = self._to_test("vlmr_test")
+        if isinstance(model, InvalidTest):
+            return model
+        if not isinstance(model, HasCurvature):
             return InvalidTest("these estimates do not maximise a likelihood; use test_experts")
         below = self.model.n_experts - 1
-        null = self.model.estimate(below, checked_count(starts, "starts") * below, checked_rng(rng))
-        return vlmr(self.model, self.model.estimated(self.em), null)
+        null = model.estimate(below, checked_count(starts, "starts") * below, checked_rng(rng))
+        return vlmr(model, model.estimated(self.em), null)
 
     def stability(
         self,
@@ -401,10 +393,10 @@ class ExpertTests:
         Analysis 52, 258-271.
         """
         checked_count(n_boot, "n_boot")
-        reason = refuse_tests(self.model) if not hasattr(self.model, "reclassified") else None
-        if self.model.n_experts == 1 or reason is not None:
-            raise ArgumentError(reason or "stability needs at least two experts, got a fit with one")
-        task, n_jobs = resampled_labels(self.model, self.em), checked_jobs(n_jobs)
+        model = require(self.model, HasExperts, "stability", self.model.spec)
+        if self.model.n_experts == 1:
+            raise ArgumentError("stability needs at least two experts, got a fit with one")
+        task, n_jobs = resampled_labels(model, self.em), checked_jobs(n_jobs)
         with Journal(checkpoint, fingerprint(("stability", self._identity(), n_boot)), rng) as journal:
             calls = [partial(task, seed) for seed in journal.rng.spawn(n_boot)]
             found = journal.run(calls, n_jobs, "resamples", progress)
@@ -420,11 +412,13 @@ class ExpertTests:
         design = self.model.design
         return (self.model.formula.text, self.model.n_experts, self.em.loglik, self.em.params.tolist(), design.n)
 
-    def _refused(self) -> InvalidTest | None:
+    def _to_test(self, what: str) -> HasExperts | InvalidTest:
+        """The model, if its number of experts can be tested with these data, else the reason why not."""
+        model = require(self.model, HasExperts, what, self.model.spec)
         if self.model.n_experts == 1:
             return InvalidTest("one expert is the smallest model; fit two experts and test those")
-        reason = refuse_tests(self.model)
+        reason = model.refuse_tests()
         bad = [flag.code for flag in self.em.flags if flag.code in _UNUSABLE]
         if reason is None and bad:
             reason = f"the fit is {bad[0]}, so that its log-likelihood is not the maximum; fit it again first"
-        return None if reason is None else InvalidTest(reason)
+        return model if reason is None else InvalidTest(reason)

@@ -1,7 +1,7 @@
 """Residuals, profiles and diagnostic figures of every fitted model."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -11,10 +11,8 @@ import pandas as pd
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_rng
-from mixmoe.check.profile import SPACES, Likelihood, Profile, profile_around, profile_at
+from mixmoe.check.profile import SPACES, Profile, profile_around, profile_at
 from mixmoe.check.residuals import (
-    Distribution,
-    Effects,
     binned_means,
     effects_panels,
     fit_panel,
@@ -27,6 +25,16 @@ from mixmoe.check.residuals import (
 )
 from mixmoe.design.design import Axis, axis_of, continuous_columns
 from mixmoe.errors import ArgumentError
+from mixmoe.families import (
+    Distribution,
+    Effects,
+    HasDistribution,
+    HasErrorCovariance,
+    HasLikelihood,
+    HasRandomEffects,
+    Model,
+    require,
+)
 from mixmoe.inference.uncertainty import checked_alpha, scale_of
 from mixmoe.mixture.estimate import EMFit, ParamLayout
 from mixmoe.output.plots import draw_panels
@@ -42,15 +50,16 @@ class Diagnosis:
 
     Notes
     -----
-    A family names its kinds of residuals in `_resid_kinds`, has `fitted(kind)` for all but ``"quantile"``, and for it
-    supplies `_distribution`. `_axis`, `_expert_means`, `_mean_errors`, `_effects` and `_likelihood` supply the figures.
+    A family names its kinds of residuals in `_resid_kinds` and has `fitted(kind)` for all but ``"quantile"``, which
+    needs the capability `HasDistribution`. `_axis`, `_expert_means` and `_mean_errors` supply the figure of means;
+    profiles need `HasLikelihood`, the figure of random effects `HasRandomEffects`.
     """
 
-    model: Any
+    model: Model
     em: EMFit
-    bse: Any
-    fitted: Any
-    predict: Any
+    bse: pd.Series
+    fitted: Callable[..., pd.Series]
+    predict: Callable[..., pd.DataFrame]
     _layout: ParamLayout
     _resid_kinds: tuple[str, ...] = ()
 
@@ -81,15 +90,16 @@ class Diagnosis:
         Dunn & Smyth (1996), Journal of Computational and Graphical Statistics 5, 236-244.
         """
         if not self._resid_kinds:
-            raise ArgumentError(f"{self.model.family_name} has no resid() for this response; compare predict() with it")
+            raise ArgumentError(f"{self.model.spec.name} has no resid() for this response; compare predict() with it")
         kind = self._resid_kinds[0] if kind is None else kind
         checked_choice(kind, "kind", self._resid_kinds)
         checked_choice(given, "given", GIVEN)
         design, index = self.model.design, self._row_index
         if kind == "quantile":
-            values = design.in_order(quantile_residuals(self._distribution(given), checked_rng(rng)))
+            values = design.in_order(quantile_residuals(self._places(given), checked_rng(rng)))
         elif kind == "normalized":
-            values = design.in_order(self._normalized())
+            family = require(self, HasErrorCovariance, "resid('normalized')", self.model.spec)
+            values = design.in_order(family._normalized())
         else:
             values = design.in_order(np.asarray(design.response)) - self.fitted(kind).to_numpy()
         return pd.Series(values, index=index, name="resid")
@@ -100,13 +110,9 @@ class Diagnosis:
         design = self.model.design
         return design.rows[np.argsort(design.position, kind="stable")]
 
-    def _normalized(self) -> Array:
-        """Normalised residuals, rows in the order of the design."""
-        raise NotImplementedError
-
-    def _distribution(self, given: str) -> Distribution:
+    def _places(self, given: str) -> Distribution:
         """Where each response lies in its fitted distribution, rows in the order of the design."""
-        raise NotImplementedError
+        return require(self, HasDistribution, "resid('quantile')", self.model.spec)._distribution(given)
 
     def profile(self, parameter: str, *, values: Any = None, points: int = 21, alpha: float = 0.05) -> Profile:
         """Log-likelihood with one parameter held, maximised over the rest.
@@ -133,7 +139,7 @@ class Diagnosis:
         ArgumentError
             If there is no such parameter, it lies on its boundary, or the family has no likelihood to profile.
         """
-        likelihood = self._likelihood()
+        likelihood = require(self, HasLikelihood, "profile", self.model.spec)._likelihood()
         names = list(self._layout.names)
         checked_choice(parameter, "parameter", names)
         i = names.index(parameter)
@@ -165,7 +171,7 @@ class Diagnosis:
         checked_choice(kind, "kind", tuple(PANELS))
         if not self._resid_kinds and kind not in ("starts", "random_effects"):
             raise ArgumentError(
-                f"{self.model.family_name} has no figure {kind!r} for this response; compare predict() with it"
+                f"{self.model.spec.name} has no figure {kind!r} for this response; compare predict() with it"
             )
         made = getattr(self, PANELS[kind])
         allowed = list(inspect.signature(made).parameters)
@@ -195,7 +201,7 @@ class Diagnosis:
         is true; the QQ envelope is simultaneous. Observed means are weighted by responsibilities. Of more than two
         random effects the first two are shown; ``plot("random_effects")`` has all pairs.
         """
-        effects = () if self._effects() is None else self.panels("random_effects")
+        effects = () if self._predicted_effects() is None else self.panels("random_effects")
         if len(effects) > 1:
             effects = (replace(effects[0], note="all pairs: plot('random_effects')"),)
         made = [*self.panels("residuals"), *self.panels("qq"), *effects, *self.panels("fit")]
@@ -236,7 +242,7 @@ class Diagnosis:
         return (fit_panel(means, errors, checked_alpha(alpha), xlabel, ylabel, along.categories),)
 
     def _effects_panels(self, alpha: float = 0.05) -> tuple[Panel, ...]:
-        effects = self._effects()
+        effects = self._predicted_effects()
         if effects is None:
             raise ArgumentError(f"{self.model.formula.text!r} has no random effects to draw; see plot('residuals')")
         return effects_panels(effects, checked_alpha(alpha))
@@ -280,7 +286,7 @@ class Diagnosis:
     def _expert_means(self, level: str) -> Array:
         """Mean of each row under each expert, rows in the order of the design, shape (n, K)."""
         if level != "marginal":
-            raise ArgumentError(f"level must be 'marginal' for {self.model.family_name}, got {level!r}")
+            raise ArgumentError(f"level must be 'marginal' for {self.model.spec.name}, got {level!r}")
         frame = self.predict(kind="experts")
         return self._in_design(frame[[f"expert{k + 1}" for k in range(self.model.n_experts)]].to_numpy())
 
@@ -288,13 +294,9 @@ class Diagnosis:
         """Standard errors of weighted means of the experts, shape (B, K), from weights (B, n, K); None if not known."""
         return None
 
-    def _effects(self) -> Effects | None:
+    def _predicted_effects(self) -> Effects | None:
         """Predicted random effects; None if there are none."""
-        return None
-
-    def _likelihood(self) -> Likelihood:
-        """The log-likelihood as a function, for profiles; families without one refuse."""
-        raise ArgumentError(f"{self.model.family_name} has no joint likelihood of its parameters to profile")
+        return self._effects() if isinstance(self, HasRandomEffects) else None
 
 
 PANELS: Mapping[str, str] = MappingProxyType(

@@ -6,45 +6,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy.stats import norm
 
 from mixmoe._typing import Array
 from mixmoe.design.design import Design, continuous_columns, levels_in_use, used_columns
 from mixmoe.errors import ArgumentError
+from mixmoe.families import FirstOrder, GatePoint
 from mixmoe.inference.uncertainty import delta_se, two_sided
 from mixmoe.mixture.gate import gate_log_probabilities
 from mixmoe.output.records import Table
 from mixmoe.output.summary import Printed
 
 _SHOWN = 10
-
-
-@dataclass(frozen=True, slots=True)
-class FirstOrder:
-    """How units move the estimates, to first order, in the coordinates in which the likelihood was maximised.
-
-    Attributes
-    ----------
-    scores : ndarray, shape (N, Q)
-        Score of each unit at the estimate.
-    inverse : ndarray, shape (Q, Q)
-        Inverse of the observed information, zero in directions without information.
-    jacobian : ndarray, shape (P, Q)
-        Derivatives of the reported parameters; NaN in rows of parameters on their boundary.
-    slopes : ndarray, shape (N, K, Q)
-        Derivatives of the responsibilities.
-    """
-
-    scores: Array
-    inverse: Array
-    jacobian: Array
-    slopes: Array
-
-    @property
-    def moves(self) -> Array:
-        """``A^-1 s_i``: how a unit pulls the estimate towards itself, shape (N, Q)."""
-        return self.scores @ self.inverse
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,27 +121,6 @@ Effect = Callable[[Array], Array]
 _COMPLEX_STEP = 1e-30
 _FLAT = 1e-3  # change of an effect along a direction to infinity, where log odds change by about one
 _STEP = 1e-5  # of the range of a covariate, for the slope of its columns
-
-
-@dataclass(frozen=True, slots=True)
-class GatePoint:
-    """The gate of a fit, at one value of the index if coefficients vary.
-
-    Attributes
-    ----------
-    at : float or None
-        Value of the index.
-    gamma : ndarray, shape (K - 1, m)
-    where : ndarray of int, shape (K - 1, m)
-        Positions of the coefficients among the parameters.
-    infinite : ndarray, shape ((K - 1) * m, s), or None
-        Directions in which the coefficients are infinite.
-    """
-
-    at: float | None
-    gamma: Array
-    where: NDArray[np.intp]
-    infinite: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)

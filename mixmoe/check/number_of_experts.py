@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,85 +12,8 @@ from scipy.special import comb
 from scipy.stats import binom
 
 from mixmoe._typing import Array
-from mixmoe.mixture.estimate import EMFit
+from mixmoe.families import Curvature, Estimated, HasExperts
 from mixmoe.mixture.resampling import Journal
-
-
-@dataclass(frozen=True, slots=True)
-class Estimated:
-    """A maximum found for some number of experts.
-
-    Attributes
-    ----------
-    experts : int
-    values : ndarray
-        Estimates, as the family stores them.
-    loglik : float
-    degenerate : bool
-        Whether every maximum that was found is spurious.
-    """
-
-    experts: int
-    values: Array
-    loglik: float = np.nan
-    degenerate: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Curvature:
-    """Derivatives of a log-likelihood at its maximum.
-
-    Attributes
-    ----------
-    scores : ndarray, shape (N, P)
-        Of each independent unit.
-    information : ndarray, shape (P, P)
-        Minus the second derivatives.
-    """
-
-    scores: Array
-    information: Array
-
-
-class Refits(Protocol):
-    """A model that can be estimated again."""
-
-    def estimated(self, fit: EMFit) -> Estimated:
-        """The present fit."""
-        ...
-
-    def estimate(
-        self,
-        experts: int,
-        n_starts: int,
-        rng: np.random.Generator,
-        start: Estimated | None = None,
-        response: Array | None = None,
-    ) -> Estimated:
-        """The highest maximum from random starts and from `start`, which has as many experts or one fewer.
-
-        Raises
-        ------
-        KeyboardInterrupt
-            After Ctrl-C.
-        """
-        ...
-
-    def drawn(self, estimated: Estimated, rng: np.random.Generator) -> Array:
-        """A response drawn from the model, shape (n,) in the order of the design."""
-        ...
-
-    def reclassified(self, fit: EMFit, rng: np.random.Generator) -> NDArray[np.intp]:
-        """Most probable expert of every unit after a refit to a resample of the units; empty on failure."""
-        ...
-
-
-def refuse_tests(model: object) -> str | None:
-    """Why a model cannot be tested by refits, None if it can."""
-    if not hasattr(model, "estimate"):
-        return f"{type(model).__name__} has no likelihood-ratio test of the number of experts; compare held-out rows"
-    return model.refuse_tests() if hasattr(model, "refuse_tests") else None
-
 
 Labels = NDArray[np.intp]
 STOPS = ("binomial", "besag-clifford", "never")
@@ -162,14 +85,14 @@ class LRDraw:
 
     Attributes
     ----------
-    model : Refits
+    model : HasExperts
     null : Estimated
         With K - 1 experts.
     n_starts : int
         Random starts per expert of both fits, beside the truth for K - 1 and the split experts for K.
     """
 
-    model: Refits
+    model: HasExperts
     null: Estimated
     n_starts: int
 
@@ -186,7 +109,7 @@ class LRDraw:
 
 
 def bootstrap_test(
-    model: Refits,
+    model: HasExperts,
     experts: int,
     journal: Journal,
     n_boot: int,
@@ -222,7 +145,9 @@ def bootstrap_test(
     )
 
 
-def observed_fits(model: Refits, experts: int, n_starts: int, rng: np.random.Generator) -> tuple[Estimated, Estimated]:
+def observed_fits(
+    model: HasExperts, experts: int, n_starts: int, rng: np.random.Generator
+) -> tuple[Estimated, Estimated]:
     """The fits with K - 1 and K experts to the data, found as those to the draws are."""
     null = model.estimate(experts - 1, _random(n_starts, experts - 1), rng)
     return null, model.estimate(experts, _random(n_starts, experts), rng, null)
@@ -440,11 +365,11 @@ def best_jaccard(a: Labels, b: Labels) -> Array:
     return (table / np.maximum(union, 1.0)).max(axis=1)
 
 
-def resampled_labels(model: Refits, fit: Any) -> Callable[[np.random.Generator], list[int]]:
+def resampled_labels(model: HasExperts, fit: Any) -> Callable[[np.random.Generator], list[int]]:
     """A picklable task that refits to one resample and returns the labels as a list."""
     return partial(_labels, model, fit)
 
 
-def _labels(model: Refits, fit: Any, rng: np.random.Generator) -> list[int]:
+def _labels(model: HasExperts, fit: Any, rng: np.random.Generator) -> list[int]:
     found: list[int] = model.reclassified(fit, rng).tolist()
     return found

@@ -1,6 +1,5 @@
 """Profile log-likelihood along one parameter."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +9,7 @@ from scipy.optimize import minimize
 from scipy.stats import chi2, norm
 
 from mixmoe._typing import Array
-from mixmoe.numerics.optimise import Evaluation
+from mixmoe.families import Likelihood
 from mixmoe.output.records import Table
 from mixmoe.output.summary import Printed
 
@@ -22,31 +21,6 @@ _NEAR = 1e-4  # how near to an end of its space a parameter is put, in standard 
 _LEAP, _LONGER, _SHORTER = 2.5, 3.0, 3.0  # most that a step may exceed its pace, and how steps adapt
 _SMALLEST = 1e-6  # step at which a search gives up, in standard errors
 _HIGHER = 1e-3  # of the log-likelihood, beyond what a converged optimiser leaves
-
-
-@dataclass(frozen=True, slots=True)
-class Likelihood:
-    """A log-likelihood in the coordinates in which it is maximised.
-
-    Attributes
-    ----------
-    theta : ndarray, shape (Q,)
-        Maximiser.
-    inverse : ndarray, shape (Q, Q)
-        Inverse information there.
-    evaluate : callable
-        From points (S, Q) to log-likelihood and score.
-    reported : callable
-        From a point (Q,) to the reported parameters (P,).
-    jacobian : callable
-        From a point (Q,) to their derivatives (P, Q).
-    """
-
-    theta: Array
-    inverse: Array
-    evaluate: Callable[[Array], Evaluation]
-    reported: Callable[[Array], Array]
-    jacobian: Callable[[Array], Array]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,30 +13,13 @@ from statsmodels.nonparametric.smoothers_lowess import lowess
 
 from mixmoe._typing import Array
 from mixmoe.check.profile import Profile, signed_root
+from mixmoe.families import Distribution, Effects
 from mixmoe.mixture.estimate import EMFit
 from mixmoe.output.records import Cloud, Curve, Marks, Panel, Rule
 
 _TINY = 1e-300
 _CHECKED = 200  # order statistics at which the simultaneous level is settled
 _DRAWS = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Distribution:
-    """Where each response lies in its fitted distribution.
-
-    Attributes
-    ----------
-    below, at : ndarray, shape (n,)
-        ``P(Y < y)`` and ``P(Y <= y)``; equal if the response is continuous.
-    beyond, above : ndarray, shape (n,)
-        ``P(Y >= y)`` and ``P(Y > y)``, one minus the former without loss of digits.
-    """
-
-    below: Array
-    at: Array
-    beyond: Array
-    above: Array
 
 
 def continuous(at: Array, above: Array) -> Distribution:
@@ -301,27 +284,6 @@ def _level(curve: Curve) -> Curve:
     ends = (curve.x[:, None] + np.array([-_HALF_LEVEL, _HALF_LEVEL, np.nan])).ravel()[:-1]
     lower, upper = (None if v is None else twice(v) for v in (curve.lower, curve.upper))
     return replace(curve, x=ends, y=twice(curve.y), lower=lower, upper=upper)
-
-
-@dataclass(frozen=True, slots=True)
-class Effects:
-    """Predicted random effects of the units.
-
-    Attributes
-    ----------
-    names : tuple of str
-    means : ndarray, shape (N, K, q)
-        Given the expert.
-    implied : ndarray, shape (K, q, q)
-        Covariance that the model implies for them: that of the effects minus their mean posterior covariance.
-    modal : ndarray of int, shape (N,)
-        From 1.
-    """
-
-    names: tuple[str, ...]
-    means: Array
-    implied: Array
-    modal: Integers
 
 
 def effects_panels(effects: Effects, alpha: float) -> tuple[Panel, ...]:

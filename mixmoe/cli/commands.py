@@ -15,11 +15,11 @@ from mixmoe.api import fit, load
 from mixmoe.cli.files import FORMATS, OUT_ENDINGS, check_writable, read_data, write_frame, write_text
 from mixmoe.design.formula import MoEFormula, parse_formula, require_safe
 from mixmoe.errors import ArgumentError, DesignError
+from mixmoe.families import FamilySpec, family_of
 from mixmoe.inference.uncertainty import checked_alpha
 from mixmoe.output.plots_in_files import FIGURE_ENDINGS, save_figure
 from mixmoe.output.summary import Summary
 from mixmoe.report.described import describe
-from mixmoe.selection.candidates import LISTED, LISTED_NETWORK
 from mixmoe.selection.choice import Selection, select
 
 CRITERIA = ("aic", "bic", "sabic", "icl", "clc", "cv", "validation")
@@ -52,8 +52,8 @@ examples:
   mixmoe fit pbcseq.csv "{FORMULA}" --rng 0 --plot courses.png --save bare.mixmoe --no-data
   mixmoe fit pbcseq.csv "{FORMULA}" --rng 0 --quiet --report report.html
 
-With --hidden (or a section seq: in the formula) a network with person effects is fitted, as by mm.nme; "linear" has no
-hidden layer, and settings of the fit go through --option:
+With --hidden (or a section seq: in the formula) a network with person effects is fitted; "linear" has no hidden
+layer, and settings of the fit go through --option:
   mixmoe fit pbcseq.csv "{NETWORK}" --hidden 3 --option baselines=false --rng 0
 
 A formula from the command line may use only common transforms: log, sqrt, exp, scale, center, C, bs, cr, poly ...
@@ -281,19 +281,11 @@ def run_fit(arguments: argparse.Namespace) -> int:
     if arguments.cluster is not None:
         clusters = column(data, arguments.cluster, "--cluster")
         options["cluster"] = clusters if formula.vary is None else arguments.cluster
-    results = _fitted(formula, data, arguments, options)
+    if arguments.hidden is not None:
+        options["hidden"] = arguments.hidden
+    results = fit(formula.text, data, arguments.experts, **options)
     _write_fit(results, arguments)
     return _soundness(results, arguments)
-
-
-def _fitted(formula: MoEFormula, data: pd.DataFrame, arguments: argparse.Namespace, options: dict[str, Any]) -> Any:
-    """A mixture, or a network if widths of its layers or an order of the rows are given."""
-    if arguments.hidden is None and formula.seq is None:
-        return fit(formula.text, data, 2 if arguments.experts is None else arguments.experts, **options)
-    if arguments.experts is not None:
-        raise ArgumentError(f"--experts {arguments.experts}: a network has no experts; leave it out")
-    widths = {} if arguments.hidden is None else {"hidden": arguments.hidden}
-    return mixmoe.nme(formula.text, data, **widths, **options)
 
 
 def _soundness(results: Any, arguments: argparse.Namespace) -> int:
@@ -309,15 +301,16 @@ def run_select(arguments: argparse.Namespace) -> int:
         raise ArgumentError("--criterion cv needs --folds, such as --folds 5")
     formulas = [safe_formula(text).text for text in arguments.formula]
     options = {**model_options(arguments), "folds": arguments.folds, "n_jobs": arguments.jobs}
-    several = LISTED_NETWORK if _networks(arguments) else LISTED
-    texts = {name: options[name] for name in several if isinstance(options.get(name), str)}
+    specs = _specs(arguments)
+    texts = {name: options[name] for spec in specs for name in spec.listed if isinstance(options.get(name), str)}
     options |= {name: [read_value(part) for part in text.split(",")] for name, text in texts.items()}
     data = source(arguments)
     if arguments.cluster is not None:
         options["cluster"] = _units(data, arguments)
     if arguments.hidden is not None:
         options["hidden"] = arguments.hidden
-    experts = [1, 2, 3, 4] if arguments.experts is None and not _networks(arguments) else arguments.experts
+    mixtures = any(spec.has_experts for spec in specs)
+    experts = [1, 2, 3, 4] if arguments.experts is None and mixtures else arguments.experts
     found = select(formulas, data, experts, checkpoint=arguments.checkpoint, **options)
     _write_selection(found, arguments)
     if found.interrupted:
@@ -341,9 +334,10 @@ def _units(data: pd.DataFrame, arguments: argparse.Namespace) -> str:
     return str(column(data, arguments.cluster, "--cluster").name)
 
 
-def _networks(arguments: argparse.Namespace) -> bool:
-    """Whether the candidates are networks."""
-    return arguments.hidden is not None or any(parse_formula(text).seq is not None for text in arguments.formula)
+def _specs(arguments: argparse.Namespace) -> list[FamilySpec]:
+    """The families of the candidates."""
+    options = {"hidden": arguments.hidden}
+    return [family_of(parse_formula(text), options).spec for text in arguments.formula]
 
 
 def run_predict(arguments: argparse.Namespace) -> int:
@@ -417,7 +411,7 @@ def column(data: pd.DataFrame, name: str, option: str) -> pd.Series:
 def _accepted(results: Any, options: dict[str, Any]) -> dict[str, Any]:
     """The options, if this family's `predict` has them; the level only if it has one."""
     known = inspect.signature(results.predict).parameters
-    family = results.model.family_name
+    family = results.model.spec.name
     for name in options:
         if name not in known and name != "alpha":
             raise ArgumentError(f"--{name}: predict of {family} has no such option; it has {', '.join(known)}")

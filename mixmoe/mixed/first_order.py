@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mixmoe._typing import Array
-from mixmoe.check.influence import FirstOrder
-from mixmoe.check.profile import Likelihood
+from mixmoe.families import FirstOrder, Likelihood
 from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.information import find_boundary, informative_basis, invert_information, natural_jacobian
 from mixmoe.mixed.likelihood.observed import Problem, block_scores, evaluate, evaluate_block, observed_information

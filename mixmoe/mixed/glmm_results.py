@@ -8,9 +8,9 @@ import pandas as pd
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice
-from mixmoe.check.residuals import Distribution
 from mixmoe.design.design import Design
 from mixmoe.errors import ApproximationWarning, warn
+from mixmoe.families import Distribution
 from mixmoe.inference.uncertainty import checked_alpha
 from mixmoe.mixed.coordinates import apply_inverse
 from mixmoe.mixed.options import offset_of, standardised, standardised_name, trials_of

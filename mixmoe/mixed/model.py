@@ -9,11 +9,11 @@ import numpy as np
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_positive, checked_rng
-from mixmoe.check.number_of_experts import Estimated
 from mixmoe.design.design import Design, build_design
 from mixmoe.design.formula import MoEFormula, parse_formula
 from mixmoe.design.recipe import ResponseKind
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
+from mixmoe.families import Estimated, FamilySpec
 from mixmoe.inference.uncertainty import ParamCov, checked_cov_type
 from mixmoe.mixed.coordinates import apply_inverse
 from mixmoe.mixed.degeneracy import far_origin, find_flags, uncertainty_flags, warn_flags
@@ -157,7 +157,15 @@ class MEMoE(Refitting):
     249-276. McCullagh (1980), JRSS B 42, 109-142. Hedeker & Gibbons (1994), Biometrics 50, 933-944.
     """
 
-    family_name = "MEMoE"
+    spec = FamilySpec(
+        name="MEMoE",
+        title="A mixed-effects mixture of experts: each subject belongs to one expert; a softmax gate on baseline "
+        "covariates gives the probabilities, and each expert is a (generalised) linear mixed model.",
+        estimation="Maximum likelihood: EM steps from many random starts, split-and-merge moves, then quasi-Newton.",
+        asked_by="formulas without a section 'vary:'",
+        covariance_options=("cluster", "correction", "n_boot", "n_jobs"),
+        listed=("cov_re", "residual", "errors", "errors_dist", "family"),
+    )
 
     def __init__(
         self,

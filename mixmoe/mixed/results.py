@@ -2,21 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
 import pandas as pd
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_order
-from mixmoe.check.influence import FirstOrder, GatePoint
-from mixmoe.check.profile import Likelihood
-from mixmoe.check.residuals import Distribution, Effects
 from mixmoe.check.terms import TermTests, term_tests
 from mixmoe.design.complete_rows import NothingLeftError
 from mixmoe.design.design import Design
 from mixmoe.design.frame import view
 from mixmoe.errors import ArgumentError
+from mixmoe.families import Distribution, Effects, FirstOrder, GatePoint, Likelihood
 from mixmoe.inference.uncertainty import checked_alpha, delta_cov
 from mixmoe.mixed.first_order import first_order, likelihood_at
 from mixmoe.mixed.parameters import permute_jacobian, permute_natural, positions
@@ -57,6 +55,9 @@ from mixmoe.output.records import Cell, Curve, Marks, Observed, Table
 from mixmoe.output.summary import nothing_predicted
 from mixmoe.results import MoEResults
 
+if TYPE_CHECKING:
+    from mixmoe.mixed.model import MEMoE
+
 Kind = Literal["all", "marginal", "experts", "probabilities", "subject"]
 Level = Literal["conditional", "marginal"]
 Scale = Literal["response", "link", "categories"]
@@ -90,6 +91,8 @@ class MEMoEResults(MoEResults):
     fit : EMFit
     cov : ParamCov
     """
+
+    model: "MEMoE"
 
     def tables(self, alpha: float = 0.05) -> tuple[Table, ...]:
         """The tables of the summary, with the expert proportions before the gate."""
@@ -455,7 +458,7 @@ class MEMoEResults(MoEResults):
     def _draw(self, rng: np.random.Generator) -> Array:
         return np.asarray(self.model.draw(self.em, rng))
 
-    def _first_order(self, what: str) -> FirstOrder:
+    def _first_order(self) -> FirstOrder:
         model = self.model
         return first_order(model.problem, model.coordinates, model.working(self.em.params))
 

@@ -11,9 +11,9 @@ from scipy.optimize import linear_sum_assignment
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_count, checked_rng
-from mixmoe.check.number_of_experts import Curvature, Estimated
 from mixmoe.design.design import Design
 from mixmoe.errors import ArgumentError
+from mixmoe.families import Curvature, Estimated
 from mixmoe.inference.uncertainty import Draws, ParamCov, acceleration, without_parameters
 from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.first_order import first_order
@@ -166,7 +166,7 @@ _REFIT = Control(max_iter=200, tol=1e-4)  # of tests that refit many times; log-
 
 
 class Refitting:
-    """What tests of the number of experts ask of a MEMoE, see `mixmoe.assess.refits.Refits`."""
+    """What tests of the number of experts ask of a MEMoE, see `mixmoe.families.HasExperts`."""
 
     n_experts: int
     design: Design
@@ -191,7 +191,7 @@ class Refitting:
         start: Estimated | None = None,
         response: Array | None = None,
     ) -> Estimated:
-        """The maximum for any number of experts and another response, see `mixmoe.assess.refits.Refits`."""
+        """The maximum for any number of experts and another response, see `mixmoe.families.HasExperts`."""
         model = self if experts == self.n_experts else self.with_experts(experts)
         fit = (model if response is None else model.with_response(response)).maximum(n_starts, rng, start, _REFIT)
         if any(flag.code == "interrupted" for flag in fit.flags):
@@ -220,6 +220,10 @@ class Refitting:
         if not np.isfinite(theta).all():
             return np.zeros(0, dtype=np.intp)
         return subject_logliks(self.problem, theta).argmax(axis=1)
+
+    def refuse_tests(self) -> str | None:
+        """None: subjects are independent, and responses can be drawn."""
+        return None
 
     def curvature(self, estimated: Estimated) -> Curvature:
         """Scores of the subjects and information, in working coordinates."""

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,8 +11,9 @@ from scipy.special import ndtr
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice
 from mixmoe.check.diagnosis import LEVELS
-from mixmoe.check.residuals import Distribution, Effects, continuous
+from mixmoe.check.residuals import continuous
 from mixmoe.errors import ArgumentError
+from mixmoe.families import Distribution, Effects
 from mixmoe.neural.blocks import Block, Blocks, Tensor, to_array, to_rows, torch
 from mixmoe.neural.crf import sample_states
 from mixmoe.neural.estimators.state import (
@@ -31,6 +32,9 @@ from mixmoe.neural.persons import Persons, known_means, parameter_names, persons
 from mixmoe.neural.posterior import full_logits, mean_outputs, posterior_covariance, root_of
 from mixmoe.output.records import Panel
 from mixmoe.results import MoEResults
+
+if TYPE_CHECKING:
+    from mixmoe.neural.model import NME
 
 N_DRAWS = 64  # of a person's effects given her earlier rows
 
@@ -168,6 +172,7 @@ def draw_block(problem: Problem, block: Block, state: State, eta: Tensor | None,
 class NetworkDiagnosis(MoEResults):
     """What a fitted network says of its own rows."""
 
+    model: "NME"
     problem: Problem
     trained: Trained
 
@@ -210,7 +215,7 @@ class NetworkDiagnosis(MoEResults):
         if self.problem.family == "gaussian":
             return super()._by_row()
         probabilities = row_means(self.persons, "conditional").argmax(axis=1)
-        levels = pd.Series(list(self.model.design.response_levels)).to_numpy()
+        levels = pd.Series(list(self.model.design.response_levels or ())).to_numpy()
         return pd.DataFrame({".fitted": levels[self.model.design.in_order(probabilities)]})
 
     @property
@@ -238,4 +243,4 @@ class NetworkDiagnosis(MoEResults):
         return Effects(tuple(parameter_names(problem)), means, implied, np.ones(len(means), dtype=np.intp))
 
     def _starts_panels(self) -> tuple[Panel, ...]:
-        raise ArgumentError(f"{self.model.family_name} has one start, so none are compared; see plot('learning')")
+        raise ArgumentError(f"{self.model.spec.name} has one start, so none are compared; see plot('learning')")

@@ -15,6 +15,7 @@ from mixmoe.design.design import Design, build_design
 from mixmoe.design.formula import MoEFormula, parse_formula
 from mixmoe.design.frame import shown, view
 from mixmoe.errors import ArgumentError, ConvergenceWarning, DesignError, FormulaError, MixmoeWarning, warn
+from mixmoe.families import FamilySpec
 from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.mixture.estimate import EMFit, Flag, ParamLayout, Starts
 from mixmoe.neural.batches import (
@@ -129,7 +130,24 @@ class NME:
     Biometrics 46, 673-687. Lafferty, McCallum & Pereira (2001), ICML.
     """
 
-    family_name = "NME"
+    spec = FamilySpec(
+        name="NME",
+        title="A neural mixed-effects model: a network some of whose parameters differ between persons.",
+        estimation="Maximum (approximate) marginal likelihood of a network with person effects.",
+        asked_by="formulas with hidden= or network=, or with a section 'seq: day'",
+        section="seq",
+        markers=("hidden", "network"),
+        listed=("activation", "estimator", "cov", "family", "lr", "alpha", "weight_decay"),
+        has_experts=False,
+        packages=("torch",),
+        lacks={
+            "HasScores": "the parameters of a network are not regular; refit without the persons in question",
+            "HasGate": "a network has no gate; predict() and plot('effects') show what inputs do",
+            "HasLikelihood": "the parameters of a network are not regular, so that none can be profiled",
+            "HasErrorCovariance": "its errors have no serial correlation",
+            "HasExperts": "a network has no experts; compare networks on held-out rows with mixmoe.select",
+        },
+    )
     n_experts = 1
 
     def __init__(
@@ -471,31 +489,6 @@ def gap_flag(gaps: int, formula: MoEFormula) -> Flag:
         f"{gaps} rows follow a gap in {order!r} and count as neighbours of the row before; separate sequences with "
         f"seq: {order} / column",
     )
-
-
-def nme(formula: str | MoEFormula, data: Any, *, rng: Any = None, **options: Any) -> NMEResults:
-    """A fitted `NME`; options of the class and of its `fit` together.
-
-    Parameters
-    ----------
-    formula : str
-    data : DataFrame or mapping
-    rng : int, numpy.random.Generator or None
-    **options
-        ``hidden=``, ``activation=``, ``network=``, ``family=``, ``estimator=``, ``cov=``, ``device=``, ``context=``,
-        ``formula_engine=``, and those of `NME.fit`.
-
-    Returns
-    -------
-    NMEResults
-    """
-    of_model = set(inspect.signature(NME.__init__).parameters) - {"self", "formula", "data"}
-    of_fit = set(inspect.signature(NME.fit).parameters) - {"self", "rng"}
-    unknown = sorted(set(options) - of_model - of_fit)
-    if unknown:
-        raise ArgumentError(f"nme has no option {unknown[0]!r}; it has {', '.join(sorted(of_model | of_fit))}")
-    model = NME(formula, data, **{k: v for k, v in options.items() if k in of_model})
-    return model.fit(rng=rng, **{k: v for k, v in options.items() if k in of_fit})
 
 
 def checked_formula(formula: Any) -> MoEFormula:

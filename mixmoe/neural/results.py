@@ -84,7 +84,7 @@ class NMEResults(NetworkDiagnosis):
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]:
         held = self.problem.validation.n_rows
         why = "the published rule has none"
-        missing = int((self.model.design.response < 0).sum()) if self.problem.family == "crf" else 0
+        missing = int((np.asarray(self.model.design.response) < 0).sum()) if self.problem.family == "crf" else 0
         return (
             ("Rows without a state", f"{missing} of these; the likelihood sums over them" if missing else None),
             ("Validation rows", f"{held} of these; they chose the epoch" if held else None),
@@ -225,13 +225,13 @@ class NMEResults(NetworkDiagnosis):
         write(
             path,
             SavedFit(
-                family=model.family_name,
+                family=model.spec.name,
                 formula=model.formula.text,
                 settings={**model.settings, "state": state, "module": saved_module(self.problem, self.trained)},
                 names=model.layout.names,
                 fit=self.em,
                 cov=self.cov,
-                checksum=checksum(model.design.response),
+                checksum=checksum(np.asarray(model.design.response)),
                 data=model.design.frame if data else None,
                 rows=_saved_rows(model.design) if data else None,
                 columns=fingerprints(model.design.frame),

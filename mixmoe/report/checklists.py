@@ -84,7 +84,7 @@ def software(e: Evidence) -> str:
 def within_class(e: Evidence) -> str:
     """Item 6a."""
     random = e.design.formula.random
-    if e.results.model.family_name == "VCMoE" or random is None:
+    if random is None:
         now = "no random effects"
     elif e.design.names.random:
         now = f"random effects {', '.join(e.design.names.random)}"
@@ -284,12 +284,7 @@ def convergence(e: Evidence) -> str:
 
 def method(e: Evidence) -> str:
     """Item 10a."""
-    how = {
-        "MEMoE": "Maximum likelihood: EM steps from many random starts, split-and-merge moves, then quasi-Newton",
-        "VCMoE": "Local maximum likelihood with one posterior probability per row at all points of the index",
-        "NME": "Maximum (approximate) marginal likelihood of a network with person effects",
-    }
-    return how.get(e.results.model.family_name, "Maximum likelihood") + "."
+    return str(e.results.model.spec.estimation)
 
 
 def follow_up(e: Evidence) -> str:

@@ -317,15 +317,6 @@ def _ends(curve: Curve) -> str:
     return f"{name}: {curve.y[0]:.4g} at {curve.x[0]:.4g} to {curve.y[-1]:.4g} at {curve.x[-1]:.4g}"
 
 
-_WORDS = {
-    "MEMoE": "A mixed-effects mixture of experts: each subject belongs to one expert; a softmax gate on baseline "
-    "covariates gives the probabilities, and each expert is a mixed model with coefficients of its own.",
-    "VCMoE": "A varying-coefficient mixture of experts: coefficients of experts and gate are smooth functions of an "
-    "index, except those marked as constant.",
-    "NME": "A neural mixed-effects model: a network some of whose parameters differ between persons.",
-}
-
-
 def sections(e: Evidence, notes: str | None, drawn: bool) -> tuple[Section, ...]:
     """All sections in their order; those without content have no parts."""
     return (
@@ -370,8 +361,7 @@ def _model(e: Evidence) -> tuple[Part, ...]:
     table = Table(
         "parts", "Parts and settings", ("",), tuple(n for n, _ in rows), tuple((v,) for _, v in rows), ("text",)
     )
-    words = _WORDS.get(e.results.model.family_name, e.results.model.family_name)
-    return (Prose(words), Code(formula.text), table)
+    return (Prose(e.results.model.spec.title), Code(formula.text), table)
 
 
 def _terms(parts: Any) -> str:
@@ -437,7 +427,7 @@ def _starts(e: Evidence) -> tuple[Part, ...]:
         ("Last gain", f"{gain:.2g}"),
         ("Converged", "yes" if em.converged else "NO"),
     )
-    if e.results.model.family_name == "NME":
+    if not e.results.model.spec.has_experts:
         return (Facts(facts),)
     others = elsewhere(em)
     return (Facts(facts), *([Prose(others)] if others else []), end_points_table(distinct_ends(em.starts.logliks)))
@@ -471,4 +461,4 @@ def _smart(e: Evidence) -> tuple[Part, ...]:
 
 
 def _software(e: Evidence) -> tuple[Part, ...]:
-    return (Code(code(e)), *(Prose(note) for note in remarks(e)), versions_table(e.results.model.family_name))
+    return (Code(code(e)), *(Prose(note) for note in remarks(e)), versions_table(e.results.model.spec.packages))

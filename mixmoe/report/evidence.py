@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,14 +109,14 @@ def _axis(results: Any) -> str | None:
         return None
 
 
-_PACKAGES = ("mixmoe", "numpy", "scipy", "pandas", "formulaic", "statsmodels", "patsy", "matplotlib", "torch")
+_PACKAGES = ("mixmoe", "numpy", "scipy", "pandas", "formulaic", "statsmodels", "patsy", "matplotlib")
 _DEFAULTS: Mapping[str, Any] = {"formula_engine": "formulaic"}
 
 
-def versions_table(family: str) -> Table:
+def versions_table(packages: Sequence[str]) -> Table:
     """Versions of Python and the packages that have a part in the result."""
     rows = [("Python", platform.python_version())]
-    rows += [(name, _version(name)) for name in _PACKAGES if name != "torch" or family == "NME"]
+    rows += [(name, _version(name)) for name in (*_PACKAGES, *packages)]
     return Table(
         key="versions",
         title="Software",
@@ -139,9 +139,8 @@ def code(e: Evidence) -> str:
     """A program that repeats the fit on the data."""
     results = e.results
     model, em = results.model, results.em
-    door = "nme" if model.family_name == "NME" else "fit"
     settings = {k: v for k, v in model.settings.items() if _plain(v) and _DEFAULTS.get(k) != v}
-    settings |= {} if door == "nme" else {"cov_type": results.cov_type}
+    settings |= {"cov_type": results.cov_type} if model.spec.has_experts else {}
     settings |= {"rng": em.starts.seed} if em.starts.seed is not None else {}
     lines = [f"    {name}={value!r}," for name, value in settings.items()]
     return "\n".join(
@@ -150,7 +149,7 @@ def code(e: Evidence) -> str:
             "import mixmoe as mm",
             "",
             f'data = pd.read_csv("data.csv")  # {e.design.n_input} rows',
-            f"fit = mm.{door}(",
+            "fit = mm.fit(",
             f"    {model.formula.text!r},",
             "    data,",
             *lines,
@@ -174,7 +173,7 @@ def remarks(e: Evidence) -> tuple[str, ...]:
         if seed is None
         else f"Random numbers: seed {seed}."
     ]
-    if e.results.model.family_name != "NME":
+    if e.results.model.spec.has_experts:
         notes.append(f"The fit used {e.results.em.starts.n_starts} starts; give starts= if that is not the default.")
     if e.results.cov_type in ("cluster", "bootstrap"):
         notes.append(f"cov_type={e.results.cov_type!r} needs its own options, which are not in the fit.")

@@ -170,7 +170,7 @@ class Reporting:
         evidence = gather(self, checked_alpha(alpha), selection, distal, answers, subjects)
         check_answers(evidence)
         made = f"mixmoe, {datetime.now(UTC):%d %B %Y}"
-        heading = title or f"{self.model.family_name} of {self.model.formula.response}"
+        heading = title or f"{self.model.spec.name} of {self.model.formula.response}"
         byline = f"{author}; {made}" if author else made
         foot = "Made by mixmoe from the fit; nothing on this page was typed in, but what is marked as the author's."
         write_text(path, page(heading, byline, sections(evidence, notes, figures), foot))

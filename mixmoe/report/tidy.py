@@ -27,7 +27,7 @@ def broom_tidy(estimates: pd.DataFrame) -> pd.DataFrame:
 def broom_glance(results: Any) -> pd.DataFrame:
     """One row for the whole fit."""
     values = {
-        "family": results.model.family_name,
+        "family": results.model.spec.name,
         "experts": results.model.n_experts,
         "nobs": results.nobs,
         "n.units": results.n_units,

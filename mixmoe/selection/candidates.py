@@ -13,30 +13,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe.api import family_of, load, model_options
+from mixmoe.api import load
 from mixmoe.arguments import checked_count
 from mixmoe.design.design import Design
 from mixmoe.design.formula import MoEFormula, parse_formula
 from mixmoe.design.labels import places_of, units_of
 from mixmoe.errors import ArgumentError, MixmoeError, MixmoeWarning
+from mixmoe.families import family_of, model_options
 from mixmoe.mixture.estimate import better
 from mixmoe.mixture.resampling import Journal
 from mixmoe.output.saved import checksum
 from mixmoe.responses.exponential import canonical_family
 from mixmoe.results import MoEResults
 
-LISTED = (
-    "cov_re",
-    "residual",
-    "errors",
-    "errors_dist",
-    "bandwidth",
-    "dispersion",
-    "family",
-)  # options that may be lists
-# Options that make candidates networks, and those of a network that may be lists; for `hidden` see `_hidden`.
-NETWORK = ("hidden", "network", "activation", "estimator")
-LISTED_NETWORK = ("activation", "estimator", "cov", "family", "lr", "alpha", "weight_decay")
 _ESTIMATED = ("functions", "searches")  # settings of a fit that are no arguments of its model
 STARTS = 8  # random starts per expert; those carried from one expert fewer come on top
 _FAILURES = (MixmoeError, ArithmeticError, np.linalg.LinAlgError)
@@ -54,8 +43,8 @@ class Spec:
     experts : int
     model, fit : Mapping
         Options of the constructor and of `fit`.
-    network : bool
-        Whether it is a network with person effects, which has no experts.
+    family : class
+        The registered model class that fits it.
     """
 
     formula: MoEFormula
@@ -63,12 +52,17 @@ class Spec:
     experts: int
     model: Mapping[str, Any]
     fit: Mapping[str, Any]
-    network: bool = False
+    family: Any
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether it is a mixture; other models are compared by their errors on held-out rows."""
+        return bool(self.family.spec.has_experts)
 
     def build(self, data: Any, **changed: Any) -> Any:
         """The model on some data."""
-        experts = {} if self.network else {"experts": self.experts}
-        return family_of(self.formula, self.network)(self.formula, data, **{**experts, **self.model, **changed})
+        experts = {"experts": self.experts} if self.has_experts else {}
+        return self.family(self.formula, data, **{**experts, **self.model, **changed})
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,28 +119,30 @@ def build_specs(
     if not several:
         raise ArgumentError("formula must be a formula or a list of them, got an empty list")
     parsed = [text if isinstance(text, MoEFormula) else parse_formula(text) for text in several]
-    network = any(name in options for name in NETWORK) or any(one.seq is not None for one in parsed)
-    counts = _counts(experts, network, options)
-    listed = LISTED_NETWORK if network else LISTED
+    family = {one.text: family_of(one, options) for one in parsed}
+    counts = _counts(experts, {model.spec.has_experts for model in family.values()}, options)
+    listed = dict.fromkeys(name for model in family.values() for name in model.spec.listed)
     lists = {name: _listed(options[name], name) for name in listed if isinstance(options.get(name), list | tuple)}
     if "family" in lists:  # "negbinomial" and "negativebinomial" are one candidate
         lists["family"] = list(dict.fromkeys(map(canonical_family, lists["family"])))
-    if network and "hidden" in options:
+    if "hidden" in options:
         lists = {**_hidden(options["hidden"]), **lists}
     specs = []
     for formula in parsed:
         for values in product(*lists.values()):
             structure = tuple(zip(lists, values, strict=True))
             used = {**options, **dict(structure)}
-            model = model_options(family_of(formula, network), used)
+            model = model_options(family[formula.text], used)
             fit = {name: value for name, value in used.items() if name not in model}
-            specs += [Spec(formula, structure, k, model, fit, network) for k in counts]
+            specs += [Spec(formula, structure, k, model, fit, family[formula.text]) for k in counts]
     return tuple(specs)
 
 
-def _counts(experts: int | Iterable[int] | None, network: bool, options: Mapping[str, Any]) -> list[int]:
-    """Numbers of experts; one for networks, which have none."""
-    if not network:
+def _counts(experts: int | Iterable[int] | None, mixtures: set[bool], options: Mapping[str, Any]) -> list[int]:
+    """Numbers of experts; one for models that have none, which are not compared with mixtures."""
+    if len(mixtures) > 1:
+        raise ArgumentError("mixtures and networks cannot be compared by one criterion; select among each on their own")
+    if True in mixtures:
         given = range(1, 7) if experts is None else experts
         return sorted({checked_count(k, "experts") for k in _listed(given, "experts")})
     if experts not in (None, 1):
@@ -250,7 +246,7 @@ def run_trials(
     n = len(specs)
     seeds, carry_seeds, fold_seed = journal.rng.spawn(n), journal.rng.spawn(n), journal.rng.spawn(1)[0]
     calls = [
-        partial(_fit_network, s, data, seed) if s.network else partial(_fit_random, s, data, starts, seed)
+        partial(_fit_random, s, data, starts, seed) if s.has_experts else partial(_fit_validated, s, data, seed)
         for s, seed in zip(specs, seeds, strict=True)
     ]
     first = journal.run(calls, workers.n_jobs, "candidates", workers.progress)
@@ -322,7 +318,7 @@ def _fit_random(spec: Spec, data: Any, starts: int | None, rng: np.random.Genera
     return _attempt(compute)
 
 
-def _fit_network(spec: Spec, data: Any, rng: np.random.Generator) -> Outcome:
+def _fit_validated(spec: Spec, data: Any, rng: np.random.Generator) -> Outcome:
     def compute() -> Outcome:
         found = spec.build(data).tried(rng=rng, **spec.fit)
         seen = found.held_out

@@ -311,7 +311,7 @@ def select(
     **options
         Of the model and of its fit, as in `fit`. ``cov_re=``, ``residual=``, ``errors=``, ``errors_dist=``,
         ``bandwidth=``, ``dispersion=`` and ``family=`` may be lists: then every combination is a candidate. Of
-        networks, as in `nme`, with ``holdout=`` for the share of each person's (or sequence's) last rows that are
+        networks, as in `NME`, with ``holdout=`` for the share of each person's (or sequence's) last rows that are
         held out (0.2): ``hidden=`` may be a list of tuples, such as ``[(), (5,), (10, 5)]``, while whole numbers are
         the widths of one network; ``activation=``, ``estimator=``, ``cov=``, ``family=``, ``lr=``, ``alpha=`` and
         ``weight_decay=`` may be lists, and formulas may differ in what is personal.
@@ -354,7 +354,7 @@ def select(
     checked_jobs(n_jobs)
     specs = build_specs(formula, experts, options)
     for name, value in (("starts", starts), ("folds", folds)):
-        if value is not None and specs[0].network:
+        if value is not None and not specs[0].has_experts:
             raise ArgumentError(
                 f"{name}={value!r} is for mixtures, leave it out; networks are compared on held-out rows, see holdout="
             )
@@ -397,7 +397,7 @@ def _candidate(trial: Trial) -> Candidate:
         validation=outcome.value,
         validation_se=outcome.se,
         measure=outcome.measure,
-        network=spec.network,
+        network=not spec.has_experts,
     )
 
 

@@ -10,18 +10,17 @@ estimated from survey data. Ann. Statist. 12, 46-60.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
-from mixmoe.check.influence import GatePoint
-from mixmoe.check.number_of_experts import Estimated
 from mixmoe.design.design import Design
 from mixmoe.design.formula import MoEFormula
 from mixmoe.errors import ArgumentError
+from mixmoe.families import Estimated, FamilySpec, GatePoint
 from mixmoe.inference.uncertainty import CovType, ParamCov, checked_cov_type
 from mixmoe.mixture.estimate import Block, EMFit, Parameter, ParamLayout, Starts
 from mixmoe.output.records import told_apart
@@ -48,6 +47,24 @@ from mixmoe.varying.starts import label_flag, permute_experts
 
 IntArray = NDArray[np.intp]
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)  # of the index, where functions are tabulated
+
+
+SPEC = FamilySpec(
+    name="VCMoE",
+    title="A varying-coefficient mixture of experts: coefficients of experts and gate are smooth functions of an "
+    "index.",
+    estimation="Local maximum likelihood with one posterior probability per row at all points of the index.",
+    asked_by="formulas with a section 'vary: u'",
+    section="vary",
+    covariance_options=("correction",),
+    listed=("bandwidth", "dispersion", "family"),
+    lacks={
+        "HasScores": "it has no score per unit of one parameter vector; refit without the units in question, or, in "
+        "a three-step analysis, use method='naive', which is not corrected for classification error",
+        "HasLikelihood": "its local likelihoods have no joint likelihood of the parameters; see bands()",
+        "HasErrorCovariance": "its errors have no serial correlation",
+    },
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +111,7 @@ class FittedVCMoE:
         Criterion of each bandwidth tried, for all functions and for the gate alone.
     """
 
+    spec: ClassVar[FamilySpec] = SPEC
     formula: MoEFormula
     design: Design
     data: Sorted
@@ -104,7 +122,6 @@ class FittedVCMoE:
     clusters: IntArray | None
     selection: pd.DataFrame | None = None
     gate_selection: pd.DataFrame | None = None
-    family_name: str = "VCMoE"
 
     @property
     def n_experts(self) -> int:
@@ -234,7 +251,7 @@ class FittedVCMoE:
         start: Estimated | None = None,
         response: Array | None = None,
     ) -> Estimated:
-        """The maximum for any number of experts and another response, see `mixmoe.assess.refits.Refits`."""
+        """The maximum for any number of experts and another response, see `mixmoe.families.HasExperts`."""
         problem = self._with_experts(experts)
         if response is not None:
             problem = with_response(problem, response[self.data.order], self.settings["sigma_floor"])

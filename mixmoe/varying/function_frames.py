@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from mixmoe._typing import Array
-from mixmoe.check.residuals import Distribution, placed
+from mixmoe.check.residuals import placed
 from mixmoe.design.design import Design, used_columns
 from mixmoe.errors import ArgumentError, DesignError
+from mixmoe.families import Distribution
 from mixmoe.output.summary import row_labels
 from mixmoe.responses.distribution import Family
 from mixmoe.responses.exponential import family_named

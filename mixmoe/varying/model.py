@@ -28,7 +28,7 @@ from mixmoe.varying.bandwidth import (
     smallest_usable,
     usable_rule,
 )
-from mixmoe.varying.fitted import FittedVCMoE, checked_kind, tabulated_points
+from mixmoe.varying.fitted import SPEC, FittedVCMoE, checked_kind, tabulated_points
 from mixmoe.varying.function_frames import checked_index_name
 from mixmoe.varying.identifiability import n_clusters, warn_flags
 from mixmoe.varying.joint_em import Control, Run, centred, on_grid
@@ -137,7 +137,7 @@ class VCMoE:
     Zhao, Q., Greenwood, C. M. T. and Zhang, Q. (2026), arXiv 2601.01699. Huang, M., Li, R. and Wang, S. (2013), JASA.
     """
 
-    family_name = "VCMoE"
+    spec = SPEC
 
     def __init__(
         self,

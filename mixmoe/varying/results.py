@@ -9,10 +9,9 @@ import pandas as pd
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_order, checked_rng
-from mixmoe.check.influence import GatePoint
-from mixmoe.check.residuals import Distribution
 from mixmoe.design.complete_rows import NothingLeftError
 from mixmoe.errors import ArgumentError, ConvergenceWarning, warn
+from mixmoe.families import Distribution, GatePoint
 from mixmoe.inference.uncertainty import ParamCov, checked_alpha
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.estimate import EMFit

@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 from scipy.stats import chi2, norm
 
 import mixmoe as mm
-from mixmoe.check.profile import SPACES, Likelihood, profile_around
-from mixmoe.check.residuals import Effects, bin_rows, binned_means, effects_panels, residual_panel, starts_panels
+from mixmoe.check.profile import SPACES, profile_around
+from mixmoe.check.residuals import bin_rows, binned_means, effects_panels, residual_panel, starts_panels
 from mixmoe.errors import ArgumentError, BoundaryWarning
+from mixmoe.families import Effects, Likelihood
 from mixmoe.mixture.estimate import EMFit, Starts
 from mixmoe.numerics.optimise import Evaluation
 from mixmoe.output.plots import COLOURS, draw_panels
@@ -389,7 +390,7 @@ def test_varying_coefficients_and_rows():
 def test_networks_say_what_they_do_not_have():
     pytest.importorskip("torch")
     data = mm.datasets.load("orthodont")
-    fit = mm.nme("distance ~ age | re: (all | subject)", data, hidden=(), rng=0, baselines=False)
+    fit = mm.fit("distance ~ age | re: (all | subject)", data, hidden=(), rng=0, baselines=False)
     assert fit.adequacy().entropy == 1
     assert len(fit.diagnose().axes) == 4
     for run, what in (

@@ -43,7 +43,7 @@ def test_influences_cancel_and_make_up_the_sandwich():
 def test_slopes_of_the_responsibilities_are_derivatives():
     model, fit = pbc().model, pbc()
     theta = model.working(fit.em.params)
-    slopes = fit._first_order("test").slopes
+    slopes = fit._first_order().slopes
     step = 1e-5
 
     def tau(at):
@@ -78,5 +78,5 @@ def test_parameters_on_the_boundary_are_blank():
 def test_varying_coefficients_refuse():
     data = mm.simulate.vcmoe("well_separated", n=300, rng=1).data
     fit = mm.fit("y ~ z1 | gate: x1 | vary: u", data, experts=2, bandwidth=0.3, rng=0)
-    with pytest.raises(ArgumentError, match="influence needs a score per unit"):
+    with pytest.raises(ArgumentError, match="VCMoE has no influence: it has no score per unit"):
         fit.influence()

@@ -10,8 +10,6 @@ from scipy.stats import binom, chi2
 
 import mixmoe as mm
 from mixmoe.check.number_of_experts import (
-    Curvature,
-    Estimated,
     LRDraw,
     adjusted_rand_index,
     best_jaccard,
@@ -21,6 +19,7 @@ from mixmoe.check.number_of_experts import (
     weighted_chi2_sf,
 )
 from mixmoe.errors import ArgumentError, MixmoeWarning
+from mixmoe.families import Curvature, Estimated
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.resampling import run_calls
 

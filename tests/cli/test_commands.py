@@ -315,7 +315,7 @@ def test_fit_select_and_predict_networks(here, capsys):
     code = main(["fit", "data.csv", NETWORK, "--hidden", "3,2", *options, "--save", "net.mixmoe", "--plot", "n.png"])
     assert code == 3  # 20 epochs do not arrive
     with pytest.warns(ConvergenceWarning, match="could still rise"):
-        fit = mm.nme(NETWORK, pd.read_csv("data.csv"), hidden=(3, 2), epochs=20, baselines=False, rng=0)
+        fit = mm.fit(NETWORK, pd.read_csv("data.csv"), hidden=(3, 2), epochs=20, baselines=False, rng=0)
     assert capsys.readouterr().out == f"{fit.summary()}\n"
     assert main(["predict", "net.mixmoe", "data.csv", "--alpha", "0.1", "--out", "p.csv"]) == 0
     predicted = pd.read_csv("p.csv")
@@ -335,7 +335,7 @@ def test_fit_select_and_predict_networks(here, capsys):
     [
         (["--hidden", "10;5"], "must be widths such as 10,5, or linear, got '10;5'"),
         (["--hidden", "4", "--experts", "2"], "--experts 2: a network has no experts; leave it out"),
-        (["--hidden", "4", "--cov-type", "robust"], "nme has no option 'cov_type'"),
+        (["--hidden", "4", "--cov-type", "robust"], "fit has no option 'cov_type'"),
         (["--hidden", "0"], "hidden must hold positive whole numbers"),
     ],
 )

@@ -188,7 +188,7 @@ def test_persons_of_a_network_are_not_merged():
     rng = np.random.default_rng(4)
     data = pd.DataFrame({"x": rng.normal(size=60), "id": [LARGE + i // 6 for i in range(60)]})
     data["y"] = data["x"] + rng.normal(size=60) + (data["id"] % 5)
-    fitted = mm.nme("y ~ x | re: (last | id)", data.astype({"id": object}), hidden=(), rng=0, epochs=5)
+    fitted = mm.fit("y ~ x | re: (last | id)", data.astype({"id": object}), hidden=(), rng=0, epochs=5)
     assert fitted.n_units == 10
     new = pd.DataFrame({"x": [0.0, 0.0, 0.0], "id": [LARGE + 1, LARGE + 2, float(2 * LARGE)]}, dtype=object)
     assert fitted.predict(new.astype({"x": float}))["known"].tolist() == [True, True, False]

@@ -74,13 +74,13 @@ class InPlace(Own):
 )
 def test_settings(options, message):
     with pytest.raises(ArgumentError, match=re.escape(message)):
-        mm.nme(FORMULA, DATA, rng=0, baselines=False, **options)
+        mm.fit(FORMULA, DATA, rng=0, baselines=False, **options)
 
 
 def test_the_holdout_is_checked_before_the_fit(monkeypatch):
     monkeypatch.setattr(model_module, "fit_network", lambda *args: pytest.fail("fitted first"))
     with pytest.raises(ArgumentError, match="holdout must be a number above 0 and below 1, got 2"):
-        mm.nme(FORMULA, DATA, hidden=(2,), holdout=2, rng=0)
+        mm.fit(FORMULA, DATA, hidden=(2,), holdout=2, rng=0)
 
 
 def test_the_left_side_of_the_bar():

@@ -57,7 +57,7 @@ def test_no_tensor_is_made_on_the_default_device(case):
     data = rows()
     with warnings.catch_warnings(), Watch() as seen:
         warnings.simplefilter("ignore", mm.errors.MixmoeWarning)
-        fit = mm.nme(formula, data, **{"hidden": (2,), "epochs": 6, "baselines": False, "rng": 0, **options})
+        fit = mm.fit(formula, data, **{"hidden": (2,), "epochs": 6, "baselines": False, "rng": 0, **options})
         fit.predict(data)
         fit.predict(data.assign(id=data["id"] + 100))
         fit.adapt(data[data["id"] < 2]).predict(data[data["id"] < 3])

@@ -37,7 +37,7 @@ CHAIN = "state ~ x | re: (transitions | id) | seq: day"
 def quiet(formula, data=DATA, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MixmoeWarning)
-        return mm.nme(formula, data, **{"hidden": (3,), "baselines": False, "rng": 0, "epochs": 40, **options})
+        return mm.fit(formula, data, **{"hidden": (3,), "baselines": False, "rng": 0, "epochs": 40, **options})
 
 
 def some_fit(model, seed=3):
@@ -104,7 +104,7 @@ def test_the_default_estimator_has_no_annealing_and_says_so():
     found = []
     for alpha in (0.93, 0.99):
         with pytest.warns(MixmoeWarning, match=f"alpha={alpha} is a setting of estimator='sgd'; 'laplace' does not"):
-            fit = mm.nme("y ~ x | re: (bias | id)", DATA, hidden=(3,), alpha=alpha, epochs=300, baselines=False, rng=0)
+            fit = mm.fit("y ~ x | re: (bias | id)", DATA, hidden=(3,), alpha=alpha, epochs=300, baselines=False, rng=0)
         found.append(fit.params.to_numpy())
     np.testing.assert_array_equal(*found)
     published = [

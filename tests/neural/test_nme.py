@@ -25,7 +25,7 @@ def quiet(formula, data, **options):
     """A fit whose few epochs need not converge."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", mm.errors.MixmoeWarning)
-        return mm.nme(formula, data, **{**FAST, **options})
+        return mm.fit(formula, data, **{**FAST, **options})
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def chain(sequences):
 @pytest.mark.parametrize("layers", ["last", "all", "first", "bias"])
 def test_linear_network_is_the_mixed_model(orthodont, layers):
     formula, effects = ("distance ~ age + sex", "1") if layers == "bias" else ("distance ~ age", "1 + age")
-    ours = mm.nme(f"{formula} | re: ({layers} | id)", orthodont, hidden=(), rng=0, baselines=False)
+    ours = mm.fit(f"{formula} | re: ({layers} | id)", orthodont, hidden=(), rng=0, baselines=False)
     theirs = mm.fit(f"{formula} | re: ({effects} | id)", orthodont, experts=1, cov_type="nonrobust", rng=0)
     assert list(ours.params.index) == list(theirs.params.index)
     np.testing.assert_allclose(ours.params, theirs.params, rtol=1e-4)
@@ -87,14 +87,14 @@ def test_linear_network_is_the_mixed_model(orthodont, layers):
 
 def test_linear_network_on_sleepstudy_is_lme4():
     data = mm.datasets.load("sleepstudy")
-    fit = mm.nme("reaction ~ days | re: (all | subject)", data, hidden=(), rng=0, baselines=False)
+    fit = mm.fit("reaction ~ days | re: (all | subject)", data, hidden=(), rng=0, baselines=False)
     assert fit.llf == pytest.approx(-875.9697, abs=1e-3)  # lme4, REML = FALSE
     sds = fit.params[["sd1(Intercept|subject)", "sd1(days|subject)", "sigma1"]]
     np.testing.assert_allclose(sds, [23.7806, 5.7168, 25.5918], rtol=1e-3)
 
 
 def test_laplace_updates_reach_the_maximum_that_the_exact_way_finds(orthodont):
-    exact = mm.nme("distance ~ age | re: (all | id)", orthodont, hidden=(), cov="diagonal", rng=0, baselines=False)
+    exact = mm.fit("distance ~ age | re: (all | id)", orthodont, hidden=(), cov="diagonal", rng=0, baselines=False)
     model = exact.model
     found = fit_laplace(model.problem, Control(epochs=1500), np.zeros(2), np.random.default_rng(0))
     np.testing.assert_allclose(found.theta, exact.trained.theta, atol=2e-3)
@@ -151,7 +151,7 @@ def test_unknown_persons_have_wider_intervals_and_adapting_narrows_them(curved, 
 
 
 def test_adapting_a_known_person_of_a_linear_network_gives_her_effects(orthodont):
-    fit = mm.nme("distance ~ age | re: (last | id)", orthodont, hidden=(), rng=0, baselines=False)
+    fit = mm.fit("distance ~ age | re: (last | id)", orthodont, hidden=(), rng=0, baselines=False)
     again = fit.adapt(orthodont[orthodont.id == "M05"]).effects()
     np.testing.assert_allclose(again.loc["M05"], fit.random_effects.loc["M05"], atol=1e-8)
 
@@ -242,7 +242,7 @@ def test_a_network_of_ones_own(curved):
     assert [spec.name for spec in fit.model.personal.tensors] == ["0.weight", "0.bias"]
     assert np.isfinite(fit.predict(curved)["mean"]).all()
     with pytest.raises(ArgumentError, match=r"must map \(rows, 1\)"):
-        mm.nme("y ~ x1 | re: (all | id)", curved, network=torch.nn.Sequential(torch.nn.Linear(1, 2)))
+        mm.fit("y ~ x1 | re: (all | id)", curved, network=torch.nn.Sequential(torch.nn.Linear(1, 2)))
 
 
 def test_figures(deep):
@@ -283,23 +283,23 @@ def test_figures(deep):
             ArgumentError,
             "holdout must be",
         ),
-        ("y ~ x1 | re: (first | id)", {"layers": 3}, ArgumentError, "nme has no option 'layers'"),
+        ("y ~ x1 | re: (first | id)", {"layers": 3}, ArgumentError, "fit has no option 'layers'"),
         ("y ~ 1 | re: (first | id)", {}, ArgumentError, "needs inputs"),
     ],
 )
 def test_bad_input_is_told(curved, formula, options, error, message):
     with pytest.raises(error, match=re.escape(message)):
-        mm.nme(formula, curved, **{**FAST, **options})
+        mm.fit(formula, curved, **{**FAST, **options})
 
 
 def test_a_constant_response_is_refused(curved):
     with pytest.raises(DesignError, match="it must vary"):
-        mm.nme("y ~ x1 | re: (last | id)", curved.assign(y=1.0))
+        mm.fit("y ~ x1 | re: (last | id)", curved.assign(y=1.0))
 
 
 def test_data_that_tell_nothing_are_refused(curved):
     with pytest.raises(DesignError, match="each of the 30 persons has one row"):
-        mm.nme("y ~ x1 | re: (last | id)", curved.groupby("id").head(1), **FAST)
+        mm.fit("y ~ x1 | re: (last | id)", curved.groupby("id").head(1), **FAST)
 
 
 def test_a_singular_matrix_is_told_in_words(curved, monkeypatch):
@@ -308,12 +308,12 @@ def test_a_singular_matrix_is_told_in_words(curved, monkeypatch):
 
     monkeypatch.setattr("mixmoe.neural.displays.fit_last_layer", singular)
     with pytest.raises(DesignError, match=r"no Cholesky factor \(not positive-definite\): too few rows .* or rescale"):
-        mm.nme("y ~ x1 | re: (last | id)", curved, **FAST)
+        mm.fit("y ~ x1 | re: (last | id)", curved, **FAST)
 
 
 def test_a_network_that_is_none_is_refused(curved):
     with pytest.raises(ArgumentError, match=r"network must be a torch\.nn\.Module, got str"):
-        mm.nme("y ~ x1 | re: (all | id)", curved, network="mlp", **FAST)
+        mm.fit("y ~ x1 | re: (all | id)", curved, network="mlp", **FAST)
     with pytest.raises(ArgumentError, match="validate has no option 'layers'"):
         mm.NME("y ~ x1 | re: (all | id)", curved).validate(layers=3)
 
@@ -328,22 +328,22 @@ def test_an_unseen_state_is_refused(sequences, chain):
 @pytest.mark.filterwarnings("ignore:after . epochs? the log-likelihood could still rise")
 def test_ties_are_refused_and_gaps_are_told(sequences):
     with pytest.raises(DesignError, match="share"):
-        mm.nme("state ~ x | re: (transitions | id) | seq: day", sequences, hidden=())
+        mm.fit("state ~ x | re: (transitions | id) | seq: day", sequences, hidden=())
     formula = "state ~ x | re: (transitions | id) | seq: day / session"
     with pytest.warns(mm.errors.MixmoeWarning, match="follow a gap in 'day'"):
-        mm.nme(formula, sequences[sequences.day != 4], hidden=(), epochs=5, baselines=False, rng=0)
+        mm.fit(formula, sequences[sequences.day != 4], hidden=(), epochs=5, baselines=False, rng=0)
     with pytest.raises(FormulaError, match=r"add \| seq: column"):
-        mm.nme("state ~ x | re: (transitions | id)", sequences, hidden=())
+        mm.fit("state ~ x | re: (transitions | id)", sequences, hidden=())
 
 
 def test_a_person_with_one_row_and_one_without_any(curved):
     one = pd.concat([curved, pd.DataFrame({"x1": [0.1], "x2": [0.2], "y": [5.0], "id": ["single"]})])
     with pytest.warns(mm.errors.MixmoeWarning, match="1 of 31 persons have one row"):
-        fit = mm.nme("y ~ x1 + x2 | re: (last | id)", one, hidden=(), **FAST)
+        fit = mm.fit("y ~ x1 + x2 | re: (last | id)", one, hidden=(), **FAST)
     assert "single" in fit.random_effects.index
     gone = one.assign(x1=one.x1.where(one.id != "p00"))
     with pytest.warns(mm.errors.MixmoeWarning):
-        fit = mm.nme("y ~ x1 + x2 | re: (last | id)", gone, hidden=(), **FAST)
+        fit = mm.fit("y ~ x1 + x2 | re: (last | id)", gone, hidden=(), **FAST)
     assert "p00" not in fit.random_effects.index
 
 
@@ -351,7 +351,7 @@ def test_a_person_with_one_row_and_one_without_any(curved):
 @pytest.mark.filterwarnings("ignore:after . epochs? the log-likelihood could still rise")
 def test_a_lost_loss_stops_and_restores(curved):
     with pytest.warns(mm.errors.ConvergenceWarning, match="was not finite at epoch"):
-        fit = mm.nme("y ~ x1 + x2 | re: (first | id)", curved, hidden=(4,), activation="relu", lr=1e160, **FAST)
+        fit = mm.fit("y ~ x1 + x2 | re: (first | id)", curved, hidden=(4,), activation="relu", lr=1e160, **FAST)
     assert np.isfinite(fit.params).all()
 
 

@@ -29,7 +29,7 @@ def quiet(formula, data, **options):
     """A fit whose few epochs need not converge."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MixmoeWarning)
-        return mm.nme(formula, data, **{"baselines": False, "rng": 0, **options})
+        return mm.fit(formula, data, **{"baselines": False, "rng": 0, **options})
 
 
 def persons_data():
@@ -78,13 +78,13 @@ def chain():
 @pytest.mark.parametrize(("formula", "epochs"), [(SHIFT, 1), (SHIFT, 20), ("y ~ x + w | re: (0 | id)", 10)])
 def test_a_few_epochs_are_no_maximum(formula, epochs):
     with pytest.warns(ConvergenceWarning, match=f"after {epochs} epochs? the log-likelihood could still rise by"):
-        fit = mm.nme(formula, DATA, hidden=(5,), epochs=epochs, baselines=False, rng=0)
+        fit = mm.fit(formula, DATA, hidden=(5,), epochs=epochs, baselines=False, rng=0)
     assert not fit.converged
     assert [flag.code for flag in fit.flags] == ["not_converged"]
 
 
 def test_many_epochs_arrive():
-    fit = mm.nme(SHIFT, DATA, hidden=(2,), epochs=700, baselines=False, rng=0)
+    fit = mm.fit(SHIFT, DATA, hidden=(2,), epochs=700, baselines=False, rng=0)
     assert fit.converged
     assert fit.flags == ()
 

@@ -28,7 +28,7 @@ def data(family="gaussian", persons=8, rows=7):
 def quiet(formula, frame, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MixmoeWarning)
-        return mm.nme(formula, frame, **{"epochs": 6, "baselines": False, "rng": 0, **options})
+        return mm.fit(formula, frame, **{"epochs": 6, "baselines": False, "rng": 0, **options})
 
 
 def mlp(n_out=1):

@@ -20,7 +20,7 @@ CHAIN = "s ~ x | re: ({} | id) | seq: t"
 def quiet(formula, frame, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MixmoeWarning)
-        return mm.nme(formula, frame, **{"epochs": 40, "baselines": False, "rng": 0, "hidden": (), **options})
+        return mm.fit(formula, frame, **{"epochs": 40, "baselines": False, "rng": 0, "hidden": (), **options})
 
 
 def sequences(persons=15, length=12, seed=3):
@@ -206,7 +206,7 @@ def test_a_device_that_is_not_there_is_told_in_one_line(device):
 
 
 WARNED = [
-    lambda: mm.nme("y ~ x | re: (last | id)", NUMBERS, hidden=(3,), epochs=2, baselines=False, rng=0),
+    lambda: mm.fit("y ~ x | re: (last | id)", NUMBERS, hidden=(3,), epochs=2, baselines=False, rng=0),
     lambda: mm.NME("y ~ x | re: (bias | id)", NUMBERS, hidden=(3,)).fit(epochs=2, baselines=False, rng=0),
     lambda: mm.NME("y ~ x | re: (bias | id)", NUMBERS, hidden=()).fit(alpha=0.9, baselines=False, rng=0),
     lambda: mm.NME("y ~ x | re: (bias | id)", NUMBERS.assign(x=NUMBERS.x.where(NUMBERS.index > 0))),

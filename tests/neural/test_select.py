@@ -54,7 +54,7 @@ def test_best_is_the_fit_to_all_rows_with_the_least_error(table):
     hidden, seed = frame["hidden"][place], best.em.starts.seed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", mm.errors.ConvergenceWarning)  # after so few epochs
-        again = mm.nme(frame["formula"][place], DATA, hidden=hidden, epochs=40, baselines=False, rng=seed)
+        again = mm.fit(frame["formula"][place], DATA, hidden=hidden, epochs=40, baselines=False, rng=seed)
     np.testing.assert_allclose(again.params, best.params, rtol=1e-6)
     assert table.best("aic").aic == min(c.results.aic for c in table.candidates if c.results is not None)
     with pytest.raises(ArgumentError, match="no candidate has the criterion 'cv'"):
@@ -78,7 +78,7 @@ def test_held_out_error_and_its_standard_error_by_hand():
     model = mm.NME("y ~ x1 + x2 | re: (last | id)", even, hidden=())
     found = model.validate(holdout=1 / 3, rng=0)
     last = even.groupby("id").cumcount() >= 4
-    fit = mm.nme("y ~ x1 + x2 | re: (last | id)", even[~last], hidden=(), rng=0, baselines=False)
+    fit = mm.fit("y ~ x1 + x2 | re: (last | id)", even[~last], hidden=(), rng=0, baselines=False)
     squares = (even["y"][last] - fit.predict(even[last], interval=False)["mean"]) ** 2
     assert found.error == pytest.approx(squares.mean(), rel=1e-4)
     by_person = squares.groupby(even["id"][last]).mean()

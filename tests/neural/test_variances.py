@@ -18,7 +18,7 @@ from mixmoe.neural.marginal_likelihood import shrunken_share  # noqa: E402
 def quiet(formula, frame, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MixmoeWarning)
-        return mm.nme(formula, frame, **{"baselines": False, "rng": 0, "hidden": (), **options})
+        return mm.fit(formula, frame, **{"baselines": False, "rng": 0, "hidden": (), **options})
 
 
 def slopes(persons=40, seed=0):

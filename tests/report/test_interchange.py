@@ -104,7 +104,7 @@ def test_augment_refuses_rows_that_it_cannot_place():
 def test_networks_have_rows_too():
     pytest.importorskip("torch")
     data = mm.datasets.load("orthodont").sample(frac=1, random_state=1)
-    fit = mm.nme("distance ~ age | re: (last | subject)", data, hidden=(), rng=0)
+    fit = mm.fit("distance ~ age | re: (last | subject)", data, hidden=(), rng=0)
     frame = fit.augment(data)
     np.testing.assert_allclose(frame[".fitted"] + frame[".resid"], data["distance"])
 

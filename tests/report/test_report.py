@@ -275,7 +275,7 @@ def nme():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MixmoeWarning)
         data = mm.datasets.load("orthodont")
-        return mm.nme("distance ~ age | re: (last | subject)", data, hidden=(2,), epochs=5, rng=0, baselines=False)
+        return mm.fit("distance ~ age | re: (last | subject)", data, hidden=(2,), epochs=5, rng=0, baselines=False)
 
 
 def one_expert():

@@ -1,5 +1,6 @@
 """Choosing among candidates: the table, carried starts, workers, interruption, failures."""
 
+import inspect
 import json
 import warnings
 from dataclasses import replace
@@ -12,12 +13,12 @@ from matplotlib.figure import Figure
 
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, DesignError, MixmoeWarning
+from mixmoe.families import families
 from mixmoe.mixed.likelihood.observed import evaluate
 from mixmoe.mixed.search import _ROUGH
 from mixmoe.mixed.starting_values import carried_starts, fewer_experts, fit_one_expert
 from mixmoe.mixture.estimate import EMFit, Flag, Starts, better, clc
 from mixmoe.mixture.resampling import Journal, run_calls
-from mixmoe.selection import candidates
 
 SIM = mm.simulate.memoe("moderate", n_subjects=80, n_visits=4, rng=5)
 FORMULA = "y ~ time | gate: z1 | re: (1 | id)"
@@ -389,7 +390,6 @@ def test_clc_by_hand():
 
 
 def test_listed_options_are_those_of_the_families():
-    import inspect
-
-    known = {*inspect.signature(mm.MEMoE.__init__).parameters, *inspect.signature(mm.VCMoE.__init__).parameters}
-    assert set(candidates.LISTED) <= known
+    for model in families().values():
+        known = {*inspect.signature(model.__init__).parameters, *inspect.signature(model.fit).parameters}
+        assert set(model.spec.listed) <= known

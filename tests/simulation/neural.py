@@ -62,7 +62,7 @@ class World:
 def fitted(layers, data, seed, **options):
     """A fit with the given layers personal."""
     formula = f"y ~ x1 + x2 + x3 + x4 | re: ({layers} | id)"
-    return mm.nme(formula, data, hidden=(10, 5), **{"rng": seed, "baselines": False, **options})
+    return mm.fit(formula, data, hidden=(10, 5), **{"rng": seed, "baselines": False, **options})
 
 
 def squared_error(fit, data):
@@ -190,7 +190,7 @@ def chains(seeds):
             world = Chain(seed, sd)
             train, test = world.rows(), world.rows()
             generic, own, published = (
-                mm.nme(
+                mm.fit(
                     f"state ~ x1 + x2 | re: ({layers} | id) | seq: day",
                     train,
                     family="crf",

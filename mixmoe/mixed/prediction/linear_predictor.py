@@ -23,7 +23,8 @@ from scipy.special import ndtr, sici, stdtr, stdtrit
 from scipy.stats import norm
 
 from mixmoe._typing import Array
-from mixmoe.check.residuals import Distribution, continuous
+from mixmoe.check.residuals import continuous
+from mixmoe.families import Distribution
 from mixmoe.mixed.likelihood.glmm import GlmmExperts, Nodes, build_nodes
 from mixmoe.mixed.likelihood.modes import Modes, Predictor, Response, Rows
 from mixmoe.mixed.parameters import Params

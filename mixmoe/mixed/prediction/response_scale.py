@@ -13,7 +13,8 @@ from scipy.special import ndtri
 from scipy.stats import norm
 
 from mixmoe._typing import Array
-from mixmoe.check.residuals import Distribution, placed
+from mixmoe.check.residuals import placed
+from mixmoe.families import Distribution
 from mixmoe.mixed.likelihood.glmm import GlmmExperts
 from mixmoe.mixed.likelihood.modes import Response
 from mixmoe.mixed.likelihood.observed import Problem

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from mixmoe._typing import Array
-from mixmoe.check.residuals import Effects
 from mixmoe.design.design import Design, DesignNames, used_columns
 from mixmoe.design.frame import shown
 from mixmoe.design.labels import places_of
 from mixmoe.errors import DesignError, MixmoeWarning, warn
+from mixmoe.families import Effects
 from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.error_structure import ErrorSetup, times_of
 from mixmoe.mixed.further_parameters import spans

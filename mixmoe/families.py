@@ -1,0 +1,509 @@
+"""The contract between a family of models and the rest of the package.
+
+A family is a model class with a `FamilySpec`, registered once. From the registry follow the door (`mixmoe.fit`), the
+refusals of the parser, `mixmoe.load`, `mixmoe.select`, the report, the command line and the contract test: none of them
+names a family.
+
+To add one: write a class that has what `Model` asks for, results derived from `mixmoe.results.MoEResults`, and call
+`register` with the class. What a family can do beyond that it shows by having the methods of a capability below; a
+method of the results asks for it by type (`require`) and refuses with the spec's reason where it is missing.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import MappingProxyType
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mixmoe._typing import Array
+from mixmoe.design.design import Design
+from mixmoe.design.formula import MoEFormula
+from mixmoe.errors import ArgumentError
+from mixmoe.inference.uncertainty import ParamCov
+from mixmoe.mixture.estimate import EMFit, ParamLayout
+from mixmoe.numerics.optimise import Evaluation
+from mixmoe.output.saved import SavedFit
+
+# --- what a family is ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FamilySpec:
+    """What the package knows of a family.
+
+    Attributes
+    ----------
+    name : str
+        ``"MEMoE"`` ...
+    title : str
+        What kind of model it is, a sentence for reports.
+    estimation : str
+        How it is estimated, a sentence for reports.
+    asked_by : str
+        Which formulas or options ask for it, in words: ``"formulas with a section 'vary: u'"``.
+    section : str or None
+        The section of a formula that asks for it.
+    markers : tuple of str
+        Options that ask for it.
+    covariance_options : tuple of str
+        Options of its covariances, which `fit` takes beside its own.
+    listed : tuple of str
+        Options that may be lists in `mixmoe.select`: every combination is a candidate.
+    has_experts : bool
+        Whether it is a mixture, whose number of experts is to be chosen.
+    packages : tuple of str
+        Packages that it needs beside those of mixmoe, for the versions in a report.
+    lacks : Mapping of str to str
+        Why a capability is missing, by its name.
+    """
+
+    name: str
+    title: str
+    estimation: str
+    asked_by: str
+    section: str | None = None
+    markers: tuple[str, ...] = ()
+    covariance_options: tuple[str, ...] = ()
+    listed: tuple[str, ...] = ()
+    has_experts: bool = True
+    packages: tuple[str, ...] = ()
+    lacks: Mapping[str, str] = field(default_factory=dict)
+
+    def claims(self, formula: MoEFormula, options: Mapping[str, Any]) -> bool:
+        """Whether a formula with these options asks for the family."""
+        section = self.section is not None and getattr(formula, self.section) is not None
+        return section or any(options.get(name) is not None for name in self.markers)
+
+
+class Model(Protocol):
+    """Formula, data and settings of a model; what results need from it.
+
+    Attributes
+    ----------
+    spec : FamilySpec
+    formula : MoEFormula
+    design : Design
+    layout : ParamLayout
+        Names, blocks and experts of the reported parameters.
+    n_experts : int
+    settings : Mapping of str to JSON values
+        Arguments of the constructor, without formula and data, that rebuild the model; those named ``cov_re`` and
+        ``residual`` ("common" < "proportional" < "expert") may be nested in a likelihood-ratio test.
+    """
+
+    @property
+    def spec(self) -> FamilySpec: ...  # noqa: D102
+    @property
+    def formula(self) -> MoEFormula: ...  # noqa: D102
+    @property
+    def design(self) -> Design: ...  # noqa: D102
+    @property
+    def layout(self) -> ParamLayout: ...  # noqa: D102
+    @property
+    def n_experts(self) -> int: ...  # noqa: D102
+    @property
+    def settings(self) -> Mapping[str, Any]: ...  # noqa: D102
+
+    def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
+        """Covariance of the estimates of `fit`."""
+        ...
+
+
+class ModelClass(Protocol):
+    """The class of a model: how one is made, fitted and read from a file."""
+
+    spec: FamilySpec
+
+    def __call__(self, formula: MoEFormula, data: Any, **options: Any) -> Any:
+        """A model; `experts=` is among the options of a mixture."""
+        ...
+
+    def fit(self, *, rng: Any = None, **options: Any) -> Any:
+        """Results."""
+        ...
+
+    def from_saved(self, saved: SavedFit, context: Mapping[str, Any] | None) -> Any:
+        """Results of a saved fit; ``saved.data`` is never None, and the design must pass through `results.restored`."""
+        ...
+
+
+# --- what a family may be able to do: capabilities of its results ----------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FirstOrder:
+    """How units move the estimates, to first order, in the coordinates in which the likelihood was maximised.
+
+    Attributes
+    ----------
+    scores : ndarray, shape (N, Q)
+        Score of each unit at the estimate.
+    inverse : ndarray, shape (Q, Q)
+        Inverse of the observed information, zero in directions without information.
+    jacobian : ndarray, shape (P, Q)
+        Derivatives of the reported parameters; NaN in rows of parameters on their boundary.
+    slopes : ndarray, shape (N, K, Q)
+        Derivatives of the responsibilities.
+    """
+
+    scores: Array
+    inverse: Array
+    jacobian: Array
+    slopes: Array
+
+    @property
+    def moves(self) -> Array:
+        """``A^-1 s_i``: how a unit pulls the estimate towards itself, shape (N, Q)."""
+        return self.scores @ self.inverse
+
+
+@runtime_checkable
+class HasScores(Protocol):
+    """A score per independent unit: influence of units, three-step standard errors."""
+
+    def _first_order(self) -> FirstOrder: ...
+
+
+@dataclass(frozen=True, slots=True)
+class GatePoint:
+    """The gate of a fit, at one value of the index if coefficients vary.
+
+    Attributes
+    ----------
+    at : float or None
+        Value of the index.
+    gamma : ndarray, shape (K - 1, m)
+    where : ndarray of int, shape (K - 1, m)
+        Positions of the coefficients among the parameters.
+    infinite : ndarray, shape ((K - 1) * m, s), or None
+        Directions in which the coefficients are infinite.
+    """
+
+    at: float | None
+    gamma: Array
+    where: NDArray[np.intp]
+    infinite: Array | None = None
+
+
+@runtime_checkable
+class HasGate(Protocol):
+    """A softmax gate: marginal effects of its covariates."""
+
+    def _gate_points(self) -> tuple[GatePoint, ...]: ...
+
+
+@runtime_checkable
+class DrawsResponses(Protocol):
+    """Responses drawn from the fit: `simulate`, parametric bootstrap."""
+
+    def _draw(self, rng: np.random.Generator) -> Array: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """Where each response lies in its fitted distribution.
+
+    Attributes
+    ----------
+    below, at : ndarray, shape (n,)
+        ``P(Y < y)`` and ``P(Y <= y)``; equal if the response is continuous.
+    beyond, above : ndarray, shape (n,)
+        ``P(Y >= y)`` and ``P(Y > y)``, one minus the former without loss of digits.
+    """
+
+    below: Array
+    at: Array
+    beyond: Array
+    above: Array
+
+
+@runtime_checkable
+class HasDistribution(Protocol):
+    """The fitted distribution of each response: quantile residuals and the figures made of them."""
+
+    def _distribution(self, given: str) -> Distribution: ...
+
+
+@runtime_checkable
+class HasErrorCovariance(Protocol):
+    """Errors with a covariance: residuals free of their serial correlation, rows in the order of the design."""
+
+    def _normalized(self) -> Array: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """Predicted random effects of the units.
+
+    Attributes
+    ----------
+    names : tuple of str
+    means : ndarray, shape (N, K, q)
+        Given the expert.
+    implied : ndarray, shape (K, q, q)
+        Covariance that the model implies for them: that of the effects minus their mean posterior covariance.
+    modal : ndarray of int, shape (N,)
+        From 1.
+    """
+
+    names: tuple[str, ...]
+    means: Array
+    implied: Array
+    modal: NDArray[np.intp]
+
+
+@runtime_checkable
+class HasRandomEffects(Protocol):
+    """Effects of units: their figure."""
+
+    def _effects(self) -> Effects | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """A log-likelihood in the coordinates in which it is maximised.
+
+    Attributes
+    ----------
+    theta : ndarray, shape (Q,)
+        Maximiser.
+    inverse : ndarray, shape (Q, Q)
+        Inverse information there.
+    evaluate : callable
+        From points (S, Q) to log-likelihood and score.
+    reported : callable
+        From a point (Q,) to the reported parameters (P,).
+    jacobian : callable
+        From a point (Q,) to their derivatives (P, Q).
+    """
+
+    theta: Array
+    inverse: Array
+    evaluate: Callable[[Array], Evaluation]
+    reported: Callable[[Array], Array]
+    jacobian: Callable[[Array], Array]
+
+
+@runtime_checkable
+class HasLikelihood(Protocol):
+    """One joint likelihood of all parameters: profiles, likelihood-ratio tests."""
+
+    def _likelihood(self) -> Likelihood: ...
+
+
+@runtime_checkable
+class HasFunctions(Protocol):
+    """Coefficients that are functions of an index."""
+
+    def functions(self, u: Any = None) -> pd.DataFrame:
+        """The coefficient functions as a tidy frame."""
+        ...
+
+
+# --- what a family may be able to do: capabilities of its models -----------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Estimated:
+    """A maximum found for some number of experts.
+
+    Attributes
+    ----------
+    experts : int
+    values : ndarray
+        Estimates, as the family stores them.
+    loglik : float
+    degenerate : bool
+        Whether every maximum that was found is spurious.
+    """
+
+    experts: int
+    values: Array
+    loglik: float = np.nan
+    degenerate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Curvature:
+    """Derivatives of a log-likelihood at its maximum.
+
+    Attributes
+    ----------
+    scores : ndarray, shape (N, P)
+        Of each independent unit.
+    information : ndarray, shape (P, P)
+        Minus the second derivatives.
+    """
+
+    scores: Array
+    information: Array
+
+
+@runtime_checkable
+class HasExperts(Protocol):
+    """A mixture that can be estimated again, with other experts, on other responses and on resamples of the units."""
+
+    def estimated(self, fit: EMFit) -> Estimated:
+        """The present fit."""
+        ...
+
+    def estimate(
+        self,
+        experts: int,
+        n_starts: int,
+        rng: np.random.Generator,
+        start: Estimated | None = None,
+        response: Array | None = None,
+    ) -> Estimated:
+        """The highest maximum from random starts and from `start`, which has as many experts or one fewer.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            After Ctrl-C.
+        """
+        ...
+
+    def drawn(self, estimated: Estimated, rng: np.random.Generator) -> Array:
+        """A response drawn from the model, shape (n,) in the order of the design."""
+        ...
+
+    def reclassified(self, fit: EMFit, rng: np.random.Generator) -> NDArray[np.intp]:
+        """Most probable expert of every unit after a refit to a resample of the units; empty on failure."""
+        ...
+
+    def refuse_tests(self) -> str | None:
+        """Why tests by refits would not be valid for these data, None if they are."""
+        ...
+
+
+@runtime_checkable
+class HasCurvature(Protocol):
+    """Scores and information of a maximum: the test of Vuong, Lo, Mendell and Rubin."""
+
+    def curvature(self, estimated: Estimated) -> Curvature:
+        """Derivatives of the log-likelihood at a maximum."""
+        ...
+
+
+@runtime_checkable
+class ValidatesItself(Protocol):
+    """A model that is compared by its error on held-out rows instead of by criteria."""
+
+    def tried(self, *, holdout: float = 0.2, rng: Any = None, **options: Any) -> Any:
+        """A fit to all rows, and the error of one without the held-out rows."""
+        ...
+
+
+Capability = TypeVar("Capability")
+
+
+def require(found: object, capability: type[Capability], what: str, spec: FamilySpec) -> Capability:
+    """The object as one that has a capability.
+
+    Parameters
+    ----------
+    found : object
+        Results or a model.
+    capability : type
+        One of the protocols of this file.
+    what : str
+        The method that needs it, as the user calls it.
+    spec : FamilySpec
+
+    Raises
+    ------
+    ArgumentError
+        With the reason that the family gives, if it is missing.
+    """
+    if isinstance(found, capability):
+        return found
+    reason = spec.lacks.get(capability.__name__) or "its models do not offer what that needs"
+    raise ArgumentError(f"{spec.name} has no {what}: {reason}")
+
+
+# --- the registry ----------------------------------------------------------------------------------------------------
+
+# Where the families of the package are; a module is imported when its family is first asked for, since importing all
+# of them takes as long as importing statsmodels.
+_HOME: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "NME": ("mixmoe.neural.model", "NME"),
+        "VCMoE": ("mixmoe.varying.model", "VCMoE"),
+        "MEMoE": ("mixmoe.mixed.model", "MEMoE"),
+    }
+)
+# The one piece of state of the package: families that others add.
+_ADDED: dict[str, Any] = {}
+
+
+def register(model: Any) -> Any:
+    """Make a family known to `fit`, `load`, `select`, the report and the command line; also a decorator.
+
+    Parameters
+    ----------
+    model : class
+        With an attribute `spec`; see `Model` and `ModelClass`.
+
+    Returns
+    -------
+    class
+        The same.
+
+    Raises
+    ------
+    ArgumentError
+        If a family of the package has its name.
+    """
+    if model.spec.name in _HOME:
+        raise ArgumentError(f"a family named {model.spec.name!r} comes with the package; choose another name")
+    _ADDED[model.spec.name] = model
+    return model
+
+
+def families() -> Mapping[str, Any]:
+    """All registered model classes by name; those that others add come first, as they are asked first."""
+    own = {name: getattr(import_module(module), attribute) for name, (module, attribute) in _HOME.items()}
+    return MappingProxyType({**_ADDED, **own})
+
+
+def family_of(formula: MoEFormula, options: Mapping[str, Any]) -> Any:
+    """The model class that fits a formula with these options; the last one takes what no other claims."""
+    known = families()
+    claimed = (model for model in known.values() if model.spec.claims(formula, options))
+    return next(claimed, list(known.values())[-1])
+
+
+def model_options(family: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that the constructor of a family takes.
+
+    Raises
+    ------
+    ArgumentError
+        If neither constructor, fit nor covariance has one of them.
+    """
+    for_model = _keywords(family.__init__)
+    known = [*for_model, *_keywords(family.fit), *family.spec.covariance_options]
+    for name in options:
+        if name not in known:
+            raise ArgumentError(f"fit has no option {name!r}; {_elsewhere(name, family)}it has {', '.join(known)}")
+    return {name: value for name, value in options.items() if name in for_model}
+
+
+def _keywords(function: Callable[..., Any]) -> list[str]:
+    """Names of the keyword arguments of a function, without formula, data and catch-alls."""
+    apart = ("self", "formula", "data")
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.name not in apart and p.kind is not inspect.Parameter.VAR_KEYWORD]
+
+
+def _elsewhere(option: str, family: Any) -> str:
+    """In words which other family has an option and how to ask for it; none for options that nobody has."""
+    others = [model for model in families().values() if model is not family]
+    found = [model.spec for model in others if option in (*_keywords(model.__init__), *_keywords(model.fit))]
+    return "".join(f"{spec.name} has, which fits {spec.asked_by}; " for spec in found[:1])
