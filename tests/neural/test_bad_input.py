@@ -74,7 +74,7 @@ class InPlace(Own):
 )
 def test_settings(options, message):
     with pytest.raises(ArgumentError, match=re.escape(message)):
-        mm.fit(FORMULA, DATA, rng=0, baselines=False, **options)
+        mm.fit(FORMULA, DATA, **{"hidden": (10,), "rng": 0, "baselines": False, **options})
 
 
 def test_the_holdout_is_checked_before_the_fit(monkeypatch):

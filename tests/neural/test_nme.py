@@ -18,6 +18,7 @@ from mixmoe.neural.displays import held_out_error  # noqa: E402
 from mixmoe.neural.estimators.linearised import fit_laplace  # noqa: E402
 from mixmoe.neural.estimators.trained import Control  # noqa: E402
 
+WIDE = {"hidden": (10,)}
 FAST = {"epochs": 150, "baselines": False, "rng": 0}
 
 
@@ -25,7 +26,7 @@ def quiet(formula, data, **options):
     """A fit whose few epochs need not converge."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", mm.errors.MixmoeWarning)
-        return mm.fit(formula, data, **{**FAST, **options})
+        return mm.fit(formula, data, **{**WIDE, **FAST, **options} if "network" not in options else {**FAST, **options})
 
 
 @pytest.fixture(scope="module")
@@ -289,17 +290,17 @@ def test_figures(deep):
 )
 def test_bad_input_is_told(curved, formula, options, error, message):
     with pytest.raises(error, match=re.escape(message)):
-        mm.fit(formula, curved, **{**FAST, **options})
+        mm.fit(formula, curved, **{**WIDE, **FAST, **options})
 
 
 def test_a_constant_response_is_refused(curved):
     with pytest.raises(DesignError, match="it must vary"):
-        mm.fit("y ~ x1 | re: (last | id)", curved.assign(y=1.0))
+        mm.fit("y ~ x1 | re: (last | id)", curved.assign(y=1.0), **WIDE)
 
 
 def test_data_that_tell_nothing_are_refused(curved):
     with pytest.raises(DesignError, match="each of the 30 persons has one row"):
-        mm.fit("y ~ x1 | re: (last | id)", curved.groupby("id").head(1), **FAST)
+        mm.fit("y ~ x1 | re: (last | id)", curved.groupby("id").head(1), **WIDE, **FAST)
 
 
 def test_a_singular_matrix_is_told_in_words(curved, monkeypatch):
@@ -308,7 +309,7 @@ def test_a_singular_matrix_is_told_in_words(curved, monkeypatch):
 
     monkeypatch.setattr("mixmoe.neural.displays.fit_last_layer", singular)
     with pytest.raises(DesignError, match=r"no Cholesky factor \(not positive-definite\): too few rows .* or rescale"):
-        mm.fit("y ~ x1 | re: (last | id)", curved, **FAST)
+        mm.fit("y ~ x1 | re: (last | id)", curved, **WIDE, **FAST)
 
 
 def test_a_network_that_is_none_is_refused(curved):

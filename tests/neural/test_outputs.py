@@ -29,7 +29,7 @@ def quiet(formula, data, **options):
     """A fit whose few epochs need not converge."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MixmoeWarning)
-        return mm.fit(formula, data, **{"baselines": False, "rng": 0, **options})
+        return mm.fit(formula, data, **{"hidden": (10,), "baselines": False, "rng": 0, **options})
 
 
 def persons_data():

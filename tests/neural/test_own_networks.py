@@ -28,7 +28,8 @@ def data(family="gaussian", persons=8, rows=7):
 def quiet(formula, frame, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MixmoeWarning)
-        return mm.fit(formula, frame, **{"epochs": 6, "baselines": False, "rng": 0, **options})
+        own = {} if "network" in options else {"hidden": (10,)}
+        return mm.fit(formula, frame, **{**own, "epochs": 6, "baselines": False, "rng": 0, **options})
 
 
 def mlp(n_out=1):
