@@ -56,7 +56,10 @@ def fit(formula: str | MoEFormula, data: Any, experts: int | None = None, **opti
 
 
 def load(
-    path: str | os.PathLike[str], data: pd.DataFrame | None = None, context: Mapping[str, Any] | None = None
+    path: str | os.PathLike[str],
+    data: pd.DataFrame | None = None,
+    context: Mapping[str, Any] | None = None,
+    network: Any = None,
 ) -> results.MoEResults:
     """A fit from a file that its `save` wrote; reading it cannot run code.
 
@@ -67,6 +70,8 @@ def load(
         The data of the fit, if it was saved without them.
     context : mapping, optional
         Functions and constants that the formula uses; give it only for files that you trust.
+    network : torch.nn.Module, optional
+        The network of a fit that had one of your own; the file holds its parameters, not its code.
 
     Returns
     -------
@@ -77,4 +82,4 @@ def load(
     SavedFileError
         If the file is no saved fit, or its formula is not limited to the built-in transforms.
     """
-    return results.load(path, families(), data, context)
+    return results.load(path, families(), data, context, network)

@@ -486,7 +486,10 @@ def _refuse_bars(span: _Span, where: str) -> None:
             )
 
 
-def _terms(span: _Span, text: str, intercept: bool = True) -> tuple[object, ...]:
+def _terms(span: _Span, text: str, intercept: bool = True, columns: bool = True) -> tuple[object, ...]:
+    """The terms of a part; its names may be layers of a network where they need not be `columns`."""
+    if columns:
+        _refuse_numbered_columns(span, text)
     _refuse_specials(span, text)
     try:
         return parse_terms(text, intercept)
@@ -494,8 +497,7 @@ def _terms(span: _Span, text: str, intercept: bool = True) -> tuple[object, ...]
         raise span.error(_first_lower(error.message), error.start, error.width) from error
 
 
-def _refuse_specials(span: _Span, text: str) -> None:
-    masked = "".join(a if m != "\0" else "\0" for a, m in zip(text, span.masked, strict=True))
+def _refuse_numbered_columns(span: _Span, text: str) -> None:
     for quoted in re.finditer(r"`([^`]*)`", text):
         if re.fullmatch(r"\s*[\d.]*\s*", quoted.group(1)):
             raise span.error(
@@ -504,6 +506,10 @@ def _refuse_specials(span: _Span, text: str) -> None:
                 quoted.start(),
                 len(quoted.group(0)),
             )
+
+
+def _refuse_specials(span: _Span, text: str) -> None:
+    masked = "".join(a if m != "\0" else "\0" for a, m in zip(text, span.masked, strict=True))
     dot = re.search(r"(?<![\w.\0])\.(?![\w.])", masked)
     if dot is not None:
         raise span.error("'.' for all other columns is not supported; name the columns", dot.start(), 1)
@@ -578,7 +584,7 @@ def _inside_bracket(span: _Span) -> RandomTerm:
             bars[0].start(),
         )
     _refuse_wrappers(design, 0)
-    _terms(design, design.text)
+    _terms(design, design.text, columns=False)
     return RandomTerm(design.text.strip(), _group(design, group), len(bars[0].group(0)) == 1)
 
 

@@ -1,6 +1,7 @@
 """What of a design is decided by formula and options, before any data are seen."""
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import ModuleType
@@ -146,8 +147,14 @@ def make_recipe(
 
 
 def _refuse_reserved(names: Mapping[str, tuple[UsedName, ...]]) -> None:
-    """Refuse a column whose name parameters have already."""
+    """Refuse a column whose name the constant or a number has already."""
     for section, used in names.items():
+        numbered = [u.name for u in used if re.fullmatch(r"\s*[\d.]*\s*", u.name)]
+        if numbered:
+            raise DesignError(
+                f"{WHERE[section]} uses a column called {numbered[0]!r}, which cannot stand in a formula, where 1 is "
+                "the intercept and other numbers are numbers; rename the column"
+            )
         if any(u.name == "Intercept" and not u.called for u in used):
             raise DesignError(
                 f"{WHERE[section]} uses a column 'Intercept', which is the name of the constant; rename the column"

@@ -367,7 +367,7 @@ def known_rows_of(persons: Persons, design: Design, data: Any) -> NDArray[np.boo
     if group is None:
         return np.zeros(design.n_input, dtype=bool)
     values = view(data).column(group)
-    known = values.notna().to_numpy()
+    known = values.notna().to_numpy(copy=True)
     units = units_of(exact(values[known]))
     known[known] = (places_of(units.labels, persons.labels) >= 0)[units.codes]
     return np.asarray(known)

@@ -73,8 +73,9 @@ class InPlace(Own):
     ],
 )
 def test_settings(options, message):
+    own = {} if "network" in options else {"hidden": (10,)}
     with pytest.raises(ArgumentError, match=re.escape(message)):
-        mm.fit(FORMULA, DATA, **{"hidden": (10,), "rng": 0, "baselines": False, **options})
+        mm.fit(FORMULA, DATA, **{**own, "rng": 0, "baselines": False, **options})
 
 
 def test_the_holdout_is_checked_before_the_fit(monkeypatch):
