@@ -30,8 +30,9 @@ from mixmoe.mixed.parameters import (
 )
 from mixmoe.mixed.separation import empty_categories, expert_directions
 from mixmoe.mixture.estimate import Flag, ParamLayout
-from mixmoe.mixture.gate import gate_information, gate_log_probabilities, penalty_meat
-from mixmoe.numerics.linalg import logsumexp, semidefinite_cholesky
+from mixmoe.mixture.gate import gate_information, gate_log_probabilities, penalty_meat, posterior_probabilities
+from mixmoe.numerics.complex_step import derivative_along
+from mixmoe.numerics.linalg import semidefinite_cholesky
 
 _ZERO_SD = 1e-4  # in working coordinates, where the pooled residual standard deviation is one
 _NO_GATE_INFORMATION = 1e-6  # per subject, in a direction of orthonormal gate columns
@@ -40,7 +41,6 @@ _FLAT = 1e-4  # information of all subjects about a parameter in working coordin
 _NO_SCORES = 1e-8  # of the largest eigenvalue of the middle of a sandwich
 _MOVED = 1e-6  # share of a direction in a parameter that counts
 _PER_COEFFICIENT = 5  # subjects per coefficient of an expert below which standard errors are rough
-_COMPLEX_STEP = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +159,13 @@ def _blank(s: Structure, natural: Array, coordinates: Coordinates, singular: lis
 
 def natural_jacobian(problem: Problem, coordinates: Coordinates, theta: Array) -> Array:
     """Derivatives of the reported parameters in the free ones, shape (P, P), exact by complex steps."""
-    moved = theta + 1j * _COMPLEX_STEP * np.eye(theta.size)
+
+    def natural(rows: Array) -> Array:
+        return to_natural(problem.structure, coordinates.to_user(expand(problem.structure, problem.free, rows)))
+
+    # On a boundary, a correlation of a zero standard deviation is 0 / 0: NaN, as is then its derivative.
     with np.errstate(divide="ignore", invalid="ignore"):
-        natural = to_natural(problem.structure, coordinates.to_user(expand(problem.structure, problem.free, moved)))
-    return natural.imag.T / _COMPLEX_STEP
+        return derivative_along(natural, theta, np.eye(theta.size)).T
 
 
 def covariance(
@@ -364,8 +367,7 @@ def few_units(problem: Problem, at: Boundary, n_clusters: int | None = None) -> 
     """The flag of an expert that has few subjects, or of a model that has few clusters, for its coefficients."""
     n_coefficients, K = problem.free.beta.shape[1], problem.structure.n_experts
     if n_clusters is None:
-        joint = subject_logliks(problem, at.theta)
-        sizes = np.exp(joint - logsumexp(joint, axis=1)[:, None]).sum(axis=0)
+        sizes = posterior_probabilities(subject_logliks(problem, at.theta)).sum(axis=0)
         word, owners = "subjects", [f" of expert {k + 1}" if K > 1 else "" for k in range(K)]
     else:  # each of them may hold all experts
         sizes, word, owners = np.array([float(n_clusters)]), "clusters", [""]

@@ -55,7 +55,7 @@ from mixmoe.mixed.results import MEMoEResults
 from mixmoe.mixed.search import Search, default_starts, off_boundary, order_experts, search, search_carried, search_from
 from mixmoe.mixed.subject_refits import Refitting, bootstrap_covariance
 from mixmoe.mixture.estimate import EMFit, ParamLayout, Starts, better, seeded
-from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty
+from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty, posterior_probabilities
 from mixmoe.numerics.linalg import logsumexp
 from mixmoe.numerics.optimise import Control
 from mixmoe.output.saved import SavedFit
@@ -453,7 +453,7 @@ class MEMoE(Refitting):
     def _record(self, found: Search) -> EMFit:
         theta = order_experts(self.problem, found.theta)
         joint = subject_logliks(self.problem, theta)
-        responsibilities = np.exp(joint - logsumexp(joint, axis=1)[:, None])
+        responsibilities = posterior_probabilities(joint)
         boundary = find_boundary(self.problem, self.coordinates, theta)
         params = self.natural(boundary.theta)
         far = far_origin(self.problem, self.coordinates, found, self.working(params), self.design.names)

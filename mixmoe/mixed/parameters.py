@@ -20,6 +20,7 @@ from mixmoe.mixed.further_parameters import (
 )
 from mixmoe.mixed.thresholds import Thresholds
 from mixmoe.mixture.estimate import Parameter, ParamLayout
+from mixmoe.numerics.complex_step import jacobian
 from mixmoe.numerics.linalg import semidefinite_cholesky
 
 Index = NDArray[np.intp]
@@ -250,7 +251,6 @@ def pull_back(s: Structure, free: FreeVector, theta: Array, gate: Array, experts
     return out
 
 
-_COMPLEX_STEP = 1e-30
 _CORRELATED = 1e-14  # 1 - r^2 below this is a correlation of one; above it, one at an origin far from the data
 _NO_WIDTH = 1e-12  # two thresholds as close as this leave no room for the category between them
 
@@ -494,8 +494,7 @@ def permute_natural(s: Structure, vector: Array, order: list[int]) -> Array:
 def permute_jacobian(s: Structure, vector: Array, order: list[int]) -> Array:
     """Derivatives of `permute_natural`, shape (P, P), exact by complex steps."""
     here = np.nan_to_num(vector)
-    moved = [permute_natural(s, here + 1j * h, order).imag for h in _COMPLEX_STEP * np.eye(vector.size)]
-    return np.column_stack(moved) / _COMPLEX_STEP
+    return jacobian(lambda moved: permute_natural(s, moved, order), here)
 
 
 def _factor(s: Structure, block: Array) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError
-from mixmoe.numerics.linalg import logsumexp
+from mixmoe.numerics.linalg import log_softmax, logsumexp
 
 _MAX_SHIFT = 4.0  # largest change of a linear predictor in one step; beyond it the quadratic model is worthless
 _BOUND_SCALE = 0.5  # Bohning (1992): the information of a multinomial logit is at most (I - 11'/K)/2 times X'X
@@ -34,7 +34,26 @@ def gate_log_probabilities(W: Array, gamma: Array) -> Array:
     predictor = gamma @ W.T
     first = np.zeros((gamma.shape[0], 1, W.shape[0]), dtype=gamma.dtype)
     predictor = np.concatenate([first, predictor], axis=1)
-    return predictor - logsumexp(predictor, axis=1)[:, None]
+    return log_softmax(predictor, axis=1)
+
+
+def posterior_probabilities(log_joint: Array, axis: int = 1) -> Array:
+    """Responsibilities: the probabilities of the experts given what was observed, by Bayes' theorem.
+
+    Parameters
+    ----------
+    log_joint : ndarray
+        Log-probability of each expert plus log-density of what was observed under it.
+    axis : int
+        That of the experts.
+
+    Returns
+    -------
+    ndarray, shape of `log_joint`
+        They sum to one along the axis.
+    """
+    # From logarithms: the densities of a long series underflow, their ratios do not.
+    return np.exp(log_joint - np.expand_dims(logsumexp(log_joint, axis=axis), axis))
 
 
 def gate_scores(log_prior: Array, responsibilities: Array) -> Array:

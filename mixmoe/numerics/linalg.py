@@ -109,6 +109,13 @@ def logsumexp(a: Array, axis: int) -> Array:
     return np.log(np.exp(a - peak).sum(axis=axis)) + np.squeeze(peak, axis=axis)
 
 
+def log_softmax(a: Array, axis: int) -> Array:
+    """Log of ``exp(a) / sum(exp(a))`` along an axis."""
+    # Less its peak first: a sum of a large peak and a small logarithm would round the logarithm away.
+    shifted = a - a.real.max(axis=axis, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True)))
+
+
 def semidefinite_cholesky(D: Array, tol: float = 1e-12, floor: float = 0.0) -> Array:
     """Lower T with D = T T' for a positive semidefinite matrix; a null direction gives a zero column.
 

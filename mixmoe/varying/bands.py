@@ -21,10 +21,11 @@ from scipy.stats import t as student
 from mixmoe._typing import Array
 from mixmoe.design.frame import shown
 from mixmoe.errors import ArgumentError
+from mixmoe.numerics.linalg import log_softmax
 from mixmoe.responses.distribution import Family
 from mixmoe.varying.dispersion_limits import ThetaProfile, theta_profile
 from mixmoe.varying.effective_parameters import Node, response_nodes
-from mixmoe.varying.em_steps import log_softmax, own_natural
+from mixmoe.varying.em_steps import own_natural
 from mixmoe.varying.joint_em import centred, turned_covariance
 from mixmoe.varying.local_likelihood import Local, build_local, local_start, state_of
 from mixmoe.varying.local_maximum import BoundedFit, LocalFit, maximise_bounded, maximise_local
@@ -457,7 +458,7 @@ def gate_target(slots: Slots, levels: Array, gate_row: Array) -> Target:
     k, m = slots.n_experts, slots.n_gate_columns
     zeta = np.zeros((k, len(levels)))
     zeta[1:] = np.einsum("gkm,m->kg", levels[:, slots.gates].reshape(len(levels), k - 1, m), gate_row)
-    prob = np.exp(log_softmax(zeta)).T  # (G, K)
+    prob = np.exp(log_softmax(zeta, axis=0)).T  # (G, K)
     jacobian = np.zeros((len(levels), k, slots.n))
     for c in range(1, k):
         slope = prob * ((np.arange(k) == c) - prob[:, [c]])  # d prob_k / d zeta_c

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
+from mixmoe.numerics.linalg import log_softmax, logsumexp
 from mixmoe.responses.distribution import Derivatives, Family, Outcome
 from mixmoe.varying.problem import (
     Block,
@@ -115,7 +116,7 @@ def natural_parameters(rows: Rows, slots: Slots, theta: Array) -> Natural:
     zeta = np.zeros((*lead, slots.n_experts, n))
     gates = theta[..., slots.gates].reshape(*theta.shape[:-1], slots.n_experts - 1, slots.n_gate_columns)
     zeta[..., 1:, :] = _rowwise_product(gates, rows.gate)
-    return Natural(eta, delta, log_softmax(zeta))
+    return Natural(eta, delta, log_softmax(zeta, axis=-2))
 
 
 def _rowwise_product(coef: Array, design: Array) -> Array:
@@ -128,14 +129,6 @@ def _rowwise_product(coef: Array, design: Array) -> Array:
     return out.T
 
 
-def log_softmax(zeta: Array) -> Array:
-    """Log probabilities over axis -2."""
-    top = zeta.max(axis=-2, keepdims=True)
-    shifted = zeta - top
-    out: Array = shifted - np.log(np.exp(shifted).sum(axis=-2, keepdims=True))
-    return out
-
-
 def posterior(rows: Rows, family: Family, natural: Natural) -> Posterior:
     """Responsibilities and log-likelihood at given predictors."""
     joint = natural.log_gate + family.log_density(rows.outcome, natural.eta, natural.delta)
@@ -144,6 +137,11 @@ def posterior(rows: Rows, family: Family, natural: Natural) -> Posterior:
     mass = raw.sum(axis=-2, keepdims=True)
     loglik = (top + np.log(mass))[..., 0, :] @ rows.weights
     return Posterior(raw * (rows.weights / mass), loglik)
+
+
+def row_logliks(outcome: Outcome, family: Family, natural: Natural) -> Array:
+    """Log density of each row, shape (n,), whichever expert it belongs to."""
+    return logsumexp(natural.log_gate + family.log_density(outcome, natural.eta, natural.delta), axis=0)
 
 
 def own_natural(problem: Problem, coef: Array) -> Natural:

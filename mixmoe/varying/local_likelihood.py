@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
+from mixmoe.numerics.linalg import log_softmax
 from mixmoe.responses.distribution import Derivatives, Outcome
-from mixmoe.varying.em_steps import LEAST_CURVATURE, Natural, log_softmax, own_natural
+from mixmoe.varying.em_steps import LEAST_CURVATURE, Natural, own_natural
 from mixmoe.varying.problem import (
     Block,
     Problem,
@@ -197,7 +198,7 @@ def natural_predictors(local: Local, block: Block, coef: Array) -> Natural:
     if k > 1:
         zeta[1:] = local_predictor(block, coef[..., slots.gates].reshape(*shape, k - 1, -1), problem.gate_t)
     if local.own is not None:
-        return Natural(local.own.eta[:, block.rows], local.own.delta[:, block.rows], log_softmax(zeta))
+        return Natural(local.own.eta[:, block.rows], local.own.delta[:, block.rows], log_softmax(zeta, axis=0))
     eta = local_predictor(block, coef[..., slots.experts].reshape(*shape, k, -1), problem.design_t)
     eta += rows.offset[block.rows]
     delta = np.zeros_like(eta)
@@ -205,7 +206,7 @@ def natural_predictors(local: Local, block: Block, coef: Array) -> Natural:
         ones = np.ones((1, rows.n))
         delta = local_predictor(block, coef[..., slots.dispersions].reshape(*shape, k, 1), ones)
         np.clip(delta, problem.floor - 1.0, problem.ceiling + 1.0, out=delta)
-    return Natural(eta, delta, log_softmax(zeta))
+    return Natural(eta, delta, log_softmax(zeta, axis=0))
 
 
 def natural_terms(local: Local, block: Block, coef: Array) -> NaturalTerms:

@@ -22,6 +22,7 @@ from mixmoe.mixed.likelihood.gaussian import GaussianExperts, build_moments
 from mixmoe.mixed.likelihood.modes import Modes, Predictor, Response, Rows, Terms, WarmStarts, find_modes, log_joint
 from mixmoe.mixed.likelihood.protocol import Effects
 from mixmoe.mixed.parameters import Params, Structure
+from mixmoe.mixture.gate import posterior_probabilities
 from mixmoe.numerics.linalg import inverse_from_cholesky, logsumexp, solve_lower, solve_upper
 
 MOST_NODES = 50  # per random effect
@@ -189,7 +190,7 @@ def _sums_over_nodes(d: GlmmDensities, first: Terms) -> _NodeSums:
         extra = _further(rows, [f.value for f in first.further], E)
         nothing = np.zeros((E, q, N))
         return _NodeSums(modes.slope, Zr[:, :, None] * modes.u[:, None], extra, nothing, np.zeros((E, q, q, N)))
-    shares = np.exp(d.log_terms - logsumexp(d.log_terms, axis=0))
+    shares = posterior_probabilities(d.log_terms, axis=0)  # of the nodes
     out = _NodeSums(
         np.zeros_like(modes.eta),
         np.zeros((E, q, q, N)),
@@ -289,7 +290,7 @@ def _times(gram: Array, T: Array) -> Array:
 
 def _node_moments(d: GlmmDensities) -> tuple[Array, Array]:
     """Posterior means (E, q, N) and covariances (E, q, q, N) of u from the nodes."""
-    shares = np.exp(d.log_terms - logsumexp(d.log_terms, axis=0))
+    shares = posterior_probabilities(d.log_terms, axis=0)  # of the nodes
     places = np.array([node_effects(d.modes, point) for point in d.nodes.points])  # (M, E, q, N)
     mean = (shares[:, :, None] * places).sum(axis=0)
     away = places - mean
