@@ -97,14 +97,6 @@ def marginals(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
         return torch.autograd.grad(total, scores)[0] * mask.unsqueeze(-1)
 
 
-def expected_moves(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
-    """Expected number of moves between every two states, shape (B, C, C)."""
-    with torch.enable_grad():
-        table = per_sequence(transitions, emissions.shape[0]).detach().clone().requires_grad_(True)
-        total = log_partition(emissions.detach(), table, mask).sum() + 0.0 * table.sum()  # one row: no move
-        return torch.autograd.grad(total, table)[0]
-
-
 def decode(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
     """Most probable state sequence (Viterbi), shape (B, T); zero where padded."""
     table = per_sequence(transitions, emissions.shape[0])

@@ -11,7 +11,6 @@ Ann. Statist. 42, 1787-1818, for the Gaussian multiplier bootstrap.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,7 +117,6 @@ def asymptotic_critical(
 
 
 BoolArray = NDArray[np.bool_]
-Bias = Literal["rbc", "undersmooth", "none"]
 BIASES = ("rbc", "undersmooth", "none")
 METHODS = ("multiplier", "asymptotic", "bootstrap")
 DRAWS = 4000
@@ -438,19 +436,6 @@ def checked_level(level: float) -> float:
     if not (isinstance(level, int | float | np.floating) and 0.0 < float(level) < 1.0):
         raise ArgumentError(f"level must lie between 0 and 1, got {shown(level)}; use 0.95 for 95 % bands")
     return float(level)
-
-
-def checked_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    """`value` if it is one of the allowed ones.
-
-    Raises
-    ------
-    ArgumentError
-        If it is not.
-    """
-    if value not in allowed:
-        raise ArgumentError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-    return value
 
 
 def gate_target(slots: Slots, levels: Array, gate_row: Array) -> Target:
