@@ -264,7 +264,7 @@ def build_design(
     Parameters
     ----------
     formula : MoEFormula
-    data : pandas or polars DataFrame, or mapping of names to columns
+    data : DataFrame (pandas, or what narwhals reads: polars, pyarrow ...) or mapping of columns
         Never changed.
     context : mapping, optional
         Functions and constants that the formula may use. Nothing else of the caller is visible.

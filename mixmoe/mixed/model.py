@@ -85,7 +85,7 @@ class MEMoE(Refitting):
         double bar gives uncorrelated random effects; ``re: (0 | id)`` none; without ``re:`` each row is a unit.
         ``| sigma: time + common(x)`` makes the log standard deviation of the errors (for ``errors="bm"`` of the
         measurement errors) linear in covariates; ``sigma1`` is then its value where these are zero.
-    data : DataFrame (pandas or polars) or mapping of columns
+    data : DataFrame (pandas, or what narwhals reads: polars, pyarrow ...) or mapping of columns
         Never changed. Rows with missing values are left out with a warning.
     experts : int
         Number of experts, K.

@@ -71,7 +71,7 @@ class VCMoE:
     ----------
     formula : str
         ``"y ~ z1 + const(z2) | gate: const(1) + x1 | vary: u"``; ``const(...)`` marks coefficients held constant.
-    data : DataFrame (pandas or polars) or mapping of columns
+    data : DataFrame (pandas, or what narwhals reads: polars, pyarrow ...) or mapping of columns
         Never changed. Rows with missing values are left out with a warning.
     experts : int
         Number of experts, K; 1 is the ordinary varying-coefficient model.
