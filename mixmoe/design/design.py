@@ -327,7 +327,7 @@ def _new_design(recipe: Recipe, data: Any, response: bool, without: Sequence[str
 
 
 def _with_empty(built: Materialized, sections: Sequence[str], n: int) -> Materialized:
-    """The same with sections that have no columns."""
+    """Sections of a formula with those that have no columns as empty ones."""
     return replace(
         built,
         matrices={**built.matrices, **{name: np.empty((n, 0)) for name in sections}},

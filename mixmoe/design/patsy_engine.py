@@ -1,4 +1,4 @@
-"""The same sections through patsy, for users who bring its transforms."""
+"""Sections of a formula evaluated by patsy, for users who bring its transforms."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any

@@ -133,7 +133,7 @@ def _proportional(factor: Array) -> tuple[Array, NDArray[np.bool_]]:
 
 
 def _canonical(T: Array) -> Array:
-    """The same covariance with null directions as zero columns."""
+    """Random-effects covariance of an expert, its null directions as zero columns."""
     if (np.abs(np.diag(T)) > _ZERO_SD).all():
         return T
     return semidefinite_cholesky(T @ T.T, tol=_ZERO_SD**2, floor=_ZERO_SD**2)

@@ -31,6 +31,7 @@ def gate_log_probabilities(W: Array, gamma: Array) -> Array:
     -------
     ndarray, shape (S, K, N)
     """
+    # Expert 1 is the reference: its predictor is zero and no parameter of it is estimated.
     predictor = gamma @ W.T
     first = np.zeros((gamma.shape[0], 1, W.shape[0]), dtype=gamma.dtype)
     predictor = np.concatenate([first, predictor], axis=1)
@@ -88,6 +89,7 @@ def gate_step(W: Array, responsibilities: Array, gamma: Array, weights: Array | 
     weights = np.ones(W.shape[0]) if weights is None else weights
     log_prior = gate_log_probabilities(W, gamma)
     score = (gate_scores(log_prior, responsibilities) * weights) @ W  # (S, K-1, m)
+    # Both steps are tried on all starts at once; each start takes Newton where that ascends, the safe one elsewhere.
     newton = gamma + _newton_direction(W, log_prior, score, weights)
     bound = gamma + _bound_direction(W, score, weights)
 
@@ -103,6 +105,7 @@ def gate_information(W: Array, log_prior: Array, weights: Array) -> Array:
     prior = np.exp(log_prior[:, 1:])
     S, J, N = prior.shape
     m = W.shape[1]
+    # Per unit the information is (diag(p) - pp') x ww'.
     curvature = -prior[:, :, None] * prior[:, None] * weights
     curvature[:, np.arange(J), np.arange(J)] += prior * weights
     outer = (W[:, :, None] * W[:, None]).reshape(N, m * m)
@@ -113,6 +116,7 @@ def gate_information(W: Array, log_prior: Array, weights: Array) -> Array:
 def _newton_direction(W: Array, log_prior: Array, score: Array, weights: Array) -> Array:
     information = gate_information(W, log_prior, weights)
     size = information.shape[1]
+    # Beside a separated covariate the information vanishes; a ridge relative to its size keeps the solve finite.
     ridge = 1e-8 * (weights @ (W * W).sum(axis=1)) / size
     flat = np.linalg.solve(information + ridge * np.eye(size), score.reshape(len(score), size, 1))
     direction = flat.reshape(score.shape)
@@ -123,6 +127,7 @@ def _newton_direction(W: Array, log_prior: Array, score: Array, weights: Array) 
 def _bound_direction(W: Array, score: Array, weights: Array) -> Array:
     J = score.shape[1]
     simplex = _BOUND_SCALE * (np.eye(J) - np.ones((J, J)) / (J + 1))
+    # The bound (I - 11'/K)/2 x W'W does not depend on the coefficients, and is a Kronecker product: two small solves.
     gram = (W * weights[:, None]).T @ W
     return np.linalg.solve(simplex, np.swapaxes(np.linalg.solve(gram, np.swapaxes(score, 1, 2)), 1, 2))
 
@@ -135,7 +140,7 @@ class GatePenalty(Protocol):
 
     @property
     def described(self) -> str:
-        """What it is, for a summary."""
+        """Description of the penalty, for a summary."""
 
     def value(self, W: Array, gamma: Array) -> Array:
         """Log prior up to a constant, shape (S,)."""
@@ -156,7 +161,7 @@ class JeffreysPenalty:
 
     @property
     def described(self) -> str:
-        """What it is, for a summary."""
+        """Description of the penalty, for a summary."""
         return "Firth (Jeffreys prior)"
 
     def value(self, W: Array, gamma: Array) -> Array:
@@ -207,7 +212,7 @@ class PseudoUnits:
 
     @property
     def described(self) -> str:
-        """What it is, for a summary."""
+        """Description of the penalty, for a summary."""
         return f"Bayes constant {self.n:g} (Dirichlet prior)"
 
     def value(self, W: Array, gamma: Array) -> Array:

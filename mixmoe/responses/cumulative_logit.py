@@ -52,7 +52,7 @@ class Borders:
 
     @property
     def third(self) -> Array:
-        """Its third derivative."""
+        """Third derivative of the log probability in the predictor."""
         return density_slope(self.above) + density_slope(self.below)
 
 

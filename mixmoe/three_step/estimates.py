@@ -84,7 +84,7 @@ class Part(Protocol):
         """Log density of each unit under each expert, shape (n, K)."""
 
     def slopes(self, beta: Array) -> Array:
-        """Its derivatives, shape (n, K, P)."""
+        """Derivatives of the log density in the parameters, shape (n, K, P)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +245,7 @@ class StepThree:
         return np.concatenate(pieces, axis=1)
 
     def total(self, beta: Array, D: Array) -> Array:
-        """Their sum, shape (P,)."""
+        """Sum of the estimating functions over the units, shape (P,)."""
         return np.asarray(self.psi(beta, D).sum(axis=0))
 
     def jacobian(self, beta: Array, D: Array) -> Array:

@@ -173,12 +173,12 @@ class Space:
         return self.faulty(bandwidth, self.held, self.some)
 
     def take(self, some: IntArray) -> "Space":
-        """The same models on some of the rows; `some` ascending."""
+        """Models of some of the rows only; `some` ascending."""
         clusters = None if self.clusters is None else np.unique(self.clusters[some], return_inverse=True)[1]
         return replace(self, rows=self.rows.take(some), clusters=clusters, some=some)
 
     def holding(self, fault: WindowFault) -> "Space":
-        """The same models with the columns of a fault constant."""
+        """Models in which the columns of a fault are constant."""
         held = self.held.copy()
         for c in range(int(fault.gate), self.slots.n_experts):
             where = self.slots.gate(c) if fault.gate else self.slots.expert(c)

@@ -136,7 +136,7 @@ def _inverses(problem: Problem, coef: Array, free: NDArray[np.bool_]) -> Array:
 
 
 def without_rows(problem: Problem, held: IntArray) -> Problem:
-    """The same problem on the other rows."""
+    """A problem without the rows that are held out."""
     keep = np.setdiff1d(np.arange(problem.rows.n), held)
     return build_problem(
         problem.rows.take(keep),

@@ -247,7 +247,7 @@ def on_limit(problem: Problem, coef: Array) -> BoolArray:
 
 
 def at_points(local: Local, points: NDArray[np.intp]) -> Local:
-    """The same local problem at some of its grid points."""
+    """A local problem at some of its grid points only."""
     windows = build_windows(local.windows.index, local.windows.grid[points], local.windows.bandwidth)
     return replace(local, windows=windows)
 

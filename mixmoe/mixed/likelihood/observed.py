@@ -47,7 +47,7 @@ class Problem(Generic[Model]):
         return self.W.shape[0]
 
     def take(self, subjects: NDArray[np.intp]) -> "Problem[Model]":
-        """The same problem on some of the subjects."""
+        """Likelihood problem of some of the subjects only."""
         return Problem(self.structure, self.free, self.experts.take(subjects), self.W[subjects], self.penalty)
 
 
@@ -100,6 +100,8 @@ def block_scores(problem: Problem, theta: Array, block: Block, memberships: Arra
     """
     S, _, n = block.log_joint.shape
     responsibilities = block.responsibilities if memberships is None else memberships
+    # Fisher's identity: the score of log sum exp is the posterior mean of the scores, with no term for the
+    # responsibilities' own change.
     experts = block.densities.scores() * responsibilities[:, :, None]
     residual = gate_scores(block.log_prior, responsibilities)
     gate = (residual[:, :, None] * problem.W[block.where].T).reshape(S, -1, n)
@@ -171,6 +173,7 @@ def observed_information(problem: Problem, theta: Array) -> Array:
         hessian = jacobian(lambda moved: evaluate(problem, moved[None]).score[0], theta)
         return -0.5 * (hessian + hessian.T)
     steps = _DIFFERENCE * np.eye(theta.size)
+    # Central differences of the exact score lose a third of the digits; second ones of the likelihood would lose half.
     rows = [evaluate(problem, np.vstack([theta + step, theta - step])).score for step in steps]
     hessian = np.array([row[0] - row[1] for row in rows]) / (2 * _DIFFERENCE)
     return -0.5 * (hessian + hessian.T)

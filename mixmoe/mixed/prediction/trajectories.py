@@ -166,7 +166,7 @@ class History:
     covariances: Array
 
     def take(self, subjects: NDArray[np.intp]) -> "History":
-        """The same for some of the subjects, possibly repeated."""
+        """History of some of the subjects, each possibly repeated."""
         return History(self.probabilities[subjects], self.means[subjects], self.covariances[subjects])
 
 

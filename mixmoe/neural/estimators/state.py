@@ -204,7 +204,7 @@ def person_objective(problem: Problem, state: State) -> Tensor:
 
 
 def replace_effects(state: State, z: Tensor) -> State:
-    """The same state at other effects."""
+    """State of a fit with other person effects."""
     return replace(state, z=z)
 
 
@@ -302,7 +302,7 @@ def draw_objectives(problem: Problem, state: State, trials: Tensor) -> Tensor:
 
 
 def at_draws(problem: Problem, state: State, trials: Tensor) -> Tensor:
-    """The same for some of the draws, in one batch."""
+    """Objective of each person at some of the draws, in one batch."""
     D, N, r = trials.shape
     blocks = tuple(repeated(block, D, N) for block in problem.train)
     many = replace(problem, train=Blocks(blocks, D * problem.train.n_rows), n_persons=D * N)
