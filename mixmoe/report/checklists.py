@@ -275,7 +275,7 @@ def identifiability(e: Evidence) -> str:
 
 
 def convergence(e: Evidence) -> str:
-    """Answers how the number of classes was chosen, by which criteria (SMART-LCA 8a and 10b)."""
+    """Answers whether convergence was examined and decided which models were kept (SMART-LCA 8a, 10b)."""
     if e.results.converged:
         flags = ", ".join(flag.code for flag in e.results.flags)
         return f"Converged; flags: {flags or 'none'}. Section Starts and convergence."

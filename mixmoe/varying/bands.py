@@ -72,6 +72,7 @@ def equivalent_kernel(t: Array, degree: int) -> Array:
     kernel = epanechnikov(t)
     if degree < 2:
         return kernel
+    # Local quadratic weights in the interior, in closed form: the kernel times the polynomial that kills t^2.
     second, fourth = 1.0 / 5.0, 3.0 / 35.0  # moments of the Epanechnikov kernel
     return kernel * (fourth - second * t * t) / (fourth - second * second)
 
@@ -105,8 +106,10 @@ def asymptotic_critical(
     width = POINTS_PER_BANDWIDTH
     n_points = max(2, int(np.ceil(width / relative_bandwidth)) + 1)
     weights = equivalent_kernel(np.arange(-width, width + 1) / width, degree)
+    # Unit variance: the supremum is that of the studentised process.
     weights /= np.sqrt((weights**2).sum())
     length = n_points + 2 * width
+    # A moving average is a convolution: by FFT all draws at once.
     transform = np.fft.rfft(weights[::-1], length)
     maxima = []
     for start in range(0, draws, BATCH):
