@@ -474,12 +474,14 @@ def from_natural(s: Structure, vector: Array) -> Params:
 def permute_natural(s: Structure, vector: Array, order: list[int]) -> Array:
     """The reported vector, shape (P,), with the old expert ``order[k]`` as the new expert k; complex-safe."""
     old = split_natural(s, vector)
+    # Differences to expert 1 become those to the new first expert: the reference changes with the labels.
     full = np.vstack([np.zeros((1, s.n_gate)), old.gamma])[order]
     random, omega = old.random, old.omega
     if s.cov_re == "expert":
         random = old.random[order] if len(random) else random
     elif omega.size:
         random = random.copy()
+        # The reported covariance is that of expert 1: it takes the size of the expert that comes first.
         random[:, : s.n_random] *= omega[order[0]]
         omega = omega[order] / omega[order[0]]
     sigma = old.sigma[order] if s.residual == "expert" else old.sigma
@@ -493,6 +495,7 @@ def permute_natural(s: Structure, vector: Array, order: list[int]) -> Array:
 
 def permute_jacobian(s: Structure, vector: Array, order: list[int]) -> Array:
     """Derivatives of `permute_natural`, shape (P, P), exact by complex steps."""
+    # NaN marks a correlation without value; it must not spoil the derivatives of the others.
     here = np.nan_to_num(vector)
     return jacobian(lambda moved: permute_natural(s, moved, order), here)
 

@@ -179,7 +179,7 @@ def person_shrinkage(problem: Problem, state: State) -> Shrinkage:
 
 
 def crf_shrinkage(problem: Problem, state: State) -> Shrinkage:
-    """The same for a CRF, whose loss is no sum over rows: the moment is ``H z`` less the gradient of the loss."""
+    """Shrinkage of persons for a CRF, whose loss is no sum over rows: the moment is ``H z`` less its gradient."""
     with torch.enable_grad():
         z = state.z.detach().clone().requires_grad_(True)
         gradient = torch.autograd.grad(person_loss(problem, replace_effects(state, z)).sum(), z)[0]
