@@ -13,8 +13,9 @@ ROOT = Path(mixmoe.__file__).parent
 FAMILIES = ("mixed", "varying", "neural")
 LAYERS = (
     {"errors", "_typing", "atomic"},
-    {"design", "numerics"},
+    {"design"},
     {"arguments"},
+    {"numerics"},
     {"responses"},
     {"mixture"},
     {"inference"},

@@ -80,8 +80,8 @@ def test_polars_columns_are_not_cast():
         pl.Series(repeated(at_utc)),
     ]
     for column in columns:
-        seen = view(frame(column, pl.DataFrame)).column("id")
-        found = units_of(exact(seen[seen.notna().to_numpy()].reset_index(drop=True)))
+        held = view(frame(column, pl.DataFrame)).column("id")
+        found = units_of(exact(held[held.notna().to_numpy()].reset_index(drop=True)))
         assert len(found.labels) == N, column.dtype
 
 
