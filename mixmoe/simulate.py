@@ -484,7 +484,7 @@ def _merged(
 
 
 def _checked(truth: MEMoETruth) -> MEMoETruth:
-    """The same truth, if its shapes go together and its covariances exist."""
+    """A truth whose shapes go together and whose covariances exist, or an error."""
     dims = {"beta": 2, "gamma": 2, "D": 3, "sigma": 1}
     for name, dim in dims.items():
         if getattr(truth, name).ndim != dim:

@@ -141,7 +141,7 @@ REFUSED = {
     ),
     "all subjects missing": (FORMULA, lambda: good().assign(id=None), {}, DesignError, r"all 120 rows .* \(id: 120\)"),
     "empty frame": (FORMULA, lambda: good().iloc[:0], {}, DesignError, r"the data have no rows; pass at least one row"),
-    "no frame": (FORMULA, lambda: None, {}, DesignError, r"data must be a pandas or polars DataFrame .* got NoneType"),
+    "no frame": (FORMULA, lambda: None, {}, DesignError, r"data must be a DataFrame of pandas, .* got NoneType"),
     "duplicated columns": (
         FORMULA,
         two_columns_of_one_name,

@@ -30,8 +30,6 @@ from mixmoe.mixture.resampling import Journal, fingerprint
 from mixmoe.three_step.distal import Distal, Predictors, distal, predictors
 from mixmoe.three_step.estimates import METHODS, Assignment, Method, build_assignment
 
-GIVEN = ("history", "covariates")
-
 
 class Assessment:
     """Classification, influence of single units, effects of gate covariates.

@@ -14,6 +14,7 @@ from mixmoe.errors import ArgumentError
 from mixmoe.families import FirstOrder, GatePoint
 from mixmoe.inference.uncertainty import delta_se, two_sided
 from mixmoe.mixture.gate import gate_log_probabilities
+from mixmoe.numerics.complex_step import jacobian
 from mixmoe.output.records import Table
 from mixmoe.output.summary import Printed
 
@@ -118,7 +119,6 @@ def influence(at: FirstOrder, labels: pd.Index, names: tuple[str, ...], std_erro
 
 
 Effect = Callable[[Array], Array]
-_COMPLEX_STEP = 1e-30
 _FLAT = 1e-3  # change of an effect along a direction to infinity, where log odds change by about one
 _STEP = 1e-5  # of the range of a covariate, for the slope of its columns
 
@@ -174,12 +174,12 @@ def gate_effects(
     for change in changes:
         for point in points:
             effect = _slope_of(change) if change.derivative else _difference_of(change)
-            jacobian = _jacobian(effect, point)
-            errors = delta_se(jacobian, cov[np.ix_(point.where.ravel(), point.where.ravel())])
+            slopes = jacobian(effect, point.gamma)
+            errors = delta_se(slopes, cov[np.ix_(point.where.ravel(), point.where.ravel())])
             values = effect(point.gamma)
             if point.infinite is not None:  # what still grows with a coefficient that is infinite has no finite value
-                grows = np.abs(jacobian @ point.infinite).max(axis=1) > _FLAT
-                unknown = grows | (np.abs(jacobian).max(axis=1) < _FLAT)  # or does not depend on finite ones at all
+                grows = np.abs(slopes @ point.infinite).max(axis=1) > _FLAT
+                unknown = grows | (np.abs(slopes).max(axis=1) < _FLAT)  # or does not depend on finite ones at all
                 values, errors = np.where(grows, np.nan, values), np.where(unknown, np.nan, errors)
             place = {} if point.at is None else {str(index): point.at}
             rows += [
@@ -280,10 +280,3 @@ def _difference_of(change: Change) -> Effect:
         return np.asarray((both[0] - both[1]).mean(axis=1))
 
     return effect
-
-
-def _jacobian(effect: Effect, point: GatePoint) -> Array:
-    """Derivatives of an effect in the gate coefficients, shape (K, (K - 1) * m), by complex steps."""
-    size = point.gamma.size
-    moved = point.gamma + 1j * _COMPLEX_STEP * np.eye(size).reshape(size, *point.gamma.shape)
-    return np.column_stack([effect(gamma).imag for gamma in moved]) / _COMPLEX_STEP

@@ -69,6 +69,7 @@ class Profile(Printed):
     @property
     def root(self) -> Array:
         """Signed root of twice the drop of the log-likelihood, shape (G,): a line where Wald limits would do."""
+        # A maximum of the fit may be beaten by rounding: at least zero under the root.
         drop = np.sqrt(np.maximum(2 * (self.maximum - self.loglik), 0.0))
         return np.asarray(np.sign(self.values - self.estimate) * drop)
 
@@ -178,6 +179,7 @@ def profile_at(likelihood: Likelihood, index: int, name: str, values: Array, std
     """
     held = _Held(likelihood, index, std_error)
     centre, loglik = held.centre, np.full(values.size, np.nan)
+    # From the estimate outwards on both sides: each maximum starts from its neighbour, which is near.
     for side in (np.flatnonzero(values >= centre.value), np.flatnonzero(values < centre.value)[::-1]):
         here = centre
         for g in side:
@@ -242,9 +244,11 @@ def _walk(held: _Held, centre: _Point, end: float, pace: float, target: float, m
             break
         trial = held.at(value, here.theta)
         ahead = root if trial is None else float(np.sqrt(max(2 * (centre.loglik - trial.loglik), 0.0)))
+        # A leap of the root means another mode, or a step too far: shorter, from the same point.
         if trial is None or ahead - root > _LEAP * pace:
             step = abs(value - here.value) / _SHORTER
             continue
+        # The next step aims at an even gain of the root, growing or shrinking by a bounded factor.
         step *= float(np.clip(pace / max(ahead - root, pace / _LONGER), 1 / _LONGER, _LONGER))
         here, root = trial, ahead
         found.append(trial)

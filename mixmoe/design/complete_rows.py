@@ -149,7 +149,7 @@ class NothingLeftError(DesignError):
 
 
 def earliest(mask: NDArray[np.bool_], rows: Rows) -> int:
-    """Of the rows in `mask`, the one that comes first in the user's frame."""
+    """Which of the rows in `mask` comes first in the user's frame."""
     found = np.flatnonzero(mask)
     return int(found[rows.position[found].argmin()])
 

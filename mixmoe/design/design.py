@@ -279,7 +279,7 @@ def build_design(
     Parameters
     ----------
     formula : MoEFormula
-    data : pandas or polars DataFrame, or mapping of names to columns
+    data : DataFrame (pandas, or what narwhals reads: polars, pyarrow ...) or mapping of columns
         Never changed.
     context : mapping, optional
         Functions and constants that the formula may use. Nothing else of the caller is visible.
@@ -342,7 +342,7 @@ def _new_design(recipe: Recipe, data: Any, response: bool, without: Sequence[str
 
 
 def _with_empty(built: Materialized, sections: Sequence[str], n: int) -> Materialized:
-    """The same with sections that have no columns."""
+    """Sections of a formula with those that have no columns as empty ones."""
     return replace(
         built,
         matrices={**built.matrices, **{name: np.empty((n, 0)) for name in sections}},

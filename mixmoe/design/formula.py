@@ -196,11 +196,6 @@ def _refuse_namesakes(whole: str) -> None:
             )
 
 
-def is_safe(formula: MoEFormula) -> bool:
-    """Whether a formula uses whitelisted transforms only, so that evaluating it cannot run foreign code."""
-    return _danger(formula) is None
-
-
 def require_safe(formula: MoEFormula) -> None:
     """Refuse a formula that could run foreign code.
 

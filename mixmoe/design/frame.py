@@ -1,4 +1,4 @@
-"""Columns out of whatever frame the user has: pandas, polars (never imported) or a dict of columns."""
+"""Columns out of whatever frame the user has: pandas, what narwhals reads (polars, pyarrow, DuckDB ...), or a dict."""
 
 import difflib
 import sys
@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import narwhals as nw
 import numpy as np
 import pandas as pd
+from narwhals.exceptions import DuplicateError
 from numpy.typing import NDArray
 
 from mixmoe.design.labels import exact
@@ -24,8 +26,8 @@ class FrameView:
 
     Attributes
     ----------
-    data : object
-        The frame as given.
+    data : DataFrame, narwhals DataFrame or mapping
+        The frame as given; a lazy one with its rows.
     places : mapping of str to tuple of int
         Positions of each column, by its name as text.
     n_rows : int
@@ -49,23 +51,20 @@ class FrameView:
         if isinstance(self.data, pd.DataFrame):
             return self.data.iloc[:, places[0]].set_axis(pd.RangeIndex(self.n_rows)).rename(name)
         key = list(_keys(self.data))[places[0]]
-        return pd.Series(_foreign(self.data[key], name), index=pd.RangeIndex(self.n_rows), name=name)
+        return pd.Series(_as_pandas(self.data[key], name), index=pd.RangeIndex(self.n_rows), name=name)
 
 
 def view(data: Any) -> FrameView:
-    """The columns of a pandas or polars frame or a mapping of columns.
+    """The columns of a frame or of a mapping of columns; a lazy frame is collected.
 
     Raises
     ------
     DesignError
         If `data` is none of these, or its columns differ in length.
     """
-    if hasattr(data, "collect") and not hasattr(data, "shape"):
-        raise DesignError(f"data is a {type(data).__name__}, which holds no rows yet; pass data.collect()")
-    if not isinstance(data, Mapping) and not (hasattr(data, "columns") and hasattr(data, "__getitem__")):
-        raise DesignError(
-            f"data must be a pandas or polars DataFrame or a mapping of names to columns, got {type(data).__name__}"
-        )
+    # Pandas frames stay themselves: their labels name rows in messages, and may have several columns of one name.
+    if not isinstance(data, pd.DataFrame | Mapping):
+        data = _collected(data)
     keys = list(_keys(data))
     places: dict[str, tuple[int, ...]] = {}
     for i, key in enumerate(keys):
@@ -75,6 +74,19 @@ def view(data: Any) -> FrameView:
     n_rows = _common_length(data, keys)
     _refuse_other_indexes(data, keys)
     return FrameView(data, places, n_rows, pd.RangeIndex(n_rows))
+
+
+def _collected(data: Any) -> nw.DataFrame[Any]:
+    try:
+        frame = nw.from_native(data)
+    except TypeError as error:
+        raise DesignError(
+            "data must be a DataFrame of pandas, polars or another library that narwhals reads (pyarrow, DuckDB ...), "
+            f"or a mapping of names to columns, got {type(data).__name__}"
+        ) from error
+    except DuplicateError as error:  # two columns of one name, each with its count
+        raise DesignError(f"{' '.join(str(error).split())}; rename or drop all but one of each") from error
+    return frame.collect() if isinstance(frame, nw.LazyFrame) else frame
 
 
 def whole_frame(data: Any) -> pd.DataFrame:
@@ -124,28 +136,29 @@ def _length(values: Any, key: object) -> int:
     return len(values)
 
 
-def _foreign(values: Any, name: str) -> Any:
+def _as_pandas(values: Any, name: str) -> Any:
     """Values of a column that is not a pandas column of a frame, as pandas can hold them."""
     if isinstance(values, pd.Series | pd.Index):
         return values.array
     if isinstance(values, np.ndarray | pd.api.extensions.ExtensionArray):
         return _one_dimension(values, name)
-    if not hasattr(values, "to_numpy"):
-        return _listed(values, name)
-    kind = str(getattr(values, "dtype", ""))
-    if kind.startswith("Enum"):
-        return pd.Categorical(values.to_list(), categories=list(values.dtype.categories), ordered=True)
-    if kind.startswith(("Int", "UInt", "Float", "Date", "Time", "Duration")) or kind == "Boolean":
-        nullable = "boolean" if kind == "Boolean" else kind if kind.startswith(("Int", "UInt")) else None
-        if kind.endswith("128"):
-            return _listed(values.to_list(), name)
-        if nullable is not None and values.null_count():  # to_numpy would make them floats
-            return pd.array(values.to_list(), dtype=nullable)
-        zone = getattr(getattr(values, "dtype", None), "time_zone", None)
-        return (
-            values.to_numpy() if zone is None else pd.DatetimeIndex(values.to_numpy(), tz="UTC").tz_convert(zone).array
-        )
-    return np.fromiter(values.to_list(), dtype=object, count=len(values))
+    series = nw.from_native(values, series_only=True, pass_through=True)
+    return _from_series(series, name) if isinstance(series, nw.Series) else _listed(values, name)
+
+
+def _from_series(values: nw.Series[Any], name: str) -> Any:
+    dtype = values.dtype
+    if isinstance(dtype, nw.Enum):
+        return pd.Categorical(values.to_list(), categories=list(dtype.categories), ordered=True)
+    if isinstance(dtype, nw.Int128 | nw.UInt128):  # NumPy has none
+        return _listed(values.to_list(), name)
+    if (dtype.is_integer() or isinstance(dtype, nw.Boolean)) and values.null_count():  # to_numpy would make them floats
+        return pd.Series(values.to_list(), dtype=str(dtype).replace("Boolean", "boolean")).array
+    if isinstance(dtype, nw.Datetime) and dtype.time_zone is not None:
+        return pd.DatetimeIndex(values.to_numpy(), tz="UTC").tz_convert(dtype.time_zone).array
+    if dtype.is_integer() or dtype.is_float() or isinstance(dtype, nw.Boolean | nw.Date | nw.Datetime | nw.Duration):
+        return values.to_numpy()
+    return np.fromiter(values.to_list(), dtype=object, count=len(values))  # text, categories, decimals, times of day
 
 
 def _listed(values: Any, name: str) -> Any:

@@ -98,7 +98,7 @@ def units_of(values: pd.Series) -> Units:
 
 
 def _units_of_objects(values: pd.Series) -> Units:
-    """The same for values of several types, by Python's equality, which is exact for numbers of any type."""
+    """Codes of values of several types, by Python's equality, which is exact for numbers of any type."""
     known: dict[Any, int] = {}
     codes = np.array([known.setdefault(_key(value), len(known)) for value in values], dtype=np.intp)
     found = [value for _, value in known]

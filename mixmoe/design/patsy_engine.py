@@ -1,7 +1,6 @@
-"""The same sections through patsy, for users who bring its transforms."""
+"""Sections of a formula evaluated by patsy, for users who bring its transforms."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,14 +21,6 @@ _FUNCTIONS: Mapping[str, Any] = {
     "exp": np.exp,
     **EXTRA_FUNCTIONS,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class _Built:
-    """One section: its matrix and the coding that made it."""
-
-    matrix: NDArray[np.float64]
-    info: Any
 
 
 def parse_terms(text: str, intercept: bool = True) -> tuple[Term, ...]:

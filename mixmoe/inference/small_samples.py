@@ -117,18 +117,23 @@ def sandwich_moments(weights: Array, units: Leverage) -> Moments | None:
     and ``U_i = B_i h_i``; and by Isserlis ``Cov(V_ab, V_cd) = sum_ij K_ij[a,c] K_ij[b,d] + K_ij[a,d] K_ij[b,c]``.
     """
     P, r = weights.shape
+    # The covariance of the triangle has P^4 / 4 entries.
     if P > _MANY_PARAMETERS:
         return None
     B = weights @ units.factor
     U = B @ units.share  # (G, P, r)
+    # D_i = B_i h_i B_i' and E_i = U_i U_i': together the variance of v_i itself.
     D, E = U @ np.swapaxes(B, 1, 2), U @ np.swapaxes(U, 1, 2)
     d, e = D.reshape(-1, P * P), E.reshape(-1, P * P)
     cross = d.T @ e
+    # The part of i = j: (D - E)(D - E) less EE, which the sum over all pairs below has counted.
     alone = (d.T @ d - cross - cross.T).reshape(P, P, P, P)  # [a, c, b, d]
     flat = U.reshape(-1, P * r)
+    # Sum over all pairs i, j of U_i U_j' twice over factors into one product of sums: no loop over pairs.
     pairs = (flat.T @ flat).reshape(P, r, P, r).transpose(0, 2, 1, 3).reshape(P * P, r * r)
     between = (pairs @ pairs.T).reshape(P, P, P, P).transpose(0, 2, 1, 3)  # from [a, b, c, d]
     total = alone + between
+    # Isserlis: the two pairings of four normal factors.
     covariance = total.transpose(0, 2, 1, 3) + total.transpose(0, 2, 3, 1)  # [a, b, c, d]
     rows, columns = np.tril_indices(P)
     lower = covariance[rows, columns][:, rows, columns]

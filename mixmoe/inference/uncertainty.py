@@ -116,46 +116,6 @@ def within_clusters(values: Array, clusters: NDArray[np.int64] | None = None) ->
     return summed
 
 
-def meat(scores: Array, clusters: NDArray[np.int64] | None = None) -> Array:
-    """Sum of outer products of scores, the middle of the sandwich.
-
-    Parameters
-    ----------
-    scores : ndarray, shape (N, P)
-        Score of each independent unit at the estimate.
-    clusters : ndarray of int, shape (N,), optional
-        Codes 0..G-1 of the cluster of each unit; scores are added up within clusters first.
-
-    Returns
-    -------
-    ndarray, shape (P, P)
-    """
-    scores = within_clusters(scores, clusters)
-    return np.asarray(scores.T @ scores)
-
-
-def sandwich(a_inverse: Array, middle: Array) -> Array:
-    """Covariance ``A^-1 B A^-1`` of an estimate whose model may be wrong.
-
-    Parameters
-    ----------
-    a_inverse : ndarray, shape (P, P)
-        Inverse of the observed information.
-    middle : ndarray, shape (P, P)
-        Sum of outer products of scores, see `meat`.
-
-    Returns
-    -------
-    ndarray, shape (P, P)
-
-    References
-    ----------
-    White (1982), Econometrica 50, 1-25, theorem 3.2.
-    """
-    product = a_inverse @ middle @ a_inverse.T
-    return (product + product.T) / 2
-
-
 def without_parameters(matrix: Array, positions: list[int]) -> Array:
     """Copy of a covariance in which some parameters have no valid standard error.
 

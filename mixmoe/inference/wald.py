@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 import numpy as np
-from patsy import PatsyError
+from patsy import DesignInfo, PatsyError
 from scipy.optimize import linprog
 from scipy.stats import chi2
 from scipy.stats import f as f_distribution
-from statsmodels.formula._manager import FormulaManager
 
 from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError
@@ -299,14 +298,14 @@ def _from_text(spec: list[str], names: Sequence[str]) -> tuple[Array, Array]:
     if not all(text.strip() for text in spec):
         raise ArgumentError(f"a hypothesis is empty, got {spec!r}; write e.g. '{names[0]} = 0'")
     try:
-        found = FormulaManager(engine="patsy").get_linear_constraints(spec, list(names))
+        found = DesignInfo(list(names)).linear_constraint(spec)
     except (PatsyError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else "it is empty"
         raise ArgumentError(
             f"cannot read the hypothesis {', '.join(spec)!r} ({reason}); write e.g. '{names[0]} = 0'."
             f"{_suggestion(spec, names)}"
         ) from error
-    return np.asarray(found.constraint_matrix, dtype=float), np.asarray(found.constraint_values, dtype=float).ravel()
+    return np.asarray(found.coefs, dtype=float), np.asarray(found.constants, dtype=float).ravel()
 
 
 def _suggestion(spec: list[str], names: Sequence[str]) -> str:

@@ -64,6 +64,7 @@ class Coordinates:
         factor = np.zeros_like(user.factor)
         for at in np.ndindex(user.factor.shape[:2]):
             moved = self.random @ user.factor[at] / self.scale
+            # Working factors are lower triangular, with a unique sign: two fits of one model are one vector.
             factor[at] = semidefinite_cholesky(moved @ moved.T)
         sigma = user.sigma / self.scale * self._moved(user.extra)
         return Params(user.gamma @ self.gate.T, beta, factor, sigma, user.extra)
@@ -75,6 +76,7 @@ def orthogonal_columns(X: AnyArray, first: NDArray[np.bool_]) -> AnyArray:
         return np.zeros((0, 0))
     order = np.concatenate([np.flatnonzero(first), np.flatnonzero(~first)])
     A = np.zeros((X.shape[1], X.shape[1]))
+    # QR of the columns, not a Cholesky factor of their cross-products, which would square the condition number.
     A[np.ix_(order, order)] = np.linalg.qr(X[:, order], mode="r") / np.sqrt(X.shape[0])
     return A
 
@@ -102,6 +104,7 @@ def build_coordinates(
     in_working = Q.T @ y / y.size
     residual = y - Q @ in_working
     scale = float(np.sqrt(np.mean(residual**2)))
+    # Relative to the response: data in grams or tonnes are refused alike.
     if scale <= 1e-10 * np.sqrt(np.mean(y**2)):
         raise DesignError(
             f"the expert columns reproduce the response exactly (residual standard deviation {scale:.3g}); "

@@ -1,10 +1,12 @@
 """What a reader must know about a fitted MEMoE."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from mixmoe._typing import Array
 from mixmoe.design.design import DesignNames
-from mixmoe.errors import ApproximationWarning, BoundaryWarning, ConvergenceWarning, DegeneracyWarning, warn
+from mixmoe.errors import ApproximationWarning, BoundaryWarning, ConvergenceWarning, DegeneracyWarning, MixmoeWarning
 from mixmoe.inference.uncertainty import ParamCov, scale_of, wald_limits
 from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.information import Boundary
@@ -15,7 +17,7 @@ from mixmoe.mixture.estimate import SAME, Flag, ParamLayout
 
 _FAR = 1e4  # standard deviations between the data and the origin of a random-effects column
 _CERTAIN = 0.99  # 95 % limits of a correlation beyond both ends of this say nothing about it
-_CATEGORIES = {
+CATEGORIES: Mapping[str, type[MixmoeWarning]] = {
     "interrupted": ConvergenceWarning,
     "not_converged": ConvergenceWarning,
     "not_replicated": ConvergenceWarning,
@@ -52,15 +54,10 @@ def find_flags(
     return tuple(flag for flag in candidates if flag is not None)
 
 
-def warn_flags(flags: tuple[Flag, ...]) -> None:
-    """Give each flag as a warning of its category."""
-    for flag in flags:
-        warn(flag.message, _CATEGORIES[flag.code])
-
-
 def uncertainty_flags(layout: ParamLayout, params: Array, cov: ParamCov) -> tuple[Flag, ...]:
     """Flags that rest on the standard errors of the estimates."""
     limits = wald_limits(params, np.sqrt(np.maximum(np.diag(cov.matrix), 0.0)), layout)
+    # Limits on the scale of Fisher's z: those of the correlation itself would leave (-1, 1).
     vague = (limits.lower < -_CERTAIN) & (limits.upper > _CERTAIN)
     terms = [p.term for p, v in zip(layout.parameters, vague, strict=True) if v and scale_of(p) == "atanh"]
     terms = [term for term in dict.fromkeys(terms) if term.startswith("corr")]
@@ -84,10 +81,12 @@ def far_origin(
     Random effects are reported where their covariates are zero. Far from the data their correlations come so close to
     one that no digit of what the data say is left.
     """
+    # The reported parameters are put back into the likelihood: that they hold the fit is measured, not assumed.
     with np.errstate(all="ignore"):
         lost = found.loglik - float(evaluate(problem, reported[None]).loglik[0])
     if np.isfinite(lost) and lost <= SAME + 1e-9 * abs(found.loglik):
         return ()
+    # Working over user coordinates: distance of the origin in standard deviations of the column.
     spread = np.abs(np.diag(coordinates.random))
     far = np.abs(coordinates.random).max(axis=0, initial=0.0) / np.maximum(spread, np.finfo(float).tiny)
     at = int(far.argmax()) if far.size else 0

@@ -219,7 +219,7 @@ def _check_times(design: Design, options: ErrorOptions, time: Array, repeated: N
 
 
 def _first(design: Design, rows: NDArray[np.intp]) -> int:
-    """Of some rows the one that comes first in the user's frame."""
+    """Which of some rows comes first in the user's frame."""
     return int(rows[np.argmin(design.position[rows])])
 
 

@@ -93,25 +93,6 @@ class Correlation:
 
 
 @dataclass(frozen=True, slots=True)
-class Increasing:
-    """Values in increasing order; the first and the logarithms of the steps are unconstrained."""
-
-    domain: str = "in increasing order"
-
-    def natural(self, free: Array) -> Array:
-        """Cumulative sums."""
-        return np.cumsum(np.concatenate([free[..., :1], np.exp(free[..., 1:])], axis=-1), axis=-1)
-
-    def free(self, natural: Array) -> Array:
-        """First value and logarithms of the steps."""
-        return np.concatenate([natural[..., :1], np.log(np.diff(natural, axis=-1))], axis=-1)
-
-    def allows(self, natural: Array) -> bool:
-        """Whether each is above the one before."""
-        return bool(np.isfinite(natural).all() and (np.diff(natural) > 0).all())
-
-
-@dataclass(frozen=True, slots=True)
 class Edge:
     """Where a parameter runs into an end of its space, as far as data can tell.
 

@@ -30,8 +30,9 @@ from mixmoe.mixed.parameters import (
 )
 from mixmoe.mixed.separation import empty_categories, expert_directions
 from mixmoe.mixture.estimate import Flag, ParamLayout
-from mixmoe.mixture.gate import gate_information, gate_log_probabilities, penalty_meat
-from mixmoe.numerics.linalg import logsumexp, semidefinite_cholesky
+from mixmoe.mixture.gate import gate_information, gate_log_probabilities, penalty_meat, posterior_probabilities
+from mixmoe.numerics.complex_step import derivative_along
+from mixmoe.numerics.linalg import semidefinite_cholesky
 
 _ZERO_SD = 1e-4  # in working coordinates, where the pooled residual standard deviation is one
 _NO_GATE_INFORMATION = 1e-6  # per subject, in a direction of orthonormal gate columns
@@ -40,7 +41,6 @@ _FLAT = 1e-4  # information of all subjects about a parameter in working coordin
 _NO_SCORES = 1e-8  # of the largest eigenvalue of the middle of a sandwich
 _MOVED = 1e-6  # share of a direction in a parameter that counts
 _PER_COEFFICIENT = 5  # subjects per coefficient of an expert below which standard errors are rough
-_COMPLEX_STEP = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,7 @@ def find_boundary(problem: Problem, coordinates: Coordinates, theta: Array) -> B
     singular = []
     if s.cov_re == "proportional" and s.n_random:
         factor[0], dead[free.scale[1:]] = _proportional(factor[0])
+    # A multiple of one canonical factor is canonical already, and its null directions are those of all.
     for k in range(s.n_experts if s.n_random else 0):
         if s.cov_re != "proportional":
             factor[0, k] = _canonical(factor[0, k])
@@ -96,6 +97,7 @@ def find_boundary(problem: Problem, coordinates: Coordinates, theta: Array) -> B
     natural = to_natural(s, coordinates.to_user(expand(s, free, clean[None])))[0]
     of_effects = _blank(s, natural, coordinates, singular)
     is_singular = bool(dead.any()) or bool(of_effects)
+    # What has run into an end is held at it: there the score need not vanish, and no curvature stands for an error.
     ends, empty = reached_edges(s, free, theta), empty_categories(problem, theta)
     dead[[*ends, *empty.closed]] = True
     first = natural.size - free.size  # further parameters come last, in the same order, in both vectors
@@ -127,15 +129,17 @@ def _proportional(factor: Array) -> tuple[Array, NDArray[np.bool_]]:
     size = np.linalg.norm(factor, axis=(1, 2))
     top = int(size.argmax())
     none = size <= _ZERO_SD
+    # Expert 1 is the unit of the multiples and the largest decides on null directions: neither can be missing.
     none[[0, top]] = False
     scaled = np.where(none, 0.0, size) / max(size[top], np.finfo(float).tiny)
     return _canonical(factor[top]) * scaled[:, None, None], none[1:]
 
 
 def _canonical(T: Array) -> Array:
-    """The same covariance with null directions as zero columns."""
+    """Random-effects covariance of an expert, its null directions as zero columns."""
     if (np.abs(np.diag(T)) > _ZERO_SD).all():
         return T
+    # A tiny pivot is a zero of D: the tolerance is squared, since pivots are variances.
     return semidefinite_cholesky(T @ T.T, tol=_ZERO_SD**2, floor=_ZERO_SD**2)
 
 
@@ -149,6 +153,7 @@ def _blank(s: Structure, natural: Array, coordinates: Coordinates, singular: lis
         sd = natural[at : at + q]
         smallest = _ZERO_SD * coordinates.scale / np.abs(np.diag(coordinates.random))
         blank += [at + int(j) for j in np.flatnonzero(sd <= smallest)]
+        # Of a singular covariance some correlation is -1 or 1, or one with a zero: none has a standard error.
         if singular[k]:
             blank += range(at + q, at + q + n_pairs)
         at += q + n_pairs
@@ -159,10 +164,13 @@ def _blank(s: Structure, natural: Array, coordinates: Coordinates, singular: lis
 
 def natural_jacobian(problem: Problem, coordinates: Coordinates, theta: Array) -> Array:
     """Derivatives of the reported parameters in the free ones, shape (P, P), exact by complex steps."""
-    moved = theta + 1j * _COMPLEX_STEP * np.eye(theta.size)
+
+    def natural(rows: Array) -> Array:
+        return to_natural(problem.structure, coordinates.to_user(expand(problem.structure, problem.free, rows)))
+
+    # On a boundary, a correlation of a zero standard deviation is 0 / 0: NaN, as is then its derivative.
     with np.errstate(divide="ignore", invalid="ignore"):
-        natural = to_natural(problem.structure, coordinates.to_user(expand(problem.structure, problem.free, moved)))
-    return natural.imag.T / _COMPLEX_STEP
+        return derivative_along(natural, theta, np.eye(theta.size)).T
 
 
 def covariance(
@@ -197,10 +205,12 @@ def covariance(
     at = find_boundary(problem, coordinates, theta)
     n_units = problem.n_subjects if clusters is None else int(clusters.max()) + 1
     corrected = kind != "nonrobust" and correction and n_units < MANY_UNITS
+    # Informations of single units cost P scores of all units: only where a correction needs them.
     by_unit = unit_information(problem, at.theta, clusters) if corrected else None
     basis = informative_basis(problem, at)
     # A penalty on the gate belongs to no unit: its curvature is in the whole only.
     summed = by_unit is not None and problem.penalty is None
+    # The sum over units is the whole information already: no second pass.
     whole = by_unit.sum(axis=0) if by_unit is not None and summed else observed_information(problem, at.theta)
     known = identified(problem, coordinates, at, invert_information(whole, basis), layout)
     flags = (*known.flags, *few_units(problem, at, None if clusters is None else n_units))
@@ -218,6 +228,7 @@ def covariance(
     if middle.null.shape[1]:
         flags = (*known.flags, _about_rank(middle, [layout.names[i] for i in lost], clusters is not None))
     moments = None
+    # The moments of CR2 assume known memberships; with several experts no t distribution is claimed.
     if middle.units is not None and problem.structure.n_experts == 1:
         moments = sandwich_moments(weights, middle.units)
     matrix = delta_cov(weights, middle.scores.T @ middle.scores)
@@ -249,6 +260,7 @@ def resampled_covariance(problem: Problem, coordinates: Coordinates, theta: Arra
     where = positions(problem.structure).gate.ravel()
     unit = np.linalg.inv(coordinates.gate)  # a change of basis is wanted, not a solution
     J = problem.structure.n_experts - 1
+    # Gate coefficients of every expert change basis alike: a Kronecker product with the identity.
     to_user, to_working = np.kron(np.eye(J), unit), np.kron(np.eye(J), coordinates.gate)
     infinite = to_user @ gate.vectors[:, gate.infinite]
     if not gate.infinite.any():
@@ -312,6 +324,7 @@ def _touched(jacobian: Array, directions: Array) -> list[int]:
     """Reported parameters that change along some directions of the free vector, shape (P, d)."""
     size = np.linalg.norm(directions, axis=0)
     moved = np.abs(jacobian @ (directions / np.where(size > 0, size, 1.0)))
+    # Relative to how far a parameter moves at all: units of parameters have no part in it.
     largest = np.abs(jacobian).max(axis=1, keepdims=True, initial=0.0)
     return [int(i) for i in np.flatnonzero((moved > _MOVED * (np.finfo(float).tiny + largest)).any(axis=1))]
 
@@ -336,6 +349,7 @@ class Middle:
     @property
     def null(self) -> Array:
         """Directions of the free vector, shape (P, d), in which no unit has a score: nothing tells a variance."""
+        # Fewer units than parameters leave directions without any score: a variance of zero there would be a claim.
         values, vectors = np.linalg.eigh(self.scores.T @ self.scores)
         return self.back @ vectors[:, values <= _NO_SCORES * values.max(initial=0.0)]
 
@@ -364,8 +378,7 @@ def few_units(problem: Problem, at: Boundary, n_clusters: int | None = None) -> 
     """The flag of an expert that has few subjects, or of a model that has few clusters, for its coefficients."""
     n_coefficients, K = problem.free.beta.shape[1], problem.structure.n_experts
     if n_clusters is None:
-        joint = subject_logliks(problem, at.theta)
-        sizes = np.exp(joint - logsumexp(joint, axis=1)[:, None]).sum(axis=0)
+        sizes = posterior_probabilities(subject_logliks(problem, at.theta)).sum(axis=0)
         word, owners = "subjects", [f" of expert {k + 1}" if K > 1 else "" for k in range(K)]
     else:  # each of them may hold all experts
         sizes, word, owners = np.array([float(n_clusters)]), "clusters", [""]

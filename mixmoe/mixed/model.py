@@ -16,7 +16,7 @@ from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.families import Estimated, FamilySpec
 from mixmoe.inference.uncertainty import ParamCov, checked_cov_type
 from mixmoe.mixed.coordinates import apply_inverse
-from mixmoe.mixed.degeneracy import far_origin, find_flags, uncertainty_flags, warn_flags
+from mixmoe.mixed.degeneracy import CATEGORIES, far_origin, find_flags, uncertainty_flags
 from mixmoe.mixed.error_structure import ErrorsBy, ErrorsDist, ErrorSetup, build_errors, checked_errors
 from mixmoe.mixed.gate_identifiability import separation_flags, with_label_flag
 from mixmoe.mixed.glmm_results import GLMMResults
@@ -55,8 +55,8 @@ from mixmoe.mixed.parameters import (
 from mixmoe.mixed.results import MEMoEResults
 from mixmoe.mixed.search import Search, default_starts, off_boundary, order_experts, search, search_carried, search_from
 from mixmoe.mixed.subject_refits import Refitting, bootstrap_covariance
-from mixmoe.mixture.estimate import EMFit, ParamLayout, Starts, better, seeded
-from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty
+from mixmoe.mixture.estimate import EMFit, ParamLayout, Starts, better, seeded, warn_flags
+from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty, posterior_probabilities
 from mixmoe.numerics.linalg import logsumexp
 from mixmoe.numerics.optimise import Control
 from mixmoe.output.saved import SavedFit
@@ -86,7 +86,7 @@ class MEMoE(Refitting):
         double bar gives uncorrelated random effects; ``re: (0 | id)`` none; without ``re:`` each row is a unit.
         ``| sigma: time + common(x)`` makes the log standard deviation of the errors (for ``errors="bm"`` of the
         measurement errors) linear in covariates; ``sigma1`` is then its value where these are zero.
-    data : DataFrame (pandas or polars) or mapping of columns
+    data : DataFrame (pandas, or what narwhals reads: polars, pyarrow ...) or mapping of columns
         Never changed. Rows with missing values are left out with a warning.
     experts : int
         Number of experts, K.
@@ -328,7 +328,7 @@ class MEMoE(Refitting):
         fit = seeded(self.maximum(n_starts, generator, self._start(start), control), rng)
         fit = with_integral_flag(fit, self.problem, self.coordinates, self.working(fit.params), self.layout)
         fit = with_label_flag(fit, self.design, self.problem, self.working(fit.params), self.coordinates.log_sigma.size)
-        warn_flags(fit.flags)
+        warn_flags(fit.flags, CATEGORIES)
         if cov_type == "bootstrap":
             cov_options = {"rng": generator, "progress": progress, **cov_options}
         try:
@@ -337,7 +337,7 @@ class MEMoE(Refitting):
             blank = np.full((fit.params.size, fit.params.size), np.nan)
             cov = ParamCov(blank, checked_cov_type(cov_type), f"interrupted; with_cov({cov_type!r}) computes them")
         more = uncertainty_flags(self.layout, fit.params, cov)
-        warn_flags(more)
+        warn_flags(more, CATEGORIES)
         return self.results(replace(fit, flags=(*fit.flags, *more)), cov)
 
     def maximum(
@@ -408,7 +408,7 @@ class MEMoE(Refitting):
             clusters = cluster_codes(options.get("cluster"), self.design) if kind == "cluster" else None
             known, correction = checked_cov_type(kind), bool(options.get("correction", True))
             cov = covariance(self.problem, self.coordinates, theta, known, self.layout, clusters, correction)
-        warn_flags(cov.flags)
+        warn_flags(cov.flags, CATEGORIES)
         return cov
 
     def loglike(self, params: Any) -> float:
@@ -477,7 +477,7 @@ class MEMoE(Refitting):
     def _record(self, found: Search) -> EMFit:
         theta = order_experts(self.problem, found.theta)
         joint = subject_logliks(self.problem, theta)
-        responsibilities = np.exp(joint - logsumexp(joint, axis=1)[:, None])
+        responsibilities = posterior_probabilities(joint)
         boundary = find_boundary(self.problem, self.coordinates, theta)
         params = self.natural(boundary.theta)
         far = far_origin(self.problem, self.coordinates, found, self.working(params), self.design.names)

@@ -20,6 +20,7 @@ from mixmoe.mixed.further_parameters import (
 )
 from mixmoe.mixed.thresholds import Thresholds
 from mixmoe.mixture.estimate import Parameter, ParamLayout
+from mixmoe.numerics.complex_step import jacobian
 from mixmoe.numerics.linalg import semidefinite_cholesky
 
 Index = NDArray[np.intp]
@@ -250,7 +251,6 @@ def pull_back(s: Structure, free: FreeVector, theta: Array, gate: Array, experts
     return out
 
 
-_COMPLEX_STEP = 1e-30
 _CORRELATED = 1e-14  # 1 - r^2 below this is a correlation of one; above it, one at an origin far from the data
 _NO_WIDTH = 1e-12  # two thresholds as close as this leave no room for the category between them
 
@@ -474,12 +474,14 @@ def from_natural(s: Structure, vector: Array) -> Params:
 def permute_natural(s: Structure, vector: Array, order: list[int]) -> Array:
     """The reported vector, shape (P,), with the old expert ``order[k]`` as the new expert k; complex-safe."""
     old = split_natural(s, vector)
+    # Differences to expert 1 become those to the new first expert: the reference changes with the labels.
     full = np.vstack([np.zeros((1, s.n_gate)), old.gamma])[order]
     random, omega = old.random, old.omega
     if s.cov_re == "expert":
         random = old.random[order] if len(random) else random
     elif omega.size:
         random = random.copy()
+        # The reported covariance is that of expert 1: it takes the size of the expert that comes first.
         random[:, : s.n_random] *= omega[order[0]]
         omega = omega[order] / omega[order[0]]
     sigma = old.sigma[order] if s.residual == "expert" else old.sigma
@@ -493,9 +495,9 @@ def permute_natural(s: Structure, vector: Array, order: list[int]) -> Array:
 
 def permute_jacobian(s: Structure, vector: Array, order: list[int]) -> Array:
     """Derivatives of `permute_natural`, shape (P, P), exact by complex steps."""
+    # NaN marks a correlation without value; it must not spoil the derivatives of the others.
     here = np.nan_to_num(vector)
-    moved = [permute_natural(s, here + 1j * h, order).imag for h in _COMPLEX_STEP * np.eye(vector.size)]
-    return np.column_stack(moved) / _COMPLEX_STEP
+    return jacobian(lambda moved: permute_natural(s, moved, order), here)
 
 
 def _factor(s: Structure, block: Array) -> Array:

@@ -15,7 +15,7 @@ from mixmoe.mixed.likelihood.glmm import GlmmExperts
 from mixmoe.mixed.likelihood.observed import Problem, subject_logliks
 from mixmoe.mixed.parameters import expand
 from mixmoe.mixed.thresholds import OrdinalResponse
-from mixmoe.numerics.linalg import logsumexp
+from mixmoe.mixture.gate import posterior_probabilities
 
 _NO_RESPONSES = 1e-3  # expected number in a category: an ascent to infinity stops at about this many
 _NO_INFORMATION = 1e-5  # per row of the expert, in a direction of orthonormal columns; at p = 0.00001 or 0.99999
@@ -48,8 +48,7 @@ def expert_directions(problem: Problem, theta: Array) -> ExpertDirections | None
     if not isinstance(problem.experts, GlmmExperts):
         return None
     params, K, P = expand(problem.structure, problem.free, theta[None]), problem.structure.n_experts, theta.size
-    joint = subject_logliks(problem, theta)
-    tau = np.exp(joint - logsumexp(joint, axis=1)[:, None])
+    tau = posterior_probabilities(subject_logliks(problem, theta))
     information, size = np.zeros((P, P)), np.zeros(P)
     for where, part in problem.experts.blocks(K):
         X, weight = part.rows.X, part.densities(params).modes.weight
@@ -107,7 +106,7 @@ def empty_categories(problem: Problem, theta: Array) -> EmptyCategories:
 
 def _expected_counts(problem: "Problem[GlmmExperts]", theta: Array, n_categories: int) -> Array:
     """Expected number of responses of each expert in each category, shape (K, C)."""
-    joint, rows = subject_logliks(problem, theta), problem.experts.rows
-    tau = rows.spread(np.exp(joint - logsumexp(joint, axis=1)[:, None]).T)
+    rows = problem.experts.rows
+    tau = rows.spread(posterior_probabilities(subject_logliks(problem, theta)).T)
     member = rows.outcome.y[:, None] == np.arange(n_categories)
     return np.asarray(tau @ member)

@@ -38,8 +38,8 @@ from mixmoe.mixed.prediction.trajectories import Estimate, disturbances, draw_re
 from mixmoe.mixed.search import Guarded, off_boundary, permute
 from mixmoe.mixed.starting_values import inverse_outer_product
 from mixmoe.mixture.estimate import EMFit, ParamLayout, Starts
+from mixmoe.mixture.gate import posterior_probabilities
 from mixmoe.mixture.resampling import replicate
-from mixmoe.numerics.linalg import logsumexp
 from mixmoe.numerics.optimise import Control, climb
 
 _CONTROL = Control(max_iter=200, tol=1e-5)
@@ -159,8 +159,7 @@ class Resample:
 
     def _memberships(self, theta: Array) -> Array:
         """Posterior expert probabilities of all subjects, shape (N, K)."""
-        joint = subject_logliks(self.problem, theta)
-        return np.asarray(np.exp(joint - logsumexp(joint, axis=1)[:, None]))
+        return posterior_probabilities(subject_logliks(self.problem, theta))
 
 
 _REFIT = Control(max_iter=200, tol=1e-4)  # of tests that refit many times; log-likelihoods to about 0.1

@@ -51,7 +51,7 @@ class OrdinalResponse:
 
     @property
     def name(self) -> str:
-        """Of the family."""
+        """Name of the response family."""
         return "ordinal"
 
     @property

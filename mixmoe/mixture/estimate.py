@@ -1,5 +1,6 @@
 """Records of a fit that every family returns: named parameters, the estimate, its starts and flags, criteria."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ from scipy.special import entr
 
 from mixmoe._typing import Array
 from mixmoe.arguments import seed_of
+from mixmoe.errors import MixmoeWarning, warn
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,12 @@ class Flag:
 
     code: str
     message: str
+
+
+def warn_flags(flags: Iterable[Flag], categories: Mapping[str, type[MixmoeWarning]]) -> None:
+    """Give each flag as a warning of the category that its code has."""
+    for flag in flags:
+        warn(flag.message, categories[flag.code])
 
 
 @dataclass(frozen=True, slots=True)

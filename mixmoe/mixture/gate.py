@@ -11,7 +11,7 @@ import numpy as np
 
 from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError
-from mixmoe.numerics.linalg import logsumexp
+from mixmoe.numerics.linalg import log_softmax, logsumexp
 
 _MAX_SHIFT = 4.0  # largest change of a linear predictor in one step; beyond it the quadratic model is worthless
 _BOUND_SCALE = 0.5  # Bohning (1992): the information of a multinomial logit is at most (I - 11'/K)/2 times X'X
@@ -31,10 +31,30 @@ def gate_log_probabilities(W: Array, gamma: Array) -> Array:
     -------
     ndarray, shape (S, K, N)
     """
+    # Expert 1 is the reference: its predictor is zero and no parameter of it is estimated.
     predictor = gamma @ W.T
     first = np.zeros((gamma.shape[0], 1, W.shape[0]), dtype=gamma.dtype)
     predictor = np.concatenate([first, predictor], axis=1)
-    return predictor - logsumexp(predictor, axis=1)[:, None]
+    return log_softmax(predictor, axis=1)
+
+
+def posterior_probabilities(log_joint: Array, axis: int = 1) -> Array:
+    """Responsibilities: the probabilities of the experts given what was observed, by Bayes' theorem.
+
+    Parameters
+    ----------
+    log_joint : ndarray
+        Log-probability of each expert plus log-density of what was observed under it.
+    axis : int
+        That of the experts.
+
+    Returns
+    -------
+    ndarray, shape of `log_joint`
+        They sum to one along the axis.
+    """
+    # From logarithms: the densities of a long series underflow, their ratios do not.
+    return np.exp(log_joint - np.expand_dims(logsumexp(log_joint, axis=axis), axis))
 
 
 def gate_scores(log_prior: Array, responsibilities: Array) -> Array:
@@ -69,6 +89,7 @@ def gate_step(W: Array, responsibilities: Array, gamma: Array, weights: Array | 
     weights = np.ones(W.shape[0]) if weights is None else weights
     log_prior = gate_log_probabilities(W, gamma)
     score = (gate_scores(log_prior, responsibilities) * weights) @ W  # (S, K-1, m)
+    # Both steps are tried on all starts at once; each start takes Newton where that ascends, the safe one elsewhere.
     newton = gamma + _newton_direction(W, log_prior, score, weights)
     bound = gamma + _bound_direction(W, score, weights)
 
@@ -84,6 +105,7 @@ def gate_information(W: Array, log_prior: Array, weights: Array) -> Array:
     prior = np.exp(log_prior[:, 1:])
     S, J, N = prior.shape
     m = W.shape[1]
+    # Per unit the information is (diag(p) - pp') x ww'.
     curvature = -prior[:, :, None] * prior[:, None] * weights
     curvature[:, np.arange(J), np.arange(J)] += prior * weights
     outer = (W[:, :, None] * W[:, None]).reshape(N, m * m)
@@ -94,6 +116,7 @@ def gate_information(W: Array, log_prior: Array, weights: Array) -> Array:
 def _newton_direction(W: Array, log_prior: Array, score: Array, weights: Array) -> Array:
     information = gate_information(W, log_prior, weights)
     size = information.shape[1]
+    # Beside a separated covariate the information vanishes; a ridge relative to its size keeps the solve finite.
     ridge = 1e-8 * (weights @ (W * W).sum(axis=1)) / size
     flat = np.linalg.solve(information + ridge * np.eye(size), score.reshape(len(score), size, 1))
     direction = flat.reshape(score.shape)
@@ -104,6 +127,7 @@ def _newton_direction(W: Array, log_prior: Array, score: Array, weights: Array) 
 def _bound_direction(W: Array, score: Array, weights: Array) -> Array:
     J = score.shape[1]
     simplex = _BOUND_SCALE * (np.eye(J) - np.ones((J, J)) / (J + 1))
+    # The bound (I - 11'/K)/2 x W'W does not depend on the coefficients, and is a Kronecker product: two small solves.
     gram = (W * weights[:, None]).T @ W
     return np.linalg.solve(simplex, np.swapaxes(np.linalg.solve(gram, np.swapaxes(score, 1, 2)), 1, 2))
 
@@ -116,7 +140,7 @@ class GatePenalty(Protocol):
 
     @property
     def described(self) -> str:
-        """What it is, for a summary."""
+        """Description of the penalty, for a summary."""
 
     def value(self, W: Array, gamma: Array) -> Array:
         """Log prior up to a constant, shape (S,)."""
@@ -137,7 +161,7 @@ class JeffreysPenalty:
 
     @property
     def described(self) -> str:
-        """What it is, for a summary."""
+        """Description of the penalty, for a summary."""
         return "Firth (Jeffreys prior)"
 
     def value(self, W: Array, gamma: Array) -> Array:
@@ -188,7 +212,7 @@ class PseudoUnits:
 
     @property
     def described(self) -> str:
-        """What it is, for a summary."""
+        """Description of the penalty, for a summary."""
         return f"Bayes constant {self.n:g} (Dirichlet prior)"
 
     def value(self, W: Array, gamma: Array) -> Array:

@@ -54,6 +54,7 @@ def forward_scores(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tens
     alpha = emissions[:, 0]
     for t in range(1, emissions.shape[1]):
         moved = torch.logsumexp(alpha.unsqueeze(-1) + table, dim=1) + emissions[:, t]
+        # Padding passes the last real row on, so that sequences of any length share one batch.
         alpha = torch.where(present[:, t : t + 1], moved, alpha)
     return alpha
 
@@ -65,6 +66,7 @@ def log_partition(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tenso
 
 def sequence_loss(emissions: Tensor, transitions: Tensor, states: Tensor, mask: Tensor) -> Tensor:
     """Negative log-probability of the given states, summed over those that are missing (-1), shape (B,)."""
+    # Missing states are summed over: a second forward pass with the seen ones clamped.
     if bool((states < 0).any()):
         seen = log_partition(clamped(emissions, states), transitions, mask)
     else:
@@ -95,14 +97,6 @@ def marginals(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
         scores = emissions.detach().requires_grad_(True)
         total = log_partition(scores, transitions.detach(), mask).sum()
         return torch.autograd.grad(total, scores)[0] * mask.unsqueeze(-1)
-
-
-def expected_moves(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
-    """Expected number of moves between every two states, shape (B, C, C)."""
-    with torch.enable_grad():
-        table = per_sequence(transitions, emissions.shape[0]).detach().clone().requires_grad_(True)
-        total = log_partition(emissions.detach(), table, mask).sum() + 0.0 * table.sum()  # one row: no move
-        return torch.autograd.grad(total, table)[0]
 
 
 def decode(emissions: Tensor, transitions: Tensor, mask: Tensor) -> Tensor:
@@ -145,6 +139,7 @@ def effect_information(
     """
     if states is not None and bool((states < 0).any()):
         whole = effect_information(emissions, transitions, slopes, mask, moves)
+        # Louis: what was not seen carries the information that the complete sequence would add.
         return whole - effect_information(clamped(emissions, states), transitions, slopes, mask, moves)
     B, T, C = emissions.shape
     n_layers = slopes.shape[-1]
@@ -163,6 +158,7 @@ def effect_information(
         now = torch.einsum("zab,zabn->zbn", before, along)
         away = along - now.unsqueeze(1)
         spread = torch.einsum("zab,zanm->zbnm", before, cov)
+        # Total covariance: the mean of the covariances plus the covariance of the means over the state before.
         spread = spread + torch.einsum("zabn,zabm->zbnm", before.unsqueeze(-1) * away, away)
         there = present[:, t, None]
         alpha = torch.where(there, torch.logsumexp(scores, dim=1) + emissions[:, t], alpha)
@@ -228,6 +224,7 @@ def sample_states(emissions: Tensor, transitions: Tensor, mask: Tensor, noise: T
     """
     B = emissions.shape[0]
     table, each = per_sequence(transitions, B), torch.arange(B, device=emissions.device)
+    # Gumbel noise turns the draw of a category into an argmax: a whole batch at once, and the same noise on any device.
     scores = emissions + messages_back(emissions, transitions, mask) + noise
     states = [scores[:, 0].argmax(-1)]
     for t in range(1, emissions.shape[1]):

@@ -324,7 +324,7 @@ def held_out_error(problem: Problem, fit: Trained) -> float:
 
 
 def without_validation(problem: Problem) -> Problem:
-    """The same problem where nothing stops early."""
+    """Problem of which no training stops early."""
     return replace(problem, validation=type(problem.validation)((), 0))
 
 

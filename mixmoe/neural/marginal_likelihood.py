@@ -107,14 +107,17 @@ class Rule:
 
 def adapted_rule(problem: Problem, state: State) -> Rule:
     """Points around the modes of the effects, which are settled for it."""
+    # Nodes are placed around modes: those of the last epoch lag behind the network that has moved since.
     settle_effects(problem, state)
     x, log_w = (problem.tensor(v) for v in points(problem.n_effects))
     with torch.no_grad():
         C = posterior_covariance(person_information(problem, state), state.s)
+        # The jitter is relative to the prior variances, so that units of the effects have no part in it.
         root = torch.linalg.cholesky(
             C + 1e-12 * state.s.mean() * torch.eye(len(state.s), dtype=C.dtype, device=C.device)
         )
         logdet = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        # Importance weights: the rule integrates against a normal density, which is divided out again.
         log_weight = (log_w + 0.5 * x.square().sum(-1)).unsqueeze(-1) + logdet
         return Rule(state.z + torch.einsum("nrs,ds->dnr", root, x), log_weight)
 

@@ -81,7 +81,7 @@ class NME:
         ``bias``, ``layer[k]``, single tensors such as ``layer1.bias``, ``transitions``, or 0 for a generic network.
         ``seq: day`` orders rows within a person, ``seq: day / session`` separates sequences. The network always has
         biases, so the intercept of the formula is implied. Inputs are standardised inside the fit.
-    data : DataFrame (pandas or polars) or mapping of columns
+    data : DataFrame (pandas, or what narwhals reads: polars, pyarrow ...) or mapping of columns
     hidden : tuple of int, optional
         Widths of the hidden layers; ``()`` for a linear model. Default: ``(10,)``.
     activation : str

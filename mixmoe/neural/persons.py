@@ -277,7 +277,7 @@ def known_means(persons: Persons, rows: Blocks) -> Array:
 
 
 def unknown_means(persons: Persons, rows: Blocks) -> Array:
-    """The same over the distribution of effects, as if nobody were known."""
+    """Predictions over the distribution of effects, as if nobody were known."""
     return over_effects(persons, None, rows, 0.05, np.random.default_rng(0)).mean
 
 
@@ -299,7 +299,7 @@ def has_prior_only(persons: Persons) -> bool:
 
 
 def posterior_covariances(persons: Persons, covered: Uncertainty | None) -> Tensor:
-    """Those of the effects of the persons of the fit, shape (N, r, r)."""
+    """Posterior covariances of the effects of the persons of the fit, shape (N, r, r)."""
     if covered is not None and covered.effects is not None and persons.fitted is None:
         return covered.effects
     source = persons.fitted or persons

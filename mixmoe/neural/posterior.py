@@ -121,6 +121,7 @@ def shrinkage(A: Tensor, s: Tensor, working: Tensor | None = None) -> Shrinkage:
     working : Tensor, shape (B, m), optional
         Working residual: whitened residual plus ``A eta`` at the current effects.
     """
+    # Woodbury: the same numbers from m x m or q x q; with few rows per person the first is much smaller.
     if A.shape[-2] > A.shape[-1]:
         At = A.transpose(-1, -2)
         return shrinkage_from_information(At @ A, s, None if working is None else At @ working.unsqueeze(-1))
@@ -135,6 +136,7 @@ def shrinkage(A: Tensor, s: Tensor, working: Tensor | None = None) -> Shrinkage:
 
 def scaled_root(H: Tensor, s: Tensor) -> Tensor:
     """Lower Cholesky factor of ``I + S^1/2 H S^1/2``, shape (B, q, q)."""
+    # With S^1/2 on both sides variances of zero are allowed: nothing is divided by them.
     root = s.sqrt()
     K = H * root * root.unsqueeze(-1)
     K.diagonal(dim1=-2, dim2=-1).add_(1.0)
@@ -142,9 +144,10 @@ def scaled_root(H: Tensor, s: Tensor) -> Tensor:
 
 
 def shrinkage_from_information(H: Tensor, s: Tensor, moment: Tensor | None = None) -> Shrinkage:
-    """The same from ``H = A'A``, shape (B, q, q), and ``A'w``, shape (B, q, 1)."""
+    """Shrinkage of persons from ``H = A'A``, shape (B, q, q), and ``A'w``, shape (B, q, 1)."""
     root, L = s.sqrt(), scaled_root(H, s)
     U = torch.linalg.solve_triangular(L, root.unsqueeze(-1) * H, upper=False)
+    # At least zero: of an effect that the rows say nothing about rounding alone is left.
     information = (H.diagonal(dim1=-2, dim2=-1) - U.square().sum(-2)).clamp_min(0.0)
     logdet = 2.0 * L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     if moment is None:
@@ -184,9 +187,11 @@ def update_variances(s: Tensor, squares: Tensor, information: Tensor, group: Ten
         Columns that share a variance.
     """
     effective = s * information
+    # Columns that share a variance pool both sides of the ratio, not the ratios.
     if group is not None:
         n_groups = int(group.max()) + 1
         squares, effective = pool(squares, group, n_groups)[group], pool(effective, group, n_groups)[group]
+    # No gradient step: the fixed point is reached in a few updates, and stays positive by itself.
     return squares / effective.clamp_min(1e-12)
 
 

@@ -24,6 +24,7 @@ def cholesky(A: Array) -> Array:
         L with A = L L'; the strict upper triangle is zero.
     """
     L = np.zeros_like(A)
+    # q is 1 to 5: loops over it cost nothing beside the operations over N subjects inside.
     for j in range(A.shape[1]):
         row = L[:, j, :j]
         L[:, j, j] = np.sqrt(A[:, j, j] - (row * row).sum(axis=1))
@@ -50,6 +51,7 @@ def solve_lower(L: Array, b: Array) -> Array:
         total = b[:, i].astype(x.dtype)
         for j in range(i):
             total -= L[:, i, j][middle] * x[:, j]
+        # Row by row, never the inverse of L: triangular solves are backward stable.
         x[:, i] = total / L[:, i, i][middle]
     return x
 
@@ -105,8 +107,16 @@ def multiply(A: Array, B: Array) -> Array:
 def logsumexp(a: Array, axis: int) -> Array:
     """log(sum(exp(a))) along an axis, without overflow; the axis is dropped."""
     peak = a.real.max(axis=axis, keepdims=True)
+    # Where all are -inf, -inf - -inf would be NaN; with a peak of zero the result is -inf, as it should be.
     peak = np.where(np.isfinite(peak), peak, 0.0)
     return np.log(np.exp(a - peak).sum(axis=axis)) + np.squeeze(peak, axis=axis)
+
+
+def log_softmax(a: Array, axis: int) -> Array:
+    """Log of ``exp(a) / sum(exp(a))`` along an axis."""
+    # Less its peak first: a sum of a large peak and a small logarithm would round the logarithm away.
+    shifted = a - a.real.max(axis=axis, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True)))
 
 
 def semidefinite_cholesky(D: Array, tol: float = 1e-12, floor: float = 0.0) -> Array:
@@ -128,6 +138,7 @@ def semidefinite_cholesky(D: Array, tol: float = 1e-12, floor: float = 0.0) -> A
     T = np.zeros((q, q))
     for j in range(q):
         pivot = D[j, j] - T[j, :j] @ T[j, :j]
+        # A null direction of D has pivots of rounding only; dividing by their roots would fill the column with noise.
         if pivot > max(tol * D[j, j], floor, np.finfo(float).tiny):
             T[j, j] = np.sqrt(pivot)
             T[j + 1 :, j] = (D[j + 1 :, j] - T[j + 1 :, :j] @ T[j, :j]) / T[j, j]

@@ -28,7 +28,7 @@ CRITERIA = (
 
 
 def metric_of_time(e: Evidence) -> str:
-    """Item 1."""
+    """Answers 'In which unit, and from which origin, is time measured?' (GRoLTS 1)."""
     if e.times is None:
         return "Not reported: no numeric column of the data is the time of the curves; say it with answers={'G1': ...}."
     low, high = e.times.min(), e.times.max()
@@ -39,14 +39,14 @@ def metric_of_time(e: Evidence) -> str:
 
 
 def time_within_wave(e: Evidence) -> str:
-    """Item 2."""
+    """Answers 'How do the times within a wave of measurement vary (mean, variance)?' (GRoLTS 2)."""
     if e.times is None or e.design.names.group is None:
         return "Not reported: without subjects and a numeric time there are no waves."
     return "Section Data: mean, standard deviation and range of the time of each visit, and how many subjects had it."
 
 
 def missing_mechanism(e: Evidence) -> str:
-    """Item 3a."""
+    """Answers 'Which mechanism of missingness is assumed?' (GRoLTS 3a)."""
     return (
         "Not reported: data alone cannot tell the mechanism. The estimates hold if values are missing at random given "
         "the covariates and the observed responses; say why that is plausible with answers={'G3a': ...}."
@@ -54,7 +54,7 @@ def missing_mechanism(e: Evidence) -> str:
 
 
 def attrition(e: Evidence) -> str:
-    """Item 3b."""
+    """Answers 'Which variables go with dropping out or missing values?' (GRoLTS 3b)."""
     if e.design.names.group is None:
         return "Not reported: each row is a unit of its own, so nobody can drop out."
     return (
@@ -64,7 +64,7 @@ def attrition(e: Evidence) -> str:
 
 
 def missing_handled(e: Evidence) -> str:
-    """Item 3c."""
+    """Answers 'What was done about missing values in the analysis?' (GRoLTS 3c)."""
     dropped = e.design.dropped.n_rows
     rows = f"{dropped} of {e.design.n_input} rows with a missing value in a column of the formula were left out"
     others = "each complete row is used" if e.units == "rows" else "subjects contribute all their other rows"
@@ -73,17 +73,17 @@ def missing_handled(e: Evidence) -> str:
 
 
 def distributions(e: Evidence) -> str:
-    """Item 4."""
+    """Answers 'How are the observed variables distributed?' (GRoLTS 4)."""
     return "Section Data: type, distinct values, mean, standard deviation and range or levels of every column used."
 
 
 def software(e: Evidence) -> str:
-    """Item 5."""
+    """Answers 'Which software was used?' (GRoLTS 5)."""
     return "Section Software and code: mixmoe, Python and the packages beneath, with versions."
 
 
 def within_class(e: Evidence) -> str:
-    """Item 6a."""
+    """Answers 'Were other forms of heterogeneity within classes considered?' (GRoLTS 6a)."""
     random = e.design.formula.random
     if random is None:
         now = "no random effects"
@@ -97,7 +97,7 @@ def within_class(e: Evidence) -> str:
 
 
 def between_class(e: Evidence) -> str:
-    """Item 6b."""
+    """Answers 'Were other variance structures between classes considered?' (GRoLTS 6b)."""
     settings = e.results.model.settings
     parts = [
         f"{name}={settings[name]!r}"
@@ -112,7 +112,7 @@ def between_class(e: Evidence) -> str:
 
 
 def shapes(e: Evidence) -> str:
-    """Item 7."""
+    """Answers 'Were other shapes of the trajectories considered?' (GRoLTS 7)."""
     now = f"The expert part of the formula is {' + '.join(part.text for part in e.design.formula.expert)!r}"
     if e.varied("formula"):
         return f"{now}; section Choice of the model has the alternatives."
@@ -120,25 +120,25 @@ def shapes(e: Evidence) -> str:
 
 
 def covariates(e: Evidence) -> str:
-    """Item 8."""
+    """Answers 'Can the use of covariates be replicated?' (GRoLTS 8)."""
     names = [name for name in (*e.design.names.expert, *e.design.names.gate) if name != "Intercept"]
     listed = ", ".join(dict.fromkeys(names)) or "none"
     return f"Columns of experts and gate, as coded: {listed}. The formula with its settings reproduces them."
 
 
 def starts(e: Evidence) -> str:
-    """Item 9."""
+    """Answers 'How many random starts and final iterations were there?' (GRoLTS 9)."""
     em = e.results.em
     return f"{e.results._starts_words}; {em.n_iter} iterations of the best. Section Starts and convergence."
 
 
 def comparison_tools(e: Evidence) -> str:
-    """Item 10."""
+    """Answers 'Which statistics compared the models, and how are they defined?' (GRoLTS 10)."""
     return _NO_SELECTION if e.selection is None else CRITERIA.format(units=e.units)
 
 
 def number_of_models(e: Evidence) -> str:
-    """Item 11."""
+    """Answers 'How many models were fitted, with the one-class solution among them?' (GRoLTS 11)."""
     if e.selection is None:
         return _NO_SELECTION
     experts = sorted(set(e.candidates["experts"]))
@@ -147,7 +147,7 @@ def number_of_models(e: Evidence) -> str:
 
 
 def class_sizes(e: Evidence) -> str:
-    """Item 12."""
+    """Answers 'How many cases has each class of each model?' (GRoLTS 12)."""
     sizes = np.bincount(e.results.em.responsibilities.argmax(axis=1), minlength=e.n_experts)
     shares = e.results.em.responsibilities.mean(axis=0)
     own = ", ".join(f"expert {k + 1}: {n} ({s:.1%})" for k, (n, s) in enumerate(zip(sizes, shares, strict=True)))
@@ -158,33 +158,33 @@ def class_sizes(e: Evidence) -> str:
 
 
 def entropy(e: Evidence) -> str:
-    """Item 13."""
+    """Answers 'If cases are to be classified: how large is the entropy?' (GRoLTS 13)."""
     if e.n_experts == 1:
         return "One expert: there is no classification."
     return f"Relative entropy {e.results.entropy:.3f}; more in section Classification."
 
 
 def final_trajectories(e: Evidence) -> str:
-    """Item 14a."""
+    """Answers 'Is there a figure of the mean trajectories of the final model?' (GRoLTS 14a)."""
     return "Section Figures."
 
 
 def all_trajectories(e: Evidence) -> str:
-    """Item 14b."""
+    """Answers 'Are there figures of the mean trajectories of every model?' (GRoLTS 14b)."""
     return (
         _NO_SELECTION if e.selection is None else "Section Choice of the model, a figure per candidate that was fitted."
     )
 
 
 def observed_by_class(e: Evidence) -> str:
-    """Item 14c."""
+    """Answers 'Is there a figure of mean and observed individual trajectories for each class?' (GRoLTS 14c)."""
     if e.results._observed(e.results._default_plot) is None:
         return "Not reported: this family has no observed courses to draw."
     return "Section Figures: observed courses split by the most probable expert, under the estimated trajectory."
 
 
 def characteristics(e: Evidence) -> str:
-    """Item 15."""
+    """Answers 'Are the classes described by numbers (means, SD or SE, n, CI)?' (GRoLTS 15)."""
     return (
         "Section Estimates: estimates, standard errors and limits; section Classification: size of each expert and "
         "means and standard deviations of the columns used, by expert."
@@ -192,7 +192,7 @@ def characteristics(e: Evidence) -> str:
 
 
 def syntax(e: Evidence) -> str:
-    """Item 16."""
+    """Answers 'Is the code available?' (GRoLTS 16)."""
     return "Section Software and code."
 
 
@@ -236,7 +236,7 @@ def see(e: Evidence, where: str) -> str:
 
 
 def scaling(e: Evidence) -> str:
-    """Item 3b."""
+    """Answers 'Was anything rescaled or transformed?' (SMART-LCA 3b)."""
     return (
         f"The formula {e.design.formula.text!r} shows every transform. Columns are standardised inside the "
         "optimiser and results given in the units of the data, so that scales do not matter."
@@ -244,20 +244,20 @@ def scaling(e: Evidence) -> str:
 
 
 def missing_per_variable(e: Evidence) -> str:
-    """Item 4a."""
+    """Answers 'What share of each variable is missing?' (SMART-LCA 4a)."""
     by_column = ", ".join(f"{name}: {count} of {e.design.n_input}" for name, count in e.design.dropped.by_column)
     return f"Rows left out for a missing value, by column: {by_column or 'none'}."
 
 
 def alternatives(e: Evidence) -> str:
-    """Item 5a."""
+    """Answers 'Which other specifications were sensible?' (SMART-LCA 5a)."""
     if e.selection is None:
         return number_of_models(e)
     return f"{number_of_models(e)} Section Choice of the model lists them."
 
 
 def one_to_k(e: Evidence) -> str:
-    """Item 6b."""
+    """Answers 'Were all numbers of classes from one upwards fitted?' (SMART-LCA 6b)."""
     if e.selection is None:
         return number_of_models(e)
     experts = sorted(set(e.candidates["experts"]))
@@ -266,7 +266,7 @@ def one_to_k(e: Evidence) -> str:
 
 
 def identifiability(e: Evidence) -> str:
-    """Item 8c."""
+    """Answers 'Observations per parameter in each class' (SMART-LCA 8c)."""
     own = [sum(p.expert == k + 1 for p in e.results.model.layout.parameters) for k in range(e.n_experts)]
     size = e.results.em.responsibilities.sum(axis=0)
     ratios = ", ".join(
@@ -276,7 +276,7 @@ def identifiability(e: Evidence) -> str:
 
 
 def convergence(e: Evidence) -> str:
-    """Items 8a and 10b."""
+    """Answers whether convergence was examined and decided which models were kept (SMART-LCA 8a, 10b)."""
     if e.results.converged:
         flags = ", ".join(flag.code for flag in e.results.flags)
         return f"Converged; flags: {flags or 'none'}. Section Starts and convergence."
@@ -284,14 +284,14 @@ def convergence(e: Evidence) -> str:
 
 
 def method(e: Evidence) -> str:
-    """Item 10a."""
+    """Answers 'How was the model estimated?' (SMART-LCA 10a)."""
     if e.results.model.settings.get("method") == "reml":
         return "Restricted maximum likelihood (REML) of one expert: quasi-Newton, then Newton steps."
     return str(e.results.model.spec.estimation)
 
 
 def follow_up(e: Evidence) -> str:
-    """Item 14."""
+    """Answers 'Do follow-up analyses allow for errors of classification?' (SMART-LCA 14)."""
     if e.distal:
         return "Section Distal outcomes, corrected for the error of classification unless it says otherwise."
     return "Not reported: no follow-up analysis was given; if there is one, give distal=fit.distal(...)."

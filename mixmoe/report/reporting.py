@@ -13,8 +13,9 @@ from mixmoe.atomic import write_text
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.uncertainty import checked_alpha
 from mixmoe.report.checklists import check_answers
-from mixmoe.report.content import page, sections
+from mixmoe.report.content import sections
 from mixmoe.report.evidence import gather
+from mixmoe.report.page import page
 from mixmoe.report.tidy import broom_augment, broom_glance, broom_tidy, write_excel
 
 
@@ -152,7 +153,7 @@ class Reporting:
         ArgumentError
             If the path has another ending or an answer belongs to no item.
         MissingExtraError
-            If matplotlib is not installed and figures are wanted.
+            If jinja2 is not installed, or if matplotlib is not and figures are wanted.
 
         Notes
         -----

@@ -52,7 +52,7 @@ class Borders:
 
     @property
     def third(self) -> Array:
-        """Its third derivative."""
+        """Third derivative of the log probability in the predictor."""
         return density_slope(self.above) + density_slope(self.below)
 
 
@@ -98,6 +98,7 @@ def log_probability(codes: Codes, at: Borders, widths: Array) -> Array:
     widths : ndarray, shape (E, C - 2)
         Of the inner categories: differences of thresholds, which these hold to all digits where they nearly meet.
     """
+    # F(b) - F(a) = F(b) F(-a) (1 - e^-(b - a)): the difference itself would cancel in the tails.
     with np.errstate(divide="ignore"):  # no width leaves no probability
         inner = np.log(-np.expm1(-widths))
     log_width = np.pad(inner, ((0, 0), (1, 1)))
@@ -113,6 +114,7 @@ def category_probabilities(eta: Array, cuts: Array) -> Array:
 
 def expected_score(eta: Array, cuts: Array, scores: Array) -> Array:
     """Expectation of what the categories count as, shape (E, n)."""
+    # Summed by parts over thresholds: one logistic function per threshold instead of differences per category.
     total = np.full(eta.shape, scores[0])
     for j, gap in enumerate(np.diff(scores)):
         total += gap * expit(eta - cuts[:, j : j + 1])
@@ -138,6 +140,7 @@ def predictor_of_score(mean: Array, cuts: Array, scores: Array) -> Array:
     for _ in range(_PASSES):
         here = _share(eta, cuts, scores)
         off = np.log(here.inside) - np.log(here.rest) - place
+        # The bracket shrinks with every pass: a Newton step that leaves it is replaced by bisection.
         low, high = np.where(off < 0, eta, low), np.where(off < 0, high, eta)
         new = eta - off * here.inside * here.rest / here.slope
         new = np.where((new >= low) & (new <= high), new, 0.5 * (low + high))
@@ -192,6 +195,7 @@ def at_most(p: Array, low: Array, high: Array) -> Outside:
         linear = (1.0 - A) - p * (1.0 + A)
         root = np.sqrt(np.maximum(linear**2 - 4.0 * p**2 * A, 0.0))
         apart = (linear > 0) & (linear**2 >= 4.0 * p**2 * A)
+        # Product of the two roots is 1/A: the smaller one from the larger, since its own formula would cancel.
         upper = low + np.log((linear + root) / (2.0 * p * A))
         lower = low + np.log(2.0 * p / (linear + root))
     first, last = np.isneginf(low), np.isposinf(high)

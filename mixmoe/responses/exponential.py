@@ -105,6 +105,7 @@ class Binomial:
 
     def log_density(self, out: Outcome, eta: Array, delta: Array) -> Array:
         """Log density, shape (K, n)."""
+        # log(1 + e^eta) without overflow: at eta of 800 e^eta is infinite, the logarithm 800.
         return out.constant + out.y * eta - out.trials * np.logaddexp(0.0, eta)
 
     def derivatives(self, out: Outcome, eta: Array, delta: Array) -> Derivatives:
@@ -120,6 +121,7 @@ class Binomial:
 
     def curvature(self, out: Outcome, eta: Array, delta: Array) -> Curvature:
         """Log density, slope and weight in one pass."""
+        # One exponential, of a negative number, serves probability, variance and logarithm on both sides.
         small = np.exp(-np.abs(eta))
         inverse = 1.0 / (1.0 + small)
         mu = np.where(eta >= 0.0, inverse, small * inverse)
@@ -137,6 +139,7 @@ class Binomial:
 
     def mean_slope(self, eta: Array, trials: Array) -> Array:
         """Derivative of the mean in the predictor."""
+        # expit(-eta), not 1 - expit(eta), which is zero from eta = 37 on.
         return trials * expit(eta) * expit(-eta)
 
     def link(self, mean: Array, trials: Array) -> Array:
@@ -156,6 +159,7 @@ class Binomial:
         """Distribution function."""
         between = (y >= 0.0) & (y < trials)
         whole = np.where(between, np.floor(y), 0.0)
+        # The incomplete beta function is smooth in the probability, and exact where a sum of terms would be long.
         return np.where(between, betainc(trials - whole, whole + 1.0, expit(-eta)), y >= trials)
 
     def sf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
@@ -166,6 +170,7 @@ class Binomial:
 
     def start_predictor(self, out: Outcome) -> Array:
         """Empirical logit."""
+        # Half a success and half a failure more: finite at none or all, and least biased (Haldane 1955, Anscombe 1956).
         return np.log((out.y + 0.5) / (out.trials - out.y + 0.5))
 
     def draw(self, rng: np.random.Generator, eta: Array, delta: Array, trials: Array) -> Array:
@@ -228,6 +233,7 @@ class Poisson(LogLink):
 
     def start_predictor(self, out: Outcome) -> Array:
         """Log of the count plus a half."""
+        # A half: finite at zero counts.
         return np.log(out.y + 0.5)
 
     def draw(self, rng: np.random.Generator, eta: Array, delta: Array, trials: Array) -> Array:
@@ -257,6 +263,7 @@ class NegativeBinomial(LogLink):
     def derivatives(self, out: Outcome, eta: Array, delta: Array) -> Derivatives:
         """First derivatives and minus the second ones."""
         theta, mu = np.exp(delta), np.exp(np.minimum(eta, ETA_LIMIT))
+        # By theta first, then by delta = log theta with the chain rule: theta f' and theta f' + theta^2 f''.
         total = theta + mu
         ratio = (out.y + theta) / total
         first = digamma(out.y + theta) - digamma(theta) + delta + 1.0 - np.log(total) - ratio
@@ -279,6 +286,7 @@ class NegativeBinomial(LogLink):
 
     def curvature(self, out: Outcome, eta: Array, delta: Array) -> Curvature:
         """Log density, slope and weight in one pass."""
+        # mu / theta = exp(eta - delta) enters through its logistic share alone: nothing overflows, however large theta.
         theta, ratio = np.exp(delta), eta - delta
         small = np.exp(-np.abs(ratio))
         inverse, rest = 1.0 / (1.0 + small), np.log1p(small)
@@ -320,6 +328,7 @@ class NegativeBinomial(LogLink):
     def draw(self, rng: np.random.Generator, eta: Array, delta: Array, trials: Array) -> Array:
         """Gamma-Poisson draws."""
         theta = np.exp(delta)
+        # Gamma mixture of Poissons: its rate has mean mu and variance mu^2 / theta.
         rate = rng.gamma(theta, np.exp(np.minimum(eta, ETA_LIMIT)) / theta)
         return rng.poisson(rate).astype(float)
 

@@ -56,7 +56,7 @@ class Spec:
 
     @property
     def has_experts(self) -> bool:
-        """Whether it is a mixture; other models are compared by their errors on held-out rows."""
+        """Whether a candidate is a mixture; other models are compared by their errors on held-out rows."""
         return bool(self.family.spec.has_experts)
 
     def build(self, data: Any, **changed: Any) -> Any:

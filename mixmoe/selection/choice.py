@@ -292,7 +292,7 @@ def select(
     ----------
     formula : str or sequence of str
         As in `fit`; several must have the same response.
-    data : DataFrame (pandas or polars) or mapping of columns
+    data : DataFrame (pandas, or what narwhals reads: polars, pyarrow ...) or mapping of columns
     experts : int or iterable of int, optional
         Numbers of experts; 1 to 6. Not for networks.
     starts : int, optional

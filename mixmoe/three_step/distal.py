@@ -1,6 +1,5 @@
 """Outcomes by expert and experts by covariates, as records that print themselves."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -15,6 +14,7 @@ from mixmoe.errors import AssumptionWarning, FormulaError, warn
 from mixmoe.inference.uncertainty import two_sided
 from mixmoe.inference.wald import InvalidTest, WaldTest, parse_hypotheses, wald_test
 from mixmoe.mixture.estimate import Parameter, ParamLayout
+from mixmoe.numerics.complex_step import jacobian
 from mixmoe.output.records import Cell, Table, format_cell
 from mixmoe.output.summary import Printed, tidy
 from mixmoe.three_step.estimates import Assignment, Categorical, Membership, Method, Normal, Part, three_step
@@ -33,7 +33,6 @@ DESCRIPTIONS = {
     "ml": "maximum likelihood, Vermunt 2010 and Asparouhov & Muthen 2014",
     "naive": "most probable expert taken as known, NOT corrected for classification error",
 }
-_COMPLEX_STEP = 1e-30
 _CERTAIN = 1e-6
 ANY_LEVEL = "any level"
 COV_TYPE = "three-step"
@@ -380,14 +379,9 @@ def _margins(part: Part, X: Array, scale: float, beta: Array, cov: Array, levels
         return np.asarray(all_levels[:, len(levels) - len(shown) :].ravel())
 
     values = probabilities(beta)
-    jacobian = _complex_jacobian(probabilities, beta)
+    slopes = jacobian(probabilities, beta)
     layout = _margin_layout(X.shape[1], tuple(str(level) for level in shown))
-    return Estimates(layout, values, jacobian @ cov @ jacobian.T)
-
-
-def _complex_jacobian(function: Callable[[Array], Array], at: Array) -> Array:
-    moved = [function(at + 1j * h).imag for h in _COMPLEX_STEP * np.eye(at.size)]
-    return np.column_stack(moved) / _COMPLEX_STEP
+    return Estimates(layout, values, slopes @ cov @ slopes.T)
 
 
 def _margin_layout(n_experts: int, terms: tuple[str, ...]) -> ParamLayout:

@@ -22,11 +22,12 @@ from scipy.optimize import minimize, root
 
 from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError, ConvergenceWarning, warn
-from mixmoe.numerics.linalg import logsumexp
+from mixmoe.mixture.gate import posterior_probabilities
+from mixmoe.numerics.complex_step import jacobian
+from mixmoe.numerics.linalg import log_softmax, logsumexp
 
 Method = Literal["bch", "ml", "naive"]
 METHODS: tuple[Method, ...] = ("bch", "ml", "naive")
-_COMPLEX_STEP = 1e-30
 _TOLERANCE = 1e-7  # of the estimating functions per unit, in working coordinates
 _LEAST_SIGMA = 1e-3  # of the standard deviation of the outcome
 _SINGULAR_D = 1e-6  # smallest singular value of D
@@ -83,7 +84,7 @@ class Part(Protocol):
         """Log density of each unit under each expert, shape (n, K)."""
 
     def slopes(self, beta: Array) -> Array:
-        """Its derivatives, shape (n, K, P)."""
+        """Derivatives of the log density in the parameters, shape (n, K, P)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,7 @@ class Categorical:
         """Log probabilities of all categories, shape (n, K, C)."""
         eta = self.X @ beta.reshape(self.n_levels - 1, -1).T
         eta = np.concatenate([np.zeros_like(eta[..., :1]), eta], axis=2)
-        return eta - logsumexp(eta, axis=2)[..., None]
+        return log_softmax(eta, axis=2)
 
     def log_density(self, beta: Array) -> Array:
         """Log probability of what was observed, shape (n, K)."""
@@ -187,7 +188,7 @@ class Membership:
         """Log probabilities of the experts, shape (n, K)."""
         eta = self.Z @ beta.reshape(self.n_experts - 1, -1).T
         eta = np.concatenate([np.zeros_like(eta[:, :1]), eta], axis=1)
-        return eta - logsumexp(eta, axis=1)[:, None]
+        return log_softmax(eta, axis=1)
 
     def slopes(self, beta: Array) -> Array:
         """Derivatives, shape (n, K, P)."""
@@ -232,8 +233,7 @@ class StepThree:
             return np.eye(len(D))[self.modal]
         if self.method == "bch":
             return np.asarray(np.linalg.inv(D)[self.modal])
-        joint = self._log_joint(beta, D)
-        return np.exp(joint - logsumexp(joint, axis=1)[:, None])
+        return posterior_probabilities(self._log_joint(beta, D))
 
     def psi(self, beta: Array, D: Array) -> Array:
         """Estimating functions, shape (n, P)."""
@@ -245,18 +245,16 @@ class StepThree:
         return np.concatenate(pieces, axis=1)
 
     def total(self, beta: Array, D: Array) -> Array:
-        """Their sum, shape (P,)."""
+        """Sum of the estimating functions over the units, shape (P,)."""
         return np.asarray(self.psi(beta, D).sum(axis=0))
 
     def jacobian(self, beta: Array, D: Array) -> Array:
         """Derivatives of the sum in the parameters, shape (P, P), exact by complex steps."""
-        moved = [self.total(beta + 1j * h, D).imag for h in _COMPLEX_STEP * np.eye(beta.size)]
-        return np.column_stack(moved) / _COMPLEX_STEP
+        return jacobian(lambda moved: self.total(moved, D), beta)
 
     def drift(self, beta: Array, D: Array) -> Array:
         """Derivatives of the sum in the entries of D, shape (P, K * K), exact by complex steps."""
-        moved = [self.total(beta, D + 1j * h.reshape(D.shape)).imag for h in _COMPLEX_STEP * np.eye(D.size)]
-        return np.column_stack(moved) / _COMPLEX_STEP
+        return jacobian(lambda moved: self.total(beta, moved), D)
 
 
 @dataclass(frozen=True, slots=True)

@@ -266,7 +266,7 @@ class Skewness:
 
     @property
     def doubtful(self) -> bool:
-        """Whether it is too large for a normal outcome, beyond chance and by an amount that matters."""
+        """Whether the skewness is too large for a normal outcome, beyond chance and by an amount that matters."""
         return self.pvalue < LEVEL and bool(np.abs(self.values).max() >= LEAST)
 
 

@@ -11,7 +11,6 @@ Ann. Statist. 42, 1787-1818, for the Gaussian multiplier bootstrap.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +20,11 @@ from scipy.stats import t as student
 from mixmoe._typing import Array
 from mixmoe.design.frame import shown
 from mixmoe.errors import ArgumentError
+from mixmoe.numerics.linalg import log_softmax
 from mixmoe.responses.distribution import Family
 from mixmoe.varying.dispersion_limits import ThetaProfile, theta_profile
 from mixmoe.varying.effective_parameters import Node, response_nodes
-from mixmoe.varying.em_steps import log_softmax, own_natural
+from mixmoe.varying.em_steps import own_natural
 from mixmoe.varying.joint_em import centred, turned_covariance
 from mixmoe.varying.local_likelihood import Local, build_local, local_start, state_of
 from mixmoe.varying.local_maximum import BoundedFit, LocalFit, maximise_bounded, maximise_local
@@ -72,6 +72,7 @@ def equivalent_kernel(t: Array, degree: int) -> Array:
     kernel = epanechnikov(t)
     if degree < 2:
         return kernel
+    # Local quadratic weights in the interior, in closed form: the kernel times the polynomial that kills t^2.
     second, fourth = 1.0 / 5.0, 3.0 / 35.0  # moments of the Epanechnikov kernel
     return kernel * (fourth - second * t * t) / (fourth - second * second)
 
@@ -105,8 +106,10 @@ def asymptotic_critical(
     width = POINTS_PER_BANDWIDTH
     n_points = max(2, int(np.ceil(width / relative_bandwidth)) + 1)
     weights = equivalent_kernel(np.arange(-width, width + 1) / width, degree)
+    # Unit variance: the supremum is that of the studentised process.
     weights /= np.sqrt((weights**2).sum())
     length = n_points + 2 * width
+    # A moving average is a convolution: by FFT all draws at once.
     transform = np.fft.rfft(weights[::-1], length)
     maxima = []
     for start in range(0, draws, BATCH):
@@ -117,7 +120,6 @@ def asymptotic_critical(
 
 
 BoolArray = NDArray[np.bool_]
-Bias = Literal["rbc", "undersmooth", "none"]
 BIASES = ("rbc", "undersmooth", "none")
 METHODS = ("multiplier", "asymptotic", "bootstrap")
 DRAWS = 4000
@@ -439,25 +441,12 @@ def checked_level(level: float) -> float:
     return float(level)
 
 
-def checked_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    """`value` if it is one of the allowed ones.
-
-    Raises
-    ------
-    ArgumentError
-        If it is not.
-    """
-    if value not in allowed:
-        raise ArgumentError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-    return value
-
-
 def gate_target(slots: Slots, levels: Array, gate_row: Array) -> Target:
     """Probabilities of the experts at one row of gate covariates; (G, K)."""
     k, m = slots.n_experts, slots.n_gate_columns
     zeta = np.zeros((k, len(levels)))
     zeta[1:] = np.einsum("gkm,m->kg", levels[:, slots.gates].reshape(len(levels), k - 1, m), gate_row)
-    prob = np.exp(log_softmax(zeta)).T  # (G, K)
+    prob = np.exp(log_softmax(zeta, axis=0)).T  # (G, K)
     jacobian = np.zeros((len(levels), k, slots.n))
     for c in range(1, k):
         slope = prob * ((np.arange(k) == c) - prob[:, [c]])  # d prob_k / d zeta_c

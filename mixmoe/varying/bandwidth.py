@@ -133,6 +133,7 @@ def rule_of_thumb(rows: Rows, slots: Slots) -> float:
         index is thin its windows may hold too few rows, see `usable_rule`.
     """
     q = slots.n_experts * (slots.n_expert_columns + slots.has_dispersion)
+    # q functions share the rows: n / q of them are there for each.
     h = 2.34 * float(np.std(rows.index)) * (rows.n / q) ** -0.2
     return float(min(h, np.ptp(rows.index)))
 
@@ -173,12 +174,12 @@ class Space:
         return self.faulty(bandwidth, self.held, self.some)
 
     def take(self, some: IntArray) -> "Space":
-        """The same models on some of the rows; `some` ascending."""
+        """Models of some of the rows only; `some` ascending."""
         clusters = None if self.clusters is None else np.unique(self.clusters[some], return_inverse=True)[1]
         return replace(self, rows=self.rows.take(some), clusters=clusters, some=some)
 
     def holding(self, fault: WindowFault) -> "Space":
-        """The same models with the columns of a fault constant."""
+        """Models in which the columns of a fault are constant."""
         held = self.held.copy()
         for c in range(int(fault.gate), self.slots.n_experts):
             where = self.slots.gate(c) if fault.gate else self.slots.expert(c)
@@ -222,6 +223,7 @@ def usable_rule(space: Space) -> BandwidthSearch:
         if fault is None:
             best = float(one)
             return BandwidthSearch(best, None, _forced(space, best, last, usable_rule))
+        # The last fault with columns is the one that decided the width; others are about the number of rows.
         last, why = fault if fault.columns else last, fault.text
     raise DesignError(why)
 
@@ -269,6 +271,7 @@ def search_bandwidth(
     if n > MANY:
         some = space.take(_every_few(n, space.clusters))
         region = _scanned(some, scoring)
+        # The best bandwidth falls as n^(-1/5): the region found on fewer rows is moved by that.
         start = float(region.tried[region.best]) * (some.rows.n / n) ** 0.2
         found = _climbed(space, start, scoring)
         refused = region.refused
@@ -276,6 +279,7 @@ def search_bandwidth(
         found = _scanned(space, scoring)
         refused = found.refused
     best = float(found.tried[found.best])
+    # Only a fault narrower than the best can have kept the criterion from turning.
     narrower = [fault for h, fault in refused if fault.columns and h < best]
     near = space.slots.n_experts == 1 or found.best <= 1  # where the criterion has turned, nothing was forced
 

@@ -145,6 +145,7 @@ def _walk(local: Local, slot: int, fit: LocalFit, unit: Array, sign: float, most
         trial, moved = coef[todo], values[-1][todo] + sign * step[todo]
         trial[:, 0, slot] = np.maximum(moved, end) if sign < 0.0 else np.minimum(moved, end)
         trial, reached = profiled(at_points(local, todo), slot, trial, NEWTON_STEPS)
+        # Roots of the drop grow about evenly along a profile, so that steps can aim at a constant gain.
         root = np.sqrt(2.0 * np.maximum(at_top[todo] - reached, 0.0)) / unit[todo]
         gain = np.maximum(root - roots[-1][todo], 0.0)
         taken = (gain <= MOST_GAIN) | (step[todo] <= FIRST_STEP)  # a step too far is made again, smaller
@@ -152,6 +153,7 @@ def _walk(local: Local, slot: int, fit: LocalFit, unit: Array, sign: float, most
         values.append(values[-1].copy())
         roots.append(roots[-1].copy())
         there = todo[taken]
+        # Each step starts from the maximum of the one before: the other coefficients hardly move.
         coef[there], values[-1][there] = trial[taken], trial[taken, 0, slot]
         roots[-1][there] += gain[taken]
     return Walk(np.array(values), np.array(roots))
@@ -159,6 +161,7 @@ def _walk(local: Local, slot: int, fit: LocalFit, unit: Array, sign: float, most
 
 def _excess(below: Walk, above: Walk, variance: Array) -> float:
     """Median ratio of sandwich variances (G,) to those of the curvature where theta is well determined, else 1."""
+    # Where theta is badly determined a sandwich of it is none: those grid points have no say.
     known = np.flatnonzero(np.sqrt(variance) < WELL_KNOWN)
     if not len(known) or len(below.values) < 2 or len(above.values) < 2:
         return 1.0

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
+from mixmoe.numerics.linalg import log_softmax, logsumexp
 from mixmoe.responses.distribution import Derivatives, Family, Outcome
 from mixmoe.varying.problem import (
     Block,
@@ -86,6 +87,7 @@ def own_coefficients(problem: Problem, coef: Array) -> Array:
     """
     stop = problem.slots.gates.start
     flat = coef.reshape(-1, coef.shape[-1])
+    # One bandwidth for all: one sparse product instead of two.
     if problem.levels is problem.gate_levels:
         return np.asarray(problem.levels @ flat)
     return np.hstack([problem.levels @ flat[:, :stop], problem.gate_levels @ flat[:, stop:]])
@@ -115,7 +117,7 @@ def natural_parameters(rows: Rows, slots: Slots, theta: Array) -> Natural:
     zeta = np.zeros((*lead, slots.n_experts, n))
     gates = theta[..., slots.gates].reshape(*theta.shape[:-1], slots.n_experts - 1, slots.n_gate_columns)
     zeta[..., 1:, :] = _rowwise_product(gates, rows.gate)
-    return Natural(eta, delta, log_softmax(zeta))
+    return Natural(eta, delta, log_softmax(zeta, axis=-2))
 
 
 def _rowwise_product(coef: Array, design: Array) -> Array:
@@ -128,17 +130,10 @@ def _rowwise_product(coef: Array, design: Array) -> Array:
     return out.T
 
 
-def log_softmax(zeta: Array) -> Array:
-    """Log probabilities over axis -2."""
-    top = zeta.max(axis=-2, keepdims=True)
-    shifted = zeta - top
-    out: Array = shifted - np.log(np.exp(shifted).sum(axis=-2, keepdims=True))
-    return out
-
-
 def posterior(rows: Rows, family: Family, natural: Natural) -> Posterior:
     """Responsibilities and log-likelihood at given predictors."""
     joint = natural.log_gate + family.log_density(rows.outcome, natural.eta, natural.delta)
+    # The peak is shared by responsibilities and likelihood, so the exponentials are taken once; this is the inner loop.
     top = joint.max(axis=-2, keepdims=True)
     raw = np.exp(joint - top)
     mass = raw.sum(axis=-2, keepdims=True)
@@ -146,9 +141,15 @@ def posterior(rows: Rows, family: Family, natural: Natural) -> Posterior:
     return Posterior(raw * (rows.weights / mass), loglik)
 
 
+def row_logliks(outcome: Outcome, family: Family, natural: Natural) -> Array:
+    """Log density of each row, shape (n,), whichever expert it belongs to."""
+    return logsumexp(natural.log_gate + family.log_density(outcome, natural.eta, natural.delta), axis=0)
+
+
 def own_natural(problem: Problem, coef: Array) -> Natural:
     """Predictors of the rows at their own index values, dispersions within their limits."""
     natural = natural_parameters(problem.rows, problem.slots, own_coefficients(problem, coef))
+    # A dispersion of zero makes the likelihood unbounded: limits keep the local maximum the one that is meant.
     np.clip(natural.delta, problem.floor, problem.ceiling, out=natural.delta)
     return natural
 
@@ -171,11 +172,13 @@ def solve_scaled(matrix: Array, right: Array, free: BoolArray | None = None) -> 
     keep = np.ones(right.shape) if free is None else np.broadcast_to(free, right.shape).astype(float)
     diagonal = np.einsum("...ii->...i", matrix)
     keep = keep * (diagonal > LEAST_CURVATURE)
+    # Unit diagonal first: units of covariates then have no part in what counts as singular.
     root = keep / np.sqrt(np.where(keep > 0.0, diagonal, 1.0))
     unit = matrix * root[..., :, None] * root[..., None, :]
     np.einsum("...ii->...i", unit)[...] += 1.0 - keep
     scaled = (right * root)[..., None]
     try:
+        # Cholesky decides: an LU solve of an indefinite or singular matrix may succeed with nonsense.
         np.linalg.cholesky(unit)
         return np.linalg.solve(unit, scaled)[..., 0] * root
     except np.linalg.LinAlgError:
@@ -201,6 +204,8 @@ def expert_step(problem: Problem, coef: Array, resp: Array) -> Array:
     out = np.zeros((problem.windows.n_grid, 2, k * p))
     free = ~problem.const[slots.experts].reshape(k, p)
     gaussian = problem.family.name == "gaussian"
+    # For a normal response weights do not depend on the predictor: products of rows are made once, and windows only
+    # sum them.
     rowwise = _gaussian_rows(problem, resp) if gaussian else None
     for block in blocks(problem.windows):
         current = coef[block.first : block.last, :, slots.experts].reshape(-1, 2, k, p)
@@ -240,6 +245,7 @@ def _gaussian_normal(block: Block, current: Array, rowwise: Array, k: int, p: in
     matrix = hankel(moments[..., : p * p].reshape(-1, 3, k, p, p), 1)  # (g, K, 2p, 2p)
     right = moments[:, :2, :, p * p :].transpose(0, 2, 1, 3).reshape(-1, k, 2 * p)
     flat = current.transpose(0, 2, 1, 3).reshape(-1, k, 2 * p)
+    # As a step from the current line, like every other family; it ends at the weighted least-squares line.
     return right - np.einsum("gkab,gkb->gka", matrix, flat), matrix
 
 
@@ -251,6 +257,7 @@ def scoring_normal(problem: Problem, block: Block, coef: Array, current: Array, 
     score, information = problem.family.scoring(rows.outcome.take(block.rows), eta, delta)
     weight = resp[:, block.rows] * block.kernel
     gradient = local_moments(block, weight * score, rows.design, 2)  # (g, 2, K, p)
+    # The powers 0, 1, 2 of t fill the (2p, 2p) matrix of level and slope: a Hankel matrix of three moments.
     moments = local_moments(block, weight * information, problem.products, 3)
     n_grid, k = gradient.shape[0], gradient.shape[2]
     matrix = hankel(moments.reshape(n_grid, 3, k, p, p), 1)
@@ -300,6 +307,7 @@ def dispersion_step(problem: Problem, coef: Array, resp: Array, natural: Natural
 def _working_dispersion(family: Family, resp: Array, delta: Array, parts: Derivatives) -> tuple[Array, Array]:
     """Weights of the working responses of the log dispersion and their products with them, (K, n) each."""
     gaussian = family.name == "gaussian"
+    # Of a normal response the curvature, twice the squared residual, is positive everywhere; others need the mean.
     weight = resp * (parts.delta_delta if gaussian else _positive_curvature(parts.delta, parts.delta_delta))
     return weight, weight * delta + resp * parts.delta
 
@@ -309,6 +317,7 @@ def _local_lines(mass: Array, product: Array, free: BoolArray) -> Array:
     tiny = np.finfo(float).tiny
     level = product[:, 0] / np.maximum(mass[:, 0], tiny)
     determinant = mass[:, 0] * mass[:, 2] - mass[:, 1] ** 2
+    # By Cauchy-Schwarz the determinant is at most the product: their ratio is free of units.
     sloped = free[1] & (determinant > 1e-10 * mass[:, 0] * mass[:, 2])
     safe = np.where(sloped, determinant, 1.0)
     slope = (mass[:, 0] * product[:, 1] - mass[:, 1] * product[:, 0]) / safe
@@ -323,6 +332,7 @@ def _local_lines(mass: Array, product: Array, free: BoolArray) -> Array:
 
 def _positive_curvature(score: Array, curvature: Array) -> Array:
     """Curvature averaged with the squared score, whose mean is the same: positive far from the optimum too."""
+    # Bartlett: E[curvature] = E[score^2], so that near the optimum the average is a consistent estimate of both.
     return np.maximum(curvature, 0.5 * (np.abs(curvature) + score * score))
 
 
@@ -347,6 +357,7 @@ def gate_step(problem: Problem, coef: Array, resp: Array) -> Array:
         current = coef[block.first : block.last, :, slots.gates].reshape(-1, 2, c, m)
         prob = gate_probabilities(local_predictor(block, current, problem.gate_t))  # (c, pairs)
         weight = rows.weights[block.rows] * block.kernel
+        # Responsibilities carry the observation weights already; the probabilities get them here.
         residual = resp[1:, block.rows] * block.kernel - weight * prob
         gradient = local_moments(block, residual, rows.gate, 2).reshape(-1, 2 * c * m)
         matrix = _gate_information(problem, block, weight, prob)
@@ -357,6 +368,7 @@ def gate_step(problem: Problem, coef: Array, resp: Array) -> Array:
 
 def gate_probabilities(zeta: Array) -> Array:
     """Softmax probabilities of experts 2 .. K from their predictors against expert 1, shape (..., K - 1, pairs)."""
+    # Expert 1 has predictor zero: it takes part in the peak, and in the sum as exp(-top).
     top = np.maximum(zeta.max(axis=-2, keepdims=True), 0.0)
     raw = np.exp(zeta - top)
     out: Array = raw / (np.exp(-top) + raw.sum(axis=-2, keepdims=True))
@@ -407,6 +419,7 @@ def global_step(
     if const[slots.experts].any():
         change = _global_experts(rows, family, slots, const, natural, resp)  # (S, K, p)
         step[..., slots.experts] = change.reshape(*step.shape[:-1], -1)
+        # Dispersions are fitted at the new predictors: with the old ones the residuals would be too large.
         eta = eta + change @ rows.design.T
     if const[slots.dispersions].any():
         change = _global_dispersion(rows.outcome, family, Natural(eta, natural.delta, natural.log_gate), resp)
@@ -418,6 +431,7 @@ def global_step(
 
 def _global_experts(rows: Rows, family: Family, slots: Slots, const: BoolArray, natural: Natural, resp: Array) -> Array:
     score, information = family.scoring(rows.outcome, natural.eta, natural.delta)
+    # With dispersion functions, precisions differ from row to row and do not cancel from the normal equations.
     weight = resp * np.exp(-2.0 * natural.delta) if family.name == "gaussian" else resp
     gradient = (weight * score) @ rows.design  # (S, K, p)
     p = slots.n_expert_columns
@@ -428,6 +442,7 @@ def _global_experts(rows: Rows, family: Family, slots: Slots, const: BoolArray, 
 def _global_dispersion(outcome: Outcome, family: Family, natural: Natural, resp: Array) -> Array:
     total = np.maximum(resp.sum(axis=-1), np.finfo(float).tiny)
     if family.name == "gaussian":
+        # Closed form: one factor that multiplies all standard deviations of the expert.
         ratio = (resp * (outcome.y - natural.eta) ** 2 * np.exp(-2.0 * natural.delta)).sum(axis=-1) / total
         return 0.5 * np.log(np.maximum(ratio, np.finfo(float).tiny))
     parts = family.derivatives(outcome, natural.eta, natural.delta)

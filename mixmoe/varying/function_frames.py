@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -43,15 +42,11 @@ from mixmoe.varying.setup import checked_numbers, sorted_rows
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.intp]
 SUBJECTS = ("coefficients", "probabilities", "experts", "mean", "differences")
-OUTSIDE, AT_LIMIT, THIN, LOST = "outside", "limit", "thin", "no maximum"
-MARKS: Mapping[str, str] = MappingProxyType(
-    {
-        OUTSIDE: "the estimate lies outside its own band, whose correction for bias moves the function so far",
-        AT_LIMIT: "the dispersion runs to its limit: no standard error; limits, if any, from its likelihood",
-        THIN: "no band: fewer than 2 degrees of freedom for the standard error",
-        LOST: "no band: the local fit behind it has no maximum near the fit",
-    }
-)
+# What a reader must know about a value, in the column `mark`.
+OUTSIDE = "outside"  # the estimate lies outside its own band, whose correction for bias moves the function so far
+AT_LIMIT = "limit"  # the dispersion runs to its limit: no standard error; limits, if any, from its likelihood
+THIN = "thin"  # no band: fewer than 2 degrees of freedom for the standard error
+LOST = "no maximum"  # no band: the local fit behind it has no maximum near the fit
 AT_COVARIATES = ("probabilities", "experts", "mean")
 _LIMITS = ("std_error", "conf_low", "conf_high", "band_low", "band_high")
 _OWN_COLUMNS = ("coefficient", "block", "expert", "term", "estimate", "center", *_LIMITS, "mark")  # beside the index
@@ -185,7 +180,7 @@ def _with_theta_limits(
 
 
 def _marks(values: dict[str, Array], limits: BoolArray, thin: BoolArray) -> NDArray[np.str_]:
-    """What a reader must know about each value: one of `MARKS`, or nothing."""
+    """What a reader must know about each value: `OUTSIDE`, `AT_LIMIT`, `THIN`, `LOST` or nothing."""
     low, high, estimate = (values[name] for name in ("band_low", "band_high", "estimate"))
     out = np.where(np.isnan(low), np.where(thin, THIN, LOST), "")
     out = np.where(limits, AT_LIMIT, out)

@@ -406,9 +406,3 @@ def bandwidth_curves(selection: pd.DataFrame, xlabel: str) -> tuple[Curve, ...]:
     """The cross-validated criterion against the bandwidth, with one standard error."""
     x, y, se = (selection[c].to_numpy() for c in ("bandwidth", "criterion", "std_error"))
     return (Curve("", "", x, y, y - se, y + se, xlabel=xlabel, ylabel="held-out log-likelihood per row"),)
-
-
-def classification_entropy(responsibilities: Array) -> float:
-    """Entropy of the posterior classification, summed over rows."""
-    safe = np.maximum(responsibilities, np.finfo(float).tiny)
-    return float(-(responsibilities * np.log(safe)).sum())

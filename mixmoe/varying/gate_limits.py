@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 
 from mixmoe._typing import Array
+from mixmoe.mixture.gate import gate_information
+from mixmoe.numerics.linalg import log_softmax
 from mixmoe.varying.bands import MOST_ROWS, BandSet
-from mixmoe.varying.em_steps import log_softmax
 from mixmoe.varying.local_likelihood import positive_definite
 from mixmoe.varying.problem import Problem, epanechnikov
 
@@ -96,14 +97,8 @@ def curvature(problem: Problem, levels: Array, g: int, slot: int, shifts: Array)
     zeta[:, 1:] = levels[slots.gates].reshape(k - 1, m) @ x.T
     expert, column = divmod(slot - slots.gates.start, m)
     zeta[:, 1 + expert] += shifts[:, None] * x[:, column]
-    prob = np.exp(log_softmax(zeta))[:, 1:]
-    information = np.zeros((len(shifts), k - 1, m, k - 1, m))
-    for a in range(k - 1):
-        for b in range(k - 1):
-            spread = prob[:, a] * ((a == b) - prob[:, b]) * kernel
-            information[:, a, :, b] = (spread[:, None] * x.T) @ x
     vary = np.flatnonzero(~problem.const[slots.gates])
-    flat = information.reshape(len(shifts), (k - 1) * m, -1)[:, vary[:, None], vary]
+    flat = gate_information(x, log_softmax(zeta, axis=1), kernel)[:, vary[:, None], vary]
     if not positive_definite(flat).all():
         return np.ones(len(shifts))
     own = int(np.flatnonzero(vary == slot - slots.gates.start)[0])

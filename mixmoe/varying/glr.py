@@ -168,6 +168,7 @@ def _on_own_grid(model: FittedVCMoE) -> tuple[Problem, Array]:
     points, widths = own.windows.grid, (own.windows.bandwidth, own.gate_windows.bandwidth)
     wanted = int(np.ceil(POINTS_PER_BANDWIDTH * np.ptp(points) / min(widths)))
     grid = np.linspace(points[0], points[-1], int(np.clip(wanted, *POINTS)))
+    # A tested statistic must not depend on how finely the user wanted the curves printed.
     even = np.allclose(points, np.linspace(points[0], points[-1], len(points)))
     if not even or len(grid) == len(points):
         return own, model.coef
@@ -188,10 +189,12 @@ def _tested(
         law = null_law(problem, slots)
         p_value, df = float(chi2.sf(law.scale * max(statistic, 0.0), law.df)), law.df
         return GLRTest(names, statistic, df, p_value, method, 0, larger.run.loglik, null.loglik, np.zeros(0))
+    # Calibration needs mean and variance only, for which a quarter of the draws does.
     draws = request.n_boot if method == "bootstrap" else max(19, request.n_boot // 4)
     values = per_row * null_draws(problem, null.coef, slots, draws, rng, request.n_jobs, request.progress)
     law = scaled_chi_square(float(values.mean()), float(values.var(ddof=1)))
     if method == "bootstrap":
+        # One is added to both: under the null the observed statistic is one more draw, all equally likely.
         p_value = (1.0 + float((values >= statistic).sum())) / (draws + 1.0)
     else:
         p_value = float(chi2.sf(law.scale * max(statistic, 0.0), law.df))

@@ -9,7 +9,7 @@ Hermite functions with knots at quantiles of the index, about one for each bandw
 model's functions can. A step along the index is no such function, and its constant coefficient stands.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from scipy import sparse
 
 from mixmoe._typing import Array
 from mixmoe.design.design import Design, used_columns
-from mixmoe.errors import BoundaryWarning, ConvergenceWarning, DegeneracyWarning, MixmoeWarning, warn
+from mixmoe.errors import BoundaryWarning, ConvergenceWarning, DegeneracyWarning, MixmoeWarning
 from mixmoe.inference.cells import described
 from mixmoe.mixture.estimate import Flag
 from mixmoe.responses.distribution import LEAST_ETA
@@ -35,7 +35,7 @@ WIDE = 0.5  # bandwidth over range from which on functions have hardly room to b
 CROWDED = 0.4  # share of the range that holds four fifths of the rows; 0.8 if they are spread evenly
 FEW_CLUSTERS = 10  # with fewer a sandwich over clusters says little
 COARSE = 0.5  # grid step over bandwidth above which interpolation is no longer negligible
-_CATEGORIES: dict[str, type[MixmoeWarning]] = {
+CATEGORIES: Mapping[str, type[MixmoeWarning]] = {
     "not_converged": ConvergenceWarning,
     "coarse_grid": ConvergenceWarning,
     "no_local_maximum": ConvergenceWarning,
@@ -91,12 +91,6 @@ def find_flags(
         _few_clusters(clusters),
     )
     return tuple(flag for flag in found if flag is not None)
-
-
-def warn_flags(flags: tuple[Flag, ...]) -> None:
-    """Give each flag as a warning of its category."""
-    for flag in flags:
-        warn(flag.message, _CATEGORIES[flag.code])
 
 
 def _sparse(problem: Problem, index_name: str) -> Flag | None:

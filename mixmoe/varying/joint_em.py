@@ -117,11 +117,13 @@ def em_step(problem: Problem, coef: Array, natural: Natural, post: Posterior) ->
     if not const[slots.experts].all():
         out[:, :, slots.experts] += expert_step(problem, coef, resp)
     if slots.has_dispersion and not const[slots.dispersions].all():
+        # At the new expert functions, as in ECM: residuals around the old ones are too large.
         out[:, :, slots.dispersions] += dispersion_step(problem, coef, resp, own_natural(problem, out))
     if slots.n_experts > 1 and not const[slots.gates].all():
         out[:, :, slots.gates] += gate_step(problem, coef, resp)
     if const.any():
         current = natural if const.all() else own_natural(problem, out)
+        # Constants last, with the functions that were just moved as their offset.
         out[:, 0] += global_step(problem.rows, problem.family, slots, const, current, resp, problem.scale)
     return limit_dispersion(problem, out)
 
@@ -175,6 +177,7 @@ class Anderson:
         if len(self._points) < 2:
             return image
         steps = np.diff(np.array(self._residuals), axis=0)
+        # Least squares with a cutoff: near the end residuals are nearly collinear, and exact weights would be noise.
         gamma = np.linalg.lstsq(steps.T, self._residuals[-1], rcond=1e-10)[0]
         out: Array = image - gamma @ np.diff(np.array(self._points), axis=0)
         return out
@@ -195,6 +198,7 @@ def run_em(problem: Problem, start: Array, control: Control) -> Run:
     """
     state = _evaluate(problem, start)
     fallback, accelerator = state.image, Anderson(np.broadcast_to(problem.scale, start.shape).ravel())
+    # The label-consistent EM ascends the sum of the local likelihoods only nearly: a small fall is no failure.
     slack = SLACK * problem.rows.weights.sum()
     trace, accepted, iteration = [state.loglik], state, 0
     least = control.gain * problem.rows.weights.sum()
@@ -203,11 +207,13 @@ def run_em(problem: Problem, start: Array, control: Control) -> Run:
         proposal = accelerator.propose(state.coef.ravel(), state.image.ravel()).reshape(start.shape)
         state = _evaluate(problem, limit_dispersion(problem, proposal))
         if state.change > GROWTH * accepted.change or not state.loglik > accepted.loglik - slack:
+            # An extrapolation that went wrong: the plain EM step from the last good point, with an empty memory.
             accelerator.reset()
             state = _evaluate(problem, fallback)
         accepted, fallback = state, state.image
         trace.append(state.loglik)
     image, change = state.image, state.change
+    # The image of the last point is reported, one EM step further; its likelihood is that of what is reported.
     final = posterior(problem.rows, problem.family, own_natural(problem, image))
     converged = bool(change < control.tolerance)
     return Run(image, float(final.loglik), np.array(trace), converged, change, np.array([float(final.loglik)]))
@@ -242,12 +248,15 @@ def fit_functions(problem: Problem, control: Control, rng: np.random.Generator, 
         return best_run(runs)
     if len(candidates) == 1:
         return run_em(problem, widen(problem, candidates[0]), control)
+    # Starts are screened by a few iterations: most of them lead to the same few solutions.
     plain = short_runs(problem, [widen(problem, one) for one in candidates if one.constant], control)
     bent = short_runs(problem, [widen(problem, one) for one in candidates if not one.constant], control)
     bent += short_runs(problem, exchanges(problem, max(plain + bent, key=lambda r: r.loglik).coef), control)
+    # A solution whose experts cross must beat those that do not by more than chance: crossing gains a little anywhere.
     better = [r for r in bent if r.loglik > plain[0].loglik + CROSSING_GAIN]
     runs = sorted([*plain, *better], key=lambda r: -r.loglik)
     logliks = np.array([r.loglik for r in runs])
+    # After few iterations a close second may still come out first: it is run to the end as well.
     rivals = [r for r in runs[1:] if DISTINCT < runs[0].loglik - r.loglik < RIVAL * problem.rows.n][:1]
     best = best_run([run_em(problem, r.coef, control) for r in [runs[0], *rivals]])
     return replace(best, candidates=logliks)

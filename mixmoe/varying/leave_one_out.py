@@ -26,8 +26,16 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from mixmoe._typing import Array
-from mixmoe.varying.em_steps import EXPERT_STEP, Natural, natural_parameters, own_natural, scoring_normal, solve_scaled
-from mixmoe.varying.problem import Problem, Rows, blocks, build_problem, epanechnikov, hermite_matrix
+from mixmoe.varying.em_steps import (
+    EXPERT_STEP,
+    Natural,
+    natural_parameters,
+    own_natural,
+    row_logliks,
+    scoring_normal,
+    solve_scaled,
+)
+from mixmoe.varying.problem import Problem, blocks, build_problem, epanechnikov, hermite_matrix
 
 IntArray = NDArray[np.intp]
 LOWEST = -30.0  # log density of a held-out row counts at least this much, so that one outlier does not decide
@@ -128,7 +136,7 @@ def _inverses(problem: Problem, coef: Array, free: NDArray[np.bool_]) -> Array:
 
 
 def without_rows(problem: Problem, held: IntArray) -> Problem:
-    """The same problem on the other rows."""
+    """A problem without the rows that are held out."""
     keep = np.setdiff1d(np.arange(problem.rows.n), held)
     return build_problem(
         problem.rows.take(keep),
@@ -150,12 +158,4 @@ def held_out(problem: Problem, coef: Array, held: IntArray) -> Array:
     gates = hermite_matrix(grid, problem.gate_windows.bandwidth, rows.index) @ flat[:, stop:]
     natural = natural_parameters(rows, problem.slots, np.hstack([experts, gates]))
     bounded = Natural(natural.eta, np.clip(natural.delta, problem.floor, problem.ceiling), natural.log_gate)
-    return np.maximum(row_logliks(rows, problem, bounded), LOWEST)
-
-
-def row_logliks(rows: Rows, problem: Problem, natural: Natural) -> Array:
-    """Log density of each row, shape (n,)."""
-    joint = natural.log_gate + problem.family.log_density(rows.outcome, natural.eta, natural.delta)
-    top = joint.max(axis=0)
-    out: Array = top + np.log(np.exp(joint - top).sum(axis=0))
-    return out
+    return np.maximum(row_logliks(rows.outcome, problem.family, bounded), LOWEST)

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
+from mixmoe.numerics.linalg import log_softmax
 from mixmoe.responses.distribution import Derivatives, Outcome
-from mixmoe.varying.em_steps import LEAST_CURVATURE, Natural, log_softmax, own_natural
+from mixmoe.varying.em_steps import LEAST_CURVATURE, Natural, own_natural
 from mixmoe.varying.problem import (
     Block,
     Problem,
@@ -197,15 +198,16 @@ def natural_predictors(local: Local, block: Block, coef: Array) -> Natural:
     if k > 1:
         zeta[1:] = local_predictor(block, coef[..., slots.gates].reshape(*shape, k - 1, -1), problem.gate_t)
     if local.own is not None:
-        return Natural(local.own.eta[:, block.rows], local.own.delta[:, block.rows], log_softmax(zeta))
+        return Natural(local.own.eta[:, block.rows], local.own.delta[:, block.rows], log_softmax(zeta, axis=0))
     eta = local_predictor(block, coef[..., slots.experts].reshape(*shape, k, -1), problem.design_t)
     eta += rows.offset[block.rows]
     delta = np.zeros_like(eta)
     if slots.has_dispersion:
         ones = np.ones((1, rows.n))
         delta = local_predictor(block, coef[..., slots.dispersions].reshape(*shape, k, 1), ones)
+        # A unit beyond the limits: the maximiser must be able to cross a limit, so that it can be seen to run there.
         np.clip(delta, problem.floor - 1.0, problem.ceiling + 1.0, out=delta)
-    return Natural(eta, delta, log_softmax(zeta))
+    return Natural(eta, delta, log_softmax(zeta, axis=0))
 
 
 def natural_terms(local: Local, block: Block, coef: Array) -> NaturalTerms:
@@ -246,6 +248,7 @@ class _Complete:
 
 def _complete(problem: Problem, outcome: Outcome, eta: Array, delta: Array, log_gate: Array) -> _Complete:
     joint = log_gate + problem.family.log_density(outcome, eta, delta)
+    # Responsibilities, density and score share one exponential per expert and row.
     top = joint.max(axis=0)
     resp, prob = np.exp(joint - top), np.exp(log_gate)
     mass = resp.sum(axis=0)
@@ -256,6 +259,7 @@ def _complete(problem: Problem, outcome: Outcome, eta: Array, delta: Array, log_
     owners = np.concatenate([np.arange(k), np.arange(k * disp), np.arange(1, k)])
     raw = np.concatenate([parts.eta, parts.delta[: k * disp], np.ones((k - 1, len(total)))])
     score = resp[owners] * raw
+    # The derivative of log pi_c in predictor a is 1{a=c} - pi_a; given the response 1{a=c} becomes the responsibility.
     score[k * (1 + disp) :] -= prob[1:]
     return _Complete(owners, resp, prob, raw, score, total, parts)
 
@@ -276,6 +280,8 @@ def assemble_terms(problem: Problem, block: Block, eta: Array, delta: Array, log
     for a in range(1, k):
         for b in range(1, k):
             complete[first + a - 1, first + b - 1] = prob[a] * ((a == b) - prob[b])
+    # Louis: observed = complete - missing information, and missing = E[s s'] - E[s] E[s]'. Natural parameters of two
+    # experts are never both at work in one row, so E[s s'] has entries within an expert only.
     information = weighted[:, None] * weighted
     information += complete
     for a, b in np.argwhere(owners[:, None] == owners):  # less the variance of the complete score (Louis 1982)
@@ -313,6 +319,7 @@ def full_information(local: Local, block: Block, natural: Array, kernel: Array) 
     d, n_slots = local.free.shape
     out = np.zeros((block.last - block.first, d, n_slots, d, n_slots))
     positions = part_positions(local)
+    # By pairs of parts: each has one design, so moments of natural information times products of columns suffice.
     for i, a in enumerate(local.parts):
         for j, b in enumerate(local.parts):
             _place(out, block, natural[positions[i], positions[j]] * kernel, a, b)
@@ -322,6 +329,7 @@ def full_information(local: Local, block: Block, natural: Array, kernel: Array) 
 def masked_information(full: Array, free: BoolArray) -> Array:
     """The information (g, D L, D L) with unit rows and columns for what is not free, (D L,) or (g, D L)."""
     out: Array = full * (free[..., :, None] & free[..., None, :])
+    # A unit diagonal for what is held keeps the matrix invertible and its inverse block-diagonal.
     np.einsum("gii->gi", out)[...] += ~free
     return out
 
@@ -336,6 +344,7 @@ def _place(out: Array, block: Block, values: Array, a: Part, b: Part) -> None:
     d = out.shape[1]
     members = values.shape[:2]
     products = (a.design[:, :, None] * b.design[:, None, :]).reshape(len(a.design), -1)
+    # Only the sum of the powers of t matters: 2D - 1 moments fill all D^2 blocks.
     moments = local_moments(block, values.reshape(-1, values.shape[-1]), products, 2 * d - 1)
     shape = (len(out), 2 * d - 1, *members, a.design.shape[1], b.design.shape[1])
     moments = moments.reshape(shape).transpose(0, 1, 2, 4, 3, 5)
@@ -376,6 +385,7 @@ def unit_diagonal(matrix: Array) -> tuple[Array, Array]:
 
 def positive_definite(matrix: Array) -> BoolArray:
     """Whether each information (g, q, q) is positive definite, in units of its diagonal."""
+    # 1e-8 of a unit diagonal: the square root of machine precision, below which a Newton step has no digit.
     return np.linalg.eigvalsh(unit_diagonal(matrix)[0])[:, 0] > 1e-8
 
 
@@ -422,7 +432,7 @@ def without_information(local: Local, coef: Array) -> BoolArray:
 
 
 def constants_without_information(problem: Problem, natural: Natural) -> BoolArray:
-    """The same of all rows at their own predictors, shape (L,): which constants they say nothing about."""
+    """Constants about which the rows say nothing, at their own predictors, shape (L,)."""
     rows = problem.rows
     if problem.family.name == "gaussian":
         return np.zeros(problem.slots.n, dtype=bool)

@@ -131,6 +131,7 @@ def maximise_local(local: Local, start: Array) -> LocalFit:
     """
     local = _without_unknown(local, start)
     coef, done, todo = start.copy(), np.zeros(len(start), dtype=bool), np.arange(len(start))
+    # Rounds: most points converge at once, and go on costing nothing while the slow ones are iterated.
     for n_iter in NEWTON_ROUNDS:
         some = local if len(todo) == len(start) else at_points(local, todo)
         for block in blocks(some.windows):
@@ -140,6 +141,7 @@ def maximise_local(local: Local, start: Array) -> LocalFit:
         if not len(todo):
             break
     lost = ~done | ~np.isfinite(coef).all(axis=(1, 2))
+    # Maxima spread from neighbour to neighbour into gaps; each pass must win a point, so that it ends.
     while lost.any() and not lost.all():
         at, beside = _beside(lost)
         again = _carried(local, coef, at, beside)
@@ -174,6 +176,7 @@ def _carried(local: Local, coef: Array, at: NDArray[np.intp], beside: NDArray[np
     for power in range(n_powers):  # coefficient of t^power in sum_s c_s (t + shift)^s
         for s in range(power, n_powers):
             start[:, power] += math.comb(s, power) * shift[:, None] ** (s - power) * coef[beside, s]
+    # What is held at zero slope must not get one from the shift of the origin.
     start = np.where(local.free | (np.arange(n_powers) == 0)[:, None], start, 0.0)
     some, done = at_points(local, at), np.zeros(len(at), dtype=bool)
     for block in blocks(some.windows):
@@ -226,6 +229,7 @@ def maximise_bounded(local: Local, start: Array) -> BoundedFit:
     BoundedFit
     """
     problem, where = local.problem, local.problem.slots.dispersions
+    # Free first: whether a dispersion runs to its limit is seen only where it may.
     fit = maximise_local(local, start)
     limits = on_limit(problem, fit.coef) & ~problem.const[where]
     points = np.flatnonzero(limits.any(axis=1))
@@ -247,7 +251,7 @@ def on_limit(problem: Problem, coef: Array) -> BoolArray:
 
 
 def at_points(local: Local, points: NDArray[np.intp]) -> Local:
-    """The same local problem at some of its grid points."""
+    """A local problem at some of its grid points only."""
     windows = build_windows(local.windows.index, local.windows.grid[points], local.windows.bandwidth)
     return replace(local, windows=windows)
 

@@ -15,7 +15,7 @@ from mixmoe.design.design import build_design
 from mixmoe.design.formula import MoEFormula
 from mixmoe.design.labels import units_of
 from mixmoe.errors import ArgumentError, DesignError
-from mixmoe.mixture.estimate import Flag, seeded
+from mixmoe.mixture.estimate import Flag, seeded, warn_flags
 from mixmoe.output.saved import SavedFit
 from mixmoe.responses.exponential import family_named
 from mixmoe.results import restored
@@ -30,7 +30,7 @@ from mixmoe.varying.bandwidth import (
 )
 from mixmoe.varying.fitted import SPEC, FittedVCMoE, checked_kind, tabulated_points
 from mixmoe.varying.function_frames import checked_index_name
-from mixmoe.varying.identifiability import n_clusters, warn_flags
+from mixmoe.varying.identifiability import CATEGORIES, n_clusters
 from mixmoe.varying.joint_em import Control, Run, centred, on_grid
 from mixmoe.varying.problem import Problem, Slots, build_problem
 from mixmoe.varying.results import VCMoEResults
@@ -71,7 +71,7 @@ class VCMoE:
     ----------
     formula : str
         ``"y ~ z1 + const(z2) | gate: const(1) + x1 | vary: u"``; ``const(...)`` marks coefficients held constant.
-    data : DataFrame (pandas or polars) or mapping of columns
+    data : DataFrame (pandas, or what narwhals reads: polars, pyarrow ...) or mapping of columns
         Never changed. Rows with missing values are left out with a warning.
     experts : int
         Number of experts, K; 1 is the ordinary varying-coefficient model.
@@ -422,7 +422,7 @@ class VCMoE:
         model = self.bound(problem, run.coef, used)
         fit = seeded(model.record(run, control, n_starts if start is None else len(run.candidates)), rng)
         fit = replace(fit, flags=(*fit.flags, *self._forced_flags(used)))
-        warn_flags(fit.flags)
+        warn_flags(fit.flags, CATEGORIES)
         return VCMoEResults(model, fit, model.covariance(fit, kind, **cov_options))
 
     def _bandwidths(

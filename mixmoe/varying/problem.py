@@ -250,6 +250,7 @@ def hermite_matrix(grid: Array, bandwidth: float, at: Array) -> sparse.csr_array
         columns = np.tile([0, 1], n)
         values = np.column_stack([np.ones(n), (at - grid[0]) / bandwidth]).ravel()
         return sparse.csr_array((values, columns, np.arange(0, 2 * n + 1, 2)), shape=(n, 2))
+    # As a sparse matrix made once: interpolation of all functions to all rows is then one product per E-step.
     left = np.clip(np.searchsorted(grid, at, side="right") - 1, 0, n_grid - 2)
     values = _hermite_values(grid[left], grid[left + 1], at) * np.array([1.0, 1.0 / bandwidth] * 2)
     columns = 2 * left[:, None] + np.arange(4)
@@ -260,6 +261,7 @@ def _hermite_values(left: Array, right: Array, at: Array) -> Array:
     """Weights of (left level, left slope, right level, right slope) at each point."""
     step = right - left
     s = (at - left) / step
+    # Cubic between the points, and beyond the ends the line of the end point, without bends of the cubic.
     c = np.clip(s, 0.0, 1.0)
     blend = c * c * (3.0 - 2.0 * c)
     below, above = np.minimum(s, 0.0), np.maximum(s - 1.0, 0.0)

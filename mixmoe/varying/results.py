@@ -14,7 +14,7 @@ from mixmoe.errors import ArgumentError, ConvergenceWarning, warn
 from mixmoe.families import Distribution, GatePoint
 from mixmoe.inference.uncertainty import ParamCov, checked_alpha
 from mixmoe.inference.wald import InvalidTest
-from mixmoe.mixture.estimate import EMFit
+from mixmoe.mixture.estimate import EMFit, classification_entropy
 from mixmoe.output.records import Cell, Curve, Table
 from mixmoe.output.summary import Summary, header_table, nothing_predicted
 from mixmoe.results import MoEResults
@@ -94,7 +94,7 @@ class VCMoEResults(MoEResults):
         self.aic, self.aicc, self.bic = values.aic, values.aicc, values.bic
         self.df_model = values.df  # type: ignore[assignment]  # effective numbers are no integers
         self.sabic = values.aic + values.df * float(np.log((self.n_units + 2.0) / 24.0) - 2.0)
-        self.icl = self.bic + 2.0 * function_tables.classification_entropy(fit.responsibilities)
+        self.icl = self.bic + 2.0 * classification_entropy(fit.responsibilities)
         self.df_resid = self.nobs - values.df
         self._processes: dict[str, LevelProcess] = {}
         self._thetas: dict[str, ThetaProfile | None] = {}

@@ -144,6 +144,7 @@ def influence(
     held = np.zeros((n_grid, n_slots), dtype=bool) if held is None else held
     free = (local.free & ~held[:, None]).reshape(n_grid, -1)
     slots = np.flatnonzero(local.problem.const)
+    # Constants are common to all windows: one bordered system ties the local solutions together.
     border = _Border(local, coef, slots) if len(slots) else None
     pieces: list[Array] = []
     coupling, df = np.zeros((n_grid, n_slots, len(slots))), np.full((n_grid, n_slots), np.nan)
@@ -154,6 +155,7 @@ def influence(
         for g in range(block.last - block.first):
             at, span = block.first + g, slice(int(block.offsets[g]), int(block.offsets[g + 1]))
             rows = slice(int(block.lo[g]), int(block.hi[g]))
+            # Clusters are corrected as wholes below, so their rows must not be corrected one by one as well.
             lever = _lever(local, block, terms, g, inverse[g], power if clusters is None else 0.0)
             move = np.einsum("dw,wdk->wk", terms.score[:, span], lever)  # (w, D L)
             if clusters is not None and power:
@@ -224,6 +226,7 @@ def gate_influence(
     are those at given experts.
     """
     gates = local.problem.slots.gates
+    # The gate sees the experts at the rows, not at the grid: their influence is carried there by interpolation.
     between = linear_matrix(local.windows.grid, local.windows.index)
     levels, coupling, df = first.levels.copy(), first.coupling.copy(), first.df.copy()
     levels[:, gates] = coef[:, 0, gates]

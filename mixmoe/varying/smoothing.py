@@ -87,6 +87,7 @@ def local_linear_operator(windows: Windows, weights: Array) -> Array:
         kernel = epanechnikov(t) * weights[rows]
         s0, s1, s2 = kernel.sum(), kernel @ t, kernel @ (t * t)
         determinant = s0 * s2 - s1 * s1
+        # Local-linear weights in closed form (Fan & Gijbels 1996): no solve per grid point.
         line = kernel * (s2 - s1 * t) / determinant if determinant > FLAT * s0 * s2 else np.full(len(t), np.nan)
         out[g] = between[rows].T @ line
     return out
@@ -143,9 +144,12 @@ def posterior_mean(levels: Array, covariance: Array, lengths: Array, operator: A
     ndarray, shape (G, 2)
     """
     variance = np.diag(covariance)
+    # In units of the standard errors; the floor keeps an estimate without error from taking all weight.
     root = np.sqrt(np.maximum(variance, np.finfo(float).eps * variance.max() + SMALLEST))
     scaled = operator / root[:, None]
     z, x = levels / root, scaled @ process.line
+    # Neighbouring estimates share nearly all rows: their correlation matrix is almost singular, and white noise of a
+    # hundredth of the variance makes it one that can be factored without moving the curve.
     noise = covariance / np.outer(root, root) + np.diag(WHITE / lengths)
     signal = scaled @ process.kernel @ scaled.T
     tau = restricted_maximum(z, x, noise, signal)
@@ -159,9 +163,11 @@ def posterior_mean(levels: Array, covariance: Array, lengths: Array, operator: A
 
 def restricted_maximum(z: Array, x: Array, noise: Array, signal: Array) -> float:
     """Restricted maximum-likelihood estimate of tau in ``z ~ N(x b, noise + tau signal)``; zero if that is as good."""
+    # Restricted likelihood: the likelihood of contrasts free of the line, here an orthonormal basis of them.
     rest = np.linalg.qr(x, mode="complete")[0][:, x.shape[1] :]
     root = np.linalg.cholesky(rest.T @ noise @ rest)
     half = solve_triangular(root, rest.T, lower=True)
+    # One eigendecomposition makes the deviance of every tau a sum over numbers.
     strength, turn = np.linalg.eigh(half @ signal @ half.T)
     strength, squares = np.maximum(strength, 0.0), (turn.T @ (half @ z)) ** 2
     equal = np.log(len(z) / max(float(strength.sum()), np.finfo(float).tiny))
@@ -171,10 +177,12 @@ def restricted_maximum(z: Array, x: Array, noise: Array, signal: Array) -> float
         return float(np.sum(np.log(variance) + squares / variance))
 
     reach = DECADES * np.log(10.0)
+    # The deviance can have two minima (noise or signal): a mesh finds the deeper one, then it is refined.
     mesh = np.linspace(equal - reach, equal + reach, MESH)
     best = int(np.argmin([deviance(s) for s in mesh]))
     ends = mesh[max(best - 1, 0)], mesh[min(best + 1, MESH - 1)]
     found = minimize_scalar(deviance, bounds=ends, method="bounded", options={"xatol": 1e-6})
+    # At tau = 0 all variances are one, and the deviance is the sum of squares.
     return float(np.exp(found.x)) if found.fun < squares.sum() else 0.0
 
 
@@ -246,10 +254,12 @@ def summed_influence(part: LocalPart, functions: IntArray) -> Array:
     """
     local, coef = part.local, part.fit.coef
     n, (n_grid, _, n_slots) = local.problem.rows.n, coef.shape
+    # Row i goes to set i mod m: rows lie sorted by index, so each set has rows from everywhere.
     units = np.arange(n) % max(NUMBERS_HELD // (2 * n_grid * n_slots), 2)
     out = np.zeros((int(units.max()) + 1, n_grid, 2 * len(functions)))
     columns = np.concatenate([functions, n_slots + functions])
     weights = local.problem.rows.weights
+    # A row of weight w stands for w independent rows: the square of its influence must come out w-fold, not w^2-fold.
     shares = 1.0 / np.sqrt(np.where(weights > 0.0, weights, 1.0))
     for block, terms in local_pieces(local, coef):
         information = local_information(local, block, terms.information, terms.kernel)

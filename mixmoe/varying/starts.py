@@ -1,6 +1,6 @@
 """Starting values: mixtures with constant or linear coefficients, and permutations of the experts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,8 +9,7 @@ from mixmoe._typing import Array
 from mixmoe.design.design import Design
 from mixmoe.inference.cells import Predictor, ambiguity_flag, cheapest_exchange, linked_cells, pairs_of
 from mixmoe.mixture.estimate import Flag
-from mixmoe.numerics.linalg import logsumexp
-from mixmoe.varying.em_steps import Natural, global_step, natural_parameters, own_natural, posterior
+from mixmoe.varying.em_steps import Natural, global_step, natural_parameters, own_natural, posterior, row_logliks
 from mixmoe.varying.problem import Problem, Rows, Slots
 
 SCREENING_ITERATIONS = 8  # EM iterations of every start, then the better ones go on
@@ -298,13 +297,17 @@ def label_flag(design: Design, order: NDArray[np.intp], problem: Problem, natura
     cells = _cells(problem)
     if not cells.any():
         return None
+
+    def weighted(here: Natural) -> Array:
+        return row_logliks(rows.outcome, problem.family, here) * rows.weights
+
     exchanged = {}
     for first, second in pairs_of(slots.n_experts):
         swapped = np.arange(slots.n_experts)
         swapped[[first, second]] = second, first
         delta = natural.delta[swapped] if slots.has_dispersion else natural.delta
-        exchanged[first, second] = _row_logliks(problem, natural, delta)
-    found = cheapest_exchange(cells, _row_logliks(problem, natural, natural.delta), exchanged)
+        exchanged[first, second] = weighted(replace(natural, delta=delta))
+    found = cheapest_exchange(cells, weighted(natural), exchanged)
     in_design = np.empty(rows.n, dtype=np.intp)
     in_design[order] = cells
     return ambiguity_flag(design, in_design, slots.n_experts, found, "" if problem.const.all() else "const({})")
@@ -321,9 +324,3 @@ def _cells(problem: Problem) -> NDArray[np.intp]:
     constant = problem.const[slots.expert(0)]
     experts = [Predictor(rows.design[:, which], units) for which in (~constant, constant) if which.any()]
     return linked_cells([*gate, *experts], rows.n)
-
-
-def _row_logliks(problem: Problem, natural: Natural, delta: Array) -> Array:
-    """Weighted log-likelihood of each row with given log dispersions, shape (n,)."""
-    joint = natural.log_gate + problem.family.log_density(problem.rows.outcome, natural.eta, delta)
-    return np.asarray(logsumexp(joint, axis=0) * problem.rows.weights)

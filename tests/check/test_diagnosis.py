@@ -18,16 +18,7 @@ from mixmoe.output.plots import COLOURS, draw_panels
 from mixmoe.output.records import Cloud, Curve, Marks, Panel, Rule
 from tests.check.helpers import pbc
 
-
-@pytest.fixture(autouse=True)
-def plt():
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    before = dict(mpl.rcParams)
-    yield plt
-    plt.close("all")
-    assert dict(mpl.rcParams) == before
+pytestmark = pytest.mark.usefixtures("plt")
 
 
 # ---- profiles ----

@@ -239,8 +239,50 @@ def test_polars_equals_pandas(data):
     np.testing.assert_array_equal(design.expert, expected.expert)
     np.testing.assert_array_equal(design.gate, expected.gate)
     assert list(design.labels) == list(expected.labels)
-    with pytest.raises(DesignError, match="collect"):
-        build(formula, frame.lazy())
+    with pytest.warns(DroppedRowsWarning, match=r"3 of 24"):
+        lazy = build(formula, frame.lazy())
+    np.testing.assert_array_equal(lazy.expert, expected.expert)
+    assert list(lazy.labels) == list(expected.labels)
+
+
+def test_arrow_tables_equal_pandas(data):
+    arrow = pytest.importorskip("pyarrow")
+    formula = "y ~ time + C(g) + x | gate: z + site" + RE
+    holes = with_cells(data, x={2: np.nan, 9: np.nan}, g={4: None})
+    columns = {name: [None if v is None or v != v else v for v in holes[name]] for name in holes}
+    with pytest.warns(DroppedRowsWarning, match=r"3 of 24 .*\(g: 1, x: 2\)"):
+        expected = build(formula, holes)
+    with pytest.warns(DroppedRowsWarning, match=r"3 of 24 .*\(g: 1, x: 2\)"):
+        design = build(formula, arrow.table(columns))
+    np.testing.assert_array_equal(design.expert, expected.expert)
+    np.testing.assert_array_equal(design.gate, expected.gate)
+    assert list(design.labels) == list(expected.labels)
+
+
+def test_arrow_columns_keep_whole_numbers_zones_and_gaps():
+    arrow = pytest.importorskip("pyarrow")
+    zone = arrow.timestamp("us", tz="Europe/Berlin")
+    table = arrow.table(
+        {
+            "whole": arrow.array([2**53 + 1, None, 3]),
+            "flag": arrow.array([True, None, False]),
+            "when": arrow.array([0, 1, 2], type=zone),
+        }
+    )
+    seen = _frame.whole_frame(table)
+    assert seen["whole"].dtype == "Int64"
+    assert seen["whole"][0] == 2**53 + 1
+    assert seen["flag"].dtype == "boolean"
+    assert seen["flag"].isna().tolist() == [False, True, False]
+    assert str(seen["when"].dt.tz) == "Europe/Berlin"
+    assert seen["when"][0] == pd.Timestamp(0, tz="UTC")
+
+
+def test_arrow_tables_with_two_columns_of_one_name_are_refused():
+    arrow = pytest.importorskip("pyarrow")
+    twice = arrow.Table.from_arrays([arrow.array([1.0, 2.0])] * 3, names=["y", "x", "x"])
+    with pytest.raises(DesignError, match="'x' 2 times; rename"):
+        build("y ~ x", twice)
 
 
 WITHOUT_PYARROW = """

@@ -15,7 +15,7 @@ from mixmoe.mixed.likelihood.observed import observed_information, subject_score
 from mixmoe.mixed.parameters import permute_natural
 from tests import dense
 
-CLOSE = 1e-8  # relative: what the issue asks
+CLOSE = 1e-8  # relative; rounding of two orders of summation
 ERRORS = {
     "ar1": {"errors": "ar1", "time": "visit"},
     "order": {"errors": "ar1"},

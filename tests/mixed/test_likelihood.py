@@ -12,7 +12,7 @@ from mixmoe.mixed.likelihood.observed import evaluate, observed_information, sub
 from mixmoe.numerics.linalg import logsumexp
 from tests import dense
 
-CLOSE = 1e-8  # relative: what the issue asks; both sides lose a few digits more than machine precision
+CLOSE = 1e-8  # relative; both sides lose a few digits more than machine precision
 RANDOM = {"full": "(1 + time | id)", "diagonal": "(1 + time || id)", "none": "(0 | id)", "three": "(1 + time + x | id)"}
 EXPERT = {"own": "time + x", "common": "time + common(x)", "most common": "time + common(x + time:x)"}
 STRUCTURES = list(itertools.product(("expert", "common", "proportional"), ("expert", "common"), RANDOM, EXPERT))

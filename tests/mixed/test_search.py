@@ -19,7 +19,7 @@ from mixmoe.numerics.optimise import Control, Evaluation, climb
 from tests import dense
 
 FORMULA = "y ~ time + x1 | gate: z1 + z2 | re: (1 + time | id)"
-SCORE = 1e-5  # per subject: what the issue asks
+SCORE = 1e-5  # per subject, in working coordinates
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import sys
 from itertools import pairwise
 
-import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
@@ -17,15 +16,7 @@ from tests.fake_model import make_results
 GRID = np.linspace(0, 1, 5)
 
 
-@pytest.fixture(autouse=True)
-def plt():
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    before = dict(mpl.rcParams)
-    yield plt
-    plt.close("all")
-    assert dict(mpl.rcParams) == before
+pytestmark = pytest.mark.usefixtures("plt")
 
 
 def curve(panel="one", expert=1, bands=False):

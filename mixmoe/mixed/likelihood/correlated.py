@@ -66,19 +66,20 @@ class Rows:
         """Consecutive runs of subjects, short enough that the working arrays of `n_experts` experts stay in cache."""
         width = 1 + self.X.shape[0] + 2 * self.Z.shape[0] ** 2
         per_subject = max(1.0, self.y.size / self.n_subjects)
+        # About 100,000 doubles per working array (800 KB): rows, unlike moments, are swept once or twice only.
         length = max(64, int(100_000 / (n_experts * width * per_subject)))
         for start in range(0, self.n_subjects, length):
             where = slice(start, min(start + length, self.n_subjects))
             yield where, self.run(where)
 
     def run(self, subjects: slice) -> "Rows":
-        """Those of a run of subjects."""
+        """Rows of a run of consecutive subjects."""
         ends = self.visits.starts + self.visits.counts
         at = slice(int(self.visits.starts[subjects][0]), int(ends[subjects][-1]))
         return self._at(at, self.visits.take(subjects))
 
     def take(self, subjects: NDArray[np.intp]) -> "Rows":
-        """Those of some subjects, possibly repeated."""
+        """Rows of some subjects, each possibly repeated."""
         at = self.visits.rows_of(subjects)
         return self._at(at, self.visits.chosen(subjects))
 
@@ -164,15 +165,18 @@ def row_posterior(rows: Rows, beta: AnyArray, T: AnyArray, errors: ErrorModel) -
     """
     factor = factorise(errors.kind, errors.deviations(rows.V, rows.unit), errors.shape, rows.visits)
     r = rows.y - beta @ rows.X
+    # With errors whitened by R's inverse factor, everything below is the algebra of independent errors.
     white_r, white_Z = factor.whiten(r[:, None]), factor.whiten(rows.Z[None])
     G, Zr = _gram(rows, white_Z), rows.visits.per_subject(white_Z * white_r)
     q = T.shape[1]
     inside = np.einsum("eai,eabn->eibn", T, G)
     W = np.einsum("eibn,ebj->eijn", inside, T) + np.eye(q)[:, :, None]
+    # I + T'GT has eigenvalues of one or more, whatever D: a singular D needs no special case.
     L = cholesky(W)
     half = solve_lower(L, np.swapaxes(T, 1, 2) @ Zr)
     distance = rows.visits.per_subject(white_r[:, 0] ** 2) - (half * half).sum(axis=1)
     log_det = factor.log_det + 2 * sum((np.log(L[:, j, j]) for j in range(q)), start=np.zeros(distance.shape))
+    # The t has the same scale matrix V; only what the distance r'V^-1 r enters differs.
     n = rows.visits.counts.astype(float)
     density = normal_density(n, log_det, distance) if errors.df is None else t_density(n, log_det, distance, errors.df)
     return RowPosterior(factor, r, G, L, solve_upper(L, half), distance, density)
@@ -222,10 +226,12 @@ def row_scores(rows: Rows, post: RowPosterior, T: AnyArray, errors: ErrorModel) 
     """
     E, q, N = post.w.shape
     weight, per_subject = post.density.weight, rows.visits.per_subject
+    # V^-1 r = R^-1 (r - Z b), b the posterior mean: V is never formed.
     left = row_errors(rows, post, T)
     solved = post.factor.solve(left[:, None])
     found = post.factor.scores(Spread(left, rows.Z[None], row_covariances(post, T), weight))
     pull = per_subject(rows.Z * solved)  # Z'V^-1 r  (E, q, N)
+    # The weight of the t (1 for normal errors) shrinks what far-off subjects say; the log determinant has none.
     in_T = (weight[:, None] * pull)[:, :, None] * post.w[:, None] - _curvature(post, T)
     parts = [
         weight[:, None] * per_subject(rows.X * solved),
@@ -275,6 +281,7 @@ class ErrorForm:
         return ErrorModel(self.kind, sigma, extra[:, :v], shape, self._df(extra))
 
     def _shape(self, free: Array) -> Array:
+        # Maps of the whole line onto (-1, 1) and (0, inf): the search knows no bounds.
         shape: Array = np.tanh(free) if self.kind == "ar1" else np.exp(free)
         return shape
 
@@ -292,6 +299,7 @@ class ErrorForm:
             scores = scores[:, :-1]
         if errors.shape is None:
             return scores
+        # Chain rule of the two maps in `_shape`: d tanh = 1 - tanh^2, d exp = exp.
         slope = 1 - errors.shape**2 if self.kind == "ar1" else errors.shape
         scores[:, -2 if self.heavy and self.df is None else -1] *= slope[:, None]
         return scores
@@ -335,6 +343,7 @@ class RowDensities(FlatScores):
         if df is None:
             return np.ones_like(self.posterior.distance)
         freedom = df[:, None] + self.rows.visits.counts
+        # A t with two degrees of freedom or fewer has no variance, given so few rows: infinite, not an error.
         with np.errstate(divide="ignore"):
             factor = (df[:, None] + self.posterior.distance) / (freedom - 2)
         return np.where(freedom > 2, factor, np.inf)
@@ -364,7 +373,7 @@ class RowExperts:
         return self.rows.n_subjects
 
     def take(self, subjects: NDArray[np.intp]) -> "RowExperts":
-        """The same on some of the subjects."""
+        """Densities of the experts for some of the subjects only."""
         return RowExperts(self.rows.take(subjects), self.form)
 
     def blocks(self, n_experts: int) -> "Iterator[tuple[slice, RowExperts]]":

@@ -68,6 +68,8 @@ class Moments:
     def blocks(self, n_experts: int) -> "Iterator[tuple[slice, Moments]]":
         """Consecutive runs of subjects, short enough that the working arrays of `n_experts` experts stay in cache."""
         q, p = self.ZX.shape[:2]
+        # 40,000 doubles are 320 KB: the few arrays of this size that one evaluation holds fit a second-level cache.
+        # Below 64 subjects the overhead of the calls would outweigh what the cache saves.
         width = max(64, 40_000 // max(1, n_experts * max(q * q, p)))
         for start in range(0, self.n_subjects, width):
             where = slice(start, min(start + width, self.n_subjects))
@@ -100,6 +102,7 @@ def build_moments(y: Array, X: Array, Z: Array, starts: NDArray[np.intp], weight
     -------
     Moments
     """
+    # One Gram matrix of (y, X, Z) holds all moments; each of its entries is one pass over two contiguous columns.
     columns = np.ascontiguousarray(np.column_stack([y, X, Z]).T)  # (1 + p + q, n)
     log_weight = np.zeros(starts.size)
     if weights is not None:
@@ -163,16 +166,20 @@ def expert_posterior(m: Moments, beta: Array, T: Array, sigma: Array) -> ExpertP
     """
     q, N, E = T.shape[1], m.n_subjects, beta.shape[0]
     Lam = T / sigma[:, None, None]
+    # X'r and r'r follow from the moments: r'r = y'y - beta'(X'y + X'r), so that no residual is ever formed.
     Xr = m.Xy - np.swapaxes(times_real(beta, m.XX), 0, 1)
     rr = m.yy - np.einsum("ep,epn->en", beta, m.Xy + Xr)
     Zr = m.Zy - np.swapaxes(times_real(beta, m.ZX), 0, 1)
+    # vec(Lambda' ZZ Lambda) is a (q^2, q^2) matrix times vec(ZZ): one matrix product for all subjects at once.
     square = np.einsum("eia,ejc->eacij", Lam, Lam).reshape(E * q * q, q * q)
     W = times_real(square, m.ZZ.reshape(q * q, N)).reshape(E, q, q, N) + np.eye(q)[:, :, None]
+    # W has eigenvalues of one or more: its factor exists even where D is singular, and D itself is never inverted.
     L = cholesky(W)
     v = solve_lower(L, np.swapaxes(Lam, 1, 2) @ Zr)
     w = solve_upper(L, v)
     log_det = 2 * sum((np.log(L[:, j, j]) for j in range(q)), start=np.zeros((E, N)))
     log_det = log_det + m.n * (LOG_2PI + 2 * np.log(sigma))[:, None] - m.log_weight
+    # u'W^-1u = |L^-1 u|^2: half of the solve is enough for the density.
     quad = (rr - (v * v).sum(axis=1)) / (sigma**2)[:, None]
     return ExpertPosterior(-0.5 * (log_det + quad), Xr, Zr, rr, L, v, w)
 
@@ -197,13 +204,17 @@ def expert_scores(m: Moments, post: ExpertPosterior, T: Array, sigma: Array) -> 
     variance = (sigma**2)[:, None, None]
     out = np.empty((E, p + q * q + 1, N), dtype=post.Xr.dtype)
     b = (T / sigma[:, None, None]) @ post.w  # posterior means  (E, q, N)
+    # In beta: X'V^-1 r = X'(r - Z b) / sigma^2 with b the posterior mean of the random effects.
     out[:, :p] = (post.Xr - multiply(np.swapaxes(m.ZX, 0, 1), b)) / variance
     W_inv = inverse_from_cholesky(post.L)
     rest = post.Zr - multiply(m.ZZ, b)
+    # In T: (Z'V^-1 r)(T'Z'V^-1 r)' less Z'V^-1 Z T. Entries above the diagonal of T are derivatives too;
+    # whoever pulls back to the free vector leaves out those that T does not have.
     pull = rest[:, :, None] * (post.w / sigma[:, None, None])[:, None]
     pull -= multiply(m.ZZ, (T @ W_inv.reshape(E, q, q * N)).reshape(E, q, q, N))
     out[:, p:-1] = (pull / variance[..., None]).reshape(E, q * q, N)
     squares = post.rr - (post.v * post.v).sum(axis=1) - (post.w * post.w).sum(axis=1)
+    # tr(V^-1) sigma^2 = n - q + tr(W^-1): the trace of an (n, n) inverse from a (q, q) one.
     trace = q - np.einsum("eaan->en", W_inv)
     out[:, -1] = squares / variance[:, 0] + trace - m.n
     return out
@@ -225,6 +236,7 @@ def weighted_normal_matrix(m: Moments, post: ExpertPosterior, T: Array, sigma: A
     p = m.XX.shape[0]
     Lam = T / sigma[:, None, None]
     plain = (weights @ m.XX.reshape(p * p, N).T).reshape(E, p, p)
+    # X'V^-1X = (X'X - B'B) / sigma^2 with B = L^-1 Lambda'Z'X; summed over subjects by one product of long rows.
     half = solve_lower(post.L, np.einsum("eba,bpn->eapn", Lam, m.ZX, optimize=True))  # (E, q, p, N)
     left = np.moveaxis(half * weights[:, None, None], 2, 1).reshape(E, p, q * N)
     right = np.moveaxis(half, 2, 1).reshape(E, p, q * N)
@@ -285,11 +297,11 @@ class GaussianExperts:
         return self.moments.n_subjects
 
     def take(self, subjects: NDArray[np.intp]) -> "GaussianExperts":
-        """The same on some of the subjects."""
+        """Densities of the experts for some of the subjects only."""
         return GaussianExperts(self.moments.take(subjects))
 
     def blocks(self, n_experts: int) -> "Iterator[tuple[slice, GaussianExperts]]":
-        """Consecutive runs of subjects."""
+        """Experts of consecutive runs of subjects, with the place of each run."""
         for where, moments in self.moments.blocks(n_experts):
             yield where, GaussianExperts(moments)
 
@@ -319,7 +331,7 @@ class GaussianExperts:
         )
 
     def closed_form(self, one: Params) -> "GaussianExperts":
-        """Themselves."""
+        """The experts with iid Gaussian errors that starts are sought with: these ones already are."""
         return self
 
 
@@ -376,6 +388,7 @@ def t_density(n: AnyArray, log_det: AnyArray, distance: AnyArray, df: AnyArray) 
     """
     nu = df[:, None]
     weight = (nu + n) / (nu + distance)
+    # log1p: with many degrees of freedom the ratio is tiny, and 1 + ratio would round it away.
     stretch = np.log1p(distance / nu)
     log_density = _log_gamma_step(nu / 2, n / 2) - 0.5 * (n * np.log(nu * np.pi) + log_det + (nu + n) * stretch)
     gain = _psi((nu + n) / 2) - _psi(nu / 2) - stretch - n / nu + weight * distance / nu
@@ -384,6 +397,7 @@ def t_density(n: AnyArray, log_det: AnyArray, distance: AnyArray, df: AnyArray) 
 
 def _log_gamma_step(x: AnyArray, step: AnyArray) -> AnyArray:
     """Difference log Gamma(x + step) - log Gamma(x), accurate for large x; an imaginary part of x passes through."""
+    # log Gamma(x + s) - log Gamma(x) = log Gamma(s) - log B(x, s): the difference of two large logarithms would cancel.
     value = gammaln(step) - betaln(step, x.real)
     return _carried(value, digamma(x.real + step) - digamma(x.real), x)
 

@@ -22,6 +22,7 @@ from mixmoe.mixed.likelihood.gaussian import GaussianExperts, build_moments
 from mixmoe.mixed.likelihood.modes import Modes, Predictor, Response, Rows, Terms, WarmStarts, find_modes, log_joint
 from mixmoe.mixed.likelihood.protocol import Effects
 from mixmoe.mixed.parameters import Params, Structure
+from mixmoe.mixture.gate import posterior_probabilities
 from mixmoe.numerics.linalg import inverse_from_cholesky, logsumexp, solve_lower, solve_upper
 
 MOST_NODES = 50  # per random effect
@@ -121,6 +122,7 @@ class GlmmDensities:
 
 def node_effects(modes: Modes, point: Array) -> Array:
     """Random effects u* + L^-T xi of one node, shape (E, q, N)."""
+    # The middle node of an odd rule is the mode itself: no solve.
     if not point.any():
         return modes.u
     xi = np.broadcast_to(point[:, None], modes.u.shape)
@@ -131,6 +133,7 @@ def _log_terms(rows: Rows, response: Response, nodes: Nodes, at: Predictor, mode
     """Log of each node's share, shape (M, E, N)."""
     q = len(rows.Z)
     log_det = sum((np.log(modes.L[:, j, j]) for j in range(q)), start=np.zeros_like(modes.value))
+    # Laplace's method is the rule of one node, at the mode with weight one.
     if len(nodes.points) == 1:
         return (modes.value - log_det)[None]
     values = [log_joint(rows, response, at, node_effects(modes, point)) for point in nodes.points]
@@ -185,11 +188,12 @@ def _sums_over_nodes(d: GlmmDensities, first: Terms) -> _NodeSums:
     rows, modes = d.rows, d.modes
     E, q, N = modes.u.shape
     Zr = rows.into_random(modes.slope)
+    # One node: the mode, where the slope in u is zero and nothing turns with the curvature.
     if len(d.nodes.points) == 1:
         extra = _further(rows, [f.value for f in first.further], E)
         nothing = np.zeros((E, q, N))
         return _NodeSums(modes.slope, Zr[:, :, None] * modes.u[:, None], extra, nothing, np.zeros((E, q, q, N)))
-    shares = np.exp(d.log_terms - logsumexp(d.log_terms, axis=0))
+    shares = posterior_probabilities(d.log_terms, axis=0)  # of the nodes
     out = _NodeSums(
         np.zeros_like(modes.eta),
         np.zeros((E, q, q, N)),
@@ -204,6 +208,7 @@ def _sums_over_nodes(d: GlmmDensities, first: Terms) -> _NodeSums:
         slope = rows.weighted(terms.slope)
         Zr = rows.into_random(slope)
         pull = share[:, None] * (np.swapaxes(d.at.T, 1, 2) @ Zr - u)
+        # In place: at 25 nodes the temporaries would dominate the time.
         np.add(out.slope, rows.spread(share) * slope, out=out.slope)
         np.add(out.factor, share[:, None, None] * Zr[:, :, None] * u[:, None], out=out.factor)
         np.add(out.extra, share[:, None] * _further(rows, [f.value for f in terms.further], E), out=out.extra)
@@ -235,6 +240,7 @@ def _curvature_adjoint(L: Array, turn: Array) -> Array:
     lower = np.zeros_like(L)
     for i in range(q):
         for j in range(i + 1):
+            # Lower half of L' L-bar, its diagonal halved (Murray 2016); the -1 is the derivative of -log|L|.
             total = sum((L[:, k, i] * in_L[:, k, j] for k in range(i, q)), start=np.zeros_like(L[:, 0, 0]))
             lower[:, i, j] = total if i != j else 0.5 * (total - 1.0)
     left = solve_upper(L, lower)
@@ -254,10 +260,13 @@ def adjoint(d: GlmmDensities) -> Adjoint:
     nodes = _sums_over_nodes(d, terms)
     if not len(rows.Z):
         return Adjoint(nodes.slope, nodes.factor, nodes.extra)
+    # 2. How the density moves with H. H depends on T directly and on the weights of the rows.
     in_H = _curvature_adjoint(modes.L, nodes.turn)
     leverage = _leverage(rows, T, in_H)
+    # 3. Weights change with the predictor by the third derivative of the log density.
     through = -leverage * rows.weighted(terms.third)
     in_mode = np.swapaxes(T, 1, 2) @ rows.into_random(through) + nodes.pull
+    # The mode solves g(u) = 0, so du = H^-1 dg (implicit function): one solve carries all of its part back.
     v = solve_upper(modes.L, solve_lower(modes.L, in_mode))
     shift = rows.random_predictor(T @ v)
     moved = through - modes.weight * shift
@@ -265,6 +274,7 @@ def adjoint(d: GlmmDensities) -> Adjoint:
     gram_T = _times(modes.gram, T)
     factor = nodes.factor + rows.into_random(moved)[:, :, None] * modes.u[:, None]
     factor += rows.into_random(modes.slope)[:, :, None] * v[:, None]
+    # H = I + T' Gram T: twice, since T stands on both sides of a symmetric matrix.
     factor += 2.0 * np.einsum("eabn,ebcn->eacn", gram_T, in_H)
     extra = nodes.extra + _further(rows, [shift * f.slope - leverage * f.curve for f in terms.further], E)
     return Adjoint(nodes.slope + moved, factor, extra)
@@ -289,7 +299,7 @@ def _times(gram: Array, T: Array) -> Array:
 
 def _node_moments(d: GlmmDensities) -> tuple[Array, Array]:
     """Posterior means (E, q, N) and covariances (E, q, q, N) of u from the nodes."""
-    shares = np.exp(d.log_terms - logsumexp(d.log_terms, axis=0))
+    shares = posterior_probabilities(d.log_terms, axis=0)  # of the nodes
     places = np.array([node_effects(d.modes, point) for point in d.nodes.points])  # (M, E, q, N)
     mean = (shares[:, :, None] * places).sum(axis=0)
     away = places - mean
@@ -337,7 +347,7 @@ class GlmmExperts:
         return replace(self, nodes=build_nodes(least, q), parts=[])
 
     def take(self, subjects: NDArray[np.intp]) -> "GlmmExperts":
-        """The same on some of the subjects."""
+        """Densities of the experts for some of the subjects only."""
         return GlmmExperts(self.rows.take(subjects), self.response, self.nodes)
 
     def blocks(self, n_experts: int) -> "Iterator[tuple[slice, GlmmExperts]]":

@@ -55,7 +55,7 @@ class Response(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the family."""
+        """Name of the response family."""
 
     @property
     def extras(self) -> tuple[Extra, ...]:
@@ -127,7 +127,7 @@ class FamilyResponse:
 
     @property
     def name(self) -> str:
-        """Of the family."""
+        """Name of the response family."""
         return self.family.name
 
     @property
@@ -410,6 +410,7 @@ def log_joint(rows: Rows, response: Response, at: Predictor, u: Array) -> Array:
 
 def _factor(gram: Array, T: Array) -> Array:
     """Cholesky factors of I + T'gram T; NaN where that is not positive definite."""
+    # No exception for one indefinite subject among thousands: the caller finds the NaN and treats that one.
     with np.errstate(invalid="ignore", divide="ignore"):
         return cholesky(between(T, gram) + np.eye(T.shape[1])[:, :, None])
 
@@ -435,10 +436,13 @@ def find_modes(rows: Rows, response: Response, at: Predictor, u: Array) -> Modes
         if not (np.abs(step) > _TOLERANCE).any():
             break
         there = evaluate_at(rows, response, at, here.u + step)
+        # Written as a negation, so that a density of NaN counts as worse. The slack is rounding: near the mode a step
+        # changes the value by less than its last digits.
         worse = ~(there.value >= here.value - 1e-10 * (1.0 + np.abs(here.value)))
         further = _newton_step(rows, response, at, there)
         if worse.any():
             there = _blend(rows, worse, here, there)
+            # The Newton step from the point that was refused means nothing: half of the step before instead.
             further = np.where(worse[:, None], 0.5 * step, further)
         here, step = there, further
     return here
@@ -448,11 +452,13 @@ def _newton_step(rows: Rows, response: Response, at: Predictor, here: Modes) -> 
     """H^-1 gradient, of limited length, shape (E, q, N)."""
     gradient = np.swapaxes(at.T, 1, 2) @ rows.into_random(here.slope) - here.u
     L = here.L
+    # Observed curvature may be indefinite (no log-concave density, far from the mode); scoring weights never are.
     usable = np.isfinite(L).all(axis=(1, 2)) & (np.einsum("eaan->ean", L) > 0).all(axis=1)
     if not usable.all():
         weight = rows.weighted(response.scoring_weight(rows.outcome, here.eta, at.extra))
         L = np.where(usable[:, None, None], L, _factor(rows.random_gram(weight), at.T))
     step = solve_upper(L, solve_lower(L, gradient))
+    # Random effects in units of their standard deviation: a longer step leaves where the quadratic model holds.
     longest = np.abs(step).max(axis=1, keepdims=True)
     return np.nan_to_num(step * np.minimum(1.0, _MAX_STEP / np.maximum(longest, _MAX_STEP)))
 

@@ -62,7 +62,7 @@ class Experts(Protocol):
         """Whether scores pass complex steps through; if not, information is by differences of the score."""
 
     def take(self, subjects: NDArray[np.intp]) -> Self:
-        """The same on some of the subjects, possibly repeated."""
+        """Densities of the experts for some of the subjects, each possibly repeated."""
 
     def blocks(self, n_experts: int) -> Iterator[tuple[slice, Self]]:
         """Consecutive runs of subjects, short enough that the working arrays of `n_experts` experts stay in cache."""

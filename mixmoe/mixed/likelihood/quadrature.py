@@ -87,6 +87,7 @@ def integral_shift(problem: Problem[GlmmExperts], coordinates: Coordinates, thet
     method with binary responses: Breslow & Lin (1995), Biometrika 82, 81-91; Joe (2008), CSDA 52, 5066-5074.
     """
     q, n_nodes = problem.structure.n_random, len(problem.experts.nodes.points)
+    # Nodes of two random effects are a square grid.
     n_quad = n_nodes if q < 2 else isqrt(n_nodes)
     finer = finer_points(n_quad, q)
     if finer is None:
@@ -97,6 +98,7 @@ def integral_shift(problem: Problem[GlmmExperts], coordinates: Coordinates, thet
         now, then = _scored(problem, at.theta), _scored(replace(problem, experts=experts), at.theta)
         if not np.isfinite(then.scores).all():
             return Shift(finer, then.loglik - now.loglik, np.full(theta.size, np.inf), np.full(theta.size, np.inf))
+        # Outer products of scores, not a Hessian: one evaluation of the finer integral gives step and metric.
         inverse = invert_information(then.scores.T @ then.scores, informative_basis(problem, at)).matrix
         step = inverse @ (then.scores - now.scores).sum(axis=0)
         jacobian = np.nan_to_num(natural_jacobian(problem, coordinates, at.theta))

@@ -84,12 +84,12 @@ class Visits:
         return np.arange(int(counts.sum())) + np.repeat(self.starts[subjects] - first, counts)
 
     def chosen(self, subjects: Index) -> "Visits":
-        """Those of some subjects, each possibly repeated."""
+        """Visits of some subjects, each possibly repeated."""
         counts = self.counts[subjects]
         return Visits(np.cumsum(counts) - counts, counts, self.gap[self.rows_of(subjects)])
 
     def take(self, subjects: slice) -> "Visits":
-        """Those of a run of subjects."""
+        """Visits of a run of consecutive subjects."""
         starts, counts = self.starts[subjects], self.counts[subjects]
         rows = slice(int(starts[0]), int(starts[-1] + counts[-1]))
         return Visits(starts - starts[0], counts, self.gap[rows])
@@ -233,6 +233,7 @@ class Chain:
         """L c, the inverse of `whiten`: errors of covariance R from independent ones."""
         out = np.empty(np.broadcast_shapes(c.shape, self.sd[:, None].shape))
         before = np.zeros_like(out)
+        # Visit by visit, all subjects at once: the loop is as long as the longest series, not as the data.
         for layer in self.visits.layers():
             rows = layer.rows
             out[..., rows] = self.link[:, None, rows] * before[..., rows] + self.width[:, None, rows] * c[..., rows]
@@ -310,6 +311,7 @@ class Filter:
         """Sums of R^-1 c over each row and the later ones of its subject, shape (E, d, n)."""
         scaled = self._innovations(c) / self.variance[:, None]
         out = np.zeros_like(scaled)
+        # Backwards: how much a row weighs in R^-1 depends on how far it is carried on into the rows after it.
         for layer in reversed(self.visits.layers()):
             rows, after = layer.rows, np.zeros((*scaled.shape[:-1], layer.rows.size), dtype=scaled.dtype)
             after[..., layer.goes_on] = out[..., rows[layer.goes_on] + 1]
@@ -394,15 +396,19 @@ def factorise(kind: ErrorKind, sd: AnyArray, shape: AnyArray | None, visits: Vis
 
 def _car1(sd: AnyArray, phi: AnyArray, visits: Visits) -> Chain:
     exponent = phi[:, None] * visits.gap
+    # 1 - link^2 by expm1: of visits close in time it is tiny, and a difference from one would lose its digits.
     link, inside = np.exp(-exponent), -np.expm1(-2 * exponent)
+    # The first row of a subject has nothing before it: its variance is that of the whole error.
     link[:, visits.starts], inside[:, visits.starts] = 0.0, 1.0
     return Chain(visits, sd, link, np.sqrt(inside), -visits.gap * link)
 
 
 def _ar1(sd: AnyArray, rho: AnyArray, visits: Visits) -> Chain:
+    # Whole-number gaps are few: their powers are taken once each, not once per row.
     gaps, where = np.unique(visits.gap, return_inverse=True)
     link, slope = integer_power(rho, gaps)[:, where], (gaps * integer_power(rho, gaps - 1))[:, where]
     link[:, visits.starts] = slope[:, visits.starts] = 0.0
+    # (1 - l)(1 + l) rather than 1 - l^2, which loses digits as |l| nears one.
     return Chain(visits, sd, link, np.sqrt((1 - link) * (1 + link)), slope)
 
 
@@ -426,6 +432,7 @@ def _filtered(sd: AnyArray, tau: AnyArray, visits: Visits) -> Filter:
     left: AnyArray = np.zeros(noise.shape, dtype=dtype)  # variance of the Brownian motion given the rows before
     for layer in visits.layers():
         rows = layer.rows
+        # Kalman filter of a random walk: predict the motion, then weigh its variance against that of the row.
         ahead = left[:, rows] + step[:, rows]
         variance[:, rows] = ahead + noise[:, rows]
         gain[:, rows] = ahead / variance[:, rows]

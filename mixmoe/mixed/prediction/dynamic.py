@@ -17,8 +17,7 @@ from mixmoe.mixed.likelihood.serial import factorise, integer_power
 from mixmoe.mixed.parameters import Params
 from mixmoe.mixed.prediction.linear_predictor import MixtureLaw
 from mixmoe.mixed.prediction.trajectories import Disturbances, Estimate, disturbances, expert_means
-from mixmoe.mixture.gate import gate_log_probabilities
-from mixmoe.numerics.linalg import logsumexp
+from mixmoe.mixture.gate import gate_log_probabilities, posterior_probabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,5 +350,5 @@ def _advance(state: _State, who: NDArray[np.intp], step: _Step, df: Array | None
     state.distance[who] += surprise**2 / variance
     state.effect[who] += reach * (surprise / variance)[..., None]
     state.spread[who] -= reach[..., :, None] * reach[..., None, :] / variance[..., None, None]
-    weights = np.exp(log_weight - logsumexp(log_weight, axis=1)[:, None])
+    weights = posterior_probabilities(log_weight)
     return _Seen(weights, z, np.sqrt(scale), log_density, freedom)

@@ -74,7 +74,7 @@ class Course:
         return self.first + self.step * np.arange(len(self.mass))[:, None, None]
 
     def take(self, rows: Index) -> "Course":
-        """The same for some of the rows."""
+        """Course of some of the rows."""
         return Course(self.first[:, rows], self.step[:, rows], self.mass[:, :, rows])
 
     def averaged(self, what: Callable[[Array], Array]) -> Array:
@@ -85,7 +85,7 @@ class Course:
         )
 
     def finer(self, times: int) -> "Course":
-        """The same on points `times` as dense, by the band-limited interpolant."""
+        """Densities on points `times` as dense, by the band-limited interpolant."""
         if times == 1:
             return self
         M = len(self.mass)

@@ -96,7 +96,7 @@ class LinkEstimate:
         return self.response.mean(eta, self.extra, trials)
 
     def moved(self, vector: Array) -> "LinkEstimate":
-        """The same at other parameters."""
+        """Estimate with other parameters."""
         return replace(self, vector=vector, params=from_natural(self.structure, vector))
 
 

@@ -27,8 +27,7 @@ from mixmoe.mixed.likelihood.observed import Problem
 from mixmoe.mixed.likelihood.serial import ErrorFactor, Filter, Visits, factorise
 from mixmoe.mixed.parameters import Params, Positions
 from mixmoe.mixed.prediction.linear_predictor import MixtureLaw
-from mixmoe.mixture.gate import gate_log_probabilities
-from mixmoe.numerics.linalg import logsumexp
+from mixmoe.mixture.gate import gate_log_probabilities, posterior_probabilities
 from mixmoe.output.summary import row_labels
 
 
@@ -168,7 +167,7 @@ class History:
     covariances: Array
 
     def take(self, subjects: NDArray[np.intp]) -> "History":
-        """The same for some of the subjects, possibly repeated."""
+        """History of some of the subjects, each possibly repeated."""
         return History(self.probabilities[subjects], self.means[subjects], self.covariances[subjects])
 
 
@@ -309,7 +308,7 @@ def posterior_history(problem: Problem, e: Params) -> History:
     for where, block in experts.blocks(problem.structure.n_experts):
         densities = block.densities(e)
         log_joint = (gate_log_probabilities(problem.W[where], e.gamma) + densities.log_density)[0]
-        probabilities = np.exp(log_joint - logsumexp(log_joint, axis=0)).T
+        probabilities = posterior_probabilities(log_joint, axis=0).T
         effects = densities.effects()
         means, covariances = effects.means[0].transpose(2, 0, 1), effects.covariances[0].transpose(3, 0, 1, 2)
         parts.append((probabilities, means, covariances))

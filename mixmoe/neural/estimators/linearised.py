@@ -87,8 +87,10 @@ def fit_laplace(problem: Problem, control: Control, theta: Array, rng: np.random
     for epoch in epochs_of(control):
         if epoch == opens:
             open_effects(problem, state)
+            # A new optimiser: the moments of the old one belong to a loss without effects.
             optimiser, objective = torch.optim.Adam(state.trained, lr=control.lr), Objective()
         set_rate(optimiser, learning_rate(control, epoch))
+        # A state to return to if this epoch diverges; copies are as large as the parameters, so they are taken rarely.
         before = state.copy() if epoch % control.update_every == 0 else good
         seen = train_epoch(problem, control, state, optimiser, shuffled(batches, rng), objective)
         if not (math.isfinite(seen.loss) and is_finite(state)):
@@ -146,6 +148,7 @@ def calibration_epoch(problem: Problem, control: Control) -> int:
 
 def recentre(problem: Problem, state: State) -> None:
     """Move the mean effect into the population parameters: the fit stays, the penalty shrinks."""
+    # The mean of one person is her effect itself.
     if problem.n_persons < 2:
         return
     with torch.no_grad():
@@ -167,6 +170,7 @@ def laplace_step(problem: Problem, state: State) -> float:
         group = problem.groups if problem.cov == "tensor" else None
         fresh = update_variances(state.s, state.z.square().sum(0), found.information, group).clamp(1e-8, 1e4)
         effective = state.s * found.information
+        # From the variance before the update: afterwards both sides of the ratio would have moved.
         length = float((0.5 * effective * (fresh / state.s).log().square()).sum().sqrt())
         update_residual(problem, state, float(effective.sum()))
         state.s.copy_(fresh)
@@ -178,6 +182,7 @@ def update_residual(problem: Problem, state: State, effective: float) -> None:
     if problem.family == "gaussian":
         n = problem.train.n_rows
         rss = n * mean_loss(problem, state, validation=False)
+        # A twentieth of the rows at least stays as degrees of freedom: there can be more effects than rows.
         state.sigma2.fill_(max(rss / max(n - effective, 0.05 * n), 1e-8))
 
 

@@ -179,7 +179,7 @@ def person_shrinkage(problem: Problem, state: State) -> Shrinkage:
 
 
 def crf_shrinkage(problem: Problem, state: State) -> Shrinkage:
-    """The same for a CRF, whose loss is no sum over rows: the moment is ``H z`` less the gradient of the loss."""
+    """Shrinkage of persons for a CRF, whose loss is no sum over rows: the moment is ``H z`` less its gradient."""
     with torch.enable_grad():
         z = state.z.detach().clone().requires_grad_(True)
         gradient = torch.autograd.grad(person_loss(problem, replace_effects(state, z)).sum(), z)[0]
@@ -204,7 +204,7 @@ def person_objective(problem: Problem, state: State) -> Tensor:
 
 
 def replace_effects(state: State, z: Tensor) -> State:
-    """The same state at other effects."""
+    """State of a fit with other person effects."""
     return replace(state, z=z)
 
 
@@ -302,7 +302,7 @@ def draw_objectives(problem: Problem, state: State, trials: Tensor) -> Tensor:
 
 
 def at_draws(problem: Problem, state: State, trials: Tensor) -> Tensor:
-    """The same for some of the draws, in one batch."""
+    """Objective of each person at some of the draws, in one batch."""
     D, N, r = trials.shape
     blocks = tuple(repeated(block, D, N) for block in problem.train)
     many = replace(problem, train=Blocks(blocks, D * problem.train.n_rows), n_persons=D * N)
