@@ -33,7 +33,11 @@ HEAVY = ("numpy", "scipy.stats", "scipy.optimize", "pandas", "statsmodels.api", 
 ALSO = {
     "mixmoe/mixture/": ("tests/mixed/test_likelihood.py", "tests/mixed/test_gaussian_likelihood.py"),
     "mixmoe/inference/": ("tests/mixed/test_standard_errors.py", "tests/mixed/test_information.py"),
-    "mixmoe/numerics/": ("tests/mixed/test_gaussian_likelihood.py", "tests/mixed/test_likelihood.py", "tests/inference"),
+    "mixmoe/numerics/": (
+        "tests/mixed/test_gaussian_likelihood.py",
+        "tests/mixed/test_likelihood.py",
+        "tests/inference",
+    ),
     "mixmoe/responses/": ("tests/mixed/test_glmm_likelihood.py", "tests/mixed/test_thresholds.py", "tests/varying"),
     "mixmoe/results.py": ("tests/mixed/test_standard_errors.py", "tests/test_results.py"),
 }
@@ -46,8 +50,58 @@ OPERATORS: dict[type, tuple[type, ...]] = {
     **{ast.FloorDiv: (ast.Mult,), ast.And: (ast.Or,), ast.Or: (ast.And,), ast.Eq: (ast.NotEq,), ast.NotEq: (ast.Eq,)},
     **{ast.Lt: (ast.LtE, ast.GtE), ast.LtE: (ast.Lt, ast.Gt), ast.Gt: (ast.GtE, ast.LtE), ast.GtE: (ast.Gt, ast.Lt)},
 }
-# Faults that once survived: module, text, what stands in its place, tests that must fail
-NAMED: tuple[tuple[str, str, str, str], ...] = ()
+NUMBERS, INFORMATION = "tests/varying/test_numbers.py", "tests/mixed/test_information.py"
+# Faults that once survived: module, text, what stands in its place, tests of which one must fail
+NAMED = (
+    ("mixmoe/varying/effective_parameters.py", "spare = n - df - 1.0", "spare = n - 1.0", NUMBERS),
+    (
+        "mixmoe/varying/effective_parameters.py",
+        "(1.0 - share[rows]) * before + share[rows] * after",
+        "share[rows] * before + (1.0 - share[rows]) * after",
+        NUMBERS,
+    ),
+    (
+        "mixmoe/varying/glr.py",
+        "float(chi2.sf(law.scale * max(statistic, 0.0), law.df)), law.df",
+        "float(chi2.sf(max(statistic, 0.0), law.df)), law.df",
+        NUMBERS,
+    ),
+    ("mixmoe/varying/bands.py", "problem.rows.n**-0.05", "problem.rows.n**-0.2", NUMBERS),
+    ("mixmoe/varying/smoothing.py", "SPLINE = 1.0 / 3.0", "SPLINE = 0.0", NUMBERS),
+    (
+        "mixmoe/responses/exponential.py",
+        "betainc(trials - whole, whole + 1.0,",
+        "betainc(trials - y, y + 1.0,",
+        "tests/responses",
+    ),
+    ("mixmoe/responses/exponential.py", "expit(-eta)), y >= trials)", "expit(-eta)), y > trials)", "tests/responses"),
+    (
+        "mixmoe/responses/exponential.py",
+        "betainc(whole + 1.0, trials - whole,",
+        "betainc(y + 1.0, trials - y,",
+        "tests/responses",
+    ),
+    (
+        "mixmoe/mixed/search.py",
+        'if problem.structure.cov_re != "proportional":',
+        "if True:",
+        "tests/mixed/test_maxima.py",
+    ),
+    ("mixmoe/mixed/information.py", "none[[0, top]] = False", "none[top] = False", "tests/mixed/test_maxima.py"),
+    ("mixmoe/mixed/subject_refits.py", "permute(self.problem, theta, order.tolist())", "theta", INFORMATION),
+    ("mixmoe/mixed/degeneracy.py", "size.min() > own + 1", "size.min() > own", "tests/mixed/test_maxima.py"),
+    ("mixmoe/mixed/degeneracy.py", "size.min() > own + 1", "size.min() > own + 2", "tests/mixed/test_maxima.py"),
+    (
+        "mixmoe/varying/identifiability.py",
+        "bad = mass < FEW * 2.0 * columns",
+        "bad = mass < FEW * columns",
+        "tests/varying/test_identification.py",
+    ),
+    ("mixmoe/varying/identifiability.py", "FEW = 1.5", "FEW = 3.0", "tests/varying/test_identification.py"),
+    ("mixmoe/mixture/gate.py", "ridge = 1e-8", "ridge = 1e-5", "tests/mixed/test_gaussian_likelihood.py"),
+    ("mixmoe/output/records.py", "value < 0.001 else", "value < 0.0005 else", "tests/output/test_text.py"),
+    ("mixmoe/output/records.py", "value < 0.001 else", "value < 0.01 else", "tests/output/test_text.py"),
+)
 
 
 @dataclass(frozen=True)
@@ -234,30 +288,35 @@ def reach_of(modules: Sequence[str], files: Sequence[str]) -> Reach:
     return reach
 
 
-def tried(jobs: Sequence[tuple[Fault, list[str]]], n_jobs: int, order: bool) -> Iterator[tuple[Fault, bool]]:
-    """Each fault, and whether a test saw it (failed, could not be imported or exceeded its time)."""
+def tried(jobs: Sequence[tuple[Fault, list[str]]], n_jobs: int, chosen: bool) -> Iterator[tuple[Fault, str]]:
+    """Each fault and what became of it: caught (a test failed, or took longer than its time), survived, not reached.
+
+    Tests are names of tests if `chosen`, else arguments of pytest.
+    """
     running: dict[int, Fault] = {}
     todo = list(jobs)[::-1]
     while todo or running:
         while todo and len(running) < n_jobs:
             fault, tests = todo.pop()
             if not tests:
-                yield fault, False
+                yield fault, "not reached"
                 continue
-            files = sorted({t.split("::")[0] for t in tests}) if order else tests
+            files = sorted({t.split("::")[0] for t in tests}) if chosen else tests
             hook = Served(fault.module, fault.code())
-            running[in_fork(["-x", *files], [Chosen(tests)] if order else [], 120, hook)] = fault
-        if running:
-            pid, status = os.wait()
-            if pid in running:
-                if os.waitstatus_to_exitcode(status) in (4, 5):  # pytest's codes for wrong arguments, and for no tests
-                    raise SystemExit(f"pytest could not run the tests of {running[pid]}")
-                yield running.pop(pid), status != 0
+            running[in_fork(["-x", *files], [Chosen(tests)] if chosen else [], 120, hook)] = fault
+        pid, status = os.wait() if running else (0, 0)
+        if pid in running:
+            if os.waitstatus_to_exitcode(status) in (4, 5):  # pytest's codes for wrong arguments, and for no tests
+                raise SystemExit(f"pytest could not run the tests of {running[pid]}")
+            yield running.pop(pid), "caught" if status else "survived"
 
 
 def tests_of(module: str) -> list[str]:
     """Files of the tests that belong to a module."""
-    places = [f"tests/{module.split('/')[1]}", *(t for start, found in ALSO.items() if module.startswith(start) for t in found)]
+    places = [
+        f"tests/{module.split('/')[1]}",
+        *(t for start, found in ALSO.items() if module.startswith(start) for t in found),
+    ]
     files = [f for p in places for f in ([p] if p.endswith(".py") else map(str, sorted(Path(p).rglob("test_*.py"))))]
     return [f for f in dict.fromkeys(files) if f not in WITHOUT]
 
@@ -277,8 +336,8 @@ def main() -> None:
     for name in HEAVY:
         importlib.import_module(name)
     if options.named:
-        for fault, seen in tried(list(named_faults()), options.n_jobs, order=False):
-            print(f"{'caught' if seen else 'SURVIVED'} {fault.module}:{fault.lines[0]} {fault.change}", flush=True)
+        for fault, fate in tried(list(named_faults()), options.n_jobs, chosen=False):
+            print(f"| {fault.module} | `{fault.change}` | {fate} |", flush=True)
     groups: dict[tuple[str, ...], list[str]] = {}
     for module in options.modules:
         groups.setdefault(tuple(tests_of(module)), []).append(module)
@@ -286,12 +345,13 @@ def main() -> None:
         reach = reach_of(modules, files)
         for module in modules:
             every = list(faults_of(module))
-            drawn = every if options.sample is None else random.Random(options.seed).sample(every, min(options.sample, len(every)))
-            jobs = [(fault, reach.tests(fault, options.seconds)) for fault in drawn]
-            left = [(fault, bool(dict(zip(map(id, drawn), (t for _, t in jobs)))[id(fault)])) for fault, seen in tried(jobs, options.n_jobs, order=True) if not seen]
-            print(f"| {module} | {len(every)} | {len(drawn)} | {len(drawn) - len(left)} | {len(left)} |", flush=True)
-            for fault, run in sorted(left, key=lambda x: x[0].lines):
-                print(f"  {module}:{fault.lines[0]} {fault.change}{'' if run else ' (no test reaches it)'}", flush=True)
+            size = len(every) if options.sample is None else min(options.sample, len(every))
+            drawn = random.Random(options.seed).sample(every, size)
+            fates = list(tried([(f, reach.tests(f, options.seconds)) for f in drawn], options.n_jobs, chosen=True))
+            left = sorted((f.lines[0], f.change, fate) for f, fate in fates if fate != "caught")
+            print(f"| {module} | {len(every)} | {size} | {size - len(left)} | {len(left)} |", flush=True)
+            for line, change, fate in left:
+                print(f"  {module}:{line} {change} ({fate})", flush=True)
 
 
 if __name__ == "__main__":
