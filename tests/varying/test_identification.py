@@ -83,7 +83,7 @@ def test_the_search_for_a_bandwidth_says_why_none_can_be_used(frame):
 
 @pytest.mark.parametrize("held", [0, 1])
 def test_an_expert_is_small_below_three_rows_per_function(held):
-    """Rows counted by hand, with the kernel ``1 - t^2`` as their weight; a line has two coefficients, each needs 1.5."""
+    """Rows counted by hand, weighted by the kernel ``1 - t^2``; a line has two coefficients, each needs 1.5."""
     const = np.arange(8) == 1 if held else None
     problem = make_problem(vcmoe(n=300, rng=1), 0.3, const=const)
     t = (problem.rows.index - problem.windows.grid[:, None]) / 0.3
