@@ -328,6 +328,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, help="number of faults per module, drawn at random (all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=20.0, help="of tests per fault, the fastest first")
+    parser.add_argument("--tests", nargs="+", help="files of tests in the place of those that belong to the modules")
     parser.add_argument("--n-jobs", type=int, default=2)
     parser.add_argument("--named", action="store_true", help="the faults of NAMED")
     options = parser.parse_args()
@@ -340,7 +341,7 @@ def main() -> None:
             print(f"| {fault.module} | `{fault.change}` | {fate} |", flush=True)
     groups: dict[tuple[str, ...], list[str]] = {}
     for module in options.modules:
-        groups.setdefault(tuple(tests_of(module)), []).append(module)
+        groups.setdefault(tuple(options.tests or tests_of(module)), []).append(module)
     for files, modules in groups.items():
         reach = reach_of(modules, files)
         for module in modules:
