@@ -3,16 +3,14 @@
 ``python -m tests.mutation mixmoe/mixture/gate.py --sample 60`` tries 60 faults of that module, drawn with a seed;
 without ``--sample`` all. ``--named`` tries the faults of `NAMED` instead. MUTATION.md keeps the results.
 
-Each fault is compiled in memory and served by an import hook to a process of its own, forked before the package is
-imported: nothing is written to the working tree. The tests of the modules run once without fault, to learn how long
-each takes and which lines it reaches; with a fault only those run that reach its line, the fastest first. POSIX only.
+Nothing is written to the working tree. Tests are collected once; then every fault gets a process of its own, forked
+from there, in which functions and constants of the module are exchanged for those of its changed source. Tests run
+once without fault, to learn how long each takes and which lines it reaches; with a fault only those run that reach its
+line, the fastest first, until one fails. POSIX only.
 """
 
 import argparse
 import ast
-import importlib
-import importlib.machinery
-import importlib.util
 import json
 import os
 import random
@@ -23,12 +21,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 import pytest
+from _pytest.runner import runtestprotocol
 
-HEAVY = ("numpy", "scipy.stats", "scipy.optimize", "pandas", "statsmodels.api", "formulaic", "patsy")
+FIXTURE = 0.02  # seconds from which on preparing a test means that fixtures were computed
 # Tests of a module are those of its folder below tests/, and these
 ALSO = {
     "mixmoe/mixture/": ("tests/mixed/test_likelihood.py", "tests/mixed/test_gaussian_likelihood.py"),
@@ -50,57 +49,40 @@ OPERATORS: dict[type, tuple[type, ...]] = {
     **{ast.FloorDiv: (ast.Mult,), ast.And: (ast.Or,), ast.Or: (ast.And,), ast.Eq: (ast.NotEq,), ast.NotEq: (ast.Eq,)},
     **{ast.Lt: (ast.LtE, ast.GtE), ast.LtE: (ast.Lt, ast.Gt), ast.Gt: (ast.GtE, ast.LtE), ast.GtE: (ast.Gt, ast.Lt)},
 }
-NUMBERS, INFORMATION = "tests/varying/test_numbers.py", "tests/mixed/test_information.py"
+NUMBERS, TAILS = "tests/varying/test_numbers.py", "tests/responses/test_tails.py"
+PROPORTIONAL = "tests/mixed/test_maxima.py::test_proportional_covariances"
+SMALL, THIN = (
+    "tests/mixed/test_maxima.py::test_an_expert_is_small",
+    "tests/varying/test_identification.py::test_an_expert",
+)
+MATCHED = "tests/mixed/test_information.py::test_labels_are_matched"
+GATE, CELLS = "tests/mixed/test_gaussian_likelihood.py::test_gate_step", "tests/output/test_text.py::test_cells"
 # Faults that once survived: module, text, what stands in its place, tests of which one must fail
 NAMED = (
-    ("mixmoe/varying/effective_parameters.py", "spare = n - df - 1.0", "spare = n - 1.0", NUMBERS),
+    ("varying/effective_parameters", "spare = n - df - 1.0", "spare = n - 1.0", NUMBERS),
+    ("varying/effective_parameters", "(1.0 - share[rows]) * before + share[rows] *", "before + 0.0 *", NUMBERS),
+    ("varying/effective_parameters", "share = (index - grid[left])", "share = (grid[left + 1] - index)", NUMBERS),
     (
-        "mixmoe/varying/effective_parameters.py",
-        "(1.0 - share[rows]) * before + share[rows] * after",
-        "share[rows] * before + (1.0 - share[rows]) * after",
+        "varying/glr",
+        "chi2.sf(law.scale * max(statistic, 0.0), law.df)), law",
+        "chi2.sf(statistic, law.df)), law",
         NUMBERS,
     ),
-    (
-        "mixmoe/varying/glr.py",
-        "float(chi2.sf(law.scale * max(statistic, 0.0), law.df)), law.df",
-        "float(chi2.sf(max(statistic, 0.0), law.df)), law.df",
-        NUMBERS,
-    ),
-    ("mixmoe/varying/bands.py", "problem.rows.n**-0.05", "problem.rows.n**-0.2", NUMBERS),
-    ("mixmoe/varying/smoothing.py", "SPLINE = 1.0 / 3.0", "SPLINE = 0.0", NUMBERS),
-    (
-        "mixmoe/responses/exponential.py",
-        "betainc(trials - whole, whole + 1.0,",
-        "betainc(trials - y, y + 1.0,",
-        "tests/responses",
-    ),
-    ("mixmoe/responses/exponential.py", "expit(-eta)), y >= trials)", "expit(-eta)), y > trials)", "tests/responses"),
-    (
-        "mixmoe/responses/exponential.py",
-        "betainc(whole + 1.0, trials - whole,",
-        "betainc(y + 1.0, trials - y,",
-        "tests/responses",
-    ),
-    (
-        "mixmoe/mixed/search.py",
-        'if problem.structure.cov_re != "proportional":',
-        "if True:",
-        "tests/mixed/test_maxima.py",
-    ),
-    ("mixmoe/mixed/information.py", "none[[0, top]] = False", "none[top] = False", "tests/mixed/test_maxima.py"),
-    ("mixmoe/mixed/subject_refits.py", "permute(self.problem, theta, order.tolist())", "theta", INFORMATION),
-    ("mixmoe/mixed/degeneracy.py", "size.min() > own + 1", "size.min() > own", "tests/mixed/test_maxima.py"),
-    ("mixmoe/mixed/degeneracy.py", "size.min() > own + 1", "size.min() > own + 2", "tests/mixed/test_maxima.py"),
-    (
-        "mixmoe/varying/identifiability.py",
-        "bad = mass < FEW * 2.0 * columns",
-        "bad = mass < FEW * columns",
-        "tests/varying/test_identification.py",
-    ),
-    ("mixmoe/varying/identifiability.py", "FEW = 1.5", "FEW = 3.0", "tests/varying/test_identification.py"),
-    ("mixmoe/mixture/gate.py", "ridge = 1e-8", "ridge = 1e-5", "tests/mixed/test_gaussian_likelihood.py"),
-    ("mixmoe/output/records.py", "value < 0.001 else", "value < 0.0005 else", "tests/output/test_text.py"),
-    ("mixmoe/output/records.py", "value < 0.001 else", "value < 0.01 else", "tests/output/test_text.py"),
+    ("varying/bands", "problem.rows.n**-0.05", "problem.rows.n**-0.2", NUMBERS),
+    ("varying/smoothing", "SPLINE = 1.0 / 3.0", "SPLINE = 0.0", NUMBERS),
+    ("responses/exponential", "betainc(trials - whole, whole + 1.0,", "betainc(trials - y, y + 1.0,", TAILS),
+    ("responses/exponential", "betainc(whole + 1.0, trials - whole,", "betainc(y + 1.0, trials - y,", TAILS),
+    ("responses/exponential", "expit(-eta)), y >= trials)", "expit(-eta)), y > trials)", TAILS),
+    ("mixed/search", 'if problem.structure.cov_re != "proportional":', "if True:", PROPORTIONAL),
+    ("mixed/information", "none[[0, top]] = False", "none[top] = False", PROPORTIONAL),
+    ("mixed/subject_refits", "permute(self.problem, theta, order.tolist())", "theta", MATCHED),
+    ("mixed/degeneracy", "size.min() > own + 1", "size.min() > own", SMALL),
+    ("mixed/degeneracy", "size.min() > own + 1", "size.min() > own + 2", SMALL),
+    ("varying/identifiability", "bad = mass < FEW * 2.0 * columns", "bad = mass < FEW * columns", THIN),
+    ("varying/identifiability", "FEW = 1.5", "FEW = 3.0", THIN),
+    ("mixture/gate", "ridge = 1e-8", "ridge = 1e-5", GATE),
+    ("output/records", "value < 0.001 else", "value < 0.0005 else", CELLS),
+    ("output/records", "value < 0.001 else", "value < 0.01 else", CELLS),
 )
 
 
@@ -170,56 +152,71 @@ def faults_of(module: str) -> Iterator[Fault]:
             yield Fault(module, lines, f"{before} -> {after}", partial(code, parent, field, i, new=new, old=node))
 
 
-def named_faults() -> Iterator[tuple[Fault, list[str]]]:
-    """The faults of `NAMED`, each with its tests; and before them the same tests with a module as it is."""
-    for tests in dict.fromkeys(named[3] for named in NAMED):
-        whole = partial(compile, Path("mixmoe/errors.py").read_text(), "mixmoe/errors.py", "exec")
-        yield Fault("mixmoe/errors.py", (1, 1), f"no fault, {tests}: must survive", whole), [tests]
-    for module, old, new, tests in NAMED:
+def named_faults() -> Iterator[tuple[Fault, str]]:
+    """The faults of `NAMED`, each with the file of its tests."""
+    for name, old, new, tests in NAMED:
+        module = f"mixmoe/{name}.py"
         source = Path(module).read_text()
         if source.count(old) != 1:
             raise SystemExit(f"{module} has {source.count(old)} places with {old!r}: write the fault anew")
         line = source[: source.index(old)].count("\n") + 1
         code = partial(compile, source.replace(old, new), module, "exec")
-        yield Fault(module, (line, line), f"{old} -> {new}", code), [tests]
+        yield Fault(module, (line, line), f"{old} -> {new}", code), tests
 
 
-class Served(importlib.machinery.SourceFileLoader):
-    """Import hook: finds and loads the faulty module in place of its file."""
+def exchange(old: Any, new: Any) -> Any:
+    """What takes the place of an object of a module; functions and classes, which others hold, change in place."""
+    inner_old, inner_new = (getattr(x, "__wrapped__", getattr(x, "__func__", x)) for x in (old, new))
+    if isinstance(inner_old, FunctionType):
+        inner_old.__code__, inner_old.__defaults__ = inner_new.__code__, inner_new.__defaults__
+        inner_old.__kwdefaults__ = inner_new.__kwdefaults__
+    elif isinstance(old, property):
+        exchange(old.fget, new.fget)
+    elif isinstance(old, type):
+        for name, value in vars(new).items():
+            if isinstance(value, FunctionType | property | staticmethod | classmethod):
+                exchange(vars(old)[name], value)
+            elif isinstance(value, int | float | tuple) and not name.startswith("__"):
+                setattr(old, name, value)
+    elif isinstance(old, int | float | tuple | dict):
+        return new
+    return old
 
-    def __init__(self, module: str, code: CodeType) -> None:
-        super().__init__(module.removesuffix(".py").replace("/", "."), str(Path(module).resolve()))
-        self.code = code
 
-    def get_code(self, fullname: str) -> CodeType:
-        return self.code
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
-        return importlib.util.spec_from_file_location(name, self.path, loader=self) if name == self.name else None
+def put_in(fault: Fault) -> None:
+    """Exchange everything that the faulty source defines, and numbers also where other modules have imported them."""
+    module = sys.modules[fault.module.removesuffix(".py").replace("/", ".")]
+    changed = dict(vars(module))
+    exec(fault.code(), changed)
+    for name, old in list(vars(module).items()):
+        own = getattr(old, "__module__", module.__name__) == module.__name__ and not name.startswith("__")
+        new = exchange(old, changed[name]) if own and changed[name] is not old else old
+        for other in list(sys.modules.values()) if new is not old else ():
+            if vars(other).get(name) is old:
+                setattr(other, name, new)
 
 
 class Reach:
-    """pytest plugin: seconds of each passing test and the lines it reaches; those of fixtures count for the file."""
+    """Seconds of each passing test and the lines of modules that it reaches."""
 
     def __init__(self, modules: Sequence[str]) -> None:
         self.modules = {str(Path(m).resolve()): m for m in modules}
         self.seconds: dict[str, float] = {}
         self.lines: dict[str, dict[str, set[int]]] = {}
 
-    @pytest.hookimpl(hookwrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        self.now: dict[str, set[int]] = self.lines.setdefault(item.nodeid, {})
+    def run(self, item: pytest.Item, following: pytest.Item | None) -> None:
+        """Run a test and note what it reaches."""
+        self.now: dict[str, set[int]] = {}
         sys.settrace(self.trace)
-        yield
+        reports = runtestprotocol(item, nextitem=following, log=False)
         sys.settrace(None)
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "setup":
-            whole = self.lines.setdefault(report.nodeid.split("::")[0], {})
+        self.lines[item.nodeid] = self.now
+        if reports[0].duration > FIXTURE:  # what a fixture reached once counts for all tests of the file
+            whole = self.lines.setdefault(item.nodeid.split("::")[0], {})
             for module, lines in self.now.items():
                 whole.setdefault(module, set()).update(lines)
-        if report.when == "call" and report.passed:
-            self.seconds[report.nodeid] = report.duration
+        if all(report.passed for report in reports):
+            self.seconds[item.nodeid] = reports[1].duration
 
     def trace(self, frame: FrameType, event: str, arg: object) -> Any:
         module = self.modules.get(frame.f_code.co_filename)
@@ -249,69 +246,97 @@ class Reach:
         return found
 
 
-class Chosen:
-    """pytest plugin: runs some tests in a given order."""
+class Mutation:
+    """pytest plugin: in the place of running the collected tests once, runs them with one fault after the other."""
 
-    def __init__(self, tests: Sequence[str]) -> None:
-        self.order = {name: i for i, name in enumerate(tests)}
+    def __init__(self, modules: Sequence[str], options: argparse.Namespace) -> None:
+        self.modules, self.options = modules, options
 
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = sorted((x for x in items if x.nodeid in self.order), key=lambda x: self.order[x.nodeid])
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        if self.options.named:
+            self.report_named(session.items)
+        else:
+            reach = self.reach(session)
+            for module in self.modules:
+                self.report(module, reach, {item.nodeid: item for item in session.items})
+        return True
 
+    def in_fork(self, items: Sequence[pytest.Item], fault: Fault | None) -> int:
+        """Number of a process in which tests run, silently, until one fails."""
+        pid = os.fork()
+        if pid:
+            return pid
+        resource.setrlimit(resource.RLIMIT_CPU, (120, 120))
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        try:
+            if fault is not None:
+                put_in(fault)
+            for item, following in zip(items, [*items[1:], None], strict=True):
+                reports = runtestprotocol(item, nextitem=following, log=False)
+                if any(report.failed for report in reports):
+                    os._exit(1)
+        except BaseException:  # noqa: BLE001 - whatever a fault does to pytest, the fork must end here
+            os._exit(1)
+        os._exit(0)
 
-def in_fork(arguments: Sequence[str], plugins: Sequence[object], seconds: int, hook: Served | None = None) -> int:
-    """Process number of a fork that runs pytest, silently and for so many seconds of the processor."""
-    pid = os.fork()
-    if pid:
-        return pid
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-        os.dup2(nowhere.fileno(), 2)
-    if hook is not None:
-        sys.meta_path.insert(0, hook)
-    options = ["-q", "-m", "not slow", "-p", "no:cacheprovider", *arguments]
-    os._exit(int(pytest.main(options, plugins=list(plugins))))
-
-
-def reach_of(modules: Sequence[str], files: Sequence[str]) -> Reach:
-    """What the tests in some files reach in modules without a fault."""
-    reach = Reach(modules)
-    with tempfile.TemporaryDirectory() as folder:
-        kept = Path(folder, "reach.json")
-
-        class Keep:
-            def pytest_sessionfinish(self) -> None:
+    def reach(self, session: pytest.Session) -> Reach:
+        """What the tests reach without a fault, learnt in a fork, so that no state is left behind."""
+        reach = Reach(self.modules)
+        with tempfile.TemporaryDirectory() as folder:
+            kept = Path(folder, "reach.json")
+            pid = os.fork()
+            if not pid:
+                for item, following in zip(session.items, [*session.items[1:], None], strict=True):
+                    reach.run(item, following)
                 lines = {t: {m: sorted(x) for m, x in of.items()} for t, of in reach.lines.items()}
                 kept.write_text(json.dumps([reach.seconds, lines]))
+                os._exit(0)
+            os.waitpid(pid, 0)
+            reach.seconds, lines = json.loads(kept.read_text())
+        reach.lines = {t: {m: set(x) for m, x in of.items()} for t, of in lines.items()}
+        return reach
 
-        os.waitpid(in_fork(files, [reach, Keep()], 3600), 0)
-        reach.seconds, lines = json.loads(kept.read_text())
-    reach.lines = {t: {m: set(x) for m, x in of.items()} for t, of in lines.items()}
-    return reach
+    def tried(self, jobs: Sequence[tuple[Fault | None, list[pytest.Item]]]) -> Iterator[tuple[Fault | None, str]]:
+        """Each fault, and what became of it; tests that cannot be reached at all are not run."""
+        running: dict[int, Fault | None] = {}
+        todo = list(jobs)[::-1]
+        while todo or running:
+            while todo and len(running) < self.options.n_jobs:
+                fault, items = todo.pop()
+                if items:
+                    running[self.in_fork(items, fault)] = fault
+                else:
+                    yield fault, "not reached"
+            pid, status = os.wait() if running else (0, 0)
+            if pid in running:
+                yield running.pop(pid), "caught" if status else "survived"
 
+    def report(self, module: str, reach: Reach, items: dict[str, pytest.Item]) -> None:
+        every = list(faults_of(module))
+        size = len(every) if self.options.sample is None else min(self.options.sample, len(every))
+        drawn = random.Random(self.options.seed).sample(every, size)
+        names = [reach.tests(fault, self.options.seconds) for fault in drawn]
+        used = [items[name] for name in dict.fromkeys(name for own in names for name in own)]
+        source = partial(compile, Path(module).read_text(), module, "exec")
+        for _, fate in self.tried([(Fault(module, (0, 0), "none", source), used)]) if used else ():
+            if fate == "caught":
+                raise SystemExit(f"the tests of {module} fail without a fault: {names}")
+        jobs = [(fault, [items[name] for name in own]) for fault, own in zip(drawn, names, strict=True)]
+        left = sorted((f.lines[0], f.change, fate) for f, fate in self.tried(jobs) if f and fate != "caught")
+        print(f"| {module} | {len(every)} | {size} | {size - len(left)} | {len(left)} |", flush=True)
+        for line, change, fate in left:
+            print(f"  {module}:{line} {change} ({fate})", flush=True)
 
-def tried(jobs: Sequence[tuple[Fault, list[str]]], n_jobs: int, chosen: bool) -> Iterator[tuple[Fault, str]]:
-    """Each fault and what became of it: caught (a test failed, or took longer than its time), survived, not reached.
-
-    Tests are names of tests if `chosen`, else arguments of pytest.
-    """
-    running: dict[int, Fault] = {}
-    todo = list(jobs)[::-1]
-    while todo or running:
-        while todo and len(running) < n_jobs:
-            fault, tests = todo.pop()
-            if not tests:
-                yield fault, "not reached"
-                continue
-            files = sorted({t.split("::")[0] for t in tests}) if chosen else tests
-            hook = Served(fault.module, fault.code())
-            running[in_fork(["-x", *files], [Chosen(tests)] if chosen else [], 120, hook)] = fault
-        pid, status = os.wait() if running else (0, 0)
-        if pid in running:
-            if os.waitstatus_to_exitcode(status) in (4, 5):  # pytest's codes for wrong arguments, and for no tests
-                raise SystemExit(f"pytest could not run the tests of {running[pid]}")
-            yield running.pop(pid), "caught" if status else "survived"
+    def report_named(self, items: Sequence[pytest.Item]) -> None:
+        named = list(named_faults())
+        jobs = [(fault, [item for item in items if item.nodeid.startswith(tests)]) for fault, tests in named]
+        used = list({item.nodeid: item for _, own in jobs for item in own}.values())
+        for _, fate in self.tried([(None, used)]):
+            print(f"| no fault | {len(used)} tests | {fate} |", flush=True)
+        for fault, fate in self.tried(jobs):
+            print(f"| {fault.module}:{fault.lines[0]} | `{fault.change}` | {fate} |" if fault else "", flush=True)
 
 
 def tests_of(module: str) -> list[str]:
@@ -335,27 +360,15 @@ def main() -> None:
     parser.add_argument("--n-jobs", type=int, default=2)
     parser.add_argument("--named", action="store_true", help="the faults of NAMED")
     options = parser.parse_args()
-    folder = tempfile.mkdtemp()
-    sys.pycache_prefix = os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = folder
-    for name in HEAVY:
-        importlib.import_module(name)
-    if options.named:
-        for fault, fate in tried(list(named_faults()), options.n_jobs, chosen=False):
-            print(f"| {fault.module} | `{fault.change}` | {fate} |", flush=True)
+    sys.pycache_prefix = os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = tempfile.mkdtemp()
     groups: dict[tuple[str, ...], list[str]] = {}
+    if options.named:
+        groups[tuple(dict.fromkeys(named[3].split("::")[0] for named in NAMED))] = []
     for module in options.modules:
         groups.setdefault(tuple(options.tests or tests_of(module)), []).append(module)
     for files, modules in groups.items():
-        reach = reach_of(modules, files)
-        for module in modules:
-            every = list(faults_of(module))
-            size = len(every) if options.sample is None else min(options.sample, len(every))
-            drawn = random.Random(options.seed).sample(every, size)
-            fates = list(tried([(f, reach.tests(f, options.seconds)) for f in drawn], options.n_jobs, chosen=True))
-            left = sorted((f.lines[0], f.change, fate) for f, fate in fates if fate != "caught")
-            print(f"| {module} | {len(every)} | {size} | {size - len(left)} | {len(left)} |", flush=True)
-            for line, change, fate in left:
-                print(f"  {module}:{line} {change} ({fate})", flush=True)
+        arguments = ["-q", "-s", "-m", "not slow", "-p", "no:cacheprovider", *files]
+        pytest.main(arguments, plugins=[Mutation(modules, options)])
 
 
 if __name__ == "__main__":

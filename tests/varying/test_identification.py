@@ -95,3 +95,8 @@ def test_an_expert_is_small_below_three_rows_per_function(held):
 
     limit = 3.0 * (2 - held)
     assert [flagged(limit * factor) for factor in (0.99, 1.01)] == [True, False]
+
+
+def test_ten_clusters_are_enough():
+    flagged = [identifiability._few_clusters(np.arange(30) % g) is not None for g in (2, 9, 10, 11)]
+    assert flagged == [True, True, False, False]
