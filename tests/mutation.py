@@ -17,6 +17,7 @@ import random
 import resource
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -207,6 +208,7 @@ class Reach:
     def run(self, item: pytest.Item, following: pytest.Item | None) -> None:
         """Run a test and note what it reaches."""
         self.now: dict[str, set[int]] = {}
+        begun = time.process_time()
         sys.settrace(self.trace)
         reports = runtestprotocol(item, nextitem=following, log=False)
         sys.settrace(None)
@@ -216,7 +218,7 @@ class Reach:
             for module, lines in self.now.items():
                 whole.setdefault(module, set()).update(lines)
         if all(report.passed for report in reports):
-            self.seconds[item.nodeid] = reports[1].duration
+            self.seconds[item.nodeid] = time.process_time() - begun
 
     def trace(self, frame: FrameType, event: str, arg: object) -> Any:
         module = self.modules.get(frame.f_code.co_filename)
@@ -235,14 +237,10 @@ class Reach:
         first, last = fault.lines
         found, spent = [], 0.0
         for name in sorted(self.seconds, key=self.seconds.__getitem__):
-            reached = set()
-            for part in (name, name.split("::")[0]):
-                reached |= self.lines.get(part, {}).get(fault.module, set())
-            spent += self.seconds[name]
-            if spent < seconds and any(first <= line <= last for line in reached):
+            parts = (self.lines.get(part, {}).get(fault.module, set()) for part in (name, name.split("::")[0]))
+            if any(first <= line <= last for lines in parts for line in lines) and (not found or spent < seconds):
                 found.append(name)
-            else:
-                spent -= self.seconds[name]
+                spent += self.seconds[name]
         return found
 
 
