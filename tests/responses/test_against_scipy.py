@@ -109,6 +109,23 @@ def test_derivatives_in_predictor_and_dispersion(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_curvature_and_third_derivatives(name):
+    family, out, eta, delta = case(name)
+    once, found, h = family.curvature(out, eta, delta), family.third(out, eta, delta), 1e-5
+    np.testing.assert_allclose(once.value + out.constant, family.log_density(out, eta, delta), rtol=1e-11, atol=1e-12)
+    first = family.derivatives(out, eta, delta)
+    np.testing.assert_allclose(once.slope, first.eta, rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(once.weight, first.eta_eta + 0 * eta, rtol=1e-11)
+
+    def second(a, b):
+        return -family.derivatives(out, eta + a * h, delta + b * h).eta_eta + 0 * eta
+
+    in_eta, in_delta = second(1, 0) - second(-1, 0), second(0, 1) - second(0, -1)
+    np.testing.assert_allclose(found.eta + 0 * eta, in_eta / (2 * h), rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(found.delta + 0 * eta, in_delta / (2 * h), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_scoring_has_the_expected_information(name):
     """Integrals over the response; those of normal ones are in units of the residual variance."""
     family, out, eta, delta = case(name)
