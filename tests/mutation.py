@@ -123,6 +123,10 @@ def places(node: ast.AST, lines: tuple[int, int] = (0, 0)) -> Iterator[tuple[ast
             if isinstance(child, ast.AST):
                 compound = hasattr(node, "body") and isinstance(node, ast.stmt | ast.Module)
                 span = (child.lineno, child.end_lineno) if compound and hasattr(child, "lineno") else lines
+                if isinstance(
+                    node, ast.Module | ast.ClassDef
+                ):  # a constant is used where it is named: any test may see it
+                    span = (-child.lineno, 1 << 30)
                 yield node, field, i, child, span
                 yield from places(child, span)
 
@@ -322,7 +326,7 @@ class Mutation:
             if fate == "caught":
                 raise SystemExit(f"the tests of {module} fail without a fault: {names}")
         jobs = [(fault, [items[name] for name in own]) for fault, own in zip(drawn, names, strict=True)]
-        left = sorted((f.lines[0], f.change, fate) for f, fate in self.tried(jobs) if f and fate != "caught")
+        left = sorted((abs(f.lines[0]), f.change, fate) for f, fate in self.tried(jobs) if f and fate != "caught")
         print(f"| {module} | {len(every)} | {size} | {size - len(left)} | {len(left)} |", flush=True)
         for line, change, fate in left:
             print(f"  {module}:{line} {change} ({fate})", flush=True)
