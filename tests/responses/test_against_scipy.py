@@ -7,7 +7,7 @@ import pytest
 from scipy import optimize, stats
 
 from mixmoe.mixed.options import FAMILIES
-from mixmoe.responses.distribution import Outcome
+from mixmoe.responses.distribution import LEAST_ETA, LogLink, Outcome
 from mixmoe.responses.exponential import SMALL_RATIO, family_named
 
 TRIALS, DELTA = 7.0, 0.8  # dispersion: log standard deviation, log theta, log shape, log phi
@@ -187,3 +187,11 @@ def test_a_count_of_zero_says_little_of_a_large_theta_but_says_it_exactly(ratio)
 def test_responses_on_the_scale_of_the_predictor(name, y, trials, expected):
     out = Outcome(np.array([y]), np.array([trials]), np.zeros(1))
     assert family_named(name, FAMILIES).start_predictor(out)[0] == pytest.approx(expected)
+
+
+def test_means_as_good_as_zero_are_held_where_their_loss_is_that_of_the_docstring():
+    """``-exp(eta) - k (eta + 15)^2 / 2`` with k = exp(-15) has its maximum at -15 - d, where exp(-d) = d."""
+    eta, k = np.array([[LEAST_ETA, -16.0, -14.0]]), np.exp(-15.0)
+    score, information = LogLink.held(eta, -np.exp(eta), np.exp(eta))
+    np.testing.assert_allclose(score / k, [[0.0, 1.0 - np.exp(-1.0), -np.exp(1.0)]], atol=1e-12)
+    np.testing.assert_allclose(information / k, [[0.5671432904 + 1.0, np.exp(-1.0) + 1.0, np.exp(1.0)]], rtol=1e-9)
