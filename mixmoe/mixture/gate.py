@@ -121,7 +121,7 @@ def _newton_direction(W: Array, log_prior: Array, score: Array, weights: Array) 
     flat = np.linalg.solve(information + ridge * np.eye(size), score.reshape(len(score), size, 1))
     direction = flat.reshape(score.shape)
     shift = np.abs(direction @ W.T).max(axis=(1, 2), initial=0.0)
-    return direction * np.minimum(1.0, _MAX_SHIFT / np.maximum(shift, _MAX_SHIFT))[:, None, None]
+    return direction * (_MAX_SHIFT / np.maximum(shift, _MAX_SHIFT))[:, None, None]
 
 
 def _bound_direction(W: Array, score: Array, weights: Array) -> Array:

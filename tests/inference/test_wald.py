@@ -188,3 +188,15 @@ def test_limits_stay_inside_the_space():
 def test_wrong_alpha(fit, alpha):
     with pytest.raises(ArgumentError, match="alpha must be a number between 0 and 1"):
         fit.conf_int(alpha)
+
+
+@pytest.mark.parametrize("value", [1.0, -3.0, 1e9])
+def test_a_hypothesis_said_twice_may_have_any_right_side(value):
+    """Three times b = v is 3 b = 3 v, to the rounding of v: neither a contradiction nor a second degree of freedom."""
+    layout = ParamLayout((Parameter("expert1.a", "expert", "a", 1), Parameter("expert1.b", "expert", "b", 1)))
+    spec = parse_hypotheses((np.array([[1.0, 1 / 7], [3.0, 3 / 7]]), value * np.array([1 / 7, 3 / 7])), layout.names)
+    found = wald(spec, np.array([value / 7 + 2.0, 0.0]), np.diag([4.0, 0.0]), layout)
+    assert found.df == 1
+    assert found.statistic == pytest.approx(1.0)  # (2 / 2)^2
+    with pytest.raises(ArgumentError, match="contradicts"):
+        wald(parse_hypotheses((spec.matrix, spec.values * [1.0, -1.0]), layout.names), np.ones(2), np.eye(2), layout)

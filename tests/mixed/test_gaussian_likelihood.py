@@ -15,6 +15,7 @@ from mixmoe.mixed.likelihood.gaussian import (
     random_effect_means,
     weighted_normal_matrix,
 )
+from mixmoe.mixture import gate
 from mixmoe.mixture.gate import gate_information, gate_log_probabilities, gate_scores, gate_step
 from mixmoe.numerics import linalg
 from mixmoe.responses import distribution as special
@@ -383,3 +384,13 @@ def test_weights_of_the_gate_are_numbers_of_units():
     at = np.zeros((1, 2, 3))
     once, often = gate_step(W, given, at, weights.astype(float)), gate_step(W[which], given[:, :, which], at)
     np.testing.assert_allclose(once, often, rtol=1e-9)
+
+
+@pytest.mark.parametrize("K", [2, 4])
+def test_the_lower_bound_step_by_dense_algebra(K):
+    """Bohning's information is ``(I - 11'/K) / 2`` times ``W' diag(w) W``; weights are numbers of units."""
+    rng = np.random.default_rng(11)
+    W, weights, score = rng.normal(size=(30, 3)), rng.uniform(0.2, 3.0, 30), rng.normal(size=(2, K - 1, 3))
+    information = np.kron(0.5 * (np.eye(K - 1) - 1.0 / K), W.T @ np.diag(weights) @ W)
+    for found, one in zip(gate._bound_direction(W, score, weights), score, strict=True):
+        np.testing.assert_allclose(found.ravel(), np.linalg.solve(information, one.ravel()), rtol=1e-9)

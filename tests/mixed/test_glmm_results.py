@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import statsmodels.api as sm
 from scipy.special import expit
 
 import mixmoe as mm
@@ -135,6 +136,35 @@ def test_standardised_residuals_have_about_unit_variance(counted, kind):
     assert r.index.equals(counted.resid("conditional").index)
     assert abs(r.mean()) < 0.3
     assert 0.7 < r.std() < 1.2
+
+
+@pytest.mark.parametrize("family", ["poisson", "binomial", "gamma", "negbinomial"])
+def test_residuals_are_those_of_statsmodels(family):
+    """One expert without random effects is a generalised linear model; prior weights are statsmodels' variance ones."""
+    rng = np.random.default_rng(7)
+    frame = pd.DataFrame({"id": np.arange(200), "x": rng.normal(size=200), "w": rng.uniform(0.5, 2.0, 200), "n": 6.0})
+    mean = np.exp(0.4 + 0.3 * frame["x"])
+    frame["y"] = {
+        "poisson": lambda: rng.poisson(mean),
+        "binomial": lambda: rng.binomial(6, mean / (1 + mean)),
+        "gamma": lambda: rng.gamma(2.0, mean / 2.0),
+        "negbinomial": lambda: rng.poisson(rng.gamma(2.0, mean / 2.0)),
+    }[family]().astype(float)
+    options = {"trials": "n"} if family == "binomial" else {}
+    fit = quiet("y ~ x | re: (0 | id)", frame, 1, family=family, weights="w", **options)
+    spread = fit.params.iloc[-1]  # theta or shape
+    peer = {
+        "poisson": sm.families.Poisson(),
+        "binomial": sm.families.Binomial(),
+        "gamma": sm.families.Gamma(sm.families.links.Log()),
+        "negbinomial": sm.families.NegativeBinomial(alpha=1.0 / spread),
+    }[family]
+    y = frame["y"] / 6.0 if family == "binomial" else frame["y"]
+    trials = 6.0 if family == "binomial" else 1.0
+    glm = sm.GLM(y, sm.add_constant(frame["x"]), peer, var_weights=trials * frame["w"]).fit(tol=1e-12)
+    scale = np.sqrt(spread) if family == "gamma" else 1.0  # statsmodels' residuals are without the dispersion
+    np.testing.assert_allclose(fit.resid("pearson"), scale * glm.resid_pearson, atol=2e-4)
+    np.testing.assert_allclose(fit.resid("deviance"), scale * glm.resid_deviance, atol=2e-4)
 
 
 def test_quadrature_and_laplace_agree_where_there_is_much_data(count):

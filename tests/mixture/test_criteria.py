@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mixmoe.mixture.estimate import classification_entropy, criteria, entropy_r2
+from mixmoe.mixture.estimate import classification_entropy, clc, criteria, entropy_r2
 
 LOGLIK, NPAR = -100.0, 5
 
@@ -18,6 +18,7 @@ def test_criteria_by_hand():
     assert found.icl == pytest.approx(found.bic + 2 * doubt)
     assert found.entropy == pytest.approx(1 - doubt / (3 * np.log(2)))
     assert classification_entropy(tau) == pytest.approx(doubt)
+    assert clc(LOGLIK, tau) == pytest.approx(200 + 2 * doubt)
 
 
 @pytest.mark.parametrize("n_experts", [2, 3, 8])

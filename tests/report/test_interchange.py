@@ -3,6 +3,7 @@
 import re
 import sys
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import pytest
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, MissingExtraError, MixmoeWarning
 from mixmoe.output.summary import Summary
+from mixmoe.report import side_by_side
 from tests.fake_model import FakeResults, make_cov, make_data, make_results
 
 FORMULA = "y ~ time + x | gate: z | re: (1 + time | id)"
@@ -257,3 +259,10 @@ def test_what_is_no_fit_is_refused():
         mm.table([fit], names=["a", "b"])
     with pytest.raises(ArgumentError, match=r"statistics must be among 'subjects', .*, got 'r2'"):
         mm.table([fit], statistics=["r2"])
+
+
+def test_stars_begin_below_their_limits():
+    p_values = {"a": 0.0009, "b": 0.001, "c": 0.0099, "d": 0.01, "e": 0.0499, "f": 0.05, "g": np.nan}
+    result = SimpleNamespace(params=pd.Series(1.0, index=list(p_values)), pvalues=pd.Series(p_values))
+    marks = [side_by_side._estimate(result, name, True).removeprefix("1.0000") for name in p_values]
+    assert marks == ["***", "**", "**", "*", "*", "", ""]

@@ -5,8 +5,10 @@ import pandas as pd
 import pytest
 
 from mixmoe.errors import DesignError
+from mixmoe.varying import identifiability
 from mixmoe.varying.model import VCMoE
 from mixmoe.varying.presets import vcmoe
+from tests.varying.helpers import make_problem
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +79,24 @@ def test_advice_depends_on_whether_a_constant_would_do(frame):
 def test_the_search_for_a_bandwidth_says_why_none_can_be_used(frame):
     with pytest.raises(DesignError, match="no bandwidth can be used; the widest fails because a constant coefficient"):
         VCMoE("y ~ z1 + const(u) | vary: u", frame, experts=1).fit(rng=0)
+
+
+@pytest.mark.parametrize("held", [0, 1])
+def test_an_expert_is_small_below_three_rows_per_function(held):
+    """Rows counted by hand, weighted by the kernel ``1 - t^2``; a line has two coefficients, each needs 1.5."""
+    const = np.arange(8) == 1 if held else None
+    problem = make_problem(vcmoe(n=300, rng=1), 0.3, const=const)
+    t = (problem.rows.index - problem.windows.grid[:, None]) / 0.3
+    fewest = np.maximum(1.0 - t**2, 0.0).sum(axis=1).min()
+
+    def flagged(rows):
+        share = np.full((2, 300), [[rows / fewest], [0.5]])
+        return identifiability._thin(problem, share, "u") is not None
+
+    limit = 3.0 * (2 - held)
+    assert [flagged(limit * factor) for factor in (0.99, 1.01)] == [True, False]
+
+
+def test_ten_clusters_are_enough():
+    flagged = [identifiability._few_clusters(np.arange(30) % g) is not None for g in (2, 9, 10, 11)]
+    assert flagged == [True, True, False, False]
