@@ -77,6 +77,12 @@ def view(data: Any) -> FrameView:
     return FrameView(data, places, n_rows, pd.RangeIndex(n_rows))
 
 
+def series_of(values: Any, name: str) -> pd.Series:
+    """An array, list or Series of pandas or polars as a column with a range index, under its own name if it has one."""
+    held = pd.Series(_foreign(values, name), name=getattr(values, "name", None))
+    return held.set_axis(pd.RangeIndex(len(held)))
+
+
 def whole_frame(data: Any) -> pd.DataFrame:
     """The user's data as a pandas frame; a pandas frame as it is."""
     if isinstance(data, pd.DataFrame):

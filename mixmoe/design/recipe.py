@@ -122,8 +122,6 @@ def make_recipe(
         raise ArgumentError("context must not name a function 'lag', which formulas have; give yours another name")
     if response not in get_args(ResponseKind):
         raise ArgumentError(f"response must be one of {', '.join(map(repr, get_args(ResponseKind)))}, got {response!r}")
-    for option, column in (aux or {}).items():
-        _require_name(option, column)
     texts = _section_texts(formula, random_columns)
     if response != "numeric":
         _require_plain_response(formula, response)
@@ -152,15 +150,6 @@ def _refuse_reserved(names: Mapping[str, tuple[UsedName, ...]]) -> None:
             raise DesignError(
                 f"{WHERE[section]} uses a column 'Intercept', which is the name of the constant; rename the column"
             )
-
-
-def _require_name(option: str, column: Any) -> None:
-    if not isinstance(column, str):
-        got = repr(column) if isinstance(column, int | float) else f"a {type(column).__name__}"
-        raise ArgumentError(
-            f"{option} must be the name of a column, such as {option!r}, got {got}; put the values into the data: "
-            f"data[{option!r}] = ..."
-        )
 
 
 def _used_context(names: Mapping[str, tuple[UsedName, ...]], context: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,14 +213,23 @@ def collect(frame: FrameView, recipe: Recipe, wanted: tuple[str, ...], required:
     if formula.seq is not None and group is not None:
         keys = replace(keys, within=formula.seq.within, order=formula.seq.order)
     needs += [Need(name, where, term=False) for name, where in _key_columns(keys) if name is not None]
+    beside = _beside(frame, recipe, wanted, required)
     needs += [
-        Need(column, f"{label}={column!r}", term=label != "cluster")
-        for label, column in recipe.aux.items()
-        if required or column in frame
+        Need(column, f"{label}={column!r}", complete=label != "weights", term=label != "cluster")
+        for label, column in beside.items()
     ]
     _refuse_unknown(frame, needs)
     filled = any(u.name == "lag" and not u.complete for names in recipe.names.values() for u in names)
-    return collect_rows(frame, _unique(needs), keys, Lagged(tuple(dict.fromkeys(lags)), alone, not filled))
+    lagged = Lagged(tuple(dict.fromkeys(lags)), alone, not filled)
+    return collect_rows(frame, _unique(needs), keys, lagged, beside.get("weights"))
+
+
+def _beside(frame: FrameView, recipe: Recipe, wanted: tuple[str, ...], required: bool) -> dict[str, str]:
+    """Columns beside the formula that are in use: weights only with the response, clusters only in a fit."""
+    if required:
+        return dict(recipe.aux)
+    unused = {"cluster"} if "response" in wanted else {"cluster", "weights"}
+    return {label: column for label, column in recipe.aux.items() if label not in unused and column in frame}
 
 
 def _key_columns(keys: Keys) -> tuple[tuple[str | None, str], ...]:

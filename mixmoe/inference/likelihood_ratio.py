@@ -272,7 +272,8 @@ def _different_data(small: FitSide, large: FitSide) -> str:
         return f"the fits use different rows (both {len(small.rows)}); fit both on the same rows"
     if not np.array_equal(small.response, large.response):
         return "the fits have different responses (other data, or a transformed response)"
-    of_small, of_large = set(small.aux) - {"time"}, set(large.aux) - {"time"}
+    apart = {"time", "cluster"}  # columns that do not enter the likelihood as they are
+    of_small, of_large = set(small.aux) - apart, set(large.aux) - apart
     if of_small != of_large or any(not np.array_equal(small.aux[k], large.aux[k]) for k in of_small):
         return f"the fits differ in weights, offset or the like ({sorted(small.aux)} and {sorted(large.aux)})"
     return ""

@@ -235,8 +235,8 @@ def test_wrong_settings_of_the_search(frame):
 
 def test_wrong_arguments_of_results(frame):
     fit = VCMoE(FORMULA, frame, bandwidth=0.4).fit(rng=0, starts=3)
-    with pytest.raises(ArgumentError, match="level must lie between 0 and 1, got 95"):
-        fit.bands(level=95)
+    with pytest.raises(ArgumentError, match="alpha must be a number between 0 and 1, .* got 95"):
+        fit.bands(alpha=95)
     with pytest.raises(ArgumentError, match="of must be one of"):
         fit.bands("sigma")
     with pytest.raises(ArgumentError, match="at names 'age'"):
