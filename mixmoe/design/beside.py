@@ -147,9 +147,10 @@ def _placed(option: str, values: Any, labels: pd.Index, position: NDArray[np.int
     """Values of the rows with these labels, at these places among the `n_rows` of the data."""
     if isinstance(values, Mapping) or not hasattr(values, "__len__") or isinstance(values, bytes):
         got = f"a {type(values).__name__}" if hasattr(values, "__len__") else repr(values)
+        how = "; for values by subject pass data['id'].map(values)" if isinstance(values, Mapping) else ""
         raise ArgumentError(
             f"{option} must be the name of a column, or an array or Series with one value for each row of the data, "
-            f"got {got}"
+            f"got {got}{how}"
         )
     if np.ndim(values) != 1 or len(values) != n_rows:
         size = f"shape {np.shape(values)}" if np.ndim(values) != 1 else f"{len(values)}"

@@ -99,8 +99,9 @@ class MEMoE(Refitting):
         ``exp(-phi |t - s|)`` (the Phi of nlme's corCAR1 is exp(-phi)); or a Brownian motion of covariance
         ``sd_bm^2 min(t, s)`` plus independent measurement errors, as lcmm's ``cor=BM(t)``.
     time : str, array or Series, optional
-        Times, as a column or an array, see `weights`. Without them ``"ar1"`` counts the rows of a subject in the order of the data. Given with
-        ``"iid"`` it only leaves out rows without a time, so that fits that are compared use the same rows.
+        Times, as a column or an array, see `weights`. Without them ``"ar1"`` counts the rows of a subject in the order
+        of the data. Given with ``"iid"`` they only leave out rows without a time, so that fits that are compared use
+        the same rows.
     errors_by : {"expert", "common"}, optional
         Own parameters of correlation and tails per expert, or common ones; by default as `residual`.
     errors_dist : {"normal", "t"}

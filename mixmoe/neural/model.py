@@ -145,8 +145,8 @@ class NME:
             "HasGate": "a network has no gate; predict() and plot('effects') show what inputs do",
             "HasLikelihood": "the parameters of a network are not regular, so that none can be profiled",
             "HasErrorCovariance": "its errors have no serial correlation",
-            "cluster": "its standard errors are those of the model, with persons as the independent units, and there is "
-            "no sandwich; name in re: what is independent",
+            "cluster": "its standard errors are those of the model, with persons as the independent units, and there "
+            "is no sandwich; name in re: what is independent",
             "weights": "each row counts once in the likelihood of a person's effects; leave out rows that shall not "
             "count",
             "offset": "the network has outputs of its own only; subtract it from a Gaussian response, or make it an "

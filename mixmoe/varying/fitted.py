@@ -63,6 +63,7 @@ SPEC = FamilySpec(
         "a three-step analysis, use method='naive', which is not corrected for classification error",
         "HasLikelihood": "its local likelihoods have no joint likelihood of the parameters; see bands()",
         "HasErrorCovariance": "its errors have no serial correlation",
+        "time": "its errors have no serial correlation; name the time in vary:, or rows of one unit by cluster=",
     },
 )
 

@@ -273,7 +273,7 @@ def fit_published(problem: Problem, control: Control, theta: Array, rng: np.rand
 
 
 def published_update(problem: Problem, state: State, annealing: float, data: float) -> None:
-    """The authors' variance step: ``s <- max(annealing s, variance of the effects)``, sigma^2 the mean training loss."""
+    """The authors' step: ``s <- max(annealing s, variance of the effects)``, sigma^2 the mean training loss."""
     with torch.no_grad():
         if problem.n_effects:
             variance = state.z.var(0, correction=0)
