@@ -90,6 +90,15 @@ def test_a_column_of_the_data_is_itself(name, data, by_name):
     assert len(found.predict(data)) == ROWS
 
 
+def test_nested_fits_may_name_their_columns_otherwise(data):
+    """The likelihood ratio compares the values of columns; clusters play no part in it."""
+    small = mm.fit("y ~ 1 | re: (1 | id)", data, 1, family="poisson", rng=0, **as_arrays(data))
+    large = fit("MEMoE", data, offset="size", weights="w")
+    assert large.lr_test(small).statistic == pytest.approx(2 * (large.llf - small.llf))
+    other = fit("MEMoE", data, offset=data["size"] + 0.1 * data["x"], weights="w")
+    assert "differ in weights, offset or the like" in other.lr_test(small).reason
+
+
 @pytest.mark.parametrize("kind", ["dict", "polars"])
 @pytest.mark.parametrize("name", FORMULAS)
 def test_any_frame_takes_arrays(name, kind, data, by_name):
