@@ -198,7 +198,11 @@ def _require_plain_response(formula: MoEFormula, kind: ResponseKind) -> None:
 
 
 def collect(frame: FrameView, recipe: Recipe, wanted: tuple[str, ...], required: bool) -> Rows:
-    """Complete sorted rows of the columns that the wanted sections use."""
+    """Complete sorted rows of the columns that the wanted sections use.
+
+    Rows of weight zero are not counted: where the response is wanted, they are left out, so that transforms do not see
+    them either. Only coefficients that vary along an index are reported there too.
+    """
     formula = recipe.formula
     needs = [need for name in wanted for need in _section_needs(frame, recipe, name)]
     group = None if formula.random is None else formula.random.group
@@ -213,23 +217,22 @@ def collect(frame: FrameView, recipe: Recipe, wanted: tuple[str, ...], required:
     if formula.seq is not None and group is not None:
         keys = replace(keys, within=formula.seq.within, order=formula.seq.order)
     needs += [Need(name, where, term=False) for name, where in _key_columns(keys) if name is not None]
-    beside = _beside(frame, recipe, wanted, required)
+    beside, counted = _beside(frame, recipe, required), "response" in wanted
     needs += [
-        Need(column, f"{label}={column!r}", complete=label != "weights", term=label != "cluster")
+        Need(column, f"{label}={column!r}", complete=label != "weights" or not counted, term=label != "cluster")
         for label, column in beside.items()
     ]
     _refuse_unknown(frame, needs)
     filled = any(u.name == "lag" and not u.complete for names in recipe.names.values() for u in names)
     lagged = Lagged(tuple(dict.fromkeys(lags)), alone, not filled)
-    return collect_rows(frame, _unique(needs), keys, lagged, beside.get("weights"))
+    return collect_rows(frame, _unique(needs), keys, lagged, beside.get("weights") if counted else None)
 
 
-def _beside(frame: FrameView, recipe: Recipe, wanted: tuple[str, ...], required: bool) -> dict[str, str]:
-    """Columns beside the formula that are in use: weights only with the response, clusters only in a fit."""
+def _beside(frame: FrameView, recipe: Recipe, required: bool) -> dict[str, str]:
+    """Columns beside the formula that are in use: clusters only in a fit."""
     if required:
         return dict(recipe.aux)
-    unused = {"cluster"} if "response" in wanted else {"cluster", "weights"}
-    return {label: column for label, column in recipe.aux.items() if label not in unused and column in frame}
+    return {label: column for label, column in recipe.aux.items() if label != "cluster" and column in frame}
 
 
 def _key_columns(keys: Keys) -> tuple[tuple[str | None, str], ...]:

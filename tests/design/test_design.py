@@ -222,7 +222,7 @@ def test_rows_of_weight_zero_are_left_out_and_no_others(data):
     assert (design.n, design.n_units) == (left.n, left.n_units) == (N - VISITS, SUBJECTS - 1)
     np.testing.assert_array_equal(design.expert, left.expert)
     assert (design.dropped.n_rows, design.n_input) == (0, N)
-    assert design.for_new(weighted).n == N  # weights play no part in predictions
+    assert design.for_new(weighted).n == N  # which rows of weight zero have too
     assert design.for_new(weighted, response=True).n == N - VISITS
     gone = with_cells(weighted, y={5: np.nan}, w={5: np.nan})  # a row that is left out anyway needs no weight
     with pytest.warns(DroppedRowsWarning, match="1 of"):
@@ -586,7 +586,6 @@ BAD = {
     "empty": ("y ~ x", lambda d: d.iloc[:0], "the data have no rows"),
     "no columns": ("y ~ x", lambda d: pd.DataFrame(), "the data have no rows"),
     "column twice": ("y ~ x", lambda d: pd.concat([d, d[["x"]]], axis=1), "2 columns named 'x'"),
-    "constant response": ("one ~ x", None, "the response 'one' is 1 in all 24 rows"),
     "random effect twice": ("y ~ x | re: (1 + one | id)", None, "'one' of re: .* constant, as 'Intercept' is"),
     "random effects too many": (
         "y ~ x | re: (1 + poly(time, 3) + x | id)",

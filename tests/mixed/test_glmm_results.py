@@ -258,8 +258,6 @@ def test_arguments_that_do_not_go_together(binary):
         fit(family="binomial", n_quad=5)
     with pytest.raises(ArgumentError, match="n_quad=5 is not for family='gaussian'"):
         fit(n_quad=5)
-    with pytest.raises(ArgumentError, match="offset='z1' is not for family='gaussian'; subtract it"):
-        fit(offset="z1")
     with pytest.raises(ArgumentError, match="errors='ar1', errors_dist='normal' is for family='gaussian'"):
         fit(family="binomial", errors="ar1")
     with pytest.raises(DesignError, match="each of the 150 subjects has one row"):
