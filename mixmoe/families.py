@@ -59,7 +59,7 @@ class FamilySpec:
     packages : tuple of str
         Packages that it needs beside those of mixmoe, for the versions in a report.
     lacks : Mapping of str to str
-        Why a capability is missing, by its name.
+        Why a capability, or an argument that other families have, is missing, by its name.
     """
 
     name: str
@@ -490,6 +490,8 @@ def model_options(family: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     for_model = _keywords(family.__init__)
     known = [*for_model, *_keywords(family.fit), *family.spec.covariance_options]
     for name in options:
+        if name not in known and name in family.spec.lacks:
+            raise ArgumentError(f"{family.spec.name} has no {name}=: {family.spec.lacks[name]}")
         if name not in known:
             raise ArgumentError(f"fit has no option {name!r}; {_elsewhere(name, family)}it has {', '.join(known)}")
     return {name: value for name, value in options.items() if name in for_model}

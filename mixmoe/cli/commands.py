@@ -25,7 +25,7 @@ from mixmoe.selection.choice import Selection, select
 CRITERIA = ("aic", "bic", "sabic", "icl", "clc", "cv", "validation")
 FORMULA = "log(bili) ~ year | gate: age + sex | re: (1 + year | id)"
 _NUMBER = re.compile(r"[+-]?(inf|(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?)")  # what JSON does not know among them: .3, inf
-CLUSTER = "column of the clusters: for --cov-type cluster, or alone for a model with vary:"
+CLUSTER = "column of the clusters, which are the independent units of standard errors and folds"
 NETWORK = "log(bili) ~ year + age | re: (last | id)"
 EXAMPLES = f"""
 examples:
@@ -114,7 +114,9 @@ def _add_fit(commands: Any) -> None:
     model.add_argument("-k", "--experts", type=int, metavar="K", help="number of experts (default 2)")
     model.add_argument("--hidden", type=_widths, metavar="WIDTHS", help="fit a network: 10,5 or linear")
     add_model_options(model)
-    model.add_argument("--cov-type", help="standard errors: robust (default), nonrobust, cluster, bootstrap")
+    model.add_argument(
+        "--cov-type", help="standard errors: robust (default, with --cluster cluster), nonrobust, bootstrap"
+    )
     model.add_argument("--cluster", metavar="COLUMN", help=CLUSTER)
     out = _add_outputs(parser, rows="estimates", fit="the fit", shown="summary")
     out.add_argument("--plot-kind", metavar="KIND", help="kind of figure, such as gate or responsibilities")
@@ -168,9 +170,9 @@ def _add_select(commands: Any) -> None:
     model.add_argument("-k", "--experts", type=_numbers, metavar="K", help="1:4 or 1,2,4 (default 1:4)")
     model.add_argument("--hidden", type=_widths, nargs="+", metavar="WIDTHS", help="networks: linear 5 10,5")
     add_model_options(model)
-    model.add_argument("--cluster", metavar="COLUMN", help="column of independent units, for models with vary:")
+    model.add_argument("--cluster", metavar="COLUMN", help=CLUSTER)
     model.add_argument("--folds", type=int, metavar="N", help="adds the cross-validated log-likelihood")
-    model.add_argument("--jobs", type=int, default=1, metavar="N", help="worker processes (default 1, -1 for all)")
+    model.add_argument("--n-jobs", type=int, default=1, metavar="N", help="worker processes (default 1, -1 for all)")
     model.add_argument("--checkpoint", metavar="FOLDER", help="keep finished fits there, and continue from them")
     best = "what the best one is (default bic; of networks validation)"
     model.add_argument("--criterion", choices=CRITERIA, help=best)
@@ -279,8 +281,7 @@ def run_fit(arguments: argparse.Namespace) -> int:
     if arguments.cov_type is not None:
         options["cov_type"] = arguments.cov_type
     if arguments.cluster is not None:
-        clusters = column(data, arguments.cluster, "--cluster")
-        options["cluster"] = clusters if formula.vary is None else arguments.cluster
+        options["cluster"] = column(data, arguments.cluster, "--cluster").name
     if arguments.hidden is not None:
         options["hidden"] = arguments.hidden
     results = fit(formula.text, data, arguments.experts, **options)
@@ -300,13 +301,13 @@ def run_select(arguments: argparse.Namespace) -> int:
     if arguments.criterion == "cv" and arguments.folds is None:
         raise ArgumentError("--criterion cv needs --folds, such as --folds 5")
     formulas = [safe_formula(text).text for text in arguments.formula]
-    options = {**model_options(arguments), "folds": arguments.folds, "n_jobs": arguments.jobs}
+    options = {**model_options(arguments), "folds": arguments.folds, "n_jobs": arguments.n_jobs}
     specs = _specs(arguments)
     texts = {name: options[name] for spec in specs for name in spec.listed if isinstance(options.get(name), str)}
     options |= {name: [read_value(part) for part in text.split(",")] for name, text in texts.items()}
     data = source(arguments)
     if arguments.cluster is not None:
-        options["cluster"] = _units(data, arguments)
+        options["cluster"] = column(data, arguments.cluster, "--cluster").name
     if arguments.hidden is not None:
         options["hidden"] = arguments.hidden
     mixtures = any(spec.has_experts for spec in specs)
@@ -323,15 +324,6 @@ def run_select(arguments: argparse.Namespace) -> int:
     if arguments.save is not None:
         best.save(arguments.save, data=not arguments.no_data)
     return _soundness(best, arguments)
-
-
-def _units(data: pd.DataFrame, arguments: argparse.Namespace) -> str:
-    """The column of independent units of candidates that take one."""
-    if any(parse_formula(text).vary is None for text in arguments.formula):
-        raise ArgumentError(
-            f"--cluster {arguments.cluster} is for formulas with vary:, got one without; subjects are named by re:"
-        )
-    return str(column(data, arguments.cluster, "--cluster").name)
 
 
 def _specs(arguments: argparse.Namespace) -> list[FamilySpec]:

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe.design.expressions import Lag
-from mixmoe.design.frame import FrameView, missing, plain, shown, with_gaps
+from mixmoe.design.frame import FrameView, is_numeric, missing, plain, shown, with_gaps
 from mixmoe.design.labels import exact, unhashable, units_of
 from mixmoe.errors import DesignError
 
@@ -161,8 +161,10 @@ def starts_of(codes: Integers) -> Integers:
     return np.concatenate([[0], np.flatnonzero(codes[1:] != codes[:-1]) + 1]).astype(np.intp)
 
 
-def collect_rows(frame: FrameView, needs: Sequence[Need], keys: Keys, lagged: Lagged = NO_LAGS) -> Rows:
-    """Rows of `frame` that are complete in the columns needed, sorted.
+def collect_rows(
+    frame: FrameView, needs: Sequence[Need], keys: Keys, lagged: Lagged = NO_LAGS, weights: str | None = None
+) -> Rows:
+    """Rows of `frame` that are complete in the columns needed and count, sorted.
 
     Parameters
     ----------
@@ -170,11 +172,13 @@ def collect_rows(frame: FrameView, needs: Sequence[Need], keys: Keys, lagged: La
     needs : sequence of Need
     keys : Keys
     lagged : Lagged
+    weights : str, optional
+        Column of the weights; a row of weight zero does not count.
 
     Raises
     ------
     DesignError
-        If no row is complete, or two rows of a sequence share their place.
+        If no row is complete, a weight is impossible, or two rows of a sequence share their place.
     """
     raw = {need.name: frame.column(need.name) for need in needs}
     absent = {need.name: missing(raw[need.name]) for need in needs if need.complete}
@@ -187,6 +191,8 @@ def collect_rows(frame: FrameView, needs: Sequence[Need], keys: Keys, lagged: La
             f"all {frame.n_rows} rows have a missing value ({dropped}); nothing is left to analyse, so leave out the "
             "columns that are missing or fill them in"
         )
+    if weights is not None:
+        keep = keep & _counted(frame, weights, keep)
     everything = bool(keep.all())
     kept = raw if everything else {name: _taken(values, keep) for name, values in raw.items()}
     columns = {need.name: (with_gaps if need.gaps else plain)(kept[need.name]) for need in needs if need.term}
@@ -194,6 +200,32 @@ def collect_rows(frame: FrameView, needs: Sequence[Need], keys: Keys, lagged: La
     position = np.arange(frame.n_rows) if everything else np.flatnonzero(keep)
     labels = {name: _labels(kept[name], position, frame) for name in keys.names if name in kept}
     return replace(_sorted(columns, labels, position, keys, dropped, frame), lags=lagged.lags)
+
+
+def _counted(frame: FrameView, name: str, keep: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Rows whose weight is above zero, shape (n,), after checking the weights of the rows in `keep`."""
+    values = plain(frame.column(name))
+    if not is_numeric(values):
+        i = int(keep.argmax())
+        raise DesignError(
+            f"column {name!r} (weights) must hold numbers, got {shown(values.iloc[i])} in row "
+            f"{shown(frame.labels[i])}; convert it, for example with pd.to_numeric"
+        )
+    weights = values.to_numpy(dtype=float)
+    wrong = keep & ~((weights >= 0.0) & np.isfinite(weights))
+    if wrong.any():
+        i = int(wrong.argmax())
+        got = "a missing value" if np.isnan(weights[i]) else f"{weights[i]:g}"
+        raise DesignError(
+            f"weights must be finite and not negative, got {got} in row {shown(frame.labels[i])}; correct it, or make "
+            "it zero for a row that shall not count"
+        )
+    counts = weights > 0.0
+    if not (counts & keep).any():
+        raise DesignError(
+            f"weights must be positive in some rows, got {np.count_nonzero(keep)} zeros; leave weights out"
+        )
+    return counts
 
 
 @dataclass(frozen=True, slots=True)

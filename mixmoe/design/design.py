@@ -30,7 +30,7 @@ from mixmoe.design.labels import units_of
 from mixmoe.design.recipe import ENGINES, WHERE, Engine, Recipe, ResponseKind, collect, formula_frame, make_recipe
 from mixmoe.errors import CollinearityWarning, DesignError, DroppedRowsWarning, warn
 
-NUMERIC_AUX = ("trials", "offset", "weights")  # auxiliary columns that must hold numbers
+NUMERIC_AUX = ("trials", "offset")  # auxiliary columns that must hold numbers; weights are checked with the rows
 _SIZES = (1e-150, 1e150)  # of the largest response; squares of others leave the range of the numbers
 Integers = NDArray[np.intp]
 
@@ -287,7 +287,8 @@ def build_design(
         What computes the terms.
     response : {"numeric", "categorical", "ordinal"}
     aux : mapping of str to str, optional
-        Further row-aligned columns (weights, offset, clusters), by the name under which they are returned.
+        Further row-aligned columns (weights, offset, clusters), by the name under which they are returned. Rows whose
+        ``"weights"`` are zero are left out, without a warning.
     random_columns : bool
         False to leave the left side of ``re: (... | id)`` alone, where it holds no terms but names of layers.
     partial_response : bool

@@ -89,6 +89,12 @@ def _collected(data: Any) -> nw.DataFrame[Any]:
     return frame.collect() if isinstance(frame, nw.LazyFrame) else frame
 
 
+def series_of(values: Any, name: str) -> pd.Series:
+    """An array, list or Series of pandas or polars as a column with a range index, under its own name if it has one."""
+    held = pd.Series(_as_pandas(values, name), name=getattr(values, "name", None))
+    return held.set_axis(pd.RangeIndex(len(held)))
+
+
 def whole_frame(data: Any) -> pd.DataFrame:
     """The user's data as a pandas frame; a pandas frame as it is."""
     if isinstance(data, pd.DataFrame):

@@ -12,11 +12,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe.design import formulaic_engine, patsy_engine
-from mixmoe.design.complete_rows import Keys, Lagged, Need, Rows, collect_rows, earliest, without_rows
+from mixmoe.design.complete_rows import Keys, Lagged, Need, Rows, collect_rows
 from mixmoe.design.expressions import Lag
 from mixmoe.design.formula import MoEFormula, Part, PartKind
 from mixmoe.design.formulaic_engine import Term, UsedName
-from mixmoe.design.frame import FrameView, is_numeric, missing, shown, unknown_column
+from mixmoe.design.frame import FrameView, shown, unknown_column
 from mixmoe.errors import ArgumentError, DesignError
 
 Engine = Literal["formulaic", "patsy"]
@@ -123,8 +123,6 @@ def make_recipe(
         raise ArgumentError("context must not name a function 'lag', which formulas have; give yours another name")
     if response not in get_args(ResponseKind):
         raise ArgumentError(f"response must be one of {', '.join(map(repr, get_args(ResponseKind)))}, got {response!r}")
-    for option, column in (aux or {}).items():
-        _require_name(option, column)
     texts = _section_texts(formula, random_columns)
     if response != "numeric":
         _require_plain_response(formula, response)
@@ -159,15 +157,6 @@ def _refuse_reserved(names: Mapping[str, tuple[UsedName, ...]]) -> None:
             raise DesignError(
                 f"{WHERE[section]} uses a column 'Intercept', which is the name of the constant; rename the column"
             )
-
-
-def _require_name(option: str, column: Any) -> None:
-    if not isinstance(column, str):
-        got = repr(column) if isinstance(column, int | float) else f"a {type(column).__name__}"
-        raise ArgumentError(
-            f"{option} must be the name of a column, such as {option!r}, got {got}; put the values into the data: "
-            f"data[{option!r}] = ..."
-        )
 
 
 def _used_context(names: Mapping[str, tuple[UsedName, ...]], context: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,46 +224,22 @@ def collect(frame: FrameView, recipe: Recipe, wanted: tuple[str, ...], required:
     if formula.seq is not None and group is not None:
         keys = replace(keys, within=formula.seq.within, order=formula.seq.order)
     needs += [Need(name, where, term=False) for name, where in _key_columns(keys) if name is not None]
+    beside, counted = _beside(frame, recipe, required), "response" in wanted
     needs += [
-        Need(column, f"{label}={column!r}", term=label != "cluster")
-        for label, column in recipe.aux.items()
-        if required or column in frame
+        Need(column, f"{label}={column!r}", complete=label != "weights" or not counted, term=label != "cluster")
+        for label, column in beside.items()
     ]
     _refuse_unknown(frame, needs)
     filled = any(u.name == "lag" and not u.complete for names in recipe.names.values() for u in names)
-    weights = recipe.aux.get("weights")
-    weighted = "response" in wanted and weights is not None and weights in frame
-    if weighted:
-        _check_all_weighted(frame, str(weights))
-    rows = collect_rows(frame, _unique(needs), keys, Lagged(tuple(dict.fromkeys(lags)), alone, not filled))
-    if not weighted or not is_numeric(rows.columns[str(weights)]):
-        return rows
-    values = rows.columns[str(weights)].to_numpy(dtype=float)
-    _check_weights(values, rows, frame)
-    if formula.vary is not None:
-        return rows
-    return replace(without_rows(rows, np.flatnonzero(values == 0), (), frame.n_rows), dropped=rows.dropped)
+    lagged = Lagged(tuple(dict.fromkeys(lags)), alone, not filled)
+    return collect_rows(frame, _unique(needs), keys, lagged, beside.get("weights") if counted else None)
 
 
-def _check_all_weighted(frame: FrameView, column: str) -> None:
-    absent = missing(frame.column(column))
-    if absent.any():
-        raise DesignError(
-            f"column {column!r} (weights) is missing in row {shown(frame.labels[int(absent.argmax())])}; give the row "
-            "a weight, zero if it is not to count"
-        )
-
-
-def _check_weights(values: NDArray[np.float64], rows: Rows, frame: FrameView) -> None:
-    negative = values < 0
-    if negative.any():
-        i = earliest(negative, rows)
-        raise DesignError(
-            f"weights must not be negative, got {values[i]:g} in row {shown(frame.labels[rows.position[i]])}; "
-            "correct it"
-        )
-    if not (values > 0).any():
-        raise DesignError(f"weights must be positive in some rows, got {len(values)} zeros; leave weights out")
+def _beside(frame: FrameView, recipe: Recipe, required: bool) -> dict[str, str]:
+    """Columns beside the formula that are in use: clusters only in a fit."""
+    if required:
+        return dict(recipe.aux)
+    return {label: column for label, column in recipe.aux.items() if label != "cluster" and column in frame}
 
 
 def _key_columns(keys: Keys) -> tuple[tuple[str | None, str], ...]:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy.stats import chi2
 
 from mixmoe._typing import Array
+from mixmoe.design.beside import BESIDE
 from mixmoe.inference.wald import InvalidTest
 
 _SPAN_TOLERANCE = 1e-8  # relative distance at which a column counts as a combination of others
@@ -21,7 +22,7 @@ _ERROR_SETTINGS: Mapping[str, object] = {
     "errors_df": None,
 }
 _NESTED_SETTINGS = ("cov_re", "residual", *_ERROR_SETTINGS)
-_IRRELEVANT_SETTINGS = ("formula_engine", "engine")
+_IRRELEVANT_SETTINGS = ("formula_engine", "engine", *BESIDE)  # of columns beside the formula values are compared
 _DOUBTS = {
     "not_replicated": "the best log-likelihood of the {} fit was reached from one start only",
     "laplace_bias": "the log-likelihood of the {} fit is by a Laplace approximation that is too coarse, see its flag",
@@ -272,7 +273,8 @@ def _different_data(small: FitSide, large: FitSide) -> str:
         return f"the fits use different rows (both {len(small.rows)}); fit both on the same rows"
     if not np.array_equal(small.response, large.response):
         return "the fits have different responses (other data, or a transformed response)"
-    of_small, of_large = set(small.aux) - {"time"}, set(large.aux) - {"time"}
+    apart = {"time", "cluster"}  # one enters through the errors, which are compared by themselves, one not at all
+    of_small, of_large = set(small.aux) - apart, set(large.aux) - apart
     if of_small != of_large or any(not np.array_equal(small.aux[k], large.aux[k]) for k in of_small):
         return f"the fits differ in weights, offset or the like ({sorted(small.aux)} and {sorted(large.aux)})"
     return ""

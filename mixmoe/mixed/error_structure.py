@@ -103,8 +103,6 @@ def checked_errors(errors: Any, time: Any, by: Any, dist: Any, df: Any, residual
     checked_choice(dist, "errors_dist", get_args(ErrorsDist))
     if by is not None:
         checked_choice(by, "errors_by", get_args(ErrorsBy))
-    if time is not None and not isinstance(time, str):
-        raise ArgumentError(f"time must be the name of a column, such as 'year', got {time!r}")
     if time is None and errors in ("car1", "bm"):
         raise ArgumentError(f"errors={errors!r} needs time=, the column of the times, such as time='year'")
     if df is not None and dist != "t":

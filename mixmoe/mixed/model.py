@@ -9,6 +9,7 @@ import numpy as np
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_positive, checked_rng
+from mixmoe.design.beside import with_columns
 from mixmoe.design.design import Design, build_design, offset_of
 from mixmoe.design.formula import MoEFormula, parse_formula
 from mixmoe.design.recipe import ResponseKind
@@ -98,9 +99,10 @@ class MEMoE(Refitting):
         Errors of a subject at times t and s: independent; correlated by ``rho^|t - s|`` at whole-number times, or by
         ``exp(-phi |t - s|)`` (the Phi of nlme's corCAR1 is exp(-phi)); or a Brownian motion of covariance
         ``sd_bm^2 min(t, s)`` plus independent measurement errors, as lcmm's ``cor=BM(t)``.
-    time : str, optional
-        Column of the times. Without it ``"ar1"`` counts the rows of a subject in the order of the data. Given with
-        ``"iid"`` it only leaves out rows without a time, so that fits that are compared use the same rows.
+    time : str, array or Series, optional
+        Times, as a column or an array, see `weights`. Without them ``"ar1"`` counts the rows of a subject in the order
+        of the data. Given with ``"iid"`` they only leave out rows without a time, so that fits that are compared use
+        the same rows.
     errors_by : {"expert", "common"}, optional
         Own parameters of correlation and tails per expert, or common ones; by default as `residual`.
     errors_dist : {"normal", "t"}
@@ -120,12 +122,16 @@ class MEMoE(Refitting):
         Points of adaptive Gauss-Hermite quadrature per random effect, for at most two of them; 1 is the Laplace
         approximation. A fit whose estimates more points would move has the flag ``laplace_bias``. Not for Gaussian
         responses, where the integral is exact.
-    trials, offset, weights : str, optional
-        Columns: number of trials of a binomial response; offset of the linear predictor, for counts the log of the
-        exposure; weights of the rows. Those of Gaussian responses are lme4's: the variance of the error (for
+    trials, offset, weights : str, array or Series, optional
+        Columns of the data, or one value for each row of the data (a Series is aligned by its index): number of trials
+        of a binomial response; offset of the linear predictor, for counts the log of the exposure;
+        weights of the rows. Those of Gaussian responses are lme4's: the variance of the error (for
         ``errors="bm"`` of the measurement error) is ``sigma^2 / weight``, whatever its correlation and tails; in other
         families weights multiply the log-densities of the rows. Rows of weight zero are not counted: estimates are
         those without them, and they have no fitted values.
+    cluster : str, array or Series, optional
+        Clusters of subjects, given likewise, which standard errors and folds then take for the independent units.
+        `n_units` and the N of the criteria stay numbers of subjects.
     method : {"ml", "reml"}
         Maximum likelihood, or for one Gaussian expert with normal errors restricted maximum likelihood (Harville 1974),
         as lme4's default. ``llf`` and the criteria that follow from it are then of the restricted log-likelihood, which
@@ -172,7 +178,7 @@ class MEMoE(Refitting):
         "covariates gives the probabilities, and each expert is a (generalised) linear mixed model.",
         estimation="Maximum likelihood: EM steps from many random starts, split-and-merge moves, then quasi-Newton.",
         asked_by="formulas without a section 'vary:'",
-        covariance_options=("cluster", "correction", "n_boot", "n_jobs"),
+        covariance_options=("correction", "n_boot", "n_jobs"),
         listed=("cov_re", "residual", "errors", "errors_dist", "family"),
     )
 
@@ -185,15 +191,16 @@ class MEMoE(Refitting):
         cov_re: CovRE = "expert",
         residual: Residual = "expert",
         errors: ErrorKind = "iid",
-        time: str | None = None,
+        time: Any = None,
         errors_by: ErrorsBy | None = None,
         errors_dist: ErrorsDist = "normal",
         errors_df: float | None = None,
         family: str = "gaussian",
         n_quad: int = 1,
-        trials: str | None = None,
-        offset: str | None = None,
-        weights: str | None = None,
+        trials: Any = None,
+        offset: Any = None,
+        weights: Any = None,
+        cluster: Any = None,
         method: Method = "ml",
         gate_penalty: str | float | None = None,
         context: Mapping[str, Any] | None = None,
@@ -203,17 +210,20 @@ class MEMoE(Refitting):
         self.n_experts = checked_count(experts, "experts")
         checked_choice(cov_re, "cov_re", get_args(CovRE))
         checked_choice(residual, "residual", get_args(Residual))
-        options = checked_errors(errors, time, errors_by, errors_dist, errors_df, residual)
+        beside = {"trials": trials, "offset": offset, "weights": weights, "cluster": cluster, "time": time}
+        data, columns = with_columns(data, beside)
+        options = checked_errors(errors, columns["time"], errors_by, errors_dist, errors_df, residual)
         self.gate_penalty = checked_gate_penalty(gate_penalty)
-        columns = {"trials": trials, "offset": offset, "weights": weights}
         self.response = build_response_model(family, residual, n_quad, columns)
         check_no_errors(self.response, self.formula, options)
         check_method(method, self.n_experts, self.response.name, errors_dist)
         kind: ResponseKind = "ordinal" if self.response.name == "ordinal" else "numeric"
-        aux = {name: column for name, column in {**columns, "time": time}.items() if column is not None}
+        aux = {name: column for name, column in columns.items() if column is not None}
         self.design = build_design(self.formula, data, context=context, engine=formula_engine, response=kind, aux=aux)  # type: ignore[arg-type]
         self.response = with_levels(self.response, self.design)
         _check_identified(self.design, self.n_experts, self.response)
+        if cluster is not None:
+            cluster_codes(self.design)  # refuses clusters that split subjects
         self.settings: Mapping[str, Any] = {
             "experts": self.n_experts,
             "cov_re": cov_re,
@@ -282,7 +292,7 @@ class MEMoE(Refitting):
         max_iter: int = 500,
         tol: float = 1e-6,
         rng: Any = None,
-        cov_type: str = "robust",
+        cov_type: str | None = None,
         progress: bool | None = None,
         **cov_options: Any,
     ) -> "MEMoEResults":
@@ -303,11 +313,12 @@ class MEMoE(Refitting):
             standardised.
         rng : int, numpy.random.Generator or None
             Seed of the random starts.
-        cov_type : {"robust", "nonrobust", "cluster", "bootstrap"}
+        cov_type : {"robust", "nonrobust", "cluster", "bootstrap"}, optional
+            By default ``"cluster"`` if the model has clusters, else ``"robust"``.
         progress : bool, optional
             Progress bar; by default only in a terminal and if the fit takes more than a few seconds.
         **cov_options
-            For the covariance: ``cluster=``, ``correction=``, ``n_boot=``, ``n_jobs=``.
+            For the covariance: ``correction=``, ``n_boot=``, ``n_jobs=``.
 
         Returns
         -------
@@ -320,7 +331,8 @@ class MEMoE(Refitting):
         ConvergenceWarning, BoundaryWarning, DegeneracyWarning, ApproximationWarning
             Also kept in ``results.flags``.
         """
-        checked_cov_type(cov_type)
+        kind = ("cluster" if "cluster" in self.design.aux else "robust") if cov_type is None else cov_type
+        checked_cov_type(kind)
         control = Control(checked_count(max_iter, "max_iter"), checked_positive(tol, "tol"), progress=progress)
         generator = checked_rng(rng)
         default = default_starts(self.n_experts) if start is None else 0
@@ -329,13 +341,13 @@ class MEMoE(Refitting):
         fit = with_integral_flag(fit, self.problem, self.coordinates, self.working(fit.params), self.layout)
         fit = with_label_flag(fit, self.design, self.problem, self.working(fit.params), self.coordinates.log_sigma.size)
         warn_flags(fit.flags, CATEGORIES)
-        if cov_type == "bootstrap":
+        if kind == "bootstrap":
             cov_options = {"rng": generator, "progress": progress, **cov_options}
         try:
-            cov = self.covariance(fit, cov_type, **cov_options)
+            cov = self.covariance(fit, kind, **cov_options)
         except KeyboardInterrupt:
             blank = np.full((fit.params.size, fit.params.size), np.nan)
-            cov = ParamCov(blank, checked_cov_type(cov_type), f"interrupted; with_cov({cov_type!r}) computes them")
+            cov = ParamCov(blank, checked_cov_type(kind), f"interrupted; with_cov({kind!r}) computes them")
         more = uncertainty_flags(self.layout, fit.params, cov)
         warn_flags(more, CATEGORIES)
         return self.results(replace(fit, flags=(*fit.flags, *more)), cov)
@@ -389,8 +401,8 @@ class MEMoE(Refitting):
         kind : {"nonrobust", "robust", "cluster", "bootstrap"}
         **options
             ``correction=False`` leaves a sandwich without the correction for the leverage of subjects or clusters;
-            ``cluster=`` gives the cluster of each subject (by label) or row; ``n_boot=``, ``n_jobs=``, ``rng=``,
-            ``progress=`` for the bootstrap.
+            ``cluster=`` names a column that the fit uses or gives the cluster of each row of the data, by default the
+            clusters of the model; ``n_boot=``, ``n_jobs=``, ``rng=``, ``progress=`` for the bootstrap.
 
         Returns
         -------
@@ -405,7 +417,7 @@ class MEMoE(Refitting):
         if kind == "bootstrap":
             cov = bootstrap_covariance(self.problem, self.coordinates, theta, self.layout, **options)
         else:
-            clusters = cluster_codes(options.get("cluster"), self.design) if kind == "cluster" else None
+            clusters = cluster_codes(self.design, options.get("cluster")) if kind == "cluster" else None
             known, correction = checked_cov_type(kind), bool(options.get("correction", True))
             cov = covariance(self.problem, self.coordinates, theta, known, self.layout, clusters, correction)
         warn_flags(cov.flags, CATEGORIES)

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count
+from mixmoe.design.beside import check_beside, check_clusters, column_of_rows
 from mixmoe.design.checks import level_labels, level_scores
 from mixmoe.design.design import Design, offset_of, weights_of
 from mixmoe.design.formula import MoEFormula
-from mixmoe.design.frame import shown, view
-from mixmoe.design.labels import exact, places_of, unhashable, units_of
+from mixmoe.design.frame import shown
+from mixmoe.design.labels import exact, units_of
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.mixed.coordinates import Coordinates, apply_inverse, build_coordinates, link_coordinates
 from mixmoe.mixed.error_structure import ErrorOptions
@@ -84,14 +85,14 @@ def _inside(parameter: Parameter, value: float) -> bool:
     return parameter.block != "random" or bool(value >= 0)
 
 
-def cluster_codes(cluster: Any, design: Design) -> NDArray[np.int64]:
+def cluster_codes(design: Design, cluster: Any = None) -> NDArray[np.int64]:
     """Cluster of each subject as codes 0..G-1, shape (N,).
 
     Parameters
     ----------
-    cluster : mapping or Series by subject label, or array or Series with one entry per row of the data
-        A Series as long as the data has the rows of the labels of its index, unless each subject has one row.
     design : Design
+    cluster : str, array or Series, optional
+        A column that the fit uses, or one value for each row of the data; by default the clusters of the model.
 
     Returns
     -------
@@ -99,60 +100,23 @@ def cluster_codes(cluster: Any, design: Design) -> NDArray[np.int64]:
 
     Raises
     ------
-    ArgumentError
-        If a subject has no cluster or lies in two.
+    ArgumentError, DesignError
+        If a row has no cluster, a subject lies in two, or all lie in one.
     """
-    if cluster is None:
-        raise ArgumentError("cov_type='cluster' needs cluster=, the cluster of each subject (by label) or of each row")
-    if isinstance(cluster, str):
-        raise ArgumentError(f"cluster must hold the clusters, not their name, got {cluster!r}; pass data[{cluster!r}]")
-    values = _by_label(cluster, design)
-    rows = design.codes if values is None else np.arange(design.n_units)  # subject of each value
-    if values is None:
-        values = _by_row(cluster, design)
-    absent = values.isna().to_numpy()
-    if absent.any():
-        raise ArgumentError(f"subject {shown(design.labels[rows[absent.argmax()]])} has no cluster (missing value)")
-    wrong = unhashable(values)
-    if wrong is not None:
-        raise ArgumentError(f"cluster must hold single values, such as numbers or texts, got {values.iloc[wrong]!r}")
+    if cluster is None and "cluster" not in design.aux:
+        raise ArgumentError("cov_type='cluster' needs the clusters, got None; pass cluster=, a column or an array")
+    own = pd.Series(design.aux.get("cluster"), dtype=object)
+    values = own if cluster is None else column_of_rows(design, "cluster", cluster)
+    check_clusters(values, design.rows)
     codes = units_of(exact(values)).codes
-    first = codes[np.unique(rows, return_index=True)[1]]
-    split = codes != first[rows]
+    first = codes[design.starts]
+    split = codes != first[design.codes]
     if split.any():
-        raise ArgumentError(f"subject {shown(design.labels[rows[split.argmax()]])} lies in more than one cluster")
-    return first.astype(np.int64)
-
-
-def _by_label(cluster: Any, design: Design) -> pd.Series | None:
-    """The cluster of each subject from a mapping or Series by label; None if it is not one for all subjects."""
-    rows_anyway = isinstance(cluster, pd.Series) and len(cluster) == design.n_input > design.n_units
-    if rows_anyway or not isinstance(cluster, Mapping | pd.Series):
-        return None
-    keys = list(cluster.index if isinstance(cluster, pd.Series) else cluster)
-    where = places_of(design.labels, keys)
-    if (where < 0).any():
-        return None
-    values = cluster if isinstance(cluster, pd.Series) else pd.Series(list(cluster.values()), dtype=object)
-    return values.iloc[where].reset_index(drop=True)
-
-
-def _by_row(cluster: Any, design: Design) -> pd.Series:
-    """The cluster of each row of the design, from one entry per row of the data."""
-    if np.shape(cluster) != (design.n_input,):
+        subject = design.labels[design.codes[split.argmax()]]
         raise ArgumentError(
-            f"cluster must have one entry per row of the data ({design.n_input}) or per subject label, "
-            f"got shape {np.shape(cluster)}"
+            f"subject {shown(subject)} lies in more than one cluster; clusters hold whole subjects, so correct them"
         )
-    where = design.position
-    if isinstance(cluster, pd.Series) and not cluster.index[where].equals(design.rows):
-        where = cluster.index.get_indexer(design.rows) if cluster.index.is_unique else np.full(design.n, -1)
-        if (where < 0).any():
-            raise ArgumentError(
-                f"cluster has no value for the row {shown(design.rows[int(where.argmin())])} of the data, whose labels "
-                "its index should have; pass a column of the data, or an array, which is read row by row"
-            )
-    return view({"cluster": cluster}).column("cluster").iloc[where].reset_index(drop=True)
+    return first.astype(np.int64)
 
 
 Method = Literal["ml", "reml"]
@@ -346,7 +310,7 @@ def standardised_name(design: Design, settings: Mapping[str, Any]) -> str:
     return name if offset is None or settings["family"] in ("beta", "ordinal") else f"{name} / exp({offset})"
 
 
-def check_columns(design: Design, columns: Mapping[str, str | None], response: bool = False) -> None:
+def check_columns(design: Design, settings: Mapping[str, Any], response: bool = False) -> None:
     """Refuse new data without the columns of offset or trials, with their `response` also that of weights.
 
     Raises
@@ -354,9 +318,7 @@ def check_columns(design: Design, columns: Mapping[str, str | None], response: b
     DesignError
         If one is missing, or a number of trials is impossible.
     """
-    for name in ("offset", "trials", *(["weights"] if response else [])):
-        if columns[name] is not None and name not in design.aux:
-            raise DesignError(f"the new data lack the column {columns[name]!r} ({name}); add it")
+    check_beside(design, settings, ("offset", "trials", *(["weights"] if response else [])))
     _check_trials(design)
 
 
@@ -384,7 +346,7 @@ def check_weights_ahead(design: Design, column: str, required: bool) -> None:
 
 
 def check_response(design: Design, model: ResponseModel) -> None:
-    """Refuse responses, trials and weights that the family does not allow.
+    """Refuse responses, trials and offsets that the family does not allow.
 
     Raises
     ------

@@ -137,7 +137,7 @@ class NME:
         asked_by="formulas with hidden= or network=, or with a section 'seq: day'",
         section="seq",
         markers=("hidden", "network"),
-        listed=("activation", "estimator", "cov", "family", "lr", "alpha", "weight_decay"),
+        listed=("activation", "estimator", "cov", "family", "lr", "annealing", "weight_decay"),
         has_experts=False,
         packages=("torch",),
         lacks={
@@ -145,6 +145,14 @@ class NME:
             "HasGate": "a network has no gate; predict() and plot('effects') show what inputs do",
             "HasLikelihood": "the parameters of a network are not regular, so that none can be profiled",
             "HasErrorCovariance": "its errors have no serial correlation",
+            "cluster": "its standard errors are those of the model, with persons as the independent units, and there "
+            "is no sandwich; name in re: what is independent",
+            "weights": "each row counts once in the likelihood of a person's effects; leave out rows that shall not "
+            "count",
+            "offset": "the network has outputs of its own only; subtract it from a Gaussian response, or make it an "
+            "input",
+            "trials": "its responses are numbers, categories or states of single rows; give each trial a row",
+            "time": "rows of a person are ordered by the section seq:",
             "HasExperts": "a network has no experts; compare networks on held-out rows with mixmoe.select",
         },
     )
@@ -216,7 +224,7 @@ class NME:
         *,
         epochs: int | None = None,
         lr: float = 0.01,
-        alpha: float | None = None,
+        annealing: float | None = None,
         penalty: float | None = None,
         weight_decay: float = 0.0,
         batch_size: int | None = None,
@@ -225,7 +233,7 @@ class NME:
         baselines: bool = True,
         holdout: float = 0.2,
         rng: Any = None,
-        progress: bool = False,
+        progress: bool | None = None,
     ) -> NMEResults:
         """Estimates of population parameters, person effects and variances.
 
@@ -235,9 +243,10 @@ class NME:
             Passes over the data at most; 1500, CRF 400, ``"sgd"`` 5000.
         lr : float
             Learning rate; constant, then decaying to zero (``"laplace"``), or constant (``"sgd"``).
-        alpha : float, optional
-            Factor of the annealing of variances of ``"sgd"``; 0.97. ``"laplace"`` has no annealing and does not use
-            it, which a warning says where it is given: its variances do not depend on such a setting.
+        annealing : float, optional
+            Factor by which the variances of ``"sgd"`` shrink per epoch, the alpha of the paper; 0.97. ``"laplace"``
+            has no annealing and does not use it, which a warning says where it is given: its variances do not depend on
+            such a setting.
         penalty : float, optional
             Weight of the penalty on the effects of ``"sgd"`` (lambda of the paper); 1. ``"laplace"``, where it is 1 by
             the model, does not use it and warns likewise.
@@ -257,7 +266,8 @@ class NME:
         holdout : float
             Share of each person's last rows held out for that comparison.
         rng : int, numpy.random.Generator or None
-        progress : bool
+        progress : bool, optional
+            Progress bar; by default only in a terminal and if the fit takes more than a few seconds.
 
         Returns
         -------
@@ -275,7 +285,7 @@ class NME:
             self.problem,
             epochs=epochs,
             lr=lr,
-            alpha=alpha,
+            annealing=annealing,
             penalty=penalty,
             weight_decay=weight_decay,
             batch_size=batch_size,
@@ -310,7 +320,7 @@ class NME:
             Share of the rows before them on which the best epoch is chosen, as in `fit`.
         rng : int, numpy.random.Generator or None
         **options
-            ``epochs=``, ``lr=``, ``alpha=``, ``penalty=``, ``weight_decay=``, ``batch_size=``, ``patience=`` and
+            ``epochs=``, ``lr=``, ``annealing=``, ``penalty=``, ``weight_decay=``, ``batch_size=``, ``patience=`` and
             ``progress=`` of `fit`.
 
         Returns
@@ -329,7 +339,7 @@ class NME:
             raise ArgumentError(f"validate has no option {unknown[0]!r}; it has {', '.join(sorted(known))}")
         held = checked_share(holdout, "holdout", zero=False)
         share = validation_share(validation, self.estimator, options.get("patience"))
-        control = build_control(self.estimator, self.problem, **options)
+        control = build_control(self.estimator, self.problem, **{"progress": None, **options})
         problem = self._problem(share, holdout=held)
         test = self._problem(held).validation
         if not test.n_rows:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe._typing import Array
 from mixmoe.api import load
 from mixmoe.arguments import checked_count
 from mixmoe.design.design import Design
@@ -220,7 +221,13 @@ def check_data(specs: Sequence[Spec], data: Any) -> str:
             "different error contrasts; use method='ml'"
         )
     parts = [np.ravel(np.asarray(a, dtype=float)) for d in designs for a in (d.response, d.expert, d.gate, d.random)]
+    parts += [_as_numbers(values) for d in designs for values in d.aux.values()]
     return checksum(np.concatenate(parts))
+
+
+def _as_numbers(values: NDArray[Any]) -> Array:
+    """A column beside the formula as numbers: itself, or which of its labels are the same."""
+    return np.asarray(units_of(pd.Series(values)).codes if values.dtype == object else values, dtype=float)
 
 
 def _chains(specs: Sequence[Spec]) -> list[list[int]]:
@@ -325,7 +332,7 @@ def _fit_random(spec: Spec, data: Any, starts: int | None, rng: np.random.Genera
 
 def _fit_validated(spec: Spec, data: Any, rng: np.random.Generator) -> Outcome:
     def compute() -> Outcome:
-        found = spec.build(data).tried(rng=rng, **spec.fit)
+        found = spec.build(data).tried(rng=rng, **{"progress": False, **spec.fit})
         seen = found.held_out
         return Outcome(found.results, value=seen.error, se=seen.se, measure=seen.measure)
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from mixmoe.arguments import checked_choice, checked_count, checked_jobs
 from mixmoe.atomic import PathLike
+from mixmoe.design.beside import named_columns
 from mixmoe.errors import ArgumentError
 from mixmoe.mixture.estimate import clc
 from mixmoe.mixture.resampling import Journal, fingerprint
@@ -313,7 +314,7 @@ def select(
         ``bandwidth=``, ``dispersion=`` and ``family=`` may be lists: then every combination is a candidate. Of
         networks, as in `NME`, with ``holdout=`` for the share of each person's (or sequence's) last rows that are
         held out (0.2): ``hidden=`` may be a list of tuples, such as ``[(), (5,), (10, 5)]``, while whole numbers are
-        the widths of one network; ``activation=``, ``estimator=``, ``cov=``, ``family=``, ``lr=``, ``alpha=`` and
+        the widths of one network; ``activation=``, ``estimator=``, ``cov=``, ``family=``, ``lr=``, ``annealing=`` and
         ``weight_decay=`` may be lists, and formulas may differ in what is personal.
 
     Returns
@@ -352,6 +353,7 @@ def select(
     if folds is not None:
         checked_count(folds, "folds", least=2)
     checked_jobs(n_jobs)
+    data, options = named_columns(data, options)
     specs = build_specs(formula, experts, options)
     for name, value in (("starts", starts), ("folds", folds)):
         if value is not None and not specs[0].has_experts:

@@ -18,8 +18,6 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import t as student
 
 from mixmoe._typing import Array
-from mixmoe.design.frame import shown
-from mixmoe.errors import ArgumentError
 from mixmoe.numerics.linalg import log_softmax
 from mixmoe.responses.distribution import Family
 from mixmoe.varying.dispersion_limits import ThetaProfile, theta_profile
@@ -36,14 +34,15 @@ PROCESS_DRAWS = 40_000
 BATCH = 4_000  # draws held in memory at once
 
 
-def multiplier_critical(covariance: Array, level: float, draws: int, rng: np.random.Generator) -> float:
+def multiplier_critical(covariance: Array, alpha: float, draws: int, rng: np.random.Generator) -> float:
     """Quantile of the largest absolute studentised deviation over the grid.
 
     Parameters
     ----------
     covariance : ndarray, shape (G, G)
         Covariance of one function at the grid points; points with NaN are left out.
-    level : float
+    alpha : float
+        One minus the level of the band.
     draws : int
     rng : numpy.random.Generator
 
@@ -64,7 +63,7 @@ def multiplier_critical(covariance: Array, level: float, draws: int, rng: np.ran
     values, vectors = np.linalg.eigh(inner / np.outer(root, root))
     factor = vectors * np.sqrt(np.clip(values, 0.0, None))
     maxima = np.abs(rng.standard_normal((draws, len(inner))) @ factor.T).max(axis=1)
-    return float(np.quantile(maxima, level))
+    return float(np.quantile(maxima, 1.0 - alpha))
 
 
 def equivalent_kernel(t: Array, degree: int) -> Array:
@@ -78,7 +77,7 @@ def equivalent_kernel(t: Array, degree: int) -> Array:
 
 
 def asymptotic_critical(
-    relative_bandwidth: float, level: float = 0.95, degree: int = 1, seed: int = 0, draws: int = PROCESS_DRAWS
+    relative_bandwidth: float, alpha: float = 0.05, degree: int = 1, seed: int = 0, draws: int = PROCESS_DRAWS
 ) -> float:
     """Quantile of the supremum of the limiting stationary Gaussian process.
 
@@ -86,7 +85,8 @@ def asymptotic_critical(
     ----------
     relative_bandwidth : float
         Bandwidth over the length of the index range.
-    level : float
+    alpha : float
+        One minus the level of the band.
     degree : int
         Of the local polynomial.
     seed : int
@@ -116,7 +116,7 @@ def asymptotic_critical(
         noise = rng.standard_normal((min(BATCH, draws - start), length))
         process = np.fft.irfft(np.fft.rfft(noise, axis=1) * transform, length, axis=1)[:, 2 * width :]
         maxima.append(np.abs(process).max(axis=1))
-    return float(np.quantile(np.concatenate(maxima), level))
+    return float(np.quantile(np.concatenate(maxima), 1.0 - alpha))
 
 
 BoolArray = NDArray[np.bool_]
@@ -347,7 +347,7 @@ def _without_lost(inf: Influence, converged: NDArray[np.bool_], functions: NDArr
 def target_bands(
     process: LevelProcess,
     target: Target,
-    level: float,
+    alpha: float,
     method: str,
     span: float,
     rng: np.random.Generator,
@@ -360,7 +360,8 @@ def target_bands(
     process : LevelProcess
     target : Target
         At ``process.levels``.
-    level : float
+    alpha : float
+        One minus the level of the bands.
     method : {"multiplier", "asymptotic"}
     span : float
         Length of the index range.
@@ -371,10 +372,10 @@ def target_bands(
     -------
     BandSet
     """
-    n_targets, normal = target.values.shape[1], float(ndtri(0.5 + level / 2.0))
+    n_targets, normal = target.values.shape[1], float(ndtri(1.0 - alpha / 2.0))
     variance, df = np.empty_like(target.values), np.empty_like(target.values)
     critical, thin = np.empty(n_targets), np.zeros(target.values.shape, dtype=bool)
-    common = asymptotic_critical(process.bandwidth / span, level, process.degree) if method == "asymptotic" else 0.0
+    common = asymptotic_critical(process.bandwidth / span, alpha, process.degree) if method == "asymptotic" else 0.0
     for r in range(n_targets):
         used = np.flatnonzero((target.jacobian[:, r] != 0.0).any(axis=0))
         jacobian = target.jacobian[:, r, used]
@@ -385,7 +386,7 @@ def target_bands(
         few = df[:, r] < LEAST_DF
         covariance[few], covariance[:, few] = np.nan, np.nan
         thin[:, r] = few & np.isfinite(variance[:, r])
-        critical[r] = common if method == "asymptotic" else multiplier_critical(covariance, level, draws, rng)
+        critical[r] = common if method == "asymptotic" else multiplier_critical(covariance, alpha, draws, rng)
         if np.ptp(covariance) <= SAME * np.abs(covariance).max():  # False where something is NaN
             critical[r] = normal  # one number along the index, whose limits are its band
     with np.errstate(invalid="ignore"):
@@ -426,19 +427,6 @@ def identity_target(levels: Array, slots: NDArray[np.intp]) -> Target:
     jacobian = np.zeros((len(levels), len(slots), levels.shape[1]))
     jacobian[:, np.arange(len(slots)), slots] = 1.0
     return Target(levels[:, slots], jacobian)
-
-
-def checked_level(level: float) -> float:
-    """`level` if it is a confidence level.
-
-    Raises
-    ------
-    ArgumentError
-        If it is not between 0 and 1.
-    """
-    if not (isinstance(level, int | float | np.floating) and 0.0 < float(level) < 1.0):
-        raise ArgumentError(f"level must lie between 0 and 1, got {shown(level)}; use 0.95 for 95 % bands")
-    return float(level)
 
 
 def gate_target(slots: Slots, levels: Array, gate_row: Array) -> Target:

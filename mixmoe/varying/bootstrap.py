@@ -39,7 +39,7 @@ def bootstrap_bands(
     clusters: IntArray | None,
     target: Callable[[Array], Array],
     bias: str,
-    level: float,
+    alpha: float,
     n_boot: int,
     rng: np.random.Generator,
     n_jobs: int,
@@ -56,7 +56,8 @@ def bootstrap_bands(
         Levels (G, L) to functions (G, R).
     bias : str
         As in `level_process`.
-    level : float
+    alpha : float
+        One minus the level of the bands.
     n_boot : int
     rng : numpy.random.Generator
     n_jobs : int
@@ -79,8 +80,8 @@ def bootstrap_bands(
     se = draws.std(axis=0, ddof=1)
     centre = draws.mean(axis=0) if clusters is not None else target(model.coef[:, 0])
     deviation = np.abs((draws - centre) / np.where(se > 0.0, se, 1.0))
-    critical = np.quantile(deviation.max(axis=1), level, axis=0)
-    return BootstrapBands(se, critical, float(ndtri(0.5 + level / 2.0)))
+    critical = np.quantile(deviation.max(axis=1), 1.0 - alpha, axis=0)
+    return BootstrapBands(se, critical, float(ndtri(1.0 - alpha / 2.0)))
 
 
 def _replicate(problem: Problem, coef: Array, clusters: IntArray | None, bias: str, seed: int) -> Array | None:

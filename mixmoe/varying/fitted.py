@@ -63,6 +63,7 @@ SPEC = FamilySpec(
         "a three-step analysis, use method='naive', which is not corrected for classification error",
         "HasLikelihood": "its local likelihoods have no joint likelihood of the parameters; see bands()",
         "HasErrorCovariance": "its errors have no serial correlation",
+        "time": "its errors have no serial correlation; name the time in vary:, or rows of one unit by cluster=",
     },
 )
 
@@ -215,13 +216,13 @@ class FittedVCMoE:
 
     @property
     def n_units(self) -> int:
-        """Independent units that carry weight: clusters, or rows."""
+        """Independent units: clusters, or rows."""
         return self.nobs if self.clusters is None else n_clusters(self.clusters)
 
     @property
     def nobs(self) -> int:
-        """Rows that carry weight."""
-        return int((self.problem.rows.weights > 0.0).sum())
+        """Rows."""
+        return self.problem.rows.n
 
     @property
     def weight_scale(self) -> float:
@@ -303,9 +304,8 @@ class FittedVCMoE:
             separation_flag(self.design, self.data.order, natural),
             label_flag(self.design, self.data.order, self.problem, natural),
         )
-        weights = np.maximum(self.problem.rows.weights, np.finfo(float).tiny)
         responsibilities = np.empty((self.problem.rows.n, self.n_experts))
-        unit = posterior(self.problem.rows.with_weights(np.ones_like(weights)), self.problem.family, natural)
+        unit = posterior(self.problem.rows.with_weights(np.ones(self.problem.rows.n)), self.problem.family, natural)
         responsibilities[self.data.order] = unit.weighted.T
         best = run.candidates[0] if len(run.candidates) else run.loglik
         return EMFit(

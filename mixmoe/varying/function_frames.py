@@ -11,6 +11,7 @@ from scipy.special import ndtri
 
 from mixmoe._typing import Array
 from mixmoe.check.residuals import placed
+from mixmoe.design.beside import check_beside
 from mixmoe.design.design import Design, used_columns
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.families import Distribution
@@ -57,7 +58,7 @@ class BandRequest:
     """Arguments of `VCMoEResults.bands`, checked, and the clusters behind the covariance of the fit."""
 
     of: str = "coefficients"
-    level: float = 0.95
+    alpha: float = 0.05
     method: str = "multiplier"
     bias: str = "rbc"
     at: Mapping[str, Any] | None = None
@@ -134,12 +135,12 @@ def band_frame(
     if request.method == "bootstrap":
         span = bootstrap_bands(
             model, request.clusters, lambda levels: _target(model, request, profile, levels).values, request.bias,
-            request.level, request.n_boot, rng, request.n_jobs, request.progress,
+            request.alpha, request.n_boot, rng, request.n_jobs, request.progress,
         )  # fmt: skip
         ones = np.ones_like(span.se)
         bands = symmetric(centred.values, span.se, span.critical * ones, span.pointwise * ones, ones == 0.0)
     else:
-        bands = target_bands(process, centred, request.level, request.method, width, rng, request.draws)
+        bands = target_bands(process, centred, request.alpha, request.method, width, rng, request.draws)
         if request.of == "coefficients":
             bands = with_gate_limits(problem, process.levels, bands, _shown(model))
     values = {"estimate": _target(model, request, profile, model.coef[:, 0]).values, **band_frame_values(bands)}
@@ -149,8 +150,8 @@ def band_frame(
         limits[:, dispersions] = process.limits[:, ~problem.const[problem.slots.dispersions]]
         values = _without_limits(values, limits)
         if theta is not None:
-            critical = asymptotic_critical(process.bandwidth / width, request.level)
-            values = _with_theta_limits(values, theta, dispersions, request.level, critical)
+            critical = asymptotic_critical(process.bandwidth / width, request.alpha)
+            values = _with_theta_limits(values, theta, dispersions, request.alpha, critical)
         values = _dispersions_exponentiated(values, dispersions)
     if request.of == "probabilities":
         values = _on_link_scale(values, family_named("binomial"), 1.0)
@@ -166,7 +167,7 @@ def _without_limits(values: dict[str, Array], limits: BoolArray) -> dict[str, Ar
 
 
 def _with_theta_limits(
-    values: dict[str, Array], theta: ThetaProfile, where: IntArray, level: float, critical: float
+    values: dict[str, Array], theta: ThetaProfile, where: IntArray, alpha: float, critical: float
 ) -> dict[str, Array]:
     """Values with the limits of log theta from its likelihood.
 
@@ -174,7 +175,7 @@ def _with_theta_limits(
     says nothing. Log theta is locally constant, with the same equivalent kernel as a local line.
     """
     out = {name: value.copy() for name, value in values.items()}
-    for kind, factor in (("conf", float(ndtri(0.5 + level / 2.0))), ("band", critical)):
+    for kind, factor in (("conf", float(ndtri(1.0 - alpha / 2.0))), ("band", critical)):
         out[f"{kind}_low"][:, where], out[f"{kind}_high"][:, where] = theta.limits(factor)
     return out
 
@@ -372,9 +373,7 @@ def prediction_rows(model: FittedVCMoE, new: Any, response: bool, extrapolate: b
         If the index leaves the range of the fit, or a column for offset or trials is missing.
     """
     design = model.design if new is None else model.design.for_new(new, response=response)
-    for name in ("offset", "trials"):
-        if name in model.design.aux and name not in design.aux:
-            raise DesignError(f"the new data lack the column {model.settings[name]!r} ({name}); add it")
+    check_beside(design, model.settings, ("offset", "trials"))
     made = sorted_rows(design, model.problem.family, response)
     grid, index = model.problem.windows.grid, made.rows.index
     if not extrapolate and (index[0] < grid[0] or index[-1] > grid[-1]):

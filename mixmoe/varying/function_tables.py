@@ -153,7 +153,7 @@ def places(model: FittedVCMoE, at: Any) -> Places:
 
 
 def function_tables(
-    model: FittedVCMoE, bands: pd.DataFrame | None, p_values: Mapping[str, float] | None, level: float, at: Any = None
+    model: FittedVCMoE, bands: pd.DataFrame | None, p_values: Mapping[str, float] | None, alpha: float, at: Any = None
 ) -> tuple[Table, ...]:
     """One table per expert and one for the gate: range, test of constancy (if any), values with bands."""
     if bands is None:
@@ -169,12 +169,12 @@ def function_tables(
     title = "Gate: functions of the index (log odds against expert 1)"
     tables.append(_function_table(model, gate, p_values, "gate", title, shown))
     *others, last = [table for table in tables if table.index]
-    about = _about_functions(str(model.design.names.index), level, p_values is not None)
+    about = _about_functions(str(model.design.names.index), alpha, p_values is not None)
     found = (wide_bands(model), lost_bands(bands), limited_bands(bands), thin_bands(bands), outside_bands(bands))
     return (*others, replace(last, notes=(about, *(note for note in found if note is not None))))
 
 
-def _about_functions(index: str, level: float, tested: bool) -> str:
+def _about_functions(index: str, alpha: float, tested: bool) -> str:
     """What the columns and second lines of the tables of functions are."""
     test = (
         "P const.: asymptotic GLR test that the function is constant; test_varying() has the bootstrap, which assumes "
@@ -185,8 +185,8 @@ def _about_functions(index: str, level: float, tested: bool) -> str:
         "distribution needs; a constant is ruled out where no horizontal line fits into the band."
     )
     return (
-        f"Second lines: {100 * level:g} % simultaneous bands over the whole range of {index}, robust bias correction. "
-        f"{test if tested else untested}"
+        f"Second lines: {100 * (1.0 - alpha):g} % simultaneous bands over the whole range of {index}, robust bias "
+        f"correction. {test if tested else untested}"
     )
 
 
@@ -382,8 +382,8 @@ def _curve(model: FittedVCMoE, of: str, name: str, part: pd.DataFrame, options: 
         expert=expert,
         xlabel=index,
         ylabel=_value_label(model, of, options),
-        limits=f"{100 * options.get('level', 0.95):g} % pointwise",
-        bands=f"{100 * options.get('level', 0.95):g} % simultaneous",
+        limits=f"{100 * (1.0 - options.get('alpha', 0.05)):g} % pointwise",
+        bands=f"{100 * (1.0 - options.get('alpha', 0.05)):g} % simultaneous",
     )
 
 

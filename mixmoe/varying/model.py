@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_positive, checked_rng
+from mixmoe.design.beside import with_columns
 from mixmoe.design.design import build_design
 from mixmoe.design.formula import MoEFormula
 from mixmoe.design.labels import units_of
@@ -90,9 +91,10 @@ class VCMoE:
         Grid points, covering the range of the index; by default `n_grid` equally spaced ones.
     n_grid : int, optional
         By default 50, or more where the bandwidth is narrow: three for each bandwidth.
-    trials, offset, weights, cluster : str, optional
-        Columns: number of trials of a binomial response; offset of the linear predictor; weights of the rows;
-        independent units for standard errors, bands and cross-validation, see Notes.
+    trials, offset, weights, cluster : str, array or Series, optional
+        Columns of the data, or one value for each row of the data (a Series is aligned by its index): number of trials
+        of a binomial response; offset of the linear predictor; weights of the rows; independent units for standard
+        errors, bands and cross-validation, see Notes.
     estimate : {"shrunken", "local", "joint"}
         Functions that are reported. ``"local"``: maxima of the local likelihoods next to where the joint EM ended, to
         which the pointwise theory applies; standard errors and bands rest on these whatever is reported.
@@ -118,7 +120,7 @@ class VCMoE:
     For inference it is one draw from the model, so that only ratios of weights matter: standard errors and bands do not
     depend on the units of the weights, and `test_varying` and the information criteria take weights that sum to the
     effective number of rows, ``(sum w)^2 / sum w^2``. Repeat a row that stands for several units instead of weighting
-    it. Rows of weight zero are not counted. (How far ``estimate="shrunken"`` draws functions towards lines does depend
+    it. Rows of weight zero are left out. (How far ``estimate="shrunken"`` draws functions towards lines does depend
     on the units: a weight of w is taken for w rows.)
 
     With ``cluster=`` the estimates are those of independent rows, standard errors and bands those of independent
@@ -151,10 +153,10 @@ class VCMoE:
         dispersion: str = "varying",
         grid: Any = None,
         n_grid: int | None = None,
-        trials: str | None = None,
-        offset: str | None = None,
-        weights: str | None = None,
-        cluster: str | None = None,
+        trials: Any = None,
+        offset: Any = None,
+        weights: Any = None,
+        cluster: Any = None,
         estimate: str = "shrunken",
         sigma_floor: float = 0.01,
         context: Mapping[str, Any] | None = None,
@@ -168,9 +170,11 @@ class VCMoE:
         if n_grid is not None:
             checked_count(n_grid, "n_grid", least=3)
         checked_floor(sigma_floor)
+        beside = {"trials": trials, "offset": offset, "weights": weights, "cluster": cluster}
+        data, columns = with_columns(data, beside)
         if trials is not None and self.family.name != "binomial":
-            raise ArgumentError(f"trials={trials!r} is for family='binomial', got family={family!r}; leave it out")
-        columns = {"trials": trials, "offset": offset, "weights": weights, "cluster": cluster}
+            named = columns["trials"]
+            raise ArgumentError(f"trials={named!r} is for family='binomial', got family={family!r}; leave it out")
         aux = {name: column for name, column in columns.items() if column is not None}
         self.design = build_design(self.formula, data, context=context, engine=formula_engine, aux=aux)  # type: ignore[arg-type]
         self.data: Sorted = sorted_rows(self.design, self.family)
@@ -293,7 +297,7 @@ class VCMoE:
             problem,
             coef,
             settings,
-            tabulated_points(problem.windows.grid, self.data.rows.index[self.data.rows.weights > 0.0]),
+            tabulated_points(problem.windows.grid, self.data.rows.index),
             self.clusters,
             used.table,
             used.gate_table,
@@ -301,13 +305,10 @@ class VCMoE:
 
     @property
     def clusters(self) -> NDArray[np.intp] | None:
-        """Cluster of each sorted row as codes, or None; one without weight adds nothing and has the code of another."""
+        """Cluster of each sorted row as codes, or None."""
         if "cluster" not in self.design.aux:
             return None
-        codes = units_of(pd.Series(self.design.aux["cluster"], dtype=object)).codes[self.data.order]
-        carries = np.zeros(int(codes.max()) + 1, dtype=bool)
-        carries[codes[self.data.rows.weights > 0.0]] = True
-        return np.maximum(np.cumsum(carries) - 1, 0)[codes]
+        return units_of(pd.Series(self.design.aux["cluster"], dtype=object)).codes[self.data.order]
 
     def select_bandwidth(
         self,

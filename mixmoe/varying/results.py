@@ -9,6 +9,7 @@ import pandas as pd
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_order, checked_rng
+from mixmoe.design.beside import check_beside
 from mixmoe.design.complete_rows import NothingLeftError
 from mixmoe.errors import ArgumentError, ConvergenceWarning, warn
 from mixmoe.families import Distribution, GatePoint
@@ -19,7 +20,7 @@ from mixmoe.output.records import Cell, Curve, Table
 from mixmoe.output.summary import Summary, header_table, nothing_predicted
 from mixmoe.results import MoEResults
 from mixmoe.varying import function_tables
-from mixmoe.varying.bands import BIASES, METHODS, LevelProcess, checked_level
+from mixmoe.varying.bands import BIASES, METHODS, LevelProcess
 from mixmoe.varying.dispersion_limits import ThetaProfile
 from mixmoe.varying.effective_parameters import effective_df, fitness
 from mixmoe.varying.em_steps import posterior
@@ -69,7 +70,7 @@ class VCMoEResults(MoEResults):
         Effective number of parameters of the local fits; AIC, AICc and BIC charge it. Functions that were drawn towards
         lines have fewer, so that the criteria are on the side of constants.
     nobs, n_units : int
-        Rows, and independent units, which are clusters or rows; those of weight zero do not count. `n_units` is the N
+        Rows, and independent units, which are clusters or rows; those of weight zero are left out. `n_units` is the N
         of AICc, BIC, SABIC and ICL. The criteria take `llf` with weights that sum to the effective number of rows, see
         `VCMoE`.
     params : Series
@@ -118,7 +119,7 @@ class VCMoEResults(MoEResults):
     def bands(
         self,
         of: str = "coefficients",
-        level: float = 0.95,
+        alpha: float = 0.05,
         *,
         method: str = "multiplier",
         bias: str = "rbc",
@@ -136,7 +137,8 @@ class VCMoEResults(MoEResults):
         of : {"coefficients", "probabilities", "experts", "mean", "differences"}
             Coefficient functions of experts and gate and the dispersions; probabilities of the experts by the gate;
             expected response of each expert; marginal mean; differences of the coefficients of two experts.
-        level : float
+        alpha : float
+            One minus the level of the bands.
         method : {"multiplier", "asymptotic", "bootstrap"}
             Critical value of the simultaneous band: Gaussian multiplier bootstrap over the grid; supremum of the
             limiting process; parametric bootstrap (with a covariance over clusters: of these) with warm-started refits.
@@ -172,7 +174,7 @@ class VCMoEResults(MoEResults):
         ConvergenceWarning
             If there are values without a maximum.
         """
-        request = BandRequest(of, level, method, bias, at, draws, n_boot, n_jobs, progress)
+        request = BandRequest(of, alpha, method, bias, at, draws, n_boot, n_jobs, progress)
         frame = self._requested_bands(request, rng)
         gaps = function_tables.lost_bands(frame)
         if gaps is not None:
@@ -193,8 +195,8 @@ class VCMoEResults(MoEResults):
         checked_choice(request.bias, "bias", BIASES)
         checked_count(request.draws, "draws", least=100)
         checked_count(request.n_boot, "n_boot", least=19)
-        level, n_jobs = checked_level(request.level), checked_jobs(request.n_jobs)
-        return self._bands(replace(request, level=level, n_jobs=n_jobs), rng)
+        alpha, n_jobs = checked_alpha(request.alpha), checked_jobs(request.n_jobs)
+        return self._bands(replace(request, alpha=alpha, n_jobs=n_jobs), rng)
 
     def test_varying(
         self,
@@ -289,6 +291,7 @@ class VCMoEResults(MoEResults):
     def loglik_of(self, data: Any) -> float:
         """Log-likelihood of other data, with their response, under the estimates; functions are continued as lines."""
         at = prediction_rows(self.model, data, True, True)
+        check_beside(at.design, self.model.settings, ("weights",))
         return float(posterior(at.rows, self.model.problem.family, at.natural).loglik)
 
     def relabel(self, order: Sequence[int]) -> Self:
@@ -326,11 +329,11 @@ class VCMoEResults(MoEResults):
             Of each function: its range, the p-value of the asymptotic GLR test that it is constant (not with clustered
             rows), and values with bands.
         """
-        level = 1.0 - checked_alpha(alpha)
-        frame = None if self.model.problem.const.all() else self._bands(BandRequest(level=level), SEED)
+        alpha = checked_alpha(alpha)
+        frame = None if self.model.problem.const.all() else self._bands(BandRequest(alpha=alpha), SEED)
         header = header_table(function_tables.facts(self))
         constants = function_tables.constant_tables(self.model, self.to_frame(alpha), alpha)
-        return (header, *constants, *function_tables.function_tables(self.model, frame, self._constancy(), level, at))
+        return (header, *constants, *function_tables.function_tables(self.model, frame, self._constancy(), alpha, at))
 
     def summary(self, alpha: float = 0.05, at: Any = None) -> Summary:
         """Header, constants, functions and notes; prints as text, and has as_html(), as_latex(), as_markdown().
@@ -352,7 +355,7 @@ class VCMoEResults(MoEResults):
             probabilities; expected response of each expert; differences of experts; the cross-validated criterion of
             the bandwidth, of that of the gate.
         **options
-            Of `bands`: ``level=``, ``bias=``, ``at=`` ...
+            Of `bands`: ``alpha=``, ``bias=``, ``at=`` ...
 
         Returns
         -------

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_count, checked_positive
+from mixmoe.design.beside import check_clusters
 from mixmoe.design.design import Design
 from mixmoe.design.formula import MoEFormula, parse_formula
 from mixmoe.design.frame import shown
@@ -111,7 +113,7 @@ def sorted_rows(design: Design, family: Family, response: bool = True) -> Sorted
     Raises
     ------
     DesignError
-        If a response, weight or number of trials is impossible; names the first row.
+        If a response or number of trials is impossible; names the first row.
     """
     index = np.asarray(design.index, dtype=float)
     order = np.argsort(index, kind="stable")
@@ -193,28 +195,8 @@ def check_designs(design: Design, slots: Slots) -> None:
     """
     if slots.n_expert_columns == 0:
         raise DesignError("the expert part has no columns, got only 0; write at least an intercept, 1")
-    if "cluster" not in design.aux:
-        return
-    every = np.asarray(design.aux["cluster"], dtype=object)
-    _check_one_kind(design, every)
-    clusters = every[_column(design, "weights", 1.0) > 0.0]
-    if len(set(clusters)) < 2:
-        raise DesignError(
-            f"cluster= has the same value, {clusters[0]}, in all {len(clusters)} rows; clusters are independent units, "
-            "of which standard errors need many, so leave it out or name another column"
-        )
-
-
-def _check_one_kind(design: Design, clusters: NDArray[np.object_]) -> None:
-    """Refuse texts among numbers, of which '1' and 1 would be two clusters."""
-    texts = np.array([isinstance(value, str) for value in clusters])
-    if texts.any() and not texts.all():
-        i, j = int(texts.argmin()), int(texts.argmax())
-        raise DesignError(
-            f"cluster= holds values of different types, {shown(clusters[i])} in row {shown(design.rows[i])} and "
-            f"{shown(clusters[j])} in row {shown(design.rows[j])}, which would be two clusters even if they read "
-            "alike; make them one type, for instance by astype(str)"
-        )
+    if "cluster" in design.aux:
+        check_clusters(pd.Series(design.aux["cluster"], dtype=object), design.rows)
 
 
 def checked_floor(value: Any) -> float:
@@ -241,8 +223,7 @@ def check_errors(rows: Rows, family: Family, response: str) -> None:
     DesignError
         If one regression for all rows leaves nothing, or all responses lie at one end of their range.
     """
-    out, used = rows.outcome, rows.weights > 0.0
-    check_maximum(family.name, Observed(response, out.y[used], out.trials[used], rows.offset[used]), rows.design[used])
+    check_maximum(family.name, Observed(response, rows.outcome.y, rows.outcome.trials, rows.offset), rows.design)
     if family.name != "gaussian":
         return
     root = np.sqrt(rows.weights)

@@ -64,9 +64,9 @@ def test_other_families_and_options(here, capsys):
 
 def test_clusters(here, data, capsys):
     data.assign(site=data["id"] // 3).to_csv("data.csv", index=False)
-    assert main(["fit", "data.csv", FORMULA, "--rng", "0", "--cov-type", "cluster", "--cluster", "site"]) == 0
+    assert main(["fit", "data.csv", FORMULA, "--rng", "0", "--cluster", "site"]) == 0
     assert "sandwich over clusters" in capsys.readouterr().out
-    assert main(["fit", "data.csv", FORMULA, "--cov-type", "cluster", "--cluster", "nosite"]) == 1
+    assert main(["fit", "data.csv", FORMULA, "--cluster", "nosite"]) == 1
     assert "--cluster: the data have no column 'nosite'" in capsys.readouterr().err
 
 
@@ -383,9 +383,10 @@ def test_candidates_differ_in_bandwidth(varying, capsys):
     assert sorted(set(pd.read_csv("c.csv")["bandwidth"])) == [0.3, 0.6]
 
 
-def test_clusters_of_candidates_need_an_index(varying, capsys):
-    assert main(["select", "v.csv", "y ~ z1", "--cluster", "id"]) == 2
-    assert "--cluster id is for formulas with vary:" in capsys.readouterr().err
+def test_clusters_of_candidates_without_an_index(varying, capsys):
+    assert main(["select", "v.csv", "y ~ z1", "--experts", "1", "--cluster", "id", "--rng", "0"]) == 0
+    assert main(["select", "v.csv", "y ~ z1", "--experts", "1", "--cluster", "nobody"]) == 1
+    assert "--cluster: the data have no column 'nobody'" in capsys.readouterr().err
 
 
 def test_predictions_beyond_the_index(varying, data, capsys):

@@ -248,7 +248,8 @@ def test_frames_of_broom(case):
 
 @pytest.mark.parametrize("kind", COV_TYPES)
 def test_every_covariance(kind, case):
-    options = {"cluster": {"cluster": dict(zip(case.units, np.arange(len(case.units)) // 2, strict=True))}}
+    design = case.fit.model.design
+    options = {"cluster": {"cluster": design.in_order(design.codes // 2, fill=True)}}
     options["bootstrap"] = {"n_boot": 2, "rng": 0}
     other = case.fit.with_cov(kind, **options.get(kind, {}))
     assert type(other) is type(case.fit)

@@ -215,6 +215,20 @@ def test_auxiliary_columns_come_along(data):
     assert list(design.aux["cluster"]) == list(data["g"].iloc[design.position])
 
 
+def test_rows_of_weight_zero_are_left_out_and_no_others(data):
+    weighted = data.assign(w=(data["id"] > data["id"].min()) * 1.5)  # one subject without weight
+    design = build("y ~ x" + RE, weighted, aux={"weights": "w"})
+    left = build("y ~ x" + RE, data[weighted["w"] > 0])
+    assert (design.n, design.n_units) == (left.n, left.n_units) == (N - VISITS, SUBJECTS - 1)
+    np.testing.assert_array_equal(design.expert, left.expert)
+    assert (design.dropped.n_rows, design.n_input) == (0, N)
+    assert design.for_new(weighted).n == N  # which rows of weight zero have too
+    assert design.for_new(weighted, response=True).n == N - VISITS
+    gone = with_cells(weighted, y={5: np.nan}, w={5: np.nan})  # a row that is left out anyway needs no weight
+    with pytest.warns(DroppedRowsWarning, match="1 of"):
+        assert build("y ~ x" + RE, gone, aux={"weights": "w"}).n < N
+
+
 def test_the_kept_columns_rebuild_the_design(data):
     formula = "y ~ scale(time) + bs(x, df=4) | gate: z" + RE
     design = build(formula, data.sample(frac=1, random_state=2))
@@ -602,7 +616,7 @@ BAD = {
     "infinite in aux": (
         "y ~ x",
         lambda d: with_cells(d, one={5: np.inf}),
-        r"column 'one' \(weights\) is inf in row 'r5'",
+        r"weights must be finite and not negative, got inf in row 'r5'",
     ),
     "text response": ("g ~ x", None, "the response 'g' must be numeric, got 'u' in row 'r0'"),
     "text in response": ("y ~ x", lambda d: with_cells(d, y={3: "bad"}), "'y' must be numeric, got 'bad' in row 'r3'"),

@@ -196,7 +196,7 @@ REFUSED = [
     ({"errors": "arma"}, ArgumentError, "errors must be one of 'iid', 'ar1', 'car1', 'bm', got 'arma'"),
     ({"errors": "car1"}, ArgumentError, "errors='car1' needs time="),
     ({"errors": "bm"}, ArgumentError, "errors='bm' needs time="),
-    ({"errors": "car1", "time": 3}, ArgumentError, "time must be the name of a column"),
+    ({"errors": "car1", "time": 3}, ArgumentError, "time must be the name of a column, or an array"),
     ({"errors_by": "common"}, ArgumentError, "has no use"),
     ({"errors": "ar1", "errors_by": "all"}, ArgumentError, "errors_by must be one of 'expert', 'common', got 'all'"),
     ({"errors_dist": "cauchy"}, ArgumentError, "errors_dist must be one of 'normal', 't', got 'cauchy'"),

@@ -191,9 +191,9 @@ def test_rows_of_weight_zero_are_not_counted(family):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (-0.5, "weights must not be negative, got -0.5 in row 'r7'"),
-        (np.nan, r"\(weights\) is missing in row 'r7'"),
-        (np.inf, r"\(weights\) is inf in row 'r7'"),
+        (-0.5, "weights must be finite and not negative, got -0.5 in row 'r7'"),
+        (np.nan, "weights must be finite and not negative, got a missing value in row 'r7'"),
+        (np.inf, "weights must be finite and not negative, got inf in row 'r7'"),
     ],
 )
 def test_impossible_weights_name_the_row(value, message):

@@ -103,12 +103,16 @@ def test_the_exact_likelihood_has_no_batches():
 def test_the_default_estimator_has_no_annealing_and_says_so():
     found = []
     for alpha in (0.93, 0.99):
-        with pytest.warns(MixmoeWarning, match=f"alpha={alpha} is a setting of estimator='sgd'; 'laplace' does not"):
-            fit = mm.fit("y ~ x | re: (bias | id)", DATA, hidden=(3,), alpha=alpha, epochs=300, baselines=False, rng=0)
+        with pytest.warns(
+            MixmoeWarning, match=f"annealing={alpha} is a setting of estimator='sgd'; 'laplace' does not"
+        ):
+            fit = mm.fit(
+                "y ~ x | re: (bias | id)", DATA, hidden=(3,), annealing=alpha, epochs=300, baselines=False, rng=0
+            )
         found.append(fit.params.to_numpy())
     np.testing.assert_array_equal(*found)
     published = [
-        quiet("y ~ x | re: (bias | id)", estimator="sgd", alpha=alpha).trained.s.mean() for alpha in (0.93, 0.99)
+        quiet("y ~ x | re: (bias | id)", estimator="sgd", annealing=alpha).trained.s.mean() for alpha in (0.93, 0.99)
     ]
     assert published[0] < published[1]
 

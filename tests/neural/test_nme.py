@@ -106,7 +106,7 @@ def test_laplace_updates_reach_the_maximum_that_the_exact_way_finds(orthodont):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_sgd_is_the_published_rule(orthodont, seed):
     model = mm.NME("distance ~ age | re: (all | id)", orthodont, hidden=(), estimator="sgd")
-    fit = model.fit(epochs=600, alpha=0.98, validation=0.25, rng=seed, baselines=False)  # the last of four visits
+    fit = model.fit(epochs=600, annealing=0.98, validation=0.25, rng=seed, baselines=False)  # the last of four visits
     assert fit.trained.sigma2 == pytest.approx(0.138, rel=0.05)
     assert fit.trained.s[1] == pytest.approx(0.42, rel=0.05)
     assert fit.trained.trace.best == pytest.approx(170, rel=0.05)
@@ -276,7 +276,7 @@ def test_figures(deep):
         ("y ~ x1 | re: (first | id)", {"estimator": "adam"}, ArgumentError, "estimator must be one of"),
         ("y ~ x1 | re: (first | id)", {"device": "abacus"}, ArgumentError, "device 'abacus'"),
         ("y ~ x1 | re: (first | id)", {"lr": 0.0}, ArgumentError, "lr must be a finite number above zero, got 0.0"),
-        ("y ~ x1 | re: (first | id)", {"alpha": 1.5}, ArgumentError, "alpha must lie between 0 and 1, got 1.5"),
+        ("y ~ x1 | re: (first | id)", {"annealing": 1.5}, ArgumentError, "annealing must lie between 0 and 1, got 1.5"),
         ("y ~ x1 | re: (first | id)", {"validation": 1.0}, ArgumentError, "validation must be a number from 0"),
         (
             "y ~ x1 | re: (first | id)",

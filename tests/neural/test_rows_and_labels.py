@@ -210,7 +210,7 @@ def test_a_device_that_is_not_there_is_told_in_one_line(device):
 WARNED = [
     lambda: mm.fit("y ~ x | re: (last | id)", NUMBERS, hidden=(3,), epochs=2, baselines=False, rng=0),
     lambda: mm.NME("y ~ x | re: (bias | id)", NUMBERS, hidden=(3,)).fit(epochs=2, baselines=False, rng=0),
-    lambda: mm.NME("y ~ x | re: (bias | id)", NUMBERS, hidden=()).fit(alpha=0.9, baselines=False, rng=0),
+    lambda: mm.NME("y ~ x | re: (bias | id)", NUMBERS, hidden=()).fit(annealing=0.9, baselines=False, rng=0),
     lambda: mm.NME("y ~ x | re: (bias | id)", NUMBERS.assign(x=NUMBERS.x.where(NUMBERS.index > 0))),
 ]
 

@@ -138,8 +138,8 @@ def test_unknown_figures():
     fit = make_results()
     with pytest.raises(ArgumentError, match="got 'gates'"):
         fit.plot("gates")
-    with pytest.raises(ArgumentError, match="no option 'level'"):
-        fit.plot("responsibilities", level=0.9)
+    with pytest.raises(ArgumentError, match="no option 'alpha'"):
+        fit.plot("responsibilities", alpha=0.1)
 
 
 def test_without_matplotlib(monkeypatch):

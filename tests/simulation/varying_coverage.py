@@ -61,7 +61,7 @@ def replicate(given, seed):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MixmoeWarning)
         fit = VCMoE(FORMULA, sim.data, bandwidth=given.bandwidth, **options).fit(rng=seed)
-    frame = in_order_of_truth(fit).bands(bias=given.bias, level=LEVEL, rng=seed)
+    frame = in_order_of_truth(fit).bands(bias=given.bias, alpha=1.0 - LEVEL, rng=seed)
     truth = true_functions(sim, frame["u"].unique())
     names = list(frame["coefficient"].unique())
     column = lambda name: np.stack([frame.loc[frame["coefficient"] == f, name].to_numpy() for f in names])  # noqa: E731

@@ -118,7 +118,7 @@ def test_impossible_trials_and_weights(frame):
         VCMoE(FORMULA, data.assign(trials=0.0), family="binomial", trials="trials")
     with pytest.raises(DesignError, match="pass trials= for successes"):
         VCMoE(FORMULA, data.assign(y=np.arange(200) % 5.0), family="binomial")
-    with pytest.raises(DesignError, match="weights must not be negative, got -1 in row 0"):
+    with pytest.raises(DesignError, match="weights must be finite and not negative, got -1 in row 0"):
         VCMoE(FORMULA, frame.assign(w=-1.0), weights="w")
     with pytest.raises(ArgumentError, match="trials='x1' is for family='binomial'"):
         VCMoE(FORMULA, frame, trials="x1")
@@ -235,8 +235,8 @@ def test_wrong_settings_of_the_search(frame):
 
 def test_wrong_arguments_of_results(frame):
     fit = VCMoE(FORMULA, frame, bandwidth=0.4).fit(rng=0, starts=3)
-    with pytest.raises(ArgumentError, match="level must lie between 0 and 1, got 95"):
-        fit.bands(level=95)
+    with pytest.raises(ArgumentError, match=r"alpha must be a number between 0 and 1, .* got 95"):
+        fit.bands(alpha=95)
     with pytest.raises(ArgumentError, match="of must be one of"):
         fit.bands("sigma")
     with pytest.raises(ArgumentError, match="at names 'age'"):

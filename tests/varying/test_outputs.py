@@ -133,7 +133,7 @@ def test_rows_that_are_all_incomplete_are_predicted_as_missing(data, fit, kind, 
 
 
 def test_a_figure_says_what_its_lines_and_shades_are(fit):
-    figure = fit.plot(at={"x1": 0.5}, level=0.9)
+    figure = fit.plot(at={"x1": 0.5}, alpha=0.1)
     first, *others = figure.axes
     entries = [text.get_text() for text in first.get_legend().get_texts()]
     assert entries == ["expert 1", "expert 2", "90 % pointwise", "90 % simultaneous"]

@@ -376,7 +376,7 @@ def test_clusters_are_counted(sim):
             rng=0, starts=2
         )
     assert "5 clusters" in str(fit.summary())
-    with pytest.raises(DesignError, match=r"cluster= has the same value, 1\.0, in all 400 rows"):
+    with pytest.raises(DesignError, match=r"cluster= has the same value, 1, in all 400 rows"):
         VCMoE(FORMULA, sim.data.assign(site=1), bandwidth=0.3, cluster="site").fit(rng=0, starts=2)
 
 

@@ -192,7 +192,7 @@ def test_clusters_without_weight_are_not_counted(data):
     fit = fitted(data.assign(w=(data["id"] % 5 > 0).astype(float)), weights="w", cluster="id")
     assert (fit.n_units, fit.nobs) == (48, 192)
     assert "48 clusters" in fit.cov.note
-    with pytest.raises(DesignError, match=r"cluster= has the same value, 7\.0, in all 4 rows"):
+    with pytest.raises(DesignError, match=r"cluster= has the same value, 7, in all 4 rows"):
         fitted(data.assign(w=(data["id"] == 7).astype(float)), weights="w", cluster="id")
 
 

@@ -327,10 +327,10 @@ def build_control(estimator: Estimator, problem: Problem, **given: Any) -> Contr
     ArgumentError
         For values out of range, and for batches where the estimator needs everyone at once.
     """
-    options = {name: value for name, value in given.items() if value is not None}
+    options = {name: value for name, value in given.items() if value is not None or name == "progress"}
     control = Control(**{**defaults(estimator, problem), **options})
     if estimator == "laplace":
-        for name in ("alpha", "penalty"):
+        for name in ("annealing", "penalty"):
             if name in options:
                 warn(unused(name, options[name]), MixmoeWarning)
         if control.batch_size is not None and is_exact(problem):
@@ -350,7 +350,7 @@ def defaults(estimator: Estimator, problem: Problem) -> dict[str, Any]:
 
 def unused(name: str, value: Any) -> str:
     """What a user must know who gives the default estimator a setting of the published rule."""
-    what = {"alpha": "it has no annealing", "penalty": "its penalty has the weight that the model says"}[name]
+    what = {"annealing": "it has none", "penalty": "its penalty has the weight that the model says"}[name]
     return f"{name}={value} is a setting of estimator='sgd'; 'laplace' does not use it, because {what}"
 
 

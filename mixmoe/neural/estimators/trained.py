@@ -115,7 +115,7 @@ class Control:
         Full-batch steps at most.
     lr : float
         Learning rate of Adam on standardised data; decays to zero over the last part (``"laplace"``).
-    alpha : float
+    annealing : float
         Factor by which annealed variances shrink per epoch (``"sgd"``).
     update_every : int
         Steps between Laplace updates of the variances.
@@ -129,20 +129,20 @@ class Control:
         Stop after so many epochs without a better validation loss; None: never.
     tol : float
         Length of the last step of the variances, in their standard errors, at which the fit counts as converged.
-    progress : bool
-        Show a progress bar.
+    progress : bool or None
+        Show a progress bar; None: only in a terminal, and if it takes more than a few seconds.
     """
 
     epochs: int = 1500
     lr: float = 0.01
-    alpha: float = 0.97
+    annealing: float = 0.97
     update_every: int = 20
     penalty: float = 1.0
     weight_decay: float = 0.0
     batch_size: int | None = None
     patience: int | None = None
     tol: float = 0.1
-    progress: bool = False
+    progress: bool | None = False
 
     def __post_init__(self) -> None:
         checked_count(self.epochs, "epochs")
@@ -151,8 +151,8 @@ class Control:
             if getattr(self, name) is not None:
                 checked_count(getattr(self, name), name)
         checked_positive(self.lr, "lr")
-        if not checked_positive(self.alpha, "alpha") < 1.0:
-            raise ArgumentError(f"alpha must lie between 0 and 1, got {shown(self.alpha)}")
+        if not checked_positive(self.annealing, "annealing") < 1.0:
+            raise ArgumentError(f"annealing must lie between 0 and 1, got {shown(self.annealing)}")
         for name in ("weight_decay", "penalty"):
             value = getattr(self, name)
             if not isinstance(value, numbers.Real) or not 0.0 <= float(value) < np.inf:

@@ -16,7 +16,7 @@ Woertwein, Allen, Sheeber, Auerbach, Cohn & Morency (2023), ICMI, arXiv 2306.081
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from mixmoe.neural.batches import Batch, shuffled, split_batches
 from mixmoe.neural.blocks import Tensor, to_array, torch
 from mixmoe.neural.estimators.state import State, directions, effects
 from mixmoe.neural.estimators.trained import Control, Problem, Trace, Trained, block_loss, total_loss
+from mixmoe.numerics.optimise import progress_bar
 
 
 def start_state(problem: Problem, theta: Array, rng: np.random.Generator) -> State:
@@ -204,14 +205,12 @@ def lost(epoch: int, what: str) -> Flag:
     )
 
 
-def epochs_of(control: Control) -> Iterable[int]:
+def epochs_of(control: Control) -> Iterator[int]:
     """Epoch numbers, behind a progress bar if one is wanted."""
-    numbers = range(control.epochs)
-    if not control.progress:
-        return numbers
-    from tqdm.auto import tqdm
-
-    return tqdm(numbers, desc="NME", unit="epoch")
+    with progress_bar(control.epochs, "epochs", control.progress) as bar:
+        for epoch in range(control.epochs):
+            yield epoch
+            bar.update()
 
 
 def trained(
@@ -251,7 +250,7 @@ def fit_published(problem: Problem, control: Control, theta: Array, rng: np.rand
     Notes
     -----
     Each epoch: (1) a step of Adam per batch on the penalised loss of centred effects; (2) variances updated, annealed
-    from one by the factor `alpha`; (3) losses noted, and the state kept if it has the least validation loss.
+    from one by the factor `annealing`; (3) losses noted, and the state kept if it has the least validation loss.
     """
     state, watch, flags = start_state(problem, theta, rng), Watch.new(), []
     batches = split_batches(problem, control.batch_size, rng)
@@ -265,7 +264,7 @@ def fit_published(problem: Problem, control: Control, theta: Array, rng: np.rand
             state = good
             break
         now, good = centred_effects(state), before
-        published_update(problem, now, control.alpha, seen.data)
+        published_update(problem, now, control.annealing, seen.data)
         watch.note(seen.loss, mean_loss(problem, now, validation=True), state.s)
         watch.keep(epoch, now, watch.validation[-1])
         if watch.waited(epoch, control.patience):
@@ -273,8 +272,8 @@ def fit_published(problem: Problem, control: Control, theta: Array, rng: np.rand
     return trained(problem, watch.state or centred_effects(state), watch, math.nan, True, flags)
 
 
-def published_update(problem: Problem, state: State, alpha: float, data: float) -> None:
-    """The authors' variance step: ``s <- max(alpha s, variance of the effects)``, sigma^2 the mean training loss."""
+def published_update(problem: Problem, state: State, annealing: float, data: float) -> None:
+    """The authors' step: ``s <- max(annealing s, variance of the effects)``, sigma^2 the mean training loss."""
     with torch.no_grad():
         if problem.n_effects:
             variance = state.z.var(0, correction=0)
@@ -282,6 +281,6 @@ def published_update(problem: Problem, state: State, alpha: float, data: float) 
                 group = problem.groups
                 sums = torch.zeros_like(variance).index_add_(0, group, variance)
                 variance = (sums / torch.bincount(group, minlength=len(sums)).clamp_min(1))[group]
-            state.s.copy_(torch.maximum(alpha * state.s, variance))
+            state.s.copy_(torch.maximum(annealing * state.s, variance))
         if problem.family == "gaussian":
             state.sigma2.mul_(2.0 * data / max(problem.train.n_rows, 1)).clamp_(min=1e-8)
