@@ -57,7 +57,7 @@ def fit(formula: str | MoEFormula, data: Any, experts: int | None = None, **opti
 
 def load(
     path: str | os.PathLike[str], data: pd.DataFrame | None = None, context: Mapping[str, Any] | None = None
-) -> results.MoEResults:
+) -> results.Results:
     """A fit from a file that its `save` wrote; reading it cannot run code.
 
     Parameters
@@ -70,7 +70,7 @@ def load(
 
     Returns
     -------
-    MoEResults
+    Results
 
     Raises
     ------

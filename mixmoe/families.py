@@ -4,8 +4,8 @@ A family is a model class with a `FamilySpec`, registered once. From the registr
 refusals of the parser, `mixmoe.load`, `mixmoe.select`, the report, the command line and the contract test: none of them
 names a family.
 
-To add one: write a class that has what `Model` asks for, results derived from `mixmoe.results.MoEResults`, and call
-`register` with the class. What a family can do beyond that it shows by having the methods of a capability below; a
+To add one: write a class that has what `Model` asks for, results derived from `mixmoe.results.Results` (mixtures:
+`mixmoe.mixture_results.MoEResults`), and call `register` with the class. What a family can do beyond that it shows by having the methods of a capability below; a
 method of the results asks for it by type (`require`) and refuses with the spec's reason where it is missing.
 """
 
@@ -25,7 +25,7 @@ from mixmoe.design.design import Design
 from mixmoe.design.formula import MoEFormula
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.uncertainty import ParamCov
-from mixmoe.mixture.estimate import EMFit, ParamLayout
+from mixmoe.mixture.estimate import Block, EMFit, ParamLayout
 from mixmoe.numerics.optimise import Evaluation
 from mixmoe.output.saved import SavedFit
 
@@ -55,7 +55,8 @@ class FamilySpec:
     listed : tuple of str
         Options that may be lists in `mixmoe.select`: every combination is a candidate.
     has_experts : bool
-        Whether it is a mixture, whose number of experts is to be chosen.
+        Whether it is a mixture, whose number of experts is to be chosen. The results of one derive from
+        `mixmoe.mixture_results.MoEResults`, others from `mixmoe.results.Results` and `WithoutExperts`.
     packages : tuple of str
         Packages that it needs beside those of mixmoe, for the versions in a report.
     lacks : Mapping of str to str
@@ -90,7 +91,8 @@ class Model(Protocol):
     design : Design
     layout : ParamLayout
         Names, blocks and experts of the reported parameters.
-    n_experts : int
+    n_experts : int or None
+        None where the spec says that there are none.
     settings : Mapping of str to JSON values
         Arguments of the constructor, without formula and data, that rebuild the model; those named ``cov_re`` and
         ``residual`` ("common" < "proportional" < "expert") may be nested in a likelihood-ratio test.
@@ -105,13 +107,20 @@ class Model(Protocol):
     @property
     def layout(self) -> ParamLayout: ...  # noqa: D102
     @property
-    def n_experts(self) -> int: ...  # noqa: D102
+    def n_experts(self) -> int | None: ...  # noqa: D102
     @property
     def settings(self) -> Mapping[str, Any]: ...  # noqa: D102
 
     def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
         """Covariance of the estimates of `fit`."""
         ...
+
+
+class MixtureModel(Model, Protocol):
+    """The model of a family that has experts."""
+
+    @property
+    def n_experts(self) -> int: ...  # noqa: D102
 
 
 class ModelClass(Protocol):
@@ -297,6 +306,15 @@ class HasLikelihood(Protocol):
 
 
 @runtime_checkable
+class HasTerms(Protocol):
+    """Coefficients that belong to terms of the formula: joint tests of each term."""
+
+    def _term_owners(self) -> Mapping[Block, Mapping[str, str]]:
+        """The term of each coefficient, by block."""
+        ...
+
+
+@runtime_checkable
 class HasFunctions(Protocol):
     """Coefficients that are functions of an index."""
 
@@ -423,8 +441,13 @@ def require(found: object, capability: type[Capability], what: str, spec: Family
     """
     if isinstance(found, capability):
         return found
-    reason = spec.lacks.get(capability.__name__) or "its models do not offer what that needs"
-    raise ArgumentError(f"{spec.name} has no {what}: {reason}")
+    raise lacking(spec, capability.__name__, what)
+
+
+def lacking(spec: FamilySpec, capability: str, what: str) -> ArgumentError:
+    """The error for a method that a family does not have, with the reason that it gives."""
+    reason = spec.lacks.get(capability) or "its models do not offer what that needs"
+    return ArgumentError(f"{spec.name} has no {what}: {reason}")
 
 
 # --- the registry ----------------------------------------------------------------------------------------------------

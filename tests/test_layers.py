@@ -22,7 +22,7 @@ LAYERS = (
     {"three_step"},
     {"check"},
     {"report"},
-    {"results"},
+    {"results", "mixture_results"},
     set(FAMILIES),
     {"api"},
     {"selection"},

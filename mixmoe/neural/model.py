@@ -145,10 +145,14 @@ class NME:
             "HasGate": "a network has no gate; predict() and plot('effects') show what inputs do",
             "HasLikelihood": "the parameters of a network are not regular, so that none can be profiled",
             "HasErrorCovariance": "its errors have no serial correlation",
-            "HasExperts": "a network has no experts; compare networks on held-out rows with mixmoe.select",
+            "HasExperts": "a network has no experts that persons could belong to; compare networks on held-out rows "
+            "with mixmoe.select",
+            "HasTerms": "the weights of hidden layers are no coefficients of terms; plot('effects') shows inputs",
+            "HasNewLikelihood": "the likelihood of new rows is not computed; validate() and mixmoe.select have the error "
+            "on held-out rows",
         },
     )
-    n_experts = 1
+    n_experts = None
 
     def __init__(
         self,

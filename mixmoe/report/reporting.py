@@ -24,7 +24,7 @@ class Reporting:
     Notes
     -----
     The column names are broom's, with dots, so that frames of both worlds can be stacked. The same numbers with names
-    that are attributes in Python are in `MoEResults.to_frame`.
+    that are attributes in Python are in `Results.to_frame`.
     """
 
     def tidy(self: Any, alpha: float = 0.05) -> pd.DataFrame:
@@ -48,8 +48,8 @@ class Reporting:
         Returns
         -------
         DataFrame
-            Columns: family, experts, nobs, n.units (subjects, or rows where there are none), df, df.residual, logLik,
-            AIC, BIC, sABIC, ICL, entropy, converged.
+            Columns: family, nobs, n.units (subjects, or rows where there are none), df, df.residual, logLik, AIC, BIC,
+            sABIC, converged; of a mixture also experts, ICL and entropy.
         """
         return broom_glance(self)
 
@@ -67,15 +67,15 @@ class Reporting:
         -------
         DataFrame
             The columns of the data, then ``.fitted`` and ``.resid`` (on the scale of the response in the formula; of
-            the subject, where subjects have random effects), ``.class`` (most probable expert) and ``.probability``
-            (of that expert).
+            the subject, where subjects have random effects); of a mixture ``.class`` (most probable expert) and
+            ``.probability`` (of that expert).
 
         Raises
         ------
         ArgumentError
             If `data` are not the data of the fit.
         """
-        return broom_augment(self.model.design, self.classify(), self._by_row(), data)
+        return broom_augment(self.model.design, self._by_class(), self._by_row(), data)
 
     def to_excel(self: Any, path: str | os.PathLike[str], alpha: float = 0.05, data: bool = True) -> None:
         """Write a workbook with the sheets estimates, fit, notes, subjects and rows; needs openpyxl.
@@ -99,11 +99,11 @@ class Reporting:
         estimates = self.tidy(alpha)
         notes = pd.DataFrame({"note": list(estimates.attrs["notes"])})
         sheets = {"estimates": estimates, "fit": self.glance(), "notes": notes}
+        subjects = self._by_unit() if data else None
+        if subjects is not None:
+            sheets["subjects"] = subjects.rename_axis(self.model.design.names.group or "row").reset_index()
         if data:
-            subjects = pd.concat([self.classify(), self.responsibilities], axis=1).rename_axis(
-                self.model.design.names.group or "row"
-            )
-            sheets |= {"subjects": subjects.reset_index(), "rows": self.augment()}
+            sheets["rows"] = self.augment()
         write_excel(path, sheets)
 
     def report(
@@ -157,8 +157,8 @@ class Reporting:
         Notes
         -----
         The page needs no other file and no network, runs no script, follows the light or dark setting of its reader and
-        prints. Whatever comes from the data is shown as text. It answers the items of GRoLTS (van de Schoot et al.
-        2017) and SMART-LCA (van Lissa et al. 2023), or says what is not reported and why.
+        prints. Whatever comes from the data is shown as text. Of a mixture it answers the items of GRoLTS (van de Schoot
+        et al. 2017) and SMART-LCA (van Lissa et al. 2023), or says what is not reported and why.
 
         References
         ----------
@@ -177,6 +177,14 @@ class Reporting:
         return Path(path)
 
     _report_plots: tuple[str, ...] = ("trajectories", "gate")
+
+    def _by_class(self) -> pd.DataFrame | None:
+        """Most probable expert of each unit and its probability; None in a family without experts."""
+        return None
+
+    def _by_unit(self) -> pd.DataFrame | None:
+        """What is known of each unit, for a sheet of its own; None if that is nothing."""
+        return None
 
     def _by_row(self: Any) -> pd.DataFrame:
         """Fitted values and residuals of the rows used, in the order of the data; families without them override."""

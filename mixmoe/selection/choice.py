@@ -16,7 +16,7 @@ from mixmoe.mixture.resampling import Journal, fingerprint
 from mixmoe.output.plots import COLOURS, Elbow, canvas_axes, canvas_result, draw_criteria, open_frame
 from mixmoe.output.records import Cell, Table
 from mixmoe.output.summary import Summary
-from mixmoe.results import MoEResults, written
+from mixmoe.results import Results, written
 from mixmoe.selection.candidates import Keeper, Trial, Workers, build_specs, check_data, run_trials
 
 
@@ -118,7 +118,7 @@ class Candidate:
     structure : tuple of (str, value)
         Options in which the candidates differ.
     experts : int
-    results : MoEResults or None
+    results : Results or None
         None if the fit failed.
     seconds : float
         Time of all its fits.
@@ -136,7 +136,7 @@ class Candidate:
     formula: str
     structure: tuple[tuple[str, Any], ...]
     experts: int
-    results: MoEResults | None = None
+    results: Results | None = None
     seconds: float = 0.0
     reason: str = ""
     cv: float = np.nan
@@ -199,7 +199,7 @@ class Selection:
         """
         return pd.DataFrame([(_network_record if c.network else _record)(c) for c in self.candidates])
 
-    def best(self, criterion: str | None = None) -> MoEResults:
+    def best(self, criterion: str | None = None) -> Results:
         """The fit with the best value of a criterion.
 
         Parameters
@@ -209,7 +209,7 @@ class Selection:
 
         Returns
         -------
-        MoEResults
+        Results
             Of all rows. Failed, interrupted and degenerate fits are left out.
 
         Raises

@@ -17,7 +17,7 @@ from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.estimate import EMFit
 from mixmoe.output.records import Cell, Curve, Table
 from mixmoe.output.summary import Summary, header_table, nothing_predicted
-from mixmoe.results import MoEResults
+from mixmoe.mixture_results import MoEResults
 from mixmoe.varying import function_tables
 from mixmoe.varying.bands import BIASES, METHODS, LevelProcess, checked_level
 from mixmoe.varying.dispersion_limits import ThetaProfile

@@ -17,7 +17,7 @@ from mixmoe.inference.uncertainty import COV_TYPES
 from mixmoe.inference.wald import InvalidTest, WaldTest
 from mixmoe.output.records import Curve, Panel, Table
 from mixmoe.output.summary import Summary
-from mixmoe.results import MoEResults
+from mixmoe.mixture_results import MoEResults
 
 SEPARATED = {"preset": "separated", "n_subjects": 60, "n_visits": 4, "rng": 1}
 CASES = {  # name -> data, formula, options of mm.fit
