@@ -5,11 +5,13 @@ refusals of the parser, `mixmoe.load`, `mixmoe.select`, the report, the command 
 names a family.
 
 To add one: write a class that has what `Model` asks for, results derived from `mixmoe.results.Results` (mixtures:
-`mixmoe.mixture_results.MoEResults`), and call `register` with the class. What a family can do beyond that it shows by having the methods of a capability below; a
-method of the results asks for it by type (`require`) and refuses with the spec's reason where it is missing.
+`mixmoe.mixture_results.MoEResults`), and call `register` with the class. What a family can do beyond that it shows by
+having the methods of a capability below; a method of the results asks for it by type (`require`) and refuses with the
+spec's reason where it is missing.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -23,7 +25,8 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.design.design import Design
 from mixmoe.design.formula import MoEFormula
-from mixmoe.errors import ArgumentError
+from mixmoe.design.frame import view
+from mixmoe.errors import ArgumentError, FormulaError
 from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.mixture.estimate import Block, EMFit, ParamLayout
 from mixmoe.numerics.optimise import Evaluation
@@ -57,6 +60,10 @@ class FamilySpec:
     has_experts : bool
         Whether it is a mixture, whose number of experts is to be chosen. The results of one derive from
         `mixmoe.mixture_results.MoEResults`, others from `mixmoe.results.Results` and `WithoutExperts`.
+    effects : str
+        Pattern of the words left of the bar in ``re:`` that it alone reads, unless they are columns.
+    effects_hint : str
+        What such a word is, and how to ask for it, in words.
     packages : tuple of str
         Packages that it needs beside those of mixmoe, for the versions in a report.
     lacks : Mapping of str to str
@@ -72,6 +79,8 @@ class FamilySpec:
     covariance_options: tuple[str, ...] = ()
     listed: tuple[str, ...] = ()
     has_experts: bool = True
+    effects: str = ""
+    effects_hint: str = ""
     packages: tuple[str, ...] = ()
     lacks: Mapping[str, str] = field(default_factory=dict)
 
@@ -500,6 +509,36 @@ def family_of(formula: MoEFormula, options: Mapping[str, Any]) -> Any:
     known = families()
     claimed = (model for model in known.values() if model.spec.claims(formula, options))
     return next(claimed, list(known.values())[-1])
+
+
+def refuse_foreign_effects(formula: MoEFormula, family: Any, data: Any) -> None:
+    """Refuse random effects that only another family knows.
+
+    Parameters
+    ----------
+    formula : MoEFormula
+    family : class
+        The model class that fits it.
+    data : DataFrame or mapping of columns
+
+    Raises
+    ------
+    FormulaError
+        If a word in ``re:`` is no column of the data but a word of another family.
+    """
+    if formula.random is None:
+        return
+    frame = view(data)
+    words = [word.strip(" `") for word in formula.random.design.split("+")]
+    for spec in (other.spec for other in families().values() if other is not family):
+        for word in words:
+            if spec.effects and re.fullmatch(spec.effects, word) and word not in frame:
+                raise FormulaError(
+                    f"{word!r} in re: is no column of the data; {spec.effects_hint}",
+                    formula.text,
+                    formula.text.find(word, formula.text.find("re:")),
+                    len(word),
+                )
 
 
 def model_options(family: Any, options: Mapping[str, Any]) -> dict[str, Any]:

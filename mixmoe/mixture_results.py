@@ -46,9 +46,10 @@ class MoEResults(Assessment, ExpertTests, Results):
     @property
     def responsibilities(self) -> pd.DataFrame:
         """Posterior expert probabilities, one row per subject and one column per expert."""
-        design, tau = self.model.design, self.em.responsibilities
-        index = pd.Index(design.labels, name=design.names.group)
-        return pd.DataFrame(tau, index=index, columns=[f"expert{k + 1}" for k in range(tau.shape[1])], copy=True)
+        tau = self.em.responsibilities
+        return pd.DataFrame(
+            tau, index=self._unit_index, columns=[f"expert{k + 1}" for k in range(tau.shape[1])], copy=True
+        )
 
     def classify(self) -> pd.DataFrame:
         """The most probable expert of each subject and its probability.

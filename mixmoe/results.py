@@ -412,8 +412,8 @@ def load(
         )
     whole = saved if saved.data is not None else replace(saved, data=whole_frame(data), rows=None)
     if network is not None:
-        if saved.family != "NME":
-            raise ArgumentError(f"network= is for fits of NME, {str(path)!r} holds a {saved.family!r}; leave it out")
+        if "network" not in known[saved.family].spec.markers:
+            raise ArgumentError(f"network= is for networks, {str(path)!r} holds a {saved.family!r}; leave it out")
         whole = replace(whole, settings={**whole.settings, "network": network})
     with warnings.catch_warnings():  # dropped rows and columns were reported when the model was fitted
         warnings.simplefilter("ignore", MixmoeWarning)

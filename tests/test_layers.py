@@ -12,7 +12,7 @@ import mixmoe
 ROOT = Path(mixmoe.__file__).parent
 FAMILIES = ("mixed", "varying", "neural")
 LAYERS = (
-    {"errors", "_typing", "arguments"},
+    {"errors", "_typing", "arguments", "atomic"},
     {"design", "numerics"},
     {"responses"},
     {"mixture"},

@@ -169,7 +169,7 @@ class Diagnosis:
         """
         names = self.model.layout.names
         found = require(self, HasScores, "influence", self.model.spec)._first_order()
-        return influence(found, self.responsibilities.index, names, self.bse.to_numpy())
+        return influence(found, self._unit_index, names, self.bse.to_numpy())
 
     def panels(self, kind: str, **options: Any) -> tuple[Panel, ...]:
         """What a diagnostic figure shows, as records; ``plot(kind, **options)`` draws it.
@@ -225,6 +225,12 @@ class Diagnosis:
             effects = (replace(effects[0], note="all pairs: plot('random_effects')"),)
         made = [*self.panels("residuals"), *self.panels("qq"), *effects, *self.panels("fit")]
         return draw_panels(made, ax, columns=2 if len(made) == 4 else len(made))
+
+    @property
+    def _unit_index(self) -> pd.Index:
+        """Labels of the independent units."""
+        design = self.model.design
+        return pd.Index(design.labels, name=design.names.group)
 
     @property
     def _unit_word(self) -> str:
@@ -312,7 +318,7 @@ class Diagnosis:
         if level != "marginal":
             raise ArgumentError(f"level must be 'marginal' for {self.model.spec.name}, got {level!r}")
         frame = self.predict(kind="experts")
-        return self._in_design(frame[[f"expert{k + 1}" for k in range(self.model.n_experts)]].to_numpy())
+        return self._in_design(frame[[f"expert{k + 1}" for k in range(self.em.responsibilities.shape[1])]].to_numpy())
 
     def _mean_errors(self, weights: Array) -> Array | None:
         """Standard errors of weighted means of the experts, shape (B, K), from weights (B, n, K); None if not known."""

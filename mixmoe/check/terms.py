@@ -100,7 +100,7 @@ class TermTests(Printed):
         made = (self._table(block) for block in _TITLES)
         return tuple(table for table in made if table.index)
 
-    def _table(self, block: str) -> Table:
+    def _table(self, block: Block) -> Table:
         chosen = [test for test in self.tests if test.block == block]
         compared = any(test.equal is not None for test in chosen)
         if self._with_f:  # one expert: there is nothing to compare
@@ -113,7 +113,7 @@ class TermTests(Printed):
         return Table(block, _TITLES[block], heads, tuple(t.term for t in chosen), tuple(cells), formats)
 
 
-def owners_of(design: Design) -> dict[str, dict[str, str]]:
+def owners_of(design: Design) -> dict[Block, dict[str, str]]:
     """The term of each column of the parts ``"expert"`` and ``"gate"`` of a design."""
     return {
         "expert": dict(zip(design.names.expert, column_terms(design, "expert"), strict=True)),

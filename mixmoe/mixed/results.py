@@ -51,9 +51,9 @@ from mixmoe.mixed.prediction.trajectories import (
     weighted_mean_errors,
 )
 from mixmoe.mixed.subject_refits import relabelled
+from mixmoe.mixture_results import MoEResults
 from mixmoe.output.records import Cell, Curve, Marks, Observed, Table
 from mixmoe.output.summary import nothing_predicted
-from mixmoe.mixture_results import MoEResults
 
 if TYPE_CHECKING:
     from mixmoe.mixed.model import MEMoE

@@ -139,6 +139,8 @@ class NME:
         markers=("hidden", "network"),
         listed=("activation", "estimator", "cov", "family", "lr", "alpha", "weight_decay"),
         has_experts=False,
+        effects=r"first|last|all|bias|transitions|layer\[\d+\]|layer\d+(\.\w+)?",
+        effects_hint="person-specific layers belong to networks: give hidden=, such as hidden=(10,), or network=",
         packages=("torch",),
         lacks={
             "HasScores": "the parameters of a network are not regular; refit without the persons in question",
@@ -148,8 +150,8 @@ class NME:
             "HasExperts": "a network has no experts that persons could belong to; compare networks on held-out rows "
             "with mixmoe.select",
             "HasTerms": "the weights of hidden layers are no coefficients of terms; plot('effects') shows inputs",
-            "HasNewLikelihood": "the likelihood of new rows is not computed; validate() and mixmoe.select have the error "
-            "on held-out rows",
+            "HasNewLikelihood": "the likelihood of new rows is not computed; validate() and mixmoe.select have "
+            "the error on held-out rows",
         },
     )
     n_experts = None

@@ -157,8 +157,8 @@ class Reporting:
         Notes
         -----
         The page needs no other file and no network, runs no script, follows the light or dark setting of its reader and
-        prints. Whatever comes from the data is shown as text. Of a mixture it answers the items of GRoLTS (van de Schoot
-        et al. 2017) and SMART-LCA (van Lissa et al. 2023), or says what is not reported and why.
+        prints. Whatever comes from the data is shown as text. Of a mixture it answers the items of GRoLTS (van de
+        Schoot et al. 2017) and SMART-LCA (van Lissa et al. 2023), or says what is not reported and why.
 
         References
         ----------

@@ -12,7 +12,8 @@ from mixmoe.output.records import Cell, Table, format_cell
 from mixmoe.output.summary import BLOCK_TITLES, Summary
 from mixmoe.report.reporting import Reporting
 
-_BLOCKS: tuple[Block, ...] = ("expert", "fixed", "common", "gate", "random", "residual", "dispersion", "threshold", "other")
+_FURTHER: tuple[Block, ...] = ("random", "residual", "dispersion", "threshold", "other")
+_BLOCKS: tuple[Block, ...] = ("expert", "fixed", "common", "gate", *_FURTHER)
 _STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 _STARS_NOTE = "* p < 0.05, ** p < 0.01, *** p < 0.001 (two-sided, not corrected for the number of tests)."
 _NO_ERROR = "(none)"

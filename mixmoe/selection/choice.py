@@ -11,6 +11,7 @@ import pandas as pd
 from mixmoe.arguments import checked_choice, checked_count, checked_jobs
 from mixmoe.atomic import PathLike
 from mixmoe.errors import ArgumentError
+from mixmoe.families import refuse_foreign_effects
 from mixmoe.mixture.estimate import clc
 from mixmoe.mixture.resampling import Journal, fingerprint
 from mixmoe.output.plots import COLOURS, Elbow, canvas_axes, canvas_result, draw_criteria, open_frame
@@ -353,6 +354,8 @@ def select(
         checked_count(folds, "folds", least=2)
     checked_jobs(n_jobs)
     specs = build_specs(formula, experts, options)
+    for spec in specs:
+        refuse_foreign_effects(spec.formula, spec.family, data)
     for name, value in (("starts", starts), ("folds", folds)):
         if value is not None and not specs[0].has_experts:
             raise ArgumentError(

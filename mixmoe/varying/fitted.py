@@ -63,7 +63,8 @@ SPEC = FamilySpec(
         "a three-step analysis, use method='naive', which is not corrected for classification error",
         "HasLikelihood": "its local likelihoods have no joint likelihood of the parameters; see bands()",
         "HasErrorCovariance": "its errors have no serial correlation",
-        "HasTerms": "coefficients that vary are tested as functions by test_varying() and bands(), constants by wald_test",
+        "HasTerms": "coefficients that vary are tested as functions by test_varying() and bands(), constants by "
+        "wald_test()",
         "HasProportions": "they vary along the index; bands('probabilities') has them with limits",
     },
 )
