@@ -498,6 +498,19 @@ def register(model: Any) -> Any:
     return model
 
 
+def unregister(name: str) -> None:
+    """Forget a family that was added by `register`.
+
+    Raises
+    ------
+    ArgumentError
+        If none of that name was added.
+    """
+    if name not in _ADDED:
+        raise ArgumentError(f"no family named {name!r} was added; added are {sorted(_ADDED)}")
+    del _ADDED[name]
+
+
 def families() -> Mapping[str, Any]:
     """All registered model classes by name; those that others add come first, as they are asked first."""
     own = {name: getattr(import_module(module), attribute) for name, (module, attribute) in _HOME.items()}
