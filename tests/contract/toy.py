@@ -110,9 +110,8 @@ class Toy:
             joint = self.joint(params)
             tau = np.exp(joint - logsumexp(joint, axis=1, keepdims=True))
             trace.append(float(logsumexp(joint, axis=1).sum()))
-        return EMFit(
-            params, trace[-1], np.array(trace[1:]), len(trace), len(trace), True, tau, Starts(1, np.empty(0), 1)
-        )
+        n, record = len(trace), Starts(1, np.array(trace[-1:]), 1)
+        return EMFit(params, trace[-1], np.array(trace[1:]), n, n, True, tau, record)
 
     def covariance(self, fit, kind, **options):
         """Inverse information of the complete data."""
