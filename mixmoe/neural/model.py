@@ -405,7 +405,7 @@ class NME:
     @classmethod
     def from_saved(cls, saved: Any, context: Mapping[str, Any] | None) -> NMEResults:
         """Results of a saved fit."""
-        return NMEResults.from_saved(cls, saved, context)
+        return NMEResults._from_saved(cls, saved, context)
 
     def _checked_cov(self, cov: str | int | None) -> str | int:
         if self.formula.random is not None and not self.formula.random.correlated:

@@ -255,7 +255,7 @@ class NMEResults(NetworkDiagnosis):
         )
 
     @staticmethod
-    def from_saved(family: Any, saved: SavedFit, context: Mapping[str, Any] | None) -> "NMEResults":
+    def _from_saved(family: Any, saved: SavedFit, context: Mapping[str, Any] | None) -> "NMEResults":
         """Results of a saved fit."""
         settings = dict(saved.settings)
         state, module = settings.pop("state", None), settings.pop("module", None)

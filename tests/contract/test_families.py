@@ -114,7 +114,6 @@ CALLS = {
     "lr_test": (LRTest, lambda c, p: {"other": c.fit}),
     "marginals": (FRAME, None),
     "memberships": (FRAME, None),
-    "normalized_cov_params": (np.ndarray, None),
     "panels": (tuple, lambda c, p: {"kind": "residuals"}),
     "plot": (Figure, None),
     "predict": (FRAME, None),
@@ -152,6 +151,7 @@ ATTRIBUTES = {
     "fittedvalues": (SERIES, FRAME),
     "icl": float,
     "llf": float,
+    "normalized_cov_params": np.ndarray,
     "persons": object,
     "pvalues": SERIES,
     "random_effects": FRAME,
@@ -217,6 +217,7 @@ def test_saved_fits_come_back(case, tmp_path):
     assert str(back.summary()) == str(case.fit.summary())
 
 
+@pytest.mark.filterwarnings("ignore::mixmoe.errors.MixmoeWarning")
 def test_reports_hold_what_the_family_has(case, tmp_path):
     page = case.fit.report(tmp_path / "report.html", figures=False).read_text(encoding="utf-8")
     assert case.spec.title.split(":")[0] in page

@@ -24,6 +24,7 @@ class ToyResults(MoEResults):
     _resid_kinds = ("marginal",)
 
     def predict(self, new=None, kind="mean", **options):
+        """Means over the experts, of each, or their probabilities."""
         checked_choice(kind, "kind", ("mean", "experts", "probabilities"))
         if options:
             raise ArgumentError(f"predict of Toy has no option {sorted(options)[0]!r}; it has new and kind")
@@ -38,10 +39,12 @@ class ToyResults(MoEResults):
         return pd.DataFrame({name: design.in_order(values) for name, values in columns.items()}, index=index)
 
     def fitted(self, kind="marginal"):
+        """Mean of each row over the experts."""
         checked_choice(kind, "kind", ("marginal",))
         return self.predict()["mean"].rename("fitted")
 
     def curves(self, kind="trajectories", **options):
+        """Mean of each expert along the last column."""
         checked_choice(kind, "kind", self._curve_kinds)
         x, means = self.model.design.expert[:, -1], self.model.means(self.model.design, self.em.params)
         at = np.argsort(x)
