@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -428,6 +428,7 @@ class ValidatesItself(Protocol):
 
 
 Capability = TypeVar("Capability")
+Registered = TypeVar("Registered", bound=type)
 
 
 def require(found: object, capability: type[Capability], what: str, spec: FamilySpec) -> Capability:
@@ -474,7 +475,7 @@ _HOME: Mapping[str, tuple[str, str]] = MappingProxyType(
 _ADDED: dict[str, Any] = {}
 
 
-def register(model: Any) -> Any:
+def register(model: Registered) -> Registered:
     """Make a family known to `fit`, `load`, `select`, the report and the command line; also a decorator.
 
     Parameters
@@ -492,9 +493,10 @@ def register(model: Any) -> Any:
     ArgumentError
         If a family of the package has its name.
     """
-    if model.spec.name in _HOME:
-        raise ArgumentError(f"a family named {model.spec.name!r} comes with the package; choose another name")
-    _ADDED[model.spec.name] = model
+    name = cast(ModelClass, model).spec.name
+    if name in _HOME:
+        raise ArgumentError(f"a family named {name!r} comes with the package; choose another name")
+    _ADDED[name] = model
     return model
 
 

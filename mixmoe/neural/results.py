@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -34,6 +34,9 @@ from mixmoe.neural.transitions import Transitions, build_transitions
 from mixmoe.output.records import Cell, Curve, Table
 from mixmoe.output.saved import SavedFit, checksum, fingerprints, write
 from mixmoe.results import Results, _saved_rows, restored
+
+if TYPE_CHECKING:
+    from mixmoe.neural.model import NME
 
 
 class NMEResults(NetworkDiagnosis):
@@ -69,7 +72,7 @@ class NMEResults(NetworkDiagnosis):
 
     def __init__(
         self,
-        model: Any,
+        model: "NME",
         fit: EMFit,
         cov: ParamCov,
         problem: Problem,

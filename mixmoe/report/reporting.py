@@ -1,7 +1,7 @@
 """What every fitted model offers to other programs and to readers."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import pandas as pd
 
 from mixmoe.atomic import write_text
 from mixmoe.errors import ArgumentError
+from mixmoe.families import Model
 from mixmoe.inference.uncertainty import checked_alpha
 from mixmoe.report.checklists import check_answers
 from mixmoe.report.content import page, sections
@@ -27,7 +28,12 @@ class Reporting:
     that are attributes in Python are in `Results.to_frame`.
     """
 
-    def tidy(self: Any, alpha: float = 0.05) -> pd.DataFrame:
+    model: Model
+    to_frame: Callable[..., pd.DataFrame]
+    fitted: Callable[..., Any]
+    resid: Callable[..., pd.Series]
+
+    def tidy(self, alpha: float = 0.05) -> pd.DataFrame:
         """One row per parameter.
 
         Parameters
@@ -42,7 +48,7 @@ class Reporting:
         """
         return broom_tidy(self.to_frame(alpha))
 
-    def glance(self: Any) -> pd.DataFrame:
+    def glance(self) -> pd.DataFrame:
         """One row for the whole fit.
 
         Returns
@@ -53,7 +59,7 @@ class Reporting:
         """
         return broom_glance(self)
 
-    def augment(self: Any, data: Any = None) -> pd.DataFrame:
+    def augment(self, data: Any = None) -> pd.DataFrame:
         """The data with what the fit says about each row.
 
         Parameters
@@ -77,7 +83,7 @@ class Reporting:
         """
         return broom_augment(self.model.design, self._by_class(), self._by_row(), data)
 
-    def to_excel(self: Any, path: str | os.PathLike[str], alpha: float = 0.05, data: bool = True) -> None:
+    def to_excel(self, path: str | os.PathLike[str], alpha: float = 0.05, data: bool = True) -> None:
         """Write a workbook with the sheets estimates, fit, notes, subjects and rows; needs openpyxl.
 
         Parameters
@@ -107,7 +113,7 @@ class Reporting:
         write_excel(path, sheets)
 
     def report(
-        self: Any,
+        self,
         path: str | os.PathLike[str],
         *,
         title: str | None = None,
@@ -186,6 +192,6 @@ class Reporting:
         """What is known of each unit, for a sheet of its own; None if that is nothing."""
         return None
 
-    def _by_row(self: Any) -> pd.DataFrame:
+    def _by_row(self) -> pd.DataFrame:
         """Fitted values and residuals of the rows used, in the order of the data; families without them override."""
         return pd.DataFrame({".fitted": np.asarray(self.fitted()), ".resid": np.asarray(self.resid())})
