@@ -133,6 +133,7 @@ def fit(
     offset: str | None = ...,
     weights: str | None = ...,
     gate_penalty: str | float | None = ...,
+    method: str = ...,
     context: Mapping[str, Any] | None = ...,
     formula_engine: str = ...,
     starts: int | None = ...,

@@ -210,8 +210,8 @@ def test_sequences_are_arranged_by_their_order(data):
 
 def test_auxiliary_columns_come_along(data):
     with pytest.warns(DroppedRowsWarning, match="visit: 1"):
-        design = build("y ~ x" + RE, with_cells(data, visit={3: np.nan}), aux={"weights": "visit", "cluster": "g"})
-    np.testing.assert_array_equal(design.aux["weights"], data["visit"].to_numpy()[design.position])
+        design = build("y ~ x" + RE, with_cells(data, visit={3: np.nan}), aux={"offset": "visit", "cluster": "g"})
+    np.testing.assert_array_equal(design.aux["offset"], data["visit"].to_numpy()[design.position])
     assert list(design.aux["cluster"]) == list(data["g"].iloc[design.position])
 
 
