@@ -1,15 +1,153 @@
 """The two doors of the package: `fit` a formula, `load` a file."""
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 import pandas as pd
 
 from mixmoe import results
 from mixmoe.design.formula import MoEFormula, parse_formula
 from mixmoe.errors import ArgumentError
-from mixmoe.families import families, family_of, model_options
+from mixmoe.families import families, family_of, model_options, refuse_foreign_effects
+
+if TYPE_CHECKING:
+    from mixmoe.mixed.error_structure import ErrorsBy, ErrorsDist
+    from mixmoe.mixed.likelihood.serial import ErrorKind
+    from mixmoe.mixed.parameters import CovRE, Residual
+    from mixmoe.mixed.results import MEMoEResults
+    from mixmoe.neural.estimators.trained import Estimator
+    from mixmoe.neural.results import NMEResults
+    from mixmoe.varying.results import VCMoEResults
+
+
+# What an editor and a type checker know of `fit`: the first overload whose arguments fit says which results come back.
+# The keywords are those of constructor, fit and covariance of each family; a test compares them.
+@overload
+def fit(
+    formula: str | MoEFormula,
+    data: Any,
+    *,
+    hidden: Sequence[int],
+    activation: str = ...,
+    network: None = ...,
+    family: str = ...,
+    estimator: "Estimator" = ...,
+    cov: str | int | None = ...,
+    device: str = ...,
+    context: Mapping[str, Any] | None = ...,
+    formula_engine: str = ...,
+    epochs: int | None = ...,
+    lr: float = ...,
+    alpha: float | None = ...,
+    penalty: float | None = ...,
+    weight_decay: float = ...,
+    batch_size: int | None = ...,
+    validation: float | None = ...,
+    patience: int | None = ...,
+    baselines: bool = ...,
+    holdout: float = ...,
+    rng: Any = ...,
+    progress: bool = ...,
+) -> "NMEResults": ...
+
+
+@overload
+def fit(
+    formula: str | MoEFormula,
+    data: Any,
+    *,
+    network: Any,
+    activation: str = ...,
+    hidden: None = ...,
+    family: str = ...,
+    estimator: "Estimator" = ...,
+    cov: str | int | None = ...,
+    device: str = ...,
+    context: Mapping[str, Any] | None = ...,
+    formula_engine: str = ...,
+    epochs: int | None = ...,
+    lr: float = ...,
+    alpha: float | None = ...,
+    penalty: float | None = ...,
+    weight_decay: float = ...,
+    batch_size: int | None = ...,
+    validation: float | None = ...,
+    patience: int | None = ...,
+    baselines: bool = ...,
+    holdout: float = ...,
+    rng: Any = ...,
+    progress: bool = ...,
+) -> "NMEResults": ...
+
+
+@overload
+def fit(
+    formula: str | MoEFormula,
+    data: Any,
+    experts: int | None = ...,
+    *,
+    bandwidth: float | str,
+    family: str = ...,
+    gate_bandwidth: float | str | None = ...,
+    dispersion: str = ...,
+    grid: Any = ...,
+    n_grid: int | None = ...,
+    trials: str | None = ...,
+    offset: str | None = ...,
+    weights: str | None = ...,
+    cluster: str | None = ...,
+    estimate: str = ...,
+    sigma_floor: float = ...,
+    context: Mapping[str, Any] | None = ...,
+    formula_engine: str = ...,
+    starts: int | None = ...,
+    start: Any = ...,
+    max_iter: int = ...,
+    tol: float = ...,
+    rng: Any = ...,
+    cov_type: str | None = ...,
+    folds: int | None = ...,
+    n_jobs: int = ...,
+    progress: bool | None = ...,
+    correction: bool = ...,
+) -> "VCMoEResults": ...
+
+
+@overload
+def fit(
+    formula: str | MoEFormula,
+    data: Any,
+    experts: int | None = ...,
+    *,
+    cov_re: "CovRE" = ...,
+    residual: "Residual" = ...,
+    errors: "ErrorKind" = ...,
+    time: str | None = ...,
+    errors_by: "ErrorsBy | None" = ...,
+    errors_dist: "ErrorsDist" = ...,
+    errors_df: float | None = ...,
+    family: str = ...,
+    n_quad: int = ...,
+    trials: str | None = ...,
+    offset: str | None = ...,
+    weights: str | None = ...,
+    gate_penalty: str | float | None = ...,
+    method: str = ...,
+    context: Mapping[str, Any] | None = ...,
+    formula_engine: str = ...,
+    starts: int | None = ...,
+    start: Any = ...,
+    max_iter: int = ...,
+    tol: float = ...,
+    rng: Any = ...,
+    cov_type: str = ...,
+    progress: bool | None = ...,
+    cluster: Any = ...,
+    correction: bool = ...,
+    n_boot: int = ...,
+    n_jobs: int = ...,
+) -> "MEMoEResults": ...
 
 
 def fit(formula: str | MoEFormula, data: Any, experts: int | None = None, **options: Any) -> Any:
@@ -31,6 +169,8 @@ def fit(formula: str | MoEFormula, data: Any, experts: int | None = None, **opti
     Returns
     -------
     MEMoEResults, VCMoEResults or NMEResults
+        For editors and type checkers that of the options: give ``bandwidth=`` to a formula with ``vary:``, if only as
+        ``bandwidth="cv"``, and ``hidden=`` to a network.
 
     Raises
     ------
@@ -46,6 +186,7 @@ def fit(formula: str | MoEFormula, data: Any, experts: int | None = None, **opti
     """
     parsed = formula if isinstance(formula, MoEFormula) else parse_formula(formula)
     family = family_of(parsed, options)
+    refuse_foreign_effects(parsed, family, data)
     if family.spec.has_experts:
         options = {"experts": 2 if experts is None else experts, **options}
     elif experts not in (None, 1):
@@ -60,7 +201,7 @@ def load(
     data: pd.DataFrame | None = None,
     context: Mapping[str, Any] | None = None,
     network: Any = None,
-) -> results.MoEResults:
+) -> results.Results:
     """A fit from a file that its `save` wrote; reading it cannot run code.
 
     Parameters
@@ -75,7 +216,7 @@ def load(
 
     Returns
     -------
-    MoEResults
+    Results
 
     Raises
     ------

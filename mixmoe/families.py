@@ -4,17 +4,19 @@ A family is a model class with a `FamilySpec`, registered once. From the registr
 refusals of the parser, `mixmoe.load`, `mixmoe.select`, the report, the command line and the contract test: none of them
 names a family.
 
-To add one: write a class that has what `Model` asks for, results derived from `mixmoe.results.MoEResults`, and call
-`register` with the class. What a family can do beyond that it shows by having the methods of a capability below; a
-method of the results asks for it by type (`require`) and refuses with the spec's reason where it is missing.
+To add one: write a class that has what `Model` asks for, results derived from `mixmoe.results.Results` (mixtures:
+`mixmoe.mixture_results.MoEResults`), and call `register` with the class. What a family can do beyond that it shows by
+having the methods of a capability below; a method of the results asks for it by type (`require`) and refuses with the
+spec's reason where it is missing.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -23,9 +25,10 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.design.design import Design
 from mixmoe.design.formula import MoEFormula
-from mixmoe.errors import ArgumentError
+from mixmoe.design.frame import view
+from mixmoe.errors import ArgumentError, FormulaError
 from mixmoe.inference.uncertainty import ParamCov
-from mixmoe.mixture.estimate import EMFit, ParamLayout
+from mixmoe.mixture.estimate import Block, EMFit, ParamLayout
 from mixmoe.numerics.optimise import Evaluation
 from mixmoe.output.saved import SavedFit
 
@@ -55,7 +58,12 @@ class FamilySpec:
     listed : tuple of str
         Options that may be lists in `mixmoe.select`: every combination is a candidate.
     has_experts : bool
-        Whether it is a mixture, whose number of experts is to be chosen.
+        Whether it is a mixture, whose number of experts is to be chosen. The results of one derive from
+        `mixmoe.mixture_results.MoEResults`, others from `mixmoe.results.Results` and `WithoutExperts`.
+    effects : str
+        Pattern of the words left of the bar in ``re:`` that it alone reads, unless they are columns.
+    effects_hint : str
+        What such a word is, and how to ask for it, in words.
     packages : tuple of str
         Packages that it needs beside those of mixmoe, for the versions in a report.
     lacks : Mapping of str to str
@@ -71,6 +79,8 @@ class FamilySpec:
     covariance_options: tuple[str, ...] = ()
     listed: tuple[str, ...] = ()
     has_experts: bool = True
+    effects: str = ""
+    effects_hint: str = ""
     packages: tuple[str, ...] = ()
     lacks: Mapping[str, str] = field(default_factory=dict)
 
@@ -90,7 +100,8 @@ class Model(Protocol):
     design : Design
     layout : ParamLayout
         Names, blocks and experts of the reported parameters.
-    n_experts : int
+    n_experts : int or None
+        None where the spec says that there are none.
     settings : Mapping of str to JSON values
         Arguments of the constructor, without formula and data, that rebuild the model; those named ``cov_re`` and
         ``residual`` ("common" < "proportional" < "expert") may be nested in a likelihood-ratio test.
@@ -105,13 +116,20 @@ class Model(Protocol):
     @property
     def layout(self) -> ParamLayout: ...  # noqa: D102
     @property
-    def n_experts(self) -> int: ...  # noqa: D102
+    def n_experts(self) -> int | None: ...  # noqa: D102
     @property
     def settings(self) -> Mapping[str, Any]: ...  # noqa: D102
 
     def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
         """Covariance of the estimates of `fit`."""
         ...
+
+
+class MixtureModel(Model, Protocol):
+    """The model of a family that has experts."""
+
+    @property
+    def n_experts(self) -> int: ...  # noqa: D102
 
 
 class ModelClass(Protocol):
@@ -297,6 +315,15 @@ class HasLikelihood(Protocol):
 
 
 @runtime_checkable
+class HasTerms(Protocol):
+    """Coefficients that belong to terms of the formula: joint tests of each term."""
+
+    def _term_owners(self) -> Mapping[Block, Mapping[str, str]]:
+        """The term of each coefficient, by block."""
+        ...
+
+
+@runtime_checkable
 class HasFunctions(Protocol):
     """Coefficients that are functions of an index."""
 
@@ -401,6 +428,7 @@ class ValidatesItself(Protocol):
 
 
 Capability = TypeVar("Capability")
+Registered = TypeVar("Registered", bound=type)
 
 
 def require(found: object, capability: type[Capability], what: str, spec: FamilySpec) -> Capability:
@@ -423,8 +451,13 @@ def require(found: object, capability: type[Capability], what: str, spec: Family
     """
     if isinstance(found, capability):
         return found
-    reason = spec.lacks.get(capability.__name__) or "its models do not offer what that needs"
-    raise ArgumentError(f"{spec.name} has no {what}: {reason}")
+    raise lacking(spec, capability.__name__, what)
+
+
+def lacking(spec: FamilySpec, capability: str, what: str) -> ArgumentError:
+    """The error for a method that a family does not have, with the reason that it gives."""
+    reason = spec.lacks.get(capability) or "its models do not offer what that needs"
+    return ArgumentError(f"{spec.name} has no {what}: {reason}")
 
 
 # --- the registry ----------------------------------------------------------------------------------------------------
@@ -442,7 +475,7 @@ _HOME: Mapping[str, tuple[str, str]] = MappingProxyType(
 _ADDED: dict[str, Any] = {}
 
 
-def register(model: Any) -> Any:
+def register(model: Registered) -> Registered:
     """Make a family known to `fit`, `load`, `select`, the report and the command line; also a decorator.
 
     Parameters
@@ -460,10 +493,24 @@ def register(model: Any) -> Any:
     ArgumentError
         If a family of the package has its name.
     """
-    if model.spec.name in _HOME:
-        raise ArgumentError(f"a family named {model.spec.name!r} comes with the package; choose another name")
-    _ADDED[model.spec.name] = model
+    name = cast(ModelClass, model).spec.name
+    if name in _HOME:
+        raise ArgumentError(f"a family named {name!r} comes with the package; choose another name")
+    _ADDED[name] = model
     return model
+
+
+def unregister(name: str) -> None:
+    """Forget a family that was added by `register`.
+
+    Raises
+    ------
+    ArgumentError
+        If none of that name was added.
+    """
+    if name not in _ADDED:
+        raise ArgumentError(f"no family named {name!r} was added; added are {sorted(_ADDED)}")
+    del _ADDED[name]
 
 
 def families() -> Mapping[str, Any]:
@@ -477,6 +524,36 @@ def family_of(formula: MoEFormula, options: Mapping[str, Any]) -> Any:
     known = families()
     claimed = (model for model in known.values() if model.spec.claims(formula, options))
     return next(claimed, list(known.values())[-1])
+
+
+def refuse_foreign_effects(formula: MoEFormula, family: Any, data: Any) -> None:
+    """Refuse random effects that only another family knows.
+
+    Parameters
+    ----------
+    formula : MoEFormula
+    family : class
+        The model class that fits it.
+    data : DataFrame or mapping of columns
+
+    Raises
+    ------
+    FormulaError
+        If a word in ``re:`` is no column of the data but a word of another family.
+    """
+    if formula.random is None:
+        return
+    frame = view(data)
+    words = [word.strip(" `") for word in formula.random.design.split("+")]
+    for spec in (other.spec for other in families().values() if other is not family):
+        for word in words:
+            if spec.effects and re.fullmatch(spec.effects, word) and word not in frame:
+                raise FormulaError(
+                    f"{word!r} in re: is no column of the data; {spec.effects_hint}",
+                    formula.text,
+                    formula.text.find(word, formula.text.find("re:")),
+                    len(word),
+                )
 
 
 def model_options(family: Any, options: Mapping[str, Any]) -> dict[str, Any]:

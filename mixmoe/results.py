@@ -1,4 +1,4 @@
-"""What every fitted model offers: estimates, tests, tables, figures, files."""
+"""What every fitted model offers, of whatever family: estimates, tests, tables, figures, files."""
 
 import inspect
 import os
@@ -12,19 +12,19 @@ import pandas as pd
 
 from mixmoe.arguments import checked_choice, checked_count, checked_rng
 from mixmoe.atomic import write_text
-from mixmoe.check.assessment import Assessment, ExpertTests
 from mixmoe.check.diagnosis import PANELS, Diagnosis
+from mixmoe.check.terms import TermTests, term_tests
 from mixmoe.design.design import Design
 from mixmoe.design.frame import whole_frame
 from mixmoe.errors import ArgumentError, MixmoeError, MixmoeWarning, SavedFileError
-from mixmoe.families import DrawsResponses, Model, require
+from mixmoe.families import DrawsResponses, HasTerms, Model, lacking, require
 from mixmoe.inference.labelled import LabelledResults
 from mixmoe.inference.likelihood_ratio import FitSide, LRTest, lr_test
 from mixmoe.inference.uncertainty import DESCRIPTIONS, ParamCov, checked_alpha, checked_cov_type
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.estimate import EMFit, criteria
 from mixmoe.numerics.optimise import loglik_name
-from mixmoe.output.plots import draw, draw_panels, draw_responsibilities
+from mixmoe.output.plots import draw, draw_panels
 from mixmoe.output.records import Cell, Curve, Marks, Observed, Table, choose
 from mixmoe.output.saved import (
     SavedFit,
@@ -43,8 +43,8 @@ from mixmoe.report.reporting import Reporting
 PathLike = str | os.PathLike[str]
 
 
-class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults):
-    """A fitted mixture of experts.
+class Results(Diagnosis, Reporting, LabelledResults):
+    """A fitted model of any family.
 
     Parameters
     ----------
@@ -57,10 +57,8 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
     model : Model
     em : EMFit
         Estimates, trace, starts, as the optimiser returned them.
-    llf, aic, bic, sabic, icl : float
+    llf, aic, bic, sabic : float
         Log-likelihood and criteria; N of the criteria is the number of subjects, not of rows.
-    entropy : float
-        Relative entropy R^2 in [0, 1].
     nobs, n_units : int
         Rows and independent units (subjects).
     df_model, df_resid : int
@@ -74,7 +72,8 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
 
     Notes
     -----
-    A subclass may override `tables`, `curves` and `_observed`; all output derives from them.
+    A subclass may override `tables`, `curves` and `_observed`; all output derives from them. What tells experts apart
+    is in `mixmoe.mixture_results`.
     """
 
     def __init__(self, model: Model, fit: EMFit, cov: ParamCov) -> None:
@@ -84,40 +83,19 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         values = criteria(fit.loglik, npar, fit.responsibilities)
         self.em, self.flags, self.converged = fit, (*fit.flags, *cov.flags), fit.converged
         self.llf, self.aic, self.bic, self.sabic = values.loglik, values.aic, values.bic, values.sabic
-        self.icl, self.entropy = values.icl, values.entropy
         self.nobs, self.n_units, self.df_model = model.design.n, model.design.n_units, npar
 
     def __repr__(self) -> str:
         subjects = "" if self.model.design.names.group is None else f"{self.n_units} subjects, "
         return (
-            f"<{_title(self)}: {subjects}{self.nobs} rows, log-likelihood {self.llf:.3f}; summary() prints the tables>"
+            f"<{self._title}: {subjects}{self.nobs} rows, log-likelihood {self.llf:.3f}; summary() prints the tables>"
         )
 
     def _repr_html_(self) -> str:
         return self.summary().as_html()
 
-    @property
-    def responsibilities(self) -> pd.DataFrame:
-        """Posterior expert probabilities, one row per subject and one column per expert."""
-        design, tau = self.model.design, self.em.responsibilities
-        index = pd.Index(design.labels, name=design.names.group)
-        return pd.DataFrame(tau, index=index, columns=[f"expert{k + 1}" for k in range(tau.shape[1])], copy=True)
-
-    def classify(self) -> pd.DataFrame:
-        """The most probable expert of each subject and its probability.
-
-        Returns
-        -------
-        DataFrame
-            Columns ``expert`` (from 1) and ``probability``.
-        """
-        tau = self.responsibilities
-        return pd.DataFrame(
-            {"expert": tau.to_numpy().argmax(axis=1) + 1, "probability": tau.to_numpy().max(axis=1)}, index=tau.index
-        )
-
     def tables(self, alpha: float = 0.05) -> tuple[Table, ...]:
-        """The tables of the summary: header, one per expert, common, gate, random, residual.
+        """The tables of the summary: header, coefficients (of a mixture one per expert), gate, random, residual.
 
         Parameters
         ----------
@@ -154,7 +132,12 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         -------
         Summary
         """
-        return Summary(_title(self), self.tables(alpha), self._remarks)
+        return Summary(self._title, self.tables(alpha), self._remarks)
+
+    @property
+    def _title(self) -> str:
+        """Heading of the summary."""
+        return self.model.spec.name
 
     @property
     def _remarks(self) -> tuple[str, ...]:
@@ -189,7 +172,7 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         str
         """
         chosen = _chosen(self, tables, options)
-        title = _title(self) if caption is None else caption
+        title = self._title if caption is None else caption
         return written(latex(chosen, title, label, self._remarks, standalone), path)
 
     def to_markdown(
@@ -217,12 +200,33 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         frame.attrs["notes"] = self._remarks
         return frame
 
-    def lr_test(self, other: "MoEResults") -> LRTest | InvalidTest:
+    def wald_test_terms(self) -> TermTests:
+        """Joint Wald tests of every term: is it zero (in all experts), are the experts equal in it.
+
+        Returns
+        -------
+        TermTests
+            Prints as tables; ``to_frame()`` has one row per term of the experts and of the gate. All columns of a
+            category are tested together, over all experts, or over all log odds of the gate.
+
+        Raises
+        ------
+        ArgumentError
+            If the family has no coefficients of terms.
+        """
+        family = require(self, HasTerms, "wald_test_terms", self.model.spec)
+        return term_tests(family._term_owners(), self._layout, self._estimate, self.cov)
+
+    def loglik_of(self, data: Any) -> float:
+        """Log-likelihood of other data under the estimates; for families that have one."""
+        raise lacking(self.model.spec, "HasNewLikelihood", "loglik_of")
+
+    def lr_test(self, other: "Results") -> LRTest | InvalidTest:
         """Likelihood-ratio test against a fit of a smaller or larger model on the same data.
 
         Parameters
         ----------
-        other : MoEResults
+        other : Results
 
         Returns
         -------
@@ -230,7 +234,7 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
             With the chi-bar-squared null distribution if a variance is zero in the smaller model. An `InvalidTest`
             with its reason if the models are not nested, have different numbers of experts, or use different data.
         """
-        if not isinstance(other, MoEResults):
+        if not isinstance(other, Results):
             raise ArgumentError(f"lr_test compares with the results of another fit, got {type(other).__name__}")
         return lr_test(_side(self), _side(other))
 
@@ -245,7 +249,7 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
 
         Returns
         -------
-        MoEResults
+        Results
         """
         return type(self)(self.model, self.em, self.model.covariance(self.em, self._checked_cov(kind), **options))
 
@@ -255,7 +259,7 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         Parameters
         ----------
         kind : str, optional
-            ``"responsibilities"``, one of the kinds of `curves`, by default the first of these, or of `panels`:
+            One of the kinds of `curves`, by default the first of these, or of `panels`:
             ``"residuals"``, ``"qq"``, ``"fit"``, ``"random_effects"``, ``"profile"``, ``"starts"``.
         ax : matplotlib Axes, optional
             Where to draw.
@@ -266,14 +270,10 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         -------
         Figure, or `ax` if given
         """
-        if kind == "responsibilities":
-            if options:
-                raise ArgumentError(f"plot('responsibilities') has no option {sorted(options)[0]!r}")
-            return draw_responsibilities(self.em.responsibilities, ax, self._unit_word)
         if kind is not None and kind in PANELS:
             return draw_panels(self.panels(kind, **options), ax)
         kind = self._default_plot if kind is None else kind
-        checked_choice(kind, "kind", (*self._curve_kinds, "responsibilities", *PANELS))
+        checked_choice(kind, "kind", self._plot_kinds)
         return draw(self.curves(kind, **options), self._observed(kind, **options), ax)
 
     _default_plot = "trajectories"
@@ -285,6 +285,11 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         return ("trajectories", "gate")
 
     @property
+    def _plot_kinds(self) -> tuple[str, ...]:
+        """Kinds that `plot` has."""
+        return (*self._curve_kinds, *PANELS)
+
+    @property
     def _rivals(self) -> int:
         """End points among which those that reached the best are counted."""
         return self.em.starts.n_starts
@@ -294,6 +299,11 @@ class MoEResults(Assessment, Diagnosis, ExpertTests, Reporting, LabelledResults)
         """What the starts led to."""
         starts = self.em.starts
         return f"{starts.n_starts} starts, {starts.n_replicated} of which reached the best log-likelihood"
+
+    @property
+    def _classification_facts(self) -> tuple[tuple[str, Cell], ...]:
+        """Lines of the header on how well units are told apart."""
+        return ()
 
     @property
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]:
@@ -366,7 +376,7 @@ def load(
     data: pd.DataFrame | None = None,
     context: Mapping[str, Any] | None = None,
     network: Any = None,
-) -> MoEResults:
+) -> Results:
     """A fit from a file; reading it cannot run code.
 
     Parameters
@@ -384,7 +394,7 @@ def load(
 
     Returns
     -------
-    MoEResults
+    Results
 
     Raises
     ------
@@ -404,14 +414,12 @@ def load(
     whole = saved if saved.data is not None else replace(saved, data=whole_frame(data), rows=None)
     if network is not None:
         if "network" not in known[saved.family].spec.markers:
-            raise ArgumentError(
-                f"network= is for fits of networks, {str(path)!r} holds a {saved.family!r}; leave it out"
-            )
+            raise ArgumentError(f"network= is for networks, {str(path)!r} holds a {saved.family!r}; leave it out")
         whole = replace(whole, settings={**whole.settings, "network": network})
     with warnings.catch_warnings():  # dropped rows and columns were reported when the model was fitted
         warnings.simplefilter("ignore", MixmoeWarning)
         try:
-            results: MoEResults = known[saved.family].from_saved(whole, context)
+            results: Results = known[saved.family].from_saved(whole, context)
         except MixmoeError as error:
             raise SavedFileError(
                 f"the model in {str(path)!r} cannot be rebuilt from these data, which are not those of the fit: {error}"
@@ -422,7 +430,7 @@ def load(
 
 def _check_sizes(model: Model, fit: EMFit, cov: ParamCov) -> None:
     """Refuse records that do not belong together; a defect of a family, not of a user's input."""
-    n_params, n_units, n_experts = len(model.layout.names), model.design.n_units, model.n_experts
+    n_params, n_units, n_experts = len(model.layout.names), model.design.n_units, model.n_experts or 1
     if fit.params.shape != (n_params,) or cov.matrix.shape != (n_params, n_params):
         raise ArgumentError(
             f"{n_params} parameters are named, but the fit has {fit.params.shape} and the covariance {cov.matrix.shape}"
@@ -433,12 +441,7 @@ def _check_sizes(model: Model, fit: EMFit, cov: ParamCov) -> None:
         )
 
 
-def _title(results: MoEResults) -> str:
-    k = results.model.n_experts
-    return f"{results.model.spec.name} with {k} expert{'s' if k > 1 else ''}"
-
-
-def _facts(results: MoEResults) -> tuple[tuple[str, Cell], ...]:
+def _facts(results: Results) -> tuple[tuple[str, Cell], ...]:
     """Label and value of each line of the header."""
     design, em = results.model.design, results.em
     grouped = design.names.group is not None
@@ -460,7 +463,7 @@ def _facts(results: MoEResults) -> tuple[tuple[str, Cell], ...]:
         ("Parameters", results.df_model),
         ("AIC", results.aic),
         ("BIC", results.bic),
-        ("Entropy", results.entropy if results.model.n_experts > 1 else None),
+        *results._classification_facts,
         ("Covariance", results.cov_type),
         ("Converged", "yes" if results.converged else "NO"),
         ("Best value reached by", replicated if em.starts.n_starts > 1 else None),
@@ -479,7 +482,7 @@ def _dropped(design: Design) -> Cell:
     return f"{design.dropped.n_rows} ({design.dropped})" if design.dropped.n_rows else 0
 
 
-def _notes(results: MoEResults) -> tuple[str, ...]:
+def _notes(results: Results) -> tuple[str, ...]:
     """What a reader must know: the covariance, and each flag of the fit."""
     cov = results.cov
     how = DESCRIPTIONS[cov.kind].replace("independent units", results._unit_word)
@@ -487,7 +490,7 @@ def _notes(results: MoEResults) -> tuple[str, ...]:
     return (about, *results._more_notes, *(flag.message for flag in results.flags))
 
 
-def _chosen(results: MoEResults, keys: Sequence[str] | str | None, options: Mapping[str, Any]) -> tuple[Table, ...]:
+def _chosen(results: Results, keys: Sequence[str] | str | None, options: Mapping[str, Any]) -> tuple[Table, ...]:
     """Tables for a paper: the asked ones, or all but the header."""
     known = inspect.signature(results.tables).parameters
     for name in options:
@@ -506,7 +509,7 @@ def written(text: str, path: PathLike | None) -> str:
     return text
 
 
-def _side(results: MoEResults) -> FitSide:
+def _side(results: Results) -> FitSide:
     """What the likelihood-ratio test needs, rows in the user's order."""
     model, em = results.model, results.em
     design, formula = model.design, model.formula
@@ -516,7 +519,7 @@ def _side(results: MoEResults) -> FitSide:
     return FitSide(
         family=model.spec.name,
         varies=formula.vary is not None,
-        n_experts=model.n_experts,
+        n_experts=em.responsibilities.shape[1],
         loglik=em.loglik + em.penalty,
         npar=len(em.params),
         flags=(*unconverged, *(flag.code for flag in em.flags)),

@@ -24,7 +24,7 @@ LAYERS = (
     {"three_step"},
     {"check"},
     {"report"},
-    {"results"},
+    {"results", "mixture_results"},
     set(FAMILIES),
     {"api"},
     {"selection"},

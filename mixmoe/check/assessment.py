@@ -1,4 +1,4 @@
-"""What every fitted model offers to judge it: methods that unpack, call functions on arrays, and wrap."""
+"""What a fitted mixture offers to judge it: methods that unpack, call functions on arrays, and wrap."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,7 +10,7 @@ import pandas as pd
 from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_rng
 from mixmoe.atomic import PathLike
 from mixmoe.check.adequacy import Adequacy, ClassificationTable, adequacy, classification_table, memberships
-from mixmoe.check.influence import Influence, gate_effects, influence
+from mixmoe.check.influence import gate_effects
 from mixmoe.check.number_of_experts import (
     STOPS,
     ExpertsTest,
@@ -22,7 +22,7 @@ from mixmoe.check.number_of_experts import (
     vlmr,
 )
 from mixmoe.errors import ArgumentError
-from mixmoe.families import HasCurvature, HasExperts, HasGate, HasScores, Model, require
+from mixmoe.families import HasCurvature, HasExperts, HasGate, HasScores, MixtureModel, require
 from mixmoe.inference.uncertainty import ParamCov, checked_alpha
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.estimate import EMFit
@@ -32,17 +32,17 @@ from mixmoe.three_step.estimates import METHODS, Assignment, Method, build_assig
 
 
 class Assessment:
-    """Classification, influence of single units, effects of gate covariates.
+    """Classification, effects of gate covariates, three-step analyses.
 
     Notes
     -----
     For families that have the capabilities `HasScores` and `HasGate`; the methods refuse with the reason of the others.
     """
 
-    model: Model
+    model: MixtureModel
     em: EMFit
     cov: ParamCov
-    bse: pd.Series
+    _unit_word: str
 
     @property
     def responsibilities(self) -> pd.DataFrame:
@@ -82,23 +82,6 @@ class Assessment:
             Columns: expert, probability, second, second_probability, margin, entropy (0 certain, 1 no idea).
         """
         return memberships(self.em.responsibilities).set_axis(self.responsibilities.index)
-
-    def influence(self) -> Influence:
-        """What would happen to the estimates without each unit, to first order.
-
-        Returns
-        -------
-        Influence
-            ``to_frame()`` has one row per unit: a distance like Cook's, then the change of every parameter.
-
-        Raises
-        ------
-        ArgumentError
-            If the family has no score per unit.
-        """
-        names = self.model.layout.names
-        found = require(self, HasScores, "influence", self.model.spec)._first_order()
-        return influence(found, self.responsibilities.index, names, self.bse.to_numpy())
 
     def gate_effects(
         self, covariates: str | Sequence[str] | None = None, *, alpha: float = 0.05, dummy: bool = False
@@ -239,11 +222,6 @@ class Assessment:
         at = require(self, HasScores, f"{what} with method={method!r}", self.model.spec)._first_order()
         return build_assignment(tau, at.moves, at.slopes)
 
-    @property
-    def _unit_word(self) -> str:
-        """What the independent units are."""
-        return "rows" if self.model.design.names.group is None else "subjects"
-
 
 _UNUSABLE = ("degenerate", "interrupted")
 
@@ -251,7 +229,7 @@ _UNUSABLE = ("degenerate", "interrupted")
 class ExpertTests:
     """Tests of the number of experts, and stability of what they are."""
 
-    model: Model
+    model: MixtureModel
     em: EMFit
 
     def test_experts(

@@ -1,4 +1,4 @@
-"""Residuals, profiles and diagnostic figures of every fitted model."""
+"""Residuals, profiles, influence of single units and diagnostic figures of every fitted model."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -11,6 +11,7 @@ import pandas as pd
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_rng
+from mixmoe.check.influence import Influence, influence
 from mixmoe.check.profile import SPACES, Profile, profile_around, profile_at
 from mixmoe.check.residuals import (
     binned_means,
@@ -32,6 +33,7 @@ from mixmoe.families import (
     HasErrorCovariance,
     HasLikelihood,
     HasRandomEffects,
+    HasScores,
     Model,
     require,
 )
@@ -46,13 +48,13 @@ _ENVELOPE_SEED = 20260101  # of the level of the envelope, so that a figure is t
 
 
 class Diagnosis:
-    """Residuals, profiles of the log-likelihood, diagnostic figures.
+    """Residuals, profiles of the log-likelihood, influence of single units, diagnostic figures.
 
     Notes
     -----
     A family names its kinds of residuals in `_resid_kinds` and has `fitted(kind)` for all but ``"quantile"``, which
     needs the capability `HasDistribution`. `_axis`, `_expert_means` and `_mean_errors` supply the figure of means;
-    profiles need `HasLikelihood`, the figure of random effects `HasRandomEffects`.
+    profiles need `HasLikelihood`, influence `HasScores`, the figure of random effects `HasRandomEffects`.
     """
 
     model: Model
@@ -152,6 +154,23 @@ class Diagnosis:
         space = SPACES[scale_of(self._layout.parameters[i])]
         return profile_around(likelihood, i, parameter, space, error, checked_count(points, "points", 3), level)
 
+    def influence(self) -> Influence:
+        """What would happen to the estimates without each unit, to first order.
+
+        Returns
+        -------
+        Influence
+            ``to_frame()`` has one row per unit: a distance like Cook's, then the change of every parameter.
+
+        Raises
+        ------
+        ArgumentError
+            If the family has no score per unit.
+        """
+        names = self.model.layout.names
+        found = require(self, HasScores, "influence", self.model.spec)._first_order()
+        return influence(found, self._unit_index, names, self.bse.to_numpy())
+
     def panels(self, kind: str, **options: Any) -> tuple[Panel, ...]:
         """What a diagnostic figure shows, as records; ``plot(kind, **options)`` draws it.
 
@@ -206,6 +225,17 @@ class Diagnosis:
             effects = (replace(effects[0], note="all pairs: plot('random_effects')"),)
         made = [*self.panels("residuals"), *self.panels("qq"), *effects, *self.panels("fit")]
         return draw_panels(made, ax, columns=2 if len(made) == 4 else len(made))
+
+    @property
+    def _unit_index(self) -> pd.Index:
+        """Labels of the independent units."""
+        design = self.model.design
+        return pd.Index(design.labels, name=design.names.group)
+
+    @property
+    def _unit_word(self) -> str:
+        """What the independent units are."""
+        return "rows" if self.model.design.names.group is None else "subjects"
 
     def _residual_panels(
         self, residuals: str = "quantile", against: str = "fitted", given: str = "history", rng: Any = None
@@ -288,7 +318,7 @@ class Diagnosis:
         if level != "marginal":
             raise ArgumentError(f"level must be 'marginal' for {self.model.spec.name}, got {level!r}")
         frame = self.predict(kind="experts")
-        return self._in_design(frame[[f"expert{k + 1}" for k in range(self.model.n_experts)]].to_numpy())
+        return self._in_design(frame[[f"expert{k + 1}" for k in range(self.em.responsibilities.shape[1])]].to_numpy())
 
     def _mean_errors(self, weights: Array) -> Array | None:
         """Standard errors of weighted means of the experts, shape (B, K), from weights (B, n, K); None if not known."""

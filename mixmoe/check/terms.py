@@ -1,6 +1,6 @@
 """Joint Wald tests of the terms of a formula over all experts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,9 @@ from mixmoe.output.records import Cell, Table
 from mixmoe.output.summary import Printed
 
 Found = WaldTest | InvalidTest
-_TITLES = {
+Owners = Mapping[Block, Mapping[str, str]]
+_TITLES: Mapping[Block, str] = {
+    "fixed": "Terms",
     "expert": "Terms of the experts, all experts together",
     "common": "Terms that the experts share",
     "gate": "Terms of the gate, all log odds together",
@@ -28,7 +30,7 @@ class TermTest:
 
     Attributes
     ----------
-    block : {"expert", "common", "gate"}
+    block : {"fixed", "expert", "common", "gate"}
     term : str
         As in the formula; a category has all its columns.
     zero : WaldTest or InvalidTest
@@ -64,10 +66,9 @@ class TermTests(Printed):
     @property
     def remarks(self) -> tuple[str, ...]:
         """What is tested by which covariance, and why a test is missing."""
-        about = (
-            f"{'F' if self._with_f else 'Chi-squared'} tests with the {self.cov_type} covariance; they do not depend "
-            "on the order of the experts."
-        )
+        about = f"{'F' if self._with_f else 'Chi-squared'} tests with the {self.cov_type} covariance"
+        mixture = any(test.block != "fixed" for test in self.tests)
+        about += "; they do not depend on the order of the experts." if mixture else "."
         found = [(test.term, one) for test in self.tests for one in (test.zero, test.equal)]
         reasons = [f"{term}: {one.reason}." for term, one in found if isinstance(one, InvalidTest)]
         return (about, *dict.fromkeys(reasons))
@@ -99,7 +100,7 @@ class TermTests(Printed):
         made = (self._table(block) for block in _TITLES)
         return tuple(table for table in made if table.index)
 
-    def _table(self, block: str) -> Table:
+    def _table(self, block: Block) -> Table:
         chosen = [test for test in self.tests if test.block == block]
         compared = any(test.equal is not None for test in chosen)
         if self._with_f:  # one expert: there is nothing to compare
@@ -112,12 +113,21 @@ class TermTests(Printed):
         return Table(block, _TITLES[block], heads, tuple(t.term for t in chosen), tuple(cells), formats)
 
 
-def term_tests(design: Design, layout: ParamLayout, params: Array, cov: ParamCov) -> TermTests:
-    """Joint tests of every term of experts and gate.
+def owners_of(design: Design) -> dict[Block, dict[str, str]]:
+    """The term of each column of the parts ``"expert"`` and ``"gate"`` of a design."""
+    return {
+        "expert": dict(zip(design.names.expert, column_terms(design, "expert"), strict=True)),
+        "gate": dict(zip(design.names.gate, column_terms(design, "gate"), strict=True)),
+    }
+
+
+def term_tests(owners: Owners, layout: ParamLayout, params: Array, cov: ParamCov) -> TermTests:
+    """Joint tests of every term.
 
     Parameters
     ----------
-    design : Design
+    owners : mapping of block to mapping of str to str
+        The term that each coefficient of a block belongs to.
     layout : ParamLayout
     params : ndarray, shape (P,)
     cov : ParamCov
@@ -131,20 +141,15 @@ def term_tests(design: Design, layout: ParamLayout, params: Array, cov: ParamCov
         return wald_test(parse_hypotheses(matrix, layout.names), params, cov.matrix, layout, cov.kind, cov.moments)
 
     found = []
-    owners = {
-        "expert": dict(zip(design.names.expert, column_terms(design, "expert"), strict=True)),
-        "gate": dict(zip(design.names.gate, column_terms(design, "gate"), strict=True)),
-    }
-    blocks: tuple[Block, ...] = ("expert", "common", "gate")
-    for block in blocks:
-        for term, places in _by_term(layout, block, owners["gate" if block == "gate" else "expert"]).items():
+    for block, owner in owners.items():
+        for term, places in _by_term(layout, block, owner).items():
             unit = np.eye(len(layout.parameters))
             equal = _differences(layout, places, unit) if block == "expert" else unit[:0]
             found.append(TermTest(block, term, tested(unit[places]), tested(equal) if len(equal) else None))
     return TermTests(tuple(found), cov.kind)
 
 
-def _by_term(layout: ParamLayout, block: Block, owner: dict[str, str]) -> dict[str, list[int]]:
+def _by_term(layout: ParamLayout, block: Block, owner: Mapping[str, str]) -> dict[str, list[int]]:
     """Positions of the coefficients of each term of a block."""
     out: dict[str, list[int]] = {}
     for i in layout.where(block):

@@ -40,12 +40,12 @@ Method = Literal["wald", "bca"]
 
 
 def _refused(name: str, instead: str) -> Callable[..., NoReturn]:
-    """A method that statsmodels has and mixtures do not, which says so."""
+    """A method that statsmodels has and this package does not, which says so."""
 
     def method(self: object, *args: object, **kwargs: object) -> NoReturn:
-        raise NotImplementedError(f"{name} is not defined for mixtures of experts; {instead}")
+        raise ArgumentError(f"the results of mixmoe have no {name}; {instead}")
 
-    method.__name__, method.__doc__ = name, f"Not defined for mixtures of experts; {instead}."
+    method.__name__, method.__doc__ = name, f"Not offered; {instead}."
     return method
 
 
@@ -205,15 +205,15 @@ class LabelledResults(LikelihoodModelResults):
     def f_test(self, hypotheses: HypothesisSpec) -> WaldTest | InvalidTest:
         """Joint F test of linear hypotheses, where statistics are t; see `wald_test`.
 
-        Raises
-        ------
-        NotImplementedError
-            Where they are normal and there are no denominator degrees of freedom.
+        Returns
+        -------
+        WaldTest or InvalidTest
+            The latter where statistics are normal, so that there are no denominator degrees of freedom.
         """
         if self.cov.moments is None:
-            raise NotImplementedError(
-                f"f_test is not defined with cov_type={self.cov_type!r} and experts={self.model.n_experts}, where "
-                "there are no denominator degrees of freedom; use wald_test"
+            return InvalidTest(
+                f"statistics are normal here, with cov_type={self.cov_type!r}, so that there are no denominator "
+                "degrees of freedom; use wald_test"
             )
         return self.wald_test(hypotheses)
 
@@ -242,9 +242,6 @@ class LabelledResults(LikelihoodModelResults):
         statistic = tested.difference / delta_se(tested.slopes, self.cov.matrix)
         return Contrasts(parsed, self._estimate, delta_se(parsed.matrix, self.cov.matrix), statistic, df, self._layout)
 
-    wald_test_terms: Callable[..., Any] = _refused(
-        "wald_test_terms", "use wald_test with the hypotheses of the term in a list"
-    )
     t_test_pairwise = _refused("t_test_pairwise", "use t_test with the differences in a list")
     remove_data = _refused("remove_data", "use save(path, data=False)")
 

@@ -89,7 +89,7 @@ class GLMMResults(MEMoEResults):
         Returns
         -------
         DataFrame
-            See `MoEResults.to_frame`.
+            See `Results.to_frame`.
         """
         frame = super().to_frame(alpha)
         if exponentiate:

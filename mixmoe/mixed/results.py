@@ -9,7 +9,7 @@ import pandas as pd
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_order
-from mixmoe.check.terms import TermTests, term_tests
+from mixmoe.check.terms import Owners, owners_of
 from mixmoe.design.complete_rows import NothingLeftError
 from mixmoe.design.design import Design, offset_of, weights_of
 from mixmoe.design.frame import view
@@ -53,9 +53,9 @@ from mixmoe.mixed.prediction.trajectories import (
     with_offset,
 )
 from mixmoe.mixed.subject_refits import relabelled
+from mixmoe.mixture_results import MoEResults
 from mixmoe.output.records import Cell, Curve, Marks, Observed, Table
 from mixmoe.output.summary import nothing_predicted
-from mixmoe.results import MoEResults
 
 if TYPE_CHECKING:
     from mixmoe.mixed.model import MEMoE
@@ -293,16 +293,9 @@ class MEMoEResults(MoEResults):
         errors = errors_ahead(design, rows, where, e.params, setup, own=known is design)
         return mixture_intervals(subject_law(e, design, errors, rows, where, past.probabilities, noise), alpha)
 
-    def wald_test_terms(self) -> TermTests:
-        """Joint Wald tests of every term: is it zero in all experts, are the experts equal in it.
-
-        Returns
-        -------
-        TermTests
-            Prints as tables; ``to_frame()`` has one row per term of the experts and of the gate. All columns of a
-            category are tested together, over all experts, or over all log odds of the gate.
-        """
-        return term_tests(self.model.design, self._layout, self._estimate, self.cov)
+    def _term_owners(self) -> Owners:
+        owners = owners_of(self.model.design)
+        return {"expert": owners["expert"], "common": owners["expert"], "gate": owners["gate"]}
 
     @property
     def cov_re(self) -> pd.DataFrame:

@@ -5,16 +5,13 @@ responses of an expert has an infinite threshold, or two thresholds that meet.
 """
 
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
-from mixmoe.mixed.likelihood.glmm import GlmmExperts
 from mixmoe.mixed.likelihood.observed import Problem, subject_logliks
 from mixmoe.mixed.parameters import expand
-from mixmoe.mixed.thresholds import OrdinalResponse
 from mixmoe.mixture.gate import posterior_probabilities
 
 _NO_RESPONSES = 1e-3  # expected number in a category: an ascent to infinity stops at about this many
@@ -45,17 +42,14 @@ def expert_directions(problem: Problem, theta: Array) -> ExpertDirections | None
 
     None for Gaussian experts, whose information does not depend on their coefficients.
     """
-    if not isinstance(problem.experts, GlmmExperts):
+    params, P = expand(problem.structure, problem.free, theta[None]), theta.size
+    found = problem.experts.coefficient_information(params, _responsibilities(problem, theta))
+    if found is None:
         return None
-    params, K, P = expand(problem.structure, problem.free, theta[None]), problem.structure.n_experts, theta.size
-    tau = posterior_probabilities(subject_logliks(problem, theta))
     information, size = np.zeros((P, P)), np.zeros(P)
-    for where, part in problem.experts.blocks(K):
-        X, weight = part.rows.X, part.densities(params).modes.weight
-        for k in range(K):
-            share, at = part.rows.spread(tau[where, k]), problem.free.beta[k]
-            information[np.ix_(at, at)] += (X.T * (share * weight[k])) @ X
-            size[at] += share.sum()
+    for k, at in enumerate(problem.free.beta):  # shared coefficients gather what all experts say of them
+        information[np.ix_(at, at)] += found.matrices[k]
+        size[at] += found.sizes[k]
     used = np.unique(problem.free.beta)
     scale = np.sqrt(np.maximum(size[used], np.finfo(float).tiny))
     values, vectors = np.linalg.eigh(information[np.ix_(used, used)] / np.outer(scale, scale))
@@ -86,11 +80,13 @@ def empty_categories(problem: Problem, theta: Array) -> EmptyCategories:
 
     Experts that share the steps only have no such thresholds: one of them cannot move alone.
     """
-    thresholds, experts = problem.structure.thresholds, problem.experts
-    if thresholds is None or not thresholds.own_steps or not isinstance(experts, GlmmExperts):
+    thresholds = problem.structure.thresholds
+    if thresholds is None or not thresholds.own_steps:
         return EmptyCategories()
-    labels = cast(OrdinalResponse, experts.response).labels
-    empty = _expected_counts(problem, theta, len(labels)) < _NO_RESPONSES  # (K, C)
+    counts = problem.experts.category_counts(_responsibilities(problem, theta))
+    if counts is None:
+        return EmptyCategories()
+    labels, empty = counts.labels, counts.expected < _NO_RESPONSES  # (K, C)
     K, C = empty.shape
     infinite: list[int] = []
     closed: list[int] = []
@@ -104,9 +100,6 @@ def empty_categories(problem: Problem, theta: Array) -> EmptyCategories:
     return EmptyCategories(tuple(infinite), tuple(closed), tuple(meanings))
 
 
-def _expected_counts(problem: "Problem[GlmmExperts]", theta: Array, n_categories: int) -> Array:
-    """Expected number of responses of each expert in each category, shape (K, C)."""
-    rows = problem.experts.rows
-    tau = rows.spread(posterior_probabilities(subject_logliks(problem, theta)).T)
-    member = rows.outcome.y[:, None] == np.arange(n_categories)
-    return np.asarray(tau @ member)
+def _responsibilities(problem: Problem, theta: Array) -> Array:
+    """Posterior probabilities of the experts, shape (N, K)."""
+    return posterior_probabilities(subject_logliks(problem, theta))

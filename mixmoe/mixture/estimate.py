@@ -130,7 +130,7 @@ def seeded(fit: EMFit, rng: Any) -> EMFit:
     return replace(fit, starts=replace(fit.starts, seed=seed_of(rng)))
 
 
-Block = Literal["expert", "common", "gate", "random", "residual", "dispersion", "threshold", "other"]
+Block = Literal["fixed", "expert", "common", "gate", "random", "residual", "dispersion", "threshold", "other"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,11 @@ def is_linear(problem: Problem) -> bool:
 def build_layout(
     problem: Problem, scaling: Scaling, names: tuple[str, ...], group: str, levels: tuple[str, ...]
 ) -> ParamLayout:
-    """Names of the reported parameters.
+    """Names of the reported parameters, those of a mixed model without experts.
+
+    The coefficients of a linear network are the terms of the formula (``age``; of several levels ``age(high)``), person
+    effects ``sd(age|id)`` and ``corr(Intercept,age|id)``, of a network with hidden layers ``sd(layer2.bias|id)`` of its
+    tensors, and ``sigma`` the residual standard deviation.
 
     Parameters
     ----------
@@ -76,7 +80,7 @@ def build_layout(
     """
     parameters = []
     if is_linear(problem):
-        parameters += [Parameter(f"expert1.{n}", "expert", n, 1) for n in linear_names(names)]
+        parameters += [Parameter(n, "fixed", n) for n in linear_names(names)]
         parameters += linear_random(problem, scaling, linear_names(names), group)
     else:
         states = levels if problem.family == "crf" else ()
@@ -87,13 +91,13 @@ def build_layout(
             parameters += coefficient_parameters(problem, names, levels)
             parameters += random_parameters(problem, names, levels, group)
         parameters += [
-            Parameter(f"sd1({spec.name}|{group})", "random", f"sd({spec.name})", 1, tested=False)
+            Parameter(f"sd({spec.name}|{group})", "random", f"sd({spec.name})", tested=False)
             for spec in named_tensors(problem)
         ]
         if is_regression(problem):
             parameters += random_correlations(problem, scaling, names, levels, group)
     if problem.family == "gaussian":
-        parameters.append(Parameter("sigma1", "residual", "sigma1", 1, tested=False))
+        parameters.append(Parameter("sigma", "residual", "sigma", tested=False))
     return ParamLayout(tuple(parameters))
 
 
@@ -113,7 +117,7 @@ def random_names(problem: Problem, names: tuple[str, ...]) -> list[str]:
 def linear_random(problem: Problem, scaling: Scaling, names: tuple[str, ...], group: str) -> list[Parameter]:
     """Standard deviations and correlations of a linear network's person effects."""
     mine = random_names(problem, names)
-    sds = [Parameter(f"sd1({n}|{group})", "random", f"sd({n})", 1, tested=False) for n in mine]
+    sds = [Parameter(f"sd({n}|{group})", "random", f"sd({n})", tested=False) for n in mine]
     pairs = zip(*correlated_pairs(problem, linear_map(problem, scaling)), strict=True)
     return sds + [correlation(mine[i], mine[j], group) for i, j in pairs]
 

@@ -14,6 +14,7 @@ from mixmoe.check.diagnosis import LEVELS
 from mixmoe.check.residuals import continuous
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Distribution, Effects
+from mixmoe.mixture_results import WithoutExperts
 from mixmoe.neural.blocks import Block, Blocks, Tensor, to_array, to_rows, torch
 from mixmoe.neural.crf import sample_states
 from mixmoe.neural.estimators.state import (
@@ -31,7 +32,7 @@ from mixmoe.neural.person_predictions import Uncertainty, gather, to_state
 from mixmoe.neural.persons import Persons, known_means, parameter_names, persons_of, unknown_means
 from mixmoe.neural.posterior import full_logits, mean_outputs, posterior_covariance, root_of
 from mixmoe.output.records import Panel
-from mixmoe.results import MoEResults
+from mixmoe.results import Results
 
 if TYPE_CHECKING:
     from mixmoe.neural.model import NME
@@ -169,7 +170,7 @@ def draw_block(problem: Problem, block: Block, state: State, eta: Tensor | None,
     return (scores + noise).argmax(-1)
 
 
-class NetworkDiagnosis(MoEResults):
+class NetworkDiagnosis(WithoutExperts, Results):
     """What a fitted network says of its own rows."""
 
     model: "NME"

@@ -347,14 +347,14 @@ def outcome_names(problem: Problem, names: tuple[str, ...], levels: tuple[str, .
 
 def coefficient_parameters(problem: Problem, names: tuple[str, ...], levels: tuple[str, ...]) -> list[Parameter]:
     """The coefficients as parameters of a layout."""
-    return [Parameter(f"expert1.{name}", "expert", name, 1) for name in outcome_names(problem, names, levels)]
+    return [Parameter(name, "fixed", name) for name in outcome_names(problem, names, levels)]
 
 
 def random_parameters(problem: Problem, names: tuple[str, ...], levels: tuple[str, ...], group: str) -> list[Parameter]:
     """Standard deviations of the coefficients that differ between persons."""
     terms = np.array(outcome_names(problem, names, levels), dtype=object)
     mine = terms[random_rows(problem, len(linear_names(names)) - 1)]
-    return [Parameter(f"sd1({name}|{group})", "random", f"sd({name})", 1, tested=False) for name in mine]
+    return [Parameter(f"sd({name}|{group})", "random", f"sd({name})", tested=False) for name in mine]
 
 
 def random_rows(problem: Problem, p: int) -> NDArray[np.intp]:
@@ -410,7 +410,7 @@ def random_correlations(
 
 def correlation(a: str, b: str, group: str) -> Parameter:
     """The correlation of the effects on two coefficients; tested by its limits, as it is no regular parameter at 1."""
-    return Parameter(f"corr1({a},{b}|{group})", "random", f"corr({a},{b})", 1)
+    return Parameter(f"corr({a},{b}|{group})", "random", f"corr({a},{b})")
 
 
 def correlated_pairs(problem: Problem, to_user: Array) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -139,6 +139,8 @@ class NME:
         markers=("hidden", "network"),
         listed=("activation", "estimator", "cov", "family", "lr", "annealing", "weight_decay"),
         has_experts=False,
+        effects=r"first|last|all|bias|transitions|layer\[\d+\]|layer\d+(\.\w+)?",
+        effects_hint="person-specific layers belong to networks: give hidden=, such as hidden=(10,), or network=",
         packages=("torch",),
         lacks={
             "HasScores": "the parameters of a network are not regular; refit without the persons in question",
@@ -153,10 +155,14 @@ class NME:
             "input",
             "trials": "its responses are numbers, categories or states of single rows; give each trial a row",
             "time": "rows of a person are ordered by the section seq:",
-            "HasExperts": "a network has no experts; compare networks on held-out rows with mixmoe.select",
+            "HasExperts": "a network has no experts that persons could belong to; compare networks on held-out rows "
+            "with mixmoe.select",
+            "HasTerms": "the weights of hidden layers are no coefficients of terms; plot('effects') shows inputs",
+            "HasNewLikelihood": "the likelihood of new rows is not computed; validate() and mixmoe.select have "
+            "the error on held-out rows",
         },
     )
-    n_experts = 1
+    n_experts = None
 
     def __init__(
         self,
@@ -409,7 +415,7 @@ class NME:
     @classmethod
     def from_saved(cls, saved: Any, context: Mapping[str, Any] | None) -> NMEResults:
         """Results of a saved fit."""
-        return NMEResults.from_saved(cls, saved, context)
+        return NMEResults._from_saved(cls, saved, context)
 
     def _checked_cov(self, cov: str | int | None) -> str | int:
         if self.formula.random is not None and not self.formula.random.correlated:

@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice
+from mixmoe.check.terms import Owners, owners_of
 from mixmoe.errors import ArgumentError, SavedFileError
+from mixmoe.families import lacking
 from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.estimate import EMFit, criteria
@@ -25,12 +27,16 @@ from mixmoe.neural.displays import (
 )
 from mixmoe.neural.estimators.trained import Problem, Trace, Trained
 from mixmoe.neural.fitted_rows import NetworkDiagnosis
+from mixmoe.neural.marginal_likelihood import linear_names
 from mixmoe.neural.network import forward, view_tensors
 from mixmoe.neural.persons import Persons, adapt_persons, predict_frame, state_frame
 from mixmoe.neural.transitions import Transitions, build_transitions
 from mixmoe.output.records import Cell, Curve, Table
 from mixmoe.output.saved import SavedFit, checksum, fingerprints, write
-from mixmoe.results import MoEResults, _saved_rows, restored
+from mixmoe.results import Results, _saved_rows, restored
+
+if TYPE_CHECKING:
+    from mixmoe.neural.model import NME
 
 
 class NMEResults(NetworkDiagnosis):
@@ -55,8 +61,8 @@ class NMEResults(NetworkDiagnosis):
 
     Notes
     -----
-    Of the common methods a network has no `profile`, `lr_test` and `influence`, which need regular parameters, and, as
-    there is one expert, nothing that tells experts apart. `resid` and the figures ``"residuals"``, ``"qq"`` and
+    Of the common methods a network has no `profile`, `lr_test` and `influence`, which need regular parameters; what
+    tells the experts of a mixture apart is refused. `resid` and the figures ``"residuals"``, ``"qq"`` and
     ``"fit"`` are those of Gaussian and binary responses.
     """
 
@@ -66,7 +72,7 @@ class NMEResults(NetworkDiagnosis):
 
     def __init__(
         self,
-        model: Any,
+        model: "NME",
         fit: EMFit,
         cov: ParamCov,
         problem: Problem,
@@ -78,7 +84,7 @@ class NMEResults(NetworkDiagnosis):
         self.df_model = free_parameters(problem)
         self.df_resid = self.nobs - self.df_model
         values = criteria(fit.loglik, self.df_model, fit.responsibilities)
-        self.aic, self.bic, self.sabic, self.icl = values.aic, values.bic, values.sabic, values.icl
+        self.aic, self.bic, self.sabic = values.aic, values.bic, values.sabic
 
     @property
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]:
@@ -126,6 +132,19 @@ class NMEResults(NetworkDiagnosis):
             raise ArgumentError(f"interval must be True or False, got {interval!r}")
         frame = self.model.design.frame if data is None else data
         return predict_frame(self.persons, self.uncertainty if interval else None, frame, alpha, rng)
+
+    def _term_owners(self) -> Owners:
+        terms = owners_of(self.model.design)["expert"]
+        names = linear_names(self.model.design.names.expert)
+        levels = [str(level) for level in self.model.design.response_levels or ()][1:]
+        owner = {name: terms.get(name, name) for name in names}
+        owner |= {f"{name}({level})": term for name, term in owner.items() for level in levels}
+        if not self._layout.where("fixed"):
+            raise lacking(self.model.spec, "HasTerms", "wald_test_terms")
+        return {"fixed": owner}
+
+    def _by_unit(self) -> pd.DataFrame:
+        return self.random_effects
 
     def adapt(self, data: Any) -> Persons:
         """New persons with effects estimated from their first rows; population parameters stay.
@@ -191,12 +210,12 @@ class NMEResults(NetworkDiagnosis):
             return learning_curves(self.trained.trace, **options)
         return effect_curves(self.persons, **options)
 
-    def lr_test(self, other: MoEResults) -> InvalidTest:
+    def lr_test(self, other: Results) -> InvalidTest:
         """Refused: likelihood-ratio tests need regular parameters, which those of a network are not.
 
         Parameters
         ----------
-        other : MoEResults
+        other : Results
 
         Returns
         -------
@@ -215,7 +234,7 @@ class NMEResults(NetworkDiagnosis):
         raise ArgumentError(f"NME has standard errors of kind 'nonrobust' only, got {kind!r}")
 
     def save(self, path: Any, data: bool = True) -> None:
-        """Write the fit to a file that `mixmoe.load` reads; no pickle. See `MoEResults.save`.
+        """Write the fit to a file that `mixmoe.load` reads; no pickle. See `Results.save`.
 
         The file holds the parameters of a network of your own but not its code: give the module to
         ``mixmoe.load(path, network=...)``.
@@ -239,7 +258,7 @@ class NMEResults(NetworkDiagnosis):
         )
 
     @staticmethod
-    def from_saved(family: Any, saved: SavedFit, context: Mapping[str, Any] | None) -> "NMEResults":
+    def _from_saved(family: Any, saved: SavedFit, context: Mapping[str, Any] | None) -> "NMEResults":
         """Results of a saved fit."""
         settings = dict(saved.settings)
         state, module = settings.pop("state", None), settings.pop("module", None)

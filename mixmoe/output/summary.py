@@ -18,6 +18,7 @@ from mixmoe.output.text import html, latex, markdown, text
 _FORMATS = ("num", "num", ".3f", "p", "num", "num")
 _FORMATS_T = ("num", "num", ".3f", ".1f", "p", "num", "num")
 BLOCK_TITLES = {
+    "fixed": "Coefficients",
     "common": "Coefficients common to all experts",
     "gate": "Gate (log odds against expert 1)",
     "random": "Random effects (standard deviations and correlations)",
@@ -117,7 +118,7 @@ def parameter_tables(layout: ParamLayout, frame: pd.DataFrame, shares: Array, al
     ]
     tables += [
         block_table(block, _block_title(block, layout), layout, layout.where(block), frame, alpha)
-        for block in ("common", "gate", "random", "residual", "dispersion", "threshold", "other")
+        for block in ("fixed", "common", "gate", "random", "residual", "dispersion", "threshold", "other")
     ]
     return tuple(table for table in tables if table.index)
 

@@ -402,6 +402,11 @@ def check_answers(evidence: Evidence) -> None:
     ArgumentError
     """
     known = [key for key, _, _ in (*GROLTS, *SMART)]
+    if evidence.answers and not evidence.is_mixture:
+        raise ArgumentError(
+            f"answers has {next(iter(evidence.answers))!r}, but the checklists are for mixtures, which "
+            f"{evidence.results.model.spec.name} is not; leave answers= out"
+        )
     for key in evidence.answers:
         if key not in known:
             raise ArgumentError(f"answers has {key!r}; the items are {', '.join(known)}")

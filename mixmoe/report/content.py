@@ -164,7 +164,7 @@ def sections(e: Evidence, notes: str | None, drawn: bool) -> tuple[Section, ...]
 
 def _overview(e: Evidence, notes: str | None) -> tuple[Part, ...]:
     r = e.results
-    facts: list[tuple[str, Cell]] = [("Experts", e.n_experts)]
+    facts: list[tuple[str, Cell]] = [("Experts", e.n_experts)] if e.is_mixture else []
     facts += [("Subjects", r.n_units)] if e.design.names.group is not None else []
     facts += [("Rows", r.nobs), ("Parameters", r.df_model), (loglik_name(r.model.settings), r.llf), ("BIC", r.bic)]
     facts += [("Entropy", r.entropy)] if e.n_experts > 1 else []
@@ -175,8 +175,9 @@ def _overview(e: Evidence, notes: str | None) -> tuple[Part, ...]:
 
 def _model(e: Evidence) -> tuple[Part, ...]:
     formula, settings = e.design.formula, e.results.model.settings
-    rows: list[tuple[str, Cell]] = [("Response", formula.response), ("Expert part", _terms(formula.expert))]
-    rows += [("Gate part", _terms(formula.gate))]
+    rows: list[tuple[str, Cell]] = [("Response", formula.response)]
+    rows += [("Expert part", _terms(formula.expert))] if e.is_mixture else [("Terms", _terms(formula.expert))]
+    rows += [("Gate part", _terms(formula.gate))] if e.is_mixture else []
     rows += [("Subjects in column", e.design.names.group)] if e.design.names.group is not None else []
     rows += [("Within subject", formula.random.design)] if formula.random is not None else []
     rows += [("Index", formula.vary)] if formula.vary is not None else []
@@ -218,6 +219,8 @@ def _estimates(e: Evidence) -> tuple[Part, ...]:
 
 def _gate_effects(e: Evidence) -> tuple[Part, ...]:
     """Average marginal effects, which unlike log odds do not depend on which expert is the first."""
+    if not e.is_mixture:
+        return ()
     try:
         return (effects_table(e.results.gate_effects(alpha=e.alpha), e.alpha),)
     except ArgumentError:  # no covariates, or a single expert
@@ -226,6 +229,8 @@ def _gate_effects(e: Evidence) -> tuple[Part, ...]:
 
 def _classification(e: Evidence) -> tuple[Part, ...]:
     tau = e.results.em.responsibilities
+    if not e.is_mixture:
+        return ()
     parts: list[Part] = [profile_table(e.design, tau, e.times, e.units)]
     if e.n_experts > 1:
         found = e.results.adequacy().summary()
@@ -253,7 +258,7 @@ def _starts(e: Evidence) -> tuple[Part, ...]:
         ("Last gain", f"{gain:.2g}"),
         ("Converged", "yes" if em.converged else "NO"),
     )
-    if not e.results.model.spec.has_experts:
+    if not e.is_mixture:
         return (Facts(facts),)
     others = elsewhere(em)
     return (Facts(facts), *([Prose(others)] if others else []), end_points_table(distinct_ends(em.starts.logliks)))
@@ -273,12 +278,16 @@ def _distal(e: Evidence) -> tuple[Part, ...]:
 
 
 def _grolts(e: Evidence) -> tuple[Part, ...]:
+    if not e.is_mixture:
+        return ()
     table = checklist_table("grolts", "Guidelines for Reporting on Latent Trajectory Studies", grolts(e))
     source = "van de Schoot, Sijbrandij, Winter, Depaoli & Vermunt (2017), Structural Equation Modeling 24, 451-467."
     return (Checklist(table), Prose(source))
 
 
 def _smart(e: Evidence) -> tuple[Part, ...]:
+    if not e.is_mixture:
+        return ()
     table = checklist_table("smart", "Standards for More Accuracy in Reporting of Latent Class Analysis", smart_lca(e))
     source = (
         "van Lissa, Garnier-Villarreal & Anadria (2023), Structural Equation Modeling, 10.1080/10705511.2023.2250920."

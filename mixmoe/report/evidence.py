@@ -21,7 +21,7 @@ class Evidence:
 
     Attributes
     ----------
-    results : MoEResults
+    results : Results
     axis : str or None
         Column along which the curves run; None if there are no curves.
     alpha : float
@@ -51,8 +51,13 @@ class Evidence:
 
     @property
     def n_experts(self) -> int:
-        """Number of experts."""
-        return int(self.results.model.n_experts)
+        """Number of experts; 1 in a family that has none."""
+        return int(self.results.model.n_experts or 1)
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether the family has experts, so that the guidelines for latent classes apply."""
+        return bool(self.results.model.spec.has_experts)
 
     @property
     def units(self) -> str:

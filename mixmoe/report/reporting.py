@@ -1,7 +1,7 @@
 """What every fitted model offers to other programs and to readers."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import pandas as pd
 
 from mixmoe.atomic import write_text
 from mixmoe.errors import ArgumentError
+from mixmoe.families import Model
 from mixmoe.inference.uncertainty import checked_alpha
 from mixmoe.report.checklists import check_answers
 from mixmoe.report.content import sections
@@ -25,10 +26,15 @@ class Reporting:
     Notes
     -----
     The column names are broom's, with dots, so that frames of both worlds can be stacked. The same numbers with names
-    that are attributes in Python are in `MoEResults.to_frame`.
+    that are attributes in Python are in `Results.to_frame`.
     """
 
-    def tidy(self: Any, alpha: float = 0.05) -> pd.DataFrame:
+    model: Model
+    to_frame: Callable[..., pd.DataFrame]
+    fitted: Callable[..., Any]
+    resid: Callable[..., pd.Series]
+
+    def tidy(self, alpha: float = 0.05) -> pd.DataFrame:
         """One row per parameter.
 
         Parameters
@@ -43,18 +49,18 @@ class Reporting:
         """
         return broom_tidy(self.to_frame(alpha))
 
-    def glance(self: Any) -> pd.DataFrame:
+    def glance(self) -> pd.DataFrame:
         """One row for the whole fit.
 
         Returns
         -------
         DataFrame
-            Columns: family, experts, nobs, n.units (subjects, or rows where there are none), df, df.residual, logLik,
-            AIC, BIC, sABIC, ICL, entropy, converged.
+            Columns: family, nobs, n.units (subjects, or rows where there are none), df, df.residual, logLik, AIC, BIC,
+            sABIC, converged; of a mixture also experts, ICL and entropy.
         """
         return broom_glance(self)
 
-    def augment(self: Any, data: Any = None) -> pd.DataFrame:
+    def augment(self, data: Any = None) -> pd.DataFrame:
         """The data with what the fit says about each row.
 
         Parameters
@@ -68,17 +74,17 @@ class Reporting:
         -------
         DataFrame
             The columns of the data, then ``.fitted`` and ``.resid`` (on the scale of the response in the formula; of
-            the subject, where subjects have random effects), ``.class`` (most probable expert) and ``.probability``
-            (of that expert).
+            the subject, where subjects have random effects); of a mixture ``.class`` (most probable expert) and
+            ``.probability`` (of that expert).
 
         Raises
         ------
         ArgumentError
             If `data` are not the data of the fit.
         """
-        return broom_augment(self.model.design, self.classify(), self._by_row(), data)
+        return broom_augment(self.model.design, self._by_class(), self._by_row(), data)
 
-    def to_excel(self: Any, path: str | os.PathLike[str], alpha: float = 0.05, data: bool = True) -> None:
+    def to_excel(self, path: str | os.PathLike[str], alpha: float = 0.05, data: bool = True) -> None:
         """Write a workbook with the sheets estimates, fit, notes, subjects and rows; needs openpyxl.
 
         Parameters
@@ -100,15 +106,15 @@ class Reporting:
         estimates = self.tidy(alpha)
         notes = pd.DataFrame({"note": list(estimates.attrs["notes"])})
         sheets = {"estimates": estimates, "fit": self.glance(), "notes": notes}
+        subjects = self._by_unit() if data else None
+        if subjects is not None:
+            sheets["subjects"] = subjects.rename_axis(self.model.design.names.group or "row").reset_index()
         if data:
-            subjects = pd.concat([self.classify(), self.responsibilities], axis=1).rename_axis(
-                self.model.design.names.group or "row"
-            )
-            sheets |= {"subjects": subjects.reset_index(), "rows": self.augment()}
+            sheets["rows"] = self.augment()
         write_excel(path, sheets)
 
     def report(
-        self: Any,
+        self,
         path: str | os.PathLike[str],
         *,
         title: str | None = None,
@@ -158,8 +164,8 @@ class Reporting:
         Notes
         -----
         The page needs no other file and no network, runs no script, follows the light or dark setting of its reader and
-        prints. Whatever comes from the data is shown as text. It answers the items of GRoLTS (van de Schoot et al.
-        2017) and SMART-LCA (van Lissa et al. 2023), or says what is not reported and why.
+        prints. Whatever comes from the data is shown as text. Of a mixture it answers the items of GRoLTS (van de
+        Schoot et al. 2017) and SMART-LCA (van Lissa et al. 2023), or says what is not reported and why.
 
         References
         ----------
@@ -179,6 +185,14 @@ class Reporting:
 
     _report_plots: tuple[str, ...] = ("trajectories", "gate")
 
-    def _by_row(self: Any) -> pd.DataFrame:
+    def _by_class(self) -> pd.DataFrame | None:
+        """Most probable expert of each unit and its probability; None in a family without experts."""
+        return None
+
+    def _by_unit(self) -> pd.DataFrame | None:
+        """What is known of each unit, for a sheet of its own; None if that is nothing."""
+        return None
+
+    def _by_row(self) -> pd.DataFrame:
         """Fitted values and residuals of the rows used, in the order of the data; families without them override."""
         return pd.DataFrame({".fitted": np.asarray(self.fitted()), ".resid": np.asarray(self.resid())})

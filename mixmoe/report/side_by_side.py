@@ -7,12 +7,13 @@ import numpy as np
 
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.uncertainty import DESCRIPTIONS
-from mixmoe.mixture.estimate import Parameter
+from mixmoe.mixture.estimate import Block, Parameter
 from mixmoe.output.records import Cell, Table, format_cell
 from mixmoe.output.summary import BLOCK_TITLES, Summary
 from mixmoe.report.reporting import Reporting
 
-_BLOCKS = ("expert", "common", "gate", "random", "residual", "dispersion", "threshold", "other")
+_FURTHER: tuple[Block, ...] = ("random", "residual", "dispersion", "threshold", "other")
+_BLOCKS: tuple[Block, ...] = ("expert", "fixed", "common", "gate", *_FURTHER)
 _STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 _STARS_NOTE = "* p < 0.05, ** p < 0.01, *** p < 0.001 (two-sided, not corrected for the number of tests)."
 _NO_ERROR = "(none)"
@@ -164,7 +165,8 @@ def _statistics(names: Sequence[str], results: Sequence[Any], heads: tuple[str, 
 
 def _statistic(result: Any, attribute: str) -> Cell:
     """A number of the fit; blank where it says nothing, as the entropy of a single expert."""
-    if attribute == "entropy" and result.model.n_experts == 1:
+    experts = result.model.n_experts
+    if (attribute == "entropy" and experts in (None, 1)) or (attribute == "icl" and experts is None):
         return None
     value = getattr(result, attribute)
     return int(value) if isinstance(value, int) else float(value)
@@ -180,7 +182,7 @@ def _notes(results: Sequence[Any], heads: Sequence[str], stars: bool) -> tuple[s
     notes += [_STARS_NOTE] if stars else []
     if len({(result.nobs, result.n_units) for result in results}) > 1:
         notes.append("The fits use different rows: their log-likelihoods and criteria are not comparable.")
-    if len({result.model.n_experts for result in results}) > 1:
+    if len({result.model.n_experts for result in results} - {None}) > 1:
         notes.append("Experts are numbered by size within each fit; the same number need not mean the same people.")
     notes += [_NO_ERROR_NOTE] if any(result.bse.isna().any() for result in results) else []
     notes += [f"{head}: {message}" for head, r in zip(heads, results, strict=True) for message in _messages(r)]

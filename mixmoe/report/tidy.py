@@ -20,15 +20,16 @@ _TO_BROOM = {"std_error": "std.error", "p_value": "p.value", "conf_low": "conf.l
 
 
 def broom_tidy(estimates: pd.DataFrame) -> pd.DataFrame:
-    """One row per parameter, from the frame of `MoEResults.to_frame`."""
+    """One row per parameter, from the frame of `Results.to_frame`."""
     return estimates.rename(columns=_TO_BROOM).reset_index()
 
 
 def broom_glance(results: Any) -> pd.DataFrame:
-    """One row for the whole fit."""
+    """One row for the whole fit; what is known of experts only where there are any."""
+    mixture = results.model.spec.has_experts
     values = {
         "family": results.model.spec.name,
-        "experts": results.model.n_experts,
+        **({"experts": results.model.n_experts} if mixture else {}),
         "nobs": results.nobs,
         "n.units": results.n_units,
         "df": results.df_model,
@@ -37,21 +38,20 @@ def broom_glance(results: Any) -> pd.DataFrame:
         "AIC": results.aic,
         "BIC": results.bic,
         "sABIC": results.sabic,
-        "ICL": results.icl,
-        "entropy": results.entropy,
+        **({"ICL": results.icl, "entropy": results.entropy} if mixture else {}),
         "converged": results.converged,
     }
     return pd.DataFrame({name: [value] for name, value in values.items()})
 
 
-def broom_augment(design: Design, classes: pd.DataFrame, by_row: pd.DataFrame, data: Any) -> pd.DataFrame:
+def broom_augment(design: Design, classes: pd.DataFrame | None, by_row: pd.DataFrame, data: Any) -> pd.DataFrame:
     """The rows of the data with what the fit says about each.
 
     Parameters
     ----------
     design : Design
-    classes : DataFrame, length N
-        Columns expert and probability, in the order of the units of `design`.
+    classes : DataFrame, length N, or None
+        Columns expert and probability, in the order of the units of `design`; None without experts.
     by_row : DataFrame, length n
         Fitted values and the like of the rows used, in the order of the user's data.
     data : DataFrame or None
@@ -68,8 +68,9 @@ def broom_augment(design: Design, classes: pd.DataFrame, by_row: pd.DataFrame, d
     """
     order = np.argsort(design.position, kind="stable")
     units, added = design.codes[order], by_row.copy()
-    added[".class"] = pd.array(classes["expert"].to_numpy()[units], dtype="Int64")
-    added[".probability"] = classes["probability"].to_numpy()[units]
+    if classes is not None:
+        added[".class"] = pd.array(classes["expert"].to_numpy()[units], dtype="Int64")
+        added[".probability"] = classes["probability"].to_numpy()[units]
     if data is None:
         frame = design.frame.iloc[order]
         return pd.concat([frame, added.set_axis(frame.index)], axis=1)

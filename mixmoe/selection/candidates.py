@@ -25,7 +25,7 @@ from mixmoe.mixture.estimate import better
 from mixmoe.mixture.resampling import Journal
 from mixmoe.output.saved import checksum
 from mixmoe.responses.exponential import canonical_family
-from mixmoe.results import MoEResults
+from mixmoe.results import Results
 
 _ESTIMATED = ("functions", "searches")  # settings of a fit that are no arguments of its model
 STARTS = 8  # random starts per expert; those carried from one expert fewer come on top
@@ -70,7 +70,7 @@ class Spec:
 class Outcome:
     """What one computation led to: a fit, a value (with its standard error), or the reason why there is neither."""
 
-    results: MoEResults | None = None
+    results: Results | None = None
     seconds: float = 0.0
     reason: str = ""
     value: float = np.nan
@@ -308,7 +308,7 @@ def _attempt(compute: Callable[[], Outcome], before: Outcome | None = None) -> O
     return replace(found, seconds=before.seconds + time.perf_counter() - started)
 
 
-def _checked_whole(fitted: MoEResults) -> MoEResults:
+def _checked_whole(fitted: Results) -> Results:
     """The fit, unless Ctrl-C cut it short: then the whole run ends, not this fit."""
     if any(flag.code == "interrupted" for flag in fitted.flags):
         raise KeyboardInterrupt
@@ -352,7 +352,7 @@ def _fit_carried(spec: Spec, data: Any, present: Outcome, smaller: Outcome, rng:
     return _attempt(compute, present)
 
 
-def _better_results(a: MoEResults, b: MoEResults) -> MoEResults:
+def _better_results(a: Results, b: Results) -> Results:
     merged = better(a.em, b.em)
     best = b if merged.params is b.em.params else a
     return type(best)(best.model, merged, best.cov)
@@ -418,7 +418,7 @@ class Folds:
 
 
 def _held_out(
-    spec: Spec, whole: MoEResults, folds: Folds, f: int, starts: int | None, rng: np.random.Generator
+    spec: Spec, whole: Results, folds: Folds, f: int, starts: int | None, rng: np.random.Generator
 ) -> Outcome:
     """Log-likelihood of one fold under the fit to the others."""
 

@@ -12,12 +12,13 @@ from mixmoe.arguments import checked_choice, checked_count, checked_jobs
 from mixmoe.atomic import PathLike
 from mixmoe.design.beside import named_columns
 from mixmoe.errors import ArgumentError
+from mixmoe.families import refuse_foreign_effects
 from mixmoe.mixture.estimate import clc
 from mixmoe.mixture.resampling import Journal, fingerprint
 from mixmoe.output.plots import COLOURS, Elbow, canvas_axes, canvas_result, draw_criteria, open_frame
 from mixmoe.output.records import Cell, Table
 from mixmoe.output.summary import Summary
-from mixmoe.results import MoEResults, written
+from mixmoe.results import Results, written
 from mixmoe.selection.candidates import Keeper, Trial, Workers, build_specs, check_data, run_trials
 
 
@@ -119,7 +120,7 @@ class Candidate:
     structure : tuple of (str, value)
         Options in which the candidates differ.
     experts : int
-    results : MoEResults or None
+    results : Results or None
         None if the fit failed.
     seconds : float
         Time of all its fits.
@@ -137,7 +138,7 @@ class Candidate:
     formula: str
     structure: tuple[tuple[str, Any], ...]
     experts: int
-    results: MoEResults | None = None
+    results: Results | None = None
     seconds: float = 0.0
     reason: str = ""
     cv: float = np.nan
@@ -200,7 +201,7 @@ class Selection:
         """
         return pd.DataFrame([(_network_record if c.network else _record)(c) for c in self.candidates])
 
-    def best(self, criterion: str | None = None) -> MoEResults:
+    def best(self, criterion: str | None = None) -> Results:
         """The fit with the best value of a criterion.
 
         Parameters
@@ -210,7 +211,7 @@ class Selection:
 
         Returns
         -------
-        MoEResults
+        Results
             Of all rows. Failed, interrupted and degenerate fits are left out.
 
         Raises
@@ -355,6 +356,8 @@ def select(
     checked_jobs(n_jobs)
     data, options = named_columns(data, options)
     specs = build_specs(formula, experts, options)
+    for spec in specs:
+        refuse_foreign_effects(spec.formula, spec.family, data)
     for name, value in (("starts", starts), ("folds", folds)):
         if value is not None and not specs[0].has_experts:
             raise ArgumentError(

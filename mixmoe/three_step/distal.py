@@ -251,7 +251,7 @@ class Predictors(ThreeStep):
     terms: tuple[str, ...]
 
     def to_frame(self, alpha: float = 0.05) -> pd.DataFrame:
-        """One row per coefficient, with the columns of `MoEResults.to_frame`."""
+        """One row per coefficient, with the columns of `Results.to_frame`."""
         c = self.coefficients
         return tidy(c.layout, c.values, c.std_errors, alpha)
 

@@ -64,6 +64,9 @@ SPEC = FamilySpec(
         "HasLikelihood": "its local likelihoods have no joint likelihood of the parameters; see bands()",
         "HasErrorCovariance": "its errors have no serial correlation",
         "time": "its errors have no serial correlation; name the time in vary:, or rows of one unit by cluster=",
+        "HasTerms": "coefficients that vary are tested as functions by test_varying() and bands(), constants by "
+        "wald_test()",
+        "HasProportions": "they vary along the index; bands('probabilities') has them with limits",
     },
 )
 

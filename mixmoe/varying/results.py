@@ -16,9 +16,9 @@ from mixmoe.families import Distribution, GatePoint
 from mixmoe.inference.uncertainty import ParamCov, checked_alpha
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.estimate import EMFit, classification_entropy
+from mixmoe.mixture_results import MoEResults
 from mixmoe.output.records import Cell, Curve, Table
 from mixmoe.output.summary import Summary, header_table, nothing_predicted
-from mixmoe.results import MoEResults
 from mixmoe.varying import function_tables
 from mixmoe.varying.bands import BIASES, METHODS, LevelProcess
 from mixmoe.varying.dispersion_limits import ThetaProfile

@@ -6,6 +6,7 @@ import pytest
 import statsmodels.formula.api as smf
 
 import mixmoe as mm
+from mixmoe.errors import ArgumentError
 from tests.check.helpers import pbc
 
 NUMBERS = ["df", "statistic", "p_value", "df_equal", "statistic_equal", "p_value_equal"]
@@ -114,7 +115,7 @@ def test_they_print_as_tables(fit):
 def test_other_families_refuse():
     data = mm.simulate.vcmoe("well_separated", n=200, rng=1).data
     fit = mm.fit("y ~ z1 | gate: x1 | vary: u", data, experts=2, bandwidth=0.4, rng=0)
-    with pytest.raises(NotImplementedError, match="wald_test_terms is not defined"):
+    with pytest.raises(ArgumentError, match="VCMoE has no wald_test_terms: coefficients that vary are tested as"):
         fit.wald_test_terms()
 
 

@@ -15,9 +15,9 @@ from mixmoe.errors import ArgumentError
 from mixmoe.inference.likelihood_ratio import LRTest
 from mixmoe.inference.uncertainty import COV_TYPES
 from mixmoe.inference.wald import InvalidTest, WaldTest
+from mixmoe.mixture_results import MoEResults
 from mixmoe.output.records import Curve, Panel, Table
 from mixmoe.output.summary import Summary
-from mixmoe.results import MoEResults
 
 SEPARATED = {"preset": "separated", "n_subjects": 60, "n_visits": 4, "rng": 1}
 CASES = {  # name -> data, formula, options of mm.fit
@@ -287,7 +287,7 @@ def test_likelihood_ratio(case):
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_what_is_not_defined_says_what_to_use(name, case):
-    with pytest.raises(NotImplementedError, match=f"{name} is not defined for mixtures of experts; "):
+    with pytest.raises(ArgumentError, match=f"the results of mixmoe have no {name}; use "):
         getattr(case.fit, name)()
 
 

@@ -9,9 +9,9 @@ import pytest
 import mixmoe as mm
 from mixmoe.errors import ApproximationWarning, MixmoeWarning
 from mixmoe.mixed.coordinates import Coordinates
-from mixmoe.mixed.likelihood.glmm import build_nodes
+from mixmoe.mixed.likelihood.glmm import build_nodes, finer_points
 from mixmoe.mixed.likelihood.observed import evaluate, subject_scores
-from mixmoe.mixed.likelihood.quadrature import finer_points, integral_shift
+from mixmoe.mixed.likelihood.quadrature import integral_shift
 from mixmoe.mixed.parameters import expand, to_natural
 from tests.mixed.glmm_helpers import problem
 

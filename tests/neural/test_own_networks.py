@@ -255,5 +255,5 @@ def test_what_a_file_does_not_hold_is_asked_for(tmp_path):
         mm.load(own, network=larger)
     mixed = mm.fit("y ~ x1 | re: (1 | id)", frame, experts=1)
     mixed.save(tmp_path / "mixed.mixmoe")
-    with pytest.raises(ArgumentError, match="network= is for fits of networks"):
+    with pytest.raises(ArgumentError, match="network= is for networks"):
         mm.load(tmp_path / "mixed.mixmoe", network=mlp())

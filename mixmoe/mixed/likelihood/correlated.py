@@ -28,7 +28,7 @@ from mixmoe.mixed.likelihood.gaussian import (
     normal_density,
     t_density,
 )
-from mixmoe.mixed.likelihood.protocol import Effects, FlatScores
+from mixmoe.mixed.likelihood.protocol import ClosedIntegral, Effects, FlatScores
 from mixmoe.mixed.likelihood.serial import ErrorFactor, ErrorKind, Spread, Visits, factorise
 from mixmoe.mixed.parameters import Params, Structure
 from mixmoe.numerics.linalg import cholesky, inverse_from_cholesky, solve_lower, solve_upper
@@ -354,7 +354,7 @@ class RowDensities(FlatScores):
 
 
 @dataclass(frozen=True, slots=True)
-class RowExperts:
+class RowExperts(ClosedIntegral):
     """Experts with other errors than iid Gaussian ones, see `Experts`.
 
     Attributes

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.special import betaln, digamma, gammaln
 
 from mixmoe._typing import AnyArray, Array
-from mixmoe.mixed.likelihood.protocol import Effects, FlatScores
+from mixmoe.mixed.likelihood.protocol import ClosedIntegral, Effects, FlatScores
 from mixmoe.mixed.parameters import Params, Structure
 from mixmoe.numerics.linalg import cholesky, inverse_from_cholesky, multiply, solve_lower, solve_upper, times_real
 from mixmoe.responses.distribution import trigamma
@@ -280,7 +280,7 @@ class GaussianDensities(FlatScores):
 
 
 @dataclass(frozen=True, slots=True)
-class GaussianExperts:
+class GaussianExperts(ClosedIntegral):
     """Experts with iid Gaussian errors, see `Experts`.
 
     Attributes

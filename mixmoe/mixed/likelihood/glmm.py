@@ -12,6 +12,7 @@ follows mode and curvature as they move with the parameters (implicit function t
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
+from math import isqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +21,14 @@ from mixmoe._typing import Array
 from mixmoe.mixed.further_parameters import extra_starts
 from mixmoe.mixed.likelihood.gaussian import GaussianExperts, build_moments
 from mixmoe.mixed.likelihood.modes import Modes, Predictor, Response, Rows, Terms, WarmStarts, find_modes, log_joint
-from mixmoe.mixed.likelihood.protocol import Effects
+from mixmoe.mixed.likelihood.protocol import CategoryCounts, CoefficientInformation, Effects, Finer
 from mixmoe.mixed.parameters import Params, Structure
 from mixmoe.mixture.gate import posterior_probabilities
 from mixmoe.numerics.linalg import inverse_from_cholesky, logsumexp, solve_lower, solve_upper
 
 MOST_NODES = 50  # per random effect
 _POSTERIOR_NODES = {1: 25, 2: 15, 3: 9, 4: 5, 5: 3}  # per random effect, by their number, for what is said of a subject
+_COMPARED = {1: 9, 2: 5}  # per random effect, by their number: what a Laplace fit is compared with
 _BLOCK_ROWS = 10_000
 _FIRST_SIZE = 0.6  # standard deviation of the random effects from which the one-expert fit starts
 _FIRST_PASSES = 8
@@ -307,6 +309,12 @@ def _node_moments(d: GlmmDensities) -> tuple[Array, Array]:
     return mean, covariance
 
 
+def finer_points(n_quad: int, q: int) -> int | None:
+    """Points per random effect to compare with; None where there are no more."""
+    finer = _COMPARED.get(q) if n_quad == 1 else 2 * n_quad + 1
+    return None if q not in _COMPARED or finer is None or finer > MOST_NODES else finer
+
+
 @dataclass(frozen=True, slots=True)
 class GlmmExperts:
     """Experts with responses of an exponential family or beyond, see `Experts`.
@@ -345,6 +353,35 @@ class GlmmExperts:
         if len(self.nodes.points) >= least**q:
             return self
         return replace(self, nodes=build_nodes(least, q), parts=[])
+
+    def finer(self) -> Finer | None:
+        """The same with more nodes; None without random effects, with more than two, or with the most nodes already."""
+        q, n_nodes = len(self.rows.Z), len(self.nodes.points)
+        n_quad = n_nodes if q < 2 else isqrt(n_nodes)
+        points = finer_points(n_quad, q)
+        if points is None:
+            return None
+        return Finer(points, replace(self, nodes=build_nodes(points, q), parts=[]), n_nodes == 1)
+
+    def coefficient_information(self, params: Params, tau: Array) -> CoefficientInformation:
+        """Sums over the rows of weights of the modes times responsibilities."""
+        K, p = tau.shape[1], self.rows.X.shape[1]
+        matrices, sizes = np.zeros((K, p, p)), np.zeros(K)
+        for where, part in self.blocks(K):
+            X, weight = part.rows.X, part.densities(params).modes.weight
+            for k in range(K):
+                share = part.rows.spread(tau[where, k])
+                matrices[k] += (X.T * (share * weight[k])) @ X
+                sizes[k] += share.sum()
+        return CoefficientInformation(matrices, sizes)
+
+    def category_counts(self, tau: Array) -> CategoryCounts | None:
+        """Sums of responsibilities over the rows of each category."""
+        labels = self.response.labels
+        if not labels:
+            return None
+        member = self.rows.outcome.y[:, None] == np.arange(len(labels))
+        return CategoryCounts(labels, np.asarray(self.rows.spread(tau.T) @ member))
 
     def take(self, subjects: NDArray[np.intp]) -> "GlmmExperts":
         """Densities of the experts for some of the subjects only."""

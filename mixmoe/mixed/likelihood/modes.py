@@ -62,6 +62,10 @@ class Response(Protocol):
         """Further parameters of an expert."""
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the ordered categories; empty for other responses."""
+
+    @property
     def support(self) -> Array | None:
         """The values that a response can take, ascending, where they are few."""
 
@@ -129,6 +133,11 @@ class FamilyResponse:
     def name(self) -> str:
         """Name of the response family."""
         return self.family.name
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """None: responses are no ordered categories."""
+        return ()
 
     @property
     def support(self) -> Array | None:

@@ -50,6 +50,53 @@ class Densities(Protocol):
         """Posterior of the random effects."""
 
 
+@dataclass(frozen=True, slots=True)
+class CoefficientInformation:
+    """Information of the expert coefficients, were memberships and random effects known.
+
+    Attributes
+    ----------
+    matrices : ndarray, shape (K, p, p)
+    sizes : ndarray, shape (K,)
+        Expected number of rows of each expert.
+    """
+
+    matrices: Array
+    sizes: Array
+
+
+@dataclass(frozen=True, slots=True)
+class CategoryCounts:
+    """Responses of each expert in each ordered category.
+
+    Attributes
+    ----------
+    labels : tuple of str
+    expected : ndarray, shape (K, C)
+    """
+
+    labels: tuple[str, ...]
+    expected: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Finer:
+    """Experts whose integral over the random effects has more points.
+
+    Attributes
+    ----------
+    n_quad : int
+        Points per random effect.
+    experts : Experts
+    from_laplace : bool
+        Whether those that it is compared with have one point.
+    """
+
+    n_quad: int
+    experts: "Experts"
+    from_laplace: bool
+
+
 class Experts(Protocol):
     """Response model of the experts and the data of N subjects, in working coordinates."""
 
@@ -81,6 +128,39 @@ class Experts(Protocol):
 
         Themselves, if these are such experts. Their structure is that of these experts without further parameters.
         """
+
+    @property
+    def fine(self) -> "Experts":
+        """The same, with an integral fine enough for posterior moments and probabilities of a subject."""
+
+    def finer(self) -> Finer | None:
+        """The same with more points than the fit; None if the integral is exact, or nothing finer is offered."""
+
+    def coefficient_information(self, params: Params, tau: Array) -> CoefficientInformation | None:
+        """At S = 1 and responsibilities (N, K); None if it does not depend on the coefficients."""
+
+    def category_counts(self, tau: Array) -> CategoryCounts | None:
+        """At responsibilities (N, K); None if responses are no ordered categories."""
+
+
+class ClosedIntegral:
+    """What experts say whose random effects are integrated out exactly, coefficients entering their normal density."""
+
+    __slots__ = ()
+
+    @property
+    def fine(self) -> Self:
+        """Themselves."""
+        return self
+
+    def finer(self) -> None:
+        """None: the integral is exact."""
+
+    def coefficient_information(self, params: Params, tau: Array) -> None:
+        """None: the information of normal responses does not depend on the coefficients."""
+
+    def category_counts(self, tau: Array) -> None:
+        """None: responses are numbers."""
 
 
 class LinearExperts(Experts, Protocol):

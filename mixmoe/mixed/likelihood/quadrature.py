@@ -1,7 +1,6 @@
 """Whether the integral over the random effects is fine enough: what more quadrature points would change."""
 
 from dataclasses import dataclass, replace
-from math import isqrt
 
 import numpy as np
 
@@ -9,12 +8,10 @@ from mixmoe._typing import Array
 from mixmoe.inference.uncertainty import delta_se
 from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.information import find_boundary, informative_basis, invert_information, natural_jacobian
-from mixmoe.mixed.likelihood.glmm import MOST_NODES, GlmmExperts, build_nodes
 from mixmoe.mixed.likelihood.observed import Problem, block_scores, evaluate_block
 from mixmoe.mixed.parameters import expand
 from mixmoe.mixture.estimate import EMFit, Flag, ParamLayout
 
-_POINTS = {1: 9, 2: 5}  # per random effect, by their number: what a Laplace fit is compared with
 _ERRORS = 0.5  # standard errors; an estimate that far off leaves its 95 % interval a coverage of 92 %
 _SIZE = 0.05  # on the scale of the link: five per cent of odds or rates; in large samples less would pass the other bar
 _FAR = 5.0  # standard errors; a Newton step that is longer only says so
@@ -34,12 +31,15 @@ class Shift:
         Changes of the free vector, in working coordinates.
     errors : ndarray, shape (P,)
         Sizes of the changes of the reported parameters in standard errors; NaN for those without.
+    from_laplace : bool
+        Whether the integral that is judged is Laplace's approximation.
     """
 
     n_quad: int
     loglik: float
     working: Array
     errors: Array
+    from_laplace: bool
 
     @property
     def matters(self) -> bool:
@@ -48,13 +48,7 @@ class Shift:
         return bool(far and np.abs(self.working).max(initial=0.0) > _SIZE)
 
 
-def finer_points(n_quad: int, q: int) -> int | None:
-    """Points per random effect to compare with; None where there are no more."""
-    finer = _POINTS.get(q) if n_quad == 1 else 2 * n_quad + 1
-    return None if q not in _POINTS or finer is None or finer > MOST_NODES else finer
-
-
-def integral_shift(problem: Problem[GlmmExperts], coordinates: Coordinates, theta: Array) -> Shift | None:
+def integral_shift(problem: Problem, coordinates: Coordinates, theta: Array) -> Shift | None:
     """What more quadrature points would change at a solution.
 
     Parameters
@@ -86,25 +80,21 @@ def integral_shift(problem: Problem[GlmmExperts], coordinates: Coordinates, thet
     Berndt, Hall, Hall & Hausman (1974), Annals of Economic and Social Measurement 3, 653-665. Of the bias of Laplace's
     method with binary responses: Breslow & Lin (1995), Biometrika 82, 81-91; Joe (2008), CSDA 52, 5066-5074.
     """
-    q, n_nodes = problem.structure.n_random, len(problem.experts.nodes.points)
-    # Nodes of two random effects are a square grid.
-    n_quad = n_nodes if q < 2 else isqrt(n_nodes)
-    finer = finer_points(n_quad, q)
-    if finer is None:
+    found = problem.experts.finer()
+    if found is None:
         return None
     at = find_boundary(problem, coordinates, theta)
-    experts = replace(problem.experts, nodes=build_nodes(finer, q), parts=[])
     with np.errstate(all="ignore"):  # where a spurious maximum has run away anything may overflow
-        now, then = _scored(problem, at.theta), _scored(replace(problem, experts=experts), at.theta)
+        now, then = _scored(problem, at.theta), _scored(replace(problem, experts=found.experts), at.theta)
         if not np.isfinite(then.scores).all():
-            return Shift(finer, then.loglik - now.loglik, np.full(theta.size, np.inf), np.full(theta.size, np.inf))
-        # Outer products of scores, not a Hessian: one evaluation of the finer integral gives step and metric.
+            far = np.full(theta.size, np.inf)
+            return Shift(found.n_quad, then.loglik - now.loglik, far, far, found.from_laplace)
         inverse = invert_information(then.scores.T @ then.scores, informative_basis(problem, at)).matrix
         step = inverse @ (then.scores - now.scores).sum(axis=0)
         jacobian = np.nan_to_num(natural_jacobian(problem, coordinates, at.theta))
         errors = np.abs(jacobian @ step) / delta_se(jacobian, inverse)
     errors[list(at.blank)] = np.nan
-    return Shift(finer, then.loglik - now.loglik, step, errors)
+    return Shift(found.n_quad, then.loglik - now.loglik, step, errors, found.from_laplace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +105,7 @@ class _Scored:
     scores: Array
 
 
-def _scored(problem: Problem[GlmmExperts], theta: Array) -> _Scored:
+def _scored(problem: Problem, theta: Array) -> _Scored:
     params = expand(problem.structure, problem.free, theta[None])
     loglik, scores = 0.0, np.empty((problem.n_subjects, theta.size))
     for where, experts in problem.experts.blocks(problem.structure.n_experts):
@@ -143,23 +133,20 @@ def with_integral_flag(
     -------
     EMFit
     """
-    if not isinstance(problem.experts, GlmmExperts):
-        return fit
     shift = integral_shift(problem, coordinates, theta)
     if shift is None or not shift.matters:
         return fit
-    laplace = len(problem.experts.nodes.points) == 1
-    return replace(fit, flags=(*fit.flags, _flag(shift, layout, laplace)))
+    return replace(fit, flags=(*fit.flags, _flag(shift, layout)))
 
 
-def _flag(shift: Shift, layout: ParamLayout, laplace: bool) -> Flag:
+def _flag(shift: Shift, layout: ParamLayout) -> Flag:
     most = int(np.nanargmax(shift.errors))
     size = shift.errors[most]
     moved = f"by about {size:.1f} standard errors" if size < _FAR else f"by more than {_FAR:g} standard errors"
     changed = f"{abs(shift.loglik):.3g} {'higher' if shift.loglik > 0 else 'lower'}"
     return Flag(
-        "laplace_bias" if laplace else "quadrature_bias",
-        f"{'The Laplace approximation' if laplace else 'The quadrature'} is too coarse for these data: with "
+        "laplace_bias" if shift.from_laplace else "quadrature_bias",
+        f"{'The Laplace approximation' if shift.from_laplace else 'The quadrature'} is too coarse for these data: with "
         f"{shift.n_quad} points per random effect the log-likelihood at these estimates is {changed}, and "
         f"{layout.names[most]} would move {moved}. Fit with n_quad={shift.n_quad}.",
     )

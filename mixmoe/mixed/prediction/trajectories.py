@@ -22,7 +22,6 @@ from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.error_structure import ErrorSetup, times_of
 from mixmoe.mixed.further_parameters import spans
 from mixmoe.mixed.likelihood.correlated import ErrorModel
-from mixmoe.mixed.likelihood.glmm import GlmmExperts
 from mixmoe.mixed.likelihood.observed import Problem
 from mixmoe.mixed.likelihood.serial import ErrorFactor, Filter, Visits, factorise
 from mixmoe.mixed.parameters import Params, Positions
@@ -303,9 +302,8 @@ def posterior_history(problem: Problem, e: Params) -> History:
     Where the integral over the random effects is none in closed form, it is taken with enough quadrature points for
     means, variances and probabilities of a subject, however many the fit had.
     """
-    experts = problem.experts.fine if isinstance(problem.experts, GlmmExperts) else problem.experts
     parts = []
-    for where, block in experts.blocks(problem.structure.n_experts):
+    for where, block in problem.experts.fine.blocks(problem.structure.n_experts):
         densities = block.densities(e)
         log_joint = (gate_log_probabilities(problem.W[where], e.gamma) + densities.log_density)[0]
         probabilities = posterior_probabilities(log_joint, axis=0).T
