@@ -462,7 +462,7 @@ def recursion(visits: Visits, slope: AnyArray, c: AnyArray, backward: bool = Fal
 
 
 def _uncertainty(visits: Visits, noise: AnyArray, step: AnyArray) -> AnyArray:
-    """Variance of the Brownian motion after each row, shape (E, n): ``v (l + s) / (v + l + s)`` with l of the row before.
+    """Variance of the Brownian motion after each row, shape (E, n): ``v (l + s) / (v + l + s)`` with l as it was.
 
     The map from one l to the next is a ratio of linear functions, and so is that of several rows: the product of their
     matrices, whose entries are all positive, so that no digits cancel; only their ratios matter.
