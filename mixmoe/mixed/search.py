@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.mixed.em import em_iterations
 from mixmoe.mixed.further_parameters import spans
+from mixmoe.mixed.insertion import gains_little, inserted_starts, reinserted_starts
 from mixmoe.mixed.likelihood.gaussian import GaussianExperts
 from mixmoe.mixed.likelihood.observed import ClosedForm, Problem, build_problem, evaluate, observed_information
 from mixmoe.mixed.parameters import Params, Structure, contract, expand
@@ -40,9 +41,12 @@ _MANY_APPROXIMATE = 4_000  # the same where the likelihood has no closed form
 _POOL = 16  # distinct end points of a subsample that go on with more subjects
 _FINISHED = 5  # candidates that are run to full convergence, on all subjects
 _MOVES = 4  # split-and-merge moves per expert and round
+_INSERTED = 32  # places where a new expert gains most, of which ascents start
 _SEARCHES = 3  # independent searches at most, two of which must agree
-_SEARCHES_LARGE = 2  # the same with more than four experts, where they cost most and agree least
-_WORTHWHILE = 0.01  # gain that makes another round of split-and-merge moves; less is mere convergence of what is there
+_FEW_EXPERTS = 4  # up to which that many are worth their cost, and moves that insert an expert
+_PATIENCE = 2  # rounds of moves without gain before a search ends that inserts experts
+_SEARCHES_LARGE = 2  # searches with more experts, where they cost most and agree least
+_WORTHWHILE = 0.01  # gain that makes another round of moves; less is mere convergence of what is there
 _SHARP = 0.01  # of the tolerance: what quasi-Newton aims at before Newton steps are called in
 _STANDSTILL = 1e-11  # gain in log-likelihood of an ascent that creeps along the edge of a collapse
 _CHASED = 10  # end points of the closed form that are carried on with the likelihood itself
@@ -277,7 +281,7 @@ def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, r
     plain = replace(one, params=without_extras(one.params))
     smaller = _fewer_experts(closed, plain, control, rng)
     found = _search_once(closed, plain, smaller, n_starts - n_starts // 2, control, rng)
-    for i in range(1, _SEARCHES if problem.structure.n_experts <= 4 else _SEARCHES_LARGE):
+    for i in range(1, _SEARCHES if problem.structure.n_experts <= _FEW_EXPERTS else _SEARCHES_LARGE):
         if found.climb.interrupted or found.agree:
             break
         known = replace(control, reached=found.rank.max())
@@ -300,7 +304,20 @@ def _search_once(
     starts = np.vstack([starts, carried_starts(problem, one, smaller, _EM_STEPS, rng)])
     found = _race(problem, one.sigma, starts, control)
     found = replace(found, rank=_unless_most_collapse(found.rank))
-    return _with_moves(problem, one, found, control, rng)
+    few = problem.structure.n_experts <= _FEW_EXPERTS and gains_little(problem, smaller, found.rank.max())
+    if few:
+        found = _with_inserted(problem, one, smaller, found, control, rng)
+    return _with_moves(problem, one, found, few, control, rng)
+
+
+def _with_inserted(
+    problem: ClosedForm, one: OneExpert, smaller: Array, found: Ends, control: Control, rng: np.random.Generator
+) -> Ends:
+    """`found` with ascents from where a new expert gains most beside the fit with one expert fewer."""
+    starts = inserted_starts(problem, one, smaller, _INSERTED, rng)
+    if found.climb.interrupted or not len(starts):
+        return found
+    return join(found, _race(problem, one.sigma, starts, replace(control, reached=found.rank.max())))
 
 
 def _unless_most_collapse(rank: Array) -> Array:
@@ -328,26 +345,39 @@ def _fewer_experts(problem: ClosedForm, one: OneExpert, control: Control, rng: n
     for K in range(2, s.n_experts):
         larger = build_problem(replace(s, n_experts=K), problem.experts, problem.W)
         ends = _race(larger, one.sigma, carried_starts(larger, one, best, _EM_STEPS, rng), control)
+        if gains_little(larger, best, ends.rank.max()):
+            ends = _with_inserted(larger, one, best, ends, control, rng)
         best = ends.climb.theta[ends.best]
     return best
 
 
-def _with_moves(problem: ClosedForm, one: OneExpert, found: Ends, control: Control, rng: np.random.Generator) -> Ends:
-    """`found` with split-and-merge moves from its best end point as long as they gain."""
-    improved = bool(np.isfinite(found.rank).any())  # nothing to leave where all have collapsed
-    while improved and not found.climb.interrupted:
+def _with_moves(
+    problem: ClosedForm, one: OneExpert, found: Ends, insert: bool, control: Control, rng: np.random.Generator
+) -> Ends:
+    """`found` with moves from its best end point until rounds gain nothing, two in a row if experts are inserted."""
+    patience = _PATIENCE if insert else 1
+    left = patience if np.isfinite(found.rank).any() else 0  # nothing to leave where all have collapsed
+    while left and not found.climb.interrupted:
         found = _settled(problem, one, found, control)
         level = found.rank.max()
         try:
-            n_moves = _MOVES * problem.structure.n_experts
-            moved = split_merge_starts(problem, one, found.climb.theta[found.best], n_moves, _EM_STEPS, rng)
+            moved = _moved(problem, one, found.climb.theta[found.best], insert, rng)
         except KeyboardInterrupt:
             return replace(found, climb=replace(found.climb, interrupted=True))
         further = _race(problem, one.sigma, moved, replace(control, reached=max(level, control.reached)))
         returned = np.abs(further.climb.loglik - level) <= SAME
         found = join(found, replace(further, returned=returned))
-        improved = found.rank.max() > level + _WORTHWHILE
+        left = patience if found.rank.max() > level + _WORTHWHILE else left - 1
     return found
+
+
+def _moved(problem: ClosedForm, one: OneExpert, theta: Array, insert: bool, rng: np.random.Generator) -> Array:
+    """Starts near a fit: one expert dissolved and another split, or one that gave way to a new one elsewhere."""
+    n = _MOVES * problem.structure.n_experts
+    split = split_merge_starts(problem, one, theta, n, _EM_STEPS, rng)
+    if not insert:
+        return split
+    return np.vstack([split, reinserted_starts(problem, one, theta, _INSERTED, rng)])
 
 
 def _settled(problem: ClosedForm, one: OneExpert, found: Ends, control: Control) -> Ends:

@@ -171,3 +171,33 @@ def test_independent_errors_are_the_limit_of_each_kind():
         assert row_posterior(data, p["beta"], p["T"], error_model(kind, q)).density.log_density == pytest.approx(exact)
     heavy = row_posterior(data, p["beta"], p["T"], error_model("iid", {**p, "df": np.full(2, 1e9)}))
     assert heavy.density.log_density == pytest.approx(exact, rel=1e-7)
+
+
+def test_recursions_along_many_rows_are_those_row_by_row():
+    """Doubling gives the filter of a Brownian motion that a loop over the rows gives, also for a step near zero."""
+    rng = np.random.default_rng(4)
+    counts = np.array([1, 9, 64, 3])
+    visits = Visits(np.cumsum(counts) - counts, counts, rng.exponential(size=77))
+    visits.gap[12] = 0.0  # two rows at the same time
+    sd, tau = np.exp(0.5 * rng.normal(size=(2, 77))), np.array([0.7, 1e-8])
+    c = rng.normal(size=(2, 1, 77))
+    found = factorise("bm", sd, tau, visits)
+    gain, variance, white = np.empty((2, 77)), np.empty((2, 77)), np.empty((2, 77))
+    for row in range(77):
+        if row in visits.starts:
+            left, state = np.zeros(2), np.zeros(2)
+        ahead = left + tau**2 * visits.gap[row]
+        variance[:, row] = ahead + sd[:, row] ** 2
+        gain[:, row] = ahead / variance[:, row]
+        white[:, row] = (c[:, 0, row] - state) / np.sqrt(variance[:, row])
+        left, state = gain[:, row] * sd[:, row] ** 2, state + gain[:, row] * (c[:, 0, row] - state)
+    np.testing.assert_allclose(found.variance, variance, rtol=1e-13)
+    np.testing.assert_allclose(found.gain, gain, rtol=1e-12)
+    np.testing.assert_allclose(found.whiten(c)[:, 0], white, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(found.colour(found.whiten(c)), c, rtol=1e-10, atol=1e-12)
+
+
+def test_cost_of_long_series_grows_with_rows_not_with_visits():
+    """Passes over the data, not arithmetic, are counted: 4 subjects with 4,000 rows take 12, not 4,000."""
+    visits = Visits(4000 * np.arange(4), np.full(4, 4000), np.ones(16_000))
+    assert len(list(visits.doublings())) == 12

@@ -7,11 +7,13 @@ With ``s_j = sigma exp(v_j'delta)`` the standard deviation of row j of a subject
     car1   R = S C S,     C_jl = exp(-phi |t_j - t_l|)   (nlme's corCAR1 with Phi = exp(-phi))
     bm     R = S S + M,   M_jl = tau^2 min(t_j, t_l)     (lcmm's cor = BM(t))
 
-R is never formed. Autoregressive errors have a bidiagonal inverse Cholesky factor; a Brownian motion is filtered visit
-by visit, all subjects at once (Durbin & Koopman 2012, chapters 2 and 4). The cost is proportional to the rows. The axis
-``E`` runs over experts, or over experts of several starts; complex steps pass through.
+R is never formed. Autoregressive errors have a bidiagonal inverse Cholesky factor; a Brownian motion is filtered
+(Durbin & Koopman 2012, chapters 2 and 4), all visits of all subjects at once: a recursion along m visits is done in
+log2(m) doublings (Hillis & Steele 1986; Sarkka & Garcia-Fernandez 2021, for filters). The axis ``E`` runs over experts,
+or over experts of several starts; complex steps pass through.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,6 +74,39 @@ class Visits:
             here = self.counts > visit
             out.append(Layer(self.starts[here] + visit, self.counts[here] > visit + 1))
         return out
+
+    @property
+    def continues(self) -> NDArray[np.bool_]:
+        """Whether the row before is of the same subject, shape (n,)."""
+        out = np.ones(self.gap.size, dtype=bool)
+        out[self.starts] = False
+        return out
+
+    @property
+    def goes_on(self) -> NDArray[np.bool_]:
+        """Whether the next row is of the same subject, shape (n,)."""
+        out = np.ones(self.gap.size, dtype=bool)
+        out[self.starts + self.counts - 1] = False
+        return out
+
+    def before(self, rows: AnyArray) -> AnyArray:
+        """Values of the row before of the same subject, zero for a first row; shape (..., n)."""
+        out = np.zeros_like(rows)
+        out[..., 1:] = rows[..., :-1] * self.continues[1:]
+        return out
+
+    def after(self, rows: AnyArray) -> AnyArray:
+        """Values of the next row of the same subject, zero for a last row; shape (..., n)."""
+        out = np.zeros_like(rows)
+        out[..., :-1] = rows[..., 1:] * self.goes_on[:-1]
+        return out
+
+    def doublings(self) -> Iterator[int]:
+        """1, 2, 4 ... below the largest number of rows of a subject."""
+        reach, most = 1, int(self.counts.max(initial=0))
+        while reach < most:
+            yield reach
+            reach *= 2
 
     def per_subject(self, rows: AnyArray) -> AnyArray:
         """Sums over the rows of each subject, shape (..., N)."""
@@ -231,14 +266,7 @@ class Chain:
 
     def colour(self, c: AnyArray) -> AnyArray:
         """L c, the inverse of `whiten`: errors of covariance R from independent ones."""
-        out = np.empty(np.broadcast_shapes(c.shape, self.sd[:, None].shape))
-        before = np.zeros_like(out)
-        # Visit by visit, all subjects at once: the loop is as long as the longest series, not as the data.
-        for layer in self.visits.layers():
-            rows = layer.rows
-            out[..., rows] = self.link[:, None, rows] * before[..., rows] + self.width[:, None, rows] * c[..., rows]
-            layer.pass_on(before, out[..., rows])
-        return out * self.sd[:, None]
+        return recursion(self.visits, self.link, self.width[:, None] * c) * self.sd[:, None]
 
     def scores(self, s: Spread) -> ErrorScores:
         """Derivatives of the log-densities in the error parameters."""
@@ -301,22 +329,12 @@ class Filter:
     def colour(self, c: AnyArray) -> AnyArray:
         """L c, the inverse of `whiten`: errors of covariance R from independent ones."""
         innovations = c * np.sqrt(self.variance)[:, None]
-        state = np.zeros_like(innovations)
-        for layer in self.visits.layers():
-            rows = layer.rows
-            layer.pass_on(state, state[..., rows] + self.gain[:, None, rows] * innovations[..., rows])
-        return state + innovations
+        moved = recursion(self.visits, self.visits.continues, self.gain[:, None] * innovations)
+        return self.visits.before(moved) + innovations
 
     def tails(self, c: AnyArray) -> AnyArray:
         """Sums of R^-1 c over each row and the later ones of its subject, shape (E, d, n)."""
-        scaled = self._innovations(c) / self.variance[:, None]
-        out = np.zeros_like(scaled)
-        # Backwards: how much a row weighs in R^-1 depends on how far it is carried on into the rows after it.
-        for layer in reversed(self.visits.layers()):
-            rows, after = layer.rows, np.zeros((*scaled.shape[:-1], layer.rows.size), dtype=scaled.dtype)
-            after[..., layer.goes_on] = out[..., rows[layer.goes_on] + 1]
-            out[..., rows] = scaled[..., rows] + (1 - self.gain[:, None, rows]) * after
-        return out
+        return recursion(self.visits, 1 - self.gain, self._innovations(c) / self.variance[:, None], backward=True)
 
     def scores(self, s: Spread) -> ErrorScores:
         """Derivatives of the log-densities in the error parameters."""
@@ -341,23 +359,14 @@ class Filter:
 
     def _innovations(self, c: AnyArray) -> AnyArray:
         """What the rows before do not predict, shape (E, d, n)."""
-        shape = np.broadcast_shapes(c.shape, self.sd[:, None].shape)
-        state = np.zeros(shape, dtype=np.result_type(c, self.sd, self.tau))
-        out = np.empty_like(state)
-        for layer in self.visits.layers():
-            rows = layer.rows
-            out[..., rows] = c[..., rows] - state[..., rows]
-            layer.pass_on(state, state[..., rows] + self.gain[:, None, rows] * out[..., rows])
-        return out
+        moved = recursion(self.visits, 1 - self.gain, self.gain[:, None] * c)
+        return c - self.visits.before(moved)
 
     def _inverse(self) -> "_Inverse":
-        tails, diagonal = np.empty_like(self.variance), np.empty_like(self.variance)
-        for layer in reversed(self.visits.layers()):
-            rows, after = layer.rows, np.zeros((tails.shape[0], layer.rows.size), dtype=tails.dtype)
-            after[:, layer.goes_on] = tails[:, rows[layer.goes_on] + 1]
-            diagonal[:, rows] = 1 / self.variance[:, rows] + self.gain[:, rows] ** 2 * after
-            tails[:, rows] = 1 / self.variance[:, rows] + (1 - self.gain[:, rows]) ** 2 * after
-        return _Inverse(diagonal, tails)
+        once = 1 / self.variance
+        tails = recursion(self.visits, (1 - self.gain) ** 2, once[:, None], backward=True)
+        diagonal = once + self.gain**2 * self.visits.after(tails)[:, 0]
+        return _Inverse(diagonal, tails[:, 0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -427,17 +436,49 @@ def integer_power(rho: AnyArray, exponent: NDArray[np.float64]) -> AnyArray:
 
 def _filtered(sd: AnyArray, tau: AnyArray, visits: Visits) -> Filter:
     noise, step = sd * sd, tau[:, None] ** 2 * visits.gap
-    dtype = np.result_type(noise, step)
-    gain, variance = np.empty(noise.shape, dtype=dtype), np.empty(noise.shape, dtype=dtype)
-    left: AnyArray = np.zeros(noise.shape, dtype=dtype)  # variance of the Brownian motion given the rows before
-    for layer in visits.layers():
-        rows = layer.rows
-        # Kalman filter of a random walk: predict the motion, then weigh its variance against that of the row.
-        ahead = left[:, rows] + step[:, rows]
-        variance[:, rows] = ahead + noise[:, rows]
-        gain[:, rows] = ahead / variance[:, rows]
-        layer.pass_on(left, gain[:, rows] * noise[:, rows])
-    return Filter(visits, sd, tau, gain, variance)
+    left = visits.before(_uncertainty(visits, noise, step)[:, None])[:, 0]
+    ahead = left + step
+    variance = ahead + noise
+    return Filter(visits, sd, tau, ahead / variance, variance)
+
+
+def recursion(visits: Visits, slope: AnyArray, c: AnyArray, backward: bool = False) -> AnyArray:
+    """``x_j = slope_j x_{j-1} + c_j`` along the rows of each subject, shape (E, d, n), by doubling.
+
+    Parameters
+    ----------
+    visits : Visits
+    slope : ndarray, shape (E, n) or (n,)
+        At most one in size; that of a first row is not used.
+    c : ndarray, shape (E or 1, d, n)
+    backward : bool
+        From the last row of each subject to the first: ``x_j = slope_j' x_{j+1} + c_j`` with the slope of row j.
+    """
+    a = slope * (visits.continues if not backward else visits.goes_on)
+    a = np.broadcast_to(a, (c.shape[0] if a.ndim == 1 else len(a), a.shape[-1]))[:, None]
+    x = np.array(np.broadcast_to(c, np.broadcast_shapes(c.shape, a.shape)), dtype=np.result_type(a, c))
+    if backward:
+        a, x = a[..., ::-1], x[..., ::-1]
+    for reach in visits.doublings():
+        x[..., reach:] += a[..., reach:] * x[..., :-reach]
+        a = np.concatenate([a[..., :reach], a[..., reach:] * a[..., :-reach]], axis=-1)
+    return x[..., ::-1] if backward else x
+
+
+def _uncertainty(visits: Visits, noise: AnyArray, step: AnyArray) -> AnyArray:
+    """Variance of the Brownian motion after each row, shape (E, n): ``v (l + s) / (v + l + s)`` with l as it was.
+
+    The map from one l to the next is a ratio of linear functions, and so is that of several rows: the product of their
+    matrices, whose entries are all positive, so that no digits cancel; only their ratios matter.
+    """
+    here = np.stack([noise, step * noise, np.ones_like(noise), step + noise])  # [[v, sv], [1, s + v]]
+    here[0], here[2] = here[0] * visits.continues, here[2] * visits.continues  # before a first row l is zero
+    for reach in visits.doublings():
+        a, b, c, d = here[..., reach:]
+        e, f, g, h = here[..., :-reach]
+        both = np.stack([a * e + b * g, a * f + b * h, c * e + d * g, c * f + d * h])
+        here = np.concatenate([here[..., :reach], both / both[3].real], axis=-1)
+    return here[1] / here[3]
 
 
 def _scale_scores(f: Independent | Chain, s: Spread) -> AnyArray:
