@@ -4,19 +4,22 @@ from dataclasses import dataclass, replace
 from math import isqrt
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.inference.uncertainty import delta_se
 from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.information import find_boundary, informative_basis, invert_information, natural_jacobian
 from mixmoe.mixed.likelihood.glmm import MOST_NODES, GlmmExperts, build_nodes
-from mixmoe.mixed.likelihood.observed import Problem, block_scores, evaluate_block
+from mixmoe.mixed.likelihood.observed import Problem, block_scores, evaluate_block, subject_logliks
 from mixmoe.mixed.parameters import expand
 from mixmoe.mixture.estimate import EMFit, Flag, ParamLayout
+from mixmoe.numerics.linalg import logsumexp
 
 _POINTS = {1: 9, 2: 5}  # per random effect, by their number: what a Laplace fit is compared with
 _ERRORS = 0.5  # standard errors; an estimate that far off leaves its 95 % interval a coverage of 92 %
 _SIZE = 0.05  # on the scale of the link: five per cent of odds or rates; in large samples less would pass the other bar
+_OUTSIDE = 1.92  # log-likelihood; as far below a maximum as the ends of a 95 % interval
 _FAR = 5.0  # standard errors; a Newton step that is longer only says so
 
 
@@ -34,16 +37,26 @@ class Shift:
         Changes of the free vector, in working coordinates.
     errors : ndarray, shape (P,)
         Sizes of the changes of the reported parameters in standard errors; NaN for those without.
+    beside : float
+        By how much the finer log-likelihood is higher with random effects of an expert half as large.
     """
 
     n_quad: int
     loglik: float
     working: Array
     errors: Array
+    beside: float
+
+    @property
+    def spurious(self) -> bool:
+        """Whether the estimates are no maximum of the finer log-likelihood, nor near one."""
+        return self.beside > _OUTSIDE
 
     @property
     def matters(self) -> bool:
         """Whether a parameter would move by much, both beside its standard error and on the scale of the link."""
+        if self.spurious:
+            return True
         far = np.nanmax(self.errors, initial=0.0) > _ERRORS
         return bool(far and np.abs(self.working).max(initial=0.0) > _SIZE)
 
@@ -79,7 +92,8 @@ def integral_shift(problem: Problem[GlmmExperts], coordinates: Coordinates, thet
     With binary responses Laplace's method mostly understates standard deviations. With rare events it can do worse: the
     normal curve at the mode of a subject without events does not see the random effects with which she would have had
     some, so that her density stays near one as the intercept falls and the standard deviation grows, where the true one
-    falls. There are then maxima at huge standard deviations that the true likelihood does not have.
+    falls. There are then maxima at huge standard deviations that the true likelihood does not have. Where the scores of
+    many subjects are large there, the step is short; half the random effects then have a higher finer likelihood.
 
     References
     ----------
@@ -96,13 +110,26 @@ def integral_shift(problem: Problem[GlmmExperts], coordinates: Coordinates, thet
     with np.errstate(all="ignore"):  # where a spurious maximum has run away anything may overflow
         now, then = _scored(problem, at.theta), _scored(replace(problem, experts=experts), at.theta)
         if not np.isfinite(then.scores).all():
-            return Shift(finer, then.loglik - now.loglik, np.full(theta.size, np.inf), np.full(theta.size, np.inf))
+            far = np.full(theta.size, np.inf)
+            return Shift(finer, then.loglik - now.loglik, far, far, 0.0)
         inverse = invert_information(then.scores.T @ then.scores, informative_basis(problem, at)).matrix
         step = inverse @ (then.scores - now.scores).sum(axis=0)
         jacobian = np.nan_to_num(natural_jacobian(problem, coordinates, at.theta))
         errors = np.abs(jacobian @ step) / delta_se(jacobian, inverse)
+        fine = replace(problem, experts=experts)
+        beside = max(_loglik(fine, _halved(at.theta, row)) for row in np.unique(problem.free.factor, axis=0))
     errors[list(at.blank)] = np.nan
-    return Shift(finer, then.loglik - now.loglik, step, errors)
+    return Shift(finer, then.loglik - now.loglik, step, errors, float(np.nan_to_num(beside - then.loglik)))
+
+
+def _halved(theta: Array, where: NDArray[np.intp]) -> Array:
+    out = theta.copy()
+    out[where] *= 0.5
+    return out
+
+
+def _loglik(problem: Problem[GlmmExperts], theta: Array) -> float:
+    return float(logsumexp(subject_logliks(problem, theta), axis=1).sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +178,19 @@ def with_integral_flag(
 
 
 def _flag(shift: Shift, layout: ParamLayout, laplace: bool) -> Flag:
-    most = int(np.nanargmax(shift.errors))
-    size = shift.errors[most]
-    moved = f"by about {size:.1f} standard errors" if size < _FAR else f"by more than {_FAR:g} standard errors"
     changed = f"{abs(shift.loglik):.3g} {'higher' if shift.loglik > 0 else 'lower'}"
+    if shift.spurious:
+        then = (
+            f"by {shift.beside:.3g} higher with half the random effects: this maximum is one of the approximation alone"
+        )
+    else:
+        most = int(np.nanargmax(shift.errors))
+        size = shift.errors[most]
+        far = f"about {size:.1f}" if size < _FAR else f"more than {_FAR:g}"
+        then = f"{layout.names[most]} would move by {far} standard errors"
     return Flag(
         "laplace_bias" if laplace else "quadrature_bias",
         f"{'The Laplace approximation' if laplace else 'The quadrature'} is too coarse for these data: with "
         f"{shift.n_quad} points per random effect the log-likelihood at these estimates is {changed}, and "
-        f"{layout.names[most]} would move {moved}. Fit with n_quad={shift.n_quad}.",
+        f"{then}. Fit with n_quad={shift.n_quad}.",
     )
