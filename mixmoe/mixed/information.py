@@ -13,7 +13,6 @@ from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.further_parameters import spans
 from mixmoe.mixed.likelihood.observed import (
     Problem,
-    evaluate,
     observed_information,
     subject_logliks,
     subject_scores,
@@ -38,7 +37,6 @@ _ZERO_SD = 1e-4  # in working coordinates, where the pooled residual standard de
 _NO_GATE_INFORMATION = 1e-6  # per subject, in a direction of orthonormal gate columns
 _SINGULAR = 1e-9  # smallest eigenvalue of the scaled information that counts as information
 _FLAT = 1e-4  # information of all subjects about a parameter in working coordinates: a standard error of 100 units
-_RISING = 1e-3  # score per subject along a parameter above which its likelihood has no maximum here, flat or not
 _NO_SCORES = 1e-8  # of the largest eigenvalue of the middle of a sandwich
 _MOVED = 1e-6  # share of a direction in a parameter that counts
 _PER_COEFFICIENT = 5  # subjects per coefficient of an expert below which standard errors are rough
@@ -306,19 +304,9 @@ def identified(
     jacobian = np.nan_to_num(natural_jacobian(problem, coordinates, at.theta))
     elsewhere = {*at.blank, *_touched(jacobian, inverse.infinite)}
     without = _touched(jacobian, inverse.flat)
-    flat = [layout.names[i] for i in without if i not in elsewhere | _rising(problem, at, jacobian)]
+    flat = [layout.names[i] for i in without if i not in elsewhere]
     blank = sorted({*elsewhere, *without})
     return Identified(inverse, jacobian, blank, (_about_flat(flat),) if flat else ())
-
-
-def _rising(problem: Problem, at: Boundary, jacobian: Array) -> set[int]:
-    """Reported parameters along which the log-likelihood still rises, as along the variance of a collapsed expert.
-
-    Its curvature may be zero there, but its value is not the same everywhere; that the fit is no maximum is said by
-    flags of its own.
-    """
-    score = evaluate(problem, at.theta[None]).score[0] / problem.n_subjects
-    return set(_touched(jacobian, np.eye(score.size)[:, np.abs(score) > _RISING]))
 
 
 def _touched(jacobian: Array, directions: Array) -> list[int]:

@@ -180,9 +180,7 @@ def with_integral_flag(
 def _flag(shift: Shift, layout: ParamLayout, laplace: bool) -> Flag:
     changed = f"{abs(shift.loglik):.3g} {'higher' if shift.loglik > 0 else 'lower'}"
     if shift.spurious:
-        then = (
-            f"by {shift.beside:.3g} higher with half the random effects: this maximum is one of the approximation alone"
-        )
+        then = f"{shift.beside:.3g} higher with half the random effects: this maximum is one of the approximation alone"
     else:
         most = int(np.nanargmax(shift.errors))
         size = shift.errors[most]
