@@ -14,7 +14,6 @@ from mixmoe.mixed.em import em_iterations
 from mixmoe.mixed.likelihood.observed import Problem, evaluate
 from mixmoe.mixed.search import order_experts, permute, search
 from mixmoe.mixed.starting_values import fit_one_expert, random_starts, split_merge_starts
-from mixmoe.mixture import estimate as em
 from mixmoe.numerics.optimise import Control, Evaluation, climb
 from tests import dense
 

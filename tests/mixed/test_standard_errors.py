@@ -45,7 +45,7 @@ def test_a_maximum_that_only_laplace_has_is_flagged(zeros):
     right = sum(dense_poisson(fit.params, zeros))
     assert fit.llf > right + 5
     (flag,) = [flag for flag in fit.flags if flag.code == "laplace_bias"]
-    assert "this maximum is one of the approximation alone. Fit with n_quad=9" in flag.message
+    assert "above that: only the approximation peaks here. Fit with n_quad=9" in flag.message
     fine = quiet("c ~ t | re: (1 | id)", zeros, experts=2, family="poisson", starts=6, rng=0, n_quad=FINE)
     assert fine.llf == pytest.approx(sum(dense_poisson(fine.params, zeros)), abs=1e-3)
     assert fine.llf > right + 5

@@ -53,10 +53,8 @@ class Shift:
         return self.beside > _OUTSIDE
 
     @property
-    def matters(self) -> bool:
+    def moves(self) -> bool:
         """Whether a parameter would move by much, both beside its standard error and on the scale of the link."""
-        if self.spurious:
-            return True
         far = np.nanmax(self.errors, initial=0.0) > _ERRORS
         return bool(far and np.abs(self.working).max(initial=0.0) > _SIZE)
 
@@ -171,24 +169,26 @@ def with_integral_flag(
     if not isinstance(problem.experts, GlmmExperts):
         return fit
     shift = integral_shift(problem, coordinates, theta)
-    if shift is None or not shift.matters:
+    if shift is None or not (shift.moves or shift.spurious):
         return fit
     laplace = len(problem.experts.nodes.points) == 1
     return replace(fit, flags=(*fit.flags, _flag(shift, layout, laplace)))
 
 
 def _flag(shift: Shift, layout: ParamLayout, laplace: bool) -> Flag:
-    changed = f"{abs(shift.loglik):.3g} {'higher' if shift.loglik > 0 else 'lower'}"
-    if shift.spurious:
-        then = f"{shift.beside:.3g} higher with half the random effects: this maximum is one of the approximation alone"
-    else:
+    found = [f"{abs(shift.loglik):.3g} {'higher' if shift.loglik > 0 else 'lower'}"]
+    if shift.moves:
         most = int(np.nanargmax(shift.errors))
         size = shift.errors[most]
         far = f"about {size:.1f}" if size < _FAR else f"more than {_FAR:g}"
-        then = f"{layout.names[most]} would move by {far} standard errors"
+        found.append(f"{layout.names[most]} would move by {far} standard errors")
+    if shift.spurious:
+        found.append(
+            f"half the random effects give one {shift.beside:.3g} above that: only the approximation peaks here"
+        )
     return Flag(
         "laplace_bias" if laplace else "quadrature_bias",
         f"{'The Laplace approximation' if laplace else 'The quadrature'} is too coarse for these data: with "
-        f"{shift.n_quad} points per random effect the log-likelihood at these estimates is {changed}, and "
-        f"{then}. Fit with n_quad={shift.n_quad}.",
+        f"{shift.n_quad} points per random effect the log-likelihood at these estimates is "
+        f"{', and '.join(found)}. Fit with n_quad={shift.n_quad}.",
     )
