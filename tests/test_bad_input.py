@@ -196,12 +196,12 @@ REFUSED = {
     "stray bar": ("y ~ time | | re: (1 | id)", good, {}, FormulaError, r"(?s)\n.*\^"),
     "bar at the end": ("y ~ time | re: (1 | id) |", good, {}, FormulaError, r"(?s)\n.*\^"),
     "no response": ("~ time | re: (1 | id)", good, {}, FormulaError, r"(?s)response.*\n.*\^"),
-    "section of another family": (
-        "y ~ time | seq: time | re: (1 | id)",
+    "section of another family": (  # seq: asks for a network
+        "y ~ time | seq: time | gate: z | re: (last | id)",
         good,
         {},
         FormulaError,
-        r"MEMoE has no section 'seq:'; leave it out, or use NME, which has",
+        r"NME has no section 'gate:'; leave it out, or use MEMoE, which has",
     ),
     "marker of another family": (
         "y ~ time | gate: const(z) | re: (1 | id)",
@@ -265,6 +265,11 @@ def test_the_message_says_what_to_do(name):
     assert len(text) > 40
     assert any(mark in text for mark in (";", ",", "."))
     assert "Traceback" not in text
+
+
+def test_a_class_refuses_sections_of_another():
+    with pytest.raises(FormulaError, match="MEMoE has no section 'seq:'; leave it out, or use NME, which has"):
+        mm.MEMoE("y ~ time | seq: time | re: (1 | id)", good())
 
 
 def test_a_constant_covariate_is_left_out_with_a_warning():
