@@ -23,6 +23,7 @@ from mixmoe.inference.likelihood_ratio import FitSide, LRTest, lr_test
 from mixmoe.inference.uncertainty import DESCRIPTIONS, ParamCov, checked_alpha, checked_cov_type
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.estimate import EMFit, criteria
+from mixmoe.numerics.optimise import loglik_name
 from mixmoe.output.plots import draw, draw_panels, draw_responsibilities
 from mixmoe.output.records import Cell, Curve, Marks, Observed, Table, choose
 from mixmoe.output.saved import (
@@ -450,9 +451,10 @@ def _facts(results: MoEResults) -> tuple[tuple[str, Cell], ...]:
         ("Rows", results.nobs),
         ("Rows per subject", f"{visits} (min / median / max)" if grouped else None),
         ("Rows dropped", _dropped(design)),
+        ("Rows of weight zero", design.n_uncounted or None),
         *results._more_facts,
         *column_facts(results.model),
-        ("Log-likelihood", results.llf),
+        (loglik_name(results.model.settings), results.llf),
         ("Parameters", results.df_model),
         ("AIC", results.aic),
         ("BIC", results.bic),

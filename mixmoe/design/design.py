@@ -145,6 +145,11 @@ class Design:
         return len(self.starts)
 
     @property
+    def n_uncounted(self) -> int:
+        """Complete rows that were left out because their weight is zero."""
+        return self.n_input - self.dropped.n_rows - self.n
+
+    @property
     def counts(self) -> Integers:
         """Rows of each unit, shape (N,)."""
         return np.diff(np.append(self.starts, self.n))
@@ -196,6 +201,16 @@ def used_columns(design: Design, section: str) -> list[str]:
     names = dict.fromkeys(used.name for used in design.recipe.names[section])
     names |= dict.fromkeys(lag.name for lag in design.recipe.lags[section])
     return [name for name in names if name in design.frame.columns]
+
+
+def offset_of(design: Design) -> Array:
+    """Offset of each row, shape (n,); zero without one."""
+    return np.asarray(design.aux.get("offset", np.zeros(design.n)), dtype=float)
+
+
+def weights_of(design: Design) -> Array:
+    """Weight of each row, shape (n,); one without weights."""
+    return np.asarray(design.aux.get("weights", np.ones(design.n)), dtype=float)
 
 
 def column_terms(design: Design, section: str) -> tuple[str, ...]:

@@ -11,11 +11,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe.design import formulaic_engine, patsy_engine
-from mixmoe.design.complete_rows import Keys, Lagged, Need, Rows, collect_rows
+from mixmoe.design.complete_rows import Keys, Lagged, Need, Rows, collect_rows, earliest, without_rows
 from mixmoe.design.expressions import Lag
 from mixmoe.design.formula import MoEFormula, Part, PartKind
 from mixmoe.design.formulaic_engine import Term, UsedName
-from mixmoe.design.frame import FrameView, shown, unknown_column
+from mixmoe.design.frame import FrameView, is_numeric, missing, shown, unknown_column
 from mixmoe.errors import ArgumentError, DesignError
 
 Engine = Literal["formulaic", "patsy"]
@@ -209,7 +209,11 @@ def _require_plain_response(formula: MoEFormula, kind: ResponseKind) -> None:
 
 
 def collect(frame: FrameView, recipe: Recipe, wanted: tuple[str, ...], required: bool) -> Rows:
-    """Complete sorted rows of the columns that the wanted sections use."""
+    """Complete sorted rows of the columns that the wanted sections use.
+
+    Rows of weight zero are not counted: where the response is wanted, they are left out, so that transforms do not see
+    them either. Only coefficients that vary along an index are reported there too.
+    """
     formula = recipe.formula
     needs = [need for name in wanted for need in _section_needs(frame, recipe, name)]
     group = None if formula.random is None else formula.random.group
@@ -231,7 +235,39 @@ def collect(frame: FrameView, recipe: Recipe, wanted: tuple[str, ...], required:
     ]
     _refuse_unknown(frame, needs)
     filled = any(u.name == "lag" and not u.complete for names in recipe.names.values() for u in names)
-    return collect_rows(frame, _unique(needs), keys, Lagged(tuple(dict.fromkeys(lags)), alone, not filled))
+    weights = recipe.aux.get("weights")
+    weighted = "response" in wanted and weights is not None and weights in frame
+    if weighted:
+        _check_all_weighted(frame, str(weights))
+    rows = collect_rows(frame, _unique(needs), keys, Lagged(tuple(dict.fromkeys(lags)), alone, not filled))
+    if not weighted or not is_numeric(rows.columns[str(weights)]):
+        return rows
+    values = rows.columns[str(weights)].to_numpy(dtype=float)
+    _check_weights(values, rows, frame)
+    if formula.vary is not None:
+        return rows
+    return replace(without_rows(rows, np.flatnonzero(values == 0), (), frame.n_rows), dropped=rows.dropped)
+
+
+def _check_all_weighted(frame: FrameView, column: str) -> None:
+    absent = missing(frame.column(column))
+    if absent.any():
+        raise DesignError(
+            f"column {column!r} (weights) is missing in row {shown(frame.labels[int(absent.argmax())])}; give the row "
+            "a weight, zero if it is not to count"
+        )
+
+
+def _check_weights(values: NDArray[np.float64], rows: Rows, frame: FrameView) -> None:
+    negative = values < 0
+    if negative.any():
+        i = earliest(negative, rows)
+        raise DesignError(
+            f"weights must not be negative, got {values[i]:g} in row {shown(frame.labels[rows.position[i]])}; "
+            "correct it"
+        )
+    if not (values > 0).any():
+        raise DesignError(f"weights must be positive in some rows, got {len(values)} zeros; leave weights out")
 
 
 def _key_columns(keys: Keys) -> tuple[tuple[str | None, str], ...]:

@@ -241,8 +241,8 @@ def _notes(small: FitSide, large: FitSide) -> tuple[str, ...]:
 
 def _refusal(small: FitSide, large: FitSide) -> str:
     """The reason why the fits cannot be compared by a likelihood ratio; empty if they can."""
-    checks = (_different_kind, _different_data, _irregular, _different_settings, _different_errors, _not_nested)
-    for check in (*checks, _penalised):
+    same = (_different_kind, _different_data, _irregular, _different_settings, _different_errors)
+    for check in (*same, _restricted, _not_nested, _penalised):
         reason = check(small, large)
         if reason:
             return reason
@@ -291,6 +291,17 @@ def _irregular(small: FitSide, large: FitSide) -> str:
                 "use a parametric bootstrap or a simpler model"
             )
     return ""
+
+
+def _restricted(small: FitSide, large: FitSide) -> str:
+    """A restricted likelihood is that of error contrasts, which are others where the fixed effects are."""
+    first, second = (np.column_stack([side.expert, side.common]) for side in (small, large))
+    if large.settings.get("method") != "reml" or np.array_equal(first, second):
+        return ""
+    return (
+        "REML log-likelihoods of fits with different fixed effects are of different error contrasts, so that their "
+        "difference is no likelihood ratio; fit both with method='ml', or use wald_test_terms()"
+    )
 
 
 def _penalised(small: FitSide, large: FitSide) -> str:

@@ -16,7 +16,7 @@ class Coordinates:
     """A linear change of variables, invertible and the same for all experts.
 
     With the pooled least-squares coefficients b0 and residual scale s, the working response is (y - X b0) / s and the
-    working columns are X A^-1, Z B^-1, W C^-1.
+    working columns are X A^-1, Z B^-1, W C^-1. Weights of rows are divided by their mean.
 
     Attributes
     ----------
@@ -33,6 +33,8 @@ class Coordinates:
     log_sigma : ndarray, shape (v,)
         What the first v further parameters, coefficients of the log standard deviation of errors, add to that through
         the centres of their covariates.
+    weight : float
+        Mean weight of the rows. Residual standard deviations are reported for rows of weight one.
     """
 
     center: AnyArray
@@ -41,10 +43,11 @@ class Coordinates:
     random: AnyArray
     gate: AnyArray
     log_sigma: AnyArray = field(default_factory=lambda: np.zeros(0))
+    weight: float = 1.0
 
     def _moved(self, extra: AnyArray) -> AnyArray:
-        """Working residual standard deviations over those at zero covariates, shape (S, K)."""
-        moved: AnyArray = np.exp(extra[..., : self.log_sigma.size] @ self.log_sigma)
+        """Working residual standard deviations over those at zero covariates and weight one, shape (S, K)."""
+        moved: AnyArray = np.exp(extra[..., : self.log_sigma.size] @ self.log_sigma) / np.sqrt(self.weight)
         return moved
 
     def to_user(self, working: Params) -> Params:
@@ -82,15 +85,18 @@ def apply_inverse(X: AnyArray, A: AnyArray) -> AnyArray:
 
 
 def build_coordinates(
-    y: AnyArray, X: AnyArray, Z: AnyArray, W: AnyArray, common: NDArray[np.bool_], correlated: bool
+    y: AnyArray, X: AnyArray, Z: AnyArray, W: AnyArray, common: NDArray[np.bool_], correlated: bool, weights: AnyArray
 ) -> Coordinates:
-    """Coordinates for one data set.
+    """Coordinates for one data set with weights of the rows, shape (n,).
 
     Raises
     ------
     DesignError
         If the expert columns reproduce the response exactly.
     """
+    weight = float(weights.mean())
+    root = np.sqrt(weights / weight)
+    y, X, Z = root * y, root[:, None] * X, root[:, None] * Z
     expert = orthogonal_columns(X, ~common)
     Q = apply_inverse(X, expert)
     in_working = Q.T @ y / y.size
@@ -102,7 +108,7 @@ def build_coordinates(
             "a mixture needs a response with noise: remove covariates that are functions of it"
         )
     center = np.linalg.solve(expert, in_working)
-    return Coordinates(center, scale, expert, _random_columns(Z, correlated), _gate_columns(W))
+    return Coordinates(center, scale, expert, _random_columns(Z, correlated), _gate_columns(W), weight=weight)
 
 
 def link_coordinates(X: AnyArray, Z: AnyArray, W: AnyArray, common: NDArray[np.bool_], correlated: bool) -> Coordinates:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_positive
-from mixmoe.design.design import Design
+from mixmoe.design.design import Design, offset_of, weights_of
 from mixmoe.design.frame import shown
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.mixed.coordinates import Coordinates, apply_inverse
@@ -257,10 +257,11 @@ class ErrorSetup:
         times = times_of(design, self.options)
         X, Z = apply_inverse(design.expert, c.expert), apply_inverse(design.random, c.random)
         y = np.zeros(design.n) if design.response is None else np.asarray(design.response)
-        y = (y - design.expert @ c.center) / c.scale
+        y = (y - offset_of(design) - design.expert @ c.center) / c.scale
+        unit = 1 / np.sqrt(weights_of(design) / c.weight)
         V = (design.sigma[:, self.columns] - self.center) / self.units
         at, visits = times.order, Visits(design.starts, design.counts, times.gap / self.time_unit)
-        return RowExperts(Rows(y[at], X[at].T.copy(), Z[at].T.copy(), V[at].T.copy(), visits), self.form)
+        return RowExperts(Rows(y[at], X[at].T.copy(), Z[at].T.copy(), V[at].T.copy(), visits, unit[at]), self.form)
 
 
 def build_errors(design: Design, options: ErrorOptions, residual: Residual, response_unit: float) -> ErrorSetup:

@@ -8,7 +8,14 @@ from mixmoe._typing import Array
 from mixmoe.families import FirstOrder, Likelihood
 from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.information import find_boundary, informative_basis, invert_information, natural_jacobian
-from mixmoe.mixed.likelihood.observed import Problem, block_scores, evaluate, evaluate_block, observed_information
+from mixmoe.mixed.likelihood.observed import (
+    Problem,
+    block_scores,
+    evaluate,
+    evaluate_block,
+    observed_information,
+    subject_scores,
+)
 from mixmoe.mixed.parameters import expand, to_natural
 from mixmoe.numerics.optimise import Evaluation
 
@@ -31,7 +38,8 @@ def first_order(problem: Problem, coordinates: Coordinates, theta: Array) -> Fir
     jacobian = natural_jacobian(problem, coordinates, at.theta)
     jacobian[list(at.blank)] = np.nan
     scores = expert_subject_scores(problem, at.theta)
-    return FirstOrder(scores.observed, inverse.matrix, jacobian, scores.slopes)
+    observed = subject_scores(problem, at.theta) if problem.restricted else scores.observed
+    return FirstOrder(observed, inverse.matrix, jacobian, scores.slopes)
 
 
 @dataclass(frozen=True, slots=True)

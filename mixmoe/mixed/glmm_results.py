@@ -8,12 +8,12 @@ import pandas as pd
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice
-from mixmoe.design.design import Design
+from mixmoe.design.design import Design, offset_of
 from mixmoe.errors import ApproximationWarning, warn
 from mixmoe.families import Distribution
 from mixmoe.inference.uncertainty import checked_alpha
 from mixmoe.mixed.coordinates import apply_inverse
-from mixmoe.mixed.options import offset_of, standardised, standardised_name, trials_of
+from mixmoe.mixed.options import standardised_name, trials_of
 from mixmoe.mixed.prediction.courses import (
     CATEGORIES,
     build_grid,
@@ -162,12 +162,9 @@ class GLMMResults(MEMoEResults):
         how = "Laplace" if response.n_quad == 1 else f"adaptive quadrature, {response.n_quad} points"
         return (("Family", response.name), ("Integral", how if design.names.random else None))
 
-    def _shown_response(self) -> Array:
-        return standardised(self.model.design, self.model.response)
-
     def _columns(self, design: Design, known: Design | None, wanted: Wanted) -> dict[str, Array]:
         if wanted.scale == "link":
-            return _with_offset(super()._columns(design, known, wanted), offset_of(design))
+            return super()._columns(design, known, wanted)
         e, at, kind, alpha = self._link(), _covariates(design), wanted.kind, wanted.alpha
         quantity = CATEGORIES if wanted.scale == "categories" else MEANS
         past = None if known is None else past_of_subjects(self.model, self._known(), known, design)
@@ -279,12 +276,3 @@ class GLMMResults(MEMoEResults):
 
 def _covariates(design: Design) -> Covariates:
     return Covariates(design.expert, design.random, design.gate[design.codes], offset_of(design), trials_of(design))
-
-
-def _with_offset(columns: dict[str, Array], offset: Array) -> dict[str, Array]:
-    """Linear predictors with offset; probabilities and standard errors as they are."""
-    fixed = ("probability",)
-    return {
-        name: values if name.startswith(fixed) or name.endswith("_se") else values + offset
-        for name, values in columns.items()
-    }

@@ -9,7 +9,7 @@ import numpy as np
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_positive, checked_rng
-from mixmoe.design.design import Design, build_design
+from mixmoe.design.design import Design, build_design, offset_of
 from mixmoe.design.formula import MoEFormula, parse_formula
 from mixmoe.design.recipe import ResponseKind
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
@@ -21,20 +21,21 @@ from mixmoe.mixed.error_structure import ErrorsBy, ErrorsDist, ErrorSetup, build
 from mixmoe.mixed.gate_identifiability import separation_flags, with_label_flag
 from mixmoe.mixed.glmm_results import GLMMResults
 from mixmoe.mixed.information import covariance, find_boundary, natural_jacobian
-from mixmoe.mixed.likelihood.observed import Problem, build_problem, evaluate, penalty_at, subject_logliks
+from mixmoe.mixed.likelihood.observed import Problem, build_problem, evaluate, penalty_at, restriction, subject_logliks
 from mixmoe.mixed.likelihood.quadrature import with_integral_flag
 from mixmoe.mixed.likelihood.serial import ErrorKind
 from mixmoe.mixed.options import (
+    Method,
     ResponseModel,
     build_response_model,
     check_columns,
+    check_method,
     check_no_errors,
     check_random,
     check_response,
     cluster_codes,
     coordinates_of,
     experts_of,
-    offset_of,
     start_vector,
     trials_of,
     with_levels,
@@ -120,8 +121,15 @@ class MEMoE(Refitting):
         approximation. A fit whose estimates more points would move has the flag ``laplace_bias``. Not for Gaussian
         responses, where the integral is exact.
     trials, offset, weights : str, optional
-        Columns, not for Gaussian responses: number of trials of a binomial response; offset of the linear predictor,
-        for counts the log of the exposure; prior weights of the rows, which multiply their log-densities.
+        Columns: number of trials of a binomial response; offset of the linear predictor, for counts the log of the
+        exposure; weights of the rows. Those of Gaussian responses are lme4's: the variance of the error (for
+        ``errors="bm"`` of the measurement error) is ``sigma^2 / weight``, whatever its correlation and tails; in other
+        families weights multiply the log-densities of the rows. Rows of weight zero are not counted: estimates are
+        those without them, and they have no fitted values.
+    method : {"ml", "reml"}
+        Maximum likelihood, or for one Gaussian expert with normal errors restricted maximum likelihood (Harville 1974),
+        as lme4's default. ``llf`` and the criteria that follow from it are then of the restricted log-likelihood, which
+        does not compare fits with different fixed effects. Each subject's score has her part in ``log|X'V^-1X|``.
     gate_penalty : {"firth"} or float, optional
         Keeps gate coefficients finite where covariates separate experts. ``"firth"``: half the log determinant of the
         information that the gate would have with known memberships (Jeffreys prior) is added to the log-likelihood;
@@ -144,7 +152,7 @@ class MEMoE(Refitting):
 
     Notes
     -----
-    Maximum likelihood only (no REML), one grouping factor. The likelihood with an own residual variance per expert is
+    One grouping factor. The likelihood with an own residual variance per expert is
     unbounded in principle; solutions in which an expert collapses on a few subjects are set aside and reported.
     Where errors are not iid normal, starts are searched with the correlation and the relative variances that the
     one-expert fit has; the best are then carried on with the likelihood itself.
@@ -154,7 +162,8 @@ class MEMoE(Refitting):
     Yue, Yan, Han & Fu (2026), Mixed Effects Mixture of Experts, arXiv:2603.07479.
     Verbeke & Lesaffre (1996), JASA 91, 217-221. Proust-Lima, Philipps & Liquet (2017), JSS 78(2).
     Pinheiro & Bates (2000), Mixed-Effects Models in S and S-PLUS, chapter 5. Pinheiro, Liu & Wu (2001), JCGS 10,
-    249-276. McCullagh (1980), JRSS B 42, 109-142. Hedeker & Gibbons (1994), Biometrics 50, 933-944.
+    249-276. Harville (1974), Biometrika 61, 383-385. McCullagh (1980), JRSS B 42, 109-142. Hedeker & Gibbons (1994),
+    Biometrics 50, 933-944.
     """
 
     spec = FamilySpec(
@@ -185,6 +194,7 @@ class MEMoE(Refitting):
         trials: str | None = None,
         offset: str | None = None,
         weights: str | None = None,
+        method: Method = "ml",
         gate_penalty: str | float | None = None,
         context: Mapping[str, Any] | None = None,
         formula_engine: str = "formulaic",
@@ -198,6 +208,7 @@ class MEMoE(Refitting):
         columns = {"trials": trials, "offset": offset, "weights": weights}
         self.response = build_response_model(family, residual, n_quad, columns)
         check_no_errors(self.response, self.formula, options)
+        check_method(method, self.n_experts, self.response.name, errors_dist)
         kind: ResponseKind = "ordinal" if self.response.name == "ordinal" else "numeric"
         aux = {name: column for name, column in {**columns, "time": time}.items() if column is not None}
         self.design = build_design(self.formula, data, context=context, engine=formula_engine, response=kind, aux=aux)  # type: ignore[arg-type]
@@ -210,6 +221,7 @@ class MEMoE(Refitting):
             "family": self.response.name,
             "n_quad": n_quad,
             **columns,
+            "method": method,
             "gate_penalty": self.gate_penalty.n if isinstance(self.gate_penalty, PseudoUnits) else gate_penalty,
             **options.settings,
             "formula_engine": formula_engine,
@@ -259,7 +271,8 @@ class MEMoE(Refitting):
     def _problem(self, design: Design) -> Problem:
         c = self.coordinates
         experts = experts_of(design, self.response, c) if self.errors is None else self.errors.experts(design, c)
-        return build_problem(self.structure, experts, apply_inverse(design.gate, c.gate), self.gate_penalty)
+        W, restricted = apply_inverse(design.gate, c.gate), self.settings["method"] == "reml"
+        return build_problem(self.structure, experts, W, self.gate_penalty, restricted)
 
     def fit(
         self,
@@ -273,7 +286,7 @@ class MEMoE(Refitting):
         progress: bool | None = None,
         **cov_options: Any,
     ) -> "MEMoEResults":
-        """Maximum likelihood estimates.
+        """Maximum likelihood estimates, or those of restricted maximum likelihood.
 
         Parameters
         ----------
@@ -401,11 +414,15 @@ class MEMoE(Refitting):
         return cov
 
     def loglike(self, params: Any) -> float:
-        """Log-likelihood at reported parameters, by name or in the order of the layout."""
-        return self._loglike(self.design, params)
+        """Log-likelihood at reported parameters, by name or in the order of the layout; the restricted one of REML."""
+        value = self._loglike(self.design, params)
+        if not self.problem.restricted:
+            return value
+        term = float(restriction(self.problem, self.working(self.vector(params))).value)
+        return value + term + self._log_unit_of_contrasts
 
     def loglike_of(self, params: Any, data: Any) -> float:
-        """Log-likelihood of other data, with their response."""
+        """Log-likelihood of other data, with their response; the plain one, whatever the method of the fit."""
         return self._loglike(self.new_design(data, response=True), params)
 
     def _loglike(self, design: Design, params: Any) -> float:
@@ -449,8 +466,15 @@ class MEMoE(Refitting):
 
     @property
     def _log_scale(self) -> float:
-        """What the working response's unit adds to the log-likelihood."""
-        return self.design.n * float(np.log(self.coordinates.scale))
+        """What the working response's unit takes from the log-likelihood."""
+        of_rows = self.design.n * float(np.log(self.coordinates.scale))
+        return of_rows - self._log_unit_of_contrasts if self.problem.restricted else of_rows
+
+    @property
+    def _log_unit_of_contrasts(self) -> float:
+        """What the units of response and columns add to ``-1/2 log|X'V^-1X|``."""
+        c = self.coordinates
+        return len(c.expert) * float(np.log(c.scale)) - float(np.linalg.slogdet(c.expert)[1])
 
     def _record(self, found: Search) -> EMFit:
         theta = order_experts(self.problem, found.theta)
@@ -506,6 +530,7 @@ def _check_identified(design: Design, n_experts: int, response: ResponseModel) -
     check_maximum(response.name, observed, design.expert)
     if not response.gaussian:
         return
+    y = y - offset_of(design)
     if "Intercept" in design.names.random and (y == y[design.starts][design.codes]).all():
         raise DesignError(
             f"the response {design.names.response!r} does not vary within any subject, so that residuals are zero; "
@@ -521,7 +546,7 @@ def _check_identified(design: Design, n_experts: int, response: ResponseModel) -
 
 def _exact_within(design: Design) -> bool:
     """Whether least squares around the means of the subjects leaves nothing of the response."""
-    y, size = np.asarray(design.response, dtype=float), np.bincount(design.codes)
+    y, size = np.asarray(design.response, dtype=float) - offset_of(design), np.bincount(design.codes)
 
     def centred(column: Array) -> Array:
         out: Array = column - (np.bincount(design.codes, column) / size)[design.codes]

@@ -6,16 +6,16 @@ The response distribution and its arguments, parameters to start from, clusters.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
-from mixmoe.arguments import checked_count
+from mixmoe.arguments import checked_choice, checked_count
 from mixmoe.design.checks import level_labels, level_scores
-from mixmoe.design.design import Design
+from mixmoe.design.design import Design, offset_of, weights_of
 from mixmoe.design.formula import MoEFormula
 from mixmoe.design.frame import shown, view
 from mixmoe.design.labels import exact, places_of, unhashable, units_of
@@ -155,6 +155,7 @@ def _by_row(cluster: Any, design: Design) -> pd.Series:
     return view({"cluster": cluster}).column("cluster").iloc[where].reset_index(drop=True)
 
 
+Method = Literal["ml", "reml"]
 FAMILIES = ("gaussian", "binomial", "poisson", "negbinomial", "gamma", "beta", "ordinal")
 _DISPERSIONS: Mapping[str, str] = {"negbinomial": "theta", "gamma": "shape", "beta": "phi"}
 
@@ -221,7 +222,10 @@ def build_response_model(
             f"trials={columns['trials']!r} is for family='binomial', got family={family!r}; leave it out"
         )
     if known == "gaussian":
-        _refuse_for_gaussian(n_quad, columns)
+        if n_quad != 1:
+            raise ArgumentError(
+                f"n_quad={n_quad} is not for family='gaussian', whose likelihood is exact; leave it out"
+            )
         return ResponseModel(known, None, residual, 1)
     if known == "ordinal":
         return ResponseModel(known, OrdinalResponse(np.zeros(0)), residual, n_quad)
@@ -269,13 +273,31 @@ def check_no_errors(model: ResponseModel, formula: MoEFormula, options: ErrorOpt
     )
 
 
-def _refuse_for_gaussian(n_quad: int, columns: Mapping[str, str | None]) -> None:
-    if n_quad != 1:
-        raise ArgumentError(f"n_quad={n_quad} is not for family='gaussian', whose likelihood is exact; leave it out")
-    remedy = {"offset": "subtract it from the response", "weights": "leave them out"}
-    for name, what in remedy.items():
-        if columns[name] is not None:
-            raise ArgumentError(f"{name}={columns[name]!r} is not for family='gaussian'; {what}")
+def check_method(method: str, n_experts: int, family: str, errors_dist: str | None) -> None:
+    """Refuse REML where there are no error contrasts that are free of the fixed effects.
+
+    Raises
+    ------
+    ArgumentError
+    """
+    checked_choice(method, "method", get_args(Method))
+    if method == "ml":
+        return
+    if n_experts > 1:
+        why = (
+            f"is for experts=1, got experts={n_experts}: in a mixture no contrasts of the responses are free of the "
+            "fixed effects, since memberships depend on them"
+        )
+    elif family != "gaussian":
+        why = f"is for family='gaussian', got family={family!r}, where no contrasts are free of the fixed effects"
+    elif errors_dist == "t":
+        why = (
+            "is for normal errors, got errors_dist='t': contrasts of several subjects, each with a scale factor of her "
+            "own, have no density in closed form"
+        )
+    else:
+        return
+    raise ArgumentError(f"method='reml' {why}; use method='ml'")
 
 
 def check_random(design: Design, model: ResponseModel) -> None:
@@ -304,16 +326,13 @@ def trials_of(design: Design) -> Array:
     return np.asarray(design.aux.get("trials", np.ones(design.n)), dtype=float)
 
 
-def offset_of(design: Design) -> Array:
-    """Offset of each row, shape (n,)."""
-    return np.asarray(design.aux.get("offset", np.zeros(design.n)), dtype=float)
-
-
 def standardised(design: Design, model: ResponseModel) -> Array:
     """Responses at one trial and an offset of zero, shape (n,), as figures show them."""
     y = np.asarray(design.response, dtype=float)
     if model.name == "binomial":
         return y / trials_of(design)
+    if model.gaussian:
+        return y - offset_of(design)
     return y if model.name in ("beta", "ordinal") else y * np.exp(-offset_of(design))
 
 
@@ -322,6 +341,8 @@ def standardised_name(design: Design, settings: Mapping[str, Any]) -> str:
     name, trials, offset = design.names.response, settings["trials"], settings["offset"]
     if settings["family"] == "binomial":
         return f"probability of {name} = 1" if trials is None else f"{name} / {trials}"
+    if offset is not None and settings["family"] == "gaussian":
+        return f"{name} - {offset}"
     return name if offset is None or settings["family"] in ("beta", "ordinal") else f"{name} / exp({offset})"
 
 
@@ -337,6 +358,29 @@ def check_columns(design: Design, columns: Mapping[str, str | None], response: b
         if columns[name] is not None and name not in design.aux:
             raise DesignError(f"the new data lack the column {columns[name]!r} ({name}); add it")
     _check_trials(design)
+
+
+def check_weights_ahead(design: Design, column: str, required: bool) -> None:
+    """Refuse rows to predict whose errors have no variance.
+
+    Raises
+    ------
+    DesignError
+        If `required` weights are not there, or one is zero.
+    """
+    if "weights" not in design.aux:
+        if not required:
+            return
+        raise DesignError(
+            f"the new data lack the column {column!r} (weights), on which the variance of their errors depends; add it"
+        )
+    none = ~(weights_of(design) > 0)
+    if none.any():
+        i = int(none.argmax())
+        raise DesignError(
+            f"weights must be above zero in rows to predict, got {weights_of(design)[i]:g} in row "
+            f"{shown(design.rows[i])}, where the variance of a response is not finite; correct it or drop the row"
+        )
 
 
 def check_response(design: Design, model: ResponseModel) -> None:
@@ -363,12 +407,6 @@ def check_response(design: Design, model: ResponseModel) -> None:
         _refuse(design, y > trials, what, y, more, name)
     offset = offset_of(design)
     _refuse(design, np.abs(offset) > ETA_LIMIT, "the offset", offset, OFFSETS, name)
-    weights = np.asarray(design.aux.get("weights", np.ones(design.n)), dtype=float)
-    if not (weights > 0).all():
-        i = int((~(weights > 0)).argmax())
-        raise DesignError(
-            f"weights must be above zero, got {weights[i]:g} in row {shown(design.rows[i])}; drop such rows"
-        )
 
 
 def _check_trials(design: Design) -> None:
@@ -390,7 +428,7 @@ def coordinates_of(design: Design, s: Structure, model: ResponseModel) -> Coordi
     """Working coordinates: those of the response too if it is Gaussian, else of the columns alone."""
     columns = (design.expert, design.random, design.gate, s.common, s.correlated)
     if model.gaussian:
-        return build_coordinates(np.asarray(design.response), *columns)
+        return build_coordinates(np.asarray(design.response) - offset_of(design), *columns, weights_of(design))
     return link_coordinates(*columns)
 
 
@@ -399,7 +437,8 @@ def experts_of(design: Design, model: ResponseModel, c: Coordinates) -> Experts:
     X, Z = apply_inverse(design.expert, c.expert), apply_inverse(design.random, c.random)
     y = np.asarray(design.response, dtype=float)
     if model.response is None:
-        return GaussianExperts(build_moments((y - design.expert @ c.center) / c.scale, X, Z, design.starts))
+        residual = (y - offset_of(design) - design.expert @ c.center) / c.scale
+        return GaussianExperts(build_moments(residual, X, Z, design.starts, weights_of(design) / c.weight))
     weights = design.aux.get("weights")
     rows = Rows(
         model.response.outcome(y, trials_of(design)),

@@ -11,12 +11,13 @@ from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_order
 from mixmoe.check.terms import TermTests, term_tests
 from mixmoe.design.complete_rows import NothingLeftError
-from mixmoe.design.design import Design
+from mixmoe.design.design import Design, offset_of, weights_of
 from mixmoe.design.frame import view
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Distribution, Effects, FirstOrder, GatePoint, Likelihood
 from mixmoe.inference.uncertainty import checked_alpha, delta_cov
 from mixmoe.mixed.first_order import first_order, likelihood_at
+from mixmoe.mixed.options import check_weights_ahead, standardised, standardised_name
 from mixmoe.mixed.parameters import permute_jacobian, permute_natural, positions
 from mixmoe.mixed.prediction.courses import gate_curves, trajectory_axis, trajectory_curves, trajectory_data
 from mixmoe.mixed.prediction.dynamic import (
@@ -49,6 +50,7 @@ from mixmoe.mixed.prediction.trajectories import (
     subject_intervals,
     warn_strangers,
     weighted_mean_errors,
+    with_offset,
 )
 from mixmoe.mixed.subject_refits import relabelled
 from mixmoe.output.records import Cell, Curve, Marks, Observed, Table
@@ -177,6 +179,10 @@ class MEMoEResults(MoEResults):
 
         Notes
         -----
+        With ``offset=`` rows need that column, and means, trajectories and limits hold it. With ``weights=`` the error
+        of a new Gaussian response has the variance ``sigma^2 / weight``, so that ``interval="prediction"`` needs the
+        weights of the rows, and so does the course of a subject with serially correlated errors.
+
         Limits of probabilities, experts and marginal mean are delta-method limits of the estimates; those of subjects
         carry membership, random effects and residual error, with the estimates taken as given.
 
@@ -211,11 +217,20 @@ class MEMoEResults(MoEResults):
             design = self.model.design if new is None else self.model.new_design(new, without=self._unused(kind, known))
         except NothingLeftError as error:
             return nothing_predicted(new, self._column_names(known, wanted), error)
+        self._check_weights(design, kind in ("all", "subject") and known is not None, wanted.noise)
         if known is not None:
             warn_strangers(known, design, given=history is not None)
             check_baseline(known, design)
         columns = self._columns(design, known, wanted)
         return in_user_order(columns, design, new)
+
+    def _check_weights(self, design: Design, course: bool, noise: bool) -> None:
+        """Refuse rows without the weights on which the errors, or the course with its serial part, depend."""
+        setup, column = self.model.errors, self.model.settings["weights"]
+        if column is None or not self.model.response.gaussian or not (noise or (course and setup is not None)):
+            return
+        serial = setup is not None and setup.options.kind in ("ar1", "car1")
+        check_weights_ahead(design, column, required=noise or serial)
 
     def _unused(self, kind: Kind, known: Design | None) -> tuple[str, ...]:
         """Sections of the formula that a kind of prediction does not need of the rows to predict."""
@@ -266,12 +281,14 @@ class MEMoEResults(MoEResults):
             columns |= mean_columns(self._subjects(design, known, past, noise, alpha))
         elif kind in ("all", "marginal"):
             columns |= mean_columns(marginal_intervals(e, X, design.gate[codes], alpha))
-        return columns
+        return with_offset(columns, offset_of(design))
 
     def _subjects(self, design: Design, known: Design, past: History, noise: bool, alpha: float) -> Interval:
+        """Courses of subjects, without offset."""
         e, setup = self._known(), self.model.errors
         if setup is None:
-            return subject_intervals(e, design.expert, design.random, past, design.codes, alpha, noise)
+            inverse = 1 / weights_of(design) if noise else None
+            return subject_intervals(e, design.expert, design.random, past, design.codes, alpha, inverse)
         where, rows = places(known, design), past_of(known, e.params, setup)
         errors = errors_ahead(design, rows, where, e.params, setup, own=known is design)
         return mixture_intervals(subject_law(e, design, errors, rows, where, past.probabilities, noise), alpha)
@@ -374,6 +391,7 @@ class MEMoEResults(MoEResults):
         Parameters
         ----------
         kind : {"trajectories", "gate"}
+            Trajectories are drawn at an offset of zero, and so is what was observed.
         **options
             ``x=``: column on the horizontal axis; ``at=``: values at which other columns are held, by default medians
             and most frequent categories; ``alpha=``.
@@ -384,8 +402,10 @@ class MEMoEResults(MoEResults):
         """
         checked_choice(kind, "kind", self._curve_kinds)
         self._check_options(options)
-        drawn = trajectory_curves if kind == "trajectories" else gate_curves
-        return drawn(self.model.design, self._known(), **options)
+        design = self.model.design
+        if kind == "gate":
+            return gate_curves(design, self._known(), **options)
+        return trajectory_curves(design, self._known(), standardised_name(design, self.model.settings), **options)
 
     def _check_options(self, options: dict[str, Any]) -> None:
         for name in options:
@@ -400,12 +420,13 @@ class MEMoEResults(MoEResults):
 
     def _shown_response(self) -> Array:
         """The response as figures of trajectories draw it, rows in the order of the design."""
-        return np.asarray(self.model.design.response, dtype=float)
+        return standardised(self.model.design, self.model.response)
 
     _resid_kinds: tuple[str, ...] = ("conditional", "marginal", "quantile", "normalized")
 
     def _distribution(self, given: str) -> Distribution:
-        d, e, y = self.model.design, self._known().params, np.asarray(self.model.design.response)
+        d, e = self.model.design, self._known().params
+        y = np.asarray(d.response) - offset_of(d)
         errors = disturbances(d, e, self.model.errors)
         if given == "history":
             return given_history(e, y, d.expert, d.random, d.gate, errors).place(y)
@@ -418,6 +439,11 @@ class MEMoEResults(MoEResults):
 
     @property
     def _more_notes(self) -> tuple[str, ...]:
+        if self.model.settings["method"] == "reml":
+            return (
+                "Estimated by restricted maximum likelihood (REML): log-likelihood and criteria do not compare fits "
+                "with different fixed effects.",
+            )
         penalty = self.model.gate_penalty
         if penalty is None or self.model.n_experts == 1:
             return ()
@@ -436,7 +462,7 @@ class MEMoEResults(MoEResults):
 
     def _expert_means(self, level: str) -> Array:
         d, e = self.model.design, self._known()
-        means = expert_means(e, d.expert)
+        means = expert_means(e, d.expert) + offset_of(d)[:, None]
         if level == "marginal":
             return means
         past = past_of_subjects(self.model, e, d, d)

@@ -68,7 +68,7 @@ def one_expert_problem(problem: Problem[Model]) -> Problem[Model]:
     """The likelihood of the one-expert model on the same data."""
     sigma: Sigma = "expert" if problem.structure.has_sigma else "none"
     single = replace(problem.structure, n_experts=1, cov_re="expert", residual=sigma)
-    return build_problem(single, problem.experts, problem.W)
+    return build_problem(single, problem.experts, problem.W, restricted=problem.restricted)
 
 
 def closed_form_problem(problem: Problem, one: Params) -> ClosedForm:

@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_count, checked_rng
-from mixmoe.design.design import Design
+from mixmoe.design.design import Design, offset_of
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Curvature, Estimated
 from mixmoe.inference.uncertainty import Draws, ParamCov, acceleration, without_parameters
@@ -32,6 +32,7 @@ from mixmoe.mixed.likelihood.observed import (
     subject_logliks,
     subject_scores,
 )
+from mixmoe.mixed.options import check_method
 from mixmoe.mixed.parameters import Params, Structure, build_layout, expand, permute_natural, positions, to_natural
 from mixmoe.mixed.prediction.trajectories import Estimate, disturbances, draw_responses
 from mixmoe.mixed.search import Guarded, off_boundary, permute
@@ -205,7 +206,8 @@ class Refitting:
             drawn: Array = self.results(fit, ParamCov(blank, "nonrobust"))._draw(rng)
             return drawn
         known = Estimate(self.user(fit.params), blank, positions(self.structure))
-        return draw_responses(known, d.expert, d.random, d.gate, disturbances(d, known.params, self.errors), rng)
+        errors = disturbances(d, known.params, self.errors)
+        return offset_of(d) + draw_responses(known, d.expert, d.random, d.gate, errors, rng)
 
     def drawn(self, estimated: Estimated, rng: np.random.Generator) -> Array:
         """A response drawn from the model at some estimates, shape (n,) in the order of the design."""
@@ -233,11 +235,13 @@ class Refitting:
 
     def with_experts(self, experts: int) -> Self:
         """The model with another number of experts on the same data."""
+        check_method(self.settings["method"], experts, self.response.name, self.settings.get("errors_dist"))
         other = copy(self)
         other.n_experts, other.settings = experts, {**self.settings, "experts": experts}
         other.structure = replace(self.structure, n_experts=experts)
         other.layout = build_layout(other.structure, self.design.names)
-        other.problem = build_problem(other.structure, self.problem.experts, self.problem.W, self.problem.penalty)
+        p = self.problem
+        other.problem = build_problem(other.structure, p.experts, p.W, p.penalty, p.restricted)
         return other
 
     def with_response(self, response: Array) -> Self:

@@ -1,6 +1,6 @@
 """Quasi-Newton ascents side by side, and the progress bar of long work."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -302,3 +302,8 @@ def climb(
         state.traces,
         interrupted,
     )
+
+
+def loglik_name(settings: Mapping[str, Any]) -> str:
+    """What the log-likelihood of a fit with these settings is called."""
+    return "REML log-likelihood" if settings.get("method") == "reml" else "Log-likelihood"

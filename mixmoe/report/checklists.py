@@ -68,7 +68,8 @@ def missing_handled(e: Evidence) -> str:
     dropped = e.design.dropped.n_rows
     rows = f"{dropped} of {e.design.n_input} rows with a missing value in a column of the formula were left out"
     others = "each complete row is used" if e.units == "rows" else "subjects contribute all their other rows"
-    return f"{rows}; {others}, by maximum likelihood; nothing was imputed."
+    how = "restricted maximum likelihood" if e.results.model.settings.get("method") == "reml" else "maximum likelihood"
+    return f"{rows}; {others}, by {how}; nothing was imputed."
 
 
 def distributions(e: Evidence) -> str:
@@ -284,6 +285,8 @@ def convergence(e: Evidence) -> str:
 
 def method(e: Evidence) -> str:
     """Item 10a."""
+    if e.results.model.settings.get("method") == "reml":
+        return "Restricted maximum likelihood (REML) of one expert: quasi-Newton, then Newton steps."
     return str(e.results.model.spec.estimation)
 
 

@@ -8,6 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from mixmoe.errors import ArgumentError
+from mixmoe.numerics.optimise import loglik_name
 from mixmoe.output.plots import canvas_axes, draw
 from mixmoe.output.plots_in_files import inlined, palette, svg
 from mixmoe.output.records import Cell, Curve, Observed, Table, format_cell
@@ -340,7 +341,7 @@ def _overview(e: Evidence, notes: str | None) -> tuple[Part, ...]:
     r = e.results
     facts: list[tuple[str, Cell]] = [("Experts", e.n_experts)]
     facts += [("Subjects", r.n_units)] if e.design.names.group is not None else []
-    facts += [("Rows", r.nobs), ("Parameters", r.df_model), ("Log-likelihood", r.llf), ("BIC", r.bic)]
+    facts += [("Rows", r.nobs), ("Parameters", r.df_model), (loglik_name(r.model.settings), r.llf), ("BIC", r.bic)]
     facts += [("Entropy", r.entropy)] if e.n_experts > 1 else []
     facts += [("Converged", "yes" if r.converged else "NO")]
     author = [Prose(text) for text in (notes or "").split("\n\n") if text.strip()]

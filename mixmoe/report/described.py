@@ -182,6 +182,7 @@ def flow_table(design: Design, units: str) -> Table:
     rows: list[tuple[str, Cell]] = [("Rows of the data", design.n_input)]
     rows += [(f"missing {name}", -count) for name, count in design.dropped.by_column]
     rows += [("Rows left out (a row may miss several)", -design.dropped.n_rows)] if design.dropped.n_rows else []
+    rows += [("Rows of weight zero, not counted", -design.n_uncounted)] if design.n_uncounted else []
     rows += [("Rows fitted", design.n)]
     if design.names.group is not None:
         rows += [(f"Independent {units}", design.n_units)]

@@ -214,6 +214,11 @@ def check_data(specs: Sequence[Spec], data: Any) -> str:
                 f"candidates must use the same rows, but missing values leave {first.n} rows to {first.formula.text!r} "
                 f"and {other.n} to {other.formula.text!r}; leave out the rows with missing values beforehand"
             )
+    if any(spec.model.get("method") == "reml" for spec in specs) and len({d.names.expert for d in designs}) > 1:
+        raise ArgumentError(
+            "candidates have different fixed effects, which method='reml' cannot compare: their log-likelihoods are of "
+            "different error contrasts; use method='ml'"
+        )
     parts = [np.ravel(np.asarray(a, dtype=float)) for d in designs for a in (d.response, d.expert, d.gate, d.random)]
     return checksum(np.concatenate(parts))
 

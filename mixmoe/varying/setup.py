@@ -124,7 +124,6 @@ def sorted_rows(design: Design, family: Family, response: bool = True) -> Sorted
     if response:
         _check_response(design, family, y, trials)
         _check_offset(design, family, offset)
-        _check_weights(design, weights)
         _check_sizes(design, y, weights)
     outcome = Outcome(y, trials, family.constant(y, trials)).take(order)
     rows = Rows(outcome, design.expert[order], design.gate[order], index[order], offset[order], weights[order])
@@ -174,17 +173,6 @@ def _check_sizes(design: Design, y: Array, weights: Array) -> None:
                 f"{what} has the largest value {most:.3g}, in row {row}; it must lie between {SIZES[0]:g} and "
                 f"{SIZES[1]:g}, so that products of values can be computed: change the unit"
             )
-
-
-def _check_weights(design: Design, weights: Array) -> None:
-    bad = ~(weights >= 0.0)
-    if bad.any():
-        i = int(bad.argmax())
-        raise DesignError(
-            f"weights must not be negative, got {weights[i]:g} in row {shown(design.rows[i])}; correct it"
-        )
-    if not (weights > 0.0).any():
-        raise DesignError(f"weights must be positive in some rows, got {len(weights)} zeros; leave weights out")
 
 
 def _refuse(design: Design, bad: NDArray[np.bool_], what: str, values: Array, allowed: str, family: Family) -> None:

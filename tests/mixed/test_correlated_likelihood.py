@@ -43,6 +43,7 @@ def rows(q=2, v=1, seed=0):
         Z=np.vstack([np.ones(n), t / 5, rng.normal(size=n)])[:q],
         V=rng.normal(size=(v, n)) * 0.5,
         visits=Visits(starts, COUNTS, gap),
+        unit=np.ones(n),
     )
 
 
@@ -135,7 +136,7 @@ def test_posterior_of_the_random_effects(kind, q):
 def test_factor(kind):
     data, p = rows(), parameters(kind)
     rng = np.random.default_rng(3)
-    factor = factorise(kind, error_model(kind, p).deviations(data.V), p["shape"], data.visits)
+    factor = factorise(kind, error_model(kind, p).deviations(data.V, data.unit), p["shape"], data.visits)
     c = rng.normal(size=(2, 3, data.y.size))
     white, solved, back = factor.whiten(c), factor.solve(c), factor.colour(factor.whiten(c))
     assert back == pytest.approx(c)

@@ -12,7 +12,7 @@ per subject. The axis ``E`` runs over experts, or over experts of several starts
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,8 @@ class Rows:
     V : ndarray, shape (v, n)
         Covariates of the log standard deviation of the errors.
     visits : Visits
+    unit : ndarray, shape (n,)
+        What the standard deviation of the errors is multiplied by: one over the root of the weight of each row.
     """
 
     y: AnyArray
@@ -53,6 +55,7 @@ class Rows:
     Z: AnyArray
     V: AnyArray
     visits: Visits
+    unit: AnyArray
 
     @property
     def n_subjects(self) -> int:
@@ -72,12 +75,19 @@ class Rows:
         """Those of a run of subjects."""
         ends = self.visits.starts + self.visits.counts
         at = slice(int(self.visits.starts[subjects][0]), int(ends[subjects][-1]))
-        return Rows(self.y[at], self.X[:, at], self.Z[:, at], self.V[:, at], self.visits.take(subjects))
+        return self._at(at, self.visits.take(subjects))
 
     def take(self, subjects: NDArray[np.intp]) -> "Rows":
         """Those of some subjects, possibly repeated."""
         at = self.visits.rows_of(subjects)
-        return Rows(self.y[at], self.X[:, at], self.Z[:, at], self.V[:, at], self.visits.chosen(subjects))
+        return self._at(at, self.visits.chosen(subjects))
+
+    def without_response(self) -> "Rows":
+        """The same rows with a response of zero."""
+        return replace(self, y=np.zeros_like(self.y))
+
+    def _at(self, at: "slice | NDArray[np.intp]", visits: Visits) -> "Rows":
+        return Rows(self.y[at], self.X[:, at], self.Z[:, at], self.V[:, at], visits, self.unit[at])
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +112,9 @@ class ErrorModel:
     shape: AnyArray | None
     df: AnyArray | None
 
-    def deviations(self, V: AnyArray) -> AnyArray:
-        """Standard deviation of the errors of each row, shape (E, n), for covariates of shape (v, n)."""
-        return self.sigma[:, None] * np.exp(self.slope @ V)
+    def deviations(self, V: AnyArray, unit: AnyArray) -> AnyArray:
+        """Standard deviation of the errors of each row, shape (E, n), for covariates (v, n) and units (n,)."""
+        return self.sigma[:, None] * np.exp(self.slope @ V) * unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +162,7 @@ def row_posterior(rows: Rows, beta: AnyArray, T: AnyArray, errors: ErrorModel) -
     -------
     RowPosterior
     """
-    factor = factorise(errors.kind, errors.deviations(rows.V), errors.shape, rows.visits)
+    factor = factorise(errors.kind, errors.deviations(rows.V, rows.unit), errors.shape, rows.visits)
     r = rows.y - beta @ rows.X
     white_r, white_Z = factor.whiten(r[:, None]), factor.whiten(rows.Z[None])
     G, Zr = _gram(rows, white_Z), rows.visits.per_subject(white_Z * white_r)
@@ -370,6 +380,10 @@ class RowExperts:
         posterior = row_posterior(self.rows, params.beta.reshape(S * K, p), T, errors)
         return RowDensities(self.rows, params, self.form, errors, posterior)
 
+    def without_response(self) -> "RowExperts":
+        """The same with a response of zero."""
+        return RowExperts(self.rows.without_response(), self.form)
+
     def sort_keys(self) -> tuple[Array, ...]:
         """Cross-products with the response."""
         per_subject = self.rows.visits.per_subject
@@ -393,7 +407,7 @@ class RowExperts:
         """
         errors = self.form.model(one)
         tau = None if errors.shape is None else errors.shape / (errors.sigma if self.form.kind == "bm" else 1.0)
-        factor = factorise(self.form.kind, np.exp(errors.slope @ self.rows.V), tau, self.rows.visits)
+        factor = factorise(self.form.kind, np.exp(errors.slope @ self.rows.V) * self.rows.unit, tau, self.rows.visits)
         white = factor.whiten(np.vstack([self.rows.y, self.rows.X, self.rows.Z])[None])[0]
         first, last = 1, 1 + len(self.rows.X)
         return GaussianExperts(build_moments(white[0], white[first:last].T, white[last:].T, self.rows.visits.starts))

@@ -7,11 +7,14 @@ r = y - X beta and u = Lambda' Z'r (Bates et al. 2015, section 3; Laird & Ware 1
     log|V|  = n log sigma^2 + log|W|
     r'V^-1r = (r'r - u'W^-1u) / sigma^2
 
+Rows of weight w have errors of variance sigma^2 / w (lme4's weights): all cross-products are then weighted by w, and
+log|V| has - sum(log w) besides.
+
 The axis ``E`` runs over experts, or over experts of several starts at once.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +43,8 @@ class Moments:
     Zy : ndarray, shape (q, N)
     ZX : ndarray, shape (q, p, N)
     ZZ : ndarray, shape (q, q, N)
+    log_weight : ndarray, shape (N,)
+        Sum of the logarithms of the weights of the rows.
     """
 
     n: Array
@@ -49,6 +54,7 @@ class Moments:
     Zy: Array
     ZX: Array
     ZZ: Array
+    log_weight: Array
 
     @property
     def n_subjects(self) -> int:
@@ -57,8 +63,7 @@ class Moments:
 
     def take(self, subjects: "slice | NDArray[np.intp]") -> "Moments":
         """Moments of some subjects, contiguous in memory."""
-        parts = (self.n, self.yy, self.Xy, self.XX, self.Zy, self.ZX, self.ZZ)
-        return Moments(*(np.ascontiguousarray(part[..., subjects]) for part in parts))
+        return Moments(*(np.ascontiguousarray(part[..., subjects]) for part in self._parts))
 
     def blocks(self, n_experts: int) -> "Iterator[tuple[slice, Moments]]":
         """Consecutive runs of subjects, short enough that the working arrays of `n_experts` experts stay in cache."""
@@ -66,11 +71,18 @@ class Moments:
         width = max(64, 40_000 // max(1, n_experts * max(q * q, p)))
         for start in range(0, self.n_subjects, width):
             where = slice(start, min(start + width, self.n_subjects))
-            parts = (self.n, self.yy, self.Xy, self.XX, self.Zy, self.ZX, self.ZZ)
-            yield where, Moments(*(part[..., where] for part in parts))
+            yield where, Moments(*(part[..., where] for part in self._parts))
+
+    def without_response(self) -> "Moments":
+        """The moments of the same columns with a response of zero."""
+        return replace(self, yy=np.zeros_like(self.yy), Xy=np.zeros_like(self.Xy), Zy=np.zeros_like(self.Zy))
+
+    @property
+    def _parts(self) -> tuple[Array, ...]:
+        return (self.n, self.yy, self.Xy, self.XX, self.Zy, self.ZX, self.ZZ, self.log_weight)
 
 
-def build_moments(y: Array, X: Array, Z: Array, starts: NDArray[np.intp]) -> Moments:
+def build_moments(y: Array, X: Array, Z: Array, starts: NDArray[np.intp], weights: Array | None = None) -> Moments:
     """Cross-products per subject.
 
     Parameters
@@ -81,12 +93,18 @@ def build_moments(y: Array, X: Array, Z: Array, starts: NDArray[np.intp]) -> Mom
     Z : ndarray, shape (n, q)
     starts : ndarray of int, shape (N,)
         First row of each subject.
+    weights : ndarray, shape (n,), optional
+        Above zero; by default one.
 
     Returns
     -------
     Moments
     """
     columns = np.ascontiguousarray(np.column_stack([y, X, Z]).T)  # (1 + p + q, n)
+    log_weight = np.zeros(starts.size)
+    if weights is not None:
+        columns *= np.sqrt(weights)
+        log_weight = np.add.reduceat(np.log(weights), starts)
     p, width, N = X.shape[1], columns.shape[0], starts.size
     gram = np.empty((width, width, N))
     for a in range(width):
@@ -94,8 +112,8 @@ def build_moments(y: Array, X: Array, Z: Array, starts: NDArray[np.intp]) -> Mom
             gram[a, b] = gram[b, a] = np.add.reduceat(columns[a] * columns[b], starts)
     x, z = slice(1, 1 + p), slice(1 + p, width)
     n = np.diff(np.append(starts, y.size)).astype(float)
-    parts = (gram[0, 0], gram[x, 0], gram[x, x], gram[z, 0], gram[z, x], gram[z, z])
-    return Moments(n, *(np.ascontiguousarray(part) for part in parts))
+    parts = (n, gram[0, 0], gram[x, 0], gram[x, x], gram[z, 0], gram[z, x], gram[z, z], log_weight)
+    return Moments(*(np.ascontiguousarray(part) for part in parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +172,7 @@ def expert_posterior(m: Moments, beta: Array, T: Array, sigma: Array) -> ExpertP
     v = solve_lower(L, np.swapaxes(Lam, 1, 2) @ Zr)
     w = solve_upper(L, v)
     log_det = 2 * sum((np.log(L[:, j, j]) for j in range(q)), start=np.zeros((E, N)))
-    log_det = log_det + m.n * (LOG_2PI + 2 * np.log(sigma))[:, None]
+    log_det = log_det + m.n * (LOG_2PI + 2 * np.log(sigma))[:, None] - m.log_weight
     quad = (rr - (v * v).sum(axis=1)) / (sigma**2)[:, None]
     return ExpertPosterior(-0.5 * (log_det + quad), Xr, Zr, rr, L, v, w)
 
@@ -280,6 +298,10 @@ class GaussianExperts:
         S, K, p = params.beta.shape
         posterior = expert_posterior(self.moments, params.beta.reshape(S * K, p), *flat_experts(params))
         return GaussianDensities(self.moments, params, posterior)
+
+    def without_response(self) -> "GaussianExperts":
+        """The same with a response of zero."""
+        return GaussianExperts(self.moments.without_response())
 
     def sort_keys(self) -> tuple[Array, ...]:
         """Cross-products with the response."""

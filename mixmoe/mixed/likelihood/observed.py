@@ -1,18 +1,18 @@
 """Observed-data log-likelihood of a MEMoE, its score and its information, for several starts at once."""
 
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.inference.uncertainty import within_clusters
-from mixmoe.mixed.likelihood.gaussian import GaussianExperts
-from mixmoe.mixed.likelihood.protocol import Densities, Experts
+from mixmoe.mixed.likelihood.gaussian import LOG_2PI, GaussianExperts
+from mixmoe.mixed.likelihood.protocol import Densities, Experts, LinearExperts
 from mixmoe.mixed.parameters import FreeVector, Params, Structure, build_free_vector, expand, pull_back
 from mixmoe.mixture.gate import GatePenalty, gate_log_probabilities, gate_scores, penalty_score
-from mixmoe.numerics.linalg import logsumexp
+from mixmoe.numerics.linalg import cholesky, logsumexp, solve_upper
 from mixmoe.numerics.optimise import Evaluation
 
 Model = TypeVar("Model", bound=Experts)
@@ -33,6 +33,8 @@ class Problem(Generic[Model]):
         Gate design.
     penalty : GatePenalty or None
         Log prior of the gate, part of what is maximised but not of the log-likelihood of subjects.
+    restricted : bool
+        Whether the restricted log-likelihood is maximised, of one expert with normal errors; see `restriction`.
     """
 
     structure: Structure
@@ -40,6 +42,7 @@ class Problem(Generic[Model]):
     experts: Model
     W: Array
     penalty: GatePenalty | None = None
+    restricted: bool = False
 
     @property
     def n_subjects(self) -> int:
@@ -48,15 +51,71 @@ class Problem(Generic[Model]):
 
     def take(self, subjects: NDArray[np.intp]) -> "Problem[Model]":
         """The same problem on some of the subjects."""
-        return Problem(self.structure, self.free, self.experts.take(subjects), self.W[subjects], self.penalty)
+        return replace(self, experts=self.experts.take(subjects), W=self.W[subjects])
 
 
 ClosedForm = Problem[GaussianExperts]
 
 
-def build_problem(structure: Structure, experts: Model, W: Array, penalty: GatePenalty | None = None) -> Problem[Model]:
+def build_problem(
+    structure: Structure, experts: Model, W: Array, penalty: GatePenalty | None = None, restricted: bool = False
+) -> Problem[Model]:
     """A problem from its parts."""
-    return Problem(structure, build_free_vector(structure), experts, W, penalty)
+    return Problem(structure, build_free_vector(structure), experts, W, penalty, restricted)
+
+
+@dataclass(frozen=True, slots=True)
+class Restriction:
+    """What turns a log-likelihood into the restricted one.
+
+    Attributes
+    ----------
+    value : float
+        ``-1/2 log|X'V^-1X| + p/2 log(2 pi)``; complex where a step passes through.
+    scores : ndarray, shape (P, N)
+        Its derivative in the free vector: each subject has her part in X'V^-1X.
+    """
+
+    value: Array
+    scores: Array
+
+
+def restriction(problem: Problem, theta: Array) -> Restriction:
+    """REML's term at one free vector, shape (P,), of a problem with one expert and normal errors.
+
+    Notes
+    -----
+    At the best fixed effects the log-likelihood with this term is that of n - p error contrasts (Harville 1974), up to
+    1/2 log|X'X|, which lme4 and nlme leave out too. No new algebra is needed: with a response of zero and fixed effects
+    -h the residuals are X h, so that the score in the fixed effects is X'V^-1X h. With H H' the inverse of that
+    matrix, the derivative ``-1/2 tr(H'd(X'V^-1X)H)`` in the parameters of V is what the scores at the columns of H
+    have beyond the score at zero, which is that of log|V|.
+
+    References
+    ----------
+    Harville (1974), Biometrika 61, 383-385.
+    """
+    p = problem.structure.n_columns
+    whole = _scores_without_response(problem, theta, -np.eye(p))[:, :p].sum(axis=2)
+    L = cholesky(whole[None, :, :, None])
+    H = solve_upper(L, np.eye(p)[None, :, :, None])[0, :, :, 0]
+    at = _scores_without_response(problem, theta, np.vstack([np.zeros((1, p)), -H.T]))
+    change = at[1:].sum(axis=0) - p * at[0]
+    change[:p] = 0.0  # V does not depend on the fixed effects
+    gate = np.zeros((1, 0, problem.n_subjects))
+    scores = pull_back(problem.structure, problem.free, theta[None], gate, change[None, None])[0]
+    return Restriction(0.5 * p * LOG_2PI - np.log(L[0, range(p), range(p), 0]).sum(), scores)
+
+
+def _scores_without_response(problem: Problem, theta: Array, beta: Array) -> Array:
+    """Scores of the expert were all responses zero, shape (S, D, N), at other fixed effects, shape (S, p)."""
+    one = expand(problem.structure, problem.free, theta[None])
+    S = len(beta)
+    parts = (np.repeat(part, S, axis=0) for part in (one.factor, one.sigma, one.extra))
+    gamma, fixed = np.zeros((S, 0, problem.structure.n_gate)), beta[:, None].astype(theta.dtype)
+    params = Params(gamma, fixed, *parts)
+    blocks = cast(LinearExperts, problem.experts).without_response().blocks(S)
+    return np.concatenate([experts.densities(params).scores()[:, 0] for _, experts in blocks], axis=-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +174,7 @@ def summed_scores(problem: Problem, theta: Array, block: Block) -> Array:
 
 
 def evaluate(problem: Problem, theta: Array) -> Evaluation:
-    """Log-likelihood, penalised if the gate is, and score at S free vectors, shape (S, P).
+    """Log-likelihood, penalised if the gate is, restricted if that is asked for, and score at S vectors, shape (S, P).
 
     Complex input passes through analytic experts.
     """
@@ -131,6 +190,11 @@ def evaluate(problem: Problem, theta: Array) -> Evaluation:
         score[:, problem.free.gate] += penalty_score(problem.penalty, problem.W, params.gamma).reshape(
             theta.shape[0], -1
         )
+    if problem.restricted:
+        for i, point in enumerate(theta):
+            term = restriction(problem, point)
+            loglik[i] += term.value
+            score[i] += term.scores.sum(axis=1)
     return Evaluation(loglik, score)
 
 
@@ -142,12 +206,17 @@ def penalty_at(problem: Problem, theta: Array) -> float:
 
 
 def subject_scores(problem: Problem, theta: Array) -> Array:
-    """Score of every subject at one free vector, shape (N, P); complex as the vector is, for analytic experts."""
+    """Score of every subject at one free vector, shape (N, P); complex as the vector is, for analytic experts.
+
+    Of a restricted log-likelihood with the part of the subject in its term, so that the sum is the whole score.
+    """
     params = expand(problem.structure, problem.free, theta[None])
     out = np.empty((problem.n_subjects, theta.size), dtype=theta.dtype)
     for where, experts in problem.experts.blocks(problem.structure.n_experts):
         block = evaluate_block(problem, params, where, experts)
         out[where] = block_scores(problem, theta[None], block)[0].T
+    if problem.restricted:
+        out += restriction(problem, theta).scores.T
     return out
 
 

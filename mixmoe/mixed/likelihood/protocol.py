@@ -83,6 +83,13 @@ class Experts(Protocol):
         """
 
 
+class LinearExperts(Experts, Protocol):
+    """`Experts` whose response is normal, or t, around fixed effects and random effects."""
+
+    def without_response(self) -> Self:
+        """The same with a response of zero."""
+
+
 class FlatScores:
     """`Densities` whose scores come for all S K expert vectors in one array."""
 

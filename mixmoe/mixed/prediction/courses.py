@@ -56,12 +56,17 @@ class Grid:
 
 
 def trajectory_curves(
-    design: Design, e: Estimate, x: str | None = None, at: Mapping[str, Any] | None = None, alpha: float = 0.05
+    design: Design,
+    e: Estimate,
+    ylabel: str,
+    x: str | None = None,
+    at: Mapping[str, Any] | None = None,
+    alpha: float = 0.05,
 ) -> tuple[Curve, ...]:
-    """Trajectory of each expert with pointwise confidence limits."""
+    """Trajectory of each expert at an offset of zero with pointwise confidence limits."""
     grid = build_grid(design, trajectory_axis(design) if x is None else checked_column(design, x, "expert"), at)
     curves = expert_intervals(e, design.for_new(grid.rows).expert, checked_alpha(alpha))
-    return interval_curves("trajectories", curves, grid, design.names.response)
+    return interval_curves("trajectories", curves, grid, ylabel)
 
 
 def gate_curves(

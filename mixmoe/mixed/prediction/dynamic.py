@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm, t
 
 from mixmoe._typing import Array
-from mixmoe.design.design import Design
+from mixmoe.design.design import Design, offset_of, weights_of
 from mixmoe.mixed.error_structure import ErrorSetup
 from mixmoe.mixed.likelihood.correlated import RowPosterior, Rows, row_covariances, row_errors, row_means, row_posterior
 from mixmoe.mixed.likelihood.serial import factorise, integer_power
@@ -77,8 +77,8 @@ def past_of(design: Design, e: Params, setup: ErrorSetup | None) -> Past:
     errors = disturbances(design, e, setup)
     at = errors.order
     V = np.zeros((0, design.n)) if setup is None else design.sigma[at][:, setup.columns].T
-    y = np.asarray(design.response)[at]
-    rows = Rows(y, design.expert[at].T, design.random[at].T, V, errors.factor.visits)
+    y, unit = np.asarray(design.response) - offset_of(design), 1 / np.sqrt(weights_of(design))
+    rows = Rows(y[at], design.expert[at].T, design.random[at].T, V, errors.factor.visits, unit[at])
     return Past(rows, errors, row_posterior(rows, e.beta[0], e.factor[0], errors.model), e.factor[0])
 
 

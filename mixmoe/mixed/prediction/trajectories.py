@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from mixmoe._typing import Array
-from mixmoe.design.design import Design, DesignNames, used_columns
+from mixmoe.design.design import Design, DesignNames, used_columns, weights_of
 from mixmoe.design.frame import shown
 from mixmoe.design.labels import places_of
 from mixmoe.errors import DesignError, MixmoeWarning, warn
@@ -84,15 +84,16 @@ def disturbances(design: Design, params: Params, setup: ErrorSetup | None, ties:
     -------
     Disturbances
     """
+    unit = 1 / np.sqrt(weights_of(design))
     if setup is None:
         order, gap = np.arange(design.n), np.ones(design.n)
         model, V, time = ErrorModel("iid", params.sigma[0], np.zeros((params.sigma.shape[1], 0)), None, None), None, gap
-        sd = np.repeat(params.sigma[0][:, None], design.n, axis=1)
+        sd = params.sigma[0][:, None] * unit
     else:
         times = times_of(design, setup.options, ties)
         order, gap, time = times.order, times.gap, times.time
         model, V = user_errors(params, setup), design.sigma[order][:, setup.columns].T
-        sd = model.deviations(V)
+        sd = model.deviations(V, unit[order])
     visits = Visits(design.starts, design.counts, gap)
     return Disturbances(model, factorise(model.kind, sd, model.shape, visits), order, time)
 
@@ -326,7 +327,13 @@ def prior_history(e: Estimate, W: Array) -> History:
 
 
 def subject_intervals(
-    e: Estimate, X: Array, Z: Array, past: History, codes: NDArray[np.intp], alpha: float, noise: bool
+    e: Estimate,
+    X: Array,
+    Z: Array,
+    past: History,
+    codes: NDArray[np.intp],
+    alpha: float,
+    noise: Array | None = None,
 ) -> Interval:
     """Subject trajectories: mixtures over experts of ``x'beta_k + z'b_k``, with equal-tailed limits, each shape (n,).
 
@@ -339,8 +346,9 @@ def subject_intervals(
     codes : ndarray of int, shape (n,)
         Subject of each row, as a row of `past`.
     alpha : float
-    noise : bool
-        Whether the limits are for a new observation (with residual error) or for the subject's mean.
+    noise : ndarray, shape (n,), optional
+        Of limits for a new observation: its residual variance over that of the expert, one over its weight. By default
+        limits are for the subject's mean.
 
     Returns
     -------
@@ -350,8 +358,8 @@ def subject_intervals(
     """
     means = expert_means(e, X) + np.einsum("nq,nkq->nk", Z, past.means[codes])
     variances = np.einsum("nq,nkqr,nr->nk", Z, past.covariances[codes], Z, optimize=True)
-    if noise:
-        variances = variances + e.params.sigma[0] ** 2
+    if noise is not None:
+        variances = variances + e.params.sigma[0] ** 2 * noise[:, None]
     sd = np.sqrt(np.maximum(variances, 0.0))
     return mixture_intervals(MixtureLaw(past.probabilities[codes], means, sd), alpha)
 
@@ -523,6 +531,15 @@ def mean_columns(values: Interval) -> dict[str, Array]:
     """Columns ``mean``, ``mean_se``, ``mean_low``, ``mean_high``."""
     parts = (values.estimate, values.std_error, values.lower, values.upper)
     return interval_columns(("mean",), Interval(*(part[:, None] for part in parts)))
+
+
+def with_offset(columns: Mapping[str, Array], offset: Array) -> dict[str, Array]:
+    """Means and limits with offset; probabilities and standard errors as they are."""
+    fixed = ("probability",)
+    return {
+        name: values if name.startswith(fixed) or name.endswith("_se") else values + offset
+        for name, values in columns.items()
+    }
 
 
 def in_user_order(columns: Mapping[str, Array], design: Design, new: Any) -> pd.DataFrame:
