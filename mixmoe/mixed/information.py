@@ -315,8 +315,9 @@ def identified(
     """Which reported parameters have a standard error: not those at an end of their space, infinite or flat."""
     jacobian = np.nan_to_num(natural_jacobian(problem, coordinates, at.theta))
     elsewhere = {*at.blank, *_touched(jacobian, inverse.infinite)}
-    flat = [layout.names[i] for i in _touched(jacobian, inverse.flat) if i not in elsewhere]
-    blank = sorted({*elsewhere, *_touched(jacobian, inverse.flat)})
+    without = _touched(jacobian, inverse.flat)
+    flat = [layout.names[i] for i in without if i not in elsewhere]
+    blank = sorted({*elsewhere, *without})
     return Identified(inverse, jacobian, blank, (_about_flat(flat),) if flat else ())
 
 

@@ -420,6 +420,8 @@ class MEMoE(Refitting):
             clusters = cluster_codes(self.design, options.get("cluster")) if kind == "cluster" else None
             known, correction = checked_cov_type(kind), bool(options.get("correction", True))
             cov = covariance(self.problem, self.coordinates, theta, known, self.layout, clusters, correction)
+        if any(flag.code == "degenerate" for flag in fit.flags):
+            cov = replace(cov, flags=())  # that its standard errors mean nothing has been said: no reasons besides
         warn_flags(cov.flags, CATEGORIES)
         return cov
 

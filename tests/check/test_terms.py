@@ -79,8 +79,11 @@ def test_engines_and_labels_do_not_matter(engine, data, fit):
         one.wald_test_terms().to_frame().sort_values(["block", "term"])[NUMBERS]
         for one in (fit, other, other.relabel([2, 1]))
     )
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-    np.testing.assert_allclose(swapped, expected, rtol=1e-6)
+    for other in (found, swapped):
+        np.testing.assert_array_equal(other[["df", "df_equal"]], expected[["df", "df_equal"]])
+        for names in (["statistic", "statistic_equal"], ["p_value", "p_value_equal"]):
+            # A maximum found twice differs by 1e-7 standard errors: much of the square of a z of .05, or of 1e-279.
+            np.testing.assert_allclose(np.sqrt(other[names]), np.sqrt(expected[names]), rtol=1e-6, atol=1e-6)
 
 
 def test_terms_that_cannot_be_tested_say_why():
@@ -89,7 +92,7 @@ def test_terms_that_cannot_be_tested_say_why():
     z = np.repeat([0.0, 1.0], 40)
     rows = pd.DataFrame({"id": np.repeat(np.arange(80), 4), "z": np.repeat(z, 4), "time": np.tile(np.arange(4), 80)})
     rows["y"] = 20 * rows["z"] + rows["time"] + rng.normal(size=80)[rows["id"]] + rng.normal(size=320)
-    with pytest.warns(mm.errors.BoundaryWarning, match="separate"):
+    with pytest.warns(mm.errors.BoundaryWarning, match="gate covariate z leaves no subjects to expert"):
         fit = mm.fit("y ~ time | gate: z | re: (1 | id)", rows, 2, starts=4, rng=0)
     found = fit.wald_test_terms()
     assert np.isnan(row(found, "gate", "z")["p_value"])

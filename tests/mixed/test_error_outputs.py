@@ -44,7 +44,7 @@ def fitted():
     def of(kind):
         if kind not in done:
             formula = "y ~ time | re: (1 + x | id) | sigma: x"
-            done[kind] = mm.fit(formula, two_groups(), 2, starts=8, rng=1, **FITTED[kind])
+            done[kind] = mm.fit(formula, two_groups(), 2, starts=16, rng=1, **FITTED[kind])
         return done[kind]
 
     return of

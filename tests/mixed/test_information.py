@@ -313,9 +313,9 @@ def test_an_interrupt_inside_an_ascent_ends_the_bootstrap(small, monkeypatch):
     """climb() returns what it has after Ctrl-C; that must not count as one resample that failed."""
     real, calls = bootstrap.climb, []
 
-    def tired(*args):
+    def tired(*args, **options):
         calls.append(1)
-        return replace(real(*args), interrupted=len(calls) == 6)
+        return replace(real(*args, **options), interrupted=len(calls) == 6)
 
     monkeypatch.setattr(bootstrap, "climb", tired)
     stopped = small.with_cov("bootstrap", n_boot=50, rng=1)

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import norm
+from scipy.stats import norm, poisson
 
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, MixmoeWarning
@@ -35,11 +35,43 @@ def zeros():
     return pd.DataFrame({"id": id, "t": t, "c": counts})
 
 
+FINE = 15  # points: with fewer the integral has a maximum at huge random effects that explain both classes
+
+
+def test_a_maximum_that_only_laplace_has_is_flagged(zeros):
+    """An expert of the zeros with random effects of sd 12, of which Laplace's method does not see the positive ones."""
+    fit = quiet("c ~ t | re: (1 | id)", zeros, experts=2, family="poisson", starts=6, rng=0)
+    assert fit.params[["sd1(Intercept|id)", "sd2(Intercept|id)"]].max() > 10
+    right = sum(dense_poisson(fit.params, zeros))
+    assert fit.llf > right + 5
+    (flag,) = [flag for flag in fit.flags if flag.code == "laplace_bias"]
+    assert "above that: only the approximation peaks here. Fit with n_quad=9" in flag.message
+    fine = quiet("c ~ t | re: (1 | id)", zeros, experts=2, family="poisson", starts=6, rng=0, n_quad=FINE)
+    assert fine.llf == pytest.approx(sum(dense_poisson(fine.params, zeros)), abs=1e-3)
+    assert fine.llf > right + 5
+    assert not [flag for flag in fine.flags if "bias" in flag.code]
+
+
+def dense_poisson(params, data):
+    """Log-likelihoods of the subjects, the integrals over the intercepts by sums over a fine grid."""
+    grid = np.linspace(-10, 10, 4001)
+    gate = np.array([0.0, params["gate2.Intercept"]])
+    share = np.exp(gate) / np.exp(gate).sum()
+    for _, rows in data.groupby("id"):
+        total = 0.0
+        for k in (1, 2):
+            eta = params[f"expert{k}.Intercept"] + params[f"expert{k}.t"] * rows["t"].to_numpy()[:, None]
+            rates = np.exp(eta + params[f"sd{k}(Intercept|id)"] * grid)
+            density = poisson.pmf(rows["c"].to_numpy()[:, None], rates).prod(axis=0)
+            total += share[k - 1] * (density * norm.pdf(grid)).sum() * (grid[1] - grid[0])
+        yield np.log(total)
+
+
 @pytest.mark.parametrize(("family", "flat"), [("poisson", ["sd"]), ("negbinomial", ["sd", "theta"])])
 @pytest.mark.parametrize("unit", [1.0, 1000.0])
 def test_what_the_data_say_nothing_about_has_no_number(zeros, family, flat, unit):
     data = zeros.assign(t=zeros["t"] * unit)
-    fit = quiet("c ~ t | re: (1 | id)", data, experts=2, family=family, starts=6, rng=0)
+    fit = quiet("c ~ t | re: (1 | id)", data, experts=2, family=family, starts=6, rng=0, n_quad=FINE)
     empty = int(np.argmin([fit.params[f"expert{k}.Intercept"] for k in (1, 2)])) + 1
     names = [n for n in fit.params.index if any(n.startswith(f"{start}{empty}") for start in flat)]
     assert len(names) == len(flat)
@@ -61,7 +93,7 @@ def test_what_the_data_say_nothing_about_has_no_number(zeros, family, flat, unit
 
 
 def test_correlation_of_an_expert_of_zeros(zeros):
-    fit = quiet("c ~ t | re: (1 + t | id)", zeros, experts=2, family="poisson", starts=6, rng=0)
+    fit = quiet("c ~ t | re: (1 + t | id)", zeros, experts=2, family="poisson", starts=6, rng=0, n_quad=FINE)
     empty = int(np.argmin([fit.params[f"expert{k}.Intercept"] for k in (1, 2)])) + 1
     names = [n for n in fit.params.index if n.startswith((f"sd{empty}(", f"corr{empty}("))]
     assert len(names) == 3

@@ -70,16 +70,18 @@ def test_a_bayes_constant_adds_its_share_to_every_cell(counts, constant):
 
 
 @pytest.mark.parametrize(("penalty", "extra"), [("firth", None), (1.0, 1.0)])
-@pytest.mark.parametrize("cov_type", ["robust", "nonrobust"])
-def test_standard_errors_are_those_of_the_table_with_the_added_subjects(penalty, extra, cov_type):
+@pytest.mark.parametrize("options", [{}, {"correction": False}, {"cov_type": "nonrobust"}])
+def test_standard_errors_are_those_of_the_table_with_the_added_subjects(penalty, extra, options):
+    """By default subjects' scores, not those of the added ones, are divided by one minus the leverage in their cell."""
     counts = SEPARATED
-    fit = fitted(table_data(counts), gate_penalty=penalty, cov_type=cov_type)
+    fit = fitted(table_data(counts), gate_penalty=penalty, **options)
     total = counts.sum(axis=1)
     a = np.full(3, 0.5) if extra is None else extra * total / counts.sum() / 2
     p = (counts[:, 1] + a) / (total + 2 * a)
     information = (total + 2 * a) * p * (1 - p)
-    middle = (counts[:, 1] + a) * (1 - p) ** 2 + (counts[:, 0] + a) * p**2
-    variance = middle / information**2 if cov_type == "robust" else 1 / information
+    kept = 1.0 if options else 1 - 1 / (total + 2 * a)
+    middle = (counts[:, 1] / kept**2 + a) * (1 - p) ** 2 + (counts[:, 0] / kept**2 + a) * p**2
+    variance = 1 / information if "cov_type" in options else middle / information**2
     right = np.sqrt([variance[0], variance[0] + variance[1], variance[0] + variance[2]])
     np.testing.assert_allclose(fit.bse.filter(like="gate"), right, rtol=1e-3)
 
@@ -229,6 +231,11 @@ def test_other_penalties_are_refused(value):
         checked_gate_penalty(value)
 
 
+def leave_one_out(total):
+    """Factor of the corrected standard error of a proportion: each of `total` subjects has leverage 1 / total."""
+    return total / (total - 1)
+
+
 def separated(data, **options):
     with pytest.warns(mm.errors.BoundaryWarning):
         fit = fitted(data, **options)
@@ -244,16 +251,17 @@ def test_separation_names_covariate_and_cell_and_leaves_the_rest_alone(tmp_path)
     assert "gate_penalty='firth'" in message
     assert np.isnan(fit.bse["gate2.cell[T.b]"])
     p, total = SEPARATED[:, 1] / SEPARATED.sum(axis=1), SEPARATED.sum(axis=1)
-    error = np.sqrt((total * p * (1 - p)).sum()) / total.sum()
+    variance = p * (1 - p) / total * leave_one_out(total) ** 2
+    error = np.sqrt((total**2 * variance).sum()) / total.sum()
     shares = fit.proportions()
     np.testing.assert_allclose(shares.loc["expert2", "estimate"], p @ total / total.sum(), atol=1e-6)
     np.testing.assert_allclose(shares["std_error"], error, rtol=1e-3)
     effects = fit.gate_effects().set_index(["contrast", "expert"])
     for contrast, i in (("b - a", 1), ("c - a", 2)):
-        right = np.sqrt((p * (1 - p) / total)[[0, i]].sum())
+        right = np.sqrt(variance[[0, i]].sum())
         np.testing.assert_allclose(effects.loc[(contrast, 2), "estimate"], p[i] - p[0], atol=1e-6)
         np.testing.assert_allclose(effects.loc[(contrast, 2), "std_error"], right, rtol=1e-3)
-    alone = np.sqrt(p * (1 - p) / total)
+    alone = np.sqrt(variance)
     rows = fit.predict(pd.DataFrame({"cell": ["a", "b", "c"]}), kind="probabilities")
     np.testing.assert_allclose(rows["probability2_se"], [alone[0], np.nan, alone[2]], rtol=1e-3)
     fit.save(tmp_path / "fit.mixmoe")
@@ -282,7 +290,7 @@ def test_a_slope_that_grows_with_an_infinite_coefficient_has_no_value():
     assert fit.gate_effects()[["estimate", "std_error"]].isna().all(axis=None)
     difference = fit.gate_effects(dummy=True)
     np.testing.assert_allclose(difference["estimate"].abs(), 0.2, atol=1e-6)
-    np.testing.assert_allclose(difference["std_error"], np.sqrt(0.2 * 0.8 / 50), rtol=1e-3)
+    np.testing.assert_allclose(difference["std_error"], np.sqrt(0.2 * 0.8 / 50) * leave_one_out(50), rtol=1e-3)
 
 
 def test_a_rare_expert_is_not_taken_for_a_missing_one():
@@ -301,7 +309,8 @@ def test_a_rare_expert_keeps_its_errors_beside_a_cell_without_it():
     assert "leaves no subjects to expert 2 where cell = b: " in message or "expert 1 where cell = b: " in message
     rows = fit.predict(pd.DataFrame({"cell": ["a", "b", "c"]}), kind="probabilities")
     rare, often = np.sqrt(1 / 2000 * (1 - 1 / 2000) / 2000), np.sqrt(0.6 * 0.4 / 1000)
-    np.testing.assert_allclose(rows["probability1_se"], [rare, np.nan, often], rtol=1e-3)
+    right = [rare * leave_one_out(2000), np.nan, often * leave_one_out(1000)]
+    np.testing.assert_allclose(rows["probability1_se"], right, rtol=1e-3)
 
 
 def test_of_two_penalised_fits_the_better_has_the_higher_penalised_value():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import mixmoe as mm
 from mixmoe.errors import MixmoeWarning
+from mixmoe.mixed import search
 
 FORMULA = "y ~ time + x1 | gate: z1 | re: (1 + time | id)"
 FEW = settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -68,11 +69,17 @@ def test_order_of_subjects(seed):
 
 def test_order_of_subjects_when_only_some_are_searched(monkeypatch):
     monkeypatch.setattr("mixmoe.mixed.search._SEARCH_ABOVE", 50)
-    monkeypatch.setattr("mixmoe.mixed.search._SEARCH_SUBJECTS", 40)
+    monkeypatch.setattr("mixmoe.mixed.search._search_size", lambda problem: 60)
+    some, chosen = search._some, []
+    monkeypatch.setattr(search, "_some", lambda *args: chosen.append(some(*args)) or chosen[-1])
     first = fitted(DATA)
+    n_first = len(chosen)
     second = fitted(DATA.assign(id=-DATA["id"]))
     assert first.llf == pytest.approx(FIT.llf, abs=LOGLIK)
-    assert first.em.n_evaluations == pytest.approx(second.em.n_evaluations, abs=3)  # the same path, but for rounding
+    labels = [fit.model.design.labels for fit in (first, second)]
+    np.testing.assert_array_equal(labels[0][chosen[0]], -labels[1][chosen[n_first]])  # in the same order
+    np.testing.assert_array_equal(chosen[1], chosen[n_first + 1])  # and the same of them
+    assert chosen[1].size == 60 < first.model.problem.n_subjects
     assert close(first.params, second.params, 1e-6)
 
 
@@ -135,12 +142,13 @@ def test_shift_of_covariates(shift):
 @given(SEEDS, st.sampled_from(["expert", "common", "proportional"]))
 def test_doubled_data_double_the_log_likelihood(seed, cov_re):
     data = simulated(seed)
-    once = fitted(data, "y ~ time | gate: z1 | re: (1 | id)", cov_re=cov_re)
+    plain = {"cov_re": cov_re, "correction": False}  # the correction for leverage is one for few subjects
+    once = fitted(data, "y ~ time | gate: z1 | re: (1 | id)", **plain)
     twice = fitted(
         pd.concat([data, data.assign(id=data["id"] + 1000)], ignore_index=True),
         once.model.formula,
-        cov_re=cov_re,
         start=once,
+        **plain,
     )
     assert twice.llf == pytest.approx(2 * once.llf, abs=2 * LOGLIK)
     np.testing.assert_allclose(twice.params, once.params, rtol=1e-3, atol=1e-3)

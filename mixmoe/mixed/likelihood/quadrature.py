@@ -3,17 +3,20 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.inference.uncertainty import delta_se
 from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.information import find_boundary, informative_basis, invert_information, natural_jacobian
-from mixmoe.mixed.likelihood.observed import Problem, block_scores, evaluate_block
+from mixmoe.mixed.likelihood.observed import Problem, block_scores, evaluate_block, subject_logliks
 from mixmoe.mixed.parameters import expand
 from mixmoe.mixture.estimate import EMFit, Flag, ParamLayout
+from mixmoe.numerics.linalg import logsumexp
 
 _ERRORS = 0.5  # standard errors; an estimate that far off leaves its 95 % interval a coverage of 92 %
 _SIZE = 0.05  # on the scale of the link: five per cent of odds or rates; in large samples less would pass the other bar
+_OUTSIDE = 1.92  # log-likelihood; as far below a maximum as the ends of a 95 % interval
 _FAR = 5.0  # standard errors; a Newton step that is longer only says so
 
 
@@ -33,6 +36,8 @@ class Shift:
         Sizes of the changes of the reported parameters in standard errors; NaN for those without.
     from_laplace : bool
         Whether the integral that is judged is Laplace's approximation.
+    beside : float
+        By how much the finer log-likelihood is higher with random effects of an expert half as large.
     """
 
     n_quad: int
@@ -40,9 +45,15 @@ class Shift:
     working: Array
     errors: Array
     from_laplace: bool
+    beside: float
 
     @property
-    def matters(self) -> bool:
+    def spurious(self) -> bool:
+        """Whether the estimates are no maximum of the finer log-likelihood, nor near one."""
+        return self.beside > _OUTSIDE
+
+    @property
+    def moves(self) -> bool:
         """Whether a parameter would move by much, both beside its standard error and on the scale of the link."""
         far = np.nanmax(self.errors, initial=0.0) > _ERRORS
         return bool(far and np.abs(self.working).max(initial=0.0) > _SIZE)
@@ -73,7 +84,8 @@ def integral_shift(problem: Problem, coordinates: Coordinates, theta: Array) -> 
     With binary responses Laplace's method mostly understates standard deviations. With rare events it can do worse: the
     normal curve at the mode of a subject without events does not see the random effects with which she would have had
     some, so that her density stays near one as the intercept falls and the standard deviation grows, where the true one
-    falls. There are then maxima at huge standard deviations that the true likelihood does not have.
+    falls. There are then maxima at huge standard deviations that the true likelihood does not have. Where the scores of
+    many subjects are large there, the step is short; half the random effects then have a higher finer likelihood.
 
     References
     ----------
@@ -88,13 +100,26 @@ def integral_shift(problem: Problem, coordinates: Coordinates, theta: Array) -> 
         now, then = _scored(problem, at.theta), _scored(replace(problem, experts=found.experts), at.theta)
         if not np.isfinite(then.scores).all():
             far = np.full(theta.size, np.inf)
-            return Shift(found.n_quad, then.loglik - now.loglik, far, far, found.from_laplace)
+            return Shift(found.n_quad, then.loglik - now.loglik, far, far, found.from_laplace, 0.0)
         inverse = invert_information(then.scores.T @ then.scores, informative_basis(problem, at)).matrix
         step = inverse @ (then.scores - now.scores).sum(axis=0)
         jacobian = np.nan_to_num(natural_jacobian(problem, coordinates, at.theta))
         errors = np.abs(jacobian @ step) / delta_se(jacobian, inverse)
+        fine = replace(problem, experts=found.experts)
+        beside = max(_loglik(fine, _halved(at.theta, row)) for row in np.unique(problem.free.factor, axis=0))
     errors[list(at.blank)] = np.nan
-    return Shift(found.n_quad, then.loglik - now.loglik, step, errors, found.from_laplace)
+    higher = float(np.nan_to_num(beside - then.loglik))
+    return Shift(found.n_quad, then.loglik - now.loglik, step, errors, found.from_laplace, higher)
+
+
+def _halved(theta: Array, where: NDArray[np.intp]) -> Array:
+    out = theta.copy()
+    out[where] *= 0.5
+    return out
+
+
+def _loglik(problem: Problem, theta: Array) -> float:
+    return float(logsumexp(subject_logliks(problem, theta), axis=1).sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,19 +159,25 @@ def with_integral_flag(
     EMFit
     """
     shift = integral_shift(problem, coordinates, theta)
-    if shift is None or not shift.matters:
+    if shift is None or not (shift.moves or shift.spurious):
         return fit
     return replace(fit, flags=(*fit.flags, _flag(shift, layout)))
 
 
 def _flag(shift: Shift, layout: ParamLayout) -> Flag:
-    most = int(np.nanargmax(shift.errors))
-    size = shift.errors[most]
-    moved = f"by about {size:.1f} standard errors" if size < _FAR else f"by more than {_FAR:g} standard errors"
-    changed = f"{abs(shift.loglik):.3g} {'higher' if shift.loglik > 0 else 'lower'}"
+    found = [f"{abs(shift.loglik):.3g} {'higher' if shift.loglik > 0 else 'lower'}"]
+    if shift.moves:
+        most = int(np.nanargmax(shift.errors))
+        size = shift.errors[most]
+        far = f"about {size:.1f}" if size < _FAR else f"more than {_FAR:g}"
+        found.append(f"{layout.names[most]} would move by {far} standard errors")
+    if shift.spurious:
+        found.append(
+            f"half the random effects give one {shift.beside:.3g} above that: only the approximation peaks here"
+        )
     return Flag(
         "laplace_bias" if shift.from_laplace else "quadrature_bias",
         f"{'The Laplace approximation' if shift.from_laplace else 'The quadrature'} is too coarse for these data: with "
-        f"{shift.n_quad} points per random effect the log-likelihood at these estimates is {changed}, and "
-        f"{layout.names[most]} would move {moved}. Fit with n_quad={shift.n_quad}.",
+        f"{shift.n_quad} points per random effect the log-likelihood at these estimates is "
+        f"{', and '.join(found)}. Fit with n_quad={shift.n_quad}.",
     )
