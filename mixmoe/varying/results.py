@@ -144,7 +144,7 @@ class VCMoEResults(MoEResults):
         ----------
         of : {"coefficients", "probabilities", "experts", "mean", "differences"}
             Coefficient functions of experts and gate and the dispersions; probabilities of the experts by the gate;
-            expected response of each expert; marginal mean; differences of the coefficients of two experts.
+            expected response of each expert; population mean; differences of the coefficients of two experts.
         level : float
         method : {"multiplier", "asymptotic", "bootstrap"}
             Critical value of the simultaneous band: Gaussian multiplier bootstrap over the grid; supremum of the
