@@ -12,8 +12,10 @@ import mixmoe
 ROOT = Path(mixmoe.__file__).parent
 FAMILIES = ("mixed", "varying", "neural")
 LAYERS = (
-    {"errors", "_typing", "arguments"},
-    {"design", "numerics"},
+    {"errors", "_typing", "atomic"},
+    {"design"},
+    {"arguments"},
+    {"numerics"},
     {"responses"},
     {"mixture"},
     {"inference"},

@@ -383,7 +383,7 @@ def test_varying_coefficients_and_rows():
     np.testing.assert_array_equal(own.curves[0].y, population.curves[0].y)  # there are no random effects
     with pytest.raises(ArgumentError, match="fitted must be one of 'subject', 'mean', got 'marginal'"):
         fit.plot("fit", fitted="marginal")
-    with pytest.raises(ArgumentError, match="VCMoE has no joint likelihood"):
+    with pytest.raises(ArgumentError, match="VCMoE has no profile: its local likelihoods have no joint"):
         fit.plot("profile", parameter=fit.params.index[0])
     rows = mm.fit("y ~ z1", data, experts=2, rng=0)
     assert len(rows.diagnose().axes) == 3
@@ -399,8 +399,8 @@ def test_networks_say_what_they_do_not_have():
     assert len(fit.diagnose().axes) == 4
     for run, what in (
         (lambda: fit.plot("starts"), "NME has one start"),
-        (lambda: fit.profile("sigma1"), "NME has no joint likelihood"),
-        (fit.influence, "influence needs a score per unit"),
+        (lambda: fit.profile("sigma1"), "NME has no profile: the parameters of a network"),
+        (fit.influence, "NME has no influence: the parameters of a network"),
         (lambda: fit.distal("o ~ expert", data), "at least 2 experts"),
     ):
         with pytest.raises(ArgumentError, match=what):

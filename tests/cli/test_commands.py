@@ -336,7 +336,7 @@ def test_fit_select_and_predict_networks(here, capsys):
     ("options", "message"),
     [
         (["--hidden", "10;5"], "must be widths such as 10,5, or linear, got '10;5'"),
-        (["--hidden", "4", "--experts", "2"], "--experts 2: a network has no experts; leave it out"),
+        (["--hidden", "4", "--experts", "2"], "NME has no experts, got experts=2; leave it out"),
         (["--hidden", "4", "--cov-type", "robust"], "fit has no option 'cov_type'"),
         (["--hidden", "0"], "hidden must hold positive whole numbers"),
     ],

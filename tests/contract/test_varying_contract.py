@@ -53,12 +53,12 @@ def test_effects(fit):
 
 
 def test_what_needs_a_likelihood_of_one_vector_says_so(fit, data):
-    with pytest.raises(ArgumentError, match=r"influence needs a score per unit .* refit without the units"):
+    with pytest.raises(ArgumentError, match=r"VCMoE has no influence: .* refit without the units"):
         fit.influence()
-    with pytest.raises(ArgumentError, match="VCMoE has no joint likelihood of its parameters to profile"):
+    with pytest.raises(ArgumentError, match="VCMoE has no profile: its local likelihoods have no joint likelihood"):
         fit.profile(fit.params.index[0])
     outcomes = pd.DataFrame({"o": np.random.default_rng(0).normal(size=300)}, index=data.index)
-    reason = "at least 2 experts" if fit.model.n_experts == 1 else "needs a score per unit .* method='naive'"
+    reason = "at least 2 experts" if fit.model.n_experts == 1 else "has no score per unit .* method='naive'"
     for run, text in ((fit.distal, "o ~ expert"), (fit.covariates, "~ o")):
         with pytest.raises(ArgumentError, match=reason):
             run(text, outcomes, method="bch")

@@ -11,6 +11,7 @@ import pytest
 import mixmoe as mm
 from mixmoe.design.design import build_design
 from mixmoe.design.formula import parse_formula
+from mixmoe.design.frame import view
 from mixmoe.design.labels import exact, places_of, units_of
 from mixmoe.errors import ArgumentError, DesignError
 
@@ -79,8 +80,8 @@ def test_polars_columns_are_not_cast():
         pl.Series(repeated(at_utc)),
     ]
     for column in columns:
-        view = mm._frame.view(frame(column, pl.DataFrame)).column("id")
-        found = units_of(exact(view[view.notna().to_numpy()].reset_index(drop=True)))
+        held = view(frame(column, pl.DataFrame)).column("id")
+        found = units_of(exact(held[held.notna().to_numpy()].reset_index(drop=True)))
         assert len(found.labels) == N, column.dtype
 
 

@@ -9,6 +9,7 @@ from scipy.stats import kstest, multivariate_normal, multivariate_t, norm, t
 
 import mixmoe as mm
 from mixmoe.errors import BoundaryWarning, DesignError
+from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixed.prediction.dynamic import given_covariates, given_history
 from mixmoe.mixed.prediction.trajectories import disturbances
 from tests import dense
@@ -331,7 +332,7 @@ def test_likelihood_ratio_tests_of_errors(small, large, null, nested):
 )
 def test_tests_that_would_mean_nothing(one, two, reason, nested):
     found = nested[one].lr_test(nested[two])
-    assert isinstance(found, mm.inference.tests.InvalidTest)
+    assert isinstance(found, InvalidTest)
     assert re.search(reason, found.reason)
 
 

@@ -347,7 +347,7 @@ def test_refusals(case):
         fit.distal("o ~ expert + nowhere", out)
     data = mm.simulate.vcmoe("well_separated", n=300, rng=1).data
     varying = mm.fit("y ~ z1 | gate: x1 | vary: u", data, experts=2, bandwidth=0.3, rng=0)
-    with pytest.raises(ArgumentError, match="distal needs a score per unit"):
+    with pytest.raises(ArgumentError, match="VCMoE has no distal with method='bch': it has no score per unit"):
         varying.distal("z1 ~ expert", data)
 
 
