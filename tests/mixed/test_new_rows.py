@@ -105,5 +105,7 @@ def test_frames_without_a_complete_row_with_a_history(fitted):
 
 def test_rows_without_subjects_are_told_how_to_have_a_history():
     fit, data = build(formula="y ~ t | gate: z")
-    with pytest.raises(ArgumentError, match=r"rows have no history; add a column .* re: \(0 \| row\)"):
-        fit.predict(data, history=data)
+    with pytest.raises(
+        ArgumentError, match=r"has no subjects: .* or name the subject of each row in re: \(0 \| subject\)"
+    ):
+        fit.predict(data, history=data.head(3))

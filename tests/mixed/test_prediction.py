@@ -273,8 +273,10 @@ def test_rows_as_units_have_no_history(data):
 
 def test_history_of_rows_without_subjects_is_refused(data):
     fit = mm.fit("y ~ time | gate: z1", data, rng=0)
-    with pytest.raises(ArgumentError, match=r"has no subjects: rows have no history; add a column .* re: \(0 \| row\)"):
-        fit.predict(data, history=data)
+    with pytest.raises(
+        ArgumentError, match=r"has no subjects: nothing is known of a row but its own response, .* re: \(0 \| subject\)"
+    ):
+        fit.predict(data, history=data.head(3))
 
 
 def test_prediction_interval_covers(fit):
