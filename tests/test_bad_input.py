@@ -324,8 +324,13 @@ def fit():
 
 def test_a_subject_unseen_at_prediction_is_a_stranger(fit):
     new = good().iloc[:3].assign(id="nobody")
-    known, stranger = fit.predict(good().iloc[:3], kind="subject"), fit.predict(new, kind="subject")
-    np.testing.assert_allclose(stranger["mean"], fit.predict(new, kind="marginal")["mean"], rtol=1e-10)
+    known, stranger = (
+        fit.predict(good().iloc[:3], kind="subject", interval="confidence"),
+        fit.predict(new, kind="subject", interval="confidence"),
+    )
+    np.testing.assert_allclose(
+        stranger["mean"], fit.predict(new, kind="mean", interval="confidence")["mean"], rtol=1e-10
+    )
     assert (known["mean_se"] < stranger["mean_se"]).all()
 
 
@@ -351,12 +356,16 @@ def test_other_bad_input_at_prediction(fit):
         fit.predict(changed("time", 2, "late"))
     with pytest.raises(DesignError, match=r"column 'time' is inf in row 2"):
         fit.predict(changed("time", 2, np.inf))
-    with pytest.raises(ArgumentError, match=r"kind must be one of 'all', .*'subject', got 'mean'"):
-        fit.predict(good(), kind="mean")
+    with pytest.raises(ArgumentError, match=r"kind must be one of 'all', .*'subject', got 'marginal'"):
+        fit.predict(good(), kind="marginal")
     with pytest.raises(
-        ArgumentError, match=r"interval='prediction' is for kind='subject', got kind='all'; use that kind"
+        ArgumentError, match=r"interval='prediction' holds a new response, .* got kind='experts'; use one of these"
     ):
-        fit.predict(good(), interval="prediction")
+        fit.predict(good(), "experts", interval="prediction")
+    with pytest.raises(ArgumentError, match=r"interval must be None, 'confidence' or 'prediction', got True"):
+        fit.predict(good(), interval=True)
+    with pytest.raises(ArgumentError, match=r"posterior probabilities have no limits, got interval='confidence'"):
+        fit.predict(good(), "probabilities", history=good(), interval="confidence")
     with pytest.raises(ArgumentError, match="history needs the column 'id' that names the subjects"):
         fit.predict(good(), history=good().drop(columns="id"))
     with pytest.raises(DesignError, match="uses 'y', which is not a column"):

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -43,7 +43,8 @@ from mixmoe.output.plots import draw_panels
 from mixmoe.output.records import Panel
 
 GIVEN = ("history", "covariates")
-LEVELS = ("marginal", "conditional")
+FittedKind = Literal["subject", "mean"]
+FITTED = get_args(FittedKind)
 _ENVELOPE_SEED = 20260101  # of the level of the envelope, so that a figure is the same every time
 
 
@@ -71,15 +72,15 @@ class Diagnosis:
         Parameters
         ----------
         kind : str, optional
-            ``"conditional"`` (not for varying coefficients) or ``"marginal"``: response minus `fitted` of that kind;
+            ``"subject"`` or ``"mean"``: response minus `fitted` of that kind;
             ``"quantile"``: place of the response in its fitted distribution, as a standard normal value;
-            ``"normalized"`` (MEMoE): conditional residuals over the standard deviation of the errors, free of their
+            ``"normalized"`` (MEMoE): residuals of the subject over the standard deviation of the errors, free of their
             serial correlation. By default the first of these that the family has.
         given : {"history", "covariates"}
             For ``"quantile"``: the distribution given the earlier rows of the same unit (by ``time=`` where the model
             has it, else in the order of the data), so that residuals are independent under the model; or given the
-            covariates alone, the marginal mixture, so that those of a unit are correlated. The same where each row is a
-            unit.
+            covariates alone, the mixture of the population, so that those of a unit are correlated. The same where each
+            row is a unit.
         rng : int, numpy.random.Generator or None
             For quantile residuals of discrete responses, which are randomised.
 
@@ -180,7 +181,7 @@ class Diagnosis:
         **options
             ``"residuals"``: ``residuals=`` (kind of residuals), ``against=`` (``"fitted"`` or a numeric column),
             ``given=``, ``rng=``. ``"qq"``: ``given=``, ``alpha=``, ``rng=``. ``"fit"``: ``x=`` (column),
-            ``level=`` (``"marginal"`` or ``"conditional"``), ``bins=``, ``alpha=``. ``"random_effects"``: ``alpha=``.
+            ``fitted=`` (``"mean"`` or ``"subject"``), ``bins=``, ``alpha=``. ``"random_effects"``: ``alpha=``.
             ``"profile"``: those of `profile`.
 
         Returns
@@ -243,7 +244,7 @@ class Diagnosis:
         design = self.model.design
         values = self._in_design(self.resid(residuals, given=given, rng=rng).to_numpy())
         if against == "fitted":
-            kind = residuals if residuals != "quantile" else "marginal"
+            kind = "mean" if residuals in ("mean", "quantile") else "subject"
             x, xlabel = self._in_design(self.fitted(kind).to_numpy()), f"fitted value ({kind})"
         else:
             x, xlabel = self._numeric(against, "against"), against
@@ -257,17 +258,17 @@ class Diagnosis:
         return (qq_panel(found, independent=given == "history" or design.n == design.n_units),)
 
     def _fit_panels(
-        self, x: str | None = None, level: str = "marginal", bins: int = 8, alpha: float = 0.05
+        self, x: str | None = None, fitted: str = "mean", bins: int = 8, alpha: float = 0.05
     ) -> tuple[Panel, ...]:
         design = self.model.design
-        checked_choice(level, "level", LEVELS)
+        checked_choice(fitted, "fitted", FITTED)
         bins = checked_count(bins, "bins", 2)
         name = self._axis() if x is None else x
         along = self._along(name)
         y, tau = np.asarray(design.response, dtype=float), self.em.responsibilities[design.codes]
-        predicted, bins = self._expert_means(level), max(bins, len(along.categories))
+        predicted, bins = self._expert_means(fitted), max(bins, len(along.categories))
         means = binned_means(along.values, y, tau, predicted, design.codes, bins)
-        errors = self._mean_errors(means.weights) if level == "marginal" else None
+        errors = self._mean_errors(means.weights) if fitted == "mean" else None
         xlabel, ylabel = name or "fitted value", design.names.response
         return (fit_panel(means, errors, checked_alpha(alpha), xlabel, ylabel, along.categories),)
 
@@ -289,7 +290,7 @@ class Diagnosis:
         """A column of the model laid out on an axis; fitted values if there is none."""
         design = self.model.design
         if name is None:
-            return Axis(self._in_design(self.fitted("marginal").to_numpy()), ())
+            return Axis(self._in_design(self.fitted("mean").to_numpy()), ())
         known = [column for column in design.frame if column != design.names.group]
         if name not in known:
             raise ArgumentError(f"x must be a column of the model, one of {known}, got {name!r}")
@@ -313,10 +314,11 @@ class Diagnosis:
         """The column along which means are compared; None for the fitted values."""
         return None
 
-    def _expert_means(self, level: str) -> Array:
-        """Mean of each row under each expert, rows in the order of the design, shape (n, K)."""
-        if level != "marginal":
-            raise ArgumentError(f"level must be 'marginal' for {self.model.spec.name}, got {level!r}")
+    def _expert_means(self, kind: str) -> Array:
+        """Mean of each row under each expert, rows in the order of the design, shape (n, K).
+
+        Without random effects that of a subject is that of the population.
+        """
         frame = self.predict(kind="experts")
         return self._in_design(frame[[f"expert{k + 1}" for k in range(self.em.responsibilities.shape[1])]].to_numpy())
 

@@ -184,10 +184,14 @@ def _add_predict(commands: Any) -> None:
     parser = _plain_parser(commands.add_parser, "predict", help=about, description=about, epilog=PREDICT_EXAMPLES)
     parser.add_argument("fit", help="file written by --save or by save()")
     _add_source(parser, "rows to predict")
-    parser.add_argument("--kind", help="what to predict; the kinds depend on the family (default: all that there are)")
-    parser.add_argument("--history", metavar="FILE", help="past rows of these subjects, with response")
-    parser.add_argument("--interval", help="confidence (default) or prediction, for --kind subject")
-    parser.add_argument("--scale", help="response (default), link, or categories of an ordinal response")
+    parser.add_argument("--kind", help="all (default), mean, experts, probabilities or subject")
+    parser.add_argument(
+        "--history", metavar="FILE", help="past rows of these subjects, with response: posterior predictions"
+    )
+    parser.add_argument(
+        "--interval", help="limits: confidence, or prediction for those of a new response (default none)"
+    )
+    parser.add_argument("--scale", help="response (default), link, or categories of a response")
     parser.add_argument("--alpha", type=float, default=0.05, help="one minus the level of the limits (default 0.05)")
     parser.add_argument("--extrapolate", action="store_true", help="continue functions beyond the index of the fit")
     parser.add_argument("--fit-data", metavar="FILE", help="data of the fit, if it was saved without them")
@@ -401,13 +405,13 @@ def column(data: pd.DataFrame, name: str, option: str) -> pd.Series:
 
 
 def _accepted(results: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """The options, if this family's `predict` has them; the level only if it has one."""
+    """The options, if this family's `predict` has them."""
     known = inspect.signature(results.predict).parameters
     family = results.model.spec.name
     for name in options:
-        if name not in known and name != "alpha":
+        if name not in known:
             raise ArgumentError(f"--{name}: predict of {family} has no such option; it has {', '.join(known)}")
-    return {name: value for name, value in options.items() if name in known}
+    return options
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:

@@ -43,14 +43,12 @@ from mixmoe.mixed.prediction.response_scale import (
 from mixmoe.mixed.prediction.trajectories import (
     Estimate,
     History,
-    Interval,
-    by_expert,
-    gate_intervals,
     past_of_subjects,
     places,
     prior_history,
 )
-from mixmoe.mixed.results import MEMoEResults, Wanted
+from mixmoe.mixed.results import MEMoEResults
+from mixmoe.output.predictions import Interval, Wanted, by_expert, joined
 from mixmoe.output.records import Cell, Curve
 from mixmoe.responses.distribution import Outcome
 
@@ -71,7 +69,7 @@ class GLMMResults(MEMoEResults):
     Its deviance residuals are measured against certainty of the level seen, so that their variance is not one.
     """
 
-    _resid_kinds: tuple[str, ...] = ("conditional", "marginal", "pearson", "deviance", "quantile")
+    _resid_kinds: tuple[str, ...] = ("subject", "mean", "pearson", "deviance", "quantile")
 
     def to_frame(self, alpha: float = 0.05, exponentiate: bool = False) -> pd.DataFrame:
         """One row per parameter; with `exponentiate` coefficients as odds, rate or mean ratios.
@@ -104,7 +102,7 @@ class GLMMResults(MEMoEResults):
 
         Parameters
         ----------
-        kind : {"conditional", "marginal", "pearson", "deviance", "quantile"}, optional
+        kind : {"subject", "mean", "pearson", "deviance", "quantile"}, optional
             Response minus `fitted` of the subject or the population; the former over its standard deviation; signed
             root of the deviance at the subject's fitted value; place in the fitted distribution as a normal value.
         given, rng
@@ -118,7 +116,7 @@ class GLMMResults(MEMoEResults):
             return super().resid(kind, given=given, rng=rng)
         d, e = self.model.design, self._link()
         mean = np.empty(d.n)
-        mean[np.argsort(d.position, kind="stable")] = self.fitted("conditional").to_numpy()
+        mean[np.argsort(d.position, kind="stable")] = self.fitted("subject").to_numpy()
         weights, prior = self.em.responsibilities[d.codes].T, np.asarray(d.aux.get("weights", np.ones(d.n)))
         away = np.asarray(d.response) - mean
         if kind == "pearson":
@@ -165,30 +163,30 @@ class GLMMResults(MEMoEResults):
     def _columns(self, design: Design, known: Design | None, wanted: Wanted) -> dict[str, Array]:
         if wanted.scale == "link":
             return super()._columns(design, known, wanted)
-        e, at, kind, alpha = self._link(), _covariates(design), wanted.kind, wanted.alpha
+        e, at, kind = self._link(), _covariates(design), wanted.kind
         quantity = CATEGORIES if wanted.scale == "categories" else MEANS
         past = None if known is None else past_of_subjects(self.model, self._known(), known, design)
         columns: dict[str, Array] = {}
         if kind in ("all", "probabilities"):
-            given_gate = gate_intervals(self._known(), design.gate, alpha) if past is None else past.probabilities
-            columns |= by_expert("probability", given_gate, design.codes)
+            columns |= by_expert("probability", self._probabilities(design, past, wanted), design.codes)
         if kind in ("all", "experts"):
-            columns |= quantity.experts(e, at, alpha)
-        if past is not None and kind in ("all", "subject"):
+            columns |= quantity.experts(e, at, wanted)
+        if past is None and wanted.noise:  # a response of the population is that of a subject of whom nothing is known
+            past = prior_history(self._known(), design.gate)
+        if past is not None and kind in ("all", "mean", "subject"):
             seen = self._seen(design, known, past)
-            parts = [quantity.subjects(e, at.take(rows), seen.take(rows), alpha, wanted.noise) for rows in seen.runs()]
+            parts = [quantity.subjects(e, at.take(rows), seen.take(rows), wanted) for rows in seen.runs()]
             columns |= {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        elif kind in ("all", "marginal"):
-            columns |= quantity.population(e, at, alpha)
+        elif kind in ("all", "mean"):
+            columns |= quantity.population(e, at, wanted)
         return columns
 
-    def _subjects(self, design: Design, known: Design, past: History, noise: bool, alpha: float) -> Interval:
+    def _subjects(self, design: Design, known: Design | None, past: History, wanted: Wanted) -> Interval | Array:
         """Linear predictors of subjects, without offset."""
         e, seen = self._link(), self._seen(design, known, past)
         at = replace(_covariates(design), offset=np.zeros(design.n))
-        parts = [subject_predictors(e, at.take(rows), seen.take(rows), alpha) for rows in seen.runs()]
-        columns = zip(*((p.estimate, p.std_error, p.lower, p.upper) for p in parts), strict=True)
-        return Interval(*map(np.concatenate, columns))
+        parts = [subject_predictors(e, at.take(rows), seen.take(rows), wanted) for rows in seen.runs()]
+        return joined(parts)
 
     def _seen(self, design: Design, known: Design | None, past: History) -> Seen:
         """Rows of a design and what is known of their subjects."""
@@ -229,10 +227,10 @@ class GLMMResults(MEMoEResults):
                 found[:, here] = placed.below, placed.at, placed.beyond, placed.above
         return Distribution(*found)
 
-    def _expert_means(self, level: str) -> Array:
+    def _expert_means(self, kind: str) -> Array:
         d, e = self.model.design, self._link()
         at = _covariates(d)
-        if level == "marginal":
+        if kind == "mean":
             return expert_means(e, at)
         means, seen = np.empty((len(e.extra), d.n)), self._seen(d, d, prior_history(self._known(), d.gate))
         for rows in seen.runs():

@@ -1,14 +1,15 @@
 """What a fitted MEMoE offers beyond the common base."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_order
+from mixmoe.check.diagnosis import FITTED, FittedKind
 from mixmoe.check.terms import Owners, owners_of
 from mixmoe.design.complete_rows import NothingLeftError
 from mixmoe.design.design import Design, offset_of, weights_of
@@ -28,60 +29,51 @@ from mixmoe.mixed.prediction.dynamic import (
     past_of,
     subject_law,
 )
+from mixmoe.mixed.prediction.linear_predictor import MixtureLaw
 from mixmoe.mixed.prediction.trajectories import (
     Estimate,
     History,
-    Interval,
-    by_expert,
     check_baseline,
     disturbances,
     effects_of,
     expert_intervals,
     expert_means,
     gate_intervals,
-    in_user_order,
-    marginal_intervals,
-    mean_columns,
+    gate_probabilities,
     mixture_intervals,
+    named_by_row,
     past_of_subjects,
     places,
+    population_intervals,
+    population_means,
+    prior_history,
     proportion_intervals,
     random_effects_frame,
-    subject_intervals,
+    subject_mixture,
     warn_strangers,
     weighted_mean_errors,
-    with_offset,
 )
 from mixmoe.mixed.subject_refits import relabelled
 from mixmoe.mixture_results import MoEResults
+from mixmoe.output.predictions import (
+    Interval,
+    IntervalOf,
+    Kind,
+    Scale,
+    Wanted,
+    by_expert,
+    check_own_rows,
+    checked_wanted,
+    in_user_order,
+    mean_columns,
+    refuse_posterior_limits,
+    with_offset,
+)
 from mixmoe.output.records import Cell, Curve, Marks, Observed, Table
 from mixmoe.output.summary import nothing_predicted
 
 if TYPE_CHECKING:
     from mixmoe.mixed.model import MEMoE
-
-Kind = Literal["all", "marginal", "experts", "probabilities", "subject"]
-Level = Literal["conditional", "marginal"]
-Scale = Literal["response", "link", "categories"]
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What `predict` is asked for.
-
-    Attributes
-    ----------
-    kind : str
-    scale : str
-    noise : bool
-        Whether limits are those of a new response.
-    alpha : float
-    """
-
-    kind: Kind
-    scale: Scale
-    noise: bool
-    alpha: float
 
 
 class MEMoEResults(MoEResults):
@@ -128,7 +120,7 @@ class MEMoEResults(MoEResults):
         kind: Kind = "all",
         *,
         history: Any = None,
-        interval: Literal["confidence", "prediction"] = "confidence",
+        interval: IntervalOf | None = None,
         alpha: float = 0.05,
         scale: Scale = "response",
     ) -> pd.DataFrame:
@@ -138,17 +130,19 @@ class MEMoEResults(MoEResults):
         ----------
         new : DataFrame or mapping, optional
             Rows to predict; the response is not needed and never used. By default the data of the fit.
-        kind : {"all", "marginal", "experts", "probabilities", "subject"}
-            ``"marginal"``: population mean given the covariates; ``"experts"``: trajectory of each expert;
-            ``"probabilities"``: of the experts; ``"subject"``: course of each subject given her history (see Notes);
-            ``"all"``: probabilities, expert trajectories, and the subject's course if there is a `history`, else the
-            marginal mean.
+        kind : {"all", "mean", "experts", "probabilities", "subject"}
+            ``"mean"``: population mean given the covariates; ``"experts"``: trajectory of each expert;
+            ``"probabilities"``: of the experts, by the gate, or with `history` posterior ones; ``"subject"``: course of
+            each subject given her history (see Notes); ``"all"``: probabilities, expert trajectories, and the subject's
+            course if there is a `history`, else the population mean.
         history : DataFrame or mapping, optional
             Past rows, with response, of the subjects in `new` (by the subject column): dynamic prediction. For
             ``kind="subject"`` without it, subjects of the fit keep the data of the fit as history. A subject
-            without history is predicted from the gate alone.
-        interval : {"confidence", "prediction"}
-            Of the course, or with ``"prediction"`` of a response, which adds residual error; only for ``"subject"``.
+            without history is predicted from the gate alone. In a model without subjects the rows of `new` themselves,
+            with their responses. It plays no part in ``"mean"`` and ``"experts"``.
+        interval : {None, "confidence", "prediction"}
+            Limits, in columns ``_low`` and ``_high``, with standard errors in ``_se``: none, those of what is
+            estimated, or of means those of a new response, of a new subject or of this one.
         alpha : float
             One minus the level of the limits.
         scale : {"response", "link", "categories"}
@@ -183,8 +177,9 @@ class MEMoEResults(MoEResults):
         of a new Gaussian response has the variance ``sigma^2 / weight``, so that ``interval="prediction"`` needs the
         weights of the rows, and so does the course of a subject with serially correlated errors.
 
-        Limits of probabilities, experts and marginal mean are delta-method limits of the estimates; those of subjects
-        carry membership, random effects and residual error, with the estimates taken as given.
+        Confidence limits of probabilities, experts and population mean are delta-method limits of the estimates; those
+        of subjects, and limits of responses, carry membership, random effects and (of responses) residual error, with
+        the estimates taken as given. Posterior probabilities have none.
 
         The course of a subject is what her history says about her: experts and random effects, and with serially
         correlated `errors` the predicted serial part at each time, so that it is continuous in time and the forecast of
@@ -199,30 +194,28 @@ class MEMoEResults(MoEResults):
         however many points `n_quad` the fit had: within 1 % for one and two random effects, 1.5 % for three; with
         four and more it is an approximation of a few per cent, and a warning says so.
         """
-        checked_choice(kind, "kind", get_args(Kind))
-        checked_choice(interval, "interval", ("confidence", "prediction"))
-        if interval == "prediction" and kind != "subject":
-            raise ArgumentError(f"interval='prediction' is for kind='subject', got kind={kind!r}; use that kind")
-        checked_choice(scale, "scale", get_args(Scale))
-        if interval == "prediction" and scale != "response" and not self.model.response.gaussian:
-            raise ArgumentError(f"interval='prediction' is for responses, got scale={scale!r}; use scale='response'")
-        if scale == "categories" and self.model.response.thresholds is None:
-            family = self.model.response.name
-            raise ArgumentError(f"scale='categories' is for family='ordinal', got family={family!r}; use 'response'")
+        wanted = checked_wanted(kind, interval, alpha, scale)
+        self._check_scale(wanted)
         known = self._history(history, use_fit=kind == "subject")
-        if known is not None and kind in ("experts", "marginal"):
+        if history is not None:
+            refuse_posterior_limits(wanted)
+        if kind in ("experts", "mean"):
             known = None  # checked like any other, but it plays no part
-        wanted = Wanted(kind, scale, interval == "prediction", checked_alpha(alpha))
         try:
-            design = self.model.design if new is None else self.model.new_design(new, without=self._unused(kind, known))
+            unused = self._unused(wanted, known)
+            design = self.model.design if new is None else self.model.new_design(new, without=unused)
         except NothingLeftError as error:
             return nothing_predicted(new, self._column_names(known, wanted), error)
         self._check_weights(design, kind in ("all", "subject") and known is not None, wanted.noise)
+        if history is not None and self.model.design.names.group is None:
+            check_own_rows(history, design, new)
+            known, rows = None if known is None else named_by_row(known), named_by_row(design)
+        else:
+            rows = design
         if known is not None:
-            warn_strangers(known, design, given=history is not None)
-            check_baseline(known, design)
-        columns = self._columns(design, known, wanted)
-        return in_user_order(columns, design, new)
+            warn_strangers(known, rows, given=history is not None)
+            check_baseline(known, rows)
+        return in_user_order(self._columns(rows, known, wanted), design, new)
 
     def _check_weights(self, design: Design, course: bool, noise: bool) -> None:
         """Refuse rows without the weights on which the errors, or the course with its serial part, depend."""
@@ -232,66 +225,89 @@ class MEMoEResults(MoEResults):
         serial = setup is not None and setup.options.kind in ("ar1", "car1")
         check_weights_ahead(design, column, required=noise or serial)
 
-    def _unused(self, kind: Kind, known: Design | None) -> tuple[str, ...]:
+    def _check_scale(self, wanted: Wanted) -> None:
+        """Refuse scales that the response does not have."""
+        response, scale = self.model.response, wanted.scale
+        if wanted.noise and scale != "response" and not response.gaussian:
+            raise ArgumentError(f"interval='prediction' is for responses, got scale={scale!r}; use scale='response'")
+        if scale == "categories" and response.thresholds is None:
+            raise ArgumentError(
+                f"scale='categories' is for family='ordinal', got family={response.name!r}; use 'response'"
+            )
+
+    def _unused(self, wanted: Wanted, known: Design | None) -> tuple[str, ...]:
         """Sections of the formula that a kind of prediction does not need of the rows to predict."""
         gaussian = self.model.response.gaussian  # then means do not depend on the random effects
-        if kind == "probabilities":
+        if wanted.kind == "probabilities":
             return ("expert", "random", "sigma")
-        if kind == "experts":
+        if wanted.kind == "experts":
             return ("gate", "sigma", "random") if gaussian else ("gate", "sigma")
-        if kind == "subject" or known is not None:
+        if wanted.noise or wanted.kind == "subject" or known is not None:
             return ()
         return ("sigma", "random") if gaussian else ("sigma",)
 
-    def _column_names(self, known: Design | None, wanted: "Wanted") -> list[str]:
+    def _column_names(self, known: Design | None, wanted: Wanted) -> list[str]:
         """Names of the columns of a prediction: those that the first row of the fit has."""
         d = self.model.design
         return list(self._columns(self.model.new_design(d.frame.iloc[:1]), known, wanted))
 
     def _history(self, history: Any, use_fit: bool) -> Design | None:
         """The rows from which subjects are known; None where their history plays no part."""
-        if history is None and not use_fit:
-            return None
-        if history is not None and not view(history).n_rows:
+        if history is None:
+            return self.model.design if use_fit else None
+        if not view(history).n_rows:
             raise ArgumentError("history has no rows; leave it out to predict new subjects by the gate")
-        known = self.model.design if history is None else self.model.new_design(history, response=True)
-        if history is not None and known.names.group is None:
-            group = self.model.design.names.group
+        known, group = self.model.new_design(history, response=True), self.model.design.names.group
+        if group is not None and known.names.group is None:
             raise ArgumentError(
                 f"history needs the column {group!r} that names the subjects; without it its rows cannot be assigned"
-                if group is not None
-                else f"the model {self.model.formula.text!r} has no subjects: rows have no history; add a column that "
-                "names the subject of each row, as re: (0 | row) for a column row that numbers the rows, or leave "
-                "history= out"
             )
         return known
 
-    def _columns(self, design: Design, known: Design | None, wanted: "Wanted") -> dict[str, Array]:
+    def _columns(self, design: Design, known: Design | None, wanted: Wanted) -> dict[str, Array]:
         e, X, codes = self._known(), design.expert, design.codes
-        kind, noise, alpha = wanted.kind, wanted.noise, wanted.alpha
         past = None if known is None else past_of_subjects(self.model, e, known, design)
         columns: dict[str, Array] = {}
-        if kind in ("all", "probabilities") and past is not None:
-            columns |= by_expert("probability", past.probabilities[codes])
-        elif kind in ("all", "probabilities"):
-            columns |= by_expert("probability", gate_intervals(e, design.gate, alpha), codes)
-        if kind in ("all", "experts"):
-            columns |= by_expert("expert", expert_intervals(e, X, alpha))
-        if known is not None and past is not None and kind in ("all", "subject"):
-            columns |= mean_columns(self._subjects(design, known, past, noise, alpha))
-        elif kind in ("all", "marginal"):
-            columns |= mean_columns(marginal_intervals(e, X, design.gate[codes], alpha))
+        if wanted.kind in ("all", "probabilities"):
+            columns |= by_expert("probability", self._probabilities(design, past, wanted), codes)
+        if wanted.kind in ("all", "experts"):
+            experts = expert_intervals(e, X, wanted.alpha) if wanted.confidence else expert_means(e, X)
+            columns |= by_expert("expert", experts)
+        if wanted.kind in ("all", "mean", "subject"):
+            columns |= mean_columns(self._means(design, known, past, wanted))
         return with_offset(columns, offset_of(design))
 
-    def _subjects(self, design: Design, known: Design, past: History, noise: bool, alpha: float) -> Interval:
-        """Courses of subjects, without offset."""
+    def _probabilities(self, design: Design, past: History | None, wanted: Wanted) -> Interval | Array:
+        """Probabilities of the experts, shape (N, K): posterior ones without limits where there is a past."""
+        if past is not None:
+            return past.probabilities
+        e = self._known()
+        return gate_intervals(e, design.gate, wanted.alpha) if wanted.confidence else gate_probabilities(e, design.gate)
+
+    def _means(self, design: Design, known: Design | None, past: History | None, wanted: Wanted) -> Interval | Array:
+        """Means of subjects given their past, or of the population, without offset, shape (n,)."""
+        e, X, W = self._known(), design.expert, design.gate[design.codes]
+        if past is None and wanted.noise:  # a response of the population is that of a subject of whom nothing is known
+            past = prior_history(e, design.gate)
+        if past is not None:
+            return self._subjects(design, known, past, wanted)
+        return population_intervals(e, X, W, wanted.alpha) if wanted.confidence else population_means(e, X, W)
+
+    def _subjects(self, design: Design, known: Design | None, past: History, wanted: Wanted) -> Interval | Array:
+        """Course of each subject, without offset, shape (n,); as strangers if nobody is known."""
+        law = self._subject_law(design, known, past, wanted.noise)
+        return mixture_intervals(law, wanted.alpha) if wanted.limits else law.mean
+
+    def _subject_law(self, design: Design, known: Design | None, past: History, noise: bool) -> MixtureLaw:
         e, setup = self._known(), self.model.errors
         if setup is None:
             inverse = 1 / weights_of(design) if noise else None
-            return subject_intervals(e, design.expert, design.random, past, design.codes, alpha, inverse)
-        where, rows = places(known, design), past_of(known, e.params, setup)
+            return subject_mixture(e, design.expert, design.random, past, design.codes, inverse)
+        seen = self.model.design if known is None else known
+        where = np.full(design.n_units, -1) if known is None else places(known, design)
+        rows = past_of(seen, e.params, setup)
         errors = errors_ahead(design, rows, where, e.params, setup, own=known is design)
-        return mixture_intervals(subject_law(e, design, errors, rows, where, past.probabilities, noise), alpha)
+        return subject_law(e, design, errors, rows, where, past.probabilities, noise)
 
     def _term_owners(self) -> Owners:
         owners = owners_of(self.model.design)
@@ -319,12 +335,12 @@ class MEMoEResults(MoEResults):
         past = past_of_subjects(self.model, self._known(), self.model.design, self.model.design)
         return random_effects_frame(past, self.model.design.names, self.responsibilities.index)
 
-    def fitted(self, kind: Level = "conditional") -> pd.Series:
+    def fitted(self, kind: FittedKind = "subject") -> pd.Series:
         """Fitted values, one per row used, in the order of the data.
 
         Parameters
         ----------
-        kind : {"conditional", "marginal"}
+        kind : {"subject", "mean"}
             Mean of the subject given her data (posterior over experts and random effects), or population mean given the
             covariates.
 
@@ -334,17 +350,16 @@ class MEMoEResults(MoEResults):
 
         Notes
         -----
-        Conditional fitted values leave out the serial part of ``errors="ar1"`` and ``"car1"`` (nlme's fitted values do
+        Those of the subject leave out the serial part of ``errors="ar1"`` and ``"car1"`` (nlme's fitted values do
         so), which together with them would be the response itself; `predict` has it. They hold the Brownian motion of
-        ``errors="bm"``, but not its measurement error. Conditional residuals are the response minus these.
+        ``errors="bm"``, but not its measurement error. Residuals of the subject are the response minus these.
         """
-        checked_choice(kind, "kind", get_args(Level))
+        checked_choice(kind, "kind", FITTED)
         setup, d = self.model.errors, self.model.design
-        if kind == "conditional" and setup is not None and setup.options.kind in ("ar1", "car1"):
-            values = (self.em.responsibilities[d.codes] * self._expert_means("conditional")).sum(axis=1)
+        if kind == "subject" and setup is not None and setup.options.kind in ("ar1", "car1"):
+            values = (self.em.responsibilities[d.codes] * self._expert_means("subject")).sum(axis=1)
             return pd.Series(d.in_order(values), index=self._row_index, name="fitted")
-        frame = self.predict(kind="subject" if kind == "conditional" else "marginal")
-        return frame["mean"].rename("fitted")
+        return self.predict(kind=kind)["mean"].rename("fitted")
 
     def loglik_of(self, data: Any) -> float:
         """Log-likelihood of other data, with their response, under the estimates; the subjects are taken as new."""
@@ -415,7 +430,7 @@ class MEMoEResults(MoEResults):
         """The response as figures of trajectories draw it, rows in the order of the design."""
         return standardised(self.model.design, self.model.response)
 
-    _resid_kinds: tuple[str, ...] = ("conditional", "marginal", "quantile", "normalized")
+    _resid_kinds: tuple[str, ...] = ("subject", "mean", "quantile", "normalized")
 
     def _distribution(self, given: str) -> Distribution:
         d, e = self.model.design, self._known().params
@@ -453,10 +468,10 @@ class MEMoEResults(MoEResults):
     def _axis(self) -> str | None:
         return trajectory_axis(self.model.design)
 
-    def _expert_means(self, level: str) -> Array:
+    def _expert_means(self, kind: str) -> Array:
         d, e = self.model.design, self._known()
         means = expert_means(e, d.expert) + offset_of(d)[:, None]
-        if level == "marginal":
+        if kind == "mean":
             return means
         past = past_of_subjects(self.model, e, d, d)
         return means + np.einsum("nq,nkq->nk", d.random, past.means[d.codes])

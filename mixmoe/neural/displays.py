@@ -30,7 +30,8 @@ from mixmoe.neural.estimators.trained import (
 from mixmoe.neural.estimators.training import fit_published
 from mixmoe.neural.network import initial_parameters, select_personal
 from mixmoe.neural.person_predictions import to_state, uncertainty, whole_jacobian
-from mixmoe.neural.persons import Persons, known_means, predict_design, predict_frame, unknown_means
+from mixmoe.neural.persons import Persons, known_means, predict_frame, unknown_means
+from mixmoe.output.predictions import IntervalOf, Scale, Wanted
 from mixmoe.output.records import Cell, Curve, Table
 
 GRID = 60
@@ -80,6 +81,16 @@ class Along:
     ylabel: str
     outcome: str
 
+    @property
+    def scale(self) -> Scale:
+        """The scale of the prediction that is drawn."""
+        return "response" if self.outcome == "mean" else "categories"
+
+    @property
+    def interval(self) -> IntervalOf | None:
+        """Limits of the population's curve: those of a new response, which probabilities are not."""
+        return "prediction" if self.outcome == "mean" else None
+
     def curve(self, label: str, values: Array, **options: Any) -> Curve:
         """A curve of predictions of these rows."""
         return Curve(
@@ -125,8 +136,8 @@ def typical_rows(persons: Persons, variable: str | None) -> Along:
     rows[chosen] = pd.Series(values) if values is not None else pd.Series(levels, dtype=column.dtype)
     x = values if values is not None else np.arange(float(size))
     response, states = design.names.response, design.response_levels
-    outcome = "mean" if states is None else str(states[-1])
-    ylabel = response if states is None else f"P({response} = {outcome})"
+    outcome = "mean" if states is None else f"P({states[-1]})"
+    ylabel = response if states is None else f"P({response} = {states[-1]})"
     return Along(chosen, pd.DataFrame(rows), x, tuple(str(v) for v in levels), ylabel, outcome)
 
 
@@ -194,10 +205,9 @@ def population_curve(fitted: Persons, along: Along) -> Curve:
     if fitted.problem.family == "crf":
         return along.curve("population", held_states(fitted, along, None), expert=1)
     covered = uncertainty(fitted.problem, fitted.trained, fitted.z, population=False)
-    design = fitted.design.for_new(along.rows)
-    nobody = np.full(design.n_units, -1, dtype=np.intp)
-    found = predict_design(fitted, covered, design, nobody, along.rows, 0.05, 0)
-    low, high = (found[name].to_numpy() if along.outcome == "mean" else None for name in ("lower", "upper"))
+    found = predict_frame(fitted, covered, along.rows, Wanted("mean", along.interval, scale=along.scale), 0)
+    limits = [found.get(f"{along.outcome}_{end}") for end in ("low", "high")]
+    low, high = (None if limit is None else limit.to_numpy() for limit in limits)
     return along.curve("population", found[along.outcome].to_numpy(), lower=low, upper=high, expert=1)
 
 
@@ -207,7 +217,7 @@ def person_values(fitted: Persons, along: Along, place: int) -> Array:
         return held_states(fitted, along, place)
     label = pd.Series([fitted.labels[place]] * len(along.rows))
     mine = along.rows.assign(**{str(fitted.design.names.group): label})
-    return predict_frame(fitted, None, mine, 0.05, 0)[along.outcome].to_numpy()
+    return predict_frame(fitted, None, mine, Wanted("subject", scale=along.scale), 0)[along.outcome].to_numpy()
 
 
 def held_states(fitted: Persons, along: Along, place: int | None) -> Array:

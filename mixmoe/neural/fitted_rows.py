@@ -10,7 +10,7 @@ from scipy.special import ndtr
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice
-from mixmoe.check.diagnosis import LEVELS
+from mixmoe.check.diagnosis import FITTED
 from mixmoe.check.residuals import continuous
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Distribution, Effects
@@ -29,7 +29,7 @@ from mixmoe.neural.estimators.state import (
 from mixmoe.neural.estimators.trained import Problem, Trained, block_outputs
 from mixmoe.neural.network import forward, view_tensors
 from mixmoe.neural.person_predictions import Uncertainty, gather, to_state
-from mixmoe.neural.persons import Persons, known_means, parameter_names, persons_of, unknown_means
+from mixmoe.neural.persons import Persons, category_names, known_means, parameter_names, persons_of, unknown_means
 from mixmoe.neural.posterior import full_logits, mean_outputs, posterior_covariance, root_of
 from mixmoe.output.records import Panel
 from mixmoe.results import Results
@@ -45,11 +45,11 @@ def row_means(persons: Persons, kind: str) -> Array:
 
     Parameters
     ----------
-    kind : {"conditional", "marginal"}
+    kind : {"subject", "mean"}
         With each person's effects, or over their distribution.
     """
     rows = persons.problem.train
-    found = known_means(persons, rows) if kind == "conditional" else unknown_means(persons, rows)
+    found = known_means(persons, rows) if kind == "subject" else unknown_means(persons, rows)
     scaling = persons.scaling
     return scaling.y_mean + scaling.y_sd * found if persons.problem.family == "gaussian" else found
 
@@ -187,24 +187,24 @@ class NetworkDiagnosis(WithoutExperts, Results):
         """The persons of the fit with their effects."""
         return persons_of(self.model, self.problem, self.trained)
 
-    def fitted(self, kind: str = "conditional") -> Any:
+    def fitted(self, kind: str = "subject") -> Any:
         """Fitted values, one per row used, in the order of the data.
 
         Parameters
         ----------
-        kind : {"conditional", "marginal"}
+        kind : {"subject", "mean"}
             With each person's effects, or over the distribution of effects.
 
         Returns
         -------
         Series or DataFrame
-            Gaussian: means; binary: probabilities of the second level; else a column of probabilities per level.
+            Gaussian: means; binary: probabilities of the second level; else probabilities in columns ``P(level)``.
         """
-        checked_choice(kind, "kind", LEVELS)
+        checked_choice(kind, "kind", FITTED)
         values = self.model.design.in_order(row_means(self.persons, kind))
-        levels = [str(level) for level in self.model.design.response_levels or ()]
-        if len(levels) > 2 or self.problem.family == "crf":
-            return pd.DataFrame(values, index=self._row_index, columns=levels)
+        names = category_names(self.persons)
+        if len(names) > 2 or self.problem.family == "crf":
+            return pd.DataFrame(values, index=self._row_index, columns=names)
         return pd.Series(values[:, -1], index=self._row_index, name="fitted")
 
     @property
@@ -215,13 +215,13 @@ class NetworkDiagnosis(WithoutExperts, Results):
     def _by_row(self) -> pd.DataFrame:
         if self.problem.family == "gaussian":
             return super()._by_row()
-        probabilities = row_means(self.persons, "conditional").argmax(axis=1)
+        probabilities = row_means(self.persons, "subject").argmax(axis=1)
         levels = pd.Series(list(self.model.design.response_levels or ())).to_numpy()
         return pd.DataFrame({".fitted": levels[self.model.design.in_order(probabilities)]})
 
     @property
     def _resid_kinds(self) -> tuple[str, ...]:  # type: ignore[override]
-        return ("conditional", "marginal", "quantile") if self.problem.family in ("gaussian", "binary") else ()
+        return ("subject", "mean", "quantile") if self.problem.family in ("gaussian", "binary") else ()
 
     def _distribution(self, given: str) -> Distribution:
         return places(self.persons, given)
@@ -230,8 +230,8 @@ class NetworkDiagnosis(WithoutExperts, Results):
         values, levels = draw_rows(self.persons, rng), self.model.design.response_levels
         return values if levels is None else pd.Series(list(levels)).to_numpy()[values.astype(np.intp)]
 
-    def _expert_means(self, level: str) -> Array:
-        return self._in_design(self.fitted(level).to_numpy())[:, None]
+    def _expert_means(self, kind: str) -> Array:
+        return self._in_design(self.fitted(kind).to_numpy())[:, None]
 
     def _effects(self) -> Effects | None:
         problem = self.problem

@@ -39,7 +39,7 @@ class Prediction:
     variance : ndarray, shape (n, d)
         Of the mean: effects and population parameters; without the noise of a row.
     lower, upper : ndarray, shape (n,), or None
-        Limits of a new observation where its distribution is not normal: that of an unknown person (Gaussian).
+        Limits where the distribution is not normal: of an unknown person's mean or response (Gaussian).
     """
 
     mean: Array
@@ -299,6 +299,24 @@ def prior_draws(fit: Trained, rng: np.random.Generator, n_draws: int = N_DRAWS) 
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What the limits of an unknown person's predictions are of.
+
+    Attributes
+    ----------
+    alpha : float
+    noise : bool
+        Of a new response, instead of its mean.
+    population : bool
+        Of the mean over the distribution of effects, instead of one person's.
+    """
+
+    alpha: float = 0.05
+    noise: bool = True
+    population: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Components:
     """The distribution of the effects of unknown persons as a mixture of normal ones with equal weights.
 
@@ -320,7 +338,7 @@ def prior_component(problem: Problem, fit: Trained) -> Components:
 
 
 def linear_unknown_rows(
-    problem: Problem, fit: Trained, blocks: Blocks, effects: Components, covered: Uncertainty, alpha: float
+    problem: Problem, fit: Trained, blocks: Blocks, effects: Components, covered: Uncertainty, limits: Limits
 ) -> Prediction:
     """Predictions of persons never seen where outputs are linear in the effects: a mixture of normal distributions.
 
@@ -336,12 +354,21 @@ def linear_unknown_rows(
             within = torch.einsum("btr,mrs,bts->mbt", J, effects.covariances, J)
             extra = torch.zeros_like(J[..., :1]) + population_spread(problem, block, state, covered)
             extra = extra[..., 0]
-            sd = (within + extra + fit.sigma2).sqrt()
-            limits = (mixture_quantile(means, sd, level) for level in (alpha / 2.0, 1.0 - alpha / 2.0))
-            variance = within.mean(0) + means.var(0, correction=0) + extra
-            for part, value in zip(parts, (means.mean(0), variance, *limits), strict=True):
+            sd = (within + extra + (fit.sigma2 if limits.noise else 0.0)).sqrt()
+            ends = [mixture_quantile(means, sd, level) for level in (limits.alpha / 2.0, 1.0 - limits.alpha / 2.0)]
+            variance = extra
+            if not limits.population:
+                variance = within.mean(0) + means.var(0, correction=0) + extra
+            for part, value in zip(parts, (means.mean(0), variance, *ends), strict=True):
                 part.append((block, value.unsqueeze(-1)))
+    return over_persons(blocks, parts, limits)
+
+
+def over_persons(blocks: Blocks, parts: list[list[tuple[Block, Tensor]]], limits: Limits) -> Prediction:
+    """Means, variances and limits of pieces of blocks; the population's mean has normal limits."""
     mean, variance, lower, upper = (gather(blocks, part) for part in parts)
+    if limits.population:
+        return Prediction(mean, variance)
     return Prediction(mean, variance, lower[:, 0], upper[:, 0])
 
 
@@ -386,7 +413,7 @@ def mixture_draws(fit: Trained, z: Array, C: Array, rng: np.random.Generator, n_
 
 
 def unknown_rows(
-    problem: Problem, fit: Trained, blocks: Blocks, draws: Array, covered: Uncertainty, alpha: float
+    problem: Problem, fit: Trained, blocks: Blocks, draws: Array, covered: Uncertainty, limits: Limits
 ) -> Prediction:
     """Predictions of persons never seen: mean, variance and limits over the prior of the effects.
 
@@ -398,15 +425,12 @@ def unknown_rows(
         for block in (piece for whole in blocks for piece in pieces(problem, whole, 2 * len(draws))):
             values = over_draws(problem, block, state, fit, draws)
             extra = population_spread(problem, block, state, covered)
-            found = (
-                values.mean(0),
-                values.var(0, correction=0) + extra,
-                *draw_limits(problem, fit, values, extra, alpha),
-            )
+            mean, between = values.mean(0), values.var(0, correction=0)
+            variance = 0.0 * mean + extra if limits.population else between + extra
+            found = (mean, variance, *draw_limits(problem, fit, values, extra, limits))
             for part, value in zip(parts, found, strict=True):
                 part.append((block, value))
-    mean, variance, lower, upper = (gather(blocks, part) for part in parts)
-    return Prediction(mean, variance, lower[:, 0], upper[:, 0])
+    return over_persons(blocks, parts, limits)
 
 
 def over_draws(problem: Problem, block: Block, state: State, fit: Trained, draws: Array) -> Tensor:
@@ -420,15 +444,15 @@ def over_draws(problem: Problem, block: Block, state: State, fit: Trained, draws
 
 
 def draw_limits(
-    problem: Problem, fit: Trained, values: Tensor, extra: Tensor | float, alpha: float
+    problem: Problem, fit: Trained, values: Tensor, extra: Tensor | float, limits: Limits
 ) -> tuple[Tensor, Tensor]:
-    """Limits of a new observation (Gaussian) or of a person's probability, from the draws; each (B, T, d)."""
-    if problem.family == "gaussian":
-        sd = (torch.zeros_like(values[:1]) + extra + fit.sigma2).sqrt()
-        return mixture_quantile(values, sd, alpha / 2.0), mixture_quantile(values, sd, 1.0 - alpha / 2.0)
-    levels = problem.tensor([alpha / 2.0, 1.0 - alpha / 2.0])
-    low, high = torch.quantile(values, levels, dim=0)
-    return low, high
+    """Limits of a new observation or its mean (Gaussian), or of a person's probability, from draws; each (B, T, d)."""
+    low, high = limits.alpha / 2.0, 1.0 - limits.alpha / 2.0
+    sd = (torch.zeros_like(values[:1]) + extra + (fit.sigma2 if limits.noise else 0.0)).sqrt()
+    if problem.family == "gaussian" and bool((sd > 0).all()):
+        return mixture_quantile(values, sd, low), mixture_quantile(values, sd, high)
+    ends = torch.quantile(values, problem.tensor([low, high]), dim=0)
+    return ends[0], ends[1]
 
 
 def block_means(problem: Problem, block: Block, tensors: list[Tensor]) -> Tensor:

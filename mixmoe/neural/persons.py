@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_rng
+from mixmoe.design.complete_rows import NothingLeftError
 from mixmoe.design.design import Design
 from mixmoe.design.frame import shown, view
-from mixmoe.design.labels import exact, places_of, units_of
+from mixmoe.design.labels import places_of
 from mixmoe.errors import ArgumentError, DesignError
-from mixmoe.inference.uncertainty import checked_alpha
 from mixmoe.neural.batches import Scaling, blocks_of
 from mixmoe.neural.blocks import Blocks, Tensor, to_array
 from mixmoe.neural.estimators.last_layer import is_exact
@@ -22,6 +22,7 @@ from mixmoe.neural.marginal_likelihood import is_marginal, posterior_means
 from mixmoe.neural.person_predictions import (
     N_DRAWS,
     Components,
+    Limits,
     Prediction,
     Uncertainty,
     crf_rows,
@@ -37,6 +38,18 @@ from mixmoe.neural.person_predictions import (
     unknown_rows,
 )
 from mixmoe.neural.transitions import Transitions, build_transitions
+from mixmoe.output.predictions import (
+    Interval,
+    IntervalOf,
+    Kind,
+    Scale,
+    Wanted,
+    checked_wanted,
+    in_user_order,
+    mean_columns,
+    named_columns,
+)
+from mixmoe.output.summary import nothing_predicted
 
 Index = NDArray[np.intp]
 
@@ -76,7 +89,7 @@ class Persons:
         what = "persons of the fit" if self.fitted is None else "adapted persons"
         return (
             f"<{len(self.labels)} {what}, {self.problem.personal.q} personal parameters each; "
-            "see effects(), effect_errors(), predict(data)>"
+            "see effects(), effect_errors(), predict(new)>"
         )
 
     def effects(self) -> pd.DataFrame:
@@ -104,9 +117,22 @@ class Persons:
         own = uncertainty(self.problem, self.trained, self.z, population=self.population is None)
         return own if self.population is None else replace(own, population=self.population)
 
-    def predict(self, data: Any, *, interval: bool = True, alpha: float = 0.05, rng: Any = 0) -> pd.DataFrame:
-        """Predictions; see `NMEResults.predict`."""
-        return predict_frame(self, self.uncertainty() if interval else None, data, alpha, rng)
+    def predict(
+        self,
+        new: Any,
+        kind: Kind = "all",
+        *,
+        history: Any = None,
+        interval: IntervalOf | None = None,
+        alpha: float = 0.05,
+        scale: Scale = "response",
+        rng: Any = 0,
+    ) -> pd.DataFrame:
+        """Predictions; see `NMEResults.predict`. Adapted persons have the rows that they were adapted to as history."""
+        wanted = checked_wanted(kind, interval, alpha, scale)
+        refuse_unknown(self, wanted)
+        persons = self if history is None else adapt_persons(self, history)
+        return predict_frame(persons, persons.uncertainty() if wanted.limits else None, new, wanted, rng)
 
     @property
     def transitions(self) -> Transitions:
@@ -136,8 +162,8 @@ def persons_of(model: Any, problem: Problem, trained: Trained) -> Persons:
     return Persons(model.design, model.scaling, everyone, trained, model.design.labels, z)
 
 
-def match_labels(persons: Persons, design: Design) -> Index:
-    """Place of each unit of a new design among the persons; -1 for unknown ones.
+def match_labels(persons: Persons, design: Design, own: bool = True) -> Index:
+    """Place of each unit of a new design among the persons; -1 for unknown ones, all of them if not `own`.
 
     Raises
     ------
@@ -147,11 +173,13 @@ def match_labels(persons: Persons, design: Design) -> Index:
     """
     group, problem = persons.design.names.group, persons.problem
     if design.names.group is None:
-        if group is not None and (problem.personal.q or problem.family == "crf"):
+        if group is not None and ((own and problem.personal.q) or problem.family == "crf"):
             raise DesignError(
                 f"the column {group!r} of the persons is missing, so that nothing says whose rows these are; for a "
                 f"person never seen give a label that the fit has not, as data.assign({group}=...)"
             )
+        return np.full(design.n_units, -1, dtype=np.intp)
+    if not own and problem.personal.q:
         return np.full(design.n_units, -1, dtype=np.intp)
     found = places_of(design.labels, persons.labels)
     if problem.personal.q and (found < 0).any():
@@ -204,16 +232,80 @@ def adapt_persons(persons: Persons, data: Any) -> Persons:
     )
 
 
-def predict_frame(persons: Persons, covered: Uncertainty | None, data: Any, alpha: float, rng: Any) -> pd.DataFrame:
-    """Predictions of the rows of a frame, in its order."""
-    design = persons.design.for_new(data)
-    return predict_design(persons, covered, design, match_labels(persons, design), data, checked_alpha(alpha), rng)
+def refuse_unknown(persons: Persons, wanted: Wanted) -> None:
+    """Refuse what a network does not have, with the reason.
+
+    Raises
+    ------
+    ArgumentError
+    """
+    family, kind = persons.problem.family, wanted.kind
+    if kind in ("experts", "probabilities"):
+        raise ArgumentError(
+            f"NME has no predict(kind={kind!r}): a network has no experts; use kind='mean' or kind='subject', and "
+            "scale='categories' for the probabilities of categories"
+        )
+    if wanted.scale == "link":
+        raise ArgumentError(
+            "NME has no predict(scale='link'): outputs of a network are averaged over the effects of persons on the "
+            "scale of the response; use scale='response'"
+        )
+    if wanted.scale == "categories" and family == "gaussian":
+        raise ArgumentError("scale='categories' is for a response of categories, got family='gaussian'; use 'response'")
+    if wanted.scale == "response" and family not in ("gaussian", "binary"):
+        raise ArgumentError(
+            f"categories without an order have no mean, got scale='response' with family={family!r}; use "
+            "scale='categories' for the probability of each"
+        )
+    if wanted.limits and family == "crf":
+        raise ArgumentError(
+            f"NME has no predict(interval={wanted.interval!r}) for a CRF: limits of its state probabilities are not "
+            "known; leave interval= out, transitions have limits"
+        )
 
 
-def predict_design(
-    persons: Persons, covered: Uncertainty | None, design: Design, known: Index, data: Any, level: float, rng: Any
-) -> pd.DataFrame:
-    """Predictions of the rows of a design, in the order of the data that it was made of.
+def limits_of_persons(persons: Persons, wanted: Wanted) -> bool:
+    """Whether each person's own mean is wanted, not that of the population."""
+    return wanted.kind == "subject" or (wanted.kind == "all" and persons.fitted is not None)
+
+
+def predict_frame(persons: Persons, covered: Uncertainty | None, new: Any, wanted: Wanted, rng: Any) -> pd.DataFrame:
+    """Predictions of the rows of a frame, in its order.
+
+    Parameters
+    ----------
+    persons : Persons
+    covered : Uncertainty or None
+        None where no limits are wanted.
+    new : DataFrame or mapping
+    wanted : Wanted
+    rng : int or Generator
+
+    Raises
+    ------
+    ArgumentError
+        If limits of the population's mean are wanted that need more parameters than have a covariance.
+    """
+    own = limits_of_persons(persons, wanted)
+    if wanted.interval == "confidence" and not own and covered is not None and covered.population is None:
+        raise ArgumentError(
+            f"interval='confidence' of the population's mean needs the covariance of the network's parameters, which "
+            f"is not computed for {persons.problem.network.n_parameters} of them; use interval='prediction', or "
+            "kind='subject'"
+        )
+    try:
+        design = persons.design.for_new(new)
+    except NothingLeftError as error:
+        first = predict_frame(persons, covered, persons.design.frame.iloc[:1], wanted, rng)
+        return nothing_predicted(new, [str(name) for name in first], error)
+    known = match_labels(persons, design, own)
+    return in_user_order(predicted_columns(persons, covered, design, known, wanted, rng), design, new)
+
+
+def predicted_columns(
+    persons: Persons, covered: Uncertainty | None, design: Design, known: Index, wanted: Wanted, rng: Any
+) -> dict[str, Array]:
+    """Columns of predictions of the rows of a design, in its order.
 
     Parameters
     ----------
@@ -221,13 +313,12 @@ def predict_design(
         Place of each unit among the persons; -1 for unknown ones.
     """
     is_known = (known >= 0)[design.codes]
-    q = persons.problem.network.n_out if persons.problem.family == "crf" else None
-    size = q or max(persons.problem.network.n_out + (persons.problem.family != "gaussian"), 1)
+    limits = Limits(wanted.alpha, wanted.noise, not (wanted.noise or limits_of_persons(persons, wanted)))
+    size = persons.problem.network.n_out + (persons.problem.family not in ("gaussian", "crf"))
     whole = Prediction(np.zeros((design.n, size)), np.zeros((design.n, size)), *np.full((2, design.n), np.nan))
-    for rows, found in predictions(persons, covered, design, known, is_known, level, rng):
+    for rows, found in predictions(persons, covered, design, known, is_known, limits, rng):
         fill(whole, rows, found)
-    values = user_rows(labelled(persons, design, whole, is_known, level, limits=covered is not None), design, data)
-    return values if len(values) == design.n else values.assign(known=known_rows_of(persons, design, data))
+    return labelled(persons, whole, wanted)
 
 
 def fill(whole: Prediction, rows: NDArray[np.bool_], found: Prediction) -> None:
@@ -243,7 +334,7 @@ def predictions(
     design: Design,
     known: Index,
     is_known: NDArray[np.bool_],
-    alpha: float,
+    limits: Limits,
     rng: Any,
 ) -> list[tuple[NDArray[np.bool_], Prediction]]:
     """Predictions of known rows and of rows of unknown persons."""
@@ -262,7 +353,7 @@ def predictions(
     if not is_known.all():
         zeros = np.zeros(design.n_units, dtype=np.intp)
         blocks = blocks_of(design, family, persons.scaling, ~is_known, zeros, persons.problem.device)
-        out.append((~is_known, over_effects(persons, covered, blocks, alpha, checked_rng(rng))))
+        out.append((~is_known, over_effects(persons, covered, blocks, limits, checked_rng(rng))))
     return out
 
 
@@ -278,18 +369,18 @@ def known_means(persons: Persons, rows: Blocks) -> Array:
 
 def unknown_means(persons: Persons, rows: Blocks) -> Array:
     """Predictions over the distribution of effects, as if nobody were known."""
-    return over_effects(persons, None, rows, 0.05, np.random.default_rng(0)).mean
+    return over_effects(persons, None, rows, Limits(), np.random.default_rng(0)).mean
 
 
 def over_effects(
-    persons: Persons, covered: Uncertainty | None, rows: Blocks, alpha: float, rng: np.random.Generator
+    persons: Persons, covered: Uncertainty | None, rows: Blocks, limits: Limits, rng: np.random.Generator
 ) -> Prediction:
     """Predictions of rows of unknown persons."""
     problem, fit = persons.problem, persons.trained
     bare = covered if covered is not None else Uncertainty(None, None)
     if is_exact(problem):
-        return linear_unknown_rows(problem, fit, rows, unknown_components(persons, covered), bare, alpha)
-    return unknown_rows(problem, fit, rows, unknown_draws(persons, covered, rng), bare, alpha)
+        return linear_unknown_rows(problem, fit, rows, unknown_components(persons, covered), bare, limits)
+    return unknown_rows(problem, fit, rows, unknown_draws(persons, covered, rng), bare, limits)
 
 
 def has_prior_only(persons: Persons) -> bool:
@@ -325,52 +416,39 @@ def unknown_draws(persons: Persons, covered: Uncertainty | None, rng: np.random.
     return mixture_draws(persons.trained, source.z, to_array(found), rng, n_draws)
 
 
-def labelled(
-    persons: Persons,
-    design: Design,
-    found: Prediction,
-    is_known: NDArray[np.bool_],
-    alpha: float,
-    *,
-    limits: bool,
-) -> pd.DataFrame:
-    """Predictions on the user's scale, in the user's order."""
+def labelled(persons: Persons, found: Prediction, wanted: Wanted) -> dict[str, Array]:
+    """Predictions on the user's scale as columns."""
     scaling, family = persons.scaling, persons.problem.family
-    mean, variance = found.mean, found.variance if limits else None
     if family == "gaussian":
-        columns: dict[str, NDArray[Any]] = {"mean": scaling.y_mean + scaling.y_sd * mean[:, 0]}
-        if variance is not None:
-            low, high = normal_limits(mean[:, 0], variance[:, 0] + persons.trained.sigma2, alpha)
-            low = replaced(low, found.lower)
-            high = replaced(high, found.upper)
-            columns["lower"], columns["upper"] = (scaling.y_mean + scaling.y_sd * v for v in (low, high))
-    else:
-        levels = [str(level) for level in persons.design.response_levels or ()]
-        columns = {level: mean[:, k] for k, level in enumerate(levels)}
-        if variance is not None and family != "crf":
-            low, high = logit_limits(mean, variance, alpha)
-            columns |= {f"lower_{level}": low[:, k] for k, level in enumerate(levels)}
-            columns |= {f"upper_{level}": high[:, k] for k, level in enumerate(levels)}
-    columns["known"] = is_known
-    return pd.DataFrame(columns)
+        mean = scaling.y_mean + scaling.y_sd * found.mean[:, 0]
+        if not wanted.limits:
+            return mean_columns(mean)
+        variance = found.variance[:, 0] + (persons.trained.sigma2 if wanted.noise else 0.0)
+        ends = normal_limits(found.mean[:, 0], variance, wanted.alpha)
+        low, high = (replaced(end, by) for end, by in zip(ends, (found.lower, found.upper), strict=True))
+        back = (scaling.y_mean + scaling.y_sd * end for end in (low, high))
+        return mean_columns(Interval(mean, scaling.y_sd * np.sqrt(np.maximum(variance, 0.0)), *back))
+    names = category_names(persons)
+    shown_at = slice(-1, None) if wanted.scale == "response" else slice(None)
+    names = ["mean"] if wanted.scale == "response" else names
+    p, variance = found.mean[:, shown_at], found.variance[:, shown_at]
+    if not wanted.limits:
+        return named_columns(names, p)
+    if wanted.noise:  # of a response that is 0 or 1: its quantiles
+        quantiles = (np.where(1.0 - p >= level, 0.0, 1.0) for level in (wanted.alpha / 2.0, 1.0 - wanted.alpha / 2.0))
+        return named_columns(names, Interval(p, np.sqrt(p * (1.0 - p)), *quantiles))
+    return named_columns(names, Interval(p, np.sqrt(variance), *logit_limits(p, variance, wanted.alpha)))
+
+
+def category_names(persons: Persons) -> list[str]:
+    """Columns of the probabilities of the categories of the response."""
+    return [f"P({level})" for level in persons.design.response_levels or ()]
 
 
 def user_rows(values: Any, design: Design, data: Any) -> Any:
     """A frame or series in the order of the design as the user's rows, missing where a row was left out."""
     seen = view(data)
     return values.set_axis(design.position).reindex(range(seen.n_rows)).set_axis(seen.labels)
-
-
-def known_rows_of(persons: Persons, design: Design, data: Any) -> NDArray[np.bool_]:
-    """Whether each of the user's rows is of a known person, those with missing inputs included."""
-    group = design.names.group
-    if group is None:
-        return np.zeros(design.n_input, dtype=bool)
-    values = view(data).column(group)
-    known = values.notna().to_numpy(copy=True)
-    units = units_of(exact(values[known]))
-    known[known] = (places_of(units.labels, persons.labels) >= 0)[units.codes]
-    return np.asarray(known)
 
 
 def replaced(limits: Array, by: Array | None) -> Array:

@@ -29,8 +29,9 @@ from mixmoe.neural.estimators.trained import Problem, Trace, Trained
 from mixmoe.neural.fitted_rows import NetworkDiagnosis
 from mixmoe.neural.marginal_likelihood import linear_names
 from mixmoe.neural.network import forward, view_tensors
-from mixmoe.neural.persons import Persons, adapt_persons, predict_frame, state_frame
+from mixmoe.neural.persons import Persons, adapt_persons, predict_frame, refuse_unknown, state_frame
 from mixmoe.neural.transitions import Transitions, build_transitions
+from mixmoe.output.predictions import IntervalOf, Kind, Scale, checked_wanted
 from mixmoe.output.records import Cell, Curve, Table
 from mixmoe.output.saved import SavedFit, checksum, fingerprints, write
 from mixmoe.results import Results, _saved_rows, restored
@@ -107,31 +108,67 @@ class NMEResults(NetworkDiagnosis):
         """Posterior standard deviations of `random_effects`."""
         return self.persons.effect_errors(self.uncertainty)
 
-    def predict(self, data: Any = None, *, interval: bool = True, alpha: float = 0.05, rng: Any = 0) -> pd.DataFrame:
-        """Predictions, of known persons with their effects, of others over the distribution of effects.
+    def predict(
+        self,
+        new: Any = None,
+        kind: Kind = "all",
+        *,
+        history: Any = None,
+        interval: IntervalOf | None = None,
+        alpha: float = 0.05,
+        scale: Scale = "response",
+        rng: Any = 0,
+    ) -> pd.DataFrame:
+        """Means or probabilities of categories, of the population or of persons with their effects.
 
         Parameters
         ----------
-        data : DataFrame, optional
-            Default: the training data. Rows of new labels are of unknown persons. The column of persons must be there
-            where persons differ, and its labels must be of the type that they had.
-        interval : bool
-            Whether limits are wanted: for a new observation (Gaussian), for the probability (categories).
+        new : DataFrame or mapping, optional
+            Rows to predict; the response is not needed and never used. By default the data of the fit.
+        kind : {"all", "mean", "subject"}
+            ``"mean"``: mean over the distribution of effects; ``"subject"``: of known persons with their effects, of
+            others over the distribution of effects; the column of persons must be there, and its labels must be of the
+            type that they had; ``"all"``: the person's if there is a `history`, else the population's.
+        history : DataFrame or mapping, optional
+            Past rows, with response, of the persons in `new`, from which their effects are estimated, see `adapt`. For
+            ``kind="subject"`` without it, the persons of the fit keep the data of the fit as history. It plays no part
+            in ``"mean"``.
+        interval : {None, "confidence", "prediction"}
+            Limits, in columns ``_low`` and ``_high``, with standard errors in ``_se``: none, those of what is
+            estimated, or those of a new response. None of a CRF.
         alpha : float
-            One minus the level.
+            One minus the level of the limits.
+        scale : {"response", "categories"}
+            ``mean`` of a response of numbers, or of two categories the probability of the second; or of categories the
+            probability of each, in columns ``P(level)``.
         rng : int or Generator
             Draws of the effects of unknown persons.
 
         Returns
         -------
         DataFrame
-            Rows in the user's order. Gaussian: ``mean``, ``lower``, ``upper``; categories: one column of probabilities
-            per level, and ``lower_``/``upper_`` of each.
+            One row per row of `new`, in its order; NaN where an input is missing.
+
+        Raises
+        ------
+        ArgumentError
+            For ``"experts"`` and ``"probabilities"``, which a network has not; for limits of the population's mean if
+            the network has too many parameters for a covariance.
+
+        Notes
+        -----
+        Confidence limits of the population's mean carry the estimates of the network's parameters, those of persons
+        also their effects: as known from their rows, or of a person never seen their distribution.
         """
-        if not isinstance(interval, bool):
-            raise ArgumentError(f"interval must be True or False, got {interval!r}")
-        frame = self.model.design.frame if data is None else data
-        return predict_frame(self.persons, self.uncertainty if interval else None, frame, alpha, rng)
+        wanted = checked_wanted(kind, interval, alpha, scale)
+        refuse_unknown(self.persons, wanted)
+        persons = self.persons if history is None else adapt_persons(self.persons, history)
+        covered = None
+        if wanted.limits:
+            covered = self.uncertainty if history is None else persons.uncertainty()
+        design = self.model.design
+        rows = design.frame.iloc[np.argsort(design.position, kind="stable")] if new is None else new
+        return predict_frame(persons, covered, rows, wanted, rng)
 
     def _term_owners(self) -> Owners:
         terms = owners_of(self.model.design)["expert"]

@@ -13,9 +13,11 @@ from mixmoe._typing import Array
 from mixmoe.check.residuals import placed
 from mixmoe.design.beside import check_beside
 from mixmoe.design.design import Design, used_columns
+from mixmoe.design.frame import shown
+from mixmoe.design.labels import places_of
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.families import Distribution
-from mixmoe.output.summary import row_labels
+from mixmoe.output.predictions import Interval, Wanted, by_expert, in_user_order, mean_columns
 from mixmoe.responses.distribution import Family
 from mixmoe.responses.exponential import family_named
 from mixmoe.varying.bands import (
@@ -341,8 +343,8 @@ def _frame(labels: Labels, index: str, at: Array, values: Mapping[str, NDArray[A
     return pd.DataFrame(columns | {name: value.T.ravel() for name, value in values.items()})
 
 
-KINDS = ("mean", "experts", "probabilities", "posterior", "interval")
 BISECTIONS = 200
+_ALIKE = 1e-9  # of the largest value of a column
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,32 +391,74 @@ def prediction_rows(model: FittedVCMoE, new: Any, response: bool, extrapolate: b
     return PredictionRows(design, made.rows.take(back), unsorted, new)
 
 
-def prediction_columns(model: FittedVCMoE, at: PredictionRows, kind: str, alpha: float) -> pd.DataFrame:
-    """Predictions of one kind, in the user's order."""
-    family, natural, names = model.problem.family, at.natural, column_names(model.n_experts, kind)
-    prob, trials = np.exp(natural.log_gate), at.rows.outcome.trials
+def prediction_columns(
+    model: FittedVCMoE, at: PredictionRows, past: PredictionRows | None, wanted: Wanted
+) -> pd.DataFrame:
+    """Predictions of one kind, in the user's order.
+
+    Parameters
+    ----------
+    model : FittedVCMoE
+    at : PredictionRows
+    past : PredictionRows or None
+        The same rows, or some of them, with their responses, if probabilities are to be posterior ones.
+    wanted : Wanted
+    """
+    family, natural, trials = model.problem.family, at.natural, at.rows.outcome.trials
+    experts = natural.eta if wanted.scale == "link" else family.mean(natural.eta, trials)
+    prob = np.exp(natural.log_gate) if past is None else given_responses(family, at, past)
+    columns: dict[str, Array] = {}
+    if wanted.kind in ("all", "probabilities"):
+        columns |= by_expert("probability", prob.T)
+    if wanted.kind in ("all", "experts"):
+        columns |= by_expert("expert", experts.T)
+    if wanted.kind in ("all", "mean", "subject"):
+        mean = (prob * experts).sum(axis=0)
+        columns |= mean_columns(response_interval(family, at, prob, wanted.alpha) if wanted.noise else mean)
+    return in_user_order(columns, at.design, at.new)
+
+
+def response_interval(family: Family, at: PredictionRows, prob: Array, alpha: float) -> Interval:
+    """Mean and standard deviation of a new response, and limits that hold it, each shape (n,).
+
+    Parameters
+    ----------
+    family : Family
+    at : PredictionRows
+    prob : ndarray, shape (K, n)
+        Of the experts.
+    alpha : float
+    """
+    natural, trials = at.natural, at.rows.outcome.trials
     experts = family.mean(natural.eta, trials)
-    if kind == "mean":
-        values = (prob * experts).sum(axis=0)[None]
-    elif kind == "experts":
-        values = experts
-    elif kind == "interval":
-        values = np.stack([mixture_quantile(family, natural, trials, p) for p in (alpha / 2.0, 1.0 - alpha / 2.0)])
-    else:
-        values = prob if kind == "probabilities" else _posterior(at, family)
-    return _in_user_order(values.T, names, at.design, at.new)
+    mean = (prob * experts).sum(axis=0)
+    within = family.variance(experts, natural.delta, trials)
+    spread = np.sqrt((prob * (within + (experts - mean) ** 2)).sum(axis=0))
+    limits = (mixture_quantile(family, natural, prob, trials, p) for p in (alpha / 2.0, 1.0 - alpha / 2.0))
+    return Interval(mean, spread, *limits)
 
 
-def column_names(n_experts: int, kind: str) -> list[str]:
-    """Columns of predictions of one kind."""
-    alone = {"mean": ["mean"], "interval": ["low", "high"]}
-    each = range(1, n_experts + 1)
-    return alone.get(kind, [f"{'expert' if kind == 'experts' else 'probability'}{c}" for c in each])
+def given_responses(family: Family, at: PredictionRows, past: PredictionRows) -> Array:
+    """Probabilities of the experts given the response of each row, by the gate where there is none, shape (K, n).
 
-
-def _posterior(at: PredictionRows, family: Family) -> Array:
-    plain = at.rows.with_weights(np.ones(at.rows.n))
-    return posterior(plain, family, at.natural).weighted
+    Raises
+    ------
+    DesignError
+        If a row has another index or other gate covariates in the past than among the rows to predict.
+    """
+    where = places_of(at.design.position, past.design.position)
+    found = np.flatnonzero(where >= 0)
+    both = (at.rows.take(found), past.rows.take(where[found]))
+    mine, theirs = (np.column_stack([rows.index, rows.gate]) for rows in both)
+    wrong = (np.abs(mine - theirs) > _ALIKE * np.abs(mine).max(axis=0, initial=0.0)).any(axis=1)
+    if wrong.any():
+        raise DesignError(
+            f"row {shown(at.design.rows[found[wrong.argmax()]])} has another index or other gate covariates in the "
+            "history than among the rows to predict; pass the same rows in both"
+        )
+    prob, plain = np.exp(at.natural.log_gate), past.rows.with_weights(np.ones(past.rows.n))
+    prob[:, found] = posterior(plain, family, past.natural).weighted[:, where[found]]
+    return prob
 
 
 def response_places(model: FittedVCMoE) -> Distribution:
@@ -437,9 +481,8 @@ def response_places(model: FittedVCMoE) -> Distribution:
     return placed(cdf, sf, out.y, problem.family.discrete)
 
 
-def mixture_quantile(family: Family, natural: Natural, trials: Array, level: float) -> Array:
-    """Smallest response whose distribution function reaches `level`, shape (n,)."""
-    prob = np.exp(natural.log_gate)
+def mixture_quantile(family: Family, natural: Natural, prob: Array, trials: Array, level: float) -> Array:
+    """Smallest response whose distribution function reaches `level`, shape (n,), given probabilities of the experts."""
 
     def below(y: Array) -> NDArray[np.bool_]:
         return (prob * family.cdf(y, natural.eta, natural.delta, trials)).sum(axis=0) < level
@@ -462,10 +505,3 @@ def mixture_quantile(family: Family, natural: Natural, trials: Array, level: flo
         if (high - low <= (1.0 if discrete else 1e-10 * width)).all():
             break
     return high
-
-
-def _in_user_order(values: Array, names: list[str], design: Design, new: Any) -> pd.DataFrame:
-    if new is None:
-        index = design.rows[np.argsort(design.position, kind="stable")]
-        return pd.DataFrame(design.in_order(values), index=index, columns=names)
-    return pd.DataFrame(design.in_order(values, fill=True), index=row_labels(new, design.n_input), columns=names)

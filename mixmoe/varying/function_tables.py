@@ -372,7 +372,7 @@ def _curve(model: FittedVCMoE, of: str, name: str, part: pd.DataFrame, options: 
     }
     return Curve(
         panel=panel,
-        label="marginal mean" if of == "mean" else "" if expert is None else f"expert {expert}",
+        label="population mean" if of == "mean" else "" if expert is None else f"expert {expert}",
         x=value[index],
         y=np.where(part["mark"] == LOST, np.nan, value["center"]),  # a gap where there is no maximum
         lower=value["conf_low"],

@@ -9,6 +9,7 @@ import pandas as pd
 
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_order, checked_rng
+from mixmoe.check.diagnosis import FITTED, FittedKind
 from mixmoe.design.beside import check_beside
 from mixmoe.design.complete_rows import NothingLeftError
 from mixmoe.errors import ArgumentError, ConvergenceWarning, warn
@@ -17,6 +18,15 @@ from mixmoe.inference.uncertainty import ParamCov, checked_alpha
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.estimate import EMFit, classification_entropy
 from mixmoe.mixture_results import MoEResults
+from mixmoe.output.predictions import (
+    IntervalOf,
+    Kind,
+    Scale,
+    Wanted,
+    check_own_rows,
+    checked_wanted,
+    refuse_posterior_limits,
+)
 from mixmoe.output.records import Cell, Curve, Table
 from mixmoe.output.summary import Summary, header_table, nothing_predicted
 from mixmoe.varying import function_tables
@@ -26,11 +36,10 @@ from mixmoe.varying.effective_parameters import effective_df, fitness
 from mixmoe.varying.em_steps import posterior
 from mixmoe.varying.fitted import FittedVCMoE, checked_kind, reported_values
 from mixmoe.varying.function_frames import (
-    KINDS,
     SUBJECTS,
     BandRequest,
+    PredictionRows,
     band_frame,
-    column_names,
     function_frame,
     prediction_columns,
     prediction_rows,
@@ -136,7 +145,7 @@ class VCMoEResults(MoEResults):
         ----------
         of : {"coefficients", "probabilities", "experts", "mean", "differences"}
             Coefficient functions of experts and gate and the dispersions; probabilities of the experts by the gate;
-            expected response of each expert; marginal mean; differences of the coefficients of two experts.
+            expected response of each expert; population mean; differences of the coefficients of two experts.
         alpha : float
             One minus the level of the bands.
         method : {"multiplier", "asymptotic", "bootstrap"}
@@ -245,19 +254,38 @@ class VCMoEResults(MoEResults):
         return test_functions(self.model, which, request, checked_rng(rng))
 
     def predict(
-        self, new: Any = None, kind: str = "mean", *, alpha: float = 0.05, extrapolate: bool = False
+        self,
+        new: Any = None,
+        kind: Kind = "all",
+        *,
+        history: Any = None,
+        interval: IntervalOf | None = None,
+        alpha: float = 0.05,
+        scale: Scale = "response",
+        extrapolate: bool = False,
     ) -> pd.DataFrame:
-        """Means, expert means, probabilities and prediction intervals.
+        """Expert probabilities, means of the experts and of the population, limits of a new response.
 
         Parameters
         ----------
         new : DataFrame or mapping, optional
-            By default the data of the fit.
-        kind : {"mean", "experts", "probabilities", "posterior", "interval"}
-            Marginal mean, which never uses the response; mean of each expert; probabilities by the gate; posterior
-            probabilities given the response, which must then be in `new`; interval that holds a new response with
-            probability ``1 - alpha`` under the fitted mixture.
+            Rows to predict; the response is not needed and never used. By default the data of the fit.
+        kind : {"all", "mean", "experts", "probabilities", "subject"}
+            ``"mean"``: population mean; ``"experts"``: mean of each expert; ``"probabilities"``: of the experts, by the
+            gate, or with `history` posterior ones; ``"subject"``: mean of the row given its own response in `history`,
+            or without it in the data of the fit, since rows are the units; ``"all"``: probabilities, means of the
+            experts, and the row's mean if there is a `history`, else the population mean.
+        history : DataFrame or mapping, optional
+            The rows of `new` with their responses. Rows without one are predicted from the gate alone. It plays no part
+            in ``"mean"`` and ``"experts"``.
+        interval : {None, "prediction"}
+            For means limits that hold a new response with probability ``1 - alpha`` under the
+            fitted mixture, in columns ``_low`` and ``_high``, and its standard deviation in ``_se``. Confidence limits
+            are those of `bands`.
         alpha : float
+            One minus the level of the limits.
+        scale : {"response", "link"}
+            Of means: expected responses or linear predictors.
         extrapolate : bool
             Whether index values outside the range of the fit are allowed; lines are continued there.
 
@@ -268,25 +296,60 @@ class VCMoEResults(MoEResults):
 
         Raises
         ------
+        ArgumentError
+            For ``interval="confidence"``, or if `history` are other rows than those to predict.
         DesignError
             If a column is missing, a category is new, or the index leaves its range.
         """
-        checked_choice(kind, "kind", KINDS)
+        wanted = checked_wanted(kind, interval, alpha, scale)
+        self._check_limits(wanted, history is not None)
         try:
-            rows = prediction_rows(self.model, new, kind == "posterior", extrapolate)
+            rows = prediction_rows(self.model, new, False, extrapolate)
+            past = self._past(rows, history, wanted, extrapolate)
         except NothingLeftError as error:
-            return nothing_predicted(new, column_names(self.model.n_experts, kind), error)
-        return prediction_columns(self.model, rows, kind, checked_alpha(alpha))
+            first = prediction_rows(self.model, self.model.design.frame.iloc[:1], False, True)
+            names = map(str, prediction_columns(self.model, first, None, wanted))
+            return nothing_predicted(new, list(names), error)
+        return prediction_columns(self.model, rows, past, wanted)
 
-    def fitted(self, kind: str = "marginal") -> pd.Series:
-        """Marginal mean of each row; it does not use the response of the row.
+    def _check_limits(self, wanted: Wanted, posterior: bool) -> None:
+        """Refuse limits and scales that the fit does not have."""
+        if posterior:
+            refuse_posterior_limits(wanted)
+        if wanted.interval == "confidence":
+            raise ArgumentError(
+                "VCMoE has no predict(interval='confidence'): functions of an index are estimated with a bias, which "
+                "limits have to correct along the whole index; use bands(of='mean', at=...), which do, or "
+                "interval='prediction' for a new response"
+            )
+        if wanted.scale == "categories":
+            raise ArgumentError("VCMoE has no predict(scale='categories'): it has no ordinal family; use 'response'")
+        if wanted.noise and wanted.scale == "link" and self.model.problem.family.name != "gaussian":
+            raise ArgumentError("interval='prediction' is for responses, got scale='link'; use scale='response'")
+
+    def _past(self, rows: PredictionRows, history: Any, wanted: Wanted, extrapolate: bool) -> PredictionRows | None:
+        """The rows with their responses; None where these play no part."""
+        if history is not None:
+            check_own_rows(history, rows.design, rows.new)
+            past = prediction_rows(self.model, history, True, extrapolate)
+            return None if wanted.kind in ("experts", "mean") else past
+        known = wanted.kind == "subject" and rows.new is None
+        return prediction_rows(self.model, None, True, extrapolate) if known else None
+
+    def fitted(self, kind: FittedKind = "mean") -> pd.Series:
+        """Fitted values, one per row used, in the order of the data.
 
         Parameters
         ----------
-        kind : {"marginal"}
+        kind : {"mean", "subject"}
+            Population mean, which does not use the response of the row, or mean of the row given its response.
+
+        Returns
+        -------
+        Series
         """
-        checked_choice(kind, "kind", ("marginal",))
-        return self.predict(kind="mean")["mean"].rename("fitted")
+        checked_choice(kind, "kind", FITTED)
+        return self.predict(kind=kind)["mean"].rename("fitted")
 
     def loglik_of(self, data: Any) -> float:
         """Log-likelihood of other data, with their response, under the estimates; functions are continued as lines."""
@@ -417,7 +480,7 @@ class VCMoEResults(MoEResults):
     _curve_kinds = tuple(function_tables.PLOTS)
     _report_plots = ("functions", "means")
 
-    _resid_kinds = ("marginal", "quantile")
+    _resid_kinds = ("mean", "subject", "quantile")
 
     def _distribution(self, given: str) -> Distribution:
         return response_places(self.model)

@@ -175,18 +175,20 @@ def test_bins():
 
 def test_fit_panel_is_what_the_predictions_say():
     fit = pbc()
-    marginal, conditional = fit.panels("fit")[0], fit.panels("fit", level="conditional")[0]
+    marginal, conditional = fit.panels("fit")[0], fit.panels("fit", fitted="subject")[0]
     assert [m.expert for m in marginal.marks] == [1, 2]
     assert marginal.curves[0].lower is not None
     assert conditional.curves[0].lower is None
     gap = [np.abs(p.marks[0].y - p.curves[0].y).max() for p in (marginal, conditional)]
     assert gap[1] < gap[0]  # patients with a steep course die early: given their own effects the means agree
     design = fit.model.design
-    means = fit._expert_means("marginal")
-    np.testing.assert_allclose(fit._in_design(fit.predict(kind="experts")["expert1"].to_numpy()), means[:, 0])
+    means = fit._expert_means("mean")
+    np.testing.assert_allclose(
+        fit._in_design(fit.predict(kind="experts", interval="confidence")["expert1"].to_numpy()), means[:, 0]
+    )
     weights = np.zeros((1, design.n, 2))
     weights[0, 3] = 1
-    expected = fit.predict(kind="experts")["expert2_se"].to_numpy()
+    expected = fit.predict(kind="experts", interval="confidence")["expert2_se"].to_numpy()
     assert fit._mean_errors(weights)[0, 1] == pytest.approx(fit._in_design(expected)[3])
 
 
@@ -238,13 +240,13 @@ def test_ends_of_the_starts_are_kept_and_saved(tmp_path):
 
 def test_residual_panel_against_columns():
     fit = pbc()
-    panel = fit.panels("residuals", residuals="conditional", against="year")[0]
-    assert (panel.xlabel, panel.ylabel) == ("year", "conditional residual")
+    panel = fit.panels("residuals", residuals="subject", against="year")[0]
+    assert (panel.xlabel, panel.ylabel) == ("year", "subject residual")
     shown = np.sort(np.concatenate([c.y for c in panel.clouds]))
-    np.testing.assert_allclose(shown, np.sort(fit.resid("conditional")))
+    np.testing.assert_allclose(shown, np.sort(fit.resid("subject")))
     pair = pd.Series(np.concatenate([c.y for c in panel.clouds]), np.concatenate([c.x for c in panel.clouds]))
     data = fit.model.design.in_order(fit.model.design.frame["year"].to_numpy())
-    np.testing.assert_allclose(pair.groupby(level=0).sum(), fit.resid("conditional").groupby(data).sum(), atol=1e-9)
+    np.testing.assert_allclose(pair.groupby(level=0).sum(), fit.resid("subject").groupby(data).sum(), atol=1e-9)
     with pytest.raises(ArgumentError, match=r"against must be a numeric column .*got 'sex'"):
         fit.plot("residuals", against="sex")
 
@@ -368,8 +370,10 @@ def test_varying_coefficients_and_rows():
     fit = mm.fit("y ~ z1 | gate: x1 | vary: u", data, experts=2, bandwidth=0.3, rng=0)
     assert len(fit.diagnose().axes) == 3
     assert fit.panels("fit")[0].xlabel == "u"
-    with pytest.raises(ArgumentError, match="level must be 'marginal' for VCMoE"):
-        fit.plot("fit", level="conditional")
+    own, population = (fit.panels("fit", fitted=kind)[0] for kind in ("subject", "mean"))
+    np.testing.assert_array_equal(own.curves[0].y, population.curves[0].y)  # there are no random effects
+    with pytest.raises(ArgumentError, match="fitted must be one of 'subject', 'mean', got 'marginal'"):
+        fit.plot("fit", fitted="marginal")
     with pytest.raises(ArgumentError, match="VCMoE has no profile: its local likelihoods have no joint"):
         fit.plot("profile", parameter=fit.params.index[0])
     rows = mm.fit("y ~ z1", data, experts=2, rng=0)

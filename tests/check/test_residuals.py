@@ -60,7 +60,7 @@ def test_one_expert_without_random_effects_gives_standardised_residuals():
     fit = mm.fit("y ~ time | re: (0 | id)", sim.data, experts=1)
     for given in ("history", "covariates"):
         found = fit.resid("quantile", given=given)
-        np.testing.assert_allclose(found, fit.resid("marginal") / fit.params.iloc[-1], rtol=1e-8)
+        np.testing.assert_allclose(found, fit.resid("mean") / fit.params.iloc[-1], rtol=1e-8)
         assert found.index.equals(sim.data.index)
 
 
@@ -123,7 +123,8 @@ def test_varying_coefficients(family):
     assert 0.85 < found.std() < 1.15
     assert found.index.equals(data.index)
     if family == "gaussian":
-        low, high = (fit.predict(kind="interval", alpha=0.1)[name] for name in ("low", "high"))
+        limits = fit.predict(kind="mean", interval="prediction", alpha=0.1)
+        low, high = limits["mean_low"], limits["mean_high"]
         inside = (found.abs() < norm.isf(0.05)).to_numpy()
         np.testing.assert_array_equal(inside, ((low < data["y"]) & (data["y"] < high)).to_numpy())
 
@@ -141,7 +142,7 @@ def test_envelope_holds_what_it_promises():
 
 def test_refusals():
     fit = pbc()
-    with pytest.raises(ArgumentError, match="kind must be one of 'conditional', 'marginal', 'quantile', 'normalized'"):
+    with pytest.raises(ArgumentError, match="kind must be one of 'subject', 'mean', 'quantile', 'normalized'"):
         fit.resid("pearson")
     with pytest.raises(ArgumentError, match="given must be one of 'history', 'covariates', got 'future'"):
         fit.resid("quantile", given="future")

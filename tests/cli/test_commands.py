@@ -317,10 +317,12 @@ def test_fit_select_and_predict_networks(here, capsys):
     with pytest.warns(ConvergenceWarning, match="could still rise"):
         fit = mm.fit(NETWORK, pd.read_csv("data.csv"), hidden=(3, 2), epochs=20, baselines=False, rng=0)
     assert capsys.readouterr().out == f"{fit.summary()}\n"
-    assert main(["predict", "net.mixmoe", "data.csv", "--alpha", "0.1", "--out", "p.csv"]) == 0
+    asked = ["--kind", "subject", "--interval", "prediction", "--alpha", "0.1"]
+    assert main(["predict", "net.mixmoe", "data.csv", *asked, "--out", "p.csv"]) == 0
     predicted = pd.read_csv("p.csv")
-    assert list(predicted) == ["id", "mean", "lower", "upper", "known"]
-    np.testing.assert_allclose(predicted["lower"], fit.predict(alpha=0.1)["lower"], rtol=1e-6)
+    assert list(predicted) == ["id", "mean", "mean_se", "mean_low", "mean_high"]
+    own = fit.predict(kind="subject", interval="prediction", alpha=0.1)
+    np.testing.assert_allclose(predicted["mean_low"], own["mean_low"], rtol=1e-6)
     outputs = ["--out", "c.csv", "--save", "best.mixmoe", "--plot", "c.png"]
     assert main(["select", "data.csv", NETWORK, "--hidden", "linear", "2", *options[:4], *outputs]) == 0
     assert "held-out squared error" in capsys.readouterr().out

@@ -401,7 +401,7 @@ def test_proportions(case):
 # ---- rows ----
 
 
-@pytest.mark.parametrize("kind", ["conditional", "marginal"])
+@pytest.mark.parametrize("kind", ["subject", "mean"])
 def test_fitted_and_residuals(kind, case):
     fitted, resid = case.fit.fitted(kind), case.fit.resid(kind)
     assert isinstance(fitted, pd.Series)
@@ -419,7 +419,7 @@ def test_quantile_residuals(given, case):
 
 PANELS = {
     "all": ["probability", "expert", "mean"],
-    "marginal": ["mean"],
+    "mean": ["mean"],
     "experts": ["expert"],
     "probabilities": ["probability"],
     "subject": ["mean"],
@@ -428,7 +428,7 @@ PANELS = {
 
 @pytest.mark.parametrize("kind", list(PANELS))
 def test_predictions(kind, case):
-    frame = case.fit.predict(case.data, kind=kind)
+    frame = case.fit.predict(case.data, kind=kind, interval="confidence")
     stems = [
         s
         for panel in PANELS[kind]
@@ -440,7 +440,7 @@ def test_predictions(kind, case):
     for stem in stems:
         assert (frame[f"{stem}_low"] <= frame[f"{stem}_high"]).all()
         assert (frame[f"{stem}_se"] >= 0).all()
-    own = case.fit.predict(kind=kind)
+    own = case.fit.predict(kind=kind, interval="confidence")
     if case.grouped or kind != "subject":
         pd.testing.assert_frame_equal(own, frame)
 

@@ -68,13 +68,13 @@ def test_what_needs_a_likelihood_of_one_vector_says_so(fit, data):
 
 
 def test_rows(fit, data):
-    for kind in ("marginal", "quantile"):
+    for kind in ("mean", "subject", "quantile"):
         resid = fit.resid(kind)
         assert resid.index.equals(data.index)
         assert np.isfinite(resid).all()
     np.testing.assert_allclose(fit.fitted() + fit.resid(), data["y"])
-    with pytest.raises(ArgumentError, match="kind must be one of 'marginal', 'quantile', got 'conditional'"):
-        fit.resid("conditional")
+    with pytest.raises(ArgumentError, match="kind must be one of 'mean', 'subject', 'quantile', got 'normalized'"):
+        fit.resid("normalized")
     draws = fit.simulate(rng=0, n=2)
     assert draws.index.equals(data.index)
     pd.testing.assert_frame_equal(draws, fit.simulate(rng=0, n=2))

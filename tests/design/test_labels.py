@@ -193,7 +193,10 @@ def test_persons_of_a_network_are_not_merged():
     fitted = mm.fit("y ~ x | re: (last | id)", data.astype({"id": object}), hidden=(), rng=0, epochs=5)
     assert fitted.n_units == 10
     new = pd.DataFrame({"x": [0.0, 0.0, 0.0], "id": [LARGE + 1, LARGE + 2, float(2 * LARGE)]}, dtype=object)
-    assert fitted.predict(new.astype({"x": float}))["known"].tolist() == [True, True, False]
+    means = fitted.predict(new.astype({"x": float}), "subject")["mean"]
+    population = fitted.predict(new.astype({"x": float}), "mean")["mean"]
+    assert (means == population).tolist() == [False, False, True]
+    assert means[0] != means[1]
 
 
 def test_folds_of_mixed_labels():

@@ -67,7 +67,7 @@ def by_hand(fit, kind, past, new, df):
     times = both[column].to_numpy(dtype=float) if column else np.arange(len(both)) * 1.0
     y, n = past["y"].to_numpy(), len(past)
     out, log_weight = [], []
-    share = fit.predict(new, kind="probabilities").to_numpy()[0][[0, 4]]
+    share = fit.predict(new, kind="probabilities", interval="confidence").to_numpy()[0][[0, 4]]
     for k in range(2):
         mean, effects, R = law(fit, k, both, times)
         V = effects + R
@@ -111,7 +111,9 @@ def test_strangers_are_predicted_from_the_gate(kind, fitted):
     fit = fitted(kind)
     new = pd.DataFrame({"id": [999, 999], "time": [1.0, 4.0], "x": [0.0, 1.0]})
     found = fit.predict(new, kind="subject", interval="prediction")
-    assert found["mean"].to_numpy() == pytest.approx(fit.predict(new, kind="marginal")["mean"].to_numpy())
+    assert found["mean"].to_numpy() == pytest.approx(
+        fit.predict(new, kind="mean", interval="confidence")["mean"].to_numpy()
+    )
     d = fit.model.design.for_new(new)
     e = fit.model.user(fit.em.params)
     mixture = given_covariates(e, d.expert, d.random, d.gate, d.codes, disturbances(d, e, fit.model.errors))
@@ -135,7 +137,7 @@ def test_predictions_at_the_rows_of_the_fit(kind, fitted):
         given = [d.expert @ e.beta[0, k] + (d.random * effects[k]).sum(axis=1) for k in range(2)]
         mixed = (fit.em.responsibilities[d.codes] * np.column_stack(given)).sum(axis=1)
         assert d.in_order(mixed) == pytest.approx(fit.fitted().to_numpy(), rel=1e-8)
-        assert fit.resid("conditional").to_numpy() == pytest.approx(data["y"].to_numpy() - d.in_order(mixed), abs=1e-6)
+        assert fit.resid("subject").to_numpy() == pytest.approx(data["y"].to_numpy() - d.in_order(mixed), abs=1e-6)
 
 
 @pytest.mark.parametrize("interval", ["confidence", "prediction"])
@@ -195,7 +197,7 @@ def test_draws_have_the_moments_of_the_model(kind, fitted):
     e = fit.model.user(fit.em.params)
     one = two_groups().query("id == 0")
     times = one["visit" if kind == "ar1" else "time"].to_numpy(dtype=float)
-    share = fit.predict(one, kind="probabilities").to_numpy()[0][[0, 4]]
+    share = fit.predict(one, kind="probabilities", interval="confidence").to_numpy()[0][[0, 4]]
     df = FITTED[kind].get("errors_df")
     laws = [law(fit, k, one, times) for k in range(2)]
     mean = sum(p * m for p, (m, _, _) in zip(share, laws, strict=True))
@@ -223,7 +225,7 @@ def test_normalized_residuals_whiten_the_errors():
     assert np.corrcoef(whole.T)[np.triu_indices(6, 1)] == pytest.approx(np.zeros(15), abs=0.25)
     assert whole.std() == pytest.approx(1, abs=0.02)
     plain = mm.fit("y ~ time | re: (1 | id)", data, 1)
-    np.testing.assert_allclose(plain.resid("normalized"), plain.resid("conditional") / plain.params["sigma1"])
+    np.testing.assert_allclose(plain.resid("normalized"), plain.resid("subject") / plain.params["sigma1"])
 
 
 @pytest.mark.parametrize("kind", ["ar1", "car1 t", "bm t", "sigma"])
@@ -252,7 +254,7 @@ def test_bootstrap_and_covariances_agree(fitted):
 def test_new_rows_need_their_times(fitted):
     with pytest.raises(DesignError, match="needs the column 'visit' of time= also here"):
         fitted("ar1").predict(pd.DataFrame({"id": [3], "time": [1.0], "x": [0.0]}), kind="subject")
-    assert len(fitted("ar1").predict(pd.DataFrame({"id": [3], "time": [1.0], "x": [0.0]}), kind="marginal")) == 1
+    assert len(fitted("ar1").predict(pd.DataFrame({"id": [3], "time": [1.0], "x": [0.0]}), kind="mean")) == 1
 
 
 def test_ends_of_the_space_are_flagged():

@@ -232,7 +232,7 @@ def test_means_errors_and_limits_are_those_of_a_dense_grid(fitted, family, exper
     for kind in HISTORIES:
         past = history(family, kind, simulated(family, 1))
         new = future(past)
-        shown = fit.predict(new.drop(columns="y"), history=past)
+        shown = fit.predict(new.drop(columns="y"), history=past, interval="confidence")
         right, probabilities = exact(fit, past, new, 801)
         np.testing.assert_allclose(shown[["mean", "mean_se", "mean_low", "mean_high"]].iloc[0], right, rtol=0.3 * BAR)
         np.testing.assert_allclose(shown.filter(like="probability").iloc[0], probabilities, rtol=1e-4, atol=1e-6)
@@ -244,7 +244,7 @@ def test_two_random_effects(fitted, family, experts):
     for kind in ("low", "eight"):
         past = history(family, kind, simulated(family, 2))
         new = future(past, t=4.0)
-        shown = fit.predict(new.drop(columns="y"), history=past)
+        shown = fit.predict(new.drop(columns="y"), history=past, interval="confidence")
         right, probabilities = exact(fit, past, new, 161)
         np.testing.assert_allclose(shown[["mean", "mean_se", "mean_low", "mean_high"]].iloc[0], right, rtol=0.5 * BAR)
         np.testing.assert_allclose(shown.filter(like="probability").iloc[0], probabilities, rtol=2e-3, atol=1e-5)
@@ -315,7 +315,7 @@ def test_linear_predictors_have_the_quantiles_of_the_posterior(fitted):
     fit, data = fitted("binomial", 2, 1), simulated("binomial", 1)
     past = history("binomial", "low", data)
     new = future(past).assign(lt=0.0)
-    shown = fit.predict(new, kind="subject", history=past, scale="link").iloc[0]
+    shown = fit.predict(new, kind="subject", history=past, scale="link", interval="confidence").iloc[0]
     d = dense(fit, past, new, 1601)
     eta, mass = np.concatenate(d.eta), d.mass.ravel()
     mean = mass @ eta
@@ -329,7 +329,7 @@ def test_probabilities_of_categories(fitted):
     fit = fitted("ordinal", 2, 1)
     past = history("ordinal", "low", simulated("ordinal", 1))
     new = future(past)
-    shown = fit.predict(new, kind="subject", history=past, scale="categories").iloc[0]
+    shown = fit.predict(new, kind="subject", history=past, scale="categories", interval="confidence").iloc[0]
     d = dense(fit, past, new, 801)
     tables = [category_table(fit, k, eta) for k, eta in enumerate(d.eta)]
     for j in range(4):
@@ -375,9 +375,9 @@ def test_more_random_effects_against_draws_from_their_prior(q):
     past, new = data.iloc[:3].assign(y=[0, 0, 1]), data.iloc[[3]]
     if q == 4:
         with pytest.warns(ApproximationWarning, match="4 random effects is an approximation within a few per cent"):
-            shown = fit.predict(new, kind="subject", history=past).iloc[0]
+            shown = fit.predict(new, kind="subject", history=past, interval="confidence").iloc[0]
     else:
-        shown = fit.predict(new, kind="subject", history=past).iloc[0]
+        shown = fit.predict(new, kind="subject", history=past, interval="confidence").iloc[0]
     e = model.user(fit.em.params)
     draws = stats.qmc.MultivariateNormalQMC(np.zeros(q), rng=0).random(2**18) @ e.factor[0, 0].T
     mu = np.exp(e.beta[0, 0, 0] + draws @ columns[:4].T)

@@ -65,7 +65,7 @@ def test_population_mean_mixes_the_experts(fitted):
 
 def test_limits_of_means_are_those_of_the_delta_method(counted, count):
     rows = count.iloc[:5]
-    frame = counted.predict(rows, kind="marginal")
+    frame = counted.predict(rows, kind="mean", interval="confidence")
     draws = np.random.default_rng(1).multivariate_normal(counted.params, counted.cov_params(), 4_000)
     simulated = []
     for vector in draws:
@@ -94,7 +94,7 @@ def test_more_history_moves_a_subject_towards_her_data(fitted, binary):
     before = fitted.predict(binary[~first], kind="subject")["mean"]
     after = fitted.predict(binary[~first], kind="subject", history=binary[first])["mean"]
     y = binary.loc[~first, "y"]
-    assert ((after - y) ** 2).mean() < ((fitted.predict(binary[~first], kind="marginal")["mean"] - y) ** 2).mean()
+    assert ((after - y) ** 2).mean() < ((fitted.predict(binary[~first], kind="mean")["mean"] - y) ** 2).mean()
     assert before.index.equals(after.index)
 
 
@@ -133,7 +133,7 @@ def test_ratios_of_odds(fitted):
 @pytest.mark.parametrize("kind", ["pearson", "deviance", "quantile"])
 def test_standardised_residuals_have_about_unit_variance(counted, kind):
     r = counted.resid(kind, rng=1)
-    assert r.index.equals(counted.resid("conditional").index)
+    assert r.index.equals(counted.resid("subject").index)
     assert abs(r.mean()) < 0.3
     assert 0.7 < r.std() < 1.2
 

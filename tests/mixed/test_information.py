@@ -365,7 +365,9 @@ def test_relabelling_moves_everything(order, three):
     assert moved.llf == three.llf
     assert moved.model.loglike(moved.params) == pytest.approx(three.llf, abs=1e-8)
     np.testing.assert_allclose(moved.fitted(), three.fitted(), rtol=1e-9)
-    np.testing.assert_allclose(moved.predict()["mean_se"], three.predict()["mean_se"], rtol=1e-7)
+    np.testing.assert_allclose(
+        moved.predict(interval="confidence")["mean_se"], three.predict(interval="confidence")["mean_se"], rtol=1e-7
+    )
 
 
 def test_the_relabelled_covariance_is_that_of_the_relabelled_fit(three):

@@ -7,7 +7,7 @@ import pytest
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, DesignError, DroppedRowsWarning
 
-KINDS = ("all", "marginal", "experts", "probabilities", "subject")
+KINDS = ("all", "mean", "experts", "probabilities", "subject")
 
 
 def build(family="gaussian", formula="y ~ t + C(arm) | gate: z + arm | re: (1 + dose | id)", **options):
@@ -33,7 +33,7 @@ def fitted(request):
 
 
 @pytest.mark.parametrize(
-    ("kind", "needless"), [("experts", ["z", "y", "id"]), ("probabilities", ["t", "dose", "y"]), ("marginal", ["y"])]
+    ("kind", "needless"), [("experts", ["z", "y", "id"]), ("probabilities", ["t", "dose", "y"]), ("mean", ["y"])]
 )
 def test_columns_that_a_kind_does_not_use_may_be_missing(fitted, kind, needless):
     fit, data = fitted
@@ -45,7 +45,7 @@ def test_columns_that_a_kind_does_not_use_may_be_missing(fitted, kind, needless)
 
 def test_random_effects_play_no_part_in_means_of_gaussian_experts():
     fit, data = build()
-    for kind in ("experts", "marginal"):
+    for kind in ("experts", "mean"):
         pd.testing.assert_frame_equal(fit.predict(data.drop(columns="dose"), kind=kind), fit.predict(data, kind=kind))
     counts, data = build("poisson")
     with pytest.raises(DesignError, match="'dose', which is not a column"):
@@ -54,7 +54,7 @@ def test_random_effects_play_no_part_in_means_of_gaussian_experts():
 
 def test_a_column_that_is_used_is_still_asked_for(fitted):
     fit, data = fitted
-    for kind, column in (("experts", "t"), ("probabilities", "z"), ("marginal", "z"), ("subject", "dose")):
+    for kind, column in (("experts", "t"), ("probabilities", "z"), ("mean", "z"), ("subject", "dose")):
         with pytest.raises(DesignError, match=f"'{column}', which is not a column"):
             fit.predict(data.drop(columns=column), kind=kind)
 
@@ -105,5 +105,7 @@ def test_frames_without_a_complete_row_with_a_history(fitted):
 
 def test_rows_without_subjects_are_told_how_to_have_a_history():
     fit, data = build(formula="y ~ t | gate: z")
-    with pytest.raises(ArgumentError, match=r"rows have no history; add a column .* re: \(0 \| row\)"):
-        fit.predict(data, history=data)
+    with pytest.raises(
+        ArgumentError, match=r"has no subjects: .* or name the subject of each row in re: \(0 \| subject\)"
+    ):
+        fit.predict(data, history=data.head(3))

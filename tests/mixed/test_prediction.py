@@ -62,7 +62,7 @@ def delta_errors(function, at, cov):
 
 def test_expert_trajectories(fit, new):
     of = parts(fit, new)
-    frame = fit.predict(new, kind="experts")
+    frame = fit.predict(new, kind="experts", interval="confidence")
     error = delta_errors(lambda v: of(v)[0], fit.em.params, fit.cov.matrix)
     for k in range(2):
         name = f"expert{k + 1}"
@@ -75,7 +75,7 @@ def test_expert_trajectories(fit, new):
 
 def test_expert_probabilities(fit, new):
     of = parts(fit, new)
-    frame = fit.predict(new, kind="probabilities")
+    frame = fit.predict(new, kind="probabilities", interval="confidence")
     pi = of(fit.em.params)[1]
     error = delta_errors(lambda v: of(v)[1], fit.em.params, fit.cov.matrix)
     logit_error = delta_errors(lambda v: np.log(of(v)[1] / (1 - of(v)[1])), fit.em.params, fit.cov.matrix)
@@ -96,7 +96,7 @@ def test_marginal_mean(fit, new):
         trajectories, pi = of(v)
         return (trajectories * pi).sum(axis=1)
 
-    frame = fit.predict(new, kind="marginal", alpha=0.1)
+    frame = fit.predict(new, kind="mean", alpha=0.1, interval="confidence")
     np.testing.assert_allclose(frame["mean"], mean(fit.em.params), rtol=1e-10)
     np.testing.assert_allclose(frame["mean_se"], delta_errors(mean, fit.em.params, fit.cov.matrix), rtol=1e-6)
     np.testing.assert_allclose(frame["mean_high"] - frame["mean"], norm.isf(0.05) * frame["mean_se"])
@@ -107,7 +107,7 @@ def test_three_experts_with_common_coefficients():
     sim = mm.simulate.memoe("three", n_subjects=150, n_visits=4, beta=apart, rng=9)
     fit = mm.fit("y ~ common(time) | gate: z1 | re: (1 | id)", sim.data, 3, rng=0)
     of = parts(fit, sim.data)
-    frame = fit.predict(sim.data)
+    frame = fit.predict(sim.data, interval="confidence")
     pi, error = of(fit.em.params)[1], delta_errors(lambda v: of(v)[1], fit.em.params, fit.cov.matrix)
     np.testing.assert_allclose(frame[[f"probability{k}" for k in (1, 2, 3)]], pi, rtol=1e-9)
     np.testing.assert_allclose(frame[[f"probability{k}_se" for k in (1, 2, 3)]], error, rtol=1e-5, atol=1e-9)
@@ -119,7 +119,7 @@ def test_three_experts_with_common_coefficients():
 
 def test_one_expert_is_certain():
     sim = mm.simulate.memoe("single", n_subjects=40, n_visits=4, rng=2)
-    frame = mm.fit("y ~ time | re: (1 | id)", sim.data, 1).predict(sim.data)
+    frame = mm.fit("y ~ time | re: (1 | id)", sim.data, 1).predict(sim.data, interval="confidence")
     assert (frame[["probability1", "probability1_low", "probability1_high"]] == 1).all(axis=None)
     assert (frame["probability1_se"] == 0).all()
     np.testing.assert_allclose(frame["mean"], frame["expert1"])
@@ -167,10 +167,10 @@ def test_conditional_fit_is_the_posterior_mean(fit, named, data):
     np.testing.assert_allclose(fit.fitted(), expected, rtol=1e-8)
     np.testing.assert_allclose(fit.predict(data, kind="subject")["mean"], expected, rtol=1e-8)
     np.testing.assert_allclose(fit.resid(), data["y"] - expected, atol=1e-7)
-    np.testing.assert_allclose(fit.resid("marginal"), data["y"] - fit.predict(data, kind="marginal")["mean"], atol=1e-9)
+    np.testing.assert_allclose(fit.resid("mean"), data["y"] - fit.predict(data, kind="mean")["mean"], atol=1e-9)
     assert fit.fitted().index.equals(data.index)
-    with pytest.raises(ArgumentError, match="kind must be one of 'conditional', 'marginal', got 'subject'"):
-        fit.fitted("subject")
+    with pytest.raises(ArgumentError, match="kind must be one of 'subject', 'mean', got 'marginal'"):
+        fit.fitted("marginal")
 
 
 def test_interval_of_a_subject_is_that_of_a_normal_mixture(fit, named, data):
@@ -230,9 +230,12 @@ def test_history_given_is_the_history_used(fit, data):
     """For a subject of the fit, her rows given as history say the same as the fit's own; fewer rows say less."""
     subject = data.groupby("id").size().idxmax()
     own = data[data["id"] == subject]
-    implicit, explicit = fit.predict(own, kind="subject"), fit.predict(own, kind="subject", history=own)
+    implicit, explicit = (
+        fit.predict(own, kind="subject", interval="confidence"),
+        fit.predict(own, kind="subject", history=own, interval="confidence"),
+    )
     np.testing.assert_allclose(implicit, explicit, rtol=1e-9)
-    less = fit.predict(own, kind="subject", history=own.iloc[:1])
+    less = fit.predict(own, kind="subject", history=own.iloc[:1], interval="confidence")
     assert (less["mean_se"] > implicit["mean_se"]).all()
 
 
@@ -241,7 +244,7 @@ def test_a_subject_without_history_is_predicted_from_the_gate(fit, strangers):
     gone = past["id"].iloc[0]
     frame = fit.predict(future, kind="subject", history=past[past["id"] != gone])
     mine = future["id"] == gone
-    marginal = fit.predict(future, kind="marginal")
+    marginal = fit.predict(future, kind="mean")
     np.testing.assert_allclose(frame["mean"][mine], marginal["mean"][mine], rtol=1e-10)
     assert not np.allclose(frame["mean"][~mine], marginal["mean"][~mine])
 
@@ -249,7 +252,7 @@ def test_a_subject_without_history_is_predicted_from_the_gate(fit, strangers):
 def test_more_history_sharpens_prediction(fit, strangers):
     past, future = strangers
     errors = [
-        fit.predict(future, kind="subject", history=past[past["time"] <= last])["mean_se"].mean()
+        fit.predict(future, kind="subject", history=past[past["time"] <= last], interval="confidence")["mean_se"].mean()
         for last in (0.0, 1.3, 3)
     ]
     assert errors[0] > errors[1] > errors[2]
@@ -257,21 +260,23 @@ def test_more_history_sharpens_prediction(fit, strangers):
 
 def test_without_the_subject_column_rows_are_strangers(fit, data):
     frame = fit.predict(data.drop(columns="id"), kind="subject")
-    np.testing.assert_allclose(frame["mean"], fit.predict(data, kind="marginal")["mean"], rtol=1e-10)
+    np.testing.assert_allclose(frame["mean"], fit.predict(data, kind="mean")["mean"], rtol=1e-10)
 
 
 def test_rows_as_units_have_no_history(data):
     fit = mm.fit("y ~ time | gate: z1", data, rng=0)
-    frame = fit.predict(data.iloc[:4])
+    frame = fit.predict(data.iloc[:4], interval="confidence")
     assert list(frame.columns[-4:]) == ["mean", "mean_se", "mean_low", "mean_high"]
     assert len(fit.fitted()) == len(data)
-    assert (fit.fitted() != fit.fitted("marginal")).any()  # the row's own response tells its expert
+    assert (fit.fitted() != fit.fitted("mean")).any()  # the row's own response tells its expert
 
 
 def test_history_of_rows_without_subjects_is_refused(data):
     fit = mm.fit("y ~ time | gate: z1", data, rng=0)
-    with pytest.raises(ArgumentError, match=r"has no subjects: rows have no history; add a column .* re: \(0 \| row\)"):
-        fit.predict(data, history=data)
+    with pytest.raises(
+        ArgumentError, match=r"has no subjects: nothing is known of a row but its own response, .* re: \(0 \| subject\)"
+    ):
+        fit.predict(data, history=data.head(3))
 
 
 def test_prediction_interval_covers(fit):
@@ -359,7 +364,7 @@ def test_simulated_responses_have_the_moments_of_the_model(fit, data):
     assert list(draws.columns[:2]) == ["draw1", "draw2"]
     assert draws.index.equals(data.index)
     mean, sd = draws.mean(axis=1), draws.std(axis=1)
-    off = (mean - fit.predict(data, kind="marginal")["mean"]) / (sd / np.sqrt(400))
+    off = (mean - fit.predict(data, kind="mean", interval="confidence")["mean"]) / (sd / np.sqrt(400))
     assert off.abs().max() < 5
     strangers = fit.predict(data.drop(columns="id"), kind="subject", interval="prediction")
     np.testing.assert_allclose(sd, strangers["mean_se"], rtol=0.25)
@@ -380,7 +385,7 @@ def test_trajectory_curves_are_predictions(fit, data):
     curves = fit.curves("trajectories", at={"x1": 0.5})
     assert [c.expert for c in curves] == [1, 2]
     grid = pd.DataFrame({"time": curves[0].x, "x1": 0.5, "z1": 0.0, "z2": 0.0})
-    frame = fit.predict(grid, kind="experts")
+    frame = fit.predict(grid, kind="experts", interval="confidence")
     for k, curve in enumerate(curves, start=1):
         np.testing.assert_allclose(curve.y, frame[f"expert{k}"])
         np.testing.assert_allclose(curve.upper, frame[f"expert{k}_high"])
@@ -390,7 +395,7 @@ def test_trajectory_curves_are_predictions(fit, data):
 def test_gate_curves_are_probabilities(fit):
     curves = fit.curves("gate", x="z1", at={"z2": 1.0})
     grid = pd.DataFrame({"z1": curves[0].x, "z2": 1.0, "time": 0.0, "x1": 0.0})
-    frame = fit.predict(grid, kind="probabilities")
+    frame = fit.predict(grid, kind="probabilities", interval="confidence")
     for k, curve in enumerate(curves, start=1):
         np.testing.assert_allclose(curve.y, frame[f"probability{k}"])
         np.testing.assert_allclose(curve.lower, frame[f"probability{k}_low"])
@@ -403,17 +408,19 @@ def test_numbers_that_are_categories_are_held_at_one_of_them(data):
     fit = mm.fit("y ~ C(stage) + time | gate: C(stage) | re: (1 | id)", stages, rng=0, cov_type="nonrobust")
     curves = fit.curves()
     assert curves[0].xlabel == "time"
-    frame = fit.predict(pd.DataFrame({"time": curves[0].x, "stage": stages["stage"].mode()[0]}), kind="experts")
+    frame = fit.predict(
+        pd.DataFrame({"time": curves[0].x, "stage": stages["stage"].mode()[0]}), kind="experts", interval="confidence"
+    )
     np.testing.assert_allclose(curves[0].y, frame["expert1"])
     assert curves[0].categories == ()
     gate = fit.curves("gate")
     assert gate[0].categories == ("1", "2", "3", "4")
-    frame = fit.predict(pd.DataFrame({"time": 0.0, "stage": [1, 2, 3, 4]}), kind="probabilities")
+    frame = fit.predict(pd.DataFrame({"time": 0.0, "stage": [1, 2, 3, 4]}), kind="probabilities", interval="confidence")
     for k, curve in enumerate(gate, start=1):
         np.testing.assert_allclose(curve.y, frame[f"probability{k}"])
         np.testing.assert_allclose(curve.upper, frame[f"probability{k}_high"])
     along = fit.curves(x="stage", at={"time": 2.0})
-    frame = fit.predict(pd.DataFrame({"time": 2.0, "stage": [1, 2, 3, 4]}), kind="experts")
+    frame = fit.predict(pd.DataFrame({"time": 2.0, "stage": [1, 2, 3, 4]}), kind="experts", interval="confidence")
     np.testing.assert_allclose(along[0].y, frame["expert1"])
     assert along[0].xlabel == "stage"
 

@@ -311,8 +311,8 @@ def test_levels_that_are_numbers_count_as_themselves(data):
     plain, uneven = (quiet("y ~ time | re: (1 | id)", d, 1, family="ordinal") for d in (data, half))
     assert uneven.llf == pytest.approx(plain.llf, abs=1e-9)
     assert "cut1(0.5|1)" in uneven.params
-    by_level = uneven.predict(kind="marginal", scale="categories")[["P(0)", "P(0.5)", "P(1)", "P(3)"]]
-    np.testing.assert_allclose(uneven.predict(kind="marginal")["mean"], by_level @ [0, 0.5, 1, 3], rtol=1e-10)
+    by_level = uneven.predict(kind="mean", scale="categories")[["P(0)", "P(0.5)", "P(1)", "P(3)"]]
+    np.testing.assert_allclose(uneven.predict(kind="mean")["mean"], by_level @ [0, 0.5, 1, 3], rtol=1e-10)
     np.testing.assert_allclose(uneven.fitted() + uneven.resid(), half["y"])
 
 
@@ -369,14 +369,18 @@ def test_missing_and_unseen_levels(data, fit):
 
 
 def test_categories_add_up_to_the_response(fit):
-    for kind, stem, mean in (("marginal", "", "mean"), ("subject", "", "mean"), ("experts", "expert2.", "expert2")):
-        frame = fit.predict(kind=kind, scale="categories")
+    for kind, stem, mean in (("mean", "", "mean"), ("subject", "", "mean"), ("experts", "expert2.", "expert2")):
+        frame = fit.predict(kind=kind, scale="categories", interval="confidence")
         by_level = frame[[f"{stem}P({name})" for name in NAMES]]
         np.testing.assert_allclose(by_level.sum(axis=1), 1.0, atol=1e-10)
-        np.testing.assert_allclose(by_level @ [1, 2, 3, 4], fit.predict(kind=kind)[mean], atol=1e-8)
+        np.testing.assert_allclose(
+            by_level @ [1, 2, 3, 4], fit.predict(kind=kind, interval="confidence")[mean], atol=1e-8
+        )
         for name in by_level:
             assert ((frame[f"{name}_low"] <= frame[name]) & (frame[name] <= frame[f"{name}_high"])).all()
-    assert list(fit.predict(kind="probabilities", scale="categories")) == list(fit.predict(kind="probabilities"))
+    assert list(fit.predict(kind="probabilities", scale="categories", interval="confidence")) == list(
+        fit.predict(kind="probabilities", interval="confidence")
+    )
 
 
 def test_categories_of_experts_are_averages_over_the_random_effects(fit, data):
@@ -385,9 +389,11 @@ def test_categories_of_experts_are_averages_over_the_random_effects(fit, data):
     cuts = fit.params.filter(like="cut2(").to_numpy()
     eta = row[["time", "x1"]].to_numpy()[0] @ fit.params[["expert2.time", "expert2.x1"]] + e.factor[0, k, 0, 0] * b
     below = np.array([0.0, *(expit(c - eta).mean() for c in cuts), 1.0])
-    found = fit.predict(row, kind="experts", scale="categories")[[f"expert2.P({name})" for name in NAMES]]
+    found = fit.predict(row, kind="experts", scale="categories", interval="confidence")[
+        [f"expert2.P({name})" for name in NAMES]
+    ]
     np.testing.assert_allclose(found.to_numpy()[0], np.diff(below), atol=3e-3)
-    link = fit.predict(row, kind="experts", scale="link")
+    link = fit.predict(row, kind="experts", scale="link", interval="confidence")
     np.testing.assert_allclose(link["expert2"], (eta - e.factor[0, k, 0, 0] * b)[0] - cuts[0], atol=1e-10)
     at = f"{row['time'].iloc[0]} * expert2.time + {row['x1'].iloc[0]} * expert2.x1 - cut2(none|quite mild)"
     np.testing.assert_allclose(fit.wald_test(f"{at} = 0").std_error[0], link["expert2_se"].iloc[0])
@@ -395,7 +401,7 @@ def test_categories_of_experts_are_averages_over_the_random_effects(fit, data):
 
 def test_limits_of_subjects_are_quantiles_over_experts_and_effects(fit, data, sharing):
     who = data["id"] == 7
-    past = fit.predict(data[who], kind="all", history=data[who])
+    past = fit.predict(data[who], kind="all", history=data[who], interval="confidence")
     rng, e = np.random.default_rng(3), fit.model.user(fit.em.params)
     effects = fit.random_effects.loc[7]
     member = rng.random(200_000) < past["probability2"].iloc[0]
@@ -406,15 +412,15 @@ def test_limits_of_subjects_are_quantiles_over_experts_and_effects(fit, data, sh
         b = rng.normal(effects[f"expert{k + 1}", "Intercept"], effects[f"expert{k + 1}", "Intercept_se"], member.size)
         draws.append(kernel.category_probabilities((X @ e.beta[0, k, 1:] + b)[None], cuts[k : k + 1])[:, 0])
     drawn = np.where(member, draws[1], draws[0])  # (C, B)
-    shown = fit.predict(data[who], kind="subject", scale="categories").iloc[2]
+    shown = fit.predict(data[who], kind="subject", scale="categories", interval="confidence").iloc[2]
     for j, name in enumerate(NAMES):
         limits = shown[[f"P({name})_low", f"P({name})_high"]]
         np.testing.assert_allclose(limits, np.quantile(drawn[j], [0.025, 0.975]), atol=4e-3)
         assert shown[f"P({name})_se"] == pytest.approx(drawn[j].std(), abs=2e-3)
-    mean = fit.predict(data[who], kind="subject").iloc[2]
+    mean = fit.predict(data[who], kind="subject", interval="confidence").iloc[2]
     score = np.arange(1, 5) @ drawn
     np.testing.assert_allclose(mean[["mean_low", "mean_high"]], np.quantile(score, [0.025, 0.975]), atol=0.01)
-    shared = sharing("time", "common").predict(kind="subject")
+    shared = sharing("time", "common").predict(kind="subject", interval="confidence")
     assert ((shared["mean_low"] < shared["mean"]) & (shared["mean"] < shared["mean_high"])).all()
 
 
@@ -434,9 +440,9 @@ def test_categories_are_for_ordinal_responses(data):
 def test_pearson_residuals_and_draws(fit, data):
     pearson = fit.resid("pearson")
     assert 0.7 < pearson.std() < 1.1
-    assert (np.sign(fit.resid("deviance")) == np.sign(fit.resid("conditional"))).all()
+    assert (np.sign(fit.resid("deviance")) == np.sign(fit.resid("subject"))).all()
     drawn = fit.simulate(rng=0, n=20)
-    expected = fit.predict(kind="marginal", scale="categories")[[f"P({name})" for name in NAMES]].mean()
+    expected = fit.predict(kind="mean", scale="categories")[[f"P({name})" for name in NAMES]].mean()
     found = [(drawn == j).to_numpy().mean() for j in (1, 2, 3, 4)]
     np.testing.assert_allclose(found, expected, atol=0.02)
 
@@ -507,7 +513,7 @@ def test_command_line(data, tmp_path, monkeypatch, capsys):
     fit = ["fit", "data.csv", "y ~ time | gate: z1 | re: (1 | id)", "--option", "family=ordinal", "--starts", "4"]
     assert main([*fit, "--rng", "0", "--save", "f.mixmoe", "--plot", "p.png", "--plot-kind", "categories"]) == 0
     assert "expert 2: cut(3|4)" in capsys.readouterr().out
-    assert main(["predict", "f.mixmoe", "data.csv", "--kind", "marginal", "--scale", "categories"]) == 0
+    assert main(["predict", "f.mixmoe", "data.csv", "--kind", "mean", "--scale", "categories"]) == 0
     assert capsys.readouterr().out.startswith("id,P(1),P(1)_se,P(1)_low,P(1)_high,P(2)")
     fit[2] = "pain ~ time | re: (1 | id)"
     assert main(fit) != 0

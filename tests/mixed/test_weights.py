@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import multivariate_normal, multivariate_t
+from scipy.stats import multivariate_normal, multivariate_t, norm
 
 import mixmoe as mm
 from mixmoe import MEMoE
@@ -219,14 +219,21 @@ def test_an_offset_comes_back_in_everything_that_is_a_response(shifted):
     data, fit, bare = shifted
     off = data["off"].to_numpy()
     np.testing.assert_allclose(fit.params, bare.params, rtol=1e-12)
-    for kind in ("conditional", "marginal"):
+    for kind in ("subject", "mean"):
         np.testing.assert_allclose(fit.fitted(kind) - off, bare.fitted(kind), atol=1e-9)
         np.testing.assert_allclose(fit.resid(kind), bare.resid(kind), atol=1e-9)
     for kind in ("quantile", "normalized"):
         np.testing.assert_allclose(fit.resid(kind), bare.resid(kind), atol=1e-8)
     np.testing.assert_allclose(fit.simulate(1).iloc[:, 0] - off, bare.simulate(1).iloc[:, 0], atol=1e-9)
     new, past = data.drop(columns="y").iloc[:9], data.iloc[9:]
-    for options in ({}, {"kind": "experts"}, {"kind": "subject", "history": past, "interval": "prediction"}):
+    asked = [
+        {"kind": kind, "interval": interval}
+        for kind in ("all", "mean", "subject", "experts")
+        for interval in (None, "confidence", "prediction")
+        if (kind, interval) != ("experts", "prediction")
+    ]
+    asked += [{**one, "history": past} for one in asked]
+    for options in asked:
         a, b = fit.predict(new, **options), bare.predict(new, **_without(options, bare))
         for name in a:
             moved = 0.0 if name.endswith("_se") or name.startswith("probability") else off[:9]
@@ -287,6 +294,24 @@ def test_predictions_given_a_history_are_the_dense_conditional_distribution(kind
         fit.predict(new.assign(w=0.0), kind="subject", history=past, interval="prediction")
 
 
+@pytest.mark.parametrize("kind", ["iid", "ar1", "sigma"])
+def test_limits_of_new_subjects_are_those_of_the_dense_marginal_distribution(kind):
+    data = panel(N=60)
+    fit = mm.fit(formula(kind, "y ~ t + x | re: (1 + t || id)"), data, 1, weights="w", offset="off", **KINDS[kind])
+    p = {**fit.params, "corr1(Intercept,t|id)": 0.0}
+    rows = data[data["id"] == data["id"].value_counts().idxmax()].sort_values("t").drop(columns="y")
+    mean = rows["off"] + np.column_stack([np.ones(len(rows)), rows["t"], rows["x"]]) @ fit.params.iloc[:3]
+    spread = np.sqrt(np.diag(covariance_of(kind, p, 1, rows)))
+    found = fit.predict(rows, kind="mean", interval="prediction")
+    np.testing.assert_allclose(found["mean"], mean, rtol=1e-7)
+    np.testing.assert_allclose(found["mean_se"], spread, rtol=1e-6)
+    np.testing.assert_allclose(found["mean_high"], mean + norm.ppf(0.975) * spread, rtol=1e-6)
+    bare = rows.drop(columns="w")
+    assert list(fit.predict(bare, kind="mean", interval="confidence")) == list(found)
+    with pytest.raises(DesignError, match=r"lack the column 'w' \(weights\), on which the variance"):
+        fit.predict(bare, kind="mean", interval="prediction")
+
+
 def test_quantile_residuals_are_the_whitened_residuals():
     data = panel(N=40)
     fit = mm.fit("y ~ t + x | re: (1 + t || id)", data, 1, weights="w", offset="off")
@@ -302,7 +327,7 @@ def test_quantile_residuals_are_the_whitened_residuals():
 def test_responses_are_drawn_with_their_weights():
     data = panel(N=60)
     fit = mm.fit("y ~ t + x | re: (0 | id)", data, 1, weights="w", offset="off")
-    away = fit.simulate(400, 1).sub(fit.fitted("marginal"), axis=0).to_numpy()
+    away = fit.simulate(400, 1).sub(fit.fitted("mean"), axis=0).to_numpy()
     scaled = away * np.sqrt(data["w"].to_numpy())[:, None] / fit.params["sigma1"]
     light = data["w"].to_numpy() < data["w"].median()
     for rows in (light, ~light):

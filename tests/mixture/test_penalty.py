@@ -262,7 +262,7 @@ def test_separation_names_covariate_and_cell_and_leaves_the_rest_alone(tmp_path)
         np.testing.assert_allclose(effects.loc[(contrast, 2), "estimate"], p[i] - p[0], atol=1e-6)
         np.testing.assert_allclose(effects.loc[(contrast, 2), "std_error"], right, rtol=1e-3)
     alone = np.sqrt(variance)
-    rows = fit.predict(pd.DataFrame({"cell": ["a", "b", "c"]}), kind="probabilities")
+    rows = fit.predict(pd.DataFrame({"cell": ["a", "b", "c"]}), kind="probabilities", interval="confidence")
     np.testing.assert_allclose(rows["probability2_se"], [alone[0], np.nan, alone[2]], rtol=1e-3)
     fit.save(tmp_path / "fit.mixmoe")
     for other in (mm.load(tmp_path / "fit.mixmoe"), fit.relabel([2, 1])):
@@ -307,7 +307,7 @@ def test_a_rare_expert_keeps_its_errors_beside_a_cell_without_it():
     counts = np.array([[1999, 1], [60, 0], [400, 600]])
     fit, message = separated(table_data(counts))
     assert "leaves no subjects to expert 2 where cell = b: " in message or "expert 1 where cell = b: " in message
-    rows = fit.predict(pd.DataFrame({"cell": ["a", "b", "c"]}), kind="probabilities")
+    rows = fit.predict(pd.DataFrame({"cell": ["a", "b", "c"]}), kind="probabilities", interval="confidence")
     rare, often = np.sqrt(1 / 2000 * (1 - 1 / 2000) / 2000), np.sqrt(0.6 * 0.4 / 1000)
     right = [rare * leave_one_out(2000), np.nan, often * leave_one_out(1000)]
     np.testing.assert_allclose(rows["probability1_se"], right, rtol=1e-3)

@@ -58,9 +58,12 @@ def test_no_tensor_is_made_on_the_default_device(case):
     with warnings.catch_warnings(), Watch() as seen:
         warnings.simplefilter("ignore", mm.errors.MixmoeWarning)
         fit = mm.fit(formula, data, **{"hidden": (2,), "epochs": 6, "baselines": False, "rng": 0, **options})
-        fit.predict(data)
-        fit.predict(data.assign(id=data["id"] + 100))
-        fit.adapt(data[data["id"] < 2]).predict(data[data["id"] < 3])
+        scale = "response" if fit.model.family in ("gaussian", "binary") else "categories"
+        interval = None if fit.model.family == "crf" else "confidence"
+        for kind in ("mean", "subject"):
+            fit.predict(data, kind, scale=scale, interval=interval)
+            fit.predict(data.assign(id=data["id"] + 100), kind, scale=scale, interval=interval)
+            fit.adapt(data[data["id"] < 2]).predict(data[data["id"] < 3], kind, scale=scale, interval=interval)
         fit.summary()
         _ = fit.random_effects_se
         if fit.model.family == "crf":

@@ -124,32 +124,34 @@ def test_every_choice_of_layers_and_covariance_runs(curved, layers, cov):
 
 def test_deep_effects_beat_the_generic_network(curved, deep):
     generic = quiet("y ~ x1 + x2 | re: (0 | id)", curved, hidden=(6, 3), epochs=400)
-    errors = [((f.predict(curved)["mean"] - curved.y) ** 2).mean() for f in (deep, generic)]
+    errors = [((f.predict(curved, "subject")["mean"] - curved.y) ** 2).mean() for f in (deep, generic)]
     assert errors[0] < 0.4 * errors[1]
     assert np.sqrt(errors[0]) < 0.3
 
 
 def test_predictions_keep_the_order_of_the_rows(curved, deep):
-    frame = deep.predict(curved)
+    frame = deep.predict(curved, "subject", interval="prediction")
     assert frame.index.equals(curved.index)
-    assert list(frame.columns) == ["mean", "lower", "upper", "known"]
+    assert list(frame.columns) == ["mean", "mean_se", "mean_low", "mean_high"]
     shuffled = curved.sample(frac=1.0, random_state=3)
-    pd.testing.assert_frame_equal(deep.predict(shuffled).loc[curved.index], frame, rtol=1e-9)
+    pd.testing.assert_frame_equal(
+        deep.predict(shuffled, "subject", interval="prediction").loc[curved.index], frame, rtol=1e-9
+    )
     np.testing.assert_allclose(deep.fittedvalues, frame["mean"], rtol=1e-9)
-    inside = ((curved.y > frame.lower) & (curved.y < frame.upper)).mean()
+    inside = ((curved.y > frame["mean_low"]) & (curved.y < frame["mean_high"])).mean()
     assert 0.9 < inside <= 1.0
 
 
 def test_unknown_persons_have_wider_intervals_and_adapting_narrows_them(curved, deep):
     new = curved[curved.id == "p03"].assign(id="new")
-    unknown = deep.predict(new)
-    assert not unknown["known"].any()
-    known = deep.adapt(new).predict(new)
-    assert known["known"].all()
-    assert ((unknown.upper - unknown.lower) > (known.upper - known.lower)).mean() > 0.9
-    own = deep.predict(curved[curved.id == "p03"])
+    unknown = deep.predict(new, "subject", interval="prediction")
+    known = deep.adapt(new).predict(new, "subject", interval="prediction")
+    pd.testing.assert_frame_equal(deep.predict(new, "subject", interval="prediction", history=new), known)
+    widths = [frame["mean_high"] - frame["mean_low"] for frame in (unknown, known)]
+    assert (widths[0] > widths[1]).mean() > 0.9
+    own = deep.predict(curved[curved.id == "p03"], "subject", interval="prediction")
     np.testing.assert_allclose(known["mean"], own["mean"], atol=0.02)
-    np.testing.assert_allclose(deep.predict(new.assign(id="new"))["mean"], unknown["mean"])
+    np.testing.assert_allclose(deep.predict(new)["mean"], unknown["mean"])
 
 
 def test_adapting_a_known_person_of_a_linear_network_gives_her_effects(orthodont):
@@ -185,12 +187,13 @@ def test_categories(curved, levels):
     data = curved.assign(y=response)
     fit = quiet("y ~ x1 + x2 | re: (bias | id)", data, hidden=(4,))
     assert fit.model.family == {2: "binary", 3: "multiclass"}[levels]
-    frame = fit.predict(data)
-    probabilities = frame[list("uvw")[:levels]]
+    names = [f"P({level})" for level in "uvw"[:levels]]
+    probabilities = fit.predict(data, "subject", scale="categories")
+    assert list(probabilities) == names
     np.testing.assert_allclose(probabilities.sum(axis=1), 1.0)
-    assert (probabilities.idxmax(axis=1) == response.astype(str)).mean() > 0.6
-    unknown = fit.predict(data.assign(id="new"))
-    np.testing.assert_allclose(unknown[list("uvw")[:levels]].sum(axis=1), 1.0)
+    assert (probabilities.idxmax(axis=1) == "P(" + response.astype(str) + ")").mean() > 0.6
+    unknown = fit.predict(data.assign(id="new"), "subject", scale="categories")
+    np.testing.assert_allclose(unknown.sum(axis=1), 1.0)
 
 
 def test_zero_and_one_are_binary(curved):
@@ -212,7 +215,8 @@ def test_a_chain_gives_probabilities_states_and_transitions(sequences, chain):
     adapted = chain.adapt(sequences[sequences.id < 3])
     np.testing.assert_allclose(adapted.effects(), chain.random_effects.iloc[:3], atol=1e-4)
     assert adapted.decode(sequences[sequences.id < 3]).index.equals(sequences.index[sequences.id < 3])
-    assert not chain.predict(sequences.assign(id=sequences.id + 100))["known"].any()
+    strangers = chain.predict(sequences.assign(id=sequences.id + 100), "subject", scale="categories")
+    np.testing.assert_allclose(strangers, chain.predict(sequences, "mean", scale="categories"))
 
 
 @pytest.mark.parametrize("which", ["deep", "chain"])
@@ -221,7 +225,10 @@ def test_saved_fits_come_back(which, request, tmp_path):
     fit.save(tmp_path / "fit.zip")
     again = mm.load(tmp_path / "fit.zip")
     data = fit.model.frame
-    pd.testing.assert_frame_equal(again.predict(data), fit.predict(data))
+    scale = {"deep": "response", "chain": "categories"}[which]
+    pd.testing.assert_frame_equal(
+        again.predict(data, "subject", scale=scale), fit.predict(data, "subject", scale=scale)
+    )
     pd.testing.assert_series_equal(again.params, fit.params)
     assert str(again.summary()) == str(fit.summary())
 

@@ -180,23 +180,23 @@ def test_the_likelihood_is_of_all_rows(linear):
 
 def test_limits_of_unknown_persons_are_those_of_a_normal_distribution(linear):
     new = pd.DataFrame({"x": [0.0, 1.5], "w": [0.0, -1.0], "id": "new"})
-    frame = linear.predict(new)
-    pd.testing.assert_frame_equal(frame, linear.predict(new, rng=5))
-    np.testing.assert_allclose(frame["upper"] - frame["mean"], frame["mean"] - frame["lower"], rtol=1e-9)
+    frame = linear.predict(new, interval="prediction")
+    pd.testing.assert_frame_equal(frame, linear.predict(new, interval="prediction", rng=5))
+    np.testing.assert_allclose(frame["mean_high"] - frame["mean"], frame["mean"] - frame["mean_low"], rtol=1e-9)
     fit, scaling = linear.trained, linear.model.scaling
     z = np.column_stack([(new[["x", "w"]].to_numpy() - scaling.mean) / scaling.sd, np.ones(2)])
     between = np.einsum("ij,jk,ik->i", z, fit.covariance, z) * (25 + 1) / (25 - 3)
     half = norm.ppf(0.975) * scaling.y_sd * np.sqrt(between + fit.sigma2)
-    np.testing.assert_allclose(frame["upper"] - frame["mean"], half, rtol=0.02)  # the rest: population parameters
+    np.testing.assert_allclose(frame["mean_high"] - frame["mean"], half, rtol=0.02)  # the rest: population parameters
 
 
 def test_a_diagonal_covariance_has_limits_of_about_the_same_width(linear):
     new = DATA.assign(id="new")
     diagonal = quiet(LAST, DATA, hidden=(), cov="diagonal")
-    widths = [(f["upper"] - f["lower"]).mean() for f in (diagonal.predict(new), linear.predict(new))]
+    frames = [fit.predict(new, interval="prediction") for fit in (diagonal, linear)]
+    widths = [(frame["mean_high"] - frame["mean_low"]).mean() for frame in frames]
     assert widths[0] == pytest.approx(widths[1], rel=0.1)
-    inside = diagonal.predict(new)
-    assert ((DATA["y"] > inside["lower"]) & (DATA["y"] < inside["upper"])).mean() == pytest.approx(0.95, abs=0.04)
+    assert DATA["y"].between(frames[0]["mean_low"], frames[0]["mean_high"]).mean() == pytest.approx(0.95, abs=0.04)
 
 
 def test_quantiles_of_mixtures():
@@ -211,11 +211,10 @@ def test_quantiles_of_mixtures():
 @pytest.mark.filterwarnings("ignore:1 of 4 rows were left out")
 def test_rows_with_missing_values_come_back_missing(linear, chain):
     new = pd.DataFrame({"x": [0.0, np.nan, 1.0, 2.0], "w": 0.0, "id": [0, 1, 1, 99]}, index=list("abcd"))
-    frame = linear.predict(new)
+    frame = linear.predict(new, "subject", interval="prediction")
     assert list(frame.index) == list("abcd")
     assert frame.isna().any(axis=1).tolist() == [False, True, False, False]
-    assert frame["known"].tolist() == [True, True, True, False]
-    full = linear.predict(new.dropna())
+    full = linear.predict(new.dropna(), "subject")
     np.testing.assert_allclose(frame["mean"].dropna(), full["mean"])
     states = CHAINS.iloc[:4].assign(x=[0.0, np.nan, 1.0, 2.0])
     assert chain.decode(states).isna().tolist() == [False, True, False, False]
@@ -248,7 +247,7 @@ def test_ordered_categories_and_dates_order_rows():
 
 def test_residuals_are_those_of_the_mixed_model(linear, mixed):
     assert linear.fittedvalues.index.equals(DATA.index)
-    for kind in ("conditional", "marginal"):
+    for kind in ("subject", "mean"):
         np.testing.assert_allclose(linear.fitted(kind), mixed.fitted(kind), atol=1e-5)
         np.testing.assert_allclose(linear.resid(kind), mixed.resid(kind), atol=1e-5)
     for given in ("history", "covariates"):
@@ -272,7 +271,7 @@ def test_residuals_of_a_binary_response(binary):
     between = [np.sqrt(14) * r.groupby(DATA["id"]).mean().std() for r in (history, alone)]
     assert between[0] == pytest.approx(1.0, abs=0.3)
     assert between[1] > 1.6  # those of a person are correlated
-    np.testing.assert_allclose(binary.resid("conditional"), DATA["bin"] - binary.fitted(), atol=1e-12)
+    np.testing.assert_allclose(binary.resid("subject"), DATA["bin"] - binary.fitted(), atol=1e-12)
 
 
 def test_the_first_row_of_a_person_has_no_history(binary):
@@ -290,14 +289,14 @@ def test_more_than_two_categories_have_no_residuals(chain):
         chain.resid()
     with pytest.raises(ArgumentError, match="NME has no figure 'qq' for this response"):
         chain.plot("qq")
-    assert list(chain.fitted().columns) == list("ABC")
+    assert list(chain.fitted().columns) == ["P(A)", "P(B)", "P(C)"]
 
 
 def test_draws_have_the_moments_of_the_model(linear):
     draws = linear.simulate(rng=0, n=400)
     assert draws.index.equals(DATA.index)
-    assert draws.to_numpy().mean() == pytest.approx(linear.fitted("marginal").mean(), abs=0.05)
-    half = (linear.predict(DATA.assign(id="new"))["upper"] - linear.fitted("marginal")) / norm.ppf(0.975)
+    assert draws.to_numpy().mean() == pytest.approx(linear.fitted("mean").mean(), abs=0.05)
+    half = (linear.predict(interval="prediction")["mean_high"] - linear.fitted("mean")) / norm.ppf(0.975)
     np.testing.assert_allclose(draws.std(axis=1), half, rtol=0.25)
     means = draws.groupby(DATA["id"]).mean()
     between = means.sub(means.mean()).to_numpy().std()
@@ -307,10 +306,10 @@ def test_draws_have_the_moments_of_the_model(linear):
 def test_draws_of_categories(binary, chain):
     draws = binary.simulate(rng=0, n=50)
     assert set(np.unique(draws)) == {0, 1}
-    assert draws.to_numpy().mean() == pytest.approx(binary.fitted("marginal").mean(), abs=0.03)
+    assert draws.to_numpy().mean() == pytest.approx(binary.fitted("mean").mean(), abs=0.03)
     states = chain.simulate(rng=0, n=100)
     shares = states.stack().value_counts(normalize=True).loc[list("ABC")]
-    np.testing.assert_allclose(shares, chain.fitted("marginal").mean(), atol=0.03)
+    np.testing.assert_allclose(shares, chain.fitted("mean").mean(), atol=0.03)
 
 
 def test_drawn_sequences_have_their_probabilities():

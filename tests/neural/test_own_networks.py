@@ -134,7 +134,7 @@ def test_rows_are_tried_at_values_that_the_data_have():
     frame = data()
     frame["x1"] = np.tile([-1.0, 0.0, 1.0], 19)[: len(frame)]  # standardised nearly the same
     fit = quiet("y ~ x1 + x2 | re: (last | id)", frame, network=Embedding())
-    assert np.isfinite(fit.predict(frame)["mean"]).all()
+    assert np.isfinite(fit.predict(frame, "subject")["mean"]).all()
 
 
 @pytest.mark.parametrize("words", [["transitions"], ["last", "transitions"], ["bias"]])
@@ -155,7 +155,7 @@ def test_a_chain_with_a_network_of_ones_own(words):
     own = quiet(f"y ~ x1 + x2 | re: ({words} | id) | seq: day", frame, network=nn.Linear(2, 3), family="crf")
     assert np.isfinite(own.llf)
     np.testing.assert_allclose(own.transitions.matrix().sum(axis=1), 1.0)
-    np.testing.assert_allclose(own.predict(frame)[["p", "q", "r"]].sum(axis=1), 1.0)
+    np.testing.assert_allclose(own.predict(frame, "subject", scale="categories").sum(axis=1), 1.0)
     assert set(own.decode()) <= set("pqr")
 
 
@@ -224,7 +224,9 @@ def check_round_trip(fit, frame, path, **given):
     again = mm.load(path, **given)
     stranger = frame.assign(id=100)[frame["id"] == 0]
     for rows in (frame, stranger):
-        pd.testing.assert_frame_equal(again.predict(rows), fit.predict(rows), rtol=1e-12)
+        scale = "response" if fit.model.family in ("gaussian", "binary") else "categories"
+        ours, theirs = (one.predict(rows, "subject", scale=scale) for one in (again, fit))
+        pd.testing.assert_frame_equal(ours, theirs, rtol=1e-12)
     pd.testing.assert_series_equal(again.params, fit.params)
     pd.testing.assert_frame_equal(again.random_effects, fit.random_effects)
     assert str(again.summary()) == str(fit.summary())

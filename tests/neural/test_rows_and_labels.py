@@ -79,7 +79,7 @@ def test_numbers_as_states_may_be_missing(cast):
 def test_rows_without_a_label_are_predicted_decoded_adapted_saved_and_held_out(tmp_path):
     frame = DATA.assign(s=DATA.s.where(~GAPS))
     fit = quiet(CHAIN.format("transitions"), frame, baselines=True, validation=0.2, epochs=25)
-    assert fit.predict(frame).notna().all(axis=None)
+    assert fit.predict(frame, "subject", scale="categories").notna().all(axis=None)
     assert fit.decode(frame).notna().all()
     assert np.isfinite(fit.transitions.scores_se).all()
     assert np.isfinite(fit.comparison.errors).all()
@@ -116,42 +116,44 @@ def test_ids_that_became_text_are_not_new_persons(write):
     new = NUMBERS.assign(id=NUMBERS.id.map(write))
     message = r"'id' is .* \(str\) in the new data and 1 \(int\) in the fit, which are not the same label"
     with pytest.raises(DesignError, match=message):
-        fit.predict(new)
+        fit.predict(new, "subject")
     adapted = fit.adapt(new)
     with pytest.raises(DesignError, match=r"\(int\) in the new data"):
-        adapted.predict(NUMBERS)
+        adapted.predict(NUMBERS, "subject")
 
 
 def test_text_ids_that_became_numbers_and_dates_that_became_text():
     text = quiet("y ~ x | re: (bias | id)", NUMBERS.assign(id=NUMBERS.id.astype(str)))
     with pytest.raises(DesignError, match="which are not the same label"):
-        text.predict(NUMBERS)
+        text.predict(NUMBERS, "subject")
     days = pd.to_datetime("2020-01-01") + pd.to_timedelta(NUMBERS.id, unit="D")
     dated = quiet("y ~ x | re: (bias | id)", NUMBERS.assign(id=days))
     with pytest.raises(DesignError, match="which are not the same label"):
-        dated.predict(NUMBERS.assign(id=days.dt.strftime("%Y-%m-%d")))
+        dated.predict(NUMBERS.assign(id=days.dt.strftime("%Y-%m-%d")), "subject")
 
 
 @pytest.mark.parametrize("cast", ["int8", "float64", "Int64", "category", object])
 def test_ids_of_another_number_type_are_the_same_persons(cast):
     fit = quiet("y ~ x | re: (last | id)", NUMBERS)
-    found = fit.predict(NUMBERS.assign(id=NUMBERS.id.astype(cast)))
-    pd.testing.assert_frame_equal(found, fit.predict(NUMBERS))
-    assert found["known"].all()
+    found = fit.predict(NUMBERS.assign(id=NUMBERS.id.astype(cast)), "subject")
+    pd.testing.assert_frame_equal(found, fit.predict(NUMBERS, "subject"))
+    np.testing.assert_allclose(found["mean"], fit.fitted())
 
 
 def test_new_labels_are_persons_never_seen():
     fit = quiet("y ~ x | re: (last | id)", NUMBERS)
     for label in (100, "new", "7"):
-        assert not fit.predict(NUMBERS.assign(id=label))["known"].any()
+        strangers = fit.predict(NUMBERS.assign(id=label), "subject")
+        np.testing.assert_allclose(strangers["mean"], fit.fitted("mean"))
 
 
 def test_a_missing_column_of_persons_is_told():
-    bare = NUMBERS.drop(columns="id")
+    bare, fit = NUMBERS.drop(columns="id"), quiet("y ~ x | re: (last | id)", NUMBERS)
     with pytest.raises(DesignError, match="the column 'id' of the persons is missing"):
-        quiet("y ~ x | re: (last | id)", NUMBERS).predict(bare)
+        fit.predict(bare, "subject")
+    np.testing.assert_allclose(fit.predict(bare, "mean"), fit.predict(NUMBERS, "mean"))  # it needs to know nobody
     chain = quiet(CHAIN.format("0"), DATA)
-    for method in (chain.predict, chain.decode, chain.marginals):
+    for method in (chain.decode, chain.marginals, lambda data: chain.predict(data, scale="categories")):
         with pytest.raises(DesignError, match="the column 'id' of the persons is missing"):
             method(DATA.drop(columns="id"))
     generic = quiet("y ~ x | re: (0 | id)", NUMBERS)

@@ -79,7 +79,7 @@ def test_held_out_error_and_its_standard_error_by_hand():
     found = model.validate(holdout=1 / 3, rng=0)
     last = even.groupby("id").cumcount() >= 4
     fit = mm.fit("y ~ x1 + x2 | re: (last | id)", even[~last], hidden=(), rng=0, baselines=False)
-    squares = (even["y"][last] - fit.predict(even[last], interval=False)["mean"]) ** 2
+    squares = (even["y"][last] - fit.predict(even[last], "subject")["mean"]) ** 2
     assert found.error == pytest.approx(squares.mean(), rel=1e-4)
     by_person = squares.groupby(even["id"][last]).mean()
     assert found.se == pytest.approx(by_person.std(ddof=1) / np.sqrt(len(by_person)), rel=1e-3)

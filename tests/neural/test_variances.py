@@ -79,7 +79,7 @@ def test_a_variance_per_parameter_is_the_double_bar_of_a_mixed_model():
         assert set(theirs) == set(mixed.params.index)
         np.testing.assert_allclose(fit.params, mixed.params[theirs], rtol=1e-3)
         np.testing.assert_allclose(fit.bse[shared[3:]], mixed.with_cov("nonrobust").bse[theirs[3:]], rtol=2e-2)
-    predicted = fit.predict(DATA)["mean"]
+    predicted = fit.predict(DATA, "subject")["mean"]
     np.testing.assert_allclose(
         predicted, mixed.predict(DATA, kind="subject", history=DATA)["mean"], rtol=1e-2, atol=1e-2
     )
@@ -176,7 +176,7 @@ def test_binary_responses_have_the_estimates_of_quadrature(words, terms, data):
     np.testing.assert_allclose(fit.params, peer.params[of_one_expert(fit.params.index)], atol=2e-3)
     np.testing.assert_allclose(fit.bse, peer.with_cov("nonrobust").bse[of_one_expert(fit.params.index)], rtol=0.03)
     np.testing.assert_allclose(fit.fitted(), peer.fitted(), atol=5e-3)
-    np.testing.assert_allclose(fit.predict(data)["1"], fit.fitted())
+    np.testing.assert_allclose(fit.predict(data, "subject")["mean"], fit.fitted())
 
 
 def test_three_levels_have_the_likelihood_of_brute_force():

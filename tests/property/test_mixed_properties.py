@@ -204,11 +204,11 @@ def with_groups():
 def test_predicting_the_training_data_gives_the_fit(terms, seed):
     data = with_groups()
     fit = fitted(data, f"y ~ {' + '.join(terms)} | gate: scale(z1) + C(g) | re: (1 | id)", starts=3)
-    fitted_values = fit.fitted("marginal")
-    np.testing.assert_allclose(fit.predict(data, kind="marginal")["mean"], fitted_values, rtol=1e-9)
+    fitted_values = fit.fitted("mean")
+    np.testing.assert_allclose(fit.predict(data, kind="mean")["mean"], fitted_values, rtol=1e-9)
     np.testing.assert_allclose(fit.predict(data, kind="subject")["mean"], fit.fitted(), rtol=1e-9)
     some = data.sample(n=7, random_state=seed % 2**32)  # transforms remember the whole data, not these rows
-    np.testing.assert_allclose(fit.predict(some, kind="marginal")["mean"], fitted_values[some.index], rtol=1e-9)
+    np.testing.assert_allclose(fit.predict(some, kind="mean")["mean"], fitted_values[some.index], rtol=1e-9)
 
 
 @pytest.mark.parametrize("engine", ["formulaic", "patsy"])
@@ -216,9 +216,7 @@ def test_both_formula_engines_replay(engine):
     data = with_groups()
     fit = fitted(data, "y ~ bs(time, df=4) + C(g) | gate: z1 | re: (1 | id)", starts=3, formula_engine=engine)
     some = data.iloc[5:9]
-    np.testing.assert_allclose(
-        fit.predict(some, kind="marginal")["mean"], fit.fitted("marginal")[some.index], rtol=1e-9
-    )
+    np.testing.assert_allclose(fit.predict(some, kind="mean")["mean"], fit.fitted("mean")[some.index], rtol=1e-9)
 
 
 @FEW

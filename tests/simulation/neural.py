@@ -67,7 +67,7 @@ def fitted(layers, data, seed, **options):
 
 def squared_error(fit, data):
     """Mean squared error of predictions without limits."""
-    return float(((fit.predict(data, interval=False)["mean"] - data["y"]) ** 2).mean())
+    return float(((fit.predict(data, "subject")["mean"] - data["y"]) ** 2).mean())
 
 
 def errors(seeds, models):
@@ -97,13 +97,13 @@ def persons(seeds):
             fit = fitted(layers, world.rows(world.persons(100), world.lengths(100)), seed)
             effects = world.persons(60)
             few, many, test = (world.rows(effects, n, 1000) for n in (10, 40, 40))
-            limits = fit.predict(test, alpha=0.1)
-            cover = ((test.y > limits.lower) & (test.y < limits.upper)).mean()
+            limits = fit.predict(test, "subject", interval="prediction", alpha=0.1)
+            cover = ((test.y > limits.mean_low) & (test.y < limits.mean_high)).mean()
             ten = fit.adapt(few)
-            own = ten.predict(test, alpha=0.1)
-            inside = ((test.y > own.lower) & (test.y < own.upper)).mean()
+            own = ten.predict(test, "subject", interval="prediction", alpha=0.1)
+            inside = ((test.y > own.mean_low) & (test.y < own.mean_high)).mean()
             unknown, adapted, known = (
-                ((f.predict(test, interval=False)["mean"] - test["y"]) ** 2).mean() for f in (fit, ten, fit.adapt(many))
+                ((f.predict(test, "subject")["mean"] - test["y"]) ** 2).mean() for f in (fit, ten, fit.adapt(many))
             )
             found.append((cover, inside, unknown, adapted, known, (unknown - adapted) / (unknown - known)))
             print(f"  {design} {layers} seed {seed}: " + " ".join(f"{v:.3f}" for v in found[-1]), flush=True)

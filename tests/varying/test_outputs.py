@@ -116,7 +116,7 @@ def test_a_saved_fit_can_be_cross_validated(data, tmp_path):
 # ---- predictions ----
 
 
-@pytest.mark.parametrize("kind", ["mean", "experts", "probabilities", "posterior", "interval"])
+@pytest.mark.parametrize("kind", ["all", "mean", "experts", "probabilities", "subject"])
 @pytest.mark.parametrize("column", ["z1", "u"])
 def test_rows_that_are_all_incomplete_are_predicted_as_missing(data, fit, kind, column):
     new = data.head(2).assign(**{column: np.nan})

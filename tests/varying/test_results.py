@@ -112,20 +112,25 @@ def test_bootstrap_bands_agree_with_the_sandwich_in_size(sim):
 
 def test_predictions_do_not_peek_at_the_response(sim, fit):
     changed = sim.data.assign(y=-100.0)
-    for kind in ("mean", "experts", "probabilities", "interval"):
+    for kind in ("all", "mean", "experts", "probabilities"):
         pd.testing.assert_frame_equal(fit.predict(changed, kind), fit.predict(kind=kind))
         pd.testing.assert_frame_equal(fit.predict(sim.data.drop(columns="y"), kind), fit.predict(kind=kind))
-    assert not fit.predict(changed, "posterior").equals(fit.predict(kind="posterior"))
+    pd.testing.assert_frame_equal(
+        fit.predict(changed, "mean", interval="prediction"), fit.predict(kind="mean", interval="prediction")
+    )
+    own = fit.predict(kind="probabilities", history=sim.data)
+    assert not fit.predict(kind="probabilities", history=changed).equals(own)
     pd.testing.assert_series_equal(fit.fitted(), fit.predict()["mean"].rename("fitted"))
 
 
 def test_posterior_of_the_training_data_are_the_responsibilities(fit):
-    np.testing.assert_allclose(fit.predict(kind="posterior"), fit.responsibilities, atol=1e-6)
+    own = fit.predict(kind="probabilities", history=fit.model.design.frame)
+    np.testing.assert_allclose(own, fit.responsibilities, atol=1e-6)
 
 
 def test_prediction_intervals_hold_about_the_nominal_share(sim, fit):
-    limits = fit.predict(kind="interval", alpha=0.1)
-    held = sim.data["y"].between(limits["low"], limits["high"]).mean()
+    limits = fit.predict(kind="mean", interval="prediction", alpha=0.1)
+    held = sim.data["y"].between(limits["mean_low"], limits["mean_high"]).mean()
     assert 0.85 < held < 0.96
 
 
@@ -146,7 +151,7 @@ def test_row_order_changes_nothing(sim, fit):
 def test_relabel_permutes_and_keeps_everything_else(fit):
     other = fit.relabel([2, 1])
     assert other.llf == fit.llf
-    np.testing.assert_allclose(other.predict(), fit.predict(), atol=1e-10)
+    np.testing.assert_allclose(other.predict(kind="mean"), fit.predict(kind="mean"), atol=1e-10)
     np.testing.assert_allclose(other.responsibilities["expert1"], fit.responsibilities["expert2"])
     np.testing.assert_allclose(
         other.bands(rng=0).query("coefficient == 'expert1.z1'")["std_error"],
@@ -225,8 +230,8 @@ def test_other_families(family):
     fit = VCMoE(FORMULA, sim.data, family=family, bandwidth=0.4, **options).fit(rng=0, starts=3)
     assert fit.converged
     assert fit.bands(rng=0)["std_error"].notna().mean() > 0.8
-    limits = fit.predict(kind="interval")
-    assert sim.data["y"].between(limits["low"], limits["high"]).mean() > 0.9
+    limits = fit.predict(kind="mean", interval="prediction")
+    assert sim.data["y"].between(limits["mean_low"], limits["mean_high"]).mean() > 0.9
     assert "family" in str(fit.summary()).lower()
 
 

@@ -20,13 +20,15 @@ from mixmoe.mixed.prediction.response_scale import (
     Shown,
     averaged,
     bisected,
+    estimated,
     given_past,
     mean_intervals,
     predictors,
 )
-from mixmoe.mixed.prediction.trajectories import Estimate, Interval, expert_intervals, gate_intervals, interval_columns
+from mixmoe.mixed.prediction.trajectories import Estimate, expert_intervals, gate_intervals
 from mixmoe.mixed.thresholds import OrdinalResponse, cuts_of
 from mixmoe.mixture.gate import gate_log_probabilities
+from mixmoe.output.predictions import Interval, Wanted, named_columns
 from mixmoe.output.records import Curve, Marks, Observed
 from mixmoe.responses.cumulative_logit import at_most, with_ends
 
@@ -210,14 +212,14 @@ def expert_categories(e: LinkEstimate, at: Covariates) -> Array:
     return by_category.transpose(2, 1, 0).reshape(len(at.X), -1)
 
 
-def marginal_categories(e: LinkEstimate, at: Covariates) -> Array:
+def population_categories(e: LinkEstimate, at: Covariates) -> Array:
     """Probabilities of the categories in the population, shape (n, C)."""
     experts = np.exp(gate_log_probabilities(at.W, e.params.gamma))[0]
     return np.asarray((averaged(_of_categories(e), predictors(e, at)) * experts).sum(axis=1).T)
 
 
-def subject_category_intervals(e: LinkEstimate, at: Covariates, seen: Seen, alpha: float) -> Interval:
-    """Probabilities of the categories for subjects given their past, each shape (n, C), with equal-tailed limits.
+def subject_categories(e: LinkEstimate, at: Covariates, seen: Seen, wanted: Wanted) -> Interval | Array:
+    """Probabilities of the categories for subjects given their past, shape (n, C), with equal-tailed limits if wanted.
 
     Parameters
     ----------
@@ -225,23 +227,25 @@ def subject_category_intervals(e: LinkEstimate, at: Covariates, seen: Seen, alph
     at : Covariates
     seen : Seen
         With the same rows.
-    alpha : float
+    wanted : Wanted
 
     Returns
     -------
-    Interval
+    Interval or ndarray
         Limits carry the uncertainty of membership and random effects. A category has at most a given probability at
         predictors outside an interval that is known in closed form.
     """
     where, weights, probabilities = given_past(e, at, seen), seen.probabilities.T, _of_categories(e)
     mean = (weights * where.averaged(probabilities)).sum(axis=1)
+    if not wanted.limits:
+        return np.asarray(mean.T)
     away = where.averaged(lambda eta: (probabilities(eta) - mean[:, None]) ** 2)
     mean, spread = mean.T, np.sqrt((weights * away).sum(axis=1)).T
     table = where.table()
     ends = with_ends(cuts_of(e.extra))
     lower, upper = np.empty_like(mean), np.empty_like(mean)
     for j in range(mean.shape[1]):
-        for limit, level in ((lower, alpha / 2), (upper, 1 - alpha / 2)):
+        for limit, level in ((lower, wanted.alpha / 2), (upper, 1 - wanted.alpha / 2)):
             limit[:, j] = _quantile(ends[:, j : j + 2], table, weights, level)
     return Interval(mean, spread, lower, upper)
 
@@ -266,17 +270,17 @@ def category_curves(values: Interval, grid: Grid, labels: tuple[str, ...]) -> tu
     )
 
 
-def _experts(e: LinkEstimate, at: Covariates, alpha: float) -> dict[str, Array]:
+def _experts(e: LinkEstimate, at: Covariates, wanted: Wanted) -> dict[str, Array]:
     names = [f"expert{k + 1}.{name}" for k in range(len(e.extra)) for name in _names(e)]
-    return interval_columns(names, category_intervals(e, at, alpha))
+    return named_columns(names, estimated(expert_categories, e, at, wanted, _limits))
 
 
-def _population(e: LinkEstimate, at: Covariates, alpha: float) -> dict[str, Array]:
-    return interval_columns(_names(e), mean_intervals(marginal_categories, e, at, alpha, _limits))
+def _population(e: LinkEstimate, at: Covariates, wanted: Wanted) -> dict[str, Array]:
+    return named_columns(_names(e), estimated(population_categories, e, at, wanted, _limits))
 
 
-def _subjects(e: LinkEstimate, at: Covariates, seen: Seen, alpha: float, noise: bool) -> dict[str, Array]:
-    return interval_columns(_names(e), subject_category_intervals(e, at, seen, alpha))
+def _subjects(e: LinkEstimate, at: Covariates, seen: Seen, wanted: Wanted) -> dict[str, Array]:
+    return named_columns(_names(e), subject_categories(e, at, seen, wanted))
 
 
 CATEGORIES = Shown(_experts, _population, _subjects)

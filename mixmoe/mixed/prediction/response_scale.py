@@ -20,8 +20,9 @@ from mixmoe.mixed.likelihood.modes import Response
 from mixmoe.mixed.likelihood.observed import Problem
 from mixmoe.mixed.parameters import Params, Structure, from_natural
 from mixmoe.mixed.prediction.linear_predictor import Course, Seen, Table, course, remember
-from mixmoe.mixed.prediction.trajectories import Interval, by_expert, interval_columns, mean_columns, posterior_history
+from mixmoe.mixed.prediction.trajectories import posterior_history
 from mixmoe.mixture.gate import gate_log_probabilities
+from mixmoe.output.predictions import Interval, Wanted, by_expert, mean_columns, named_columns
 from mixmoe.responses.distribution import Outcome
 
 Index = NDArray[np.intp]
@@ -145,7 +146,7 @@ def expert_means(e: LinkEstimate, at: Covariates) -> Array:
     return averaged(lambda eta: e.mean(eta, at.trials), predictors(e, at)).T
 
 
-def marginal_means(e: LinkEstimate, at: Covariates) -> Array:
+def population_means(e: LinkEstimate, at: Covariates) -> Array:
     """Expected response in the population, shape (n, 1)."""
     probabilities = np.exp(gate_log_probabilities(at.W, e.params.gamma))[0].T
     return (probabilities * expert_means(e, at)).sum(axis=1, keepdims=True)
@@ -159,7 +160,7 @@ def mean_intervals(
     Parameters
     ----------
     of : callable
-        `expert_means` or `marginal_means`, or another quantity.
+        `expert_means` or `population_means`, or another quantity.
     e : LinkEstimate
     at : Covariates
     alpha : float
@@ -181,6 +182,13 @@ def mean_intervals(
     return Interval(mean, error, lower, upper)
 
 
+def estimated(
+    of: Quantity, e: LinkEstimate, at: Covariates, wanted: Wanted, limits: LimitsOf | None = None
+) -> Interval | Array:
+    """A quantity of the population, shape (n, J), as in `mean_intervals` where limits are wanted."""
+    return mean_intervals(of, e, at, wanted.alpha, limits) if wanted.confidence else of(e, at)
+
+
 def delta_errors(of: Quantity, e: LinkEstimate, at: Covariates) -> Array:
     """Standard errors, shape (n, J); NaN where one depends on a parameter without covariance."""
     unknown = np.isnan(np.diag(e.cov))
@@ -197,8 +205,8 @@ def delta_errors(of: Quantity, e: LinkEstimate, at: Covariates) -> Array:
     return np.where((gradient[unknown] != 0).any(axis=0), np.nan, error)
 
 
-def subject_means(e: LinkEstimate, at: Covariates, seen: Seen, alpha: float, noise: bool) -> Interval:
-    """Expected responses of subjects given their past, with equal-tailed limits, each shape (n,).
+def subject_means(e: LinkEstimate, at: Covariates, seen: Seen, wanted: Wanted) -> Interval | Array:
+    """Expected responses of subjects given their past, shape (n,), with equal-tailed limits if wanted.
 
     Parameters
     ----------
@@ -206,21 +214,21 @@ def subject_means(e: LinkEstimate, at: Covariates, seen: Seen, alpha: float, noi
     at : Covariates
     seen : Seen
         With the same rows.
-    alpha : float
-    noise : bool
-        Whether the limits are for a new response or for its expectation.
+    wanted : Wanted
 
     Returns
     -------
-    Interval
-        Limits carry the uncertainty of membership and random effects and, with `noise`, the variation of the response.
+    Interval or ndarray
+        Limits carry the uncertainty of membership and random effects and, with noise, the variation of the response.
     """
     where, weights = given_past(e, at, seen), seen.probabilities.T
     mean = (weights * where.averaged(lambda eta: e.mean(eta, at.trials))).sum(axis=0)
-    inside = where.averaged(lambda eta: _second_moment(e, eta, at.trials, mean, noise))
+    if not wanted.limits:
+        return np.asarray(mean)
+    inside = where.averaged(lambda eta: _second_moment(e, eta, at.trials, mean, wanted.noise))
     spread = np.sqrt((weights * inside).sum(axis=0))
-    levels = (alpha / 2, 1 - alpha / 2)
-    if noise:
+    levels = (wanted.alpha / 2, 1 - wanted.alpha / 2)
+    if wanted.noise:
         lower, upper = (response_quantile(e, where, weights, at.trials, level) for level in levels)
         return Interval(mean, spread, lower, upper)
     table = where.table()
@@ -239,13 +247,16 @@ def subject_expert_means(e: LinkEstimate, at: Covariates, seen: Seen) -> Array:
     return given_past(e, at, seen).averaged(lambda eta: e.mean(eta, at.trials))
 
 
-def subject_predictors(e: LinkEstimate, at: Covariates, seen: Seen, alpha: float) -> Interval:
-    """Linear predictors of subjects given their past, with equal-tailed limits, each shape (n,)."""
+def subject_predictors(e: LinkEstimate, at: Covariates, seen: Seen, wanted: Wanted) -> Interval | Array:
+    """Linear predictors of subjects given their past, shape (n,), with equal-tailed limits if wanted."""
     where, weights = given_past(e, at, seen), seen.probabilities.T
     mean = (weights * where.averaged(lambda eta: eta)).sum(axis=0)
+    if not wanted.limits:
+        return np.asarray(mean)
     spread = np.sqrt((weights * where.averaged(lambda eta: (eta - mean) ** 2)).sum(axis=0))
     table = where.table()
-    lower, upper = (predictor_quantile(table, weights, level) for level in (alpha / 2, 1 - alpha / 2))
+    levels = (wanted.alpha / 2, 1 - wanted.alpha / 2)
+    lower, upper = (predictor_quantile(table, weights, level) for level in levels)
     return Interval(mean, spread, lower, upper)
 
 
@@ -403,26 +414,26 @@ class Shown:
     Attributes
     ----------
     experts, population : callable
-        From estimate, covariates and alpha.
+        From estimate, covariates and what is wanted.
     subjects : callable
-        From estimate, covariates, what is known of their subjects, alpha, and whether limits are for a new response.
+        From estimate, covariates, what is known of their subjects, and what is wanted.
     """
 
-    experts: Callable[[LinkEstimate, Covariates, float], dict[str, Array]]
-    population: Callable[[LinkEstimate, Covariates, float], dict[str, Array]]
-    subjects: Callable[[LinkEstimate, Covariates, Seen, float, bool], dict[str, Array]]
+    experts: Callable[[LinkEstimate, Covariates, Wanted], dict[str, Array]]
+    population: Callable[[LinkEstimate, Covariates, Wanted], dict[str, Array]]
+    subjects: Callable[[LinkEstimate, Covariates, Seen, Wanted], dict[str, Array]]
 
 
-def _expert_columns(e: LinkEstimate, at: Covariates, alpha: float) -> dict[str, Array]:
-    return by_expert("expert", mean_intervals(expert_means, e, at, alpha))
+def _expert_columns(e: LinkEstimate, at: Covariates, wanted: Wanted) -> dict[str, Array]:
+    return by_expert("expert", estimated(expert_means, e, at, wanted))
 
 
-def _population_columns(e: LinkEstimate, at: Covariates, alpha: float) -> dict[str, Array]:
-    return interval_columns(("mean",), mean_intervals(marginal_means, e, at, alpha))
+def _population_columns(e: LinkEstimate, at: Covariates, wanted: Wanted) -> dict[str, Array]:
+    return named_columns(("mean",), estimated(population_means, e, at, wanted))
 
 
-def _subject_columns(e: LinkEstimate, at: Covariates, seen: Seen, alpha: float, noise: bool) -> dict[str, Array]:
-    return mean_columns(subject_means(e, at, seen, alpha, noise))
+def _subject_columns(e: LinkEstimate, at: Covariates, seen: Seen, wanted: Wanted) -> dict[str, Array]:
+    return mean_columns(subject_means(e, at, seen, wanted))
 
 
 MEANS = Shown(_expert_columns, _population_columns, _subject_columns)

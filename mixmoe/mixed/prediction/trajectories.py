@@ -3,8 +3,7 @@
 Everything here works on arrays in user coordinates; `Estimate` bundles what is known about the parameters.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,7 +26,7 @@ from mixmoe.mixed.likelihood.serial import ErrorFactor, Filter, Visits, factoris
 from mixmoe.mixed.parameters import Params, Positions
 from mixmoe.mixed.prediction.linear_predictor import MixtureLaw
 from mixmoe.mixture.gate import gate_log_probabilities, posterior_probabilities
-from mixmoe.output.summary import row_labels
+from mixmoe.output.predictions import Interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,21 +130,6 @@ class Estimate:
     cov: Array
     where: Positions
     separated: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """Estimates with limits.
-
-    Attributes
-    ----------
-    estimate, std_error, lower, upper : ndarray
-    """
-
-    estimate: Array
-    std_error: Array
-    lower: Array
-    upper: Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,8 +240,13 @@ def effects_of(past: History, e: Estimate, names: tuple[str, ...]) -> Effects:
     return Effects(names, past.means, implied, past.probabilities.argmax(axis=1) + 1)
 
 
-def marginal_intervals(e: Estimate, X: Array, W: Array, alpha: float) -> Interval:
-    """Population mean ``sum_k pi_k(w) x'beta_k`` with confidence limits, each shape (n,), for rows of `X` and `W`."""
+def population_means(e: Estimate, X: Array, W: Array) -> Array:
+    """Population mean ``sum_k pi_k(w) x'beta_k``, shape (n,), for rows of `X` and `W`."""
+    return np.asarray((gate_probabilities(e, W) * expert_means(e, X)).sum(axis=1))
+
+
+def population_intervals(e: Estimate, X: Array, W: Array, alpha: float) -> Interval:
+    """`population_means` with confidence limits, each shape (n,)."""
     pi, means = gate_probabilities(e, W), expert_means(e, X)
     mean = (pi * means).sum(axis=1)
     error = np.empty_like(mean)
@@ -323,16 +312,10 @@ def prior_history(e: Estimate, W: Array) -> History:
     return History(pi, np.zeros((N, K, q)), np.broadcast_to(D, (N, K, q, q)).copy())
 
 
-def subject_intervals(
-    e: Estimate,
-    X: Array,
-    Z: Array,
-    past: History,
-    codes: NDArray[np.intp],
-    alpha: float,
-    noise: Array | None = None,
-) -> Interval:
-    """Subject trajectories: mixtures over experts of ``x'beta_k + z'b_k``, with equal-tailed limits, each shape (n,).
+def subject_mixture(
+    e: Estimate, X: Array, Z: Array, past: History, codes: NDArray[np.intp], noise: Array | None = None
+) -> MixtureLaw:
+    """Distribution of subject trajectories: mixtures over experts of ``x'beta_k + z'b_k``.
 
     Parameters
     ----------
@@ -342,23 +325,21 @@ def subject_intervals(
     past : History
     codes : ndarray of int, shape (n,)
         Subject of each row, as a row of `past`.
-    alpha : float
     noise : ndarray, shape (n,), optional
-        Of limits for a new observation: its residual variance over that of the expert, one over its weight. By default
-        limits are for the subject's mean.
+        Of a new observation: its residual variance over that of the expert, one over its weight. By default the
+        distribution is that of the subject's mean.
 
     Returns
     -------
-    Interval
-        Limits carry the uncertainty of membership, random effects and, with `noise`, residual error; the estimates of
-        the parameters are taken as given.
+    MixtureLaw
+        It carries the uncertainty of membership, random effects and, with `noise`, residual error; the estimates of the
+        parameters are taken as given.
     """
     means = expert_means(e, X) + np.einsum("nq,nkq->nk", Z, past.means[codes])
     variances = np.einsum("nq,nkqr,nr->nk", Z, past.covariances[codes], Z, optimize=True)
     if noise is not None:
         variances = variances + e.params.sigma[0] ** 2 * noise[:, None]
-    sd = np.sqrt(np.maximum(variances, 0.0))
-    return mixture_intervals(MixtureLaw(past.probabilities[codes], means, sd), alpha)
+    return MixtureLaw(past.probabilities[codes], means, np.sqrt(np.maximum(variances, 0.0)))
 
 
 def mixture_intervals(law: MixtureLaw, alpha: float) -> Interval:
@@ -442,6 +423,12 @@ def places(known: Design, wanted: Design) -> NDArray[np.intp]:
     return places_of(wanted.labels, known.labels)
 
 
+def named_by_row(design: Design) -> Design:
+    """The design of rows without subjects where each row is a subject, named by its place in the data."""
+    names = replace(design.names, group="row")
+    return replace(design, labels=design.position.astype(object), names=names)
+
+
 def warn_strangers(known: Design, wanted: Design, *, given: bool) -> None:
     """Say so if no subject to be predicted is known, where that looks like a slip.
 
@@ -502,51 +489,6 @@ def _in_user_units(past: History, c: Coordinates) -> History:
     back = np.linalg.inv(c.random) * c.scale  # a change of basis is wanted, not a solution
     covariances = np.einsum("ab,nkbc,dc->nkad", back, past.covariances, back, optimize=True)
     return History(past.probabilities, past.means @ back.T, covariances)
-
-
-def by_expert(prefix: str, values: Interval | Array, codes: NDArray[np.intp] | None = None) -> dict[str, Array]:
-    """Columns ``prefix1``, ``prefix1_se`` ... from arrays of shape (n, K), repeated over `codes` if given."""
-    rows: Any = slice(None) if codes is None else codes
-    if not isinstance(values, Interval):
-        return {f"{prefix}{k + 1}": column for k, column in enumerate(values[rows].T)}
-    parts = (values.estimate[rows], values.std_error[rows], values.lower[rows], values.upper[rows])
-    return interval_columns([f"{prefix}{k + 1}" for k in range(values.estimate.shape[1])], Interval(*parts))
-
-
-def interval_columns(names: Sequence[str], values: Interval) -> dict[str, Array]:
-    """Columns ``name``, ``name_se``, ``name_low``, ``name_high`` for each column of values of shape (n, J)."""
-    out: dict[str, Array] = {}
-    for j, name in enumerate(names):
-        out[name] = values.estimate[:, j]
-        out[f"{name}_se"] = values.std_error[:, j]
-        out[f"{name}_low"] = values.lower[:, j]
-        out[f"{name}_high"] = values.upper[:, j]
-    return out
-
-
-def mean_columns(values: Interval) -> dict[str, Array]:
-    """Columns ``mean``, ``mean_se``, ``mean_low``, ``mean_high``."""
-    parts = (values.estimate, values.std_error, values.lower, values.upper)
-    return interval_columns(("mean",), Interval(*(part[:, None] for part in parts)))
-
-
-def with_offset(columns: Mapping[str, Array], offset: Array) -> dict[str, Array]:
-    """Means and limits with offset; probabilities and standard errors as they are."""
-    fixed = ("probability",)
-    return {
-        name: values if name.startswith(fixed) or name.endswith("_se") else values + offset
-        for name, values in columns.items()
-    }
-
-
-def in_user_order(columns: Mapping[str, Array], design: Design, new: Any) -> pd.DataFrame:
-    """A frame whose rows are those of `new`, NaN where a row could not be used; or those of the fit."""
-    values = np.column_stack(list(columns.values()))
-    if new is None:
-        index = design.rows[np.argsort(design.position, kind="stable")]
-        return pd.DataFrame(design.in_order(values), index=index, columns=list(columns))
-    index = row_labels(new, design.n_input)
-    return pd.DataFrame(design.in_order(values, fill=True), index=index, columns=list(columns))
 
 
 def random_effects_frame(past: History, names: DesignNames, index: pd.Index) -> pd.DataFrame:

@@ -1,0 +1,198 @@
+"""What `predict` is asked for, in the words of all families, and the columns that come back."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mixmoe._typing import Array
+from mixmoe.arguments import checked_choice
+from mixmoe.design.design import Design
+from mixmoe.design.frame import view
+from mixmoe.errors import ArgumentError
+from mixmoe.inference.uncertainty import checked_alpha
+from mixmoe.output.summary import row_labels
+
+Kind = Literal["all", "mean", "experts", "probabilities", "subject"]
+IntervalOf = Literal["confidence", "prediction"]
+Scale = Literal["response", "link", "categories"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What `predict` is asked for, checked.
+
+    Attributes
+    ----------
+    kind : str
+    interval : {"confidence", "prediction"} or None
+    alpha : float
+    scale : str
+    """
+
+    kind: Kind = "all"
+    interval: IntervalOf | None = None
+    alpha: float = 0.05
+    scale: Scale = "response"
+
+    @property
+    def limits(self) -> bool:
+        """Whether standard errors and limits are asked for."""
+        return self.interval is not None
+
+    @property
+    def confidence(self) -> bool:
+        """Whether they are those of what is estimated."""
+        return self.interval == "confidence"
+
+    @property
+    def noise(self) -> bool:
+        """Whether limits are those of a new response."""
+        return self.interval == "prediction"
+
+
+def checked_wanted(kind: Any, interval: Any, alpha: float, scale: Any) -> Wanted:
+    """The arguments of `predict` that all families share.
+
+    Raises
+    ------
+    ArgumentError
+        For a word that is none of them, and where limits of a response are asked of what is no response.
+    """
+    checked_choice(kind, "kind", get_args(Kind))
+    checked_choice(scale, "scale", get_args(Scale))
+    if interval not in (None, *get_args(IntervalOf)):
+        raise ArgumentError(f"interval must be None, 'confidence' or 'prediction', got {interval!r}")
+    if interval == "prediction" and kind in ("experts", "probabilities"):
+        raise ArgumentError(
+            f"interval='prediction' holds a new response, which kind='mean' and kind='subject' predict, got "
+            f"kind={kind!r}; use one of these, or interval='confidence'"
+        )
+    if interval == "prediction" and scale == "categories":
+        raise ArgumentError(
+            "interval='prediction' holds a new response, got scale='categories', which are probabilities; use "
+            "scale='response', or interval='confidence'"
+        )
+    return Wanted(kind, interval, checked_alpha(alpha), scale)
+
+
+def refuse_posterior_limits(wanted: Wanted) -> None:
+    """Refuse limits of posterior probabilities, which no family has.
+
+    Raises
+    ------
+    ArgumentError
+    """
+    if wanted.kind == "probabilities" and wanted.limits:
+        raise ArgumentError(
+            f"posterior probabilities have no limits, got interval={wanted.interval!r} with history=; leave interval= "
+            "out, or history= for the limits of those by the gate"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Estimates with limits.
+
+    Attributes
+    ----------
+    estimate, std_error, lower, upper : ndarray
+    """
+
+    estimate: Array
+    std_error: Array
+    lower: Array
+    upper: Array
+
+
+def joined(parts: Sequence[Interval | Array]) -> Interval | Array:
+    """Runs of rows one after the other."""
+    columns = [(p.estimate, p.std_error, p.lower, p.upper) for p in parts if isinstance(p, Interval)]
+    if columns:
+        return Interval(*map(np.concatenate, zip(*columns, strict=True)))
+    return np.concatenate([p for p in parts if not isinstance(p, Interval)])
+
+
+def named_columns(names: Sequence[str], values: Interval | Array) -> dict[str, Array]:
+    """Columns ``name`` of values of shape (n, J), and ``name_se``, ``name_low``, ``name_high`` if they have limits."""
+    if not isinstance(values, Interval):
+        return dict(zip(names, values.T, strict=True))
+    out: dict[str, Array] = {}
+    for j, name in enumerate(names):
+        out[name] = values.estimate[:, j]
+        out[f"{name}_se"] = values.std_error[:, j]
+        out[f"{name}_low"] = values.lower[:, j]
+        out[f"{name}_high"] = values.upper[:, j]
+    return out
+
+
+def by_expert(prefix: str, values: Interval | Array, codes: NDArray[np.intp] | None = None) -> dict[str, Array]:
+    """Columns ``prefix1``, ``prefix1_se`` ... from arrays of shape (n, K), repeated over `codes` if given."""
+    rows: Any = slice(None) if codes is None else codes
+    if not isinstance(values, Interval):
+        return named_columns([f"{prefix}{k + 1}" for k in range(values.shape[1])], values[rows])
+    parts = (values.estimate[rows], values.std_error[rows], values.lower[rows], values.upper[rows])
+    return named_columns([f"{prefix}{k + 1}" for k in range(values.estimate.shape[1])], Interval(*parts))
+
+
+def mean_columns(values: Interval | Array) -> dict[str, Array]:
+    """Columns ``mean``, ``mean_se`` ... from arrays of shape (n,)."""
+    if not isinstance(values, Interval):
+        return {"mean": values}
+    parts = (values.estimate, values.std_error, values.lower, values.upper)
+    return named_columns(("mean",), Interval(*(part[:, None] for part in parts)))
+
+
+def with_offset(columns: Mapping[str, Array], offset: Array) -> dict[str, Array]:
+    """Means and limits with offset; probabilities and standard errors as they are."""
+    fixed = ("probability",)
+    return {
+        name: values if name.startswith(fixed) or name.endswith("_se") else values + offset
+        for name, values in columns.items()
+    }
+
+
+def in_user_order(columns: Mapping[str, Array], design: Design, new: Any) -> pd.DataFrame:
+    """A frame whose rows are those of `new`, NaN where a row could not be used; or those of the fit."""
+    values = np.column_stack(list(columns.values()))
+    if new is None:
+        index = design.rows[np.argsort(design.position, kind="stable")]
+        return pd.DataFrame(design.in_order(values), index=index, columns=list(columns))
+    index = row_labels(new, design.n_input)
+    return pd.DataFrame(design.in_order(values, fill=True), index=index, columns=list(columns))
+
+
+def check_own_rows(history: Any, wanted: Design, new: Any) -> None:
+    """Refuse a history of rows without subjects that is not made of the rows to predict.
+
+    Where the units of a model are rows, nothing but its own response is known of a row.
+
+    Parameters
+    ----------
+    history : frame
+        As the user passed it.
+    wanted : Design
+        The rows to predict.
+    new : frame or None
+        What `wanted` was made of; None for the data of the fit.
+
+    Raises
+    ------
+    ArgumentError
+    """
+    past, order = view(history), np.argsort(wanted.position, kind="stable")
+
+    def same() -> bool:
+        if new is None:
+            return bool(past.labels[wanted.position[order]].equals(wanted.rows[order]))
+        return bool(past.labels.equals(view(new).labels))
+
+    if past.n_rows != wanted.n_input or not same():
+        raise ArgumentError(
+            f"the model {wanted.formula.text!r} has no subjects: nothing is known of a row but its own response, so "
+            f"that history= must be the rows to predict ({wanted.n_input}, with the same index) with their responses, "
+            f"got {past.n_rows} rows; leave it out, or name the subject of each row in re: (0 | subject)"
+        )
