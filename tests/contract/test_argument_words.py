@@ -14,7 +14,7 @@ import pytest
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, ConvergenceWarning, DesignError
 from mixmoe.families import families
-from mixmoe.results import MoEResults
+from mixmoe.mixture_results import MoEResults
 
 FORMULAS = {"MEMoE": "y ~ x | re: (1 | id)", "VCMoE": "y ~ x | vary: u"}
 OPTIONS = {"MEMoE": {}, "VCMoE": {"bandwidth": 0.6, "n_grid": 7}}
