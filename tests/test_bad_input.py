@@ -431,7 +431,6 @@ def visits():
         lambda d: mm.fit("y ~ t | re: (1 | id)", d, 1, starts=np.float64(0.5)),
         lambda d: mm.fit("y ~ t | re: (1 | id)", d, 1, tol=np.float64(-1)),
         lambda d: mm.fit("y ~ t | re: (1 | id)", d, 1, cov_type="cluster", cluster=d["t"].to_numpy()),
-        lambda d: mm.fit("y ~ t | re: (1 | id)", d, 1, cov_type="cluster", cluster=d["id"].where(d["id"] > 0)),
         lambda d: mm.fit("y ~ t | re: (1 | id)", d, 1, errors="car1", time="id"),
         lambda d: mm.fit("y ~ t | re: (1 | id)", d, 1).summary(alpha=np.float64(2)),
         lambda d: mm.fit("y ~ t | re: (1 | id)", d, 1).relabel([np.int64(2)]),

@@ -82,7 +82,7 @@ def test_derivatives_reach_their_place():
 
 def test_values_outside_their_space_are_named():
     s = structure()
-    natural = np.array([0.0, 1.0, 0.5, 0.0, 1.0, 2.0, 0.1, 1.0, 1.0])
+    natural = np.array([0.0, 1.0, 0.5, 0.0, 1.0, 2.0, 1.5, 1.0, 1.0])
     message = outside(s.extras, natural, 2)
     assert message is not None
-    assert "cut = 0, 1, 0.5; it must be in increasing order" in message
+    assert f"rho = 1.5; it must be {Correlation().domain}" in message

@@ -241,6 +241,7 @@ def test_a_network_of_ones_own_comes_back_with_its_module(family, words, tmp_pat
     check_round_trip(fit, frame, tmp_path / "fit.mixmoe", network=nn.Sequential(*mlp(n_out)))
 
 
+@pytest.mark.filterwarnings("ignore:There are only 8 subjects")
 def test_what_a_file_does_not_hold_is_asked_for(tmp_path):
     frame, own, built_in = data(), tmp_path / "own.mixmoe", tmp_path / "built.mixmoe"
     quiet("y ~ x1 + x2 | re: (last | id)", frame, network=mlp()).save(own)

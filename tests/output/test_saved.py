@@ -96,7 +96,7 @@ def test_other_data_are_refused(fit, tmp_path):
         load(tmp_path / "f", FAMILIES, data=frame.iloc[:80])
     with pytest.raises(SavedFileError, match="other parameters, the first is"):
         load(tmp_path / "f", FAMILIES, data=frame.assign(g=np.where(frame["time"] > 0, "u", "v")))
-    with pytest.raises(DesignError, match="DataFrame or a mapping of names to columns, got list"):
+    with pytest.raises(DesignError, match="or a mapping of names to columns, got list"):
         load(tmp_path / "f", FAMILIES, data=[1])
 
 
