@@ -189,14 +189,19 @@ def test_predictions(here, data, capsys):
     np.testing.assert_allclose(pd.read_json("p.json")["mean_low"], wanted["mean_low"])
 
 
-def test_predictions_of_a_family_without_history(here, capsys):
+def test_predictions_of_rows_whose_history_is_themselves(here, capsys):
     frame = mm.simulate.vcmoe("well_separated", n=200, rng=1).data
     mm.fit("y ~ z1 | gate: x1 | vary: u", frame, bandwidth=0.3, rng=0).save("v.mixmoe")
     frame.to_csv("v.csv", index=False)
     assert main(["predict", "v.mixmoe", "v.csv", "--kind", "mean"]) == 0
     assert capsys.readouterr().out.startswith("mean")
-    assert main(["predict", "v.mixmoe", "v.csv", "--history", "v.csv"]) == 2
-    assert "--history: predict of VCMoE has no such option" in capsys.readouterr().err
+    assert main(["predict", "v.mixmoe", "v.csv", "--kind", "probabilities", "--history", "v.csv"]) == 0
+    printed = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    expected = mm.load("v.mixmoe").responsibilities
+    np.testing.assert_allclose(printed[["probability1", "probability2"]], expected, rtol=1e-6)
+    frame.head(3).to_csv("few.csv", index=False)
+    assert main(["predict", "v.mixmoe", "v.csv", "--history", "few.csv"]) != 0
+    assert "history" in capsys.readouterr().err
 
 
 def test_what_is_no_fit(here, capsys):

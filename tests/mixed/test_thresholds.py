@@ -428,7 +428,7 @@ def test_prediction_limits_hold_new_responses(fit, data):
     frame = fit.predict(kind="subject", interval="prediction", alpha=0.2)
     assert set(frame["mean_low"]) | set(frame["mean_high"]) <= {1.0, 2.0, 3.0, 4.0}
     assert ((frame["mean_low"] <= data["y"]) & (data["y"] <= frame["mean_high"])).mean() > 0.8
-    with pytest.raises(ArgumentError, match="interval='prediction' is for responses, got scale='categories'"):
+    with pytest.raises(ArgumentError, match="interval='prediction' holds a new response, got scale='categories'"):
         fit.predict(kind="subject", interval="prediction", scale="categories")
 
 
@@ -513,7 +513,10 @@ def test_command_line(data, tmp_path, monkeypatch, capsys):
     fit = ["fit", "data.csv", "y ~ time | gate: z1 | re: (1 | id)", "--option", "family=ordinal", "--starts", "4"]
     assert main([*fit, "--rng", "0", "--save", "f.mixmoe", "--plot", "p.png", "--plot-kind", "categories"]) == 0
     assert "expert 2: cut(3|4)" in capsys.readouterr().out
-    assert main(["predict", "f.mixmoe", "data.csv", "--kind", "mean", "--scale", "categories"]) == 0
+    assert (
+        main(["predict", "f.mixmoe", "data.csv", "--kind", "mean", "--scale", "categories", "--interval", "confidence"])
+        == 0
+    )
     assert capsys.readouterr().out.startswith("id,P(1),P(1)_se,P(1)_low,P(1)_high,P(2)")
     fit[2] = "pain ~ time | re: (1 | id)"
     assert main(fit) != 0
