@@ -19,7 +19,6 @@ from types import MappingProxyType
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
@@ -320,15 +319,6 @@ class HasTerms(Protocol):
 
     def _term_owners(self) -> Mapping[Block, Mapping[str, str]]:
         """The term of each coefficient, by block."""
-        ...
-
-
-@runtime_checkable
-class HasFunctions(Protocol):
-    """Coefficients that are functions of an index."""
-
-    def functions(self, u: Any = None) -> pd.DataFrame:
-        """The coefficient functions as a tidy frame."""
         ...
 
 

@@ -28,6 +28,7 @@ from mixmoe.mixed.starting_values import (
     refit,
     repeat_expert,
 )
+from mixmoe.mixture.gate import posterior_probabilities
 from mixmoe.numerics.linalg import logsumexp
 
 _LITTLE = 10.0  # log-likelihood per further parameter up to which an expert may be a handful of subjects
@@ -94,7 +95,7 @@ def inserted_starts(problem: ClosedForm, one: OneExpert, smaller: Array, n: int,
     found = _best(insertions(below, one, params, joint, rng), n, problem.n_subjects)
     if not found:
         return np.empty((0, problem.free.size))
-    current = np.exp(joint - logsumexp(joint, axis=0))  # (K - 1, N)
+    current = posterior_probabilities(joint, axis=0)  # (K - 1, N)
     given = np.array([_with_new(current, new) for new in found])
     each = [double_expert(problem, params, new.source) for new in found]
     names = ("gamma", "beta", "factor", "sigma", "extra")

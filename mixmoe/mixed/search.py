@@ -82,8 +82,6 @@ class Search:
         Log-likelihoods of the distinct candidates that were run to full convergence, best first.
     n_replicated : int
         Those of the starts and moves that led to the winner.
-    n_degenerate : int
-        Those that ended in a collapsed expert.
     ends : ndarray
         Log-likelihoods of all of them after the search, best first, minus infinity for a collapsed expert; empty if the
         search ran on some of the subjects.
@@ -103,7 +101,6 @@ class Search:
     n_starts: int
     logliks: Array
     n_replicated: int
-    n_degenerate: int
     ends: Array
     summits: Array
 
@@ -573,7 +570,6 @@ def finish(problem: Problem, sigma_one: float, ends: Ends, margin: float, contro
         n_starts=int(ways.sum()),
         logliks=np.sort(found.loglik)[::-1],
         n_replicated=int((ways & (ends.rank >= rough.loglik[origin] - SAME)).sum()),
-        n_degenerate=int((ways & ~np.isfinite(ends.rank)).sum()),
         ends=np.sort(ends.rank[ways])[::-1] if margin == _MARGIN else np.empty(0),
         summits=ends.summits,
     )

@@ -25,7 +25,7 @@ from mixmoe.mixed.likelihood.observed import (
     subject_scores,
 )
 from mixmoe.mixed.parameters import Params, Sigma, Structure, build_free_vector, contract, expand
-from mixmoe.numerics.linalg import logsumexp
+from mixmoe.mixture.gate import posterior_probabilities
 from mixmoe.numerics.optimise import Climb, Control, climb
 
 _SOFT = 0.1  # share of a partition that is spread evenly over the experts
@@ -289,7 +289,7 @@ def carried_starts(problem: Problem, one: OneExpert, smaller: Array, n_em: int, 
     below = fewer_experts(problem)
     params = expand(below.structure, below.free, smaller[None])
     joint = subject_logliks(below, smaller).T
-    current = np.exp(joint - logsumexp(joint, axis=0))  # (K - 1, N)
+    current = posterior_probabilities(joint, axis=0)  # (K - 1, N)
     doubled = [double_expert(problem, params, k) for k in range(len(current))]
     nested = contract(problem.structure, doubled[int(current.sum(axis=1).argmax())])
     at = np.repeat(np.arange(len(current)), _SPLITS)

@@ -20,7 +20,7 @@ from mixmoe.design.design import Design
 from mixmoe.design.formula import MoEFormula, parse_formula
 from mixmoe.design.labels import places_of, units_of
 from mixmoe.errors import ArgumentError, MixmoeError, MixmoeWarning
-from mixmoe.families import family_of, model_options
+from mixmoe.families import ValidatesItself, family_of, model_options, require
 from mixmoe.mixture.estimate import better
 from mixmoe.mixture.resampling import Journal
 from mixmoe.output.saved import checksum
@@ -332,7 +332,8 @@ def _fit_random(spec: Spec, data: Any, starts: int | None, rng: np.random.Genera
 
 def _fit_validated(spec: Spec, data: Any, rng: np.random.Generator) -> Outcome:
     def compute() -> Outcome:
-        found = spec.build(data).tried(rng=rng, **{"progress": False, **spec.fit})
+        model = require(spec.build(data), ValidatesItself, "comparison on held-out rows", spec.family.spec)
+        found = model.tried(rng=rng, **{"progress": False, **spec.fit})
         seen = found.held_out
         return Outcome(found.results, value=seen.error, se=seen.se, measure=seen.measure)
 
