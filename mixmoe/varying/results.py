@@ -468,8 +468,8 @@ class VCMoEResults(MoEResults):
     @property
     def _starts_words(self) -> str:
         """Of many random starts only few distinct ones go on, so that the best is not counted among all of them."""
-        reached = f"{self._rivals} distinct went on, {self.em.starts.n_replicated} to the best"
-        return f"{self.em.starts.n_starts} of each kind, {reached}"
+        reached = f"of {self._rivals} distinct ones followed to the end {self.em.starts.n_replicated} reached the best"
+        return f"{self.em.starts.n_starts} of each kind; {reached}"
 
     @property
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]:
