@@ -15,7 +15,9 @@ where it is not reached before Poisson, theta has no upper limit.
 
 Fitted means follow the counts, so that what is left of their variance is too small and theta too large, in a window of
 few rows by a good part of its standard error. Theta is orthogonal to the means; the profile is lowered by half the log
-determinant of their information (Cox and Reid 1987), that of the expert's own mean at its responsibilities.
+determinant of their information (Cox and Reid 1987): that about the mean of the expert, with its responsibilities at
+the fit. With those along the profile a theta that makes an expert vanish would take all information with it, and be
+preferred for that.
 
 A kernel-weighted log-likelihood is no log-likelihood: with information I_i of the rows its curvature is
 ``sum K_i I_i``, the variance of its score ``sum K_i^2 I_i``. The likelihood ratio is divided by their ratio (that of
@@ -25,15 +27,17 @@ ratio. Roots are divided besides by the factor by which the variance of the sand
 median over those grid points where theta is well determined.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.varying.em_steps import own_natural, posterior
-from mixmoe.varying.local_likelihood import Local, local_information, local_pieces, state_of
+from mixmoe.varying.local_likelihood import Local, natural_predictors, state_of
 from mixmoe.varying.local_maximum import LocalFit, at_points, profiled
-from mixmoe.varying.problem import blocks, local_moments
+from mixmoe.varying.problem import blocks, hankel, local_moments, outer_rows
 
 FIRST_STEP = 0.3  # of log theta
 GAIN, MOST_GAIN = 0.7, 1.0  # change of the root for which steps aim, and the largest
@@ -113,28 +117,74 @@ def theta_profile(local: Local, fit: LocalFit, variance: Array) -> ThetaProfile:
     -------
     ThetaProfile
     """
-    shares, levels, units = _variance_over_curvature(local, fit), np.empty(variance.shape), np.ones(variance.shape[1])
-    sides: list[tuple[Walk, Walk]] = []
-    for c in range(len(units)):
-        path = _path(local, fit, c, shares[:, c], REACH)
-        units[c] = np.sqrt(_excess(path, variance[:, c]))
-        if units[c] > 1.0:  # roots are divided by it, so that the path must go on for longer
-            path = _path(local, fit, c, shares[:, c], REACH * units[c])
-        levels[:, c], below, above = _roots(path)
-        sides.append((below, above))
-    return ThetaProfile(levels, tuple(one for one, _ in sides), tuple(one for _, one in sides), units)
-
-
-def _variance_over_curvature(local: Local, fit: LocalFit) -> Array:
-    """``sum (K w)^2 r / sum K w r`` of each expert with its responsibilities r, shape (G, K)."""
-    problem, pieces = local.problem, []
+    problem = local.problem
     natural = own_natural(problem, state_of(local, fit.coef))
     resp = posterior(problem.rows.with_weights(np.ones(problem.rows.n)), problem.family, natural).weighted
-    for block in blocks(local.windows):
-        kernel = block.kernel * problem.rows.weights[block.rows]
-        squares, sums = (local_moments(block, k[None], resp.T, 1)[:, 0, 0] for k in (kernel**2, kernel))
-        pieces.append(squares / np.maximum(sums, np.finfo(float).tiny))
-    return np.concatenate(pieces)
+    levels, units, sides = np.empty(variance.shape), np.ones(len(resp)), []
+    for c in range(len(resp)):
+        profile = _Profile(local, c, resp[c])
+        path = _path(profile, fit, REACH)
+        units[c] = np.sqrt(_excess(path, variance[:, c]))
+        if units[c] > 1.0:  # roots are divided by it, so that the path must go on for longer
+            path = _path(profile, fit, REACH * units[c])
+        levels[:, c], *walks = _roots(path)
+        sides.append(walks)
+    below, above = zip(*sides, strict=True)
+    return ThetaProfile(levels, below, above, units)
+
+
+@dataclass(frozen=True, slots=True)
+class _Profile:
+    """What is followed along log theta of one expert.
+
+    Attributes
+    ----------
+    local : Local
+    expert : int
+        From 0.
+    resp : ndarray, shape (n,)
+        Its responsibilities at the fit.
+    """
+
+    local: Local
+    expert: int
+    resp: Array
+
+    @property
+    def slot(self) -> int:
+        """Place of log theta among the functions."""
+        return self.local.problem.slots.dispersions.start + self.expert
+
+    def at(self, points: NDArray[np.intp], coef: Array, n_iter: int) -> tuple[Array, Array]:
+        """Coefficients with log theta as it is and the rest maximised, and the adjusted profile, at some grid points.
+
+        Parameters
+        ----------
+        points : ndarray of int, shape (g,)
+        coef : ndarray, shape (g, D, L)
+        n_iter : int
+            Newton steps.
+        """
+        some = at_points(self.local, points)
+        moved, loglik = profiled(some, self.slot, coef, n_iter)
+        squares, spread = (np.concatenate(part) for part in zip(*self._of_means(some, moved), strict=True))
+        return moved, loglik / squares - 0.5 * spread
+
+    def _of_means(self, local: Local, coef: Array) -> Iterator[tuple[Array, Array]]:
+        """``sum (K w)^2 r / sum K w r`` and the log determinant of the information about the mean, block by block."""
+        problem, degree, c = local.problem, local.free.shape[0] - 1, self.expert
+        vary = np.flatnonzero(~problem.const[problem.slots.expert(c)])
+        design = problem.rows.design[:, vary]
+        for block in blocks(local.windows):
+            kernel = block.kernel * problem.rows.weights[block.rows]
+            resp = self.resp[block.rows]
+            pairs = natural_predictors(local, block, coef[block.first : block.last])
+            known = problem.family.scoring(problem.rows.outcome.take(block.rows), pairs.eta, pairs.delta)[1][c]
+            moments = local_moments(block, (kernel * resp * known)[None], outer_rows(design), 2 * degree + 1)
+            matrix = hankel(moments.reshape(len(moments), 2 * degree + 1, len(vary), len(vary)), degree)
+            ones = np.ones((problem.rows.n, 1))
+            total = local_moments(block, np.stack([kernel**2 * resp, kernel * resp]), ones, 1)[:, 0, :, 0]
+            yield total[:, 0] / np.maximum(total[:, 1], np.finfo(float).tiny), np.linalg.slogdet(matrix)[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,50 +204,35 @@ class _Path:
     start: int
 
 
-def _path(local: Local, fit: LocalFit, c: int, share: Array, reach: float) -> _Path:
-    """Adjusted profile of log theta of one expert, from the maxima downwards and upwards.
-
-    Parameters
-    ----------
-    local : Local
-    fit : LocalFit
-    c : int
-        The expert.
-    share : ndarray, shape (G,)
-        By which log-likelihoods are divided.
-    reach : float
-        Root up to which it is followed.
-    """
-    down, up = (_walk(local, fit, c, share, sign, reach) for sign in (-1.0, 1.0))
+def _path(profile: _Profile, fit: LocalFit, reach: float) -> _Path:
+    """The adjusted profile from the maxima of the likelihood downwards and upwards, up to where its root is `reach`."""
+    down, up = (_walk(profile, fit, sign, reach) for sign in (-1.0, 1.0))
     values, heights = (np.concatenate([a[:0:-1], b]) for a, b in zip(down, up, strict=True))
     return _Path(values, heights, len(down[0]) - 1)
 
 
-def _walk(local: Local, fit: LocalFit, c: int, share: Array, sign: float, reach: float) -> tuple[Array, Array]:
+def _walk(profile: _Profile, fit: LocalFit, sign: float, reach: float) -> tuple[Array, Array]:
     """Values of log theta and heights of the adjusted profile, (S, G) each, until all are far down or at a limit."""
-    problem = local.problem
-    slot = problem.slots.dispersions.start + c
+    problem, slot = profile.local.problem, profile.slot
     end = problem.floor if sign < 0.0 else problem.ceiling
-
-    def adjusted(some: Local, coef: Array, n_iter: int, per: Array) -> tuple[Array, Array]:
-        moved, loglik = profiled(some, slot, coef, n_iter)
-        return moved, loglik / per - 0.5 * _log_information(some, moved, c)
-
-    coef, height = adjusted(local, fit.coef, 0, share)
+    coef, height = profile.at(np.arange(len(fit.coef)), fit.coef, 0)
     top, step = np.where(fit.converged, height, np.nan), np.full(len(coef), FIRST_STEP)
-    values, heights = [coef[:, 0, slot].copy()], [top.copy()]
+    values, heights, turned = [coef[:, 0, slot].copy()], [top.copy()], np.zeros(len(coef), dtype=bool)
     for _ in range(MOST_STEPS):
         root = np.sqrt(2.0 * (top - heights[-1]))
-        todo = np.flatnonzero((root < reach) & (values[-1] != end))
+        todo = np.flatnonzero((root < reach) & (values[-1] != end) & ~turned)
         if not len(todo):
             break
         trial, moved = coef[todo], values[-1][todo] + sign * step[todo]
         trial[:, 0, slot] = np.maximum(moved, end) if sign < 0.0 else np.minimum(moved, end)
-        trial, reached = adjusted(at_points(local, todo), trial, NEWTON_STEPS, share[todo])
+        trial, reached = profile.at(todo, trial, NEWTON_STEPS)
         # Roots of the drop grow about evenly along a profile, so that steps can aim at a constant gain.
         gain = np.abs(np.sqrt(2.0 * np.maximum(top[todo] - reached, 0.0)) - root[todo])
         taken = (gain <= MOST_GAIN) | (step[todo] <= FIRST_STEP)  # a step too far is made again, smaller
         step[todo] *= np.clip(GAIN / np.maximum(gain, np.finfo(float).tiny), 1.0 / GROWTH, GROWTH)
+        # Where a small theta makes the expert vanish, the likelihood is flat and the adjusted profile rises for ever.
+        turned[todo] = taken & (reached > heights[-1][todo]) & (root[todo] > GAIN)
+        taken &= ~turned[todo]
         values.append(values[-1].copy())
         heights.append(heights[-1].copy())
         there = todo[taken]
@@ -205,17 +240,6 @@ def _walk(local: Local, fit: LocalFit, c: int, share: Array, sign: float, reach:
         coef[there], values[-1][there], heights[-1][there] = trial[taken], trial[taken, 0, slot], reached[taken]
         top[there] = np.maximum(top[there], reached[taken])
     return np.array(values), np.array(heights)
-
-
-def _log_information(local: Local, coef: Array, c: int) -> Array:
-    """Log determinant of the information about the mean of one expert at its responsibilities, shape (G,)."""
-    n_powers, n_slots = local.free.shape
-    where = (np.arange(n_powers)[:, None] * n_slots + np.arange(n_slots)[local.problem.slots.expert(c)]).ravel()
-    pieces = []
-    for block, terms in local_pieces(local, coef):
-        information = local_information(local, block, terms.complete, terms.kernel)
-        pieces.append(np.linalg.slogdet(information[:, where[:, None], where])[1])
-    return np.concatenate(pieces)
 
 
 def _roots(path: _Path) -> tuple[Array, Walk, Walk]:

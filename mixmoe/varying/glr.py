@@ -163,20 +163,24 @@ def joint_fit(model: FittedVCMoE) -> Alternative:
 def _on_own_grid(model: FittedVCMoE) -> tuple[Problem, Array]:
     """Problem and functions on a grid that follows from the bandwidth, if its windows hold rows enough.
 
-    A grid with gaps was given by a user who knows of gaps in the index, and is kept.
+    A grid with gaps was given by a user who knows of gaps in the index, and is kept. Where a column forced a wide
+    bandwidth, functions that bend more are cut off, and what they lack would be taken for variation of the others:
+    fits are compared at the bandwidth that these would have had, in whose windows the column says nothing, or what it
+    can.
     """
     own = model.problem
-    points, widths = own.windows.grid, (own.windows.bandwidth, own.gate_windows.bandwidth)
+    points, widths = own.windows.grid, model.unforced or (own.windows.bandwidth, own.gate_windows.bandwidth)
     wanted = int(np.ceil(POINTS_PER_BANDWIDTH * np.ptp(points) / min(widths)))
     grid = np.linspace(points[0], points[-1], int(np.clip(wanted, *POINTS)))
     # A tested statistic must not depend on how finely the user wanted the curves printed.
     even = np.allclose(points, np.linspace(points[0], points[-1], len(points)))
-    if not even or len(grid) == len(points):
+    if model.unforced is None and (not even or len(grid) == len(points)):
         return own, model.coef
-    floor = model.settings["sigma_floor"]
-    problem = build_problem(own.rows, own.family, own.slots, own.const, grid, *widths, floor)
+    grid = grid if even else points
+    problem = build_problem(own.rows, own.family, own.slots, own.const, grid, *widths, model.settings["sigma_floor"])
     fewest, before = ((w.hi - w.lo).min() for w in (problem.windows, own.windows))
-    return (problem, on_grid(problem, own, model.coef)) if fewest >= 0.5 * before else (own, model.coef)
+    enough = model.unforced is not None or fewest >= 0.5 * before
+    return (problem, on_grid(problem, own, model.coef)) if enough else (own, model.coef)
 
 
 def _tested(

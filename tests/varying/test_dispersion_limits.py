@@ -55,7 +55,7 @@ def adjusted_profile(fit, g, log_theta, best):
 
     found = minimize(minus, best, method="BFGS", options={"gtol": 1e-6})
     mean = np.exp(basis @ found.x + rows.offset)
-    curvature = kernel * mean * theta * (theta + y) / (theta + mean) ** 2
+    curvature = kernel * mean * theta / (theta + mean)  # expected
     spread = np.linalg.slogdet(basis.T @ (basis * curvature[:, None]))[1]
     return -found.fun / ((kernel**2).sum() / kernel.sum()) - 0.5 * spread, found.x
 
