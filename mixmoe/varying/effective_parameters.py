@@ -17,6 +17,7 @@ import numpy as np
 from mixmoe._typing import Array
 from mixmoe.responses.distribution import Outcome
 from mixmoe.varying.em_steps import Natural, own_natural
+from mixmoe.varying.interpolation import linear_matrix
 from mixmoe.varying.joint_em import centred
 from mixmoe.varying.local_likelihood import (
     assemble_terms,
@@ -75,9 +76,8 @@ def effective_df(problem: Problem, coef: Array) -> float:
     coef = centring.inwards(problem.slots, coef)
     variance = _level_variances(problem, coef)  # (G, L, L)
     total, most = 0.0, problem.slots.n_experts * (2 + problem.slots.has_dispersion) - 1
-    grid, index = problem.windows.grid, problem.rows.index
-    left = np.clip(np.searchsorted(grid, index, side="right") - 1, 0, len(grid) - 2)
-    share = (index - grid[left]) / (grid[left + 1] - grid[left])
+    between = linear_matrix(problem.windows.grid, problem.rows.index, problem.rows.period)
+    points, share = between.indices.reshape(-1, 2), between.data[1::2]
     natural = own_natural(problem, coef)
     terms = assemble_terms(problem, whole_block(problem.rows.n), natural.eta, natural.delta, natural.log_gate)
     local, peak = build_local(problem, 1), float(epanechnikov(np.zeros(1))[0])
@@ -87,7 +87,7 @@ def effective_df(problem: Problem, coef: Array) -> float:
         design = natural_design(local, rows, np.zeros(rows.stop - start))[:, :, : problem.slots.n]
         curvature = np.moveaxis(terms.complete[:, :, rows], -1, 0) * problem.rows.weights[rows, None, None]
         outer = peak * np.swapaxes(design, 1, 2) @ curvature @ design  # (rows, L, L)
-        before, after = (np.einsum("njk,njk->n", outer, variance[left[rows] + side]) for side in (0, 1))
+        before, after = (np.einsum("njk,njk->n", outer, variance[points[rows, side]]) for side in (0, 1))
         leverage = (1.0 - share[rows]) * before + share[rows] * after
         bound = most * np.maximum(problem.rows.weights[rows], 1.0)
         fewer = np.clip(np.minimum(before, after), 0.0, bound)

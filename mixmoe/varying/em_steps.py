@@ -52,7 +52,7 @@ class Natural:
     delta: Array
     log_gate: Array
 
-    def take(self, rows: slice) -> "Natural":
+    def take(self, rows: slice | NDArray[np.intp]) -> "Natural":
         """Predictors of some of the rows."""
         return Natural(self.eta[..., rows], self.delta[..., rows], self.log_gate[..., rows])
 

@@ -26,6 +26,7 @@ from mixmoe.varying.function_frames import (
     profile_values,
 )
 from mixmoe.varying.identifiability import WIDE
+from mixmoe.varying.interpolation import interpolated
 from mixmoe.varying.setup import checked_numbers
 
 _PLAIN = (0.01, 1e5)  # sizes of functions that are shown without an exponent
@@ -34,6 +35,7 @@ _IN_A_LINE = 3  # covariates whose values are named in a line beside a figure, i
 PLOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "functions": ("coefficients", "probabilities"),
+        "derivatives": ("coefficients",),
         "probabilities": ("probabilities",),
         "means": ("experts", "mean"),
         "differences": ("differences",),
@@ -53,7 +55,8 @@ def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
     """Label and value of each line of the header."""
     model, em = results.model, results.em
     problem, dropped = model.problem, model.design.dropped
-    span = f"{model.design.names.index}, {problem.windows.grid[0]:.4g} to {problem.windows.grid[-1]:.4g}"
+    ends = (0.0, problem.rows.period) if problem.rows.period else problem.windows.grid[[0, -1]]
+    span = f"{model.design.names.index}, {ends[0]:.4g} to {ends[1]:.4g}{' (cyclic)' * (problem.rows.period > 0.0)}"
     return (
         ("Formula", model.formula.text),
         ("Family", problem.family.name),
@@ -202,7 +205,7 @@ def lost_bands(bands: pd.DataFrame) -> str | None:
 def wide_bands(model: FittedVCMoE) -> str | None:
     """What a bandwidth of half the range means for bands; None if it is smaller."""
     windows = model.problem.windows
-    if windows.bandwidth < WIDE * np.ptp(windows.grid):
+    if windows.bandwidth < WIDE * windows.span:
         return None
     return (
         f"The bandwidth {windows.bandwidth:.4g} is at least half the range of the index: bands hold the functions only "
@@ -251,7 +254,9 @@ def _marked(bands: pd.DataFrame, mark: str) -> str | None:
 def _function_table(
     model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, float] | None, key: str, heading: str, at: Places
 ) -> Table:
-    grid, points = model.problem.windows.grid, model.points
+    windows = model.problem.windows
+    grid = np.sort(windows.shown)
+    points = np.searchsorted(grid, windows.shown[model.points])
     names: list[str] = []
     cells: list[tuple[Cell, ...]] = []
     for name, part in bands.groupby("coefficient", sort=False):
@@ -263,7 +268,7 @@ def _function_table(
         span = f"{show(estimate.min())} to {show(estimate.max())}"
         value = at.estimates.get(str(name), estimate[points])
         low, high = (
-            values[end][points] if at.values is None else np.interp(at.values, grid, values[end])
+            values[end][points] if at.values is None else interpolated(at.values, grid, values[end], windows.period)
             for end in ("band_low", "band_high")
         )
         test = () if p_values is None else (p_values.get(str(name)),)
@@ -357,7 +362,7 @@ def _curve(model: FittedVCMoE, of: str, name: str, part: pd.DataFrame, options: 
     index = str(model.design.names.index)
     expert = None if pd.isna(part["expert"].iloc[0]) else int(part["expert"].iloc[0])
     panel = {
-        "coefficients": f"coefficient of {part['term'].iloc[0]}",
+        "coefficients": f"{'derivative of the ' * options.get('derivative', 0)}coefficient of {part['term'].iloc[0]}",
         "probabilities": "probability of the expert",
         "experts": "expected response",
         "mean": "expected response",

@@ -21,9 +21,10 @@ from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.resampling import run_all
+from mixmoe.varying.circle import wrapped
 from mixmoe.varying.fitted import FittedVCMoE
 from mixmoe.varying.joint_em import REFIT, Control, Run, centred, on_grid, run_around_means, run_em, with_draw
-from mixmoe.varying.problem import Problem, build_problem, epanechnikov
+from mixmoe.varying.problem import Problem, Rows, build_problem, epanechnikov, even_grid
 
 METHODS = ("bootstrap", "asymptotic", "calibrated")
 BINS = 300  # of the rows, for the moments of the statistic
@@ -166,10 +167,10 @@ def _on_own_grid(model: FittedVCMoE) -> tuple[Problem, Array]:
     """
     own = model.problem
     points, widths = own.windows.grid, (own.windows.bandwidth, own.gate_windows.bandwidth)
-    wanted = int(np.ceil(POINTS_PER_BANDWIDTH * np.ptp(points) / min(widths)))
-    grid = np.linspace(points[0], points[-1], int(np.clip(wanted, *POINTS)))
+    wanted = int(np.ceil(POINTS_PER_BANDWIDTH * own.windows.span / min(widths)))
+    grid = even_grid(own.rows, points, int(np.clip(wanted, *POINTS)))
     # A tested statistic must not depend on how finely the user wanted the curves printed.
-    even = np.allclose(points, np.linspace(points[0], points[-1], len(points)))
+    even = np.allclose(points, even_grid(own.rows, points, len(points)))
     if not even or len(grid) == len(points):
         return own, model.coef
     floor = model.settings["sigma_floor"]
@@ -239,22 +240,20 @@ def null_law(problem: Problem, slots: NDArray[np.intp]) -> NullLaw:
     mean = variance = 0.0
     for slot in slots:
         windows = problem.gate_windows if slot >= problem.slots.gates.start else problem.windows
-        matrix = _difference_of_squares(
-            problem.rows.index, problem.rows.weights, windows.bandwidth, problem.order[slot]
-        )
+        matrix = _difference_of_squares(problem.rows, windows.bandwidth, problem.order[slot])
         mean += 0.5 * float(np.trace(matrix))
         variance += 0.5 * float((matrix * matrix.T).sum())
     return scaled_chi_square(mean, variance)
 
 
-def _difference_of_squares(index: Array, weights: Array, bandwidth: float, degree: int) -> Array:
+def _difference_of_squares(rows: Rows, bandwidth: float, degree: int) -> Array:
     """``(I - S_0)'(I - S_0) - (I - S)'(I - S)`` in units of noise, rows taken together in at most `BINS` bins."""
-    bins = np.arange(len(index)) * min(len(index), BINS) // len(index)
-    mass = np.bincount(bins, weights)
+    bins = np.arange(rows.n) * min(rows.n, BINS) // rows.n
+    mass = np.bincount(bins, rows.weights)
     kept = mass > 0.0
-    at = np.bincount(bins, weights * index)[kept] / mass[kept]
+    at = np.bincount(bins, rows.weights * rows.index)[kept] / mass[kept]
     root = np.sqrt(mass[kept])
-    t = (at - at[:, None]) / bandwidth
+    t = wrapped(at - at[:, None], rows.period) / bandwidth
     kernel = epanechnikov(t) * mass[kept]
     s0, s1, s2 = (kernel * t**power for power in range(3))
     s0, s1, s2 = (s.sum(axis=1, keepdims=True) for s in (s0, s1, s2))

@@ -29,6 +29,7 @@ from mixmoe.varying.bandwidth import (
     smallest_usable,
     usable_rule,
 )
+from mixmoe.varying.circle import LINE
 from mixmoe.varying.fitted import SPEC, FittedVCMoE, checked_kind, tabulated_points
 from mixmoe.varying.function_frames import checked_index_name
 from mixmoe.varying.identifiability import CATEGORIES, n_clusters
@@ -72,6 +73,7 @@ class VCMoE:
     ----------
     formula : str
         ``"y ~ z1 + const(z2) | gate: const(1) + x1 | vary: u"``; ``const(...)`` marks coefficients held constant.
+        ``vary: cyclic(hour, 24)`` is an index on a circle with a period, see Notes.
     data : DataFrame (pandas, or what narwhals reads: polars, pyarrow ...) or mapping of columns
         Never changed. Rows with missing values are left out with a warning.
     experts : int
@@ -88,7 +90,7 @@ class VCMoE:
     dispersion : {"varying", "const"}
         Whether sigma or theta of an expert is a function of the index.
     grid : array-like, optional
-        Grid points, covering the range of the index; by default `n_grid` equally spaced ones.
+        Grid points, covering the range of the index; by default `n_grid` equally spaced ones. Not for a circle.
     n_grid : int, optional
         By default 50, or more where the bandwidth is narrow: three for each bandwidth.
     trials, offset, weights, cluster : str, array or Series, optional
@@ -126,6 +128,12 @@ class VCMoE:
     With ``cluster=`` the estimates are those of independent rows, standard errors and bands those of independent
     clusters. `n_units` and the N of BIC and AICc are numbers of clusters; tests that need the distribution of all rows
     together are refused.
+
+    With ``vary: cyclic(hour, 24)`` distances are the shorter ones round the circle, so that functions close and have no
+    ends: the estimator is that of data repeated with the period for ever. Index values count modulo the period, in
+    predictions too. The bandwidth is at most half the period, the grid goes once round from a place that the data
+    single out, and functions are drawn towards constants instead of lines. Where the circle has its origin changes
+    nothing.
 
     One responsibility per row, shared by all grid points, so that experts keep their labels along the index. Log sigma
     is fitted locally linear, log theta locally constant; where one of them runs to its limit in a local likelihood, it
@@ -177,19 +185,19 @@ class VCMoE:
             raise ArgumentError(f"trials={named!r} is for family='binomial', got family={family!r}; leave it out")
         aux = {name: column for name, column in columns.items() if column is not None}
         self.design = build_design(self.formula, data, context=context, engine=formula_engine, aux=aux)  # type: ignore[arg-type]
-        self.data: Sorted = sorted_rows(self.design, self.family)
+        self.data: Sorted = sorted_rows(self.design, self.family, period=self.formula.period or LINE)
         checked_index_name(str(self.design.names.index))
         checked_index(self.data.rows.index, str(self.formula.vary))
         check_errors(self.data.rows, self.family, str(self.design.names.response))
         if isinstance(bandwidth, str):
             checked_choice(bandwidth, "bandwidth", ("cv", "rule"))
         else:
-            checked_bandwidth(bandwidth, self.data.rows.index)
+            checked_bandwidth(bandwidth, self.data.rows)
         if isinstance(gate_bandwidth, str):
             checked_choice(gate_bandwidth, "gate_bandwidth", ("cv",))
         elif gate_bandwidth is not None:
-            checked_bandwidth(gate_bandwidth, self.data.rows.index, "gate_bandwidth")
-        self.grid = None if grid is None else checked_grid(self.data.rows.index, grid)
+            checked_bandwidth(gate_bandwidth, self.data.rows, "gate_bandwidth")
+        self.grid = None if grid is None else checked_grid(self.data.rows, grid)
         self.slots = Slots(self.n_experts, self.design.expert.shape[1], self.design.gate.shape[1], self.has_dispersion)
         check_designs(self.design, self.slots)
         if self.n_experts > self.design.n:
@@ -255,13 +263,13 @@ class VCMoE:
         """
         const = constant_slots(self.design, self.slots, self.settings["dispersion"], bandwidth, gate_bandwidth)
         const = const if held is None else const | held
-        rows, index = self.data.rows if some is None else self.data.rows.take(some), self.data.rows.index
+        rows = self.data.rows if some is None else self.data.rows.take(some)
         if const.all():
-            bandwidth, gate_bandwidth = 2.0 * float(np.ptp(index)), None  # windows play no part
+            bandwidth, gate_bandwidth = self.data.rows.widest, None  # windows play no part
         gate = bandwidth if gate_bandwidth is None else float(gate_bandwidth)
         least = min(bandwidth, gate)  # stands in for an infinite one, which has no windows
         bandwidth, gate = (least if np.isinf(h) else h for h in (bandwidth, gate))
-        grid = default_grid(index, least, self.settings["n_grid"], fewest) if self.grid is None else self.grid
+        grid = default_grid(self.data.rows, least, self.settings["n_grid"], fewest) if self.grid is None else self.grid
         grid = grid[[0, -1]] if const.all() else grid
         return build_problem(rows, self.family, self.slots, const, grid, bandwidth, gate, self.settings["sigma_floor"])
 
@@ -278,8 +286,8 @@ class VCMoE:
             return self._fault(made) is None
 
         wrong = float(gate_bandwidth) if of_gate and gate_bandwidth is not None else bandwidth
-        span = float(np.ptp(self.data.rows.index))
-        found = smallest_usable(usable, max(wrong, span / self.design.n), 2.0 * span)
+        rows = self.data.rows
+        found = smallest_usable(usable, max(wrong, rows.span / rows.n), rows.widest)
         if found is None:
             return ""
         return f" ({'gate_bandwidth' if of_gate else 'bandwidth'}={found:g} is wide enough)"
@@ -297,7 +305,7 @@ class VCMoE:
             problem,
             coef,
             settings,
-            tabulated_points(problem.windows.grid, self.data.rows.index),
+            tabulated_points(problem.windows, self.data.rows),
             self.clusters,
             used.table,
             used.gate_table,
@@ -346,9 +354,9 @@ class VCMoE:
         """
         if folds is not None:
             checked_folds(folds, self.design.n if self.clusters is None else n_clusters(self.clusters))
-        given = None if candidates is None else checked_candidates(candidates, self.data.rows.index)
+        given = None if candidates is None else checked_candidates(candidates, self.data.rows)
         generator = checked_rng(rng)
-        held = None if beside is None else checked_bandwidth(beside, self.data.rows.index, "beside")
+        held = None if beside is None else checked_bandwidth(beside, self.data.rows, "beside")
         return search_bandwidth(self.space(held), generator, folds, given, n_jobs, progress)
 
     def space(self, beside: float | None = None) -> Space:
