@@ -17,6 +17,7 @@ from mixmoe._typing import Array
 from mixmoe.errors import DesignError
 from mixmoe.mixture.estimate import Flag
 from mixmoe.mixture.resampling import run_all
+from mixmoe.responses.exponential import is_normal
 from mixmoe.varying.em_steps import expert_step
 from mixmoe.varying.joint_em import Control, fit_functions, on_grid, run_em
 from mixmoe.varying.leave_one_out import held_out, left_out_logliks, without_rows
@@ -450,7 +451,7 @@ def _left_out_chain(problems: list[Problem], state: _State) -> _Chain:
     out = []
     for problem in problems:
         coef = state.moved(problem)
-        if problem.family.name == "gaussian" and not problem.const[problem.slots.experts].any():
+        if is_normal(problem.family) and not problem.const[problem.slots.experts].any():
             coef[:, :, problem.slots.experts] += expert_step(problem, coef, problem.rows.weights[None])
         else:
             coef = run_em(problem, coef, _control()).coef

@@ -13,9 +13,11 @@ an improved Akaike information criterion. JRSS B 60, 271-293.
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import stdtrit
 
 from mixmoe._typing import Array
 from mixmoe.responses.distribution import Outcome
+from mixmoe.responses.exponential import StudentT
 from mixmoe.varying.em_steps import Natural, own_natural
 from mixmoe.varying.interpolation import linear_matrix
 from mixmoe.varying.joint_em import centred
@@ -164,6 +166,9 @@ def response_nodes(problem: Problem, natural: Natural) -> tuple[Node, ...]:
     """
     out: list[Node] = []
     for eta, delta, log_gate in zip(natural.eta, natural.delta, natural.log_gate, strict=True):
+        if isinstance(problem.family, StudentT):
+            out += _quantiles(problem, problem.family, eta, delta, np.exp(log_gate))
+            continue
         make = _lattice if problem.family.discrete else _hermite
         out += make(problem, eta, delta, np.exp(log_gate))
     return tuple(out)
@@ -174,6 +179,13 @@ def _hermite(problem: Problem, eta: Array, delta: Array, prob: Array) -> list[No
     t, raw = np.polynomial.hermite.hermgauss(HERMITE)
     values = eta + np.exp(delta) * np.sqrt(2.0) * t[:, None]
     return [Node(_outcome(problem, y), prob * w / np.sqrt(np.pi)) for y, w in zip(values, raw, strict=True)]
+
+
+def _quantiles(problem: Problem, family: StudentT, eta: Array, delta: Array, prob: Array) -> list[Node]:
+    """Nodes of one expert with t errors, whose scores are bounded: Gauss-Legendre on the scale of probabilities."""
+    t, raw = np.polynomial.legendre.leggauss(POINTS)
+    values = eta + np.exp(delta) * stdtrit(family.df, 0.5 * (1.0 + t))[:, None]
+    return [Node(_outcome(problem, y), prob * w / 2.0) for y, w in zip(values, raw, strict=True)]
 
 
 def _lattice(problem: Problem, eta: Array, delta: Array, prob: Array) -> list[Node]:

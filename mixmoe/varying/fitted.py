@@ -24,6 +24,7 @@ from mixmoe.families import Estimated, FamilySpec, GatePoint
 from mixmoe.inference.uncertainty import CovType, ParamCov, checked_cov_type
 from mixmoe.mixture.estimate import Block, EMFit, Parameter, ParamLayout, Starts
 from mixmoe.output.records import told_apart
+from mixmoe.responses.exponential import StudentT
 from mixmoe.varying.bands import BandSet, LevelProcess, level_process
 from mixmoe.varying.circle import wrapped
 from mixmoe.varying.em_steps import own_natural, posterior
@@ -58,7 +59,7 @@ SPEC = FamilySpec(
     asked_by="formulas with a section 'vary: u'",
     section="vary",
     covariance_options=("correction",),
-    listed=("bandwidth", "dispersion", "family"),
+    listed=("bandwidth", "dispersion", "errors_dist", "family"),
     lacks={
         "HasScores": "it has no score per unit of one parameter vector; refit without the units in question, or, in "
         "a three-step analysis, use method='naive', which is not corrected for classification error",
@@ -132,6 +133,13 @@ class FittedVCMoE:
     def n_experts(self) -> int:
         """Number of experts, K."""
         return self.problem.slots.n_experts
+
+    @property
+    def df_estimated(self) -> float | None:
+        """Degrees of freedom of t errors, if they were estimated."""
+        family = self.problem.family
+        estimated = isinstance(family, StudentT) and self.settings["errors_df"] is None
+        return family.df if isinstance(family, StudentT) and estimated else None
 
     @property
     def names(self) -> FunctionNames:

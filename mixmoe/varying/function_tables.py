@@ -12,6 +12,7 @@ from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError, ConvergenceWarning, warn
 from mixmoe.inference.uncertainty import DESCRIPTIONS
 from mixmoe.output.records import Cell, Curve, Table, told_apart
+from mixmoe.responses.exponential import StudentT
 from mixmoe.results import column_facts
 from mixmoe.varying.bands import LEAST_DF
 from mixmoe.varying.fitted import FittedVCMoE
@@ -60,6 +61,7 @@ def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
     return (
         ("Formula", model.formula.text),
         ("Family", problem.family.name),
+        ("Errors", _errors_text(model)),
         ("Experts", model.n_experts),
         ("Rows", results.nobs),
         ("Clusters", None if model.clusters is None else results.n_units),
@@ -78,6 +80,14 @@ def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
         ("Converged", "yes" if results.converged else "NO"),
         ("Random starts", results._starts_words if em.starts.n_starts > 1 and model.n_experts > 1 else None),
     )
+
+
+def _errors_text(model: FittedVCMoE) -> str | None:
+    """Degrees of freedom of t errors; None for others."""
+    family = model.problem.family
+    if not isinstance(family, StudentT):
+        return None
+    return f"t, df {family.df:.3g}{'' if model.df_estimated is None else ' (estimated)'}"
 
 
 def bandwidth_facts(results: Any) -> tuple[tuple[str, Cell], ...]:

@@ -141,7 +141,7 @@ def _lost(problem: Problem, run: Run, name: str) -> Flag | None:
         return None
     return Flag(
         "no_local_maximum",
-        f"At {run.lost.sum()} of {len(run.lost)} grid points, {name} = {_runs(problem.windows, run.lost)}, "
+        f"At {run.lost.sum()} of {len(run.lost)} grid points, {name} = {_runs(problem.windows.shown, run.lost)}, "
         "the local likelihood has no maximum near the joint fit: the functions there are those of the joint fit, "
         "without bands; use a larger bandwidth or fewer experts.",
     )
@@ -180,14 +180,14 @@ def _limits(problem: Problem, coef: Array, name: str) -> Flag | None:
 def _where(problem: Problem, bad: BoolArray, name: str) -> str:
     """In words: which experts, over which part of the grid."""
     found = np.flatnonzero(bad.any(axis=0))
-    parts = [f"expert {c + 1} at {name} = {_runs(problem.windows, bad[:, c])}" for c in found]
+    parts = [f"expert {c + 1} at {name} = {_runs(problem.windows.shown, bad[:, c])}" for c in found]
     return "; ".join(parts)
 
 
-def _runs(windows: Windows, bad: BoolArray) -> str:
+def _runs(grid: Array, bad: BoolArray) -> str:
     """In words: the runs of consecutive grid points at which something holds."""
-    order = np.argsort(windows.shown, kind="stable")
-    grid = windows.shown[order]
+    order = np.argsort(grid, kind="stable")  # a circle begins at zero for the reader
+    grid = grid[order]
     edges = np.flatnonzero(np.diff(np.concatenate([[False], bad[order], [False]]).astype(int)))
     words = []
     for first, stop in edges.reshape(-1, 2):

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from mixmoe._typing import Array
+from mixmoe.responses.exponential import is_normal
 from mixmoe.varying.circle import wrapped
 from mixmoe.varying.em_steps import (
     EXPERT_STEP,
@@ -62,7 +63,7 @@ def left_out_logliks(problem: Problem, coef: Array) -> Array:
     """
     eta = left_out_predictors(problem, coef)[None]
     rows, family, weights = problem.rows, problem.family, problem.rows.weights
-    if family.name == "gaussian":
+    if is_normal(family):
         variance = np.average((rows.outcome.y - eta[0]) ** 2, weights=weights)
         delta = 0.5 * np.log(max(float(variance), np.finfo(float).tiny))
         return np.asarray(family.log_density(rows.outcome, eta, np.full_like(eta, delta))[0])

@@ -18,7 +18,8 @@ from mixmoe.design.labels import units_of
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.mixture.estimate import Flag, seeded, warn_flags
 from mixmoe.output.saved import SavedFit
-from mixmoe.responses.exponential import family_named
+from mixmoe.responses.distribution import Family
+from mixmoe.responses.exponential import StudentT, family_named
 from mixmoe.results import restored
 from mixmoe.varying.bandwidth import (
     Bandwidths,
@@ -56,6 +57,7 @@ from mixmoe.varying.setup import (
     sorted_rows,
     window_fault,
 )
+from mixmoe.varying.tails import Tailed, checked_tails, fit_tails, tails_flag, with_df
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.intp]
@@ -89,6 +91,12 @@ class VCMoE:
         found first. ``inf`` holds one of them constant.
     dispersion : {"varying", "const"}
         Whether sigma or theta of an expert is a function of the index.
+    errors_dist : {"normal", "t"}
+        Of a Gaussian response; ``"t"`` for outliers. Sigma is then a scale: the standard deviation is
+        ``sqrt(df / (df - 2))`` times as large.
+    errors_df : float, optional
+        Degrees of freedom of t errors, the same for all experts; by default estimated, which counts as one parameter,
+        and 5 in the search of a bandwidth. Standard errors and bands take them as known.
     grid : array-like, optional
         Grid points, covering the range of the index; by default `n_grid` equally spaced ones. Not for a circle.
     n_grid : int, optional
@@ -159,6 +167,8 @@ class VCMoE:
         bandwidth: float | str = "cv",
         gate_bandwidth: float | str | None = None,
         dispersion: str = "varying",
+        errors_dist: str = "normal",
+        errors_df: float | None = None,
         grid: Any = None,
         n_grid: int | None = None,
         trials: Any = None,
@@ -172,7 +182,9 @@ class VCMoE:
     ) -> None:
         self.formula = checked_varying_formula(formula)
         self.n_experts = checked_count(experts, "experts")
-        self.family = family_named(family)
+        self.family: Family = family_named(family)
+        tails = checked_tails(errors_dist, errors_df, self.family.name)
+        self.family = self.family if tails is None else tails
         checked_choice(dispersion, "dispersion", ("varying", "const"))
         checked_choice(estimate, "estimate", ("shrunken", "local", "joint"))
         if n_grid is not None:
@@ -208,6 +220,8 @@ class VCMoE:
             "bandwidth": bandwidth,
             "gate_bandwidth": gate_bandwidth,
             "dispersion": dispersion,
+            "errors_dist": errors_dist,
+            "errors_df": errors_df,
             "grid": None if self.grid is None else self.grid.tolist(),
             "n_grid": n_grid,
             **columns,
@@ -229,9 +243,11 @@ class VCMoE:
         """Results of a saved fit, see `mixmoe.load`."""
         settings = dict(saved.settings)
         functions, searches = np.array(settings.pop("functions")), settings.pop("searches", {})
+        df = settings.pop("df", None)
         model = cls(saved.formula, saved.data, context=context, **settings)
         model.design = restored(model.design, saved)
         problem = model.problem(float(settings["bandwidth"]), settings["gate_bandwidth"])
+        problem = problem if df is None else with_df(problem, float(df))
         used = Bandwidths.from_lists(float(settings["bandwidth"]), settings["gate_bandwidth"], searches)
         return VCMoEResults(model.bound(problem, functions, used), saved.fit, saved.cov)
 
@@ -298,6 +314,7 @@ class VCMoE:
         gate = None if problem.const.all() or used.gate == used.experts else used.gate
         settings = {**self.settings, "bandwidth": experts, "gate_bandwidth": gate}
         settings |= {"functions": coef.tolist(), "searches": used.searches}
+        settings |= {"df": problem.family.df} if isinstance(problem.family, StudentT) else {}
         return FittedVCMoE(
             self.formula,
             self.design,
@@ -427,10 +444,11 @@ class VCMoE:
         generator = checked_rng(rng)
         used = self._bandwidths(generator, folds, n_jobs, progress)
         problem = self.problem(used.experts, used.gate)
-        run = self._run(problem, control, generator, start)
-        model = self.bound(problem, run.coef, used)
+        fitted = self._run(problem, control, generator, start)
+        run, model = fitted.run, self.bound(fitted.problem, fitted.run.coef, used)
         fit = seeded(model.record(run, control, n_starts if start is None else len(run.candidates)), rng)
-        fit = replace(fit, flags=(*fit.flags, *self._forced_flags(used)))
+        tails = None if model.df_estimated is None else tails_flag(model.df_estimated)
+        fit = replace(fit, flags=(*fit.flags, *self._forced_flags(used), *([] if tails is None else [tails])))
         warn_flags(fit.flags, CATEGORIES)
         return VCMoEResults(model, fit, model.covariance(fit, kind, **cov_options))
 
@@ -462,15 +480,24 @@ class VCMoE:
             if one is not None
         )
 
-    def _run(self, problem: Problem, control: Control, rng: np.random.Generator, start: Any) -> Run:
-        """EM, then the functions that are reported, experts in the reported order."""
+    def _run(self, problem: Problem, control: Control, rng: np.random.Generator, start: Any) -> Tailed:
+        """EM, then the functions that are reported, experts in the reported order; degrees of freedom of t errors."""
         if start is None:
             where = From()
         elif _experts_of(start) == problem.slots.n_experts - 1:
             where = From(False, smaller=on_grid(problem, start.model.problem, start.model.coef))
         else:
             where = From(False, same=_warm_start(start, problem))
-        return maximise(problem, control, rng, where, self.settings["estimate"])
+
+        def joint(here: Problem, same: Array | None) -> Run:
+            return maximise(here, control, rng, where if same is None else From(False, same), "joint")
+
+        if self.settings["errors_dist"] == "t" and self.settings["errors_df"] is None:
+            tailed = fit_tails(problem, joint)
+            problem, where = tailed.problem, From(False, tailed.run.coef)
+            again = maximise(problem, control, rng, where, self.settings["estimate"])
+            return Tailed(problem, replace(again, candidates=tailed.run.candidates))
+        return Tailed(problem, maximise(problem, control, rng, where, self.settings["estimate"]))
 
 
 def _warm_start(start: Any, problem: Problem) -> Array:
