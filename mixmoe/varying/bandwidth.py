@@ -17,6 +17,7 @@ from mixmoe._typing import Array
 from mixmoe.errors import DesignError
 from mixmoe.mixture.estimate import Flag
 from mixmoe.mixture.resampling import run_all
+from mixmoe.responses.exponential import is_normal
 from mixmoe.varying.em_steps import expert_step
 from mixmoe.varying.joint_em import Control, fit_functions, on_grid, run_em
 from mixmoe.varying.leave_one_out import held_out, left_out_logliks, without_rows
@@ -150,8 +151,9 @@ def rule_of_thumb(rows: Rows, slots: Slots) -> float:
     """
     q = slots.n_experts * (slots.n_expert_columns + slots.has_dispersion)
     # q functions share the rows: n / q of them are there for each.
-    h = 2.34 * float(np.std(rows.index)) * (rows.n / q) ** -0.2
-    return float(min(h, np.ptp(rows.index)))
+    # On a circle that of an index spread evenly: a spread around a mean depends on where the circle is cut.
+    spread = rows.period / np.sqrt(12.0) if rows.period else float(np.std(rows.index))
+    return float(min(2.34 * spread * (rows.n / q) ** -0.2, rows.span, rows.widest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +210,7 @@ def smallest_usable(usable: Callable[[float], bool], low: float, high: float) ->
     steps = max(1, int(np.ceil(np.log(high / low) / np.log(WIDER))))
     for h in low * WIDER ** np.arange(1, steps + 1):
         up = float(f"{h:.2g}")
-        if usable(up):
+        if up <= high and usable(up):
             return up
     return None
 
@@ -230,11 +232,11 @@ def usable_rule(space: Space) -> BandwidthSearch:
     DesignError
         If not even windows of twice the range of the index do.
     """
-    h, widest = rule_of_thumb(space.rows, space.slots), 2.0 * float(np.ptp(space.rows.index))
+    h, widest = rule_of_thumb(space.rows, space.slots), space.rows.widest
     steps = max(1, int(np.ceil(np.log(widest / h) / np.log(WIDER))))
     last: WindowFault | None = None
     why = ""
-    for one in h * WIDER ** np.arange(steps + 1):
+    for one in np.minimum(h * WIDER ** np.arange(steps + 1), max(h, widest)):
         fault = space.fault(float(one))
         if fault is None:
             best = float(one)
@@ -465,7 +467,7 @@ def _left_out_chain(problems: list[Problem], state: _State) -> _Chain:
     out = []
     for problem in problems:
         coef = state.moved(problem)
-        if problem.family.name == "gaussian" and not problem.const[problem.slots.experts].any():
+        if is_normal(problem.family) and not problem.const[problem.slots.experts].any():
             coef[:, :, problem.slots.experts] += expert_step(problem, coef, problem.rows.weights[None])
         else:
             coef = run_em(problem, coef, _control()).coef
@@ -509,11 +511,11 @@ def _compared(space: Space, wanted: list[float], scoring: _Scoring) -> Bandwidth
 
 def _candidates(rows: Rows, slots: Slots) -> list[float]:
     """From the range of the index down to where windows cannot hold enough rows, widest first."""
-    span = float(np.ptp(rows.index))
+    span = rows.span
     needed = MIN_EFFECTIVE * slots.n_expert_columns + slots.n_experts
     distinct = len(np.unique(rows.index))
     low = span * max(needed / (2.0 * rows.n), 1.0 / distinct)  # the thinnest window is thinner than the average
-    top = max(span, rule_of_thumb(rows, slots))
+    top = min(max(span, rule_of_thumb(rows, slots)), rows.widest)
     return list(top / STEP ** np.arange(max(1, int(np.log(top / low) / np.log(STEP)) + 1)))
 
 
@@ -575,14 +577,15 @@ def _climbed(space: Space, start: float, scoring: _Scoring) -> _Found:
         logliks, _ = scorer.logliks([space.problem(h) for h in bandwidths[::-1]])
         return _Found(np.array(bandwidths), logliks[::-1], _criterion(logliks, weights)[::-1], [])
 
+    widest = space.rows.widest
+
     def possible(bandwidths: list[float]) -> list[float]:
-        return [h for h in bandwidths if space.fault(h) is None]
+        return [h for h in bandwidths if h <= widest and space.fault(h) is None]
 
     found = scored(possible([usable / NEAR, usable, usable * NEAR]))
-    widest = 2.0 * float(np.ptp(space.rows.index))
     while found.best in (0, len(found.tried) - 1):
         beyond = found.tried[0] / NEAR if found.best == 0 else found.tried[-1] * NEAR
-        more = possible([float(beyond)]) if beyond <= widest else []
+        more = possible([float(beyond)])
         if not more:
             break
         found = found.joined(scored(more))
@@ -591,11 +594,11 @@ def _climbed(space: Space, start: float, scoring: _Scoring) -> _Found:
 
 def _first_usable(space: Space, start: float) -> float:
     """The start, widened until every window holds enough rows."""
-    h, widest = start, 2.0 * float(np.ptp(space.rows.index))
+    h, widest = start, space.rows.widest
     while (fault := space.fault(h)) is not None:
-        if h > widest:
+        if h >= widest:
             raise DesignError(fault.text)
-        h *= WIDER
+        h = min(h * WIDER, widest)
     return h
 
 

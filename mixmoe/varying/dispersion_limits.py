@@ -263,7 +263,7 @@ def _roots(path: _Path) -> tuple[Array, Walk, Walk]:
 
 
 def _peak(values: Array, heights: Array) -> tuple[float, float]:
-    """Place and height of the maximum of a curve, by the parabola through its highest points; ends of it are themselves."""
+    """Place and height of the maximum of a curve, by the parabola through its highest points; ends stay as they are."""
     distinct = np.append(True, np.diff(values) > 0.0)
     x, y = values[distinct], heights[distinct]
     best = int(y.argmax())

@@ -12,6 +12,7 @@ from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError, ConvergenceWarning, warn
 from mixmoe.inference.uncertainty import DESCRIPTIONS
 from mixmoe.output.records import Cell, Curve, Table, told_apart
+from mixmoe.responses.exponential import StudentT
 from mixmoe.results import column_facts
 from mixmoe.varying.bands import LEAST_DF
 from mixmoe.varying.fitted import FittedVCMoE
@@ -26,6 +27,7 @@ from mixmoe.varying.function_frames import (
     profile_values,
 )
 from mixmoe.varying.identifiability import WIDE
+from mixmoe.varying.interpolation import interpolated
 from mixmoe.varying.setup import checked_numbers
 
 _PLAIN = (0.01, 1e5)  # sizes of functions that are shown without an exponent
@@ -34,6 +36,7 @@ _IN_A_LINE = 3  # covariates whose values are named in a line beside a figure, i
 PLOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "functions": ("coefficients", "probabilities"),
+        "derivatives": ("coefficients",),
         "probabilities": ("probabilities",),
         "means": ("experts", "mean"),
         "differences": ("differences",),
@@ -53,10 +56,12 @@ def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
     """Label and value of each line of the header."""
     model, em = results.model, results.em
     problem, dropped = model.problem, model.design.dropped
-    span = f"{model.design.names.index}, {problem.windows.grid[0]:.4g} to {problem.windows.grid[-1]:.4g}"
+    ends = (0.0, problem.rows.period) if problem.rows.period else problem.windows.grid[[0, -1]]
+    span = f"{model.design.names.index}, {ends[0]:.4g} to {ends[1]:.4g}{' (cyclic)' * (problem.rows.period > 0.0)}"
     return (
         ("Formula", model.formula.text),
         ("Family", problem.family.name),
+        ("Errors", _errors_text(model)),
         ("Experts", model.n_experts),
         ("Rows", results.nobs),
         ("Clusters", None if model.clusters is None else results.n_units),
@@ -75,6 +80,14 @@ def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
         ("Converged", "yes" if results.converged else "NO"),
         ("Random starts", results._starts_words if em.starts.n_starts > 1 and model.n_experts > 1 else None),
     )
+
+
+def _errors_text(model: FittedVCMoE) -> str | None:
+    """Degrees of freedom of t errors; None for others."""
+    family = model.problem.family
+    if not isinstance(family, StudentT):
+        return None
+    return f"t, df {family.df:.3g}{'' if model.df_estimated is None else ' (estimated)'}"
 
 
 def bandwidth_facts(results: Any) -> tuple[tuple[str, Cell], ...]:
@@ -220,7 +233,7 @@ def lost_bands(bands: pd.DataFrame) -> str | None:
 def wide_bands(model: FittedVCMoE) -> str | None:
     """What a bandwidth of half the range means for bands; None if it is smaller."""
     windows = model.problem.windows
-    if windows.bandwidth < WIDE * np.ptp(windows.grid):
+    if windows.bandwidth < WIDE * windows.span:
         return None
     return (
         f"The bandwidth {windows.bandwidth:.4g} is at least half the range of the index: bands hold the functions only "
@@ -268,7 +281,9 @@ def _marked(bands: pd.DataFrame, mark: str) -> str | None:
 
 def _function_table(model: FittedVCMoE, bands: pd.DataFrame, key: str, heading: str, at: Places) -> Table:
     """Three lines per function: its values at some index values, and the limits of its simultaneous band."""
-    grid, points = model.problem.windows.grid, model.points
+    windows = model.problem.windows
+    grid = np.sort(windows.shown)
+    points = np.searchsorted(grid, windows.shown[model.points])
     names: list[str] = []
     cells: list[tuple[Cell, ...]] = []
     for name, part in bands.groupby("coefficient", sort=False):
@@ -276,7 +291,7 @@ def _function_table(model: FittedVCMoE, bands: pd.DataFrame, key: str, heading: 
         show = _format_for(float(np.abs(estimate).max()))
         value = at.estimates.get(str(name), estimate[points])
         low, high = (
-            values[points] if at.values is None else np.interp(at.values, grid, values)
+            values[points] if at.values is None else interpolated(at.values, grid, values, windows.period)
             for values in (part["band_low"].to_numpy(), part["band_high"].to_numpy())
         )
         stars = np.where((value < low) | (value > high), STAR, "")
@@ -369,7 +384,7 @@ def _curve(model: FittedVCMoE, of: str, name: str, part: pd.DataFrame, options: 
     index = str(model.design.names.index)
     expert = None if pd.isna(part["expert"].iloc[0]) else int(part["expert"].iloc[0])
     panel = {
-        "coefficients": f"coefficient of {part['term'].iloc[0]}",
+        "coefficients": f"{'derivative of the ' * options.get('derivative', 0)}coefficient of {part['term'].iloc[0]}",
         "probabilities": "probability of the expert",
         "experts": "expected response",
         "mean": "expected response",

@@ -21,10 +21,11 @@ from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.resampling import run_all
+from mixmoe.varying.circle import wrapped
 from mixmoe.varying.em_steps import own_natural
 from mixmoe.varying.fitted import FittedVCMoE
 from mixmoe.varying.joint_em import REFIT, Control, Run, centred, on_grid, run_around_means, run_em, with_draw
-from mixmoe.varying.problem import Problem, Slots, build_problem, epanechnikov
+from mixmoe.varying.problem import Problem, Rows, Slots, build_problem, epanechnikov, even_grid
 
 METHODS = ("bootstrap", "asymptotic", "calibrated")
 BINS = 300  # of the rows, for the moments of the statistic
@@ -170,10 +171,10 @@ def _on_own_grid(model: FittedVCMoE) -> tuple[Problem, Array]:
     """
     own = model.problem
     points, widths = own.windows.grid, model.unforced or (own.windows.bandwidth, own.gate_windows.bandwidth)
-    wanted = int(np.ceil(POINTS_PER_BANDWIDTH * np.ptp(points) / min(widths)))
-    grid = np.linspace(points[0], points[-1], int(np.clip(wanted, *POINTS)))
+    wanted = int(np.ceil(POINTS_PER_BANDWIDTH * own.windows.span / min(widths)))
+    grid = even_grid(own.rows, points, int(np.clip(wanted, *POINTS)))
     # A tested statistic must not depend on how finely the user wanted the curves printed.
-    even = np.allclose(points, np.linspace(points[0], points[-1], len(points)))
+    even = np.allclose(points, even_grid(own.rows, points, len(points)))
     if model.unforced is None and (not even or len(grid) == len(points)):
         return own, model.coef
     grid = grid if even else points
@@ -251,7 +252,7 @@ def null_law(problem: Problem, coef: Array, slots: NDArray[np.intp]) -> NullLaw:
         gate, c = slot >= problem.slots.gates.start, _expert_of(problem.slots, int(slot))
         windows, share = (problem.gate_windows if gate else problem.windows), probabilities[c]
         mass = problem.rows.weights * (share * (1.0 - share) if gate else share)
-        smoother = _binned_smoother(problem.rows.index, mass, windows.bandwidth, int(problem.order[slot]))
+        smoother = _binned_smoother(problem.rows, mass, windows.bandwidth, int(problem.order[slot]))
         sigma = problem.family.name == "gaussian" and slot in range(problem.slots.n)[problem.slots.dispersions]
         columns = int((~problem.const[problem.slots.expert(c)]).sum())
         first, second = _moments_of_sigma(smoother, columns) if sigma else _moments(smoother)
@@ -288,13 +289,13 @@ class _Smoother:
         return np.asarray(constant.T @ constant - rest.T @ rest, dtype=np.float64)
 
 
-def _binned_smoother(index: Array, mass: Array, bandwidth: float, degree: int) -> _Smoother:
-    bins = np.arange(len(index)) * min(len(index), BINS) // len(index)
+def _binned_smoother(rows: Rows, mass: Array, bandwidth: float, degree: int) -> _Smoother:
+    bins = np.arange(rows.n) * min(rows.n, BINS) // rows.n
     total = np.bincount(bins, mass)
     kept = total > 0.0
-    at = np.bincount(bins, mass * index)[kept] / total[kept]
+    at = np.bincount(bins, mass * rows.index)[kept] / total[kept]
     root = np.sqrt(total[kept])
-    t = (at - at[:, None]) / bandwidth
+    t = wrapped(at - at[:, None], rows.period) / bandwidth
     kernel = epanechnikov(t) * total[kept]
     s0, s1, s2 = (kernel * t**power for power in range(3))
     s0, s1, s2 = (s.sum(axis=1, keepdims=True) for s in (s0, s1, s2))
@@ -321,8 +322,8 @@ def _moments_of_sigma(smoother: _Smoother, columns: int) -> tuple[float, float]:
 
     Notes
     -----
-    Residuals ``(I - H) z`` have variances v below one, less at the ends of the index, where a fit follows the rows most,
-    and are correlated: ``Cov(e_i^2, e_j^2) = 2 c_ij^2``. Their working responses ``(e^2 / v - 1) / sqrt(2)`` have
+    Residuals ``(I - H) z`` have variances v below one, less at the ends of the index, where a fit follows the rows
+    most, and are correlated: ``Cov(e_i^2, e_j^2) = 2 c_ij^2``. Their working responses ``(e^2 / v - 1) / sqrt(2)`` have
     therefore means mu and a covariance G that is not the identity, and fourth cumulants k, 12 for a squared normal:
     mean ``(tr A G + mu' A mu) / 2``, variance ``tr (A G)^2 / 2 + mu' A G A mu + sum_i k_i A_ii^2 / 4``.
     """
