@@ -393,10 +393,12 @@ def predictor_information(problem: Problem, theta: Array) -> Iterator[PredictorI
         for j, place in enumerate(others):
             step = np.eye(theta.size)[place]
             slopes = slope(lambda h, step=step: restriction(problem, theta + h * step).scores[others], analytic=True)
-            of_restriction[:, :, j] = -slopes.T
+            of_restriction[:, :, j] -= 0.5 * slopes.T
+            of_restriction[:, j] -= 0.5 * slopes.T
     for subjects in _alike(counts, lambda m: _INFORMATION_SIZE // (K * (m + 1) + others.size) ** 2):
         matrices = _predictor_matrices(problem.take(subjects), theta, others)
-        matrices[:, -others.size :, -others.size :] += of_restriction[subjects]
+        rest = slice(matrices.shape[1] - others.size, None)
+        matrices[:, rest, rest] += of_restriction[subjects]
         m = int(counts[subjects].max())
         present = np.arange(m) < counts[subjects][:, None]
         rows = starts[subjects][:, None] + np.where(present, np.arange(m), 0)
