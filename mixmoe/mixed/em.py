@@ -16,8 +16,8 @@ from mixmoe.mixed.parameters import Params, Structure, contract, expand
 from mixmoe.mixture.gate import gate_log_probabilities, gate_step
 from mixmoe.numerics.linalg import logsumexp
 
-_CG_STEPS = 10  # at most, of conjugate gradients where columns are many
-_REDUCED = 0.1  # of the score, in the metric of its scale, is what they leave
+_CG_STEPS = 4  # at most, of conjugate gradients where columns are many
+_REDUCED = 0.3  # of the score, in the metric of its scale, is what they leave
 _SMALLEST = 1e-10  # variances below this fraction of the pooled residual variance are not resolved
 
 

@@ -24,6 +24,7 @@ from mixmoe.mixed.likelihood.observed import (
     observed_information,
     subject_logliks,
     subject_scores,
+    summed_squares,
 )
 from mixmoe.mixed.parameters import Params, Sigma, Structure, build_free_vector, contract, expand
 from mixmoe.mixture.gate import posterior_probabilities
@@ -65,7 +66,7 @@ def first_inverse(problem: Problem, theta: Array) -> Array:
     points, and the diagonal at many.
     """
     if problem.has_many_columns and len(theta) > _FEW_POINTS and theta.shape[1] > _MANY_PARAMETERS:
-        sizes = np.array([(np.nan_to_num(subject_scores(problem, point)) ** 2).sum(axis=0) for point in theta])
+        sizes = np.nan_to_num(summed_squares(problem, theta))
         return 1.0 / np.maximum(sizes, _LEAST_INFORMATION * problem.n_subjects)
     out = np.empty((theta.shape[0], theta.shape[1], theta.shape[1]))
     for s, point in enumerate(theta):

@@ -181,7 +181,7 @@ class LimitedInverse:
         self.scale[who] = (s * y).sum(axis=1) / (self.diagonal[who] * y * y).sum(axis=1)
 
 
-_REMEMBERED = 20  # steps
+_REMEMBERED = 12  # steps
 
 
 def inverse_information(first: Array) -> DenseInverse | LimitedInverse:
@@ -237,13 +237,14 @@ def _begin(
     )
 
 
-def _active(state: _State, n_units: int, control: Control) -> NDArray[np.intp]:
-    """Starts that have neither converged nor come to a standstill."""
-    flat = np.abs(state.score).max(axis=1, initial=0.0) <= control.tol * n_units
+def _active(state: _State, who: NDArray[np.intp], n_units: int, control: Control) -> NDArray[np.intp]:
+    """Starts that have neither converged nor come to a standstill, after those of `who` have moved."""
+    score = state.score[who]
+    flat = np.abs(score).max(axis=1, initial=0.0) <= control.tol * n_units
     if control.promise:
-        promised = 0.5 * (state.score * state.H.times(np.arange(flat.size), state.score)).sum(axis=1)
+        promised = 0.5 * (score * state.H.times(who, score)).sum(axis=1)
         flat |= (promised >= 0) & (promised <= control.promise)
-    state.converged = flat & np.isfinite(state.loglik)
+    state.converged[who] = flat & np.isfinite(state.loglik[who])
     return np.flatnonzero(~(state.converged | state.stuck))
 
 
@@ -376,14 +377,14 @@ def climb(
     interrupted = False
     with progress_bar(theta.shape[0], "starts", control.progress) as bar:
         try:
-            who = _active(state, n_units, control)
+            who = _active(state, np.arange(theta.shape[0]), n_units, control)
             for lap in range(1, control.max_iter + 1):
                 if not who.size:
                     break
                 _iterate(state, objective, who, n_units, control)
                 if spurious is not None and lap > _LAP and lap % _LAP == 0:
                     _give_up(state, who, control, spurious)
-                who = _active(state, n_units, control)
+                who = _active(state, who, n_units, control)
                 bar.update(theta.shape[0] - who.size - bar.n)
         except KeyboardInterrupt:
             interrupted = True

@@ -29,7 +29,6 @@ from mixmoe.mixed.likelihood.gaussian import (
     t_density,
 )
 from mixmoe.mixed.likelihood.protocol import (
-    MANY_COLUMNS,
     ClosedIntegral,
     Effects,
     RowScores,
@@ -39,6 +38,9 @@ from mixmoe.mixed.likelihood.protocol import (
 from mixmoe.mixed.likelihood.serial import ErrorFactor, ErrorKind, Spread, Visits, factorise
 from mixmoe.mixed.parameters import Params, Structure
 from mixmoe.numerics.linalg import cholesky, inverse_from_cholesky, solve_lower, solve_upper, times_real
+
+
+_WORKING = 150_000  # doubles per working array (1.2 MB): rows, unlike moments, are swept once or twice only
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +73,9 @@ class Rows:
 
     def blocks(self, n_experts: int) -> "Iterator[tuple[slice, Rows]]":
         """Consecutive runs of subjects, short enough that the working arrays of `n_experts` experts stay in cache."""
-        width = 1 + min(self.X.shape[0], MANY_COLUMNS) + 2 * self.Z.shape[0] ** 2
+        width = 1 + 2 * self.Z.shape[0] ** 2
         per_subject = max(1.0, self.y.size / self.n_subjects)
-        # About 100,000 doubles per working array (800 KB): rows, unlike moments, are swept once or twice only.
-        length = max(64, int(100_000 / (n_experts * width * per_subject)))
+        length = max(64, int(_WORKING / (n_experts * width * per_subject)))
         for start in range(0, self.n_subjects, length):
             where = slice(start, min(start + length, self.n_subjects))
             yield where, self.run(where)

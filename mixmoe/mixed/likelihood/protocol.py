@@ -197,6 +197,9 @@ class RowDensities(Densities, Protocol):
     def row_scores(self) -> RowScores:
         """Derivatives in the linear predictor of each row and in what else the experts have."""
 
+    def summed_squares(self, weights: Array) -> Array:
+        """Sums over subjects of squared weighted scores, of the coefficients over rows, shape as `summed_scores`."""
+
 
 class RowwiseExperts(Experts, Protocol):
     """`Experts` that keep the rows of the data, so that their columns may be many."""
@@ -287,7 +290,14 @@ class ScoresByRow:
 
     def summed_scores(self, weights: Array) -> Array:
         """Weighted sums over subjects, shape (S, K, p + q * q + 1 + d)."""
-        found, X = self.row_scores(), self._columns
+        return self._summed(self.row_scores(), self._columns, weights)
+
+    def summed_squares(self, weights: Array) -> Array:
+        """Sums over subjects of squared weighted scores, of the coefficients over rows, shape as `summed_scores`."""
+        found = self.row_scores()
+        return self._summed(RowScores(found.predictor**2, found.others**2), self._columns**2, weights**2)
+
+    def _summed(self, found: RowScores, X: Array, weights: Array) -> Array:
         E, D, N = found.others.shape
         flat = weights.reshape(E, N)
         by_row = np.repeat(flat, np.diff(np.append(self._starts, X.shape[1])), axis=1)
