@@ -23,7 +23,7 @@ from mixmoe.design.labels import exact, units_of
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.mixed.coordinates import Coordinates, apply_inverse, build_coordinates, link_coordinates
 from mixmoe.mixed.error_structure import ErrorOptions
-from mixmoe.mixed.likelihood.correlated import independent_experts
+from mixmoe.mixed.likelihood.gaussian import independent_experts
 from mixmoe.mixed.likelihood.glmm import MOST_NODES, GlmmExperts, build_nodes
 from mixmoe.mixed.likelihood.modes import FamilyResponse, Response, Rows, dispersion
 from mixmoe.mixed.likelihood.protocol import Experts

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.inference.uncertainty import within_clusters
-from mixmoe.mixed.likelihood.correlated import RowExperts
 from mixmoe.mixed.likelihood.gaussian import LOG_2PI, GaussianExperts
 from mixmoe.mixed.likelihood.protocol import (
     Densities,
@@ -61,14 +60,14 @@ class Problem(Generic[Model]):
     def has_many_columns(self) -> bool:
         """Whether experts keep rows and have more columns than subjects have rows."""
         experts = self.experts
-        return not isinstance(experts, GaussianExperts) and has_many_columns(*experts.columns.shape[:1], experts.counts)
+        return experts.by_rows and has_many_columns(self.structure.n_columns, experts.counts)
 
     def take(self, subjects: NDArray[np.intp]) -> "Problem[Model]":
         """Likelihood problem of some of the subjects only."""
         return replace(self, experts=self.experts.take(subjects), W=self.W[subjects])
 
 
-ClosedForm = Problem[GaussianExperts] | Problem[RowExperts]
+ClosedForm = Problem[GaussianExperts]
 
 
 def build_problem(

@@ -109,6 +109,14 @@ class Experts(Protocol):
     def analytic(self) -> bool:
         """Whether scores pass complex steps through; if not, information is by differences of the score."""
 
+    @property
+    def by_rows(self) -> bool:
+        """Whether the rows of the data are kept; then they are `RowwiseExperts`."""
+
+    @property
+    def counts(self) -> NDArray[np.intp]:
+        """Rows of each subject, shape (N,)."""
+
     def take(self, subjects: NDArray[np.intp]) -> Self:
         """Densities of the experts for some of the subjects, each possibly repeated."""
 
@@ -207,10 +215,6 @@ class RowwiseExperts(Experts, Protocol):
     @property
     def columns(self) -> Array:
         """Columns of the fixed effects, shape (p, n)."""
-
-    @property
-    def counts(self) -> NDArray[np.intp]:
-        """Rows of each subject, shape (N,); they lie one after another."""
 
     def shifted(self, by: Array) -> Self:
         """The same experts where the linear predictor of each row is this much larger, shape (n,)."""
