@@ -28,13 +28,12 @@ from mixmoe.mixed.likelihood.observed import (
 )
 from mixmoe.mixed.parameters import Params, Sigma, Structure, build_free_vector, contract, expand
 from mixmoe.mixture.gate import posterior_probabilities
-from mixmoe.numerics.optimise import Climb, Control, climb
+from mixmoe.numerics.optimise import MANY_PARAMETERS, Climb, Control, climb
 
 _SOFT = 0.1  # share of a partition that is spread evenly over the experts
 _TAIL = 0.01  # smallest share of an expert that is cut off it
 _LEAST_INFORMATION = 1e-3  # per subject, in working coordinates, that ascents start with
 _FEW_POINTS = 5  # at which the information itself is worth its cost
-_MANY_PARAMETERS = 150  # with which an inverse information for each of many ascents is more than it gains
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,7 @@ def first_inverse(problem: Problem, theta: Array) -> Array:
     Inverse of the summed outer products of subject scores. Where columns are many, of the information itself at a few
     points, and the diagonal at many.
     """
-    if problem.has_many_columns and len(theta) > _FEW_POINTS and theta.shape[1] > _MANY_PARAMETERS:
+    if problem.has_many_columns and len(theta) > _FEW_POINTS and theta.shape[1] > MANY_PARAMETERS:
         sizes = np.nan_to_num(summed_squares(problem, theta))
         return 1.0 / np.maximum(sizes, _LEAST_INFORMATION * problem.n_subjects)
     out = np.empty((theta.shape[0], theta.shape[1], theta.shape[1]))

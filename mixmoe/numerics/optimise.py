@@ -98,6 +98,9 @@ _HOPE = 5.0  # times the gain of the last lap is what a start may still gain
 _MAX_HALVINGS = 15
 
 
+MANY_PARAMETERS = 150  # from here on a matrix of their size is not copied, nor kept for each of many ascents
+
+
 @dataclass(slots=True)
 class DenseInverse:
     """Inverse informations of S ascents by BFGS.
@@ -111,6 +114,8 @@ class DenseInverse:
 
     def times(self, who: NDArray[np.intp], score: Array) -> Array:
         """Products with the scores of the ascents `who`, shape (len(who), P)."""
+        if self._is_large:
+            return np.array([self.H[i] @ one for i, one in zip(who, score, strict=True)]).reshape(score.shape)
         return np.asarray((self.H[who] @ score[..., None])[..., 0])
 
     def restart(self, who: NDArray[np.intp], scale: float) -> None:
@@ -123,7 +128,19 @@ class DenseInverse:
 
     def update(self, who: NDArray[np.intp], s: Array, y: Array) -> None:
         """After steps `s` that changed minus the scores by `y`, each (len(who), P)."""
-        self.H[who] = bfgs_update(self.H[who], s, y)
+        if not self._is_large:
+            self.H[who] = bfgs_update(self.H[who], s, y)
+            return
+        # In place, as one symmetric product of two vectors: copies of such matrices would cost more than the update.
+        for i, step, change in zip(who, s, y, strict=True):
+            r, Hy = 1.0 / (step @ change), self.H[i] @ change
+            moved = np.outer(0.5 * (1 + (change @ Hy) * r) * r * step - r * Hy, step)
+            self.H[i] += moved
+            self.H[i] += moved.T
+
+    @property
+    def _is_large(self) -> bool:
+        return self.H.shape[1] > MANY_PARAMETERS
 
 
 @dataclass(slots=True)

@@ -18,10 +18,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from scipy.special import betaln, digamma, gammaln
 
 from mixmoe._typing import AnyArray, Array
 from mixmoe.mixed.likelihood.protocol import (
+    MANY_COLUMNS,
     ClosedIntegral,
     Effects,
     FlatScores,
@@ -127,6 +129,39 @@ def build_moments(y: Array, X: Array, Z: Array, starts: NDArray[np.intp], weight
 
 
 @dataclass(frozen=True, slots=True)
+class SparseColumns:
+    """Columns that are mostly zero before they are made orthogonal, such as those of a factor with many levels.
+
+    Attributes
+    ----------
+    before : scipy.sparse.csr_array, shape (n, p)
+    basis : ndarray, shape (p, p)
+        What they are multiplied by.
+    """
+
+    before: csr_array
+    basis: Array
+
+    def rows(self, at: "slice | NDArray[np.intp]") -> "SparseColumns":
+        """Some of the rows."""
+        return SparseColumns(self.before[at], self.basis)
+
+    def scaled(self, factor: Array) -> "SparseColumns":
+        """Rows multiplied by numbers, shape (n,)."""
+        return SparseColumns(csr_array(self.before * factor[:, None]), self.basis)
+
+
+_SPARSE = 0.1  # share of entries that are not zero, up to which products with them are the cheaper ones
+
+
+def sparse_columns(X: Array, A: Array) -> SparseColumns | None:
+    """The columns ``X A^-1`` as products of sparse ones, shape (n, p); None if these are not mostly zero."""
+    if X.shape[1] < MANY_COLUMNS or np.count_nonzero(X) > _SPARSE * X.size:
+        return None
+    return SparseColumns(csr_array(X), np.linalg.inv(A))
+
+
+@dataclass(frozen=True, slots=True)
 class RowMoments:
     """What the moments of every subject follow from where columns are many: the rows, and cross-products of the others.
 
@@ -141,6 +176,8 @@ class RowMoments:
     ZZ : ndarray, shape (q, q, N)
     log_weight : ndarray, shape (N,)
         Sum of the logarithms of the weights of the rows.
+    sparse : SparseColumns or None
+        The transpose of X.
     """
 
     y: AnyArray
@@ -150,6 +187,19 @@ class RowMoments:
     counts: NDArray[np.intp]
     ZZ: Array
     log_weight: Array
+    sparse: SparseColumns | None = None
+
+    def predictor(self, beta: AnyArray) -> AnyArray:
+        """X'beta row by row, shape (E, n), for beta of shape (E, p)."""
+        if self.sparse is None:
+            return times_real(beta, self.X)
+        return np.ascontiguousarray((self.sparse.before @ times_real(beta, self.sparse.basis.T).T).T)
+
+    def gathered(self, values: AnyArray) -> AnyArray:
+        """Sums over rows of columns times values, shape (E, p), for values of shape (E, n)."""
+        if self.sparse is None:
+            return times_real(values, self.X.T)
+        return times_real((self.sparse.before.T @ values.T).T, self.sparse.basis)
 
     @property
     def n(self) -> Array:
@@ -194,22 +244,30 @@ class RowMoments:
         counts: NDArray[np.intp],
     ) -> "RowMoments":
         moments = (self.ZZ[..., subjects], self.log_weight[subjects])
-        return RowMoments(self.y[rows], self.X[:, rows], self.Z[:, rows], starts, counts, *moments)
+        sparse = None if self.sparse is None else self.sparse.rows(rows)
+        return RowMoments(self.y[rows], self.X[:, rows], self.Z[:, rows], starts, counts, *moments, sparse)
 
 
 _ROW_WORK = 100_000  # doubles of a working array of rows (800 KB): few of them are held at a time
 
 
 def build_row_moments(
-    y: Array, X: Array, Z: Array, starts: NDArray[np.intp], weights: Array | None = None
+    y: Array,
+    X: Array,
+    Z: Array,
+    starts: NDArray[np.intp],
+    weights: Array | None = None,
+    sparse: SparseColumns | None = None,
 ) -> RowMoments:
-    """Rows and cross-products of the random-effects columns; parameters as in `build_moments`."""
+    """Rows and cross-products of the random-effects columns; parameters as in `independent_experts`."""
     root = np.ones(y.size) if weights is None else np.sqrt(weights)
     counts = np.diff(np.append(starts, y.size))
     random = root * np.ascontiguousarray(Z.T)
     ZZ = np.add.reduceat(random[:, None] * random, starts, axis=-1)
     log_weight = np.add.reduceat(2 * np.log(root), starts)
-    return RowMoments(root * y, root * np.ascontiguousarray(X.T), random, starts, counts, ZZ, log_weight)
+    columns = root * np.ascontiguousarray(X.T)
+    scaled = None if sparse is None else sparse.scaled(root)
+    return RowMoments(root * y, columns, random, starts, counts, ZZ, log_weight, scaled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +318,7 @@ def expert_posterior(m: Moments | RowMoments, beta: Array, T: Array, sigma: Arra
     q, N, E = T.shape[1], m.n_subjects, beta.shape[0]
     Lam = T / sigma[:, None, None]
     if isinstance(m, RowMoments):
-        left = m.y - times_real(beta, m.X)
+        left = m.y - m.predictor(beta)
         rr, Zr = m.sums(left * left), m.sums(m.Z * left[:, None])
     else:
         # X'r and r'r follow from the moments: r'r = y'y - beta'(X'y + X'r), so that no residual is ever formed.
@@ -421,6 +479,9 @@ class GaussianRowDensities(ClosedDensities, ScoresByRow):
         predictor /= (sigma**2)[:, None]
         return RowScores(predictor, variance_scores(self.moments, self.posterior, T, sigma, b))
 
+    def _gathered(self, values: Array) -> Array:
+        return self.moments.gathered(values)
+
     @property
     def _columns(self) -> Array:
         return self.moments.X
@@ -523,7 +584,12 @@ class GaussianExperts(ClosedIntegral):
 
 
 def independent_experts(
-    y: Array, X: Array, Z: Array, starts: NDArray[np.intp], weights: Array | None = None
+    y: Array,
+    X: Array,
+    Z: Array,
+    starts: NDArray[np.intp],
+    weights: Array | None = None,
+    sparse: SparseColumns | None = None,
 ) -> GaussianExperts:
     """Gaussian experts with independent errors: from cross-products of each subject, or from rows if columns are many.
 
@@ -537,9 +603,12 @@ def independent_experts(
         First row of each subject.
     weights : ndarray, shape (n,), optional
         Above zero; by default one.
+    sparse : SparseColumns, optional
+        X, where products with these are cheaper.
     """
-    build = build_row_moments if has_many_columns(X.shape[1], np.diff(np.append(starts, y.size))) else build_moments
-    return GaussianExperts(build(y, X, Z, starts, weights))
+    if has_many_columns(X.shape[1], np.diff(np.append(starts, y.size))):
+        return GaussianExperts(build_row_moments(y, X, Z, starts, weights, sparse))
+    return GaussianExperts(build_moments(y, X, Z, starts, weights))
 
 
 def flat_experts(params: Params) -> tuple[Array, Array]:

@@ -294,18 +294,26 @@ class ScoresByRow:
 
     def summed_scores(self, weights: Array) -> Array:
         """Weighted sums over subjects, shape (S, K, p + q * q + 1 + d)."""
-        return self._summed(self.row_scores(), self._columns, weights)
+        found = self.row_scores()
+        # One matrix product over all rows: no cross-products of the columns, no array of subjects by columns.
+        in_beta = self._gathered(self._spread(weights) * found.predictor)
+        return self._with_others(in_beta, found.others, weights)
 
     def summed_squares(self, weights: Array) -> Array:
         """Sums over subjects of squared weighted scores, of the coefficients over rows, shape as `summed_scores`."""
         found = self.row_scores()
-        return self._summed(RowScores(found.predictor**2, found.others**2), self._columns**2, weights**2)
+        in_beta = (self._spread(weights) * found.predictor) ** 2 @ (self._columns**2).T
+        return self._with_others(in_beta, found.others**2, weights**2)
 
-    def _summed(self, found: RowScores, X: Array, weights: Array) -> Array:
-        E, D, N = found.others.shape
-        flat = weights.reshape(E, N)
-        by_row = np.repeat(flat, np.diff(np.append(self._starts, X.shape[1])), axis=1)
-        # One matrix product over all rows: no cross-products of the columns, no array of subjects by columns.
-        in_beta = times_real(by_row * found.predictor, X.T)
-        others = (found.others @ flat[..., None])[..., 0]
-        return np.concatenate([in_beta, others], axis=1).reshape(*self.params.sigma.shape, len(X) + D)
+    def _gathered(self, values: Array) -> Array:
+        """Sums over rows of columns times values, shape (E, p), for values of shape (E, n)."""
+        return times_real(values, self._columns.T)
+
+    def _spread(self, weights: Array) -> Array:
+        """Weights of subjects, shape (S, K, N), for each of their rows, shape (E, n)."""
+        counts = np.diff(np.append(self._starts, self._columns.shape[1]))
+        return np.repeat(weights.reshape(-1, counts.size), counts, axis=1)
+
+    def _with_others(self, in_beta: Array, others: Array, weights: Array) -> Array:
+        summed = (others @ weights.reshape(*others.shape[:1], -1, 1))[..., 0]
+        return np.concatenate([in_beta, summed], axis=1).reshape(*self.params.sigma.shape, -1)
