@@ -264,7 +264,10 @@ class Results(Diagnosis, Reporting, LabelledResults):
         ax : matplotlib Axes, optional
             Where to draw.
         **options
-            Passed to `curves` or `panels`.
+            Of a kind of `curves`: named there. ``"residuals"``: ``residuals=`` (kind of residuals), ``against=``
+            (``"fitted"`` or a numeric column), ``given=``, ``rng=``. ``"qq"``: ``given=``, ``alpha=``, ``rng=``.
+            ``"fit"``: ``x=`` (column), ``fitted=`` (``"mean"`` or ``"subject"``), ``bins=``, ``alpha=``.
+            ``"random_effects"``: ``alpha=``. ``"profile"``: ``parameter=`` and others of `profile`.
 
         Returns
         -------

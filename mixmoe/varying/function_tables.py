@@ -32,6 +32,7 @@ from mixmoe.varying.setup import checked_numbers
 
 _PLAIN = (0.01, 1e5)  # sizes of functions that are shown without an exponent
 STAR = "*"  # beside an estimate outside its band
+_BANDLESS = "\n(a line alone: no band there)"
 _IN_A_LINE = 3  # covariates whose values are named in a line beside a figure, in two lines
 PLOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -401,26 +402,27 @@ def _curve(model: FittedVCMoE, of: str, name: str, part: pd.DataFrame, options: 
         panel=panel,
         label="population mean" if of == "mean" else "" if expert is None else f"expert {expert}",
         x=value[index],
-        y=np.where(part["mark"] == LOST, np.nan, value["center"]),  # a gap where there is no maximum
+        y=value["estimate"],  # what the tables say, also where there is no band
         lower=value["conf_low"],
         upper=value["conf_high"],
         band_lower=value["band_low"],
         band_upper=value["band_high"],
         expert=expert,
-        xlabel=index,
+        xlabel=index + (_BANDLESS if np.isnan(value["band_low"]).any() else ""),
         ylabel=_value_label(model, of, options),
+        log=part["block"].iloc[0] == "residual" and not options.get("derivative", 0),
         limits=f"{100 * (1.0 - options.get('alpha', 0.05)):g} % pointwise",
         bands=f"{100 * (1.0 - options.get('alpha', 0.05)):g} % simultaneous",
     )
 
 
 def _value_label(model: FittedVCMoE, of: str, options: Mapping[str, Any]) -> str:
-    """What a line shows, and at which covariates."""
-    line = {"rbc": "corrected for bias", "undersmooth": "undersmoothed", "none": "local maxima"}
+    """What a line and its bands show, and at which covariates."""
+    line = {"rbc": "corrected for bias", "undersmooth": "undersmoothed", "none": "around local maxima"}
     what = {"probabilities": "probability", "experts": "expected response", "mean": "expected response"}.get(
         of, "value"
     )
-    label = f"{what}, {line[options.get('bias', 'rbc')]}"
+    label = f"{what}; bands {line[options.get('bias', 'rbc')]}"
     values = {} if of not in AT_COVARIATES else profile_values(model, of, options.get("at"))
     at = [
         f"{name} = {value:.3g}" if isinstance(value, float) else f"{name} = {value}" for name, value in values.items()

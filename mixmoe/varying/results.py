@@ -436,7 +436,7 @@ class VCMoEResults(MoEResults):
         Returns
         -------
         tuple of Curve
-            ``y`` is the center of the bands, corrected for bias unless ``bias=`` says otherwise.
+            ``y`` is the estimate, as in `summary` and `functions`.
         """
         checked_choice(kind, "kind", self._curve_kinds)
         if kind in ("bandwidth", "gate_bandwidth"):
@@ -469,9 +469,11 @@ class VCMoEResults(MoEResults):
 
         Notes
         -----
-        A line is the center of its bands, which is corrected for bias unless ``bias=`` says otherwise and therefore
-        not quite the estimate of `summary`, `functions` and `predict`. The darker shade holds the pointwise limits, the
-        lighter one between dotted lines the simultaneous band. Where bands are very wide they run out of the figure.
+        A line is the estimate of `summary`, `functions` and `predict`. Its bands are corrected for bias unless
+        ``bias=`` says otherwise, so that the line need not run in their middle. The darker shade holds the pointwise
+        limits, the lighter one between dotted lines the simultaneous band. Where there are no bands, as at thin ends of
+        the index, the line runs alone; where they are very wide they run out of the figure. Dispersions have a log
+        axis.
         """
         return super().plot(kind, ax, **options)
 
