@@ -1,6 +1,7 @@
 """The pages of the site say what the code does; that they build without warnings is checked by .ci/run."""
 
 import ast
+import configparser
 import inspect
 import json
 import re
@@ -73,6 +74,13 @@ def test_every_option_has_its_paragraph(name):
 def test_every_option_of_select_has_its_paragraph():
     own = set(inspect.signature(mm.select).parameters) - {"formula", "data", "options", "starts", "rng", "progress"}
     assert set(terms(section(PAGES["reference/options.md"], "Choosing"))) == own
+
+
+def test_every_extra_of_users_is_listed():
+    config = configparser.RawConfigParser()
+    config.read(ROOT / "setup.cfg")
+    extras = set(config["options.extras_require"]) - {"test", "docs", "dev"}
+    assert set(re.findall(r"^\| `(\w+)` \|", PAGES["start/install.md"], re.MULTILINE)) == extras
 
 
 def test_every_kind_of_standard_errors_has_its_paragraph():
