@@ -22,6 +22,7 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Take note of what the tag names and where it leads."""
         values = {name: value for name, value in attrs if value is not None}
         self.places |= {values[name] for name in ("id", "name") if name in values}
         self.links += [values[name] for name in ("href", "src") if name in values]
@@ -29,6 +30,7 @@ class Page(HTMLParser):
 
 @cache
 def read(path: Path) -> Page:
+    """A page; each is read once."""
     return Page(path.read_text(encoding="utf-8"))
 
 
@@ -47,6 +49,7 @@ def fault(page: Path, link: str) -> str | None:
 
 
 def main() -> int:
+    """Exit status of the script."""
     site = Path(sys.argv[1]).resolve()
     pages = sorted(site.rglob("*.html"))
     dead = [

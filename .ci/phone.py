@@ -2,7 +2,8 @@
 
     python .ci/phone.py build/site [--screenshots FOLDER]
 
-Needs playwright (PyPI) and a Chromium on the PATH. Wide tables and code scroll inside their own boxes, which is allowed.
+Needs playwright (PyPI) and a Chromium on the PATH. Wide tables and code scroll inside their own boxes, which is
+allowed.
 """
 
 import argparse
@@ -28,6 +29,7 @@ def overflow(browser: Browser, page_file: Path, folder: Path | None, site: Path)
 
 
 def main() -> int:
+    """Exit status of the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("site", type=Path)
     parser.add_argument("--screenshots", type=Path)

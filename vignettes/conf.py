@@ -3,7 +3,13 @@
 Notebooks are shown with the outputs that they carry; `run.py` executes them. The reference comes from docstrings.
 """
 
+import sys
 from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from simulation_figures import coverage
 
 project = "mixmoe"
 author = copyright = "The mixmoe developers"
@@ -43,3 +49,9 @@ html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {"navigation_with_keys": True}
+
+
+def setup(app: Any) -> None:
+    """Draw the figures of the simulation results from their tables."""
+    here = Path(__file__).resolve().parent
+    coverage(here.parent / "tests" / "simulation" / "COVERAGE.md", here / "_generated" / "coverage.png")
