@@ -266,3 +266,14 @@ def test_stars_begin_below_their_limits():
     result = SimpleNamespace(params=pd.Series(1.0, index=list(p_values)), pvalues=pd.Series(p_values))
     marks = [side_by_side._estimate(result, name, True).removeprefix("1.0000") for name in p_values]
     assert marks == ["***", "**", "**", "*", "*", "", ""]
+
+
+def test_maketables_and_great_tables_take_fits_as_they_are():
+    maketables, great_tables = pytest.importorskip("maketables"), pytest.importorskip("great_tables")
+    fit = mm.fit("distance ~ age | re: (1 | subject)", mm.datasets.load("orthodont"), experts=1)
+    shown = maketables.ETable([fit], model_stats=["N"]).make(type="tex")
+    assert f"{fit.params['expert1.age']:.3f}" in shown
+    assert "(0.071)" in shown
+    page = great_tables.GT(fit.tidy()).as_raw_html()
+    assert "expert1.age" in page
+    assert "std.error" in page
