@@ -263,7 +263,8 @@ def test_what_is_no_fit_is_refused():
 
 def test_stars_begin_below_their_limits():
     p_values = {"a": 0.0009, "b": 0.001, "c": 0.0099, "d": 0.01, "e": 0.0499, "f": 0.05, "g": np.nan}
-    result = SimpleNamespace(params=pd.Series(1.0, index=list(p_values)), pvalues=pd.Series(p_values))
+    ones = pd.Series(1.0, index=list(p_values))
+    result = SimpleNamespace(params=ones, bse=ones, pvalues=pd.Series(p_values))
     marks = [side_by_side._estimate(result, name, True).removeprefix("1.0000") for name in p_values]
     assert marks == ["***", "**", "**", "*", "*", "", ""]
 
