@@ -189,7 +189,7 @@ def variance_covariance(problem: Problem, m: object, free: Tensor, report: Calla
     """Covariance of reported variance parameters by the delta method; NaN on the boundary."""
 
     def deviance(entries: Tensor) -> Tensor:
-        return 0.5 * profile(m, factor(problem, entries[:-1]), entries[-1]).deviance  # type: ignore[arg-type]
+        return 0.5 * profile(m, factor(problem, entries[:-1]), entries[-1]).objective  # type: ignore[arg-type]
 
     hessian = torch.func.jacrev(torch.func.jacrev(deviance))(free)
     jacobian = torch.func.jacrev(report)(free)

@@ -78,6 +78,11 @@ class Network:
         return self.tensors[-1].stop
 
     @property
+    def n_hidden(self) -> int:
+        """Entries of the flat vector that belong to hidden layers; none known of a user's own network."""
+        return 0 if self.module is not None else self.tensors[2 * len(self.hidden)].start
+
+    @property
     def depth(self) -> int:
         """Layers with weights, the last one included."""
         return len(self.hidden) + 1
