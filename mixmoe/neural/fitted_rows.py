@@ -245,5 +245,7 @@ class NetworkDiagnosis(WithoutExperts, Results):
 
     def _starts_panels(self) -> tuple[Panel, ...]:
         if self.em.starts.n_starts == 1:
-            raise ArgumentError(f"{self.model.spec.name} has one start in this fit; give starts= to compare some, or see plot('learning')")
+            raise ArgumentError(
+                f"{self.model.spec.name} has one start in this fit; give starts= for several, or see plot('learning')"
+            )
         return super()._starts_panels()

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mixmoe.arguments import checked_choice, checked_rng, seed_of
-from mixmoe.design.design import Design, build_design
+from mixmoe.design.design import Design, build_design, column_terms
 from mixmoe.design.formula import MoEFormula, parse_formula
 from mixmoe.errors import ArgumentError, ConvergenceWarning, FormulaError, MixmoeWarning, warn
 from mixmoe.families import FamilySpec
@@ -80,7 +80,8 @@ class NME:
     ----------
     formula : str
         ``"y ~ x1 + x2 | re: (last | id)"``. Left of the bar in ``re:``, joined by ``+``: ``first``, ``last``, ``all``,
-        ``bias``, ``layer[k]``, single tensors such as ``layer1.bias``, ``transitions``, or 0 for a generic network.
+        ``bias``, ``layer[k]``, single tensors such as ``layer1.bias``, ``transitions``, or 0 for a generic network; in
+        a linear network with a Gaussian response ``last[1, x1]`` for the intercept and the slopes of some inputs only.
         ``seq: day`` orders rows within a person, ``seq: day / session`` separates sequences. The network always has
         biases, so the intercept of the formula is implied. Inputs are standardised inside the fit.
     data : DataFrame (pandas, or what narwhals reads: polars, pyarrow ...) or mapping of columns
@@ -141,7 +142,7 @@ class NME:
         markers=("hidden", "network"),
         listed=("activation", "estimator", "cov", "family", "lr", "annealing", "weight_decay"),
         has_experts=False,
-        effects=r"first|last|all|bias|transitions|layer\[\d+\]|layer\d+(\.\w+)?",
+        effects=r"first|last(\[.*\])?|all|bias|transitions|layer\[\d+\]|layer\d+(\.\w+)?",
         effects_hint="person-specific layers belong to networks: give hidden=, such as hidden=(10,), or network=",
         packages=("torch",),
         lacks={
@@ -201,7 +202,9 @@ class NME:
         check_magnitudes(self.design, self.family)
         self.scaling: Scaling = build_scaling(self.design, self.family)
         self.network: Network = architecture(self.design, self.family, self.scaling, widths, activation, network)
-        self.personal: Personal = select_personal(self.network, layer_names(self.formula), self.formula.text)
+        self.personal: Personal = select_personal(
+            self.network, layer_names(self.formula), self.formula.text, self._named_inputs()
+        )
         check_persons(self.design, self.personal)
         check_rows(self.design, self.personal)
         self.cov = self._checked_cov(cov)
@@ -279,8 +282,8 @@ class NME:
         rng : int, numpy.random.Generator or None
         starts : int
             Random starts of the hidden layers, for ``"laplace"``. More than four are fitted for a fifth of the epochs,
-            and the best four of them to the end; `summary` says how many of these reached the best one. A linear network
-            and one of your own have one start.
+            and the best four of them to the end; `summary` says how many of these reached the best one. A linear
+            network and one of your own have one start.
         progress : bool, optional
             Progress bar; by default only in a terminal and if the fit takes more than a few seconds.
 
@@ -449,6 +452,16 @@ class NME:
             f"cov must be 'diagonal', 'tensor', a rank from 1 to {self.personal.q}, or 'full' with effects on the last "
             f"layer, a Gaussian response and estimator='laplace'; got {cov!r}"
         )
+
+    def _named_inputs(self) -> Mapping[str, Sequence[int]] | None:
+        """Inputs of the last layer that each term or column stands for; None where it sees no inputs of the formula."""
+        if self.network.hidden or self.network.module is not None or self.family != "gaussian":
+            return None
+        terms, places = column_terms(self.design, "expert"), {}
+        for place, column in enumerate(self.scaling.columns):
+            for name in {self.design.names.expert[column], terms[column]}:
+                places.setdefault(name, []).append(place)
+        return places
 
     def _problem(self, share: float, cov: str | int | None = None, holdout: float = 0.0) -> Problem:
         """Rows in blocks, the last `share` of each person's (or sequence's) set aside, `holdout` before left out."""

@@ -14,6 +14,7 @@ from mixmoe.neural.blocks import Tensor, torch
 CHUNK = 20  # iterations between two looks at what they gained
 HISTORY = 40  # steps that the curvature is learnt from
 NEAR = 0.5  # standard errors from the maximum, root mean square over the parameters, that count as having reached it
+FAR = 1e6  # times the first loss is what a point counts as whose loss is no number
 TINY = 0.01  # share of the log-likelihood that this distance costs below which a look brings nothing more
 
 
@@ -34,14 +35,11 @@ class Ascent:
         Minus the log-likelihood at each evaluation.
     settled : bool
         Whether it ended because there was next to nothing left to gain.
-    finite : bool
-        False if the loss became no number; the leaves are then as they were before the last look.
     """
 
     gain: float
     losses: list[float]
     settled: bool
-    finite: bool = True
 
 
 def ascend(
@@ -73,22 +71,34 @@ def ascend(
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = backward()
-        losses.append(float(loss.detach()))
-        return loss
+        loss = number(backward)
+        if not math.isfinite(loss) and losses:
+            # The line search must see that a step was too long, and cannot reckon with what is no number.
+            loss = losses[0] + FAR * (1.0 + abs(losses[0]))
+            for leaf in leaves:
+                leaf.grad = torch.zeros_like(leaf)
+        losses.append(loss)
+        return torch.tensor(loss, dtype=torch.float64)
 
-    first = last = float(closure().detach())
+    first = last = float(closure())
     while len(losses) < budget and first - last < enough:
         before = [leaf.detach().clone() for leaf in leaves]
         optimiser.step(closure)
-        now = float(closure().detach())
-        # A line search that failed leaves the point that it tried last, which may be lower, or no number at all.
-        if not now <= last:
+        now = float(closure())
+        if not now <= last:  # a line search that failed leaves the point that it tried last, which may be lower
             with torch.no_grad():
                 for leaf, value in zip(leaves, before, strict=True):
                     leaf.copy_(value)
-            return Ascent(first - last, losses, math.isfinite(now), math.isfinite(now))
+            return Ascent(first - last, losses, settled=True)
         gained, last = last - now, now
         if gained < least:
             return Ascent(first - last, losses, settled=True)
     return Ascent(first - last, losses, settled=False)
+
+
+def number(backward: Callable[[], Tensor]) -> float:
+    """What a loss is; no number where a matrix has no Cholesky factor."""
+    try:
+        return float(backward().detach())
+    except torch.linalg.LinAlgError:
+        return math.nan

@@ -23,13 +23,13 @@ from mixmoe.neural.blocks import Block, Blocks, Tensor, to_array, torch
 from mixmoe.neural.estimators.ascent import TINY, ascend, near_enough
 from mixmoe.neural.estimators.trained import Control, Problem, Trained, ridge
 from mixmoe.neural.estimators.training import Watch, epochs_of, learning_rate, lost, set_rate, warm_up
-from mixmoe.neural.network import Network, TensorSpec, hidden_features, view_tensors
+from mixmoe.neural.network import Network, hidden_features, view_tensors
 
 # Ridge of the last layer of a network with hidden ones, per row: a prior a thousand times as wide as the residuals, so
 # that collinear features have coefficients, and a likelihood whose gradient is that of its value.
 COLLINEAR = 1e-6
 POLISH = 1000  # evaluations at most with which the covariance comes to its maximum
-REST = 1e-11  # log-likelihood per row gained by twenty iterations below which it has
+REST = 1e-10  # log-likelihood per row gained by twenty iterations below which it has
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,14 +197,6 @@ def start_entries(q: int, cov: str | int, n_groups: int, size: float = 0.7) -> N
     return np.where(rows == columns, size, 0.0)
 
 
-def feature_columns(tensors: tuple[TensorSpec, ...], width: int) -> list[int]:
-    """Columns of (features, 1) that the given tensors of the last layer multiply."""
-    columns: list[int] = []
-    for spec in tensors:
-        columns += list(range(width)) if spec.name.endswith(".weight") else [width]
-    return columns
-
-
 @dataclass(slots=True)
 class LastState:
     """What changes from step to step.
@@ -233,9 +225,14 @@ def is_exact(problem: Problem) -> bool:
     return problem.family == "gaussian" and network.module is None and bool(mine) and mine <= last
 
 
+def feature_columns(problem: Problem) -> NDArray[np.intp]:
+    """Columns of (features, 1) that effects on the last layer multiply, its weights and bias being side by side."""
+    return problem.personal.index - problem.network.tensors[-2].start
+
+
 def personal_columns(problem: Problem) -> Tensor:
     """Columns of (features, 1) that have person effects."""
-    return torch.as_tensor(feature_columns(problem.personal.tensors, problem.network.width), device=problem.device)
+    return torch.as_tensor(feature_columns(problem), device=problem.device)
 
 
 def features_of(network: Network, theta: Tensor, x: Tensor) -> Tensor:
@@ -354,13 +351,13 @@ def fit_last_layer(problem: Problem, control: Control, theta: Array) -> Trained:
     if problem.network.hidden:
         flags = descend(problem, control, state, watch)
     if problem.network.hidden and not problem.validation.n_rows and not flags:
-        flags = climb_together(problem, control, state, watch)
+        climb_together(problem, control, state, watch)
     state = watch.state if isinstance(watch.state, LastState) else state
     converged = polish(problem, state)
     return collect(problem, state, watch, converged, tuple(flags))
 
 
-def climb_together(problem: Problem, control: Control, state: LastState, watch: Watch) -> list[Flag]:
+def climb_together(problem: Problem, control: Control, state: LastState, watch: Watch) -> None:
     """Hidden layers and covariance to the maximum, in what the warm-up left of the epochs."""
     limit = near_enough(problem.network.n_parameters)
     found = ascend(
@@ -371,7 +368,6 @@ def climb_together(problem: Problem, control: Control, state: LastState, watch: 
     )
     for loss in found.losses:
         watch.note(loss / problem.train.n_rows, math.nan, state.entries.square())
-    return [] if found.finite else [lost(len(watch.train), "log-likelihood")]
 
 
 def fit_on_features(problem: Problem, theta: Array) -> Trained:

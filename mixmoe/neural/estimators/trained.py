@@ -94,9 +94,8 @@ class Problem:
         if weights is None or bias is None:
             return None
         found, d = np.eye(self.personal.q), self.network.n_out
-        for k, place in enumerate(self.origin):
-            for out in range(d):
-                found[bias.start + out, weights.start + k * d + out] = place
+        for column, entry in enumerate(self.personal.places(self.network.tensors[0]), weights.start):
+            found[bias.start + entry % d, column] = self.origin[entry // d]
         return found / np.linalg.norm(found, axis=0)
 
     @property
