@@ -4,6 +4,7 @@
 """
 
 import difflib
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -113,6 +114,8 @@ class MoEFormula:
     seq : Sequence or None
     sigma : tuple of Part
         Terms of the log standard deviation of the errors; empty if it is constant.
+    period : float or None
+        Of an index that runs round a circle.
     """
 
     text: str
@@ -123,9 +126,15 @@ class MoEFormula:
     vary: str | None = None
     seq: Sequence | None = None
     sigma: tuple[Part, ...] = ()
+    period: float | None = None
 
     def __str__(self) -> str:
         return self.text
+
+    @property
+    def index(self) -> str | None:
+        """The index as it is written."""
+        return self.vary if self.period is None else f"cyclic({self.vary}, {self.period:g})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +195,9 @@ def parse_formula(text: str) -> MoEFormula:
     # Brackets and quotes are blanked in the mask: what it shows of '~', '|' and names stands at the top level.
     response, rest = _split_at_tilde(_Span(whole, _mask(whole), 0, len(whole)))
     expert, *pieces = _split(rest, "|")
-    sections = _named_sections(pieces, expert)
+    sections, period = _named_sections(pieces, expert), None
+    if "vary" in sections:
+        sections["vary"], period = _without_circle(sections["vary"])
     formula = MoEFormula(
         text=whole.strip(),
         response=_response(response),
@@ -196,6 +207,7 @@ def parse_formula(text: str) -> MoEFormula:
         vary=_index(sections["vary"]) if "vary" in sections else None,
         seq=_sequence(sections["seq"]) if "seq" in sections else None,
         sigma=_sigma(sections["sigma"]) if "sigma" in sections else (),
+        period=period,
     )
     if formula.seq is not None and formula.random is None:
         raise sections["seq"].error(
@@ -564,6 +576,26 @@ def _group(design: _Span, span: _Span) -> str:
     if re.search(r"[/:+*]", span.masked):
         raise span.error(f"{text!r} is more than one grouping factor; {_SEVERAL}")
     raise span.error(f"the subjects must be one column, got {span.text.strip()!r}; make such a column and name it")
+
+
+def _without_circle(span: _Span) -> tuple[_Span, float | None]:
+    """The index inside ``cyclic(index, period)`` with its period, or the index as it stands and None."""
+    found = re.fullmatch(r"\s*cyclic\s*\((.*)\)\s*", span.masked)
+    if found is None:
+        return span, None
+    inner = span.sub(found.start(1), found.end(1))
+    commas = [i for i, char in enumerate(_mask(inner.text)) if char == ","]
+    text = inner.text[commas[-1] + 1 :].strip() if commas else ""
+    try:
+        period = float(text) if len(commas) == 1 else math.nan
+    except ValueError:
+        period = math.nan
+    if not 0.0 < period < math.inf:
+        raise span.error(
+            f"cyclic(...) takes an index and its period, a positive number, got {inner.text.strip()!r}; write for "
+            "instance vary: cyclic(hour, 24)"
+        )
+    return span.sub(found.start(1), found.start(1) + commas[0]), period
 
 
 def _index(span: _Span) -> str:
