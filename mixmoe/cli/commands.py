@@ -4,6 +4,7 @@ import argparse
 import inspect
 import json
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,8 @@ import mixmoe
 from mixmoe import datasets
 from mixmoe.api import fit
 from mixmoe.cli.files import FORMATS, OUT_ENDINGS, check_writable, read_data, write_frame, write_text
-from mixmoe.design.formula import MoEFormula, parse_formula, require_safe
+from mixmoe.design.formula import MoEFormula, parse_formula
+from mixmoe.design.safe import require_safe
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.families import FamilySpec, family_of
 from mixmoe.inference.uncertainty import checked_alpha
@@ -451,7 +453,12 @@ def _write_selection(found: Selection, arguments: argparse.Namespace) -> None:
 def _write_fit(results: Results, arguments: argparse.Namespace) -> None:
     _write_texts(results.summary(arguments.alpha), arguments)
     if arguments.out is not None:
-        write_frame(results.tidy(arguments.alpha), arguments.out)
+        estimates = results.tidy(arguments.alpha)
+        write_frame(estimates, arguments.out)
+        if arguments.quiet:  # a file of rows has no place for notes, and no summary shows them
+            told = {flag.message for flag in results.flags}
+            for note in (note for note in estimates.attrs["notes"] if note not in told):
+                print(f"mixmoe: note: {note}", file=sys.stderr)
     if arguments.report is not None:
         results.report(arguments.report, alpha=arguments.alpha)
     if arguments.save is not None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mixmoe.design.formulaic_engine import SectionSyntaxError, is_intercept, parse_terms
-from mixmoe.design.safe import unsafe_reason
 from mixmoe.errors import FormulaError
 
 PartKind = Literal["free", "common", "const"]
@@ -218,7 +217,7 @@ def parse_formula(text: str) -> MoEFormula:
 
 def _refuse_namesakes(whole: str) -> None:
     """Refuse a column called as an expression of the formula is written: the two would be taken for one."""
-    code = re.sub(r"\s", "", _unquoted(whole))
+    code = re.sub(r"\s", "", unquoted(whole))
     for quoted in re.finditer(r"`([^`]*)`", whole):
         if "(" in quoted.group(1) and re.sub(r"\s", "", quoted.group(1)) in code:
             raise FormulaError(
@@ -228,31 +227,6 @@ def _refuse_namesakes(whole: str) -> None:
                 quoted.start(),
                 len(quoted.group(0)),
             )
-
-
-def require_safe(formula: MoEFormula) -> None:
-    """Refuse a formula that could run foreign code.
-
-    Raises
-    ------
-    FormulaError
-        If the formula holds code in braces or anything but whitelisted transforms.
-    """
-    reason = _danger(formula)
-    if reason is not None:
-        raise FormulaError(
-            f"the formula comes from outside and may hold only common transforms such as log, scale, C, bs, poly: "
-            f"{reason}; compute such a column beforehand",
-            formula.text,
-        )
-
-
-def _danger(formula: MoEFormula) -> str | None:
-    if "{" in _unquoted(formula.text):
-        return "code in braces is not allowed"
-    texts = [formula.response, *(part.text for part in (*formula.expert, *formula.gate, *formula.sigma))]
-    texts += [text for text in (formula.random and formula.random.design, formula.vary) if text]
-    return unsafe_reason([term for text in texts for term in parse_terms(text)])
 
 
 def _mask(text: str) -> str:
@@ -435,7 +409,7 @@ def _refuse_repeats(span: _Span, parts: tuple[Part, ...]) -> None:
 
 def _refuse_wrappers(span: _Span, expected: int) -> None:
     """Raise if common(...) or const(...) stands deeper than at the top level."""
-    visible = _unquoted(span.text)
+    visible = unquoted(span.text)
     found = list(_WRAPPER.finditer(visible))
     if len(found) > expected:
         deep = next(m for m in found if span.masked[m.start()] == "\0" or not expected)
@@ -446,14 +420,15 @@ def _refuse_wrappers(span: _Span, expected: int) -> None:
         )
 
 
-def _unquoted(text: str) -> str:
+def unquoted(text: str) -> str:
+    """`text` with everything in quotes or backticks blanked; same length."""
     return re.sub(r"`[^`]*`|'[^']*'|\"[^\"]*\"", lambda m: "\0" * len(m.group(0)), text)
 
 
 def _refuse_bars(span: _Span, where: str) -> None:
     """Raise for a bar in plain brackets: random effects outside re:."""
     stack: list[bool] = []
-    for i, char in enumerate(_unquoted(span.text)):
+    for i, char in enumerate(unquoted(span.text)):
         if char in _OPENING:
             before = span.text[:i].rstrip()
             stack.append(char != "(" or (bool(before) and (before[-1].isalnum() or before[-1] in "_.`")))

@@ -162,6 +162,18 @@ def test_fits_are_aligned_by_name():
     assert cells(made, "gate")["expert 2: z"][0] is None
 
 
+def test_a_network_has_the_rows_of_one_expert():
+    pytest.importorskip("torch")
+    data = mm.datasets.load("orthodont")
+    network = mm.fit("distance ~ age | re: (last | subject)", data, hidden=(), baselines=False, rng=0)
+    made = mm.table([network, mm.fit("distance ~ age | re: (1 + age | subject)", data, experts=1)], statistics=[])
+    assert [table.key for table in made.tables] == ["expert1", "random", "residual"]
+    for table in made.tables:
+        for network_cell, expert_cell in table.cells[::2]:
+            assert float(network_cell) == pytest.approx(float(expert_cell), abs=2e-3)
+    assert mm.table([network]).tables[0].key == "fixed"
+
+
 def test_tables_say_what_the_summary_says():
     """An infinite coefficient of the gate is printed as finite: every output says that it only says so."""
     rng = np.random.default_rng(9)
@@ -263,6 +275,7 @@ def test_what_is_no_fit_is_refused():
 
 def test_stars_begin_below_their_limits():
     p_values = {"a": 0.0009, "b": 0.001, "c": 0.0099, "d": 0.01, "e": 0.0499, "f": 0.05, "g": np.nan}
-    result = SimpleNamespace(params=pd.Series(1.0, index=list(p_values)), pvalues=pd.Series(p_values))
+    one = pd.Series(1.0, index=list(p_values))
+    result = SimpleNamespace(params=one, bse=one / 100, pvalues=pd.Series(p_values))
     marks = [side_by_side._estimate(result, name, True).removeprefix("1.0000") for name in p_values]
     assert marks == ["***", "**", "**", "*", "*", "", ""]
