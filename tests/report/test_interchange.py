@@ -162,6 +162,18 @@ def test_fits_are_aligned_by_name():
     assert cells(made, "gate")["expert 2: z"][0] is None
 
 
+def test_a_network_has_the_rows_of_one_expert():
+    pytest.importorskip("torch")
+    data = mm.datasets.load("orthodont")
+    network = mm.fit("distance ~ age | re: (last | subject)", data, hidden=(), baselines=False, rng=0)
+    made = mm.table([network, mm.fit("distance ~ age | re: (1 + age | subject)", data, experts=1)], statistics=[])
+    assert [table.key for table in made.tables] == ["expert1", "random", "residual"]
+    for table in made.tables:
+        for network_cell, expert_cell in table.cells[::2]:
+            assert float(network_cell) == pytest.approx(float(expert_cell), abs=2e-3)
+    assert mm.table([network]).tables[0].key == "fixed"
+
+
 def test_tables_say_what_the_summary_says():
     """An infinite coefficient of the gate is printed as finite: every output says that it only says so."""
     rng = np.random.default_rng(9)
