@@ -412,7 +412,7 @@ def target_bands(
     common, closed = 0.0, process.fits.local.windows.period > 0.0
     if method == "asymptotic":
         common = asymptotic_critical(
-            process.bandwidth / span, alpha, process.degree, closed=closed, derivative=process.derivative
+            process.fits.local.windows.relative, alpha, process.degree, closed=closed, derivative=process.derivative
         )
     for r in range(n_targets):
         used = np.flatnonzero((target.jacobian[:, r] != 0.0).any(axis=0))

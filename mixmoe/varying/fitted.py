@@ -280,7 +280,8 @@ class FittedVCMoE:
             return self.problem
         slots = replace(self.problem.slots, n_experts=experts)
         s = self.settings
-        const = constant_slots(self.design, slots, s["dispersion"], float(s["bandwidth"]), s["gate_bandwidth"])
+        width = float(s["bandwidth"] if s["span"] is None else s["span"])
+        const = constant_slots(self.design, slots, s["dispersion"], width, s["gate_bandwidth"])
         return with_experts(self.problem, experts, const, self.settings["sigma_floor"])
 
     def drawn(self, estimated: Estimated, rng: np.random.Generator) -> Array:

@@ -158,7 +158,7 @@ def band_frame(
         values = _without_limits(values, limits)
         if theta is not None:
             closed = problem.rows.period > 0.0
-            critical = asymptotic_critical(process.bandwidth / width, request.alpha, closed=closed)
+            critical = asymptotic_critical(process.fits.local.windows.relative, request.alpha, closed=closed)
             values = _with_theta_limits(values, theta, dispersions, request.alpha, critical)
         values = _dispersions_exponentiated(values, dispersions)
     if request.of == "probabilities":

@@ -94,13 +94,23 @@ def bandwidth_facts(results: Any) -> tuple[tuple[str, Cell], ...]:
     """The bandwidths and how they were found."""
     gate = results.model.settings["gate_bandwidth"]
     return (
-        ("Bandwidth", _bandwidth_text(results.bandwidth, results.selection)),
-        ("Gate bandwidth", None if gate is None else _bandwidth_text(gate, results.gate_selection)),
+        ("Bandwidth", _bandwidth_text(results)),
+        ("Gate bandwidth", None if gate is None else _searched(_width(gate), results.gate_selection)),
     )
 
 
-def _bandwidth_text(bandwidth: float, table: pd.DataFrame | None) -> str:
-    text = "infinite (constant)" if np.isinf(bandwidth) else f"{bandwidth:.4g}"
+def _bandwidth_text(results: Any) -> str:
+    if results.span is None:
+        return _searched(_width(results.bandwidth), results.selection)
+    widths = results.model.problem.windows.widths
+    return _searched(f"{widths.min():.3g} to {widths.max():.3g}, span {results.span:.3g}", results.selection)
+
+
+def _width(bandwidth: float) -> str:
+    return "infinite (constant)" if np.isinf(bandwidth) else f"{bandwidth:.4g}"
+
+
+def _searched(text: str, table: pd.DataFrame | None) -> str:
     return text if table is None else f"{text} (cross-validated)"
 
 

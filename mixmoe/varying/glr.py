@@ -23,8 +23,9 @@ from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.resampling import run_all
 from mixmoe.varying.circle import wrapped
 from mixmoe.varying.fitted import FittedVCMoE
+from mixmoe.varying.interpolation import interpolated
 from mixmoe.varying.joint_em import REFIT, Control, Run, centred, on_grid, run_around_means, run_em, with_draw
-from mixmoe.varying.problem import Problem, Rows, build_problem, epanechnikov, even_grid
+from mixmoe.varying.problem import Problem, Rows, Windows, build_problem, epanechnikov, even_grid
 
 METHODS = ("bootstrap", "asymptotic", "calibrated")
 BINS = 300  # of the rows, for the moments of the statistic
@@ -240,20 +241,21 @@ def null_law(problem: Problem, slots: NDArray[np.intp]) -> NullLaw:
     mean = variance = 0.0
     for slot in slots:
         windows = problem.gate_windows if slot >= problem.slots.gates.start else problem.windows
-        matrix = _difference_of_squares(problem.rows, windows.bandwidth, problem.order[slot])
+        matrix = _difference_of_squares(problem.rows, windows, problem.order[slot])
         mean += 0.5 * float(np.trace(matrix))
         variance += 0.5 * float((matrix * matrix.T).sum())
     return scaled_chi_square(mean, variance)
 
 
-def _difference_of_squares(rows: Rows, bandwidth: float, degree: int) -> Array:
+def _difference_of_squares(rows: Rows, windows: Windows, degree: int) -> Array:
     """``(I - S_0)'(I - S_0) - (I - S)'(I - S)`` in units of noise, rows taken together in at most `BINS` bins."""
     bins = np.arange(rows.n) * min(rows.n, BINS) // rows.n
     mass = np.bincount(bins, rows.weights)
     kept = mass > 0.0
     at = np.bincount(bins, rows.weights * rows.index)[kept] / mass[kept]
     root = np.sqrt(mass[kept])
-    t = wrapped(at - at[:, None], rows.period) / bandwidth
+    widths = interpolated(at, windows.grid, windows.widths, windows.period)
+    t = wrapped(at - at[:, None], rows.period) / widths[:, None]
     kernel = epanechnikov(t) * mass[kept]
     s0, s1, s2 = (kernel * t**power for power in range(3))
     s0, s1, s2 = (s.sum(axis=1, keepdims=True) for s in (s0, s1, s2))

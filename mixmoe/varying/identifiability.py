@@ -99,13 +99,14 @@ def _sparse(problem: Problem, index_name: str) -> Flag | None:
     index, h = problem.rows.index, problem.windows.bandwidth
     width = float(np.ptp(index))
     low, high = np.quantile(index, [0.1, 0.9])
-    if problem.const.all() or problem.rows.period or h < WIDE * width or high - low >= CROWDED * width:
+    evened = problem.rows.period or problem.rows.share  # no ends, or windows that follow the rows
+    if problem.const.all() or evened or h < WIDE * width or high - low >= CROWDED * width:
         return None
     return Flag(
         "sparse_index",
         f"Four fifths of the rows lie between {low:.4g} and {high:.4g} of {index_name}, but the thin rest of its range "
         f"forces a bandwidth of {h:.4g}, in which functions are nearly straight lines; spread the index more evenly, "
-        "for instance by its logarithm or its ranks.",
+        "for instance by its logarithm or its ranks, or give a span= in the place of the bandwidth.",
     )
 
 
@@ -124,8 +125,10 @@ def _coarse(problem: Problem) -> Flag | None:
         return None
     grid, index = problem.windows.grid, problem.rows.index
     inside = np.diff(np.searchsorted(index, grid)) > 0  # a gap of the index has no rows to interpolate for
-    step = float(np.diff(grid)[inside].max())
-    narrow = min(problem.windows.bandwidth, problem.gate_windows.bandwidth)
+    widths = np.minimum(problem.windows.widths, problem.gate_windows.widths)
+    steps, beside = np.diff(grid)[inside], np.minimum(widths[:-1], widths[1:])[inside]
+    worst = int((steps / beside).argmax())
+    step, narrow = float(steps[worst]), float(beside[worst])
     if step <= COARSE * narrow:
         return None
     return Flag(

@@ -20,8 +20,8 @@ from scipy import sparse
 
 from mixmoe._typing import Array
 from mixmoe.responses.distribution import Family, Outcome
-from mixmoe.varying.circle import LINE, positions
-from mixmoe.varying.interpolation import hermite_matrix
+from mixmoe.varying.circle import LINE, positions, wrapped
+from mixmoe.varying.interpolation import hermite_matrix, interpolated
 
 IntArray = NDArray[np.intp]
 PAIRS_PER_BLOCK = 1 << 17  # (grid point, row) pairs handled at once: bounds the memory, fits the cache
@@ -46,9 +46,9 @@ class Block:
     offsets : ndarray of int, shape (last - first + 1,)
         Where each window starts in `t` and `kernel`.
     t : ndarray, shape (pairs,)
-        ``(u_i - u_g) / h``.
+        ``(u_i - u_g) / h``, with the bandwidth h as unit.
     kernel : ndarray, shape (pairs,)
-        Kernel weight ``K(t)``, not divided by h.
+        Kernel weight ``K((u_i - u_g) / h_g)``, not divided by the half-width h_g.
     rows : ndarray of int, shape (pairs,)
         Row of each pair.
     n : int
@@ -87,27 +87,42 @@ class Windows:
     grid : ndarray, shape (G,)
         Grid points, ascending.
     bandwidth : float
-        Half-width of the kernel, in units of the index.
+        Half-width of the kernel, in units of the index, and the unit of slopes; the median one with a span.
+    widths : ndarray, shape (G,)
+        Half-width at each grid point, all the same but with a span.
     lo, hi : ndarray of int, shape (G,)
         Rows ``lo <= i < hi`` have positive weight; on a circle counted on from turn to turn.
     kept : tuple of Block
         The blocks, if they are small enough to keep.
     period : float
         Of an index on a circle, else `LINE`.
+    share : float
+        Of the rows that each window holds, if that settles its width, else zero.
     """
 
     index: Array
     grid: Array
     bandwidth: float
+    widths: Array
     lo: IntArray
     hi: IntArray
     kept: tuple[Block, ...]
     period: float = LINE
+    share: float = 0.0
 
     @property
     def n_grid(self) -> int:
         """Number of grid points."""
         return len(self.grid)
+
+    @property
+    def relative(self) -> float:
+        """Bandwidth over the range of the index, with a span that in ranks."""
+        return 0.5 * self.share if self.share else self.bandwidth / self.span
+
+    def words(self, g: int) -> str:
+        """What the window of a grid point is called in messages."""
+        return f"span {self.share:.4g}" if self.share else f"bandwidth {self.widths[g]:.4g}"
 
     @property
     def span(self) -> float:
@@ -123,12 +138,16 @@ class Windows:
         """Rows in the window of a grid point."""
         return part_of(int(self.lo[g]), int(self.hi[g]), len(self.index))
 
-    def with_grid(self, grid: Array) -> "Windows":
-        """Windows of the same width around other grid points."""
-        return build_windows(self.index, grid, self.bandwidth, self.period)
+    def with_grid(self, grid: Array, factor: float = 1.0) -> "Windows":
+        """Windows of the same width, or that times a factor, around other grid points."""
+        widths = factor * interpolated(grid, self.grid, self.widths, self.period)
+        h, share = factor * self.bandwidth, factor * self.share
+        return build_windows(self.index, grid, h, self.period, widths, share)
 
 
-def build_windows(index: Array, grid: Array, bandwidth: float, period: float = LINE) -> Windows:
+def build_windows(
+    index: Array, grid: Array, bandwidth: float, period: float = LINE, widths: Array | None = None, share: float = 0.0
+) -> Windows:
     """Windows of the Epanechnikov kernel around each grid point.
 
     Parameters
@@ -139,14 +158,19 @@ def build_windows(index: Array, grid: Array, bandwidth: float, period: float = L
     bandwidth : float
         On a circle at most half the period, so that no row is in a window twice.
     period : float
+    widths : ndarray, shape (G,), optional
+        Half-width at each grid point, by default the bandwidth.
+    share : float
+        Of the rows, if these are the widths of a span.
 
     Returns
     -------
     Windows
     """
-    lo = positions(index, grid - bandwidth, "right", period)
-    hi = positions(index, grid + bandwidth, "left", period)
-    bare = Windows(index, grid, float(bandwidth), lo, np.maximum(lo, hi), (), period)
+    reach = np.full(len(grid), float(bandwidth)) if widths is None else widths
+    lo = positions(index, grid - reach, "right", period)
+    hi = positions(index, grid + reach, "left", period)
+    bare = Windows(index, grid, float(bandwidth), reach, lo, np.maximum(lo, hi), (), period, share)
     if int((bare.hi - bare.lo).sum()) > PAIRS_KEPT:
         return bare
     return replace(bare, kept=tuple(_blocks(bare)))
@@ -173,8 +197,9 @@ def _block(windows: Windows, first: int, last: int) -> Block:
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     turn, rows = np.divmod(np.arange(offsets[-1]) + np.repeat(lo - offsets[:-1], sizes), len(windows.index))
     at = windows.index[rows] + windows.period * turn
-    t = (at - np.repeat(windows.grid[first:last], sizes)) / windows.bandwidth
-    return Block(first, last, lo, hi, offsets, t, epanechnikov(t), rows, len(windows.index))
+    away = at - np.repeat(windows.grid[first:last], sizes)
+    kernel = epanechnikov(away / np.repeat(windows.widths[first:last], sizes))
+    return Block(first, last, lo, hi, offsets, away / windows.bandwidth, kernel, rows, len(windows.index))
 
 
 def effective_rows(windows: Windows, weights: Array) -> Array:
@@ -334,6 +359,8 @@ class Rows:
     offset, weights : ndarray, shape (n,)
     period : float
         Of an index on a circle, else `LINE`.
+    share : float
+        Of the rows that each window holds, if the bandwidth is a span, else zero.
     """
 
     outcome: Outcome
@@ -343,6 +370,7 @@ class Rows:
     offset: Array
     weights: Array
     period: float = LINE
+    share: float = 0.0
 
     @property
     def n(self) -> int:
@@ -361,7 +389,9 @@ class Rows:
 
     @property
     def widest(self) -> float:
-        """Bandwidth beyond which windows no longer differ much; on a circle none is wider."""
+        """Bandwidth, or span, beyond which windows no longer differ much; on a circle none is wider."""
+        if self.share:
+            return 1.0
         return 0.5 * self.period if self.period else 2.0 * self.span
 
     def with_weights(self, weights: Array) -> "Rows":
@@ -382,6 +412,7 @@ class Rows:
             self.offset[rows],
             self.weights[rows],
             self.period,
+            self.share,
         )
 
 
@@ -390,6 +421,14 @@ def even_grid(rows: Rows, points: Array, n_grid: int) -> Array:
     if rows.period:
         return points[0] + rows.period * np.arange(n_grid) / n_grid
     return np.linspace(points[0], points[-1], n_grid)
+
+
+def nearest_widths(rows: Rows, grid: Array) -> Array:
+    """Distances to the nearest rows that are a share of all, shape (G,): the windows of a span (Cleveland 1979)."""
+    last = max(int(np.ceil(rows.share * rows.n)), 1) - 1
+    away = (np.abs(wrapped(rows.index - u, rows.period)) for u in grid)
+    least = np.finfo(float).eps * rows.span  # ties may fill a window with one value of the index
+    return np.array([max(float(np.partition(one, last)[last]), least) for one in away])
 
 
 def place_columns(rows: Rows) -> Array:
@@ -487,7 +526,8 @@ def build_problem(
     -------
     Problem
     """
-    windows = build_windows(rows.index, grid, bandwidth, rows.period)
+    widths = nearest_widths(rows, grid) if rows.share else None
+    windows = build_windows(rows.index, grid, bandwidth, rows.period, widths, rows.share)
     same = gate_bandwidth == bandwidth
     gate_windows = windows if same else build_windows(rows.index, grid, gate_bandwidth, rows.period)
     levels = hermite_matrix(grid, bandwidth, rows.index, rows.period)
