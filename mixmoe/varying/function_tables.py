@@ -12,7 +12,6 @@ from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError, ConvergenceWarning, warn
 from mixmoe.inference.uncertainty import DESCRIPTIONS
 from mixmoe.output.records import Cell, Curve, Table, told_apart
-from mixmoe.responses.exponential import StudentT
 from mixmoe.results import column_facts
 from mixmoe.varying.bands import LEAST_DF
 from mixmoe.varying.fitted import FittedVCMoE
@@ -29,6 +28,7 @@ from mixmoe.varying.function_frames import (
 from mixmoe.varying.identifiability import WIDE
 from mixmoe.varying.interpolation import interpolated
 from mixmoe.varying.setup import checked_numbers
+from mixmoe.varying.shape import shape_of
 
 _PLAIN = (0.01, 1e5)  # sizes of functions that are shown without an exponent
 STAR = "*"  # beside an estimate outside its band
@@ -61,7 +61,7 @@ def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
     return (
         ("Formula", model.formula.text),
         ("Family", problem.family.name),
-        ("Errors", _errors_text(model)),
+        ("Errors" if problem.family.name == "gaussian" else "theta", _shape_text(model)),
         ("Experts", model.n_experts),
         ("Rows", results.nobs),
         ("Clusters", None if model.clusters is None else results.n_units),
@@ -82,12 +82,13 @@ def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
     )
 
 
-def _errors_text(model: FittedVCMoE) -> str | None:
-    """Degrees of freedom of t errors; None for others."""
-    family = model.problem.family
-    if not isinstance(family, StudentT):
+def _shape_text(model: FittedVCMoE) -> str | None:
+    """Degrees of freedom of t errors, or theta of zero-inflated counts; None of others."""
+    value = shape_of(model.problem.family)
+    if value is None:
         return None
-    return f"t, df {family.df:.3g}{'' if model.df_estimated is None else ' (estimated)'}"
+    what = "t, df " if model.problem.family.name == "gaussian" else ""
+    return f"{what}{value:.3g}{'' if model.estimated_shape is None else ' (estimated)'}"
 
 
 def bandwidth_facts(results: Any) -> tuple[tuple[str, Cell], ...]:

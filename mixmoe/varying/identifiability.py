@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.special import expit
 
 from mixmoe._typing import Array
 from mixmoe.design.design import Design, used_columns
@@ -21,6 +22,7 @@ from mixmoe.errors import BoundaryWarning, ConvergenceWarning, DegeneracyWarning
 from mixmoe.inference.cells import described
 from mixmoe.mixture.estimate import Flag
 from mixmoe.responses.distribution import LEAST_ETA
+from mixmoe.responses.zero_inflated import ZeroInflated
 from mixmoe.varying.em_steps import Natural
 from mixmoe.varying.interpolation import hermite_matrix
 from mixmoe.varying.joint_em import Control, Run
@@ -169,6 +171,16 @@ def _limits(problem: Problem, coef: Array, name: str) -> Flag | None:
             "degenerate",
             f"sigma runs off to its ceiling {np.exp(problem.ceiling):.3g} for {where}: hardly a row speaks for the "
             "expert there, as across a gap of the index; use a larger bandwidth, or fewer experts.",
+        )
+    if isinstance(problem.family, ZeroInflated):
+        if not (low | high).any():
+            return None
+        plain = problem.family.base.name
+        return Flag(
+            "boundary",
+            f"The probability of a certain zero is at its smallest or largest value, {expit(problem.floor):.1g} or one "
+            f"less that, for {_where(problem, low | high, name)}: no more zeros there than counts have, for which "
+            f"family={plain!r} may do, or nothing else.",
         )
     if high.any():
         where = _where(problem, high, name)

@@ -19,7 +19,7 @@ from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.mixture.estimate import Flag, seeded, warn_flags
 from mixmoe.output.saved import SavedFit
 from mixmoe.responses.distribution import Family
-from mixmoe.responses.exponential import StudentT, family_named
+from mixmoe.responses.exponential import family_named
 from mixmoe.results import restored
 from mixmoe.varying.bandwidth import (
     Bandwidths,
@@ -58,7 +58,7 @@ from mixmoe.varying.setup import (
     sorted_rows,
     window_fault,
 )
-from mixmoe.varying.tails import Tailed, checked_tails, fit_tails, tails_flag, with_df
+from mixmoe.varying.shape import Shaped, checked_tails, fit_shape, shape_flag, shape_of, with_shape
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.intp]
@@ -81,8 +81,11 @@ class VCMoE:
         Never changed. Rows with missing values are left out with a warning.
     experts : int
         Number of experts, K; 1 is the ordinary varying-coefficient model.
-    family : {"gaussian", "binomial", "poisson", "negbinomial"}
-        Identity, logit, log and log links. ``"negativebinomial"`` is another name of the last.
+    family : {"gaussian", "binomial", "poisson", "negbinomial", "zipoisson", "zinegbinomial"}
+        Identity, logit and log links. Of zero-inflated counts (Lambert 1992) each expert has a probability of a certain
+        zero, ``zeros1`` ..., a function of the index in the place of a dispersion; the coefficients are those of the
+        other counts, expected responses those of all. The theta of ``"zinegbinomial"`` is one number for all experts.
+        Other names: ``"negativebinomial"``, ``"zip"``, ``"zinb"``.
     bandwidth : float, "cv" or "rule"
         Half-width of the Epanechnikov kernel in units of the index; ``inf`` holds everything constant. By default
         chosen by cross-validation when the model is fitted. ``"rule"`` is a rule of thumb from spread and number of
@@ -96,7 +99,7 @@ class VCMoE:
         Of the gate, if it is to differ; with ``"cv"`` chosen by cross-validation beside that of the experts, which is
         found first. ``inf`` holds one of them constant.
     dispersion : {"varying", "const"}
-        Whether sigma or theta of an expert is a function of the index.
+        Whether sigma, theta or the probability of a certain zero of an expert is a function of the index.
     errors_dist : {"normal", "t"}
         Of a Gaussian response; ``"t"`` for outliers. Sigma is then a scale: the standard deviation is
         ``sqrt(df / (df - 2))`` times as large.
@@ -253,12 +256,12 @@ class VCMoE:
         """Results of a saved fit, see `mixmoe.load`."""
         settings = dict(saved.settings)
         functions, searches = np.array(settings.pop("functions")), settings.pop("searches", {})
-        df, span = settings.pop("df", None), settings.get("span")
+        shape, span = settings.pop("shape", None), settings.get("span")
         model = cls(saved.formula, saved.data, context=context, **settings)
         model.design = restored(model.design, saved)
         width = float(settings["bandwidth"] if span is None else span)
         problem = model.problem(width, settings["gate_bandwidth"])
-        problem = problem if df is None else with_df(problem, float(df))
+        problem = problem if shape is None else with_shape(problem, float(shape))
         used = Bandwidths.from_lists(width, settings["gate_bandwidth"], searches)
         return VCMoEResults(model.bound(problem, functions, used), saved.fit, saved.cov)
 
@@ -343,7 +346,8 @@ class VCMoE:
         adaptive = self.settings["span"] is not None
         settings = {**self.settings, "gate_bandwidth": gate, "span" if adaptive else "bandwidth": experts}
         settings |= {"functions": coef.tolist(), "searches": used.searches}
-        settings |= {"df": problem.family.df} if isinstance(problem.family, StudentT) else {}
+        shape = shape_of(problem.family)
+        settings |= {} if shape is None else {"shape": shape}
         return FittedVCMoE(
             self.formula,
             self.design,
@@ -477,8 +481,8 @@ class VCMoE:
         fitted = self._run(problem, control, generator, start)
         run, model = fitted.run, self.bound(fitted.problem, fitted.run.coef, used)
         fit = seeded(model.record(run, control, n_starts if start is None else len(run.candidates)), rng)
-        tails = None if model.df_estimated is None else tails_flag(model.df_estimated)
-        fit = replace(fit, flags=(*fit.flags, *self._forced_flags(used), *([] if tails is None else [tails])))
+        shape = None if model.estimated_shape is None else shape_flag(model.problem)
+        fit = replace(fit, flags=(*fit.flags, *self._forced_flags(used), *([] if shape is None else [shape])))
         warn_flags(fit.flags, CATEGORIES)
         return VCMoEResults(model, fit, model.covariance(fit, kind, **cov_options))
 
@@ -511,8 +515,8 @@ class VCMoE:
             if one is not None
         )
 
-    def _run(self, problem: Problem, control: Control, rng: np.random.Generator, start: Any) -> Tailed:
-        """EM, then the functions that are reported, experts in the reported order; degrees of freedom of t errors."""
+    def _run(self, problem: Problem, control: Control, rng: np.random.Generator, start: Any) -> Shaped:
+        """EM, then the functions that are reported, experts in the reported order; the number of a distribution."""
         if start is None:
             where = From()
         elif _experts_of(start) == problem.slots.n_experts - 1:
@@ -523,12 +527,12 @@ class VCMoE:
         def joint(here: Problem, same: Array | None) -> Run:
             return maximise(here, control, rng, where if same is None else From(False, same), "joint")
 
-        if self.settings["errors_dist"] == "t" and self.settings["errors_df"] is None:
-            tailed = fit_tails(problem, joint)
-            problem, where = tailed.problem, From(False, tailed.run.coef)
+        if shape_of(self.family) is not None and self.settings["errors_df"] is None:
+            shaped = fit_shape(problem, joint)
+            problem, where = shaped.problem, From(False, shaped.run.coef)
             again = maximise(problem, control, rng, where, self.settings["estimate"])
-            return Tailed(problem, replace(again, candidates=tailed.run.candidates))
-        return Tailed(problem, maximise(problem, control, rng, where, self.settings["estimate"]))
+            return Shaped(problem, replace(again, candidates=shaped.run.candidates))
+        return Shaped(problem, maximise(problem, control, rng, where, self.settings["estimate"]))
 
 
 def _warm_start(start: Any, problem: Problem) -> Array:

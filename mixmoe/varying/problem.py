@@ -20,6 +20,7 @@ from scipy import sparse
 
 from mixmoe._typing import Array
 from mixmoe.responses.distribution import Family, Outcome
+from mixmoe.responses.zero_inflated import ZeroInflated
 from mixmoe.varying.circle import LINE, positions, wrapped
 from mixmoe.varying.interpolation import hermite_matrix, interpolated
 
@@ -295,6 +296,7 @@ def hankel(moments: Array, degree: int) -> Array:
 
 BoolArray = NDArray[np.bool_]
 THETA_OVER_MEAN = 1e4  # largest theta of a negative binomial, over the mean: variance 1.0001 means
+ZEROS = 9.0  # largest log odds of a certain zero, or of none: one row in eight thousand
 THETA_FLOOR = 1e-3  # smallest theta of a negative binomial: variance a thousand squared means
 
 
@@ -490,7 +492,7 @@ class Problem:
     def order(self) -> NDArray[np.intp]:
         """Degree of the local polynomial of each function, shape (L,): 0 for log theta, which is hard to pin down."""
         out = np.ones(self.slots.n, dtype=np.intp)
-        out[self.slots.dispersions] = self.family.name == "gaussian"
+        out[self.slots.dispersions] = self.family.name == "gaussian" or isinstance(self.family, ZeroInflated)
         return out
 
     @property
@@ -541,10 +543,17 @@ def build_problem(
         gate_windows,
         levels,
         levels if same else hermite_matrix(grid, gate_bandwidth, rows.index, rows.period),
-        floor=float(np.log(sigma_floor * spread)) if family.name == "gaussian" else float(np.log(THETA_FLOOR)),
+        floor=_floor(family, sigma_floor * spread),
         ceiling=_ceiling(rows, family, spread),
         **_from_designs(rows, slots, spread),
     )
+
+
+def _floor(family: Family, least: float) -> float:
+    """Smallest log dispersion, or log odds of a certain zero."""
+    if isinstance(family, ZeroInflated):
+        return -ZEROS
+    return float(np.log(least if family.name == "gaussian" else THETA_FLOOR))
 
 
 def _ceiling(rows: Rows, family: Family, spread: float) -> float:
@@ -553,6 +562,8 @@ def _ceiling(rows: Rows, family: Family, spread: float) -> float:
     Squares of one regression for all rows leave no expert a larger sigma than that of all of them on one row. Only a
     line through the log sigma of the few rows beside a gap of the index would go on into it beyond every number.
     """
+    if isinstance(family, ZeroInflated):
+        return ZEROS
     if family.name == "negbinomial":
         return float(np.log(THETA_OVER_MEAN * max(1.0, rows.outcome.y.mean())))
     return float(np.log(spread * np.sqrt(rows.n))) if family.name == "gaussian" else np.inf

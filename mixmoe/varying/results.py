@@ -103,7 +103,7 @@ class VCMoEResults(MoEResults):
         self.bandwidth = float(model.settings["bandwidth"]) if span is None else model.problem.windows.bandwidth
         self.gate_bandwidth = self.bandwidth if gate is None else float(gate)
         self.selection, self.gate_selection = model.selection, model.gate_selection
-        self.effective_df = effective_df(model.problem, model.coef) + float(model.df_estimated is not None)
+        self.effective_df = effective_df(model.problem, model.coef) + float(model.estimated_shape is not None)
         self.nobs, self.n_units = model.nobs, model.n_units
         values = fitness(model.weight_scale * fit.loglik, self.effective_df, self.n_units)
         self.aic, self.aicc, self.bic = values.aic, values.aicc, values.bic
