@@ -13,6 +13,7 @@ from mixmoe.report.side_by_side import table
 if TYPE_CHECKING:
     from mixmoe.mixed.model import MEMoE
     from mixmoe.mixed.results import MEMoEResults
+    from mixmoe.multiple_imputation import pool
     from mixmoe.neural.model import NME
     from mixmoe.neural.results import NMEResults
     from mixmoe.selection.choice import Selection, select
@@ -33,6 +34,7 @@ __all__ = [
     "errors",
     "fit",
     "load",
+    "pool",
     "select",
     "simulate",
     "table",
@@ -45,6 +47,7 @@ _WHERE = {
     "Selection": "mixmoe.selection.choice",
     "VCMoE": "mixmoe.varying.model",
     "VCMoEResults": "mixmoe.varying.results",
+    "pool": "mixmoe.multiple_imputation",
     "select": "mixmoe.selection.choice",
 }
 

@@ -96,6 +96,8 @@ class Bandwidths:
         Criterion of each bandwidth tried, see `BandwidthSearch`.
     forced : tuple of Forced or None
         What stood in the way of narrower ones; not kept in files, which have the flags.
+    unforced : tuple of float, or None
+        Bandwidths of experts and gate if no column had forced a wider one; None if none has, as far as is known.
     """
 
     experts: float
@@ -103,19 +105,33 @@ class Bandwidths:
     table: pd.DataFrame | None = None
     gate_table: pd.DataFrame | None = None
     forced: tuple[Forced | None, ...] = ()
+    unforced: tuple[float, float] | None = None
 
     @property
     def searches(self) -> dict[str, Any]:
-        """The tables as plain lists, for files."""
+        """The tables as plain lists, and the bandwidths beside forced columns, for files."""
         tables = {"bandwidth": self.table, "gate_bandwidth": self.gate_table}
-        return {name: None if table is None else table.to_dict("list") for name, table in tables.items()}
+        lists = {name: None if table is None else table.to_dict("list") for name, table in tables.items()}
+        return lists | {"unforced": self.unforced}
+
+    @classmethod
+    def chosen(cls, found: BandwidthSearch, gate: float | None, of_gate: BandwidthSearch | None = None) -> "Bandwidths":
+        """From the search of the experts, and the bandwidth or the search of the gate if it has its own."""
+        forced = (found.forced, None if of_gate is None else of_gate.forced)
+        rest = [None if one is None else one.alone for one in forced]
+        experts = found.best if rest[0] is None else rest[0]
+        own = gate if of_gate is None else of_gate.best if rest[1] is None else rest[1]
+        unforced = None if rest == [None, None] else (experts, experts if own is None else own)
+        gate, table = (gate, None) if of_gate is None else (of_gate.best, of_gate.table)
+        return cls(found.best, gate, found.table, table, forced, unforced)
 
     @classmethod
     def from_lists(cls, experts: float, gate: float | None, searches: Mapping[str, Any]) -> "Bandwidths":
-        """From the plain lists of `searches`; files of earlier versions have none."""
-        found = (searches.get(name) for name in ("bandwidth", "gate_bandwidth"))
+        """From the plain lists of `searches`."""
+        found = (searches[name] for name in ("bandwidth", "gate_bandwidth"))
         table, gate_table = (None if lists is None else pd.DataFrame(lists) for lists in found)
-        return cls(experts, gate, table, gate_table)
+        unforced = searches["unforced"]
+        return cls(experts, gate, table, gate_table, unforced=None if unforced is None else tuple(unforced))
 
 
 def rule_of_thumb(rows: Rows, slots: Slots) -> float:

@@ -116,6 +116,8 @@ class FittedVCMoE:
         Cluster of each sorted row.
     selection, gate_selection : DataFrame or None
         Criterion of each bandwidth tried, for all functions and for the gate alone.
+    unforced : tuple of float, or None
+        Bandwidths of experts and gate if no column had forced a wider one; None if none has.
     """
 
     spec: ClassVar[FamilySpec] = SPEC
@@ -129,6 +131,7 @@ class FittedVCMoE:
     clusters: IntArray | None
     selection: pd.DataFrame | None = None
     gate_selection: pd.DataFrame | None = None
+    unforced: tuple[float, float] | None = None
 
     @property
     def n_experts(self) -> int:

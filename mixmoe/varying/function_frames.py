@@ -180,12 +180,13 @@ def _without_limits(values: dict[str, Array], limits: BoolArray) -> dict[str, Ar
 def _with_theta_limits(
     values: dict[str, Array], theta: ThetaProfile, where: IntArray, alpha: float, critical: float
 ) -> dict[str, Array]:
-    """Values with the limits of log theta from its likelihood.
+    """Values with the maximum and the limits of log theta from its adjusted profile likelihood.
 
     The critical value is that of the limiting process: where theta is near its ceiling, the covariance of the estimates
     says nothing. Log theta is locally constant, with the same equivalent kernel as a local line.
     """
     out = {name: value.copy() for name, value in values.items()}
+    out["center"][:, where] = theta.level
     for kind, factor in (("conf", float(ndtri(1.0 - alpha / 2.0))), ("band", critical)):
         out[f"{kind}_low"][:, where], out[f"{kind}_high"][:, where] = theta.limits(factor)
     return out

@@ -255,7 +255,7 @@ class VCMoE:
     def from_saved(cls, saved: SavedFit, context: Mapping[str, Any] | None) -> VCMoEResults:
         """Results of a saved fit, see `mixmoe.load`."""
         settings = dict(saved.settings)
-        functions, searches = np.array(settings.pop("functions")), settings.pop("searches", {})
+        functions, searches = np.array(settings.pop("functions")), settings.pop("searches")
         shape, span = settings.pop("shape", None), settings.get("span")
         model = cls(saved.formula, saved.data, context=context, **settings)
         model.design = restored(model.design, saved)
@@ -359,6 +359,7 @@ class VCMoE:
             self.clusters,
             used.table,
             used.gate_table,
+            used.unforced,
         )
 
     @property
@@ -502,9 +503,8 @@ class VCMoE:
             found = usable_rule(self.space()) if given == "rule" else BandwidthSearch(float(given), None)
         if gate != "cv" or const[self.slots.gates].all():
             gate = None if gate == "cv" else gate
-            return Bandwidths(found.best, gate, found.table, forced=(found.forced,))
-        alone = search(beside=found.best)
-        return Bandwidths(found.best, alone.best, found.table, alone.table, (found.forced, alone.forced))
+            return Bandwidths.chosen(found, gate)
+        return Bandwidths.chosen(found, None, search(beside=found.best))
 
     def _forced_flags(self, used: Bandwidths) -> tuple[Flag, ...]:
         """Flags of the columns that forced a wide bandwidth."""

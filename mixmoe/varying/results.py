@@ -440,7 +440,7 @@ class VCMoEResults(MoEResults):
         Returns
         -------
         tuple of Curve
-            ``y`` is the center of the bands, corrected for bias unless ``bias=`` says otherwise.
+            ``y`` is the estimate, as in `summary` and `functions`.
         """
         checked_choice(kind, "kind", self._curve_kinds)
         if kind in ("bandwidth", "gate_bandwidth"):
@@ -473,9 +473,11 @@ class VCMoEResults(MoEResults):
 
         Notes
         -----
-        A line is the center of its bands, which is corrected for bias unless ``bias=`` says otherwise and therefore
-        not quite the estimate of `summary`, `functions` and `predict`. The darker shade holds the pointwise limits, the
-        lighter one between dotted lines the simultaneous band. Where bands are very wide they run out of the figure.
+        A line is the estimate of `summary`, `functions` and `predict`. Its bands are corrected for bias unless
+        ``bias=`` says otherwise, so that the line need not run in their middle. The darker shade holds the pointwise
+        limits, the lighter one between dotted lines the simultaneous band. Where there are no bands, as at thin ends of
+        the index, the line runs alone; where they are very wide they run out of the figure. Dispersions have a log
+        axis.
         """
         return super().plot(kind, ax, **options)
 
@@ -486,8 +488,8 @@ class VCMoEResults(MoEResults):
     @property
     def _starts_words(self) -> str:
         """Of many random starts only few distinct ones go on, so that the best is not counted among all of them."""
-        reached = f"{self._rivals} distinct went on, {self.em.starts.n_replicated} to the best"
-        return f"{self.em.starts.n_starts} of each kind, {reached}"
+        reached = f"of {self._rivals} distinct ones followed to the end {self.em.starts.n_replicated} reached the best"
+        return f"{self.em.starts.n_starts} of each kind; {reached}"
 
     @property
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]:

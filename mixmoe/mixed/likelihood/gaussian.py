@@ -311,6 +311,11 @@ class GaussianExperts(ClosedIntegral):
         posterior = expert_posterior(self.moments, params.beta.reshape(S * K, p), *flat_experts(params))
         return GaussianDensities(self.moments, params, posterior)
 
+    @property
+    def counts(self) -> Array:
+        """Rows of each subject, shape (N,)."""
+        return self.moments.n
+
     def without_response(self) -> "GaussianExperts":
         """The same with a response of zero."""
         return GaussianExperts(self.moments.without_response())
@@ -329,6 +334,11 @@ class GaussianExperts(ClosedIntegral):
             np.full((1, 1), FIRST_SIZE if structure.has_sigma else 1.0),
             np.zeros((1, 1, 0)),
         )
+
+    @property
+    def is_closed_form(self) -> bool:
+        """Always: EM has its steps in closed form."""
+        return True
 
     def closed_form(self, one: Params) -> "GaussianExperts":
         """The experts with iid Gaussian errors that starts are sought with: these ones already are."""
