@@ -73,7 +73,9 @@ class VCMoEResults(MoEResults):
     Attributes
     ----------
     bandwidth, gate_bandwidth : float
-        In units of the index; the same unless the gate has one of its own.
+        In units of the index; the same unless the gate has one of its own. With a span the median over the grid.
+    span : float or None
+        Share of the rows in each window, if that settles its width.
     selection, gate_selection : DataFrame or None
         Cross-validated criterion by bandwidth, and by that of the gate if it was sought alone.
     effective_df : float
@@ -96,10 +98,12 @@ class VCMoEResults(MoEResults):
     def __init__(self, model: FittedVCMoE, fit: EMFit, cov: ParamCov) -> None:
         super().__init__(model, fit, cov)
         gate = model.settings["gate_bandwidth"]
-        self.bandwidth = float(model.settings["bandwidth"])
+        span = model.settings["span"]
+        self.span = None if span is None else float(span)
+        self.bandwidth = float(model.settings["bandwidth"]) if span is None else model.problem.windows.bandwidth
         self.gate_bandwidth = self.bandwidth if gate is None else float(gate)
         self.selection, self.gate_selection = model.selection, model.gate_selection
-        self.effective_df = effective_df(model.problem, model.coef) + float(model.df_estimated is not None)
+        self.effective_df = effective_df(model.problem, model.coef) + float(model.estimated_shape is not None)
         self.nobs, self.n_units = model.nobs, model.n_units
         values = fitness(model.weight_scale * fit.loglik, self.effective_df, self.n_units)
         self.aic, self.aicc, self.bic = values.aic, values.aicc, values.bic
@@ -444,7 +448,7 @@ class VCMoEResults(MoEResults):
             if table is None:
                 raise ArgumentError(f"there is no search to draw, {kind}={getattr(self, kind):.4g}; use {kind}='cv'")
             return function_tables.bandwidth_curves(
-                table, f"{kind.replace('_', ' ')} ({self.model.design.names.index})"
+                table, "span" if self.span else f"{kind.replace('_', ' ')} ({self.model.design.names.index})"
             )
         options |= {"derivative": 1} if kind == "derivatives" else {}
         return function_tables.band_curves(
