@@ -388,7 +388,7 @@ class VCMoEResults(MoEResults):
         fit = replace(self.em, params=params, responsibilities=self.em.responsibilities[:, places])
         return type(self)(model, fit, model.covariance(fit, self.cov.kind, correction=self.cov.corrected))
 
-    def tables(self, alpha: float = 0.05, at: Any = None) -> tuple[Table, ...]:
+    def tables(self, alpha: float = 0.05, at: Any = None, *, progress: bool | None = None) -> tuple[Table, ...]:
         """Header, constants, and per expert and gate the functions.
 
         Parameters
@@ -398,6 +398,8 @@ class VCMoEResults(MoEResults):
         at : array-like, optional
             Index values at which functions are tabulated, by default grid points at five quantiles of the index; limits
             of bands between grid points are interpolated.
+        progress : bool, optional
+            Of the first call, which computes bands and tests; by default in a terminal, after three seconds.
 
         Returns
         -------
@@ -406,20 +408,22 @@ class VCMoEResults(MoEResults):
             rows), and values with bands.
         """
         alpha = checked_alpha(alpha)
-        frame = None if self.model.problem.const.all() else self._bands(BandRequest(alpha=alpha), SEED)
+        frame = None if self.model.problem.const.all() else self._bands(BandRequest(alpha=alpha, progress=progress), SEED)
+        tests = self._constancy(progress)
         header = header_table(function_tables.facts(self))
         constants = function_tables.constant_tables(self.model, self.to_frame(alpha), alpha)
-        return (header, *constants, *function_tables.function_tables(self.model, frame, self._constancy(), alpha, at))
+        return (header, *constants, *function_tables.function_tables(self.model, frame, tests, alpha, at))
 
-    def summary(self, alpha: float = 0.05, at: Any = None) -> Summary:
+    def summary(self, alpha: float = 0.05, at: Any = None, *, progress: bool | None = None) -> Summary:
         """Header, constants, functions and notes; prints as text, and has as_html(), as_latex(), as_markdown().
 
         Parameters
         ----------
-        alpha, at
+        alpha, at, progress
             See `tables`.
         """
-        return Summary(function_tables.title(self), self.tables(alpha, at), function_tables.notes(self))
+        tables = self.tables(alpha, at, progress=progress)
+        return Summary(function_tables.title(self), tables, function_tables.notes(self))
 
     def curves(self, kind: str = "functions", **options: Any) -> tuple[Curve, ...]:
         """Curves of a figure.
@@ -516,7 +520,7 @@ class VCMoEResults(MoEResults):
         process, theta = self._process(request.bias, request.derivative), None
         if request.of == "coefficients" and not request.derivative:
             if request.bias not in self._thetas:
-                self._thetas[request.bias] = process.theta_profile()
+                self._thetas[request.bias] = process.theta_profile(request.progress)
             theta = self._thetas[request.bias]
         return band_frame(self.model, process, theta, request, checked_rng(rng))
 
@@ -527,8 +531,8 @@ class VCMoEResults(MoEResults):
             self._processes[key] = self.model.process(bias, self.cov, derivative)
         return self._processes[key]
 
-    def _constancy(self) -> Mapping[str, float] | None:
+    def _constancy(self, progress: bool | None = None) -> Mapping[str, float] | None:
         """P-values of the asymptotic tests, kept because every table shows them; None if they are invalid."""
         if self._p_values is None and refused(self.model) is None:
-            self._p_values = asymptotic_p_values(self.model)
+            self._p_values = asymptotic_p_values(self.model, progress)
         return self._p_values
