@@ -168,6 +168,8 @@ class Curve:
         Whether it is one of many that are only to be seen together.
     limits, bands : str
         Legend entries of the two shades.
+    log : bool
+        Whether the vertical axis is logarithmic, as for positive functions.
     """
 
     panel: str
@@ -187,6 +189,7 @@ class Curve:
     thin: bool = False
     limits: str = ""
     bands: str = ""
+    log: bool = False
 
 
 @dataclass(frozen=True, slots=True)

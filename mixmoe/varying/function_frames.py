@@ -20,6 +20,7 @@ from mixmoe.families import Distribution
 from mixmoe.output.predictions import Interval, Wanted, by_expert, in_user_order, mean_columns
 from mixmoe.responses.distribution import Family
 from mixmoe.responses.exponential import family_named
+from mixmoe.responses.zero_inflated import expected, shown_dispersion, shown_slope
 from mixmoe.varying.bands import (
     DRAWS,
     LevelProcess,
@@ -109,7 +110,7 @@ def function_frame(model: FittedVCMoE, u: Any) -> pd.DataFrame:
         )
     values = levels_at(model, at)
     logs = np.clip(values[:, problem.slots.dispersions], problem.floor, problem.ceiling)  # between grid points
-    values[:, problem.slots.dispersions] = np.exp(logs)
+    values[:, problem.slots.dispersions] = shown_dispersion(problem.family, logs)
     names = model.names
     labels = Labels(names.full, names.blocks, names.experts, names.terms)
     return _frame(labels, str(model.design.names.index), at, {"estimate": values})
@@ -158,9 +159,9 @@ def band_frame(
         values = _without_limits(values, limits)
         if theta is not None:
             closed = problem.rows.period > 0.0
-            critical = asymptotic_critical(process.bandwidth / width, request.alpha, closed=closed)
+            critical = asymptotic_critical(process.fits.local.windows.relative, request.alpha, closed=closed)
             values = _with_theta_limits(values, theta, dispersions, request.alpha, critical)
-        values = _dispersions_exponentiated(values, dispersions)
+        values = _dispersions_shown_as(problem.family, values, dispersions)
     if request.of == "probabilities":
         values = _on_link_scale(values, family_named("binomial"), 1.0)
     if profile is not None and request.of in ("experts", "mean"):
@@ -204,13 +205,13 @@ def _dispersions_shown(model: FittedVCMoE) -> IntArray:
     return np.flatnonzero([model.names.blocks[s] == "residual" for s in _shown(model, 0)])
 
 
-def _dispersions_exponentiated(values: dict[str, Array], where: IntArray) -> dict[str, Array]:
-    centre = np.exp(values["center"][:, where])
+def _dispersions_shown_as(family: Family, values: dict[str, Array], where: IntArray) -> dict[str, Array]:
+    """Values with dispersions as they are reported in the place of their logs or log odds."""
+    slope = shown_slope(family, values["center"][:, where])
     out = {name: value.copy() for name, value in values.items()}
     for name in out:
-        with np.errstate(over="ignore"):  # a theta that nothing bounds from above has an infinite limit
-            exponentiated = np.exp(values[name][:, where])
-        out[name][:, where] = centre * values[name][:, where] if name == "std_error" else exponentiated
+        inner = values[name][:, where]
+        out[name][:, where] = slope * inner if name == "std_error" else shown_dispersion(family, inner)
     return out
 
 
@@ -421,7 +422,7 @@ def prediction_columns(
     wanted : Wanted
     """
     family, natural, trials = model.problem.family, at.natural, at.rows.outcome.trials
-    experts = natural.eta if wanted.scale == "link" else family.mean(natural.eta, trials)
+    experts = natural.eta if wanted.scale == "link" else expected(family, natural.eta, natural.delta, trials)
     prob = np.exp(natural.log_gate) if past is None else given_responses(family, at, past)
     columns: dict[str, Array] = {}
     if wanted.kind in ("all", "probabilities"):
@@ -446,7 +447,7 @@ def response_interval(family: Family, at: PredictionRows, prob: Array, alpha: fl
     alpha : float
     """
     natural, trials = at.natural, at.rows.outcome.trials
-    experts = family.mean(natural.eta, trials)
+    experts = expected(family, natural.eta, natural.delta, trials)
     mean = (prob * experts).sum(axis=0)
     within = family.variance(experts, natural.delta, trials)
     spread = np.sqrt((prob * (within + (experts - mean) ** 2)).sum(axis=0))

@@ -12,7 +12,6 @@ from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError, ConvergenceWarning, warn
 from mixmoe.inference.uncertainty import DESCRIPTIONS
 from mixmoe.output.records import Cell, Curve, Table, told_apart
-from mixmoe.responses.exponential import StudentT
 from mixmoe.results import column_facts
 from mixmoe.varying.bands import LEAST_DF
 from mixmoe.varying.fitted import FittedVCMoE
@@ -29,9 +28,11 @@ from mixmoe.varying.function_frames import (
 from mixmoe.varying.identifiability import WIDE
 from mixmoe.varying.interpolation import interpolated
 from mixmoe.varying.setup import checked_numbers
+from mixmoe.varying.shape import shape_of
 
 _PLAIN = (0.01, 1e5)  # sizes of functions that are shown without an exponent
 STAR = "*"  # beside an estimate outside its band
+_BANDLESS = "\n(a line alone: no band there)"
 _IN_A_LINE = 3  # covariates whose values are named in a line beside a figure, in two lines
 PLOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -61,7 +62,7 @@ def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
     return (
         ("Formula", model.formula.text),
         ("Family", problem.family.name),
-        ("Errors", _errors_text(model)),
+        ("Errors" if problem.family.name == "gaussian" else "theta", _shape_text(model)),
         ("Experts", model.n_experts),
         ("Rows", results.nobs),
         ("Clusters", None if model.clusters is None else results.n_units),
@@ -82,25 +83,36 @@ def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
     )
 
 
-def _errors_text(model: FittedVCMoE) -> str | None:
-    """Degrees of freedom of t errors; None for others."""
-    family = model.problem.family
-    if not isinstance(family, StudentT):
+def _shape_text(model: FittedVCMoE) -> str | None:
+    """Degrees of freedom of t errors, or theta of zero-inflated counts; None of others."""
+    value = shape_of(model.problem.family)
+    if value is None:
         return None
-    return f"t, df {family.df:.3g}{'' if model.df_estimated is None else ' (estimated)'}"
+    what = "t, df " if model.problem.family.name == "gaussian" else ""
+    return f"{what}{value:.3g}{'' if model.estimated_shape is None else ' (estimated)'}"
 
 
 def bandwidth_facts(results: Any) -> tuple[tuple[str, Cell], ...]:
     """The bandwidths and how they were found."""
     gate = results.model.settings["gate_bandwidth"]
     return (
-        ("Bandwidth", _bandwidth_text(results.bandwidth, results.selection)),
-        ("Gate bandwidth", None if gate is None else _bandwidth_text(gate, results.gate_selection)),
+        ("Bandwidth", _bandwidth_text(results)),
+        ("Gate bandwidth", None if gate is None else _searched(_width(gate), results.gate_selection)),
     )
 
 
-def _bandwidth_text(bandwidth: float, table: pd.DataFrame | None) -> str:
-    text = "infinite (constant)" if np.isinf(bandwidth) else f"{bandwidth:.4g}"
+def _bandwidth_text(results: Any) -> str:
+    if results.span is None:
+        return _searched(_width(results.bandwidth), results.selection)
+    widths = results.model.problem.windows.widths
+    return _searched(f"{widths.min():.3g} to {widths.max():.3g}, span {results.span:.3g}", results.selection)
+
+
+def _width(bandwidth: float) -> str:
+    return "infinite (constant)" if np.isinf(bandwidth) else f"{bandwidth:.4g}"
+
+
+def _searched(text: str, table: pd.DataFrame | None) -> str:
     return text if table is None else f"{text} (cross-validated)"
 
 
@@ -401,26 +413,27 @@ def _curve(model: FittedVCMoE, of: str, name: str, part: pd.DataFrame, options: 
         panel=panel,
         label="population mean" if of == "mean" else "" if expert is None else f"expert {expert}",
         x=value[index],
-        y=np.where(part["mark"] == LOST, np.nan, value["center"]),  # a gap where there is no maximum
+        y=value["estimate"],  # what the tables say, also where there is no band
         lower=value["conf_low"],
         upper=value["conf_high"],
         band_lower=value["band_low"],
         band_upper=value["band_high"],
         expert=expert,
-        xlabel=index,
+        xlabel=index + (_BANDLESS if np.isnan(value["band_low"]).any() else ""),
         ylabel=_value_label(model, of, options),
+        log=part["block"].iloc[0] == "residual" and not options.get("derivative", 0),
         limits=f"{100 * (1.0 - options.get('alpha', 0.05)):g} % pointwise",
         bands=f"{100 * (1.0 - options.get('alpha', 0.05)):g} % simultaneous",
     )
 
 
 def _value_label(model: FittedVCMoE, of: str, options: Mapping[str, Any]) -> str:
-    """What a line shows, and at which covariates."""
-    line = {"rbc": "corrected for bias", "undersmooth": "undersmoothed", "none": "local maxima"}
+    """What a line and its bands show, and at which covariates."""
+    line = {"rbc": "corrected for bias", "undersmooth": "undersmoothed", "none": "around local maxima"}
     what = {"probabilities": "probability", "experts": "expected response", "mean": "expected response"}.get(
         of, "value"
     )
-    label = f"{what}, {line[options.get('bias', 'rbc')]}"
+    label = f"{what}; bands {line[options.get('bias', 'rbc')]}"
     values = {} if of not in AT_COVARIATES else profile_values(model, of, options.get("at"))
     at = [
         f"{name} = {value:.3g}" if isinstance(value, float) else f"{name} = {value}" for name, value in values.items()

@@ -22,11 +22,13 @@ from mixmoe.errors import ArgumentError
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.resampling import run_all
 from mixmoe.numerics.optimise import progress_bar
+from mixmoe.responses.exponential import is_normal
 from mixmoe.varying.circle import wrapped
 from mixmoe.varying.em_steps import own_natural
 from mixmoe.varying.fitted import FittedVCMoE
+from mixmoe.varying.interpolation import interpolated
 from mixmoe.varying.joint_em import REFIT, Control, Run, centred, on_grid, run_around_means, run_em, with_draw
-from mixmoe.varying.problem import Problem, Rows, Slots, build_problem, epanechnikov, even_grid
+from mixmoe.varying.problem import Problem, Rows, Slots, Windows, build_problem, epanechnikov, even_grid
 
 METHODS = ("bootstrap", "asymptotic", "calibrated")
 BINS = 300  # of the rows, for the moments of the statistic
@@ -179,17 +181,18 @@ def _on_own_grid(model: FittedVCMoE) -> tuple[Problem, Array]:
     can.
     """
     own = model.problem
-    points, widths = own.windows.grid, model.unforced or (own.windows.bandwidth, own.gate_windows.bandwidth)
+    unforced = None if own.rows.share else model.unforced  # a span has no bandwidth to take the place of its own
+    points, widths = own.windows.grid, unforced or (own.windows.bandwidth, own.gate_windows.bandwidth)
     wanted = int(np.ceil(POINTS_PER_BANDWIDTH * own.windows.span / min(widths)))
     grid = even_grid(own.rows, points, int(np.clip(wanted, *POINTS)))
     # A tested statistic must not depend on how finely the user wanted the curves printed.
     even = np.allclose(points, even_grid(own.rows, points, len(points)))
-    if model.unforced is None and (not even or len(grid) == len(points)):
+    if unforced is None and (not even or len(grid) == len(points)):
         return own, model.coef
     grid = grid if even else points
     problem = build_problem(own.rows, own.family, own.slots, own.const, grid, *widths, model.settings["sigma_floor"])
     fewest, before = ((w.hi - w.lo).min() for w in (problem.windows, own.windows))
-    enough = model.unforced is not None or fewest >= 0.5 * before
+    enough = unforced is not None or fewest >= 0.5 * before
     return (problem, on_grid(problem, own, model.coef)) if enough else (own, model.coef)
 
 
@@ -260,8 +263,8 @@ def null_law(problem: Problem, coef: Array, slots: NDArray[np.intp]) -> NullLaw:
         gate, c = slot >= problem.slots.gates.start, _expert_of(problem.slots, int(slot))
         windows, share = (problem.gate_windows if gate else problem.windows), probabilities[c]
         mass = problem.rows.weights * (share * (1.0 - share) if gate else share)
-        smoother = _binned_smoother(problem.rows, mass, windows.bandwidth, int(problem.order[slot]))
-        sigma = problem.family.name == "gaussian" and slot in range(problem.slots.n)[problem.slots.dispersions]
+        smoother = _binned_smoother(problem.rows, mass, windows, int(problem.order[slot]))
+        sigma = is_normal(problem.family) and slot in range(problem.slots.n)[problem.slots.dispersions]
         columns = int((~problem.const[problem.slots.expert(c)]).sum())
         first, second = _moments_of_sigma(smoother, columns) if sigma else _moments(smoother)
         mean, variance = mean + first, variance + second
@@ -297,13 +300,14 @@ class _Smoother:
         return np.asarray(constant.T @ constant - rest.T @ rest, dtype=np.float64)
 
 
-def _binned_smoother(rows: Rows, mass: Array, bandwidth: float, degree: int) -> _Smoother:
+def _binned_smoother(rows: Rows, mass: Array, windows: Windows, degree: int) -> _Smoother:
     bins = np.arange(rows.n) * min(rows.n, BINS) // rows.n
     total = np.bincount(bins, mass)
     kept = total > 0.0
     at = np.bincount(bins, mass * rows.index)[kept] / total[kept]
     root = np.sqrt(total[kept])
-    t = wrapped(at - at[:, None], rows.period) / bandwidth
+    widths = interpolated(at, windows.grid, windows.widths, windows.period)
+    t = wrapped(at - at[:, None], rows.period) / widths[:, None]
     kernel = epanechnikov(t) * total[kept]
     s0, s1, s2 = (kernel * t**power for power in range(3))
     s0, s1, s2 = (s.sum(axis=1, keepdims=True) for s in (s0, s1, s2))

@@ -73,7 +73,9 @@ class VCMoEResults(MoEResults):
     Attributes
     ----------
     bandwidth, gate_bandwidth : float
-        In units of the index; the same unless the gate has one of its own.
+        In units of the index; the same unless the gate has one of its own. With a span the median over the grid.
+    span : float or None
+        Share of the rows in each window, if that settles its width.
     selection, gate_selection : DataFrame or None
         Cross-validated criterion by bandwidth, and by that of the gate if it was sought alone.
     effective_df : float
@@ -96,10 +98,12 @@ class VCMoEResults(MoEResults):
     def __init__(self, model: FittedVCMoE, fit: EMFit, cov: ParamCov) -> None:
         super().__init__(model, fit, cov)
         gate = model.settings["gate_bandwidth"]
-        self.bandwidth = float(model.settings["bandwidth"])
+        span = model.settings["span"]
+        self.span = None if span is None else float(span)
+        self.bandwidth = float(model.settings["bandwidth"]) if span is None else model.problem.windows.bandwidth
         self.gate_bandwidth = self.bandwidth if gate is None else float(gate)
         self.selection, self.gate_selection = model.selection, model.gate_selection
-        self.effective_df = effective_df(model.problem, model.coef) + float(model.df_estimated is not None)
+        self.effective_df = effective_df(model.problem, model.coef) + float(model.estimated_shape is not None)
         self.nobs, self.n_units = model.nobs, model.n_units
         values = fitness(model.weight_scale * fit.loglik, self.effective_df, self.n_units)
         self.aic, self.aicc, self.bic = values.aic, values.aicc, values.bic
@@ -440,7 +444,7 @@ class VCMoEResults(MoEResults):
         Returns
         -------
         tuple of Curve
-            ``y`` is the center of the bands, corrected for bias unless ``bias=`` says otherwise.
+            ``y`` is the estimate, as in `summary` and `functions`.
         """
         checked_choice(kind, "kind", self._curve_kinds)
         if kind in ("bandwidth", "gate_bandwidth"):
@@ -448,7 +452,7 @@ class VCMoEResults(MoEResults):
             if table is None:
                 raise ArgumentError(f"there is no search to draw, {kind}={getattr(self, kind):.4g}; use {kind}='cv'")
             return function_tables.bandwidth_curves(
-                table, f"{kind.replace('_', ' ')} ({self.model.design.names.index})"
+                table, "span" if self.span else f"{kind.replace('_', ' ')} ({self.model.design.names.index})"
             )
         options |= {"derivative": 1} if kind == "derivatives" else {}
         return function_tables.band_curves(
@@ -473,9 +477,11 @@ class VCMoEResults(MoEResults):
 
         Notes
         -----
-        A line is the center of its bands, which is corrected for bias unless ``bias=`` says otherwise and therefore
-        not quite the estimate of `summary`, `functions` and `predict`. The darker shade holds the pointwise limits, the
-        lighter one between dotted lines the simultaneous band. Where bands are very wide they run out of the figure.
+        A line is the estimate of `summary`, `functions` and `predict`. Its bands are corrected for bias unless
+        ``bias=`` says otherwise, so that the line need not run in their middle. The darker shade holds the pointwise
+        limits, the lighter one between dotted lines the simultaneous band. Where there are no bands, as at thin ends of
+        the index, the line runs alone; where they are very wide they run out of the figure. Dispersions have a log
+        axis.
         """
         return super().plot(kind, ax, **options)
 

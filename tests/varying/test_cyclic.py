@@ -109,7 +109,7 @@ def test_where_the_circle_is_cut_changes_nothing(data, options, monkeypatch):
     bands = [fit.bands(method="asymptotic") for fit in fits]
     for column in LIMITS:
         np.testing.assert_allclose(bands[1][column], bands[0][column], atol=1e-6)
-    laws = [null_law(fit.model.problem, np.arange(2)) for fit in fits]
+    laws = [null_law(fit.model.problem, fit.model.coef, np.arange(2)) for fit in fits]
     assert laws[0].df == pytest.approx(laws[1].df, rel=0.02)  # rows are put together from the cut on
 
 

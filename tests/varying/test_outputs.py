@@ -137,12 +137,25 @@ def test_a_figure_says_what_its_lines_and_shades_are(fit):
     first, *others = figure.axes
     entries = [text.get_text() for text in first.get_legend().get_texts()]
     assert entries == ["expert 1", "expert 2", "90 % pointwise", "90 % simultaneous"]
-    assert first.get_ylabel() == "value, corrected for bias"
-    assert others[-1].get_ylabel() == "probability, corrected for bias\nx1 = 0.5"
+    assert first.get_ylabel() == "value; bands corrected for bias"
+    assert others[-1].get_ylabel() == "probability; bands corrected for bias\nx1 = 0.5"
     assert len(others[-1].get_legend().get_texts()) == 2
     alone = fit.plot("means", bias="none").axes[0].get_ylabel()
-    assert alone.startswith("expected response, local maxima\nz1 = ")
+    assert alone.startswith("expected response; bands around local maxima\nz1 = ")
     assert "x1 = " in alone
+    plt.close("all")
+
+
+def test_a_line_is_what_the_tables_say_also_where_there_is_no_band(fit):
+    curves = fit.curves("functions")
+    functions = fit.functions()
+    for curve, name in ((curves[0], "expert1.Intercept"), (curves[1], "expert1.z1")):
+        np.testing.assert_array_equal(curve.y, functions.loc[functions["coefficient"] == name, "estimate"])
+    assert [curve.panel for curve in curves if curve.log] == ["sigma", "sigma"]
+    for curve in curves:
+        assert ("no band there" in curve.xlabel) == np.isnan(curve.band_lower).any()
+    axes = {axes.get_title(loc="left"): axes for axes in fit.plot().axes}
+    assert axes["sigma"].get_yscale() == "log"
     plt.close("all")
 
 
