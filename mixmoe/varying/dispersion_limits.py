@@ -183,8 +183,9 @@ class _Profile:
         return moved, loglik / squares - 0.5 * share * spread
 
     def _of_means(self, local: Local, coef: Array) -> Iterator[tuple[Array, Array, Array]]:
-        """Block by block: ``sum (K w)^2 r / sum K w r``, the share of the information about the mean that is left with
-        unknown membership, and the log determinant of that information.
+        """Kernel ratio, share of the information about the mean that is left, and its log determinant, block by block.
+
+        The ratio is ``sum (K w)^2 r / sum K w r``; the share is what unknown membership leaves.
         """
         problem, degree, c = local.problem, local.free.shape[0] - 1, self.expert
         vary = np.flatnonzero(~problem.const[problem.slots.expert(c)])

@@ -11,40 +11,25 @@ from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_order, checked_rng
 from mixmoe.check.diagnosis import FITTED, FittedKind
 from mixmoe.design.beside import check_beside
-from mixmoe.design.complete_rows import NothingLeftError
 from mixmoe.errors import ArgumentError, ConvergenceWarning, warn
 from mixmoe.families import Distribution, GatePoint
 from mixmoe.inference.uncertainty import ParamCov, checked_alpha
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.estimate import EMFit, classification_entropy
 from mixmoe.mixture_results import MoEResults
-from mixmoe.output.predictions import (
-    IntervalOf,
-    Kind,
-    Scale,
-    Wanted,
-    check_own_rows,
-    checked_wanted,
-    refuse_posterior_limits,
-)
+from mixmoe.output.predictions import IntervalOf, Kind, Scale, checked_wanted
 from mixmoe.output.records import Cell, Curve, Table
-from mixmoe.output.summary import Summary, header_table, nothing_predicted
+from mixmoe.output.summary import Summary, header_table
 from mixmoe.varying import function_tables
-from mixmoe.varying.bands import BIASES, METHODS, LevelProcess
+from mixmoe.varying.bands import LevelProcess
 from mixmoe.varying.dispersion_limits import ThetaProfile
 from mixmoe.varying.effective_parameters import effective_df, fitness
 from mixmoe.varying.em_steps import posterior
 from mixmoe.varying.fitted import FittedVCMoE, checked_kind, reported_values
 from mixmoe.varying.function_frames import (
-    DERIVATIVES_OF,
-    SUBJECTS,
     BandRequest,
-    PredictionRows,
     band_frame,
     function_frame,
-    prediction_columns,
-    prediction_rows,
-    response_places,
 )
 from mixmoe.varying.glr import METHODS as NULL_LAWS
 from mixmoe.varying.glr import (
@@ -57,6 +42,7 @@ from mixmoe.varying.glr import (
     varying_names,
 )
 from mixmoe.varying.joint_em import draw_responses
+from mixmoe.varying.prediction import predicted, prediction_rows, response_places
 
 SEED = 20260101  # of the critical values in summaries and figures, so that they print the same every time
 
@@ -194,35 +180,11 @@ class VCMoEResults(MoEResults):
             If there are values without a maximum.
         """
         request = BandRequest(of, alpha, method, bias, at, draws, n_boot, n_jobs, progress, derivative=derivative)
-        frame = self._requested_bands(request, rng)
+        frame = self._bands(request.checked(), rng)
         gaps = function_tables.lost_bands(frame)
         if gaps is not None:
             warn(gaps, ConvergenceWarning)
         return frame
-
-    def _requested_bands(self, request: BandRequest, rng: Any = None) -> pd.DataFrame:
-        """Bands as `bands` gives them, without its warning.
-
-        Parameters
-        ----------
-        request : BandRequest
-            Arguments of `bands`.
-        rng : int, numpy.random.Generator or None
-        """
-        checked_choice(request.of, "of", SUBJECTS)
-        checked_choice(request.method, "method", METHODS)
-        checked_choice(request.bias, "bias", BIASES)
-        if request.derivative not in (0, 1):
-            raise ArgumentError(f"derivative must be 0 or 1, got {request.derivative!r}; 1 is that by the index")
-        if request.derivative and request.of not in DERIVATIVES_OF:
-            raise ArgumentError(
-                f"derivative=1 is for of= {', '.join(map(repr, DERIVATIVES_OF))}, got of={request.of!r}; means and "
-                "probabilities have bands of their values"
-            )
-        checked_count(request.draws, "draws", least=100)
-        checked_count(request.n_boot, "n_boot", least=19)
-        alpha, n_jobs = checked_alpha(request.alpha), checked_jobs(request.n_jobs)
-        return self._bands(replace(request, alpha=alpha, n_jobs=n_jobs), rng)
 
     def test_varying(
         self,
@@ -318,40 +280,7 @@ class VCMoEResults(MoEResults):
         DesignError
             If a column is missing, a category is new, or the index leaves its range.
         """
-        wanted = checked_wanted(kind, interval, alpha, scale)
-        self._check_limits(wanted, history is not None)
-        try:
-            rows = prediction_rows(self.model, new, False, extrapolate)
-            past = self._past(rows, history, wanted, extrapolate)
-        except NothingLeftError as error:
-            first = prediction_rows(self.model, self.model.design.frame.iloc[:1], False, True)
-            names = map(str, prediction_columns(self.model, first, None, wanted))
-            return nothing_predicted(new, list(names), error)
-        return prediction_columns(self.model, rows, past, wanted)
-
-    def _check_limits(self, wanted: Wanted, posterior: bool) -> None:
-        """Refuse limits and scales that the fit does not have."""
-        if posterior:
-            refuse_posterior_limits(wanted)
-        if wanted.interval == "confidence":
-            raise ArgumentError(
-                "VCMoE has no predict(interval='confidence'): functions of an index are estimated with a bias, which "
-                "limits have to correct along the whole index; use bands(of='mean', at=...), which do, or "
-                "interval='prediction' for a new response"
-            )
-        if wanted.scale == "categories":
-            raise ArgumentError("VCMoE has no predict(scale='categories'): it has no ordinal family; use 'response'")
-        if wanted.noise and wanted.scale == "link" and self.model.problem.family.name != "gaussian":
-            raise ArgumentError("interval='prediction' is for responses, got scale='link'; use scale='response'")
-
-    def _past(self, rows: PredictionRows, history: Any, wanted: Wanted, extrapolate: bool) -> PredictionRows | None:
-        """The rows with their responses; None where these play no part."""
-        if history is not None:
-            check_own_rows(history, rows.design, rows.new)
-            past = prediction_rows(self.model, history, True, extrapolate)
-            return None if wanted.kind in ("experts", "mean") else past
-        known = wanted.kind == "subject" and rows.new is None
-        return prediction_rows(self.model, None, True, extrapolate) if known else None
+        return predicted(self.model, new, history, checked_wanted(kind, interval, alpha, scale), extrapolate)
 
     def fitted(self, kind: FittedKind = "mean") -> pd.Series:
         """Fitted values, one per row used, in the order of the data.
@@ -412,7 +341,9 @@ class VCMoEResults(MoEResults):
             rows), and values with bands.
         """
         alpha = checked_alpha(alpha)
-        frame = None if self.model.problem.const.all() else self._bands(BandRequest(alpha=alpha, progress=progress), SEED)
+        frame = (
+            None if self.model.problem.const.all() else self._bands(BandRequest(alpha=alpha, progress=progress), SEED)
+        )
         tests = self._constancy(progress)
         header = header_table(function_tables.facts(self))
         constants = function_tables.constant_tables(self.model, self.to_frame(alpha), alpha)
