@@ -60,9 +60,7 @@ def _shares(matrices: Array, jackknife: bool) -> Leverage:
     return Leverage((vectors * values) @ across, (vectors / (1.0 - values) ** (1.0 if jackknife else 0.5)) @ across)
 
 
-def corrected_by_factors(
-    scores: Array, factors: Array, matrices: Array, half: Array, jackknife: bool = False
-) -> Array:
+def corrected_by_factors(scores: Array, factors: Array, matrices: Array, half: Array, jackknife: bool = False) -> Array:
     """`corrected_scores` of units whose information is ``F_i' C_i F_i``, at no cost of the size of all parameters.
 
     Parameters
