@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mixmoe.neural.model import NME
     from mixmoe.neural.results import NMEResults
     from mixmoe.selection.choice import Selection, select
+    from mixmoe.selection.many_responses import fit_each
     from mixmoe.varying.model import VCMoE
     from mixmoe.varying.results import VCMoEResults
 
@@ -34,6 +35,7 @@ __all__ = [
     "datasets",
     "errors",
     "fit",
+    "fit_each",
     "load",
     "pool",
     "select",
@@ -48,6 +50,7 @@ _WHERE = {
     "Selection": "mixmoe.selection.choice",
     "VCMoE": "mixmoe.varying.model",
     "VCMoEResults": "mixmoe.varying.results",
+    "fit_each": "mixmoe.selection.many_responses",
     "pool": "mixmoe.multiple_imputation",
     "select": "mixmoe.selection.choice",
 }

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mixmoe._typing import Array
-from mixmoe.mixed.likelihood.gaussian import GaussianExperts, flat_experts, weighted_normal_matrix
+from mixmoe.mixed.likelihood.gaussian import Moments, flat_experts, weighted_normal_matrix
 from mixmoe.mixed.likelihood.observed import ClosedForm
 from mixmoe.mixed.parameters import Params, Structure, contract, expand
 from mixmoe.mixture.gate import gate_log_probabilities, gate_step
 from mixmoe.numerics.linalg import logsumexp
 
-_CG_STEPS = 10  # at most, of conjugate gradients where columns are many
-_REDUCED = 0.1  # of the score, in the metric of its scale, is what they leave
+_CG_STEPS = 4  # at most, of conjugate gradients where columns are many
+_REDUCED = 0.3  # of the score, in the metric of its scale, is what they leave
 _SMALLEST = 1e-10  # variances below this fraction of the pooled residual variance are not resolved
 
 
@@ -57,7 +57,7 @@ def expectations(problem: ClosedForm, params: Params, given: Array | None = None
     q, N = problem.structure.n_random, problem.n_subjects
     factor, sigma = flat_experts(params)
     loglik, responsibilities = np.zeros(S), np.empty((S, K, N))
-    normal = np.zeros((S * K, p, p)) if isinstance(problem.experts, GaussianExperts) else None
+    normal = np.zeros((S * K, p, p)) if not problem.experts.by_rows else None
     pull, second, residual, rows = np.zeros((S, K, p)), np.zeros((S, K, q, q)), np.zeros((S, K)), np.zeros((S, K))
     for where, experts in problem.experts.blocks(S * K):
         densities = experts.densities(params)
@@ -74,9 +74,9 @@ def expectations(problem: ClosedForm, params: Params, given: Array | None = None
         b = densities.effects()
         second += (b.means * found[:, :, None]) @ np.swapaxes(b.means, 2, 3)
         second += np.einsum("skabn,skn->skab", b.covariances, found)
-        if normal is not None:
-            posterior = densities.posterior
-            normal += weighted_normal_matrix(experts.moments, posterior, factor, sigma, found.reshape(S * K, -1))
+        if normal is not None and isinstance(experts.moments, Moments):
+            weights = found.reshape(S * K, -1)
+            normal += weighted_normal_matrix(experts.moments, densities.posterior, factor, sigma, weights)
     return Expectations(
         loglik,
         responsibilities,

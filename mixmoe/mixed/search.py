@@ -18,8 +18,8 @@ from mixmoe.mixed.starting_values import (
     carried_starts,
     climb_one_expert,
     closed_form_problem,
+    first_inverse,
     fit_one_expert,
-    inverse_outer_product,
     one_expert_problem,
     random_starts,
     scatter,
@@ -469,7 +469,7 @@ def _candidates(logliks: Array, margin: float, n: int = _FINISHED) -> NDArray[np
 def _climb_from(problem: Problem, sigma_one: float, theta: Array, control: Control) -> Climb:
     """Ascents from `theta`, shape (S, P); those left behind the best are given up if the control says so."""
     with np.errstate(all="ignore"):
-        inverse = inverse_outer_product(problem, theta)
+        inverse = first_inverse(problem, theta)
     guarded = Guarded(problem, _SIGMA_BARRIER * sigma_one)
     spurious = partial(collapsed, problem, sigma_one) if np.isfinite(control.behind) else None
     logarithmic = np.append(problem.free.log_sigma, problem.free.extra)

@@ -37,7 +37,7 @@ from mixmoe.mixed.options import ResponseModel, check_method, cluster_codes
 from mixmoe.mixed.parameters import Params, Structure, build_layout, expand, permute_natural, positions, to_natural
 from mixmoe.mixed.prediction.trajectories import Estimate, disturbances, draw_responses
 from mixmoe.mixed.search import Guarded, off_boundary, permute
-from mixmoe.mixed.starting_values import inverse_outer_product
+from mixmoe.mixed.starting_values import first_inverse
 from mixmoe.mixture.estimate import EMFit, ParamLayout, Starts
 from mixmoe.mixture.gate import posterior_probabilities
 from mixmoe.mixture.resampling import replicate
@@ -155,8 +155,8 @@ class Resample:
         sample = self.problem.take(resampled(self.problem.n_subjects, self.clusters, rng))
         start = off_boundary(sample, self.theta)[None]
         logarithmic = np.append(sample.free.log_sigma, sample.free.extra)
-        inverse = inverse_outer_product(sample, start)
-        end = climb(Guarded(sample, _SIGMA_FLOOR), start, inverse, sample.n_subjects, _CONTROL, logarithmic=logarithmic)
+        inverse, N = first_inverse(sample, start), sample.n_subjects
+        end = climb(Guarded(sample, _SIGMA_FLOOR), start, inverse, N, _CONTROL, logarithmic=logarithmic)
         if end.interrupted:
             raise KeyboardInterrupt  # climb() keeps it to itself; it ends the whole bootstrap, not one resample
         if not end.converged[0]:

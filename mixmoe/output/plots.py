@@ -261,7 +261,7 @@ def _series(axes: Any, observed: Observed, experts: set[int | None], places: boo
     """Thin lines of some units, coloured by expert; dots for a unit with one row, and above categories."""
     only = experts if len(experts) == 1 and None not in experts else None
     shown = _thinned(observed, only)
-    all_of_them = len(observed.experts) if only is None else int(np.isin(observed.experts, list(only)).sum())
+    all_of_them = len(observed.experts) if only is None else sum(int((observed.experts == k).sum()) for k in only)
     if len(shown) < all_of_them:
         place = {"xy": (1.0, 0.0), "xycoords": "axes fraction", "xytext": (-2, 2), "textcoords": "offset points"}
         said = f"{len(shown)} of {all_of_them} courses shown"

@@ -22,7 +22,7 @@ from mixmoe.varying.em_steps import expert_step
 from mixmoe.varying.joint_em import Control, fit_functions, on_grid, run_em
 from mixmoe.varying.leave_one_out import held_out, left_out_logliks, without_rows
 from mixmoe.varying.problem import Problem, Rows, Slots
-from mixmoe.varying.setup import MIN_EFFECTIVE, WindowFault
+from mixmoe.varying.setup import WindowFault, needed_rows
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.intp]
@@ -512,7 +512,7 @@ def _compared(space: Space, wanted: list[float], scoring: _Scoring) -> Bandwidth
 def _candidates(rows: Rows, slots: Slots) -> list[float]:
     """From the range of the index down to where windows cannot hold enough rows, widest first."""
     span = rows.span
-    needed = MIN_EFFECTIVE * slots.n_expert_columns + slots.n_experts
+    needed = needed_rows(slots.n_expert_columns, slots.n_experts)
     distinct = len(np.unique(rows.index))
     low = span * max(needed / (2.0 * rows.n), 1.0 / distinct)  # the thinnest window is thinner than the average
     top = min(max(span, rule_of_thumb(rows, slots)), rows.widest)

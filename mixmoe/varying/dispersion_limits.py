@@ -17,7 +17,9 @@ Fitted means follow the counts, so that what is left of their variance is too sm
 few rows by a good part of its standard error. Theta is orthogonal to the means; the profile is lowered by half the log
 determinant of their information (Cox and Reid 1987): that about the mean of the expert, with its responsibilities at
 the fit. With those along the profile a theta that makes an expert vanish would take all information with it, and be
-preferred for that.
+preferred for that. Where it is open which rows belong to the expert, the fit follows them less: the adjustment is
+multiplied by the share of that information which is left when membership is not known (Louis 1982). Unshared it moved
+the estimates of two overlapping experts too far in simulations, and without it estimates of separate ones not enough.
 
 A kernel-weighted log-likelihood is no log-likelihood: with information I_i of the rows its curvature is
 ``sum K_i I_i``, the variance of its score ``sum K_i^2 I_i``. The likelihood ratio is divided by their ratio (that of
@@ -121,8 +123,11 @@ def theta_profile(local: Local, fit: LocalFit, variance: Array) -> ThetaProfile:
     natural = own_natural(problem, state_of(local, fit.coef))
     resp = posterior(problem.rows.with_weights(np.ones(problem.rows.n)), problem.family, natural).weighted
     levels, units, sides = np.empty(variance.shape), np.ones(len(resp)), []
+    score, information = problem.family.scoring(problem.rows.outcome, natural.eta, natural.delta)
     for c in range(len(resp)):
-        profile = _Profile(local, c, resp[c])
+        known = resp[c] * information[c]
+        left = known - resp[c] * (1.0 - resp[c]) * score[c] ** 2
+        profile = _Profile(local, c, resp[c], np.stack([known, left]))
         path = _path(profile, fit, REACH)
         units[c] = np.sqrt(_excess(path, variance[:, c]))
         if units[c] > 1.0:  # roots are divided by it, so that the path must go on for longer
@@ -144,11 +149,14 @@ class _Profile:
         From 0.
     resp : ndarray, shape (n,)
         Its responsibilities at the fit.
+    known : ndarray, shape (2, n)
+        Information of each row about its predictor there, and what of it is left with unknown membership.
     """
 
     local: Local
     expert: int
     resp: Array
+    known: Array
 
     @property
     def slot(self) -> int:
@@ -167,24 +175,27 @@ class _Profile:
         """
         some = at_points(self.local, points)
         moved, loglik = profiled(some, self.slot, coef, n_iter)
-        squares, spread = (np.concatenate(part) for part in zip(*self._of_means(some, moved), strict=True))
-        return moved, loglik / squares - 0.5 * spread
+        squares, share, spread = (np.concatenate(part) for part in zip(*self._of_means(some, moved), strict=True))
+        return moved, loglik / squares - 0.5 * share * spread
 
-    def _of_means(self, local: Local, coef: Array) -> Iterator[tuple[Array, Array]]:
-        """``sum (K w)^2 r / sum K w r`` and the log determinant of the information about the mean, block by block."""
+    def _of_means(self, local: Local, coef: Array) -> Iterator[tuple[Array, Array, Array]]:
+        """Block by block: ``sum (K w)^2 r / sum K w r``, the share of the information about the mean that is left with
+        unknown membership, and the log determinant of that information.
+        """
         problem, degree, c = local.problem, local.free.shape[0] - 1, self.expert
         vary = np.flatnonzero(~problem.const[problem.slots.expert(c)])
-        design = problem.rows.design[:, vary]
+        products, size = outer_rows(problem.rows.design[:, vary]), len(vary)
+        rows, tiny = np.column_stack([self.resp, *self.known]), np.finfo(float).tiny
         for block in blocks(local.windows):
             kernel = block.kernel * problem.rows.weights[block.rows]
-            resp = self.resp[block.rows]
             pairs = natural_predictors(local, block, coef[block.first : block.last])
-            known = problem.family.scoring(problem.rows.outcome.take(block.rows), pairs.eta, pairs.delta)[1][c]
-            moments = local_moments(block, (kernel * resp * known)[None], outer_rows(design), 2 * degree + 1)
-            matrix = hankel(moments.reshape(len(moments), 2 * degree + 1, len(vary), len(vary)), degree)
-            ones = np.ones((problem.rows.n, 1))
-            total = local_moments(block, np.stack([kernel**2 * resp, kernel * resp]), ones, 1)[:, 0, :, 0]
-            yield total[:, 0] / np.maximum(total[:, 1], np.finfo(float).tiny), np.linalg.slogdet(matrix)[1]
+            each = problem.family.scoring(problem.rows.outcome.take(block.rows), pairs.eta, pairs.delta)[1][c]
+            moments = local_moments(block, (kernel * self.resp[block.rows] * each)[None], products, 2 * degree + 1)
+            matrix = hankel(moments.reshape(len(moments), 2 * degree + 1, size, size), degree)
+            sums = local_moments(block, np.stack([kernel**2, kernel]), rows, 1)[:, 0]  # (g, 2, 3)
+            squares = sums[:, 0, 0] / np.maximum(sums[:, 1, 0], tiny)
+            share = np.clip(sums[:, 1, 2] / np.maximum(sums[:, 1, 1], tiny), 0.0, 1.0)
+            yield squares, share, np.linalg.slogdet(matrix)[1]
 
 
 @dataclass(frozen=True, slots=True)

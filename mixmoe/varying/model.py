@@ -285,7 +285,8 @@ class VCMoE:
         gate = bandwidth if gate_bandwidth is None else float(gate_bandwidth)
         least = min(bandwidth, gate)  # stands in for an infinite one, which has no windows
         bandwidth, gate = (least if np.isinf(h) else h for h in (bandwidth, gate))
-        grid = default_grid(self.data.rows, least, self.settings["n_grid"], fewest) if self.grid is None else self.grid
+        rows_grid = default_grid(self.data.rows, self.n_experts, least, self.settings["n_grid"], fewest)
+        grid = rows_grid if self.grid is None else self.grid
         grid = grid[[0, -1]] if const.all() else grid
         return build_problem(rows, self.family, self.slots, const, grid, bandwidth, gate, self.settings["sigma_floor"])
 

@@ -50,7 +50,7 @@ EVERYWHERE = (
 FEWEST_POINTS = 50  # of a grid that nobody asked for
 FEWEST_COMPARED = 12  # of such a grid where bandwidths are only compared
 POINTS_PER_BANDWIDTH = 3  # of such a grid: interpolation between them adds nothing to the error of the functions
-MIN_EFFECTIVE = 2.0  # effective rows a window needs for each local coefficient of one expert
+MIN_EFFECTIVE = 2.0  # effective rows a window of a mixture needs for each column of the experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,12 +257,15 @@ def checked_index(index: Array, name: str) -> None:
         )
 
 
-def default_grid(rows: Rows, bandwidth: float, n_grid: int | None, fewest: int) -> Array:
-    """Equally spaced grid points over the whole range of the index, or round the circle.
+def default_grid(rows: Rows, experts: int, bandwidth: float, n_grid: int | None, fewest: int) -> Array:
+    """Equally spaced grid points over the whole range of the index, or round the circle; or the values of few rows.
 
     Parameters
     ----------
     rows : Rows
+    experts : int
+        With one expert and at most `FEWEST_POINTS` rows the grid is made of their values: between them windows may be
+        empty that no row needs, and would force a wider bandwidth.
     bandwidth : float
         The narrowest in use.
     n_grid : int or None
@@ -270,6 +273,8 @@ def default_grid(rows: Rows, bandwidth: float, n_grid: int | None, fewest: int) 
         bandwidth that would need more leaves no rows in its windows.
     fewest : int
     """
+    if n_grid is None and experts == 1 and rows.n <= FEWEST_POINTS and not rows.period:
+        return np.unique(rows.index)
     if n_grid is None:
         fine = min(POINTS_PER_BANDWIDTH * rows.span / bandwidth, float(rows.n))
         n_grid = max(fewest, int(np.ceil(fine)) + 1)
@@ -432,9 +437,14 @@ def window_fault(problem: Problem, design: Design) -> WindowFault | None:
     return None
 
 
+def needed_rows(columns: int, experts: int) -> float:
+    """Effective rows that a window needs; a mixture needs more for each column, since an expert has only some of them."""
+    return (MIN_EFFECTIVE if experts > 1 else 1.0) * columns + experts
+
+
 def _too_few(windows: Windows, weights: Array, columns: int, experts: int, gate: bool, name: str) -> WindowFault | None:
     """Windows with too few effective rows, or values of the index, for local lines."""
-    needed = MIN_EFFECTIVE * columns + experts
+    needed = needed_rows(columns, experts)
     effective = effective_rows(windows, weights)
     worst = int(effective.argmin())
     place, what = float(windows.grid[worst]), "gate" if gate else "experts"

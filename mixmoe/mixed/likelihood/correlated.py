@@ -23,22 +23,22 @@ from mixmoe.mixed.likelihood.gaussian import (
     FIRST_SIZE,
     Density,
     GaussianExperts,
-    build_moments,
     flat_experts,
+    independent_experts,
     normal_density,
     t_density,
 )
 from mixmoe.mixed.likelihood.protocol import (
-    MANY_COLUMNS,
     ClosedIntegral,
     Effects,
     RowScores,
     ScoresByRow,
-    has_many_columns,
 )
 from mixmoe.mixed.likelihood.serial import ErrorFactor, ErrorKind, Spread, Visits, factorise
 from mixmoe.mixed.parameters import Params, Structure
 from mixmoe.numerics.linalg import cholesky, inverse_from_cholesky, solve_lower, solve_upper, times_real
+
+_WORKING = 150_000  # doubles per working array (1.2 MB): rows, unlike moments, are swept once or twice only
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +71,9 @@ class Rows:
 
     def blocks(self, n_experts: int) -> "Iterator[tuple[slice, Rows]]":
         """Consecutive runs of subjects, short enough that the working arrays of `n_experts` experts stay in cache."""
-        width = 1 + min(self.X.shape[0], MANY_COLUMNS) + 2 * self.Z.shape[0] ** 2
+        width = 1 + 2 * self.Z.shape[0] ** 2
         per_subject = max(1.0, self.y.size / self.n_subjects)
-        # About 100,000 doubles per working array (800 KB): rows, unlike moments, are swept once or twice only.
-        length = max(64, int(100_000 / (n_experts * width * per_subject)))
+        length = max(64, int(_WORKING / (n_experts * width * per_subject)))
         for start in range(0, self.n_subjects, length):
             where = slice(start, min(start + length, self.n_subjects))
             yield where, self.run(where)
@@ -412,6 +411,11 @@ class RowExperts(ClosedIntegral):
         return RowExperts(self.rows.without_response(), self.form)
 
     @property
+    def by_rows(self) -> bool:
+        """Always."""
+        return True
+
+    @property
     def columns(self) -> Array:
         """Columns of the fixed effects, shape (p, n)."""
         return self.rows.X
@@ -443,47 +447,17 @@ class RowExperts(ClosedIntegral):
 
     @property
     def is_closed_form(self) -> bool:
-        """Whether errors are iid and normal, so that EM has its steps in closed form."""
-        return self.form == _INDEPENDENT
+        """Never: EM has no closed form for the correlation of errors."""
+        return False
 
-    def closed_form(self, one: Params) -> "GaussianExperts | RowExperts":
+    def closed_form(self, one: Params) -> GaussianExperts:
         """Experts that share the correlation and the relative variances of the errors of a one-expert fit.
 
         Whitened by them, errors are iid, up to their scale; tails are taken as normal.
         """
-        if self.is_closed_form:
-            return self
         errors = self.form.model(one)
         tau = None if errors.shape is None else errors.shape / (errors.sigma if self.form.kind == "bm" else 1.0)
         factor = factorise(self.form.kind, np.exp(errors.slope @ self.rows.V) * self.rows.unit, tau, self.rows.visits)
         white = factor.whiten(np.vstack([self.rows.y, self.rows.X, self.rows.Z])[None])[0]
         first, last = 1, 1 + len(self.rows.X)
         return independent_experts(white[0], white[first:last].T, white[last:].T, self.rows.visits.starts)
-
-
-_INDEPENDENT = ErrorForm("iid", 0, heavy=False)
-
-
-def independent_experts(
-    y: Array, X: Array, Z: Array, starts: NDArray[np.intp], weights: Array | None = None
-) -> GaussianExperts | RowExperts:
-    """Gaussian experts with independent errors: from cross-products of each subject, or from rows if columns are many.
-
-    Parameters
-    ----------
-    y : ndarray, shape (n,)
-        Response, rows sorted by subject.
-    X : ndarray, shape (n, p)
-    Z : ndarray, shape (n, q)
-    starts : ndarray of int, shape (N,)
-        First row of each subject.
-    weights : ndarray, shape (n,), optional
-        Above zero; by default one.
-    """
-    counts = np.diff(np.append(starts, y.size))
-    if not has_many_columns(X.shape[1], counts):
-        return GaussianExperts(build_moments(y, X, Z, starts, weights))
-    unit = np.ones(y.size) if weights is None else 1 / np.sqrt(weights)
-    columns, random = np.ascontiguousarray(X.T), np.ascontiguousarray(Z.T)
-    rows = Rows(y, columns, random, np.empty((0, y.size)), Visits(starts, counts, np.zeros(y.size)), unit)
-    return RowExperts(rows, _INDEPENDENT)

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.mixed.further_parameters import extra_starts
-from mixmoe.mixed.likelihood.correlated import RowExperts, independent_experts
-from mixmoe.mixed.likelihood.gaussian import GaussianExperts
+from mixmoe.mixed.likelihood.gaussian import GaussianExperts, independent_experts
 from mixmoe.mixed.likelihood.modes import Modes, Predictor, Response, Rows, Terms, WarmStarts, find_modes, log_joint
 from mixmoe.mixed.likelihood.protocol import (
     CategoryCounts,
@@ -390,6 +389,11 @@ class GlmmExperts:
         return GlmmExperts(self.rows.take(subjects), self.response, self.nodes)
 
     @property
+    def by_rows(self) -> bool:
+        """Always."""
+        return True
+
+    @property
     def columns(self) -> Array:
         """Columns of the fixed effects, shape (p, n)."""
         return self.rows.X.T
@@ -475,7 +479,7 @@ class GlmmExperts:
         """Never."""
         return False
 
-    def closed_form(self, one: Params) -> GaussianExperts | RowExperts:
+    def closed_form(self, one: Params) -> GaussianExperts:
         """The quadratic approximation of each subject's log density at her mode under the one-expert fit."""
         rows = self.rows
         if not len(rows.Z):  # subjects differ all the same: let each have her own level

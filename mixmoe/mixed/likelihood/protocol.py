@@ -109,6 +109,14 @@ class Experts(Protocol):
     def analytic(self) -> bool:
         """Whether scores pass complex steps through; if not, information is by differences of the score."""
 
+    @property
+    def by_rows(self) -> bool:
+        """Whether the rows of the data are kept; then they are `RowwiseExperts`."""
+
+    @property
+    def counts(self) -> NDArray[np.intp]:
+        """Rows of each subject, shape (N,)."""
+
     def take(self, subjects: NDArray[np.intp]) -> Self:
         """Densities of the experts for some of the subjects, each possibly repeated."""
 
@@ -197,6 +205,9 @@ class RowDensities(Densities, Protocol):
     def row_scores(self) -> RowScores:
         """Derivatives in the linear predictor of each row and in what else the experts have."""
 
+    def summed_squares(self, weights: Array) -> Array:
+        """Sums over subjects of squared weighted scores, of the coefficients over rows, shape as `summed_scores`."""
+
 
 class RowwiseExperts(Experts, Protocol):
     """`Experts` that keep the rows of the data, so that their columns may be many."""
@@ -204,10 +215,6 @@ class RowwiseExperts(Experts, Protocol):
     @property
     def columns(self) -> Array:
         """Columns of the fixed effects, shape (p, n)."""
-
-    @property
-    def counts(self) -> NDArray[np.intp]:
-        """Rows of each subject, shape (N,); they lie one after another."""
 
     def shifted(self, by: Array) -> Self:
         """The same experts where the linear predictor of each row is this much larger, shape (n,)."""
@@ -287,11 +294,26 @@ class ScoresByRow:
 
     def summed_scores(self, weights: Array) -> Array:
         """Weighted sums over subjects, shape (S, K, p + q * q + 1 + d)."""
-        found, X = self.row_scores(), self._columns
-        E, D, N = found.others.shape
-        flat = weights.reshape(E, N)
-        by_row = np.repeat(flat, np.diff(np.append(self._starts, X.shape[1])), axis=1)
+        found = self.row_scores()
         # One matrix product over all rows: no cross-products of the columns, no array of subjects by columns.
-        in_beta = times_real(by_row * found.predictor, X.T)
-        others = (found.others @ flat[..., None])[..., 0]
-        return np.concatenate([in_beta, others], axis=1).reshape(*self.params.sigma.shape, len(X) + D)
+        in_beta = self._gathered(self._spread(weights) * found.predictor)
+        return self._with_others(in_beta, found.others, weights)
+
+    def summed_squares(self, weights: Array) -> Array:
+        """Sums over subjects of squared weighted scores, of the coefficients over rows, shape as `summed_scores`."""
+        found = self.row_scores()
+        in_beta = (self._spread(weights) * found.predictor) ** 2 @ (self._columns**2).T
+        return self._with_others(in_beta, found.others**2, weights**2)
+
+    def _gathered(self, values: Array) -> Array:
+        """Sums over rows of columns times values, shape (E, p), for values of shape (E, n)."""
+        return times_real(values, self._columns.T)
+
+    def _spread(self, weights: Array) -> Array:
+        """Weights of subjects, shape (S, K, N), for each of their rows, shape (E, n)."""
+        counts = np.diff(np.append(self._starts, self._columns.shape[1]))
+        return np.repeat(weights.reshape(-1, counts.size), counts, axis=1)
+
+    def _with_others(self, in_beta: Array, others: Array, weights: Array) -> Array:
+        summed = (others @ weights.reshape(*others.shape[:1], -1, 1))[..., 0]
+        return np.concatenate([in_beta, summed], axis=1).reshape(*self.params.sigma.shape, -1)
