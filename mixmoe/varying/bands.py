@@ -175,13 +175,13 @@ class LevelProcess:
         """Which varying dispersions run to a limit, shape (G, K)."""
         return self.fits.bounded.limits
 
-    def theta_profile(self) -> ThetaProfile | None:
+    def theta_profile(self, progress: bool | None = None) -> ThetaProfile | None:
         """Likelihood of the dispersions of a negative binomial response, None where they are constant or others."""
         problem, dispersions = self.fits.local.problem, self.fits.local.problem.slots.dispersions
         if problem.family.name != "negbinomial" or problem.const[dispersions].any():
             return None
         variance = np.einsum("glgl->gl", self.covariance)[:, dispersions]
-        return theta_profile(self.fits.local, self.fits.bounded.free, variance)
+        return theta_profile(self.fits.local, self.fits.bounded.free, variance, progress)
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ SPEC = FamilySpec(
     asked_by="formulas with a section 'vary: u'",
     section="vary",
     covariance_options=("correction",),
-    listed=("bandwidth", "dispersion", "errors_dist", "family"),
+    listed=("bandwidth", "span", "dispersion", "errors_dist", "family"),
     lacks={
         "HasScores": "it has no score per unit of one parameter vector; refit without the units in question, or, in "
         "a three-step analysis, use method='naive', which is not corrected for classification error",

@@ -363,7 +363,7 @@ def drawn_bands(results: Any, kind: str, options: Mapping[str, Any]) -> dict[str
     for of in wanted:
         given = dict(options if of in AT_COVARIATES else without)
         rng = given.pop("rng", None)
-        frames[of] = results._requested_bands(BandRequest(of, **given), rng)
+        frames[of] = results._bands(BandRequest(of, **given).checked(), rng)
     gaps = lost_bands(pd.concat(frames.values()))
     if gaps is not None:
         warn(gaps, ConvergenceWarning)  # once for the figure

@@ -21,6 +21,7 @@ from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.resampling import run_all
+from mixmoe.numerics.optimise import progress_bar
 from mixmoe.responses.exponential import is_normal
 from mixmoe.varying.circle import wrapped
 from mixmoe.varying.em_steps import own_natural
@@ -92,6 +93,11 @@ class GLRRequest:
     n_jobs: int = 1
     progress: bool | None = None
 
+    @property
+    def draws(self) -> int:
+        """Draws behind the null distribution; calibration needs mean and variance only, for which a quarter does."""
+        return {"asymptotic": 0, "calibrated": max(19, self.n_boot // 4)}.get(self.method, self.n_boot)
+
 
 SETTLED = Control(gain=1e-9)  # of null fits: a statistic does not change where functions run off without effect
 
@@ -123,17 +129,20 @@ def test_table(model: FittedVCMoE, names: Sequence[str], request: GLRRequest, rn
         Index: coefficient. Columns statistic, df, p_value, method, n_boot.
     """
     larger, rows = joint_fit(model), {}
-    for name in names:
-        test = _tested(model, larger, named_slots(model, name), request, rng)
-        rows[name] = (test.statistic, test.df, test.p_value, test.method, test.n_boot)
+    # Draws have a bar of their own for each test.
+    with progress_bar(len(names), "tests of constancy", False if request.draws else request.progress) as bar:
+        for name in names:
+            test = _tested(model, larger, named_slots(model, name), request, rng)
+            rows[name] = (test.statistic, test.df, test.p_value, test.method, test.n_boot)
+            bar.update()
     columns = ["statistic", "df", "p_value", "method", "n_boot"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("coefficient")
 
 
-def asymptotic_p_values(model: FittedVCMoE) -> Mapping[str, float]:
+def asymptotic_p_values(model: FittedVCMoE, progress: bool | None = None) -> Mapping[str, float]:
     """P-values of constancy by name of the function, each on its own."""
-    names, rng = varying_names(model), np.random.default_rng(0)
-    table = test_table(model, names, GLRRequest("asymptotic"), rng) if names else pd.DataFrame({"p_value": []})
+    names, request = varying_names(model), GLRRequest("asymptotic", progress=progress)
+    table = test_table(model, names, request, np.random.default_rng(0)) if names else pd.DataFrame({"p_value": []})
     return {str(name): float(p) for name, p in table["p_value"].items()}
 
 
@@ -198,8 +207,7 @@ def _tested(
         law = null_law(problem, larger.run.coef, slots)
         p_value, df = float(chi2.sf(law.scale * max(statistic, 0.0), law.df)), law.df
         return GLRTest(names, statistic, df, p_value, method, 0, larger.run.loglik, null.loglik, np.zeros(0))
-    # Calibration needs mean and variance only, for which a quarter of the draws does.
-    draws = request.n_boot if method == "bootstrap" else max(19, request.n_boot // 4)
+    draws = request.draws
     values = per_row * null_draws(problem, null.coef, slots, draws, rng, request.n_jobs, request.progress)
     law = scaled_chi_square(float(values.mean()), float(values.var(ddof=1)))
     if method == "bootstrap":

@@ -474,7 +474,7 @@ def window_fault(problem: Problem, design: Design) -> WindowFault | None:
 
 
 def needed_rows(columns: int, experts: int) -> float:
-    """Effective rows that a window needs; a mixture needs more for each column, since an expert has only some of them."""
+    """Effective rows that a window needs: more for each column of a mixture, whose experts have only some of them."""
     return (MIN_EFFECTIVE if experts > 1 else 1.0) * columns + experts
 
 
