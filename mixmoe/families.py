@@ -535,6 +535,7 @@ def refuse_foreign_effects(formula: MoEFormula, family: ModelClass, data: Any) -
     if formula.random is None:
         return
     frame = view(data)
+    # Only a word that is no column can be meant for another family: columns may be called as its layers are.
     words = [word.strip(" `") for word in formula.random.design.split("+")]
     for spec in (other.spec for other in families().values() if other is not family):
         for word in words:

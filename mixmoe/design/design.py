@@ -391,6 +391,7 @@ def _fitted(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -
         section: _independent(section, built.matrices[section], built.names[section])
         for section in ("expert", "gate", "sigma")
     }
+    # The intercept of sigma: is the residual standard deviation, a parameter of its own.
     kept["sigma"] &= np.array([name != "Intercept" for name in built.names["sigma"]], dtype=bool)
     levels = response_levels(recipe, rows, frame)
     columns = formula_frame(rows, recipe)

@@ -371,17 +371,7 @@ class VCMoEResults(MoEResults):
         return float(posterior(at.rows, self.model.problem.family, at.natural).loglik)
 
     def relabel(self, order: Sequence[int]) -> Self:
-        """The same fit with experts in another order.
-
-        Parameters
-        ----------
-        order : sequence of int
-            ``order[0]`` is the present number (from 1) of the expert that comes first.
-
-        Returns
-        -------
-        VCMoEResults
-        """
+        """The same fit with experts in another order; see `MoEResults.relabel`."""
         places = np.array(checked_order(order, self.model.n_experts), dtype=np.intp) - 1
         model = self.model.reordered(places)
         params = reported_values(model.problem, model.coef, model.points)
