@@ -102,11 +102,16 @@ def _reason(node: ast.AST) -> str | None:
         return _member_reason(node)
     if isinstance(node, ast.Name) and node.id.startswith("__"):
         return f"the name {node.id!r} is not allowed"
-    if isinstance(node, ast.Subscript) and not isinstance(node.slice, ast.Constant):
+    if isinstance(node, ast.Subscript) and not isinstance(node.slice, ast.Constant) and not _is_layer(node):
         return f"{ast.unparse(node)!r} is not allowed; an index must be a number"
     if isinstance(node, ast.BinOp):
         return _operator_reason(node)
     return None
+
+
+def _is_layer(node: ast.Subscript) -> bool:
+    """Whether columns of a layer of a network are named, as in re: (last[1, x] | id), which nothing evaluates."""
+    return isinstance(node.value, ast.Name) and node.value.id == "last"
 
 
 def _call_reason(node: ast.Call) -> str | None:

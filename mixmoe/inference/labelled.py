@@ -108,6 +108,8 @@ class LabelledResults(LikelihoodModelResults):
         By parameter name. `tvalues` (t or z statistics) and `pvalues` are NaN where zero is no meaningful hypothesis,
         as for standard deviations, and where there is no valid standard error. Of correlations they are those of
         Fisher's z, on which scale their limits are.
+    llf : float
+        Log-likelihood at the estimates.
     cov : ParamCov
     cov_type : str
     df_resid : float

@@ -150,7 +150,8 @@ def parameter_names(problem: Problem) -> list[str]:
     """Names of the personal parameters: tensor and place within it, counted from 1."""
     names = []
     for spec in problem.personal.tensors:
-        places = np.ndindex(spec.shape)
+        every = list(np.ndindex(spec.shape))
+        places = [every[k] for k in problem.personal.places(spec)]
         names += [f"{spec.name}[{','.join(str(i + 1) for i in place)}]" for place in places]
     return names
 

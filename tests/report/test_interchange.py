@@ -275,7 +275,18 @@ def test_what_is_no_fit_is_refused():
 
 def test_stars_begin_below_their_limits():
     p_values = {"a": 0.0009, "b": 0.001, "c": 0.0099, "d": 0.01, "e": 0.0499, "f": 0.05, "g": np.nan}
-    one = pd.Series(1.0, index=list(p_values))
-    result = SimpleNamespace(params=one, bse=one / 100, pvalues=pd.Series(p_values))
+    ones = pd.Series(1.0, index=list(p_values))
+    result = SimpleNamespace(params=ones, bse=ones, pvalues=pd.Series(p_values))
     marks = [side_by_side._estimate(result, name, True).removeprefix("1.0000") for name in p_values]
     assert marks == ["***", "**", "**", "*", "*", "", ""]
+
+
+def test_maketables_and_great_tables_take_fits_as_they_are():
+    maketables, great_tables = pytest.importorskip("maketables"), pytest.importorskip("great_tables")
+    fit = mm.fit("distance ~ age | re: (1 | subject)", mm.datasets.load("orthodont"), experts=1)
+    shown = maketables.ETable([fit], model_stats=["N"]).make(type="tex")
+    assert f"{fit.params['expert1.age']:.3f}" in shown
+    assert "(0.071)" in shown
+    page = great_tables.GT(fit.tidy()).as_raw_html()
+    assert "expert1.age" in page
+    assert "std.error" in page
