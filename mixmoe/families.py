@@ -141,7 +141,7 @@ class ModelClass(Protocol):
         ...
 
     def fit(self, *, rng: Any = None, **options: Any) -> Any:
-        """Results."""
+        """Fit the model to its data: results of the family."""
         ...
 
     def from_saved(self, saved: SavedFit, context: Mapping[str, Any] | None) -> Any:
@@ -549,7 +549,7 @@ def refuse_foreign_effects(formula: MoEFormula, family: ModelClass, data: Any) -
 
 
 def model_options(family: ModelClass, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the options that the constructor of a family takes.
+    """The options that go to the constructor of a family, where all others must be known to its fit.
 
     Raises
     ------

@@ -93,7 +93,7 @@ class Rows:
 
     @property
     def n(self) -> int:
-        """Rows."""
+        """Number of complete rows that count."""
         return len(self.codes)
 
     @property
@@ -150,7 +150,7 @@ class NothingLeftError(DesignError):
 
 
 def earliest(mask: NDArray[np.bool_], rows: Rows) -> int:
-    """Which of the rows in `mask` comes first in the user's frame."""
+    """The row in `mask` that comes first in the user's frame, as messages name it."""
     found = np.flatnonzero(mask)
     return int(found[rows.position[found].argmin()])
 
@@ -298,7 +298,7 @@ def _course(frame: FrameView, keys: Keys, alone: bool) -> _Course:
 
 
 def _codes_of(values: pd.Series) -> Integers:
-    """Which values of a column are the same; rows where it is missing are -1."""
+    """Codes of the values of a column, equal where these are; -1 where it is missing."""
     absent = missing(values)
     codes = np.full(len(values), -1, dtype=np.intp)
     if not absent.all():

@@ -136,7 +136,7 @@ class Design:
 
     @property
     def n(self) -> int:
-        """Rows."""
+        """Number of rows of the data that are used."""
         return len(self.codes)
 
     @property

@@ -91,7 +91,7 @@ def _hashable(value: Any) -> bool:
 
 
 def units_of(values: pd.Series) -> Units:
-    """Which of the values of a column of `exact` are the same."""
+    """The units that a column of labels names, told apart by their exact values."""
     if values.dtype == object and pd.api.types.infer_dtype(values) != "string":
         return _units_of_objects(values)
     codes, found = pd.factorize(values, sort=True)

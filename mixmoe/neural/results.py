@@ -226,7 +226,7 @@ class NMEResults(NetworkDiagnosis):
     def tables(self, alpha: float = 0.05) -> tuple[Table, ...]:
         """Header, architecture, parameters, shares of variance, and the comparison on held-out rows."""
         header, *parameters = super().tables(alpha)
-        extra = [architecture_table(self.model, self.problem, self.trained)]
+        extra = [architecture_table(self.model.estimator, self.problem, self.trained)]
         share = share_table(self.problem, self.trained)
         compared = [] if self.comparison is None else [comparison_table(self.comparison)]
         return (header, *extra, *parameters, *([share] if share is not None else []), *compared)

@@ -235,7 +235,7 @@ class FittedVCMoE:
 
     @property
     def nobs(self) -> int:
-        """Rows."""
+        """Number of rows of the data that are used."""
         return self.problem.rows.n
 
     @property

@@ -216,7 +216,7 @@ class RowMoments:
         return np.add.reduceat(values, self.starts, axis=-1)
 
     def take(self, subjects: "NDArray[np.intp]") -> "RowMoments":
-        """Those of some subjects, each possibly repeated."""
+        """The rows of some of the subjects, each possibly repeated."""
         counts = self.counts[subjects]
         starts = np.cumsum(counts) - counts
         rows = np.arange(int(counts.sum())) + np.repeat(self.starts[subjects] - starts, counts)
