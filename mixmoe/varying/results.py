@@ -11,7 +11,7 @@ from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_order, checked_rng
 from mixmoe.check.diagnosis import FITTED, FittedKind
 from mixmoe.design.beside import check_beside
-from mixmoe.errors import ArgumentError, ConvergenceWarning, warn
+from mixmoe.errors import ConvergenceWarning, warn
 from mixmoe.families import Distribution, GatePoint
 from mixmoe.inference.uncertainty import ParamCov, checked_alpha
 from mixmoe.inference.wald import InvalidTest
@@ -144,7 +144,8 @@ class VCMoEResults(MoEResults):
             Critical value of the simultaneous band: Gaussian multiplier bootstrap over the grid; supremum of the
             limiting process; parametric bootstrap (with a covariance over clusters: of these) with warm-started refits.
         bias : {"rbc", "undersmooth", "none"}
-            Robust bias correction (local-quadratic fit, with its own standard errors), a smaller bandwidth, or nothing.
+            Robust bias correction (local-quadratic fit, with its own standard errors; where the bandwidth was
+            cross-validated, at one smaller by n^(-1/20)), a smaller bandwidth, or nothing.
             In simulations with n = 1000 only ``"rbc"`` attains the nominal coverage at a bandwidth that is good for
             estimation.
         derivative : {0, 1}
@@ -378,17 +379,7 @@ class VCMoEResults(MoEResults):
             ``y`` is the estimate, as in `summary` and `functions`.
         """
         checked_choice(kind, "kind", self._curve_kinds)
-        if kind in ("bandwidth", "gate_bandwidth"):
-            table = self.selection if kind == "bandwidth" else self.gate_selection
-            if table is None:
-                raise ArgumentError(f"there is no search to draw, {kind}={getattr(self, kind):.4g}; use {kind}='cv'")
-            return function_tables.bandwidth_curves(
-                table, "span" if self.span else f"{kind.replace('_', ' ')} ({self.model.design.names.index})"
-            )
-        options |= {"derivative": 1} if kind == "derivatives" else {}
-        return function_tables.band_curves(
-            self.model, function_tables.drawn_bands(self, kind, {"rng": SEED, **options}), options
-        )
+        return function_tables.curves(self, kind, {"rng": SEED, **options})
 
     def plot(self, kind: str | None = None, ax: Any = None, **options: Any) -> Any:
         """A figure; needs matplotlib.
