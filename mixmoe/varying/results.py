@@ -37,11 +37,8 @@ from mixmoe.varying.glr import (
     GLRTest,
     asymptotic_p_values,
     refused,
-    test_functions,
-    test_table,
-    varying_names,
+    tested,
 )
-from mixmoe.varying.joint_em import draw_responses
 from mixmoe.varying.prediction import predicted, prediction_rows, response_places
 
 SEED = 20260101  # of the critical values in summaries and figures, so that they print the same every time
@@ -220,18 +217,13 @@ class VCMoEResults(MoEResults):
         GLRTest, DataFrame or InvalidTest
             An `InvalidTest` with its reason if rows are clustered: they are not independent, and the model cannot draw
             them. Simultaneous `bands` with standard errors over clusters rule out a constant where no horizontal line
-            fits into them.
+            fits into them. Where a column forced a wide bandwidth (flag ``forced_bandwidth``), fits are compared at
+            that which the other functions would have had: a wide one cuts them off, which the test takes for variation.
         """
         checked_choice(method, "method", NULL_LAWS)
         checked_count(n_boot, "n_boot", least=19)
-        jobs = checked_jobs(n_jobs)
-        invalid = refused(self.model)
-        if invalid is not None:
-            return invalid
-        request = GLRRequest(method, n_boot, jobs, progress)
-        if which is None:
-            return test_table(self.model, [*varying_names(self.model), "all"], request, checked_rng(rng))
-        return test_functions(self.model, which, request, checked_rng(rng))
+        request = GLRRequest(method, n_boot, checked_jobs(n_jobs), progress)
+        return tested(self.model, which, request, checked_rng(rng))
 
     def predict(
         self,
@@ -346,9 +338,12 @@ class VCMoEResults(MoEResults):
             None if self.model.problem.const.all() else self._bands(BandRequest(alpha=alpha, progress=progress), SEED)
         )
         tests = self._constancy(progress)
-        header = header_table(function_tables.facts(self))
         constants = function_tables.constant_tables(self.model, self.to_frame(alpha), alpha)
-        return (header, *constants, *function_tables.function_tables(self.model, frame, tests, alpha, at))
+        return (
+            header_table(function_tables.facts(self)),
+            *constants,
+            *function_tables.function_tables(self.model, frame, tests, alpha, at),
+        )
 
     def summary(self, alpha: float = 0.05, at: Any = None, *, progress: bool | None = None) -> Summary:
         """Header, constants, functions and notes; prints as text, and has as_html(), as_latex(), as_markdown().
@@ -435,9 +430,7 @@ class VCMoEResults(MoEResults):
         return str(self.model.design.names.index)
 
     def _draw(self, rng: np.random.Generator) -> Array:
-        draw = np.empty(self.model.design.n)
-        draw[self.model.data.order] = draw_responses(self.model.problem, self.model.coef, rng)
-        return draw
+        return self.model.drawn(self.model.estimated(self.em), rng)
 
     def _gate_points(self) -> tuple[GatePoint, ...]:
         return self.model.gate_points()
