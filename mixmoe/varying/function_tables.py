@@ -373,6 +373,18 @@ def drawn_bands(results: "VCMoEResults", kind: str, options: Mapping[str, Any]) 
     return frames
 
 
+def curves(results: Any, kind: str, options: Mapping[str, Any]) -> tuple[Curve, ...]:
+    """Curves of a figure, see `VCMoEResults.curves`."""
+    if kind not in ("bandwidth", "gate_bandwidth"):
+        wanted = {**options, "derivative": 1} if kind == "derivatives" else options
+        return band_curves(results.model, drawn_bands(results, kind, wanted), wanted)
+    table = results.selection if kind == "bandwidth" else results.gate_selection
+    if table is None:
+        raise ArgumentError(f"there is no search to draw, {kind}={getattr(results, kind):.4g}; use {kind}='cv'")
+    index = results.model.design.names.index
+    return bandwidth_curves(table, "span" if results.span else f"{kind.replace('_', ' ')} ({index})")
+
+
 def band_curves(
     model: FittedVCMoE, frames: Mapping[str, pd.DataFrame], options: Mapping[str, Any]
 ) -> tuple[Curve, ...]:
