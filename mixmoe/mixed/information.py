@@ -20,8 +20,8 @@ from mixmoe.inference.uncertainty import CovType, ParamCov, delta_cov, within_cl
 from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.further_parameters import spans
 from mixmoe.mixed.likelihood.observed import (
-    Problem,
     PredictorInformation,
+    Problem,
     observed_information,
     predictor_information,
     subject_logliks,

@@ -38,7 +38,6 @@ from mixmoe.mixed.likelihood.serial import ErrorFactor, ErrorKind, Spread, Visit
 from mixmoe.mixed.parameters import Params, Structure
 from mixmoe.numerics.linalg import cholesky, inverse_from_cholesky, solve_lower, solve_upper, times_real
 
-
 _WORKING = 150_000  # doubles per working array (1.2 MB): rows, unlike moments, are swept once or twice only
 
 
