@@ -158,7 +158,7 @@ def sparse_columns(X: Array, A: Array) -> SparseColumns | None:
     """The columns ``X A^-1`` as products of sparse ones, shape (n, p); None if these are not mostly zero."""
     if X.shape[1] < MANY_COLUMNS or np.count_nonzero(X) > _SPARSE * X.size:
         return None
-    return SparseColumns(csr_array(X), np.linalg.inv(A))
+    return SparseColumns(csr_array(X), np.asarray(np.linalg.inv(A)))
 
 
 @dataclass(frozen=True, slots=True)
