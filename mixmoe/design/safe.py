@@ -3,7 +3,9 @@
 import ast
 from collections.abc import Sequence
 
-from mixmoe.design.formulaic_engine import Term, python_code
+from mixmoe.design.formula import MoEFormula, unquoted
+from mixmoe.design.formulaic_engine import Term, parse_terms, python_code
+from mixmoe.errors import FormulaError
 
 # fmt: off
 FUNCTIONS = frozenset(
@@ -53,6 +55,28 @@ _NODES = (
     ast.boolop,
     ast.cmpop,
 )
+
+
+def require_safe(formula: MoEFormula) -> None:
+    """Refuse a formula that could run foreign code.
+
+    Raises
+    ------
+    FormulaError
+        If the formula holds code in braces or anything but whitelisted transforms.
+    """
+    parts = (*formula.expert, *formula.gate, *formula.sigma)
+    texts = [formula.response, *(part.text for part in parts)]
+    texts += [text for text in (formula.random and formula.random.design, formula.vary) if text]
+    braces = "{" in unquoted(formula.text)
+    terms = [] if braces else [term for text in texts for term in parse_terms(text)]
+    reason = "code in braces is not allowed" if braces else unsafe_reason(terms)
+    if reason is not None:
+        raise FormulaError(
+            f"the formula comes from outside and may hold only common transforms such as log, scale, C, bs, poly: "
+            f"{reason}; compute such a column beforehand",
+            formula.text,
+        )
 
 
 def unsafe_reason(terms: Sequence[Term]) -> str | None:
