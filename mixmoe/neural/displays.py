@@ -462,12 +462,22 @@ def personal_of(problem: Problem, name: str) -> Problem:
     return replace(problem, personal=select_personal(problem.network, words[name]))
 
 
+def personal_words(problem: Problem) -> list[str]:
+    """Personal tensors, and how many of their entries where not all are."""
+    counts = [(spec, len(problem.personal.places(spec))) for spec in problem.personal.tensors]
+    sizes = [spec.stop - spec.start for spec, _ in counts]
+    return [
+        spec.name if mine == size else f"{spec.name} ({mine} of {size})"
+        for (spec, mine), size in zip(counts, sizes, strict=True)
+    ]
+
+
 def architecture_table(estimator: Estimator, problem: Problem, fit: Trained) -> Table:
     """What the network is, what is personal in it, and how it was estimated."""
     network = problem.network
     widths = " - ".join(map(str, (network.n_in, *network.hidden, network.n_out)))
     shape = network.activation if network.hidden else "linear"
-    own = ", ".join(spec.name for spec in problem.personal.tensors) or "nothing"
+    own = ", ".join(personal_words(problem)) or "nothing"
     exact = is_exact(problem) and estimator == "laplace"
     how = (
         "exact marginal likelihood" if exact else {"laplace": "linearised Laplace", "sgd": "published rule"}[estimator]
