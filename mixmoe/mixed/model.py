@@ -1,6 +1,7 @@
 """MEMoE: formula, data and structure of a mixed-effects mixture of experts."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import reduce
 from typing import Any, get_args
@@ -55,6 +56,8 @@ from mixmoe.mixed.parameters import (
 )
 from mixmoe.mixed.results import MEMoEResults
 from mixmoe.mixed.search import Search, default_starts, off_boundary, order_experts, search, search_carried, search_from
+from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing, effective, smooth_maximum
+from mixmoe.mixed.smooth.functions import coarse_design, functions_of, geometry_of, uncentred
 from mixmoe.mixed.subject_refits import Refitting, bootstrap_covariance
 from mixmoe.mixture.estimate import EMFit, ParamLayout, Starts, better, seeded, warn_flags
 from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty, posterior_probabilities
@@ -203,6 +206,7 @@ class MEMoE(Refitting):
         cluster: Any = None,
         method: Method = "ml",
         gate_penalty: str | float | None = None,
+        smoothing: Any = None,
         context: Mapping[str, Any] | None = None,
         formula_engine: str = "formulaic",
     ) -> None:
@@ -219,7 +223,7 @@ class MEMoE(Refitting):
         check_method(method, self.n_experts, self.response.name, errors_dist)
         kind: ResponseKind = "ordinal" if self.response.name == "ordinal" else "numeric"
         aux = {name: column for name, column in columns.items() if column is not None}
-        self.design = build_design(self.formula, data, context=context, engine=formula_engine, response=kind, aux=aux)  # type: ignore[arg-type]
+        self.design = build_design(self.formula, data, context=context, engine=formula_engine, response=kind, aux=aux, smooths=True)  # type: ignore[arg-type]
         self.response = with_levels(self.response, self.design)
         _check_identified(self.design, self.n_experts, self.response)
         if cluster is not None:
@@ -233,10 +237,12 @@ class MEMoE(Refitting):
             **columns,
             "method": method,
             "gate_penalty": self.gate_penalty.n if isinstance(self.gate_penalty, PseudoUnits) else gate_penalty,
+            "smoothing": smoothing,
             **options.settings,
             "formula_engine": formula_engine,
         }
         self._options = None if options.plain and not self.formula.sigma else options
+        self.smoothing: Smoothing | None = None
         self._arrange(build_structure(self.design, self.n_experts, cov_re, self.response))
         self.layout: ParamLayout = build_layout(self.structure, self.design.names)
 
@@ -252,7 +258,30 @@ class MEMoE(Refitting):
 
     def results(self, fit: EMFit, cov: ParamCov) -> MEMoEResults:
         """An estimate of this model as results."""
-        return (MEMoEResults if self.response.gaussian else GLMMResults)(self, fit, cov)
+        return (MEMoEResults if self.response.gaussian else GLMMResults)(self._penalised(fit), fit, cov)
+
+    def coarse(self) -> "MEMoE":
+        """The model with a few columns for each of its functions, without penalties."""
+        other = copy(self)
+        other.design, other.settings = coarse_design(self.design), {**self.settings, "smoothing": None}
+        other._arrange(build_structure(other.design, self.n_experts, self.structure.cov_re, self.response))
+        other.layout = build_layout(other.structure, other.design.names)
+        return other
+
+    def _penalised(self, fit: EMFit) -> "MEMoE":
+        """The model with the penalties of a fit."""
+        if self.smoothing is not None or not fit.smoothing.size:
+            return self
+        return self.at(fit.smoothing, self.working(fit.params))
+
+    def at(self, lambdas: Array, theta: Array) -> "MEMoE":
+        """The model with its functions penalised by smoothing parameters, at an estimate of the free vector."""
+        other = copy(self)
+        geometry = geometry_of(self.functions, self.problem.free, self.structure, self.coordinates)
+        other.smoothing = effective(self, geometry, lambdas, theta)
+        quadratic, of_experts = geometry.penalty(lambdas), other.smoothing.of_experts
+        other.problem = replace(self.problem, quadratic=quadratic, effective=of_experts)
+        return other
 
     def _arrange(self, structure: Structure) -> None:
         """Set what depends on the data: coordinates, errors and the likelihood."""
@@ -262,7 +291,11 @@ class MEMoE(Refitting):
             self.errors = build_errors(self.design, self._options, self.settings["residual"], coordinates.scale)
             structure = replace(structure, extras=self.errors.extras)
             coordinates = replace(coordinates, log_sigma=self.errors.shift)
+        if self.design.smooths:
+            coordinates = uncentred(coordinates, self.design)
         self.structure, self.coordinates = structure, coordinates
+        self.functions = functions_of(self.design, structure)
+        self.given_smoothing = checked_smoothing(self.settings["smoothing"], self.functions)
         self.problem: Problem = self._problem(self.design)
 
     def problem_of(self, design: Design) -> Problem:
@@ -338,11 +371,15 @@ class MEMoE(Refitting):
         default = default_starts(self.n_experts) if start is None else 0
         n_starts = default if starts is None else checked_count(starts, "starts", least=1 if start is None else 0)
         fit = seeded(self.maximum(n_starts, generator, self._start(start), control), rng)
+        if kind == "bootstrap":
+            cov_options = {"rng": generator, "progress": progress, **cov_options}
+        return self._penalised(fit)._reported(fit, kind, cov_options)
+
+    def _reported(self, fit: EMFit, kind: str, cov_options: dict[str, Any]) -> MEMoEResults:
+        """Results of an estimate, with a covariance and all that a reader must know."""
         fit = with_integral_flag(fit, self.problem, self.coordinates, self.working(fit.params), self.layout)
         fit = with_label_flag(fit, self.design, self.problem, self.working(fit.params), self.coordinates.log_sigma.size)
         warn_flags(fit.flags, CATEGORIES)
-        if kind == "bootstrap":
-            cov_options = {"rng": generator, "progress": progress, **cov_options}
         try:
             cov = self.covariance(fit, kind, **cov_options)
         except KeyboardInterrupt:
@@ -370,11 +407,13 @@ class MEMoE(Refitting):
         -------
         EMFit
         """
+        if self.functions:
+            return smooth_maximum(self, n_starts, rng, start, control)
         fits = []
         if start is not None:
-            fits.append(self._record(self._search_from(start, rng, control)))
+            fits.append(self.record(self._search_from(start, rng, control)))
         if n_starts and not (fits and any(flag.code == "interrupted" for flag in fits[0].flags)):
-            fits.append(self._record(search(self.problem, n_starts, control, rng)))
+            fits.append(self.record(search(self.problem, n_starts, control, rng)))
         return reduce(better, fits)
 
     def _search_from(self, start: Estimated, rng: np.random.Generator, control: Control) -> Search:
@@ -477,7 +516,7 @@ class MEMoE(Refitting):
         return to_natural(self.structure, user)[0]
 
     @property
-    def _log_scale(self) -> float:
+    def log_scale(self) -> float:
         """What the working response's unit takes from the log-likelihood."""
         of_rows = self.design.n * float(np.log(self.coordinates.scale))
         return of_rows - self._log_unit_of_contrasts if self.problem.restricted else of_rows
@@ -488,7 +527,7 @@ class MEMoE(Refitting):
         c = self.coordinates
         return len(c.expert) * float(np.log(c.scale)) - float(np.linalg.slogdet(c.expert)[1])
 
-    def _record(self, found: Search) -> EMFit:
+    def record(self, found: Search) -> EMFit:
         theta = order_experts(self.problem, found.theta)
         joint = subject_logliks(self.problem, theta)
         responsibilities = posterior_probabilities(joint)
@@ -498,15 +537,15 @@ class MEMoE(Refitting):
         penalty = penalty_at(self.problem, theta)
         return EMFit(
             params=params,
-            loglik=found.loglik - penalty - self._log_scale,
+            loglik=found.loglik - penalty - self.log_scale,
             penalty=penalty,
-            trace=found.trace - self._log_scale,
+            trace=found.trace - self.log_scale,
             n_iter=found.n_iter,
             n_evaluations=found.n_evaluations,
             converged=found.converged,
             responsibilities=responsibilities,
             starts=Starts(
-                found.n_starts, found.logliks - self._log_scale, found.n_replicated, found.ends - self._log_scale
+                found.n_starts, found.logliks - self.log_scale, found.n_replicated, found.ends - self.log_scale
             ),
             flags=(
                 *find_flags(self.problem, found, theta, responsibilities, boundary),

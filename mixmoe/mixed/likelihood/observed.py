@@ -35,6 +35,10 @@ class Problem(Generic[Model]):
         Log prior of the gate, part of what is maximised but not of the log-likelihood of subjects.
     restricted : bool
         Whether the restricted log-likelihood is maximised, of one expert with normal errors; see `restriction`.
+    quadratic : ndarray, shape (P, P), or None
+        S of the penalty ``1/2 theta'S theta`` of smooth functions, which is taken off what is maximised.
+    effective : ndarray, shape (K,), or None
+        Effective number of coefficients of each expert where some are penalised.
     """
 
     structure: Structure
@@ -43,6 +47,15 @@ class Problem(Generic[Model]):
     W: Array
     penalty: GatePenalty | None = None
     restricted: bool = False
+    quadratic: Array | None = None
+    effective: Array | None = None
+
+    @property
+    def n_coefficients(self) -> Array:
+        """Coefficients of each expert, shape (K,); effective ones where some are penalised."""
+        if self.effective is not None:
+            return self.effective
+        return np.full(self.structure.n_experts, float(self.structure.n_columns))
 
     @property
     def n_subjects(self) -> int:
@@ -192,6 +205,10 @@ def evaluate(problem: Problem, theta: Array) -> Evaluation:
         score[:, problem.free.gate] += penalty_score(problem.penalty, problem.W, params.gamma).reshape(
             theta.shape[0], -1
         )
+    if problem.quadratic is not None:
+        slope = theta @ problem.quadratic
+        loglik -= 0.5 * (slope * theta).sum(axis=1)
+        score -= slope
     if problem.restricted:
         for i, point in enumerate(theta):
             term = restriction(problem, point)
@@ -201,10 +218,12 @@ def evaluate(problem: Problem, theta: Array) -> Evaluation:
 
 
 def penalty_at(problem: Problem, theta: Array) -> float:
-    """Log prior of the gate at one free vector, shape (P,); zero if the gate is not penalised."""
+    """Log prior of gate and smooth functions at one free vector, shape (P,); zero if nothing is penalised."""
+    smooth = 0.0 if problem.quadratic is None else -0.5 * float(theta @ problem.quadratic @ theta)
     if problem.penalty is None:
-        return 0.0
-    return float(problem.penalty.value(problem.W, expand(problem.structure, problem.free, theta[None]).gamma)[0])
+        return smooth
+    gamma = expand(problem.structure, problem.free, theta[None]).gamma
+    return smooth + float(problem.penalty.value(problem.W, gamma)[0])
 
 
 def subject_scores(problem: Problem, theta: Array) -> Array:
