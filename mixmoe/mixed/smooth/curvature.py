@@ -1,11 +1,138 @@
-"""Information of a mixture with many coefficients: analytic in these, by complex steps in the few others."""
+"""Second and third derivatives of the likelihood of a mixture with many coefficients.
+
+By Louis' identity the observed information is what it were with known memberships, less what they leave in the dark::
+
+    H = sum_ik tau_ik J_ik - sum_i (sum_k tau_ik s_ik s_ik' - s_i s_i')
+
+Scores of subjects are at hand, and in the coefficients of normal experts J is X'V^-1X: only the few other parameters
+need derivatives of scores.
+
+References
+----------
+Louis (1982), JRSS B 44, 226-233.
+"""
+
+from typing import cast
 
 import numpy as np
 
-from mixmoe._typing import Array
-from mixmoe.mixed.likelihood.observed import Problem, observed_information
+from mixmoe._typing import AnyArray, Array
+from mixmoe.mixed.likelihood.gaussian import GaussianExperts, flat_experts, weighted_normal_matrix
+from mixmoe.mixed.likelihood.observed import (
+    ClosedForm,
+    Problem,
+    block_scores,
+    evaluate_block,
+    observed_information,
+    subject_logliks,
+)
+from mixmoe.mixed.parameters import expand, pull_back
+from mixmoe.mixture.gate import gate_information, gate_log_probabilities, gate_scores, posterior_probabilities
+from mixmoe.numerics.complex_step import derivative_along
+
+_HALF_STEP = 0.03  # of second differences, in posterior standard deviations
 
 
 def information(problem: Problem, theta: Array) -> Array:
-    """Minus the Hessian of the log-likelihood, shape (P, P)."""
-    return observed_information(problem, theta)
+    """Minus the Hessian of the log-likelihood without penalties of functions, shape (P, P)."""
+    if not isinstance(problem.experts, GaussianExperts) or problem.penalty is not None or problem.restricted:
+        return observed_information(problem, theta)
+    tau = posterior_probabilities(subject_logliks(problem, theta))
+    return _known_information(problem, theta, tau) - _missing_information(problem, theta)
+
+
+def _known_information(problem: Problem, theta: Array, tau: Array) -> Array:
+    """Information of normal experts with known memberships, shape (P, P)."""
+    params = expand(problem.structure, problem.free, theta[None])
+    J = np.zeros((theta.size, theta.size))
+    for beta, block in zip(problem.free.beta, _normal_matrices(problem, theta, tau), strict=True):
+        J[np.ix_(beta, beta)] += block
+    if problem.structure.n_experts > 1:
+        log_prior = gate_log_probabilities(problem.W, params.gamma)
+        gate = gate_information(problem.W, log_prior, np.ones(problem.n_subjects))[0]
+        J[problem.free.gate, problem.free.gate] = gate
+    coefficients = np.union1d(np.arange(theta.size)[problem.free.gate], problem.free.beta)
+    others = np.setdiff1d(np.arange(theta.size), coefficients)
+    steps = np.eye(theta.size)[others]
+    slopes = -np.array([derivative_along(lambda at: known_scores(problem, at[None], tau)[0], theta, d) for d in steps])
+    if others.size:
+        J[others] = slopes
+        J[:, others] = slopes.T
+        J[np.ix_(others, others)] = 0.5 * (slopes[:, others] + slopes[:, others].T)
+    return J
+
+
+def _normal_matrices(problem: Problem, theta: AnyArray, tau: Array) -> AnyArray:
+    """Sums over subjects of tau X'V^-1X of normal experts, shape (K, p, p); passes complex steps through."""
+    params = expand(problem.structure, problem.free, theta[None])
+    factor, sigma = flat_experts(params)
+    s = problem.structure
+    out = np.zeros((s.n_experts, s.n_columns, s.n_columns), dtype=theta.dtype)
+    for where, experts in cast(ClosedForm, problem).experts.blocks(s.n_experts):
+        posterior = experts.densities(params).posterior
+        out += weighted_normal_matrix(experts.moments, posterior, factor, sigma, tau[where].T)
+    return out
+
+
+def _missing_information(problem: Problem, theta: Array) -> Array:
+    """What unknown memberships take from the information, shape (P, P)."""
+    K = problem.structure.n_experts
+    out = np.zeros((theta.size, theta.size))
+    if K == 1:
+        return out
+    params = expand(problem.structure, problem.free, theta[None])
+    for where, experts in problem.experts.blocks(K):
+        block = evaluate_block(problem, params, where, experts)
+        tau = block.responsibilities
+        mean = np.zeros((theta.size, tau.shape[2]))
+        for k in range(K):
+            known = np.zeros_like(tau)
+            known[:, k] = 1.0
+            score = block_scores(problem, theta[None], block, known)[0]
+            out += (score * tau[0, k]) @ score.T
+            mean += score * tau[0, k]
+        out -= mean @ mean.T
+    return out
+
+
+def known_scores(problem: Problem, theta: AnyArray, tau: Array) -> AnyArray:
+    """Summed scores at S free vectors, shape (S, P), were memberships known to be `tau`, shape (N, K)."""
+    params = expand(problem.structure, problem.free, theta)
+    S = theta.shape[0]
+    out = np.zeros(theta.shape, dtype=theta.dtype)
+    for where, experts in problem.experts.blocks(S * problem.structure.n_experts):
+        weights = np.broadcast_to(tau[where].T, (S, *tau[where].T.shape))
+        of_experts = experts.densities(params).summed_scores(weights)
+        residual = gate_scores(gate_log_probabilities(problem.W[where], params.gamma), weights)
+        gate = residual @ problem.W[where]
+        out += pull_back(problem.structure, problem.free, theta, gate.reshape(S, -1), of_experts)
+    return out
+
+
+def determinant_slope(problem: Problem, theta: Array, half: Array) -> Array:
+    """Derivatives of ``-1/2 tr(V J)``, V = half half' held, J the information with known memberships, shape (P,).
+
+    Half the sum of the second derivatives of the score along the columns v of `half`, shape (P, M). Normal scores are
+    quadratic in coefficients, so that second differences are exact there.
+    """
+    tau = posterior_probabilities(subject_logliks(problem, theta))
+    if isinstance(problem.experts, GaussianExperts):
+        return _slope_of_normal(problem, theta, half @ half.T, tau)
+    centre, bent = known_scores(problem, theta[None], tau)[0], np.zeros(theta.size)
+    for v in _HALF_STEP * half.T:
+        ends = known_scores(problem, np.vstack([theta + v, theta - v]), tau)
+        bent += (ends.sum(axis=0) - 2 * centre) / _HALF_STEP**2
+    return 0.5 * bent
+
+
+def _slope_of_normal(problem: Problem, theta: Array, V: Array, tau: Array) -> Array:
+    """`determinant_slope` of normal experts, in whose parameters of variance alone it differs from zero."""
+
+    def half_trace(at: AnyArray) -> AnyArray:
+        pairs = zip(problem.free.beta, _normal_matrices(problem, at, tau), strict=True)
+        return np.array([-0.5 * sum((V[np.ix_(beta, beta)] * block).sum() for beta, block in pairs)])
+
+    out, free = np.zeros(theta.size), problem.free
+    for j in np.unique(np.concatenate([free.factor.ravel(), free.scale[free.scale >= 0], free.log_sigma])):
+        out[j] = derivative_along(half_trace, theta, np.eye(theta.size)[j])[0]
+    return out

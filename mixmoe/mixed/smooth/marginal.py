@@ -23,19 +23,19 @@ import numpy as np
 from mixmoe._typing import Array
 from mixmoe.mixed.likelihood.observed import Problem, evaluate
 from mixmoe.mixed.search import Guarded
-from mixmoe.mixed.smooth.curvature import information
+from mixmoe.mixed.smooth.curvature import determinant_slope, information
 from mixmoe.mixed.smooth.functions import Geometry
 from mixmoe.numerics.optimise import Control, Evaluation, climb
 
 _ROUNDS = 60  # ascents between updates of the smoothing parameters
 _INNER = 100  # Fellner-Schall steps on one quadratic model
-_SETTLED = 1e-4  # change of log lambda, weighed by how much it moves the fit, at which smoothing parameters rest
+_SETTLED = 1e-4  # distance from their aims at which smoothing parameters and tilt rest, see `Rest`
+_NEAR = 1e-2  # and below which ascents are run to the end
 _FARTHEST = 4.0  # change of log lambda between two ascents
-_LINE = 1e6  # lambda over the mean information of its coefficients beyond which nothing of them is left
+_LINE = 1e5  # lambda over the mean information of its coefficients beyond which nothing of them is left
 _ROUGHEST = 1e-8  # and below which they are not penalised
-_HALF_STEP = 0.03  # of second differences, in posterior standard deviations
 _FLOOR = 1e-10  # of the largest eigenvalue of an information that counts
-_CLOSE = 1e-2  # the first ascents need no more than this times the tolerance of the last
+_CLOSE = 1e-2  # tolerance of the last ascents over that of the first ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,29 +125,30 @@ def estimate(
     tilt, trace, n_iter, n_evaluations = np.zeros(theta.size), [], 0, 0
     interrupted, rested = False, False
     limit = replace(control, tol=control.tol / _CLOSE, progress=False)
+    step, last = np.ones(lambdas.size), np.zeros(lambdas.size)
     for _ in range(_ROUNDS):
-        # 1. smoothing parameters on the quadratic model at the present place
-        before = lambdas
-        if not known.all():
-            score = evaluate(problem, theta[None]).score[0] + tilt
-            lambdas = np.where(known, given, _fellner_schall(geometry, H, score, theta, lambdas, ~known))
-        moved = _moved(geometry, H, before, lambdas)
-        # 2. what the determinant adds to the score of the parameters outside the integral
-        S = geometry.penalty(lambdas)
-        penalised = replace(problem, quadratic=S)
-        tilt = _tilt(penalised, geometry, H, lambdas, theta)
+        # 1. where smoothing parameters and tilt would lie if the log-likelihood were its quadratic model here
+        score = evaluate(problem, theta[None]).score[0] + tilt
+        aim = lambdas if known.all() else _fellner_schall(geometry, H, score, theta, lambdas, ~known)
+        lean = _tilt(problem, geometry, H, aim, theta)
+        # 2. on towards them; in a mixture H moves with the fit, so that one that turns back is led on by half
+        unit = np.sqrt(np.maximum(np.diag(H), 1.0))
+        rest = Rest(_moved(geometry, H, lambdas, aim), float(np.abs((lean - tilt) / unit).max()))
+        way = np.log(aim / lambdas)
+        step = np.where(way * last < 0, 0.5 * step, np.minimum(1.0, 1.5 * step))
+        last, tilt, lambdas = way, lean, np.where(known, given, lambdas * np.exp(step * way))
         # 3. an ascent with both held
+        S = geometry.penalty(lambdas)
+        objective = Tilted(Guarded(replace(problem, quadratic=S), sigma_floor), tilt)
         inverse = penalised_inverse(H + S)
-        objective = Tilted(Guarded(penalised, sigma_floor), tilt)
         end = climb(objective, theta[None], inverse[None], problem.n_subjects, limit, logarithmic=logarithmic)
-        shift = float(np.abs(end.theta[0] - theta).max())
         theta, interrupted = end.theta[0], end.interrupted
         n_iter, n_evaluations = n_iter + int(end.n_iter[0]), n_evaluations + int(end.n_evaluations[0])
         trace.append(float(end.loglik[0] - theta @ tilt))
-        rested = moved < _SETTLED and shift < _SETTLED
+        rested = rest.still(_SETTLED)
         if interrupted or (rested and limit.tol <= control.tol):
             break
-        if moved < 1e2 * _SETTLED:
+        if rest.still(_NEAR):
             limit = replace(limit, tol=control.tol)
         H = information(problem, theta)
     score = evaluate(replace(problem, quadratic=geometry.penalty(lambdas)), theta[None]).score[0] + tilt
@@ -155,6 +156,26 @@ def estimate(
     return Smoothed(
         theta, lambdas, tilt, np.array(trace), n_iter, n_evaluations, rested and still and not interrupted, interrupted
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """How far smoothing parameters and tilt are from their aims.
+
+    Attributes
+    ----------
+    smoothing : float
+        Largest change of a log smoothing parameter, weighed by the degrees of freedom that hang on it.
+    tilt : float
+        Largest change of the tilt, in standard errors of the parameters that it moves.
+    """
+
+    smoothing: float
+    tilt: float
+
+    def still(self, least: float) -> bool:
+        """Whether both have come to rest."""
+        return max(self.smoothing, self.tilt) < least
 
 
 def _typical(H: Array, geometry: Geometry) -> Array:
@@ -200,23 +221,16 @@ def _moved(geometry: Geometry, H: Array, before: Array, after: Array) -> float:
     return float((np.abs(np.log(after / before)) * np.minimum(left, 1.0)).max())
 
 
-def _tilt(penalised: Problem, geometry: Geometry, H: Array, lambdas: Array, theta: Array) -> Array:
+def _tilt(problem: Problem, geometry: Geometry, H: Array, lambdas: Array, theta: Array) -> Array:
     """Gradient of ``-1/2 log|H + Lambda|`` in the parameters that are not integrated out, along the ridge of b.
 
-    With V = (H + Lambda)^-1 = sum v v', the trace ``-1/2 tr(V dH)`` is half the sum of the second derivatives of the
-    score along the v: one array of scores, whatever the experts are.
+    Of what known memberships would give: how doubt about them moves with the parameters is left out, which in mixtures
+    of experts that are hardly told apart is large, and noise. For one expert nothing is left out.
     """
     N, owners = geometry.directions, geometry.owners
     inner = _definite(N.T @ H @ N) + np.diag(lambdas[owners])
-    half = N @ np.linalg.cholesky(np.linalg.inv(inner))  # (P, M): posterior standard deviations as directions
-    steps = _HALF_STEP * half.T
-    plain = replace(penalised, quadratic=None)
-    bent = np.zeros(theta.size)
-    centre = evaluate(plain, theta[None]).score[0]
-    for step in steps:
-        ends = evaluate(plain, np.vstack([theta + step, theta - step])).score
-        bent += (ends.sum(axis=0) - 2 * centre) / _HALF_STEP**2
-    full = geometry.basis.T @ (0.5 * bent)  # in the user's coefficients
+    slope = determinant_slope(problem, theta, N @ np.linalg.cholesky(np.linalg.inv(inner)))
+    full = geometry.basis.T @ slope  # in the user's coefficients
     inside = np.concatenate(geometry.penalised)
     outside = np.setdiff1d(np.arange(theta.size), inside)
     across = geometry.basis[:, outside].T @ H @ N
