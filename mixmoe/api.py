@@ -133,6 +133,7 @@ def fit(
     offset: str | None = ...,
     weights: str | None = ...,
     gate_penalty: str | float | None = ...,
+    smoothing: Any = ...,
     method: str = ...,
     context: Mapping[str, Any] | None = ...,
     formula_engine: str = ...,

@@ -47,7 +47,6 @@ from mixmoe.mixed.parameters import (
     Params,
     Residual,
     Structure,
-    build_layout,
     contract,
     expand,
     from_natural,
@@ -57,7 +56,8 @@ from mixmoe.mixed.parameters import (
 from mixmoe.mixed.results import MEMoEResults
 from mixmoe.mixed.search import Search, default_starts, off_boundary, order_experts, search, search_carried, search_from
 from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing, effective, smooth_maximum
-from mixmoe.mixed.smooth.functions import coarse_design, functions_of, geometry_of, uncentred
+from mixmoe.mixed.smooth.functions import coarse_design, functions_of, geometry_of, layout_of, uncentred
+from mixmoe.mixed.smooth.results import SmoothGLMMResults, SmoothResults
 from mixmoe.mixed.subject_refits import Refitting, bootstrap_covariance
 from mixmoe.mixture.estimate import EMFit, ParamLayout, Starts, better, seeded, warn_flags
 from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty, posterior_probabilities
@@ -244,7 +244,7 @@ class MEMoE(Refitting):
         self._options = None if options.plain and not self.formula.sigma else options
         self.smoothing: Smoothing | None = None
         self._arrange(build_structure(self.design, self.n_experts, cov_re, self.response))
-        self.layout: ParamLayout = build_layout(self.structure, self.design.names)
+        self.layout: ParamLayout = layout_of(self.design, self.structure)
 
     def __repr__(self) -> str:
         return f"<MEMoE {self.formula.text!r}, experts={self.n_experts}, {self.design.n_units} subjects>"
@@ -258,14 +258,15 @@ class MEMoE(Refitting):
 
     def results(self, fit: EMFit, cov: ParamCov) -> MEMoEResults:
         """An estimate of this model as results."""
-        return (MEMoEResults if self.response.gaussian else GLMMResults)(self._penalised(fit), fit, cov)
+        plain, smooth = (MEMoEResults, SmoothResults) if self.response.gaussian else (GLMMResults, SmoothGLMMResults)
+        return (smooth if fit.smoothing.size else plain)(self._penalised(fit), fit, cov)
 
     def coarse(self) -> "MEMoE":
         """The model with a few columns for each of its functions, without penalties."""
         other = copy(self)
         other.design, other.settings = coarse_design(self.design), {**self.settings, "smoothing": None}
         other._arrange(build_structure(other.design, self.n_experts, self.structure.cov_re, self.response))
-        other.layout = build_layout(other.structure, other.design.names)
+        other.layout = layout_of(other.design, other.structure)
         return other
 
     def _penalised(self, fit: EMFit) -> "MEMoE":

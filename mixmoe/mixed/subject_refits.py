@@ -33,9 +33,11 @@ from mixmoe.mixed.likelihood.observed import (
     subject_scores,
 )
 from mixmoe.mixed.options import check_method
-from mixmoe.mixed.parameters import Params, Structure, build_layout, expand, permute_natural, positions, to_natural
+from mixmoe.mixed.parameters import Params, Structure, expand, permute_natural, positions, to_natural
 from mixmoe.mixed.prediction.trajectories import Estimate, disturbances, draw_responses
 from mixmoe.mixed.search import Guarded, off_boundary, permute
+from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing
+from mixmoe.mixed.smooth.functions import Function, functions_of, layout_of
 from mixmoe.mixed.starting_values import inverse_outer_product
 from mixmoe.mixture.estimate import EMFit, ParamLayout, Starts
 from mixmoe.mixture.gate import posterior_probabilities
@@ -177,6 +179,9 @@ class Refitting:
     problem: Problem
     errors: Any
     response: Any
+    smoothing: Smoothing | None
+    functions: tuple[Function, ...]
+    given_smoothing: Array
 
     def estimated(self, fit: EMFit) -> Estimated:
         """A fit as tests of the number of experts need it."""
@@ -223,7 +228,13 @@ class Refitting:
         return subject_logliks(self.problem, theta).argmax(axis=1)
 
     def refuse_tests(self) -> str | None:
-        """None: subjects are independent, and responses can be drawn."""
+        """Why tests that refit the model with other numbers of experts are not offered, None if they are."""
+        if self.functions:
+            return (
+                "with penalised functions the fits do not maximise the likelihood, and how a ratio of penalised "
+                "likelihoods is distributed under fewer experts is not known; compare bic, which counts effective "
+                "degrees of freedom"
+            )
         return None
 
     def curvature(self, estimated: Estimated) -> Curvature:
@@ -238,7 +249,9 @@ class Refitting:
         other = copy(self)
         other.n_experts, other.settings = experts, {**self.settings, "experts": experts}
         other.structure = replace(self.structure, n_experts=experts)
-        other.layout = build_layout(other.structure, self.design.names)
+        other.layout, other.smoothing = layout_of(self.design, other.structure), None
+        other.functions = functions_of(self.design, other.structure)
+        other.given_smoothing = checked_smoothing(self.settings["smoothing"], other.functions)
         p = self.problem
         other.problem = build_problem(other.structure, p.experts, p.W, p.penalty, p.restricted)
         return other
@@ -246,7 +259,7 @@ class Refitting:
     def with_response(self, response: Array) -> Self:
         """The model with another response, shape (n,) in the order of the design."""
         other = copy(self)
-        other.design = replace(self.design, response=response)
+        other.design, other.smoothing = replace(self.design, response=response), None
         other._arrange(other.structure)
         return other
 

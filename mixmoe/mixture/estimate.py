@@ -133,7 +133,7 @@ def seeded(fit: EMFit, rng: Any) -> EMFit:
     return replace(fit, starts=replace(fit.starts, seed=seed_of(rng)))
 
 
-Block = Literal["fixed", "expert", "common", "gate", "random", "residual", "dispersion", "threshold", "other"]
+Block = Literal["fixed", "expert", "common", "gate", "random", "residual", "dispersion", "threshold", "smooth", "other"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +145,8 @@ class Parameter:
     name : str
         Full name as used in hypotheses, e.g. ``expert1.time``, ``gate2.z``, ``sd1(time|id)``, ``sigma1``.
     block : str
-        ``"expert"``, ``"common"``, ``"gate"``, ``"random"``, ``"residual"``, ``"dispersion"``, ``"threshold"`` or
-        ``"other"``.
+        ``"expert"``, ``"common"``, ``"gate"``, ``"random"``, ``"residual"``, ``"dispersion"``, ``"threshold"``,
+        ``"smooth"`` (a coefficient of a penalised function) or ``"other"``.
     term : str
         Name within its block, e.g. ``time`` or ``sd(time)``.
     expert : int or None

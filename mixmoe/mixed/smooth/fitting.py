@@ -15,15 +15,15 @@ from mixmoe.mixed.search import Search, gate_shares, permute
 from mixmoe.mixed.smooth.curvature import information
 from mixmoe.mixed.smooth.functions import Function, Geometry, coarse_columns, geometry_of
 from mixmoe.mixed.smooth.marginal import Smoothed, estimate, marginal_loglik, penalised_inverse
-from mixmoe.mixture.estimate import EMFit
+from mixmoe.mixture.estimate import EMFit, Flag
 from mixmoe.numerics.optimise import Control
 
 if TYPE_CHECKING:
     from mixmoe.mixed.model import MEMoE
 
-_SIGMA_FLOOR = 1e-4  # in working coordinates, where the pooled residual standard deviation is one
+SIGMA_FLOOR = 1e-4  # in working coordinates, where the pooled residual standard deviation is one
 _FROM_STARTS = ("not_replicated", "interrupted", "degenerate")  # flags of the search that hold for the fine fit
-_LINE = 1e-3  # degrees of freedom beyond those that are not penalised below which nothing else is left
+_LINE = 1e-2  # degrees of freedom beyond those that are not penalised below which nothing else is left
 _CROWDED = 0.9  # of the largest degrees of freedom that a basis has
 
 
@@ -42,6 +42,9 @@ class Smoothing:
         Effective number of all parameters.
     of_experts : ndarray, shape (K,)
         Effective number of coefficients of each expert.
+    weights : ndarray, shape (P,)
+        What each reported coefficient adds to the degrees of freedom of tests, ``diag(2F - FF)``; one for other
+        parameters.
     marginal : float
         Log marginal likelihood, in units of the response.
     """
@@ -51,6 +54,7 @@ class Smoothing:
     edf: Array
     total: float
     of_experts: Array
+    weights: Array
     marginal: float
 
 
@@ -114,10 +118,12 @@ def smooth_maximum(
         rough = coarse.maximum(n_starts, rng, None if start is None else _on_coarse(model, coarse, start), control)
         theta = _refined(model, coarse, rough)
     geometry = geometry_of(model.functions, model.problem.free, model.structure, model.coordinates)
-    found = estimate(model.problem, geometry, theta, model.given_smoothing, _SIGMA_FLOOR, control)
+    found = estimate(model.problem, geometry, theta, model.given_smoothing, SIGMA_FLOOR, control)
     found = _ordered(model, geometry, found, control)
-    fit = model.at(found.lambdas, found.theta).record(_as_search(model, geometry, found))
-    fit = replace(fit, smoothing=found.lambdas, converged=found.converged)
+    at = model.at(found.lambdas, found.theta)
+    fit = at.record(_as_search(model, geometry, found))
+    more = () if at.smoothing is None else smoothing_flags(at.smoothing)
+    fit = replace(fit, smoothing=found.lambdas, converged=found.converged, flags=(*fit.flags, *more))
     if rough is None:
         return fit
     kept = tuple(flag for flag in rough.flags if flag.code in _FROM_STARTS)
@@ -156,7 +162,7 @@ def _ordered(model: "MEMoE", geometry: Geometry, found: Smoothed, control: Contr
     for i, f in enumerate(model.functions):
         if f.columns.section == "expert" and f.expert is not None:
             lambdas[i] = found.lambdas[names.index(f"expert{order[f.expert - 1] + 1}.{f.columns.name}")]
-    return estimate(model.problem, geometry, theta, model.given_smoothing, _SIGMA_FLOOR, control, lambdas)
+    return estimate(model.problem, geometry, theta, model.given_smoothing, SIGMA_FLOOR, control, lambdas)
 
 
 def _as_search(model: "MEMoE", geometry: Geometry, found: Smoothed) -> Search:
@@ -183,11 +189,48 @@ def _as_search(model: "MEMoE", geometry: Geometry, found: Smoothed) -> Search:
 
 def effective(model: "MEMoE", geometry: Geometry, lambdas: Array, theta: Array) -> Smoothing:
     """Degrees of freedom at an estimate: traces of ``(H + S)^-1 H`` in the user's coefficients."""
-    H = information(replace(model.problem, quadratic=None), theta)
-    influence = penalised_inverse(H + geometry.penalty(lambdas)) @ H
-    own = np.diag(geometry.inverse @ influence @ geometry.basis)
-    edf = np.array([own[at].sum() for at in geometry.places])
-    free = model.problem.free
-    marginal = marginal_loglik(model.problem, geometry, lambdas, theta) - model.log_scale
-    of_experts = np.array([own[beta].sum() for beta in free.beta])
-    return Smoothing(model.functions, lambdas, edf, float(own.sum()), of_experts, marginal)
+    plain = replace(model.problem, quadratic=None, effective=None)
+    H = information(plain, theta)
+    F = geometry.inverse @ penalised_inverse(geometry, H, lambdas) @ H @ geometry.basis
+    own, twice = np.diag(F), np.diag(2 * F - F @ F)
+    weights = np.ones(theta.size)
+    for f, at in zip(model.functions, geometry.places, strict=True):
+        weights[f.where] = twice[at]
+    return Smoothing(
+        functions=model.functions,
+        lambdas=lambdas,
+        edf=np.array([own[at].sum() for at in geometry.places]),
+        total=float(own.sum()),
+        of_experts=np.array([own[beta].sum() for beta in plain.free.beta]),
+        weights=weights,
+        marginal=marginal_loglik(plain, geometry, lambdas, theta) - model.log_scale,
+    )
+
+
+def smoothing_flags(smoothing: Smoothing) -> tuple[Flag, ...]:
+    """What a reader must know of the functions: which are lines, which would like a larger basis."""
+    lines, crowded = [], []
+    for f, lam, edf in zip(smoothing.functions, smoothing.lambdas, smoothing.edf, strict=True):
+        free = f.columns.penalised.size - f.rank
+        if edf - free < _LINE:
+            lines.append(f.name)
+        elif edf > free + _CROWDED * f.rank:
+            crowded.append(f"{f.name} ({edf:.1f} of at most {free + f.rank})")
+    flags = []
+    if lines:
+        flags.append(
+            Flag(
+                "line",
+                f"Nothing but what is not penalised (a line, unless m= or bs= say otherwise) is left of "
+                f"{', '.join(lines)}: smoothing parameters have run to their upper end. A line would do.",
+            )
+        )
+    if crowded:
+        flags.append(
+            Flag(
+                "small_basis",
+                f"The degrees of freedom of {', '.join(crowded)} are close to what the basis has: functions may be "
+                "rougher than they can be drawn; raise k=.",
+            )
+        )
+    return tuple(flags)

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.design.design import Design, SmoothColumns
 from mixmoe.mixed.coordinates import Coordinates
-from mixmoe.mixed.parameters import FreeVector, Structure, positions
+from mixmoe.mixed.parameters import FreeVector, Structure, build_layout, positions
+from mixmoe.mixture.estimate import ParamLayout
 
 Index = NDArray[np.intp]
 _COARSE = 3  # penalised columns of the basis on which starts are searched; they are the smoothest
@@ -71,6 +72,14 @@ def functions_of(design: Design, structure: Structure) -> tuple[Function, ...]:
             for c in in_gate
         ),
     )
+
+
+def layout_of(design: Design, structure: Structure) -> ParamLayout:
+    """Names of the reported parameters; coefficients of functions are a block of their own."""
+    layout = build_layout(structure, design.names)
+    inside = {int(i) for f in functions_of(design, structure) for i in f.where}
+    parameters = (replace(p, block="smooth") if i in inside else p for i, p in enumerate(layout.parameters))
+    return ParamLayout(tuple(parameters))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +154,11 @@ def geometry_of(functions: Sequence[Function], free: FreeVector, structure: Stru
 
 
 def uncentred(c: Coordinates, design: Design) -> Coordinates:
-    """Coordinates whose origin has no part in penalised coefficients, so that penalties are quadratic forms."""
+    """Coordinates whose origin has no part in functions, so that penalties, those of tests too, are quadratic forms."""
     center = c.center.copy()
     for smooth in design.smooths:
         if smooth.section == "expert":
-            center[smooth.columns[smooth.penalised]] = 0.0
+            center[smooth.columns] = 0.0
     return replace(c, center=center)
 
 

@@ -112,7 +112,7 @@ def estimate(
         Residual deviation below which an expert has collapsed.
     control : Control
     start : ndarray, shape (J,), optional
-        Smoothing parameters to start from.
+        Smoothing parameters to start from; NaN where they are as without it.
 
     Returns
     -------
@@ -121,7 +121,9 @@ def estimate(
     logarithmic = np.append(problem.free.log_sigma, problem.free.extra)
     known = ~np.isnan(given)
     H = information(problem, theta)
-    lambdas = np.where(known, given, _typical(H, geometry) if start is None else start)
+    lambdas = np.where(known, given, typical_smoothing(H, geometry))
+    if start is not None:
+        lambdas = np.where(known | np.isnan(start), lambdas, start)
     tilt, trace, n_iter, n_evaluations = np.zeros(theta.size), [], 0, 0
     interrupted, rested = False, False
     limit = replace(control, tol=control.tol / _CLOSE, progress=False)
@@ -140,7 +142,7 @@ def estimate(
         # 3. an ascent with both held
         S = geometry.penalty(lambdas)
         objective = Tilted(Guarded(replace(problem, quadratic=S), sigma_floor), tilt)
-        inverse = penalised_inverse(H + S)
+        inverse = penalised_inverse(geometry, H, lambdas)
         end = climb(objective, theta[None], inverse[None], problem.n_subjects, limit, logarithmic=logarithmic)
         theta, interrupted = end.theta[0], end.interrupted
         n_iter, n_evaluations = n_iter + int(end.n_iter[0]), n_evaluations + int(end.n_evaluations[0])
@@ -178,7 +180,7 @@ class Rest:
         return max(self.smoothing, self.tilt) < least
 
 
-def _typical(H: Array, geometry: Geometry) -> Array:
+def typical_smoothing(H: Array, geometry: Geometry) -> Array:
     """Smoothing parameters that weigh as much as the data: the mean information of the coefficients of each."""
     return np.array([_mean_information(H, geometry, at) for at in geometry.penalised])
 
@@ -197,10 +199,10 @@ def _fellner_schall(
     """
     N, owners, J = geometry.directions, geometry.owners, len(lambdas)
     inner = _definite(N.T @ H @ N)
-    typical = _typical(H, geometry)
+    typical = typical_smoothing(H, geometry)
     out, start = lambdas.copy(), lambdas
     for _ in range(_INNER):
-        there = theta + penalised_inverse(H + geometry.penalty(out)) @ (score - geometry.penalty(out) @ theta)
+        there = theta + penalised_inverse(geometry, H, out) @ (score - geometry.penalty(out) @ theta)
         V = np.linalg.inv(inner + np.diag(out[owners]))
         trace = np.bincount(owners, weights=np.diag(V), minlength=J)
         new = np.maximum(geometry.ranks - out * trace, 1e-12) / np.maximum(geometry.squares(there), 1e-300)
@@ -246,10 +248,16 @@ def _definite(A: Array) -> Array:
     return (vectors * np.maximum(values, 0.0)) @ vectors.T
 
 
-def penalised_inverse(A: Array) -> Array:
-    """Inverse with the curvature of every direction taken as positive, shape (P, P)."""
+def penalised_inverse(geometry: Geometry, H: Array, lambdas: Array) -> Array:
+    """``(H + S)^-1`` with the curvature of every direction taken as positive, shape (P, P).
+
+    In the user's coefficients, where S is diagonal: penalties without bound would drown the rest elsewhere.
+    """
+    A = geometry.basis.T @ H @ geometry.basis
+    inside = np.concatenate(geometry.penalised)
+    A[inside, inside] += lambdas[geometry.owners]
     scale = np.sqrt(np.maximum(np.abs(np.diag(A)), np.finfo(float).tiny))
     values, vectors = np.linalg.eigh(A / np.outer(scale, scale))
     size = np.maximum(np.abs(values), _FLOOR * np.abs(values).max())
-    half = vectors / np.sqrt(size) / scale[:, None]
+    half = geometry.basis @ (vectors / np.sqrt(size) / scale[:, None])
     return half @ half.T
