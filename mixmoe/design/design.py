@@ -1,5 +1,6 @@
 """Formula and data in, arrays sorted by subject out."""
 
+import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -522,7 +523,9 @@ def _smooths(section: str, recipe: Recipe, built: Materialized) -> list[SmoothCo
         where = np.flatnonzero(owners == i).reshape(term.n_functions, term.width)
         for level, columns in enumerate(where):
             of = np.flatnonzero(kept[columns])
-            name = ENGINES[recipe.engine].name_of(parsed)
+            arguments = formulaic_engine.arguments_of_smooth(parsed)
+            whole = arguments.get("whole")
+            name = ENGINES[recipe.engine].name_of(parsed) if whole is None else ast.literal_eval(whole)
             found.append(
                 SmoothColumns(
                     section=section,
@@ -533,7 +536,7 @@ def _smooths(section: str, recipe: Recipe, built: Materialized) -> list[SmoothCo
                     term=term,
                     level=level,
                     of=of,
-                    arguments=formulaic_engine.arguments_of_smooth(parsed),
+                    arguments=arguments,
                 )
             )
     return found

@@ -554,13 +554,23 @@ def _names_call(factor: Any, whole: bool) -> bool:
     return any(isinstance(node, ast.Call) and _names(node.func, "s") for node in nodes)
 
 
+def code_of(term: Term) -> str:
+    """A term as one expression: the product of its factors."""
+    factors = []
+    for factor in term.factors:
+        text = str(factor.expr)
+        plain = factor.eval_method.value != "lookup" or text.isidentifier()
+        factors.append(text if plain else f"`{text}`")
+    return "*".join(f"({text})" if len(factors) > 1 else text for text in factors)
+
+
 def arguments_of_smooth(term: Term) -> Mapping[str, str]:
     """Code of the arguments of a term for which `is_smooth` holds, by name; the index is ``"x"``."""
     aliases: dict[str, str] = {}
-    call = ast.parse(sanitize_variable_names(term.factors[0].expr, {}, aliases), mode="eval").body
-    names = ("x", "k", "m", "by", "bs", "ends")
-    given = dict(zip(names, call.args, strict=False))  # type: ignore[attr-defined]
-    given |= {keyword.arg: keyword.value for keyword in call.keywords}  # type: ignore[attr-defined]
+    call: Any = ast.parse(sanitize_variable_names(term.factors[0].expr, {}, aliases), mode="eval").body
+    names = ("x", "k", "m", "by", "bs", "ends", "whole")
+    given = dict(zip(names, call.args, strict=False))
+    given |= {str(keyword.arg): keyword.value for keyword in call.keywords}
 
     def text(node: ast.AST) -> str:
         code = ast.unparse(node)
@@ -627,6 +637,8 @@ def _unseen(message: str) -> str:
 def _explained(error: Exception) -> str:
     text = _ANSI.sub("", str(error)).strip()
     cause = error.__cause__
+    if isinstance(cause, DesignError):
+        return str(cause)
     if cause is not None and str(cause) and str(cause) not in text:
         text = f"{text} ({cause})"
     if "extrapolation" in text:

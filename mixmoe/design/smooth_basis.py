@@ -1,15 +1,15 @@
 """The transform ``s(x)`` of formulas: columns of a penalised spline, the unpenalised ones apart.
 
-A spline with coefficients a has the penalty ``lambda a'Sa``. With the eigenvectors U and the positive eigenvalues d of S
-the columns ``B U d^-1/2`` have coefficients b with ``a'Sa = b'b``, so that every penalty is a ridge, and what S leaves
-free (constant and line) are columns of their own.
+A spline with coefficients a has the penalty ``lambda a'Sa``. With the eigenvectors U and the positive eigenvalues d of
+S the columns ``B U d^-1/2`` have coefficients b with ``a'Sa = b'b``, so that every penalty is a ridge, and what S
+leaves free (constant and line) are columns of their own.
 
 References
 ----------
 Eilers & Marx (1996), Statistical Science 11, 89-121. Wood (2017), Generalized Additive Models, sections 5.3 and 5.4.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from formulaic.utils.stateful_transforms import stateful_transform
 from scipy.interpolate import BSpline
 
 from mixmoe._typing import Array
+from mixmoe.errors import DesignError
 
 STATE = "spline"  # under which formulaic keeps a term
 DEGREE = 3
@@ -67,7 +68,7 @@ class Spline:
 
     def free(self, x: Array) -> Array:
         """Unpenalised columns without the constant, shape (n, m - 1): powers of the centred index."""
-        return np.column_stack([(x - self.centre) ** j for j in range(1, self.n_free + 1)]) if self.n_free else x[:, :0]
+        return np.asarray((x[:, None] - self.centre) ** np.arange(1, self.n_free + 1))
 
     def penalised(self, x: Array) -> Array:
         """Penalised columns, shape (n, r)."""
@@ -84,14 +85,17 @@ class SmoothTerm:
     spline : Spline
     levels : tuple
         Of a factor in ``by=``, one function each; empty without one.
+    known : tuple
+        Categories that the fit has seen.
     by : bool
-        Whether functions are multiplied by a number, and therefore not centred.
+        Whether functions are whole coefficients, of a number in ``by=``, and therefore not centred.
     means : ndarray, shape (number of functions, c)
         Means of the columns over the rows, which are taken off where the intercept has them.
     """
 
     spline: Spline
     levels: tuple[Any, ...]
+    known: tuple[Any, ...]
     by: bool
     means: Array
 
@@ -130,6 +134,7 @@ def smooth(
     by: Any = None,
     bs: str = "ps",
     ends: Any = None,
+    whole: str | None = None,
     _state: dict[str, Any] = {},  # noqa: B006  # formulaic passes its own
 ) -> Any:
     """The columns of ``s(x, k=15, m=2, by=None, bs="ps", ends=None)`` in a formula.
@@ -148,25 +153,32 @@ def smooth(
         P-spline; periodic cubic spline.
     ends : (float, float), optional
         Range of the spline, of a periodic one its period; by default that of the data.
+    whole : str, optional
+        Name of the coefficient that the function is as a whole, as under ``vary:``; categories in `by` have functions
+        against the first one then, which are not centred either.
     """
     values = _numbers(x, "the index")
+    by = np.full(values.size, float(by)) if np.ndim(by) == 0 and by is not None else by
     if STATE not in _state:
-        _state[STATE] = _term(values, by, k, m, bs, ends)
+        _state[STATE] = _term(values, by, k, m, bs, ends, whole is not None)
     term: SmoothTerm = _state[STATE]
     _check_range(values, term.spline)
     columns: dict[str, Array] = {}
-    for level, mean, chosen in zip(term.levels or (None,), term.means, _multipliers(by, term, values.size), strict=True):
+    for level, mean, chosen in zip(
+        term.levels or (None,), term.means, _multipliers(by, term, values.size), strict=True
+    ):
         prefix = "" if level is None else f"{level}."
         of_function = chosen[:, None] * (term.columns(values) - mean)
         columns |= {f"{prefix}{name}": of_function[:, j] for j, name in enumerate(term.names())}
+    name = "{name}" if whole is None else whole.replace("{", "{{").replace("}", "}}")
     return FactorValues(
-        columns, kind="numerical", column_names=tuple(columns), spans_intercept=False, format="{name}.{field}"
+        columns, kind="numerical", column_names=tuple(columns), spans_intercept=False, format=f"{name}.{{field}}"
     )
 
 
 def _numbers(x: Any, what: str) -> Array:
     if not (np.ndim(x) == 1 and pd.api.types.is_numeric_dtype(np.asarray(x).dtype)):
-        raise ValueError(f"{what} of s(...) must be one column of numbers; convert it, for example with pd.to_numeric")
+        raise DesignError(f"{what} of s(...) must be one column of numbers; convert it, for example with pd.to_numeric")
     return np.asarray(x, dtype=float)
 
 
@@ -178,17 +190,17 @@ def _multipliers(by: Any, term: SmoothTerm, n: int) -> list[Array]:
     """What each function of a term is multiplied by, shape (n,) each."""
     if term.levels:
         given = np.asarray(by, dtype=object)
-        unseen = [value for value in dict.fromkeys(given.tolist()) if value not in term.levels]
+        unseen = [value for value in dict.fromkeys(given.tolist()) if value not in term.known]
         if unseen:
-            raise ValueError(
+            raise DesignError(
                 f"by= of s(...) holds {unseen[0]!r}, a category that the fit has not seen; it has functions for "
-                f"{', '.join(map(repr, term.levels))}; leave these rows out or refit with them"
+                f"{', '.join(map(repr, term.known))}; leave these rows out or refit with them"
             )
         return [(given == level).astype(float) for level in term.levels]
     return [_numbers(by, "by=") if term.by else np.ones(n)]
 
 
-def _term(x: Array, by: Any, k: int, m: int, bs: str, ends: Any) -> SmoothTerm:
+def _term(x: Array, by: Any, k: int, m: int, bs: str, ends: Any, whole: bool) -> SmoothTerm:
     """The term of the data of a fit."""
     levels: tuple[Any, ...] = ()
     if _is_factor(by):
@@ -202,32 +214,42 @@ def _term(x: Array, by: Any, k: int, m: int, bs: str, ends: Any) -> SmoothTerm:
         of = f" where by= is {levels[i]!r}" if levels else ""
         _check_distinct(part, k, bs, of)
     spline = _spline(x, k, m, bs, ends)
-    numeric = by is not None and not levels
-    term = SmoothTerm(spline, levels, numeric, np.zeros((len(parts), 1)))
-    # Centred over its rows a function has no share in the intercept; a function times a number is the whole coefficient.
+    if levels and whole:
+        base, *others = levels
+        known, levels, parts = levels, tuple(others), parts[1:]
+        if not levels:
+            raise DesignError(f"by= of s(...) holds one category, {base!r}; leave the term out")
+    else:
+        known = levels
+    numeric = by is not None and (whole or not levels)
+    term = SmoothTerm(spline, levels, known, numeric, np.zeros((len(parts), 1)))
+    # Centred over its rows a function has no share in the intercept; one times a number is the whole coefficient.
     means = np.array([np.zeros(term.width) if numeric else term.columns(part).mean(axis=0) for part in parts])
-    return SmoothTerm(spline, levels, numeric, means)
+    return replace(term, means=means)
 
 
 def _check_arguments(k: Any, m: Any, bs: Any) -> None:
     if bs not in BASES:
-        raise ValueError(f"bs= of s(...) must be 'ps' or 'cc', got {bs!r}; 'ps' is a P-spline, 'cc' a periodic spline")
+        raise DesignError(f"bs= of s(...) must be 'ps' or 'cc', got {bs!r}; 'ps' is a P-spline, 'cc' a periodic spline")
     for name, value, least, most in (("k", k, _LEAST[bs], _MOST), ("m", m, 1, 3)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
-            raise ValueError(f"{name}= of s(...) must be a whole number from {least} to {most}, got {value!r}")
+            raise DesignError(f"{name}= of s(...) must be a whole number from {least} to {most}, got {value!r}")
     if bs == "cc" and m != 2:
-        raise ValueError(f"m={m} is for bs='ps'; a periodic spline has the second derivative penalised, so leave m= out")
+        raise DesignError(
+            f"m={m} is for bs='ps'; a periodic spline has the second derivative penalised, so leave m= out"
+        )
 
 
 def _check_distinct(x: Array, k: int, bs: str, where: str) -> None:
     distinct = np.unique(x).size
-    needed = k if bs == "ps" else k - 1
-    if distinct < needed:
-        raise ValueError(
+    if distinct < _LEAST[bs]:
+        raise DesignError(
+            f"the index of s(...) has {distinct} distinct values{where}, too few for a spline; use C(...)"
+        )
+    if distinct < (k if bs == "ps" else k - 1):
+        raise DesignError(
             f"the index of s(...) has {distinct} distinct values{where}, fewer than k={k} basis functions need; write "
-            f"k={max(distinct, _LEAST[bs])} or less"
-            if distinct >= _LEAST[bs]
-            else f"the index of s(...) has {distinct} distinct values{where}, too few for a spline; use C(...) or a line"
+            f"k={distinct} or less"
         )
 
 
@@ -236,7 +258,9 @@ def _spline(x: Array, k: int, m: int, bs: str, ends: Any) -> Spline:
     if ends is not None:
         given = np.asarray(ends, dtype=float)
         if given.shape != (2,) or not given[0] <= low < high <= given[1]:
-            raise ValueError(f"ends= of s(...) must be two numbers around the index, {low:g} to {high:g}, got {ends!r}")
+            raise DesignError(
+                f"ends= of s(...) must be two numbers around the index, {low:g} to {high:g}, got {ends!r}"
+            )
         low, high = float(given[0]), float(given[1])
     if bs == "ps":
         knots = _open_knots(low, high, k)
@@ -270,7 +294,7 @@ def _bsplines(x: Array, knots: Array) -> Array:
 
 
 def _cyclic_matrices(knots: Array) -> tuple[Array, Array]:
-    """B and D with ``B gamma = D beta`` between second derivatives gamma and values beta at the knots (Wood 2017, 5.3)."""
+    """B and D with ``B gamma = D beta``: second derivatives gamma and values beta at the knots (Wood 2017, 5.3)."""
     h = np.diff(knots)
     n = h.size
     B, D = np.zeros((n, n)), np.zeros((n, n))
@@ -311,7 +335,7 @@ def _check_range(x: Array, spline: Spline) -> None:
     slack = _SLACK * (spline.high - spline.low)
     outside = (x < spline.low - slack) | (x > spline.high + slack)
     if outside.any():
-        raise ValueError(
+        raise DesignError(
             f"the index of s(...) is {x[outside][0]:g}, outside the range of the fit, {spline.low:g} to "
             f"{spline.high:g}, where nothing was estimated; leave such rows out, or fit with ends=(low, high)"
         )

@@ -58,6 +58,7 @@ from mixmoe.mixed.search import Search, default_starts, off_boundary, order_expe
 from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing, effective, smooth_maximum
 from mixmoe.mixed.smooth.functions import coarse_design, functions_of, geometry_of, layout_of, uncentred
 from mixmoe.mixed.smooth.results import SmoothGLMMResults, SmoothResults
+from mixmoe.mixed.smooth.spelling import with_functions
 from mixmoe.mixed.subject_refits import Refitting, bootstrap_covariance
 from mixmoe.mixture.estimate import EMFit, ParamLayout, Starts, better, seeded, warn_flags
 from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty, posterior_probabilities
@@ -180,7 +181,7 @@ class MEMoE(Refitting):
         title="A mixed-effects mixture of experts: each subject belongs to one expert; a softmax gate on baseline "
         "covariates gives the probabilities, and each expert is a (generalised) linear mixed model.",
         estimation="Maximum likelihood: EM steps from many random starts, split-and-merge moves, then quasi-Newton.",
-        asked_by="formulas without a section 'vary:'",
+        asked_by="formulas without a section 'vary:', or with 're:' beside it",
         covariance_options=("correction", "n_boot", "n_jobs"),
         listed=("cov_re", "residual", "errors", "errors_dist", "family"),
     )
@@ -207,10 +208,11 @@ class MEMoE(Refitting):
         method: Method = "ml",
         gate_penalty: str | float | None = None,
         smoothing: Any = None,
+        smoother: str | None = None,
         context: Mapping[str, Any] | None = None,
         formula_engine: str = "formulaic",
     ) -> None:
-        self.formula = checked_formula(formula)
+        self.formula = checked_formula(formula, smoother, family)
         self.n_experts = checked_count(experts, "experts")
         checked_choice(cov_re, "cov_re", get_args(CovRE))
         checked_choice(residual, "residual", get_args(Residual))
@@ -223,7 +225,15 @@ class MEMoE(Refitting):
         check_method(method, self.n_experts, self.response.name, errors_dist)
         kind: ResponseKind = "ordinal" if self.response.name == "ordinal" else "numeric"
         aux = {name: column for name, column in columns.items() if column is not None}
-        self.design = build_design(self.formula, data, context=context, engine=formula_engine, response=kind, aux=aux, smooths=True)  # type: ignore[arg-type]
+        self.design = build_design(
+            self.formula,
+            data,
+            context=context,
+            engine=formula_engine,  # type: ignore[arg-type]
+            response=kind,
+            aux=aux,
+            smooths=True,
+        )
         self.response = with_levels(self.response, self.design)
         _check_identified(self.design, self.n_experts, self.response)
         if cluster is not None:
@@ -238,6 +248,7 @@ class MEMoE(Refitting):
             "method": method,
             "gate_penalty": self.gate_penalty.n if isinstance(self.gate_penalty, PseudoUnits) else gate_penalty,
             "smoothing": smoothing,
+            "smoother": smoother,
             **options.settings,
             "formula_engine": formula_engine,
         }
@@ -529,6 +540,7 @@ class MEMoE(Refitting):
         return len(c.expert) * float(np.log(c.scale)) - float(np.linalg.slogdet(c.expert)[1])
 
     def record(self, found: Search) -> EMFit:
+        """The outcome of a search as an estimate, experts by decreasing mean gate probability."""
         theta = order_experts(self.problem, found.theta)
         joint = subject_logliks(self.problem, theta)
         responsibilities = posterior_probabilities(joint)
@@ -625,20 +637,36 @@ def build_structure(design: Design, n_experts: int, cov_re: CovRE, response: Res
     )
 
 
-def checked_formula(formula: Any) -> MoEFormula:
-    """A parsed formula that this family can fit.
+def checked_formula(formula: Any, smoother: str | None = None, family: str = "gaussian") -> MoEFormula:
+    """A parsed formula that this family can fit, coefficients that vary along an index as penalised functions.
 
     Raises
     ------
     FormulaError
         If it has sections or markers of other families.
+    ArgumentError
+        If a smoother is asked for where nothing varies.
     """
     parsed = formula if isinstance(formula, MoEFormula) else parse_formula(formula)
-    for section, family in (("vary", "VCMoE"), ("seq", "NME")):
-        if getattr(parsed, section) is not None:
+    if parsed.seq is not None:
+        raise FormulaError("MEMoE has no section 'seq:'; leave it out, or use NME, which has", parsed.text)
+    if smoother not in (None, "spline"):
+        raise ArgumentError(f"smoother must be 'spline' or None, got {smoother!r}")
+    if smoother is not None and parsed.vary is None:
+        raise ArgumentError("smoother='spline' is for formulas with a section 'vary:', and there is none; leave it out")
+    if parsed.vary is not None:
+        if parsed.random is None and smoother is None:
             raise FormulaError(
-                f"MEMoE has no section '{section}:'; leave it out, or use {family}, which has", parsed.text
+                "MEMoE has a section 'vary:' beside 're:' or with smoother='spline'; use VCMoE, whose rows are "
+                "independent, or ask for the smoother",
+                parsed.text,
             )
+        if family == "ordinal":
+            raise ArgumentError(
+                "vary: lets the intercept vary, whose place the thresholds of family='ordinal' take; write s(time) and "
+                "s(time, by=x) instead"
+            )
+        return with_functions(parsed)
     if any(part.kind == "const" for part in (*parsed.expert, *parsed.gate)):
         raise FormulaError(
             "const(...) marks what stays constant along the index of vary:, and there is no vary:; "

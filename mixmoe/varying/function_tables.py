@@ -1,6 +1,6 @@
 """Tables and curves of a fitted varying-coefficient mixture."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -11,7 +11,7 @@ import pandas as pd
 from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError, ConvergenceWarning, warn
 from mixmoe.inference.uncertainty import DESCRIPTIONS
-from mixmoe.output.records import Cell, Curve, Table, told_apart
+from mixmoe.output.records import Cell, Curve, Table, told_apart, value_format
 from mixmoe.results import column_facts
 from mixmoe.varying.bands import LEAST_DF
 from mixmoe.varying.fitted import FittedVCMoE
@@ -28,7 +28,6 @@ from mixmoe.varying.function_frames import (
 from mixmoe.varying.identifiability import WIDE
 from mixmoe.varying.setup import checked_numbers
 
-_PLAIN = (0.01, 1e5)  # sizes of functions that are shown without an exponent
 STAR = "*"  # beside an estimate outside its band
 _IN_A_LINE = 3  # covariates whose values are named in a line beside a figure, in two lines
 PLOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -259,7 +258,7 @@ def _function_table(
         label = str(part["term"].iloc[0]) if key != "gate" else str(name)
         names += [label, "  simultaneous band"]
         estimate = values["estimate"]
-        show = _format_for(float(np.abs(estimate).max()))
+        show = value_format(float(np.abs(estimate).max()))
         span = f"{show(estimate.min())} to {show(estimate.max())}"
         value = at.estimates.get(str(name), estimate[points])
         low, high = (
@@ -279,15 +278,6 @@ def _function_table(
         cells=tuple(cells),
         formats=("num", *([] if p_values is None else ["p"]), *("num" for _ in at.heads)),
     )
-
-
-def _format_for(largest: float) -> Callable[[float], str]:
-    """How values of a function are shown: decimals that leave the largest three or four digits."""
-    if not _PLAIN[0] <= largest < _PLAIN[1]:
-        return "{:.3g}".format
-    before = int(np.floor(np.log10(largest)))  # power of ten of the first digit
-    decimals = 3 - before if before >= 0 else min(2 - before, 4)
-    return f"{{:.{max(decimals, 0)}f}}".format
 
 
 def _cell(value: float) -> float | None:

@@ -18,10 +18,12 @@ from scipy.special import ndtri
 
 from mixmoe._typing import Array
 from mixmoe.inference.simultaneous import multiplier_critical
-from mixmoe.mixed.smooth.functions import Function
+from mixmoe.mixed.smooth.functions import Function, Index
 
 POINTS = 101
 SUBJECTS = ("coefficients", "differences", "derivatives", "experts", "mean")
+LABELS = ("coefficient", "block", "expert", "term")
+VALUES = ("estimate", "std_error", "conf_low", "conf_high", "band_low", "band_high")  # beside labels and index
 _STEP = 1e-5  # of derivatives, share of the range
 
 
@@ -49,7 +51,7 @@ class Linear:
     index: str
     at: Array
     rows: Array
-    where: Array
+    where: Index
     shift: Array
 
 
@@ -142,5 +144,4 @@ def band_frame(
         )
     whole = pd.concat(frames, ignore_index=True)
     index = list(dict.fromkeys(f.index for f in functions))
-    first = ["coefficient", "block", "expert", "term", *index]
-    return whole[[*first, *(name for name in whole.columns if name not in first)]]
+    return whole[[*LABELS, *index, *VALUES]]

@@ -72,15 +72,19 @@ def checked_smoothing(given: Any, functions: Sequence[Function]) -> Array:
     if not functions:
         raise ArgumentError(f"smoothing={given!r} is for formulas with functions s(...), and there are none")
     if not isinstance(given, Mapping):
-        given = {name: value for name, value in zip(names, np.broadcast_to(_numbers(given), len(names)), strict=True)}
+        given = dict(zip(names, np.broadcast_to(_numbers(given), len(names)), strict=True))
     out = np.full(len(names), np.nan)
     for key, value in given.items():
         at = [i for i, f in enumerate(functions) if key in (f.name, f.columns.name)]
         if not at:
-            raise ArgumentError(f"smoothing= names {key!r}, which is no function of the model; it has {', '.join(names)}")
+            raise ArgumentError(
+                f"smoothing= names {key!r}, which is no function of the model; it has {', '.join(names)}"
+            )
         out[at] = _numbers(value)
     if not (np.isnan(out) | (np.isfinite(out) & (out > 0))).all():
-        raise ArgumentError(f"smoothing= must hold positive numbers, got {given!r}; leave it out to have them estimated")
+        raise ArgumentError(
+            f"smoothing= must hold positive numbers, got {given!r}; leave it out to have them estimated"
+        )
     return out
 
 
@@ -210,7 +214,7 @@ def effective(model: "MEMoE", geometry: Geometry, lambdas: Array, theta: Array) 
 def smoothing_flags(smoothing: Smoothing) -> tuple[Flag, ...]:
     """What a reader must know of the functions: which are lines, which would like a larger basis."""
     lines, crowded = [], []
-    for f, lam, edf in zip(smoothing.functions, smoothing.lambdas, smoothing.edf, strict=True):
+    for f, edf in zip(smoothing.functions, smoothing.edf, strict=True):
         free = f.columns.penalised.size - f.rank
         if edf - free < _LINE:
             lines.append(f.name)

@@ -66,11 +66,7 @@ def functions_of(design: Design, structure: Structure) -> tuple[Function, ...]:
     return (
         *(Function(f"expert{k}.{c.name}", c, k, where.beta[k - 1, c.columns]) for k, c in own),
         *(Function(f"common.{c.name}", c, None, where.beta[0, c.columns]) for c in in_experts if c.common),
-        *(
-            Function(f"gate{k}.{c.name}", c, k, where.gate[k - 2, c.columns])
-            for k in experts[1:]
-            for c in in_gate
-        ),
+        *(Function(f"gate{k}.{c.name}", c, k, where.gate[k - 2, c.columns]) for k in experts[1:] for c in in_gate),
     )
 
 
@@ -130,7 +126,7 @@ class Geometry:
     def squares(self, theta: Array) -> Array:
         """Squared penalised coefficients of each function."""
         b = self.inverse[np.concatenate(self.penalised)] @ theta
-        return np.bincount(self.owners, weights=b * b, minlength=len(self.penalised))
+        return np.asarray(np.bincount(self.owners, weights=b * b, minlength=len(self.penalised)), dtype=float)
 
 
 def geometry_of(functions: Sequence[Function], free: FreeVector, structure: Structure, c: Coordinates) -> Geometry:
@@ -150,7 +146,7 @@ def geometry_of(functions: Sequence[Function], free: FreeVector, structure: Stru
             places.append(free.beta[(f.expert or 1) - 1, f.columns.columns])
     penalised = tuple(at[f.columns.penalised] for at, f in zip(places, functions, strict=True))
     # A change of basis is wanted, not a solution.
-    return Geometry(basis, np.linalg.inv(basis), tuple(places), penalised)
+    return Geometry(basis, np.asarray(np.linalg.inv(basis), dtype=float), tuple(places), penalised)
 
 
 def uncentred(c: Coordinates, design: Design) -> Coordinates:

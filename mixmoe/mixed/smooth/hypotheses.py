@@ -102,7 +102,7 @@ def wood_test(rows: Array, b: Array, cov: Array, edf: float) -> tuple[float, flo
     The rank is not rounded: the part of the next direction enters with a weight, as in section 2.3 of Wood (2013), and
     the null distribution is the chi-squared one with so many degrees of freedom.
     """
-    R = np.linalg.qr(rows, mode="r")
+    R = np.asarray(np.linalg.qr(rows, mode="r"))
     f, V = R @ b, R @ cov @ R.T
     values, vectors = np.linalg.eigh((V + V.T) / 2)
     order = np.argsort(values)[::-1]
@@ -146,7 +146,7 @@ class Wanted:
 
 
 def named_functions(functions: Sequence[Function], which: str | Sequence[str]) -> tuple[Function, ...]:
-    """Functions by name, by the name of their term in all experts, or by ``"expert1"``, ``"experts"``, ``"gate"``, ``"all"``.
+    """Functions by name, by that of their term in all experts, or ``"expert1"``, ``"experts"``, ``"gate"``, ``"all"``.
 
     Raises
     ------
@@ -233,9 +233,7 @@ class Gain:
     null: Smoothed
 
 
-def gain(
-    model: "MEMoE", names: Sequence[str], hypothesis: str, theta: Array, lambdas: Array | None = None
-) -> Gain:
+def gain(model: "MEMoE", names: Sequence[str], hypothesis: str, theta: Array, lambdas: Array | None = None) -> Gain:
     """Twice the gain in marginal log-likelihood of a model over one with functions held to a hypothesis."""
     own = np.array([f.name in names for f in model.functions])
     found = _maximum(model, model.functions, model.given_smoothing, theta, lambdas)

@@ -24,7 +24,7 @@ from mixmoe._typing import Array
 from mixmoe.mixed.likelihood.observed import Problem, evaluate
 from mixmoe.mixed.search import Guarded
 from mixmoe.mixed.smooth.curvature import determinant_slope, information
-from mixmoe.mixed.smooth.functions import Geometry
+from mixmoe.mixed.smooth.functions import Geometry, Index
 from mixmoe.numerics.optimise import Control, Evaluation, climb
 
 _ROUNDS = 60  # ascents between updates of the smoothing parameters
@@ -185,7 +185,7 @@ def typical_smoothing(H: Array, geometry: Geometry) -> Array:
     return np.array([_mean_information(H, geometry, at) for at in geometry.penalised])
 
 
-def _mean_information(H: Array, geometry: Geometry, at: Array) -> float:
+def _mean_information(H: Array, geometry: Geometry, at: Index) -> float:
     N = geometry.basis[:, at]
     return max(float(np.einsum("pm,pq,qm->", N, H, N)) / len(at), np.finfo(float).tiny)
 

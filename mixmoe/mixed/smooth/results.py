@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pandas as pd
 
-from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_order, checked_rng
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.uncertainty import ParamCov, checked_alpha
@@ -231,7 +230,7 @@ class SmoothResults(MEMoEResults):
         if which is not None:
             found = named_functions(self._smoothing.functions, which)
             if len(found) != 2:
-                raise ArgumentError(f"hypothesis='equal' compares two functions, got {len(found)}; name two of one term")
+                raise ArgumentError(f"hypothesis='equal' compares 2 functions, got {len(found)}; name two of one term")
             pairs = [(found[0], found[1])]
         if not pairs:
             raise ArgumentError("hypothesis='equal' needs functions of one term in two experts, and there are none")
@@ -290,10 +289,12 @@ class SmoothResults(MEMoEResults):
     def tables(self, alpha: float = 0.05) -> tuple[Table, ...]:
         """The tables of the summary, with one of the functions after those of the coefficients."""
         tables = super().tables(alpha)
-        at = next((i for i, t in enumerate(tables) if t.key in ("proportions", "gate", "random", "residual")), len(tables))
+        later = ("proportions", "gate", "random", "residual", "dispersion", "threshold", "other")
+        at = next((i for i, table in enumerate(tables) if table.key in later), len(tables))
         frame = self._bands("coefficients", alpha, None, 4000, np.random.default_rng(SEED))
-        tests = self.test_functions()
-        return (*tables[:at], function_table(self._smoothing, frame, tests, alpha), *tables[at:])
+        constant = [Wanted((f,), "constant") for f in self._smoothing.functions]
+        p_values = [asymptotic_test(self.model, one, self.em.params, self.cov.of_bounded).p_value for one in constant]
+        return (*tables[:at], function_table(self._smoothing, frame, p_values, alpha), *tables[at:])
 
     def curves(self, kind: str = "functions", **options: Any) -> tuple[Curve, ...]:
         """Curves of a figure.
@@ -342,8 +343,12 @@ class SmoothResults(MEMoEResults):
 
     @property
     def _more_notes(self) -> tuple[str, ...]:
+        notes = super()._more_notes
+        whole = any("whole" in f.columns.arguments for f in self._smoothing.functions)
+        if whole and self.model.n_experts > 1 and self.model.formula.random is not None:
+            notes = (*notes, "Gate coefficients are constant: an index that changes within subjects cannot enter it.")
         return (
-            *super()._more_notes,
+            *notes,
             "Functions are penalised: parameters and criteria count effective degrees of freedom, and standard errors "
             "are given the smoothing parameters.",
         )

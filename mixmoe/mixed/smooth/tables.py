@@ -1,15 +1,18 @@
 """Tables and curves of penalised functions."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
+from mixmoe.mixed.smooth.bands import LABELS, VALUES
 from mixmoe.mixed.smooth.fitting import Smoothing
-from mixmoe.output.records import Cell, Curve, Table, told_apart
+from mixmoe.output.records import Cell, Curve, Table, told_apart, value_format
 
 _SHOWN = (0.0, 0.25, 0.5, 0.75, 1.0)  # places along the range of an index
 
 
-def function_table(smoothing: Smoothing, bands: pd.DataFrame, tests: pd.DataFrame, alpha: float) -> Table:
+def function_table(smoothing: Smoothing, bands: pd.DataFrame, p_values: Sequence[float], alpha: float) -> Table:
     """Degrees of freedom, smoothing parameter, test of constancy, range and values with bands of each function.
 
     Parameters
@@ -17,21 +20,20 @@ def function_table(smoothing: Smoothing, bands: pd.DataFrame, tests: pd.DataFram
     smoothing : Smoothing
     bands : DataFrame
         Of the coefficients, see `bands.band_frame`.
-    tests : DataFrame
-        Of constancy, by function.
+    p_values : sequence of float
+        Of tests that each function is constant.
     alpha : float
     """
     names: list[str] = []
     cells: list[tuple[Cell, ...]] = []
     indices = list(dict.fromkeys(f.index for f in smoothing.functions))
     heads = _heads(bands, indices)
-    for f, lam, edf in zip(smoothing.functions, smoothing.lambdas, smoothing.edf, strict=True):
+    for f, lam, edf, p in zip(smoothing.functions, smoothing.lambdas, smoothing.edf, p_values, strict=True):
         part = bands[bands["coefficient"] == f.name]
         values = part["estimate"].to_numpy()
         places = [round(q * (len(part) - 1)) for q in _SHOWN]
         low, high = part["band_low"].to_numpy(), part["band_high"].to_numpy()
-        show = _format_for(float(np.abs(values).max()))
-        p = float(tests.loc[f.name, "p_value"])
+        show = value_format(float(np.abs(values).max()))
         names += [f.name, "  simultaneous band"]
         cells.append(
             (
@@ -66,25 +68,15 @@ def _heads(bands: pd.DataFrame, indices: list[str]) -> tuple[str, ...]:
     return tuple(f"{indices[0]}={v}" for v in told_apart(places.tolist(), 3))
 
 
-def _format_for(largest: float):  # type: ignore[no-untyped-def]
-    """How values of a function are shown: decimals that leave the largest three or four digits."""
-    if not 0.01 <= largest < 1e5:
-        return "{:.3g}".format
-    before = int(np.floor(np.log10(largest)))
-    return f"{{:.{max(3 - before if before >= 0 else min(2 - before, 4), 0)}f}}".format
-
-
 def function_curves(bands: pd.DataFrame, alpha: float) -> tuple[Curve, ...]:
     """Curves of a frame of bands: a panel per term, with the experts in it."""
-    fixed = ("coefficient", "block", "expert", "term", "estimate", "std_error")
-    fixed = (*fixed, "conf_low", "conf_high", "band_low", "band_high")
-    indices = [str(name) for name in bands.columns if name not in fixed]
+    indices = [str(name) for name in bands.columns if name not in (*LABELS, *VALUES)]
     curves = []
     for name, part in bands.groupby("coefficient", sort=False):
         index = next(i for i in indices if part[i].notna().all())
         expert = None if pd.isna(part["expert"].iloc[0]) else int(part["expert"].iloc[0])
         block, term = part["block"].iloc[0], str(part["term"].iloc[0])
-        value = {c: part[c].to_numpy(dtype=float) for c in (index, *fixed[4:])}
+        value = {c: part[c].to_numpy(dtype=float) for c in (index, *VALUES)}
         of_gate = block == "gate"
         panel = str(name) if block == "difference" else f"gate: {term}" if of_gate else term
         if str(name).startswith("d "):
