@@ -435,12 +435,27 @@ def _fitted(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -
         for section in ("expert", "gate", "sigma")
     }
     kept["sigma"] &= np.array([name != "Intercept" for name in built.names["sigma"]], dtype=bool)
+    _refuse_overlaps(recipe, built, kept)
     levels = response_levels(recipe, rows, frame)
     columns = formula_frame(rows, recipe)
     lagged = {lag.name: rows.columns[lag.name] for lag in rows.lags}
     used = {str(name): columns[name] for name in columns if name in rows.columns} | lagged
     numeric = frozenset(name for name, values in used.items() if is_numeric(values))
     return replace(recipe, specs=built.specs, kept=kept, numeric=numeric, levels=levels)
+
+
+def _refuse_overlaps(recipe: Recipe, built: Materialized, kept: Mapping[str, NDArray[np.bool_]]) -> None:
+    """Refuse functions ``s(...)`` whose penalised columns are combinations of others: each needs all of its own."""
+    for section, terms in built.smooths.items():
+        owners = np.array(built.owners[section], dtype=int)
+        for i, term in terms.items():
+            of = np.arange((owners == i).sum()) % term.width
+            if (~kept[section][owners == i] & (of >= term.n_free)).any():
+                raise DesignError(
+                    f"the function {ENGINES[recipe.engine].name_of(recipe.sections[section][i])!r} of {WHERE[section]} "
+                    "overlaps with other terms, which are functions of the same index already, as s(x) is beside "
+                    "s(x, by=g) with a function for each category; leave one of them out"
+                )
 
 
 def _warn_empty_terms(recipe: Recipe, built: Materialized) -> None:

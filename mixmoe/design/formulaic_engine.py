@@ -638,7 +638,8 @@ def _explained(error: Exception) -> str:
     text = _ANSI.sub("", str(error)).strip()
     cause = error.__cause__
     if isinstance(cause, DesignError):
-        return str(cause)
+        term = re.search(r"factor `(.*)`", text)
+        return f"{cause} (term {term.group(1)})" if term else str(cause)
     if cause is not None and str(cause) and str(cause) not in text:
         text = f"{text} ({cause})"
     if "extrapolation" in text:

@@ -26,6 +26,7 @@ DEGREE = 3
 BASES = ("ps", "cc")
 _LEAST = {"ps": 5, "cc": 4}
 _BEYOND = 1e-3  # share of the range by which the outer knots of P-splines lie beyond the data, as in mgcv
+_GAP = 1e-7  # singular value over the largest below which a spline has no data
 _SLACK = 1e-9  # share of the range by which an index may leave it through rounding
 _MOST = 200  # basis functions
 
@@ -37,8 +38,9 @@ class Spline:
     Attributes
     ----------
     bs : {"ps", "cc"}
-        Cubic B-splines with a penalty on differences of their coefficients; periodic cubic spline with a penalty on
-        its second derivative.
+        Cubic B-splines with a penalty on differences of their coefficients (where the index has gaps that leave some
+        without data: with knots at its quantiles and a penalty on the m-th derivative); periodic cubic spline with a
+        penalty on its second derivative.
     k : int
         Basis functions, before constraints; of a periodic spline knots, the last of which is the first again.
     m : int
@@ -233,7 +235,8 @@ def _check_arguments(k: Any, m: Any, bs: Any) -> None:
         raise DesignError(f"bs= of s(...) must be 'ps' or 'cc', got {bs!r}; 'ps' is a P-spline, 'cc' a periodic spline")
     for name, value, least, most in (("k", k, _LEAST[bs], _MOST), ("m", m, 1, 3)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
-            raise DesignError(f"{name}= of s(...) must be a whole number from {least} to {most}, got {value!r}")
+            shown = repr(value) if np.ndim(value) == 0 else f"a {type(value).__name__}; write by= before a multiplier"
+            raise DesignError(f"{name}= of s(...) must be a whole number from {least} to {most}, got {shown}")
     if bs == "cc" and m != 2:
         raise DesignError(
             f"m={m} is for bs='ps'; a periodic spline has the second derivative penalised, so leave m= out"
@@ -266,6 +269,11 @@ def _spline(x: Array, k: int, m: int, bs: str, ends: Any) -> Spline:
         knots = _open_knots(low, high, k)
         D = np.diff(np.eye(k), m, axis=0)
         rank, penalty = k - m, D.T @ D
+        if not _supported(x, knots):
+            knots = _quantile_knots(x, low, high, k)
+            penalty = _bend(knots, k, m)
+            if not _supported(x, knots):
+                raise DesignError(f"the values of the index of s(...) lie too far apart for k={k}; use a smaller k")
     else:
         knots = _closed_knots(x, low, high, k)
         rank, penalty = k - 2, _cyclic_penalty(knots)
@@ -281,6 +289,36 @@ def _open_knots(low: float, high: float, k: int) -> Array:
     low, high = low - _BEYOND * width, high + _BEYOND * width
     step = (high - low) / (k - DEGREE)
     return np.asarray(low + step * np.arange(-DEGREE, k + 1))
+
+
+def _supported(x: Array, knots: Array) -> bool:
+    """Whether the data tell all B-splines apart: gaps in the index may leave some without any row."""
+    B = _bsplines(np.unique(x), knots)
+    return bool(np.linalg.matrix_rank(B, tol=_GAP * np.linalg.norm(B, 2)) == B.shape[1])
+
+
+def _quantile_knots(x: Array, low: float, high: float, k: int) -> Array:
+    """Knots of k cubic B-splines at quantiles of the distinct values, continued beyond the range."""
+    inner = np.quantile(np.unique(x), np.linspace(0, 1, k - DEGREE + 1))
+    inner[0], inner[-1] = low, high
+    steps = np.arange(1, DEGREE + 1)
+    before, after = inner[0] - steps[::-1] * (inner[1] - inner[0]), inner[-1] + steps * (inner[-1] - inner[-2])
+    return np.concatenate([before, inner, after])
+
+
+def _bend(knots: Array, k: int, m: int) -> Array:
+    """Integrated squared m-th derivative of B-splines over their range, in which distances of knots count.
+
+    In units in which the mean distance of knots is one, so that it is close to the difference penalty where that is
+    used.
+    """
+    inside = knots[DEGREE : k + 1]
+    nodes, weights = np.polynomial.legendre.leggauss(DEGREE)
+    half = np.diff(inside)[:, None] / 2
+    u, w = (inside[:-1, None] + half * (1 + nodes)).ravel(), (half * weights).ravel()
+    slopes = BSpline(knots, np.eye(k), DEGREE).derivative(m)(u)
+    step = (inside[-1] - inside[0]) / (len(inside) - 1)
+    return np.asarray((slopes.T * w) @ slopes * step ** (2 * m - 1))
 
 
 def _closed_knots(x: Array, low: float, high: float, k: int) -> Array:

@@ -209,7 +209,7 @@ def covariance(
     by_unit = unit_information(problem, at.theta, clusters) if corrected else None
     basis = informative_basis(problem, at)
     # A penalty belongs to no unit: its curvature is in the whole only.
-    summed = by_unit is not None and problem.penalty is None and problem.quadratic is None
+    summed = by_unit is not None and problem.penalty is None and problem.ridge is None
     # The sum over units is the whole information already: no second pass.
     whole = by_unit.sum(axis=0) if by_unit is not None and summed else observed_information(problem, at.theta)
     known = identified(problem, coordinates, at, invert_information(whole, basis), layout)
@@ -220,7 +220,7 @@ def covariance(
         return _with_limits(found, matrix, problem, basis, at, known)
     scores = within_clusters(subject_scores(problem, at.theta), clusters)
     middle = _plain(scores, known.inverse) if by_unit is None else _corrected(problem, scores, by_unit, known, basis)
-    if problem.penalty is not None or problem.quadratic is not None:
+    if problem.penalty is not None or problem.ridge is not None:
         middle = replace(middle, scores=np.vstack([middle.scores, _scores_of_penalty(problem, at.theta) @ middle.back]))
     weights = known.jacobian @ middle.back
     lost = _touched(known.jacobian, middle.null)
@@ -229,7 +229,7 @@ def covariance(
         flags = (*known.flags, _about_rank(middle, [layout.names[i] for i in lost], clusters is not None))
     moments = None
     # The moments of CR2 assume known memberships; with several experts no t distribution is claimed.
-    if middle.units is not None and problem.structure.n_experts == 1 and problem.quadratic is None:
+    if middle.units is not None and problem.structure.n_experts == 1 and problem.ridge is None:
         moments = sandwich_moments(weights, middle.units)
     matrix = delta_cov(weights, middle.scores.T @ middle.scores)
     note = "; ".join(filter(None, ["" if clusters is None else f"{n_units} clusters", _about(middle, moments)]))
@@ -280,9 +280,8 @@ def resampled_covariance(problem: Problem, coordinates: Coordinates, theta: Arra
 def _scores_of_penalty(problem: Problem, theta: Array) -> Array:
     """Scores of units that stand for priors of gate and functions in the middle of a sandwich, shape (M, P)."""
     out = np.zeros((theta.size, theta.size))
-    if problem.quadratic is not None:
-        values, vectors = np.linalg.eigh(problem.quadratic)
-        out = (vectors * np.sqrt(np.maximum(values, 0.0))).T
+    if problem.ridge is not None:
+        out = problem.ridge
     if problem.penalty is not None:
         gamma = expand(problem.structure, problem.free, theta[None]).gamma
         values, vectors = np.linalg.eigh(penalty_meat(problem.penalty, problem.W, gamma))
@@ -370,7 +369,7 @@ def _corrected(problem: Problem, scores: Array, by_unit: Array, known: Identifie
     Cross terms between the coefficients of one expert and its further parameters have expectation zero if errors are
     normal; what is observed of them is noise, and leverage is that without them.
     """
-    if problem.structure.n_experts > 1 or problem.quadratic is not None:
+    if problem.structure.n_experts > 1 or problem.ridge is not None:
         units = leverage(by_unit, known.inverse.half, jackknife=True)
         return Middle(corrected_scores(scores, known.inverse.half, units), known.inverse.half, units)
     is_coefficient = np.isin(np.arange(problem.free.size), problem.free.beta)

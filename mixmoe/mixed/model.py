@@ -291,8 +291,7 @@ class MEMoE(Refitting):
         other = copy(self)
         geometry = geometry_of(self.functions, self.problem.free, self.structure, self.coordinates)
         other.smoothing = effective(self, geometry, lambdas, theta)
-        quadratic, of_experts = geometry.penalty(lambdas), other.smoothing.of_experts
-        other.problem = replace(self.problem, quadratic=quadratic, effective=of_experts)
+        other.problem = replace(self.problem, ridge=geometry.root(lambdas), effective=other.smoothing.of_experts)
         return other
 
     def _arrange(self, structure: Structure) -> None:

@@ -35,8 +35,8 @@ class Problem(Generic[Model]):
         Log prior of the gate, part of what is maximised but not of the log-likelihood of subjects.
     restricted : bool
         Whether the restricted log-likelihood is maximised, of one expert with normal errors; see `restriction`.
-    quadratic : ndarray, shape (P, P), or None
-        S of the penalty ``1/2 theta'S theta`` of smooth functions, which is taken off what is maximised.
+    ridge : ndarray, shape (M, P), or None
+        R of the penalty ``1/2 |R theta|^2`` of smooth functions, which is taken off what is maximised.
     effective : ndarray, shape (K,), or None
         Effective number of coefficients of each expert where some are penalised.
     """
@@ -47,7 +47,7 @@ class Problem(Generic[Model]):
     W: Array
     penalty: GatePenalty | None = None
     restricted: bool = False
-    quadratic: Array | None = None
+    ridge: Array | None = None
     effective: Array | None = None
 
     @property
@@ -205,10 +205,11 @@ def evaluate(problem: Problem, theta: Array) -> Evaluation:
         score[:, problem.free.gate] += penalty_score(problem.penalty, problem.W, params.gamma).reshape(
             theta.shape[0], -1
         )
-    if problem.quadratic is not None:
-        slope = theta @ problem.quadratic
-        loglik -= 0.5 * (slope * theta).sum(axis=1)
-        score -= slope
+    if problem.ridge is not None:
+        # Not by R'R: the digits that R theta loses to a penalty without bound would be lost twice.
+        held = theta @ problem.ridge.T
+        loglik -= 0.5 * (held * held).sum(axis=1)
+        score -= held @ problem.ridge
     if problem.restricted:
         for i, point in enumerate(theta):
             term = restriction(problem, point)
@@ -219,7 +220,7 @@ def evaluate(problem: Problem, theta: Array) -> Evaluation:
 
 def penalty_at(problem: Problem, theta: Array) -> float:
     """Log prior of gate and smooth functions at one free vector, shape (P,); zero if nothing is penalised."""
-    smooth = 0.0 if problem.quadratic is None else -0.5 * float(theta @ problem.quadratic @ theta)
+    smooth = 0.0 if problem.ridge is None else -0.5 * float(((problem.ridge @ theta) ** 2).sum())
     if problem.penalty is None:
         return smooth
     gamma = expand(problem.structure, problem.free, theta[None]).gamma

@@ -171,7 +171,7 @@ def _ordered(model: "MEMoE", geometry: Geometry, found: Smoothed, control: Contr
 
 def _as_search(model: "MEMoE", geometry: Geometry, found: Smoothed) -> Search:
     """An estimate as the record of a search, whose score is that of the marginal likelihood."""
-    penalised = replace(model.problem, quadratic=geometry.penalty(found.lambdas))
+    penalised = replace(model.problem, ridge=geometry.root(found.lambdas))
     e = evaluate(penalised, found.theta[None])
     return Search(
         theta=found.theta,
@@ -193,7 +193,7 @@ def _as_search(model: "MEMoE", geometry: Geometry, found: Smoothed) -> Search:
 
 def effective(model: "MEMoE", geometry: Geometry, lambdas: Array, theta: Array) -> Smoothing:
     """Degrees of freedom at an estimate: traces of ``(H + S)^-1 H`` in the user's coefficients."""
-    plain = replace(model.problem, quadratic=None, effective=None)
+    plain = replace(model.problem, ridge=None, effective=None)
     H = information(plain, theta)
     F = geometry.inverse @ penalised_inverse(geometry, H, lambdas) @ H @ geometry.basis
     own, twice = np.diag(F), np.diag(2 * F - F @ F)

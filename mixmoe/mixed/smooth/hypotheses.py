@@ -238,7 +238,7 @@ def gain(model: "MEMoE", names: Sequence[str], hypothesis: str, theta: Array, la
     own = np.array([f.name in names for f in model.functions])
     found = _maximum(model, model.functions, model.given_smoothing, theta, lambdas)
     functions = held(model.functions, names, hypothesis)
-    plain = replace(model.problem, quadratic=None, effective=None)
+    plain = replace(model.problem, ridge=None, effective=None)
     geometry = geometry_of(functions, plain.free, model.structure, model.coordinates)
     unit = typical_smoothing(information(plain, found.theta), geometry)
     given = np.where(own, _WITHOUT_BOUND * unit, model.given_smoothing)
@@ -252,13 +252,13 @@ def gain(model: "MEMoE", names: Sequence[str], hypothesis: str, theta: Array, la
 def _maximum(
     model: "MEMoE", functions: Sequence[Function], given: Array, theta: Array, start: Array | None
 ) -> Smoothed:
-    plain = replace(model.problem, quadratic=None, effective=None)
+    plain = replace(model.problem, ridge=None, effective=None)
     geometry = geometry_of(functions, plain.free, model.structure, model.coordinates)
     return estimate(plain, geometry, theta, given, SIGMA_FLOOR, _REFIT, start)
 
 
 def _height(model: "MEMoE", functions: Sequence[Function], found: Smoothed) -> float:
-    plain = replace(model.problem, quadratic=None, effective=None)
+    plain = replace(model.problem, ridge=None, effective=None)
     geometry = geometry_of(functions, plain.free, model.structure, model.coordinates)
     return marginal_loglik(plain, geometry, found.lambdas, found.theta)
 

@@ -81,7 +81,7 @@ class Tilted:
 
 def marginal_loglik(problem: Problem, geometry: Geometry, lambdas: Array, theta: Array) -> float:
     """Laplace's approximation of the marginal log-likelihood at a maximum of the penalised one, in working units."""
-    plain = replace(problem, quadratic=None)
+    plain = replace(problem, ridge=None)
     H = information(plain, theta)
     N = geometry.directions
     value = float(evaluate(plain, theta[None]).loglik[0]) - 0.5 * float(lambdas @ geometry.squares(theta))
@@ -126,7 +126,8 @@ def estimate(
         lambdas = np.where(known | np.isnan(start), lambdas, start)
     tilt, trace, n_iter, n_evaluations = np.zeros(theta.size), [], 0, 0
     interrupted, rested = False, False
-    limit = replace(control, tol=control.tol / _CLOSE, progress=False)
+    theta = _shrunk(geometry, theta, typical_smoothing(H, geometry), lambdas)
+    limit = _limit(control, control.tol / _CLOSE, problem.n_subjects)
     step, last = np.ones(lambdas.size), np.zeros(lambdas.size)
     for _ in range(_ROUNDS):
         # 1. where smoothing parameters and tilt would lie if the log-likelihood were its quadratic model here
@@ -140,24 +141,41 @@ def estimate(
         step = np.where(way * last < 0, 0.5 * step, np.minimum(1.0, 1.5 * step))
         last, tilt, lambdas = way, lean, np.where(known, given, lambdas * np.exp(step * way))
         # 3. an ascent with both held
-        S = geometry.penalty(lambdas)
-        objective = Tilted(Guarded(replace(problem, quadratic=S), sigma_floor), tilt)
+        objective = Tilted(Guarded(replace(problem, ridge=geometry.root(lambdas)), sigma_floor), tilt)
         inverse = penalised_inverse(geometry, H, lambdas)
         end = climb(objective, theta[None], inverse[None], problem.n_subjects, limit, logarithmic=logarithmic)
         theta, interrupted = end.theta[0], end.interrupted
         n_iter, n_evaluations = n_iter + int(end.n_iter[0]), n_evaluations + int(end.n_evaluations[0])
         trace.append(float(end.loglik[0] - theta @ tilt))
         rested = rest.still(_SETTLED)
-        if interrupted or (rested and limit.tol <= control.tol):
+        if interrupted or (rested and limit.tol == control.tol):
             break
         if rest.still(_NEAR):
-            limit = replace(limit, tol=control.tol)
+            limit = _limit(control, control.tol, problem.n_subjects)
         H = information(problem, theta)
-    score = evaluate(replace(problem, quadratic=geometry.penalty(lambdas)), theta[None]).score[0] + tilt
-    still = bool(np.abs(score).max(initial=0.0) <= 10 * control.tol * problem.n_subjects)
+    score = evaluate(replace(problem, ridge=geometry.root(lambdas)), theta[None]).score[0] + tilt
+    left = 0.5 * float(score @ penalised_inverse(geometry, H, lambdas) @ score)
+    still = left <= 100 * _limit(control, control.tol, problem.n_subjects).promise
     return Smoothed(
         theta, lambdas, tilt, np.array(trace), n_iter, n_evaluations, rested and still and not interrupted, interrupted
     )
+
+
+def _limit(control: Control, tol: float, n_subjects: int) -> Control:
+    """Limits of an ascent that ends where what is left to gain is that of a score of `tol` per subject.
+
+    The score itself says little beside penalties without bound: rounding of a coefficient that they hold at zero is
+    multiplied by them.
+    """
+    return replace(control, tol=tol, promise=0.5 * tol**2 * n_subjects, progress=False)
+
+
+def _shrunk(geometry: Geometry, theta: Array, typical: Array, lambdas: Array) -> Array:
+    """The start with penalised coefficients drawn to zero as their penalties will draw them."""
+    coefficients = geometry.inverse @ theta
+    for at, known, lam in zip(geometry.penalised, typical, lambdas, strict=True):
+        coefficients[at] *= known / (known + lam)
+    return np.asarray(geometry.basis @ coefficients)
 
 
 @dataclass(frozen=True, slots=True)

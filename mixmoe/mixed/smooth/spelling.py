@@ -35,7 +35,7 @@ def _spelled(formula: MoEFormula, parts: tuple[Part, ...]) -> tuple[Part, ...]:
             if holds_smooth(term):
                 raise FormulaError(
                     f"the term {name_of(term)!r} stands beside vary:, which makes each coefficient a function of its "
-                    "index; write s(...) for each function and leave vary: out, or put what is constant into const(...)",
+                    "index; write s(...) for each function and leave vary: out, or put constants into const(...)",
                     formula.text,
                 )
             if part.kind == "const":
