@@ -70,7 +70,7 @@ class SmoothColumns:
     ----------
     section : {"expert", "gate"}
     name : str
-        Text of the term, with the level of a factor in ``by=``.
+        Index and multiplier, ``s(time, by=x)``, with the level of a factor in ``by=``.
     columns : ndarray of int, shape (c,)
         Of the section.
     penalised : ndarray of bool, shape (c,)
@@ -540,7 +540,8 @@ def _smooths(section: str, recipe: Recipe, built: Materialized) -> list[SmoothCo
             of = np.flatnonzero(kept[columns])
             arguments = formulaic_engine.arguments_of_smooth(parsed)
             whole = arguments.get("whole")
-            name = ENGINES[recipe.engine].name_of(parsed) if whole is None else ast.literal_eval(whole)
+            of_by = f", by={arguments['by']}" if "by" in arguments else ""
+            name = f"s({arguments['x']}{of_by})" if whole is None else ast.literal_eval(whole)
             found.append(
                 SmoothColumns(
                     section=section,

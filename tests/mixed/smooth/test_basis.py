@@ -41,7 +41,7 @@ def test_free_columns_are_what_the_penalty_leaves(frame):
 
 
 def test_gaps_in_the_index_put_knots_at_quantiles(frame):
-    data = frame.assign(t=np.exp(3 * frame["t"] ** 3))
+    data = frame.assign(t=frame["t"] + 2.0 * (frame["t"] > 0.9))
     s = spline(data, "s(t, k=12)")
     assert np.ptp(np.diff(s.knots)) > 0.1
     b, u = np.random.default_rng(0).normal(size=10), np.linspace(s.low, s.high, 40001)
@@ -74,7 +74,7 @@ def test_functions_are_centred_and_multiplied(frame):
     rows = (frame["g"] == "a").to_numpy()
     assert not design.expert[~rows][:, by_a.columns].any()
     np.testing.assert_allclose(design.expert[rows][:, by_a.columns].mean(axis=0), 0.0, atol=1e-12)
-    assert by_b.name == "s(t, by=g, k=6).b"
+    assert by_b.name == "s(t, by=g).b"
 
 
 def test_replay_on_other_rows(frame):
@@ -120,7 +120,10 @@ def test_functions_where_there_are_none(frame, formula, message):
 
 
 def test_functions_that_overlap(frame):
-    with pytest.warns(CollinearityWarning), pytest.raises(DesignError, match=r"'s\(t, by=g\)' of the expert part overlaps"):
+    with (
+        pytest.warns(CollinearityWarning),
+        pytest.raises(DesignError, match=r"'s\(t, by=g\)' of the expert part overlaps"),
+    ):
         mm.MEMoE("y ~ s(t) + s(t, by=g) | re: (1 | id)", frame, experts=1)
 
 
