@@ -13,9 +13,11 @@ from mixmoe.report.side_by_side import table
 if TYPE_CHECKING:
     from mixmoe.mixed.model import MEMoE
     from mixmoe.mixed.results import MEMoEResults
+    from mixmoe.multiple_imputation import pool
     from mixmoe.neural.model import NME
     from mixmoe.neural.results import NMEResults
     from mixmoe.selection.choice import Selection, select
+    from mixmoe.selection.many_responses import fit_each
     from mixmoe.varying.model import VCMoE
     from mixmoe.varying.results import VCMoEResults
 
@@ -32,7 +34,9 @@ __all__ = [
     "datasets",
     "errors",
     "fit",
+    "fit_each",
     "load",
+    "pool",
     "select",
     "simulate",
     "table",
@@ -45,6 +49,8 @@ _WHERE = {
     "Selection": "mixmoe.selection.choice",
     "VCMoE": "mixmoe.varying.model",
     "VCMoEResults": "mixmoe.varying.results",
+    "fit_each": "mixmoe.selection.many_responses",
+    "pool": "mixmoe.multiple_imputation",
     "select": "mixmoe.selection.choice",
 }
 

@@ -173,13 +173,13 @@ class Results(Diagnosis, Reporting, LabelledResults):
         """
         chosen = _chosen(self, tables, options)
         title = self._title if caption is None else caption
-        return written(latex(chosen, title, label, self._remarks, standalone), path)
+        return written(latex(chosen, title, label, (_size_and_fit(self), *self._remarks), standalone), path)
 
     def to_markdown(
         self, path: PathLike | None = None, tables: Sequence[str] | str | None = None, **options: Any
     ) -> str:
         """Tables as Markdown; see `to_latex`."""
-        return written(markdown(_chosen(self, tables, options), notes=self._remarks), path)
+        return written(markdown(_chosen(self, tables, options), notes=(_size_and_fit(self), *self._remarks)), path)
 
     def to_frame(self, alpha: float = 0.05) -> pd.DataFrame:
         """One row per parameter.
@@ -264,7 +264,10 @@ class Results(Diagnosis, Reporting, LabelledResults):
         ax : matplotlib Axes, optional
             Where to draw.
         **options
-            Passed to `curves` or `panels`.
+            Of a kind of `curves`: named there. ``"residuals"``: ``residuals=`` (kind of residuals), ``against=``
+            (``"fitted"`` or a numeric column), ``given=``, ``rng=``. ``"qq"``: ``given=``, ``alpha=``, ``rng=``.
+            ``"fit"``: ``x=`` (column), ``fitted=`` (``"mean"`` or ``"subject"``), ``bins=``, ``alpha=``.
+            ``"random_effects"``: ``alpha=``. ``"profile"``: ``parameter=`` and others of `profile`.
 
         Returns
         -------
@@ -488,6 +491,14 @@ def _notes(results: Results) -> tuple[str, ...]:
     how = DESCRIPTIONS[cov.kind].replace("independent units", results._unit_word)
     about = f"Standard errors: {how}{'; ' + cov.note if cov.note else ''}."
     return (about, *results._more_notes, *(flag.message for flag in results.flags))
+
+
+def _size_and_fit(results: Results) -> str:
+    """Units, rows, log-likelihood and BIC, for tables without the header."""
+    word = "clusters" if results.model.design.names.group is None else results._unit_word
+    units = f"{results.n_units} {word}, " if results.n_units != results.nobs else ""
+    fit = f"{loglik_name(results.model.settings).lower()} {results.llf:.3f}, BIC {results.bic:.3f}"
+    return f"N = {units}{results.nobs} rows; {fit}."
 
 
 def _chosen(results: Results, keys: Sequence[str] | str | None, options: Mapping[str, Any]) -> tuple[Table, ...]:

@@ -4,6 +4,7 @@
 """
 
 import difflib
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -105,6 +106,8 @@ class MoEFormula:
     seq : Sequence or None
     sigma : tuple of Part
         Terms of the log standard deviation of the errors; empty if it is constant.
+    period : float or None
+        Of an index that runs round a circle.
     """
 
     text: str
@@ -115,9 +118,15 @@ class MoEFormula:
     vary: str | None = None
     seq: Sequence | None = None
     sigma: tuple[Part, ...] = ()
+    period: float | None = None
 
     def __str__(self) -> str:
         return self.text
+
+    @property
+    def index(self) -> str | None:
+        """The index as it is written."""
+        return self.vary if self.period is None else f"cyclic({self.vary}, {self.period:g})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +231,9 @@ def _danger(formula: MoEFormula) -> str | None:
 
 
 def _assembled(text: str, response: _Span, expert: _Span, sections: dict[str, _Span]) -> MoEFormula:
-    gate = sections.get("gate")
+    gate, period = sections.get("gate"), None
+    if "vary" in sections:
+        sections["vary"], period = _without_circle(sections["vary"])
     formula = MoEFormula(
         text=text,
         response=_response(response),
@@ -232,6 +243,7 @@ def _assembled(text: str, response: _Span, expert: _Span, sections: dict[str, _S
         vary=_single_expression(sections["vary"]) if "vary" in sections else None,
         seq=_sequence(sections["seq"]) if "seq" in sections else None,
         sigma=_sigma(sections["sigma"]) if "sigma" in sections else (),
+        period=period,
     )
     if formula.seq is not None and formula.random is None:
         raise sections["seq"].error(
@@ -600,6 +612,26 @@ def _group(design: _Span, span: _Span) -> str:
     if re.search(r"[/:+*]", span.masked):
         raise span.error(f"{text!r} is more than one grouping factor; {_SEVERAL}")
     raise span.error(f"the subjects must be one column, got {span.text.strip()!r}; make such a column and name it")
+
+
+def _without_circle(span: _Span) -> tuple[_Span, float | None]:
+    """The index inside ``cyclic(index, period)`` with its period, or the index as it stands and None."""
+    found = re.fullmatch(r"\s*cyclic\s*\((.*)\)\s*", span.masked)
+    if found is None:
+        return span, None
+    inner = span.sub(found.start(1), found.end(1))
+    commas = [i for i, char in enumerate(_mask(inner.text)) if char == ","]
+    text = inner.text[commas[-1] + 1 :].strip() if commas else ""
+    try:
+        period = float(text) if len(commas) == 1 else math.nan
+    except ValueError:
+        period = math.nan
+    if not 0.0 < period < math.inf:
+        raise span.error(
+            f"cyclic(...) takes an index and its period, a positive number, got {inner.text.strip()!r}; write for "
+            "instance vary: cyclic(hour, 24)"
+        )
+    return span.sub(found.start(1), found.start(1) + commas[0]), period
 
 
 def _single_expression(span: _Span) -> str:

@@ -12,6 +12,7 @@ from mixmoe._typing import Array
 
 MANY_UNITS = 5000  # from here on the correction and the t reference change nothing that is printed
 _MANY_PARAMETERS = 40  # moments of a covariance have P^4 / 4 entries
+_NO_SIZE = 1e-14  # of the largest, of products of rows that are not there or depend on one another
 _LARGEST = 0.999  # leverage of one is a direction that one unit alone determines: no other tells its variance
 
 
@@ -48,10 +49,51 @@ def leverage(information: Array, half: Array, jackknife: bool = False) -> Levera
     -------
     Leverage
     """
-    values, vectors = np.linalg.eigh(half.T @ information @ half)
+    return _shares(half.T @ information @ half, jackknife)
+
+
+def _shares(matrices: Array, jackknife: bool) -> Leverage:
+    """Leverage from ``L'J_iL``, shape (G, r, r)."""
+    values, vectors = np.linalg.eigh(matrices)
     values = np.clip(values, 0.0, _LARGEST)[:, None]
     across = np.swapaxes(vectors, 1, 2)
     return Leverage((vectors * values) @ across, (vectors / (1.0 - values) ** (1.0 if jackknife else 0.5)) @ across)
+
+
+def corrected_by_factors(scores: Array, factors: Array, matrices: Array, half: Array, jackknife: bool = False) -> Array:
+    """`corrected_scores` of units whose information is ``F_i' C_i F_i``, at no cost of the size of all parameters.
+
+    Parameters
+    ----------
+    scores : ndarray, shape (G, P)
+    factors : ndarray, shape (G, d, r)
+        ``F_i L``, with few rows d.
+    matrices : ndarray, shape (G, d, d)
+        C_i.
+    half : ndarray, shape (P, r)
+        L, as for `leverage`.
+    jackknife : bool
+        As for `leverage`.
+
+    Returns
+    -------
+    ndarray, shape (G, r)
+    """
+    flat = scores @ half
+    if factors.shape[1] >= factors.shape[2]:
+        return corrected_scores(scores, half, _shares(np.swapaxes(factors, 1, 2) @ matrices @ factors, jackknife))
+    # L'J_iL acts on the rows of F_i L only. Orthonormal ones are B'F_i L, B from the eigenvectors of their products.
+    size, vectors = np.linalg.eigh(factors @ np.swapaxes(factors, 1, 2))
+    size = np.maximum(size, 0.0)[:, None]
+    used = size > _NO_SIZE * size.max(axis=2, keepdims=True)
+    root = np.where(used, np.sqrt(size), 0.0)
+    left = vectors * root
+    share, turn = np.linalg.eigh(np.swapaxes(left, 1, 2) @ matrices @ left)
+    share = np.clip(share, 0.0, _LARGEST)
+    B = (vectors * np.where(used, 1 / np.where(used, root, 1.0), 0.0)) @ turn
+    along = np.einsum("gdr,gr->gd", factors, flat)
+    along = np.einsum("gda,gd->ga", B, along) * ((1.0 - share) ** (-1.0 if jackknife else -0.5) - 1.0)
+    return np.asarray(flat + np.einsum("gdr,gd->gr", factors, np.einsum("gda,ga->gd", B, along)))
 
 
 def corrected_scores(scores: Array, half: Array, units: Leverage) -> Array:

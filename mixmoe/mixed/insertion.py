@@ -66,8 +66,11 @@ class Inserted:
 def gains_little(problem: ClosedForm, smaller: Array, level: float) -> bool:
     """Whether a log-likelihood lies so little above that of a fit with one expert fewer that a handful of subjects may.
 
-    A group of its own gains hundreds; where there is none, the highest maxima are those of the right handful.
+    A group of its own gains hundreds; where there is none, the highest maxima are those of the right handful. An expert
+    with as many coefficients of its own as a handful has subjects would fit these exactly, whichever they are.
     """
+    if (~problem.structure.common).sum() >= _LOCAL // 2:
+        return False
     below = evaluate(fewer_experts(problem), smaller[None]).loglik[0]
     return bool(0 <= level - below < _LITTLE * (problem.free.size - smaller.size))
 

@@ -38,7 +38,7 @@ from mixmoe.mixed.prediction.trajectories import Estimate, disturbances, draw_re
 from mixmoe.mixed.search import Guarded, off_boundary, permute
 from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing
 from mixmoe.mixed.smooth.functions import Function, functions_of, layout_of
-from mixmoe.mixed.starting_values import inverse_outer_product
+from mixmoe.mixed.starting_values import first_inverse
 from mixmoe.mixture.estimate import EMFit, ParamLayout, Starts
 from mixmoe.mixture.gate import posterior_probabilities
 from mixmoe.mixture.resampling import replicate
@@ -141,7 +141,7 @@ class Resample:
         sample = self.problem.take(np.sort(rng.integers(N, size=N)))
         start = off_boundary(sample, self.theta)[None]
         logarithmic = np.append(sample.free.log_sigma, sample.free.extra)
-        inverse = inverse_outer_product(sample, start)
+        inverse = first_inverse(sample, start)
         end = climb(Guarded(sample, _SIGMA_FLOOR), start, inverse, N, _CONTROL, logarithmic=logarithmic)
         if end.interrupted:
             raise KeyboardInterrupt  # climb() keeps it to itself; it ends the whole bootstrap, not one resample

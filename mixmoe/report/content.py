@@ -180,7 +180,7 @@ def _model(e: Evidence) -> tuple[Part, ...]:
     rows += [("Gate part", _terms(formula.gate))] if e.is_mixture else []
     rows += [("Subjects in column", e.design.names.group)] if e.design.names.group is not None else []
     rows += [("Within subject", formula.random.design)] if formula.random is not None else []
-    rows += [("Index", formula.vary)] if formula.vary is not None else []
+    rows += [("Index", formula.index)] if formula.vary is not None else []
     facts = [(label, value) for label, value in e.results._more_facts if value is not None]
     said = {label.lower().replace(" ", "_") for label, _ in facts}
     plain = [(n, str(v)) for n, v in settings.items() if n not in said and isinstance(v, str | int | float | bool)]

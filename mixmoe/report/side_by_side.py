@@ -8,7 +8,7 @@ import numpy as np
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.uncertainty import DESCRIPTIONS
 from mixmoe.mixture.estimate import Block, Parameter
-from mixmoe.output.records import Cell, Table, format_cell
+from mixmoe.output.records import Cell, Table, format_cell, in_light_of
 from mixmoe.output.summary import BLOCK_TITLES, Summary
 from mixmoe.report.reporting import Reporting
 
@@ -147,7 +147,7 @@ def _estimate(result: Any, name: str, stars: bool) -> Cell:
         return None
     p_value = result.pvalues[name]
     mark = next((mark for limit, mark in _STARS if p_value < limit), "") if stars else ""
-    return format_cell(float(result.params[name])) + mark
+    return format_cell(in_light_of(float(result.params[name]), float(result.bse[name]))) + mark
 
 
 def _error(result: Any, name: str) -> Cell:

@@ -17,11 +17,12 @@ from mixmoe._typing import Array
 from mixmoe.errors import DesignError
 from mixmoe.mixture.estimate import Flag
 from mixmoe.mixture.resampling import run_all
+from mixmoe.responses.exponential import is_normal
 from mixmoe.varying.em_steps import expert_step
 from mixmoe.varying.joint_em import Control, fit_functions, on_grid, run_em
 from mixmoe.varying.leave_one_out import held_out, left_out_logliks, without_rows
 from mixmoe.varying.problem import Problem, Rows, Slots
-from mixmoe.varying.setup import MIN_EFFECTIVE, WindowFault
+from mixmoe.varying.setup import WindowFault, needed_rows
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.intp]
@@ -95,6 +96,8 @@ class Bandwidths:
         Criterion of each bandwidth tried, see `BandwidthSearch`.
     forced : tuple of Forced or None
         What stood in the way of narrower ones; not kept in files, which have the flags.
+    unforced : tuple of float, or None
+        Bandwidths of experts and gate if no column had forced a wider one; None if none has, as far as is known.
     """
 
     experts: float
@@ -102,19 +105,33 @@ class Bandwidths:
     table: pd.DataFrame | None = None
     gate_table: pd.DataFrame | None = None
     forced: tuple[Forced | None, ...] = ()
+    unforced: tuple[float, float] | None = None
 
     @property
     def searches(self) -> dict[str, Any]:
-        """The tables as plain lists, for files."""
+        """The tables as plain lists, and the bandwidths beside forced columns, for files."""
         tables = {"bandwidth": self.table, "gate_bandwidth": self.gate_table}
-        return {name: None if table is None else table.to_dict("list") for name, table in tables.items()}
+        lists = {name: None if table is None else table.to_dict("list") for name, table in tables.items()}
+        return lists | {"unforced": self.unforced}
+
+    @classmethod
+    def chosen(cls, found: BandwidthSearch, gate: float | None, of_gate: BandwidthSearch | None = None) -> "Bandwidths":
+        """From the search of the experts, and the bandwidth or the search of the gate if it has its own."""
+        forced = (found.forced, None if of_gate is None else of_gate.forced)
+        rest = [None if one is None else one.alone for one in forced]
+        experts = found.best if rest[0] is None else rest[0]
+        own = gate if of_gate is None else of_gate.best if rest[1] is None else rest[1]
+        unforced = None if rest == [None, None] else (experts, experts if own is None else own)
+        gate, table = (gate, None) if of_gate is None else (of_gate.best, of_gate.table)
+        return cls(found.best, gate, found.table, table, forced, unforced)
 
     @classmethod
     def from_lists(cls, experts: float, gate: float | None, searches: Mapping[str, Any]) -> "Bandwidths":
-        """From the plain lists of `searches`; files of earlier versions have none."""
-        found = (searches.get(name) for name in ("bandwidth", "gate_bandwidth"))
+        """From the plain lists of `searches`."""
+        found = (searches[name] for name in ("bandwidth", "gate_bandwidth"))
         table, gate_table = (None if lists is None else pd.DataFrame(lists) for lists in found)
-        return cls(experts, gate, table, gate_table)
+        unforced = searches["unforced"]
+        return cls(experts, gate, table, gate_table, unforced=None if unforced is None else tuple(unforced))
 
 
 def rule_of_thumb(rows: Rows, slots: Slots) -> float:
@@ -134,8 +151,9 @@ def rule_of_thumb(rows: Rows, slots: Slots) -> float:
     """
     q = slots.n_experts * (slots.n_expert_columns + slots.has_dispersion)
     # q functions share the rows: n / q of them are there for each.
-    h = 2.34 * float(np.std(rows.index)) * (rows.n / q) ** -0.2
-    return float(min(h, np.ptp(rows.index)))
+    # On a circle that of an index spread evenly: a spread around a mean depends on where the circle is cut.
+    spread = rows.period / np.sqrt(12.0) if rows.period else float(np.std(rows.index))
+    return float(min(2.34 * spread * (rows.n / q) ** -0.2, rows.span, rows.widest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +210,7 @@ def smallest_usable(usable: Callable[[float], bool], low: float, high: float) ->
     steps = max(1, int(np.ceil(np.log(high / low) / np.log(WIDER))))
     for h in low * WIDER ** np.arange(1, steps + 1):
         up = float(f"{h:.2g}")
-        if usable(up):
+        if up <= high and usable(up):
             return up
     return None
 
@@ -214,11 +232,11 @@ def usable_rule(space: Space) -> BandwidthSearch:
     DesignError
         If not even windows of twice the range of the index do.
     """
-    h, widest = rule_of_thumb(space.rows, space.slots), 2.0 * float(np.ptp(space.rows.index))
+    h, widest = rule_of_thumb(space.rows, space.slots), space.rows.widest
     steps = max(1, int(np.ceil(np.log(widest / h) / np.log(WIDER))))
     last: WindowFault | None = None
     why = ""
-    for one in h * WIDER ** np.arange(steps + 1):
+    for one in np.minimum(h * WIDER ** np.arange(steps + 1), max(h, widest)):
         fault = space.fault(float(one))
         if fault is None:
             best = float(one)
@@ -449,7 +467,7 @@ def _left_out_chain(problems: list[Problem], state: _State) -> _Chain:
     out = []
     for problem in problems:
         coef = state.moved(problem)
-        if problem.family.name == "gaussian" and not problem.const[problem.slots.experts].any():
+        if is_normal(problem.family) and not problem.const[problem.slots.experts].any():
             coef[:, :, problem.slots.experts] += expert_step(problem, coef, problem.rows.weights[None])
         else:
             coef = run_em(problem, coef, _control()).coef
@@ -493,11 +511,11 @@ def _compared(space: Space, wanted: list[float], scoring: _Scoring) -> Bandwidth
 
 def _candidates(rows: Rows, slots: Slots) -> list[float]:
     """From the range of the index down to where windows cannot hold enough rows, widest first."""
-    span = float(np.ptp(rows.index))
-    needed = MIN_EFFECTIVE * slots.n_expert_columns + slots.n_experts
+    span = rows.span
+    needed = needed_rows(slots.n_expert_columns, slots.n_experts)
     distinct = len(np.unique(rows.index))
     low = span * max(needed / (2.0 * rows.n), 1.0 / distinct)  # the thinnest window is thinner than the average
-    top = max(span, rule_of_thumb(rows, slots))
+    top = min(max(span, rule_of_thumb(rows, slots)), rows.widest)
     return list(top / STEP ** np.arange(max(1, int(np.log(top / low) / np.log(STEP)) + 1)))
 
 
@@ -559,14 +577,15 @@ def _climbed(space: Space, start: float, scoring: _Scoring) -> _Found:
         logliks, _ = scorer.logliks([space.problem(h) for h in bandwidths[::-1]])
         return _Found(np.array(bandwidths), logliks[::-1], _criterion(logliks, weights)[::-1], [])
 
+    widest = space.rows.widest
+
     def possible(bandwidths: list[float]) -> list[float]:
-        return [h for h in bandwidths if space.fault(h) is None]
+        return [h for h in bandwidths if h <= widest and space.fault(h) is None]
 
     found = scored(possible([usable / NEAR, usable, usable * NEAR]))
-    widest = 2.0 * float(np.ptp(space.rows.index))
     while found.best in (0, len(found.tried) - 1):
         beyond = found.tried[0] / NEAR if found.best == 0 else found.tried[-1] * NEAR
-        more = possible([float(beyond)]) if beyond <= widest else []
+        more = possible([float(beyond)])
         if not more:
             break
         found = found.joined(scored(more))
@@ -575,11 +594,11 @@ def _climbed(space: Space, start: float, scoring: _Scoring) -> _Found:
 
 def _first_usable(space: Space, start: float) -> float:
     """The start, widened until every window holds enough rows."""
-    h, widest = start, 2.0 * float(np.ptp(space.rows.index))
+    h, widest = start, space.rows.widest
     while (fault := space.fault(h)) is not None:
-        if h > widest:
+        if h >= widest:
             raise DesignError(fault.text)
-        h *= WIDER
+        h = min(h * WIDER, widest)
     return h
 
 

@@ -24,7 +24,9 @@ from mixmoe.families import Estimated, FamilySpec, GatePoint
 from mixmoe.inference.uncertainty import CovType, ParamCov, checked_cov_type
 from mixmoe.mixture.estimate import Block, EMFit, Parameter, ParamLayout, Starts
 from mixmoe.output.records import told_apart
+from mixmoe.responses.exponential import StudentT
 from mixmoe.varying.bands import BandSet, LevelProcess, level_process
+from mixmoe.varying.circle import wrapped
 from mixmoe.varying.em_steps import own_natural, posterior
 from mixmoe.varying.identifiability import find_flags, n_clusters, separation_flag
 from mixmoe.varying.joint_em import (
@@ -39,7 +41,7 @@ from mixmoe.varying.joint_em import (
 )
 from mixmoe.varying.local_likelihood import build_local, local_start
 from mixmoe.varying.local_maximum import maximise_bounded
-from mixmoe.varying.problem import Problem, Slots
+from mixmoe.varying.problem import Problem, Rows, Slots, Windows
 from mixmoe.varying.row_refits import From, maximise, with_experts, with_response
 from mixmoe.varying.sandwich import influence, level_covariance, small_sample_power
 from mixmoe.varying.setup import Sorted, constant_slots
@@ -58,7 +60,7 @@ SPEC = FamilySpec(
     section="vary",
     unless=("random", "smoother"),
     covariance_options=("correction",),
-    listed=("bandwidth", "dispersion", "family"),
+    listed=("bandwidth", "dispersion", "errors_dist", "family"),
     lacks={
         "HasScores": "it has no score per unit of one parameter vector; refit without the units in question, or, in "
         "a three-step analysis, use method='naive', which is not corrected for classification error",
@@ -114,6 +116,8 @@ class FittedVCMoE:
         Cluster of each sorted row.
     selection, gate_selection : DataFrame or None
         Criterion of each bandwidth tried, for all functions and for the gate alone.
+    unforced : tuple of float, or None
+        Bandwidths of experts and gate if no column had forced a wider one; None if none has.
     """
 
     spec: ClassVar[FamilySpec] = SPEC
@@ -127,11 +131,19 @@ class FittedVCMoE:
     clusters: IntArray | None
     selection: pd.DataFrame | None = None
     gate_selection: pd.DataFrame | None = None
+    unforced: tuple[float, float] | None = None
 
     @property
     def n_experts(self) -> int:
         """Number of experts, K."""
         return self.problem.slots.n_experts
+
+    @property
+    def df_estimated(self) -> float | None:
+        """Degrees of freedom of t errors, if they were estimated."""
+        family = self.problem.family
+        estimated = isinstance(family, StudentT) and self.settings["errors_df"] is None
+        return family.df if isinstance(family, StudentT) and estimated else None
 
     @property
     def names(self) -> FunctionNames:
@@ -146,7 +158,7 @@ class FittedVCMoE:
 
     def points_shown(self, digits: int) -> tuple[str, ...]:
         """Index values of the tabulated points, in digits in which no two grid points look alike."""
-        grid = told_apart(self.problem.windows.grid.tolist(), digits)
+        grid = told_apart(self.problem.windows.shown.tolist(), digits)
         return tuple(grid[g] for g in self.points)
 
     def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
@@ -197,7 +209,7 @@ class FittedVCMoE:
         shape = (slots.n_experts - 1, slots.n_gate_columns)
         return tuple(
             GatePoint(
-                float(self.problem.windows.grid[g]),
+                float(self.problem.windows.shown[g]),
                 self.coef[g, 0, slots.gates].reshape(shape),
                 np.asarray((first + np.where(const, 0, j))[slots.gates].reshape(shape), dtype=np.intp),
             )
@@ -293,9 +305,13 @@ class FittedVCMoE:
         labels[self.data.order] = unit.weighted.argmax(axis=0)
         return labels
 
-    def process(self, bias: str, cov: ParamCov) -> LevelProcess:
-        """Levels of all functions over the grid with a covariance like `cov`, see `level_process`."""
-        return level_process(self.problem, self.coef, bias, self.clusters_of(cov.kind), cov.corrected)
+    def process(self, bias: str, cov: ParamCov, derivative: int) -> LevelProcess:
+        """Levels or derivatives of all functions with a covariance like `cov`, see `level_process`."""
+        return level_process(self.problem, self.coef, bias, self.clusters_of(cov.kind), cov.corrected, derivative)
+
+    def values(self, derivative: int) -> Array:
+        """Levels or derivatives by the index of all functions at the grid points, (G, L)."""
+        return self.coef[:, 1] / self.problem.bandwidths if derivative else self.coef[:, 0]
 
     def record(self, run: Run, control: Control, starts: int) -> EMFit:
         """The fit as the base of the results wants it, responsibilities in the order of the design."""
@@ -379,10 +395,12 @@ def build_layout(names: FunctionNames, const: NDArray[np.bool_], at: Sequence[st
     return ParamLayout(tuple(made))
 
 
-def tabulated_points(grid: Array, index: Array) -> IntArray:
-    """Grid points closest to quantiles of the index."""
-    wanted = np.quantile(index, QUANTILES)
-    return np.unique(np.abs(grid[:, None] - wanted).argmin(axis=0))
+def tabulated_points(windows: Windows, rows: Rows) -> IntArray:
+    """Grid points closest to quantiles of the index, of a circle to its quarters, in ascending order of the index."""
+    wanted = np.arange(4) * 0.25 * rows.period if rows.period else np.quantile(rows.index, QUANTILES)
+    points = np.abs(wrapped(windows.grid[:, None] - wanted, rows.period)).argmin(axis=0)
+    found = np.unique(points)
+    return found[np.argsort(windows.shown[found])]
 
 
 def _pick(problem: Problem, levels: Array, points: IntArray) -> Array:

@@ -39,7 +39,8 @@ from mixmoe.varying.dispersion_limits import ThetaProfile
 from mixmoe.varying.em_steps import Natural, natural_parameters, own_natural, posterior
 from mixmoe.varying.fitted import FittedVCMoE, band_frame_values
 from mixmoe.varying.gate_limits import with_gate_limits
-from mixmoe.varying.problem import Rows, hermite_matrix
+from mixmoe.varying.interpolation import hermite_matrix
+from mixmoe.varying.problem import Rows
 from mixmoe.varying.setup import checked_numbers, sorted_rows
 
 BoolArray = NDArray[np.bool_]
@@ -51,6 +52,7 @@ AT_LIMIT = "limit"  # the dispersion runs to its limit: no standard error; limit
 THIN = "thin"  # no band: fewer than 2 degrees of freedom for the standard error
 LOST = "no maximum"  # no band: the local fit behind it has no maximum near the fit
 AT_COVARIATES = ("probabilities", "experts", "mean")
+DERIVATIVES_OF = ("coefficients", "differences")
 _LIMITS = ("std_error", "conf_low", "conf_high", "band_low", "band_high")
 _OWN_COLUMNS = ("coefficient", "block", "expert", "term", "estimate", "center", *_LIMITS, "mark")  # beside the index
 
@@ -69,6 +71,7 @@ class BandRequest:
     n_jobs: int = 1
     progress: bool | None = None
     clusters: NDArray[np.intp] | None = None
+    derivative: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +101,9 @@ def checked_index_name(name: str) -> None:
 def function_frame(model: FittedVCMoE, u: Any) -> pd.DataFrame:
     """Coefficient functions at index values, tidy."""
     grid, problem = model.problem.windows.grid, model.problem
-    at = grid if u is None else checked_numbers(u, "u")
-    if not len(at) or not np.isfinite(at).all() or at.min() < grid[0] or at.max() > grid[-1]:
+    at = np.sort(problem.windows.shown) if u is None else checked_numbers(u, "u")
+    inside = np.isfinite(at) & ((problem.rows.period > 0.0) | ((grid[0] <= at) & (at <= grid[-1])))
+    if not len(at) or not inside.all():
         raise ArgumentError(
             f"u must lie within the range of the index, {grid[0]:g} to {grid[-1]:g}, with at least one value, got {u!r}"
         )
@@ -114,9 +118,9 @@ def function_frame(model: FittedVCMoE, u: Any) -> pd.DataFrame:
 def levels_at(model: FittedVCMoE, at: Array) -> Array:
     """Levels of all functions at index values, (n, L)."""
     problem, stop = model.problem, model.problem.slots.gates.start
-    flat, grid = model.coef.reshape(-1, problem.slots.n), problem.windows.grid
-    experts = hermite_matrix(grid, problem.windows.bandwidth, at) @ flat[:, :stop]
-    gates = hermite_matrix(grid, problem.gate_windows.bandwidth, at) @ flat[:, stop:]
+    flat, grid, period = model.coef.reshape(-1, problem.slots.n), problem.windows.grid, problem.rows.period
+    experts = hermite_matrix(grid, problem.windows.bandwidth, at, period) @ flat[:, :stop]
+    gates = hermite_matrix(grid, problem.gate_windows.bandwidth, at, period) @ flat[:, stop:]
     return np.hstack([experts, gates])
 
 
@@ -128,31 +132,33 @@ def band_frame(
     rng: np.random.Generator,
 ) -> pd.DataFrame:
     """Bands of what was asked for, tidy; of theta with the limits of its likelihood, if that is given."""
-    problem, width = model.problem, float(np.ptp(model.problem.rows.index))
+    problem, width = model.problem, model.problem.rows.span
     if problem.const.all():
         raise ArgumentError("no coefficient varies along the index, so there are no bands; conf_int() has the limits")
-    labels = _profile_labels(model, request.of)
+    labels = _profile_labels(model, request)
     profile = _profile(model, request)
     centred = _target(model, request, profile, process.levels)
     if request.method == "bootstrap":
         span = bootstrap_bands(
             model, request.clusters, lambda levels: _target(model, request, profile, levels).values, request.bias,
-            request.alpha, request.n_boot, rng, request.n_jobs, request.progress,
+            request.alpha, request.n_boot, rng, request.n_jobs, request.progress, request.derivative,
         )  # fmt: skip
         ones = np.ones_like(span.se)
         bands = symmetric(centred.values, span.se, span.critical * ones, span.pointwise * ones, ones == 0.0)
     else:
         bands = target_bands(process, centred, request.alpha, request.method, width, rng, request.draws)
-        if request.of == "coefficients":
-            bands = with_gate_limits(problem, process.levels, bands, _shown(model))
-    values = {"estimate": _target(model, request, profile, model.coef[:, 0]).values, **band_frame_values(bands)}
+        if request.of == "coefficients" and not request.derivative:
+            bands = with_gate_limits(problem, process.levels, bands, _shown(model, 0))
+    estimate = _target(model, request, profile, model.values(request.derivative)).values
+    values = {"estimate": estimate, **band_frame_values(bands)}
     limits = np.zeros(centred.values.shape, dtype=bool)
-    if request.of == "coefficients":
+    if request.of == "coefficients" and not request.derivative:
         dispersions = _dispersions_shown(model)
         limits[:, dispersions] = process.limits[:, ~problem.const[problem.slots.dispersions]]
         values = _without_limits(values, limits)
         if theta is not None:
-            critical = asymptotic_critical(process.bandwidth / width, request.alpha)
+            closed = problem.rows.period > 0.0
+            critical = asymptotic_critical(process.bandwidth / width, request.alpha, closed=closed)
             values = _with_theta_limits(values, theta, dispersions, request.alpha, critical)
         values = _dispersions_exponentiated(values, dispersions)
     if request.of == "probabilities":
@@ -160,7 +166,9 @@ def band_frame(
     if profile is not None and request.of in ("experts", "mean"):
         values = _on_link_scale(values, problem.family, _trials(profile))
     marks = _marks(values, limits, bands.thin)
-    return _frame(labels, str(model.design.names.index), problem.windows.grid, {**values, "mark": marks})
+    order = np.argsort(problem.windows.shown, kind="stable")
+    shown = {name: value[order] for name, value in {**values, "mark": marks}.items()}
+    return _frame(labels, str(model.design.names.index), problem.windows.shown[order], shown)
 
 
 def _without_limits(values: dict[str, Array], limits: BoolArray) -> dict[str, Array]:
@@ -171,12 +179,13 @@ def _without_limits(values: dict[str, Array], limits: BoolArray) -> dict[str, Ar
 def _with_theta_limits(
     values: dict[str, Array], theta: ThetaProfile, where: IntArray, alpha: float, critical: float
 ) -> dict[str, Array]:
-    """Values with the limits of log theta from its likelihood.
+    """Values with the maximum and the limits of log theta from its adjusted profile likelihood.
 
     The critical value is that of the limiting process: where theta is near its ceiling, the covariance of the estimates
     says nothing. Log theta is locally constant, with the same equivalent kernel as a local line.
     """
     out = {name: value.copy() for name, value in values.items()}
+    out["center"][:, where] = theta.level
     for kind, factor in (("conf", float(ndtri(1.0 - alpha / 2.0))), ("band", critical)):
         out[f"{kind}_low"][:, where], out[f"{kind}_high"][:, where] = theta.limits(factor)
     return out
@@ -192,7 +201,7 @@ def _marks(values: dict[str, Array], limits: BoolArray, thin: BoolArray) -> NDAr
 
 def _dispersions_shown(model: FittedVCMoE) -> IntArray:
     """Places of the dispersions among the functions that are shown."""
-    return np.flatnonzero([model.names.blocks[s] == "residual" for s in _shown(model)])
+    return np.flatnonzero([model.names.blocks[s] == "residual" for s in _shown(model, 0)])
 
 
 def _dispersions_exponentiated(values: dict[str, Array], where: IntArray) -> dict[str, Array]:
@@ -220,15 +229,18 @@ def _on_link_scale(values: dict[str, Array], family: Family, trials: float) -> d
     return out
 
 
-def _shown(model: FittedVCMoE) -> NDArray[np.intp]:
-    return np.flatnonzero(~model.problem.const)
+def _shown(model: FittedVCMoE, derivative: int) -> NDArray[np.intp]:
+    """Functions that vary, without the dispersions where derivatives are shown: theirs are on the scale of logs."""
+    kept = ~model.problem.const
+    kept[model.problem.slots.dispersions] &= derivative == 0
+    return np.flatnonzero(kept)
 
 
-def _profile_labels(model: FittedVCMoE, of: str) -> Labels:
-    names, k, slots = model.names, model.n_experts, model.problem.slots
+def _profile_labels(model: FittedVCMoE, request: BandRequest) -> Labels:
+    of, names, k, slots = request.of, model.names, model.n_experts, model.problem.slots
     each = tuple(range(1, k + 1))
     if of == "coefficients":
-        s = _shown(model)
+        s = _shown(model, request.derivative)
         pick = lambda values: tuple(values[i] for i in s)  # noqa: E731
         return Labels(pick(names.full), pick(names.blocks), pick(names.experts), pick(names.terms))
     if of in ("probabilities", "experts"):
@@ -277,7 +289,11 @@ def _target(model: FittedVCMoE, request: BandRequest, design: Design | None, lev
     slots, family = model.problem.slots, model.problem.family
     if design is None:
         differences = request.of == "differences"
-        return difference_target(slots, levels) if differences else identity_target(levels, _shown(model))
+        return (
+            difference_target(slots, levels)
+            if differences
+            else identity_target(levels, _shown(model, request.derivative))
+        )
     gate = gate_target(slots, levels, design.gate[0])
     if request.of == "probabilities":
         return gate
@@ -377,8 +393,8 @@ def prediction_rows(model: FittedVCMoE, new: Any, response: bool, extrapolate: b
     design = model.design if new is None else model.design.for_new(new, response=response)
     check_beside(design, model.settings, ("offset", "trials"))
     made = sorted_rows(design, model.problem.family, response)
-    grid, index = model.problem.windows.grid, made.rows.index
-    if not extrapolate and (index[0] < grid[0] or index[-1] > grid[-1]):
+    grid, index, closed = model.problem.windows.grid, made.rows.index, model.problem.rows.period > 0.0
+    if not (closed or extrapolate) and (index[0] < grid[0] or index[-1] > grid[-1]):
         value = index[0] if index[0] < grid[0] else index[-1]
         raise DesignError(
             f"the index {design.names.index!r} is {value:g}, outside the range of the fit, {grid[0]:g} to "

@@ -12,6 +12,7 @@ from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError, ConvergenceWarning, warn
 from mixmoe.inference.uncertainty import DESCRIPTIONS
 from mixmoe.output.records import Cell, Curve, Table, told_apart, value_format
+from mixmoe.responses.exponential import StudentT
 from mixmoe.results import column_facts
 from mixmoe.varying.bands import LEAST_DF
 from mixmoe.varying.fitted import FittedVCMoE
@@ -26,13 +27,16 @@ from mixmoe.varying.function_frames import (
     profile_values,
 )
 from mixmoe.varying.identifiability import WIDE
+from mixmoe.varying.interpolation import interpolated
 from mixmoe.varying.setup import checked_numbers
 
 STAR = "*"  # beside an estimate outside its band
+_BANDLESS = "\n(a line alone: no band there)"
 _IN_A_LINE = 3  # covariates whose values are named in a line beside a figure, in two lines
 PLOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "functions": ("coefficients", "probabilities"),
+        "derivatives": ("coefficients",),
         "probabilities": ("probabilities",),
         "means": ("experts", "mean"),
         "differences": ("differences",),
@@ -52,10 +56,12 @@ def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
     """Label and value of each line of the header."""
     model, em = results.model, results.em
     problem, dropped = model.problem, model.design.dropped
-    span = f"{model.design.names.index}, {problem.windows.grid[0]:.4g} to {problem.windows.grid[-1]:.4g}"
+    ends = (0.0, problem.rows.period) if problem.rows.period else problem.windows.grid[[0, -1]]
+    span = f"{model.design.names.index}, {ends[0]:.4g} to {ends[1]:.4g}{' (cyclic)' * (problem.rows.period > 0.0)}"
     return (
         ("Formula", model.formula.text),
         ("Family", problem.family.name),
+        ("Errors", _errors_text(model)),
         ("Experts", model.n_experts),
         ("Rows", results.nobs),
         ("Clusters", None if model.clusters is None else results.n_units),
@@ -74,6 +80,14 @@ def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
         ("Converged", "yes" if results.converged else "NO"),
         ("Random starts", results._starts_words if em.starts.n_starts > 1 and model.n_experts > 1 else None),
     )
+
+
+def _errors_text(model: FittedVCMoE) -> str | None:
+    """Degrees of freedom of t errors; None for others."""
+    family = model.problem.family
+    if not isinstance(family, StudentT):
+        return None
+    return f"t, df {family.df:.3g}{'' if model.df_estimated is None else ' (estimated)'}"
 
 
 def bandwidth_facts(results: Any) -> tuple[tuple[str, Cell], ...]:
@@ -154,27 +168,45 @@ def places(model: FittedVCMoE, at: Any) -> Places:
 def function_tables(
     model: FittedVCMoE, bands: pd.DataFrame | None, p_values: Mapping[str, float] | None, alpha: float, at: Any = None
 ) -> tuple[Table, ...]:
-    """One table per expert and one for the gate: range, test of constancy (if any), values with bands."""
+    """Range and test of constancy (if any) of each function; per expert and for the gate, values with bands."""
     if bands is None:
         return ()
     shown = places(model, at)
-    tables = []
-    shares = model.problem.slots.n_experts
-    for c in range(1, shares + 1):
+    tables = [_ranges(model, bands, p_values)]
+    for c in range(1, model.problem.slots.n_experts + 1):
         part = bands[(bands["expert"] == c) & bands["block"].isin(["expert", "residual"])]
-        title = f"Expert {c}: functions of the index"
-        tables.append(_function_table(model, part, p_values, f"expert{c}", title, shown))
+        tables.append(_function_table(model, part, f"expert{c}", f"Expert {c}: functions of the index", shown))
     gate = bands[bands["block"] == "gate"]
     title = "Gate: functions of the index (log odds against expert 1)"
-    tables.append(_function_table(model, gate, p_values, "gate", title, shown))
+    tables.append(_function_table(model, gate, "gate", title, shown))
     *others, last = [table for table in tables if table.index]
     about = _about_functions(str(model.design.names.index), alpha, p_values is not None)
     found = (wide_bands(model), lost_bands(bands), limited_bands(bands), thin_bands(bands), outside_bands(bands))
     return (*others, replace(last, notes=(about, *(note for note in found if note is not None))))
 
 
+def _ranges(model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, float] | None) -> Table:
+    """Smallest and largest value of each function, and the test that it is constant (if any)."""
+    names, cells = [], []
+    for name, part in bands.groupby("coefficient", sort=False):
+        estimate = part["estimate"].to_numpy()
+        show = value_format(float(np.abs(estimate).max()))
+        test = () if p_values is None else (p_values.get(str(name)),)
+        names.append(str(name))
+        cells.append((show(estimate.min()), show(estimate.max()), *test))
+    tested = p_values is not None
+    return Table(
+        key="functions",
+        title=f"Functions of {model.design.names.index}" + (": range, test of constancy" if tested else ": range"),
+        columns=("Smallest", "Largest", *(["P const."] if tested else [])),
+        index=tuple(names),
+        cells=tuple(cells),
+        formats=("num", "num", *(["p"] if tested else [])),
+    )
+
+
 def _about_functions(index: str, alpha: float, tested: bool) -> str:
-    """What the columns and second lines of the tables of functions are."""
+    """What the columns and the lines of limits in the tables of functions are."""
     test = (
         "P const.: asymptotic GLR test that the function is constant; test_varying() has the bootstrap, which assumes "
         "less."
@@ -184,7 +216,7 @@ def _about_functions(index: str, alpha: float, tested: bool) -> str:
         "distribution needs; a constant is ruled out where no horizontal line fits into the band."
     )
     return (
-        f"Second lines: {100 * (1.0 - alpha):g} % simultaneous bands over the whole range of {index}, robust bias "
+        f"Lower, upper: {100 * (1.0 - alpha):g} % simultaneous bands over the whole range of {index}, robust bias "
         f"correction. {test if tested else untested}"
     )
 
@@ -201,7 +233,7 @@ def lost_bands(bands: pd.DataFrame) -> str | None:
 def wide_bands(model: FittedVCMoE) -> str | None:
     """What a bandwidth of half the range means for bands; None if it is smaller."""
     windows = model.problem.windows
-    if windows.bandwidth < WIDE * np.ptp(windows.grid):
+    if windows.bandwidth < WIDE * windows.span:
         return None
     return (
         f"The bandwidth {windows.bandwidth:.4g} is at least half the range of the index: bands hold the functions only "
@@ -247,36 +279,32 @@ def _marked(bands: pd.DataFrame, mark: str) -> str | None:
     return f"at up to {counts.max()} of {n_grid} grid points for {several}"
 
 
-def _function_table(
-    model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, float] | None, key: str, heading: str, at: Places
-) -> Table:
-    grid, points = model.problem.windows.grid, model.points
+def _function_table(model: FittedVCMoE, bands: pd.DataFrame, key: str, heading: str, at: Places) -> Table:
+    """Three lines per function: its values at some index values, and the limits of its simultaneous band."""
+    windows = model.problem.windows
+    grid = np.sort(windows.shown)
+    points = np.searchsorted(grid, windows.shown[model.points])
     names: list[str] = []
     cells: list[tuple[Cell, ...]] = []
     for name, part in bands.groupby("coefficient", sort=False):
-        values = {c: part[c].to_numpy() for c in ("estimate", "band_low", "band_high")}
-        label = str(part["term"].iloc[0]) if key != "gate" else str(name)
-        names += [label, "  simultaneous band"]
-        estimate = values["estimate"]
+        estimate = part["estimate"].to_numpy()
         show = value_format(float(np.abs(estimate).max()))
-        span = f"{show(estimate.min())} to {show(estimate.max())}"
         value = at.estimates.get(str(name), estimate[points])
         low, high = (
-            values[end][points] if at.values is None else np.interp(at.values, grid, values[end])
-            for end in ("band_low", "band_high")
+            values[points] if at.values is None else interpolated(at.values, grid, values, windows.period)
+            for values in (part["band_low"].to_numpy(), part["band_high"].to_numpy())
         )
-        test = () if p_values is None else (p_values.get(str(name)),)
         stars = np.where((value < low) | (value > high), STAR, "")
-        cells.append((span, *test, *(f"{show(v)}{star}" for v, star in zip(value, stars, strict=True))))
-        limits = ("-" if np.isnan(a) else f"{show(a)}, {show(b)}" for a, b in zip(low, high, strict=True))
-        cells.append((None, *([None] * len(test)), *limits))
+        names += [str(part["term"].iloc[0]) if key != "gate" else str(name), "  lower", "  upper"]
+        cells.append(tuple(f"{show(v)}{star}" for v, star in zip(value, stars, strict=True)))
+        cells += [tuple("-" if np.isnan(v) else show(v) for v in limits) for limits in (low, high)]
     return Table(
         key=key,
         title=heading,
-        columns=("Range", *([] if p_values is None else ["P const."]), *at.heads),
+        columns=at.heads,
         index=tuple(names),
         cells=tuple(cells),
-        formats=("num", *([] if p_values is None else ["p"]), *("num" for _ in at.heads)),
+        formats=("num",) * len(at.heads),
     )
 
 
@@ -347,7 +375,7 @@ def _curve(model: FittedVCMoE, of: str, name: str, part: pd.DataFrame, options: 
     index = str(model.design.names.index)
     expert = None if pd.isna(part["expert"].iloc[0]) else int(part["expert"].iloc[0])
     panel = {
-        "coefficients": f"coefficient of {part['term'].iloc[0]}",
+        "coefficients": f"{'derivative of the ' * options.get('derivative', 0)}coefficient of {part['term'].iloc[0]}",
         "probabilities": "probability of the expert",
         "experts": "expected response",
         "mean": "expected response",
@@ -364,26 +392,27 @@ def _curve(model: FittedVCMoE, of: str, name: str, part: pd.DataFrame, options: 
         panel=panel,
         label="population mean" if of == "mean" else "" if expert is None else f"expert {expert}",
         x=value[index],
-        y=np.where(part["mark"] == LOST, np.nan, value["center"]),  # a gap where there is no maximum
+        y=value["estimate"],  # what the tables say, also where there is no band
         lower=value["conf_low"],
         upper=value["conf_high"],
         band_lower=value["band_low"],
         band_upper=value["band_high"],
         expert=expert,
-        xlabel=index,
+        xlabel=index + (_BANDLESS if np.isnan(value["band_low"]).any() else ""),
         ylabel=_value_label(model, of, options),
+        log=part["block"].iloc[0] == "residual" and not options.get("derivative", 0),
         limits=f"{100 * (1.0 - options.get('alpha', 0.05)):g} % pointwise",
         bands=f"{100 * (1.0 - options.get('alpha', 0.05)):g} % simultaneous",
     )
 
 
 def _value_label(model: FittedVCMoE, of: str, options: Mapping[str, Any]) -> str:
-    """What a line shows, and at which covariates."""
-    line = {"rbc": "corrected for bias", "undersmooth": "undersmoothed", "none": "local maxima"}
+    """What a line and its bands show, and at which covariates."""
+    line = {"rbc": "corrected for bias", "undersmooth": "undersmoothed", "none": "around local maxima"}
     what = {"probabilities": "probability", "experts": "expected response", "mean": "expected response"}.get(
         of, "value"
     )
-    label = f"{what}, {line[options.get('bias', 'rbc')]}"
+    label = f"{what}; bands {line[options.get('bias', 'rbc')]}"
     values = {} if of not in AT_COVARIATES else profile_values(model, of, options.get("at"))
     at = [
         f"{name} = {value:.3g}" if isinstance(value, float) else f"{name} = {value}" for name, value in values.items()

@@ -22,8 +22,9 @@ from mixmoe.inference.cells import described
 from mixmoe.mixture.estimate import Flag
 from mixmoe.responses.distribution import LEAST_ETA
 from mixmoe.varying.em_steps import Natural
+from mixmoe.varying.interpolation import hermite_matrix
 from mixmoe.varying.joint_em import Control, Run
-from mixmoe.varying.problem import Problem, Rows, Windows, blocks, hermite_matrix, local_moments
+from mixmoe.varying.problem import Problem, Rows, Windows, blocks, local_moments
 
 BoolArray = NDArray[np.bool_]
 INFINITE = 12.0  # a predictor beyond this means a probability of zero or one, below minus this a mean count of zero
@@ -98,7 +99,7 @@ def _sparse(problem: Problem, index_name: str) -> Flag | None:
     index, h = problem.rows.index, problem.windows.bandwidth
     width = float(np.ptp(index))
     low, high = np.quantile(index, [0.1, 0.9])
-    if problem.const.all() or h < WIDE * width or high - low >= CROWDED * width:
+    if problem.const.all() or problem.rows.period or h < WIDE * width or high - low >= CROWDED * width:
         return None
     return Flag(
         "sparse_index",
@@ -130,7 +131,7 @@ def _coarse(problem: Problem) -> Flag | None:
     return Flag(
         "coarse_grid",
         f"The grid step {step:.3g} is more than half the bandwidth {narrow:.3g}, so that functions are interpolated "
-        f"across bends; use n_grid of at least {int(np.ceil(4.0 * np.ptp(problem.windows.grid) / narrow)) + 1}.",
+        f"across bends; use n_grid of at least {int(np.ceil(4.0 * problem.windows.span / narrow)) + 1}.",
     )
 
 
@@ -138,10 +139,9 @@ def _lost(problem: Problem, run: Run, name: str) -> Flag | None:
     """Grid points whose local likelihood has no maximum near the joint fit."""
     if run.lost is None or not run.lost.any():
         return None
-    grid = problem.windows.grid
     return Flag(
         "no_local_maximum",
-        f"At {run.lost.sum()} of {len(grid)} grid points, {name} = {_runs(grid, run.lost)}, "
+        f"At {run.lost.sum()} of {len(run.lost)} grid points, {name} = {_runs(problem.windows.shown, run.lost)}, "
         "the local likelihood has no maximum near the joint fit: the functions there are those of the joint fit, "
         "without bands; use a larger bandwidth or fewer experts.",
     )
@@ -179,14 +179,16 @@ def _limits(problem: Problem, coef: Array, name: str) -> Flag | None:
 
 def _where(problem: Problem, bad: BoolArray, name: str) -> str:
     """In words: which experts, over which part of the grid."""
-    grid = problem.windows.grid
-    parts = [f"expert {c + 1} at {name} = {_runs(grid, bad[:, c])}" for c in np.flatnonzero(bad.any(axis=0))]
+    found = np.flatnonzero(bad.any(axis=0))
+    parts = [f"expert {c + 1} at {name} = {_runs(problem.windows.shown, bad[:, c])}" for c in found]
     return "; ".join(parts)
 
 
 def _runs(grid: Array, bad: BoolArray) -> str:
     """In words: the runs of consecutive grid points at which something holds."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], bad, [False]]).astype(int)))
+    order = np.argsort(grid, kind="stable")  # a circle begins at zero for the reader
+    grid = grid[order]
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], bad[order], [False]]).astype(int)))
     words = []
     for first, stop in edges.reshape(-1, 2):
         low, high = f"{grid[first]:.3g}", f"{grid[stop - 1]:.3g}"

@@ -18,7 +18,8 @@ from mixmoe.design.labels import units_of
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.mixture.estimate import Flag, seeded, warn_flags
 from mixmoe.output.saved import SavedFit
-from mixmoe.responses.exponential import family_named
+from mixmoe.responses.distribution import Family
+from mixmoe.responses.exponential import StudentT, family_named
 from mixmoe.results import restored
 from mixmoe.varying.bandwidth import (
     Bandwidths,
@@ -29,6 +30,7 @@ from mixmoe.varying.bandwidth import (
     smallest_usable,
     usable_rule,
 )
+from mixmoe.varying.circle import LINE
 from mixmoe.varying.fitted import SPEC, FittedVCMoE, checked_kind, tabulated_points
 from mixmoe.varying.function_frames import checked_index_name
 from mixmoe.varying.identifiability import CATEGORIES, n_clusters
@@ -55,6 +57,7 @@ from mixmoe.varying.setup import (
     sorted_rows,
     window_fault,
 )
+from mixmoe.varying.tails import Tailed, checked_tails, fit_tails, tails_flag, with_df
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.intp]
@@ -72,6 +75,7 @@ class VCMoE:
     ----------
     formula : str
         ``"y ~ z1 + const(z2) | gate: const(1) + x1 | vary: u"``; ``const(...)`` marks coefficients held constant.
+        ``vary: cyclic(hour, 24)`` is an index on a circle with a period, see Notes.
     data : DataFrame (pandas, or what narwhals reads: polars, pyarrow ...) or mapping of columns
         Never changed. Rows with missing values are left out with a warning.
     experts : int
@@ -87,8 +91,14 @@ class VCMoE:
         found first. ``inf`` holds one of them constant.
     dispersion : {"varying", "const"}
         Whether sigma or theta of an expert is a function of the index.
+    errors_dist : {"normal", "t"}
+        Of a Gaussian response; ``"t"`` for outliers. Sigma is then a scale: the standard deviation is
+        ``sqrt(df / (df - 2))`` times as large.
+    errors_df : float, optional
+        Degrees of freedom of t errors, the same for all experts; by default estimated, which counts as one parameter,
+        and 5 in the search of a bandwidth. Standard errors and bands take them as known.
     grid : array-like, optional
-        Grid points, covering the range of the index; by default `n_grid` equally spaced ones.
+        Grid points, covering the range of the index; by default `n_grid` equally spaced ones. Not for a circle.
     n_grid : int, optional
         By default 50, or more where the bandwidth is narrow: three for each bandwidth.
     trials, offset, weights, cluster : str, array or Series, optional
@@ -127,6 +137,12 @@ class VCMoE:
     clusters. `n_units` and the N of BIC and AICc are numbers of clusters; tests that need the distribution of all rows
     together are refused.
 
+    With ``vary: cyclic(hour, 24)`` distances are the shorter ones round the circle, so that functions close and have no
+    ends: the estimator is that of data repeated with the period for ever. Index values count modulo the period, in
+    predictions too. The bandwidth is at most half the period, the grid goes once round from a place that the data
+    single out, and functions are drawn towards constants instead of lines. Where the circle has its origin changes
+    nothing.
+
     One responsibility per row, shared by all grid points, so that experts keep their labels along the index. Log sigma
     is fitted locally linear, log theta locally constant; where one of them runs to its limit in a local likelihood, it
     keeps the value of the joint EM. With ``estimate="shrunken"`` errors are smaller than those of a fit of each grid
@@ -151,6 +167,8 @@ class VCMoE:
         bandwidth: float | str = "cv",
         gate_bandwidth: float | str | None = None,
         dispersion: str = "varying",
+        errors_dist: str = "normal",
+        errors_df: float | None = None,
         grid: Any = None,
         n_grid: int | None = None,
         trials: Any = None,
@@ -164,7 +182,9 @@ class VCMoE:
     ) -> None:
         self.formula = checked_varying_formula(formula)
         self.n_experts = checked_count(experts, "experts")
-        self.family = family_named(family)
+        self.family: Family = family_named(family)
+        tails = checked_tails(errors_dist, errors_df, self.family.name)
+        self.family = self.family if tails is None else tails
         checked_choice(dispersion, "dispersion", ("varying", "const"))
         checked_choice(estimate, "estimate", ("shrunken", "local", "joint"))
         if n_grid is not None:
@@ -177,19 +197,19 @@ class VCMoE:
             raise ArgumentError(f"trials={named!r} is for family='binomial', got family={family!r}; leave it out")
         aux = {name: column for name, column in columns.items() if column is not None}
         self.design = build_design(self.formula, data, context=context, engine=formula_engine, aux=aux)  # type: ignore[arg-type]
-        self.data: Sorted = sorted_rows(self.design, self.family)
+        self.data: Sorted = sorted_rows(self.design, self.family, period=self.formula.period or LINE)
         checked_index_name(str(self.design.names.index))
         checked_index(self.data.rows.index, str(self.formula.vary))
         check_errors(self.data.rows, self.family, str(self.design.names.response))
         if isinstance(bandwidth, str):
             checked_choice(bandwidth, "bandwidth", ("cv", "rule"))
         else:
-            checked_bandwidth(bandwidth, self.data.rows.index)
+            checked_bandwidth(bandwidth, self.data.rows)
         if isinstance(gate_bandwidth, str):
             checked_choice(gate_bandwidth, "gate_bandwidth", ("cv",))
         elif gate_bandwidth is not None:
-            checked_bandwidth(gate_bandwidth, self.data.rows.index, "gate_bandwidth")
-        self.grid = None if grid is None else checked_grid(self.data.rows.index, grid)
+            checked_bandwidth(gate_bandwidth, self.data.rows, "gate_bandwidth")
+        self.grid = None if grid is None else checked_grid(self.data.rows, grid)
         self.slots = Slots(self.n_experts, self.design.expert.shape[1], self.design.gate.shape[1], self.has_dispersion)
         check_designs(self.design, self.slots)
         if self.n_experts > self.design.n:
@@ -200,6 +220,8 @@ class VCMoE:
             "bandwidth": bandwidth,
             "gate_bandwidth": gate_bandwidth,
             "dispersion": dispersion,
+            "errors_dist": errors_dist,
+            "errors_df": errors_df,
             "grid": None if self.grid is None else self.grid.tolist(),
             "n_grid": n_grid,
             **columns,
@@ -220,10 +242,12 @@ class VCMoE:
     def from_saved(cls, saved: SavedFit, context: Mapping[str, Any] | None) -> VCMoEResults:
         """Results of a saved fit, see `mixmoe.load`."""
         settings = dict(saved.settings)
-        functions, searches = np.array(settings.pop("functions")), settings.pop("searches", {})
+        functions, searches = np.array(settings.pop("functions")), settings.pop("searches")
+        df = settings.pop("df", None)
         model = cls(saved.formula, saved.data, context=context, **settings)
         model.design = restored(model.design, saved)
         problem = model.problem(float(settings["bandwidth"]), settings["gate_bandwidth"])
+        problem = problem if df is None else with_df(problem, float(df))
         used = Bandwidths.from_lists(float(settings["bandwidth"]), settings["gate_bandwidth"], searches)
         return VCMoEResults(model.bound(problem, functions, used), saved.fit, saved.cov)
 
@@ -255,13 +279,14 @@ class VCMoE:
         """
         const = constant_slots(self.design, self.slots, self.settings["dispersion"], bandwidth, gate_bandwidth)
         const = const if held is None else const | held
-        rows, index = self.data.rows if some is None else self.data.rows.take(some), self.data.rows.index
+        rows = self.data.rows if some is None else self.data.rows.take(some)
         if const.all():
-            bandwidth, gate_bandwidth = 2.0 * float(np.ptp(index)), None  # windows play no part
+            bandwidth, gate_bandwidth = self.data.rows.widest, None  # windows play no part
         gate = bandwidth if gate_bandwidth is None else float(gate_bandwidth)
         least = min(bandwidth, gate)  # stands in for an infinite one, which has no windows
         bandwidth, gate = (least if np.isinf(h) else h for h in (bandwidth, gate))
-        grid = default_grid(index, least, self.settings["n_grid"], fewest) if self.grid is None else self.grid
+        rows_grid = default_grid(self.data.rows, self.n_experts, least, self.settings["n_grid"], fewest)
+        grid = rows_grid if self.grid is None else self.grid
         grid = grid[[0, -1]] if const.all() else grid
         return build_problem(rows, self.family, self.slots, const, grid, bandwidth, gate, self.settings["sigma_floor"])
 
@@ -278,8 +303,8 @@ class VCMoE:
             return self._fault(made) is None
 
         wrong = float(gate_bandwidth) if of_gate and gate_bandwidth is not None else bandwidth
-        span = float(np.ptp(self.data.rows.index))
-        found = smallest_usable(usable, max(wrong, span / self.design.n), 2.0 * span)
+        rows = self.data.rows
+        found = smallest_usable(usable, max(wrong, rows.span / rows.n), rows.widest)
         if found is None:
             return ""
         return f" ({'gate_bandwidth' if of_gate else 'bandwidth'}={found:g} is wide enough)"
@@ -290,6 +315,7 @@ class VCMoE:
         gate = None if problem.const.all() or used.gate == used.experts else used.gate
         settings = {**self.settings, "bandwidth": experts, "gate_bandwidth": gate}
         settings |= {"functions": coef.tolist(), "searches": used.searches}
+        settings |= {"df": problem.family.df} if isinstance(problem.family, StudentT) else {}
         return FittedVCMoE(
             self.formula,
             self.design,
@@ -297,10 +323,11 @@ class VCMoE:
             problem,
             coef,
             settings,
-            tabulated_points(problem.windows.grid, self.data.rows.index),
+            tabulated_points(problem.windows, self.data.rows),
             self.clusters,
             used.table,
             used.gate_table,
+            used.unforced,
         )
 
     @property
@@ -346,9 +373,9 @@ class VCMoE:
         """
         if folds is not None:
             checked_folds(folds, self.design.n if self.clusters is None else n_clusters(self.clusters))
-        given = None if candidates is None else checked_candidates(candidates, self.data.rows.index)
+        given = None if candidates is None else checked_candidates(candidates, self.data.rows)
         generator = checked_rng(rng)
-        held = None if beside is None else checked_bandwidth(beside, self.data.rows.index, "beside")
+        held = None if beside is None else checked_bandwidth(beside, self.data.rows, "beside")
         return search_bandwidth(self.space(held), generator, folds, given, n_jobs, progress)
 
     def space(self, beside: float | None = None) -> Space:
@@ -419,10 +446,11 @@ class VCMoE:
         generator = checked_rng(rng)
         used = self._bandwidths(generator, folds, n_jobs, progress)
         problem = self.problem(used.experts, used.gate)
-        run = self._run(problem, control, generator, start)
-        model = self.bound(problem, run.coef, used)
+        fitted = self._run(problem, control, generator, start)
+        run, model = fitted.run, self.bound(fitted.problem, fitted.run.coef, used)
         fit = seeded(model.record(run, control, n_starts if start is None else len(run.candidates)), rng)
-        fit = replace(fit, flags=(*fit.flags, *self._forced_flags(used)))
+        tails = None if model.df_estimated is None else tails_flag(model.df_estimated)
+        fit = replace(fit, flags=(*fit.flags, *self._forced_flags(used), *([] if tails is None else [tails])))
         warn_flags(fit.flags, CATEGORIES)
         return VCMoEResults(model, fit, model.covariance(fit, kind, **cov_options))
 
@@ -441,9 +469,8 @@ class VCMoE:
             found = usable_rule(self.space()) if given == "rule" else BandwidthSearch(float(given), None)
         if gate != "cv" or const[self.slots.gates].all():
             gate = None if gate == "cv" else gate
-            return Bandwidths(found.best, gate, found.table, forced=(found.forced,))
-        alone = search(beside=found.best)
-        return Bandwidths(found.best, alone.best, found.table, alone.table, (found.forced, alone.forced))
+            return Bandwidths.chosen(found, gate)
+        return Bandwidths.chosen(found, None, search(beside=found.best))
 
     def _forced_flags(self, used: Bandwidths) -> tuple[Flag, ...]:
         """Flags of the columns that forced a wide bandwidth."""
@@ -454,15 +481,24 @@ class VCMoE:
             if one is not None
         )
 
-    def _run(self, problem: Problem, control: Control, rng: np.random.Generator, start: Any) -> Run:
-        """EM, then the functions that are reported, experts in the reported order."""
+    def _run(self, problem: Problem, control: Control, rng: np.random.Generator, start: Any) -> Tailed:
+        """EM, then the functions that are reported, experts in the reported order; degrees of freedom of t errors."""
         if start is None:
             where = From()
         elif _experts_of(start) == problem.slots.n_experts - 1:
             where = From(False, smaller=on_grid(problem, start.model.problem, start.model.coef))
         else:
             where = From(False, same=_warm_start(start, problem))
-        return maximise(problem, control, rng, where, self.settings["estimate"])
+
+        def joint(here: Problem, same: Array | None) -> Run:
+            return maximise(here, control, rng, where if same is None else From(False, same), "joint")
+
+        if self.settings["errors_dist"] == "t" and self.settings["errors_df"] is None:
+            tailed = fit_tails(problem, joint)
+            problem, where = tailed.problem, From(False, tailed.run.coef)
+            again = maximise(problem, control, rng, where, self.settings["estimate"])
+            return Tailed(problem, replace(again, candidates=tailed.run.candidates))
+        return Tailed(problem, maximise(problem, control, rng, where, self.settings["estimate"]))
 
 
 def _warm_start(start: Any, problem: Problem) -> Array:

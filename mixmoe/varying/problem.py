@@ -20,6 +20,8 @@ from scipy import sparse
 
 from mixmoe._typing import Array
 from mixmoe.responses.distribution import Family, Outcome
+from mixmoe.varying.circle import LINE, positions
+from mixmoe.varying.interpolation import hermite_matrix
 
 IntArray = NDArray[np.intp]
 PAIRS_PER_BLOCK = 1 << 17  # (grid point, row) pairs handled at once: bounds the memory, fits the cache
@@ -40,7 +42,7 @@ class Block:
     first, last : int
         Grid points ``first <= g < last``.
     lo, hi : ndarray of int, shape (last - first,)
-        Rows ``lo <= i < hi`` lie in the window of a grid point.
+        Rows ``lo <= i < hi`` lie in the window of a grid point; on a circle counted on from turn to turn.
     offsets : ndarray of int, shape (last - first + 1,)
         Where each window starts in `t` and `kernel`.
     t : ndarray, shape (pairs,)
@@ -49,6 +51,8 @@ class Block:
         Kernel weight ``K(t)``, not divided by h.
     rows : ndarray of int, shape (pairs,)
         Row of each pair.
+    n : int
+        Number of rows.
     """
 
     first: int
@@ -59,6 +63,17 @@ class Block:
     t: Array
     kernel: Array
     rows: IntArray
+    n: int
+
+    def part(self, g: int) -> slice | IntArray:
+        """Rows in the window of the g-th grid point of the block."""
+        return part_of(int(self.lo[g]), int(self.hi[g]), self.n)
+
+
+def part_of(lo: int, hi: int, n: int) -> slice | IntArray:
+    """Rows ``lo <= i < hi`` of n, which on a circle may count on beyond either end."""
+    # Slices are views; only the few windows that reach over the origin of a circle have to be gathered.
+    return slice(lo, hi) if lo >= 0 and hi <= n else np.arange(lo, hi) % n
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +89,11 @@ class Windows:
     bandwidth : float
         Half-width of the kernel, in units of the index.
     lo, hi : ndarray of int, shape (G,)
-        Rows ``lo <= i < hi`` have positive weight.
+        Rows ``lo <= i < hi`` have positive weight; on a circle counted on from turn to turn.
     kept : tuple of Block
         The blocks, if they are small enough to keep.
+    period : float
+        Of an index on a circle, else `LINE`.
     """
 
     index: Array
@@ -85,14 +102,33 @@ class Windows:
     lo: IntArray
     hi: IntArray
     kept: tuple[Block, ...]
+    period: float = LINE
 
     @property
     def n_grid(self) -> int:
         """Number of grid points."""
         return len(self.grid)
 
+    @property
+    def span(self) -> float:
+        """Length of the index that the grid covers."""
+        return self.period or float(np.ptp(self.grid))
 
-def build_windows(index: Array, grid: Array, bandwidth: float) -> Windows:
+    @property
+    def shown(self) -> Array:
+        """Grid points as a reader knows them, on a circle from zero to the period."""
+        return np.mod(self.grid, self.period) if self.period else self.grid
+
+    def part(self, g: int) -> slice | IntArray:
+        """Rows in the window of a grid point."""
+        return part_of(int(self.lo[g]), int(self.hi[g]), len(self.index))
+
+    def with_grid(self, grid: Array) -> "Windows":
+        """Windows of the same width around other grid points."""
+        return build_windows(self.index, grid, self.bandwidth, self.period)
+
+
+def build_windows(index: Array, grid: Array, bandwidth: float, period: float = LINE) -> Windows:
     """Windows of the Epanechnikov kernel around each grid point.
 
     Parameters
@@ -101,17 +137,19 @@ def build_windows(index: Array, grid: Array, bandwidth: float) -> Windows:
         Ascending.
     grid : ndarray, shape (G,)
     bandwidth : float
+        On a circle at most half the period, so that no row is in a window twice.
+    period : float
 
     Returns
     -------
     Windows
     """
-    lo = np.searchsorted(index, grid - bandwidth, side="right")
-    hi = np.searchsorted(index, grid + bandwidth, side="left")
-    bare = Windows(index, grid, float(bandwidth), lo, np.maximum(lo, hi), ())
+    lo = positions(index, grid - bandwidth, "right", period)
+    hi = positions(index, grid + bandwidth, "left", period)
+    bare = Windows(index, grid, float(bandwidth), lo, np.maximum(lo, hi), (), period)
     if int((bare.hi - bare.lo).sum()) > PAIRS_KEPT:
         return bare
-    return Windows(index, grid, float(bandwidth), lo, bare.hi, tuple(_blocks(bare)))
+    return replace(bare, kept=tuple(_blocks(bare)))
 
 
 def blocks(windows: Windows) -> Iterator[Block]:
@@ -133,9 +171,10 @@ def _block(windows: Windows, first: int, last: int) -> Block:
     lo, hi = windows.lo[first:last], windows.hi[first:last]
     sizes = hi - lo
     offsets = np.concatenate([[0], np.cumsum(sizes)])
-    rows = np.arange(offsets[-1]) + np.repeat(lo - offsets[:-1], sizes)
-    t = (windows.index[rows] - np.repeat(windows.grid[first:last], sizes)) / windows.bandwidth
-    return Block(first, last, lo, hi, offsets, t, epanechnikov(t), rows)
+    turn, rows = np.divmod(np.arange(offsets[-1]) + np.repeat(lo - offsets[:-1], sizes), len(windows.index))
+    at = windows.index[rows] + windows.period * turn
+    t = (at - np.repeat(windows.grid[first:last], sizes)) / windows.bandwidth
+    return Block(first, last, lo, hi, offsets, t, epanechnikov(t), rows, len(windows.index))
 
 
 def effective_rows(windows: Windows, weights: Array) -> Array:
@@ -154,7 +193,7 @@ def effective_rows(windows: Windows, weights: Array) -> Array:
     out = np.zeros(windows.n_grid)
     for block in blocks(windows):
         for g, (a, b) in enumerate(zip(block.offsets[:-1], block.offsets[1:], strict=True)):
-            w = block.kernel[a:b] * weights[block.lo[g] : block.hi[g]]
+            w = block.kernel[a:b] * weights[block.part(g)]
             out[block.first + g] = w.sum() ** 2 / max((w * w).sum(), np.finfo(float).tiny)
     return out
 
@@ -178,7 +217,7 @@ def local_predictor(block: Block, coef: Array, design: Array) -> Array:
     flat = coef.reshape(n_grid, n_powers * n_out, p)
     raw = np.empty((n_powers * n_out, len(block.t)))
     for g in range(n_grid):
-        np.matmul(flat[g], design[:, block.lo[g] : block.hi[g]], out=raw[:, block.offsets[g] : block.offsets[g + 1]])
+        np.matmul(flat[g], design[:, block.part(g)], out=raw[:, block.offsets[g] : block.offsets[g + 1]])
     out = raw[-n_out:]
     for s in range(n_powers - 2, -1, -1):
         out = out * block.t + raw[s * n_out : (s + 1) * n_out]
@@ -208,7 +247,7 @@ def local_moments(block: Block, values: Array, rows: Array, n_powers: int) -> Ar
         np.multiply(stacked[(s - 1) * n_values : s * n_values], block.t, out=stacked[s * n_values : (s + 1) * n_values])
     out = np.empty((n_grid, n_powers * n_values, rows.shape[1]))
     for g in range(n_grid):
-        np.matmul(stacked[:, block.offsets[g] : block.offsets[g + 1]], rows[block.lo[g] : block.hi[g]], out=out[g])
+        np.matmul(stacked[:, block.offsets[g] : block.offsets[g + 1]], rows[block.part(g)], out=out[g])
     return out.reshape(n_grid, n_powers, n_values, rows.shape[1])
 
 
@@ -227,56 +266,6 @@ def hankel(moments: Array, degree: int) -> Array:
     """
     rows = [np.concatenate([moments[:, s + r] for r in range(degree + 1)], axis=-1) for s in range(degree + 1)]
     return np.concatenate(rows, axis=-2)
-
-
-def hermite_matrix(grid: Array, bandwidth: float, at: Array) -> sparse.csr_array:
-    """Cubic Hermite interpolation of levels and local slopes, as a sparse matrix.
-
-    Parameters
-    ----------
-    grid : ndarray, shape (G,)
-    bandwidth : float
-        Slopes are per bandwidth, as local fits report them.
-    at : ndarray, shape (n,)
-        Where to evaluate; outside the grid the nearest local line is continued.
-
-    Returns
-    -------
-    csr_array, shape (n, 2 G)
-        Column ``2 g`` multiplies the level at grid point g, column ``2 g + 1`` its slope.
-    """
-    n, n_grid = len(at), len(grid)
-    if n_grid == 1:
-        columns = np.tile([0, 1], n)
-        values = np.column_stack([np.ones(n), (at - grid[0]) / bandwidth]).ravel()
-        return sparse.csr_array((values, columns, np.arange(0, 2 * n + 1, 2)), shape=(n, 2))
-    # As a sparse matrix made once: interpolation of all functions to all rows is then one product per E-step.
-    left = np.clip(np.searchsorted(grid, at, side="right") - 1, 0, n_grid - 2)
-    values = _hermite_values(grid[left], grid[left + 1], at) * np.array([1.0, 1.0 / bandwidth] * 2)
-    columns = 2 * left[:, None] + np.arange(4)
-    return sparse.csr_array((values.ravel(), columns.ravel(), np.arange(0, 4 * n + 1, 4)), shape=(n, 2 * n_grid))
-
-
-def _hermite_values(left: Array, right: Array, at: Array) -> Array:
-    """Weights of (left level, left slope, right level, right slope) at each point."""
-    step = right - left
-    s = (at - left) / step
-    # Cubic between the points, and beyond the ends the line of the end point, without bends of the cubic.
-    c = np.clip(s, 0.0, 1.0)
-    blend = c * c * (3.0 - 2.0 * c)
-    below, above = np.minimum(s, 0.0), np.maximum(s - 1.0, 0.0)
-    slopes = (c * (1.0 - c) ** 2 + below, c * c * (c - 1.0) + above)
-    return np.column_stack([1.0 - blend, step * slopes[0], blend, step * slopes[1]])
-
-
-def linear_matrix(grid: Array, at: Array) -> sparse.csr_array:
-    """Linear interpolation from a grid, as a sparse matrix (n, G)."""
-    n = len(at)
-    left = np.clip(np.searchsorted(grid, at, side="right") - 1, 0, len(grid) - 2)
-    share = np.clip((at - grid[left]) / (grid[left + 1] - grid[left]), 0.0, 1.0)
-    values = np.column_stack([1.0 - share, share]).ravel()
-    columns = np.column_stack([left, left + 1]).ravel()
-    return sparse.csr_array((values, columns, np.arange(0, 2 * n + 1, 2)), shape=(n, len(grid)))
 
 
 BoolArray = NDArray[np.bool_]
@@ -341,8 +330,10 @@ class Rows:
     design : ndarray, shape (n, p)
     gate : ndarray, shape (n, m)
     index : ndarray, shape (n,)
-        Ascending.
+        Ascending; on a circle from its origin once round.
     offset, weights : ndarray, shape (n,)
+    period : float
+        Of an index on a circle, else `LINE`.
     """
 
     outcome: Outcome
@@ -351,11 +342,27 @@ class Rows:
     index: Array
     offset: Array
     weights: Array
+    period: float = LINE
 
     @property
     def n(self) -> int:
         """Number of rows, n."""
         return len(self.index)
+
+    @property
+    def span(self) -> float:
+        """Range of the index, or its period."""
+        return self.period or float(np.ptp(self.index))
+
+    @property
+    def ends(self) -> Array:
+        """First and last value of the index, shape (2,)."""
+        return self.index[[0, -1]]
+
+    @property
+    def widest(self) -> float:
+        """Bandwidth beyond which windows no longer differ much; on a circle none is wider."""
+        return 0.5 * self.period if self.period else 2.0 * self.span
 
     def with_weights(self, weights: Array) -> "Rows":
         """The same rows with other weights."""
@@ -374,7 +381,21 @@ class Rows:
             self.index[rows],
             self.offset[rows],
             self.weights[rows],
+            self.period,
         )
+
+
+def even_grid(rows: Rows, points: Array, n_grid: int) -> Array:
+    """Equally spaced grid points over the range of others, on a circle once round from the first."""
+    if rows.period:
+        return points[0] + rows.period * np.arange(n_grid) / n_grid
+    return np.linspace(points[0], points[-1], n_grid)
+
+
+def place_columns(rows: Rows) -> Array:
+    """Where rows lie along the index, (n, 1), or on the circle, (n, 2)."""
+    angle = 2.0 * np.pi * rows.index / rows.period if rows.period else None
+    return rows.index[:, None] if angle is None else np.column_stack([np.cos(angle), np.sin(angle)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -466,10 +487,10 @@ def build_problem(
     -------
     Problem
     """
-    windows = build_windows(rows.index, grid, bandwidth)
+    windows = build_windows(rows.index, grid, bandwidth, rows.period)
     same = gate_bandwidth == bandwidth
-    gate_windows = windows if same else build_windows(rows.index, grid, gate_bandwidth)
-    levels = hermite_matrix(grid, bandwidth, rows.index)
+    gate_windows = windows if same else build_windows(rows.index, grid, gate_bandwidth, rows.period)
+    levels = hermite_matrix(grid, bandwidth, rows.index, rows.period)
     spread = pooled_spread(rows, family)
     return Problem(
         rows,
@@ -479,7 +500,7 @@ def build_problem(
         windows,
         gate_windows,
         levels,
-        levels if same else hermite_matrix(grid, gate_bandwidth, rows.index),
+        levels if same else hermite_matrix(grid, gate_bandwidth, rows.index, rows.period),
         floor=float(np.log(sigma_floor * spread)) if family.name == "gaussian" else float(np.log(THETA_FLOOR)),
         ceiling=_ceiling(rows, family, spread),
         **_from_designs(rows, slots, spread),

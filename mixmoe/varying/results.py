@@ -36,6 +36,7 @@ from mixmoe.varying.effective_parameters import effective_df, fitness
 from mixmoe.varying.em_steps import posterior
 from mixmoe.varying.fitted import FittedVCMoE, checked_kind, reported_values
 from mixmoe.varying.function_frames import (
+    DERIVATIVES_OF,
     SUBJECTS,
     BandRequest,
     PredictionRows,
@@ -98,7 +99,7 @@ class VCMoEResults(MoEResults):
         self.bandwidth = float(model.settings["bandwidth"])
         self.gate_bandwidth = self.bandwidth if gate is None else float(gate)
         self.selection, self.gate_selection = model.selection, model.gate_selection
-        self.effective_df = effective_df(model.problem, model.coef)
+        self.effective_df = effective_df(model.problem, model.coef) + float(model.df_estimated is not None)
         self.nobs, self.n_units = model.nobs, model.n_units
         values = fitness(model.weight_scale * fit.loglik, self.effective_df, self.n_units)
         self.aic, self.aicc, self.bic = values.aic, values.aicc, values.bic
@@ -106,7 +107,7 @@ class VCMoEResults(MoEResults):
         self.sabic = values.aic + values.df * float(np.log((self.n_units + 2.0) / 24.0) - 2.0)
         self.icl = self.bic + 2.0 * classification_entropy(fit.responsibilities)
         self.df_resid = self.nobs - values.df
-        self._processes: dict[str, LevelProcess] = {}
+        self._processes: dict[tuple[str, int], LevelProcess] = {}
         self._thetas: dict[str, ThetaProfile | None] = {}
         self._p_values: Mapping[str, float] | None = None
 
@@ -132,6 +133,7 @@ class VCMoEResults(MoEResults):
         *,
         method: str = "multiplier",
         bias: str = "rbc",
+        derivative: int = 0,
         at: Mapping[str, Any] | None = None,
         draws: int = 4000,
         n_boot: int = 199,
@@ -155,6 +157,10 @@ class VCMoEResults(MoEResults):
             Robust bias correction (local-quadratic fit, with its own standard errors), a smaller bandwidth, or nothing.
             In simulations with n = 1000 only ``"rbc"`` attains the nominal coverage at a bandwidth that is good for
             estimation.
+        derivative : {0, 1}
+            With 1 bands of the derivatives by the index of the coefficients of experts and gate (not of dispersions),
+            or of their differences, from local fits one degree higher: cubic with ``"rbc"``, else quadratic. A good
+            bandwidth for derivatives is larger than one for the functions. ``estimate`` is the slope of the fit.
         at : mapping, optional
             Covariate values for probabilities and means; others at their median or most frequent category, an offset
             at zero.
@@ -183,7 +189,7 @@ class VCMoEResults(MoEResults):
         ConvergenceWarning
             If there are values without a maximum.
         """
-        request = BandRequest(of, alpha, method, bias, at, draws, n_boot, n_jobs, progress)
+        request = BandRequest(of, alpha, method, bias, at, draws, n_boot, n_jobs, progress, derivative=derivative)
         frame = self._requested_bands(request, rng)
         gaps = function_tables.lost_bands(frame)
         if gaps is not None:
@@ -202,6 +208,13 @@ class VCMoEResults(MoEResults):
         checked_choice(request.of, "of", SUBJECTS)
         checked_choice(request.method, "method", METHODS)
         checked_choice(request.bias, "bias", BIASES)
+        if request.derivative not in (0, 1):
+            raise ArgumentError(f"derivative must be 0 or 1, got {request.derivative!r}; 1 is that by the index")
+        if request.derivative and request.of not in DERIVATIVES_OF:
+            raise ArgumentError(
+                f"derivative=1 is for of= {', '.join(map(repr, DERIVATIVES_OF))}, got of={request.of!r}; means and "
+                "probabilities have bands of their values"
+            )
         checked_count(request.draws, "draws", least=100)
         checked_count(request.n_boot, "n_boot", least=19)
         alpha, n_jobs = checked_alpha(request.alpha), checked_jobs(request.n_jobs)
@@ -413,17 +426,17 @@ class VCMoEResults(MoEResults):
 
         Parameters
         ----------
-        kind : {"functions", "probabilities", "means", "differences", "bandwidth", "gate_bandwidth"}
-            Every expert coefficient with its bands, one panel per term, and the gate as probabilities; gate
-            probabilities; expected response of each expert; differences of experts; the cross-validated criterion of
-            the bandwidth, of that of the gate.
+        kind : {"functions", "derivatives", "probabilities", "means", "differences", "bandwidth", ...}
+            Every expert coefficient with its bands, one panel per term, and the gate as probabilities; derivatives of
+            expert coefficients; gate probabilities; expected response of each expert; differences of experts; the
+            cross-validated criterion of the bandwidth, and with ``"gate_bandwidth"`` of that of the gate.
         **options
             Of `bands`: ``alpha=``, ``bias=``, ``at=`` ...
 
         Returns
         -------
         tuple of Curve
-            ``y`` is the center of the bands, corrected for bias unless ``bias=`` says otherwise.
+            ``y`` is the estimate, as in `summary` and `functions`.
         """
         checked_choice(kind, "kind", self._curve_kinds)
         if kind in ("bandwidth", "gate_bandwidth"):
@@ -433,6 +446,7 @@ class VCMoEResults(MoEResults):
             return function_tables.bandwidth_curves(
                 table, f"{kind.replace('_', ' ')} ({self.model.design.names.index})"
             )
+        options |= {"derivative": 1} if kind == "derivatives" else {}
         return function_tables.band_curves(
             self.model, function_tables.drawn_bands(self, kind, {"rng": SEED, **options}), options
         )
@@ -455,9 +469,11 @@ class VCMoEResults(MoEResults):
 
         Notes
         -----
-        A line is the center of its bands, which is corrected for bias unless ``bias=`` says otherwise and therefore
-        not quite the estimate of `summary`, `functions` and `predict`. The darker shade holds the pointwise limits, the
-        lighter one between dotted lines the simultaneous band. Where bands are very wide they run out of the figure.
+        A line is the estimate of `summary`, `functions` and `predict`. Its bands are corrected for bias unless
+        ``bias=`` says otherwise, so that the line need not run in their middle. The darker shade holds the pointwise
+        limits, the lighter one between dotted lines the simultaneous band. Where there are no bands, as at thin ends of
+        the index, the line runs alone; where they are very wide they run out of the figure. Dispersions have a log
+        axis.
         """
         return super().plot(kind, ax, **options)
 
@@ -468,8 +484,8 @@ class VCMoEResults(MoEResults):
     @property
     def _starts_words(self) -> str:
         """Of many random starts only few distinct ones go on, so that the best is not counted among all of them."""
-        reached = f"{self._rivals} distinct went on, {self.em.starts.n_replicated} to the best"
-        return f"{self.em.starts.n_starts} of each kind, {reached}"
+        reached = f"of {self._rivals} distinct ones followed to the end {self.em.starts.n_replicated} reached the best"
+        return f"{self.em.starts.n_starts} of each kind; {reached}"
 
     @property
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]:
@@ -499,18 +515,19 @@ class VCMoEResults(MoEResults):
     def _bands(self, request: BandRequest, rng: Any) -> pd.DataFrame:
         """Bands over the units of the covariance of the fit."""
         request = replace(request, clusters=self.model.clusters_of(self.cov_type))
-        process, theta = self._process(request.bias), None
-        if request.of == "coefficients":
+        process, theta = self._process(request.bias, request.derivative), None
+        if request.of == "coefficients" and not request.derivative:
             if request.bias not in self._thetas:
                 self._thetas[request.bias] = process.theta_profile()
             theta = self._thetas[request.bias]
         return band_frame(self.model, process, theta, request, checked_rng(rng))
 
-    def _process(self, bias: str) -> LevelProcess:
+    def _process(self, bias: str, derivative: int = 0) -> LevelProcess:
         """Level process of one bias correction with the covariance of the fit, kept because all output needs it."""
-        if bias not in self._processes:
-            self._processes[bias] = self.model.process(bias, self.cov)
-        return self._processes[bias]
+        key = (bias, derivative)
+        if key not in self._processes:
+            self._processes[key] = self.model.process(bias, self.cov, derivative)
+        return self._processes[key]
 
     def _constancy(self) -> Mapping[str, float] | None:
         """P-values of the asymptotic tests, kept because every table shows them; None if they are invalid."""

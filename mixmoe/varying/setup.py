@@ -17,6 +17,7 @@ from mixmoe.design.frame import shown
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.responses.distribution import ETA_LIMIT, OFFSETS, Family, Outcome
 from mixmoe.responses.existence import Observed, check_maximum
+from mixmoe.varying.circle import LINE, once_round, origin
 from mixmoe.varying.identifiability import constants_fault
 from mixmoe.varying.joint_em import centred
 from mixmoe.varying.problem import (
@@ -26,6 +27,7 @@ from mixmoe.varying.problem import (
     Windows,
     blocks,
     effective_rows,
+    even_grid,
     hankel,
     local_moments,
     pooled_spread,
@@ -48,7 +50,7 @@ EVERYWHERE = (
 FEWEST_POINTS = 50  # of a grid that nobody asked for
 FEWEST_COMPARED = 12  # of such a grid where bandwidths are only compared
 POINTS_PER_BANDWIDTH = 3  # of such a grid: interpolation between them adds nothing to the error of the functions
-MIN_EFFECTIVE = 2.0  # effective rows a window needs for each local coefficient of one expert
+MIN_EFFECTIVE = 2.0  # effective rows a window of a mixture needs for each column of the experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +97,8 @@ def checked_varying_formula(formula: Any) -> MoEFormula:
     return parsed
 
 
-def sorted_rows(design: Design, family: Family, response: bool = True) -> Sorted:
-    """The rows of a design in the order of the index.
+def sorted_rows(design: Design, family: Family, response: bool = True, period: float = LINE) -> Sorted:
+    """The rows of a design in the order of the index, of a circle once round from where its grid begins.
 
     Parameters
     ----------
@@ -105,6 +107,8 @@ def sorted_rows(design: Design, family: Family, response: bool = True) -> Sorted
     family : Family
     response : bool
         Whether the response must be there; zeros stand in for it otherwise.
+    period : float
+        Of an index on a circle, else `LINE`.
 
     Returns
     -------
@@ -115,8 +119,6 @@ def sorted_rows(design: Design, family: Family, response: bool = True) -> Sorted
     DesignError
         If a response or number of trials is impossible; names the first row.
     """
-    index = np.asarray(design.index, dtype=float)
-    order = np.argsort(index, kind="stable")
     n = design.n
     trials = _column(design, "trials", 1.0)
     weights = _column(design, "weights", 1.0)
@@ -127,8 +129,11 @@ def sorted_rows(design: Design, family: Family, response: bool = True) -> Sorted
         _check_response(design, family, y, trials)
         _check_offset(design, family, offset)
         _check_sizes(design, y, weights)
+    index = np.asarray(design.index, dtype=float)
+    index = once_round(index, origin(index, y, period), period) if period else index
+    order = np.argsort(index, kind="stable")
     outcome = Outcome(y, trials, family.constant(y, trials)).take(order)
-    rows = Rows(outcome, design.expert[order], design.gate[order], index[order], offset[order], weights[order])
+    rows = Rows(outcome, design.expert[order], design.gate[order], index[order], offset[order], weights[order], period)
     return Sorted(rows, order, np.asarray(design.rows, dtype=object)[order])
 
 
@@ -252,12 +257,15 @@ def checked_index(index: Array, name: str) -> None:
         )
 
 
-def default_grid(index: Array, bandwidth: float, n_grid: int | None, fewest: int) -> Array:
-    """Equally spaced grid points over the whole range of the index.
+def default_grid(rows: Rows, experts: int, bandwidth: float, n_grid: int | None, fewest: int) -> Array:
+    """Equally spaced grid points over the whole range of the index, or round the circle; or the values of few rows.
 
     Parameters
     ----------
-    index : ndarray, shape (n,)
+    rows : Rows
+    experts : int
+        With one expert and at most `FEWEST_POINTS` rows the grid is made of their values: between them windows may be
+        empty that no row needs, and would force a wider bandwidth.
     bandwidth : float
         The narrowest in use.
     n_grid : int or None
@@ -265,22 +273,28 @@ def default_grid(index: Array, bandwidth: float, n_grid: int | None, fewest: int
         bandwidth that would need more leaves no rows in its windows.
     fewest : int
     """
-    low, high = float(index.min()), float(index.max())
+    if n_grid is None and experts == 1 and rows.n <= FEWEST_POINTS and not rows.period:
+        return np.unique(rows.index)
     if n_grid is None:
-        fine = min(POINTS_PER_BANDWIDTH * (high - low) / bandwidth, float(len(index)))
+        fine = min(POINTS_PER_BANDWIDTH * rows.span / bandwidth, float(rows.n))
         n_grid = max(fewest, int(np.ceil(fine)) + 1)
-    return np.linspace(low, high, n_grid)
+    return even_grid(rows, rows.ends, n_grid)
 
 
-def checked_grid(index: Array, grid: Any) -> Array:
+def checked_grid(rows: Rows, grid: Any) -> Array:
     """The user's grid points.
 
     Raises
     ------
     ArgumentError
-        If the user's grid is not ascending, finite, or leaves out part of the range.
+        If the user's grid is not ascending, finite, or leaves out part of the range; if the index is on a circle.
     """
-    low, high = float(index.min()), float(index.max())
+    if rows.period:
+        raise ArgumentError(
+            f"grid={shown(grid)} is for an index with two ends; the grid of cyclic(...) goes round the circle in equal "
+            "steps, use n_grid= for how many, and functions(u) for values in between"
+        )
+    low, high = (float(end) for end in rows.ends)
     points = checked_numbers(grid, "grid")
     if len(points) < 2 or not np.isfinite(points).all() or not (np.diff(points) > 0.0).all():
         raise ArgumentError(
@@ -307,21 +321,26 @@ def checked_numbers(values: Any, name: str) -> Array:
         raise ArgumentError(f"{name} must be numbers, got {shown(values)}; pass a list or an array") from error
 
 
-def checked_bandwidth(value: Any, index: Array, name: str = "bandwidth") -> float:
+def checked_bandwidth(value: Any, rows: Rows, name: str = "bandwidth") -> float:
     """A bandwidth in units of the index; infinity means constants.
 
     Raises
     ------
     ArgumentError
-        If it is no positive number, or far beyond the range of the index.
+        If it is no positive number, or far beyond the range of the index, or beyond half the period of a circle.
     """
-    span = float(np.ptp(index))
+    span = rows.span
     words = {"bandwidth": ", 'cv' or 'rule'", "gate_bandwidth": ", 'cv' or None for that of the experts"}.get(name, "")
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not float(value) > 0.0:
         raise ArgumentError(
             f"{name} must be a positive number in units of the index (range {span:g}){words}, got {shown(value)}"
         )
     h = float(value)
+    if rows.period and rows.widest < h < np.inf:
+        raise ArgumentError(
+            f"{name}={h:g} is more than half the period {span:g}, at which a window holds every row already; use at "
+            f"most {rows.widest:g}, or inf for constants"
+        )
     if WIDEST * span < h < np.inf:
         raise ArgumentError(
             f"{name}={h:g} is more than {WIDEST} times the range of the index, {span:g}, where functions have long "
@@ -330,7 +349,7 @@ def checked_bandwidth(value: Any, index: Array, name: str = "bandwidth") -> floa
     return h
 
 
-def checked_candidates(values: Any, index: Array) -> list[float]:
+def checked_candidates(values: Any, rows: Rows) -> list[float]:
     """Finite bandwidths to be compared.
 
     Raises
@@ -338,7 +357,7 @@ def checked_candidates(values: Any, index: Array) -> list[float]:
     ArgumentError
         If there are none, or one is impossible.
     """
-    found = [checked_bandwidth(float(h), index, "candidates") for h in checked_numbers(values, "candidates")]
+    found = [checked_bandwidth(float(h), rows, "candidates") for h in checked_numbers(values, "candidates")]
     if not found or not np.isfinite(found).all():
         raise ArgumentError(f"candidates must be finite bandwidths, at least one, got {shown(values)}")
     return found
@@ -418,9 +437,14 @@ def window_fault(problem: Problem, design: Design) -> WindowFault | None:
     return None
 
 
+def needed_rows(columns: int, experts: int) -> float:
+    """Effective rows that a window needs; a mixture needs more for each column, since an expert has only some of them."""
+    return (MIN_EFFECTIVE if experts > 1 else 1.0) * columns + experts
+
+
 def _too_few(windows: Windows, weights: Array, columns: int, experts: int, gate: bool, name: str) -> WindowFault | None:
     """Windows with too few effective rows, or values of the index, for local lines."""
-    needed = MIN_EFFECTIVE * columns + experts
+    needed = needed_rows(columns, experts)
     effective = effective_rows(windows, weights)
     worst = int(effective.argmin())
     place, what = float(windows.grid[worst]), "gate" if gate else "experts"
@@ -433,7 +457,9 @@ def _too_few(windows: Windows, weights: Array, columns: int, experts: int, gate:
             gate=gate,
         )
     new = np.concatenate([[0], np.cumsum(np.diff(windows.index) > 0.0)])
-    distinct = new[windows.hi - 1] - new[windows.lo] + 1
+    turn = new[-1] + 1  # values met once round a circle; no value lies on both sides of its origin
+    last, first = np.divmod(windows.hi - 1, len(new)), np.divmod(windows.lo, len(new))
+    distinct = new[last[1]] + turn * last[0] - new[first[1]] - turn * first[0] + 1
     worst = int(distinct.argmin())
     if distinct[worst] >= 3:
         return None
@@ -471,7 +497,7 @@ def _collinear(
         return None
     loading = np.abs(vectors[worst, :, 0]).reshape(2, q).max(axis=0)
     found = varying[loading > 0.1 * loading.max()]
-    inside = design[windows.lo[worst] : windows.hi[worst]]
+    inside = design[windows.part(worst)]
     still = [j for j in found if np.ptp(inside[:, j]) == 0.0 < np.ptp(design[:, j])]
     found = np.array(still) if still else found  # constant there, beside an intercept that need not be named
     named = ", ".join(repr(names[j]) for j in found)

@@ -1,6 +1,7 @@
 """Starting values: mixtures with constant or linear coefficients, and permutations of the experts."""
 
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +59,7 @@ def constant_mixtures(problem: Problem, n_starts: int, rng: np.random.Generator)
     """
     plain = np.zeros(problem.slots.n, dtype=bool)
     found = _solutions(problem, plain, n_starts, rng)
-    if problem.slots.n_experts == 1 or problem.const.all():
+    if problem.slots.n_experts == 1 or problem.const.all() or problem.rows.period:  # no line closes a circle
         return found
     return found + _solutions(problem, ~problem.const, n_starts, rng)
 
@@ -98,7 +99,7 @@ def _wide_rows(rows: Rows, centre: float, width: float) -> Rows:
     """Rows whose designs carry every column and its product with the standardised index."""
     v = ((rows.index - centre) / width)[:, None]
     design, gate = np.hstack([rows.design, rows.design * v]), np.hstack([rows.gate, rows.gate * v])
-    return Rows(rows.outcome, design, gate, rows.index, rows.offset, rows.weights)
+    return Rows(rows.outcome, design, gate, rows.index, rows.offset, rows.weights, rows.period)
 
 
 def _doubled(values: Array, groups: int) -> Array:
@@ -238,7 +239,7 @@ def reported_order(problem: Problem, coef: Array) -> NDArray[np.intp]:
 
 
 def exchanges(problem: Problem, coef: Array) -> list[Array]:
-    """States in which two experts change places from a point on where they come close.
+    """States in which two experts change places from a point on where they come close, on a circle to another such.
 
     A mixture whose experts nearly meet has a second mode in which they are connected the wrong way; labels are
     consistent in both, only the likelihood tells them apart.
@@ -261,8 +262,9 @@ def exchanges(problem: Problem, coef: Array) -> list[Array]:
             order = np.arange(k)
             order[[a, b]] = order[[b, a]]
             swapped = np.where(problem.const, coef, permute_experts(slots, coef, order))
-            for g in _minima(distance):
-                found.append(np.concatenate([coef[:g], swapped[g:]]))
+            places = np.sort(_minima(distance)) if problem.rows.period else _minima(distance)
+            arcs = list(combinations(places, 2)) if problem.rows.period else [(g, len(coef)) for g in places]
+            found += [np.concatenate([coef[:g], swapped[g:h], coef[h:]]) for g, h in arcs]
     return found
 
 

@@ -46,7 +46,7 @@ def replicate(n, amplitude, errors, seed):
         rows = []
         for kind in KINDS:
             of = fit if kind == "nonrobust" else fit.with_cov(kind)
-            bands = {name: part for name, part in of.bands(rng=seed).groupby("coefficient", sort=False)}
+            bands = dict(iter(of.bands(rng=seed).groupby("coefficient", sort=False)))
             tests = of.test_varying()
             steep = [np.ptp(bands[f"expert{k}.Intercept"]["estimate"]) for k in (1, 2)]
             order = (1, 2) if steep[0] > steep[1] else (2, 1)
@@ -77,8 +77,8 @@ def table(rows):
     for (kind, name), g in grouped:
         lines.append(
             f"| {kind} | {name} | {len(g)} | {100 * g['simultaneous'].mean():.1f} % | "
-            f"{100 * g['pointwise'].mean():.1f} % | {np.sqrt(g['mse'].mean()):.4f} | {100 * g['varying'].mean():.1f} % | "
-            f"{100 * g['converged'].mean():.0f} % |"
+            f"{100 * g['pointwise'].mean():.1f} % | {np.sqrt(g['mse'].mean()):.4f} | "
+            f"{100 * g['varying'].mean():.1f} % | {100 * g['converged'].mean():.0f} % |"
         )
     return "\n".join(lines)
 

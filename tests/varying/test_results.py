@@ -57,7 +57,7 @@ def test_summary_shows_functions_and_constants(hybrid):
         "Coefficients constant along the index",
         "expert1.x1",
         "gate2.Intercept",
-        "simultaneous band",
+        "  lower",
         "Bandwidth",
     ):
         assert part in text

@@ -17,7 +17,13 @@ from typing import cast
 import numpy as np
 
 from mixmoe._typing import AnyArray, Array
-from mixmoe.mixed.likelihood.gaussian import GaussianExperts, flat_experts, weighted_normal_matrix
+from mixmoe.mixed.likelihood.gaussian import (
+    ExpertPosterior,
+    GaussianExperts,
+    RowMoments,
+    flat_experts,
+    weighted_normal_matrix,
+)
 from mixmoe.mixed.likelihood.observed import (
     ClosedForm,
     Problem,
@@ -29,13 +35,15 @@ from mixmoe.mixed.likelihood.observed import (
 from mixmoe.mixed.parameters import expand, pull_back
 from mixmoe.mixture.gate import gate_information, gate_log_probabilities, gate_scores, posterior_probabilities
 from mixmoe.numerics.complex_step import derivative_along
+from mixmoe.numerics.linalg import solve_lower
 
 _HALF_STEP = 0.03  # of second differences, in posterior standard deviations
 
 
 def information(problem: Problem, theta: Array) -> Array:
     """Minus the Hessian of the log-likelihood without penalties of functions, shape (P, P)."""
-    if not isinstance(problem.experts, GaussianExperts) or problem.penalty is not None or problem.restricted:
+    plain = isinstance(problem.experts, GaussianExperts) and problem.penalty is None and not problem.restricted
+    if not plain or problem.has_many_columns:
         return observed_information(problem, theta)
     tau = posterior_probabilities(subject_logliks(problem, theta))
     return _known_information(problem, theta, tau) - _missing_information(problem, theta)
@@ -70,8 +78,24 @@ def _normal_matrices(problem: Problem, theta: AnyArray, tau: Array) -> AnyArray:
     out = np.zeros((s.n_experts, s.n_columns, s.n_columns), dtype=theta.dtype)
     for where, experts in cast(ClosedForm, problem).experts.blocks(s.n_experts):
         posterior = experts.densities(params).posterior
-        out += weighted_normal_matrix(experts.moments, posterior, factor, sigma, tau[where].T)
+        m = experts.moments
+        of = _matrix_of_rows if isinstance(m, RowMoments) else weighted_normal_matrix
+        out += of(m, posterior, factor, sigma, tau[where].T)  # type: ignore[operator]
     return out
+
+
+def _matrix_of_rows(m: RowMoments, post: ExpertPosterior, T: Array, sigma: Array, weights: Array) -> Array:
+    """`weighted_normal_matrix` where rows are kept."""
+    E, q, N = post.w.shape
+    p = len(m.X)
+    Lam = T / sigma[:, None, None]
+    of_rows = np.repeat(weights, m.counts, axis=1)
+    plain = np.stack([(m.X * w) @ m.X.T for w in of_rows])
+    ZX = m.sums(m.Z[:, None] * m.X[None])  # (q, p, N)
+    half = solve_lower(post.L, np.einsum("eba,bpn->eapn", Lam, ZX, optimize=True))
+    left = np.moveaxis(half * weights[:, None, None], 2, 1).reshape(E, p, q * N)
+    right = np.moveaxis(half, 2, 1).reshape(E, p, q * N)
+    return np.asarray((plain - left @ np.swapaxes(right, 1, 2)) / (sigma**2)[:, None, None])
 
 
 def _missing_information(problem: Problem, theta: Array) -> Array:
