@@ -39,7 +39,7 @@ from mixmoe.mixed.parameters import (
     to_natural,
 )
 from mixmoe.mixed.separation import empty_categories, expert_directions
-from mixmoe.mixed.smooth.curvature import information
+from mixmoe.mixed.smooth.curvature import whole_information
 from mixmoe.mixture.estimate import Flag, ParamLayout
 from mixmoe.mixture.gate import gate_information, gate_log_probabilities, penalty_meat, posterior_probabilities
 from mixmoe.numerics.complex_step import derivative_along
@@ -223,7 +223,7 @@ def covariance(
     # A penalty belongs to no unit: its curvature is in the whole only.
     summed = by_unit is not None and problem.penalty is None and problem.ridge is None
     # The sum over units is the whole information already: no second pass.
-    whole = by_unit.whole() if by_unit is not None and summed else _whole_information(problem, at.theta)
+    whole = by_unit.whole() if by_unit is not None and summed else whole_information(problem, at.theta)
     known = identified(problem, coordinates, at, invert_information(whole, basis), layout)
     flags = (*known.flags, *few_units(problem, at, None if clusters is None else n_units))
     if kind == "nonrobust":
@@ -247,13 +247,6 @@ def covariance(
     note = "; ".join(filter(None, ["" if clusters is None else f"{n_units} clusters", _about(middle, moments)]))
     found = ParamCov(without_parameters(matrix, blank), kind, note, correction, flags=flags, moments=moments)
     return _with_limits(found, matrix, problem, basis, at, known)
-
-
-def _whole_information(problem: Problem, theta: Array) -> Array:
-    """Information with all penalties, analytic in coefficients where functions have many of them."""
-    if problem.ridge is None:
-        return observed_information(problem, theta)
-    return information(replace(problem, ridge=None), theta) + problem.ridge.T @ problem.ridge
 
 
 def _with_limits(

@@ -91,6 +91,11 @@ class MEMoE(Refitting):
         double bar gives uncorrelated random effects; ``re: (0 | id)`` none; without ``re:`` each row is a unit.
         ``| sigma: time + common(x)`` makes the log standard deviation of the errors (for ``errors="bm"`` of the
         measurement errors) linear in covariates; ``sigma1`` is then its value where these are zero.
+        ``s(time)`` is a penalised function of a column, ``s(time, by=x)`` a coefficient of x that varies with time (of
+        categories: a function for each), in experts, ``common(...)`` and, of baseline covariates, the gate; ``k=15``
+        basis functions, ``m=2`` differences that are penalised, ``bs="cc"`` for a periodic function with the period
+        ``ends=(low, high)``. ``| vary: time`` beside ``re:`` makes every coefficient that is not in ``const(...)`` such
+        a function. Without ``by=`` functions are centred over the rows.
     data : DataFrame (pandas, or what narwhals reads: polars, pyarrow ...) or mapping of columns
         Never changed. Rows with missing values are left out with a warning.
     experts : int
@@ -147,6 +152,12 @@ class MEMoE(Refitting):
         constant, 1 by default there). Both are the same whichever expert is the reference and however covariates are
         coded. Starts, estimates, information, profiles and resamples are of the penalised log-likelihood; ``llf`` and
         the criteria that follow from it are of the log-likelihood at the penalised estimates.
+    smoothing : float or mapping, optional
+        Smoothing parameters of functions ``s(...)`` that are known, one number for all or numbers by function
+        (``"expert1.s(time)"``, ``"s(time)"`` for all experts); by default they are estimated.
+    smoother : {"spline"}, optional
+        For a formula with ``vary:`` and without ``re:``, which otherwise is a `VCMoE`: penalised functions in the place
+        of its local likelihood.
     context : mapping, optional
         Functions and constants the formula may use; nothing else of the caller is visible.
     formula_engine : {"formulaic", "patsy"}
@@ -166,13 +177,20 @@ class MEMoE(Refitting):
     unbounded in principle; solutions in which an expert collapses on a few subjects are set aside and reported.
     Where errors are not iid normal, starts are searched with the correlation and the relative variances that the
     one-expert fit has; the best are then carried on with the likelihood itself.
+    Functions ``s(...)`` are cubic P-splines. Given smoothing parameters lambda the log-likelihood less ``1/2 sum lambda
+    b'b`` is maximised, b the coefficients without their lines; the lambda, one for each function and expert, and all
+    parameters outside b maximise the marginal likelihood with b integrated out (Laplace; exact for one Gaussian
+    expert, mgcv's ``method="ML"``), through generalised Fellner-Schall steps. In mixtures the derivative of the
+    determinant in that approximation is taken with the memberships as they are. Starts are searched on a coarse basis
+    without penalties.
 
     References
     ----------
     Yue, Yan, Han & Fu (2026), Mixed Effects Mixture of Experts, arXiv:2603.07479.
     Verbeke & Lesaffre (1996), JASA 91, 217-221. Proust-Lima, Philipps & Liquet (2017), JSS 78(2).
     Pinheiro & Bates (2000), Mixed-Effects Models in S and S-PLUS, chapter 5. Pinheiro, Liu & Wu (2001), JCGS 10,
-    249-276. Harville (1974), Biometrika 61, 383-385. McCullagh (1980), JRSS B 42, 109-142. Hedeker & Gibbons (1994),
+    249-276. Eilers & Marx (1996), Statistical Science 11, 89-121. Wood & Fasiolo (2017), Biometrics 73, 1071-1081.
+    Harville (1974), Biometrika 61, 383-385. McCullagh (1980), JRSS B 42, 109-142. Hedeker & Gibbons (1994),
     Biometrics 50, 933-944.
     """
 
@@ -253,6 +271,12 @@ class MEMoE(Refitting):
             "formula_engine": formula_engine,
         }
         self._options = None if options.plain and not self.formula.sigma else options
+        if self.design.smooths and method == "reml":
+            raise ArgumentError(
+                "method='reml' is not offered with functions s(...): the marginal likelihood that chooses their "
+                "smoothing parameters integrates over penalised coefficients only, not over lines and other "
+                "coefficients; use method='ml'"
+            )
         self.smoothing: Smoothing | None = None
         self._arrange(build_structure(self.design, self.n_experts, cov_re, self.response))
         self.layout: ParamLayout = layout_of(self.design, self.structure)

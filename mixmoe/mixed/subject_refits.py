@@ -36,6 +36,7 @@ from mixmoe.mixed.options import check_method
 from mixmoe.mixed.parameters import Params, Structure, expand, permute_natural, positions, to_natural
 from mixmoe.mixed.prediction.trajectories import Estimate, disturbances, draw_responses
 from mixmoe.mixed.search import Guarded, off_boundary, permute
+from mixmoe.mixed.smooth.curvature import first_inverse_of_functions
 from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing
 from mixmoe.mixed.smooth.functions import Function, functions_of, layout_of
 from mixmoe.mixed.starting_values import first_inverse
@@ -141,8 +142,13 @@ class Resample:
         sample = self.problem.take(np.sort(rng.integers(N, size=N)))
         start = off_boundary(sample, self.theta)[None]
         logarithmic = np.append(sample.free.log_sigma, sample.free.extra)
-        inverse = first_inverse(sample, start)
-        end = climb(Guarded(sample, _SIGMA_FLOOR), start, inverse, N, _CONTROL, logarithmic=logarithmic)
+        control = _CONTROL
+        if sample.ridge is None:
+            inverse = first_inverse(sample, start)
+        else:  # rounding beside large penalties: what is left to gain says whether an ascent has ended
+            inverse = first_inverse_of_functions(sample, start[0])
+            control = replace(control, promise=0.5 * N * control.tol**2)
+        end = climb(Guarded(sample, _SIGMA_FLOOR), start, inverse, N, control, logarithmic=logarithmic)
         if end.interrupted:
             raise KeyboardInterrupt  # climb() keeps it to itself; it ends the whole bootstrap, not one resample
         if not end.converged[0]:

@@ -122,6 +122,8 @@ def _grouped(results: Sequence[Any]) -> list[tuple[str, str, list[Parameter]]]:
     groups: dict[tuple[int, int], list[Parameter]] = {}
     for parameter in known.values():
         expert = (parameter.expert or 0) if parameter.block == "expert" else 0
+        if parameter.block == "smooth":
+            continue  # coefficients of basis functions, which mean nothing one by one
         groups.setdefault((_BLOCKS.index(parameter.block), expert), []).append(parameter)
     panels = []
     for block, expert in sorted(groups):

@@ -91,11 +91,12 @@ def main():
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--errors", default="normal", choices=("normal", "t"))
     parser.add_argument("--amplitude", type=float, default=0.0)
-    parser.add_argument("--seconds", type=float, default=np.inf, help="CPU seconds after which no replicate begins")
+    parser.add_argument("--seconds", type=float, default=np.inf, help="after which no replicate begins")
     given = parser.parse_args()
     rows: list[dict] = []
+    begun = time.monotonic()
     for seed in range(given.first, given.first + given.replicates):
-        if time.process_time() > given.seconds:
+        if time.monotonic() - begun > given.seconds:
             break
         rows += replicate(given.n, given.amplitude, given.errors, seed)
     print(table(rows))

@@ -12,6 +12,7 @@ References
 Louis (1982), JRSS B 44, 226-233.
 """
 
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -37,6 +38,7 @@ from mixmoe.mixture.gate import gate_information, gate_log_probabilities, gate_s
 from mixmoe.numerics.complex_step import derivative_along
 from mixmoe.numerics.linalg import solve_lower
 
+_FLOOR = 1e-10  # of the largest eigenvalue of an information that counts
 _HALF_STEP = 0.03  # of second differences, in posterior standard deviations
 
 
@@ -47,6 +49,22 @@ def information(problem: Problem, theta: Array) -> Array:
         return observed_information(problem, theta)
     tau = posterior_probabilities(subject_logliks(problem, theta))
     return _known_information(problem, theta, tau) - _missing_information(problem, theta)
+
+
+def whole_information(problem: Problem, theta: Array) -> Array:
+    """Information with the penalties of functions, shape (P, P)."""
+    if problem.ridge is None:
+        return observed_information(problem, theta)
+    return information(replace(problem, ridge=None), theta) + problem.ridge.T @ problem.ridge
+
+
+def first_inverse_of_functions(problem: Problem, theta: Array) -> Array:
+    """Inverse information from which an ascent with penalties starts, shape (1, P, P): scores alone know none."""
+    A = whole_information(problem, theta)
+    scale = np.sqrt(np.maximum(np.abs(np.diag(A)), np.finfo(float).tiny))
+    values, vectors = np.linalg.eigh(A / np.outer(scale, scale))
+    half = vectors / np.sqrt(np.maximum(np.abs(values), _FLOOR * np.abs(values).max())) / scale[:, None]
+    return np.asarray(half @ half.T)[None]
 
 
 def _known_information(problem: Problem, theta: Array, tau: Array) -> Array:

@@ -26,7 +26,7 @@ from mixmoe.mixed.smooth.hypotheses import (
     equality_test,
     named_functions,
 )
-from mixmoe.mixed.smooth.tables import function_curves, function_table
+from mixmoe.mixed.smooth.tables import function_curves, function_tables
 from mixmoe.mixture.estimate import EMFit, classification_entropy, criteria
 from mixmoe.mixture.gate import gate_log_probabilities
 from mixmoe.output.records import Cell, Curve, Table
@@ -294,7 +294,7 @@ class SmoothResults(MEMoEResults):
         frame = self._bands("coefficients", alpha, None, 4000, np.random.default_rng(SEED))
         constant = [Wanted((f,), "constant") for f in self._smoothing.functions]
         p_values = [asymptotic_test(self.model, one, self.em.params, self.cov.of_bounded).p_value for one in constant]
-        return (*tables[:at], function_table(self._smoothing, frame, p_values, alpha), *tables[at:])
+        return (*tables[:at], *function_tables(self._smoothing, frame, p_values, alpha), *tables[at:])
 
     def curves(self, kind: str = "functions", **options: Any) -> tuple[Curve, ...]:
         """Curves of a figure.

@@ -12,8 +12,10 @@ from mixmoe.output.records import Cell, Curve, Table, told_apart, value_format
 _SHOWN = (0.0, 0.25, 0.5, 0.75, 1.0)  # places along the range of an index
 
 
-def function_table(smoothing: Smoothing, bands: pd.DataFrame, p_values: Sequence[float], alpha: float) -> Table:
-    """Degrees of freedom, smoothing parameter, test of constancy, range and values with bands of each function.
+def function_tables(
+    smoothing: Smoothing, bands: pd.DataFrame, p_values: Sequence[float], alpha: float
+) -> tuple[Table, Table]:
+    """Degrees of freedom, smoothing parameter, test of constancy and range of each function; values with bands.
 
     Parameters
     ----------
@@ -24,38 +26,41 @@ def function_table(smoothing: Smoothing, bands: pd.DataFrame, p_values: Sequence
         Of tests that each function is constant.
     alpha : float
     """
-    names: list[str] = []
-    cells: list[tuple[Cell, ...]] = []
+    names = tuple(f.name for f in smoothing.functions)
+    rows: list[tuple[Cell, ...]] = []
+    labels: list[str] = []
+    values: list[tuple[Cell, ...]] = []
     indices = list(dict.fromkeys(f.index for f in smoothing.functions))
-    heads = _heads(bands, indices)
     for f, lam, edf, p in zip(smoothing.functions, smoothing.lambdas, smoothing.edf, p_values, strict=True):
         part = bands[bands["coefficient"] == f.name]
-        values = part["estimate"].to_numpy()
-        places = [round(q * (len(part) - 1)) for q in _SHOWN]
-        low, high = part["band_low"].to_numpy(), part["band_high"].to_numpy()
-        show = value_format(float(np.abs(values).max()))
-        names += [f.name, "  simultaneous band"]
-        cells.append(
-            (
-                float(edf),
-                float(lam),
-                None if np.isnan(p) else p,
-                f"{show(values.min())} to {show(values.max())}",
-                *(show(values[i]) for i in places),
-            )
+        estimate, low, high = (part[c].to_numpy() for c in ("estimate", "band_low", "band_high"))
+        show = value_format(float(np.abs(estimate).max()))
+        at = [round(q * (len(part) - 1)) for q in _SHOWN]
+        rows.append(
+            (float(edf), float(lam), None if np.isnan(p) else float(p), show(estimate.min()), show(estimate.max()))
         )
-        cells.append((None, None, None, None, *(f"{show(low[i])}, {show(high[i])}" for i in places)))
-    return Table(
+        labels += [f.name, "  lower", "  upper"]
+        values += [tuple(show(v[i]) for i in at) for v in (estimate, low, high)]
+    heads = _heads(bands, indices)
+    about = Table(
         key="functions",
         title="Functions",
-        columns=("edf", "lambda", "P const.", "Range", *heads),
-        index=tuple(names),
-        cells=tuple(cells),
-        formats=(".2f", ".4g", "p", "text", *("num" for _ in heads)),
+        columns=("edf", "lambda", "P const.", "Minimum", "Maximum"),
+        index=names,
+        cells=tuple(rows),
+        formats=(".2f", ".4g", "p", "num", "num"),
         notes=(
-            f"Second lines: {100 * (1.0 - alpha):g} % simultaneous bands over the whole range of the index. P const.: "
-            "Wood's test that the function is constant. Functions without by= are centred over the rows.",
+            "P const.: Wood's test that the function is constant; edf: effective degrees of freedom. Functions without "
+            "by= are centred over the rows.",
         ),
+    )
+    return about, Table(
+        key="function_values",
+        title=f"Functions with {100 * (1.0 - alpha):g} % simultaneous bands over the whole range of the index",
+        columns=heads,
+        index=tuple(labels),
+        cells=tuple(values),
+        formats=tuple("num" for _ in heads),
     )
 
 

@@ -128,8 +128,10 @@ def test_criteria_count_effective_parameters(fit):
 
 def test_summary_has_a_table_of_functions(fit):
     table = next(t for t in fit.tables() if t.key == "functions")
-    assert table.columns[:4] == ("edf", "lambda", "P const.", "Range")
-    assert table.index[:2] == ("expert1.s(t)", "  simultaneous band")
+    assert table.columns == ("edf", "lambda", "P const.", "Minimum", "Maximum")
+    values = next(t for t in fit.tables() if t.key == "function_values")
+    assert values.index[:3] == ("expert1.s(t)", "  lower", "  upper")
+    assert "s(t)" not in str(mm.table([fit]))
     assert "s(t).line" not in str(fit.summary())
     assert "expert1.s(t).line" in fit.to_frame().index
     assert "expert1.s(t)" in fit.to_latex()
@@ -169,11 +171,24 @@ def test_likelihood_ratios_are_refused(fit, frame):
     assert "do not maximise the likelihood" in refused.reason
 
 
+def test_restricted_likelihood_is_refused(frame):
+    with pytest.raises(ArgumentError, match="method='reml' is not offered with functions"):
+        mm.MEMoE("y ~ s(t) | re: (1 | id)", frame, 1, method="reml")
+
+
+def test_a_fit_starts_from_another(fit, frame):
+    again = mm.fit(fit.model.formula, frame, 2, start=fit, cov_type="nonrobust")
+    assert again.llf == pytest.approx(fit.llf, abs=1e-2)
+    np.testing.assert_allclose(again.functions["edf"], fit.functions["edf"], rtol=0.01)
+
+
 def test_other_covariances(fit):
     plain = fit.with_cov("nonrobust")
     ratio = plain.bands(rng=0)["std_error"] / fit.bands(rng=0)["std_error"]
     assert ratio.between(0.6, 1.6).all()
     drawn = fit.with_cov("bootstrap", n_boot=4, rng=0)
+    assert drawn.cov.note.startswith("4 resamples")
+    assert "did not converge" not in drawn.cov.note
     assert np.isfinite(drawn.bands(rng=0)["std_error"]).all()
 
 
