@@ -22,7 +22,6 @@ from mixmoe.mixed.further_parameters import spans
 from mixmoe.mixed.likelihood.observed import (
     PredictorInformation,
     Problem,
-    observed_information,
     predictor_information,
     subject_logliks,
     subject_scores,

@@ -21,7 +21,8 @@ from mixmoe.inference.simultaneous import multiplier_critical
 from mixmoe.mixed.smooth.functions import Function, Index
 
 POINTS = 101
-SUBJECTS = ("coefficients", "differences", "derivatives", "experts", "mean")
+SUBJECTS = ("coefficients", "differences", "experts", "mean")
+AT_COVARIATES = ("experts", "mean")
 LABELS = ("coefficient", "block", "expert", "term")
 VALUES = ("estimate", "std_error", "conf_low", "conf_high", "band_low", "band_high")  # beside labels and index
 _STEP = 1e-5  # of derivatives, share of the range
@@ -83,29 +84,30 @@ def grid_of(f: Function, points: int = POINTS) -> Array:
     return np.linspace(spline.low, spline.high, points)
 
 
-def coefficient(f: Function) -> Linear:
-    """The function itself."""
+def coefficient(f: Function, derivative: int = 0) -> Linear:
+    """The function itself, or its derivative."""
     u = grid_of(f)
-    return Linear(f.name, _block(f), f.columns.name, f.expert, f.index, u, f.basis(u), f.where, np.zeros(u.size))
+    rows = _rows(f, u, derivative)
+    return Linear(f.name, _block(f), f.columns.name, f.expert, f.index, u, rows, f.where, np.zeros(u.size))
 
 
-def derivative(f: Function) -> Linear:
-    """Its derivative."""
-    u, spline = grid_of(f), f.columns.term.spline
-    h = _STEP * (spline.high - spline.low)
-    left, right = np.maximum(u - h, spline.low), np.minimum(u + h, spline.high)
-    rows = (f.basis(right) - f.basis(left)) / (right - left)[:, None]
-    name = f"d {f.name} / d {f.index}"
-    return Linear(name, _block(f), f.columns.name, f.expert, f.index, u, rows, f.where, np.zeros(u.size))
-
-
-def difference(first: Function, second: Function) -> Linear:
-    """The function of one expert minus that of another."""
+def difference(first: Function, second: Function, derivative: int = 0) -> Linear:
+    """The function of one expert minus that of another, or the derivative of this."""
     u = grid_of(first)
-    rows = np.hstack([second.basis(u), -first.basis(u)])
+    rows = np.hstack([_rows(second, u, derivative), -_rows(first, u, derivative)])
     where = np.concatenate([second.where, first.where])
     name = f"{second.name} - {first.name}"
     return Linear(name, "difference", first.columns.name, None, first.index, u, rows, where, np.zeros(u.size))
+
+
+def _rows(f: Function, u: Array, derivative: int) -> Array:
+    """Columns of a function, or their derivatives, which are one-sided at the ends, shape (G, c)."""
+    if not derivative:
+        return f.basis(u)
+    spline = f.columns.term.spline
+    h = _STEP * (spline.high - spline.low)
+    left, right = np.maximum(u - h, spline.low), np.minimum(u + h, spline.high)
+    return np.asarray((f.basis(right) - f.basis(left)) / (right - left)[:, None])
 
 
 def pairs(functions: Sequence[Function]) -> list[tuple[Function, Function]]:

@@ -93,6 +93,7 @@ class SmoothResults(MEMoEResults):
         of: str = "coefficients",
         alpha: float = 0.05,
         *,
+        derivative: int = 0,
         at: Mapping[str, Any] | None = None,
         draws: int = 4000,
         rng: Any = None,
@@ -101,12 +102,14 @@ class SmoothResults(MEMoEResults):
 
         Parameters
         ----------
-        of : {"coefficients", "differences", "derivatives", "experts", "mean"}
-            The functions; those of two experts from one another; their derivatives; trajectories of the experts along
-            the index; the population mean. The last two are of linear predictors at random effects of zero unless
-            responses are Gaussian, and at an offset of zero.
+        of : {"coefficients", "differences", "experts", "mean"}
+            The functions; differences of those of two experts; trajectories of the experts along the index; the
+            population mean. The last two are at an offset of zero, and trajectories are linear predictors at random
+            effects of zero.
         alpha : float
             One minus the level of the limits.
+        derivative : {0, 1}
+            With 1 bands of the derivatives by the index, of functions and differences.
         at : mapping, optional
             Covariate values for trajectories and mean; others at their median or most frequent category.
         draws : int
@@ -121,18 +124,18 @@ class SmoothResults(MEMoEResults):
         """
         checked_choice(of, "of", smooth_bands.SUBJECTS)
         checked_count(draws, "draws", least=100)
-        if at is not None and of not in ("experts", "mean"):
+        if at is not None and of not in smooth_bands.AT_COVARIATES:
             raise ArgumentError(f"at={at!r} is for of='experts' and 'mean', got of={of!r}; leave it out")
-        return self._bands(of, checked_alpha(alpha), at, draws, checked_rng(rng))
+        if derivative not in (0, 1):
+            raise ArgumentError(f"derivative must be 0 or 1, got {derivative!r}; 1 is that by the index")
+        if derivative and of in smooth_bands.AT_COVARIATES:
+            raise ArgumentError(f"derivative=1 is for of='coefficients' and 'differences', got of={of!r}; leave it out")
+        wanted = self._trajectories(of, at) if of in smooth_bands.AT_COVARIATES else self._linear(of, derivative)
+        return smooth_bands.band_frame(
+            wanted, self.em.params, self.cov.of_bounded, checked_alpha(alpha), draws, checked_rng(rng)
+        )
 
-    def _bands(
-        self, of: str, alpha: float, at: Mapping[str, Any] | None, draws: int, rng: np.random.Generator
-    ) -> pd.DataFrame:
-        params = self.em.params
-        wanted = self._trajectories(of, at) if of in ("experts", "mean") else self._linear(of)
-        return smooth_bands.band_frame(wanted, params, self.cov.of_bounded, alpha, draws, rng)
-
-    def _linear(self, of: str) -> list[smooth_bands.Linear]:
+    def _linear(self, of: str, derivative: int) -> list[smooth_bands.Linear]:
         functions = self._smoothing.functions
         if of == "differences":
             found = smooth_bands.pairs(functions)
@@ -141,9 +144,8 @@ class SmoothResults(MEMoEResults):
                     "of='differences' needs functions of at least 2 experts, and there are none of one term; use "
                     "of='coefficients'"
                 )
-            return [smooth_bands.difference(a, b) for a, b in found]
-        make = smooth_bands.derivative if of == "derivatives" else smooth_bands.coefficient
-        return [make(f) for f in functions]
+            return [smooth_bands.difference(a, b, derivative) for a, b in found]
+        return [smooth_bands.coefficient(f, derivative) for f in functions]
 
     def _trajectories(self, of: str, at: Mapping[str, Any] | None) -> list[smooth_bands.Linear]:
         """Trajectories of the experts, or of the population, along the axis of the figure of trajectories."""
@@ -291,7 +293,7 @@ class SmoothResults(MEMoEResults):
         tables = super().tables(alpha)
         later = ("proportions", "gate", "random", "residual", "dispersion", "threshold", "other")
         at = next((i for i, table in enumerate(tables) if table.key in later), len(tables))
-        frame = self._bands("coefficients", alpha, None, 4000, np.random.default_rng(SEED))
+        frame = self.bands(alpha=alpha, rng=SEED)
         constant = [Wanted((f,), "constant") for f in self._smoothing.functions]
         p_values = [asymptotic_test(self.model, one, self.em.params, self.cov.of_bounded).p_value for one in constant]
         return (*tables[:at], *function_tables(self._smoothing, frame, p_values, alpha), *tables[at:])
@@ -313,8 +315,9 @@ class SmoothResults(MEMoEResults):
         checked_choice(kind, "kind", self._curve_kinds)
         if kind not in ("functions", "differences", "derivatives"):
             return super().curves(kind, **options)
-        of = "coefficients" if kind == "functions" else kind
-        return function_curves(self.bands(of, **{"rng": SEED, **options}), options.get("alpha", 0.05))
+        options = {"rng": SEED, **options, "derivative": int(kind == "derivatives")}
+        frame = self.bands("differences" if kind == "differences" else "coefficients", **options)
+        return function_curves(frame, options.get("alpha", 0.05), options["derivative"])
 
     _default_plot = "functions"
     _report_plots = ("functions", "trajectories")

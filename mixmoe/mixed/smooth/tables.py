@@ -73,7 +73,7 @@ def _heads(bands: pd.DataFrame, indices: list[str]) -> tuple[str, ...]:
     return tuple(f"{indices[0]}={v}" for v in told_apart(places.tolist(), 3))
 
 
-def function_curves(bands: pd.DataFrame, alpha: float) -> tuple[Curve, ...]:
+def function_curves(bands: pd.DataFrame, alpha: float, derivative: int = 0) -> tuple[Curve, ...]:
     """Curves of a frame of bands: a panel per term, with the experts in it."""
     indices = [str(name) for name in bands.columns if name not in (*LABELS, *VALUES)]
     curves = []
@@ -84,8 +84,7 @@ def function_curves(bands: pd.DataFrame, alpha: float) -> tuple[Curve, ...]:
         value = {c: part[c].to_numpy(dtype=float) for c in (index, *VALUES)}
         of_gate = block == "gate"
         panel = str(name) if block == "difference" else f"gate: {term}" if of_gate else term
-        if str(name).startswith("d "):
-            panel = f"derivative of {panel}"
+        panel = f"derivative of {panel}" if derivative else panel
         curves.append(
             Curve(
                 panel=panel,

@@ -60,7 +60,7 @@ def test_differences_and_derivatives(fit):
     np.testing.assert_allclose(
         first["estimate"], of["expert2.s(t)"]["estimate"].to_numpy() - of["expert1.s(t)"]["estimate"].to_numpy()
     )
-    slope = fit.bands("derivatives", rng=0).iloc[:101]
+    slope = fit.bands(derivative=1, rng=0).iloc[:101]
     by_hand = np.gradient(of["expert1.s(t)"]["estimate"].to_numpy(), slope["t"].to_numpy())
     np.testing.assert_allclose(slope["estimate"].iloc[1:-1], by_hand[1:-1], atol=0.1)
 
@@ -176,6 +176,15 @@ def test_restricted_likelihood_is_refused(frame):
         mm.MEMoE("y ~ s(t) | re: (1 | id)", frame, 1, method="reml")
 
 
+def test_lines_and_small_bases_are_flagged(frame):
+    rough = frame.assign(y=np.sin(4 * np.pi * frame["t"]) + 0.1 * frame["y"])
+    with pytest.warns(mm.errors.ApproximationWarning, match="close to what the basis has"):
+        assert "small_basis" in [f.code for f in mm.fit("y ~ s(t, k=7) | re: (1 | id)", rough, 1).flags]
+    flat = frame.assign(y=np.random.default_rng(1).normal(size=len(frame)) + frame["z"])
+    with pytest.warns(mm.errors.BoundaryWarning, match="A line would do"):
+        assert "line" in [f.code for f in mm.fit("y ~ s(t) | re: (1 | id)", flat, 1).flags]
+
+
 def test_a_fit_starts_from_another(fit, frame):
     again = mm.fit(fit.model.formula, frame, 2, start=fit, cov_type="nonrobust")
     assert again.llf == pytest.approx(fit.llf, abs=1e-2)
@@ -194,8 +203,10 @@ def test_other_covariances(fit):
 
 def test_figures(fit):
     pytest.importorskip("matplotlib").use("Agg")
-    for kind in ("functions", "differences", "trajectories"):
+    for kind in ("functions", "derivatives", "trajectories"):
         assert fit.plot(kind).axes
+    with pytest.raises(ArgumentError, match="derivative=1 is for of='coefficients'"):
+        fit.bands("mean", derivative=1)
     with pytest.raises(ArgumentError, match=r"at=.* is for of='experts'"):
         fit.bands(at={"x": 1.0})
 
