@@ -29,7 +29,8 @@ def with_functions(formula: MoEFormula) -> MoEFormula:
 
 def _spelled(formula: MoEFormula, parts: tuple[Part, ...]) -> tuple[Part, ...]:
     """Parts with a function in the place of each coefficient that varies."""
-    free, common = [], []
+    free: list[str] = []
+    common: list[str] = []
     for part in parts:
         for term in parse_terms(part.text, part.intercept):
             if holds_smooth(term):
