@@ -7,8 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mixmoe import datasets, errors, simulate
-from mixmoe.api import fit, load
+from mixmoe.api import fit
 from mixmoe.report.side_by_side import table
+from mixmoe.results import load
 
 if TYPE_CHECKING:
     from mixmoe.mixed.model import MEMoE

@@ -17,7 +17,7 @@ from mixmoe.check.terms import TermTests, term_tests
 from mixmoe.design.design import Design
 from mixmoe.design.frame import whole_frame
 from mixmoe.errors import ArgumentError, MixmoeError, MixmoeWarning, SavedFileError
-from mixmoe.families import DrawsResponses, HasTerms, Model, lacking, require
+from mixmoe.families import DrawsResponses, HasTerms, Model, families, lacking, require
 from mixmoe.inference.labelled import LabelledResults
 from mixmoe.inference.likelihood_ratio import FitSide, LRTest, lr_test
 from mixmoe.inference.uncertainty import DESCRIPTIONS, ParamCov, checked_alpha, checked_cov_type
@@ -375,25 +375,22 @@ class Results(Diagnosis, Reporting, LabelledResults):
 
 def load(
     path: PathLike,
-    known: Mapping[str, Any],
     data: pd.DataFrame | None = None,
     context: Mapping[str, Any] | None = None,
     network: Any = None,
 ) -> Results:
-    """A fit from a file; reading it cannot run code.
+    """A fit from a file that its `save` wrote; reading it cannot run code.
 
     Parameters
     ----------
     path : path-like
-    known : mapping of str to class
-        Registered families by name.
     data : DataFrame, optional
         The data of the fit, if it was saved without them; others are refused.
     context : mapping, optional
         Functions and constants that the formula uses. Giving it allows any formula to be evaluated, so do that only for
         files that you trust; without it a formula may use only the built-in transforms.
     network : torch.nn.Module, optional
-        The network of a fit that had one of the user's own.
+        The network of a fit that had one of your own; the file holds its parameters, not its code.
 
     Returns
     -------
@@ -404,7 +401,7 @@ def load(
     SavedFileError
         If the file is no saved fit, its formula is not safe, or the model cannot be rebuilt from it.
     """
-    saved = read(path)
+    saved, known = read(path), families()
     if saved.family not in known:
         raise SavedFileError(f"{str(path)!r} holds a {saved.family!r}, known are {', '.join(map(repr, known))}")
     if context is None:

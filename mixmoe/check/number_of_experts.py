@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from textwrap import fill
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,8 @@ from scipy.special import comb
 from scipy.stats import binom
 
 from mixmoe._typing import Array
-from mixmoe.families import Curvature, Estimated, HasExperts
+from mixmoe.families import Curvature, Estimated, HasCurvature, HasExperts
+from mixmoe.mixture.estimate import EMFit
 from mixmoe.mixture.resampling import Journal
 
 Labels = NDArray[np.intp]
@@ -279,7 +279,7 @@ def weighted_chi2_sf(values: Array, weights: Array) -> Array:
     return exceeded / _DRAWS
 
 
-def vlmr(model: Any, full: Estimated, null: Estimated) -> VLMRTest:
+def vlmr(model: HasCurvature, full: Estimated, null: Estimated) -> VLMRTest:
     """See `ExpertTests.vlmr_test`."""
     large, small = model.curvature(full), model.curvature(null)
     weights = vuong_weights(large, small)
@@ -367,11 +367,11 @@ def best_jaccard(a: Labels, b: Labels) -> Array:
     return (table / np.maximum(union, 1.0)).max(axis=1)
 
 
-def resampled_labels(model: HasExperts, fit: Any) -> Callable[[np.random.Generator], list[int]]:
+def resampled_labels(model: HasExperts, fit: EMFit) -> Callable[[np.random.Generator], list[int]]:
     """A picklable task that refits to one resample and returns the labels as a list."""
     return partial(_labels, model, fit)
 
 
-def _labels(model: HasExperts, fit: Any, rng: np.random.Generator) -> list[int]:
+def _labels(model: HasExperts, fit: EMFit, rng: np.random.Generator) -> list[int]:
     found: list[int] = model.reclassified(fit, rng).tolist()
     return found

@@ -194,7 +194,7 @@ def _scale_notes(key: str, parameters: Sequence[Parameter]) -> list[str]:
     if key == "random":
         return [_SCALES_NOTE]
     notes = []
-    for scale, words in (("log", "the log scale"), ("atanh", "Fisher's z scale")):
+    for scale, words in (("log", "the log scale"), ("atanh", "Fisher's z scale"), ("logit", "log odds")):
         terms = dict.fromkeys(p.term for p in parameters if scale_of(p) == scale and p.term != "sigma")
         if terms:
             notes.append(f"Limits of {', '.join(terms)} are computed on {words}.")

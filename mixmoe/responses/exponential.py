@@ -1,7 +1,8 @@
 """Response distributions of an expert: log density and its derivatives in predictor and log dispersion."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError
 from mixmoe.responses.bounded import Beta, Gamma
 from mixmoe.responses.distribution import ETA_LIMIT, Curvature, Derivatives, Family, LogLink, Outcome, Third, trigamma
+from mixmoe.responses.zero_inflated import ZeroInflated
 
 SMALL_RATIO = 1e-6  # of mean to theta, whose third powers are then lost beside the squares
-FAMILIES = ("gaussian", "binomial", "poisson", "negbinomial")
+FAMILIES = ("gaussian", "binomial", "poisson", "negbinomial", "zipoisson", "zinegbinomial")
 
 
 @dataclass(frozen=True, slots=True)
@@ -432,14 +434,18 @@ _ALIASES = {
     "negativebinomial": "negbinomial",
     "negative-binomial": "negbinomial",
     "negative_binomial": "negbinomial",
+    "zip": "zipoisson",
+    "zinb": "zinegbinomial",
 }
-_CLASSES: dict[str, type] = {
+_CLASSES: dict[str, Callable[[], Family]] = {
     "gaussian": Gaussian,
     "binomial": Binomial,
     "poisson": Poisson,
     "negbinomial": NegativeBinomial,
     "gamma": Gamma,
     "beta": Beta,
+    "zipoisson": partial(ZeroInflated, "zipoisson", Poisson()),
+    "zinegbinomial": partial(ZeroInflated, "zinegbinomial", NegativeBinomial(), float(np.log(5.0))),
 }
 
 
@@ -473,5 +479,4 @@ def name_of_family(name: str, allowed: Sequence[str] = FAMILIES) -> str:
 
 def family_named(name: str, allowed: Sequence[str] = FAMILIES) -> Family:
     """The response distribution of this name, see `name_of_family`."""
-    family: Family = _CLASSES[name_of_family(name, allowed)]()
-    return family
+    return _CLASSES[name_of_family(name, allowed)]()

@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
+from scipy.special import expit, ndtr, ndtri
 from scipy.stats import t as student
 
 from mixmoe._typing import Array
 from mixmoe.inference.simultaneous import multiplier_critical
 from mixmoe.numerics.linalg import log_softmax
 from mixmoe.responses.distribution import Family
+from mixmoe.responses.zero_inflated import ZeroInflated
 from mixmoe.varying.dispersion_limits import ThetaProfile, theta_profile
 from mixmoe.varying.effective_parameters import Node, response_nodes
 from mixmoe.varying.em_steps import own_natural
@@ -143,13 +144,13 @@ class LevelProcess:
         """Which varying dispersions run to a limit, shape (G, K)."""
         return self.fits.bounded.limits
 
-    def theta_profile(self) -> ThetaProfile | None:
+    def theta_profile(self, progress: bool | None = None) -> ThetaProfile | None:
         """Likelihood of the dispersions of a negative binomial response, None where they are constant or others."""
         problem, dispersions = self.fits.local.problem, self.fits.local.problem.slots.dispersions
         if problem.family.name != "negbinomial" or problem.const[dispersions].any():
             return None
         variance = np.einsum("glgl->gl", self.covariance)[:, dispersions]
-        return theta_profile(self.fits.local, self.fits.bounded.free, variance)
+        return theta_profile(self.fits.local, self.fits.bounded.free, variance, progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,7 +382,7 @@ def target_bands(
     common, closed = 0.0, process.fits.local.windows.period > 0.0
     if method == "asymptotic":
         common = asymptotic_critical(
-            process.bandwidth / span, alpha, process.degree, closed=closed, derivative=process.derivative
+            process.fits.local.windows.relative, alpha, process.degree, closed=closed, derivative=process.derivative
         )
     for r in range(n_targets):
         used = np.flatnonzero((target.jacobian[:, r] != 0.0).any(axis=0))
@@ -456,11 +457,14 @@ def expert_target(
     k = slots.n_experts
     eta = levels[:, slots.experts].reshape(len(levels), k, -1) @ row + offset  # (G, K)
     ones = np.full(1, trials)
-    mean = family.mean(eta, ones)
-    slope = family.mean_slope(eta, ones)
+    zeros = levels[:, slots.dispersions] if isinstance(family, ZeroInflated) else np.full_like(eta, -np.inf)
+    mean = family.mean(eta, ones) * expit(-zeros)
+    slope = family.mean_slope(eta, ones) * expit(-zeros)
     jacobian = np.zeros((len(levels), k, slots.n))
     for c in range(k):
         jacobian[:, c, slots.expert(c)] = slope[:, [c]] * row
+        if isinstance(family, ZeroInflated):
+            jacobian[:, c, slots.dispersions.start + c] = -mean[:, c] * expit(zeros[:, c])
     return Target(mean, jacobian)
 
 

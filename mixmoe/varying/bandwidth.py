@@ -71,8 +71,8 @@ class BandwidthSearch:
     best : float
         Bandwidth in units of the index.
     table : DataFrame or None
-        Columns ``bandwidth``, ``criterion`` (held-out log-likelihood per row) and ``std_error``, by bandwidth; missing
-        for a given candidate with too few rows in some window.
+        Columns ``bandwidth`` (or span), ``criterion`` (held-out log-likelihood per row) and ``std_error``, by
+        bandwidth; missing for a given candidate with too few rows in some window.
     forced : Forced or None
         What stood in the way of narrower ones.
     """
@@ -150,6 +150,8 @@ def rule_of_thumb(rows: Rows, slots: Slots) -> float:
         index is thin its windows may hold too few rows, see `usable_rule`.
     """
     q = slots.n_experts * (slots.n_expert_columns + slots.has_dispersion)
+    if rows.share:  # of an index spread evenly, whose windows are twice as long as the bandwidth
+        return float(min(2.0 * 2.34 / np.sqrt(12.0) * (rows.n / q) ** -0.2, 1.0))
     # q functions share the rows: n / q of them are there for each.
     # On a circle that of an index spread evenly: a spread around a mean depends on where the circle is cut.
     spread = rows.period / np.sqrt(12.0) if rows.period else float(np.std(rows.index))
@@ -324,7 +326,7 @@ def _forced(
     return Forced(fault, (fault.columns, *more), found.best if found.forced is None else found.forced.alone)
 
 
-def forced_flag(forced: Forced, names: Sequence[str], bandwidth: float) -> Flag:
+def forced_flag(forced: Forced, names: Sequence[str], bandwidth: float, word: str = "bandwidth") -> Flag:
     """What a reader must know about a bandwidth that columns have forced.
 
     Parameters
@@ -334,12 +336,13 @@ def forced_flag(forced: Forced, names: Sequence[str], bandwidth: float) -> Flag:
         Of the columns of the experts or of the gate.
     bandwidth : float
         In use.
+    word : {"bandwidth", "span"}
     """
     named = ", ".join(repr(names[j]) for group in forced.columns for j in group)
     rest = "" if forced.alone is None else f" The other functions would have had {forced.alone:.4g}."
     return Flag(
         "forced_bandwidth",
-        f"The bandwidth {bandwidth:.4g} is as wide as {named} needs: {forced.fault.text.split(' (')[0]}.{rest} "
+        f"The {word} {bandwidth:.4g} is as wide as {named} needs: {forced.fault.text.split(' (')[0]}.{rest} "
         f"Functions that bend more are cut off; hold {named} constant by const(...), leave it out, or leave out that "
         "part of the index.",
     )
@@ -511,10 +514,11 @@ def _compared(space: Space, wanted: list[float], scoring: _Scoring) -> Bandwidth
 
 def _candidates(rows: Rows, slots: Slots) -> list[float]:
     """From the range of the index down to where windows cannot hold enough rows, widest first."""
-    span = rows.span
+    span = 1.0 if rows.share else rows.span
     needed = needed_rows(slots.n_expert_columns, slots.n_experts)
     distinct = len(np.unique(rows.index))
     low = span * max(needed / (2.0 * rows.n), 1.0 / distinct)  # the thinnest window is thinner than the average
+    low *= 2.0 if rows.share else 1.0  # a span is the whole window, a bandwidth half of it
     top = min(max(span, rule_of_thumb(rows, slots)), rows.widest)
     return list(top / STEP ** np.arange(max(1, int(np.log(top / low) / np.log(STEP)) + 1)))
 

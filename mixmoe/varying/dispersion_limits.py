@@ -36,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
+from mixmoe.numerics.optimise import progress_bar
 from mixmoe.varying.em_steps import own_natural, posterior
 from mixmoe.varying.local_likelihood import Local, natural_predictors, state_of
 from mixmoe.varying.local_maximum import LocalFit, at_points, profiled
@@ -103,7 +104,7 @@ class ThetaProfile:
         return np.where(np.isfinite(low), low, -never), np.where(np.isfinite(high), high, never)
 
 
-def theta_profile(local: Local, fit: LocalFit, variance: Array) -> ThetaProfile:
+def theta_profile(local: Local, fit: LocalFit, variance: Array, progress: bool | None = None) -> ThetaProfile:
     """Profiles of the local likelihoods along log theta of each expert.
 
     Parameters
@@ -114,6 +115,7 @@ def theta_profile(local: Local, fit: LocalFit, variance: Array) -> ThetaProfile:
         Its maxima, dispersions where they run.
     variance : ndarray, shape (G, K)
         Sandwich variances of log theta, NaN where it has none.
+    progress : bool, optional
 
     Returns
     -------
@@ -124,16 +126,18 @@ def theta_profile(local: Local, fit: LocalFit, variance: Array) -> ThetaProfile:
     resp = posterior(problem.rows.with_weights(np.ones(problem.rows.n)), problem.family, natural).weighted
     levels, units, sides = np.empty(variance.shape), np.ones(len(resp)), []
     score, information = problem.family.scoring(problem.rows.outcome, natural.eta, natural.delta)
-    for c in range(len(resp)):
-        known = resp[c] * information[c]
-        left = known - resp[c] * (1.0 - resp[c]) * score[c] ** 2
-        profile = _Profile(local, c, resp[c], np.stack([known, left]))
-        path = _path(profile, fit, REACH)
-        units[c] = np.sqrt(_excess(path, variance[:, c]))
-        if units[c] > 1.0:  # roots are divided by it, so that the path must go on for longer
-            path = _path(profile, fit, REACH * units[c])
-        levels[:, c], *walks = _roots(path)
-        sides.append(walks)
+    with progress_bar(len(resp), "limits of theta", progress) as bar:
+        for c in range(len(resp)):
+            known = resp[c] * information[c]
+            left = known - resp[c] * (1.0 - resp[c]) * score[c] ** 2
+            profile = _Profile(local, c, resp[c], np.stack([known, left]))
+            path = _path(profile, fit, REACH)
+            units[c] = np.sqrt(_excess(path, variance[:, c]))
+            if units[c] > 1.0:  # roots are divided by it, so that the path must go on for longer
+                path = _path(profile, fit, REACH * units[c])
+            levels[:, c], *walks = _roots(path)
+            sides.append(walks)
+            bar.update()
     below, above = zip(*sides, strict=True)
     return ThetaProfile(levels, below, above, units)
 
@@ -179,8 +183,9 @@ class _Profile:
         return moved, loglik / squares - 0.5 * share * spread
 
     def _of_means(self, local: Local, coef: Array) -> Iterator[tuple[Array, Array, Array]]:
-        """Block by block: ``sum (K w)^2 r / sum K w r``, the share of the information about the mean that is left with
-        unknown membership, and the log determinant of that information.
+        """Kernel ratio, share of the information about the mean that is left, and its log determinant, block by block.
+
+        The ratio is ``sum (K w)^2 r / sum K w r``; the share is what unknown membership leaves.
         """
         problem, degree, c = local.problem, local.free.shape[0] - 1, self.expert
         vary = np.flatnonzero(~problem.const[problem.slots.expert(c)])

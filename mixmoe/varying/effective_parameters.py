@@ -10,14 +10,15 @@ Hurvich, C. M., Simonoff, J. S. and Tsai, C.-L. (1998). Smoothing parameter sele
 an improved Akaike information criterion. JRSS B 60, 271-293.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import expit, stdtrit
 
 from mixmoe._typing import Array
 from mixmoe.responses.distribution import Outcome
 from mixmoe.responses.exponential import StudentT
+from mixmoe.responses.zero_inflated import ZeroInflated
 from mixmoe.varying.em_steps import Natural, own_natural
 from mixmoe.varying.interpolation import linear_matrix
 from mixmoe.varying.joint_em import centred
@@ -169,6 +170,9 @@ def response_nodes(problem: Problem, natural: Natural) -> tuple[Node, ...]:
         if isinstance(problem.family, StudentT):
             out += _quantiles(problem, problem.family, eta, delta, np.exp(log_gate))
             continue
+        if isinstance(problem.family, ZeroInflated):
+            out += _with_zeros(problem, problem.family, eta, delta, np.exp(log_gate))
+            continue
         make = _lattice if problem.family.discrete else _hermite
         out += make(problem, eta, delta, np.exp(log_gate))
     return tuple(out)
@@ -186,6 +190,13 @@ def _quantiles(problem: Problem, family: StudentT, eta: Array, delta: Array, pro
     t, raw = np.polynomial.legendre.leggauss(POINTS)
     values = eta + np.exp(delta) * stdtrit(family.df, 0.5 * (1.0 + t))[:, None]
     return [Node(_outcome(problem, y), prob * w / 2.0) for y, w in zip(values, raw, strict=True)]
+
+
+def _with_zeros(problem: Problem, family: ZeroInflated, eta: Array, delta: Array, prob: Array) -> list[Node]:
+    """Nodes of one expert with certain zeros: these, and the nodes of the counts."""
+    counted = _lattice(replace(problem, family=family.base), eta, np.full_like(eta, family.log_theta), prob)
+    zero = Node(_outcome(problem, np.zeros_like(eta)), prob * expit(delta))
+    return [zero, *(Node(node.outcome, node.weight * expit(-delta)) for node in counted)]
 
 
 def _lattice(problem: Problem, eta: Array, delta: Array, prob: Array) -> list[Node]:

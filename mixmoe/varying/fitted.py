@@ -24,7 +24,7 @@ from mixmoe.families import Estimated, FamilySpec, GatePoint
 from mixmoe.inference.uncertainty import CovType, ParamCov, checked_cov_type
 from mixmoe.mixture.estimate import Block, EMFit, Parameter, ParamLayout, Starts
 from mixmoe.output.records import told_apart
-from mixmoe.responses.exponential import StudentT
+from mixmoe.responses.zero_inflated import shown_dispersion, shown_slope
 from mixmoe.varying.bands import BandSet, LevelProcess, level_process
 from mixmoe.varying.circle import wrapped
 from mixmoe.varying.em_steps import own_natural, posterior
@@ -45,6 +45,7 @@ from mixmoe.varying.problem import Problem, Rows, Slots, Windows
 from mixmoe.varying.row_refits import From, maximise, with_experts, with_response
 from mixmoe.varying.sandwich import influence, level_covariance, small_sample_power
 from mixmoe.varying.setup import Sorted, constant_slots
+from mixmoe.varying.shape import shape_of
 from mixmoe.varying.starts import label_flag, permute_experts
 
 IntArray = NDArray[np.intp]
@@ -60,7 +61,7 @@ SPEC = FamilySpec(
     section="vary",
     unless=("random", "smoother"),
     covariance_options=("correction",),
-    listed=("bandwidth", "dispersion", "errors_dist", "family"),
+    listed=("bandwidth", "span", "dispersion", "errors_dist", "family"),
     lacks={
         "HasScores": "it has no score per unit of one parameter vector; refit without the units in question, or, in "
         "a three-step analysis, use method='naive', which is not corrected for classification error",
@@ -139,11 +140,9 @@ class FittedVCMoE:
         return self.problem.slots.n_experts
 
     @property
-    def df_estimated(self) -> float | None:
-        """Degrees of freedom of t errors, if they were estimated."""
-        family = self.problem.family
-        estimated = isinstance(family, StudentT) and self.settings["errors_df"] is None
-        return family.df if isinstance(family, StudentT) and estimated else None
+    def estimated_shape(self) -> float | None:
+        """Degrees of freedom of t errors, or theta of zero-inflated counts, if they were estimated."""
+        return shape_of(self.problem.family) if self.settings["errors_df"] is None else None
 
     @property
     def names(self) -> FunctionNames:
@@ -284,7 +283,8 @@ class FittedVCMoE:
             return self.problem
         slots = replace(self.problem.slots, n_experts=experts)
         s = self.settings
-        const = constant_slots(self.design, slots, s["dispersion"], float(s["bandwidth"]), s["gate_bandwidth"])
+        width = float(s["bandwidth"] if s["span"] is None else s["span"])
+        const = constant_slots(self.design, slots, s["dispersion"], width, s["gate_bandwidth"])
         return with_experts(self.problem, experts, const, self.settings["sigma_floor"])
 
     def drawn(self, estimated: Estimated, rng: np.random.Generator) -> Array:
@@ -359,7 +359,7 @@ def checked_kind(kind: str) -> CovType:
 def function_names(slots: Slots, design: Design, family: str) -> FunctionNames:
     """Names of the coefficient functions of a design."""
     full, terms, kinds, experts = [], [], [], []
-    symbol = "sigma" if family == "gaussian" else "theta"
+    symbol = {"gaussian": "sigma", "zipoisson": "zeros", "zinegbinomial": "zeros"}.get(family, "theta")
     for c in range(slots.n_experts):
         full += [f"expert{c + 1}.{t}" for t in design.names.expert]
         terms += list(design.names.expert)
@@ -411,16 +411,16 @@ def _pick(problem: Problem, levels: Array, points: IntArray) -> Array:
 
 
 def reported_values(problem: Problem, coef: Array, points: IntArray) -> Array:
-    """Reported parameters: dispersions themselves instead of their logs."""
+    """Reported parameters: dispersions themselves instead of their logs or log odds."""
     levels = coef[:, 0].copy()
-    levels[:, problem.slots.dispersions] = np.exp(levels[:, problem.slots.dispersions])
+    levels[:, problem.slots.dispersions] = shown_dispersion(problem.family, levels[:, problem.slots.dispersions])
     return _pick(problem, levels, points)
 
 
 def _reported_slopes(problem: Problem, coef: Array, points: IntArray) -> Array:
     """Derivatives of the reported parameters by the levels."""
     slopes = np.ones_like(coef[:, 0])
-    slopes[:, problem.slots.dispersions] = np.exp(coef[:, 0, problem.slots.dispersions])
+    slopes[:, problem.slots.dispersions] = shown_slope(problem.family, coef[:, 0, problem.slots.dispersions])
     return _pick(problem, slopes, points)
 
 

@@ -12,7 +12,6 @@ from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError, ConvergenceWarning, warn
 from mixmoe.inference.uncertainty import DESCRIPTIONS
 from mixmoe.output.records import Cell, Curve, Table, told_apart, value_format
-from mixmoe.responses.exponential import StudentT
 from mixmoe.results import column_facts
 from mixmoe.varying.bands import LEAST_DF
 from mixmoe.varying.fitted import FittedVCMoE
@@ -29,6 +28,7 @@ from mixmoe.varying.function_frames import (
 from mixmoe.varying.identifiability import WIDE
 from mixmoe.varying.interpolation import interpolated
 from mixmoe.varying.setup import checked_numbers
+from mixmoe.varying.shape import shape_of
 
 STAR = "*"  # beside an estimate outside its band
 _BANDLESS = "\n(a line alone: no band there)"
@@ -61,7 +61,7 @@ def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
     return (
         ("Formula", model.formula.text),
         ("Family", problem.family.name),
-        ("Errors", _errors_text(model)),
+        ("Errors" if problem.family.name == "gaussian" else "theta", _shape_text(model)),
         ("Experts", model.n_experts),
         ("Rows", results.nobs),
         ("Clusters", None if model.clusters is None else results.n_units),
@@ -82,25 +82,36 @@ def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
     )
 
 
-def _errors_text(model: FittedVCMoE) -> str | None:
-    """Degrees of freedom of t errors; None for others."""
-    family = model.problem.family
-    if not isinstance(family, StudentT):
+def _shape_text(model: FittedVCMoE) -> str | None:
+    """Degrees of freedom of t errors, or theta of zero-inflated counts; None of others."""
+    value = shape_of(model.problem.family)
+    if value is None:
         return None
-    return f"t, df {family.df:.3g}{'' if model.df_estimated is None else ' (estimated)'}"
+    what = "t, df " if model.problem.family.name == "gaussian" else ""
+    return f"{what}{value:.3g}{'' if model.estimated_shape is None else ' (estimated)'}"
 
 
 def bandwidth_facts(results: Any) -> tuple[tuple[str, Cell], ...]:
     """The bandwidths and how they were found."""
     gate = results.model.settings["gate_bandwidth"]
     return (
-        ("Bandwidth", _bandwidth_text(results.bandwidth, results.selection)),
-        ("Gate bandwidth", None if gate is None else _bandwidth_text(gate, results.gate_selection)),
+        ("Bandwidth", _bandwidth_text(results)),
+        ("Gate bandwidth", None if gate is None else _searched(_width(gate), results.gate_selection)),
     )
 
 
-def _bandwidth_text(bandwidth: float, table: pd.DataFrame | None) -> str:
-    text = "infinite (constant)" if np.isinf(bandwidth) else f"{bandwidth:.4g}"
+def _bandwidth_text(results: Any) -> str:
+    if results.span is None:
+        return _searched(_width(results.bandwidth), results.selection)
+    widths = results.model.problem.windows.widths
+    return _searched(f"{widths.min():.3g} to {widths.max():.3g}, span {results.span:.3g}", results.selection)
+
+
+def _width(bandwidth: float) -> str:
+    return "infinite (constant)" if np.isinf(bandwidth) else f"{bandwidth:.4g}"
+
+
+def _searched(text: str, table: pd.DataFrame | None) -> str:
     return text if table is None else f"{text} (cross-validated)"
 
 
@@ -342,7 +353,7 @@ def drawn_bands(results: Any, kind: str, options: Mapping[str, Any]) -> dict[str
     for of in wanted:
         given = dict(options if of in AT_COVARIATES else without)
         rng = given.pop("rng", None)
-        frames[of] = results._requested_bands(BandRequest(of, **given), rng)
+        frames[of] = results._bands(BandRequest(of, **given).checked(), rng)
     gaps = lost_bands(pd.concat(frames.values()))
     if gaps is not None:
         warn(gaps, ConvergenceWarning)  # once for the figure

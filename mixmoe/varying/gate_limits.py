@@ -92,7 +92,7 @@ def curvature(problem: Problem, levels: Array, g: int, slot: int, shifts: Array)
     slots, windows = problem.slots, problem.gate_windows
     rows = windows.part(g)
     x, k, m = problem.rows.gate[rows], slots.n_experts, slots.n_gate_columns
-    t = wrapped(windows.index[rows] - windows.grid[g], windows.period) / windows.bandwidth
+    t = wrapped(windows.index[rows] - windows.grid[g], windows.period) / windows.widths[g]
     kernel = epanechnikov(t) * problem.rows.weights[rows]
     zeta = np.zeros((len(shifts), k, len(x)))
     zeta[:, 1:] = levels[slots.gates].reshape(k - 1, m) @ x.T

@@ -21,11 +21,14 @@ from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.resampling import run_all
+from mixmoe.numerics.optimise import progress_bar
+from mixmoe.responses.exponential import is_normal
 from mixmoe.varying.circle import wrapped
 from mixmoe.varying.em_steps import own_natural
 from mixmoe.varying.fitted import FittedVCMoE
+from mixmoe.varying.interpolation import interpolated
 from mixmoe.varying.joint_em import REFIT, Control, Run, centred, on_grid, run_around_means, run_em, with_draw
-from mixmoe.varying.problem import Problem, Rows, Slots, build_problem, epanechnikov, even_grid
+from mixmoe.varying.problem import Problem, Rows, Slots, Windows, build_problem, epanechnikov, even_grid
 
 METHODS = ("bootstrap", "asymptotic", "calibrated")
 BINS = 300  # of the rows, for the moments of the statistic
@@ -90,6 +93,11 @@ class GLRRequest:
     n_jobs: int = 1
     progress: bool | None = None
 
+    @property
+    def draws(self) -> int:
+        """Draws behind the null distribution; calibration needs mean and variance only, for which a quarter does."""
+        return {"asymptotic": 0, "calibrated": max(19, self.n_boot // 4)}.get(self.method, self.n_boot)
+
 
 SETTLED = Control(gain=1e-9)  # of null fits: a statistic does not change where functions run off without effect
 
@@ -121,17 +129,20 @@ def test_table(model: FittedVCMoE, names: Sequence[str], request: GLRRequest, rn
         Index: coefficient. Columns statistic, df, p_value, method, n_boot.
     """
     larger, rows = joint_fit(model), {}
-    for name in names:
-        test = _tested(model, larger, named_slots(model, name), request, rng)
-        rows[name] = (test.statistic, test.df, test.p_value, test.method, test.n_boot)
+    # Draws have a bar of their own for each test.
+    with progress_bar(len(names), "tests of constancy", False if request.draws else request.progress) as bar:
+        for name in names:
+            test = _tested(model, larger, named_slots(model, name), request, rng)
+            rows[name] = (test.statistic, test.df, test.p_value, test.method, test.n_boot)
+            bar.update()
     columns = ["statistic", "df", "p_value", "method", "n_boot"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("coefficient")
 
 
-def asymptotic_p_values(model: FittedVCMoE) -> Mapping[str, float]:
+def asymptotic_p_values(model: FittedVCMoE, progress: bool | None = None) -> Mapping[str, float]:
     """P-values of constancy by name of the function, each on its own."""
-    names, rng = varying_names(model), np.random.default_rng(0)
-    table = test_table(model, names, GLRRequest("asymptotic"), rng) if names else pd.DataFrame({"p_value": []})
+    names, request = varying_names(model), GLRRequest("asymptotic", progress=progress)
+    table = test_table(model, names, request, np.random.default_rng(0)) if names else pd.DataFrame({"p_value": []})
     return {str(name): float(p) for name, p in table["p_value"].items()}
 
 
@@ -170,17 +181,18 @@ def _on_own_grid(model: FittedVCMoE) -> tuple[Problem, Array]:
     can.
     """
     own = model.problem
-    points, widths = own.windows.grid, model.unforced or (own.windows.bandwidth, own.gate_windows.bandwidth)
+    unforced = None if own.rows.share else model.unforced  # a span has no bandwidth to take the place of its own
+    points, widths = own.windows.grid, unforced or (own.windows.bandwidth, own.gate_windows.bandwidth)
     wanted = int(np.ceil(POINTS_PER_BANDWIDTH * own.windows.span / min(widths)))
     grid = even_grid(own.rows, points, int(np.clip(wanted, *POINTS)))
     # A tested statistic must not depend on how finely the user wanted the curves printed.
     even = np.allclose(points, even_grid(own.rows, points, len(points)))
-    if model.unforced is None and (not even or len(grid) == len(points)):
+    if unforced is None and (not even or len(grid) == len(points)):
         return own, model.coef
     grid = grid if even else points
     problem = build_problem(own.rows, own.family, own.slots, own.const, grid, *widths, model.settings["sigma_floor"])
     fewest, before = ((w.hi - w.lo).min() for w in (problem.windows, own.windows))
-    enough = model.unforced is not None or fewest >= 0.5 * before
+    enough = unforced is not None or fewest >= 0.5 * before
     return (problem, on_grid(problem, own, model.coef)) if enough else (own, model.coef)
 
 
@@ -195,8 +207,7 @@ def _tested(
         law = null_law(problem, larger.run.coef, slots)
         p_value, df = float(chi2.sf(law.scale * max(statistic, 0.0), law.df)), law.df
         return GLRTest(names, statistic, df, p_value, method, 0, larger.run.loglik, null.loglik, np.zeros(0))
-    # Calibration needs mean and variance only, for which a quarter of the draws does.
-    draws = request.n_boot if method == "bootstrap" else max(19, request.n_boot // 4)
+    draws = request.draws
     values = per_row * null_draws(problem, null.coef, slots, draws, rng, request.n_jobs, request.progress)
     law = scaled_chi_square(float(values.mean()), float(values.var(ddof=1)))
     if method == "bootstrap":
@@ -252,8 +263,8 @@ def null_law(problem: Problem, coef: Array, slots: NDArray[np.intp]) -> NullLaw:
         gate, c = slot >= problem.slots.gates.start, _expert_of(problem.slots, int(slot))
         windows, share = (problem.gate_windows if gate else problem.windows), probabilities[c]
         mass = problem.rows.weights * (share * (1.0 - share) if gate else share)
-        smoother = _binned_smoother(problem.rows, mass, windows.bandwidth, int(problem.order[slot]))
-        sigma = problem.family.name == "gaussian" and slot in range(problem.slots.n)[problem.slots.dispersions]
+        smoother = _binned_smoother(problem.rows, mass, windows, int(problem.order[slot]))
+        sigma = is_normal(problem.family) and slot in range(problem.slots.n)[problem.slots.dispersions]
         columns = int((~problem.const[problem.slots.expert(c)]).sum())
         first, second = _moments_of_sigma(smoother, columns) if sigma else _moments(smoother)
         mean, variance = mean + first, variance + second
@@ -289,13 +300,14 @@ class _Smoother:
         return np.asarray(constant.T @ constant - rest.T @ rest, dtype=np.float64)
 
 
-def _binned_smoother(rows: Rows, mass: Array, bandwidth: float, degree: int) -> _Smoother:
+def _binned_smoother(rows: Rows, mass: Array, windows: Windows, degree: int) -> _Smoother:
     bins = np.arange(rows.n) * min(rows.n, BINS) // rows.n
     total = np.bincount(bins, mass)
     kept = total > 0.0
     at = np.bincount(bins, mass * rows.index)[kept] / total[kept]
     root = np.sqrt(total[kept])
-    t = wrapped(at - at[:, None], rows.period) / bandwidth
+    widths = interpolated(at, windows.grid, windows.widths, windows.period)
+    t = wrapped(at - at[:, None], rows.period) / widths[:, None]
     kernel = epanechnikov(t) * total[kept]
     s0, s1, s2 = (kernel * t**power for power in range(3))
     s0, s1, s2 = (s.sum(axis=1, keepdims=True) for s in (s0, s1, s2))

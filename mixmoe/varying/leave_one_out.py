@@ -108,8 +108,9 @@ def left_out_predictors(problem: Problem, coef: Array) -> Array:
         outcome, design, delta = rows.outcome.take(some), rows.design[some], natural.delta[:, some]
         for side in (0, 1):
             at = points[some, side]
-            t = (wrapped(rows.index[some] - windows.grid[at], rows.period) / windows.bandwidth)[:, None]
-            weight = epanechnikov(t[:, 0]) * rows.weights[some]
+            away = wrapped(rows.index[some] - windows.grid[at], rows.period)
+            t = (away / windows.bandwidth)[:, None]
+            weight = epanechnikov(away / windows.widths[at]) * rows.weights[some]
             lines = coef[at, 0, :p] + coef[at, 1, :p] * t
             eta = (lines * design).sum(axis=1) + rows.offset[some]
             score, information = problem.family.scoring(outcome, eta[None], delta)

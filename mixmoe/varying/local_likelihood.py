@@ -27,7 +27,6 @@ from mixmoe.varying.problem import (
     Slots,
     Windows,
     blocks,
-    build_windows,
     epanechnikov,
     local_moments,
     local_predictor,
@@ -132,9 +131,8 @@ def build_local(
     known = {problem.windows.bandwidth: problem.windows, problem.gate_windows.bandwidth: problem.gate_windows}
     h = problem.windows.bandwidth if bandwidth is None else bandwidth
     grid = problem.windows.grid if points is None else problem.windows.grid[points]
-    windows = (
-        known[h] if h in known and points is None else build_windows(problem.rows.index, grid, h, problem.rows.period)
-    )
+    made = h in known and points is None
+    windows = known[h] if made else problem.windows.with_grid(grid, h / problem.windows.bandwidth)
     order = problem.order + degree - 1
     order[problem.slots.dispersions] = problem.order[problem.slots.dispersions]
     free = (np.arange(degree + 1)[:, None] <= order) & ~problem.const
@@ -166,7 +164,8 @@ def local_start(local: Local, coef: Array) -> Array:
         return coef.copy()
     t = wrapped(local.windows.grid - local.windows.grid[:, None], local.windows.period) / local.windows.bandwidth
     basis = t[:, :, None] ** np.arange(degree + 1)  # (G, grid, D)
-    weighted = basis * epanechnikov(t)[:, :, None]
+    unit = (local.windows.bandwidth / local.windows.widths)[:, None]
+    weighted = basis * epanechnikov(t * unit)[:, :, None]
     normal = np.swapaxes(weighted, 1, 2) @ basis
     out: Array = np.linalg.pinv(normal, rcond=1e-8, hermitian=True) @ (np.swapaxes(weighted, 1, 2) @ coef[:, 0])
     return np.where(local.free | (np.arange(degree + 1) == 0)[:, None], out, 0.0)

@@ -19,7 +19,7 @@ from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.mixture.estimate import Flag, seeded, warn_flags
 from mixmoe.output.saved import SavedFit
 from mixmoe.responses.distribution import Family
-from mixmoe.responses.exponential import StudentT, family_named
+from mixmoe.responses.exponential import family_named
 from mixmoe.results import restored
 from mixmoe.varying.bandwidth import (
     Bandwidths,
@@ -35,7 +35,7 @@ from mixmoe.varying.fitted import SPEC, FittedVCMoE, checked_kind, tabulated_poi
 from mixmoe.varying.function_frames import checked_index_name
 from mixmoe.varying.identifiability import CATEGORIES, n_clusters
 from mixmoe.varying.joint_em import Control, Run, centred, on_grid
-from mixmoe.varying.problem import Problem, Slots, build_problem
+from mixmoe.varying.problem import Problem, Slots, build_problem, nearest_widths
 from mixmoe.varying.results import VCMoEResults
 from mixmoe.varying.row_refits import From, maximise
 from mixmoe.varying.setup import (
@@ -51,13 +51,14 @@ from mixmoe.varying.setup import (
     checked_folds,
     checked_grid,
     checked_index,
+    checked_span,
     checked_varying_formula,
     constant_slots,
     default_grid,
     sorted_rows,
     window_fault,
 )
-from mixmoe.varying.tails import Tailed, checked_tails, fit_tails, tails_flag, with_df
+from mixmoe.varying.shape import Shaped, checked_tails, fit_shape, shape_flag, shape_of, with_shape
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.intp]
@@ -80,17 +81,25 @@ class VCMoE:
         Never changed. Rows with missing values are left out with a warning.
     experts : int
         Number of experts, K; 1 is the ordinary varying-coefficient model.
-    family : {"gaussian", "binomial", "poisson", "negbinomial"}
-        Identity, logit, log and log links. ``"negativebinomial"`` is another name of the last.
+    family : {"gaussian", "binomial", "poisson", "negbinomial", "zipoisson", "zinegbinomial"}
+        Identity, logit and log links. Of zero-inflated counts (Lambert 1992) each expert has a probability of a certain
+        zero, ``zeros1`` ..., a function of the index in the place of a dispersion; the coefficients are those of the
+        other counts, expected responses those of all. The theta of ``"zinegbinomial"`` is one number for all experts.
+        Other names: ``"negativebinomial"``, ``"zip"``, ``"zinb"``.
     bandwidth : float, "cv" or "rule"
         Half-width of the Epanechnikov kernel in units of the index; ``inf`` holds everything constant. By default
         chosen by cross-validation when the model is fitted. ``"rule"`` is a rule of thumb from spread and number of
         rows, widened until every window along the index holds enough rows; a skewed index is better transformed.
+    span : float or "cv", optional
+        Share of the rows in each window, above 0 and at most 1, as in loess, in the place of a bandwidth: a window
+        reaches to the nearest rows that are this share of all, so that it is narrow where rows are dense and wide where
+        they are thin. ``"cv"``: chosen by cross-validation. The grid then has `n_grid` quantiles of the index, and more
+        points between distant ones.
     gate_bandwidth : float or "cv", optional
         Of the gate, if it is to differ; with ``"cv"`` chosen by cross-validation beside that of the experts, which is
         found first. ``inf`` holds one of them constant.
     dispersion : {"varying", "const"}
-        Whether sigma or theta of an expert is a function of the index.
+        Whether sigma, theta or the probability of a certain zero of an expert is a function of the index.
     errors_dist : {"normal", "t"}
         Of a Gaussian response; ``"t"`` for outliers. Sigma is then a scale: the standard deviation is
         ``sqrt(df / (df - 2))`` times as large.
@@ -165,6 +174,7 @@ class VCMoE:
         *,
         family: str = "gaussian",
         bandwidth: float | str = "cv",
+        span: float | str | None = None,
         gate_bandwidth: float | str | None = None,
         dispersion: str = "varying",
         errors_dist: str = "normal",
@@ -209,6 +219,8 @@ class VCMoE:
             checked_choice(gate_bandwidth, "gate_bandwidth", ("cv",))
         elif gate_bandwidth is not None:
             checked_bandwidth(gate_bandwidth, self.data.rows, "gate_bandwidth")
+        if span is not None:
+            self._check_span(checked_span(span), bandwidth, gate_bandwidth)
         self.grid = None if grid is None else checked_grid(self.data.rows, grid)
         self.slots = Slots(self.n_experts, self.design.expert.shape[1], self.design.gate.shape[1], self.has_dispersion)
         check_designs(self.design, self.slots)
@@ -218,6 +230,7 @@ class VCMoE:
             "experts": self.n_experts,
             "family": self.family.name,
             "bandwidth": bandwidth,
+            "span": span,
             "gate_bandwidth": gate_bandwidth,
             "dispersion": dispersion,
             "errors_dist": errors_dist,
@@ -243,12 +256,13 @@ class VCMoE:
         """Results of a saved fit, see `mixmoe.load`."""
         settings = dict(saved.settings)
         functions, searches = np.array(settings.pop("functions")), settings.pop("searches")
-        df = settings.pop("df", None)
+        shape, span = settings.pop("shape", None), settings.get("span")
         model = cls(saved.formula, saved.data, context=context, **settings)
         model.design = restored(model.design, saved)
-        problem = model.problem(float(settings["bandwidth"]), settings["gate_bandwidth"])
-        problem = problem if df is None else with_df(problem, float(df))
-        used = Bandwidths.from_lists(float(settings["bandwidth"]), settings["gate_bandwidth"], searches)
+        width = float(settings["bandwidth"] if span is None else span)
+        problem = model.problem(width, settings["gate_bandwidth"])
+        problem = problem if shape is None else with_shape(problem, float(shape))
+        used = Bandwidths.from_lists(width, settings["gate_bandwidth"], searches)
         return VCMoEResults(model.bound(problem, functions, used), saved.fit, saved.cov)
 
     def problem(self, bandwidth: float, gate_bandwidth: float | None = None) -> Problem:
@@ -279,15 +293,18 @@ class VCMoE:
         """
         const = constant_slots(self.design, self.slots, self.settings["dispersion"], bandwidth, gate_bandwidth)
         const = const if held is None else const | held
-        rows = self.data.rows if some is None else self.data.rows.take(some)
+        every = self.data.rows if self.settings["span"] is None else replace(self.data.rows, share=bandwidth)
+        rows = every if some is None else every.take(some)
         if const.all():
-            bandwidth, gate_bandwidth = self.data.rows.widest, None  # windows play no part
+            bandwidth, gate_bandwidth = every.widest, None  # windows play no part
         gate = bandwidth if gate_bandwidth is None else float(gate_bandwidth)
         least = min(bandwidth, gate)  # stands in for an infinite one, which has no windows
         bandwidth, gate = (least if np.isinf(h) else h for h in (bandwidth, gate))
-        rows_grid = default_grid(self.data.rows, self.n_experts, least, self.settings["n_grid"], fewest)
+        rows_grid = default_grid(every, self.n_experts, least, self.settings["n_grid"], fewest)
         grid = rows_grid if self.grid is None else self.grid
         grid = grid[[0, -1]] if const.all() else grid
+        if every.share:
+            bandwidth = gate = float(np.median(nearest_widths(every, grid)))  # the unit of slopes
         return build_problem(rows, self.family, self.slots, const, grid, bandwidth, gate, self.settings["sigma_floor"])
 
     def _fault(self, problem: Problem) -> WindowFault | None:
@@ -304,18 +321,34 @@ class VCMoE:
 
         wrong = float(gate_bandwidth) if of_gate and gate_bandwidth is not None else bandwidth
         rows = self.data.rows
-        found = smallest_usable(usable, max(wrong, rows.span / rows.n), rows.widest)
+        adaptive = self.settings["span"] is not None
+        least, most = (1.0 / rows.n, 1.0) if adaptive else (rows.span / rows.n, rows.widest)
+        found = smallest_usable(usable, max(wrong, least), most)
         if found is None:
             return ""
-        return f" ({'gate_bandwidth' if of_gate else 'bandwidth'}={found:g} is wide enough)"
+        return f" ({'gate_bandwidth' if of_gate else 'span' if adaptive else 'bandwidth'}={found:g} is wide enough)"
+
+    def _check_span(self, span: float | str, bandwidth: Any, gate_bandwidth: Any) -> None:
+        """Refuse a bandwidth beside a span."""
+        if bandwidth != "cv":
+            raise ArgumentError(
+                f"span={span!r} and bandwidth={bandwidth!r} both settle the width of the windows; give one of them"
+            )
+        if gate_bandwidth is not None:
+            raise ArgumentError(
+                f"gate_bandwidth={gate_bandwidth!r} is in units of the index, the windows of span={span!r} are not; "
+                "leave one of them out"
+            )
 
     def bound(self, problem: Problem, coef: Array, used: Bandwidths) -> FittedVCMoE:
         """The model with an estimate, as results need it."""
         experts = np.inf if problem.const.all() else used.experts
         gate = None if problem.const.all() or used.gate == used.experts else used.gate
-        settings = {**self.settings, "bandwidth": experts, "gate_bandwidth": gate}
+        adaptive = self.settings["span"] is not None
+        settings = {**self.settings, "gate_bandwidth": gate, "span" if adaptive else "bandwidth": experts}
         settings |= {"functions": coef.tolist(), "searches": used.searches}
-        settings |= {"df": problem.family.df} if isinstance(problem.family, StudentT) else {}
+        shape = shape_of(problem.family)
+        settings |= {} if shape is None else {"shape": shape}
         return FittedVCMoE(
             self.formula,
             self.design,
@@ -357,8 +390,8 @@ class VCMoE:
             expert and no clusters each row is left out by its influence, exactly for a normal response, in one scoring
             step for others, and a dispersion is that of the held-out errors.
         candidates : array-like, optional
-            Bandwidths in units of the index; by default a log grid from the range of the index down to where rows run
-            out or the criterion has long fallen, refined around the best.
+            Bandwidths in units of the index, or spans; by default a log grid from the range of the index down to where
+            rows run out or the criterion has long fallen, refined around the best.
         beside : float, optional
             Bandwidth of the experts, if that of the gate alone is sought. By default one for all functions, or for the
             experts beside a `gate_bandwidth` that the model was given.
@@ -373,10 +406,10 @@ class VCMoE:
         """
         if folds is not None:
             checked_folds(folds, self.design.n if self.clusters is None else n_clusters(self.clusters))
-        given = None if candidates is None else checked_candidates(candidates, self.data.rows)
+        space = self.space(None if beside is None else checked_bandwidth(beside, self.data.rows, "beside"))
+        given = None if candidates is None else checked_candidates(candidates, space.rows)
         generator = checked_rng(rng)
-        held = None if beside is None else checked_bandwidth(beside, self.data.rows, "beside")
-        return search_bandwidth(self.space(held), generator, folds, given, n_jobs, progress)
+        return search_bandwidth(space, generator, folds, given, n_jobs, progress)
 
     def space(self, beside: float | None = None) -> Space:
         """Problems among which a bandwidth is sought: that of all functions, or of the gate beside one of experts."""
@@ -393,7 +426,8 @@ class VCMoE:
             return self._fault(self._laid_out(*both(h), held, some))  # on the grid of the fit
 
         none = np.zeros(self.slots.n, dtype=bool)
-        return Space(self.data.rows, self.slots, self.clusters, made, faulty, none)
+        rows = self.data.rows if self.settings["span"] is None else replace(self.data.rows, share=1.0)
+        return Space(rows, self.slots, self.clusters, made, faulty, none)
 
     def fit(
         self,
@@ -449,8 +483,8 @@ class VCMoE:
         fitted = self._run(problem, control, generator, start)
         run, model = fitted.run, self.bound(fitted.problem, fitted.run.coef, used)
         fit = seeded(model.record(run, control, n_starts if start is None else len(run.candidates)), rng)
-        tails = None if model.df_estimated is None else tails_flag(model.df_estimated)
-        fit = replace(fit, flags=(*fit.flags, *self._forced_flags(used), *([] if tails is None else [tails])))
+        shape = None if model.estimated_shape is None else shape_flag(model.problem)
+        fit = replace(fit, flags=(*fit.flags, *self._forced_flags(used), *([] if shape is None else [shape])))
         warn_flags(fit.flags, CATEGORIES)
         return VCMoEResults(model, fit, model.covariance(fit, kind, **cov_options))
 
@@ -459,6 +493,7 @@ class VCMoE:
     ) -> Bandwidths:
         """Bandwidths as given or found: that of the experts first, with the gate if that is sought too."""
         given, gate = self.settings["bandwidth"], self.settings["gate_bandwidth"]
+        given = given if self.settings["span"] is None else self.settings["span"]
         const = constant_slots(self.design, self.slots, self.settings["dispersion"], 0.0, None)
         if const.all():
             return Bandwidths(np.inf, None)
@@ -474,15 +509,15 @@ class VCMoE:
 
     def _forced_flags(self, used: Bandwidths) -> tuple[Flag, ...]:
         """Flags of the columns that forced a wide bandwidth."""
-        names = self.design.names
+        names, word = self.design.names, "bandwidth" if self.settings["span"] is None else "span"
         return tuple(
-            forced_flag(one, names.gate if one.fault.gate else names.expert, used.experts)
+            forced_flag(one, names.gate if one.fault.gate else names.expert, used.experts, word)
             for one in used.forced
             if one is not None
         )
 
-    def _run(self, problem: Problem, control: Control, rng: np.random.Generator, start: Any) -> Tailed:
-        """EM, then the functions that are reported, experts in the reported order; degrees of freedom of t errors."""
+    def _run(self, problem: Problem, control: Control, rng: np.random.Generator, start: Any) -> Shaped:
+        """EM, then the functions that are reported, experts in the reported order; the number of a distribution."""
         if start is None:
             where = From()
         elif _experts_of(start) == problem.slots.n_experts - 1:
@@ -493,12 +528,12 @@ class VCMoE:
         def joint(here: Problem, same: Array | None) -> Run:
             return maximise(here, control, rng, where if same is None else From(False, same), "joint")
 
-        if self.settings["errors_dist"] == "t" and self.settings["errors_df"] is None:
-            tailed = fit_tails(problem, joint)
-            problem, where = tailed.problem, From(False, tailed.run.coef)
+        if shape_of(self.family) is not None and self.settings["errors_df"] is None:
+            shaped = fit_shape(problem, joint)
+            problem, where = shaped.problem, From(False, shaped.run.coef)
             again = maximise(problem, control, rng, where, self.settings["estimate"])
-            return Tailed(problem, replace(again, candidates=tailed.run.candidates))
-        return Tailed(problem, maximise(problem, control, rng, where, self.settings["estimate"]))
+            return Shaped(problem, replace(again, candidates=shaped.run.candidates))
+        return Shaped(problem, maximise(problem, control, rng, where, self.settings["estimate"]))
 
 
 def _warm_start(start: Any, problem: Problem) -> Array:

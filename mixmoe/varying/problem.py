@@ -20,8 +20,9 @@ from scipy import sparse
 
 from mixmoe._typing import Array
 from mixmoe.responses.distribution import Family, Outcome
-from mixmoe.varying.circle import LINE, positions
-from mixmoe.varying.interpolation import hermite_matrix
+from mixmoe.responses.zero_inflated import ZeroInflated
+from mixmoe.varying.circle import LINE, positions, wrapped
+from mixmoe.varying.interpolation import hermite_matrix, interpolated
 
 IntArray = NDArray[np.intp]
 PAIRS_PER_BLOCK = 1 << 17  # (grid point, row) pairs handled at once: bounds the memory, fits the cache
@@ -46,9 +47,9 @@ class Block:
     offsets : ndarray of int, shape (last - first + 1,)
         Where each window starts in `t` and `kernel`.
     t : ndarray, shape (pairs,)
-        ``(u_i - u_g) / h``.
+        ``(u_i - u_g) / h``, with the bandwidth h as unit.
     kernel : ndarray, shape (pairs,)
-        Kernel weight ``K(t)``, not divided by h.
+        Kernel weight ``K((u_i - u_g) / h_g)``, not divided by the half-width h_g.
     rows : ndarray of int, shape (pairs,)
         Row of each pair.
     n : int
@@ -87,27 +88,42 @@ class Windows:
     grid : ndarray, shape (G,)
         Grid points, ascending.
     bandwidth : float
-        Half-width of the kernel, in units of the index.
+        Half-width of the kernel, in units of the index, and the unit of slopes; the median one with a span.
+    widths : ndarray, shape (G,)
+        Half-width at each grid point, all the same but with a span.
     lo, hi : ndarray of int, shape (G,)
         Rows ``lo <= i < hi`` have positive weight; on a circle counted on from turn to turn.
     kept : tuple of Block
         The blocks, if they are small enough to keep.
     period : float
         Of an index on a circle, else `LINE`.
+    share : float
+        Of the rows that each window holds, if that settles its width, else zero.
     """
 
     index: Array
     grid: Array
     bandwidth: float
+    widths: Array
     lo: IntArray
     hi: IntArray
     kept: tuple[Block, ...]
     period: float = LINE
+    share: float = 0.0
 
     @property
     def n_grid(self) -> int:
         """Number of grid points."""
         return len(self.grid)
+
+    @property
+    def relative(self) -> float:
+        """Bandwidth over the range of the index, with a span that in ranks."""
+        return 0.5 * self.share if self.share else self.bandwidth / self.span
+
+    def words(self, g: int) -> str:
+        """What the window of a grid point is called in messages."""
+        return f"span {self.share:.4g}" if self.share else f"bandwidth {self.widths[g]:.4g}"
 
     @property
     def span(self) -> float:
@@ -123,12 +139,16 @@ class Windows:
         """Rows in the window of a grid point."""
         return part_of(int(self.lo[g]), int(self.hi[g]), len(self.index))
 
-    def with_grid(self, grid: Array) -> "Windows":
-        """Windows of the same width around other grid points."""
-        return build_windows(self.index, grid, self.bandwidth, self.period)
+    def with_grid(self, grid: Array, factor: float = 1.0) -> "Windows":
+        """Windows of the same width, or that times a factor, around other grid points."""
+        widths = factor * interpolated(grid, self.grid, self.widths, self.period)
+        h, share = factor * self.bandwidth, factor * self.share
+        return build_windows(self.index, grid, h, self.period, widths, share)
 
 
-def build_windows(index: Array, grid: Array, bandwidth: float, period: float = LINE) -> Windows:
+def build_windows(
+    index: Array, grid: Array, bandwidth: float, period: float = LINE, widths: Array | None = None, share: float = 0.0
+) -> Windows:
     """Windows of the Epanechnikov kernel around each grid point.
 
     Parameters
@@ -139,14 +159,19 @@ def build_windows(index: Array, grid: Array, bandwidth: float, period: float = L
     bandwidth : float
         On a circle at most half the period, so that no row is in a window twice.
     period : float
+    widths : ndarray, shape (G,), optional
+        Half-width at each grid point, by default the bandwidth.
+    share : float
+        Of the rows, if these are the widths of a span.
 
     Returns
     -------
     Windows
     """
-    lo = positions(index, grid - bandwidth, "right", period)
-    hi = positions(index, grid + bandwidth, "left", period)
-    bare = Windows(index, grid, float(bandwidth), lo, np.maximum(lo, hi), (), period)
+    reach = np.full(len(grid), float(bandwidth)) if widths is None else widths
+    lo = positions(index, grid - reach, "right", period)
+    hi = positions(index, grid + reach, "left", period)
+    bare = Windows(index, grid, float(bandwidth), reach, lo, np.maximum(lo, hi), (), period, share)
     if int((bare.hi - bare.lo).sum()) > PAIRS_KEPT:
         return bare
     return replace(bare, kept=tuple(_blocks(bare)))
@@ -173,8 +198,9 @@ def _block(windows: Windows, first: int, last: int) -> Block:
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     turn, rows = np.divmod(np.arange(offsets[-1]) + np.repeat(lo - offsets[:-1], sizes), len(windows.index))
     at = windows.index[rows] + windows.period * turn
-    t = (at - np.repeat(windows.grid[first:last], sizes)) / windows.bandwidth
-    return Block(first, last, lo, hi, offsets, t, epanechnikov(t), rows, len(windows.index))
+    away = at - np.repeat(windows.grid[first:last], sizes)
+    kernel = epanechnikov(away / np.repeat(windows.widths[first:last], sizes))
+    return Block(first, last, lo, hi, offsets, away / windows.bandwidth, kernel, rows, len(windows.index))
 
 
 def effective_rows(windows: Windows, weights: Array) -> Array:
@@ -270,6 +296,7 @@ def hankel(moments: Array, degree: int) -> Array:
 
 BoolArray = NDArray[np.bool_]
 THETA_OVER_MEAN = 1e4  # largest theta of a negative binomial, over the mean: variance 1.0001 means
+ZEROS = 9.0  # largest log odds of a certain zero, or of none: one row in eight thousand
 THETA_FLOOR = 1e-3  # smallest theta of a negative binomial: variance a thousand squared means
 
 
@@ -334,6 +361,8 @@ class Rows:
     offset, weights : ndarray, shape (n,)
     period : float
         Of an index on a circle, else `LINE`.
+    share : float
+        Of the rows that each window holds, if the bandwidth is a span, else zero.
     """
 
     outcome: Outcome
@@ -343,6 +372,7 @@ class Rows:
     offset: Array
     weights: Array
     period: float = LINE
+    share: float = 0.0
 
     @property
     def n(self) -> int:
@@ -361,7 +391,9 @@ class Rows:
 
     @property
     def widest(self) -> float:
-        """Bandwidth beyond which windows no longer differ much; on a circle none is wider."""
+        """Bandwidth, or span, beyond which windows no longer differ much; on a circle none is wider."""
+        if self.share:
+            return 1.0
         return 0.5 * self.period if self.period else 2.0 * self.span
 
     def with_weights(self, weights: Array) -> "Rows":
@@ -382,6 +414,7 @@ class Rows:
             self.offset[rows],
             self.weights[rows],
             self.period,
+            self.share,
         )
 
 
@@ -390,6 +423,14 @@ def even_grid(rows: Rows, points: Array, n_grid: int) -> Array:
     if rows.period:
         return points[0] + rows.period * np.arange(n_grid) / n_grid
     return np.linspace(points[0], points[-1], n_grid)
+
+
+def nearest_widths(rows: Rows, grid: Array) -> Array:
+    """Distances to the nearest rows that are a share of all, shape (G,): the windows of a span (Cleveland 1979)."""
+    last = max(int(np.ceil(rows.share * rows.n)), 1) - 1
+    away = (np.abs(wrapped(rows.index - u, rows.period)) for u in grid)
+    least = np.finfo(float).eps * rows.span  # ties may fill a window with one value of the index
+    return np.array([max(float(np.partition(one, last)[last]), least) for one in away])
 
 
 def place_columns(rows: Rows) -> Array:
@@ -451,7 +492,7 @@ class Problem:
     def order(self) -> NDArray[np.intp]:
         """Degree of the local polynomial of each function, shape (L,): 0 for log theta, which is hard to pin down."""
         out = np.ones(self.slots.n, dtype=np.intp)
-        out[self.slots.dispersions] = self.family.name == "gaussian"
+        out[self.slots.dispersions] = self.family.name == "gaussian" or isinstance(self.family, ZeroInflated)
         return out
 
     @property
@@ -487,7 +528,8 @@ def build_problem(
     -------
     Problem
     """
-    windows = build_windows(rows.index, grid, bandwidth, rows.period)
+    widths = nearest_widths(rows, grid) if rows.share else None
+    windows = build_windows(rows.index, grid, bandwidth, rows.period, widths, rows.share)
     same = gate_bandwidth == bandwidth
     gate_windows = windows if same else build_windows(rows.index, grid, gate_bandwidth, rows.period)
     levels = hermite_matrix(grid, bandwidth, rows.index, rows.period)
@@ -501,10 +543,17 @@ def build_problem(
         gate_windows,
         levels,
         levels if same else hermite_matrix(grid, gate_bandwidth, rows.index, rows.period),
-        floor=float(np.log(sigma_floor * spread)) if family.name == "gaussian" else float(np.log(THETA_FLOOR)),
+        floor=_floor(family, sigma_floor * spread),
         ceiling=_ceiling(rows, family, spread),
         **_from_designs(rows, slots, spread),
     )
+
+
+def _floor(family: Family, least: float) -> float:
+    """Smallest log dispersion, or log odds of a certain zero."""
+    if isinstance(family, ZeroInflated):
+        return -ZEROS
+    return float(np.log(least if family.name == "gaussian" else THETA_FLOOR))
 
 
 def _ceiling(rows: Rows, family: Family, spread: float) -> float:
@@ -513,6 +562,8 @@ def _ceiling(rows: Rows, family: Family, spread: float) -> float:
     Squares of one regression for all rows leave no expert a larger sigma than that of all of them on one row. Only a
     line through the log sigma of the few rows beside a gap of the index would go on into it beyond every number.
     """
+    if isinstance(family, ZeroInflated):
+        return ZEROS
     if family.name == "negbinomial":
         return float(np.log(THETA_OVER_MEAN * max(1.0, rows.outcome.y.mean())))
     return float(np.log(spread * np.sqrt(rows.n))) if family.name == "gaussian" else np.inf

@@ -30,6 +30,7 @@ from mixmoe.varying.problem import (
     even_grid,
     hankel,
     local_moments,
+    nearest_widths,
     pooled_spread,
 )
 
@@ -40,8 +41,8 @@ SIZES = (1e-60, 1e60)  # of the largest value of a column; fourth powers of othe
 MOST_COUNTS = 1e13  # just below the exponential of the largest linear predictor
 SINGULAR = 1e-10  # smallest eigenvalue of a local normal matrix in correlation form that counts as positive
 SOMEWHERE = (
-    "(a column that is constant there, or a function of the index); use a larger bandwidth, const(...) for a column "
-    "that is constant there, or leave it out"
+    "(a column that is constant there, or a function of the index); use a larger {}, const(...) for a column that "
+    "is constant there, or leave it out"
 )
 EVERYWHERE = (
     "(nor can any other window: functions of the index with the others describe one of them already); leave it out, "
@@ -50,6 +51,7 @@ EVERYWHERE = (
 FEWEST_POINTS = 50  # of a grid that nobody asked for
 FEWEST_COMPARED = 12  # of such a grid where bandwidths are only compared
 POINTS_PER_BANDWIDTH = 3  # of such a grid: interpolation between them adds nothing to the error of the functions
+MOST_BETWEEN = 20  # grid points between two quantiles of the index: ties leave windows without any width
 MIN_EFFECTIVE = 2.0  # effective rows a window of a mixture needs for each column of the experts
 
 
@@ -273,12 +275,26 @@ def default_grid(rows: Rows, experts: int, bandwidth: float, n_grid: int | None,
         bandwidth that would need more leaves no rows in its windows.
     fewest : int
     """
+    if rows.share:
+        return _grid_of_rows(rows, n_grid or max(fewest, int(np.ceil(2.0 * POINTS_PER_BANDWIDTH / rows.share)) + 1))
     if n_grid is None and experts == 1 and rows.n <= FEWEST_POINTS and not rows.period:
         return np.unique(rows.index)
     if n_grid is None:
         fine = min(POINTS_PER_BANDWIDTH * rows.span / bandwidth, float(rows.n))
         n_grid = max(fewest, int(np.ceil(fine)) + 1)
     return even_grid(rows, rows.ends, n_grid)
+
+
+def _grid_of_rows(rows: Rows, n_grid: int) -> Array:
+    """Quantiles of the index, since windows are narrow where rows are dense, and more points between distant ones."""
+    shares = np.arange(n_grid) / n_grid if rows.period else np.linspace(0.0, 1.0, n_grid)
+    points = np.unique(np.quantile(rows.index, shares))
+    ends = np.append(points, points[0] + rows.period) if rows.period else points
+    widths = nearest_widths(rows, ends)
+    needed = POINTS_PER_BANDWIDTH * np.diff(ends) / np.minimum(widths[:-1], widths[1:])
+    parts = np.ceil(np.clip(needed, 1.0, MOST_BETWEEN)).astype(int)
+    pieces = [np.linspace(a, b, k, endpoint=False) for a, b, k in zip(ends[:-1], ends[1:], parts, strict=True)]
+    return np.concatenate([*pieces, [] if rows.period else ends[-1:]])
 
 
 def checked_grid(rows: Rows, grid: Any) -> Array:
@@ -349,6 +365,23 @@ def checked_bandwidth(value: Any, rows: Rows, name: str = "bandwidth") -> float:
     return h
 
 
+def checked_span(value: Any) -> float | str:
+    """A share of the rows, or ``"cv"``.
+
+    Raises
+    ------
+    ArgumentError
+        If it is neither.
+    """
+    if isinstance(value, str) and value == "cv":
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0.0 < float(value) <= 1.0:
+        raise ArgumentError(
+            f"span must be the share of the rows in a window, above 0 and at most 1, or 'cv', got {shown(value)}"
+        )
+    return float(value)
+
+
 def checked_candidates(values: Any, rows: Rows) -> list[float]:
     """Finite bandwidths to be compared.
 
@@ -357,7 +390,10 @@ def checked_candidates(values: Any, rows: Rows) -> list[float]:
     ArgumentError
         If there are none, or one is impossible.
     """
-    found = [checked_bandwidth(float(h), rows, "candidates") for h in checked_numbers(values, "candidates")]
+    numbers = checked_numbers(values, "candidates")
+    if rows.share and not ((numbers > 0.0) & (numbers <= 1.0)).all():
+        raise ArgumentError(f"candidates must be spans, above 0 and at most 1, got {shown(values)}")
+    found = numbers.tolist() if rows.share else [checked_bandwidth(float(h), rows, "candidates") for h in numbers]
     if not found or not np.isfinite(found).all():
         raise ArgumentError(f"candidates must be finite bandwidths, at least one, got {shown(values)}")
     return found
@@ -438,7 +474,7 @@ def window_fault(problem: Problem, design: Design) -> WindowFault | None:
 
 
 def needed_rows(columns: int, experts: int) -> float:
-    """Effective rows that a window needs; a mixture needs more for each column, since an expert has only some of them."""
+    """Effective rows that a window needs: more for each column of a mixture, whose experts have only some of them."""
     return (MIN_EFFECTIVE if experts > 1 else 1.0) * columns + experts
 
 
@@ -450,9 +486,13 @@ def _too_few(windows: Windows, weights: Array, columns: int, experts: int, gate:
     place, what = float(windows.grid[worst]), "gate" if gate else "experts"
     if effective[worst] < needed:
         return WindowFault(
-            f"at {name}={place:.4g} the window of bandwidth {windows.bandwidth:.4g} has an "
+            f"at {name}={place:.4g} the window of {windows.words(worst)} has an "
             f"effective sample size of {effective[worst]:.1f}, the local model of the {what} needs {needed:.0f}; "
-            "use a larger bandwidth, fewer terms, or transform the index so that it is spread more evenly",
+            + (
+                "use a larger span or fewer terms"
+                if windows.share
+                else "use a larger bandwidth, fewer terms, or transform the index so that it is spread more evenly"
+            ),
             place,
             gate=gate,
         )
@@ -465,8 +505,8 @@ def _too_few(windows: Windows, weights: Array, columns: int, experts: int, gate:
         return None
     place = float(windows.grid[worst])
     return WindowFault(
-        f"at {name}={place:.4g} the window of bandwidth {windows.bandwidth:.4g} holds {distinct[worst]} different "
-        "values of the index (ties), a local line needs 3; use a larger bandwidth",
+        f"at {name}={place:.4g} the window of {windows.words(worst)} holds {distinct[worst]} different "
+        f"values of the index (ties), a local line needs 3; use a larger {'span' if windows.share else 'bandwidth'}",
         place,
         gate=gate,
     )
@@ -503,8 +543,8 @@ def _collinear(
     named = ", ".join(repr(names[j]) for j in found)
     everywhere, place = bool((values[:, 0] < SINGULAR).all()), float(windows.grid[worst])
     return WindowFault(
-        f"at {index_name}={place:.4g} the window of bandwidth {windows.bandwidth:.4g} cannot tell "
-        f"local lines of {named} apart {EVERYWHERE if everywhere else SOMEWHERE}",
+        f"at {index_name}={place:.4g} the window of {windows.words(worst)} cannot tell local lines of {named} apart "
+        + (EVERYWHERE if everywhere else SOMEWHERE.format("span" if windows.share else "bandwidth")),
         place,
         tuple(int(j) for j in found if np.ptp(design[:, j]) > 0.0),
         gate,

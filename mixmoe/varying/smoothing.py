@@ -85,8 +85,8 @@ def local_linear_operator(windows: Windows, weights: Array) -> Array:
     out = np.empty((windows.n_grid, windows.n_grid))
     for g in range(windows.n_grid):
         rows = windows.part(g)
-        t = wrapped(windows.index[rows] - windows.grid[g], windows.period) / windows.bandwidth
-        kernel = epanechnikov(t) * weights[rows]
+        away = wrapped(windows.index[rows] - windows.grid[g], windows.period)
+        t, kernel = away / windows.bandwidth, epanechnikov(away / windows.widths[g]) * weights[rows]
         s0, s1, s2 = kernel.sum(), kernel @ t, kernel @ (t * t)
         determinant = s0 * s2 - s1 * s1
         # Local-linear weights in closed form (Fan & Gijbels 1996): no solve per grid point.
@@ -233,8 +233,8 @@ def smoothed_functions(problem: Problem, maxima: LocalMaxima) -> Array:
         regular = part.fit.converged & np.isfinite(moves).all(axis=(0, 2, 3)) & np.isfinite(operator).all(axis=1)
         if regular.sum() < LEAST_POINTS:
             continue
-        second = second_kernel(windows.grid, windows.bandwidth, regular, windows.period)
-        lengths = second.mass[regular] / windows.bandwidth
+        second = second_kernel(windows.grid, windows.bandwidth, regular, windows.period, windows.widths)
+        lengths = second.mass[regular] / windows.widths[regular]
         process = integrated_wiener(windows.grid, windows.bandwidth, windows.period)
         for j, s in enumerate(functions):
             curve = _average(second, maxima.state[:, :, s], moves[:, :, :, j])
@@ -323,12 +323,29 @@ class SecondKernel:
         return self.weights * wrapped(self.grid[:, None] - self.grid, self.period) / self.bandwidth
 
 
-def second_kernel(grid: Array, bandwidth: float, regular: BoolArray, period: float = LINE) -> SecondKernel:
-    """Second kernel over those grid points that have a regular maximum; the others keep their own values."""
+def second_kernel(
+    grid: Array, bandwidth: float, regular: BoolArray, period: float = LINE, widths: Array | None = None
+) -> SecondKernel:
+    """Second kernel over those grid points that have a regular maximum; the others keep their own values.
+
+    Parameters
+    ----------
+    grid : ndarray, shape (G,)
+    bandwidth : float
+    regular : ndarray of bool, shape (G,)
+    period : float
+    widths : ndarray, shape (G,), optional
+        Of the first kernel, by default the bandwidth.
+
+    Returns
+    -------
+    SecondKernel
+    """
+    reach = bandwidth if widths is None else widths[:, None]
     steps = np.diff(grid)
     closing = [grid[0] + period - grid[-1]] if period else [0.0]
     mass = 0.5 * (np.append(steps, closing) + np.append(closing, steps)) * regular
-    weights = epanechnikov(wrapped(grid[:, None] - grid, period) / (SECOND * bandwidth)) * mass
+    weights = epanechnikov(wrapped(grid[:, None] - grid, period) / (SECOND * reach)) * mass
     weights[~regular] = np.eye(len(grid))[~regular]
     return SecondKernel(grid, bandwidth, mass, weights / weights.sum(axis=1, keepdims=True), period)
 

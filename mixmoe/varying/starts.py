@@ -10,6 +10,7 @@ from mixmoe._typing import Array
 from mixmoe.design.design import Design
 from mixmoe.inference.cells import Predictor, ambiguity_flag, cheapest_exchange, linked_cells, pairs_of
 from mixmoe.mixture.estimate import Flag
+from mixmoe.responses.zero_inflated import ZeroInflated
 from mixmoe.varying.em_steps import Natural, global_step, natural_parameters, own_natural, posterior, row_logliks
 from mixmoe.varying.problem import Problem, Rows, Slots
 
@@ -145,7 +146,8 @@ def _first_theta(
     spread = float(np.std(target - rows.design @ pooled)) or 1.0
     theta = np.zeros((n_starts, slots.n))
     theta[:, slots.experts] = np.tile(pooled, slots.n_experts) * active[slots.experts]  # constants get no slope
-    theta[:, slots.dispersions] = np.log(spread) if problem.family.name == "gaussian" else 1.0
+    first = -1.0 if isinstance(problem.family, ZeroInflated) else 1.0  # of log odds of a certain zero, of log theta
+    theta[:, slots.dispersions] = np.log(spread) if problem.family.name == "gaussian" else first
     theta[:, slots.dispersions] = np.clip(theta[:, slots.dispersions], problem.floor, problem.ceiling)
     resp = np.stack([_partition(rows, slots.n_experts, target, pooled, s, rng) for s in range(n_starts)])
     for _ in range(1 if problem.family.name == "gaussian" else 3):

@@ -1,4 +1,4 @@
-"""Every example of --help and of the README runs: in a shell where it pipes or redirects, else in this process."""
+"""Every example of --help and of the site runs: in a shell where it pipes or redirects, else in this process."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from mixmoe.cli.commands import build_parser
 from mixmoe.cli.main import main
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "vignettes" / "reference" / "commandline.md").read_text(encoding="utf-8")
 DATA = "mixmoe data pbcseq > pbcseq.csv"
 FIT = (
     'mixmoe fit pbcseq.csv "log(bili) ~ year | gate: age + sex | re: (1 + year | id)" --rng 0 --save fit.mixmoe --quiet'
@@ -27,11 +27,11 @@ def helps():
 
 
 def examples():
-    """Commands of the help texts and of the README, each once."""
+    """Commands of the help texts and of the page on the command line, each once."""
     found = [
         line for parser in helps() for line in re.findall(r"^  (.*\bmixmoe .*)$", parser.epilog or "", re.MULTILINE)
     ]
-    for block in re.findall(r"^```bash\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE):
+    for block in re.findall(r"^```bash\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE):
         found += [line.partition("  #")[0] for line in block.splitlines() if re.search(r"\bmixmoe [a-z]+ ", line)]
     return list(dict.fromkeys(found))
 

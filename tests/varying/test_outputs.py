@@ -324,3 +324,14 @@ def test_all_constant_with_clusters(data):
     fit = quick(FORMULA, data.assign(id=np.arange(len(data)) // 5), bandwidth=np.inf, cluster="id")
     assert np.isfinite(fit.bse).all()
     assert "60 clusters" in str(fit.summary())
+
+
+def test_the_first_summary_says_how_far_it_is(data, capsys):
+    fit = quick(FORMULA, data)
+    fit.summary(progress=True)
+    assert "tests of constancy" in capsys.readouterr().err
+    fit.summary(progress=True)  # kept
+    assert not capsys.readouterr().err
+    silent = quick(FORMULA, data)
+    silent.summary()  # no terminal
+    assert not capsys.readouterr().err

@@ -119,7 +119,7 @@ def test_degrees_of_freedom_are_at_the_maximum_of_the_likelihood(data):
         share = 1.0 / (1.0 + np.exp(-(b[4] + b[5] * z)))
         return -float(np.log((1.0 - share) * first + share * second).sum())
 
-    start = np.concatenate([p[names], p[["sigma1", "sigma2"]], [fit.model.df_estimated]])
+    start = np.concatenate([p[names], p[["sigma1", "sigma2"]], [fit.model.estimated_shape]])
     best = minimize(minus, start, method="BFGS", options={"gtol": 1e-6})
     assert fit.llf == pytest.approx(-minus(start), abs=1e-8)
     assert -best.fun == pytest.approx(fit.llf, abs=1e-5)
@@ -182,8 +182,8 @@ def test_nodes_have_the_second_moment_of_the_scores(fit):
 
 
 def test_through_the_door(fit, data, tmp_path):
-    assert fit.model.df_estimated == pytest.approx(3.0, abs=1.5)
-    assert f"t, df {fit.model.df_estimated:.3g} (estimated)" in str(fit.summary())
+    assert fit.model.estimated_shape == pytest.approx(3.0, abs=1.5)
+    assert f"t, df {fit.model.estimated_shape:.3g} (estimated)" in str(fit.summary())
     fit.save(tmp_path / "fit.mixmoe")
     again = mm.load(tmp_path / "fit.mixmoe")
     assert again.llf == fit.llf
@@ -204,7 +204,7 @@ def test_limits_of_a_response_are_those_of_t():
     scale = np.exp(natural.delta[0, back][:3])
     np.testing.assert_allclose(found["mean_high"] - found["mean"], student.ppf(0.975, 4.0) * scale, rtol=1e-6)
     np.testing.assert_allclose(found["mean_se"], np.sqrt(2.0) * scale, rtol=1e-9)
-    assert fit.model.df_estimated is None
+    assert fit.model.estimated_shape is None
     assert "t, df 4" in str(fit.summary())
 
 

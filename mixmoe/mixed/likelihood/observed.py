@@ -394,8 +394,8 @@ class PredictorInformation:
         for (at, mine), left in zip(blocks, factors, strict=True):
             for (to, theirs), right in zip(blocks, factors, strict=True):
                 inside = self.matrices[:, mine, theirs] @ right
-                flat = left.reshape(-1, left.shape[2]).T @ inside.reshape(-1, inside.shape[2])
-                out[at[:, None], to] += flat
+                tall = c * left.shape[1]
+                out[at[:, None], to] += left.reshape(tall, at.size).T @ inside.reshape(tall, to.size)
         return out
 
 
