@@ -134,6 +134,8 @@ def fit(
     offset: str | None = ...,
     weights: str | None = ...,
     gate_penalty: str | float | None = ...,
+    smoothing: Any = ...,
+    smoother: str | None = ...,
     method: str = ...,
     context: Mapping[str, Any] | None = ...,
     formula_engine: str = ...,

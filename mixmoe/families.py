@@ -52,6 +52,8 @@ class FamilySpec:
         The section of a formula that asks for it.
     markers : tuple of str
         Options that ask for it.
+    unless : tuple of str
+        Sections of a formula (as attributes of `MoEFormula`) and options with which it leaves a formula to others.
     covariance_options : tuple of str
         Options of its covariances, which `fit` takes beside its own.
     listed : tuple of str
@@ -75,6 +77,7 @@ class FamilySpec:
     asked_by: str
     section: str | None = None
     markers: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
     covariance_options: tuple[str, ...] = ()
     listed: tuple[str, ...] = ()
     has_experts: bool = True
@@ -85,6 +88,8 @@ class FamilySpec:
 
     def claims(self, formula: MoEFormula, options: Mapping[str, Any]) -> bool:
         """Whether a formula with these options asks for the family."""
+        if any(getattr(formula, name, None) is not None or options.get(name) is not None for name in self.unless):
+            return False
         section = self.section is not None and getattr(formula, self.section) is not None
         return section or any(options.get(name) is not None for name in self.markers)
 

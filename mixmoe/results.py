@@ -456,7 +456,7 @@ def _facts(results: Results) -> tuple[tuple[str, Cell], ...]:
         *results._more_facts,
         *column_facts(results.model),
         (loglik_name(results.model.settings), results.llf),
-        ("Parameters", results.df_model),
+        ("Effective parameters" if em.smoothing.size else "Parameters", results.df_model),
         ("AIC", results.aic),
         ("BIC", results.bic),
         *results._classification_facts,
@@ -523,7 +523,7 @@ def _side(results: Results) -> FitSide:
     gate = design.gate if len(design.gate) == design.n else design.gate[design.codes]
     return FitSide(
         family=model.spec.name,
-        varies=formula.vary is not None,
+        varies=formula.vary is not None or em.smoothing.size > 0,
         n_experts=em.responsibilities.shape[1],
         loglik=em.loglik + em.penalty,
         npar=len(em.params),

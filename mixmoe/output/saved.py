@@ -306,6 +306,7 @@ def _arrays(saved: SavedFit) -> dict[str, NDArray[Any]]:
         "responsibilities": fit.responsibilities,
         "logliks": fit.starts.logliks,
         "ends": fit.starts.ends,
+        "smoothing": fit.smoothing,
         "cov": saved.cov.matrix,
         **_cov_arrays(saved.cov),
     }
@@ -526,6 +527,7 @@ def _em_fit(fit: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> EMFit:
         starts=_starts(fit, arrays),
         flags=_flags(fit["flags"]),
         penalty=float(fit.get("penalty", 0.0)),
+        smoothing=arrays.get("smoothing", np.empty(0)),
     )
 
 

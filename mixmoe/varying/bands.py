@@ -18,6 +18,7 @@ from scipy.special import expit, ndtr, ndtri
 from scipy.stats import t as student
 
 from mixmoe._typing import Array
+from mixmoe.inference.simultaneous import multiplier_critical
 from mixmoe.numerics.linalg import log_softmax
 from mixmoe.responses.distribution import Family
 from mixmoe.responses.zero_inflated import ZeroInflated
@@ -33,38 +34,6 @@ from mixmoe.varying.sandwich import Influence, gate_influence, influence, level_
 POINTS_PER_BANDWIDTH = 24  # mesh of the limiting process
 PROCESS_DRAWS = 40_000
 BATCH = 4_000  # draws held in memory at once
-
-
-def multiplier_critical(covariance: Array, alpha: float, draws: int, rng: np.random.Generator) -> float:
-    """Quantile of the largest absolute studentised deviation over the grid.
-
-    Parameters
-    ----------
-    covariance : ndarray, shape (G, G)
-        Covariance of one function at the grid points; points with NaN are left out.
-    alpha : float
-        One minus the level of the band.
-    draws : int
-    rng : numpy.random.Generator
-
-    Returns
-    -------
-    float
-
-    Notes
-    -----
-    Given the data, the process with Gaussian multipliers is Gaussian with the covariance of the influence functions, so
-    it is drawn from that directly; multipliers for each row would give the same distribution at a higher cost.
-    """
-    kept = np.isfinite(np.diag(covariance)) & (np.diag(covariance) > 0.0)
-    if not kept.any():
-        return float("nan")
-    inner = covariance[np.ix_(kept, kept)]
-    root = np.sqrt(np.diag(inner))
-    values, vectors = np.linalg.eigh(inner / np.outer(root, root))
-    factor = vectors * np.sqrt(np.clip(values, 0.0, None))
-    maxima = np.abs(rng.standard_normal((draws, len(inner))) @ factor.T).max(axis=1)
-    return float(np.quantile(maxima, 1.0 - alpha))
 
 
 def equivalent_kernel(t: Array, degree: int, derivative: int = 0) -> Array:

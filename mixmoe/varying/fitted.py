@@ -57,8 +57,9 @@ SPEC = FamilySpec(
     title="A varying-coefficient mixture of experts: coefficients of experts and gate are smooth functions of an "
     "index.",
     estimation="Local maximum likelihood with one posterior probability per row at all points of the index.",
-    asked_by="formulas with a section 'vary: u'",
+    asked_by="formulas with a section 'vary: u' and without 're:'",
     section="vary",
+    unless=("random", "smoother"),
     covariance_options=("correction",),
     listed=("bandwidth", "span", "dispersion", "errors_dist", "family"),
     lacks={

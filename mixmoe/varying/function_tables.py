@@ -1,6 +1,6 @@
 """Tables and curves of a fitted varying-coefficient mixture."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import pandas as pd
 from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError, ConvergenceWarning, warn
 from mixmoe.inference.uncertainty import DESCRIPTIONS
-from mixmoe.output.records import Cell, Curve, Table, told_apart
+from mixmoe.output.records import Cell, Curve, Table, told_apart, value_format
 from mixmoe.results import column_facts
 from mixmoe.varying.bands import LEAST_DF
 from mixmoe.varying.fitted import FittedVCMoE
@@ -33,7 +33,6 @@ from mixmoe.varying.shape import shape_of
 if TYPE_CHECKING:
     from mixmoe.varying.results import VCMoEResults
 
-_PLAIN = (0.01, 1e5)  # sizes of functions that are shown without an exponent
 STAR = "*"  # beside an estimate outside its band
 _BANDLESS = "\n(a line alone: no band there)"
 _IN_A_LINE = 3  # covariates whose values are named in a line beside a figure, in two lines
@@ -205,7 +204,7 @@ def _ranges(model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, floa
     names, cells = [], []
     for name, part in bands.groupby("coefficient", sort=False):
         estimate = part["estimate"].to_numpy()
-        show = _format_for(float(np.abs(estimate).max()))
+        show = value_format(float(np.abs(estimate).max()))
         test = () if p_values is None else (p_values.get(str(name)),)
         names.append(str(name))
         cells.append((show(estimate.min()), show(estimate.max()), *test))
@@ -303,7 +302,7 @@ def _function_table(model: FittedVCMoE, bands: pd.DataFrame, key: str, heading: 
     cells: list[tuple[Cell, ...]] = []
     for name, part in bands.groupby("coefficient", sort=False):
         estimate = part["estimate"].to_numpy()
-        show = _format_for(float(np.abs(estimate).max()))
+        show = value_format(float(np.abs(estimate).max()))
         value = at.estimates.get(str(name), estimate[points])
         low, high = (
             values[points] if at.values is None else interpolated(at.values, grid, values, windows.period)
@@ -321,15 +320,6 @@ def _function_table(model: FittedVCMoE, bands: pd.DataFrame, key: str, heading: 
         cells=tuple(cells),
         formats=("num",) * len(at.heads),
     )
-
-
-def _format_for(largest: float) -> Callable[[float], str]:
-    """How values of a function are shown: decimals that leave the largest three or four digits."""
-    if not _PLAIN[0] <= largest < _PLAIN[1]:
-        return "{:.3g}".format
-    before = int(np.floor(np.log10(largest)))  # power of ten of the first digit
-    decimals = 3 - before if before >= 0 else min(2 - before, 4)
-    return f"{{:.{max(decimals, 0)}f}}".format
 
 
 def _cell(value: float) -> float | None:

@@ -43,6 +43,10 @@ class Problem(Generic[Model]):
         Log prior of the gate, part of what is maximised but not of the log-likelihood of subjects.
     restricted : bool
         Whether the restricted log-likelihood is maximised, of one expert with normal errors; see `restriction`.
+    ridge : ndarray, shape (M, P), or None
+        R of the penalty ``1/2 |R theta|^2`` of smooth functions, which is taken off what is maximised.
+    effective : ndarray, shape (K,), or None
+        Effective number of coefficients of each expert where some are penalised.
     """
 
     structure: Structure
@@ -51,6 +55,15 @@ class Problem(Generic[Model]):
     W: Array
     penalty: GatePenalty | None = None
     restricted: bool = False
+    ridge: Array | None = None
+    effective: Array | None = None
+
+    @property
+    def n_coefficients(self) -> Array:
+        """Coefficients of each expert, shape (K,); effective ones where some are penalised."""
+        if self.effective is not None:
+            return self.effective
+        return np.full(self.structure.n_experts, float(self.structure.n_columns))
 
     @property
     def n_subjects(self) -> int:
@@ -239,6 +252,11 @@ def evaluate(problem: Problem, theta: Array) -> Evaluation:
         score[:, problem.free.gate] += penalty_score(problem.penalty, problem.W, params.gamma).reshape(
             theta.shape[0], -1
         )
+    if problem.ridge is not None:
+        # Not by R'R: the digits that R theta loses to a penalty without bound would be lost twice.
+        held = theta @ problem.ridge.T
+        loglik -= 0.5 * (held * held).sum(axis=1)
+        score -= held @ problem.ridge
     if problem.restricted:
         for i, point in enumerate(theta):
             term = restriction(problem, point)
@@ -248,10 +266,12 @@ def evaluate(problem: Problem, theta: Array) -> Evaluation:
 
 
 def penalty_at(problem: Problem, theta: Array) -> float:
-    """Log prior of the gate at one free vector, shape (P,); zero if the gate is not penalised."""
+    """Log prior of gate and smooth functions at one free vector, shape (P,); zero if nothing is penalised."""
+    smooth = 0.0 if problem.ridge is None else -0.5 * float(((problem.ridge @ theta) ** 2).sum())
     if problem.penalty is None:
-        return 0.0
-    return float(problem.penalty.value(problem.W, expand(problem.structure, problem.free, theta[None]).gamma)[0])
+        return smooth
+    gamma = expand(problem.structure, problem.free, theta[None]).gamma
+    return smooth + float(problem.penalty.value(problem.W, gamma)[0])
 
 
 def subject_scores(problem: Problem, theta: Array) -> Array:
@@ -501,11 +521,11 @@ def _predictor_matrices(part: Problem, theta: Array, others: NDArray[np.intp]) -
 
 
 def _penalty_information(problem: Problem, theta: Array) -> Array:
-    """Minus the Hessian of the log prior of the gate, shape (P, P)."""
+    """Minus the Hessian of the log prior of gate and functions, shape (P, P)."""
     s, where = problem.structure, problem.free.gate
-    out = np.zeros((theta.size, theta.size))
+    out = np.zeros((theta.size, theta.size)) if problem.ridge is None else problem.ridge.T @ problem.ridge
     if problem.penalty is not None:
         penalty, shape = problem.penalty, (1, s.n_experts - 1, s.n_gate)
         slopes = jacobian(lambda gamma: penalty_score(penalty, problem.W, gamma.reshape(shape)).ravel(), theta[where])
-        out[where, where] = -0.5 * (slopes + slopes.T)
+        out[where, where] -= 0.5 * (slopes + slopes.T)
     return out
