@@ -52,6 +52,8 @@ class FamilySpec:
         The section of a formula that asks for it.
     markers : tuple of str
         Options that ask for it.
+    unless : tuple of str
+        Sections of a formula (as attributes of `MoEFormula`) and options with which it leaves a formula to others.
     covariance_options : tuple of str
         Options of its covariances, which `fit` takes beside its own.
     listed : tuple of str
@@ -75,6 +77,7 @@ class FamilySpec:
     asked_by: str
     section: str | None = None
     markers: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
     covariance_options: tuple[str, ...] = ()
     listed: tuple[str, ...] = ()
     has_experts: bool = True
@@ -85,6 +88,8 @@ class FamilySpec:
 
     def claims(self, formula: MoEFormula, options: Mapping[str, Any]) -> bool:
         """Whether a formula with these options asks for the family."""
+        if any(getattr(formula, name, None) is not None or options.get(name) is not None for name in self.unless):
+            return False
         section = self.section is not None and getattr(formula, self.section) is not None
         return section or any(options.get(name) is not None for name in self.markers)
 
@@ -141,7 +146,7 @@ class ModelClass(Protocol):
         ...
 
     def fit(self, *, rng: Any = None, **options: Any) -> Any:
-        """Results."""
+        """Fit the model to its data: results of the family."""
         ...
 
     def from_saved(self, saved: SavedFit, context: Mapping[str, Any] | None) -> Any:
@@ -535,6 +540,7 @@ def refuse_foreign_effects(formula: MoEFormula, family: ModelClass, data: Any) -
     if formula.random is None:
         return
     frame = view(data)
+    # Only a word that is no column can be meant for another family: columns may be called as its layers are.
     words = [word.strip(" `") for word in formula.random.design.split("+")]
     for spec in (other.spec for other in families().values() if other is not family):
         for word in words:
@@ -548,7 +554,7 @@ def refuse_foreign_effects(formula: MoEFormula, family: ModelClass, data: Any) -
 
 
 def model_options(family: ModelClass, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the options that the constructor of a family takes.
+    """The options that go to the constructor of a family, where all others must be known to its fit.
 
     Raises
     ------

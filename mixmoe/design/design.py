@@ -1,5 +1,6 @@
 """Formula and data in, arrays sorted by subject out."""
 
+import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,6 +10,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from mixmoe._typing import Array
+from mixmoe.design import formulaic_engine
 from mixmoe.design.checks import (
     aliases,
     check_columns,
@@ -28,6 +30,7 @@ from mixmoe.design.formulaic_engine import Materialized
 from mixmoe.design.frame import FrameView, infinite, is_numeric, plain, shown, view
 from mixmoe.design.labels import units_of
 from mixmoe.design.recipe import ENGINES, WHERE, Engine, Recipe, ResponseKind, collect, formula_frame, make_recipe
+from mixmoe.design.smooth_basis import SmoothTerm
 from mixmoe.errors import CollinearityWarning, DesignError, DroppedRowsWarning, warn
 
 NUMERIC_AUX = ("trials", "offset")  # auxiliary columns that must hold numbers; weights are checked with the rows
@@ -57,6 +60,40 @@ class DesignNames:
     group: str | None = None
     index: str | None = None
     sigma: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SmoothColumns:
+    """Where the columns of one penalised function lie.
+
+    Attributes
+    ----------
+    section : {"expert", "gate"}
+    name : str
+        Index and multiplier, ``s(time, by=x)``, with the level of a factor in ``by=``.
+    columns : ndarray of int, shape (c,)
+        Of the section.
+    penalised : ndarray of bool, shape (c,)
+    common : bool
+        Whether the experts share it.
+    term : SmoothTerm
+    level : int
+        Which function of the term.
+    of : ndarray of int, shape (c,)
+        Columns of the function itself that these are.
+    arguments : mapping of str to str
+        Code of the arguments of ``s(...)``.
+    """
+
+    section: str
+    name: str
+    columns: Integers
+    penalised: NDArray[np.bool_]
+    common: bool
+    term: SmoothTerm
+    level: int
+    of: Integers
+    arguments: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +143,8 @@ class Design:
         The columns of the data that are in use, complete and sorted; its index is `rows`. A design built from it
         has the same arrays.
     recipe : Recipe
+    smooths : tuple of SmoothColumns
+        Functions ``s(...)`` of experts and gate.
     """
 
     formula: MoEFormula
@@ -133,10 +172,11 @@ class Design:
     n_input: int
     frame: pd.DataFrame = field(repr=False)
     recipe: Recipe = field(repr=False)
+    smooths: "tuple[SmoothColumns, ...]" = ()
 
     @property
     def n(self) -> int:
-        """Rows."""
+        """Number of rows of the data that are used."""
         return len(self.codes)
 
     @property
@@ -273,6 +313,7 @@ def build_design(
     aux: Mapping[str, str] | None = None,
     random_columns: bool = True,
     partial_response: bool = False,
+    smooths: bool = False,
 ) -> Design:
     """Arrays of a formula and a data set.
 
@@ -293,6 +334,8 @@ def build_design(
         False to leave the left side of ``re: (... | id)`` alone, where it holds no terms but names of layers.
     partial_response : bool
         Whether rows whose categorical response is missing are kept, with the code -1.
+    smooths : bool
+        Whether the family has penalised functions ``s(...)``.
 
     Returns
     -------
@@ -310,7 +353,7 @@ def build_design(
     CollinearityWarning
         If columns are left out because others make them superfluous.
     """
-    recipe = make_recipe(formula, context, engine, response, aux, random_columns, partial_response)
+    recipe = make_recipe(formula, context, engine, response, aux, random_columns, partial_response, smooths)
     frame = view(data)
     if frame.n_rows == 0:
         raise DesignError("the data have no rows; pass at least one row per subject")
@@ -391,13 +434,29 @@ def _fitted(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -
         section: _independent(section, built.matrices[section], built.names[section])
         for section in ("expert", "gate", "sigma")
     }
+    # The intercept of sigma: is the residual standard deviation, a parameter of its own.
     kept["sigma"] &= np.array([name != "Intercept" for name in built.names["sigma"]], dtype=bool)
+    _refuse_overlaps(recipe, built, kept)
     levels = response_levels(recipe, rows, frame)
     columns = formula_frame(rows, recipe)
     lagged = {lag.name: rows.columns[lag.name] for lag in rows.lags}
     used = {str(name): columns[name] for name in columns if name in rows.columns} | lagged
     numeric = frozenset(name for name, values in used.items() if is_numeric(values))
     return replace(recipe, specs=built.specs, kept=kept, numeric=numeric, levels=levels)
+
+
+def _refuse_overlaps(recipe: Recipe, built: Materialized, kept: Mapping[str, NDArray[np.bool_]]) -> None:
+    """Refuse functions ``s(...)`` whose penalised columns are combinations of others: each needs all of its own."""
+    for section, terms in built.smooths.items():
+        owners = np.array(built.owners[section], dtype=int)
+        for i, term in terms.items():
+            of = np.arange((owners == i).sum()) % term.width
+            if (~kept[section][owners == i] & (of >= term.n_free)).any():
+                raise DesignError(
+                    f"the function {ENGINES[recipe.engine].name_of(recipe.sections[section][i])!r} of {WHERE[section]} "
+                    "overlaps with other terms, which are functions of the same index already, as s(x) is beside "
+                    "s(x, by=g) with a function for each category; leave one of them out"
+                )
 
 
 def _warn_empty_terms(recipe: Recipe, built: Materialized) -> None:
@@ -467,7 +526,37 @@ def _assembled(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView
         n_input=frame.n_rows,
         frame=pd.DataFrame({**rows.columns, **rows.keys}, copy=False).set_axis(labels),
         recipe=recipe,
+        smooths=(*_smooths("expert", recipe, built), *_smooths("gate", recipe, built)),
     )
+
+
+def _smooths(section: str, recipe: Recipe, built: Materialized) -> list[SmoothColumns]:
+    """Functions ``s(...)`` of a section, one per level of a factor in ``by=``."""
+    found, kept = [], recipe.kept[section]
+    owners, place = np.array(built.owners[section], dtype=int), np.cumsum(kept) - 1
+    for i, term in built.smooths.get(section, {}).items():
+        parsed = recipe.sections[section][i]
+        where = np.flatnonzero(owners == i).reshape(term.n_functions, term.width)
+        for level, columns in enumerate(where):
+            of = np.flatnonzero(kept[columns])
+            arguments = formulaic_engine.arguments_of_smooth(parsed)
+            whole = arguments.get("whole")
+            of_by = f", by={arguments['by']}" if "by" in arguments else ""
+            name = f"s({arguments['x']}{of_by})" if whole is None else ast.literal_eval(whole)
+            found.append(
+                SmoothColumns(
+                    section=section,
+                    name=f"{name}.{term.levels[level]}" if term.levels else name,
+                    columns=place[columns[of]],
+                    penalised=of >= term.n_free,
+                    common=recipe.kinds[section][i] == "common",
+                    term=term,
+                    level=level,
+                    of=of,
+                    arguments=arguments,
+                )
+            )
+    return found
 
 
 def _names(recipe: Recipe, built: Materialized, grouped: bool) -> DesignNames:

@@ -5,7 +5,7 @@ import builtins
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from formulaic.materializers import PandasMaterializer
 from formulaic.parser import DefaultFormulaParser, DefaultOperatorResolver
 from formulaic.parser.types import Operator, OrderedSet
 from formulaic.transforms import TRANSFORMS
-from formulaic.utils.code import sanitize_variable_names
+from formulaic.utils.code import format_expr, sanitize_variable_names
 from formulaic.utils.layered_mapping import LayeredMapping
 from formulaic.utils.null_handling import find_nulls
 from formulaic.utils.stateful_transforms import stateful_eval
@@ -24,6 +24,7 @@ from interface_meta import override
 from numpy.typing import NDArray
 
 from mixmoe.design.expressions import NUMBER, Lag, floating, lags_in, makes_categories, number, rewritten, under_lags
+from mixmoe.design.smooth_basis import STATE, SmoothTerm, smooth
 from mixmoe.errors import DesignError, MixmoeError
 
 Term = Any  # formulaic.parser.types.Term; opaque outside this file
@@ -37,6 +38,7 @@ EXTRA_FUNCTIONS: Mapping[str, Any] = {
     "ceil": np.ceil,
     "sin": np.sin,
     "cos": np.cos,
+    "s": smooth,
 }
 """Functions that formulas may use beyond those that formulaic brings."""
 MAX_TERMS = 2000  # of a section; many more than a model can have, and few enough to expand at once
@@ -128,6 +130,8 @@ class Materialized:
         The terms that are not a number, and in how many rows.
     specs : mapping of str to object
         What `rematerialize` needs to replay the same coding.
+    smooths : mapping of str to mapping of int to SmoothTerm
+        Per section the terms ``s(...)``, by their positions.
     """
 
     matrices: Mapping[str, NDArray[np.float64]]
@@ -137,6 +141,7 @@ class Materialized:
     bad_rows: NDArray[np.intp]
     bad_terms: tuple[tuple[str, int], ...]
     specs: Specs
+    smooths: Mapping[str, Mapping[int, SmoothTerm]] = field(default_factory=dict)
 
 
 class _RefusedTermsError(Exception):
@@ -152,6 +157,7 @@ class _CarefulOperators(DefaultOperatorResolver):
         for operator in made:
             expand = operator._to_terms
             if operator.symbol in ("**", "^"):
+                # m^n products for a sum of m columns would take minutes to find the few that differ.
                 operator._to_terms = _power(expand)
             elif operator.symbol in ("*", ":", "/", "in"):
                 operator._to_terms = _bounded(expand)
@@ -478,6 +484,7 @@ class _InFloats(PandasMaterializer):
 def _run(
     frame: pd.DataFrame, recipe: Any, sections: Mapping[str, Sequence[Term]], context: Mapping[str, Any]
 ) -> Materialized:
+    # An unseen category only warns and would be coded as the reference level: it is made an error.
     materializer = _InFloats(frame, context={**EXTRA_FUNCTIONS, **context})
     bad: set[int] = set()
     try:
@@ -515,7 +522,64 @@ def _collected(
         bad_rows=bad_rows,
         bad_terms=_bad_terms(materializer) if bad else (),
         specs=kept or {},
+        smooths={name: _smooths(specs[name], terms, frame) for name, terms in sections.items() if name in specs},
     )
+
+
+def _smooths(spec: Any, terms: Sequence[Term], frame: pd.DataFrame) -> dict[int, SmoothTerm]:
+    """The terms ``s(...)`` of a section by their positions, from the state that formulaic keeps of each."""
+    found = {}
+    for i, term in enumerate(terms):
+        if is_smooth(term):
+            aliases: dict[str, str] = {}
+            columns = {str(name): None for name in frame.columns}
+            code = sanitize_variable_names(str(term.factors[0].expr), columns, aliases)
+            code = rewritten(code, aliases, lambda name: name in frame.columns)
+            found[i] = spec.transform_state[format_expr(ast.parse(code, mode="eval"))][STATE]
+    return found
+
+
+def is_smooth(term: Term) -> bool:
+    """Whether a term is a call ``s(...)``."""
+    return len(term.factors) == 1 and _names_call(term.factors[0], whole=True)
+
+
+def holds_smooth(term: Term) -> bool:
+    """Whether a term has a call ``s(...)`` anywhere."""
+    return any(_names_call(factor, whole=False) for factor in term.factors)
+
+
+def _names_call(factor: Any, whole: bool) -> bool:
+    if factor.eval_method.value != "python":
+        return False
+    body = ast.parse(sanitize_variable_names(factor.expr, {}, {}), mode="eval").body
+    nodes = [body] if whole else list(ast.walk(body))
+    return any(isinstance(node, ast.Call) and _names(node.func, "s") for node in nodes)
+
+
+def code_of(term: Term) -> str:
+    """A term as one expression: the product of its factors."""
+    factors = []
+    for factor in term.factors:
+        text = str(factor.expr)
+        plain = factor.eval_method.value != "lookup" or text.isidentifier()
+        factors.append(text if plain else f"`{text}`")
+    return "*".join(f"({text})" if len(factors) > 1 else text for text in factors)
+
+
+def arguments_of_smooth(term: Term) -> Mapping[str, str]:
+    """Code of the arguments of a term for which `is_smooth` holds, by name; the index is ``"x"``."""
+    aliases: dict[str, str] = {}
+    call: Any = ast.parse(sanitize_variable_names(term.factors[0].expr, {}, aliases), mode="eval").body
+    names = ("x", "k", "m", "by", "bs", "ends", "whole")
+    given = dict(zip(names, call.args, strict=False))
+    given |= {str(keyword.arg): keyword.value for keyword in call.keywords}
+
+    def text(node: ast.AST) -> str:
+        code = ast.unparse(node)
+        return aliases.get(code, code)
+
+    return {name: text(node) for name, node in given.items()}
 
 
 def owners_of(spec: Any, terms: Sequence[Term]) -> tuple[int, ...]:
@@ -576,6 +640,9 @@ def _unseen(message: str) -> str:
 def _explained(error: Exception) -> str:
     text = _ANSI.sub("", str(error)).strip()
     cause = error.__cause__
+    if isinstance(cause, DesignError):
+        term = re.search(r"factor `(.*)`", text)
+        return f"{cause} (term {term.group(1)})" if term else str(cause)
     if cause is not None and str(cause) and str(cause) not in text:
         text = f"{text} ({cause})"
     if "extrapolation" in text:

@@ -113,14 +113,18 @@ def make_recipe(
     aux: Mapping[str, str] | None,
     random_columns: bool,
     partial_response: bool = False,
+    smooths: bool = False,
 ) -> Recipe:
     """The recipe of a design: which columns each section of a formula uses, and how they are made."""
     if engine not in ENGINES:
         raise ArgumentError(f"formula_engine must be one of 'formulaic', 'patsy', got {engine!r}")
     if context is not None and not isinstance(context, Mapping):
         raise ArgumentError(f"context must map names to values, such as {{'f': f}}, got {context!r}")
-    if "lag" in (context or {}):
-        raise ArgumentError("context must not name a function 'lag', which formulas have; give yours another name")
+    for name in ("lag", "s"):
+        if name in (context or {}):
+            raise ArgumentError(
+                f"context must not name a function {name!r}, which formulas have; give yours another name"
+            )
     if response not in get_args(ResponseKind):
         raise ArgumentError(f"response must be one of {', '.join(map(repr, get_args(ResponseKind)))}, got {response!r}")
     texts = _section_texts(formula, random_columns)
@@ -130,6 +134,7 @@ def make_recipe(
     names = {name: _used_names(parts) for name, parts in texts.items()}
     _refuse_reserved(names)
     typed = {name: _typed_terms(ENGINES[engine], parts) for name, parts in texts.items()}
+    _check_smooths(texts, engine, smooths)
     return Recipe(
         formula=formula,
         engine=engine,
@@ -157,6 +162,34 @@ def _refuse_reserved(names: Mapping[str, tuple[UsedName, ...]]) -> None:
             raise DesignError(
                 f"{WHERE[section]} uses a column 'Intercept', which is the name of the constant; rename the column"
             )
+
+
+def _check_smooths(texts: Mapping[str, tuple[Part, ...]], engine: Engine, allowed: bool) -> None:
+    """Refuse ``s(...)`` where it has no meaning."""
+    for section, parts in texts.items():
+        for part in parts:
+            for term in formulaic_engine.parse_terms(part.text, part.intercept):
+                reason = _wrong_smooth(term, section, part.kind, engine, allowed)
+                if formulaic_engine.holds_smooth(term) and reason:
+                    raise DesignError(f"{WHERE[section]} has the term {formulaic_engine.name_of(term)!r}: {reason}")
+
+
+def _wrong_smooth(term: Term, section: str, kind: PartKind, engine: Engine, allowed: bool) -> str:
+    """Why a term with ``s(...)`` cannot stand where it does; empty if it can."""
+    if not allowed:
+        return (
+            "penalised functions s(...) are for mixed-effects mixtures, without vary: or a network; use bs(x, df=5) "
+            "for a spline without penalty"
+        )
+    if section not in ("expert", "gate"):
+        return "penalised functions s(...) are for experts and gate; use bs(x, df=5) for a spline without penalty"
+    if not formulaic_engine.is_smooth(term):
+        return "s(...) must be a term of its own; write s(time, by=x) for a coefficient of x that varies with time"
+    if kind == "const":
+        return "a function s(...) is not constant along the index; take it out of const(...)"
+    if engine != "formulaic":
+        return "s(...) needs formula_engine='formulaic'"
+    return ""
 
 
 def _used_context(names: Mapping[str, tuple[UsedName, ...]], context: Mapping[str, Any]) -> dict[str, Any]:
@@ -314,5 +347,6 @@ def formula_frame(rows: Rows, recipe: Recipe) -> pd.DataFrame:
     """The columns that formulas use, as formulaic takes them."""
     used = dict.fromkeys(u.name for names in recipe.names.values() for u in names if not u.called)
     columns = {name: rows.columns[name] for name in used if name in rows.columns}
+    # Under names that are valid code: rewritten expressions refer to them.
     columns |= {lag.identifier: rows.columns[lag.name] for lag in rows.lags}
     return pd.DataFrame(columns, index=pd.RangeIndex(rows.n), copy=False)

@@ -12,7 +12,7 @@ FUNCTIONS = frozenset(
     {
         "C", "I", "Q", "bs", "cc", "center", "cr", "cs", "hashed", "lag", "poly", "scale",
         "standardize", "Treatment", "Sum", "Helmert", "Diff", "Poly", "log", "log10", "log2",
-        "log1p", "exp", "exp2", "exp10", "expm1", "sqrt", "abs", "floor", "ceil", "sin", "cos",
+        "log1p", "exp", "exp2", "exp10", "expm1", "sqrt", "abs", "floor", "ceil", "sin", "cos", "s",
     }
 )
 """Functions that a formula from a stranger may call."""

@@ -35,6 +35,8 @@ CATEGORIES: Mapping[str, type[MixmoeWarning]] = {
     "flat_likelihood": DegeneracyWarning,
     "laplace_bias": ApproximationWarning,
     "quadrature_bias": ApproximationWarning,
+    "line": BoundaryWarning,
+    "small_basis": ApproximationWarning,
 }
 
 
@@ -196,11 +198,12 @@ def _small(responsibilities: Array, problem: Problem) -> Flag | None:
     if s.n_experts == 1:
         return None
     size = responsibilities.sum(axis=0)
-    own = int((~s.common).sum())
-    if size.min() > own + 1:
+    own = problem.n_coefficients - int(s.common.sum()) if problem.effective is None else problem.effective
+    k = int((size - own).argmin())
+    if size[k] > own[k] + 1:
         return None
     return Flag(
         "small_expert",
-        f"Expert {int(size.argmin()) + 1} is carried by {size.min():.1f} subjects for {own} coefficients of its own: "
+        f"Expert {k + 1} is carried by {size[k]:.1f} subjects for {own[k]:.3g} coefficients of its own: "
         "it may describe outliers, not a group. Use fewer experts, or share coefficients with common(...).",
     )

@@ -22,7 +22,6 @@ from mixmoe.mixed.further_parameters import spans
 from mixmoe.mixed.likelihood.observed import (
     PredictorInformation,
     Problem,
-    observed_information,
     predictor_information,
     subject_logliks,
     subject_scores,
@@ -39,6 +38,7 @@ from mixmoe.mixed.parameters import (
     to_natural,
 )
 from mixmoe.mixed.separation import empty_categories, expert_directions
+from mixmoe.mixed.smooth.curvature import whole_information
 from mixmoe.mixture.estimate import Flag, ParamLayout
 from mixmoe.mixture.gate import gate_information, gate_log_probabilities, penalty_meat, posterior_probabilities
 from mixmoe.numerics.complex_step import derivative_along
@@ -219,10 +219,10 @@ def covariance(
     # Informations of single units cost P scores of all units: only where a correction needs them.
     by_unit = _information_of_units(problem, at.theta, clusters) if corrected else None
     basis = informative_basis(problem, at)
-    # A penalty on the gate belongs to no unit: its curvature is in the whole only.
-    summed = by_unit is not None and problem.penalty is None
+    # A penalty belongs to no unit: its curvature is in the whole only.
+    summed = by_unit is not None and problem.penalty is None and problem.ridge is None
     # The sum over units is the whole information already: no second pass.
-    whole = by_unit.whole() if by_unit is not None and summed else observed_information(problem, at.theta)
+    whole = by_unit.whole() if by_unit is not None and summed else whole_information(problem, at.theta)
     known = identified(problem, coordinates, at, invert_information(whole, basis), layout)
     flags = (*known.flags, *few_units(problem, at, None if clusters is None else n_units))
     if kind == "nonrobust":
@@ -231,7 +231,7 @@ def covariance(
         return _with_limits(found, matrix, problem, basis, at, known)
     scores = within_clusters(subject_scores(problem, at.theta), clusters)
     middle = _plain(scores, known.inverse) if by_unit is None else _corrected(problem, scores, by_unit, known, basis)
-    if problem.penalty is not None:
+    if problem.penalty is not None or problem.ridge is not None:
         middle = replace(middle, scores=np.vstack([middle.scores, _scores_of_penalty(problem, at.theta) @ middle.back]))
     weights = known.jacobian @ middle.back
     lost = _touched(known.jacobian, middle.null)
@@ -240,7 +240,7 @@ def covariance(
         flags = (*known.flags, _about_rank(middle, [layout.names[i] for i in lost], clusters is not None))
     moments = None
     # The moments of CR2 assume known memberships; with several experts no t distribution is claimed.
-    if middle.units is not None and problem.structure.n_experts == 1:
+    if middle.units is not None and problem.structure.n_experts == 1 and problem.ridge is None:
         moments = sandwich_moments(weights, middle.units)
     matrix = delta_cov(weights, middle.scores.T @ middle.scores)
     note = "; ".join(filter(None, ["" if clusters is None else f"{n_units} clusters", _about(middle, moments)]))
@@ -289,13 +289,17 @@ def resampled_covariance(problem: Problem, coordinates: Coordinates, theta: Arra
 
 
 def _scores_of_penalty(problem: Problem, theta: Array) -> Array:
-    """Scores of units that stand for the prior of the gate in the middle of a sandwich, shape (P, P)."""
+    """Scores of units that stand for priors of gate and functions in the middle of a sandwich, shape (M, P)."""
     out = np.zeros((theta.size, theta.size))
+    if problem.ridge is not None:
+        out = problem.ridge
     if problem.penalty is not None:
         gamma = expand(problem.structure, problem.free, theta[None]).gamma
         values, vectors = np.linalg.eigh(penalty_meat(problem.penalty, problem.W, gamma))
+        of_gate = np.zeros((theta.size, theta.size))
         where = np.arange(theta.size)[problem.free.gate].ravel()
-        out[np.ix_(where, where)] = (vectors * np.sqrt(np.maximum(values, 0.0))).T
+        of_gate[np.ix_(where, where)] = (vectors * np.sqrt(np.maximum(values, 0.0))).T
+        out = np.vstack([out, of_gate])
     return out
 
 
@@ -445,7 +449,7 @@ def _corrected(
     Cross terms between the coefficients of one expert and its further parameters have expectation zero if errors are
     normal; what is observed of them is noise, and leverage is that without them.
     """
-    if problem.structure.n_experts > 1:
+    if problem.structure.n_experts > 1 or problem.ridge is not None:
         return by_unit.corrected(scores, known.inverse.half, known.inverse.half, jackknife=True)
     apart = by_unit.apart()
     half = invert_information(apart.whole(), basis).half
@@ -454,16 +458,17 @@ def _corrected(
 
 def few_units(problem: Problem, at: Boundary, n_clusters: int | None = None) -> tuple[Flag, ...]:
     """The flag of an expert that has few subjects, or of a model that has few clusters, for its coefficients."""
-    n_coefficients, K = problem.free.beta.shape[1], problem.structure.n_experts
+    n_coefficients, K = problem.n_coefficients, problem.structure.n_experts
     if n_clusters is None:
         sizes = posterior_probabilities(subject_logliks(problem, at.theta)).sum(axis=0)
         word, owners = "subjects", [f" of expert {k + 1}" if K > 1 else "" for k in range(K)]
     else:  # each of them may hold all experts
         sizes, word, owners = np.array([float(n_clusters)]), "clusters", [""]
-    scarce = [k for k, size in enumerate(sizes) if size < _PER_COEFFICIENT * n_coefficients]
+    needed = n_coefficients if n_clusters is None else n_coefficients.max(keepdims=True)
+    scarce = [k for k, size in enumerate(sizes) if size < _PER_COEFFICIENT * needed[k]]
     if not scarce:
         return ()
-    found = ", ".join(f"{sizes[k]:.3g} {word} for {n_coefficients} coefficients{owners[k]}" for k in scarce)
+    found = ", ".join(f"{sizes[k]:.3g} {word} for {needed[k]:.3g} coefficients{owners[k]}" for k in scarce)
     return (
         Flag(
             "few_subjects",

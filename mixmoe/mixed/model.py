@@ -1,6 +1,7 @@
 """MEMoE: formula, data and structure of a mixed-effects mixture of experts."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import reduce
 from typing import Any, get_args
@@ -46,7 +47,6 @@ from mixmoe.mixed.parameters import (
     Params,
     Residual,
     Structure,
-    build_layout,
     contract,
     expand,
     from_natural,
@@ -55,6 +55,10 @@ from mixmoe.mixed.parameters import (
 )
 from mixmoe.mixed.results import MEMoEResults
 from mixmoe.mixed.search import Search, default_starts, off_boundary, order_experts, search, search_carried, search_from
+from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing, effective, smooth_maximum
+from mixmoe.mixed.smooth.functions import coarse_design, functions_of, geometry_of, layout_of, uncentred
+from mixmoe.mixed.smooth.results import SmoothGLMMResults, SmoothResults
+from mixmoe.mixed.smooth.spelling import with_functions
 from mixmoe.mixed.subject_refits import Refitting, bootstrap_covariance
 from mixmoe.mixture.estimate import EMFit, ParamLayout, Starts, better, seeded, warn_flags
 from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty, posterior_probabilities
@@ -87,6 +91,11 @@ class MEMoE(Refitting):
         double bar gives uncorrelated random effects; ``re: (0 | id)`` none; without ``re:`` each row is a unit.
         ``| sigma: time + common(x)`` makes the log standard deviation of the errors (for ``errors="bm"`` of the
         measurement errors) linear in covariates; ``sigma1`` is then its value where these are zero.
+        ``s(time)`` is a penalised function of a column, ``s(time, by=x)`` a coefficient of x that varies with time (of
+        categories: a function for each), in experts, ``common(...)`` and, of baseline covariates, the gate; ``k=15``
+        basis functions, ``m=2`` differences that are penalised, ``bs="cc"`` for a periodic function with the period
+        ``ends=(low, high)``. ``| vary: time`` beside ``re:`` makes every coefficient that is not in ``const(...)`` such
+        a function. Without ``by=`` functions are centred over the rows.
     data : DataFrame (pandas, or what narwhals reads: polars, pyarrow ...) or mapping of columns
         Never changed. Rows with missing values are left out with a warning.
     experts : int
@@ -144,6 +153,12 @@ class MEMoE(Refitting):
         constant, 1 by default there). Both are the same whichever expert is the reference and however covariates are
         coded. Starts, estimates, information, profiles and resamples are of the penalised log-likelihood; ``llf`` and
         the criteria that follow from it are of the log-likelihood at the penalised estimates.
+    smoothing : float or mapping, optional
+        Smoothing parameters of functions ``s(...)`` that are known, one number for all or numbers by function
+        (``"expert1.s(time)"``, ``"s(time)"`` for all experts); by default they are estimated.
+    smoother : {"spline"}, optional
+        For a formula with ``vary:`` and without ``re:``, which otherwise is a `VCMoE`: penalised functions in the place
+        of its local likelihood.
     context : mapping, optional
         Functions and constants the formula may use; nothing else of the caller is visible.
     formula_engine : {"formulaic", "patsy"}
@@ -163,13 +178,20 @@ class MEMoE(Refitting):
     unbounded in principle; solutions in which an expert collapses on a few subjects are set aside and reported.
     Where errors are not iid normal, starts are searched with the correlation and the relative variances that the
     one-expert fit has; the best are then carried on with the likelihood itself.
+    Functions ``s(...)`` are cubic P-splines. Given smoothing parameters lambda the log-likelihood less ``1/2 sum lambda
+    b'b`` is maximised, b the coefficients without their lines; the lambda, one for each function and expert, and all
+    parameters outside b maximise the marginal likelihood with b integrated out (Laplace; exact for one Gaussian
+    expert, mgcv's ``method="ML"``), through generalised Fellner-Schall steps. In mixtures the derivative of the
+    determinant in that approximation is taken with the memberships as they are. Starts are searched on a coarse basis
+    without penalties.
 
     References
     ----------
     Yue, Yan, Han & Fu (2026), Mixed Effects Mixture of Experts, arXiv:2603.07479.
     Verbeke & Lesaffre (1996), JASA 91, 217-221. Proust-Lima, Philipps & Liquet (2017), JSS 78(2).
     Pinheiro & Bates (2000), Mixed-Effects Models in S and S-PLUS, chapter 5. Pinheiro, Liu & Wu (2001), JCGS 10,
-    249-276. Harville (1974), Biometrika 61, 383-385. McCullagh (1980), JRSS B 42, 109-142. Hedeker & Gibbons (1994),
+    249-276. Eilers & Marx (1996), Statistical Science 11, 89-121. Wood & Fasiolo (2017), Biometrics 73, 1071-1081.
+    Harville (1974), Biometrika 61, 383-385. McCullagh (1980), JRSS B 42, 109-142. Hedeker & Gibbons (1994),
     Biometrics 50, 933-944.
     """
 
@@ -178,7 +200,7 @@ class MEMoE(Refitting):
         title="A mixed-effects mixture of experts: each subject belongs to one expert; a softmax gate on baseline "
         "covariates gives the probabilities, and each expert is a (generalised) linear mixed model.",
         estimation="Maximum likelihood: EM steps from many random starts, split-and-merge moves, then quasi-Newton.",
-        asked_by="formulas without a section 'vary:'",
+        asked_by="formulas without a section 'vary:', or with 're:' beside it",
         covariance_options=("correction", "n_boot", "n_jobs"),
         listed=("cov_re", "residual", "errors", "errors_dist", "family"),
     )
@@ -204,10 +226,12 @@ class MEMoE(Refitting):
         cluster: Any = None,
         method: Method = "ml",
         gate_penalty: str | float | None = None,
+        smoothing: Any = None,
+        smoother: str | None = None,
         context: Mapping[str, Any] | None = None,
         formula_engine: str = "formulaic",
     ) -> None:
-        self.formula = checked_formula(formula)
+        self.formula = checked_formula(formula, smoother, family)
         self.n_experts = checked_count(experts, "experts")
         checked_choice(cov_re, "cov_re", get_args(CovRE))
         checked_choice(residual, "residual", get_args(Residual))
@@ -220,7 +244,15 @@ class MEMoE(Refitting):
         check_method(method, self.n_experts, self.response.name, errors_dist)
         kind: ResponseKind = "ordinal" if self.response.name == "ordinal" else "numeric"
         aux = {name: column for name, column in columns.items() if column is not None}
-        self.design = build_design(self.formula, data, context=context, engine=formula_engine, response=kind, aux=aux)  # type: ignore[arg-type]
+        self.design = build_design(
+            self.formula,
+            data,
+            context=context,
+            engine=formula_engine,  # type: ignore[arg-type]
+            response=kind,
+            aux=aux,
+            smooths=True,
+        )
         self.response = with_levels(self.response, self.design)
         _check_identified(self.design, self.n_experts, self.response)
         if cluster is not None:
@@ -234,12 +266,21 @@ class MEMoE(Refitting):
             **columns,
             "method": method,
             "gate_penalty": self.gate_penalty.n if isinstance(self.gate_penalty, PseudoUnits) else gate_penalty,
+            "smoothing": smoothing,
+            "smoother": smoother,
             **options.settings,
             "formula_engine": formula_engine,
         }
         self._options = None if options.plain and not self.formula.sigma else options
+        if self.design.smooths and method == "reml":
+            raise ArgumentError(
+                "method='reml' is not offered with functions s(...): the marginal likelihood that chooses their "
+                "smoothing parameters integrates over penalised coefficients only, not over lines and other "
+                "coefficients; use method='ml'"
+            )
+        self.smoothing: Smoothing | None = None
         self._arrange(build_structure(self.design, self.n_experts, cov_re, self.response))
-        self.layout: ParamLayout = build_layout(self.structure, self.design.names)
+        self.layout: ParamLayout = layout_of(self.design, self.structure)
 
     def __repr__(self) -> str:
         return f"<MEMoE {self.formula.text!r}, experts={self.n_experts}, {self.design.n_units} subjects>"
@@ -253,7 +294,30 @@ class MEMoE(Refitting):
 
     def results(self, fit: EMFit, cov: ParamCov) -> MEMoEResults:
         """An estimate of this model as results."""
-        return (MEMoEResults if self.response.gaussian else GLMMResults)(self, fit, cov)
+        plain, smooth = (MEMoEResults, SmoothResults) if self.response.gaussian else (GLMMResults, SmoothGLMMResults)
+        return (smooth if fit.smoothing.size else plain)(self._penalised(fit), fit, cov)
+
+    def coarse(self) -> "MEMoE":
+        """The model with a few columns for each of its functions, without penalties."""
+        other = copy(self)
+        other.design, other.settings = coarse_design(self.design), {**self.settings, "smoothing": None}
+        other._arrange(build_structure(other.design, self.n_experts, self.structure.cov_re, self.response))
+        other.layout = layout_of(other.design, other.structure)
+        return other
+
+    def _penalised(self, fit: EMFit) -> "MEMoE":
+        """The model with the penalties of a fit."""
+        if self.smoothing is not None or not fit.smoothing.size:
+            return self
+        return self.at(fit.smoothing, self.working(fit.params))
+
+    def at(self, lambdas: Array, theta: Array) -> "MEMoE":
+        """The model with its functions penalised by smoothing parameters, at an estimate of the free vector."""
+        other = copy(self)
+        geometry = geometry_of(self.functions, self.problem.free, self.structure, self.coordinates)
+        other.smoothing = effective(self, geometry, lambdas, theta)
+        other.problem = replace(self.problem, ridge=geometry.root(lambdas), effective=other.smoothing.of_experts)
+        return other
 
     def _arrange(self, structure: Structure) -> None:
         """Set what depends on the data: coordinates, errors and the likelihood."""
@@ -263,7 +327,11 @@ class MEMoE(Refitting):
             self.errors = build_errors(self.design, self._options, self.settings["residual"], coordinates.scale)
             structure = replace(structure, extras=self.errors.extras)
             coordinates = replace(coordinates, log_sigma=self.errors.shift)
+        if self.design.smooths:
+            coordinates = uncentred(coordinates, self.design)
         self.structure, self.coordinates = structure, coordinates
+        self.functions = functions_of(self.design, structure)
+        self.given_smoothing = checked_smoothing(self.settings["smoothing"], self.functions)
         self.problem: Problem = self._problem(self.design)
 
     def problem_of(self, design: Design) -> Problem:
@@ -339,11 +407,15 @@ class MEMoE(Refitting):
         default = default_starts(self.n_experts) if start is None else 0
         n_starts = default if starts is None else checked_count(starts, "starts", least=1 if start is None else 0)
         fit = seeded(self.maximum(n_starts, generator, self._start(start), control), rng)
+        if kind == "bootstrap":
+            cov_options = {"rng": generator, "progress": progress, **cov_options}
+        return self._penalised(fit)._reported(fit, kind, cov_options)
+
+    def _reported(self, fit: EMFit, kind: str, cov_options: dict[str, Any]) -> MEMoEResults:
+        """Results of an estimate, with a covariance and all that a reader must know."""
         fit = with_integral_flag(fit, self.problem, self.coordinates, self.working(fit.params), self.layout)
         fit = with_label_flag(fit, self.design, self.problem, self.working(fit.params), self.coordinates.log_sigma.size)
         warn_flags(fit.flags, CATEGORIES)
-        if kind == "bootstrap":
-            cov_options = {"rng": generator, "progress": progress, **cov_options}
         try:
             cov = self.covariance(fit, kind, **cov_options)
         except KeyboardInterrupt:
@@ -371,11 +443,13 @@ class MEMoE(Refitting):
         -------
         EMFit
         """
+        if self.functions:
+            return smooth_maximum(self, n_starts, rng, start, control)
         fits = []
         if start is not None:
-            fits.append(self._record(self._search_from(start, rng, control)))
+            fits.append(self.record(self._search_from(start, rng, control)))
         if n_starts and not (fits and any(flag.code == "interrupted" for flag in fits[0].flags)):
-            fits.append(self._record(search(self.problem, n_starts, control, rng)))
+            fits.append(self.record(search(self.problem, n_starts, control, rng)))
         return reduce(better, fits)
 
     def _search_from(self, start: Estimated, rng: np.random.Generator, control: Control) -> Search:
@@ -480,7 +554,7 @@ class MEMoE(Refitting):
         return to_natural(self.structure, user)[0]
 
     @property
-    def _log_scale(self) -> float:
+    def log_scale(self) -> float:
         """What the working response's unit takes from the log-likelihood."""
         of_rows = self.design.n * float(np.log(self.coordinates.scale))
         return of_rows - self._log_unit_of_contrasts if self.problem.restricted else of_rows
@@ -491,7 +565,8 @@ class MEMoE(Refitting):
         c = self.coordinates
         return len(c.expert) * float(np.log(c.scale)) - float(np.linalg.slogdet(c.expert)[1])
 
-    def _record(self, found: Search) -> EMFit:
+    def record(self, found: Search) -> EMFit:
+        """The outcome of a search as an estimate, experts by decreasing mean gate probability."""
         theta = order_experts(self.problem, found.theta)
         joint = subject_logliks(self.problem, theta)
         responsibilities = posterior_probabilities(joint)
@@ -501,15 +576,15 @@ class MEMoE(Refitting):
         penalty = penalty_at(self.problem, theta)
         return EMFit(
             params=params,
-            loglik=found.loglik - penalty - self._log_scale,
+            loglik=found.loglik - penalty - self.log_scale,
             penalty=penalty,
-            trace=found.trace - self._log_scale,
+            trace=found.trace - self.log_scale,
             n_iter=found.n_iter,
             n_evaluations=found.n_evaluations,
             converged=found.converged,
             responsibilities=responsibilities,
             starts=Starts(
-                found.n_starts, found.logliks - self._log_scale, found.n_replicated, found.ends - self._log_scale
+                found.n_starts, found.logliks - self.log_scale, found.n_replicated, found.ends - self.log_scale
             ),
             flags=(
                 *find_flags(self.problem, found, theta, responsibilities, boundary),
@@ -588,20 +663,36 @@ def build_structure(design: Design, n_experts: int, cov_re: CovRE, response: Res
     )
 
 
-def checked_formula(formula: Any) -> MoEFormula:
-    """A parsed formula that this family can fit.
+def checked_formula(formula: Any, smoother: str | None = None, family: str = "gaussian") -> MoEFormula:
+    """A parsed formula that this family can fit, coefficients that vary along an index as penalised functions.
 
     Raises
     ------
     FormulaError
         If it has sections or markers of other families.
+    ArgumentError
+        If a smoother is asked for where nothing varies.
     """
     parsed = formula if isinstance(formula, MoEFormula) else parse_formula(formula)
-    for section, family in (("vary", "VCMoE"), ("seq", "NME")):
-        if getattr(parsed, section) is not None:
+    if parsed.seq is not None:
+        raise FormulaError("MEMoE has no section 'seq:'; leave it out, or use NME, which has", parsed.text)
+    if smoother not in (None, "spline"):
+        raise ArgumentError(f"smoother must be 'spline' or None, got {smoother!r}")
+    if smoother is not None and parsed.vary is None:
+        raise ArgumentError("smoother='spline' is for formulas with a section 'vary:', and there is none; leave it out")
+    if parsed.vary is not None:
+        if parsed.random is None and smoother is None:
             raise FormulaError(
-                f"MEMoE has no section '{section}:'; leave it out, or use {family}, which has", parsed.text
+                "MEMoE has a section 'vary:' beside 're:' or with smoother='spline'; use VCMoE, whose rows are "
+                "independent, or ask for the smoother",
+                parsed.text,
             )
+        if family == "ordinal":
+            raise ArgumentError(
+                "vary: lets the intercept vary, whose place the thresholds of family='ordinal' take; write s(time) and "
+                "s(time, by=x) instead"
+            )
+        return with_functions(parsed)
     if any(part.kind == "const" for part in (*parsed.expert, *parsed.gate)):
         raise FormulaError(
             "const(...) marks what stays constant along the index of vary:, and there is no vary:; "

@@ -189,9 +189,13 @@ def off_boundary(problem: Problem, theta: Array) -> Array:
 
 def order_experts(problem: Problem, theta: Array) -> Array:
     """The free vector with experts by decreasing mean gate probability."""
+    return permute(problem, theta, list(np.argsort(-gate_shares(problem, theta), kind="stable")))
+
+
+def gate_shares(problem: Problem, theta: Array) -> Array:
+    """Mean gate probability of each expert, shape (K,)."""
     gamma = expand(problem.structure, problem.free, theta[None]).gamma
-    share = np.exp(gate_log_probabilities(problem.W, gamma))[0].mean(axis=1)
-    return permute(problem, theta, list(np.argsort(-share, kind="stable")))
+    return np.asarray(np.exp(gate_log_probabilities(problem.W, gamma))[0].mean(axis=1))
 
 
 @dataclass(frozen=True, slots=True)

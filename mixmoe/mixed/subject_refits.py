@@ -34,9 +34,12 @@ from mixmoe.mixed.likelihood.observed import (
     subject_scores,
 )
 from mixmoe.mixed.options import ResponseModel, check_method, cluster_codes
-from mixmoe.mixed.parameters import Params, Structure, build_layout, expand, permute_natural, positions, to_natural
+from mixmoe.mixed.parameters import Params, Structure, expand, permute_natural, positions, to_natural
 from mixmoe.mixed.prediction.trajectories import Estimate, disturbances, draw_responses
 from mixmoe.mixed.search import Guarded, off_boundary, permute
+from mixmoe.mixed.smooth.curvature import first_inverse_of_functions
+from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing
+from mixmoe.mixed.smooth.functions import Function, functions_of, layout_of
 from mixmoe.mixed.starting_values import first_inverse
 from mixmoe.mixture.estimate import EMFit, ParamLayout, Starts
 from mixmoe.mixture.gate import posterior_probabilities
@@ -132,6 +135,7 @@ def resampled(n: int, clusters: Clusters, rng: np.random.Generator) -> NDArray[n
     if clusters is None:
         return np.sort(rng.integers(n, size=n))
     n_clusters = int(clusters.max()) + 1
+    # How often each cluster was drawn; its subjects come as often, and stay together.
     times = np.bincount(rng.integers(n_clusters, size=n_clusters), minlength=n_clusters)
     return np.repeat(np.arange(n), times[clusters])
 
@@ -155,8 +159,13 @@ class Resample:
         sample = self.problem.take(resampled(self.problem.n_subjects, self.clusters, rng))
         start = off_boundary(sample, self.theta)[None]
         logarithmic = np.append(sample.free.log_sigma, sample.free.extra)
-        inverse, N = first_inverse(sample, start), sample.n_subjects
-        end = climb(Guarded(sample, _SIGMA_FLOOR), start, inverse, N, _CONTROL, logarithmic=logarithmic)
+        control, N = _CONTROL, sample.n_subjects
+        if sample.ridge is None:
+            inverse = first_inverse(sample, start)
+        else:  # rounding beside large penalties: what is left to gain says whether an ascent has ended
+            inverse = first_inverse_of_functions(sample, start[0])
+            control = replace(control, promise=0.5 * N * control.tol**2)
+        end = climb(Guarded(sample, _SIGMA_FLOOR), start, inverse, N, control, logarithmic=logarithmic)
         if end.interrupted:
             raise KeyboardInterrupt  # climb() keeps it to itself; it ends the whole bootstrap, not one resample
         if not end.converged[0]:
@@ -169,6 +178,7 @@ class Resample:
 
     def _matched(self, theta: Array) -> Array:
         """The labels under which subjects belong to the experts that they had in the original fit."""
+        # The shares of subjects that an old and a new expert have in common; the assignment that keeps most of them.
         together = self._memberships(self.theta).T @ self._memberships(theta)
         _, order = linear_sum_assignment(together, maximize=True)
         return permute(self.problem, theta, order.tolist())
@@ -193,6 +203,9 @@ class Refitting:
     problem: Problem
     errors: ErrorSetup | None
     response: ResponseModel
+    smoothing: Smoothing | None
+    functions: tuple[Function, ...]
+    given_smoothing: Array
 
     def estimated(self, fit: EMFit) -> Estimated:
         """A fit as tests of the number of experts need it."""
@@ -245,6 +258,12 @@ class Refitting:
 
     def refuse_tests(self) -> str | None:
         """Why the number of experts cannot be tested, None if it can."""
+        if self.functions:
+            return (
+                "with penalised functions the fits do not maximise the likelihood, and how a ratio of penalised "
+                "likelihoods is distributed under fewer experts is not known; compare bic, which counts effective "
+                "degrees of freedom"
+            )
         if self.clusters is None:
             return None
         return (
@@ -264,7 +283,9 @@ class Refitting:
         other = copy(self)
         other.n_experts, other.settings = experts, {**self.settings, "experts": experts}
         other.structure = replace(self.structure, n_experts=experts)
-        other.layout = build_layout(other.structure, self.design.names)
+        other.layout, other.smoothing = layout_of(self.design, other.structure), None
+        other.functions = functions_of(self.design, other.structure)
+        other.given_smoothing = checked_smoothing(self.settings["smoothing"], other.functions)
         p = self.problem
         other.problem = build_problem(other.structure, p.experts, p.W, p.penalty, p.restricted)
         return other
@@ -272,7 +293,7 @@ class Refitting:
     def with_response(self, response: Array) -> Self:
         """The model with another response, shape (n,) in the order of the design."""
         other = copy(self)
-        other.design = replace(self.design, response=response)
+        other.design, other.smoothing = replace(self.design, response=response), None
         other._arrange(other.structure)
         return other
 

@@ -84,6 +84,8 @@ class EMFit:
     flags : tuple of Flag
     penalty : float
         Log prior at `params`; what was maximised is `loglik` plus this.
+    smoothing : ndarray, shape (J,)
+        Smoothing parameters of penalised functions; empty if there are none.
     """
 
     params: Array
@@ -96,6 +98,7 @@ class EMFit:
     starts: Starts
     flags: tuple[Flag, ...] = ()
     penalty: float = 0.0
+    smoothing: Array = field(default_factory=lambda: np.empty(0))
 
 
 SAME = 1e-3  # log-likelihoods closer than this are the same optimum
@@ -130,7 +133,7 @@ def seeded(fit: EMFit, rng: Any) -> EMFit:
     return replace(fit, starts=replace(fit.starts, seed=seed_of(rng)))
 
 
-Block = Literal["fixed", "expert", "common", "gate", "random", "residual", "dispersion", "threshold", "other"]
+Block = Literal["fixed", "expert", "common", "gate", "random", "residual", "dispersion", "threshold", "smooth", "other"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +145,8 @@ class Parameter:
     name : str
         Full name as used in hypotheses, e.g. ``expert1.time``, ``gate2.z``, ``sd1(time|id)``, ``sigma1``.
     block : str
-        ``"expert"``, ``"common"``, ``"gate"``, ``"random"``, ``"residual"``, ``"dispersion"``, ``"threshold"`` or
-        ``"other"``.
+        ``"expert"``, ``"common"``, ``"gate"``, ``"random"``, ``"residual"``, ``"dispersion"``, ``"threshold"``,
+        ``"smooth"`` (a coefficient of a penalised function) or ``"other"``.
     term : str
         Name within its block, e.g. ``time`` or ``sd(time)``.
     expert : int or None
@@ -182,8 +185,8 @@ class Criteria:
     Attributes
     ----------
     loglik : float
-    npar : int
-        Number of estimated parameters.
+    npar : float
+        Number of estimated parameters; effective ones where some are penalised.
     n_units : int
         Independent units (subjects), the N of the criteria.
     aic, bic, sabic, icl : float
@@ -193,7 +196,7 @@ class Criteria:
     """
 
     loglik: float
-    npar: int
+    npar: float
     n_units: int
     aic: float
     bic: float
@@ -202,13 +205,13 @@ class Criteria:
     entropy: float
 
 
-def criteria(loglik: float, npar: int, responsibilities: Array) -> Criteria:
+def criteria(loglik: float, npar: float, responsibilities: Array) -> Criteria:
     """All criteria of one fit.
 
     Parameters
     ----------
     loglik : float
-    npar : int
+    npar : float
     responsibilities : ndarray, shape (N, K)
 
     Returns
@@ -228,22 +231,22 @@ def criteria(loglik: float, npar: int, responsibilities: Array) -> Criteria:
     )
 
 
-def aic(loglik: float, npar: int) -> float:
+def aic(loglik: float, npar: float) -> float:
     """Akaike's criterion, ``-2 l + 2 P`` (Akaike 1974)."""
     return -2.0 * loglik + 2.0 * npar
 
 
-def bic(loglik: float, npar: int, n_units: float) -> float:
+def bic(loglik: float, npar: float, n_units: float) -> float:
     """Schwarz' criterion, ``-2 l + P log N``, with N the number of independent units, not of rows (Schwarz 1978)."""
     return float(-2.0 * loglik + npar * np.log(n_units))
 
 
-def sabic(loglik: float, npar: int, n_units: int) -> float:
+def sabic(loglik: float, npar: float, n_units: int) -> float:
     """Schwarz' criterion with N replaced by (N + 2) / 24 (Sclove 1987)."""
     return bic(loglik, npar, (n_units + 2) / 24)
 
 
-def icl(loglik: float, npar: int, responsibilities: Array) -> float:
+def icl(loglik: float, npar: float, responsibilities: Array) -> float:
     """Integrated classification likelihood, ``BIC + 2 EN`` (Biernacki, Celeux & Govaert 2000)."""
     return bic(loglik, npar, responsibilities.shape[0]) + 2.0 * classification_entropy(responsibilities)
 

@@ -1,7 +1,7 @@
 """What to print and draw, not how: tables, curves with bands, points, marks with limits, rules."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from mixmoe.errors import ArgumentError
 
 Cell = float | int | str | None
 _ALL_DIGITS = 17  # significant digits that tell any two numbers apart
+_PLAIN = (0.01, 1e5)  # sizes of functions that are shown without an exponent
 _MOST_DECIMALS = 300  # that a float can be rounded to
 _LONGEST = 1e15  # numbers from here on have an exponent
 
@@ -103,6 +104,15 @@ def told_apart(values: Sequence[float], digits: int) -> tuple[str, ...]:
         if len(set(texts)) == distinct:
             return texts
     return tuple(repr(float(value)) for value in values)
+
+
+def value_format(largest: float) -> Callable[[float], str]:
+    """How values of a function are shown: decimals that leave the largest three or four digits."""
+    if not _PLAIN[0] <= largest < _PLAIN[1]:
+        return "{:.3g}".format
+    before = int(np.floor(np.log10(largest)))  # power of ten of the first digit
+    decimals = 3 - before if before >= 0 else min(2 - before, 4)
+    return f"{{:.{max(decimals, 0)}f}}".format
 
 
 def _significant(value: float, digits: int) -> str:
@@ -270,7 +280,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One axes.
+    """What is drawn on one pair of axes: curves, points, rules, and their words.
 
     Attributes
     ----------

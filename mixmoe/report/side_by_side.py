@@ -127,9 +127,12 @@ def _rows(results: Sequence[Any]) -> list[dict[Row, str]]:
     mixtures = any(result.model.n_experts for result in results)
     found = []
     for result in results:
+        # Networks alone keep the heading of their own block.
         alone = mixtures and result.model.n_experts is None
         rows: dict[Row, str] = {}
         for p in result.model.layout.parameters:
+            if p.block == "smooth":
+                continue  # coefficients of basis functions, which mean nothing one by one
             block: Block = "expert" if alone and p.block == "fixed" else p.block
             rows[block, 1 if alone else p.expert or 0, p.term] = p.name
         found.append(rows)

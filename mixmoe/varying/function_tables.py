@@ -1,9 +1,9 @@
 """Tables and curves of a fitted varying-coefficient mixture."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ import pandas as pd
 from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError, ConvergenceWarning, warn
 from mixmoe.inference.uncertainty import DESCRIPTIONS
-from mixmoe.output.records import Cell, Curve, Table, told_apart
+from mixmoe.output.records import Cell, Curve, Table, told_apart, value_format
 from mixmoe.results import column_facts
 from mixmoe.varying.bands import LEAST_DF
 from mixmoe.varying.fitted import FittedVCMoE
@@ -30,7 +30,9 @@ from mixmoe.varying.interpolation import interpolated
 from mixmoe.varying.setup import checked_numbers
 from mixmoe.varying.shape import shape_of
 
-_PLAIN = (0.01, 1e5)  # sizes of functions that are shown without an exponent
+if TYPE_CHECKING:
+    from mixmoe.varying.results import VCMoEResults
+
 STAR = "*"  # beside an estimate outside its band
 _BANDLESS = "\n(a line alone: no band there)"
 _IN_A_LINE = 3  # covariates whose values are named in a line beside a figure, in two lines
@@ -47,13 +49,13 @@ PLOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 
 
-def title(results: Any) -> str:
+def title(results: "VCMoEResults") -> str:
     """Heading of the summary."""
     k = results.model.n_experts
     return f"VCMoE with {k} expert{'s' if k > 1 else ''}"
 
 
-def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
+def facts(results: "VCMoEResults") -> tuple[tuple[str, Cell], ...]:
     """Label and value of each line of the header."""
     model, em = results.model, results.em
     problem, dropped = model.problem, model.design.dropped
@@ -92,7 +94,7 @@ def _shape_text(model: FittedVCMoE) -> str | None:
     return f"{what}{value:.3g}{'' if model.estimated_shape is None else ' (estimated)'}"
 
 
-def bandwidth_facts(results: Any) -> tuple[tuple[str, Cell], ...]:
+def bandwidth_facts(results: "VCMoEResults") -> tuple[tuple[str, Cell], ...]:
     """The bandwidths and how they were found."""
     gate = results.model.settings["gate_bandwidth"]
     return (
@@ -101,7 +103,7 @@ def bandwidth_facts(results: Any) -> tuple[tuple[str, Cell], ...]:
     )
 
 
-def _bandwidth_text(results: Any) -> str:
+def _bandwidth_text(results: "VCMoEResults") -> str:
     if results.span is None:
         return _searched(_width(results.bandwidth), results.selection)
     widths = results.model.problem.windows.widths
@@ -116,7 +118,7 @@ def _searched(text: str, table: pd.DataFrame | None) -> str:
     return text if table is None else f"{text} (cross-validated)"
 
 
-def notes(results: Any) -> tuple[str, ...]:
+def notes(results: "VCMoEResults") -> tuple[str, ...]:
     """What a reader must know: the covariance, and each flag of the fit."""
     cov = results.cov
     about = f"Standard errors: {DESCRIPTIONS[cov.kind]}{'; ' + cov.note if cov.note else ''}."
@@ -202,7 +204,7 @@ def _ranges(model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, floa
     names, cells = [], []
     for name, part in bands.groupby("coefficient", sort=False):
         estimate = part["estimate"].to_numpy()
-        show = _format_for(float(np.abs(estimate).max()))
+        show = value_format(float(np.abs(estimate).max()))
         test = () if p_values is None else (p_values.get(str(name)),)
         names.append(str(name))
         cells.append((show(estimate.min()), show(estimate.max()), *test))
@@ -300,7 +302,7 @@ def _function_table(model: FittedVCMoE, bands: pd.DataFrame, key: str, heading: 
     cells: list[tuple[Cell, ...]] = []
     for name, part in bands.groupby("coefficient", sort=False):
         estimate = part["estimate"].to_numpy()
-        show = _format_for(float(np.abs(estimate).max()))
+        show = value_format(float(np.abs(estimate).max()))
         value = at.estimates.get(str(name), estimate[points])
         low, high = (
             values[points] if at.values is None else interpolated(at.values, grid, values, windows.period)
@@ -320,20 +322,11 @@ def _function_table(model: FittedVCMoE, bands: pd.DataFrame, key: str, heading: 
     )
 
 
-def _format_for(largest: float) -> Callable[[float], str]:
-    """How values of a function are shown: decimals that leave the largest three or four digits."""
-    if not _PLAIN[0] <= largest < _PLAIN[1]:
-        return "{:.3g}".format
-    before = int(np.floor(np.log10(largest)))  # power of ten of the first digit
-    decimals = 3 - before if before >= 0 else min(2 - before, 4)
-    return f"{{:.{max(decimals, 0)}f}}".format
-
-
 def _cell(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def drawn_bands(results: Any, kind: str, options: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+def drawn_bands(results: "VCMoEResults", kind: str, options: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     """Bands that a figure shows, by what they are of; covariate values go to those that depend on some.
 
     Parameters
@@ -368,6 +361,18 @@ def drawn_bands(results: Any, kind: str, options: Mapping[str, Any]) -> dict[str
     if gaps is not None:
         warn(gaps, ConvergenceWarning)  # once for the figure
     return frames
+
+
+def curves(results: Any, kind: str, options: Mapping[str, Any]) -> tuple[Curve, ...]:
+    """Curves of a figure, see `VCMoEResults.curves`."""
+    if kind not in ("bandwidth", "gate_bandwidth"):
+        wanted = {**options, "derivative": 1} if kind == "derivatives" else options
+        return band_curves(results.model, drawn_bands(results, kind, wanted), wanted)
+    table = results.selection if kind == "bandwidth" else results.gate_selection
+    if table is None:
+        raise ArgumentError(f"there is no search to draw, {kind}={getattr(results, kind):.4g}; use {kind}='cv'")
+    index = results.model.design.names.index
+    return bandwidth_curves(table, "span" if results.span else f"{kind.replace('_', ' ')} ({index})")
 
 
 def band_curves(

@@ -159,7 +159,7 @@ def test_information_is_the_derivative_of_the_score_that_is_zero_at_the_estimate
     problem, theta = fit.model.problem, fit.model.working(fit.em.params)
     here = evaluate(problem, theta[None])
     assert np.abs(here.score).max() < 1e-3
-    np.testing.assert_allclose(here.loglik[0] - fit.model._log_scale, fit.llf + fit.em.penalty, atol=1e-8)
+    np.testing.assert_allclose(here.loglik[0] - fit.model.log_scale, fit.llf + fit.em.penalty, atol=1e-8)
     np.testing.assert_allclose(fit.model.loglike(fit.params), fit.llf, atol=1e-8)
     steps = 1e-5 * np.eye(theta.size)
     slopes = [(evaluate(problem, np.vstack([theta + h, theta - h])).score) for h in steps]

@@ -8,7 +8,8 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from mixmoe.varying.bands import asymptotic_critical, equivalent_kernel, multiplier_critical
+from mixmoe.inference.simultaneous import multiplier_critical
+from mixmoe.varying.bands import asymptotic_critical, equivalent_kernel
 from tests.golden.make_critical import correlation
 
 EXACT = json.loads((Path(__file__).parents[1] / "golden" / "critical.json").read_text())

@@ -158,7 +158,7 @@ def sparse_columns(X: Array, A: Array) -> SparseColumns | None:
     """The columns ``X A^-1`` as products of sparse ones, shape (n, p); None if these are not mostly zero."""
     if X.shape[1] < MANY_COLUMNS or np.count_nonzero(X) > _SPARSE * X.size:
         return None
-    return SparseColumns(csr_array(X), np.linalg.inv(A))
+    return SparseColumns(csr_array(X), np.asarray(np.linalg.inv(A)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +216,7 @@ class RowMoments:
         return np.add.reduceat(values, self.starts, axis=-1)
 
     def take(self, subjects: "NDArray[np.intp]") -> "RowMoments":
-        """Those of some subjects, each possibly repeated."""
+        """The rows of some of the subjects, each possibly repeated."""
         counts = self.counts[subjects]
         starts = np.cumsum(counts) - counts
         rows = np.arange(int(counts.sum())) + np.repeat(self.starts[subjects] - starts, counts)

@@ -15,6 +15,7 @@ from mixmoe.mixed.likelihood.protocol import (
     Densities,
     Experts,
     LinearExperts,
+    RowDensities,
     ScoresByRow,
     has_many_columns,
 )
@@ -42,6 +43,10 @@ class Problem(Generic[Model]):
         Log prior of the gate, part of what is maximised but not of the log-likelihood of subjects.
     restricted : bool
         Whether the restricted log-likelihood is maximised, of one expert with normal errors; see `restriction`.
+    ridge : ndarray, shape (M, P), or None
+        R of the penalty ``1/2 |R theta|^2`` of smooth functions, which is taken off what is maximised.
+    effective : ndarray, shape (K,), or None
+        Effective number of coefficients of each expert where some are penalised.
     """
 
     structure: Structure
@@ -50,6 +55,15 @@ class Problem(Generic[Model]):
     W: Array
     penalty: GatePenalty | None = None
     restricted: bool = False
+    ridge: Array | None = None
+    effective: Array | None = None
+
+    @property
+    def n_coefficients(self) -> Array:
+        """Coefficients of each expert, shape (K,); effective ones where some are penalised."""
+        if self.effective is not None:
+            return self.effective
+        return np.full(self.structure.n_experts, float(self.structure.n_columns))
 
     @property
     def n_subjects(self) -> int:
@@ -115,9 +129,9 @@ def restriction(problem: Problem, theta: Array) -> Restriction:
         found = _without_response(problem, theta, -eye[columns])
         whole[columns] = sum((at.summed_scores(np.ones((columns.size, 1, n)))[:, 0, :p] for at, n in found), 0)
     L = cholesky_of_one(whole)
-    H = np.linalg.solve(L, eye)  # transposed: its rows are the directions
+    H: Array = np.asarray(np.linalg.solve(L, eye))  # transposed: its rows are the directions
     # V does not depend on the fixed effects: only scores in the other parameters count.
-    change = -p * _other_scores(problem, theta, np.zeros((1, p)))
+    change: Array = -p * _other_scores(problem, theta, np.zeros((1, p)))
     for columns in groups:
         change = change + _other_scores(problem, theta, -H[columns])
     in_all = np.concatenate([np.zeros((p, problem.n_subjects)), change])[None, None]
@@ -139,7 +153,7 @@ def _other_scores(problem: Problem, theta: Array, beta: Array) -> Array:
 
 
 def _without_response(problem: Problem, theta: Array, beta: Array) -> Iterator[tuple[Densities, int]]:
-    """Densities of the expert were all responses zero, at other fixed effects, shape (S, p), and numbers of subjects."""
+    """Densities of the expert were all responses zero, at fixed effects of shape (S, p), and numbers of subjects."""
     one = expand(problem.structure, problem.free, theta[None])
     S = len(beta)
     parts = (np.repeat(part, S, axis=0) for part in (one.factor, one.sigma, one.extra))
@@ -216,7 +230,7 @@ def summed_squares(problem: Problem, theta: Array) -> Array:
         block = evaluate_block(problem, params, where, experts)
         tau = block.responsibilities
         gate = gate_scores(block.log_prior, tau) ** 2 @ problem.W[where] ** 2
-        squares = block.densities.summed_squares(tau)
+        squares = cast(RowDensities, block.densities).summed_squares(tau)
         out += pull_back(problem.structure, problem.free, theta, gate.reshape(len(theta), -1), squares)
     return out
 
@@ -238,6 +252,11 @@ def evaluate(problem: Problem, theta: Array) -> Evaluation:
         score[:, problem.free.gate] += penalty_score(problem.penalty, problem.W, params.gamma).reshape(
             theta.shape[0], -1
         )
+    if problem.ridge is not None:
+        # Not by R'R: the digits that R theta loses to a penalty without bound would be lost twice.
+        held = theta @ problem.ridge.T
+        loglik -= 0.5 * (held * held).sum(axis=1)
+        score -= held @ problem.ridge
     if problem.restricted:
         for i, point in enumerate(theta):
             term = restriction(problem, point)
@@ -247,10 +266,12 @@ def evaluate(problem: Problem, theta: Array) -> Evaluation:
 
 
 def penalty_at(problem: Problem, theta: Array) -> float:
-    """Log prior of the gate at one free vector, shape (P,); zero if the gate is not penalised."""
+    """Log prior of gate and smooth functions at one free vector, shape (P,); zero if nothing is penalised."""
+    smooth = 0.0 if problem.ridge is None else -0.5 * float(((problem.ridge @ theta) ** 2).sum())
     if problem.penalty is None:
-        return 0.0
-    return float(problem.penalty.value(problem.W, expand(problem.structure, problem.free, theta[None]).gamma)[0])
+        return smooth
+    gamma = expand(problem.structure, problem.free, theta[None]).gamma
+    return smooth + float(problem.penalty.value(problem.W, gamma)[0])
 
 
 def subject_scores(problem: Problem, theta: Array) -> Array:
@@ -404,9 +425,12 @@ def predictor_information(problem: Problem, theta: Array) -> Iterator[PredictorI
     others = np.setdiff1d(np.arange(theta.size), [*np.arange(theta.size)[problem.free.gate], *problem.free.beta.flat])
     of_restriction = np.zeros((problem.n_subjects, others.size, others.size))
     if problem.restricted:  # a function of V alone
+
+        def scores(step: complex, direction: Array) -> Array:
+            return restriction(problem, theta + step * direction).scores[others]
+
         for j, place in enumerate(others):
-            step = np.eye(theta.size)[place]
-            slopes = slope(lambda h, step=step: restriction(problem, theta + h * step).scores[others], analytic=True)
+            slopes = slope(partial(scores, direction=np.eye(theta.size)[place]), analytic=True)
             of_restriction[:, :, j] -= 0.5 * slopes.T
             of_restriction[:, j] -= 0.5 * slopes.T
     for subjects in _alike(counts, lambda m: _INFORMATION_SIZE // (K * (m + 1) + others.size) ** 2):
@@ -447,7 +471,7 @@ def _predictor_matrices(part: Problem, theta: Array, others: NDArray[np.intp]) -
         """Scores in the predictors of experts and gate, and in the others, at a step of the free vector."""
         moved = (theta + step * direction)[None]
         block = evaluate_block(part, expand(s, free, moved), whole, experts)
-        scores, tau = block.densities.row_scores(), block.responsibilities
+        scores, tau = cast(RowDensities, block.densities).row_scores(), block.responsibilities
         in_rows = np.repeat(tau[0], counts, axis=1) * scores.predictor
         # The others enter as in any score, that of the coefficients being of no interest here.
         all_of = np.concatenate([np.zeros((1, K, s.n_columns, c)), scores.others[None]], axis=2) * tau[:, :, None]
@@ -477,7 +501,7 @@ def _predictor_matrices(part: Problem, theta: Array, others: NDArray[np.intp]) -
     C[:, gate, gate] += p[:, :, None] * (np.eye(K - 1) - p[:, None])
     # Less the covariance of the scores over the experts.
     scores = np.zeros((K, c, K * m + K - 1))
-    predictor = by_row(here.densities.row_scores().predictor)
+    predictor = by_row(cast(RowDensities, here.densities).row_scores().predictor)
     for k in range(K):
         scores[k, :, k * m : (k + 1) * m] = predictor[k]
         scores[k, :, gate] = np.eye(K)[k, 1:] - p
@@ -497,11 +521,11 @@ def _predictor_matrices(part: Problem, theta: Array, others: NDArray[np.intp]) -
 
 
 def _penalty_information(problem: Problem, theta: Array) -> Array:
-    """Minus the Hessian of the log prior of the gate, shape (P, P)."""
+    """Minus the Hessian of the log prior of gate and functions, shape (P, P)."""
     s, where = problem.structure, problem.free.gate
-    out = np.zeros((theta.size, theta.size))
+    out = np.zeros((theta.size, theta.size)) if problem.ridge is None else problem.ridge.T @ problem.ridge
     if problem.penalty is not None:
         penalty, shape = problem.penalty, (1, s.n_experts - 1, s.n_gate)
         slopes = jacobian(lambda gamma: penalty_score(penalty, problem.W, gamma.reshape(shape)).ravel(), theta[where])
-        out[where, where] = -0.5 * (slopes + slopes.T)
+        out[where, where] -= 0.5 * (slopes + slopes.T)
     return out

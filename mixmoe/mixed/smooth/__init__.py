@@ -1,0 +1,1 @@
+"""Penalised functions of covariates in the experts and the gate of a MEMoE."""

@@ -1,0 +1,240 @@
+"""From a model with penalised functions to its estimate: coarse starts, smoothing parameters, what is known of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mixmoe._typing import Array
+from mixmoe.errors import ArgumentError
+from mixmoe.families import Estimated
+from mixmoe.mixed.likelihood.observed import evaluate
+from mixmoe.mixed.parameters import Params, contract, to_natural
+from mixmoe.mixed.search import Search, gate_shares, permute
+from mixmoe.mixed.smooth.curvature import information
+from mixmoe.mixed.smooth.functions import Function, Geometry, coarse_columns, geometry_of
+from mixmoe.mixed.smooth.marginal import Smoothed, estimate, marginal_loglik, penalised_inverse
+from mixmoe.mixture.estimate import EMFit, Flag
+from mixmoe.numerics.optimise import Control
+
+if TYPE_CHECKING:
+    from mixmoe.mixed.model import MEMoE
+
+SIGMA_FLOOR = 1e-4  # in working coordinates, where the pooled residual standard deviation is one
+_FROM_STARTS = ("not_replicated", "interrupted", "degenerate")  # flags of the search that hold for the fine fit
+_LINE = 1e-2  # degrees of freedom beyond those that are not penalised below which nothing else is left
+_CROWDED = 0.9  # of the largest degrees of freedom that a basis has
+
+
+@dataclass(frozen=True, slots=True)
+class Smoothing:
+    """Penalised functions at their smoothing parameters.
+
+    Attributes
+    ----------
+    functions : tuple of Function
+    lambdas : ndarray, shape (J,)
+        Of ``1/2 lambda b'b``, in units of the user's coefficients.
+    edf : ndarray, shape (J,)
+        Effective degrees of freedom of each function.
+    total : float
+        Effective number of all parameters.
+    of_experts : ndarray, shape (K,)
+        Effective number of coefficients of each expert.
+    weights : ndarray, shape (P,)
+        What each reported coefficient adds to the degrees of freedom of tests, ``diag(2F - FF)``; one for other
+        parameters.
+    marginal : float
+        Log marginal likelihood, in units of the response.
+    """
+
+    functions: tuple[Function, ...]
+    lambdas: Array
+    edf: Array
+    total: float
+    of_experts: Array
+    weights: Array
+    marginal: float
+
+
+def checked_smoothing(given: Any, functions: Sequence[Function]) -> Array:
+    """Smoothing parameters that the user knows, NaN for those to be estimated, shape (J,).
+
+    Raises
+    ------
+    ArgumentError
+        If they are no positive numbers or belong to no function.
+    """
+    names = [f.name for f in functions]
+    if given is None:
+        return np.full(len(names), np.nan)
+    if not functions:
+        raise ArgumentError(f"smoothing={given!r} is for formulas with functions s(...), and there are none")
+    if not isinstance(given, Mapping):
+        given = dict(zip(names, np.broadcast_to(_numbers(given), len(names)), strict=True))
+    out = np.full(len(names), np.nan)
+    for key, value in given.items():
+        at = [i for i, f in enumerate(functions) if key in (f.name, f.columns.name)]
+        if not at:
+            raise ArgumentError(
+                f"smoothing= names {key!r}, which is no function of the model; it has {', '.join(names)}"
+            )
+        out[at] = _numbers(value)
+    if not (np.isnan(out) | (np.isfinite(out) & (out > 0))).all():
+        raise ArgumentError(
+            f"smoothing= must hold positive numbers, got {given!r}; leave it out to have them estimated"
+        )
+    return out
+
+
+def _numbers(value: Any) -> Array:
+    try:
+        return np.asarray(value, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"smoothing= must be a number, or map functions to numbers, got {value!r}") from error
+
+
+def smooth_maximum(
+    model: "MEMoE", n_starts: int, rng: np.random.Generator, start: Estimated | None, control: Control
+) -> EMFit:
+    """The estimate of a model with penalised functions.
+
+    Starts are searched with the few smoothest columns of each function, without penalties, where the search of a MEMoE
+    holds as it is; its maximum goes on with all columns and smoothing parameters by marginal likelihood.
+
+    Parameters
+    ----------
+    model : MEMoE
+    n_starts : int
+    rng : numpy.random.Generator
+    start : Estimated, optional
+    control : Control
+
+    Returns
+    -------
+    EMFit
+    """
+    coarse = model.coarse()
+    if start is not None and start.experts == model.n_experts and not n_starts:
+        rough, theta = None, model.working(start.values)
+    else:
+        rough = coarse.maximum(n_starts, rng, None if start is None else _on_coarse(model, coarse, start), control)
+        theta = _refined(model, coarse, rough)
+    geometry = geometry_of(model.functions, model.problem.free, model.structure, model.coordinates)
+    found = estimate(model.problem, geometry, theta, model.given_smoothing, SIGMA_FLOOR, control)
+    found = _ordered(model, geometry, found, control)
+    at = model.at(found.lambdas, found.theta)
+    fit = at.record(_as_search(model, geometry, found))
+    more = () if at.smoothing is None else smoothing_flags(at.smoothing)
+    fit = replace(fit, smoothing=found.lambdas, converged=found.converged, flags=(*fit.flags, *more))
+    if rough is None:
+        return fit
+    kept = tuple(flag for flag in rough.flags if flag.code in _FROM_STARTS)
+    return replace(fit, starts=rough.starts, flags=(*kept, *fit.flags))
+
+
+def _on_coarse(model: "MEMoE", coarse: "MEMoE", start: Estimated) -> Estimated:
+    """A start on the coarse basis: its rougher columns left out."""
+    fine = model.with_experts(start.experts)
+    p = fine.user(start.values)
+    x, w = coarse_columns(model.design, "expert"), coarse_columns(model.design, "gate")
+    params = replace(p, beta=p.beta[:, :, x], gamma=p.gamma[:, :, w])
+    values = to_natural(coarse.with_experts(start.experts).structure, params)[0]
+    return Estimated(start.experts, values, start.loglik, start.degenerate)
+
+
+def _refined(model: "MEMoE", coarse: "MEMoE", fit: EMFit) -> Array:
+    """The free vector of a fit on the coarse basis with all columns."""
+    p, s = coarse.user(fit.params), model.structure
+    beta, gamma = np.zeros((1, s.n_experts, s.n_columns)), np.zeros((1, s.n_experts - 1, s.n_gate))
+    beta[:, :, coarse_columns(model.design, "expert")] = p.beta
+    gamma[:, :, coarse_columns(model.design, "gate")] = p.gamma
+    user = Params(gamma, beta, p.factor, p.sigma, p.extra)
+    return contract(s, model.coordinates.to_working(user))[0]
+
+
+def _ordered(model: "MEMoE", geometry: Geometry, found: Smoothed, control: Control) -> Smoothed:
+    """The estimate with experts by decreasing mean gate probability."""
+    share = gate_shares(model.problem, found.theta)
+    order = [int(k) for k in np.argsort(-share, kind="stable")]
+    if order == sorted(order):
+        return found
+    # Penalties of log odds depend on the expert that they are against: from the new order the maximum is sought again.
+    theta, names = permute(model.problem, found.theta, order), [f.name for f in model.functions]
+    lambdas = found.lambdas.copy()
+    for i, f in enumerate(model.functions):
+        if f.columns.section == "expert" and f.expert is not None:
+            lambdas[i] = found.lambdas[names.index(f"expert{order[f.expert - 1] + 1}.{f.columns.name}")]
+    return estimate(model.problem, geometry, theta, model.given_smoothing, SIGMA_FLOOR, control, lambdas)
+
+
+def _as_search(model: "MEMoE", geometry: Geometry, found: Smoothed) -> Search:
+    """An estimate as the record of a search, whose score is that of the marginal likelihood."""
+    penalised = replace(model.problem, ridge=geometry.root(found.lambdas))
+    e = evaluate(penalised, found.theta[None])
+    return Search(
+        theta=found.theta,
+        loglik=float(e.loglik[0]),
+        score=e.score[0] + found.tilt,
+        trace=found.trace,
+        n_iter=found.n_iter,
+        n_evaluations=found.n_evaluations,
+        converged=found.converged,
+        interrupted=found.interrupted,
+        degenerate=False,
+        n_starts=1,
+        logliks=e.loglik,
+        n_replicated=1,
+        ends=np.empty(0),
+        summits=e.loglik,
+    )
+
+
+def effective(model: "MEMoE", geometry: Geometry, lambdas: Array, theta: Array) -> Smoothing:
+    """Degrees of freedom at an estimate: traces of ``(H + S)^-1 H`` in the user's coefficients."""
+    plain = replace(model.problem, ridge=None, effective=None)
+    H = information(plain, theta)
+    F = geometry.inverse @ penalised_inverse(geometry, H, lambdas) @ H @ geometry.basis
+    own, twice = np.diag(F), np.diag(2 * F - F @ F)
+    weights = np.ones(theta.size)
+    for f, at in zip(model.functions, geometry.places, strict=True):
+        weights[f.where] = twice[at]
+    return Smoothing(
+        functions=model.functions,
+        lambdas=lambdas,
+        edf=np.array([own[at].sum() for at in geometry.places]),
+        total=float(own.sum()),
+        of_experts=np.array([own[beta].sum() for beta in plain.free.beta]),
+        weights=weights,
+        marginal=marginal_loglik(plain, geometry, lambdas, theta) - model.log_scale,
+    )
+
+
+def smoothing_flags(smoothing: Smoothing) -> tuple[Flag, ...]:
+    """What a reader must know of the functions: which are lines, which would like a larger basis."""
+    lines, crowded = [], []
+    for f, edf in zip(smoothing.functions, smoothing.edf, strict=True):
+        free = f.columns.penalised.size - f.rank
+        if edf - free < _LINE:
+            lines.append(f.name)
+        elif edf > free + _CROWDED * f.rank:
+            crowded.append(f"{f.name} ({edf:.1f} of at most {free + f.rank})")
+    flags = []
+    if lines:
+        flags.append(
+            Flag(
+                "line",
+                f"Nothing but what is not penalised (a line, unless m= or bs= say otherwise) is left of "
+                f"{', '.join(lines)}: smoothing parameters have run to their upper end. A line would do.",
+            )
+        )
+    if crowded:
+        flags.append(
+            Flag(
+                "small_basis",
+                f"The degrees of freedom of {', '.join(crowded)} are close to what the basis has: functions may be "
+                "rougher than they can be drawn; raise k=.",
+            )
+        )
+    return tuple(flags)

@@ -1,0 +1,188 @@
+"""The penalised functions of a MEMoE, and where their coefficients lie in the free vector."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe._typing import Array
+from mixmoe.design.design import Design, SmoothColumns
+from mixmoe.mixed.coordinates import Coordinates
+from mixmoe.mixed.parameters import FreeVector, Structure, build_layout, positions
+from mixmoe.mixture.estimate import ParamLayout
+
+Index = NDArray[np.intp]
+_COARSE = 3  # penalised columns of the basis on which starts are searched; they are the smoothest
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """One function of one expert or log odds, with a smoothing parameter of its own.
+
+    Attributes
+    ----------
+    name : str
+        ``expert1.s(time)``, ``common.s(time)``, ``gate2.s(age)``.
+    columns : SmoothColumns
+    expert : int or None
+        From 1; None if shared.
+    where : ndarray of int, shape (c,)
+        Its coefficients among the reported parameters.
+    """
+
+    name: str
+    columns: SmoothColumns
+    expert: int | None
+    where: Index
+
+    @property
+    def rank(self) -> int:
+        """Penalised coefficients."""
+        return int(self.columns.penalised.sum())
+
+    @property
+    def index(self) -> str:
+        """The index as the formula has it."""
+        return self.columns.arguments["x"]
+
+    @property
+    def centred(self) -> bool:
+        """Whether the intercept has its level."""
+        return not self.columns.term.by
+
+    def basis(self, u: Array) -> Array:
+        """Values of its columns at index values, shape (n, c), without the multiplier of ``by=``."""
+        term = self.columns.term
+        return np.asarray((term.columns(u) - term.means[self.columns.level])[:, self.columns.of])
+
+
+def functions_of(design: Design, structure: Structure) -> tuple[Function, ...]:
+    """The penalised functions of a design, expert by expert, then those that are shared, then those of the gate."""
+    where, experts = positions(structure), range(1, structure.n_experts + 1)
+    in_experts = [c for c in design.smooths if c.section == "expert"]
+    in_gate = [c for c in design.smooths if c.section == "gate"]
+    own = [(k, c) for k in experts for c in in_experts if not c.common]
+    return (
+        *(Function(f"expert{k}.{c.name}", c, k, where.beta[k - 1, c.columns]) for k, c in own),
+        *(Function(f"common.{c.name}", c, None, where.beta[0, c.columns]) for c in in_experts if c.common),
+        *(Function(f"gate{k}.{c.name}", c, k, where.gate[k - 2, c.columns]) for k in experts[1:] for c in in_gate),
+    )
+
+
+def layout_of(design: Design, structure: Structure) -> ParamLayout:
+    """Names of the reported parameters; coefficients of functions are a block of their own."""
+    layout = build_layout(structure, design.names)
+    inside = {int(i) for f in functions_of(design, structure) for i in f.where}
+    parameters = (replace(p, block="smooth") if i in inside else p for i, p in enumerate(layout.parameters))
+    return ParamLayout(tuple(parameters))
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """The free vector in the user's coefficients.
+
+    Attributes
+    ----------
+    basis : ndarray, shape (P, P)
+        Columns are the changes of the free vector with each coefficient; further parameters are themselves.
+    inverse : ndarray, shape (P, P)
+    places : tuple of ndarray of int
+        Coefficients of each function, by their column of `basis`.
+    penalised : tuple of ndarray of int
+        Those of them that are penalised.
+    """
+
+    basis: Array
+    inverse: Array
+    places: tuple[Index, ...]
+    penalised: tuple[Index, ...]
+
+    @property
+    def ranks(self) -> Array:
+        """Penalised coefficients of each function."""
+        return np.array([float(len(at)) for at in self.penalised])
+
+    @property
+    def directions(self) -> Array:
+        """Changes of the free vector with the penalised coefficients of all functions, shape (P, M)."""
+        return self.basis[:, np.concatenate(self.penalised)]
+
+    @property
+    def owners(self) -> Index:
+        """Function of each penalised coefficient, shape (M,)."""
+        return np.repeat(np.arange(len(self.penalised)), [len(at) for at in self.penalised])
+
+    def root(self, lambdas: Array) -> Array:
+        """R with R'R the penalty matrix, shape (M, P)."""
+        rows = self.inverse[np.concatenate(self.penalised)]
+        return np.sqrt(lambdas[self.owners])[:, None] * rows
+
+    def penalty(self, lambdas: Array) -> Array:
+        """S with ``1/2 theta'S theta`` the penalty, shape (P, P)."""
+        root = self.root(lambdas)
+        return root.T @ root
+
+    def squares(self, theta: Array) -> Array:
+        """Squared penalised coefficients of each function."""
+        b = self.inverse[np.concatenate(self.penalised)] @ theta
+        return np.asarray(np.bincount(self.owners, weights=b * b, minlength=len(self.penalised)), dtype=float)
+
+
+def geometry_of(functions: Sequence[Function], free: FreeVector, structure: Structure, c: Coordinates) -> Geometry:
+    """Where the coefficients of functions lie."""
+    basis = np.eye(free.size)
+    for beta in free.beta:
+        basis[np.ix_(beta, beta)] = c.expert / c.scale
+    m = structure.n_gate
+    starts = free.gate.start + m * np.arange(structure.n_experts - 1)
+    for start in starts:
+        basis[start : start + m, start : start + m] = c.gate
+    places = []
+    for f in functions:
+        if f.columns.section == "gate":
+            places.append(starts[int(f.expert or 0) - 2] + f.columns.columns)
+        else:
+            places.append(free.beta[(f.expert or 1) - 1, f.columns.columns])
+    penalised = tuple(at[f.columns.penalised] for at, f in zip(places, functions, strict=True))
+    # A change of basis is wanted, not a solution.
+    return Geometry(basis, np.asarray(np.linalg.inv(basis), dtype=float), tuple(places), penalised)
+
+
+def uncentred(c: Coordinates, design: Design) -> Coordinates:
+    """Coordinates whose origin has no part in functions, so that penalties, those of tests too, are quadratic forms."""
+    center = c.center.copy()
+    for smooth in design.smooths:
+        if smooth.section == "expert":
+            center[smooth.columns] = 0.0
+    return replace(c, center=center)
+
+
+def coarse_columns(design: Design, section: str) -> Index:
+    """Columns of a section without the rougher ones of its functions."""
+    width = design.expert.shape[1] if section == "expert" else design.gate.shape[1]
+    left = np.ones(width, dtype=bool)
+    for smooth in design.smooths:
+        if smooth.section == section:
+            left[smooth.columns[smooth.penalised][_COARSE:]] = False
+    return np.flatnonzero(left)
+
+
+def coarse_design(design: Design) -> Design:
+    """The design with a coarse basis for each function, without penalties."""
+    x, w = coarse_columns(design, "expert"), coarse_columns(design, "gate")
+    names = replace(
+        design.names,
+        expert=tuple(design.names.expert[j] for j in x),
+        gate=tuple(design.names.gate[j] for j in w),
+    )
+    return replace(
+        design,
+        expert=design.expert[:, x],
+        gate=design.gate[:, w],
+        common=design.common[x],
+        expert_const=design.expert_const[x],
+        gate_const=design.gate_const[w],
+        names=names,
+        smooths=(),
+    )

@@ -1,0 +1,378 @@
+"""What a fitted MEMoE with penalised functions offers beside the rest."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pandas as pd
+
+from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_order, checked_rng
+from mixmoe.errors import ArgumentError
+from mixmoe.inference.uncertainty import ParamCov, checked_alpha
+from mixmoe.inference.wald import InvalidTest
+from mixmoe.mixed.glmm_results import GLMMResults
+from mixmoe.mixed.prediction.courses import build_grid, trajectory_axis
+from mixmoe.mixed.results import MEMoEResults
+from mixmoe.mixed.smooth import bands as smooth_bands
+from mixmoe.mixed.smooth.fitting import Smoothing
+from mixmoe.mixed.smooth.hypotheses import (
+    HYPOTHESES,
+    METHODS,
+    FunctionTest,
+    Wanted,
+    asymptotic_test,
+    bootstrap_test,
+    equality_test,
+    named_functions,
+)
+from mixmoe.mixed.smooth.tables import function_curves, function_tables
+from mixmoe.mixture.estimate import EMFit, classification_entropy, criteria
+from mixmoe.mixture.gate import gate_log_probabilities
+from mixmoe.output.records import Cell, Curve, Table
+
+if TYPE_CHECKING:
+    from mixmoe.mixed.model import MEMoE
+
+SEED = 20260101  # of the bands in summaries and figures, so that they print the same every time
+
+
+class SmoothResults(MEMoEResults):
+    """A fitted mixed-effects mixture of experts with penalised functions ``s(...)``.
+
+    Parameters
+    ----------
+    model : MEMoE
+    fit : EMFit
+    cov : ParamCov
+
+    Attributes
+    ----------
+    functions : DataFrame
+        One row per function: expert, term, index, lambda, effective degrees of freedom.
+    marginal_llf : float
+        Log-likelihood with the penalised coefficients integrated out (Laplace), which chose the smoothing parameters.
+    df_model : float
+        Effective number of parameters, ``tr (H + S)^-1 H``; AIC, BIC, SABIC and ICL charge it.
+
+    Notes
+    -----
+    ``cov_type="nonrobust"`` is the posterior covariance ``V = (H + S)^-1`` given the smoothing parameters, ``"robust"``
+    is ``V (M + S) V`` with M the outer products of the subjects' scores. Functions without ``by=`` are centred over
+    the rows of the data. ``llf`` is the log-likelihood at the penalised estimates, without the penalty.
+    """
+
+    def __init__(self, model: "MEMoE", fit: EMFit, cov: ParamCov) -> None:
+        super().__init__(model, fit, cov)
+        smoothing, tau = self._smoothing, fit.responsibilities
+        values = criteria(fit.loglik, smoothing.total, tau)
+        self.aic, self.bic, self.sabic = values.aic, values.bic, values.sabic
+        self.icl = values.bic + 2.0 * classification_entropy(tau)
+        self.df_model = smoothing.total  # type: ignore[assignment]  # effective numbers are no integers
+        self.df_resid = self.nobs - smoothing.total
+        self.marginal_llf = smoothing.marginal
+
+    @property
+    def functions(self) -> pd.DataFrame:
+        """One row per function: expert, term, index, smoothing parameter and effective degrees of freedom."""
+        s = self._smoothing
+        return pd.DataFrame(
+            {
+                "expert": pd.array([f.expert for f in s.functions], dtype="Int64"),
+                "term": [f.columns.name for f in s.functions],
+                "index": [f.index for f in s.functions],
+                "lambda": s.lambdas,
+                "edf": s.edf,
+                "max_df": [f.columns.penalised.size for f in s.functions],
+            },
+            index=pd.Index([f.name for f in s.functions], name="function"),
+        )
+
+    def bands(
+        self,
+        of: str = "coefficients",
+        alpha: float = 0.05,
+        *,
+        derivative: int = 0,
+        at: Mapping[str, Any] | None = None,
+        draws: int = 4000,
+        rng: Any = None,
+    ) -> pd.DataFrame:
+        """Functions with pointwise limits and simultaneous bands, by the covariance of the fit, see `with_cov`.
+
+        Parameters
+        ----------
+        of : {"coefficients", "differences", "experts", "mean"}
+            The functions; differences of those of two experts; trajectories of the experts along the index; the
+            population mean. The last two are at an offset of zero, and trajectories are linear predictors at random
+            effects of zero.
+        alpha : float
+            One minus the level of the limits.
+        derivative : {0, 1}
+            With 1 bands of the derivatives by the index, of functions and differences.
+        at : mapping, optional
+            Covariate values for trajectories and mean; others at their median or most frequent category.
+        draws : int
+            Draws of the process behind the critical value of a band.
+        rng : int, numpy.random.Generator or None
+
+        Returns
+        -------
+        DataFrame
+            One row per function and grid point: coefficient, block, expert, term, the index, estimate, std_error,
+            conf_low, conf_high (pointwise), band_low, band_high (simultaneous over the range of the index).
+        """
+        checked_choice(of, "of", smooth_bands.SUBJECTS)
+        checked_count(draws, "draws", least=100)
+        if at is not None and of not in smooth_bands.AT_COVARIATES:
+            raise ArgumentError(f"at={at!r} is for of='experts' and 'mean', got of={of!r}; leave it out")
+        if derivative not in (0, 1):
+            raise ArgumentError(f"derivative must be 0 or 1, got {derivative!r}; 1 is that by the index")
+        if derivative and of in smooth_bands.AT_COVARIATES:
+            raise ArgumentError(f"derivative=1 is for of='coefficients' and 'differences', got of={of!r}; leave it out")
+        wanted = self._trajectories(of, at) if of in smooth_bands.AT_COVARIATES else self._linear(of, derivative)
+        return smooth_bands.band_frame(
+            wanted, self.em.params, self.cov.of_bounded, checked_alpha(alpha), draws, checked_rng(rng)
+        )
+
+    def _linear(self, of: str, derivative: int) -> list[smooth_bands.Linear]:
+        functions = self._smoothing.functions
+        if of == "differences":
+            found = smooth_bands.pairs(functions)
+            if not found:
+                raise ArgumentError(
+                    "of='differences' needs functions of at least 2 experts, and there are none of one term; use "
+                    "of='coefficients'"
+                )
+            return [smooth_bands.difference(a, b, derivative) for a, b in found]
+        return [smooth_bands.coefficient(f, derivative) for f in functions]
+
+    def _trajectories(self, of: str, at: Mapping[str, Any] | None) -> list[smooth_bands.Linear]:
+        """Trajectories of the experts, or of the population, along the axis of the figure of trajectories."""
+        design, e = self.model.design, self._known()
+        axis = trajectory_axis(design)
+        grid = build_grid(design, axis, at)
+        rows = design.for_new(grid.rows)
+        X, W = rows.expert, rows.gate
+        nothing = np.zeros(len(X))
+        if of == "experts":
+            return [
+                smooth_bands.Linear(f"expert{k + 1}", "expert", "mean", k + 1, grid.label, grid.x, X, where, nothing)
+                for k, where in enumerate(e.where.beta)
+            ]
+        if not self.model.response.gaussian:
+            raise ArgumentError(
+                "of='mean' is for Gaussian responses: the population mean of others is averaged over the random "
+                "effects, and predict(kind='mean', interval='confidence') has its pointwise limits"
+            )
+        beta, gamma = e.params.beta[0], e.params.gamma
+        share = np.exp(gate_log_probabilities(W, gamma))[0].T[rows.codes]  # (G, K)
+        means = X @ beta.T
+        mean = (share * means).sum(axis=1)
+        slopes = [share[:, [k]] * X for k in range(len(beta))]
+        slopes += [(share[:, [k]] * (means[:, [k]] - mean[:, None])) * W[rows.codes] for k in range(1, len(beta))]
+        jacobian, where = np.hstack(slopes), np.concatenate([e.where.beta.ravel(), e.where.gate.ravel()])
+        shift = mean - jacobian @ self.em.params[where]
+        return [smooth_bands.Linear("mean", "mean", "mean", None, grid.label, grid.x, jacobian, where, shift)]
+
+    def test_functions(
+        self,
+        which: str | Sequence[str] | None = None,
+        hypothesis: str = "constant",
+        *,
+        method: str = "asymptotic",
+        n_boot: int = 199,
+        rng: Any = None,
+        n_jobs: int = 1,
+        progress: bool | None = None,
+    ) -> FunctionTest | pd.DataFrame:
+        """Tests that functions are constant, lines, zero, or equal in two experts.
+
+        Parameters
+        ----------
+        which : str or sequence of str, optional
+            Functions tested together, as ``"expert1.s(time)"``, ``"s(time)"`` (in all experts), ``"expert1"``,
+            ``"experts"``, ``"gate"``, ``"all"``. By default each function on its own, as a frame.
+        hypothesis : {"constant", "linear", "zero", "equal"}
+            ``"linear"``: what is penalised vanishes. ``"equal"``: two experts, which `which` names, have the same
+            function of a term; by default all pairs.
+        method : {"asymptotic", "bootstrap"}
+            Test of Wood (2013) with the covariance of the fit; likelihood-ratio test whose null distribution is that of
+            refits to responses drawn under the hypothesis, smoothing parameters estimated anew.
+        n_boot : int
+            Draws.
+        rng : int, numpy.random.Generator or None
+        n_jobs : int
+        progress : bool, optional
+
+        Returns
+        -------
+        FunctionTest or DataFrame
+        """
+        checked_choice(hypothesis, "hypothesis", HYPOTHESES)
+        checked_choice(method, "method", METHODS)
+        checked_count(n_boot, "n_boot", least=19)
+        jobs, generator = checked_jobs(n_jobs), checked_rng(rng)
+        if hypothesis == "equal":
+            return self._test_equal(which, method)
+        functions = self._smoothing.functions
+        groups = [named_functions(functions, which)] if which is not None else [(f,) for f in functions]
+        tests = [self._test(Wanted(g, hypothesis, n_boot, jobs, progress), method, generator) for g in groups]
+        return tests[0] if which is not None else _test_frame(tests)
+
+    def _test(self, wanted: Wanted, method: str, rng: np.random.Generator) -> FunctionTest:
+        if method == "bootstrap":
+            return bootstrap_test(self.model, wanted, self.em, rng)
+        return asymptotic_test(self.model, wanted, self.em.params, self.cov.of_bounded)
+
+    def _test_equal(self, which: str | Sequence[str] | None, method: str) -> FunctionTest | pd.DataFrame:
+        if method != "asymptotic":
+            raise ArgumentError(f"hypothesis='equal' has method='asymptotic', got {method!r}")
+        pairs = smooth_bands.pairs(self._smoothing.functions)
+        if which is not None:
+            found = named_functions(self._smoothing.functions, which)
+            if len(found) != 2:
+                raise ArgumentError(f"hypothesis='equal' compares 2 functions, got {len(found)}; name two of one term")
+            pairs = [(found[0], found[1])]
+        if not pairs:
+            raise ArgumentError("hypothesis='equal' needs functions of one term in two experts, and there are none")
+        tests = [equality_test(self.model, pair, self.em.params, self.cov.of_bounded) for pair in pairs]
+        return tests[0] if which is not None else _test_frame(tests)
+
+    def test_varying(
+        self,
+        which: str | Sequence[str] | None = None,
+        *,
+        method: str = "asymptotic",
+        n_boot: int = 199,
+        rng: Any = None,
+        n_jobs: int = 1,
+        progress: bool | None = None,
+    ) -> FunctionTest | pd.DataFrame:
+        """Test that functions are constant along their index; see `test_functions`."""
+        return self.test_functions(
+            which, "constant", method=method, n_boot=n_boot, rng=rng, n_jobs=n_jobs, progress=progress
+        )
+
+    def lr_test(self, other: Any) -> Any:
+        """Refused: penalised estimates do not maximise the likelihood; `test_functions` tests functions."""
+        return InvalidTest(
+            "penalised functions are not estimated by maximum likelihood, so that twice the difference of "
+            "log-likelihoods has no chi-squared distribution; use test_functions(), or compare aic or bic"
+        )
+
+    def relabel(self, order: Sequence[int]) -> Self:
+        """The same fit with experts in another order.
+
+        Parameters
+        ----------
+        order : sequence of int
+            ``order[0]`` is the present number (from 1) of the expert that comes first.
+
+        Returns
+        -------
+        SmoothResults
+        """
+        index = [k - 1 for k in checked_order(order, self.model.n_experts)]
+        if self.model.n_experts > 2 and any(f.columns.section == "gate" for f in self._smoothing.functions):
+            raise ArgumentError(
+                "a fit with penalised functions in the gate cannot be relabelled: penalties are of log odds against "
+                "expert 1, and those against another expert are other ones"
+            )
+        permuted = super().relabel(order)
+        names, lambdas = [f.name for f in self._smoothing.functions], self.em.smoothing.copy()
+        for i, f in enumerate(self._smoothing.functions):
+            if f.columns.section == "expert" and f.expert is not None:
+                lambdas[i] = self.em.smoothing[names.index(f"expert{index[f.expert - 1] + 1}.{f.columns.name}")]
+        fit = replace(permuted.em, smoothing=lambdas)
+        model = self.model.at(lambdas, self.model.working(fit.params))
+        return type(self)(model, fit, permuted.cov)
+
+    def tables(self, alpha: float = 0.05) -> tuple[Table, ...]:
+        """The tables of the summary, with one of the functions after those of the coefficients."""
+        tables = super().tables(alpha)
+        later = ("proportions", "gate", "random", "residual", "dispersion", "threshold", "other")
+        at = next((i for i, table in enumerate(tables) if table.key in later), len(tables))
+        frame = self.bands(alpha=alpha, rng=SEED)
+        constant = [Wanted((f,), "constant") for f in self._smoothing.functions]
+        p_values = [asymptotic_test(self.model, one, self.em.params, self.cov.of_bounded).p_value for one in constant]
+        return (*tables[:at], *function_tables(self._smoothing, frame, p_values, alpha), *tables[at:])
+
+    def curves(self, kind: str = "functions", **options: Any) -> tuple[Curve, ...]:
+        """Curves of a figure.
+
+        Parameters
+        ----------
+        kind : {"functions", "differences", "derivatives", "trajectories", "gate"}
+            Functions with pointwise limits and simultaneous bands; see `MEMoEResults.curves` for the last two.
+        **options
+            For functions those of `bands`; else ``x=``, ``at=``, ``alpha=``.
+
+        Returns
+        -------
+        tuple of Curve
+        """
+        checked_choice(kind, "kind", self._curve_kinds)
+        if kind not in ("functions", "differences", "derivatives"):
+            return super().curves(kind, **options)
+        options = {"rng": SEED, **options, "derivative": int(kind == "derivatives")}
+        frame = self.bands("differences" if kind == "differences" else "coefficients", **options)
+        return function_curves(frame, options.get("alpha", 0.05), options["derivative"])
+
+    _default_plot = "functions"
+    _report_plots = ("functions", "trajectories")
+
+    @property
+    def _curve_kinds(self) -> tuple[str, ...]:
+        several = ("differences",) if smooth_bands.pairs(self._smoothing.functions) else ()
+        return ("functions", *several, "derivatives", "trajectories", "gate")
+
+    @property
+    def _smoothing(self) -> Smoothing:
+        smoothing = self.model.smoothing
+        if smoothing is None:
+            raise ArgumentError("the model has no smoothing parameters; fit it")
+        return smoothing
+
+    @property
+    def _more_facts(self) -> tuple[tuple[str, Cell], ...]:
+        given = self.model.settings["smoothing"] is not None
+        how = "given" if given else "marginal likelihood"
+        return (
+            *super()._more_facts,
+            ("Smoothing parameters", how),
+            ("Marginal log-likelihood", self.marginal_llf),
+        )
+
+    @property
+    def _more_notes(self) -> tuple[str, ...]:
+        notes = super()._more_notes
+        whole = any("whole" in f.columns.arguments for f in self._smoothing.functions)
+        if whole and self.model.n_experts > 1 and self.model.formula.random is not None:
+            notes = (*notes, "Gate coefficients are constant: an index that changes within subjects cannot enter it.")
+        return (
+            *notes,
+            "Functions are penalised: parameters and criteria count effective degrees of freedom, and standard errors "
+            "are given the smoothing parameters.",
+        )
+
+
+class SmoothGLMMResults(SmoothResults, GLMMResults):
+    """A fitted mixture of generalised linear mixed models with penalised functions ``s(...)``.
+
+    See Also
+    --------
+    SmoothResults, GLMMResults
+    """
+
+
+def _test_frame(tests: Sequence[FunctionTest]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "hypothesis": [t.hypothesis for t in tests],
+            "statistic": [t.statistic for t in tests],
+            "df": [t.df for t in tests],
+            "p_value": [t.p_value for t in tests],
+        },
+        index=pd.Index([" - ".join(reversed(t.functions)) for t in tests], name="function"),
+    )

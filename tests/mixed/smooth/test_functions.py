@@ -1,0 +1,251 @@
+"""What a fit with penalised functions offers: bands, tests, tables, files, predictions."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import chi2
+
+import mixmoe as mm
+from mixmoe.errors import ArgumentError
+from mixmoe.inference.wald import InvalidTest
+from mixmoe.mixed.smooth.hypotheses import wood_test
+from tests.mixed.smooth.data import TRUTH, two_experts
+
+pytestmark = pytest.mark.filterwarnings("ignore:There are only", "ignore:Nothing but")
+
+
+@pytest.fixture(scope="module")
+def frame():
+    return two_experts(120)
+
+
+@pytest.fixture(scope="module")
+def fit(frame):
+    return mm.fit("y ~ s(t) + s(t, by=x) | gate: z | re: (1 | id)", frame, 2, rng=0, starts=8)
+
+
+@pytest.fixture(scope="module")
+def swapped(fit):
+    """Which expert of the fit is which of the truth."""
+    spread = [np.ptp(part["estimate"]) for _, part in fit.bands(rng=0).groupby("coefficient", sort=False)]
+    return (0, 1) if spread[1] > spread[3] else (1, 0)
+
+
+def test_functions_are_found(fit, swapped):
+    frame = fit.bands(rng=0)
+    for k in (0, 1):
+        part = frame[frame["coefficient"] == f"expert{k + 1}.s(t, by=x)"]
+        truth = TRUTH[swapped[k]][1](part["t"].to_numpy())
+        assert np.sqrt(np.mean((part["estimate"] - truth) ** 2)) < 0.08
+        inside = (truth >= part["band_low"]) & (truth <= part["band_high"])
+        assert inside.mean() > 0.9
+        assert (part["band_low"] < part["conf_low"]).all()
+
+
+def test_limits_are_those_of_the_covariance(fit):
+    part = fit.bands(rng=0).iloc[:101]
+    f = fit.model.functions[0]
+    rows = f.basis(part["t"].to_numpy())
+    V = fit.cov_params().to_numpy()[np.ix_(f.where, f.where)]
+    np.testing.assert_allclose(part["std_error"], np.sqrt(np.diag(rows @ V @ rows.T)), rtol=1e-8)
+    factor = (part["band_high"] - part["estimate"]) / part["std_error"]
+    assert np.ptp(factor) < 1e-8
+    assert 2.3 < factor.iloc[0] < 3.5
+
+
+def test_differences_and_derivatives(fit):
+    of = dict(iter(fit.bands(rng=0).groupby("coefficient")))
+    difference = fit.bands("differences", rng=0)
+    first = difference[difference["term"] == "s(t)"]
+    np.testing.assert_allclose(
+        first["estimate"], of["expert2.s(t)"]["estimate"].to_numpy() - of["expert1.s(t)"]["estimate"].to_numpy()
+    )
+    slope = fit.bands(derivative=1, rng=0).iloc[:101]
+    by_hand = np.gradient(of["expert1.s(t)"]["estimate"].to_numpy(), slope["t"].to_numpy())
+    np.testing.assert_allclose(slope["estimate"].iloc[1:-1], by_hand[1:-1], atol=0.1)
+
+
+def test_trajectories_and_mean_agree_with_predictions(fit):
+    at = {"x": 0.5, "z": 0.3}
+    experts, mean = fit.bands("experts", at=at, rng=0), fit.bands("mean", at=at, rng=0)
+    rows = pd.DataFrame({"t": mean["t"], "id": -1, **at})
+    wanted = fit.predict(rows, "experts", interval="confidence")
+    part = experts[experts["coefficient"] == "expert2"]
+    np.testing.assert_allclose(part["estimate"], wanted["expert2"], atol=1e-10)
+    np.testing.assert_allclose(part["std_error"], wanted["expert2_se"], rtol=1e-6)
+    wanted = fit.predict(rows, "mean", interval="confidence")
+    np.testing.assert_allclose(mean["estimate"], wanted["mean"], atol=1e-10)
+    np.testing.assert_allclose(mean["conf_low"], wanted["mean_low"], rtol=1e-6)
+
+
+def test_hypotheses(fit, swapped):
+    flat = f"expert{1 + swapped.index(1)}.s(t, by=x)"
+    bent = f"expert{1 + swapped.index(0)}.s(t, by=x)"
+    constant, zero = fit.test_varying(), fit.test_functions(hypothesis="zero")
+    assert constant.loc[bent, "p_value"] < 1e-6
+    assert constant.loc[flat, "p_value"] > 0.01
+    assert zero.loc[flat, "p_value"] > 0.01
+    assert fit.test_functions(hypothesis="linear").loc[bent, "p_value"] < 1e-6
+    assert fit.test_functions(hypothesis="equal")["p_value"].max() < 1e-6
+    both = fit.test_varying(f"{flat.split('.')[0]}")
+    assert len(both.functions) == 2
+    assert str(both).startswith("Test of functions, constant under the null")
+    with pytest.raises(ArgumentError, match=r"'s\(u\)', which is no function of the fit"):
+        fit.test_varying("s(u)")
+    with pytest.raises(ArgumentError, match="'equal' has method='asymptotic'"):
+        fit.test_functions(hypothesis="equal", method="bootstrap")
+
+
+def test_bootstrap_of_constancy(frame):
+    fit = mm.fit("y ~ s(t, k=7) + s(z, k=7) | re: (1 | id)", frame[frame["id"] < 50], 1, rng=0)
+    flat = fit.test_varying("s(z)", method="bootstrap", n_boot=19, rng=0)
+    assert flat.n_boot == flat.null.size == 19
+    assert flat.statistic > -1e-3
+    bent = fit.test_varying("s(t)", method="bootstrap", n_boot=19, rng=0)
+    assert bent.p_value == 1 / 20
+    assert bent.statistic > 5 * bent.null.max()
+
+
+def test_woods_statistic_of_whole_rank_is_walds():
+    """Without penalty the rank is the number of columns, and the test is the chi-squared one."""
+    rng = np.random.default_rng(0)
+    X, b, A = rng.normal(size=(50, 4)), rng.normal(size=4), rng.normal(size=(4, 6))
+    V = A @ A.T
+    statistic, rank, p = wood_test(X, b, V, 4.0)
+    assert rank == 4.0
+    assert statistic == pytest.approx(b @ np.linalg.solve(V, b))
+    assert p == pytest.approx(chi2.sf(statistic, 4))
+
+
+def test_criteria_count_effective_parameters(fit):
+    edf = fit.functions["edf"]
+    plain = [p for p in fit.model.layout.parameters if p.block != "smooth"]
+    assert fit.df_model == pytest.approx(edf.sum() + len(plain), abs=0.3)
+    assert fit.aic == pytest.approx(-2 * fit.llf + 2 * fit.df_model)
+    assert fit.bic == pytest.approx(-2 * fit.llf + np.log(120) * fit.df_model)
+    assert (edf <= fit.functions["max_df"]).all()
+
+
+def test_summary_has_a_table_of_functions(fit):
+    table = next(t for t in fit.tables() if t.key == "functions")
+    assert table.columns == ("edf", "lambda", "P const.", "Minimum", "Maximum")
+    values = next(t for t in fit.tables() if t.key == "function_values")
+    assert values.index[:3] == ("expert1.s(t)", "  lower", "  upper")
+    assert "s(t)" not in str(mm.table([fit]))
+    assert "s(t).line" not in str(fit.summary())
+    assert "expert1.s(t).line" in fit.to_frame().index
+    assert "expert1.s(t)" in fit.to_latex()
+
+
+def test_a_file_holds_the_smoothing_parameters(fit, tmp_path):
+    fit.save(tmp_path / "fit.moe")
+    again = mm.load(tmp_path / "fit.moe")
+    assert type(again) is type(fit)
+    pd.testing.assert_frame_equal(again.functions, fit.functions)
+    pd.testing.assert_frame_equal(again.bands(rng=1), fit.bands(rng=1))
+    assert again.bic == fit.bic
+
+
+def test_relabelling_takes_the_functions_along(fit):
+    other = fit.relabel([2, 1])
+    assert other.functions.loc["expert1.s(t)", "lambda"] == fit.functions.loc["expert2.s(t)", "lambda"]
+    assert other.bic == pytest.approx(fit.bic, abs=1e-6)
+    a, b = fit.bands(rng=0), other.bands(rng=0)
+    mine, theirs = a[a["coefficient"] == "expert2.s(t)"], b[b["coefficient"] == "expert1.s(t)"]
+    np.testing.assert_allclose(mine["std_error"], theirs["std_error"], rtol=1e-6)
+
+
+def test_predictions_with_history(fit, frame):
+    known, new = frame[frame["id"] < 3], frame[frame["id"] < 3].iloc[::2]
+    found = fit.predict(new, "subject", history=known, interval="confidence")
+    np.testing.assert_allclose(found["mean"], fit.predict(kind="subject")["mean"].loc[new.index], atol=1e-8)
+    assert (found["mean_se"] > 0).all()
+
+
+def test_likelihood_ratios_are_refused(fit, frame):
+    line = mm.fit("y ~ t + x | gate: z | re: (1 | id)", frame, 2, rng=0, starts=4)
+    for test in (fit.lr_test(line), line.lr_test(fit)):
+        assert isinstance(test, InvalidTest)
+    refused = fit.test_experts(n_boot=19)
+    assert isinstance(refused, InvalidTest)
+    assert "do not maximise the likelihood" in refused.reason
+
+
+def test_restricted_likelihood_is_refused(frame):
+    with pytest.raises(ArgumentError, match="method='reml' is not offered with functions"):
+        mm.MEMoE("y ~ s(t) | re: (1 | id)", frame, 1, method="reml")
+
+
+def test_lines_and_small_bases_are_flagged(frame):
+    rough = frame.assign(y=np.sin(4 * np.pi * frame["t"]) + 0.1 * frame["y"])
+    with pytest.warns(mm.errors.ApproximationWarning, match="close to what the basis has"):
+        assert "small_basis" in [f.code for f in mm.fit("y ~ s(t, k=7) | re: (1 | id)", rough, 1).flags]
+    rng = np.random.default_rng(0)
+    flat = frame.assign(y=rng.normal(size=len(frame)) + rng.normal(size=120)[frame["id"]])
+    with pytest.warns(mm.errors.BoundaryWarning, match="A line would do"):
+        assert "line" in [f.code for f in mm.fit("y ~ s(t) | re: (1 | id)", flat, 1).flags]
+
+
+def test_a_fit_starts_from_another(fit, frame):
+    again = mm.fit(fit.model.formula, frame, 2, start=fit, cov_type="nonrobust")
+    assert again.llf == pytest.approx(fit.llf, abs=1e-2)
+    np.testing.assert_allclose(again.functions["edf"], fit.functions["edf"], rtol=0.01)
+
+
+def test_other_covariances(fit):
+    plain = fit.with_cov("nonrobust")
+    ratio = plain.bands(rng=0)["std_error"] / fit.bands(rng=0)["std_error"]
+    assert ratio.between(0.6, 1.6).all()
+    drawn = fit.with_cov("bootstrap", n_boot=4, rng=0)
+    assert drawn.cov.note.startswith("4 resamples")
+    assert "did not converge" not in drawn.cov.note
+    assert np.isfinite(drawn.bands(rng=0)["std_error"]).all()
+
+
+def test_figures(fit):
+    pytest.importorskip("matplotlib").use("Agg")
+    for kind in ("functions", "derivatives", "trajectories"):
+        assert fit.plot(kind).axes
+    with pytest.raises(ArgumentError, match="derivative=1 is for of='coefficients'"):
+        fit.bands("mean", derivative=1)
+    with pytest.raises(ArgumentError, match=r"at=.* is for of='experts'"):
+        fit.bands(at={"x": 1.0})
+
+
+@pytest.mark.parametrize("family", ["poisson", "ordinal"])
+def test_other_families(frame, family):
+    data = frame.assign(y=np.minimum(frame["count"], 3))
+    fit = mm.fit("y ~ s(t, k=8) | re: (1 | id)", data, 1, family=family, rng=0)
+    assert fit.converged
+    assert fit.functions["edf"].iloc[0] > 1.5
+    assert np.isfinite(fit.bands(rng=0)[["band_low", "band_high"]]).all().all()
+    assert len(fit.predict(kind="mean")) == len(data)
+
+
+def test_serial_errors(frame):
+    fit = mm.fit("y ~ s(t, k=8) | re: (1 | id)", frame, 1, errors="car1", time="t", rng=0)
+    assert fit.converged
+    assert fit.functions["edf"].iloc[0] > 3
+
+
+def test_vary_beside_re(frame):
+    fit = mm.fit("y ~ x + const(z) | gate: z | re: (1 | id) | vary: t", frame, 2, rng=0, starts=8)
+    assert fit.functions.index.tolist() == [
+        "expert1.Intercept", "expert1.x", "expert2.Intercept", "expert2.x",
+    ]  # fmt: skip
+    assert fit.test_varying("expert1.x").functions == ("expert1.x",)
+    assert "Gate coefficients are constant" in str(fit.summary())
+
+
+def test_spline_smoother_for_independent_rows():
+    drawn = mm.simulate.vcmoe(n=200, rng=0)
+    model = mm.MEMoE(drawn.formula, drawn.data, 2, smoother="spline")
+    assert {f.columns.section for f in model.functions} == {"expert", "gate"}
+    fit = mm.fit(drawn.formula, drawn.data, 1, smoother="spline", rng=0)
+    assert fit.converged
+    with pytest.raises(ArgumentError, match="is for formulas with a section 'vary:'"):
+        mm.fit("y ~ x", drawn.data, 2, smoother="spline")
+
+
+def test_simulate(fit):
+    assert fit.simulate(rng=0, n=2).shape == (720, 2)
