@@ -11,10 +11,9 @@ import numpy as np
 
 from mixmoe._typing import Array
 from mixmoe.mixed.likelihood.gaussian import (
-    expert_scores,
     flat_experts,
-    random_effect_covariances,
-    random_effect_means,
+    summed_expert_scores,
+    summed_second_moments,
     weighted_normal_matrix,
 )
 from mixmoe.mixed.likelihood.observed import ClosedForm
@@ -72,13 +71,11 @@ def expectations(problem: ClosedForm, params: Params, given: Array | None = None
         found = np.exp(log_joint - block_loglik[:, None]) if given is None else given[..., where]
         responsibilities[..., where] = found
         weights = found.reshape(S * K, -1)
-        scores = expert_scores(moments, posterior, factor, sigma)
-        pull += (scores[:, :p] @ weights[:, :, None])[..., 0]
+        scores = summed_expert_scores(moments, posterior, factor, sigma, weights)
+        pull += scores[:, :p]
         normal += weighted_normal_matrix(moments, posterior, factor, sigma, weights)
-        means = random_effect_means(posterior, factor, sigma)
-        second += (means * weights[:, None]) @ np.swapaxes(means, 1, 2)
-        second += np.einsum("eabn,en->eab", random_effect_covariances(posterior, factor), weights)
-        residual += sigma**2 * ((scores[:, -1] + moments.n) * weights).sum(axis=1)
+        second += summed_second_moments(posterior, factor, sigma, weights)
+        residual += sigma**2 * (scores[:, -1] + weights @ moments.n)
         rows += weights @ moments.n
     return Expectations(
         loglik,
