@@ -109,16 +109,17 @@ def update_variances(problem: ClosedForm, params: Params, e: Expectations) -> Pa
     s = problem.structure
     gamma = gate_step(problem.W, e.responsibilities, params.gamma)
     if not s.has_sigma:
-        return replace(params, gamma=gamma, factor=_updated_factor(s, e, params.factor))
+        return replace(params, gamma=gamma, factor=updated_factor(s, e, params.factor))
     if s.residual == "common":
         variance = np.broadcast_to((e.residual.sum(axis=1) / e.rows.sum(axis=1))[:, None], e.rows.shape)
     else:
         variance = e.residual / np.maximum(e.rows, np.finfo(float).tiny)
     sigma = np.sqrt(np.maximum(variance, _SMALLEST))
-    return replace(params, gamma=gamma, factor=_updated_factor(s, e, params.factor), sigma=sigma)
+    return replace(params, gamma=gamma, factor=updated_factor(s, e, params.factor), sigma=sigma)
 
 
-def _updated_factor(s: Structure, e: Expectations, old: Array) -> Array:
+def updated_factor(s: Structure, e: Expectations, old: Array) -> Array:
+    """Factors of the random-effect covariances, shape (S, K, q, q), that the expected second moments call for."""
     if not s.n_random:
         return old
     counts = np.maximum(e.subjects, np.finfo(float).tiny)[..., None, None]

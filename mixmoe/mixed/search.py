@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
+from mixmoe.mixed.collapse import collapsed
 from mixmoe.mixed.em import em_iterations
-from mixmoe.mixed.further_parameters import spans
 from mixmoe.mixed.insertion import gains_little, inserted_starts, reinserted_starts
 from mixmoe.mixed.likelihood.gaussian import GaussianExperts
 from mixmoe.mixed.likelihood.observed import ClosedForm, Problem, build_problem, evaluate, observed_information
-from mixmoe.mixed.parameters import Params, Structure, contract, expand
+from mixmoe.mixed.parameters import Params, contract, expand
 from mixmoe.mixed.starting_values import (
     OneExpert,
     carried_starts,
@@ -41,7 +41,7 @@ _MANY_APPROXIMATE = 4_000  # the same where the likelihood has no closed form
 _POOL = 16  # distinct end points of a subsample that go on with more subjects
 _FINISHED = 5  # candidates that are run to full convergence, on all subjects
 _MOVES = 4  # split-and-merge moves per expert and round
-_INSERTED = 32  # places where a new expert gains most, of which ascents start
+_INSERTED = 12  # places where a new expert gains most, of which ascents start
 _SEARCHES = 3  # independent searches at most, two of which must agree
 _FEW_EXPERTS = 4  # up to which that many are worth their cost, and moves that insert an expert
 _PATIENCE = 2  # rounds of moves without gain before a search ends that inserts experts
@@ -57,10 +57,7 @@ _PART_ITERATIONS = 40  # for ascents on a subsample, whose end points are not fi
 _PART_BEHIND = 6.0  # log-likelihood by which starts that race on a subsample may lie behind the best
 _ROUGH = Control(max_iter=80, tol=1e-4, min_gain=1e-5, promise=1e-4, behind=2.0)
 _MOST = 0.85  # share of starts whose collapse is that of the data
-_SIGMA_BARRIER = 1e-4  # fractions of the one-expert residual standard deviation
-_SIGMA_COLLAPSED = 1e-3
-_SIGMA_OF_FEW = 0.1  # fraction of the largest, for an expert with at most this many subjects more than coefficients:
-_FEW = 2
+_SIGMA_BARRIER = 1e-4  # fraction of the one-expert residual standard deviation
 _SMALL_EFFECT = 0.05  # in working coordinates, where the pooled residual standard deviation is one
 
 
@@ -502,29 +499,6 @@ def join(a: Ends, b: Ends) -> Ends:
     )
     returned, search = np.append(a.returned, b.returned), np.append(a.search, b.search)
     return Ends(both, np.append(a.rank, b.rank), returned, search)
-
-
-def collapsed(problem: Problem, sigma_one: float, theta: Array) -> NDArray[np.bool_]:
-    """Which of the points, shape (S, P), are spurious maxima: an expert that fits a few subjects nearly exactly.
-
-    Either its residual deviation has vanished beside that of the one-expert model, or it is far below that of another
-    expert while hardly more subjects than coefficients belong to it (McLachlan & Peel 2000, section 3.10).
-    """
-    params = expand(problem.structure, problem.free, theta)
-    noise = residual_deviations(problem.structure, params)
-    each = (np.exp(gate_log_probabilities(problem.W, gamma[None]))[0] for gamma in params.gamma)  # one (K, N) at a time
-    subjects = np.array([share.sum(axis=1) for share in each])
-    few = subjects <= (~problem.structure.common).sum() + _FEW
-    exact = noise < _SIGMA_OF_FEW * noise.max(axis=1, keepdims=True)
-    return ((noise < _SIGMA_COLLAPSED * sigma_one) | (few & exact)).any(axis=1)
-
-
-def residual_deviations(s: Structure, params: Params) -> Array:
-    """Residual deviations, or what stands for them where responses have a precision, shape (S, K); else ones."""
-    for extra, where in spans(s.extras):
-        if extra.precision:
-            return np.asarray(np.exp(-0.5 * params.extra[:, :, where.start]))
-    return params.sigma
 
 
 def _ranked(problem: Problem, sigma_one: float, found: Climb) -> Array:

@@ -159,7 +159,7 @@ def test_memory_of_the_check_for_collapse_does_not_grow_with_the_starts():
     problem = mm.MEMoE("y ~ 1", frame, K).problem
     theta = np.zeros((S, problem.free.size))
     tracemalloc.start()
-    estimate.collapsed(problem, 1.0, theta)
+    collapsed(problem, 1.0, theta)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < S * N * K * 8 / 4
