@@ -20,20 +20,21 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.mixed.collapse import nearly_exact
-from mixmoe.mixed.em import Expectations, expectations, updated_factor
+from mixmoe.mixed.em import expectations, updated_factor
+from mixmoe.mixed.likelihood.gaussian import LOG_2PI
 from mixmoe.mixed.likelihood.observed import ClosedForm, evaluate, subject_logliks
-from mixmoe.mixed.parameters import Params, Structure, contract, expand
+from mixmoe.mixed.parameters import Params, contract, expand
 from mixmoe.mixed.starting_values import OneExpert, fewer_experts, one_expert_problem
 from mixmoe.mixture.gate import gate_log_probabilities
 from mixmoe.numerics.linalg import logsumexp
 
 _LITTLE = 10.0  # log-likelihood per further parameter up to which an expert may be a handful of subjects
 _BATCHES, _BATCH = 8, 128  # sets of subjects that are drawn; of each batch a quarter goes on
-_SET_ROUNDS, _FIRST_ROUNDS = 3, 2  # EM steps with a set as it is, and with whoever joins or leaves it, among the few
+_SET_ROUNDS, _FIRST_ROUNDS = 2, 2  # EM steps with a set as it is, and with whoever joins or leaves it, among the few
 _ROUNDS, _KEPT = (2, 3), (64, 64)  # further steps among the few, and how many go on
-_FINAL_ROUNDS = 8  # steps of those that are left, with a gate of their own, among the many
+_FINAL_ROUNDS = 6  # steps of those that are left, with a gate of their own, among the many
 _FEW = 256  # candidates: subjects to whom an expert of their own would be worth most
-_MANY = 2000  # the same in the final rounds
+_MANY = 1000  # the same in the final rounds
 _FINALISTS = 24
 _NARROW = 0.1  # of the residual deviations of the others is what the best expert of one subject may have at least
 _SAME_SHARE = 0.5  # of the smaller of two new experts that is in both if they are one
@@ -120,13 +121,17 @@ def inserted_starts(problem: ClosedForm, one: OneExpert, smaller: Array, n: int,
     -------
     ndarray, shape (n', P)
     """
-    below = fewer_experts(problem)
-    params = expand(below.structure, below.free, smaller[None])
-    joint = subject_logliks(below, smaller).T
-    log_prior = gate_log_probabilities(problem.W, params.gamma)[0]
-    fit = Beside(below, params, logsumexp(joint, axis=0), joint.argmax(axis=0), log_prior)
+    fit = beside(fewer_experts(problem), smaller)
     new = insertions(fit, one.features, rng)
-    return with_new(problem, params, new.take(distinct(new, n)))
+    return with_new(problem, fit.params, new.take(distinct(new, n)))
+
+
+def beside(below: ClosedForm, theta: Array) -> Beside:
+    """What the fit `theta`, shape (P',), says about each subject."""
+    params = expand(below.structure, below.free, theta[None])
+    joint = subject_logliks(below, theta).T
+    log_prior = gate_log_probabilities(below.W, params.gamma)[0]
+    return Beside(below, params, logsumexp(joint, axis=0), joint.argmax(axis=0), log_prior)
 
 
 def with_new(problem: ClosedForm, params: Params, new: Inserted) -> Array:
@@ -173,6 +178,8 @@ def insertions(fit: Beside, features: Array, rng: np.random.Generator) -> Insert
             new = _grown(fit, part, new, tilt=False)
         new = _best(new, kept)
     new = new.take(distinct(_unless_exact(fit, new), _FINALISTS))
+    if not new.gain.size:
+        return new
     new = replace(new, subjects=many, share=np.pad(new.share, ((0, 0), (0, many.size - few.size))))
     part = alone.take(many)
     for _ in range(_FINAL_ROUNDS):
@@ -215,7 +222,8 @@ def worth(fit: Beside) -> Array:
     squares = np.maximum(m.yy - (own * Xy).sum(axis=1), 0.0)
     largest = float(fit.params.sigma.max())
     sigma = np.maximum(np.sqrt(squares / m.n), _NARROW * largest) if s.residual == "expert" else largest
-    return np.asarray(0.5 * m.log_weight - m.n * (0.5 * np.log(2 * np.pi) + np.log(sigma)) - squares / (2 * sigma**2) - fit.base)
+    log_density = 0.5 * m.log_weight - m.n * (0.5 * LOG_2PI + np.log(sigma)) - squares / (2 * sigma**2)
+    return np.asarray(log_density - fit.base)
 
 
 def _grown_sets(
@@ -322,11 +330,11 @@ def _tilted(fit: Beside, new: Inserted) -> Array:
 
 
 def distinct(new: Inserted, n: int) -> NDArray[np.intp]:
-    """Which `n` gain most, of those with the same subjects one; without those of no gain."""
+    """Which `n` gain most, of those with the same subjects one; without those of none."""
     kept: list[int] = []
     size = new.share.sum(axis=1)
     for i in np.argsort(-new.gain, kind="stable"):
-        if len(kept) == n or not new.gain[i] > 0:
+        if len(kept) == n or np.isneginf(new.gain[i]):
             break
         common = np.minimum(new.share[kept], new.share[i]).sum(axis=1)
         if not (common > _SAME_SHARE * np.minimum(size[kept], size[i])).any():

@@ -40,11 +40,10 @@ _MANY = 20_000  # subjects with which the search goes on from there
 _MANY_APPROXIMATE = 4_000  # the same where the likelihood has no closed form
 _POOL = 16  # distinct end points of a subsample that go on with more subjects
 _FINISHED = 5  # candidates that are run to full convergence, on all subjects
-_MOVES = 4  # split-and-merge moves per expert and round
+_MOVES = 4  # split-and-merge moves per expert and round, one where experts are inserted
 _INSERTED = 12  # places where a new expert gains most, of which ascents start
 _SEARCHES = 3  # independent searches at most, two of which must agree
-_FEW_EXPERTS = 4  # up to which that many are worth their cost, and moves that insert an expert
-_PATIENCE = 2  # rounds of moves without gain before a search ends that inserts experts
+_FEW_EXPERTS = 4  # up to which that many are worth their cost
 _SEARCHES_LARGE = 2  # searches with more experts, where they cost most and agree least
 _WORTHWHILE = 0.01  # gain that makes another round of moves; less is mere convergence of what is there
 _SHARP = 0.01  # of the tolerance: what quasi-Newton aims at before Newton steps are called in
@@ -273,13 +272,12 @@ def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, r
     """
     closed = closed_form_problem(problem, one.params)
     plain = replace(one, params=without_extras(one.params))
-    smaller = _fewer_experts(closed, plain, control, rng)
-    found = _search_once(closed, plain, smaller, n_starts - n_starts // 2, control, rng)
+    found = _search_once(closed, plain, n_starts - n_starts // 2, control, rng)
     for i in range(1, _SEARCHES if problem.structure.n_experts <= _FEW_EXPERTS else _SEARCHES_LARGE):
         if found.climb.interrupted or found.agree:
             break
         known = replace(control, reached=found.rank.max())
-        again = _search_once(closed, plain, smaller, (n_starts + 1) // 2, known, rng)
+        again = _search_once(closed, plain, (n_starts + 1) // 2, known, rng)
         found = join(found, replace(again, search=again.search + i))
     if closed.experts is problem.experts:
         return found
@@ -288,20 +286,30 @@ def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, r
 
 
 def _search_once(
-    problem: ClosedForm, one: OneExpert, smaller: Array, n_starts: int, control: Control, rng: np.random.Generator
+    problem: ClosedForm, one: OneExpert, n_starts: int, control: Control, rng: np.random.Generator
 ) -> Ends:
-    """End points of random starts, of splits of the fit with one expert fewer, and of moves from the best of them."""
-    if problem.n_subjects <= _SEARCH_ABOVE:
-        starts = random_starts(problem, one, n_starts, _EM_STEPS, rng)
-    else:
-        starts = _starts_of_part(problem, n_starts, control, rng)
-    starts = np.vstack([starts, carried_starts(problem, one, smaller, _EM_STEPS, rng)])
-    found = _race(problem, one.sigma, starts, control)
-    found = replace(found, rank=_unless_most_collapse(found.rank))
-    few = problem.structure.n_experts <= _FEW_EXPERTS and gains_little(problem, smaller, found.rank.max())
-    if few:
+    """End points of one search, which shares nothing with others but the one-expert fit."""
+    # 1. Fits with 2, 3 ... experts, each carried to the next; the last one is split.
+    smaller = _fewer_experts(problem, one, control, rng)
+    found = _race(problem, one.sigma, carried_starts(problem, one, smaller, _EM_STEPS, rng), control)
+    # 2. Where a further expert gains little, it is inserted where it gains most.
+    if gains_little(problem, smaller, found.rank.max()):
         found = _with_inserted(problem, one, smaller, found, control, rng)
-    return _with_moves(problem, one, found, few, control, rng)
+    # 3. Random starts race against what has been reached, so that most are given up soon.
+    if not found.climb.interrupted:
+        if problem.n_subjects <= _SEARCH_ABOVE:
+            starts = random_starts(problem, one, n_starts, _EM_STEPS, rng)
+        else:
+            starts = _starts_of_part(problem, n_starts, control, rng)
+        found = join(found, _race(problem, one.sigma, starts, _beyond(control, found)))
+    found = replace(found, rank=_unless_most_collapse(found.rank))
+    # 4. Moves from the best.
+    return _with_moves(problem, one, found, gains_little(problem, smaller, found.rank.max()), control, rng)
+
+
+def _beyond(control: Control, found: Ends) -> Control:
+    """Limits of ascents that race against the best so far."""
+    return replace(control, reached=max(control.reached, found.rank.max()))
 
 
 def _with_inserted(
@@ -311,7 +319,7 @@ def _with_inserted(
     starts = inserted_starts(problem, one, smaller, _INSERTED, rng)
     if found.climb.interrupted or not len(starts):
         return found
-    return join(found, _race(problem, one.sigma, starts, replace(control, reached=found.rank.max())))
+    return join(found, _race(problem, one.sigma, starts, _beyond(control, found)))
 
 
 def _unless_most_collapse(rank: Array) -> Array:
@@ -348,26 +356,25 @@ def _fewer_experts(problem: ClosedForm, one: OneExpert, control: Control, rng: n
 def _with_moves(
     problem: ClosedForm, one: OneExpert, found: Ends, insert: bool, control: Control, rng: np.random.Generator
 ) -> Ends:
-    """`found` with moves from its best end point until rounds gain nothing, two in a row if experts are inserted."""
-    patience = _PATIENCE if insert else 1
-    left = patience if np.isfinite(found.rank).any() else 0  # nothing to leave where all have collapsed
-    while left and not found.climb.interrupted:
+    """`found` with moves from its best end point, until a round gains nothing."""
+    gained = np.isfinite(found.rank).any()  # nothing to leave where all have collapsed
+    while gained and not found.climb.interrupted:
         found = _settled(problem, one, found, control)
         level = found.rank.max()
         try:
             moved = _moved(problem, one, found.climb.theta[found.best], insert, rng)
         except KeyboardInterrupt:
             return replace(found, climb=replace(found.climb, interrupted=True))
-        further = _race(problem, one.sigma, moved, replace(control, reached=max(level, control.reached)))
+        further = _race(problem, one.sigma, moved, _beyond(control, found))
         returned = np.abs(further.climb.loglik - level) <= SAME
         found = join(found, replace(further, returned=returned))
-        left = patience if found.rank.max() > level + _WORTHWHILE else left - 1
+        gained = found.rank.max() > level + _WORTHWHILE
     return found
 
 
 def _moved(problem: ClosedForm, one: OneExpert, theta: Array, insert: bool, rng: np.random.Generator) -> Array:
     """Starts near a fit: one expert dissolved and another split, or one that gave way to a new one elsewhere."""
-    n = _MOVES * problem.structure.n_experts
+    n = (1 if insert else _MOVES) * problem.structure.n_experts
     split = split_merge_starts(problem, one, theta, n, _EM_STEPS, rng)
     if not insert:
         return split

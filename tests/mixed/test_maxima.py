@@ -12,6 +12,7 @@ from mixmoe.errors import ApproximationWarning, DegeneracyWarning, DesignError
 from mixmoe.mixed import degeneracy as flags
 from mixmoe.mixed import information as covariance
 from mixmoe.mixed import search as estimate
+from mixmoe.mixed.collapse import collapsed
 from mixmoe.mixed.likelihood.observed import evaluate
 from mixmoe.mixed.parameters import build_free_vector, contract, expand
 from mixmoe.numerics.optimise import Control, Evaluation, climb
