@@ -13,6 +13,7 @@ from mixmoe.mixed.em import em_iterations
 from mixmoe.mixed.insertion import gains_little, inserted_starts, reinserted_starts
 from mixmoe.mixed.likelihood.gaussian import GaussianExperts
 from mixmoe.mixed.likelihood.observed import ClosedForm, Problem, build_problem, evaluate, observed_information
+from mixmoe.mixed.likelihood.quadrature import highest
 from mixmoe.mixed.parameters import Params, contract, expand
 from mixmoe.mixed.starting_values import (
     OneExpert,
@@ -49,6 +50,7 @@ _WORTHWHILE = 0.01  # gain that makes another round of moves; less is mere conve
 _SHARP = 0.01  # of the tolerance: what quasi-Newton aims at before Newton steps are called in
 _STANDSTILL = 1e-11  # gain in log-likelihood of an ascent that creeps along the edge of a collapse
 _CHASED = 10  # end points of the closed form that are carried on with the likelihood itself
+_ARTEFACT_MARGIN = 100.0  # log-likelihood by which a maximum of the approximation alone may lie above the true one
 _AROUND = 4  # starts per expert around the best of these, with other parameters of the errors
 _MARGIN = 1.0  # candidates may lie this far below the best rough value,
 _PART_MARGIN = 20.0  # or this far if that was found on some of the subjects
@@ -282,7 +284,8 @@ def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, r
     if closed.experts is problem.experts:
         return found
     found = chase(problem, one, found, control)
-    return _scattered(problem, one, found, control, rng)
+    found = _scattered(problem, one, found, control, rng)
+    return replace(found, rank=without_artefacts(problem, found.climb.theta, found.rank))
 
 
 def _search_once(
@@ -416,7 +419,9 @@ def chase(problem: Problem, one: OneExpert, ends: Ends, control: Control) -> End
     group[order] = np.cumsum(falls > SAME)
     leaders = [int(order[np.argmax(group[order] == g)]) for g in range(min(_CHASED, int(group.max()) + 1))]
     theta = with_extras(problem, found.theta, one.params)
-    end = _climb_from(problem, one.sigma, theta[leaders], control)
+    # Maxima of an approximate integral may be far above the true one, which must not be given up for them.
+    patient = control if problem.experts.finer() is None else replace(control, behind=_PART_MARGIN)
+    end = _climb_from(problem, one.sigma, theta[leaders], patient)
     where = np.minimum(group, len(leaders) - 1)
     lost = group >= len(leaders)
     traces = tuple([-np.inf] if lost[i] else end.traces[g] for i, g in enumerate(where))
@@ -431,6 +436,17 @@ def chase(problem: Problem, one: OneExpert, ends: Ends, control: Control) -> End
         found.interrupted or end.interrupted,
     )
     return replace(ends, climb=climb, rank=_ranked(problem, one.sigma, climb))
+
+
+def without_artefacts(problem: Problem, theta: Array, rank: Array) -> Array:
+    """`rank` of points, shape (S, P), with those put last that lie above the best of all by a finer integral.
+
+    With rare events Laplace's method has maxima at huge standard deviations that the likelihood does not have, and they
+    are often the highest. The finer integral is not maximised: it only decides which maximum to take.
+    """
+    at = _candidates(rank, _ARTEFACT_MARGIN, _CHASED)
+    best = highest(problem, theta[at]) if at.size > 1 else None
+    return rank if best is None else np.where(rank > rank[at[best]] + SAME, -np.inf, rank)
 
 
 def _scattered(problem: Problem, one: OneExpert, found: Ends, control: Control, rng: np.random.Generator) -> Ends:
@@ -526,7 +542,7 @@ def finish(problem: Problem, sigma_one: float, ends: Ends, margin: float, contro
     limit = replace(limit, max_iter=0) if rough.interrupted else limit
     start = np.array([largest_first(problem, theta) for theta in rough.theta[candidates]])
     found = _climb_from(problem, sigma_one, start, limit)
-    rank = _ranked(problem, sigma_one, found)
+    rank = without_artefacts(problem, found.theta, _ranked(problem, sigma_one, found))
     usable = _or_any(rank, found.loglik)
     best = int(np.argmax(usable >= usable.max() - SAME))  # of equals the one that was best before
     interrupted = rough.interrupted or found.interrupted
