@@ -35,7 +35,7 @@ from mixmoe.numerics.optimise import Climb, Control, Evaluation, climb
 
 _EM_STEPS = 2
 _EM_STEPS_AT_COLLAPSE = 50  # where line searches end at the barrier, these still bring the other parameters to rest
-_SEARCH_ABOVE = 1000  # with more subjects than this random starts run on two subsamples
+_SEARCH_ABOVE = 600  # with more subjects than this random starts run on two subsamples
 _SEARCH_SUBJECTS = 500  # of at least this size
 _MANY = 20_000  # subjects with which the search goes on from there
 _MANY_APPROXIMATE = 4_000  # the same where the likelihood has no closed form
@@ -54,12 +54,13 @@ _ARTEFACT_MARGIN = 100.0  # log-likelihood by which a maximum of the approximati
 _AROUND = 4  # starts per expert around the best of these, with other parameters of the errors
 _MARGIN = 1.0  # candidates may lie this far below the best rough value,
 _PART_MARGIN = 20.0  # or this far if that was found on some of the subjects
-_PART_ITERATIONS = 40  # for ascents on a subsample, whose end points are not final
-_PART_BEHIND = 6.0  # log-likelihood by which starts that race on a subsample may lie behind the best
+_PART_ITERATIONS = 25  # for ascents on a subsample, whose end points are not final
+_PART_BEHIND = 3.0  # log-likelihood by which starts that race on a subsample may lie behind the best
 _ROUGH = Control(max_iter=80, tol=1e-4, min_gain=1e-5, promise=1e-4, behind=2.0)
 _MOST = 0.85  # share of starts whose collapse is that of the data
 _SIGMA_BARRIER = 1e-4  # fraction of the one-expert residual standard deviation
-_SMALL_EFFECT = 0.05  # in working coordinates, where the pooled residual standard deviation is one
+_NO_EFFECT = 1e-3  # in working coordinates, where the pooled residual standard deviation is one
+_SMALL_EFFECT = 0.05  # in the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +212,7 @@ class Guarded:
 def search(problem: Problem, n_starts: int, control: Control, rng: np.random.Generator) -> Search:
     """The highest maximum found from random starts, from fits with fewer experts, and from split-and-merge moves.
 
-    Random starts are cheap and many, and need not see all subjects: above a thousand, those of each independent search
+    Random starts are cheap and many, and need not see all subjects: above six hundred, those of each independent search
     run on a subsample of its own. What they find goes on with more subjects, up to twenty thousand, with which fits of
     2, 3 ... experts are carried on and the moves are tried, so that what a subsample cannot show is found there, and
     replication means the same as with few subjects. The few best see all.
@@ -274,12 +275,13 @@ def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, r
     """
     closed = closed_form_problem(problem, one.params)
     plain = replace(one, params=without_extras(one.params))
-    found = _search_once(closed, plain, n_starts - n_starts // 2, control, rng)
+    nested = nested_starts(closed, plain, control, rng)
+    found = _search_once(closed, plain, nested, n_starts - n_starts // 2, control, rng)
     for i in range(1, _SEARCHES if problem.structure.n_experts <= _FEW_EXPERTS else _SEARCHES_LARGE):
         if found.climb.interrupted or found.agree:
             break
         known = replace(control, reached=found.rank.max())
-        again = _search_once(closed, plain, (n_starts + 1) // 2, known, rng)
+        again = _search_once(closed, plain, nested[:0], (n_starts + 1) // 2, known, rng)
         found = join(found, replace(again, search=again.search + i))
     if closed.experts is problem.experts:
         return found
@@ -289,12 +291,15 @@ def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, r
 
 
 def _search_once(
-    problem: ClosedForm, one: OneExpert, n_starts: int, control: Control, rng: np.random.Generator
+    problem: ClosedForm, one: OneExpert, nested: Array, n_starts: int, control: Control, rng: np.random.Generator
 ) -> Ends:
-    """End points of one search, which shares nothing with others but the one-expert fit."""
+    """End points of one search, which shares nothing with others but the one-expert fit; `nested` are more starts."""
     # 1. Fits with 2, 3 ... experts, each carried to the next; the last one is split.
-    smaller = _fewer_experts(problem, one, control, rng)
-    found = _race(problem, one.sigma, carried_starts(problem, one, smaller, _EM_STEPS, rng), control)
+    smaller, interrupted = _chain(problem, one, problem.structure.n_experts - 1, control, rng)
+    carried = np.vstack([carried_starts(problem, one, smaller, _EM_STEPS, rng), nested])
+    found = _race(problem, one.sigma, carried, replace(control, max_iter=0) if interrupted else control)
+    if interrupted:
+        return replace(found, climb=replace(found.climb, interrupted=True))
     # 2. Where a further expert gains little, it is inserted where it gains most.
     if gains_little(problem, smaller, found.rank.max()):
         found = _with_inserted(problem, one, smaller, found, control, rng)
@@ -313,6 +318,28 @@ def _search_once(
 def _beyond(control: Control, found: Ends) -> Control:
     """Limits of ascents that race against the best so far."""
     return replace(control, reached=max(control.reached, found.rank.max()))
+
+
+def nested_starts(problem: ClosedForm, one: OneExpert, control: Control, rng: np.random.Generator) -> Array:
+    """Free vectors, shape (S, P), of fits whose experts share all variances, and of fits without random effects.
+
+    Their likelihoods have fewer maxima, and no fit should lie below one of a model nested in it.
+    """
+    s = problem.structure
+    out = []
+    shared = replace(s, cov_re="common", residual="common" if s.residual == "expert" else s.residual)
+    if (shared.cov_re, shared.residual) != (s.cov_re, s.residual) and (s.n_random or shared.residual != s.residual):
+        simple = build_problem(shared, problem.experts, problem.W, problem.penalty)
+        out.append(expand(shared, simple.free, _chain(simple, one, s.n_experts, control, rng)[0][None]))
+    if s.n_random:
+        fixed = replace(s, n_random=0)
+        simple = build_problem(fixed, problem.experts.without_random_effects(), problem.W, problem.penalty)
+        plain = replace(one, params=fit_one_expert(simple, control).params)
+        params = expand(fixed, simple.free, _chain(simple, plain, s.n_experts, control, rng)[0][None])
+        # Not zero, from where no ascent would leave, but so little that nothing is lost.
+        factor = _NO_EFFECT * np.broadcast_to(np.eye(s.n_random), (1, s.n_experts, s.n_random, s.n_random))
+        out.append(replace(params, factor=factor))
+    return np.vstack([np.empty((0, problem.free.size)), *(contract(s, params) for params in out)])
 
 
 def _with_inserted(
@@ -343,17 +370,24 @@ def _starts_of_part(problem: ClosedForm, n_starts: int, control: Control, rng: n
     return ends.climb.theta[_candidates(_or_any(ends.rank, ends.climb.loglik), _PART_MARGIN, _POOL)]
 
 
-def _fewer_experts(problem: ClosedForm, one: OneExpert, control: Control, rng: np.random.Generator) -> Array:
-    """Free vector of the best fit with one expert fewer, found from splits of that with two fewer, and so on."""
-    s = problem.structure
+def _chain(
+    problem: ClosedForm, one: OneExpert, n_experts: int, control: Control, rng: np.random.Generator
+) -> tuple[Array, bool]:
+    """Free vector of the best fit with some number of experts, and whether the user interrupted.
+
+    Found from splits of that with one expert fewer, which is found likewise.
+    """
+    s, interrupted = problem.structure, False
     best = contract(replace(s, n_experts=1), one.params)[0]
-    for K in range(2, s.n_experts):
+    for K in range(2, n_experts + 1):
         larger = build_problem(replace(s, n_experts=K), problem.experts, problem.W)
-        ends = _race(larger, one.sigma, carried_starts(larger, one, best, _EM_STEPS, rng), control)
-        if gains_little(larger, best, ends.rank.max()):
-            ends = _with_inserted(larger, one, best, ends, control, rng)
+        limit = replace(control, max_iter=0) if interrupted else control
+        ends = _race(larger, one.sigma, carried_starts(larger, one, best, _EM_STEPS, rng), limit)
+        if gains_little(larger, best, ends.rank.max()) and not ends.climb.interrupted:
+            ends = _with_inserted(larger, one, best, ends, limit, rng)
+        interrupted |= ends.climb.interrupted
         best = ends.climb.theta[ends.best]
-    return best
+    return best, interrupted
 
 
 def _with_moves(

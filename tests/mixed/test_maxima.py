@@ -130,9 +130,10 @@ def test_searches_go_on_until_two_agree(data, monkeypatch):
 def test_a_move_that_falls_back_is_no_replication(data):
     model = mm.MEMoE("y ~ time | gate: z1 | re: (1 | id)", data, 2)
     found = estimate.search(model.problem, 2, Control(), np.random.default_rng(0))
-    # two searches of one start and of five carried from one expert; eight moves each fall back to the one maximum
-    assert found.n_starts == 12
-    assert found.n_replicated <= 12
+    # two searches of one start and of five carried from one expert, and the first of two nested fits;
+    # eight moves each fall back to the one maximum
+    assert found.n_starts == 14
+    assert found.n_replicated <= 14
 
 
 def test_many_subjects_are_searched_as_thoroughly_as_few(data, monkeypatch):
@@ -152,6 +153,25 @@ def test_a_fit_is_not_below_the_one_with_an_expert_fewer(data):
     two = mm.MEMoE(formula, data, 2).maximum(16, np.random.default_rng(0))
     for seed in range(2):
         assert mm.MEMoE(formula, data, 3).maximum(1, np.random.default_rng(seed)).loglik >= two.loglik - 1e-6
+
+
+@pytest.mark.parametrize("cov_re", ["expert", "proportional"])
+def test_a_fit_is_not_below_those_of_models_nested_in_it(cov_re, data, monkeypatch):
+    """Common variances, or no random effects: where other starts lead nowhere, these are still reached."""
+    formula, control = "y ~ time | gate: z1 | re: (1 + time || id)", Control()
+    model = mm.MEMoE(formula, data, 2, cov_re=cov_re)
+    one = estimate.fit_one_expert(model.problem, control)
+    starts = estimate.nested_starts(model.problem, one, control, np.random.default_rng(0))
+    shared = mm.MEMoE(formula, data, 2, cov_re="common", residual="common").maximum(16, np.random.default_rng(1))
+    fixed = mm.MEMoE(formula.replace("1 + time ||", "0 |"), data, 2).maximum(16, np.random.default_rng(1))
+    logliks = evaluate(model.problem, starts).loglik - model._log_scale
+    assert logliks == pytest.approx([shared.loglik, fixed.loglik], abs=0.02)
+    nowhere = np.zeros((1, model.problem.free.size))
+    monkeypatch.setattr(estimate, "random_starts", lambda *args: nowhere)
+    monkeypatch.setattr(estimate, "carried_starts", lambda problem, *args: np.zeros((1, problem.free.size)))
+    monkeypatch.setattr(estimate, "nested_starts", lambda *args: starts)
+    found = estimate.search(model.problem, 2, control, np.random.default_rng(2))
+    assert found.loglik - model._log_scale >= max(shared.loglik, fixed.loglik)
 
 
 def test_memory_of_the_check_for_collapse_does_not_grow_with_the_starts():

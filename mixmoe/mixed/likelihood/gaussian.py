@@ -79,6 +79,10 @@ class Moments:
         """The moments of the same columns with a response of zero."""
         return replace(self, yy=np.zeros_like(self.yy), Xy=np.zeros_like(self.Xy), Zy=np.zeros_like(self.Zy))
 
+    def without_random_effects(self) -> "Moments":
+        """The moments of the same data with no column of random effects."""
+        return replace(self, Zy=self.Zy[:0], ZX=self.ZX[:0], ZZ=self.ZZ[:0, :0])
+
     @property
     def _parts(self) -> tuple[Array, ...]:
         return (self.n, self.yy, self.Xy, self.XX, self.Zy, self.ZX, self.ZZ, self.log_weight)
@@ -356,6 +360,10 @@ class GaussianExperts(ClosedIntegral):
     def without_response(self) -> "GaussianExperts":
         """The same with a response of zero."""
         return GaussianExperts(self.moments.without_response())
+
+    def without_random_effects(self) -> "GaussianExperts":
+        """The same without random effects."""
+        return GaussianExperts(self.moments.without_random_effects())
 
     def sort_keys(self) -> tuple[Array, ...]:
         """Cross-products with the response."""
