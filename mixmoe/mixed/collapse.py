@@ -30,7 +30,7 @@ def collapsed(problem: Problem, sigma_one: float, theta: Array) -> NDArray[np.bo
     each = (np.exp(gate_log_probabilities(problem.W, gamma[None]))[0] for gamma in params.gamma)  # one (K, N) at a time
     subjects = np.array([share.sum(axis=1) for share in each])
     exact = nearly_exact(problem.structure, noise, noise.max(axis=1, keepdims=True), subjects)
-    return ((noise < _SIGMA_COLLAPSED * sigma_one) | exact).any(axis=1)
+    return np.asarray(((noise < _SIGMA_COLLAPSED * sigma_one) | exact).any(axis=1))
 
 
 def nearly_exact(s: Structure, noise: Array, largest: Array, subjects: Array) -> NDArray[np.bool_]:

@@ -137,6 +137,8 @@ def beside(below: ClosedForm, theta: Array) -> Beside:
 def with_new(problem: ClosedForm, params: Params, new: Inserted) -> Array:
     """Free vectors, shape (C, P), of a fit with each of the new experts as its last."""
     C = len(new.gain)
+    if not C:
+        return np.empty((0, problem.free.size))
     parts = (
         np.concatenate([np.repeat(getattr(params, name), C, axis=0), getattr(new.params, name)], axis=1)
         for name in ("gamma", "beta", "factor", "sigma", "extra")

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.mixed.collapse import collapsed
 from mixmoe.mixed.em import em_iterations
+from mixmoe.mixed.end_points import Ends, candidates, join, one_search, or_any, without_artefacts
 from mixmoe.mixed.insertion import gains_little, inserted_starts, reinserted_starts
 from mixmoe.mixed.likelihood.gaussian import GaussianExperts
 from mixmoe.mixed.likelihood.observed import ClosedForm, Problem, build_problem, evaluate, observed_information
-from mixmoe.mixed.likelihood.quadrature import highest
-from mixmoe.mixed.parameters import Params, contract, expand
+from mixmoe.mixed.parameters import Params, build_free_vector, contract, expand
 from mixmoe.mixed.starting_values import (
     OneExpert,
     carried_starts,
@@ -40,7 +40,6 @@ _SEARCH_SUBJECTS = 500  # of at least this size
 _MANY = 20_000  # subjects with which the search goes on from there
 _MANY_APPROXIMATE = 4_000  # the same where the likelihood has no closed form
 _POOL = 16  # distinct end points of a subsample that go on with more subjects
-_FINISHED = 5  # candidates that are run to full convergence, on all subjects
 _MOVES = 4  # split-and-merge moves per expert and round, one where experts are inserted
 _INSERTED = 12  # places where a new expert gains most, of which ascents start
 _SEARCHES = 3  # independent searches at most, two of which must agree
@@ -50,7 +49,6 @@ _WORTHWHILE = 0.01  # gain that makes another round of moves; less is mere conve
 _SHARP = 0.01  # of the tolerance: what quasi-Newton aims at before Newton steps are called in
 _STANDSTILL = 1e-11  # gain in log-likelihood of an ascent that creeps along the edge of a collapse
 _CHASED = 10  # end points of the closed form that are carried on with the likelihood itself
-_ARTEFACT_MARGIN = 100.0  # log-likelihood by which a maximum of the approximation alone may lie above the true one
 _AROUND = 4  # starts per expert around the best of these, with other parameters of the errors
 _MARGIN = 1.0  # candidates may lie this far below the best rough value,
 _PART_MARGIN = 20.0  # or this far if that was found on some of the subjects
@@ -102,43 +100,6 @@ class Search:
     n_replicated: int
     ends: Array
     summits: Array
-
-
-@dataclass(frozen=True, slots=True)
-class Ends:
-    """End points of a search, before they are run to convergence.
-
-    Attributes
-    ----------
-    climb : Climb
-    rank : ndarray, shape (S,)
-        Log-likelihoods, minus infinity for a collapsed expert.
-    returned : ndarray of bool, shape (S,)
-        Moves that fell back to the point that they left, which says nothing about other ways to it.
-    search : ndarray of int, shape (S,)
-        Which of the independent searches each belongs to.
-    """
-
-    climb: Climb
-    rank: Array
-    returned: NDArray[np.bool_]
-    search: NDArray[np.intp]
-
-    @property
-    def best(self) -> int:
-        """Place of the best; if all have collapsed, of the highest."""
-        return int(np.argmax(_or_any(self.rank, self.climb.loglik)))
-
-    @property
-    def summits(self) -> Array:
-        """The highest log-likelihood of each search, best first."""
-        each = [self.rank[self.search == i].max() for i in np.unique(self.search)]
-        return np.sort(np.array(each))[::-1]
-
-    @property
-    def agree(self) -> bool:
-        """Whether two searches reached the best."""
-        return bool((self.summits >= self.rank.max() - SAME).sum() > 1)
 
 
 def default_starts(n_experts: int) -> int:
@@ -233,7 +194,7 @@ def search(problem: Problem, n_starts: int, control: Control, rng: np.random.Gen
     if problem.structure.n_experts == 1:
         alone = climb_one_expert(problem, limited)
         sigma_one = pooled_sigma(problem, alone.theta[0])
-        return finish(problem, sigma_one, _one_search(alone, alone.loglik), _MARGIN, control)
+        return finish(problem, sigma_one, one_search(alone, alone.loglik), _MARGIN, control)
     size = _MANY if isinstance(problem.experts, GaussianExperts) else _MANY_APPROXIMATE
     many = problem.take(_some(_canonical_order(problem), size, rng))
     one = fit_one_expert(many, limited)
@@ -275,7 +236,9 @@ def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, r
     """
     closed = closed_form_problem(problem, one.params)
     plain = replace(one, params=without_extras(one.params))
-    nested = nested_starts(closed, plain, control, rng)
+    nested, interrupted = nested_starts(closed, plain, control, rng)
+    if interrupted:
+        return _interrupted(closed, plain, nested, control)
     found = _search_once(closed, plain, nested, n_starts - n_starts // 2, control, rng)
     for i in range(1, _SEARCHES if problem.structure.n_experts <= _FEW_EXPERTS else _SEARCHES_LARGE):
         if found.climb.interrupted or found.agree:
@@ -297,9 +260,9 @@ def _search_once(
     # 1. Fits with 2, 3 ... experts, each carried to the next; the last one is split.
     smaller, interrupted = _chain(problem, one, problem.structure.n_experts - 1, control, rng)
     carried = np.vstack([carried_starts(problem, one, smaller, _EM_STEPS, rng), nested])
-    found = _race(problem, one.sigma, carried, replace(control, max_iter=0) if interrupted else control)
     if interrupted:
-        return replace(found, climb=replace(found.climb, interrupted=True))
+        return _interrupted(problem, one, carried, control)
+    found = _race(problem, one.sigma, carried, control)
     # 2. Where a further expert gains little, it is inserted where it gains most.
     if gains_little(problem, smaller, found.rank.max()):
         found = _with_inserted(problem, one, smaller, found, control, rng)
@@ -315,31 +278,41 @@ def _search_once(
     return _with_moves(problem, one, found, gains_little(problem, smaller, found.rank.max()), control, rng)
 
 
+def _interrupted(problem: ClosedForm, one: OneExpert, starts: Array, control: Control) -> Ends:
+    """The starts as they are, where the user has interrupted."""
+    found = _race(problem, one.sigma, starts, replace(control, max_iter=0))
+    return replace(found, climb=replace(found.climb, interrupted=True))
+
+
 def _beyond(control: Control, found: Ends) -> Control:
     """Limits of ascents that race against the best so far."""
     return replace(control, reached=max(control.reached, found.rank.max()))
 
 
-def nested_starts(problem: ClosedForm, one: OneExpert, control: Control, rng: np.random.Generator) -> Array:
-    """Free vectors, shape (S, P), of fits whose experts share all variances, and of fits without random effects.
+def nested_starts(
+    problem: ClosedForm, one: OneExpert, control: Control, rng: np.random.Generator
+) -> tuple[Array, bool]:
+    """Free vectors, shape (S, P), of fits of nested models, and whether the user interrupted.
 
-    Their likelihoods have fewer maxima, and no fit should lie below one of a model nested in it.
+    Of those whose experts share all variances, and of those without random effects. Their likelihoods have fewer
+    maxima, and no fit should lie below them.
     """
-    s = problem.structure
-    out = []
+    s, K, out, stopped = problem.structure, problem.structure.n_experts, [], False
     shared = replace(s, cov_re="common", residual="common" if s.residual == "expert" else s.residual)
-    if (shared.cov_re, shared.residual) != (s.cov_re, s.residual) and (s.n_random or shared.residual != s.residual):
+    if shared.residual != s.residual or (s.n_random and s.cov_re != "common"):
         simple = build_problem(shared, problem.experts, problem.W, problem.penalty)
-        out.append(expand(shared, simple.free, _chain(simple, one, s.n_experts, control, rng)[0][None]))
-    if s.n_random:
+        theta, stopped = _chain(simple, one, K, control, rng)
+        out.append(contract(s, expand(shared, build_free_vector(shared), theta[None])))
+    if s.n_random and not stopped:
         fixed = replace(s, n_random=0)
         simple = build_problem(fixed, problem.experts.without_random_effects(), problem.W, problem.penalty)
         plain = replace(one, params=fit_one_expert(simple, control).params)
-        params = expand(fixed, simple.free, _chain(simple, plain, s.n_experts, control, rng)[0][None])
+        theta, stopped = _chain(simple, plain, K, control, rng)
+        params = expand(fixed, build_free_vector(fixed), theta[None])
         # Not zero, from where no ascent would leave, but so little that nothing is lost.
-        factor = _NO_EFFECT * np.broadcast_to(np.eye(s.n_random), (1, s.n_experts, s.n_random, s.n_random))
-        out.append(replace(params, factor=factor))
-    return np.vstack([np.empty((0, problem.free.size)), *(contract(s, params) for params in out)])
+        factor = np.broadcast_to(_NO_EFFECT * np.eye(s.n_random), (1, K, s.n_random, s.n_random))
+        out.append(contract(s, replace(params, factor=factor)))
+    return np.vstack([np.empty((0, problem.free.size)), *out]), stopped
 
 
 def _with_inserted(
@@ -367,7 +340,7 @@ def _starts_of_part(problem: ClosedForm, n_starts: int, control: Control, rng: n
     part = problem.take(_some(np.arange(problem.n_subjects), _search_size(problem), rng))
     one = fit_one_expert(part, control)
     ends = _race(part, one.sigma, random_starts(part, one, n_starts, _EM_STEPS, rng), wide)
-    return ends.climb.theta[_candidates(_or_any(ends.rank, ends.climb.loglik), _PART_MARGIN, _POOL)]
+    return ends.climb.theta[candidates(or_any(ends.rank, ends.climb.loglik), _PART_MARGIN, _POOL)]
 
 
 def _chain(
@@ -472,17 +445,6 @@ def chase(problem: Problem, one: OneExpert, ends: Ends, control: Control) -> End
     return replace(ends, climb=climb, rank=_ranked(problem, one.sigma, climb))
 
 
-def without_artefacts(problem: Problem, theta: Array, rank: Array) -> Array:
-    """`rank` of points, shape (S, P), with those put last that lie above the best of all by a finer integral.
-
-    With rare events Laplace's method has maxima at huge standard deviations that the likelihood does not have, and they
-    are often the highest. The finer integral is not maximised: it only decides which maximum to take.
-    """
-    at = _candidates(rank, _ARTEFACT_MARGIN, _CHASED)
-    best = highest(problem, theta[at]) if at.size > 1 else None
-    return rank if best is None else np.where(rank > rank[at[best]] + SAME, -np.inf, rank)
-
-
 def _scattered(problem: Problem, one: OneExpert, found: Ends, control: Control, rng: np.random.Generator) -> Ends:
     """`found` with ascents from around its best end point, where errors have further parameters of their own.
 
@@ -511,16 +473,6 @@ def _search_size(problem: Problem) -> int:
     return max(_SEARCH_SUBJECTS, 10 * problem.free.size)
 
 
-def _candidates(logliks: Array, margin: float, n: int = _FINISHED) -> NDArray[np.intp]:
-    """Positions, best first, of up to `n` values within `margin` of the best that differ by more than `SAME`."""
-    order = np.argsort(-logliks, kind="stable")
-    apart = np.ones(order.size, dtype=bool)
-    with np.errstate(invalid="ignore"):  # two collapsed solutions, both of -inf, are not apart
-        apart[1:] = -np.diff(logliks[order]) > SAME
-        apart &= logliks[order] >= logliks[order[0]] - margin
-    return order[apart][:n]
-
-
 def _climb_from(problem: Problem, sigma_one: float, theta: Array, control: Control) -> Climb:
     """Ascents from `theta`, shape (S, P); those left behind the best are given up if the control says so."""
     with np.errstate(all="ignore"):
@@ -534,28 +486,7 @@ def _climb_from(problem: Problem, sigma_one: float, theta: Array, control: Contr
 def _race(problem: Problem, sigma_one: float, theta: Array, control: Control) -> Ends:
     """End points of ascents from `theta`, shape (S, P)."""
     found = _climb_from(problem, sigma_one, theta, control)
-    return _one_search(found, _ranked(problem, sigma_one, found))
-
-
-def _one_search(found: Climb, rank: Array) -> Ends:
-    return Ends(found, rank, np.zeros(rank.size, dtype=bool), np.zeros(rank.size, dtype=np.intp))
-
-
-def join(a: Ends, b: Ends) -> Ends:
-    """Both sets of end points as one."""
-    x, y = a.climb, b.climb
-    both = Climb(
-        np.vstack([x.theta, y.theta]),
-        np.append(x.loglik, y.loglik),
-        np.vstack([x.score, y.score]),
-        np.append(x.n_iter, y.n_iter),
-        np.append(x.n_evaluations, y.n_evaluations),
-        np.append(x.converged, y.converged),
-        x.traces + y.traces,
-        x.interrupted or y.interrupted,
-    )
-    returned, search = np.append(a.returned, b.returned), np.append(a.search, b.search)
-    return Ends(both, np.append(a.rank, b.rank), returned, search)
+    return one_search(found, _ranked(problem, sigma_one, found))
 
 
 def _ranked(problem: Problem, sigma_one: float, found: Climb) -> Array:
@@ -563,21 +494,16 @@ def _ranked(problem: Problem, sigma_one: float, found: Climb) -> Array:
     return np.where(collapsed(problem, sigma_one, found.theta), -np.inf, found.loglik)
 
 
-def _or_any(rank: Array, loglik: Array) -> Array:
-    """Log-likelihoods of solutions that have not collapsed, or of all where all have."""
-    return rank if np.isfinite(rank).any() else loglik
-
-
 def finish(problem: Problem, sigma_one: float, ends: Ends, margin: float, control: Control) -> Search:
     """End points within `margin` of the best run to convergence on all subjects; the best polished by Newton steps."""
     rough = ends.climb
-    candidates = _candidates(_or_any(ends.rank, rough.loglik), margin)
+    chosen = candidates(or_any(ends.rank, rough.loglik), margin)
     limit = replace(control, tol=_SHARP * control.tol, min_gain=_STANDSTILL)
     limit = replace(limit, max_iter=0) if rough.interrupted else limit
-    start = np.array([largest_first(problem, theta) for theta in rough.theta[candidates]])
+    start = np.array([largest_first(problem, theta) for theta in rough.theta[chosen]])
     found = _climb_from(problem, sigma_one, start, limit)
     rank = without_artefacts(problem, found.theta, _ranked(problem, sigma_one, found))
-    usable = _or_any(rank, found.loglik)
+    usable = or_any(rank, found.loglik)
     best = int(np.argmax(usable >= usable.max() - SAME))  # of equals the one that was best before
     interrupted = rough.interrupted or found.interrupted
     theta = found.theta[best]
@@ -586,7 +512,7 @@ def finish(problem: Problem, sigma_one: float, ends: Ends, margin: float, contro
     elif not (interrupted or found.converged[best]):
         theta = newton_polish(problem, theta)
     e = evaluate(problem, theta[None])
-    origin = candidates[best]
+    origin = chosen[best]
     ways = ~ends.returned
     return Search(
         theta=theta,

@@ -161,15 +161,16 @@ def test_a_fit_is_not_below_those_of_models_nested_in_it(cov_re, data, monkeypat
     formula, control = "y ~ time | gate: z1 | re: (1 + time || id)", Control()
     model = mm.MEMoE(formula, data, 2, cov_re=cov_re)
     one = estimate.fit_one_expert(model.problem, control)
-    starts = estimate.nested_starts(model.problem, one, control, np.random.default_rng(0))
+    starts, interrupted = estimate.nested_starts(model.problem, one, control, np.random.default_rng(0))
     shared = mm.MEMoE(formula, data, 2, cov_re="common", residual="common").maximum(16, np.random.default_rng(1))
     fixed = mm.MEMoE(formula.replace("1 + time ||", "0 |"), data, 2).maximum(16, np.random.default_rng(1))
     logliks = evaluate(model.problem, starts).loglik - model._log_scale
     assert logliks == pytest.approx([shared.loglik, fixed.loglik], abs=0.02)
+    assert not interrupted
     nowhere = np.zeros((1, model.problem.free.size))
     monkeypatch.setattr(estimate, "random_starts", lambda *args: nowhere)
     monkeypatch.setattr(estimate, "carried_starts", lambda problem, *args: np.zeros((1, problem.free.size)))
-    monkeypatch.setattr(estimate, "nested_starts", lambda *args: starts)
+    monkeypatch.setattr(estimate, "nested_starts", lambda *args: (starts, False))
     found = estimate.search(model.problem, 2, control, np.random.default_rng(2))
     assert found.loglik - model._log_scale >= max(shared.loglik, fixed.loglik)
 
@@ -216,9 +217,9 @@ def test_experts_without_noise_are_found_and_flagged(formula):
 
 def test_of_collapsed_solutions_the_highest_is_taken():
     rank, loglik = np.array([-np.inf, -np.inf]), np.array([3.0, 5.0])
-    np.testing.assert_array_equal(estimate._or_any(rank, loglik), loglik)
+    np.testing.assert_array_equal(estimate.or_any(rank, loglik), loglik)
     rank = np.array([-7.0, -np.inf])
-    np.testing.assert_array_equal(estimate._or_any(rank, loglik), rank)
+    np.testing.assert_array_equal(estimate.or_any(rank, loglik), rank)
 
 
 # ---- origins ----
