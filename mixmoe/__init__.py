@@ -7,15 +7,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mixmoe import datasets, errors, simulate
-from mixmoe.api import fit, load
+from mixmoe.api import fit
 from mixmoe.report.side_by_side import table
+from mixmoe.results import load
 
 if TYPE_CHECKING:
     from mixmoe.mixed.model import MEMoE
     from mixmoe.mixed.results import MEMoEResults
+    from mixmoe.multiple_imputation import pool
     from mixmoe.neural.model import NME
     from mixmoe.neural.results import NMEResults
     from mixmoe.selection.choice import Selection, select
+    from mixmoe.selection.many_responses import fit_each
     from mixmoe.varying.model import VCMoE
     from mixmoe.varying.results import VCMoEResults
 
@@ -32,7 +35,9 @@ __all__ = [
     "datasets",
     "errors",
     "fit",
+    "fit_each",
     "load",
+    "pool",
     "select",
     "simulate",
     "table",
@@ -45,6 +50,8 @@ _WHERE = {
     "Selection": "mixmoe.selection.choice",
     "VCMoE": "mixmoe.varying.model",
     "VCMoEResults": "mixmoe.varying.results",
+    "fit_each": "mixmoe.selection.many_responses",
+    "pool": "mixmoe.multiple_imputation",
     "select": "mixmoe.selection.choice",
 }
 

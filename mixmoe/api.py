@@ -1,15 +1,11 @@
-"""The two doors of the package: `fit` a formula, `load` a file."""
+"""The door of the package: `fit` a formula."""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-import pandas as pd
-
-from mixmoe import results
 from mixmoe.design.formula import MoEFormula, parse_formula
 from mixmoe.errors import ArgumentError
-from mixmoe.families import families, family_of, model_options, refuse_foreign_effects
+from mixmoe.families import family_of, model_options, refuse_foreign_effects
 
 if TYPE_CHECKING:
     from mixmoe.mixed.error_structure import ErrorsBy, ErrorsDist
@@ -41,12 +37,13 @@ def fit(
     lr: float = ...,
     annealing: float | None = ...,
     penalty: float | None = ...,
-    weight_decay: float = ...,
+    weight_decay: float | None = ...,
     batch_size: int | None = ...,
     validation: float | None = ...,
     patience: int | None = ...,
     baselines: bool = ...,
     holdout: float = ...,
+    starts: int = ...,
     rng: Any = ...,
     progress: bool = ...,
 ) -> "NMEResults": ...
@@ -70,12 +67,13 @@ def fit(
     lr: float = ...,
     annealing: float | None = ...,
     penalty: float | None = ...,
-    weight_decay: float = ...,
+    weight_decay: float | None = ...,
     batch_size: int | None = ...,
     validation: float | None = ...,
     patience: int | None = ...,
     baselines: bool = ...,
     holdout: float = ...,
+    starts: int = ...,
     rng: Any = ...,
     progress: bool = ...,
 ) -> "NMEResults": ...
@@ -89,8 +87,11 @@ def fit(
     *,
     bandwidth: float | str,
     family: str = ...,
+    span: float | str | None = ...,
     gate_bandwidth: float | str | None = ...,
     dispersion: str = ...,
+    errors_dist: str = ...,
+    errors_df: float | None = ...,
     grid: Any = ...,
     n_grid: int | None = ...,
     trials: str | None = ...,
@@ -194,33 +195,3 @@ def fit(formula: str | MoEFormula, data: Any, experts: int | None = None, **opti
     for_model = model_options(family, options)
     model = family(parsed, data, **for_model)
     return model.fit(**{name: value for name, value in options.items() if name not in for_model})
-
-
-def load(
-    path: str | os.PathLike[str],
-    data: pd.DataFrame | None = None,
-    context: Mapping[str, Any] | None = None,
-    network: Any = None,
-) -> results.Results:
-    """A fit from a file that its `save` wrote; reading it cannot run code.
-
-    Parameters
-    ----------
-    path : path-like
-    data : DataFrame, optional
-        The data of the fit, if it was saved without them.
-    context : mapping, optional
-        Functions and constants that the formula uses; give it only for files that you trust.
-    network : torch.nn.Module, optional
-        The network of a fit that had one of your own; the file holds its parameters, not its code.
-
-    Returns
-    -------
-    Results
-
-    Raises
-    ------
-    SavedFileError
-        If the file is no saved fit, or its formula is not limited to the built-in transforms.
-    """
-    return results.load(path, families(), data, context, network)

@@ -462,7 +462,7 @@ _HOME: Mapping[str, tuple[str, str]] = MappingProxyType(
     }
 )
 # The one piece of state of the package: families that others add.
-_ADDED: dict[str, Any] = {}
+_ADDED: dict[str, ModelClass] = {}
 
 
 def register(model: Registered) -> Registered:
@@ -483,10 +483,11 @@ def register(model: Registered) -> Registered:
     ArgumentError
         If a family of the package has its name.
     """
-    name = cast(ModelClass, model).spec.name
+    added = cast(ModelClass, model)
+    name = added.spec.name
     if name in _HOME:
         raise ArgumentError(f"a family named {name!r} comes with the package; choose another name")
-    _ADDED[name] = model
+    _ADDED[name] = added
     return model
 
 
@@ -503,20 +504,20 @@ def unregister(name: str) -> None:
     del _ADDED[name]
 
 
-def families() -> Mapping[str, Any]:
+def families() -> Mapping[str, ModelClass]:
     """All registered model classes by name; those that others add come first, as they are asked first."""
     own = {name: getattr(import_module(module), attribute) for name, (module, attribute) in _HOME.items()}
     return MappingProxyType({**_ADDED, **own})
 
 
-def family_of(formula: MoEFormula, options: Mapping[str, Any]) -> Any:
+def family_of(formula: MoEFormula, options: Mapping[str, Any]) -> ModelClass:
     """The model class that fits a formula with these options; the last one takes what no other claims."""
     known = families()
     claimed = (model for model in known.values() if model.spec.claims(formula, options))
     return next(claimed, list(known.values())[-1])
 
 
-def refuse_foreign_effects(formula: MoEFormula, family: Any, data: Any) -> None:
+def refuse_foreign_effects(formula: MoEFormula, family: ModelClass, data: Any) -> None:
     """Refuse random effects that only another family knows.
 
     Parameters
@@ -546,7 +547,7 @@ def refuse_foreign_effects(formula: MoEFormula, family: Any, data: Any) -> None:
                 )
 
 
-def model_options(family: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+def model_options(family: ModelClass, options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the options that the constructor of a family takes.
 
     Raises
@@ -554,7 +555,7 @@ def model_options(family: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     ArgumentError
         If neither constructor, fit nor covariance has one of them.
     """
-    for_model = _keywords(family.__init__)
+    for_model = _keywords(family)
     known = [*for_model, *_keywords(family.fit), *family.spec.covariance_options]
     for name in options:
         if name not in known and name in family.spec.lacks:
@@ -571,8 +572,8 @@ def _keywords(function: Callable[..., Any]) -> list[str]:
     return [p.name for p in parameters if p.name not in apart and p.kind is not inspect.Parameter.VAR_KEYWORD]
 
 
-def _elsewhere(option: str, family: Any) -> str:
+def _elsewhere(option: str, family: ModelClass) -> str:
     """In words which other family has an option and how to ask for it; none for options that nobody has."""
     others = [model for model in families().values() if model is not family]
-    found = [model.spec for model in others if option in (*_keywords(model.__init__), *_keywords(model.fit))]
+    found = [model.spec for model in others if option in (*_keywords(model), *_keywords(model.fit))]
     return "".join(f"{spec.name} has, which fits {spec.asked_by}; " for spec in found[:1])

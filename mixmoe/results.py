@@ -17,7 +17,7 @@ from mixmoe.check.terms import TermTests, term_tests
 from mixmoe.design.design import Design
 from mixmoe.design.frame import whole_frame
 from mixmoe.errors import ArgumentError, MixmoeError, MixmoeWarning, SavedFileError
-from mixmoe.families import DrawsResponses, HasTerms, Model, lacking, require
+from mixmoe.families import DrawsResponses, HasTerms, Model, families, lacking, require
 from mixmoe.inference.labelled import LabelledResults
 from mixmoe.inference.likelihood_ratio import FitSide, LRTest, lr_test
 from mixmoe.inference.uncertainty import DESCRIPTIONS, ParamCov, checked_alpha, checked_cov_type
@@ -173,13 +173,13 @@ class Results(Diagnosis, Reporting, LabelledResults):
         """
         chosen = _chosen(self, tables, options)
         title = self._title if caption is None else caption
-        return written(latex(chosen, title, label, self._remarks, standalone), path)
+        return written(latex(chosen, title, label, (_size_and_fit(self), *self._remarks), standalone), path)
 
     def to_markdown(
         self, path: PathLike | None = None, tables: Sequence[str] | str | None = None, **options: Any
     ) -> str:
         """Tables as Markdown; see `to_latex`."""
-        return written(markdown(_chosen(self, tables, options), notes=self._remarks), path)
+        return written(markdown(_chosen(self, tables, options), notes=(_size_and_fit(self), *self._remarks)), path)
 
     def to_frame(self, alpha: float = 0.05) -> pd.DataFrame:
         """One row per parameter.
@@ -264,7 +264,10 @@ class Results(Diagnosis, Reporting, LabelledResults):
         ax : matplotlib Axes, optional
             Where to draw.
         **options
-            Passed to `curves` or `panels`.
+            Of a kind of `curves`: named there. ``"residuals"``: ``residuals=`` (kind of residuals), ``against=``
+            (``"fitted"`` or a numeric column), ``given=``, ``rng=``. ``"qq"``: ``given=``, ``alpha=``, ``rng=``.
+            ``"fit"``: ``x=`` (column), ``fitted=`` (``"mean"`` or ``"subject"``), ``bins=``, ``alpha=``.
+            ``"random_effects"``: ``alpha=``. ``"profile"``: ``parameter=`` and others of `profile`.
 
         Returns
         -------
@@ -372,25 +375,22 @@ class Results(Diagnosis, Reporting, LabelledResults):
 
 def load(
     path: PathLike,
-    known: Mapping[str, Any],
     data: pd.DataFrame | None = None,
     context: Mapping[str, Any] | None = None,
     network: Any = None,
 ) -> Results:
-    """A fit from a file; reading it cannot run code.
+    """A fit from a file that its `save` wrote; reading it cannot run code.
 
     Parameters
     ----------
     path : path-like
-    known : mapping of str to class
-        Registered families by name.
     data : DataFrame, optional
         The data of the fit, if it was saved without them; others are refused.
     context : mapping, optional
         Functions and constants that the formula uses. Giving it allows any formula to be evaluated, so do that only for
         files that you trust; without it a formula may use only the built-in transforms.
     network : torch.nn.Module, optional
-        The network of a fit that had one of the user's own.
+        The network of a fit that had one of your own; the file holds its parameters, not its code.
 
     Returns
     -------
@@ -401,7 +401,7 @@ def load(
     SavedFileError
         If the file is no saved fit, its formula is not safe, or the model cannot be rebuilt from it.
     """
-    saved = read(path)
+    saved, known = read(path), families()
     if saved.family not in known:
         raise SavedFileError(f"{str(path)!r} holds a {saved.family!r}, known are {', '.join(map(repr, known))}")
     if context is None:
@@ -488,6 +488,14 @@ def _notes(results: Results) -> tuple[str, ...]:
     how = DESCRIPTIONS[cov.kind].replace("independent units", results._unit_word)
     about = f"Standard errors: {how}{'; ' + cov.note if cov.note else ''}."
     return (about, *results._more_notes, *(flag.message for flag in results.flags))
+
+
+def _size_and_fit(results: Results) -> str:
+    """Units, rows, log-likelihood and BIC, for tables without the header."""
+    word = "clusters" if results.model.design.names.group is None else results._unit_word
+    units = f"{results.n_units} {word}, " if results.n_units != results.nobs else ""
+    fit = f"{loglik_name(results.model.settings).lower()} {results.llf:.3f}, BIC {results.bic:.3f}"
+    return f"N = {units}{results.nobs} rows; {fit}."
 
 
 def _chosen(results: Results, keys: Sequence[str] | str | None, options: Mapping[str, Any]) -> tuple[Table, ...]:

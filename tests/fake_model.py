@@ -93,6 +93,13 @@ class FakeModel:
     def settings(self):
         return {"experts": self.n_experts, "cov_re": self.cov_re, "residual": self.residual}
 
+    @classmethod
+    def from_saved(cls, saved, context):
+        options = dict(saved.settings)
+        model = cls(saved.formula, saved.data, options.pop("experts"), context=context, **options)
+        object.__setattr__(model, "design", restored(model.design, saved))
+        return FakeResults(model, saved.fit, saved.cov)
+
     def covariance(self, fit, kind, **options):
         return ParamCov(np.eye(len(fit.params)) * 0.04, kind, f"options {sorted(options)}" if options else "")
 
@@ -112,13 +119,6 @@ class FakeResults(MoEResults):
     def _observed(self, kind):
         design = self.model.design
         return Observed(design.expert[:, 1], design.response, design.codes, self.classify()["expert"].to_numpy())
-
-    @classmethod
-    def from_saved(cls, saved, context):
-        options = dict(saved.settings)
-        model = FakeModel(saved.formula, saved.data, options.pop("experts"), context=context, **options)
-        object.__setattr__(model, "design", restored(model.design, saved))
-        return cls(model, saved.fit, saved.cov)
 
 
 def make_fit(model, loglik=-200.0, flags=(), converged=True, seed=0):

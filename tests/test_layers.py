@@ -26,7 +26,7 @@ LAYERS = (
     {"report"},
     {"results", "mixture_results"},
     set(FAMILIES),
-    {"api"},
+    {"api", "multiple_imputation"},
     {"selection"},
     {"__init__"},
     {"cli"},

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -12,11 +12,13 @@ from scipy.special import comb
 from scipy.stats import binom
 
 from mixmoe._typing import Array
-from mixmoe.families import Curvature, Estimated, HasExperts
+from mixmoe.families import Curvature, Estimated, HasCurvature, HasExperts
+from mixmoe.mixture.estimate import EMFit
 from mixmoe.mixture.resampling import Journal
 
 Labels = NDArray[np.intp]
 STOPS = ("binomial", "besag-clifford", "never")
+_WIDTH = 78  # places of a printed line
 _ERROR = 0.001  # probability at which a count speaks against a p-value equal to alpha
 _EXCEEDED = 10  # exceedances that end the rule of Besag & Clifford
 _DRAWS = 100_000  # of the weighted sum of chi-squares; error of a p-value below 0.002
@@ -75,7 +77,7 @@ class ExpertsTest:
             f"Bootstrap likelihood-ratio test: {self.experts} experts against {self.experts - 1}\n"
             f"  2 (log L{self.experts} - log L{self.experts - 1}) = {self.statistic:.3f}, {_p_shown(self.pvalue)}\n"
             f"  {self.exceeded} of {self.n_boot} draws from {self.experts - 1} experts are as large{failed}{cut}\n"
-            f"  {self.stop}"
+            f"{fill(self.stop, _WIDTH, initial_indent='  ', subsequent_indent='    ')}"
         )
 
 
@@ -277,7 +279,7 @@ def weighted_chi2_sf(values: Array, weights: Array) -> Array:
     return exceeded / _DRAWS
 
 
-def vlmr(model: Any, full: Estimated, null: Estimated) -> VLMRTest:
+def vlmr(model: HasCurvature, full: Estimated, null: Estimated) -> VLMRTest:
     """See `ExpertTests.vlmr_test`."""
     large, small = model.curvature(full), model.curvature(null)
     weights = vuong_weights(large, small)
@@ -315,12 +317,12 @@ class Stability:
     def __str__(self) -> str:
         low, middle, high = np.quantile(self.ari, [0.05, 0.5, 0.95])
         failed = f", {self.n_failed} more did not converge" if self.n_failed else ""
-        experts = ", ".join(f"expert {k + 1}: {value:.3f}" for k, value in enumerate(self.jaccard))
+        jaccard = "\n".join(f"    expert {k + 1}: {value:.3f}" for k, value in enumerate(self.jaccard))
         return (
             f"Stability of the classification over {len(self.ari)} resamples of the units{failed}"
             f"{'; interrupted' if self.interrupted else ''}\n"
             f"  adjusted Rand index: mean {self.ari.mean():.3f}, median {middle:.3f}, 5 % {low:.3f}, 95 % {high:.3f}\n"
-            f"  mean Jaccard similarity: {experts} (below 0.6: not stable; above 0.75: stable)"
+            f"  mean Jaccard similarity (below 0.6: not stable; above 0.75: stable):\n{jaccard}"
         )
 
 
@@ -365,11 +367,11 @@ def best_jaccard(a: Labels, b: Labels) -> Array:
     return (table / np.maximum(union, 1.0)).max(axis=1)
 
 
-def resampled_labels(model: HasExperts, fit: Any) -> Callable[[np.random.Generator], list[int]]:
+def resampled_labels(model: HasExperts, fit: EMFit) -> Callable[[np.random.Generator], list[int]]:
     """A picklable task that refits to one resample and returns the labels as a list."""
     return partial(_labels, model, fit)
 
 
-def _labels(model: HasExperts, fit: Any, rng: np.random.Generator) -> list[int]:
+def _labels(model: HasExperts, fit: EMFit, rng: np.random.Generator) -> list[int]:
     found: list[int] = model.reclassified(fit, rng).tolist()
     return found

@@ -37,7 +37,7 @@ class Space:
     upper: float = np.inf
 
 
-SPACES = {"identity": Space(), "log": Space(lower=0.0), "atanh": Space(-1.0, 1.0)}
+SPACES = {"identity": Space(), "log": Space(lower=0.0), "atanh": Space(-1.0, 1.0), "logit": Space(0.0, 1.0)}
 
 
 @dataclass(frozen=True, slots=True)

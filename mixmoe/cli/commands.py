@@ -4,6 +4,7 @@ import argparse
 import inspect
 import json
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,15 +12,17 @@ import pandas as pd
 
 import mixmoe
 from mixmoe import datasets
-from mixmoe.api import fit, load
+from mixmoe.api import fit
 from mixmoe.cli.files import FORMATS, OUT_ENDINGS, check_writable, read_data, write_frame, write_text
-from mixmoe.design.formula import MoEFormula, parse_formula, require_safe
+from mixmoe.design.formula import MoEFormula, parse_formula
+from mixmoe.design.safe import require_safe
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.families import FamilySpec, family_of
 from mixmoe.inference.uncertainty import checked_alpha
 from mixmoe.output.plots_in_files import FIGURE_ENDINGS, save_figure
 from mixmoe.output.summary import Summary
 from mixmoe.report.described import describe
+from mixmoe.results import Results, load
 from mixmoe.selection.choice import Selection, select
 
 CRITERIA = ("aic", "bic", "sabic", "icl", "clc", "cv", "validation")
@@ -293,7 +296,7 @@ def run_fit(arguments: argparse.Namespace) -> int:
     return _soundness(results, arguments)
 
 
-def _soundness(results: Any, arguments: argparse.Namespace) -> int:
+def _soundness(results: Results, arguments: argparse.Namespace) -> int:
     """The exit code of a fit that was written."""
     unsound = not results.converged or (arguments.strict and bool(results.flags))
     return UNCONVERGED if unsound else OK
@@ -404,7 +407,7 @@ def column(data: pd.DataFrame, name: str, option: str) -> pd.Series:
     return data[name]
 
 
-def _accepted(results: Any, options: dict[str, Any]) -> dict[str, Any]:
+def _accepted(results: Results, options: dict[str, Any]) -> dict[str, Any]:
     """The options, if this family's `predict` has them."""
     known = inspect.signature(results.predict).parameters
     family = results.model.spec.name
@@ -447,10 +450,15 @@ def _write_selection(found: Selection, arguments: argparse.Namespace) -> None:
         save_figure(found.plot, arguments.plot)
 
 
-def _write_fit(results: Any, arguments: argparse.Namespace) -> None:
+def _write_fit(results: Results, arguments: argparse.Namespace) -> None:
     _write_texts(results.summary(arguments.alpha), arguments)
     if arguments.out is not None:
-        write_frame(results.tidy(arguments.alpha), arguments.out)
+        estimates = results.tidy(arguments.alpha)
+        write_frame(estimates, arguments.out)
+        if arguments.quiet:  # a file of rows has no place for notes, and no summary shows them
+            told = {flag.message for flag in results.flags}
+            for note in (note for note in estimates.attrs["notes"] if note not in told):
+                print(f"mixmoe: note: {note}", file=sys.stderr)
     if arguments.report is not None:
         results.report(arguments.report, alpha=arguments.alpha)
     if arguments.save is not None:

@@ -379,6 +379,7 @@ def _warn_empty(raw: pd.Series, levels: tuple[Any, ...], column: str) -> None:
 
 TOLERANCE = 1e-7
 """Part of a column's length that must be left after projection on the columns before it, as in R's `lm`."""
+_ROUNDING = 1e-12  # part of a column's length that rounding may leave of one that is constant
 _SCREEN = 1e-3
 _BLOCK = 65_536
 
@@ -414,7 +415,20 @@ def aliases(x: Array) -> tuple[Alias, ...]:
     scale[scale == 0] = 1.0
     if _clearly_independent(x, scale):
         return ()
-    return _dependent(_triangle(x, scale))
+    return _dependent(_triangle(_near_zero(x), scale), _triangle(x, scale))
+
+
+def _near_zero(x: Array) -> Array:
+    """Columns behind a constant one less their first values.
+
+    With the constant they span what they did, but times far from their origin, such as seconds since 1970, keep the
+    digits in which they differ.
+    """
+    constant = np.flatnonzero((x == x[0]).all(axis=0) & (x[0] != 0))
+    if not constant.size:
+        return x
+    behind = np.arange(x.shape[1]) > constant[0]
+    return x - np.where(behind, x[0], 0.0)
 
 
 def _clearly_independent(x: Array, scale: Array) -> bool:
@@ -439,7 +453,8 @@ def _triangle(x: Array, scale: Array) -> Array:
     return r
 
 
-def _dependent(r: Array) -> tuple[Alias, ...]:
+def _dependent(r: Array, written: Array) -> tuple[Alias, ...]:
+    """Superfluous columns by the triangle of the columns near zero; `written` is that of the columns as they are."""
     basis = np.zeros((r.shape[0], 0))
     kept: list[int] = []
     found: list[Alias] = []
@@ -449,8 +464,8 @@ def _dependent(r: Array) -> tuple[Alias, ...]:
         rest = column - basis @ (basis.T @ column)
         rest = rest - basis @ (basis.T @ rest)
         left = np.linalg.norm(rest)
-        if length == 0 or left <= TOLERANCE * length:
-            found.append(Alias(j, _makers(r, kept, j)))
+        if left <= max(TOLERANCE * length, _ROUNDING * np.linalg.norm(written[:, j])):
+            found.append(Alias(j, _makers(written, kept, j)))
         else:
             kept.append(j)
             basis = np.column_stack([basis, rest / left])

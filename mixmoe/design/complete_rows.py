@@ -184,8 +184,9 @@ def collect_rows(
     absent = {need.name: missing(raw[need.name]) for need in needs if need.complete}
     before = _before(frame, lagged, keys)
     absent |= {name: missing(values) for name, values in before.items() if lagged.complete}
-    keep = _complete(absent, frame.n_rows)
-    dropped = _dropped(absent, keep)
+    keep = ~np.logical_or.reduce([np.zeros(frame.n_rows, dtype=bool), *absent.values()])
+    counts = tuple((name, int(np.count_nonzero(rows))) for name, rows in absent.items())
+    dropped = Dropped(int(np.count_nonzero(~keep)), tuple((name, count) for name, count in counts if count))
     if not keep.any():
         raise NothingLeftError(
             f"all {frame.n_rows} rows have a missing value ({dropped}); nothing is left to analyse, so leave out the "
@@ -304,18 +305,6 @@ def _labels(values: pd.Series, position: Integers, frame: FrameView) -> pd.Serie
     return exact(values)
 
 
-def _complete(absent: Mapping[str, NDArray[np.bool_]], n_rows: int) -> NDArray[np.bool_]:
-    lost = np.zeros(n_rows, dtype=bool)
-    for rows in absent.values():
-        lost |= rows
-    return ~lost
-
-
-def _dropped(absent: Mapping[str, NDArray[np.bool_]], keep: NDArray[np.bool_]) -> Dropped:
-    counts = ((name, int(np.count_nonzero(rows))) for name, rows in absent.items())
-    return Dropped(int(len(keep) - np.count_nonzero(keep)), tuple((name, c) for name, c in counts if c))
-
-
 def _taken(values: pd.Series, rows: NDArray[Any]) -> pd.Series:
     array = values.array[rows]
     return pd.Series(array, index=pd.RangeIndex(len(array)), name=values.name, copy=False)
@@ -329,6 +318,7 @@ def _sorted(
     dropped: Dropped,
     frame: FrameView,
 ) -> Rows:
+    """The rows by unit, sequence and order; as they stand where that is their order already."""
     if keys.group is None:
         labels = np.asarray(frame.labels.take(position), dtype=object)
         return Rows(columns, named, np.arange(len(position)), labels, position, None, dropped)
@@ -336,9 +326,8 @@ def _sorted(
     codes = units.codes
     inner = () if keys.order is None else (units_of(named[keys.order]).codes,)
     within = None if keys.within is None else units_of(named[keys.within]).codes
-    by = (*inner, *(() if within is None else (within,)), codes)
-    arranged = _arrangement(by)
-    if arranged is not None:
+    arranged = np.lexsort((*inner, *(() if within is None else (within,)), codes))  # stable; the last key counts first
+    if (arranged[1:] < arranged[:-1]).any():
         columns = {name: _taken(values, arranged) for name, values in columns.items()}
         named = {name: _taken(values, arranged) for name, values in named.items()}
         codes, position = codes[arranged], position[arranged]
@@ -348,15 +337,6 @@ def _sorted(
     if sequence is not None:
         _refuse_ties(rows, keys, frame)
     return rows
-
-
-def _arrangement(by: tuple[Integers, ...]) -> Integers | None:
-    """The stable order of rows, last key first; None if they are in order."""
-    if len(by) == 1:
-        codes = by[0]
-        return None if (codes[1:] >= codes[:-1]).all() else np.argsort(codes, kind="stable")
-    arranged = np.lexsort(by)
-    return None if (arranged[1:] > arranged[:-1]).all() else arranged
 
 
 def _sequences(codes: Integers, within: Integers | None) -> Integers:

@@ -4,13 +4,13 @@
 """
 
 import difflib
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from mixmoe.design.formulaic_engine import SectionSyntaxError, is_intercept, parse_terms
-from mixmoe.design.safe import unsafe_reason
 from mixmoe.errors import FormulaError
 
 PartKind = Literal["free", "common", "const"]
@@ -30,6 +30,14 @@ _SEVERAL = (
     "another; keep the factor of the subjects, and let the other be a term, such as C(site), or the clusters of the "
     "standard errors, cluster=. Several random factors without experts are what lme4 in R and statsmodels' MixedLM fit"
 )  # grouping factors
+_KNOWN = ", ".join(f"{name}:" for name in SECTIONS)
+_WHEN_EMPTY = {
+    "gate": "write gate: 1 for constant proportions, or leave it out",
+    "re": "write re: (1 | subject), or leave it out",
+    "sigma": "write sigma: 1 for a constant standard deviation, or leave it out",
+    "vary": "name the index, or leave it out",
+    "seq": "name the column that orders the rows, or leave it out",
+}
 _OPENING, _CLOSING, _QUOTES = "([{", ")]}", "`'\""
 
 
@@ -105,6 +113,8 @@ class MoEFormula:
     seq : Sequence or None
     sigma : tuple of Part
         Terms of the log standard deviation of the errors; empty if it is constant.
+    period : float or None
+        Of an index that runs round a circle.
     """
 
     text: str
@@ -115,9 +125,15 @@ class MoEFormula:
     vary: str | None = None
     seq: Sequence | None = None
     sigma: tuple[Part, ...] = ()
+    period: float | None = None
 
     def __str__(self) -> str:
         return self.text
+
+    @property
+    def index(self) -> str | None:
+        """The index as it is written."""
+        return self.vary if self.period is None else f"cyclic({self.vary}, {self.period:g})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,16 +191,33 @@ def parse_formula(text: str) -> MoEFormula:
     if not whole.strip():
         raise FormulaError(f"the formula is empty; write {SHAPE!r}")
     _refuse_namesakes(whole)
-    span = _Span(whole, _mask(whole), 0, len(whole))
-    response, rest = _split_at_tilde(span)
-    pieces = list(_split(rest, "|"))
-    sections = _named_sections(pieces[1:], pieces[0])
-    return _assembled(whole.strip(), response, pieces[0], sections)
+    # Brackets and quotes are blanked in the mask: what it shows of '~', '|' and names stands at the top level.
+    response, rest = _split_at_tilde(_Span(whole, _mask(whole), 0, len(whole)))
+    expert, *pieces = _split(rest, "|")
+    sections, period = _named_sections(pieces, expert), None
+    if "vary" in sections:
+        sections["vary"], period = _without_circle(sections["vary"])
+    formula = MoEFormula(
+        text=whole.strip(),
+        response=_response(response),
+        expert=_parts(expert, ("common", "const"), "the expert part"),
+        gate=_parts(sections["gate"], ("const",), "gate:") if "gate" in sections else (Part("1"),),
+        random=_random(sections["re"]) if "re" in sections else None,
+        vary=_index(sections["vary"]) if "vary" in sections else None,
+        seq=_sequence(sections["seq"]) if "seq" in sections else None,
+        sigma=_sigma(sections["sigma"]) if "sigma" in sections else (),
+        period=period,
+    )
+    if formula.seq is not None and formula.random is None:
+        raise sections["seq"].error(
+            "seq: orders the rows of a subject, but no section names the subjects; add | re: (last | subject)"
+        )
+    return formula
 
 
 def _refuse_namesakes(whole: str) -> None:
     """Refuse a column called as an expression of the formula is written: the two would be taken for one."""
-    code = re.sub(r"\s", "", _unquoted(whole))
+    code = re.sub(r"\s", "", unquoted(whole))
     for quoted in re.finditer(r"`([^`]*)`", whole):
         if "(" in quoted.group(1) and re.sub(r"\s", "", quoted.group(1)) in code:
             raise FormulaError(
@@ -194,50 +227,6 @@ def _refuse_namesakes(whole: str) -> None:
                 quoted.start(),
                 len(quoted.group(0)),
             )
-
-
-def require_safe(formula: MoEFormula) -> None:
-    """Refuse a formula that could run foreign code.
-
-    Raises
-    ------
-    FormulaError
-        If the formula holds code in braces or anything but whitelisted transforms.
-    """
-    reason = _danger(formula)
-    if reason is not None:
-        raise FormulaError(
-            f"the formula comes from outside and may hold only common transforms such as log, scale, C, bs, poly: "
-            f"{reason}; compute such a column beforehand",
-            formula.text,
-        )
-
-
-def _danger(formula: MoEFormula) -> str | None:
-    if "{" in _unquoted(formula.text):
-        return "code in braces is not allowed"
-    texts = [formula.response, *(part.text for part in (*formula.expert, *formula.gate, *formula.sigma))]
-    texts += [text for text in (formula.random and formula.random.design, formula.vary) if text]
-    return unsafe_reason([term for text in texts for term in parse_terms(text)])
-
-
-def _assembled(text: str, response: _Span, expert: _Span, sections: dict[str, _Span]) -> MoEFormula:
-    gate = sections.get("gate")
-    formula = MoEFormula(
-        text=text,
-        response=_response(response),
-        expert=_parts(expert, ("common", "const"), "the expert part"),
-        gate=(Part("1"),) if gate is None else _parts(gate, ("const",), "gate:"),
-        random=_random(sections["re"]) if "re" in sections else None,
-        vary=_single_expression(sections["vary"]) if "vary" in sections else None,
-        seq=_sequence(sections["seq"]) if "seq" in sections else None,
-        sigma=_sigma(sections["sigma"]) if "sigma" in sections else (),
-    )
-    if formula.seq is not None and formula.random is None:
-        raise sections["seq"].error(
-            "seq: orders the rows of a subject, but no section names the subjects; add | re: (last | subject)"
-        )
-    return formula
 
 
 def _mask(text: str) -> str:
@@ -255,22 +244,18 @@ def _mask(text: str) -> str:
             stack.append(i)
             out[i] = char if len(stack) == 1 else "\0"
         elif char in _CLOSING:
-            out[i] = _closing(text, stack, i)
+            if not stack:
+                raise FormulaError(f"the bracket {char!r} was never opened; remove it", text, i)
+            opened = text[stack.pop()]
+            if _OPENING.index(opened) != _CLOSING.index(char):
+                raise FormulaError(f"the bracket {opened!r} is closed by {char!r}; make them match", text, i)
+            out[i] = "\0" if stack else char
     if quote:
         at = text.rfind(quote)
         raise FormulaError(f"the quote {quote} is opened but not closed; close it", text, at)
     if stack:
         raise FormulaError(f"the bracket {text[stack[-1]]!r} is not closed; close it", text, stack[-1])
     return "".join(out)
-
-
-def _closing(text: str, stack: list[int], i: int) -> str:
-    if not stack:
-        raise FormulaError(f"the bracket {text[i]!r} was never opened; remove it", text, i)
-    opened = text[stack.pop()]
-    if _OPENING.index(opened) != _CLOSING.index(text[i]):
-        raise FormulaError(f"the bracket {opened!r} is closed by {text[i]!r}; make them match", text, i)
-    return "\0" if stack else text[i]
 
 
 def _split(span: _Span, mark: str) -> Iterator[_Span]:
@@ -307,7 +292,7 @@ def _named_sections(pieces: list[_Span], expert: _Span) -> dict[str, _Span]:
             remedy = _SEVERAL if name == "re" else "join the two"
             raise piece.error(f"the section {name}: is given twice; {remedy}", head, len(name))
         if body.blank:
-            raise piece.error(f"the section {name}: is empty; {_when_empty(name)}", head, len(name) + 1)
+            raise piece.error(f"the section {name}: is empty; {_WHEN_EMPTY[name]}", head, len(name) + 1)
         sections[name] = body
     return sections
 
@@ -315,7 +300,7 @@ def _named_sections(pieces: list[_Span], expert: _Span) -> dict[str, _Span]:
 def _head(piece: _Span) -> tuple[str, _Span, int]:
     if piece.blank:
         raise piece.error(
-            f"a stray '|': nothing follows it; a section is one of {_known()}, so name one or remove the bar", -1, 1
+            f"a stray '|': nothing follows it; a section is one of {_KNOWN}, so name one or remove the bar", -1, 1
         )
     match = _HEAD.match(piece.masked)
     if match is None:
@@ -324,7 +309,7 @@ def _head(piece: _Span) -> tuple[str, _Span, int]:
     if name not in SECTIONS:
         close = difflib.get_close_matches(name.lower(), SECTIONS, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]}:?" if close else "; interactions belong inside a section"
-        raise piece.error(f"unknown section {name + ':'!r}; known are {_known()}{hint}", match.start(1), len(name))
+        raise piece.error(f"unknown section {name + ':'!r}; known are {_KNOWN}{hint}", match.start(1), len(name))
     return name, piece.sub(match.end(), len(piece.text)), match.start(1)
 
 
@@ -335,21 +320,7 @@ def _headless(piece: _Span) -> str:
         return f"re: needs brackets around the bar; write re: (1 | {text})"
     if "|" in text:
         return f"{text!r} has no section name; random effects are written re: {text if text[0] == '(' else f'({text})'}"
-    return f"a stray '|': {text!r} has no section name; write for example | gate: {text}; known are {_known()}"
-
-
-def _known() -> str:
-    return ", ".join(f"{name}:" for name in SECTIONS)
-
-
-def _when_empty(name: str) -> str:
-    return {
-        "gate": "write gate: 1 for constant proportions, or leave it out",
-        "re": "write re: (1 | subject), or leave it out",
-        "sigma": "write sigma: 1 for a constant standard deviation, or leave it out",
-        "vary": "name the index, or leave it out",
-        "seq": "name the column that orders the rows, or leave it out",
-    }[name]
+    return f"a stray '|': {text!r} has no section name; write for example | gate: {text}; known are {_KNOWN}"
 
 
 def _response(span: _Span) -> str:
@@ -372,13 +343,14 @@ def _parts(span: _Span, allowed: tuple[str, ...], where: str) -> tuple[Part, ...
     free = list(span.text)
     for match in _WRAPPER.finditer(span.masked):
         inside = _wrapper_body(span, match, allowed, where)
-        free[_before(span, match.start()) : inside.stop - span.start + 1] = " " * (
-            inside.stop - span.start + 1 - _before(span, match.start())
-        )
+        # Blanks take the place of the wrapper and of the plus sign in front, so that carets still point where they did.
+        before = span.masked[: match.start()].rstrip()
+        start, stop = len(before) - 1 if before.endswith("+") else match.start(), inside.stop - span.start + 1
+        free[start:stop] = " " * (stop - start)
         wrapped.append(_wrapped_part(inside, match.group(1)))
-    text = _without_leading_plus("".join(free)) if wrapped else span.text
+    text = re.sub(r"^(\s*)\+", r"\1 ", "".join(free)) if wrapped else span.text
     owns_intercept = any(_has_intercept(part) for part in wrapped)
-    _refuse_wrappers(_Span(span.whole, span.mask, span.start, span.stop), len(wrapped))
+    _refuse_wrappers(span, len(wrapped))
     terms = _terms(span, text, intercept=not owns_intercept) if text.strip() or not owns_intercept else ()
     parts = ((Part(text.strip() or "1", "free", not owns_intercept),) if terms or not wrapped else ()) + tuple(wrapped)
     _refuse_repeats(span, parts)
@@ -411,20 +383,6 @@ def _wrapper_body(span: _Span, match: re.Match[str], allowed: tuple[str, ...], w
     return body
 
 
-def _before(span: _Span, start: int) -> int:
-    """Where the plus sign in front of a wrapper stands, or the wrapper itself."""
-    before = span.masked[:start].rstrip()
-    return len(before) - 1 if before.endswith("+") else start
-
-
-def _without_leading_plus(text: str) -> str:
-    stripped = text.lstrip()
-    if not stripped.startswith("+"):
-        return text
-    at = len(text) - len(stripped)
-    return text[:at] + " " + text[at + 1 :]
-
-
 def _wrapped_part(inside: _Span, kind: str) -> Part:
     nested = _WRAPPER.search(inside.text)
     if nested is not None:
@@ -451,7 +409,7 @@ def _refuse_repeats(span: _Span, parts: tuple[Part, ...]) -> None:
 
 def _refuse_wrappers(span: _Span, expected: int) -> None:
     """Raise if common(...) or const(...) stands deeper than at the top level."""
-    visible = _unquoted(span.text)
+    visible = unquoted(span.text)
     found = list(_WRAPPER.finditer(visible))
     if len(found) > expected:
         deep = next(m for m in found if span.masked[m.start()] == "\0" or not expected)
@@ -462,14 +420,15 @@ def _refuse_wrappers(span: _Span, expected: int) -> None:
         )
 
 
-def _unquoted(text: str) -> str:
+def unquoted(text: str) -> str:
+    """`text` with everything in quotes or backticks blanked; same length."""
     return re.sub(r"`[^`]*`|'[^']*'|\"[^\"]*\"", lambda m: "\0" * len(m.group(0)), text)
 
 
 def _refuse_bars(span: _Span, where: str) -> None:
     """Raise for a bar in plain brackets: random effects outside re:."""
     stack: list[bool] = []
-    for i, char in enumerate(_unquoted(span.text)):
+    for i, char in enumerate(unquoted(span.text)):
         if char in _OPENING:
             before = span.text[:i].rstrip()
             stack.append(char != "(" or (bool(before) and (before[-1].isalnum() or before[-1] in "_.`")))
@@ -483,17 +442,16 @@ def _refuse_bars(span: _Span, where: str) -> None:
 
 def _terms(span: _Span, text: str, intercept: bool = True, columns: bool = True) -> tuple[object, ...]:
     """The terms of a part; its names may be layers of a network where they need not be `columns`."""
-    if columns:
-        _refuse_numbered_columns(span, text)
-    _refuse_specials(span, text)
+    _refuse_misread(span, text, columns)
     try:
         return parse_terms(text, intercept)
     except SectionSyntaxError as error:
-        raise span.error(_first_lower(error.message), error.start, error.width) from error
+        raise span.error(error.message[:1].lower() + error.message[1:], error.start, error.width) from error
 
 
-def _refuse_numbered_columns(span: _Span, text: str) -> None:
-    for quoted in re.finditer(r"`([^`]*)`", text):
+def _refuse_misread(span: _Span, text: str, columns: bool) -> None:
+    """Refuse what formulaic would read otherwise than it is meant, or without an end."""
+    for quoted in re.finditer(r"`([^`]*)`", text if columns else ""):
         if re.fullmatch(r"\s*[\d.]*\s*", quoted.group(1)):
             raise span.error(
                 f"a column called {quoted.group(1)!r} cannot stand in a formula, where 1 is the intercept and other "
@@ -501,9 +459,6 @@ def _refuse_numbered_columns(span: _Span, text: str) -> None:
                 quoted.start(),
                 len(quoted.group(0)),
             )
-
-
-def _refuse_specials(span: _Span, text: str) -> None:
     masked = "".join(a if m != "\0" else "\0" for a, m in zip(text, span.masked, strict=True))
     dot = re.search(r"(?<![\w.\0])\.(?![\w.])", masked)
     if dot is not None:
@@ -516,10 +471,6 @@ def _refuse_specials(span: _Span, text: str) -> None:
                 match.start(),
                 len(match.group(0)),
             )
-
-
-def _first_lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
 
 
 def _sigma(span: _Span) -> tuple[Part, ...]:
@@ -602,7 +553,27 @@ def _group(design: _Span, span: _Span) -> str:
     raise span.error(f"the subjects must be one column, got {span.text.strip()!r}; make such a column and name it")
 
 
-def _single_expression(span: _Span) -> str:
+def _without_circle(span: _Span) -> tuple[_Span, float | None]:
+    """The index inside ``cyclic(index, period)`` with its period, or the index as it stands and None."""
+    found = re.fullmatch(r"\s*cyclic\s*\((.*)\)\s*", span.masked)
+    if found is None:
+        return span, None
+    inner = span.sub(found.start(1), found.end(1))
+    commas = [i for i, char in enumerate(_mask(inner.text)) if char == ","]
+    text = inner.text[commas[-1] + 1 :].strip() if commas else ""
+    try:
+        period = float(text) if len(commas) == 1 else math.nan
+    except ValueError:
+        period = math.nan
+    if not 0.0 < period < math.inf:
+        raise span.error(
+            f"cyclic(...) takes an index and its period, a positive number, got {inner.text.strip()!r}; write for "
+            "instance vary: cyclic(hour, 24)"
+        )
+    return span.sub(found.start(1), found.start(1) + commas[0]), period
+
+
+def _index(span: _Span) -> str:
     _refuse_bars(span, "vary:")
     _refuse_wrappers(span, 0)
     terms = _terms(span, span.text, intercept=False)

@@ -27,6 +27,7 @@ from mixmoe.design.expressions import NUMBER, Lag, floating, lags_in, makes_cate
 from mixmoe.errors import DesignError, MixmoeError
 
 Term = Any  # formulaic.parser.types.Term; opaque outside this file
+Specs = Mapping[str, Any]  # by section what an engine needs to replay its coding; opaque likewise
 EXTRA_FUNCTIONS: Mapping[str, Any] = {
     "sqrt": np.sqrt,
     "abs": np.abs,
@@ -125,7 +126,7 @@ class Materialized:
         Rows left out because a term is not a number there, ascending.
     bad_terms : tuple of (str, int)
         The terms that are not a number, and in how many rows.
-    specs : object
+    specs : mapping of str to object
         What `rematerialize` needs to replay the same coding.
     """
 
@@ -135,7 +136,7 @@ class Materialized:
     numeric: Mapping[str, bool]
     bad_rows: NDArray[np.intp]
     bad_terms: tuple[tuple[str, int], ...]
-    specs: Any
+    specs: Specs
 
 
 class _RefusedTermsError(Exception):
@@ -441,7 +442,7 @@ def materialize(
 
 def rematerialize(
     frame: pd.DataFrame,
-    specs: Any,
+    specs: Specs,
     sections: Mapping[str, Sequence[Term]],
     context: Mapping[str, Any],
 ) -> Materialized:
@@ -532,7 +533,7 @@ def _bad_terms(materializer: PandasMaterializer) -> tuple[tuple[str, int], ...]:
     return tuple((expr, count) for expr, count in counts if count)
 
 
-def known_categories(specs: Any) -> tuple[Categories, ...]:
+def known_categories(specs: Specs) -> tuple[Categories, ...]:
     """Columns used as categories, untransformed, with the levels that have a coding."""
     found: dict[str, Categories] = {}
     for spec in specs.values():

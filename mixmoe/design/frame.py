@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mixmoe.design.labels import exact
 from mixmoe.errors import DesignError
 
+Columns = pd.DataFrame | nw.DataFrame[Any] | Mapping[Any, Any]  # frames as `view` has them
 _SHOWN = 12
 _MIXED_NUMBERS = ("integer", "mixed-integer-float", "decimal")
 _EXACT = 2**53  # whole numbers up to which floats tell neighbours apart
@@ -35,7 +36,7 @@ class FrameView:
         Row labels of the user's frame; a range where it has none.
     """
 
-    data: Any
+    data: Columns
     places: Mapping[str, tuple[int, ...]]
     n_rows: int
     labels: pd.Index

@@ -9,7 +9,7 @@ import patsy
 from numpy.typing import NDArray
 
 from mixmoe.design.expressions import NUMBER, floating, makes_categories, number, rewritten
-from mixmoe.design.formulaic_engine import EXTRA_FUNCTIONS, Categories, Materialized, Term, category_argument
+from mixmoe.design.formulaic_engine import EXTRA_FUNCTIONS, Categories, Materialized, Specs, Term, category_argument
 from mixmoe.errors import DesignError
 
 _KEEP_MISSING = patsy.NAAction(NA_types=[])
@@ -87,7 +87,7 @@ def materialize(
 
 
 def rematerialize(
-    frame: pd.DataFrame, specs: Any, sections: Mapping[str, Sequence[Term]], context: Mapping[str, Any]
+    frame: pd.DataFrame, specs: Specs, sections: Mapping[str, Sequence[Term]], context: Mapping[str, Any]
 ) -> Materialized:
     """Matrices of new data, as `mixmoe._formulaic.rematerialize` returns them; patsy keeps `context` in `specs`."""
     return _run(frame, {name: specs[name] for name, terms in sections.items() if terms}, sections)
@@ -119,7 +119,7 @@ def _run(frame: pd.DataFrame, infos: Mapping[str, Any], sections: Mapping[str, S
     )
 
 
-def known_categories(specs: Any) -> tuple[Categories, ...]:
+def known_categories(specs: Specs) -> tuple[Categories, ...]:
     """Columns used as categories, as `mixmoe._formulaic.known_categories` returns them."""
     found: dict[str, Categories] = {}
     for info in specs.values():

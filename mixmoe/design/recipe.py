@@ -15,7 +15,7 @@ from mixmoe.design import formulaic_engine, patsy_engine
 from mixmoe.design.complete_rows import Keys, Lagged, Need, Rows, collect_rows
 from mixmoe.design.expressions import Lag
 from mixmoe.design.formula import MoEFormula, Part, PartKind
-from mixmoe.design.formulaic_engine import Term, UsedName
+from mixmoe.design.formulaic_engine import Specs, Term, UsedName
 from mixmoe.design.frame import FrameView, shown, unknown_column
 from mixmoe.errors import ArgumentError, DesignError
 
@@ -79,7 +79,7 @@ class Recipe:
     aux : mapping of str to str
     partial_response : bool
         Whether rows whose (categorical) response is missing are kept.
-    specs : object
+    specs : mapping of str to object
         State of the transforms and codings; opaque.
     kept : mapping of str to ndarray of bool
         Columns of ``expert``, ``gate`` and ``sigma`` that are no combination of others.
@@ -99,7 +99,7 @@ class Recipe:
     lags: Mapping[str, tuple[Lag, ...]]
     aux: Mapping[str, str]
     partial_response: bool = False
-    specs: Any = None
+    specs: Specs = field(default_factory=dict)
     kept: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     numeric: frozenset[str] = frozenset()
     levels: tuple[Any, ...] | None = None

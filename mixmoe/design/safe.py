@@ -3,7 +3,9 @@
 import ast
 from collections.abc import Sequence
 
-from mixmoe.design.formulaic_engine import Term, python_code
+from mixmoe.design.formula import MoEFormula, unquoted
+from mixmoe.design.formulaic_engine import Term, parse_terms, python_code
+from mixmoe.errors import FormulaError
 
 # fmt: off
 FUNCTIONS = frozenset(
@@ -55,6 +57,28 @@ _NODES = (
 )
 
 
+def require_safe(formula: MoEFormula) -> None:
+    """Refuse a formula that could run foreign code.
+
+    Raises
+    ------
+    FormulaError
+        If the formula holds code in braces or anything but whitelisted transforms.
+    """
+    parts = (*formula.expert, *formula.gate, *formula.sigma)
+    texts = [formula.response, *(part.text for part in parts)]
+    texts += [text for text in (formula.random and formula.random.design, formula.vary) if text]
+    braces = "{" in unquoted(formula.text)
+    terms = [] if braces else [term for text in texts for term in parse_terms(text)]
+    reason = "code in braces is not allowed" if braces else unsafe_reason(terms)
+    if reason is not None:
+        raise FormulaError(
+            f"the formula comes from outside and may hold only common transforms such as log, scale, C, bs, poly: "
+            f"{reason}; compute such a column beforehand",
+            formula.text,
+        )
+
+
 def unsafe_reason(terms: Sequence[Term]) -> str | None:
     """Why terms must not be evaluated; None if they may."""
     for code in python_code(terms):
@@ -78,11 +102,16 @@ def _reason(node: ast.AST) -> str | None:
         return _member_reason(node)
     if isinstance(node, ast.Name) and node.id.startswith("__"):
         return f"the name {node.id!r} is not allowed"
-    if isinstance(node, ast.Subscript) and not isinstance(node.slice, ast.Constant):
+    if isinstance(node, ast.Subscript) and not isinstance(node.slice, ast.Constant) and not _is_layer(node):
         return f"{ast.unparse(node)!r} is not allowed; an index must be a number"
     if isinstance(node, ast.BinOp):
         return _operator_reason(node)
     return None
+
+
+def _is_layer(node: ast.Subscript) -> bool:
+    """Whether columns of a layer of a network are named, as in re: (last[1, x] | id), which nothing evaluates."""
+    return isinstance(node.value, ast.Name) and node.value.id == "last"
 
 
 def _call_reason(node: ast.Call) -> str | None:

@@ -1,7 +1,7 @@
 """Statsmodels' likelihood results with labels; the one file on statsmodels' base class."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NoReturn, get_args
+from typing import Literal, NoReturn, get_args
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from statsmodels.stats.contrast import ContrastResults
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice
 from mixmoe.errors import ArgumentError
-from mixmoe.inference.small_samples import degrees_of_freedom, each_degrees_of_freedom
+from mixmoe.inference.small_samples import degrees_of_freedom
 from mixmoe.inference.uncertainty import (
     Limits,
     ParamCov,
@@ -108,6 +108,8 @@ class LabelledResults(LikelihoodModelResults):
         By parameter name. `tvalues` (t or z statistics) and `pvalues` are NaN where zero is no meaningful hypothesis,
         as for standard deviations, and where there is no valid standard error. Of correlations they are those of
         Fisher's z, on which scale their limits are.
+    llf : float
+        Log-likelihood at the estimates.
     cov : ParamCov
     cov_type : str
     df_resid : float
@@ -115,17 +117,17 @@ class LabelledResults(LikelihoodModelResults):
 
     # Statsmodels computes these lazily from unlabelled arrays; a plain attribute takes their place.
     llf: float = np.nan
-    bse: Any = None
-    tvalues: Any = None
-    pvalues: Any = None
+    bse: pd.Series = pd.Series(dtype=float)
+    tvalues: pd.Series = bse
+    pvalues: pd.Series = bse
 
-    def __init__(self, model: Any, layout: ParamLayout, params: Array, cov: ParamCov, df_resid: float) -> None:
+    def __init__(self, model: object, layout: ParamLayout, params: Array, cov: ParamCov, df_resid: float) -> None:
         super().__init__(model, params, normalized_cov_params=cov.matrix, scale=1.0)
         self._layout, self._estimate, self.cov, self.cov_type = layout, params, cov, cov.kind
         self.df_resid = df_resid
         self._errors = np.sqrt(np.where(np.diag(cov.matrix) >= 0, np.diag(cov.matrix), np.nan))
         self._z = wald_statistics(params, self._errors, layout)
-        self._df = each_degrees_of_freedom(cov.moments, len(params))
+        self._df = degrees_of_freedom(cov.moments, np.eye(len(params)))
         names = pd.Index(layout.names)
         self.params = pd.Series(params, names, name="estimate", copy=True)
         self.bse = pd.Series(self._errors, names, name="std_error", copy=True)
@@ -238,7 +240,7 @@ class LabelledResults(LikelihoodModelResults):
             if refusal is not None:
                 return refusal
         tested = on_scales_of_limits(parsed, self._estimate, self._layout)
-        df = np.array([degrees_of_freedom(self.cov.moments, row) for row in tested.slopes])
+        df = degrees_of_freedom(self.cov.moments, tested.slopes)
         statistic = tested.difference / delta_se(tested.slopes, self.cov.matrix)
         return Contrasts(parsed, self._estimate, delta_se(parsed.matrix, self.cov.matrix), statistic, df, self._layout)
 

@@ -11,7 +11,9 @@ import numpy as np
 from mixmoe._typing import Array
 
 MANY_UNITS = 5000  # from here on the correction and the t reference change nothing that is printed
+_CHUNK = 10_000  # contrasts at a time
 _MANY_PARAMETERS = 40  # moments of a covariance have P^4 / 4 entries
+_NO_SIZE = 1e-14  # of the largest, of products of rows that are not there or depend on one another
 _LARGEST = 0.999  # leverage of one is a direction that one unit alone determines: no other tells its variance
 
 
@@ -48,10 +50,51 @@ def leverage(information: Array, half: Array, jackknife: bool = False) -> Levera
     -------
     Leverage
     """
-    values, vectors = np.linalg.eigh(half.T @ information @ half)
+    return _shares(half.T @ information @ half, jackknife)
+
+
+def _shares(matrices: Array, jackknife: bool) -> Leverage:
+    """Leverage from ``L'J_iL``, shape (G, r, r)."""
+    values, vectors = np.linalg.eigh(matrices)
     values = np.clip(values, 0.0, _LARGEST)[:, None]
     across = np.swapaxes(vectors, 1, 2)
     return Leverage((vectors * values) @ across, (vectors / (1.0 - values) ** (1.0 if jackknife else 0.5)) @ across)
+
+
+def corrected_by_factors(scores: Array, factors: Array, matrices: Array, half: Array, jackknife: bool = False) -> Array:
+    """`corrected_scores` of units whose information is ``F_i' C_i F_i``, at no cost of the size of all parameters.
+
+    Parameters
+    ----------
+    scores : ndarray, shape (G, P)
+    factors : ndarray, shape (G, d, r)
+        ``F_i L``, with few rows d.
+    matrices : ndarray, shape (G, d, d)
+        C_i.
+    half : ndarray, shape (P, r)
+        L, as for `leverage`.
+    jackknife : bool
+        As for `leverage`.
+
+    Returns
+    -------
+    ndarray, shape (G, r)
+    """
+    flat = scores @ half
+    if factors.shape[1] >= factors.shape[2]:
+        return corrected_scores(scores, half, _shares(np.swapaxes(factors, 1, 2) @ matrices @ factors, jackknife))
+    # L'J_iL acts on the rows of F_i L only. Orthonormal ones are B'F_i L, B from the eigenvectors of their products.
+    size, vectors = np.linalg.eigh(factors @ np.swapaxes(factors, 1, 2))
+    size = np.maximum(size, 0.0)[:, None]
+    used = size > _NO_SIZE * size.max(axis=2, keepdims=True)
+    root = np.where(used, np.sqrt(size), 0.0)
+    left = vectors * root
+    share, turn = np.linalg.eigh(np.swapaxes(left, 1, 2) @ matrices @ left)
+    share = np.clip(share, 0.0, _LARGEST)
+    B = (vectors * np.where(used, 1 / np.where(used, root, 1.0), 0.0)) @ turn
+    along = np.einsum("gdr,gr->gd", factors, flat)
+    along = np.einsum("gda,gd->ga", B, along) * ((1.0 - share) ** (-1.0 if jackknife else -0.5) - 1.0)
+    return np.asarray(flat + np.einsum("gdr,gd->gr", factors, np.einsum("gda,ga->gd", B, along)))
 
 
 def corrected_scores(scores: Array, half: Array, units: Leverage) -> Array:
@@ -140,23 +183,34 @@ def sandwich_moments(weights: Array, units: Leverage) -> Moments | None:
     return Moments((D - E).sum(axis=0), lower)
 
 
-def degrees_of_freedom(moments: Moments | None, contrast: Array) -> float:
-    """Of the t statistic of a linear combination of parameters: ``2 E[c'Vc]^2 / Var[c'Vc]``; infinite without moments.
+def degrees_of_freedom(moments: Moments | None, contrasts: Array) -> Array:
+    """Of the t statistic of each linear combination c of parameters: ``2 E[c'Vc]^2 / Var[c'Vc]``, shape (n,).
 
     Parameters
     ----------
     moments : Moments or None
-    contrast : ndarray, shape (P,)
+    contrasts : ndarray, shape (n, P)
 
     Returns
     -------
-    float
+    ndarray, shape (n,)
+        Infinite without moments, and for a combination that has no variance; NaN where there is no standard error.
 
     References
     ----------
     Bell & McCaffrey (2002), section 4, after Satterthwaite (1946), Biometrics Bulletin 2, 110-114.
     """
-    return joint_degrees_of_freedom(moments, contrast[None])
+    if moments is None:
+        return np.full(len(contrasts), np.inf)
+    if len(contrasts) > _CHUNK:
+        blocks = (contrasts[first : first + _CHUNK] for first in range(0, len(contrasts), _CHUNK))
+        return np.concatenate([degrees_of_freedom(moments, block) for block in blocks])
+    rows, columns = np.tril_indices(contrasts.shape[1])
+    # c'Vc over the lower triangle of V, whose entries off the diagonal count twice.
+    weights = contrasts[:, rows] * contrasts[:, columns] * np.where(rows == columns, 1.0, 2.0)
+    mean, variance = weights @ moments.mean[rows, columns], np.einsum("nm,nm->n", weights @ moments.spread, weights)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(~weights.any(axis=1), np.inf, 2.0 * mean**2 / variance)
 
 
 def joint_degrees_of_freedom(moments: Moments | None, contrasts: Array) -> float:
@@ -190,12 +244,3 @@ def joint_degrees_of_freedom(moments: Moments | None, contrasts: Array) -> float
     outer = T[:, None, rows] * T[None, :, columns]
     pairs = np.where(rows == columns, outer, outer + T[:, None, columns] * T[None, :, rows])  # (q, q, M)
     return float(q * (q + 1) / np.einsum("stm,mn,stn->", pairs, moments.spread, pairs, optimize=True))
-
-
-def each_degrees_of_freedom(moments: Moments | None, n_params: int) -> Array:
-    """Degrees of freedom of every parameter, shape (P,); NaN where there is no standard error."""
-    if moments is None:
-        return np.full(n_params, np.inf)
-    at = np.cumsum(np.arange(1, n_params + 1)) - 1  # the diagonal in the lower triangle, row by row
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(2.0 * np.diag(moments.mean) ** 2 / np.diag(moments.spread)[at])

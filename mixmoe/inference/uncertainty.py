@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
+from scipy.special import expit, logit, ndtr, ndtri
 from scipy.stats import t as student
 
 from mixmoe._typing import Array
@@ -165,7 +165,7 @@ def delta_se(jacobian: Array, matrix: Array) -> Array:
         return np.sqrt(np.diag(delta_cov(jacobian, matrix)))
 
 
-Scale = Literal["identity", "log", "atanh"]
+Scale = Literal["identity", "log", "atanh", "logit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,11 +183,13 @@ class Limits:
 
 
 def scale_of(parameter: Parameter) -> Scale:
-    """Scale on which a parameter is closest to normal: log for standard deviations, atanh for correlations."""
+    """Scale on which a parameter is closest to normal: log of deviations, Fisher's of correlations, odds of shares."""
     if parameter.block == "random" and parameter.term.startswith("corr"):
         return "atanh"
     if parameter.block == "residual" and parameter.term == "rho":
         return "atanh"
+    if parameter.block == "residual" and parameter.term.partition("(")[0] == "zeros":
+        return "logit"
     if parameter.block == "threshold" and parameter.term.startswith("cut"):
         return "identity"
     return "identity" if parameter.tested else "log"
@@ -232,7 +234,8 @@ def wald_limits(
     Notes
     -----
     Coefficients: ``b +- t se``. Standard deviations, dispersions, rates and degrees of freedom: ``s exp(+- t se / s)``,
-    positive. Correlations: Fisher's ``tanh(atanh r +- t se / (1 - r^2))``, inside (-1, 1).
+    positive. Correlations: Fisher's ``tanh(atanh r +- t se / (1 - r^2))``, inside (-1, 1). Probabilities of a certain
+    zero: those of the log odds, ``expit(logit p +- t se / (p (1 - p)))``.
     """
     half = critical(alpha, df) * bse
     scales = scales_of(layout)
@@ -243,6 +246,9 @@ def wald_limits(
         lower[log], upper[log] = params[log] / factor, params[log] * factor
         centre, reach = np.arctanh(params[atanh]), half[atanh] / (1 - params[atanh] ** 2)
         lower[atanh], upper[atanh] = np.tanh(centre - reach), np.tanh(centre + reach)
+        odds, share = scales == "logit", params[scales == "logit"]
+        centre, reach = logit(share), half[odds] / (share * (1.0 - share))
+        lower[odds], upper[odds] = expit(centre - reach), expit(centre + reach)
     return Limits(lower, upper)
 
 

@@ -9,6 +9,7 @@ from typing import NoReturn
 import numpy as np
 from patsy import DesignInfo, PatsyError
 from scipy.optimize import linprog
+from scipy.special import logit
 from scipy.stats import chi2
 from scipy.stats import f as f_distribution
 
@@ -244,8 +245,9 @@ class Tested:
 def on_scales_of_limits(hypotheses: Hypotheses, params: Array, layout: ParamLayout) -> Tested:
     """Hypotheses that name the value of one standard deviation or correlation, on the scale of its limits.
 
-    ``sd = c`` becomes ``log sd - log c = 0`` and ``r = c`` becomes ``atanh r - atanh c = 0``, so that a value is
-    rejected if and only if it lies outside the limits. Hypotheses about several parameters are tested as they are.
+    ``sd = c`` becomes ``log sd - log c = 0`` and ``r = c`` becomes ``atanh r - atanh c = 0`` (a probability that of the
+    log odds), so that a value is rejected if and only if it lies outside the limits. Hypotheses about several
+    parameters are tested as they are.
     Assumes that `refuse_wald` has let them pass.
     """
     difference, slopes = hypotheses.matrix @ params - hypotheses.values, hypotheses.matrix.copy()
@@ -261,6 +263,9 @@ def on_scales_of_limits(hypotheses: Hypotheses, params: Array, layout: ParamLayo
         elif scale == "atanh":
             difference[i] = sign * (np.arctanh(params[j]) - np.arctanh(value))
             slopes[i, j] = sign / (1 - params[j] ** 2)
+        elif scale == "logit":
+            difference[i] = sign * (logit(params[j]) - logit(value))
+            slopes[i, j] = sign / (params[j] * (1.0 - params[j]))
     return Tested(difference, slopes)
 
 
@@ -395,12 +400,12 @@ def _margin(hypotheses: Hypotheses, params: Array, layout: ParamLayout) -> float
 
 
 def _inside(scales: Sequence[str]) -> Hypotheses:
-    """Inequalities ``matrix @ (params, t) <= values``: deviations are at least t, correlations t away from -1 and 1."""
+    """Inequalities ``matrix @ (params, t) <= values``: deviations and distances from ends are at least t."""
     rows, limits = [], []
     for i, scale in enumerate(scales):
-        for sign in {"identity": (), "log": (1.0,), "atanh": (1.0, -1.0)}[scale]:
+        for sign in {"identity": (), "log": (1.0,), "atanh": (1.0, -1.0), "logit": (1.0, -1.0)}[scale]:
             row = np.zeros(len(scales) + 1)
             row[i], row[-1] = -sign, 1.0
             rows.append(row)
-            limits.append(0.0 if scale == "log" else 1.0)
+            limits.append(0.0 if scale == "log" or (scale == "logit" and sign > 0.0) else 1.0)
     return Hypotheses(np.array(rows), np.array(limits), ())

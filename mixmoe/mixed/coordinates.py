@@ -52,9 +52,13 @@ class Coordinates:
 
     def to_user(self, working: Params) -> Params:
         """Parameters on the user's scale, factors not triangular; passes complex steps through."""
-        beta: AnyArray = self.scale * np.linalg.solve(self.expert, working.beta[..., None])[..., 0] + self.center
+        # One matrix for all right-hand sides: beside a stack of them, solve() would factorise it for each.
+        S, K, p = working.beta.shape
+        beta: AnyArray = np.linalg.solve(self.expert, working.beta.reshape(S * K, p).T).T.reshape(S, K, p)
+        beta = self.scale * beta + self.center
         factor: AnyArray = self.scale * np.linalg.solve(self.random, working.factor)
-        gamma: AnyArray = np.linalg.solve(self.gate, working.gamma[..., None])[..., 0]
+        J, m = working.gamma.shape[1:]
+        gamma: AnyArray = np.linalg.solve(self.gate, working.gamma.reshape(S * J, m).T).T.reshape(S, J, m)
         sigma = self.scale * working.sigma / self._moved(working.extra)
         return Params(gamma, beta, factor, sigma, working.extra)
 

@@ -10,17 +10,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mixmoe._typing import Array
-from mixmoe.mixed.likelihood.gaussian import (
-    flat_experts,
-    summed_expert_scores,
-    summed_second_moments,
-    weighted_normal_matrix,
-)
+from mixmoe.mixed.likelihood.gaussian import Moments, flat_experts, summed_second_moments, weighted_normal_matrix
 from mixmoe.mixed.likelihood.observed import ClosedForm
 from mixmoe.mixed.parameters import Params, Structure, contract, expand
 from mixmoe.mixture.gate import gate_log_probabilities, gate_step
 from mixmoe.numerics.linalg import logsumexp
 
+_CG_STEPS = 4  # at most, of conjugate gradients where columns are many
+_REDUCED = 0.3  # of the score, in the metric of its scale, is what they leave
 _SMALLEST = 1e-10  # variances below this fraction of the pooled residual variance are not resolved
 
 
@@ -36,8 +33,8 @@ class Expectations:
         Expected numbers of subjects and rows of each expert.
     pull : ndarray, shape (S, K, p)
         X'V^-1 r.
-    normal : ndarray, shape (S, K, p, p)
-        X'V^-1 X.
+    normal : ndarray, shape (S, K, p, p), or None
+        X'V^-1 X; None where columns are too many.
     second_moment : ndarray, shape (S, K, q, q)
         Sum of E[b b'].
     residual : ndarray, shape (S, K)
@@ -49,7 +46,7 @@ class Expectations:
     subjects: Array
     rows: Array
     pull: Array
-    normal: Array
+    normal: Array | None
     second_moment: Array
     residual: Array
 
@@ -60,32 +57,33 @@ def expectations(problem: ClosedForm, params: Params, given: Array | None = None
     q, N = problem.structure.n_random, problem.n_subjects
     factor, sigma = flat_experts(params)
     loglik, responsibilities = np.zeros(S), np.empty((S, K, N))
-    pull, normal = np.zeros((S * K, p)), np.zeros((S * K, p, p))
-    second, residual, rows = np.zeros((S * K, q, q)), np.zeros(S * K), np.zeros(S * K)
+    normal = np.zeros((S * K, p, p)) if not problem.experts.by_rows else None
+    pull, second, residual, rows = np.zeros((S, K, p)), np.zeros((S, K, q, q)), np.zeros((S, K)), np.zeros((S, K))
     for where, experts in problem.experts.blocks(S * K):
-        densities, moments = experts.densities(params), experts.moments
-        posterior = densities.posterior
+        densities = experts.densities(params)
         log_joint = gate_log_probabilities(problem.W[where], params.gamma) + densities.log_density
         block_loglik = logsumexp(log_joint, axis=1)
         loglik += block_loglik.sum(axis=1)
         found = np.exp(log_joint - block_loglik[:, None]) if given is None else given[..., where]
         responsibilities[..., where] = found
+        scores, here = densities.summed_scores(found), found @ experts.counts
+        pull += scores[..., :p]
+        # The score in log sigma is E|r - Z b|^2 / sigma^2 less the number of rows.
+        residual += params.sigma**2 * (scores[..., p + q * q] + here)
+        rows += here
         weights = found.reshape(S * K, -1)
-        scores = summed_expert_scores(moments, posterior, factor, sigma, weights)
-        pull += scores[:, :p]
-        normal += weighted_normal_matrix(moments, posterior, factor, sigma, weights)
-        second += summed_second_moments(posterior, factor, sigma, weights)
-        residual += sigma**2 * (scores[:, -1] + weights @ moments.n)
-        rows += weights @ moments.n
+        second += summed_second_moments(densities.posterior, factor, sigma, weights).reshape(second.shape)
+        if normal is not None and isinstance(experts.moments, Moments):
+            normal += weighted_normal_matrix(experts.moments, densities.posterior, factor, sigma, weights)
     return Expectations(
         loglik,
         responsibilities,
         responsibilities.sum(axis=2),
-        rows.reshape(S, K),
-        pull.reshape(S, K, p),
-        normal.reshape(S, K, p, p),
-        second.reshape(S, K, q, q),
-        residual.reshape(S, K),
+        rows,
+        pull,
+        None if normal is None else normal.reshape(S, K, p, p),
+        second,
+        residual,
     )
 
 
@@ -95,13 +93,57 @@ def update_means(problem: ClosedForm, params: Params, e: Expectations) -> Params
     where = problem.free.beta - problem.free.gate.stop  # (K, p)
     size = int(where.max()) + 1
     S = params.beta.shape[0]
-    normal, pull = np.zeros((S, size, size)), np.zeros((S, size))
+    pull = np.zeros((S, size))
+    for k, columns in enumerate(where):
+        pull[:, columns] += e.pull[:, k]
+    if e.normal is None:
+        step = _conjugate_gradients(problem, params, e, where, pull)
+        return replace(params, gamma=gamma, beta=params.beta + step[:, where])
+    normal = np.zeros((S, size, size))
     for k, columns in enumerate(where):
         normal[:, columns[:, None], columns] += e.normal[:, k]
-        pull[:, columns] += e.pull[:, k]
     ridge = 1e-10 * (1 + np.trace(normal, axis1=1, axis2=2)[:, None, None] / size) * np.eye(size)
     step = np.linalg.solve(normal + ridge, pull[..., None])[..., 0]
     return replace(params, gamma=gamma, beta=params.beta + step[:, where])
+
+
+def _conjugate_gradients(problem: ClosedForm, params: Params, e: Expectations, where: Array, pull: Array) -> Array:
+    """Steps of the fixed effects towards generalised least squares, shape (S, size), from scores `pull` of that shape.
+
+    Where columns are many, products with their normal matrix cost rows times columns, and the matrix itself columns
+    times that. Working columns are orthogonal over all rows, so that it is near a multiple of the identity and a few
+    steps do; each of them raises the log-likelihood expected, so that EM still cannot fall.
+    """
+    experts, K = problem.experts.without_response(), problem.structure.n_experts
+    scale = np.zeros(pull.shape)
+    for k, columns in enumerate(where):
+        scale[:, columns] += (np.maximum(e.rows[:, k], 1.0) / params.sigma[:, k] ** 2)[:, None]
+
+    def normal_times(v: Array) -> Array:
+        # With a response of zero and fixed effects -v the score is X'V^-1 X v.
+        out, moved = np.zeros_like(v), replace(params, beta=-v[:, where])
+        for at, part in experts.blocks(len(v) * K):
+            found = part.densities(moved).summed_scores(e.responsibilities[..., at])
+            for k, columns in enumerate(where):
+                out[:, columns] += found[:, k, : columns.size]
+        return out
+
+    step, left = np.zeros_like(pull), pull.copy()
+    solved = left / scale
+    direction, size = solved.copy(), (left * solved).sum(axis=1)
+    enough = _REDUCED**2 * size
+    for _ in range(_CG_STEPS):
+        product = normal_times(direction)
+        length = size / np.maximum((direction * product).sum(axis=1), np.finfo(float).tiny)
+        # A start that has come far enough stays where it is while the others go on.
+        length = np.where(size > enough, length, 0.0)[:, None]
+        step, left = step + length * direction, left - length * product
+        solved = left / scale
+        before, size = size, (left * solved).sum(axis=1)
+        if (size <= enough).all():
+            break
+        direction = solved + (size / np.maximum(before, np.finfo(float).tiny))[:, None] * direction
+    return step
 
 
 def update_variances(problem: ClosedForm, params: Params, e: Expectations) -> Params:

@@ -1,7 +1,7 @@
 """What a fitted MEMoE of generalised linear mixed models offers."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from mixmoe.errors import ApproximationWarning, warn
 from mixmoe.families import Distribution
 from mixmoe.inference.uncertainty import checked_alpha
 from mixmoe.mixed.coordinates import apply_inverse
+from mixmoe.mixed.likelihood.modes import Response
 from mixmoe.mixed.options import standardised_name, trials_of
 from mixmoe.mixed.prediction.courses import (
     CATEGORIES,
@@ -33,6 +34,7 @@ from mixmoe.mixed.prediction.response_scale import (
     draw,
     expert_means,
     given_past,
+    gradient_of,
     mean_deviance,
     mean_intervals,
     one_step_ahead,
@@ -48,6 +50,7 @@ from mixmoe.mixed.prediction.trajectories import (
     prior_history,
 )
 from mixmoe.mixed.results import MEMoEResults
+from mixmoe.mixed.thresholds import OrdinalResponse
 from mixmoe.output.predictions import Interval, Wanted, by_expert, joined
 from mixmoe.output.records import Cell, Curve
 from mixmoe.responses.distribution import Outcome
@@ -140,10 +143,11 @@ class GLMMResults(MEMoEResults):
         grid = build_grid(design, x, options.get("at"))
         at = _covariates(design.for_new(grid.rows))
         if kind == "categories":
-            return category_curves(category_intervals(self._link(), at, alpha), grid, response.labels)
+            labels = cast(OrdinalResponse, response).labels
+            return category_curves(category_intervals(self._link(), at, alpha), grid, labels)
         values = mean_intervals(expert_means, self._link(), at, alpha)
         curves = interval_curves("trajectories", values, grid, standardised_name(design, self.model.settings))
-        if self.model.response.thresholds is None:
+        if not isinstance(response, OrdinalResponse):
             return curves
         levels = tuple(zip(response.scores.tolist(), response.labels, strict=True))
         return tuple(replace(curve, levels=levels) for curve in curves)
@@ -241,7 +245,7 @@ class GLMMResults(MEMoEResults):
         def means(e: LinkEstimate, at: Covariates) -> Array:
             return np.einsum("bnk,nk->bk", weights, expert_means(e, at))
 
-        return delta_errors(means, self._link(), _covariates(self.model.design))
+        return delta_errors(gradient_of(means, self._link(), _covariates(self.model.design)), self._link().cov)
 
     def _draw(self, rng: np.random.Generator) -> Array:
         d = self.model.design
@@ -265,7 +269,8 @@ class GLMMResults(MEMoEResults):
         known = [i for i in held if np.isnan(cov[i, i])]
         cov[known] = cov[:, known] = 0.0  # variances on their boundary and infinite thresholds are taken as known
         vector = self._vector()
-        return LinkEstimate(model.response.response, model.structure, vector, cov, model.user(vector))
+        response = cast(Response, model.response.response)
+        return LinkEstimate(response, model.structure, vector, cov, model.user(vector), self.cov.moments)
 
     def _vector(self) -> Array:
         """Estimates, correlations with a random effect that does not vary as zero."""

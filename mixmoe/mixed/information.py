@@ -4,16 +4,26 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import null_space
+from scipy.linalg import block_diag, null_space
 
 from mixmoe._typing import Array
-from mixmoe.inference.small_samples import MANY_UNITS, Leverage, Moments, corrected_scores, leverage, sandwich_moments
+from mixmoe.inference.small_samples import (
+    MANY_UNITS,
+    Leverage,
+    Moments,
+    corrected_by_factors,
+    corrected_scores,
+    leverage,
+    sandwich_moments,
+)
 from mixmoe.inference.uncertainty import CovType, ParamCov, delta_cov, within_clusters, without_parameters
 from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.further_parameters import spans
 from mixmoe.mixed.likelihood.observed import (
+    PredictorInformation,
     Problem,
     observed_information,
+    predictor_information,
     subject_logliks,
     subject_scores,
     unit_information,
@@ -40,6 +50,7 @@ _SINGULAR = 1e-9  # smallest eigenvalue of the scaled information that counts as
 _FLAT = 1e-4  # information of all subjects about a parameter in working coordinates: a standard error of 100 units
 _NO_SCORES = 1e-8  # of the largest eigenvalue of the middle of a sandwich
 _MOVED = 1e-6  # share of a direction in a parameter that counts
+_UNITS_AT_ONCE = 100  # whose directions are held in memory
 _PER_COEFFICIENT = 5  # subjects per coefficient of an expert below which standard errors are rough
 
 
@@ -206,12 +217,12 @@ def covariance(
     n_units = problem.n_subjects if clusters is None else int(clusters.max()) + 1
     corrected = kind != "nonrobust" and correction and n_units < MANY_UNITS
     # Informations of single units cost P scores of all units: only where a correction needs them.
-    by_unit = unit_information(problem, at.theta, clusters) if corrected else None
+    by_unit = _information_of_units(problem, at.theta, clusters) if corrected else None
     basis = informative_basis(problem, at)
     # A penalty on the gate belongs to no unit: its curvature is in the whole only.
     summed = by_unit is not None and problem.penalty is None
     # The sum over units is the whole information already: no second pass.
-    whole = by_unit.sum(axis=0) if by_unit is not None and summed else observed_information(problem, at.theta)
+    whole = by_unit.whole() if by_unit is not None and summed else observed_information(problem, at.theta)
     known = identified(problem, coordinates, at, invert_information(whole, basis), layout)
     flags = (*known.flags, *few_units(problem, at, None if clusters is None else n_units))
     if kind == "nonrobust":
@@ -340,12 +351,15 @@ class Middle:
         c.
     back : ndarray, shape (P, r)
     units : Leverage or None
-        Of the units, where the scores are corrected for it.
+        Of the units, where the scores are corrected for it and it is kept.
+    corrected : bool
+        Whether they are.
     """
 
     scores: Array
     back: Array
     units: Leverage | None = None
+    corrected: bool = False
 
     @property
     def null(self) -> Array:
@@ -359,20 +373,83 @@ def _plain(scores: Array, inverse: "InverseInformation") -> Middle:
     return Middle(scores @ inverse.half, inverse.half)
 
 
-def _corrected(problem: Problem, scores: Array, by_unit: Array, known: Identified, basis: "Basis") -> Middle:
+@dataclass(frozen=True, slots=True)
+class _Matrices:
+    """Informations of units as they are, shape (G, P, P)."""
+
+    problem: Problem
+    matrices: Array
+
+    def whole(self) -> Array:
+        """Sum over the units, shape (P, P)."""
+        return np.asarray(self.matrices.sum(axis=0))
+
+    def apart(self) -> "_Matrices":
+        """Without what is observed between coefficients and other parameters."""
+        is_coefficient = np.isin(np.arange(self.problem.free.size), self.problem.free.beta)
+        return replace(self, matrices=self.matrices * np.equal.outer(is_coefficient, is_coefficient))
+
+    def corrected(self, scores: Array, half: Array, back: Array, jackknife: bool) -> Middle:
+        """The middle of a sandwich with scores corrected for leverage."""
+        units = leverage(self.matrices, half, jackknife)
+        return Middle(corrected_scores(scores, half, units), back, units, corrected=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Predictors:
+    """Informations of units through their linear predictors, where columns are many."""
+
+    problem: Problem
+    parts: list[PredictorInformation]
+    clusters: NDArray[np.int64] | None
+
+    def whole(self) -> Array:
+        """Sum over the units, shape (P, P)."""
+        return np.asarray(sum(part.whole(self.problem) for part in self.parts))
+
+    def apart(self) -> "_Predictors":
+        """Without what is observed between coefficients and other parameters, of one expert."""
+        return replace(self, parts=[part.apart(part.rows.shape[1]) for part in self.parts])
+
+    def corrected(self, scores: Array, half: Array, back: Array, jackknife: bool) -> Middle:
+        """The middle of a sandwich with scores corrected for leverage, some units at a time."""
+        out = np.empty((len(scores), half.shape[1]))
+        if self.clusters is None:
+            for part in self.parts:
+                for at in range(0, part.subjects.size, _UNITS_AT_ONCE):
+                    some = part.take(slice(at, at + _UNITS_AT_ONCE))
+                    F, mine = some.along(self.problem, half), some.subjects
+                    out[mine] = corrected_by_factors(scores[mine], F, some.matrices, half, jackknife)
+            return Middle(out, back, corrected=True)
+        for g in range(len(scores)):
+            own = [part.take(self.clusters[part.subjects] == g) for part in self.parts]
+            F = np.vstack([part.along(self.problem, half).reshape(-1, half.shape[1]) for part in own])
+            C = block_diag(*(matrix for part in own for matrix in part.matrices))
+            out[g] = corrected_by_factors(scores[[g]], F[None], C[None], half, jackknife)[0]
+        return Middle(out, back, corrected=True)
+
+
+def _information_of_units(
+    problem: Problem, theta: Array, clusters: NDArray[np.int64] | None
+) -> "_Matrices | _Predictors":
+    if problem.has_many_columns:
+        return _Predictors(problem, list(predictor_information(problem, theta)), clusters)
+    return _Matrices(problem, unit_information(problem, theta, clusters))
+
+
+def _corrected(
+    problem: Problem, scores: Array, by_unit: "_Matrices | _Predictors", known: Identified, basis: "Basis"
+) -> Middle:
     """Scores corrected for leverage: by CR2 for one expert, whose statistics are t, by the jackknife for more.
 
     Cross terms between the coefficients of one expert and its further parameters have expectation zero if errors are
     normal; what is observed of them is noise, and leverage is that without them.
     """
     if problem.structure.n_experts > 1:
-        units = leverage(by_unit, known.inverse.half, jackknife=True)
-        return Middle(corrected_scores(scores, known.inverse.half, units), known.inverse.half, units)
-    is_coefficient = np.isin(np.arange(problem.free.size), problem.free.beta)
-    apart = np.equal.outer(is_coefficient, is_coefficient)
-    half = invert_information(by_unit.sum(axis=0) * apart, basis).half
-    units = leverage(by_unit * apart, half)
-    return Middle(corrected_scores(scores, half, units), known.inverse.matrix @ np.linalg.pinv(half.T), units)
+        return by_unit.corrected(scores, known.inverse.half, known.inverse.half, jackknife=True)
+    apart = by_unit.apart()
+    half = invert_information(apart.whole(), basis).half
+    return apart.corrected(scores, half, known.inverse.matrix @ np.linalg.pinv(half.T), jackknife=False)
 
 
 def few_units(problem: Problem, at: Boundary, n_clusters: int | None = None) -> tuple[Flag, ...]:
@@ -419,7 +496,7 @@ def _about_flat(names: list[str]) -> Flag:
 
 def _about(middle: Middle, moments: Moments | None) -> str:
     """The correction in words."""
-    if middle.units is None:
+    if not middle.corrected:
         return ""
     if moments is not None:
         return "scores corrected for leverage (CR2), t and F statistics with Satterthwaite's degrees of freedom"

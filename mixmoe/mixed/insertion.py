@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.mixed.collapse import nearly_exact
 from mixmoe.mixed.em import expectations, updated_factor
-from mixmoe.mixed.likelihood.gaussian import LOG_2PI
+from mixmoe.mixed.likelihood.gaussian import LOG_2PI, RowMoments
 from mixmoe.mixed.likelihood.observed import ClosedForm, evaluate, subject_logliks
 from mixmoe.mixed.parameters import Params, contract, expand
 from mixmoe.mixed.starting_values import OneExpert, fewer_experts, one_expert_problem
@@ -29,6 +29,7 @@ from mixmoe.mixture.gate import gate_log_probabilities
 from mixmoe.numerics.linalg import logsumexp
 
 _LITTLE = 10.0  # log-likelihood per further parameter up to which an expert may be a handful of subjects
+_MOST_COEFFICIENTS = 40  # of an expert, up to which one is inserted
 _BATCHES, _BATCH = 8, 128  # sets of subjects that are drawn; of each batch a quarter goes on
 _SET_ROUNDS, _FIRST_ROUNDS = 2, 2  # EM steps with a set as it is, and with whoever joins or leaves it, among the few
 _ROUNDS, _KEPT = (2, 3), (64, 64)  # further steps among the few, and how many go on
@@ -98,8 +99,11 @@ class Beside:
 def gains_little(problem: ClosedForm, smaller: Array, level: float) -> bool:
     """Whether a log-likelihood lies so little above that of a fit with one expert fewer that a handful of subjects may.
 
-    A group of its own gains hundreds; where there is none, the highest maxima are those of the right handful.
+    A group of its own gains hundreds; where there is none, the highest maxima are those of the right handful. An expert
+    with as many coefficients of its own as a handful has subjects would fit these exactly, whichever they are.
     """
+    if problem.experts.by_rows or (~problem.structure.common).sum() >= _MOST_COEFFICIENTS:
+        return False
     below = evaluate(fewer_experts(problem), smaller[None]).loglik[0]
     return bool(0 <= level - below < _LITTLE * (problem.free.size - smaller.size))
 
@@ -218,6 +222,8 @@ def worth(fit: Beside) -> Array:
     Without random effects and with a residual deviation not below a tenth of the largest: no new expert gives more.
     """
     s, m = fit.problem.structure, fit.problem.experts.moments
+    if isinstance(m, RowMoments):
+        raise TypeError("no expert is inserted where columns are many; ask gains_little first")
     XX, Xy = np.moveaxis(m.XX, 2, 0), m.Xy.T
     ridge = 1e-8 * (1 + np.trace(XX, axis1=1, axis2=2))[:, None, None] * np.eye(XX.shape[1])
     own = np.linalg.solve(XX + ridge, Xy[..., None])[..., 0]
@@ -268,6 +274,8 @@ def _fitted(fit: Beside, alone: ClosedForm, new: Inserted) -> Params:
     """Parameters of new experts after an EM step with their shares, but for those that experts have in common."""
     s, params, source = fit.problem.structure, new.params, new.source
     e = expectations(alone, replace(params, gamma=params.gamma[:, :0]), new.share[:, None])
+    if e.normal is None:
+        raise TypeError("no expert is inserted where columns are many; ask gains_little first")
     own = np.flatnonzero(~s.common)
     normal = e.normal[:, 0][:, own[:, None], own]
     ridge = 1e-10 * (1 + np.trace(normal, axis1=1, axis2=2))[:, None, None] * np.eye(own.size)

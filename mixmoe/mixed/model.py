@@ -130,8 +130,9 @@ class MEMoE(Refitting):
         families weights multiply the log-densities of the rows. Rows of weight zero are not counted: estimates are
         those without them, and they have no fitted values.
     cluster : str, array or Series, optional
-        Clusters of subjects, given likewise, which standard errors and folds then take for the independent units.
-        `n_units` and the N of the criteria stay numbers of subjects.
+        Clusters of subjects, given likewise, which standard errors, bootstrap, `stability` and folds then take for the
+        independent units; tests of the number of experts are not valid then. `n_units` and the N of the criteria stay
+        numbers of subjects.
     method : {"ml", "reml"}
         Maximum likelihood, or for one Gaussian expert with normal errors restricted maximum likelihood (Harville 1974),
         as lme4's default. ``llf`` and the criteria that follow from it are then of the restricted log-likelihood, which
@@ -415,7 +416,9 @@ class MEMoE(Refitting):
             if name not in names:
                 raise ArgumentError(f"cov_type={kind!r} has no option {name!r}; it has {names or 'none'}")
         if kind == "bootstrap":
-            cov = bootstrap_covariance(self.problem, self.coordinates, theta, self.layout, **options)
+            cov = bootstrap_covariance(
+                self.problem, self.coordinates, theta, self.layout, **options, clusters=self.clusters
+            )
         else:
             clusters = cluster_codes(self.design, options.get("cluster")) if kind == "cluster" else None
             known, correction = checked_cov_type(kind), bool(options.get("correction", True))

@@ -23,7 +23,7 @@ from mixmoe.design.labels import exact, units_of
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.mixed.coordinates import Coordinates, apply_inverse, build_coordinates, link_coordinates
 from mixmoe.mixed.error_structure import ErrorOptions
-from mixmoe.mixed.likelihood.gaussian import GaussianExperts, build_moments
+from mixmoe.mixed.likelihood.gaussian import independent_experts, sparse_columns
 from mixmoe.mixed.likelihood.glmm import MOST_NODES, GlmmExperts, build_nodes
 from mixmoe.mixed.likelihood.modes import FamilyResponse, Response, Rows, dispersion
 from mixmoe.mixed.likelihood.protocol import Experts
@@ -400,7 +400,8 @@ def experts_of(design: Design, model: ResponseModel, c: Coordinates) -> Experts:
     y = np.asarray(design.response, dtype=float)
     if model.response is None:
         residual = (y - offset_of(design) - design.expert @ c.center) / c.scale
-        return GaussianExperts(build_moments(residual, X, Z, design.starts, weights_of(design) / c.weight))
+        sparse = sparse_columns(design.expert, c.expert)
+        return independent_experts(residual, X, Z, design.starts, weights_of(design) / c.weight, sparse)
     weights = design.aux.get("weights")
     rows = Rows(
         model.response.outcome(y, trials_of(design)),

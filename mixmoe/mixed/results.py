@@ -34,6 +34,7 @@ from mixmoe.mixed.prediction.trajectories import (
     Estimate,
     History,
     check_baseline,
+    check_subjects,
     disturbances,
     effects_of,
     expert_intervals,
@@ -50,7 +51,6 @@ from mixmoe.mixed.prediction.trajectories import (
     proportion_intervals,
     random_effects_frame,
     subject_mixture,
-    warn_strangers,
     weighted_mean_errors,
 )
 from mixmoe.mixed.subject_refits import relabelled
@@ -161,15 +161,15 @@ class MEMoEResults(MoEResults):
         Raises
         ------
         DesignError
-            If a column is missing or a category is new, or baseline covariates of a subject differ between `history`
-            and `new`.
+            If a column is missing or a category is new, baseline covariates of a subject differ between `history`
+            and `new`, or a subject has a name of another type than in what is known of her (text for numbers).
 
         Warns
         -----
         ApproximationWarning
             If there are more than three random effects and responses are not Gaussian.
         MixmoeWarning
-            If no subject of `history` is in `new`, or subjects of the fit would be met if their names had one type.
+            If no subject of `history` is in `new`.
 
         Notes
         -----
@@ -213,7 +213,7 @@ class MEMoEResults(MoEResults):
         else:
             rows = design
         if known is not None:
-            warn_strangers(known, rows, given=history is not None)
+            check_subjects(known, rows, given=history is not None)
             check_baseline(known, rows)
         return in_user_order(self._columns(rows, known, wanted), design, new)
 
@@ -383,7 +383,7 @@ class MEMoEResults(MoEResults):
         jacobian, cov, model = permute_jacobian(s, self.em.params, index), self.cov, self.model
         draws = cov.draws
         if draws is not None:
-            draws = relabelled(draws, model.problem, model.coordinates, model.working(params), index)
+            draws = relabelled(draws, model.problem, model.coordinates, model.working(params), index, model.clusters)
         permuted = replace(
             cov,
             matrix=delta_cov(jacobian, cov.matrix),
@@ -503,7 +503,7 @@ class MEMoEResults(MoEResults):
 
     def _known(self) -> Estimate:
         params, where = self.model.user(self.em.params), positions(self.model.structure)
-        return Estimate(params, self.cov.of_bounded, where, self.cov.bounded is not None)
+        return Estimate(params, self.cov.of_bounded, where, self.cov.bounded is not None, self.cov.moments)
 
     def _proportion_table(self, alpha: float) -> Table:
         frame = self.proportions(alpha)

@@ -12,7 +12,6 @@ from mixmoe.mixed.collapse import collapsed
 from mixmoe.mixed.em import em_iterations
 from mixmoe.mixed.end_points import Ends, candidates, join, one_search, or_any, without_artefacts
 from mixmoe.mixed.insertion import gains_little, inserted_starts, reinserted_starts
-from mixmoe.mixed.likelihood.gaussian import GaussianExperts
 from mixmoe.mixed.likelihood.observed import ClosedForm, Problem, build_problem, evaluate, observed_information
 from mixmoe.mixed.parameters import Params, build_free_vector, contract, expand
 from mixmoe.mixed.starting_values import (
@@ -20,8 +19,8 @@ from mixmoe.mixed.starting_values import (
     carried_starts,
     climb_one_expert,
     closed_form_problem,
+    first_inverse,
     fit_one_expert,
-    inverse_outer_product,
     one_expert_problem,
     random_starts,
     scatter,
@@ -195,7 +194,7 @@ def search(problem: Problem, n_starts: int, control: Control, rng: np.random.Gen
         alone = climb_one_expert(problem, limited)
         sigma_one = pooled_sigma(problem, alone.theta[0])
         return finish(problem, sigma_one, one_search(alone, alone.loglik), _MARGIN, control)
-    size = _MANY if isinstance(problem.experts, GaussianExperts) else _MANY_APPROXIMATE
+    size = _MANY if problem.experts.is_closed_form else _MANY_APPROXIMATE
     many = problem.take(_some(_canonical_order(problem), size, rng))
     one = fit_one_expert(many, limited)
     ends = explore(many, one, n_starts, limited, rng)
@@ -476,7 +475,7 @@ def _search_size(problem: Problem) -> int:
 def _climb_from(problem: Problem, sigma_one: float, theta: Array, control: Control) -> Climb:
     """Ascents from `theta`, shape (S, P); those left behind the best are given up if the control says so."""
     with np.errstate(all="ignore"):
-        inverse = inverse_outer_product(problem, theta)
+        inverse = first_inverse(problem, theta)
     guarded = Guarded(problem, _SIGMA_BARRIER * sigma_one)
     spurious = partial(collapsed, problem, sigma_one) if np.isfinite(control.behind) else None
     logarithmic = np.append(problem.free.log_sigma, problem.free.extra)
@@ -507,7 +506,7 @@ def finish(problem: Problem, sigma_one: float, ends: Ends, margin: float, contro
     best = int(np.argmax(usable >= usable.max() - SAME))  # of equals the one that was best before
     interrupted = rough.interrupted or found.interrupted
     theta = found.theta[best]
-    if not np.isfinite(rank[best]) and not interrupted and isinstance(problem.experts, GaussianExperts):
+    if not np.isfinite(rank[best]) and not interrupted and problem.experts.is_closed_form:
         theta = em_iterations(problem, theta[None], _EM_STEPS_AT_COLLAPSE)[0][0]
     elif not (interrupted or found.converged[best]):
         theta = newton_polish(problem, theta)

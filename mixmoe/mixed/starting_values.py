@@ -21,15 +21,19 @@ from mixmoe.mixed.likelihood.observed import (
     Problem,
     build_problem,
     evaluate,
+    observed_information,
     subject_logliks,
     subject_scores,
+    summed_squares,
 )
 from mixmoe.mixed.parameters import Params, Sigma, Structure, build_free_vector, contract, expand
 from mixmoe.mixture.gate import posterior_probabilities
-from mixmoe.numerics.optimise import Climb, Control, climb
+from mixmoe.numerics.optimise import MANY_PARAMETERS, Climb, Control, climb
 
 _SOFT = 0.1  # share of a partition that is spread evenly over the experts
 _TAIL = 0.01  # smallest share of an expert that is cut off it
+_LEAST_INFORMATION = 1e-3  # per subject, in working coordinates, that ascents start with
+_FEW_POINTS = 5  # at which the information itself is worth its cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +58,25 @@ class OneExpert:
         return float(self.params.sigma[0, 0])
 
 
-def inverse_outer_product(problem: Problem, theta: Array) -> Array:
-    """Inverse of the summed outer products of subject scores, eigenvalues bounded below; shape (S, P, P)."""
+def first_inverse(problem: Problem, theta: Array) -> Array:
+    """First approximation of the inverse information at S points, shape (S, P, P), or of its diagonal, (S, P).
+
+    Inverse of the summed outer products of subject scores. Where columns are many, of the information itself at a few
+    points, and the diagonal at many.
+    """
+    if problem.has_many_columns and len(theta) > _FEW_POINTS and theta.shape[1] > MANY_PARAMETERS:
+        sizes = np.nan_to_num(summed_squares(problem, theta))
+        return 1.0 / np.maximum(sizes, _LEAST_INFORMATION * problem.n_subjects)
     out = np.empty((theta.shape[0], theta.shape[1], theta.shape[1]))
     for s, point in enumerate(theta):
-        scores = np.nan_to_num(subject_scores(problem, point))
-        values, vectors = np.linalg.eigh(scores.T @ scores)
-        out[s] = (vectors / np.maximum(values, 1e-3 * problem.n_subjects)) @ vectors.T
+        if problem.has_many_columns and len(theta) <= _FEW_POINTS:
+            information = np.nan_to_num(observed_information(problem, point))
+        else:
+            scores = np.nan_to_num(subject_scores(problem, point))
+            information = scores.T @ scores
+        values, vectors = np.linalg.eigh(information)
+        # Of the information itself eigenvalues may be negative, away from a maximum.
+        out[s] = (vectors / np.maximum(np.abs(values), _LEAST_INFORMATION * problem.n_subjects)) @ vectors.T
     return out
 
 
@@ -96,7 +112,7 @@ def climb_one_expert(alone: Problem, control: Control) -> Climb:
     closed = closed_form_problem(alone, guess)
     theta, _ = em_iterations(closed, contract(closed.structure, without_extras(guess)), 1)
     theta = with_extras(alone, theta, guess)
-    inverse = inverse_outer_product(alone, theta)
+    inverse = first_inverse(alone, theta)
     logarithmic = np.append(alone.free.log_sigma, alone.free.extra)
     return climb(lambda point: evaluate(alone, point), theta, inverse, alone.n_subjects, control, None, logarithmic)
 

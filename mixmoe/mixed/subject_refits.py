@@ -14,8 +14,9 @@ from mixmoe.arguments import checked_count, checked_rng
 from mixmoe.design.design import Design, offset_of
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Curvature, Estimated
-from mixmoe.inference.uncertainty import Draws, ParamCov, acceleration, without_parameters
+from mixmoe.inference.uncertainty import Draws, ParamCov, acceleration, within_clusters, without_parameters
 from mixmoe.mixed.coordinates import Coordinates
+from mixmoe.mixed.error_structure import ErrorSetup
 from mixmoe.mixed.first_order import first_order
 from mixmoe.mixed.information import (
     few_units,
@@ -32,16 +33,17 @@ from mixmoe.mixed.likelihood.observed import (
     subject_logliks,
     subject_scores,
 )
-from mixmoe.mixed.options import check_method
+from mixmoe.mixed.options import ResponseModel, check_method, cluster_codes
 from mixmoe.mixed.parameters import Params, Structure, build_layout, expand, permute_natural, positions, to_natural
 from mixmoe.mixed.prediction.trajectories import Estimate, disturbances, draw_responses
 from mixmoe.mixed.search import Guarded, off_boundary, permute
-from mixmoe.mixed.starting_values import inverse_outer_product
+from mixmoe.mixed.starting_values import first_inverse
 from mixmoe.mixture.estimate import EMFit, ParamLayout, Starts
 from mixmoe.mixture.gate import posterior_probabilities
 from mixmoe.mixture.resampling import replicate
 from mixmoe.numerics.optimise import Control, climb
 
+Clusters = NDArray[np.int64] | None
 _CONTROL = Control(max_iter=200, tol=1e-5)
 _SIGMA_FLOOR = 1e-4
 
@@ -55,8 +57,9 @@ def bootstrap_covariance(
     n_jobs: int = 1,
     rng: Any = None,
     progress: bool | None = None,
+    clusters: Clusters = None,
 ) -> ParamCov:
-    """Covariance of the reported parameters over resamples of the subjects.
+    """Covariance of the reported parameters over resamples of the subjects, or of whole clusters of them.
 
     Parameters
     ----------
@@ -71,6 +74,8 @@ def bootstrap_covariance(
         Worker processes (joblib), -1 for all cores; the result does not depend on it.
     rng : int, numpy.random.Generator or None
     progress : bool, optional
+    clusters : ndarray of int, shape (N,), optional
+        Cluster of each subject, 0..G-1.
 
     Returns
     -------
@@ -87,14 +92,14 @@ def bootstrap_covariance(
     n_boot = checked_count(n_boot, "n_boot", least=2)
     if n_jobs != -1:
         checked_count(n_jobs, "n_jobs")
-    task = Resample(problem, coordinates, theta)
+    task = Resample(problem, coordinates, theta, clusters)
     draws = replicate(task, n_boot, checked_rng(rng), n_jobs, "bootstrap", progress)
     kept = np.array([draw for draw in draws.values if np.isfinite(draw).all()])
     if len(kept) < 2 and draws.interrupted:
         raise KeyboardInterrupt
     if len(kept) < 2:
         raise ArgumentError(f"only {len(kept)} of {n_boot} bootstrap resamples could be fitted; use another cov_type")
-    note = f"{len(kept)} resamples of subjects"
+    note = f"{len(kept)} resamples of {'subjects' if clusters is None else 'clusters'}"
     if draws.interrupted:
         note += f", interrupted before {n_boot} were done"
     if len(kept) < len(draws.values):
@@ -103,21 +108,32 @@ def bootstrap_covariance(
     inverse = invert_information(observed_information(problem, at.theta), informative_basis(problem, at))
     known = identified(problem, coordinates, at, inverse, layout)
     flags = (*known.flags, *few_units(problem, at))
-    replicates = Draws(kept, _acceleration(problem, coordinates, theta))
+    replicates = Draws(kept, _acceleration(problem, coordinates, theta, clusters))
     found = resampled_covariance(problem, coordinates, theta, kept)
     matrix = without_parameters(found.matrix, known.blank)
     return replace(found, matrix=matrix, note=note, flags=flags, draws=replicates)
 
 
-def relabelled(draws: Draws, problem: Problem, coordinates: Coordinates, theta: Array, order: list[int]) -> Draws:
+def relabelled(
+    draws: Draws, problem: Problem, coordinates: Coordinates, theta: Array, order: list[int], clusters: Clusters
+) -> Draws:
     """Replicates with the old expert ``order[k]`` as the new expert k, where `theta` is the relabelled solution."""
     values = np.array([permute_natural(problem.structure, row, order) for row in draws.values])
-    return Draws(values, _acceleration(problem, coordinates, theta))
+    return Draws(values, _acceleration(problem, coordinates, theta, clusters))
 
 
-def _acceleration(problem: Problem, coordinates: Coordinates, theta: Array) -> Array:
+def _acceleration(problem: Problem, coordinates: Coordinates, theta: Array, clusters: Clusters) -> Array:
     first = first_order(problem, coordinates, theta)
-    return acceleration(first.scores @ first.inverse @ first.jacobian.T)
+    return acceleration(within_clusters(first.scores, clusters) @ first.inverse @ first.jacobian.T)
+
+
+def resampled(n: int, clusters: Clusters, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Places of subjects drawn with replacement, ascending; whole clusters where there are clusters."""
+    if clusters is None:
+        return np.sort(rng.integers(n, size=n))
+    n_clusters = int(clusters.max()) + 1
+    times = np.bincount(rng.integers(n_clusters, size=n_clusters), minlength=n_clusters)
+    return np.repeat(np.arange(n), times[clusters])
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +143,7 @@ class Resample:
     problem: Problem
     coordinates: Coordinates
     theta: Array
+    clusters: Clusters = None
 
     def __call__(self, rng: np.random.Generator) -> Array:
         """Reported parameters, shape (P,); NaN if the refit did not converge."""
@@ -135,11 +152,10 @@ class Resample:
 
     def refit(self, rng: np.random.Generator) -> Array:
         """Free vector, shape (P,), fitted to a resample of the subjects; NaN if that did not converge."""
-        N = self.problem.n_subjects
-        sample = self.problem.take(np.sort(rng.integers(N, size=N)))
+        sample = self.problem.take(resampled(self.problem.n_subjects, self.clusters, rng))
         start = off_boundary(sample, self.theta)[None]
         logarithmic = np.append(sample.free.log_sigma, sample.free.extra)
-        inverse = inverse_outer_product(sample, start)
+        inverse, N = first_inverse(sample, start), sample.n_subjects
         end = climb(Guarded(sample, _SIGMA_FLOOR), start, inverse, N, _CONTROL, logarithmic=logarithmic)
         if end.interrupted:
             raise KeyboardInterrupt  # climb() keeps it to itself; it ends the whole bootstrap, not one resample
@@ -175,8 +191,8 @@ class Refitting:
     layout: ParamLayout
     coordinates: Coordinates
     problem: Problem
-    errors: Any
-    response: Any
+    errors: ErrorSetup | None
+    response: ResponseModel
 
     def estimated(self, fit: EMFit) -> Estimated:
         """A fit as tests of the number of experts need it."""
@@ -217,14 +233,24 @@ class Refitting:
 
     def reclassified(self, fit: EMFit, rng: np.random.Generator) -> NDArray[np.intp]:
         """Most probable expert of every subject after a refit to a resample of the subjects; empty on failure."""
-        theta = Resample(self.problem, self.coordinates, self.working(fit.params)).refit(rng)
+        theta = Resample(self.problem, self.coordinates, self.working(fit.params), self.clusters).refit(rng)
         if not np.isfinite(theta).all():
             return np.zeros(0, dtype=np.intp)
         return subject_logliks(self.problem, theta).argmax(axis=1)
 
+    @property
+    def clusters(self) -> Clusters:
+        """Cluster of each subject as codes 0..G-1, shape (N,); None where subjects are independent."""
+        return cluster_codes(self.design) if "cluster" in self.design.aux else None
+
     def refuse_tests(self) -> str | None:
-        """None: subjects are independent, and responses can be drawn."""
-        return None
+        """Why the number of experts cannot be tested, None if it can."""
+        if self.clusters is None:
+            return None
+        return (
+            "subjects of a cluster are not independent, and the model draws them as if they were; compare criteria or "
+            "held-out log-likelihoods, mm.select(..., folds=5), whose folds hold whole clusters"
+        )
 
     def curvature(self, estimated: Estimated) -> Curvature:
         """Scores of the subjects and information, in working coordinates."""

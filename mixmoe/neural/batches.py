@@ -1,6 +1,7 @@
 """From a design to padded blocks (standardisation, the split of rows, sequences), and persons in batches."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,10 +9,13 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.design.design import Design
-from mixmoe.design.frame import shown
+from mixmoe.design.formula import MoEFormula
+from mixmoe.design.frame import shown, view
 from mixmoe.errors import DesignError, FormulaError
+from mixmoe.mixture.estimate import Flag
 from mixmoe.neural.blocks import Block, Blocks, Tensor, build_blocks, torch
 from mixmoe.neural.estimators.trained import Problem
+from mixmoe.neural.network import Personal
 from mixmoe.neural.posterior import Family
 from mixmoe.responses.existence import check_varies
 
@@ -126,6 +130,34 @@ def gap_rows(design: Design) -> int:
     return int((steps > 1.5 * np.median(steps)).sum()) if len(steps) else 0
 
 
+def gap_flag(gaps: int, formula: MoEFormula) -> Flag:
+    """What a reader must know about sequences with gaps."""
+    order = None if formula.seq is None else formula.seq.order
+    return Flag(
+        "gaps",
+        f"{gaps} rows follow a gap in {order!r} and count as neighbours of the row before; separate sequences with "
+        f"seq: {order} / column",
+    )
+
+
+def chosen_family(family: str, formula: MoEFormula, data: Any) -> Family:
+    """The family asked for, or the one that the response suggests."""
+    if family != "auto":
+        return family  # type: ignore[return-value]
+    frame = view(data)
+    if formula.random is not None and "transitions" in formula.random.design:
+        return "crf"
+    if formula.response not in frame:
+        return "gaussian"
+    values = frame.column(formula.response).dropna()
+    refuse_numbers_as_text(values, formula.response)
+    if pd.api.types.is_bool_dtype(values.dtype) or not pd.api.types.is_numeric_dtype(values.dtype):
+        if formula.seq is not None:
+            return "crf"
+        return "binary" if values.nunique() == 2 else "multiclass"
+    return "binary" if values.isin([0, 1]).all() and values.nunique() == 2 else "gaussian"
+
+
 def refuse_numbers_as_text(values: pd.Series, name: str) -> None:
     """Refuse a response of texts that all read as numbers and are no labels of a few states.
 
@@ -180,6 +212,24 @@ def check_response(design: Design, family: Family) -> None:
         )
     if family == "crf" and design.sequence is None:
         raise FormulaError("a CRF needs the order of the rows within a person; add | seq: column", design.formula.text)
+
+
+def check_persons(design: Design, personal: Personal) -> None:
+    """Refuse person effects where there is one person, whom nothing can be compared with."""
+    if personal.q and design.n_units < 2:
+        raise DesignError(
+            f"the column {design.names.group!r} has one person, {shown(design.labels[0])}, so that nothing tells how "
+            "persons differ; give the rows of several, or write re: (0 | ...) for a network without person effects"
+        )
+
+
+def check_rows(design: Design, personal: Personal) -> None:
+    """Refuse data in which no person has a second row."""
+    if personal.q and design.counts.max() == 1:
+        raise DesignError(
+            f"each of the {design.n_units} persons has one row, which cannot tell her effects from noise; give persons "
+            "with several rows, or fit the generic network with re: (0 | person)"
+        )
 
 
 @dataclass(frozen=True, slots=True)

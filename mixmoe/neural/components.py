@@ -1,6 +1,5 @@
 """Variance components and coefficients of a fitted network as named parameters with a covariance, and their number."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -109,9 +108,13 @@ def named_tensors(problem: Problem) -> tuple[TensorSpec, ...]:
 
 def random_names(problem: Problem, names: tuple[str, ...]) -> list[str]:
     """Coefficients of a linear network that vary between persons, on the user's scale."""
-    mine = {spec.name.split(".")[-1] for spec in problem.personal.tensors}
-    slopes = list(names[1:]) if "weight" in mine else []
-    return [names[0], *slopes]
+    return [names[k] for k in random_coefficients(problem)]
+
+
+def random_coefficients(problem: Problem) -> list[int]:
+    """Places of these coefficients: the intercept, which every slope of a standardised input moves, and the slopes."""
+    width = problem.network.width
+    return [0, *(int(k) + 1 for k in feature_columns(problem) if k < width)]
 
 
 def linear_random(problem: Problem, scaling: Scaling, names: tuple[str, ...], group: str) -> list[Parameter]:
@@ -124,9 +127,7 @@ def linear_random(problem: Problem, scaling: Scaling, names: tuple[str, ...], gr
 
 def linear_map(problem: Problem, scaling: Scaling) -> Array:
     """Matrix from a linear network's person effects to those on coefficients on the user's scale, shape (R, q)."""
-    columns = feature_columns(problem.personal.tensors, problem.network.width)
-    T = user_map(scaling)[:, columns]
-    return T if any(c < problem.network.width for c in columns) else T[:1]
+    return user_map(scaling)[np.ix_(random_coefficients(problem), feature_columns(problem))]
 
 
 def user_map(scaling: Scaling) -> Array:
@@ -189,7 +190,7 @@ def variance_covariance(problem: Problem, m: object, free: Tensor, report: Calla
     """Covariance of reported variance parameters by the delta method; NaN on the boundary."""
 
     def deviance(entries: Tensor) -> Tensor:
-        return 0.5 * profile(m, factor(problem, entries[:-1]), entries[-1]).deviance  # type: ignore[arg-type]
+        return 0.5 * profile(m, factor(problem, entries[:-1]), entries[-1]).objective  # type: ignore[arg-type]
 
     hessian = torch.func.jacrev(torch.func.jacrev(deviance))(free)
     jacobian = torch.func.jacrev(report)(free)
@@ -427,7 +428,7 @@ def covariance_parameters(problem: Problem) -> int:
 
 def dimensions(problem: Problem, spec: TensorSpec) -> int:
     """Directions of a tensor's effects that the data can tell."""
-    size = math.prod(spec.shape)
+    size = len(problem.personal.places(spec))
     if problem.family != "crf":
         return size
     if spec.name == "transitions":
@@ -443,7 +444,7 @@ def variances(problem: Problem, spec: TensorSpec) -> int:
     Effects on the scores of three or more states have a variance each, although their sum is lost; of two states only
     the difference is seen, and with it the sum of the two variances.
     """
-    size = math.prod(spec.shape)
+    size = len(problem.personal.places(spec))
     return size // 2 if is_emission(problem, spec) and problem.network.n_out == 2 else size
 
 

@@ -13,6 +13,7 @@ from mixmoe.arguments import checked_count
 from mixmoe.design.design import levels_in_use
 from mixmoe.design.frame import shown
 from mixmoe.errors import ArgumentError, DesignError
+from mixmoe.mixture.estimate import Starts
 from mixmoe.neural.blocks import build_blocks, to_array, torch
 from mixmoe.neural.estimators.last_layer import fit_last_layer, fit_on_features, is_exact
 from mixmoe.neural.estimators.linearised import fit_laplace
@@ -278,6 +279,68 @@ def fit_network(problem: Problem, control: Control, estimator: Estimator, rng: n
             f"a matrix of the fit has no Cholesky factor ({str(error).splitlines()[0]}): too few rows for a network of "
             f"{problem.network.n_parameters} parameters, or numbers too large; use fewer hidden units, or rescale"
         ) from error
+
+
+KEPT = 4  # starts that are fitted to the end
+SAME = 0.1  # log-likelihood by which two ends of one maximum may differ
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The best of several starts, and what all led to.
+
+    Attributes
+    ----------
+    trained : Trained
+    starts : Starts
+        Log-likelihoods on the scale of the network.
+    """
+
+    trained: Trained
+    starts: Starts
+
+
+def checked_starts(starts: Any, estimator: Estimator) -> int:
+    """A number of starts.
+
+    Raises
+    ------
+    ArgumentError
+        If it is none, or if there is no likelihood to compare starts by.
+    """
+    count = checked_count(starts, "starts")
+    if count > 1 and estimator == "sgd":
+        raise ArgumentError(
+            f"starts={starts} are compared by their likelihood, which the published rule has not; use "
+            "estimator='laplace', or fit with several rng= and compare validate()"
+        )
+    return count
+
+
+def fit_starts(problem: Problem, control: Control, estimator: Estimator, n_starts: int, seed: int) -> Found:
+    """The best fit from several starts: all for a fifth of the epochs, the best few of them to the end.
+
+    Notes
+    -----
+    Starts are compared by the log-likelihood, with a validation set by the error there. The first start is that of a
+    fit from one start.
+    """
+    several = n_starts if problem.network.hidden else 1
+    seeds = [seed, *np.random.default_rng(seed).integers(2**32, size=several - 1).tolist()]
+    short = replace(control, epochs=max(control.epochs // 5, 1), progress=False)
+    tried = [fit_network(problem, short, estimator, np.random.default_rng(s)) for s in seeds] if several > KEPT else []
+    order = sorted(range(several), key=lambda k: -standing(problem, tried[k])) if tried else list(range(several))
+    ends = [fit_network(problem, control, estimator, np.random.default_rng(seeds[k])) for k in order[:KEPT]]
+    ends.sort(key=lambda fit: -standing(problem, fit))
+    logliks = np.array([fit.loglik for fit in ends])
+    replicated = int((logliks >= logliks[0] - SAME).sum()) if several > 1 else 1
+    others = [tried[k].loglik for k in order[KEPT:]] if tried else []
+    return Found(ends[0], Starts(several, logliks, replicated, np.array([*logliks, *others])))
+
+
+def standing(problem: Problem, fit: Trained) -> float:
+    """What starts are compared by; higher is better."""
+    return -float(fit.trace.validation[fit.trace.best]) if problem.validation.n_rows else fit.loglik
 
 
 @dataclass(frozen=True, slots=True)

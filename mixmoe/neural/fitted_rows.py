@@ -244,4 +244,8 @@ class NetworkDiagnosis(WithoutExperts, Results):
         return Effects(tuple(parameter_names(problem)), means, implied, np.ones(len(means), dtype=np.intp))
 
     def _starts_panels(self) -> tuple[Panel, ...]:
-        raise ArgumentError(f"{self.model.spec.name} has one start, so none are compared; see plot('learning')")
+        if self.em.starts.n_starts == 1:
+            raise ArgumentError(
+                f"{self.model.spec.name} has one start in this fit; give starts= for several, or see plot('learning')"
+            )
+        return super()._starts_panels()

@@ -36,7 +36,7 @@ from mixmoe.neural.estimators.state import (
     replace_effects,
     settle_effects,
 )
-from mixmoe.neural.estimators.trained import Control, Problem, Trained, block_loss, block_outputs
+from mixmoe.neural.estimators.trained import Control, Problem, Trained, block_loss, block_outputs, ridge
 from mixmoe.neural.network import select_personal
 from mixmoe.neural.person_predictions import (
     MAX_CHAIN,
@@ -206,10 +206,9 @@ def climb(problem: Problem, control: Control, state: State, rule: Rule) -> float
             part = -piece_loglik(problem, piece, rule, moved_state(problem, state, theta, log_s)) / n
             part.backward()
             total += part.detach()
-        if control.weight_decay:
-            decay = control.weight_decay * theta.square().sum()
-            decay.backward()
-            total += decay.detach()
+        decay = ridge(problem, control, theta) / n
+        decay.backward()
+        total += decay.detach()
         seen[0] = min(seen[0], float(total))
         return total
 

@@ -11,10 +11,9 @@ import numpy as np
 import pandas as pd
 
 from mixmoe.arguments import checked_choice, checked_rng, seed_of
-from mixmoe.design.design import Design, build_design
+from mixmoe.design.design import Design, build_design, column_terms
 from mixmoe.design.formula import MoEFormula, parse_formula
-from mixmoe.design.frame import shown, view
-from mixmoe.errors import ArgumentError, ConvergenceWarning, DesignError, FormulaError, MixmoeWarning, warn
+from mixmoe.errors import ArgumentError, ConvergenceWarning, FormulaError, MixmoeWarning, warn
 from mixmoe.families import FamilySpec
 from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.mixture.estimate import EMFit, Flag, ParamLayout, Starts
@@ -23,15 +22,18 @@ from mixmoe.neural.batches import (
     blocks_of,
     build_scaling,
     check_magnitudes,
+    check_persons,
     check_response,
+    check_rows,
+    chosen_family,
+    gap_flag,
     gap_rows,
     held_out_rows,
-    refuse_numbers_as_text,
     sequence_codes,
 )
 from mixmoe.neural.blocks import load_torch, one_thread, select_device
 from mixmoe.neural.components import Estimates, build_layout, estimates
-from mixmoe.neural.displays import Comparison, HeldOut, compare, fit_network, held_out
+from mixmoe.neural.displays import Comparison, HeldOut, checked_starts, compare, fit_starts, held_out
 from mixmoe.neural.estimators.last_layer import is_exact
 from mixmoe.neural.estimators.linearised import (
     all_rows_loglik,
@@ -78,7 +80,8 @@ class NME:
     ----------
     formula : str
         ``"y ~ x1 + x2 | re: (last | id)"``. Left of the bar in ``re:``, joined by ``+``: ``first``, ``last``, ``all``,
-        ``bias``, ``layer[k]``, single tensors such as ``layer1.bias``, ``transitions``, or 0 for a generic network.
+        ``bias``, ``layer[k]``, single tensors such as ``layer1.bias``, ``transitions``, or 0 for a generic network; in
+        a linear network with a Gaussian response ``last[1, x1]`` for the intercept and the slopes of some inputs only.
         ``seq: day`` orders rows within a person, ``seq: day / session`` separates sequences. The network always has
         biases, so the intercept of the formula is implied. Inputs are standardised inside the fit.
     data : DataFrame (pandas, or what narwhals reads: polars, pyarrow ...) or mapping of columns
@@ -139,7 +142,7 @@ class NME:
         markers=("hidden", "network"),
         listed=("activation", "estimator", "cov", "family", "lr", "annealing", "weight_decay"),
         has_experts=False,
-        effects=r"first|last|all|bias|transitions|layer\[\d+\]|layer\d+(\.\w+)?",
+        effects=r"first|last(\[.*\])?|all|bias|transitions|layer\[\d+\]|layer\d+(\.\w+)?",
         effects_hint="person-specific layers belong to networks: give hidden=, such as hidden=(10,), or network=",
         packages=("torch",),
         lacks={
@@ -199,7 +202,9 @@ class NME:
         check_magnitudes(self.design, self.family)
         self.scaling: Scaling = build_scaling(self.design, self.family)
         self.network: Network = architecture(self.design, self.family, self.scaling, widths, activation, network)
-        self.personal: Personal = select_personal(self.network, layer_names(self.formula), self.formula.text)
+        self.personal: Personal = select_personal(
+            self.network, layer_names(self.formula), self.formula.text, self._named_inputs()
+        )
         check_persons(self.design, self.personal)
         check_rows(self.design, self.personal)
         self.cov = self._checked_cov(cov)
@@ -232,13 +237,14 @@ class NME:
         lr: float = 0.01,
         annealing: float | None = None,
         penalty: float | None = None,
-        weight_decay: float = 0.0,
+        weight_decay: float | None = None,
         batch_size: int | None = None,
         validation: float | None = None,
         patience: int | None = None,
         baselines: bool = True,
         holdout: float = 0.2,
         rng: Any = None,
+        starts: int = 1,
         progress: bool | None = None,
     ) -> NMEResults:
         """Estimates of population parameters, person effects and variances.
@@ -246,7 +252,8 @@ class NME:
         Parameters
         ----------
         epochs : int, optional
-            Passes over the data at most; 1500, CRF 400, ``"sgd"`` 5000.
+            Passes over the data at most; 1500, CRF 400, ``"sgd"`` 5000. Of ``"laplace"`` a third are steps of Adam, the
+            others of L-BFGS, which end at the maximum; with `validation` or `batch_size` all are of Adam.
         lr : float
             Learning rate; constant, then decaying to zero (``"laplace"``), or constant (``"sgd"``).
         annealing : float, optional
@@ -256,8 +263,9 @@ class NME:
         penalty : float, optional
             Weight of the penalty on the effects of ``"sgd"`` (lambda of the paper); 1. ``"laplace"``, where it is 1 by
             the model, does not use it and warns likewise.
-        weight_decay : float
-            Ridge penalty on the network's parameters.
+        weight_decay : float, optional
+            Ridge penalty on the network's parameters, per row. By default hidden layers have a standard normal prior
+            (``"sgd"``, and networks of your own: none), without which few rows have no maximum; 0 for plain likelihood.
         batch_size : int, optional
             Persons per step; default: all. Batches are drawn once and visited in random order each epoch. Not for the
             exact likelihood of effects on the last layer, which needs everyone at each step.
@@ -272,6 +280,10 @@ class NME:
         holdout : float
             Share of each person's last rows held out for that comparison.
         rng : int, numpy.random.Generator or None
+        starts : int
+            Random starts of the hidden layers, for ``"laplace"``. More than four are fitted for a fifth of the epochs,
+            and the best four of them to the end; `summary` says how many of these reached the best one. A linear
+            network and one of your own have one start.
         progress : bool, optional
             Progress bar; by default only in a terminal and if the fit takes more than a few seconds.
 
@@ -300,7 +312,8 @@ class NME:
         )
         held_out = checked_share(holdout, "holdout", zero=False)
         problem = self._problem(share)
-        trained = fit_network(problem, control, self.estimator, np.random.default_rng(seed))
+        found = fit_starts(problem, control, self.estimator, checked_starts(starts, self.estimator), seed)
+        trained = found.trained
         comparison = self._compare(control, held_out, seed) if baselines else None
         gain = far_from_maximum(problem, control, trained) if self.estimator == "laplace" else None
         trained = replace(trained, converged=trained.converged and gain is None)
@@ -311,7 +324,7 @@ class NME:
             kind = ConvergenceWarning if flag.code in ("not_converged", "not_finite", "separated") else MixmoeWarning
             warn(flag.message, kind)
         trained = replace(trained, flags=flags)
-        return self.results(problem, trained, comparison, seed_of(rng))
+        return self.results(problem, trained, comparison, replace(found.starts, seed=seed_of(rng)))
 
     def validate(
         self, *, holdout: float = 0.2, validation: float | None = None, rng: Any = None, **options: Any
@@ -326,8 +339,8 @@ class NME:
             Share of the rows before them on which the best epoch is chosen, as in `fit`.
         rng : int, numpy.random.Generator or None
         **options
-            ``epochs=``, ``lr=``, ``annealing=``, ``penalty=``, ``weight_decay=``, ``batch_size=``, ``patience=`` and
-            ``progress=`` of `fit`.
+            ``epochs=``, ``lr=``, ``annealing=``, ``penalty=``, ``weight_decay=``, ``batch_size=``, ``patience=``,
+            ``starts=`` and ``progress=`` of `fit`.
 
         Returns
         -------
@@ -345,12 +358,14 @@ class NME:
             raise ArgumentError(f"validate has no option {unknown[0]!r}; it has {', '.join(sorted(known))}")
         held = checked_share(holdout, "holdout", zero=False)
         share = validation_share(validation, self.estimator, options.get("patience"))
+        n_starts = checked_starts(options.pop("starts", 1), self.estimator)
         control = build_control(self.estimator, self.problem, **{"progress": None, **options})
         problem = self._problem(share, holdout=held)
         test = self._problem(held).validation
         if not test.n_rows:
             raise ArgumentError(f"holdout={holdout} leaves no row to hold out: the persons have too few rows")
-        trained = fit_network(problem, control, self.estimator, checked_rng(rng))
+        seed = int(checked_rng(rng).integers(2**32))
+        trained = fit_starts(problem, control, self.estimator, n_starts, seed).trained
         return held_out(replace(problem, validation=test), trained, self.scaling.y_sd**2)
 
     def tried(self, *, holdout: float = 0.2, rng: Any = None, **options: Any) -> Tried:
@@ -378,7 +393,7 @@ class NME:
             return Tried(results, self.validate(holdout=holdout, rng=seed, **options))
 
     def results(
-        self, problem: Problem, trained: Trained, comparison: Comparison | None, seed: int | None = None
+        self, problem: Problem, trained: Trained, comparison: Comparison | None, starts: Starts | None = None
     ) -> NMEResults:
         """Results from estimates.
 
@@ -388,11 +403,12 @@ class NME:
             With the rows that `trained` was fitted to.
         trained : Trained
         comparison : Comparison or None
-        seed : int, optional
-            That of the fit, if it was given.
+        starts : Starts, optional
+            On the scale of the network; default: one.
         """
         found: Estimates = estimates(problem, trained, self.scaling, errors=self.estimator == "laplace")
         shift = self.design.n * np.log(self.scaling.y_sd)
+        tried = Starts(1, np.array([trained.loglik]), 1) if starts is None else starts
         record = EMFit(
             params=found.values,
             loglik=trained.loglik - shift,
@@ -401,7 +417,7 @@ class NME:
             n_evaluations=len(trained.trace.train),
             converged=trained.converged,
             responsibilities=np.ones((self.design.n_units, 1)),
-            starts=Starts(1, np.array([trained.loglik - shift]), 1, seed=seed),
+            starts=replace(tried, logliks=tried.logliks - shift, ends=tried.ends - shift),
             flags=trained.flags,
         )
         note = "hidden layers held" if self.network.hidden or self.network.module is not None else ""
@@ -436,6 +452,16 @@ class NME:
             f"cov must be 'diagonal', 'tensor', a rank from 1 to {self.personal.q}, or 'full' with effects on the last "
             f"layer, a Gaussian response and estimator='laplace'; got {cov!r}"
         )
+
+    def _named_inputs(self) -> Mapping[str, Sequence[int]] | None:
+        """Inputs of the last layer that each term or column stands for; None where it sees no inputs of the formula."""
+        if self.network.hidden or self.network.module is not None or self.family != "gaussian":
+            return None
+        terms, places = column_terms(self.design, "expert"), {}
+        for place, column in enumerate(self.scaling.columns):
+            for name in {self.design.names.expert[column], terms[column]}:
+                places.setdefault(name, []).append(place)
+        return places
 
     def _problem(self, share: float, cov: str | int | None = None, holdout: float = 0.0) -> Problem:
         """Rows in blocks, the last `share` of each person's (or sequence's) set aside, `holdout` before left out."""
@@ -497,16 +523,6 @@ def unconverged(trained: Trained, gain: float | None) -> Flag:
     )
 
 
-def gap_flag(gaps: int, formula: MoEFormula) -> Flag:
-    """What a reader must know about sequences with gaps."""
-    order = None if formula.seq is None else formula.seq.order
-    return Flag(
-        "gaps",
-        f"{gaps} rows follow a gap in {order!r} and count as neighbours of the row before; separate sequences with "
-        f"seq: {order} / column",
-    )
-
-
 def checked_formula(formula: Any) -> MoEFormula:
     """A parsed formula that this family can fit.
 
@@ -536,24 +552,6 @@ def layer_names(formula: MoEFormula) -> list[str]:
     return [word for word in words if word]
 
 
-def chosen_family(family: str, formula: MoEFormula, data: Any) -> Family:
-    """The family asked for, or the one that the response suggests."""
-    if family != "auto":
-        return family  # type: ignore[return-value]
-    frame = view(data)
-    if formula.random is not None and "transitions" in formula.random.design:
-        return "crf"
-    if formula.response not in frame:
-        return "gaussian"
-    values = frame.column(formula.response).dropna()
-    refuse_numbers_as_text(values, formula.response)
-    if pd.api.types.is_bool_dtype(values.dtype) or not pd.api.types.is_numeric_dtype(values.dtype):
-        if formula.seq is not None:
-            return "crf"
-        return "binary" if values.nunique() == 2 else "multiclass"
-    return "binary" if values.isin([0, 1]).all() and values.nunique() == 2 else "gaussian"
-
-
 def checked_widths(hidden: Any, network: Any) -> tuple[int, ...]:
     """Widths of the hidden layers, those of a network of one's own being its own affair.
 
@@ -567,24 +565,6 @@ def checked_widths(hidden: Any, network: Any) -> tuple[int, ...]:
             raise ArgumentError(f"hidden={hidden!r} says nothing about a network of your own; leave one of them out")
         return ()
     return checked_hidden(WIDTHS if hidden is None else hidden)
-
-
-def check_persons(design: Design, personal: Personal) -> None:
-    """Refuse person effects where there is one person, whom nothing can be compared with."""
-    if personal.q and design.n_units < 2:
-        raise DesignError(
-            f"the column {design.names.group!r} has one person, {shown(design.labels[0])}, so that nothing tells how "
-            "persons differ; give the rows of several, or write re: (0 | ...) for a network without person effects"
-        )
-
-
-def check_rows(design: Design, personal: Personal) -> None:
-    """Refuse data in which no person has a second row."""
-    if personal.q and design.counts.max() == 1:
-        raise DesignError(
-            f"each of the {design.n_units} persons has one row, which cannot tell her effects from noise; give persons "
-            "with several rows, or fit the generic network with re: (0 | person)"
-        )
 
 
 def architecture(

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from mixmoe.neural.blocks import Tensor, torch
 from mixmoe.neural.own_network import check_rows_apart, output_shape
 
 Index = NDArray[np.intp]
+LAST_COLUMNS = re.compile(r"last\[.*\]")  # of a linear network, by name
 ACTIVATIONS = ("tanh", "relu", "elu", "gelu", "silu", "softplus", "sigmoid")
 
 
@@ -76,6 +77,11 @@ class Network:
     def n_parameters(self) -> int:
         """Length of the flat vector."""
         return self.tensors[-1].stop
+
+    @property
+    def n_hidden(self) -> int:
+        """Entries of the flat vector that belong to hidden layers; none known of a user's own network."""
+        return 0 if self.module is not None else self.tensors[2 * len(self.hidden)].start
 
     @property
     def depth(self) -> int:
@@ -228,13 +234,15 @@ class Personal:
 
     def columns(self, name: str) -> slice | None:
         """Columns of the effects that belong to a tensor; None if it is shared by all."""
-        start = 0
-        for spec in self.tensors:
-            stop = start + spec.stop - spec.start
+        for k, spec in enumerate(self.tensors):
             if spec.name == name:
-                return slice(start, stop)
-            start = stop
+                start, stop = np.searchsorted(self.group, (k, k + 1))
+                return slice(int(start), int(stop))
         return None
+
+    def places(self, spec: TensorSpec) -> Index:
+        """Personal entries of a personal tensor, counted within it: all, or those of the columns that `re:` names."""
+        return self.index[self.columns(spec.name)] - spec.start
 
 
 def layer_words(network: Network) -> tuple[str, ...]:
@@ -285,16 +293,24 @@ def own_layer(network: Network, word: str) -> set[str]:
     return layers[place - 1] if 1 <= place <= len(layers) else set()
 
 
-def select_personal(network: Network, words: Sequence[str], formula: str | None = None) -> Personal:
+def select_personal(
+    network: Network,
+    words: Sequence[str],
+    formula: str | None = None,
+    inputs: Mapping[str, Sequence[int]] | None = None,
+) -> Personal:
     """The personal part of a network from layer names.
 
     Parameters
     ----------
     network : Network
     words : sequence of str
-        ``first``, ``last``, ``all``, ``bias``, ``layer[k]`` (counted from 1), full tensor names, ``transitions``.
+        ``first``, ``last``, ``all``, ``bias``, ``layer[k]`` (counted from 1), full tensor names, ``transitions``,
+        ``last[1, x]``.
     formula : str, optional
         For the error message.
+    inputs : mapping, optional
+        Places of the inputs that a name stands for, where the last layer sees inputs of the formula.
 
     Raises
     ------
@@ -302,7 +318,11 @@ def select_personal(network: Network, words: Sequence[str], formula: str | None 
         For a name that stands for no tensor; lists the known ones.
     """
     chosen: set[str] = set()
+    entries: set[int] = set()
     for word in words:
+        if LAST_COLUMNS.fullmatch(word):
+            entries |= last_entries(network, word, inputs, formula)
+            continue
         found = match_layer(network, word)
         if not found:
             hint = "; a network's random intercept is the bias of its last layer" if word == "1" else ""
@@ -313,15 +333,61 @@ def select_personal(network: Network, words: Sequence[str], formula: str | None 
                 len(word),
             )
         chosen |= found
-    return personal_tensors(tuple(spec for spec in network.tensors if spec.name in chosen))
+    entries |= {k for spec in network.tensors if spec.name in chosen for k in range(spec.start, spec.stop)}
+    return personal_entries(network.tensors, np.array(sorted(entries), dtype=np.intp))
+
+
+def last_entries(
+    network: Network, word: str, inputs: Mapping[str, Sequence[int]] | None, formula: str | None
+) -> set[int]:
+    """Entries of the flat vector that ``last[1, x]`` names: the bias, and the weights of inputs.
+
+    Raises
+    ------
+    FormulaError
+        If the last layer does not see the inputs of the formula, or has no such input, or the bias is left out.
+    """
+    at = None if formula is None else max(formula.find(word), 0)
+    if inputs is None:
+        raise FormulaError(
+            f"{word!r} names inputs of the last layer, which sees those of the formula in a linear network with a "
+            "Gaussian response only; give hidden=(), or take all columns, re: (last | ...)",
+            formula,
+            at,
+            len(word),
+        )
+    names = [name.strip().strip("`") for name in re.split(r",(?![^(\[]*[)\]])", word[len("last[") : -1])]
+    unknown = [name for name in names if name != "1" and name not in inputs]
+    if unknown:
+        raise FormulaError(
+            f"{unknown[0]!r} in {word!r} is no input of the network; it has 1, {', '.join(inputs)}",
+            formula,
+            at,
+            len(word),
+        )
+    if "1" not in names:
+        raise FormulaError(
+            f"{word!r} lacks the 1: a slope that differs between persons while the intercept does not depends on where "
+            f"the input is zero; write last[1, {', '.join(names)}]",
+            formula,
+            at,
+            len(word),
+        )
+    weights, bias = network.tensors[-2:]
+    return {bias.start} | {weights.start + k for name in names if name != "1" for k in inputs[name]}
+
+
+def personal_entries(tensors: Sequence[TensorSpec], entries: Index) -> Personal:
+    """The record of the given entries of the flat vector, in increasing order."""
+    touched = [spec for spec in tensors if ((entries >= spec.start) & (entries < spec.stop)).any()]
+    starts = np.array([spec.start for spec in touched], dtype=np.intp)
+    return Personal(tuple(touched), entries, np.searchsorted(starts, entries, side="right") - 1)
 
 
 def personal_tensors(tensors: tuple[TensorSpec, ...]) -> Personal:
-    """The record of the given personal tensors."""
+    """The record of the given personal tensors, in the order of the network."""
     pieces = [np.arange(spec.start, spec.stop) for spec in tensors]
-    group = [np.full(len(piece), k) for k, piece in enumerate(pieces)]
-    empty = np.empty(0, dtype=np.intp)
-    return Personal(tensors, np.concatenate([empty, *pieces]), np.concatenate([empty, *group]))
+    return personal_entries(tensors, np.concatenate([np.empty(0, dtype=np.intp), *pieces]))
 
 
 def view_tensors(network: Network, personal: Personal, theta: Tensor, eta: Tensor | None) -> list[Tensor]:
@@ -343,7 +409,14 @@ def view_tensors(network: Network, personal: Personal, theta: Tensor, eta: Tenso
     for spec in network.tensors:
         base = theta[spec.start : spec.stop].view(spec.shape)
         columns = None if eta is None else personal.columns(spec.name)
-        out.append(base if columns is None or eta is None else base + eta[:, columns].reshape(-1, *spec.shape))
+        if columns is None or eta is None:
+            out.append(base)
+            continue
+        mine = eta[:, columns]
+        if mine.shape[1] < base.numel():
+            places = torch.as_tensor(personal.places(spec), device=mine.device)
+            mine = mine.new_zeros(len(mine), base.numel()).index_copy(1, places, mine)
+        out.append(base + mine.reshape(-1, *spec.shape))
     return out
 
 
@@ -460,7 +533,14 @@ def personal_jacobian(
         if k > lowest - 1:
             delta = (delta @ tensors[2 * k].transpose(-1, -2)) * slope(network.activation, before[k - 1])
     zeros = torch.zeros(B, T, network.n_out**2, dtype=delta.dtype, device=delta.device)
-    return torch.cat([*(pieces.get(spec.name, zeros) for spec in personal.tensors), zeros[..., :0]], dim=-1)
+    found = torch.cat([*(pieces.get(spec.name, zeros) for spec in personal.tensors), zeros[..., :0]], dim=-1)
+    if found.shape[-1] == personal.q:
+        return found
+    starts = np.cumsum([0, *(math.prod(spec.shape) for spec in personal.tensors)])
+    kept = np.concatenate(
+        [start + personal.places(spec) for start, spec in zip(starts, personal.tensors, strict=False)]
+    )
+    return found[..., torch.as_tensor(kept, device=found.device)]
 
 
 def jacobian_module(network: Network, personal: Personal, tensors: Sequence[Tensor], x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from mixmoe._typing import Array
 from mixmoe.arguments import checked_rng
 from mixmoe.design.complete_rows import NothingLeftError
 from mixmoe.design.design import Design
-from mixmoe.design.frame import shown, view
+from mixmoe.design.frame import view
 from mixmoe.design.labels import places_of
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.neural.batches import Scaling, blocks_of
@@ -46,8 +46,10 @@ from mixmoe.output.predictions import (
     Wanted,
     checked_wanted,
     in_user_order,
+    known_places,
     mean_columns,
     named_columns,
+    warn_strangers,
 )
 from mixmoe.output.summary import nothing_predicted
 
@@ -148,7 +150,8 @@ def parameter_names(problem: Problem) -> list[str]:
     """Names of the personal parameters: tensor and place within it, counted from 1."""
     names = []
     for spec in problem.personal.tensors:
-        places = np.ndindex(spec.shape)
+        every = list(np.ndindex(spec.shape))
+        places = [every[k] for k in problem.personal.places(spec)]
         names += [f"{spec.name}[{','.join(str(i + 1) for i in place)}]" for place in places]
     return names
 
@@ -181,37 +184,12 @@ def match_labels(persons: Persons, design: Design, own: bool = True) -> Index:
         return np.full(design.n_units, -1, dtype=np.intp)
     if not own and problem.personal.q:
         return np.full(design.n_units, -1, dtype=np.intp)
-    found = places_of(design.labels, persons.labels)
-    if problem.personal.q and (found < 0).any():
-        refuse_lookalikes(str(group), persons.labels, design.labels[found < 0])
+    if not problem.personal.q:
+        return places_of(design.labels, persons.labels)
+    found = known_places(design.labels, persons.labels, str(group))
+    if own and persons.fitted is not None and not (found >= 0).any():
+        warn_strangers("the population")
     return found
-
-
-def refuse_lookalikes(group: str, known: NDArray[np.object_], unknown: NDArray[np.object_]) -> None:
-    """Refuse labels that read as known ones but are of another type.
-
-    Raises
-    ------
-    DesignError
-    """
-    readings = {reading(label): label for label in known}
-    for label in unknown:
-        alike = readings.get(reading(label))
-        if alike is not None and isinstance(label, str) != isinstance(alike, str):
-            raise DesignError(
-                f"{group!r} is {shown(label)} ({type(label).__name__}) in the new data and {shown(alike)} "
-                f"({type(alike).__name__}) in the fit, which are not the same label; convert the column to the type "
-                "that it had"
-            )
-
-
-def reading(label: Any) -> str:
-    """A label as one reads it: numbers without regard to how they are written, times as pandas shows them."""
-    text = (label.decode(errors="replace") if isinstance(label, bytes) else str(label)).strip()
-    try:
-        return repr(float(text))
-    except ValueError:
-        return text.removesuffix(" 00:00:00")
 
 
 def adapt_persons(persons: Persons, data: Any) -> Persons:

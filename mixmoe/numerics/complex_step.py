@@ -18,6 +18,25 @@ from mixmoe._typing import AnyArray, Array
 # The error of the derivative is of the order h^2, so any h below 1e-8 gives full precision; this one is still so far
 # from the smallest positive number (1e-308) that its products with densities and small variances do not underflow.
 _STEP = 1e-30
+_DIFFERENCE = 1e-4  # of unit scale; the error of a central difference is its square
+
+
+def slope(function: Callable[[complex], AnyArray], analytic: bool) -> Array:
+    """Derivative of a function of one number at zero.
+
+    Parameters
+    ----------
+    function : callable
+    analytic : bool
+        Whether complex steps pass through it; else by a central difference, for arguments of unit scale.
+
+    Returns
+    -------
+    ndarray, shape of the function's value
+    """
+    if analytic:
+        return np.asarray(function(1j * _STEP).imag / _STEP)
+    return np.asarray((function(_DIFFERENCE) - function(-_DIFFERENCE)) / (2 * _DIFFERENCE))
 
 
 def derivative_along(function: Callable[[AnyArray], AnyArray], at: Array, direction: Array) -> Array:

@@ -33,6 +33,16 @@ def cholesky(A: Array) -> Array:
     return L
 
 
+def cholesky_of_one(A: Array) -> Array:
+    """Lower Cholesky factor of one matrix, shape (P, P), by LAPACK; complex steps pass through."""
+    if not np.iscomplexobj(A):
+        return np.linalg.cholesky(A)
+    L = np.linalg.cholesky(A.real)
+    # dL = L low(L^-1 dA L^-T), low(): the lower half with half of the diagonal (Murray 2016).
+    inside = np.linalg.solve(L, np.linalg.solve(L, A.imag).T)
+    return np.asarray(L + 1j * (L @ (np.tril(inside) - 0.5 * np.diag(np.diag(inside)))))
+
+
 def solve_lower(L: Array, b: Array) -> Array:
     """Solution x of L x = b.
 

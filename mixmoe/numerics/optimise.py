@@ -98,9 +98,120 @@ _HOPE = 5.0  # times the gain of the last lap is what a start may still gain
 _MAX_HALVINGS = 15
 
 
+MANY_PARAMETERS = 150  # from here on a matrix of their size is not copied, nor kept for each of many ascents
+
+
+@dataclass(slots=True)
+class DenseInverse:
+    """Inverse informations of S ascents by BFGS.
+
+    Attributes
+    ----------
+    H : ndarray, shape (S, P, P)
+    """
+
+    H: Array
+
+    def times(self, who: NDArray[np.intp], score: Array) -> Array:
+        """Products with the scores of the ascents `who`, shape (len(who), P)."""
+        if self._is_large:
+            return np.array([self.H[i] @ one for i, one in zip(who, score, strict=True)]).reshape(score.shape)
+        return np.asarray((self.H[who] @ score[..., None])[..., 0])
+
+    def restart(self, who: NDArray[np.intp], scale: float) -> None:
+        """Multiples of the identity in the place of those of the ascents `who`."""
+        self.H[who] = scale * np.eye(self.H.shape[1])
+
+    def stretch(self, who: NDArray[np.intp]) -> None:
+        """Those of the ascents `who` twice as large."""
+        self.H[who] *= 2.0
+
+    def update(self, who: NDArray[np.intp], s: Array, y: Array) -> None:
+        """After steps `s` that changed minus the scores by `y`, each (len(who), P)."""
+        if not self._is_large:
+            self.H[who] = bfgs_update(self.H[who], s, y)
+            return
+        # In place, as one symmetric product of two vectors: copies of such matrices would cost more than the update.
+        for i, step, change in zip(who, s, y, strict=True):
+            r, Hy = 1.0 / (step @ change), self.H[i] @ change
+            moved = np.outer(0.5 * (1 + (change @ Hy) * r) * r * step - r * Hy, step)
+            self.H[i] += moved
+            self.H[i] += moved.T
+
+    @property
+    def _is_large(self) -> bool:
+        return self.H.shape[1] > MANY_PARAMETERS
+
+
+@dataclass(slots=True)
+class LimitedInverse:
+    """Inverse informations of S ascents by BFGS from the last steps, where P by P numbers for each were too many.
+
+    Attributes
+    ----------
+    diagonal : ndarray, shape (S, P)
+        Inverse information before any step.
+    scale : ndarray, shape (S,)
+        What it is multiplied by.
+    steps, changes : ndarray, shape (M, S, P)
+        Last first; zero where there are fewer.
+
+    References
+    ----------
+    Nocedal & Wright (2006), Numerical Optimization, algorithm 7.4.
+    """
+
+    diagonal: Array
+    scale: Array
+    steps: Array
+    changes: Array
+
+    def times(self, who: NDArray[np.intp], score: Array) -> Array:
+        """Products with the scores of the ascents `who`, shape (len(who), P)."""
+        s, y = self.steps[:, who], self.changes[:, who]
+        curve = (s * y).sum(axis=2)  # (M, len(who)); zero where there is no step, which then moves nothing
+        rho = np.where(curve > 0, 1.0 / np.where(curve > 0, curve, 1.0), 0.0)
+        left, shares = score.copy(), np.empty(rho.shape)
+        for i in range(len(s)):
+            shares[i] = rho[i] * (s[i] * left).sum(axis=1)
+            left -= shares[i][:, None] * y[i]
+        out = self.scale[who][:, None] * self.diagonal[who] * left
+        for i in reversed(range(len(s))):
+            back = rho[i] * (y[i] * out).sum(axis=1)
+            out += (shares[i] - back)[:, None] * s[i]
+        return out
+
+    def restart(self, who: NDArray[np.intp], scale: float) -> None:
+        """Multiples of the identity in the place of those of the ascents `who`."""
+        self.steps[:, who] = self.changes[:, who] = 0.0
+        self.diagonal[who], self.scale[who] = scale, 1.0
+
+    def stretch(self, who: NDArray[np.intp]) -> None:
+        """Those of the ascents `who` larger where no step has told them."""
+        self.scale[who] *= 2.0
+
+    def update(self, who: NDArray[np.intp], s: Array, y: Array) -> None:
+        """After steps `s` that changed minus the scores by `y`, each (len(who), P)."""
+        for kept, new in ((self.steps, s), (self.changes, y)):
+            kept[1:, who] = kept[:-1, who]
+            kept[0, who] = new
+        self.scale[who] = (s * y).sum(axis=1) / (self.diagonal[who] * y * y).sum(axis=1)
+
+
+_REMEMBERED = 12  # steps
+
+
+def inverse_information(first: Array) -> DenseInverse | LimitedInverse:
+    """Inverse informations from their first approximations, shape (S, P, P), or from the diagonals of these, (S, P)."""
+    if first.ndim == 3:
+        return DenseInverse(first.copy())
+    nothing = np.zeros((_REMEMBERED, *first.shape))
+    return LimitedInverse(first.copy(), np.ones(len(first)), nothing, nothing.copy())
+
+
 @dataclass(slots=True)
 class _State:
-    """What changes while S ascents run; shapes as in `Climb`, `H` (S, P, P) the inverse information, `radius` (S,).
+    """What changes while S ascents run; shapes as in `Climb`, `H` the inverse information, `radius` (S,).
 
     `logarithmic` (P,): coordinates in which steps stay short. `spurious` and `judged` (S,): what is no solution however
     high, and where this has been decided for good.
@@ -109,7 +220,7 @@ class _State:
     theta: Array
     loglik: Array
     score: Array
-    H: Array
+    H: DenseInverse | LimitedInverse
     n_iter: NDArray[np.intp]
     n_evaluations: NDArray[np.intp]
     radius: Array
@@ -130,7 +241,7 @@ def _begin(
         theta.copy(),
         first.loglik,
         first.score,
-        inverse_hessian.copy(),
+        inverse_information(inverse_hessian),
         np.zeros(S, dtype=np.intp),
         np.ones(S, dtype=np.intp),
         np.full(S, _MAX_STEP),
@@ -143,13 +254,14 @@ def _begin(
     )
 
 
-def _active(state: _State, n_units: int, control: Control) -> NDArray[np.intp]:
-    """Starts that have neither converged nor come to a standstill."""
-    flat = np.abs(state.score).max(axis=1, initial=0.0) <= control.tol * n_units
+def _active(state: _State, who: NDArray[np.intp], n_units: int, control: Control) -> NDArray[np.intp]:
+    """Starts that have neither converged nor come to a standstill, after those of `who` have moved."""
+    score = state.score[who]
+    flat = np.abs(score).max(axis=1, initial=0.0) <= control.tol * n_units
     if control.promise:
-        promised = 0.5 * np.einsum("sp,spq,sq->s", state.score, state.H, state.score)
+        promised = 0.5 * (score * state.H.times(who, score)).sum(axis=1)
         flat |= (promised >= 0) & (promised <= control.promise)
-    state.converged = flat & np.isfinite(state.loglik)
+    state.converged[who] = flat & np.isfinite(state.loglik[who])
     return np.flatnonzero(~(state.converged | state.stuck))
 
 
@@ -178,9 +290,9 @@ def _iterate(state: _State, objective: Objective, who: NDArray[np.intp], n_units
 def _directions(state: _State, who: NDArray[np.intp], n_units: int) -> Array:
     """Uphill directions of limited length, shape (len(who), P); a lost inverse information starts anew."""
     score = state.score[who]
-    d = (state.H[who] @ score[..., None])[..., 0]
+    d = state.H.times(who, score)
     wrong = (d * score).sum(axis=1) <= 0
-    state.H[who[wrong]] = np.eye(d.shape[1]) / n_units
+    state.H.restart(who[wrong], 1.0 / n_units)
     d[wrong] = score[wrong] / n_units
     size = np.abs(d)
     radius = np.where(state.logarithmic, _MAX_STEP, state.radius[who][:, None])  # (len(who), P)
@@ -222,8 +334,8 @@ def _accept(state: _State, who: NDArray[np.intp], theta: Array, e: Evaluation) -
     """Move the starts `who` to `theta`, and update their inverse information where curvature allows."""
     s, y = theta - state.theta[who], state.score[who] - e.score
     usable = (s * y).sum(axis=1) > 1e-10 * np.sqrt((s * s).sum(axis=1) * (y * y).sum(axis=1))
-    state.H[who[usable]] = bfgs_update(state.H[who[usable]], s[usable], y[usable])
-    state.H[who[~usable]] *= 2.0  # the surface bends upwards along the step: go further next time
+    state.H.update(who[usable], s[usable], y[usable])
+    state.H.stretch(who[~usable])  # the surface bends upwards along the step: go further next time
     state.theta[who], state.loglik[who], state.score[who] = theta, e.loglik, e.score
 
 
@@ -257,8 +369,9 @@ def climb(
     objective : callable
         From points (S, P) to `Evaluation`; called with fewer rows as starts converge.
     theta : ndarray, shape (S, P)
-    inverse_hessian : ndarray, shape (S, P, P)
-        First approximation of the inverse information, e.g. from outer products of scores.
+    inverse_hessian : ndarray, shape (S, P, P) or (S, P)
+        First approximation of the inverse information, e.g. from outer products of scores; or its diagonal, from which
+        on only the last steps are kept.
     n_units : int
         Independent units, which makes the tolerance scale-free.
     control : Control
@@ -281,14 +394,14 @@ def climb(
     interrupted = False
     with progress_bar(theta.shape[0], "starts", control.progress) as bar:
         try:
-            who = _active(state, n_units, control)
+            who = _active(state, np.arange(theta.shape[0]), n_units, control)
             for lap in range(1, control.max_iter + 1):
                 if not who.size:
                     break
                 _iterate(state, objective, who, n_units, control)
                 if spurious is not None and lap > _LAP and lap % _LAP == 0:
                     _give_up(state, who, control, spurious)
-                who = _active(state, n_units, control)
+                who = _active(state, who, n_units, control)
                 bar.update(theta.shape[0] - who.size - bar.n)
         except KeyboardInterrupt:
             interrupted = True

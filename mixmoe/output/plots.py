@@ -70,6 +70,8 @@ def draw(
     canvas = canvas_axes(len(panels), ax)
     for axes, panel in zip(canvas, panels, strict=True):
         inside = [curve for curve in curves if curve.panel == panel]
+        if inside[0].log:
+            axes.set_yscale("log")
         experts, places = {curve.expert for curve in inside}, bool(inside[0].categories)
         if isinstance(observed, Observed):
             _series(axes, _apart(observed, inside[0]), experts, places)
@@ -258,7 +260,13 @@ def _apart(observed: Observed, curve: Curve) -> Observed:
 def _series(axes: Any, observed: Observed, experts: set[int | None], places: bool = False) -> None:
     """Thin lines of some units, coloured by expert; dots for a unit with one row, and above categories."""
     only = experts if len(experts) == 1 and None not in experts else None
-    for unit in _thinned(observed, only):
+    shown = _thinned(observed, only)
+    all_of_them = len(observed.experts) if only is None else sum(int((observed.experts == k).sum()) for k in only)
+    if len(shown) < all_of_them:
+        place = {"xy": (1.0, 0.0), "xycoords": "axes fraction", "xytext": (-2, 2), "textcoords": "offset points"}
+        said = f"{len(shown)} of {all_of_them} courses shown"
+        axes.annotate(said, **place, ha="right", va="bottom", fontsize="x-small", color="#666666", zorder=7)
+    for unit in shown:
         rows = np.flatnonzero(observed.codes == unit)
         rows = rows[np.argsort(observed.x[rows], kind="stable")]
         look = {"color": colour(int(observed.experts[unit])), "alpha": 0.35, "zorder": 1}
@@ -283,7 +291,11 @@ def _look_at_curves(axes: Any, curves: Sequence[Curve]) -> None:
     """Leave out what bands reach where they explode, as at the ends of an index, so that curves are not lines."""
     pairs = [(c.lower, c.upper) for c in curves] + [(c.band_lower, c.band_upper) for c in curves]
     bands = [np.array(pair) for pair in pairs if pair[0] is not None and pair[1] is not None and len(pair[0])]
-    heights, limits = (_finite(arrays) for arrays in ([c.y for c in curves], bands))
+    log = curves[0].log
+    if log:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            bands = [np.log(pair) for pair in bands]
+    heights, limits = (_finite(arrays) for arrays in ([np.log(c.y) if log else c.y for c in curves], bands))
     if not heights.size or not limits.size:
         return
     widths = [_finite([high - low]) for low, high in bands]
@@ -292,8 +304,10 @@ def _look_at_curves(axes: Any, curves: Sequence[Curve]) -> None:
     bottom = max(min(heights.min(), limits.min()), heights.min() - room)
     top = min(max(heights.max(), limits.max()), heights.max() + room)
     spare = axes.margins()[1] * (top - bottom)
+    ends = np.array([bottom - spare, top + spare])
+    ends = np.exp(ends) if log else ends
     old_bottom, old_top = axes.get_ylim()
-    axes.set_ylim(max(old_bottom, bottom - spare), min(old_top, top + spare))
+    axes.set_ylim(max(old_bottom, ends[0]), min(old_top, ends[1]))
 
 
 def _finite(arrays: Sequence[Array]) -> Array:

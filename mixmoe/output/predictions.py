@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice
 from mixmoe.design.design import Design
-from mixmoe.design.frame import view
-from mixmoe.errors import ArgumentError
+from mixmoe.design.frame import shown, view
+from mixmoe.design.labels import places_of
+from mixmoe.errors import ArgumentError, DesignError, MixmoeWarning, warn
 from mixmoe.inference.uncertainty import checked_alpha
 from mixmoe.output.summary import row_labels
 
@@ -163,6 +164,52 @@ def in_user_order(columns: Mapping[str, Array], design: Design, new: Any) -> pd.
         return pd.DataFrame(design.in_order(values), index=index, columns=list(columns))
     index = row_labels(new, design.n_input)
     return pd.DataFrame(design.in_order(values, fill=True), index=index, columns=list(columns))
+
+
+def known_places(labels: NDArray[np.object_], known: NDArray[np.object_], column: str) -> NDArray[np.intp]:
+    """Place of each label among those that are known, -1 where it is new.
+
+    Parameters
+    ----------
+    labels, known : ndarray of object
+    column : str
+        What the labels are of, for messages.
+
+    Raises
+    ------
+    DesignError
+        If a new label reads as one that is known but is of another type, as text where the fit had numbers: a unit that
+        is known would pass as a stranger.
+    """
+    found = places_of(labels, known)
+    readings = {_reading(label): label for label in known} if (found < 0).any() else {}
+    for label in labels[found < 0]:
+        alike = readings.get(_reading(label))
+        if alike is not None and isinstance(label, str) != isinstance(alike, str):
+            raise DesignError(
+                f"{column!r} is {shown(label)} ({type(label).__name__}) in the new data and {shown(alike)} "
+                f"({type(alike).__name__}) in what is known, which are not the same label; convert the column to the "
+                "type that it had"
+            )
+    return found
+
+
+def _reading(label: Any) -> str:
+    """A label as one reads it: numbers without regard to how they are written, times as pandas shows them."""
+    text = (label.decode(errors="replace") if isinstance(label, bytes) else str(label)).strip()
+    try:
+        return repr(float(text))
+    except ValueError:
+        return text.removesuffix(" 00:00:00")
+
+
+def warn_strangers(means: str) -> None:
+    """Say that a history meets none of the subjects that are predicted, which then have the `means` of strangers."""
+    warn(
+        f"no subject of history= is in the new data, so all are predicted by {means} alone; give the subjects the same "
+        "names in both",
+        MixmoeWarning,
+    )
 
 
 def check_own_rows(history: Any, wanted: Design, new: Any) -> None:

@@ -12,6 +12,7 @@ from mixmoe.errors import ArgumentError
 
 Cell = float | int | str | None
 _ALL_DIGITS = 17  # significant digits that tell any two numbers apart
+_MOST_DECIMALS = 300  # that a float can be rounded to
 _LONGEST = 1e15  # numbers from here on have an exponent
 
 
@@ -73,6 +74,14 @@ def format_cell(cell: Cell, spec: str = "num") -> str:
         spec = ".4f" if value == 0 or 1e-3 <= abs(value) < 1e5 else ".4g"
     text = format(value, spec)
     return text.lstrip("-") if not text.strip("-0.") else text  # no sign where all digits are zeros
+
+
+def in_light_of(value: float, error: float) -> float:
+    """The value without decimals below a thousandth of its standard error, which say nothing: 5e-11 +- 7e-6 is 0."""
+    if not (math.isfinite(value) and math.isfinite(error) and error > 0):
+        return value
+    decimals = 3 - math.floor(math.log10(error))
+    return round(value, decimals) if 0 <= decimals < _MOST_DECIMALS else value
 
 
 def told_apart(values: Sequence[float], digits: int) -> tuple[str, ...]:
@@ -159,6 +168,8 @@ class Curve:
         Whether it is one of many that are only to be seen together.
     limits, bands : str
         Legend entries of the two shades.
+    log : bool
+        Whether the vertical axis is logarithmic, as for positive functions.
     """
 
     panel: str
@@ -178,6 +189,7 @@ class Curve:
     thin: bool = False
     limits: str = ""
     bands: str = ""
+    log: bool = False
 
 
 @dataclass(frozen=True, slots=True)

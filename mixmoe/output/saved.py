@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from mixmoe.atomic import replacing
 from mixmoe.design.design import Design
-from mixmoe.design.formula import parse_formula, require_safe
+from mixmoe.design.formula import parse_formula
+from mixmoe.design.safe import require_safe
 from mixmoe.errors import ArgumentError, FormulaError, SavedFileError
 from mixmoe.inference.small_samples import Moments
 from mixmoe.inference.uncertainty import COV_TYPES, Draws, ParamCov

@@ -12,7 +12,7 @@ from mixmoe.design.frame import view
 from mixmoe.errors import DroppedRowsWarning, warn
 from mixmoe.inference.uncertainty import scale_of, two_sided, wald_limits, wald_statistics
 from mixmoe.mixture.estimate import Block, Parameter, ParamLayout
-from mixmoe.output.records import Cell, Table
+from mixmoe.output.records import Cell, Table, in_light_of
 from mixmoe.output.text import html, latex, markdown, text
 
 _FORMATS = ("num", "num", ".3f", "p", "num", "num")
@@ -153,7 +153,8 @@ def block_table(
     with_t = bool(np.isfinite(frame["df"]).any())
     names = ["estimate", "std_error", "statistic", *(["df"] if with_t else []), "p_value", "conf_low", "conf_high"]
     heads = ("t", "df", "P>|t|") if with_t else ("z", "P>|z|")
-    numbers = frame[names].to_numpy(dtype=float)
+    numbers = frame[names].to_numpy(dtype=float, copy=True)
+    numbers[:, 0] = [in_light_of(value, error) for value, error in numbers[:, :2]]
     return Table(
         key=key,
         title=title,
@@ -193,7 +194,7 @@ def _scale_notes(key: str, parameters: Sequence[Parameter]) -> list[str]:
     if key == "random":
         return [_SCALES_NOTE]
     notes = []
-    for scale, words in (("log", "the log scale"), ("atanh", "Fisher's z scale")):
+    for scale, words in (("log", "the log scale"), ("atanh", "Fisher's z scale"), ("logit", "log odds")):
         terms = dict.fromkeys(p.term for p in parameters if scale_of(p) == scale and p.term != "sigma")
         if terms:
             notes.append(f"Limits of {', '.join(terms)} are computed on {words}.")

@@ -2,14 +2,17 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from html import escape
 
 from mixmoe.errors import ArgumentError
 from mixmoe.output.records import Table, body
 
 _GAP = 2
-_WIDTH = 78
+_WIDTH = 78  # places of a line: the usual terminal of 80 without its last two
+_LABEL, _WORDS = 20, 16  # places that row labels and columns of words keep when a table is too wide
+_BREAKS = re.compile(r"(?<=[\s,:;=|.)_/-])|(?=[(\[])")  # where a name or a text may go on in the next line
 
 
 def text(tables: Sequence[Table], title: str = "", notes: Sequence[str] = ()) -> str:
@@ -27,33 +30,80 @@ def text(tables: Sequence[Table], title: str = "", notes: Sequence[str] = ()) ->
     -------
     str
     """
-    widths = _widths(tables)
-    blocks = [(t, _header_lines(t) if t.key == "header" else _lines(t, widths[t.columns])) for t in tables]
-    width = max([_WIDTH, *(_columns(line) for _, lines in blocks for line in lines)])
-    parts = [_centred(title, width)] if title else []
-    for table, lines in blocks:
-        parts += _framed(table, lines, width)
-    parts.append("=" * width)
-    parts += [line for table in tables for note in table.notes for line in _wrapped(note, "", width)]
-    parts += [line for i, note in enumerate(notes, 1) for line in _wrapped(note, f"[{i}] ", width)]
+    fitting = [part for table in tables for part in _narrow(table, tables)]
+    widths = _widths(fitting)
+    parts = [_centred(title, _WIDTH)] if title else []
+    for table in fitting:
+        parts += _framed(table, _header_lines(table) if table.key == "header" else _lines(table, widths[table.columns]))
+    parts.append("=" * _WIDTH)
+    parts += [line for table in tables for note in table.notes for line in _wrapped(note, "")]
+    parts += [line for i, note in enumerate(notes, 1) for line in _wrapped(note, f"[{i}] ")]
     return "\n".join(parts)
 
 
-def _framed(table: Table, lines: list[str], width: int) -> list[str]:
-    """Lines of one table with its title and rules."""
+def _narrow(table: Table, tables: Sequence[Table]) -> Iterator[Table]:
+    """The table, or its columns in several tables below one another where they do not fit beside one another."""
     if table.key == "header":
-        return ["=" * width, *lines]
-    return ["=" * width, _centred(table.title, width), "-" * width, lines[0], "-" * width, *lines[1:]]
+        yield table
+        return
+    widths = [w + _GAP for w in _natural(tables)[table.columns]]
+    floors = [
+        min(w, _LABEL + _GAP if spec == "label" else _WORDS + _GAP) if spec in ("label", "text") else w
+        for w, spec in zip(widths, ("label", *table.formats), strict=True)
+    ]
+    yield from side_by_side(table, floors, _WIDTH + _GAP)
+
+
+def side_by_side(table: Table, widths: Sequence[float], room: float) -> Iterator[Table]:
+    """The table cut into tables of as many columns as fit into the room; row labels are repeated.
+
+    Parameters
+    ----------
+    table : Table
+    widths : sequence of float
+        Least width of the row labels and of each column, gaps included.
+    room : float
+        In the unit of the widths.
+    """
+    cuts, used = [0], widths[0]
+    for i, width in enumerate(widths[1:]):
+        if used + width > room and i > cuts[-1]:
+            cuts.append(i)
+            used = widths[0]
+        used += width
+    for first, last in zip(cuts, [*cuts[1:], len(table.columns)], strict=True):
+        yield replace(
+            table,
+            title=table.title + (" (continued)" if first and table.title else ""),
+            columns=table.columns[first:last],
+            cells=tuple(row[first:last] for row in table.cells),
+            formats=table.formats[first:last],
+            notes=table.notes if last == len(table.columns) else (),
+        )
+
+
+def _framed(table: Table, lines: list[list[str]]) -> list[str]:
+    """Lines of one table with its title and rules."""
+    head, *rows = lines
+    below = [line for row in rows for line in row]
+    if table.key == "header":
+        return ["=" * _WIDTH, *head, *below]
+    return ["=" * _WIDTH, _centred(table.title, _WIDTH), "-" * _WIDTH, *head, "-" * _WIDTH, *below]
 
 
 def _rows(table: Table) -> list[tuple[str, ...]]:
-    """Head and rows of a table as texts of one line."""
+    """Head and rows of a table as texts of one line; a label keeps the blanks that indent it."""
     rows = [("", *table.columns), *((name, *row) for name, row in zip(table.index, body(table), strict=True))]
-    return [tuple(_one_line(cell) for cell in row) for row in rows]
+    return [(_indent(name) * "  " + _one_line(name), *(_one_line(cell) for cell in cells)) for name, *cells in rows]
 
 
-def _widths(tables: Sequence[Table]) -> dict[tuple[str, ...], list[int]]:
-    """Widths of the columns, shared by tables with the same heads."""
+def _indent(label: str) -> int:
+    """Whether a row label stands below another: it begins with a blank then."""
+    return int(label.startswith(" "))
+
+
+def _natural(tables: Sequence[Table]) -> dict[tuple[str, ...], list[int]]:
+    """Widths that nothing is broken for, shared by tables with the same heads."""
     widths: dict[tuple[str, ...], list[int]] = {}
     for table in tables:
         for row in _rows(table):
@@ -62,33 +112,73 @@ def _widths(tables: Sequence[Table]) -> dict[tuple[str, ...], list[int]]:
     return widths
 
 
-def _lines(table: Table, widths: list[int]) -> list[str]:
-    """Head and rows of a table, labels to the left and cells to the right."""
+def _widths(tables: Sequence[Table]) -> dict[tuple[str, ...], list[int]]:
+    """Widths that fit into a line: columns of words, then row labels, give way; a column by itself is broken."""
+    shared = _natural(tables)
+    for table in tables:
+        widths = shared[table.columns]
+        yielding = [i for i, spec in enumerate(table.formats, 1) if spec == "text"]
+        for i, floor in (*((i, _WORDS) for i in yielding), (0, _LABEL), *((i, 1) for i in range(1, len(widths)))):
+            excess = sum(widths) + _GAP * (len(widths) - 1) - _WIDTH
+            widths[i] -= max(min(excess, widths[i] - floor), 0)
+    return shared
+
+
+def _lines(table: Table, widths: list[int]) -> list[list[str]]:
+    """Lines of the head and of each row, labels to the left and cells to the right."""
+    sides = [False, *(spec != "text" for spec in table.formats)]
     lines = []
-    for name, *cells in _rows(table):
-        padded = [
-            " " * _GAP + _padded(cell, width, right=spec != "text")
-            for cell, width, spec in zip(cells, widths[1:], table.formats, strict=True)
-        ]
-        lines.append((_padded(name, widths[0]) + "".join(padded)).rstrip())
+    for row in _rows(table):
+        broken = [_broken(cell, width) for cell, width in zip(row, widths, strict=True)]
+        lines.append(
+            [
+                (" " * _GAP)
+                .join(
+                    _padded(cell[i] if i < len(cell) else "", width, right)
+                    for cell, width, right in zip(broken, widths, sides, strict=True)
+                )
+                .rstrip()
+                for i in range(max(map(len, broken)))
+            ]
+        )
     return lines
 
 
-def _header_lines(table: Table) -> list[str]:
+def _header_lines(table: Table) -> list[list[str]]:
     """Label and value twice per line; the formula and values too long for half a line get their own."""
     half = _WIDTH // 2 - 1
     pairs = [(_one_line(f"{label}:"), _one_line(row[0])) for label, row in zip(table.index, body(table), strict=True)]
     long = [(a, b) for a, b in pairs if a == "Formula:" or _columns(a) + _columns(b) + _GAP > half]
     short = [pair for pair in pairs if pair not in long]
     indent = max([_columns(a) for a, _ in long], default=0) + _GAP
-    lines = [_padded(a, indent) + b for a, b in long]
+    lines = [
+        _padded(a if i == 0 else "", indent) + part
+        for a, b in long
+        for i, part in enumerate(_broken(b, max(_WIDTH - indent, 1)))
+    ]
     left, right = short[: (len(short) + 1) // 2], short[(len(short) + 1) // 2 :]
     for i, (a, b) in enumerate(left):
         line = a + _padded(b, half - _columns(a), right=True)
         if i < len(right):
             line += "  " + right[i][0] + _padded(right[i][1], half - _columns(right[i][0]), right=True)
         lines.append(line)
-    return lines
+    return [lines]
+
+
+def _broken(value: str, width: float, measure: Callable[[str], float] | None = None) -> list[str]:
+    """A text in lines of at most a width, broken after blanks and punctuation, inside a word only where it must be."""
+    size = measure or _columns
+    lines, line = [], ""
+    for piece in _BREAKS.split(value):
+        if size((line + piece).rstrip()) > width and line:
+            lines.append(line)
+            line = "  " if width > _WORDS else ""  # a hanging indent, where there is room for one
+        line += piece
+        while size(line.rstrip()) > width:
+            fitting = next(i for i in range(len(line), 0, -1) if size(line[:i]) <= width or i == 1)
+            lines.append(line[:fitting])
+            line = line[fitting:]
+    return [part.rstrip() for part in [*lines, line]]
 
 
 def _one_line(value: str) -> str:
@@ -110,14 +200,16 @@ def _centred(value: str, width: int) -> str:
     return (" " * max((width - _columns(_one_line(value))) // 2, 0)) + _one_line(value)
 
 
-def _wrapped(note: str, mark: str, width: int) -> list[str]:
+def _wrapped(note: str, mark: str) -> list[str]:
     """A note broken at blanks, later lines indented below the first."""
     lines, line = [], mark
     for word in _one_line(note).split(" "):
-        if _columns(line) + _columns(word) + 1 > width and line.strip():
-            lines.append(line.rstrip())
-            line = " " * len(mark)
-        line += word + " "
+        for piece in _broken(word, _WIDTH - len(mark)):
+            if _columns(line) + _columns(piece) > _WIDTH and line.strip():
+                lines.append(line.rstrip())
+                line = " " * len(mark)
+            line += piece
+        line += " "
     return [*lines, line.rstrip()]
 
 
@@ -146,7 +238,7 @@ def _markdown_table(table: Table) -> str:
     head = ["", *(_escaped(c) for c in table.columns)]
     rule = [":---", *(":---" if spec == "text" else "---:" for spec in table.formats)]
     rows = [
-        [_escaped(label), *(_escaped(cell) for cell in cells)]
+        [_indent(label) * "&emsp;" + _escaped(label), *(_escaped(cell) for cell in cells)]
         for label, cells in zip(table.index, body(table), strict=True)
     ]
     lines = ["| " + " | ".join(row) + " |" for row in [head, rule, *rows]]
@@ -196,10 +288,25 @@ def _row(label: str, cells: Sequence[str], sides: Sequence[str]) -> str:
     values = "".join(
         f'<td style="text-align:{side}">{escape(cell)}</td>' for cell, side in zip(cells, sides, strict=True)
     )
-    return f'<tr><th scope="row" style="text-align:left">{escape(label)}</th>{values}</tr>\n'
+    head = _indent(label) * "&emsp;" + escape(label.strip())
+    return f'<tr><th scope="row" style="text-align:left">{head}</th>{values}</tr>\n'
 
 
 _ROWS_PER_FLOAT = 40
+_TEXT_POINTS = 343.0  # of the 345 of an article at 10 pt
+_LABEL_POINTS = 90.0  # that row labels and columns of words keep when a table is too wide
+_LEAST_POINTS = 10.0  # that a column by itself keeps
+_COLUMN_SEP = 4
+# Points of characters at 9 pt; a character that the fonts lack is printed as [U+4E2D].
+_POINTS = (
+    ("0123456789aceovyz*?", 4.8),
+    ("bdhknpqux", 5.3),
+    ("ijlfrst.,:;|'!()[]/` -", 3.8),
+    ("mw@%&=+<>~^−ABCDEFGHIJKLNOPQRSTUVXYZ", 7.9),
+    ("MW", 9.7),
+    ("_", 5.0),
+)
+_OTHER_POINTS = 40.0
 _PREAMBLE = "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n"
 _CHARACTERS = {
     "\\": r"\textbackslash{}",
@@ -364,17 +471,31 @@ def _greek(name: str) -> str:
 
 
 def _floats(tables: Sequence[Table]) -> list[list[Table]]:
-    """Tables gathered into floats of at most `_ROWS_PER_FLOAT` rows, long tables cut."""
+    """Tables gathered into floats of at most `_ROWS_PER_FLOAT` rows, wide and long tables cut."""
     floats: list[list[Table]] = [[]]
     room = _ROWS_PER_FLOAT
     for table in tables:
-        for piece in _pieces(table):
-            if len(piece.index) > room and floats[-1]:
-                floats.append([])
-                room = _ROWS_PER_FLOAT
-            floats[-1].append(piece)
-            room -= len(piece.index) + 2
+        points = _points([t for t in tables if t.columns == table.columns])
+        least = [min(points[0], _LABEL_POINTS), *(min(w, _TEXT_POINTS) for w in points[1:])]
+        for part in side_by_side(table, least, _TEXT_POINTS):
+            for piece in _pieces(part):
+                if len(piece.index) > room and floats[-1]:
+                    floats.append([])
+                    room = _ROWS_PER_FLOAT
+                floats[-1].append(piece)
+                room -= len(piece.index) + 2
     return floats
+
+
+def _points(tables: Sequence[Table]) -> list[float]:
+    """Widths of row labels and columns of tables with the same heads, space between columns included."""
+    rows = [row for table in tables for row in _rows(table)]
+    return [max(map(_typeset, column)) + 2 * _COLUMN_SEP for column in zip(*rows, strict=True)]
+
+
+def _typeset(value: str) -> float:
+    """Width of a text in points in Computer Modern at 9 pt, rather too much than too little."""
+    return sum(next((points for those, points in _POINTS if c in those), _OTHER_POINTS) for c in value)
 
 
 def _pieces(table: Table) -> list[Table]:
@@ -382,13 +503,11 @@ def _pieces(table: Table) -> list[Table]:
     cuts = range(0, max(len(table.index), 1), _ROWS_PER_FLOAT)
     last = cuts[-1]
     return [
-        Table(
-            key=table.key,
+        replace(
+            table,
             title=table.title + (" (continued)" if i else ""),
-            columns=table.columns,
             index=table.index[i : i + _ROWS_PER_FLOAT],
             cells=table.cells[i : i + _ROWS_PER_FLOAT],
-            formats=table.formats,
             notes=table.notes if i == last else (),
         )
         for i in cuts
@@ -405,14 +524,14 @@ def _float(tables: Sequence[Table], caption: str, label: str | None, notes: Sequ
     lines = [r"\begin{table}[htbp]", r"\centering"]
     lines += [rf"\caption{{{caption}}}", r"\medskip"] if caption else []
     lines += [rf"\label{{{label}}}"] if label else []
-    lines += [r"\small", r"\setlength{\tabcolsep}{4pt}"]
+    lines += [r"\small", rf"\setlength{{\tabcolsep}}{{{_COLUMN_SEP}pt}}"]
     lines += ["\n\\medskip\n\n".join(_tabular(group) for group in groups)]
     remarks = [latex_escape(note) for table in tables for note in table.notes] + [latex_escape(note) for note in notes]
     if remarks:
         lines += [
             "",
             r"\medskip",
-            r"\begin{minipage}{\linewidth}\footnotesize",
+            r"\begin{minipage}{\linewidth}\footnotesize\sloppy",
             " \\par\n".join(remarks),
             r"\end{minipage}",
         ]
@@ -423,18 +542,45 @@ def _tabular(tables: Sequence[Table]) -> str:
     """One tabular whose panels are the tables."""
     width = len(tables[0].columns) + 1
     sides = "".join("l" if spec == "text" else "r" for spec in tables[0].formats)
+    room = _room(tables)
     lines = [rf"\begin{{tabular}}{{l{sides}}}", r"\toprule"]
     if any(tables[0].columns):
-        lines += [" & ".join(["", *(latex_escape(_with_minus(c)) for c in tables[0].columns)]) + r" \\", r"\midrule"]
+        heads = [
+            _boxed(c, w, lambda head: latex_escape(_with_minus(head)))
+            for c, w in zip(tables[0].columns, room[1:], strict=True)
+        ]
+        lines += [" & ".join(["", *heads]) + r" \\", r"\midrule"]
     for i, table in enumerate(tables):
         lines += [r"\addlinespace"] if i else []
         lines += [rf"\multicolumn{{{width}}}{{l}}{{\textit{{{latex_escape(table.title)}}}}} \\"] if table.title else []
-        lines += [_latex_row(name, cells) for name, cells in zip(table.index, body(table), strict=True)]
+        lines += [_latex_row(name, cells, room) for name, cells in zip(table.index, body(table), strict=True)]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
 
 
-def _latex_row(name: str, cells: Sequence[str]) -> str:
-    return " & ".join([latex_escape(name), *(_number(cell) for cell in cells)]) + r" \\"
+def _room(tables: Sequence[Table]) -> list[float]:
+    """Points for the texts of row labels and columns: words, then labels, then anything gives way to fit the page."""
+    widths = _points(tables)
+    specs = ("label", *tables[0].formats)
+    order = sorted(range(len(widths)), key=lambda i: (specs[i] != "text", specs[i] != "label", -widths[i]))
+    for i in order:
+        excess = sum(widths) - _TEXT_POINTS
+        floor = _LABEL_POINTS if specs[i] in ("text", "label") else 2 * _COLUMN_SEP + _LEAST_POINTS
+        widths[i] -= max(min(excess, widths[i] - floor), 0.0)
+    return [w - 2 * _COLUMN_SEP for w in widths]
+
+
+def _boxed(value: str, room: float, show: Callable[[str], str]) -> str:
+    """A text as LaTeX, in lines below one another where it is wider than the room."""
+    if _typeset(value) <= room + 1e-6:  # the sum of the same widths in another order
+        return show(value)
+    lines = _broken(value, room, _typeset)
+    shown = r"\newline ".join(_indent(line) * r"\quad " + show(line) for line in lines)
+    return rf"\parbox[t]{{{room:.1f}pt}}{{\raggedright {shown}\strut}}"
+
+
+def _latex_row(name: str, cells: Sequence[str], room: Sequence[float]) -> str:
+    label = _indent(name) * r"\quad " + _boxed(name, room[0], latex_escape)
+    return " & ".join([label, *(_boxed(c, w, _number) for c, w in zip(cells, room[1:], strict=True))]) + r" \\"
 
 
 def _number(cell: str) -> str:

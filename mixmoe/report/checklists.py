@@ -161,7 +161,7 @@ def entropy(e: Evidence) -> str:
     """Answers 'If cases are to be classified: how large is the entropy?' (GRoLTS 13)."""
     if e.n_experts == 1:
         return "One expert: there is no classification."
-    return f"Relative entropy {e.results.entropy:.3f}; more in section Classification."
+    return f"Relative entropy {e.mixture.entropy:.3f}; more in section Classification."
 
 
 def final_trajectories(e: Evidence) -> str:

@@ -24,7 +24,7 @@ from mixmoe.report.described import (
     visits_table,
     waves_table,
 )
-from mixmoe.report.evidence import Evidence, code, remarks, versions_table
+from mixmoe.report.evidence import Comparison, Evidence, Fitted, code, remarks, versions_table
 from mixmoe.report.page import Checklist, Code, Facts, Gallery, Image, Part, Prose, Remarks, Section
 
 _SMALL = (4.2, 3.1)
@@ -62,20 +62,20 @@ def diagnostics(e: Evidence) -> Part:
     return Image(drawing, caption, f"Panels for {e.design.n} rows of {e.design.n_units} {e.units}; see the caption.")
 
 
-def candidates(selection: Any) -> tuple[Part, ...]:
+def candidates(selection: Comparison) -> tuple[Part, ...]:
     """The criteria, and the default figure of each candidate that was fitted."""
-    tried = [c for c in selection.candidates if c.results is not None]
+    tried = [(c.results, c.label) for c in selection.candidates if c.results is not None]
     words = f"Criteria of {len(tried)} candidates against the number of experts; the numbers are in the table."
     criteria = Image(svg(selection.plot), "Criteria against the number of experts, the smallest marked.", words)
-    return (criteria, Gallery(tuple(_candidate(c.results, c.label) for c in tried)))
+    return (criteria, Gallery(tuple(_candidate(results, label) for results, label in tried)))
 
 
-def _candidate(results: Any, label: str) -> Image | Prose:
+def _candidate(results: Fitted, label: str) -> Image | Prose:
     kind = results._default_plot
     return _drawn(lambda: _small(results, kind), f"{label}.", lambda: results.curves(kind))
 
 
-def _small(results: Any, kind: str) -> Any:
+def _small(results: Fitted, kind: str) -> Any:
     """The figure on less paper, so that its letters are not too small beside others; many panels keep their size."""
     if len({curve.panel for curve in results.curves(kind)}) > 1:
         return results.plot(kind)
@@ -167,7 +167,7 @@ def _overview(e: Evidence, notes: str | None) -> tuple[Part, ...]:
     facts: list[tuple[str, Cell]] = [("Experts", e.n_experts)] if e.is_mixture else []
     facts += [("Subjects", r.n_units)] if e.design.names.group is not None else []
     facts += [("Rows", r.nobs), ("Parameters", r.df_model), (loglik_name(r.model.settings), r.llf), ("BIC", r.bic)]
-    facts += [("Entropy", r.entropy)] if e.n_experts > 1 else []
+    facts += [("Entropy", e.mixture.entropy)] if e.n_experts > 1 else []
     facts += [("Converged", "yes" if r.converged else "NO")]
     author = [Prose(text) for text in (notes or "").split("\n\n") if text.strip()]
     return (*author, Facts(tuple(facts)), Remarks(tuple(flag.message for flag in r.flags)))
@@ -180,7 +180,7 @@ def _model(e: Evidence) -> tuple[Part, ...]:
     rows += [("Gate part", _terms(formula.gate))] if e.is_mixture else []
     rows += [("Subjects in column", e.design.names.group)] if e.design.names.group is not None else []
     rows += [("Within subject", formula.random.design)] if formula.random is not None else []
-    rows += [("Index", formula.vary)] if formula.vary is not None else []
+    rows += [("Index", formula.index)] if formula.vary is not None else []
     facts = [(label, value) for label, value in e.results._more_facts if value is not None]
     said = {label.lower().replace(" ", "_") for label, _ in facts}
     plain = [(n, str(v)) for n, v in settings.items() if n not in said and isinstance(v, str | int | float | bool)]
@@ -222,7 +222,7 @@ def _gate_effects(e: Evidence) -> tuple[Part, ...]:
     if not e.is_mixture:
         return ()
     try:
-        return (effects_table(e.results.gate_effects(alpha=e.alpha), e.alpha),)
+        return (effects_table(e.mixture.gate_effects(alpha=e.alpha), e.alpha),)
     except ArgumentError:  # no covariates, or a single expert
         return ()
 
@@ -233,9 +233,9 @@ def _classification(e: Evidence) -> tuple[Part, ...]:
         return ()
     parts: list[Part] = [profile_table(e.design, tau, e.times, e.units)]
     if e.n_experts > 1:
-        found = e.results.adequacy().summary()
+        found = e.mixture.adequacy().summary()
         parts = [*found.tables, *(Prose(note) for note in found.notes), *parts]
-        parts += e.results.classification_table().summary().tables
+        parts += e.mixture.classification_table().summary().tables
     return (*parts, *(_influence(e) if e.subjects else ()))
 
 

@@ -4,15 +4,86 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, cast, runtime_checkable
 
 import pandas as pd
 
 from mixmoe._typing import Array
+from mixmoe.check.adequacy import Adequacy, ClassificationTable
+from mixmoe.check.influence import Influence
 from mixmoe.design.design import Design
 from mixmoe.errors import ArgumentError
-from mixmoe.output.records import Table
+from mixmoe.families import Model
+from mixmoe.mixture.estimate import EMFit, Flag
+from mixmoe.output.records import Cell, Curve, Marks, Observed, Table
 from mixmoe.output.saved import checksum
+from mixmoe.output.summary import Summary
+
+
+class Fitted(Protocol):
+    """What a report asks of the results of any family, see `mixmoe.results.Results`."""
+
+    model: Model
+    em: EMFit
+    flags: tuple[Flag, ...]
+    converged: bool
+    cov_type: str
+    llf: float
+    aic: float
+    bic: float
+    sabic: float
+    nobs: int
+    n_units: int
+    df_model: int
+    df_resid: float
+    _default_plot: str
+    _report_plots: tuple[str, ...]
+
+    @property
+    def _starts_words(self) -> str: ...
+    @property
+    def _more_facts(self) -> tuple[tuple[str, Cell], ...]: ...
+    def _observed(self, kind: str) -> Observed | tuple[Marks, ...] | None: ...
+    def curves(self, kind: str) -> tuple[Curve, ...]: ...  # noqa: D102
+    def plot(self, kind: str | None = None, ax: Any = None) -> Any: ...  # noqa: D102
+    def diagnose(self) -> Any: ...  # noqa: D102
+    def influence(self) -> Influence: ...  # noqa: D102
+    def tidy(self, alpha: float = 0.05) -> pd.DataFrame: ...  # noqa: D102
+    def glance(self) -> pd.DataFrame: ...  # noqa: D102
+    def augment(self, data: Any = None) -> pd.DataFrame: ...  # noqa: D102
+    def _by_unit(self) -> pd.DataFrame | None: ...
+    def summary(self, alpha: float = 0.05) -> Summary: ...  # noqa: D102
+
+
+class FittedMixture(Fitted, Protocol):
+    """What it asks of those of a mixture besides, see `mixmoe.mixture_results.MoEResults`."""
+
+    icl: float
+    entropy: float
+
+    def adequacy(self) -> Adequacy: ...  # noqa: D102
+    def classification_table(self) -> ClassificationTable: ...  # noqa: D102
+    def gate_effects(self, covariates: Any = None, alpha: float = 0.05) -> Any: ...  # noqa: D102
+
+
+class Candidate(Protocol):
+    """A model that was compared with others, see `mixmoe.selection.choice.Candidate`."""
+
+    @property
+    def results(self) -> Fitted | None: ...  # noqa: D102
+    @property
+    def label(self) -> str: ...  # noqa: D102
+
+
+@runtime_checkable
+class Comparison(Protocol):
+    """What `mixmoe.select` returns, see `mixmoe.selection.choice.Selection`."""
+
+    @property
+    def candidates(self) -> Sequence[Candidate]: ...  # noqa: D102
+    def to_frame(self) -> pd.DataFrame: ...  # noqa: D102
+    def summary(self) -> Summary: ...  # noqa: D102
+    def plot(self) -> Any: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +107,10 @@ class Evidence:
         Whether single subjects may be named.
     """
 
-    results: Any
+    results: Fitted
     axis: str | None
     alpha: float = 0.05
-    selection: Any = None
+    selection: Comparison | None = None
     distal: tuple[Any, ...] = ()
     answers: Mapping[str, str] = field(default_factory=dict)
     subjects: bool = True
@@ -53,6 +124,11 @@ class Evidence:
     def n_experts(self) -> int:
         """Number of experts; 1 in a family that has none."""
         return int(self.results.model.n_experts or 1)
+
+    @property
+    def mixture(self) -> FittedMixture:
+        """The results of a family that `is_mixture`."""
+        return cast(FittedMixture, self.results)
 
     @property
     def is_mixture(self) -> bool:
@@ -86,7 +162,7 @@ class Evidence:
 
 
 def gather(
-    results: Any, alpha: float, selection: Any, distal: Any, answers: Mapping[str, str] | None, subjects: bool
+    results: Fitted, alpha: float, selection: Any, distal: Any, answers: Mapping[str, str] | None, subjects: bool
 ) -> Evidence:
     """Evidence from the arguments of `report`, checked.
 
@@ -95,7 +171,7 @@ def gather(
     ArgumentError
         If the selection or a distal analysis is none.
     """
-    if selection is not None and not (hasattr(selection, "to_frame") and hasattr(selection, "summary")):
+    if selection is not None and not isinstance(selection, Comparison):
         raise ArgumentError(f"selection must be what mm.select returned, got {type(selection).__name__}")
     several = tuple(distal) if isinstance(distal, list | tuple) else () if distal is None else (distal,)
     for analysis in several:
@@ -106,7 +182,7 @@ def gather(
     return Evidence(results, _axis(results), alpha, selection, several, dict(answers or {}), bool(subjects))
 
 
-def _axis(results: Any) -> str | None:
+def _axis(results: Fitted) -> str | None:
     """The column along which the curves of the fit run; an intercept has none."""
     try:
         return next((curve.xlabel for curve in results.curves(results._default_plot)), None) or None

@@ -15,7 +15,7 @@ from mixmoe.families import Model
 from mixmoe.inference.uncertainty import checked_alpha
 from mixmoe.report.checklists import check_answers
 from mixmoe.report.content import sections
-from mixmoe.report.evidence import gather
+from mixmoe.report.evidence import Fitted, gather
 from mixmoe.report.page import page
 from mixmoe.report.tidy import broom_augment, broom_glance, broom_tidy, write_excel
 
@@ -49,7 +49,7 @@ class Reporting:
         """
         return broom_tidy(self.to_frame(alpha))
 
-    def glance(self) -> pd.DataFrame:
+    def glance(self: Fitted) -> pd.DataFrame:
         """One row for the whole fit.
 
         Returns
@@ -84,7 +84,7 @@ class Reporting:
         """
         return broom_augment(self.model.design, self._by_class(), self._by_row(), data)
 
-    def to_excel(self, path: str | os.PathLike[str], alpha: float = 0.05, data: bool = True) -> None:
+    def to_excel(self: Fitted, path: str | os.PathLike[str], alpha: float = 0.05, data: bool = True) -> None:
         """Write a workbook with the sheets estimates, fit, notes, subjects and rows; needs openpyxl.
 
         Parameters
@@ -114,7 +114,7 @@ class Reporting:
         write_excel(path, sheets)
 
     def report(
-        self,
+        self: Fitted,
         path: str | os.PathLike[str],
         *,
         title: str | None = None,

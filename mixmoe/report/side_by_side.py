@@ -7,11 +7,12 @@ import numpy as np
 
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.uncertainty import DESCRIPTIONS
-from mixmoe.mixture.estimate import Block, Parameter
-from mixmoe.output.records import Cell, Table, format_cell
+from mixmoe.mixture.estimate import Block
+from mixmoe.output.records import Cell, Table, format_cell, in_light_of
 from mixmoe.output.summary import BLOCK_TITLES, Summary
 from mixmoe.report.reporting import Reporting
 
+Row = tuple[Block, int, str]  # block, expert or 0, term
 _FURTHER: tuple[Block, ...] = ("random", "residual", "dispersion", "threshold", "other")
 _BLOCKS: tuple[Block, ...] = ("expert", "fixed", "common", "gate", *_FURTHER)
 _STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
@@ -70,8 +71,9 @@ def table(
 
     Notes
     -----
-    Parameters are aligned by name. Experts are numbered by size within each fit, so that expert 2 of one fit need not
-    describe the same people as expert 2 of another; `relabel` changes the order.
+    Parameters are aligned by expert and term, those of networks with those of one expert. Experts are numbered by size
+    within each fit, so that expert 2 of one fit need not describe the same people as expert 2 of another; `relabel`
+    changes the order.
 
     Examples
     --------
@@ -85,7 +87,7 @@ def table(
     """
     results = _checked_fits(fits)
     heads = _checked_names(fits, names, len(results))
-    panels = [_panel(key, title, rows, results, heads, stars) for key, title, rows in _grouped(results)]
+    panels = _panels(results, heads, stars)
     foot = _statistics(_checked_statistics(statistics), results, heads)
     return Summary(title, (*panels, *([foot] if foot.index else [])), _notes(results, heads, stars))
 
@@ -116,42 +118,54 @@ def _checked_statistics(statistics: Sequence[str]) -> tuple[str, ...]:
     return wanted
 
 
-def _grouped(results: Sequence[Any]) -> list[tuple[str, str, list[Parameter]]]:
-    """Key, title and parameters of each panel; parameters of the same name are one row."""
-    known = {p.name: p for result in results for p in result.model.layout.parameters}
-    groups: dict[tuple[int, int], list[Parameter]] = {}
-    for parameter in known.values():
-        expert = (parameter.expert or 0) if parameter.block == "expert" else 0
-        groups.setdefault((_BLOCKS.index(parameter.block), expert), []).append(parameter)
-    panels = []
-    for block, expert in sorted(groups):
+def _rows(results: Sequence[Any]) -> list[dict[Row, str]]:
+    """For each fit its parameters by their row of the table.
+
+    A network beside mixtures has its fixed effects where these have those of their only, or largest, expert: then rows
+    of one meaning are one row.
+    """
+    mixtures = any(result.model.n_experts for result in results)
+    found = []
+    for result in results:
+        alone = mixtures and result.model.n_experts is None
+        rows: dict[Row, str] = {}
+        for p in result.model.layout.parameters:
+            block: Block = "expert" if alone and p.block == "fixed" else p.block
+            rows[block, 1 if alone else p.expert or 0, p.term] = p.name
+        found.append(rows)
+    return found
+
+
+def _panels(results: Sequence[Any], heads: tuple[str, ...], stars: bool) -> list[Table]:
+    """A table for each expert and each further block: of every parameter the estimates, and errors below them."""
+    by_fit = _rows(results)
+    groups: dict[tuple[int, int], list[Row]] = {}
+    for row in dict.fromkeys(row for rows in by_fit for row in rows):
+        groups.setdefault((_BLOCKS.index(row[0]), row[1] if row[0] == "expert" else 0), []).append(row)
+    made = []
+    for (block, expert), rows in sorted(groups.items()):
         key = f"expert{expert}" if block == 0 else _BLOCKS[block]
-        panels.append((key, f"Expert {expert}" if block == 0 else BLOCK_TITLES[key], groups[block, expert]))
-    return panels
+        index: list[str] = []
+        cells: list[tuple[Cell, ...]] = []
+        for row in sorted(rows, key=lambda row: row[1]):
+            names = [(result, known.get(row)) for result, known in zip(results, by_fit, strict=True)]
+            index += [row[2] if block == 0 or not row[1] else f"expert {row[1]}: {row[2]}", ""]
+            cells += [tuple(_estimate(*one, stars) for one in names), tuple(_error(*one) for one in names)]
+        title = f"Expert {expert}" if block == 0 else BLOCK_TITLES[key]
+        made.append(Table(key, title, heads, tuple(index), tuple(cells), ("num",) * len(heads)))
+    return made
 
 
-def _panel(
-    key: str, title: str, parameters: Sequence[Parameter], results: Sequence[Any], heads: tuple[str, ...], stars: bool
-) -> Table:
-    """Two rows per parameter: estimates, and standard errors below them."""
-    index: list[str] = []
-    cells: list[tuple[Cell, ...]] = []
-    for p in sorted(parameters, key=lambda p: p.expert or 0):
-        index += [p.term if p.block == "expert" or p.expert is None else f"expert {p.expert}: {p.term}", ""]
-        cells += [tuple(_estimate(r, p.name, stars) for r in results), tuple(_error(r, p.name) for r in results)]
-    return Table(key, title, heads, tuple(index), tuple(cells), ("num",) * len(heads))
-
-
-def _estimate(result: Any, name: str, stars: bool) -> Cell:
-    if name not in result.params.index:
+def _estimate(result: Any, name: str | None, stars: bool) -> Cell:
+    if name is None:
         return None
     p_value = result.pvalues[name]
     mark = next((mark for limit, mark in _STARS if p_value < limit), "") if stars else ""
-    return format_cell(float(result.params[name])) + mark
+    return format_cell(in_light_of(float(result.params[name]), float(result.bse[name]))) + mark
 
 
-def _error(result: Any, name: str) -> Cell:
-    if name not in result.params.index:
+def _error(result: Any, name: str | None) -> Cell:
+    if name is None:
         return None
     return _NO_ERROR if np.isnan(result.bse[name]) else f"({format_cell(float(result.bse[name]))})"
 

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from mixmoe.design.design import Design
 from mixmoe.design.frame import is_numeric, plain, shown, view, whole_frame
 from mixmoe.design.labels import exact
 from mixmoe.errors import ArgumentError, MissingExtraError
+from mixmoe.report.evidence import Fitted, FittedMixture
 
 _TO_BROOM = {"std_error": "std.error", "p_value": "p.value", "conf_low": "conf.low", "conf_high": "conf.high"}
 
@@ -24,9 +25,9 @@ def broom_tidy(estimates: pd.DataFrame) -> pd.DataFrame:
     return estimates.rename(columns=_TO_BROOM).reset_index()
 
 
-def broom_glance(results: Any) -> pd.DataFrame:
+def broom_glance(results: Fitted) -> pd.DataFrame:
     """One row for the whole fit; what is known of experts only where there are any."""
-    mixture = results.model.spec.has_experts
+    mixture = cast(FittedMixture, results) if results.model.spec.has_experts else None
     values = {
         "family": results.model.spec.name,
         **({"experts": results.model.n_experts} if mixture else {}),
@@ -38,7 +39,7 @@ def broom_glance(results: Any) -> pd.DataFrame:
         "AIC": results.aic,
         "BIC": results.bic,
         "sABIC": results.sabic,
-        **({"ICL": results.icl, "entropy": results.entropy} if mixture else {}),
+        **({"ICL": mixture.icl, "entropy": mixture.entropy} if mixture else {}),
         "converged": results.converged,
     }
     return pd.DataFrame({name: [value] for name, value in values.items()})

@@ -97,9 +97,17 @@ class Third:
 class Family(Protocol):
     """What the estimators need to know of a response distribution."""
 
-    name: str
-    has_dispersion: bool
-    discrete: bool
+    @property
+    def name(self) -> str:
+        """Name under which the family is kept."""
+
+    @property
+    def has_dispersion(self) -> bool:
+        """Whether each expert has a dispersion beside its predictor."""
+
+    @property
+    def discrete(self) -> bool:
+        """Whether responses are counts."""
 
     def constant(self, y: Array, trials: Array) -> Array:
         """Part of the log density without parameters, shape (n,)."""

@@ -7,6 +7,7 @@ import numpy as np
 from mixmoe._typing import Array
 from mixmoe.errors import DesignError
 
+COUNTS = ("poisson", "negbinomial", "zipoisson", "zinegbinomial")
 _EXACT = 1e-10  # of the size of what is explained: residuals below this are rounding
 
 
@@ -69,7 +70,7 @@ def check_maximum(family: str, observed: Observed, X: Array) -> None:
     if not y.size:
         return
     level = _fitted_exactly(X, np.ones(y.size))
-    if level and family in ("binomial", "poisson", "negbinomial") and (y == 0).all():
+    if level and family in ("binomial", *COUNTS) and (y == 0).all():
         kind = "successes" if family == "binomial" else "events"
         raise DesignError(
             f"{what} is 0 in all {y.size} rows; it must vary: without any {kind} the likelihood rises without end as "

@@ -1,19 +1,21 @@
 """Response distributions of an expert: log density and its derivatives in predictor and log dispersion."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-from scipy.special import betainc, digamma, expit, gammaln, ndtr, pdtr, pdtrc, xlogy
+from scipy.special import betainc, digamma, expit, gammaln, ndtr, pdtr, pdtrc, stdtr, xlogy
 
 from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError
 from mixmoe.responses.bounded import Beta, Gamma
 from mixmoe.responses.distribution import ETA_LIMIT, Curvature, Derivatives, Family, LogLink, Outcome, Third, trigamma
+from mixmoe.responses.zero_inflated import ZeroInflated
 
 SMALL_RATIO = 1e-6  # of mean to theta, whose third powers are then lost beside the squares
-FAMILIES = ("gaussian", "binomial", "poisson", "negbinomial")
+FAMILIES = ("gaussian", "binomial", "poisson", "negbinomial", "zipoisson", "zinegbinomial")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,94 @@ class Gaussian:
     def draw(self, rng: np.random.Generator, eta: Array, delta: Array, trials: Array) -> Array:
         """Normal draws."""
         return eta + np.exp(delta) * rng.standard_normal(eta.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class StudentT(Gaussian):
+    """Response with t errors, identity link; the dispersion is the log of the scale sigma.
+
+    Attributes
+    ----------
+    df : float
+        Degrees of freedom.
+
+    Notes
+    -----
+    Of a standardised residual z a row has the weight ``w = (df + 1) / (df + z^2)`` of a normal one (Lange, Little and
+    Taylor 1989, JASA 84, 881-896).
+    """
+
+    df: float = 5.0
+
+    def constant(self, y: Array, trials: Array) -> Array:
+        """Log of what the density is at its middle for sigma = 1."""
+        half = 0.5 * self.df
+        return np.full(len(y), gammaln(half + 0.5) - gammaln(half) - 0.5 * np.log(np.pi * self.df))
+
+    def precision_weights(self, out: Outcome, eta: Array, delta: Array) -> Array:
+        """Weights of the rows, (K, n), of which one step of the EM makes least squares."""
+        z = (out.y - eta) * np.exp(-delta)
+        return np.asarray((self.df + 1.0) / (self.df + z * z))
+
+    def log_density(self, out: Outcome, eta: Array, delta: Array) -> Array:
+        """Log density, shape (K, n)."""
+        z = (out.y - eta) * np.exp(-delta)
+        return out.constant - delta - 0.5 * (self.df + 1.0) * np.log1p(z * z / self.df)
+
+    def derivatives(self, out: Outcome, eta: Array, delta: Array) -> Derivatives:
+        """First derivatives and minus the second ones."""
+        unit, e = np.exp(-delta), out.y - eta
+        z2 = (e * unit) ** 2
+        weight = (self.df + 1.0) / (self.df + z2)
+        share = self.df / (self.df + z2)  # z^2 / (df + z^2) is what it lacks to one
+        pull = weight * e * unit * unit
+        return Derivatives(
+            pull,
+            weight * z2 - 1.0,
+            weight * unit * unit * (2.0 * share - 1.0),
+            2.0 * pull * share,
+            2.0 * weight * z2 * share,
+        )
+
+    def scoring(self, out: Outcome, eta: Array, delta: Array) -> tuple[Array, Array]:
+        """Weighted residual and weight: one step of the EM is least squares."""
+        weight = self.precision_weights(out, eta, delta)
+        return weight * (out.y - eta), weight
+
+    def curvature(self, out: Outcome, eta: Array, delta: Array) -> Curvature:
+        """Log density, slope and weight in one pass."""
+        parts = self.derivatives(out, eta, delta)
+        return Curvature(self.log_density(out, eta, delta) - out.constant, parts.eta, parts.eta_eta)
+
+    def third(self, out: Outcome, eta: Array, delta: Array) -> Third:
+        """Third derivatives."""
+        unit = np.exp(-delta)
+        z = (out.y - eta) * unit
+        near = self.df + z * z
+        first = (self.df + 1.0) * (self.df - z * z) / near**2
+        second = 2.0 * (self.df + 1.0) * z * (z * z - 3.0 * self.df) / near**3
+        return Third(second * unit**3, (z * second + 2.0 * first) * unit**2)
+
+    def variance(self, mean: Array, delta: Array, trials: Array) -> Array:
+        """``sigma^2 df / (df - 2)``, infinite up to two degrees of freedom."""
+        larger = self.df / (self.df - 2.0) if self.df > 2.0 else np.inf
+        return np.exp(2.0 * delta) * larger + np.zeros_like(mean)
+
+    def deviance(self, out: Outcome, mean: Array, delta: Array) -> Array:
+        """Twice the log density lost."""
+        return np.asarray((self.df + 1.0) * np.log1p(((out.y - mean) * np.exp(-delta)) ** 2 / self.df))
+
+    def cdf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
+        """Distribution function."""
+        return stdtr(self.df, (y - eta) * np.exp(-delta))
+
+    def sf(self, y: Array, eta: Array, delta: Array, trials: Array) -> Array:
+        """Probability of a larger response."""
+        return stdtr(self.df, (eta - y) * np.exp(-delta))
+
+    def draw(self, rng: np.random.Generator, eta: Array, delta: Array, trials: Array) -> Array:
+        """T draws."""
+        return eta + np.exp(delta) * rng.standard_t(self.df, eta.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,20 +423,29 @@ class NegativeBinomial(LogLink):
         return rng.poisson(rate).astype(float)
 
 
+def is_normal(family: Family) -> bool:
+    """Whether the response is normal, for which steps are exact least squares."""
+    return type(family) is Gaussian
+
+
 _ALIASES = {
     "normal": "gaussian",
     "nb": "negbinomial",
     "negativebinomial": "negbinomial",
     "negative-binomial": "negbinomial",
     "negative_binomial": "negbinomial",
+    "zip": "zipoisson",
+    "zinb": "zinegbinomial",
 }
-_CLASSES: dict[str, type] = {
+_CLASSES: dict[str, Callable[[], Family]] = {
     "gaussian": Gaussian,
     "binomial": Binomial,
     "poisson": Poisson,
     "negbinomial": NegativeBinomial,
     "gamma": Gamma,
     "beta": Beta,
+    "zipoisson": partial(ZeroInflated, "zipoisson", Poisson()),
+    "zinegbinomial": partial(ZeroInflated, "zinegbinomial", NegativeBinomial(), float(np.log(5.0))),
 }
 
 
@@ -380,5 +479,4 @@ def name_of_family(name: str, allowed: Sequence[str] = FAMILIES) -> str:
 
 def family_named(name: str, allowed: Sequence[str] = FAMILIES) -> Family:
     """The response distribution of this name, see `name_of_family`."""
-    family: Family = _CLASSES[name_of_family(name, allowed)]()
-    return family
+    return _CLASSES[name_of_family(name, allowed)]()

@@ -14,18 +14,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
-from mixmoe.api import load
 from mixmoe.arguments import checked_count
 from mixmoe.design.design import Design
 from mixmoe.design.formula import MoEFormula, parse_formula
 from mixmoe.design.labels import places_of, units_of
 from mixmoe.errors import ArgumentError, MixmoeError, MixmoeWarning
-from mixmoe.families import ValidatesItself, family_of, model_options, require
+from mixmoe.families import ModelClass, ValidatesItself, family_of, model_options, require
 from mixmoe.mixture.estimate import better
 from mixmoe.mixture.resampling import Journal
 from mixmoe.output.saved import checksum
 from mixmoe.responses.exponential import canonical_family
-from mixmoe.results import Results
+from mixmoe.results import Results, load
 
 _ESTIMATED = ("functions", "searches")  # settings of a fit that are no arguments of its model
 STARTS = 8  # random starts per expert; those carried from one expert fewer come on top
@@ -53,7 +52,7 @@ class Spec:
     experts: int
     model: Mapping[str, Any]
     fit: Mapping[str, Any]
-    family: Any
+    family: ModelClass
 
     @property
     def has_experts(self) -> bool:

@@ -15,9 +15,10 @@ from mixmoe.design.checks import aliases
 from mixmoe.design.design import Design, build_design, column_terms
 from mixmoe.design.formula import MoEFormula, parse_formula
 from mixmoe.design.frame import shown, whole_frame
-from mixmoe.design.labels import places_of, unhashable
+from mixmoe.design.labels import unhashable
 from mixmoe.design.recipe import response_column
 from mixmoe.errors import ArgumentError, DesignError, DroppedRowsWarning, FormulaError
+from mixmoe.output.predictions import known_places
 from mixmoe.responses.existence import check_varies
 from mixmoe.three_step.estimates import Assignment, Normal, StepThree, solve
 
@@ -99,7 +100,8 @@ def match_units(design: Design, data: Any) -> Matched:
         raise ArgumentError(
             f"outcomes name a {'subject' if group else 'row'} by {keys.iloc[wrong]!r}; use single values"
         )
-    where = places_of(list(keys), design.labels)
+    column = str(group) if named else "the index"
+    where = known_places(np.fromiter(keys, object, len(keys)), design.labels, column)
     known = where >= 0
     twice = pd.Series(where[known]).duplicated().to_numpy()
     if twice.any():

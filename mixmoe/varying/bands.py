@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
+from scipy.special import expit, ndtr, ndtri
 from scipy.stats import t as student
 
 from mixmoe._typing import Array
 from mixmoe.numerics.linalg import log_softmax
 from mixmoe.responses.distribution import Family
+from mixmoe.responses.zero_inflated import ZeroInflated
 from mixmoe.varying.dispersion_limits import ThetaProfile, theta_profile
 from mixmoe.varying.effective_parameters import Node, response_nodes
 from mixmoe.varying.em_steps import own_natural
@@ -66,18 +67,28 @@ def multiplier_critical(covariance: Array, alpha: float, draws: int, rng: np.ran
     return float(np.quantile(maxima, 1.0 - alpha))
 
 
-def equivalent_kernel(t: Array, degree: int) -> Array:
-    """Kernel that a local polynomial fit of degree 1 or 2 amounts to in the interior."""
+def equivalent_kernel(t: Array, degree: int, derivative: int = 0) -> Array:
+    """Kernel that a local polynomial fit amounts to in the interior: degree 1 or 2, for derivatives 2 or 3."""
     kernel = epanechnikov(t)
+    second, fourth, sixth = 1.0 / 5.0, 3.0 / 35.0, 1.0 / 21.0  # moments of the Epanechnikov kernel
+    if derivative:
+        # Odd powers do not mix with even ones: a slope, without or with the cubic that takes its bias.
+        cubic = (sixth - fourth * t * t) / (second * sixth - fourth * fourth)
+        return kernel * t * (1.0 / second if degree < 3 else cubic)
     if degree < 2:
         return kernel
     # Local quadratic weights in the interior, in closed form: the kernel times the polynomial that kills t^2.
-    second, fourth = 1.0 / 5.0, 3.0 / 35.0  # moments of the Epanechnikov kernel
     return kernel * (fourth - second * t * t) / (fourth - second * second)
 
 
 def asymptotic_critical(
-    relative_bandwidth: float, alpha: float = 0.05, degree: int = 1, seed: int = 0, draws: int = PROCESS_DRAWS
+    relative_bandwidth: float,
+    alpha: float = 0.05,
+    degree: int = 1,
+    seed: int = 0,
+    draws: int = PROCESS_DRAWS,
+    closed: bool = False,
+    derivative: int = 0,
 ) -> float:
     """Quantile of the supremum of the limiting stationary Gaussian process.
 
@@ -92,6 +103,9 @@ def asymptotic_critical(
     seed : int
         The process is simulated; the same seed gives the same value.
     draws : int
+    closed : bool
+        Whether the index runs round a circle.
+    derivative : {0, 1}
 
     Returns
     -------
@@ -105,16 +119,17 @@ def asymptotic_critical(
     rng = np.random.default_rng(seed)
     width = POINTS_PER_BANDWIDTH
     n_points = max(2, int(np.ceil(width / relative_bandwidth)) + 1)
-    weights = equivalent_kernel(np.arange(-width, width + 1) / width, degree)
+    weights = equivalent_kernel(np.arange(-width, width + 1) / width, degree, derivative)
     # Unit variance: the supremum is that of the studentised process.
     weights /= np.sqrt((weights**2).sum())
-    length = n_points + 2 * width
+    length = max(n_points - 1, len(weights)) if closed else n_points + 2 * width
     # A moving average is a convolution: by FFT all draws at once.
     transform = np.fft.rfft(weights[::-1], length)
     maxima = []
     for start in range(0, draws, BATCH):
         noise = rng.standard_normal((min(BATCH, draws - start), length))
-        process = np.fft.irfft(np.fft.rfft(noise, axis=1) * transform, length, axis=1)[:, 2 * width :]
+        process = np.fft.irfft(np.fft.rfft(noise, axis=1) * transform, length, axis=1)
+        process = process if closed else process[:, 2 * width :]  # the first ones follow from the last ones
         maxima.append(np.abs(process).max(axis=1))
     return float(np.quantile(np.concatenate(maxima), 1.0 - alpha))
 
@@ -130,12 +145,12 @@ LEAST_DF = 2.0  # of a variance with a band: with fewer its most probable estima
 
 @dataclass(frozen=True, slots=True)
 class LevelProcess:
-    """Estimated levels of all functions at all grid points, with their covariance.
+    """Estimated levels or derivatives of all functions at all grid points, with their covariance.
 
     Attributes
     ----------
     levels : ndarray, shape (G, L)
-        Where the bands are centred: bias-corrected if asked.
+        Where the bands are centred: bias-corrected if asked. Derivatives are per unit of the index.
     covariance : ndarray, shape (G, L, G, L)
     degree : int
         Of the local polynomial behind it.
@@ -144,6 +159,7 @@ class LevelProcess:
         Effective degrees of freedom of the variances, infinite for constants.
     fits : LevelFits
         The maxima behind the levels, of coefficients around the means of the covariates.
+    derivative : {0, 1}
     """
 
     levels: Array
@@ -152,19 +168,20 @@ class LevelProcess:
     bandwidth: float
     df: Array
     fits: "LevelFits"
+    derivative: int = 0
 
     @property
     def limits(self) -> BoolArray:
         """Which varying dispersions run to a limit, shape (G, K)."""
         return self.fits.bounded.limits
 
-    def theta_profile(self) -> ThetaProfile | None:
+    def theta_profile(self, progress: bool | None = None) -> ThetaProfile | None:
         """Likelihood of the dispersions of a negative binomial response, None where they are constant or others."""
         problem, dispersions = self.fits.local.problem, self.fits.local.problem.slots.dispersions
         if problem.family.name != "negbinomial" or problem.const[dispersions].any():
             return None
         variance = np.einsum("glgl->gl", self.covariance)[:, dispersions]
-        return theta_profile(self.fits.local, self.fits.bounded.free, variance)
+        return theta_profile(self.fits.local, self.fits.bounded.free, variance, progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +221,12 @@ class BandSet:
 
 
 def level_process(
-    problem: Problem, coef: Array, bias: str = "rbc", clusters: NDArray[np.intp] | None = None, correction: bool = True
+    problem: Problem,
+    coef: Array,
+    bias: str = "rbc",
+    clusters: NDArray[np.intp] | None = None,
+    correction: bool = True,
+    derivative: int = 0,
 ) -> LevelProcess:
     """Levels of the local likelihood estimates and their joint covariance over the grid.
 
@@ -219,6 +241,9 @@ def level_process(
     clusters : ndarray of int, shape (n,), optional
     correction : bool
         Small-sample correction of the standard errors, see `mixmoe.varying.sandwich`.
+    derivative : {0, 1}
+        Of the functions. Slopes come from fits of one degree more than levels, whose bias at the ends is then of no
+        lower order than inside (Fan and Gijbels 1996, section 3.3).
 
     Returns
     -------
@@ -226,19 +251,21 @@ def level_process(
     """
     inner, centring = centred(problem)
     start = centring.inwards(inner.slots, coef)
-    fits = fit_levels(inner, start, bias)
+    fits = fit_levels(inner, start, bias, derivative)
     power = small_sample_power(correction, clusters)
     known = clusters is None and problem.rows.n <= MOST_ROWS
     nodes = response_nodes(inner, own_natural(inner, fits.state)) if known else ()
-    inf = _influence(fits, power, nodes, clusters)
-    if inner.const.any() and bias != "none":
+    inf = _influence(fits, power, nodes, clusters, derivative)
+    degree = fits.local.free.shape[0] - 1
+    if inner.const.any() and (bias != "none" or degree > 1):
         inf = replace(inf, const=_constants(inner, start, power, clusters))
     covariance = level_covariance(inf, clusters, correction)
     shaped = covariance.matrix.reshape(*inf.levels.shape, *inf.levels.shape)
-    degree = fits.local.free.shape[0] - 1
     df = covariance.df.reshape(inf.levels.shape)
     df[:, inner.const] = np.inf  # constants rest on all rows
-    around_means = LevelProcess(fits.levels, shaped, degree, fits.local.windows.bandwidth, df, fits)
+    around_means = LevelProcess(
+        fits.values(derivative), shaped, degree, fits.local.windows.bandwidth, df, fits, derivative
+    )
     return _outwards(around_means, centring.matrix(inner.slots))
 
 
@@ -284,9 +311,10 @@ class LevelFits:
         """The maxima with the dispersions held where one of them runs to its limit."""
         return self.bounded.fit
 
-    @property
-    def levels(self) -> Array:
-        """Levels of all functions, (G, L); of dispersions where they run."""
+    def values(self, derivative: int) -> Array:
+        """Levels of all functions, of dispersions where they run, or derivatives by the index; (G, L)."""
+        if derivative:
+            return self.state[:, 1] / self.local.problem.bandwidths
         out, dispersions = self.state[:, 0].copy(), self.local.problem.slots.dispersions
         out[:, dispersions] = self.bounded.free.coef[:, 0, dispersions]
         return out
@@ -301,9 +329,9 @@ class LevelFits:
         return out
 
 
-def fit_levels(problem: Problem, coef: Array, bias: str) -> LevelFits:
+def fit_levels(problem: Problem, coef: Array, bias: str, derivative: int = 0) -> LevelFits:
     """Local likelihood estimates with a bias correction, see `level_process`."""
-    degree = 2 if bias == "rbc" else 1
+    degree = (2 if bias == "rbc" else 1) + derivative
     shrink = problem.rows.n**-0.05 if bias == "undersmooth" else 1.0
     local = build_local(problem, degree, problem.windows.bandwidth * shrink)
     bounded = maximise_bounded(local, local_start(local, coef))
@@ -314,15 +342,22 @@ def fit_levels(problem: Problem, coef: Array, bias: str) -> LevelFits:
     return LevelFits(local, bounded, gate, maximise_local(gate, local_start(gate, coef)))
 
 
-def _influence(fits: LevelFits, power: float, nodes: tuple[Node, ...], clusters: NDArray[np.intp] | None) -> Influence:
-    """Influence on all levels, NaN where a local likelihood has no maximum."""
+def _influence(
+    fits: LevelFits, power: float, nodes: tuple[Node, ...], clusters: NDArray[np.intp] | None, derivative: int
+) -> Influence:
+    """Influence on all levels or derivatives, NaN where a local likelihood has no maximum."""
     held = fits.bounded.held(fits.local.problem.slots)
-    inf = influence(fits.local, fits.fit.coef, power, nodes, clusters, held)
+    inf = influence(fits.local, fits.fit.coef, power, nodes, clusters, held, derivative)
     vary = np.flatnonzero(~fits.local.problem.const)
     inf = _without_lost(inf, fits.fit.converged, vary)
     if fits.gate is None or fits.gate_fit is None:
         return inf
-    both = gate_influence(fits.gate, fits.gate_fit.coef, inf, power, nodes, clusters)
+    levels, slopes = inf, None
+    if derivative:  # the gate follows the levels of the experts, whatever is wanted of these
+        slopes = inf
+        levels = influence(fits.local, fits.fit.coef, power, (), clusters, held)
+        levels = _without_lost(levels, fits.fit.converged, vary)
+    both = gate_influence(fits.gate, fits.gate_fit.coef, levels, power, nodes, clusters, slopes)
     return _without_lost(both, fits.gate_fit.converged, vary[vary >= fits.local.problem.slots.gates.start])
 
 
@@ -375,7 +410,11 @@ def target_bands(
     n_targets, normal = target.values.shape[1], float(ndtri(1.0 - alpha / 2.0))
     variance, df = np.empty_like(target.values), np.empty_like(target.values)
     critical, thin = np.empty(n_targets), np.zeros(target.values.shape, dtype=bool)
-    common = asymptotic_critical(process.bandwidth / span, alpha, process.degree) if method == "asymptotic" else 0.0
+    common, closed = 0.0, process.fits.local.windows.period > 0.0
+    if method == "asymptotic":
+        common = asymptotic_critical(
+            process.fits.local.windows.relative, alpha, process.degree, closed=closed, derivative=process.derivative
+        )
     for r in range(n_targets):
         used = np.flatnonzero((target.jacobian[:, r] != 0.0).any(axis=0))
         jacobian = target.jacobian[:, r, used]
@@ -449,11 +488,14 @@ def expert_target(
     k = slots.n_experts
     eta = levels[:, slots.experts].reshape(len(levels), k, -1) @ row + offset  # (G, K)
     ones = np.full(1, trials)
-    mean = family.mean(eta, ones)
-    slope = family.mean_slope(eta, ones)
+    zeros = levels[:, slots.dispersions] if isinstance(family, ZeroInflated) else np.full_like(eta, -np.inf)
+    mean = family.mean(eta, ones) * expit(-zeros)
+    slope = family.mean_slope(eta, ones) * expit(-zeros)
     jacobian = np.zeros((len(levels), k, slots.n))
     for c in range(k):
         jacobian[:, c, slots.expert(c)] = slope[:, [c]] * row
+        if isinstance(family, ZeroInflated):
+            jacobian[:, c, slots.dispersions.start + c] = -mean[:, c] * expit(zeros[:, c])
     return Target(mean, jacobian)
 
 

@@ -17,11 +17,12 @@ from mixmoe._typing import Array
 from mixmoe.errors import DesignError
 from mixmoe.mixture.estimate import Flag
 from mixmoe.mixture.resampling import run_all
+from mixmoe.responses.exponential import is_normal
 from mixmoe.varying.em_steps import expert_step
 from mixmoe.varying.joint_em import Control, fit_functions, on_grid, run_em
 from mixmoe.varying.leave_one_out import held_out, left_out_logliks, without_rows
 from mixmoe.varying.problem import Problem, Rows, Slots
-from mixmoe.varying.setup import MIN_EFFECTIVE, WindowFault
+from mixmoe.varying.setup import WindowFault, needed_rows
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.intp]
@@ -70,8 +71,8 @@ class BandwidthSearch:
     best : float
         Bandwidth in units of the index.
     table : DataFrame or None
-        Columns ``bandwidth``, ``criterion`` (held-out log-likelihood per row) and ``std_error``, by bandwidth; missing
-        for a given candidate with too few rows in some window.
+        Columns ``bandwidth`` (or span), ``criterion`` (held-out log-likelihood per row) and ``std_error``, by
+        bandwidth; missing for a given candidate with too few rows in some window.
     forced : Forced or None
         What stood in the way of narrower ones.
     """
@@ -95,6 +96,8 @@ class Bandwidths:
         Criterion of each bandwidth tried, see `BandwidthSearch`.
     forced : tuple of Forced or None
         What stood in the way of narrower ones; not kept in files, which have the flags.
+    unforced : tuple of float, or None
+        Bandwidths of experts and gate if no column had forced a wider one; None if none has, as far as is known.
     """
 
     experts: float
@@ -102,19 +105,33 @@ class Bandwidths:
     table: pd.DataFrame | None = None
     gate_table: pd.DataFrame | None = None
     forced: tuple[Forced | None, ...] = ()
+    unforced: tuple[float, float] | None = None
 
     @property
     def searches(self) -> dict[str, Any]:
-        """The tables as plain lists, for files."""
+        """The tables as plain lists, and the bandwidths beside forced columns, for files."""
         tables = {"bandwidth": self.table, "gate_bandwidth": self.gate_table}
-        return {name: None if table is None else table.to_dict("list") for name, table in tables.items()}
+        lists = {name: None if table is None else table.to_dict("list") for name, table in tables.items()}
+        return lists | {"unforced": self.unforced}
+
+    @classmethod
+    def chosen(cls, found: BandwidthSearch, gate: float | None, of_gate: BandwidthSearch | None = None) -> "Bandwidths":
+        """From the search of the experts, and the bandwidth or the search of the gate if it has its own."""
+        forced = (found.forced, None if of_gate is None else of_gate.forced)
+        rest = [None if one is None else one.alone for one in forced]
+        experts = found.best if rest[0] is None else rest[0]
+        own = gate if of_gate is None else of_gate.best if rest[1] is None else rest[1]
+        unforced = None if rest == [None, None] else (experts, experts if own is None else own)
+        gate, table = (gate, None) if of_gate is None else (of_gate.best, of_gate.table)
+        return cls(found.best, gate, found.table, table, forced, unforced)
 
     @classmethod
     def from_lists(cls, experts: float, gate: float | None, searches: Mapping[str, Any]) -> "Bandwidths":
-        """From the plain lists of `searches`; files of earlier versions have none."""
-        found = (searches.get(name) for name in ("bandwidth", "gate_bandwidth"))
+        """From the plain lists of `searches`."""
+        found = (searches[name] for name in ("bandwidth", "gate_bandwidth"))
         table, gate_table = (None if lists is None else pd.DataFrame(lists) for lists in found)
-        return cls(experts, gate, table, gate_table)
+        unforced = searches["unforced"]
+        return cls(experts, gate, table, gate_table, unforced=None if unforced is None else tuple(unforced))
 
 
 def rule_of_thumb(rows: Rows, slots: Slots) -> float:
@@ -133,9 +150,12 @@ def rule_of_thumb(rows: Rows, slots: Slots) -> float:
         index is thin its windows may hold too few rows, see `usable_rule`.
     """
     q = slots.n_experts * (slots.n_expert_columns + slots.has_dispersion)
+    if rows.share:  # of an index spread evenly, whose windows are twice as long as the bandwidth
+        return float(min(2.0 * 2.34 / np.sqrt(12.0) * (rows.n / q) ** -0.2, 1.0))
     # q functions share the rows: n / q of them are there for each.
-    h = 2.34 * float(np.std(rows.index)) * (rows.n / q) ** -0.2
-    return float(min(h, np.ptp(rows.index)))
+    # On a circle that of an index spread evenly: a spread around a mean depends on where the circle is cut.
+    spread = rows.period / np.sqrt(12.0) if rows.period else float(np.std(rows.index))
+    return float(min(2.34 * spread * (rows.n / q) ** -0.2, rows.span, rows.widest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +212,7 @@ def smallest_usable(usable: Callable[[float], bool], low: float, high: float) ->
     steps = max(1, int(np.ceil(np.log(high / low) / np.log(WIDER))))
     for h in low * WIDER ** np.arange(1, steps + 1):
         up = float(f"{h:.2g}")
-        if usable(up):
+        if up <= high and usable(up):
             return up
     return None
 
@@ -214,11 +234,11 @@ def usable_rule(space: Space) -> BandwidthSearch:
     DesignError
         If not even windows of twice the range of the index do.
     """
-    h, widest = rule_of_thumb(space.rows, space.slots), 2.0 * float(np.ptp(space.rows.index))
+    h, widest = rule_of_thumb(space.rows, space.slots), space.rows.widest
     steps = max(1, int(np.ceil(np.log(widest / h) / np.log(WIDER))))
     last: WindowFault | None = None
     why = ""
-    for one in h * WIDER ** np.arange(steps + 1):
+    for one in np.minimum(h * WIDER ** np.arange(steps + 1), max(h, widest)):
         fault = space.fault(float(one))
         if fault is None:
             best = float(one)
@@ -306,7 +326,7 @@ def _forced(
     return Forced(fault, (fault.columns, *more), found.best if found.forced is None else found.forced.alone)
 
 
-def forced_flag(forced: Forced, names: Sequence[str], bandwidth: float) -> Flag:
+def forced_flag(forced: Forced, names: Sequence[str], bandwidth: float, word: str = "bandwidth") -> Flag:
     """What a reader must know about a bandwidth that columns have forced.
 
     Parameters
@@ -316,12 +336,13 @@ def forced_flag(forced: Forced, names: Sequence[str], bandwidth: float) -> Flag:
         Of the columns of the experts or of the gate.
     bandwidth : float
         In use.
+    word : {"bandwidth", "span"}
     """
     named = ", ".join(repr(names[j]) for group in forced.columns for j in group)
     rest = "" if forced.alone is None else f" The other functions would have had {forced.alone:.4g}."
     return Flag(
         "forced_bandwidth",
-        f"The bandwidth {bandwidth:.4g} is as wide as {named} needs: {forced.fault.text.split(' (')[0]}.{rest} "
+        f"The {word} {bandwidth:.4g} is as wide as {named} needs: {forced.fault.text.split(' (')[0]}.{rest} "
         f"Functions that bend more are cut off; hold {named} constant by const(...), leave it out, or leave out that "
         "part of the index.",
     )
@@ -449,7 +470,7 @@ def _left_out_chain(problems: list[Problem], state: _State) -> _Chain:
     out = []
     for problem in problems:
         coef = state.moved(problem)
-        if problem.family.name == "gaussian" and not problem.const[problem.slots.experts].any():
+        if is_normal(problem.family) and not problem.const[problem.slots.experts].any():
             coef[:, :, problem.slots.experts] += expert_step(problem, coef, problem.rows.weights[None])
         else:
             coef = run_em(problem, coef, _control()).coef
@@ -493,11 +514,12 @@ def _compared(space: Space, wanted: list[float], scoring: _Scoring) -> Bandwidth
 
 def _candidates(rows: Rows, slots: Slots) -> list[float]:
     """From the range of the index down to where windows cannot hold enough rows, widest first."""
-    span = float(np.ptp(rows.index))
-    needed = MIN_EFFECTIVE * slots.n_expert_columns + slots.n_experts
+    span = 1.0 if rows.share else rows.span
+    needed = needed_rows(slots.n_expert_columns, slots.n_experts)
     distinct = len(np.unique(rows.index))
     low = span * max(needed / (2.0 * rows.n), 1.0 / distinct)  # the thinnest window is thinner than the average
-    top = max(span, rule_of_thumb(rows, slots))
+    low *= 2.0 if rows.share else 1.0  # a span is the whole window, a bandwidth half of it
+    top = min(max(span, rule_of_thumb(rows, slots)), rows.widest)
     return list(top / STEP ** np.arange(max(1, int(np.log(top / low) / np.log(STEP)) + 1)))
 
 
@@ -559,14 +581,15 @@ def _climbed(space: Space, start: float, scoring: _Scoring) -> _Found:
         logliks, _ = scorer.logliks([space.problem(h) for h in bandwidths[::-1]])
         return _Found(np.array(bandwidths), logliks[::-1], _criterion(logliks, weights)[::-1], [])
 
+    widest = space.rows.widest
+
     def possible(bandwidths: list[float]) -> list[float]:
-        return [h for h in bandwidths if space.fault(h) is None]
+        return [h for h in bandwidths if h <= widest and space.fault(h) is None]
 
     found = scored(possible([usable / NEAR, usable, usable * NEAR]))
-    widest = 2.0 * float(np.ptp(space.rows.index))
     while found.best in (0, len(found.tried) - 1):
         beyond = found.tried[0] / NEAR if found.best == 0 else found.tried[-1] * NEAR
-        more = possible([float(beyond)]) if beyond <= widest else []
+        more = possible([float(beyond)])
         if not more:
             break
         found = found.joined(scored(more))
@@ -575,11 +598,11 @@ def _climbed(space: Space, start: float, scoring: _Scoring) -> _Found:
 
 def _first_usable(space: Space, start: float) -> float:
     """The start, widened until every window holds enough rows."""
-    h, widest = start, 2.0 * float(np.ptp(space.rows.index))
+    h, widest = start, space.rows.widest
     while (fault := space.fault(h)) is not None:
-        if h > widest:
+        if h >= widest:
             raise DesignError(fault.text)
-        h *= WIDER
+        h = min(h * WIDER, widest)
     return h
 
 

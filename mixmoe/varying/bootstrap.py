@@ -44,6 +44,7 @@ def bootstrap_bands(
     rng: np.random.Generator,
     n_jobs: int,
     progress: bool | None,
+    derivative: int = 0,
 ) -> BootstrapBands:
     """Standard errors and critical values from refits.
 
@@ -62,6 +63,8 @@ def bootstrap_bands(
     rng : numpy.random.Generator
     n_jobs : int
     progress : bool, optional
+    derivative : {0, 1}
+        As in `level_process`, and of what `target` takes.
 
     Returns
     -------
@@ -74,18 +77,20 @@ def bootstrap_bands(
     another order are left out.
     """
     seeds = rng.integers(0, 2**63 - 1, n_boot)
-    tasks = [(model.problem, model.coef, clusters, bias, int(seed)) for seed in seeds]
+    tasks = [(model.problem, model.coef, clusters, bias, derivative, int(seed)) for seed in seeds]
     found = [one for one in run_all(_replicate, tasks, n_jobs, progress, "bootstrap") if one is not None]
     draws = np.array([target(levels) for levels in found])  # (B, G, R)
     se = draws.std(axis=0, ddof=1)
-    centre = draws.mean(axis=0) if clusters is not None else target(model.coef[:, 0])
+    centre = draws.mean(axis=0) if clusters is not None else target(model.values(derivative))
     deviation = np.abs((draws - centre) / np.where(se > 0.0, se, 1.0))
     critical = np.quantile(deviation.max(axis=1), 1.0 - alpha, axis=0)
     return BootstrapBands(se, critical, float(ndtri(1.0 - alpha / 2.0)))
 
 
-def _replicate(problem: Problem, coef: Array, clusters: IntArray | None, bias: str, seed: int) -> Array | None:
-    """Levels (G, L) of one replicate, None if its labels changed."""
+def _replicate(
+    problem: Problem, coef: Array, clusters: IntArray | None, bias: str, derivative: int, seed: int
+) -> Array | None:
+    """Levels or derivatives (G, L) of one replicate, None if its labels changed."""
     rng = np.random.default_rng(seed)
     drawn = with_draw(problem, coef, rng) if clusters is None else with_cluster_draw(problem, clusters, rng)
     inner, centring = centred(drawn)
@@ -93,7 +98,7 @@ def _replicate(problem: Problem, coef: Array, clusters: IntArray | None, bias: s
     run = run_em(inner, start, REFIT)
     if not same_labels(inner.slots, start, run.coef, inner.scale):
         return None
-    return centring.outwards(inner.slots, fit_levels(inner, run.coef, bias).levels)
+    return centring.outwards(inner.slots, fit_levels(inner, run.coef, bias, derivative).values(derivative))
 
 
 def same_labels(slots: Slots, before: Array, after: Array, scale: Array) -> bool:

@@ -1,7 +1,8 @@
-"""Limits of the theta of negative binomial experts from the profile of their local likelihoods.
+"""Limits of the theta of negative binomial experts from the adjusted profile of their local likelihoods.
 
 References
 ----------
+Cox, D. R. and Reid, N. (1987). Parameter orthogonality and approximate conditional inference. JRSS B 49, 1-39.
 Lawless, J. F. (1987). Negative binomial and mixed Poisson regression. Canad. J. Statist. 15, 209-225: the likelihood of
 theta is far from a parabola, and without a maximum where counts are no more variable than Poisson ones.
 Severini, T. A. (2000). Likelihood Methods in Statistics, section 4.4, for limits from the profile.
@@ -12,22 +13,34 @@ As a function of ``1 / theta`` the likelihood is regular at zero, where the resp
 is flat beyond some value. A limit lies where the signed root of the profile likelihood ratio is the factor of the band;
 where it is not reached before Poisson, theta has no upper limit.
 
+Fitted means follow the counts, so that what is left of their variance is too small and theta too large, in a window of
+few rows by a good part of its standard error. Theta is orthogonal to the means; the profile is lowered by half the log
+determinant of their information (Cox and Reid 1987): that about the mean of the expert, with its responsibilities at
+the fit. With those along the profile a theta that makes an expert vanish would take all information with it, and be
+preferred for that. Where it is open which rows belong to the expert, the fit follows them less: the adjustment is
+multiplied by the share of that information which is left when membership is not known (Louis 1982). Unshared it moved
+the estimates of two overlapping experts too far in simulations, and without it estimates of separate ones not enough.
+
 A kernel-weighted log-likelihood is no log-likelihood: with information I_i of the rows its curvature is
 ``sum K_i I_i``, the variance of its score ``sum K_i^2 I_i``. The likelihood ratio is divided by their ratio (that of
-the kernels and responsibilities; Fan and Gijbels 1996, section 4.4), and by the factor by which the variance of the
-sandwich exceeds that of the model, the median over those grid points where theta is well determined.
+the kernels and responsibilities; Fan and Gijbels 1996, section 4.4), and so is the profile before it is adjusted: the
+score of the profile is off by the covariance of the means, of which the inverse curvature is too much by the same
+ratio. Roots are divided besides by the factor by which the variance of the sandwich exceeds that of the model, the
+median over those grid points where theta is well determined.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mixmoe._typing import Array
+from mixmoe.numerics.optimise import progress_bar
 from mixmoe.varying.em_steps import own_natural, posterior
-from mixmoe.varying.local_likelihood import Local, state_of
+from mixmoe.varying.local_likelihood import Local, natural_predictors, state_of
 from mixmoe.varying.local_maximum import LocalFit, at_points, profiled
-from mixmoe.varying.problem import blocks, local_moments
+from mixmoe.varying.problem import blocks, hankel, local_moments, outer_rows
 
 FIRST_STEP = 0.3  # of log theta
 GAIN, MOST_GAIN = 0.7, 1.0  # change of the root for which steps aim, and the largest
@@ -63,12 +76,12 @@ class Walk:
 
 @dataclass(frozen=True, slots=True)
 class ThetaProfile:
-    """Signed roots of the profile likelihood ratio of log theta at every grid point.
+    """Signed roots of the adjusted profile likelihood ratio of log theta at every grid point.
 
     Attributes
     ----------
     level : ndarray, shape (G, K)
-        Maxima; on the ceiling where the likelihood has none.
+        Maxima of the adjusted profiles; on the ceiling where one has none.
     below, above : tuple of Walk
         Of each expert.
     units : ndarray, shape (K,)
@@ -91,7 +104,7 @@ class ThetaProfile:
         return np.where(np.isfinite(low), low, -never), np.where(np.isfinite(high), high, never)
 
 
-def theta_profile(local: Local, fit: LocalFit, variance: Array) -> ThetaProfile:
+def theta_profile(local: Local, fit: LocalFit, variance: Array, progress: bool | None = None) -> ThetaProfile:
     """Profiles of the local likelihoods along log theta of each expert.
 
     Parameters
@@ -102,69 +115,188 @@ def theta_profile(local: Local, fit: LocalFit, variance: Array) -> ThetaProfile:
         Its maxima, dispersions where they run.
     variance : ndarray, shape (G, K)
         Sandwich variances of log theta, NaN where it has none.
+    progress : bool, optional
 
     Returns
     -------
     ThetaProfile
     """
-    shares = _variance_over_curvature(local, fit)
-    dispersions = np.arange(local.problem.slots.n)[local.problem.slots.dispersions]
-    sides: dict[float, list[Walk]] = {-1.0: [], 1.0: []}
-    units = np.ones(len(dispersions))
-    for c, slot in enumerate(dispersions):
-        walk = partial(_walk, local, int(slot), fit, np.sqrt(shares[:, c]))
-        units[c] = np.sqrt(_excess(walk(-1.0, 1), walk(1.0, 1), variance[:, c]))
-        for sign, walks in sides.items():
-            walks.append(walk(sign, MOST_STEPS, REACH * max(units[c], 1.0)))
-    return ThetaProfile(fit.coef[:, 0, dispersions], tuple(sides[-1.0]), tuple(sides[1.0]), units)
-
-
-def _variance_over_curvature(local: Local, fit: LocalFit) -> Array:
-    """``sum (K w)^2 r / sum K w r`` of each expert with its responsibilities r, shape (G, K)."""
-    problem, pieces = local.problem, []
+    problem = local.problem
     natural = own_natural(problem, state_of(local, fit.coef))
     resp = posterior(problem.rows.with_weights(np.ones(problem.rows.n)), problem.family, natural).weighted
-    for block in blocks(local.windows):
-        kernel = block.kernel * problem.rows.weights[block.rows]
-        squares, sums = (local_moments(block, k[None], resp.T, 1)[:, 0, 0] for k in (kernel**2, kernel))
-        pieces.append(squares / np.maximum(sums, np.finfo(float).tiny))
-    return np.concatenate(pieces)
+    levels, units, sides = np.empty(variance.shape), np.ones(len(resp)), []
+    score, information = problem.family.scoring(problem.rows.outcome, natural.eta, natural.delta)
+    with progress_bar(len(resp), "limits of theta", progress) as bar:
+        for c in range(len(resp)):
+            known = resp[c] * information[c]
+            left = known - resp[c] * (1.0 - resp[c]) * score[c] ** 2
+            profile = _Profile(local, c, resp[c], np.stack([known, left]))
+            path = _path(profile, fit, REACH)
+            units[c] = np.sqrt(_excess(path, variance[:, c]))
+            if units[c] > 1.0:  # roots are divided by it, so that the path must go on for longer
+                path = _path(profile, fit, REACH * units[c])
+            levels[:, c], *walks = _roots(path)
+            sides.append(walks)
+            bar.update()
+    below, above = zip(*sides, strict=True)
+    return ThetaProfile(levels, below, above, units)
 
 
-def _walk(local: Local, slot: int, fit: LocalFit, unit: Array, sign: float, most: int, reach: float = REACH) -> Walk:
-    """Roots in units (G,) from the maxima downwards or upwards, until all are far out or at the limit of theta."""
-    problem = local.problem
+@dataclass(frozen=True, slots=True)
+class _Profile:
+    """What is followed along log theta of one expert.
+
+    Attributes
+    ----------
+    local : Local
+    expert : int
+        From 0.
+    resp : ndarray, shape (n,)
+        Its responsibilities at the fit.
+    known : ndarray, shape (2, n)
+        Information of each row about its predictor there, and what of it is left with unknown membership.
+    """
+
+    local: Local
+    expert: int
+    resp: Array
+    known: Array
+
+    @property
+    def slot(self) -> int:
+        """Place of log theta among the functions."""
+        return self.local.problem.slots.dispersions.start + self.expert
+
+    def at(self, points: NDArray[np.intp], coef: Array, n_iter: int) -> tuple[Array, Array]:
+        """Coefficients with log theta as it is and the rest maximised, and the adjusted profile, at some grid points.
+
+        Parameters
+        ----------
+        points : ndarray of int, shape (g,)
+        coef : ndarray, shape (g, D, L)
+        n_iter : int
+            Newton steps.
+        """
+        some = at_points(self.local, points)
+        moved, loglik = profiled(some, self.slot, coef, n_iter)
+        squares, share, spread = (np.concatenate(part) for part in zip(*self._of_means(some, moved), strict=True))
+        return moved, loglik / squares - 0.5 * share * spread
+
+    def _of_means(self, local: Local, coef: Array) -> Iterator[tuple[Array, Array, Array]]:
+        """Kernel ratio, share of the information about the mean that is left, and its log determinant, block by block.
+
+        The ratio is ``sum (K w)^2 r / sum K w r``; the share is what unknown membership leaves.
+        """
+        problem, degree, c = local.problem, local.free.shape[0] - 1, self.expert
+        vary = np.flatnonzero(~problem.const[problem.slots.expert(c)])
+        products, size = outer_rows(problem.rows.design[:, vary]), len(vary)
+        rows, tiny = np.column_stack([self.resp, *self.known]), np.finfo(float).tiny
+        for block in blocks(local.windows):
+            kernel = block.kernel * problem.rows.weights[block.rows]
+            pairs = natural_predictors(local, block, coef[block.first : block.last])
+            each = problem.family.scoring(problem.rows.outcome.take(block.rows), pairs.eta, pairs.delta)[1][c]
+            moments = local_moments(block, (kernel * self.resp[block.rows] * each)[None], products, 2 * degree + 1)
+            matrix = hankel(moments.reshape(len(moments), 2 * degree + 1, size, size), degree)
+            sums = local_moments(block, np.stack([kernel**2, kernel]), rows, 1)[:, 0]  # (g, 2, 3)
+            squares = sums[:, 0, 0] / np.maximum(sums[:, 1, 0], tiny)
+            share = np.clip(sums[:, 1, 2] / np.maximum(sums[:, 1, 1], tiny), 0.0, 1.0)
+            yield squares, share, np.linalg.slogdet(matrix)[1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """Adjusted profiles along log theta.
+
+    Attributes
+    ----------
+    values, heights : ndarray, shape (S, G)
+        Values of log theta, ascending, and the adjusted profile there; NaN where the local likelihood has no maximum.
+    start : int
+        Where the maxima of the likelihood lie.
+    """
+
+    values: Array
+    heights: Array
+    start: int
+
+
+def _path(profile: _Profile, fit: LocalFit, reach: float) -> _Path:
+    """The adjusted profile from the maxima of the likelihood downwards and upwards, up to where its root is `reach`."""
+    down, up = (_walk(profile, fit, sign, reach) for sign in (-1.0, 1.0))
+    values, heights = (np.concatenate([a[:0:-1], b]) for a, b in zip(down, up, strict=True))
+    return _Path(values, heights, len(down[0]) - 1)
+
+
+def _walk(profile: _Profile, fit: LocalFit, sign: float, reach: float) -> tuple[Array, Array]:
+    """Values of log theta and heights of the adjusted profile, (S, G) each, until all are far down or at a limit."""
+    problem, slot = profile.local.problem, profile.slot
     end = problem.floor if sign < 0.0 else problem.ceiling
-    coef, at_top = profiled(local, slot, fit.coef, 0)
-    step = np.full(len(coef), FIRST_STEP)
-    values, roots = [coef[:, 0, slot].copy()], [np.where(fit.converged, 0.0, np.nan)]
-    for _ in range(most):
-        todo = np.flatnonzero((roots[-1] < reach) & (values[-1] != end))
+    coef, height = profile.at(np.arange(len(fit.coef)), fit.coef, 0)
+    top, step = np.where(fit.converged, height, np.nan), np.full(len(coef), FIRST_STEP)
+    values, heights, turned = [coef[:, 0, slot].copy()], [top.copy()], np.zeros(len(coef), dtype=bool)
+    for _ in range(MOST_STEPS):
+        root = np.sqrt(2.0 * (top - heights[-1]))
+        todo = np.flatnonzero((root < reach) & (values[-1] != end) & ~turned)
         if not len(todo):
             break
         trial, moved = coef[todo], values[-1][todo] + sign * step[todo]
         trial[:, 0, slot] = np.maximum(moved, end) if sign < 0.0 else np.minimum(moved, end)
-        trial, reached = profiled(at_points(local, todo), slot, trial, NEWTON_STEPS)
+        trial, reached = profile.at(todo, trial, NEWTON_STEPS)
         # Roots of the drop grow about evenly along a profile, so that steps can aim at a constant gain.
-        root = np.sqrt(2.0 * np.maximum(at_top[todo] - reached, 0.0)) / unit[todo]
-        gain = np.maximum(root - roots[-1][todo], 0.0)
+        gain = np.abs(np.sqrt(2.0 * np.maximum(top[todo] - reached, 0.0)) - root[todo])
         taken = (gain <= MOST_GAIN) | (step[todo] <= FIRST_STEP)  # a step too far is made again, smaller
         step[todo] *= np.clip(GAIN / np.maximum(gain, np.finfo(float).tiny), 1.0 / GROWTH, GROWTH)
+        # Where a small theta makes the expert vanish, the likelihood is flat and the adjusted profile rises for ever.
+        turned[todo] = taken & (reached > heights[-1][todo]) & (root[todo] > GAIN)
+        taken &= ~turned[todo]
         values.append(values[-1].copy())
-        roots.append(roots[-1].copy())
+        heights.append(heights[-1].copy())
         there = todo[taken]
         # Each step starts from the maximum of the one before: the other coefficients hardly move.
-        coef[there], values[-1][there] = trial[taken], trial[taken, 0, slot]
-        roots[-1][there] += gain[taken]
-    return Walk(np.array(values), np.array(roots))
+        coef[there], values[-1][there], heights[-1][there] = trial[taken], trial[taken, 0, slot], reached[taken]
+        top[there] = np.maximum(top[there], reached[taken])
+    return np.array(values), np.array(heights)
 
 
-def _excess(below: Walk, above: Walk, variance: Array) -> float:
+def _roots(path: _Path) -> tuple[Array, Walk, Walk]:
+    """Maxima of the adjusted profiles (G,), and the roots of the drop from there downwards and upwards."""
+    n_grid = path.values.shape[1]
+    level = path.values[path.start].copy()
+    below, above = ([np.full(path.values.shape, np.nan) for _ in range(2)] for _ in range(2))
+    for g in range(n_grid):
+        heights, values = path.heights[:, g], path.values[:, g]
+        if np.isnan(heights).any():
+            below[0][:, g] = above[0][:, g] = level[g]
+            continue
+        level[g], top = _peak(values, heights)
+        root = np.sqrt(2.0 * np.maximum(top - heights, 0.0))
+        for (out, roots), side, sign in ((below, values <= level[g], -1), (above, values >= level[g], 1)):
+            kept = np.flatnonzero(side)[::sign]
+            out[:, g] = np.append(level[g], values[kept])[np.minimum(np.arange(len(values)), len(kept))]
+            climbed = np.maximum.accumulate(np.append(0.0, root[kept]))
+            roots[:, g] = climbed[np.minimum(np.arange(len(values)), len(kept))]
+    return level, Walk(*below), Walk(*above)
+
+
+def _peak(values: Array, heights: Array) -> tuple[float, float]:
+    """Place and height of the maximum of a curve, by the parabola through its highest points; ends stay as they are."""
+    distinct = np.append(True, np.diff(values) > 0.0)
+    x, y = values[distinct], heights[distinct]
+    best = int(y.argmax())
+    if best in (0, len(x) - 1):
+        return float(x[best]), float(y[best])
+    bend, slope, height = np.polyfit(x[best - 1 : best + 2] - x[best], y[best - 1 : best + 2], 2)
+    return float(x[best] - 0.5 * slope / bend), float(height - 0.25 * slope**2 / bend)
+
+
+def _excess(path: _Path, variance: Array) -> float:
     """Median ratio of sandwich variances (G,) to those of the curvature where theta is well determined, else 1."""
     # Where theta is badly determined a sandwich of it is none: those grid points have no say.
     known = np.flatnonzero(np.sqrt(variance) < WELL_KNOWN)
-    if not len(known) or len(below.values) < 2 or len(above.values) < 2:
+    if not len(known) or not 0 < path.start < len(path.values) - 1:
         return 1.0
-    moves = sum((one.values[1] - one.values[0])[known] ** 2 for one in (below, above))
-    curvature = sum(one.roots[1][known] ** 2 for one in (below, above)) / moves
+    near = slice(path.start - 1, path.start + 2)
+    x, y = path.values[near][:, known], path.heights[near][:, known]
+    slopes = np.diff(y, axis=0) / np.diff(x, axis=0)
+    curvature = -2.0 * np.diff(slopes, axis=0)[0] / (x[2] - x[0])
     return float(np.nanmedian(variance[known] * curvature))

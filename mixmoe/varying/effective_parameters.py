@@ -10,13 +10,17 @@ Hurvich, C. M., Simonoff, J. S. and Tsai, C.-L. (1998). Smoothing parameter sele
 an improved Akaike information criterion. JRSS B 60, 271-293.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.special import expit, stdtrit
 
 from mixmoe._typing import Array
 from mixmoe.responses.distribution import Outcome
+from mixmoe.responses.exponential import StudentT
+from mixmoe.responses.zero_inflated import ZeroInflated
 from mixmoe.varying.em_steps import Natural, own_natural
+from mixmoe.varying.interpolation import linear_matrix
 from mixmoe.varying.joint_em import centred
 from mixmoe.varying.local_likelihood import (
     assemble_terms,
@@ -75,9 +79,8 @@ def effective_df(problem: Problem, coef: Array) -> float:
     coef = centring.inwards(problem.slots, coef)
     variance = _level_variances(problem, coef)  # (G, L, L)
     total, most = 0.0, problem.slots.n_experts * (2 + problem.slots.has_dispersion) - 1
-    grid, index = problem.windows.grid, problem.rows.index
-    left = np.clip(np.searchsorted(grid, index, side="right") - 1, 0, len(grid) - 2)
-    share = (index - grid[left]) / (grid[left + 1] - grid[left])
+    between = linear_matrix(problem.windows.grid, problem.rows.index, problem.rows.period)
+    points, share = between.indices.reshape(-1, 2), between.data[1::2]
     natural = own_natural(problem, coef)
     terms = assemble_terms(problem, whole_block(problem.rows.n), natural.eta, natural.delta, natural.log_gate)
     local, peak = build_local(problem, 1), float(epanechnikov(np.zeros(1))[0])
@@ -87,7 +90,7 @@ def effective_df(problem: Problem, coef: Array) -> float:
         design = natural_design(local, rows, np.zeros(rows.stop - start))[:, :, : problem.slots.n]
         curvature = np.moveaxis(terms.complete[:, :, rows], -1, 0) * problem.rows.weights[rows, None, None]
         outer = peak * np.swapaxes(design, 1, 2) @ curvature @ design  # (rows, L, L)
-        before, after = (np.einsum("njk,njk->n", outer, variance[left[rows] + side]) for side in (0, 1))
+        before, after = (np.einsum("njk,njk->n", outer, variance[points[rows, side]]) for side in (0, 1))
         leverage = (1.0 - share[rows]) * before + share[rows] * after
         bound = most * np.maximum(problem.rows.weights[rows], 1.0)
         fewer = np.clip(np.minimum(before, after), 0.0, bound)
@@ -164,6 +167,12 @@ def response_nodes(problem: Problem, natural: Natural) -> tuple[Node, ...]:
     """
     out: list[Node] = []
     for eta, delta, log_gate in zip(natural.eta, natural.delta, natural.log_gate, strict=True):
+        if isinstance(problem.family, StudentT):
+            out += _quantiles(problem, problem.family, eta, delta, np.exp(log_gate))
+            continue
+        if isinstance(problem.family, ZeroInflated):
+            out += _with_zeros(problem, problem.family, eta, delta, np.exp(log_gate))
+            continue
         make = _lattice if problem.family.discrete else _hermite
         out += make(problem, eta, delta, np.exp(log_gate))
     return tuple(out)
@@ -174,6 +183,20 @@ def _hermite(problem: Problem, eta: Array, delta: Array, prob: Array) -> list[No
     t, raw = np.polynomial.hermite.hermgauss(HERMITE)
     values = eta + np.exp(delta) * np.sqrt(2.0) * t[:, None]
     return [Node(_outcome(problem, y), prob * w / np.sqrt(np.pi)) for y, w in zip(values, raw, strict=True)]
+
+
+def _quantiles(problem: Problem, family: StudentT, eta: Array, delta: Array, prob: Array) -> list[Node]:
+    """Nodes of one expert with t errors, whose scores are bounded: Gauss-Legendre on the scale of probabilities."""
+    t, raw = np.polynomial.legendre.leggauss(POINTS)
+    values = eta + np.exp(delta) * stdtrit(family.df, 0.5 * (1.0 + t))[:, None]
+    return [Node(_outcome(problem, y), prob * w / 2.0) for y, w in zip(values, raw, strict=True)]
+
+
+def _with_zeros(problem: Problem, family: ZeroInflated, eta: Array, delta: Array, prob: Array) -> list[Node]:
+    """Nodes of one expert with certain zeros: these, and the nodes of the counts."""
+    counted = _lattice(replace(problem, family=family.base), eta, np.full_like(eta, family.log_theta), prob)
+    zero = Node(_outcome(problem, np.zeros_like(eta)), prob * expit(delta))
+    return [zero, *(Node(node.outcome, node.weight * expit(-delta)) for node in counted)]
 
 
 def _lattice(problem: Problem, eta: Array, delta: Array, prob: Array) -> list[Node]:

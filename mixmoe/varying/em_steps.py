@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.numerics.linalg import log_softmax, logsumexp
 from mixmoe.responses.distribution import Derivatives, Family, Outcome
+from mixmoe.responses.exponential import StudentT, is_normal
 from mixmoe.varying.problem import (
     Block,
     Problem,
@@ -52,7 +53,7 @@ class Natural:
     delta: Array
     log_gate: Array
 
-    def take(self, rows: slice) -> "Natural":
+    def take(self, rows: slice | NDArray[np.intp]) -> "Natural":
         """Predictors of some of the rows."""
         return Natural(self.eta[..., rows], self.delta[..., rows], self.log_gate[..., rows])
 
@@ -205,8 +206,8 @@ def expert_step(problem: Problem, coef: Array, resp: Array) -> Array:
     free = ~problem.const[slots.experts].reshape(k, p)
     gaussian = problem.family.name == "gaussian"
     # For a normal response weights do not depend on the predictor: products of rows are made once, and windows only
-    # sum them.
-    rowwise = _gaussian_rows(problem, resp) if gaussian else None
+    # sum them. For t errors those of an EM step do not either.
+    rowwise = _gaussian_rows(problem, _of_normal_rows(problem, coef, resp)) if gaussian else None
     for block in blocks(problem.windows):
         current = coef[block.first : block.last, :, slots.experts].reshape(-1, 2, k, p)
         if rowwise is not None:
@@ -230,6 +231,14 @@ def _within_reach(block: Block, step: Array, design_t: Array) -> Array:
     filled = np.flatnonzero(np.diff(block.offsets) > 0)
     most[filled] = np.maximum.reduceat(change, block.offsets[:-1][filled], axis=1).T
     return step * np.minimum(1.0, EXPERT_STEP / np.maximum(most, EXPERT_STEP))[:, None, :, None]
+
+
+def _of_normal_rows(problem: Problem, coef: Array, resp: Array) -> Array:
+    """Responsibilities times the weights that t errors give to the residuals of the rows at their own index values."""
+    if not isinstance(problem.family, StudentT):
+        return resp
+    natural = own_natural(problem, coef)
+    return resp * problem.family.precision_weights(problem.rows.outcome, natural.eta, natural.delta)
 
 
 def _gaussian_rows(problem: Problem, resp: Array) -> Array:
@@ -306,7 +315,7 @@ def dispersion_step(problem: Problem, coef: Array, resp: Array, natural: Natural
 
 def _working_dispersion(family: Family, resp: Array, delta: Array, parts: Derivatives) -> tuple[Array, Array]:
     """Weights of the working responses of the log dispersion and their products with them, (K, n) each."""
-    gaussian = family.name == "gaussian"
+    gaussian = is_normal(family)
     # Of a normal response the curvature, twice the squared residual, is positive everywhere; others need the mean.
     weight = resp * (parts.delta_delta if gaussian else _positive_curvature(parts.delta, parts.delta_delta))
     return weight, weight * delta + resp * parts.delta
@@ -443,7 +452,10 @@ def _global_dispersion(outcome: Outcome, family: Family, natural: Natural, resp:
     total = np.maximum(resp.sum(axis=-1), np.finfo(float).tiny)
     if family.name == "gaussian":
         # Closed form: one factor that multiplies all standard deviations of the expert.
-        ratio = (resp * (outcome.y - natural.eta) ** 2 * np.exp(-2.0 * natural.delta)).sum(axis=-1) / total
+        squares = (outcome.y - natural.eta) ** 2 * np.exp(-2.0 * natural.delta)
+        if isinstance(family, StudentT):
+            squares = squares * family.precision_weights(outcome, natural.eta, natural.delta)
+        ratio = (resp * squares).sum(axis=-1) / total
         return 0.5 * np.log(np.maximum(ratio, np.finfo(float).tiny))
     parts = family.derivatives(outcome, natural.eta, natural.delta)
     curvature = (resp * _positive_curvature(parts.delta, parts.delta_delta)).sum(axis=-1)

@@ -24,7 +24,9 @@ from mixmoe.families import Estimated, FamilySpec, GatePoint
 from mixmoe.inference.uncertainty import CovType, ParamCov, checked_cov_type
 from mixmoe.mixture.estimate import Block, EMFit, Parameter, ParamLayout, Starts
 from mixmoe.output.records import told_apart
+from mixmoe.responses.zero_inflated import shown_dispersion, shown_slope
 from mixmoe.varying.bands import BandSet, LevelProcess, level_process
+from mixmoe.varying.circle import wrapped
 from mixmoe.varying.em_steps import own_natural, posterior
 from mixmoe.varying.identifiability import find_flags, n_clusters, separation_flag
 from mixmoe.varying.joint_em import (
@@ -39,10 +41,11 @@ from mixmoe.varying.joint_em import (
 )
 from mixmoe.varying.local_likelihood import build_local, local_start
 from mixmoe.varying.local_maximum import maximise_bounded
-from mixmoe.varying.problem import Problem, Slots
+from mixmoe.varying.problem import Problem, Rows, Slots, Windows
 from mixmoe.varying.row_refits import From, maximise, with_experts, with_response
 from mixmoe.varying.sandwich import influence, level_covariance, small_sample_power
 from mixmoe.varying.setup import Sorted, constant_slots
+from mixmoe.varying.shape import shape_of
 from mixmoe.varying.starts import label_flag, permute_experts
 
 IntArray = NDArray[np.intp]
@@ -57,7 +60,7 @@ SPEC = FamilySpec(
     asked_by="formulas with a section 'vary: u'",
     section="vary",
     covariance_options=("correction",),
-    listed=("bandwidth", "dispersion", "family"),
+    listed=("bandwidth", "span", "dispersion", "errors_dist", "family"),
     lacks={
         "HasScores": "it has no score per unit of one parameter vector; refit without the units in question, or, in "
         "a three-step analysis, use method='naive', which is not corrected for classification error",
@@ -113,6 +116,8 @@ class FittedVCMoE:
         Cluster of each sorted row.
     selection, gate_selection : DataFrame or None
         Criterion of each bandwidth tried, for all functions and for the gate alone.
+    unforced : tuple of float, or None
+        Bandwidths of experts and gate if no column had forced a wider one; None if none has.
     """
 
     spec: ClassVar[FamilySpec] = SPEC
@@ -126,11 +131,17 @@ class FittedVCMoE:
     clusters: IntArray | None
     selection: pd.DataFrame | None = None
     gate_selection: pd.DataFrame | None = None
+    unforced: tuple[float, float] | None = None
 
     @property
     def n_experts(self) -> int:
         """Number of experts, K."""
         return self.problem.slots.n_experts
+
+    @property
+    def estimated_shape(self) -> float | None:
+        """Degrees of freedom of t errors, or theta of zero-inflated counts, if they were estimated."""
+        return shape_of(self.problem.family) if self.settings["errors_df"] is None else None
 
     @property
     def names(self) -> FunctionNames:
@@ -145,7 +156,7 @@ class FittedVCMoE:
 
     def points_shown(self, digits: int) -> tuple[str, ...]:
         """Index values of the tabulated points, in digits in which no two grid points look alike."""
-        grid = told_apart(self.problem.windows.grid.tolist(), digits)
+        grid = told_apart(self.problem.windows.shown.tolist(), digits)
         return tuple(grid[g] for g in self.points)
 
     def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
@@ -196,7 +207,7 @@ class FittedVCMoE:
         shape = (slots.n_experts - 1, slots.n_gate_columns)
         return tuple(
             GatePoint(
-                float(self.problem.windows.grid[g]),
+                float(self.problem.windows.shown[g]),
                 self.coef[g, 0, slots.gates].reshape(shape),
                 np.asarray((first + np.where(const, 0, j))[slots.gates].reshape(shape), dtype=np.intp),
             )
@@ -271,7 +282,8 @@ class FittedVCMoE:
             return self.problem
         slots = replace(self.problem.slots, n_experts=experts)
         s = self.settings
-        const = constant_slots(self.design, slots, s["dispersion"], float(s["bandwidth"]), s["gate_bandwidth"])
+        width = float(s["bandwidth"] if s["span"] is None else s["span"])
+        const = constant_slots(self.design, slots, s["dispersion"], width, s["gate_bandwidth"])
         return with_experts(self.problem, experts, const, self.settings["sigma_floor"])
 
     def drawn(self, estimated: Estimated, rng: np.random.Generator) -> Array:
@@ -292,9 +304,13 @@ class FittedVCMoE:
         labels[self.data.order] = unit.weighted.argmax(axis=0)
         return labels
 
-    def process(self, bias: str, cov: ParamCov) -> LevelProcess:
-        """Levels of all functions over the grid with a covariance like `cov`, see `level_process`."""
-        return level_process(self.problem, self.coef, bias, self.clusters_of(cov.kind), cov.corrected)
+    def process(self, bias: str, cov: ParamCov, derivative: int) -> LevelProcess:
+        """Levels or derivatives of all functions with a covariance like `cov`, see `level_process`."""
+        return level_process(self.problem, self.coef, bias, self.clusters_of(cov.kind), cov.corrected, derivative)
+
+    def values(self, derivative: int) -> Array:
+        """Levels or derivatives by the index of all functions at the grid points, (G, L)."""
+        return self.coef[:, 1] / self.problem.bandwidths if derivative else self.coef[:, 0]
 
     def record(self, run: Run, control: Control, starts: int) -> EMFit:
         """The fit as the base of the results wants it, responsibilities in the order of the design."""
@@ -342,7 +358,7 @@ def checked_kind(kind: str) -> CovType:
 def function_names(slots: Slots, design: Design, family: str) -> FunctionNames:
     """Names of the coefficient functions of a design."""
     full, terms, kinds, experts = [], [], [], []
-    symbol = "sigma" if family == "gaussian" else "theta"
+    symbol = {"gaussian": "sigma", "zipoisson": "zeros", "zinegbinomial": "zeros"}.get(family, "theta")
     for c in range(slots.n_experts):
         full += [f"expert{c + 1}.{t}" for t in design.names.expert]
         terms += list(design.names.expert)
@@ -378,10 +394,12 @@ def build_layout(names: FunctionNames, const: NDArray[np.bool_], at: Sequence[st
     return ParamLayout(tuple(made))
 
 
-def tabulated_points(grid: Array, index: Array) -> IntArray:
-    """Grid points closest to quantiles of the index."""
-    wanted = np.quantile(index, QUANTILES)
-    return np.unique(np.abs(grid[:, None] - wanted).argmin(axis=0))
+def tabulated_points(windows: Windows, rows: Rows) -> IntArray:
+    """Grid points closest to quantiles of the index, of a circle to its quarters, in ascending order of the index."""
+    wanted = np.arange(4) * 0.25 * rows.period if rows.period else np.quantile(rows.index, QUANTILES)
+    points = np.abs(wrapped(windows.grid[:, None] - wanted, rows.period)).argmin(axis=0)
+    found = np.unique(points)
+    return found[np.argsort(windows.shown[found])]
 
 
 def _pick(problem: Problem, levels: Array, points: IntArray) -> Array:
@@ -392,16 +410,16 @@ def _pick(problem: Problem, levels: Array, points: IntArray) -> Array:
 
 
 def reported_values(problem: Problem, coef: Array, points: IntArray) -> Array:
-    """Reported parameters: dispersions themselves instead of their logs."""
+    """Reported parameters: dispersions themselves instead of their logs or log odds."""
     levels = coef[:, 0].copy()
-    levels[:, problem.slots.dispersions] = np.exp(levels[:, problem.slots.dispersions])
+    levels[:, problem.slots.dispersions] = shown_dispersion(problem.family, levels[:, problem.slots.dispersions])
     return _pick(problem, levels, points)
 
 
 def _reported_slopes(problem: Problem, coef: Array, points: IntArray) -> Array:
     """Derivatives of the reported parameters by the levels."""
     slopes = np.ones_like(coef[:, 0])
-    slopes[:, problem.slots.dispersions] = np.exp(coef[:, 0, problem.slots.dispersions])
+    slopes[:, problem.slots.dispersions] = shown_slope(problem.family, coef[:, 0, problem.slots.dispersions])
     return _pick(problem, slopes, points)
 
 

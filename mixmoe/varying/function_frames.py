@@ -1,7 +1,7 @@
-"""Predictions, functions and bands as tidy frames."""
+"""Functions and bands as tidy frames."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,18 +10,17 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from mixmoe._typing import Array
-from mixmoe.check.residuals import placed
-from mixmoe.design.beside import check_beside
+from mixmoe.arguments import checked_choice, checked_count, checked_jobs
 from mixmoe.design.design import Design, used_columns
-from mixmoe.design.frame import shown
-from mixmoe.design.labels import places_of
 from mixmoe.errors import ArgumentError, DesignError
-from mixmoe.families import Distribution
-from mixmoe.output.predictions import Interval, Wanted, by_expert, in_user_order, mean_columns
+from mixmoe.inference.uncertainty import checked_alpha
 from mixmoe.responses.distribution import Family
 from mixmoe.responses.exponential import family_named
+from mixmoe.responses.zero_inflated import shown_dispersion, shown_slope
 from mixmoe.varying.bands import (
+    BIASES,
     DRAWS,
+    METHODS,
     LevelProcess,
     Target,
     asymptotic_critical,
@@ -36,11 +35,10 @@ from mixmoe.varying.bands import (
 )
 from mixmoe.varying.bootstrap import bootstrap_bands
 from mixmoe.varying.dispersion_limits import ThetaProfile
-from mixmoe.varying.em_steps import Natural, natural_parameters, own_natural, posterior
 from mixmoe.varying.fitted import FittedVCMoE, band_frame_values
 from mixmoe.varying.gate_limits import with_gate_limits
-from mixmoe.varying.problem import Rows, hermite_matrix
-from mixmoe.varying.setup import checked_numbers, sorted_rows
+from mixmoe.varying.interpolation import hermite_matrix
+from mixmoe.varying.setup import checked_numbers
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.intp]
@@ -51,13 +49,14 @@ AT_LIMIT = "limit"  # the dispersion runs to its limit: no standard error; limit
 THIN = "thin"  # no band: fewer than 2 degrees of freedom for the standard error
 LOST = "no maximum"  # no band: the local fit behind it has no maximum near the fit
 AT_COVARIATES = ("probabilities", "experts", "mean")
+DERIVATIVES_OF = ("coefficients", "differences")
 _LIMITS = ("std_error", "conf_low", "conf_high", "band_low", "band_high")
 _OWN_COLUMNS = ("coefficient", "block", "expert", "term", "estimate", "center", *_LIMITS, "mark")  # beside the index
 
 
 @dataclass(frozen=True, slots=True)
 class BandRequest:
-    """Arguments of `VCMoEResults.bands`, checked, and the clusters behind the covariance of the fit."""
+    """Arguments of `VCMoEResults.bands`, and the clusters behind the covariance of the fit."""
 
     of: str = "coefficients"
     alpha: float = 0.05
@@ -69,6 +68,28 @@ class BandRequest:
     n_jobs: int = 1
     progress: bool | None = None
     clusters: NDArray[np.intp] | None = None
+    derivative: int = 0
+
+    def checked(self) -> "BandRequest":
+        """The same with arguments that are possible.
+
+        Raises
+        ------
+        ArgumentError
+        """
+        checked_choice(self.of, "of", SUBJECTS)
+        checked_choice(self.method, "method", METHODS)
+        checked_choice(self.bias, "bias", BIASES)
+        if self.derivative not in (0, 1):
+            raise ArgumentError(f"derivative must be 0 or 1, got {self.derivative!r}; 1 is that by the index")
+        if self.derivative and self.of not in DERIVATIVES_OF:
+            raise ArgumentError(
+                f"derivative=1 is for of= {', '.join(map(repr, DERIVATIVES_OF))}, got of={self.of!r}; means and "
+                "probabilities have bands of their values"
+            )
+        checked_count(self.draws, "draws", least=100)
+        checked_count(self.n_boot, "n_boot", least=19)
+        return replace(self, alpha=checked_alpha(self.alpha), n_jobs=checked_jobs(self.n_jobs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +119,15 @@ def checked_index_name(name: str) -> None:
 def function_frame(model: FittedVCMoE, u: Any) -> pd.DataFrame:
     """Coefficient functions at index values, tidy."""
     grid, problem = model.problem.windows.grid, model.problem
-    at = grid if u is None else checked_numbers(u, "u")
-    if not len(at) or not np.isfinite(at).all() or at.min() < grid[0] or at.max() > grid[-1]:
+    at = np.sort(problem.windows.shown) if u is None else checked_numbers(u, "u")
+    inside = np.isfinite(at) & ((problem.rows.period > 0.0) | ((grid[0] <= at) & (at <= grid[-1])))
+    if not len(at) or not inside.all():
         raise ArgumentError(
             f"u must lie within the range of the index, {grid[0]:g} to {grid[-1]:g}, with at least one value, got {u!r}"
         )
     values = levels_at(model, at)
     logs = np.clip(values[:, problem.slots.dispersions], problem.floor, problem.ceiling)  # between grid points
-    values[:, problem.slots.dispersions] = np.exp(logs)
+    values[:, problem.slots.dispersions] = shown_dispersion(problem.family, logs)
     names = model.names
     labels = Labels(names.full, names.blocks, names.experts, names.terms)
     return _frame(labels, str(model.design.names.index), at, {"estimate": values})
@@ -114,9 +136,9 @@ def function_frame(model: FittedVCMoE, u: Any) -> pd.DataFrame:
 def levels_at(model: FittedVCMoE, at: Array) -> Array:
     """Levels of all functions at index values, (n, L)."""
     problem, stop = model.problem, model.problem.slots.gates.start
-    flat, grid = model.coef.reshape(-1, problem.slots.n), problem.windows.grid
-    experts = hermite_matrix(grid, problem.windows.bandwidth, at) @ flat[:, :stop]
-    gates = hermite_matrix(grid, problem.gate_windows.bandwidth, at) @ flat[:, stop:]
+    flat, grid, period = model.coef.reshape(-1, problem.slots.n), problem.windows.grid, problem.rows.period
+    experts = hermite_matrix(grid, problem.windows.bandwidth, at, period) @ flat[:, :stop]
+    gates = hermite_matrix(grid, problem.gate_windows.bandwidth, at, period) @ flat[:, stop:]
     return np.hstack([experts, gates])
 
 
@@ -128,39 +150,43 @@ def band_frame(
     rng: np.random.Generator,
 ) -> pd.DataFrame:
     """Bands of what was asked for, tidy; of theta with the limits of its likelihood, if that is given."""
-    problem, width = model.problem, float(np.ptp(model.problem.rows.index))
+    problem, width = model.problem, model.problem.rows.span
     if problem.const.all():
         raise ArgumentError("no coefficient varies along the index, so there are no bands; conf_int() has the limits")
-    labels = _profile_labels(model, request.of)
+    labels = _profile_labels(model, request)
     profile = _profile(model, request)
     centred = _target(model, request, profile, process.levels)
     if request.method == "bootstrap":
         span = bootstrap_bands(
             model, request.clusters, lambda levels: _target(model, request, profile, levels).values, request.bias,
-            request.alpha, request.n_boot, rng, request.n_jobs, request.progress,
+            request.alpha, request.n_boot, rng, request.n_jobs, request.progress, request.derivative,
         )  # fmt: skip
         ones = np.ones_like(span.se)
         bands = symmetric(centred.values, span.se, span.critical * ones, span.pointwise * ones, ones == 0.0)
     else:
         bands = target_bands(process, centred, request.alpha, request.method, width, rng, request.draws)
-        if request.of == "coefficients":
-            bands = with_gate_limits(problem, process.levels, bands, _shown(model))
-    values = {"estimate": _target(model, request, profile, model.coef[:, 0]).values, **band_frame_values(bands)}
+        if request.of == "coefficients" and not request.derivative:
+            bands = with_gate_limits(problem, process.levels, bands, _shown(model, 0))
+    estimate = _target(model, request, profile, model.values(request.derivative)).values
+    values = {"estimate": estimate, **band_frame_values(bands)}
     limits = np.zeros(centred.values.shape, dtype=bool)
-    if request.of == "coefficients":
+    if request.of == "coefficients" and not request.derivative:
         dispersions = _dispersions_shown(model)
         limits[:, dispersions] = process.limits[:, ~problem.const[problem.slots.dispersions]]
         values = _without_limits(values, limits)
         if theta is not None:
-            critical = asymptotic_critical(process.bandwidth / width, request.alpha)
+            closed = problem.rows.period > 0.0
+            critical = asymptotic_critical(process.fits.local.windows.relative, request.alpha, closed=closed)
             values = _with_theta_limits(values, theta, dispersions, request.alpha, critical)
-        values = _dispersions_exponentiated(values, dispersions)
+        values = _dispersions_shown_as(problem.family, values, dispersions)
     if request.of == "probabilities":
         values = _on_link_scale(values, family_named("binomial"), 1.0)
     if profile is not None and request.of in ("experts", "mean"):
         values = _on_link_scale(values, problem.family, _trials(profile))
     marks = _marks(values, limits, bands.thin)
-    return _frame(labels, str(model.design.names.index), problem.windows.grid, {**values, "mark": marks})
+    order = np.argsort(problem.windows.shown, kind="stable")
+    shown = {name: value[order] for name, value in {**values, "mark": marks}.items()}
+    return _frame(labels, str(model.design.names.index), problem.windows.shown[order], shown)
 
 
 def _without_limits(values: dict[str, Array], limits: BoolArray) -> dict[str, Array]:
@@ -171,12 +197,13 @@ def _without_limits(values: dict[str, Array], limits: BoolArray) -> dict[str, Ar
 def _with_theta_limits(
     values: dict[str, Array], theta: ThetaProfile, where: IntArray, alpha: float, critical: float
 ) -> dict[str, Array]:
-    """Values with the limits of log theta from its likelihood.
+    """Values with the maximum and the limits of log theta from its adjusted profile likelihood.
 
     The critical value is that of the limiting process: where theta is near its ceiling, the covariance of the estimates
     says nothing. Log theta is locally constant, with the same equivalent kernel as a local line.
     """
     out = {name: value.copy() for name, value in values.items()}
+    out["center"][:, where] = theta.level
     for kind, factor in (("conf", float(ndtri(1.0 - alpha / 2.0))), ("band", critical)):
         out[f"{kind}_low"][:, where], out[f"{kind}_high"][:, where] = theta.limits(factor)
     return out
@@ -192,16 +219,16 @@ def _marks(values: dict[str, Array], limits: BoolArray, thin: BoolArray) -> NDAr
 
 def _dispersions_shown(model: FittedVCMoE) -> IntArray:
     """Places of the dispersions among the functions that are shown."""
-    return np.flatnonzero([model.names.blocks[s] == "residual" for s in _shown(model)])
+    return np.flatnonzero([model.names.blocks[s] == "residual" for s in _shown(model, 0)])
 
 
-def _dispersions_exponentiated(values: dict[str, Array], where: IntArray) -> dict[str, Array]:
-    centre = np.exp(values["center"][:, where])
+def _dispersions_shown_as(family: Family, values: dict[str, Array], where: IntArray) -> dict[str, Array]:
+    """Values with dispersions as they are reported in the place of their logs or log odds."""
+    slope = shown_slope(family, values["center"][:, where])
     out = {name: value.copy() for name, value in values.items()}
     for name in out:
-        with np.errstate(over="ignore"):  # a theta that nothing bounds from above has an infinite limit
-            exponentiated = np.exp(values[name][:, where])
-        out[name][:, where] = centre * values[name][:, where] if name == "std_error" else exponentiated
+        inner = values[name][:, where]
+        out[name][:, where] = slope * inner if name == "std_error" else shown_dispersion(family, inner)
     return out
 
 
@@ -220,15 +247,18 @@ def _on_link_scale(values: dict[str, Array], family: Family, trials: float) -> d
     return out
 
 
-def _shown(model: FittedVCMoE) -> NDArray[np.intp]:
-    return np.flatnonzero(~model.problem.const)
+def _shown(model: FittedVCMoE, derivative: int) -> NDArray[np.intp]:
+    """Functions that vary, without the dispersions where derivatives are shown: theirs are on the scale of logs."""
+    kept = ~model.problem.const
+    kept[model.problem.slots.dispersions] &= derivative == 0
+    return np.flatnonzero(kept)
 
 
-def _profile_labels(model: FittedVCMoE, of: str) -> Labels:
-    names, k, slots = model.names, model.n_experts, model.problem.slots
+def _profile_labels(model: FittedVCMoE, request: BandRequest) -> Labels:
+    of, names, k, slots = request.of, model.names, model.n_experts, model.problem.slots
     each = tuple(range(1, k + 1))
     if of == "coefficients":
-        s = _shown(model)
+        s = _shown(model, request.derivative)
         pick = lambda values: tuple(values[i] for i in s)  # noqa: E731
         return Labels(pick(names.full), pick(names.blocks), pick(names.experts), pick(names.terms))
     if of in ("probabilities", "experts"):
@@ -277,7 +307,11 @@ def _target(model: FittedVCMoE, request: BandRequest, design: Design | None, lev
     slots, family = model.problem.slots, model.problem.family
     if design is None:
         differences = request.of == "differences"
-        return difference_target(slots, levels) if differences else identity_target(levels, _shown(model))
+        return (
+            difference_target(slots, levels)
+            if differences
+            else identity_target(levels, _shown(model, request.derivative))
+        )
     gate = gate_target(slots, levels, design.gate[0])
     if request.of == "probabilities":
         return gate
@@ -341,167 +375,3 @@ def _frame(labels: Labels, index: str, at: Array, values: Mapping[str, NDArray[A
         index: np.tile(at, n_functions),
     }
     return pd.DataFrame(columns | {name: value.T.ravel() for name, value in values.items()})
-
-
-BISECTIONS = 200
-_ALIKE = 1e-9  # of the largest value of a column
-
-
-@dataclass(frozen=True, slots=True)
-class PredictionRows:
-    """Rows to predict, in the order of their design.
-
-    Attributes
-    ----------
-    design : Design
-    rows : Rows
-    natural : Natural
-    new : object
-        What the user passed, None for the data of the fit.
-    """
-
-    design: Design
-    rows: Rows
-    natural: Natural
-    new: Any
-
-
-def prediction_rows(model: FittedVCMoE, new: Any, response: bool, extrapolate: bool) -> PredictionRows:
-    """Rows and their predictors.
-
-    Raises
-    ------
-    DesignError
-        If the index leaves the range of the fit, or a column for offset or trials is missing.
-    """
-    design = model.design if new is None else model.design.for_new(new, response=response)
-    check_beside(design, model.settings, ("offset", "trials"))
-    made = sorted_rows(design, model.problem.family, response)
-    grid, index = model.problem.windows.grid, made.rows.index
-    if not extrapolate and (index[0] < grid[0] or index[-1] > grid[-1]):
-        value = index[0] if index[0] < grid[0] else index[-1]
-        raise DesignError(
-            f"the index {design.names.index!r} is {value:g}, outside the range of the fit, {grid[0]:g} to "
-            f"{grid[-1]:g}; leave such rows out, or pass extrapolate=True to continue the functions as lines"
-        )
-    natural = natural_parameters(made.rows, model.problem.slots, levels_at(model, index))
-    back = np.argsort(made.order)
-    delta = np.clip(natural.delta, model.problem.floor, model.problem.ceiling)
-    unsorted = Natural(natural.eta[:, back], delta[:, back], natural.log_gate[:, back])
-    return PredictionRows(design, made.rows.take(back), unsorted, new)
-
-
-def prediction_columns(
-    model: FittedVCMoE, at: PredictionRows, past: PredictionRows | None, wanted: Wanted
-) -> pd.DataFrame:
-    """Predictions of one kind, in the user's order.
-
-    Parameters
-    ----------
-    model : FittedVCMoE
-    at : PredictionRows
-    past : PredictionRows or None
-        The same rows, or some of them, with their responses, if probabilities are to be posterior ones.
-    wanted : Wanted
-    """
-    family, natural, trials = model.problem.family, at.natural, at.rows.outcome.trials
-    experts = natural.eta if wanted.scale == "link" else family.mean(natural.eta, trials)
-    prob = np.exp(natural.log_gate) if past is None else given_responses(family, at, past)
-    columns: dict[str, Array] = {}
-    if wanted.kind in ("all", "probabilities"):
-        columns |= by_expert("probability", prob.T)
-    if wanted.kind in ("all", "experts"):
-        columns |= by_expert("expert", experts.T)
-    if wanted.kind in ("all", "mean", "subject"):
-        mean = (prob * experts).sum(axis=0)
-        columns |= mean_columns(response_interval(family, at, prob, wanted.alpha) if wanted.noise else mean)
-    return in_user_order(columns, at.design, at.new)
-
-
-def response_interval(family: Family, at: PredictionRows, prob: Array, alpha: float) -> Interval:
-    """Mean and standard deviation of a new response, and limits that hold it, each shape (n,).
-
-    Parameters
-    ----------
-    family : Family
-    at : PredictionRows
-    prob : ndarray, shape (K, n)
-        Of the experts.
-    alpha : float
-    """
-    natural, trials = at.natural, at.rows.outcome.trials
-    experts = family.mean(natural.eta, trials)
-    mean = (prob * experts).sum(axis=0)
-    within = family.variance(experts, natural.delta, trials)
-    spread = np.sqrt((prob * (within + (experts - mean) ** 2)).sum(axis=0))
-    limits = (mixture_quantile(family, natural, prob, trials, p) for p in (alpha / 2.0, 1.0 - alpha / 2.0))
-    return Interval(mean, spread, *limits)
-
-
-def given_responses(family: Family, at: PredictionRows, past: PredictionRows) -> Array:
-    """Probabilities of the experts given the response of each row, by the gate where there is none, shape (K, n).
-
-    Raises
-    ------
-    DesignError
-        If a row has another index or other gate covariates in the past than among the rows to predict.
-    """
-    where = places_of(at.design.position, past.design.position)
-    found = np.flatnonzero(where >= 0)
-    both = (at.rows.take(found), past.rows.take(where[found]))
-    mine, theirs = (np.column_stack([rows.index, rows.gate]) for rows in both)
-    wrong = (np.abs(mine - theirs) > _ALIKE * np.abs(mine).max(axis=0, initial=0.0)).any(axis=1)
-    if wrong.any():
-        raise DesignError(
-            f"row {shown(at.design.rows[found[wrong.argmax()]])} has another index or other gate covariates in the "
-            "history than among the rows to predict; pass the same rows in both"
-        )
-    prob, plain = np.exp(at.natural.log_gate), past.rows.with_weights(np.ones(past.rows.n))
-    prob[:, found] = posterior(plain, family, past.natural).weighted[:, where[found]]
-    return prob
-
-
-def response_places(model: FittedVCMoE) -> Distribution:
-    """Where the responses of the fit lie in their fitted mixtures, rows in the order of the design."""
-    problem = model.problem
-    natural = own_natural(problem, model.coef)
-    out, weights = problem.rows.outcome, np.exp(natural.log_gate)
-
-    def mixed(values: Array) -> Array:
-        found = np.empty(values.shape[1])
-        found[model.data.order] = (weights * values).sum(axis=0)
-        return found
-
-    def cdf(y: Array) -> Array:
-        return mixed(problem.family.cdf(y, natural.eta, natural.delta, out.trials))
-
-    def sf(y: Array) -> Array:
-        return mixed(problem.family.sf(y, natural.eta, natural.delta, out.trials))
-
-    return placed(cdf, sf, out.y, problem.family.discrete)
-
-
-def mixture_quantile(family: Family, natural: Natural, prob: Array, trials: Array, level: float) -> Array:
-    """Smallest response whose distribution function reaches `level`, shape (n,), given probabilities of the experts."""
-
-    def below(y: Array) -> NDArray[np.bool_]:
-        return (prob * family.cdf(y, natural.eta, natural.delta, trials)).sum(axis=0) < level
-
-    mean = family.mean(natural.eta, trials)
-    width = np.exp(natural.delta).max(axis=0) if family.name == "gaussian" else 1.0 + mean.max(axis=0)
-    low, high = mean.min(axis=0) - width, mean.max(axis=0) + width
-    if family.name != "gaussian":
-        low = np.full_like(low, -1.0)
-    for _ in range(60):
-        high = np.where(below(high), high + (high - low), high)
-        if family.name == "gaussian":
-            low = np.where(below(low), low, low - (high - low))
-    discrete = family.name != "gaussian"
-    high = np.ceil(high) if discrete else high
-    for _ in range(BISECTIONS):
-        middle = np.floor(0.5 * (low + high)) if discrete else 0.5 * (low + high)
-        under = below(middle)
-        low, high = np.where(under, middle, low), np.where(under, high, middle)
-        if (high - low <= (1.0 if discrete else 1e-10 * width)).all():
-            break
-    return high

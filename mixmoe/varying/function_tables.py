@@ -26,14 +26,18 @@ from mixmoe.varying.function_frames import (
     profile_values,
 )
 from mixmoe.varying.identifiability import WIDE
+from mixmoe.varying.interpolation import interpolated
 from mixmoe.varying.setup import checked_numbers
+from mixmoe.varying.shape import shape_of
 
 _PLAIN = (0.01, 1e5)  # sizes of functions that are shown without an exponent
 STAR = "*"  # beside an estimate outside its band
+_BANDLESS = "\n(a line alone: no band there)"
 _IN_A_LINE = 3  # covariates whose values are named in a line beside a figure, in two lines
 PLOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "functions": ("coefficients", "probabilities"),
+        "derivatives": ("coefficients",),
         "probabilities": ("probabilities",),
         "means": ("experts", "mean"),
         "differences": ("differences",),
@@ -53,10 +57,12 @@ def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
     """Label and value of each line of the header."""
     model, em = results.model, results.em
     problem, dropped = model.problem, model.design.dropped
-    span = f"{model.design.names.index}, {problem.windows.grid[0]:.4g} to {problem.windows.grid[-1]:.4g}"
+    ends = (0.0, problem.rows.period) if problem.rows.period else problem.windows.grid[[0, -1]]
+    span = f"{model.design.names.index}, {ends[0]:.4g} to {ends[1]:.4g}{' (cyclic)' * (problem.rows.period > 0.0)}"
     return (
         ("Formula", model.formula.text),
         ("Family", problem.family.name),
+        ("Errors" if problem.family.name == "gaussian" else "theta", _shape_text(model)),
         ("Experts", model.n_experts),
         ("Rows", results.nobs),
         ("Clusters", None if model.clusters is None else results.n_units),
@@ -77,17 +83,36 @@ def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
     )
 
 
+def _shape_text(model: FittedVCMoE) -> str | None:
+    """Degrees of freedom of t errors, or theta of zero-inflated counts; None of others."""
+    value = shape_of(model.problem.family)
+    if value is None:
+        return None
+    what = "t, df " if model.problem.family.name == "gaussian" else ""
+    return f"{what}{value:.3g}{'' if model.estimated_shape is None else ' (estimated)'}"
+
+
 def bandwidth_facts(results: Any) -> tuple[tuple[str, Cell], ...]:
     """The bandwidths and how they were found."""
     gate = results.model.settings["gate_bandwidth"]
     return (
-        ("Bandwidth", _bandwidth_text(results.bandwidth, results.selection)),
-        ("Gate bandwidth", None if gate is None else _bandwidth_text(gate, results.gate_selection)),
+        ("Bandwidth", _bandwidth_text(results)),
+        ("Gate bandwidth", None if gate is None else _searched(_width(gate), results.gate_selection)),
     )
 
 
-def _bandwidth_text(bandwidth: float, table: pd.DataFrame | None) -> str:
-    text = "infinite (constant)" if np.isinf(bandwidth) else f"{bandwidth:.4g}"
+def _bandwidth_text(results: Any) -> str:
+    if results.span is None:
+        return _searched(_width(results.bandwidth), results.selection)
+    widths = results.model.problem.windows.widths
+    return _searched(f"{widths.min():.3g} to {widths.max():.3g}, span {results.span:.3g}", results.selection)
+
+
+def _width(bandwidth: float) -> str:
+    return "infinite (constant)" if np.isinf(bandwidth) else f"{bandwidth:.4g}"
+
+
+def _searched(text: str, table: pd.DataFrame | None) -> str:
     return text if table is None else f"{text} (cross-validated)"
 
 
@@ -155,27 +180,45 @@ def places(model: FittedVCMoE, at: Any) -> Places:
 def function_tables(
     model: FittedVCMoE, bands: pd.DataFrame | None, p_values: Mapping[str, float] | None, alpha: float, at: Any = None
 ) -> tuple[Table, ...]:
-    """One table per expert and one for the gate: range, test of constancy (if any), values with bands."""
+    """Range and test of constancy (if any) of each function; per expert and for the gate, values with bands."""
     if bands is None:
         return ()
     shown = places(model, at)
-    tables = []
-    shares = model.problem.slots.n_experts
-    for c in range(1, shares + 1):
+    tables = [_ranges(model, bands, p_values)]
+    for c in range(1, model.problem.slots.n_experts + 1):
         part = bands[(bands["expert"] == c) & bands["block"].isin(["expert", "residual"])]
-        title = f"Expert {c}: functions of the index"
-        tables.append(_function_table(model, part, p_values, f"expert{c}", title, shown))
+        tables.append(_function_table(model, part, f"expert{c}", f"Expert {c}: functions of the index", shown))
     gate = bands[bands["block"] == "gate"]
     title = "Gate: functions of the index (log odds against expert 1)"
-    tables.append(_function_table(model, gate, p_values, "gate", title, shown))
+    tables.append(_function_table(model, gate, "gate", title, shown))
     *others, last = [table for table in tables if table.index]
     about = _about_functions(str(model.design.names.index), alpha, p_values is not None)
     found = (wide_bands(model), lost_bands(bands), limited_bands(bands), thin_bands(bands), outside_bands(bands))
     return (*others, replace(last, notes=(about, *(note for note in found if note is not None))))
 
 
+def _ranges(model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, float] | None) -> Table:
+    """Smallest and largest value of each function, and the test that it is constant (if any)."""
+    names, cells = [], []
+    for name, part in bands.groupby("coefficient", sort=False):
+        estimate = part["estimate"].to_numpy()
+        show = _format_for(float(np.abs(estimate).max()))
+        test = () if p_values is None else (p_values.get(str(name)),)
+        names.append(str(name))
+        cells.append((show(estimate.min()), show(estimate.max()), *test))
+    tested = p_values is not None
+    return Table(
+        key="functions",
+        title=f"Functions of {model.design.names.index}" + (": range, test of constancy" if tested else ": range"),
+        columns=("Smallest", "Largest", *(["P const."] if tested else [])),
+        index=tuple(names),
+        cells=tuple(cells),
+        formats=("num", "num", *(["p"] if tested else [])),
+    )
+
+
 def _about_functions(index: str, alpha: float, tested: bool) -> str:
-    """What the columns and second lines of the tables of functions are."""
+    """What the columns and the lines of limits in the tables of functions are."""
     test = (
         "P const.: asymptotic GLR test that the function is constant; test_varying() has the bootstrap, which assumes "
         "less."
@@ -185,7 +228,7 @@ def _about_functions(index: str, alpha: float, tested: bool) -> str:
         "distribution needs; a constant is ruled out where no horizontal line fits into the band."
     )
     return (
-        f"Second lines: {100 * (1.0 - alpha):g} % simultaneous bands over the whole range of {index}, robust bias "
+        f"Lower, upper: {100 * (1.0 - alpha):g} % simultaneous bands over the whole range of {index}, robust bias "
         f"correction. {test if tested else untested}"
     )
 
@@ -202,7 +245,7 @@ def lost_bands(bands: pd.DataFrame) -> str | None:
 def wide_bands(model: FittedVCMoE) -> str | None:
     """What a bandwidth of half the range means for bands; None if it is smaller."""
     windows = model.problem.windows
-    if windows.bandwidth < WIDE * np.ptp(windows.grid):
+    if windows.bandwidth < WIDE * windows.span:
         return None
     return (
         f"The bandwidth {windows.bandwidth:.4g} is at least half the range of the index: bands hold the functions only "
@@ -248,36 +291,32 @@ def _marked(bands: pd.DataFrame, mark: str) -> str | None:
     return f"at up to {counts.max()} of {n_grid} grid points for {several}"
 
 
-def _function_table(
-    model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, float] | None, key: str, heading: str, at: Places
-) -> Table:
-    grid, points = model.problem.windows.grid, model.points
+def _function_table(model: FittedVCMoE, bands: pd.DataFrame, key: str, heading: str, at: Places) -> Table:
+    """Three lines per function: its values at some index values, and the limits of its simultaneous band."""
+    windows = model.problem.windows
+    grid = np.sort(windows.shown)
+    points = np.searchsorted(grid, windows.shown[model.points])
     names: list[str] = []
     cells: list[tuple[Cell, ...]] = []
     for name, part in bands.groupby("coefficient", sort=False):
-        values = {c: part[c].to_numpy() for c in ("estimate", "band_low", "band_high")}
-        label = str(part["term"].iloc[0]) if key != "gate" else str(name)
-        names += [label, "  simultaneous band"]
-        estimate = values["estimate"]
+        estimate = part["estimate"].to_numpy()
         show = _format_for(float(np.abs(estimate).max()))
-        span = f"{show(estimate.min())} to {show(estimate.max())}"
         value = at.estimates.get(str(name), estimate[points])
         low, high = (
-            values[end][points] if at.values is None else np.interp(at.values, grid, values[end])
-            for end in ("band_low", "band_high")
+            values[points] if at.values is None else interpolated(at.values, grid, values, windows.period)
+            for values in (part["band_low"].to_numpy(), part["band_high"].to_numpy())
         )
-        test = () if p_values is None else (p_values.get(str(name)),)
         stars = np.where((value < low) | (value > high), STAR, "")
-        cells.append((span, *test, *(f"{show(v)}{star}" for v, star in zip(value, stars, strict=True))))
-        limits = ("-" if np.isnan(a) else f"{show(a)}, {show(b)}" for a, b in zip(low, high, strict=True))
-        cells.append((None, *([None] * len(test)), *limits))
+        names += [str(part["term"].iloc[0]) if key != "gate" else str(name), "  lower", "  upper"]
+        cells.append(tuple(f"{show(v)}{star}" for v, star in zip(value, stars, strict=True)))
+        cells += [tuple("-" if np.isnan(v) else show(v) for v in limits) for limits in (low, high)]
     return Table(
         key=key,
         title=heading,
-        columns=("Range", *([] if p_values is None else ["P const."]), *at.heads),
+        columns=at.heads,
         index=tuple(names),
         cells=tuple(cells),
-        formats=("num", *([] if p_values is None else ["p"]), *("num" for _ in at.heads)),
+        formats=("num",) * len(at.heads),
     )
 
 
@@ -324,7 +363,7 @@ def drawn_bands(results: Any, kind: str, options: Mapping[str, Any]) -> dict[str
     for of in wanted:
         given = dict(options if of in AT_COVARIATES else without)
         rng = given.pop("rng", None)
-        frames[of] = results._requested_bands(BandRequest(of, **given), rng)
+        frames[of] = results._bands(BandRequest(of, **given).checked(), rng)
     gaps = lost_bands(pd.concat(frames.values()))
     if gaps is not None:
         warn(gaps, ConvergenceWarning)  # once for the figure
@@ -357,7 +396,7 @@ def _curve(model: FittedVCMoE, of: str, name: str, part: pd.DataFrame, options: 
     index = str(model.design.names.index)
     expert = None if pd.isna(part["expert"].iloc[0]) else int(part["expert"].iloc[0])
     panel = {
-        "coefficients": f"coefficient of {part['term'].iloc[0]}",
+        "coefficients": f"{'derivative of the ' * options.get('derivative', 0)}coefficient of {part['term'].iloc[0]}",
         "probabilities": "probability of the expert",
         "experts": "expected response",
         "mean": "expected response",
@@ -374,26 +413,27 @@ def _curve(model: FittedVCMoE, of: str, name: str, part: pd.DataFrame, options: 
         panel=panel,
         label="population mean" if of == "mean" else "" if expert is None else f"expert {expert}",
         x=value[index],
-        y=np.where(part["mark"] == LOST, np.nan, value["center"]),  # a gap where there is no maximum
+        y=value["estimate"],  # what the tables say, also where there is no band
         lower=value["conf_low"],
         upper=value["conf_high"],
         band_lower=value["band_low"],
         band_upper=value["band_high"],
         expert=expert,
-        xlabel=index,
+        xlabel=index + (_BANDLESS if np.isnan(value["band_low"]).any() else ""),
         ylabel=_value_label(model, of, options),
+        log=part["block"].iloc[0] == "residual" and not options.get("derivative", 0),
         limits=f"{100 * (1.0 - options.get('alpha', 0.05)):g} % pointwise",
         bands=f"{100 * (1.0 - options.get('alpha', 0.05)):g} % simultaneous",
     )
 
 
 def _value_label(model: FittedVCMoE, of: str, options: Mapping[str, Any]) -> str:
-    """What a line shows, and at which covariates."""
-    line = {"rbc": "corrected for bias", "undersmooth": "undersmoothed", "none": "local maxima"}
+    """What a line and its bands show, and at which covariates."""
+    line = {"rbc": "corrected for bias", "undersmooth": "undersmoothed", "none": "around local maxima"}
     what = {"probabilities": "probability", "experts": "expected response", "mean": "expected response"}.get(
         of, "value"
     )
-    label = f"{what}, {line[options.get('bias', 'rbc')]}"
+    label = f"{what}; bands {line[options.get('bias', 'rbc')]}"
     values = {} if of not in AT_COVARIATES else profile_values(model, of, options.get("at"))
     at = [
         f"{name} = {value:.3g}" if isinstance(value, float) else f"{name} = {value}" for name, value in values.items()

@@ -26,6 +26,7 @@ from mixmoe._typing import Array
 from mixmoe.mixture.gate import gate_information
 from mixmoe.numerics.linalg import log_softmax
 from mixmoe.varying.bands import MOST_ROWS, BandSet
+from mixmoe.varying.circle import wrapped
 from mixmoe.varying.local_likelihood import positive_definite
 from mixmoe.varying.problem import Problem, epanechnikov
 
@@ -89,9 +90,9 @@ def curvature(problem: Problem, levels: Array, g: int, slot: int, shifts: Array)
         Ones where the gate is not identified with known experts.
     """
     slots, windows = problem.slots, problem.gate_windows
-    rows = slice(int(windows.lo[g]), int(windows.hi[g]))
+    rows = windows.part(g)
     x, k, m = problem.rows.gate[rows], slots.n_experts, slots.n_gate_columns
-    t = (windows.index[rows] - windows.grid[g]) / windows.bandwidth
+    t = wrapped(windows.index[rows] - windows.grid[g], windows.period) / windows.widths[g]
     kernel = epanechnikov(t) * problem.rows.weights[rows]
     zeta = np.zeros((len(shifts), k, len(x)))
     zeta[:, 1:] = levels[slots.gates].reshape(k - 1, m) @ x.T

@@ -21,9 +21,14 @@ from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.resampling import run_all
+from mixmoe.numerics.optimise import progress_bar
+from mixmoe.responses.exponential import is_normal
+from mixmoe.varying.circle import wrapped
+from mixmoe.varying.em_steps import own_natural
 from mixmoe.varying.fitted import FittedVCMoE
+from mixmoe.varying.interpolation import interpolated
 from mixmoe.varying.joint_em import REFIT, Control, Run, centred, on_grid, run_around_means, run_em, with_draw
-from mixmoe.varying.problem import Problem, build_problem, epanechnikov
+from mixmoe.varying.problem import Problem, Rows, Slots, Windows, build_problem, epanechnikov, even_grid
 
 METHODS = ("bootstrap", "asymptotic", "calibrated")
 BINS = 300  # of the rows, for the moments of the statistic
@@ -88,6 +93,11 @@ class GLRRequest:
     n_jobs: int = 1
     progress: bool | None = None
 
+    @property
+    def draws(self) -> int:
+        """Draws behind the null distribution; calibration needs mean and variance only, for which a quarter does."""
+        return {"asymptotic": 0, "calibrated": max(19, self.n_boot // 4)}.get(self.method, self.n_boot)
+
 
 SETTLED = Control(gain=1e-9)  # of null fits: a statistic does not change where functions run off without effect
 
@@ -119,17 +129,20 @@ def test_table(model: FittedVCMoE, names: Sequence[str], request: GLRRequest, rn
         Index: coefficient. Columns statistic, df, p_value, method, n_boot.
     """
     larger, rows = joint_fit(model), {}
-    for name in names:
-        test = _tested(model, larger, named_slots(model, name), request, rng)
-        rows[name] = (test.statistic, test.df, test.p_value, test.method, test.n_boot)
+    # Draws have a bar of their own for each test.
+    with progress_bar(len(names), "tests of constancy", False if request.draws else request.progress) as bar:
+        for name in names:
+            test = _tested(model, larger, named_slots(model, name), request, rng)
+            rows[name] = (test.statistic, test.df, test.p_value, test.method, test.n_boot)
+            bar.update()
     columns = ["statistic", "df", "p_value", "method", "n_boot"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("coefficient")
 
 
-def asymptotic_p_values(model: FittedVCMoE) -> Mapping[str, float]:
+def asymptotic_p_values(model: FittedVCMoE, progress: bool | None = None) -> Mapping[str, float]:
     """P-values of constancy by name of the function, each on its own."""
-    names, rng = varying_names(model), np.random.default_rng(0)
-    table = test_table(model, names, GLRRequest("asymptotic"), rng) if names else pd.DataFrame({"p_value": []})
+    names, request = varying_names(model), GLRRequest("asymptotic", progress=progress)
+    table = test_table(model, names, request, np.random.default_rng(0)) if names else pd.DataFrame({"p_value": []})
     return {str(name): float(p) for name, p in table["p_value"].items()}
 
 
@@ -162,20 +175,25 @@ def joint_fit(model: FittedVCMoE) -> Alternative:
 def _on_own_grid(model: FittedVCMoE) -> tuple[Problem, Array]:
     """Problem and functions on a grid that follows from the bandwidth, if its windows hold rows enough.
 
-    A grid with gaps was given by a user who knows of gaps in the index, and is kept.
+    A grid with gaps was given by a user who knows of gaps in the index, and is kept. Where a column forced a wide
+    bandwidth, functions that bend more are cut off, and what they lack would be taken for variation of the others:
+    fits are compared at the bandwidth that these would have had, in whose windows the column says nothing, or what it
+    can.
     """
     own = model.problem
-    points, widths = own.windows.grid, (own.windows.bandwidth, own.gate_windows.bandwidth)
-    wanted = int(np.ceil(POINTS_PER_BANDWIDTH * np.ptp(points) / min(widths)))
-    grid = np.linspace(points[0], points[-1], int(np.clip(wanted, *POINTS)))
+    unforced = None if own.rows.share else model.unforced  # a span has no bandwidth to take the place of its own
+    points, widths = own.windows.grid, unforced or (own.windows.bandwidth, own.gate_windows.bandwidth)
+    wanted = int(np.ceil(POINTS_PER_BANDWIDTH * own.windows.span / min(widths)))
+    grid = even_grid(own.rows, points, int(np.clip(wanted, *POINTS)))
     # A tested statistic must not depend on how finely the user wanted the curves printed.
-    even = np.allclose(points, np.linspace(points[0], points[-1], len(points)))
-    if not even or len(grid) == len(points):
+    even = np.allclose(points, even_grid(own.rows, points, len(points)))
+    if unforced is None and (not even or len(grid) == len(points)):
         return own, model.coef
-    floor = model.settings["sigma_floor"]
-    problem = build_problem(own.rows, own.family, own.slots, own.const, grid, *widths, floor)
+    grid = grid if even else points
+    problem = build_problem(own.rows, own.family, own.slots, own.const, grid, *widths, model.settings["sigma_floor"])
     fewest, before = ((w.hi - w.lo).min() for w in (problem.windows, own.windows))
-    return (problem, on_grid(problem, own, model.coef)) if fewest >= 0.5 * before else (own, model.coef)
+    enough = unforced is not None or fewest >= 0.5 * before
+    return (problem, on_grid(problem, own, model.coef)) if enough else (own, model.coef)
 
 
 def _tested(
@@ -186,11 +204,10 @@ def _tested(
     statistic = per_row * (larger.run.loglik - null.loglik)
     names = tuple(model.names.full[s] for s in slots)
     if method == "asymptotic":
-        law = null_law(problem, slots)
+        law = null_law(problem, larger.run.coef, slots)
         p_value, df = float(chi2.sf(law.scale * max(statistic, 0.0), law.df)), law.df
         return GLRTest(names, statistic, df, p_value, method, 0, larger.run.loglik, null.loglik, np.zeros(0))
-    # Calibration needs mean and variance only, for which a quarter of the draws does.
-    draws = request.n_boot if method == "bootstrap" else max(19, request.n_boot // 4)
+    draws = request.draws
     values = per_row * null_draws(problem, null.coef, slots, draws, rng, request.n_jobs, request.progress)
     law = scaled_chi_square(float(values.mean()), float(values.var(ddof=1)))
     if method == "bootstrap":
@@ -215,12 +232,14 @@ def scaled_chi_square(mean: float, variance: float) -> NullLaw:
     return NullLaw(scale, max(scale * mean, 0.0))
 
 
-def null_law(problem: Problem, slots: NDArray[np.intp]) -> NullLaw:
+def null_law(problem: Problem, coef: Array, slots: NDArray[np.intp]) -> NullLaw:
     """Null distribution of the statistic given the index, without draws.
 
     Parameters
     ----------
     problem : Problem
+    coef : ndarray, shape (G, 2, L)
+        Fit, for the probabilities of the experts.
     slots : ndarray of int
         Functions held constant under the null.
 
@@ -234,37 +253,105 @@ def null_law(problem: Problem, slots: NDArray[np.intp]) -> NullLaw:
     ``A = (I - S_0)'(I - S_0) - (I - S)'(I - S)``: mean ``tr A / 2``, variance ``tr A^2 / 2``. Far from the ends of the
     index and for small bandwidths these are the moments of Fan, Zhang and Zhang (2001): scale r_K = 2.1153, df r_K c_K
     |U| / h with c_K = 0.45 for the Epanechnikov kernel. At bandwidths of practice the ends, where a line takes more of
-    the data, add a tenth to a quarter to the mean. Functions are taken as orthogonal, experts as known.
+    the data, add a tenth to a quarter to the mean. Functions are taken as orthogonal, experts as known, each of them
+    with the rows that the gate gives it. Log sigma is smoothed from squared residuals, which are neither normal nor
+    independent, see `_moments_of_sigma`.
     """
+    probabilities = np.exp(own_natural(problem, coef).log_gate)  # (K, n)
     mean = variance = 0.0
     for slot in slots:
-        windows = problem.gate_windows if slot >= problem.slots.gates.start else problem.windows
-        matrix = _difference_of_squares(
-            problem.rows.index, problem.rows.weights, windows.bandwidth, problem.order[slot]
-        )
-        mean += 0.5 * float(np.trace(matrix))
-        variance += 0.5 * float((matrix * matrix.T).sum())
+        gate, c = slot >= problem.slots.gates.start, _expert_of(problem.slots, int(slot))
+        windows, share = (problem.gate_windows if gate else problem.windows), probabilities[c]
+        mass = problem.rows.weights * (share * (1.0 - share) if gate else share)
+        smoother = _binned_smoother(problem.rows, mass, windows, int(problem.order[slot]))
+        sigma = is_normal(problem.family) and slot in range(problem.slots.n)[problem.slots.dispersions]
+        columns = int((~problem.const[problem.slots.expert(c)]).sum())
+        first, second = _moments_of_sigma(smoother, columns) if sigma else _moments(smoother)
+        mean, variance = mean + first, variance + second
     return scaled_chi_square(mean, variance)
 
 
-def _difference_of_squares(index: Array, weights: Array, bandwidth: float, degree: int) -> Array:
-    """``(I - S_0)'(I - S_0) - (I - S)'(I - S)`` in units of noise, rows taken together in at most `BINS` bins."""
-    bins = np.arange(len(index)) * min(len(index), BINS) // len(index)
-    mass = np.bincount(bins, weights)
-    kept = mass > 0.0
-    at = np.bincount(bins, weights * index)[kept] / mass[kept]
-    root = np.sqrt(mass[kept])
-    t = (at - at[:, None]) / bandwidth
-    kernel = epanechnikov(t) * mass[kept]
+def _expert_of(slots: Slots, slot: int) -> int:
+    """Expert that a function belongs to, from 0."""
+    if slot >= slots.gates.start:
+        return 1 + (slot - slots.gates.start) // slots.n_gate_columns
+    return slot - slots.dispersions.start if slot >= slots.experts.stop else slot // slots.n_expert_columns
+
+
+@dataclass(frozen=True, slots=True)
+class _Smoother:
+    """A local line or mean along the index, rows taken together in at most `BINS` bins.
+
+    Attributes
+    ----------
+    matrix : ndarray, shape (B, B)
+        On bins in units of their noise.
+    mass : ndarray, shape (B,)
+        Rows in each bin.
+    """
+
+    matrix: Array
+    mass: Array
+
+    def gained(self) -> Array:
+        """``(I - S_0)'(I - S_0) - (I - S)'(I - S)``, (B, B): twice what its likelihood gains on that of the mean."""
+        root, unit = np.sqrt(self.mass), np.eye(len(self.mass))
+        rest, constant = unit - self.matrix, unit - np.outer(root, root) / self.mass.sum()
+        return np.asarray(constant.T @ constant - rest.T @ rest, dtype=np.float64)
+
+
+def _binned_smoother(rows: Rows, mass: Array, windows: Windows, degree: int) -> _Smoother:
+    bins = np.arange(rows.n) * min(rows.n, BINS) // rows.n
+    total = np.bincount(bins, mass)
+    kept = total > 0.0
+    at = np.bincount(bins, mass * rows.index)[kept] / total[kept]
+    root = np.sqrt(total[kept])
+    widths = interpolated(at, windows.grid, windows.widths, windows.period)
+    t = wrapped(at - at[:, None], rows.period) / widths[:, None]
+    kernel = epanechnikov(t) * total[kept]
     s0, s1, s2 = (kernel * t**power for power in range(3))
     s0, s1, s2 = (s.sum(axis=1, keepdims=True) for s in (s0, s1, s2))
     determinant = s0 * s2 - s1 * s1
     line = kernel * (s2 - s1 * t) / np.where(determinant > 0.0, determinant, 1.0)
     smoother = np.where((degree > 0) & (determinant > FLAT * s0 * s2), line, kernel / s0)
-    unit = np.eye(len(at))
-    rest = unit - root[:, None] * smoother / root
-    constant = unit - np.outer(root, root) / (root @ root)
-    return np.asarray(constant.T @ constant - rest.T @ rest, dtype=np.float64)
+    return _Smoother(root[:, None] * smoother / root, total[kept])
+
+
+def _moments(smoother: _Smoother) -> tuple[float, float]:
+    """Mean and variance of the statistic of a function whose working responses have independent normal errors."""
+    gained = smoother.gained()
+    return 0.5 * float(np.trace(gained)), 0.5 * float((gained * gained.T).sum())
+
+
+def _moments_of_sigma(smoother: _Smoother, columns: int) -> tuple[float, float]:
+    """Mean and variance of the statistic of log sigma, whose working responses are squared residuals.
+
+    Parameters
+    ----------
+    smoother : _Smoother
+    columns : int
+        Functions in the mean of the expert, smoothed alike.
+
+    Notes
+    -----
+    Residuals ``(I - H) z`` have variances v below one, less at the ends of the index, where a fit follows the rows
+    most, and are correlated: ``Cov(e_i^2, e_j^2) = 2 c_ij^2``. Their working responses ``(e^2 / v - 1) / sqrt(2)`` have
+    therefore means mu and a covariance G that is not the identity, and fourth cumulants k, 12 for a squared normal:
+    mean ``(tr A G + mu' A mu) / 2``, variance ``tr (A G)^2 / 2 + mu' A G A mu + sum_i k_i A_ii^2 / 4``.
+    """
+    gained, mass, root = smoother.gained(), smoother.mass, np.sqrt(smoother.mass)
+    shared = smoother.matrix + smoother.matrix.T - smoother.matrix @ smoother.matrix.T
+    left = np.maximum(1.0 - columns * np.diag(shared) / mass, 0.0)
+    average = np.average(left, weights=mass)
+    # Columns around their means: squares of their products average to the number of columns.
+    covariance = columns * shared**2 * (1.0 - np.eye(len(mass)) / mass) / np.outer(root, root)
+    covariance = (covariance + np.diag(left**2)) / average**2
+    away = root * (left / average - 1.0) / np.sqrt(2.0)
+    through = gained @ covariance
+    mean = 0.5 * float(np.trace(through) + away @ gained @ away)
+    variance = 0.5 * float((through * through.T).sum()) + float(away @ through @ gained @ away)
+    fourth = 12.0 * (left / average) ** 4
+    return mean, variance + 0.25 * float((fourth * np.diag(gained) ** 2 / mass).sum())
 
 
 def named_slots(model: FittedVCMoE, which: str | Sequence[str]) -> NDArray[np.intp]:

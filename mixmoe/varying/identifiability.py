@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.special import expit
 
 from mixmoe._typing import Array
 from mixmoe.design.design import Design, used_columns
@@ -21,9 +22,11 @@ from mixmoe.errors import BoundaryWarning, ConvergenceWarning, DegeneracyWarning
 from mixmoe.inference.cells import described
 from mixmoe.mixture.estimate import Flag
 from mixmoe.responses.distribution import LEAST_ETA
+from mixmoe.responses.zero_inflated import ZeroInflated
 from mixmoe.varying.em_steps import Natural
+from mixmoe.varying.interpolation import hermite_matrix
 from mixmoe.varying.joint_em import Control, Run
-from mixmoe.varying.problem import Problem, Rows, Windows, blocks, hermite_matrix, local_moments
+from mixmoe.varying.problem import Problem, Rows, Windows, blocks, local_moments
 
 BoolArray = NDArray[np.bool_]
 INFINITE = 12.0  # a predictor beyond this means a probability of zero or one, below minus this a mean count of zero
@@ -98,13 +101,14 @@ def _sparse(problem: Problem, index_name: str) -> Flag | None:
     index, h = problem.rows.index, problem.windows.bandwidth
     width = float(np.ptp(index))
     low, high = np.quantile(index, [0.1, 0.9])
-    if problem.const.all() or h < WIDE * width or high - low >= CROWDED * width:
+    evened = problem.rows.period or problem.rows.share  # no ends, or windows that follow the rows
+    if problem.const.all() or evened or h < WIDE * width or high - low >= CROWDED * width:
         return None
     return Flag(
         "sparse_index",
         f"Four fifths of the rows lie between {low:.4g} and {high:.4g} of {index_name}, but the thin rest of its range "
         f"forces a bandwidth of {h:.4g}, in which functions are nearly straight lines; spread the index more evenly, "
-        "for instance by its logarithm or its ranks.",
+        "for instance by its logarithm or its ranks, or give a span= in the place of the bandwidth.",
     )
 
 
@@ -123,14 +127,16 @@ def _coarse(problem: Problem) -> Flag | None:
         return None
     grid, index = problem.windows.grid, problem.rows.index
     inside = np.diff(np.searchsorted(index, grid)) > 0  # a gap of the index has no rows to interpolate for
-    step = float(np.diff(grid)[inside].max())
-    narrow = min(problem.windows.bandwidth, problem.gate_windows.bandwidth)
+    widths = np.minimum(problem.windows.widths, problem.gate_windows.widths)
+    steps, beside = np.diff(grid)[inside], np.minimum(widths[:-1], widths[1:])[inside]
+    worst = int((steps / beside).argmax())
+    step, narrow = float(steps[worst]), float(beside[worst])
     if step <= COARSE * narrow:
         return None
     return Flag(
         "coarse_grid",
         f"The grid step {step:.3g} is more than half the bandwidth {narrow:.3g}, so that functions are interpolated "
-        f"across bends; use n_grid of at least {int(np.ceil(4.0 * np.ptp(problem.windows.grid) / narrow)) + 1}.",
+        f"across bends; use n_grid of at least {int(np.ceil(4.0 * problem.windows.span / narrow)) + 1}.",
     )
 
 
@@ -138,10 +144,9 @@ def _lost(problem: Problem, run: Run, name: str) -> Flag | None:
     """Grid points whose local likelihood has no maximum near the joint fit."""
     if run.lost is None or not run.lost.any():
         return None
-    grid = problem.windows.grid
     return Flag(
         "no_local_maximum",
-        f"At {run.lost.sum()} of {len(grid)} grid points, {name} = {_runs(grid, run.lost)}, "
+        f"At {run.lost.sum()} of {len(run.lost)} grid points, {name} = {_runs(problem.windows.shown, run.lost)}, "
         "the local likelihood has no maximum near the joint fit: the functions there are those of the joint fit, "
         "without bands; use a larger bandwidth or fewer experts.",
     )
@@ -167,6 +172,16 @@ def _limits(problem: Problem, coef: Array, name: str) -> Flag | None:
             f"sigma runs off to its ceiling {np.exp(problem.ceiling):.3g} for {where}: hardly a row speaks for the "
             "expert there, as across a gap of the index; use a larger bandwidth, or fewer experts.",
         )
+    if isinstance(problem.family, ZeroInflated):
+        if not (low | high).any():
+            return None
+        plain = problem.family.base.name
+        return Flag(
+            "boundary",
+            f"The probability of a certain zero is at its smallest or largest value, {expit(problem.floor):.1g} or one "
+            f"less that, for {_where(problem, low | high, name)}: no more zeros there than counts have, for which "
+            f"family={plain!r} may do, or nothing else.",
+        )
     if high.any():
         where = _where(problem, high, name)
         return Flag(
@@ -179,14 +194,16 @@ def _limits(problem: Problem, coef: Array, name: str) -> Flag | None:
 
 def _where(problem: Problem, bad: BoolArray, name: str) -> str:
     """In words: which experts, over which part of the grid."""
-    grid = problem.windows.grid
-    parts = [f"expert {c + 1} at {name} = {_runs(grid, bad[:, c])}" for c in np.flatnonzero(bad.any(axis=0))]
+    found = np.flatnonzero(bad.any(axis=0))
+    parts = [f"expert {c + 1} at {name} = {_runs(problem.windows.shown, bad[:, c])}" for c in found]
     return "; ".join(parts)
 
 
 def _runs(grid: Array, bad: BoolArray) -> str:
     """In words: the runs of consecutive grid points at which something holds."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], bad, [False]]).astype(int)))
+    order = np.argsort(grid, kind="stable")  # a circle begins at zero for the reader
+    grid = grid[order]
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], bad[order], [False]]).astype(int)))
     words = []
     for first, stop in edges.reshape(-1, 2):
         low, high = f"{grid[first]:.3g}", f"{grid[stop - 1]:.3g}"

@@ -32,7 +32,8 @@ from mixmoe.varying.em_steps import (
     own_natural,
     posterior,
 )
-from mixmoe.varying.problem import Problem, Slots, with_designs
+from mixmoe.varying.interpolation import interpolated
+from mixmoe.varying.problem import Problem, Slots, place_columns, with_designs
 from mixmoe.varying.starts import DISTINCT, constant_mixtures, exchanges, widen
 
 MEMORY = 8  # differences kept by the acceleration
@@ -475,7 +476,7 @@ def split_rows(problem: Problem, doubled: Array, c: int, rng: np.random.Generato
     rows, natural = problem.rows, own_natural(problem, doubled)
     post = posterior(rows, problem.family, natural)
     residual = problem.family.start_predictor(rows.outcome) - natural.eta[c]
-    features = np.column_stack([residual[:, None] * rows.design, rows.index, rows.gate])
+    features = np.column_stack([residual[:, None] * rows.design, place_columns(rows), rows.gate])
     spread = features.std(axis=0)
     features = (features - features.mean(axis=0)) / np.where(spread > 0.0, spread, 1.0)
     position = features @ rng.normal(size=features.shape[1])
@@ -499,7 +500,7 @@ def on_grid(problem: Problem, old: Problem, coef: Array) -> Array:
         gate = slots.gates.start <= s < slots.gates.stop
         mine, his = ((one.gate_windows if gate else one.windows).bandwidth for one in (problem, old))
         for part, factor in ((0, 1.0), (1, mine / his if np.isfinite(his) else 0.0)):
-            out[:, part, s] = factor * np.interp(grid, old.windows.grid, coef[:, part, s])
+            out[:, part, s] = factor * interpolated(grid, old.windows.grid, coef[:, part, s], old.rows.period)
     return out
 
 

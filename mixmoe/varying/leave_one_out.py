@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from mixmoe._typing import Array
+from mixmoe.responses.exponential import is_normal
+from mixmoe.varying.circle import wrapped
 from mixmoe.varying.em_steps import (
     EXPERT_STEP,
     Natural,
@@ -35,7 +37,8 @@ from mixmoe.varying.em_steps import (
     scoring_normal,
     solve_scaled,
 )
-from mixmoe.varying.problem import Problem, blocks, build_problem, epanechnikov, hermite_matrix
+from mixmoe.varying.interpolation import hermite_matrix
+from mixmoe.varying.problem import Problem, blocks, build_problem, epanechnikov
 
 IntArray = NDArray[np.intp]
 LOWEST = -30.0  # log density of a held-out row counts at least this much, so that one outlier does not decide
@@ -60,7 +63,7 @@ def left_out_logliks(problem: Problem, coef: Array) -> Array:
     """
     eta = left_out_predictors(problem, coef)[None]
     rows, family, weights = problem.rows, problem.family, problem.rows.weights
-    if family.name == "gaussian":
+    if is_normal(family):
         variance = np.average((rows.outcome.y - eta[0]) ** 2, weights=weights)
         delta = 0.5 * np.log(max(float(variance), np.finfo(float).tiny))
         return np.asarray(family.log_density(rows.outcome, eta, np.full_like(eta, delta))[0])
@@ -98,15 +101,16 @@ def left_out_predictors(problem: Problem, coef: Array) -> Array:
         return out
     inverse = _inverses(problem, coef, np.concatenate([free, free]))  # (G, 2 p, 2 p)
     shares = problem.levels.data.reshape(rows.n, 2, 2)  # of level and slope at the grid point on each side
-    left = problem.levels.indices[::4] // 2
+    points = problem.levels.indices.reshape(rows.n, 2, 2)[:, :, 0] // 2
     chunk = max(NUMBERS_HELD // (2 * p) ** 2, 1)
     for first in range(0, rows.n, chunk):
         some = np.arange(first, min(first + chunk, rows.n))
         outcome, design, delta = rows.outcome.take(some), rows.design[some], natural.delta[:, some]
         for side in (0, 1):
-            at = left[some] + side
-            t = ((rows.index[some] - windows.grid[at]) / windows.bandwidth)[:, None]
-            weight = epanechnikov(t[:, 0]) * rows.weights[some]
+            at = points[some, side]
+            away = wrapped(rows.index[some] - windows.grid[at], rows.period)
+            t = (away / windows.bandwidth)[:, None]
+            weight = epanechnikov(away / windows.widths[at]) * rows.weights[some]
             lines = coef[at, 0, :p] + coef[at, 1, :p] * t
             eta = (lines * design).sum(axis=1) + rows.offset[some]
             score, information = problem.family.scoring(outcome, eta[None], delta)
@@ -153,9 +157,9 @@ def without_rows(problem: Problem, held: IntArray) -> Problem:
 def held_out(problem: Problem, coef: Array, held: IntArray) -> Array:
     """Log density of some rows under given functions, shape (held,)."""
     rows, flat, stop = problem.rows.take(held), coef.reshape(-1, coef.shape[-1]), problem.slots.gates.start
-    grid = problem.windows.grid
-    experts = hermite_matrix(grid, problem.windows.bandwidth, rows.index) @ flat[:, :stop]
-    gates = hermite_matrix(grid, problem.gate_windows.bandwidth, rows.index) @ flat[:, stop:]
+    grid, period = problem.windows.grid, problem.rows.period
+    experts = hermite_matrix(grid, problem.windows.bandwidth, rows.index, period) @ flat[:, :stop]
+    gates = hermite_matrix(grid, problem.gate_windows.bandwidth, rows.index, period) @ flat[:, stop:]
     natural = natural_parameters(rows, problem.slots, np.hstack([experts, gates]))
     bounded = Natural(natural.eta, np.clip(natural.delta, problem.floor, problem.ceiling), natural.log_gate)
     return np.maximum(row_logliks(rows.outcome, problem.family, bounded), LOWEST)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.numerics.linalg import log_softmax
 from mixmoe.responses.distribution import Derivatives, Outcome
+from mixmoe.varying.circle import wrapped
 from mixmoe.varying.em_steps import LEAST_CURVATURE, Natural, own_natural
 from mixmoe.varying.problem import (
     Block,
@@ -26,7 +27,6 @@ from mixmoe.varying.problem import (
     Slots,
     Windows,
     blocks,
-    build_windows,
     epanechnikov,
     local_moments,
     local_predictor,
@@ -131,7 +131,8 @@ def build_local(
     known = {problem.windows.bandwidth: problem.windows, problem.gate_windows.bandwidth: problem.gate_windows}
     h = problem.windows.bandwidth if bandwidth is None else bandwidth
     grid = problem.windows.grid if points is None else problem.windows.grid[points]
-    windows = known[h] if h in known and points is None else build_windows(problem.rows.index, grid, h)
+    made = h in known and points is None
+    windows = known[h] if made else problem.windows.with_grid(grid, h / problem.windows.bandwidth)
     order = problem.order + degree - 1
     order[problem.slots.dispersions] = problem.order[problem.slots.dispersions]
     free = (np.arange(degree + 1)[:, None] <= order) & ~problem.const
@@ -161,9 +162,10 @@ def local_start(local: Local, coef: Array) -> Array:
     problem, degree = local.problem, local.free.shape[0] - 1
     if degree == 1 and (problem.bandwidths[local.free[1]] == local.windows.bandwidth).all():
         return coef.copy()
-    t = (local.windows.grid - local.windows.grid[:, None]) / local.windows.bandwidth
+    t = wrapped(local.windows.grid - local.windows.grid[:, None], local.windows.period) / local.windows.bandwidth
     basis = t[:, :, None] ** np.arange(degree + 1)  # (G, grid, D)
-    weighted = basis * epanechnikov(t)[:, :, None]
+    unit = (local.windows.bandwidth / local.windows.widths)[:, None]
+    weighted = basis * epanechnikov(t * unit)[:, :, None]
     normal = np.swapaxes(weighted, 1, 2) @ basis
     out: Array = np.linalg.pinv(normal, rcond=1e-8, hermitian=True) @ (np.swapaxes(weighted, 1, 2) @ coef[:, 0])
     return np.where(local.free | (np.arange(degree + 1) == 0)[:, None], out, 0.0)
@@ -362,8 +364,7 @@ def part_positions(local: Local) -> list[slice]:
 
 def local_loglik(block: Block, terms: NaturalTerms) -> Array:
     """Local log-likelihoods of a block, shape (g,)."""
-    ones = np.ones((int(block.hi.max(initial=0)), 1))
-    return local_moments(block, (terms.kernel * terms.logdensity)[None], ones, 1)[:, 0, 0, 0]
+    return local_moments(block, (terms.kernel * terms.logdensity)[None], np.ones((block.n, 1)), 1)[:, 0, 0, 0]
 
 
 def all_finite(matrices: Array) -> BoolArray:
@@ -395,7 +396,7 @@ def local_pieces(local: Local, coef: Array) -> Iterator[tuple[Block, NaturalTerm
         yield block, natural_terms(local, block, coef[block.first : block.last])
 
 
-def natural_design(local: Local, rows: slice, t: Array) -> Array:
+def natural_design(local: Local, rows: slice | NDArray[np.intp], t: Array) -> Array:
     """Derivatives of the natural parameters of rows by the local coefficients, (w, d, D L)."""
     d, n_slots = local.free.shape
     out = np.zeros((len(t), sum(len(p.owners) for p in local.parts), d, n_slots))
@@ -469,4 +470,4 @@ def whole_block(n: int) -> Block:
     """All rows once, at their own index values."""
     every = np.arange(n)
     edges = np.array([0, n])
-    return Block(0, 1, edges[:1], edges[1:], edges, np.zeros(n), np.ones(n), every)
+    return Block(0, 1, edges[:1], edges[1:], edges, np.zeros(n), np.ones(n), every, n)

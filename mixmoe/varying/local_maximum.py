@@ -22,7 +22,7 @@ from mixmoe.varying.local_likelihood import (
     state_of,
     without_information,
 )
-from mixmoe.varying.problem import Block, Problem, Slots, blocks, build_windows
+from mixmoe.varying.problem import Block, Problem, Slots, blocks
 
 BoolArray = NDArray[np.bool_]
 NEWTON_ROUNDS = (6, 6, 30)  # iterations; each round goes on with the grid points that have not converged
@@ -252,8 +252,7 @@ def on_limit(problem: Problem, coef: Array) -> BoolArray:
 
 def at_points(local: Local, points: NDArray[np.intp]) -> Local:
     """A local problem at some of its grid points only."""
-    windows = build_windows(local.windows.index, local.windows.grid[points], local.windows.bandwidth)
-    return replace(local, windows=windows)
+    return replace(local, windows=local.windows.with_grid(local.windows.grid[points]))
 
 
 def profiled(local: Local, slot: int, start: Array, n_iter: int) -> tuple[Array, Array]:

@@ -18,6 +18,7 @@ from mixmoe.design.labels import units_of
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.mixture.estimate import Flag, seeded, warn_flags
 from mixmoe.output.saved import SavedFit
+from mixmoe.responses.distribution import Family
 from mixmoe.responses.exponential import family_named
 from mixmoe.results import restored
 from mixmoe.varying.bandwidth import (
@@ -29,11 +30,12 @@ from mixmoe.varying.bandwidth import (
     smallest_usable,
     usable_rule,
 )
+from mixmoe.varying.circle import LINE
 from mixmoe.varying.fitted import SPEC, FittedVCMoE, checked_kind, tabulated_points
 from mixmoe.varying.function_frames import checked_index_name
 from mixmoe.varying.identifiability import CATEGORIES, n_clusters
 from mixmoe.varying.joint_em import Control, Run, centred, on_grid
-from mixmoe.varying.problem import Problem, Slots, build_problem
+from mixmoe.varying.problem import Problem, Slots, build_problem, nearest_widths
 from mixmoe.varying.results import VCMoEResults
 from mixmoe.varying.row_refits import From, maximise
 from mixmoe.varying.setup import (
@@ -49,12 +51,14 @@ from mixmoe.varying.setup import (
     checked_folds,
     checked_grid,
     checked_index,
+    checked_span,
     checked_varying_formula,
     constant_slots,
     default_grid,
     sorted_rows,
     window_fault,
 )
+from mixmoe.varying.shape import Shaped, checked_tails, fit_shape, shape_flag, shape_of, with_shape
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.intp]
@@ -72,23 +76,38 @@ class VCMoE:
     ----------
     formula : str
         ``"y ~ z1 + const(z2) | gate: const(1) + x1 | vary: u"``; ``const(...)`` marks coefficients held constant.
+        ``vary: cyclic(hour, 24)`` is an index on a circle with a period, see Notes.
     data : DataFrame (pandas, or what narwhals reads: polars, pyarrow ...) or mapping of columns
         Never changed. Rows with missing values are left out with a warning.
     experts : int
         Number of experts, K; 1 is the ordinary varying-coefficient model.
-    family : {"gaussian", "binomial", "poisson", "negbinomial"}
-        Identity, logit, log and log links. ``"negativebinomial"`` is another name of the last.
+    family : {"gaussian", "binomial", "poisson", "negbinomial", "zipoisson", "zinegbinomial"}
+        Identity, logit and log links. Of zero-inflated counts (Lambert 1992) each expert has a probability of a certain
+        zero, ``zeros1`` ..., a function of the index in the place of a dispersion; the coefficients are those of the
+        other counts, expected responses those of all. The theta of ``"zinegbinomial"`` is one number for all experts.
+        Other names: ``"negativebinomial"``, ``"zip"``, ``"zinb"``.
     bandwidth : float, "cv" or "rule"
         Half-width of the Epanechnikov kernel in units of the index; ``inf`` holds everything constant. By default
         chosen by cross-validation when the model is fitted. ``"rule"`` is a rule of thumb from spread and number of
         rows, widened until every window along the index holds enough rows; a skewed index is better transformed.
+    span : float or "cv", optional
+        Share of the rows in each window, above 0 and at most 1, as in loess, in the place of a bandwidth: a window
+        reaches to the nearest rows that are this share of all, so that it is narrow where rows are dense and wide where
+        they are thin. ``"cv"``: chosen by cross-validation. The grid then has `n_grid` quantiles of the index, and more
+        points between distant ones.
     gate_bandwidth : float or "cv", optional
         Of the gate, if it is to differ; with ``"cv"`` chosen by cross-validation beside that of the experts, which is
         found first. ``inf`` holds one of them constant.
     dispersion : {"varying", "const"}
-        Whether sigma or theta of an expert is a function of the index.
+        Whether sigma, theta or the probability of a certain zero of an expert is a function of the index.
+    errors_dist : {"normal", "t"}
+        Of a Gaussian response; ``"t"`` for outliers. Sigma is then a scale: the standard deviation is
+        ``sqrt(df / (df - 2))`` times as large.
+    errors_df : float, optional
+        Degrees of freedom of t errors, the same for all experts; by default estimated, which counts as one parameter,
+        and 5 in the search of a bandwidth. Standard errors and bands take them as known.
     grid : array-like, optional
-        Grid points, covering the range of the index; by default `n_grid` equally spaced ones.
+        Grid points, covering the range of the index; by default `n_grid` equally spaced ones. Not for a circle.
     n_grid : int, optional
         By default 50, or more where the bandwidth is narrow: three for each bandwidth.
     trials, offset, weights, cluster : str, array or Series, optional
@@ -127,6 +146,12 @@ class VCMoE:
     clusters. `n_units` and the N of BIC and AICc are numbers of clusters; tests that need the distribution of all rows
     together are refused.
 
+    With ``vary: cyclic(hour, 24)`` distances are the shorter ones round the circle, so that functions close and have no
+    ends: the estimator is that of data repeated with the period for ever. Index values count modulo the period, in
+    predictions too. The bandwidth is at most half the period, the grid goes once round from a place that the data
+    single out, and functions are drawn towards constants instead of lines. Where the circle has its origin changes
+    nothing.
+
     One responsibility per row, shared by all grid points, so that experts keep their labels along the index. Log sigma
     is fitted locally linear, log theta locally constant; where one of them runs to its limit in a local likelihood, it
     keeps the value of the joint EM. With ``estimate="shrunken"`` errors are smaller than those of a fit of each grid
@@ -149,8 +174,11 @@ class VCMoE:
         *,
         family: str = "gaussian",
         bandwidth: float | str = "cv",
+        span: float | str | None = None,
         gate_bandwidth: float | str | None = None,
         dispersion: str = "varying",
+        errors_dist: str = "normal",
+        errors_df: float | None = None,
         grid: Any = None,
         n_grid: int | None = None,
         trials: Any = None,
@@ -164,7 +192,9 @@ class VCMoE:
     ) -> None:
         self.formula = checked_varying_formula(formula)
         self.n_experts = checked_count(experts, "experts")
-        self.family = family_named(family)
+        self.family: Family = family_named(family)
+        tails = checked_tails(errors_dist, errors_df, self.family.name)
+        self.family = self.family if tails is None else tails
         checked_choice(dispersion, "dispersion", ("varying", "const"))
         checked_choice(estimate, "estimate", ("shrunken", "local", "joint"))
         if n_grid is not None:
@@ -177,19 +207,21 @@ class VCMoE:
             raise ArgumentError(f"trials={named!r} is for family='binomial', got family={family!r}; leave it out")
         aux = {name: column for name, column in columns.items() if column is not None}
         self.design = build_design(self.formula, data, context=context, engine=formula_engine, aux=aux)  # type: ignore[arg-type]
-        self.data: Sorted = sorted_rows(self.design, self.family)
+        self.data: Sorted = sorted_rows(self.design, self.family, period=self.formula.period or LINE)
         checked_index_name(str(self.design.names.index))
         checked_index(self.data.rows.index, str(self.formula.vary))
         check_errors(self.data.rows, self.family, str(self.design.names.response))
         if isinstance(bandwidth, str):
             checked_choice(bandwidth, "bandwidth", ("cv", "rule"))
         else:
-            checked_bandwidth(bandwidth, self.data.rows.index)
+            checked_bandwidth(bandwidth, self.data.rows)
         if isinstance(gate_bandwidth, str):
             checked_choice(gate_bandwidth, "gate_bandwidth", ("cv",))
         elif gate_bandwidth is not None:
-            checked_bandwidth(gate_bandwidth, self.data.rows.index, "gate_bandwidth")
-        self.grid = None if grid is None else checked_grid(self.data.rows.index, grid)
+            checked_bandwidth(gate_bandwidth, self.data.rows, "gate_bandwidth")
+        if span is not None:
+            self._check_span(checked_span(span), bandwidth, gate_bandwidth)
+        self.grid = None if grid is None else checked_grid(self.data.rows, grid)
         self.slots = Slots(self.n_experts, self.design.expert.shape[1], self.design.gate.shape[1], self.has_dispersion)
         check_designs(self.design, self.slots)
         if self.n_experts > self.design.n:
@@ -198,8 +230,11 @@ class VCMoE:
             "experts": self.n_experts,
             "family": self.family.name,
             "bandwidth": bandwidth,
+            "span": span,
             "gate_bandwidth": gate_bandwidth,
             "dispersion": dispersion,
+            "errors_dist": errors_dist,
+            "errors_df": errors_df,
             "grid": None if self.grid is None else self.grid.tolist(),
             "n_grid": n_grid,
             **columns,
@@ -220,11 +255,14 @@ class VCMoE:
     def from_saved(cls, saved: SavedFit, context: Mapping[str, Any] | None) -> VCMoEResults:
         """Results of a saved fit, see `mixmoe.load`."""
         settings = dict(saved.settings)
-        functions, searches = np.array(settings.pop("functions")), settings.pop("searches", {})
+        functions, searches = np.array(settings.pop("functions")), settings.pop("searches")
+        shape, span = settings.pop("shape", None), settings.get("span")
         model = cls(saved.formula, saved.data, context=context, **settings)
         model.design = restored(model.design, saved)
-        problem = model.problem(float(settings["bandwidth"]), settings["gate_bandwidth"])
-        used = Bandwidths.from_lists(float(settings["bandwidth"]), settings["gate_bandwidth"], searches)
+        width = float(settings["bandwidth"] if span is None else span)
+        problem = model.problem(width, settings["gate_bandwidth"])
+        problem = problem if shape is None else with_shape(problem, float(shape))
+        used = Bandwidths.from_lists(width, settings["gate_bandwidth"], searches)
         return VCMoEResults(model.bound(problem, functions, used), saved.fit, saved.cov)
 
     def problem(self, bandwidth: float, gate_bandwidth: float | None = None) -> Problem:
@@ -255,14 +293,18 @@ class VCMoE:
         """
         const = constant_slots(self.design, self.slots, self.settings["dispersion"], bandwidth, gate_bandwidth)
         const = const if held is None else const | held
-        rows, index = self.data.rows if some is None else self.data.rows.take(some), self.data.rows.index
+        every = self.data.rows if self.settings["span"] is None else replace(self.data.rows, share=bandwidth)
+        rows = every if some is None else every.take(some)
         if const.all():
-            bandwidth, gate_bandwidth = 2.0 * float(np.ptp(index)), None  # windows play no part
+            bandwidth, gate_bandwidth = every.widest, None  # windows play no part
         gate = bandwidth if gate_bandwidth is None else float(gate_bandwidth)
         least = min(bandwidth, gate)  # stands in for an infinite one, which has no windows
         bandwidth, gate = (least if np.isinf(h) else h for h in (bandwidth, gate))
-        grid = default_grid(index, least, self.settings["n_grid"], fewest) if self.grid is None else self.grid
+        rows_grid = default_grid(every, self.n_experts, least, self.settings["n_grid"], fewest)
+        grid = rows_grid if self.grid is None else self.grid
         grid = grid[[0, -1]] if const.all() else grid
+        if every.share:
+            bandwidth = gate = float(np.median(nearest_widths(every, grid)))  # the unit of slopes
         return build_problem(rows, self.family, self.slots, const, grid, bandwidth, gate, self.settings["sigma_floor"])
 
     def _fault(self, problem: Problem) -> WindowFault | None:
@@ -278,18 +320,35 @@ class VCMoE:
             return self._fault(made) is None
 
         wrong = float(gate_bandwidth) if of_gate and gate_bandwidth is not None else bandwidth
-        span = float(np.ptp(self.data.rows.index))
-        found = smallest_usable(usable, max(wrong, span / self.design.n), 2.0 * span)
+        rows = self.data.rows
+        adaptive = self.settings["span"] is not None
+        least, most = (1.0 / rows.n, 1.0) if adaptive else (rows.span / rows.n, rows.widest)
+        found = smallest_usable(usable, max(wrong, least), most)
         if found is None:
             return ""
-        return f" ({'gate_bandwidth' if of_gate else 'bandwidth'}={found:g} is wide enough)"
+        return f" ({'gate_bandwidth' if of_gate else 'span' if adaptive else 'bandwidth'}={found:g} is wide enough)"
+
+    def _check_span(self, span: float | str, bandwidth: Any, gate_bandwidth: Any) -> None:
+        """Refuse a bandwidth beside a span."""
+        if bandwidth != "cv":
+            raise ArgumentError(
+                f"span={span!r} and bandwidth={bandwidth!r} both settle the width of the windows; give one of them"
+            )
+        if gate_bandwidth is not None:
+            raise ArgumentError(
+                f"gate_bandwidth={gate_bandwidth!r} is in units of the index, the windows of span={span!r} are not; "
+                "leave one of them out"
+            )
 
     def bound(self, problem: Problem, coef: Array, used: Bandwidths) -> FittedVCMoE:
         """The model with an estimate, as results need it."""
         experts = np.inf if problem.const.all() else used.experts
         gate = None if problem.const.all() or used.gate == used.experts else used.gate
-        settings = {**self.settings, "bandwidth": experts, "gate_bandwidth": gate}
+        adaptive = self.settings["span"] is not None
+        settings = {**self.settings, "gate_bandwidth": gate, "span" if adaptive else "bandwidth": experts}
         settings |= {"functions": coef.tolist(), "searches": used.searches}
+        shape = shape_of(problem.family)
+        settings |= {} if shape is None else {"shape": shape}
         return FittedVCMoE(
             self.formula,
             self.design,
@@ -297,10 +356,11 @@ class VCMoE:
             problem,
             coef,
             settings,
-            tabulated_points(problem.windows.grid, self.data.rows.index),
+            tabulated_points(problem.windows, self.data.rows),
             self.clusters,
             used.table,
             used.gate_table,
+            used.unforced,
         )
 
     @property
@@ -330,8 +390,8 @@ class VCMoE:
             expert and no clusters each row is left out by its influence, exactly for a normal response, in one scoring
             step for others, and a dispersion is that of the held-out errors.
         candidates : array-like, optional
-            Bandwidths in units of the index; by default a log grid from the range of the index down to where rows run
-            out or the criterion has long fallen, refined around the best.
+            Bandwidths in units of the index, or spans; by default a log grid from the range of the index down to where
+            rows run out or the criterion has long fallen, refined around the best.
         beside : float, optional
             Bandwidth of the experts, if that of the gate alone is sought. By default one for all functions, or for the
             experts beside a `gate_bandwidth` that the model was given.
@@ -346,10 +406,10 @@ class VCMoE:
         """
         if folds is not None:
             checked_folds(folds, self.design.n if self.clusters is None else n_clusters(self.clusters))
-        given = None if candidates is None else checked_candidates(candidates, self.data.rows.index)
+        space = self.space(None if beside is None else checked_bandwidth(beside, self.data.rows, "beside"))
+        given = None if candidates is None else checked_candidates(candidates, space.rows)
         generator = checked_rng(rng)
-        held = None if beside is None else checked_bandwidth(beside, self.data.rows.index, "beside")
-        return search_bandwidth(self.space(held), generator, folds, given, n_jobs, progress)
+        return search_bandwidth(space, generator, folds, given, n_jobs, progress)
 
     def space(self, beside: float | None = None) -> Space:
         """Problems among which a bandwidth is sought: that of all functions, or of the gate beside one of experts."""
@@ -366,7 +426,8 @@ class VCMoE:
             return self._fault(self._laid_out(*both(h), held, some))  # on the grid of the fit
 
         none = np.zeros(self.slots.n, dtype=bool)
-        return Space(self.data.rows, self.slots, self.clusters, made, faulty, none)
+        rows = self.data.rows if self.settings["span"] is None else replace(self.data.rows, share=1.0)
+        return Space(rows, self.slots, self.clusters, made, faulty, none)
 
     def fit(
         self,
@@ -419,10 +480,11 @@ class VCMoE:
         generator = checked_rng(rng)
         used = self._bandwidths(generator, folds, n_jobs, progress)
         problem = self.problem(used.experts, used.gate)
-        run = self._run(problem, control, generator, start)
-        model = self.bound(problem, run.coef, used)
+        fitted = self._run(problem, control, generator, start)
+        run, model = fitted.run, self.bound(fitted.problem, fitted.run.coef, used)
         fit = seeded(model.record(run, control, n_starts if start is None else len(run.candidates)), rng)
-        fit = replace(fit, flags=(*fit.flags, *self._forced_flags(used)))
+        shape = None if model.estimated_shape is None else shape_flag(model.problem)
+        fit = replace(fit, flags=(*fit.flags, *self._forced_flags(used), *([] if shape is None else [shape])))
         warn_flags(fit.flags, CATEGORIES)
         return VCMoEResults(model, fit, model.covariance(fit, kind, **cov_options))
 
@@ -431,6 +493,7 @@ class VCMoE:
     ) -> Bandwidths:
         """Bandwidths as given or found: that of the experts first, with the gate if that is sought too."""
         given, gate = self.settings["bandwidth"], self.settings["gate_bandwidth"]
+        given = given if self.settings["span"] is None else self.settings["span"]
         const = constant_slots(self.design, self.slots, self.settings["dispersion"], 0.0, None)
         if const.all():
             return Bandwidths(np.inf, None)
@@ -441,28 +504,36 @@ class VCMoE:
             found = usable_rule(self.space()) if given == "rule" else BandwidthSearch(float(given), None)
         if gate != "cv" or const[self.slots.gates].all():
             gate = None if gate == "cv" else gate
-            return Bandwidths(found.best, gate, found.table, forced=(found.forced,))
-        alone = search(beside=found.best)
-        return Bandwidths(found.best, alone.best, found.table, alone.table, (found.forced, alone.forced))
+            return Bandwidths.chosen(found, gate)
+        return Bandwidths.chosen(found, None, search(beside=found.best))
 
     def _forced_flags(self, used: Bandwidths) -> tuple[Flag, ...]:
         """Flags of the columns that forced a wide bandwidth."""
-        names = self.design.names
+        names, word = self.design.names, "bandwidth" if self.settings["span"] is None else "span"
         return tuple(
-            forced_flag(one, names.gate if one.fault.gate else names.expert, used.experts)
+            forced_flag(one, names.gate if one.fault.gate else names.expert, used.experts, word)
             for one in used.forced
             if one is not None
         )
 
-    def _run(self, problem: Problem, control: Control, rng: np.random.Generator, start: Any) -> Run:
-        """EM, then the functions that are reported, experts in the reported order."""
+    def _run(self, problem: Problem, control: Control, rng: np.random.Generator, start: Any) -> Shaped:
+        """EM, then the functions that are reported, experts in the reported order; the number of a distribution."""
         if start is None:
             where = From()
         elif _experts_of(start) == problem.slots.n_experts - 1:
             where = From(False, smaller=on_grid(problem, start.model.problem, start.model.coef))
         else:
             where = From(False, same=_warm_start(start, problem))
-        return maximise(problem, control, rng, where, self.settings["estimate"])
+
+        def joint(here: Problem, same: Array | None) -> Run:
+            return maximise(here, control, rng, where if same is None else From(False, same), "joint")
+
+        if shape_of(self.family) is not None and self.settings["errors_df"] is None:
+            shaped = fit_shape(problem, joint)
+            problem, where = shaped.problem, From(False, shaped.run.coef)
+            again = maximise(problem, control, rng, where, self.settings["estimate"])
+            return Shaped(problem, replace(again, candidates=shaped.run.candidates))
+        return Shaped(problem, maximise(problem, control, rng, where, self.settings["estimate"]))
 
 
 def _warm_start(start: Any, problem: Problem) -> Array:

@@ -20,6 +20,9 @@ from scipy import sparse
 
 from mixmoe._typing import Array
 from mixmoe.responses.distribution import Family, Outcome
+from mixmoe.responses.zero_inflated import ZeroInflated
+from mixmoe.varying.circle import LINE, positions, wrapped
+from mixmoe.varying.interpolation import hermite_matrix, interpolated
 
 IntArray = NDArray[np.intp]
 PAIRS_PER_BLOCK = 1 << 17  # (grid point, row) pairs handled at once: bounds the memory, fits the cache
@@ -40,15 +43,17 @@ class Block:
     first, last : int
         Grid points ``first <= g < last``.
     lo, hi : ndarray of int, shape (last - first,)
-        Rows ``lo <= i < hi`` lie in the window of a grid point.
+        Rows ``lo <= i < hi`` lie in the window of a grid point; on a circle counted on from turn to turn.
     offsets : ndarray of int, shape (last - first + 1,)
         Where each window starts in `t` and `kernel`.
     t : ndarray, shape (pairs,)
-        ``(u_i - u_g) / h``.
+        ``(u_i - u_g) / h``, with the bandwidth h as unit.
     kernel : ndarray, shape (pairs,)
-        Kernel weight ``K(t)``, not divided by h.
+        Kernel weight ``K((u_i - u_g) / h_g)``, not divided by the half-width h_g.
     rows : ndarray of int, shape (pairs,)
         Row of each pair.
+    n : int
+        Number of rows.
     """
 
     first: int
@@ -59,6 +64,17 @@ class Block:
     t: Array
     kernel: Array
     rows: IntArray
+    n: int
+
+    def part(self, g: int) -> slice | IntArray:
+        """Rows in the window of the g-th grid point of the block."""
+        return part_of(int(self.lo[g]), int(self.hi[g]), self.n)
+
+
+def part_of(lo: int, hi: int, n: int) -> slice | IntArray:
+    """Rows ``lo <= i < hi`` of n, which on a circle may count on beyond either end."""
+    # Slices are views; only the few windows that reach over the origin of a circle have to be gathered.
+    return slice(lo, hi) if lo >= 0 and hi <= n else np.arange(lo, hi) % n
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,27 +88,67 @@ class Windows:
     grid : ndarray, shape (G,)
         Grid points, ascending.
     bandwidth : float
-        Half-width of the kernel, in units of the index.
+        Half-width of the kernel, in units of the index, and the unit of slopes; the median one with a span.
+    widths : ndarray, shape (G,)
+        Half-width at each grid point, all the same but with a span.
     lo, hi : ndarray of int, shape (G,)
-        Rows ``lo <= i < hi`` have positive weight.
+        Rows ``lo <= i < hi`` have positive weight; on a circle counted on from turn to turn.
     kept : tuple of Block
         The blocks, if they are small enough to keep.
+    period : float
+        Of an index on a circle, else `LINE`.
+    share : float
+        Of the rows that each window holds, if that settles its width, else zero.
     """
 
     index: Array
     grid: Array
     bandwidth: float
+    widths: Array
     lo: IntArray
     hi: IntArray
     kept: tuple[Block, ...]
+    period: float = LINE
+    share: float = 0.0
 
     @property
     def n_grid(self) -> int:
         """Number of grid points."""
         return len(self.grid)
 
+    @property
+    def relative(self) -> float:
+        """Bandwidth over the range of the index, with a span that in ranks."""
+        return 0.5 * self.share if self.share else self.bandwidth / self.span
 
-def build_windows(index: Array, grid: Array, bandwidth: float) -> Windows:
+    def words(self, g: int) -> str:
+        """What the window of a grid point is called in messages."""
+        return f"span {self.share:.4g}" if self.share else f"bandwidth {self.widths[g]:.4g}"
+
+    @property
+    def span(self) -> float:
+        """Length of the index that the grid covers."""
+        return self.period or float(np.ptp(self.grid))
+
+    @property
+    def shown(self) -> Array:
+        """Grid points as a reader knows them, on a circle from zero to the period."""
+        return np.mod(self.grid, self.period) if self.period else self.grid
+
+    def part(self, g: int) -> slice | IntArray:
+        """Rows in the window of a grid point."""
+        return part_of(int(self.lo[g]), int(self.hi[g]), len(self.index))
+
+    def with_grid(self, grid: Array, factor: float = 1.0) -> "Windows":
+        """Windows of the same width, or that times a factor, around other grid points."""
+        widths = factor * interpolated(grid, self.grid, self.widths, self.period)
+        h, share = factor * self.bandwidth, factor * self.share
+        return build_windows(self.index, grid, h, self.period, widths, share)
+
+
+def build_windows(
+    index: Array, grid: Array, bandwidth: float, period: float = LINE, widths: Array | None = None, share: float = 0.0
+) -> Windows:
     """Windows of the Epanechnikov kernel around each grid point.
 
     Parameters
@@ -101,17 +157,24 @@ def build_windows(index: Array, grid: Array, bandwidth: float) -> Windows:
         Ascending.
     grid : ndarray, shape (G,)
     bandwidth : float
+        On a circle at most half the period, so that no row is in a window twice.
+    period : float
+    widths : ndarray, shape (G,), optional
+        Half-width at each grid point, by default the bandwidth.
+    share : float
+        Of the rows, if these are the widths of a span.
 
     Returns
     -------
     Windows
     """
-    lo = np.searchsorted(index, grid - bandwidth, side="right")
-    hi = np.searchsorted(index, grid + bandwidth, side="left")
-    bare = Windows(index, grid, float(bandwidth), lo, np.maximum(lo, hi), ())
+    reach = np.full(len(grid), float(bandwidth)) if widths is None else widths
+    lo = positions(index, grid - reach, "right", period)
+    hi = positions(index, grid + reach, "left", period)
+    bare = Windows(index, grid, float(bandwidth), reach, lo, np.maximum(lo, hi), (), period, share)
     if int((bare.hi - bare.lo).sum()) > PAIRS_KEPT:
         return bare
-    return Windows(index, grid, float(bandwidth), lo, bare.hi, tuple(_blocks(bare)))
+    return replace(bare, kept=tuple(_blocks(bare)))
 
 
 def blocks(windows: Windows) -> Iterator[Block]:
@@ -133,9 +196,11 @@ def _block(windows: Windows, first: int, last: int) -> Block:
     lo, hi = windows.lo[first:last], windows.hi[first:last]
     sizes = hi - lo
     offsets = np.concatenate([[0], np.cumsum(sizes)])
-    rows = np.arange(offsets[-1]) + np.repeat(lo - offsets[:-1], sizes)
-    t = (windows.index[rows] - np.repeat(windows.grid[first:last], sizes)) / windows.bandwidth
-    return Block(first, last, lo, hi, offsets, t, epanechnikov(t), rows)
+    turn, rows = np.divmod(np.arange(offsets[-1]) + np.repeat(lo - offsets[:-1], sizes), len(windows.index))
+    at = windows.index[rows] + windows.period * turn
+    away = at - np.repeat(windows.grid[first:last], sizes)
+    kernel = epanechnikov(away / np.repeat(windows.widths[first:last], sizes))
+    return Block(first, last, lo, hi, offsets, away / windows.bandwidth, kernel, rows, len(windows.index))
 
 
 def effective_rows(windows: Windows, weights: Array) -> Array:
@@ -154,7 +219,7 @@ def effective_rows(windows: Windows, weights: Array) -> Array:
     out = np.zeros(windows.n_grid)
     for block in blocks(windows):
         for g, (a, b) in enumerate(zip(block.offsets[:-1], block.offsets[1:], strict=True)):
-            w = block.kernel[a:b] * weights[block.lo[g] : block.hi[g]]
+            w = block.kernel[a:b] * weights[block.part(g)]
             out[block.first + g] = w.sum() ** 2 / max((w * w).sum(), np.finfo(float).tiny)
     return out
 
@@ -178,7 +243,7 @@ def local_predictor(block: Block, coef: Array, design: Array) -> Array:
     flat = coef.reshape(n_grid, n_powers * n_out, p)
     raw = np.empty((n_powers * n_out, len(block.t)))
     for g in range(n_grid):
-        np.matmul(flat[g], design[:, block.lo[g] : block.hi[g]], out=raw[:, block.offsets[g] : block.offsets[g + 1]])
+        np.matmul(flat[g], design[:, block.part(g)], out=raw[:, block.offsets[g] : block.offsets[g + 1]])
     out = raw[-n_out:]
     for s in range(n_powers - 2, -1, -1):
         out = out * block.t + raw[s * n_out : (s + 1) * n_out]
@@ -208,7 +273,7 @@ def local_moments(block: Block, values: Array, rows: Array, n_powers: int) -> Ar
         np.multiply(stacked[(s - 1) * n_values : s * n_values], block.t, out=stacked[s * n_values : (s + 1) * n_values])
     out = np.empty((n_grid, n_powers * n_values, rows.shape[1]))
     for g in range(n_grid):
-        np.matmul(stacked[:, block.offsets[g] : block.offsets[g + 1]], rows[block.lo[g] : block.hi[g]], out=out[g])
+        np.matmul(stacked[:, block.offsets[g] : block.offsets[g + 1]], rows[block.part(g)], out=out[g])
     return out.reshape(n_grid, n_powers, n_values, rows.shape[1])
 
 
@@ -229,58 +294,9 @@ def hankel(moments: Array, degree: int) -> Array:
     return np.concatenate(rows, axis=-2)
 
 
-def hermite_matrix(grid: Array, bandwidth: float, at: Array) -> sparse.csr_array:
-    """Cubic Hermite interpolation of levels and local slopes, as a sparse matrix.
-
-    Parameters
-    ----------
-    grid : ndarray, shape (G,)
-    bandwidth : float
-        Slopes are per bandwidth, as local fits report them.
-    at : ndarray, shape (n,)
-        Where to evaluate; outside the grid the nearest local line is continued.
-
-    Returns
-    -------
-    csr_array, shape (n, 2 G)
-        Column ``2 g`` multiplies the level at grid point g, column ``2 g + 1`` its slope.
-    """
-    n, n_grid = len(at), len(grid)
-    if n_grid == 1:
-        columns = np.tile([0, 1], n)
-        values = np.column_stack([np.ones(n), (at - grid[0]) / bandwidth]).ravel()
-        return sparse.csr_array((values, columns, np.arange(0, 2 * n + 1, 2)), shape=(n, 2))
-    # As a sparse matrix made once: interpolation of all functions to all rows is then one product per E-step.
-    left = np.clip(np.searchsorted(grid, at, side="right") - 1, 0, n_grid - 2)
-    values = _hermite_values(grid[left], grid[left + 1], at) * np.array([1.0, 1.0 / bandwidth] * 2)
-    columns = 2 * left[:, None] + np.arange(4)
-    return sparse.csr_array((values.ravel(), columns.ravel(), np.arange(0, 4 * n + 1, 4)), shape=(n, 2 * n_grid))
-
-
-def _hermite_values(left: Array, right: Array, at: Array) -> Array:
-    """Weights of (left level, left slope, right level, right slope) at each point."""
-    step = right - left
-    s = (at - left) / step
-    # Cubic between the points, and beyond the ends the line of the end point, without bends of the cubic.
-    c = np.clip(s, 0.0, 1.0)
-    blend = c * c * (3.0 - 2.0 * c)
-    below, above = np.minimum(s, 0.0), np.maximum(s - 1.0, 0.0)
-    slopes = (c * (1.0 - c) ** 2 + below, c * c * (c - 1.0) + above)
-    return np.column_stack([1.0 - blend, step * slopes[0], blend, step * slopes[1]])
-
-
-def linear_matrix(grid: Array, at: Array) -> sparse.csr_array:
-    """Linear interpolation from a grid, as a sparse matrix (n, G)."""
-    n = len(at)
-    left = np.clip(np.searchsorted(grid, at, side="right") - 1, 0, len(grid) - 2)
-    share = np.clip((at - grid[left]) / (grid[left + 1] - grid[left]), 0.0, 1.0)
-    values = np.column_stack([1.0 - share, share]).ravel()
-    columns = np.column_stack([left, left + 1]).ravel()
-    return sparse.csr_array((values, columns, np.arange(0, 2 * n + 1, 2)), shape=(n, len(grid)))
-
-
 BoolArray = NDArray[np.bool_]
 THETA_OVER_MEAN = 1e4  # largest theta of a negative binomial, over the mean: variance 1.0001 means
+ZEROS = 9.0  # largest log odds of a certain zero, or of none: one row in eight thousand
 THETA_FLOOR = 1e-3  # smallest theta of a negative binomial: variance a thousand squared means
 
 
@@ -341,8 +357,12 @@ class Rows:
     design : ndarray, shape (n, p)
     gate : ndarray, shape (n, m)
     index : ndarray, shape (n,)
-        Ascending.
+        Ascending; on a circle from its origin once round.
     offset, weights : ndarray, shape (n,)
+    period : float
+        Of an index on a circle, else `LINE`.
+    share : float
+        Of the rows that each window holds, if the bandwidth is a span, else zero.
     """
 
     outcome: Outcome
@@ -351,11 +371,30 @@ class Rows:
     index: Array
     offset: Array
     weights: Array
+    period: float = LINE
+    share: float = 0.0
 
     @property
     def n(self) -> int:
         """Number of rows, n."""
         return len(self.index)
+
+    @property
+    def span(self) -> float:
+        """Range of the index, or its period."""
+        return self.period or float(np.ptp(self.index))
+
+    @property
+    def ends(self) -> Array:
+        """First and last value of the index, shape (2,)."""
+        return self.index[[0, -1]]
+
+    @property
+    def widest(self) -> float:
+        """Bandwidth, or span, beyond which windows no longer differ much; on a circle none is wider."""
+        if self.share:
+            return 1.0
+        return 0.5 * self.period if self.period else 2.0 * self.span
 
     def with_weights(self, weights: Array) -> "Rows":
         """The same rows with other weights."""
@@ -374,7 +413,30 @@ class Rows:
             self.index[rows],
             self.offset[rows],
             self.weights[rows],
+            self.period,
+            self.share,
         )
+
+
+def even_grid(rows: Rows, points: Array, n_grid: int) -> Array:
+    """Equally spaced grid points over the range of others, on a circle once round from the first."""
+    if rows.period:
+        return points[0] + rows.period * np.arange(n_grid) / n_grid
+    return np.linspace(points[0], points[-1], n_grid)
+
+
+def nearest_widths(rows: Rows, grid: Array) -> Array:
+    """Distances to the nearest rows that are a share of all, shape (G,): the windows of a span (Cleveland 1979)."""
+    last = max(int(np.ceil(rows.share * rows.n)), 1) - 1
+    away = (np.abs(wrapped(rows.index - u, rows.period)) for u in grid)
+    least = np.finfo(float).eps * rows.span  # ties may fill a window with one value of the index
+    return np.array([max(float(np.partition(one, last)[last]), least) for one in away])
+
+
+def place_columns(rows: Rows) -> Array:
+    """Where rows lie along the index, (n, 1), or on the circle, (n, 2)."""
+    angle = 2.0 * np.pi * rows.index / rows.period if rows.period else None
+    return rows.index[:, None] if angle is None else np.column_stack([np.cos(angle), np.sin(angle)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -430,7 +492,7 @@ class Problem:
     def order(self) -> NDArray[np.intp]:
         """Degree of the local polynomial of each function, shape (L,): 0 for log theta, which is hard to pin down."""
         out = np.ones(self.slots.n, dtype=np.intp)
-        out[self.slots.dispersions] = self.family.name == "gaussian"
+        out[self.slots.dispersions] = self.family.name == "gaussian" or isinstance(self.family, ZeroInflated)
         return out
 
     @property
@@ -466,10 +528,11 @@ def build_problem(
     -------
     Problem
     """
-    windows = build_windows(rows.index, grid, bandwidth)
+    widths = nearest_widths(rows, grid) if rows.share else None
+    windows = build_windows(rows.index, grid, bandwidth, rows.period, widths, rows.share)
     same = gate_bandwidth == bandwidth
-    gate_windows = windows if same else build_windows(rows.index, grid, gate_bandwidth)
-    levels = hermite_matrix(grid, bandwidth, rows.index)
+    gate_windows = windows if same else build_windows(rows.index, grid, gate_bandwidth, rows.period)
+    levels = hermite_matrix(grid, bandwidth, rows.index, rows.period)
     spread = pooled_spread(rows, family)
     return Problem(
         rows,
@@ -479,11 +542,18 @@ def build_problem(
         windows,
         gate_windows,
         levels,
-        levels if same else hermite_matrix(grid, gate_bandwidth, rows.index),
-        floor=float(np.log(sigma_floor * spread)) if family.name == "gaussian" else float(np.log(THETA_FLOOR)),
+        levels if same else hermite_matrix(grid, gate_bandwidth, rows.index, rows.period),
+        floor=_floor(family, sigma_floor * spread),
         ceiling=_ceiling(rows, family, spread),
         **_from_designs(rows, slots, spread),
     )
+
+
+def _floor(family: Family, least: float) -> float:
+    """Smallest log dispersion, or log odds of a certain zero."""
+    if isinstance(family, ZeroInflated):
+        return -ZEROS
+    return float(np.log(least if family.name == "gaussian" else THETA_FLOOR))
 
 
 def _ceiling(rows: Rows, family: Family, spread: float) -> float:
@@ -492,6 +562,8 @@ def _ceiling(rows: Rows, family: Family, spread: float) -> float:
     Squares of one regression for all rows leave no expert a larger sigma than that of all of them on one row. Only a
     line through the log sigma of the few rows beside a gap of the index would go on into it beyond every number.
     """
+    if isinstance(family, ZeroInflated):
+        return ZEROS
     if family.name == "negbinomial":
         return float(np.log(THETA_OVER_MEAN * max(1.0, rows.outcome.y.mean())))
     return float(np.log(spread * np.sqrt(rows.n))) if family.name == "gaussian" else np.inf

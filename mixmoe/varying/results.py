@@ -11,39 +11,25 @@ from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_order, checked_rng
 from mixmoe.check.diagnosis import FITTED, FittedKind
 from mixmoe.design.beside import check_beside
-from mixmoe.design.complete_rows import NothingLeftError
 from mixmoe.errors import ArgumentError, ConvergenceWarning, warn
 from mixmoe.families import Distribution, GatePoint
 from mixmoe.inference.uncertainty import ParamCov, checked_alpha
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.estimate import EMFit, classification_entropy
 from mixmoe.mixture_results import MoEResults
-from mixmoe.output.predictions import (
-    IntervalOf,
-    Kind,
-    Scale,
-    Wanted,
-    check_own_rows,
-    checked_wanted,
-    refuse_posterior_limits,
-)
+from mixmoe.output.predictions import IntervalOf, Kind, Scale, checked_wanted
 from mixmoe.output.records import Cell, Curve, Table
-from mixmoe.output.summary import Summary, header_table, nothing_predicted
+from mixmoe.output.summary import Summary, header_table
 from mixmoe.varying import function_tables
-from mixmoe.varying.bands import BIASES, METHODS, LevelProcess
+from mixmoe.varying.bands import LevelProcess
 from mixmoe.varying.dispersion_limits import ThetaProfile
 from mixmoe.varying.effective_parameters import effective_df, fitness
 from mixmoe.varying.em_steps import posterior
 from mixmoe.varying.fitted import FittedVCMoE, checked_kind, reported_values
 from mixmoe.varying.function_frames import (
-    SUBJECTS,
     BandRequest,
-    PredictionRows,
     band_frame,
     function_frame,
-    prediction_columns,
-    prediction_rows,
-    response_places,
 )
 from mixmoe.varying.glr import METHODS as NULL_LAWS
 from mixmoe.varying.glr import (
@@ -56,6 +42,7 @@ from mixmoe.varying.glr import (
     varying_names,
 )
 from mixmoe.varying.joint_em import draw_responses
+from mixmoe.varying.prediction import predicted, prediction_rows, response_places
 
 SEED = 20260101  # of the critical values in summaries and figures, so that they print the same every time
 
@@ -72,7 +59,9 @@ class VCMoEResults(MoEResults):
     Attributes
     ----------
     bandwidth, gate_bandwidth : float
-        In units of the index; the same unless the gate has one of its own.
+        In units of the index; the same unless the gate has one of its own. With a span the median over the grid.
+    span : float or None
+        Share of the rows in each window, if that settles its width.
     selection, gate_selection : DataFrame or None
         Cross-validated criterion by bandwidth, and by that of the gate if it was sought alone.
     effective_df : float
@@ -95,10 +84,12 @@ class VCMoEResults(MoEResults):
     def __init__(self, model: FittedVCMoE, fit: EMFit, cov: ParamCov) -> None:
         super().__init__(model, fit, cov)
         gate = model.settings["gate_bandwidth"]
-        self.bandwidth = float(model.settings["bandwidth"])
+        span = model.settings["span"]
+        self.span = None if span is None else float(span)
+        self.bandwidth = float(model.settings["bandwidth"]) if span is None else model.problem.windows.bandwidth
         self.gate_bandwidth = self.bandwidth if gate is None else float(gate)
         self.selection, self.gate_selection = model.selection, model.gate_selection
-        self.effective_df = effective_df(model.problem, model.coef)
+        self.effective_df = effective_df(model.problem, model.coef) + float(model.estimated_shape is not None)
         self.nobs, self.n_units = model.nobs, model.n_units
         values = fitness(model.weight_scale * fit.loglik, self.effective_df, self.n_units)
         self.aic, self.aicc, self.bic = values.aic, values.aicc, values.bic
@@ -106,7 +97,7 @@ class VCMoEResults(MoEResults):
         self.sabic = values.aic + values.df * float(np.log((self.n_units + 2.0) / 24.0) - 2.0)
         self.icl = self.bic + 2.0 * classification_entropy(fit.responsibilities)
         self.df_resid = self.nobs - values.df
-        self._processes: dict[str, LevelProcess] = {}
+        self._processes: dict[tuple[str, int], LevelProcess] = {}
         self._thetas: dict[str, ThetaProfile | None] = {}
         self._p_values: Mapping[str, float] | None = None
 
@@ -132,6 +123,7 @@ class VCMoEResults(MoEResults):
         *,
         method: str = "multiplier",
         bias: str = "rbc",
+        derivative: int = 0,
         at: Mapping[str, Any] | None = None,
         draws: int = 4000,
         n_boot: int = 199,
@@ -155,6 +147,10 @@ class VCMoEResults(MoEResults):
             Robust bias correction (local-quadratic fit, with its own standard errors), a smaller bandwidth, or nothing.
             In simulations with n = 1000 only ``"rbc"`` attains the nominal coverage at a bandwidth that is good for
             estimation.
+        derivative : {0, 1}
+            With 1 bands of the derivatives by the index of the coefficients of experts and gate (not of dispersions),
+            or of their differences, from local fits one degree higher: cubic with ``"rbc"``, else quadratic. A good
+            bandwidth for derivatives is larger than one for the functions. ``estimate`` is the slope of the fit.
         at : mapping, optional
             Covariate values for probabilities and means; others at their median or most frequent category, an offset
             at zero.
@@ -183,29 +179,12 @@ class VCMoEResults(MoEResults):
         ConvergenceWarning
             If there are values without a maximum.
         """
-        request = BandRequest(of, alpha, method, bias, at, draws, n_boot, n_jobs, progress)
-        frame = self._requested_bands(request, rng)
+        request = BandRequest(of, alpha, method, bias, at, draws, n_boot, n_jobs, progress, derivative=derivative)
+        frame = self._bands(request.checked(), rng)
         gaps = function_tables.lost_bands(frame)
         if gaps is not None:
             warn(gaps, ConvergenceWarning)
         return frame
-
-    def _requested_bands(self, request: BandRequest, rng: Any = None) -> pd.DataFrame:
-        """Bands as `bands` gives them, without its warning.
-
-        Parameters
-        ----------
-        request : BandRequest
-            Arguments of `bands`.
-        rng : int, numpy.random.Generator or None
-        """
-        checked_choice(request.of, "of", SUBJECTS)
-        checked_choice(request.method, "method", METHODS)
-        checked_choice(request.bias, "bias", BIASES)
-        checked_count(request.draws, "draws", least=100)
-        checked_count(request.n_boot, "n_boot", least=19)
-        alpha, n_jobs = checked_alpha(request.alpha), checked_jobs(request.n_jobs)
-        return self._bands(replace(request, alpha=alpha, n_jobs=n_jobs), rng)
 
     def test_varying(
         self,
@@ -301,40 +280,7 @@ class VCMoEResults(MoEResults):
         DesignError
             If a column is missing, a category is new, or the index leaves its range.
         """
-        wanted = checked_wanted(kind, interval, alpha, scale)
-        self._check_limits(wanted, history is not None)
-        try:
-            rows = prediction_rows(self.model, new, False, extrapolate)
-            past = self._past(rows, history, wanted, extrapolate)
-        except NothingLeftError as error:
-            first = prediction_rows(self.model, self.model.design.frame.iloc[:1], False, True)
-            names = map(str, prediction_columns(self.model, first, None, wanted))
-            return nothing_predicted(new, list(names), error)
-        return prediction_columns(self.model, rows, past, wanted)
-
-    def _check_limits(self, wanted: Wanted, posterior: bool) -> None:
-        """Refuse limits and scales that the fit does not have."""
-        if posterior:
-            refuse_posterior_limits(wanted)
-        if wanted.interval == "confidence":
-            raise ArgumentError(
-                "VCMoE has no predict(interval='confidence'): functions of an index are estimated with a bias, which "
-                "limits have to correct along the whole index; use bands(of='mean', at=...), which do, or "
-                "interval='prediction' for a new response"
-            )
-        if wanted.scale == "categories":
-            raise ArgumentError("VCMoE has no predict(scale='categories'): it has no ordinal family; use 'response'")
-        if wanted.noise and wanted.scale == "link" and self.model.problem.family.name != "gaussian":
-            raise ArgumentError("interval='prediction' is for responses, got scale='link'; use scale='response'")
-
-    def _past(self, rows: PredictionRows, history: Any, wanted: Wanted, extrapolate: bool) -> PredictionRows | None:
-        """The rows with their responses; None where these play no part."""
-        if history is not None:
-            check_own_rows(history, rows.design, rows.new)
-            past = prediction_rows(self.model, history, True, extrapolate)
-            return None if wanted.kind in ("experts", "mean") else past
-        known = wanted.kind == "subject" and rows.new is None
-        return prediction_rows(self.model, None, True, extrapolate) if known else None
+        return predicted(self.model, new, history, checked_wanted(kind, interval, alpha, scale), extrapolate)
 
     def fitted(self, kind: FittedKind = "mean") -> pd.Series:
         """Fitted values, one per row used, in the order of the data.
@@ -375,7 +321,7 @@ class VCMoEResults(MoEResults):
         fit = replace(self.em, params=params, responsibilities=self.em.responsibilities[:, places])
         return type(self)(model, fit, model.covariance(fit, self.cov.kind, correction=self.cov.corrected))
 
-    def tables(self, alpha: float = 0.05, at: Any = None) -> tuple[Table, ...]:
+    def tables(self, alpha: float = 0.05, at: Any = None, *, progress: bool | None = None) -> tuple[Table, ...]:
         """Header, constants, and per expert and gate the functions.
 
         Parameters
@@ -385,6 +331,8 @@ class VCMoEResults(MoEResults):
         at : array-like, optional
             Index values at which functions are tabulated, by default grid points at five quantiles of the index; limits
             of bands between grid points are interpolated.
+        progress : bool, optional
+            Of the first call, which computes bands and tests; by default in a terminal, after three seconds.
 
         Returns
         -------
@@ -393,37 +341,41 @@ class VCMoEResults(MoEResults):
             rows), and values with bands.
         """
         alpha = checked_alpha(alpha)
-        frame = None if self.model.problem.const.all() else self._bands(BandRequest(alpha=alpha), SEED)
+        frame = (
+            None if self.model.problem.const.all() else self._bands(BandRequest(alpha=alpha, progress=progress), SEED)
+        )
+        tests = self._constancy(progress)
         header = header_table(function_tables.facts(self))
         constants = function_tables.constant_tables(self.model, self.to_frame(alpha), alpha)
-        return (header, *constants, *function_tables.function_tables(self.model, frame, self._constancy(), alpha, at))
+        return (header, *constants, *function_tables.function_tables(self.model, frame, tests, alpha, at))
 
-    def summary(self, alpha: float = 0.05, at: Any = None) -> Summary:
+    def summary(self, alpha: float = 0.05, at: Any = None, *, progress: bool | None = None) -> Summary:
         """Header, constants, functions and notes; prints as text, and has as_html(), as_latex(), as_markdown().
 
         Parameters
         ----------
-        alpha, at
+        alpha, at, progress
             See `tables`.
         """
-        return Summary(function_tables.title(self), self.tables(alpha, at), function_tables.notes(self))
+        tables = self.tables(alpha, at, progress=progress)
+        return Summary(function_tables.title(self), tables, function_tables.notes(self))
 
     def curves(self, kind: str = "functions", **options: Any) -> tuple[Curve, ...]:
         """Curves of a figure.
 
         Parameters
         ----------
-        kind : {"functions", "probabilities", "means", "differences", "bandwidth", "gate_bandwidth"}
-            Every expert coefficient with its bands, one panel per term, and the gate as probabilities; gate
-            probabilities; expected response of each expert; differences of experts; the cross-validated criterion of
-            the bandwidth, of that of the gate.
+        kind : {"functions", "derivatives", "probabilities", "means", "differences", "bandwidth", ...}
+            Every expert coefficient with its bands, one panel per term, and the gate as probabilities; derivatives of
+            expert coefficients; gate probabilities; expected response of each expert; differences of experts; the
+            cross-validated criterion of the bandwidth, and with ``"gate_bandwidth"`` of that of the gate.
         **options
             Of `bands`: ``alpha=``, ``bias=``, ``at=`` ...
 
         Returns
         -------
         tuple of Curve
-            ``y`` is the center of the bands, corrected for bias unless ``bias=`` says otherwise.
+            ``y`` is the estimate, as in `summary` and `functions`.
         """
         checked_choice(kind, "kind", self._curve_kinds)
         if kind in ("bandwidth", "gate_bandwidth"):
@@ -431,8 +383,9 @@ class VCMoEResults(MoEResults):
             if table is None:
                 raise ArgumentError(f"there is no search to draw, {kind}={getattr(self, kind):.4g}; use {kind}='cv'")
             return function_tables.bandwidth_curves(
-                table, f"{kind.replace('_', ' ')} ({self.model.design.names.index})"
+                table, "span" if self.span else f"{kind.replace('_', ' ')} ({self.model.design.names.index})"
             )
+        options |= {"derivative": 1} if kind == "derivatives" else {}
         return function_tables.band_curves(
             self.model, function_tables.drawn_bands(self, kind, {"rng": SEED, **options}), options
         )
@@ -455,9 +408,11 @@ class VCMoEResults(MoEResults):
 
         Notes
         -----
-        A line is the center of its bands, which is corrected for bias unless ``bias=`` says otherwise and therefore
-        not quite the estimate of `summary`, `functions` and `predict`. The darker shade holds the pointwise limits, the
-        lighter one between dotted lines the simultaneous band. Where bands are very wide they run out of the figure.
+        A line is the estimate of `summary`, `functions` and `predict`. Its bands are corrected for bias unless
+        ``bias=`` says otherwise, so that the line need not run in their middle. The darker shade holds the pointwise
+        limits, the lighter one between dotted lines the simultaneous band. Where there are no bands, as at thin ends of
+        the index, the line runs alone; where they are very wide they run out of the figure. Dispersions have a log
+        axis.
         """
         return super().plot(kind, ax, **options)
 
@@ -468,8 +423,8 @@ class VCMoEResults(MoEResults):
     @property
     def _starts_words(self) -> str:
         """Of many random starts only few distinct ones go on, so that the best is not counted among all of them."""
-        reached = f"{self._rivals} distinct went on, {self.em.starts.n_replicated} to the best"
-        return f"{self.em.starts.n_starts} of each kind, {reached}"
+        reached = f"of {self._rivals} distinct ones followed to the end {self.em.starts.n_replicated} reached the best"
+        return f"{self.em.starts.n_starts} of each kind; {reached}"
 
     @property
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]:
@@ -499,21 +454,22 @@ class VCMoEResults(MoEResults):
     def _bands(self, request: BandRequest, rng: Any) -> pd.DataFrame:
         """Bands over the units of the covariance of the fit."""
         request = replace(request, clusters=self.model.clusters_of(self.cov_type))
-        process, theta = self._process(request.bias), None
-        if request.of == "coefficients":
+        process, theta = self._process(request.bias, request.derivative), None
+        if request.of == "coefficients" and not request.derivative:
             if request.bias not in self._thetas:
-                self._thetas[request.bias] = process.theta_profile()
+                self._thetas[request.bias] = process.theta_profile(request.progress)
             theta = self._thetas[request.bias]
         return band_frame(self.model, process, theta, request, checked_rng(rng))
 
-    def _process(self, bias: str) -> LevelProcess:
+    def _process(self, bias: str, derivative: int = 0) -> LevelProcess:
         """Level process of one bias correction with the covariance of the fit, kept because all output needs it."""
-        if bias not in self._processes:
-            self._processes[bias] = self.model.process(bias, self.cov)
-        return self._processes[bias]
+        key = (bias, derivative)
+        if key not in self._processes:
+            self._processes[key] = self.model.process(bias, self.cov, derivative)
+        return self._processes[key]
 
-    def _constancy(self) -> Mapping[str, float] | None:
+    def _constancy(self, progress: bool | None = None) -> Mapping[str, float] | None:
         """P-values of the asymptotic tests, kept because every table shows them; None if they are invalid."""
         if self._p_values is None and refused(self.model) is None:
-            self._p_values = asymptotic_p_values(self.model)
+            self._p_values = asymptotic_p_values(self.model, progress)
         return self._p_values

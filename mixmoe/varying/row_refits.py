@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
+from mixmoe.responses.exponential import StudentT
 from mixmoe.varying.effective_parameters import effective_df
 from mixmoe.varying.em_steps import own_natural, posterior
 from mixmoe.varying.joint_em import Control, Run, best_run, centred, fit_carried, fit_functions
@@ -82,14 +83,16 @@ def with_reported(problem: Problem, run: Run, estimate: str) -> Run:
     """A run of the joint EM with the functions that are reported in the place of its own.
 
     With one expert there is nothing to add to the joint EM, which is kernel-weighted least squares for a Gaussian and
-    the local generalised linear model for others. Experts come in an order that does not depend on the starts: which
+    the local generalised linear model for others; with t errors, whose weights the EM takes at the rows' own index
+    values, the local maxima are reported. Experts come in an order that does not depend on the starts: which
     one the gate refers to matters to the smoothing.
     """
-    alone = problem.slots.n_experts == 1
-    if estimate == "joint" or problem.const.all() or (alone and estimate == "shrunken"):
+    alone = problem.slots.n_experts == 1 and estimate == "shrunken"
+    tails = isinstance(problem.family, StudentT)
+    if estimate == "joint" or problem.const.all() or (alone and not tails):
         return run
     maxima = local_maxima(problem, run.coef)
-    coef = maxima.state if estimate == "local" else _within_reach(problem, maxima)
+    coef = maxima.state if alone or estimate == "local" else _within_reach(problem, maxima)
     return replace(run, coef=coef, lost=maxima.lost)
 
 

@@ -43,6 +43,7 @@ from scipy import sparse
 from mixmoe._typing import Array
 from mixmoe.varying.effective_parameters import Node
 from mixmoe.varying.em_steps import Natural, own_natural
+from mixmoe.varying.interpolation import linear_matrix
 from mixmoe.varying.local_likelihood import (
     Local,
     NaturalTerms,
@@ -60,7 +61,7 @@ from mixmoe.varying.local_likelihood import (
     without_information,
 )
 from mixmoe.varying.local_maximum import on_limit
-from mixmoe.varying.problem import Block, Problem, linear_matrix
+from mixmoe.varying.problem import Block, Problem
 
 IntArray = NDArray[np.intp]
 BoolArray = NDArray[np.bool_]
@@ -79,7 +80,7 @@ class Influence:
     levels : ndarray, shape (G, L)
         The estimates that the influence refers to.
     lo, hi : ndarray of int, shape (G,)
-        Rows in the window of each grid point.
+        Rows in the window of each grid point, on a circle counted on from turn to turn.
     local : tuple of ndarray, shape (hi - lo, L)
         Influence of the rows in a window on the levels there; NaN where the information is not positive definite.
     const : ndarray, shape (n, C)
@@ -119,8 +120,9 @@ def influence(
     nodes: Sequence[Node] = (),
     clusters: IntArray | None = None,
     held: BoolArray | None = None,
+    derivative: int = 0,
 ) -> Influence:
-    """Influence of the rows on the coefficient functions.
+    """Influence of the rows on the coefficient functions or their derivatives.
 
     Parameters
     ----------
@@ -135,6 +137,8 @@ def influence(
         Rows that the correction takes together.
     held : ndarray of bool, shape (G, L), optional
         Functions that are not estimated at some grid points; the influence on them is NaN there.
+    derivative : {0, 1}
+        Of the functions, per unit of the index: their levels or their slopes.
 
     Returns
     -------
@@ -143,7 +147,8 @@ def influence(
     n_grid, _, n_slots = coef.shape
     held = np.zeros((n_grid, n_slots), dtype=bool) if held is None else held
     free = (local.free & ~held[:, None]).reshape(n_grid, -1)
-    slots = np.flatnonzero(local.problem.const)
+    slots, unit = np.flatnonzero(local.problem.const), local.windows.bandwidth**-derivative
+    wanted = slice(derivative * n_slots, (derivative + 1) * n_slots)
     # Constants are common to all windows: one bordered system ties the local solutions together.
     border = _Border(local, coef, slots) if len(slots) else None
     pieces: list[Array] = []
@@ -154,25 +159,25 @@ def influence(
         natural = natural_predictors(local, block, coef[block.first : block.last])
         for g in range(block.last - block.first):
             at, span = block.first + g, slice(int(block.offsets[g]), int(block.offsets[g + 1]))
-            rows = slice(int(block.lo[g]), int(block.hi[g]))
+            rows = block.part(g)
             # Clusters are corrected as wholes below, so their rows must not be corrected one by one as well.
             lever = _lever(local, block, terms, g, inverse[g], power if clusters is None else 0.0)
             move = np.einsum("dw,wdk->wk", terms.score[:, span], lever)  # (w, D L)
             if clusters is not None and power:
                 move = _together(local, block, terms, g, inverse[g], clusters[rows], power)
-            pieces.append(move[:, :n_slots])
-            df[at] = _model_df(local.problem, natural.take(span), rows, nodes, lever[:, :, :n_slots])
+            pieces.append(unit * move[:, wanted])
+            df[at] = _model_df(local.problem, natural.take(span), rows, nodes, lever[:, :, wanted])
             if border is not None:
                 drift = -inverse[g] @ full[g][:, slots]  # (D L, C): how the local solution follows the constants
-                coupling[at] = drift[:n_slots]
-                border.add(at, int(block.lo[g]), move, drift)
+                coupling[at] = unit * drift[wanted]
+                border.add(at, rows, move, drift)
     const = border.solve() if border is not None else np.zeros((local.problem.rows.n, 0))
     coupling[:, :, np.isnan(const).any(axis=0)] = 0.0  # given those that have run off
     for c, slot in enumerate(slots):
         coupling[:, slot] = 0.0
-        coupling[:, slot, c] = 1.0
+        coupling[:, slot, c] = float(derivative == 0)
     return Influence(
-        coef[:, 0],
+        unit * coef[:, derivative],
         local.windows.lo,
         local.windows.hi,
         _without_unknown(local, coef, pieces, held),
@@ -199,6 +204,7 @@ def gate_influence(
     power: float = ROOT,
     nodes: Sequence[Node] = (),
     clusters: IntArray | None = None,
+    shown: Influence | None = None,
 ) -> Influence:
     """Influence on all functions when the gate has a bandwidth of its own.
 
@@ -213,6 +219,8 @@ def gate_influence(
     power : float
     nodes : sequence of Node
     clusters : ndarray of int, shape (n,), optional
+    shown : Influence, optional
+        On the derivatives of the experts, if those of all functions are wanted instead of the levels.
 
     Returns
     -------
@@ -227,9 +235,12 @@ def gate_influence(
     """
     gates = local.problem.slots.gates
     # The gate sees the experts at the rows, not at the grid: their influence is carried there by interpolation.
-    between = linear_matrix(local.windows.grid, local.windows.index)
-    levels, coupling, df = first.levels.copy(), first.coupling.copy(), first.df.copy()
-    levels[:, gates] = coef[:, 0, gates]
+    between = linear_matrix(local.windows.grid, local.windows.index, local.windows.period)
+    derivative, unit = (0, 1.0) if shown is None else (1, 1.0 / local.windows.bandwidth)
+    wanted = slice(gates.start + derivative * gates.stop, (derivative + 1) * gates.stop)
+    out = first if shown is None else shown
+    levels, coupling, df = out.levels.copy(), out.coupling.copy(), out.df.copy()
+    levels[:, gates] = unit * coef[:, derivative, gates]
     lo, hi, pieces = first.lo.copy(), first.hi.copy(), []
     for block, terms in local_pieces(local, coef):
         full = full_information(local, block, terms.information, terms.kernel)
@@ -237,28 +248,31 @@ def gate_influence(
         natural = natural_predictors(local, block, coef[block.first : block.last])
         for g in range(block.last - block.first):
             at, span = block.first + g, slice(int(block.offsets[g]), int(block.offsets[g + 1]))
-            rows = slice(int(block.lo[g]), int(block.hi[g]))
-            lever = _lever(local, block, terms, g, inverse[g], power if clusters is None else 0.0)[:, :, gates]
+            rows = block.part(g)
+            lever = _lever(local, block, terms, g, inverse[g], power if clusters is None else 0.0)[:, :, wanted]
             move = np.einsum("dw,wdk->wk", terms.score[:, span], lever)
             if clusters is not None and power:
-                move = _together(local, block, terms, g, inverse[g], clusters[rows], power)[:, gates]
+                move = _together(local, block, terms, g, inverse[g], clusters[rows], power)[:, wanted]
             df[at, gates] = _model_df(local.problem, natural.take(span), rows, nodes, lever)
-            drift = -np.einsum("lk,kgm->lgm", inverse[g][gates], _mixed_curvature(local, block, terms, g, between))
-            lo[at], piece = _second_step(first, at, int(block.lo[g]), move, drift)
+            drift = -np.einsum("lk,kgm->lgm", inverse[g][wanted], _mixed_curvature(local, block, terms, g, between))
+            lo[at], piece = _second_step(first, out, at, int(block.lo[g]), unit * move, unit * drift)
             hi[at] = lo[at] + len(piece)
             pieces.append(piece)
-            along = -inverse[g][gates] @ full[g][:, first.slots] * (first.slots >= gates.start)
-            along += np.einsum("lgm,gmc->lc", drift, first.coupling)
+            along = -inverse[g][wanted] @ full[g][:, first.slots] * (first.slots >= gates.start)
+            along = unit * (along + np.einsum("lgm,gmc->lc", drift, first.coupling))
             coupling[at, gates] = np.where(local.free[0, gates, None], along, coupling[at, gates])
     return Influence(levels, lo, hi, tuple(pieces), first.const, coupling, first.slots, first.n, df)
 
 
-def _second_step(first: Influence, at: int, start: int, move: Array, drift: Array) -> tuple[int, Array]:
+def _second_step(
+    first: Influence, shown: Influence, at: int, start: int, move: Array, drift: Array
+) -> tuple[int, Array]:
     """Influence on all levels at one grid point, (w, L), and the first row that has any.
 
     Parameters
     ----------
-    first : Influence
+    first, shown : Influence
+        On the levels of the experts, and on what is wanted of them.
     at : int
     start : int
         First row of the window of the gate.
@@ -268,23 +282,26 @@ def _second_step(first: Influence, at: int, start: int, move: Array, drift: Arra
         How the gate follows the experts.
     """
     near = np.append(np.flatnonzero(drift.any(axis=(0, 2))), at)
-    lo, hi = min(start, int(first.lo[near].min())), max(start + len(move), int(first.hi[near].max()))
+    middle = first.lo[near] + first.hi[near]
+    turn = first.n * np.rint((middle[-1] - middle) / (2.0 * first.n)).astype(np.intp)  # by the shorter way round
+    begins, ends = first.lo[near] + turn, first.hi[near] + turn
+    lo, hi = min(start, int(begins.min())), max(start + len(move), int(ends.max()))
     piece = np.zeros((hi - lo, drift.shape[2]))
     n_first = drift.shape[2] - len(drift)
-    piece[first.lo[at] - lo : first.hi[at] - lo, :n_first] = first.local[at][:, :n_first]
+    piece[first.lo[at] - lo : first.hi[at] - lo, :n_first] = shown.local[at][:, :n_first]
     piece[start - lo : start - lo + len(move), n_first:] = move
-    for h in near[:-1]:
-        piece[first.lo[h] - lo : first.hi[h] - lo, n_first:] += first.local[h] @ drift[:, h].T
+    for h, begin, end in zip(near[:-1], begins, ends, strict=False):
+        piece[begin - lo : end - lo, n_first:] += first.local[h] @ drift[:, h].T
     return lo, piece
 
 
 def _mixed_curvature(local: Local, block: Block, terms: NaturalTerms, g: int, between: sparse.csr_array) -> Array:
     """Derivatives of minus the local score of the gate by the levels of the experts at all grid points, (D L, G, L)."""
     slots, span = local.problem.slots, slice(int(block.offsets[g]), int(block.offsets[g + 1]))
-    rows = slice(int(block.lo[g]), int(block.hi[g]))
+    rows = block.part(g)
     first = sum(len(p.owners) for p in local.parts) - (slots.n_experts - 1)  # natural parameters of the gate come last
     here = natural_design(local, rows, block.t[span])[:, first:]  # (w, K - 1, D L)
-    there = natural_design(local, rows, np.zeros(rows.stop - rows.start))[:, :first, : slots.n]  # (w, d, L)
+    there = natural_design(local, rows, np.zeros(int(block.hi[g] - block.lo[g])))[:, :first, : slots.n]  # (w, d, L)
     curvature = np.moveaxis(terms.information[first:, :first, span] * terms.kernel[span], -1, 0)
     product = np.swapaxes(here, 1, 2) @ curvature @ there  # (w, D L, L)
     summed = between[rows].T @ product.reshape(len(product), -1)
@@ -306,7 +323,7 @@ def _lever(local: Local, block: Block, terms: NaturalTerms, g: int, inverse: Arr
     """Derivatives of the solution at one grid point by the scores of the rows, corrected, (w, d, D L)."""
     span = slice(int(block.offsets[g]), int(block.offsets[g + 1]))
     kernel = terms.kernel[span, None, None]
-    design = natural_design(local, slice(int(block.lo[g]), int(block.hi[g])), block.t[span])  # (w, d, D L)
+    design = natural_design(local, block.part(g), block.t[span])  # (w, d, D L)
     out: Array = kernel * (design @ inverse)
     if power and np.isfinite(inverse).all():
         curvature = np.moveaxis(terms.information[:, :, span], -1, 0) * kernel
@@ -349,7 +366,7 @@ def _together(
     """Influence of the rows on the solution at one grid point, corrected by the factors of their clusters, (w, D L)."""
     span = slice(int(block.offsets[g]), int(block.offsets[g + 1]))
     kernel = terms.kernel[span]
-    design = natural_design(local, slice(int(block.lo[g]), int(block.hi[g])), block.t[span])  # (w, d, D L)
+    design = natural_design(local, block.part(g), block.t[span])  # (w, d, D L)
     gradient = np.einsum("dw,wdk->wk", terms.score[:, span] * kernel, design)
     if not np.isfinite(inverse).all():
         return gradient @ inverse
@@ -414,7 +431,7 @@ def _root(matrix: Array) -> Array:
     return np.asarray(scale[:, None] * vectors[:, kept] * np.sqrt(values[kept]), dtype=np.float64)
 
 
-def _model_df(problem: Problem, natural: Natural, rows: slice, nodes: Sequence[Node], lever: Array) -> Array:
+def _model_df(problem: Problem, natural: Natural, rows: slice | IntArray, nodes: Sequence[Node], lever: Array) -> Array:
     """Degrees of freedom under the model of the variances at one grid point, shape (L,).
 
     Parameters
@@ -468,10 +485,10 @@ class _Border:
         at_limit[problem.slots.dispersions] = on_limit(problem, coef).any(axis=0)
         self._known = ~(constants_without_information(problem, natural) | at_limit)[slots]
 
-    def add(self, g: int, lo: int, move: Array, drift: Array) -> None:
+    def add(self, g: int, rows: slice | IntArray, move: Array, drift: Array) -> None:
         """Subtract what the functions at grid point g contribute."""
         reach = (self._reach[:, g] * self._free).reshape(len(self._reach), -1)
-        self._score[lo : lo + len(move)] -= move @ reach.T
+        self._score[rows] -= move @ reach.T  # no row is in a window twice
         self._matrix = self._matrix + reach @ drift
 
     def solve(self) -> Array:
@@ -506,9 +523,10 @@ def unit_influence(inf: Influence, rows: slice) -> Array:
     n_grid, n_slots = inf.levels.shape
     out = np.zeros((stop - start, n_grid, n_slots))
     for g in range(n_grid):
-        a, b = max(start, int(inf.lo[g])), min(stop, int(inf.hi[g]))
-        if a < b:
-            out[a - start : b - start, g] = inf.local[g][a - inf.lo[g] : b - inf.lo[g]]
+        for turn in (-inf.n, 0, inf.n):  # windows that reach over the origin of a circle count on
+            a, b = max(start + turn, int(inf.lo[g])), min(stop + turn, int(inf.hi[g]))
+            if a < b:
+                out[a - turn - start : b - turn - start, g] += inf.local[g][a - inf.lo[g] : b - inf.lo[g]]
     if inf.const.shape[1]:
         known = np.isfinite(inf.const).all(axis=0)
         out += np.einsum("nc,glc->ngl", inf.const[start:stop, known], inf.coupling[:, :, known])

@@ -17,6 +17,7 @@ from mixmoe.design.frame import shown
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.responses.distribution import ETA_LIMIT, OFFSETS, Family, Outcome
 from mixmoe.responses.existence import Observed, check_maximum
+from mixmoe.varying.circle import LINE, once_round, origin
 from mixmoe.varying.identifiability import constants_fault
 from mixmoe.varying.joint_em import centred
 from mixmoe.varying.problem import (
@@ -26,8 +27,10 @@ from mixmoe.varying.problem import (
     Windows,
     blocks,
     effective_rows,
+    even_grid,
     hankel,
     local_moments,
+    nearest_widths,
     pooled_spread,
 )
 
@@ -38,8 +41,8 @@ SIZES = (1e-60, 1e60)  # of the largest value of a column; fourth powers of othe
 MOST_COUNTS = 1e13  # just below the exponential of the largest linear predictor
 SINGULAR = 1e-10  # smallest eigenvalue of a local normal matrix in correlation form that counts as positive
 SOMEWHERE = (
-    "(a column that is constant there, or a function of the index); use a larger bandwidth, const(...) for a column "
-    "that is constant there, or leave it out"
+    "(a column that is constant there, or a function of the index); use a larger {}, const(...) for a column that "
+    "is constant there, or leave it out"
 )
 EVERYWHERE = (
     "(nor can any other window: functions of the index with the others describe one of them already); leave it out, "
@@ -48,7 +51,8 @@ EVERYWHERE = (
 FEWEST_POINTS = 50  # of a grid that nobody asked for
 FEWEST_COMPARED = 12  # of such a grid where bandwidths are only compared
 POINTS_PER_BANDWIDTH = 3  # of such a grid: interpolation between them adds nothing to the error of the functions
-MIN_EFFECTIVE = 2.0  # effective rows a window needs for each local coefficient of one expert
+MOST_BETWEEN = 20  # grid points between two quantiles of the index: ties leave windows without any width
+MIN_EFFECTIVE = 2.0  # effective rows a window of a mixture needs for each column of the experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +99,8 @@ def checked_varying_formula(formula: Any) -> MoEFormula:
     return parsed
 
 
-def sorted_rows(design: Design, family: Family, response: bool = True) -> Sorted:
-    """The rows of a design in the order of the index.
+def sorted_rows(design: Design, family: Family, response: bool = True, period: float = LINE) -> Sorted:
+    """The rows of a design in the order of the index, of a circle once round from where its grid begins.
 
     Parameters
     ----------
@@ -105,6 +109,8 @@ def sorted_rows(design: Design, family: Family, response: bool = True) -> Sorted
     family : Family
     response : bool
         Whether the response must be there; zeros stand in for it otherwise.
+    period : float
+        Of an index on a circle, else `LINE`.
 
     Returns
     -------
@@ -115,8 +121,6 @@ def sorted_rows(design: Design, family: Family, response: bool = True) -> Sorted
     DesignError
         If a response or number of trials is impossible; names the first row.
     """
-    index = np.asarray(design.index, dtype=float)
-    order = np.argsort(index, kind="stable")
     n = design.n
     trials = _column(design, "trials", 1.0)
     weights = _column(design, "weights", 1.0)
@@ -127,8 +131,11 @@ def sorted_rows(design: Design, family: Family, response: bool = True) -> Sorted
         _check_response(design, family, y, trials)
         _check_offset(design, family, offset)
         _check_sizes(design, y, weights)
+    index = np.asarray(design.index, dtype=float)
+    index = once_round(index, origin(index, y, period), period) if period else index
+    order = np.argsort(index, kind="stable")
     outcome = Outcome(y, trials, family.constant(y, trials)).take(order)
-    rows = Rows(outcome, design.expert[order], design.gate[order], index[order], offset[order], weights[order])
+    rows = Rows(outcome, design.expert[order], design.gate[order], index[order], offset[order], weights[order], period)
     return Sorted(rows, order, np.asarray(design.rows, dtype=object)[order])
 
 
@@ -252,12 +259,15 @@ def checked_index(index: Array, name: str) -> None:
         )
 
 
-def default_grid(index: Array, bandwidth: float, n_grid: int | None, fewest: int) -> Array:
-    """Equally spaced grid points over the whole range of the index.
+def default_grid(rows: Rows, experts: int, bandwidth: float, n_grid: int | None, fewest: int) -> Array:
+    """Equally spaced grid points over the whole range of the index, or round the circle; or the values of few rows.
 
     Parameters
     ----------
-    index : ndarray, shape (n,)
+    rows : Rows
+    experts : int
+        With one expert and at most `FEWEST_POINTS` rows the grid is made of their values: between them windows may be
+        empty that no row needs, and would force a wider bandwidth.
     bandwidth : float
         The narrowest in use.
     n_grid : int or None
@@ -265,22 +275,42 @@ def default_grid(index: Array, bandwidth: float, n_grid: int | None, fewest: int
         bandwidth that would need more leaves no rows in its windows.
     fewest : int
     """
-    low, high = float(index.min()), float(index.max())
+    if rows.share:
+        return _grid_of_rows(rows, n_grid or max(fewest, int(np.ceil(2.0 * POINTS_PER_BANDWIDTH / rows.share)) + 1))
+    if n_grid is None and experts == 1 and rows.n <= FEWEST_POINTS and not rows.period:
+        return np.unique(rows.index)
     if n_grid is None:
-        fine = min(POINTS_PER_BANDWIDTH * (high - low) / bandwidth, float(len(index)))
+        fine = min(POINTS_PER_BANDWIDTH * rows.span / bandwidth, float(rows.n))
         n_grid = max(fewest, int(np.ceil(fine)) + 1)
-    return np.linspace(low, high, n_grid)
+    return even_grid(rows, rows.ends, n_grid)
 
 
-def checked_grid(index: Array, grid: Any) -> Array:
+def _grid_of_rows(rows: Rows, n_grid: int) -> Array:
+    """Quantiles of the index, since windows are narrow where rows are dense, and more points between distant ones."""
+    shares = np.arange(n_grid) / n_grid if rows.period else np.linspace(0.0, 1.0, n_grid)
+    points = np.unique(np.quantile(rows.index, shares))
+    ends = np.append(points, points[0] + rows.period) if rows.period else points
+    widths = nearest_widths(rows, ends)
+    needed = POINTS_PER_BANDWIDTH * np.diff(ends) / np.minimum(widths[:-1], widths[1:])
+    parts = np.ceil(np.clip(needed, 1.0, MOST_BETWEEN)).astype(int)
+    pieces = [np.linspace(a, b, k, endpoint=False) for a, b, k in zip(ends[:-1], ends[1:], parts, strict=True)]
+    return np.concatenate([*pieces, [] if rows.period else ends[-1:]])
+
+
+def checked_grid(rows: Rows, grid: Any) -> Array:
     """The user's grid points.
 
     Raises
     ------
     ArgumentError
-        If the user's grid is not ascending, finite, or leaves out part of the range.
+        If the user's grid is not ascending, finite, or leaves out part of the range; if the index is on a circle.
     """
-    low, high = float(index.min()), float(index.max())
+    if rows.period:
+        raise ArgumentError(
+            f"grid={shown(grid)} is for an index with two ends; the grid of cyclic(...) goes round the circle in equal "
+            "steps, use n_grid= for how many, and functions(u) for values in between"
+        )
+    low, high = (float(end) for end in rows.ends)
     points = checked_numbers(grid, "grid")
     if len(points) < 2 or not np.isfinite(points).all() or not (np.diff(points) > 0.0).all():
         raise ArgumentError(
@@ -307,21 +337,26 @@ def checked_numbers(values: Any, name: str) -> Array:
         raise ArgumentError(f"{name} must be numbers, got {shown(values)}; pass a list or an array") from error
 
 
-def checked_bandwidth(value: Any, index: Array, name: str = "bandwidth") -> float:
+def checked_bandwidth(value: Any, rows: Rows, name: str = "bandwidth") -> float:
     """A bandwidth in units of the index; infinity means constants.
 
     Raises
     ------
     ArgumentError
-        If it is no positive number, or far beyond the range of the index.
+        If it is no positive number, or far beyond the range of the index, or beyond half the period of a circle.
     """
-    span = float(np.ptp(index))
+    span = rows.span
     words = {"bandwidth": ", 'cv' or 'rule'", "gate_bandwidth": ", 'cv' or None for that of the experts"}.get(name, "")
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not float(value) > 0.0:
         raise ArgumentError(
             f"{name} must be a positive number in units of the index (range {span:g}){words}, got {shown(value)}"
         )
     h = float(value)
+    if rows.period and rows.widest < h < np.inf:
+        raise ArgumentError(
+            f"{name}={h:g} is more than half the period {span:g}, at which a window holds every row already; use at "
+            f"most {rows.widest:g}, or inf for constants"
+        )
     if WIDEST * span < h < np.inf:
         raise ArgumentError(
             f"{name}={h:g} is more than {WIDEST} times the range of the index, {span:g}, where functions have long "
@@ -330,7 +365,24 @@ def checked_bandwidth(value: Any, index: Array, name: str = "bandwidth") -> floa
     return h
 
 
-def checked_candidates(values: Any, index: Array) -> list[float]:
+def checked_span(value: Any) -> float | str:
+    """A share of the rows, or ``"cv"``.
+
+    Raises
+    ------
+    ArgumentError
+        If it is neither.
+    """
+    if isinstance(value, str) and value == "cv":
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0.0 < float(value) <= 1.0:
+        raise ArgumentError(
+            f"span must be the share of the rows in a window, above 0 and at most 1, or 'cv', got {shown(value)}"
+        )
+    return float(value)
+
+
+def checked_candidates(values: Any, rows: Rows) -> list[float]:
     """Finite bandwidths to be compared.
 
     Raises
@@ -338,7 +390,10 @@ def checked_candidates(values: Any, index: Array) -> list[float]:
     ArgumentError
         If there are none, or one is impossible.
     """
-    found = [checked_bandwidth(float(h), index, "candidates") for h in checked_numbers(values, "candidates")]
+    numbers = checked_numbers(values, "candidates")
+    if rows.share and not ((numbers > 0.0) & (numbers <= 1.0)).all():
+        raise ArgumentError(f"candidates must be spans, above 0 and at most 1, got {shown(values)}")
+    found = numbers.tolist() if rows.share else [checked_bandwidth(float(h), rows, "candidates") for h in numbers]
     if not found or not np.isfinite(found).all():
         raise ArgumentError(f"candidates must be finite bandwidths, at least one, got {shown(values)}")
     return found
@@ -418,29 +473,40 @@ def window_fault(problem: Problem, design: Design) -> WindowFault | None:
     return None
 
 
+def needed_rows(columns: int, experts: int) -> float:
+    """Effective rows that a window needs: more for each column of a mixture, whose experts have only some of them."""
+    return (MIN_EFFECTIVE if experts > 1 else 1.0) * columns + experts
+
+
 def _too_few(windows: Windows, weights: Array, columns: int, experts: int, gate: bool, name: str) -> WindowFault | None:
     """Windows with too few effective rows, or values of the index, for local lines."""
-    needed = MIN_EFFECTIVE * columns + experts
+    needed = needed_rows(columns, experts)
     effective = effective_rows(windows, weights)
     worst = int(effective.argmin())
     place, what = float(windows.grid[worst]), "gate" if gate else "experts"
     if effective[worst] < needed:
         return WindowFault(
-            f"at {name}={place:.4g} the window of bandwidth {windows.bandwidth:.4g} has an "
+            f"at {name}={place:.4g} the window of {windows.words(worst)} has an "
             f"effective sample size of {effective[worst]:.1f}, the local model of the {what} needs {needed:.0f}; "
-            "use a larger bandwidth, fewer terms, or transform the index so that it is spread more evenly",
+            + (
+                "use a larger span or fewer terms"
+                if windows.share
+                else "use a larger bandwidth, fewer terms, or transform the index so that it is spread more evenly"
+            ),
             place,
             gate=gate,
         )
     new = np.concatenate([[0], np.cumsum(np.diff(windows.index) > 0.0)])
-    distinct = new[windows.hi - 1] - new[windows.lo] + 1
+    turn = new[-1] + 1  # values met once round a circle; no value lies on both sides of its origin
+    last, first = np.divmod(windows.hi - 1, len(new)), np.divmod(windows.lo, len(new))
+    distinct = new[last[1]] + turn * last[0] - new[first[1]] - turn * first[0] + 1
     worst = int(distinct.argmin())
     if distinct[worst] >= 3:
         return None
     place = float(windows.grid[worst])
     return WindowFault(
-        f"at {name}={place:.4g} the window of bandwidth {windows.bandwidth:.4g} holds {distinct[worst]} different "
-        "values of the index (ties), a local line needs 3; use a larger bandwidth",
+        f"at {name}={place:.4g} the window of {windows.words(worst)} holds {distinct[worst]} different "
+        f"values of the index (ties), a local line needs 3; use a larger {'span' if windows.share else 'bandwidth'}",
         place,
         gate=gate,
     )
@@ -471,14 +537,14 @@ def _collinear(
         return None
     loading = np.abs(vectors[worst, :, 0]).reshape(2, q).max(axis=0)
     found = varying[loading > 0.1 * loading.max()]
-    inside = design[windows.lo[worst] : windows.hi[worst]]
+    inside = design[windows.part(worst)]
     still = [j for j in found if np.ptp(inside[:, j]) == 0.0 < np.ptp(design[:, j])]
     found = np.array(still) if still else found  # constant there, beside an intercept that need not be named
     named = ", ".join(repr(names[j]) for j in found)
     everywhere, place = bool((values[:, 0] < SINGULAR).all()), float(windows.grid[worst])
     return WindowFault(
-        f"at {index_name}={place:.4g} the window of bandwidth {windows.bandwidth:.4g} cannot tell "
-        f"local lines of {named} apart {EVERYWHERE if everywhere else SOMEWHERE}",
+        f"at {index_name}={place:.4g} the window of {windows.words(worst)} cannot tell local lines of {named} apart "
+        + (EVERYWHERE if everywhere else SOMEWHERE.format("span" if windows.share else "bandwidth")),
         place,
         tuple(int(j) for j in found if np.ptp(design[:, j]) > 0.0),
         gate,

@@ -47,7 +47,9 @@ from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.optimize import minimize_scalar
 
 from mixmoe._typing import Array
+from mixmoe.varying.circle import LINE, wrapped
 from mixmoe.varying.em_steps import limit_dispersion
+from mixmoe.varying.interpolation import linear_matrix
 from mixmoe.varying.local_likelihood import (
     local_information,
     local_pieces,
@@ -56,7 +58,7 @@ from mixmoe.varying.local_likelihood import (
     unit_diagonal,
 )
 from mixmoe.varying.local_maximum import LocalMaxima, LocalPart, on_limit
-from mixmoe.varying.problem import Problem, Windows, epanechnikov, linear_matrix
+from mixmoe.varying.problem import Problem, Windows, epanechnikov
 
 WHITE = 0.01  # variance of the average of the added noise over a bandwidth, as a share of that of an estimate
 DECADES = 4.0  # tau is sought this many decades around the value at which signal and noise are equal
@@ -79,12 +81,12 @@ def local_linear_operator(windows: Windows, weights: Array) -> Array:
     ndarray, shape (G, G)
         Exact for functions that are linear between grid points. Rows of NaN where a window has no line.
     """
-    between = linear_matrix(windows.grid, windows.index)
+    between = linear_matrix(windows.grid, windows.index, windows.period)
     out = np.empty((windows.n_grid, windows.n_grid))
     for g in range(windows.n_grid):
-        rows = slice(int(windows.lo[g]), int(windows.hi[g]))
-        t = (windows.index[rows] - windows.grid[g]) / windows.bandwidth
-        kernel = epanechnikov(t) * weights[rows]
+        rows = windows.part(g)
+        away = wrapped(windows.index[rows] - windows.grid[g], windows.period)
+        t, kernel = away / windows.bandwidth, epanechnikov(away / windows.widths[g]) * weights[rows]
         s0, s1, s2 = kernel.sum(), kernel @ t, kernel @ (t * t)
         determinant = s0 * s2 - s1 * s1
         # Local-linear weights in closed form (Fan & Gijbels 1996): no solve per grid point.
@@ -101,7 +103,7 @@ class Wiener:
     ----------
     kernel, kernel_slope : ndarray, shape (G, G)
         Covariance of the process, and that of its slope (rows) with it.
-    line, line_slope : ndarray, shape (G, 2)
+    line, line_slope : ndarray, shape (G, 2), or (G, 1) on a circle
     """
 
     kernel: Array
@@ -110,8 +112,19 @@ class Wiener:
     line_slope: Array
 
 
-def integrated_wiener(grid: Array, bandwidth: float) -> Wiener:
-    """The process that begins at the first grid point; slopes are per bandwidth."""
+def integrated_wiener(grid: Array, bandwidth: float, period: float = LINE) -> Wiener:
+    """The process that begins at the first grid point, or the one that closes; slopes are per bandwidth.
+
+    Notes
+    -----
+    On a circle of length one the posterior mean is the periodic cubic smoothing spline: kernel ``-B_4({s - t}) / 24``
+    with the Bernoulli polynomial ``B_4``, beside a constant (Wahba 1990, Spline Models for Observational Data, 2.1).
+    """
+    if period:
+        x = np.mod((grid[:, None] - grid) / period, 1.0)
+        kernel, slope = -(x**4 - 2.0 * x**3 + x**2 - 1.0 / 30.0), -(4.0 * x**3 - 6.0 * x**2 + 2.0 * x)
+        one = np.ones((len(grid), 1))
+        return Wiener(kernel / 24.0, bandwidth / period * slope / 24.0, one, 0.0 * one)
     u = (grid - grid[0]) / (grid[-1] - grid[0])
     least, most = np.minimum(u[:, None], u), np.maximum(u[:, None], u)
     unit = bandwidth / (grid[-1] - grid[0])
@@ -220,9 +233,9 @@ def smoothed_functions(problem: Problem, maxima: LocalMaxima) -> Array:
         regular = part.fit.converged & np.isfinite(moves).all(axis=(0, 2, 3)) & np.isfinite(operator).all(axis=1)
         if regular.sum() < LEAST_POINTS:
             continue
-        second = second_kernel(windows.grid, windows.bandwidth, regular)
-        lengths = second.mass[regular] / windows.bandwidth
-        process = integrated_wiener(windows.grid, windows.bandwidth)
+        second = second_kernel(windows.grid, windows.bandwidth, regular, windows.period, windows.widths)
+        lengths = second.mass[regular] / windows.widths[regular]
+        process = integrated_wiener(windows.grid, windows.bandwidth, windows.period)
         for j, s in enumerate(functions):
             curve = _average(second, maxima.state[:, :, s], moves[:, :, :, j])
             levels, move = maxima.state[regular, 0, s], moves[:, regular, 0, j]
@@ -266,7 +279,7 @@ def summed_influence(part: LocalPart, functions: IntArray) -> Array:
         score = terms.score * terms.kernel * shares[block.rows]
         for g in range(block.last - block.first):
             span = slice(int(block.offsets[g]), int(block.offsets[g + 1]))
-            rows = slice(int(block.lo[g]), int(block.hi[g]))
+            rows = block.part(g)
             gradient = np.einsum("dw,wdk->wk", score[:, span], natural_design(local, rows, block.t[span]))
             move = gradient @ _inverse(information[g])[:, columns]
             np.add.at(out[:, block.first + g], units[rows], move)
@@ -295,26 +308,46 @@ class SecondKernel:
         Length of the index that each grid point stands for; zero where it takes no part.
     weights : ndarray, shape (G, G)
         Of the neighbours (columns) at each grid point, sums one.
+    period : float
     """
 
     grid: Array
     bandwidth: float
     mass: Array
     weights: Array
+    period: float
 
     @property
     def slopes(self) -> Array:
         """Weights of the slopes of the neighbours, per bandwidth, in the levels."""
-        return self.weights * (self.grid[:, None] - self.grid) / self.bandwidth
+        return self.weights * wrapped(self.grid[:, None] - self.grid, self.period) / self.bandwidth
 
 
-def second_kernel(grid: Array, bandwidth: float, regular: BoolArray) -> SecondKernel:
-    """Second kernel over those grid points that have a regular maximum; the others keep their own values."""
+def second_kernel(
+    grid: Array, bandwidth: float, regular: BoolArray, period: float = LINE, widths: Array | None = None
+) -> SecondKernel:
+    """Second kernel over those grid points that have a regular maximum; the others keep their own values.
+
+    Parameters
+    ----------
+    grid : ndarray, shape (G,)
+    bandwidth : float
+    regular : ndarray of bool, shape (G,)
+    period : float
+    widths : ndarray, shape (G,), optional
+        Of the first kernel, by default the bandwidth.
+
+    Returns
+    -------
+    SecondKernel
+    """
+    reach = bandwidth if widths is None else widths[:, None]
     steps = np.diff(grid)
-    mass = 0.5 * (np.append(steps, 0.0) + np.append(0.0, steps)) * regular
-    weights = epanechnikov((grid[:, None] - grid) / (SECOND * bandwidth)) * mass
+    closing = [grid[0] + period - grid[-1]] if period else [0.0]
+    mass = 0.5 * (np.append(steps, closing) + np.append(closing, steps)) * regular
+    weights = epanechnikov(wrapped(grid[:, None] - grid, period) / (SECOND * reach)) * mass
     weights[~regular] = np.eye(len(grid))[~regular]
-    return SecondKernel(grid, bandwidth, mass, weights / weights.sum(axis=1, keepdims=True))
+    return SecondKernel(grid, bandwidth, mass, weights / weights.sum(axis=1, keepdims=True), period)
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +363,7 @@ class Curve:
     covariance : ndarray, shape (G, G)
         Of the levels.
     bandwidth : float
+    period : float
     """
 
     at: Array
@@ -338,6 +372,7 @@ class Curve:
     slopes: Array
     covariance: Array
     bandwidth: float
+    period: float = LINE
 
 
 def _average(second: SecondKernel, lines: Array, moves: Array) -> Curve:
@@ -346,7 +381,7 @@ def _average(second: SecondKernel, lines: Array, moves: Array) -> Curve:
     move = moves[:, used, 0] @ second.weights[:, used].T + moves[:, used, 1] @ second.slopes[:, used].T
     levels = second.weights @ lines[:, 0] + second.slopes @ lines[:, 1]
     slopes = second.weights @ lines[:, 1]
-    return Curve(second.grid, second.mass, levels, slopes, move.T @ move, second.bandwidth)
+    return Curve(second.grid, second.mass, levels, slopes, move.T @ move, second.bandwidth, second.period)
 
 
 def _at(curve: Curve, points: BoolArray) -> Curve:
@@ -358,11 +393,12 @@ def _at(curve: Curve, points: BoolArray) -> Curve:
         curve.slopes[points],
         curve.covariance[np.ix_(points, points)],
         curve.bandwidth,
+        curve.period,
     )
 
 
 def towards_line(curve: Curve) -> Array:
-    """Levels and slopes, shape (G, 2), drawn towards the line that fits the levels best.
+    """Levels and slopes, shape (G, 2), drawn towards the line that fits the levels best, on a circle a constant.
 
     Parameters
     ----------
@@ -375,6 +411,7 @@ def towards_line(curve: Curve) -> Array:
     variance = np.diag(curve.covariance)
     root = np.sqrt(curve.mass / np.maximum(variance, np.finfo(float).eps * variance.max() + SMALLEST))
     basis = np.column_stack([np.ones_like(curve.at), (curve.at - curve.at.mean()) / curve.bandwidth])
+    basis = basis[:, :1] if curve.period else basis
     orthonormal, triangle = np.linalg.qr(basis * root[:, None])
     rest = np.eye(len(root)) - orthonormal @ orthonormal.T
     away = rest @ (root * curve.levels)
@@ -382,5 +419,5 @@ def towards_line(curve: Curve) -> Array:
     bound, distance = np.trace(noise) - 2.0 * np.linalg.eigvalsh(noise)[-1], away @ away
     kept = 1.0 - bound / distance if 0.0 < bound < distance else float(bound <= 0.0)
     line = np.linalg.solve(triangle, orthonormal.T @ (root * curve.levels))
-    levels, slopes = basis @ line, line[1]
+    levels, slopes = basis @ line, line[1:].sum()
     return np.column_stack([levels + kept * (curve.levels - levels), slopes + kept * (curve.slopes - slopes)])

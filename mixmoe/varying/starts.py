@@ -1,6 +1,7 @@
 """Starting values: mixtures with constant or linear coefficients, and permutations of the experts."""
 
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,7 @@ from mixmoe._typing import Array
 from mixmoe.design.design import Design
 from mixmoe.inference.cells import Predictor, ambiguity_flag, cheapest_exchange, linked_cells, pairs_of
 from mixmoe.mixture.estimate import Flag
+from mixmoe.responses.zero_inflated import ZeroInflated
 from mixmoe.varying.em_steps import Natural, global_step, natural_parameters, own_natural, posterior, row_logliks
 from mixmoe.varying.problem import Problem, Rows, Slots
 
@@ -58,7 +60,7 @@ def constant_mixtures(problem: Problem, n_starts: int, rng: np.random.Generator)
     """
     plain = np.zeros(problem.slots.n, dtype=bool)
     found = _solutions(problem, plain, n_starts, rng)
-    if problem.slots.n_experts == 1 or problem.const.all():
+    if problem.slots.n_experts == 1 or problem.const.all() or problem.rows.period:  # no line closes a circle
         return found
     return found + _solutions(problem, ~problem.const, n_starts, rng)
 
@@ -98,7 +100,7 @@ def _wide_rows(rows: Rows, centre: float, width: float) -> Rows:
     """Rows whose designs carry every column and its product with the standardised index."""
     v = ((rows.index - centre) / width)[:, None]
     design, gate = np.hstack([rows.design, rows.design * v]), np.hstack([rows.gate, rows.gate * v])
-    return Rows(rows.outcome, design, gate, rows.index, rows.offset, rows.weights)
+    return Rows(rows.outcome, design, gate, rows.index, rows.offset, rows.weights, rows.period)
 
 
 def _doubled(values: Array, groups: int) -> Array:
@@ -144,7 +146,8 @@ def _first_theta(
     spread = float(np.std(target - rows.design @ pooled)) or 1.0
     theta = np.zeros((n_starts, slots.n))
     theta[:, slots.experts] = np.tile(pooled, slots.n_experts) * active[slots.experts]  # constants get no slope
-    theta[:, slots.dispersions] = np.log(spread) if problem.family.name == "gaussian" else 1.0
+    first = -1.0 if isinstance(problem.family, ZeroInflated) else 1.0  # of log odds of a certain zero, of log theta
+    theta[:, slots.dispersions] = np.log(spread) if problem.family.name == "gaussian" else first
     theta[:, slots.dispersions] = np.clip(theta[:, slots.dispersions], problem.floor, problem.ceiling)
     resp = np.stack([_partition(rows, slots.n_experts, target, pooled, s, rng) for s in range(n_starts)])
     for _ in range(1 if problem.family.name == "gaussian" else 3):
@@ -238,7 +241,7 @@ def reported_order(problem: Problem, coef: Array) -> NDArray[np.intp]:
 
 
 def exchanges(problem: Problem, coef: Array) -> list[Array]:
-    """States in which two experts change places from a point on where they come close.
+    """States in which two experts change places from a point on where they come close, on a circle to another such.
 
     A mixture whose experts nearly meet has a second mode in which they are connected the wrong way; labels are
     consistent in both, only the likelihood tells them apart.
@@ -261,8 +264,9 @@ def exchanges(problem: Problem, coef: Array) -> list[Array]:
             order = np.arange(k)
             order[[a, b]] = order[[b, a]]
             swapped = np.where(problem.const, coef, permute_experts(slots, coef, order))
-            for g in _minima(distance):
-                found.append(np.concatenate([coef[:g], swapped[g:]]))
+            places = np.sort(_minima(distance)) if problem.rows.period else _minima(distance)
+            arcs = list(combinations(places, 2)) if problem.rows.period else [(g, len(coef)) for g in places]
+            found += [np.concatenate([coef[:g], swapped[g:h], coef[h:]]) for g, h in arcs]
     return found
 
 

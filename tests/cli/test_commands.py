@@ -78,6 +78,7 @@ def test_a_fit_that_did_not_converge_has_its_own_code(here, capsys):
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "mixmoe: warning: The optimiser stopped before it converged" in printed.err
+    assert "mixmoe: note: Standard errors: sandwich" in printed.err
     assert (here / "e.csv").exists()
 
 

@@ -179,12 +179,19 @@ def answer(case, name, folder):
         return error, MixmoeError
 
 
+def printed_width(found):
+    """Longest line of what a record prints with words of this package, not of pandas or statsmodels."""
+    own = getattr(type(found).__str__, "__module__", "").startswith("mixmoe") and not isinstance(found, InvalidTest)
+    return max(map(len, str(found).splitlines()), default=0) if own else 0
+
+
 @pytest.mark.filterwarnings("ignore::mixmoe.errors.MixmoeWarning")
 def test_every_public_name_answers_or_says_why_not(case, tmp_path):
     for name in sorted(public_names(case.fit)):
         assert name in CALLS or name in ATTRIBUTES, f"give {name} arguments in CALLS, or its type in ATTRIBUTES"
         found, expected = answer(case, name, tmp_path)
         assert isinstance(found, (expected, InvalidTest)), f"{name}: {found!r}"
+        assert printed_width(found) <= 80, f"{name}:\n{found}"
         if isinstance(found, InvalidTest | MixmoeError):
             reason = found.reason if isinstance(found, InvalidTest) else str(found)
             assert len(reason) > 20, name

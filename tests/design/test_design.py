@@ -470,6 +470,16 @@ def test_nearly_collinear_polynomials_are_kept():
     assert aliases(np.column_stack([np.ones(200), year, year**2])) == ()
 
 
+@pytest.mark.parametrize("origin", [1e7, 3e9])
+def test_columns_far_from_their_origin_are_not_constant(origin):
+    t = np.tile(np.arange(4.0), 50)
+    assert aliases(np.column_stack([np.ones(200), origin + t])) == ()
+    (found,) = aliases(np.column_stack([np.ones(200), origin + t, 3 * origin - 2 * (origin + t)]))
+    assert (found.column, found.others) == (2, (0, 1))
+    (found,) = aliases(np.column_stack([np.ones(200), origin * (1 + 2.0**-52 * (t > 2))]))  # no more than rounding
+    assert (found.column, found.others) == (1, (0,))
+
+
 # ---- properties
 
 

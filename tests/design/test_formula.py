@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixmoe.design.formula import MoEFormula, Part, RandomTerm, Sequence, parse_formula, require_safe
+from mixmoe.design.formula import MoEFormula, Part, RandomTerm, Sequence, parse_formula
 from mixmoe.design.formulaic_engine import parse_terms
+from mixmoe.design.safe import require_safe
 from mixmoe.errors import FormulaError
 
 INTERCEPT = (Part("1"),)

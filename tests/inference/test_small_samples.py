@@ -118,6 +118,26 @@ def test_a_contrast_has_its_own_degrees_of_freedom(least_squares, clustered):
     assert float(t.df_denom[0]) == pytest.approx(dense.df(c), rel=1e-6)
 
 
+def test_limits_of_a_prediction_have_those_of_its_contrast(least_squares, clustered):
+    dense, new = BellMcCaffrey(clustered), pd.DataFrame({"x": [0.7, -1.0], "z": [-1.2, 0.0]})
+    X = np.column_stack([np.ones(2), new])
+    half = [student.isf(0.05, dense.df(c)) * np.sqrt(c @ dense.V @ c) for c in X]
+    for kind, name in (("mean", "mean"), ("experts", "expert1")):
+        found = least_squares.predict(new, kind=kind, interval="confidence", alpha=0.1)
+        assert (found[f"{name}_high"] - found[name]).to_numpy() == pytest.approx(half, rel=1e-6)
+        assert (found[name] - found[f"{name}_low"]).to_numpy() == pytest.approx(half, rel=1e-6)
+
+
+def test_limits_of_a_mean_of_counts_have_those_of_its_contrast():
+    fit = mm.fit("y ~ x + z | re: (0 | c)", few("poisson", 16), experts=1, family="poisson")
+    test = fit.t_test("expert1.Intercept + 0.5 * expert1.x - expert1.z = 0")
+    assert test.df_denom[0] < 20
+    for scale, to_link in (("link", np.asarray), ("response", np.log)):
+        new = pd.DataFrame({"x": [0.5], "z": [-1.0]})
+        found = fit.predict(new, kind="mean", interval="confidence", scale=scale)[["mean_low", "mean_high"]]
+        np.testing.assert_allclose(to_link(found), test.conf_int(), rtol=1e-6)
+
+
 def test_sleepstudy_has_the_errors_of_lme4():
     """Balanced: CR2 makes up for maximum likelihood exactly. lmer, REML: 6.825 and 1.546; lmerTest: 17 df."""
     fit = mm.fit("reaction ~ days | re: (1 + days | subject)", mm.datasets.load("sleepstudy"), experts=1, rng=0)

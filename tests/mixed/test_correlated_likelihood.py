@@ -98,7 +98,9 @@ def test_log_density(kind, q, v, heavy):
 def test_scores(kind, q, v, heavy):
     data, p = rows(q, v), parameters(kind, q, v, heavy)
     model = error_model(kind, p)
-    ours = row_scores(data, row_posterior(data, p["beta"], p["T"], model), p["T"], model)
+    found = row_scores(data, row_posterior(data, p["beta"], p["T"], model), p["T"], model)
+    in_beta = data.visits.per_subject(data.X * found.predictor[:, None])
+    ours = np.concatenate([in_beta, found.others], axis=1)
 
     def slope(name, where, chain=1.0):
         moved = {k: None if a is None else np.asarray(a, dtype=complex) for k, a in p.items()}

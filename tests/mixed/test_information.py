@@ -15,7 +15,7 @@ from mixmoe.mixed import subject_refits as bootstrap
 from mixmoe.mixed.information import Basis, invert_information, natural_jacobian
 from mixmoe.mixed.likelihood.observed import observed_information, subject_scores
 from mixmoe.mixed.search import permute
-from mixmoe.mixed.subject_refits import Resample
+from mixmoe.mixed.subject_refits import Resample, resampled
 from tests import dense
 
 FORMULA = "y ~ time + common(x1) | gate: z1 | re: (1 + time | id)"
@@ -267,6 +267,29 @@ def test_a_resample_is_a_fit_to_repeated_subjects(small, data):
     target = small.params.to_numpy()
     nearest = found if np.abs(found - target)[:4].sum() < np.abs(flipped - target)[:4].sum() else flipped
     assert ours == pytest.approx(nearest, rel=1e-3, abs=1e-3)
+
+
+def test_resamples_hold_whole_clusters():
+    clusters = np.array([0, 0, 1, 2, 2, 1])
+    for seed in range(5):
+        times = np.bincount(resampled(6, clusters, np.random.default_rng(seed)), minlength=6)
+        assert sum(times[[0, 2, 3]]) == 3
+        np.testing.assert_array_equal(times, times[[0, 0, 2, 3, 3, 2]])
+
+
+def test_twins_in_clusters_are_one_subject_to_the_bootstrap(data):
+    twins = pd.concat([data.assign(pair=data["id"], id=[f"{i}{t}" for i in data["id"]]) for t in "ab"])
+    fit = mm.fit("y ~ time | re: (1 | id)", twins, experts=1, cluster="pair", cov_type="bootstrap", n_boot=80, rng=0)
+    alone = mm.fit("y ~ time | re: (1 | id)", data, experts=1)
+    assert "80 resamples of clusters" in str(fit.summary())
+    assert (fit.bse / alone.bse).to_numpy() == pytest.approx(1, abs=0.3)  # those of subjects would be 0.7
+    assert "subjects of a cluster are not independent" in two_with_clusters(twins).test_experts().reason
+
+
+def two_with_clusters(twins):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MixmoeWarning)
+        return mm.fit("y ~ time | re: (0 | id)", twins, experts=2, cluster="pair", starts=1, rng=0)
 
 
 @pytest.mark.parametrize("order", [[1, 0, 2], [2, 0, 1], [2, 1, 0]])

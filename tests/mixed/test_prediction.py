@@ -8,7 +8,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 import mixmoe as mm
-from mixmoe.errors import ArgumentError, DroppedRowsWarning, MixmoeWarning
+from mixmoe.errors import ArgumentError, DesignError, DroppedRowsWarning, MixmoeWarning
 from mixmoe.mixed.prediction.linear_predictor import MixtureLaw
 from tests import dense
 
@@ -469,12 +469,15 @@ def test_a_figure_that_does_not_exist(fit):
 
 def test_a_history_of_others_is_said(fit, strangers):
     past, future = strangers
-    with pytest.warns(MixmoeWarning, match=r"no subject of history= is in the new data \(their names differ\)"):
+    with pytest.warns(MixmoeWarning, match="no subject of history= is in the new data"):
         fit.predict(future, kind="subject", history=past.assign(id=past["id"] + "x"))
     with pytest.raises(ArgumentError, match="history has no rows"):
         fit.predict(future, kind="subject", history=past.head(0))
 
 
 def test_names_of_another_type_are_said(fit, data):
-    with pytest.warns(MixmoeWarning, match=r"no subject of the fit is in the new data .*\(int\).*\(str\)"):
-        fit.predict(data.head(3).astype({"id": str}), kind="subject")
+    as_text = data.head(3).astype({"id": str})
+    for history in (None, data.head(3)):
+        with pytest.raises(DesignError, match=r"'id' is '.*' \(str\) in the new data and .* \(int\) in what is known"):
+            fit.predict(as_text, kind="subject", history=history)
+    assert len(fit.predict(as_text, kind="mean")) == 3  # which needs to know nobody

@@ -114,7 +114,7 @@ NUMBERS = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 2)), columns=["
 def test_ids_that_became_text_are_not_new_persons(write):
     fit = quiet("y ~ x | re: (last | id)", NUMBERS)
     new = NUMBERS.assign(id=NUMBERS.id.map(write))
-    message = r"'id' is .* \(str\) in the new data and 1 \(int\) in the fit, which are not the same label"
+    message = r"'id' is .* \(str\) in the new data and 1 \(int\) in what is known, which are not the same label"
     with pytest.raises(DesignError, match=message):
         fit.predict(new, "subject")
     adapted = fit.adapt(new)
@@ -138,6 +138,12 @@ def test_ids_of_another_number_type_are_the_same_persons(cast):
     found = fit.predict(NUMBERS.assign(id=NUMBERS.id.astype(cast)), "subject")
     pd.testing.assert_frame_equal(found, fit.predict(NUMBERS, "subject"))
     np.testing.assert_allclose(found["mean"], fit.fitted())
+
+
+def test_a_history_of_others_is_said():
+    fit = quiet("y ~ x | re: (last | id)", NUMBERS)
+    with pytest.warns(mm.errors.MixmoeWarning, match="no subject of history= is in the new data"):
+        fit.predict(NUMBERS.assign(id=NUMBERS.id + 50), "subject", history=NUMBERS.head(20))
 
 
 def test_new_labels_are_persons_never_seen():

@@ -73,6 +73,22 @@ def test_a_fit_compiles_as_a_fragment(tmp_path):
     assert "Missing character" not in run.stdout
 
 
+_LONG = "C(treatment, Treatment('placebo'))[T.D-penicillamine]:bs(years_since_entry, df=4)[3]"
+
+
+@needs_pdflatex
+@pytest.mark.parametrize("n_columns", [1, 6, 9])
+def test_nothing_stands_out_of_the_text(tmp_path, n_columns):
+    columns = tuple(f"{i}: MODEL_OF_WOMEN" for i in range(n_columns))
+    label = ("x", _LONG, "MWMWMW" * 12, "a sum of many words and more words " * 3, "  lower")
+    cells = tuple((cell,) * n_columns for cell in ("-1.5", "12.345**", "(0.123)", "", "-25.547, 20.613"))
+    wide = Table("a", "A title", columns, label, cells, ("num",) * n_columns)
+    words = Table("b", "", ("message", "n"), ("flag",), (("many words " * 20, 3),), ("text", "num"))
+    run = compiled(latex([wide, words], "Cap", notes=[f"note on {_LONG}" * 3], standalone=True), tmp_path)
+    assert run.returncode == 0, run.stdout[-2000:]
+    assert [float(pt) for pt in re.findall(r"Overfull \\hbox \(([\d.]+)pt", run.stdout) if float(pt) > 1.0] == []
+
+
 @needs_pdflatex
 def test_long_tables_continue_on_the_next_page(tmp_path):
     source = latex([table([f"x_{i}" for i in range(95)])], "Long", "tab:long", ["last"], standalone=True)

@@ -1,6 +1,7 @@
 """Figures: what is on them, not only that they appear."""
 
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -82,6 +83,18 @@ def test_many_units_are_thinned_with_their_shares():
     thin = [line for line in axes.lines if line.get_linewidth() < 1]
     assert len(thin) == 150
     assert sum(line.get_color() == COLOURS[0] for line in thin) == 75
+    assert [text.get_text() for text in axes.texts] == ["150 of 2000 courses shown"]
+    assert not draw([curve(expert=1)], observed(20, 2)).axes[0].texts
+
+
+def test_positive_functions_have_a_log_axis_that_bands_do_not_set():
+    positive = replace(curve(bands=True), y=GRID + 1, log=True)
+    bands = {"lower": positive.y / 2, "upper": positive.y * 2, "band_lower": positive.y / 3}
+    tame = replace(positive, **bands, band_upper=positive.y * 3)
+    wild = replace(positive, **bands, band_upper=np.append(3 * positive.y[:-1], 1e9))
+    axes = draw([wild]).axes[0]
+    assert axes.get_yscale() == "log"
+    assert 6.0 <= draw([tame]).axes[0].get_ylim()[1] <= axes.get_ylim()[1] < 1e4
 
 
 def test_a_unit_with_one_row_is_a_dot():

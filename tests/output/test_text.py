@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mixmoe.errors import ArgumentError
-from mixmoe.output.records import Table, choose, format_cell
+from mixmoe.output.records import Table, choose, format_cell, in_light_of
 from mixmoe.output.text import html, markdown, text
 
 AWKWARD = "<script>alert(1)</script> & a|b *c* `d` \\e\n_f_ \"g\" 'h'"
@@ -73,13 +73,61 @@ def test_a_short_formula_too_has_a_line_of_its_own_at_the_top():
     assert next(line for line in lines if "Formula" in line).split() == ["Formula:", "y", "~", "x"]
 
 
+@pytest.mark.parametrize(
+    ("value", "error", "shown"),
+    [
+        (5.378e-11, 7.334e-06, "0.0000"),
+        (-2.1e-14, 0.3, "0.0000"),
+        (2.5e-5, 1e-5, "2.5e-05"),
+        (1.23456, 0.1, "1.2346"),
+        (18421.123, 5e4, "18421.1230"),
+        (1.23456, np.nan, "1.2346"),
+        (np.inf, 0.1, "inf"),
+        (0.5, 1e-310, "0.5000"),
+    ],
+)
+def test_estimates_show_no_digits_that_their_error_drowns(value, error, shown):
+    assert format_cell(in_light_of(value, error)) == shown
+
+
 def test_text_header_is_two_columns():
     pairs = {"Rows": 10, "Subjects": 3, "Formula": "y ~ " + " + ".join(f"x{i}" for i in range(30)), "AIC": 1.23456}
     header = Table("header", "", ("",), tuple(pairs), tuple((v,) for v in pairs.values()), (".3f",))
     lines = text([header]).splitlines()
     assert lines[1].startswith("Formula:  y ~ x0")
-    assert re.fullmatch(r"Rows: +10 +AIC: +1.235", lines[2])
-    assert re.fullmatch(r"Subjects: +3", lines[3])
+    assert lines[2].startswith(" " * 10)  # the formula goes on
+    assert re.fullmatch(r"Rows: +10 +AIC: +1.235", lines[-3])
+    assert re.fullmatch(r"Subjects: +3", lines[-2])
+
+
+_LONG = "C(treatment, Treatment('placebo'))[T.D-penicillamine]:bs(years_since_entry, df=4)[3]"
+
+
+@pytest.mark.parametrize("n_columns", [1, 6, 14])
+@pytest.mark.parametrize("label", ["x", _LONG, "x" * 200, "名" * 60])
+def test_text_keeps_to_eighty_columns_and_loses_nothing(label, n_columns):
+    columns = tuple(f"model number {i}" for i in range(n_columns))
+    wide = Table("a", "A title", columns, (label, "  lower"), ((-1.5,) * n_columns,) * 2, ("num",) * n_columns)
+    words = Table("b", "Words", ("message", "n"), ("flag",), (("many words " * 20, 3),), ("text", "num"))
+    header = Table("header", "", ("",), ("Formula",), ((f"y ~ {label}",),), (".3f",))
+    shown = text([header, wide, words], "Title", [f"note on {label}"])
+    lines = shown.splitlines()
+    assert max(sum(2 if c > "\u2e80" else 1 for c in line) for line in lines) <= 80
+    assert all(column in shown for column in columns)
+    assert shown.count("-1.5000") == 2 * n_columns
+    assert "many words " in shown
+    assert "".join(f"note on {label}".split()) in "".join(shown.split())
+
+
+def test_a_long_label_is_broken_not_cut():
+    shown = text([Table("a", "", ("z",), (_LONG,), ((None,),), ("num",))])
+    assert _LONG.replace(" ", "") in "".join(shown.split())
+
+
+def test_numbers_that_do_not_fit_beside_one_another_stand_below():
+    wide = Table("a", "T", tuple(f"model number {i}" for i in range(9)), ("x",), ((1.0,) * 9,), ("num",) * 9)
+    shown = text([wide])
+    assert shown.count("T (continued)") == shown.count("\nx ") - 1 > 0
 
 
 def test_notes_are_wrapped_and_numbered():

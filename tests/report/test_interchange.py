@@ -162,6 +162,18 @@ def test_fits_are_aligned_by_name():
     assert cells(made, "gate")["expert 2: z"][0] is None
 
 
+def test_a_network_has_the_rows_of_one_expert():
+    pytest.importorskip("torch")
+    data = mm.datasets.load("orthodont")
+    network = mm.fit("distance ~ age | re: (last | subject)", data, hidden=(), baselines=False, rng=0)
+    made = mm.table([network, mm.fit("distance ~ age | re: (1 + age | subject)", data, experts=1)], statistics=[])
+    assert [table.key for table in made.tables] == ["expert1", "random", "residual"]
+    for table in made.tables:
+        for network_cell, expert_cell in table.cells[::2]:
+            assert float(network_cell) == pytest.approx(float(expert_cell), abs=2e-3)
+    assert mm.table([network]).tables[0].key == "fixed"
+
+
 def test_tables_say_what_the_summary_says():
     """An infinite coefficient of the gate is printed as finite: every output says that it only says so."""
     rng = np.random.default_rng(9)
@@ -263,6 +275,18 @@ def test_what_is_no_fit_is_refused():
 
 def test_stars_begin_below_their_limits():
     p_values = {"a": 0.0009, "b": 0.001, "c": 0.0099, "d": 0.01, "e": 0.0499, "f": 0.05, "g": np.nan}
-    result = SimpleNamespace(params=pd.Series(1.0, index=list(p_values)), pvalues=pd.Series(p_values))
+    ones = pd.Series(1.0, index=list(p_values))
+    result = SimpleNamespace(params=ones, bse=ones, pvalues=pd.Series(p_values))
     marks = [side_by_side._estimate(result, name, True).removeprefix("1.0000") for name in p_values]
     assert marks == ["***", "**", "**", "*", "*", "", ""]
+
+
+def test_maketables_and_great_tables_take_fits_as_they_are():
+    maketables, great_tables = pytest.importorskip("maketables"), pytest.importorskip("great_tables")
+    fit = mm.fit("distance ~ age | re: (1 | subject)", mm.datasets.load("orthodont"), experts=1)
+    shown = maketables.ETable([fit], model_stats=["N"]).make(type="tex")
+    assert f"{fit.params['expert1.age']:.3f}" in shown
+    assert "(0.071)" in shown
+    page = great_tables.GT(fit.tidy()).as_raw_html()
+    assert "expert1.age" in page
+    assert "std.error" in page

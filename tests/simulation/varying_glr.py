@@ -45,7 +45,7 @@ def replicate(n, slots, amplitude, bandwidth, seed, scenario):
     swapped = np.array([2, 3, 0, 1, 5, 4, 6, 7])
     tested = np.sort(np.array(slots) if low else swapped[slots])
     null = null_fit(problem, run.coef, tested)
-    law = null_law(problem, tested)
+    law = null_law(problem, run.coef, tested)
     return run.loglik - null.loglik, draw_statistic(problem, null.coef, tested, seed), law.scale, law.df
 
 

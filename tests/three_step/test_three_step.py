@@ -337,6 +337,8 @@ def test_refusals(case):
         fit.covariates("z", out)
     with pytest.raises(ArgumentError, match="one row per subject, got several for"):
         fit.distal("o ~ expert", pd.concat([out, out.head(1)]))
+    with pytest.raises(DesignError, match=r"\(str\) in the new data and .* \(int\) in what is known"):
+        fit.distal("o ~ expert", out.set_axis(out.index.map(str)) if "id" not in out else out.astype({"id": str}))
     with pytest.raises(ArgumentError, match="none of the 3 rows of outcomes belongs to the fit"):
         fit.distal("o ~ expert", out.head(3).assign(id=["a", "b", "c"]))
     with pytest.raises(ArgumentError, match="has a column 'expert'"):

@@ -254,3 +254,17 @@ def test_a_rare_column_does_not_make_scoring_run_off():
     run = run_em(problem, far, Control(1e-6, 100))
     known = fit_functions(problem, Control(1e-6, 100), np.random.default_rng(0))
     assert run.loglik == pytest.approx(known.loglik, abs=1e-4)
+
+
+def test_tests_beside_a_column_that_forced_the_bandwidth_are_made_at_that_of_the_others(tmp_path):
+    data = late_dose()
+    with pytest.warns(ConvergenceWarning, match="as wide as 'dose' needs"):
+        fit = mm.fit("y ~ x + dose | vary: u", data, experts=1, rng=0)
+    rest = mm.fit("y ~ x + const(dose) | vary: u", data, experts=1, rng=0)
+    assert fit.model.unforced == pytest.approx((rest.bandwidth, rest.bandwidth), rel=1e-3)
+    constant = fit.test_varying("expert1.dose", n_boot=39, rng=0)  # its effect is .6 everywhere
+    assert constant.p_value > 0.1
+    assert fit.test_varying("expert1.dose", method="asymptotic").p_value > 0.1
+    assert fit.test_varying("expert1.Intercept", method="asymptotic").p_value < 1e-6  # a sine
+    fit.save(tmp_path / "fit.mixmoe")
+    assert mm.load(tmp_path / "fit.mixmoe").test_varying("expert1.dose", n_boot=39, rng=0).p_value == constant.p_value

@@ -8,7 +8,8 @@ from scipy.stats import chi2
 
 from mixmoe.varying.bands import LEAST_DF, level_process, student_factor
 from mixmoe.varying.effective_parameters import effective_df, fitness
-from mixmoe.varying.glr import null_law
+from mixmoe.varying.em_steps import own_natural
+from mixmoe.varying.glr import joint_fit, null_law
 from mixmoe.varying.joint_em import Control, fit_functions
 from mixmoe.varying.local_likelihood import build_local
 from mixmoe.varying.local_maximum import local_maxima
@@ -134,14 +135,37 @@ def quadratic_form(u, weights, h):
 def test_asymptotic_test_has_the_moments_of_the_smoother():
     fit = VCMoE(FORMULA, vcmoe("constant", 200, rng=3).data, bandwidth=0.4).fit(rng=0, starts=2)
     test = fit.test_varying("expert1.z1", method="asymptotic")
-    form = quadratic_form(fit.model.problem.rows.index, np.ones(200), 0.4)
+    gate = np.exp(own_natural(fit.model.problem, joint_fit(fit.model).run.coef).log_gate)
+    index = fit.model.problem.rows.index
+    form = quadratic_form(index, gate[0], 0.4)
     mean, variance = 0.5 * np.trace(form), 0.5 * np.trace(form @ form)
     scale = 2.0 * mean / variance
     assert test.df == pytest.approx(scale * mean)
     assert test.p_value == pytest.approx(chi2.sf(scale * test.statistic, scale * mean))
     pair = fit.test_varying(["expert1.z1", "gate2.x1"], method="asymptotic")
-    assert pair.df == pytest.approx(2.0 * scale * mean)
-    assert pair.p_value == pytest.approx(chi2.sf(scale * pair.statistic, 2.0 * scale * mean))
+    form = quadratic_form(index, gate[0] * gate[1], 0.4)
+    mean, variance = mean + 0.5 * np.trace(form), variance + 0.5 * np.trace(form @ form)
+    assert pair.df == pytest.approx(2.0 * mean**2 / variance)
+    assert pair.p_value == pytest.approx(chi2.sf(2.0 * mean / variance * pair.statistic, pair.df))
+
+
+def test_null_law_of_sigma_has_the_moments_of_squared_residuals():
+    problem = make_problem(vcmoe(n=120, experts=1, rng=1), 0.35, experts=1)
+    law = null_law(problem, np.zeros((50, 2, 3)), np.array([2]))
+    rows, rng = problem.rows, np.random.default_rng(0)
+    form, residual = quadratic_form(rows.index, np.ones(120), 0.35), np.empty((120, 120))
+    for i in range(120):
+        t = rows.index - rows.index[i]
+        lines = np.hstack([rows.design, rows.design * t[:, None]])
+        kernel = np.clip(1.0 - (t / 0.35) ** 2, 0.0, None)
+        lever = np.linalg.solve(lines.T @ (lines * kernel[:, None]), lines.T * kernel)
+        residual[i] = np.eye(120)[i] - np.append(rows.design[i], [0.0, 0.0]) @ lever
+    squares = (rng.standard_normal((40_000, 120)) @ residual.T) ** 2
+    working = (squares / (residual**2).sum() * 120 - 1.0) / np.sqrt(2.0)
+    draws = 0.5 * np.einsum("bi,ij,bj->b", working, form, working, optimize=True)
+    assert law.df / law.scale == pytest.approx(draws.mean(), rel=0.03)  # columns are only nearly orthogonal
+    assert 2.0 * law.df / law.scale**2 == pytest.approx(draws.var(), rel=0.08)
+    assert 2.0 * law.df / law.scale**2 > 0.6 * np.trace(form @ form)  # of normal errors: half the trace
 
 
 def test_null_law_far_from_the_ends_is_that_of_fan_zhang_and_zhang():
@@ -150,7 +174,7 @@ def test_null_law_far_from_the_ends_is_that_of_fan_zhang_and_zhang():
     laws = {}
     for h in (0.1, 0.05):
         own = build_problem(even, problem.family, problem.slots, problem.const, np.linspace(0, 1, 20), h, h, 0.01)
-        law = null_law(own, np.array([0]))
+        law = null_law(own, np.zeros((20, 2, problem.slots.n)), np.array([0]))
         laws[h] = np.array([law.df / law.scale, 2.0 * law.df / law.scale**2])  # mean, variance
     mean, variance = (laws[0.05] - laws[0.1]) / 10.0  # per |U| / h
     t = np.linspace(-2.0, 2.0, 4001)
@@ -169,7 +193,8 @@ def test_null_law_of_theta_is_that_of_an_average():
     kernel = np.clip(1.0 - ((u - u[:, None]) / 0.3) ** 2, 0.0, None)
     rest = np.eye(150) - kernel / kernel.sum(axis=1, keepdims=True)
     form = np.eye(150) - 1.0 / 150.0 - rest.T @ rest
-    law = null_law(problem, np.array([problem.slots.dispersions.start]))
+    coef = np.zeros((50, 2, problem.slots.n))
+    law = null_law(problem, coef, np.array([problem.slots.dispersions.start]))
     assert law.df / law.scale == pytest.approx(0.5 * np.trace(form))
     assert 2.0 * law.df / law.scale**2 == pytest.approx(0.5 * np.trace(form @ form))
 

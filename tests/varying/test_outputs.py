@@ -57,7 +57,7 @@ def test_calendar_times_have_names_of_their_own(data, origin, unit):
     for point, name in zip(fit.model.points, names, strict=True):
         assert np.abs(grid - float(name[len("expert1.z1(yr=") : -1])).argmin() == point
     assert fit.t_test(f"{names[0]} = 0").effect == pytest.approx(fit.params[names[0]])
-    columns = fit.tables()[1].columns[2:]
+    columns = fit.tables()[2].columns
     assert len(set(columns)) == 5
     assert "e+" not in "".join(columns)
     assert all(column in fit.to_latex() for column in columns)
@@ -73,12 +73,12 @@ def test_constants_with_an_equals_sign_are_in_every_table(data):
 
 @pytest.mark.parametrize(
     ("factor", "shown"),
-    [(1.0, r"-?0\.\d{3} to -?0\.\d{3}"), (0.03, r"-?0\.0\d{3} to -?0\.0\d{3}"), (3e4, r"-?\d{4,5} to -?\d{4,5}")],
+    [(1.0, r"-?0\.\d{3}"), (0.03, r"-?0\.0\d{3}"), (3e4, r"-?\d{4,5}")],
 )
 def test_functions_keep_digits_whatever_their_scale(data, factor, shown):
     fit = quick("y ~ z1 | vary: u", data.assign(y=factor * data["y"]), experts=1)
-    slope = next(table for table in fit.tables() if table.key == "expert1").cells[2][0]
-    assert pd.Series([slope]).str.fullmatch(shown).all(), slope
+    ends = next(table for table in fit.tables() if table.key == "functions").cells[1][:2]
+    assert pd.Series(ends).str.fullmatch(shown).all(), ends
 
 
 # ---- files ----
@@ -137,12 +137,25 @@ def test_a_figure_says_what_its_lines_and_shades_are(fit):
     first, *others = figure.axes
     entries = [text.get_text() for text in first.get_legend().get_texts()]
     assert entries == ["expert 1", "expert 2", "90 % pointwise", "90 % simultaneous"]
-    assert first.get_ylabel() == "value, corrected for bias"
-    assert others[-1].get_ylabel() == "probability, corrected for bias\nx1 = 0.5"
+    assert first.get_ylabel() == "value; bands corrected for bias"
+    assert others[-1].get_ylabel() == "probability; bands corrected for bias\nx1 = 0.5"
     assert len(others[-1].get_legend().get_texts()) == 2
     alone = fit.plot("means", bias="none").axes[0].get_ylabel()
-    assert alone.startswith("expected response, local maxima\nz1 = ")
+    assert alone.startswith("expected response; bands around local maxima\nz1 = ")
     assert "x1 = " in alone
+    plt.close("all")
+
+
+def test_a_line_is_what_the_tables_say_also_where_there_is_no_band(fit):
+    curves = fit.curves("functions")
+    functions = fit.functions()
+    for curve, name in ((curves[0], "expert1.Intercept"), (curves[1], "expert1.z1")):
+        np.testing.assert_array_equal(curve.y, functions.loc[functions["coefficient"] == name, "estimate"])
+    assert [curve.panel for curve in curves if curve.log] == ["sigma", "sigma"]
+    for curve in curves:
+        assert ("no band there" in curve.xlabel) == np.isnan(curve.band_lower).any()
+    axes = {axes.get_title(loc="left"): axes for axes in fit.plot().axes}
+    assert axes["sigma"].get_yscale() == "log"
     plt.close("all")
 
 
@@ -264,8 +277,8 @@ def test_values_at_chosen_places_are_those_of_the_functions(fit):
     at = [0.25, 0.6]
     table = next(table for table in fit.tables(at=at) if table.key == "expert2")
     slopes = fit.functions(at).query("coefficient == 'expert2.z1'")["estimate"]
-    assert list(table.cells[2][2:]) == [f"{value:.3f}" for value in slopes]
-    low, high = (float(part) for part in table.cells[3][2].split(", "))
+    assert list(table.cells[3]) == [f"{value:.3f}" for value in slopes]
+    low, high = float(table.cells[4][0]), float(table.cells[5][0])
     bands = fit.bands(rng=20260101).query("coefficient == 'expert2.z1'")
     near = bands[bands["u"].between(0.25 - 0.08, 0.25 + 0.08)]
     assert near["band_low"].min() <= low + 1e-3
@@ -289,8 +302,8 @@ def test_the_simulator_has_its_formula():
 def test_what_starts_led_to_is_counted_among_those_that_went_on(data):
     fit = quick(FORMULA, data, starts=6)
     kept, best = len(fit.em.starts.logliks), fit.em.starts.n_replicated
-    words = f"6 of each kind, {kept} distinct went on, {best} to the best"
-    assert words in str(fit.summary())
+    words = f"6 of each kind; of {kept} distinct ones followed to the end {best} reached the best"
+    assert words in " ".join(str(fit.summary()).split())
     found = mm.select(FORMULA, data, [2], bandwidth=0.3, n_grid=15, rng=0, starts=6, progress=False)
     chosen = found.candidates[0].results.em.starts
     assert f"{chosen.n_replicated}/{len(chosen.logliks)}" in str(found.summary())
@@ -311,3 +324,14 @@ def test_all_constant_with_clusters(data):
     fit = quick(FORMULA, data.assign(id=np.arange(len(data)) // 5), bandwidth=np.inf, cluster="id")
     assert np.isfinite(fit.bse).all()
     assert "60 clusters" in str(fit.summary())
+
+
+def test_the_first_summary_says_how_far_it_is(data, capsys):
+    fit = quick(FORMULA, data)
+    fit.summary(progress=True)
+    assert "tests of constancy" in capsys.readouterr().err
+    fit.summary(progress=True)  # kept
+    assert not capsys.readouterr().err
+    silent = quick(FORMULA, data)
+    silent.summary()  # no terminal
+    assert not capsys.readouterr().err

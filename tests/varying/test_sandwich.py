@@ -36,7 +36,7 @@ def moved(problem, coef, row, bias):
         weights = problem.rows.weights.copy()
         weights[row] += change
         heavier = replace(problem, rows=problem.rows.with_weights(weights))
-        found.append(fit_levels(heavier, coef, bias).levels)
+        found.append(fit_levels(heavier, coef, bias).values(0))
     return (found[1] - found[0]) / (2.0 * EPS)
 
 

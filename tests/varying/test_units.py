@@ -130,7 +130,7 @@ def test_relabel_keeps_the_options_of_the_covariance(plain, clustered, tmp_path)
     for fit in (plain.with_cov("robust", correction=False), clustered.with_cov("cluster", correction=False)):
         np.testing.assert_allclose(fit.relabel([2, 1]).relabel([2, 1]).bse, fit.bse, rtol=1e-6)
         fit.save(tmp_path / "fit.mixmoe")
-        again = load(tmp_path / "fit.mixmoe", {"VCMoE": VCMoE})
+        again = load(tmp_path / "fit.mixmoe")
         same_bands(again.bands(rng=0), fit.bands(rng=0))
         np.testing.assert_allclose(again.relabel([2, 1]).relabel([2, 1]).bse, fit.bse, rtol=1e-6)
 

@@ -23,15 +23,22 @@ from mixmoe.mixed.likelihood.gaussian import (
     FIRST_SIZE,
     Density,
     GaussianExperts,
-    build_moments,
     flat_experts,
+    independent_experts,
     normal_density,
     t_density,
 )
-from mixmoe.mixed.likelihood.protocol import ClosedIntegral, Effects, FlatScores
+from mixmoe.mixed.likelihood.protocol import (
+    ClosedIntegral,
+    Effects,
+    RowScores,
+    ScoresByRow,
+)
 from mixmoe.mixed.likelihood.serial import ErrorFactor, ErrorKind, Spread, Visits, factorise
 from mixmoe.mixed.parameters import Params, Structure
-from mixmoe.numerics.linalg import cholesky, inverse_from_cholesky, solve_lower, solve_upper
+from mixmoe.numerics.linalg import cholesky, inverse_from_cholesky, solve_lower, solve_upper, times_real
+
+_WORKING = 150_000  # doubles per working array (1.2 MB): rows, unlike moments, are swept once or twice only
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +71,9 @@ class Rows:
 
     def blocks(self, n_experts: int) -> "Iterator[tuple[slice, Rows]]":
         """Consecutive runs of subjects, short enough that the working arrays of `n_experts` experts stay in cache."""
-        width = 1 + self.X.shape[0] + 2 * self.Z.shape[0] ** 2
+        width = 1 + 2 * self.Z.shape[0] ** 2
         per_subject = max(1.0, self.y.size / self.n_subjects)
-        # About 100,000 doubles per working array (800 KB): rows, unlike moments, are swept once or twice only.
-        length = max(64, int(100_000 / (n_experts * width * per_subject)))
+        length = max(64, int(_WORKING / (n_experts * width * per_subject)))
         for start in range(0, self.n_subjects, length):
             where = slice(start, min(start + length, self.n_subjects))
             yield where, self.run(where)
@@ -164,7 +170,7 @@ def row_posterior(rows: Rows, beta: AnyArray, T: AnyArray, errors: ErrorModel) -
     RowPosterior
     """
     factor = factorise(errors.kind, errors.deviations(rows.V, rows.unit), errors.shape, rows.visits)
-    r = rows.y - beta @ rows.X
+    r = rows.y - times_real(beta, rows.X)
     # With errors whitened by R's inverse factor, everything below is the algebra of independent errors.
     white_r, white_Z = factor.whiten(r[:, None]), factor.whiten(rows.Z[None])
     G, Zr = _gram(rows, white_Z), rows.visits.per_subject(white_Z * white_r)
@@ -208,7 +214,7 @@ def row_errors(rows: Rows, post: RowPosterior, T: AnyArray) -> AnyArray:
     return post.r - (means * rows.Z).sum(axis=1)
 
 
-def row_scores(rows: Rows, post: RowPosterior, T: AnyArray, errors: ErrorModel) -> AnyArray:
+def row_scores(rows: Rows, post: RowPosterior, T: AnyArray, errors: ErrorModel) -> RowScores:
     """Derivatives of each subject's log-density in the parameters of each expert.
 
     Parameters
@@ -220,9 +226,10 @@ def row_scores(rows: Rows, post: RowPosterior, T: AnyArray, errors: ErrorModel) 
 
     Returns
     -------
-    ndarray, shape (E, p + q * q + 1 + v + [shape] + [df], N)
-        In beta, in all entries of T (row by row), in log sigma, in the coefficients of the log standard deviation, and,
-        where there is one, in rho, phi or tau and in the logarithm of the degrees of freedom.
+    RowScores
+        In the linear predictor of each row; in all entries of T (row by row), in log sigma, in the coefficients of the
+        log standard deviation, and, where there is one, in rho, phi or tau and in the logarithm of the degrees of
+        freedom.
     """
     E, q, N = post.w.shape
     weight, per_subject = post.density.weight, rows.visits.per_subject
@@ -234,7 +241,6 @@ def row_scores(rows: Rows, post: RowPosterior, T: AnyArray, errors: ErrorModel) 
     # The weight of the t (1 for normal errors) shrinks what far-off subjects say; the log determinant has none.
     in_T = (weight[:, None] * pull)[:, :, None] * post.w[:, None] - _curvature(post, T)
     parts = [
-        weight[:, None] * per_subject(rows.X * solved),
         in_T.reshape(E, q * q, N),
         per_subject(found.log_sd)[:, None],
         per_subject(rows.V * found.log_sd[:, None]),
@@ -243,7 +249,8 @@ def row_scores(rows: Rows, post: RowPosterior, T: AnyArray, errors: ErrorModel) 
         parts.append(found.shape[:, None])
     if errors.df is not None:
         parts.append(post.density.log_df[:, None])
-    return np.concatenate(parts, axis=1)
+    by_row = np.repeat(weight, rows.visits.counts, axis=-1) * solved[:, 0]
+    return RowScores(by_row, np.concatenate(parts, axis=1))
 
 
 def _curvature(post: RowPosterior, T: AnyArray) -> AnyArray:
@@ -294,7 +301,7 @@ class ErrorForm:
         return df
 
     def unconstrained(self, scores: Array, errors: ErrorModel) -> Array:
-        """Scores in the unconstrained parameters, from those of `row_scores`, shape (E, p + q * q + 1 + d, N)."""
+        """Scores in the unconstrained parameters, from those of `row_scores`, shape (E, q * q + 1 + d, N)."""
         if self.heavy and self.df is not None:
             scores = scores[:, :-1]
         if errors.shape is None:
@@ -306,7 +313,7 @@ class ErrorForm:
 
 
 @dataclass(frozen=True, slots=True)
-class RowDensities(FlatScores):
+class RowDensities(ScoresByRow):
     """Densities of a run of subjects, see `Densities`.
 
     Attributes
@@ -348,9 +355,19 @@ class RowDensities(FlatScores):
             factor = (df[:, None] + self.posterior.distance) / (freedom - 2)
         return np.where(freedom > 2, factor, np.inf)
 
-    def _flat_scores(self) -> Array:
+    def row_scores(self) -> RowScores:
+        """Derivatives in the linear predictor of each row and in what else the experts have."""
         T, _ = flat_experts(self.params)
-        return self.form.unconstrained(row_scores(self.rows, self.posterior, T, self.errors), self.errors)
+        found = row_scores(self.rows, self.posterior, T, self.errors)
+        return RowScores(found.predictor, self.form.unconstrained(found.others, self.errors))
+
+    @property
+    def _columns(self) -> Array:
+        return self.rows.X
+
+    @property
+    def _starts(self) -> NDArray[np.intp]:
+        return self.rows.visits.starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,6 +410,25 @@ class RowExperts(ClosedIntegral):
         """The same with a response of zero."""
         return RowExperts(self.rows.without_response(), self.form)
 
+    @property
+    def by_rows(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def columns(self) -> Array:
+        """Columns of the fixed effects, shape (p, n)."""
+        return self.rows.X
+
+    @property
+    def counts(self) -> NDArray[np.intp]:
+        """Rows of each subject, shape (N,)."""
+        return self.rows.visits.counts
+
+    def shifted(self, by: AnyArray) -> "RowExperts":
+        """The same experts where the linear predictor of each row is this much larger, shape (n,)."""
+        return RowExperts(replace(self.rows, y=self.rows.y - by), self.form)
+
     def sort_keys(self) -> tuple[Array, ...]:
         """Cross-products with the response."""
         per_subject = self.rows.visits.per_subject
@@ -409,6 +445,11 @@ class RowExperts(ClosedIntegral):
             extra_starts(structure.extras)[None, None],
         )
 
+    @property
+    def is_closed_form(self) -> bool:
+        """Never: EM has no closed form for the correlation of errors."""
+        return False
+
     def closed_form(self, one: Params) -> GaussianExperts:
         """Experts that share the correlation and the relative variances of the errors of a one-expert fit.
 
@@ -419,4 +460,4 @@ class RowExperts(ClosedIntegral):
         factor = factorise(self.form.kind, np.exp(errors.slope @ self.rows.V) * self.rows.unit, tau, self.rows.visits)
         white = factor.whiten(np.vstack([self.rows.y, self.rows.X, self.rows.Z])[None])[0]
         first, last = 1, 1 + len(self.rows.X)
-        return GaussianExperts(build_moments(white[0], white[first:last].T, white[last:].T, self.rows.visits.starts))
+        return independent_experts(white[0], white[first:last].T, white[last:].T, self.rows.visits.starts)

@@ -18,10 +18,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from scipy.special import betaln, digamma, gammaln
 
 from mixmoe._typing import AnyArray, Array
-from mixmoe.mixed.likelihood.protocol import ClosedIntegral, Effects, FlatScores
+from mixmoe.mixed.likelihood.protocol import (
+    MANY_COLUMNS,
+    ClosedIntegral,
+    Effects,
+    FlatScores,
+    RowScores,
+    ScoresByRow,
+    has_many_columns,
+)
 from mixmoe.mixed.parameters import Params, Structure
 from mixmoe.numerics.linalg import cholesky, inverse_from_cholesky, multiply, solve_lower, solve_upper, times_real
 from mixmoe.responses.distribution import trigamma
@@ -124,6 +133,152 @@ def build_moments(y: Array, X: Array, Z: Array, starts: NDArray[np.intp], weight
 
 
 @dataclass(frozen=True, slots=True)
+class SparseColumns:
+    """Columns that are mostly zero before they are made orthogonal, such as those of a factor with many levels.
+
+    Attributes
+    ----------
+    before : scipy.sparse.csr_array, shape (n, p)
+    basis : ndarray, shape (p, p)
+        What they are multiplied by.
+    """
+
+    before: csr_array
+    basis: Array
+
+    def rows(self, at: "slice | NDArray[np.intp]") -> "SparseColumns":
+        """Some of the rows."""
+        return SparseColumns(self.before[at], self.basis)
+
+    def scaled(self, factor: Array) -> "SparseColumns":
+        """Rows multiplied by numbers, shape (n,)."""
+        return SparseColumns(csr_array(self.before * factor[:, None]), self.basis)
+
+
+_SPARSE = 0.1  # share of entries that are not zero, up to which products with them are the cheaper ones
+
+
+def sparse_columns(X: Array, A: Array) -> SparseColumns | None:
+    """The columns ``X A^-1`` as products of sparse ones, shape (n, p); None if these are not mostly zero."""
+    if X.shape[1] < MANY_COLUMNS or np.count_nonzero(X) > _SPARSE * X.size:
+        return None
+    return SparseColumns(csr_array(X), np.linalg.inv(A))
+
+
+@dataclass(frozen=True, slots=True)
+class RowMoments:
+    """What the moments of every subject follow from where columns are many: the rows, and cross-products of the others.
+
+    All rows and columns are multiplied by the roots of their weights.
+
+    Attributes
+    ----------
+    y : ndarray, shape (n,)
+    X : ndarray, shape (p, n)
+    Z : ndarray, shape (q, n)
+    starts, counts : ndarray of int, shape (N,)
+    ZZ : ndarray, shape (q, q, N)
+    log_weight : ndarray, shape (N,)
+        Sum of the logarithms of the weights of the rows.
+    sparse : SparseColumns or None
+        The transpose of X.
+    """
+
+    y: AnyArray
+    X: Array
+    Z: Array
+    starts: NDArray[np.intp]
+    counts: NDArray[np.intp]
+    ZZ: Array
+    log_weight: Array
+    sparse: SparseColumns | None = None
+
+    def predictor(self, beta: AnyArray) -> AnyArray:
+        """X'beta row by row, shape (E, n), for beta of shape (E, p)."""
+        if self.sparse is None:
+            return times_real(beta, self.X)
+        return np.ascontiguousarray((self.sparse.before @ times_real(beta, self.sparse.basis.T).T).T)
+
+    def gathered(self, values: AnyArray) -> AnyArray:
+        """Sums over rows of columns times values, shape (E, p), for values of shape (E, n)."""
+        if self.sparse is None:
+            return times_real(values, self.X.T)
+        return times_real((self.sparse.before.T @ values.T).T, self.sparse.basis)
+
+    @property
+    def n(self) -> Array:
+        """Rows of each subject, shape (N,)."""
+        return self.counts.astype(float)
+
+    @property
+    def n_subjects(self) -> int:
+        """Number of subjects."""
+        return self.starts.size
+
+    def sums(self, values: AnyArray) -> AnyArray:
+        """Sums over the rows of each subject, shape (..., N)."""
+        return np.add.reduceat(values, self.starts, axis=-1)
+
+    def take(self, subjects: "NDArray[np.intp]") -> "RowMoments":
+        """Those of some subjects, each possibly repeated."""
+        counts = self.counts[subjects]
+        starts = np.cumsum(counts) - counts
+        rows = np.arange(int(counts.sum())) + np.repeat(self.starts[subjects] - starts, counts)
+        return self._at(rows, subjects, starts, counts)
+
+    def blocks(self, n_experts: int) -> "Iterator[tuple[slice, RowMoments]]":
+        """Consecutive runs of subjects, short enough that the working arrays of `n_experts` experts stay in cache."""
+        per_subject = self.y.size / self.n_subjects
+        width = max(64, int(_ROW_WORK / (n_experts * per_subject)))
+        for start in range(0, self.n_subjects, width):
+            where = slice(start, min(start + width, self.n_subjects))
+            first, counts = int(self.starts[start]), self.counts[where]
+            rows = slice(first, first + int(counts.sum()))
+            yield where, self._at(rows, where, self.starts[where] - first, counts)
+
+    def without_random_effects(self) -> "RowMoments":
+        """The same data with no column of random effects."""
+        return replace(self, Z=self.Z[:0], ZZ=self.ZZ[:0, :0])
+
+    def without_response(self) -> "RowMoments":
+        """The same columns with a response of zero."""
+        return replace(self, y=np.zeros_like(self.y))
+
+    def _at(
+        self,
+        rows: "slice | NDArray[np.intp]",
+        subjects: "slice | NDArray[np.intp]",
+        starts: NDArray[np.intp],
+        counts: NDArray[np.intp],
+    ) -> "RowMoments":
+        moments = (self.ZZ[..., subjects], self.log_weight[subjects])
+        sparse = None if self.sparse is None else self.sparse.rows(rows)
+        return RowMoments(self.y[rows], self.X[:, rows], self.Z[:, rows], starts, counts, *moments, sparse)
+
+
+_ROW_WORK = 100_000  # doubles of a working array of rows (800 KB): few of them are held at a time
+
+
+def build_row_moments(
+    y: Array,
+    X: Array,
+    Z: Array,
+    starts: NDArray[np.intp],
+    weights: Array | None = None,
+    sparse: SparseColumns | None = None,
+) -> RowMoments:
+    """Rows and cross-products of the random-effects columns; parameters as in `independent_experts`."""
+    root = np.ones(y.size) if weights is None else np.sqrt(weights)
+    counts = np.diff(np.append(starts, y.size))
+    random = root * np.ascontiguousarray(Z.T)
+    ZZ = np.add.reduceat(random[:, None] * random, starts, axis=-1)
+    log_weight = np.add.reduceat(2 * np.log(root), starts)
+    columns = root * np.ascontiguousarray(X.T)
+    scaled = None if sparse is None else sparse.scaled(root)
+    return RowMoments(root * y, columns, random, starts, counts, ZZ, log_weight, scaled)
+
+
+@dataclass(frozen=True, slots=True)
 class ExpertPosterior:
     """What one expert says about each subject.
 
@@ -131,8 +286,8 @@ class ExpertPosterior:
     ----------
     log_density : ndarray, shape (E, N)
         Marginal log-density of the subject's responses under the expert.
-    Xr : ndarray, shape (E, p, N)
-        X'(y - X beta).
+    left : ndarray, shape (E, p, N) or (E, n)
+        X'(y - X beta) of each subject; y - X beta of each row where columns are many.
     Zr : ndarray, shape (E, q, N)
         Z'(y - X beta).
     rr : ndarray, shape (E, N)
@@ -144,7 +299,7 @@ class ExpertPosterior:
     """
 
     log_density: Array
-    Xr: Array
+    left: Array
     Zr: Array
     rr: Array
     L: Array
@@ -152,12 +307,12 @@ class ExpertPosterior:
     w: Array
 
 
-def expert_posterior(m: Moments, beta: Array, T: Array, sigma: Array) -> ExpertPosterior:
+def expert_posterior(m: Moments | RowMoments, beta: Array, T: Array, sigma: Array) -> ExpertPosterior:
     """Marginal log-densities and the pieces of the posterior of the random effects.
 
     Parameters
     ----------
-    m : Moments
+    m : Moments or RowMoments
     beta : ndarray, shape (E, p)
     T : ndarray, shape (E, q, q)
         Lower factor of the random-effects covariance, D = T T'.
@@ -170,10 +325,14 @@ def expert_posterior(m: Moments, beta: Array, T: Array, sigma: Array) -> ExpertP
     """
     q, N, E = T.shape[1], m.n_subjects, beta.shape[0]
     Lam = T / sigma[:, None, None]
-    # X'r and r'r follow from the moments: r'r = y'y - beta'(X'y + X'r), so that no residual is ever formed.
-    Xr = m.Xy - np.swapaxes(times_real(beta, m.XX), 0, 1)
-    rr = m.yy - np.einsum("ep,epn->en", beta, m.Xy + Xr)
-    Zr = m.Zy - np.swapaxes(times_real(beta, m.ZX), 0, 1)
+    if isinstance(m, RowMoments):
+        left = m.y - m.predictor(beta)
+        rr, Zr = m.sums(left * left), m.sums(m.Z * left[:, None])
+    else:
+        # X'r and r'r follow from the moments: r'r = y'y - beta'(X'y + X'r), so that no residual is ever formed.
+        left = m.Xy - np.swapaxes(times_real(beta, m.XX), 0, 1)
+        rr = m.yy - np.einsum("ep,epn->en", beta, m.Xy + left)
+        Zr = m.Zy - np.swapaxes(times_real(beta, m.ZX), 0, 1)
     # vec(Lambda' ZZ Lambda) is a (q^2, q^2) matrix times vec(ZZ): one matrix product for all subjects at once.
     square = np.einsum("eia,ejc->eacij", Lam, Lam).reshape(E * q * q, q * q)
     W = times_real(square, m.ZZ.reshape(q * q, N)).reshape(E, q, q, N) + np.eye(q)[:, :, None]
@@ -185,7 +344,7 @@ def expert_posterior(m: Moments, beta: Array, T: Array, sigma: Array) -> ExpertP
     log_det = log_det + m.n * (LOG_2PI + 2 * np.log(sigma))[:, None] - m.log_weight
     # u'W^-1u = |L^-1 u|^2: half of the solve is enough for the density.
     quad = (rr - (v * v).sum(axis=1)) / (sigma**2)[:, None]
-    return ExpertPosterior(-0.5 * (log_det + quad), Xr, Zr, rr, L, v, w)
+    return ExpertPosterior(-0.5 * (log_det + quad), left, Zr, rr, L, v, w)
 
 
 def expert_scores(m: Moments, post: ExpertPosterior, T: Array, sigma: Array) -> Array:
@@ -203,20 +362,29 @@ def expert_scores(m: Moments, post: ExpertPosterior, T: Array, sigma: Array) -> 
     ndarray, shape (E, p + q * q + 1, N)
         In beta, in all entries of T (row by row) and in log sigma.
     """
-    E, p, N = post.Xr.shape
-    q = T.shape[1]
-    variance = (sigma**2)[:, None, None]
-    out = np.empty((E, p + q * q + 1, N), dtype=post.Xr.dtype)
-    b = (T / sigma[:, None, None]) @ post.w  # posterior means  (E, q, N)
+    b = random_effect_means(post, T, sigma)
+    out = np.empty((len(b), len(m.XX) + T.shape[1] ** 2 + 1, m.n_subjects), dtype=post.left.dtype)
     # In beta: X'V^-1 r = X'(r - Z b) / sigma^2 with b the posterior mean of the random effects.
-    out[:, :p] = (post.Xr - multiply(np.swapaxes(m.ZX, 0, 1), b)) / variance
+    out[:, : len(m.XX)] = (post.left - multiply(np.swapaxes(m.ZX, 0, 1), b)) / (sigma**2)[:, None, None]
+    out[:, len(m.XX) :] = variance_scores(m, post, T, sigma, b)
+    return out
+
+
+def variance_scores(m: Moments | RowMoments, post: ExpertPosterior, T: Array, sigma: Array, b: Array) -> Array:
+    """Derivatives of each subject's log-density in all entries of T and in log sigma, shape (E, q * q + 1, N).
+
+    `b` are the posterior means of the random effects, shape (E, q, N).
+    """
+    E, q, N = b.shape
+    variance = (sigma**2)[:, None, None]
+    out = np.empty((E, q * q + 1, N), dtype=b.dtype)
     W_inv = inverse_from_cholesky(post.L)
     rest = post.Zr - multiply(m.ZZ, b)
     # In T: (Z'V^-1 r)(T'Z'V^-1 r)' less Z'V^-1 Z T. Entries above the diagonal of T are derivatives too;
     # whoever pulls back to the free vector leaves out those that T does not have.
     pull = rest[:, :, None] * (post.w / sigma[:, None, None])[:, None]
     pull -= multiply(m.ZZ, (T @ W_inv.reshape(E, q, q * N)).reshape(E, q, q, N))
-    out[:, p:-1] = (pull / variance[..., None]).reshape(E, q * q, N)
+    out[:, :-1] = (pull / variance[..., None]).reshape(E, q * q, N)
     squares = post.rr - (post.v * post.v).sum(axis=1) - (post.w * post.w).sum(axis=1)
     # tr(V^-1) sigma^2 = n - q + tr(W^-1): the trace of an (n, n) inverse from a (q, q) one.
     trace = q - np.einsum("eaan->en", W_inv)
@@ -229,13 +397,13 @@ def summed_expert_scores(m: Moments, post: ExpertPosterior, T: Array, sigma: Arr
 
     The moments of the subjects are common to all experts, so that most sums are products of long matrices.
     """
-    E, p, N = post.Xr.shape
+    E, p, N = post.left.shape
     q = T.shape[1]
     variance = (sigma**2)[:, None]
     b = (T / sigma[:, None, None]) @ post.w  # (E, q, N)
     wb = b * weights[:, None]
-    out = np.empty((E, p + q * q + 1), dtype=post.Xr.dtype)
-    out[:, :p] = (post.Xr @ weights[:, :, None])[:, :, 0]
+    out = np.empty((E, p + q * q + 1), dtype=post.left.dtype)
+    out[:, :p] = (post.left @ weights[:, :, None])[:, :, 0]
     for j in range(q):
         out[:, :p] -= times_real(wb[:, j], m.ZX[j].T)
     out[:, :p] /= variance
@@ -285,19 +453,11 @@ def weighted_normal_matrix(m: Moments, post: ExpertPosterior, T: Array, sigma: A
 FIRST_SIZE = 0.6  # random effects and residual start with 0.36 of the pooled residual variance each
 
 
-@dataclass(frozen=True, slots=True)
-class GaussianDensities(FlatScores):
-    """Densities of a run of subjects, see `Densities`.
+class ClosedDensities:
+    """What Gaussian experts with independent errors say, whatever the scores are made of."""
 
-    Attributes
-    ----------
-    moments : Moments
-    params : Params
-    posterior : ExpertPosterior
-        With E = S * K.
-    """
+    __slots__ = ()
 
-    moments: Moments
     params: Params
     posterior: ExpertPosterior
 
@@ -314,6 +474,23 @@ class GaussianDensities(FlatScores):
         shape = self.params.sigma.shape
         return Effects(means.reshape(*shape, *means.shape[1:]), covariances.reshape(*shape, *covariances.shape[1:]))
 
+
+@dataclass(frozen=True, slots=True)
+class GaussianDensities(ClosedDensities, FlatScores):
+    """Densities of a run of subjects, see `Densities`.
+
+    Attributes
+    ----------
+    moments : Moments
+    params : Params
+    posterior : ExpertPosterior
+        With E = S * K.
+    """
+
+    moments: Moments
+    params: Params
+    posterior: ExpertPosterior
+
     def _flat_scores(self) -> Array:
         return expert_scores(self.moments, self.posterior, *flat_experts(self.params))
 
@@ -326,16 +503,75 @@ class GaussianDensities(FlatScores):
 
 
 @dataclass(frozen=True, slots=True)
-class GaussianExperts(ClosedIntegral):
-    """Experts with iid Gaussian errors, see `Experts`.
+class GaussianRowDensities(ClosedDensities, ScoresByRow):
+    """Densities of a run of subjects from their rows, see `RowDensities`.
 
     Attributes
     ----------
-    moments : Moments
+    moments : RowMoments
+    params : Params
+    posterior : ExpertPosterior
+        With E = S * K.
     """
 
-    moments: Moments
+    moments: RowMoments
+    params: Params
+    posterior: ExpertPosterior
+
+    def row_scores(self) -> RowScores:
+        """Derivatives in the linear predictor of each row and in what else the experts have."""
+        T, sigma = flat_experts(self.params)
+        b = random_effect_means(self.posterior, T, sigma)
+        # V^-1 r = (r - Z b) / sigma^2, b the posterior mean of the random effects.
+        predictor = self.posterior.left.copy()
+        for a, column in enumerate(self.moments.Z):
+            predictor -= column * np.repeat(b[:, a], self.moments.counts, axis=-1)
+        predictor /= (sigma**2)[:, None]
+        return RowScores(predictor, variance_scores(self.moments, self.posterior, T, sigma, b))
+
+    def _gathered(self, values: Array) -> Array:
+        return self.moments.gathered(values)
+
+    @property
+    def _columns(self) -> Array:
+        return self.moments.X
+
+    @property
+    def _starts(self) -> NDArray[np.intp]:
+        return self.moments.starts
+
+
+@dataclass(frozen=True, slots=True)
+class GaussianExperts(ClosedIntegral):
+    """Experts with iid Gaussian errors, see `Experts`; from rows where columns are many, see `RowwiseExperts`.
+
+    Attributes
+    ----------
+    moments : Moments or RowMoments
+    """
+
+    moments: Moments | RowMoments
     analytic: bool = True
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether rows are kept, as columns are many."""
+        return isinstance(self.moments, RowMoments)
+
+    @property
+    def columns(self) -> Array:
+        """Columns of the fixed effects where rows are kept, shape (p, n)."""
+        return self._rows.X
+
+    def shifted(self, by: AnyArray) -> "GaussianExperts":
+        """The same experts where the linear predictor of each row is this much larger, shape (n,)."""
+        return GaussianExperts(replace(self._rows, y=self._rows.y - by))
+
+    @property
+    def _rows(self) -> RowMoments:
+        if not isinstance(self.moments, RowMoments):
+            raise TypeError("cross-products of subjects have no rows; ask by_rows first")
+        return self.moments
 
     @property
     def n_subjects(self) -> int:
@@ -351,11 +587,19 @@ class GaussianExperts(ClosedIntegral):
         for where, moments in self.moments.blocks(n_experts):
             yield where, GaussianExperts(moments)
 
-    def densities(self, params: Params) -> GaussianDensities:
+    def densities(self, params: Params) -> GaussianDensities | GaussianRowDensities:
         """Log-densities at S parameter vectors."""
         S, K, p = params.beta.shape
-        posterior = expert_posterior(self.moments, params.beta.reshape(S * K, p), *flat_experts(params))
-        return GaussianDensities(self.moments, params, posterior)
+        m = self.moments
+        posterior = expert_posterior(m, params.beta.reshape(S * K, p), *flat_experts(params))
+        if isinstance(m, RowMoments):
+            return GaussianRowDensities(m, params, posterior)
+        return GaussianDensities(m, params, posterior)
+
+    @property
+    def counts(self) -> NDArray[np.intp]:
+        """Rows of each subject, shape (N,)."""
+        return self.moments.n.astype(np.intp)
 
     def without_response(self) -> "GaussianExperts":
         """The same with a response of zero."""
@@ -367,7 +611,10 @@ class GaussianExperts(ClosedIntegral):
 
     def sort_keys(self) -> tuple[Array, ...]:
         """Cross-products with the response."""
-        return (*self.moments.Xy, self.moments.yy)
+        m = self.moments
+        if isinstance(m, RowMoments):
+            return (*(m.sums(column * m.y) for column in m.X), m.sums(m.y**2))
+        return (*m.Xy, m.yy)
 
     def first_guess(self, structure: Structure) -> Params:
         """Equal shares of random and residual variance."""
@@ -380,9 +627,42 @@ class GaussianExperts(ClosedIntegral):
             np.zeros((1, 1, 0)),
         )
 
+    @property
+    def is_closed_form(self) -> bool:
+        """Always: EM has its steps in closed form."""
+        return True
+
     def closed_form(self, one: Params) -> "GaussianExperts":
         """The experts with iid Gaussian errors that starts are sought with: these ones already are."""
         return self
+
+
+def independent_experts(
+    y: Array,
+    X: Array,
+    Z: Array,
+    starts: NDArray[np.intp],
+    weights: Array | None = None,
+    sparse: SparseColumns | None = None,
+) -> GaussianExperts:
+    """Gaussian experts with independent errors: from cross-products of each subject, or from rows if columns are many.
+
+    Parameters
+    ----------
+    y : ndarray, shape (n,)
+        Response, rows sorted by subject; centre it first, or digits of y'y cancel.
+    X : ndarray, shape (n, p)
+    Z : ndarray, shape (n, q)
+    starts : ndarray of int, shape (N,)
+        First row of each subject.
+    weights : ndarray, shape (n,), optional
+        Above zero; by default one.
+    sparse : SparseColumns, optional
+        X, where products with these are cheaper.
+    """
+    if has_many_columns(X.shape[1], np.diff(np.append(starts, y.size))):
+        return GaussianExperts(build_row_moments(y, X, Z, starts, weights, sparse))
+    return GaussianExperts(build_moments(y, X, Z, starts, weights))
 
 
 def flat_experts(params: Params) -> tuple[Array, Array]:

@@ -19,9 +19,16 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.mixed.further_parameters import extra_starts
-from mixmoe.mixed.likelihood.gaussian import GaussianExperts, build_moments
+from mixmoe.mixed.likelihood.gaussian import GaussianExperts, independent_experts
 from mixmoe.mixed.likelihood.modes import Modes, Predictor, Response, Rows, Terms, WarmStarts, find_modes, log_joint
-from mixmoe.mixed.likelihood.protocol import CategoryCounts, CoefficientInformation, Effects, Finer
+from mixmoe.mixed.likelihood.protocol import (
+    CategoryCounts,
+    CoefficientInformation,
+    Effects,
+    Finer,
+    RowScores,
+    ScoresByRow,
+)
 from mixmoe.mixed.parameters import Params, Structure
 from mixmoe.mixture.gate import posterior_probabilities
 from mixmoe.numerics.linalg import inverse_from_cholesky, logsumexp, solve_lower, solve_upper
@@ -60,7 +67,7 @@ def build_nodes(n_quad: int, q: int) -> Nodes:
 
 
 @dataclass(frozen=True, slots=True)
-class GlmmDensities:
+class GlmmDensities(ScoresByRow):
     """Densities of a run of subjects, see `Densities`.
 
     Attributes
@@ -85,22 +92,21 @@ class GlmmDensities:
     log_terms: Array
     log_density: Array
 
-    def scores(self) -> Array:
-        """Derivatives, shape (S, K, p + q * q + 1 + d, N)."""
-        a, rows = adjoint(self), self.rows
-        E, p = a.by_row.shape[0], rows.X.shape[1]
-        beta = np.empty((E, p, rows.n_subjects))
-        for j in range(p):
-            beta[:, j] = rows.sums(a.by_row * rows.X[:, j])
-        return self._by_expert(np.concatenate([beta, *self._others(a)], axis=1))
+    def row_scores(self) -> RowScores:
+        """Derivatives in the linear predictor of each row, in T, log sigma (zero) and the further parameters."""
+        a = adjoint(self)
+        E, q, _, N = a.factor.shape
+        return RowScores(
+            a.by_row, np.concatenate([a.factor.reshape(E, q * q, N), np.zeros((E, 1, N)), a.extra], axis=1)
+        )
 
-    def summed_scores(self, weights: Array) -> Array:
-        """Weighted sums over subjects, shape (S, K, p + q * q + 1 + d)."""
-        a, rows = adjoint(self), self.rows
-        flat = weights.reshape(-1, rows.n_subjects)
-        beta = (a.by_row * rows.spread(flat)) @ rows.X
-        others = [(part @ flat[..., None])[..., 0] for part in self._others(a)]
-        return self._by_expert(np.concatenate([beta, *others], axis=1))
+    @property
+    def _columns(self) -> Array:
+        return self.rows.X.T
+
+    @property
+    def _starts(self) -> NDArray[np.intp]:
+        return self.rows.starts
 
     def effects(self) -> Effects:
         """Posterior mode and inverse curvature; with quadrature posterior mean and covariance."""
@@ -112,11 +118,6 @@ class GlmmDensities:
         E, q, N = mean.shape
         turned = (T @ covariance.reshape(E, q, q * N)).reshape(covariance.shape)
         return Effects(self._by_expert(T @ mean), self._by_expert(T[:, None] @ turned))
-
-    def _others(self, a: "Adjoint") -> list[Array]:
-        """Derivatives in factor, log sigma (there is none) and further parameters, subjects on the last axis."""
-        E, q, _, N = a.factor.shape
-        return [a.factor.reshape(E, q * q, N), np.zeros((E, 1, N)), a.extra]
 
     def _by_expert(self, values: Array) -> Array:
         return values.reshape(*self.params.sigma.shape, *values.shape[1:])
@@ -387,6 +388,25 @@ class GlmmExperts:
         """Densities of the experts for some of the subjects only."""
         return GlmmExperts(self.rows.take(subjects), self.response, self.nodes)
 
+    @property
+    def by_rows(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def columns(self) -> Array:
+        """Columns of the fixed effects, shape (p, n)."""
+        return self.rows.X.T
+
+    @property
+    def counts(self) -> NDArray[np.intp]:
+        """Rows of each subject, shape (N,)."""
+        return self.rows.counts
+
+    def shifted(self, by: Array) -> "GlmmExperts":
+        """The same experts where the linear predictor of each row is this much larger, shape (n,)."""
+        return replace(self, rows=replace(self.rows, offset=self.rows.offset + by), parts=[])
+
     def blocks(self, n_experts: int) -> "Iterator[tuple[slice, GlmmExperts]]":
         """Consecutive runs of subjects; the same ones each time, whatever `n_experts`, so that they stay warm."""
         if not self.parts:
@@ -454,6 +474,11 @@ class GlmmExperts:
             beta = beta + step / max(1.0, float(np.abs(rows.X @ step).max()) / 3.0)
         return beta
 
+    @property
+    def is_closed_form(self) -> bool:
+        """Never."""
+        return False
+
     def closed_form(self, one: Params) -> GaussianExperts:
         """The quadratic approximation of each subject's log density at her mode under the one-expert fit."""
         rows = self.rows
@@ -466,6 +491,4 @@ class GlmmExperts:
         weight = np.maximum(weight, _LEAST_WEIGHT * weight.mean())
         working = modes.eta[0] - rows.offset + modes.slope[0] / weight
         root = np.sqrt(weight)
-        return GaussianExperts(
-            build_moments(root * working, root[:, None] * rows.X, root[:, None] * self.rows.Z.T, rows.starts)
-        )
+        return independent_experts(root * working, root[:, None] * rows.X, root[:, None] * self.rows.Z.T, rows.starts)

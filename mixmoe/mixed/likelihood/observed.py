@@ -1,6 +1,8 @@
 """Observed-data log-likelihood of a MEMoE, its score and its information, for several starts at once."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Generic, TypeVar, cast
 
 import numpy as np
@@ -9,15 +11,20 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.inference.uncertainty import within_clusters
 from mixmoe.mixed.likelihood.gaussian import LOG_2PI, GaussianExperts
-from mixmoe.mixed.likelihood.protocol import Densities, Experts, LinearExperts
+from mixmoe.mixed.likelihood.protocol import (
+    Densities,
+    Experts,
+    LinearExperts,
+    ScoresByRow,
+    has_many_columns,
+)
 from mixmoe.mixed.parameters import FreeVector, Params, Structure, build_free_vector, expand, pull_back
 from mixmoe.mixture.gate import GatePenalty, gate_log_probabilities, gate_scores, penalty_score
-from mixmoe.numerics.complex_step import derivative_along, jacobian
-from mixmoe.numerics.linalg import cholesky, logsumexp, solve_upper
+from mixmoe.numerics.complex_step import jacobian, slope
+from mixmoe.numerics.linalg import cholesky_of_one, logsumexp
 from mixmoe.numerics.optimise import Evaluation
 
 Model = TypeVar("Model", bound=Experts)
-_DIFFERENCE = 1e-4  # in working coordinates; the error of a central difference is its square
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,12 @@ class Problem(Generic[Model]):
     def n_subjects(self) -> int:
         """Number of subjects."""
         return self.W.shape[0]
+
+    @property
+    def has_many_columns(self) -> bool:
+        """Whether experts keep rows and have more columns than subjects have rows."""
+        experts = self.experts
+        return experts.by_rows and has_many_columns(self.structure.n_columns, experts.counts)
 
     def take(self, subjects: NDArray[np.intp]) -> "Problem[Model]":
         """Likelihood problem of some of the subjects only."""
@@ -96,26 +109,44 @@ def restriction(problem: Problem, theta: Array) -> Restriction:
     Harville (1974), Biometrika 61, 383-385.
     """
     p = problem.structure.n_columns
-    whole = _scores_without_response(problem, theta, -np.eye(p))[:, :p].sum(axis=2)
-    L = cholesky(whole[None, :, :, None])
-    H = solve_upper(L, np.eye(p)[None, :, :, None])[0, :, :, 0]
-    at = _scores_without_response(problem, theta, np.vstack([np.zeros((1, p)), -H.T]))
-    change = at[1:].sum(axis=0) - p * at[0]
-    change[:p] = 0.0  # V does not depend on the fixed effects
-    gate = np.zeros((1, 0, problem.n_subjects))
-    scores = pull_back(problem.structure, problem.free, theta[None], gate, change[None, None])[0]
-    return Restriction(0.5 * p * LOG_2PI - np.log(L[0, range(p), range(p), 0]).sum(), scores)
+    groups = [np.arange(p)[at : at + _AT_ONCE] for at in range(0, p, _AT_ONCE)]
+    eye, whole = np.eye(p), np.empty((p, p), dtype=theta.dtype)
+    for columns in groups:
+        found = _without_response(problem, theta, -eye[columns])
+        whole[columns] = sum((at.summed_scores(np.ones((columns.size, 1, n)))[:, 0, :p] for at, n in found), 0)
+    L = cholesky_of_one(whole)
+    H = np.linalg.solve(L, eye)  # transposed: its rows are the directions
+    # V does not depend on the fixed effects: only scores in the other parameters count.
+    change = -p * _other_scores(problem, theta, np.zeros((1, p)))
+    for columns in groups:
+        change = change + _other_scores(problem, theta, -H[columns])
+    in_all = np.concatenate([np.zeros((p, problem.n_subjects)), change])[None, None]
+    scores = pull_back(problem.structure, problem.free, theta[None], np.zeros((1, 0, problem.n_subjects)), in_all)[0]
+    return Restriction(0.5 * p * LOG_2PI - np.log(np.diag(L)).sum(), scores)
 
 
-def _scores_without_response(problem: Problem, theta: Array, beta: Array) -> Array:
-    """Scores of the expert were all responses zero, shape (S, D, N), at other fixed effects, shape (S, p)."""
+_AT_ONCE = 50  # vectors of fixed effects, so that arrays of their rows stay small
+
+
+def _other_scores(problem: Problem, theta: Array, beta: Array) -> Array:
+    """Scores in all but the fixed effects were all responses zero, summed over vectors of these, shape (D - p, N)."""
+    p = beta.shape[1]
+    parts = []
+    for at, _ in _without_response(problem, theta, beta):
+        scores = at.row_scores().others if isinstance(at, ScoresByRow) else at.scores()[:, 0, p:]
+        parts.append(scores.sum(axis=0))
+    return np.concatenate(parts, axis=-1)
+
+
+def _without_response(problem: Problem, theta: Array, beta: Array) -> Iterator[tuple[Densities, int]]:
+    """Densities of the expert were all responses zero, at other fixed effects, shape (S, p), and numbers of subjects."""
     one = expand(problem.structure, problem.free, theta[None])
     S = len(beta)
     parts = (np.repeat(part, S, axis=0) for part in (one.factor, one.sigma, one.extra))
     gamma, fixed = np.zeros((S, 0, problem.structure.n_gate)), beta[:, None].astype(theta.dtype)
     params = Params(gamma, fixed, *parts)
-    blocks = cast(LinearExperts, problem.experts).without_response().blocks(S)
-    return np.concatenate([experts.densities(params).scores()[:, 0] for _, experts in blocks], axis=-1)
+    for where, experts in cast(LinearExperts, problem.experts).without_response().blocks(S):
+        yield experts.densities(params), where.stop - where.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +204,21 @@ def summed_scores(problem: Problem, theta: Array, block: Block) -> Array:
     experts = block.densities.summed_scores(responsibilities)
     gate = gate_scores(block.log_prior, responsibilities) @ problem.W[block.where]
     return pull_back(problem.structure, problem.free, theta, gate.reshape(theta.shape[0], -1), experts)
+
+
+def summed_squares(problem: Problem, theta: Array) -> Array:
+    """Sums of squared scores at S vectors, shape (S, P), of experts that keep rows: those of coefficients by rows.
+
+    The scale of the information at hardly more than the cost of the score, whatever the number of columns.
+    """
+    params, out = expand(problem.structure, problem.free, theta), np.zeros(theta.shape)
+    for where, experts in problem.experts.blocks(theta.shape[0] * problem.structure.n_experts):
+        block = evaluate_block(problem, params, where, experts)
+        tau = block.responsibilities
+        gate = gate_scores(block.log_prior, tau) ** 2 @ problem.W[where] ** 2
+        squares = block.densities.summed_squares(tau)
+        out += pull_back(problem.structure, problem.free, theta, gate.reshape(len(theta), -1), squares)
+    return out
 
 
 def evaluate(problem: Problem, theta: Array) -> Evaluation:
@@ -235,29 +281,227 @@ def observed_information(problem: Problem, theta: Array) -> Array:
     """Minus the Hessian of the log-likelihood, shape (P, P).
 
     The derivative of the exact score: by complex steps (Squire & Trapp 1998) where the experts let them through, one
-    direction per row, with no step size to choose and no digits lost; else by central differences.
+    direction per row, with no step size to choose and no digits lost; else by central differences. Where columns are
+    many, from derivatives in the linear predictors, see `predictor_information`.
     """
-    if problem.experts.analytic:
-        # One direction at a time: P complex copies of the moments at once would not fit the cache.
-        hessian = jacobian(lambda moved: evaluate(problem, moved[None]).score[0], theta)
-        return -0.5 * (hessian + hessian.T)
-    steps = _DIFFERENCE * np.eye(theta.size)
-    # Central differences of the exact score lose a third of the digits; second ones of the likelihood would lose half.
-    rows = [evaluate(problem, np.vstack([theta + step, theta - step])).score for step in steps]
-    hessian = np.array([row[0] - row[1] for row in rows]) / (2 * _DIFFERENCE)
+    if problem.has_many_columns:
+        hessian = -sum((part.whole(problem) for part in predictor_information(problem, theta)), np.zeros(()))
+        return -0.5 * (hessian + hessian.T) + _penalty_information(problem, theta)
+
+    def score(step: complex, direction: Array) -> Array:
+        return evaluate(problem, (theta + step * direction)[None]).score[0]
+
+    # One direction at a time: P complex copies of the moments at once would not fit the cache.
+    analytic = problem.experts.analytic
+    hessian = np.array([slope(partial(score, direction=d), analytic) for d in np.eye(theta.size)])
     return -0.5 * (hessian + hessian.T)
 
 
 def unit_information(problem: Problem, theta: Array, clusters: NDArray[np.int64] | None = None) -> Array:
     """Minus the Hessian of the log-likelihood of every subject or cluster, shape (G, P, P)."""
-    P = theta.size
+
+    def scores(step: complex, direction: Array) -> Array:
+        return subject_scores(problem, theta + step * direction)
+
     columns = []
-    for step in np.eye(P):
-        if problem.experts.analytic:
-            slope = derivative_along(lambda moved: subject_scores(problem, moved), theta, step)
-        else:
-            ends = [subject_scores(problem, theta + sign * _DIFFERENCE * step) for sign in (1.0, -1.0)]
-            slope = (ends[0] - ends[1]) / (2 * _DIFFERENCE)
-        columns.append(within_clusters(slope, clusters))
+    for direction in np.eye(theta.size):
+        found = slope(partial(scores, direction=direction), problem.experts.analytic)
+        columns.append(within_clusters(found, clusters))
     hessian = np.stack(columns, axis=1)
     return -0.5 * (hessian + np.swapaxes(hessian, 1, 2))
+
+
+@dataclass(frozen=True, slots=True)
+class PredictorInformation:
+    """Minus Hessians of the log-likelihoods of some subjects in their linear predictors and the other parameters.
+
+    A subject has m rows at most and so m K predictors of the experts, K - 1 of the gate, and the o parameters that are
+    no coefficients: d in all, in this order. That of the free vector is F'CF with F the derivatives of these.
+
+    Attributes
+    ----------
+    subjects : ndarray of int, shape (c,)
+    rows : ndarray of int, shape (c, m)
+        Their rows; any where there are no more.
+    present : ndarray of bool, shape (c, m)
+    matrices : ndarray, shape (c, d, d)
+        C.
+    others : ndarray of int, shape (o,)
+        Places of the other parameters in the free vector.
+    """
+
+    subjects: NDArray[np.intp]
+    rows: NDArray[np.intp]
+    present: NDArray[np.bool_]
+    matrices: Array
+    others: NDArray[np.intp]
+
+    def take(self, which: "slice | NDArray[np.intp]") -> "PredictorInformation":
+        """That of some of the subjects."""
+        parts = (self.subjects[which], self.rows[which], self.present[which], self.matrices[which])
+        return PredictorInformation(*parts, self.others)
+
+    def apart(self, n_coefficients: int) -> "PredictorInformation":
+        """Without what is observed between the predictors, the first `n_coefficients` of each row, and all others."""
+        inner = np.arange(self.matrices.shape[1]) < n_coefficients
+        return replace(self, matrices=self.matrices * np.equal.outer(inner, inner))
+
+    def along(self, problem: Problem, directions: Array) -> Array:
+        """F times directions of the free vector, shape (c, d, r), for directions of shape (P, r)."""
+        s, free = problem.structure, problem.free
+        c, m = self.rows.shape
+        parts = []
+        X = problem.experts.columns[:, self.rows.ravel()] * self.present.ravel()
+        for k in range(s.n_experts):
+            parts.append((X.T @ directions[free.beta[k]]).reshape(c, m, -1))
+        gate = directions[free.gate].reshape(s.n_experts - 1, s.n_gate, directions.shape[1])
+        parts.append(np.einsum("cm,jmr->cjr", problem.W[self.subjects], gate, optimize=True))
+        parts.append(np.broadcast_to(directions[self.others], (c, self.others.size, directions.shape[1])))
+        return np.concatenate(parts, axis=1)
+
+    def whole(self, problem: Problem) -> Array:
+        """Sum over the subjects of F'CF, shape (P, P)."""
+        s, free = problem.structure, problem.free
+        K, (c, m), o = s.n_experts, self.rows.shape, self.others.size
+        X = (problem.experts.columns[:, self.rows.ravel()] * self.present.ravel()).T  # (c m, p)
+        W = problem.W[self.subjects]
+        gate = np.arange(free.size)[free.gate].reshape(K - 1, s.n_gate)
+        blocks = [(free.beta[k], slice(k * m, (k + 1) * m)) for k in range(K)]
+        blocks += [(gate[j], slice(K * m + j, K * m + j + 1)) for j in range(K - 1)]
+        blocks.append((self.others, slice(K * m + K - 1, K * m + K - 1 + o)))
+        factors = [X.reshape(c, m, -1)] * K + [W[:, None]] * (K - 1) + [np.broadcast_to(np.eye(o), (c, o, o))]
+        out = np.zeros((free.size, free.size))
+        for (at, mine), left in zip(blocks, factors, strict=True):
+            for (to, theirs), right in zip(blocks, factors, strict=True):
+                inside = self.matrices[:, mine, theirs] @ right
+                tall = c * left.shape[1]
+                out[at[:, None], to] += left.reshape(tall, at.size).T @ inside.reshape(tall, to.size)
+        return out
+
+
+_INFORMATION_SIZE = 2_000_000  # doubles of the matrices of one group of subjects (16 MB)
+
+
+def predictor_information(problem: Problem, theta: Array) -> Iterator[PredictorInformation]:
+    """Informations of all subjects in groups, for experts with many columns.
+
+    Coefficients act through linear predictors only, of which a subject has few: derivatives in these take as many
+    evaluations as a subject has rows, not as there are coefficients, and no matrix of their size for each subject.
+
+    Notes
+    -----
+    With s_k the score and H_k the Hessian of a subject's joint log-density with expert k in the predictors, and tau
+    the responsibilities (Louis 1982)::
+
+        C = -sum_k tau_k H_k - (sum_k tau_k s_k s_k' - s s'),   s = sum_k tau_k s_k
+
+    References
+    ----------
+    Louis (1982), JRSS B 44, 226-233, equation 3.2.
+    """
+    K, counts = problem.structure.n_experts, problem.experts.counts
+    starts = np.cumsum(counts) - counts
+    others = np.setdiff1d(np.arange(theta.size), [*np.arange(theta.size)[problem.free.gate], *problem.free.beta.flat])
+    of_restriction = np.zeros((problem.n_subjects, others.size, others.size))
+    if problem.restricted:  # a function of V alone
+        for j, place in enumerate(others):
+            step = np.eye(theta.size)[place]
+            slopes = slope(lambda h, step=step: restriction(problem, theta + h * step).scores[others], analytic=True)
+            of_restriction[:, :, j] -= 0.5 * slopes.T
+            of_restriction[:, j] -= 0.5 * slopes.T
+    for subjects in _alike(counts, lambda m: _INFORMATION_SIZE // (K * (m + 1) + others.size) ** 2):
+        matrices = _predictor_matrices(problem.take(subjects), theta, others)
+        rest = slice(matrices.shape[1] - others.size, None)
+        matrices[:, rest, rest] += of_restriction[subjects]
+        m = int(counts[subjects].max())
+        present = np.arange(m) < counts[subjects][:, None]
+        rows = starts[subjects][:, None] + np.where(present, np.arange(m), 0)
+        yield PredictorInformation(subjects, rows, present, matrices, others)
+
+
+def _alike(counts: NDArray[np.intp], room: Callable[[int], int]) -> Iterator[NDArray[np.intp]]:
+    """Subjects in groups of similar numbers of rows, of as many as there is room for with so many rows."""
+    order = np.argsort(-counts, kind="stable")
+    while order.size:
+        most = int(counts[order[0]])
+        # Fewer than half of the rows: in a group of their own, or most of a matrix would be empty.
+        size = max(1, min(room(most), int((2 * counts[order] >= most).sum())))
+        yield np.sort(order[:size])
+        order = order[size:]
+
+
+def _predictor_matrices(part: Problem, theta: Array, others: NDArray[np.intp]) -> Array:
+    """C of each of some subjects, shape (c, d, d)."""
+    s, free, experts = part.structure, part.free, part.experts
+    K, counts = s.n_experts, experts.counts
+    c, m, o = part.n_subjects, int(counts.max()), others.size
+    starts, n = np.cumsum(counts) - counts, int(counts.sum())
+    whole = slice(0, c)
+
+    def by_row(values: Array) -> Array:  # (K, n) to (K, c, m), zero where there are no rows
+        out = np.zeros((len(values), c, m), dtype=values.dtype)
+        out[:, np.repeat(np.arange(c), counts), np.arange(n) - np.repeat(starts, counts)] = values
+        return out
+
+    def found(step: complex, direction: Array) -> tuple[Array, Array, Array]:
+        """Scores in the predictors of experts and gate, and in the others, at a step of the free vector."""
+        moved = (theta + step * direction)[None]
+        block = evaluate_block(part, expand(s, free, moved), whole, experts)
+        scores, tau = block.densities.row_scores(), block.responsibilities
+        in_rows = np.repeat(tau[0], counts, axis=1) * scores.predictor
+        # The others enter as in any score, that of the coefficients being of no interest here.
+        all_of = np.concatenate([np.zeros((1, K, s.n_columns, c)), scores.others[None]], axis=2) * tau[:, :, None]
+        nothing = np.zeros((1, free.gate.stop, c))
+        return in_rows, gate_scores(block.log_prior, tau)[0], pull_back(s, free, moved, nothing, all_of)[0][others]
+
+    def flat(step: complex, direction: Array) -> Array:
+        return np.concatenate([a.ravel() for a in found(step, direction)])
+
+    def rows_at(step: complex, visit: int) -> Array:
+        """Scores in the predictors of the rows of each expert, one row of each subject moved."""
+        moved = np.zeros(n, dtype=complex if experts.analytic else float)
+        moved[starts[counts > visit] + visit] = step
+        densities = experts.shifted(moved).densities(expand(s, free, theta[None]))
+        return densities.row_scores().predictor
+
+    here = evaluate_block(part, expand(s, free, theta[None]), whole, experts)
+    tau, prior = here.responsibilities[0], np.exp(here.log_prior[0])  # (K, c)
+    C = np.zeros((c, K * m + K - 1 + o, K * m + K - 1 + o))
+    gate, rest = slice(K * m, K * m + K - 1), slice(K * m + K - 1, None)
+    # -sum tau_k H_k: by rows of each expert, one visit at a time, and by the gate.
+    for visit in range(m):
+        slopes = by_row(slope(partial(rows_at, visit=visit), experts.analytic))
+        for k in range(K):
+            C[:, k * m : (k + 1) * m, k * m + visit] -= tau[k][:, None] * slopes[k]
+    p = prior[1:].T  # (c, K - 1)
+    C[:, gate, gate] += p[:, :, None] * (np.eye(K - 1) - p[:, None])
+    # Less the covariance of the scores over the experts.
+    scores = np.zeros((K, c, K * m + K - 1))
+    predictor = by_row(here.densities.row_scores().predictor)
+    for k in range(K):
+        scores[k, :, k * m : (k + 1) * m] = predictor[k]
+        scores[k, :, gate] = np.eye(K)[k, 1:] - p
+    mean = np.einsum("kc,kcd->cd", tau, scores)
+    away = scores - mean
+    inner = slice(0, K * m + K - 1)
+    C[:, inner, inner] -= np.einsum("kc,kcd,kce->cde", tau, away, away, optimize=True)
+    # The other parameters one by one.
+    for j, place in enumerate(others):
+        moved = slope(partial(flat, direction=np.eye(theta.size)[place]), experts.analytic)
+        in_rows, in_gate, in_others = np.split(moved, [K * n, K * n + (K - 1) * c])
+        by = by_row(in_rows.reshape(K, n)).transpose(1, 0, 2).reshape(c, K * m)
+        column = np.concatenate([by, in_gate.reshape(K - 1, c).T], axis=1)
+        C[:, inner, K * m + K - 1 + j] = C[:, K * m + K - 1 + j, inner] = -column
+        C[:, rest, K * m + K - 1 + j] = -in_others.reshape(o, c).T
+    return 0.5 * (C + np.swapaxes(C, 1, 2))
+
+
+def _penalty_information(problem: Problem, theta: Array) -> Array:
+    """Minus the Hessian of the log prior of the gate, shape (P, P)."""
+    s, where = problem.structure, problem.free.gate
+    out = np.zeros((theta.size, theta.size))
+    if problem.penalty is not None:
+        penalty, shape = problem.penalty, (1, s.n_experts - 1, s.n_gate)
+        slopes = jacobian(lambda gamma: penalty_score(penalty, problem.W, gamma.reshape(shape)).ravel(), theta[where])
+        out[where, where] = -0.5 * (slopes + slopes.T)
+    return out

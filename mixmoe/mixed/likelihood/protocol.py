@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.mixed.parameters import Params, Structure
+from mixmoe.numerics.linalg import times_real
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,14 @@ class Experts(Protocol):
     def analytic(self) -> bool:
         """Whether scores pass complex steps through; if not, information is by differences of the score."""
 
+    @property
+    def by_rows(self) -> bool:
+        """Whether the rows of the data are kept; then they are `RowwiseExperts`."""
+
+    @property
+    def counts(self) -> NDArray[np.intp]:
+        """Rows of each subject, shape (N,)."""
+
     def take(self, subjects: NDArray[np.intp]) -> Self:
         """Densities of the experts for some of the subjects, each possibly repeated."""
 
@@ -123,8 +132,12 @@ class Experts(Protocol):
     def first_guess(self, structure: Structure) -> Params:
         """Parameters, S = K = 1, from which the ascent to the one-expert fit starts."""
 
+    @property
+    def is_closed_form(self) -> bool:
+        """Whether the steps of EM have a closed form."""
+
     def closed_form(self, one: Params) -> "Experts":
-        """The `GaussianExperts` on which starts are searched: an approximation of these near a one-expert fit.
+        """The experts on which starts are searched, with iid Gaussian errors: near these around a one-expert fit.
 
         Themselves, if these are such experts. Their structure is that of these experts without further parameters.
         """
@@ -170,6 +183,61 @@ class LinearExperts(Experts, Protocol):
         """The same with a response of zero."""
 
 
+@dataclass(frozen=True, slots=True)
+class RowScores:
+    """Derivatives of log-densities where coefficients enter through the linear predictor of each row only.
+
+    Attributes
+    ----------
+    predictor : ndarray, shape (E, n)
+        In the fixed part of the linear predictor of each row.
+    others : ndarray, shape (E, q * q + 1 + d, N)
+        Of each subject's log-density in all entries of T, in log sigma and in the further parameters.
+    """
+
+    predictor: Array
+    others: Array
+
+
+class RowDensities(Densities, Protocol):
+    """`Densities` from the rows of the data."""
+
+    def row_scores(self) -> RowScores:
+        """Derivatives in the linear predictor of each row and in what else the experts have."""
+
+    def summed_squares(self, weights: Array) -> Array:
+        """Sums over subjects of squared weighted scores, of the coefficients over rows, shape as `summed_scores`."""
+
+
+class RowwiseExperts(Experts, Protocol):
+    """`Experts` that keep the rows of the data, so that their columns may be many."""
+
+    @property
+    def columns(self) -> Array:
+        """Columns of the fixed effects, shape (p, n)."""
+
+    def shifted(self, by: Array) -> Self:
+        """The same experts where the linear predictor of each row is this much larger, shape (n,)."""
+
+    def densities(self, params: Params) -> RowDensities:
+        """Log-densities at S parameter vectors."""
+
+
+MANY_COLUMNS = 40  # from here on sums over rows are cheaper than cross-products, where subjects have fewer rows
+
+
+def has_many_columns(p: int, counts: NDArray[np.intp]) -> bool:
+    """Whether the fixed effects have so many columns that their cross-products by subject, p by p, cost more than rows.
+
+    Parameters
+    ----------
+    p : int
+    counts : ndarray of int, shape (N,)
+        Rows of each subject.
+    """
+    return p >= MANY_COLUMNS and p >= counts.mean()
+
+
 class FlatScores:
     """`Densities` whose scores come for all S K expert vectors in one array."""
 
@@ -190,3 +258,62 @@ class FlatScores:
         """Weighted sums over subjects, shape (S, K, p + q * q + 1 + d)."""
         S, K, n = weights.shape
         return (self._flat_scores() @ weights.reshape(S * K, n, 1)).reshape(S, K, -1)
+
+
+class ScoresByRow:
+    """`RowDensities` whose scores in the coefficients are sums over the rows of derivatives in their predictors."""
+
+    __slots__ = ()
+
+    params: Params
+
+    @property
+    def _columns(self) -> Array:
+        """Columns of the fixed effects, shape (p, n)."""
+        raise NotImplementedError
+
+    @property
+    def _starts(self) -> NDArray[np.intp]:
+        """First row of each subject."""
+        raise NotImplementedError
+
+    def row_scores(self) -> RowScores:
+        """Derivatives in the linear predictor of each row and in what else the experts have."""
+        raise NotImplementedError
+
+    def scores(self) -> Array:
+        """Derivatives, shape (S, K, p + q * q + 1 + d, N)."""
+        found, X = self.row_scores(), self._columns
+        p, (E, D, N) = len(X), found.others.shape
+        out = np.empty((E, p + D, N), dtype=found.others.dtype)
+        # Column by column: products of all of them with all rows would be larger than the data.
+        for j, column in enumerate(X):
+            out[:, j] = np.add.reduceat(column * found.predictor, self._starts, axis=-1)
+        out[:, p:] = found.others
+        return out.reshape(*self.params.sigma.shape, p + D, N)
+
+    def summed_scores(self, weights: Array) -> Array:
+        """Weighted sums over subjects, shape (S, K, p + q * q + 1 + d)."""
+        found = self.row_scores()
+        # One matrix product over all rows: no cross-products of the columns, no array of subjects by columns.
+        in_beta = self._gathered(self._spread(weights) * found.predictor)
+        return self._with_others(in_beta, found.others, weights)
+
+    def summed_squares(self, weights: Array) -> Array:
+        """Sums over subjects of squared weighted scores, of the coefficients over rows, shape as `summed_scores`."""
+        found = self.row_scores()
+        in_beta = (self._spread(weights) * found.predictor) ** 2 @ (self._columns**2).T
+        return self._with_others(in_beta, found.others**2, weights**2)
+
+    def _gathered(self, values: Array) -> Array:
+        """Sums over rows of columns times values, shape (E, p), for values of shape (E, n)."""
+        return times_real(values, self._columns.T)
+
+    def _spread(self, weights: Array) -> Array:
+        """Weights of subjects, shape (S, K, N), for each of their rows, shape (E, n)."""
+        counts = np.diff(np.append(self._starts, self._columns.shape[1]))
+        return np.repeat(weights.reshape(-1, counts.size), counts, axis=1)
+
+    def _with_others(self, in_beta: Array, others: Array, weights: Array) -> Array:
+        summed = (others @ weights.reshape(*others.shape[:1], -1, 1))[..., 0]
+        return np.concatenate([in_beta, summed], axis=1).reshape(*self.params.sigma.shape, -1)

@@ -1,6 +1,6 @@
 """Curves of a fitted MEMoE along one column of the data, and probabilities of the categories of an ordinal response."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -34,6 +34,7 @@ from mixmoe.responses.cumulative_logit import at_most, with_ends
 
 _POINTS = 101
 _BINS = 8
+_IN_A_LINE = 3  # columns whose values are named in a line of a label
 _SECTIONS = ("expert", "gate", "random", "sigma")
 
 
@@ -49,12 +50,21 @@ class Grid:
     label : str
     categories : tuple of str
         Empty if the column is numeric.
+    held : mapping of str to object
+        Values of the other columns.
     """
 
     rows: pd.DataFrame
     x: Array
     label: str
     categories: tuple[str, ...]
+    held: Mapping[str, Any]
+
+    def held_of(self, columns: Sequence[str]) -> str:
+        """A line that says where those of some columns are held that do not move; empty if there is none."""
+        values = {name: self.held[name] for name in columns if name in self.held}
+        said = [f"{name} = {v:.3g}" if isinstance(v, float) else f"{name} = {v}" for name, v in values.items()]
+        return "\n".join(["", *(", ".join(said[i : i + _IN_A_LINE]) for i in range(0, len(said), _IN_A_LINE))])
 
 
 def trajectory_curves(
@@ -68,7 +78,7 @@ def trajectory_curves(
     """Trajectory of each expert at an offset of zero with pointwise confidence limits."""
     grid = build_grid(design, trajectory_axis(design) if x is None else checked_column(design, x, "expert"), at)
     curves = expert_intervals(e, design.for_new(grid.rows).expert, checked_alpha(alpha))
-    return interval_curves("trajectories", curves, grid, ylabel)
+    return interval_curves("trajectories", curves, grid, ylabel + grid.held_of(used_columns(design, "expert")))
 
 
 def gate_curves(
@@ -77,7 +87,8 @@ def gate_curves(
     """Probability of each expert against a gate covariate, with pointwise confidence limits."""
     grid = build_grid(design, _first_axis(design, ["gate"]) if x is None else checked_column(design, x, "gate"), at)
     curves = gate_intervals(e, design.for_new(grid.rows).gate, checked_alpha(alpha))
-    return interval_curves("gate", curves, grid, "probability of the expert")
+    held = grid.held_of(used_columns(design, "gate"))
+    return interval_curves("gate", curves, grid, "probability of the expert" + held)
 
 
 def interval_curves(panel: str, values: Interval, grid: Grid, ylabel: str) -> tuple[Curve, ...]:
@@ -184,13 +195,14 @@ def build_grid(design: Design, x: str | None, at: Mapping[str, Any] | None = Non
     along: list[Any] = [None]
     if x is not None:
         along = _span(frame[x]) if x in numeric else levels_in_use(frame[x])
-    held = {c: [values.get(c, _typical(frame[c], c in numeric))] * len(along) for c in columns if c != x}
+    held = {c: values.get(c, _typical(frame[c], c in numeric)) for c in columns if c != x}
     moving = {} if x is None else {x: along}
-    rows = pd.DataFrame({c: pd.Series(v, dtype=_dtype(frame[c])) for c, v in {**moving, **held}.items()})
+    all_columns = {**moving, **{c: [value] * len(along) for c, value in held.items()}}
+    rows = pd.DataFrame({c: pd.Series(v, dtype=_dtype(frame[c])) for c, v in all_columns.items()})
     if x in numeric:
-        return Grid(rows, np.array(along), str(x), ())
+        return Grid(rows, np.array(along), str(x), (), held)
     shown = ("all",) if x is None else tuple(str(level) for level in along)
-    return Grid(rows if columns else pd.DataFrame(index=[0]), np.arange(len(along), dtype=float), x or "", shown)
+    return Grid(rows if columns else pd.DataFrame(index=[0]), np.arange(len(along), dtype=float), x or "", shown, held)
 
 
 def _span(values: pd.Series) -> list[float]:

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
-from scipy.stats import norm
 
 from mixmoe._typing import Array
 from mixmoe.check.residuals import placed
 from mixmoe.families import Distribution
+from mixmoe.inference.small_samples import Moments, degrees_of_freedom
+from mixmoe.inference.uncertainty import critical
 from mixmoe.mixed.likelihood.glmm import GlmmExperts
 from mixmoe.mixed.likelihood.modes import Response
 from mixmoe.mixed.likelihood.observed import Problem
@@ -79,6 +80,8 @@ class LinkEstimate:
         known.
     params : Params
         On the user's scale, S = 1.
+    moments : Moments or None
+        Of the covariance, where limits are by t.
     """
 
     response: Response
@@ -86,6 +89,7 @@ class LinkEstimate:
     vector: Array
     cov: Array
     params: Params
+    moments: Moments | None = None
 
     @property
     def extra(self) -> Array:
@@ -172,13 +176,14 @@ def mean_intervals(
     Interval
     """
     mean = of(e, at)
-    error = np.empty_like(mean)
+    error, df = np.empty_like(mean), np.empty_like(mean)
     for first in range(0, len(mean), _CHUNK):
         rows = slice(first, first + _CHUNK)
-        error[rows] = delta_errors(of, e, at.take(rows))
+        slopes = gradient_of(of, e, at.take(rows))
+        error[rows], df[rows] = delta_errors(slopes, e.cov), delta_df(slopes, e)
     limits = e.response.limits if limits is None else limits
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        lower, upper = limits(mean, norm.isf(alpha / 2) * error, at.trials[:, None])
+        lower, upper = limits(mean, critical(alpha, df) * error, at.trials[:, None])
     return Interval(mean, error, lower, upper)
 
 
@@ -189,17 +194,27 @@ def estimated(
     return mean_intervals(of, e, at, wanted.alpha, limits) if wanted.confidence else of(e, at)
 
 
-def delta_errors(of: Quantity, e: LinkEstimate, at: Covariates) -> Array:
-    """Standard errors, shape (n, J); NaN where one depends on a parameter without covariance."""
-    unknown = np.isnan(np.diag(e.cov))
-    used = np.where(unknown[:, None] | unknown, 0.0, e.cov)
+def gradient_of(of: Quantity, e: LinkEstimate, at: Covariates) -> Array:
+    """Derivatives of a quantity of shape (n, J) in the reported parameters, shape (P, n, J), by central differences."""
     slopes = []
     for j, value in enumerate(e.vector):
         step = np.zeros_like(e.vector)
         step[j] = _STEP * max(1.0, abs(value)) if np.isfinite(value) else 0.0
         up, down = of(e.moved(e.vector + step), at), of(e.moved(e.vector - step), at)
         slopes.append((up - down) / (2 * step[j]) if step[j] else np.zeros_like(up))
-    gradient = np.array(slopes)  # (P, n, J)
+    return np.array(slopes)
+
+
+def delta_df(gradient: Array, e: LinkEstimate) -> Array:
+    """Degrees of freedom of a quantity of shape (n, J) from its derivatives; parameters taken as known have no part."""
+    held = np.where((np.diag(e.cov) == 0)[:, None, None], 0.0, gradient)
+    return degrees_of_freedom(e.moments, held.reshape(len(held), -1).T).reshape(held.shape[1:])
+
+
+def delta_errors(gradient: Array, cov: Array) -> Array:
+    """Standard errors of a quantity of shape (n, J) from its derivatives; NaN where one has no covariance."""
+    unknown = np.isnan(np.diag(cov))
+    used = np.where(unknown[:, None] | unknown, 0.0, cov)
     variance = np.einsum("pnj,pr,rnj->nj", gradient, used, gradient, optimize=True)
     error = np.sqrt(np.maximum(variance, 0.0))
     return np.where((gradient[unknown] != 0).any(axis=0), np.nan, error)

@@ -15,8 +15,10 @@ from mixmoe._typing import Array
 from mixmoe.design.design import Design, DesignNames, used_columns, weights_of
 from mixmoe.design.frame import shown
 from mixmoe.design.labels import places_of
-from mixmoe.errors import DesignError, MixmoeWarning, warn
+from mixmoe.errors import DesignError
 from mixmoe.families import Effects
+from mixmoe.inference.small_samples import Moments, degrees_of_freedom
+from mixmoe.inference.uncertainty import critical
 from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.error_structure import ErrorSetup, times_of
 from mixmoe.mixed.further_parameters import spans
@@ -26,7 +28,7 @@ from mixmoe.mixed.likelihood.serial import ErrorFactor, Filter, Visits, factoris
 from mixmoe.mixed.parameters import Params, Positions
 from mixmoe.mixed.prediction.linear_predictor import MixtureLaw
 from mixmoe.mixture.gate import gate_log_probabilities, posterior_probabilities
-from mixmoe.output.predictions import Interval
+from mixmoe.output.predictions import Interval, known_places, warn_strangers
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +126,15 @@ class Estimate:
     where : Positions
     separated : bool
         Whether there are such directions.
+    moments : Moments or None
+        Of the covariance, where limits are by t.
     """
 
     params: Params
     cov: Array
     where: Positions
     separated: bool = False
+    moments: Moments | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +159,9 @@ class History:
         return History(self.probabilities[subjects], self.means[subjects], self.covariances[subjects])
 
 
-def wald(estimate: Array, std_error: Array, alpha: float) -> Interval:
-    """Normal limits."""
-    half = norm.isf(alpha / 2) * std_error
+def wald(estimate: Array, std_error: Array, alpha: float, df: Array | float = np.inf) -> Interval:
+    """Limits by t, or normal ones where the degrees of freedom are infinite."""
+    half = critical(alpha, df) * std_error
     return Interval(estimate, std_error, estimate - half, estimate + half)
 
 
@@ -221,7 +226,15 @@ def expert_means(e: Estimate, X: Array) -> Array:
 def expert_intervals(e: Estimate, X: Array, alpha: float) -> Interval:
     """Trajectories of the experts with confidence limits, each shape (n, K)."""
     errors = [_row_errors(X, _block(e.cov, columns)) for columns in e.where.beta]
-    return wald(expert_means(e, X), np.column_stack(errors), alpha)
+    df = np.inf if e.moments is None else degrees_of_freedom(e.moments, _gradient_of_mean(e, X))[:, None]
+    return wald(expert_means(e, X), np.column_stack(errors), alpha, df)
+
+
+def _gradient_of_mean(e: Estimate, X: Array) -> Array:
+    """Derivatives of the trajectory of the one expert in the reported parameters, shape (n, P)."""
+    gradient = np.zeros((len(X), e.cov.shape[0]))
+    gradient[:, e.where.beta[0]] = X
+    return gradient
 
 
 def weighted_mean_errors(e: Estimate, X: Array, weights: Array) -> Array:
@@ -247,6 +260,9 @@ def population_means(e: Estimate, X: Array, W: Array) -> Array:
 
 def population_intervals(e: Estimate, X: Array, W: Array, alpha: float) -> Interval:
     """`population_means` with confidence limits, each shape (n,)."""
+    if len(e.where.beta) == 1:
+        alone = expert_intervals(e, X, alpha)
+        return Interval(*(part[:, 0] for part in (alone.estimate, alone.std_error, alone.lower, alone.upper)))
     pi, means = gate_probabilities(e, W), expert_means(e, X)
     mean = (pi * means).sum(axis=1)
     error = np.empty_like(mean)
@@ -429,8 +445,8 @@ def named_by_row(design: Design) -> Design:
     return replace(design, labels=design.position.astype(object), names=names)
 
 
-def warn_strangers(known: Design, wanted: Design, *, given: bool) -> None:
-    """Say so if no subject to be predicted is known, where that looks like a slip.
+def check_subjects(known: Design, wanted: Design, *, given: bool) -> None:
+    """Refuse subjects that are known under a name of another type, and say so if a history meets none.
 
     Parameters
     ----------
@@ -438,24 +454,19 @@ def warn_strangers(known: Design, wanted: Design, *, given: bool) -> None:
     given : bool
         Whether `known` is a history that the user passed, not the data of the fit.
 
+    Raises
+    ------
+    DesignError
+
     Warns
     -----
     MixmoeWarning
-        If a history meets no subject, or the subjects of the fit are met once names are read as text.
     """
-    if (places(known, wanted) >= 0).any():
+    if wanted.names.group is None and known is not wanted:
         return
-    alike = set(map(str, known.labels)) & set(map(str, wanted.labels))
-    if not (given or (alike and wanted.names.group is not None)):
-        return
-    whose = "of history=" if given else "of the fit"
-    types = " and ".join(f"{shown(d.labels[0])} ({type(d.labels[0]).__name__})" for d in (known, wanted))
-    reason = f"their names are of other types, {types}" if alike else "their names differ"
-    warn(
-        f"no subject {whose} is in the new data ({reason}), so all are predicted by the gate alone; "
-        "give the subjects the same names in both",
-        MixmoeWarning,
-    )
+    found = known_places(wanted.labels, known.labels, str(known.names.group))
+    if given and not (found >= 0).any():
+        warn_strangers("the gate")
 
 
 def check_baseline(known: Design, wanted: Design) -> None:

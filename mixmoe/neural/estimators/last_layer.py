@@ -12,16 +12,24 @@ Bates, Maechler, Bolker & Walker (2015), Journal of Statistical Software 67(1), 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
+from mixmoe.mixture.estimate import Flag
 from mixmoe.neural.blocks import Block, Blocks, Tensor, to_array, torch
-from mixmoe.neural.estimators.trained import Control, Problem, Trained
-from mixmoe.neural.estimators.training import Watch, epochs_of, learning_rate, lost, set_rate
-from mixmoe.neural.network import Network, TensorSpec, hidden_features, view_tensors
+from mixmoe.neural.estimators.ascent import TINY, ascend, near_enough
+from mixmoe.neural.estimators.trained import Control, Problem, Trained, ridge
+from mixmoe.neural.estimators.training import Watch, epochs_of, learning_rate, lost, set_rate, warm_up
+from mixmoe.neural.network import Network, hidden_features, view_tensors
+
+# Ridge of the last layer of a network with hidden ones, per row: a prior a thousand times as wide as the residuals, so
+# that collinear features have coefficients, and a likelihood whose gradient is that of its value.
+COLLINEAR = 1e-6
+POLISH = 1000  # evaluations at most with which the covariance comes to its maximum
+REST = 1e-10  # log-likelihood per row gained by twenty iterations below which it has
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +45,8 @@ class Moments:
     Xy : Tensor, shape (p,)
     yy : Tensor, shape ()
     n : int
+    ridge : float
+        Penalty on beta in units of sigma^2: ``rss + ridge |beta|^2``.
     """
 
     ZZ: Tensor
@@ -46,6 +56,7 @@ class Moments:
     Xy: Tensor
     yy: Tensor
     n: int
+    ridge: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +65,10 @@ class Profile:
 
     Attributes
     ----------
+    objective : Tensor, shape ()
+        Minus twice the marginal log-likelihood, with the penalty on beta.
     deviance : Tensor, shape ()
-        Minus twice the marginal log-likelihood.
+        Without it.
     beta : Tensor, shape (p,)
     sigma2 : Tensor, shape ()
     root : Tensor, shape (N, r, r)
@@ -64,6 +77,7 @@ class Profile:
         ``sigma^2 X'V^-1 X``.
     """
 
+    objective: Tensor
     deviance: Tensor
     beta: Tensor
     sigma2: Tensor
@@ -138,14 +152,16 @@ def profile(m: Moments, L: Tensor, log_sigma: Tensor | None = None) -> Profile:
     U = torch.linalg.solve_triangular(root, L.T @ right, upper=False)  # (N, r, p + 1)
     Ux, uy = U[..., :-1].reshape(-1, m.ZX.shape[-1]), U[..., -1].reshape(-1)
     information = m.XX - Ux.T @ Ux
-    chol = torch.linalg.cholesky(jittered(information))
+    penalised = information + m.ridge * torch.eye(len(information), dtype=information.dtype, device=information.device)
+    chol = torch.linalg.cholesky(jittered(information) if m.ridge == 0.0 else penalised)
     moment = m.Xy - Ux.T @ uy
     beta = torch.cholesky_solve(moment.unsqueeze(-1), chol).squeeze(-1)
-    rss = m.yy - uy.square().sum() - (2.0 * moment - information @ beta) @ beta
+    rss = m.yy - uy.square().sum() - (2.0 * moment - penalised @ beta) @ beta
     logdet = 2.0 * root.diagonal(dim1=-2, dim2=-1).log().sum()
     sigma2 = rss / m.n if log_sigma is None else (2.0 * log_sigma).exp()
-    deviance = m.n * (math.log(2.0 * math.pi) + sigma2.log()) + logdet + rss / sigma2
-    return Profile(deviance, beta, sigma2, root, information)
+    objective = m.n * (math.log(2.0 * math.pi) + sigma2.log()) + logdet + rss / sigma2
+    deviance = objective - m.ridge * beta.square().sum() / sigma2
+    return Profile(objective, deviance, beta, sigma2, root, information)
 
 
 def person_effects(m: Moments, L: Tensor, fit: Profile) -> Tensor:
@@ -181,14 +197,6 @@ def start_entries(q: int, cov: str | int, n_groups: int, size: float = 0.7) -> N
     return np.where(rows == columns, size, 0.0)
 
 
-def feature_columns(tensors: tuple[TensorSpec, ...], width: int) -> list[int]:
-    """Columns of (features, 1) that the given tensors of the last layer multiply."""
-    columns: list[int] = []
-    for spec in tensors:
-        columns += list(range(width)) if spec.name.endswith(".weight") else [width]
-    return columns
-
-
 @dataclass(slots=True)
 class LastState:
     """What changes from step to step.
@@ -217,9 +225,14 @@ def is_exact(problem: Problem) -> bool:
     return problem.family == "gaussian" and network.module is None and bool(mine) and mine <= last
 
 
+def feature_columns(problem: Problem) -> NDArray[np.intp]:
+    """Columns of (features, 1) that effects on the last layer multiply, its weights and bias being side by side."""
+    return problem.personal.index - problem.network.tensors[-2].start
+
+
 def personal_columns(problem: Problem) -> Tensor:
     """Columns of (features, 1) that have person effects."""
-    return torch.as_tensor(feature_columns(problem.personal.tensors, problem.network.width), device=problem.device)
+    return torch.as_tensor(feature_columns(problem), device=problem.device)
 
 
 def features_of(network: Network, theta: Tensor, x: Tensor) -> Tensor:
@@ -236,7 +249,13 @@ def block_moments(problem: Problem, theta: Tensor, block: Block) -> Moments:
 
 def moments(problem: Problem, theta: Tensor, blocks: Blocks) -> Moments:
     """Cross-products of the features of all persons, in the order of the blocks."""
-    return join([block_moments(problem, theta, block) for block in blocks])
+    joined = join([block_moments(problem, theta, block) for block in blocks])
+    return replace(joined, ridge=ridge_of(problem, joined.n))
+
+
+def ridge_of(problem: Problem, n: int) -> float:
+    """Penalty on the last layer of a network with hidden ones, whose features may be collinear."""
+    return COLLINEAR * n if problem.network.hidden else 0.0
 
 
 def factor(problem: Problem, entries: Tensor) -> Tensor:
@@ -251,10 +270,39 @@ def profile_of(problem: Problem, state: LastState) -> Profile:
     return profile(moments(problem, state.theta, problem.train), factor(problem, state.entries))
 
 
-def penalised_deviance(problem: Problem, control: Control, state: LastState) -> Tensor:
-    """Minus the log-likelihood per row, with the weight decay of the hidden layers."""
-    loss = profile_of(problem, state).deviance / (2.0 * problem.train.n_rows)
-    return loss + control.weight_decay * state.theta.square().sum() if control.weight_decay else loss
+def add_exact_gradients(problem: Problem, control: Control, state: LastState) -> Tensor:
+    """Minus the log-likelihood, with the weight decay of the hidden layers; its gradients are put into the state.
+
+    Notes
+    -----
+    Nothing is differentiated through a factorisation. Where beta, sigma and the modes u are the best ones, the
+    deviance has the derivative of ``(|y - X beta - Z L u|^2 + |u|^2) / sigma^2 + sum_i tr(W_i^-1 L'Z_i'Z_i L)`` with
+    beta, sigma, u and W held: of the first part by the envelope theorem, of the second because
+    ``d log|W| = tr(W^-1 dW)``.
+    """
+    for leaf in (state.theta, state.entries):
+        leaf.grad = None
+    columns, features = (
+        personal_columns(problem),
+        [features_of(problem.network, state.theta, b.x) for b in problem.train],
+    )
+    L = factor(problem, state.entries)
+    with torch.no_grad():
+        parts = [cross_products(H, b.y, b.mask, columns) for H, b in zip(features, problem.train, strict=True)]
+        joined = join(parts)
+        m = replace(joined, ridge=ridge_of(problem, joined.n))
+        fit = profile(m, L)
+        u, inverse = person_effects(m, L, fit), torch.cholesky_inverse(fit.root)
+    held, place = torch.zeros_like(fit.objective), 0
+    for H, block in zip(features, problem.train, strict=True):
+        mine = slice(place, place + len(block.persons))
+        ZL = (H[..., columns] @ L) * block.mask.unsqueeze(-1)
+        error = (block.y - H @ fit.beta) * block.mask - (ZL @ u[mine].unsqueeze(-1)).squeeze(-1)
+        held = held + error.square().sum() / fit.sigma2 + ((ZL @ inverse[mine]) * ZL).sum()
+        place = mine.stop
+    decay = ridge(problem, control, state.theta)
+    (0.5 * held + decay).backward()
+    return 0.5 * fit.objective + decay.detach()
 
 
 def full_parameters(problem: Problem, state: LastState, fit: Profile) -> Tensor:
@@ -290,21 +338,36 @@ def held_out_error(problem: Problem, state: LastState) -> float:
 
 
 def fit_last_layer(problem: Problem, control: Control, theta: Array) -> Trained:
-    """Network and mixed model by maximum likelihood: Adam, then a quasi-Newton finish of the covariance.
+    """Network and mixed model by maximum likelihood: Adam to warm up, then quasi-Newton steps of everything.
 
     Notes
     -----
-    The finish holds the hidden layers: brought to their own maximum they overfit (3 % more test error on simulated data
-    without person effects), while the covariance must not depend on where Adam stopped.
+    The covariance is at its maximum given the hidden layers whatever the epoch at which these were left. With a
+    validation set there is Adam only, and the hidden layers are those of its best epoch.
     """
     start, watch = start_last(problem, theta), Watch.new()
     state = LastState(start.theta.requires_grad_(True), start.entries.requires_grad_(True))
     flags = []
     if problem.network.hidden:
         flags = descend(problem, control, state, watch)
+    if problem.network.hidden and not problem.validation.n_rows and not flags:
+        climb_together(problem, control, state, watch)
     state = watch.state if isinstance(watch.state, LastState) else state
     converged = polish(problem, state)
     return collect(problem, state, watch, converged, tuple(flags))
+
+
+def climb_together(problem: Problem, control: Control, state: LastState, watch: Watch) -> None:
+    """Hidden layers and covariance to the maximum, in what the warm-up left of the epochs."""
+    limit = near_enough(problem.network.n_parameters)
+    found = ascend(
+        [state.theta, state.entries],
+        lambda: add_exact_gradients(problem, control, state),
+        budget=control.epochs - len(watch.train),
+        least=TINY * limit,
+    )
+    for loss in found.losses:
+        watch.note(loss / problem.train.n_rows, math.nan, state.entries.square())
 
 
 def fit_on_features(problem: Problem, theta: Array) -> Trained:
@@ -320,53 +383,42 @@ def start_last(problem: Problem, theta: Array) -> LastState:
     return LastState(problem.tensor(theta), problem.tensor(entries))
 
 
-def descend(problem: Problem, control: Control, state: LastState, watch: Watch) -> list:
+def descend(problem: Problem, control: Control, state: LastState, watch: Watch) -> list[Flag]:
     """Adam on hidden layers and covariance; notes losses, keeps the best state by validation."""
     optimiser = torch.optim.Adam([state.theta, state.entries], lr=control.lr)
-    good = state.copy()
+    good, control = state.copy(), warm_up(problem, control)
     for epoch in epochs_of(control):
         set_rate(optimiser, learning_rate(control, epoch))
-        optimiser.zero_grad()
-        loss = penalised_deviance(problem, control, state)
+        loss = add_exact_gradients(problem, control, state) / problem.train.n_rows
         if not bool(torch.isfinite(loss)):
             with torch.no_grad():
                 state.theta.copy_(good.theta)
                 state.entries.copy_(good.entries)
             return [lost(epoch, "log-likelihood")]
-        loss.backward()
         good = state.copy() if epoch % control.update_every == 0 else good
         optimiser.step()
         value = held_out_error(problem, state)
-        watch.note(float(loss.detach()), value, state.entries.square())
+        watch.note(float(loss), value, state.entries.square())
         watch.keep(epoch, state, value)
         if watch.waited(epoch, control.patience):
             break
     return []
 
 
-def polish(problem: Problem, state: LastState, max_iter: int = 500) -> bool:
-    """Covariance at its maximum given the hidden layers, by L-BFGS; whether the gradient came to rest."""
+def polish(problem: Problem, state: LastState) -> bool:
+    """Covariance at its maximum given the hidden layers, by L-BFGS; whether it came to rest."""
     with torch.no_grad():
         fixed = moments(problem, state.theta, problem.train)
     entries = state.entries.detach().clone().requires_grad_(True)
-    optimiser = torch.optim.LBFGS(
-        [entries],
-        max_iter=max_iter,
-        history_size=20,
-        tolerance_grad=1e-9,
-        tolerance_change=1e-14,
-        line_search_fn="strong_wolfe",
-    )
 
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        loss = profile(fixed, factor(problem, entries)).deviance / (2.0 * problem.train.n_rows)
+    def backward() -> Tensor:
+        loss = 0.5 * profile(fixed, factor(problem, entries)).objective
         loss.backward()
         return loss
 
-    optimiser.step(closure)
+    found = ascend([entries], backward, budget=POLISH, least=REST * problem.train.n_rows)
     state.entries = entries.detach()
-    return float(entries.grad.abs().max()) < 1e-4
+    return found.settled
 
 
 def collect(problem: Problem, state: LastState, watch: Watch, converged: bool, flags: tuple) -> Trained:

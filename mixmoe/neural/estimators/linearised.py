@@ -8,7 +8,7 @@ Lindstrom & Bates (1990), Biometrics 46, 673-687 (linearisation at the modes); M
 
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,23 +20,23 @@ from mixmoe.mixture.estimate import Flag
 from mixmoe.neural.batches import shuffled, split_batches
 from mixmoe.neural.blocks import Tensor, torch
 from mixmoe.neural.components import entries_of
-from mixmoe.neural.estimators.last_layer import LastState, is_exact, penalised_deviance
+from mixmoe.neural.estimators.ascent import TINY, ascend, near_enough
+from mixmoe.neural.estimators.last_layer import LastState, add_exact_gradients, is_exact
 from mixmoe.neural.estimators.state import (
     State,
     calibrate,
     directions,
-    effects,
     gauss_newton,
     information_trace,
     marginal_loglik,
-    replace_effects,
     settle_effects,
 )
-from mixmoe.neural.estimators.trained import Control, Estimator, Problem, Trained, total_loss
+from mixmoe.neural.estimators.trained import Control, Estimator, Problem, Trained
 from mixmoe.neural.estimators.training import (
     Epoch,
     Objective,
     Watch,
+    add_gradients,
     epochs_of,
     learning_rate,
     lost,
@@ -45,6 +45,7 @@ from mixmoe.neural.estimators.training import (
     start_state,
     train_epoch,
     trained,
+    warm_up,
 )
 from mixmoe.neural.marginal_likelihood import is_marginal, maximise_marginal, quadrature_loglik
 from mixmoe.neural.person_predictions import effects_from_rows, to_state
@@ -52,6 +53,7 @@ from mixmoe.neural.posterior import update_variances
 
 OPENING = 300  # epochs at most of the network without person effects
 FIRST_UPDATES = 5  # of the variances, at the network without person effects
+ROUND = 100  # evaluations of the quasi-Newton method between two updates of the variances
 LAST_UPDATES = 30  # of the variances at most, at the last population parameters (Gaussian)
 
 
@@ -71,8 +73,11 @@ def fit_laplace(problem: Problem, control: Control, theta: Array, rng: np.random
     -----
     (1) The network without person effects, for a fifth of the epochs, 300 at most. (2) Variances by Laplace updates at
     this network, see `open_effects`. (3) Network and effects together; every `update_every` epochs effects are brought
-    nearer to their modes by a Gauss-Newton step and the variances updated. (4) Variances (Gaussian) at their fixed
-    point and effects at their modes, population parameters held; the marginal log-likelihood.
+    nearer to their modes by a Gauss-Newton step and the variances updated. (4) After a third of the epochs network and
+    effects by quasi-Newton steps, in turn with the variances, until neither moves; not with a validation set or batches
+    of persons.
+    (5) Variances (Gaussian) at their fixed point and effects at their modes, population parameters held; the marginal
+    log-likelihood.
 
     There is no annealing. The published rule needs it because its variances are those of effects that the optimiser
     has not brought to their modes yet; here a Gauss-Newton step does so before each update.
@@ -80,16 +85,16 @@ def fit_laplace(problem: Problem, control: Control, theta: Array, rng: np.random
     With a validation set the state of least validation loss after (1) is kept, without one the last.
     """
     state, watch, flags = start_state(problem, theta, rng), Watch.new(), []
-    batches = split_batches(problem, control.batch_size, rng)
-    opens = opening_epoch(problem, control)
+    batches, warmed = split_batches(problem, control.batch_size, rng), warm_up(problem, control)
+    opens = opening_epoch(problem, warmed)
     optimiser, objective = torch.optim.Adam([state.theta], lr=control.lr), Objective(None)
     change, good = math.inf, state.copy()
-    for epoch in epochs_of(control):
+    for epoch in epochs_of(warmed):
         if epoch == opens:
             open_effects(problem, state)
             # A new optimiser: the moments of the old one belong to a loss without effects.
             optimiser, objective = torch.optim.Adam(state.trained, lr=control.lr), Objective()
-        set_rate(optimiser, learning_rate(control, epoch))
+        set_rate(optimiser, learning_rate(warmed, epoch))
         # A state to return to if this epoch diverges; copies are as large as the parameters, so they are taken rarely.
         before = state.copy() if epoch % control.update_every == 0 else good
         seen = train_epoch(problem, control, state, optimiser, shuffled(batches, rng), objective)
@@ -98,12 +103,14 @@ def fit_laplace(problem: Problem, control: Control, theta: Array, rng: np.random
             state = good
             break
         good = before
-        change = end_epoch(problem, control, state, epoch, seen, change)
+        change = end_epoch(problem, warmed, state, epoch, seen, change)
         watch.note(seen.loss, mean_loss(problem, state, validation=True), state.s)
         if epoch >= opens or not problem.n_effects:
             watch.keep(epoch, state, watch.validation[-1])
             if watch.waited(epoch, control.patience):
                 break
+    if len(watch.train) == warmed.epochs < control.epochs and not flags:
+        change = climb_jointly(problem, control, state, watch)
     return finish(problem, control, watch.state or state, watch, change, flags)
 
 
@@ -221,9 +228,7 @@ def finish(
     return trained(problem, state, watch, marginal_loglik(problem, state), change < control.tol, flags)
 
 
-STEPS, CHUNK = 200, 20  # of the quasi-Newton method that looks how far up it goes on, and between two looks
-NEAR = 0.5  # standard errors from the maximum, root mean square over the parameters, that count as having reached it
-TINY = 1e-3  # share of the gain looked for below which a look brings nothing more
+LOOKS = 200  # evaluations of the quasi-Newton method that looks how far up it goes on
 
 
 def far_from_maximum(problem: Problem, control: Control, fit: Trained) -> float | None:
@@ -231,16 +236,15 @@ def far_from_maximum(problem: Problem, control: Control, fit: Trained) -> float 
 
     Notes
     -----
-    Near a maximum the log-likelihood lacks half the squared distance in standard errors. A network is not brought to
-    its very maximum, where it overfits; one that is half a standard error off in each parameter is as good as there. A
-    fit that was stopped by a validation set, before its last epoch, is where it should be.
+    Near a maximum the log-likelihood lacks half the squared distance in standard errors, see `near_enough`. A fit that
+    was stopped by a validation set, before its last epoch, is where it should be.
     """
     stopped = problem.validation.n_rows and fit.trace.best < control.epochs - 1
     if is_marginal(problem) and not problem.validation.n_rows:
         return None  # its maximum was looked for, see `maximise_marginal`
     if stopped or not math.isfinite(fit.loglik):
         return None
-    limit = 0.5 * NEAR**2 * problem.network.n_parameters
+    limit = near_enough(problem.network.n_parameters)
     gain = left_to_gain(problem, control, fit, limit)
     return gain if gain > limit else None
 
@@ -258,46 +262,54 @@ def left_to_gain(problem: Problem, control: Control, fit: Trained, enough: float
     The marginal log-likelihood for effects on the last layer (Gaussian). For others the penalised one of the network
     and the effects, variances held.
     """
-    leaves, loss = exact_loss(problem, control, fit) if is_exact(problem) else joint_loss(problem, control, fit)
-    optimiser = torch.optim.LBFGS(leaves, max_iter=CHUNK, history_size=20, line_search_fn="strong_wolfe")
+    if is_exact(problem):
+        theta = problem.tensor(fit.theta).requires_grad_(True)
+        entries = entries_of(problem, fit)[:-1].detach().clone().requires_grad_(True)
+        last = LastState(theta, entries)
+        leaves, backward = [theta, entries], lambda: add_exact_gradients(problem, control, last)
+    else:
+        state = to_state(problem, fit)
+        state.theta, state.z = (values.clone().requires_grad_(True) for values in (state.theta, state.z))
+        leaves, backward = state.trained, lambda: add_joint_gradients(problem, control, state)
+    return ascend(leaves, backward, budget=LOOKS, least=TINY * min(enough, 1.0 / TINY), enough=enough).gain
 
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        value = loss()
-        value.backward()
-        return value
 
-    first = float(loss().detach())
-    gain = 0.0
-    for _ in range(STEPS // CHUNK):
-        optimiser.step(closure)
-        last, gain = gain, max(gain, first - float(loss().detach()))
-        if gain > enough or gain - last < TINY * enough:
+def add_joint_gradients(problem: Problem, control: Control, state: State) -> Tensor:
+    """Minus the penalised log-likelihood, variances held; gradients are added to parameters and effects, by blocks."""
+    (everyone,) = split_batches(problem, None, np.random.default_rng(0))
+    seen = add_gradients(problem, control, state, everyone, Objective())
+    with torch.no_grad():
+        for leaf in state.trained:
+            leaf.grad *= everyone.scale
+    return problem.tensor(seen.loss * everyone.scale)
+
+
+def climb_jointly(problem: Problem, control: Control, state: State, watch: Watch) -> float:
+    """Network and effects by quasi-Newton steps, in turn with the variances, until neither moves.
+
+    Returns the length of the last step of the variances.
+
+    Notes
+    -----
+    The variances are held while network and effects move, because the effects of largest penalised likelihood with
+    variances that follow them are zero.
+    """
+    least, change = TINY * near_enough(problem.network.n_parameters), math.inf
+    while len(watch.train) < control.epochs:
+        found = ascend(
+            state.trained,
+            lambda: add_joint_gradients(problem, control, state),
+            budget=min(ROUND, control.epochs - len(watch.train)),
+            least=least,
+        )
+        for loss in found.losses:
+            watch.note(loss / problem.train.n_rows, math.nan, state.s)
+        recentre(problem, state)
+        held = not problem.n_effects or problem.family != "gaussian"
+        change = 0.0 if held else max(laplace_step(problem, state) for _ in range(FIRST_UPDATES))
+        if found.gain < least and change < control.tol:
             break
-    return gain
-
-
-def exact_loss(problem: Problem, control: Control, fit: Trained) -> tuple[list[Tensor], Callable[[], Tensor]]:
-    """Parameters and minus the marginal log-likelihood of effects on the last layer."""
-    theta = problem.tensor(fit.theta).requires_grad_(True)
-    entries = entries_of(problem, fit)[:-1].detach().clone().requires_grad_(True)
-    state = LastState(theta, entries)
-    return [theta, entries], lambda: problem.train.n_rows * penalised_deviance(problem, control, state)
-
-
-def joint_loss(problem: Problem, control: Control, fit: Trained) -> tuple[list[Tensor], Callable[[], Tensor]]:
-    """Parameters with the effects, and minus the penalised log-likelihood, variances held."""
-    state = to_state(problem, fit)
-    theta, z = (values.clone().requires_grad_(True) for values in (state.theta, state.z))
-    moved = replace_effects(state, z)
-    has = bool(problem.n_effects)
-
-    def loss() -> Tensor:
-        data = total_loss(problem, problem.train, theta, effects(moved) if has else None, state.sigma2)
-        extra = 0.5 * (z.square() / state.s.clamp_min(1e-10)).sum() if has else 0.0
-        return data + extra + problem.train.n_rows * control.weight_decay * theta.square().sum()
-
-    return [theta, z] if has else [theta], loss
+    return change
 
 
 def all_rows_loglik(problem: Problem, fit: Trained) -> float:
@@ -344,7 +356,7 @@ def build_control(estimator: Estimator, problem: Problem, **given: Any) -> Contr
 def defaults(estimator: Estimator, problem: Problem) -> dict[str, Any]:
     """Settings that depend on the estimator."""
     if estimator == "sgd":
-        return {"epochs": EPOCHS["sgd"], "patience": PATIENCE}
+        return {"epochs": EPOCHS["sgd"], "patience": PATIENCE, "weight_decay": 0.0}
     return {"epochs": CRF_EPOCHS if problem.family == "crf" else EPOCHS["laplace"]}
 
 

@@ -94,9 +94,8 @@ class Problem:
         if weights is None or bias is None:
             return None
         found, d = np.eye(self.personal.q), self.network.n_out
-        for k, place in enumerate(self.origin):
-            for out in range(d):
-                found[bias.start + out, weights.start + k * d + out] = place
+        for column, entry in enumerate(self.personal.places(self.network.tensors[0]), weights.start):
+            found[bias.start + entry % d, column] = self.origin[entry // d]
         return found / np.linalg.norm(found, axis=0)
 
     @property
@@ -121,8 +120,8 @@ class Control:
         Steps between Laplace updates of the variances.
     penalty : float
         Weight of the penalty on the effects (``"sgd"``; the model says 1).
-    weight_decay : float
-        Ridge penalty on the shared parameters, per row.
+    weight_decay : float or None
+        Ridge penalty on the shared parameters, per row; None: a standard normal prior of the hidden layers.
     batch_size : int or None
         Persons per step; None: all of them.
     patience : int or None
@@ -138,7 +137,7 @@ class Control:
     annealing: float = 0.97
     update_every: int = 20
     penalty: float = 1.0
-    weight_decay: float = 0.0
+    weight_decay: float | None = None
     batch_size: int | None = None
     patience: int | None = None
     tol: float = 0.1
@@ -155,6 +154,8 @@ class Control:
             raise ArgumentError(f"annealing must lie between 0 and 1, got {shown(self.annealing)}")
         for name in ("weight_decay", "penalty"):
             value = getattr(self, name)
+            if name == "weight_decay" and value is None:
+                continue
             if not isinstance(value, numbers.Real) or not 0.0 <= float(value) < np.inf:
                 raise ArgumentError(f"{name} must be a finite number of at least zero, got {shown(value)}")
 
@@ -249,3 +250,17 @@ def total_loss(
     """Negative log-density of all rows given the effects, without the Gaussian's constant and log-variance."""
     parts = [block_loss(problem, block, theta, eta, sigma2).sum() for block in blocks]
     return torch.stack(parts).sum() if parts else torch.zeros((), dtype=theta.dtype)
+
+
+def ridge(problem: Problem, control: Control, theta: Tensor) -> Tensor:
+    """Penalty on the population's parameters that is added to minus the log-likelihood.
+
+    Notes
+    -----
+    Unless the user gives a weight decay the weights and biases of hidden layers, which see standardised inputs, have a
+    standard normal prior. Without one the likelihood of few rows rises as weights grow without end and features become
+    collinear, so that there is no maximum to arrive at. The last layer has none: a linear network is as without.
+    """
+    if control.weight_decay is None:
+        return 0.5 * theta[: problem.network.n_hidden].square().sum()
+    return problem.train.n_rows * control.weight_decay * theta.square().sum()

@@ -27,7 +27,7 @@ from mixmoe.mixture.estimate import Flag
 from mixmoe.neural.batches import Batch, shuffled, split_batches
 from mixmoe.neural.blocks import Tensor, to_array, torch
 from mixmoe.neural.estimators.state import State, directions, effects
-from mixmoe.neural.estimators.trained import Control, Problem, Trace, Trained, block_loss, total_loss
+from mixmoe.neural.estimators.trained import Control, Problem, Trace, Trained, block_loss, ridge, total_loss
 from mixmoe.numerics.optimise import progress_bar
 
 
@@ -112,10 +112,9 @@ def add_gradients(problem: Problem, control: Control, state: State, batch: Batch
         extra = penalty(now, batch, float(objective.weight or 0.0))
         (extra + (eta * leaf.grad).sum()).backward()
         loss += extra.detach()
-    if control.weight_decay:
-        decay = control.weight_decay * state.theta.square().sum()
-        decay.backward()
-        loss += decay.detach()
+    decay = ridge(problem, control, state.theta) / problem.train.n_rows
+    decay.backward()
+    loss += decay.detach()
     return Epoch(float(data), float(loss))
 
 
@@ -134,6 +133,16 @@ def mean_loss(problem: Problem, state: State, *, validation: bool) -> float:
     with torch.no_grad():
         loss = float(total_loss(problem, blocks, state.theta, effects(state), 1.0)) / blocks.n_rows
     return 2.0 * loss if problem.family == "gaussian" else loss
+
+
+def warm_up(problem: Problem, control: Control) -> Control:
+    """Settings of the epochs by Adam: a third of all, those after them being quasi-Newton steps.
+
+    With a validation set, which is to choose the epoch, or in batches, which such steps cannot use, all are by Adam.
+    """
+    if problem.validation.n_rows or (control.batch_size is not None and control.batch_size < problem.n_persons):
+        return control
+    return replace(control, epochs=max(control.epochs // 3, 1))
 
 
 def learning_rate(control: Control, epoch: int) -> float:

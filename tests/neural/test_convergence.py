@@ -1,0 +1,159 @@
+"""Defaults arrive at a maximum: seen from outside, by another optimiser on dense densities; several starts."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.optimize import minimize
+
+import mixmoe as mm
+from mixmoe.errors import ArgumentError, MixmoeWarning
+
+torch = pytest.importorskip("torch")
+
+from mixmoe.neural.estimators.ascent import ascend, near_enough  # noqa: E402
+from mixmoe.neural.estimators.last_layer import COLLINEAR, LastState, add_exact_gradients, start_last  # noqa: E402
+from mixmoe.neural.estimators.linearised import build_control  # noqa: E402
+from mixmoe.neural.network import initial_parameters  # noqa: E402
+
+
+def saturating(n_persons=15, n_rows=8, seed=0):
+    """Growth towards an asymptote; both it and the rate differ between persons."""
+    rng = np.random.default_rng(seed)
+    id_ = np.repeat(np.arange(n_persons), n_rows)
+    t = rng.uniform(0, 4, len(id_))
+    top, rate = 3 * np.exp(0.3 * rng.normal(size=n_persons)), np.exp(0.5 * rng.normal(size=n_persons))
+    y = top[id_] * (1 - np.exp(-rate[id_] * t)) + 0.3 * rng.normal(size=len(id_))
+    return pd.DataFrame({"id": id_, "t": t, "y": y})
+
+
+DATA = saturating()
+
+
+def quiet(formula="y ~ t | re: (last | id)", **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MixmoeWarning)
+        return mm.fit(formula, DATA, **{"hidden": (2,), "baselines": False, "rng": 0, **options})
+
+
+def dense_objective(values, x, y):
+    """Log-likelihood of last-layer effects of a network 1 - 2 - 1 by dense densities, less the penalties.
+
+    Parameters
+    ----------
+    x, y : Tensor, shape (persons, rows)
+    """
+    hidden, beta, entries, log_sigma = values[:4], values[4:7], values[7:13], values[13]
+    H = torch.cat([torch.tanh(x.unsqueeze(-1) * hidden[:2] + hidden[2:]), torch.ones_like(x).unsqueeze(-1)], dim=-1)
+    L = torch.zeros(3, 3, dtype=torch.float64).index_put(tuple(torch.tril_indices(3, 3)), entries)
+    Z = H @ L
+    V = (2 * log_sigma).exp() * (torch.eye(x.shape[1]) + Z @ Z.mT)
+    normal = torch.distributions.MultivariateNormal(torch.zeros_like(x), V)
+    ridge = COLLINEAR * x.numel() * beta.square().sum() / (2 * log_sigma).exp()
+    return normal.log_prob(y - H @ beta).sum() - 0.5 * hidden.square().sum() - 0.5 * ridge
+
+
+def test_another_optimiser_finds_nothing_above_a_default_fit():
+    fit = quiet()
+    scaling, trained = fit.model.scaling, fit.trained
+    shape = (15, 8)
+    x = torch.tensor(scaling.inputs(fit.model.design.expert)[:, 0].reshape(shape))
+    y = torch.tensor(scaling.response(np.asarray(fit.model.design.response, dtype=float)).reshape(shape))
+    sigma = np.sqrt(trained.sigma2)
+    start = np.concatenate([trained.theta, (trained.loading / sigma)[np.tril_indices(3)], [np.log(sigma)]])
+    here = float(dense_objective(torch.tensor(start), x, y))
+    theta, n = torch.tensor(trained.theta), y.numel()
+    penalty = 0.5 * float(theta[:4].square().sum()) + 0.5 * COLLINEAR * n * float(theta[4:].square().sum()) / sigma**2
+    assert trained.loglik == pytest.approx(here + penalty, abs=1e-8)  # what is printed is the plain likelihood
+
+    def downhill(values):
+        leaf = torch.tensor(values, requires_grad=True)
+        loss = -dense_objective(leaf, x, y)
+        return float(loss.detach()), torch.autograd.grad(loss, leaf)[0].numpy()
+
+    found = minimize(downhill, start, jac=True, method="BFGS", options={"maxiter": 200})
+    assert fit.converged
+    assert -found.fun - here < near_enough(len(theta))
+
+
+@pytest.mark.parametrize("cov", ["full", "diagonal"])
+def test_gradients_through_no_factorisation_are_those_of_the_value(cov):
+    model = mm.NME("y ~ t | re: (last | id)", DATA, hidden=(3,), cov=cov)
+    control = build_control("laplace", model.problem, progress=False)
+    start = start_last(model.problem, initial_parameters(model.network, np.random.default_rng(1)))
+    flat = torch.cat([start.theta, start.entries + 0.1])
+    P = len(start.theta)
+
+    def value(at):
+        state = LastState(at[:P].clone().requires_grad_(True), at[P:].clone().requires_grad_(True))
+        loss = float(add_exact_gradients(model.problem, control, state))
+        return loss, torch.cat([state.theta.grad, state.entries.grad])
+
+    gradient, step = value(flat)[1], 1e-4
+    for k in [*range(model.network.n_hidden), *range(P, len(flat))]:
+        move = step * torch.eye(len(flat), dtype=torch.float64)[k]
+        numeric = (value(flat + move)[0] - value(flat - move)[0]) / (2 * step)
+        assert float(gradient[k]) == pytest.approx(numeric, rel=1e-5, abs=1e-5)
+
+
+def test_other_layers_converge_at_defaults():
+    fit = quiet("y ~ t | re: (all | id)")
+    assert fit.converged
+    assert not any(flag.code == "not_converged" for flag in fit.flags)
+
+
+def test_starts_are_counted_and_the_best_is_kept():
+    one, several = quiet(epochs=30), quiet(epochs=30, starts=5)
+    starts = several.em.starts
+    assert starts.n_starts == 5
+    assert len(starts.logliks) == 4
+    assert len(starts.ends) == 5
+    assert several.llf == pytest.approx(starts.logliks[0], abs=1e-9)
+    assert several.llf >= one.llf - 1e-9
+    assert starts.n_replicated == int((starts.logliks >= starts.logliks[0] - 0.1).sum())
+    assert "of 5 starts" in str(several.summary())
+
+
+def test_a_linear_network_has_one_start_and_no_penalty():
+    fit, plain = quiet(hidden=(), starts=5), quiet(hidden=(), weight_decay=0.0)
+    assert fit.em.starts.n_starts == 1
+    np.testing.assert_array_equal(fit.params, plain.params)
+
+
+def test_the_prior_of_hidden_layers_can_be_left_out():
+    weights = [np.square(quiet(weight_decay=decay, epochs=150).trained.theta[:4]).sum() for decay in (None, 0.0)]
+    assert weights[0] < weights[1]
+
+
+def test_starts_of_the_published_rule_are_refused():
+    with pytest.raises(ArgumentError, match="starts=3 are compared by their likelihood, which the published rule"):
+        quiet(estimator="sgd", starts=3)
+    with pytest.raises(ArgumentError, match="starts"):
+        quiet(starts=0)
+
+
+def test_an_ascent_does_not_stay_where_the_loss_is_no_number():
+    leaf = torch.tensor([3.0], dtype=torch.float64, requires_grad=True)
+
+    def backward():
+        loss = (leaf - 0.01 * torch.log(leaf)).sum()  # least at 0.01, and no number below zero
+        loss.backward()
+        return loss
+
+    found = ascend([leaf], backward, budget=200, least=1e-12)
+    assert found.settled
+    assert float(leaf.detach()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_an_ascent_steps_back_from_a_matrix_without_a_factor():
+    leaf = torch.tensor([2.0], dtype=torch.float64, requires_grad=True)
+
+    def backward():
+        root = torch.linalg.cholesky(torch.diag(torch.stack([leaf.sum(), leaf.sum() + 1.0])))
+        loss = leaf.sum() - 0.02 * root.diagonal().log().sum()
+        loss.backward()
+        return loss
+
+    assert ascend([leaf], backward, budget=200, least=1e-12).settled
+    assert float(leaf.detach()) == pytest.approx(0.0101, rel=0.05)

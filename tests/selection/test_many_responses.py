@@ -1,0 +1,169 @@
+"""One model for many responses: the same fits as one by one, adjusted p-values, failures, continuation, AnnData."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import mixmoe as mm
+from mixmoe.errors import ArgumentError, DesignError, FormulaError
+
+FORMULA = "~ age | re: (1 | subject)"
+
+
+@pytest.fixture(scope="module")
+def data():
+    given = mm.datasets.load("orthodont")
+    rng = np.random.default_rng(0)
+    noise = {f"noise{i}": rng.normal(size=len(given)) for i in range(4)}
+    return given.assign(half=given["distance"] / 2, constant=1.0, **noise)
+
+
+@pytest.fixture(scope="module")
+def each(data):
+    names = ["distance", "constant", "half", *(f"noise{i}" for i in range(4))]
+    return mm.fit_each(names, FORMULA, data, experts=1, rng=0, progress=False)
+
+
+def test_every_response_has_the_fit_that_it_has_alone(each, data):
+    frame = each.to_frame()
+    for name in ("distance", "half"):
+        alone = mm.fit(f"{name} {FORMULA}", data, experts=1)
+        mine = frame[frame["response"] == name].set_index("name")
+        np.testing.assert_allclose(mine["estimate"], alone.params, rtol=1e-8)
+        np.testing.assert_allclose(mine["std_error"].astype(float), alone.bse, rtol=1e-8)
+        assert each.fits.loc[name, "llf"] == pytest.approx(alone.llf)
+    assert list(dict.fromkeys(frame["response"])) == list(each.fits.index)  # in the order in which they were given
+
+
+def test_p_values_are_adjusted_over_responses_for_each_name(each):
+    frame = each.to_frame()
+    p = frame.loc[frame["name"] == "expert1.age", "p_value"].to_numpy(dtype=float)
+    order, m = np.argsort(p), len(p)
+    by_hand = np.empty(m)
+    by_hand[order] = np.minimum.accumulate((p[order] * m / np.arange(1, m + 1))[::-1])[::-1]
+    holm = np.empty(m)
+    holm[order] = np.minimum(np.maximum.accumulate(p[order] * (m - np.arange(m))), 1.0)
+    found = frame[frame["name"] == "expert1.age"]
+    np.testing.assert_allclose(found["p_bh"].astype(float), np.minimum(by_hand, 1.0))
+    np.testing.assert_allclose(found["p_holm"].astype(float), holm)
+
+
+def test_failures_are_rows_with_their_reason(each):
+    row = each.to_frame().query("response == 'constant'")
+    assert len(row) == 1
+    assert "it must vary" in row["reason"].iloc[0]
+    assert not each.fits.loc["constant", "converged"]
+    text = str(each)
+    assert "Without a fit:" in text
+    assert "constant" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_workers_change_nothing_and_an_interrupted_run_continues(data, tmp_path):
+    mixture = {"experts": 2, "rng": 3, "starts": 2, "progress": False}
+    names = ["distance", "half", "noise0"]
+    whole = mm.fit_each(names, FORMULA, data, checkpoint=tmp_path / "run", **mixture)
+    lines = (tmp_path / "run").read_bytes().splitlines(keepends=True)
+    (tmp_path / "run").write_bytes(b"".join(lines[:2]))  # the seed and the first response
+    again = mm.fit_each(names, FORMULA, data, checkpoint=tmp_path / "run", n_jobs=2, **mixture)
+    pd.testing.assert_frame_equal(again.estimates, whole.estimates)
+    assert json.loads(lines[1])["value"]["response"] == "distance"
+    with pytest.raises(ArgumentError, match="other data, another model or other options"):
+        mm.fit_each(names, FORMULA, data.assign(half=0.1 * data["half"]), checkpoint=tmp_path / "run", **mixture)
+
+
+def test_a_frame_of_responses_is_aligned_by_its_index(each, data):
+    responses = data[["distance", "half"]].sample(frac=1.0, random_state=1)
+    covariates = data[["age", "subject"]]
+    found = mm.fit_each(responses, FORMULA, covariates, experts=1)
+    np.testing.assert_allclose(found.fits["llf"], each.fits.loc[["distance", "half"], "llf"])
+    with pytest.raises(ArgumentError, match="index of the responses is not that of the data"):
+        mm.fit_each(responses.set_axis(np.arange(1000, 1108)), FORMULA, covariates, experts=1)
+    with pytest.raises(ArgumentError, match="responses have 10 rows, the data 108"):
+        mm.fit_each(responses.head(10), FORMULA, covariates, experts=1)
+    with pytest.raises(ArgumentError, match="'distance' is a column of the responses and of the data"):
+        mm.fit_each(responses, FORMULA, data, experts=1)
+
+
+def test_what_is_kept_of_a_fit_can_be_chosen(data):
+    found = mm.fit_each(["distance", "half"], FORMULA, data, experts=1, extract=_slopes)
+    assert list(found.to_frame()["name"]) == ["slope"] * 2
+    assert {"twice", "p_value", "p_bh"} <= set(found.to_frame().columns)
+
+
+def _slopes(results):
+    return pd.DataFrame({"twice": [2 * results.params["expert1.age"]], "p_value": [0.01]}, index=["slope"])
+
+
+@pytest.mark.parametrize(
+    ("responses", "formula", "options", "error", "message"),
+    [
+        (["distance"], "distance ~ age", {}, ArgumentError, "begins with '~'"),
+        (["distance"], "~ age |", {}, FormulaError, "section"),
+        (["distance", "distance"], "~ age", {}, ArgumentError, "'distance' is given twice"),
+        (["nothing"], "~ age", {}, DesignError, "'nothing' is not a column"),
+        ("distance", "~ age", {}, ArgumentError, "list of columns or a frame"),
+        (None, "~ age", {}, ArgumentError, "list of columns or a frame"),
+        ([], "~ age", {}, ArgumentError, "at least one column"),
+        ([3], "~ age", {}, ArgumentError, "texts without backticks, got 3"),
+        (["distance"], "~ age", {"layer": "counts"}, ArgumentError, "layer= belongs to an AnnData object"),
+        (["distance"], "~ age", {"bandwith": 1}, ArgumentError, "no option 'bandwith'"),
+        (["distance", "half"], "~ agee", {}, DesignError, "no response could be fitted; 'distance': .*agee"),
+    ],
+)
+def test_wrong_arguments(data, responses, formula, options, error, message):
+    with pytest.raises(error, match=message):
+        mm.fit_each(responses, formula, data, experts=1, **options)
+
+
+# ---- AnnData ----
+
+
+@pytest.fixture(scope="module")
+def cells():
+    anndata = pytest.importorskip("anndata")
+    sparse = pytest.importorskip("scipy.sparse")
+    rng = np.random.default_rng(5)
+    dose, depth = rng.normal(size=150), rng.uniform(0.5, 2.0, size=150)
+    counts = rng.poisson(depth[:, None] * np.exp(2.0 + np.outer(dose, [0.0, 0.4, -0.4])))
+    obs = pd.DataFrame({"dose": dose, "depth": depth}, index=[f"cell{i}" for i in range(150)])
+    var = pd.DataFrame(index=["flat", "up", "down"])
+    return anndata.AnnData(sparse.csr_matrix(counts.astype(float)), obs=obs, var=var, layers={"dense": counts})
+
+
+def test_genes_of_anndata_are_responses_with_size_factors_as_offset(cells):
+    given = {"experts": 1, "family": "poisson", "progress": False}
+    found = mm.fit_each(None, "~ dose", cells, size_factors="depth", **given)
+    frame = cells.obs.assign(up=np.asarray(cells.layers["dense"])[:, 1], off=np.log(cells.obs["depth"]))
+    alone = mm.fit("up ~ dose", frame, offset="off", **given)
+    mine = found.to_frame().query("response == 'up'").set_index("name")
+    np.testing.assert_allclose(mine["estimate"], alone.params, rtol=1e-8)
+    layer = mm.fit_each(["up"], "~ dose", cells, layer="dense", size_factors="depth", **given)
+    np.testing.assert_allclose(layer.to_frame()["estimate"], alone.params, rtol=1e-8)
+    total = mm.fit_each(["up"], "~ dose", cells, size_factors="total", **given)
+    assert abs(total.to_frame()["estimate"] - alone.params.to_numpy()).max() > 1e-3
+    found.add_to(cells, "moe")
+    assert cells.uns["moe"].equals(found.to_frame())
+    assert cells.var["moe.expert1.dose.estimate"]["up"] == pytest.approx(alone.params["expert1.dose"])
+    assert cells.var["moe.converged"].all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size_factors": "nothing"}, "must be a column of obs or 'total'"),
+        ({"layer": "nothing"}, "no layer 'nothing'; layers are 'dense'"),
+        ({"size_factors": "dose"}, "size factors must be positive; cell"),
+        ({"size_factors": "depth", "offset": "dose"}, "leave one out"),
+    ],
+)
+def test_what_anndata_lacks_is_said(cells, options, message):
+    with pytest.raises(ArgumentError, match=message):
+        mm.fit_each(None, "~ dose", cells, experts=1, family="poisson", **options)
+
+
+def test_add_to_takes_anndata_only(each):
+    with pytest.raises(ArgumentError, match="takes an AnnData object, got dict"):
+        each.add_to({})
