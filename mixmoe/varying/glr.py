@@ -307,7 +307,7 @@ class _Smoother:
 
 def _binned_smoother(rows: Rows, mass: Array, windows: Windows, degree: int) -> _Smoother:
     bins = np.arange(rows.n) * min(rows.n, BINS) // rows.n
-    total = np.bincount(bins, mass)
+    total = np.asarray(np.bincount(bins, mass), dtype=np.float64)
     kept = total > 0.0
     at = np.bincount(bins, mass * rows.index)[kept] / total[kept]
     root = np.sqrt(total[kept])
