@@ -309,7 +309,7 @@ def add_exact_gradients(problem: Problem, control: Control, state: LastState) ->
                 G[..., columns] += Z @ curved[mine]
             slopes.append(G.mul_(block.mask.unsqueeze(-1)))
             place = mine.stop
-    decay = ridge(problem, control, state.theta)
+    decay = ridge(problem, control, state.theta, prior=True)
     torch.autograd.backward([*features, L, decay], [*slopes, slope, torch.ones_like(decay)])
     return 0.5 * fit.objective + decay.detach()
 
