@@ -194,6 +194,7 @@ def fit(formula: str | MoEFormula, data: Any, experts: int | None = None, **opti
         options = {"experts": 2 if experts is None else experts, **options}
     elif experts not in (None, 1):
         raise ArgumentError(f"{family.spec.name} has no experts, got experts={experts!r}; leave it out")
+    # What the constructor does not take belongs to the fit, and has been checked to be known there.
     for_model = model_options(family, options)
     model = family(parsed, data, **for_model)
     return model.fit(**{name: value for name, value in options.items() if name not in for_model})

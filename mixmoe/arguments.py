@@ -82,6 +82,7 @@ def checked_rng(rng: Any) -> np.random.Generator:
         If `rng` is none of these.
     """
     try:
+        # A generator passes through as it is, so that one stream can serve several calls.
         return np.random.default_rng(rng)
     except (TypeError, ValueError) as error:
         raise ArgumentError(f"rng must be a whole number, a numpy.random.Generator or None, got {rng!r}") from error

@@ -146,7 +146,7 @@ class ModelClass(Protocol):
         ...
 
     def fit(self, *, rng: Any = None, **options: Any) -> Any:
-        """Results."""
+        """Fit the model to its data: results of the family."""
         ...
 
     def from_saved(self, saved: SavedFit, context: Mapping[str, Any] | None) -> Any:
@@ -540,6 +540,7 @@ def refuse_foreign_effects(formula: MoEFormula, family: ModelClass, data: Any) -
     if formula.random is None:
         return
     frame = view(data)
+    # Only a word that is no column can be meant for another family: columns may be called as its layers are.
     words = [word.strip(" `") for word in formula.random.design.split("+")]
     for spec in (other.spec for other in families().values() if other is not family):
         for word in words:
@@ -553,7 +554,7 @@ def refuse_foreign_effects(formula: MoEFormula, family: ModelClass, data: Any) -
 
 
 def model_options(family: ModelClass, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the options that the constructor of a family takes.
+    """The options that go to the constructor of a family, where all others must be known to its fit.
 
     Raises
     ------

@@ -65,11 +65,33 @@ class MoEResults(Assessment, ExpertTests, Results):
         )
 
     def proportions(self, alpha: float = 0.05) -> pd.DataFrame:
-        """Mean probability of each expert by the gate, with limits; for families that have one for all rows."""
+        """Mean probability of each expert by the gate; for families that have one for all rows.
+
+        Parameters
+        ----------
+        alpha : float
+            One minus the level of the limits.
+
+        Returns
+        -------
+        DataFrame
+            One row per expert; columns estimate, std_error, conf_low, conf_high (delta method on the logit scale).
+        """
         raise lacking(self.model.spec, "HasProportions", "proportions")
 
     def relabel(self, order: Sequence[int]) -> Self:
-        """The same fit with experts in another order; for families that say how."""
+        """The same fit with experts in another order; for families that say how.
+
+        Parameters
+        ----------
+        order : sequence of int
+            ``order[0]`` is the present number (from 1) of the expert that comes first.
+
+        Returns
+        -------
+        MoEResults
+            Of the same class.
+        """
         raise lacking(self.model.spec, "HasOrder", "relabel")
 
     def plot(self, kind: str | None = None, ax: Any = None, **options: Any) -> Any:
@@ -87,6 +109,7 @@ class MoEResults(Assessment, ExpertTests, Results):
 
     @property
     def _plot_kinds(self) -> tuple[str, ...]:
+        # Behind the family's own curves, before the diagnostics that all families have.
         kinds = super()._plot_kinds
         return (*self._curve_kinds, "responsibilities", *kinds[len(self._curve_kinds) :])
 

@@ -121,17 +121,7 @@ class Results(Diagnosis, Reporting, LabelledResults):
         raise ArgumentError(f"kind must be one of {', '.join(map(repr, self._curve_kinds))}, got {kind!r}")
 
     def summary(self, alpha: float = 0.05) -> Summary:
-        """Header, tables and notes; prints as text, and has as_html(), as_latex(), as_markdown().
-
-        Parameters
-        ----------
-        alpha : float
-            One minus the level of the limits.
-
-        Returns
-        -------
-        Summary
-        """
+        """Header, tables and notes; prints as text, and has as_html(), as_latex(), as_markdown(). See `tables`."""
         return Summary(self._title, self.tables(alpha), self._remarks)
 
     @property
@@ -342,6 +332,11 @@ class Results(Diagnosis, Reporting, LabelledResults):
         columns = {f"draw{i + 1}": self.model.design.in_order(draw) for i, draw in enumerate(draws)}
         return pd.DataFrame(columns, index=self._row_index)
 
+    @property
+    def _saved_settings(self) -> Mapping[str, Any]:
+        """What a file holds of the model beside formula and data; more in a family whose fit is more than numbers."""
+        return self.model.settings
+
     def save(self, path: PathLike, data: bool = True) -> None:
         """Write the fit to a file that `mixmoe.load` reads; no pickle.
 
@@ -361,7 +356,7 @@ class Results(Diagnosis, Reporting, LabelledResults):
         saved = SavedFit(
             family=model.spec.name,
             formula=model.formula.text,
-            settings=model.settings,
+            settings=self._saved_settings,
             names=model.layout.names,
             fit=self.em,
             cov=self.cov,
@@ -411,6 +406,7 @@ def load(
             f"{str(path)!r} was saved without data, from which the terms of its formula are made; pass the data of the "
             "fit as load(..., data=frame)"
         )
+    # Data that are passed have their own order: the places in the file are those of the data that it would hold.
     whole = saved if saved.data is not None else replace(saved, data=whole_frame(data), rows=None)
     if network is not None:
         if "network" not in known[saved.family].spec.markers:
@@ -521,6 +517,7 @@ def _side(results: Results) -> FitSide:
     """What the likelihood-ratio test needs, rows in the user's order."""
     model, em = results.model, results.em
     design, formula = model.design, model.formula
+    # Designs are sorted by subject, which two formulas may name differently: rows are compared as the user has them.
     order = np.argsort(design.position, kind="stable")
     unconverged = () if em.converged else ("not_converged",)
     gate = design.gate if len(design.gate) == design.n else design.gate[design.codes]

@@ -203,7 +203,9 @@ def adequacy(responsibilities: Array, units: str = "subjects") -> Adequacy:
     count = np.bincount(responsibilities.argmax(axis=1), minlength=n_experts)
     average = np.diag(classification_table(responsibilities).average).copy()
     with np.errstate(divide="ignore", invalid="ignore"):
+        # Odds of correct classification over those of assignment at random in the estimated proportions.
         odds = average / (1 - average) / (proportion / (1 - proportion))
+    # Each expert's part of the relative entropy; the bound keeps log 1 = 0 of one expert out of the denominator.
     doubt = entr(np.clip(responsibilities, 0.0, 1.0)).sum(axis=0) / (n_units * max(np.log(n_experts), 1.0e-300))
     if n_experts == 1:
         odds, doubt = np.full(1, np.nan), np.zeros(1)
@@ -239,6 +241,7 @@ def memberships(responsibilities: Array) -> pd.DataFrame:
         two probabilities), entropy (``-sum_k tau_ik log tau_ik / log K``, 0 certain, 1 no idea).
     """
     n_units, n_experts = responsibilities.shape
+    # Stable, so that of equal probabilities the expert with the lower number comes first.
     order = np.argsort(-responsibilities, axis=1, kind="stable")
     each = np.arange(n_units)
     first = responsibilities[each, order[:, 0]]

@@ -111,8 +111,10 @@ def influence(at: FirstOrder, labels: pd.Index, names: tuple[str, ...], std_erro
     Influence
     """
     moves = at.moves
+    # s' A^-1 s over the number of directions that have information.
     distance = np.einsum("np,np->n", moves, at.scores) / max(int((np.diag(at.inverse) > 0).sum()), 1)
     blank = np.asarray(np.isnan(at.jacobian).any(axis=1))
+    # Leaving a unit out takes its pull away: minus A^-1 s, in the reported parameters.
     change = -moves @ np.where(blank[:, None], 0.0, at.jacobian).T
     change[:, blank] = np.nan
     return Influence(labels, names, change, std_error, distance)
@@ -174,6 +176,7 @@ def gate_effects(
     for change in changes:
         for point in points:
             effect = _slope_of(change) if change.derivative else _difference_of(change)
+            # Delta method: the effect's derivatives in the gate's coefficients are exact, by complex steps.
             slopes = jacobian(effect, point.gamma)
             errors = delta_se(slopes, cov[np.ix_(point.where.ravel(), point.where.ravel())])
             values = effect(point.gamma)

@@ -122,6 +122,7 @@ def bootstrap_test(
     progress: bool | None,
 ) -> ExpertsTest:
     """See `ExpertTests.test_experts`."""
+    # The fits to the data draw from a stream of their own: more draws do not change them.
     first, *seeds = journal.rng.spawn(n_boot + 1)
     null, full = observed_fits(model, experts, n_starts, first)
     statistic = 2.0 * (full.loglik - null.loglik)
@@ -193,6 +194,7 @@ def decided(stop: str, exceeded: int, n: int, alpha: float) -> bool:
         return exceeded >= _EXCEEDED
     if stop == "never" or n == 0:
         return False
+    # A p-value of alpha would lead to so few, or so many, exceedances with less than the tolerated probability.
     below, above = binom.cdf(exceeded, n, alpha), binom.sf(exceeded - 1, n, alpha)
     return bool(min(below, above) < _ERROR / 2)
 
@@ -255,6 +257,7 @@ def vuong_weights(large: Curvature, small: Curvature) -> Array:
     """
     f, g = large.scores, small.scores
     to_f, to_g = np.linalg.pinv(large.information, hermitian=True), np.linalg.pinv(small.information, hermitian=True)
+    # W of Vuong's equation 3.6 in blocks; outer products of scores stand for his B, inverse information for A^-1.
     upper = np.hstack([f.T @ f @ to_f, f.T @ g @ to_g])
     lower = np.hstack([-g.T @ f @ to_f, -g.T @ g @ to_g])
     return np.sort(np.linalg.eigvals(np.vstack([upper, lower])).real)[::-1]

@@ -128,7 +128,7 @@ class _Held:
 
     @property
     def centre(self) -> "_Point":
-        """The estimate."""
+        """The maximum over all parameters, from which the profile goes outwards."""
         theta = self.likelihood.theta
         loglik = float(self.likelihood.evaluate(theta[None]).loglik[0])
         return _Point(float(self.likelihood.reported(theta)[self.index]), loglik, theta)

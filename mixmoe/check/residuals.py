@@ -110,6 +110,7 @@ def local_level(n: int, alpha: float, rng: np.random.Generator) -> float:
     rank = np.unique(np.linspace(1, n, min(n, _CHECKED)).round().astype(int))
     smallest = np.empty(_DRAWS)
     for i in range(_DRAWS):
+        # Ordered uniforms are partial sums of exponentials over their total: no sorting.
         cumulated = np.cumsum(rng.standard_exponential(n + 1))
         p = beta.cdf(cumulated[rank - 1] / cumulated[-1], rank, n + 1 - rank)
         smallest[i] = 2 * np.minimum(p, 1 - p).min()

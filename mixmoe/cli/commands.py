@@ -310,6 +310,7 @@ def run_select(arguments: argparse.Namespace) -> int:
     formulas = [safe_formula(text).text for text in arguments.formula]
     options = {**model_options(arguments), "folds": arguments.folds, "n_jobs": arguments.n_jobs}
     specs = _specs(arguments)
+    # A comma in an option that may be listed separates candidates; in others it is part of the value.
     texts = {name: options[name] for spec in specs for name in spec.listed if isinstance(options.get(name), str)}
     options |= {name: [read_value(part) for part in text.split(",")] for name, text in texts.items()}
     data = source(arguments)

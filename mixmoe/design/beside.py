@@ -160,6 +160,7 @@ def _placed(option: str, values: Any, labels: pd.Index, position: NDArray[np.int
         )
     where = position
     if isinstance(values, pd.Series) and not values.index[position].equals(labels):
+        # By label, as pandas aligns a column that is assigned; labels that are there twice have no single value.
         where = values.index.get_indexer(labels) if values.index.is_unique else np.full(len(labels), -1)
         if (where < 0).any():
             raise ArgumentError(

@@ -148,6 +148,7 @@ def _refuse_numbers_as_text(values: pd.Series, name: str, section: str, rows: Ro
     if isinstance(values.dtype, pd.CategoricalDtype) or pd.api.types.infer_dtype(values, skipna=True) != "string":
         return
     levels = pd.Series(values.dropna().unique(), dtype=object)
+    # A spreadsheet's '="12"' and a decimal comma are numbers that were read as text.
     cells = levels.str.strip().str.removeprefix("=").str.strip('"').str.replace(",", ".", regex=False)
     numbers = pd.to_numeric(cells, errors="coerce").notna().to_numpy()
     if numbers.sum() <= max(_FEW_NUMBERS, len(levels) / 2):
@@ -434,6 +435,7 @@ def _near_zero(x: Array) -> Array:
 def _clearly_independent(x: Array, scale: Array) -> bool:
     """Whether cross-products alone settle that no column is superfluous; they lose half of the digits."""
     with np.errstate(over="ignore", invalid="ignore"):  # squares of huge values; the factorisation has them scaled
+        # The common case, n p^2 operations in one product; only what it cannot settle goes through the decomposition.
         gram = x.T @ x / np.outer(scale, scale)
     length = np.sqrt(np.diag(gram))
     if not (np.isfinite(length).all() and (length > 0).all()):
@@ -447,6 +449,7 @@ def _clearly_independent(x: Array, scale: Array) -> bool:
 
 def _triangle(x: Array, scale: Array) -> Array:
     """R of the QR decomposition of the scaled columns, built up block by block."""
+    # Stacking each block under the triangle so far keeps memory at one block, whatever the number of rows.
     r = np.zeros((0, x.shape[1]))
     for start in range(0, x.shape[0], _BLOCK):
         r = np.asarray(np.linalg.qr(np.vstack([r, x[start : start + _BLOCK] / scale]), mode="r"))
@@ -462,6 +465,7 @@ def _dependent(r: Array, written: Array) -> tuple[Alias, ...]:
         column = r[:, j]
         length = np.linalg.norm(column)
         rest = column - basis @ (basis.T @ column)
+        # Projected twice: once leaves rounding of the size of the column, twice of the size of what is left (Kahan).
         rest = rest - basis @ (basis.T @ rest)
         left = np.linalg.norm(rest)
         if left <= max(TOLERANCE * length, _ROUNDING * np.linalg.norm(written[:, j])):

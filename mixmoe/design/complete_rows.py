@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mixmoe._typing import Array
 from mixmoe.design.expressions import Lag
 from mixmoe.design.frame import FrameView, is_numeric, missing, plain, shown, with_gaps
 from mixmoe.design.labels import exact, unhashable, units_of
@@ -92,7 +93,7 @@ class Rows:
 
     @property
     def n(self) -> int:
-        """Rows."""
+        """Number of complete rows that count."""
         return len(self.codes)
 
     @property
@@ -149,7 +150,7 @@ class NothingLeftError(DesignError):
 
 
 def earliest(mask: NDArray[np.bool_], rows: Rows) -> int:
-    """Which of the rows in `mask` comes first in the user's frame."""
+    """The row in `mask` that comes first in the user's frame, as messages name it."""
     found = np.flatnonzero(mask)
     return int(found[rows.position[found].argmin()])
 
@@ -192,6 +193,7 @@ def collect_rows(
             f"all {frame.n_rows} rows have a missing value ({dropped}); nothing is left to analyse, so leave out the "
             "columns that are missing or fill them in"
         )
+    # Judged among complete rows alone: the weight of a row that is left out anyway does not matter.
     if weights is not None:
         keep = keep & _counted(frame, weights, keep)
     everything = bool(keep.all())
@@ -201,6 +203,39 @@ def collect_rows(
     position = np.arange(frame.n_rows) if everything else np.flatnonzero(keep)
     labels = {name: _labels(kept[name], position, frame) for name in keys.names if name in kept}
     return replace(_sorted(columns, labels, position, keys, dropped, frame), lags=lagged.lags)
+
+
+def check_weights(weights: Array, labels: pd.Index, judged: NDArray[np.bool_], ahead: bool = False) -> None:
+    """Refuse impossible weights.
+
+    Parameters
+    ----------
+    weights : ndarray, shape (n,)
+    labels : Index, length n
+        Of the rows, for messages.
+    judged : ndarray of bool, shape (n,)
+        Rows whose weights matter.
+    ahead : bool
+        Whether the rows are to be predicted. Then zero is an error of infinite variance, not a row that does not count.
+
+    Raises
+    ------
+    DesignError
+        Names the first row.
+    """
+    wrong = judged & ~(np.isfinite(weights) & (weights > 0.0 if ahead else weights >= 0.0))
+    if not wrong.any():
+        return
+    i = int(wrong.argmax())
+    got = f"got {'a missing value' if np.isnan(weights[i]) else f'{weights[i]:g}'} in row {shown(labels[i])}"
+    if ahead:
+        raise DesignError(
+            f"weights must be above zero in rows to predict, {got}, where the variance of a response is not finite; "
+            "correct it or drop the row"
+        )
+    raise DesignError(
+        f"weights must be finite and not negative, {got}; correct it, or make it zero for a row that shall not count"
+    )
 
 
 def _counted(frame: FrameView, name: str, keep: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -213,14 +248,7 @@ def _counted(frame: FrameView, name: str, keep: NDArray[np.bool_]) -> NDArray[np
             f"{shown(frame.labels[i])}; convert it, for example with pd.to_numeric"
         )
     weights = values.to_numpy(dtype=float)
-    wrong = keep & ~((weights >= 0.0) & np.isfinite(weights))
-    if wrong.any():
-        i = int(wrong.argmax())
-        got = "a missing value" if np.isnan(weights[i]) else f"{weights[i]:g}"
-        raise DesignError(
-            f"weights must be finite and not negative, got {got} in row {shown(frame.labels[i])}; correct it, or make "
-            "it zero for a row that shall not count"
-        )
+    check_weights(weights, frame.labels, keep)
     counts = weights > 0.0
     if not (counts & keep).any():
         raise DesignError(
@@ -264,12 +292,13 @@ def _course(frame: FrameView, keys: Keys, alone: bool) -> _Course:
     order = np.lexsort([places, *by, *reversed(outer)]).astype(np.intp) if outer else places
     block = np.zeros(frame.n_rows, dtype=np.intp)
     for codes in outer:
+        # Pairs of codes as one number, made dense again so that a third column cannot overflow it; missing is code 0.
         block = np.unique(block * (int(codes.max(initial=0)) + 2) + codes + 1, return_inverse=True)[1]
     return _Course(order, block[order])
 
 
 def _codes_of(values: pd.Series) -> Integers:
-    """Which values of a column are the same; rows where it is missing are -1."""
+    """Codes of the values of a column, equal where these are; -1 where it is missing."""
     absent = missing(values)
     codes = np.full(len(values), -1, dtype=np.intp)
     if not absent.all():

@@ -176,7 +176,7 @@ class Design:
 
     @property
     def n(self) -> int:
-        """Rows."""
+        """Number of rows of the data that are used."""
         return len(self.codes)
 
     @property
@@ -434,6 +434,7 @@ def _fitted(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -
         section: _independent(section, built.matrices[section], built.names[section])
         for section in ("expert", "gate", "sigma")
     }
+    # The intercept of sigma: is the residual standard deviation, a parameter of its own.
     kept["sigma"] &= np.array([name != "Intercept" for name in built.names["sigma"]], dtype=bool)
     _refuse_overlaps(recipe, built, kept)
     levels = response_levels(recipe, rows, frame)

@@ -157,6 +157,7 @@ class _CarefulOperators(DefaultOperatorResolver):
         for operator in made:
             expand = operator._to_terms
             if operator.symbol in ("**", "^"):
+                # m^n products for a sum of m columns would take minutes to find the few that differ.
                 operator._to_terms = _power(expand)
             elif operator.symbol in ("*", ":", "/", "in"):
                 operator._to_terms = _bounded(expand)
@@ -483,6 +484,7 @@ class _InFloats(PandasMaterializer):
 def _run(
     frame: pd.DataFrame, recipe: Any, sections: Mapping[str, Sequence[Term]], context: Mapping[str, Any]
 ) -> Materialized:
+    # An unseen category only warns and would be coded as the reference level: it is made an error.
     materializer = _InFloats(frame, context={**EXTRA_FUNCTIONS, **context})
     bad: set[int] = set()
     try:

@@ -268,6 +268,7 @@ def infinite(values: pd.Series) -> NDArray[np.bool_] | None:
         return None
     array = values.to_numpy()
     with np.errstate(over="ignore", invalid="ignore"):
+        # One pass without a mask: an infinite or overflowing sum is rare, and only then is it asked where.
         if np.isfinite(array.sum()):
             return None
     rows = np.isinf(array)

@@ -49,6 +49,7 @@ def exact(values: pd.Series) -> pd.Series:
     if pd.api.types.is_bool_dtype(dtype):
         return values.astype(bool)
     if pd.api.types.is_unsigned_integer_dtype(dtype):
+        # Signed where all fit, so that 1 of uint8 and 1 of int64 are one label and sort alike.
         wide = values.astype(np.uint64)
         return wide.astype(np.int64) if not len(wide) or wide.max() <= np.iinfo(np.int64).max else wide
     if pd.api.types.is_integer_dtype(dtype):
@@ -90,7 +91,7 @@ def _hashable(value: Any) -> bool:
 
 
 def units_of(values: pd.Series) -> Units:
-    """Which of the values of a column of `exact` are the same."""
+    """The units that a column of labels names, told apart by their exact values."""
     if values.dtype == object and pd.api.types.infer_dtype(values) != "string":
         return _units_of_objects(values)
     codes, found = pd.factorize(values, sort=True)
@@ -102,6 +103,7 @@ def _units_of_objects(values: pd.Series) -> Units:
     known: dict[Any, int] = {}
     codes = np.array([known.setdefault(_key(value), len(known)) for value in values], dtype=np.intp)
     found = [value for _, value in known]
+    # Types do not compare in Python; numbers come first, then each type by itself.
     order = sorted(range(len(found)), key=lambda i: _order(found[i]))
     rank = np.empty(len(found), dtype=np.intp)
     rank[order] = np.arange(len(found))

@@ -103,6 +103,7 @@ def _run(frame: pd.DataFrame, infos: Mapping[str, Any], sections: Mapping[str, S
         name: np.broadcast_to(np.asarray(matrix, dtype=np.float64), (len(frame), matrix.shape[1]))
         for name, matrix in zip(infos, matrices, strict=True)
     }
+    # Patsy drops nothing here: a row missing in one section is left out of all, as with the other engine.
     missing = {name: np.isnan(array).any(axis=1) for name, array in arrays.items()}
     bad = np.logical_or.reduce([np.zeros(len(frame), dtype=bool), *missing.values()])
     return Materialized(

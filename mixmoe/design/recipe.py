@@ -347,5 +347,6 @@ def formula_frame(rows: Rows, recipe: Recipe) -> pd.DataFrame:
     """The columns that formulas use, as formulaic takes them."""
     used = dict.fromkeys(u.name for names in recipe.names.values() for u in names if not u.called)
     columns = {name: rows.columns[name] for name in used if name in rows.columns}
+    # Under names that are valid code: rewritten expressions refer to them.
     columns |= {lag.identifier: rows.columns[lag.name] for lag in rows.lags}
     return pd.DataFrame(columns, index=pd.RangeIndex(rows.n), copy=False)

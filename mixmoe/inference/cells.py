@@ -69,6 +69,7 @@ def linked_cells(predictors: Sequence[Predictor], n_units: int) -> IntArray:
         left = order[cell[order] < 0]
         if not left.size:
             break
+        # A cell grows from one unit: any row not orthogonal to the span of its rows shares a parameter with it.
         inside = np.zeros(n_units, dtype=bool)
         inside[left[0]] = True
         before = 0
@@ -98,6 +99,7 @@ def _reached(Q: Array, inside: BoolArray) -> BoolArray:
     """Rows that are not orthogonal to all rows inside, shape (n,)."""
     if not Q.shape[1]:
         return np.zeros(len(Q), dtype=bool)
+    # The span of the rows inside, by the eigenvectors of their cross-products that are not rounding alone.
     values, vectors = np.linalg.eigh(Q[inside].T @ Q[inside])
     basis = vectors[:, values > _RANK * max(values[-1], np.finfo(float).tiny)]
     return np.asarray(((Q @ basis) ** 2).sum(axis=1) > _LINKED * (Q**2).sum(axis=1))
@@ -134,6 +136,7 @@ def cheapest_exchange(cells: IntArray, here: Array, exchanged: dict[tuple[int, i
     """
     found = []
     for pair, there in exchanged.items():
+        # Cells share no parameter, so that an exchange in one costs what its own units lose.
         drops = np.bincount(cells, weights=here - there)
         found += [Exchange(cell, pair, float(drops[cell])) for cell in reversed(range(len(drops)))]
     return min(found, key=lambda one: max(one.drop, _EXACT))  # of equal ones the last cell, seldom the reference

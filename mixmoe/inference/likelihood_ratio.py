@@ -186,6 +186,7 @@ def lr_test(one: FitSide, two: FitSide) -> LRTest | InvalidTest:
     if reason:
         return InvalidTest(reason)
     statistic = 2.0 * (large.loglik - small.loglik)
+    # Below zero by rounding alone counts as zero; by more, the larger fit has missed its maximum.
     if statistic < -2 * _LOGLIK_TOLERANCE * max(1.0, abs(small.loglik)):
         return InvalidTest(
             f"the larger model has the smaller log-likelihood ({large.loglik:.6f} against {small.loglik:.6f}), so it "
@@ -206,6 +207,7 @@ def _tested_effects(small: FitSide, large: FitSide) -> int:
     extra = large.random.shape[1] - small.random.shape[1]
     if extra <= 0:
         return 0
+    # A covariance block grows by the new effect's variance and its covariances with all the others.
     blocks = large.n_experts if large.settings.get("cov_re", "expert") == "expert" else 1
     return blocks * (extra * (extra + 1) // 2 if large.correlated else extra)
 
@@ -223,6 +225,8 @@ def _test(statistic: float, df: int, cone: int, notes: tuple[str, ...]) -> LRTes
         regular = ChiBarSquared((df,), (1.0,))
         p = regular.sf(statistic)
         return LRTest(statistic, df, regular, p, p, notes)
+    # The cone of admissible values lies within a half-space, which bounds p from above, and holds one of lower
+    # dimension.
     upper = ChiBarSquared((df - 1, df), (0.5, 0.5))
     lower = ChiBarSquared((df - cone, df - cone + 1), (0.5, 0.5))
     if cone > 1:

@@ -184,7 +184,7 @@ def sandwich_moments(weights: Array, units: Leverage) -> Moments | None:
 
 
 def degrees_of_freedom(moments: Moments | None, contrasts: Array) -> Array:
-    """Of the t statistic of each linear combination c of parameters: ``2 E[c'Vc]^2 / Var[c'Vc]``, shape (n,).
+    """Degrees of freedom of the t statistic of each linear combination of parameters, ``2 E[c'Vc]^2 / Var[c'Vc]``.
 
     Parameters
     ----------

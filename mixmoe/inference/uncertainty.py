@@ -242,6 +242,7 @@ def wald_limits(
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         lower, upper = params - half, params + half
         log, atanh = scales == "log", scales == "atanh"
+        # The standard error of log s is se / s, that of atanh r is se / (1 - r^2): the delta method on either scale.
         factor = np.exp(half[log] / params[log])
         lower[log], upper[log] = params[log] / factor, params[log] * factor
         centre, reach = np.arctanh(params[atanh]), half[atanh] / (1 - params[atanh] ** 2)
@@ -307,11 +308,14 @@ def bca_limits(params: Array, draws: Array, acceleration: Array, alpha: float = 
     Efron (1987), JASA 82, 171-185, equation 3.9. Replicates equal to the estimate count half.
     """
     n = len(draws)
+    # Median bias: the normal quantile of the share of replicates below the estimate, bounded where all lie on one side.
     below = ((draws < params).sum(axis=0) + 0.5 * (draws == params).sum(axis=0)) / n
     bias = ndtri(np.clip(below, 0.5 / n, 1.0 - 0.5 / n))
     ends = []
     for z in (-1.0, 1.0) * critical(alpha):
         moved = bias + z
+        # Equation 3.9: the level at which the percentile is read, moved by the bias and by the skewness of the
+        # influence.
         level = ndtr(bias + moved / (1.0 - acceleration * moved))
         ends.append(np.array([_quantile(column, at) for column, at in zip(draws.T, level, strict=True)]))
     return Limits(*ends)

@@ -8,11 +8,12 @@ from mixmoe._typing import Array
 from mixmoe.design.design import DesignNames
 from mixmoe.errors import ApproximationWarning, BoundaryWarning, ConvergenceWarning, DegeneracyWarning, MixmoeWarning
 from mixmoe.inference.uncertainty import ParamCov, scale_of, wald_limits
+from mixmoe.mixed.collapse import residual_deviations
 from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.information import Boundary
 from mixmoe.mixed.likelihood.observed import Problem, evaluate
 from mixmoe.mixed.parameters import expand
-from mixmoe.mixed.search import Search, residual_deviations
+from mixmoe.mixed.search import Search
 from mixmoe.mixture.estimate import SAME, Flag, ParamLayout
 
 _FAR = 1e4  # standard deviations between the data and the origin of a random-effects column

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mixmoe._typing import Array
-from mixmoe.mixed.likelihood.gaussian import Moments, flat_experts, weighted_normal_matrix
+from mixmoe.mixed.likelihood.gaussian import Moments, flat_experts, summed_second_moments, weighted_normal_matrix
 from mixmoe.mixed.likelihood.observed import ClosedForm
 from mixmoe.mixed.parameters import Params, Structure, contract, expand
 from mixmoe.mixture.gate import gate_log_probabilities, gate_step
@@ -71,11 +71,9 @@ def expectations(problem: ClosedForm, params: Params, given: Array | None = None
         # The score in log sigma is E|r - Z b|^2 / sigma^2 less the number of rows.
         residual += params.sigma**2 * (scores[..., p + q * q] + here)
         rows += here
-        b = densities.effects()
-        second += (b.means * found[:, :, None]) @ np.swapaxes(b.means, 2, 3)
-        second += np.einsum("skabn,skn->skab", b.covariances, found)
+        weights = found.reshape(S * K, -1)
+        second += summed_second_moments(densities.posterior, factor, sigma, weights).reshape(second.shape)
         if normal is not None and isinstance(experts.moments, Moments):
-            weights = found.reshape(S * K, -1)
             normal += weighted_normal_matrix(experts.moments, densities.posterior, factor, sigma, weights)
     return Expectations(
         loglik,
@@ -153,16 +151,17 @@ def update_variances(problem: ClosedForm, params: Params, e: Expectations) -> Pa
     s = problem.structure
     gamma = gate_step(problem.W, e.responsibilities, params.gamma)
     if not s.has_sigma:
-        return replace(params, gamma=gamma, factor=_updated_factor(s, e, params.factor))
+        return replace(params, gamma=gamma, factor=updated_factor(s, e, params.factor))
     if s.residual == "common":
         variance = np.broadcast_to((e.residual.sum(axis=1) / e.rows.sum(axis=1))[:, None], e.rows.shape)
     else:
         variance = e.residual / np.maximum(e.rows, np.finfo(float).tiny)
     sigma = np.sqrt(np.maximum(variance, _SMALLEST))
-    return replace(params, gamma=gamma, factor=_updated_factor(s, e, params.factor), sigma=sigma)
+    return replace(params, gamma=gamma, factor=updated_factor(s, e, params.factor), sigma=sigma)
 
 
-def _updated_factor(s: Structure, e: Expectations, old: Array) -> Array:
+def updated_factor(s: Structure, e: Expectations, old: Array) -> Array:
+    """Factors of the random-effect covariances, shape (S, K, q, q), that the expected second moments call for."""
     if not s.n_random:
         return old
     counts = np.maximum(e.subjects, np.finfo(float).tiny)[..., None, None]

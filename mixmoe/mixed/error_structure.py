@@ -217,7 +217,7 @@ def _check_times(design: Design, options: ErrorOptions, time: Array, repeated: N
 
 
 def _first(design: Design, rows: NDArray[np.intp]) -> int:
-    """Which of some rows comes first in the user's frame."""
+    """The row that comes first in the user's frame, of those in a mask."""
     return int(rows[np.argmin(design.position[rows])])
 
 

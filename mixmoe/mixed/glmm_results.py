@@ -260,6 +260,7 @@ class GLMMResults(MEMoEResults):
         if thresholds is None:
             return known
         sign = np.ones(len(known.cov))
+        # The intercept of the link is minus the first threshold, P(y <= j) = logit^-1(cut_j - eta).
         sign[known.where.beta[:, thresholds.column]] = -1.0
         return replace(known, cov=known.cov * np.outer(sign, sign))
 

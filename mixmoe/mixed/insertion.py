@@ -1,14 +1,16 @@
 """Starting values that add an expert to a fit where it gains most.
 
 A mixture with more experts than the data have groups has its maxima where a new expert takes a handful of subjects that
-are alike, and there are as many as handfuls: cuts across the subjects do not find them. Here each of many subjects
-stands with its neighbours, in several ways, for a new expert, which is fitted while all others stay as they are; this
-needs few subjects and one expert at a time, so that hundreds of places can be looked at for the cost of a few ascents.
+are alike, and there are as many as handfuls: cuts across the subjects do not find them. As in robust regression, small
+sets of subjects are drawn at random, an expert is fitted to each, and whoever it describes better than the mixture does
+joins it; the others stay as they are, so that thousands of sets cost no more than a few ascents. Those that gain least
+are given up round by round. Sets are drawn among the subjects to whom an expert of their own would be worth most.
 
 References
 ----------
-Vlassis & Likas (2002), Neural Processing Letters 15, 77-87; Verbeek, Vlassis & Krose (2003), Neural Computation 15,
-469-485.
+Vlassis & Likas (2002), Neural Processing Letters 15, 77-87, for the insertion of components one at a time;
+Rousseeuw & Van Driessen (2006), Data Mining and Knowledge Discovery 12, 29-45, for random sets that grow by
+concentration steps; Jamieson & Talwalkar (2016), AISTATS 51, 240-248, for successive halving.
 """
 
 from dataclasses import dataclass, replace
@@ -17,50 +19,81 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
-from mixmoe.mixed.em import expectations, update_means, update_variances
+from mixmoe.mixed.collapse import nearly_exact
+from mixmoe.mixed.em import expectations, updated_factor
+from mixmoe.mixed.likelihood.gaussian import LOG_2PI, RowMoments
 from mixmoe.mixed.likelihood.observed import ClosedForm, evaluate, subject_logliks
 from mixmoe.mixed.parameters import Params, contract, expand
-from mixmoe.mixed.starting_values import (
-    OneExpert,
-    double_expert,
-    fewer_experts,
-    one_expert_problem,
-    refit,
-    repeat_expert,
-)
-from mixmoe.mixture.gate import posterior_probabilities
+from mixmoe.mixed.starting_values import OneExpert, fewer_experts, one_expert_problem
+from mixmoe.mixture.gate import gate_log_probabilities
 from mixmoe.numerics.linalg import logsumexp
 
 _LITTLE = 10.0  # log-likelihood per further parameter up to which an expert may be a handful of subjects
-_PLACES = 100  # neighbourhoods in which new experts are tried, at most, and
-_PER_PLACE = 20  # subjects for each of them
-_LOCAL = 80  # subjects of each
-_WAYS = 24  # handfuls of each
-_ROUNDS = 4  # EM steps of the new expert alone
-_SMALLEST = 4  # subjects of a handful
-_NARROW = 0.1  # of the residual deviations of the others is what a new expert may have at least
+_MOST_COEFFICIENTS = 40  # of an expert, up to which one is inserted
+_BATCHES, _BATCH = 8, 128  # sets of subjects that are drawn; of each batch a quarter goes on
+_SET_ROUNDS, _FIRST_ROUNDS = 2, 2  # EM steps with a set as it is, and with whoever joins or leaves it, among the few
+_ROUNDS, _KEPT = (2, 3), (64, 64)  # further steps among the few, and how many go on
+_FINAL_ROUNDS = 6  # steps of those that are left, with a gate of their own, among the many
+_FEW = 256  # candidates: subjects to whom an expert of their own would be worth most
+_MANY = 1000  # the same in the final rounds
+_FINALISTS = 24
+_NARROW = 0.1  # of the residual deviations of the others is what the best expert of one subject may have at least
 _SAME_SHARE = 0.5  # of the smaller of two new experts that is in both if they are one
+_MAX_SHIFT = 4.0  # largest change of the gate's predictor in one step
 
 
 @dataclass(frozen=True, slots=True)
 class Inserted:
-    """A new expert beside a fit that stays as it is.
+    """New experts, C of them, each beside a fit that stays as it is.
 
     Attributes
     ----------
-    gain : float
-        In log-likelihood.
-    source : int
-        Expert whose parameters it started from.
-    subjects : ndarray of int
-    share : ndarray
-        Of each of these that belongs to it.
+    gain : ndarray, shape (C,)
+        In log-likelihood; the mixture with the new expert gains at least as much.
+    params : Params
+        With S = C and K = 1; gate coefficients beside those of the fit.
+    subjects : ndarray of int, shape (n,)
+        Those who may belong to them.
+    share : ndarray, shape (C, n)
+        Of each of these that does.
+    source : ndarray of int, shape (C,)
+        Expert of the fit that each came from.
     """
 
-    gain: float
-    source: int
+    gain: Array
+    params: Params
     subjects: NDArray[np.intp]
     share: Array
+    source: NDArray[np.intp]
+
+    def take(self, which: NDArray[np.intp]) -> "Inserted":
+        """Some of them."""
+        parts = (getattr(self.params, name)[which] for name in ("gamma", "beta", "factor", "sigma", "extra"))
+        return Inserted(self.gain[which], Params(*parts), self.subjects, self.share[which], self.source[which])
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """A fit beside which an expert is added.
+
+    Attributes
+    ----------
+    problem : Problem
+        Of its own experts, K - 1.
+    params : Params
+        With S = 1.
+    base : ndarray, shape (N,)
+        Log-density of each subject.
+    owner : ndarray of int, shape (N,)
+        Expert to which each most probably belongs.
+    log_prior : ndarray, shape (K - 1, N)
+    """
+
+    problem: ClosedForm
+    params: Params
+    base: Array
+    owner: NDArray[np.intp]
+    log_prior: Array
 
 
 def gains_little(problem: ClosedForm, smaller: Array, level: float) -> bool:
@@ -69,7 +102,7 @@ def gains_little(problem: ClosedForm, smaller: Array, level: float) -> bool:
     A group of its own gains hundreds; where there is none, the highest maxima are those of the right handful. An expert
     with as many coefficients of its own as a handful has subjects would fit these exactly, whichever they are.
     """
-    if (~problem.structure.common).sum() >= _LOCAL // 2:
+    if problem.experts.by_rows or (~problem.structure.common).sum() >= _MOST_COEFFICIENTS:
         return False
     below = evaluate(fewer_experts(problem), smaller[None]).loglik[0]
     return bool(0 <= level - below < _LITTLE * (problem.free.size - smaller.size))
@@ -92,18 +125,29 @@ def inserted_starts(problem: ClosedForm, one: OneExpert, smaller: Array, n: int,
     -------
     ndarray, shape (n', P)
     """
-    below = fewer_experts(problem)
-    params = expand(below.structure, below.free, smaller[None])
-    joint = subject_logliks(below, smaller).T
-    found = _best(insertions(below, one, params, joint, rng), n, problem.n_subjects)
-    if not found:
+    fit = beside(fewer_experts(problem), smaller)
+    new = insertions(fit, one.features, rng)
+    return with_new(problem, fit.params, new.take(distinct(new, n)))
+
+
+def beside(below: ClosedForm, theta: Array) -> Beside:
+    """What the fit `theta`, shape (P',), says about each subject."""
+    params = expand(below.structure, below.free, theta[None])
+    joint = subject_logliks(below, theta).T
+    log_prior = gate_log_probabilities(below.W, params.gamma)[0]
+    return Beside(below, params, logsumexp(joint, axis=0), joint.argmax(axis=0), log_prior)
+
+
+def with_new(problem: ClosedForm, params: Params, new: Inserted) -> Array:
+    """Free vectors, shape (C, P), of a fit with each of the new experts as its last."""
+    C = len(new.gain)
+    if not C:
         return np.empty((0, problem.free.size))
-    current = posterior_probabilities(joint, axis=0)  # (K - 1, N)
-    given = np.array([_with_new(current, new) for new in found])
-    each = [double_expert(problem, params, new.source) for new in found]
-    names = ("gamma", "beta", "factor", "sigma", "extra")
-    start = Params(*(np.concatenate([getattr(p, name) for p in each]) for name in names))
-    return contract(problem.structure, refit(problem, start, given))
+    parts = (
+        np.concatenate([np.repeat(getattr(params, name), C, axis=0), getattr(new.params, name)], axis=1)
+        for name in ("gamma", "beta", "factor", "sigma", "extra")
+    )
+    return contract(problem.structure, Params(*parts))
 
 
 def reinserted_starts(problem: ClosedForm, one: OneExpert, theta: Array, n: int, rng: np.random.Generator) -> Array:
@@ -127,85 +171,182 @@ def without_expert(problem: ClosedForm, theta: Array, k: int) -> Array:
     return contract(below.structure, Params(full[:, 1:] - full[:, :1], *parts))[0]
 
 
-def insertions(
-    below: ClosedForm, one: OneExpert, params: Params, joint: Array, rng: np.random.Generator
-) -> list[Inserted]:
-    """New experts around some subjects, beside a fit with log joint densities of shape (K - 1, N)."""
-    alone = one_expert_problem(below)
-    base, owner = logsumexp(joint, axis=0), joint.argmax(axis=0)
-    N = base.size
-    out = []
-    for place in rng.choice(N, min(-(-N // _PER_PLACE), _PLACES), replace=False):
-        k = int(owner[place])
-        near = _nearest(one.features, place, np.flatnonzero(owner == k))
-        if near.size <= _SMALLEST:
-            continue
-        given = _handfuls(one.features[near], rng)
-        gain, share = _fit_alone(alone.take(near), _of(params, k), base[near], given, N)
-        out += [Inserted(float(g), k, near, r) for g, r in zip(gain, share, strict=True)]
-    return out
+def insertions(fit: Beside, features: Array, rng: np.random.Generator) -> Inserted:
+    """New experts beside a fit, grown from random sets of subjects."""
+    order = np.argsort(-worth(fit), kind="stable")
+    few, many = order[:_FEW], order[:_MANY]
+    alone = one_expert_problem(fit.problem)
+    part = alone.take(few)
+    # Small batches: the working arrays of more sets at once would not fit the cache.
+    new = _together([_best(_grown_sets(fit, part, few, features[few], rng), _BATCH // 4) for _ in range(_BATCHES)])
+    for rounds, kept in zip(_ROUNDS, _KEPT, strict=True):
+        for _ in range(rounds):
+            new = _grown(fit, part, new, tilt=False)
+        new = _best(new, kept)
+    new = new.take(distinct(_unless_exact(fit, new), _FINALISTS))
+    if not new.gain.size:
+        return new
+    new = replace(new, subjects=many, share=np.pad(new.share, ((0, 0), (0, many.size - few.size))))
+    part = alone.take(many)
+    for _ in range(_FINAL_ROUNDS):
+        new = _grown(fit, part, new, tilt=True)
+    return _unless_exact(fit, new)
 
 
-def _of(params: Params, k: int) -> Params:
-    parts = (params.beta, params.factor, params.sigma, params.extra)
-    return Params(params.gamma[:, :0], *(part[:, k : k + 1] for part in parts))
+def _best(new: Inserted, n: int) -> Inserted:
+    """The `n` that gain most; of sets that have grown to the same handful, which have the same gain, one."""
+    return new.take(np.unique(np.round(new.gain, 3), return_index=True)[1][::-1][:n])
 
 
-def _nearest(features: Array, place: np.intp, among: NDArray[np.intp]) -> NDArray[np.intp]:
-    """The subjects nearest to one, itself first."""
-    distance = ((features[among] - features[place]) ** 2).sum(axis=1)
-    return among[np.argsort(distance, kind="stable")[:_LOCAL]]
+def _together(parts: list[Inserted]) -> Inserted:
+    """New experts among the same subjects as one record."""
+    names = ("gamma", "beta", "factor", "sigma", "extra")
+    params = Params(*(np.concatenate([getattr(part.params, name) for part in parts]) for name in names))
+    gain, share, source = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("gain", "share", "source")
+    )
+    return Inserted(gain, params, parts[0].subjects, share, source)
 
 
-def _handfuls(features: Array, rng: np.random.Generator) -> Array:
-    """Memberships, shape (ways, 1, n), of subjects next to one another in directions of random weight.
+def _unless_exact(fit: Beside, new: Inserted) -> Inserted:
+    """New experts with no gain for those that fit a few subjects nearly exactly."""
+    sigma = new.params.sigma[:, 0]
+    largest = np.maximum(sigma, fit.params.sigma.max())
+    exact = nearly_exact(fit.problem.structure, sigma, largest, new.share.sum(axis=1))
+    return replace(new, gain=np.where(exact, -np.inf, new.gain))
 
-    They lie around subjects of the nearer half, whose own neighbours are among these.
+
+def worth(fit: Beside) -> Array:
+    """By how much the log-density of each subject, shape (N,), is below that under the best expert of her own.
+
+    Without random effects and with a residual deviation not below a tenth of the largest: no new expert gives more.
+    """
+    s, m = fit.problem.structure, fit.problem.experts.moments
+    if isinstance(m, RowMoments):
+        raise TypeError("no expert is inserted where columns are many; ask gains_little first")
+    XX, Xy = np.moveaxis(m.XX, 2, 0), m.Xy.T
+    ridge = 1e-8 * (1 + np.trace(XX, axis1=1, axis2=2))[:, None, None] * np.eye(XX.shape[1])
+    own = np.linalg.solve(XX + ridge, Xy[..., None])[..., 0]
+    squares = np.maximum(m.yy - (own * Xy).sum(axis=1), 0.0)
+    largest = float(fit.params.sigma.max())
+    sigma = np.maximum(np.sqrt(squares / m.n), _NARROW * largest) if s.residual == "expert" else largest
+    log_density = 0.5 * m.log_weight - m.n * (0.5 * LOG_2PI + np.log(sigma)) - squares / (2 * sigma**2)
+    return np.asarray(log_density - fit.base)
+
+
+def _grown_sets(
+    fit: Beside, alone: ClosedForm, subjects: NDArray[np.intp], features: Array, rng: np.random.Generator
+) -> Inserted:
+    """Experts fitted to random sets of subjects, and to whoever joins them."""
+    p, s = fit.params, fit.problem.structure
+    given, first = _sets(features, rng)
+    source = fit.owner[subjects[first]]
+    full = np.concatenate([np.zeros((1, s.n_gate)), p.gamma[0]])[:, None]
+    params = Params(full[source], *(part[0][source][:, None] for part in (p.beta, p.factor, p.sigma, p.extra)))
+    new = Inserted(np.zeros(len(source)), params, subjects, given, source)
+    for _ in range(_SET_ROUNDS):
+        new = replace(new, params=_fitted(fit, alone, new))
+    for _ in range(_FIRST_ROUNDS):
+        new = _grown(fit, alone, new, tilt=False)
+    return new
+
+
+def _sets(features: Array, rng: np.random.Generator) -> tuple[Array, NDArray[np.intp]]:
+    """Memberships, shape (C, n), of random sets of subjects, and the first of each.
+
+    Subjects are ordered by worth, and drawn more often the more they are worth. Every other set is two at random, the
+    others are neighbours in directions of random weight.
     """
     n = len(features)
-    centre = features[rng.integers(max(n // 2, 1), size=_WAYS)]
-    weight = rng.exponential(size=(_WAYS, 1, features.shape[1]))
-    weight[: _WAYS // 3] = 1.0
-    distance = (weight * (features - centre[:, None]) ** 2).sum(axis=2)
-    size = np.exp(rng.uniform(np.log(_SMALLEST), np.log(max(n / 2, _SMALLEST + 1)), size=_WAYS)).astype(int)
+    first, second = (n * rng.uniform(size=(2, _BATCH)) ** 2).astype(int)
+    weight = rng.exponential(size=(_BATCH, 1, features.shape[1]))
+    distance = (weight * (features - features[first, None]) ** 2).sum(axis=2)
+    size = np.exp(rng.uniform(np.log(2), np.log(max(n / 8, 3)), size=_BATCH)).astype(int)
+    pairs, rows = np.arange(0, _BATCH, 2), np.arange(_BATCH)
+    size[pairs] = 2
+    distance[pairs, second[pairs]] = -1.0
+    distance[rows, first] = -2.0
     rank = distance.argsort(axis=1).argsort(axis=1)
-    return (rank < size[:, None])[:, None].astype(float)
+    return (rank < size[:, None]).astype(float), first
 
 
-def _fit_alone(alone: ClosedForm, start: Params, base: Array, given: Array, n_all: int) -> tuple[Array, Array]:
-    """Gains, shape (S,), of a new expert beside log-densities `base`, and its shares of subjects, (S, n)."""
-    s, floor = alone.structure, _NARROW * float(start.sigma.max())
-    params = repeat_expert(s, start, len(given))
-    share = given
-    for _ in range(_ROUNDS):
-        params = update_means(alone, params, expectations(alone, params, share))
-        params = update_variances(alone, params, expectations(alone, params, share))
-        if s.has_sigma:
-            params = replace(params, sigma=np.maximum(params.sigma, floor))
-        size = np.clip(share.sum(axis=(1, 2)) / n_all, 1e-6, 0.5)[:, None]
-        ratio = alone.experts.densities(params).log_density[:, 0] - base + np.log(size / (1 - size))
-        share = (1 / (1 + np.exp(-np.clip(ratio, -50, 50))))[:, None]
-    gain = np.logaddexp(0, ratio).sum(axis=1) + n_all * np.log1p(-size[:, 0])
-    return gain, share[:, 0]
+def _fitted(fit: Beside, alone: ClosedForm, new: Inserted) -> Params:
+    """Parameters of new experts after an EM step with their shares, but for those that experts have in common."""
+    s, params, source = fit.problem.structure, new.params, new.source
+    e = expectations(alone, replace(params, gamma=params.gamma[:, :0]), new.share[:, None])
+    if e.normal is None:
+        raise TypeError("no expert is inserted where columns are many; ask gains_little first")
+    own = np.flatnonzero(~s.common)
+    normal = e.normal[:, 0][:, own[:, None], own]
+    ridge = 1e-10 * (1 + np.trace(normal, axis1=1, axis2=2))[:, None, None] * np.eye(own.size)
+    beta = params.beta.copy()
+    beta[:, 0, own] += np.linalg.solve(normal + ridge, e.pull[:, 0, own, None])[..., 0]
+    factor, sigma = fit.params.factor[0][source][:, None], fit.params.sigma[0][source][:, None]
+    if s.cov_re != "common":
+        free = updated_factor(alone.structure, e, params.factor)
+        factor = free if s.cov_re == "expert" else factor * _length(free) / _length(factor)
+    if s.residual == "expert":
+        sigma = np.sqrt(np.maximum(e.residual / np.maximum(e.rows, 1e-10), 1e-10))
+    return replace(params, beta=beta, factor=factor, sigma=sigma)
 
 
-def _best(found: list[Inserted], n: int, n_subjects: int) -> list[Inserted]:
-    """The `n` that gain most, of those with the same subjects one."""
-    out: list[Inserted] = []
-    kept = np.zeros((n, n_subjects))
-    for new in sorted(found, key=lambda i: -i.gain):
-        if len(out) == n:
+def _length(factor: Array) -> Array:
+    return np.maximum(np.sqrt((factor**2).sum(axis=(2, 3), keepdims=True)), 1e-10)
+
+
+def _grown(fit: Beside, alone: ClosedForm, new: Inserted, tilt: bool) -> Inserted:
+    """New experts after one round: their parameters follow their subjects, then whoever they describe better joins.
+
+    The gate of the expert that each came from is shifted, or with `tilt` it takes a Newton step of its own.
+    """
+    params, at = _fitted(fit, alone, new), new.subjects
+    ratio = alone.experts.densities(replace(params, gamma=params.gamma[:, :0])).log_density[:, 0] - fit.base[at]
+    gamma = _tilted(fit, new) if tilt else _shifted(fit, new)
+    odds = _odds(fit, gamma)
+    log_ratio = odds[:, at] + ratio
+    gain = np.logaddexp(0, log_ratio).sum(axis=1) - np.logaddexp(0, odds).sum(axis=1)
+    share = np.exp(-np.logaddexp(0, -log_ratio))
+    return replace(new, gain=gain, params=replace(params, gamma=gamma), share=share)
+
+
+def _odds(fit: Beside, gamma: Array) -> Array:
+    """Log-odds of new experts against the fit before the responses are known, shape (C, N)."""
+    return np.asarray(gamma[:, 0] @ fit.problem.W.T + fit.log_prior[0])
+
+
+def _shifted(fit: Beside, new: Inserted) -> Array:
+    """Gate coefficients, shape (C, 1, m), of the sources, shifted to the sizes of the new experts."""
+    W, gamma = fit.problem.W, fit.params.gamma[0]
+    full = np.concatenate([np.zeros((1, W.shape[1])), gamma])[new.source]
+    expected = np.exp(fit.log_prior).sum(axis=1)[new.source]
+    shift = np.log(np.clip(new.share.sum(axis=1), 0.1, 0.5 * len(W)) / expected)
+    intercept = np.linalg.lstsq(W, np.ones(len(W)), rcond=None)[0]
+    return np.asarray(full + shift[:, None] * intercept)[:, None]
+
+
+def _tilted(fit: Beside, new: Inserted) -> Array:
+    """Gate coefficients, shape (C, 1, m), after a Newton step to those that the shares call for."""
+    W, gamma = fit.problem.W, new.params.gamma
+    m = W.shape[1]
+    probability = 1 / (1 + np.exp(-_odds(fit, gamma)))  # (C, N)
+    score = new.share @ W[new.subjects] - probability @ W
+    outer = (W[:, :, None] * W[:, None]).reshape(len(W), m * m)
+    information = ((probability * (1 - probability)) @ outer).reshape(-1, m, m)
+    # Beside a covariate that separates the information vanishes; a ridge relative to its size keeps the step finite.
+    ridge = 1e-8 * np.trace(information, axis1=1, axis2=2)[:, None, None] * np.eye(m)
+    step = np.linalg.solve(information + ridge, score[..., None])[..., 0]
+    shift = np.abs(step @ W.T).max(axis=1)
+    return np.asarray(gamma + (step * (_MAX_SHIFT / np.maximum(shift, _MAX_SHIFT))[:, None])[:, None])
+
+
+def distinct(new: Inserted, n: int) -> NDArray[np.intp]:
+    """Which `n` gain most, of those with the same subjects one; without those of none."""
+    kept: list[int] = []
+    size = new.share.sum(axis=1)
+    for i in np.argsort(-new.gain, kind="stable"):
+        if len(kept) == n or np.isneginf(new.gain[i]):
             break
-        common = np.minimum(kept[: len(out), new.subjects], new.share).sum(axis=1)
-        smaller = np.minimum(kept[: len(out)].sum(axis=1), new.share.sum())
-        if not (common > _SAME_SHARE * smaller).any():
-            kept[len(out), new.subjects] = new.share
-            out.append(new)
-    return out
-
-
-def _with_new(current: Array, new: Inserted) -> Array:
-    """Responsibilities, shape (K, N), with the new expert last."""
-    share = np.full(current.shape[1], 1e-6)
-    share[new.subjects] = np.maximum(new.share, 1e-6)
-    return np.vstack([current * (1 - share), share])
+        common = np.minimum(new.share[kept], new.share[i]).sum(axis=1)
+        if not (common > _SAME_SHARE * np.minimum(size[kept], size[i])).any():
+            kept.append(int(i))
+    return np.array(kept, dtype=np.intp)

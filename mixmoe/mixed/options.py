@@ -16,6 +16,7 @@ from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count
 from mixmoe.design.beside import check_beside, check_clusters, column_of_rows
 from mixmoe.design.checks import level_labels, level_scores
+from mixmoe.design.complete_rows import check_weights
 from mixmoe.design.design import Design, offset_of, weights_of
 from mixmoe.design.formula import MoEFormula
 from mixmoe.design.frame import shown
@@ -277,6 +278,7 @@ def check_random(design: Design, model: ResponseModel) -> None:
     q = design.random.shape[1]
     if model.n_quad > 1 and q > 2:
         raise ArgumentError(f"n_quad={model.n_quad} is for at most 2 random effects, re: has {q}; use n_quad=1")
+    # A binary response has no variance of its own: with one row each, an effect of a subject is not to be told from it.
     latent = model.name == "ordinal" or (model.name == "binomial" and (trials_of(design) == 1).all())
     if q and design.n == design.n_units and (model.gaussian or latent):
         raise DesignError(
@@ -336,13 +338,7 @@ def check_weights_ahead(design: Design, column: str, required: bool) -> None:
         raise DesignError(
             f"the new data lack the column {column!r} (weights), on which the variance of their errors depends; add it"
         )
-    none = ~(weights_of(design) > 0)
-    if none.any():
-        i = int(none.argmax())
-        raise DesignError(
-            f"weights must be above zero in rows to predict, got {weights_of(design)[i]:g} in row "
-            f"{shown(design.rows[i])}, where the variance of a response is not finite; correct it or drop the row"
-        )
+    check_weights(weights_of(design), design.rows, np.ones(design.n, dtype=bool), ahead=True)
 
 
 def check_response(design: Design, model: ResponseModel) -> None:
@@ -399,6 +395,7 @@ def experts_of(design: Design, model: ResponseModel, c: Coordinates) -> Experts:
     X, Z = apply_inverse(design.expert, c.expert), apply_inverse(design.random, c.random)
     y = np.asarray(design.response, dtype=float)
     if model.response is None:
+        # Around the least-squares centre and in units of its residual: moments of raw values would lose digits.
         residual = (y - offset_of(design) - design.expert @ c.center) / c.scale
         sparse = sparse_columns(design.expert, c.expert)
         return independent_experts(residual, X, Z, design.starts, weights_of(design) / c.weight, sparse)

@@ -97,18 +97,7 @@ class MEMoEResults(MoEResults):
         return (*tables[:at], self._proportion_table(alpha), *tables[at:])
 
     def proportions(self, alpha: float = 0.05) -> pd.DataFrame:
-        """Mean probability of each expert over the subjects, by the gate.
-
-        Parameters
-        ----------
-        alpha : float
-            One minus the level of the limits.
-
-        Returns
-        -------
-        DataFrame
-            One row per expert; columns estimate, std_error, conf_low, conf_high (delta method on the logit scale).
-        """
+        """Mean probability of each expert over the subjects; see `MoEResults.proportions`."""
         share = proportion_intervals(self._known(), self.model.design.gate, checked_alpha(alpha))
         index = [f"expert{k + 1}" for k in range(self.model.n_experts)]
         columns = {"estimate": share.estimate, "std_error": share.std_error}
@@ -366,17 +355,7 @@ class MEMoEResults(MoEResults):
         return self.model.loglike_of(self.em.params, data)
 
     def relabel(self, order: Sequence[int]) -> Self:
-        """The same fit with experts in another order.
-
-        Parameters
-        ----------
-        order : sequence of int
-            ``order[0]`` is the present number (from 1) of the expert that comes first.
-
-        Returns
-        -------
-        MEMoEResults
-        """
+        """The same fit with experts in another order; see `MoEResults.relabel`."""
         index, s = [k - 1 for k in checked_order(order, self.model.n_experts)], self.model.structure
         params = permute_natural(s, self.em.params, index)
         fit = replace(self.em, params=params, responsibilities=self.em.responsibilities[:, index])

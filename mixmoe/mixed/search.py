@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
+from mixmoe.mixed.collapse import collapsed
 from mixmoe.mixed.em import em_iterations
-from mixmoe.mixed.further_parameters import spans
+from mixmoe.mixed.end_points import Ends, candidates, join, one_search, or_any, without_artefacts
 from mixmoe.mixed.insertion import gains_little, inserted_starts, reinserted_starts
 from mixmoe.mixed.likelihood.observed import ClosedForm, Problem, build_problem, evaluate, observed_information
-from mixmoe.mixed.parameters import Params, Structure, contract, expand
+from mixmoe.mixed.parameters import Params, build_free_vector, contract, expand
 from mixmoe.mixed.starting_values import (
     OneExpert,
     carried_starts,
@@ -33,17 +34,15 @@ from mixmoe.numerics.optimise import Climb, Control, Evaluation, climb
 
 _EM_STEPS = 2
 _EM_STEPS_AT_COLLAPSE = 50  # where line searches end at the barrier, these still bring the other parameters to rest
-_SEARCH_ABOVE = 1000  # with more subjects than this random starts run on two subsamples
+_SEARCH_ABOVE = 600  # with more subjects than this random starts run on two subsamples
 _SEARCH_SUBJECTS = 500  # of at least this size
 _MANY = 20_000  # subjects with which the search goes on from there
 _MANY_APPROXIMATE = 4_000  # the same where the likelihood has no closed form
 _POOL = 16  # distinct end points of a subsample that go on with more subjects
-_FINISHED = 5  # candidates that are run to full convergence, on all subjects
-_MOVES = 4  # split-and-merge moves per expert and round
-_INSERTED = 32  # places where a new expert gains most, of which ascents start
+_MOVES = 4  # split-and-merge moves per expert and round, one where experts are inserted
+_INSERTED = 12  # places where a new expert gains most, of which ascents start
 _SEARCHES = 3  # independent searches at most, two of which must agree
-_FEW_EXPERTS = 4  # up to which that many are worth their cost, and moves that insert an expert
-_PATIENCE = 2  # rounds of moves without gain before a search ends that inserts experts
+_FEW_EXPERTS = 4  # up to which that many are worth their cost
 _SEARCHES_LARGE = 2  # searches with more experts, where they cost most and agree least
 _WORTHWHILE = 0.01  # gain that makes another round of moves; less is mere convergence of what is there
 _SHARP = 0.01  # of the tolerance: what quasi-Newton aims at before Newton steps are called in
@@ -52,15 +51,13 @@ _CHASED = 10  # end points of the closed form that are carried on with the likel
 _AROUND = 4  # starts per expert around the best of these, with other parameters of the errors
 _MARGIN = 1.0  # candidates may lie this far below the best rough value,
 _PART_MARGIN = 20.0  # or this far if that was found on some of the subjects
-_PART_ITERATIONS = 40  # for ascents on a subsample, whose end points are not final
-_PART_BEHIND = 6.0  # log-likelihood by which starts that race on a subsample may lie behind the best
+_PART_ITERATIONS = 25  # for ascents on a subsample, whose end points are not final
+_PART_BEHIND = 3.0  # log-likelihood by which starts that race on a subsample may lie behind the best
 _ROUGH = Control(max_iter=80, tol=1e-4, min_gain=1e-5, promise=1e-4, behind=2.0)
 _MOST = 0.85  # share of starts whose collapse is that of the data
-_SIGMA_BARRIER = 1e-4  # fractions of the one-expert residual standard deviation
-_SIGMA_COLLAPSED = 1e-3
-_SIGMA_OF_FEW = 0.1  # fraction of the largest, for an expert with at most this many subjects more than coefficients:
-_FEW = 2
-_SMALL_EFFECT = 0.05  # in working coordinates, where the pooled residual standard deviation is one
+_SIGMA_BARRIER = 1e-4  # fraction of the one-expert residual standard deviation
+_NO_EFFECT = 1e-3  # in working coordinates, where the pooled residual standard deviation is one
+_SMALL_EFFECT = 0.05  # in the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,43 +99,6 @@ class Search:
     n_replicated: int
     ends: Array
     summits: Array
-
-
-@dataclass(frozen=True, slots=True)
-class Ends:
-    """End points of a search, before they are run to convergence.
-
-    Attributes
-    ----------
-    climb : Climb
-    rank : ndarray, shape (S,)
-        Log-likelihoods, minus infinity for a collapsed expert.
-    returned : ndarray of bool, shape (S,)
-        Moves that fell back to the point that they left, which says nothing about other ways to it.
-    search : ndarray of int, shape (S,)
-        Which of the independent searches each belongs to.
-    """
-
-    climb: Climb
-    rank: Array
-    returned: NDArray[np.bool_]
-    search: NDArray[np.intp]
-
-    @property
-    def best(self) -> int:
-        """Place of the best; if all have collapsed, of the highest."""
-        return int(np.argmax(_or_any(self.rank, self.climb.loglik)))
-
-    @property
-    def summits(self) -> Array:
-        """The highest log-likelihood of each search, best first."""
-        each = [self.rank[self.search == i].max() for i in np.unique(self.search)]
-        return np.sort(np.array(each))[::-1]
-
-    @property
-    def agree(self) -> bool:
-        """Whether two searches reached the best."""
-        return bool((self.summits >= self.rank.max() - SAME).sum() > 1)
 
 
 def default_starts(n_experts: int) -> int:
@@ -216,7 +176,7 @@ class Guarded:
 def search(problem: Problem, n_starts: int, control: Control, rng: np.random.Generator) -> Search:
     """The highest maximum found from random starts, from fits with fewer experts, and from split-and-merge moves.
 
-    Random starts are cheap and many, and need not see all subjects: above a thousand, those of each independent search
+    Random starts are cheap and many, and need not see all subjects: above six hundred, those of each independent search
     run on a subsample of its own. What they find goes on with more subjects, up to twenty thousand, with which fits of
     2, 3 ... experts are carried on and the moves are tried, so that what a subsample cannot show is found there, and
     replication means the same as with few subjects. The few best see all.
@@ -237,7 +197,7 @@ def search(problem: Problem, n_starts: int, control: Control, rng: np.random.Gen
     if problem.structure.n_experts == 1:
         alone = climb_one_expert(problem, limited)
         sigma_one = pooled_sigma(problem, alone.theta[0])
-        return finish(problem, sigma_one, _one_search(alone, alone.loglik), _MARGIN, control)
+        return finish(problem, sigma_one, one_search(alone, alone.loglik), _MARGIN, control)
     size = _MANY if problem.experts.is_closed_form else _MANY_APPROXIMATE
     many = problem.take(_some(_canonical_order(problem), size, rng))
     one = fit_one_expert(many, limited)
@@ -279,35 +239,83 @@ def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, r
     """
     closed = closed_form_problem(problem, one.params)
     plain = replace(one, params=without_extras(one.params))
-    smaller = _fewer_experts(closed, plain, control, rng)
-    found = _search_once(closed, plain, smaller, n_starts - n_starts // 2, control, rng)
+    nested, interrupted = nested_starts(closed, plain, control, rng)
+    if interrupted:
+        return _interrupted(closed, plain, nested, control)
+    found = _search_once(closed, plain, nested, n_starts - n_starts // 2, control, rng)
     for i in range(1, _SEARCHES if problem.structure.n_experts <= _FEW_EXPERTS else _SEARCHES_LARGE):
         if found.climb.interrupted or found.agree:
             break
         known = replace(control, reached=found.rank.max())
-        again = _search_once(closed, plain, smaller, (n_starts + 1) // 2, known, rng)
+        again = _search_once(closed, plain, nested[:0], (n_starts + 1) // 2, known, rng)
         found = join(found, replace(again, search=again.search + i))
     if closed.experts is problem.experts:
         return found
     found = chase(problem, one, found, control)
-    return _scattered(problem, one, found, control, rng)
+    found = _scattered(problem, one, found, control, rng)
+    return replace(found, rank=without_artefacts(problem, found.climb.theta, found.rank))
 
 
 def _search_once(
-    problem: ClosedForm, one: OneExpert, smaller: Array, n_starts: int, control: Control, rng: np.random.Generator
+    problem: ClosedForm, one: OneExpert, nested: Array, n_starts: int, control: Control, rng: np.random.Generator
 ) -> Ends:
-    """End points of random starts, of splits of the fit with one expert fewer, and of moves from the best of them."""
-    if problem.n_subjects <= _SEARCH_ABOVE:
-        starts = random_starts(problem, one, n_starts, _EM_STEPS, rng)
-    else:
-        starts = _starts_of_part(problem, n_starts, control, rng)
-    starts = np.vstack([starts, carried_starts(problem, one, smaller, _EM_STEPS, rng)])
-    found = _race(problem, one.sigma, starts, control)
-    found = replace(found, rank=_unless_most_collapse(found.rank))
-    few = problem.structure.n_experts <= _FEW_EXPERTS and gains_little(problem, smaller, found.rank.max())
-    if few:
+    """End points of one search, which shares nothing with others but the one-expert fit; `nested` are more starts."""
+    # 1. Fits with 2, 3 ... experts, each carried to the next; the last one is split.
+    smaller, interrupted = _chain(problem, one, problem.structure.n_experts - 1, control, rng)
+    carried = np.vstack([carried_starts(problem, one, smaller, _EM_STEPS, rng), nested])
+    if interrupted:
+        return _interrupted(problem, one, carried, control)
+    found = _race(problem, one.sigma, carried, control)
+    # 2. Where a further expert gains little, it is inserted where it gains most.
+    if gains_little(problem, smaller, found.rank.max()):
         found = _with_inserted(problem, one, smaller, found, control, rng)
-    return _with_moves(problem, one, found, few, control, rng)
+    # 3. Random starts race against what has been reached, so that most are given up soon.
+    if not found.climb.interrupted:
+        if problem.n_subjects <= _SEARCH_ABOVE:
+            starts = random_starts(problem, one, n_starts, _EM_STEPS, rng)
+        else:
+            starts = _starts_of_part(problem, n_starts, control, rng)
+        found = join(found, _race(problem, one.sigma, starts, _beyond(control, found)))
+    found = replace(found, rank=_unless_most_collapse(found.rank))
+    # 4. Moves from the best.
+    return _with_moves(problem, one, found, gains_little(problem, smaller, found.rank.max()), control, rng)
+
+
+def _interrupted(problem: ClosedForm, one: OneExpert, starts: Array, control: Control) -> Ends:
+    """The starts as they are, where the user has interrupted."""
+    found = _race(problem, one.sigma, starts, replace(control, max_iter=0))
+    return replace(found, climb=replace(found.climb, interrupted=True))
+
+
+def _beyond(control: Control, found: Ends) -> Control:
+    """Limits of ascents that race against the best so far."""
+    return replace(control, reached=max(control.reached, found.rank.max()))
+
+
+def nested_starts(
+    problem: ClosedForm, one: OneExpert, control: Control, rng: np.random.Generator
+) -> tuple[Array, bool]:
+    """Free vectors, shape (S, P), of fits of nested models, and whether the user interrupted.
+
+    Of those whose experts share all variances, and of those without random effects. Their likelihoods have fewer
+    maxima, and no fit should lie below them.
+    """
+    s, K, out, stopped = problem.structure, problem.structure.n_experts, [], False
+    shared = replace(s, cov_re="common", residual="common" if s.residual == "expert" else s.residual)
+    if shared.residual != s.residual or (s.n_random and s.cov_re != "common"):
+        simple = build_problem(shared, problem.experts, problem.W, problem.penalty)
+        theta, stopped = _chain(simple, one, K, control, rng)
+        out.append(contract(s, expand(shared, build_free_vector(shared), theta[None])))
+    if s.n_random and not stopped:
+        fixed = replace(s, n_random=0)
+        simple = build_problem(fixed, problem.experts.without_random_effects(), problem.W, problem.penalty)
+        plain = replace(one, params=fit_one_expert(simple, control).params)
+        theta, stopped = _chain(simple, plain, K, control, rng)
+        params = expand(fixed, build_free_vector(fixed), theta[None])
+        # Not zero, from where no ascent would leave, but so little that nothing is lost.
+        factor = np.broadcast_to(_NO_EFFECT * np.eye(s.n_random), (1, K, s.n_random, s.n_random))
+        out.append(contract(s, replace(params, factor=factor)))
+    return np.vstack([np.empty((0, problem.free.size)), *out]), stopped
 
 
 def _with_inserted(
@@ -317,7 +325,7 @@ def _with_inserted(
     starts = inserted_starts(problem, one, smaller, _INSERTED, rng)
     if found.climb.interrupted or not len(starts):
         return found
-    return join(found, _race(problem, one.sigma, starts, replace(control, reached=found.rank.max())))
+    return join(found, _race(problem, one.sigma, starts, _beyond(control, found)))
 
 
 def _unless_most_collapse(rank: Array) -> Array:
@@ -335,45 +343,51 @@ def _starts_of_part(problem: ClosedForm, n_starts: int, control: Control, rng: n
     part = problem.take(_some(np.arange(problem.n_subjects), _search_size(problem), rng))
     one = fit_one_expert(part, control)
     ends = _race(part, one.sigma, random_starts(part, one, n_starts, _EM_STEPS, rng), wide)
-    return ends.climb.theta[_candidates(_or_any(ends.rank, ends.climb.loglik), _PART_MARGIN, _POOL)]
+    return ends.climb.theta[candidates(or_any(ends.rank, ends.climb.loglik), _PART_MARGIN, _POOL)]
 
 
-def _fewer_experts(problem: ClosedForm, one: OneExpert, control: Control, rng: np.random.Generator) -> Array:
-    """Free vector of the best fit with one expert fewer, found from splits of that with two fewer, and so on."""
-    s = problem.structure
+def _chain(
+    problem: ClosedForm, one: OneExpert, n_experts: int, control: Control, rng: np.random.Generator
+) -> tuple[Array, bool]:
+    """Free vector of the best fit with some number of experts, and whether the user interrupted.
+
+    Found from splits of that with one expert fewer, which is found likewise.
+    """
+    s, interrupted = problem.structure, False
     best = contract(replace(s, n_experts=1), one.params)[0]
-    for K in range(2, s.n_experts):
+    for K in range(2, n_experts + 1):
         larger = build_problem(replace(s, n_experts=K), problem.experts, problem.W)
-        ends = _race(larger, one.sigma, carried_starts(larger, one, best, _EM_STEPS, rng), control)
-        if gains_little(larger, best, ends.rank.max()):
-            ends = _with_inserted(larger, one, best, ends, control, rng)
+        limit = replace(control, max_iter=0) if interrupted else control
+        ends = _race(larger, one.sigma, carried_starts(larger, one, best, _EM_STEPS, rng), limit)
+        if gains_little(larger, best, ends.rank.max()) and not ends.climb.interrupted:
+            ends = _with_inserted(larger, one, best, ends, limit, rng)
+        interrupted |= ends.climb.interrupted
         best = ends.climb.theta[ends.best]
-    return best
+    return best, interrupted
 
 
 def _with_moves(
     problem: ClosedForm, one: OneExpert, found: Ends, insert: bool, control: Control, rng: np.random.Generator
 ) -> Ends:
-    """`found` with moves from its best end point until rounds gain nothing, two in a row if experts are inserted."""
-    patience = _PATIENCE if insert else 1
-    left = patience if np.isfinite(found.rank).any() else 0  # nothing to leave where all have collapsed
-    while left and not found.climb.interrupted:
+    """`found` with moves from its best end point, until a round gains nothing."""
+    gained = np.isfinite(found.rank).any()  # nothing to leave where all have collapsed
+    while gained and not found.climb.interrupted:
         found = _settled(problem, one, found, control)
         level = found.rank.max()
         try:
             moved = _moved(problem, one, found.climb.theta[found.best], insert, rng)
         except KeyboardInterrupt:
             return replace(found, climb=replace(found.climb, interrupted=True))
-        further = _race(problem, one.sigma, moved, replace(control, reached=max(level, control.reached)))
+        further = _race(problem, one.sigma, moved, _beyond(control, found))
         returned = np.abs(further.climb.loglik - level) <= SAME
         found = join(found, replace(further, returned=returned))
-        left = patience if found.rank.max() > level + _WORTHWHILE else left - 1
+        gained = found.rank.max() > level + _WORTHWHILE
     return found
 
 
 def _moved(problem: ClosedForm, one: OneExpert, theta: Array, insert: bool, rng: np.random.Generator) -> Array:
     """Starts near a fit: one expert dissolved and another split, or one that gave way to a new one elsewhere."""
-    n = _MOVES * problem.structure.n_experts
+    n = (1 if insert else _MOVES) * problem.structure.n_experts
     split = split_merge_starts(problem, one, theta, n, _EM_STEPS, rng)
     if not insert:
         return split
@@ -415,7 +429,9 @@ def chase(problem: Problem, one: OneExpert, ends: Ends, control: Control) -> End
     group[order] = np.cumsum(falls > SAME)
     leaders = [int(order[np.argmax(group[order] == g)]) for g in range(min(_CHASED, int(group.max()) + 1))]
     theta = with_extras(problem, found.theta, one.params)
-    end = _climb_from(problem, one.sigma, theta[leaders], control)
+    # Maxima of an approximate integral may be far above the true one, which must not be given up for them.
+    patient = control if problem.experts.finer() is None else replace(control, behind=_PART_MARGIN)
+    end = _climb_from(problem, one.sigma, theta[leaders], patient)
     where = np.minimum(group, len(leaders) - 1)
     lost = group >= len(leaders)
     traces = tuple([-np.inf] if lost[i] else end.traces[g] for i, g in enumerate(where))
@@ -460,16 +476,6 @@ def _search_size(problem: Problem) -> int:
     return max(_SEARCH_SUBJECTS, 10 * problem.free.size)
 
 
-def _candidates(logliks: Array, margin: float, n: int = _FINISHED) -> NDArray[np.intp]:
-    """Positions, best first, of up to `n` values within `margin` of the best that differ by more than `SAME`."""
-    order = np.argsort(-logliks, kind="stable")
-    apart = np.ones(order.size, dtype=bool)
-    with np.errstate(invalid="ignore"):  # two collapsed solutions, both of -inf, are not apart
-        apart[1:] = -np.diff(logliks[order]) > SAME
-        apart &= logliks[order] >= logliks[order[0]] - margin
-    return order[apart][:n]
-
-
 def _climb_from(problem: Problem, sigma_one: float, theta: Array, control: Control) -> Climb:
     """Ascents from `theta`, shape (S, P); those left behind the best are given up if the control says so."""
     with np.errstate(all="ignore"):
@@ -483,51 +489,7 @@ def _climb_from(problem: Problem, sigma_one: float, theta: Array, control: Contr
 def _race(problem: Problem, sigma_one: float, theta: Array, control: Control) -> Ends:
     """End points of ascents from `theta`, shape (S, P)."""
     found = _climb_from(problem, sigma_one, theta, control)
-    return _one_search(found, _ranked(problem, sigma_one, found))
-
-
-def _one_search(found: Climb, rank: Array) -> Ends:
-    return Ends(found, rank, np.zeros(rank.size, dtype=bool), np.zeros(rank.size, dtype=np.intp))
-
-
-def join(a: Ends, b: Ends) -> Ends:
-    """Both sets of end points as one."""
-    x, y = a.climb, b.climb
-    both = Climb(
-        np.vstack([x.theta, y.theta]),
-        np.append(x.loglik, y.loglik),
-        np.vstack([x.score, y.score]),
-        np.append(x.n_iter, y.n_iter),
-        np.append(x.n_evaluations, y.n_evaluations),
-        np.append(x.converged, y.converged),
-        x.traces + y.traces,
-        x.interrupted or y.interrupted,
-    )
-    returned, search = np.append(a.returned, b.returned), np.append(a.search, b.search)
-    return Ends(both, np.append(a.rank, b.rank), returned, search)
-
-
-def collapsed(problem: Problem, sigma_one: float, theta: Array) -> NDArray[np.bool_]:
-    """Which of the points, shape (S, P), are spurious maxima: an expert that fits a few subjects nearly exactly.
-
-    Either its residual deviation has vanished beside that of the one-expert model, or it is far below that of another
-    expert while hardly more subjects than coefficients belong to it (McLachlan & Peel 2000, section 3.10).
-    """
-    params = expand(problem.structure, problem.free, theta)
-    noise = residual_deviations(problem.structure, params)
-    each = (np.exp(gate_log_probabilities(problem.W, gamma[None]))[0] for gamma in params.gamma)  # one (K, N) at a time
-    subjects = np.array([share.sum(axis=1) for share in each])
-    few = subjects <= (~problem.structure.common).sum() + _FEW
-    exact = noise < _SIGMA_OF_FEW * noise.max(axis=1, keepdims=True)
-    return ((noise < _SIGMA_COLLAPSED * sigma_one) | (few & exact)).any(axis=1)
-
-
-def residual_deviations(s: Structure, params: Params) -> Array:
-    """Residual deviations, or what stands for them where responses have a precision, shape (S, K); else ones."""
-    for extra, where in spans(s.extras):
-        if extra.precision:
-            return np.asarray(np.exp(-0.5 * params.extra[:, :, where.start]))
-    return params.sigma
+    return one_search(found, _ranked(problem, sigma_one, found))
 
 
 def _ranked(problem: Problem, sigma_one: float, found: Climb) -> Array:
@@ -535,21 +497,16 @@ def _ranked(problem: Problem, sigma_one: float, found: Climb) -> Array:
     return np.where(collapsed(problem, sigma_one, found.theta), -np.inf, found.loglik)
 
 
-def _or_any(rank: Array, loglik: Array) -> Array:
-    """Log-likelihoods of solutions that have not collapsed, or of all where all have."""
-    return rank if np.isfinite(rank).any() else loglik
-
-
 def finish(problem: Problem, sigma_one: float, ends: Ends, margin: float, control: Control) -> Search:
     """End points within `margin` of the best run to convergence on all subjects; the best polished by Newton steps."""
     rough = ends.climb
-    candidates = _candidates(_or_any(ends.rank, rough.loglik), margin)
+    chosen = candidates(or_any(ends.rank, rough.loglik), margin)
     limit = replace(control, tol=_SHARP * control.tol, min_gain=_STANDSTILL)
     limit = replace(limit, max_iter=0) if rough.interrupted else limit
-    start = np.array([largest_first(problem, theta) for theta in rough.theta[candidates]])
+    start = np.array([largest_first(problem, theta) for theta in rough.theta[chosen]])
     found = _climb_from(problem, sigma_one, start, limit)
-    rank = _ranked(problem, sigma_one, found)
-    usable = _or_any(rank, found.loglik)
+    rank = without_artefacts(problem, found.theta, _ranked(problem, sigma_one, found))
+    usable = or_any(rank, found.loglik)
     best = int(np.argmax(usable >= usable.max() - SAME))  # of equals the one that was best before
     interrupted = rough.interrupted or found.interrupted
     theta = found.theta[best]
@@ -558,7 +515,7 @@ def finish(problem: Problem, sigma_one: float, ends: Ends, margin: float, contro
     elif not (interrupted or found.converged[best]):
         theta = newton_polish(problem, theta)
     e = evaluate(problem, theta[None])
-    origin = candidates[best]
+    origin = chosen[best]
     ways = ~ends.returned
     return Search(
         theta=theta,

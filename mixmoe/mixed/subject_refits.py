@@ -135,6 +135,7 @@ def resampled(n: int, clusters: Clusters, rng: np.random.Generator) -> NDArray[n
     if clusters is None:
         return np.sort(rng.integers(n, size=n))
     n_clusters = int(clusters.max()) + 1
+    # How often each cluster was drawn; its subjects come as often, and stay together.
     times = np.bincount(rng.integers(n_clusters, size=n_clusters), minlength=n_clusters)
     return np.repeat(np.arange(n), times[clusters])
 
@@ -177,6 +178,7 @@ class Resample:
 
     def _matched(self, theta: Array) -> Array:
         """The labels under which subjects belong to the experts that they had in the original fit."""
+        # The shares of subjects that an old and a new expert have in common; the assignment that keeps most of them.
         together = self._memberships(self.theta).T @ self._memberships(theta)
         _, order = linear_sum_assignment(together, maximize=True)
         return permute(self.problem, theta, order.tolist())

@@ -61,7 +61,7 @@ class OrdinalResponse:
 
     @property
     def discrete(self) -> bool:
-        """Always."""
+        """Whether responses are discrete: ordered categories are."""
         return True
 
     def outcome(self, y: Array, trials: Array) -> Outcome:

@@ -462,17 +462,25 @@ def personal_of(problem: Problem, name: str) -> Problem:
     return replace(problem, personal=select_personal(problem.network, words[name]))
 
 
-def architecture_table(model: Any, problem: Problem, fit: Trained) -> Table:
+def personal_words(problem: Problem) -> list[str]:
+    """Personal tensors, and how many of their entries where not all are."""
+    counts = [(spec, len(problem.personal.places(spec))) for spec in problem.personal.tensors]
+    sizes = [spec.stop - spec.start for spec, _ in counts]
+    return [
+        spec.name if mine == size else f"{spec.name} ({mine} of {size})"
+        for (spec, mine), size in zip(counts, sizes, strict=True)
+    ]
+
+
+def architecture_table(estimator: Estimator, problem: Problem, fit: Trained) -> Table:
     """What the network is, what is personal in it, and how it was estimated."""
     network = problem.network
     widths = " - ".join(map(str, (network.n_in, *network.hidden, network.n_out)))
     shape = network.activation if network.hidden else "linear"
-    own = ", ".join(spec.name for spec in problem.personal.tensors) or "nothing"
-    exact = is_exact(problem) and model.estimator == "laplace"
+    own = ", ".join(personal_words(problem)) or "nothing"
+    exact = is_exact(problem) and estimator == "laplace"
     how = (
-        "exact marginal likelihood"
-        if exact
-        else {"laplace": "linearised Laplace", "sgd": "published rule"}[model.estimator]
+        "exact marginal likelihood" if exact else {"laplace": "linearised Laplace", "sgd": "published rule"}[estimator]
     )
     rows: list[tuple[str, Cell]] = [
         ("Family", problem.family),
@@ -494,13 +502,13 @@ def architecture_table(model: Any, problem: Problem, fit: Trained) -> Table:
         tuple(name for name, _ in rows),
         tuple((value,) for _, value in rows),
         ("num",),
-        held_out_notes(model, problem),
+        held_out_notes(estimator, problem),
     )
 
 
-def held_out_notes(model: Any, problem: Problem) -> tuple[str, ...]:
+def held_out_notes(estimator: Estimator, problem: Problem) -> tuple[str, ...]:
     """What the log-likelihood is of, where some rows were held out."""
-    if not problem.validation.n_rows or model.estimator == "sgd":
+    if not problem.validation.n_rows or estimator == "sgd":
         return ()
     return ("Log-likelihood of all rows, at parameters estimated without the validation rows.",)
 

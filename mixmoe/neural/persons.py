@@ -1,7 +1,7 @@
 """Persons with their effects, those of the fit and adapted ones: predictions, effects, decoding by label."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -53,6 +53,9 @@ from mixmoe.output.predictions import (
 )
 from mixmoe.output.summary import nothing_predicted
 
+if TYPE_CHECKING:
+    from mixmoe.neural.model import NME
+
 Index = NDArray[np.intp]
 
 
@@ -84,7 +87,7 @@ class Persons:
     trained: Trained
     labels: NDArray[np.object_]
     z: Array
-    population: Any = None
+    population: Tensor | None = None
     fitted: "Persons | None" = None
 
     def __repr__(self) -> str:
@@ -156,7 +159,7 @@ def parameter_names(problem: Problem) -> list[str]:
     return names
 
 
-def persons_of(model: Any, problem: Problem, trained: Trained) -> Persons:
+def persons_of(model: "NME", problem: Problem, trained: Trained) -> Persons:
     """The persons of a fit; rows held out for early stopping count for their effects."""
     everyone = replace(model.problem, cov=problem.cov)
     z = trained.z

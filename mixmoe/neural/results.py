@@ -33,8 +33,8 @@ from mixmoe.neural.persons import Persons, adapt_persons, predict_frame, refuse_
 from mixmoe.neural.transitions import Transitions, build_transitions
 from mixmoe.output.predictions import IntervalOf, Kind, Scale, checked_wanted
 from mixmoe.output.records import Cell, Curve, Table
-from mixmoe.output.saved import SavedFit, checksum, fingerprints, write
-from mixmoe.results import Results, _saved_rows, restored
+from mixmoe.output.saved import SavedFit
+from mixmoe.results import Results, restored
 
 if TYPE_CHECKING:
     from mixmoe.neural.model import NME
@@ -226,7 +226,7 @@ class NMEResults(NetworkDiagnosis):
     def tables(self, alpha: float = 0.05) -> tuple[Table, ...]:
         """Header, architecture, parameters, shares of variance, and the comparison on held-out rows."""
         header, *parameters = super().tables(alpha)
-        extra = [architecture_table(self.model, self.problem, self.trained)]
+        extra = [architecture_table(self.model.estimator, self.problem, self.trained)]
         share = share_table(self.problem, self.trained)
         compared = [] if self.comparison is None else [comparison_table(self.comparison)]
         return (header, *extra, *parameters, *([share] if share is not None else []), *compared)
@@ -270,29 +270,10 @@ class NMEResults(NetworkDiagnosis):
             return self
         raise ArgumentError(f"NME has standard errors of kind 'nonrobust' only, got {kind!r}")
 
-    def save(self, path: Any, data: bool = True) -> None:
-        """Write the fit to a file that `mixmoe.load` reads; no pickle. See `Results.save`.
-
-        The file holds the parameters of a network of your own but not its code: give the module to
-        ``mixmoe.load(path, network=...)``.
-        """
-        model = self.model
+    @property
+    def _saved_settings(self) -> Mapping[str, Any]:
         state = saved_state(self.trained, self.comparison, self.problem)
-        write(
-            path,
-            SavedFit(
-                family=model.spec.name,
-                formula=model.formula.text,
-                settings={**model.settings, "state": state, "module": saved_module(self.problem, self.trained)},
-                names=model.layout.names,
-                fit=self.em,
-                cov=self.cov,
-                checksum=checksum(np.asarray(model.design.response)),
-                data=model.design.frame if data else None,
-                rows=_saved_rows(model.design) if data else None,
-                columns=fingerprints(model.design.frame),
-            ),
-        )
+        return {**self.model.settings, "state": state, "module": saved_module(self.problem, self.trained)}
 
     @staticmethod
     def _from_saved(family: Any, saved: SavedFit, context: Mapping[str, Any] | None) -> "NMEResults":

@@ -36,7 +36,7 @@ def cholesky(A: Array) -> Array:
 def cholesky_of_one(A: Array) -> Array:
     """Lower Cholesky factor of one matrix, shape (P, P), by LAPACK; complex steps pass through."""
     if not np.iscomplexobj(A):
-        return np.linalg.cholesky(A)
+        return np.asarray(np.linalg.cholesky(A))
     L = np.linalg.cholesky(A.real)
     # dL = L low(L^-1 dA L^-T), low(): the lower half with half of the diagonal (Murray 2016).
     inside = np.linalg.solve(L, np.linalg.solve(L, A.imag).T)
@@ -81,11 +81,16 @@ def solve_upper(L: Array, b: Array) -> Array:
 
 def inverse_from_cholesky(L: Array) -> Array:
     """(L L')^-1, shape (E, q, q, N), for the posterior covariances that are a result in themselves."""
-    eye = np.broadcast_to(np.eye(L.shape[1])[:, :, None], L.shape)
-    half = solve_lower(L, eye)
-    out = np.zeros_like(half)
-    for k in range(L.shape[1]):
-        out += half[:, k, :, None] * half[:, k, None]
+    q, out = L.shape[1], np.empty_like(L)
+    # L^-1 is lower triangular and the result symmetric: entries that are zero or known are not computed.
+    half: list[list[Array]] = []
+    for i in range(q):
+        last = 1.0 / L[:, i, i]
+        row = [-last * sum(L[:, i, k] * half[k][j] for k in range(j, i)) for j in range(i)]
+        half.append([*row, last])
+    for i in range(q):
+        for j in range(i + 1):
+            out[:, i, j] = out[:, j, i] = sum(half[k][i] * half[k][j] for k in range(i, q))
     return out
 
 

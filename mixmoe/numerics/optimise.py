@@ -119,11 +119,11 @@ class DenseInverse:
         return np.asarray((self.H[who] @ score[..., None])[..., 0])
 
     def restart(self, who: NDArray[np.intp], scale: float) -> None:
-        """Multiples of the identity in the place of those of the ascents `who`."""
+        """Multiples of the identity in the place of the inverse informations of the ascents `who`."""
         self.H[who] = scale * np.eye(self.H.shape[1])
 
     def stretch(self, who: NDArray[np.intp]) -> None:
-        """Those of the ascents `who` twice as large."""
+        """Twice as large inverse informations for the ascents `who`."""
         self.H[who] *= 2.0
 
     def update(self, who: NDArray[np.intp], s: Array, y: Array) -> None:
@@ -182,7 +182,7 @@ class LimitedInverse:
         return out
 
     def restart(self, who: NDArray[np.intp], scale: float) -> None:
-        """Multiples of the identity in the place of those of the ascents `who`."""
+        """Multiples of the identity in the place of the inverse informations of the ascents `who`."""
         self.steps[:, who] = self.changes[:, who] = 0.0
         self.diagonal[who], self.scale[who] = scale, 1.0
 

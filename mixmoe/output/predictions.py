@@ -158,6 +158,7 @@ def with_offset(columns: Mapping[str, Array], offset: Array) -> dict[str, Array]
 
 def in_user_order(columns: Mapping[str, Array], design: Design, new: Any) -> pd.DataFrame:
     """A frame whose rows are those of `new`, NaN where a row could not be used; or those of the fit."""
+    # One array for all columns: rows are put in the user's order once.
     values = np.column_stack(list(columns.values()))
     if new is None:
         index = design.rows[np.argsort(design.position, kind="stable")]

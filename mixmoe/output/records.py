@@ -280,7 +280,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One axes.
+    """What is drawn on one pair of axes: curves, points, rules, and their words.
 
     Attributes
     ----------

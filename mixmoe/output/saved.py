@@ -157,8 +157,10 @@ def write(path: str | os.PathLike[str], saved: SavedFit) -> None:
             f"this fit cannot be saved, a setting is no plain value ({error}); settings: {saved.settings!r}"
         ) from error
     buffer = io.BytesIO()
+    # Without objects, so that reading needs no pickle and can run no code.
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     parts = {_DOCUMENT: text.encode("utf-8"), _ARRAYS: buffer.getvalue()}
+    # Checksums over the parts themselves: a file that was changed by hand is refused, never another fit.
     with replacing(path) as partial, zipfile.ZipFile(partial, "w") as archive:
         archive.writestr(_DOCUMENT, parts[_DOCUMENT], compress_type=zipfile.ZIP_DEFLATED)
         archive.writestr(_ARRAYS, parts[_ARRAYS])

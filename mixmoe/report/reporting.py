@@ -35,12 +35,7 @@ class Reporting:
     resid: Callable[..., pd.Series]
 
     def tidy(self, alpha: float = 0.05) -> pd.DataFrame:
-        """One row per parameter.
-
-        Parameters
-        ----------
-        alpha : float
-            One minus the level of the limits.
+        """One row per parameter, as `Results.to_frame` but with its name in a column and the column names of broom.
 
         Returns
         -------

@@ -127,6 +127,7 @@ def _rows(results: Sequence[Any]) -> list[dict[Row, str]]:
     mixtures = any(result.model.n_experts for result in results)
     found = []
     for result in results:
+        # Networks alone keep the heading of their own block.
         alone = mixtures and result.model.n_experts is None
         rows: dict[Row, str] = {}
         for p in result.model.layout.parameters:

@@ -220,6 +220,7 @@ def check_data(specs: Sequence[Spec], data: Any) -> str:
             "different error contrasts; use method='ml'"
         )
     parts = [np.ravel(np.asarray(a, dtype=float)) for d in designs for a in (d.response, d.expert, d.gate, d.random)]
+    # The checkpoint is of these arrays: a change of data or formula makes it another run.
     parts += [_as_numbers(values) for d in designs for values in d.aux.values()]
     return checksum(np.concatenate(parts))
 
@@ -255,6 +256,7 @@ def run_trials(
     Trials
     """
     n = len(specs)
+    # One stream for each computation: neither the number of workers nor an interruption changes a result.
     seeds, carry_seeds, fold_seed = journal.rng.spawn(n), journal.rng.spawn(n), journal.rng.spawn(1)[0]
     calls = [
         partial(_fit_random, s, data, starts, seed) if s.has_experts else partial(_fit_validated, s, data, seed)
@@ -262,6 +264,7 @@ def run_trials(
     ]
     first = journal.run(calls, workers.n_jobs, "candidates", workers.progress)
     outcomes = list(first.values)
+    # A larger mixture holds the smaller one: from it, its log-likelihood cannot be missed from below.
     interrupted = first.interrupted or _carry(specs, data, outcomes, carry_seeds, journal, workers)
     trials = [Trial(spec, outcome) for spec, outcome in zip(specs, outcomes, strict=False)]
     if folds is None or interrupted:

@@ -136,12 +136,7 @@ class Distal(ThreeStep):
         )
 
     def to_frame(self, alpha: float = 0.05) -> pd.DataFrame:
-        """Mean or probabilities by expert.
-
-        Parameters
-        ----------
-        alpha : float
-            One minus the level of the limits.
+        """Mean or probabilities by expert, with limits of level 1 - `alpha`.
 
         Returns
         -------
@@ -158,12 +153,7 @@ class Distal(ThreeStep):
         return pd.DataFrame(columns | {"estimate": values, "std_error": errors, "conf_low": low, "conf_high": high})
 
     def pairwise(self, alpha: float = 0.05) -> pd.DataFrame:
-        """Differences of experts, each with its Wald test.
-
-        Parameters
-        ----------
-        alpha : float
-            One minus the level of the limits.
+        """Differences of experts, each with limits of level 1 - `alpha` and its Wald test.
 
         Returns
         -------

@@ -67,7 +67,9 @@ class Assignment:
     def influence_on_errors(self) -> Array:
         """Influence of the units on D, shape (N, K, K): through the averages of step 2 and the parameters of step 1."""
         D, hit = self.errors, self.indicators
+        # D_ts = sum_i tau_it 1[i assigned s] / sum_i tau_it: the unit's own term of the ratio, and below what it does
         own = self.responsibilities[:, :, None] * (hit[:, None, :] - D)
+        # to the others' through the parameters of step 1, on which their tau depend.
         drift = np.einsum("ntq,nts->tsq", self.slopes, hit[:, None, :] - D)
         through = np.einsum("nq,tsq->nts", self.moves, drift)
         return np.asarray((own + through) / self.responsibilities.sum(axis=0)[:, None])
@@ -125,6 +127,7 @@ class Normal:
         first = self.X * (residual * precision)[..., None]
         if not self.own_sigma:
             return first
+        # d/d log sigma_k of -log sigma_k - r^2 / (2 sigma_k^2), for each expert its own.
         scale = (residual**2 * precision - 1.0)[..., None] * np.eye(self.X.shape[1])
         return np.concatenate([first, scale], axis=2)
 
@@ -314,10 +317,12 @@ def solve(step: StepThree, made: Assignment, used: NDArray[np.intp], start: Arra
     Solution
     """
     D = made.errors
+    # A maximum first, then the root of the equations: the root finder alone may end at a saddle of the likelihood.
     if step.method != "bch":  # with weights below zero there is a root, but no maximum
         start = _climbed(step, D, start)
     with np.errstate(over="ignore", invalid="ignore"):
         beta = root(step.total, start, args=(D,), jac=step.jacobian, options={"xtol": 1e-12}).x
+    # The root finder may leave the maximum for a lower stationary point; then the maximum itself stands.
     if step.method != "bch" and not step.objective(beta, D) >= step.objective(start, D) - _TOLERANCE * len(used):
         beta = start
     converged = bool(np.abs(step.total(beta, D)).max() <= _TOLERANCE * len(used))
@@ -342,6 +347,7 @@ def _covariance(step: StepThree, made: Assignment, used: NDArray[np.intp], beta:
     psi[used] = step.psi(beta, D)
     if step.method != "naive":
         psi += made.influence_on_errors().reshape(len(psi), -1) @ step.drift(beta, D).T
+    # Influence of each unit on step 3, A^-1 (psi_i + dPsi/dD influence_i(D)); their outer products are the sandwich.
     influence = np.linalg.lstsq(step.jacobian(beta, D), psi.T, rcond=None)[0]
     return np.asarray(influence @ influence.T)
 
@@ -383,6 +389,7 @@ def three_step(parts: tuple[Part, ...], made: Assignment, used: NDArray[np.intp]
         If no root of the estimating functions was found.
     """
     modal = made.modal[used]
+    # The naive estimate is unique and near: the others start there.
     found = solve(StepThree(parts, modal, "naive"), made, used, starting_values(parts))
     if method != "naive":
         found = solve(StepThree(parts, modal, method), made, used, found.beta)

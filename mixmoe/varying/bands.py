@@ -28,7 +28,7 @@ from mixmoe.varying.em_steps import own_natural
 from mixmoe.varying.joint_em import centred, turned_covariance
 from mixmoe.varying.local_likelihood import Local, build_local, local_start, state_of
 from mixmoe.varying.local_maximum import BoundedFit, LocalFit, maximise_bounded, maximise_local
-from mixmoe.varying.problem import Problem, Slots, epanechnikov
+from mixmoe.varying.problem import Problem, Slots, effective_rows, epanechnikov
 from mixmoe.varying.sandwich import Influence, gate_influence, influence, level_covariance, small_sample_power
 
 POINTS_PER_BANDWIDTH = 24  # mesh of the limiting process
@@ -109,6 +109,7 @@ METHODS = ("multiplier", "asymptotic", "bootstrap")
 DRAWS = 4000
 MOST_ROWS = 20_000  # with more rows degrees of freedom hardly matter, and observed fourth powers do
 SAME = 1e-6  # relative differences within the covariance of a function that is one number: rounding
+RICH = 10.0  # effective rows for each local coefficient from which on a searched bandwidth is narrowed
 LEAST_DF = 2.0  # of a variance with a band: with fewer its most probable estimate is zero
 
 
@@ -196,6 +197,7 @@ def level_process(
     clusters: NDArray[np.intp] | None = None,
     correction: bool = True,
     derivative: int = 0,
+    searched: bool = False,
 ) -> LevelProcess:
     """Levels of the local likelihood estimates and their joint covariance over the grid.
 
@@ -213,6 +215,10 @@ def level_process(
     derivative : {0, 1}
         Of the functions. Slopes come from fits of one degree more than levels, whose bias at the ends is then of no
         lower order than inside (Fan and Gijbels 1996, section 3.3).
+    searched : bool
+        Whether the bandwidth is that with the smallest error, as cross-validation seeks it. Coverage is best at one
+        smaller by n^(-1/20) (Calonico, Cattaneo and Farrell 2018, section 4), and a search that comes out too wide
+        hurts less there. A bandwidth that was given, or windows with few rows, are left as they are.
 
     Returns
     -------
@@ -220,7 +226,7 @@ def level_process(
     """
     inner, centring = centred(problem)
     start = centring.inwards(inner.slots, coef)
-    fits = fit_levels(inner, start, bias, derivative)
+    fits = fit_levels(inner, start, bias, derivative, searched)
     power = small_sample_power(correction, clusters)
     known = clusters is None and problem.rows.n <= MOST_ROWS
     nodes = response_nodes(inner, own_natural(inner, fits.state)) if known else ()
@@ -298,10 +304,11 @@ class LevelFits:
         return out
 
 
-def fit_levels(problem: Problem, coef: Array, bias: str, derivative: int = 0) -> LevelFits:
+def fit_levels(problem: Problem, coef: Array, bias: str, derivative: int = 0, searched: bool = False) -> LevelFits:
     """Local likelihood estimates with a bias correction, see `level_process`."""
     degree = (2 if bias == "rbc" else 1) + derivative
-    shrink = problem.rows.n**-0.05 if bias == "undersmooth" else 1.0
+    narrower = bias == "undersmooth" or (bias == "rbc" and searched and _rich(problem, degree))
+    shrink = problem.rows.n**-0.05 if narrower else 1.0
     local = build_local(problem, degree, problem.windows.bandwidth * shrink)
     bounded = maximise_bounded(local, local_start(local, coef))
     if problem.gate_windows is problem.windows:
@@ -309,6 +316,13 @@ def fit_levels(problem: Problem, coef: Array, bias: str, derivative: int = 0) ->
     held = state_of(local, bounded.fit.coef)
     gate = build_local(problem, degree, problem.gate_windows.bandwidth * shrink, held=held)
     return LevelFits(local, bounded, gate, maximise_local(gate, local_start(gate, coef)))
+
+
+def _rich(problem: Problem, degree: int) -> bool:
+    """Whether windows in the middle of the rows hold many more of them than local polynomials have coefficients."""
+    slots = problem.slots
+    coefficients = (degree + 1) * slots.n_expert_columns * slots.n_experts
+    return bool(np.median(effective_rows(problem.windows, problem.rows.weights)) >= RICH * coefficients)
 
 
 def _influence(

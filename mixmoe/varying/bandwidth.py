@@ -17,10 +17,8 @@ from mixmoe._typing import Array
 from mixmoe.errors import DesignError
 from mixmoe.mixture.estimate import Flag
 from mixmoe.mixture.resampling import run_all
-from mixmoe.responses.exponential import is_normal
-from mixmoe.varying.em_steps import expert_step
-from mixmoe.varying.joint_em import Control, fit_functions, on_grid, run_em
-from mixmoe.varying.leave_one_out import held_out, left_out_logliks, without_rows
+from mixmoe.varying.joint_em import fit_functions
+from mixmoe.varying.leave_one_out import COMPARED, State, fold_chain, fold_members, left_out_chain
 from mixmoe.varying.problem import Problem, Rows, Slots
 from mixmoe.varying.setup import WindowFault, needed_rows
 
@@ -38,9 +36,6 @@ FEW_ROWS = 400  # with fewer, folds are repeated so that they are about this man
 MOST_REPEATS = 3
 HELD_ROWS = 10_000  # held out together at most, if there is more than one fold
 MANY = 8_000  # rows above which the range of bandwidths is searched on some of them
-TOLERANCE = 3e-4  # of fits that only serve a criterion
-GAIN = 1e-5  # log-likelihood per row and iteration without which such fits end
-MOST_ITERATIONS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,7 +399,7 @@ class _Scoring:
         """Ready for the problems of a space; mixtures begin at a fit with the bandwidth `pilot`."""
         n = space.rows.n
         problem = space.problem(pilot)
-        start = _State(problem, fit_functions(problem, _control(), self.rng).coef)
+        start = State(problem, fit_functions(problem, COMPARED, self.rng).coef)
         if self.folds is None and space.slots.n_experts == 1 and space.clusters is None:
             return _Scorer(self, n, (), (start,))
         folds = FOLDS if self.folds is None else self.folds
@@ -418,76 +413,27 @@ class _Scoring:
 
 
 @dataclass(frozen=True, slots=True)
-class _State:
-    """Functions and the problem on whose grid they are."""
-
-    problem: Problem
-    coef: Array
-
-    def moved(self, problem: Problem) -> Array:
-        """The functions on the grid and with the bandwidths of another problem."""
-        return on_grid(problem, self.problem, self.coef)
-
-
-@dataclass(frozen=True, slots=True)
 class _Scorer:
     """Comparison of candidates on rows that are held out, each fold with its state."""
 
     scoring: _Scoring
     n: int
     members: tuple[IntArray, ...]
-    states: tuple[_State, ...]
+    states: tuple[State, ...]
 
     def logliks(self, problems: list[Problem]) -> tuple[Array, "_Scorer"]:
         """Held-out log-likelihoods (B, n) under a chain of problems, and the scorer to go on with."""
         if not self.members:
-            chain = _left_out_chain(problems, self.states[0])
+            chain = left_out_chain(problems, self.states[0])
             return chain.logliks, replace(self, states=(chain.state,))
         tasks = [(problems, held, state) for held, state in zip(self.members, self.states, strict=True)]
-        chains = run_all(_fold_chain, tasks, self.scoring.n_jobs, self.scoring.progress, "bandwidth")
+        chains = run_all(fold_chain, tasks, self.scoring.n_jobs, self.scoring.progress, "bandwidth")
         total, times = np.zeros((len(problems), self.n)), np.zeros(self.n)
         for held, chain in zip(self.members, chains, strict=True):
             total[:, held] += chain.logliks
             times[held] += 1.0
         mean = np.where(times > 0.0, total / np.maximum(times, 1.0), np.nan)
         return mean, replace(self, states=tuple(chain.state for chain in chains))
-
-
-@dataclass(frozen=True, slots=True)
-class _Chain:
-    """Held-out log-likelihoods (B, held) of a chain of problems, and where it ended."""
-
-    logliks: Array
-    state: _State
-
-
-def _control() -> Control:
-    return Control(TOLERANCE, MOST_ITERATIONS, gain=GAIN)
-
-
-def _left_out_chain(problems: list[Problem], state: _State) -> _Chain:
-    """Rows left out by their influence, each fit started from the one before; a normal one by formula."""
-    out = []
-    for problem in problems:
-        coef = state.moved(problem)
-        if is_normal(problem.family) and not problem.const[problem.slots.experts].any():
-            coef[:, :, problem.slots.experts] += expert_step(problem, coef, problem.rows.weights[None])
-        else:
-            coef = run_em(problem, coef, _control()).coef
-        out.append(left_out_logliks(problem, coef))
-        state = _State(problem, coef)
-    return _Chain(np.array(out), state)
-
-
-def _fold_chain(problems: list[Problem], held: IntArray, state: _State) -> _Chain:
-    """One fold left out of each problem, each fit started from the one before."""
-    out = []
-    for problem in problems:
-        training = without_rows(problem, held)
-        run = run_em(training, state.moved(training), _control())
-        state = _State(training, run.coef)
-        out.append(held_out(problem, run.coef, held))
-    return _Chain(np.array(out), state)
 
 
 def _criterion(logliks: Array, weights: Array) -> Array:
@@ -611,11 +557,3 @@ def _every_few(n: int, clusters: IntArray | None) -> IntArray:
     units = np.arange(n) if clusters is None else clusters
     every = int(np.ceil(2.0 * n / MANY))
     return np.flatnonzero(units % every == 0)
-
-
-def fold_members(n: int, clusters: IntArray | None, folds: int, rng: np.random.Generator) -> list[IntArray]:
-    """Rows of each fold, ascending; whole clusters if there are any."""
-    units = np.arange(n) if clusters is None else clusters
-    n_units = int(units.max()) + 1
-    assigned = rng.permutation(np.arange(n_units) % folds)
-    return [np.flatnonzero(assigned[units] == f) for f in range(folds)]

@@ -77,7 +77,7 @@ def bootstrap_bands(
     another order are left out.
     """
     seeds = rng.integers(0, 2**63 - 1, n_boot)
-    tasks = [(model.problem, model.coef, clusters, bias, derivative, int(seed)) for seed in seeds]
+    tasks = [(model.problem, model.coef, clusters, bias, derivative, model.searched, int(seed)) for seed in seeds]
     found = [one for one in run_all(_replicate, tasks, n_jobs, progress, "bootstrap") if one is not None]
     draws = np.array([target(levels) for levels in found])  # (B, G, R)
     se = draws.std(axis=0, ddof=1)
@@ -88,7 +88,7 @@ def bootstrap_bands(
 
 
 def _replicate(
-    problem: Problem, coef: Array, clusters: IntArray | None, bias: str, derivative: int, seed: int
+    problem: Problem, coef: Array, clusters: IntArray | None, bias: str, derivative: int, searched: bool, seed: int
 ) -> Array | None:
     """Levels or derivatives (G, L) of one replicate, None if its labels changed."""
     rng = np.random.default_rng(seed)
@@ -98,7 +98,8 @@ def _replicate(
     run = run_em(inner, start, REFIT)
     if not same_labels(inner.slots, start, run.coef, inner.scale):
         return None
-    return centring.outwards(inner.slots, fit_levels(inner, run.coef, bias, derivative).values(derivative))
+    fits = fit_levels(inner, run.coef, bias, derivative, searched)
+    return centring.outwards(inner.slots, fits.values(derivative))
 
 
 def same_labels(slots: Slots, before: Array, after: Array, scale: Array) -> bool:

@@ -236,7 +236,7 @@ class FittedVCMoE:
 
     @property
     def nobs(self) -> int:
-        """Rows."""
+        """Number of rows of the data that are used."""
         return self.problem.rows.n
 
     @property
@@ -307,7 +307,13 @@ class FittedVCMoE:
 
     def process(self, bias: str, cov: ParamCov, derivative: int) -> LevelProcess:
         """Levels or derivatives of all functions with a covariance like `cov`, see `level_process`."""
-        return level_process(self.problem, self.coef, bias, self.clusters_of(cov.kind), cov.corrected, derivative)
+        clusters = self.clusters_of(cov.kind)
+        return level_process(self.problem, self.coef, bias, clusters, cov.corrected, derivative, self.searched)
+
+    @property
+    def searched(self) -> bool:
+        """Whether a bandwidth was cross-validated."""
+        return self.selection is not None or self.gate_selection is not None
 
     def values(self, derivative: int) -> Array:
         """Levels or derivatives by the index of all functions at the grid points, (G, L)."""

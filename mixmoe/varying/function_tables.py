@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,9 @@ from mixmoe.varying.interpolation import interpolated
 from mixmoe.varying.setup import checked_numbers
 from mixmoe.varying.shape import shape_of
 
+if TYPE_CHECKING:
+    from mixmoe.varying.results import VCMoEResults
+
 STAR = "*"  # beside an estimate outside its band
 _BANDLESS = "\n(a line alone: no band there)"
 _IN_A_LINE = 3  # covariates whose values are named in a line beside a figure, in two lines
@@ -46,13 +49,13 @@ PLOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 
 
-def title(results: Any) -> str:
+def title(results: "VCMoEResults") -> str:
     """Heading of the summary."""
     k = results.model.n_experts
     return f"VCMoE with {k} expert{'s' if k > 1 else ''}"
 
 
-def facts(results: Any) -> tuple[tuple[str, Cell], ...]:
+def facts(results: "VCMoEResults") -> tuple[tuple[str, Cell], ...]:
     """Label and value of each line of the header."""
     model, em = results.model, results.em
     problem, dropped = model.problem, model.design.dropped
@@ -91,7 +94,7 @@ def _shape_text(model: FittedVCMoE) -> str | None:
     return f"{what}{value:.3g}{'' if model.estimated_shape is None else ' (estimated)'}"
 
 
-def bandwidth_facts(results: Any) -> tuple[tuple[str, Cell], ...]:
+def bandwidth_facts(results: "VCMoEResults") -> tuple[tuple[str, Cell], ...]:
     """The bandwidths and how they were found."""
     gate = results.model.settings["gate_bandwidth"]
     return (
@@ -100,7 +103,7 @@ def bandwidth_facts(results: Any) -> tuple[tuple[str, Cell], ...]:
     )
 
 
-def _bandwidth_text(results: Any) -> str:
+def _bandwidth_text(results: "VCMoEResults") -> str:
     if results.span is None:
         return _searched(_width(results.bandwidth), results.selection)
     widths = results.model.problem.windows.widths
@@ -115,7 +118,7 @@ def _searched(text: str, table: pd.DataFrame | None) -> str:
     return text if table is None else f"{text} (cross-validated)"
 
 
-def notes(results: Any) -> tuple[str, ...]:
+def notes(results: "VCMoEResults") -> tuple[str, ...]:
     """What a reader must know: the covariance, and each flag of the fit."""
     cov = results.cov
     about = f"Standard errors: {DESCRIPTIONS[cov.kind]}{'; ' + cov.note if cov.note else ''}."
@@ -323,7 +326,7 @@ def _cell(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def drawn_bands(results: Any, kind: str, options: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+def drawn_bands(results: "VCMoEResults", kind: str, options: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     """Bands that a figure shows, by what they are of; covariate values go to those that depend on some.
 
     Parameters
@@ -358,6 +361,18 @@ def drawn_bands(results: Any, kind: str, options: Mapping[str, Any]) -> dict[str
     if gaps is not None:
         warn(gaps, ConvergenceWarning)  # once for the figure
     return frames
+
+
+def curves(results: Any, kind: str, options: Mapping[str, Any]) -> tuple[Curve, ...]:
+    """Curves of a figure, see `VCMoEResults.curves`."""
+    if kind not in ("bandwidth", "gate_bandwidth"):
+        wanted = {**options, "derivative": 1} if kind == "derivatives" else options
+        return band_curves(results.model, drawn_bands(results, kind, wanted), wanted)
+    table = results.selection if kind == "bandwidth" else results.gate_selection
+    if table is None:
+        raise ArgumentError(f"there is no search to draw, {kind}={getattr(results, kind):.4g}; use {kind}='cv'")
+    index = results.model.design.names.index
+    return bandwidth_curves(table, "span" if results.span else f"{kind.replace('_', ' ')} ({index})")
 
 
 def band_curves(

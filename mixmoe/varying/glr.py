@@ -113,10 +113,15 @@ def refused(model: FittedVCMoE) -> InvalidTest | None:
     )
 
 
-def test_functions(
-    model: FittedVCMoE, which: str | Sequence[str], request: GLRRequest, rng: np.random.Generator
-) -> GLRTest:
-    """Test that the named functions are constant together."""
+def tested(
+    model: FittedVCMoE, which: str | Sequence[str] | None, request: GLRRequest, rng: np.random.Generator
+) -> GLRTest | pd.DataFrame | InvalidTest:
+    """Tests as `VCMoEResults.test_varying` gives them."""
+    invalid = refused(model)
+    if invalid is not None:
+        return invalid
+    if which is None:
+        return test_table(model, [*varying_names(model), "all"], request, rng)
     return _tested(model, joint_fit(model), named_slots(model, which), request, rng)
 
 
@@ -302,7 +307,7 @@ class _Smoother:
 
 def _binned_smoother(rows: Rows, mass: Array, windows: Windows, degree: int) -> _Smoother:
     bins = np.arange(rows.n) * min(rows.n, BINS) // rows.n
-    total = np.bincount(bins, mass)
+    total = np.asarray(np.bincount(bins, mass), dtype=np.float64)
     kept = total > 0.0
     at = np.bincount(bins, mass * rows.index)[kept] / total[kept]
     root = np.sqrt(total[kept])

@@ -21,6 +21,8 @@ errors would decide on the bandwidth of the mean: over sin(6 pi u) with normal e
 times the root mean squared error at n = 50, 100 and 300. Constant coefficients keep the values that all rows give them.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
@@ -31,6 +33,7 @@ from mixmoe.varying.circle import wrapped
 from mixmoe.varying.em_steps import (
     EXPERT_STEP,
     Natural,
+    expert_step,
     natural_parameters,
     own_natural,
     row_logliks,
@@ -38,11 +41,13 @@ from mixmoe.varying.em_steps import (
     solve_scaled,
 )
 from mixmoe.varying.interpolation import hermite_matrix
+from mixmoe.varying.joint_em import Control, on_grid, run_em
 from mixmoe.varying.problem import Problem, blocks, build_problem, epanechnikov
 
 IntArray = NDArray[np.intp]
 LOWEST = -30.0  # log density of a held-out row counts at least this much, so that one outlier does not decide
 NUMBERS_HELD = 1 << 22  # in the inverse matrices of the rows that are handled at once
+COMPARED = Control(tolerance=3e-4, max_iter=60, gain=1e-5)  # of fits that only serve a criterion
 LEAST_LEFT = 1e-6  # of a leverage below one: what hangs on one row alone is predicted by nothing, and far off
 
 
@@ -163,3 +168,56 @@ def held_out(problem: Problem, coef: Array, held: IntArray) -> Array:
     natural = natural_parameters(rows, problem.slots, np.hstack([experts, gates]))
     bounded = Natural(natural.eta, np.clip(natural.delta, problem.floor, problem.ceiling), natural.log_gate)
     return np.maximum(row_logliks(rows.outcome, problem.family, bounded), LOWEST)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Functions and the problem on whose grid they are."""
+
+    problem: Problem
+    coef: Array
+
+    def moved(self, problem: Problem) -> Array:
+        """The functions on the grid and with the bandwidths of another problem."""
+        return on_grid(problem, self.problem, self.coef)
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Held-out log-likelihoods (B, held) of a chain of problems, and where it ended."""
+
+    logliks: Array
+    state: State
+
+
+def left_out_chain(problems: list[Problem], state: State) -> Chain:
+    """Rows left out by their influence, each fit started from the one before; a normal one by formula."""
+    out = []
+    for problem in problems:
+        coef = state.moved(problem)
+        if is_normal(problem.family) and not problem.const[problem.slots.experts].any():
+            coef[:, :, problem.slots.experts] += expert_step(problem, coef, problem.rows.weights[None])
+        else:
+            coef = run_em(problem, coef, COMPARED).coef
+        out.append(left_out_logliks(problem, coef))
+        state = State(problem, coef)
+    return Chain(np.array(out), state)
+
+
+def fold_chain(problems: list[Problem], held: IntArray, state: State) -> Chain:
+    """One fold left out of each problem, each fit started from the one before."""
+    out = []
+    for problem in problems:
+        training = without_rows(problem, held)
+        run = run_em(training, state.moved(training), COMPARED)
+        state = State(training, run.coef)
+        out.append(held_out(problem, run.coef, held))
+    return Chain(np.array(out), state)
+
+
+def fold_members(n: int, clusters: IntArray | None, folds: int, rng: np.random.Generator) -> list[IntArray]:
+    """Rows of each fold, ascending; whole clusters if there are any."""
+    units = np.arange(n) if clusters is None else clusters
+    n_units = int(units.max()) + 1
+    assigned = rng.permutation(np.arange(n_units) % folds)
+    return [np.flatnonzero(assigned[units] == f) for f in range(folds)]

@@ -54,7 +54,7 @@ class PredictionRows:
     design: Design
     rows: Rows
     natural: Natural
-    new: Any
+    new: object
 
 
 def predicted(model: FittedVCMoE, new: Any, history: Any, wanted: Wanted, extrapolate: bool) -> pd.DataFrame:

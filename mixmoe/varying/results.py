@@ -11,7 +11,7 @@ from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_order, checked_rng
 from mixmoe.check.diagnosis import FITTED, FittedKind
 from mixmoe.design.beside import check_beside
-from mixmoe.errors import ArgumentError, ConvergenceWarning, warn
+from mixmoe.errors import ConvergenceWarning, warn
 from mixmoe.families import Distribution, GatePoint
 from mixmoe.inference.uncertainty import ParamCov, checked_alpha
 from mixmoe.inference.wald import InvalidTest
@@ -37,11 +37,8 @@ from mixmoe.varying.glr import (
     GLRTest,
     asymptotic_p_values,
     refused,
-    test_functions,
-    test_table,
-    varying_names,
+    tested,
 )
-from mixmoe.varying.joint_em import draw_responses
 from mixmoe.varying.prediction import predicted, prediction_rows, response_places
 
 SEED = 20260101  # of the critical values in summaries and figures, so that they print the same every time
@@ -144,7 +141,8 @@ class VCMoEResults(MoEResults):
             Critical value of the simultaneous band: Gaussian multiplier bootstrap over the grid; supremum of the
             limiting process; parametric bootstrap (with a covariance over clusters: of these) with warm-started refits.
         bias : {"rbc", "undersmooth", "none"}
-            Robust bias correction (local-quadratic fit, with its own standard errors), a smaller bandwidth, or nothing.
+            Robust bias correction (local-quadratic fit, with its own standard errors; where the bandwidth was
+            cross-validated, at one smaller by n^(-1/20)), a smaller bandwidth, or nothing.
             In simulations with n = 1000 only ``"rbc"`` attains the nominal coverage at a bandwidth that is good for
             estimation.
         derivative : {0, 1}
@@ -219,18 +217,13 @@ class VCMoEResults(MoEResults):
         GLRTest, DataFrame or InvalidTest
             An `InvalidTest` with its reason if rows are clustered: they are not independent, and the model cannot draw
             them. Simultaneous `bands` with standard errors over clusters rule out a constant where no horizontal line
-            fits into them.
+            fits into them. Where a column forced a wide bandwidth (flag ``forced_bandwidth``), fits are compared at
+            that which the other functions would have had: a wide one cuts them off, which the test takes for variation.
         """
         checked_choice(method, "method", NULL_LAWS)
         checked_count(n_boot, "n_boot", least=19)
-        jobs = checked_jobs(n_jobs)
-        invalid = refused(self.model)
-        if invalid is not None:
-            return invalid
-        request = GLRRequest(method, n_boot, jobs, progress)
-        if which is None:
-            return test_table(self.model, [*varying_names(self.model), "all"], request, checked_rng(rng))
-        return test_functions(self.model, which, request, checked_rng(rng))
+        request = GLRRequest(method, n_boot, checked_jobs(n_jobs), progress)
+        return tested(self.model, which, request, checked_rng(rng))
 
     def predict(
         self,
@@ -304,17 +297,7 @@ class VCMoEResults(MoEResults):
         return float(posterior(at.rows, self.model.problem.family, at.natural).loglik)
 
     def relabel(self, order: Sequence[int]) -> Self:
-        """The same fit with experts in another order.
-
-        Parameters
-        ----------
-        order : sequence of int
-            ``order[0]`` is the present number (from 1) of the expert that comes first.
-
-        Returns
-        -------
-        VCMoEResults
-        """
+        """The same fit with experts in another order; see `MoEResults.relabel`."""
         places = np.array(checked_order(order, self.model.n_experts), dtype=np.intp) - 1
         model = self.model.reordered(places)
         params = reported_values(model.problem, model.coef, model.points)
@@ -345,9 +328,12 @@ class VCMoEResults(MoEResults):
             None if self.model.problem.const.all() else self._bands(BandRequest(alpha=alpha, progress=progress), SEED)
         )
         tests = self._constancy(progress)
-        header = header_table(function_tables.facts(self))
         constants = function_tables.constant_tables(self.model, self.to_frame(alpha), alpha)
-        return (header, *constants, *function_tables.function_tables(self.model, frame, tests, alpha, at))
+        return (
+            header_table(function_tables.facts(self)),
+            *constants,
+            *function_tables.function_tables(self.model, frame, tests, alpha, at),
+        )
 
     def summary(self, alpha: float = 0.05, at: Any = None, *, progress: bool | None = None) -> Summary:
         """Header, constants, functions and notes; prints as text, and has as_html(), as_latex(), as_markdown().
@@ -378,17 +364,7 @@ class VCMoEResults(MoEResults):
             ``y`` is the estimate, as in `summary` and `functions`.
         """
         checked_choice(kind, "kind", self._curve_kinds)
-        if kind in ("bandwidth", "gate_bandwidth"):
-            table = self.selection if kind == "bandwidth" else self.gate_selection
-            if table is None:
-                raise ArgumentError(f"there is no search to draw, {kind}={getattr(self, kind):.4g}; use {kind}='cv'")
-            return function_tables.bandwidth_curves(
-                table, "span" if self.span else f"{kind.replace('_', ' ')} ({self.model.design.names.index})"
-            )
-        options |= {"derivative": 1} if kind == "derivatives" else {}
-        return function_tables.band_curves(
-            self.model, function_tables.drawn_bands(self, kind, {"rng": SEED, **options}), options
-        )
+        return function_tables.curves(self, kind, {"rng": SEED, **options})
 
     def plot(self, kind: str | None = None, ax: Any = None, **options: Any) -> Any:
         """A figure; needs matplotlib.
@@ -444,9 +420,7 @@ class VCMoEResults(MoEResults):
         return str(self.model.design.names.index)
 
     def _draw(self, rng: np.random.Generator) -> Array:
-        draw = np.empty(self.model.design.n)
-        draw[self.model.data.order] = draw_responses(self.model.problem, self.model.coef, rng)
-        return draw
+        return self.model.drawn(self.model.estimated(self.em), rng)
 
     def _gate_points(self) -> tuple[GatePoint, ...]:
         return self.model.gate_points()

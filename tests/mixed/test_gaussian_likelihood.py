@@ -13,6 +13,8 @@ from mixmoe.mixed.likelihood.gaussian import (
     expert_scores,
     random_effect_covariances,
     random_effect_means,
+    summed_expert_scores,
+    summed_second_moments,
     weighted_normal_matrix,
 )
 from mixmoe.mixture import gate
@@ -220,6 +222,19 @@ def test_scores_are_derivatives_of_the_log_density(case):
         np.testing.assert_allclose(scores[:, p + a * q + b], numeric, rtol=1e-8, atol=1e-9)
     numeric = case.posterior(sigma=case.sigma * (1 + 1j * STEP)).log_density.imag / STEP
     np.testing.assert_allclose(scores[:, -1], numeric, rtol=1e-9, atol=1e-9)
+
+
+def test_sums_over_subjects_are_those_of_the_subjects(case):
+    """What is summed by products of long matrices equals what is formed per subject and then summed."""
+    weights = np.random.default_rng(8).uniform(size=(len(case.beta), case.moments.n_subjects))
+    post = case.posterior()
+    each = expert_scores(case.moments, post, case.T, case.sigma)
+    ours = summed_expert_scores(case.moments, post, case.T, case.sigma, weights)
+    np.testing.assert_allclose(ours, (each * weights[:, None]).sum(axis=2), rtol=1e-10, atol=1e-10)
+    means, spread = random_effect_means(post, case.T, case.sigma), random_effect_covariances(post, case.T)
+    second = means[:, :, None] * means[:, None] + spread
+    ours = summed_second_moments(post, case.T, case.sigma, weights)
+    np.testing.assert_allclose(ours, (second * weights[:, None, None]).sum(axis=3), rtol=1e-10, atol=1e-10)
 
 
 def test_scores_pass_complex_steps_through():

@@ -1,15 +1,32 @@
 """Starts that insert an expert: they find a handful of subjects, and what they promise is what they hold."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from mixmoe import simulate
-from mixmoe.mixed.insertion import gains_little, inserted_starts, insertions, without_expert
+from mixmoe.mixed.collapse import nearly_exact
+from mixmoe.mixed.insertion import (
+    beside,
+    gains_little,
+    inserted_starts,
+    insertions,
+    with_new,
+    without_expert,
+    worth,
+)
 from mixmoe.mixed.likelihood.observed import evaluate, subject_logliks
 from mixmoe.mixed.model import MEMoE
-from mixmoe.mixed.parameters import contract, expand
+from mixmoe.mixed.parameters import contract
 from mixmoe.mixed.search import search, search_from
-from mixmoe.mixed.starting_values import carried_starts, fewer_experts, fit_one_expert, from_responsibilities
+from mixmoe.mixed.starting_values import (
+    carried_starts,
+    fewer_experts,
+    fit_one_expert,
+    from_responsibilities,
+    random_starts,
+)
 from mixmoe.numerics.linalg import logsumexp
 from mixmoe.numerics.optimise import Control
 
@@ -47,15 +64,49 @@ def test_the_new_expert_that_gains_most_is_the_handful(planted, one, smaller):
     assert (share > 0.5).sum() <= 2 * HANDFUL.size
 
 
-def test_the_gain_of_a_new_expert_is_a_lower_bound_of_that_of_the_mixture(planted, one, smaller):
-    """Beside one expert it is a point of the mixture with two, less what subjects far away would add."""
+@pytest.mark.parametrize(
+    ("formula", "options"),
+    [
+        ("y ~ time | re: (1 + time | id)", {}),
+        ("y ~ time + common(x1) | gate: z1 | re: (1 + time || id)", {"cov_re": "proportional"}),
+        ("y ~ time | gate: z1 + z2 | re: (1 | id)", {"cov_re": "common", "residual": "common"}),
+        ("y ~ x1 | gate: 0 + z1 | re: (0 | id)", {}),
+    ],
+)
+def test_a_new_expert_gains_what_it_promises(formula, options):
+    """The log-likelihood with it is not below that of the fit plus its gain, which leaves out subjects far away."""
+    data = simulate.memoe("moderate", n_subjects=90, n_visits=4, rng=4).data
+    problem = MEMoE(formula, data, experts=3, **options).problem
+    one = fit_one_expert(problem, Control())
+    below = fewer_experts(problem)
+    start = random_starts(below, one, 2, 4, np.random.default_rng(2))[0]
+    fit = beside(below, start)
+    new = insertions(fit, one.features, np.random.default_rng(1))
+    with_one_more = evaluate(problem, with_new(problem, fit.params, new)).loglik - fit.base.sum()
+    usable = np.isfinite(new.gain)
+    assert usable.any()
+    np.testing.assert_allclose(with_one_more[usable], new.gain[usable], rtol=1e-6, atol=1e-6)
+
+
+def test_no_new_expert_is_worth_more_to_a_subject_than_her_own(planted, smaller):
+    """Under any coefficients, covariances and residual deviations above the floor her density is lower."""
     below = fewer_experts(planted.problem)
-    params = expand(below.structure, below.free, smaller[None])
-    joint = subject_logliks(below, smaller).T
-    best = max(insertions(below, one, params, joint, np.random.default_rng(1)), key=lambda new: new.gain)
-    start = inserted_starts(planted.problem, one, smaller, 1, np.random.default_rng(1))
-    end = search_from(planted.problem, start, Control()).loglik - evaluate(below, smaller[None]).loglik[0]
-    assert 0.5 * end < best.gain <= end
+    fit = beside(below, smaller)
+    bound = worth(fit) + fit.base
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        p = fit.params
+        beta = p.beta + rng.normal(size=p.beta.shape)
+        factor = p.factor * rng.exponential(size=(1, 1, 1, 1))
+        sigma = p.sigma * rng.uniform(0.1, 3.0)
+        other = replace(p, beta=beta, factor=factor, sigma=sigma)
+        assert (below.experts.densities(other).log_density[0, 0] <= bound + 1e-9).all()
+
+
+def test_experts_that_fit_a_few_subjects_nearly_exactly(planted):
+    """Up to two subjects more than the three coefficients, with less than a tenth of the largest deviation."""
+    noise, subjects = np.array([0.099, 0.099, 0.101]), np.array([5.0, 5.1, 5.0])
+    assert list(nearly_exact(planted.structure, noise, 1.0, subjects)) == [True, False, False]
 
 
 def test_the_default_search_is_not_below_the_maximum_at_the_handful(planted, one):

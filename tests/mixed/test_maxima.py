@@ -12,6 +12,7 @@ from mixmoe.errors import ApproximationWarning, DegeneracyWarning, DesignError
 from mixmoe.mixed import degeneracy as flags
 from mixmoe.mixed import information as covariance
 from mixmoe.mixed import search as estimate
+from mixmoe.mixed.collapse import collapsed
 from mixmoe.mixed.likelihood.observed import evaluate
 from mixmoe.mixed.parameters import build_free_vector, contract, expand
 from mixmoe.numerics.optimise import Control, Evaluation, climb
@@ -129,9 +130,10 @@ def test_searches_go_on_until_two_agree(data, monkeypatch):
 def test_a_move_that_falls_back_is_no_replication(data):
     model = mm.MEMoE("y ~ time | gate: z1 | re: (1 | id)", data, 2)
     found = estimate.search(model.problem, 2, Control(), np.random.default_rng(0))
-    # two searches of one start and of five carried from one expert; eight moves each fall back to the one maximum
-    assert found.n_starts == 12
-    assert found.n_replicated <= 12
+    # two searches of one start and of five carried from one expert, and the first of two nested fits;
+    # eight moves each fall back to the one maximum
+    assert found.n_starts == 14
+    assert found.n_replicated <= 14
 
 
 def test_many_subjects_are_searched_as_thoroughly_as_few(data, monkeypatch):
@@ -153,13 +155,33 @@ def test_a_fit_is_not_below_the_one_with_an_expert_fewer(data):
         assert mm.MEMoE(formula, data, 3).maximum(1, np.random.default_rng(seed)).loglik >= two.loglik - 1e-6
 
 
+@pytest.mark.parametrize("cov_re", ["expert", "proportional"])
+def test_a_fit_is_not_below_those_of_models_nested_in_it(cov_re, data, monkeypatch):
+    """Common variances, or no random effects: where other starts lead nowhere, these are still reached."""
+    formula, control = "y ~ time | gate: z1 | re: (1 + time || id)", Control()
+    model = mm.MEMoE(formula, data, 2, cov_re=cov_re)
+    one = estimate.fit_one_expert(model.problem, control)
+    starts, interrupted = estimate.nested_starts(model.problem, one, control, np.random.default_rng(0))
+    shared = mm.MEMoE(formula, data, 2, cov_re="common", residual="common").maximum(16, np.random.default_rng(1))
+    fixed = mm.MEMoE(formula.replace("1 + time ||", "0 |"), data, 2).maximum(16, np.random.default_rng(1))
+    logliks = evaluate(model.problem, starts).loglik - model._log_scale
+    assert logliks == pytest.approx([shared.loglik, fixed.loglik], abs=0.02)
+    assert not interrupted
+    nowhere = np.zeros((1, model.problem.free.size))
+    monkeypatch.setattr(estimate, "random_starts", lambda *args: nowhere)
+    monkeypatch.setattr(estimate, "carried_starts", lambda problem, *args: np.zeros((1, problem.free.size)))
+    monkeypatch.setattr(estimate, "nested_starts", lambda *args: (starts, False))
+    found = estimate.search(model.problem, 2, control, np.random.default_rng(2))
+    assert found.loglik - model._log_scale >= max(shared.loglik, fixed.loglik)
+
+
 def test_memory_of_the_check_for_collapse_does_not_grow_with_the_starts():
     N, S, K = 20_000, 60, 2
     frame = pd.DataFrame({"y": np.random.default_rng(0).normal(size=N)})
     problem = mm.MEMoE("y ~ 1", frame, K).problem
     theta = np.zeros((S, problem.free.size))
     tracemalloc.start()
-    estimate.collapsed(problem, 1.0, theta)
+    collapsed(problem, 1.0, theta)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < S * N * K * 8 / 4
@@ -195,9 +217,9 @@ def test_experts_without_noise_are_found_and_flagged(formula):
 
 def test_of_collapsed_solutions_the_highest_is_taken():
     rank, loglik = np.array([-np.inf, -np.inf]), np.array([3.0, 5.0])
-    np.testing.assert_array_equal(estimate._or_any(rank, loglik), loglik)
+    np.testing.assert_array_equal(estimate.or_any(rank, loglik), loglik)
     rank = np.array([-7.0, -np.inf])
-    np.testing.assert_array_equal(estimate._or_any(rank, loglik), rank)
+    np.testing.assert_array_equal(estimate.or_any(rank, loglik), rank)
 
 
 # ---- origins ----

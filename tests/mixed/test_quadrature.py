@@ -11,7 +11,7 @@ from mixmoe.errors import ApproximationWarning, MixmoeWarning
 from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.likelihood.glmm import build_nodes, finer_points
 from mixmoe.mixed.likelihood.observed import evaluate, subject_scores
-from mixmoe.mixed.likelihood.quadrature import integral_shift
+from mixmoe.mixed.likelihood.quadrature import highest, integral_shift
 from mixmoe.mixed.parameters import expand, to_natural
 from tests.mixed.glmm_helpers import problem
 
@@ -82,6 +82,20 @@ def test_a_spurious_maximum_is_flagged():
     assert "lower, and sd1(Intercept|id) would move by more than 5 standard errors" in said
     assert fine.params["sd1(Intercept|id)"] < 1
     assert "quadrature_bias" not in codes(fine)
+
+
+@pytest.mark.parametrize(("q", "n_quad"), [(1, 1), (2, 1), (1, 9)])
+def test_the_highest_by_a_finer_integral(q, n_quad):
+    """Of vectors with large random effects, where few points are far off, the one that many points find highest."""
+    p = problem("binomial", q=q, n_quad=n_quad, n_subjects=40)
+    thetas = 1.5 * np.random.default_rng(2).normal(size=(6, p.free.size))
+    dense = replace(p, experts=replace(p.experts, nodes=build_nodes(50 if q == 1 else 25, q), parts=[]))
+    assert highest(p, thetas) == int(np.argmax(evaluate(dense, thetas).loglik))
+
+
+def test_nothing_is_higher_where_no_finer_integral_is_offered():
+    p = problem("binomial", q=3, n_subjects=10)
+    assert highest(p, np.zeros((2, p.free.size))) is None
 
 
 def test_too_few_points_are_flagged():

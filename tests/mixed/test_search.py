@@ -416,8 +416,8 @@ def test_collapsed_solutions_are_not_preferred():
 
 def test_candidates_are_distinct_and_close_to_the_best():
     logliks = np.array([-np.inf, -5.0, -1.0, -1.0 - 1e-6, -np.inf, -2.0, -90.0])
-    assert list(estimate._candidates(logliks, 10.0)) == [2, 5, 1]
-    assert list(estimate._candidates(np.full(3, -np.inf), 10.0)) == [0]
+    assert list(estimate.candidates(logliks, 10.0)) == [2, 5, 1]
+    assert list(estimate.candidates(np.full(3, -np.inf), 10.0)) == [0]
 
 
 # ---- optimiser ----

@@ -86,3 +86,7 @@ def test_all_columns_of_a_category_go_together():
 def test_columns_that_do_not_exist_are_refused(effects, options, message):
     with pytest.raises(FormulaError, match=message):
         mm.NME(f"y ~ t + x | re: ({effects} | id)", DATA, **options)
+
+
+def test_the_summary_says_what_is_personal():
+    assert "layer1.weight (1 of 4), layer1.bias" in str(network("last[1, t]").summary())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from mixmoe.varying.bands import LEAST_DF, level_process, student_factor
+from mixmoe.varying.bands import LEAST_DF, fit_levels, level_process, student_factor
 from mixmoe.varying.effective_parameters import effective_df, fitness
 from mixmoe.varying.em_steps import own_natural
 from mixmoe.varying.glr import joint_fit, null_law
@@ -215,6 +215,17 @@ def test_bandwidth_of_robust_bias_correction_is_that_of_the_fit_and_its_degree_t
     assert (process.bandwidth, process.degree) == (0.3, 2)
     local = build_local(problem, 2)
     assert (local.free.sum(axis=0) == [3, 3, 3, 3, 2, 2, 3, 3]).all()  # log sigma keeps its line
+
+
+@pytest.mark.parametrize(("n", "h", "searched", "wanted"), [
+    (300, 0.3, True, 0.3 * 0.7518720),  # 300^(-1/20)
+    (300, 0.3, False, 0.3),
+    (300, 0.1, True, 0.1),  # windows of about 50 effective rows, 12 coefficients
+])  # fmt: skip
+def test_bands_at_a_searched_bandwidth_are_narrower_where_rows_are_many(n, h, searched, wanted):
+    problem = make_problem(vcmoe(n=n, rng=1), h, n_grid=6)
+    fits = fit_levels(problem, np.zeros((6, 2, problem.slots.n)), "rbc", 0, searched)
+    assert fits.local.windows.bandwidth == pytest.approx(wanted)
 
 
 def test_weights_of_the_rows_enter_leverages_once():

@@ -412,7 +412,7 @@ class RowExperts(ClosedIntegral):
 
     @property
     def by_rows(self) -> bool:
-        """Always."""
+        """Whether the rows of the data are kept: with correlated errors they always are."""
         return True
 
     @property

@@ -88,6 +88,10 @@ class Moments:
         """The moments of the same columns with a response of zero."""
         return replace(self, yy=np.zeros_like(self.yy), Xy=np.zeros_like(self.Xy), Zy=np.zeros_like(self.Zy))
 
+    def without_random_effects(self) -> "Moments":
+        """The moments of the same data with no column of random effects."""
+        return replace(self, Zy=self.Zy[:0], ZX=self.ZX[:0], ZZ=self.ZZ[:0, :0])
+
     @property
     def _parts(self) -> tuple[Array, ...]:
         return (self.n, self.yy, self.Xy, self.XX, self.Zy, self.ZX, self.ZZ, self.log_weight)
@@ -158,7 +162,7 @@ def sparse_columns(X: Array, A: Array) -> SparseColumns | None:
     """The columns ``X A^-1`` as products of sparse ones, shape (n, p); None if these are not mostly zero."""
     if X.shape[1] < MANY_COLUMNS or np.count_nonzero(X) > _SPARSE * X.size:
         return None
-    return SparseColumns(csr_array(X), np.linalg.inv(A))
+    return SparseColumns(csr_array(X), np.asarray(np.linalg.inv(A)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +220,7 @@ class RowMoments:
         return np.add.reduceat(values, self.starts, axis=-1)
 
     def take(self, subjects: "NDArray[np.intp]") -> "RowMoments":
-        """Those of some subjects, each possibly repeated."""
+        """The rows of some of the subjects, each possibly repeated."""
         counts = self.counts[subjects]
         starts = np.cumsum(counts) - counts
         rows = np.arange(int(counts.sum())) + np.repeat(self.starts[subjects] - starts, counts)
@@ -231,6 +235,10 @@ class RowMoments:
             first, counts = int(self.starts[start]), self.counts[where]
             rows = slice(first, first + int(counts.sum()))
             yield where, self._at(rows, where, self.starts[where] - first, counts)
+
+    def without_random_effects(self) -> "RowMoments":
+        """The same data with no column of random effects."""
+        return replace(self, Z=self.Z[:0], ZZ=self.ZZ[:0, :0])
 
     def without_response(self) -> "RowMoments":
         """The same columns with a response of zero."""
@@ -384,6 +392,34 @@ def variance_scores(m: Moments | RowMoments, post: ExpertPosterior, T: Array, si
     return out
 
 
+def summed_expert_scores(m: Moments, post: ExpertPosterior, T: Array, sigma: Array, weights: Array) -> Array:
+    """Sums over subjects of weights times `expert_scores`, shape (E, p + q * q + 1), with weights of shape (E, N).
+
+    The moments of the subjects are common to all experts, so that most sums are products of long matrices.
+    """
+    E, p, N = post.left.shape
+    q = T.shape[1]
+    variance = (sigma**2)[:, None]
+    b = (T / sigma[:, None, None]) @ post.w  # (E, q, N)
+    wb = b * weights[:, None]
+    out = np.empty((E, p + q * q + 1), dtype=post.left.dtype)
+    out[:, :p] = (post.left @ weights[:, :, None])[:, :, 0]
+    for j in range(q):
+        out[:, :p] -= times_real(wb[:, j], m.ZX[j].T)
+    out[:, :p] /= variance
+    W_inv = inverse_from_cholesky(post.L)
+    rest = post.Zr - multiply(m.ZZ, b)
+    pull = (rest * weights[:, None]) @ np.swapaxes(post.w, 1, 2) / sigma[:, None, None]
+    # sum_n w (ZZ)_ab (W^-1)_cd for all a, b, c, d is one product over subjects, then contracted with T over b = c.
+    spread = times_real((W_inv * weights[:, None, None]).reshape(E * q * q, N), m.ZZ.reshape(q * q, N).T)
+    pull -= np.einsum("ecdab,ebc->ead", spread.reshape(E, q, q, q, q), T)
+    out[:, p:-1] = (pull / variance[:, :, None]).reshape(E, q * q)
+    squares = post.rr - (post.v * post.v).sum(axis=1) - (post.w * post.w).sum(axis=1)
+    trace = q - np.einsum("eaan->en", W_inv)
+    out[:, -1] = ((squares / variance + trace - m.n) * weights).sum(axis=1)
+    return out
+
+
 def random_effect_means(post: ExpertPosterior, T: Array, sigma: Array) -> Array:
     """Posterior means of the random effects given the expert, shape (E, q, N)."""
     return (T / sigma[:, None, None]) @ post.w
@@ -392,6 +428,13 @@ def random_effect_means(post: ExpertPosterior, T: Array, sigma: Array) -> Array:
 def random_effect_covariances(post: ExpertPosterior, T: Array) -> Array:
     """Posterior covariances of the random effects given the expert, shape (E, q, q, N)."""
     return np.einsum("eac,ecdn,ebd->eabn", T, inverse_from_cholesky(post.L), T, optimize=True)
+
+
+def summed_second_moments(post: ExpertPosterior, T: Array, sigma: Array, weights: Array) -> Array:
+    """Sums over subjects of weights times E[b b' | y], shape (E, q, q), with weights of shape (E, N)."""
+    means = (post.w * weights[:, None]) @ np.swapaxes(post.w, 1, 2) / (sigma**2)[:, None, None]
+    spread = (inverse_from_cholesky(post.L) @ weights[:, None, :, None])[..., 0]
+    return T @ (means + spread) @ np.swapaxes(T, 1, 2)
 
 
 def weighted_normal_matrix(m: Moments, post: ExpertPosterior, T: Array, sigma: Array, weights: Array) -> Array:
@@ -450,6 +493,13 @@ class GaussianDensities(ClosedDensities, FlatScores):
 
     def _flat_scores(self) -> Array:
         return expert_scores(self.moments, self.posterior, *flat_experts(self.params))
+
+    def summed_scores(self, weights: Array) -> Array:
+        """Weighted sums over subjects, shape (S, K, p + q * q + 1), without those of the subjects."""
+        S, K, n = weights.shape
+        flat = weights.reshape(S * K, n)
+        sums = summed_expert_scores(self.moments, self.posterior, *flat_experts(self.params), flat)
+        return sums.reshape(S, K, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -554,6 +604,10 @@ class GaussianExperts(ClosedIntegral):
     def without_response(self) -> "GaussianExperts":
         """The same with a response of zero."""
         return GaussianExperts(self.moments.without_response())
+
+    def without_random_effects(self) -> "GaussianExperts":
+        """The same without random effects."""
+        return GaussianExperts(self.moments.without_random_effects())
 
     def sort_keys(self) -> tuple[Array, ...]:
         """Cross-products with the response."""

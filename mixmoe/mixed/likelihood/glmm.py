@@ -390,7 +390,7 @@ class GlmmExperts:
 
     @property
     def by_rows(self) -> bool:
-        """Always."""
+        """Whether the rows of the data are kept: by a GLMM they always are."""
         return True
 
     @property
@@ -476,7 +476,7 @@ class GlmmExperts:
 
     @property
     def is_closed_form(self) -> bool:
-        """Never."""
+        """Whether the integral over random effects is known in closed form: that of a GLMM is not."""
         return False
 
     def closed_form(self, one: Params) -> GaussianExperts:

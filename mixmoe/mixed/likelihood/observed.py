@@ -15,6 +15,7 @@ from mixmoe.mixed.likelihood.protocol import (
     Densities,
     Experts,
     LinearExperts,
+    RowDensities,
     ScoresByRow,
     has_many_columns,
 )
@@ -128,9 +129,9 @@ def restriction(problem: Problem, theta: Array) -> Restriction:
         found = _without_response(problem, theta, -eye[columns])
         whole[columns] = sum((at.summed_scores(np.ones((columns.size, 1, n)))[:, 0, :p] for at, n in found), 0)
     L = cholesky_of_one(whole)
-    H = np.linalg.solve(L, eye)  # transposed: its rows are the directions
+    H: Array = np.asarray(np.linalg.solve(L, eye))  # transposed: its rows are the directions
     # V does not depend on the fixed effects: only scores in the other parameters count.
-    change = -p * _other_scores(problem, theta, np.zeros((1, p)))
+    change: Array = -p * _other_scores(problem, theta, np.zeros((1, p)))
     for columns in groups:
         change = change + _other_scores(problem, theta, -H[columns])
     in_all = np.concatenate([np.zeros((p, problem.n_subjects)), change])[None, None]
@@ -152,7 +153,7 @@ def _other_scores(problem: Problem, theta: Array, beta: Array) -> Array:
 
 
 def _without_response(problem: Problem, theta: Array, beta: Array) -> Iterator[tuple[Densities, int]]:
-    """Densities of the expert were all responses zero, at other fixed effects, shape (S, p), and numbers of subjects."""
+    """Densities of the expert were all responses zero, at fixed effects of shape (S, p), and numbers of subjects."""
     one = expand(problem.structure, problem.free, theta[None])
     S = len(beta)
     parts = (np.repeat(part, S, axis=0) for part in (one.factor, one.sigma, one.extra))
@@ -229,7 +230,7 @@ def summed_squares(problem: Problem, theta: Array) -> Array:
         block = evaluate_block(problem, params, where, experts)
         tau = block.responsibilities
         gate = gate_scores(block.log_prior, tau) ** 2 @ problem.W[where] ** 2
-        squares = block.densities.summed_squares(tau)
+        squares = cast(RowDensities, block.densities).summed_squares(tau)
         out += pull_back(problem.structure, problem.free, theta, gate.reshape(len(theta), -1), squares)
     return out
 
@@ -424,9 +425,12 @@ def predictor_information(problem: Problem, theta: Array) -> Iterator[PredictorI
     others = np.setdiff1d(np.arange(theta.size), [*np.arange(theta.size)[problem.free.gate], *problem.free.beta.flat])
     of_restriction = np.zeros((problem.n_subjects, others.size, others.size))
     if problem.restricted:  # a function of V alone
+
+        def scores(step: complex, direction: Array) -> Array:
+            return restriction(problem, theta + step * direction).scores[others]
+
         for j, place in enumerate(others):
-            step = np.eye(theta.size)[place]
-            slopes = slope(lambda h, step=step: restriction(problem, theta + h * step).scores[others], analytic=True)
+            slopes = slope(partial(scores, direction=np.eye(theta.size)[place]), analytic=True)
             of_restriction[:, :, j] -= 0.5 * slopes.T
             of_restriction[:, j] -= 0.5 * slopes.T
     for subjects in _alike(counts, lambda m: _INFORMATION_SIZE // (K * (m + 1) + others.size) ** 2):
@@ -467,7 +471,7 @@ def _predictor_matrices(part: Problem, theta: Array, others: NDArray[np.intp]) -
         """Scores in the predictors of experts and gate, and in the others, at a step of the free vector."""
         moved = (theta + step * direction)[None]
         block = evaluate_block(part, expand(s, free, moved), whole, experts)
-        scores, tau = block.densities.row_scores(), block.responsibilities
+        scores, tau = cast(RowDensities, block.densities).row_scores(), block.responsibilities
         in_rows = np.repeat(tau[0], counts, axis=1) * scores.predictor
         # The others enter as in any score, that of the coefficients being of no interest here.
         all_of = np.concatenate([np.zeros((1, K, s.n_columns, c)), scores.others[None]], axis=2) * tau[:, :, None]
@@ -497,7 +501,7 @@ def _predictor_matrices(part: Problem, theta: Array, others: NDArray[np.intp]) -
     C[:, gate, gate] += p[:, :, None] * (np.eye(K - 1) - p[:, None])
     # Less the covariance of the scores over the experts.
     scores = np.zeros((K, c, K * m + K - 1))
-    predictor = by_row(here.densities.row_scores().predictor)
+    predictor = by_row(cast(RowDensities, here.densities).row_scores().predictor)
     for k in range(K):
         scores[k, :, k * m : (k + 1) * m] = predictor[k]
         scores[k, :, gate] = np.eye(K)[k, 1:] - p

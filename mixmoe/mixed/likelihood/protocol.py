@@ -163,7 +163,7 @@ class ClosedIntegral:
 
     @property
     def fine(self) -> Self:
-        """Themselves."""
+        """The experts themselves: an integral in closed form has no finer one."""
         return self
 
     def finer(self) -> None:

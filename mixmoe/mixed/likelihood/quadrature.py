@@ -112,6 +112,23 @@ def integral_shift(problem: Problem, coordinates: Coordinates, theta: Array) -> 
     return Shift(found.n_quad, then.loglik - now.loglik, step, errors, found.from_laplace, higher)
 
 
+def highest(problem: Problem, theta: Array) -> int | None:
+    """Which of some free vectors, shape (S, P), has the highest log-likelihood by a finer integral.
+
+    With ever more points, until the same one is the highest twice. None where nothing finer is offered.
+    """
+    best, finer = None, problem.experts.finer()
+    while finer is not None:
+        fine, before = replace(problem, experts=finer.experts), best
+        with np.errstate(all="ignore"):  # where a spurious maximum has run away anything may overflow
+            logliks = np.array([_loglik(fine, point) for point in theta])
+        best = int(np.argmax(np.where(np.isfinite(logliks), logliks, -np.inf)))
+        if best == before:
+            break
+        finer = finer.experts.finer()
+    return best
+
+
 def _halved(theta: Array, where: NDArray[np.intp]) -> Array:
     out = theta.copy()
     out[where] *= 0.5

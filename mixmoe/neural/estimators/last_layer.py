@@ -97,12 +97,12 @@ def cross_products(features: Tensor, y: Tensor, mask: Tensor, columns: Tensor) -
         Columns of the features that are personal.
     """
     X = features * mask.unsqueeze(-1)
-    Z = X[:, :, columns]
+    Z = chosen(X, columns)
     flat = X.reshape(-1, X.shape[-1])
     XZ = X.transpose(1, 2) @ Z
     response = (y * mask).unsqueeze(-1)
     return Moments(
-        XZ[:, columns],
+        XZ if Z is X else XZ[:, columns],
         XZ.transpose(1, 2),
         (Z.transpose(1, 2) @ response).squeeze(-1),
         flat.T @ flat,
@@ -271,21 +271,19 @@ def profile_of(problem: Problem, state: LastState) -> Profile:
 
 
 def add_exact_gradients(problem: Problem, control: Control, state: LastState) -> Tensor:
-    """Minus the log-likelihood, with the weight decay of the hidden layers; its gradients are put into the state.
+    """Minus the log-likelihood, with the penalties; its gradients are put into the state.
 
     Notes
     -----
-    Nothing is differentiated through a factorisation. Where beta, sigma and the modes u are the best ones, the
-    deviance has the derivative of ``(|y - X beta - Z L u|^2 + |u|^2) / sigma^2 + sum_i tr(W_i^-1 L'Z_i'Z_i L)`` with
-    beta, sigma, u and W held: of the first part by the envelope theorem, of the second because
-    ``d log|W| = tr(W^-1 dW)``.
+    Nothing is differentiated through a factorisation. Half the deviance has, by the envelope theorem and
+    ``d log|W| = tr(W^-1 dW)``, with beta, sigma and the modes u at their best values and e the residuals,
+    the derivative ``Z L W^-1 L' - e u'L' / sigma^2`` in the random columns, ``-e beta' / sigma^2`` in all columns, and
+    ``sum_i Z_i'Z_i L W_i^-1 - Z_i'e_i u_i' / sigma^2`` in L.
     """
     for leaf in (state.theta, state.entries):
         leaf.grad = None
-    columns, features = (
-        personal_columns(problem),
-        [features_of(problem.network, state.theta, b.x) for b in problem.train],
-    )
+    columns = personal_columns(problem)
+    features = [features_of(problem.network, state.theta, block.x) for block in problem.train]
     L = factor(problem, state.entries)
     with torch.no_grad():
         parts = [cross_products(H, b.y, b.mask, columns) for H, b in zip(features, problem.train, strict=True)]
@@ -293,16 +291,32 @@ def add_exact_gradients(problem: Problem, control: Control, state: LastState) ->
         m = replace(joined, ridge=ridge_of(problem, joined.n))
         fit = profile(m, L)
         u, inverse = person_effects(m, L, fit), torch.cholesky_inverse(fit.root)
-    held, place = torch.zeros_like(fit.objective), 0
-    for H, block in zip(features, problem.train, strict=True):
-        mine = slice(place, place + len(block.persons))
-        ZL = (H[..., columns] @ L) * block.mask.unsqueeze(-1)
-        error = (block.y - H @ fit.beta) * block.mask - (ZL @ u[mine].unsqueeze(-1)).squeeze(-1)
-        held = held + error.square().sum() / fit.sigma2 + ((ZL @ inverse[mine]) * ZL).sum()
-        place = mine.stop
+        effects = u @ L.T
+        own = fit.beta.expand(len(u), -1).clone()
+        own[:, columns] += effects
+        curved = L @ inverse @ L.T  # (N, q, q)
+        errors = (m.Zy - m.ZX @ fit.beta - (m.ZZ @ effects.unsqueeze(-1)).squeeze(-1)) / fit.sigma2
+        slope = (m.ZZ @ (L @ inverse)).sum(0) - errors.T @ u
+        slopes, place = [], 0
+        for H, block in zip(features, problem.train, strict=True):
+            mine = slice(place, place + len(block.persons))
+            weights = own[mine].unsqueeze(-1)
+            G = (H @ weights - block.y.unsqueeze(-1)) / fit.sigma2 @ weights.transpose(1, 2)
+            Z = chosen(H, columns)
+            if Z is H:  # adding to columns that are named takes several times as long
+                G += Z @ curved[mine]
+            else:
+                G[..., columns] += Z @ curved[mine]
+            slopes.append(G.mul_(block.mask.unsqueeze(-1)))
+            place = mine.stop
     decay = ridge(problem, control, state.theta)
-    (0.5 * held + decay).backward()
+    torch.autograd.backward([*features, L, decay], [*slopes, slope, torch.ones_like(decay)])
     return 0.5 * fit.objective + decay.detach()
+
+
+def chosen(features: Tensor, columns: Tensor) -> Tensor:
+    """Some columns of the features; themselves, not a copy, where all are chosen."""
+    return features if len(columns) == features.shape[-1] else features[..., columns]
 
 
 def full_parameters(problem: Problem, state: LastState, fit: Profile) -> Tensor:

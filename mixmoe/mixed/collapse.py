@@ -1,0 +1,47 @@
+"""Spurious maxima: an expert that fits a few subjects nearly exactly, where the likelihood is unbounded.
+
+References
+----------
+McLachlan & Peel (2000), Finite Mixture Models, section 3.10.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe._typing import Array
+from mixmoe.mixed.further_parameters import spans
+from mixmoe.mixed.likelihood.observed import Problem
+from mixmoe.mixed.parameters import Params, Structure, expand
+from mixmoe.mixture.gate import gate_log_probabilities
+
+_SIGMA_COLLAPSED = 1e-3  # fraction of the one-expert residual standard deviation
+_SIGMA_OF_FEW = 0.1  # fraction of the largest, for an expert with at most this many subjects more than coefficients:
+_FEW = 2
+
+
+def collapsed(problem: Problem, sigma_one: float, theta: Array) -> NDArray[np.bool_]:
+    """Which of the points, shape (S, P), are spurious maxima.
+
+    The residual deviation of an expert has vanished beside that of the one-expert model, or it is far below that of
+    another expert while hardly more subjects than coefficients belong to it.
+    """
+    params = expand(problem.structure, problem.free, theta)
+    noise = residual_deviations(problem.structure, params)
+    each = (np.exp(gate_log_probabilities(problem.W, gamma[None]))[0] for gamma in params.gamma)  # one (K, N) at a time
+    subjects = np.array([share.sum(axis=1) for share in each])
+    exact = nearly_exact(problem.structure, noise, noise.max(axis=1, keepdims=True), subjects)
+    return np.asarray(((noise < _SIGMA_COLLAPSED * sigma_one) | exact).any(axis=1))
+
+
+def nearly_exact(s: Structure, noise: Array, largest: Array, subjects: Array) -> NDArray[np.bool_]:
+    """Whether experts with these residual deviations and numbers of subjects fit a few of them nearly exactly."""
+    few = subjects <= (~s.common).sum() + _FEW
+    return np.asarray(few & (noise < _SIGMA_OF_FEW * largest))
+
+
+def residual_deviations(s: Structure, params: Params) -> Array:
+    """Residual deviations, or what stands for them where responses have a precision, shape (S, K); else ones."""
+    for extra, where in spans(s.extras):
+        if extra.precision:
+            return np.asarray(np.exp(-0.5 * params.extra[:, :, where.start]))
+    return params.sigma

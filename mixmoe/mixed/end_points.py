@@ -1,0 +1,101 @@
+"""End points of ascents: which search each belongs to, how high it lies, and which are maxima of the likelihood."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixmoe._typing import Array
+from mixmoe.mixed.likelihood.observed import Problem
+from mixmoe.mixed.likelihood.quadrature import highest
+from mixmoe.mixture.estimate import SAME
+from mixmoe.numerics.optimise import Climb
+
+_FINISHED = 5  # candidates that are run to full convergence, on all subjects
+_COMPARED = 10  # end points whose likelihood is compared by a finer integral
+_ARTEFACT_MARGIN = 100.0  # log-likelihood by which a maximum of the approximation alone may lie above the true one
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """End points of a search, before they are run to convergence.
+
+    Attributes
+    ----------
+    climb : Climb
+    rank : ndarray, shape (S,)
+        Log-likelihoods, minus infinity for a collapsed expert.
+    returned : ndarray of bool, shape (S,)
+        Moves that fell back to the point that they left, which says nothing about other ways to it.
+    search : ndarray of int, shape (S,)
+        Which of the independent searches each belongs to.
+    """
+
+    climb: Climb
+    rank: Array
+    returned: NDArray[np.bool_]
+    search: NDArray[np.intp]
+
+    @property
+    def best(self) -> int:
+        """Place of the best; if all have collapsed, of the highest."""
+        return int(np.argmax(or_any(self.rank, self.climb.loglik)))
+
+    @property
+    def summits(self) -> Array:
+        """The highest log-likelihood of each search, best first."""
+        each = [self.rank[self.search == i].max() for i in np.unique(self.search)]
+        return np.sort(np.array(each))[::-1]
+
+    @property
+    def agree(self) -> bool:
+        """Whether two searches reached the best."""
+        return bool((self.summits >= self.rank.max() - SAME).sum() > 1)
+
+
+def candidates(logliks: Array, margin: float, n: int = _FINISHED) -> NDArray[np.intp]:
+    """Positions, best first, of up to `n` values within `margin` of the best that differ by more than `SAME`."""
+    order = np.argsort(-logliks, kind="stable")
+    apart = np.ones(order.size, dtype=bool)
+    with np.errstate(invalid="ignore"):  # two collapsed solutions, both of -inf, are not apart
+        apart[1:] = -np.diff(logliks[order]) > SAME
+        apart &= logliks[order] >= logliks[order[0]] - margin
+    return order[apart][:n]
+
+
+def one_search(found: Climb, rank: Array) -> Ends:
+    """End points of one search."""
+    return Ends(found, rank, np.zeros(rank.size, dtype=bool), np.zeros(rank.size, dtype=np.intp))
+
+
+def join(a: Ends, b: Ends) -> Ends:
+    """Both sets of end points as one."""
+    x, y = a.climb, b.climb
+    both = Climb(
+        np.vstack([x.theta, y.theta]),
+        np.append(x.loglik, y.loglik),
+        np.vstack([x.score, y.score]),
+        np.append(x.n_iter, y.n_iter),
+        np.append(x.n_evaluations, y.n_evaluations),
+        np.append(x.converged, y.converged),
+        x.traces + y.traces,
+        x.interrupted or y.interrupted,
+    )
+    returned, search = np.append(a.returned, b.returned), np.append(a.search, b.search)
+    return Ends(both, np.append(a.rank, b.rank), returned, search)
+
+
+def or_any(rank: Array, loglik: Array) -> Array:
+    """Log-likelihoods of solutions that have not collapsed, or of all where all have."""
+    return rank if np.isfinite(rank).any() else loglik
+
+
+def without_artefacts(problem: Problem, theta: Array, rank: Array) -> Array:
+    """`rank` of points, shape (S, P), with those put last that lie above the best of all by a finer integral.
+
+    With rare events Laplace's method has maxima at huge standard deviations that the likelihood does not have, and they
+    are often the highest. The finer integral is not maximised: it only decides which maximum to take.
+    """
+    at = candidates(rank, _ARTEFACT_MARGIN, _COMPARED)
+    best = highest(problem, theta[at]) if at.size > 1 else None
+    return rank if best is None else np.where(rank > rank[at[best]] + SAME, -np.inf, rank)
