@@ -460,7 +460,8 @@ class NME:
         """Inputs of the last layer that each term or column stands for; None where it sees no inputs of the formula."""
         if self.network.hidden or self.network.module is not None or self.family != "gaussian":
             return None
-        terms, places = column_terms(self.design, "expert"), {}
+        terms = column_terms(self.design, "expert")
+        places: dict[str, list[int]] = {}
         for place, column in enumerate(self.scaling.columns):
             for name in {self.design.names.expert[column], terms[column]}:
                 places.setdefault(name, []).append(place)
