@@ -11,10 +11,10 @@ import numpy as np
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_positive, checked_rng
 from mixmoe.design.beside import with_columns
-from mixmoe.design.design import Design, build_design, offset_of
-from mixmoe.design.formula import MoEFormula, parse_formula
+from mixmoe.design.design import Design, build_design
+from mixmoe.design.formula import MoEFormula
 from mixmoe.design.recipe import ResponseKind
-from mixmoe.errors import ArgumentError, DesignError, FormulaError
+from mixmoe.errors import ArgumentError
 from mixmoe.families import Estimated, FamilySpec
 from mixmoe.inference.uncertainty import ParamCov, checked_cov_type
 from mixmoe.mixed.coordinates import apply_inverse
@@ -28,18 +28,18 @@ from mixmoe.mixed.likelihood.quadrature import with_integral_flag
 from mixmoe.mixed.likelihood.serial import ErrorKind
 from mixmoe.mixed.options import (
     Method,
-    ResponseModel,
     build_response_model,
+    build_structure,
     check_columns,
+    check_identified,
     check_method,
     check_no_errors,
-    check_random,
     check_response,
+    checked_formula,
     cluster_codes,
     coordinates_of,
     experts_of,
     start_vector,
-    trials_of,
     with_levels,
 )
 from mixmoe.mixed.parameters import (
@@ -58,18 +58,15 @@ from mixmoe.mixed.search import Search, default_starts, off_boundary, order_expe
 from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing, effective, smooth_maximum
 from mixmoe.mixed.smooth.functions import coarse_design, functions_of, geometry_of, layout_of, uncentred
 from mixmoe.mixed.smooth.results import SmoothGLMMResults, SmoothResults
-from mixmoe.mixed.smooth.spelling import with_functions
 from mixmoe.mixed.subject_refits import Refitting, bootstrap_covariance
 from mixmoe.mixture.estimate import EMFit, ParamLayout, Starts, better, seeded, warn_flags
 from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty, posterior_probabilities
 from mixmoe.numerics.linalg import logsumexp
 from mixmoe.numerics.optimise import Control
 from mixmoe.output.saved import SavedFit
-from mixmoe.responses.existence import Observed, check_maximum
 from mixmoe.results import restored
 
 _DEFAULT = Control()
-_NO_NOISE = 1e-10  # residual deviation beside that of the response
 
 
 class MEMoE(Refitting):
@@ -254,7 +251,7 @@ class MEMoE(Refitting):
             smooths=True,
         )
         self.response = with_levels(self.response, self.design)
-        _check_identified(self.design, self.n_experts, self.response)
+        check_identified(self.design, self.n_experts, self.response)
         if cluster is not None:
             cluster_codes(self.design)  # refuses clusters that split subjects
         self.settings: Mapping[str, Any] = {
@@ -592,113 +589,3 @@ class MEMoE(Refitting):
                 *far,
             ),
         )
-
-
-def _check_identified(design: Design, n_experts: int, response: ResponseModel) -> None:
-    """Raise unless data of this kind can tell the parameters apart.
-
-    Raises
-    ------
-    ArgumentError
-        For more experts than subjects.
-    DesignError
-        For an expert part without columns, or rows that cannot tell random effects from residuals.
-    """
-    if n_experts > design.n_units:
-        raise ArgumentError(
-            f"experts={n_experts} is more than the {design.n_units} subjects in the data; "
-            "use at most one expert per subject, in practice far fewer"
-        )
-    if not design.expert.shape[1]:
-        raise DesignError(
-            f"the expert part of {design.formula.text!r} has no columns; write at least 1, for an intercept"
-        )
-    check_random(design, response)
-    check_response(design, response)
-    y = np.asarray(design.response, dtype=float)
-    observed = Observed(design.names.response or "", y, trials_of(design), offset_of(design))
-    check_maximum(response.name, observed, design.expert)
-    if not response.gaussian:
-        return
-    y = y - offset_of(design)
-    if "Intercept" in design.names.random and (y == y[design.starts][design.codes]).all():
-        raise DesignError(
-            f"the response {design.names.response!r} does not vary within any subject, so that residuals are zero; "
-            "keep one row per subject and leave the random effects out"
-        )
-    if "Intercept" in design.names.random and _exact_within(design):
-        raise DesignError(
-            f"within subjects the expert columns reproduce the response {design.names.response!r} exactly, so that "
-            "residuals are zero beside random intercepts; a mixture needs a response with noise: remove covariates "
-            "that are functions of it, or keep one row per subject and leave the random effects out"
-        )
-
-
-def _exact_within(design: Design) -> bool:
-    """Whether least squares around the means of the subjects leaves nothing of the response."""
-    y, size = np.asarray(design.response, dtype=float) - offset_of(design), np.bincount(design.codes)
-
-    def centred(column: Array) -> Array:
-        out: Array = column - (np.bincount(design.codes, column) / size)[design.codes]
-        return out
-
-    within, X = centred(y), np.column_stack([centred(x) for x in design.expert.T])
-    left = within - X @ np.linalg.lstsq(X, within, rcond=None)[0]
-    return bool(np.sqrt(np.mean(left**2)) <= _NO_NOISE * np.sqrt(np.mean((y - y.mean()) ** 2)))
-
-
-def build_structure(design: Design, n_experts: int, cov_re: CovRE, response: ResponseModel) -> Structure:
-    """What the experts of a design share."""
-    random = design.formula.random
-    return Structure(
-        n_experts=n_experts,
-        n_gate=design.gate.shape[1],
-        common=design.common,
-        n_random=design.random.shape[1],
-        correlated=random is not None and random.correlated,
-        cov_re=cov_re,
-        residual=response.sigma,
-        extras=() if response.response is None else response.response.extras,
-        thresholds=response.thresholds,
-    )
-
-
-def checked_formula(formula: Any, smoother: str | None = None, family: str = "gaussian") -> MoEFormula:
-    """A parsed formula that this family can fit, coefficients that vary along an index as penalised functions.
-
-    Raises
-    ------
-    FormulaError
-        If it has sections or markers of other families.
-    ArgumentError
-        If a smoother is asked for where nothing varies.
-    """
-    parsed = formula if isinstance(formula, MoEFormula) else parse_formula(formula)
-    if parsed.seq is not None:
-        raise FormulaError("MEMoE has no section 'seq:'; leave it out, or use NME, which has", parsed.text)
-    if smoother not in (None, "spline"):
-        raise ArgumentError(f"smoother must be 'spline' or None, got {smoother!r}")
-    if smoother is not None and parsed.vary is None:
-        raise ArgumentError("smoother='spline' is for formulas with a section 'vary:', and there is none; leave it out")
-    if parsed.vary is not None:
-        if parsed.random is None and smoother is None:
-            raise FormulaError(
-                "MEMoE has a section 'vary:' beside 're:' or with smoother='spline'; use VCMoE, whose rows are "
-                "independent, or ask for the smoother",
-                parsed.text,
-            )
-        if family == "ordinal":
-            raise ArgumentError(
-                "vary: lets the intercept vary, whose place the thresholds of family='ordinal' take; write s(time) and "
-                "s(time, by=x) instead"
-            )
-        return with_functions(parsed)
-    if any(part.kind == "const" for part in (*parsed.expert, *parsed.gate)):
-        raise FormulaError(
-            "const(...) marks what stays constant along the index of vary:, and there is no vary:; "
-            "write common(...) for coefficients that the experts share",
-            parsed.text,
-            parsed.text.find("const"),
-            len("const"),
-        )
-    return parsed

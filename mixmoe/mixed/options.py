@@ -18,20 +18,22 @@ from mixmoe.design.beside import check_beside, check_clusters, column_of_rows
 from mixmoe.design.checks import level_labels, level_scores
 from mixmoe.design.complete_rows import check_weights
 from mixmoe.design.design import Design, offset_of, weights_of
-from mixmoe.design.formula import MoEFormula
+from mixmoe.design.formula import MoEFormula, parse_formula
 from mixmoe.design.frame import shown
 from mixmoe.design.labels import exact, units_of
-from mixmoe.errors import ArgumentError, DesignError
+from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.mixed.coordinates import Coordinates, apply_inverse, build_coordinates, link_coordinates
 from mixmoe.mixed.error_structure import ErrorOptions
 from mixmoe.mixed.likelihood.gaussian import independent_experts, sparse_columns
 from mixmoe.mixed.likelihood.glmm import MOST_NODES, GlmmExperts, build_nodes
 from mixmoe.mixed.likelihood.modes import FamilyResponse, Response, Rows, dispersion
 from mixmoe.mixed.likelihood.protocol import Experts
-from mixmoe.mixed.parameters import Residual, Sigma, Structure
+from mixmoe.mixed.parameters import CovRE, Residual, Sigma, Structure
+from mixmoe.mixed.smooth.spelling import with_functions
 from mixmoe.mixed.thresholds import OrdinalResponse, Thresholds, step_extra
 from mixmoe.mixture.estimate import Parameter, ParamLayout
 from mixmoe.responses.distribution import ETA_LIMIT, OFFSETS
+from mixmoe.responses.existence import Observed, check_maximum
 from mixmoe.responses.exponential import family_named, name_of_family
 
 
@@ -121,6 +123,7 @@ def cluster_codes(design: Design, cluster: Any = None) -> NDArray[np.int64]:
 
 
 Method = Literal["ml", "reml"]
+_NO_NOISE = 1e-10  # residual deviation beside that of the response
 FAMILIES = ("gaussian", "binomial", "poisson", "negbinomial", "gamma", "beta", "ordinal")
 _DISPERSIONS: Mapping[str, str] = {"negbinomial": "theta", "gamma": "shape", "beta": "phi"}
 
@@ -410,3 +413,113 @@ def experts_of(design: Design, model: ResponseModel, c: Coordinates) -> Experts:
         design.counts,
     )
     return GlmmExperts(rows, model.response, build_nodes(model.n_quad, Z.shape[1]))
+
+
+def check_identified(design: Design, n_experts: int, response: ResponseModel) -> None:
+    """Raise unless data of this kind can tell the parameters apart.
+
+    Raises
+    ------
+    ArgumentError
+        For more experts than subjects.
+    DesignError
+        For an expert part without columns, or rows that cannot tell random effects from residuals.
+    """
+    if n_experts > design.n_units:
+        raise ArgumentError(
+            f"experts={n_experts} is more than the {design.n_units} subjects in the data; "
+            "use at most one expert per subject, in practice far fewer"
+        )
+    if not design.expert.shape[1]:
+        raise DesignError(
+            f"the expert part of {design.formula.text!r} has no columns; write at least 1, for an intercept"
+        )
+    check_random(design, response)
+    check_response(design, response)
+    y = np.asarray(design.response, dtype=float)
+    observed = Observed(design.names.response or "", y, trials_of(design), offset_of(design))
+    check_maximum(response.name, observed, design.expert)
+    if not response.gaussian:
+        return
+    y = y - offset_of(design)
+    if "Intercept" in design.names.random and (y == y[design.starts][design.codes]).all():
+        raise DesignError(
+            f"the response {design.names.response!r} does not vary within any subject, so that residuals are zero; "
+            "keep one row per subject and leave the random effects out"
+        )
+    if "Intercept" in design.names.random and _exact_within(design):
+        raise DesignError(
+            f"within subjects the expert columns reproduce the response {design.names.response!r} exactly, so that "
+            "residuals are zero beside random intercepts; a mixture needs a response with noise: remove covariates "
+            "that are functions of it, or keep one row per subject and leave the random effects out"
+        )
+
+
+def _exact_within(design: Design) -> bool:
+    """Whether least squares around the means of the subjects leaves nothing of the response."""
+    y, size = np.asarray(design.response, dtype=float) - offset_of(design), np.bincount(design.codes)
+
+    def centred(column: Array) -> Array:
+        out: Array = column - (np.bincount(design.codes, column) / size)[design.codes]
+        return out
+
+    within, X = centred(y), np.column_stack([centred(x) for x in design.expert.T])
+    left = within - X @ np.linalg.lstsq(X, within, rcond=None)[0]
+    return bool(np.sqrt(np.mean(left**2)) <= _NO_NOISE * np.sqrt(np.mean((y - y.mean()) ** 2)))
+
+
+def build_structure(design: Design, n_experts: int, cov_re: CovRE, response: ResponseModel) -> Structure:
+    """What the experts of a design share."""
+    random = design.formula.random
+    return Structure(
+        n_experts=n_experts,
+        n_gate=design.gate.shape[1],
+        common=design.common,
+        n_random=design.random.shape[1],
+        correlated=random is not None and random.correlated,
+        cov_re=cov_re,
+        residual=response.sigma,
+        extras=() if response.response is None else response.response.extras,
+        thresholds=response.thresholds,
+    )
+
+
+def checked_formula(formula: Any, smoother: str | None = None, family: str = "gaussian") -> MoEFormula:
+    """A parsed formula that this family can fit, coefficients that vary along an index as penalised functions.
+
+    Raises
+    ------
+    FormulaError
+        If it has sections or markers of other families.
+    ArgumentError
+        If a smoother is asked for where nothing varies.
+    """
+    parsed = formula if isinstance(formula, MoEFormula) else parse_formula(formula)
+    if parsed.seq is not None:
+        raise FormulaError("MEMoE has no section 'seq:'; leave it out, or use NME, which has", parsed.text)
+    if smoother not in (None, "spline"):
+        raise ArgumentError(f"smoother must be 'spline' or None, got {smoother!r}")
+    if smoother is not None and parsed.vary is None:
+        raise ArgumentError("smoother='spline' is for formulas with a section 'vary:', and there is none; leave it out")
+    if parsed.vary is not None:
+        if parsed.random is None and smoother is None:
+            raise FormulaError(
+                "MEMoE has a section 'vary:' beside 're:' or with smoother='spline'; use VCMoE, whose rows are "
+                "independent, or ask for the smoother",
+                parsed.text,
+            )
+        if family == "ordinal":
+            raise ArgumentError(
+                "vary: lets the intercept vary, whose place the thresholds of family='ordinal' take; write s(time) and "
+                "s(time, by=x) instead"
+            )
+        return with_functions(parsed)
+    if any(part.kind == "const" for part in (*parsed.expert, *parsed.gate)):
+        raise FormulaError(
+            "const(...) marks what stays constant along the index of vary:, and there is no vary:; "
+            "write common(...) for coefficients that the experts share",
+            parsed.text,
+            parsed.text.find("const"),
+            len("const"),
+        )
+    return parsed

@@ -127,7 +127,7 @@ def linear_random(problem: Problem, scaling: Scaling, names: tuple[str, ...], gr
 
 def linear_map(problem: Problem, scaling: Scaling) -> Array:
     """Matrix from a linear network's person effects to those on coefficients on the user's scale, shape (R, q)."""
-    return user_map(scaling)[np.ix_(random_coefficients(problem), feature_columns(problem))]
+    return user_map(scaling)[random_coefficients(problem)][:, feature_columns(problem)]
 
 
 def user_map(scaling: Scaling) -> Array:

@@ -97,8 +97,10 @@ def _normal_matrices(problem: Problem, theta: AnyArray, tau: Array) -> AnyArray:
     for where, experts in cast(ClosedForm, problem).experts.blocks(s.n_experts):
         posterior = experts.densities(params).posterior
         m = experts.moments
-        of = _matrix_of_rows if isinstance(m, RowMoments) else weighted_normal_matrix
-        out += of(m, posterior, factor, sigma, tau[where].T)  # type: ignore[operator]
+        if isinstance(m, RowMoments):
+            out += _matrix_of_rows(m, posterior, factor, sigma, tau[where].T)
+        else:
+            out += weighted_normal_matrix(m, posterior, factor, sigma, tau[where].T)
     return out
 
 

@@ -8,6 +8,7 @@ Liu & Nocedal (1989), Mathematical Programming 45, 503-528 (L-BFGS).
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mixmoe.neural.blocks import Tensor, torch
 
@@ -64,13 +65,11 @@ def ascend(
     enough : float
         Gain from which on nobody asks for more.
     """
-    optimiser = torch.optim.LBFGS(
-        leaves, max_iter=CHUNK, history_size=HISTORY, tolerance_change=1e-12, line_search_fn="strong_wolfe"
-    )
     losses: list[float] = []
 
     def closure() -> Tensor:
-        optimiser.zero_grad()
+        for leaf in leaves:
+            leaf.grad = None
         loss = number(backward)
         if not math.isfinite(loss) and losses:
             # The line search must see that a step was too long, and cannot reckon with what is no number.
@@ -80,6 +79,7 @@ def ascend(
         losses.append(loss)
         return torch.tensor(loss, dtype=torch.float64)
 
+    optimiser, fresh = new_optimiser(leaves), True
     first = last = float(closure())
     while len(losses) < budget and first - last < enough:
         before = [leaf.detach().clone() for leaf in leaves]
@@ -89,11 +89,22 @@ def ascend(
             with torch.no_grad():
                 for leaf, value in zip(leaves, before, strict=True):
                     leaf.copy_(value)
-            return Ascent(first - last, losses, settled=True)
+            if fresh:
+                return Ascent(first - last, losses, settled=True)
+            optimiser, fresh = new_optimiser(leaves), True  # what was learnt of the curvature misled it
+            continue
+        fresh = False
         gained, last = last - now, now
         if gained < least:
             return Ascent(first - last, losses, settled=True)
     return Ascent(first - last, losses, settled=False)
+
+
+def new_optimiser(leaves: Sequence[Tensor]) -> Any:
+    """L-BFGS that has seen nothing yet."""
+    return torch.optim.LBFGS(
+        leaves, max_iter=CHUNK, history_size=HISTORY, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+    )
 
 
 def number(backward: Callable[[], Tensor]) -> float:

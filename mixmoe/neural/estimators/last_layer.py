@@ -309,8 +309,10 @@ def add_exact_gradients(problem: Problem, control: Control, state: LastState) ->
                 G[..., columns] += Z @ curved[mine]
             slopes.append(G.mul_(block.mask.unsqueeze(-1)))
             place = mine.stop
-    decay = ridge(problem, control, state.theta)
-    torch.autograd.backward([*features, L, decay], [*slopes, slope, torch.ones_like(decay)])
+    decay = ridge(problem, control, state.theta, prior=True)
+    moved = [(H, G) for H, G in zip(features, slopes, strict=True) if H.requires_grad]  # inputs are no features
+    roots = [*moved, (L, slope), (decay, torch.ones_like(decay))]
+    torch.autograd.backward([value for value, _ in roots], [gradient for _, gradient in roots])
     return 0.5 * fit.objective + decay.detach()
 
 

@@ -121,7 +121,7 @@ class Control:
     penalty : float
         Weight of the penalty on the effects (``"sgd"``; the model says 1).
     weight_decay : float or None
-        Ridge penalty on the shared parameters, per row; None: a standard normal prior of the hidden layers.
+        Ridge penalty on the shared parameters, per row; None: see `ridge`.
     batch_size : int or None
         Persons per step; None: all of them.
     patience : int or None
@@ -252,15 +252,20 @@ def total_loss(
     return torch.stack(parts).sum() if parts else torch.zeros((), dtype=theta.dtype)
 
 
-def ridge(problem: Problem, control: Control, theta: Tensor) -> Tensor:
+def ridge(problem: Problem, control: Control, theta: Tensor, *, prior: bool = False) -> Tensor:
     """Penalty on the population's parameters that is added to minus the log-likelihood.
+
+    Parameters
+    ----------
+    prior : bool
+        Whether the parameters of hidden layers have a standard normal prior unless the user gives a weight decay.
 
     Notes
     -----
-    Unless the user gives a weight decay the weights and biases of hidden layers, which see standardised inputs, have a
-    standard normal prior. Without one the likelihood of few rows rises as weights grow without end and features become
-    collinear, so that there is no maximum to arrive at. The last layer has none: a linear network is as without.
+    The likelihood of effects on the last layer rises, with few rows, as hidden weights grow without end and features
+    become collinear, so that without a prior there is no maximum to arrive at. Effects on hidden layers have a penalty
+    of their own; a linear network has no hidden layer, and is as without.
     """
     if control.weight_decay is None:
-        return 0.5 * theta[: problem.network.n_hidden].square().sum()
+        return 0.5 * float(prior) * theta[: problem.network.n_hidden].square().sum()
     return problem.train.n_rows * control.weight_decay * theta.square().sum()
