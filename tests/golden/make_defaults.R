@@ -1,4 +1,4 @@
-# What flexmix gives with its own defaults, for vignette 5: Rscript tests/golden/make_defaults.R, from the root of a clone.
+# What flexmix gives with its own defaults, for the page on coming from elsewhere: Rscript tests/golden/make_defaults.R, from the root of a clone.
 # The data are those of the case pbc_three of make_flexmix.R, which has flexmix's maximum with a maximum-likelihood driver.
 suppressPackageStartupMessages({library(flexmix); library(jsonlite)})
 

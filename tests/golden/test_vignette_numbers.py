@@ -1,4 +1,4 @@
-"""The numbers of other programs that vignette 5 shows are those stored here."""
+"""The numbers of other programs that the page on coming from elsewhere shows are those stored here."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-VIGNETTE = HERE.parents[1] / "vignettes" / "05_coming_from_elsewhere.ipynb"
+VIGNETTE = HERE.parents[1] / "vignettes" / "start" / "coming.ipynb"
 SOURCES = ["".join(cell["source"]) for cell in json.loads(VIGNETTE.read_text(encoding="utf-8"))["cells"]]
 
 
