@@ -14,6 +14,7 @@ Cell = float | int | str | None
 _ALL_DIGITS = 17  # significant digits that tell any two numbers apart
 _PLAIN = (0.01, 1e5)  # sizes of functions that are shown without an exponent
 _MOST_DECIMALS = 300  # that a float can be rounded to
+_LONGEST_DF = 1e4  # from here on t is normal, and decimals of its degrees of freedom say nothing
 _LONGEST = 1e15  # numbers from here on have an exponent
 
 
@@ -34,8 +35,8 @@ class Table:
         One tuple per row; None prints blank.
     formats : tuple of str
         Format specification per column, applied to numbers only, e.g. ``".4g"``, ``".3f"``; ``"num"`` for four decimals
-        unless the number is very large or small, ``"p"`` for p-values, ``"text"`` for columns of words, which stand to
-        the left.
+        unless the number is very large or small, ``"df"`` for degrees of freedom, ``"p"`` for p-values, ``"text"`` for
+        columns of words, which stand to the left.
     notes : tuple of str
         Lines printed under the table.
     """
@@ -71,6 +72,8 @@ def format_cell(cell: Cell, spec: str = "num") -> str:
         return ""
     if spec == "p":
         return "<0.001" if value < 0.001 else f"{value:.3f}"
+    if spec == "df":
+        spec = ".1f" if abs(value) < _LONGEST_DF else ".3g"
     if spec == "num":
         spec = ".4f" if value == 0 or 1e-3 <= abs(value) < 1e5 else ".4g"
     text = format(value, spec)

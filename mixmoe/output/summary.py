@@ -16,7 +16,7 @@ from mixmoe.output.records import Cell, Table, in_light_of
 from mixmoe.output.text import html, latex, markdown, text
 
 _FORMATS = ("num", "num", ".3f", "p", "num", "num")
-_FORMATS_T = ("num", "num", ".3f", ".1f", "p", "num", "num")
+_FORMATS_T = ("num", "num", ".3f", "df", "p", "num", "num")
 BLOCK_TITLES = {
     "fixed": "Coefficients",
     "common": "Coefficients common to all experts",

@@ -1,7 +1,7 @@
 """Tables and curves of a fitted varying-coefficient mixture."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -340,7 +340,7 @@ def drawn_bands(results: "VCMoEResults", kind: str, options: Mapping[str, Any]) 
     Raises
     ------
     ArgumentError
-        If nothing varies along the index.
+        If nothing varies along the index, or there is no such option.
     """
     model = results.model
     if model.problem.const.all():
@@ -348,6 +348,11 @@ def drawn_bands(results: "VCMoEResults", kind: str, options: Mapping[str, Any]) 
             f"no function of this fit varies along {model.design.names.index}, so there is no curve to draw, "
             f"got kind={kind!r}; to_frame() has the constants, and plot('responsibilities') draws the experts"
         )
+    allowed = [field.name for field in fields(BandRequest) if field.name not in ("of", "clusters")]
+    allowed.append("rng")
+    for name in options:
+        if name not in allowed:
+            raise ArgumentError(f"plot({kind!r}) has no option {name!r}; it has {', '.join(allowed)}")
     alone = model.n_experts == 1 and kind == "functions"
     wanted = [of for of in PLOTS[kind] if of != "probabilities" or not alone]
     shared = any(of in AT_COVARIATES for of in wanted)

@@ -28,6 +28,9 @@ def table(key="one", names=("a", "b"), title="Title", notes=()):
         (0.0, "num", "0.0000"),
         (1.23456, "num", "1.2346"),
         (-123456.0, "num", "-1.235e+05"),
+        (26.04, "df", "26.0"),
+        (2230004.4, "df", "2.23e+06"),
+        (np.inf, "df", "inf"),
         (1.2e-5, "num", "1.2e-05"),
         (0.001, "num", "0.0010"),  # four decimals from a thousandth to a hundred thousand
         (0.00099912, "num", "0.0009991"),

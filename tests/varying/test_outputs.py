@@ -146,6 +146,11 @@ def test_a_figure_says_what_its_lines_and_shades_are(fit):
     plt.close("all")
 
 
+def test_options_that_no_figure_has_are_named(fit):
+    with pytest.raises(ArgumentError, match=r"plot\('means'\) has no option 'covariates'; it has alpha, .*at"):
+        fit.plot("means", covariates={"x1": 0})
+
+
 def test_a_line_is_what_the_tables_say_also_where_there_is_no_band(fit):
     curves = fit.curves("functions")
     functions = fit.functions()
