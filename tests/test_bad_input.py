@@ -434,7 +434,7 @@ def visits():
         lambda d: mm.fit("y ~ t | re: (1 | id)", d, 1, errors="car1", time="id"),
         lambda d: mm.fit("y ~ t | re: (1 | id)", d, 1).summary(alpha=np.float64(2)),
         lambda d: mm.fit("y ~ t | re: (1 | id)", d, 1).relabel([np.int64(2)]),
-        lambda d: mm.fit("y ~ t + s | re: (1 | id)", d, 1, context={"s": np.float64(2)}),
+        lambda d: mm.fit("y ~ t + k | re: (1 | id)", d, 1, context={"k": np.float64(2)}),
         lambda d: mm.simulate.memoe(n_subjects=np.int64(0)),
     ],
 )

@@ -154,10 +154,10 @@ def test_summary_in_all_formats(fit):
             BOUNDARY.message,
             "sandwich over subjects",
         ):
-            assert word in text.replace("\\", "")
+            assert word in " ".join(text.replace("\\", "").split())
     assert summary._repr_html_() == fit._repr_html_() == summary.as_html()
     assert repr(summary) == str(summary)
-    assert max(map(len, str(summary).splitlines())) <= 90
+    assert max(map(len, str(summary).splitlines())) <= 80
 
 
 def test_not_converged_is_shown():
@@ -227,7 +227,7 @@ def test_a_failed_variance_gives_no_number(fit):
     broken = FakeResults(fit.model, fit.em, ParamCov(matrix, "nonrobust"))
     assert np.isnan(broken.bse.iloc[0])
     assert np.isnan(broken.pvalues.iloc[0])
-    assert "Intercept: on the boundary or not identified" in str(broken.summary())
+    assert "Intercept: on the boundary or not identified" in " ".join(str(broken.summary()).split())
 
 
 def test_the_class_stays_small():

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -13,12 +12,12 @@ from scipy.stats import binom
 
 from mixmoe._typing import Array
 from mixmoe.families import Curvature, Estimated, HasCurvature, HasExperts
+from mixmoe.inference.wald import printed_lines
 from mixmoe.mixture.estimate import EMFit
 from mixmoe.mixture.resampling import Journal
 
 Labels = NDArray[np.intp]
 STOPS = ("binomial", "besag-clifford", "never")
-_WIDTH = 78  # places of a printed line
 _ERROR = 0.001  # probability at which a count speaks against a p-value equal to alpha
 _EXCEEDED = 10  # exceedances that end the rule of Besag & Clifford
 _DRAWS = 100_000  # of the weighted sum of chi-squares; error of a p-value below 0.002
@@ -73,11 +72,11 @@ class ExpertsTest:
     def __str__(self) -> str:
         failed = f", {self.n_failed} more failed" if self.n_failed else ""
         cut = "; interrupted" if self.interrupted else ""
-        return (
-            f"Bootstrap likelihood-ratio test: {self.experts} experts against {self.experts - 1}\n"
-            f"  2 (log L{self.experts} - log L{self.experts - 1}) = {self.statistic:.3f}, {_p_shown(self.pvalue)}\n"
-            f"  {self.exceeded} of {self.n_boot} draws from {self.experts - 1} experts are as large{failed}{cut}\n"
-            f"{fill(self.stop, _WIDTH, initial_indent='  ', subsequent_indent='    ')}"
+        return printed_lines(
+            f"Bootstrap likelihood-ratio test: {self.experts} experts against {self.experts - 1}",
+            f"  2 (log L{self.experts} - log L{self.experts - 1}) = {self.statistic:.3f}, {_p_shown(self.pvalue)}",
+            f"  {self.exceeded} of {self.n_boot} draws from {self.experts - 1} experts are as large{failed}{cut}",
+            f"  {self.stop}",
         )
 
 
@@ -235,11 +234,11 @@ class VLMRTest:
     weights: Array
 
     def __str__(self) -> str:
-        return (
-            f"Vuong-Lo-Mendell-Rubin test: {self.experts} experts against {self.experts - 1}\n"
-            f"  2 (log L{self.experts} - log L{self.experts - 1}) = {self.statistic:.3f}, {_p_shown(self.pvalue)}\n"
-            f"  adjusted {self.adjusted:.3f}, {_p_shown(self.pvalue_adjusted)}\n"
-            "  the conditions of its theory fail for mixtures (Jeffries 2003); prefer test_experts()"
+        return printed_lines(
+            f"Vuong-Lo-Mendell-Rubin test: {self.experts} experts against {self.experts - 1}",
+            f"  2 (log L{self.experts} - log L{self.experts - 1}) = {self.statistic:.3f}, {_p_shown(self.pvalue)}",
+            f"  adjusted {self.adjusted:.3f}, {_p_shown(self.pvalue_adjusted)}",
+            "  the conditions of its theory fail for mixtures (Jeffries 2003); prefer test_experts()",
         )
 
 

@@ -9,7 +9,7 @@ from scipy.stats import chi2
 
 from mixmoe._typing import Array
 from mixmoe.design.beside import BESIDE
-from mixmoe.inference.wald import InvalidTest
+from mixmoe.inference.wald import InvalidTest, printed_lines
 
 _SPAN_TOLERANCE = 1e-8  # relative distance at which a column counts as a combination of others
 _LOGLIK_TOLERANCE = 1e-7  # relative: a larger model that is worse by more has not reached its maximum
@@ -150,7 +150,7 @@ class LRTest:
         relation = "=" if self.p_lower == self.pvalue else "<="
         p = f"p {relation} {self.pvalue:.4g}, null {self.null}"
         head = f"Likelihood-ratio test: {self.statistic:.4f} on {self.df} df, {p}"
-        return "\n".join([head, *(f"  {note}" for note in self.notes)])
+        return printed_lines(head, *(f"  {note}" for note in self.notes))
 
 
 def lr_test(one: FitSide, two: FitSide) -> LRTest | InvalidTest:

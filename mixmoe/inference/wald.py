@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import NoReturn
 
 import numpy as np
@@ -20,6 +21,7 @@ from mixmoe.inference.uncertainty import delta_cov, scale_of
 from mixmoe.mixture.estimate import ParamLayout
 
 HypothesisSpec = str | Sequence[str] | Array | tuple[Array, Array]
+_WIDTH = 78  # places of a line: the usual terminal of 80 without its last two
 _INTERIOR = 1e-10  # a null hypothesis whose best point is closer than this to the boundary lies on it
 
 
@@ -120,7 +122,14 @@ class WaldTest:
         ]
         named = f"F({self.df}, {self.df_resid:.4g})" if self.distribution == "F" else f"chi2({self.df})"
         head = f"Wald test: {named} = {self.statistic:.4g}, p = {self.pvalue:.4g} ({self.cov_type} covariance)"
-        return "\n".join([head, *lines])
+        return printed_lines(head, *lines)
+
+
+def printed_lines(*lines: str) -> str:
+    """Lines of a printed test, long ones broken and indented below their beginning."""
+    return "\n".join(
+        fill(line, _WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False) for line in lines
+    )
 
 
 def parse_hypotheses(spec: HypothesisSpec, names: Sequence[str]) -> Hypotheses:

@@ -12,7 +12,8 @@ from mixmoe.output.records import Table, body
 _GAP = 2
 _WIDTH = 78  # places of a line: the usual terminal of 80 without its last two
 _LABEL, _WORDS = 20, 16  # places that row labels and columns of words keep when a table is too wide
-_BREAKS = re.compile(r"(?<=[\s,:;=|.)_/-])|(?=[(\[])")  # where a name or a text may go on in the next line
+_WORD = re.compile(r"(?<=\s)")  # where a text goes on in the next line
+_BREAKS = re.compile(r"(?<=[,:;=|)_/-])(?![,;)])|(?<=\.)(?!\d)|(?=[(\[])")  # and where a word that is too long does
 
 
 def text(tables: Sequence[Table], title: str = "", notes: Sequence[str] = ()) -> str:
@@ -169,7 +170,9 @@ def _broken(value: str, width: float, measure: Callable[[str], float] | None = N
     """A text in lines of at most a width, broken after blanks and punctuation, inside a word only where it must be."""
     size = measure or _columns
     lines, line = [], ""
-    for piece in _BREAKS.split(value):
+    for piece in (
+        part for word in _WORD.split(value) for part in (_BREAKS.split(word) if size(word.rstrip()) > width else [word])
+    ):
         if size((line + piece).rstrip()) > width and line:
             lines.append(line)
             line = "  " if width > _WORDS else ""  # a hanging indent, where there is room for one

@@ -19,7 +19,7 @@ from scipy.stats import chi2
 
 from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError
-from mixmoe.inference.wald import InvalidTest
+from mixmoe.inference.wald import InvalidTest, printed_lines
 from mixmoe.mixture.resampling import run_all
 from mixmoe.numerics.optimise import progress_bar
 from mixmoe.responses.exponential import is_normal
@@ -71,9 +71,9 @@ class GLRTest:
     def __str__(self) -> str:
         held = ", ".join(self.functions) if len(self.functions) < 6 else f"{len(self.functions)} functions"
         how = f"{self.method}, {self.n_boot} draws" if self.n_boot else self.method
-        return (
-            f"GLR test, constant under the null: {held}\n"
-            f"statistic {self.statistic:.3f}, df {self.df:.2f}, p-value {self.p_value:.4f} ({how})"
+        return printed_lines(
+            f"GLR test, constant under the null: {held}",
+            f"statistic {self.statistic:.3f}, df {self.df:.2f}, p-value {self.p_value:.4f} ({how})",
         )
 
 

@@ -267,7 +267,7 @@ def test_figures_are_drawn_at_an_offset_of_zero(shifted):
     _, fit, bare = shifted
     for a, b in zip(fit.curves(), bare.curves(), strict=True):
         np.testing.assert_allclose(a.y, b.y, atol=1e-9)
-        assert (a.ylabel, b.ylabel) == ("y - off", "y")
+        assert (a.ylabel.split("\n")[0], b.ylabel.split("\n")[0]) == ("y - off", "y")
     np.testing.assert_allclose(fit._observed("trajectories").y, bare._observed("trajectories").y)
 
 
