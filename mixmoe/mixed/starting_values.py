@@ -33,7 +33,7 @@ from mixmoe.numerics.optimise import MANY_PARAMETERS, Climb, Control, climb
 _SOFT = 0.1  # share of a partition that is spread evenly over the experts
 _TAIL = 0.01  # smallest share of an expert that is cut off it
 _LEAST_INFORMATION = 1e-3  # per subject, in working coordinates, that ascents start with
-_FEW_POINTS = 5  # at which the information itself is worth its cost
+_FEW_POINTS = 2  # at which the information itself is worth its cost
 
 
 @dataclass(frozen=True, slots=True)
