@@ -77,7 +77,7 @@ def ascend(
             for leaf in leaves:
                 leaf.grad = torch.zeros_like(leaf)
         losses.append(loss)
-        return torch.tensor(loss, dtype=torch.float64)
+        return torch.tensor(loss, dtype=torch.float64, device=leaves[0].device)
 
     optimiser, fresh = new_optimiser(leaves), True
     first = last = float(closure())
