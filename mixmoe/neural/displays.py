@@ -340,7 +340,10 @@ def fit_starts(problem: Problem, control: Control, estimator: Estimator, n_start
 
 def standing(problem: Problem, fit: Trained) -> float:
     """What starts are compared by; higher is better."""
-    return -float(fit.trace.validation[fit.trace.best]) if problem.validation.n_rows else fit.loglik
+    if not problem.validation.n_rows:
+        return fit.loglik
+    losses = fit.trace.validation  # none of a linear network, which has no epochs, nor of a first step that was lost
+    return -float(losses[fit.trace.best]) if len(losses) else -np.inf
 
 
 @dataclass(frozen=True, slots=True)

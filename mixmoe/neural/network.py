@@ -548,8 +548,7 @@ def jacobian_module(network: Network, personal: Personal, tensors: Sequence[Tens
     call = module_call(network)
     own = own_tensors(network, tensors)
     moves = [spec for spec in personal.tensors if spec.name == "transitions"]
-    zeros = torch.zeros(*x.shape[:2], network.n_out, sum(math.prod(spec.shape) for spec in moves), dtype=x.dtype)
-    zeros = zeros.to(x.device)
+    zeros = x.new_zeros(*x.shape[:2], network.n_out, sum(math.prod(spec.shape) for spec in moves))
     if len(moves) == len(personal.tensors):
         return zeros
     places = [k for k, spec in enumerate(network.tensors) if personal.columns(spec.name) is not None and k < len(own)]

@@ -79,7 +79,7 @@ def test_settings(options, message):
 
 
 def test_the_holdout_is_checked_before_the_fit(monkeypatch):
-    monkeypatch.setattr(model_module, "fit_network", lambda *args: pytest.fail("fitted first"))
+    monkeypatch.setattr(model_module, "fit_starts", lambda *args: pytest.fail("fitted first"))
     with pytest.raises(ArgumentError, match="holdout must be a number above 0 and below 1, got 2"):
         mm.fit(FORMULA, DATA, hidden=(2,), holdout=2, rng=0)
 

@@ -157,3 +157,25 @@ def test_an_ascent_steps_back_from_a_matrix_without_a_factor():
 
     assert ascend([leaf], backward, budget=200, least=1e-12).settled
     assert float(leaf.detach()) == pytest.approx(0.0101, rel=0.05)
+
+
+def test_an_ascent_keeps_to_its_evaluations_and_the_best_of_them():
+    leaf, seen = torch.tensor([4.0, -3.0], dtype=torch.float64, requires_grad=True), []
+
+    def backward():
+        loss = (leaf.square().square() * torch.tensor([1.0, 50.0])).sum()
+        loss.backward()
+        seen.append(float(loss.detach()))
+        return loss
+
+    found = ascend([leaf], backward, budget=7, least=1e-12)
+    assert len(found.losses) == len(seen) == 7
+    assert not found.settled
+    assert found.gain == pytest.approx(seen[0] - min(seen))
+    assert float((leaf.detach().square().square() * torch.tensor([1.0, 50.0])).sum()) == pytest.approx(min(seen))
+
+
+@pytest.mark.parametrize("words", ["last", "all", "0"])
+@pytest.mark.parametrize("epochs", [1, 20])
+def test_a_fit_has_no_more_epochs_than_were_given(words, epochs):
+    assert len(quiet(f"y ~ t | re: ({words} | id)", epochs=epochs).trained.trace.train) <= epochs

@@ -24,6 +24,10 @@ def near_enough(n_parameters: int) -> float:
     return 0.5 * NEAR**2 * n_parameters
 
 
+class Spent(Exception):
+    """All evaluations were used, perhaps amid a line search."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ascent:
     """What an ascent brought.
@@ -59,15 +63,19 @@ def ascend(
     backward : callable
         Sets the gradients of the leaves and returns minus the log-likelihood.
     budget : int
-        Evaluations at most.
+        Evaluations at most, of which there is one; where they end amid a line search, the best point of all is kept.
     least : float
         Gain of twenty iterations below which they end.
     enough : float
         Gain from which on nobody asks for more.
     """
     losses: list[float] = []
+    best, point = math.inf, [leaf.detach().clone() for leaf in leaves]
 
     def closure() -> Tensor:
+        nonlocal best, point
+        if len(losses) >= budget:
+            raise Spent
         for leaf in leaves:
             leaf.grad = None
         loss = number(backward)
@@ -77,18 +85,22 @@ def ascend(
             for leaf in leaves:
                 leaf.grad = torch.zeros_like(leaf)
         losses.append(loss)
-        return torch.tensor(loss, dtype=torch.float64)
+        if loss < best:
+            best, point = loss, [leaf.detach().clone() for leaf in leaves]
+        return torch.tensor(loss, dtype=torch.float64, device=leaves[0].device)
 
     optimiser, fresh = new_optimiser(leaves), True
     first = last = float(closure())
     while len(losses) < budget and first - last < enough:
         before = [leaf.detach().clone() for leaf in leaves]
-        optimiser.step(closure)
-        now = float(closure())
+        try:
+            optimiser.step(closure)
+            now = float(closure())
+        except Spent:
+            put(leaves, point)
+            return Ascent(first - min(best, last), losses, settled=False)
         if not now <= last:  # a line search that failed leaves the point that it tried last, which may be lower
-            with torch.no_grad():
-                for leaf, value in zip(leaves, before, strict=True):
-                    leaf.copy_(value)
+            put(leaves, before)
             if fresh:
                 return Ascent(first - last, losses, settled=True)
             optimiser, fresh = new_optimiser(leaves), True  # what was learnt of the curvature misled it
@@ -98,6 +110,13 @@ def ascend(
         if gained < least:
             return Ascent(first - last, losses, settled=True)
     return Ascent(first - last, losses, settled=False)
+
+
+def put(leaves: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Give some tensors the values of others."""
+    with torch.no_grad():
+        for leaf, value in zip(leaves, values, strict=True):
+            leaf.copy_(value)
 
 
 def new_optimiser(leaves: Sequence[Tensor]) -> Any:

@@ -375,11 +375,13 @@ def fit_last_layer(problem: Problem, control: Control, theta: Array) -> Trained:
 
 def climb_together(problem: Problem, control: Control, state: LastState, watch: Watch) -> None:
     """Hidden layers and covariance to the maximum, in what the warm-up left of the epochs."""
-    limit = near_enough(problem.network.n_parameters)
+    limit, left = near_enough(problem.network.n_parameters), control.epochs - len(watch.train)
+    if left < 1:
+        return
     found = ascend(
         [state.theta, state.entries],
         lambda: add_exact_gradients(problem, control, state),
-        budget=control.epochs - len(watch.train),
+        budget=left,
         least=TINY * limit,
     )
     for loss in found.losses:

@@ -53,7 +53,6 @@ from mixmoe.neural.posterior import update_variances
 
 OPENING = 300  # epochs at most of the network without person effects
 FIRST_UPDATES = 5  # of the variances, at the network without person effects
-ROUND = 100  # evaluations of the quasi-Newton method between two updates of the variances
 LAST_UPDATES = 30  # of the variances at most, at the last population parameters (Gaussian)
 
 
@@ -73,11 +72,14 @@ def fit_laplace(problem: Problem, control: Control, theta: Array, rng: np.random
     -----
     (1) The network without person effects, for a fifth of the epochs, 300 at most. (2) Variances by Laplace updates at
     this network, see `open_effects`. (3) Network and effects together; every `update_every` epochs effects are brought
-    nearer to their modes by a Gauss-Newton step and the variances updated. (4) After a third of the epochs network and
-    effects by quasi-Newton steps, in turn with the variances, until neither moves; not with a validation set or batches
-    of persons.
-    (5) Variances (Gaussian) at their fixed point and effects at their modes, population parameters held; the marginal
+    nearer to their modes by a Gauss-Newton step and the variances updated. (4) Where there are no person effects, after
+    a third of the epochs the network by quasi-Newton steps; not with a validation set or batches. (5) Variances (Gaussian) at their fixed point and effects at their modes, population parameters held; the marginal
     log-likelihood.
+
+    Person effects have no quasi-Newton steps: network and effects have a penalised likelihood, variances held, not a
+    likelihood of their own. Its maximum, found in turn with the variances, had lower marginal log-likelihoods than Adam
+    alone (Theoph, effects on all layers, four splits: by 7 to 12) and no lower errors on held-out rows (mean squared
+    error over variance .169 against .155).
 
     There is no annealing. The published rule needs it because its variances are those of effects that the optimiser
     has not brought to their modes yet; here a Gauss-Newton step does so before each update.
@@ -85,7 +87,8 @@ def fit_laplace(problem: Problem, control: Control, theta: Array, rng: np.random
     With a validation set the state of least validation loss after (1) is kept, without one the last.
     """
     state, watch, flags = start_state(problem, theta, rng), Watch.new(), []
-    batches, warmed = split_batches(problem, control.batch_size, rng), warm_up(problem, control)
+    batches = split_batches(problem, control.batch_size, rng)
+    warmed = control if problem.n_effects else warm_up(problem, control)
     opens = opening_epoch(problem, warmed)
     optimiser, objective = torch.optim.Adam([state.theta], lr=control.lr), Objective(None)
     change, good = math.inf, state.copy()
@@ -110,7 +113,7 @@ def fit_laplace(problem: Problem, control: Control, theta: Array, rng: np.random
             if watch.waited(epoch, control.patience):
                 break
     if len(watch.train) == warmed.epochs < control.epochs and not flags:
-        change = climb_jointly(problem, control, state, watch)
+        climb(problem, control, state, watch)
     return finish(problem, control, watch.state or state, watch, change, flags)
 
 
@@ -284,32 +287,16 @@ def add_joint_gradients(problem: Problem, control: Control, state: State) -> Ten
     return problem.tensor(seen.loss * everyone.scale)
 
 
-def climb_jointly(problem: Problem, control: Control, state: State, watch: Watch) -> float:
-    """Network and effects by quasi-Newton steps, in turn with the variances, until neither moves.
-
-    Returns the length of the last step of the variances.
-
-    Notes
-    -----
-    The variances are held while network and effects move, because the effects of largest penalised likelihood with
-    variances that follow them are zero.
-    """
-    least, change = TINY * near_enough(problem.network.n_parameters), math.inf
-    while len(watch.train) < control.epochs:
-        found = ascend(
-            state.trained,
-            lambda: add_joint_gradients(problem, control, state),
-            budget=min(ROUND, control.epochs - len(watch.train)),
-            least=least,
-        )
-        for loss in found.losses:
-            watch.note(loss / problem.train.n_rows, math.nan, state.s)
-        recentre(problem, state)
-        held = not problem.n_effects or problem.family != "gaussian"
-        change = 0.0 if held else max(laplace_step(problem, state) for _ in range(FIRST_UPDATES))
-        if found.gain < least and change < control.tol:
-            break
-    return change
+def climb(problem: Problem, control: Control, state: State, watch: Watch) -> None:
+    """A network without person effects to its maximum, in what the warm-up left of the epochs."""
+    found = ascend(
+        [state.theta],
+        lambda: add_joint_gradients(problem, control, state),
+        budget=control.epochs - len(watch.train),
+        least=TINY * near_enough(problem.network.n_parameters),
+    )
+    for loss in found.losses:
+        watch.note(loss / problem.train.n_rows, math.nan, state.s)
 
 
 def all_rows_loglik(problem: Problem, fit: Trained) -> float:

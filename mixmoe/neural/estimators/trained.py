@@ -249,7 +249,7 @@ def total_loss(
 ) -> Tensor:
     """Negative log-density of all rows given the effects, without the Gaussian's constant and log-variance."""
     parts = [block_loss(problem, block, theta, eta, sigma2).sum() for block in blocks]
-    return torch.stack(parts).sum() if parts else torch.zeros((), dtype=theta.dtype)
+    return torch.stack(parts).sum() if parts else theta.new_zeros(())
 
 
 def ridge(problem: Problem, control: Control, theta: Tensor, *, prior: bool = False) -> Tensor:
