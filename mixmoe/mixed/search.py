@@ -449,15 +449,23 @@ def chase(problem: Problem, one: OneExpert, ends: Ends, control: Control) -> End
 
 
 def _scattered(problem: Problem, one: OneExpert, found: Ends, control: Control, rng: np.random.Generator) -> Ends:
-    """`found` with ascents from around its best end point, where errors have further parameters of their own.
+    """`found` with ascents from around the best end point of each search, where errors have parameters of their own.
 
-    The closed form takes these to be the same for all experts, and has no maxima in which they differ.
+    The closed form takes these to be the same for all experts, and has no maxima in which they differ. Each search looks
+    for them by itself, from starts of its own, so that it counts for as much as in the closed form that two reach one.
     """
     s = problem.structure
-    if not (s.extras and s.has_sigma) or found.climb.interrupted:
+    if not (s.extras and s.has_sigma):
         return found
-    around = scatter(problem, found.climb.theta[found.best], _AROUND * s.n_experts, rng)
-    return join(found, _race(problem, one.sigma, around, control))
+    for i in np.unique(found.search):
+        if found.climb.interrupted:
+            break
+        own = found.search == i
+        best = np.flatnonzero(own)[np.argmax(or_any(found.rank[own], found.climb.loglik[own]))]
+        around = scatter(problem, found.climb.theta[best], _AROUND * s.n_experts, rng)
+        further = _race(problem, one.sigma, around, control)
+        found = join(found, replace(further, search=further.search + i))
+    return found
 
 
 def _canonical_order(problem: Problem) -> NDArray[np.intp]:
