@@ -30,7 +30,7 @@ from mixmoe.mixed.starting_values import (
 )
 from mixmoe.mixture.estimate import SAME
 from mixmoe.mixture.gate import gate_log_probabilities
-from mixmoe.numerics.optimise import Climb, Control, Evaluation, climb
+from mixmoe.numerics.optimise import ROUNDING, Climb, Control, Evaluation, climb
 
 _EM_STEPS = 2
 _EM_STEPS_AT_COLLAPSE = 50  # where line searches end at the barrier, these still bring the other parameters to rest
@@ -449,15 +449,23 @@ def chase(problem: Problem, one: OneExpert, ends: Ends, control: Control) -> End
 
 
 def _scattered(problem: Problem, one: OneExpert, found: Ends, control: Control, rng: np.random.Generator) -> Ends:
-    """`found` with ascents from around its best end point, where errors have further parameters of their own.
+    """`found` with ascents from around the best end point of each search, where errors have parameters of their own.
 
-    The closed form takes these to be the same for all experts, and has no maxima in which they differ.
+    The closed form takes these to be the same for all experts, and has no maxima in which they differ. Each search looks
+    for them by itself, from starts of its own, so that it counts for as much as in the closed form that two reach one.
     """
     s = problem.structure
-    if not (s.extras and s.has_sigma) or found.climb.interrupted:
+    if not (s.extras and s.has_sigma):
         return found
-    around = scatter(problem, found.climb.theta[found.best], _AROUND * s.n_experts, rng)
-    return join(found, _race(problem, one.sigma, around, control))
+    for i in np.unique(found.search):
+        if found.climb.interrupted:
+            break
+        own = found.search == i
+        best = np.flatnonzero(own)[np.argmax(or_any(found.rank[own], found.climb.loglik[own]))]
+        around = scatter(problem, found.climb.theta[best], _AROUND * s.n_experts, rng)
+        further = _race(problem, one.sigma, around, control)
+        found = join(found, replace(further, search=further.search + i))
+    return found
 
 
 def _canonical_order(problem: Problem) -> NDArray[np.intp]:
@@ -541,16 +549,21 @@ def is_stationary(score: Array, problem: Problem, control: Control) -> bool:
 
 
 def newton_polish(problem: Problem, theta: Array, n_steps: int = 2) -> Array:
-    """`theta` after Newton steps with the exact information, each kept only if it does not lower the log-likelihood."""
+    """`theta` after Newton steps with the exact information, each kept only if it does not lower the log-likelihood.
+
+    Where a step gains less than the log-likelihood's own rounding, the score decides.
+    """
+    here = evaluate(problem, theta[None])
     for _ in range(n_steps):
         information = observed_information(problem, theta)
-        here = evaluate(problem, theta[None])
         values, vectors = np.linalg.eigh(information)
         usable = values > 1e-8 * values.max()
         step = vectors[:, usable] @ ((vectors[:, usable].T @ here.score[0]) / values[usable])
         with np.errstate(all="ignore"):
             there = evaluate(problem, (theta + step)[None])
-        if not there.loglik[0] >= here.loglik[0]:
+        gain = there.loglik[0] - here.loglik[0]
+        flatter = np.abs(there.score[0]).max() < np.abs(here.score[0]).max()
+        if not (gain >= 0 or (flatter and gain >= -ROUNDING * abs(here.loglik[0]))):
             break
-        theta = theta + step
+        theta, here = theta + step, there
     return theta

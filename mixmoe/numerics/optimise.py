@@ -90,6 +90,7 @@ def progress_bar(total: int, label: str, show: bool | None) -> Any:
     )
 
 
+ROUNDING = 1e-12  # relative, of the log-likelihood itself
 _ARMIJO = 1e-4
 _MAX_STEP = 0.5  # longest step in working coordinates, where one is a standard deviation; measured: fewest evaluations
 _TRUSTED = 0.5  # share of the gain that the slope promises, from which on a step that was cut may be twice as long
@@ -304,7 +305,7 @@ def _search(state: _State, objective: Objective, who: NDArray[np.intp], directio
     slope = (direction * state.score[who]).sum(axis=1)
     far = np.where(state.logarithmic, 0.0, np.abs(direction)).max(axis=1, initial=0.0)
     cut = far > 0.99 * state.radius[who]
-    slack = 1e-12 * np.abs(state.loglik[who])  # rounding of the log-likelihood itself
+    slack = ROUNDING * np.abs(state.loglik[who])
     step = np.ones(who.size)
     pending = np.arange(who.size)
     for _ in range(_MAX_HALVINGS):

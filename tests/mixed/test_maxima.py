@@ -164,7 +164,7 @@ def test_a_fit_is_not_below_those_of_models_nested_in_it(cov_re, data, monkeypat
     starts, interrupted = estimate.nested_starts(model.problem, one, control, np.random.default_rng(0))
     shared = mm.MEMoE(formula, data, 2, cov_re="common", residual="common").maximum(16, np.random.default_rng(1))
     fixed = mm.MEMoE(formula.replace("1 + time ||", "0 |"), data, 2).maximum(16, np.random.default_rng(1))
-    logliks = evaluate(model.problem, starts).loglik - model._log_scale
+    logliks = evaluate(model.problem, starts).loglik - model.log_scale
     assert logliks == pytest.approx([shared.loglik, fixed.loglik], abs=0.02)
     assert not interrupted
     nowhere = np.zeros((1, model.problem.free.size))
@@ -172,7 +172,7 @@ def test_a_fit_is_not_below_those_of_models_nested_in_it(cov_re, data, monkeypat
     monkeypatch.setattr(estimate, "carried_starts", lambda problem, *args: np.zeros((1, problem.free.size)))
     monkeypatch.setattr(estimate, "nested_starts", lambda *args: (starts, False))
     found = estimate.search(model.problem, 2, control, np.random.default_rng(2))
-    assert found.loglik - model._log_scale >= max(shared.loglik, fixed.loglik)
+    assert found.loglik - model.log_scale >= max(shared.loglik, fixed.loglik)
 
 
 def test_memory_of_the_check_for_collapse_does_not_grow_with_the_starts():
