@@ -331,6 +331,44 @@ class Poisson(LogLink):
         return rng.poisson(np.exp(np.minimum(eta, ETA_LIMIT))).astype(float)
 
 
+_STIRLING = 50.0  # from which on three terms of the series are exact to rounding
+
+
+def _log_rising(y: Array, theta: Array) -> Array:
+    """``log Gamma(y + theta) - log Gamma(theta)``, whose rounding does not grow with theta.
+
+    Towards the Poisson, of infinite theta, the two terms grow like theta log theta and their difference does not.
+    """
+    plain = gammaln(y + theta) - gammaln(theta)
+    if not np.any(theta >= _STIRLING):
+        return np.asarray(plain)
+    x = np.maximum(theta, _STIRLING)
+    series = y * np.log(x) + (y + x - 0.5) * np.log1p(y / x) - y + _beyond_stirling(y + x) - _beyond_stirling(x)
+    return np.where(theta >= _STIRLING, series, plain)
+
+
+def _beyond_stirling(x: Array) -> Array:
+    """What Stirling's formula leaves of ``log Gamma(x)``."""
+    square = x**-2.0
+    return np.asarray((1 / 12 - square * (1 / 360 - square / 1260)) / x)
+
+
+def _digamma_rise(y: Array, theta: Array) -> Array:
+    """Derivative of `_log_rising` by theta."""
+    plain = digamma(y + theta) - digamma(theta)
+    if not np.any(theta >= _STIRLING):
+        return np.asarray(plain)
+    x = np.maximum(theta, _STIRLING)
+    series = np.log1p(y / x) + 0.5 * y / (x * (y + x)) + _digamma_beyond(y + x) - _digamma_beyond(x)
+    return np.where(theta >= _STIRLING, series, plain)
+
+
+def _digamma_beyond(x: Array) -> Array:
+    """What ``log x - 1 / (2 x)`` leaves of ``digamma(x)``."""
+    square = x**-2.0
+    return np.asarray(-square * (1 / 12 - square * (1 / 120 - square / 252)))
+
+
 @dataclass(frozen=True, slots=True)
 class NegativeBinomial(LogLink):
     """Counts with variance ``mu + mu^2 / theta``, log link; the dispersion is ``log theta``."""
@@ -346,9 +384,8 @@ class NegativeBinomial(LogLink):
     def log_density(self, out: Outcome, eta: Array, delta: Array) -> Array:
         """Log density, shape (K, n)."""
         theta, limited = np.exp(delta), np.minimum(eta, ETA_LIMIT)  # in both terms, as for the Poisson
-        total = np.log(theta + np.exp(limited))
-        rest = theta * (delta - total) + out.y * (limited - total)
-        return out.constant + gammaln(out.y + theta) - gammaln(theta) + rest
+        ratio = limited - delta
+        return out.constant + _log_rising(out.y, theta) + out.y * ratio - (out.y + theta) * np.logaddexp(0.0, ratio)
 
     def derivatives(self, out: Outcome, eta: Array, delta: Array) -> Derivatives:
         """First derivatives and minus the second ones."""
@@ -356,7 +393,7 @@ class NegativeBinomial(LogLink):
         # By theta first, then by delta = log theta with the chain rule: theta f' and theta f' + theta^2 f''.
         total = theta + mu
         ratio = (out.y + theta) / total
-        first = digamma(out.y + theta) - digamma(theta) + delta + 1.0 - np.log(total) - ratio
+        first = _digamma_rise(out.y, theta) - np.log1p(mu / theta) + (mu - out.y) / total
         second = trigamma(out.y + theta) - trigamma(theta) + 1.0 / theta - 2.0 / total + ratio / total
         vanishing = (out.y == 0.0) & (mu < SMALL_RATIO * theta)  # where nothing but rounding would be left of the sums
         first = np.where(vanishing, -0.5 * (mu / theta) ** 2, first)
@@ -382,7 +419,7 @@ class NegativeBinomial(LogLink):
         inverse, rest = 1.0 / (1.0 + small), np.log1p(small)
         share = np.where(ratio >= 0.0, inverse, small * inverse)  # mu / (theta + mu)
         count = out.y + theta
-        value = gammaln(count) - gammaln(theta) + out.y * np.minimum(ratio, 0.0) - theta * np.maximum(ratio, 0.0)
+        value = _log_rising(out.y, theta) + out.y * np.minimum(ratio, 0.0) - theta * np.maximum(ratio, 0.0)
         return Curvature(value - count * rest, out.y - count * share, count * (small * inverse * inverse))
 
     def third(self, out: Outcome, eta: Array, delta: Array) -> Third:

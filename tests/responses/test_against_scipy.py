@@ -195,3 +195,25 @@ def test_means_as_good_as_zero_are_held_where_their_loss_is_that_of_the_docstrin
     score, information = LogLink.held(eta, -np.exp(eta), np.exp(eta))
     np.testing.assert_allclose(score / k, [[0.0, 1.0 - np.exp(-1.0), -np.exp(1.0)]], atol=1e-12)
     np.testing.assert_allclose(information / k, [[0.5671432904 + 1.0, np.exp(-1.0) + 1.0, np.exp(1.0)]], rtol=1e-9)
+
+
+@pytest.mark.parametrize("theta", [0.3, 20.0, 49.99, 50.0, 700.0, 3e7, 1e13])
+def test_rounding_of_counts_does_not_grow_towards_the_poisson(theta):
+    """Near the Poisson the two gamma functions grow with theta, and an ascent would be lost in their rounding."""
+    getcontext().prec = 60
+    family = family_named("negbinomial", FAMILIES)
+    y = np.repeat([0.0, 1.0, 6.0, 250.0], 4)
+    eta, delta = np.tile([-2.0, 0.5, 2.0, 5.0], 4), np.full(16, np.log(theta))
+    values, slopes = [], []
+    for count, predictor, dispersion in zip(y, eta, delta, strict=True):
+        t, mu = Decimal(dispersion).exp(), Decimal(predictor).exp()
+        steps, away = [t + j for j in range(int(count))], (1 + mu / t).ln()
+        rising = sum(((step / (t * (j + 1))).ln() for j, step in enumerate(steps)), Decimal(0))
+        values.append(float(rising + Decimal(count) * Decimal(predictor) - (Decimal(count) + t) * away))
+        rise = sum((1 / step for step in steps), Decimal(0))
+        slopes.append(float(t * (rise - away + (mu - Decimal(count)) / (t + mu))))
+    out = Outcome(y, np.ones(16), family.constant(y, np.ones(16)))
+    exact = {"rtol": 1e-12, "atol": 1e-11}
+    np.testing.assert_allclose(family.log_density(out, eta[None], delta[None])[0], values, **exact)
+    np.testing.assert_allclose(family.curvature(out, eta[None], delta[None]).value[0] + out.constant, values, **exact)
+    np.testing.assert_allclose(family.derivatives(out, eta[None], delta[None]).delta[0], slopes, **exact)
