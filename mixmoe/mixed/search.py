@@ -449,7 +449,7 @@ def chase(problem: Problem, one: OneExpert, ends: Ends, control: Control) -> End
 
 
 def _scattered(problem: Problem, one: OneExpert, found: Ends, control: Control, rng: np.random.Generator) -> Ends:
-    """`found` with ascents from around the best end point of each search, where errors have parameters of their own.
+    """`found` with ascents from around the best end of each search, where errors have parameters of their own.
 
     The closed form takes these to be the same for all experts, and has no maxima in which they differ. Each search
     looks for them by itself, from starts of its own, so that it counts that two reach one.
