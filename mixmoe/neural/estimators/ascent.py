@@ -24,7 +24,7 @@ def near_enough(n_parameters: int) -> float:
     return 0.5 * NEAR**2 * n_parameters
 
 
-class Spent(Exception):
+class SpentError(Exception):
     """All evaluations were used, perhaps amid a line search."""
 
 
@@ -75,7 +75,7 @@ def ascend(
     def closure() -> Tensor:
         nonlocal best, point
         if len(losses) >= budget:
-            raise Spent
+            raise SpentError
         for leaf in leaves:
             leaf.grad = None
         loss = number(backward)
@@ -96,7 +96,7 @@ def ascend(
         try:
             optimiser.step(closure)
             now = float(closure())
-        except Spent:
+        except SpentError:
             put(leaves, point)
             return Ascent(first - min(best, last), losses, settled=False)
         if not now <= last:  # a line search that failed leaves the point that it tried last, which may be lower

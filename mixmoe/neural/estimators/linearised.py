@@ -73,7 +73,8 @@ def fit_laplace(problem: Problem, control: Control, theta: Array, rng: np.random
     (1) The network without person effects, for a fifth of the epochs, 300 at most. (2) Variances by Laplace updates at
     this network, see `open_effects`. (3) Network and effects together; every `update_every` epochs effects are brought
     nearer to their modes by a Gauss-Newton step and the variances updated. (4) Where there are no person effects, after
-    a third of the epochs the network by quasi-Newton steps; not with a validation set or batches. (5) Variances (Gaussian) at their fixed point and effects at their modes, population parameters held; the marginal
+    a third of the epochs the network by quasi-Newton steps; not with a validation set or batches. (5) Variances
+    (Gaussian) at their fixed point and effects at their modes, population parameters held; the marginal
     log-likelihood.
 
     Person effects have no quasi-Newton steps: network and effects have a penalised likelihood, variances held, not a
