@@ -254,8 +254,9 @@ class NME:
         Parameters
         ----------
         epochs : int, optional
-            Passes over the data at most; 1500, CRF 400, ``"sgd"`` 5000. Of ``"laplace"`` a third are steps of Adam, the
-            others of L-BFGS, which end at the maximum; with `validation` or `batch_size` all are of Adam.
+            Passes over the data at most; 1500, CRF 400, ``"sgd"`` 5000. Of ``"laplace"`` with effects on the
+            last layer (Gaussian) or with none, a third are steps of Adam, the others of L-BFGS, which end at the
+            maximum; with effects elsewhere, `validation` or `batch_size` all are of Adam.
         lr : float
             Learning rate; constant, then decaying to zero (``"laplace"``), or constant (``"sgd"``).
         annealing : float, optional

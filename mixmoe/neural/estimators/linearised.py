@@ -74,7 +74,8 @@ def fit_laplace(problem: Problem, control: Control, theta: Array, rng: np.random
     this network, see `open_effects`. (3) Network and effects together; every `update_every` epochs effects are brought
     nearer to their modes by a Gauss-Newton step and the variances updated. (4) Where there are no person effects, after
     a third of the epochs the network by quasi-Newton steps; not with a validation set or batches. (5) Variances
-    (Gaussian) at their fixed point and effects at their modes, population parameters held; the marginal log-likelihood.
+    (Gaussian) at their fixed point and effects at their modes, population parameters held; the marginal
+    log-likelihood.
 
     Person effects have no quasi-Newton steps: network and effects have a penalised likelihood, variances held, not a
     likelihood of their own. Its maximum, found in turn with the variances, had lower marginal log-likelihoods than Adam
