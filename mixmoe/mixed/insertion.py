@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from mixmoe._typing import Array
 from mixmoe.mixed.collapse import nearly_exact
@@ -328,12 +329,13 @@ def _tilted(fit: Beside, new: Inserted) -> Array:
     """Gate coefficients, shape (C, 1, m), after a Newton step to those that the shares call for."""
     W, gamma = fit.problem.W, new.params.gamma
     m = W.shape[1]
-    probability = 1 / (1 + np.exp(-_odds(fit, gamma)))  # (C, N)
+    probability = expit(_odds(fit, gamma))  # (C, N)
     score = new.share @ W[new.subjects] - probability @ W
     outer = (W[:, :, None] * W[:, None]).reshape(len(W), m * m)
     information = ((probability * (1 - probability)) @ outer).reshape(-1, m, m)
     # Beside a covariate that separates the information vanishes; a ridge relative to its size keeps the step finite.
-    ridge = 1e-8 * np.trace(information, axis1=1, axis2=2)[:, None, None] * np.eye(m)
+    size = np.maximum(np.trace(information, axis1=1, axis2=2), 1e-8)
+    ridge = 1e-8 * size[:, None, None] * np.eye(m)
     step = np.linalg.solve(information + ridge, score[..., None])[..., 0]
     shift = np.abs(step @ W.T).max(axis=1)
     return np.asarray(gamma + (step * (_MAX_SHIFT / np.maximum(shift, _MAX_SHIFT))[:, None])[:, None])

@@ -8,6 +8,7 @@ import pytest
 from mixmoe import simulate
 from mixmoe.mixed.collapse import nearly_exact
 from mixmoe.mixed.insertion import (
+    _tilted,
     beside,
     gains_little,
     inserted_starts,
@@ -86,6 +87,16 @@ def test_a_new_expert_gains_what_it_promises(formula, options):
     usable = np.isfinite(new.gain)
     assert usable.any()
     np.testing.assert_allclose(with_one_more[usable], new.gain[usable], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("far", [40.0, 1e4])
+def test_a_gate_that_separates_tilts_by_a_finite_step_without_overflow(planted, one, smaller, far):
+    """Log-odds of thousands are met beside covariates that separate; warnings are errors here."""
+    fit = beside(fewer_experts(planted.problem), smaller)
+    new = insertions(fit, one.features, np.random.default_rng(1))
+    gamma = np.full_like(new.params.gamma, far) * np.where(np.arange(len(new.gain)) % 2, 1, -1)[:, None, None]
+    found = _tilted(fit, replace(new, params=replace(new.params, gamma=gamma)))
+    assert np.isfinite(found).all()
 
 
 def test_no_new_expert_is_worth_more_to_a_subject_than_her_own(planted, smaller):
