@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import f as f_distribution
 
@@ -14,7 +13,12 @@ from mixmoe.errors import ArgumentError
 from mixmoe.inference.uncertainty import (
     DESCRIPTIONS,
     checked_alpha,
+    delta_cov,
+    delta_se,
+    from_scales,
+    on_scales,
     scales_of,
+    slopes_of_scales,
     two_sided,
     wald_limits,
     wald_statistics,
@@ -31,10 +35,9 @@ from mixmoe.inference.wald import (
 from mixmoe.mixture.estimate import ParamLayout
 from mixmoe.mixture_results import MoEResults
 from mixmoe.output.records import Table
-from mixmoe.output.summary import Printed, header_table, parameter_tables
+from mixmoe.output.summary import Printed, header_table, parameter_tables, tidy
 from mixmoe.results import Results
 
-Scales = NDArray[np.object_]
 _LEAST_SHARE = 1e-4  # of the variance that is between imputations, so that degrees of freedom stay finite (mice)
 _AGREEMENT = 0.7  # mean probability of the matched experts below which a reader is told
 
@@ -63,8 +66,9 @@ class Rubin:
         return self.within + (1.0 + 1.0 / self.m) * self.between
 
     def of(self, slopes: Array) -> "Rubin":
-        """The same of linear functions, shape (R, P)."""
-        return Rubin(slopes @ self.mean, slopes @ self.within @ slopes.T, slopes @ self.between @ slopes.T, self.m)
+        """The same of linear functions, shape (R, P); parameters without variances touch only those that use them."""
+        mean = slopes @ np.where(slopes.any(axis=0), self.mean, 0.0)
+        return Rubin(mean, delta_cov(slopes, self.within), delta_cov(slopes, self.between), self.m)
 
     def riv(self) -> Array:
         """Relative increase of each variance by what is missing, shape (P,)."""
@@ -120,8 +124,9 @@ class Pooled(Printed):
     ) -> None:
         scales, names = scales_of(layout), pd.Index(layout.names)
         self._rules, self._layout, self._complete = rules, layout, complete
-        self._estimate = _back(rules.mean, scales)
-        self._slopes = 1.0 / _slopes(self._estimate, scales)  # d parameter / d scale
+        self._estimate = from_scales(rules.mean, scales)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            self._slopes = 1.0 / slopes_of_scales(self._estimate, scales)  # d parameter / d scale
         self._matrix = rules.total * np.outer(self._slopes, self._slopes)
         self._errors, self._df = np.sqrt(np.diag(self._matrix)), rules.df(complete)
         statistic = wald_statistics(self._estimate, self._errors, layout)
@@ -151,24 +156,8 @@ class Pooled(Printed):
         DataFrame
             Columns: term, block, expert, estimate, std_error, statistic, p_value, conf_low, conf_high, df, riv, fmi.
         """
-        limits = self.conf_int(alpha)
-        return pd.DataFrame(
-            {
-                "term": [p.term for p in self._layout.parameters],
-                "block": [p.block for p in self._layout.parameters],
-                "expert": pd.array([p.expert for p in self._layout.parameters], dtype="Int64"),
-                "estimate": self.params,
-                "std_error": self.bse,
-                "statistic": self.tvalues,
-                "p_value": self.pvalues,
-                "conf_low": limits[0],
-                "conf_high": limits[1],
-                "df": self.df_t,
-                "riv": self.riv,
-                "fmi": self.fmi,
-            },
-            index=self.params.index,
-        )
+        frame = tidy(self._layout, self._estimate, self._errors, alpha, self._df)
+        return frame.assign(riv=self.riv, fmi=self.fmi)
 
     def wald_test(self, hypotheses: HypothesisSpec) -> WaldTest | InvalidTest:
         """Joint test of linear hypotheses.
@@ -192,20 +181,10 @@ class Pooled(Printed):
         if refusal is not None:
             return refusal
         tested = on_scales_of_limits(parsed, self._estimate, self._layout)
-        known = ~np.isnan(np.diag(self._rules.within))
-        slopes = (tested.slopes * self._slopes)[:, known]
-        rules = Rubin(
-            self._rules.mean[known],
-            self._rules.within[np.ix_(known, known)],
-            self._rules.between[np.ix_(known, known)],
-            self._rules.m,
-        ).of(slopes)
-        k = len(slopes)
+        slopes = tested.slopes * self._slopes
+        rules, k = self._rules.of(slopes), len(slopes)
         if np.linalg.matrix_rank(slopes) < k:
             return InvalidTest(f"of these {k} hypotheses some follow from the others; leave those out")
-        errors = np.sqrt(
-            np.diag(parsed.matrix[:, known] @ self._matrix[np.ix_(known, known)] @ parsed.matrix[:, known].T)
-        )
         if k == 1:
             riv = float(rules.riv()[0])
             used = parsed.matrix[0] != 0
@@ -216,7 +195,7 @@ class Pooled(Printed):
         inside = float(tested.difference @ np.linalg.solve(rules.within, tested.difference))
         statistic = inside / (k * (1.0 + riv))
         p_value = float(f_distribution.sf(statistic, k, df))
-        difference = parsed.matrix @ self._estimate - parsed.values
+        difference, errors = parsed.matrix @ self._estimate - parsed.values, delta_se(parsed.matrix, self._matrix)
         return WaldTest(parsed.labels, difference, errors, statistic, k, p_value, self.fits[0].cov_type, df)
 
     def tables(self, alpha: float = 0.05) -> tuple[Table, ...]:
@@ -319,9 +298,11 @@ def pool(fits: Sequence[Results], df: float | None = None) -> Pooled:
     layout = matched[0].model.layout
     scales = scales_of(layout)
     values = [np.asarray(fit.params, dtype=float) for fit in matched]
-    slopes = [_slopes(v, scales) for v in values]
+    with np.errstate(divide="ignore", invalid="ignore"):  # at the end of a space, where there is no standard error
+        slopes = [slopes_of_scales(v, scales) for v in values]
+        moved = np.array([on_scales(v, scales) for v in values])
     covariances = np.array([fit.cov.matrix * np.outer(s, s) for fit, s in zip(matched, slopes, strict=True)])
-    rules = rubin(np.array([_forth(v, scales) for v in values]), covariances)
+    rules = rubin(moved, covariances)
     blank = [int(i) for i in np.flatnonzero(~np.isfinite(np.diag(rules.total)))]  # no valid standard error in some fit
     within, between = without_parameters(rules.within, blank), without_parameters(rules.between, blank)
     complete = _complete_df(matched, df)
@@ -385,29 +366,3 @@ def _joint_df(riv: float, k: int, m: int) -> float:
     if t > 4:
         return 4.0 + (t - 4.0) * (1.0 + (1.0 - 2.0 / t) / riv) ** 2
     return t * (1.0 + 1.0 / k) * (1.0 + 1.0 / riv) ** 2 / 2.0
-
-
-def _forth(values: Array, scales: Scales) -> Array:
-    """Parameters on the scales of their limits: log, Fisher's z, or as they are."""
-    result = np.array(values, dtype=float)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        result[scales == "log"] = np.log(result[scales == "log"])
-        result[scales == "atanh"] = np.arctanh(result[scales == "atanh"])
-    return result
-
-
-def _back(values: Array, scales: Scales) -> Array:
-    """Parameters from the scales of their limits."""
-    result = np.array(values, dtype=float)
-    result[scales == "log"] = np.exp(result[scales == "log"])
-    result[scales == "atanh"] = np.tanh(result[scales == "atanh"])
-    return result
-
-
-def _slopes(values: Array, scales: Scales) -> Array:
-    """Derivatives of the scales by the parameters."""
-    result = np.ones(len(values))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        result[scales == "log"] = 1.0 / values[scales == "log"]
-        result[scales == "atanh"] = 1.0 / (1.0 - values[scales == "atanh"] ** 2)
-    return result

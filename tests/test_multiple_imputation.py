@@ -65,6 +65,26 @@ def test_standard_deviations_are_pooled_on_the_log_scale(mixtures):
     assert pooled.pvalues.isna()[name]
 
 
+def test_shares_of_certain_zeros_are_pooled_as_log_odds():
+    rng = np.random.default_rng(3)
+    data = pd.DataFrame({"u": rng.uniform(size=300), "x": rng.normal(size=300)})
+    data["y"] = rng.poisson(np.exp(1.0 + 0.3 * data["x"])) * (rng.uniform(size=300) < 0.7)
+    fits = [
+        mm.fit("y ~ x | vary: u", data.assign(x=data["x"] + 0.1 * i * rng.normal(size=300)), 1, family="zipoisson",
+               bandwidth=0.5, n_grid=10, progress=False)
+        for i in range(3)
+    ]  # fmt: skip
+    pooled = mm.pool(fits)
+    name = next(name for name in pooled.params.index if name.startswith("zeros1"))
+    shares = np.array([fit.params[name] for fit in fits])
+    odds = np.log(shares / (1.0 - shares))
+    within = np.mean([(fit.bse[name] / (p * (1.0 - p))) ** 2 for fit, p in zip(fits, shares, strict=True)])
+    share = 1.0 / (1.0 + np.exp(-odds.mean()))
+    assert pooled.params[name] == pytest.approx(share)
+    assert pooled.bse[name] == pytest.approx(share * (1.0 - share) * np.sqrt(within + 4 / 3 * odds.var(ddof=1)))
+    assert (pooled.conf_int().loc[name].between(0.0, 1.0)).all()
+
+
 def test_labels_do_not_matter(mixtures):
     turned = [mixtures[0], mixtures[1].relabel([2, 1]), mixtures[2]]
     straight, pooled = mm.pool(mixtures), mm.pool(turned)

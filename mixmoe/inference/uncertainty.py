@@ -1,5 +1,6 @@
 """Covariance of estimates (record, sandwich, delta method), and limits that stay inside the parameter space."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -237,20 +238,51 @@ def wald_limits(
     positive. Correlations: Fisher's ``tanh(atanh r +- t se / (1 - r^2))``, inside (-1, 1). Probabilities of a certain
     zero: those of the log odds, ``expit(logit p +- t se / (p (1 - p)))``.
     """
-    half = critical(alpha, df) * bse
     scales = scales_of(layout)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        lower, upper = params - half, params + half
-        log, atanh = scales == "log", scales == "atanh"
-        # The standard error of log s is se / s, that of atanh r is se / (1 - r^2): the delta method on either scale.
-        factor = np.exp(half[log] / params[log])
-        lower[log], upper[log] = params[log] / factor, params[log] * factor
-        centre, reach = np.arctanh(params[atanh]), half[atanh] / (1 - params[atanh] ** 2)
-        lower[atanh], upper[atanh] = np.tanh(centre - reach), np.tanh(centre + reach)
-        odds, share = scales == "logit", params[scales == "logit"]
-        centre, reach = logit(share), half[odds] / (share * (1.0 - share))
-        lower[odds], upper[odds] = expit(centre - reach), expit(centre + reach)
-    return Limits(lower, upper)
+        # The delta method on either scale: the standard error of log s is se / s, that of atanh r is se / (1 - r^2).
+        centre, half = on_scales(params, scales), critical(alpha, df) * bse * slopes_of_scales(params, scales)
+        return Limits(from_scales(centre - half, scales), from_scales(centre + half, scales))
+
+
+@dataclass(frozen=True, slots=True)
+class _Map:
+    """A scale, the way back from it, and its derivative by the parameter."""
+
+    forth: Callable[[Array], Array]
+    back: Callable[[Array], Array]
+    slope: Callable[[Array], Array]
+
+
+_MAPS = {
+    "log": _Map(np.log, np.exp, lambda v: 1.0 / v),
+    "atanh": _Map(np.arctanh, np.tanh, lambda v: 1.0 / (1.0 - v**2)),
+    "logit": _Map(logit, expit, lambda v: 1.0 / (v * (1.0 - v))),
+}
+
+
+def on_scales(params: Array, scales: NDArray[np.object_]) -> Array:
+    """Parameters on their scales, shape (P,)."""
+    result = np.array(params, dtype=float)
+    for scale, maps in _MAPS.items():
+        result[scales == scale] = maps.forth(result[scales == scale])
+    return result
+
+
+def from_scales(values: Array, scales: NDArray[np.object_]) -> Array:
+    """Parameters from their values on their scales, shape (P,)."""
+    result = np.array(values, dtype=float)
+    for scale, maps in _MAPS.items():
+        result[scales == scale] = maps.back(result[scales == scale])
+    return result
+
+
+def slopes_of_scales(params: Array, scales: NDArray[np.object_]) -> Array:
+    """Derivatives of the scales by the parameters, shape (P,)."""
+    result = np.ones(len(params))
+    for scale, maps in _MAPS.items():
+        result[scales == scale] = maps.slope(params[scales == scale])
+    return result
 
 
 def scales_of(layout: ParamLayout) -> NDArray[np.object_]:

@@ -10,14 +10,13 @@ from typing import NoReturn
 import numpy as np
 from patsy import DesignInfo, PatsyError
 from scipy.optimize import linprog
-from scipy.special import logit
 from scipy.stats import chi2
 from scipy.stats import f as f_distribution
 
 from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.small_samples import Moments, joint_degrees_of_freedom
-from mixmoe.inference.uncertainty import delta_cov, scale_of
+from mixmoe.inference.uncertainty import delta_cov, on_scales, scale_of, slopes_of_scales
 from mixmoe.mixture.estimate import ParamLayout
 
 HypothesisSpec = str | Sequence[str] | Array | tuple[Array, Array]
@@ -256,8 +255,7 @@ def on_scales_of_limits(hypotheses: Hypotheses, params: Array, layout: ParamLayo
 
     ``sd = c`` becomes ``log sd - log c = 0`` and ``r = c`` becomes ``atanh r - atanh c = 0`` (a probability that of the
     log odds), so that a value is rejected if and only if it lies outside the limits. Hypotheses about several
-    parameters are tested as they are.
-    Assumes that `refuse_wald` has let them pass.
+    parameters are tested as they are. Assumes that `refuse_wald` has let them pass.
     """
     difference, slopes = hypotheses.matrix @ params - hypotheses.values, hypotheses.matrix.copy()
     for i, row in enumerate(hypotheses.matrix):
@@ -267,14 +265,10 @@ def on_scales_of_limits(hypotheses: Hypotheses, params: Array, layout: ParamLayo
         j = int(used[0])
         scale, value = scale_of(layout.parameters[j]), hypotheses.values[i] / row[j]
         sign = np.sign(row[j])
-        if scale == "log":
-            difference[i], slopes[i, j] = sign * np.log(params[j] / value), sign / params[j]
-        elif scale == "atanh":
-            difference[i] = sign * (np.arctanh(params[j]) - np.arctanh(value))
-            slopes[i, j] = sign / (1 - params[j] ** 2)
-        elif scale == "logit":
-            difference[i] = sign * (logit(params[j]) - logit(value))
-            slopes[i, j] = sign / (params[j] * (1.0 - params[j]))
+        if scale != "identity":
+            both, scales = np.array([params[j], value]), np.array([scale, scale], dtype=object)
+            own, held = on_scales(both, scales)
+            difference[i], slopes[i, j] = sign * (own - held), sign * slopes_of_scales(both[:1], scales[:1])[0]
     return Tested(difference, slopes)
 
 

@@ -28,7 +28,7 @@ from mixmoe.results import Results, load
 
 _ESTIMATED = ("functions", "searches")  # settings of a fit that are no arguments of its model
 STARTS = 8  # random starts per expert; those carried from one expert fewer come on top
-_FAILURES = (MixmoeError, ArithmeticError, np.linalg.LinAlgError)
+FAILURES = (MixmoeError, ArithmeticError, np.linalg.LinAlgError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +305,7 @@ def _attempt(compute: Callable[[], Outcome], before: Outcome | None = None) -> O
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", MixmoeWarning)  # they are flags of the fits
             found = compute()
-    except _FAILURES as error:
+    except FAILURES as error:
         found = replace(before, reason=before.reason or f"{type(error).__name__}: {error}".splitlines()[0])
     return replace(found, seconds=before.seconds + time.perf_counter() - started)
 

@@ -17,15 +17,15 @@ from mixmoe.arguments import checked_jobs
 from mixmoe.atomic import PathLike
 from mixmoe.design.formula import parse_formula
 from mixmoe.design.frame import whole_frame
-from mixmoe.errors import ArgumentError, DesignError, MixmoeError, MixmoeWarning
+from mixmoe.errors import ArgumentError, DesignError, MixmoeWarning
 from mixmoe.families import family_of, model_options
 from mixmoe.mixture.resampling import Journal, fingerprint
 from mixmoe.output.records import Table
 from mixmoe.output.saved import fingerprints
 from mixmoe.output.summary import Printed, header_table
 from mixmoe.results import Results
+from mixmoe.selection.candidates import FAILURES
 
-_FAILURES = (MixmoeError, ArithmeticError, np.linalg.LinAlgError)
 _SIZE_FACTOR = "log_size_factor"  # column that holds the offset of an AnnData object
 _SHOWN = 12  # reasons of failures that are printed
 Extract = Callable[[Results], pd.DataFrame]
@@ -379,7 +379,7 @@ def _fit_one(
             "names": [str(label) for label in rows.index],
             "columns": {str(c): _plain(rows[c]) for c in rows.columns},
         }
-    except _FAILURES as error:
+    except FAILURES as error:
         record["reason"] = f"{type(error).__name__}: {error}"
     return {**record, "seconds": time.perf_counter() - started}
 

@@ -47,3 +47,22 @@ def switched_points(problem: Problem, coef: np.ndarray, sim: VaryingData) -> int
     )
     whole = errors.sum(axis=1).argmin()
     return int((errors[whole] > errors.min(axis=0) + 1e-12).sum())
+
+
+def check_derivatives(family, out, eta, delta, rtol, eps=1e-6):
+    """First, second and third derivatives of a response's log-density are those of central differences."""
+    parts, third = family.derivatives(out, eta, delta), family.third(out, eta, delta)
+
+    def change(what, in_eta, in_delta):
+        above, below = (what(out, eta + s * in_eta * eps, delta + s * in_delta * eps) for s in (1.0, -1.0))
+        return (above - below) / (2.0 * eps)
+
+    close = {"rtol": rtol, "atol": 1e-7}
+    np.testing.assert_allclose(parts.eta, change(family.log_density, 1, 0), **close)
+    np.testing.assert_allclose(parts.delta, change(family.log_density, 0, 1), **close)
+    np.testing.assert_allclose(parts.eta_eta, -change(lambda *a: family.derivatives(*a).eta, 1, 0), **close)
+    np.testing.assert_allclose(parts.eta_delta, -change(lambda *a: family.derivatives(*a).eta, 0, 1), **close)
+    np.testing.assert_allclose(parts.delta_delta, -change(lambda *a: family.derivatives(*a).delta, 0, 1), **close)
+    np.testing.assert_allclose(third.eta, -change(lambda *a: family.derivatives(*a).eta_eta, 1, 0), **close)
+    np.testing.assert_allclose(third.delta, -change(lambda *a: family.derivatives(*a).eta_eta, 0, 1), **close)
+    return parts

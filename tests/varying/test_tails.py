@@ -15,9 +15,9 @@ from mixmoe.varying.effective_parameters import response_nodes
 from mixmoe.varying.em_steps import own_natural
 from mixmoe.varying.local_likelihood import natural_score
 from mixmoe.varying.model import VCMoE
+from tests.varying.helpers import check_derivatives
 
 FORMULA = "y ~ x | gate: z | vary: u"
-EPS = 1e-6
 
 
 def heavy(n: int, seed: int, df: float = 3.0, experts: int = 2) -> pd.DataFrame:
@@ -62,21 +62,7 @@ def test_distribution_is_that_of_scipy(points):
 
 def test_derivatives_are_those_of_the_density(points):
     family, out, eta, delta = points
-    parts, third = family.derivatives(out, eta, delta), family.third(out, eta, delta)
-
-    def change(what, in_eta, in_delta):
-        ends = (what(out, eta + s * in_eta * EPS, delta + s * in_delta * EPS) for s in (1.0, -1.0))
-        above, below = ends
-        return (above - below) / (2.0 * EPS)
-
-    close = {"rtol": 1e-6, "atol": 1e-7}
-    np.testing.assert_allclose(parts.eta, change(family.log_density, 1, 0), **close)
-    np.testing.assert_allclose(parts.delta, change(family.log_density, 0, 1), **close)
-    np.testing.assert_allclose(parts.eta_eta, -change(lambda *a: family.derivatives(*a).eta, 1, 0), **close)
-    np.testing.assert_allclose(parts.eta_delta, -change(lambda *a: family.derivatives(*a).eta, 0, 1), **close)
-    np.testing.assert_allclose(parts.delta_delta, -change(lambda *a: family.derivatives(*a).delta, 0, 1), **close)
-    np.testing.assert_allclose(third.eta, -change(lambda *a: family.derivatives(*a).eta_eta, 1, 0), **close)
-    np.testing.assert_allclose(third.delta, -change(lambda *a: family.derivatives(*a).eta_eta, 0, 1), **close)
+    parts = check_derivatives(family, out, eta, delta, rtol=1e-6)
     np.testing.assert_allclose(family.curvature(out, eta, delta).weight, parts.eta_eta)
 
 
