@@ -51,11 +51,10 @@ from mixmoe.mixed.prediction.trajectories import (
 )
 from mixmoe.mixed.results import MEMoEResults
 from mixmoe.mixed.thresholds import OrdinalResponse
+from mixmoe.mixture.estimate import Block
 from mixmoe.output.predictions import Interval, Wanted, by_expert, joined
 from mixmoe.output.records import Cell, Curve
 from mixmoe.responses.distribution import Outcome
-
-_COEFFICIENTS = ("expert", "common", "gate")
 
 
 class GLMMResults(MEMoEResults):
@@ -73,32 +72,7 @@ class GLMMResults(MEMoEResults):
     """
 
     _resid_kinds: tuple[str, ...] = ("subject", "mean", "pearson", "deviance", "quantile")
-
-    def to_frame(self, alpha: float = 0.05, exponentiate: bool = False) -> pd.DataFrame:
-        """One row per parameter; with `exponentiate` coefficients as odds, rate or mean ratios.
-
-        Odds are those of a success, or of a higher level of an ordinal response.
-
-        Parameters
-        ----------
-        alpha : float
-            One minus the level of the limits.
-        exponentiate : bool
-            Whether estimates and limits of expert, common and gate coefficients are exponentiated, their standard
-            errors multiplied by the ratio (delta method); tests stay those of the coefficients.
-
-        Returns
-        -------
-        DataFrame
-            See `Results.to_frame`.
-        """
-        frame = super().to_frame(alpha)
-        if exponentiate:
-            rows = frame["block"].isin(_COEFFICIENTS)
-            values = ["estimate", "conf_low", "conf_high"]
-            frame.loc[rows, values] = np.exp(frame.loc[rows, values])
-            frame.loc[rows, "std_error"] *= frame.loc[rows, "estimate"]
-        return frame
+    _ratios: tuple[Block, ...] = ("expert", "common", "gate")
 
     def resid(self, kind: str | None = None, *, given: str = "history", rng: Any = None) -> pd.Series:
         """Residuals, one per row used, in the order of the data.
