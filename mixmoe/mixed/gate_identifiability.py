@@ -15,12 +15,12 @@ from mixmoe.design.design import Design, column_terms, continuous_columns, used_
 from mixmoe.inference.cells import Predictor, ambiguity_flag, cheapest_exchange, described, linked_cells, pairs_of
 from mixmoe.mixed.information import gate_directions
 from mixmoe.mixed.likelihood.observed import Problem, subject_logliks
-from mixmoe.mixed.parameters import Coordinates, Params, Structure, apply_inverse, free_to_working, working_to_free
+from mixmoe.mixed.parameters import Coordinates, Params, Structure, free_to_working, working_to_free
 from mixmoe.mixed.search import permute_params
 from mixmoe.mixed.separation import expert_directions
 from mixmoe.mixture.estimate import EMFit, Flag
 from mixmoe.mixture.gate import gate_log_probabilities
-from mixmoe.numerics.linalg import logsumexp
+from mixmoe.numerics.linalg import apply_inverse, logsumexp
 
 BoolArray = NDArray[np.bool_]
 _NONE = 1e-3  # a probability below this is zero in the limit, where a direction to infinity moves it

@@ -38,7 +38,6 @@ from mixmoe.mixed.options import (
     cluster_codes,
     coordinates_of,
     experts_of,
-    start_vector,
     with_levels,
 )
 from mixmoe.mixed.parameters import (
@@ -46,12 +45,11 @@ from mixmoe.mixed.parameters import (
     Params,
     Residual,
     Structure,
-    apply_inverse,
+    checked_reported,
     free_to_reported,
     free_to_reported_jacobian,
     reported_to_free,
     reported_to_user,
-    wrong_reported,
 )
 from mixmoe.mixed.results import MEMoEResults
 from mixmoe.mixed.search import Search, default_starts, off_boundary, order_experts, search, search_carried, search_from
@@ -61,7 +59,7 @@ from mixmoe.mixed.smooth.results import SmoothGLMMResults, SmoothResults
 from mixmoe.mixed.subject_refits import Refitting, bootstrap_covariance
 from mixmoe.mixture.estimate import EMFit, ParamLayout, Starts, better, seeded, warn_flags
 from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty, posterior_probabilities
-from mixmoe.numerics.linalg import logsumexp
+from mixmoe.numerics.linalg import apply_inverse, logsumexp
 from mixmoe.numerics.optimise import Control
 from mixmoe.output.saved import SavedFit
 from mixmoe.results import restored
@@ -327,6 +325,12 @@ class MEMoE(Refitting):
         if self.design.smooths:
             coordinates = uncentred(coordinates, self.design)
         self.structure, self.coordinates = structure, coordinates
+        # What the working response's unit takes from the log-likelihood, and with REML what the units of response and
+        # columns add to -1/2 log|X'V^-1X|.
+        self.log_scale = self.design.n * float(np.log(coordinates.scale))
+        if self.settings["method"] == "reml":
+            p, log_columns = len(coordinates.expert), float(np.linalg.slogdet(coordinates.expert)[1])
+            self.log_scale -= p * float(np.log(coordinates.scale)) - log_columns
         self.functions = functions_of(self.design, structure)
         self.given_smoothing = checked_smoothing(self.settings["smoothing"], self.functions)
         self.problem: Problem = self._problem(self.design)
@@ -501,23 +505,19 @@ class MEMoE(Refitting):
 
     def loglike(self, params: Any) -> float:
         """Log-likelihood at reported parameters, by name or in the order of the layout; the restricted one of REML."""
-        value = self._loglike(self.design, params)
-        if not self.problem.restricted:
-            return value
-        term = float(restriction(self.problem, self.working(self.vector(params))).value)
-        return value + term + self._log_unit_of_contrasts
+        theta = self._free(params)
+        value = logsumexp(subject_logliks(self.problem, theta), axis=1).sum() - self.log_scale
+        return float(value + (restriction(self.problem, theta).value if self.problem.restricted else 0.0))
 
     def loglike_of(self, params: Any, data: Any) -> float:
         """Log-likelihood of other data, with their response; the plain one, whatever the method of the fit."""
-        return self._loglike(self.new_design(data, response=True), params)
-
-    def _loglike(self, design: Design, params: Any) -> float:
-        joint = subject_logliks(self.problem_of(design), self.working(self.vector(params)))
+        design = self.new_design(data, response=True)
+        joint = subject_logliks(self.problem_of(design), self._free(params))
         return float(logsumexp(joint, axis=1).sum()) - design.n * float(np.log(self.coordinates.scale))
 
     def score(self, params: Any) -> Array:
         """Derivative of the log-likelihood in the reported parameters, shape (P,); NaN where it does not exist."""
-        theta = self.working(self.vector(params))
+        theta = self._free(params)
         jacobian = free_to_reported_jacobian(self.problem.structure, self.coordinates, theta)
         if not np.isfinite(jacobian).all():
             return np.full(theta.size, np.nan)
@@ -525,16 +525,16 @@ class MEMoE(Refitting):
 
     def largest_score(self, params: Any) -> float:
         """Largest entry of the score per subject, in working coordinates, where it is comparable across data."""
-        score = evaluate(self.problem, self.working(self.vector(params))[None]).score
+        score = evaluate(self.problem, self._free(params)[None]).score
         return float(np.abs(score).max()) / self.problem.n_subjects
 
     def vector(self, params: Any) -> Array:
         """Reported parameters as an array, shape (P,), from an array, a mapping by name, or results of another fit."""
-        vector = start_vector(params, self.layout)
-        wrong = wrong_reported(self.structure, vector)
-        if wrong is not None:
-            raise ArgumentError(f"start has {wrong}")
-        return vector
+        return checked_reported(self.structure, self.layout, params)
+
+    def _free(self, params: Any) -> Array:
+        """Free vector, shape (P,), of what `vector` takes."""
+        return reported_to_free(self.structure, self.coordinates, checked_reported(self.structure, self.layout, params))
 
     def working(self, params: Array) -> Array:
         """Free vector in working coordinates, shape (P,), of reported parameters."""
@@ -547,18 +547,6 @@ class MEMoE(Refitting):
     def natural(self, theta: Array) -> Array:
         """Reported parameters, shape (P,), of a free vector."""
         return free_to_reported(self.structure, self.coordinates, theta[None])[0]
-
-    @property
-    def log_scale(self) -> float:
-        """What the working response's unit takes from the log-likelihood."""
-        of_rows = self.design.n * float(np.log(self.coordinates.scale))
-        return of_rows - self._log_unit_of_contrasts if self.problem.restricted else of_rows
-
-    @property
-    def _log_unit_of_contrasts(self) -> float:
-        """What the units of response and columns add to ``-1/2 log|X'V^-1X|``."""
-        c = self.coordinates
-        return len(c.expert) * float(np.log(c.scale)) - float(np.linalg.slogdet(c.expert)[1])
 
     def record(self, found: Search) -> EMFit:
         """The outcome of a search as an estimate, experts by decreasing mean gate probability."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -162,13 +163,13 @@ class Parameter:
     tested: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ParamLayout:
-    """Names and blocks of a parameter vector, in its order."""
+    """Names and blocks of a parameter vector, in its order. Not slotted: the names are kept once they are asked for."""
 
     parameters: tuple[Parameter, ...]
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Full names in the order of the vector."""
         return tuple(p.name for p in self.parameters)

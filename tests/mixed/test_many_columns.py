@@ -154,8 +154,8 @@ def test_columns_that_are_mostly_zero_are_multiplied_as_such(monkeypatch):
     sparse = mm.MEMoE(formula, data, 2, weights="w").problem
     monkeypatch.setattr("mixmoe.mixed.likelihood.gaussian._SPARSE", 0.0)
     dense = mm.MEMoE(formula, data, 2, weights="w").problem
-    assert sparse.experts.moments.sparse is not None
-    assert dense.experts.moments.sparse is None
+    assert sparse.experts.sparse is not None
+    assert dense.experts.sparse is None
     theta = 0.1 * np.random.default_rng(0).normal(size=(2, dense.free.size))
     for some in (np.arange(200), np.array([5, 2, 2])):
         ours, theirs = evaluate(sparse.take(some), theta), evaluate(dense.take(some), theta)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.inference.uncertainty import within_clusters
 from mixmoe.mixed.likelihood.gaussian import LOG_2PI, GaussianExperts
+from mixmoe.mixed.likelihood.gaussian_rows import GaussianRowExperts
 from mixmoe.mixed.likelihood.protocol import (
     Densities,
     Experts,
@@ -84,7 +85,7 @@ class Problem(Generic[Model]):
         return replace(self, experts=self.experts.take(subjects), W=self.W[subjects])
 
 
-ClosedForm = Problem[GaussianExperts]
+ClosedForm = Problem[GaussianExperts | GaussianRowExperts]
 
 
 @dataclass(frozen=True, slots=True)
