@@ -6,13 +6,12 @@ import numpy as np
 
 from mixmoe._typing import Array
 from mixmoe.families import FirstOrder, Likelihood
-from mixmoe.mixed.information import find_boundary, informative_basis, invert_information
+from mixmoe.mixed.information import inverse_at
 from mixmoe.mixed.likelihood.observed import (
     Problem,
     block_scores,
     evaluate,
     evaluate_block,
-    observed_information,
     subject_scores,
 )
 from mixmoe.mixed.parameters import Coordinates, free_to_reported, free_to_reported_jacobian, free_to_working
@@ -32,8 +31,7 @@ def first_order(problem: Problem, coordinates: Coordinates, theta: Array) -> Fir
     -------
     FirstOrder
     """
-    at = find_boundary(problem, coordinates, theta)
-    inverse = invert_information(observed_information(problem, at.theta), informative_basis(problem, at))
+    at, inverse = inverse_at(problem, coordinates, theta)
     jacobian = free_to_reported_jacobian(problem.structure, coordinates, at.theta)
     jacobian[list(at.blank)] = np.nan
     scores = expert_subject_scores(problem, at.theta)
@@ -91,8 +89,7 @@ def likelihood_at(problem: Problem, coordinates: Coordinates, theta: Array, logl
     -------
     Likelihood
     """
-    at = find_boundary(problem, coordinates, theta)
-    inverse = invert_information(observed_information(problem, at.theta), informative_basis(problem, at))
+    at, inverse = inverse_at(problem, coordinates, theta)
     shift = loglik - float(evaluate(problem, at.theta[None]).loglik[0])
 
     def shifted(points: Array) -> Evaluation:

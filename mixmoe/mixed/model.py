@@ -58,7 +58,7 @@ from mixmoe.mixed.smooth.functions import coarse_design, functions_of, geometry_
 from mixmoe.mixed.smooth.results import SmoothGLMMResults, SmoothResults
 from mixmoe.mixed.subject_refits import Refitting, bootstrap_covariance
 from mixmoe.mixture.estimate import EMFit, ParamLayout, Starts, better, seeded, warn_flags
-from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty, posterior_probabilities
+from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty
 from mixmoe.numerics.linalg import apply_inverse, logsumexp
 from mixmoe.numerics.optimise import Control
 from mixmoe.output.saved import SavedFit
@@ -551,8 +551,6 @@ class MEMoE(Refitting):
     def record(self, found: Search) -> EMFit:
         """The outcome of a search as an estimate, experts by decreasing mean gate probability."""
         theta = order_experts(self.problem, found.theta)
-        joint = subject_logliks(self.problem, theta)
-        responsibilities = posterior_probabilities(joint)
         boundary = find_boundary(self.problem, self.coordinates, theta)
         params = self.natural(boundary.theta)
         far = far_origin(self.problem, self.coordinates, found, self.working(params), self.design.names)
@@ -565,13 +563,13 @@ class MEMoE(Refitting):
             n_iter=found.n_iter,
             n_evaluations=found.n_evaluations,
             converged=found.converged,
-            responsibilities=responsibilities,
+            responsibilities=boundary.responsibilities,
             starts=Starts(
                 found.n_starts, found.logliks - self.log_scale, found.n_replicated, found.ends - self.log_scale
             ),
             flags=(
-                *find_flags(self.problem, found, theta, responsibilities, boundary),
-                *separation_flags(self.design, self.problem, self.coordinates, theta),
+                *find_flags(self.problem, found, theta, boundary),
+                *separation_flags(self.design, self.problem, self.coordinates, boundary),
                 *far,
             ),
         )

@@ -19,10 +19,8 @@ from mixmoe.mixed.error_structure import ErrorSetup
 from mixmoe.mixed.first_order import first_order
 from mixmoe.mixed.information import (
     few_units,
-    find_boundary,
     identified,
-    informative_basis,
-    invert_information,
+    inverse_at,
     resampled_covariance,
 )
 from mixmoe.mixed.likelihood.observed import (
@@ -105,8 +103,7 @@ def bootstrap_covariance(
         note += f", interrupted before {n_boot} were done"
     if len(kept) < len(draws.values):
         note += f", {len(draws.values) - len(kept)} more did not converge"
-    at = find_boundary(problem, coordinates, theta)
-    inverse = invert_information(observed_information(problem, at.theta), informative_basis(problem, at))
+    at, inverse = inverse_at(problem, coordinates, theta)
     known = identified(problem, coordinates, at, inverse, layout)
     flags = (*known.flags, *few_units(problem, at))
     replicates = Draws(kept, _acceleration(problem, coordinates, theta, clusters))

@@ -24,7 +24,6 @@ from mixmoe._typing import Array
 from mixmoe.mixed.likelihood.protocol import (
     ClosedIntegral,
     Effects,
-    FlatScores,
 )
 from mixmoe.mixed.parameters import Params, Structure
 from mixmoe.numerics.linalg import cholesky, inverse_from_cholesky, multiply, solve_lower, solve_upper, times_real
@@ -257,7 +256,7 @@ def expert_posterior(m: GaussianData, beta: Array, T: Array, sigma: Array) -> Ex
     -------
     ExpertPosterior
     """
-    q, N, E = T.shape[1], m.n_subjects, beta.shape[0]
+    q, N, E = T.shape[1], len(m.n), beta.shape[0]
     Lam = T / sigma[:, None, None]
     at = m.around(beta)
     # vec(Lambda' ZZ Lambda) is a (q^2, q^2) matrix times vec(ZZ): one matrix product for all subjects at once.
@@ -290,7 +289,7 @@ def expert_scores(m: GaussianExperts, post: ExpertPosterior, T: Array, sigma: Ar
         In beta, in all entries of T (row by row) and in log sigma.
     """
     b = random_effect_means(post, T, sigma)
-    out = np.empty((len(b), len(m.XX) + T.shape[1] ** 2 + 1, m.n_subjects), dtype=post.left.dtype)
+    out = np.empty((len(b), len(m.XX) + T.shape[1] ** 2 + 1, len(m.n)), dtype=post.left.dtype)
     # In beta: X'V^-1 r = X'(r - Z b) / sigma^2 with b the posterior mean of the random effects.
     out[:, : len(m.XX)] = (post.left - multiply(np.swapaxes(m.ZX, 0, 1), b)) / (sigma**2)[:, None, None]
     out[:, len(m.XX) :] = variance_scores(m, post, T, sigma, b)
@@ -399,7 +398,7 @@ class ClosedDensities:
 
 
 @dataclass(frozen=True, slots=True)
-class GaussianDensities(ClosedDensities, FlatScores):
+class GaussianDensities(ClosedDensities):
     """Densities of a run of subjects, see `Densities`.
 
     Attributes
@@ -414,8 +413,10 @@ class GaussianDensities(ClosedDensities, FlatScores):
     params: Params
     posterior: ExpertPosterior
 
-    def _flat_scores(self) -> Array:
-        return expert_scores(self.data, self.posterior, *flat_experts(self.params))
+    def scores(self) -> Array:
+        """Derivatives, shape (S, K, p + q * q + 1, n)."""
+        flat = expert_scores(self.data, self.posterior, *flat_experts(self.params))
+        return flat.reshape(*self.params.sigma.shape, *flat.shape[1:])
 
     def summed_scores(self, weights: Array) -> Array:
         """Weighted sums over subjects, shape (S, K, p + q * q + 1), without those of the subjects."""
