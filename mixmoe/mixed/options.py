@@ -34,11 +34,10 @@ from mixmoe.mixed.parameters import (
     Sigma,
     Structure,
 )
-from mixmoe.mixed.smooth.spelling import with_functions
+from mixmoe.mixed.smooth.functions import with_functions
 from mixmoe.mixed.thresholds import OrdinalResponse, Thresholds, step_extra
 from mixmoe.numerics.linalg import apply_inverse, orthogonal_columns
-from mixmoe.responses.distribution import ETA_LIMIT, OFFSETS
-from mixmoe.responses.existence import Observed, check_maximum
+from mixmoe.responses.distribution import ETA_LIMIT, OFFSETS, Observed, check_maximum
 from mixmoe.responses.exponential import family_named, name_of_family
 
 

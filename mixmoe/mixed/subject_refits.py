@@ -1,4 +1,4 @@
-"""A MEMoE estimated again: with other experts, on other responses, on resamples of the subjects; the bootstrap."""
+"""A MEMoE estimated again: with other experts, on other responses, on resamples; how single subjects move it."""
 
 from collections.abc import Mapping
 from copy import copy
@@ -13,10 +13,9 @@ from mixmoe._typing import Array
 from mixmoe.arguments import checked_count, checked_rng
 from mixmoe.design.design import Design, offset_of
 from mixmoe.errors import ArgumentError
-from mixmoe.families import Curvature, Estimated
+from mixmoe.families import Curvature, Estimated, FirstOrder, Likelihood
 from mixmoe.inference.uncertainty import Draws, ParamCov, acceleration, within_clusters, without_parameters
 from mixmoe.mixed.error_structure import ErrorSetup
-from mixmoe.mixed.first_order import first_order
 from mixmoe.mixed.information import (
     few_units,
     identified,
@@ -25,12 +24,23 @@ from mixmoe.mixed.information import (
 )
 from mixmoe.mixed.likelihood.observed import (
     Problem,
+    block_scores,
+    evaluate,
+    evaluate_block,
     observed_information,
     subject_logliks,
     subject_scores,
 )
 from mixmoe.mixed.options import ResponseModel, check_method, cluster_codes
-from mixmoe.mixed.parameters import Coordinates, Params, Structure, free_to_reported, permute_reported
+from mixmoe.mixed.parameters import (
+    Coordinates,
+    Params,
+    Structure,
+    free_to_reported,
+    free_to_reported_jacobian,
+    free_to_working,
+    permute_reported,
+)
 from mixmoe.mixed.prediction.trajectories import Estimate, disturbances, draw_responses
 from mixmoe.mixed.search import Guarded, off_boundary, permute
 from mixmoe.mixed.smooth.curvature import first_inverse_of_functions
@@ -40,7 +50,95 @@ from mixmoe.mixed.starting_values import first_inverse
 from mixmoe.mixture.estimate import EMFit, ParamLayout, Starts
 from mixmoe.mixture.gate import posterior_probabilities
 from mixmoe.mixture.resampling import replicate
-from mixmoe.numerics.optimise import Control, climb
+from mixmoe.numerics.optimise import Control, Evaluation, climb
+
+
+def first_order(problem: Problem, coordinates: Coordinates, theta: Array) -> FirstOrder:
+    """Scores, inverse information and derivatives of the responsibilities at a solution.
+
+    Parameters
+    ----------
+    problem : Problem
+    coordinates : Coordinates
+    theta : ndarray, shape (P,)
+
+    Returns
+    -------
+    FirstOrder
+    """
+    at, inverse = inverse_at(problem, coordinates, theta)
+    jacobian = free_to_reported_jacobian(problem.structure, coordinates, at.theta)
+    jacobian[list(at.blank)] = np.nan
+    scores = expert_subject_scores(problem, at.theta)
+    observed = subject_scores(problem, at.theta) if problem.restricted else scores.observed
+    return FirstOrder(observed, inverse.matrix, jacobian, scores.slopes)
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectScores:
+    """Scores of the subjects.
+
+    Attributes
+    ----------
+    observed : ndarray, shape (N, P)
+    slopes : ndarray, shape (N, K, P)
+        Derivatives of the responsibilities.
+    """
+
+    observed: Array
+    slopes: Array
+
+
+def expert_subject_scores(problem: Problem, theta: Array) -> SubjectScores:
+    """Scores of the subjects and derivatives ``tau_ik (s_ik - s_i)`` of their responsibilities.
+
+    s_ik is the score of subject i were she known to belong to expert k, and s_i their responsibility-weighted mean.
+    """
+    K = problem.structure.n_experts
+    params = free_to_working(problem.structure, theta[None])
+    out = SubjectScores(np.empty((problem.n_subjects, theta.size)), np.empty((problem.n_subjects, K, theta.size)))
+    for where, experts in problem.experts.blocks(K):
+        block = evaluate_block(problem, params, where, experts)
+        tau = block.responsibilities
+        out.observed[where] = block_scores(problem, theta[None], block)[0].T
+        for k in range(K):
+            known = np.zeros_like(tau)
+            known[:, k] = 1.0
+            given = block_scores(problem, theta[None], block, known)[0].T
+            out.slopes[where, k] = tau[0, k][:, None] * (given - out.observed[where])
+    return out
+
+
+def likelihood_at(problem: Problem, coordinates: Coordinates, theta: Array, loglik: float) -> Likelihood:
+    """The log-likelihood around a solution, in units of the response.
+
+    Parameters
+    ----------
+    problem : Problem
+    coordinates : Coordinates
+    theta : ndarray, shape (P,)
+    loglik : float
+        At the solution, in units of the response.
+
+    Returns
+    -------
+    Likelihood
+    """
+    at, inverse = inverse_at(problem, coordinates, theta)
+    shift = loglik - float(evaluate(problem, at.theta[None]).loglik[0])
+
+    def shifted(points: Array) -> Evaluation:
+        e = evaluate(problem, points)
+        return Evaluation(e.loglik + shift, e.score)
+
+    def reported(point: Array) -> Array:
+        return free_to_reported(problem.structure, coordinates, point[None])[0]
+
+    def jacobian(point: Array) -> Array:
+        return np.nan_to_num(free_to_reported_jacobian(problem.structure, coordinates, point))
+
+    return Likelihood(at.theta, inverse.matrix, shifted, reported, jacobian)
+
 
 Clusters = NDArray[np.int64] | None
 _CONTROL = Control(max_iter=200, tol=1e-5)

@@ -22,8 +22,7 @@ from mixmoe._typing import Array
 from mixmoe.mixture.gate import GatePenalty
 from mixmoe.responses.distribution import Family, Outcome
 from mixmoe.responses.zero_inflated import ZeroInflated
-from mixmoe.varying.circle import LINE, positions, wrapped
-from mixmoe.varying.interpolation import hermite_matrix, interpolated
+from mixmoe.varying.interpolation import LINE, hermite_matrix, interpolated, positions, wrapped
 
 IntArray = NDArray[np.intp]
 PAIRS_PER_BLOCK = 1 << 17  # (grid point, row) pairs handled at once: bounds the memory, fits the cache
