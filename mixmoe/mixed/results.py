@@ -17,6 +17,7 @@ from mixmoe.design.frame import view
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Distribution, Effects, FirstOrder, GatePoint, Likelihood
 from mixmoe.inference.uncertainty import checked_alpha, delta_cov
+from mixmoe.mixed.estimation import first_order, likelihood_at, relabelled
 from mixmoe.mixed.options import check_weights_ahead, standardised, standardised_name
 from mixmoe.mixed.parameters import permute_reported, permute_reported_jacobian
 from mixmoe.mixed.prediction.courses import gate_curves, trajectory_axis, trajectory_curves, trajectory_data
@@ -52,7 +53,6 @@ from mixmoe.mixed.prediction.trajectories import (
     subject_mixture,
     weighted_mean_errors,
 )
-from mixmoe.mixed.subject_refits import first_order, likelihood_at, relabelled
 from mixmoe.mixture_results import MoEResults
 from mixmoe.output.predictions import (
     Interval,
