@@ -370,7 +370,7 @@ def fit_last_layer(problem: Problem, control: Control, theta: Array) -> Trained:
     The covariance is at its maximum given the hidden layers whatever the epoch at which these were left. With a
     validation set there is Adam only, and the hidden layers are those of its best epoch.
     """
-    start, watch = start_last(problem, theta), Watch.new()
+    start, watch = start_last(problem, theta), Watch[LastState].new()
     state = LastState(start.theta.requires_grad_(True), start.entries.requires_grad_(True))
     flags = []
     if problem.network.hidden:

@@ -89,7 +89,7 @@ def fit_laplace(problem: Problem, control: Control, theta: Array, rng: np.random
 
     With a validation set the state of least validation loss after (1) is kept, without one the last.
     """
-    state, watch, flags = start_state(problem, theta, rng), Watch.new(), []
+    state, watch, flags = start_state(problem, theta, rng), Watch[State].new(), []
     batches = split_batches(problem, control.batch_size, rng)
     warmed = control if problem.n_effects else warm_up(problem, control)
     opens = opening_epoch(problem, warmed)

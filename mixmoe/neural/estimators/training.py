@@ -18,7 +18,7 @@ Woertwein, Allen, Sheeber, Auerbach, Cohn & Morency (2023), ICMI, arXiv 2306.081
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -281,20 +281,30 @@ def set_rate(optimiser: Any, rate: float) -> None:
         settings["lr"] = rate
 
 
+class Copied(Protocol):
+    """A state of training that can be kept while the training goes on."""
+
+    def copy(self) -> Self:
+        """The state with tensors of its own."""
+
+
+Kept = TypeVar("Kept", bound=Copied)
+
+
 @dataclass(slots=True)
-class Watch:
+class Watch(Generic[Kept]):
     """The best state so far and the losses seen.
 
     Attributes
     ----------
-    state : State, or its like of another estimator, or None
+    state : Copied or None
     best : float
     epoch : int
         That of the best state; the last one if there is none.
     train, validation, variance : list of float
     """
 
-    state: Any
+    state: Kept | None
     best: float
     epoch: int
     train: list[float]
@@ -302,7 +312,7 @@ class Watch:
     variance: list[float]
 
     @classmethod
-    def new(cls) -> "Watch":
+    def new(cls) -> Self:
         """Nothing seen yet."""
         return cls(None, math.inf, 0, [], [], [])
 
@@ -312,7 +322,7 @@ class Watch:
         self.validation.append(validation)
         self.variance.append(float(variance.detach().mean()) if variance.numel() else 0.0)
 
-    def keep(self, epoch: int, state: Any, value: float) -> None:
+    def keep(self, epoch: int, state: Kept, value: float) -> None:
         """Keep the state if it is the best so far."""
         if value < self.best:
             self.state, self.best, self.epoch = state.copy(), value, epoch
@@ -382,7 +392,7 @@ def fit_published(problem: Problem, control: Control, theta: Array, rng: np.rand
     Each epoch: (1) a step of Adam per batch on the penalised loss of centred effects; (2) variances updated, annealed
     from one by the factor `annealing`; (3) losses noted, and the state kept if it has the least validation loss.
     """
-    state, watch, flags = start_state(problem, theta, rng), Watch.new(), []
+    state, watch, flags = start_state(problem, theta, rng), Watch[State].new(), []
     batches = split_batches(problem, control.batch_size, rng)
     optimiser = torch.optim.Adam(state.trained, lr=control.lr)
     objective, good = Objective(control.penalty, centre=True), state.copy()
