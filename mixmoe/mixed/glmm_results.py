@@ -14,7 +14,7 @@ from mixmoe.families import Distribution
 from mixmoe.inference.uncertainty import checked_alpha
 from mixmoe.mixed.likelihood.modes import Response
 from mixmoe.mixed.options import standardised_name, trials_of
-from mixmoe.mixed.parameters import apply_inverse, user_to_working
+from mixmoe.mixed.parameters import user_to_working
 from mixmoe.mixed.prediction.courses import (
     CATEGORIES,
     build_grid,
@@ -52,6 +52,7 @@ from mixmoe.mixed.prediction.trajectories import (
 from mixmoe.mixed.results import MEMoEResults
 from mixmoe.mixed.thresholds import OrdinalResponse
 from mixmoe.mixture.estimate import Block
+from mixmoe.numerics.linalg import apply_inverse
 from mixmoe.output.predictions import Interval, Wanted, by_expert, joined
 from mixmoe.output.records import Cell, Curve
 from mixmoe.responses.distribution import Outcome

@@ -19,7 +19,7 @@ from scipy.special import expit, ndtr, ndtri
 from scipy.stats import t as student
 
 from mixmoe._typing import Array
-from mixmoe.inference.simultaneous import multiplier_critical
+from mixmoe.inference.uncertainty import multiplier_critical
 from mixmoe.numerics.linalg import log_softmax
 from mixmoe.responses.distribution import Family
 from mixmoe.responses.zero_inflated import ZeroInflated

@@ -14,8 +14,9 @@ from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixed.glmm_results import GLMMResults
 from mixmoe.mixed.prediction.courses import build_grid, trajectory_axis
 from mixmoe.mixed.results import MEMoEResults
-from mixmoe.mixed.smooth import bands as smooth_bands
+from mixmoe.mixed.smooth import function_bands as smooth_bands
 from mixmoe.mixed.smooth.fitting import Smoothing
+from mixmoe.mixed.smooth.function_bands import function_curves, function_tables
 from mixmoe.mixed.smooth.hypotheses import (
     HYPOTHESES,
     METHODS,
@@ -26,7 +27,6 @@ from mixmoe.mixed.smooth.hypotheses import (
     equality_test,
     named_functions,
 )
-from mixmoe.mixed.smooth.tables import function_curves, function_tables
 from mixmoe.mixture.estimate import EMFit, classification_entropy, criteria
 from mixmoe.mixture.gate import gate_log_probabilities
 from mixmoe.output.records import Cell, Curve, Table
