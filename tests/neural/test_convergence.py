@@ -86,7 +86,7 @@ def test_gradients_through_no_factorisation_are_those_of_the_value(cov):
     P = len(start.theta)
 
     def value(at):
-        state = LastState(at[:P].clone().requires_grad_(True), at[P:].clone().requires_grad_(True))
+        state = LastState(*(v.clone().requires_grad_(True) for v in (at[:P], at[P:])), start.plan)
         loss = float(add_exact_gradients(model.problem, control, state))
         return loss, torch.cat([state.theta.grad, state.entries.grad])
 

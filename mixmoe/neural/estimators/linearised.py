@@ -21,7 +21,7 @@ from mixmoe.neural.batches import shuffled, split_batches
 from mixmoe.neural.blocks import Tensor, torch
 from mixmoe.neural.components import entries_of
 from mixmoe.neural.estimators.ascent import TINY, ascend, near_enough
-from mixmoe.neural.estimators.last_layer import LastState, add_exact_gradients, is_exact
+from mixmoe.neural.estimators.last_layer import LastState, add_exact_gradients, is_exact, plan_of
 from mixmoe.neural.estimators.state import (
     State,
     calibrate,
@@ -47,6 +47,7 @@ from mixmoe.neural.estimators.training import (
     trained,
     warm_up,
 )
+from mixmoe.neural.groupings import loglik_at
 from mixmoe.neural.marginal_likelihood import is_marginal, maximise_marginal, quadrature_loglik
 from mixmoe.neural.person_predictions import effects_from_rows, to_state
 from mixmoe.neural.posterior import update_variances
@@ -269,7 +270,7 @@ def left_to_gain(problem: Problem, control: Control, fit: Trained, enough: float
     if is_exact(problem):
         theta = problem.tensor(fit.theta).requires_grad_(True)
         entries = entries_of(problem, fit)[:-1].detach().clone().requires_grad_(True)
-        last = LastState(theta, entries)
+        last = LastState(theta, entries, plan_of(problem))
         leaves, backward = [theta, entries], lambda: add_exact_gradients(problem, control, last)
     else:
         state = to_state(problem, fit)
@@ -309,6 +310,8 @@ def all_rows_loglik(problem: Problem, fit: Trained) -> float:
         Without rows set aside.
     fit : Trained
     """
+    if problem.further:
+        return loglik_at(problem, fit)
     z = effects_from_rows(problem, fit) if problem.n_effects else fit.z
     return marginal_loglik(problem, to_state(problem, fit, z))
 

@@ -1,0 +1,507 @@
+"""The linear mixed model of the last layer given its features, with one grouping of the rows or several.
+
+``y = H beta + sum_g Z_g b_g + e`` with Z_g some columns of the features H for each level of grouping g, and effects of
+a level ``b ~ N(0, sigma^2 L_g L_g')``.
+
+Units are the levels of the first grouping. Effects of groupings whose levels lie
+within units, as sites within persons, belong to the unit's own block; effects of crossed groupings are the border:
+
+``A = I + L'Z'Z L = [[A_1, B], [B', S]]``, A_1 block-diagonal by unit with Cholesky factors R_i, ``S - B'A_1^-1 B``
+dense.
+
+Everything is in terms of the cross-products of each unit's rows ``[nested slots | features | response | border
+slots]``, where a slot holds the features of the rows of one level that the unit meets, and zeros in other rows. beta
+and sigma are profiled out.
+
+References
+----------
+Lindstrom & Bates (1988), Journal of the American Statistical Association 83, 1014-1022 (the profiled deviance and
+its derivatives).
+Bates, Maechler, Bolker & Walker (2015), Journal of Statistical Software 67(1), equations 30-42 (maximum likelihood, and
+the Cholesky factor in blocks, for several groupings).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mixmoe.neural.blocks import Blocks, Tensor, torch
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """The levels of one further grouping that each unit meets.
+
+    Attributes
+    ----------
+    columns : Tensor of int, shape (q,)
+        Features that the effects multiply.
+    levels : Tensor of int, shape (N, K)
+        Level in each slot of a unit, units in the order of the blocks; -1 where a unit meets fewer than K.
+    hot : tuple of Tensor, shape (B, T, K)
+        One where a row belongs to the level of a slot, one array per block.
+    n_levels : int
+    """
+
+    columns: Tensor
+    levels: Tensor
+    hot: tuple[Tensor, ...]
+    n_levels: int
+
+    @property
+    def width(self) -> int:
+        """Columns of the rows that the slots take."""
+        return self.levels.shape[1] * len(self.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where effects lie among the columns of the rows.
+
+    Attributes
+    ----------
+    columns : Tensor of int, shape (q,)
+        Features that the effects of the units multiply.
+    n_features : int
+    nested, crossed : tuple of Slots
+        Groupings within units, and the others.
+    places : tuple of int
+        Place of each of them, nested ones first, among the further groupings of the model.
+    border : Tensor of int, shape (N, B), or None
+        Column of the border that each border slot of a unit is.
+    masked : tuple of bool
+        Whether a block has cells without a row.
+    """
+
+    columns: Tensor
+    n_features: int
+    nested: tuple[Slots, ...]
+    crossed: tuple[Slots, ...]
+    places: tuple[int, ...]
+    border: Tensor | None
+    masked: tuple[bool, ...]
+
+    @property
+    def first(self) -> int:
+        """Columns before the features."""
+        return sum(slots.width for slots in self.nested)
+
+    @property
+    def end(self) -> int:
+        """Columns up to the response."""
+        return self.first + self.n_features + 1
+
+    @property
+    def fixed(self) -> slice:
+        """Features and response."""
+        return slice(self.first, self.end)
+
+    @property
+    def n_border(self) -> int:
+        """Effects of crossed groupings."""
+        return sum(slots.n_levels * len(slots.columns) for slots in self.crossed)
+
+    @property
+    def own(self) -> Tensor:
+        """Columns of the rows that the effects of a unit's own block multiply: features, then nested slots."""
+        return torch.cat([self.columns + self.first, torch.arange(self.first, device=self.columns.device)])
+
+    @property
+    def random(self) -> Tensor:
+        """Columns of the rows that any effects multiply: those of a unit's own, then border slots."""
+        width = sum(slots.width for slots in self.crossed)
+        return torch.cat([self.own, torch.arange(self.end, self.end + width, device=self.columns.device)])
+
+
+def make_plan(blocks: Blocks, columns: Sequence[Tensor], n_levels: Sequence[int], n_features: int) -> Plan:
+    """Where effects lie in rows of some blocks.
+
+    Parameters
+    ----------
+    blocks : Blocks
+        With the levels of the further groupings.
+    columns : sequence of Tensor of int
+        Features that the effects of each grouping multiply, the first one included.
+    n_levels : sequence of int
+        Levels of the further groupings.
+    n_features : int
+    """
+    found = [slots_of(blocks, g, columns[g + 1], count) for g, count in enumerate(n_levels)]
+    within = [is_nested(slots) for slots in found]
+    order = sorted(range(len(found)), key=lambda g: not within[g])
+    nested = tuple(found[g] for g in order if within[g])
+    crossed = tuple(found[g] for g in order if not within[g])
+    masked = tuple(not bool(block.mask.all()) for block in blocks)
+    return Plan(columns[0], n_features, nested, crossed, tuple(order), border_columns(crossed), masked)
+
+
+def slots_of(blocks: Blocks, g: int, columns: Tensor, n_levels: int) -> Slots:
+    """The slots of further grouping `g`."""
+    met = [[torch.unique(row[row >= 0]) for row in block.levels[..., g]] for block in blocks]
+    K = max((len(levels) for of_block in met for levels in of_block), default=0)
+    rows = []
+    for of_block, block in zip(met, blocks, strict=True):
+        table = torch.full((len(of_block), K), -1, dtype=torch.int64, device=block.mask.device)
+        for i, levels in enumerate(of_block):
+            table[i, : len(levels)] = levels
+        rows.append(table)
+    hot = tuple(
+        ((block.levels[..., g].unsqueeze(-1) == table.unsqueeze(1)) & (table.unsqueeze(1) >= 0)).double()
+        for table, block in zip(rows, blocks, strict=True)
+    )
+    return Slots(columns, torch.cat(rows), hot, n_levels)
+
+
+def is_nested(slots: Slots) -> bool:
+    """Whether no level is met by two units."""
+    met = slots.levels[slots.levels >= 0]
+    return len(torch.unique(met)) == len(met)
+
+
+def border_columns(crossed: Sequence[Slots]) -> Tensor | None:
+    """Column of the border of each border slot, shape (N, B); zero, where it adds nothing, for slots that are empty."""
+    if not crossed:
+        return None
+    parts, start = [], 0
+    for slots in crossed:
+        q = len(slots.columns)
+        each = slots.levels.clamp_min(0).unsqueeze(-1) * q + torch.arange(q, device=slots.levels.device)
+        parts.append(start + each.flatten(1))
+        start += slots.n_levels * q
+    return torch.cat(parts, dim=1)
+
+
+def slot_columns(features: Tensor, slots: Slots, block: int) -> Tensor:
+    """Features of the rows of each slot, zero in other rows, shape (B, T, K q)."""
+    return (slots.hot[block].unsqueeze(-1) * features[..., slots.columns].unsqueeze(-2)).flatten(-2)
+
+
+def row_columns(plan: Plan, block: int, features: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """The rows of a block, ``[nested slots | features | response | border slots]``, shape (B, T, w); zero where padded.
+
+    Parameters
+    ----------
+    features : Tensor, shape (B, T, p - 1)
+        Without the column of ones for the bias, which is appended.
+    y, mask : Tensor, shape (B, T)
+    """
+    if not plan.places:
+        rows = torch.cat([features, torch.ones_like(y).unsqueeze(-1), y.unsqueeze(-1)], dim=-1)
+        return rows.mul_(mask.unsqueeze(-1)) if plan.masked[block] else rows
+    features = torch.cat([features, torch.ones_like(y).unsqueeze(-1)], dim=-1)
+    nested, crossed = ([slot_columns(features, s, block) for s in part] for part in (plan.nested, plan.crossed))
+    rows = torch.cat([*nested, features, y.unsqueeze(-1), *crossed], dim=-1)
+    return rows * mask.unsqueeze(-1) if plan.masked[block] else rows
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Cross-products of the rows of each unit.
+
+    Attributes
+    ----------
+    gram : Tensor, shape (N, w, w)
+    plan : Plan
+    n : int
+        Rows.
+    ridge : float
+        Penalty on beta in units of sigma^2: ``rss + ridge |beta|^2``.
+    """
+
+    gram: Tensor
+    plan: Plan
+    n: int
+    ridge: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """Factors of the covariances of the effects, laid out as the columns are.
+
+    Attributes
+    ----------
+    own : Tensor, shape (Q, R)
+        Of a unit's own block.
+    border : Tensor, shape (B, B), or None
+        Of the border slots.
+    """
+
+    own: Tensor
+    border: Tensor | None = None
+
+
+def lay_out_factors(plan: Plan, each: Sequence[Tensor]) -> Factors:
+    """The factors L_g (q_g, r_g) of all groupings, the first one included, in their places."""
+    ordered = [each[g + 1] for g in plan.places]
+    nested = [repeat_factor(L, s.levels.shape[1]) for L, s in zip(ordered, plan.nested, strict=False)]
+    crossed = [
+        repeat_factor(L, s.levels.shape[1]) for L, s in zip(ordered[len(plan.nested) :], plan.crossed, strict=True)
+    ]
+    own = torch.block_diag(each[0], *nested) if nested else each[0]
+    return Factors(own, torch.block_diag(*crossed) if crossed else None)
+
+
+def repeat_factor(L: Tensor, times: int) -> Tensor:
+    """The factor of several levels side by side, ``I x L``."""
+    return torch.kron(torch.eye(times, dtype=L.dtype, device=L.device), L)
+
+
+@dataclass(frozen=True, slots=True)
+class Border:
+    """The crossed effects, the units' own ones eliminated.
+
+    Attributes
+    ----------
+    root : Tensor, shape (M, M)
+        Lower Cholesky factor of their Schur complement.
+    cross : Tensor, shape (M, p + 1)
+        It solved for the columns of features and response.
+    """
+
+    root: Tensor
+    cross: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Likelihood profiled over beta and sigma.
+
+    Attributes
+    ----------
+    objective : Tensor, shape ()
+        Minus twice the marginal log-likelihood, with the penalty on beta.
+    deviance : Tensor, shape ()
+        Without it.
+    beta : Tensor, shape (p,)
+    sigma2 : Tensor, shape ()
+    inverse_root : Tensor, shape (N, R, R)
+        Inverse of the lower Cholesky factor of the units' own blocks ``I + L'Z'ZL``.
+    cross : Tensor, shape (N, R, w)
+        It times ``L'Z'`` and the columns of the rows, those of the border times their factor.
+    border : Border or None
+    information : Tensor, shape (p, p)
+        ``sigma^2 X'V^-1 X``.
+    """
+
+    objective: Tensor
+    deviance: Tensor
+    beta: Tensor
+    sigma2: Tensor
+    inverse_root: Tensor
+    cross: Tensor
+    border: Border | None
+    information: Tensor
+
+
+def identity_like(matrix: Tensor) -> Tensor:
+    """The identity of the size of the last dimension."""
+    return torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+
+
+def jittered(information: Tensor) -> Tensor:
+    """A cross-product matrix that can be factored although features may be collinear."""
+    size = information.diagonal().mean().clamp_min(1e-12)
+    return information + 1e-10 * size * identity_like(information)
+
+
+def profile(m: Moments, factors: Factors, log_sigma: Tensor | None = None) -> Profile:
+    """Marginal likelihood at the factors, the best beta put in, and the best sigma unless it is given.
+
+    Parameters
+    ----------
+    m : Moments
+    factors : Factors
+    log_sigma : Tensor, shape (), optional
+
+    Notes
+    -----
+    (1) Each unit's own effects are eliminated, ``U_i = R_i^-1 L'Z_i'[X_i, y_i, Z_bi L_b]``. (2) What the units leave of
+    the border is summed over them, and eliminated likewise. (3) What is left of features and response is the least
+    squares problem for beta.
+    """
+    plan, L = m.plan, among_rows(m, factors)
+    p, fixed, eye = plan.n_features, plan.fixed, identity_like(L)
+    right = L.T @ m.gram  # (N, R, w)
+    root = torch.linalg.cholesky(right @ L + eye)  # (N, R, R)
+    # Triangular systems of many small matrices cost by their number: the inverses of the roots serve all that follows.
+    # Transposed twice, as the solutions come column by column, and what follows multiplies rows.
+    inverse_root = torch.linalg.solve_triangular(root.mT, eye.expand_as(root), upper=True).mT
+    U = inverse_root @ right
+    flat = U[..., fixed].reshape(-1, p + 1)
+    left = m.gram[:, fixed, fixed].sum(0) - flat.T @ flat
+    logdet, border = 2.0 * root.diagonal(dim1=-2, dim2=-1).log().sum(), None
+    if factors.border is not None:
+        U = torch.cat([U[..., : plan.end], U[..., plan.end :] @ factors.border], dim=-1)
+        border = eliminate_border(m, factors.border, U)
+        left = left - border.cross.T @ border.cross
+        logdet = logdet + 2.0 * border.root.diagonal().log().sum()
+    information, moment, yy = left[:p, :p], left[:p, p], left[p, p]
+    penalised = information + m.ridge * identity_like(information)
+    chol = torch.linalg.cholesky(jittered(information) if m.ridge == 0.0 else penalised)
+    beta = torch.cholesky_solve(moment.unsqueeze(-1), chol).squeeze(-1)
+    rss = yy - (2.0 * moment - penalised @ beta) @ beta
+    sigma2 = rss / m.n if log_sigma is None else (2.0 * log_sigma).exp()
+    objective = m.n * (math.log(2.0 * math.pi) + sigma2.log()) + logdet + rss / sigma2
+    deviance = objective - m.ridge * beta.square().sum() / sigma2
+    return Profile(objective, deviance, beta, sigma2, inverse_root, U, border, information)
+
+
+def among_rows(m: Moments, factors: Factors) -> Tensor:
+    """The factor of a unit's own block with a row for each column of the rows, shape (w, R); zero where none are."""
+    L = factors.own
+    return L.new_zeros(m.gram.shape[-1], L.shape[1]).index_copy(0, m.plan.own, L)
+
+
+def eliminate_border(m: Moments, K: Tensor, U: Tensor) -> Border:
+    """The crossed effects, from what the units' own ones leave of them.
+
+    Parameters
+    ----------
+    K : Tensor, shape (B, B)
+        Factor of the border slots.
+    U : Tensor, shape (N, R, w)
+    """
+    plan, index, at = m.plan, m.plan.border, slice(m.plan.end, None)
+    mine, M, p = U[..., at].mT, m.plan.n_border, m.plan.n_features
+    inner = K.T @ m.gram[:, at, at] @ K - mine @ U[..., at]  # (N, B, B)
+    cross = K.T @ m.gram[:, at, plan.fixed] - mine @ U[..., plan.fixed]  # (N, B, p + 1)
+    pairs = (index.unsqueeze(-1) * M + index.unsqueeze(-2)).reshape(-1)
+    S = torch.zeros(M * M, dtype=K.dtype, device=K.device).index_add(0, pairs, inner.reshape(-1)).view(M, M)
+    right = torch.zeros(M, p + 1, dtype=K.dtype, device=K.device)
+    right = right.index_add(0, index.reshape(-1), cross.reshape(-1, p + 1))
+    root = torch.linalg.cholesky(S + identity_like(S))
+    return Border(root, torch.linalg.solve_triangular(root, right, upper=False))
+
+
+@dataclass(frozen=True, slots=True)
+class Latent:
+    """Columns along the latent effects.
+
+    Attributes
+    ----------
+    own : Tensor, shape (N, R, k)
+        Of the units' own blocks.
+    border : Tensor, shape (M, k), or None
+    """
+
+    own: Tensor
+    border: Tensor | None
+
+
+def solve_latent(plan: Plan, fit: Profile, right: Latent) -> Latent:
+    """``A^-1`` times some columns, given as the units' own blocks (N, R, k) and the border (M, k)."""
+    own, found = fit.inverse_root @ right.own, None
+    if fit.border is not None and right.border is not None:
+        mine = fit.cross[..., plan.end :]
+        taken = (mine.mT @ own).reshape(-1, own.shape[-1])
+        found = torch.cholesky_solve(right.border.index_add(0, plan.border.reshape(-1), -taken), fit.border.root)
+        own = own - mine @ found[plan.border]
+    return Latent(fit.inverse_root.mT @ own, found)
+
+
+def posterior_means(m: Moments, fit: Profile, beta: Tensor | None = None) -> Latent:
+    """Posterior means of the latent effects, in units of which ``b = L u``, one column.
+
+    Parameters
+    ----------
+    beta : Tensor, shape (p,), optional
+        Default: those of the profile.
+    """
+    plan = m.plan
+    combine = torch.cat([-(fit.beta if beta is None else beta), fit.beta.new_ones(1)]).unsqueeze(-1)
+    own, found = fit.cross[..., plan.fixed] @ combine, None
+    if fit.border is not None:
+        found = torch.linalg.solve_triangular(fit.border.root.T, fit.border.cross @ combine, upper=True)  # (M, 1)
+        own = own - fit.cross[..., plan.end :] @ found[plan.border]
+    return Latent(fit.inverse_root.mT @ own, found)
+
+
+def local_inverse(m: Moments, fit: Profile) -> Tensor:
+    """Blocks of ``A^-1`` for each unit's own effects and the border slots that it meets, shape (N, R + B, R + B)."""
+    own = own_inverse(fit)
+    S = torch.cholesky_inverse(fit.border.root)[m.plan.border.unsqueeze(-1), m.plan.border.unsqueeze(-2)]
+    V = own_on_border(m.plan, fit)
+    VS = V @ S
+    top = torch.cat([own + VS @ V.mT, -VS], dim=-1)
+    return torch.cat([top, torch.cat([-VS.mT, S], dim=-1)], dim=-2)
+
+
+def own_inverse(fit: Profile) -> Tensor:
+    """``A_1^-1`` unit by unit, shape (N, R, R)."""
+    return fit.inverse_root.mT @ fit.inverse_root
+
+
+def own_on_border(plan: Plan, fit: Profile) -> Tensor:
+    """``A_1^-1 B``, shape (N, R, B): how far own effects give way to those of the border."""
+    return fit.inverse_root.mT @ fit.cross[..., plan.end :]
+
+
+@dataclass(frozen=True, slots=True)
+class Slopes:
+    """Derivatives of half the profiled deviance.
+
+    Attributes
+    ----------
+    rows : Tensor, shape (N, w, w)
+        Those in the rows of a unit are her rows times this, in the columns of features and slots.
+    own, border : Tensor, or None
+        In the factors.
+    """
+
+    rows: Tensor
+    own: Tensor
+    border: Tensor | None
+
+
+def slopes(m: Moments, factors: Factors, fit: Profile) -> Slopes:
+    """Derivatives of half the profiled deviance in rows and factors.
+
+    Notes
+    -----
+    Nothing is differentiated through a factorisation. By the envelope theorem and ``d log|A| = tr(A^-1 dA)``, with
+    beta, sigma and the modes u at their best values and f a row, times ``c = (nested effects, beta + own effects, -1,
+    border effects)`` is minus her residual e, the derivative is ``f (c c' / sigma^2 + L A^-1 L')``, and
+    ``Z'Z L A^-1 - Z'e u' / sigma^2`` in L; of ``A^-1`` only blocks of effects that meet in a row are needed.
+    """
+    plan, L, u = m.plan, among_rows(m, factors), posterior_means(m, fit)
+    mine = u.own.squeeze(-1)  # (N, R)
+    c = mine @ L.T
+    c[:, plan.first : plan.end - 1] += fit.beta
+    c[:, plan.end - 1] = -1.0
+    if factors.border is not None:
+        met = u.border[plan.border].squeeze(-1)  # (N, B)
+        c[:, plan.end :] += met @ factors.border.T
+    rows = c.unsqueeze(-1) * (c / fit.sigma2).unsqueeze(-2)
+    away = (m.gram @ c.unsqueeze(-1)).squeeze(-1) / fit.sigma2  # minus the columns' cross-products with e / sigma^2
+    if factors.border is None:
+        half = fit.inverse_root @ L.T
+        rows += half.mT @ half
+        whole = fit.cross.flatten(0, 1).T @ fit.inverse_root.flatten(0, 1) + away.T @ mine
+        return Slopes(rows, whole[plan.own], None)
+    L, (Q, R), z = torch.block_diag(factors.own, factors.border), factors.own.shape, plan.random
+    half = L @ local_inverse(m, fit)
+    rows[:, z.unsqueeze(-1), z] += half @ L.T
+    whole = (m.gram[:, z][..., z] @ half).sum(0) + away[:, z].T @ torch.cat([mine, met], dim=-1)
+    return Slopes(rows, whole[:Q, :R], whole[Q:, R:])
+
+
+def features_slope(plan: Plan, block: int, rows: Tensor, slopes_of_rows: Tensor) -> Tensor:
+    """Derivatives in the features of a block but the ones, those of its slots included, shape (B, T, p - 1).
+
+    Parameters
+    ----------
+    rows : Tensor, shape (B, T, w)
+    slopes_of_rows : Tensor, shape (B, w, w)
+        Of the units of the block.
+    """
+    p, first = plan.n_features, plan.first
+    if not plan.places:
+        return rows @ slopes_of_rows[..., : p - 1]
+    whole = rows @ slopes_of_rows
+    found, start = whole[..., first : first + p].clone(), 0
+    for slots in (*plan.nested, *plan.crossed):
+        start = first + p + 1 if plan.crossed and slots is plan.crossed[0] else start
+        mine = whole[..., start : start + slots.width].unflatten(-1, (-1, len(slots.columns)))
+        found[..., slots.columns] += (slots.hot[block].unsqueeze(-1) * mine).sum(-2)
+        start += slots.width
+    return found[..., :-1]
