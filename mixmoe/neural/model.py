@@ -122,9 +122,9 @@ class NME:
     response, whose likelihood is exact, and a linear network is lme4's model; the units, which BIC and held-out rows
     count by, are the levels of the column that has most. Below effects on the last layer of a Gaussian response the
     hidden layers have a standard normal prior unless `fit` is given a ``weight_decay``, and the log-likelihood printed
-    is that at such estimates, without the prior. A linear network of categories (not of a CRF) with at most six personal
-    parameters ends at the maximum of the marginal likelihood, by adaptive quadrature; other categories with person
-    effects are fitted by penalised likelihood, whose coefficients are smaller. With a variance per parameter
+    is that at such estimates, without the prior. A linear network of categories (not of a CRF) with at most six
+    personal parameters ends at the maximum of the marginal likelihood, by adaptive quadrature; other categories with
+    person effects are fitted by penalised likelihood, whose coefficients are smaller. With a variance per parameter
     (``"diagonal"``, or the double bar in ``re:``) the effects of a linear network are independent on the user's scale,
     as for lme4's double bar; where independence is on standardised inputs the correlations that follow are reported.
     Rows of a CRF whose state is missing stay, and the likelihood is the sum over their states; other families leave

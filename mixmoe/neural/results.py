@@ -130,9 +130,9 @@ class NMEResults(NetworkDiagnosis):
             Rows to predict; the response is not needed and never used. By default the data of the fit.
         kind : {"all", "mean", "subject"}
             ``"mean"``: mean over the distribution of effects; ``"subject"``: of known persons with their effects, of
-            others over the distribution of effects; with several groupings each counts by itself, so that a known person
-            may be in an unknown culture; the columns of the groupings must be there, and their labels must be of the
-            type that they had; ``"all"``: the person's if there is a `history`, else the population's.
+            others over the distribution of effects; with several groupings each counts by itself, so that a known
+            person may be in an unknown culture; the columns of the groupings must be there, and their labels must be of
+            the type that they had; ``"all"``: the person's if there is a `history`, else the population's.
         history : DataFrame or mapping, optional
             Past rows, with response, of the persons in `new`, from which their effects are estimated, see `adapt`. For
             ``kind="subject"`` without it, the persons of the fit keep the data of the fit as history. It plays no part
