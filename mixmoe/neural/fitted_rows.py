@@ -30,7 +30,7 @@ from mixmoe.neural.estimators.state import (
     settle_effects,
 )
 from mixmoe.neural.estimators.trained import Problem, Trained, block_outputs
-from mixmoe.neural.groupings import block_units, joint_of
+from mixmoe.neural.groupings import joint_of
 from mixmoe.neural.network import forward, view_tensors
 from mixmoe.neural.person_predictions import Uncertainty, gather, to_state
 from mixmoe.neural.persons import Persons, category_names, known_means, parameter_names, persons_of, unknown_means
@@ -128,7 +128,7 @@ def joint_residuals(persons: Persons, given: str) -> Array:
             combine = torch.cat([-theta[problem.network.tensors[-2].start :], theta.new_ones(1)])
             away = rows[..., plan.fixed] @ combine / fit.sigma2**0.5
             A = rows[..., plan.own] @ factors.own
-            A_border = None if factors.border is None else rows[..., -factors.border.shape[0] :] @ factors.border
+            A_border = rows[..., plan.end :] @ factors.border[k] if factors.border else None
             if given == "covariates":
                 squares = A.square().sum(-1) + (0.0 if A_border is None else A_border.square().sum(-1))
                 parts.append((block, away / (1.0 + squares).sqrt()))
@@ -139,7 +139,7 @@ def joint_residuals(persons: Persons, given: str) -> Array:
                 parts.append((block, torch.linalg.solve_triangular(root, away.unsqueeze(-1), upper=False).squeeze(-1)))
                 continue
             white = torch.empty_like(away)
-            for i, index in enumerate(plan.border[block_units(problem, k)]):
+            for i, index in enumerate(plan.border[k]):
                 moved = A_border[i] @ P[index]  # (T, M)
                 root = torch.linalg.cholesky(V[i] + moved[:, index] @ A_border[i].T)
                 gain = torch.linalg.solve_triangular(root, moved, upper=False)

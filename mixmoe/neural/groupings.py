@@ -357,7 +357,7 @@ def latent_places(problem: Problem, plan: Plan, levels: Index) -> LatentPlaces:
         unit[g + 1] = np.repeat(mine[:, :1], q, axis=1)
         own[g + 1] = start + mine[:, 1:] * q + np.arange(q)
         border[g + 1] = np.full((len(levels), q), -1)
-        start += slots.width
+        start += slots.width(0)
     start = 0
     for g, slots in zip(plan.places[len(plan.nested) :], plan.crossed, strict=True):
         q, level = len(slots.columns), levels[:, g + 1 : g + 2]
@@ -425,7 +425,10 @@ def combination_covariances(joint: Joint, at: LatentPlaces, prior: Tensor) -> Te
     C = C + torch.diag_embed(torch.where(strange, prior, 0.0))
     if fit.border is None:
         return C
-    S, V = torch.cholesky_inverse(fit.border.root), own_on_border(plan, fit)
+    S, padded = torch.cholesky_inverse(fit.border.root), max(index.shape[1] for index in plan.border)
+    V, index = fit.inverse_root.new_zeros(*fit.inverse_root.shape[:2], padded), unit.new_zeros(len(inverse), padded)
+    for k, (units, mine) in enumerate(zip(plan.units, plan.border, strict=True)):
+        V[units, :, : mine.shape[1]], index[units, : mine.shape[1]] = own_on_border(plan, fit, k), mine
     size = max(MOST_CELLS // max(plan.n_border * unit.shape[1], 1), 1)
     parts = []
     for k in range(0, len(unit), size):
@@ -433,7 +436,7 @@ def combination_covariances(joint: Joint, at: LatentPlaces, prior: Tensor) -> Te
         F = S.new_zeros(unit[here].numel(), plan.n_border)
         mine = torch.nonzero(unit[here].reshape(-1) >= 0).squeeze(-1)
         whose, which = unit[here].reshape(-1)[mine], own[here].reshape(-1)[mine]
-        F.index_put_((mine.unsqueeze(-1), plan.border[whose]), -V[whose, which], accumulate=True)
+        F.index_put_((mine.unsqueeze(-1), index[whose]), -V[whose, which], accumulate=True)
         theirs = torch.nonzero(border[here].reshape(-1) >= 0).squeeze(-1)
         F[theirs, border[here].reshape(-1)[theirs]] = 1.0
         F = F.view(*unit[here].shape, plan.n_border)
@@ -461,11 +464,11 @@ def spread_of(problem: Problem, fit: Trained, z: Sequence[Array], *, population:
         for k, block in enumerate(problem.train):
             H = hidden_of(problem.network, problem.tensor(fit.theta), block.x)
             J = row_jacobian(problem, fit, z, block)
-            cross = row_columns(plan, k, H, block.y, block.mask)[..., plan.random].transpose(1, 2) @ J
+            cross = row_columns(plan, k, H, block.y, block.mask)[..., plan.random(k)].mT @ J
             own.append(cross[:, : joint.factors.own.shape[0]])
             total = total + J.flatten(0, 1).T @ J.flatten(0, 1)
-            border = border + border_sum(joint, plan, block_units(problem, k), cross)
-        right = Latent(joint.factors.own.T @ torch.cat(own), None if joint.factors.border is None else border)
+            border = border + border_sum(joint, k, cross)
+        right = Latent(joint.factors.own.T @ torch.cat(own), border if joint.factors.border else None)
         found = solve_latent(plan, joint.profile, right)
         taken = torch.einsum("nrp,nrq->pq", right.own, found.own)
         taken = taken if right.border is None else taken + right.border.T @ found.border
@@ -474,19 +477,15 @@ def spread_of(problem: Problem, fit: Trained, z: Sequence[Array], *, population:
         return Spread(joint, ridged_inverse((total - taken) / fit.sigma2), gain)
 
 
-def block_units(problem: Problem, block: int) -> slice:
-    """Units of a block among all, in the order of the blocks."""
-    sizes = np.cumsum([0, *(len(b.persons) for b in problem.train)])
-    return slice(int(sizes[block]), int(sizes[block + 1]))
-
-
-def border_sum(joint: Joint, plan: Plan, units: slice, cross: Tensor) -> Tensor | float:
-    """Cross-products of border slots (the last rows of `cross`), summed over units, shape (M, k)."""
-    if joint.factors.border is None or plan.border is None:
+def border_sum(joint: Joint, block: int, cross: Tensor) -> Tensor | float:
+    """Cross-products of border slots (the last rows of `cross`), summed over the units of a block, shape (M, k)."""
+    if not joint.factors.border:
         return 0.0
-    mine = joint.factors.border.T @ cross[:, joint.factors.own.shape[0] :]
-    whole = mine.new_zeros(plan.n_border, cross.shape[-1])
-    return whole.index_add(0, plan.border[units].reshape(-1), mine.reshape(-1, cross.shape[-1]))
+    plan = joint.moments.plan
+    mine = joint.factors.border[block].T @ cross[:, joint.factors.own.shape[0] :]
+    return mine.new_zeros(plan.n_border, cross.shape[-1]).index_add(
+        0, plan.border[block].reshape(-1), mine.flatten(0, 1)
+    )
 
 
 def row_jacobian(problem: Problem, fit: Trained, z: Sequence[Array], block: Block) -> Tensor:

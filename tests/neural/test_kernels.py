@@ -124,7 +124,7 @@ def test_profiled_deviance_equals_the_dense_density():
     plan = make_plan(blocks, [columns], [], H.shape[-1])
     H[..., -1] = 1.0
     rows = row_columns(plan, 0, H[..., :-1], y, mask)
-    m = Moments(rows.transpose(1, 2) @ rows, plan, sum(lengths))
+    m = Moments((rows.mT @ rows,), plan, sum(lengths))
     fit = profile(m, Factors(L))
     u = posterior_means(m, fit).own.squeeze(-1)
     loglik = 0.0

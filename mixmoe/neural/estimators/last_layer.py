@@ -142,12 +142,12 @@ def moments(problem: Problem, theta: Tensor, plan: Plan | None = None) -> Moment
         row_columns(plan, k, hidden_of(problem.network, theta, block.x), block.y, block.mask)
         for k, block in enumerate(problem.train)
     ]
-    return joined(problem, plan, rows)
+    return moments_of(problem, plan, rows)
 
 
-def joined(problem: Problem, plan: Plan, rows: Sequence[Tensor]) -> Moments:
-    """Cross-products of the rows of several blocks, persons one after the other."""
-    gram = torch.cat([of_block.transpose(1, 2) @ of_block for of_block in rows])
+def moments_of(problem: Problem, plan: Plan, rows: Sequence[Tensor]) -> Moments:
+    """Cross-products of the rows of several blocks."""
+    gram = tuple(of_block.mT @ of_block for of_block in rows)
     return Moments(gram, plan, problem.train.n_rows, ridge_of(problem, problem.train.n_rows))
 
 
@@ -197,18 +197,17 @@ def add_exact_gradients(problem: Problem, control: Control, state: LastState) ->
             row_columns(state.plan, k, H, block.y, block.mask)
             for k, (H, block) in enumerate(zip(features, problem.train, strict=True))
         ]
-        m = joined(problem, state.plan, rows)
+        m = moments_of(problem, state.plan, rows)
         fit = profile(m, factors)
         found = slopes(m, factors, fit)
-        of_blocks = torch.split(found.rows, [len(block.persons) for block in problem.train])
         moved = [
             (H, features_slope(state.plan, k, mine, G))
-            for k, (H, mine, G) in enumerate(zip(features, rows, of_blocks, strict=True))
+            for k, (H, mine, G) in enumerate(zip(features, rows, found.rows, strict=True))
             if H.requires_grad  # inputs are no features
         ]
     decay = ridge(problem, control, state.theta, prior=True)
-    roots = [*moved, (factors.own, found.own), (decay, torch.ones_like(decay))]
-    roots += [] if factors.border is None else [(factors.border, found.border)]
+    of_factors = [(factors.own, found.own), *zip(factors.border, found.border, strict=True)]
+    roots = [*moved, *of_factors, (decay, torch.ones_like(decay))]
     torch.autograd.backward([value for value, _ in roots], [gradient for _, gradient in roots])
     return 0.5 * fit.objective + decay.detach()
 
@@ -228,8 +227,8 @@ def by_level(problem: Problem, plan: Plan, found: Latent) -> list[Tensor]:
     z = own.new_zeros(problem.n_persons, r).index_copy(0, persons, own[:, :r])
     out, start = {0: z}, r
     for g, slots in zip(plan.places, plan.nested, strict=False):
-        mine = own[:, start : start + slots.width].reshape(-1, len(slots.columns))
-        levels, start = slots.levels.flatten(), start + slots.width
+        mine = own[:, start : start + slots.width(0)].reshape(-1, len(slots.columns))
+        levels, start = slots.levels.flatten(), start + slots.width(0)
         met = levels >= 0
         out[g + 1] = own.new_zeros(slots.n_levels, mine.shape[1]).index_copy(0, levels[met], mine[met])
     start = 0
@@ -355,7 +354,7 @@ def polish(problem: Problem, state: LastState) -> bool:
         with torch.no_grad():
             fit = profile(fixed, factors)
             found = slopes(fixed, factors, fit)
-        pairs = [(factors.own, found.own), (factors.border, found.border)][: 1 + (factors.border is not None)]
+        pairs = [(factors.own, found.own), *zip(factors.border, found.border, strict=True)]
         torch.autograd.backward([L for L, _ in pairs], [slope for _, slope in pairs])
         return 0.5 * fit.objective
 

@@ -23,7 +23,8 @@ the Cholesky factor in blocks, for several groupings).
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from mixmoe.neural.blocks import Blocks, Tensor, torch
 
@@ -39,7 +40,8 @@ class Slots:
     levels : Tensor of int, shape (N, K)
         Level in each slot of a unit, units in the order of the blocks; -1 where a unit meets fewer than K.
     hot : tuple of Tensor, shape (B, T, K)
-        One where a row belongs to the level of a slot, one array per block.
+        One where a row belongs to the level of a slot, one array per block; with as many slots as its units need where
+        the grouping is crossed, as units differ much in how many levels they meet.
     n_levels : int
     """
 
@@ -48,10 +50,9 @@ class Slots:
     hot: tuple[Tensor, ...]
     n_levels: int
 
-    @property
-    def width(self) -> int:
-        """Columns of the rows that the slots take."""
-        return self.levels.shape[1] * len(self.columns)
+    def width(self, block: int) -> int:
+        """Columns of the rows of a block that the slots take."""
+        return self.hot[block].shape[-1] * len(self.columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,10 @@ class Plan:
         Groupings within units, and the others.
     places : tuple of int
         Place of each of them, nested ones first, among the further groupings of the model.
-    border : Tensor of int, shape (N, B), or None
-        Column of the border that each border slot of a unit is.
+    border : tuple of Tensor of int, shape (B, S)
+        Column of the border that each border slot of a unit is, one array per block.
+    units : tuple of slice
+        Units of each block among all.
     masked : tuple of bool
         Whether a block has cells without a row.
     """
@@ -78,13 +81,14 @@ class Plan:
     nested: tuple[Slots, ...]
     crossed: tuple[Slots, ...]
     places: tuple[int, ...]
-    border: Tensor | None
+    border: tuple[Tensor, ...]
+    units: tuple[slice, ...]
     masked: tuple[bool, ...]
 
     @property
     def first(self) -> int:
         """Columns before the features."""
-        return sum(slots.width for slots in self.nested)
+        return sum(slots.width(0) for slots in self.nested)
 
     @property
     def end(self) -> int:
@@ -106,10 +110,9 @@ class Plan:
         """Columns of the rows that the effects of a unit's own block multiply: features, then nested slots."""
         return torch.cat([self.columns + self.first, torch.arange(self.first, device=self.columns.device)])
 
-    @property
-    def random(self) -> Tensor:
+    def random(self, block: int) -> Tensor:
         """Columns of the rows that any effects multiply: those of a unit's own, then border slots."""
-        width = sum(slots.width for slots in self.crossed)
+        width = sum(slots.width(block) for slots in self.crossed)
         return torch.cat([self.own, torch.arange(self.end, self.end + width, device=self.columns.device)])
 
 
@@ -128,11 +131,14 @@ def make_plan(blocks: Blocks, columns: Sequence[Tensor], n_levels: Sequence[int]
     """
     found = [slots_of(blocks, g, columns[g + 1], count) for g, count in enumerate(n_levels)]
     within = [is_nested(slots) for slots in found]
-    order = sorted(range(len(found)), key=lambda g: not within[g])
+    order = tuple(sorted(range(len(found)), key=lambda g: not within[g]))
+    sizes = [len(block.persons) for block in blocks]
+    ends = list(accumulate(sizes))
+    units = tuple(slice(end - size, end) for end, size in zip(ends, sizes, strict=True))
     nested = tuple(found[g] for g in order if within[g])
-    crossed = tuple(found[g] for g in order if not within[g])
+    crossed = tuple(trimmed(found[g], units) for g in order if not within[g])
     masked = tuple(not bool(block.mask.all()) for block in blocks)
-    return Plan(columns[0], n_features, nested, crossed, tuple(order), border_columns(crossed), masked)
+    return Plan(columns[0], n_features, nested, crossed, order, border_columns(crossed, units), units, masked)
 
 
 def slots_of(blocks: Blocks, g: int, columns: Tensor, n_levels: int) -> Slots:
@@ -152,23 +158,32 @@ def slots_of(blocks: Blocks, g: int, columns: Tensor, n_levels: int) -> Slots:
     return Slots(columns, torch.cat(rows), hot, n_levels)
 
 
+def trimmed(slots: Slots, units: Sequence[slice]) -> Slots:
+    """Slots without those that no unit of a block needs."""
+    counts = [int((slots.levels[of_block] >= 0).sum(1).max()) for of_block in units]
+    return replace(slots, hot=tuple(hot[..., :count] for hot, count in zip(slots.hot, counts, strict=True)))
+
+
 def is_nested(slots: Slots) -> bool:
     """Whether no level is met by two units."""
     met = slots.levels[slots.levels >= 0]
     return len(torch.unique(met)) == len(met)
 
 
-def border_columns(crossed: Sequence[Slots]) -> Tensor | None:
-    """Column of the border of each border slot, shape (N, B); zero, where it adds nothing, for slots that are empty."""
+def border_columns(crossed: Sequence[Slots], units: Sequence[slice]) -> tuple[Tensor, ...]:
+    """Column of the border of each border slot, (B, S) for each block; zero for empty slots, where it adds nothing."""
     if not crossed:
-        return None
-    parts, start = [], 0
-    for slots in crossed:
-        q = len(slots.columns)
-        each = slots.levels.clamp_min(0).unsqueeze(-1) * q + torch.arange(q, device=slots.levels.device)
-        parts.append(start + each.flatten(1))
-        start += slots.n_levels * q
-    return torch.cat(parts, dim=1)
+        return ()
+    out = []
+    for block, of_block in enumerate(units):
+        parts, start = [], 0
+        for slots in crossed:
+            q, levels = len(slots.columns), slots.levels[of_block, : slots.hot[block].shape[-1]]
+            each = levels.clamp_min(0).unsqueeze(-1) * q + torch.arange(q, device=levels.device)
+            parts.append(start + each.flatten(1))
+            start += slots.n_levels * q
+        out.append(torch.cat(parts, dim=1))
+    return tuple(out)
 
 
 def slot_columns(features: Tensor, slots: Slots, block: int) -> Tensor:
@@ -200,7 +215,8 @@ class Moments:
 
     Attributes
     ----------
-    gram : Tensor, shape (N, w, w)
+    gram : tuple of Tensor, shape (B, w, w)
+        One array per block.
     plan : Plan
     n : int
         Rows.
@@ -208,7 +224,7 @@ class Moments:
         Penalty on beta in units of sigma^2: ``rss + ridge |beta|^2``.
     """
 
-    gram: Tensor
+    gram: tuple[Tensor, ...]
     plan: Plan
     n: int
     ridge: float = 0.0
@@ -222,23 +238,25 @@ class Factors:
     ----------
     own : Tensor, shape (Q, R)
         Of a unit's own block.
-    border : Tensor, shape (B, B), or None
-        Of the border slots.
+    border : tuple of Tensor, shape (S, S)
+        Of the border slots of each block.
     """
 
     own: Tensor
-    border: Tensor | None = None
+    border: tuple[Tensor, ...] = ()
 
 
 def lay_out_factors(plan: Plan, each: Sequence[Tensor]) -> Factors:
     """The factors L_g (q_g, r_g) of all groupings, the first one included, in their places."""
     ordered = [each[g + 1] for g in plan.places]
-    nested = [repeat_factor(L, s.levels.shape[1]) for L, s in zip(ordered, plan.nested, strict=False)]
-    crossed = [
-        repeat_factor(L, s.levels.shape[1]) for L, s in zip(ordered[len(plan.nested) :], plan.crossed, strict=True)
-    ]
+    nested = [repeat_factor(L, s.hot[0].shape[-1]) for L, s in zip(ordered, plan.nested, strict=False)]
     own = torch.block_diag(each[0], *nested) if nested else each[0]
-    return Factors(own, torch.block_diag(*crossed) if crossed else None)
+    others = ordered[len(plan.nested) :]
+    border = [
+        torch.block_diag(*(repeat_factor(L, s.hot[k].shape[-1]) for L, s in zip(others, plan.crossed, strict=True)))
+        for k in range(len(plan.border))
+    ]
+    return Factors(own, tuple(border))
 
 
 def repeat_factor(L: Tensor, times: int) -> Tensor:
@@ -276,8 +294,8 @@ class Profile:
     sigma2 : Tensor, shape ()
     inverse_root : Tensor, shape (N, R, R)
         Inverse of the lower Cholesky factor of the units' own blocks ``I + L'Z'ZL``.
-    cross : Tensor, shape (N, R, w)
-        It times ``L'Z'`` and the columns of the rows, those of the border times their factor.
+    cross : tuple of Tensor, shape (B, R, w)
+        It times ``L'Z'`` and the columns of the rows of each block, those of the border times their factor.
     border : Border or None
     information : Tensor, shape (p, p)
         ``sigma^2 X'V^-1 X``.
@@ -288,7 +306,7 @@ class Profile:
     beta: Tensor
     sigma2: Tensor
     inverse_root: Tensor
-    cross: Tensor
+    cross: tuple[Tensor, ...]
     border: Border | None
     information: Tensor
 
@@ -319,20 +337,12 @@ def profile(m: Moments, factors: Factors, log_sigma: Tensor | None = None) -> Pr
     the border is summed over them, and eliminated likewise. (3) What is left of features and response is the least
     squares problem for beta.
     """
-    plan, L = m.plan, among_rows(m, factors)
-    p, fixed, eye = plan.n_features, plan.fixed, identity_like(L)
-    right = L.T @ m.gram  # (N, R, w)
-    root = torch.linalg.cholesky(right @ L + eye)  # (N, R, R)
-    # Triangular systems of many small matrices cost by their number: the inverses of the roots serve all that follows.
-    # Transposed twice, as the solutions come column by column, and what follows multiplies rows.
-    inverse_root = torch.linalg.solve_triangular(root.mT, eye.expand_as(root), upper=True).mT
-    U = inverse_root @ right
-    flat = U[..., fixed].reshape(-1, p + 1)
-    left = m.gram[:, fixed, fixed].sum(0) - flat.T @ flat
-    logdet, border = 2.0 * root.diagonal(dim1=-2, dim2=-1).log().sum(), None
-    if factors.border is not None:
-        U = torch.cat([U[..., : plan.end], U[..., plan.end :] @ factors.border], dim=-1)
-        border = eliminate_border(m, factors.border, U)
+    plan, p = m.plan, m.plan.n_features
+    parts = [eliminate_units(m, factors, k) for k in range(len(m.gram))]
+    left = sum_of([part.left for part in parts])
+    logdet, border = sum_of([part.logdet for part in parts]), None
+    if factors.border:
+        border = eliminate_border(m, factors, [part.cross for part in parts])
         left = left - border.cross.T @ border.cross
         logdet = logdet + 2.0 * border.root.diagonal().log().sum()
     information, moment, yy = left[:p, :p], left[:p, p], left[p, p]
@@ -343,32 +353,81 @@ def profile(m: Moments, factors: Factors, log_sigma: Tensor | None = None) -> Pr
     sigma2 = rss / m.n if log_sigma is None else (2.0 * log_sigma).exp()
     objective = m.n * (math.log(2.0 * math.pi) + sigma2.log()) + logdet + rss / sigma2
     deviance = objective - m.ridge * beta.square().sum() / sigma2
-    return Profile(objective, deviance, beta, sigma2, inverse_root, U, border, information)
+    inverse_root = joined([part.inverse_root for part in parts])
+    cross = tuple(part.cross for part in parts)
+    return Profile(objective, deviance, beta, sigma2, inverse_root, cross, border, information)
 
 
-def among_rows(m: Moments, factors: Factors) -> Tensor:
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Arrays of all units from those of the blocks."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def sum_of(parts: Sequence[Tensor]) -> Tensor:
+    """The sum of arrays of one shape."""
+    return parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Eliminated:
+    """What is left of the rows of a block, her own effects eliminated from each unit's.
+
+    Attributes
+    ----------
+    inverse_root, cross
+        Of the block, as in `Profile`.
+    left : Tensor, shape (p + 1, p + 1)
+        Cross-products of features and response less what own effects take.
+    logdet : Tensor, shape ()
+    """
+
+    inverse_root: Tensor
+    cross: Tensor
+    left: Tensor
+    logdet: Tensor
+
+
+def eliminate_units(m: Moments, factors: Factors, block: int) -> Eliminated:
+    """The effects of the units' own blocks, ``U_i = R_i^-1 L'Z_i'[X_i, y_i, Z_bi L_b]``."""
+    plan, L, gram = m.plan, among_rows(m, factors, block), m.gram[block]
+    fixed, eye = plan.fixed, identity_like(L)
+    right = L.T @ gram  # (B, R, w)
+    root = torch.linalg.cholesky(right @ L + eye)  # (B, R, R)
+    # Triangular systems of many small matrices cost by their number: the inverses of the roots serve all that follows.
+    # Transposed twice, as the solutions come column by column, and what follows multiplies rows.
+    inverse_root = torch.linalg.solve_triangular(root.mT, eye.expand_as(root), upper=True).mT
+    U = inverse_root @ right
+    flat = U[..., fixed].flatten(0, 1)
+    left = gram[:, fixed, fixed].sum(0) - flat.T @ flat
+    if factors.border:
+        U = torch.cat([U[..., : plan.end], U[..., plan.end :] @ factors.border[block]], dim=-1)
+    return Eliminated(inverse_root, U, left, 2.0 * root.diagonal(dim1=-2, dim2=-1).log().sum())
+
+
+def among_rows(m: Moments, factors: Factors, block: int) -> Tensor:
     """The factor of a unit's own block with a row for each column of the rows, shape (w, R); zero where none are."""
     L = factors.own
-    return L.new_zeros(m.gram.shape[-1], L.shape[1]).index_copy(0, m.plan.own, L)
+    return L.new_zeros(m.gram[block].shape[-1], L.shape[1]).index_copy(0, m.plan.own, L)
 
 
-def eliminate_border(m: Moments, K: Tensor, U: Tensor) -> Border:
+def eliminate_border(m: Moments, factors: Factors, cross: Sequence[Tensor]) -> Border:
     """The crossed effects, from what the units' own ones leave of them.
 
     Parameters
     ----------
-    K : Tensor, shape (B, B)
-        Factor of the border slots.
-    U : Tensor, shape (N, R, w)
+    cross : sequence of Tensor, shape (B, R, w)
+        As in `Profile`.
     """
-    plan, index, at = m.plan, m.plan.border, slice(m.plan.end, None)
-    mine, M, p = U[..., at].mT, m.plan.n_border, m.plan.n_features
-    inner = K.T @ m.gram[:, at, at] @ K - mine @ U[..., at]  # (N, B, B)
-    cross = K.T @ m.gram[:, at, plan.fixed] - mine @ U[..., plan.fixed]  # (N, B, p + 1)
-    pairs = (index.unsqueeze(-1) * M + index.unsqueeze(-2)).reshape(-1)
-    S = torch.zeros(M * M, dtype=K.dtype, device=K.device).index_add(0, pairs, inner.reshape(-1)).view(M, M)
-    right = torch.zeros(M, p + 1, dtype=K.dtype, device=K.device)
-    right = right.index_add(0, index.reshape(-1), cross.reshape(-1, p + 1))
+    plan, at, M = m.plan, slice(m.plan.end, None), m.plan.n_border
+    S, right = (factors.own.new_zeros(size) for size in (M * M, (M, plan.n_features + 1)))
+    for gram, K, U, index in zip(m.gram, factors.border, cross, plan.border, strict=True):
+        mine = U[..., at].mT
+        inner = K.T @ gram[:, at, at] @ K - mine @ U[..., at]  # (B, S, S)
+        fixed = K.T @ gram[:, at, plan.fixed] - mine @ U[..., plan.fixed]  # (B, S, p + 1)
+        pairs = index.unsqueeze(-1) * M + index.unsqueeze(-2)
+        S = S.index_add(0, pairs.reshape(-1), inner.reshape(-1))
+        right = right.index_add(0, index.reshape(-1), fixed.flatten(0, 1))
+    S = S.view(M, M)
     root = torch.linalg.cholesky(S + identity_like(S))
     return Border(root, torch.linalg.solve_triangular(root, right, upper=False))
 
@@ -392,11 +451,18 @@ def solve_latent(plan: Plan, fit: Profile, right: Latent) -> Latent:
     """``A^-1`` times some columns, given as the units' own blocks (N, R, k) and the border (M, k)."""
     own, found = fit.inverse_root @ right.own, None
     if fit.border is not None and right.border is not None:
-        mine = fit.cross[..., plan.end :]
-        taken = (mine.mT @ own).reshape(-1, own.shape[-1])
-        found = torch.cholesky_solve(right.border.index_add(0, plan.border.reshape(-1), -taken), fit.border.root)
-        own = own - mine @ found[plan.border]
+        left = right.border
+        for U, index, units in zip(fit.cross, plan.border, plan.units, strict=True):
+            taken = U[..., plan.end :].mT @ own[units]
+            left = left.index_add(0, index.reshape(-1), -taken.flatten(0, 1))
+        found = torch.cholesky_solve(left, fit.border.root)
+        own = own - taken_by_border(plan, fit, found)
     return Latent(fit.inverse_root.mT @ own, found)
+
+
+def taken_by_border(plan: Plan, fit: Profile, found: Tensor) -> Tensor:
+    """What border effects (M, k) take from the units' own, times the inverse of the roots, shape (N, R, k)."""
+    return joined([U[..., plan.end :] @ found[index] for U, index in zip(fit.cross, plan.border, strict=True)])
 
 
 def posterior_means(m: Moments, fit: Profile, beta: Tensor | None = None) -> Latent:
@@ -407,23 +473,13 @@ def posterior_means(m: Moments, fit: Profile, beta: Tensor | None = None) -> Lat
     beta : Tensor, shape (p,), optional
         Default: those of the profile.
     """
-    plan = m.plan
+    plan, found = m.plan, None
     combine = torch.cat([-(fit.beta if beta is None else beta), fit.beta.new_ones(1)]).unsqueeze(-1)
-    own, found = fit.cross[..., plan.fixed] @ combine, None
+    own = joined([U[..., plan.fixed] @ combine for U in fit.cross])
     if fit.border is not None:
         found = torch.linalg.solve_triangular(fit.border.root.T, fit.border.cross @ combine, upper=True)  # (M, 1)
-        own = own - fit.cross[..., plan.end :] @ found[plan.border]
+        own = own - taken_by_border(plan, fit, found)
     return Latent(fit.inverse_root.mT @ own, found)
-
-
-def local_inverse(m: Moments, fit: Profile) -> Tensor:
-    """Blocks of ``A^-1`` for each unit's own effects and the border slots that it meets, shape (N, R + B, R + B)."""
-    own = own_inverse(fit)
-    S = torch.cholesky_inverse(fit.border.root)[m.plan.border.unsqueeze(-1), m.plan.border.unsqueeze(-2)]
-    V = own_on_border(m.plan, fit)
-    VS = V @ S
-    top = torch.cat([own + VS @ V.mT, -VS], dim=-1)
-    return torch.cat([top, torch.cat([-VS.mT, S], dim=-1)], dim=-2)
 
 
 def own_inverse(fit: Profile) -> Tensor:
@@ -431,9 +487,24 @@ def own_inverse(fit: Profile) -> Tensor:
     return fit.inverse_root.mT @ fit.inverse_root
 
 
-def own_on_border(plan: Plan, fit: Profile) -> Tensor:
-    """``A_1^-1 B``, shape (N, R, B): how far own effects give way to those of the border."""
-    return fit.inverse_root.mT @ fit.cross[..., plan.end :]
+def own_on_border(plan: Plan, fit: Profile, block: int) -> Tensor:
+    """``A_1^-1 B`` of the units of a block, shape (B, R, S): how far own effects give way to those of the border."""
+    return fit.inverse_root[plan.units[block]].mT @ fit.cross[block][..., plan.end :]
+
+
+def local_inverse(plan: Plan, fit: Profile, S: Tensor, block: int) -> Tensor:
+    """Blocks of ``A^-1`` for each unit's own effects and the border slots that it meets, shape (B, R + S, R + S).
+
+    Parameters
+    ----------
+    S : Tensor, shape (M, M)
+        That of the border.
+    """
+    index, V = plan.border[block], own_on_border(plan, fit, block)
+    mine = S[index.unsqueeze(-1), index.unsqueeze(-2)]
+    VS, root = V @ mine, fit.inverse_root[plan.units[block]]
+    top = torch.cat([root.mT @ root + VS @ V.mT, -VS], dim=-1)
+    return torch.cat([top, torch.cat([-VS.mT, mine], dim=-1)], dim=-2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -442,15 +513,17 @@ class Slopes:
 
     Attributes
     ----------
-    rows : Tensor, shape (N, w, w)
-        Those in the rows of a unit are her rows times this, in the columns of features and slots.
-    own, border : Tensor, or None
-        In the factors.
+    rows : tuple of Tensor, shape (B, w, w)
+        Those in the rows of a unit are her rows times this, in the columns of features and slots; an array per block.
+    own : Tensor, shape (Q, R)
+        In the factor of the units' own blocks.
+    border : tuple of Tensor, shape (S, S)
+        In those of the border slots.
     """
 
-    rows: Tensor
+    rows: tuple[Tensor, ...]
     own: Tensor
-    border: Tensor | None
+    border: tuple[Tensor, ...]
 
 
 def slopes(m: Moments, factors: Factors, fit: Profile) -> Slopes:
@@ -463,26 +536,65 @@ def slopes(m: Moments, factors: Factors, fit: Profile) -> Slopes:
     border effects)`` is minus her residual e, the derivative is ``f (c c' / sigma^2 + L A^-1 L')``, and
     ``Z'Z L A^-1 - Z'e u' / sigma^2`` in L; of ``A^-1`` only blocks of effects that meet in a row are needed.
     """
-    plan, L, u = m.plan, among_rows(m, factors), posterior_means(m, fit)
-    mine = u.own.squeeze(-1)  # (N, R)
-    c = mine @ L.T
+    u = posterior_means(m, fit)
+    if not factors.border:
+        parts = [unit_slopes(m, factors, fit, u, k) for k in range(len(m.gram))]
+        return Slopes(tuple(part.rows for part in parts), sum_of([part.own for part in parts]), ())
+    S = torch.cholesky_inverse(fit.border.root)
+    parts = [crossed_slopes(m, factors, fit, u, S, k) for k in range(len(m.gram))]
+    border = tuple(part.border for part in parts)
+    return Slopes(tuple(part.rows for part in parts), sum_of([part.own for part in parts]), border)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSlopes:
+    """The part of one block in `Slopes`."""
+
+    rows: Tensor
+    own: Tensor
+    border: Tensor
+
+
+def residual_columns(m: Moments, fit: Profile, L: Tensor, latent: Tensor, block: int) -> Tensor:
+    """What rows are multiplied by to be minus their residuals, shape (B, w).
+
+    Parameters
+    ----------
+    L : Tensor, shape (w, R)
+        Factor of effects, with a row for each column of the rows.
+    latent : Tensor, shape (B, R)
+    """
+    plan, c = m.plan, latent @ L.T
     c[:, plan.first : plan.end - 1] += fit.beta
     c[:, plan.end - 1] = -1.0
-    if factors.border is not None:
-        met = u.border[plan.border].squeeze(-1)  # (N, B)
-        c[:, plan.end :] += met @ factors.border.T
+    return c
+
+
+def unit_slopes(m: Moments, factors: Factors, fit: Profile, u: Latent, block: int) -> BlockSlopes:
+    """Derivatives in a block of rows and in the factor, units having nothing in common."""
+    plan, L, gram = m.plan, among_rows(m, factors, block), m.gram[block]
+    mine, root = u.own[plan.units[block]].squeeze(-1), fit.inverse_root[plan.units[block]]
+    c, half = residual_columns(m, fit, L, mine, block), root @ L.T
     rows = c.unsqueeze(-1) * (c / fit.sigma2).unsqueeze(-2)
-    away = (m.gram @ c.unsqueeze(-1)).squeeze(-1) / fit.sigma2  # minus the columns' cross-products with e / sigma^2
-    if factors.border is None:
-        half = fit.inverse_root @ L.T
-        rows += half.mT @ half
-        whole = fit.cross.flatten(0, 1).T @ fit.inverse_root.flatten(0, 1) + away.T @ mine
-        return Slopes(rows, whole[plan.own], None)
-    L, (Q, R), z = torch.block_diag(factors.own, factors.border), factors.own.shape, plan.random
-    half = L @ local_inverse(m, fit)
+    rows += half.mT @ half
+    away = (gram @ c.unsqueeze(-1)).squeeze(-1) / fit.sigma2  # minus the columns' cross-products with e / sigma^2
+    whole = fit.cross[block].flatten(0, 1).T @ root.flatten(0, 1) + away.T @ mine
+    return BlockSlopes(rows, whole[plan.own], whole[:0])
+
+
+def crossed_slopes(m: Moments, factors: Factors, fit: Profile, u: Latent, S: Tensor, block: int) -> BlockSlopes:
+    """Derivatives in a block of rows and in its factors, units having the border in common."""
+    plan, gram, z = m.plan, m.gram[block], m.plan.random(block)
+    L, (Q, R) = torch.block_diag(factors.own, factors.border[block]), factors.own.shape
+    met = u.border[plan.border[block]].squeeze(-1)  # (B, S)
+    latent = torch.cat([u.own[plan.units[block]].squeeze(-1), met], dim=-1)
+    whole = L.new_zeros(gram.shape[-1], L.shape[1]).index_copy(0, z, L)
+    c, half = residual_columns(m, fit, whole, latent, block), L @ local_inverse(plan, fit, S, block)
+    rows = c.unsqueeze(-1) * (c / fit.sigma2).unsqueeze(-2)
     rows[:, z.unsqueeze(-1), z] += half @ L.T
-    whole = (m.gram[:, z][..., z] @ half).sum(0) + away[:, z].T @ torch.cat([mine, met], dim=-1)
-    return Slopes(rows, whole[:Q, :R], whole[Q:, R:])
+    away = (gram @ c.unsqueeze(-1)).squeeze(-1) / fit.sigma2
+    slope = (gram[:, z][..., z] @ half).sum(0) + away[:, z].T @ latent
+    return BlockSlopes(rows, slope[:Q, :R], slope[Q:, R:])
 
 
 def features_slope(plan: Plan, block: int, rows: Tensor, slopes_of_rows: Tensor) -> Tensor:
@@ -501,7 +613,7 @@ def features_slope(plan: Plan, block: int, rows: Tensor, slopes_of_rows: Tensor)
     found, start = whole[..., first : first + p].clone(), 0
     for slots in (*plan.nested, *plan.crossed):
         start = first + p + 1 if plan.crossed and slots is plan.crossed[0] else start
-        mine = whole[..., start : start + slots.width].unflatten(-1, (-1, len(slots.columns)))
+        mine = whole[..., start : start + slots.width(block)].unflatten(-1, (-1, len(slots.columns)))
         found[..., slots.columns] += (slots.hot[block].unsqueeze(-1) * mine).sum(-2)
-        start += slots.width
+        start += slots.width(block)
     return found[..., :-1]
