@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.design.design import Design
-from mixmoe.design.formula import MoEFormula
+from mixmoe.design.formula import MoEFormula, parse_formula
 from mixmoe.design.frame import shown, view
 from mixmoe.errors import DesignError, FormulaError
 from mixmoe.mixture.estimate import Flag
@@ -147,6 +147,27 @@ def gap_flag(gaps: int, formula: MoEFormula) -> Flag:
         f"{gaps} rows follow a gap in {order!r} and count as neighbours of the row before; separate sequences with "
         f"seq: {order} / column",
     )
+
+
+def checked_formula(formula: Any) -> MoEFormula:
+    """A parsed formula that this family can fit.
+
+    Raises
+    ------
+    FormulaError
+        If it has sections of other families.
+    """
+    parsed = formula if isinstance(formula, MoEFormula) else parse_formula(formula)
+    if parsed.vary is not None:
+        raise FormulaError("NME has no section 'vary:'; leave it out, or use VCMoE, which has", parsed.text)
+    if len(parsed.gate) != 1 or parsed.gate[0].text != "1":
+        raise FormulaError("NME has no section 'gate:'; leave it out, or use MEMoE, which has", parsed.text)
+    if parsed.sigma:
+        raise FormulaError("NME has no section 'sigma:'; leave it out, or use MEMoE, which has", parsed.text)
+    for part in parsed.expert:
+        if part.kind != "free":
+            raise FormulaError(f"NME has no {part.kind}(...); write the terms without it", parsed.text)
+    return parsed
 
 
 def chosen_family(family: str, formula: MoEFormula, data: Any) -> Family:

@@ -32,7 +32,7 @@ from mixmoe.neural.estimators.trained import (
 from mixmoe.neural.estimators.training import fit_published
 from mixmoe.neural.network import initial_parameters, select_personal
 from mixmoe.neural.person_predictions import to_state, uncertainty, whole_jacobian
-from mixmoe.neural.persons import Persons, known_means, predict_frame, unknown_means
+from mixmoe.neural.persons import Persons, at_mean_levels, known_means, predict_frame, unknown_means
 from mixmoe.output.predictions import IntervalOf, Scale, Wanted
 from mixmoe.output.records import Cell, Curve, Table
 
@@ -218,22 +218,10 @@ def person_values(fitted: Persons, along: Along, place: int) -> Array:
     if fitted.problem.family == "crf":
         return held_states(fitted, along, place)
     if fitted.levels:
-        return at_mean_levels(fitted, along, place)
+        return at_mean_levels(fitted, along.rows, place)
     label = pd.Series([fitted.labels[place]] * len(along.rows))
     mine = along.rows.assign(**{str(fitted.design.names.group): label})
     return predict_frame(fitted, None, mine, Wanted("subject", scale=along.scale), 0)[along.outcome].to_numpy()
-
-
-def at_mean_levels(fitted: Persons, along: Along, place: int) -> Array:
-    """Predictions of one person at effects of zero of the other groupings."""
-    design = fitted.design.for_new(along.rows)
-    x, size = fitted.scaling.inputs(design.expert), len(along.rows)
-    strange = np.full((size, len(fitted.levels)), -1)
-    rows = build_blocks(
-        x, np.zeros(size), np.zeros(size, dtype=np.intp), 1, persons=np.array([place]), levels=strange,
-        device=fitted.problem.device,
-    )  # fmt: skip
-    return fitted.scaling.y_mean + fitted.scaling.y_sd * known_means(fitted, rows)[:, 0]
 
 
 def held_states(fitted: Persons, along: Along, place: int | None) -> Array:

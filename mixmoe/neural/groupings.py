@@ -6,6 +6,7 @@ Bates, Maechler, Bolker & Walker (2015), Journal of Statistical Software 67(1), 
 groupings).
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,13 +19,14 @@ from mixmoe.design.design import Design
 from mixmoe.design.formula import MoEFormula, RandomTerm
 from mixmoe.design.frame import view
 from mixmoe.design.labels import units_of
-from mixmoe.errors import DesignError
+from mixmoe.errors import DesignError, FormulaError
 from mixmoe.neural.blocks import Block, Blocks, Tensor, build_blocks, to_array, to_rows, torch
 from mixmoe.neural.components import entries_of
 from mixmoe.neural.estimators.last_layer import (
     by_level,
     factors_of,
     hidden_of,
+    is_exact,
     moments,
     plan_of,
 )
@@ -32,16 +34,15 @@ from mixmoe.neural.estimators.mixed_model import (
     Factors,
     Latent,
     Moments,
-    Plan,
     Profile,
     own_inverse,
     own_on_border,
     posterior_means,
     profile,
-    row_columns,
     solve_latent,
 )
-from mixmoe.neural.estimators.trained import Problem, Trained, parts_of
+from mixmoe.neural.estimators.slots import Plan, row_columns
+from mixmoe.neural.estimators.trained import Estimator, Problem, Trained, parts_of
 from mixmoe.neural.network import jacobian, personal_entries, personal_tensors, view_tensors
 from mixmoe.neural.person_predictions import (
     MAX_PARAMETERS,
@@ -91,6 +92,40 @@ def largest_first(formula: MoEFormula, data: Any) -> MoEFormula:
     counts = [frame.column(t.group).nunique() if not t.within and t.group in frame else -1 for t in terms]
     first = int(np.argmax(counts))
     return replace(formula, random=terms[first], further=tuple(t for k, t in enumerate(terms) if k != first))
+
+
+def layer_names(term: RandomTerm | None) -> list[str]:
+    """Names left of a bar in ``re:``; none for a generic network."""
+    if term is None or term.design.strip() == "0":
+        return []
+    words = [word.strip().strip("`") for word in re.split(r"\+(?![^\[]*\])", term.design)]
+    return [word for word in words if word]
+
+
+def check_last_only(parts: Sequence[Problem], formula: MoEFormula, estimator: Estimator) -> None:
+    """Refuse several groupings where the likelihood is not that of a linear mixed model given the features.
+
+    Raises
+    ------
+    FormulaError
+    """
+    if estimator == "laplace" and all(is_exact(part) for part in parts):
+        return
+    family = parts[0].family
+    why = "effects on other layers than the last one"
+    if estimator != "laplace":
+        why = f"estimator={estimator!r}"
+    elif parts[0].network.module is not None:
+        why = "a network of your own"
+    elif family != "gaussian":
+        why = f"family={family!r}"
+    raise FormulaError(
+        f"several groupings are for effects on the last layer of a Gaussian response, whose likelihood is exact, not "
+        f"for {why}; write last, or last[1] for its intercept alone, in each bracket of re:, or keep one grouping",
+        formula.text,
+        formula.text.find("re:"),
+        3,
+    )
 
 
 def levels_of(design: Design, *, checked: bool = True) -> tuple[Levels, ...]:

@@ -1,7 +1,6 @@
 """NME: formula, data and architecture of a network with person-specific parameters."""
 
 import inspect
-import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -12,8 +11,8 @@ import pandas as pd
 
 from mixmoe.arguments import checked_choice, checked_rng, seed_of
 from mixmoe.design.design import Design, build_design, column_terms
-from mixmoe.design.formula import MoEFormula, RandomTerm, parse_formula
-from mixmoe.errors import ArgumentError, ConvergenceWarning, FormulaError, MixmoeWarning, warn
+from mixmoe.design.formula import MoEFormula, RandomTerm
+from mixmoe.errors import ArgumentError, ConvergenceWarning, MixmoeWarning, warn
 from mixmoe.families import FamilySpec
 from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.mixture.estimate import EMFit, Flag, ParamLayout, Starts
@@ -25,6 +24,7 @@ from mixmoe.neural.batches import (
     check_persons,
     check_response,
     check_rows,
+    checked_formula,
     chosen_family,
     gap_flag,
     gap_rows,
@@ -43,7 +43,15 @@ from mixmoe.neural.estimators.linearised import (
     validation_share,
 )
 from mixmoe.neural.estimators.trained import Control, Estimator, Grouping, Problem, Trained
-from mixmoe.neural.groupings import Levels, check_crossed, largest_first, level_codes, levels_of
+from mixmoe.neural.groupings import (
+    Levels,
+    check_crossed,
+    check_last_only,
+    largest_first,
+    layer_names,
+    level_codes,
+    levels_of,
+)
 from mixmoe.neural.marginal_likelihood import shrunken_flags
 from mixmoe.neural.network import Network, Personal, build_network, checked_hidden, select_personal, wrap_module
 from mixmoe.neural.own_network import check_module
@@ -550,61 +558,6 @@ def unconverged(trained: Trained, gain: float | None) -> Flag:
         f"after {epochs} the log-likelihood could still rise by {gain:.1f} or more, so that it and AIC and BIC "
         "are not those of the maximum; give more epochs, or choose the epoch by validation=",
     )
-
-
-def checked_formula(formula: Any) -> MoEFormula:
-    """A parsed formula that this family can fit.
-
-    Raises
-    ------
-    FormulaError
-        If it has sections of other families.
-    """
-    parsed = formula if isinstance(formula, MoEFormula) else parse_formula(formula)
-    if parsed.vary is not None:
-        raise FormulaError("NME has no section 'vary:'; leave it out, or use VCMoE, which has", parsed.text)
-    if len(parsed.gate) != 1 or parsed.gate[0].text != "1":
-        raise FormulaError("NME has no section 'gate:'; leave it out, or use MEMoE, which has", parsed.text)
-    if parsed.sigma:
-        raise FormulaError("NME has no section 'sigma:'; leave it out, or use MEMoE, which has", parsed.text)
-    for part in parsed.expert:
-        if part.kind != "free":
-            raise FormulaError(f"NME has no {part.kind}(...); write the terms without it", parsed.text)
-    return parsed
-
-
-def check_last_only(parts: Sequence[Problem], formula: MoEFormula, estimator: Estimator) -> None:
-    """Refuse several groupings where the likelihood is not that of a linear mixed model given the features.
-
-    Raises
-    ------
-    FormulaError
-    """
-    if estimator == "laplace" and all(is_exact(part) for part in parts):
-        return
-    family = parts[0].family
-    why = "effects on other layers than the last one"
-    if estimator != "laplace":
-        why = f"estimator={estimator!r}"
-    elif parts[0].network.module is not None:
-        why = "a network of your own"
-    elif family != "gaussian":
-        why = f"family={family!r}"
-    raise FormulaError(
-        f"several groupings are for effects on the last layer of a Gaussian response, whose likelihood is exact, not "
-        f"for {why}; write last, or last[1] for its intercept alone, in each bracket of re:, or keep one grouping",
-        formula.text,
-        formula.text.find("re:"),
-        3,
-    )
-
-
-def layer_names(term: RandomTerm | None) -> list[str]:
-    """Names left of a bar in ``re:``; none for a generic network."""
-    if term is None or term.design.strip() == "0":
-        return []
-    words = [word.strip().strip("`") for word in re.split(r"\+(?![^\[]*\])", term.design)]
-    return [word for word in words if word]
 
 
 def checked_widths(hidden: Any, network: Any) -> tuple[int, ...]:

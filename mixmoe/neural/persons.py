@@ -16,7 +16,7 @@ from mixmoe.design.frame import view
 from mixmoe.design.labels import places_of
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.neural.batches import Scaling, blocks_of
-from mixmoe.neural.blocks import Blocks, Tensor, to_array
+from mixmoe.neural.blocks import Blocks, Tensor, build_blocks, to_array
 from mixmoe.neural.estimators.last_layer import is_exact
 from mixmoe.neural.estimators.trained import Problem, Trained, parts_of
 from mixmoe.neural.groupings import (
@@ -444,6 +444,21 @@ def known_means(persons: Persons, rows: Blocks) -> Array:
     if is_marginal(problem):
         return posterior_means(problem, fit, persons.z, rows)
     return known_rows(problem, fit, rows, persons.z, Uncertainty(None, None)).mean
+
+
+def at_mean_levels(persons: Persons, rows: pd.DataFrame, place: int) -> Array:
+    """Predictions of one person at effects of zero of the other groupings, whose columns are not needed, shape (n,)."""
+    x, size = persons.scaling.inputs(persons.design.for_new(rows).expert), len(rows)
+    blocks = build_blocks(
+        x,
+        np.zeros(size),
+        np.zeros(size, dtype=np.intp),
+        1,
+        persons=np.array([place]),
+        levels=np.full((size, len(persons.levels)), -1),
+        device=persons.problem.device,
+    )
+    return persons.scaling.y_mean + persons.scaling.y_sd * known_means(persons, blocks)[:, 0]
 
 
 def unknown_means(persons: Persons, rows: Blocks) -> Array:
