@@ -128,9 +128,9 @@ class NME:
     -----
     Maximum likelihood. Several grouping factors, crossed or nested, are for effects on the last layer of a Gaussian
     response, whose likelihood is exact, and a linear network is lme4's model; the units, which BIC and held-out rows
-    count by, are the levels of the column that has most. Below effects on the last layer of a Gaussian response the
-    hidden layers have a standard normal prior unless `fit` is given a ``weight_decay``, and the log-likelihood printed
-    is that at such estimates, without the prior. A linear network of categories (not of a CRF) with at most six
+    count by, are the levels of the column that has most. Below effects on the last layer of a Gaussian response,
+    and without effects, hidden layers have a standard normal prior unless `fit` is given a ``weight_decay``, and the
+    log-likelihood printed is that at such estimates, without the prior. A linear network of categories (not of a CRF) with at most six
     personal parameters ends at the maximum of the marginal likelihood, by adaptive quadrature; other categories with
     person effects are fitted by penalised likelihood, whose coefficients are smaller. With a variance per parameter
     (``"diagonal"``, or the double bar in ``re:``) the effects of a linear network are independent on the user's scale,
@@ -282,8 +282,9 @@ class NME:
             the model, does not use it and warns likewise.
         weight_decay : float, optional
             Ridge penalty on the network's parameters, per row. By default none, but that the hidden layers have a
-            standard normal prior where effects are on the last layer of a Gaussian response (``"laplace"``), whose
-            likelihood has no maximum with few rows; 0 for plain likelihood.
+            standard normal prior where effects are on the last layer of a Gaussian response, and where there are none
+            (``"laplace"``): with few rows plain likelihood has no maximum there, or one that predicts badly; 0 for
+            plain likelihood.
         batch_size : int, optional
             Persons per step; default: all. Batches are drawn once and visited in random order each epoch. Not for the
             exact likelihood of effects on the last layer, which needs everyone at each step.

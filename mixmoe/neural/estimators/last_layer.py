@@ -202,7 +202,7 @@ def add_exact_gradients(problem: Problem, control: Control, state: LastState) ->
             for k, (H, mine, G) in enumerate(zip(features, rows, found.rows, strict=True))
             if H.requires_grad  # inputs are no features
         ]
-    decay = ridge(problem, control, state.theta, prior=True)
+    decay = ridge(problem, control, state.theta, exact=True)
     of_factors = [(factors.own, found.own), *zip(factors.border, found.border, strict=True)]
     roots = [*moved, *of_factors, (decay, torch.ones_like(decay))]
     torch.autograd.backward([value for value, _ in roots], [gradient for _, gradient in roots])

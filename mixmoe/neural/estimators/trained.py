@@ -301,20 +301,23 @@ def total_loss(
     return torch.stack(parts).sum() if parts else theta.new_zeros(())
 
 
-def ridge(problem: Problem, control: Control, theta: Tensor, *, prior: bool = False) -> Tensor:
+def ridge(problem: Problem, control: Control, theta: Tensor, *, exact: bool = False) -> Tensor:
     """Penalty on the population's parameters that is added to minus the log-likelihood.
 
     Parameters
     ----------
-    prior : bool
-        Whether the parameters of hidden layers have a standard normal prior unless the user gives a weight decay.
+    exact : bool
+        Whether the likelihood is that of effects on the last layer of a Gaussian response.
 
     Notes
     -----
-    The likelihood of effects on the last layer rises, with few rows, as hidden weights grow without end and features
-    become collinear, so that without a prior there is no maximum to arrive at. Effects on hidden layers have a penalty
-    of their own; a linear network has no hidden layer, and is as without.
+    Unless the user gives a weight decay, hidden layers have a standard normal prior below effects on the last layer
+    (Gaussian) and in networks without effects: their likelihood rises, with few rows, as hidden weights grow without
+    end and features become collinear, so that without a prior there is no maximum to arrive at, or one that predicts
+    badly. Effects on hidden layers have a penalty of their own; a linear network has no hidden layer, and is as
+    without.
     """
     if control.weight_decay is None:
+        prior = exact or not problem.personal.q
         return 0.5 * float(prior) * theta[: problem.network.n_hidden].square().sum()
     return problem.train.n_rows * control.weight_decay * theta.square().sum()
