@@ -111,17 +111,21 @@ class Keys:
     group, within, order, cluster : str or None
         Column of the subjects, of the sequences within a subject, of the order within a sequence, and of clusters of
         rows.
+    further : tuple of str
+        Columns of further groupings, by which nothing is arranged.
     """
 
     group: str | None = None
     within: str | None = None
     order: str | None = None
     cluster: str | None = None
+    further: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
         """The columns that there are."""
-        return tuple(name for name in (self.group, self.within, self.order, self.cluster) if name is not None)
+        all_names = (self.group, self.within, self.order, self.cluster, *self.further)
+        return tuple(name for name in all_names if name is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from mixmoe.design.beside import check_beside, check_clusters, column_of_rows
 from mixmoe.design.checks import level_labels, level_scores
 from mixmoe.design.complete_rows import check_weights
 from mixmoe.design.design import Design, offset_of, weights_of
-from mixmoe.design.formula import MoEFormula, parse_formula
+from mixmoe.design.formula import MoEFormula, parse_formula, refuse_several
 from mixmoe.design.frame import shown
 from mixmoe.design.labels import exact, units_of
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
@@ -470,6 +470,7 @@ def checked_formula(formula: Any, smoother: str | None = None, family: str = "ga
         If a smoother is asked for where nothing varies.
     """
     parsed = formula if isinstance(formula, MoEFormula) else parse_formula(formula)
+    refuse_several(parsed)
     if parsed.seq is not None:
         raise FormulaError("MEMoE has no section 'seq:'; leave it out, or use NME, which has", parsed.text)
     if smoother not in (None, "spline"):
