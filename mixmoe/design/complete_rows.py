@@ -113,6 +113,8 @@ class Keys:
         rows.
     further : tuple of str
         Columns of further groupings, by which nothing is arranged.
+    time : str or None
+        Column by which rows follow one another for lags, where `order` says nothing.
     """
 
     group: str | None = None
@@ -120,6 +122,7 @@ class Keys:
     order: str | None = None
     cluster: str | None = None
     further: tuple[str, ...] = ()
+    time: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -292,8 +295,8 @@ def _course(frame: FrameView, keys: Keys, alone: bool) -> _Course:
         return _Course(places, places)
     names = [name for name in (keys.group or keys.cluster, keys.within) if name is not None and name in frame]
     outer = [_codes_of(frame.column(name)) for name in names]
-    by = [_codes_of(frame.column(keys.order))] if keys.order is not None else []
-    order = np.lexsort([places, *by, *reversed(outer)]).astype(np.intp) if outer else places
+    by = [_codes_of(frame.column(name)) for name in (keys.order or keys.time,) if name is not None]
+    order = np.lexsort([places, *by, *reversed(outer)]).astype(np.intp)
     block = np.zeros(frame.n_rows, dtype=np.intp)
     for codes in outer:
         # Pairs of codes as one number, made dense again so that a third column cannot overflow it; missing is code 0.

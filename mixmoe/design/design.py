@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from mixmoe._typing import Array
 from mixmoe.design import formulaic_engine
 from mixmoe.design.checks import (
+    EXPLAINED,
     aliases,
     check_columns,
     check_finite,
@@ -30,6 +31,7 @@ from mixmoe.design.formulaic_engine import Materialized
 from mixmoe.design.frame import FrameView, infinite, is_numeric, plain, shown, view
 from mixmoe.design.labels import units_of
 from mixmoe.design.recipe import ENGINES, WHERE, Engine, Recipe, ResponseKind, collect, formula_frame, make_recipe
+from mixmoe.design.row_by_row import check_row_by_row
 from mixmoe.design.smooth_basis import SmoothTerm
 from mixmoe.errors import CollinearityWarning, DesignError, warn
 
@@ -359,7 +361,9 @@ def build_design(
         raise DesignError("the data have no rows; pass at least one row per subject")
     rows = collect(frame, recipe, tuple(recipe.sections), required=True)
     check_types(rows, frame, recipe, tuple(recipe.sections))
-    built = ENGINES[engine].materialize(formula_frame(rows, recipe), recipe.sections, recipe.context)
+    table = formula_frame(rows, recipe)
+    built = ENGINES[engine].materialize(table, recipe.sections, recipe.context)
+    check_row_by_row(built, recipe, table)
     rows = _cleaned(recipe, built, rows, frame)
     built = _with_gate_by_unit(recipe, built, rows, frame)
     recipe = _fitted(recipe, built, rows, frame)
@@ -458,12 +462,22 @@ def _warn_empty_terms(recipe: Recipe, built: Materialized) -> None:
 
 
 def _independent(section: str, matrix: Array, names: tuple[str, ...]) -> NDArray[np.bool_]:
+    found = aliases(matrix)
     kept = np.ones(matrix.shape[1], dtype=bool)
-    for alias in aliases(matrix):
-        kept[alias.column] = False
+    kept[[alias.column for alias in found]] = False
+    for alias in found:
+        if alias.others is not None:
+            warn(
+                f"column {names[alias.column]!r} of {WHERE[section]} was left out: {_reason(alias.others, names)}; "
+                "remove it from the formula",
+                CollinearityWarning,
+            )
+    further = [names[alias.column] for alias in found if alias.others is None]
+    if further:
+        shown_names = ", ".join(map(repr, further[:EXPLAINED])) + (", ..." if len(further) > EXPLAINED else "")
         warn(
-            f"column {names[alias.column]!r} of {WHERE[section]} was left out: {_reason(alias.others, names)}; "
-            "remove it from the formula",
+            f"{len(further)} further columns of {WHERE[section]} were left out, which are zero or combinations of "
+            f"others as well: {shown_names}; write out the terms that the data can tell apart",
             CollinearityWarning,
         )
     return kept
@@ -637,7 +651,7 @@ def _check_random(design: Design) -> None:
     for alias in aliases(design.random):
         raise DesignError(
             f"the random effect {design.names.random[alias.column]!r} of re: cannot be told from the others: "
-            f"{_reason(alias.others, design.names.random)}; remove it from re:"
+            f"{_reason(alias.others or (), design.names.random)}; remove it from re:"
         )
     q, most = design.random.shape[1], int(design.counts.max())
     if q > most:

@@ -14,7 +14,7 @@ from mixmoe.design.beside import named_columns
 from mixmoe.errors import ArgumentError
 from mixmoe.families import refuse_foreign_effects
 from mixmoe.mixture.estimate import clc
-from mixmoe.mixture.resampling import Journal, fingerprint
+from mixmoe.mixture.resampling import Journal, checkpoint_path, fingerprint
 from mixmoe.output.plots import COLOURS, Elbow, canvas_axes, canvas_result, draw_criteria, open_frame
 from mixmoe.output.records import Cell, Table
 from mixmoe.output.summary import Printed
@@ -375,10 +375,15 @@ def _folder(checkpoint: PathLike | None) -> Path | None:
     """The folder of a checkpoint, made if there is none."""
     if checkpoint is None:
         return None
-    folder = Path(checkpoint)
+    folder = checkpoint_path(checkpoint)
     if folder.exists() and not folder.is_dir():
         raise ArgumentError(f"checkpoint must name a folder for the fits of select, got the file {str(folder)!r}")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(
+            f"the folder {str(folder)!r} of checkpoint cannot be made ({error.strerror}); name one that you may make"
+        ) from error
     return folder
 
 
