@@ -329,10 +329,13 @@ class LevelFits:
 
     def values(self, derivative: int) -> Array:
         """Levels of all functions, of dispersions where they run, or derivatives by the index; (G, L)."""
+        dispersions, own = self.local.problem.slots.dispersions, self.of_dispersions
         if derivative:
-            return self.state[:, 1] / self.local.problem.bandwidths
-        out, dispersions = self.state[:, 0].copy(), self.local.problem.slots.dispersions
-        out[:, dispersions] = self.of_dispersions.free.coef[:, 0, dispersions]
+            out = self.state[:, 1] / self.local.problem.bandwidths
+            out[:, dispersions] = own.fit.coef[:, 1, dispersions] / self.local.windows.bandwidth
+            return out
+        out = self.state[:, 0].copy()
+        out[:, dispersions] = own.free.coef[:, 0, dispersions]
         return out
 
     @property
@@ -433,11 +436,11 @@ def level_influence(
 ) -> Influence:
     """Influence on all levels or derivatives, NaN where a local likelihood has no maximum."""
     inf = _main_influence(fits, power, nodes, clusters, derivative, added)
-    if fits.lines is None or derivative:
+    if fits.lines is None:
         return inf
     local, bounded = fits.lines.local, fits.lines.bounded
     held, dispersions = bounded.held(local.problem.slots), local.problem.slots.dispersions
-    own = influence(local, bounded.fit.coef, power, nodes, clusters, held, added=added)
+    own = influence(local, bounded.fit.coef, power, nodes, clusters, held, derivative, added)
     vary = np.arange(local.problem.slots.n)[dispersions][~local.problem.const[dispersions]]
     return with_functions(inf, _without_lost(own, bounded.fit.converged, vary), dispersions)
 
