@@ -461,7 +461,7 @@ def _replicate(
     run = run_em(inner, start, REFIT)
     if not same_labels(inner.slots, start, run.coef, inner.scale):
         return None
-    fits = fit_levels(inner, run.coef, bias, derivative, searched)
+    fits = fit_levels(inner, run.coef, bias, derivative, searched, clusters is None)
     return centring.outwards(inner.slots, fits.values(derivative))
 
 
