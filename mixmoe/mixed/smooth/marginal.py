@@ -159,6 +159,8 @@ def estimate(
         unit = np.sqrt(np.maximum(np.diag(H), 1.0))
         # Farther from a maximum the determinant may be as steep as it likes: what asks for more is no correction.
         lean = np.clip(_tilt(problem, geometry, H, aim, theta), -_STEEPEST * unit, _STEEPEST * unit)
+        if not (np.isfinite(aim).all() and np.isfinite(lean).all()):
+            break  # an expert without subjects: nothing says how smooth its functions are
         rest = Rest(_moved(geometry, H, lambdas, aim), float(np.abs((lean - tilt) / unit).max()))
         rested = rest.still(_SETTLED)
         # 2. on towards them; in a mixture H moves with the fit, so that one that turns back is led on by half, and
@@ -327,9 +329,10 @@ def penalised_inverse(geometry: Geometry, H: Array, lambdas: Array) -> Array:
     In the user's coefficients, where S is diagonal: penalties without bound would drown the rest elsewhere.
     """
     A = geometry.basis.T @ H @ geometry.basis
+    least = max(_NO_DATA * float(np.abs(np.diag(A)).max()), np.finfo(float).tiny)
     inside = np.concatenate(geometry.penalised)
     A[inside, inside] += lambdas[geometry.owners]
-    scale = np.sqrt(np.maximum(np.abs(np.diag(A)), np.finfo(float).tiny))
+    scale = np.sqrt(np.maximum(np.abs(np.diag(A)), least))
     values, vectors = np.linalg.eigh(A / np.outer(scale, scale))
     size = np.maximum(np.abs(values), _FLOOR * np.abs(values).max())
     half = geometry.basis @ (vectors / np.sqrt(size) / scale[:, None])
