@@ -116,7 +116,7 @@ class GLMMResults(MEMoEResults):
         x, alpha = options.get("x"), checked_alpha(options.get("alpha", 0.05))
         x = trajectory_axis(design) if x is None else checked_column(design, x, "expert")
         grid = build_grid(design, x, options.get("at"))
-        at = _covariates(design.for_new(grid.rows))
+        at = covariates_of(design.for_new(grid.rows))
         if kind == "categories":
             labels = cast(OrdinalResponse, response).labels
             return category_curves(category_intervals(self._link(), at, alpha), grid, labels)
@@ -142,7 +142,7 @@ class GLMMResults(MEMoEResults):
     def _columns(self, design: Design, known: Design | None, wanted: Wanted) -> dict[str, Array]:
         if wanted.scale == "link":
             return super()._columns(design, known, wanted)
-        e, at, kind = self._link(), _covariates(design), wanted.kind
+        e, at, kind = self._link(), covariates_of(design), wanted.kind
         quantity = CATEGORIES if wanted.scale == "categories" else MEANS
         past = None if known is None else past_of_subjects(self.model, self._known(), known, design)
         columns: dict[str, Array] = {}
@@ -163,7 +163,7 @@ class GLMMResults(MEMoEResults):
     def _subjects(self, design: Design, known: Design | None, past: History, wanted: Wanted) -> Interval | Array:
         """Linear predictors of subjects, without offset."""
         e, seen = self._link(), self._seen(design, known, past)
-        at = replace(_covariates(design), offset=np.zeros(design.n))
+        at = replace(covariates_of(design), offset=np.zeros(design.n))
         parts = [subject_predictors(e, at.take(rows), seen.take(rows), wanted) for rows in seen.runs()]
         return joined(parts)
 
@@ -190,7 +190,7 @@ class GLMMResults(MEMoEResults):
 
     def _distribution(self, given: str) -> Distribution:
         d, e = self.model.design, self._link()
-        at, out = _covariates(d), self._outcome()
+        at, out = covariates_of(d), self._outcome()
         prior = prior_history(self._known(), d.gate)
         if given == "history":
             self._say_how_exact()
@@ -208,7 +208,7 @@ class GLMMResults(MEMoEResults):
 
     def _expert_means(self, kind: str) -> Array:
         d, e = self.model.design, self._link()
-        at = _covariates(d)
+        at = covariates_of(d)
         if kind == "mean":
             return expert_means(e, at)
         means, seen = np.empty((len(e.extra), d.n)), self._seen(d, d, prior_history(self._known(), d.gate))
@@ -220,11 +220,11 @@ class GLMMResults(MEMoEResults):
         def means(e: LinkEstimate, at: Covariates) -> Array:
             return np.einsum("bnk,nk->bk", weights, expert_means(e, at))
 
-        return delta_errors(gradient_of(means, self._link(), _covariates(self.model.design)), self._link().cov)
+        return delta_errors(gradient_of(means, self._link(), covariates_of(self.model.design)), self._link().cov)
 
     def _draw(self, rng: np.random.Generator) -> Array:
         d = self.model.design
-        return draw(self._link(), _covariates(d), d.gate, d.starts, rng)
+        return draw(self._link(), covariates_of(d), d.gate, d.starts, rng)
 
     def _outcome(self) -> Outcome:
         return self.model.problem.experts.rows.outcome
@@ -253,5 +253,6 @@ class GLMMResults(MEMoEResults):
         return np.where(np.isnan(self.em.params), 0.0, self.em.params)
 
 
-def _covariates(design: Design) -> Covariates:
+def covariates_of(design: Design) -> Covariates:
+    """Rows of a design to predict."""
     return Covariates(design.expert, design.random, design.gate[design.codes], offset_of(design), trials_of(design))

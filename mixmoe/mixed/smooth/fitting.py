@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SIGMA_FLOOR = 1e-4  # in working coordinates, where the pooled residual standard deviation is one
 _FROM_STARTS = ("not_replicated", "interrupted", "degenerate")  # flags of the search that hold for the fine fit
+_LOG_ODDS = 10.0  # largest of a gate at the start
 _LINE = 1e-2  # degrees of freedom beyond those that are not penalised below which nothing else is left
 _CROWDED = 0.9  # of the largest degrees of freedom that a basis has
 
@@ -150,6 +151,9 @@ def _refined(model: "Estimation", coarse: "Estimation", fit: EMFit) -> Array:
     beta, gamma = np.zeros((1, s.n_experts, s.n_columns)), np.zeros((1, s.n_experts - 1, s.n_gate))
     beta[:, :, coarse_columns(model.design, "expert")] = p.beta
     gamma[:, :, coarse_columns(model.design, "gate")] = p.gamma
+    # A coarse basis without penalties may tell experts apart without error: what is infinite there is no start here.
+    largest = np.abs(model.design.gate @ np.swapaxes(gamma, 1, 2)).max(axis=1)  # (1, K - 1)
+    gamma *= np.minimum(1.0, _LOG_ODDS / np.maximum(largest, _LOG_ODDS))[:, :, None]
     user = Params(gamma, beta, p.factor, p.sigma, p.extra)
     return working_to_free(s, user_to_working(model.coordinates, user))[0]
 

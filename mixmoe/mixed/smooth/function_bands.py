@@ -9,7 +9,7 @@ Marra & Wood (2012), Scandinavian Journal of Statistics 39, 53-74. Ruppert, Wand
 Regression, section 6.5.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,9 +30,14 @@ VALUES = ("estimate", "std_error", "conf_low", "conf_high", "band_low", "band_hi
 _STEP = 1e-5  # of derivatives, share of the range
 
 
+def symmetric(values: Array, half: Array) -> tuple[Array, Array]:
+    """Limits at the same distance on both sides."""
+    return values - half, values + half
+
+
 @dataclass(frozen=True, slots=True)
-class Linear:
-    """A function that is linear in the reported parameters, on a grid.
+class Course:
+    """A function on a grid, and how it moves with the reported parameters.
 
     Attributes
     ----------
@@ -40,11 +45,13 @@ class Linear:
     expert : int or None
     index : str
     at : ndarray, shape (G,)
-    rows : ndarray, shape (G, c)
-        Its values are ``rows @ params[where]``.
+    values : ndarray, shape (G,)
+    slopes : ndarray, shape (G, c)
+        Derivatives of the values in some of the reported parameters.
     where : ndarray of int, shape (c,)
-    shift : ndarray, shape (G,)
-        What its values have beside that.
+        Those parameters.
+    limits : callable
+        Limits from values and half widths; the scale of a link keeps those of an expected response within its range.
     """
 
     coefficient: str
@@ -53,9 +60,10 @@ class Linear:
     expert: int | None
     index: str
     at: Array
-    rows: Array
+    values: Array
+    slopes: Array
     where: Index
-    shift: Array
+    limits: Callable[[Array, Array], tuple[Array, Array]] = symmetric
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +78,14 @@ class Band:
     band_high: Array
 
 
-def band(f: Linear, params: Array, cov: Array, alpha: float, draws: int, rng: np.random.Generator) -> Band:
+def band(f: Course, cov: Array, alpha: float, draws: int, rng: np.random.Generator) -> Band:
     """Limits of one function from the covariance of the reported parameters, shape (P, P)."""
-    values = f.rows @ params[f.where] + f.shift
-    covariance = f.rows @ cov[np.ix_(f.where, f.where)] @ f.rows.T
+    covariance = f.slopes @ cov[np.ix_(f.where, f.where)] @ f.slopes.T
     error = np.sqrt(np.maximum(np.diag(covariance), 0.0))
+    # Studentised deviations are the same on every scale, so that one critical value serves all kinds of limits.
     critical = multiplier_critical(covariance, alpha, draws, rng)
-    away, wide = float(ndtri(1 - alpha / 2)) * error, critical * error
-    return Band(values, error, values - away, values + away, values - wide, values + wide)
+    pointwise = f.limits(f.values, float(ndtri(1 - alpha / 2)) * error)
+    return Band(f.values, error, *pointwise, *f.limits(f.values, critical * error))
 
 
 def grid_of(f: Function, points: int = POINTS) -> Array:
@@ -86,20 +94,20 @@ def grid_of(f: Function, points: int = POINTS) -> Array:
     return np.linspace(spline.low, spline.high, points)
 
 
-def coefficient(f: Function, derivative: int = 0) -> Linear:
+def coefficient(f: Function, params: Array, derivative: int = 0) -> Course:
     """The function itself, or its derivative."""
     u = grid_of(f)
     rows = _rows(f, u, derivative)
-    return Linear(f.name, _block(f), f.columns.name, f.expert, f.index, u, rows, f.where, np.zeros(u.size))
+    return Course(f.name, _block(f), f.columns.name, f.expert, f.index, u, rows @ params[f.where], rows, f.where)
 
 
-def difference(first: Function, second: Function, derivative: int = 0) -> Linear:
+def difference(first: Function, second: Function, params: Array, derivative: int = 0) -> Course:
     """The function of one expert minus that of another, or the derivative of this."""
     u = grid_of(first)
     rows = np.hstack([_rows(second, u, derivative), -_rows(first, u, derivative)])
     where = np.concatenate([second.where, first.where])
     name = f"{second.name} - {first.name}"
-    return Linear(name, "difference", first.columns.name, None, first.index, u, rows, where, np.zeros(u.size))
+    return Course(name, "difference", first.columns.name, None, first.index, u, rows @ params[where], rows, where)
 
 
 def _rows(f: Function, u: Array, derivative: int) -> Array:
@@ -123,12 +131,12 @@ def _block(f: Function) -> str:
 
 
 def band_frame(
-    functions: Sequence[Linear], params: Array, cov: Array, alpha: float, draws: int, rng: np.random.Generator
+    functions: Sequence[Course], cov: Array, alpha: float, draws: int, rng: np.random.Generator
 ) -> pd.DataFrame:
     """Bands of several functions, tidy: a column per index, empty in the rows of functions of another."""
     frames = []
     for f in functions:
-        found = band(f, params, cov, alpha, draws, rng)
+        found = band(f, cov, alpha, draws, rng)
         frames.append(
             pd.DataFrame(
                 {

@@ -233,6 +233,7 @@ def coarse_design(design: Design) -> Design:
         expert=tuple(design.names.expert[j] for j in x),
         gate=tuple(design.names.gate[j] for j in w),
     )
+    kept = {name: _left(design.recipe.kept[name], at) for name, at in (("expert", x), ("gate", w))}
     return replace(
         design,
         expert=design.expert[:, x],
@@ -241,5 +242,13 @@ def coarse_design(design: Design) -> Design:
         expert_const=design.expert_const[x],
         gate_const=design.gate_const[w],
         names=names,
+        recipe=replace(design.recipe, kept={**design.recipe.kept, **kept}),
         smooths=(),
     )
+
+
+def _left(kept: NDArray[np.bool_], columns: Index) -> NDArray[np.bool_]:
+    """Which of all built columns are kept when only some of those that were stay."""
+    left = np.zeros_like(kept)
+    left[np.flatnonzero(kept)[columns]] = True
+    return left
