@@ -7,13 +7,14 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.mixed.likelihood.observed import Problem
-from mixmoe.mixed.likelihood.quadrature import highest
+from mixmoe.mixed.likelihood.quadrature import finer_logliks
 from mixmoe.mixture.estimate import SAME
 from mixmoe.numerics.optimise import Climb
 
 _FINISHED = 5  # candidates that are run to full convergence, on all subjects
 _COMPARED = 10  # end points whose likelihood is compared by a finer integral
 _ARTEFACT_MARGIN = 100.0  # log-likelihood by which a maximum of the approximation alone may lie above the true one
+_TIE = 0.5  # log-likelihood by a finer integral up to which maxima are ranked by the likelihood itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +92,15 @@ def or_any(rank: Array, loglik: Array) -> Array:
 
 
 def without_artefacts(problem: Problem, theta: Array, rank: Array) -> Array:
-    """`rank` of points, shape (S, P), with those put last that lie above the best of all by a finer integral.
+    """`rank` of points, shape (S, P), with those put last that a finer integral finds below the best of all.
 
     With rare events Laplace's method has maxima at huge standard deviations that the likelihood does not have, and they
-    are often the highest. The finer integral is not maximised: it only decides which maximum to take.
+    are often the highest. The finer integral is not maximised: it only decides which maximum to take, and where two are
+    equals but for the error of the approximation, the likelihood that is reported does.
     """
     at = candidates(rank, _ARTEFACT_MARGIN, _COMPARED)
-    best = highest(problem, theta[at]) if at.size > 1 else None
-    return rank if best is None else np.where(rank > rank[at[best]] + SAME, -np.inf, rank)
+    fine = finer_logliks(problem, theta[at]) if at.size > 1 else None
+    if fine is None:
+        return rank
+    best = rank[at][fine >= fine.max() - _TIE].max()
+    return np.where(rank > best + SAME, -np.inf, rank)
