@@ -14,7 +14,7 @@ from mixmoe.numerics.optimise import Climb
 _FINISHED = 5  # candidates that are run to full convergence, on all subjects
 _COMPARED = 10  # end points whose likelihood is compared by a finer integral
 _ARTEFACT_MARGIN = 100.0  # log-likelihood by which a maximum of the approximation alone may lie above the true one
-_TIE = 0.5  # log-likelihood by a finer integral up to which maxima are ranked by the likelihood itself
+_OVERSTATED = 0.1  # log-likelihood by which an approximation is too high where a maximum may be of its making
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +92,15 @@ def or_any(rank: Array, loglik: Array) -> Array:
 
 
 def without_artefacts(problem: Problem, theta: Array, rank: Array) -> Array:
-    """`rank` of points, shape (S, P), with those put last that a finer integral finds below the best of all.
+    """`rank` of points, shape (S, P), with those put last that lie above the best of all by a finer integral.
 
     With rare events Laplace's method has maxima at huge standard deviations that the likelihood does not have, and they
-    are often the highest. The finer integral is not maximised: it only decides which maximum to take, and where two are
-    equals but for the error of the approximation, the likelihood that is reported does.
+    are often the highest. The finer integral is not maximised: it only decides which maximum to take. What lies higher
+    because the approximation is too low at the best of all stays: it is a maximum, and no nested fit may lie above.
     """
     at = candidates(rank, _ARTEFACT_MARGIN, _COMPARED)
     fine = finer_logliks(problem, theta[at]) if at.size > 1 else None
     if fine is None:
         return rank
-    best = rank[at][fine >= fine.max() - _TIE].max()
-    return np.where(rank > best + SAME, -np.inf, rank)
+    real = (rank[at] - fine <= _OVERSTATED) | (fine == fine.max())
+    return np.where(rank > rank[at][real].max() + SAME, -np.inf, rank)
