@@ -188,6 +188,7 @@ def test_sections_and_numbers(plain, tmp_path):
     assert plain.model.formula.text in seen
 
 
+@pytest.mark.filterwarnings("ignore::mixmoe.errors.MixmoeWarning")
 @pytest.mark.parametrize(
     ("data", "options", "column"),
     [
@@ -205,6 +206,7 @@ def test_what_the_report_takes_for_the_time(data, options, column):
     assert (evidence.times is None) == (column is None)
 
 
+@pytest.mark.filterwarnings("ignore::mixmoe.errors.MixmoeWarning")
 def test_a_covariate_is_no_time():
     frame = mm.simulate.memoe("separated", n_subjects=30, n_visits=4, rng=1).data
     frame["stress"] = np.random.default_rng(0).normal(size=len(frame))
