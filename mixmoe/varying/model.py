@@ -456,7 +456,7 @@ class VCMoE:
         n_starts = 10 if starts is None else checked_count(starts, "starts")
         control = Control(checked_positive(tol, "tol"), checked_count(max_iter, "max_iter"), n_starts)
         generator = checked_rng(rng)
-        used = self._bandwidths(generator, folds, n_jobs, progress)
+        used = _bandwidths(self, generator, folds, n_jobs, progress)
         problem = self.problem(used.experts, used.gate)
         fitted = _run(self, problem, control, generator, start)
         run, model = fitted.run, self.bound(fitted.problem, fitted.run.coef, used)
@@ -466,24 +466,25 @@ class VCMoE:
         warn_flags(fit.flags, CATEGORIES)
         return VCMoEResults(model, fit, model.covariance(fit, kind, **cov_options))
 
-    def _bandwidths(
-        self, rng: np.random.Generator, folds: int | None, n_jobs: int, progress: bool | None
-    ) -> Bandwidths:
-        """Bandwidths as given or found: that of the experts first, with the gate if that is sought too."""
-        given, gate = self.settings["bandwidth"], self.settings["gate_bandwidth"]
-        given = given if self.settings["span"] is None else self.settings["span"]
-        const = constant_slots(self.design, self.slots, self.settings["dispersion"], 0.0, None)
-        if const.all():
-            return Bandwidths(np.inf, None)
-        search = partial(self.select_bandwidth, rng, folds=folds, n_jobs=n_jobs, progress=progress)
-        if given == "cv":
-            found = search()
-        else:
-            found = usable_rule(self.space()) if given == "rule" else BandwidthSearch(float(given), None)
-        if gate != "cv" or const[self.slots.gates].all():
-            gate = None if gate == "cv" else gate
-            return Bandwidths.chosen(found, gate)
-        return Bandwidths.chosen(found, None, search(beside=found.best))
+
+def _bandwidths(
+    model: VCMoE, rng: np.random.Generator, folds: int | None, n_jobs: int, progress: bool | None
+) -> Bandwidths:
+    """Bandwidths as given or found: that of the experts first, with the gate if that is sought too."""
+    given, gate = model.settings["bandwidth"], model.settings["gate_bandwidth"]
+    given = given if model.settings["span"] is None else model.settings["span"]
+    const = constant_slots(model.design, model.slots, model.settings["dispersion"], 0.0, None)
+    if const.all():
+        return Bandwidths(np.inf, None)
+    search = partial(model.select_bandwidth, rng, folds=folds, n_jobs=n_jobs, progress=progress)
+    if given == "cv":
+        found = search()
+    else:
+        found = usable_rule(model.space()) if given == "rule" else BandwidthSearch(float(given), None)
+    if gate != "cv" or const[model.slots.gates].all():
+        gate = None if gate == "cv" else gate
+        return Bandwidths.chosen(found, gate)
+    return Bandwidths.chosen(found, None, search(beside=found.best))
 
 
 def _check_span(span: float | str, bandwidth: Any, gate_bandwidth: Any) -> None:
