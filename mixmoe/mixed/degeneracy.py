@@ -8,7 +8,7 @@ from mixmoe._typing import Array
 from mixmoe.design.design import DesignNames
 from mixmoe.errors import ApproximationWarning, BoundaryWarning, ConvergenceWarning, DegeneracyWarning, MixmoeWarning
 from mixmoe.inference.uncertainty import ParamCov, scale_of, wald_limits
-from mixmoe.mixed.collapse import residual_deviations
+from mixmoe.mixed.end_points import residual_deviations
 from mixmoe.mixed.information import Boundary
 from mixmoe.mixed.likelihood.observed import Problem, evaluate
 from mixmoe.mixed.parameters import Coordinates, free_to_working
