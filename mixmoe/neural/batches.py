@@ -17,7 +17,7 @@ from mixmoe.neural.blocks import Block, Blocks, Tensor, build_blocks, torch
 from mixmoe.neural.estimators.trained import Problem
 from mixmoe.neural.network import Personal
 from mixmoe.neural.posterior import Family
-from mixmoe.responses.existence import check_varies
+from mixmoe.responses.distribution import check_varies
 
 Index = NDArray[np.intp]
 MAX_LEVELS = 50  # of categories; a transition matrix grows with their square

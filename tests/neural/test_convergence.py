@@ -12,9 +12,9 @@ from mixmoe.errors import ArgumentError, MixmoeWarning
 
 torch = pytest.importorskip("torch")
 
-from mixmoe.neural.estimators.ascent import ascend, near_enough  # noqa: E402
 from mixmoe.neural.estimators.last_layer import COLLINEAR, LastState, add_exact_gradients, start_last  # noqa: E402
 from mixmoe.neural.estimators.linearised import build_control  # noqa: E402
+from mixmoe.neural.estimators.training import ascend, near_enough  # noqa: E402
 from mixmoe.neural.network import initial_parameters  # noqa: E402
 
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.mixture.estimate import Flag
 from mixmoe.neural.blocks import Block, Tensor, to_array, torch
-from mixmoe.neural.estimators.ascent import TINY, ascend, near_enough
 from mixmoe.neural.estimators.mixed_model import (
     Factors,
     Latent,
@@ -27,7 +26,17 @@ from mixmoe.neural.estimators.mixed_model import (
 )
 from mixmoe.neural.estimators.slots import Plan, features_slope, make_plan, row_columns
 from mixmoe.neural.estimators.trained import Control, LevelEffects, Problem, Trained, parts_of, ridge
-from mixmoe.neural.estimators.training import Watch, epochs_of, learning_rate, lost, set_rate, warm_up
+from mixmoe.neural.estimators.training import (
+    TINY,
+    Watch,
+    ascend,
+    epochs_of,
+    learning_rate,
+    lost,
+    near_enough,
+    set_rate,
+    warm_up,
+)
 from mixmoe.neural.network import Network, hidden_features
 
 # Ridge of the last layer of a network with hidden ones, per row: a prior a thousand times as wide as the residuals, so
@@ -278,7 +287,7 @@ def fit_last_layer(problem: Problem, control: Control, theta: Array) -> Trained:
     The covariance is at its maximum given the hidden layers whatever the epoch at which these were left. With a
     validation set there is Adam only, and the hidden layers are those of its best epoch.
     """
-    start, watch = start_last(problem, theta), Watch.new()
+    start, watch = start_last(problem, theta), Watch[LastState].new()
     state = LastState(start.theta.requires_grad_(True), start.entries.requires_grad_(True), start.plan)
     flags = []
     if problem.network.hidden:

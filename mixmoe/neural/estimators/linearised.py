@@ -20,7 +20,6 @@ from mixmoe.mixture.estimate import Flag
 from mixmoe.neural.batches import shuffled, split_batches
 from mixmoe.neural.blocks import Tensor, torch
 from mixmoe.neural.components import entries_of
-from mixmoe.neural.estimators.ascent import TINY, ascend, near_enough
 from mixmoe.neural.estimators.last_layer import LastState, add_exact_gradients, is_exact, plan_of
 from mixmoe.neural.estimators.state import (
     State,
@@ -33,14 +32,17 @@ from mixmoe.neural.estimators.state import (
 )
 from mixmoe.neural.estimators.trained import Control, Estimator, Problem, Trained
 from mixmoe.neural.estimators.training import (
+    TINY,
     Epoch,
     Objective,
     Watch,
     add_gradients,
+    ascend,
     epochs_of,
     learning_rate,
     lost,
     mean_loss,
+    near_enough,
     set_rate,
     start_state,
     train_epoch,
@@ -89,7 +91,7 @@ def fit_laplace(problem: Problem, control: Control, theta: Array, rng: np.random
 
     With a validation set the state of least validation loss after (1) is kept, without one the last.
     """
-    state, watch, flags = start_state(problem, theta, rng), Watch.new(), []
+    state, watch, flags = start_state(problem, theta, rng), Watch[State].new(), []
     batches = split_batches(problem, control.batch_size, rng)
     warmed = control if problem.n_effects else warm_up(problem, control)
     opens = opening_epoch(problem, warmed)
