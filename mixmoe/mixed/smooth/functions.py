@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.design.design import Design, SmoothColumns

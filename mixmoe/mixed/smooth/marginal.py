@@ -24,7 +24,7 @@ from mixmoe._typing import Array
 from mixmoe.mixed.likelihood.observed import Problem, evaluate
 from mixmoe.mixed.search import Guarded
 from mixmoe.mixed.smooth.curvature import determinant_slope, information
-from mixmoe.mixed.smooth.functions import Geometry, Index
+from mixmoe.mixed.smooth.functions import Geometry
 from mixmoe.numerics.optimise import Control, Evaluation, climb
 
 _ROUNDS = 60  # ascents between updates of the smoothing parameters
