@@ -176,6 +176,8 @@ def n_entries(problem: Problem) -> int:
 
 def each_factor(problem: Problem, entries: Tensor) -> list[Tensor]:
     """The factors of all groupings from their free entries, one grouping after the other."""
+    if not problem.further:
+        return [factor(problem, entries)]
     parts = parts_of(problem)
     pieces = torch.split(entries, [n_entries(part) for part in parts])
     return [factor(part, piece) for part, piece in zip(parts, pieces, strict=True)]
