@@ -32,7 +32,7 @@ from mixmoe.mixed.parameters import CovRE, Residual, Sigma, Structure
 from mixmoe.mixed.smooth.spelling import with_functions
 from mixmoe.mixed.thresholds import OrdinalResponse, Thresholds, step_extra
 from mixmoe.mixture.estimate import Parameter, ParamLayout
-from mixmoe.responses.distribution import ETA_LIMIT, OFFSETS
+from mixmoe.responses.distribution import ETA_LIMIT, MOST_COUNTS, OFFSETS
 from mixmoe.responses.existence import Observed, check_maximum
 from mixmoe.responses.exponential import family_named, name_of_family
 
@@ -362,6 +362,7 @@ def check_response(design: Design, model: ResponseModel) -> None:
         _refuse(design, (y <= 0) | (y >= 1), what, y, "strictly between 0 and 1", name)
     elif name != "ordinal":
         _refuse(design, (y != np.floor(y)) | (y < 0), what, y, "a count 0, 1, 2 ...", name)
+        _refuse(design, y > MOST_COUNTS, what, y, f"at most {MOST_COUNTS:g}", name)
     if name == "binomial":
         _check_trials(design)
         more = "at most the number of trials" if "trials" in design.aux else "0 or 1; pass trials= for successes"
@@ -374,6 +375,7 @@ def _check_trials(design: Design) -> None:
     trials = trials_of(design)
     wrong = (trials != np.floor(trials)) | (trials < 1)
     _refuse(design, wrong, "the number of trials", trials, "a whole number of at least 1", "binomial")
+    _refuse(design, trials > MOST_COUNTS, "the number of trials", trials, f"at most {MOST_COUNTS:g}", "binomial")
 
 
 def _refuse(design: Design, bad: NDArray[np.bool_], what: str, values: Array, allowed: str, family: str) -> None:
