@@ -26,7 +26,7 @@ from mixmoe.design.checks import (
     level_scores,
     response_levels,
 )
-from mixmoe.design.complete_rows import Dropped, Rows, earliest, without_rows
+from mixmoe.design.complete_rows import Dropped, Rows, earliest, warn_dropped, without_rows
 from mixmoe.design.formula import MoEFormula
 from mixmoe.design.formulaic_engine import Materialized
 from mixmoe.design.frame import FrameView, infinite, is_numeric, plain, shown, view
@@ -34,7 +34,7 @@ from mixmoe.design.labels import units_of
 from mixmoe.design.recipe import ENGINES, WHERE, Engine, Recipe, ResponseKind, collect, formula_frame, make_recipe
 from mixmoe.design.row_by_row import check_row_by_row
 from mixmoe.design.smooth_basis import SmoothTerm
-from mixmoe.errors import CollinearityWarning, DesignError, DroppedRowsWarning, warn
+from mixmoe.errors import CollinearityWarning, DesignError, warn
 
 NUMERIC_AUX = ("trials", "offset")  # auxiliary columns that must hold numbers; weights are checked with the rows
 _SIZES = (1e-150, 1e150)  # of the largest value of a column; squares of others leave the range of the numbers
@@ -406,7 +406,8 @@ def _cleaned(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) 
     rows = without_rows(rows, built.bad_rows, built.bad_terms, frame.n_rows)
     check_columns(built, recipe)
     check_names(built)
-    _warn_dropped(rows.dropped, frame.n_rows, frame)
+    random = recipe.formula.random
+    warn_dropped(rows, frame, recipe.formula.response, None if random is None else random.group)
     check_finite(built, rows, frame, recipe)
     return rows
 
@@ -416,21 +417,6 @@ def _with_gate_by_unit(recipe: Recipe, built: Materialized, rows: Rows, frame: F
         return built
     gate = gate_by_unit(built.matrices["gate"], built, rows, frame, recipe)
     return replace(built, matrices={**built.matrices, "gate": gate})
-
-
-def _warn_dropped(dropped: Dropped, n_input: int, columns: FrameView) -> None:
-    if dropped.n_rows:
-        terms = [name for name, _ in dropped.by_column if name not in columns]
-        lags = [name for name in terms if "lag(" in name]
-        others = [name for name in terms if name not in lags]
-        undefined = f"; {', '.join(lags)} has nothing before the first rows" if lags else ""
-        if others:
-            undefined += f"; {', '.join(others)} may be undefined there, as a logarithm of negative values"
-        warn(
-            f"{dropped.n_rows} of {n_input} rows were left out because of missing values ({dropped}); "
-            f"fill them in beforehand to keep them{undefined}",
-            DroppedRowsWarning,
-        )
 
 
 def _fitted(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Recipe:

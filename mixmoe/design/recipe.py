@@ -270,8 +270,8 @@ def collect(frame: FrameView, recipe: Recipe, wanted: tuple[str, ...], required:
         needs.append(Need(str(response_column(formula)), WHERE["response"], complete=not gaps, gaps=gaps))
     lags = [lag for name in wanted for lag in recipe.lags[name] if lag.column in frame]
     alone = formula.random is not None and group is None
-    beside = _beside(frame, recipe, required)
-    keys = Keys(group, cluster=recipe.aux.get("cluster"), time=beside.get("time"))
+    beside, further = _beside(frame, recipe, required), _further_groups(frame, recipe, required)
+    keys = Keys(group, cluster=recipe.aux.get("cluster"), further=further, time=beside.get("time"))
     if formula.seq is not None and group is not None:
         keys = replace(keys, within=formula.seq.within, order=formula.seq.order)
     needs += [Need(name, where, term=False) for name, where in _key_columns(keys) if name is not None]
@@ -294,7 +294,15 @@ def _beside(frame: FrameView, recipe: Recipe, required: bool) -> dict[str, str]:
 
 
 def _key_columns(keys: Keys) -> tuple[tuple[str | None, str], ...]:
-    return ((keys.group, "re:"), (keys.order, "seq:"), (keys.within, "seq:"))
+    further = tuple((name, "re:") for name in keys.further)
+    return ((keys.group, "re:"), *further, (keys.order, "seq:"), (keys.within, "seq:"))
+
+
+def _further_groups(frame: FrameView, recipe: Recipe, required: bool) -> tuple[str, ...]:
+    """Columns that name levels of the groupings behind the first one; of new data those that there are."""
+    first = recipe.formula.random
+    names = dict.fromkeys(name for term in recipe.formula.further for name in term.columns)
+    return tuple(name for name in names if (required or name in frame) and first is not None and name != first.group)
 
 
 def _unique(needs: list[Need]) -> list[Need]:

@@ -49,7 +49,7 @@ class _Input:
     column: Callable[[str], Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Each(Printed):
     """Fits of one model to many responses.
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixmoe.design.formula import MoEFormula, Part, RandomTerm, Sequence, parse_formula
+from mixmoe.design.formula import MoEFormula, Part, RandomTerm, Sequence, parse_formula, refuse_several
 from mixmoe.design.formulaic_engine import parse_terms
 from mixmoe.design.safe import require_safe
 from mixmoe.errors import FormulaError
@@ -134,8 +134,6 @@ REFUSED = [
     ("y ~ x | re: (1 + time)", "names no subjects", "1 + time"),
     ("y ~ x | re: (1|)", "names no subjects", "|"),
     ("y ~ x | re: (|id)", "no terms left of the bar", "|i"),
-    ("y ~ x | re: (1|id) + (1|site)", "more than one grouping factor", "(1|id) + (1|site)"),
-    ("y ~ x | re: (1|id/site)", "subjects must be independent", "id/site"),
     ("y ~ x - typo", "'-' takes out the term 'typo', which does not stand before it", "x - typo"),
     ("y ~ x | gate: z - x", "'-' takes out the term 'x'", "z - x"),
     ("y ~ -x", "'-' takes out the term 'x'", "-x"),
@@ -152,9 +150,20 @@ REFUSED = [
     ("y ~ d$x", "'$' is R, not Python; name the column alone", "$"),
     ("y ~ C(b, Treatment)", "names no reference; write Treatment(reference=...)", "Treatment"),
     ("y ~ x | re: (1|id) + (0+t|id)", "names 'id' more than once; write the terms in one bracket", "(1|id) + (0+t|id)"),
-    ("y ~ x | re: (1|a) | re: (1|id)", "the section re: is given twice; no model here takes several", "re"),
-    ("y ~ x | re: (1|site/id)", "is more than one grouping factor; no model here takes several", "site/id"),
-    ("y ~ x | re: (1|id:site)", "make a column of them: data['id_site'] = data['id'].astype(str)", "id:site"),
+    (
+        "y ~ x | re: (1|a) | re: (1|id)",
+        "the section re: is given twice; write its terms in one, re: (... | a) + (... | b)",
+        "re",
+    ),
+    ("y ~ x | re: (1|id:site)", "make a column of them: data['id_site'] = data['id'].astype(str)", "(1|id:site)"),
+    (
+        "y ~ x | re: (1|id:site) + (1|id:c)",
+        "subjects must be one column, got the combinations 'id:site'",
+        "(1|id:site)",
+    ),
+    ("y ~ x | re: (1|a/b) + (1|b:a)", "names 'b:a' more than once", "(1|a/b) + (1|b:a)"),
+    ("y ~ x | re: (0|a) + (1|b)", "has a term (0 | ...) beside others, which adds no effects", "(0|a) + (1|b)"),
+    ("y ~ x | re: (1|a) + b", "must be one bracket", "(1|a) + b"),
     ("y ~ x | re: (1|id|b)", "more than one bar", "|"),
     ("y ~ x | re: (1|f(id))", "must be one column, got 'f(id)'", "f(id)"),
     ("y ~ x +", "correct the marked part", "+"),
@@ -201,6 +210,33 @@ def test_refusals_say_what_to_do_and_mark_the_place(text, message, marked):
     if marked is not None:
         start, width = shown[1].index("^"), shown[1].count("^")
         assert text[start : start + max(width, len(marked))].startswith(marked[:width])
+
+
+@pytest.mark.parametrize(
+    ("effects", "terms"),
+    [
+        ("(1|id) + (1 + t||site)", [RandomTerm("1", "id"), RandomTerm("1 + t", "site", correlated=False)]),
+        ("(1|id/site)", [RandomTerm("1", "id"), RandomTerm("1", "id", within=("site",))]),
+        ("(1|a) + (last[1, t]|`b c`:d)", [RandomTerm("1", "a"), RandomTerm("last[1, t]", "b c", within=("d",))]),
+        (
+            "(t|a/b/c)",
+            [RandomTerm("t", "a"), RandomTerm("t", "a", within=("b",)), RandomTerm("t", "a", True, ("b", "c"))],
+        ),
+    ],
+)
+def test_several_groupings_are_a_term_each(effects, terms):
+    found = parse_formula(f"y ~ x | re: {effects}")
+    assert [found.random, *found.further] == terms
+
+
+@pytest.mark.parametrize("effects", ["(1|id) + (1|site)", "(1|site/id)"])
+def test_experts_refuse_several_groupings(effects):
+    text = f"y ~ x | re: {effects} | gate: z"
+    with pytest.raises(FormulaError, match="more than one grouping factor; experts take one") as caught:
+        refuse_several(parse_formula(text))
+    _, *shown = str(caught.value).split("\n    ")
+    assert shown[1].index("^") == text.index("(1")
+    assert shown[1].count("^") == len(effects)
 
 
 @pytest.mark.parametrize(("formula", "message"), [(3, "must be text .* got int"), ("  ", "is empty")])
