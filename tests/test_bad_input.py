@@ -470,3 +470,37 @@ def test_numbers_of_numpy_read_as_numbers(wrong):
     with pytest.raises((ArgumentError, DesignError), match=r"\d") as caught:
         wrong(visits())
     assert not NUMPY.search(str(caught.value))
+
+
+@pytest.mark.parametrize("value", [1e300, -1e160, 1e-300])
+@pytest.mark.parametrize(
+    ("formula", "column", "options"),
+    [
+        ("y ~ time + huge | re: (1 | id)", "the term 'huge' of the expert part", {}),
+        ("y ~ time | gate: fixed | re: (1 | id)", "the term 'fixed' of gate:", {"experts": 2}),
+        ("y ~ time | re: (1 + huge | id)", "the term 'huge' of re:", {}),
+        ("y ~ time | re: (1 | id) | sigma: huge", "the term 'huge' of sigma:", {}),
+        ("huge ~ time | re: (1 | id)", "the response 'huge'", {}),
+        ("y ~ time | re: (1 | id)", "offset='huge'", {"offset": "huge"}),
+        ("y ~ time | re: (1 | id)", "weights='positive'", {"weights": "positive"}),
+        ("y ~ huge | vary: x", "the term 'huge'", {"bandwidth": 1.0}),
+        ("y ~ time | vary: x", "the offset", {"bandwidth": 1.0, "offset": "huge"}),
+        ("y ~ time | vary: huge", "the index 'huge'", {"bandwidth": 1.0}),
+        ("y ~ time | vary: x", "weights", {"bandwidth": 1.0, "weights": "positive"}),
+    ],
+)
+def test_values_whose_products_cannot_be_computed(value, formula, column, options):
+    data = good().assign(huge=lambda d: value * (1.0 + d["x"] ** 2), fixed=lambda d: value * (d["g"] == "a"))
+    data["positive"] = data["huge"].abs()
+    with pytest.raises(DesignError, match=re.escape(column) + r" has the largest value .* must lie between 1e-\d+ and"):
+        mm.fit(formula, data, **{"experts": 1, "progress": False, **options})
+
+
+@pytest.mark.parametrize("family", ["binomial", "poisson", "negbinomial"])
+def test_counts_beyond_what_a_link_can_reach(family):
+    data = good().assign(k=1e14, many=1e14, y=lambda d: (d["time"] > 1).astype(float))
+    trials = {"trials": "many"} if family == "binomial" else {}
+    response, what = ("y", "number of trials") if trials else ("k", "response 'k'")
+    for formula in (f"{response} ~ x | re: (1 | id)", f"{response} ~ x | vary: time"):
+        with pytest.raises(DesignError, match=rf"the {what} is 1e\+14 in row .* it must be at most 1e\+13"):
+            mm.fit(formula, data, 1, family=family, progress=False, **trials)
