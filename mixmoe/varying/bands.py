@@ -311,8 +311,8 @@ class LevelFits:
     bounded : BoundedFit
     gate_fit : LocalFit
     lines : LocalLines or None
-        In which the bands of sigma are centred, in mixtures: those of the rest rest on a log sigma that is constant in
-        each window.
+        In which the bands of sigma are centred, in mixtures with robust bias correction: those of the rest rest on a
+        log sigma that is constant in each window.
     """
 
     local: Local
@@ -365,7 +365,8 @@ def fit_levels(
     factor, of_gate = _factors(problem, coef, bias, derivative, searched, independent)
     local = build_local(problem, degree, problem.windows.bandwidth * factor)
     bounded, lines = maximise_bounded(local, local_start(local, coef)), None
-    if problem.slots.n_experts > 1 and problem.family.name == "gaussian":
+    # Without a correction bands are centred in the local maxima that the fit itself rests on.
+    if bias == "rbc" and problem.slots.n_experts > 1 and problem.family.name == "gaussian":
         lines = LocalLines(local, bounded)
         local, start = _with_flat_dispersions(local), bounded.fit.coef.copy()
         start[:, 1:, problem.slots.dispersions] = 0.0

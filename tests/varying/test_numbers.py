@@ -224,15 +224,15 @@ def test_bandwidth_of_robust_bias_correction_is_that_of_the_fit_and_its_degree_t
 def test_bands_of_sigma_are_those_of_its_line_and_the_others_those_of_a_constant():
     """Levels, covariance and degrees of freedom come from the one local likelihood or from the other."""
     problem, coef = fitted()
-    process, (inner, centring) = level_process(problem, coef, "none"), centred(problem)
-    line = build_local(inner, 1)
+    process, (inner, centring) = level_process(problem, coef, "rbc"), centred(problem)
+    line = build_local(inner, 2)
     free = line.free.copy()
     free[1, 4:6] = False
     start = local_start(line, centring.inwards(inner.slots, coef))
     sigma, rest = np.arange(4, 6), np.array([0, 1, 2, 3, 6, 7])
     turn = centring.matrix(inner.slots)
     for local, functions in ((line, sigma), (replace(line, free=free), rest)):
-        found = maximise_local(local, np.where(local.free | (np.arange(2) == 0)[:, None], start, 0.0))
+        found = maximise_local(local, np.where(local.free | (np.arange(3) == 0)[:, None], start, 0.0))
         inf = influence(local, found.coef, 1.0)  # HC3
         levels, matrix = found.coef[:, 0] @ turn.T, level_covariance(inf).matrix
         variance = np.einsum("glgm->glm", matrix.reshape(*levels.shape, *levels.shape))
