@@ -9,10 +9,9 @@ from mixmoe.design.design import DesignNames
 from mixmoe.errors import ApproximationWarning, BoundaryWarning, ConvergenceWarning, DegeneracyWarning, MixmoeWarning
 from mixmoe.inference.uncertainty import ParamCov, scale_of, wald_limits
 from mixmoe.mixed.collapse import residual_deviations
-from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.information import Boundary
 from mixmoe.mixed.likelihood.observed import Problem, evaluate
-from mixmoe.mixed.parameters import expand
+from mixmoe.mixed.parameters import Coordinates, free_to_working
 from mixmoe.mixed.search import Search
 from mixmoe.mixture.estimate import SAME, Flag, ParamLayout
 
@@ -41,9 +40,7 @@ CATEGORIES: Mapping[str, type[MixmoeWarning]] = {
 }
 
 
-def find_flags(
-    problem: Problem, found: Search, theta: Array, responsibilities: Array, boundary: Boundary
-) -> tuple[Flag, ...]:
+def find_flags(problem: Problem, found: Search, theta: Array, boundary: Boundary) -> tuple[Flag, ...]:
     """Flags of a search whose ordered solution is `theta`."""
     candidates = (
         _convergence(found, problem),
@@ -51,8 +48,8 @@ def find_flags(
         _boundary(boundary),
         _edges(boundary),
         _empty_categories(boundary),
-        _degenerate(found, problem, theta, responsibilities),
-        _small(responsibilities, problem),
+        _degenerate(found, problem, theta, boundary.responsibilities),
+        _small(boundary.responsibilities, problem),
     )
     return tuple(flag for flag in candidates if flag is not None)
 
@@ -182,7 +179,7 @@ def _empty_categories(boundary: Boundary) -> Flag | None:
 def _degenerate(found: Search, problem: Problem, theta: Array, responsibilities: Array) -> Flag | None:
     if not found.degenerate:
         return None
-    noise = residual_deviations(problem.structure, expand(problem.structure, problem.free, theta[None]))[0]
+    noise = residual_deviations(problem.structure, free_to_working(problem.structure, theta[None]))[0]
     k = int(noise.argmin())
     size, N = float(responsibilities[:, k].sum()), problem.n_subjects
     return Flag(

@@ -21,26 +21,25 @@ from mixmoe.inference.cells import (
     linked_cells,
     pairs_of,
 )
-from mixmoe.mixed.coordinates import Coordinates, apply_inverse
-from mixmoe.mixed.information import gate_directions
+from mixmoe.mixed.information import Boundary
 from mixmoe.mixed.likelihood.observed import Problem, subject_logliks
-from mixmoe.mixed.parameters import Params, Structure, contract, expand
+from mixmoe.mixed.parameters import Coordinates, Params, Structure, free_to_working, working_to_free
 from mixmoe.mixed.search import permute_params
-from mixmoe.mixed.separation import expert_directions
+from mixmoe.mixed.separation import expert_directions, gate_directions
 from mixmoe.mixture.estimate import EMFit, Flag
 from mixmoe.mixture.gate import gate_log_probabilities
-from mixmoe.numerics.linalg import logsumexp
+from mixmoe.numerics.linalg import apply_inverse, logsumexp
 
 BoolArray = NDArray[np.bool_]
 _NONE = 1e-3  # a probability below this is zero in the limit, where a direction to infinity moves it
 _MOVED = 1e-6  # of the largest, a change along a direction to infinity
 
 
-def separation_flags(design: Design, problem: Problem, coordinates: Coordinates, theta: Array) -> tuple[Flag, ...]:
-    """Flags of infinite coefficients at a solution, theta, shape (P,)."""
+def separation_flags(design: Design, problem: Problem, coordinates: Coordinates, at: Boundary) -> tuple[Flag, ...]:
+    """Flags of infinite coefficients at a solution."""
     return (
-        *gate_separation(design, problem, coordinates, theta),
-        *expert_separation(design, problem, coordinates, theta),
+        *gate_separation(design, problem, coordinates, at.theta),
+        *expert_separation(design, problem, coordinates, at),
     )
 
 
@@ -63,7 +62,7 @@ def gate_separation(design: Design, problem: Problem, coordinates: Coordinates, 
     user = np.abs(np.linalg.solve(coordinates.gate, working)).max(axis=2)  # (K - 1, m)
     scale = np.abs(np.linalg.inv(coordinates.gate)).max(axis=1)
     infinite = user > _MOVED * scale
-    gamma = expand(s, problem.free, theta[None]).gamma
+    gamma = free_to_working(s, theta[None]).gamma
     prior = np.exp(gate_log_probabilities(problem.W, gamma))[0]  # (K, N)
     none = _without(prior, problem.W, working)
     columns = columns_of(design, "gate", infinite.any(axis=0))
@@ -113,7 +112,7 @@ def _without(prior: Array, W: Array, directions: Array) -> BoolArray:
     return np.asarray((prior < _NONE) & (apart > _MOVED * np.abs(moves).max()))
 
 
-def expert_separation(design: Design, problem: Problem, coordinates: Coordinates, theta: Array) -> tuple[Flag, ...]:
+def expert_separation(design: Design, problem: Problem, coordinates: Coordinates, at: Boundary) -> tuple[Flag, ...]:
     """A flag that says which expert coefficients are infinite and where responses do not vary, if there are any.
 
     Parameters
@@ -121,20 +120,21 @@ def expert_separation(design: Design, problem: Problem, coordinates: Coordinates
     design : Design
     problem : Problem
     coordinates : Coordinates
-    theta : ndarray, shape (P,)
+    at : Boundary
+        Of a solution.
     """
-    found = expert_directions(problem, theta)
+    found = expert_directions(problem, at.theta, at.responsibilities)
     if found is None or not found.infinite.any():
         return ()
-    directions = np.zeros((theta.size, int(found.infinite.sum())))
+    directions = np.zeros((problem.free.size, int(found.infinite.sum())))
     directions[found.where] = found.vectors[:, found.infinite]
     scale = np.abs(np.linalg.inv(coordinates.expert)).max(axis=1)
     X = apply_inverse(design.expert, coordinates.expert)
     names: dict[str, None] = {}
     places, used = [], np.zeros(len(scale), dtype=bool)
-    for k, at in enumerate(problem.free.beta):
-        infinite = np.abs(np.linalg.solve(coordinates.expert, directions[at])).max(axis=1) > _MOVED * scale
-        moves = np.abs(X @ directions[at]).max(axis=1)
+    for k, beta in enumerate(problem.free.beta):
+        infinite = np.abs(np.linalg.solve(coordinates.expert, directions[beta])).max(axis=1) > _MOVED * scale
+        moves = np.abs(X @ directions[beta]).max(axis=1)
         if not infinite.any():
             continue
         used |= infinite
@@ -186,7 +186,7 @@ def with_label_flag(fit: EMFit, design: Design, problem: Problem, theta: Array, 
     if not cells.any():
         return fit
     here = logsumexp(subject_logliks(problem, theta), axis=1)
-    params = expand(s, problem.free, theta[None])
+    params = free_to_working(s, theta[None])
     made_of_cells = _Rest(
         s.cov_re != "proportional" and _of_cells(cells, _random_predictors(design, s)),
         _of_cells(cells, [_sigma_predictor(design, s)]),
@@ -196,7 +196,7 @@ def with_label_flag(fit: EMFit, design: Design, problem: Problem, theta: Array, 
     for first, second in pairs_of(s.n_experts):
         order = list(range(s.n_experts))
         order[first], order[second] = second, first
-        moved = contract(s, _rest_permuted(params, order, made_of_cells))[0]
+        moved = working_to_free(s, _rest_permuted(params, order, made_of_cells))[0]
         exchanged[first, second] = logsumexp(subject_logliks(problem, moved), axis=1)
     found = cheapest_exchange(cells, here, exchanged)
     flag = ambiguity_flag(design, cells, s.n_experts, found, "common({})")

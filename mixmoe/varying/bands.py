@@ -19,7 +19,7 @@ from scipy.special import expit, ndtr, ndtri
 from scipy.stats import t as student
 
 from mixmoe._typing import Array
-from mixmoe.inference.simultaneous import multiplier_critical
+from mixmoe.inference.uncertainty import multiplier_critical
 from mixmoe.numerics.linalg import log_softmax
 from mixmoe.responses.distribution import Family
 from mixmoe.responses.zero_inflated import ZeroInflated
@@ -407,9 +407,9 @@ def _factors(
     # One expert: the search was that of its regression. Rows of a cluster would predict each other.
     if problem.slots.n_experts == 1 or problem.const[problem.slots.experts].all() or not independent:
         return start * more, start * more
-    tried = start * NARROWER ** -np.arange(STEPS)
-    tried = np.array([factor for factor in tried if _rich(problem, degree, factor)] or [start])
-    return float(tried[_chosen(left_out_of_experts(problem, coef, tried))]) * more, start * more
+    tried = [start * NARROWER**-step for step in range(STEPS)]
+    factors = np.array([factor for factor in tried if _rich(problem, degree, factor)] or [start], dtype=float)
+    return float(factors[_chosen(left_out_of_experts(problem, coef, factors))]) * more, start * more
 
 
 def _chosen(logliks: Array) -> int:

@@ -29,7 +29,6 @@ from scipy.optimize import minimize_scalar
 
 from mixmoe._typing import Array
 from mixmoe.responses.exponential import is_normal
-from mixmoe.varying.circle import wrapped
 from mixmoe.varying.em_steps import (
     EXPERT_STEP,
     Natural,
@@ -41,7 +40,7 @@ from mixmoe.varying.em_steps import (
     scoring_normal,
     solve_scaled,
 )
-from mixmoe.varying.interpolation import hermite_matrix
+from mixmoe.varying.interpolation import hermite_matrix, wrapped
 from mixmoe.varying.joint_em import Control, on_grid, run_em
 from mixmoe.varying.problem import Problem, Slots, blocks, build_problem, epanechnikov
 

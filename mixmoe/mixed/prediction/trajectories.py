@@ -19,13 +19,12 @@ from mixmoe.errors import DesignError
 from mixmoe.families import Effects
 from mixmoe.inference.small_samples import Moments, degrees_of_freedom
 from mixmoe.inference.uncertainty import critical
-from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.error_structure import ErrorSetup, times_of
 from mixmoe.mixed.further_parameters import spans
 from mixmoe.mixed.likelihood.correlated import ErrorModel
 from mixmoe.mixed.likelihood.observed import Problem
 from mixmoe.mixed.likelihood.serial import ErrorFactor, Filter, Visits, factorise
-from mixmoe.mixed.parameters import Params, Positions
+from mixmoe.mixed.parameters import Coordinates, Params, ReportedVector, user_to_working
 from mixmoe.mixed.prediction.linear_predictor import MixtureLaw
 from mixmoe.mixture.gate import gate_log_probabilities, posterior_probabilities
 from mixmoe.output.predictions import Interval, known_places, warn_strangers
@@ -123,7 +122,7 @@ class Estimate:
         On the user's scale, S = 1.
     cov : ndarray, shape (P, P)
         Of the reported parameters; directions in which gate coefficients are infinite count as known.
-    where : Positions
+    where : ReportedVector
     separated : bool
         Whether there are such directions.
     moments : Moments or None
@@ -132,7 +131,7 @@ class Estimate:
 
     params: Params
     cov: Array
-    where: Positions
+    where: ReportedVector
     separated: bool = False
     moments: Moments | None = None
 
@@ -263,18 +262,24 @@ def population_intervals(e: Estimate, X: Array, W: Array, alpha: float) -> Inter
     if len(e.where.beta) == 1:
         alone = expert_intervals(e, X, alpha)
         return Interval(*(part[:, 0] for part in (alone.estimate, alone.std_error, alone.lower, alone.upper)))
-    pi, means = gate_probabilities(e, W), expert_means(e, X)
-    mean = (pi * means).sum(axis=1)
+    mean = population_means(e, X, W)
     error = np.empty_like(mean)
     for start in range(0, len(mean), _CHUNK):
         rows = slice(start, start + _CHUNK)
-        gradient = np.zeros((len(mean[rows]), e.cov.shape[0]))
-        for k, columns in enumerate(e.where.beta):
-            gradient[:, columns] += pi[rows, k][:, None] * X[rows]
-        for k, columns in enumerate(e.where.gate, start=1):
-            gradient[:, columns] += (pi[rows, k] * (means[rows, k] - mean[rows]))[:, None] * W[rows]
-        error[rows] = _row_errors(gradient, e.cov)
+        error[rows] = _row_errors(population_gradient(e, X[rows], W[rows]), e.cov)
     return wald(mean, error, alpha)
+
+
+def population_gradient(e: Estimate, X: Array, W: Array) -> Array:
+    """Derivatives of `population_means` in the reported parameters, shape (n, P)."""
+    pi, means = gate_probabilities(e, W), expert_means(e, X)
+    away = means - (pi * means).sum(axis=1, keepdims=True)
+    gradient = np.zeros((len(X), e.cov.shape[0]))
+    for k, columns in enumerate(e.where.beta):
+        gradient[:, columns] += pi[:, [k]] * X
+    for k, columns in enumerate(e.where.gate, start=1):
+        gradient[:, columns] += (pi[:, k] * away[:, k])[:, None] * W
+    return gradient
 
 
 def _row_errors(gradient: Array, cov: Array) -> Array:
@@ -424,7 +429,7 @@ def past_of_subjects(model: _Model, e: Estimate, known: Design, wanted: Design) 
     if not found.any():
         return history
     problem = model.problem_of(known)
-    past = posterior_history(problem, model.coordinates.to_working(e.params))
+    past = posterior_history(problem, user_to_working(model.coordinates, e.params))
     past = _in_user_units(past, model.coordinates).take(where[found])
     history.probabilities[found] = past.probabilities
     history.means[found] = past.means
