@@ -563,8 +563,11 @@ class MEMoE(Refitting):
         return len(c.expert) * float(np.log(c.scale)) - float(np.linalg.slogdet(c.expert)[1])
 
     def record(self, found: Search) -> EMFit:
-        """The outcome of a search as an estimate, experts by decreasing mean gate probability."""
-        theta = order_experts(self.problem, found.theta)
+        """The outcome of a search as an estimate, experts by decreasing mean gate probability.
+
+        Experts with functions stay where they are: their smoothing parameters go by their place.
+        """
+        theta = found.theta if self.smoothing is not None else order_experts(self.problem, found.theta)
         joint = subject_logliks(self.problem, theta)
         responsibilities = posterior_probabilities(joint)
         boundary = find_boundary(self.problem, self.coordinates, theta)

@@ -24,7 +24,7 @@ from mixmoe._typing import Array
 from mixmoe.mixed.likelihood.observed import Problem, evaluate
 from mixmoe.mixed.search import Guarded
 from mixmoe.mixed.smooth.curvature import determinant_slope, information
-from mixmoe.mixed.smooth.functions import Geometry, Index
+from mixmoe.mixed.smooth.functions import Geometry
 from mixmoe.numerics.optimise import Control, Evaluation, climb
 
 _ROUNDS = 60  # ascents between updates of the smoothing parameters
@@ -306,6 +306,7 @@ def _tilt(problem: Problem, geometry: Geometry, H: Array, lambdas: Array, theta:
     N, owners = geometry.directions, geometry.owners
     inner = _definite(N.T @ H @ N) + np.diag(lambdas[owners])
     values, vectors = np.linalg.eigh(inner)
+    values = np.maximum(values, _NO_DATA * values[-1])  # rounding may leave less than the penalties
     slope = determinant_slope(problem, theta, N @ (vectors / np.sqrt(values)))
     full = geometry.basis.T @ slope  # in the user's coefficients
     inside = np.concatenate(geometry.penalised)
