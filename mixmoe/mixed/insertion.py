@@ -22,7 +22,7 @@ from scipy.special import expit
 from mixmoe._typing import Array
 from mixmoe.mixed.collapse import nearly_exact
 from mixmoe.mixed.em import expectations, updated_factor
-from mixmoe.mixed.likelihood.gaussian import LOG_2PI, RowMoments
+from mixmoe.mixed.likelihood.gaussian import LOG_2PI, GaussianExperts
 from mixmoe.mixed.likelihood.observed import ClosedForm, evaluate, subject_logliks
 from mixmoe.mixed.parameters import Params, free_to_working, working_to_free
 from mixmoe.mixed.starting_values import OneExpert, fewer_experts, one_expert_problem
@@ -225,8 +225,8 @@ def worth(fit: Beside, sets: NDArray[np.intp]) -> Array:
     Without random effects and with a residual deviation not below a tenth of the largest: for a single subject no new
     expert gives more.
     """
-    s, m = fit.problem.structure, fit.problem.experts.moments
-    if isinstance(m, RowMoments):
+    s, m = fit.problem.structure, fit.problem.experts
+    if not isinstance(m, GaussianExperts):
         raise TypeError("no expert is inserted where columns are many; ask gains_little first")
     together = (each[..., sets].sum(axis=-1) for each in (m.XX, m.Xy, m.yy, m.n, m.log_weight, fit.base))
     XX, Xy, yy, n, log_weight, base = together
