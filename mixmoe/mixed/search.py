@@ -24,6 +24,7 @@ from mixmoe.mixed.insertion import gains_little, inserted_starts, reinserted_sta
 from mixmoe.mixed.likelihood.observed import ClosedForm, Problem, evaluate
 from mixmoe.mixed.parameters import Params, free_to_working, working_to_free
 from mixmoe.mixed.starting_values import (
+    SPLITS,
     OneExpert,
     carried_starts,
     climb_one_expert,
@@ -49,6 +50,7 @@ _MANY = 20_000  # subjects with which the search goes on from there
 _MANY_APPROXIMATE = 4_000  # the same where the likelihood has no closed form
 _POOL = 16  # distinct end points of a subsample that go on with more subjects
 _MOVES = 4  # split-and-merge moves per expert and round, one where experts are inserted
+_SPLITS_OF_LITTLE = 2  # of each expert where the last one gained little: insertion nearly always finds more
 _INSERTED = 12  # places where a new expert gains most, of which ascents start
 _SEARCHES = 3  # independent searches at most, two of which must agree
 _FEW_EXPERTS = 4  # up to which that many are worth their cost
@@ -56,7 +58,8 @@ _SEARCHES_LARGE = 2  # searches with more experts, where they cost most and agre
 _WORTHWHILE = 0.01  # gain that makes another round of moves; less is mere convergence of what is there
 _SHARP = 0.01  # of the tolerance: what quasi-Newton aims at before Newton steps are called in
 _STANDSTILL = 1e-11  # gain in log-likelihood of an ascent that creeps along the edge of a collapse
-_CHASED = 10  # end points of the closed form that are carried on with the likelihood itself
+_CHASED = 16  # end points of the closed form that are carried on with the likelihood itself
+_BEHIND_APPROXIMATE = 5.0  # log-likelihood by which starts may lie behind the best of an approximate closed form
 _AROUND = 4  # starts per expert around the best of these, with other parameters of the errors
 _MARGIN = 1.0  # candidates may lie this far below the best rough value,
 _PART_MARGIN = 20.0  # or this far if that was found on some of the subjects
@@ -247,14 +250,17 @@ def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, r
     """
     closed = closed_form_problem(problem, one.params)
     plain = replace(one, params=without_extras(one.params))
-    found = _search_once(closed, plain, n_starts - n_starts // 2, control, rng)
-    found = _with_nested(closed, plain, found, control, rng)
+    exact = closed.experts is problem.experts
+    # Maxima that lie close together may have another order under the likelihood itself.
+    wide = control if exact else replace(control, behind=_BEHIND_APPROXIMATE)
+    found = _search_once(closed, plain, n_starts - n_starts // 2, wide, rng)
+    found = _with_nested(closed, plain, found, wide, rng)
     for i in range(1, _SEARCHES if problem.structure.n_experts <= _FEW_EXPERTS else _SEARCHES_LARGE):
         if found.climb.interrupted or found.agree:
             break
-        again = _search_once(closed, plain, (n_starts + 1) // 2, _beyond(control, found), rng)
+        again = _search_once(closed, plain, (n_starts + 1) // 2, _beyond(wide, found), rng)
         found = join(found, replace(again, search=again.search + i))
-    if closed.experts is problem.experts:
+    if exact:
         return found
     found = chase(problem, one, found, control)
     found = _scattered(problem, one, found, control, rng)
@@ -413,7 +419,8 @@ def _with_one_more(
     Where a further expert gains little, it is also inserted where it gains most: if the last one did already, first, so
     that most splits are given up soon.
     """
-    splits = carried_starts(problem, one, smaller.theta, _EM_STEPS, rng)
+    n_splits = _SPLITS_OF_LITTLE if smaller.little else SPLITS
+    splits = carried_starts(problem, one, smaller.theta, _EM_STEPS, rng, n_splits)
     if smaller.little:
         # The smaller fit itself comes along, so that what is found is not below it.
         first = np.vstack([splits[:1], inserted_starts(problem, one, smaller.theta, _INSERTED, rng)])
