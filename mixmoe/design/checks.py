@@ -416,7 +416,7 @@ def aliases(x: Array) -> tuple[Alias, ...]:
     scale[scale == 0] = 1.0
     if _clearly_independent(x, scale):
         return ()
-    return _dependent(_triangle(_near_zero(x), scale), _triangle(x, scale))
+    return dependent(_triangle(_near_zero(x), scale), _triangle(x, scale))
 
 
 def _near_zero(x: Array) -> Array:
@@ -456,8 +456,11 @@ def _triangle(x: Array, scale: Array) -> Array:
     return r
 
 
-def _dependent(r: Array, written: Array) -> tuple[Alias, ...]:
-    """Superfluous columns by the triangle of the columns near zero; `written` is that of the columns as they are."""
+def dependent(r: Array, written: Array) -> tuple[Alias, ...]:
+    """Superfluous columns by the triangle of the columns near zero; `written` is that of the columns as they are.
+
+    Both are factors R of QR decompositions, shape (., p); see `aliases`.
+    """
     basis = np.zeros((r.shape[0], 0))
     kept: list[int] = []
     found: list[Alias] = []

@@ -146,7 +146,18 @@ NO_LAGS = Lagged()
 
 
 class NothingLeftError(DesignError):
-    """No row of the data is complete."""
+    """No row of the data is complete, or none counts.
+
+    Parameters
+    ----------
+    message : str
+    dropped : Dropped
+        Why not.
+    """
+
+    def __init__(self, message: str, dropped: Dropped) -> None:
+        self.dropped = dropped
+        super().__init__(message)
 
 
 def earliest(mask: NDArray[np.bool_], rows: Rows) -> int:
@@ -191,11 +202,12 @@ def collect_rows(
     if not keep.any():
         raise NothingLeftError(
             f"all {frame.n_rows} rows have a missing value ({dropped}); nothing is left to analyse, so leave out the "
-            "columns that are missing or fill them in"
+            "columns that are missing or fill them in",
+            dropped,
         )
     # Judged among complete rows alone: the weight of a row that is left out anyway does not matter.
     if weights is not None:
-        keep = keep & _counted(frame, weights, keep)
+        keep = keep & _counted(frame, weights, keep, dropped)
     everything = bool(keep.all())
     kept = raw if everything else {name: _taken(values, keep) for name, values in raw.items()}
     columns = {need.name: (with_gaps if need.gaps else plain)(kept[need.name]) for need in needs if need.term}
@@ -238,7 +250,7 @@ def check_weights(weights: Array, labels: pd.Index, judged: NDArray[np.bool_], a
     )
 
 
-def _counted(frame: FrameView, name: str, keep: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _counted(frame: FrameView, name: str, keep: NDArray[np.bool_], dropped: Dropped) -> NDArray[np.bool_]:
     """Rows whose weight is above zero, shape (n,), after checking the weights of the rows in `keep`."""
     values = plain(frame.column(name))
     if not is_numeric(values):
@@ -251,8 +263,8 @@ def _counted(frame: FrameView, name: str, keep: NDArray[np.bool_]) -> NDArray[np
     check_weights(weights, frame.labels, keep)
     counts = weights > 0.0
     if not (counts & keep).any():
-        raise DesignError(
-            f"weights must be positive in some rows, got {np.count_nonzero(keep)} zeros; leave weights out"
+        raise NothingLeftError(
+            f"weights must be positive in some rows, got {np.count_nonzero(keep)} zeros; leave weights out", dropped
         )
     return counts
 
@@ -407,7 +419,8 @@ def without_rows(rows: Rows, bad: Integers, terms: tuple[tuple[str, int], ...], 
     if not keep.any():
         raise NothingLeftError(
             f"no row is left: of {n_input} rows all have a missing value or a term that is not a number ({dropped}); "
-            "check the transforms of the formula"
+            "check the transforms of the formula",
+            dropped,
         )
     present, codes = np.unique(rows.codes[keep], return_inverse=True)
     sequence = None if rows.sequence is None else np.unique(rows.sequence[keep], return_inverse=True)[1]

@@ -241,17 +241,11 @@ class MEMoE(Refitting):
         check_method(method, self.n_experts, self.response.name, errors_dist)
         kind: ResponseKind = "ordinal" if self.response.name == "ordinal" else "numeric"
         aux = {name: column for name, column in columns.items() if column is not None}
-        self.design = build_design(
-            self.formula,
-            data,
-            context=context,
-            engine=formula_engine,  # type: ignore[arg-type]
-            response=kind,
-            aux=aux,
-            smooths=True,
+        self.design = self._build(
+            data, {"context": context, "engine": formula_engine, "response": kind, "aux": aux, "smooths": True}
         )
         self.response = with_levels(self.response, self.design)
-        check_identified(self.design, self.n_experts, self.response)
+        self._check_identified()
         if cluster is not None:
             cluster_codes(self.design)  # refuses clusters that split subjects
         self.settings: Mapping[str, Any] = {
@@ -278,6 +272,13 @@ class MEMoE(Refitting):
         self.smoothing: Smoothing | None = None
         self._arrange(build_structure(self.design, self.n_experts, cov_re, self.response))
         self.layout: ParamLayout = layout_of(self.design, self.structure)
+
+    def _build(self, data: Any, options: Mapping[str, Any]) -> Design:
+        """The design of the data; options as those of `build_design`."""
+        return build_design(self.formula, data, **options)
+
+    def _check_identified(self) -> None:
+        check_identified(self.design, self.n_experts, self.response)
 
     def __repr__(self) -> str:
         return f"<MEMoE {self.formula.text!r}, experts={self.n_experts}, {self.design.n_units} subjects>"

@@ -475,7 +475,7 @@ def build_structure(design: Design, n_experts: int, cov_re: CovRE, response: Res
         n_experts=n_experts,
         n_gate=design.gate.shape[1],
         common=design.common,
-        n_random=design.random.shape[1],
+        n_random=len(design.names.random),
         correlated=random is not None and random.correlated,
         cov_re=cov_re,
         residual=response.sigma,

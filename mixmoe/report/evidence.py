@@ -42,6 +42,12 @@ class Fitted(Protocol):
     @property
     def _starts_words(self) -> str: ...
     @property
+    def _described(self) -> Design: ...
+    @property
+    def _sample_words(self) -> str: ...
+    @property
+    def _responsibilities_described(self) -> Array: ...
+    @property
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]: ...
     def _observed(self, kind: str) -> Observed | tuple[Marks, ...] | None: ...
     def curves(self, kind: str) -> tuple[Curve, ...]: ...  # noqa: D102
@@ -121,6 +127,17 @@ class Evidence:
         return self.results.model.design
 
     @property
+    def rows(self) -> Design:
+        """The rows that are described and drawn: those of the fit, or of a random sample of its subjects."""
+        return self.results._described
+
+    @property
+    def sampled(self) -> str:
+        """In words which subjects the rows are of, behind a blank; empty if they are all."""
+        words = self.results._sample_words
+        return f" {words}" if words else ""
+
+    @property
     def n_experts(self) -> int:
         """Number of experts; 1 in a family that has none."""
         return int(self.results.model.n_experts or 1)
@@ -143,7 +160,7 @@ class Evidence:
     @property
     def times(self) -> Array | None:
         """Time of each row, shape (n,); None if no numeric column of the data is the axis."""
-        frame = self.design.frame
+        frame = self.rows.frame
         if self.axis is None or self.axis not in frame or not pd.api.types.is_numeric_dtype(frame[self.axis].dtype):
             return None
         return frame[self.axis].to_numpy(dtype=float)
@@ -191,6 +208,7 @@ def _axis(results: Fitted) -> str | None:
 
 
 _PACKAGES = ("mixmoe", "numpy", "scipy", "pandas", "formulaic", "statsmodels", "patsy", "matplotlib")
+_READ_ALL, _SCAN = 'pd.read_csv("data.csv")', 'mm.scan("data/*.parquet")'
 _DEFAULTS: Mapping[str, Any] = {"formula_engine": "formulaic"}
 
 
@@ -229,7 +247,7 @@ def code(e: Evidence) -> str:
             "import pandas as pd",
             "import mixmoe as mm",
             "",
-            f'data = pd.read_csv("data.csv")  # {e.design.n_input} rows',
+            f"data = {_READ_ALL if e.rows is e.design else _SCAN}  # {e.design.n_input} rows",
             "fit = mm.fit(",
             f"    {model.formula.text!r},",
             "    data,",
@@ -258,5 +276,7 @@ def remarks(e: Evidence) -> tuple[str, ...]:
         notes.append(f"The fit used {e.results.em.starts.n_starts} starts; give starts= if that is not the default.")
     if e.results.cov_type in ("cluster", "bootstrap"):
         notes.append(f"cov_type={e.results.cov_type!r} needs its own options, which are not in the fit.")
-    notes.append(f"Fingerprint (SHA-256) of the response in the order of the fit: {checksum(e.design.response)}.")  # type: ignore[arg-type]
+    notes.append(
+        f"Fingerprint (SHA-256) of the response in the order of the fit: {checksum(e.rows.response)}.{e.sampled}"
+    )  # type: ignore[arg-type]
     return tuple(notes)
