@@ -241,6 +241,7 @@ class MEMoE(Refitting):
         check_method(method, self.n_experts, self.response.name, errors_dist)
         kind: ResponseKind = "ordinal" if self.response.name == "ordinal" else "numeric"
         aux = {name: column for name, column in columns.items() if column is not None}
+        self._options = None if options.plain and not self.formula.sigma else options
         self.design = self._build(
             data, {"context": context, "engine": formula_engine, "response": kind, "aux": aux, "smooths": True}
         )
@@ -262,7 +263,6 @@ class MEMoE(Refitting):
             **options.settings,
             "formula_engine": formula_engine,
         }
-        self._options = None if options.plain and not self.formula.sigma else options
         if self.design.smooths and method == "reml":
             raise ArgumentError(
                 "method='reml' is not offered with functions s(...): the marginal likelihood that chooses their "

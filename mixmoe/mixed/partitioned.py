@@ -175,6 +175,11 @@ def _refuse_rows(model: MEMoE, aux: Mapping[str, str]) -> None:
             f"partitioned data are for family='gaussian', got family={model.response.name!r}, whose likelihood needs "
             f"the rows of each subject: {instead}"
         )
+    if model._options is not None and not model._options.plain:
+        raise ArgumentError(
+            f"errors={model._options.kind!r}, errors_dist={model._options.dist!r} need the rows of each subject beside "
+            f"one another: {instead}"
+        )
     if model.formula.sigma:
         raise ArgumentError(f"the section 'sigma:' needs the rows of each subject: {instead}")
     if model.formula.vary is not None:

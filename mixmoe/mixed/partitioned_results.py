@@ -313,7 +313,7 @@ class PartitionedResults(MEMoEResults):
         described = model.described()
         if data:
             described |= {"n_witnesses": len(d.witnesses), "states": {c: dict(s) for c, s in d.states.items()}}
-        kept = pd.concat([d.witnesses, d.sample.frame], ignore_index=True)
+        kept = pd.concat([d.witnesses, d.sample.frame])
         n = len(kept)
         saved = SavedFit(
             family=model.spec.name,

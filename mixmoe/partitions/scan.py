@@ -156,11 +156,12 @@ def scan(source: Any, *, chunk_rows: int = CHUNK_ROWS) -> Scan:
     -----
     Only the last part of each file, with names and types, is read here; rows are read in passes when a model is made.
     """
+    checked_count(chunk_rows, "chunk_rows")
     given = [source] if isinstance(source, str | Path) else list(source)
     paths = tuple(dict.fromkeys(path for one in given for path in _matching(str(one))))
     if not paths:
         raise ArgumentError("scan needs at least one file, got an empty list; name a file, a pattern or a folder")
-    return Scan(paths, checked_count(chunk_rows, "chunk_rows"), {path: _types(path) for path in paths})
+    return Scan(paths, chunk_rows, {path: _types(path) for path in paths})
 
 
 def _matching(pattern: str) -> list[str]:

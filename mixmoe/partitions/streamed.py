@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.design import formulaic_engine
 from mixmoe.design.checks import aliases, check_columns, check_finite, check_names, check_types, dependent
-from mixmoe.design.complete_rows import Dropped, NothingLeftError, Rows, without_rows
+from mixmoe.design.complete_rows import Dropped, NothingLeftError, Rows, earliest, without_rows
 from mixmoe.design.design import (
     Design,
     DesignNames,
@@ -34,11 +34,11 @@ from mixmoe.design.design import (
 )
 from mixmoe.design.formula import MoEFormula
 from mixmoe.design.formulaic_engine import Materialized
-from mixmoe.design.frame import FrameView, is_numeric, shown, view
+from mixmoe.design.frame import FrameView, infinite, is_numeric, shown, view
 from mixmoe.design.recipe import Recipe, collect, formula_frame, make_recipe, needs_of
 from mixmoe.errors import DesignError
 from mixmoe.partitions.rowwise import check_rowwise
-from mixmoe.partitions.scan import Partitions
+from mixmoe.partitions.scan import Part, Partitions
 from mixmoe.partitions.subjects import BySubject, Gathering, packed_products
 from mixmoe.partitions.summaries import COLLECTORS, Summary, first_rows, merge
 
@@ -102,9 +102,10 @@ class Source:
                 try:
                     rows = collect(frame, recipe, tuple(recipe.sections), required=True)
                 except NothingLeftError as error:
-                    yield Chunk(frame, None, error.dropped)
-                    continue
-                yield Chunk(frame, rows, rows.dropped)
+                    chunk = Chunk(part, frame, None, error.dropped)
+                else:
+                    chunk = Chunk(part, frame, rows, rows.dropped)
+            yield chunk
 
 
 def _typed(frame: pd.DataFrame, types: Mapping[str, Any]) -> pd.DataFrame:
@@ -118,14 +119,21 @@ class Chunk:
 
     Attributes
     ----------
+    part : Part
     frame : FrameView
     rows : Rows or None
     dropped : Dropped
     """
 
+    part: Part
     frame: FrameView
     rows: Rows | None
     dropped: Dropped
+
+    def table(self, rows: Rows) -> pd.DataFrame:
+        """Columns and keys of complete rows, their labels saying in which partition they are."""
+        labels = self.frame.labels.take(rows.position).astype(str) + f" of {self.part.source}"
+        return pd.DataFrame({**rows.columns, **rows.keys}, copy=False).set_axis(labels)
 
 
 def source_of(data: Partitions, recipe: Recipe) -> Source:
@@ -165,38 +173,33 @@ def survey(recipe: Recipe, source: Source) -> Survey:
     DesignError
         If no row is complete, or a term cannot be computed; names the partition.
     """
-    n_input = n = 0
-    dropped: dict[str, int] = {}
+    tally, types, sample = _Tally(), _Types(), _Sample(group_of(recipe))
     states: dict[str, Summary] = {}
     levels: dict[str, set[Any]] = {}
     witnesses: list[pd.DataFrame] = []
-    types, sample = _Types(), _Sample(group_of(recipe))
-    n_dropped = 0
+    context = {**recipe.context, **COLLECTORS}
     for chunk in source.chunks(recipe):
-        n_input += chunk.frame.n_rows
         types.see(chunk.frame, source.columns)
-        rows, lost = chunk.rows, chunk.dropped
-        if rows is not None:
-            context = {**recipe.context, **COLLECTORS}
+        rows = chunk.rows
+        if rows is None:
+            tally.see(chunk, None, chunk.dropped)
+            continue
+        with chunk.part.named():
+            _check_finite(rows, chunk.frame)
             found = formulaic_engine.survey(formula_frame(rows, recipe), recipe.sections, context)
             states |= merge(states, found.states)
-            kept: Rows | None
-            try:
-                kept = without_rows(rows, found.bad_rows, found.bad_terms, chunk.frame.n_rows)
-            except NothingLeftError as error:
-                kept, lost = None, error.dropped
-            else:
-                lost = kept.dropped
             new = [i for code, seen in found.levels.items() for i in first_rows(seen, levels.setdefault(code, set()))]
             _check_levels(levels)
-            if new:
-                witnesses.append(_frame(rows).iloc[sorted(set(new))])
-            if kept is not None:
-                n += kept.n
-                sample.add(_frame(kept))
-        n_dropped += lost.n_rows
-        for name, count in lost.by_column:
-            dropped[name] = dropped.get(name, 0) + count
+        if new:
+            witnesses.append(chunk.table(rows).iloc[sorted(set(new))])
+        try:
+            kept = without_rows(rows, found.bad_rows, found.bad_terms, chunk.frame.n_rows)
+        except NothingLeftError as error:
+            tally.see(chunk, None, error.dropped)
+            continue
+        tally.see(chunk, kept, kept.dropped)
+        sample.add(chunk, kept)
+    n_input, n, dropped = tally.n_input, tally.n, tally.dropped
     if not n:
         raise DesignError(
             f"no row of the {n_input} of the data is complete and counts "
@@ -208,7 +211,7 @@ def survey(recipe: Recipe, source: Source) -> Survey:
     return Survey(
         n_input=n_input,
         n=n,
-        dropped=Dropped(n_dropped, tuple(dropped.items())),
+        dropped=Dropped(tally.n_dropped, tuple(dropped.items())),
         states=states,
         witnesses=_typed(pd.concat([*witnesses, frame.iloc[:0]]), known),
         sample=_typed(frame, known),
@@ -216,9 +219,34 @@ def survey(recipe: Recipe, source: Source) -> Survey:
     )
 
 
-def _frame(rows: Rows) -> pd.DataFrame:
-    """Columns and keys of complete rows."""
-    return pd.DataFrame({**rows.columns, **rows.keys}, copy=False)
+@dataclass(slots=True)
+class _Tally:
+    """How many rows there were, counted, and missed what."""
+
+    n_input: int = 0
+    n: int = 0
+    n_dropped: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def see(self, chunk: Chunk, kept: Rows | None, lost: Dropped) -> None:
+        """The rows of one part."""
+        self.n_input += chunk.frame.n_rows
+        self.n += 0 if kept is None else kept.n
+        self.n_dropped += lost.n_rows
+        for name, count in lost.by_column:
+            self.dropped[name] = self.dropped.get(name, 0) + count
+
+
+def _check_finite(rows: Rows, frame: FrameView) -> None:
+    """Refuse infinite numbers, before they are in any mean."""
+    for name, values in rows.columns.items():
+        wrong = infinite(values)
+        if wrong is not None:
+            i = earliest(wrong, rows)
+            raise DesignError(
+                f"column {name!r} is {values.iloc[i]} in row {shown(frame.labels[rows.position[i]])}; values must be "
+                "finite, so correct them or set them missing"
+            )
 
 
 def _check_levels(levels: Mapping[str, set[Any]]) -> None:
@@ -287,16 +315,15 @@ class _Sample:
         self.hashes: list[NDArray[np.uint64]] = []
         self.bound: np.uint64 | None = None
 
-    def add(self, frame: pd.DataFrame) -> None:
+    def add(self, chunk: Chunk, rows: Rows) -> None:
         """Rows of one more partition."""
-        codes, labels = pd.factorize(frame[self.group])
-        hashes = pd.util.hash_pandas_object(pd.Series(labels), index=False).to_numpy()[codes]
-        if self.bound is not None:
-            near = hashes <= self.bound
-            frame, hashes = frame[near], hashes[near]
-        self.parts.append(frame)
-        self.hashes.append(hashes)
-        self._prune()
+        labels = rows.keys[self.group].iloc[rows.starts]
+        hashes = pd.util.hash_pandas_object(labels, index=False, categorize=False).to_numpy()[rows.codes]
+        near = np.ones(rows.n, dtype=bool) if self.bound is None else hashes <= self.bound
+        if near.any():
+            self.parts.append(chunk.table(_taken(rows, near)))
+            self.hashes.append(hashes[near])
+            self._prune()
 
     def _prune(self) -> None:
         hashes = np.concatenate(self.hashes)
@@ -311,7 +338,14 @@ class _Sample:
 
     def frame(self) -> pd.DataFrame:
         """The rows, in the order in which they came."""
-        return pd.concat(self.parts, ignore_index=True)
+        return pd.concat(self.parts)
+
+
+def _taken(rows: Rows, near: NDArray[np.bool_]) -> Rows:
+    """Columns, keys and places of some rows; their subjects are not needed."""
+    columns = {name: values[near] for name, values in rows.columns.items()}
+    keys = {name: values[near] for name, values in rows.keys.items()}
+    return replace(rows, columns=columns, keys=keys, position=rows.position[near])
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,7 +375,7 @@ def coded(recipe: Recipe, witnesses: pd.DataFrame, sample: pd.DataFrame, states:
     states : mapping of str to mapping
         States of the transforms in all rows, by the code of their calls.
     """
-    together = pd.concat([witnesses, sample], ignore_index=True) if len(witnesses) else sample
+    together = pd.concat([witnesses, sample]) if len(witnesses) else sample
     frame = view(together)
     rows = collect(frame, recipe, tuple(recipe.sections), required=True)
     check_types(rows, frame, recipe, tuple(recipe.sections))
@@ -452,15 +486,16 @@ def accumulate(recipe: Recipe, source: Source, reference: Reference) -> Sums:
     for chunk in source.chunks(recipe):
         if chunk.rows is None:
             continue
-        built = formulaic_engine.rematerialize(
-            formula_frame(chunk.rows, recipe), recipe.specs, recipe.sections, recipe.context
-        )
-        if len(built.bad_rows) == chunk.rows.n:
-            continue
-        rows = without_rows(chunk.rows, built.bad_rows, built.bad_terms, chunk.frame.n_rows)
-        check_finite(built, rows, chunk.frame, recipe)
+        with chunk.part.named():
+            built = formulaic_engine.rematerialize(
+                formula_frame(chunk.rows, recipe), recipe.specs, recipe.sections, recipe.context
+            )
+            if len(built.bad_rows) == chunk.rows.n:
+                continue
+            rows = without_rows(chunk.rows, built.bad_rows, built.bad_terms, chunk.frame.n_rows)
+            check_finite(built, rows, chunk.frame, recipe)
+            beside = auxiliary(recipe, rows, chunk.frame)
         y, X, Z = built.matrices["response"][:, 0], built.matrices["expert"], built.matrices["random"]
-        beside = auxiliary(recipe, rows, chunk.frame)
         weights, offset = beside.get("weights", np.ones(rows.n)), beside.get("offset", np.zeros(rows.n))
         largest = max(largest, float(np.abs(y).max()))
         shift = _shift(built, X[0]) if shift is None else shift
@@ -596,7 +631,7 @@ def stream(
     -----
     DroppedRowsWarning, CollinearityWarning
     """
-    recipe = make_recipe(formula, context, "formulaic", "numeric", aux, True)
+    recipe = make_recipe(formula, context, "formulaic", "numeric", aux, True, smooths=True)
     check_rowwise(recipe)
     source = source_of(data, recipe)
     found = survey(recipe, source)
@@ -692,8 +727,8 @@ def restored(
     """The design of a saved fit from what its file holds; other parameters as in `stream`."""
     known = saved.known
     recipe = make_recipe(formula, context, "formulaic", "numeric", aux, True)
-    frame, n_witnesses = saved.rows.reset_index(drop=True), int(known["n_witnesses"])
-    witnesses, rows = frame.iloc[:n_witnesses], frame.iloc[n_witnesses:].reset_index(drop=True)
+    n_witnesses = int(known["n_witnesses"])
+    witnesses, rows = saved.rows.iloc[:n_witnesses], saved.rows.iloc[n_witnesses:]
     made = coded(recipe, witnesses, rows, known["states"])
     kept = {name: np.array(mask, dtype=bool) for name, mask in known["kept"].items()}
     recipe = replace(made.recipe, kept=kept)

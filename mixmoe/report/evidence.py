@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
 
+import numpy as np
 import pandas as pd
 
 from mixmoe._typing import Array
@@ -276,7 +277,6 @@ def remarks(e: Evidence) -> tuple[str, ...]:
         notes.append(f"The fit used {e.results.em.starts.n_starts} starts; give starts= if that is not the default.")
     if e.results.cov_type in ("cluster", "bootstrap"):
         notes.append(f"cov_type={e.results.cov_type!r} needs its own options, which are not in the fit.")
-    notes.append(
-        f"Fingerprint (SHA-256) of the response in the order of the fit: {checksum(e.rows.response)}.{e.sampled}"
-    )  # type: ignore[arg-type]
+    response = np.asarray(e.rows.response, dtype=float)
+    notes.append(f"Fingerprint (SHA-256) of the response in the order of the fit: {checksum(response)}.{e.sampled}")
     return tuple(notes)

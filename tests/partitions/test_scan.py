@@ -77,7 +77,7 @@ def test_sorted_rows_small_chunks_and_an_empty_file_change_nothing(rows, in_memo
     [
         ("y ~ time + x1 | gate: z1 | re: (1 + time || id)", {"weights": "u", "offset": "o"}),
         ("log(y + 40) ~ time + common(x1) | gate: z1 | re: (1 | id)", {"cov_re": "common", "residual": "common"}),
-        ("y ~ standardize(x1) + bs(time, knots=[2.0]) + (o > 0) | gate: z1 | re: (0 | id)", {}),
+        ("y ~ standardize(x1) + bs(time, knots=[2.0]) + I(o > 0) | gate: z1 | re: (0 | id)", {}),
         ("y ~ time + x1 | re: (1 + time | id)", {"experts": 1, "method": "reml"}),
         ("y ~ 0 + C(g, Sum) + time:C(g) | gate: z1 | re: (1 | id)", {"gate_penalty": "firth"}),
     ],
@@ -90,10 +90,12 @@ def test_models_with_other_terms_and_options(rows, tmp_path, formula, options):
 def test_superfluous_columns_are_left_out_alike(rows, tmp_path):
     data = rows.assign(twice=2 * rows["x1"] + 1, date=1.7e9 + rows["time"], one=3.0)
     formula = "y ~ date + x1 + twice + one | gate: z1 + h | re: (1 | id)"
-    with pytest.warns(CollinearityWarning, match="'twice' of the expert part was left out: it is a linear combination"):
+    with pytest.warns(CollinearityWarning) as said:
         found = fitted(mm.scan(written(tmp_path, data, 4)), formula)
-    with pytest.warns(CollinearityWarning):
+    with pytest.warns(CollinearityWarning) as also_said:
         known = fitted(data, formula)
+    assert [str(one.message) for one in said] == [str(one.message) for one in also_said]
+    assert len(said) == 2
     assert list(found.params.index) == list(known.params.index)
     # Seconds since 1970 leave seven digits of a time, however sums are taken.
     assert found.llf == pytest.approx(known.llf, abs=1e-6)
@@ -134,10 +136,11 @@ def test_the_summary_is_that_of_memory(scanned, in_memory):
 
 
 def test_what_is_said_of_subjects_is_that_of_memory(scanned, in_memory):
-    pd.testing.assert_frame_equal(scanned.responsibilities, in_memory.responsibilities, rtol=1e-7)
-    pd.testing.assert_frame_equal(scanned.random_effects, in_memory.random_effects, rtol=1e-6, atol=1e-8)
+    alike = {"check_index_type": False, "atol": 1e-8}
+    pd.testing.assert_frame_equal(scanned.responsibilities, in_memory.responsibilities, **alike)
+    pd.testing.assert_frame_equal(scanned.random_effects, in_memory.random_effects, **alike)
     influence, known = scanned.influence().to_frame(), in_memory.influence().to_frame()
-    pd.testing.assert_frame_equal(influence, known, rtol=1e-4, atol=1e-7)
+    pd.testing.assert_frame_equal(influence, known, **alike)
     pd.testing.assert_frame_equal(scanned.gate_effects(), in_memory.gate_effects(), rtol=1e-6)
 
 
@@ -162,7 +165,9 @@ def test_a_file_holds_the_fit_and_a_sample(rows, scanned, tmp_path):
     again = mm.load(tmp_path / "fit.mixmoe")
     assert str(again.summary()) == str(scanned.summary())
     new = rows.dropna().head(20)
-    pd.testing.assert_frame_equal(again.predict(new, interval="confidence"), scanned.predict(new, interval="confidence"))
+    pd.testing.assert_frame_equal(
+        again.predict(new, interval="confidence"), scanned.predict(new, interval="confidence")
+    )
     np.testing.assert_allclose(again.curves()[0].y, scanned.curves()[0].y)
     with pytest.raises(ArgumentError, match=r"holds a sample of its data.*data=mm\.scan"):
         again.with_cov("nonrobust")
@@ -197,10 +202,9 @@ def few(monkeypatch):
     monkeypatch.setattr("mixmoe.partitions.streamed.SAMPLE_SUBJECTS", 25)
 
 
-def test_figures_and_report_say_that_they_are_of_a_sample(rows, in_memory, few, tmp_path):
+def test_figures_and_report_say_that_they_are_of_a_sample(rows, few, tmp_path):
     pytest.importorskip("jinja2")
-    found = fitted(mm.scan(written(tmp_path, rows, 6)))
-    same(found, in_memory)
+    found = fitted(mm.scan(written(tmp_path, rows, 6)), "y ~ time + x1 | gate: z1 | re: (1 | id)")
     assert found.sampled().n_units == 25
     words = "random sample of 25 of the 120 subjects"
     assert words in str(found.summary())
@@ -208,9 +212,8 @@ def test_figures_and_report_say_that_they_are_of_a_sample(rows, in_memory, few, 
     text = " ".join((tmp_path / "report.html").read_text().split())
     assert text.count(words) > 6
     assert "mm.scan(" in text
-    for kind in (None, "gate", "responsibilities", "residuals", "fit", "random_effects", "starts"):
-        found.plot(kind)
-    found.diagnose()
+    assert len(found.panels("residuals")[0].clouds[0].x) == found.sampled().nobs
+    assert len(found.panels("starts")) == 1
 
 
 def test_the_sample_does_not_depend_on_partitions(rows, few, tmp_path):
@@ -234,7 +237,7 @@ def test_what_needs_all_rows_refuses(scanned, name):
     [
         ("y ~ poly(time, 2) | re: (1 | id)", {}, r"'poly\(time, 2\)'.*made orthogonal over all rows"),
         ("y ~ cr(time, df=4) | re: (1 | id)", {}, r"cr\(time, df=4\).*bs\(x, df=4\)"),
-        ("y ~ s(time) | re: (1 | id)", {}, "penalised functions need rows"),
+        ("y ~ s(time) | re: (1 | id)", {}, "penalised functions need rows beside"),
         ("y ~ lag(x1) | re: (1 | id)", {}, "several partitions"),
         ("y ~ I(time - time.mean()) | re: (1 | id)", {}, r"time\.mean"),
         ("y ~ I(np.cumsum(time)) | re: (1 | id)", {}, r"np\.cumsum may look at other rows"),
