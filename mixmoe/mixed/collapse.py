@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
-from mixmoe.mixed.further_parameters import spans
 from mixmoe.mixed.likelihood.observed import Problem
-from mixmoe.mixed.parameters import Params, Structure, expand
+from mixmoe.mixed.parameters import Params, Structure, free_to_working
 from mixmoe.mixture.gate import gate_log_probabilities
 
 _SIGMA_COLLAPSED = 1e-3  # fraction of the one-expert residual standard deviation
@@ -25,7 +24,7 @@ def collapsed(problem: Problem, sigma_one: float, theta: Array) -> NDArray[np.bo
     The residual deviation of an expert has vanished beside that of the one-expert model, or it is far below that of
     another expert while hardly more subjects than coefficients belong to it.
     """
-    params = expand(problem.structure, problem.free, theta)
+    params = free_to_working(problem.structure, theta)
     noise = residual_deviations(problem.structure, params)
     each = (np.exp(gate_log_probabilities(problem.W, gamma[None]))[0] for gamma in params.gamma)  # one (K, N) at a time
     subjects = np.array([share.sum(axis=1) for share in each])
@@ -41,7 +40,7 @@ def nearly_exact(s: Structure, noise: Array, largest: Array, subjects: Array) ->
 
 def residual_deviations(s: Structure, params: Params) -> Array:
     """Residual deviations, or what stands for them where responses have a precision, shape (S, K); else ones."""
-    for extra, where in spans(s.extras):
+    for extra, where in s.spans:
         if extra.precision:
             return np.asarray(np.exp(-0.5 * params.extra[:, :, where.start]))
     return params.sigma

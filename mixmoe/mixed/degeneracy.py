@@ -9,10 +9,9 @@ from mixmoe.design.design import DesignNames
 from mixmoe.errors import ApproximationWarning, BoundaryWarning, ConvergenceWarning, DegeneracyWarning, MixmoeWarning
 from mixmoe.inference.uncertainty import ParamCov, scale_of, wald_limits
 from mixmoe.mixed.collapse import residual_deviations
-from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.information import Boundary
 from mixmoe.mixed.likelihood.observed import Problem, evaluate
-from mixmoe.mixed.parameters import expand
+from mixmoe.mixed.parameters import Coordinates, free_to_working
 from mixmoe.mixed.search import Search
 from mixmoe.mixture.estimate import SAME, Flag, ParamLayout
 
@@ -182,7 +181,7 @@ def _empty_categories(boundary: Boundary) -> Flag | None:
 def _degenerate(found: Search, problem: Problem, theta: Array, responsibilities: Array) -> Flag | None:
     if not found.degenerate:
         return None
-    noise = residual_deviations(problem.structure, expand(problem.structure, problem.free, theta[None]))[0]
+    noise = residual_deviations(problem.structure, free_to_working(problem.structure, theta[None]))[0]
     k = int(noise.argmin())
     size, N = float(responsibilities[:, k].sum()), problem.n_subjects
     return Flag(

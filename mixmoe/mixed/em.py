@@ -12,7 +12,7 @@ import numpy as np
 from mixmoe._typing import Array
 from mixmoe.mixed.likelihood.gaussian import Moments, flat_experts, summed_second_moments, weighted_normal_matrix
 from mixmoe.mixed.likelihood.observed import ClosedForm
-from mixmoe.mixed.parameters import Params, Structure, contract, expand
+from mixmoe.mixed.parameters import Params, Structure, free_to_working, working_to_free
 from mixmoe.mixture.gate import gate_log_probabilities, gate_step
 from mixmoe.numerics.linalg import logsumexp
 
@@ -190,7 +190,7 @@ def _factor(D: Array) -> Array:
 def em_iterations(problem: ClosedForm, theta: Array, n_iter: int) -> tuple[Array, Array]:
     """Free vectors (S, P) after `n_iter` pairs of conditional steps, and log-likelihoods before each, (S, 2n)."""
     trace = np.empty((theta.shape[0], 2 * n_iter))
-    params = expand(problem.structure, problem.free, theta)
+    params = free_to_working(problem.structure, theta)
     for i in range(n_iter):
         e = expectations(problem, params)
         trace[:, 2 * i] = e.loglik
@@ -198,4 +198,4 @@ def em_iterations(problem: ClosedForm, theta: Array, n_iter: int) -> tuple[Array
         e = expectations(problem, params)
         trace[:, 2 * i + 1] = e.loglik
         params = update_variances(problem, params, e)
-    return contract(problem.structure, params), trace
+    return working_to_free(problem.structure, params), trace

@@ -6,8 +6,7 @@ import numpy as np
 
 from mixmoe._typing import Array
 from mixmoe.families import FirstOrder, Likelihood
-from mixmoe.mixed.coordinates import Coordinates
-from mixmoe.mixed.information import find_boundary, informative_basis, invert_information, natural_jacobian
+from mixmoe.mixed.information import find_boundary, informative_basis, invert_information
 from mixmoe.mixed.likelihood.observed import (
     Problem,
     block_scores,
@@ -16,7 +15,7 @@ from mixmoe.mixed.likelihood.observed import (
     observed_information,
     subject_scores,
 )
-from mixmoe.mixed.parameters import expand, to_natural
+from mixmoe.mixed.parameters import Coordinates, free_to_reported, free_to_reported_jacobian, free_to_working
 from mixmoe.numerics.optimise import Evaluation
 
 
@@ -35,7 +34,7 @@ def first_order(problem: Problem, coordinates: Coordinates, theta: Array) -> Fir
     """
     at = find_boundary(problem, coordinates, theta)
     inverse = invert_information(observed_information(problem, at.theta), informative_basis(problem, at))
-    jacobian = natural_jacobian(problem, coordinates, at.theta)
+    jacobian = free_to_reported_jacobian(problem.structure, coordinates, at.theta)
     jacobian[list(at.blank)] = np.nan
     scores = expert_subject_scores(problem, at.theta)
     observed = subject_scores(problem, at.theta) if problem.restricted else scores.observed
@@ -63,7 +62,7 @@ def expert_subject_scores(problem: Problem, theta: Array) -> SubjectScores:
     s_ik is the score of subject i were she known to belong to expert k, and s_i their responsibility-weighted mean.
     """
     K = problem.structure.n_experts
-    params = expand(problem.structure, problem.free, theta[None])
+    params = free_to_working(problem.structure, theta[None])
     out = SubjectScores(np.empty((problem.n_subjects, theta.size)), np.empty((problem.n_subjects, K, theta.size)))
     for where, experts in problem.experts.blocks(K):
         block = evaluate_block(problem, params, where, experts)
@@ -101,11 +100,9 @@ def likelihood_at(problem: Problem, coordinates: Coordinates, theta: Array, logl
         return Evaluation(e.loglik + shift, e.score)
 
     def reported(point: Array) -> Array:
-        return to_natural(problem.structure, coordinates.to_user(expand(problem.structure, problem.free, point[None])))[
-            0
-        ]
+        return free_to_reported(problem.structure, coordinates, point[None])[0]
 
     def jacobian(point: Array) -> Array:
-        return np.nan_to_num(natural_jacobian(problem, coordinates, point))
+        return np.nan_to_num(free_to_reported_jacobian(problem.structure, coordinates, point))
 
     return Likelihood(at.theta, inverse.matrix, shifted, reported, jacobian)

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.design.design import Design, column_terms, continuous_columns, used_columns
 from mixmoe.inference.cells import Predictor, ambiguity_flag, cheapest_exchange, described, linked_cells, pairs_of
-from mixmoe.mixed.coordinates import Coordinates, apply_inverse
 from mixmoe.mixed.information import gate_directions
 from mixmoe.mixed.likelihood.observed import Problem, subject_logliks
-from mixmoe.mixed.parameters import Params, Structure, contract, expand
+from mixmoe.mixed.parameters import Coordinates, Params, Structure, apply_inverse, free_to_working, working_to_free
 from mixmoe.mixed.search import permute_params
 from mixmoe.mixed.separation import expert_directions
 from mixmoe.mixture.estimate import EMFit, Flag
@@ -56,7 +55,7 @@ def gate_separation(design: Design, problem: Problem, coordinates: Coordinates, 
     user = np.abs(np.linalg.solve(coordinates.gate, working)).max(axis=2)  # (K - 1, m)
     scale = np.abs(np.linalg.inv(coordinates.gate)).max(axis=1)
     infinite = user > _MOVED * scale
-    gamma = expand(s, problem.free, theta[None]).gamma
+    gamma = free_to_working(s, theta[None]).gamma
     prior = np.exp(gate_log_probabilities(problem.W, gamma))[0]  # (K, N)
     none = _without(prior, problem.W, working)
     columns = _columns_of(design, "gate", infinite.any(axis=0))
@@ -195,7 +194,7 @@ def with_label_flag(fit: EMFit, design: Design, problem: Problem, theta: Array, 
     if not cells.any():
         return fit
     here = logsumexp(subject_logliks(problem, theta), axis=1)
-    params = expand(s, problem.free, theta[None])
+    params = free_to_working(s, theta[None])
     made_of_cells = _Rest(
         s.cov_re != "proportional" and _of_cells(cells, _random_predictors(design, s)),
         _of_cells(cells, [_sigma_predictor(design, s)]),
@@ -205,7 +204,7 @@ def with_label_flag(fit: EMFit, design: Design, problem: Problem, theta: Array, 
     for first, second in pairs_of(s.n_experts):
         order = list(range(s.n_experts))
         order[first], order[second] = second, first
-        moved = contract(s, _rest_permuted(params, order, made_of_cells))[0]
+        moved = working_to_free(s, _rest_permuted(params, order, made_of_cells))[0]
         exchanged[first, second] = logsumexp(subject_logliks(problem, moved), axis=1)
     found = cheapest_exchange(cells, here, exchanged)
     flag = ambiguity_flag(design, cells, s.n_experts, found, "common({})")

@@ -12,9 +12,9 @@ from mixmoe.design.design import Design, offset_of
 from mixmoe.errors import ApproximationWarning, warn
 from mixmoe.families import Distribution
 from mixmoe.inference.uncertainty import checked_alpha
-from mixmoe.mixed.coordinates import apply_inverse
 from mixmoe.mixed.likelihood.modes import Response
 from mixmoe.mixed.options import standardised_name, trials_of
+from mixmoe.mixed.parameters import apply_inverse, user_to_working
 from mixmoe.mixed.prediction.courses import (
     CATEGORIES,
     build_grid,
@@ -195,7 +195,7 @@ class GLMMResults(MEMoEResults):
     def _seen(self, design: Design, known: Design | None, past: History) -> Seen:
         """Rows of a design and what is known of their subjects."""
         model = self.model
-        working = model.coordinates.to_working(model.user(self._vector()))
+        working = user_to_working(model.coordinates, model.user(self._vector()))
         where, memory = np.full(design.n_units, -1), None
         if known is not None and ((where := places(known, design)) >= 0).any():
             self._say_how_exact()
@@ -219,7 +219,7 @@ class GLMMResults(MEMoEResults):
         prior = prior_history(self._known(), d.gate)
         if given == "history":
             self._say_how_exact()
-            working = self.model.coordinates.to_working(e.params)
+            working = user_to_working(self.model.coordinates, e.params)
             layers = one_step_ahead(self.model.problem, working, prior.probabilities)
         else:
             layers = iter([(np.arange(d.n), self._seen(d, None, prior))])

@@ -17,8 +17,6 @@ from mixmoe.inference.small_samples import (
     sandwich_moments,
 )
 from mixmoe.inference.uncertainty import CovType, ParamCov, delta_cov, within_clusters, without_parameters
-from mixmoe.mixed.coordinates import Coordinates
-from mixmoe.mixed.further_parameters import spans
 from mixmoe.mixed.likelihood.observed import (
     PredictorInformation,
     Problem,
@@ -28,20 +26,17 @@ from mixmoe.mixed.likelihood.observed import (
     unit_information,
 )
 from mixmoe.mixed.parameters import (
-    FreeVector,
+    Coordinates,
     Structure,
-    contract,
-    expand,
-    n_coefficients,
-    n_covariances,
-    positions,
-    to_natural,
+    free_to_reported,
+    free_to_reported_jacobian,
+    free_to_working,
+    working_to_free,
 )
 from mixmoe.mixed.separation import empty_categories, expert_directions
 from mixmoe.mixed.smooth.curvature import whole_information
 from mixmoe.mixture.estimate import Flag, ParamLayout
 from mixmoe.mixture.gate import gate_information, gate_log_probabilities, penalty_meat, posterior_probabilities
-from mixmoe.numerics.complex_step import derivative_along
 from mixmoe.numerics.linalg import semidefinite_cholesky
 
 _ZERO_SD = 1e-4  # in working coordinates, where the pooled residual standard deviation is one
@@ -89,7 +84,7 @@ class Boundary:
 def find_boundary(problem: Problem, coordinates: Coordinates, theta: Array) -> Boundary:
     """Null directions of the random-effects covariances at a solution."""
     s, free = problem.structure, problem.free
-    params = expand(s, free, theta[None])
+    params = free_to_working(s, theta[None])
     dead = np.zeros(free.size, dtype=bool)
     factor = params.factor.copy()
     columns = s.factor_entries[1]
@@ -104,27 +99,26 @@ def find_boundary(problem: Problem, coordinates: Coordinates, theta: Array) -> B
         if s.cov_re != "proportional" or not null.all():
             dead[free.factor[k][null[columns]]] = True
         singular.append(bool(null.any()))
-    clean = contract(s, replace(params, factor=factor))[0]
-    natural = to_natural(s, coordinates.to_user(expand(s, free, clean[None])))[0]
-    of_effects = _blank(s, natural, coordinates, singular)
+    clean = working_to_free(s, replace(params, factor=factor))[0]
+    of_effects = _blank(s, free_to_reported(s, coordinates, clean[None])[0], coordinates, singular)
     is_singular = bool(dead.any()) or bool(of_effects)
     # What has run into an end is held at it: there the score need not vanish, and no curvature stands for an error.
-    ends, empty = reached_edges(s, free, theta), empty_categories(problem, theta)
+    ends, empty = reached_edges(s, theta), empty_categories(problem, theta)
     dead[[*ends, *empty.closed]] = True
-    first = natural.size - free.size  # further parameters come last, in the same order, in both vectors
-    n_cuts = 0 if s.thresholds is None else len(s.thresholds.parameters(s.n_experts))
-    infinite = [natural.size - n_cuts + at for at in empty.infinite]
-    held = natural_jacobian(problem, coordinates, clean)[infinite].T if infinite else np.zeros((free.size, 0))
-    blank = (*of_effects, *(first + at for at in ends), *infinite)
+    further = s.reported.size - free.size  # further parameters come last, in the same order, in both vectors
+    infinite, held = [s.reported.last.start + at for at in empty.infinite], np.zeros((free.size, 0))
+    if infinite:
+        held = free_to_reported_jacobian(s, coordinates, clean)[infinite].T
+    blank = (*of_effects, *(further + at for at in ends), *infinite)
     return Boundary(clean, dead, blank, is_singular, held, tuple(ends.values()), empty.meanings)
 
 
-def reached_edges(s: Structure, free: FreeVector, theta: Array) -> dict[int, str]:
+def reached_edges(s: Structure, theta: Array) -> dict[int, str]:
     """Free parameters, shape (P,), that have run into an end of their space, and what the model becomes there."""
     found: dict[int, str] = {}
-    for extra, where in spans(s.extras):
+    for extra, where in s.spans:
         names = [p.name for p in extra.parameters(s.n_experts)]
-        places = dict.fromkeys(free.extra[:, where].ravel().tolist())
+        places = dict.fromkeys(s.free.extra[:, where].ravel().tolist())
         for at, name in zip(places, names, strict=True):
             for edge in extra.edges:
                 if edge.reached(theta[at]):
@@ -154,34 +148,16 @@ def _canonical(T: Array) -> Array:
     return semidefinite_cholesky(T @ T.T, tol=_ZERO_SD**2, floor=_ZERO_SD**2)
 
 
-def _blank(s: Structure, natural: Array, coordinates: Coordinates, singular: list[bool]) -> tuple[int, ...]:
-    """Zero standard deviations, and all correlations of a singular covariance."""
-    q = s.n_random
-    n_pairs = q * (q - 1) // 2 if s.correlated else 0
-    at = n_coefficients(s)
-    blank: list[int] = []
-    for k in range(n_covariances(s)):
-        sd = natural[at : at + q]
-        smallest = _ZERO_SD * coordinates.scale / np.abs(np.diag(coordinates.random))
-        blank += [at + int(j) for j in np.flatnonzero(sd <= smallest)]
+def _blank(s: Structure, reported: Array, coordinates: Coordinates, singular: list[bool]) -> list[int]:
+    """Zero standard deviations, all correlations of a singular covariance, and multiples that are none."""
+    q, at, blank = s.n_random, s.reported, []
+    smallest = _ZERO_SD * coordinates.scale / np.abs(np.diag(coordinates.random))
+    for positions, is_singular in zip(at.random, singular, strict=False):
+        blank += positions[:q][reported[positions[:q]] <= smallest].tolist()
         # Of a singular covariance some correlation is -1 or 1, or one with a zero: none has a standard error.
-        if singular[k]:
-            blank += range(at + q, at + q + n_pairs)
-        at += q + n_pairs
-    if s.cov_re == "proportional" and q:
-        blank += [at + j for j in range(s.n_experts - 1) if not _ZERO_SD < natural[at + j] < 1 / _ZERO_SD]
-    return tuple(blank)
-
-
-def natural_jacobian(problem: Problem, coordinates: Coordinates, theta: Array) -> Array:
-    """Derivatives of the reported parameters in the free ones, shape (P, P), exact by complex steps."""
-
-    def natural(rows: Array) -> Array:
-        return to_natural(problem.structure, coordinates.to_user(expand(problem.structure, problem.free, rows)))
-
-    # On a boundary, a correlation of a zero standard deviation is 0 / 0: NaN, as is then its derivative.
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return derivative_along(natural, theta, np.eye(theta.size)).T
+        blank += positions[q:].tolist() if is_singular else []
+    omega = reported[at.omega]
+    return blank + at.omega[~((omega > _ZERO_SD) & (omega < 1 / _ZERO_SD))].tolist()
 
 
 def covariance(
@@ -268,7 +244,7 @@ def resampled_covariance(problem: Problem, coordinates: Coordinates, theta: Arra
     """
     at = find_boundary(problem, coordinates, theta)
     gate, whole = gate_directions(problem, at.theta), np.atleast_2d(np.cov(draws, rowvar=False))
-    where = positions(problem.structure).gate.ravel()
+    where = problem.structure.reported.gate.ravel()
     unit = np.linalg.inv(coordinates.gate)  # a change of basis is wanted, not a solution
     J = problem.structure.n_experts - 1
     # Gate coefficients of every expert change basis alike: a Kronecker product with the identity.
@@ -294,7 +270,7 @@ def _scores_of_penalty(problem: Problem, theta: Array) -> Array:
     if problem.ridge is not None:
         out = problem.ridge
     if problem.penalty is not None:
-        gamma = expand(problem.structure, problem.free, theta[None]).gamma
+        gamma = free_to_working(problem.structure, theta[None]).gamma
         values, vectors = np.linalg.eigh(penalty_meat(problem.penalty, problem.W, gamma))
         of_gate = np.zeros((theta.size, theta.size))
         where = np.arange(theta.size)[problem.free.gate].ravel()
@@ -328,7 +304,7 @@ def identified(
     problem: Problem, coordinates: Coordinates, at: Boundary, inverse: "InverseInformation", layout: ParamLayout
 ) -> Identified:
     """Which reported parameters have a standard error: not those at an end of their space, infinite or flat."""
-    jacobian = np.nan_to_num(natural_jacobian(problem, coordinates, at.theta))
+    jacobian = np.nan_to_num(free_to_reported_jacobian(problem.structure, coordinates, at.theta))
     elsewhere = {*at.blank, *_touched(jacobian, inverse.infinite)}
     without = _touched(jacobian, inverse.flat)
     flat = [layout.names[i] for i in without if i not in elsewhere]
@@ -526,7 +502,7 @@ class GateDirections:
 
 def gate_directions(problem: Problem, theta: Array) -> GateDirections:
     """Eigenvectors of the information of the gate, were the memberships known."""
-    gamma = expand(problem.structure, problem.free, theta[None]).gamma
+    gamma = free_to_working(problem.structure, theta[None]).gamma
     weights = np.ones(problem.n_subjects)
     information = gate_information(problem.W, gate_log_probabilities(problem.W, gamma), weights)[0]
     values, vectors = np.linalg.eigh(information / problem.n_subjects)

@@ -24,7 +24,7 @@ from mixmoe.mixed.collapse import nearly_exact
 from mixmoe.mixed.em import expectations, updated_factor
 from mixmoe.mixed.likelihood.gaussian import LOG_2PI, RowMoments
 from mixmoe.mixed.likelihood.observed import ClosedForm, evaluate, subject_logliks
-from mixmoe.mixed.parameters import Params, contract, expand
+from mixmoe.mixed.parameters import Params, free_to_working, working_to_free
 from mixmoe.mixed.starting_values import OneExpert, fewer_experts, one_expert_problem
 from mixmoe.mixture.gate import gate_log_probabilities
 from mixmoe.numerics.linalg import logsumexp
@@ -133,7 +133,7 @@ def inserted_starts(problem: ClosedForm, one: OneExpert, smaller: Array, n: int,
 
 def beside(below: ClosedForm, theta: Array) -> Beside:
     """What the fit `theta`, shape (P',), says about each subject."""
-    params = expand(below.structure, below.free, theta[None])
+    params = free_to_working(below.structure, theta[None])
     joint = subject_logliks(below, theta).T
     log_prior = gate_log_probabilities(below.W, params.gamma)[0]
     return Beside(below, params, logsumexp(joint, axis=0), joint.argmax(axis=0), log_prior)
@@ -148,7 +148,7 @@ def with_new(problem: ClosedForm, params: Params, new: Inserted) -> Array:
         np.concatenate([np.repeat(getattr(params, name), C, axis=0), getattr(new.params, name)], axis=1)
         for name in ("gamma", "beta", "factor", "sigma", "extra")
     )
-    return contract(problem.structure, Params(*parts))
+    return working_to_free(problem.structure, Params(*parts))
 
 
 def reinserted_starts(problem: ClosedForm, one: OneExpert, theta: Array, n: int, rng: np.random.Generator) -> Array:
@@ -166,10 +166,10 @@ def reinserted_starts(problem: ClosedForm, one: OneExpert, theta: Array, n: int,
 def without_expert(problem: ClosedForm, theta: Array, k: int) -> Array:
     """Free vector, with one expert fewer, of the fit `theta`, shape (P,), without its expert k."""
     below = fewer_experts(problem)
-    p = expand(problem.structure, problem.free, theta[None])
+    p = free_to_working(problem.structure, theta[None])
     full = np.delete(np.concatenate([np.zeros_like(p.gamma[:, :1]), p.gamma], axis=1), k, axis=1)
     parts = (np.delete(part, k, axis=1) for part in (p.beta, p.factor, p.sigma, p.extra))
-    return contract(below.structure, Params(full[:, 1:] - full[:, :1], *parts))[0]
+    return working_to_free(below.structure, Params(full[:, 1:] - full[:, :1], *parts))[0]
 
 
 def insertions(fit: Beside, features: Array, rng: np.random.Generator) -> Inserted:

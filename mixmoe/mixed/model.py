@@ -17,13 +17,12 @@ from mixmoe.design.recipe import ResponseKind
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Estimated, FamilySpec
 from mixmoe.inference.uncertainty import ParamCov, checked_cov_type
-from mixmoe.mixed.coordinates import apply_inverse
 from mixmoe.mixed.degeneracy import CATEGORIES, far_origin, find_flags, uncertainty_flags
 from mixmoe.mixed.error_structure import ErrorsBy, ErrorsDist, ErrorSetup, build_errors, checked_errors
 from mixmoe.mixed.gate_identifiability import separation_flags, with_label_flag
 from mixmoe.mixed.glmm_results import GLMMResults
-from mixmoe.mixed.information import covariance, find_boundary, natural_jacobian
-from mixmoe.mixed.likelihood.observed import Problem, build_problem, evaluate, penalty_at, restriction, subject_logliks
+from mixmoe.mixed.information import covariance, find_boundary
+from mixmoe.mixed.likelihood.observed import Problem, evaluate, penalty_at, restriction, subject_logliks
 from mixmoe.mixed.likelihood.quadrature import with_integral_flag
 from mixmoe.mixed.likelihood.serial import ErrorKind
 from mixmoe.mixed.options import (
@@ -47,11 +46,12 @@ from mixmoe.mixed.parameters import (
     Params,
     Residual,
     Structure,
-    contract,
-    expand,
-    from_natural,
-    outside_space,
-    to_natural,
+    apply_inverse,
+    free_to_reported,
+    free_to_reported_jacobian,
+    reported_to_free,
+    reported_to_user,
+    wrong_reported,
 )
 from mixmoe.mixed.results import MEMoEResults
 from mixmoe.mixed.search import Search, default_starts, off_boundary, order_experts, search, search_carried, search_from
@@ -349,7 +349,7 @@ class MEMoE(Refitting):
         c = self.coordinates
         experts = experts_of(design, self.response, c) if self.errors is None else self.errors.experts(design, c)
         W, restricted = apply_inverse(design.gate, c.gate), self.settings["method"] == "reml"
-        return build_problem(self.structure, experts, W, self.gate_penalty, restricted)
+        return Problem(self.structure, experts, W, self.gate_penalty, restricted)
 
     def fit(
         self,
@@ -519,7 +519,7 @@ class MEMoE(Refitting):
     def score(self, params: Any) -> Array:
         """Derivative of the log-likelihood in the reported parameters, shape (P,); NaN where it does not exist."""
         theta = self.working(self.vector(params))
-        jacobian = natural_jacobian(self.problem, self.coordinates, theta)
+        jacobian = free_to_reported_jacobian(self.problem.structure, self.coordinates, theta)
         if not np.isfinite(jacobian).all():
             return np.full(theta.size, np.nan)
         return np.linalg.lstsq(jacobian.T, evaluate(self.problem, theta[None]).score[0], rcond=None)[0]
@@ -532,24 +532,22 @@ class MEMoE(Refitting):
     def vector(self, params: Any) -> Array:
         """Reported parameters as an array, shape (P,), from an array, a mapping by name, or results of another fit."""
         vector = start_vector(params, self.layout)
-        wrong = outside_space(self.structure, vector)
+        wrong = wrong_reported(self.structure, vector)
         if wrong is not None:
             raise ArgumentError(f"start has {wrong}")
         return vector
 
     def working(self, params: Array) -> Array:
         """Free vector in working coordinates, shape (P,), of reported parameters."""
-        user = from_natural(self.structure, np.asarray(params, dtype=float))
-        return contract(self.structure, self.coordinates.to_working(user))[0]
+        return reported_to_free(self.structure, self.coordinates, np.asarray(params, dtype=float))
 
     def user(self, params: Array) -> Params:
         """Full parameters on the user's scale, with S = 1, of reported ones."""
-        return from_natural(self.structure, np.asarray(params, dtype=float))
+        return reported_to_user(self.structure, np.asarray(params, dtype=float))
 
     def natural(self, theta: Array) -> Array:
         """Reported parameters, shape (P,), of a free vector."""
-        user = self.coordinates.to_user(expand(self.structure, self.problem.free, theta[None]))
-        return to_natural(self.structure, user)[0]
+        return free_to_reported(self.structure, self.coordinates, theta[None])[0]
 
     @property
     def log_scale(self) -> float:

@@ -22,13 +22,20 @@ from mixmoe.design.formula import MoEFormula, parse_formula
 from mixmoe.design.frame import shown
 from mixmoe.design.labels import exact, units_of
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
-from mixmoe.mixed.coordinates import Coordinates, apply_inverse, build_coordinates, link_coordinates
 from mixmoe.mixed.error_structure import ErrorOptions
 from mixmoe.mixed.likelihood.gaussian import independent_experts, sparse_columns
 from mixmoe.mixed.likelihood.glmm import MOST_NODES, GlmmExperts, build_nodes
 from mixmoe.mixed.likelihood.modes import FamilyResponse, Response, Rows, dispersion
 from mixmoe.mixed.likelihood.protocol import Experts
-from mixmoe.mixed.parameters import CovRE, Residual, Sigma, Structure
+from mixmoe.mixed.parameters import (
+    Coordinates,
+    CovRE,
+    Residual,
+    Sigma,
+    Structure,
+    apply_inverse,
+    build_coordinates,
+)
 from mixmoe.mixed.smooth.spelling import with_functions
 from mixmoe.mixed.thresholds import OrdinalResponse, Thresholds, step_extra
 from mixmoe.mixture.estimate import Parameter, ParamLayout
@@ -387,10 +394,8 @@ def _refuse(design: Design, bad: NDArray[np.bool_], what: str, values: Array, al
 
 def coordinates_of(design: Design, s: Structure, model: ResponseModel) -> Coordinates:
     """Working coordinates: those of the response too if it is Gaussian, else of the columns alone."""
-    columns = (design.expert, design.random, design.gate, s.common, s.correlated)
-    if model.gaussian:
-        return build_coordinates(np.asarray(design.response) - offset_of(design), *columns, weights_of(design))
-    return link_coordinates(*columns)
+    y = np.asarray(design.response) - offset_of(design) if model.gaussian else None
+    return build_coordinates(y, design.expert, design.random, design.gate, s, weights_of(design))
 
 
 def experts_of(design: Design, model: ResponseModel, c: Coordinates) -> Experts:

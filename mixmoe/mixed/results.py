@@ -19,7 +19,7 @@ from mixmoe.families import Distribution, Effects, FirstOrder, GatePoint, Likeli
 from mixmoe.inference.uncertainty import checked_alpha, delta_cov
 from mixmoe.mixed.first_order import first_order, likelihood_at
 from mixmoe.mixed.options import check_weights_ahead, standardised, standardised_name
-from mixmoe.mixed.parameters import permute_jacobian, permute_natural, positions
+from mixmoe.mixed.parameters import permute_reported, permute_reported_jacobian
 from mixmoe.mixed.prediction.courses import gate_curves, trajectory_axis, trajectory_curves, trajectory_data
 from mixmoe.mixed.prediction.dynamic import (
     errors_ahead,
@@ -362,9 +362,9 @@ class MEMoEResults(MoEResults):
     def relabel(self, order: Sequence[int]) -> Self:
         """The same fit with experts in another order; see `MoEResults.relabel`."""
         index, s = [k - 1 for k in checked_order(order, self.model.n_experts)], self.model.structure
-        params = permute_natural(s, self.em.params, index)
+        params = permute_reported(s, self.em.params, index)
         fit = replace(self.em, params=params, responsibilities=self.em.responsibilities[:, index])
-        jacobian, cov, model = permute_jacobian(s, self.em.params, index), self.cov, self.model
+        jacobian, cov, model = permute_reported_jacobian(s, self.em.params, index), self.cov, self.model
         draws = cov.draws
         if draws is not None:
             draws = relabelled(draws, model.problem, model.coordinates, model.working(params), index, model.clusters)
@@ -486,7 +486,7 @@ class MEMoEResults(MoEResults):
         return (GatePoint(None, e.params.gamma[0], e.where.gate, directions),)
 
     def _known(self) -> Estimate:
-        params, where = self.model.user(self.em.params), positions(self.model.structure)
+        params, where = self.model.user(self.em.params), self.model.structure.reported
         return Estimate(params, self.cov.of_bounded, where, self.cov.bounded is not None, self.cov.moments)
 
     def _proportion_table(self, alpha: float) -> Table:

@@ -12,8 +12,8 @@ from mixmoe.mixed.collapse import collapsed
 from mixmoe.mixed.em import em_iterations
 from mixmoe.mixed.end_points import Ends, candidates, join, one_search, or_any, without_artefacts
 from mixmoe.mixed.insertion import gains_little, inserted_starts, reinserted_starts
-from mixmoe.mixed.likelihood.observed import ClosedForm, Problem, build_problem, evaluate, observed_information
-from mixmoe.mixed.parameters import Params, build_free_vector, contract, expand
+from mixmoe.mixed.likelihood.observed import ClosedForm, Problem, evaluate, observed_information
+from mixmoe.mixed.parameters import Params, free_to_working, working_to_free
 from mixmoe.mixed.starting_values import (
     OneExpert,
     carried_starts,
@@ -108,8 +108,8 @@ def default_starts(n_experts: int) -> int:
 
 def permute(problem: Problem, theta: Array, order: Sequence[int]) -> Array:
     """The free vector with experts reordered: the new expert k is the old ``order[k]``."""
-    params = expand(problem.structure, problem.free, theta[None])
-    return contract(problem.structure, permute_params(params, order))[0]
+    params = free_to_working(problem.structure, theta[None])
+    return working_to_free(problem.structure, permute_params(params, order))[0]
 
 
 def permute_params(params: Params, order: Sequence[int]) -> Params:
@@ -129,7 +129,7 @@ def largest_first(problem: Problem, theta: Array) -> Array:
     """
     if problem.structure.cov_re != "proportional":
         return theta
-    factor = expand(problem.structure, problem.free, theta[None]).factor[0]
+    factor = free_to_working(problem.structure, theta[None]).factor[0]
     top = int(np.linalg.norm(factor, axis=(1, 2)).argmax())
     return permute(problem, theta, [top, *(k for k in range(len(factor)) if k != top)])
 
@@ -154,7 +154,7 @@ def order_experts(problem: Problem, theta: Array) -> Array:
 
 def gate_shares(problem: Problem, theta: Array) -> Array:
     """Mean gate probability of each expert, shape (K,)."""
-    gamma = expand(problem.structure, problem.free, theta[None]).gamma
+    gamma = free_to_working(problem.structure, theta[None]).gamma
     return np.asarray(np.exp(gate_log_probabilities(problem.W, gamma))[0].mean(axis=1))
 
 
@@ -227,7 +227,7 @@ def _limited(control: Control) -> Control:
 
 def pooled_sigma(alone: Problem, theta: Array) -> float:
     """Residual standard deviation of a one-expert fit; one if the likelihood has none."""
-    return float(expand(alone.structure, alone.free, theta[None]).sigma[0, 0])
+    return float(free_to_working(alone.structure, theta[None]).sigma[0, 0])
 
 
 def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, rng: np.random.Generator) -> Ends:
@@ -303,18 +303,18 @@ def nested_starts(
     s, K, out, stopped = problem.structure, problem.structure.n_experts, [], False
     shared = replace(s, cov_re="common", residual="common" if s.residual == "expert" else s.residual)
     if shared.residual != s.residual or (s.n_random and s.cov_re != "common"):
-        simple = build_problem(shared, problem.experts, problem.W, problem.penalty)
+        simple = Problem(shared, problem.experts, problem.W, problem.penalty)
         theta, stopped = _chain(simple, one, K, control, rng)
-        out.append(contract(s, expand(shared, build_free_vector(shared), theta[None])))
+        out.append(working_to_free(s, free_to_working(shared, theta[None])))
     if s.n_random and not stopped:
         fixed = replace(s, n_random=0)
-        simple = build_problem(fixed, problem.experts.without_random_effects(), problem.W, problem.penalty)
+        simple = Problem(fixed, problem.experts.without_random_effects(), problem.W, problem.penalty)
         plain = replace(one, params=fit_one_expert(simple, control).params)
         theta, stopped = _chain(simple, plain, K, control, rng)
-        params = expand(fixed, build_free_vector(fixed), theta[None])
+        params = free_to_working(fixed, theta[None])
         # Not zero, from where no ascent would leave, but so little that nothing is lost.
         factor = np.broadcast_to(_NO_EFFECT * np.eye(s.n_random), (1, K, s.n_random, s.n_random))
-        out.append(contract(s, replace(params, factor=factor)))
+        out.append(working_to_free(s, replace(params, factor=factor)))
     return np.vstack([np.empty((0, problem.free.size)), *out]), stopped
 
 
@@ -354,9 +354,9 @@ def _chain(
     Found from splits of that with one expert fewer, which is found likewise.
     """
     s, interrupted = problem.structure, False
-    best = contract(replace(s, n_experts=1), one.params)[0]
+    best = working_to_free(replace(s, n_experts=1), one.params)[0]
     for K in range(2, n_experts + 1):
-        larger = build_problem(replace(s, n_experts=K), problem.experts, problem.W)
+        larger = Problem(replace(s, n_experts=K), problem.experts, problem.W)
         limit = replace(control, max_iter=0) if interrupted else control
         ends = _race(larger, one.sigma, carried_starts(larger, one, best, _EM_STEPS, rng), limit)
         if gains_little(larger, best, ends.rank.max()) and not ends.climb.interrupted:

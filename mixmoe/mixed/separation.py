@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.mixed.likelihood.observed import Problem, subject_logliks
-from mixmoe.mixed.parameters import expand
+from mixmoe.mixed.parameters import free_to_working
 from mixmoe.mixture.gate import posterior_probabilities
 
 _NO_RESPONSES = 1e-3  # expected number in a category: an ascent to infinity stops at about this many
@@ -42,7 +42,7 @@ def expert_directions(problem: Problem, theta: Array) -> ExpertDirections | None
 
     None for Gaussian experts, whose information does not depend on their coefficients.
     """
-    params, P = expand(problem.structure, problem.free, theta[None]), theta.size
+    params, P = free_to_working(problem.structure, theta[None]), theta.size
     found = problem.experts.coefficient_information(params, _responsibilities(problem, theta))
     if found is None:
         return None

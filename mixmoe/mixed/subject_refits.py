@@ -15,7 +15,6 @@ from mixmoe.design.design import Design, offset_of
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Curvature, Estimated
 from mixmoe.inference.uncertainty import Draws, ParamCov, acceleration, within_clusters, without_parameters
-from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.error_structure import ErrorSetup
 from mixmoe.mixed.first_order import first_order
 from mixmoe.mixed.information import (
@@ -28,13 +27,12 @@ from mixmoe.mixed.information import (
 )
 from mixmoe.mixed.likelihood.observed import (
     Problem,
-    build_problem,
     observed_information,
     subject_logliks,
     subject_scores,
 )
 from mixmoe.mixed.options import ResponseModel, check_method, cluster_codes
-from mixmoe.mixed.parameters import Params, Structure, expand, permute_natural, positions, to_natural
+from mixmoe.mixed.parameters import Coordinates, Params, Structure, free_to_reported, permute_reported
 from mixmoe.mixed.prediction.trajectories import Estimate, disturbances, draw_responses
 from mixmoe.mixed.search import Guarded, off_boundary, permute
 from mixmoe.mixed.smooth.curvature import first_inverse_of_functions
@@ -121,7 +119,7 @@ def relabelled(
     draws: Draws, problem: Problem, coordinates: Coordinates, theta: Array, order: list[int], clusters: Clusters
 ) -> Draws:
     """Replicates with the old expert ``order[k]`` as the new expert k, where `theta` is the relabelled solution."""
-    values = np.array([permute_natural(problem.structure, row, order) for row in draws.values])
+    values = np.array([permute_reported(problem.structure, row, order) for row in draws.values])
     return Draws(values, _acceleration(problem, coordinates, theta, clusters))
 
 
@@ -174,7 +172,7 @@ class Resample:
 
     def _natural(self, theta: Array) -> Array:
         s = self.problem.structure
-        return to_natural(s, self.coordinates.to_user(expand(s, self.problem.free, theta[None])))[0]
+        return free_to_reported(s, self.coordinates, theta[None])[0]
 
     def _matched(self, theta: Array) -> Array:
         """The labels under which subjects belong to the experts that they had in the original fit."""
@@ -233,7 +231,7 @@ class Refitting:
         if not self.response.gaussian:
             drawn: Array = self.results(fit, ParamCov(blank, "nonrobust"))._draw(rng)
             return drawn
-        known = Estimate(self.user(fit.params), blank, positions(self.structure))
+        known = Estimate(self.user(fit.params), blank, self.structure.reported)
         errors = disturbances(d, known.params, self.errors)
         return offset_of(d) + draw_responses(known, d.expert, d.random, d.gate, errors, rng)
 
@@ -287,7 +285,7 @@ class Refitting:
         other.functions = functions_of(self.design, other.structure)
         other.given_smoothing = checked_smoothing(self.settings["smoothing"], other.functions)
         p = self.problem
-        other.problem = build_problem(other.structure, p.experts, p.W, p.penalty, p.restricted)
+        other.problem = Problem(other.structure, p.experts, p.W, p.penalty, p.restricted)
         return other
 
     def with_response(self, response: Array) -> Self:

@@ -19,7 +19,7 @@ from mixmoe.mixed.insertion import (
 )
 from mixmoe.mixed.likelihood.observed import evaluate, subject_logliks
 from mixmoe.mixed.model import MEMoE
-from mixmoe.mixed.parameters import contract
+from mixmoe.mixed.parameters import working_to_free
 from mixmoe.mixed.search import search, search_from
 from mixmoe.mixed.starting_values import (
     carried_starts,
@@ -53,7 +53,7 @@ def one(planted):
 @pytest.fixture(scope="module")
 def smaller(planted, one):
     below = fewer_experts(planted.problem)
-    return contract(below.structure, one.params)[0]
+    return working_to_free(below.structure, one.params)[0]
 
 
 def test_the_new_expert_that_gains_most_is_the_handful(planted, one, smaller):

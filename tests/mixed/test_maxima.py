@@ -14,7 +14,7 @@ from mixmoe.mixed import information as covariance
 from mixmoe.mixed import search as estimate
 from mixmoe.mixed.collapse import collapsed
 from mixmoe.mixed.likelihood.observed import evaluate
-from mixmoe.mixed.parameters import build_free_vector, contract, expand
+from mixmoe.mixed.parameters import free_to_working, working_to_free
 from mixmoe.numerics.optimise import Control, Evaluation, climb
 from tests import dense
 
@@ -286,13 +286,13 @@ def test_proportional_covariances_of_which_one_all_but_vanishes(tiny, data):
     model = mm.MEMoE("y ~ time | gate: z1 | re: (1 + time | id)", data, 3, cov_re="proportional")
     s, problem = model.structure, model.problem
     theta = np.random.default_rng(1).normal(size=problem.free.size) * 0.3
-    params = expand(s, problem.free, theta[None])
+    params = free_to_working(s, theta[None])
     factor = np.array([[0.6, 0.0], [0.2, 0.4]]) * np.array([1.0, 0.8, 0.5])[:, None, None]
     factor[tiny] *= 1e-6
-    theta = contract(s, replace(params, factor=factor[None]))[0]
+    theta = working_to_free(s, replace(params, factor=factor[None]))[0]
     before = evaluate(problem, theta[None]).loglik[0]
     at = covariance.find_boundary(problem, model.coordinates, theta)
-    kept = expand(s, problem.free, at.theta[None]).factor[0]
+    kept = free_to_working(s, at.theta[None]).factor[0]
     assert at.dead[problem.free.scale[1:]].tolist() == [tiny == 1, tiny == 2]
     assert not at.dead[np.setdiff1d(np.arange(theta.size), problem.free.scale[1:])].any()
     size = np.linalg.norm(factor, axis=(1, 2))
@@ -300,7 +300,7 @@ def test_proportional_covariances_of_which_one_all_but_vanishes(tiny, data):
     assert np.linalg.norm(kept, axis=(1, 2)) == pytest.approx(expected, rel=1e-9)
     assert evaluate(problem, at.theta[None]).loglik[0] == pytest.approx(before, abs=1e-6)
     first = estimate.largest_first(problem, theta)
-    turned = expand(s, problem.free, first[None]).factor[0]
+    turned = free_to_working(s, first[None]).factor[0]
     assert np.linalg.norm(turned, axis=(1, 2)).argmax() == 0
     assert evaluate(problem, first[None]).loglik[0] == pytest.approx(before, abs=1e-8)
 
@@ -312,7 +312,7 @@ def test_proportional_covariances_of_which_one_all_but_vanishes(tiny, data):
 def test_the_free_vector_has_as_many_entries_as_the_model_parameters(cov_re, residual, size, data):
     """Counted by hand: gate 2 x 2, coefficients 3 x 3, covariances 3 x 3, 3 or 3 + 2, residuals 3 or 1."""
     model = mm.MEMoE("y ~ time + x1 | gate: z1 | re: (1 + time | id)", data, 3, cov_re=cov_re, residual=residual)
-    assert build_free_vector(model.structure).size == size
+    assert model.structure.free.size == size
 
 
 def test_the_likelihood_at_a_far_origin_is_that_of_dense_matrices(data):

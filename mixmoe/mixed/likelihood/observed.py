@@ -19,7 +19,7 @@ from mixmoe.mixed.likelihood.protocol import (
     ScoresByRow,
     has_many_columns,
 )
-from mixmoe.mixed.parameters import FreeVector, Params, Structure, build_free_vector, expand, pull_back
+from mixmoe.mixed.parameters import FreeVector, Params, Structure, derivatives_in_free, free_to_working
 from mixmoe.mixture.gate import GatePenalty, gate_log_probabilities, gate_scores, penalty_score
 from mixmoe.numerics.complex_step import jacobian, slope
 from mixmoe.numerics.linalg import cholesky_of_one, logsumexp
@@ -35,7 +35,6 @@ class Problem(Generic[Model]):
     Attributes
     ----------
     structure : Structure
-    free : FreeVector
     experts : Experts
     W : ndarray, shape (N, m)
         Gate design.
@@ -50,13 +49,17 @@ class Problem(Generic[Model]):
     """
 
     structure: Structure
-    free: FreeVector
     experts: Model
     W: Array
     penalty: GatePenalty | None = None
     restricted: bool = False
     ridge: Array | None = None
     effective: Array | None = None
+
+    @property
+    def free(self) -> FreeVector:
+        """Where everything lies in the free vector."""
+        return self.structure.free
 
     @property
     def n_coefficients(self) -> Array:
@@ -82,13 +85,6 @@ class Problem(Generic[Model]):
 
 
 ClosedForm = Problem[GaussianExperts]
-
-
-def build_problem(
-    structure: Structure, experts: Model, W: Array, penalty: GatePenalty | None = None, restricted: bool = False
-) -> Problem[Model]:
-    """A problem from its parts."""
-    return Problem(structure, build_free_vector(structure), experts, W, penalty, restricted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +131,7 @@ def restriction(problem: Problem, theta: Array) -> Restriction:
     for columns in groups:
         change = change + _other_scores(problem, theta, -H[columns])
     in_all = np.concatenate([np.zeros((p, problem.n_subjects)), change])[None, None]
-    scores = pull_back(problem.structure, problem.free, theta[None], np.zeros((1, 0, problem.n_subjects)), in_all)[0]
+    scores = derivatives_in_free(problem.structure, theta[None], np.zeros((1, 0, problem.n_subjects)), in_all)[0]
     return Restriction(0.5 * p * LOG_2PI - np.log(np.diag(L)).sum(), scores)
 
 
@@ -154,7 +150,7 @@ def _other_scores(problem: Problem, theta: Array, beta: Array) -> Array:
 
 def _without_response(problem: Problem, theta: Array, beta: Array) -> Iterator[tuple[Densities, int]]:
     """Densities of the expert were all responses zero, at fixed effects of shape (S, p), and numbers of subjects."""
-    one = expand(problem.structure, problem.free, theta[None])
+    one = free_to_working(problem.structure, theta[None])
     S = len(beta)
     parts = (np.repeat(part, S, axis=0) for part in (one.factor, one.sigma, one.extra))
     gamma, fixed = np.zeros((S, 0, problem.structure.n_gate)), beta[:, None].astype(theta.dtype)
@@ -209,7 +205,7 @@ def block_scores(problem: Problem, theta: Array, block: Block, memberships: Arra
     experts = block.densities.scores() * responsibilities[:, :, None]
     residual = gate_scores(block.log_prior, responsibilities)
     gate = (residual[:, :, None] * problem.W[block.where].T).reshape(S, -1, n)
-    return pull_back(problem.structure, problem.free, theta, gate, experts)
+    return derivatives_in_free(problem.structure, theta, gate, experts)
 
 
 def summed_scores(problem: Problem, theta: Array, block: Block) -> Array:
@@ -217,7 +213,7 @@ def summed_scores(problem: Problem, theta: Array, block: Block) -> Array:
     responsibilities = block.responsibilities
     experts = block.densities.summed_scores(responsibilities)
     gate = gate_scores(block.log_prior, responsibilities) @ problem.W[block.where]
-    return pull_back(problem.structure, problem.free, theta, gate.reshape(theta.shape[0], -1), experts)
+    return derivatives_in_free(problem.structure, theta, gate.reshape(theta.shape[0], -1), experts)
 
 
 def summed_squares(problem: Problem, theta: Array) -> Array:
@@ -225,13 +221,13 @@ def summed_squares(problem: Problem, theta: Array) -> Array:
 
     The scale of the information at hardly more than the cost of the score, whatever the number of columns.
     """
-    params, out = expand(problem.structure, problem.free, theta), np.zeros(theta.shape)
+    params, out = free_to_working(problem.structure, theta), np.zeros(theta.shape)
     for where, experts in problem.experts.blocks(theta.shape[0] * problem.structure.n_experts):
         block = evaluate_block(problem, params, where, experts)
         tau = block.responsibilities
         gate = gate_scores(block.log_prior, tau) ** 2 @ problem.W[where] ** 2
         squares = cast(RowDensities, block.densities).summed_squares(tau)
-        out += pull_back(problem.structure, problem.free, theta, gate.reshape(len(theta), -1), squares)
+        out += derivatives_in_free(problem.structure, theta, gate.reshape(len(theta), -1), squares)
     return out
 
 
@@ -240,7 +236,7 @@ def evaluate(problem: Problem, theta: Array) -> Evaluation:
 
     Complex input passes through analytic experts.
     """
-    params = expand(problem.structure, problem.free, theta)
+    params = free_to_working(problem.structure, theta)
     loglik = np.zeros(theta.shape[0], dtype=theta.dtype)
     score = np.zeros(theta.shape, dtype=theta.dtype)
     for where, experts in problem.experts.blocks(theta.shape[0] * problem.structure.n_experts):
@@ -270,7 +266,7 @@ def penalty_at(problem: Problem, theta: Array) -> float:
     smooth = 0.0 if problem.ridge is None else -0.5 * float(((problem.ridge @ theta) ** 2).sum())
     if problem.penalty is None:
         return smooth
-    gamma = expand(problem.structure, problem.free, theta[None]).gamma
+    gamma = free_to_working(problem.structure, theta[None]).gamma
     return smooth + float(problem.penalty.value(problem.W, gamma)[0])
 
 
@@ -279,7 +275,7 @@ def subject_scores(problem: Problem, theta: Array) -> Array:
 
     Of a restricted log-likelihood with the part of the subject in its term, so that the sum is the whole score.
     """
-    params = expand(problem.structure, problem.free, theta[None])
+    params = free_to_working(problem.structure, theta[None])
     out = np.empty((problem.n_subjects, theta.size), dtype=theta.dtype)
     for where, experts in problem.experts.blocks(problem.structure.n_experts):
         block = evaluate_block(problem, params, where, experts)
@@ -291,7 +287,7 @@ def subject_scores(problem: Problem, theta: Array) -> Array:
 
 def subject_logliks(problem: Problem, theta: Array) -> Array:
     """Log joint density of every subject with every expert at one free vector, shape (N, K)."""
-    params = expand(problem.structure, problem.free, theta[None])
+    params = free_to_working(problem.structure, theta[None])
     out = np.empty((problem.n_subjects, problem.structure.n_experts))
     for where, experts in problem.experts.blocks(problem.structure.n_experts):
         out[where] = evaluate_block(problem, params, where, experts).log_joint[0].T
@@ -470,13 +466,13 @@ def _predictor_matrices(part: Problem, theta: Array, others: NDArray[np.intp]) -
     def found(step: complex, direction: Array) -> tuple[Array, Array, Array]:
         """Scores in the predictors of experts and gate, and in the others, at a step of the free vector."""
         moved = (theta + step * direction)[None]
-        block = evaluate_block(part, expand(s, free, moved), whole, experts)
+        block = evaluate_block(part, free_to_working(s, moved), whole, experts)
         scores, tau = cast(RowDensities, block.densities).row_scores(), block.responsibilities
         in_rows = np.repeat(tau[0], counts, axis=1) * scores.predictor
         # The others enter as in any score, that of the coefficients being of no interest here.
         all_of = np.concatenate([np.zeros((1, K, s.n_columns, c)), scores.others[None]], axis=2) * tau[:, :, None]
         nothing = np.zeros((1, free.gate.stop, c))
-        return in_rows, gate_scores(block.log_prior, tau)[0], pull_back(s, free, moved, nothing, all_of)[0][others]
+        return in_rows, gate_scores(block.log_prior, tau)[0], derivatives_in_free(s, moved, nothing, all_of)[0][others]
 
     def flat(step: complex, direction: Array) -> Array:
         return np.concatenate([a.ravel() for a in found(step, direction)])
@@ -485,10 +481,10 @@ def _predictor_matrices(part: Problem, theta: Array, others: NDArray[np.intp]) -
         """Scores in the predictors of the rows of each expert, one row of each subject moved."""
         moved = np.zeros(n, dtype=complex if experts.analytic else float)
         moved[starts[counts > visit] + visit] = step
-        densities = experts.shifted(moved).densities(expand(s, free, theta[None]))
+        densities = experts.shifted(moved).densities(free_to_working(s, theta[None]))
         return densities.row_scores().predictor
 
-    here = evaluate_block(part, expand(s, free, theta[None]), whole, experts)
+    here = evaluate_block(part, free_to_working(s, theta[None]), whole, experts)
     tau, prior = here.responsibilities[0], np.exp(here.log_prior[0])  # (K, c)
     C = np.zeros((c, K * m + K - 1 + o, K * m + K - 1 + o))
     gate, rest = slice(K * m, K * m + K - 1), slice(K * m + K - 1, None)

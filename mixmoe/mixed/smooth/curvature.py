@@ -33,7 +33,7 @@ from mixmoe.mixed.likelihood.observed import (
     observed_information,
     subject_logliks,
 )
-from mixmoe.mixed.parameters import expand, pull_back
+from mixmoe.mixed.parameters import derivatives_in_free, free_to_working
 from mixmoe.mixture.gate import gate_information, gate_log_probabilities, gate_scores, posterior_probabilities
 from mixmoe.numerics.complex_step import derivative_along
 from mixmoe.numerics.linalg import solve_lower
@@ -69,7 +69,7 @@ def first_inverse_of_functions(problem: Problem, theta: Array) -> Array:
 
 def _known_information(problem: Problem, theta: Array, tau: Array) -> Array:
     """Information of normal experts with known memberships, shape (P, P)."""
-    params = expand(problem.structure, problem.free, theta[None])
+    params = free_to_working(problem.structure, theta[None])
     J = np.zeros((theta.size, theta.size))
     for beta, block in zip(problem.free.beta, _normal_matrices(problem, theta, tau), strict=True):
         J[np.ix_(beta, beta)] += block
@@ -90,7 +90,7 @@ def _known_information(problem: Problem, theta: Array, tau: Array) -> Array:
 
 def _normal_matrices(problem: Problem, theta: AnyArray, tau: Array) -> AnyArray:
     """Sums over subjects of tau X'V^-1X of normal experts, shape (K, p, p); passes complex steps through."""
-    params = expand(problem.structure, problem.free, theta[None])
+    params = free_to_working(problem.structure, theta[None])
     factor, sigma = flat_experts(params)
     s = problem.structure
     out = np.zeros((s.n_experts, s.n_columns, s.n_columns), dtype=theta.dtype)
@@ -124,7 +124,7 @@ def _missing_information(problem: Problem, theta: Array) -> Array:
     out = np.zeros((theta.size, theta.size))
     if K == 1:
         return out
-    params = expand(problem.structure, problem.free, theta[None])
+    params = free_to_working(problem.structure, theta[None])
     for where, experts in problem.experts.blocks(K):
         block = evaluate_block(problem, params, where, experts)
         tau = block.responsibilities
@@ -141,7 +141,7 @@ def _missing_information(problem: Problem, theta: Array) -> Array:
 
 def known_scores(problem: Problem, theta: AnyArray, tau: Array) -> AnyArray:
     """Summed scores at S free vectors, shape (S, P), were memberships known to be `tau`, shape (N, K)."""
-    params = expand(problem.structure, problem.free, theta)
+    params = free_to_working(problem.structure, theta)
     S = theta.shape[0]
     out = np.zeros(theta.shape, dtype=theta.dtype)
     for where, experts in problem.experts.blocks(S * problem.structure.n_experts):
@@ -149,7 +149,7 @@ def known_scores(problem: Problem, theta: AnyArray, tau: Array) -> AnyArray:
         of_experts = experts.densities(params).summed_scores(weights)
         residual = gate_scores(gate_log_probabilities(problem.W[where], params.gamma), weights)
         gate = residual @ problem.W[where]
-        out += pull_back(problem.structure, problem.free, theta, gate.reshape(S, -1), of_experts)
+        out += derivatives_in_free(problem.structure, theta, gate.reshape(S, -1), of_experts)
     return out
 
 

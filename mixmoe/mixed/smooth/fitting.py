@@ -10,7 +10,7 @@ from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Estimated
 from mixmoe.mixed.likelihood.observed import evaluate
-from mixmoe.mixed.parameters import Params, contract, to_natural
+from mixmoe.mixed.parameters import Params, user_to_reported, user_to_working, working_to_free
 from mixmoe.mixed.search import Search, gate_shares, permute
 from mixmoe.mixed.smooth.curvature import information
 from mixmoe.mixed.smooth.functions import Function, Geometry, coarse_columns, geometry_of
@@ -140,7 +140,7 @@ def _on_coarse(model: "MEMoE", coarse: "MEMoE", start: Estimated) -> Estimated:
     p = fine.user(start.values)
     x, w = coarse_columns(model.design, "expert"), coarse_columns(model.design, "gate")
     params = replace(p, beta=p.beta[:, :, x], gamma=p.gamma[:, :, w])
-    values = to_natural(coarse.with_experts(start.experts).structure, params)[0]
+    values = user_to_reported(coarse.with_experts(start.experts).structure, params)[0]
     return Estimated(start.experts, values, start.loglik, start.degenerate)
 
 
@@ -151,7 +151,7 @@ def _refined(model: "MEMoE", coarse: "MEMoE", fit: EMFit) -> Array:
     beta[:, :, coarse_columns(model.design, "expert")] = p.beta
     gamma[:, :, coarse_columns(model.design, "gate")] = p.gamma
     user = Params(gamma, beta, p.factor, p.sigma, p.extra)
-    return contract(s, model.coordinates.to_working(user))[0]
+    return working_to_free(s, user_to_working(model.coordinates, user))[0]
 
 
 def _ordered(model: "MEMoE", geometry: Geometry, found: Smoothed, control: Control) -> Smoothed:

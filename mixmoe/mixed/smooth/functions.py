@@ -4,15 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.design.design import Design, SmoothColumns
-from mixmoe.mixed.coordinates import Coordinates
-from mixmoe.mixed.parameters import FreeVector, Structure, build_layout, positions
+from mixmoe.mixed.parameters import Coordinates, FreeVector, Index, Structure, build_layout
 from mixmoe.mixture.estimate import ParamLayout
 
-Index = NDArray[np.intp]
 _COARSE = 3  # penalised columns of the basis on which starts are searched; they are the smoothest
 
 
@@ -59,7 +56,7 @@ class Function:
 
 def functions_of(design: Design, structure: Structure) -> tuple[Function, ...]:
     """The penalised functions of a design, expert by expert, then those that are shared, then those of the gate."""
-    where, experts = positions(structure), range(1, structure.n_experts + 1)
+    where, experts = structure.reported, range(1, structure.n_experts + 1)
     in_experts = [c for c in design.smooths if c.section == "expert"]
     in_gate = [c for c in design.smooths if c.section == "gate"]
     own = [(k, c) for k in experts for c in in_experts if not c.common]
