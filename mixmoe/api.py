@@ -147,6 +147,7 @@ def fit(
     rng: Any = ...,
     cov_type: str = ...,
     progress: bool | None = ...,
+    n_threads: int | None = ...,
     cluster: Any = ...,
     correction: bool = ...,
     n_boot: int = ...,

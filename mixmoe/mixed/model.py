@@ -63,6 +63,7 @@ from mixmoe.mixture.estimate import EMFit, ParamLayout, Starts, better, seeded, 
 from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty, posterior_probabilities
 from mixmoe.numerics.linalg import logsumexp
 from mixmoe.numerics.optimise import Control
+from mixmoe.numerics.threads import Workers, workers
 from mixmoe.output.saved import SavedFit
 from mixmoe.results import restored
 
@@ -361,6 +362,7 @@ class MEMoE(Refitting):
         rng: Any = None,
         cov_type: str | None = None,
         progress: bool | None = None,
+        n_threads: int | None = None,
         **cov_options: Any,
     ) -> "MEMoEResults":
         """Maximum likelihood estimates, or those of restricted maximum likelihood.
@@ -384,6 +386,10 @@ class MEMoE(Refitting):
             By default ``"cluster"`` if the model has clusters, else ``"robust"``.
         progress : bool, optional
             Progress bar; by default only in a terminal and if the fit takes more than a few seconds.
+        n_threads : int, optional
+            Threads that share the subjects of an evaluation; the result does not depend on their number. By default
+            as many as there are cores, but not more than ``OMP_NUM_THREADS`` says, and one in processes that joblib has
+            started.
         **cov_options
             For the covariance: ``correction=``, ``n_boot=``, ``n_jobs=``.
 
@@ -404,10 +410,17 @@ class MEMoE(Refitting):
         generator = checked_rng(rng)
         default = default_starts(self.n_experts) if start is None else 0
         n_starts = default if starts is None else checked_count(starts, "starts", least=1 if start is None else 0)
-        fit = seeded(self.maximum(n_starts, generator, self._start(start), control), rng)
+        model = self._threaded(workers(n_threads))
+        fit = seeded(model.maximum(n_starts, generator, self._start(start), control), rng)
         if kind == "bootstrap":
             cov_options = {"rng": generator, "progress": progress, **cov_options}
-        return self._penalised(fit)._reported(fit, kind, cov_options)
+        return model._penalised(fit)._reported(fit, kind, cov_options)
+
+    def _threaded(self, threads: Workers) -> "MEMoE":
+        """The model, its evaluations shared by threads."""
+        other = copy(self)
+        other.problem = replace(self.problem, experts=replace(self.problem.experts, workers=threads))
+        return other
 
     def _reported(self, fit: EMFit, kind: str, cov_options: dict[str, Any]) -> MEMoEResults:
         """Results of an estimate, with a covariance and all that a reader must know."""

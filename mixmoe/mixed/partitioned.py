@@ -10,12 +10,11 @@ from mixmoe.design.beside import BESIDE
 from mixmoe.design.complete_rows import Dropped
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.inference.uncertainty import ParamCov
-from mixmoe.mixed.coordinates import Coordinates, apply_inverse, orthogonal_columns
 from mixmoe.mixed.likelihood.gaussian import GaussianExperts, Moments
-from mixmoe.mixed.likelihood.observed import Problem, build_problem
+from mixmoe.mixed.likelihood.observed import Problem
 from mixmoe.mixed.model import MEMoE
 from mixmoe.mixed.options import coordinates_of
-from mixmoe.mixed.parameters import Structure
+from mixmoe.mixed.parameters import Coordinates, Structure, apply_inverse, orthogonal_columns
 from mixmoe.mixed.partitioned_results import PartitionedResults, Subjects
 from mixmoe.mixture.estimate import EMFit
 from mixmoe.output.saved import SavedFit
@@ -85,7 +84,7 @@ class PartitionedMEMoE(MEMoE):
         self.coordinates = coordinates_of_sums(self._sums, kept, structure, self.design)
         experts = GaussianExperts(moments_of(self._sums, kept, self.coordinates))
         W = apply_inverse(self.design.gate, self.coordinates.gate)
-        self.problem = build_problem(structure, experts, W, self.gate_penalty, self.settings["method"] == "reml")
+        self.problem = Problem(structure, experts, W, self.gate_penalty, self.settings["method"] == "reml")
 
     @property
     def problem(self) -> Problem:
@@ -189,7 +188,7 @@ def _refuse_rows(model: MEMoE, aux: Mapping[str, str]) -> None:
 
 
 def coordinates_of_sums(sums: Sums, kept: Array, s: Structure, design: StreamedDesign) -> Coordinates:
-    """Working coordinates from triangles of all rows; see `mixmoe.mixed.coordinates.build_coordinates`.
+    """Working coordinates from triangles of all rows; see `mixmoe.mixed.parameters.build_coordinates`.
 
     Parameters
     ----------

@@ -295,9 +295,9 @@ def test_whole_and_other_numbers_may_be_mixed(rows, tmp_path):
 
 def test_new_levels_and_other_baselines_are_refused_in_predictions(rows, scanned):
     new = rows.dropna().head(4)
-    with pytest.raises(DesignError, match="'g' is 'other' in row .*has not seen"):
+    with pytest.raises(DesignError, match=r"'g' is 'other' in row .*has not seen"):
         scanned.predict(new.assign(g="other"))
-    with pytest.raises(DesignError, match="'z1' of subject .* differs between the data of the fit"):
+    with pytest.raises(DesignError, match=r"'z1' of subject .* differs between the data of the fit"):
         scanned.predict(new.assign(z1=new["z1"] + 1), "subject")
 
 

@@ -33,6 +33,7 @@ from mixmoe.mixed.likelihood.protocol import (
 )
 from mixmoe.mixed.parameters import Params, Structure
 from mixmoe.numerics.linalg import cholesky, inverse_from_cholesky, multiply, solve_lower, solve_upper, times_real
+from mixmoe.numerics.threads import ALONE, Workers
 from mixmoe.responses.distribution import trigamma
 
 LOG_2PI = float(np.log(2 * np.pi))
@@ -548,10 +549,12 @@ class GaussianExperts(ClosedIntegral):
     Attributes
     ----------
     moments : Moments or RowMoments
+    workers : Workers
     """
 
     moments: Moments | RowMoments
     analytic: bool = True
+    workers: Workers = ALONE
 
     @property
     def by_rows(self) -> bool:
@@ -565,7 +568,7 @@ class GaussianExperts(ClosedIntegral):
 
     def shifted(self, by: AnyArray) -> "GaussianExperts":
         """The same experts where the linear predictor of each row is this much larger, shape (n,)."""
-        return GaussianExperts(replace(self._rows, y=self._rows.y - by))
+        return replace(self, moments=replace(self._rows, y=self._rows.y - by))
 
     @property
     def _rows(self) -> RowMoments:
@@ -580,7 +583,7 @@ class GaussianExperts(ClosedIntegral):
 
     def take(self, subjects: NDArray[np.intp]) -> "GaussianExperts":
         """Densities of the experts for some of the subjects only."""
-        return GaussianExperts(self.moments.take(subjects))
+        return replace(self, moments=self.moments.take(subjects))
 
     def blocks(self, n_experts: int) -> "Iterator[tuple[slice, GaussianExperts]]":
         """Experts of consecutive runs of subjects, with the place of each run."""
@@ -603,11 +606,11 @@ class GaussianExperts(ClosedIntegral):
 
     def without_response(self) -> "GaussianExperts":
         """The same with a response of zero."""
-        return GaussianExperts(self.moments.without_response())
+        return replace(self, moments=self.moments.without_response())
 
     def without_random_effects(self) -> "GaussianExperts":
         """The same without random effects."""
-        return GaussianExperts(self.moments.without_random_effects())
+        return replace(self, moments=self.moments.without_random_effects())
 
     def sort_keys(self) -> tuple[Array, ...]:
         """Cross-products with the response."""
