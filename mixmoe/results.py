@@ -39,7 +39,7 @@ from mixmoe.output.saved import (
 )
 from mixmoe.output.summary import Summary, header_table, parameter_tables, tidy
 from mixmoe.output.text import latex, markdown
-from mixmoe.partitions.scan import is_partitioned
+from mixmoe.partitions.dask_frames import as_partitions
 from mixmoe.report.reporting import Reporting
 
 PathLike = str | os.PathLike[str]
@@ -451,7 +451,8 @@ def _load_partitioned(path: PathLike, saved: SavedFit, data: Any, context: Mappi
     """A fit of partitioned data, with the partitions if they are given, else with the sample that the file holds."""
     if context is None:
         require_safe_formula(saved, path)
-    if data is not None and not is_partitioned(data):
+    partitions = None if data is None else as_partitions(data)
+    if data is not None and partitions is None:
         raise ArgumentError(f"{str(path)!r} holds a fit of partitioned data; pass the partitions, as data=mm.scan(...)")
     if data is None and saved.data is None:
         raise SavedFileError(
@@ -461,7 +462,7 @@ def _load_partitioned(path: PathLike, saved: SavedFit, data: Any, context: Mappi
     with warnings.catch_warnings():  # dropped rows and columns were reported when the model was fitted
         warnings.simplefilter("ignore", MixmoeWarning)
         try:
-            found: Results = of_partitions(families()[saved.family]).from_saved(saved, context, data)
+            found: Results = of_partitions(families()[saved.family]).from_saved(saved, context, partitions)
         except MixmoeError as error:
             raise SavedFileError(f"the model in {str(path)!r} cannot be rebuilt from these data: {error}") from error
     return found

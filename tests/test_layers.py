@@ -36,7 +36,7 @@ LAYERS = (
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # These two know data, not models: they lie beside the families and use nothing but the errors.
 LEVEL |= {"simulate": LEVEL["mixed"], "datasets": LEVEL["mixed"]}
-LATE = {"pyarrow", "torch", "matplotlib", "joblib", "tqdm", "IPython", "jinja2", "markupsafe"}
+LATE = {"dask", "pyarrow", "torch", "matplotlib", "joblib", "tqdm", "IPython", "jinja2", "markupsafe"}
 ONLY_IN = {"matplotlib": ("output/plots",), "torch": ("neural/",), "jinja2": ("report/page",)}
 SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 

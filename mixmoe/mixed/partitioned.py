@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.design.beside import BESIDE
@@ -18,9 +19,11 @@ from mixmoe.mixed.parameters import Coordinates, Structure, apply_inverse, ortho
 from mixmoe.mixed.partitioned_results import PartitionedResults, Subjects
 from mixmoe.mixture.estimate import EMFit
 from mixmoe.output.saved import SavedFit
+from mixmoe.partitions.moments import Reference, Sums
 from mixmoe.partitions.scan import Partitions
-from mixmoe.partitions.streamed import Kept, Reference, Source, Streamed, StreamedDesign, Sums, restored, stream
+from mixmoe.partitions.streamed import Kept, Streamed, StreamedDesign, restored, stream
 from mixmoe.partitions.subjects import unpacked
+from mixmoe.partitions.survey import Source
 
 _RUN = 20_000  # subjects whose matrices are unpacked at a time
 _NO_NOISE = 1e-10  # of the size of the response, a residual that is none
@@ -43,7 +46,7 @@ class PartitionedMEMoE(MEMoE):
     random sample of subjects.
     """
 
-    design: StreamedDesign  # type: ignore[assignment]
+    design: Any  # a StreamedDesign: it has no rows, and what needs them is overridden
     source: Source | None
 
     def __init__(self, formula: Any, data: Any, experts: int = 2, **options: Any) -> None:
@@ -187,7 +190,7 @@ def _refuse_rows(model: MEMoE, aux: Mapping[str, str]) -> None:
         raise ArgumentError(f"cluster={aux['cluster']!r} is not offered for partitioned data; {instead}")
 
 
-def coordinates_of_sums(sums: Sums, kept: Array, s: Structure, design: StreamedDesign) -> Coordinates:
+def coordinates_of_sums(sums: Sums, kept: NDArray[np.intp], s: Structure, design: StreamedDesign) -> Coordinates:
     """Working coordinates from triangles of all rows; see `mixmoe.mixed.parameters.build_coordinates`.
 
     Parameters
@@ -231,7 +234,7 @@ def coordinates_of_sums(sums: Sums, kept: Array, s: Structure, design: StreamedD
     return Coordinates(center, scale, expert, random, gate, weight=weight)
 
 
-def moments_of(sums: Sums, kept: Array, c: Coordinates) -> Moments:
+def moments_of(sums: Sums, kept: NDArray[np.intp], c: Coordinates) -> Moments:
     """Cross-products of every subject in working coordinates.
 
     Parameters
@@ -267,7 +270,7 @@ def moments_of(sums: Sums, kept: Array, c: Coordinates) -> Moments:
     return out
 
 
-def _change(near: Reference, kept: Array, c: Coordinates) -> Array:
+def _change(near: Reference, kept: NDArray[np.intp], c: Coordinates) -> Array:
     """Working response and columns as combinations of those near the reference, shape (1 + p0 + q, 1 + p + q)."""
     p0, p, q = len(near.expert), len(kept), len(near.random)
     M = np.zeros((1 + p0 + q, 1 + p + q))

@@ -21,7 +21,8 @@ from mixmoe.mixed.results import MEMoEResults
 from mixmoe.output.predictions import IntervalOf, Kind, Scale
 from mixmoe.output.records import Curve, Marks, Observed, Panel
 from mixmoe.output.saved import SavedFit, SavedRows, write
-from mixmoe.partitions.scan import Partitions, is_partitioned
+from mixmoe.partitions.dask_frames import DaskFrame, as_partitions
+from mixmoe.partitions.scan import Partitions
 from mixmoe.partitions.streamed import units_of
 from mixmoe.results import FitSide, PathLike
 
@@ -67,6 +68,12 @@ class Predictions:
 
     def _made(self, rows: pd.DataFrame) -> pd.DataFrame:
         return pd.concat([rows[list(self.kept)], self.make(rows)], axis=1)
+
+    def lazily(self) -> Any:
+        """The predictions of a Dask frame as a Dask frame, of which nothing is computed yet."""
+        frame: Any = self.data
+        rows = frame.frame[list(self.columns)]
+        return rows.map_partitions(self._made, meta=self.head(1).iloc[:0])
 
     def to_parquet(self, folder: PathLike) -> list[Path]:
         """Write the predictions, one file per chunk; each appears only when it is complete.
@@ -166,7 +173,7 @@ class PartitionedResults(MEMoEResults):
     `sampled`. What is as long as the data is not in memory: `predict` takes partitions and gives them back.
     """
 
-    model: "PartitionedMEMoE"  # type: ignore[assignment]
+    model: "PartitionedMEMoE"
 
     def sampled(self) -> MEMoEResults:
         """The fit with a random sample of the subjects for its data: estimates and covariance stay those of all.
@@ -197,24 +204,26 @@ class PartitionedResults(MEMoEResults):
         Parameters
         ----------
         new : DataFrame, mapping or partitions, optional
-            By default the partitions of the fit.
+            Also a Dask frame; by default the partitions of the fit.
         kind, history, interval, alpha, scale
             As those of `MEMoEResults.predict`; a `history` is a frame.
 
         Returns
         -------
         DataFrame, or of partitions Predictions
-            Their ``frames()`` come chunk by chunk, ``to_parquet(folder)`` writes them, ``head()`` shows the first.
+            Their ``frames()`` come chunk by chunk, ``to_parquet(folder)`` writes them, ``head()`` shows the first. Of a
+            Dask frame a Dask frame, of which nothing is computed yet.
         """
-        data = self.model.source_of_fit() if new is None else new
+        data = self.model.source_of_fit() if new is None else as_partitions(new)
         options: dict[str, Any] = {"history": history, "interval": interval, "alpha": alpha, "scale": scale}
-        if not is_partitioned(data):
-            return super().predict(data, kind, **options)
+        if data is None:
+            return super().predict(new, kind, **options)
         used = [used.name for names in self.model.design.recipe.names.values() for used in names if not used.called]
         group, beside = str(self.model.design.names.group), self.model.design.recipe.aux.values()
         columns = tuple(c for c in dict.fromkeys([*used, group, *beside]) if c in data.columns)
         kept = tuple(name for name in (group,) if name in data.columns)
-        return Predictions(data, columns, kept, partial(super().predict, kind=kind, **options))
+        predictions = Predictions(data, columns, kept, partial(super().predict, kind=kind, **options))
+        return predictions.lazily() if isinstance(data, DaskFrame) else predictions
 
     def _met(self, known: Any, rows: Design) -> Any:
         """Of the subjects of the fit those that are among the rows to predict, after comparing their baselines."""

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from mixmoe.arguments import checked_count
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
+_LEAST = 4  # blocks: with fewer, handing them over costs as much as it saves
 
 
 class Workers:
@@ -40,6 +41,9 @@ class Workers:
     def map(self, task: Callable[[Item], Result], items: Iterable[Item]) -> Iterable[Result]:
         """Results of a task for each item, in the order of the items, whichever ends first."""
         if self.n == 1:
+            return map(task, items)
+        items = list(items)
+        if len(items) < _LEAST:
             return map(task, items)
         # Threads do not inherit what np.errstate says here: each task runs in a copy of this context.
         return self._threads().map(lambda pair: pair[0].run(task, pair[1]), [(copy_context(), item) for item in items])

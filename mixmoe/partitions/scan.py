@@ -1,11 +1,11 @@
 """Parquet files as partitions of one data set, read in chunks."""
 
 import glob
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ import pandas as pd
 from mixmoe.arguments import checked_count
 from mixmoe.errors import ArgumentError, DesignError, MissingExtraError
 
+Result = TypeVar("Result")
 CHUNK_ROWS = 250_000
 
 
@@ -52,7 +53,11 @@ class Partitions(Protocol):
         ...
 
     def parts(self, columns: Sequence[str]) -> Iterator[Part]:
-        """Some columns of all rows, partition by partition, always in the same order and of the same types."""
+        """Some columns of all rows, partition by partition, always in the same order."""
+        ...
+
+    def mapped(self, task: Callable[[Part], Result], columns: Sequence[str]) -> Iterator[Result]:
+        """What a task finds in each part, in the order of the parts, wherever it is computed."""
         ...
 
 
@@ -95,6 +100,10 @@ class Scan:
                 first += len(frame)
                 mixed = {name: "float64" for name in as_floats if frame[name].dtype.kind in "iu"}
                 yield Part(frame.astype(mixed).set_axis(labels), source)
+
+    def mapped(self, task: Callable[[Part], Result], columns: Sequence[str]) -> Iterator[Result]:
+        """What a task finds in each chunk, in their order."""
+        return map(task, self.parts(columns))
 
     def _chunks(self, path: str, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
         parquet = _parquet()

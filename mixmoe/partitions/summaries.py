@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import Any, Protocol, Self
 
 import numpy as np
-import pandas as pd
 from formulaic.utils.stateful_transforms import stateful_transform
 
 from mixmoe._typing import Array
@@ -185,17 +184,11 @@ COLLECTORS: Mapping[str, Any] = MappingProxyType(
 )
 
 
-def merge(known: Mapping[str, Summary], states: Mapping[str, Mapping[str, Any]]) -> dict[str, Summary]:
-    """Records by the code of the call, those of further rows among `states` merged into those that are known."""
-    found = {code: state[SUMMARY] for code, state in states.items() if SUMMARY in state}
-    return {code: known[code].merged(one) if code in known else one for code, one in found.items()}
+def summaries_of(states: Mapping[str, Mapping[str, Any]]) -> dict[str, Summary]:
+    """The records among the states of transforms, by the code of their calls."""
+    return {code: state[SUMMARY] for code, state in states.items() if SUMMARY in state}
 
 
-def first_rows(levels: pd.Series, known: set[Any]) -> list[int]:
-    """Rows of levels that are not known yet, which then are; `levels` as in `Surveyed`."""
-    rows = []
-    for row, level in levels.items():
-        if level not in known:
-            known.add(level)
-            rows.append(int(row))
-    return rows
+def merge(known: Mapping[str, Summary], further: Mapping[str, Summary]) -> dict[str, Summary]:
+    """Records of further rows merged into those that are known."""
+    return {code: known[code].merged(one) if code in known else one for code, one in further.items()}

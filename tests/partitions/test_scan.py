@@ -11,7 +11,7 @@ from mixmoe.errors import ArgumentError, CollinearityWarning, DesignError, Dropp
 from mixmoe.partitions.scan import Scan
 
 pytest.importorskip("pyarrow")
-FORMULA = "y ~ bs(time, df=5) + scale(x1) * C(g) | gate: z1 + center(z2) + h | re: (1 + time | id)"
+FORMULA = "y ~ bs(time, df=4) + scale(x1) + C(g) | gate: center(z1) + h | re: (1 | id)"
 SAME_LOGLIK, SAME_ESTIMATES, SAME_ERRORS = 1e-10, 1e-8, 1e-6  # relative; the searches end at the same maximum
 
 
@@ -78,7 +78,7 @@ def test_sorted_rows_small_chunks_and_an_empty_file_change_nothing(rows, in_memo
         ("y ~ time + x1 | gate: z1 | re: (1 + time || id)", {"weights": "u", "offset": "o"}),
         ("log(y + 40) ~ time + common(x1) | gate: z1 | re: (1 | id)", {"cov_re": "common", "residual": "common"}),
         ("y ~ standardize(x1) + bs(time, knots=[2.0]) + I(o > 0) | gate: z1 | re: (0 | id)", {}),
-        ("y ~ time + x1 | re: (1 + time | id)", {"experts": 1, "method": "reml"}),
+        ("y ~ scale(x1) * C(g) + bs(time, df=6) | re: (1 + time | id)", {"experts": 1, "method": "reml"}),
         ("y ~ 0 + C(g, Sum) + time:C(g) | gate: z1 | re: (1 | id)", {"gate_penalty": "firth"}),
     ],
 )
@@ -191,7 +191,7 @@ def test_a_file_without_data_needs_the_partitions(rows, scanned, tmp_path):
 
 
 def test_nested_fits_of_partitions_are_compared(rows, scanned, in_memory):
-    smaller = FORMULA.replace("scale(x1) * C(g)", "scale(x1) + C(g)")
+    smaller = FORMULA.replace("+ C(g) ", "")
     found = scanned.lr_test(fitted(scanned.model.source.data, smaller))
     known = in_memory.lr_test(fitted(rows, smaller))
     assert (found.df, found.statistic) == (known.df, pytest.approx(known.statistic, abs=1e-6))
@@ -199,7 +199,7 @@ def test_nested_fits_of_partitions_are_compared(rows, scanned, in_memory):
 
 @pytest.fixture
 def few(monkeypatch):
-    monkeypatch.setattr("mixmoe.partitions.streamed.SAMPLE_SUBJECTS", 25)
+    monkeypatch.setattr("mixmoe.partitions.survey.SAMPLE_SUBJECTS", 25)
 
 
 def test_figures_and_report_say_that_they_are_of_a_sample(rows, few, tmp_path):
@@ -212,7 +212,7 @@ def test_figures_and_report_say_that_they_are_of_a_sample(rows, few, tmp_path):
     text = " ".join((tmp_path / "report.html").read_text().split())
     assert text.count(words) > 6
     assert "mm.scan(" in text
-    assert len(found.panels("residuals")[0].clouds[0].x) == found.sampled().nobs
+    assert sum(len(cloud.x) for cloud in found.panels("residuals")[0].clouds) == found.sampled().nobs
     assert len(found.panels("starts")) == 1
 
 
