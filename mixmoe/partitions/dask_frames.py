@@ -69,8 +69,8 @@ def _computed(dask: Any, found: Sequence[Any]) -> tuple[Any, ...]:
         results: tuple[Any, ...] = dask.compute(*found)
     except (OSError, RuntimeError) as error:
         raise ArgumentError(
-            f"the partitions could not be computed ({' '.join(str(error).split())}); is the client closed? open another, "
-            "or leave it out to compute on this machine"
+            f"the partitions could not be computed ({' '.join(str(error).split())}); if the client is closed, open "
+            "another, or leave it out to compute on this machine"
         ) from error
     return results
 

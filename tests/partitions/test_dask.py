@@ -58,7 +58,7 @@ def test_predictions_are_a_frame_of_which_nothing_is_computed(rows, in_memory):
 
 
 def test_errors_name_the_partition(rows):
-    with pytest.raises(DesignError, match="'x1' is inf .*rows counted in partition 0"):
+    with pytest.raises(DesignError, match=r"'x1' is inf .*rows counted in partition 0"):
         fitted(partitioned(rows.assign(x1=np.inf), 2))
     with pytest.raises(DesignError, match="'x1', which is not a column"):
         fitted(partitioned(rows.drop(columns="x1"), 2))
