@@ -1,7 +1,8 @@
 """Which terms of a formula can be computed row by row, or from what partitions say of all rows together."""
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,38 @@ _WITHOUT: Mapping[str, str] = {
     "lag": "rows of a subject may lie in several partitions; make the column beforehand",
     "s": "penalised functions need rows beside one another; write bs(x, df=5)",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Elementwise:
+    """A function of single values, applied to columns; one of `numpy.vectorize` does not travel once it was called.
+
+    Attributes
+    ----------
+    function : callable
+    otypes : str or None
+        Types of its results, as `numpy.vectorize` has them.
+    """
+
+    function: Callable[..., Any]
+    otypes: str | None
+
+    def __call__(self, *columns: Any) -> Any:
+        """The values of each row."""
+        return np.vectorize(self.function, otypes=self.otypes)(*columns)
+
+
+def rowwise(recipe: Recipe) -> Recipe:
+    """The recipe, if its terms can be computed row by row, with functions that can be sent to other processes.
+
+    Raises
+    ------
+    ArgumentError, DesignError
+        See `check_rowwise`.
+    """
+    check_rowwise(recipe)
+    own = {name: f for name, f in recipe.context.items() if isinstance(f, np.vectorize)}
+    return replace(recipe, context={**recipe.context, **{n: Elementwise(f.pyfunc, f.otypes) for n, f in own.items()}})
 
 
 def check_rowwise(recipe: Recipe) -> None:

@@ -34,7 +34,7 @@ from mixmoe.design.frame import shown
 from mixmoe.design.recipe import Recipe, make_recipe
 from mixmoe.errors import DesignError
 from mixmoe.partitions.moments import Sums, accumulate, reference_of
-from mixmoe.partitions.rowwise import check_rowwise
+from mixmoe.partitions.rowwise import rowwise
 from mixmoe.partitions.scan import Partitions
 from mixmoe.partitions.subjects import BySubject
 from mixmoe.partitions.survey import Source, coded, group_of, source_of, survey
@@ -142,8 +142,7 @@ def stream(
     -----
     DroppedRowsWarning, CollinearityWarning
     """
-    recipe = make_recipe(formula, context, "formulaic", "numeric", aux, True, smooths=True)
-    check_rowwise(recipe)
+    recipe = rowwise(make_recipe(formula, context, "formulaic", "numeric", aux, True, smooths=True))
     source = source_of(data, recipe)
     found = survey(recipe, source)
     warn_dropped(found.dropped, found.n_input, data.columns)
@@ -240,7 +239,7 @@ def restored(
 ) -> StreamedDesign:
     """The design of a saved fit from what its file holds; other parameters as in `stream`."""
     known = saved.known
-    recipe = make_recipe(formula, context, "formulaic", "numeric", aux, True)
+    recipe = rowwise(make_recipe(formula, context, "formulaic", "numeric", aux, True))
     n_witnesses = int(known["n_witnesses"])
     witnesses, rows = saved.rows.iloc[:n_witnesses], saved.rows.iloc[n_witnesses:]
     made = coded(recipe, witnesses, rows, known["states"])

@@ -16,7 +16,7 @@ FORMULA = "y ~ bs(time, df=4) + scale(x1) + C(g) | gate: z1 | re: (1 | id)"
 
 @pytest.fixture(scope="module")
 def rows():
-    data = mm.simulate.memoe("separated", n_subjects=80, rng=1).data.drop(columns="expert")
+    data = mm.simulate.memoe("separated", n_subjects=120, rng=1).data.drop(columns="expert")
     rng = np.random.default_rng(3)
     data["g"] = np.array(["low", "mid", "top"])[rng.integers(3, size=len(data))]
     return data.iloc[rng.permutation(len(data))].reset_index(drop=True)
