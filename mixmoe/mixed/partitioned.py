@@ -19,7 +19,7 @@ from mixmoe.mixed.parameters import Coordinates, Structure, apply_inverse, ortho
 from mixmoe.mixed.partitioned_results import PartitionedResults, Subjects
 from mixmoe.mixture.estimate import EMFit
 from mixmoe.output.saved import SavedFit
-from mixmoe.partitions.moments import Reference, Sums
+from mixmoe.partitions.moments import Reference, Sums, signs_in_memory
 from mixmoe.partitions.scan import Partitions
 from mixmoe.partitions.streamed import Kept, Streamed, StreamedDesign, restored, stream
 from mixmoe.partitions.subjects import unpacked
@@ -211,7 +211,10 @@ def coordinates_of_sums(sums: Sums, kept: NDArray[np.intp], s: Structure, design
     # Columns and response of the data, rotated: products of n rows are those of these few.
     rows = sums.expert / np.sqrt(weight)
     X, y = rows[:, :-1] @ near.expert[:, kept], rows[:, -1]
-    expert = orthogonal_columns(X, ~s.common) * np.sqrt(len(X) / n)
+    root, order = np.sqrt(weight), np.argsort(s.common, kind="stable")
+    expert = _with_signs(
+        orthogonal_columns(X, ~s.common) * np.sqrt(len(X) / n), sums.first.expert[:, kept] / root, order, n
+    )
     Q = apply_inverse(X, expert)
     inside = Q.T @ y / n
     left = y - Q @ inside
@@ -227,11 +230,19 @@ def coordinates_of_sums(sums: Sums, kept: NDArray[np.intp], s: Structure, design
     center = center + near.scale * np.linalg.solve(expert, inside)
     Z = sums.random @ near.random / np.sqrt(weight)
     if s.correlated:
-        random = orthogonal_columns(Z, np.ones(Z.shape[1], dtype=bool)) * np.sqrt(max(len(Z), 1) / n)
+        whole = orthogonal_columns(Z, np.ones(Z.shape[1], dtype=bool)) * np.sqrt(max(len(Z), 1) / n)
+        random = _with_signs(whole, sums.first.random / root, np.arange(Z.shape[1]), n)
     else:
         random = np.diag(np.sqrt((Z**2).sum(axis=0) / n))
     gate = orthogonal_columns(design.gate, np.ones(design.gate.shape[1], dtype=bool))
     return Coordinates(center, scale, expert, random, gate, weight=weight)
+
+
+def _with_signs(A: Array, top: Array, order: NDArray[np.intp], n: int) -> Array:
+    """A of orthogonal columns with the signs that it has in memory; `top` are the first of the n rows."""
+    signs = np.ones(len(A))
+    signs[order] = signs_in_memory(A[np.ix_(order, order)] * np.sqrt(n), top[: len(A), order])
+    return signs[:, None] * A
 
 
 def moments_of(sums: Sums, kept: NDArray[np.intp], c: Coordinates) -> Moments:

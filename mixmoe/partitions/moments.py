@@ -94,6 +94,7 @@ class Sums:
     largest : float
         Largest response.
     reference : Reference
+    first : FirstRows
     """
 
     subjects: BySubject
@@ -103,6 +104,56 @@ class Sums:
     weight: float
     largest: float
     reference: Reference
+    first: "FirstRows"
+
+
+@dataclass(frozen=True, slots=True)
+class FirstRows:
+    """The first rows by subject, as many as there are columns: they tell the signs of a QR decomposition in memory.
+
+    Attributes
+    ----------
+    labels : Index, length k
+    expert, random : ndarray, shape (k, p), (k, q)
+        Rows times the roots of their weights.
+    """
+
+    labels: pd.Index
+    expert: Array
+    random: Array
+
+    def merged(self, other: "FirstRows") -> "FirstRows":
+        """The first rows of both; rows of one subject in the order of the parts."""
+        labels = self.labels.append(other.labels)
+        order = np.argsort(labels, kind="stable")[: max(self.expert.shape[1], self.random.shape[1])]
+        X, Z = np.vstack([self.expert, other.expert]), np.vstack([self.random, other.random])
+        return FirstRows(labels[order], X[order], Z[order])
+
+
+def signs_in_memory(R: Array, top: Array) -> Array:
+    """Signs of the rows of R, shape (p,), that make it the triangle of Householder's algorithm.
+
+    Parameters
+    ----------
+    R : ndarray, shape (p, p)
+        Of any QR decomposition.
+    top : ndarray, shape (p, p)
+        First rows of the matrix that was decomposed.
+
+    Notes
+    -----
+    A step of the algorithm makes entry k of a column that of R, by a multiple of the vector ``v`` with ``v_k = 1``; so
+    what it does to the other first rows follows from theirs and from R (Golub & Van Loan 2013, section 5.2.2). Working
+    coordinates have the signs that they have in memory, and the search takes the same way.
+    """
+    A, signs = top.copy(), np.ones(len(R))
+    for k in range(min(len(R), len(top))):
+        beta = -np.copysign(R[k, k], A[k, k])
+        signs[k] = 1.0 if beta == R[k, k] else -1.0
+        if beta != A[k, k]:
+            v = A[k + 1 :, k] / (A[k, k] - beta)
+            A[k + 1 :] -= v[:, None] * (A[k] - signs[k] * R[k])
+    return signs
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +167,7 @@ class PartSums:
     shifted : ndarray, shape (p, p)
         By the first row of the part.
     weight, largest : float
+    first : FirstRows
     """
 
     subjects: BySubject
@@ -124,6 +176,7 @@ class PartSums:
     shifted: Array
     weight: float
     largest: float
+    first: FirstRows
 
 
 def sum_part(part: Part, recipe: Recipe, types: Mapping[str, Any], reference: Reference) -> PartSums | None:
@@ -153,6 +206,7 @@ def sum_part(part: Part, recipe: Recipe, types: Mapping[str, Any], reference: Re
     near[1 : 1 + p] = np.linalg.solve(reference.expert.T, X.T)
     near[1 + p :] = np.linalg.solve(reference.random.T, Z.T)
     near *= np.sqrt(weights)
+    most, root = max(p, q), np.sqrt(weights)[:, None]
     starts = rows.starts
     counts = np.diff(np.append(starts, rows.n))
     gate = built.matrices["gate"].T
@@ -168,6 +222,7 @@ def sum_part(part: Part, recipe: Recipe, types: Mapping[str, Any], reference: Re
         shifted=_shift(built, X[0]),
         weight=float(weights.sum()),
         largest=float(np.abs(y).max()),
+        first=FirstRows(labels[rows.codes[:most]], root[:most] * X[:most], root[:most] * Z[:most]),
     )
 
 
@@ -179,7 +234,9 @@ def accumulate(recipe: Recipe, source: Source, reference: Reference) -> Sums:
     DesignError
         If a column is not finite; names the partition.
     """
-    gathering, shifted, weight, largest = Gathering(), None, 0.0, 0.0
+    gathering, weight, largest = Gathering(), 0.0, 0.0
+    shifted: Array | None = None
+    first: FirstRows | None = None
     R, S = np.zeros((0, len(reference.expert) + 1)), np.zeros((0, len(reference.random)))
     task = partial(sum_part, recipe=recipe, types=source.types, reference=reference)
     for part in source.data.mapped(task, source.columns):
@@ -189,10 +246,11 @@ def accumulate(recipe: Recipe, source: Source, reference: Reference) -> Sums:
         # R of all rows is that of the triangles so far and of the rows that come.
         R, S = np.linalg.qr(np.vstack([R, part.expert]), mode="r"), np.linalg.qr(np.vstack([S, part.random]), mode="r")
         shifted = part.shifted if shifted is None else shifted
+        first = part.first if first is None else first.merged(part.first)
         weight, largest = weight + part.weight, max(largest, part.largest)
-    if shifted is None:
+    if shifted is None or first is None:
         raise DesignError("no row is complete, where some were before; the data have changed meanwhile, fit again")
-    return Sums(gathering.whole(), R, shifted, S, weight, largest, reference)
+    return Sums(gathering.whole(), R, shifted, S, weight, largest, reference, first)
 
 
 def _shift(built: Materialized, first: Array) -> Array:
