@@ -110,7 +110,7 @@ class Spline:
 
     def state(self) -> dict[str, Any]:
         """Bounds and knots."""
-        inner = [self._quantile(j / (self.n_knots + 1)) for j in range(1, self.n_knots + 1)]
+        inner = [self._quantile(p) for p in np.linspace(0, 1, self.n_knots + 2)[1:-1]]
         knots = [self.low, *(inner or self.knots), self.high]
         return {
             "lower_bound": self.low,

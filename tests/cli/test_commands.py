@@ -76,7 +76,7 @@ def test_several_files_are_fitted_and_predicted(here, data, capsys):
     for i in range(3):
         data.iloc[i::3].to_parquet(here / "visits" / f"part{i}.parquet", index=False)
     assert main(["fit", "visits/*.parquet", FORMULA, "--rng", "0", "--save", "f.mixmoe"]) == 0
-    assert capsys.readouterr().out == f"{mm.fit(FORMULA, data, rng=0).summary()}\n"
+    assert capsys.readouterr().out == f"{mm.fit(FORMULA, pd.read_parquet('visits'), rng=0).summary()}\n"
     assert main(["predict", "f.mixmoe", "visits", "--kind", "experts", "--out", "predicted"]) == 0
     rows = pd.concat(map(pd.read_parquet, sorted((here / "predicted").iterdir())))
     assert list(rows.columns) == ["id", "expert1", "expert2"]
