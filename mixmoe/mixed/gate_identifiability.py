@@ -3,7 +3,6 @@
 Separated experts, and labels that could be exchanged between cells of its factors.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,8 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
-from mixmoe.design.design import Design, column_terms, continuous_columns, used_columns
-from mixmoe.inference.cells import Predictor, ambiguity_flag, cheapest_exchange, described, linked_cells, pairs_of
+from mixmoe.design.design import Design, continuous_columns
+from mixmoe.inference.cells import (
+    Predictor,
+    ambiguity_flag,
+    cheapest_exchange,
+    columns_of,
+    described,
+    infinite_words,
+    linked_cells,
+    pairs_of,
+)
 from mixmoe.mixed.information import gate_directions
 from mixmoe.mixed.likelihood.observed import Problem, subject_logliks
 from mixmoe.mixed.parameters import Coordinates, Params, Structure, apply_inverse, free_to_working, working_to_free
@@ -25,7 +33,6 @@ from mixmoe.numerics.linalg import logsumexp
 BoolArray = NDArray[np.bool_]
 _NONE = 1e-3  # a probability below this is zero in the limit, where a direction to infinity moves it
 _MOVED = 1e-6  # of the largest, a change along a direction to infinity
-_LISTED = 6  # coefficients that the message names
 
 
 def separation_flags(design: Design, problem: Problem, coordinates: Coordinates, theta: Array) -> tuple[Flag, ...]:
@@ -58,7 +65,7 @@ def gate_separation(design: Design, problem: Problem, coordinates: Coordinates, 
     gamma = free_to_working(s, theta[None]).gamma
     prior = np.exp(gate_log_probabilities(problem.W, gamma))[0]  # (K, N)
     none = _without(prior, problem.W, working)
-    columns = _columns_of(design, "gate", infinite.any(axis=0))
+    columns = columns_of(design, "gate", infinite.any(axis=0))
     places = [f"expert {k + 1} {described(design, where, columns)}" for k, where in enumerate(none) if where.any()]
     names = [f"gate{k + 2}.{design.names.gate[j]}" for k, j in np.argwhere(infinite)]
     cause = f"The gate covariate{'s' if len(columns) > 1 else ''} {', '.join(columns)}" if columns else "The gate"
@@ -66,7 +73,7 @@ def gate_separation(design: Design, problem: Problem, coordinates: Coordinates, 
         Flag(
             "separated_gate",
             f"{cause} leave{'' if len(columns) > 1 else 's'} no subjects to {'; to '.join(places)}: the probability "
-            f"there is zero, and {_infinite(names)}; the printed values only say so "
+            f"there is zero, and {infinite_words(names)}; the printed values only say so "
             f"and have no standard errors. {_what_stands(prior, none)} {_remedy(design, columns)}",
         ),
     )
@@ -133,35 +140,19 @@ def expert_separation(design: Design, problem: Problem, coordinates: Coordinates
         for j in np.flatnonzero(infinite):
             owner = "common" if problem.structure.common[j] else f"expert{k + 1}"
             names[f"{owner}.{design.names.expert[j]}"] = None
-        columns = _columns_of(design, "expert", infinite)
+        columns = columns_of(design, "expert", infinite)
         places.append(f"expert {k + 1} {described(design, moves > _MOVED * moves.max(), columns)}")
-    columns = _columns_of(design, "expert", used)
+    columns = columns_of(design, "expert", used)
     ways = [f"leave out {' or '.join(columns)} or merge levels"] if columns else []
     ways += ["share coefficients with common(...)", "use fewer experts"] if problem.structure.n_experts > 1 else []
     return (
         Flag(
             "separated_expert",
             f"Fitted responses of {'; of '.join(places)} have no variance left (all are of one kind, or all zero, or "
-            f"their covariates tell the kinds apart without error): {_infinite(list(names))}; the printed values only "
-            f"say so and have no standard errors. Finite are all other coefficients. Ways out: {', '.join(ways)}.",
+            f"their covariates tell the kinds apart without error): {infinite_words(list(names))}; the printed values "
+            f"only say so and have no standard errors. Finite are all other coefficients. Ways out: {', '.join(ways)}.",
         ),
     )
-
-
-def _infinite(names: list[str]) -> str:
-    """In words: these coefficients are infinite."""
-    listed = ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
-    return f"{listed} {'are' if len(names) > 1 else 'is'} infinite"
-
-
-def _columns_of(design: Design, section: str, chosen: BoolArray) -> list[str]:
-    """Columns of the data in the terms of some of the columns of gate or experts, shape (m,)."""
-    terms = {term for term, used in zip(column_terms(design, section), chosen, strict=True) if used}
-    return [
-        name
-        for name in used_columns(design, section)
-        if any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", term) for term in terms)
-    ]
 
 
 def with_label_flag(fit: EMFit, design: Design, problem: Problem, theta: Array, n_sigma: int) -> EMFit:

@@ -11,6 +11,7 @@ Ann. Statist. 42, 1787-1818, for the Gaussian multiplier bootstrap.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,14 @@ from mixmoe.varying.joint_em import centred, turned_covariance
 from mixmoe.varying.local_likelihood import Local, build_local, local_start, state_of
 from mixmoe.varying.local_maximum import BoundedFit, LocalFit, maximise_bounded, maximise_local
 from mixmoe.varying.problem import Problem, Slots, effective_rows, epanechnikov
-from mixmoe.varying.sandwich import Influence, gate_influence, influence, level_covariance, small_sample_power
+from mixmoe.varying.sandwich import (
+    Influence,
+    added_covariance,
+    gate_influence,
+    influence,
+    level_covariance,
+    small_sample_power,
+)
 
 POINTS_PER_BANDWIDTH = 24  # mesh of the limiting process
 PROCESS_DRAWS = 40_000
@@ -235,8 +243,12 @@ def level_process(
     if inner.const.any() and (bias != "none" or degree > 1):
         inf = replace(inf, const=_constants(inner, start, power, clusters))
     covariance = level_covariance(inf, clusters, correction)
-    shaped = covariance.matrix.reshape(*inf.levels.shape, *inf.levels.shape)
+    prior = added_covariance(inner, partial(_of_added, fits, inner, start, bias, derivative))
+    shaped = (covariance.matrix + prior).reshape(*inf.levels.shape, *inf.levels.shape)
     df = covariance.df.reshape(inf.levels.shape)
+    if inner.rows.penalty is not None:  # the part of a variance that comes from the prior is known
+        of_rows, whole = np.diag(covariance.matrix), np.einsum("glgl->gl", shaped)
+        df *= (whole / np.maximum(of_rows.reshape(df.shape), np.finfo(float).tiny)) ** 2
     df[:, inner.const] = np.inf  # constants rest on all rows
     around_means = LevelProcess(
         fits.values(derivative), shaped, degree, fits.local.windows.bandwidth, df, fits, derivative
@@ -325,12 +337,25 @@ def _rich(problem: Problem, degree: int) -> bool:
     return bool(np.median(effective_rows(problem.windows, problem.rows.weights)) >= RICH * coefficients)
 
 
+def _of_added(fits: LevelFits, problem: Problem, start: Array, bias: str, derivative: int, expert: int) -> Influence:
+    """Influence of the units that a penalty of the gate adds for an expert."""
+    inf = _influence(fits, 0.0, (), None, derivative, expert)
+    if problem.const.any() and (bias != "none" or fits.local.free.shape[0] > 2):
+        return replace(inf, const=_constants(problem, start, 0.0, None, expert))
+    return inf
+
+
 def _influence(
-    fits: LevelFits, power: float, nodes: tuple[Node, ...], clusters: NDArray[np.intp] | None, derivative: int
+    fits: LevelFits,
+    power: float,
+    nodes: tuple[Node, ...],
+    clusters: NDArray[np.intp] | None,
+    derivative: int,
+    added: int | None = None,
 ) -> Influence:
     """Influence on all levels or derivatives, NaN where a local likelihood has no maximum."""
     held = fits.bounded.held(fits.local.problem.slots)
-    inf = influence(fits.local, fits.fit.coef, power, nodes, clusters, held, derivative)
+    inf = influence(fits.local, fits.fit.coef, power, nodes, clusters, held, derivative, added)
     vary = np.flatnonzero(~fits.local.problem.const)
     inf = _without_lost(inf, fits.fit.converged, vary)
     if fits.gate is None or fits.gate_fit is None:
@@ -338,17 +363,19 @@ def _influence(
     levels, slopes = inf, None
     if derivative:  # the gate follows the levels of the experts, whatever is wanted of these
         slopes = inf
-        levels = influence(fits.local, fits.fit.coef, power, (), clusters, held)
+        levels = influence(fits.local, fits.fit.coef, power, (), clusters, held, added=added)
         levels = _without_lost(levels, fits.fit.converged, vary)
-    both = gate_influence(fits.gate, fits.gate_fit.coef, levels, power, nodes, clusters, slopes)
+    both = gate_influence(fits.gate, fits.gate_fit.coef, levels, power, nodes, clusters, slopes, added)
     return _without_lost(both, fits.gate_fit.converged, vary[vary >= fits.local.problem.slots.gates.start])
 
 
-def _constants(problem: Problem, coef: Array, power: float, clusters: NDArray[np.intp] | None) -> Array:
+def _constants(
+    problem: Problem, coef: Array, power: float, clusters: NDArray[np.intp] | None, added: int | None = None
+) -> Array:
     """Influence of the rows on the constants, (n, C), which are estimated beside local lines whatever the bands are."""
     local = build_local(problem, 1)
     found = maximise_bounded(local, local_start(local, coef))
-    return influence(local, found.fit.coef, power, (), clusters, found.held(problem.slots)).const
+    return influence(local, found.fit.coef, power, (), clusters, found.held(problem.slots), added=added).const
 
 
 def _without_lost(inf: Influence, converged: NDArray[np.bool_], functions: NDArray[np.intp]) -> Influence:

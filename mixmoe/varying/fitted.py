@@ -43,7 +43,7 @@ from mixmoe.varying.local_likelihood import build_local, local_start
 from mixmoe.varying.local_maximum import maximise_bounded
 from mixmoe.varying.problem import Problem, Rows, Slots, Windows
 from mixmoe.varying.row_refits import From, maximise, with_experts, with_response
-from mixmoe.varying.sandwich import influence, level_covariance, small_sample_power
+from mixmoe.varying.sandwich import added_covariance, influence, level_covariance, small_sample_power
 from mixmoe.varying.setup import Sorted, constant_slots
 from mixmoe.varying.shape import shape_of
 from mixmoe.varying.starts import label_flag, permute_experts
@@ -327,7 +327,7 @@ class FittedVCMoE:
         effective = post.weighted * self.weight_scale
         flags = find_flags(self.problem, run, natural, effective, control, index_name, self.clusters)
         of_gate = (
-            separation_flag(self.design, self.data.order, natural),
+            separation_flag(self.design, self.data.order, self.problem, run.coef, natural),
             label_flag(self.design, self.data.order, self.problem, natural),
         )
         responsibilities = np.empty((self.problem.rows.n, self.n_experts))
@@ -449,6 +449,7 @@ def point_covariance(
     fit, held = found.fit, found.held(inner.slots)
     power = small_sample_power(correction, clusters)
     matrix = level_covariance(influence(local, fit.coef, power, (), clusters, held), clusters, correction).matrix
+    matrix = matrix + added_covariance(inner, lambda k: influence(local, fit.coef, 0.0, held=held, added=k))
     shape = (len(fit.coef), inner.slots.n)
     covariance = turned_covariance(matrix.reshape(*shape, *shape), centring.matrix(inner.slots))
     return _select(covariance, problem, const, vary, points if whole else np.arange(len(points)))

@@ -17,6 +17,7 @@ from mixmoe.design.formula import MoEFormula
 from mixmoe.design.labels import units_of
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.mixture.estimate import Flag, seeded, warn_flags
+from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty
 from mixmoe.output.saved import SavedFit
 from mixmoe.responses.distribution import Family
 from mixmoe.responses.exponential import family_named
@@ -122,6 +123,12 @@ class VCMoE:
         result is a smoothing spline through the same maxima (empirical Bayes); with one expert the same as
         ``"joint"``. ``"joint"``: functions of the joint EM itself, which smooths more at the same bandwidth: less
         variance and more bias where experts overlap.
+    gate_penalty : {"firth"} or float, optional
+        Log prior of the gate that keeps its coefficients finite where a covariate separates experts, as in `MEMoE`:
+        ``"firth"`` is Jeffreys' prior of each local gate, a number n the Bayes constant of Latent GOLD, that many rows
+        more (of weight one), spread evenly over rows and experts. At an infinite bandwidth both are those of `MEMoE`.
+        By default none. Functions, standard errors and bands are those of the penalised local likelihoods,
+        log-likelihood and criteria are without it.
     sigma_floor : float
         Smallest sigma as a fraction (below 1) of the residual standard deviation of one regression for all rows.
     context : mapping, optional
@@ -186,6 +193,7 @@ class VCMoE:
         weights: Any = None,
         cluster: Any = None,
         estimate: str = "shrunken",
+        gate_penalty: str | float | None = None,
         sigma_floor: float = 0.01,
         context: Mapping[str, Any] | None = None,
         formula_engine: str = "formulaic",
@@ -207,7 +215,9 @@ class VCMoE:
             raise ArgumentError(f"trials={named!r} is for family='binomial', got family={family!r}; leave it out")
         aux = {name: column for name, column in columns.items() if column is not None}
         self.design = build_design(self.formula, data, context=context, engine=formula_engine, aux=aux)  # type: ignore[arg-type]
-        self.data: Sorted = sorted_rows(self.design, self.family, period=self.formula.period or LINE)
+        self.gate_penalty = checked_gate_penalty(gate_penalty)
+        data_rows = sorted_rows(self.design, self.family, period=self.formula.period or LINE)
+        self.data: Sorted = replace(data_rows, rows=replace(data_rows.rows, penalty=self.gate_penalty))
         checked_index_name(str(self.design.names.index))
         checked_index(self.data.rows.index, str(self.formula.vary))
         check_errors(self.data.rows, self.family, str(self.design.names.response))
@@ -239,6 +249,7 @@ class VCMoE:
             "n_grid": n_grid,
             **columns,
             "estimate": estimate,
+            "gate_penalty": self.gate_penalty.n if isinstance(self.gate_penalty, PseudoUnits) else gate_penalty,
             "sigma_floor": sigma_floor,
             "formula_engine": formula_engine,
         }

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from mixmoe._typing import Array
+from mixmoe.mixture.gate import GatePenalty
 from mixmoe.responses.distribution import Family, Outcome
 from mixmoe.responses.zero_inflated import ZeroInflated
 from mixmoe.varying.circle import LINE, positions, wrapped
@@ -363,6 +364,8 @@ class Rows:
         Of an index on a circle, else `LINE`.
     share : float
         Of the rows that each window holds, if the bandwidth is a span, else zero.
+    penalty : GatePenalty or None
+        Of the gate: a log prior that acts like further rows.
     """
 
     outcome: Outcome
@@ -373,6 +376,7 @@ class Rows:
     weights: Array
     period: float = LINE
     share: float = 0.0
+    penalty: GatePenalty | None = None
 
     @property
     def n(self) -> int:
@@ -415,6 +419,7 @@ class Rows:
             self.weights[rows],
             self.period,
             self.share,
+            self.penalty,
         )
 
 

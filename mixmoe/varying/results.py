@@ -406,6 +406,16 @@ class VCMoEResults(MoEResults):
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]:
         return function_tables.bandwidth_facts(self)
 
+    @property
+    def _more_notes(self) -> tuple[str, ...]:
+        penalty = self.model.problem.rows.penalty
+        if penalty is None or self.model.n_experts == 1:
+            return ()
+        return (
+            f"Gate penalised by {penalty.described}: functions, standard errors and bands are of the penalised local "
+            "log-likelihoods; log-likelihood and criteria are without the penalty.",
+        )
+
     _default_plot = "functions"
     _checked_cov = staticmethod(checked_kind)
     _curve_kinds = tuple(function_tables.PLOTS)

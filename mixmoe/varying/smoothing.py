@@ -275,7 +275,7 @@ def summed_influence(part: LocalPart, functions: IntArray) -> Array:
     # A row of weight w stands for w independent rows: the square of its influence must come out w-fold, not w^2-fold.
     shares = 1.0 / np.sqrt(np.where(weights > 0.0, weights, 1.0))
     for block, terms in local_pieces(local, coef):
-        information = local_information(local, block, terms.information, terms.kernel)
+        information = local_information(local, block, terms.penalised(terms.information), terms.kernel)
         score = terms.score * terms.kernel * shares[block.rows]
         for g in range(block.last - block.first):
             span = slice(int(block.offsets[g]), int(block.offsets[g + 1]))

@@ -20,7 +20,7 @@ from mixmoe.mixed.likelihood.protocol import (
     has_many_columns,
 )
 from mixmoe.mixed.parameters import FreeVector, Params, Structure, derivatives_in_free, free_to_working
-from mixmoe.mixture.gate import GatePenalty, gate_log_probabilities, gate_scores, penalty_score
+from mixmoe.mixture.gate import GatePenalty, gate_log_probabilities, gate_scores, penalty_score, penalty_value
 from mixmoe.numerics.complex_step import jacobian, slope
 from mixmoe.numerics.linalg import cholesky_of_one, logsumexp
 from mixmoe.numerics.optimise import Evaluation
@@ -264,7 +264,7 @@ def evaluate(problem: Problem, theta: Array) -> Evaluation:
         loglik += part.loglik
         score += part.score
     if problem.penalty is not None:
-        loglik += problem.penalty.value(problem.W, params.gamma)
+        loglik += penalty_value(problem.penalty, problem.W, params.gamma)
         score[:, problem.free.gate] += penalty_score(problem.penalty, problem.W, params.gamma).reshape(
             theta.shape[0], -1
         )
@@ -287,7 +287,7 @@ def penalty_at(problem: Problem, theta: Array) -> float:
     if problem.penalty is None:
         return smooth
     gamma = free_to_working(problem.structure, theta[None]).gamma
-    return smooth + float(problem.penalty.value(problem.W, gamma)[0])
+    return smooth + float(penalty_value(problem.penalty, problem.W, gamma)[0])
 
 
 def subject_scores(problem: Problem, theta: Array) -> Array:
