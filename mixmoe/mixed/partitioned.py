@@ -27,6 +27,7 @@ from mixmoe.partitions.survey import Source
 
 _RUN = 20_000  # subjects whose matrices are unpacked at a time
 _NO_NOISE = 1e-10  # of the size of the response, a residual that is none
+_NOTHING_LEFT = 1e-7  # the same where it is known from cross-products, which lose half of the digits
 
 
 class PartitionedMEMoE(MEMoE):
@@ -317,4 +318,39 @@ def check_identified(design: StreamedDesign, sums: Sums, n_experts: int) -> None
         raise DesignError(
             f"each of the {design.n} subjects has one row, where random effects cannot be told from residuals; "
             f"write re: (0 | {design.names.group})"
+        )
+    if "Intercept" in design.names.random:
+        _check_within(design, sums)
+
+
+def _check_within(design: StreamedDesign, sums: Sums) -> None:
+    """Refuse responses that random intercepts, alone or with the expert columns, reproduce exactly."""
+    near, width = sums.reference, 1 + len(sums.reference.expert) + len(sums.reference.random)
+    constant, response = np.zeros(width), np.zeros(width)
+    constant[1 + len(near.expert) :] = near.random[:, design.names.random.index("Intercept")]
+    response[0], response[1 : 1 + len(near.expert)] = near.scale, near.expert @ near.center
+    within, whole = np.zeros((width, width)), np.zeros((width, width))
+    n, _, *packed = sums.subjects.sums
+    for start in range(0, n.size, _RUN):
+        gram = unpacked(tuple(packed), slice(start, min(start + _RUN, n.size)))
+        along = np.einsum("abn,b->an", gram, constant)
+        whole += gram.sum(axis=2)
+        # Around the weighted mean of each subject.
+        within += gram.sum(axis=2) - (along / (constant @ along)) @ along.T
+    size = np.sqrt(response @ whole @ response)
+    if np.sqrt(max(response @ within @ response, 0.0)) <= _NOTHING_LEFT * size:
+        raise DesignError(
+            f"the response {design.names.response!r} does not vary within any subject, so that residuals are zero; "
+            "keep one row per subject and leave the random effects out"
+        )
+    X = np.vstack(
+        [np.zeros((1, len(near.expert))), np.eye(len(near.expert)), np.zeros((len(near.random), len(near.expert)))]
+    )
+    fitted = np.linalg.lstsq(X.T @ within @ X, X.T @ within @ response, rcond=None)[0]
+    left = response - X @ fitted
+    if np.sqrt(max(left @ within @ left, 0.0)) <= _NOTHING_LEFT * size:
+        raise DesignError(
+            f"within subjects the expert columns reproduce the response {design.names.response!r} exactly, so that "
+            "residuals are zero beside random intercepts; a mixture needs a response with noise: remove covariates "
+            "that are functions of it, or keep one row per subject and leave the random effects out"
         )

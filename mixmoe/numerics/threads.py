@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from mixmoe.arguments import checked_count
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
-_LEAST = 4  # blocks: with fewer, handing them over costs as much as it saves
+_LEAST = 8  # blocks: with fewer, handing them over costs as much as it saves
 
 
 class Workers:

@@ -264,6 +264,19 @@ def test_what_partitions_cannot_give_is_refused(scanned, formula, options, match
         fitted(scanned.model.source.data, formula, **options)
 
 
+def test_responses_without_noise_are_refused_as_in_memory(rows, tmp_path):
+    formula = "y ~ time + x1 | gate: z1 | re: (1 | id)"
+    of_subject = rows.groupby("id")["y"].transform("first")
+    for i, y in enumerate((of_subject, of_subject + 2 * rows["x1"], 3 * rows["time"] + rows["x1"])):
+        data = rows.assign(y=y).dropna()
+        (tmp_path / str(i)).mkdir()
+        with pytest.raises(DesignError) as here:
+            fitted(data, formula)
+        with pytest.raises(DesignError) as there:
+            fitted(mm.scan(written(tmp_path / str(i), data, 3)), formula)
+        assert str(there.value).split("(")[0] == str(here.value).split("(")[0]
+
+
 def test_errors_name_the_file(rows, tmp_path):
     pattern = written(tmp_path, rows, 3)
     bad = tmp_path / "part01.parquet"
