@@ -465,7 +465,7 @@ def survey(frame: pd.DataFrame, sections: Mapping[str, Sequence[Term]], context:
     levels = {}
     for code, factor in materializer.factor_cache.items():
         if factor.metadata.kind.value == "categorical":
-            values = pd.Series(factor.values.__wrapped__).reset_index(drop=True).drop(index=bad_rows)
+            values = pd.Series(factor.values.__wrapped__).reset_index(drop=True).drop(index=pd.Index(bad_rows))
             levels[code] = values[~values.duplicated()]
     return Surveyed(pooled.transform_state, levels, bad_rows, _bad_terms(materializer) if bad else ())
 

@@ -343,11 +343,8 @@ def _check_within(design: StreamedDesign, sums: Sums) -> None:
             f"the response {design.names.response!r} does not vary within any subject, so that residuals are zero; "
             "keep one row per subject and leave the random effects out"
         )
-    X = np.vstack(
-        [np.zeros((1, len(near.expert))), np.eye(len(near.expert)), np.zeros((len(near.random), len(near.expert)))]
-    )
-    fitted = np.linalg.lstsq(X.T @ within @ X, X.T @ within @ response, rcond=None)[0]
-    left = response - X @ fitted
+    x, left = slice(1, 1 + len(near.expert)), response.copy()
+    left[x] -= np.linalg.lstsq(within[x, x], within[x] @ response, rcond=None)[0]
     if np.sqrt(max(left @ within @ left, 0.0)) <= _NOTHING_LEFT * size:
         raise DesignError(
             f"within subjects the expert columns reproduce the response {design.names.response!r} exactly, so that "

@@ -104,7 +104,7 @@ class Spline:
                 f"the knots of bs(..., df=) are quantiles of a column with more than {MOST_VALUES} different values, "
                 "which are not counted; give the knots, as in bs(x, knots=[2, 5, 8])"
             )
-        counts = np.bincount(where, np.concatenate([self.counts, other.counts]), minlength=len(values))
+        counts = np.bincount(where, np.concatenate([self.counts, other.counts]), minlength=len(values)).astype(float)
         low, high = min(self.low, other.low), max(self.high, other.high)
         return replace(self, low=low, high=high, values=values, counts=counts)
 
