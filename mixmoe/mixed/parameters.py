@@ -523,6 +523,14 @@ def apply_inverse(X: AnyArray, A: AnyArray) -> AnyArray:
     return np.linalg.solve(A.T, X.T).T if X.shape[1] else X
 
 
+def without_noise(scale: float) -> DesignError:
+    """The error for a response that the expert columns reproduce, all but this residual standard deviation."""
+    return DesignError(
+        f"the expert columns reproduce the response exactly (residual standard deviation {scale:.3g}); "
+        "a mixture needs a response with noise: remove covariates that are functions of it"
+    )
+
+
 def build_coordinates(
     y: AnyArray | None, X: AnyArray, Z: AnyArray, W: AnyArray, s: Structure, weights: AnyArray
 ) -> Coordinates:
@@ -554,8 +562,5 @@ def build_coordinates(
     scale = float(np.sqrt(np.mean((y - Q @ in_working) ** 2)))
     # Relative to the response: data in grams or tonnes are refused alike.
     if scale <= 1e-10 * np.sqrt(np.mean(y**2)):
-        raise DesignError(
-            f"the expert columns reproduce the response exactly (residual standard deviation {scale:.3g}); "
-            "a mixture needs a response with noise: remove covariates that are functions of it"
-        )
+        raise without_noise(scale)
     return Coordinates(np.linalg.solve(expert, in_working), scale, expert, random, gate, weight=weight)

@@ -14,8 +14,8 @@ from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.mixed.likelihood.gaussian import GaussianExperts, Moments
 from mixmoe.mixed.likelihood.observed import Problem
 from mixmoe.mixed.model import MEMoE
-from mixmoe.mixed.options import coordinates_of
-from mixmoe.mixed.parameters import Coordinates, Structure, apply_inverse, orthogonal_columns
+from mixmoe.mixed.options import check_numbers, constant_within, coordinates_of, exact_within, one_row_each
+from mixmoe.mixed.parameters import Coordinates, Structure, apply_inverse, orthogonal_columns, without_noise
 from mixmoe.mixed.partitioned_results import PartitionedResults, Subjects
 from mixmoe.mixture.estimate import EMFit
 from mixmoe.output.saved import SavedFit
@@ -222,10 +222,7 @@ def coordinates_of_sums(sums: Sums, kept: NDArray[np.intp], s: Structure, design
     scale = float(np.sqrt((left @ left) / n)) * near.scale
     response = near.scale * y + rows[:, :-1] @ (near.expert @ near.center)
     if scale <= _NO_NOISE * np.sqrt((response @ response) / n):
-        raise DesignError(
-            f"the expert columns reproduce the response exactly (residual standard deviation {scale:.3g}); "
-            "a mixture needs a response with noise: remove covariates that are functions of it"
-        )
+        raise without_noise(scale)
     # What is left out as superfluous has a coefficient of zero: its part of the reference goes to the others.
     center = np.linalg.lstsq(X, rows[:, :-1] @ (near.expert @ near.center), rcond=None)[0]
     center = center + near.scale * np.linalg.solve(expert, inside)
@@ -295,7 +292,7 @@ def _change(near: Reference, kept: NDArray[np.intp], c: Coordinates) -> Array:
     return M
 
 
-def check_identified(design: StreamedDesign, sums: Sums, n_experts: int) -> None:
+def check_identified(design: Any, sums: Sums, n_experts: int) -> None:
     """Raise unless data of this kind can tell the parameters apart; see `mixmoe.mixed.options.check_identified`.
 
     Raises
@@ -305,20 +302,9 @@ def check_identified(design: StreamedDesign, sums: Sums, n_experts: int) -> None
     DesignError
         For an expert part without columns, or rows that cannot tell random effects from residuals.
     """
-    if n_experts > design.n_units:
-        raise ArgumentError(
-            f"experts={n_experts} is more than the {design.n_units} subjects in the data; "
-            "use at most one expert per subject, in practice far fewer"
-        )
-    if not design.names.expert:
-        raise DesignError(
-            f"the expert part of {design.formula.text!r} has no columns; write at least 1, for an intercept"
-        )
+    check_numbers(design, n_experts)
     if design.names.random and design.n == design.n_units:
-        raise DesignError(
-            f"each of the {design.n} subjects has one row, where random effects cannot be told from residuals; "
-            f"write re: (0 | {design.names.group})"
-        )
+        raise one_row_each(design)
     if "Intercept" in design.names.random:
         _check_within(design, sums)
 
@@ -339,15 +325,8 @@ def _check_within(design: StreamedDesign, sums: Sums) -> None:
         within += gram.sum(axis=2) - (along / (constant @ along)) @ along.T
     size = np.sqrt(response @ whole @ response)
     if np.sqrt(max(response @ within @ response, 0.0)) <= _NOTHING_LEFT * size:
-        raise DesignError(
-            f"the response {design.names.response!r} does not vary within any subject, so that residuals are zero; "
-            "keep one row per subject and leave the random effects out"
-        )
+        raise constant_within(design.names.response)
     x, left = slice(1, 1 + len(near.expert)), response.copy()
     left[x] -= np.linalg.lstsq(within[x, x], within[x] @ response, rcond=None)[0]
     if np.sqrt(max(left @ within @ left, 0.0)) <= _NOTHING_LEFT * size:
-        raise DesignError(
-            f"within subjects the expert columns reproduce the response {design.names.response!r} exactly, so that "
-            "residuals are zero beside random intercepts; a mixture needs a response with noise: remove covariates "
-            "that are functions of it, or keep one row per subject and leave the random effects out"
-        )
+        raise exact_within(design.names.response)
