@@ -1,6 +1,7 @@
 """What a fit of partitioned data offers: all that needs no rows, figures of a sample, predictions by partition."""
 
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -67,13 +68,13 @@ class Predictions:
         raise DesignError("the new data have no rows; pass at least one row")
 
     def _made(self, rows: pd.DataFrame) -> pd.DataFrame:
-        return pd.concat([rows[list(self.kept)], self.make(rows)], axis=1)
+        return _with_kept(rows, self.kept, self.make)
 
     def lazily(self) -> Any:
         """The predictions of a Dask frame as a Dask frame, of which nothing is computed yet."""
         frame: Any = self.data
         rows = frame.frame[list(self.columns)]
-        return rows.map_partitions(self._made, meta=self.head(1).iloc[:0])
+        return rows.map_partitions(_with_kept, self.kept, self.make, meta=self.head(1).iloc[:0])
 
     def to_parquet(self, folder: PathLike) -> list[Path]:
         """Write the predictions, one file per chunk; each appears only when it is complete.
@@ -109,6 +110,11 @@ class Predictions:
                     raise MissingExtraError("to_parquet()", "pyarrow", "files") from error
             written.append(path)
         return written
+
+
+def _with_kept(rows: pd.DataFrame, kept: tuple[str, ...], make: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
+    """Predictions of some rows behind columns that are kept."""
+    return pd.concat([rows[list(kept)], make(rows)], axis=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +155,12 @@ _BY_PARTITION = (
     "it is as long as the data, which stay in their partitions; predict(mm.scan(...), kind='subject') gives fitted "
     "values chunk by chunk, and sampled() those of a random sample of subjects"
 )
+
+
+def _predicted(results: MEMoEResults, rows: pd.DataFrame, **options: Any) -> pd.DataFrame:
+    """Predictions of some rows."""
+    found: pd.DataFrame = MEMoEResults.predict(results, rows, **options)
+    return found
 
 
 _NO_ROWS = (
@@ -222,8 +234,16 @@ class PartitionedResults(MEMoEResults):
         group, beside = str(self.model.design.names.group), self.model.design.recipe.aux.values()
         columns = tuple(c for c in dict.fromkeys([*used, group, *beside]) if c in data.columns)
         kept = tuple(name for name in (group,) if name in data.columns)
-        predictions = Predictions(data, columns, kept, partial(super().predict, kind=kind, **options))
+        known = self if kind == "subject" else self._without_subjects()
+        predictions = Predictions(data, columns, kept, partial(_predicted, known, kind=kind, **options))
         return predictions.lazily() if isinstance(data, DaskFrame) else predictions
+
+    def _without_subjects(self) -> "PartitionedResults":
+        """The fit without moments and responsibilities, as it goes to other processes that predict new rows."""
+        other, model = copy(self), copy(self.model)
+        model.problem, model.source = None, None
+        other.model, other.em = model, replace(self.em, responsibilities=self.em.responsibilities[:0])
+        return other
 
     def _met(self, known: Any, rows: Design) -> Any:
         """Of the subjects of the fit those that are among the rows to predict, after comparing their baselines."""
