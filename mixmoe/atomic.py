@@ -72,3 +72,10 @@ def write_text(path: PathLike, text: str) -> None:
     """Write a text as UTF-8; the file holds all of it or what it held before."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def written(text: str, path: PathLike | None) -> str:
+    """The text, also in a file if there is a path."""
+    if path is not None:
+        write_text(path, text)
+    return text

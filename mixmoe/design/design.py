@@ -1,7 +1,7 @@
 """Formula and data in, arrays sorted by subject out."""
 
 import ast
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from mixmoe._typing import Array
 from mixmoe.design import formulaic_engine
 from mixmoe.design.checks import (
+    EXPLAINED,
     Alias,
     aliases,
     check_columns,
@@ -25,14 +26,15 @@ from mixmoe.design.checks import (
     level_scores,
     response_levels,
 )
-from mixmoe.design.complete_rows import Dropped, Rows, earliest, without_rows
+from mixmoe.design.complete_rows import Dropped, Rows, earliest, warn_dropped, without_rows
 from mixmoe.design.formula import MoEFormula
 from mixmoe.design.formulaic_engine import Materialized
 from mixmoe.design.frame import FrameView, infinite, is_numeric, plain, shown, view
 from mixmoe.design.labels import units_of
 from mixmoe.design.recipe import ENGINES, WHERE, Engine, Recipe, ResponseKind, collect, formula_frame, make_recipe
+from mixmoe.design.row_by_row import check_row_by_row
 from mixmoe.design.smooth_basis import SmoothTerm
-from mixmoe.errors import CollinearityWarning, DesignError, DroppedRowsWarning, warn
+from mixmoe.errors import CollinearityWarning, DesignError, warn
 
 NUMERIC_AUX = ("trials", "offset")  # auxiliary columns that must hold numbers; weights are checked with the rows
 _SIZES = (1e-150, 1e150)  # of the largest response; squares of others leave the range of the numbers
@@ -360,7 +362,9 @@ def build_design(
         raise DesignError("the data have no rows; pass at least one row per subject")
     rows = collect(frame, recipe, tuple(recipe.sections), required=True)
     check_types(rows, frame, recipe, tuple(recipe.sections))
-    built = ENGINES[engine].materialize(formula_frame(rows, recipe), recipe.sections, recipe.context)
+    table = formula_frame(rows, recipe)
+    built = ENGINES[engine].materialize(table, recipe.sections, recipe.context)
+    check_row_by_row(built, recipe, table)
     rows = _cleaned(recipe, built, rows, frame)
     built = _with_gate_by_unit(recipe, built, rows, frame)
     recipe = _fitted(recipe, built, rows, frame)
@@ -402,7 +406,8 @@ def _cleaned(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) 
     rows = without_rows(rows, built.bad_rows, built.bad_terms, frame.n_rows)
     check_columns(built, recipe)
     check_names(built)
-    warn_dropped(rows.dropped, frame.n_rows, frame)
+    random = recipe.formula.random
+    warn_dropped(rows, frame, recipe.formula.response, None if random is None else random.group)
     check_finite(built, rows, frame, recipe)
     return rows
 
@@ -412,22 +417,6 @@ def _with_gate_by_unit(recipe: Recipe, built: Materialized, rows: Rows, frame: F
         return built
     gate = gate_by_unit(built.matrices["gate"], built, rows, frame, recipe)
     return replace(built, matrices={**built.matrices, "gate": gate})
-
-
-def warn_dropped(dropped: Dropped, n_input: int, columns: Container[str]) -> None:
-    """Say how many rows were left out, and why; `columns` are those of the data, other names are of terms."""
-    if dropped.n_rows:
-        terms = [name for name, _ in dropped.by_column if name not in columns]
-        lags = [name for name in terms if "lag(" in name]
-        others = [name for name in terms if name not in lags]
-        undefined = f"; {', '.join(lags)} has nothing before the first rows" if lags else ""
-        if others:
-            undefined += f"; {', '.join(others)} may be undefined there, as a logarithm of negative values"
-        warn(
-            f"{dropped.n_rows} of {n_input} rows were left out because of missing values ({dropped}); "
-            f"fill them in beforehand to keep them{undefined}",
-            DroppedRowsWarning,
-        )
 
 
 def _fitted(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Recipe:
@@ -476,13 +465,22 @@ def warn_empty_terms(recipe: Recipe, built: Materialized) -> None:
 
 
 def independent(section: str, superfluous: Sequence[Alias], names: tuple[str, ...]) -> NDArray[np.bool_]:
-    """Which columns of a section are kept, shape (p,), with a warning for each that is superfluous."""
+    """Which columns of a section are kept, shape (p,), with warnings for those that are superfluous."""
     kept = np.ones(len(names), dtype=bool)
+    kept[[alias.column for alias in superfluous]] = False
     for alias in superfluous:
-        kept[alias.column] = False
+        if alias.others is not None:
+            warn(
+                f"column {names[alias.column]!r} of {WHERE[section]} was left out: {_reason(alias.others, names)}; "
+                "remove it from the formula",
+                CollinearityWarning,
+            )
+    further = [names[alias.column] for alias in superfluous if alias.others is None]
+    if further:
+        shown_names = ", ".join(map(repr, further[:EXPLAINED])) + (", ..." if len(further) > EXPLAINED else "")
         warn(
-            f"column {names[alias.column]!r} of {WHERE[section]} was left out: {_reason(alias.others, names)}; "
-            "remove it from the formula",
+            f"{len(further)} further columns of {WHERE[section]} were left out, which are zero or combinations of "
+            f"others as well: {shown_names}; write out the terms that the data can tell apart",
             CollinearityWarning,
         )
     return kept
@@ -690,7 +688,7 @@ def check_effects(names: tuple[str, ...], superfluous: Sequence[Alias], most: in
     for alias in superfluous:
         raise DesignError(
             f"the random effect {names[alias.column]!r} of re: cannot be told from the others: "
-            f"{_reason(alias.others, names)}; remove it from re:"
+            f"{_reason(alias.others or (), names)}; remove it from re:"
         )
     if len(names) > most:
         raise DesignError(

@@ -42,6 +42,17 @@ EXTRA_FUNCTIONS: Mapping[str, Any] = {
     "s": smooth,
 }
 """Functions that formulas may use beyond those that formulaic brings."""
+_BASES = (
+    "bs",
+    "cc",
+    "cr",
+    "cs",
+    "hashed",
+    "poly",
+    "s",
+)  # whose second argument, or one of these, says how many columns they make
+_SIZES = ("df", "degree", "levels", "k")
+_LARGEST_POWER = 300  # of numbers in expressions; 10**309 is beyond the range of floats
 MAX_TERMS = 2000  # of a section; many more than a model can have, and few enough to expand at once
 _OF_R: Mapping[str, str] = {
     r"\bas\.factor\s*\(": "write C(x) for categories",
@@ -182,18 +193,20 @@ class _CarefulOperators(DefaultOperatorResolver):
             if operator.symbol in ("**", "^"):
                 # m^n products for a sum of m columns would take minutes to find the few that differ.
                 operator._to_terms = _power(expand)
-            elif operator.symbol in ("*", ":", "/", "in"):
-                operator._to_terms = _bounded(expand)
+            elif operator.symbol in ("*", ":", "/", "in") or (operator.symbol == "+" and operator.arity == 2):
+                operator._to_terms = _bounded(
+                    expand, beside=operator.symbol in ("*", "+"), products=operator.symbol != "+"
+                )
             elif operator.symbol == "-":
                 operator._to_terms = _without if operator.arity == 2 else _nothing_without
         return made
 
 
-def _bounded(expand: Any) -> Any:
-    """A product of sets of terms, refused if it has too many."""
+def _bounded(expand: Any, beside: bool, products: bool) -> Any:
+    """A product of sets of terms, or a sum of them, refused if it has too many."""
 
     def bounded(left: Any, right: Any) -> Any:
-        _check_number(len(left) * len(right))
+        _check_number(beside * (len(left) + len(right)) + products * len(left) * len(right))
         return expand(left, right)
 
     return bounded
@@ -202,8 +215,8 @@ def _bounded(expand: Any) -> Any:
 def _check_number(n_terms: int) -> None:
     if n_terms > MAX_TERMS:
         raise _RefusedTermsError(
-            f"the products of this part expand to more than {MAX_TERMS} terms; write out those that are meant, joined "
-            "by '+', or make one column of them"
+            f"this part expands to more than {MAX_TERMS} terms; write out the products that are meant, joined by '+', "
+            "or make one column of them"
         )
 
 
@@ -313,6 +326,19 @@ def _refuse_misread(code: str, text: str) -> None:
                 max(text.find("Treatment"), 0),
                 len("Treatment"),
             )
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow) and _is_huge(node):
+            raise SectionSyntaxError(
+                f"{ast.unparse(node)!r} in {code!r} is a number too large to be computed with; write a smaller power",
+                0,
+                len(text),
+            )
+        if isinstance(node, ast.Call) and _columns_asked(node) > MAX_TERMS:
+            raise SectionSyntaxError(
+                f"{code!r} asks for {_columns_asked(node)} columns; at most {MAX_TERMS} make sense, and splines have "
+                "about 5",
+                0,
+                len(text),
+            )
         if isinstance(node, ast.Compare) and any(_joins(part) for part in (node.left, *node.comparators)):
             raise SectionSyntaxError(
                 f"in {code!r} the & or | binds more tightly than the comparisons beside it; put these in brackets, as "
@@ -320,6 +346,27 @@ def _refuse_misread(code: str, text: str) -> None:
                 0,
                 len(text),
             )
+
+
+def _columns_asked(call: ast.Call) -> int:
+    """About how many columns a call of a basis makes, by the number in its arguments; 0 for other calls."""
+    if not any(_names(call.func, name) for name in _BASES):
+        return 0
+    given = [*call.args[1:2], *(keyword.value for keyword in call.keywords if keyword.arg in _SIZES)]
+    return max((n.value for n in given if isinstance(n, ast.Constant) and isinstance(n.value, int)), default=0)
+
+
+def _is_huge(node: ast.BinOp) -> bool:
+    """Whether a power of numbers is one that Python, whose whole numbers have no end, would compute for hours."""
+    if any(isinstance(part, ast.Name | ast.Call) for part in ast.walk(node)):
+        return False
+    return not (_is_short(node.left) and _is_short(node.right) and abs(ast.literal_eval(node.right)) <= _LARGEST_POWER)
+
+
+def _is_short(node: ast.expr) -> bool:
+    """Whether a node is a number as it stands, perhaps with a sign."""
+    value = node.operand if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd) else node
+    return isinstance(value, ast.Constant) and isinstance(value.value, int | float)
 
 
 def _names(node: ast.AST, name: str) -> bool:

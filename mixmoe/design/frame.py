@@ -2,7 +2,7 @@
 
 import difflib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,7 +138,13 @@ def _refuse_other_indexes(data: Any, keys: list[Any]) -> None:
 
 
 def _length(values: Any, key: object) -> int:
-    if isinstance(values, str) or not hasattr(values, "__len__"):
+    if isinstance(values, Mapping | Set | bytes | pd.DataFrame):
+        # Of the first one would take the keys for values, of the second the order is not known.
+        raise DesignError(
+            f"column {key!r} must be a sequence of values, got a {type(values).__name__}; pass a list, an array or a "
+            "Series, or pd.DataFrame(data) for columns that map labels to values"
+        )
+    if isinstance(values, str) or not hasattr(values, "__len__") or getattr(values, "shape", None) == ():
         raise DesignError(f"column {key!r} must be a sequence of values, got {values!r}; repeat it for every row")
     return len(values)
 

@@ -17,6 +17,7 @@ from mixmoe.design.expressions import Lag
 from mixmoe.design.formula import MoEFormula, Part, PartKind
 from mixmoe.design.formulaic_engine import Specs, Term, UsedName
 from mixmoe.design.frame import FrameView, shown, unknown_column
+from mixmoe.design.safe import unsafe_reason
 from mixmoe.errors import ArgumentError, DesignError
 
 Engine = Literal["formulaic", "patsy"]
@@ -42,6 +43,9 @@ _ELSEWHERE: Mapping[str, str] = {
     "relevel": "C(x, contr.treatment(base='level'))",
     "cut": "a column made beforehand, data['group'] = pd.cut(data['x'], ...)",
     "Error": "the section re: (1 | subject)",
+    "diff": "I(x - lag(x))",
+    "shift": "lag(x), and lag(x, -1) for the row after",
+    "lead": "lag(x, -1)",
     "cbind": "successes as the response, 's ~ ...', with their trials as trials='column' of the fit",
 }  # how functions of other programs are called here
 _CONSTANTS: Mapping[str, str] = {
@@ -87,6 +91,8 @@ class Recipe:
         Columns of the formula that held numbers.
     levels : tuple or None
         Levels of a categorical or ordinal response.
+    foreign : mapping of str to tuple of str
+        Terms, by section, that call more than functions known to work row by row or with a memory.
     """
 
     formula: MoEFormula
@@ -103,6 +109,7 @@ class Recipe:
     kept: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     numeric: frozenset[str] = frozenset()
     levels: tuple[Any, ...] | None = None
+    foreign: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def make_recipe(
@@ -131,7 +138,8 @@ def make_recipe(
     if response != "numeric":
         _require_plain_response(formula, response)
         texts = {**texts, "response": ()}
-    names = {name: _used_names(parts) for name, parts in texts.items()}
+    terms = {name: _terms(parts) for name, parts in texts.items()}
+    names = {name: formulaic_engine.used_names(found) for name, found in terms.items()}
     _refuse_reserved(names)
     typed = {name: _typed_terms(ENGINES[engine], parts) for name, parts in texts.items()}
     _check_smooths(texts, engine, smooths)
@@ -143,9 +151,25 @@ def make_recipe(
         sections={name: tuple(term for term, _ in pairs) for name, pairs in typed.items()},
         kinds={name: tuple(kind for _, kind in pairs) for name, pairs in typed.items()},
         names=names,
-        lags={name: _lags(parts) for name, parts in texts.items()},
+        lags={name: _lags(found) for name, found in terms.items()},
         aux=dict(aux or {}),
         partial_response=partial_response,
+        foreign={name: those for name, found in terms.items() if (those := _foreign(found, context or {}))},
+    )
+
+
+def _terms(parts: tuple[Part, ...]) -> tuple[Term, ...]:
+    """The terms of a section as formulaic reads them, whatever computes them."""
+    return tuple(term for part in parts for term in formulaic_engine.parse_terms(part.text, part.intercept))
+
+
+def _foreign(terms: tuple[Term, ...], context: Mapping[str, Any]) -> tuple[str, ...]:
+    """Terms that call functions of the user, methods of columns, or others about which nothing is known."""
+    return tuple(
+        formulaic_engine.name_of(term)
+        for term in terms
+        if unsafe_reason([term]) is not None
+        or any(used.called and used.name in context for used in formulaic_engine.used_names([term]))
     )
 
 
@@ -214,14 +238,7 @@ def _typed_terms(made: ModuleType, parts: tuple[Part, ...]) -> list[tuple[Term, 
     return sorted(typed, key=lambda pair: made.degree(pair[0]))
 
 
-def _used_names(parts: tuple[Part, ...]) -> tuple[UsedName, ...]:
-    return formulaic_engine.used_names(
-        [term for part in parts for term in formulaic_engine.parse_terms(part.text, part.intercept)]
-    )
-
-
-def _lags(parts: tuple[Part, ...]) -> tuple[Lag, ...]:
-    terms = [term for part in parts for term in formulaic_engine.parse_terms(part.text, part.intercept)]
+def _lags(terms: tuple[Term, ...]) -> tuple[Lag, ...]:
     return tuple(sorted(formulaic_engine.lags_of(terms, lambda _: True), key=lambda lag: lag.name))
 
 
@@ -281,7 +298,8 @@ def _keys_of(frame: FrameView, recipe: Recipe, required: bool) -> Keys:
     group = None if formula.random is None else formula.random.group
     if group is not None and group not in frame and not required:
         group = None
-    keys = Keys(group, cluster=recipe.aux.get("cluster"))
+    time, further = _beside(frame, recipe, required).get("time"), _further_groups(frame, recipe, required)
+    keys = Keys(group, cluster=recipe.aux.get("cluster"), further=further, time=time)
     if formula.seq is not None and group is not None:
         keys = replace(keys, within=formula.seq.within, order=formula.seq.order)
     return keys
@@ -295,7 +313,15 @@ def _beside(frame: FrameView, recipe: Recipe, required: bool) -> dict[str, str]:
 
 
 def _key_columns(keys: Keys) -> tuple[tuple[str | None, str], ...]:
-    return ((keys.group, "re:"), (keys.order, "seq:"), (keys.within, "seq:"))
+    further = tuple((name, "re:") for name in keys.further)
+    return ((keys.group, "re:"), *further, (keys.order, "seq:"), (keys.within, "seq:"))
+
+
+def _further_groups(frame: FrameView, recipe: Recipe, required: bool) -> tuple[str, ...]:
+    """Columns that name levels of the groupings behind the first one; of new data those that there are."""
+    first = recipe.formula.random
+    names = dict.fromkeys(name for term in recipe.formula.further for name in term.columns)
+    return tuple(name for name in names if (required or name in frame) and first is not None and name != first.group)
 
 
 def _unique(needs: list[Need]) -> list[Need]:

@@ -322,9 +322,8 @@ def _bend(knots: Array, k: int, m: int) -> Array:
 
 
 def _closed_knots(x: Array, low: float, high: float, k: int) -> Array:
-    """Knots of a periodic spline: its ends, and quantiles of the distinct values between."""
-    inner = np.quantile(np.unique(x), np.linspace(0, 1, k))[1:-1]
-    return np.concatenate([[low], inner, [high]])
+    """Knots of a periodic spline: quantiles of the distinct values and its ends, as mgcv has them."""
+    return np.asarray(np.quantile(np.unique(np.append(x, [low, high])), np.linspace(0, 1, k)))
 
 
 def _bsplines(x: Array, knots: Array) -> Array:

@@ -26,10 +26,13 @@ def collapsed(problem: Problem, sigma_one: float, theta: Array) -> NDArray[np.bo
     """
     params = free_to_working(problem.structure, theta)
     noise = residual_deviations(problem.structure, params)
-    each = (np.exp(gate_log_probabilities(problem.W, gamma[None]))[0] for gamma in params.gamma)  # one (K, N) at a time
-    subjects = np.array([share.sum(axis=1) for share in each])
-    exact = nearly_exact(problem.structure, noise, noise.max(axis=1, keepdims=True), subjects)
-    return np.asarray(((noise < _SIGMA_COLLAPSED * sigma_one) | exact).any(axis=1))
+    largest = noise.max(axis=1, keepdims=True)
+    out = np.asarray((noise < _SIGMA_COLLAPSED * sigma_one).any(axis=1))
+    # Subjects are counted where it may matter, and for one point, (K, N), at a time.
+    for i in np.flatnonzero((noise < _SIGMA_OF_FEW * largest).any(axis=1) & ~out):
+        subjects = np.exp(gate_log_probabilities(problem.W, params.gamma[[i]]))[0].sum(axis=1)
+        out[i] = nearly_exact(problem.structure, noise[i], largest[i], subjects).any()
+    return out
 
 
 def nearly_exact(s: Structure, noise: Array, largest: Array, subjects: Array) -> NDArray[np.bool_]:

@@ -40,9 +40,7 @@ CATEGORIES: Mapping[str, type[MixmoeWarning]] = {
 }
 
 
-def find_flags(
-    problem: Problem, found: Search, theta: Array, responsibilities: Array, boundary: Boundary
-) -> tuple[Flag, ...]:
+def find_flags(problem: Problem, found: Search, theta: Array, boundary: Boundary) -> tuple[Flag, ...]:
     """Flags of a search whose ordered solution is `theta`."""
     candidates = (
         _convergence(found, problem),
@@ -50,8 +48,8 @@ def find_flags(
         _boundary(boundary),
         _edges(boundary),
         _empty_categories(boundary),
-        _degenerate(found, problem, theta, responsibilities),
-        _small(responsibilities, problem),
+        _degenerate(found, problem, theta, boundary.responsibilities),
+        _small(boundary.responsibilities, problem),
     )
     return tuple(flag for flag in candidates if flag is not None)
 

@@ -7,13 +7,14 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.mixed.likelihood.observed import Problem
-from mixmoe.mixed.likelihood.quadrature import highest
+from mixmoe.mixed.likelihood.quadrature import finer_logliks
 from mixmoe.mixture.estimate import SAME
 from mixmoe.numerics.optimise import Climb
 
 _FINISHED = 5  # candidates that are run to full convergence, on all subjects
 _COMPARED = 10  # end points whose likelihood is compared by a finer integral
 _ARTEFACT_MARGIN = 100.0  # log-likelihood by which a maximum of the approximation alone may lie above the true one
+_OVERSTATED = 0.1  # log-likelihood by which an approximation is too high where a maximum may be of its making
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +95,12 @@ def without_artefacts(problem: Problem, theta: Array, rank: Array) -> Array:
     """`rank` of points, shape (S, P), with those put last that lie above the best of all by a finer integral.
 
     With rare events Laplace's method has maxima at huge standard deviations that the likelihood does not have, and they
-    are often the highest. The finer integral is not maximised: it only decides which maximum to take.
+    are often the highest. The finer integral is not maximised: it only decides which maximum to take. What lies higher
+    because the approximation is too low at the best of all stays: it is a maximum, and no nested fit may lie above.
     """
     at = candidates(rank, _ARTEFACT_MARGIN, _COMPARED)
-    best = highest(problem, theta[at]) if at.size > 1 else None
-    return rank if best is None else np.where(rank > rank[at[best]] + SAME, -np.inf, rank)
+    fine = finer_logliks(problem, theta[at]) if at.size > 1 else None
+    if fine is None:
+        return rank
+    real = (rank[at] - fine <= _OVERSTATED) | (fine == fine.max())
+    return np.where(rank > rank[at][real].max() + SAME, -np.inf, rank)

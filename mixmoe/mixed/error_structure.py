@@ -14,7 +14,8 @@ from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.mixed.further_parameters import Correlation, Edge, Extra, Positive, Unbounded
 from mixmoe.mixed.likelihood.correlated import ErrorForm, RowExperts, Rows
 from mixmoe.mixed.likelihood.serial import ErrorKind, Visits
-from mixmoe.mixed.parameters import Coordinates, Residual, apply_inverse
+from mixmoe.mixed.parameters import Coordinates, Residual
+from mixmoe.numerics.linalg import apply_inverse
 
 ErrorsBy = Literal["expert", "common"]
 ErrorsDist = Literal["normal", "t"]

@@ -21,25 +21,25 @@ from mixmoe.inference.cells import (
     linked_cells,
     pairs_of,
 )
-from mixmoe.mixed.information import gate_directions
+from mixmoe.mixed.information import Boundary
 from mixmoe.mixed.likelihood.observed import Problem, subject_logliks
-from mixmoe.mixed.parameters import Coordinates, Params, Structure, apply_inverse, free_to_working, working_to_free
+from mixmoe.mixed.parameters import Coordinates, Params, Structure, free_to_working, working_to_free
 from mixmoe.mixed.search import permute_params
-from mixmoe.mixed.separation import expert_directions
+from mixmoe.mixed.separation import expert_directions, gate_directions
 from mixmoe.mixture.estimate import EMFit, Flag
 from mixmoe.mixture.gate import gate_log_probabilities
-from mixmoe.numerics.linalg import logsumexp
+from mixmoe.numerics.linalg import apply_inverse, logsumexp
 
 BoolArray = NDArray[np.bool_]
 _NONE = 1e-3  # a probability below this is zero in the limit, where a direction to infinity moves it
 _MOVED = 1e-6  # of the largest, a change along a direction to infinity
 
 
-def separation_flags(design: Design, problem: Problem, coordinates: Coordinates, theta: Array) -> tuple[Flag, ...]:
-    """Flags of infinite coefficients at a solution, theta, shape (P,)."""
+def separation_flags(design: Design, problem: Problem, coordinates: Coordinates, at: Boundary) -> tuple[Flag, ...]:
+    """Flags of infinite coefficients at a solution."""
     return (
-        *gate_separation(design, problem, coordinates, theta),
-        *expert_separation(design, problem, coordinates, theta),
+        *gate_separation(design, problem, coordinates, at.theta),
+        *expert_separation(design, problem, coordinates, at),
     )
 
 
@@ -112,7 +112,7 @@ def _without(prior: Array, W: Array, directions: Array) -> BoolArray:
     return np.asarray((prior < _NONE) & (apart > _MOVED * np.abs(moves).max()))
 
 
-def expert_separation(design: Design, problem: Problem, coordinates: Coordinates, theta: Array) -> tuple[Flag, ...]:
+def expert_separation(design: Design, problem: Problem, coordinates: Coordinates, at: Boundary) -> tuple[Flag, ...]:
     """A flag that says which expert coefficients are infinite and where responses do not vary, if there are any.
 
     Parameters
@@ -120,20 +120,21 @@ def expert_separation(design: Design, problem: Problem, coordinates: Coordinates
     design : Design
     problem : Problem
     coordinates : Coordinates
-    theta : ndarray, shape (P,)
+    at : Boundary
+        Of a solution.
     """
-    found = expert_directions(problem, theta)
+    found = expert_directions(problem, at.theta, at.responsibilities)
     if found is None or not found.infinite.any():
         return ()
-    directions = np.zeros((theta.size, int(found.infinite.sum())))
+    directions = np.zeros((problem.free.size, int(found.infinite.sum())))
     directions[found.where] = found.vectors[:, found.infinite]
     scale = np.abs(np.linalg.inv(coordinates.expert)).max(axis=1)
     X = apply_inverse(design.expert, coordinates.expert)
     names: dict[str, None] = {}
     places, used = [], np.zeros(len(scale), dtype=bool)
-    for k, at in enumerate(problem.free.beta):
-        infinite = np.abs(np.linalg.solve(coordinates.expert, directions[at])).max(axis=1) > _MOVED * scale
-        moves = np.abs(X @ directions[at]).max(axis=1)
+    for k, beta in enumerate(problem.free.beta):
+        infinite = np.abs(np.linalg.solve(coordinates.expert, directions[beta])).max(axis=1) > _MOVED * scale
+        moves = np.abs(X @ directions[beta]).max(axis=1)
         if not infinite.any():
             continue
         used |= infinite

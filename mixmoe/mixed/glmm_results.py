@@ -14,7 +14,7 @@ from mixmoe.families import Distribution
 from mixmoe.inference.uncertainty import checked_alpha
 from mixmoe.mixed.likelihood.modes import Response
 from mixmoe.mixed.options import standardised_name, trials_of
-from mixmoe.mixed.parameters import apply_inverse, user_to_working
+from mixmoe.mixed.parameters import user_to_working
 from mixmoe.mixed.prediction.courses import (
     CATEGORIES,
     build_grid,
@@ -51,11 +51,11 @@ from mixmoe.mixed.prediction.trajectories import (
 )
 from mixmoe.mixed.results import MEMoEResults
 from mixmoe.mixed.thresholds import OrdinalResponse
+from mixmoe.mixture.estimate import Block
+from mixmoe.numerics.linalg import apply_inverse
 from mixmoe.output.predictions import Interval, Wanted, by_expert, joined
 from mixmoe.output.records import Cell, Curve
 from mixmoe.responses.distribution import Outcome
-
-_COEFFICIENTS = ("expert", "common", "gate")
 
 
 class GLMMResults(MEMoEResults):
@@ -73,32 +73,7 @@ class GLMMResults(MEMoEResults):
     """
 
     _resid_kinds: tuple[str, ...] = ("subject", "mean", "pearson", "deviance", "quantile")
-
-    def to_frame(self, alpha: float = 0.05, exponentiate: bool = False) -> pd.DataFrame:
-        """One row per parameter; with `exponentiate` coefficients as odds, rate or mean ratios.
-
-        Odds are those of a success, or of a higher level of an ordinal response.
-
-        Parameters
-        ----------
-        alpha : float
-            One minus the level of the limits.
-        exponentiate : bool
-            Whether estimates and limits of expert, common and gate coefficients are exponentiated, their standard
-            errors multiplied by the ratio (delta method); tests stay those of the coefficients.
-
-        Returns
-        -------
-        DataFrame
-            See `Results.to_frame`.
-        """
-        frame = super().to_frame(alpha)
-        if exponentiate:
-            rows = frame["block"].isin(_COEFFICIENTS)
-            values = ["estimate", "conf_low", "conf_high"]
-            frame.loc[rows, values] = np.exp(frame.loc[rows, values])
-            frame.loc[rows, "std_error"] *= frame.loc[rows, "estimate"]
-        return frame
+    _ratios: tuple[Block, ...] = ("expert", "common", "gate")
 
     def resid(self, kind: str | None = None, *, given: str = "history", rng: Any = None) -> pd.Series:
         """Residuals, one per row used, in the order of the data.
@@ -141,7 +116,7 @@ class GLMMResults(MEMoEResults):
         x, alpha = options.get("x"), checked_alpha(options.get("alpha", 0.05))
         x = trajectory_axis(design) if x is None else checked_column(design, x, "expert")
         grid = build_grid(design, x, options.get("at"))
-        at = _covariates(design.for_new(grid.rows))
+        at = covariates_of(design.for_new(grid.rows))
         if kind == "categories":
             labels = cast(OrdinalResponse, response).labels
             return category_curves(category_intervals(self._link(), at, alpha), grid, labels)
@@ -167,7 +142,7 @@ class GLMMResults(MEMoEResults):
     def _columns(self, design: Design, known: Design | None, wanted: Wanted) -> dict[str, Array]:
         if wanted.scale == "link":
             return super()._columns(design, known, wanted)
-        e, at, kind = self._link(), _covariates(design), wanted.kind
+        e, at, kind = self._link(), covariates_of(design), wanted.kind
         quantity = CATEGORIES if wanted.scale == "categories" else MEANS
         past = None if known is None else past_of_subjects(self.model, self._known(), known, design)
         columns: dict[str, Array] = {}
@@ -188,7 +163,7 @@ class GLMMResults(MEMoEResults):
     def _subjects(self, design: Design, known: Design | None, past: History, wanted: Wanted) -> Interval | Array:
         """Linear predictors of subjects, without offset."""
         e, seen = self._link(), self._seen(design, known, past)
-        at = replace(_covariates(design), offset=np.zeros(design.n))
+        at = replace(covariates_of(design), offset=np.zeros(design.n))
         parts = [subject_predictors(e, at.take(rows), seen.take(rows), wanted) for rows in seen.runs()]
         return joined(parts)
 
@@ -215,7 +190,7 @@ class GLMMResults(MEMoEResults):
 
     def _distribution(self, given: str) -> Distribution:
         d, e = self.model.design, self._link()
-        at, out = _covariates(d), self._outcome()
+        at, out = covariates_of(d), self._outcome()
         prior = prior_history(self._known(), d.gate)
         if given == "history":
             self._say_how_exact()
@@ -233,7 +208,7 @@ class GLMMResults(MEMoEResults):
 
     def _expert_means(self, kind: str) -> Array:
         d, e = self.model.design, self._link()
-        at = _covariates(d)
+        at = covariates_of(d)
         if kind == "mean":
             return expert_means(e, at)
         means, seen = np.empty((len(e.extra), d.n)), self._seen(d, d, prior_history(self._known(), d.gate))
@@ -245,11 +220,11 @@ class GLMMResults(MEMoEResults):
         def means(e: LinkEstimate, at: Covariates) -> Array:
             return np.einsum("bnk,nk->bk", weights, expert_means(e, at))
 
-        return delta_errors(gradient_of(means, self._link(), _covariates(self.model.design)), self._link().cov)
+        return delta_errors(gradient_of(means, self._link(), covariates_of(self.model.design)), self._link().cov)
 
     def _draw(self, rng: np.random.Generator) -> Array:
         d = self.model.design
-        return draw(self._link(), _covariates(d), d.gate, d.starts, rng)
+        return draw(self._link(), covariates_of(d), d.gate, d.starts, rng)
 
     def _outcome(self) -> Outcome:
         return self.model.problem.experts.rows.outcome
@@ -278,5 +253,6 @@ class GLMMResults(MEMoEResults):
         return np.where(np.isnan(self.em.params), 0.0, self.em.params)
 
 
-def _covariates(design: Design) -> Covariates:
+def covariates_of(design: Design) -> Covariates:
+    """Rows of a design to predict."""
     return Covariates(design.expert, design.random, design.gate[design.codes], offset_of(design), trials_of(design))

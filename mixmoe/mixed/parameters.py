@@ -10,16 +10,18 @@ free      unconstrained numbers in working coordinates, shape (S, P) for S start
 Each map says in its name from which scale to which: `free_to_working`, `working_to_user`, `user_to_reported` and back.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe._typing import AnyArray, Array
 from mixmoe.design.design import DesignNames
-from mixmoe.errors import DesignError
+from mixmoe.errors import ArgumentError
 from mixmoe.mixed.further_parameters import Extra, spans
 from mixmoe.mixed.thresholds import Thresholds
 from mixmoe.mixture.estimate import Parameter, ParamLayout
@@ -443,15 +445,52 @@ def free_to_reported_jacobian(s: Structure, c: Coordinates, theta: Array) -> Arr
         return derivative_along(lambda rows: free_to_reported(s, c, rows), theta, np.eye(theta.size)).T
 
 
-def wrong_reported(s: Structure, reported: Array) -> str | None:
-    """What is wrong with the further parameters of a reported vector, shape (P,), if anything is."""
-    if s.thresholds is not None:
-        return s.thresholds.wrong(reported[s.reported.last], s.n_experts)
-    for extra, where in s.spans:
-        for row in reported[s.reported.extra[:, where]]:
+def checked_reported(s: Structure, layout: ParamLayout, given: Any) -> Array:
+    """Reported parameters, shape (P,), from what a user gives.
+
+    Parameters
+    ----------
+    s : Structure
+    layout : ParamLayout
+    given : Series, mapping, ndarray of shape (P,), or results with `params`
+
+    Raises
+    ------
+    ArgumentError
+        If a parameter is missing or outside its space, or the length is wrong.
+    """
+    names, values = layout.names, getattr(given, "params", given)
+    if isinstance(values, pd.Series | Mapping):
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise ArgumentError(f"start has no value for {missing[0]!r}; give all of {', '.join(names)}")
+        values = [values[name] for name in names]
+    try:
+        reported = np.asarray(values, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"start must hold numbers or be another fit, got {given!r}") from error
+    if reported.shape != (len(names),):
+        raise ArgumentError(f"start must have {len(names)} values, one per parameter, got shape {reported.shape}")
+    at, q, inside = s.reported, s.n_random, np.isfinite(reported)
+    correlations, omega = at.random[:, q:].ravel(), reported[at.omega]
+    # NaN is the correlation with a random effect of zero variance.
+    inside[correlations] = ~(np.abs(reported[correlations]) > 1)
+    inside[at.random[:, :q]] &= reported[at.random[:, :q]] >= 0
+    inside[at.omega] &= omega >= 0
+    inside[at.sigma] &= reported[at.sigma] > 0
+    if not inside.all():
+        raise ArgumentError(
+            f"start has {names[inside.argmin()]} = {reported[inside.argmin()]}; values must be finite, standard "
+            "deviations of random effects at least zero, of residuals above zero, correlations between -1 and 1"
+        )
+    if s.thresholds is not None and (wrong := s.thresholds.wrong(reported[at.last], s.n_experts)) is not None:
+        raise ArgumentError(f"start has {wrong}")
+    for extra, where in s.spans if s.thresholds is None else ():
+        for row in reported[at.extra[:, where]]:
             if not extra.scale.allows(row):
-                return f"{extra.name} = {', '.join(f'{v:g}' for v in row)}; it must be {extra.scale.domain}"
-    return None
+                values = ", ".join(f"{v:g}" for v in row)
+                raise ArgumentError(f"start has {extra.name} = {values}; it must be {extra.scale.domain}")
+    return reported
 
 
 def permute_reported(s: Structure, reported: Array, order: list[int]) -> Array:
@@ -505,62 +544,3 @@ def build_layout(s: Structure, names: DesignNames) -> ParamLayout:
     if s.thresholds is not None:
         return ParamLayout((*out, *s.thresholds.parameters(s.n_experts)))
     return ParamLayout((*out, *(parameter for extra in s.extras for parameter in extra.parameters(s.n_experts))))
-
-
-def orthogonal_columns(X: AnyArray, first: NDArray[np.bool_]) -> AnyArray:
-    """A with X A^-1 of unit mean squares and orthogonal, the columns not in `first` made orthogonal to those in it."""
-    if not X.shape[1]:
-        return np.zeros((0, 0))
-    order = np.concatenate([np.flatnonzero(first), np.flatnonzero(~first)])
-    A = np.zeros((X.shape[1], X.shape[1]))
-    # QR of the columns, not a Cholesky factor of their cross-products, which would square the condition number.
-    A[np.ix_(order, order)] = np.linalg.qr(X[:, order], mode="r") / np.sqrt(X.shape[0])
-    return A
-
-
-def apply_inverse(X: AnyArray, A: AnyArray) -> AnyArray:
-    """X A^-1."""
-    return np.linalg.solve(A.T, X.T).T if X.shape[1] else X
-
-
-def without_noise(scale: float) -> DesignError:
-    """The error for a response that the expert columns reproduce, all but this residual standard deviation."""
-    return DesignError(
-        f"the expert columns reproduce the response exactly (residual standard deviation {scale:.3g}); "
-        "a mixture needs a response with noise: remove covariates that are functions of it"
-    )
-
-
-def build_coordinates(
-    y: AnyArray | None, X: AnyArray, Z: AnyArray, W: AnyArray, s: Structure, weights: AnyArray
-) -> Coordinates:
-    """Working coordinates of one data set with weights of the rows, shape (n,).
-
-    Parameters
-    ----------
-    y : ndarray, shape (n,), or None
-        Gaussian responses; None leaves responses as they are, for linear predictors behind a link.
-    X, Z, W : ndarray, shape (n, p), (n, q), (N, m)
-
-    Raises
-    ------
-    DesignError
-        If the expert columns reproduce the response exactly.
-    """
-    weight = 1.0 if y is None else float(weights.mean())
-    root = np.ones(len(X)) if y is None else np.sqrt(weights / weight)
-    X, Z = root[:, None] * X, root[:, None] * Z
-    everything = np.ones(max(Z.shape[1], W.shape[1]), dtype=bool)
-    expert, gate = orthogonal_columns(X, ~s.common), orthogonal_columns(W, everything[: W.shape[1]])
-    diagonal = np.diag(np.sqrt((Z**2).mean(axis=0)))
-    random = orthogonal_columns(Z, everything[: Z.shape[1]]) if s.correlated else diagonal
-    if y is None:
-        return Coordinates(np.zeros(X.shape[1]), 1.0, expert, random, gate)
-    y = root * y
-    Q = apply_inverse(X, expert)
-    in_working = Q.T @ y / y.size
-    scale = float(np.sqrt(np.mean((y - Q @ in_working) ** 2)))
-    # Relative to the response: data in grams or tonnes are refused alike.
-    if scale <= 1e-10 * np.sqrt(np.mean(y**2)):
-        raise without_noise(scale)
-    return Coordinates(np.linalg.solve(expert, in_working), scale, expert, random, gate, weight=weight)

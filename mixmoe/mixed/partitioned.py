@@ -11,13 +11,21 @@ from mixmoe.design.beside import BESIDE
 from mixmoe.design.complete_rows import Dropped
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.inference.uncertainty import ParamCov
-from mixmoe.mixed.likelihood.gaussian import GaussianExperts, Moments
+from mixmoe.mixed.likelihood.gaussian import GaussianExperts
 from mixmoe.mixed.likelihood.observed import Problem
 from mixmoe.mixed.model import MEMoE
-from mixmoe.mixed.options import check_numbers, constant_within, coordinates_of, exact_within, one_row_each
-from mixmoe.mixed.parameters import Coordinates, Structure, apply_inverse, orthogonal_columns, without_noise
+from mixmoe.mixed.options import (
+    check_numbers,
+    constant_within,
+    coordinates_of,
+    exact_within,
+    one_row_each,
+    without_noise,
+)
+from mixmoe.mixed.parameters import Coordinates, Structure
 from mixmoe.mixed.partitioned_results import PartitionedResults, Subjects
 from mixmoe.mixture.estimate import EMFit
+from mixmoe.numerics.linalg import apply_inverse, orthogonal_columns
 from mixmoe.output.saved import SavedFit
 from mixmoe.partitions.moments import Reference, Sums, signs_in_memory
 from mixmoe.partitions.scan import Partitions
@@ -86,7 +94,7 @@ class PartitionedMEMoE(MEMoE):
             return
         kept = np.flatnonzero(self.design.recipe.kept["expert"])
         self.coordinates = coordinates_of_sums(self._sums, kept, structure, self.design)
-        experts = GaussianExperts(moments_of(self._sums, kept, self.coordinates))
+        experts = experts_of_sums(self._sums, kept, self.coordinates)
         W = apply_inverse(self.design.gate, self.coordinates.gate)
         self.problem = Problem(structure, experts, W, self.gate_penalty, self.settings["method"] == "reml")
 
@@ -185,6 +193,8 @@ def _refuse_rows(model: MEMoE, aux: Mapping[str, str]) -> None:
         )
     if model.formula.sigma:
         raise ArgumentError(f"the section 'sigma:' needs the rows of each subject: {instead}")
+    if model.formula.further:
+        raise ArgumentError(f"several groupings in re: need the rows of each subject: {instead}")
     if model.formula.vary is not None:
         raise ArgumentError(f"the section 'vary:' needs penalised functions of the rows: {instead}")
     if "cluster" in aux:
@@ -192,7 +202,7 @@ def _refuse_rows(model: MEMoE, aux: Mapping[str, str]) -> None:
 
 
 def coordinates_of_sums(sums: Sums, kept: NDArray[np.intp], s: Structure, design: StreamedDesign) -> Coordinates:
-    """Working coordinates from triangles of all rows; see `mixmoe.mixed.parameters.build_coordinates`.
+    """Working coordinates from triangles of all rows; see `mixmoe.mixed.options.coordinates_of`.
 
     Parameters
     ----------
@@ -243,7 +253,7 @@ def _with_signs(A: Array, top: Array, order: NDArray[np.intp], n: int) -> Array:
     return signs[:, None] * A
 
 
-def moments_of(sums: Sums, kept: NDArray[np.intp], c: Coordinates) -> Moments:
+def experts_of_sums(sums: Sums, kept: NDArray[np.intp], c: Coordinates) -> GaussianExperts:
     """Cross-products of every subject in working coordinates.
 
     Parameters
@@ -258,7 +268,7 @@ def moments_of(sums: Sums, kept: NDArray[np.intp], c: Coordinates) -> Moments:
     n, log_weight, *packed = sums.subjects.sums
     N, p, q = n.size, len(c.expert), len(c.random)
     x, z = slice(1, 1 + p), slice(1 + p, 1 + p + q)
-    out = Moments(
+    out = GaussianExperts(
         n=n,
         yy=np.empty(N),
         Xy=np.empty((p, N)),

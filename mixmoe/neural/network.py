@@ -348,15 +348,18 @@ def last_entries(
         If the last layer does not see the inputs of the formula, or has no such input, or the bias is left out.
     """
     at = None if formula is None else max(formula.find(word), 0)
+    names = [name.strip().strip("`") for name in re.split(r",(?![^(\[]*[)\]])", word[len("last[") : -1])]
+    if names == ["1"] and network.module is None:
+        bias = next(spec for spec in network.tensors if spec.name == f"layer{network.depth}.bias")
+        return set(range(bias.start, bias.stop))
     if inputs is None:
         raise FormulaError(
             f"{word!r} names inputs of the last layer, which sees those of the formula in a linear network with a "
-            "Gaussian response only; give hidden=(), or take all columns, re: (last | ...)",
+            "Gaussian response only; give hidden=(), or take last[1], the intercept, or all columns, re: (last | ...)",
             formula,
             at,
             len(word),
         )
-    names = [name.strip().strip("`") for name in re.split(r",(?![^(\[]*[)\]])", word[len("last[") : -1])]
     unknown = [name for name in names if name != "1" and name not in inputs]
     if unknown:
         raise FormulaError(

@@ -37,10 +37,12 @@ class Control:
     promise : float
         A start ends when the quadratic model at its place promises less than this, half of score' H score.
     behind : float
-        A start is given up when it would stay this far below the best even with five times what its last five
-        iterations gained.
+        A start is given up when it would stay this far below the best even with ten times what its last two iterations
+        gained.
     reached : float
         Log-likelihood of the best of earlier ascents, which starts race against too.
+    halve : int
+        The lower half of the starts still under way is given up every so many iterations; 0: never.
     progress : bool or None
         Show a progress bar; None: only in a terminal, and if it takes more than a few seconds.
     """
@@ -51,6 +53,7 @@ class Control:
     promise: float = 0.0
     behind: float = np.inf
     reached: float = -np.inf
+    halve: int = 0
     progress: bool | None = False
 
 
@@ -94,8 +97,9 @@ ROUNDING = 1e-12  # relative, of the log-likelihood itself
 _ARMIJO = 1e-4
 _MAX_STEP = 0.5  # longest step in working coordinates, where one is a standard deviation; measured: fewest evaluations
 _TRUSTED = 0.5  # share of the gain that the slope promises, from which on a step that was cut may be twice as long
-_LAP = 5  # iterations between two looks at who is left behind
-_HOPE = 5.0  # times the gain of the last lap is what a start may still gain
+_FIRST_LOOK = 6  # iterations before anybody is given up
+_LAP = 2  # iterations between two looks at who is left behind
+_HOPE = 10.0  # times the gain of the last lap is what a start may still gain; measured: no winner is lost
 _MAX_HALVINGS = 15
 
 
@@ -277,6 +281,12 @@ def _give_up(state: _State, who: NDArray[np.intp], control: Control, spurious: S
     state.judged = state.stuck | state.converged
 
 
+def _halve(state: _State, who: NDArray[np.intp]) -> None:
+    """End the lower half of those of the starts `who` that are still under way."""
+    running = who[~state.stuck[who]]
+    state.stuck[running[np.argsort(-state.loglik[running], kind="stable")][(running.size + 1) // 2 :]] = True
+
+
 def _iterate(state: _State, objective: Objective, who: NDArray[np.intp], n_units: int, control: Control) -> None:
     """One quasi-Newton step of the starts `who`."""
     before = state.loglik[who]
@@ -400,8 +410,10 @@ def climb(
                 if not who.size:
                     break
                 _iterate(state, objective, who, n_units, control)
-                if spurious is not None and lap > _LAP and lap % _LAP == 0:
+                if spurious is not None and lap >= _FIRST_LOOK and lap % _LAP == 0:
                     _give_up(state, who, control, spurious)
+                if control.halve and lap % control.halve == 0:
+                    _halve(state, who)
                 who = _active(state, who, n_units, control)
                 bar.update(theta.shape[0] - who.size - bar.n)
         except KeyboardInterrupt:

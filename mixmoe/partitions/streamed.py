@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.design.checks import aliases, dependent
-from mixmoe.design.complete_rows import Dropped
+from mixmoe.design.complete_rows import Dropped, say_dropped
 from mixmoe.design.design import (
     Design,
     DesignNames,
@@ -27,7 +27,6 @@ from mixmoe.design.design import (
     independent,
     offset_of,
     replay,
-    warn_dropped,
 )
 from mixmoe.design.formula import MoEFormula
 from mixmoe.design.frame import shown
@@ -145,7 +144,8 @@ def stream(
     recipe = rowwise(make_recipe(formula, context, "formulaic", "numeric", aux, True, smooths=True))
     source = source_of(data, recipe)
     found = survey(recipe, source)
-    warn_dropped(found.dropped, found.n_input, data.columns)
+    apart = (formula.response, group_of(recipe))
+    say_dropped(found.dropped, found.n_input, data.columns, apart)
     states = {code: one.state() for code, one in found.states.items()}
     made = coded(recipe, found.witnesses, found.sample, states)
     source = replace(source, types=found.types)

@@ -15,6 +15,7 @@ from mixmoe._typing import Array
 from mixmoe.api import fit as fit_formula
 from mixmoe.arguments import checked_jobs
 from mixmoe.atomic import PathLike
+from mixmoe.design.beside import named_columns
 from mixmoe.design.formula import parse_formula
 from mixmoe.design.frame import whole_frame
 from mixmoe.errors import ArgumentError, DesignError, MixmoeWarning
@@ -48,7 +49,7 @@ class _Input:
     column: Callable[[str], Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Each(Printed):
     """Fits of one model to many responses.
 
@@ -216,8 +217,10 @@ def fit_each(
         if "offset" in options:
             raise ArgumentError("size_factors= makes the offset, so offset= cannot be given as well; leave one out")
         options = {**options, "offset": _SIZE_FACTOR}
+    covariates, options = named_columns(given.covariates, options)
+    given = replace(given, covariates=covariates)
     _check_formula(formula, given.names, options)
-    key = fingerprint((formula, experts, sorted((k, repr(v)) for k, v in options.items()), _data_key(given), extract))
+    key = fingerprint((formula, experts, options, _data_key(given), extract))
     with Journal(checkpoint, key, rng) as journal:
         generators = journal.rng.spawn(len(given.names))
         fit_one = partial(_fit_one, formula=formula, experts=experts, options=options, extract=extract)
@@ -274,9 +277,9 @@ def _from_anndata(responses: Any, adata: Any, layer: str | None, size_factors: s
         raise ArgumentError("the AnnData object has no X; name a layer")
     matrix = matrix.tocsc() if hasattr(matrix, "tocsc") else np.asarray(matrix)
     places = dict(zip(names, adata.var_names.get_indexer(list(names)), strict=True))
-    covariates = pd.DataFrame(adata.obs).reset_index(drop=True)
+    covariates = pd.DataFrame(adata.obs)  # with the names of the cells, by which Series beside the formula are aligned
     if size_factors is not None:
-        covariates[_SIZE_FACTOR] = np.log(_size_factors(covariates, matrix, size_factors))
+        covariates = covariates.assign(**{_SIZE_FACTOR: np.log(_size_factors(covariates, matrix, size_factors))})
     return _Input(covariates, names, lambda name: _dense(matrix, places[name]))
 
 

@@ -19,7 +19,7 @@ from scipy.special import expit, ndtr, ndtri
 from scipy.stats import t as student
 
 from mixmoe._typing import Array
-from mixmoe.inference.simultaneous import multiplier_critical
+from mixmoe.inference.uncertainty import multiplier_critical
 from mixmoe.numerics.linalg import log_softmax
 from mixmoe.responses.distribution import Family
 from mixmoe.responses.zero_inflated import ZeroInflated
@@ -27,6 +27,7 @@ from mixmoe.varying.dispersion_limits import ThetaProfile, theta_profile
 from mixmoe.varying.effective_parameters import Node, response_nodes
 from mixmoe.varying.em_steps import own_natural
 from mixmoe.varying.joint_em import centred, turned_covariance
+from mixmoe.varying.leave_one_out import left_out_of_experts
 from mixmoe.varying.local_likelihood import Local, build_local, local_start, state_of
 from mixmoe.varying.local_maximum import BoundedFit, LocalFit, maximise_bounded, maximise_local
 from mixmoe.varying.problem import Problem, Slots, effective_rows, epanechnikov
@@ -37,6 +38,7 @@ from mixmoe.varying.sandwich import (
     influence,
     level_covariance,
     small_sample_power,
+    with_functions,
 )
 
 POINTS_PER_BANDWIDTH = 24  # mesh of the limiting process
@@ -118,6 +120,8 @@ DRAWS = 4000
 MOST_ROWS = 20_000  # with more rows degrees of freedom hardly matter, and observed fourth powers do
 SAME = 1e-6  # relative differences within the covariance of a function that is one number: rounding
 RICH = 10.0  # effective rows for each local coefficient from which on a searched bandwidth is narrowed
+NARROWER, STEPS = 1.1, 20  # ratio of the bandwidths compared for bands, and their number
+ONE_SE = 1.0  # of the difference in held-out log-likelihood within which a wider bandwidth is as good
 LEAST_DF = 2.0  # of a variance with a band: with fewer its most probable estimate is zero
 
 
@@ -151,7 +155,7 @@ class LevelProcess:
     @property
     def limits(self) -> BoolArray:
         """Which varying dispersions run to a limit, shape (G, K)."""
-        return self.fits.bounded.limits
+        return self.fits.of_dispersions.limits
 
     def theta_profile(self, progress: bool | None = None) -> ThetaProfile | None:
         """Likelihood of the dispersions of a negative binomial response, None where they are constant or others."""
@@ -226,19 +230,27 @@ def level_process(
     searched : bool
         Whether the bandwidth is that with the smallest error, as cross-validation seeks it. Coverage is best at one
         smaller by n^(-1/20) (Calonico, Cattaneo and Farrell 2018, section 4), and a search that comes out too wide
-        hurts less there. A bandwidth that was given, or windows with few rows, are left as they are.
+        hurts less there; in mixtures at one still smaller where the experts ask for it, see Notes. A bandwidth that was
+        given, or windows with few rows, are left as they are.
 
     Returns
     -------
     LevelProcess
+
+    Notes
+    -----
+    The held-out likelihood of a mixture charges one bandwidth for everything that is estimated in a window, gate and
+    dispersions included, which hardly vary in many data. It is then too wide for an expert that bends, and a parabola
+    in each window does not follow it. With memberships known each expert is a regression, whose rows can be left out
+    by a formula: bands are made at the widest bandwidth that is as good for these, within one standard error.
     """
     inner, centring = centred(problem)
     start = centring.inwards(inner.slots, coef)
-    fits = fit_levels(inner, start, bias, derivative, searched)
+    fits = fit_levels(inner, start, bias, derivative, searched, clusters is None)
     power = small_sample_power(correction, clusters)
     known = clusters is None and problem.rows.n <= MOST_ROWS
     nodes = response_nodes(inner, own_natural(inner, fits.state)) if known else ()
-    inf = _influence(fits, power, nodes, clusters, derivative)
+    inf = level_influence(fits, power, nodes, clusters, derivative)
     degree = fits.local.free.shape[0] - 1
     if inner.const.any() and (bias != "none" or degree > 1):
         inf = replace(inf, const=_constants(inner, start, power, clusters))
@@ -277,6 +289,14 @@ def satterthwaite_of_sum(weights: Array, process: LevelProcess, functions: NDArr
 
 
 @dataclass(frozen=True, slots=True)
+class LocalLines:
+    """Local likelihoods with log sigma a line in each window, and their maxima."""
+
+    local: Local
+    bounded: BoundedFit
+
+
+@dataclass(frozen=True, slots=True)
 class LevelFits:
     """Maxima of the local likelihoods in which bands are centred.
 
@@ -286,12 +306,21 @@ class LevelFits:
         The gate has a local likelihood of its own if it has a bandwidth of its own, None otherwise.
     bounded : BoundedFit
     gate_fit : LocalFit
+    lines : LocalLines or None
+        In which the bands of sigma are centred, in mixtures: those of the rest rest on a log sigma that is constant in
+        each window.
     """
 
     local: Local
     bounded: BoundedFit
     gate: Local | None = None
     gate_fit: LocalFit | None = None
+    lines: "LocalLines | None" = None
+
+    @property
+    def of_dispersions(self) -> BoundedFit:
+        """The maxima behind the bands of the dispersions."""
+        return self.bounded if self.lines is None else self.lines.bounded
 
     @property
     def fit(self) -> LocalFit:
@@ -300,10 +329,13 @@ class LevelFits:
 
     def values(self, derivative: int) -> Array:
         """Levels of all functions, of dispersions where they run, or derivatives by the index; (G, L)."""
+        dispersions, own = self.local.problem.slots.dispersions, self.of_dispersions
         if derivative:
-            return self.state[:, 1] / self.local.problem.bandwidths
-        out, dispersions = self.state[:, 0].copy(), self.local.problem.slots.dispersions
-        out[:, dispersions] = self.bounded.free.coef[:, 0, dispersions]
+            out = self.state[:, 1] / self.local.problem.bandwidths
+            out[:, dispersions] = own.fit.coef[:, 1, dispersions] / self.local.windows.bandwidth
+            return out
+        out = self.state[:, 0].copy()
+        out[:, dispersions] = own.free.coef[:, 0, dispersions]
         return out
 
     @property
@@ -316,44 +348,112 @@ class LevelFits:
         return out
 
 
-def fit_levels(problem: Problem, coef: Array, bias: str, derivative: int = 0, searched: bool = False) -> LevelFits:
-    """Local likelihood estimates with a bias correction, see `level_process`."""
+def fit_levels(
+    problem: Problem,
+    coef: Array,
+    bias: str,
+    derivative: int = 0,
+    searched: bool = False,
+    independent: bool = True,
+) -> LevelFits:
+    """Local likelihood estimates with a bias correction, see `level_process`; whether rows are independent."""
     degree = (2 if bias == "rbc" else 1) + derivative
-    narrower = bias == "undersmooth" or (bias == "rbc" and searched and _rich(problem, degree))
-    shrink = problem.rows.n**-0.05 if narrower else 1.0
+    shrink = _shrinkage(problem, coef, bias, degree, searched, independent)
     local = build_local(problem, degree, problem.windows.bandwidth * shrink)
-    bounded = maximise_bounded(local, local_start(local, coef))
+    bounded, lines = maximise_bounded(local, local_start(local, coef)), None
+    if problem.slots.n_experts > 1 and problem.family.name == "gaussian":
+        lines = LocalLines(local, bounded)
+        local, start = _with_flat_dispersions(local), bounded.fit.coef.copy()
+        start[:, 1:, problem.slots.dispersions] = 0.0
+        bounded = maximise_bounded(local, start)
     if problem.gate_windows is problem.windows:
-        return LevelFits(local, bounded)
+        return LevelFits(local, bounded, lines=lines)
     held = state_of(local, bounded.fit.coef)
     gate = build_local(problem, degree, problem.gate_windows.bandwidth * shrink, held=held)
-    return LevelFits(local, bounded, gate, maximise_local(gate, local_start(gate, coef)))
+    return LevelFits(local, bounded, gate, maximise_local(gate, local_start(gate, coef)), lines)
 
 
-def _rich(problem: Problem, degree: int) -> bool:
-    """Whether windows in the middle of the rows hold many more of them than local polynomials have coefficients."""
-    slots = problem.slots
+def _with_flat_dispersions(local: Local) -> Local:
+    """The local likelihood with log sigma constant within each window.
+
+    With few rows of an expert at an end of the index a line in log sigma runs down with the residuals of the few that
+    its regression follows, the more so as memberships then become surer: sigma is half of what it should be, and so
+    are the standard errors of the coefficients.
+    """
+    free = local.free.copy()
+    free[1:, local.problem.slots.dispersions] = False
+    return replace(local, free=free)
+
+
+def _shrinkage(problem: Problem, coef: Array, bias: str, degree: int, searched: bool, independent: bool) -> float:
+    """Bandwidth of the fits in which bands are centred, over that of the problem."""
+    rate = float(problem.rows.n**-0.05)
+    if bias == "undersmooth":
+        return rate
+    if bias != "rbc" or not searched or not _rich(problem, degree, 1.0):
+        return 1.0
+    # One expert: the search was that of its regression. Rows of a cluster would predict each other.
+    if problem.slots.n_experts == 1 or problem.const[problem.slots.experts].all() or not independent:
+        return rate
+    factors = rate * NARROWER ** -np.arange(STEPS)
+    factors = np.array([factor for factor in factors if _rich(problem, degree, factor)] or [rate])
+    return float(factors[_chosen(left_out_of_experts(problem, coef, factors))])
+
+
+def _chosen(logliks: Array) -> int:
+    """The widest of some bandwidths, descending, whose held-out log-likelihoods (B, n) are as good as the best.
+
+    As good is what lies within one standard error of the difference (Breiman et al. 1984, section 3.4.3).
+    """
+    best = int(logliks.sum(axis=1).argmax())
+    lost = logliks[best] - logliks
+    error = np.sqrt(lost.shape[1]) * lost.std(axis=1)
+    return int(np.flatnonzero(lost.sum(axis=1) <= ONE_SE * error)[0])
+
+
+def _rich(problem: Problem, degree: int, factor: float) -> bool:
+    """Whether windows, so many times as wide, hold many more rows than local polynomials have coefficients."""
+    slots, windows = problem.slots, problem.windows.with_grid(problem.windows.grid, factor)
     coefficients = (degree + 1) * slots.n_expert_columns * slots.n_experts
-    return bool(np.median(effective_rows(problem.windows, problem.rows.weights)) >= RICH * coefficients)
+    return bool(np.median(effective_rows(windows, problem.rows.weights)) >= RICH * coefficients)
 
 
 def _of_added(fits: LevelFits, problem: Problem, start: Array, bias: str, derivative: int, expert: int) -> Influence:
     """Influence of the units that a penalty of the gate adds for an expert."""
-    inf = _influence(fits, 0.0, (), None, derivative, expert)
+    inf = level_influence(fits, 0.0, (), None, derivative, expert)
     if problem.const.any() and (bias != "none" or fits.local.free.shape[0] > 2):
         return replace(inf, const=_constants(problem, start, 0.0, None, expert))
     return inf
 
 
-def _influence(
+def level_influence(
+    fits: LevelFits,
+    power: float,
+    nodes: tuple[Node, ...] = (),
+    clusters: NDArray[np.intp] | None = None,
+    derivative: int = 0,
+    added: int | None = None,
+) -> Influence:
+    """Influence on all levels or derivatives, NaN where a local likelihood has no maximum."""
+    inf = _main_influence(fits, power, nodes, clusters, derivative, added)
+    if fits.lines is None:
+        return inf
+    local, bounded = fits.lines.local, fits.lines.bounded
+    held, dispersions = bounded.held(local.problem.slots), local.problem.slots.dispersions
+    own = influence(local, bounded.fit.coef, power, nodes, clusters, held, derivative, added)
+    vary = np.arange(local.problem.slots.n)[dispersions][~local.problem.const[dispersions]]
+    return with_functions(inf, _without_lost(own, bounded.fit.converged, vary), dispersions)
+
+
+def _main_influence(
     fits: LevelFits,
     power: float,
     nodes: tuple[Node, ...],
     clusters: NDArray[np.intp] | None,
     derivative: int,
-    added: int | None = None,
+    added: int | None,
 ) -> Influence:
-    """Influence on all levels or derivatives, NaN where a local likelihood has no maximum."""
+    """The same, of dispersions as they are behind the bands of the other functions."""
     held = fits.bounded.held(fits.local.problem.slots)
     inf = influence(fits.local, fits.fit.coef, power, nodes, clusters, held, derivative, added)
     vary = np.flatnonzero(~fits.local.problem.const)

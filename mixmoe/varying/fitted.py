@@ -26,9 +26,9 @@ from mixmoe.mixture.estimate import Block, EMFit, Parameter, ParamLayout, Starts
 from mixmoe.output.records import told_apart
 from mixmoe.responses.zero_inflated import shown_dispersion, shown_slope
 from mixmoe.varying.bands import BandSet, LevelProcess, level_process
-from mixmoe.varying.circle import wrapped
 from mixmoe.varying.em_steps import own_natural, posterior
 from mixmoe.varying.identifiability import find_flags, n_clusters, separation_flag
+from mixmoe.varying.interpolation import wrapped
 from mixmoe.varying.joint_em import (
     REFIT,
     Control,
@@ -42,10 +42,10 @@ from mixmoe.varying.joint_em import (
 from mixmoe.varying.local_likelihood import build_local, local_start
 from mixmoe.varying.local_maximum import maximise_bounded
 from mixmoe.varying.problem import Problem, Rows, Slots, Windows
-from mixmoe.varying.row_refits import From, maximise, with_experts, with_response
 from mixmoe.varying.sandwich import added_covariance, influence, level_covariance, small_sample_power
 from mixmoe.varying.setup import Sorted, constant_slots
 from mixmoe.varying.shape import shape_of
+from mixmoe.varying.smoothing import From, maximise, with_experts, with_response
 from mixmoe.varying.starts import label_flag, permute_experts
 
 IntArray = NDArray[np.intp]

@@ -368,7 +368,7 @@ def drawn_bands(results: "VCMoEResults", kind: str, options: Mapping[str, Any]) 
     return frames
 
 
-def curves(results: Any, kind: str, options: Mapping[str, Any]) -> tuple[Curve, ...]:
+def curves(results: "VCMoEResults", kind: str, options: Mapping[str, Any]) -> tuple[Curve, ...]:
     """Curves of a figure, see `VCMoEResults.curves`."""
     if kind not in ("bandwidth", "gate_bandwidth"):
         wanted = {**options, "derivative": 1} if kind == "derivatives" else options

@@ -26,8 +26,8 @@ from mixmoe._typing import Array
 from mixmoe.mixture.gate import Weighted, gate_information
 from mixmoe.numerics.linalg import log_softmax
 from mixmoe.varying.bands import MOST_ROWS, BandSet
-from mixmoe.varying.circle import wrapped
 from mixmoe.varying.gate_penalty import PEAK
+from mixmoe.varying.interpolation import wrapped
 from mixmoe.varying.local_likelihood import positive_definite
 from mixmoe.varying.problem import Problem, epanechnikov
 

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.numerics.linalg import log_softmax
 from mixmoe.responses.distribution import Derivatives, Outcome
-from mixmoe.varying.circle import wrapped
 from mixmoe.varying.em_steps import LEAST_CURVATURE, Natural, own_natural
 from mixmoe.varying.gate_penalty import WindowPrior, unit_information, unit_score, window_prior
+from mixmoe.varying.interpolation import wrapped
 from mixmoe.varying.problem import (
     Block,
     Problem,

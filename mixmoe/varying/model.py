@@ -31,14 +31,13 @@ from mixmoe.varying.bandwidth import (
     smallest_usable,
     usable_rule,
 )
-from mixmoe.varying.circle import LINE
 from mixmoe.varying.fitted import SPEC, FittedVCMoE, checked_kind, tabulated_points
 from mixmoe.varying.function_frames import checked_index_name
 from mixmoe.varying.identifiability import CATEGORIES, n_clusters
+from mixmoe.varying.interpolation import LINE
 from mixmoe.varying.joint_em import Control, Run, centred, on_grid
 from mixmoe.varying.problem import Problem, Slots, build_problem, nearest_widths
 from mixmoe.varying.results import VCMoEResults
-from mixmoe.varying.row_refits import From, maximise
 from mixmoe.varying.setup import (
     FEWEST_COMPARED,
     FEWEST_POINTS,
@@ -60,6 +59,7 @@ from mixmoe.varying.setup import (
     window_fault,
 )
 from mixmoe.varying.shape import Shaped, checked_tails, fit_shape, shape_flag, shape_of, with_shape
+from mixmoe.varying.smoothing import From, maximise
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.intp]

@@ -541,6 +541,20 @@ def _through_interpolation(local: Local, mixed: Array, d: int) -> Array:
     return out
 
 
+def with_functions(inf: Influence, other: Influence, functions: slice) -> Influence:
+    """Influence with that on some functions from other fits at the same grid points, whose windows are no wider."""
+    pieces = []
+    for lo, piece, start, own in zip(inf.lo, inf.local, other.lo, other.local, strict=True):
+        out = piece.copy()
+        out[:, functions] = 0.0
+        out[start - lo : start - lo + len(own), functions] = own[:, functions]
+        pieces.append(out)
+    levels, coupling, df = inf.levels.copy(), inf.coupling.copy(), inf.df.copy()
+    levels[:, functions], df[:, functions] = other.levels[:, functions], other.df[:, functions]
+    coupling[:, functions] = other.coupling[:, functions]
+    return replace(inf, levels=levels, local=tuple(pieces), coupling=coupling, df=df)
+
+
 def unit_influence(inf: Influence, rows: slice) -> Array:
     """Influence of some rows on all levels as a dense matrix, shape (rows, G L)."""
     start, stop, _ = rows.indices(inf.n)

@@ -15,10 +15,9 @@ from mixmoe.design.design import Design
 from mixmoe.design.formula import MoEFormula, parse_formula
 from mixmoe.design.frame import shown
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
-from mixmoe.responses.distribution import ETA_LIMIT, OFFSETS, Family, Outcome
-from mixmoe.responses.existence import Observed, check_maximum
-from mixmoe.varying.circle import LINE, once_round, origin
+from mixmoe.responses.distribution import ETA_LIMIT, OFFSETS, Family, Observed, Outcome, check_maximum
 from mixmoe.varying.identifiability import constants_fault
+from mixmoe.varying.interpolation import LINE, once_round, origin
 from mixmoe.varying.joint_em import centred
 from mixmoe.varying.problem import (
     Problem,

@@ -4,17 +4,18 @@ import numpy as np
 import pytest
 
 from mixmoe.design.design import DesignNames
+from mixmoe.errors import ArgumentError
 from mixmoe.mixed.further_parameters import Correlation, Extra, Positive, Unbounded
 from mixmoe.mixed.parameters import (
     Structure,
     build_layout,
+    checked_reported,
     derivatives_in_free,
     free_to_working,
     permute_reported,
     reported_to_user,
     user_to_reported,
     working_to_free,
-    wrong_reported,
 )
 
 GROUPS = (
@@ -58,7 +59,9 @@ def test_reported_and_free_vectors_are_two_views_of_the_same(residual):
     natural = user_to_reported(s, free_to_working(s, theta[None]))[0]
     assert natural.size == free.size == len(build_layout(s, NAMES).names)
     np.testing.assert_allclose(working_to_free(s, reported_to_user(s, natural))[0], theta, rtol=1e-12)
-    assert (s.has_sigma, wrong_reported(s, natural)) == (residual != "none", None)
+    layout = build_layout(s, NAMES)
+    assert s.has_sigma == (residual != "none")
+    np.testing.assert_array_equal(checked_reported(s, layout, natural), natural)
 
 
 def test_relabelling_moves_own_ones_and_keeps_common_ones():
@@ -83,6 +86,5 @@ def test_values_outside_their_space_are_named():
     s = structure()
     natural = np.ones(s.reported.size)
     natural[s.reported.last] = [0.0, 1.0, 0.5, 0.0, 1.0, 2.0, 1.5, 1.0, 1.0]
-    message = wrong_reported(s, natural)
-    assert message is not None
-    assert f"rho = 1.5; it must be {Correlation().domain}" in message
+    with pytest.raises(ArgumentError, match=f"rho = 1.5; it must be {Correlation().domain}"):
+        checked_reported(s, build_layout(s, NAMES), natural)

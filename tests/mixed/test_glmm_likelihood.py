@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from mixmoe.mixed.likelihood.gaussian import GaussianExperts, build_moments
+from mixmoe.mixed.likelihood.gaussian import experts_of_products
 from mixmoe.mixed.likelihood.glmm import build_nodes
 from mixmoe.mixed.likelihood.modes import Predictor, evaluate_at, find_modes
 from mixmoe.mixed.likelihood.observed import (
@@ -83,8 +83,8 @@ def test_gaussian_responses_are_exact():
     p = problem("gaussian")
     theta, rows = points(p), p.experts.rows
     s = Structure(2, 2, p.structure.common, 2, True, "expert", "expert")
-    moments = build_moments(rows.outcome.y - rows.offset, rows.X, rows.Z.T, rows.starts)
-    exact = evaluate(Problem(s, GaussianExperts(moments), p.W), theta)
+    normal = experts_of_products(rows.outcome.y - rows.offset, rows.X, rows.Z.T, rows.starts)
+    exact = evaluate(Problem(s, normal, p.W), theta)
     np.testing.assert_allclose(evaluate(p, theta).loglik, exact.loglik, rtol=0, atol=1e-10)
     np.testing.assert_allclose(evaluate(p, theta).score, exact.score, rtol=0, atol=1e-10)
     for node in (2, 5):  # any number of nodes is exact

@@ -103,7 +103,7 @@ def test_no_new_expert_is_worth_more_to_a_subject_than_her_own(planted, smaller)
     """Under any coefficients, covariances and residual deviations above the floor her density is lower."""
     below = fewer_experts(planted.problem)
     fit = beside(below, smaller)
-    bound = worth(fit) + fit.base
+    bound = worth(fit, np.arange(fit.base.size)[:, None]) + fit.base
     rng = np.random.default_rng(3)
     for _ in range(200):
         p = fit.params

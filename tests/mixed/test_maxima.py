@@ -10,6 +10,7 @@ import pytest
 import mixmoe as mm
 from mixmoe.errors import ApproximationWarning, DegeneracyWarning, DesignError
 from mixmoe.mixed import degeneracy as flags
+from mixmoe.mixed import end_points
 from mixmoe.mixed import information as covariance
 from mixmoe.mixed import search as estimate
 from mixmoe.mixed.collapse import collapsed
@@ -173,6 +174,20 @@ def test_a_fit_is_not_below_those_of_models_nested_in_it(cov_re, data, monkeypat
     monkeypatch.setattr(estimate, "nested_starts", lambda *args: (starts, False))
     found = estimate.search(model.problem, 2, control, np.random.default_rng(2))
     assert found.loglik - model.log_scale >= max(shared.loglik, fixed.loglik)
+
+
+@pytest.mark.parametrize(
+    ("fine", "kept"),
+    [
+        ([-9.75, -9.5, -14.0], [-9.8, -10.1, -10.9]),  # the first is what it seems; the second is too low
+        ([-10.6, -10.0, -14.0], [-np.inf, -10.1, -10.9]),
+        ([-np.inf, -12.0, -11.0], [-np.inf, -np.inf, -10.9]),
+    ],
+)
+def test_a_maximum_of_the_approximation_alone_is_put_last(fine, kept, monkeypatch):
+    monkeypatch.setattr(end_points, "finer_logliks", lambda problem, theta: np.array(fine))
+    rank = np.array([-9.8, -10.1, -10.9])
+    assert end_points.without_artefacts(None, np.zeros((3, 1)), rank).tolist() == kept
 
 
 def test_memory_of_the_check_for_collapse_does_not_grow_with_the_starts():

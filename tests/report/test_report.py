@@ -20,9 +20,9 @@ from mixmoe.output.plots_in_files import inlined, palette, svg
 from mixmoe.output.records import Curve, Table
 from mixmoe.output.summary import Summary
 from mixmoe.report.checklists import grolts, smart_lca
-from mixmoe.report.content import _small, in_words
 from mixmoe.report.described import distinct_ends, effects_table, elsewhere, end_points_table
 from mixmoe.report.evidence import gather
+from mixmoe.report.reporting import _small, in_words
 from tests.fake_model import make_results
 
 EVIL = "<script>alert(1)</script>"

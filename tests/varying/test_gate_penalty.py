@@ -35,7 +35,7 @@ def fitted(data, gate="group", experts=2, **options):
 
 
 def local_gate(data, columns, at, h, experts, penalty, powers=2):
-    """Levels of the local penalised logit at one index value, (K - 1, m), by loops and a general optimiser."""
+    """Brute force: levels (K - 1, m) of the local penalised logit at one index value, by a general optimiser."""
     n = len(data)
     t = (data["u"].to_numpy() - at) / h
     inside = np.abs(t) < 1

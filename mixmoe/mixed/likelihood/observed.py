@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Generic, TypeVar, cast
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.inference.uncertainty import within_clusters
 from mixmoe.mixed.likelihood.gaussian import LOG_2PI, GaussianExperts
+from mixmoe.mixed.likelihood.gaussian_rows import GaussianRowExperts
 from mixmoe.mixed.likelihood.protocol import (
     Densities,
     Experts,
@@ -29,9 +30,9 @@ Model = TypeVar("Model", bound=Experts)
 Found = TypeVar("Found")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Problem(Generic[Model]):
-    """Everything the likelihood needs, in working coordinates.
+    """Everything the likelihood needs, in working coordinates. Not slotted: what follows from it is kept.
 
     Attributes
     ----------
@@ -57,24 +58,24 @@ class Problem(Generic[Model]):
     ridge: Array | None = None
     effective: Array | None = None
 
-    @property
+    @cached_property
     def free(self) -> FreeVector:
         """Where everything lies in the free vector."""
         return self.structure.free
 
-    @property
+    @cached_property
     def n_coefficients(self) -> Array:
         """Coefficients of each expert, shape (K,); effective ones where some are penalised."""
         if self.effective is not None:
             return self.effective
         return np.full(self.structure.n_experts, float(self.structure.n_columns))
 
-    @property
+    @cached_property
     def n_subjects(self) -> int:
         """Number of subjects."""
         return self.W.shape[0]
 
-    @property
+    @cached_property
     def has_many_columns(self) -> bool:
         """Whether experts keep rows and have more columns than subjects have rows."""
         experts = self.experts
@@ -85,7 +86,7 @@ class Problem(Generic[Model]):
         return replace(self, experts=self.experts.take(subjects), W=self.W[subjects])
 
 
-ClosedForm = Problem[GaussianExperts]
+ClosedForm = Problem[GaussianExperts | GaussianRowExperts]
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,21 +111,21 @@ def integral_shift(problem: Problem, coordinates: Coordinates, theta: Array) -> 
     return Shift(found.n_quad, then.loglik - now.loglik, step, errors, found.from_laplace, higher)
 
 
-def highest(problem: Problem, theta: Array) -> int | None:
-    """Which of some free vectors, shape (S, P), has the highest log-likelihood by a finer integral.
+def finer_logliks(problem: Problem, theta: Array) -> Array | None:
+    """Log-likelihoods of free vectors, shape (S, P), by a finer integral, shape (S,).
 
     With ever more points, until the same one is the highest twice. None where nothing finer is offered.
     """
-    best, finer = None, problem.experts.finer()
+    logliks, finer = None, problem.experts.finer()
     while finer is not None:
-        fine, before = replace(problem, experts=finer.experts), best
+        fine, before = replace(problem, experts=finer.experts), logliks
         with np.errstate(all="ignore"):  # where a spurious maximum has run away anything may overflow
-            logliks = np.array([_loglik(fine, point) for point in theta])
-        best = int(np.argmax(np.where(np.isfinite(logliks), logliks, -np.inf)))
-        if best == before:
+            found = np.array([_loglik(fine, point) for point in theta])
+        logliks = np.where(np.isfinite(found), found, -np.inf)
+        if before is not None and logliks.argmax() == before.argmax():
             break
         finer = finer.experts.finer()
-    return best
+    return logliks
 
 
 def _halved(theta: Array, where: NDArray[np.intp]) -> Array:

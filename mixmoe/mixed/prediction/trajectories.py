@@ -262,18 +262,24 @@ def population_intervals(e: Estimate, X: Array, W: Array, alpha: float) -> Inter
     if len(e.where.beta) == 1:
         alone = expert_intervals(e, X, alpha)
         return Interval(*(part[:, 0] for part in (alone.estimate, alone.std_error, alone.lower, alone.upper)))
-    pi, means = gate_probabilities(e, W), expert_means(e, X)
-    mean = (pi * means).sum(axis=1)
+    mean = population_means(e, X, W)
     error = np.empty_like(mean)
     for start in range(0, len(mean), _CHUNK):
         rows = slice(start, start + _CHUNK)
-        gradient = np.zeros((len(mean[rows]), e.cov.shape[0]))
-        for k, columns in enumerate(e.where.beta):
-            gradient[:, columns] += pi[rows, k][:, None] * X[rows]
-        for k, columns in enumerate(e.where.gate, start=1):
-            gradient[:, columns] += (pi[rows, k] * (means[rows, k] - mean[rows]))[:, None] * W[rows]
-        error[rows] = _row_errors(gradient, e.cov)
+        error[rows] = _row_errors(population_gradient(e, X[rows], W[rows]), e.cov)
     return wald(mean, error, alpha)
+
+
+def population_gradient(e: Estimate, X: Array, W: Array) -> Array:
+    """Derivatives of `population_means` in the reported parameters, shape (n, P)."""
+    pi, means = gate_probabilities(e, W), expert_means(e, X)
+    away = means - (pi * means).sum(axis=1, keepdims=True)
+    gradient = np.zeros((len(X), e.cov.shape[0]))
+    for k, columns in enumerate(e.where.beta):
+        gradient[:, columns] += pi[:, [k]] * X
+    for k, columns in enumerate(e.where.gate, start=1):
+        gradient[:, columns] += (pi[:, k] * away[:, k])[:, None] * W
+    return gradient
 
 
 def _row_errors(gradient: Array, cov: Array) -> Array:

@@ -24,7 +24,7 @@ from mixmoe._typing import Array
 from mixmoe.mixed.likelihood.observed import Problem, evaluate
 from mixmoe.mixed.search import Guarded
 from mixmoe.mixed.smooth.curvature import determinant_slope, information
-from mixmoe.mixed.smooth.functions import Geometry, Index
+from mixmoe.mixed.smooth.functions import Geometry
 from mixmoe.numerics.optimise import Control, Evaluation, climb
 
 _ROUNDS = 60  # ascents between updates of the smoothing parameters
@@ -36,6 +36,17 @@ _LINE = 1e5  # lambda over the mean information of its coefficients beyond which
 _ROUGHEST = 1e-8  # and below which they are not penalised
 _FLOOR = 1e-10  # of the largest eigenvalue of an information that counts
 _CLOSE = 1e-2  # tolerance of the last ascents over that of the first ones
+_FALL = 0.5  # of the marginal log-likelihood that an ascent may cost: the tilt is its slope but for memberships
+_NO_DATA = 1e-16  # least information on a function, as a share of the largest
+_EMPTIED = 1e-2  # share of the information on a function below which an ascent has taken its data away
+_STIFF = 0.5  # first pull back to where the tilt was computed, as a share of the information
+_TURNED = 0.25  # share of its last change by which the tilt turns back when parameters are held back
+_STIFFER = 16.0
+_STEEPEST = 2.0  # tilt, in standard errors of the parameter
+_STIFF_AGAIN = 32.0  # most where the tilt goes to and fro
+_STIFFEST = 1e3  # and where the marginal log-likelihood falls
+_GAIN = 1e-6  # change of the marginal log-likelihood below which a round has gained nothing
+_IDLE = 5  # such rounds in a row after which only directions without information can be left
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +60,7 @@ class Smoothed:
     tilt : ndarray, shape (P,)
         What the score of the penalised log-likelihood lacks at the maximum of the marginal one.
     trace : ndarray
-        Penalised log-likelihood after each ascent.
+        Marginal log-likelihood after each ascent, at the smoothing parameters of that ascent.
     n_iter, n_evaluations : int
     converged : bool
         Whether score and smoothing parameters have come to rest.
@@ -68,15 +79,27 @@ class Smoothed:
 
 @dataclass(frozen=True, slots=True)
 class Tilted:
-    """A penalised log-likelihood with a linear term, as an objective of `climb`."""
+    """A penalised log-likelihood with a linear term around a centre and a pull back to it, as an objective of `climb`.
+
+    Attributes
+    ----------
+    guarded : Guarded
+    tilt, centre : ndarray, shape (P,)
+    pull : ndarray, shape (P, P)
+        Of ``-1/2 d'pull d`` at the distance d from the centre.
+    """
 
     guarded: Guarded
     tilt: Array
+    centre: Array
+    pull: Array
 
     def __call__(self, theta: Array) -> Evaluation:
         """Value and score at points (S, P)."""
-        e = self.guarded(theta)
-        return Evaluation(e.loglik + theta @ self.tilt, e.score + self.tilt)
+        e, away = self.guarded(theta), theta - self.centre
+        back = away @ self.pull
+        value = e.loglik + away @ self.tilt - 0.5 * (away * back).sum(axis=1)
+        return Evaluation(value, e.score + self.tilt - back)
 
 
 def marginal_loglik(problem: Problem, geometry: Geometry, lambdas: Array, theta: Array) -> float:
@@ -125,40 +148,74 @@ def estimate(
     if start is not None:
         lambdas = np.where(known | np.isnan(start), lambdas, start)
     tilt, trace, n_iter, n_evaluations = np.zeros(theta.size), [], 0, 0
-    interrupted, rested = False, False
+    interrupted, settled, stiff, idle = False, False, 0.0, 0
     theta = _shrunk(geometry, theta, typical_smoothing(H, geometry), lambdas)
     limit = _limit(control, control.tol / _CLOSE, problem.n_subjects)
-    step, last = np.ones(lambdas.size), np.zeros(lambdas.size)
+    step, last, last_tilt = np.ones(lambdas.size), np.zeros(lambdas.size), np.zeros(theta.size)
     for _ in range(_ROUNDS):
         # 1. where smoothing parameters and tilt would lie if the log-likelihood were its quadratic model here
         score = evaluate(problem, theta[None]).score[0] + tilt
         aim = lambdas if known.all() else _fellner_schall(geometry, H, score, theta, lambdas, ~known)
-        lean = _tilt(problem, geometry, H, aim, theta)
-        # 2. on towards them; in a mixture H moves with the fit, so that one that turns back is led on by half
         unit = np.sqrt(np.maximum(np.diag(H), 1.0))
+        # Farther from a maximum the determinant may be as steep as it likes: what asks for more is no correction.
+        lean = np.clip(_tilt(problem, geometry, H, aim, theta), -_STEEPEST * unit, _STEEPEST * unit)
+        if not (np.isfinite(aim).all() and np.isfinite(lean).all()):
+            break  # an expert without subjects: nothing says how smooth its functions are
         rest = Rest(_moved(geometry, H, lambdas, aim), float(np.abs((lean - tilt) / unit).max()))
-        way = np.log(aim / lambdas)
-        step = np.where(way * last < 0, 0.5 * step, np.minimum(1.0, 1.5 * step))
-        last, tilt, lambdas = way, lean, np.where(known, given, lambdas * np.exp(step * way))
-        # 3. an ascent with both held
-        objective = Tilted(Guarded(replace(problem, ridge=geometry.root(lambdas)), sigma_floor), tilt)
-        inverse = penalised_inverse(geometry, H, lambdas)
-        end = climb(objective, theta[None], inverse[None], problem.n_subjects, limit, logarithmic=logarithmic)
-        theta, interrupted = end.theta[0], end.interrupted
-        n_iter, n_evaluations = n_iter + int(end.n_iter[0]), n_evaluations + int(end.n_evaluations[0])
-        trace.append(float(end.loglik[0] - theta @ tilt))
         rested = rest.still(_SETTLED)
-        if interrupted or (rested and limit.tol == control.tol):
+        # 2. on towards them; in a mixture H moves with the fit, so that one that turns back is led on by half, and
+        # parameters that the tilt sends to and fro are held back
+        way, way_of_tilt = np.log(aim / lambdas), (lean - tilt) / unit
+        step = np.where(way * last < 0, 0.5 * step, np.minimum(1.0, 1.5 * step))
+        turned = -(way_of_tilt @ last_tilt) > _TURNED * (last_tilt @ last_tilt)
+        stiff = min(max(_STIFF, 2 * stiff), _STIFF_AGAIN) if turned and not rested else 0.5 * stiff
+        last, last_tilt, tilt = way, way_of_tilt, lean
+        lambdas = np.where(known, given, lambdas * np.exp(step * way))
+        # 3. an ascent with both held, in steps as short as the marginal likelihood asks for
+        objective = Guarded(replace(problem, ridge=geometry.root(lambdas)), sigma_floor)
+        inverse, before = penalised_inverse(geometry, H, lambdas)[None], _height(problem, geometry, H, lambdas, theta)
+        while True:
+            there = Tilted(objective, tilt, theta, stiff * _at_least_one(H))
+            end = climb(there, theta[None], inverse, problem.n_subjects, limit, logarithmic=logarithmic)
+            n_iter, n_evaluations = n_iter + int(end.n_iter[0]), n_evaluations + int(end.n_evaluations[0])
+            H_there = information(problem, end.theta[0])
+            after = _height(problem, geometry, H_there, lambdas, end.theta[0])
+            emptied = (typical_smoothing(H_there, geometry) < _EMPTIED * typical_smoothing(H, geometry)).any()
+            if (after > before - _FALL and not emptied) or end.interrupted or stiff > _STIFFEST:
+                break
+            stiff = max(_STIFF, _STIFFER * stiff)
+        if emptied or not np.isfinite(after):
+            break  # an expert has lost its subjects, and with them its functions all that tells smoothing parameters
+        theta, H, interrupted = end.theta[0], H_there, end.interrupted
+        trace.append(after)
+        score = evaluate(objective.problem, theta[None]).score[0] + tilt
+        left = 0.5 * float(score @ penalised_inverse(geometry, H, lambdas) @ score)
+        idle = idle + 1 if len(trace) > 1 and abs(after - trace[-2]) < _GAIN else 0
+        at_rest = rested and left <= 100 * _limit(control, control.tol, problem.n_subjects).promise
+        settled = at_rest or idle >= _IDLE
+        if interrupted or (settled and limit.tol == control.tol):
             break
-        if rest.still(_NEAR):
+        if rest.still(_NEAR) or idle:
             limit = _limit(control, control.tol, problem.n_subjects)
-        H = information(problem, theta)
-    score = evaluate(replace(problem, ridge=geometry.root(lambdas)), theta[None]).score[0] + tilt
-    left = 0.5 * float(score @ penalised_inverse(geometry, H, lambdas) @ score)
-    still = left <= 100 * _limit(control, control.tol, problem.n_subjects).promise
     return Smoothed(
-        theta, lambdas, tilt, np.array(trace), n_iter, n_evaluations, rested and still and not interrupted, interrupted
+        theta, lambdas, tilt, np.array(trace), n_iter, n_evaluations, settled and not interrupted, interrupted
     )
+
+
+def _height(problem: Problem, geometry: Geometry, H: Array, lambdas: Array, theta: Array) -> float:
+    """Marginal log-likelihood, also where the information is not that of a maximum; minus infinity if it has none."""
+    if not np.isfinite(H).all():
+        return -np.inf
+    N = geometry.directions
+    inner = _definite(N.T @ H @ N) + np.diag(lambdas[geometry.owners])
+    value = float(evaluate(problem, theta[None]).loglik[0]) - 0.5 * float(lambdas @ geometry.squares(theta))
+    return value + 0.5 * float(geometry.ranks @ np.log(lambdas)) - 0.5 * float(np.linalg.slogdet(inner)[1])
+
+
+def _at_least_one(H: Array) -> Array:
+    """The information with the size of its curvature, at least one: where there is none a tilt knows no bounds."""
+    values, vectors = np.linalg.eigh((H + H.T) / 2)
+    return (vectors * np.maximum(np.abs(values), 1.0)) @ vectors.T
 
 
 def _limit(control: Control, tol: float, n_subjects: int) -> Control:
@@ -200,12 +257,11 @@ class Rest:
 
 def typical_smoothing(H: Array, geometry: Geometry) -> Array:
     """Smoothing parameters that weigh as much as the data: the mean information of the coefficients of each."""
-    return np.array([_mean_information(H, geometry, at) for at in geometry.penalised])
-
-
-def _mean_information(H: Array, geometry: Geometry, at: Index) -> float:
-    N = geometry.basis[:, at]
-    return max(float(np.einsum("pm,pq,qm->", N, H, N)) / len(at), np.finfo(float).tiny)
+    inner = geometry.directions.T @ H @ geometry.directions
+    sums = np.bincount(geometry.owners, weights=np.diag(inner), minlength=len(geometry.penalised))
+    mean = sums / geometry.ranks
+    # An expert without subjects has none: powers of what is left of it would underflow.
+    return np.asarray(np.maximum(mean, max(_NO_DATA * float(mean.max()), np.finfo(float).tiny)))
 
 
 def _fellner_schall(
@@ -249,7 +305,8 @@ def _tilt(problem: Problem, geometry: Geometry, H: Array, lambdas: Array, theta:
     """
     N, owners = geometry.directions, geometry.owners
     inner = _definite(N.T @ H @ N) + np.diag(lambdas[owners])
-    slope = determinant_slope(problem, theta, N @ np.linalg.cholesky(np.linalg.inv(inner)))
+    values, vectors = np.linalg.eigh(inner)
+    slope = determinant_slope(problem, theta, N @ (vectors / np.sqrt(values)))
     full = geometry.basis.T @ slope  # in the user's coefficients
     inside = np.concatenate(geometry.penalised)
     outside = np.setdiff1d(np.arange(theta.size), inside)
@@ -272,9 +329,10 @@ def penalised_inverse(geometry: Geometry, H: Array, lambdas: Array) -> Array:
     In the user's coefficients, where S is diagonal: penalties without bound would drown the rest elsewhere.
     """
     A = geometry.basis.T @ H @ geometry.basis
+    least = max(_NO_DATA * float(np.abs(np.diag(A)).max()), np.finfo(float).tiny)
     inside = np.concatenate(geometry.penalised)
     A[inside, inside] += lambdas[geometry.owners]
-    scale = np.sqrt(np.maximum(np.abs(np.diag(A)), np.finfo(float).tiny))
+    scale = np.sqrt(np.maximum(np.abs(np.diag(A)), least))
     values, vectors = np.linalg.eigh(A / np.outer(scale, scale))
     size = np.maximum(np.abs(values), _FLOOR * np.abs(values).max())
     half = geometry.basis @ (vectors / np.sqrt(size) / scale[:, None])

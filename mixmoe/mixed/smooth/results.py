@@ -2,20 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
 
+from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_order, checked_rng
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.uncertainty import ParamCov, checked_alpha
 from mixmoe.inference.wald import InvalidTest
-from mixmoe.mixed.glmm_results import GLMMResults
-from mixmoe.mixed.prediction.courses import build_grid, trajectory_axis
+from mixmoe.mixed.glmm_results import GLMMResults, covariates_of
+from mixmoe.mixed.prediction.courses import Grid, build_grid, trajectory_axis
+from mixmoe.mixed.prediction.response_scale import gradient_of
+from mixmoe.mixed.prediction.response_scale import population_means as expected_responses
+from mixmoe.mixed.prediction.trajectories import population_gradient, population_means
 from mixmoe.mixed.results import MEMoEResults
-from mixmoe.mixed.smooth import bands as smooth_bands
+from mixmoe.mixed.smooth import function_bands as smooth_bands
 from mixmoe.mixed.smooth.fitting import Smoothing
+from mixmoe.mixed.smooth.function_bands import function_curves, function_tables
 from mixmoe.mixed.smooth.hypotheses import (
     HYPOTHESES,
     METHODS,
@@ -26,9 +32,7 @@ from mixmoe.mixed.smooth.hypotheses import (
     equality_test,
     named_functions,
 )
-from mixmoe.mixed.smooth.tables import function_curves, function_tables
 from mixmoe.mixture.estimate import EMFit, classification_entropy, criteria
-from mixmoe.mixture.gate import gate_log_probabilities
 from mixmoe.output.records import Cell, Curve, Table
 
 if TYPE_CHECKING:
@@ -103,9 +107,9 @@ class SmoothResults(MEMoEResults):
         Parameters
         ----------
         of : {"coefficients", "differences", "experts", "mean"}
-            The functions; differences of those of two experts; trajectories of the experts along the index; the
-            population mean. The last two are at an offset of zero, and trajectories are linear predictors at random
-            effects of zero.
+            The functions; differences of those of two experts; trajectories of the experts along the index, which are
+            linear predictors at random effects of zero; the population mean, which is an expected response, averaged
+            over the random effects. The last two are at an offset of zero.
         alpha : float
             One minus the level of the limits.
         derivative : {0, 1}
@@ -130,13 +134,16 @@ class SmoothResults(MEMoEResults):
             raise ArgumentError(f"derivative must be 0 or 1, got {derivative!r}; 1 is that by the index")
         if derivative and of in smooth_bands.AT_COVARIATES:
             raise ArgumentError(f"derivative=1 is for of='coefficients' and 'differences', got of={of!r}; leave it out")
-        wanted = self._trajectories(of, at) if of in smooth_bands.AT_COVARIATES else self._linear(of, derivative)
-        return smooth_bands.band_frame(
-            wanted, self.em.params, self.cov.of_bounded, checked_alpha(alpha), draws, checked_rng(rng)
-        )
+        if of in smooth_bands.AT_COVARIATES:
+            grid = build_grid(self.model.design, trajectory_axis(self.model.design), at)
+            wanted = self._trajectories(grid) if of == "experts" else [self._mean(grid)]
+            cov = self._known().cov
+        else:
+            wanted, cov = self._functions(of, derivative), self.cov.of_bounded
+        return smooth_bands.band_frame(wanted, cov, checked_alpha(alpha), draws, checked_rng(rng))
 
-    def _linear(self, of: str, derivative: int) -> list[smooth_bands.Linear]:
-        functions = self._smoothing.functions
+    def _functions(self, of: str, derivative: int) -> list[smooth_bands.Course]:
+        functions, params = self._smoothing.functions, self.em.params
         if of == "differences":
             found = smooth_bands.pairs(functions)
             if not found:
@@ -144,36 +151,23 @@ class SmoothResults(MEMoEResults):
                     "of='differences' needs functions of at least 2 experts, and there are none of one term; use "
                     "of='coefficients'"
                 )
-            return [smooth_bands.difference(a, b, derivative) for a, b in found]
-        return [smooth_bands.coefficient(f, derivative) for f in functions]
+            return [smooth_bands.difference(a, b, params, derivative) for a, b in found]
+        return [smooth_bands.coefficient(f, params, derivative) for f in functions]
 
-    def _trajectories(self, of: str, at: Mapping[str, Any] | None) -> list[smooth_bands.Linear]:
-        """Trajectories of the experts, or of the population, along the axis of the figure of trajectories."""
-        design, e = self.model.design, self._known()
-        axis = trajectory_axis(design)
-        grid = build_grid(design, axis, at)
-        rows = design.for_new(grid.rows)
-        X, W = rows.expert, rows.gate
-        nothing = np.zeros(len(X))
-        if of == "experts":
-            return [
-                smooth_bands.Linear(f"expert{k + 1}", "expert", "mean", k + 1, grid.label, grid.x, X, where, nothing)
-                for k, where in enumerate(e.where.beta)
-            ]
-        if not self.model.response.gaussian:
-            raise ArgumentError(
-                "of='mean' is for Gaussian responses: the population mean of others is averaged over the random "
-                "effects, and predict(kind='mean', interval='confidence') has its pointwise limits"
-            )
-        beta, gamma = e.params.beta[0], e.params.gamma
-        share = np.exp(gate_log_probabilities(W, gamma))[0].T[rows.codes]  # (G, K)
-        means = X @ beta.T
-        mean = (share * means).sum(axis=1)
-        slopes = [share[:, [k]] * X for k in range(len(beta))]
-        slopes += [(share[:, [k]] * (means[:, [k]] - mean[:, None])) * W[rows.codes] for k in range(1, len(beta))]
-        jacobian, where = np.hstack(slopes), np.concatenate([e.where.beta.ravel(), e.where.gate.ravel()])
-        shift = mean - jacobian @ self.em.params[where]
-        return [smooth_bands.Linear("mean", "mean", "mean", None, grid.label, grid.x, jacobian, where, shift)]
+    def _trajectories(self, grid: Grid) -> list[smooth_bands.Course]:
+        """Linear predictors of the experts along the axis of the figure of trajectories."""
+        X, e = self.model.design.for_new(grid.rows).expert, self._known()
+        pairs = enumerate(zip(e.params.beta[0], e.where.beta, strict=True), start=1)
+        return [
+            smooth_bands.Course(f"expert{k}", "expert", "mean", k, grid.label, grid.x, X @ beta, X, where)
+            for k, (beta, where) in pairs
+        ]
+
+    def _mean(self, grid: Grid) -> smooth_bands.Course:
+        """The population mean along the axis of the figure of trajectories."""
+        rows, e = self.model.design.for_new(grid.rows), self._known()
+        X, W = rows.expert, rows.gate[rows.codes]
+        return mean_course(grid, population_means(e, X, W), population_gradient(e, X, W))
 
     def test_functions(
         self,
@@ -364,6 +358,19 @@ class SmoothGLMMResults(SmoothResults, GLMMResults):
     --------
     SmoothResults, GLMMResults
     """
+
+    def _mean(self, grid: Grid) -> smooth_bands.Course:
+        """The expected response in the population, averaged over the random effects, at one trial."""
+        e, at = self._link(), covariates_of(self.model.design.for_new(grid.rows))
+        slopes = gradient_of(expected_responses, e, at)[:, :, 0].T
+        limits = partial(e.response.limits, trials=at.trials)
+        return replace(mean_course(grid, expected_responses(e, at)[:, 0], slopes), limits=limits)
+
+
+def mean_course(grid: Grid, values: Array, slopes: Array) -> smooth_bands.Course:
+    """The population mean on a grid, from its derivatives in all parameters, shape (G, P)."""
+    moving = np.flatnonzero(slopes.any(axis=0))  # others may have no covariance
+    return smooth_bands.Course("mean", "mean", "mean", None, grid.label, grid.x, values, slopes[:, moving], moving)
 
 
 def _test_frame(tests: Sequence[FunctionTest]) -> pd.DataFrame:
