@@ -40,6 +40,7 @@ from mixmoe.mixed.options import (
     with_levels,
 )
 from mixmoe.mixed.parameters import (
+    Coordinates,
     CovRE,
     Residual,
     Structure,
@@ -287,7 +288,7 @@ class MEMoE(Estimation):
 
     def _arrange(self, structure: Structure) -> None:
         """Set what depends on the data: coordinates, errors and the likelihood."""
-        coordinates = coordinates_of(self.design, structure, self.response)
+        coordinates = self._coordinates(structure)
         self.errors: ErrorSetup | None = None
         if self._options is not None:
             self.errors = build_errors(self.design, self._options, self.settings["residual"], coordinates.scale)
@@ -304,7 +305,13 @@ class MEMoE(Estimation):
             self.log_scale -= p * float(np.log(coordinates.scale)) - log_columns
         self.functions = functions_of(self.design, structure)
         self.given_smoothing = checked_smoothing(self.settings["smoothing"], self.functions)
-        self.problem: Problem = self._problem(self.design)
+        self.problem: Problem = self._problem_of_design()
+
+    def _coordinates(self, structure: Structure) -> Coordinates:
+        return coordinates_of(self.design, structure, self.response)
+
+    def _problem_of_design(self) -> Any:
+        return self._problem(self.design)
 
     def problem_of(self, design: Design) -> Problem:
         """The likelihood of other data under the same coordinates."""

@@ -85,18 +85,22 @@ class PartitionedMEMoE(MEMoE):
         if self._sums is not None:
             check_identified(self.design, self._sums, self.n_experts)
 
-    def _arrange(self, structure: Structure) -> None:
-        """Coordinates and likelihood from the sums over rows."""
-        self.errors, self.structure, self.functions = None, structure, ()
-        self.given_smoothing = np.empty(0)
+    def _coordinates(self, structure: Structure) -> Coordinates:
         if self._sums is None:
-            self.coordinates, self.problem = coordinates_of(self.design.sample, structure, self.response), None
-            return
-        kept = np.flatnonzero(self.design.recipe.kept["expert"])
-        self.coordinates = coordinates_of_sums(self._sums, kept, structure, self.design)
-        experts = experts_of_sums(self._sums, kept, self.coordinates)
-        W = apply_inverse(self.design.gate, self.coordinates.gate)
-        self.problem = Problem(structure, experts, W, self.gate_penalty, self.settings["method"] == "reml")
+            return coordinates_of(self.design.sample, structure, self.response)
+        return coordinates_of_sums(self._sums, self._kept, structure, self.design)
+
+    def _problem_of_design(self) -> Problem | None:
+        if self._sums is None:
+            return None
+        c, restricted = self.coordinates, self.settings["method"] == "reml"
+        experts = experts_of_sums(self._sums, self._kept, c)
+        return Problem(self.structure, experts, apply_inverse(self.design.gate, c.gate), self.gate_penalty, restricted)
+
+    @property
+    def _kept(self) -> NDArray[np.intp]:
+        """Places of the expert columns that are no combination of others."""
+        return np.flatnonzero(self.design.recipe.kept["expert"])
 
     @property
     def problem(self) -> Problem:
