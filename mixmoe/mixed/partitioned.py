@@ -338,9 +338,9 @@ def _check_within(design: StreamedDesign, sums: Sums) -> None:
         # Around the weighted mean of each subject.
         within += gram.sum(axis=2) - (along / (constant @ along)) @ along.T
     size = np.sqrt(response @ whole @ response)
-    if np.sqrt(max(response @ within @ response, 0.0)) <= _NOTHING_LEFT * size:
+    if np.sqrt(max(float(response @ within @ response), 0.0)) <= _NOTHING_LEFT * size:
         raise constant_within(design.names.response)
     x, left = slice(1, 1 + len(near.expert)), response.copy()
     left[x] -= np.linalg.lstsq(within[x, x], within[x] @ response, rcond=None)[0]
-    if np.sqrt(max(left @ within @ left, 0.0)) <= _NOTHING_LEFT * size:
+    if np.sqrt(max(float(left @ within @ left), 0.0)) <= _NOTHING_LEFT * size:
         raise exact_within(design.names.response)

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from mixmoe.arguments import checked_count
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 _LEAST = 8  # blocks: with fewer, handing them over costs as much as it saves
 
 

@@ -57,7 +57,7 @@ def reference_of(y: Array, X: Array, Z: Array) -> Reference:
     inside = np.linalg.lstsq(Q, y, rcond=None)[0]
     scale = float(np.sqrt(np.mean((y - Q @ inside) ** 2)))
     size = float(np.sqrt(np.mean(y**2)))
-    return Reference(np.linalg.solve(A, inside), scale if scale > _TINY * size else max(size, 1.0), A, B)
+    return Reference(np.asarray(np.linalg.solve(A, inside)), scale if scale > _TINY * size else max(size, 1.0), A, B)
 
 
 def _triangle_of(X: Array) -> Array:
@@ -66,7 +66,7 @@ def _triangle_of(X: Array) -> Array:
     size = np.sqrt((X * X).sum(axis=0) / max(n, 1))
     size[size == 0] = 1.0
     R = np.zeros((p, p))
-    found = np.linalg.qr(X, mode="r") / np.sqrt(max(n, 1)) if n else R[:0]
+    found = _triangle(X) / np.sqrt(max(n, 1)) if n else R[:0]
     R[: len(found)] = found
     weak = np.abs(np.diag(R)) <= _TINY * size
     R[weak, :] = 0.0  # a column that the sample does not have apart from others stays as it is beyond them
@@ -217,13 +217,18 @@ def sum_part(part: Part, recipe: Recipe, types: Mapping[str, Any], reference: Re
     sums = (counts.astype(float), log_weight, *packed_products(near, starts))
     return PartSums(
         subjects=BySubject(labels, sums, tuple(first), tuple(away)),
-        expert=np.linalg.qr(np.column_stack([near[1 : 1 + p].T, near[0]]), mode="r"),
-        random=np.linalg.qr(near[1 + p :].T, mode="r"),
+        expert=_triangle(np.column_stack([near[1 : 1 + p].T, near[0]])),
+        random=_triangle(near[1 + p :].T),
         shifted=_shift(built, X[0]),
         weight=float(weights.sum()),
         largest=float(np.abs(y).max()),
         first=FirstRows(labels[rows.codes[:most]], root[:most] * X[:most], root[:most] * Z[:most]),
     )
+
+
+def _triangle(X: Array) -> Array:
+    """R of a QR decomposition."""
+    return np.asarray(np.linalg.qr(X, mode="r"))
 
 
 def accumulate(recipe: Recipe, source: Source, reference: Reference) -> Sums:
@@ -244,7 +249,7 @@ def accumulate(recipe: Recipe, source: Source, reference: Reference) -> Sums:
             continue
         gathering.add(part.subjects)
         # R of all rows is that of the triangles so far and of the rows that come.
-        R, S = np.linalg.qr(np.vstack([R, part.expert]), mode="r"), np.linalg.qr(np.vstack([S, part.random]), mode="r")
+        R, S = _triangle(np.vstack([R, part.expert])), _triangle(np.vstack([S, part.random]))
         shifted = part.shifted if shifted is None else shifted
         first = part.first if first is None else first.merged(part.first)
         weight, largest = weight + part.weight, max(largest, part.largest)

@@ -423,7 +423,7 @@ def coded(recipe: Recipe, witnesses: pd.DataFrame, sample: pd.DataFrame, states:
     built = formulaic_engine.materialize(used, recipe.sections, recipe.context, states)
     check_columns(built, recipe)
     check_names(built)
-    numeric = frozenset(name for name in used if name in rows.columns and is_numeric(used[name]))
+    numeric = frozenset(str(name) for name in used if name in rows.columns and is_numeric(used[name]))
     whole = {name: np.ones(len(built.names[name]), dtype=bool) for name in ("expert", "gate", "sigma")}
     warn_empty_terms(recipe, built)
     return Coded(replace(recipe, specs=built.specs, numeric=numeric, kept=whole), built)
