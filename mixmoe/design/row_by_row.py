@@ -44,7 +44,7 @@ def check_row_by_row(built: Materialized, recipe: Recipe, table: pd.DataFrame) -
     sections = {name: recipe.sections[name] for name in recipe.foreign}
     if not sections:
         return
-    complete = table.drop(index=built.bad_rows)
+    complete = table.drop(index=pd.Index(built.bad_rows))
     for half in _halves(complete, {used.name for section in sections for used in recipe.names[section]}):
         alone = complete.iloc[half].reset_index(drop=True)
         try:

@@ -395,8 +395,8 @@ def _shrinkage(problem: Problem, coef: Array, bias: str, degree: int, searched: 
     # One expert: the search was that of its regression. Rows of a cluster would predict each other.
     if problem.slots.n_experts == 1 or problem.const[problem.slots.experts].all() or not independent:
         return rate
-    factors = rate * NARROWER ** -np.arange(STEPS)
-    factors = np.array([factor for factor in factors if _rich(problem, degree, factor)] or [rate])
+    tried = [rate * NARROWER**-step for step in range(STEPS)]
+    factors = np.array([factor for factor in tried if _rich(problem, degree, factor)] or [rate], dtype=float)
     return float(factors[_chosen(left_out_of_experts(problem, coef, factors))])
 
 
