@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixmoe import datasets, errors, simulate
 from mixmoe.api import fit
+from mixmoe.partitions.scan import scan
 from mixmoe.report.side_by_side import table
 from mixmoe.results import load
 
@@ -38,6 +39,7 @@ __all__ = [
     "fit_each",
     "load",
     "pool",
+    "scan",
     "select",
     "simulate",
     "table",

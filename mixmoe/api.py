@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any, overload
 
 from mixmoe.design.formula import MoEFormula, parse_formula
 from mixmoe.errors import ArgumentError
-from mixmoe.families import family_of, model_options, refuse_foreign_effects
+from mixmoe.families import family_of, model_options, of_partitions, refuse_foreign_effects
+from mixmoe.partitions.dask_frames import as_partitions
 
 if TYPE_CHECKING:
     from mixmoe.mixed.error_structure import ErrorsBy, ErrorsDist
@@ -147,6 +148,7 @@ def fit(
     rng: Any = ...,
     cov_type: str = ...,
     progress: bool | None = ...,
+    n_threads: int | None = ...,
     cluster: Any = ...,
     correction: bool = ...,
     n_boot: int = ...,
@@ -162,7 +164,7 @@ def fit(formula: str | MoEFormula, data: Any, experts: int | None = None, **opti
     formula : str
         ``"y ~ time + x | gate: z | re: (1 + time | id)"`` is a `MEMoE`, ``"y ~ x | gate: z | vary: u"`` a `VCMoE`,
         ``"y ~ x | re: (last | id)"`` with ``hidden=`` or ``network=`` an `NME`, and so is a formula with ``seq: day``.
-    data : DataFrame (pandas or polars) or mapping of columns
+    data : DataFrame (pandas or polars), mapping of columns, partitions of `mixmoe.scan`, or a Dask frame
     experts : int, optional
         Number of experts, 2 unless given; 1 is the ordinary mixed model. A network has none.
     **options
@@ -189,6 +191,8 @@ def fit(formula: str | MoEFormula, data: Any, experts: int | None = None, **opti
     -875.97
     """
     parsed = formula if isinstance(formula, MoEFormula) else parse_formula(formula)
+    partitions = as_partitions(data)
+    data = data if partitions is None else partitions
     family = family_of(parsed, options)
     refuse_foreign_effects(parsed, family, data)
     if family.spec.has_experts:
@@ -197,5 +201,6 @@ def fit(formula: str | MoEFormula, data: Any, experts: int | None = None, **opti
         raise ArgumentError(f"{family.spec.name} has no experts, got experts={experts!r}; leave it out")
     # What the constructor does not take belongs to the fit, and has been checked to be known there.
     for_model = model_options(family, options)
-    model = family(parsed, data, **for_model)
+    made = family if partitions is None else of_partitions(family)
+    model = made(parsed, data, **for_model)
     return model.fit(**{name: value for name, value in options.items() if name not in for_model})

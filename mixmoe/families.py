@@ -30,6 +30,7 @@ from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.mixture.estimate import Block, EMFit, ParamLayout
 from mixmoe.numerics.optimise import Evaluation
 from mixmoe.output.saved import SavedFit
+from mixmoe.partitions.scan import is_partitioned
 
 # --- what a family is ------------------------------------------------------------------------------------------------
 
@@ -466,6 +467,10 @@ _HOME: Mapping[str, tuple[str, str]] = MappingProxyType(
         "MEMoE": ("mixmoe.mixed.model", "MEMoE"),
     }
 )
+# What fits data in partitions, by the family of data in memory.
+_PARTITIONED: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {"MEMoE": ("mixmoe.mixed.partitioned", "PartitionedMEMoE")}
+)
 # The one piece of state of the package: families that others add.
 _ADDED: dict[str, ModelClass] = {}
 
@@ -522,6 +527,22 @@ def family_of(formula: MoEFormula, options: Mapping[str, Any]) -> ModelClass:
     return next(claimed, list(known.values())[-1])
 
 
+def of_partitions(family: ModelClass) -> Any:
+    """The class that fits the same model to data in partitions.
+
+    Raises
+    ------
+    ArgumentError
+        With the reason of the family, if there is none.
+    """
+    name = family.spec.name
+    if name not in _PARTITIONED:
+        reason = family.spec.lacks.get("Partitions", "its models need all rows in memory")
+        raise ArgumentError(f"{name} takes no partitioned data: {reason}; pass a frame")
+    module, attribute = _PARTITIONED[name]
+    return getattr(import_module(module), attribute)
+
+
 def refuse_foreign_effects(formula: MoEFormula, family: ModelClass, data: Any) -> None:
     """Refuse random effects that only another family knows.
 
@@ -530,7 +551,7 @@ def refuse_foreign_effects(formula: MoEFormula, family: ModelClass, data: Any) -
     formula : MoEFormula
     family : class
         The model class that fits it.
-    data : DataFrame or mapping of columns
+    data : DataFrame, mapping of columns, or partitions
 
     Raises
     ------
@@ -539,7 +560,7 @@ def refuse_foreign_effects(formula: MoEFormula, family: ModelClass, data: Any) -
     """
     if formula.random is None:
         return
-    frame = view(data)
+    frame = data.columns if is_partitioned(data) else view(data)
     # Only a word that is no column can be meant for another family: columns may be called as its layers are.
     words = [word.strip(" `") for word in formula.random.design.split("+")]
     for spec in (other.spec for other in families().values() if other is not family):

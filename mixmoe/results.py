@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
+from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice, checked_count, checked_rng
 from mixmoe.atomic import PathLike, written
 from mixmoe.check.diagnosis import PANELS, Diagnosis
@@ -16,7 +17,7 @@ from mixmoe.check.terms import TermTests, term_tests
 from mixmoe.design.design import Design
 from mixmoe.design.frame import whole_frame
 from mixmoe.errors import ArgumentError, MixmoeError, MixmoeWarning, SavedFileError
-from mixmoe.families import DrawsResponses, HasTerms, Model, families, lacking, require
+from mixmoe.families import DrawsResponses, HasTerms, Model, families, lacking, of_partitions, require
 from mixmoe.inference.labelled import LabelledResults
 from mixmoe.inference.likelihood_ratio import FitSide, LRTest, lr_test
 from mixmoe.inference.uncertainty import DESCRIPTIONS, ParamCov, checked_alpha, checked_cov_type
@@ -38,6 +39,7 @@ from mixmoe.output.saved import (
 )
 from mixmoe.output.summary import Summary, header_table, parameter_tables, tidy
 from mixmoe.output.text import markdown
+from mixmoe.partitions.dask_frames import as_partitions
 from mixmoe.report.reporting import Reporting
 
 
@@ -242,7 +244,26 @@ class Results(Diagnosis, Reporting, LabelledResults):
         """
         if not isinstance(other, Results):
             raise ArgumentError(f"lr_test compares with the results of another fit, got {type(other).__name__}")
-        return lr_test(_side(self), _side(other))
+        return lr_test(self._side(), other._side())
+
+    @property
+    def _described(self) -> Design:
+        """The rows that a report describes and draws: those of the fit."""
+        return self.model.design
+
+    @property
+    def _responsibilities_described(self) -> Array:
+        """Posterior probabilities of the units of these rows, shape (N, K)."""
+        return self.em.responsibilities
+
+    @property
+    def _sample_words(self) -> str:
+        """In words which units these rows are of; empty if they are all."""
+        return ""
+
+    def _side(self) -> FitSide:
+        """What a likelihood-ratio test needs of this fit."""
+        return _side(self)
 
     def with_cov(self, kind: str, **options: Any) -> Self:
         """The same fit with another covariance of the estimates.
@@ -415,6 +436,8 @@ def load(
     saved, known = read(path), families()
     if saved.family not in known:
         raise SavedFileError(f"{str(path)!r} holds a {saved.family!r}, known are {', '.join(map(repr, known))}")
+    if "partitions" in saved.settings:
+        return _load_partitioned(path, saved, data, context)
     if context is None:
         require_safe_formula(saved, path)
     if saved.data is None and data is None:
@@ -440,6 +463,27 @@ def load(
     return results
 
 
+def _load_partitioned(path: PathLike, saved: SavedFit, data: Any, context: Mapping[str, Any] | None) -> Results:
+    """A fit of partitioned data, with the partitions if they are given, else with the sample that the file holds."""
+    if context is None:
+        require_safe_formula(saved, path)
+    partitions = None if data is None else as_partitions(data)
+    if data is not None and partitions is None:
+        raise ArgumentError(f"{str(path)!r} holds a fit of partitioned data; pass the partitions, as data=mm.scan(...)")
+    if data is None and saved.data is None:
+        raise SavedFileError(
+            f"{str(path)!r} was saved without data, from which the terms of its formula are made; pass the partitions "
+            "of the fit as load(..., data=mm.scan(...))"
+        )
+    with warnings.catch_warnings():  # dropped rows and columns were reported when the model was fitted
+        warnings.simplefilter("ignore", MixmoeWarning)
+        try:
+            found: Results = of_partitions(families()[saved.family]).from_saved(saved, context, partitions)
+        except MixmoeError as error:
+            raise SavedFileError(f"the model in {str(path)!r} cannot be rebuilt from these data: {error}") from error
+    return found
+
+
 def _check_sizes(model: Model, fit: EMFit, cov: ParamCov) -> None:
     """Refuse records that do not belong together; a defect of a family, not of a user's input."""
     n_params, n_units, n_experts = len(model.layout.names), model.design.n_units, model.n_experts or 1
@@ -457,7 +501,7 @@ def _facts(results: Results) -> tuple[tuple[str, Cell], ...]:
     """Label and value of each line of the header."""
     design, em = results.model.design, results.em
     grouped = design.names.group is not None
-    counts = np.bincount(design.codes)
+    counts = design.counts
     visits = f"{counts.min()} / {np.median(counts):g} / {counts.max()}"
     replicated = f"{em.starts.n_replicated} of {em.starts.n_starts} starts"
     return (

@@ -13,14 +13,25 @@ import pandas as pd
 import mixmoe
 from mixmoe import datasets
 from mixmoe.api import fit
-from mixmoe.cli.files import FORMATS, OUT_ENDINGS, check_writable, read_data, write_frame, write_text
+from mixmoe.cli.files import (
+    FORMATS,
+    OUT_ENDINGS,
+    STREAM,
+    check_writable,
+    is_partitioned_source,
+    read_data,
+    write_frame,
+    write_text,
+)
 from mixmoe.design.formula import MoEFormula, parse_formula
 from mixmoe.design.safe import require_safe
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.families import FamilySpec, family_of
 from mixmoe.inference.uncertainty import checked_alpha
+from mixmoe.mixed.partitioned_results import PartitionedResults, Predictions
 from mixmoe.output.plots_in_files import FIGURE_ENDINGS, save_figure
 from mixmoe.output.summary import Summary
+from mixmoe.partitions.scan import Scan, scan
 from mixmoe.report.described import describe
 from mixmoe.results import Results, load
 from mixmoe.selection.choice import Selection, select
@@ -29,6 +40,10 @@ CRITERIA = ("aic", "bic", "sabic", "icl", "clc", "cv", "validation")
 FORMULA = "log(bili) ~ year | gate: age + sex | re: (1 + year | id)"
 _NUMBER = re.compile(r"[+-]?(inf|(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?)")  # what JSON does not know among them: .3, inf
 CLUSTER = "column of the clusters, which are the independent units of standard errors and folds"
+SOURCES = (
+    "CSV, TSV, Parquet, Stata, SPSS or Excel; - for standard input (CSV); of fit and predict also a pattern "
+    "'visits/*.parquet' or a folder of Parquet files, which need not fit into memory"
+)
 NETWORK = "log(bili) ~ year + age | re: (last | id)"
 EXAMPLES = f"""
 examples:
@@ -219,7 +234,7 @@ def _add_data(commands: Any) -> None:
 
 
 def _add_source(parser: argparse.ArgumentParser, what: str = "data, one row per visit") -> None:
-    parser.add_argument("data", help=f"{what}: CSV, TSV, Parquet, Stata, SPSS or Excel; - for standard input (CSV)")
+    parser.add_argument("data", help=f"{what}: {SOURCES}")
     reading = parser.add_argument_group("reading")
     reading.add_argument("--format", choices=FORMATS, help="what the data are, if their ending does not say it")
     reading.add_argument("--sep", help="separator of CSV (default , or a tabulator)")
@@ -284,11 +299,11 @@ def run_fit(arguments: argparse.Namespace) -> int:
     _check_outputs(arguments)
     formula = safe_formula(arguments.formula)
     options = model_options(arguments)
-    data = source(arguments)
+    data = scan(arguments.data) if is_partitioned_source(arguments.data) else source(arguments)
     if arguments.cov_type is not None:
         options["cov_type"] = arguments.cov_type
     if arguments.cluster is not None:
-        options["cluster"] = column(data, arguments.cluster, "--cluster").name
+        options["cluster"] = _known_column(data, arguments.cluster, "--cluster")
     if arguments.hidden is not None:
         options["hidden"] = arguments.hidden
     results = fit(formula.text, data, arguments.experts, **options)
@@ -315,7 +330,7 @@ def run_select(arguments: argparse.Namespace) -> int:
     options |= {name: [read_value(part) for part in text.split(",")] for name, text in texts.items()}
     data = source(arguments)
     if arguments.cluster is not None:
-        options["cluster"] = column(data, arguments.cluster, "--cluster").name
+        options["cluster"] = _known_column(data, arguments.cluster, "--cluster")
     if arguments.hidden is not None:
         options["hidden"] = arguments.hidden
     mixtures = any(spec.has_experts for spec in specs)
@@ -342,21 +357,48 @@ def _specs(arguments: argparse.Namespace) -> list[FamilySpec]:
 
 def run_predict(arguments: argparse.Namespace) -> int:
     """Predict from a saved fit; the exit code."""
-    check_writable(arguments.out, "--out", OUT_ENDINGS)
-    known = read_data(arguments.fit_data) if arguments.fit_data else None
-    results = load(arguments.fit, known)
-    new = source(arguments)
+    several = is_partitioned_source(arguments.data)
+    if not several:
+        check_writable(arguments.out, "--out", OUT_ENDINGS)
+    results = load(arguments.fit, _data_of_fit(arguments.fit_data))
     options = {name: getattr(arguments, name) for name in ("kind", "interval", "scale", "alpha")}
     if arguments.history is not None:
         options["history"] = read_data(arguments.history, sep=arguments.sep, decimal=arguments.decimal)
     options["extrapolate"] = arguments.extrapolate or None
     given = {name: value for name, value in options.items() if value is not None}
+    if several:
+        return _predict_partitions(results, _accepted(results, given), arguments)
+    new = source(arguments)
     predicted = results.predict(new, **_accepted(results, given))
     kept = [column(new, name, "--keep") for name in arguments.keep.split(",") if name]
     group = results.model.design.names.group
     if group in new.columns and group not in [values.name for values in kept]:
         kept.insert(0, new[group])
     write_frame(pd.concat([*kept, predicted], axis=1), arguments.out)
+    return OK
+
+
+def _data_of_fit(name: str | None) -> Any:
+    """The data of a fit that was saved without them, if they are named."""
+    if name is None:
+        return None
+    return scan(name) if is_partitioned_source(name) else read_data(name)
+
+
+def _predict_partitions(results: Results, options: dict[str, Any], arguments: argparse.Namespace) -> int:
+    """Predict rows of several files into a folder; the exit code."""
+    if not isinstance(results, PartitionedResults):
+        raise ArgumentError(
+            f"{arguments.data!r} names several files, for fits of such files; {arguments.fit!r} holds one of a table"
+        )
+    if arguments.out == STREAM or arguments.keep:
+        raise ArgumentError(
+            "predictions of several files go into a folder, with the column of the subjects; give --out FOLDER and no "
+            "--keep"
+        )
+    predicted = results.predict(scan(arguments.data), **options)
+    if isinstance(predicted, Predictions):
+        predicted.to_parquet(arguments.out)
     return OK
 
 
@@ -403,9 +445,14 @@ def column(data: pd.DataFrame, name: str, option: str) -> pd.Series:
     DesignError
         If there is none of that name.
     """
+    return data[_known_column(data, name, option)]
+
+
+def _known_column(data: pd.DataFrame | Scan, name: str, option: str) -> str:
+    """The name, if it is that of a column; errors as those of `column`."""
     if name not in data.columns:
         raise DesignError(f"{option}: the data have no column {name!r}; they have {', '.join(map(str, data.columns))}")
-    return data[name]
+    return name
 
 
 def _accepted(results: Results, options: dict[str, Any]) -> dict[str, Any]:

@@ -82,6 +82,11 @@ def read_data(name: str, kind: str | None = None, sep: str | None = None, decima
         raise DesignError(f"{_shown(name)} cannot be read as {kind}: {error}; --format says what it is") from error
 
 
+def is_partitioned_source(name: str) -> bool:
+    """Whether a name stands for several files: a pattern or a folder."""
+    return name != STREAM and (any(sign in name for sign in "*?[") or Path(name).is_dir())
+
+
 def _told_by_ending(name: str) -> str:
     if name == STREAM:
         return "csv"

@@ -260,13 +260,18 @@ def check_sizes(columns: Mapping[str, Array], labels: pd.Index, limits: tuple[fl
     """
     for what, values in columns.items():
         size = np.abs(np.asarray(values, dtype=float))
-        most = float(size.max(initial=0.0))
-        if most > 0.0 and not limits[0] < most < limits[1]:
-            raise DesignError(
-                f"{what} has the largest value {most:.3g}, in row {shown(labels[int(size.argmax())])}; it must lie "
-                f"between {limits[0]:g} and {limits[1]:g}, so that products of values can be computed: correct it or "
-                "change the unit"
-            )
+        if size.size:
+            place = int(size.argmax())
+            refuse_size(what, float(size[place]), limits, f", in row {shown(labels[place])}")
+
+
+def refuse_size(what: str, largest: float, limits: tuple[float, float], where: str = "") -> None:
+    """Refuse a column by its largest absolute value, see `check_sizes`; `where` is its place, in words."""
+    if largest > 0.0 and not limits[0] < largest < limits[1]:
+        raise DesignError(
+            f"{what} has the largest value {largest:.3g}{where}; it must lie between {limits[0]:g} and {limits[1]:g}, "
+            "so that products of values can be computed: correct it or change the unit"
+        )
 
 
 def gate_by_unit(gate: Array, built: Materialized, rows: Rows, frame: FrameView, recipe: Recipe) -> Array:
@@ -458,7 +463,7 @@ def aliases(x: Array) -> tuple[Alias, ...]:
     scale[scale == 0] = 1.0
     if _clearly_independent(x, scale):
         return ()
-    return _dependent(_triangle(_near_zero(x), scale), _triangle(x, scale))
+    return dependent(_triangle(_near_zero(x), scale), _triangle(x, scale))
 
 
 def _near_zero(x: Array) -> Array:
@@ -498,8 +503,11 @@ def _triangle(x: Array, scale: Array) -> Array:
     return r
 
 
-def _dependent(r: Array, written: Array) -> tuple[Alias, ...]:
-    """Superfluous columns by the triangle of the columns near zero; `written` is that of the columns as they are."""
+def dependent(r: Array, written: Array) -> tuple[Alias, ...]:
+    """Superfluous columns by the triangle of the columns near zero; `written` is that of the columns as they are.
+
+    Both are factors R of QR decompositions, shape (., p); see `aliases`.
+    """
     whole = np.zeros((r.shape[0], min(r.shape)), order="F")
     kept: list[int] = []
     found: list[Alias] = []

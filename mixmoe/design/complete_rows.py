@@ -1,6 +1,6 @@
 """Complete rows of the columns in use, sorted by subject."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -153,7 +153,18 @@ NO_LAGS = Lagged()
 
 
 class NothingLeftError(DesignError):
-    """No row of the data is complete."""
+    """No row of the data is complete, or none counts.
+
+    Parameters
+    ----------
+    message : str
+    dropped : Dropped
+        Why not.
+    """
+
+    def __init__(self, message: str, dropped: Dropped) -> None:
+        self.dropped = dropped
+        super().__init__(message)
 
 
 def earliest(mask: NDArray[np.bool_], rows: Rows) -> int:
@@ -198,11 +209,12 @@ def collect_rows(
     if not keep.any():
         raise NothingLeftError(
             f"all {frame.n_rows} rows have a missing value ({dropped}); nothing is left to analyse, so leave out the "
-            "columns that are missing or fill them in"
+            "columns that are missing or fill them in",
+            dropped,
         )
     # Judged among complete rows alone: the weight of a row that is left out anyway does not matter.
     if weights is not None:
-        keep = keep & _counted(frame, weights, keep)
+        keep = keep & _counted(frame, weights, keep, dropped)
     everything = bool(keep.all())
     kept = raw if everything else {name: _taken(values, keep) for name, values in raw.items()}
     columns = {need.name: (with_gaps if need.gaps else plain)(kept[need.name]) for need in needs if need.term}
@@ -245,7 +257,7 @@ def check_weights(weights: Array, labels: pd.Index, judged: NDArray[np.bool_], a
     )
 
 
-def _counted(frame: FrameView, name: str, keep: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _counted(frame: FrameView, name: str, keep: NDArray[np.bool_], dropped: Dropped) -> NDArray[np.bool_]:
     """Rows whose weight is above zero, shape (n,), after checking the weights of the rows in `keep`."""
     values = plain(frame.column(name))
     if not is_numeric(values):
@@ -258,8 +270,8 @@ def _counted(frame: FrameView, name: str, keep: NDArray[np.bool_]) -> NDArray[np
     check_weights(weights, frame.labels, keep)
     counts = weights > 0.0
     if not (counts & keep).any():
-        raise DesignError(
-            f"weights must be positive in some rows, got {np.count_nonzero(keep)} zeros; leave weights out"
+        raise NothingLeftError(
+            f"weights must be positive in some rows, got {np.count_nonzero(keep)} zeros; leave weights out", dropped
         )
     return counts
 
@@ -409,21 +421,40 @@ def _lost(frame: FrameView, group: str, columns: Sequence[str]) -> str:
 
 def warn_dropped(rows: Rows, frame: FrameView, response: str, group: str | None) -> None:
     """Say how many rows and subjects are gone, and what can be done: covariates can be imputed, responses need not."""
-    dropped = rows.dropped
+    columns = [name for name, _ in rows.dropped.by_column if name in frame]
+    grouped = group is not None and group in frame and columns
+    subjects = f", among them all rows of {_lost(frame, str(group), columns)} subjects" if grouped else ""
+    say_dropped(rows.dropped, frame.n_rows, frame, (response, group), subjects)
+
+
+def say_dropped(
+    dropped: Dropped, n_rows: int, known: Container[str], apart: tuple[str | None, ...], subjects: str = ""
+) -> None:
+    """Say how many rows are gone, and what can be done.
+
+    Parameters
+    ----------
+    dropped : Dropped
+    n_rows : int
+        Rows of the data.
+    known : container of str
+        Columns of the data; other names are of terms.
+    apart : tuple of str or None
+        Columns that are not to be imputed.
+    subjects : str
+        In words, how many subjects are gone with them.
+    """
     if dropped.n_rows:
-        terms = [name for name, _ in dropped.by_column if name not in frame]
+        terms = [name for name, _ in dropped.by_column if name not in known]
         lags = [name for name in terms if "lag(" in name]
         others = [name for name in terms if name not in lags]
         undefined = f"; {', '.join(lags)} has nothing before the first rows" if lags else ""
         if others:
             undefined += f"; {', '.join(others)} may be undefined there, as a logarithm of negative values"
-        columns = [name for name, _ in dropped.by_column if name in frame]
-        grouped = group is not None and group in frame and columns
-        subjects = f", among them all rows of {_lost(frame, str(group), columns)} subjects" if grouped else ""
-        covariates = [name for name in columns if name not in (response, group)]
+        covariates = [name for name, _ in dropped.by_column if name in known and name not in apart]
         advice = f"; impute {', '.join(covariates)} to keep theirs" if covariates else ""
         warn(
-            f"{dropped.n_rows} of {frame.n_rows} rows were left out because of missing values ({dropped}){subjects}"
+            f"{dropped.n_rows} of {n_rows} rows were left out because of missing values ({dropped}){subjects}"
             f"{advice}{undefined}",
             DroppedRowsWarning,
         )
@@ -445,7 +476,8 @@ def without_rows(rows: Rows, bad: Integers, terms: tuple[tuple[str, int], ...], 
     if not keep.any():
         raise NothingLeftError(
             f"no row is left: of {n_input} rows all have a missing value or a term that is not a number ({dropped}); "
-            "check the transforms of the formula"
+            "check the transforms of the formula",
+            dropped,
         )
     present, codes = np.unique(rows.codes[keep], return_inverse=True)
     sequence = None if rows.sequence is None else np.unique(rows.sequence[keep], return_inverse=True)[1]

@@ -13,6 +13,7 @@ from mixmoe._typing import Array
 from mixmoe.design import formulaic_engine
 from mixmoe.design.checks import (
     EXPLAINED,
+    Alias,
     aliases,
     check_columns,
     check_finite,
@@ -24,6 +25,7 @@ from mixmoe.design.checks import (
     label_of,
     level_codes,
     level_scores,
+    refuse_size,
     response_levels,
 )
 from mixmoe.design.complete_rows import Dropped, Rows, earliest, warn_dropped, without_rows
@@ -216,7 +218,7 @@ class Design:
         DesignError
             If a column is missing or a category is new.
         """
-        return _new_design(self.recipe, data, response, without)
+        return replay(self.recipe, data, response, without)
 
     def in_order(self, values: ArrayLike, fill: bool = False) -> NDArray[Any]:
         """Row-aligned values in the order of the user's rows.
@@ -265,7 +267,7 @@ def column_terms(design: Design, section: str) -> tuple[str, ...]:
         return ()
     names = ["Intercept" if made.degree(term) == 0 else str(made.name_of(term)) for term in terms]
     owners = made.owners_of(recipe.specs[section], terms)
-    return _selected(tuple(names[i] for i in owners), recipe.kept[section])
+    return selected(tuple(names[i] for i in owners), recipe.kept[section])
 
 
 def continuous_columns(design: Design) -> frozenset[str]:
@@ -374,7 +376,8 @@ def build_design(
     return design
 
 
-def _new_design(recipe: Recipe, data: Any, response: bool, without: Sequence[str]) -> Design:
+def replay(recipe: Recipe, data: Any, response: bool, without: Sequence[str] = ()) -> Design:
+    """The columns of a recipe from any data; parameters as in `Design.for_new`."""
     frame = view(data)
     if frame.n_rows == 0:
         raise DesignError("the new data have no rows; pass at least one row")
@@ -421,9 +424,9 @@ def _with_gate_by_unit(recipe: Recipe, built: Materialized, rows: Rows, frame: F
 
 def _fitted(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Recipe:
     """The recipe with what only the original data can tell."""
-    _warn_empty_terms(recipe, built)
+    warn_empty_terms(recipe, built)
     kept = {
-        section: _independent(section, built.matrices[section], built.names[section])
+        section: independent(section, aliases(built.matrices[section]), built.names[section])
         for section in ("expert", "gate", "sigma")
     }
     # The intercept of sigma: is the residual standard deviation, a parameter of its own.
@@ -451,7 +454,8 @@ def _refuse_overlaps(recipe: Recipe, built: Materialized, kept: Mapping[str, NDA
                 )
 
 
-def _warn_empty_terms(recipe: Recipe, built: Materialized) -> None:
+def warn_empty_terms(recipe: Recipe, built: Materialized) -> None:
+    """Say which terms have no column."""
     for section in ("expert", "gate", "sigma"):
         for i, term in enumerate(recipe.sections[section]):
             if i not in built.owners[section]:
@@ -463,18 +467,18 @@ def _warn_empty_terms(recipe: Recipe, built: Materialized) -> None:
                 )
 
 
-def _independent(section: str, matrix: Array, names: tuple[str, ...]) -> NDArray[np.bool_]:
-    found = aliases(matrix)
-    kept = np.ones(matrix.shape[1], dtype=bool)
-    kept[[alias.column for alias in found]] = False
-    for alias in found:
+def independent(section: str, superfluous: Sequence[Alias], names: tuple[str, ...]) -> NDArray[np.bool_]:
+    """Which columns of a section are kept, shape (p,), with warnings for those that are superfluous."""
+    kept = np.ones(len(names), dtype=bool)
+    kept[[alias.column for alias in superfluous]] = False
+    for alias in superfluous:
         if alias.others is not None:
             warn(
                 f"column {names[alias.column]!r} of {WHERE[section]} was left out: {_reason(alias.others, names)}; "
                 "remove it from the formula",
                 CollinearityWarning,
             )
-    further = [names[alias.column] for alias in found if alias.others is None]
+    further = [names[alias.column] for alias in superfluous if alias.others is None]
     if further:
         shown_names = ", ".join(map(repr, further[:EXPLAINED])) + (", ..." if len(further) > EXPLAINED else "")
         warn(
@@ -500,7 +504,7 @@ def _assembled(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView
     gate = built.matrices["gate"]
     grouped = formula.random is not None and formula.random.group in rows.keys
     labels = frame.labels.take(rows.position)
-    x_kinds = _column_kinds(recipe, built, "expert")[keep_x]
+    x_kinds = column_kinds(recipe, built, "expert")[keep_x]
     keep_v = recipe.kept["sigma"]
     return Design(
         formula=formula,
@@ -518,12 +522,12 @@ def _assembled(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView
         position=rows.position,
         sequence=rows.sequence,
         order=None if formula.seq is None or rows.sequence is None else _numbers(plain(rows.keys[formula.seq.order])),
-        aux=_auxiliary(recipe, rows, frame),
+        aux=auxiliary(recipe, rows, frame),
         names=_names(recipe, built, grouped),
         common=x_kinds == "common",
-        sigma_common=_column_kinds(recipe, built, "sigma")[keep_v] == "common",
+        sigma_common=column_kinds(recipe, built, "sigma")[keep_v] == "common",
         expert_const=x_kinds == "const",
-        gate_const=_column_kinds(recipe, built, "gate")[keep_z] == "const",
+        gate_const=column_kinds(recipe, built, "gate")[keep_z] == "const",
         dropped=rows.dropped,
         n_input=frame.n_rows,
         frame=pd.DataFrame({**rows.columns, **rows.keys}, copy=False).set_axis(labels),
@@ -565,20 +569,22 @@ def _names(recipe: Recipe, built: Materialized, grouped: bool) -> DesignNames:
     formula = recipe.formula
     return DesignNames(
         response=formula.response,
-        expert=_selected(built.names["expert"], recipe.kept["expert"]),
-        gate=_selected(built.names["gate"], recipe.kept["gate"]),
+        expert=selected(built.names["expert"], recipe.kept["expert"]),
+        gate=selected(built.names["gate"], recipe.kept["gate"]),
         random=built.names["random"],
         group=formula.random.group if formula.random is not None and grouped else None,
         index=formula.vary,
-        sigma=_selected(built.names["sigma"], recipe.kept["sigma"]),
+        sigma=selected(built.names["sigma"], recipe.kept["sigma"]),
     )
 
 
-def _selected(names: tuple[str, ...], keep: NDArray[np.bool_]) -> tuple[str, ...]:
+def selected(names: tuple[str, ...], keep: NDArray[np.bool_]) -> tuple[str, ...]:
+    """The names of the columns that are kept."""
     return tuple(name for name, k in zip(names, keep, strict=True) if k)
 
 
-def _column_kinds(recipe: Recipe, built: Materialized, section: str) -> NDArray[np.str_]:
+def column_kinds(recipe: Recipe, built: Materialized, section: str) -> NDArray[np.str_]:
+    """Kind of each column of a section before any is left out: ``"free"``, ``"common"`` or ``"const"``."""
     kinds = recipe.kinds[section]
     return np.array([kinds[i] for i in built.owners[section]], dtype="U6")
 
@@ -592,7 +598,14 @@ def _numbers(values: pd.Series) -> Array:
     return pd.factorize(values, sort=True)[0].astype(np.float64)
 
 
-def _auxiliary(recipe: Recipe, rows: Rows, frame: FrameView) -> dict[str, NDArray[Any]]:
+def auxiliary(recipe: Recipe, rows: Rows, frame: FrameView) -> dict[str, NDArray[Any]]:
+    """Columns beside the formula by argument, in the order of the rows.
+
+    Raises
+    ------
+    DesignError
+        If one is infinite, or holds no numbers where numbers are needed; names the row.
+    """
     out: dict[str, NDArray[Any]] = {}
     for label, column in recipe.aux.items():
         if label == "cluster" and column in rows.keys:
@@ -639,7 +652,7 @@ def _check_fit(design: Design) -> None:
 def _check_sizes(design: Design) -> None:
     names = design.names
     numeric = design.recipe.response_kind == "numeric" and design.response is not None
-    columns = {f"the response {names.response!r}": design.response} if numeric else {}
+    columns = {f"the response {names.response!r}": np.asarray(design.response, dtype=float)} if numeric else {}
     for section in ("expert", "random", "sigma"):
         made = zip(getattr(names, section), getattr(design, section).T, strict=True)
         columns |= {f"the term {name!r} of {WHERE[section]}": values for name, values in made}
@@ -649,15 +662,32 @@ def _check_sizes(design: Design) -> None:
     check_sizes({f"the term {name!r} of gate:": values for name, values in gate}, design.rows[design.starts], _SIZES)
 
 
+def check_size(name: str, largest: float) -> None:
+    """Refuse responses whose squares leave the range of floating-point numbers, from the largest absolute value."""
+    refuse_size(f"the response {name!r}", largest, _SIZES)
+
+
 def _check_random(design: Design) -> None:
-    for alias in aliases(design.random):
+    check_effects(design.names.random, aliases(design.random), int(design.counts.max()))
+
+
+def check_effects(names: tuple[str, ...], superfluous: Sequence[Alias], most: int) -> None:
+    """Refuse random effects that cannot be told from one another.
+
+    Parameters
+    ----------
+    names : tuple of str
+    superfluous : sequence of Alias
+    most : int
+        Rows of the subject with the most.
+    """
+    for alias in superfluous:
         raise DesignError(
-            f"the random effect {design.names.random[alias.column]!r} of re: cannot be told from the others: "
-            f"{_reason(alias.others or (), design.names.random)}; remove it from re:"
+            f"the random effect {names[alias.column]!r} of re: cannot be told from the others: "
+            f"{_reason(alias.others or (), names)}; remove it from re:"
         )
-    q, most = design.random.shape[1], int(design.counts.max())
-    if q > most:
+    if len(names) > most:
         raise DesignError(
-            f"re: has {q} random effects per subject ({', '.join(design.names.random)}), but no subject has more than "
+            f"re: has {len(names)} random effects per subject ({', '.join(names)}), but no subject has more than "
             f"{most} rows; remove random effects until there are at most {most}"
         )

@@ -4,13 +4,14 @@ import ast
 import builtins
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from formulaic import Formula, ModelSpecs
+from formulaic import Formula, ModelSpec, ModelSpecs
 from formulaic.errors import DataMismatchWarning, FormulaicError
 from formulaic.materializers import PandasMaterializer
 from formulaic.parser import DefaultFormulaParser, DefaultOperatorResolver
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from mixmoe.design.expressions import NUMBER, Lag, floating, lags_in, makes_categories, number, rewritten, under_lags
 from mixmoe.design.misread import MAX_TERMS, SectionSyntaxError, is_name, refuse_misread, refuse_r
 from mixmoe.design.smooth_basis import STATE, SmoothTerm, smooth
-from mixmoe.errors import DesignError
+from mixmoe.errors import DesignError, MixmoeError
 
 Term = Any  # formulaic.parser.types.Term; opaque outside this file
 Specs = Mapping[str, Any]  # by section what an engine needs to replay its coding; opaque likewise
@@ -115,6 +116,28 @@ class Materialized:
     bad_terms: tuple[tuple[str, int], ...]
     specs: Specs
     smooths: Mapping[str, Mapping[int, SmoothTerm]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Surveyed:
+    """What some of the rows say about the terms of a formula, before anything is coded.
+
+    Attributes
+    ----------
+    states : mapping of str to mapping
+        What each stateful transform has kept, by the code of its call.
+    levels : mapping of str to Series
+        Per categorical factor the first row of each of its levels, as the index, and the level.
+    bad_rows : ndarray of int, shape (b,)
+        Rows where a term is not a number, ascending.
+    bad_terms : tuple of (str, int)
+        The terms that are not a number, and in how many rows.
+    """
+
+    states: Mapping[str, Mapping[str, Any]]
+    levels: Mapping[str, pd.Series]
+    bad_rows: NDArray[np.intp]
+    bad_terms: tuple[tuple[str, int], ...]
 
 
 class _RefusedTermsError(Exception):
@@ -349,8 +372,37 @@ def name_of(term: Term) -> str:
     return str(term)
 
 
+def survey(frame: pd.DataFrame, sections: Mapping[str, Sequence[Term]], context: Mapping[str, Any]) -> Surveyed:
+    """Factors of all sections on some of the rows, uncoded; parameters as in `materialize`.
+
+    Stateful transforms in `context` take the place of those of the same name.
+
+    Raises
+    ------
+    DesignError
+        If a term cannot be computed.
+    """
+    formula = Formula(**{name: list(terms) for name, terms in sections.items() if terms})
+    materializer, bad = _InFloats(frame, context={**EXTRA_FUNCTIONS, **context}), set[int]()
+    specs = ModelSpec.from_spec(formula, context=materializer.layered_context, output="numpy")
+    factors, pooled = materializer._prepare_factor_evaluation_model_spec(materializer._prepare_model_specs(specs))
+    with _errors_of_design():
+        for factor in factors:
+            materializer._evaluate_factor(factor, pooled, bad)
+    bad_rows = np.sort(np.fromiter(bad, dtype=np.intp, count=len(bad)))
+    levels = {}
+    for code, factor in materializer.factor_cache.items():
+        if factor.metadata.kind.value == "categorical":
+            values = pd.Series(factor.values.__wrapped__).reset_index(drop=True).drop(index=pd.Index(bad_rows))
+            levels[code] = values[~values.duplicated()]
+    return Surveyed(pooled.transform_state, levels, bad_rows, _bad_terms(materializer) if bad else ())
+
+
 def materialize(
-    frame: pd.DataFrame, sections: Mapping[str, Sequence[Term]], context: Mapping[str, Any]
+    frame: pd.DataFrame,
+    sections: Mapping[str, Sequence[Term]],
+    context: Mapping[str, Any],
+    states: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Materialized:
     """Matrices of all sections, built together so that a row is in all of them or in none.
 
@@ -361,6 +413,8 @@ def materialize(
     sections : mapping of str to sequence of terms
     context : mapping
         Names that formulas may use beside columns and transforms.
+    states : mapping of str to mapping, optional
+        What stateful transforms know already, by the code of their calls; by default they learn it from the frame.
 
     Raises
     ------
@@ -370,8 +424,9 @@ def materialize(
     used = {name: terms for name, terms in sections.items() if terms}
     if not used:
         return _collected(frame, {}, sections, {}, PandasMaterializer(frame), set(), None)
-    formula = Formula(**{name: list(terms) for name, terms in used.items()})
-    return _run(frame, formula, sections, context)
+    known = {code: dict(state) for code, state in (states or {}).items()}
+    specs = {name: ModelSpec(formula=list(terms), transform_state=dict(known)) for name, terms in used.items()}
+    return _run(frame, ModelSpecs(**specs), sections, context, replayed=False)
 
 
 def rematerialize(
@@ -390,7 +445,7 @@ def rematerialize(
     wanted = {name: specs[name] for name, terms in sections.items() if terms}
     if not wanted:
         return _collected(frame, {}, sections, {}, PandasMaterializer(frame), set(), None)
-    return _run(frame, ModelSpecs(**wanted), sections, context)
+    return _run(frame, ModelSpecs(**wanted), sections, context, replayed=True)
 
 
 class _InFloats(PandasMaterializer):
@@ -410,22 +465,35 @@ class _InFloats(PandasMaterializer):
 
 
 def _run(
-    frame: pd.DataFrame, recipe: Any, sections: Mapping[str, Sequence[Term]], context: Mapping[str, Any]
+    frame: pd.DataFrame,
+    recipe: ModelSpecs,
+    sections: Mapping[str, Sequence[Term]],
+    context: Mapping[str, Any],
+    replayed: bool,
 ) -> Materialized:
-    # An unseen category only warns and would be coded as the reference level: it is made an error.
     materializer = _InFloats(frame, context={**EXTRA_FUNCTIONS, **context})
     bad: set[int] = set()
-    try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("error", DataMismatchWarning)
-            built = materializer.get_model_matrix(recipe, drop_rows=bad, output="numpy")
-    except DataMismatchWarning as error:
-        raise DesignError(_unseen(str(error), replayed=not isinstance(recipe, Formula))) from error
-    except (FormulaicError, ValueError, TypeError, LookupError, NameError, AttributeError, ArithmeticError) as error:
-        raise DesignError(_explained(error)) from error
+    with _errors_of_design(replayed):
+        built = materializer.get_model_matrix(recipe, drop_rows=bad, output="numpy")
     parts = {name: getattr(built, name) for name in built._to_dict()}
     specs = {name: part.model_spec for name, part in parts.items()}
     return _collected(frame, parts, sections, specs, materializer, bad, specs)
+
+
+@contextmanager
+def _errors_of_design(replayed: bool = False) -> Iterator[None]:
+    """What formulaic raises, as an error of the package; `replayed` where the levels are those of a fit."""
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            # An unseen category only warns and would be coded as the reference level: it is made an error.
+            warnings.simplefilter("error", DataMismatchWarning)
+            yield
+    except DataMismatchWarning as error:
+        raise DesignError(_unseen(str(error), replayed)) from error
+    except (FormulaicError, ValueError, TypeError, LookupError, NameError, AttributeError, ArithmeticError) as error:
+        if isinstance(error, MixmoeError):
+            raise
+        raise DesignError(_explained(error)) from error
 
 
 def _collected(

@@ -259,30 +259,49 @@ def collect(frame: FrameView, recipe: Recipe, wanted: tuple[str, ...], required:
     Rows of weight zero are not counted: where the response is wanted, they are left out, so that transforms do not see
     them either. Only coefficients that vary along an index are reported there too.
     """
-    formula = recipe.formula
+    keys, needs = _keys_of(frame, recipe, required), needs_of(frame, recipe, wanted, required)
+    lags = [lag for name in wanted for lag in recipe.lags[name] if lag.column in frame]
+    alone = recipe.formula.random is not None and keys.group is None
+    beside, counted = _beside(frame, recipe, required), "response" in wanted
+    filled = any(u.name == "lag" and not u.complete for names in recipe.names.values() for u in names)
+    lagged = Lagged(tuple(dict.fromkeys(lags)), alone, not filled)
+    return collect_rows(frame, needs, keys, lagged, beside.get("weights") if counted else None)
+
+
+def needs_of(frame: FrameView, recipe: Recipe, wanted: tuple[str, ...], required: bool) -> list[Need]:
+    """The columns of the data that the wanted sections use, and those beside them.
+
+    Raises
+    ------
+    DesignError
+        If one is no column of the data.
+    """
+    formula, keys = recipe.formula, _keys_of(frame, recipe, required)
     needs = [need for name in wanted for need in _section_needs(frame, recipe, name)]
-    group = None if formula.random is None else formula.random.group
-    if group is not None and group not in frame and not required:
-        group = None
     if "response" in wanted and recipe.response_kind != "numeric":
         gaps = recipe.partial_response
         needs.append(Need(str(response_column(formula)), WHERE["response"], complete=not gaps, gaps=gaps))
-    lags = [lag for name in wanted for lag in recipe.lags[name] if lag.column in frame]
-    alone = formula.random is not None and group is None
-    beside, further = _beside(frame, recipe, required), _further_groups(frame, recipe, required)
-    keys = Keys(group, cluster=recipe.aux.get("cluster"), further=further, time=beside.get("time"))
-    if formula.seq is not None and group is not None:
-        keys = replace(keys, within=formula.seq.within, order=formula.seq.order)
     needs += [Need(name, where, term=False) for name, where in _key_columns(keys) if name is not None]
-    counted = "response" in wanted
+    beside, counted = _beside(frame, recipe, required), "response" in wanted
     needs += [
         Need(column, f"{label}={column!r}", complete=label != "weights" or not counted, term=label != "cluster")
         for label, column in beside.items()
     ]
     _refuse_unknown(frame, needs)
-    filled = any(u.name == "lag" and not u.complete for names in recipe.names.values() for u in names)
-    lagged = Lagged(tuple(dict.fromkeys(lags)), alone, not filled)
-    return collect_rows(frame, _unique(needs), keys, lagged, beside.get("weights") if counted else None)
+    return _unique(needs)
+
+
+def _keys_of(frame: FrameView, recipe: Recipe, required: bool) -> Keys:
+    """The columns by which rows are arranged; that of the subjects only if it is there or required."""
+    formula = recipe.formula
+    group = None if formula.random is None else formula.random.group
+    if group is not None and group not in frame and not required:
+        group = None
+    time, further = _beside(frame, recipe, required).get("time"), _further_groups(frame, recipe, required)
+    keys = Keys(group, cluster=recipe.aux.get("cluster"), further=further, time=time)
+    if formula.seq is not None and group is not None:
+        keys = replace(keys, within=formula.seq.within, order=formula.seq.order)
+    return keys
 
 
 def _beside(frame: FrameView, recipe: Recipe, required: bool) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """MEMoE: formula, data and structure of a mixed-effects mixture of experts."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -39,6 +40,7 @@ from mixmoe.mixed.options import (
     with_levels,
 )
 from mixmoe.mixed.parameters import (
+    Coordinates,
     CovRE,
     Residual,
     Structure,
@@ -52,6 +54,7 @@ from mixmoe.mixture.estimate import EMFit, ParamLayout, seeded, warn_flags
 from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty
 from mixmoe.numerics.linalg import apply_inverse, logsumexp
 from mixmoe.numerics.optimise import Control
+from mixmoe.numerics.threads import Workers, workers
 from mixmoe.output.saved import SavedFit
 from mixmoe.results import restored
 
@@ -230,17 +233,12 @@ class MEMoE(Estimation):
         check_method(method, self.n_experts, self.response.name, errors_dist)
         kind: ResponseKind = "ordinal" if self.response.name == "ordinal" else "numeric"
         aux = {name: column for name, column in columns.items() if column is not None}
-        self.design = build_design(
-            self.formula,
-            data,
-            context=context,
-            engine=formula_engine,  # type: ignore[arg-type]
-            response=kind,
-            aux=aux,
-            smooths=True,
+        self._options = None if options.plain and not self.formula.sigma else options
+        self.design = self._build(
+            data, {"context": context, "engine": formula_engine, "response": kind, "aux": aux, "smooths": True}
         )
         self.response = with_levels(self.response, self.design)
-        check_identified(self.design, self.n_experts, self.response)
+        self._check_identified()
         if cluster is not None:
             cluster_codes(self.design)  # refuses clusters that split subjects
         self.settings: Mapping[str, Any] = {
@@ -257,7 +255,6 @@ class MEMoE(Estimation):
             **options.settings,
             "formula_engine": formula_engine,
         }
-        self._options = None if options.plain and not self.formula.sigma else options
         if self.design.smooths and method == "reml":
             raise ArgumentError(
                 "method='reml' is not offered with functions s(...): the marginal likelihood that chooses their "
@@ -267,6 +264,13 @@ class MEMoE(Estimation):
         self.smoothing: Smoothing | None = None
         self._arrange(build_structure(self.design, self.n_experts, cov_re, self.response))
         self.layout: ParamLayout = layout_of(self.design, self.structure)
+
+    def _build(self, data: Any, options: Mapping[str, Any]) -> Design:
+        """The design of the data; options as those of `build_design`."""
+        return build_design(self.formula, data, **options)
+
+    def _check_identified(self) -> None:
+        check_identified(self.design, self.n_experts, self.response)
 
     def __repr__(self) -> str:
         return f"<MEMoE {self.formula.text!r}, experts={self.n_experts}, {self.design.n_units} subjects>"
@@ -285,7 +289,7 @@ class MEMoE(Estimation):
 
     def _arrange(self, structure: Structure) -> None:
         """Set what depends on the data: coordinates, errors and the likelihood."""
-        coordinates = coordinates_of(self.design, structure, self.response)
+        coordinates = self._coordinates(structure)
         self.errors: ErrorSetup | None = None
         if self._options is not None:
             self.errors = build_errors(self.design, self._options, self.settings["residual"], coordinates.scale)
@@ -302,7 +306,13 @@ class MEMoE(Estimation):
             self.log_scale -= p * float(np.log(coordinates.scale)) - log_columns
         self.functions = functions_of(self.design, structure)
         self.given_smoothing = checked_smoothing(self.settings["smoothing"], self.functions)
-        self.problem: Problem = self._problem(self.design)
+        self.problem: Problem = self._problem_of_design()
+
+    def _coordinates(self, structure: Structure) -> Coordinates:
+        return coordinates_of(self.design, structure, self.response)
+
+    def _problem_of_design(self) -> Any:
+        return self._problem(self.design)
 
     def problem_of(self, design: Design) -> Problem:
         """The likelihood of other data under the same coordinates."""
@@ -333,6 +343,7 @@ class MEMoE(Estimation):
         rng: Any = None,
         cov_type: str | None = None,
         progress: bool | None = None,
+        n_threads: int | None = None,
         **cov_options: Any,
     ) -> "MEMoEResults":
         """Maximum likelihood estimates, or those of restricted maximum likelihood.
@@ -356,6 +367,10 @@ class MEMoE(Estimation):
             By default ``"cluster"`` if the model has clusters, else ``"robust"``.
         progress : bool, optional
             Progress bar; by default only in a terminal and if the fit takes more than a few seconds.
+        n_threads : int, optional
+            Threads that share the subjects of an evaluation; the result does not depend on their number. By default
+            as many as there are cores, but not more than ``OMP_NUM_THREADS`` says, and one in processes that joblib has
+            started.
         **cov_options
             For the covariance: ``correction=``, ``n_boot=``, ``n_jobs=``.
 
@@ -376,10 +391,17 @@ class MEMoE(Estimation):
         generator = checked_rng(rng)
         default = 0 if start is not None else 1 if self.n_experts == 1 else _STARTS * self.n_experts
         n_starts = default if starts is None else checked_count(starts, "starts", least=1 if start is None else 0)
-        fit = seeded(self.maximum(n_starts, generator, self._start(start), control), rng)
+        model = self._threaded(workers(n_threads))
+        fit = seeded(model.maximum(n_starts, generator, self._start(start), control), rng)
         if kind == "bootstrap":
             cov_options = {"rng": generator, "progress": progress, **cov_options}
-        return self.penalised(fit)._reported(fit, kind, cov_options)
+        return model.penalised(fit)._reported(fit, kind, cov_options)
+
+    def _threaded(self, threads: Workers) -> "MEMoE":
+        """The model, its evaluations shared by threads."""
+        other = copy(self)
+        other.problem = replace(self.problem, experts=replace(self.problem.experts, workers=threads))
+        return other
 
     def _reported(self, fit: EMFit, kind: str, cov_options: dict[str, Any]) -> MEMoEResults:
         """Results of an estimate, with a covariance and all that a reader must know."""

@@ -237,10 +237,15 @@ def check_random(design: Design, model: ResponseModel) -> None:
     # A binary response has no variance of its own: with one row each, an effect of a subject is not to be told from it.
     latent = model.name == "ordinal" or (model.name == "binomial" and (trials_of(design) == 1).all())
     if q and design.n == design.n_units and (model.gaussian or latent):
-        raise DesignError(
-            f"each of the {design.n} subjects has one row, where random effects cannot be told from residuals; "
-            f"write re: (0 | {design.names.group})"
-        )
+        raise one_row_each(design)
+
+
+def one_row_each(design: Design) -> DesignError:
+    """The error for random effects of subjects that have one row each."""
+    return DesignError(
+        f"each of the {design.n} subjects has one row, where random effects cannot be told from residuals; "
+        f"write re: (0 | {design.names.group})"
+    )
 
 
 def trials_of(design: Design) -> Array:
@@ -340,6 +345,14 @@ def _refuse(design: Design, bad: NDArray[np.bool_], what: str, values: Array, al
         )
 
 
+def without_noise(scale: float) -> DesignError:
+    """The error for a response that the expert columns reproduce, all but this residual standard deviation."""
+    return DesignError(
+        f"the expert columns reproduce the response exactly (residual standard deviation {scale:.3g}); "
+        "a mixture needs a response with noise: remove covariates that are functions of it"
+    )
+
+
 def coordinates_of(design: Design, s: Structure, model: ResponseModel) -> Coordinates:
     """Working coordinates: those of the response too if it is Gaussian, else of the columns alone.
 
@@ -363,10 +376,7 @@ def coordinates_of(design: Design, s: Structure, model: ResponseModel) -> Coordi
     scale = float(np.sqrt(np.mean((y - Q @ in_working) ** 2)))
     # Relative to the response: data in grams or tonnes are refused alike.
     if scale <= _NO_NOISE * np.sqrt(np.mean(y**2)):
-        raise DesignError(
-            f"the expert columns reproduce the response exactly (residual standard deviation {scale:.3g}); "
-            "a mixture needs a response with noise: remove covariates that are functions of it"
-        )
+        raise without_noise(scale)
     return Coordinates(np.linalg.solve(expert, in_working), scale, expert, random, gate, weight=weight)
 
 
@@ -402,15 +412,7 @@ def check_identified(design: Design, n_experts: int, response: ResponseModel) ->
     DesignError
         For an expert part without columns, or rows that cannot tell random effects from residuals.
     """
-    if n_experts > design.n_units:
-        raise ArgumentError(
-            f"experts={n_experts} is more than the {design.n_units} subjects in the data; "
-            "use at most one expert per subject, in practice far fewer"
-        )
-    if not design.expert.shape[1]:
-        raise DesignError(
-            f"the expert part of {design.formula.text!r} has no columns; write at least 1, for an intercept"
-        )
+    check_numbers(design, n_experts)
     check_random(design, response)
     check_response(design, response)
     y = np.asarray(design.response, dtype=float)
@@ -420,16 +422,39 @@ def check_identified(design: Design, n_experts: int, response: ResponseModel) ->
         return
     y = y - offset_of(design)
     if "Intercept" in design.names.random and (y == y[design.starts][design.codes]).all():
-        raise DesignError(
-            f"the response {design.names.response!r} does not vary within any subject, so that residuals are zero; "
-            "keep one row per subject and leave the random effects out"
-        )
+        raise constant_within(design.names.response)
     if "Intercept" in design.names.random and _exact_within(design):
-        raise DesignError(
-            f"within subjects the expert columns reproduce the response {design.names.response!r} exactly, so that "
-            "residuals are zero beside random intercepts; a mixture needs a response with noise: remove covariates "
-            "that are functions of it, or keep one row per subject and leave the random effects out"
+        raise exact_within(design.names.response)
+
+
+def check_numbers(design: Design, n_experts: int) -> None:
+    """Refuse more experts than subjects, and an expert part without columns; errors as those of `check_identified`."""
+    if n_experts > design.n_units:
+        raise ArgumentError(
+            f"experts={n_experts} is more than the {design.n_units} subjects in the data; "
+            "use at most one expert per subject, in practice far fewer"
         )
+    if not design.names.expert:
+        raise DesignError(
+            f"the expert part of {design.formula.text!r} has no columns; write at least 1, for an intercept"
+        )
+
+
+def constant_within(name: str) -> DesignError:
+    """The error for a response that is one number in each subject."""
+    return DesignError(
+        f"the response {name!r} does not vary within any subject, so that residuals are zero; "
+        "keep one row per subject and leave the random effects out"
+    )
+
+
+def exact_within(name: str) -> DesignError:
+    """The error for a response that expert columns and an intercept of each subject reproduce."""
+    return DesignError(
+        f"within subjects the expert columns reproduce the response {name!r} exactly, so that "
+        "residuals are zero beside random intercepts; a mixture needs a response with noise: remove covariates "
+        "that are functions of it, or keep one row per subject and leave the random effects out"
+    )
 
 
 def _exact_within(design: Design) -> bool:
@@ -452,7 +477,7 @@ def build_structure(design: Design, n_experts: int, cov_re: CovRE, response: Res
         n_experts=n_experts,
         n_gate=design.gate.shape[1],
         common=design.common,
-        n_random=design.random.shape[1],
+        n_random=len(design.names.random),
         correlated=random is not None and random.correlated,
         cov_re=cov_re,
         residual=response.sigma,

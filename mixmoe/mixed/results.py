@@ -200,10 +200,15 @@ class MEMoEResults(MoEResults):
             known, rows = None if known is None else named_by_row(known), named_by_row(design)
         else:
             rows = design
+        known = self._met(known, rows)
         if known is not None:
             check_subjects(known, rows, given=history is not None)
             check_baseline(known, rows)
         return in_user_order(self._columns(rows, known, wanted), design, new)
+
+    def _met(self, known: Design | None, rows: Design) -> Design | None:
+        """Of what is known that which tells something of the subjects of these rows."""
+        return known
 
     def _check_weights(self, design: Design, course: bool, noise: bool) -> None:
         """Refuse rows without the weights on which the errors, or the course with its serial part, depend."""

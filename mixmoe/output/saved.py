@@ -91,6 +91,8 @@ class SavedFit:
         Used columns of the complete rows, in the order of the design; None if saved without.
     rows : SavedRows or None
         None if `data` are the user's own frame, given to `load`.
+    units : DataFrame or None
+        What is known of each subject of partitioned data, of which `data` are a sample.
     """
 
     family: str
@@ -103,6 +105,7 @@ class SavedFit:
     data: pd.DataFrame | None
     rows: SavedRows | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    units: pd.DataFrame | None = None
 
 
 def checksum(response: NDArray[Any]) -> str:
@@ -146,10 +149,8 @@ def write(path: str | os.PathLike[str], saved: SavedFit) -> None:
         raise ArgumentError(f"path must name a file to write, got the folder {str(path)!r}")
     document = _document(saved)
     arrays = _arrays(saved)
-    columns: list[dict[str, Any]] | None = None
-    if saved.data is not None:
-        columns = [_column(i, name, values, arrays) for i, (name, values) in enumerate(_with_index(saved.data))]
-    document["data"] = None if columns is None else {"columns": columns, "index_names": _json_names(saved.data)}
+    document["data"] = _frame_entry(saved.data, "column", arrays)
+    document["units"] = _frame_entry(saved.units, "unit", arrays)
     document["rows"] = _rows_entry(saved.rows, arrays)
     try:
         text = json.dumps(document, allow_nan=True)
@@ -330,8 +331,8 @@ def _with_index(frame: pd.DataFrame) -> list[tuple[str, pd.Series]]:
     return levels + [(str(name), frame[name].reset_index(drop=True)) for name in frame.columns]
 
 
-def _json_names(frame: pd.DataFrame | None) -> list[str | None]:
-    return [] if frame is None else [None if name is None else str(name) for name in frame.index.names]
+def _json_names(frame: pd.DataFrame) -> list[str | None]:
+    return [None if name is None else str(name) for name in frame.index.names]
 
 
 def _rows_entry(rows: SavedRows | None, arrays: dict[str, NDArray[Any]]) -> dict[str, Any] | None:
@@ -358,9 +359,17 @@ def _saved_rows(entry: dict[str, Any] | None, arrays: dict[str, NDArray[Any]]) -
     return SavedRows(position, n_input, int(entry["n_dropped"]), by_column)
 
 
-def _column(place: int, name: str, values: pd.Series, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
+def _frame_entry(frame: pd.DataFrame | None, kind: str, arrays: dict[str, NDArray[Any]]) -> dict[str, Any] | None:
+    """Description of a frame; numbers go to `arrays`."""
+    if frame is None:
+        return None
+    columns = [_column(f"{kind}{i}", name, values, arrays) for i, (name, values) in enumerate(_with_index(frame))]
+    return {"columns": columns, "index_names": _json_names(frame)}
+
+
+def _column(key: str, name: str, values: pd.Series, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
     """Description of one column; numbers go to `arrays`."""
-    key, dtype = f"column{place}", values.dtype
+    dtype = values.dtype
     entry: dict[str, Any] = {"name": name, "dtype": str(dtype)}
     if isinstance(dtype, np.dtype) and dtype.kind in _PLAIN_KINDS:
         arrays[key] = values.to_numpy()
@@ -368,7 +377,7 @@ def _column(place: int, name: str, values: pd.Series, arrays: dict[str, NDArray[
     if isinstance(dtype, pd.CategoricalDtype):
         arrays[key] = np.asarray(values.cat.codes)
         arrays_of: dict[str, NDArray[Any]] = {}
-        levels = _column(place, "levels", pd.Series(dtype.categories), arrays_of)
+        levels = _column(key, "levels", pd.Series(dtype.categories), arrays_of)
         arrays |= {f"{k}_levels": v for k, v in arrays_of.items()}
         return entry | {"kind": "category", "levels": levels, "ordered": bool(dtype.ordered)}
     if pd.api.types.is_datetime64_any_dtype(dtype) or pd.api.types.is_timedelta64_dtype(dtype):
@@ -482,7 +491,8 @@ def _saved(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> SavedFi
         fit=_em_fit(fit, arrays),
         cov=_cov(cov, arrays),
         checksum=str(document["checksum"]),
-        data=_frame(document["data"], arrays),
+        data=_frame(document["data"], "column", arrays),
+        units=_frame(document.get("units"), "unit", arrays),
         rows=_saved_rows(document["rows"], arrays),
         columns={str(name): str(value) for name, value in document.get("columns", {}).items()},
     )
@@ -549,12 +559,12 @@ def _check_shape(name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None
         )
 
 
-def _frame(entry: dict[str, Any] | None, arrays: dict[str, NDArray[Any]]) -> pd.DataFrame | None:
+def _frame(entry: dict[str, Any] | None, kind: str, arrays: dict[str, NDArray[Any]]) -> pd.DataFrame | None:
     """The saved columns as a frame."""
     if entry is None:
         return None
     names = entry["index_names"]
-    series = [_series(place, column, arrays) for place, column in enumerate(entry["columns"])]
+    series = [_series(f"{kind}{place}", column, arrays) for place, column in enumerate(entry["columns"])]
     levels = [pd.Index(values, name=name) for values, name in zip(series, names, strict=False)]
     index = levels[0] if len(levels) == 1 else pd.MultiIndex.from_arrays(levels, names=names)
     columns = entry["columns"][len(names) :]
@@ -562,15 +572,15 @@ def _frame(entry: dict[str, Any] | None, arrays: dict[str, NDArray[Any]]) -> pd.
     return frame
 
 
-def _series(place: int, column: dict[str, Any], arrays: dict[str, NDArray[Any]], suffix: str = "") -> pd.Series:
+def _series(key: str, column: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> pd.Series:
     """One column as it was."""
-    kind, key = column["kind"], f"column{place}{suffix}"
+    kind = column["kind"]
     if kind != "json" and arrays[key].ndim != 1:
         raise SavedFileError(f"columns of a saved fit have one dimension, got shape {arrays[key].shape} of {key!r}")
     if kind == "array":
         return pd.Series(arrays[key])
     if kind == "category":
-        levels = _series(place, column["levels"], arrays, "_levels")
+        levels = _series(f"{key}_levels", column["levels"], arrays)
         return pd.Series(pd.Categorical.from_codes(arrays[key], categories=pd.Index(levels), ordered=column["ordered"]))
     dtype = _known_dtype(column["dtype"])
     if kind == "time":

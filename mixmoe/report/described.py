@@ -47,7 +47,7 @@ def describe(data: pd.DataFrame, subject: str | None = None, time: str | None = 
     codes = None if subject is None else pd.factorize(data[subject])[0]
     tables = [header_table(_facts(data, subject, codes, time))]
     if codes is not None:
-        tables.append(visits_table(codes[codes >= 0]))
+        tables.append(visits_table(np.bincount(codes[codes >= 0])))
     return (*tables, columns_table(data, codes, subject))
 
 
@@ -87,9 +87,8 @@ def spread(values: NDArray[Any]) -> str:
     return f"median {mid:.4g} ({low:.4g} to {high:.4g})"
 
 
-def visits_table(codes: NDArray[Any]) -> Table:
-    """How many subjects have how many visits."""
-    counts = np.bincount(codes)
+def visits_table(counts: NDArray[Any]) -> Table:
+    """How many subjects have how many visits, from the visits of each."""
     visits, subjects = np.unique(counts, return_counts=True)
     share = subjects / max(subjects.sum(), 1)
     return Table(

@@ -43,6 +43,12 @@ class Fitted(Protocol):
     @property
     def _starts_words(self) -> str: ...
     @property
+    def _described(self) -> Design: ...
+    @property
+    def _sample_words(self) -> str: ...
+    @property
+    def _responsibilities_described(self) -> Array: ...
+    @property
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]: ...
     def _observed(self, kind: str) -> Observed | tuple[Marks, ...] | None: ...
     def curves(self, kind: str) -> tuple[Curve, ...]: ...  # noqa: D102
@@ -122,6 +128,17 @@ class Evidence:
         return self.results.model.design
 
     @property
+    def rows(self) -> Design:
+        """The rows that are described and drawn: those of the fit, or of a random sample of its subjects."""
+        return self.results._described
+
+    @property
+    def sampled(self) -> str:
+        """In words which subjects the rows are of, behind a blank; empty if they are all."""
+        words = self.results._sample_words
+        return f" {words}" if words else ""
+
+    @property
     def n_experts(self) -> int:
         """Number of experts; 1 in a family that has none."""
         return int(self.results.model.n_experts or 1)
@@ -144,7 +161,7 @@ class Evidence:
     @property
     def times(self) -> Array | None:
         """Time of each row, shape (n,); None if no numeric column of the data is the time."""
-        frame = self.design.frame
+        frame = self.rows.frame
         if self.time is None or self.time not in frame or not pd.api.types.is_numeric_dtype(frame[self.time].dtype):
             return None
         return frame[self.time].to_numpy(dtype=float)
@@ -190,7 +207,7 @@ def _time(results: Fitted) -> str | None:
     the data: a covariate that goes up and down is none.
     """
     model = results.model
-    formula, design = model.formula, model.design
+    formula, design = model.formula, results._described
     named = design.recipe.aux.get("time") or (formula.seq.order if formula.seq is not None else formula.vary)
     if named is not None:
         return str(named)
@@ -212,6 +229,7 @@ def _goes_forward(design: Design, column: str) -> bool:
 
 _FORWARD = 0.95  # share of steps within subjects that go forward in a column of times
 _PACKAGES = ("mixmoe", "numpy", "scipy", "pandas", "formulaic", "statsmodels", "patsy", "matplotlib")
+_READ_ALL, _SCAN = 'pd.read_csv("data.csv")', 'mm.scan("data/*.parquet")'
 _DEFAULTS: Mapping[str, Any] = {"formula_engine": "formulaic"}
 
 
@@ -250,7 +268,7 @@ def code(e: Evidence) -> str:
             "import pandas as pd",
             "import mixmoe as mm",
             "",
-            f'data = pd.read_csv("data.csv")  # {e.design.n_input} rows',
+            f"data = {_READ_ALL if e.rows is e.design else _SCAN}  # {e.design.n_input} rows",
             "fit = mm.fit(",
             f"    {model.formula.text!r},",
             "    data,",
@@ -286,5 +304,6 @@ def remarks(e: Evidence) -> tuple[str, ...]:
     notes += [f"The fit was given {name}= of its own, which text cannot repeat; add it to the code." for name in own]
     if e.results.cov_type in ("cluster", "bootstrap"):
         notes.append(f"cov_type={e.results.cov_type!r} needs its own options, which are not in the fit.")
-    notes.append(f"Fingerprint (SHA-256) of the response in the order of the fit: {checksum(e.design.response)}.")  # type: ignore[arg-type]
+    response = np.asarray(e.rows.response, dtype=float)
+    notes.append(f"Fingerprint (SHA-256) of the response in the order of the fit: {checksum(response)}.{e.sampled}")
     return tuple(notes)

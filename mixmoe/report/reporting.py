@@ -69,7 +69,8 @@ def diagnostics(e: Evidence) -> Part:
     caption = "Quantile residuals, normal and independent if the model is true; their QQ plot with a simultaneous "
     caption += "envelope; predicted random effects, if there are any; observed means, weighted by responsibilities, "
     caption += "beside predicted ones."
-    return Image(drawing, caption, f"Panels for {e.design.n} rows of {e.design.n_units} {e.units}; see the caption.")
+    caption += e.sampled
+    return Image(drawing, caption, f"Panels for {e.rows.n} rows of {e.rows.n_units} {e.units}; see the caption.")
 
 
 def candidates(selection: Comparison) -> tuple[Part, ...]:
@@ -96,7 +97,7 @@ def _small(results: Fitted, kind: str) -> Any:
 
 def _of_kind(e: Evidence, kind: str) -> Part:
     level = f" Limits: {100 * (1 - e.alpha):g} %." if "limits" in _CAPTIONS[kind] else ""
-    return _drawn(lambda: e.results.plot(kind), _CAPTIONS[kind] + level, lambda: e.results.curves(kind))
+    return _drawn(lambda: e.results.plot(kind), _CAPTIONS[kind] + level + e.sampled, lambda: e.results.curves(kind))
 
 
 def _drawn(make: Callable[[], Any], caption: str, curves: Callable[[], Sequence[Curve]]) -> Image | Prose:
@@ -119,6 +120,7 @@ def _split(e: Evidence) -> Part | None:
     if isinstance(observed, Observed):
         caption = "The same, split by the most probable expert: observed courses and the trajectory of that expert."
     words = f"One panel per expert. {in_words(curves)}"
+    caption += e.sampled
     return Image(svg(lambda: _same_height(draw(curves, observed))), caption, words)
 
 
@@ -134,7 +136,8 @@ def _responsibilities(e: Evidence) -> Part:
     tau = e.results.em.responsibilities
     sure = (tau.max(axis=1) > 0.9).mean()
     words = f"Bars of {len(tau)} {e.units}; {sure:.0%} have an expert with a probability above 0.9."
-    return Image(svg(lambda: e.results.plot("responsibilities")), _CAPTIONS["responsibilities"], words)
+    caption = _CAPTIONS["responsibilities"] + e.sampled
+    return Image(svg(lambda: e.results.plot("responsibilities")), caption, words)
 
 
 def in_words(curves: Sequence[Curve]) -> str:
@@ -207,18 +210,19 @@ def _terms(parts: Any) -> str:
 
 
 def _data(e: Evidence) -> tuple[Part, ...]:
-    design, times = e.design, e.times
+    design, rows, times = e.design, e.rows, e.times
     parts: list[Part] = [flow_table(design, e.units)]
     if design.names.group is not None:
-        parts.append(visits_table(design.codes))
+        parts.append(visits_table(design.counts))
+        parts += [Prose(f"What follows:{e.sampled}")] if e.sampled else []
         if times is not None:
-            between = spread(gaps(design.codes, times))
+            between = spread(gaps(rows.codes, times))
             parts += [Prose(f"Time between visits ({e.time}): {between}.")] if between else []
-            parts.append(waves_table(design, times, str(e.time)))
-        attrition = attrition_table(design, times)
+            parts.append(waves_table(rows, times, str(e.time)))
+        attrition = attrition_table(rows, times)
         parts.append(Prose("All subjects have as many visits.") if attrition is None else attrition)
-    codes = design.codes if design.names.group is not None else None
-    return (*parts, columns_table(design.frame, codes, design.names.group, "Columns, rows fitted"))
+    codes = rows.codes if design.names.group is not None else None
+    return (*parts, columns_table(rows.frame, codes, design.names.group, "Columns, rows fitted"))
 
 
 def _estimates(e: Evidence) -> tuple[Part, ...]:
@@ -239,10 +243,10 @@ def _gate_effects(e: Evidence) -> tuple[Part, ...]:
 
 
 def _classification(e: Evidence) -> tuple[Part, ...]:
-    tau = e.results.em.responsibilities
     if not e.is_mixture:
         return ()
-    parts: list[Part] = [profile_table(e.design, tau, e.times, e.units)]
+    parts: list[Part] = [profile_table(e.rows, e.results._responsibilities_described, e.times, e.units)]
+    parts += [Prose(f"First values by expert:{e.sampled}")] if e.sampled else []
     if e.n_experts > 1:
         found = e.mixture.adequacy().summary()
         parts = [*found.tables, *(Prose(note) for note in found.notes), *parts]

@@ -70,6 +70,25 @@ def test_clusters(here, data, capsys):
     assert "--cluster: the data have no column 'nosite'" in capsys.readouterr().err
 
 
+def test_several_files_are_fitted_and_predicted(here, data, capsys):
+    pytest.importorskip("pyarrow")
+    (here / "visits").mkdir()
+    for i in range(3):
+        data.iloc[i::3].to_parquet(here / "visits" / f"part{i}.parquet", index=False)
+    assert main(["fit", "visits/*.parquet", FORMULA, "--rng", "0", "--save", "f.mixmoe"]) == 0
+    assert capsys.readouterr().out == f"{mm.fit(FORMULA, pd.read_parquet('visits'), rng=0).summary()}\n"
+    assert main(["predict", "f.mixmoe", "visits", "--kind", "experts", "--out", "predicted"]) == 0
+    rows = pd.concat(map(pd.read_parquet, sorted((here / "predicted").iterdir())))
+    assert list(rows.columns) == ["id", "expert1", "expert2"]
+    assert len(rows) == len(data)
+    assert main(["predict", "f.mixmoe", "visits/*.parquet"]) == 2
+    assert "give --out FOLDER" in capsys.readouterr().err
+    assert main(["fit", "nothing/*.parquet", FORMULA]) == 2
+    assert "no file matches 'nothing/*.parquet'" in capsys.readouterr().err
+    assert main(["fit", "visits/*.parquet", FORMULA, "--cluster", "site"]) == 1
+    assert "no column 'site'" in capsys.readouterr().err
+
+
 def test_a_fit_that_did_not_converge_has_its_own_code(here, capsys):
     mm.datasets.load("pbcseq").to_csv("pbcseq.csv", index=False)
     formula = "bili ~ year | gate: age | re: (1 + year | id)"

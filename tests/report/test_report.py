@@ -194,7 +194,7 @@ def test_sections_and_numbers(plain, tmp_path):
     [
         ("in order", {}, "time"),
         ("shuffled", {}, None),  # what goes up and down from row to row may be any covariate
-        ("shuffled", {"errors": "ar1", "time": "time"}, "time"),
+        ("shuffled", {"errors": "car1", "time": "time"}, "time"),
     ],
 )
 def test_what_the_report_takes_for_the_time(data, options, column):
@@ -212,7 +212,7 @@ def test_a_covariate_is_no_time():
     frame["stress"] = np.random.default_rng(0).normal(size=len(frame))
     fit = mm.fit("y ~ stress | re: (1 | id)", frame, experts=1)
     assert gather(fit, 0.05, None, None, None, True).time is None
-    timed = mm.fit("y ~ stress | re: (1 | id)", frame, experts=1, errors="ar1", time="time")
+    timed = mm.fit("y ~ stress | re: (1 | id)", frame, experts=1, errors="car1", time="time")
     assert gather(timed, 0.05, None, None, None, True).time == "time"
 
 

@@ -36,6 +36,7 @@ from mixmoe.mixed.likelihood.protocol import (
 from mixmoe.mixed.likelihood.serial import ErrorFactor, ErrorKind, Spread, Visits, factorise
 from mixmoe.mixed.parameters import Params, Structure
 from mixmoe.numerics.linalg import cholesky, inverse_from_cholesky, solve_lower, solve_upper, times_real
+from mixmoe.numerics.threads import ALONE, Workers
 from mixmoe.responses.distribution import trigamma
 
 _WORKING = 150_000  # doubles per working array (1.2 MB): rows, unlike moments, are swept once or twice only
@@ -378,11 +379,13 @@ class RowExperts(ClosedIntegral):
     ----------
     rows : Rows
     form : ErrorForm
+    workers : Workers
     """
 
     rows: Rows
     form: ErrorForm
     analytic: bool = True
+    workers: Workers = ALONE
 
     @property
     def n_subjects(self) -> int:
@@ -391,7 +394,7 @@ class RowExperts(ClosedIntegral):
 
     def take(self, subjects: NDArray[np.intp]) -> "RowExperts":
         """Densities of the experts for some of the subjects only."""
-        return RowExperts(self.rows.take(subjects), self.form)
+        return replace(self, rows=self.rows.take(subjects))
 
     def blocks(self, n_experts: int) -> "Iterator[tuple[slice, RowExperts]]":
         """Consecutive runs of subjects."""
@@ -408,7 +411,7 @@ class RowExperts(ClosedIntegral):
 
     def without_response(self) -> "RowExperts":
         """The same with a response of zero."""
-        return RowExperts(self.rows.without_response(), self.form)
+        return replace(self, rows=self.rows.without_response())
 
     @property
     def by_rows(self) -> bool:
@@ -427,7 +430,7 @@ class RowExperts(ClosedIntegral):
 
     def shifted(self, by: AnyArray) -> "RowExperts":
         """The same experts where the linear predictor of each row is this much larger, shape (n,)."""
-        return RowExperts(replace(self.rows, y=self.rows.y - by), self.form)
+        return replace(self, rows=replace(self.rows, y=self.rows.y - by))
 
     def sort_keys(self) -> tuple[Array, ...]:
         """Cross-products with the response."""

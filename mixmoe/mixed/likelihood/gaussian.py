@@ -14,7 +14,7 @@ The axis ``E`` runs over experts, or over experts of several starts at once.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, Protocol, Self
 
 import numpy as np
@@ -27,6 +27,7 @@ from mixmoe.mixed.likelihood.protocol import (
 )
 from mixmoe.mixed.parameters import Params, Structure
 from mixmoe.numerics.linalg import cholesky, inverse_from_cholesky, multiply, solve_lower, solve_upper, times_real
+from mixmoe.numerics.threads import ALONE, Workers
 
 LOG_2PI = float(np.log(2 * np.pi))
 
@@ -118,6 +119,7 @@ class GaussianExperts(ClosedExperts):
     ZZ : ndarray, shape (q, q, N)
     log_weight : ndarray, shape (N,)
         Sum of the logarithms of the weights of the rows.
+    workers : Workers
     """
 
     n: Array
@@ -128,6 +130,7 @@ class GaussianExperts(ClosedExperts):
     ZX: Array
     ZZ: Array
     log_weight: Array
+    workers: Workers = field(default=ALONE, kw_only=True)
 
     by_rows: ClassVar[bool] = False
 
@@ -143,7 +146,8 @@ class GaussianExperts(ClosedExperts):
 
     def take(self, subjects: NDArray[np.intp]) -> "GaussianExperts":
         """The experts of some of the subjects, each possibly repeated, contiguous in memory."""
-        return GaussianExperts(*(np.ascontiguousarray(getattr(self, name)[..., subjects]) for name in _PRODUCTS))
+        parts = (np.ascontiguousarray(getattr(self, name)[..., subjects]) for name in _PRODUCTS)
+        return GaussianExperts(*parts, workers=self.workers)
 
     def blocks(self, n_experts: int) -> "Iterator[tuple[slice, GaussianExperts]]":
         """Consecutive runs of subjects, short enough that the working arrays of `n_experts` experts stay in cache."""
@@ -187,7 +191,7 @@ class GaussianExperts(ClosedExperts):
         return (*self.Xy, self.yy)
 
 
-_PRODUCTS = tuple(field.name for field in fields(GaussianExperts))
+_PRODUCTS = tuple(part.name for part in fields(GaussianExperts) if part.name != "workers")
 
 
 def experts_of_products(

@@ -4,7 +4,7 @@ Cross-products of p columns by subject cost p^2 numbers each; where that is more
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -27,6 +27,7 @@ from mixmoe.mixed.likelihood.gaussian import (
 from mixmoe.mixed.likelihood.protocol import MANY_COLUMNS, RowScores, ScoresByRow, has_many_columns
 from mixmoe.mixed.parameters import Params
 from mixmoe.numerics.linalg import times_real
+from mixmoe.numerics.threads import ALONE, Workers
 
 _SPARSE = 0.1  # share of entries that are not zero, up to which products with them are the cheaper ones
 _ROW_WORK = 100_000  # doubles of a working array of rows (800 KB): few of them are held at a time
@@ -79,6 +80,7 @@ class GaussianRowExperts(ClosedExperts):
         Sum of the logarithms of the weights of the rows.
     sparse : SparseColumns or None
         The transpose of X.
+    workers : Workers
     """
 
     y: AnyArray
@@ -89,6 +91,7 @@ class GaussianRowExperts(ClosedExperts):
     ZZ: Array
     log_weight: Array
     sparse: SparseColumns | None = None
+    workers: Workers = field(default=ALONE, kw_only=True)
 
     by_rows: ClassVar[bool] = True
 

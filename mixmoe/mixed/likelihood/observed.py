@@ -1,6 +1,6 @@
 """Observed-data log-likelihood of a MEMoE, its score and its information, for several starts at once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Generic, TypeVar, cast
@@ -27,6 +27,7 @@ from mixmoe.numerics.linalg import cholesky_of_one, logsumexp
 from mixmoe.numerics.optimise import Evaluation
 
 Model = TypeVar("Model", bound=Experts)
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,20 @@ def evaluate_block(problem: Problem, params: Params, where: slice, experts: Expe
     return Block(where, densities, log_prior, log_joint, loglik, np.exp(log_joint - loglik[:, None]))
 
 
+def over_blocks(problem: Problem, S: int, task: Callable[[tuple[slice, Experts]], Found]) -> Iterable[Found]:
+    """What a task finds in each run of subjects, in their order, on as many threads as the experts have.
+
+    Parameters
+    ----------
+    problem : Problem
+    S : int
+        Parameter vectors that are evaluated at once.
+    task : callable
+        From the place of a run and its experts.
+    """
+    return problem.experts.workers.map(task, problem.experts.blocks(S * problem.structure.n_experts))
+
+
 def block_scores(problem: Problem, theta: Array, block: Block, memberships: Array | None = None) -> Array:
     """Scores of each subject of a block in the free vector, shape (S, P, n).
 
@@ -239,10 +254,15 @@ def evaluate(problem: Problem, theta: Array) -> Evaluation:
     params = free_to_working(problem.structure, theta)
     loglik = np.zeros(theta.shape[0], dtype=theta.dtype)
     score = np.zeros(theta.shape, dtype=theta.dtype)
-    for where, experts in problem.experts.blocks(theta.shape[0] * problem.structure.n_experts):
-        block = evaluate_block(problem, params, where, experts)
-        loglik += block.loglik.sum(axis=1)
-        score += summed_scores(problem, theta, block)
+
+    def evaluated(at: tuple[slice, Experts]) -> Evaluation:
+        block = evaluate_block(problem, params, *at)
+        return Evaluation(block.loglik.sum(axis=1), summed_scores(problem, theta, block))
+
+    # Sums are taken in the order of the blocks: the result does not depend on the number of threads.
+    for part in over_blocks(problem, theta.shape[0], evaluated):
+        loglik += part.loglik
+        score += part.score
     if problem.penalty is not None:
         loglik += penalty_value(problem.penalty, problem.W, params.gamma)
         score[:, problem.free.gate] += penalty_score(problem.penalty, problem.W, params.gamma).reshape(
@@ -277,9 +297,12 @@ def subject_scores(problem: Problem, theta: Array) -> Array:
     """
     params = free_to_working(problem.structure, theta[None])
     out = np.empty((problem.n_subjects, theta.size), dtype=theta.dtype)
-    for where, experts in problem.experts.blocks(problem.structure.n_experts):
-        block = evaluate_block(problem, params, where, experts)
-        out[where] = block_scores(problem, theta[None], block)[0].T
+
+    def put(at: tuple[slice, Experts]) -> None:
+        out[at[0]] = block_scores(problem, theta[None], evaluate_block(problem, params, *at))[0].T
+
+    for _ in over_blocks(problem, 1, put):
+        pass
     if problem.restricted:
         out += restriction(problem, theta).scores.T
     return out
@@ -289,8 +312,12 @@ def subject_logliks(problem: Problem, theta: Array) -> Array:
     """Log joint density of every subject with every expert at one free vector, shape (N, K)."""
     params = free_to_working(problem.structure, theta[None])
     out = np.empty((problem.n_subjects, problem.structure.n_experts))
-    for where, experts in problem.experts.blocks(problem.structure.n_experts):
-        out[where] = evaluate_block(problem, params, where, experts).log_joint[0].T
+
+    def put(at: tuple[slice, Experts]) -> None:
+        out[at[0]] = evaluate_block(problem, params, *at).log_joint[0].T
+
+    for _ in over_blocks(problem, 1, put):
+        pass
     return out
 
 

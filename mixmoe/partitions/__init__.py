@@ -1,0 +1,1 @@
+"""Data in partitions, more than memory holds: files, and the design that is made of them in passes."""

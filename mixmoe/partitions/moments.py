@@ -1,0 +1,269 @@
+"""The second pass over partitioned data: cross-products of each subject, and triangles of all rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mixmoe._typing import Array
+from mixmoe.design import formulaic_engine
+from mixmoe.design.checks import check_finite
+from mixmoe.design.complete_rows import without_rows
+from mixmoe.design.design import auxiliary
+from mixmoe.design.formulaic_engine import Materialized
+from mixmoe.design.recipe import Recipe, formula_frame
+from mixmoe.errors import DesignError
+from mixmoe.partitions.scan import Part
+from mixmoe.partitions.subjects import BySubject, Gathering, packed_products
+from mixmoe.partitions.survey import Source, complete_rows, group_of
+
+_TINY = 1e-8  # of the size of a column, what is left of it beside others of the sample below which it counts as none
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Columns near which cross-products are taken, so that they lose no digits.
+
+    Attributes
+    ----------
+    center : ndarray, shape (p,)
+        Coefficients around which the response is taken.
+    scale : float
+        Unit of the response.
+    expert, random : ndarray, shape (p, p), (q, q)
+        Upper triangular: columns are those of the data times the inverse.
+    """
+
+    center: Array
+    scale: float
+    expert: Array
+    random: Array
+
+
+def reference_of(y: Array, X: Array, Z: Array) -> Reference:
+    """Nearly orthonormal columns and a response near zero, from the rows of a sample.
+
+    Parameters
+    ----------
+    y : ndarray, shape (n,)
+    X : ndarray, shape (n, p)
+    Z : ndarray, shape (n, q)
+    """
+    A, B = _triangle_of(X), _triangle_of(Z)
+    Q = np.linalg.solve(A.T, X.T).T
+    inside = np.linalg.lstsq(Q, y, rcond=None)[0]
+    scale = float(np.sqrt(np.mean((y - Q @ inside) ** 2)))
+    size = float(np.sqrt(np.mean(y**2)))
+    return Reference(np.asarray(np.linalg.solve(A, inside)), scale if scale > _TINY * size else max(size, 1.0), A, B)
+
+
+def _triangle_of(X: Array) -> Array:
+    """R of the columns over the root of their number, with a diagonal that is never zero."""
+    n, p = X.shape
+    size = np.sqrt((X * X).sum(axis=0) / max(n, 1))
+    size[size == 0] = 1.0
+    R = np.zeros((p, p))
+    found = _triangle(X) / np.sqrt(max(n, 1)) if n else R[:0]
+    R[: len(found)] = found
+    weak = np.abs(np.diag(R)) <= _TINY * size
+    R[weak, :] = 0.0  # a column that the sample does not have apart from others stays as it is beyond them
+    R[weak, weak] = size[weak]
+    return R
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What the second pass finds.
+
+    Attributes
+    ----------
+    subjects : BySubject
+        Sums: number of rows, log weights, then products of working response, expert and random columns, see
+        `packed_products`. Constant: columns of the gate.
+    expert : ndarray, shape (p + 1, p + 1)
+        R of expert columns and response near the reference, rows times the roots of their weights.
+    shifted : ndarray, shape (p, p)
+        What the columns of the first are multiplied by so that those behind an intercept are near zero.
+    random : ndarray, shape (q, q)
+        R of the random columns.
+    weight : float
+        Sum of the weights of the rows.
+    largest : float
+        Largest response.
+    reference : Reference
+    first : FirstRows
+    """
+
+    subjects: BySubject
+    expert: Array
+    shifted: Array
+    random: Array
+    weight: float
+    largest: float
+    reference: Reference
+    first: "FirstRows"
+
+
+@dataclass(frozen=True, slots=True)
+class FirstRows:
+    """The first rows by subject, as many as there are columns: they tell the signs of a QR decomposition in memory.
+
+    Attributes
+    ----------
+    labels : Index, length k
+    expert, random : ndarray, shape (k, p), (k, q)
+        Rows times the roots of their weights.
+    """
+
+    labels: pd.Index
+    expert: Array
+    random: Array
+
+    def merged(self, other: "FirstRows") -> "FirstRows":
+        """The first rows of both; rows of one subject in the order of the parts."""
+        labels = self.labels.append(other.labels)
+        order = np.argsort(labels, kind="stable")[: max(self.expert.shape[1], self.random.shape[1])]
+        X, Z = np.vstack([self.expert, other.expert]), np.vstack([self.random, other.random])
+        return FirstRows(labels[order], X[order], Z[order])
+
+
+def signs_in_memory(R: Array, top: Array) -> Array:
+    """Signs of the rows of R, shape (p,), that make it the triangle of Householder's algorithm.
+
+    Parameters
+    ----------
+    R : ndarray, shape (p, p)
+        Of any QR decomposition.
+    top : ndarray, shape (p, p)
+        First rows of the matrix that was decomposed.
+
+    Notes
+    -----
+    A step of the algorithm makes entry k of a column that of R, by a multiple of the vector ``v`` with ``v_k = 1``; so
+    what it does to the other first rows follows from theirs and from R (Golub & Van Loan 2013, section 5.2.2). Working
+    coordinates have the signs that they have in memory, and the search takes the same way.
+    """
+    A, signs = top.copy(), np.ones(len(R))
+    for k in range(min(len(R), len(top))):
+        beta = -np.copysign(R[k, k], A[k, k])
+        signs[k] = 1.0 if beta == R[k, k] else -1.0
+        if beta != A[k, k]:
+            v = A[k + 1 :, k] / (A[k, k] - beta)
+            A[k + 1 :] -= v[:, None] * (A[k] - signs[k] * R[k])
+    return signs
+
+
+@dataclass(frozen=True, slots=True)
+class PartSums:
+    """What the second pass finds in one part; see `Sums`.
+
+    Attributes
+    ----------
+    subjects : BySubject
+    expert, random : ndarray
+    shifted : ndarray, shape (p, p)
+        By the first row of the part.
+    weight, largest : float
+    first : FirstRows
+    """
+
+    subjects: BySubject
+    expert: Array
+    random: Array
+    shifted: Array
+    weight: float
+    largest: float
+    first: FirstRows
+
+
+def sum_part(part: Part, recipe: Recipe, types: Mapping[str, Any], reference: Reference) -> PartSums | None:
+    """What the second pass finds in one part; None if no row is complete.
+
+    Raises
+    ------
+    DesignError
+        If a column is not finite; names the partition.
+    """
+    with part.named():
+        here = complete_rows(recipe, part, types)
+        if here.rows is None:
+            return None
+        columns = formula_frame(here.rows, recipe)
+        built = formulaic_engine.rematerialize(columns, recipe.specs, recipe.sections, recipe.context)
+        if len(built.bad_rows) == here.rows.n:
+            return None
+        rows = without_rows(here.rows, built.bad_rows, built.bad_terms, here.frame.n_rows)
+        check_finite(built, rows, here.frame, recipe)
+        beside = auxiliary(recipe, rows, here.frame)
+    weights, offset = beside.get("weights", np.ones(rows.n)), beside.get("offset", np.zeros(rows.n))
+    y, X, Z = built.matrices["response"][:, 0], built.matrices["expert"], built.matrices["random"]
+    p, q = X.shape[1], Z.shape[1]
+    near = np.empty((1 + p + q, len(y)))
+    near[0] = (y - offset - X @ reference.center) / reference.scale
+    near[1 : 1 + p] = np.linalg.solve(reference.expert.T, X.T)
+    near[1 + p :] = np.linalg.solve(reference.random.T, Z.T)
+    near *= np.sqrt(weights)
+    most, root = max(p, q), np.sqrt(weights)[:, None]
+    starts = rows.starts
+    counts = np.diff(np.append(starts, rows.n))
+    gate = built.matrices["gate"].T
+    first = gate[:, starts]
+    away = np.maximum.reduceat(np.abs(gate - np.repeat(first, counts, axis=1)), starts, axis=1)
+    log_weight = np.add.reduceat(np.log(weights), starts)
+    labels = pd.Index(rows.keys[group_of(recipe)].iloc[starts])
+    sums = (counts.astype(float), log_weight, *packed_products(near, starts))
+    return PartSums(
+        subjects=BySubject(labels, sums, tuple(first), tuple(away)),
+        expert=_triangle(np.column_stack([near[1 : 1 + p].T, near[0]])),
+        random=_triangle(near[1 + p :].T),
+        shifted=_shift(built, X[0]),
+        weight=float(weights.sum()),
+        largest=float(np.abs(y).max()),
+        first=FirstRows(labels[rows.codes[:most]], root[:most] * X[:most], root[:most] * Z[:most]),
+    )
+
+
+def _triangle(X: Array) -> Array:
+    """R of a QR decomposition."""
+    return np.asarray(np.linalg.qr(X, mode="r"))
+
+
+def accumulate(recipe: Recipe, source: Source, reference: Reference) -> Sums:
+    """The second pass, see `Sums`.
+
+    Raises
+    ------
+    DesignError
+        If a column is not finite; names the partition.
+    """
+    gathering, weight, largest = Gathering(), 0.0, 0.0
+    shifted: Array | None = None
+    first: FirstRows | None = None
+    R, S = np.zeros((0, len(reference.expert) + 1)), np.zeros((0, len(reference.random)))
+    task = partial(sum_part, recipe=recipe, types=source.types, reference=reference)
+    for part in source.data.mapped(task, source.columns):
+        if part is None:
+            continue
+        gathering.add(part.subjects)
+        # R of all rows is that of the triangles so far and of the rows that come.
+        R, S = _triangle(np.vstack([R, part.expert])), _triangle(np.vstack([S, part.random]))
+        shifted = part.shifted if shifted is None else shifted
+        first = part.first if first is None else first.merged(part.first)
+        weight, largest = weight + part.weight, max(largest, part.largest)
+    if shifted is None or first is None:
+        raise DesignError("no row is complete, where some were before; the data have changed meanwhile, fit again")
+    return Sums(gathering.whole(), R, shifted, S, weight, largest, reference, first)
+
+
+def _shift(built: Materialized, first: Array) -> Array:
+    """T with X T the columns behind an intercept less their first values.
+
+    They then keep the digits in which they differ. See `mixmoe.design.checks.aliases`.
+    """
+    T = np.eye(len(first))
+    if len(first) and built.names["expert"][0] == "Intercept":
+        T[0, 1:] = -first[1:]
+    return T

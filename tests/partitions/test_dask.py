@@ -1,0 +1,96 @@
+"""Fits of Dask frames equal fits of the same rows in memory, on threads and on workers of a cluster."""
+
+import os
+import signal
+import warnings
+
+import numpy as np
+import pytest
+
+import mixmoe as mm
+from mixmoe.errors import DesignError
+
+frames = pytest.importorskip("dask.dataframe")
+FORMULA = "y ~ bs(time, df=4) + scale(x1) + C(g) | gate: z1 | re: (1 | id)"
+
+
+@pytest.fixture(scope="module")
+def rows():
+    data = mm.simulate.memoe("separated", n_subjects=120, rng=1).data.drop(columns="expert")
+    rng = np.random.default_rng(3)
+    data["g"] = np.array(["low", "mid", "top"])[rng.integers(3, size=len(data))]
+    return data.iloc[rng.permutation(len(data))].reset_index(drop=True)
+
+
+def fitted(data, **options):
+    return mm.fit(FORMULA, data, experts=2, rng=0, starts=4, **options)
+
+
+@pytest.fixture(scope="module")
+def in_memory(rows):
+    return fitted(rows)
+
+
+def same(one, other):
+    assert list(one.params.index) == list(other.params.index)
+    assert one.llf == pytest.approx(other.llf, rel=1e-10)
+    np.testing.assert_allclose(one.params, other.params, rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(one.bse, other.bse, rtol=1e-6)
+
+
+def partitioned(rows, n):
+    return frames.from_pandas(rows, npartitions=n, sort=False)
+
+
+@pytest.mark.parametrize("n", [1, 7])
+def test_any_number_of_partitions_gives_the_fit_in_memory(rows, in_memory, n):
+    same(fitted(partitioned(rows, n)), in_memory)
+
+
+def test_predictions_are_a_frame_of_which_nothing_is_computed(rows, in_memory):
+    data = partitioned(rows, 3)
+    found = fitted(data)
+    for kind in ("probabilities", "subject"):
+        predicted = found.predict(data, kind)
+        assert hasattr(predicted, "compute")
+        known = in_memory.predict(rows, kind)
+        np.testing.assert_allclose(predicted.compute()[known.columns], known, rtol=1e-8)
+
+
+def test_errors_name_the_partition(rows):
+    with pytest.raises(DesignError, match=r"'x1' is inf .*rows counted in partition 0"):
+        fitted(partitioned(rows.assign(x1=np.inf), 2))
+    with pytest.raises(DesignError, match="'x1', which is not a column"):
+        fitted(partitioned(rows.drop(columns="x1"), 2))
+
+
+class Killer:
+    """A function of the formula that ends its process, once, in the middle of the second pass."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __call__(self, value):
+        if value > 2.0 and not os.path.exists(self.mark) and os.environ.get("DASK_WORKER_OF_TEST"):
+            with open(self.mark, "w", encoding="utf-8"):
+                pass
+            os.kill(os.getpid(), signal.SIGKILL)
+        return value
+
+
+@pytest.mark.slow
+def test_workers_of_a_cluster_and_the_death_of_one_change_nothing(rows, in_memory, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the cluster: ports in use, workers that are restarted
+        cluster = distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, env={"DASK_WORKER_OF_TEST": "1"}
+        )
+        with cluster, distributed.Client(cluster):
+            same(fitted(partitioned(rows, 5)), in_memory)
+            killed = FORMULA.replace("bs(time, df=4)", "bs(f(time), df=4)")
+            mark = tmp_path / "killed"
+            context = {"f": np.vectorize(Killer(str(mark)), otypes=[float])}
+            found = mm.fit(killed, partitioned(rows, 5), experts=2, rng=0, starts=4, context=context)
+    assert mark.exists()
+    np.testing.assert_allclose(found.params, in_memory.params, rtol=1e-8, atol=1e-8)
