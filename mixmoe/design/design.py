@@ -25,6 +25,7 @@ from mixmoe.design.checks import (
     level_codes,
     level_scores,
     response_levels,
+    warn_doubtful,
 )
 from mixmoe.design.complete_rows import Dropped, Rows, earliest, warn_dropped, without_rows
 from mixmoe.design.formula import MoEFormula
@@ -356,6 +357,8 @@ def build_design(
         If rows are left out because of missing values.
     CollinearityWarning
         If columns are left out because others make them superfluous.
+    AssumptionWarning
+        If levels seem to stand for missing values, or rows to be there twice.
     """
     recipe = make_recipe(formula, context, engine, response, aux, random_columns, partial_response, smooths)
     frame = view(data)
@@ -363,6 +366,7 @@ def build_design(
         raise DesignError("the data have no rows; pass at least one row per subject")
     rows = collect(frame, recipe, tuple(recipe.sections), required=True)
     check_types(rows, frame, recipe, tuple(recipe.sections))
+    warn_doubtful(rows, recipe)
     table = formula_frame(rows, recipe)
     built = ENGINES[engine].materialize(table, recipe.sections, recipe.context)
     check_row_by_row(built, recipe, table)

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
 
+import numpy as np
 import pandas as pd
 
 from mixmoe._typing import Array
 from mixmoe.check.adequacy import Adequacy, ClassificationTable
 from mixmoe.check.influence import Influence
-from mixmoe.design.design import Design
+from mixmoe.design.design import Design, continuous_columns, used_columns
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Model
 from mixmoe.mixture.estimate import EMFit, Flag
@@ -93,8 +94,8 @@ class Evidence:
     Attributes
     ----------
     results : Results
-    axis : str or None
-        Column along which the curves run; None if there are no curves.
+    time : str or None
+        Column that holds the times of the visits; None if nothing says which does.
     alpha : float
         One minus the level of the limits.
     selection : Selection or None
@@ -108,7 +109,7 @@ class Evidence:
     """
 
     results: Fitted
-    axis: str | None
+    time: str | None
     alpha: float = 0.05
     selection: Comparison | None = None
     distal: tuple[Any, ...] = ()
@@ -142,11 +143,11 @@ class Evidence:
 
     @property
     def times(self) -> Array | None:
-        """Time of each row, shape (n,); None if no numeric column of the data is the axis."""
+        """Time of each row, shape (n,); None if no numeric column of the data holds it."""
         frame = self.design.frame
-        if self.axis is None or self.axis not in frame or not pd.api.types.is_numeric_dtype(frame[self.axis].dtype):
+        if self.time is None or self.time not in frame or not pd.api.types.is_numeric_dtype(frame[self.time].dtype):
             return None
-        return frame[self.axis].to_numpy(dtype=float)
+        return frame[self.time].to_numpy(dtype=float)
 
     @property
     def candidates(self) -> pd.DataFrame:
@@ -179,15 +180,30 @@ def gather(
             raise ArgumentError(f"distal must be what fit.distal returned, got {type(analysis).__name__}")
     if answers is not None and not isinstance(answers, Mapping):
         raise ArgumentError(f"answers must map items such as 'G1' to texts, got {type(answers).__name__}")
-    return Evidence(results, _axis(results), alpha, selection, several, dict(answers or {}), bool(subjects))
+    return Evidence(results, _time_of(results), alpha, selection, several, dict(answers or {}), bool(subjects))
 
 
-def _axis(results: Fitted) -> str | None:
-    """The column along which the curves of the fit run; an intercept has none."""
-    try:
-        return next((curve.xlabel for curve in results.curves(results._default_plot)), None) or None
-    except ArgumentError:
-        return None
+def _time_of(results: Fitted) -> str | None:
+    """The column of the times of the visits: that of ``seq:``, ``time=``, a random slope, or one that never goes back.
+
+    A covariate along which curves are drawn is no time if it goes up and down within subjects: intervals between its
+    values, and first values by it, would be those of sorted rows.
+    """
+    design = results.model.design
+    if design.formula.seq is not None:
+        return design.formula.seq.order
+    if "time" in design.recipe.aux:
+        return design.recipe.aux["time"]
+    if design.names.group is None:
+        return design.formula.vary
+    numeric, by_row = continuous_columns(design), np.lexsort((design.position, design.codes))
+    inside = np.diff(design.codes[by_row]) == 0
+    for name in dict.fromkeys([*used_columns(design, "random"), *used_columns(design, "expert")]):
+        if name in numeric and name in design.frame:
+            steps = np.diff(design.frame[name].to_numpy(dtype=float)[by_row])[inside]
+            if steps.any() and (name in used_columns(design, "random") or (steps >= 0.0).all()):
+                return name
+    return None
 
 
 _PACKAGES = ("mixmoe", "numpy", "scipy", "pandas", "formulaic", "statsmodels", "patsy", "matplotlib")
@@ -242,6 +258,8 @@ def code(e: Evidence) -> str:
 
 
 def _plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(isinstance(one, int) for one in value)  # widths of a network
     return value is None or isinstance(value, bool | int | float | str)
 
 
@@ -256,6 +274,11 @@ def remarks(e: Evidence) -> tuple[str, ...]:
     ]
     if e.results.model.spec.has_experts:
         notes.append(f"The fit used {e.results.em.starts.n_starts} starts; give starts= if that is not the default.")
+    else:
+        notes.append(
+            f"The fit used {e.results.em.starts.n_starts} starts; give starts=, epochs=, lr= ... if they were not "
+            "the defaults, and network= if it was one of your own."
+        )
     if e.results.cov_type in ("cluster", "bootstrap"):
         notes.append(f"cov_type={e.results.cov_type!r} needs its own options, which are not in the fit.")
     notes.append(f"Fingerprint (SHA-256) of the response in the order of the fit: {checksum(e.design.response)}.")  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from mixmoe.output.records import Curve, Table
 from mixmoe.output.summary import Summary
 from mixmoe.report.checklists import grolts, smart_lca
 from mixmoe.report.described import distinct_ends, effects_table, elsewhere, end_points_table
-from mixmoe.report.evidence import gather
+from mixmoe.report.evidence import code, gather, remarks
 from mixmoe.report.reporting import _small, in_words
 from tests.fake_model import make_results
 
@@ -410,3 +410,39 @@ def test_wrong_arguments(options, message, plain, tmp_path):
 def test_wrong_ending(plain):
     with pytest.raises(ArgumentError, match=r"path must end in \.html, got 'report\.pdf'"):
         plain.report("report.pdf")
+
+
+def diary():
+    """Days in the data, a stress that goes up and down, and a mood that follows both."""
+    rng = np.random.default_rng(0)
+    data = pd.DataFrame({"person": np.repeat(np.arange(30), 6), "day": np.tile(np.arange(1, 7), 30)})
+    data["stress"] = rng.normal(size=180)
+    return data.assign(mood=data["stress"] + 0.1 * data["day"] + rng.normal(size=180))
+
+
+@pytest.mark.parametrize(
+    ("formula", "options", "column"),
+    [
+        ("mood ~ stress | re: (1 | person)", {"errors": "ar1", "time": "day"}, "day"),
+        ("mood ~ stress | re: (1 + day | person)", {}, "day"),
+        ("mood ~ stress + day | re: (1 | person)", {}, "day"),
+        ("mood ~ stress | re: (1 | person)", {}, None),
+    ],
+)
+def test_time_is_what_orders_the_visits_and_no_covariate(formula, options, column):
+    data = diary()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        evidence = gather(mm.fit(formula, data, 1, progress=False, **options), 0.05, None, (), None, True)
+    assert evidence.time == column
+    if column is not None:
+        np.testing.assert_array_equal(evidence.times, data["day"])
+
+
+def test_the_code_of_a_network_names_its_layers_and_the_days():
+    pytest.importorskip("torch")
+    fit = mm.fit("mood ~ stress | re: (last | person) | seq: day", diary(), hidden=(), rng=0, baselines=False)
+    evidence = gather(fit, 0.05, None, (), None, True)
+    assert evidence.time == "day"
+    assert "    hidden=()," in code(evidence).splitlines() or "    hidden=[]," in code(evidence).splitlines()
+    assert "epochs=" in " ".join(remarks(evidence))
