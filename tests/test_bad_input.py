@@ -274,6 +274,24 @@ def test_the_message_says_what_to_do(name):
     assert "Traceback" not in text
 
 
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda d: mm.fit("y ~ time", d, offsets="x"), "did you mean 'offset'?"),
+        (lambda d: mm.fit(FORMULA, d, family="nb2"), "did you mean 'nb'?"),
+        (lambda d: mm.fit(FORMULA, d, family="poison"), "did you mean 'poisson'?"),
+        (lambda d: mm.fit("y ~ Time", d), "did you mean 'time'?"),
+        (lambda d: mm.fit("y ~ pol(time, 2)", d), "did you mean 'poly'?"),
+        (lambda d: mm.fit_each(["y", "X"], "~ time", d), "did you mean 'x'?"),
+        (lambda d: mm.fit_each(["y"], "~ time", d, size_factors="total"), "logarithms of the size factors as offset="),
+        (lambda d: mm.fit("y ~ time | gate: HLA-A", d.rename(columns={"z": "HLA-A"})), "goes between backticks"),
+    ],
+)
+def test_slips_of_the_pen_are_told_what_was_meant(call, words):
+    with pytest.raises(mm.errors.MixmoeError, match=re.escape(words)):
+        call(good())
+
+
 def test_a_class_refuses_sections_of_another():
     with pytest.raises(FormulaError, match="MEMoE has no section 'seq:'; leave it out, or use NME, which has"):
         mm.MEMoE("y ~ time | seq: time | re: (1 | id)", good())
@@ -309,6 +327,16 @@ def test_a_constant_gate_covariate_is_left_out():
     with pytest.warns(CollinearityWarning, match=r"column 'c' of gate: was left out: it is constant"):
         fit = mm.fit("y ~ time | gate: c | re: (0 | id)", good().assign(c=1.0), rng=0)
     assert [name for name in fit.params.index if name.startswith("gate")] == ["gate2.Intercept"]
+
+
+def test_missing_values_are_counted_by_subject_and_only_covariates_are_to_be_imputed():
+    data = good()
+    data.loc[data["id"].isin(["s00", "s01"]), "z"] = np.nan
+    data.loc[9, "y"] = np.nan
+    with pytest.warns(DroppedRowsWarning) as told:
+        mm.fit(FORMULA, data, experts=1)
+    said = "9 of 120 rows were left out because of missing values (y: 1, z: 8), among them all rows of 2 of 30 subjects"
+    assert str(told[0].message) == f"{said}; impute z to keep theirs"
 
 
 def test_subjects_that_are_floats_with_missing_values():

@@ -192,7 +192,7 @@ def _without(left: Any, right: Any) -> Any:
     if absent:
         raise _RefusedTermsError(
             f"'-' takes out the term {str(absent[0])!r}, which does not stand before it; only terms that are there can "
-            "be taken out, so correct the name or leave it out"
+            "be taken out, so correct the name or leave it out; a column with '-' in its name goes between backticks"
         )
     return left - right
 

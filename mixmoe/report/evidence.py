@@ -12,7 +12,7 @@ import pandas as pd
 from mixmoe._typing import Array
 from mixmoe.check.adequacy import Adequacy, ClassificationTable
 from mixmoe.check.influence import Influence
-from mixmoe.design.design import Design, continuous_columns, used_columns
+from mixmoe.design.design import Design
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Model
 from mixmoe.mixture.estimate import EMFit, Flag
@@ -95,7 +95,7 @@ class Evidence:
     ----------
     results : Results
     time : str or None
-        Column that holds the times of the visits; None if nothing says which does.
+        Column of the times of the rows, see `_time`.
     alpha : float
         One minus the level of the limits.
     selection : Selection or None
@@ -143,7 +143,7 @@ class Evidence:
 
     @property
     def times(self) -> Array | None:
-        """Time of each row, shape (n,); None if no numeric column of the data holds it."""
+        """Time of each row, shape (n,); None if no numeric column of the data is the time."""
         frame = self.design.frame
         if self.time is None or self.time not in frame or not pd.api.types.is_numeric_dtype(frame[self.time].dtype):
             return None
@@ -180,32 +180,37 @@ def gather(
             raise ArgumentError(f"distal must be what fit.distal returned, got {type(analysis).__name__}")
     if answers is not None and not isinstance(answers, Mapping):
         raise ArgumentError(f"answers must map items such as 'G1' to texts, got {type(answers).__name__}")
-    return Evidence(results, _time_of(results), alpha, selection, several, dict(answers or {}), bool(subjects))
+    return Evidence(results, _time(results), alpha, selection, several, dict(answers or {}), bool(subjects))
 
 
-def _time_of(results: Fitted) -> str | None:
-    """The column of the times of the visits: that of ``seq:``, ``time=``, a random slope, or one that never goes back.
+def _time(results: Fitted) -> str | None:
+    """The column that says when: that of ``time=``, ``seq:`` or ``vary:``, else the one along which the curves run.
 
-    A covariate along which curves are drawn is no time if it goes up and down within subjects: intervals between its
-    values, and first values by it, would be those of sorted rows.
+    Without one of those words the latter is a time only where it goes forward in the rows of a subject as they stand in
+    the data: a covariate that goes up and down is none.
     """
-    design = results.model.design
-    if design.formula.seq is not None:
-        return design.formula.seq.order
-    if "time" in design.recipe.aux:
-        return design.recipe.aux["time"]
-    if design.names.group is None:
-        return design.formula.vary
-    numeric, by_row = continuous_columns(design), np.lexsort((design.position, design.codes))
-    inside = np.diff(design.codes[by_row]) == 0
-    for name in dict.fromkeys([*used_columns(design, "random"), *used_columns(design, "expert")]):
-        if name in numeric and name in design.frame:
-            steps = np.diff(design.frame[name].to_numpy(dtype=float)[by_row])[inside]
-            if steps.any() and (name in used_columns(design, "random") or (steps >= 0.0).all()):
-                return name
-    return None
+    model = results.model
+    formula, design = model.formula, model.design
+    named = design.recipe.aux.get("time") or (formula.seq.order if formula.seq is not None else formula.vary)
+    if named is not None:
+        return str(named)
+    try:
+        axis = next((curve.xlabel for curve in results.curves(results._default_plot)), None) or None
+    except ArgumentError:
+        return None
+    return axis if axis is not None and _goes_forward(design, axis) else None
 
 
+def _goes_forward(design: Design, column: str) -> bool:
+    """Whether a numeric column increases from row to row of nearly all subjects."""
+    if column not in design.frame or not pd.api.types.is_numeric_dtype(design.frame[column].dtype):
+        return False
+    order = np.lexsort((design.position, design.codes))
+    steps, same = np.diff(design.frame[column].to_numpy(dtype=float)[order]), np.diff(design.codes[order]) == 0
+    return bool(same.any()) and float(np.mean(steps[same] >= 0.0)) >= _FORWARD
+
+
+_FORWARD = 0.95  # share of steps within subjects that go forward in a column of times
 _PACKAGES = ("mixmoe", "numpy", "scipy", "pandas", "formulaic", "statsmodels", "patsy", "matplotlib")
 _DEFAULTS: Mapping[str, Any] = {"formula_engine": "formulaic"}
 
@@ -259,7 +264,9 @@ def code(e: Evidence) -> str:
 
 def _plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
-        return all(isinstance(one, int) for one in value)  # widths of a network
+        return all(map(_plain, value))
+    if isinstance(value, Mapping):
+        return all(isinstance(name, str) and _plain(one) for name, one in value.items())
     return value is None or isinstance(value, bool | int | float | str)
 
 
@@ -272,13 +279,11 @@ def remarks(e: Evidence) -> tuple[str, ...]:
         if seed is None
         else f"Random numbers: seed {seed}."
     ]
-    if e.results.model.spec.has_experts:
-        notes.append(f"The fit used {e.results.em.starts.n_starts} starts; give starts= if that is not the default.")
-    else:
-        notes.append(
-            f"The fit used {e.results.em.starts.n_starts} starts; give starts=, epochs=, lr= ... if they were not "
-            "the defaults, and network= if it was one of your own."
-        )
+    used = e.results.em.starts.n_starts
+    if used:
+        notes.append(f"The fit used {used} start{'s' if used > 1 else ''}; give starts= if that is not the default.")
+    own = [name for name, value in e.results.model.settings.items() if not _plain(value)]
+    notes += [f"The fit was given {name}= of its own, which text cannot repeat; add it to the code." for name in own]
     if e.results.cov_type in ("cluster", "bootstrap"):
         notes.append(f"cov_type={e.results.cov_type!r} needs its own options, which are not in the fit.")
     notes.append(f"Fingerprint (SHA-256) of the response in the order of the fit: {checksum(e.design.response)}.")  # type: ignore[arg-type]

@@ -190,6 +190,7 @@ def _model(e: Evidence) -> tuple[Part, ...]:
     rows += [("Gate part", _terms(formula.gate))] if e.is_mixture else []
     rows += [("Subjects in column", e.design.names.group)] if e.design.names.group is not None else []
     rows += [("Within subject", formula.random.design)] if formula.random is not None else []
+    rows += [(f"Within {term.name}", term.design) for term in formula.further]
     rows += [("Index", formula.index)] if formula.vary is not None else []
     facts = [(label, value) for label, value in e.results._more_facts if value is not None]
     said = {label.lower().replace(" ", "_") for label, _ in facts}
