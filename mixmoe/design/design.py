@@ -642,8 +642,9 @@ def _check_fit(design: Design) -> None:
 
 def _check_sizes(design: Design) -> None:
     names = design.names
-    numeric = design.recipe.response_kind == "numeric" and design.response is not None
-    columns = {f"the response {names.response!r}": design.response} if numeric else {}
+    columns: dict[str, Array] = {}
+    if design.recipe.response_kind == "numeric" and design.response is not None:
+        columns[f"the response {names.response!r}"] = np.asarray(design.response, dtype=float)
     for section in ("expert", "random", "sigma"):
         made = zip(getattr(names, section), getattr(design, section).T, strict=True)
         columns |= {f"the term {name!r} of {WHERE[section]}": values for name, values in made}
