@@ -194,13 +194,14 @@ def fit(formula: str | MoEFormula, data: Any, experts: int | None = None, **opti
     partitions = as_partitions(data)
     data = data if partitions is None else partitions
     family = family_of(parsed, options)
+    # Options first: a misspelt one, such as 'hiden', sends the formula to a family that cannot read it.
+    for_model = model_options(family, options)
     refuse_foreign_effects(parsed, family, data)
     if family.spec.has_experts:
-        options = {"experts": 2 if experts is None else experts, **options}
+        for_model = {"experts": 2 if experts is None else experts, **for_model}
     elif experts not in (None, 1):
         raise ArgumentError(f"{family.spec.name} has no experts, got experts={experts!r}; leave it out")
     # What the constructor does not take belongs to the fit, and has been checked to be known there.
-    for_model = model_options(family, options)
     made = family if partitions is None else of_partitions(family)
     model = made(parsed, data, **for_model)
     return model.fit(**{name: value for name, value in options.items() if name not in for_model})

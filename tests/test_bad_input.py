@@ -8,7 +8,14 @@ import pandas as pd
 import pytest
 
 import mixmoe as mm
-from mixmoe.errors import ArgumentError, CollinearityWarning, DesignError, DroppedRowsWarning, FormulaError
+from mixmoe.errors import (
+    ArgumentError,
+    AssumptionWarning,
+    CollinearityWarning,
+    DesignError,
+    DroppedRowsWarning,
+    FormulaError,
+)
 
 FORMULA = "y ~ time + x | gate: z | re: (1 + time | id)"
 
@@ -504,3 +511,35 @@ def test_counts_beyond_what_a_link_can_reach(family):
     for formula in (f"{response} ~ x | re: (1 | id)", f"{response} ~ x | vary: time"):
         with pytest.raises(DesignError, match=rf"the {what} is 1e\+14 in row .* it must be at most 1e\+13"):
             mm.fit(formula, data, 1, family=family, progress=False, **trials)
+
+
+@pytest.mark.parametrize("blank", ["", " ", "NA", "nan", "?"])
+def test_levels_that_stand_for_missing_values(blank):
+    data = good()
+    data.loc[data["id"] < "s05", "g"] = blank
+    message = rf"column 'g' is '{re.escape(blank)}' in 20 rows, which is taken for a category of its own"
+    for formula in ("y ~ time + g | re: (1 | id)", "y ~ time | gate: C(g) | re: (1 | id)"):
+        with pytest.warns(AssumptionWarning, match=message):
+            mm.MEMoE(formula, data, 2)
+    with pytest.warns(AssumptionWarning, match=message):
+        mm.VCMoE("y ~ g | vary: x", data, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mm.MEMoE("y ~ time + g | re: (1 | id)", data.assign(g=data["g"].replace(blank, "none of these")), 2)
+
+
+def test_rows_that_are_there_twice():
+    data = good()
+    with pytest.warns(AssumptionWarning, match="120 of 240 rows are copies of other rows of the same subject"):
+        mm.MEMoE("y ~ time | re: (1 | id)", pd.concat([data, data]), 1)
+    other = pd.concat([data, data.assign(id="other " + data["id"])])  # other subjects, as a resample has them
+    counts = data.assign(y=np.round(data["y"]))  # of which chance makes equal ones
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mm.MEMoE("y ~ time | re: (1 | id)", other, 1)
+        mm.MEMoE("y ~ x | re: (1 | id)", pd.concat([counts, counts]), 1)
+
+
+def test_a_misspelt_option_is_told_before_the_formula_that_it_breaks():
+    with pytest.raises(ArgumentError, match="fit has no option 'hiden'"):
+        mm.fit("y ~ x | re: (last | id)", good(), hiden=(3,))

@@ -16,11 +16,14 @@ from mixmoe.design.complete_rows import Rows, earliest
 from mixmoe.design.formulaic_engine import Categories, Materialized
 from mixmoe.design.frame import FrameView, infinite, is_numeric, missing, shown
 from mixmoe.design.recipe import ENGINES, WHERE, Recipe, response_column
-from mixmoe.errors import CollinearityWarning, DesignError, warn
+from mixmoe.errors import AssumptionWarning, CollinearityWarning, DesignError, warn
 
 _MANY_LEVELS = 20
 _FEW_NUMBERS = 10  # numbers in texts up to which they may well be names of categories
 _SHOWN = 12
+_BLANK = ("", "na", "n/a", "nan", "none", "null", "?", ".")
+_COPIES = 0.1  # share of the rows that may be copies of others by rounding
+_CONTINUOUS = 0.2  # different values per row of a response that is measured, if each row is there a few times
 
 
 def check_types(rows: Rows, frame: FrameView, recipe: Recipe, wanted: tuple[str, ...]) -> None:
@@ -56,6 +59,45 @@ def _check_order(values: pd.Series, name: str, rows: Rows, frame: FrameView) -> 
         "order of texts is that of their letters, '10' before '2'; convert it with pd.to_numeric or pd.to_datetime, or "
         "make it an ordered category, as in pd.Categorical(values, categories=[...], ordered=True)"
     )
+
+
+def warn_doubtful(rows: Rows, recipe: Recipe) -> None:
+    """Tell of levels that stand for missing values, and of rows that seem to be in the data twice.
+
+    Warns
+    -----
+    AssumptionWarning
+    """
+    for name in dict.fromkeys(u.name for used in recipe.names.values() for u in used if not u.called):
+        values = rows.columns.get(name)
+        if values is None or is_numeric(values):
+            continue
+        blank = values.astype(object).map(lambda value: isinstance(value, str) and value.strip().lower() in _BLANK)
+        if blank.any():
+            warn(
+                f"column {name!r} is {shown(values[blank].iloc[0])} in {int(blank.sum())} rows, which is taken for a "
+                f"category of its own; where it stands for a missing value, say so: data[{name!r}].replace("
+                f"{shown(values[blank].iloc[0])}, None)",
+                AssumptionWarning,
+            )
+    copies = _copies(rows, recipe)
+    if copies > _COPIES * rows.n:
+        warn(
+            f"{copies} of {rows.n} rows are copies of other rows of the same subject in all columns that the formula "
+            "uses; if a table was joined or appended twice, take them out with data.drop_duplicates()",
+            AssumptionWarning,
+        )
+
+
+def _copies(rows: Rows, recipe: Recipe) -> int:
+    """Rows like another of their subject, where the response is continuous, so that chance makes none."""
+    response = response_column(recipe.formula) if recipe.response_kind == "numeric" else None
+    if recipe.formula.random is None or response is None or not is_numeric(rows.columns[response]):
+        return 0
+    values = rows.columns[response].to_numpy(dtype=float)
+    if len(np.unique(values)) < _CONTINUOUS * rows.n or (values == np.round(values)).all():
+        return 0
+    return int(pd.DataFrame({**rows.columns, "": rows.codes}).duplicated().sum())
 
 
 def check_replay(rows: Rows, frame: FrameView, recipe: Recipe) -> None:

@@ -27,6 +27,7 @@ from mixmoe.design.checks import (
     level_scores,
     refuse_size,
     response_levels,
+    warn_doubtful,
 )
 from mixmoe.design.complete_rows import Dropped, Rows, earliest, warn_dropped, without_rows
 from mixmoe.design.formula import MoEFormula
@@ -358,6 +359,8 @@ def build_design(
         If rows are left out because of missing values.
     CollinearityWarning
         If columns are left out because others make them superfluous.
+    AssumptionWarning
+        If levels seem to stand for missing values, or rows to be there twice.
     """
     recipe = make_recipe(formula, context, engine, response, aux, random_columns, partial_response, smooths)
     frame = view(data)
@@ -365,6 +368,7 @@ def build_design(
         raise DesignError("the data have no rows; pass at least one row per subject")
     rows = collect(frame, recipe, tuple(recipe.sections), required=True)
     check_types(rows, frame, recipe, tuple(recipe.sections))
+    warn_doubtful(rows, recipe)
     table = formula_frame(rows, recipe)
     built = ENGINES[engine].materialize(table, recipe.sections, recipe.context)
     check_row_by_row(built, recipe, table)
@@ -651,8 +655,9 @@ def _check_fit(design: Design) -> None:
 
 def _check_sizes(design: Design) -> None:
     names = design.names
-    numeric = design.recipe.response_kind == "numeric" and design.response is not None
-    columns = {f"the response {names.response!r}": np.asarray(design.response, dtype=float)} if numeric else {}
+    columns: dict[str, Array] = {}
+    if design.recipe.response_kind == "numeric" and design.response is not None:
+        columns[f"the response {names.response!r}"] = np.asarray(design.response, dtype=float)
     for section in ("expert", "random", "sigma"):
         made = zip(getattr(names, section), getattr(design, section).T, strict=True)
         columns |= {f"the term {name!r} of {WHERE[section]}": values for name, values in made}

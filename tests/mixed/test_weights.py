@@ -7,7 +7,7 @@ from scipy.stats import multivariate_normal, multivariate_t, norm
 
 import mixmoe as mm
 from mixmoe import MEMoE
-from mixmoe.errors import ArgumentError, DesignError
+from mixmoe.errors import ArgumentError, AssumptionWarning, DesignError
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixed.likelihood.observed import observed_information, subject_scores, unit_information
 
@@ -160,7 +160,8 @@ def test_all_weights_times_a_number_only_move_sigma(kind, method):
 def test_a_weight_of_two_is_the_mean_of_two_rows():
     """Two rows of one subject with the same columns say about the coefficients what their mean of weight two says."""
     data = panel().assign(w=1.0, off=0.0)
-    m = MEMoE("y ~ t + x | re: (1 | id)", pd.concat([data, data]), 1)
+    with pytest.warns(AssumptionWarning, match="are copies of other rows"):
+        m = MEMoE("y ~ t + x | re: (1 | id)", pd.concat([data, data]), 1)
     once = MEMoE("y ~ t + x | re: (1 | id)", data.assign(w=2.0), 1, weights="w")
     p = pd.Series(some_parameters(once))
     moved = p.copy()

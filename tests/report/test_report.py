@@ -447,3 +447,29 @@ def test_wrong_arguments(options, message, plain, tmp_path):
 def test_wrong_ending(plain):
     with pytest.raises(ArgumentError, match=r"path must end in \.html, got 'report\.pdf'"):
         plain.report("report.pdf")
+
+
+def diary():
+    """Days in the data, a stress that goes up and down, and a mood that follows both."""
+    rng = np.random.default_rng(0)
+    data = pd.DataFrame({"person": np.repeat(np.arange(30), 6), "day": np.tile(np.arange(1, 7), 30)})
+    data["stress"] = rng.normal(size=180)
+    return data.assign(mood=data["stress"] + 0.1 * data["day"] + rng.normal(size=180))
+
+
+@pytest.mark.parametrize(
+    ("formula", "options", "column"),
+    [
+        ("mood ~ stress | re: (1 | person)", {"errors": "ar1", "time": "day"}, "day"),
+        ("mood ~ stress | re: (1 + day | person)", {}, "day"),
+        ("mood ~ stress | re: (1 | person)", {}, None),
+    ],
+)
+def test_time_is_what_orders_the_visits_and_no_covariate(formula, options, column):
+    data = diary()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        evidence = gather(mm.fit(formula, data, 1, progress=False, **options), 0.05, None, (), None, True)
+    assert evidence.time == column
+    if column is not None:
+        np.testing.assert_array_equal(evidence.times, data["day"])

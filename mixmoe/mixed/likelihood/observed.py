@@ -415,11 +415,15 @@ class PredictorInformation:
         blocks.append((self.others, slice(K * m + K - 1, K * m + K - 1 + o)))
         factors = [X.reshape(c, m, -1)] * K + [W[:, None]] * (K - 1) + [np.broadcast_to(np.eye(o), (c, o, o))]
         out = np.zeros((free.size, free.size))
-        for (at, mine), left in zip(blocks, factors, strict=True):
-            for (to, theirs), right in zip(blocks, factors, strict=True):
+        pairs = list(zip(blocks, factors, strict=True))
+        for i, ((at, mine), left) in enumerate(pairs):
+            for j, ((to, theirs), right) in enumerate(pairs[i:], start=i):
                 inside = self.matrices[:, mine, theirs] @ right
                 tall = c * left.shape[1]
-                out[at[:, None], to] += left.reshape(tall, at.size).T @ inside.reshape(tall, to.size)
+                block = left.reshape(tall, at.size).T @ inside.reshape(tall, to.size)
+                out[at[:, None], to] += block
+                if j > i:  # C is symmetric, and products with many columns are what takes the time
+                    out[to[:, None], at] += block.T
         return out
 
 
