@@ -251,7 +251,7 @@ def level_process(
     inner, centring = centred(problem)
     start = centring.inwards(inner.slots, coef)
     fits = fit_levels(inner, start, bias, derivative, searched, clusters is None)
-    power = small_sample_power(correction, clusters, problem.slots.n_experts)
+    power = small_sample_power(correction, clusters)
     known = clusters is None and problem.rows.n <= MOST_ROWS
     nodes = response_nodes(inner, own_natural(inner, fits.state)) if known else ()
     inf = level_influence(fits, power, nodes, clusters, derivative)

@@ -233,7 +233,7 @@ def test_bands_of_sigma_are_those_of_its_line_and_the_others_those_of_a_constant
     turn = centring.matrix(inner.slots)
     for local, functions in ((line, sigma), (replace(line, free=free), rest)):
         found = maximise_local(local, np.where(local.free | (np.arange(3) == 0)[:, None], start, 0.0))
-        inf = influence(local, found.coef, 1.0)  # HC3
+        inf = influence(local, found.coef)
         levels, matrix = found.coef[:, 0] @ turn.T, level_covariance(inf).matrix
         variance = np.einsum("glgm->glm", matrix.reshape(*levels.shape, *levels.shape))
         variance = np.einsum("al,glm,am->ga", turn, variance, turn)
