@@ -99,6 +99,7 @@ def fit(
     weights: str | None = ...,
     cluster: str | None = ...,
     estimate: str = ...,
+    gate_penalty: str | float | None = ...,
     sigma_floor: float = ...,
     context: Mapping[str, Any] | None = ...,
     formula_engine: str = ...,

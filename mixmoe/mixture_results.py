@@ -1,18 +1,406 @@
 """What only fitted mixtures of experts offer, and what families without experts say instead."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn, Self
 
+import numpy as np
 import pandas as pd
 
-from mixmoe.check.assessment import Assessment, ExpertTests
+from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_rng
+from mixmoe.atomic import PathLike
+from mixmoe.check.adequacy import Adequacy, ClassificationTable, adequacy, classification_table, memberships
+from mixmoe.check.influence import gate_effects
+from mixmoe.check.number_of_experts import (
+    STOPS,
+    ExpertsTest,
+    Stability,
+    VLMRTest,
+    bootstrap_test,
+    resampled_labels,
+    stability,
+    vlmr,
+)
 from mixmoe.errors import ArgumentError
-from mixmoe.families import MixtureModel, Model, lacking
-from mixmoe.inference.uncertainty import ParamCov
+from mixmoe.families import HasCurvature, HasExperts, HasGate, HasScores, MixtureModel, Model, lacking, require
+from mixmoe.inference.uncertainty import ParamCov, checked_alpha
+from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.estimate import EMFit, criteria
+from mixmoe.mixture.resampling import Journal, fingerprint
 from mixmoe.output.plots import draw_responsibilities
 from mixmoe.output.records import Cell
 from mixmoe.results import Results
+from mixmoe.three_step.distal import Distal, Predictors, distal, predictors
+from mixmoe.three_step.estimates import METHODS, Assignment, Method, build_assignment
+
+
+class Assessment:
+    """Classification, effects of gate covariates, three-step analyses.
+
+    Notes
+    -----
+    For families that have the capabilities `HasScores` and `HasGate`; the methods refuse with the reason of the others.
+    """
+
+    model: MixtureModel
+    em: EMFit
+    cov: ParamCov
+    _unit_word: str
+
+    @property
+    def responsibilities(self) -> pd.DataFrame:
+        """Posterior expert probabilities, one row per unit."""
+        raise NotImplementedError
+
+    def adequacy(self) -> Adequacy:
+        """How well units are told apart: average posterior probabilities, odds of correct classification, entropy.
+
+        Returns
+        -------
+        Adequacy
+            Prints as a table; ``to_frame()`` has one row per expert.
+
+        References
+        ----------
+        Nagin (2005), Group-Based Modeling of Development, chapter 5.
+        """
+        return adequacy(self.em.responsibilities, self._unit_word)
+
+    def classification_table(self) -> ClassificationTable:
+        """Most probable expert against posterior mass, with the matrix D of three-step methods.
+
+        Returns
+        -------
+        ClassificationTable
+            Prints as two tables; ``to_frame("probabilities")`` is D, ``P(most probable s | expert t)``.
+        """
+        return classification_table(self.em.responsibilities)
+
+    def memberships(self) -> pd.DataFrame:
+        """Most and second most probable expert of each unit, and how certain the choice is.
+
+        Returns
+        -------
+        DataFrame
+            Columns: expert, probability, second, second_probability, margin, entropy (0 certain, 1 no idea).
+        """
+        return memberships(self.em.responsibilities).set_axis(self.responsibilities.index)
+
+    def gate_effects(
+        self, covariates: str | Sequence[str] | None = None, *, alpha: float = 0.05, dummy: bool = False
+    ) -> pd.DataFrame:
+        """Average marginal effects of gate covariates on the probability of each expert.
+
+        Parameters
+        ----------
+        covariates : str or sequence of str, optional
+            Columns of the data that the gate uses; by default all of them.
+        alpha : float
+            One minus the level of the limits.
+        dummy : bool
+            Whether a numeric column of zeros and ones changes from 0 to 1, as a category does, instead of having a
+            slope.
+
+        Returns
+        -------
+        DataFrame
+            One row per covariate (and level) and expert: covariate, contrast (``"dy/dx"``, or a level minus the first),
+            expert, for varying coefficients the index, estimate, std_error, statistic, p_value, conf_low, conf_high.
+
+        Raises
+        ------
+        ArgumentError
+            If the gate has no covariates.
+
+        Notes
+        -----
+        The mean over the units of the derivative of ``pi_k(w_i)``, through every column that holds the covariate
+        (powers, interactions, splines), or of the difference between two levels. Standard errors by the delta method
+        from the covariance of the fit, covariates taken as given. With varying coefficients, at index values.
+
+        References
+        ----------
+        Greene (2012), Econometric Analysis, section 17.3.2.
+        """
+        if self.model.n_experts == 1:
+            raise ArgumentError("gate_effects needs at least 2 experts, got 1, whose probability is one")
+        points = require(self, HasGate, "gate_effects", self.model.spec)._gate_points()
+        return gate_effects(self.model.design, points, self.cov.of_bounded, checked_alpha(alpha), covariates, dummy)
+
+    def distal(self, formula: str, outcomes: Any, *, method: Method = "bch", kind: str = "auto") -> Distal | Predictors:
+        """An outcome by expert, corrected for classification error: a three-step analysis.
+
+        Parameters
+        ----------
+        formula : str
+            ``"outcome ~ expert"``, with further predictors ``"outcome ~ expert + age"``, ``"outcome ~ expert * age"``;
+            ``"expert ~ age"`` is `covariates`.
+        outcomes : DataFrame
+            One row per subject, with the column of the subjects or their labels as index; per row where the fit has no
+            subjects. Subjects without complete outcomes are counted, not used.
+        method : {"bch", "ml", "naive"}
+            Weights that undo the misclassification; likelihood with it; the most probable expert taken as known, for
+            comparison. ``"bch"`` assumes least, ``"ml"`` is a little more precise if the outcome is normal given the
+            expert, and may be worse than ``"naive"`` if it is not.
+        kind : {"auto", "numeric", "categorical"}
+            Of the outcome. By default text, truth values and numbers that are only 0 and 1 are categories.
+
+        Returns
+        -------
+        Distal
+            ``to_frame()``: means or probabilities by expert; ``pairwise()``: differences; ``overall``: Wald test.
+
+        Raises
+        ------
+        ArgumentError, DesignError, FormulaError
+            If the outcomes do not fit the formula or the fit.
+
+        Warns
+        -----
+        AssumptionWarning
+            If ``"ml"`` is asked for a numeric outcome that is skewed given the expert (`Distal.skewness`).
+
+        Notes
+        -----
+        Standard errors carry the uncertainty of all three steps: estimating functions of step 3, of the matrix of
+        classification errors and of the fit are stacked, and their sandwich taken over subjects. The correction assumes
+        that assignments depend on outcome and predictors only through the expert; leave a predictor of step 3 out of
+        the gate, or the part of it that the assignments already hold is counted twice. ``"ml"`` gives a numeric outcome
+        a variance per expert, and lets membership depend on the predictors by a multinomial logit.
+
+        References
+        ----------
+        Bolck, Croon & Hagenaars (2004), Political Analysis 12, 3-27. Vermunt (2010), Political Analysis 18, 450-469.
+        Bakk, Tekle & Vermunt (2013), Sociological Methodology 43, 272-311. Asparouhov & Muthen (2014), Structural
+        Equation Modeling 21, 329-341. Bakk, Oberski & Vermunt (2014), Political Analysis 22, 520-540.
+        """
+        left, tilde, right = str(formula).partition("~")
+        if tilde and left.strip() == "expert":
+            return self.covariates(f"~{right}", outcomes, method=method)
+        checked_choice(method, "method", METHODS)
+        checked_choice(kind, "kind", ("auto", "numeric", "categorical"))
+        return distal(self.model.design, self._assignment("distal", method), formula, outcomes, method, kind)
+
+    def covariates(self, formula: str, data: Any, *, method: Method = "ml") -> Predictors:
+        """Covariates of membership, corrected for classification error: a three-step analysis.
+
+        Parameters
+        ----------
+        formula : str
+            ``"~ z1 + z2"``.
+        data : DataFrame
+            One row per subject, as in `distal`.
+        method : {"ml", "bch", "naive"}
+
+        Returns
+        -------
+        Predictors
+            ``to_frame()``: log odds against expert 1; ``tests()``: each term, a factor as a whole, over all experts.
+
+        Raises
+        ------
+        ArgumentError, DesignError, FormulaError
+            If the data do not fit the formula or the fit.
+
+        Notes
+        -----
+        For covariates that are not in the gate; those of the gate have their estimates in the fit. See `distal`.
+        Log odds have the small-sample bias of any logit, away from zero and of the order of one over the number of
+        subjects (``tests/simulation/THREE_STEP.md``); the correction adds less than it.
+
+        References
+        ----------
+        Vermunt (2010), Political Analysis 18, 450-469.
+        """
+        checked_choice(method, "method", METHODS)
+        return predictors(self.model.design, self._assignment("covariates", method), formula, data, method)
+
+    def _assignment(self, what: str, method: Method) -> Assignment:
+        """Steps 1 and 2 of a three-step analysis; the naive one takes memberships as known."""
+        if self.model.n_experts == 1:
+            raise ArgumentError(f"{what} needs at least 2 experts, got 1; regress on the covariates directly")
+        tau = self.em.responsibilities
+        if method == "naive":
+            return build_assignment(tau, np.zeros((len(tau), 0)), np.zeros((*tau.shape, 0)))
+        at = require(self, HasScores, f"{what} with method={method!r}", self.model.spec)._first_order()
+        return build_assignment(tau, at.moves, at.slopes)
+
+
+_UNUSABLE = ("degenerate", "interrupted")
+
+
+class ExpertTests:
+    """Tests of the number of experts, and stability of what they are."""
+
+    model: MixtureModel
+    em: EMFit
+
+    def test_experts(
+        self,
+        n_boot: int = 200,
+        *,
+        starts: int = 8,
+        stop: str = "binomial",
+        alpha: float = 0.05,
+        rng: Any = None,
+        n_jobs: int = 1,
+        progress: bool | None = None,
+        checkpoint: PathLike | None = None,
+    ) -> ExpertsTest | InvalidTest:
+        """Parametric bootstrap likelihood-ratio test of K against K - 1 experts.
+
+        Parameters
+        ----------
+        n_boot : int
+            Largest number of draws.
+        starts : int
+            Random starts per expert of each fit. With K experts each expert of the fit with K - 1 is split besides, and
+            the K - 1 experts are fitted to a draw from the truth too.
+        stop : {"binomial", "besag-clifford", "never"}
+            When to stop early. ``"binomial"``: as soon as the exceedances so far reject a p-value equal to `alpha` at
+            the level 0.001, so that the decision at `alpha` is clear. ``"besag-clifford"``: after 10 exceedances, with
+            the p-value 10 / draws.
+        alpha : float
+            Level of the decision.
+        rng : int, numpy.random.Generator or None
+            The result depends on it and not on `n_jobs`.
+        n_jobs : int
+            Worker processes (joblib), -1 for all cores.
+        progress : bool, optional
+        checkpoint : path-like, optional
+            A file. The same call continues where an earlier one stopped, with the same answer.
+
+        Returns
+        -------
+        ExpertsTest or InvalidTest
+            After Ctrl-C from the draws that were ready.
+
+        Notes
+        -----
+        Responses are drawn from the fit with K - 1 experts at the covariates of the data, and both models are fitted to
+        each draw. A mixture with one expert too many has many maxima, of which more starts find higher ones. The
+        statistic of the data is therefore found anew, by the same starts as those of the draws, and may lie below twice
+        the difference of the log-likelihoods of two fits with more starts: comparing that with draws from few starts
+        would reject too often. The p-value is ``(1 + exceedances) / (1 + draws)``. Random effects and errors are drawn
+        as normal: the test asks for the number of experts given that the model within an expert holds.
+
+        References
+        ----------
+        McLachlan (1987), Applied Statistics 36, 318-324. Feng & McCulloch (1996), JRSS B 58, 609-617. Besag & Clifford
+        (1991), Biometrika 78, 301-304. Davidson & MacKinnon (2000), Econometric Reviews 19, 55-68.
+        """
+        checked_choice(stop, "stop", STOPS)
+        checked_count(n_boot, "n_boot")
+        checked_count(starts, "starts", least=0)
+        model = self._to_test("test_experts")
+        if isinstance(model, InvalidTest):
+            return model
+        key = ("experts", self._identity(), n_boot, starts, stop, checked_alpha(alpha))
+        n_jobs, experts = checked_jobs(n_jobs), self.model.n_experts
+        with Journal(checkpoint, fingerprint(key), rng) as journal:
+            return bootstrap_test(model, experts, journal, n_boot, starts, stop, alpha, n_jobs, progress)
+
+    def vlmr_test(self, *, starts: int = 8, rng: Any = None) -> VLMRTest | InvalidTest:
+        """Vuong-Lo-Mendell-Rubin test of K against K - 1 experts; quick, but without a valid theory.
+
+        Parameters
+        ----------
+        starts : int
+            Random starts per expert of the fit with K - 1 experts.
+        rng : int, numpy.random.Generator or None
+
+        Returns
+        -------
+        VLMRTest or InvalidTest
+
+        Notes
+        -----
+        The statistic is compared with a sum of chi-squares whose weights are the eigenvalues of Vuong's matrix W at the
+        estimates. Lo, Mendell and Rubin (2001) claimed that this holds for mixtures of normals with K - 1 and K
+        components. Jeffries (2003) showed that it does not: under K - 1 experts the parameters of the K-th are not
+        identified and the information of the larger model is singular, so that the conditions of Vuong's theorem fail.
+        It is offered because it is often reported; use `test_experts` to decide.
+
+        References
+        ----------
+        Vuong (1989), Econometrica 57, 307-333. Lo, Mendell & Rubin (2001), Biometrika 88, 767-778. Jeffries (2003),
+        Biometrika 90, 991-994.
+        """
+        model = self._to_test("vlmr_test")
+        if isinstance(model, InvalidTest):
+            return model
+        if not isinstance(model, HasCurvature):
+            return InvalidTest("these estimates do not maximise a likelihood; use test_experts")
+        below = self.model.n_experts - 1
+        null = model.estimate(below, checked_count(starts, "starts") * below, checked_rng(rng))
+        return vlmr(model, model.estimated(self.em), null)
+
+    def stability(
+        self,
+        n_boot: int = 100,
+        *,
+        rng: Any = None,
+        n_jobs: int = 1,
+        progress: bool | None = None,
+        checkpoint: PathLike | None = None,
+    ) -> Stability:
+        """Whether the units would be classified alike by fits to resamples of the units.
+
+        Parameters
+        ----------
+        n_boot : int
+            Resamples, each refitted from the present estimates.
+        rng : int, numpy.random.Generator or None
+        n_jobs : int
+        progress : bool, optional
+        checkpoint : path-like, optional
+            A file, see `test_experts`.
+
+        Returns
+        -------
+        Stability
+            Adjusted Rand index of the most probable experts of all units, resample by resample.
+
+        Raises
+        ------
+        ArgumentError
+            If the fit has one expert, the family offers no refits, or none converged.
+
+        References
+        ----------
+        Hubert & Arabie (1985), Journal of Classification 2, 193-218. Hennig (2007), Computational Statistics & Data
+        Analysis 52, 258-271.
+        """
+        checked_count(n_boot, "n_boot")
+        model = require(self.model, HasExperts, "stability", self.model.spec)
+        if self.model.n_experts == 1:
+            raise ArgumentError("stability needs at least two experts, got a fit with one")
+        task, n_jobs = resampled_labels(model, self.em), checked_jobs(n_jobs)
+        with Journal(checkpoint, fingerprint(("stability", self._identity(), n_boot)), rng) as journal:
+            calls = [partial(task, seed) for seed in journal.rng.spawn(n_boot)]
+            found = journal.run(calls, n_jobs, "resamples", progress)
+        refits = [np.array(labels, dtype=np.intp) for labels in found.values]
+        if not any(len(labels) for labels in refits):
+            if found.interrupted:
+                raise KeyboardInterrupt
+            raise ArgumentError(f"none of the {n_boot} resamples could be refitted; look at the flags of the fit")
+        return stability(self.em.responsibilities.argmax(axis=1), refits, found.interrupted)
+
+    def _identity(self) -> tuple[Any, ...]:
+        """What tells this fit from others."""
+        design = self.model.design
+        return (self.model.formula.text, self.model.n_experts, self.em.loglik, self.em.params.tolist(), design.n)
+
+    def _to_test(self, what: str) -> HasExperts | InvalidTest:
+        """The model, if its number of experts can be tested with these data, else the reason why not."""
+        model = require(self.model, HasExperts, what, self.model.spec)
+        if self.model.n_experts == 1:
+            return InvalidTest("one expert is the smallest model; fit two experts and test those")
+        reason = model.refuse_tests()
+        bad = [flag.code for flag in self.em.flags if flag.code in _UNUSABLE]
+        if reason is None and bad:
+            reason = f"the fit is {bad[0]}, so that its log-likelihood is not the maximum; fit it again first"
+        return model if reason is None else InvalidTest(reason)
 
 
 class MoEResults(Assessment, ExpertTests, Results):

@@ -113,6 +113,8 @@ class Pooled(Printed):
         By parameter name; t statistics and their degrees of freedom (Barnard & Rubin 1999).
     riv, fmi : Series
         Relative increase of the variance by what is missing, and fraction of missing information.
+    model, cov_type, nobs, n_units
+        Those of the first fit.
     fits : tuple of Results
         With experts in the order of the first.
     agreement : float
@@ -131,6 +133,8 @@ class Pooled(Printed):
         self._errors, self._df = np.sqrt(np.diag(self._matrix)), rules.df(complete)
         statistic = wald_statistics(self._estimate, self._errors, layout)
         self.fits, self.agreement = tuple(fits), agreement
+        self.model, self.cov_type = fits[0].model, fits[0].cov_type
+        self.nobs, self.n_units = fits[0].nobs, fits[0].n_units
         self.params = pd.Series(self._estimate, names, name="estimate")
         self.bse = pd.Series(self._errors, names, name="std_error")
         self.df_t = pd.Series(self._df, names, name="df")
@@ -235,12 +239,16 @@ class Pooled(Printed):
     @property
     def remarks(self) -> tuple[str, ...]:
         """How it was pooled, and the flags of the fits."""
-        first = self.fits[0]
         how = (
-            f"Rubin's rules; standard errors within fits: {DESCRIPTIONS[first.cov_type]}; t with the degrees of "
+            f"Rubin's rules; standard errors within fits: {DESCRIPTIONS[self.cov_type]}; t with the degrees of "
             "freedom of Barnard and Rubin. Standard deviations are pooled on the log scale, correlations on Fisher's z "
             "scale."
         )
+        return (how, *self._notes_of_table)
+
+    @property
+    def _notes_of_table(self) -> tuple[str, ...]:
+        """What a table of several fits says below about this one: doubtful matches, flags of the fits."""
         doubt = (
             f"Experts of the fits were matched by the units that they hold; the mean probability of the matched expert "
             f"is {self.agreement:.2f} only: the classes are not the same in all imputed data sets."
@@ -250,7 +258,7 @@ class Pooled(Printed):
             for flag in fit.flags:
                 flags.setdefault(flag.message, []).append(i)
         said = (f"Fit {', '.join(map(str, where))}: {message}" for message, where in flags.items())
-        return (how, *([doubt] if self.agreement < _AGREEMENT else []), *said)
+        return (*([doubt] if self.agreement < _AGREEMENT else []), *said)
 
 
 def pool(fits: Sequence[Results], df: float | None = None) -> Pooled:

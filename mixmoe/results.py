@@ -1,7 +1,6 @@
 """What every fitted model offers, of whatever family: estimates, tests, tables, figures, files."""
 
 import inspect
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mixmoe.arguments import checked_choice, checked_count, checked_rng
-from mixmoe.atomic import write_text
+from mixmoe.atomic import PathLike, written
 from mixmoe.check.diagnosis import PANELS, Diagnosis
 from mixmoe.check.terms import TermTests, term_tests
 from mixmoe.design.design import Design
@@ -22,8 +21,9 @@ from mixmoe.inference.labelled import LabelledResults
 from mixmoe.inference.likelihood_ratio import FitSide, LRTest, lr_test
 from mixmoe.inference.uncertainty import DESCRIPTIONS, ParamCov, checked_alpha, checked_cov_type
 from mixmoe.inference.wald import InvalidTest
-from mixmoe.mixture.estimate import EMFit, criteria
+from mixmoe.mixture.estimate import Block, EMFit, criteria
 from mixmoe.numerics.optimise import loglik_name
+from mixmoe.output.latex import latex
 from mixmoe.output.plots import draw, draw_panels
 from mixmoe.output.records import Cell, Curve, Marks, Observed, Table, choose
 from mixmoe.output.saved import (
@@ -37,10 +37,8 @@ from mixmoe.output.saved import (
     write,
 )
 from mixmoe.output.summary import Summary, header_table, parameter_tables, tidy
-from mixmoe.output.text import latex, markdown
+from mixmoe.output.text import markdown
 from mixmoe.report.reporting import Reporting
-
-PathLike = str | os.PathLike[str]
 
 
 class Results(Diagnosis, Reporting, LabelledResults):
@@ -75,6 +73,8 @@ class Results(Diagnosis, Reporting, LabelledResults):
     A subclass may override `tables`, `curves` and `_observed`; all output derives from them. What tells experts apart
     is in `mixmoe.mixture_results`.
     """
+
+    _ratios: tuple[Block, ...] = ("gate",)  # blocks whose coefficients are logarithms of ratios
 
     def __init__(self, model: Model, fit: EMFit, cov: ParamCov) -> None:
         npar = len(fit.params)
@@ -125,6 +125,12 @@ class Results(Diagnosis, Reporting, LabelledResults):
         return Summary(self._title, self.tables(alpha), self._remarks)
 
     @property
+    def _notes_of_table(self) -> tuple[str, ...]:
+        """What a table of several fits says below about this one: its standard errors, and each flag."""
+        about = (f"Standard errors: {self.cov.note}.",) if self.cov.note else ()
+        return (*about, *(flag.message for flag in self.flags))
+
+    @property
     def _title(self) -> str:
         """Heading of the summary."""
         return self.model.spec.name
@@ -171,13 +177,18 @@ class Results(Diagnosis, Reporting, LabelledResults):
         """Tables as Markdown; see `to_latex`."""
         return written(markdown(_chosen(self, tables, options), notes=(_size_and_fit(self), *self._remarks)), path)
 
-    def to_frame(self, alpha: float = 0.05) -> pd.DataFrame:
-        """One row per parameter.
+    def to_frame(self, alpha: float = 0.05, exponentiate: bool = False) -> pd.DataFrame:
+        """One row per parameter; with `exponentiate` coefficients as odds, rate or mean ratios.
 
         Parameters
         ----------
         alpha : float
             One minus the level of the limits.
+        exponentiate : bool
+            Whether estimates and limits of coefficients are exponentiated and their standard errors multiplied by the
+            ratio (delta method); tests stay those of the coefficients. Those of the gate are odds ratios of an expert
+            against expert 1, those of the experts are ratios of odds (of a success, or of a higher level), rates or
+            means where the family has a log or logit link, else they stay differences.
 
         Returns
         -------
@@ -185,10 +196,15 @@ class Results(Diagnosis, Reporting, LabelledResults):
             Index: parameter names. Columns: term, block, expert, estimate, std_error, statistic, p_value, conf_low,
             conf_high, df (of t statistics; infinite for normal ones). Its ``attrs["notes"]`` are the notes of the
             summary, which also say why a standard error is missing.
+
+        Raises
+        ------
+        ArgumentError
+            If no coefficient of the fit is the logarithm of a ratio.
         """
         frame = tidy(self.model.layout, self._estimate, self._errors, alpha, self._df)
         frame.attrs["notes"] = self._remarks
-        return frame
+        return _as_ratios(frame, self._ratios) if exponentiate else frame
 
     def wald_test_terms(self) -> TermTests:
         """Joint Wald tests of every term: is it zero (in all experts), are the experts equal in it.
@@ -486,6 +502,20 @@ def _notes(results: Results) -> tuple[str, ...]:
     return (about, *results._more_notes, *(flag.message for flag in results.flags))
 
 
+def _as_ratios(frame: pd.DataFrame, blocks: Sequence[Block]) -> pd.DataFrame:
+    """The frame with the coefficients of some blocks as ratios."""
+    rows = frame["block"].isin(blocks)
+    if not rows.any():
+        raise ArgumentError(
+            "exponentiate=True makes ratios of coefficients on a log scale, and this fit has none: no gate, and "
+            "experts on the scale of the response; leave it out"
+        )
+    values = ["estimate", "conf_low", "conf_high"]
+    frame.loc[rows, values] = np.exp(frame.loc[rows, values])
+    frame.loc[rows, "std_error"] *= frame.loc[rows, "estimate"]
+    return frame
+
+
 def _size_and_fit(results: Results) -> str:
     """Units, rows, log-likelihood and BIC, for tables without the header."""
     word = "clusters" if results.model.design.names.group is None else results._unit_word
@@ -504,13 +534,6 @@ def _chosen(results: Results, keys: Sequence[str] | str | None, options: Mapping
             )
     tables = results.tables(**options)
     return choose(tables, [t.key for t in tables if t.key != "header"] if keys is None else keys)
-
-
-def written(text: str, path: PathLike | None) -> str:
-    """The text, also in a file if there is a path."""
-    if path is not None:
-        write_text(path, text)
-    return text
 
 
 def _side(results: Results) -> FitSide:

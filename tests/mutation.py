@@ -76,7 +76,7 @@ NAMED = (
     ("responses/exponential", "expit(-eta)), y >= trials)", "expit(-eta)), y > trials)", TAILS),
     ("mixed/search", 'if problem.structure.cov_re != "proportional":', "if True:", PROPORTIONAL),
     ("mixed/information", "none[[0, top]] = False", "none[top] = False", PROPORTIONAL),
-    ("mixed/subject_refits", "permute(self.problem, theta, order.tolist())", "theta", MATCHED),
+    ("mixed/estimation", "permute(self.problem, theta, order.tolist())", "theta", MATCHED),
     ("mixed/degeneracy", "size.min() > own + 1", "size.min() > own", SMALL),
     ("mixed/degeneracy", "size.min() > own + 1", "size.min() > own + 2", SMALL),
     ("varying/identifiability", "bad = mass < FEW * 2.0 * columns", "bad = mass < FEW * columns", THIN),

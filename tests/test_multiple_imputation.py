@@ -131,6 +131,18 @@ def test_the_summary_says_what_is_missing(mixtures):
     assert "Missing information" in mm.pool(mixtures).summary().as_latex()
 
 
+def test_pooled_fits_go_into_tables_and_files(mixtures, tmp_path):
+    pooled = mm.pool(mixtures)
+    beside = str(mm.table({"first": mixtures[0], "pooled": pooled}))
+    line = next(line for line in beside.splitlines() if line.startswith("Log-likelihood"))
+    assert line.split() == ["Log-likelihood", f"{mixtures[0].llf:.3f}"]  # imputed data sets have no common one
+    assert f"{pooled.params.iloc[0]:.4f}" in beside
+    text = pooled.to_latex(tmp_path / "pooled.tex", caption="Pooled")
+    assert (tmp_path / "pooled.tex").read_text() == text
+    assert r"\caption{Pooled}" in text
+    assert repr(pooled) == str(pooled)
+
+
 def test_functions_of_an_index_are_pooled_where_they_are_tabulated():
     data = mm.simulate.vcmoe("well_separated", n=150, rng=1).data
     fits = [

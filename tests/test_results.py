@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from statsmodels.base.model import LikelihoodModelResults
 
+import mixmoe as mm
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.inference.wald import InvalidTest
@@ -31,6 +32,21 @@ def test_estimates_are_labelled(fit):
     assert list(fit.cov_params().columns) == names
     assert list(fit.conf_int().columns) == [0, 1]
     assert isinstance(fit, LikelihoodModelResults)
+
+
+def test_the_gate_of_any_mixture_has_odds_ratios(fit):
+    plain, ratios = fit.to_frame(alpha=0.1), fit.to_frame(alpha=0.1, exponentiate=True)
+    gate = plain["block"] == "gate"
+    for column in ("estimate", "conf_low", "conf_high"):
+        np.testing.assert_allclose(ratios.loc[gate, column], np.exp(plain.loc[gate, column]))
+    np.testing.assert_allclose(ratios.loc[gate, "std_error"], (plain["std_error"] * np.exp(plain["estimate"]))[gate])
+    pd.testing.assert_frame_equal(plain[~gate], ratios[~gate])
+
+
+def test_nothing_to_exponentiate_is_an_error():
+    sleep = mm.datasets.load("sleepstudy")
+    with pytest.raises(ArgumentError, match="no gate, and experts on the scale of the response"):
+        mm.fit("reaction ~ days", sleep, experts=1).to_frame(exponentiate=True)
 
 
 def test_standard_errors_and_p_values(fit):

@@ -19,7 +19,7 @@ _RULES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Adequacy(Printed):
     """How well units are told apart.
 
@@ -124,7 +124,7 @@ class Adequacy(Printed):
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ClassificationTable(Printed):
     """Most probable expert against posterior mass.
 

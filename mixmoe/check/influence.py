@@ -21,7 +21,7 @@ from mixmoe.output.summary import Printed
 _SHOWN = 10
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Influence(Printed):
     """What would happen without each unit, to first order.
 

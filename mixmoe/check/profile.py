@@ -40,7 +40,7 @@ class Space:
 SPACES = {"identity": Space(), "log": Space(lower=0.0), "atanh": Space(-1.0, 1.0), "logit": Space(0.0, 1.0)}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Profile(Printed):
     """Log-likelihood with one parameter held, maximised over the rest.
 

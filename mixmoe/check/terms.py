@@ -45,7 +45,7 @@ class TermTest:
     equal: Found | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class TermTests(Printed):
     """Joint tests of every term.
 

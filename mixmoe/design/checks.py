@@ -3,7 +3,7 @@
 Messages name column and row.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,12 +164,21 @@ def _refuse_numbers_as_text(values: pd.Series, name: str, section: str, rows: Ro
 
 
 def check_columns(built: Materialized, recipe: Recipe) -> None:
-    """Raise unless response and index are one numeric column each.
+    """Raise unless response and index are one numeric column each, and other sections have no columns without number.
 
     Raises
     ------
     DesignError
     """
+    for section, matrix in built.matrices.items():
+        if matrix.shape[1] > MAX_COLUMNS:
+            owners, counts = np.unique(built.owners[section], return_counts=True)
+            term = recipe.sections[section][owners[counts.argmax()]]
+            raise DesignError(
+                f"{WHERE[section]} has {matrix.shape[1]} columns, {counts.max()} of them by the term "
+                f"{ENGINES[recipe.engine].name_of(term)!r}; at most {MAX_COLUMNS} can be used, so join categories, "
+                "take smaller bases, or write out the products that are meant"
+            )
     texts = {"response": recipe.formula.response, "index": recipe.formula.vary}
     for section, text in texts.items():
         if section not in built.matrices or not recipe.sections[section]:
@@ -230,6 +239,34 @@ def _infinite_error(section: str, built: Materialized, rows: Rows, frame: FrameV
         f"the term {built.names[section][j]!r} of {WHERE[section]} is {built.matrices[section][i, j]} in row "
         f"{label_of(rows, frame, i)} ({values}); terms must be finite, so change the transform or the values"
     )
+
+
+def check_sizes(columns: Mapping[str, Array], labels: pd.Index, limits: tuple[float, float]) -> None:
+    """Refuse columns so large or small that products of their values leave the range of floating-point numbers.
+
+    Parameters
+    ----------
+    columns : mapping of str to ndarray, shape (n,)
+        By what they are, as messages say it.
+    labels : Index, length n
+        Of their rows.
+    limits : tuple of float
+        Between which the largest absolute value of a column must lie, if it is not zero.
+
+    Raises
+    ------
+    DesignError
+        Names the column and the row of its largest value.
+    """
+    for what, values in columns.items():
+        size = np.abs(np.asarray(values, dtype=float))
+        most = float(size.max(initial=0.0))
+        if most > 0.0 and not limits[0] < most < limits[1]:
+            raise DesignError(
+                f"{what} has the largest value {most:.3g}, in row {shown(labels[int(size.argmax())])}; it must lie "
+                f"between {limits[0]:g} and {limits[1]:g}, so that products of values can be computed: correct it or "
+                "change the unit"
+            )
 
 
 def gate_by_unit(gate: Array, built: Materialized, rows: Rows, frame: FrameView, recipe: Recipe) -> Array:
@@ -378,6 +415,10 @@ def _warn_empty(raw: pd.Series, levels: tuple[Any, ...], column: str) -> None:
         )
 
 
+MAX_COLUMNS = 3000
+"""Columns that a section may have: more than a model can use, and few enough to look for those that others make."""
+EXPLAINED = 5
+"""Superfluous columns of which it is worked out what makes them: each takes a fit, and nobody reads more."""
 TOLERANCE = 1e-7
 """Part of a column's length that must be left after projection on the columns before it, as in R's `lm`."""
 _ROUNDING = 1e-12  # part of a column's length that rounding may leave of one that is constant
@@ -393,12 +434,13 @@ class Alias:
     ----------
     column : int
         Its position.
-    others : tuple of int
-        Positions of the columns that it is a combination of; empty for a column of zeros.
+    others : tuple of int, or None
+        Positions of the columns that it is a combination of; empty for a column of zeros. None for all but the first
+        `EXPLAINED`.
     """
 
     column: int
-    others: tuple[int, ...]
+    others: tuple[int, ...] | None
 
 
 def aliases(x: Array) -> tuple[Alias, ...]:
@@ -458,21 +500,21 @@ def _triangle(x: Array, scale: Array) -> Array:
 
 def _dependent(r: Array, written: Array) -> tuple[Alias, ...]:
     """Superfluous columns by the triangle of the columns near zero; `written` is that of the columns as they are."""
-    basis = np.zeros((r.shape[0], 0))
+    whole = np.zeros((r.shape[0], min(r.shape)), order="F")
     kept: list[int] = []
     found: list[Alias] = []
     for j in range(r.shape[1]):
-        column = r[:, j]
+        column, basis = r[:, j], whole[:, : len(kept)]
         length = np.linalg.norm(column)
         rest = column - basis @ (basis.T @ column)
         # Projected twice: once leaves rounding of the size of the column, twice of the size of what is left (Kahan).
         rest = rest - basis @ (basis.T @ rest)
         left = np.linalg.norm(rest)
         if left <= max(TOLERANCE * length, _ROUNDING * np.linalg.norm(written[:, j])):
-            found.append(Alias(j, _makers(written, kept, j)))
+            found.append(Alias(j, _makers(written, kept, j) if len(found) < EXPLAINED else None))
         else:
+            whole[:, len(kept)] = rest / left
             kept.append(j)
-            basis = np.column_stack([basis, rest / left])
     return tuple(found)
 
 

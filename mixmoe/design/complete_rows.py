@@ -12,7 +12,7 @@ from mixmoe._typing import Array
 from mixmoe.design.expressions import Lag
 from mixmoe.design.frame import FrameView, is_numeric, missing, plain, shown, with_gaps
 from mixmoe.design.labels import exact, unhashable, units_of
-from mixmoe.errors import DesignError
+from mixmoe.errors import DesignError, DroppedRowsWarning, warn
 
 Integers = NDArray[np.intp]
 
@@ -111,17 +111,24 @@ class Keys:
     group, within, order, cluster : str or None
         Column of the subjects, of the sequences within a subject, of the order within a sequence, and of clusters of
         rows.
+    further : tuple of str
+        Columns of further groupings, by which nothing is arranged.
+    time : str or None
+        Column by which rows follow one another for lags, where `order` says nothing.
     """
 
     group: str | None = None
     within: str | None = None
     order: str | None = None
     cluster: str | None = None
+    further: tuple[str, ...] = ()
+    time: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
         """The columns that there are."""
-        return tuple(name for name in (self.group, self.within, self.order, self.cluster) if name is not None)
+        all_names = (self.group, self.within, self.order, self.cluster, *self.further)
+        return tuple(name for name in all_names if name is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,8 +295,8 @@ def _course(frame: FrameView, keys: Keys, alone: bool) -> _Course:
         return _Course(places, places)
     names = [name for name in (keys.group or keys.cluster, keys.within) if name is not None and name in frame]
     outer = [_codes_of(frame.column(name)) for name in names]
-    by = [_codes_of(frame.column(keys.order))] if keys.order is not None else []
-    order = np.lexsort([places, *by, *reversed(outer)]).astype(np.intp) if outer else places
+    by = [_codes_of(frame.column(name)) for name in (keys.order or keys.time,) if name is not None]
+    order = np.lexsort([places, *by, *reversed(outer)]).astype(np.intp)
     block = np.zeros(frame.n_rows, dtype=np.intp)
     for codes in outer:
         # Pairs of codes as one number, made dense again so that a third column cannot overflow it; missing is code 0.
@@ -388,6 +395,37 @@ def _refuse_ties(rows: Rows, keys: Keys, frame: FrameView) -> None:
             f"rows {shown(first)} and {shown(second)} of subject {shown(rows.labels[rows.codes[i]])} share "
             f"{keys.order} = {shown(rows.keys[keys.order].iloc[i])}; seq: needs one row per place; drop one, or "
             f"separate the sequences, as in seq: {keys.order} / session"
+        )
+
+
+def _lost(frame: FrameView, group: str, columns: Sequence[str]) -> str:
+    """How many of how many subjects have no row that is complete in some columns."""
+    subjects = frame.column(group)
+    incomplete = np.logical_or.reduce([missing(frame.column(name)) for name in columns])
+    known = ~missing(subjects)
+    all_of_them = subjects[known].nunique()
+    return f"{all_of_them - subjects[known & ~incomplete].nunique()} of {all_of_them}"
+
+
+def warn_dropped(rows: Rows, frame: FrameView, response: str, group: str | None) -> None:
+    """Say how many rows and subjects are gone, and what can be done: covariates can be imputed, responses need not."""
+    dropped = rows.dropped
+    if dropped.n_rows:
+        terms = [name for name, _ in dropped.by_column if name not in frame]
+        lags = [name for name in terms if "lag(" in name]
+        others = [name for name in terms if name not in lags]
+        undefined = f"; {', '.join(lags)} has nothing before the first rows" if lags else ""
+        if others:
+            undefined += f"; {', '.join(others)} may be undefined there, as a logarithm of negative values"
+        columns = [name for name, _ in dropped.by_column if name in frame]
+        grouped = group is not None and group in frame and columns
+        subjects = f", among them all rows of {_lost(frame, str(group), columns)} subjects" if grouped else ""
+        covariates = [name for name in columns if name not in (response, group)]
+        advice = f"; impute {', '.join(covariates)} to keep theirs" if covariates else ""
+        warn(
+            f"{dropped.n_rows} of {frame.n_rows} rows were left out because of missing values ({dropped}){subjects}"
+            f"{advice}{undefined}",
+            DroppedRowsWarning,
         )
 
 

@@ -12,11 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 from mixmoe._typing import Array
 from mixmoe.design import formulaic_engine
 from mixmoe.design.checks import (
+    EXPLAINED,
     aliases,
     check_columns,
     check_finite,
     check_names,
     check_replay,
+    check_sizes,
     check_types,
     gate_by_unit,
     label_of,
@@ -24,17 +26,19 @@ from mixmoe.design.checks import (
     level_scores,
     response_levels,
 )
-from mixmoe.design.complete_rows import Dropped, Rows, earliest, without_rows
+from mixmoe.design.complete_rows import Dropped, Rows, earliest, warn_dropped, without_rows
 from mixmoe.design.formula import MoEFormula
 from mixmoe.design.formulaic_engine import Materialized
 from mixmoe.design.frame import FrameView, infinite, is_numeric, plain, shown, view
 from mixmoe.design.labels import units_of
 from mixmoe.design.recipe import ENGINES, WHERE, Engine, Recipe, ResponseKind, collect, formula_frame, make_recipe
+from mixmoe.design.row_by_row import check_row_by_row
 from mixmoe.design.smooth_basis import SmoothTerm
-from mixmoe.errors import CollinearityWarning, DesignError, DroppedRowsWarning, warn
+from mixmoe.errors import CollinearityWarning, DesignError, warn
 
 NUMERIC_AUX = ("trials", "offset")  # auxiliary columns that must hold numbers; weights are checked with the rows
-_SIZES = (1e-150, 1e150)  # of the largest response; squares of others leave the range of the numbers
+_SIZES = (1e-150, 1e150)  # of the largest value of a column; squares of others leave the range of the numbers
+_SIZED = ("offset", "weights")  # columns beside the formula of which products are computed
 Integers = NDArray[np.intp]
 
 
@@ -359,7 +363,9 @@ def build_design(
         raise DesignError("the data have no rows; pass at least one row per subject")
     rows = collect(frame, recipe, tuple(recipe.sections), required=True)
     check_types(rows, frame, recipe, tuple(recipe.sections))
-    built = ENGINES[engine].materialize(formula_frame(rows, recipe), recipe.sections, recipe.context)
+    table = formula_frame(rows, recipe)
+    built = ENGINES[engine].materialize(table, recipe.sections, recipe.context)
+    check_row_by_row(built, recipe, table)
     rows = _cleaned(recipe, built, rows, frame)
     built = _with_gate_by_unit(recipe, built, rows, frame)
     recipe = _fitted(recipe, built, rows, frame)
@@ -400,7 +406,8 @@ def _cleaned(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) 
     rows = without_rows(rows, built.bad_rows, built.bad_terms, frame.n_rows)
     check_columns(built, recipe)
     check_names(built)
-    _warn_dropped(rows.dropped, frame.n_rows, frame)
+    random = recipe.formula.random
+    warn_dropped(rows, frame, recipe.formula.response, None if random is None else random.group)
     check_finite(built, rows, frame, recipe)
     return rows
 
@@ -410,21 +417,6 @@ def _with_gate_by_unit(recipe: Recipe, built: Materialized, rows: Rows, frame: F
         return built
     gate = gate_by_unit(built.matrices["gate"], built, rows, frame, recipe)
     return replace(built, matrices={**built.matrices, "gate": gate})
-
-
-def _warn_dropped(dropped: Dropped, n_input: int, columns: FrameView) -> None:
-    if dropped.n_rows:
-        terms = [name for name, _ in dropped.by_column if name not in columns]
-        lags = [name for name in terms if "lag(" in name]
-        others = [name for name in terms if name not in lags]
-        undefined = f"; {', '.join(lags)} has nothing before the first rows" if lags else ""
-        if others:
-            undefined += f"; {', '.join(others)} may be undefined there, as a logarithm of negative values"
-        warn(
-            f"{dropped.n_rows} of {n_input} rows were left out because of missing values ({dropped}); "
-            f"fill them in beforehand to keep them{undefined}",
-            DroppedRowsWarning,
-        )
 
 
 def _fitted(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Recipe:
@@ -472,12 +464,22 @@ def _warn_empty_terms(recipe: Recipe, built: Materialized) -> None:
 
 
 def _independent(section: str, matrix: Array, names: tuple[str, ...]) -> NDArray[np.bool_]:
+    found = aliases(matrix)
     kept = np.ones(matrix.shape[1], dtype=bool)
-    for alias in aliases(matrix):
-        kept[alias.column] = False
+    kept[[alias.column for alias in found]] = False
+    for alias in found:
+        if alias.others is not None:
+            warn(
+                f"column {names[alias.column]!r} of {WHERE[section]} was left out: {_reason(alias.others, names)}; "
+                "remove it from the formula",
+                CollinearityWarning,
+            )
+    further = [names[alias.column] for alias in found if alias.others is None]
+    if further:
+        shown_names = ", ".join(map(repr, further[:EXPLAINED])) + (", ..." if len(further) > EXPLAINED else "")
         warn(
-            f"column {names[alias.column]!r} of {WHERE[section]} was left out: {_reason(alias.others, names)}; "
-            "remove it from the formula",
+            f"{len(further)} further columns of {WHERE[section]} were left out, which are zero or combinations of "
+            f"others as well: {shown_names}; write out the terms that the data can tell apart",
             CollinearityWarning,
         )
     return kept
@@ -626,32 +628,32 @@ def _response(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView)
 
 def _check_fit(design: Design) -> None:
     _check_random(design)
-    along = design.index is not None  # models along an index have limits of their own, by family
-    if design.recipe.response_kind == "numeric" and design.response is not None and not along:
-        _check_size(design, design.response)
+    if design.index is None:  # models along an index have limits of their own, by family
+        _check_sizes(design)
     if design.index is not None and (design.index == design.index[0]).all():
         raise DesignError(
             f"the index {design.names.index!r} of vary: is {design.index[0]:g} in all {design.n} rows; it must vary"
         )
 
 
-def _check_size(design: Design, response: Array) -> None:
-    """Refuse responses whose squares leave the range of floating-point numbers."""
-    size = np.abs(response)
-    place = int(size.argmax())
-    if size[place] and not _SIZES[0] < size[place] < _SIZES[1]:
-        raise DesignError(
-            f"the response {design.names.response!r} has the largest value {size[place]:.3g}, in row "
-            f"{shown(design.rows[place])}; it must lie between {_SIZES[0]:g} and {_SIZES[1]:g}, so that squares can be "
-            "computed: correct it or change the unit"
-        )
+def _check_sizes(design: Design) -> None:
+    names = design.names
+    numeric = design.recipe.response_kind == "numeric" and design.response is not None
+    columns = {f"the response {names.response!r}": design.response} if numeric else {}
+    for section in ("expert", "random", "sigma"):
+        made = zip(getattr(names, section), getattr(design, section).T, strict=True)
+        columns |= {f"the term {name!r} of {WHERE[section]}": values for name, values in made}
+    columns |= {f"{label}={design.recipe.aux[label]!r}": design.aux[label] for label in _SIZED if label in design.aux}
+    check_sizes(columns, design.rows, _SIZES)
+    gate = zip(names.gate, design.gate.T, strict=True)
+    check_sizes({f"the term {name!r} of gate:": values for name, values in gate}, design.rows[design.starts], _SIZES)
 
 
 def _check_random(design: Design) -> None:
     for alias in aliases(design.random):
         raise DesignError(
             f"the random effect {design.names.random[alias.column]!r} of re: cannot be told from the others: "
-            f"{_reason(alias.others, design.names.random)}; remove it from re:"
+            f"{_reason(alias.others or (), design.names.random)}; remove it from re:"
         )
     q, most = design.random.shape[1], int(design.counts.max())
     if q > most:

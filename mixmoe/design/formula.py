@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from mixmoe.design.formulaic_engine import SectionSyntaxError, is_intercept, parse_terms
+from mixmoe.design.formulaic_engine import is_intercept, parse_terms
+from mixmoe.design.misread import SectionSyntaxError
 from mixmoe.errors import FormulaError
 
 PartKind = Literal["free", "common", "const"]
@@ -26,9 +27,10 @@ _WHY_NOT = {
     ("sigma:", "const"): "it has no index along which coefficients vary; write common(...) for shared ones",
 }
 _SEVERAL = (
-    "no model here takes several: an expert is chosen for a whole subject, and subjects must be independent of one "
-    "another; keep the factor of the subjects, and let the other be a term, such as C(site), or the clusters of the "
-    "standard errors, cluster=. Several random factors without experts are what lme4 in R and statsmodels' MixedLM fit"
+    "experts take one: an expert is chosen for a whole subject, and subjects must be independent of one another; keep "
+    "the factor of the subjects, and let the other be a term, such as C(site), or the clusters of the standard errors, "
+    "cluster=. Networks take several; one without hidden layers is the linear mixed model, as in mixmoe.fit('y ~ x | "
+    "re: (last[1] | id) + (last[1] | site)', data, hidden=())"
 )  # grouping factors
 _KNOWN = ", ".join(f"{name}:" for name in SECTIONS)
 _WHEN_EMPTY = {
@@ -72,11 +74,24 @@ class RandomTerm:
         Column that names the subjects.
     correlated : bool
         False for the double bar ``||``.
+    within : tuple of str
+        Columns whose combinations with `group` name the levels, as sites within persons do; none for `group` alone.
     """
 
     design: str
     group: str
     correlated: bool = True
+    within: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns whose values, taken together, name the levels."""
+        return (self.group, *self.within)
+
+    @property
+    def name(self) -> str:
+        """The grouping as tables name it: ``person``, ``person:site``."""
+        return ":".join(self.columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +130,8 @@ class MoEFormula:
         Terms of the log standard deviation of the errors; empty if it is constant.
     period : float or None
         Of an index that runs round a circle.
+    further : tuple of RandomTerm
+        The terms of ``re:`` behind the first one, each with a grouping of its own.
     """
 
     text: str
@@ -126,6 +143,7 @@ class MoEFormula:
     seq: Sequence | None = None
     sigma: tuple[Part, ...] = ()
     period: float | None = None
+    further: tuple[RandomTerm, ...] = ()
 
     def __str__(self) -> str:
         return self.text
@@ -197,16 +215,18 @@ def parse_formula(text: str) -> MoEFormula:
     sections, period = _named_sections(pieces, expert), None
     if "vary" in sections:
         sections["vary"], period = _without_circle(sections["vary"])
+    first, *further = _random(sections["re"]) if "re" in sections else (None,)
     formula = MoEFormula(
         text=whole.strip(),
         response=_response(response),
         expert=_parts(expert, ("common", "const"), "the expert part"),
         gate=_parts(sections["gate"], ("const",), "gate:") if "gate" in sections else (Part("1"),),
-        random=_random(sections["re"]) if "re" in sections else None,
+        random=first,
         vary=_index(sections["vary"]) if "vary" in sections else None,
         seq=_sequence(sections["seq"]) if "seq" in sections else None,
         sigma=_sigma(sections["sigma"]) if "sigma" in sections else (),
         period=period,
+        further=tuple(further),
     )
     if formula.seq is not None and formula.random is None:
         raise sections["seq"].error(
@@ -289,7 +309,7 @@ def _named_sections(pieces: list[_Span], expert: _Span) -> dict[str, _Span]:
     for piece in pieces:
         name, body, head = _head(piece)
         if name in sections:
-            remedy = _SEVERAL if name == "re" else "join the two"
+            remedy = "write its terms in one, re: (... | a) + (... | b)" if name == "re" else "join the two"
             raise piece.error(f"the section {name}: is given twice; {remedy}", head, len(name))
         if body.blank:
             raise piece.error(f"the section {name}: is empty; {_WHEN_EMPTY[name]}", head, len(name) + 1)
@@ -491,24 +511,52 @@ def _sigma(span: _Span) -> tuple[Part, ...]:
     return parts
 
 
-def _random(span: _Span) -> RandomTerm:
-    text = span.text.strip()
-    masked = span.masked.strip()
-    lead = len(span.text) - len(span.text.lstrip())
-    if masked.count("(") > 1 and text.startswith("("):
-        groups = [bracket.rpartition("|")[2].strip() for bracket in re.findall(r"\(([^()]*)\)", text)]
-        if len(set(groups)) == 1 and groups[0]:
-            raise span.error(
-                f"re: {text} names {groups[0]!r} more than once; write the terms in one bracket, as in "
-                f"(1 + time | {groups[0]}), or with a double bar, (1 + time || {groups[0]}), for no correlations"
-            )
-        raise span.error(f"re: {text} has more than one grouping factor; {_SEVERAL}")
+def refuse_several(formula: MoEFormula) -> None:
+    """Refuse a formula with several grouping factors, for models that take one.
+
+    Raises
+    ------
+    FormulaError
+    """
+    if not formula.further:
+        return
+    span = _Span(formula.text, _mask(formula.text), 0, len(formula.text))
+    *_, body = (found[1] for found in map(_head, list(_split(span, "|"))[1:]) if found[0] == "re")
+    raise body.error(f"re: {body.text.strip()} has more than one grouping factor; {_SEVERAL}")
+
+
+def _random(span: _Span) -> tuple[RandomTerm, ...]:
+    """The terms of ``re:``, those of nested groupings taken apart."""
+    terms = [term for piece in _split(span, "+") for term in _bracket(piece, span)]
+    names = [frozenset(term.columns) for term in terms]
+    twice = next((term for k, term in enumerate(terms) if names[k] in names[:k]), None)
+    if twice is not None:
+        raise span.error(
+            f"re: {span.text.strip()} names {twice.name!r} more than once; write the terms in one bracket, as in "
+            f"(1 + time | {twice.name}), or with a double bar, (1 + time || {twice.name}), for no correlations"
+        )
+    if len(terms) > 1 and any(term.design.strip() == "0" for term in terms):
+        raise span.error(
+            f"re: {span.text.strip()} has a term (0 | ...) beside others, which adds no effects; remove it"
+        )
+    if all(term.within for term in terms):
+        a, *others = terms[0].columns
+        raise span.error(
+            f"the subjects must be one column, got the combinations {terms[0].name!r}; make a column of them: "
+            f"data['{a}_{others[0]}'] = data['{a}'].astype(str) + '/' + data['{others[0]}'].astype(str), and write "
+            f"(... | {a}_{others[0]})"
+        )
+    return tuple(terms)
+
+
+def _bracket(piece: _Span, whole: _Span) -> list[RandomTerm]:
+    masked, lead = piece.masked.strip(), len(piece.text) - len(piece.text.lstrip())
     if not (masked.startswith("(") and masked.endswith(")") and masked.count("(") == 1):
-        raise span.error(f"re: must be one bracket, as in re: (1 + time | id), got {text!r}")
-    return _inside_bracket(span.sub(lead + 1, lead + len(text) - 1))
+        raise whole.error(f"re: must be one bracket, as in re: (1 + time | id), got {whole.text.strip()!r}")
+    return _inside_bracket(piece.sub(lead + 1, lead + len(masked) - 1))
 
 
-def _inside_bracket(span: _Span) -> RandomTerm:
+def _inside_bracket(span: _Span) -> list[RandomTerm]:
     span = _Span(
         span.whole, span.whole[: span.start] + _mask(span.text) + span.whole[span.stop :], span.start, span.stop
     )
@@ -531,26 +579,29 @@ def _inside_bracket(span: _Span) -> RandomTerm:
         )
     _refuse_wrappers(design, 0)
     _terms(design, design.text, columns=False)
-    return RandomTerm(design.text.strip(), _group(design, group), len(bars[0].group(0)) == 1)
+    correlated = len(bars[0].group(0)) == 1
+    return [RandomTerm(design.text.strip(), first, correlated, tuple(within)) for first, *within in _groupings(group)]
 
 
-def _group(design: _Span, span: _Span) -> str:
+def _groupings(span: _Span) -> list[tuple[str, ...]]:
+    """Columns of each grouping right of a bar: ``a`` of ``a``, ``a`` and ``a:b`` of ``a/b``, ``a:b`` of ``a:b``."""
     if span.blank:
         raise span.error("re: names no subjects right of the bar; put the column of the subjects there", -1, 1)
-    match = _NAME.match(span.text)
-    if match is not None:
-        return match.group(1) or match.group(2)
-    text = span.text.strip()
-    pair = re.fullmatch(r"([\w.]+)\s*:\s*([\w.]+)", text)
-    if pair is not None:
-        a, b = pair.groups()
+    slashed, joined = list(_split(span, "/")), list(_split(span, ":"))
+    if len(slashed) > 1:
+        names = tuple(_grouping(piece, span) for piece in slashed)
+        return [names[: k + 1] for k in range(len(names))]
+    return [tuple(_grouping(piece, span) for piece in joined)]
+
+
+def _grouping(piece: _Span, span: _Span) -> str:
+    match = _NAME.match(piece.text)
+    if match is None:
         raise span.error(
-            f"the subjects must be one column, got the combinations {text!r}; make a column of them: "
-            f"data['{a}_{b}'] = data['{a}'].astype(str) + '/' + data['{b}'].astype(str), and write (... | {a}_{b})"
+            f"the subjects must be one column, got {span.text.strip()!r}; make such a column and name it, or write "
+            "several groupings as (... | a) + (... | b), and b within a as (... | a / b)"
         )
-    if re.search(r"[/:+*]", span.masked):
-        raise span.error(f"{text!r} is more than one grouping factor; {_SEVERAL}")
-    raise span.error(f"the subjects must be one column, got {span.text.strip()!r}; make such a column and name it")
+    return match.group(1) or match.group(2)
 
 
 def _without_circle(span: _Span) -> tuple[_Span, float | None]:

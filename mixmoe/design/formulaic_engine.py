@@ -24,8 +24,9 @@ from interface_meta import override
 from numpy.typing import NDArray
 
 from mixmoe.design.expressions import NUMBER, Lag, floating, lags_in, makes_categories, number, rewritten, under_lags
+from mixmoe.design.misread import MAX_TERMS, SectionSyntaxError, is_name, refuse_misread, refuse_r
 from mixmoe.design.smooth_basis import STATE, SmoothTerm, smooth
-from mixmoe.errors import DesignError, MixmoeError
+from mixmoe.errors import DesignError
 
 Term = Any  # formulaic.parser.types.Term; opaque outside this file
 Specs = Mapping[str, Any]  # by section what an engine needs to replay its coding; opaque likewise
@@ -41,36 +42,8 @@ EXTRA_FUNCTIONS: Mapping[str, Any] = {
     "s": smooth,
 }
 """Functions that formulas may use beyond those that formulaic brings."""
-MAX_TERMS = 2000  # of a section; many more than a model can have, and few enough to expand at once
-_OF_R: Mapping[str, str] = {
-    r"\bas\.factor\s*\(": "write C(x) for categories",
-    r"\bas\.ordered\s*\(": "write C(x), and order the categories in the data with pd.Categorical",
-    r"\b(as|is)\.[A-Za-z]\w*\s*\(": "convert the column in the data beforehand",
-    r"\b\d+L\b": "write whole numbers without the L",
-    r"\$": "name the column alone, of the data that are passed",
-    r"&&": "write & between conditions in brackets, as in I((t > 2) & (b < 1))",
-    r"!(?!=)": "write ~ for not, or a != b",
-}
-"""What R users type that Python reads otherwise or not at all."""
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_QUOTED = re.compile(r"`[^`]*`|'[^']*'|\"[^\"]*\"")
 _MARKED = re.compile(r"⧛(.*?)⧚", re.DOTALL)
-
-
-class SectionSyntaxError(MixmoeError):
-    """A section that formulaic cannot parse.
-
-    Parameters
-    ----------
-    message : str
-        What formulaic says, without its colours, and what to do.
-    start, width : int
-        The offending token, counted from the start of the section.
-    """
-
-    def __init__(self, message: str, start: int, width: int) -> None:
-        self.message, self.start, self.width = message, start, width
-        super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,18 +132,20 @@ class _CarefulOperators(DefaultOperatorResolver):
             if operator.symbol in ("**", "^"):
                 # m^n products for a sum of m columns would take minutes to find the few that differ.
                 operator._to_terms = _power(expand)
-            elif operator.symbol in ("*", ":", "/", "in"):
-                operator._to_terms = _bounded(expand)
+            elif operator.symbol in ("*", ":", "/", "in") or (operator.symbol == "+" and operator.arity == 2):
+                operator._to_terms = _bounded(
+                    expand, beside=operator.symbol in ("*", "+"), products=operator.symbol != "+"
+                )
             elif operator.symbol == "-":
                 operator._to_terms = _without if operator.arity == 2 else _nothing_without
         return made
 
 
-def _bounded(expand: Any) -> Any:
-    """A product of sets of terms, refused if it has too many."""
+def _bounded(expand: Any, beside: bool, products: bool) -> Any:
+    """A product of sets of terms, or a sum of them, refused if it has too many."""
 
     def bounded(left: Any, right: Any) -> Any:
-        _check_number(len(left) * len(right))
+        _check_number(beside * (len(left) + len(right)) + products * len(left) * len(right))
         return expand(left, right)
 
     return bounded
@@ -179,8 +154,8 @@ def _bounded(expand: Any) -> Any:
 def _check_number(n_terms: int) -> None:
     if n_terms > MAX_TERMS:
         raise _RefusedTermsError(
-            f"the products of this part expand to more than {MAX_TERMS} terms; write out those that are meant, joined "
-            "by '+', or make one column of them"
+            f"this part expands to more than {MAX_TERMS} terms; write out the products that are meant, joined by '+', "
+            "or make one column of them"
         )
 
 
@@ -217,7 +192,7 @@ def _without(left: Any, right: Any) -> Any:
     if absent:
         raise _RefusedTermsError(
             f"'-' takes out the term {str(absent[0])!r}, which does not stand before it; only terms that are there can "
-            "be taken out, so correct the name or leave it out"
+            "be taken out, so correct the name or leave it out; a column with '-' in its name goes between backticks"
         )
     return left - right
 
@@ -241,7 +216,7 @@ def parse_terms(text: str, intercept: bool = True) -> tuple[Term, ...]:
     SectionSyntaxError
         If formulaic cannot parse `text`.
     """
-    _refuse_r(text)
+    refuse_r(text)
     operators = _CarefulOperators()
     parser = DefaultFormulaParser(operator_resolver=operators, feature_flags=set(), include_intercept=intercept)
     try:
@@ -256,55 +231,8 @@ def parse_terms(text: str, intercept: bool = True) -> tuple[Term, ...]:
             f"{text.strip()!r} cannot be read as a formula ({reason}); correct the marked part", 0, len(text)
         ) from error
     for code in python_code(terms):
-        _refuse_misread(code, text)
+        refuse_misread(code, text)
     return tuple(sorted(terms, key=lambda term: term.degree))
-
-
-def _refuse_r(text: str) -> None:
-    """Refuse spellings of R, with the one of Python, before formulaic stumbles over them."""
-    visible = _QUOTED.sub(lambda match: " " * len(match.group(0)), text)
-    for pattern, remedy in _OF_R.items():
-        found = re.search(pattern, visible)
-        if found is not None:
-            written = found.group(0).rstrip("( ")
-            raise SectionSyntaxError(f"{written!r} is R, not Python; {remedy}", found.start(), len(written))
-
-
-def _refuse_misread(code: str, text: str) -> None:
-    """Refuse an expression whose operators do in Python what a formula hardly means."""
-    try:
-        tree = ast.parse(code, mode="eval")
-    except (SyntaxError, ValueError):
-        return  # told with its reason by who needs the names in it
-    for node in ast.walk(tree):
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitXor):
-            raise SectionSyntaxError(
-                f"'^' inside {code!r} is Python's exclusive or, not a power; write ** for powers, as in I(t**2)",
-                max(text.find("^"), 0),
-                1,
-            )
-        if isinstance(node, ast.Call) and _names(node.func, "C") and any(_names(a, "Treatment") for a in node.args):
-            raise SectionSyntaxError(
-                f"{code!r} names no reference; write Treatment(reference=...) with a level, or contr.treatment for the "
-                "first one",
-                max(text.find("Treatment"), 0),
-                len("Treatment"),
-            )
-        if isinstance(node, ast.Compare) and any(_joins(part) for part in (node.left, *node.comparators)):
-            raise SectionSyntaxError(
-                f"in {code!r} the & or | binds more tightly than the comparisons beside it; put these in brackets, as "
-                "in (t > 2) & (b < 1)",
-                0,
-                len(text),
-            )
-
-
-def _names(node: ast.AST, name: str) -> bool:
-    return isinstance(node, ast.Name) and node.id == name
-
-
-def _joins(node: ast.AST) -> bool:
-    return isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd | ast.BitOr)
 
 
 def _located(message: str, text: str) -> SectionSyntaxError:
@@ -492,7 +420,7 @@ def _run(
             warnings.simplefilter("error", DataMismatchWarning)
             built = materializer.get_model_matrix(recipe, drop_rows=bad, output="numpy")
     except DataMismatchWarning as error:
-        raise DesignError(_unseen(str(error))) from error
+        raise DesignError(_unseen(str(error), replayed=not isinstance(recipe, Formula))) from error
     except (FormulaicError, ValueError, TypeError, LookupError, NameError, AttributeError, ArithmeticError) as error:
         raise DesignError(_explained(error)) from error
     parts = {name: getattr(built, name) for name in built._to_dict()}
@@ -554,7 +482,7 @@ def _names_call(factor: Any, whole: bool) -> bool:
         return False
     body = ast.parse(sanitize_variable_names(factor.expr, {}, {}), mode="eval").body
     nodes = [body] if whole else list(ast.walk(body))
-    return any(isinstance(node, ast.Call) and _names(node.func, "s") for node in nodes)
+    return any(isinstance(node, ast.Call) and is_name(node.func, "s") for node in nodes)
 
 
 def code_of(term: Term) -> str:
@@ -628,9 +556,11 @@ def category_argument(code: str) -> str | None:
     return aliases.get(first.id, first.id) if isinstance(first, ast.Name) else None
 
 
-def _unseen(message: str) -> str:
+def _unseen(message: str, replayed: bool) -> str:
     levels = re.search(r"\{.*\}", message)
     named = re.sub(r"np\.\w+\(([^)]*)\)", r"\1", levels.group(0).strip("{}") if levels else message)
+    if not replayed:
+        return f"the levels=[...] of a category leave out {named}, which the data have; add it, or leave these rows out"
     return (
         f"the data contain a category that the fit has not seen: {named}; "
         "only categories of the original data have coefficients; drop these rows or refit with them"
@@ -639,6 +569,10 @@ def _unseen(message: str) -> str:
 
 def _explained(error: Exception) -> str:
     text = _ANSI.sub("", str(error)).strip()
+    if isinstance(error, IndexError):
+        text = (
+            f"{text} (contrasts in C(...) are one of those that formulas know, or a matrix with a row for each level)"
+        )
     cause = error.__cause__
     if isinstance(cause, DesignError):
         term = re.search(r"factor `(.*)`", text)

@@ -1,6 +1,5 @@
 """What of a design is decided by formula and options, before any data are seen."""
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,8 @@ from mixmoe.design.expressions import Lag
 from mixmoe.design.formula import MoEFormula, Part, PartKind
 from mixmoe.design.formulaic_engine import Specs, Term, UsedName
 from mixmoe.design.frame import FrameView, shown, unknown_column
-from mixmoe.errors import ArgumentError, DesignError
+from mixmoe.design.safe import unsafe_reason
+from mixmoe.errors import ArgumentError, DesignError, meant
 
 Engine = Literal["formulaic", "patsy"]
 ResponseKind = Literal["numeric", "categorical", "ordinal"]
@@ -42,6 +42,9 @@ _ELSEWHERE: Mapping[str, str] = {
     "relevel": "C(x, contr.treatment(base='level'))",
     "cut": "a column made beforehand, data['group'] = pd.cut(data['x'], ...)",
     "Error": "the section re: (1 | subject)",
+    "diff": "I(x - lag(x))",
+    "shift": "lag(x), and lag(x, -1) for the row after",
+    "lead": "lag(x, -1)",
     "cbind": "successes as the response, 's ~ ...', with their trials as trials='column' of the fit",
 }  # how functions of other programs are called here
 _CONSTANTS: Mapping[str, str] = {
@@ -87,6 +90,8 @@ class Recipe:
         Columns of the formula that held numbers.
     levels : tuple or None
         Levels of a categorical or ordinal response.
+    foreign : mapping of str to tuple of str
+        Terms, by section, that call more than functions known to work row by row or with a memory.
     """
 
     formula: MoEFormula
@@ -103,6 +108,7 @@ class Recipe:
     kept: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     numeric: frozenset[str] = frozenset()
     levels: tuple[Any, ...] | None = None
+    foreign: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def make_recipe(
@@ -131,7 +137,8 @@ def make_recipe(
     if response != "numeric":
         _require_plain_response(formula, response)
         texts = {**texts, "response": ()}
-    names = {name: _used_names(parts) for name, parts in texts.items()}
+    terms = {name: _terms(parts) for name, parts in texts.items()}
+    names = {name: formulaic_engine.used_names(found) for name, found in terms.items()}
     _refuse_reserved(names)
     typed = {name: _typed_terms(ENGINES[engine], parts) for name, parts in texts.items()}
     _check_smooths(texts, engine, smooths)
@@ -143,9 +150,25 @@ def make_recipe(
         sections={name: tuple(term for term, _ in pairs) for name, pairs in typed.items()},
         kinds={name: tuple(kind for _, kind in pairs) for name, pairs in typed.items()},
         names=names,
-        lags={name: _lags(parts) for name, parts in texts.items()},
+        lags={name: _lags(found) for name, found in terms.items()},
         aux=dict(aux or {}),
         partial_response=partial_response,
+        foreign={name: those for name, found in terms.items() if (those := _foreign(found, context or {}))},
+    )
+
+
+def _terms(parts: tuple[Part, ...]) -> tuple[Term, ...]:
+    """The terms of a section as formulaic reads them, whatever computes them."""
+    return tuple(term for part in parts for term in formulaic_engine.parse_terms(part.text, part.intercept))
+
+
+def _foreign(terms: tuple[Term, ...], context: Mapping[str, Any]) -> tuple[str, ...]:
+    """Terms that call functions of the user, methods of columns, or others about which nothing is known."""
+    return tuple(
+        formulaic_engine.name_of(term)
+        for term in terms
+        if unsafe_reason([term]) is not None
+        or any(used.called and used.name in context for used in formulaic_engine.used_names([term]))
     )
 
 
@@ -214,14 +237,7 @@ def _typed_terms(made: ModuleType, parts: tuple[Part, ...]) -> list[tuple[Term, 
     return sorted(typed, key=lambda pair: made.degree(pair[0]))
 
 
-def _used_names(parts: tuple[Part, ...]) -> tuple[UsedName, ...]:
-    return formulaic_engine.used_names(
-        [term for part in parts for term in formulaic_engine.parse_terms(part.text, part.intercept)]
-    )
-
-
-def _lags(parts: tuple[Part, ...]) -> tuple[Lag, ...]:
-    terms = [term for part in parts for term in formulaic_engine.parse_terms(part.text, part.intercept)]
+def _lags(terms: tuple[Term, ...]) -> tuple[Lag, ...]:
     return tuple(sorted(formulaic_engine.lags_of(terms, lambda _: True), key=lambda lag: lag.name))
 
 
@@ -253,11 +269,12 @@ def collect(frame: FrameView, recipe: Recipe, wanted: tuple[str, ...], required:
         needs.append(Need(str(response_column(formula)), WHERE["response"], complete=not gaps, gaps=gaps))
     lags = [lag for name in wanted for lag in recipe.lags[name] if lag.column in frame]
     alone = formula.random is not None and group is None
-    keys = Keys(group, cluster=recipe.aux.get("cluster"))
+    beside, further = _beside(frame, recipe, required), _further_groups(frame, recipe, required)
+    keys = Keys(group, cluster=recipe.aux.get("cluster"), further=further, time=beside.get("time"))
     if formula.seq is not None and group is not None:
         keys = replace(keys, within=formula.seq.within, order=formula.seq.order)
     needs += [Need(name, where, term=False) for name, where in _key_columns(keys) if name is not None]
-    beside, counted = _beside(frame, recipe, required), "response" in wanted
+    counted = "response" in wanted
     needs += [
         Need(column, f"{label}={column!r}", complete=label != "weights" or not counted, term=label != "cluster")
         for label, column in beside.items()
@@ -276,7 +293,15 @@ def _beside(frame: FrameView, recipe: Recipe, required: bool) -> dict[str, str]:
 
 
 def _key_columns(keys: Keys) -> tuple[tuple[str | None, str], ...]:
-    return ((keys.group, "re:"), (keys.order, "seq:"), (keys.within, "seq:"))
+    further = tuple((name, "re:") for name in keys.further)
+    return ((keys.group, "re:"), *further, (keys.order, "seq:"), (keys.within, "seq:"))
+
+
+def _further_groups(frame: FrameView, recipe: Recipe, required: bool) -> tuple[str, ...]:
+    """Columns that name levels of the groupings behind the first one; of new data those that there are."""
+    first = recipe.formula.random
+    names = dict.fromkeys(name for term in recipe.formula.further for name in term.columns)
+    return tuple(name for name in names if (required or name in frame) and first is not None and name != first.group)
 
 
 def _unique(needs: list[Need]) -> list[Need]:
@@ -334,9 +359,8 @@ def _check_function(frame: FrameView, used: UsedName, recipe: Recipe, section: s
     if used.name in recipe.context or formulaic_engine.is_function(used.name):
         return
     known = sorted({*formulaic_engine.function_names(), *recipe.context})
-    close = difflib.get_close_matches(used.name, known, n=2)
-    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-    hint = f"write {_ELSEWHERE[used.name]}; " if used.name in _ELSEWHERE else hint
+    close = meant(used.name, known, most=2)
+    hint = f"write {_ELSEWHERE[used.name]}; " if used.name in _ELSEWHERE else close and f"{close} "
     raise DesignError(
         f"{WHERE[section]} calls {used.name!r}, which is not a function that formulas know; {hint}"
         f"pass your own functions as context={{{used.name!r}: {used.name}}}"

@@ -27,7 +27,7 @@ MEMBERS = {
     ),
     "contr": frozenset(
         {
-            "treatment", "sas", "sum", "helmert", "diff", "poly", "custom",
+            "treatment", "SAS", "sum", "helmert", "diff", "poly", "custom",
         }
     ),
 }
@@ -67,7 +67,8 @@ def require_safe(formula: MoEFormula) -> None:
     """
     parts = (*formula.expert, *formula.gate, *formula.sigma)
     texts = [formula.response, *(part.text for part in parts)]
-    texts += [text for text in (formula.random and formula.random.design, formula.vary) if text]
+    effects = [term.design for term in (formula.random, *formula.further) if term is not None]
+    texts += [*effects, *([formula.vary] if formula.vary else [])]
     braces = "{" in unquoted(formula.text)
     terms = [] if braces else [term for text in texts for term in parse_terms(text)]
     reason = "code in braces is not allowed" if braces else unsafe_reason(terms)

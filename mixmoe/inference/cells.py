@@ -10,6 +10,7 @@ the columns C of every linear predictor that the experts do not share (coefficie
 are the pairs with ``H_ij != 0`` for one of the predictors. With C components there are ``K!^(C - 1)`` answers.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -20,7 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
-from mixmoe.design.design import Design, continuous_columns, levels_in_use, used_columns
+from mixmoe.design.design import Design, column_terms, continuous_columns, levels_in_use, used_columns
 from mixmoe.mixture.estimate import Flag
 
 IntArray = NDArray[np.intp]
@@ -30,6 +31,7 @@ _RANK = 1e-10  # eigenvalue over the largest that counts
 _UNDECIDED = 1.92  # drop of the log-likelihood to which 95 % limits reach: a smaller one decides nothing
 _EXACT = 1e-6  # drop of the log-likelihood that is rounding
 _LISTED = 4  # levels that a text names
+_NAMED = 6  # coefficients that a text names
 _FEW = 10  # values of a number up to which a text names them one by one
 
 
@@ -195,6 +197,22 @@ def _frame_of(design: Design, columns: Sequence[str], n: int) -> pd.DataFrame:
     """Columns of the data, one row per unit if there are `n` units, else per row."""
     frame = design.frame[list(columns)]
     return (frame if n == design.n else frame.iloc[design.starts]).reset_index(drop=True)
+
+
+def infinite_words(names: list[str]) -> str:
+    """In words: these coefficients are infinite."""
+    listed = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    return f"{listed} {'are' if len(names) > 1 else 'is'} infinite"
+
+
+def columns_of(design: Design, section: str, chosen: BoolArray) -> list[str]:
+    """Columns of the data in the terms of some of the columns of gate or experts, shape (m,)."""
+    terms = {term for term, used in zip(column_terms(design, section), chosen, strict=True) if used}
+    return [
+        name
+        for name in used_columns(design, section)
+        if any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", term) for term in terms)
+    ]
 
 
 def described(design: Design, inside: BoolArray, columns: Sequence[str]) -> str:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mixmoe._typing import Array
-from mixmoe.mixed.likelihood.gaussian import Moments, flat_experts, summed_second_moments, weighted_normal_matrix
+from mixmoe.mixed.likelihood.gaussian import flat_experts, summed_second_moments, weighted_normal_matrix
 from mixmoe.mixed.likelihood.observed import ClosedForm
-from mixmoe.mixed.parameters import Params, Structure, contract, expand
+from mixmoe.mixed.parameters import Params, Structure, free_to_working, working_to_free
 from mixmoe.mixture.gate import gate_log_probabilities, gate_step
 from mixmoe.numerics.linalg import logsumexp
 
@@ -73,8 +73,8 @@ def expectations(problem: ClosedForm, params: Params, given: Array | None = None
         rows += here
         weights = found.reshape(S * K, -1)
         second += summed_second_moments(densities.posterior, factor, sigma, weights).reshape(second.shape)
-        if normal is not None and isinstance(experts.moments, Moments):
-            normal += weighted_normal_matrix(experts.moments, densities.posterior, factor, sigma, weights)
+        if normal is not None:
+            normal += weighted_normal_matrix(experts, densities.posterior, factor, sigma, weights)
     return Expectations(
         loglik,
         responsibilities,
@@ -188,14 +188,35 @@ def _factor(D: Array) -> Array:
 
 
 def em_iterations(problem: ClosedForm, theta: Array, n_iter: int) -> tuple[Array, Array]:
-    """Free vectors (S, P) after `n_iter` pairs of conditional steps, and log-likelihoods before each, (S, 2n)."""
+    """Free vectors (S, P) after `n_iter` pairs of conditional steps, and log-likelihoods before each, (S, 2n).
+
+    Notes
+    -----
+    With tau the responsibilities, V_k = Z D_k Z' + sigma_k^2 I and r = y - X beta_k, a pair of steps is::
+
+        E     tau_ik = P(C_i = k | y_i)
+        CM 1  gamma  <- one Newton step of the softmax regression of tau on w
+              beta_k <- beta_k + (sum_i tau_ik X_i'V_k^-1 X_i)^-1 sum_i tau_ik X_i'V_k^-1 r_i
+        E     tau, E[b b' | y, k] and E|r - Z b|^2 at the new gamma and beta
+        CM 2  gamma  <- one more Newton step
+              D_k    <- sum_i tau_ik E[b_i b_i'] / sum_i tau_ik
+              sigma_k^2 <- sum_i tau_ik E|r_i - Z_i b_i|^2 / sum_i tau_ik n_i
+
+    References
+    ----------
+    Meng & van Dyk (1997), JRSS B 59, 511-567, section 3. Laird & Ware (1982), Biometrics 38, 963-974.
+    """
     trace = np.empty((theta.shape[0], 2 * n_iter))
-    params = expand(problem.structure, problem.free, theta)
+    params = free_to_working(problem.structure, theta)
     for i in range(n_iter):
+        # E-step: responsibilities and the sums that they weigh.
         e = expectations(problem, params)
         trace[:, 2 * i] = e.loglik
+        # CM-step 1, memberships alone missing: gate and fixed effects, random effects integrated out.
         params = update_means(problem, params, e)
+        # E-step again: without it the next step would not be one of AECM, and the likelihood could fall.
         e = expectations(problem, params)
         trace[:, 2 * i + 1] = e.loglik
+        # CM-step 2, random effects missing too: gate, covariances and residual variances from second moments.
         params = update_variances(problem, params, e)
-    return contract(problem.structure, params), trace
+    return working_to_free(problem.structure, params), trace

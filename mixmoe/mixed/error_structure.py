@@ -11,11 +11,11 @@ from mixmoe.arguments import checked_choice, checked_positive
 from mixmoe.design.design import Design, offset_of, weights_of
 from mixmoe.design.frame import shown
 from mixmoe.errors import ArgumentError, DesignError
-from mixmoe.mixed.coordinates import Coordinates, apply_inverse
 from mixmoe.mixed.further_parameters import Correlation, Edge, Extra, Positive, Unbounded
 from mixmoe.mixed.likelihood.correlated import ErrorForm, RowExperts, Rows
 from mixmoe.mixed.likelihood.serial import ErrorKind, Visits
-from mixmoe.mixed.parameters import Residual
+from mixmoe.mixed.parameters import Coordinates, Residual
+from mixmoe.numerics.linalg import apply_inverse
 
 ErrorsBy = Literal["expert", "common"]
 ErrorsDist = Literal["normal", "t"]

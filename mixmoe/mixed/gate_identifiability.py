@@ -3,7 +3,6 @@
 Separated experts, and labels that could be exchanged between cells of its factors.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,29 +10,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
-from mixmoe.design.design import Design, column_terms, continuous_columns, used_columns
-from mixmoe.inference.cells import Predictor, ambiguity_flag, cheapest_exchange, described, linked_cells, pairs_of
-from mixmoe.mixed.coordinates import Coordinates, apply_inverse
-from mixmoe.mixed.information import gate_directions
+from mixmoe.design.design import Design, continuous_columns
+from mixmoe.inference.cells import (
+    Predictor,
+    ambiguity_flag,
+    cheapest_exchange,
+    columns_of,
+    described,
+    infinite_words,
+    linked_cells,
+    pairs_of,
+)
+from mixmoe.mixed.information import Boundary
 from mixmoe.mixed.likelihood.observed import Problem, subject_logliks
-from mixmoe.mixed.parameters import Params, Structure, contract, expand
+from mixmoe.mixed.parameters import Coordinates, Params, Structure, free_to_working, working_to_free
 from mixmoe.mixed.search import permute_params
-from mixmoe.mixed.separation import expert_directions
+from mixmoe.mixed.separation import expert_directions, gate_directions
 from mixmoe.mixture.estimate import EMFit, Flag
 from mixmoe.mixture.gate import gate_log_probabilities
-from mixmoe.numerics.linalg import logsumexp
+from mixmoe.numerics.linalg import apply_inverse, logsumexp
 
 BoolArray = NDArray[np.bool_]
 _NONE = 1e-3  # a probability below this is zero in the limit, where a direction to infinity moves it
 _MOVED = 1e-6  # of the largest, a change along a direction to infinity
-_LISTED = 6  # coefficients that the message names
 
 
-def separation_flags(design: Design, problem: Problem, coordinates: Coordinates, theta: Array) -> tuple[Flag, ...]:
-    """Flags of infinite coefficients at a solution, theta, shape (P,)."""
+def separation_flags(design: Design, problem: Problem, coordinates: Coordinates, at: Boundary) -> tuple[Flag, ...]:
+    """Flags of infinite coefficients at a solution."""
     return (
-        *gate_separation(design, problem, coordinates, theta),
-        *expert_separation(design, problem, coordinates, theta),
+        *gate_separation(design, problem, coordinates, at.theta),
+        *expert_separation(design, problem, coordinates, at),
     )
 
 
@@ -56,10 +62,10 @@ def gate_separation(design: Design, problem: Problem, coordinates: Coordinates, 
     user = np.abs(np.linalg.solve(coordinates.gate, working)).max(axis=2)  # (K - 1, m)
     scale = np.abs(np.linalg.inv(coordinates.gate)).max(axis=1)
     infinite = user > _MOVED * scale
-    gamma = expand(s, problem.free, theta[None]).gamma
+    gamma = free_to_working(s, theta[None]).gamma
     prior = np.exp(gate_log_probabilities(problem.W, gamma))[0]  # (K, N)
     none = _without(prior, problem.W, working)
-    columns = _columns_of(design, "gate", infinite.any(axis=0))
+    columns = columns_of(design, "gate", infinite.any(axis=0))
     places = [f"expert {k + 1} {described(design, where, columns)}" for k, where in enumerate(none) if where.any()]
     names = [f"gate{k + 2}.{design.names.gate[j]}" for k, j in np.argwhere(infinite)]
     cause = f"The gate covariate{'s' if len(columns) > 1 else ''} {', '.join(columns)}" if columns else "The gate"
@@ -67,7 +73,7 @@ def gate_separation(design: Design, problem: Problem, coordinates: Coordinates, 
         Flag(
             "separated_gate",
             f"{cause} leave{'' if len(columns) > 1 else 's'} no subjects to {'; to '.join(places)}: the probability "
-            f"there is zero, and {_infinite(names)}; the printed values only say so "
+            f"there is zero, and {infinite_words(names)}; the printed values only say so "
             f"and have no standard errors. {_what_stands(prior, none)} {_remedy(design, columns)}",
         ),
     )
@@ -106,7 +112,7 @@ def _without(prior: Array, W: Array, directions: Array) -> BoolArray:
     return np.asarray((prior < _NONE) & (apart > _MOVED * np.abs(moves).max()))
 
 
-def expert_separation(design: Design, problem: Problem, coordinates: Coordinates, theta: Array) -> tuple[Flag, ...]:
+def expert_separation(design: Design, problem: Problem, coordinates: Coordinates, at: Boundary) -> tuple[Flag, ...]:
     """A flag that says which expert coefficients are infinite and where responses do not vary, if there are any.
 
     Parameters
@@ -114,55 +120,40 @@ def expert_separation(design: Design, problem: Problem, coordinates: Coordinates
     design : Design
     problem : Problem
     coordinates : Coordinates
-    theta : ndarray, shape (P,)
+    at : Boundary
+        Of a solution.
     """
-    found = expert_directions(problem, theta)
+    found = expert_directions(problem, at.theta, at.responsibilities)
     if found is None or not found.infinite.any():
         return ()
-    directions = np.zeros((theta.size, int(found.infinite.sum())))
+    directions = np.zeros((problem.free.size, int(found.infinite.sum())))
     directions[found.where] = found.vectors[:, found.infinite]
     scale = np.abs(np.linalg.inv(coordinates.expert)).max(axis=1)
     X = apply_inverse(design.expert, coordinates.expert)
     names: dict[str, None] = {}
     places, used = [], np.zeros(len(scale), dtype=bool)
-    for k, at in enumerate(problem.free.beta):
-        infinite = np.abs(np.linalg.solve(coordinates.expert, directions[at])).max(axis=1) > _MOVED * scale
-        moves = np.abs(X @ directions[at]).max(axis=1)
+    for k, beta in enumerate(problem.free.beta):
+        infinite = np.abs(np.linalg.solve(coordinates.expert, directions[beta])).max(axis=1) > _MOVED * scale
+        moves = np.abs(X @ directions[beta]).max(axis=1)
         if not infinite.any():
             continue
         used |= infinite
         for j in np.flatnonzero(infinite):
             owner = "common" if problem.structure.common[j] else f"expert{k + 1}"
             names[f"{owner}.{design.names.expert[j]}"] = None
-        columns = _columns_of(design, "expert", infinite)
+        columns = columns_of(design, "expert", infinite)
         places.append(f"expert {k + 1} {described(design, moves > _MOVED * moves.max(), columns)}")
-    columns = _columns_of(design, "expert", used)
+    columns = columns_of(design, "expert", used)
     ways = [f"leave out {' or '.join(columns)} or merge levels"] if columns else []
     ways += ["share coefficients with common(...)", "use fewer experts"] if problem.structure.n_experts > 1 else []
     return (
         Flag(
             "separated_expert",
             f"Fitted responses of {'; of '.join(places)} have no variance left (all are of one kind, or all zero, or "
-            f"their covariates tell the kinds apart without error): {_infinite(list(names))}; the printed values only "
-            f"say so and have no standard errors. Finite are all other coefficients. Ways out: {', '.join(ways)}.",
+            f"their covariates tell the kinds apart without error): {infinite_words(list(names))}; the printed values "
+            f"only say so and have no standard errors. Finite are all other coefficients. Ways out: {', '.join(ways)}.",
         ),
     )
-
-
-def _infinite(names: list[str]) -> str:
-    """In words: these coefficients are infinite."""
-    listed = ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
-    return f"{listed} {'are' if len(names) > 1 else 'is'} infinite"
-
-
-def _columns_of(design: Design, section: str, chosen: BoolArray) -> list[str]:
-    """Columns of the data in the terms of some of the columns of gate or experts, shape (m,)."""
-    terms = {term for term, used in zip(column_terms(design, section), chosen, strict=True) if used}
-    return [
-        name
-        for name in used_columns(design, section)
-        if any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", term) for term in terms)
-    ]
 
 
 def with_label_flag(fit: EMFit, design: Design, problem: Problem, theta: Array, n_sigma: int) -> EMFit:
@@ -195,7 +186,7 @@ def with_label_flag(fit: EMFit, design: Design, problem: Problem, theta: Array, 
     if not cells.any():
         return fit
     here = logsumexp(subject_logliks(problem, theta), axis=1)
-    params = expand(s, problem.free, theta[None])
+    params = free_to_working(s, theta[None])
     made_of_cells = _Rest(
         s.cov_re != "proportional" and _of_cells(cells, _random_predictors(design, s)),
         _of_cells(cells, [_sigma_predictor(design, s)]),
@@ -205,7 +196,7 @@ def with_label_flag(fit: EMFit, design: Design, problem: Problem, theta: Array, 
     for first, second in pairs_of(s.n_experts):
         order = list(range(s.n_experts))
         order[first], order[second] = second, first
-        moved = contract(s, _rest_permuted(params, order, made_of_cells))[0]
+        moved = working_to_free(s, _rest_permuted(params, order, made_of_cells))[0]
         exchanged[first, second] = logsumexp(subject_logliks(problem, moved), axis=1)
     found = cheapest_exchange(cells, here, exchanged)
     flag = ambiguity_flag(design, cells, s.n_experts, found, "common({})")

@@ -12,9 +12,9 @@ from mixmoe.design.design import Design, offset_of
 from mixmoe.errors import ApproximationWarning, warn
 from mixmoe.families import Distribution
 from mixmoe.inference.uncertainty import checked_alpha
-from mixmoe.mixed.coordinates import apply_inverse
 from mixmoe.mixed.likelihood.modes import Response
 from mixmoe.mixed.options import standardised_name, trials_of
+from mixmoe.mixed.parameters import user_to_working
 from mixmoe.mixed.prediction.courses import (
     CATEGORIES,
     build_grid,
@@ -51,11 +51,11 @@ from mixmoe.mixed.prediction.trajectories import (
 )
 from mixmoe.mixed.results import MEMoEResults
 from mixmoe.mixed.thresholds import OrdinalResponse
+from mixmoe.mixture.estimate import Block
+from mixmoe.numerics.linalg import apply_inverse
 from mixmoe.output.predictions import Interval, Wanted, by_expert, joined
 from mixmoe.output.records import Cell, Curve
 from mixmoe.responses.distribution import Outcome
-
-_COEFFICIENTS = ("expert", "common", "gate")
 
 
 class GLMMResults(MEMoEResults):
@@ -73,32 +73,7 @@ class GLMMResults(MEMoEResults):
     """
 
     _resid_kinds: tuple[str, ...] = ("subject", "mean", "pearson", "deviance", "quantile")
-
-    def to_frame(self, alpha: float = 0.05, exponentiate: bool = False) -> pd.DataFrame:
-        """One row per parameter; with `exponentiate` coefficients as odds, rate or mean ratios.
-
-        Odds are those of a success, or of a higher level of an ordinal response.
-
-        Parameters
-        ----------
-        alpha : float
-            One minus the level of the limits.
-        exponentiate : bool
-            Whether estimates and limits of expert, common and gate coefficients are exponentiated, their standard
-            errors multiplied by the ratio (delta method); tests stay those of the coefficients.
-
-        Returns
-        -------
-        DataFrame
-            See `Results.to_frame`.
-        """
-        frame = super().to_frame(alpha)
-        if exponentiate:
-            rows = frame["block"].isin(_COEFFICIENTS)
-            values = ["estimate", "conf_low", "conf_high"]
-            frame.loc[rows, values] = np.exp(frame.loc[rows, values])
-            frame.loc[rows, "std_error"] *= frame.loc[rows, "estimate"]
-        return frame
+    _ratios: tuple[Block, ...] = ("expert", "common", "gate")
 
     def resid(self, kind: str | None = None, *, given: str = "history", rng: Any = None) -> pd.Series:
         """Residuals, one per row used, in the order of the data.
@@ -195,7 +170,7 @@ class GLMMResults(MEMoEResults):
     def _seen(self, design: Design, known: Design | None, past: History) -> Seen:
         """Rows of a design and what is known of their subjects."""
         model = self.model
-        working = model.coordinates.to_working(model.user(self._vector()))
+        working = user_to_working(model.coordinates, model.user(self._vector()))
         where, memory = np.full(design.n_units, -1), None
         if known is not None and ((where := places(known, design)) >= 0).any():
             self._say_how_exact()
@@ -219,7 +194,7 @@ class GLMMResults(MEMoEResults):
         prior = prior_history(self._known(), d.gate)
         if given == "history":
             self._say_how_exact()
-            working = self.model.coordinates.to_working(e.params)
+            working = user_to_working(self.model.coordinates, e.params)
             layers = one_step_ahead(self.model.problem, working, prior.probabilities)
         else:
             layers = iter([(np.arange(d.n), self._seen(d, None, prior))])

@@ -10,42 +10,36 @@ from mixmoe._typing import Array
 from mixmoe.inference.small_samples import (
     MANY_UNITS,
     Leverage,
-    Moments,
     corrected_by_factors,
     corrected_scores,
     leverage,
     sandwich_moments,
 )
 from mixmoe.inference.uncertainty import CovType, ParamCov, delta_cov, within_clusters, without_parameters
-from mixmoe.mixed.coordinates import Coordinates
-from mixmoe.mixed.further_parameters import spans
 from mixmoe.mixed.likelihood.observed import (
     PredictorInformation,
     Problem,
+    observed_information,
     predictor_information,
     subject_logliks,
     subject_scores,
     unit_information,
 )
 from mixmoe.mixed.parameters import (
-    FreeVector,
+    Coordinates,
     Structure,
-    contract,
-    expand,
-    n_coefficients,
-    n_covariances,
-    positions,
-    to_natural,
+    free_to_reported,
+    free_to_reported_jacobian,
+    free_to_working,
+    working_to_free,
 )
-from mixmoe.mixed.separation import empty_categories, expert_directions
+from mixmoe.mixed.separation import empty_categories, expert_directions, gate_directions
 from mixmoe.mixed.smooth.curvature import whole_information
 from mixmoe.mixture.estimate import Flag, ParamLayout
-from mixmoe.mixture.gate import gate_information, gate_log_probabilities, penalty_meat, posterior_probabilities
-from mixmoe.numerics.complex_step import derivative_along
+from mixmoe.mixture.gate import penalty_meat, posterior_probabilities
 from mixmoe.numerics.linalg import semidefinite_cholesky
 
 _ZERO_SD = 1e-4  # in working coordinates, where the pooled residual standard deviation is one
-_NO_GATE_INFORMATION = 1e-6  # per subject, in a direction of orthonormal gate columns
 _SINGULAR = 1e-9  # smallest eigenvalue of the scaled information that counts as information
 _FLAT = 1e-4  # information of all subjects about a parameter in working coordinates: a standard error of 100 units
 _NO_SCORES = 1e-8  # of the largest eigenvalue of the middle of a sandwich
@@ -69,6 +63,8 @@ class Boundary:
         Reported parameters without a valid standard error.
     singular : bool
         Whether a covariance of random effects is.
+    responsibilities : ndarray, shape (N, K)
+        At `theta`.
     held : ndarray, shape (P, h)
         Directions across which the free vector is taken as known, so that infinite thresholds stay where they are.
     meanings : tuple of str
@@ -81,15 +77,16 @@ class Boundary:
     dead: NDArray[np.bool_]
     blank: tuple[int, ...]
     singular: bool
+    responsibilities: Array
     held: Array
     meanings: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
 
 
 def find_boundary(problem: Problem, coordinates: Coordinates, theta: Array) -> Boundary:
-    """Null directions of the random-effects covariances at a solution."""
+    """Null directions of the random-effects covariances at a solution, what has run into an end, and memberships."""
     s, free = problem.structure, problem.free
-    params = expand(s, free, theta[None])
+    params = free_to_working(s, theta[None])
     dead = np.zeros(free.size, dtype=bool)
     factor = params.factor.copy()
     columns = s.factor_entries[1]
@@ -104,27 +101,27 @@ def find_boundary(problem: Problem, coordinates: Coordinates, theta: Array) -> B
         if s.cov_re != "proportional" or not null.all():
             dead[free.factor[k][null[columns]]] = True
         singular.append(bool(null.any()))
-    clean = contract(s, replace(params, factor=factor))[0]
-    natural = to_natural(s, coordinates.to_user(expand(s, free, clean[None])))[0]
-    of_effects = _blank(s, natural, coordinates, singular)
+    clean = working_to_free(s, replace(params, factor=factor))[0]
+    of_effects = _blank(s, free_to_reported(s, coordinates, clean[None])[0], coordinates, singular)
     is_singular = bool(dead.any()) or bool(of_effects)
+    tau = posterior_probabilities(subject_logliks(problem, clean))
     # What has run into an end is held at it: there the score need not vanish, and no curvature stands for an error.
-    ends, empty = reached_edges(s, free, theta), empty_categories(problem, theta)
+    ends, empty = reached_edges(s, theta), empty_categories(problem, tau)
     dead[[*ends, *empty.closed]] = True
-    first = natural.size - free.size  # further parameters come last, in the same order, in both vectors
-    n_cuts = 0 if s.thresholds is None else len(s.thresholds.parameters(s.n_experts))
-    infinite = [natural.size - n_cuts + at for at in empty.infinite]
-    held = natural_jacobian(problem, coordinates, clean)[infinite].T if infinite else np.zeros((free.size, 0))
-    blank = (*of_effects, *(first + at for at in ends), *infinite)
-    return Boundary(clean, dead, blank, is_singular, held, tuple(ends.values()), empty.meanings)
+    further = s.reported.size - free.size  # further parameters come last, in the same order, in both vectors
+    infinite, held = [s.reported.last.start + at for at in empty.infinite], np.zeros((free.size, 0))
+    if infinite:
+        held = free_to_reported_jacobian(s, coordinates, clean)[infinite].T
+    blank = (*of_effects, *(further + at for at in ends), *infinite)
+    return Boundary(clean, dead, blank, is_singular, tau, held, tuple(ends.values()), empty.meanings)
 
 
-def reached_edges(s: Structure, free: FreeVector, theta: Array) -> dict[int, str]:
+def reached_edges(s: Structure, theta: Array) -> dict[int, str]:
     """Free parameters, shape (P,), that have run into an end of their space, and what the model becomes there."""
     found: dict[int, str] = {}
-    for extra, where in spans(s.extras):
+    for extra, where in s.spans:
         names = [p.name for p in extra.parameters(s.n_experts)]
-        places = dict.fromkeys(free.extra[:, where].ravel().tolist())
+        places = dict.fromkeys(s.free.extra[:, where].ravel().tolist())
         for at, name in zip(places, names, strict=True):
             for edge in extra.edges:
                 if edge.reached(theta[at]):
@@ -154,34 +151,16 @@ def _canonical(T: Array) -> Array:
     return semidefinite_cholesky(T @ T.T, tol=_ZERO_SD**2, floor=_ZERO_SD**2)
 
 
-def _blank(s: Structure, natural: Array, coordinates: Coordinates, singular: list[bool]) -> tuple[int, ...]:
-    """Zero standard deviations, and all correlations of a singular covariance."""
-    q = s.n_random
-    n_pairs = q * (q - 1) // 2 if s.correlated else 0
-    at = n_coefficients(s)
-    blank: list[int] = []
-    for k in range(n_covariances(s)):
-        sd = natural[at : at + q]
-        smallest = _ZERO_SD * coordinates.scale / np.abs(np.diag(coordinates.random))
-        blank += [at + int(j) for j in np.flatnonzero(sd <= smallest)]
+def _blank(s: Structure, reported: Array, coordinates: Coordinates, singular: list[bool]) -> list[int]:
+    """Zero standard deviations, all correlations of a singular covariance, and multiples that are none."""
+    q, at, blank = s.n_random, s.reported, []
+    smallest = _ZERO_SD * coordinates.scale / np.abs(np.diag(coordinates.random))
+    for positions, is_singular in zip(at.random, singular, strict=False):
+        blank += positions[:q][reported[positions[:q]] <= smallest].tolist()
         # Of a singular covariance some correlation is -1 or 1, or one with a zero: none has a standard error.
-        if singular[k]:
-            blank += range(at + q, at + q + n_pairs)
-        at += q + n_pairs
-    if s.cov_re == "proportional" and q:
-        blank += [at + j for j in range(s.n_experts - 1) if not _ZERO_SD < natural[at + j] < 1 / _ZERO_SD]
-    return tuple(blank)
-
-
-def natural_jacobian(problem: Problem, coordinates: Coordinates, theta: Array) -> Array:
-    """Derivatives of the reported parameters in the free ones, shape (P, P), exact by complex steps."""
-
-    def natural(rows: Array) -> Array:
-        return to_natural(problem.structure, coordinates.to_user(expand(problem.structure, problem.free, rows)))
-
-    # On a boundary, a correlation of a zero standard deviation is 0 / 0: NaN, as is then its derivative.
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return derivative_along(natural, theta, np.eye(theta.size)).T
+        blank += positions[q:].tolist() if is_singular else []
+    omega = reported[at.omega]
+    return blank + at.omega[~((omega > _ZERO_SD) & (omega < 1 / _ZERO_SD))].tolist()
 
 
 def covariance(
@@ -213,38 +192,53 @@ def covariance(
     ParamCov
         With one expert and the correction it has moments, for t and F statistics.
     """
+    # 1. Where the solution lies on the boundary of the space, and the directions in which data say something.
     at = find_boundary(problem, coordinates, theta)
-    n_units = problem.n_subjects if clusters is None else int(clusters.max()) + 1
-    corrected = kind != "nonrobust" and correction and n_units < MANY_UNITS
-    # Informations of single units cost P scores of all units: only where a correction needs them.
-    by_unit = _information_of_units(problem, at.theta, clusters) if corrected else None
     basis = informative_basis(problem, at)
-    # A penalty belongs to no unit: its curvature is in the whole only.
-    summed = by_unit is not None and problem.penalty is None and problem.ridge is None
-    # The sum over units is the whole information already: no second pass.
-    whole = by_unit.whole() if by_unit is not None and summed else whole_information(problem, at.theta)
+    n_units = problem.n_subjects if clusters is None else int(clusters.max()) + 1
+    penalised = problem.penalty is not None or problem.ridge is not None
+    # 2. The information. That of single units costs P scores of all units: only where a correction needs it.
+    by_unit: _Matrices | _Predictors | None = None
+    if kind != "nonrobust" and correction and n_units < MANY_UNITS:
+        if problem.has_many_columns:
+            by_unit = _Predictors(problem, list(predictor_information(problem, at.theta)), clusters)
+        else:
+            by_unit = _Matrices(problem, unit_information(problem, at.theta, clusters))
+    # The sum over units is the whole information, but for a penalty, which belongs to no unit.
+    whole = whole_information(problem, at.theta) if by_unit is None or penalised else by_unit.whole()
+    # 3. Its inverse, and what it says about the reported parameters.
     known = identified(problem, coordinates, at, invert_information(whole, basis), layout)
     flags = (*known.flags, *few_units(problem, at, None if clusters is None else n_units))
     if kind == "nonrobust":
         matrix = delta_cov(known.jacobian, known.inverse.matrix)
         found = ParamCov(without_parameters(matrix, known.blank), kind, flags=flags)
         return _with_limits(found, matrix, problem, basis, at, known)
+    # 4. The middle of the sandwich: scores of the units, corrected for their leverage, and those of penalties.
     scores = within_clusters(subject_scores(problem, at.theta), clusters)
-    middle = _plain(scores, known.inverse) if by_unit is None else _corrected(problem, scores, by_unit, known, basis)
-    if problem.penalty is not None or problem.ridge is not None:
+    if by_unit is None:
+        middle = Middle(scores @ known.inverse.half, known.inverse.half)
+    else:
+        middle = _corrected(problem, scores, by_unit, known, basis)
+    if penalised:
         middle = replace(middle, scores=np.vstack([middle.scores, _scores_of_penalty(problem, at.theta) @ middle.back]))
-    weights = known.jacobian @ middle.back
-    lost = _touched(known.jacobian, middle.null)
-    blank = sorted({*known.blank, *lost})
-    if middle.null.shape[1]:
-        flags = (*known.flags, _about_rank(middle, [layout.names[i] for i in lost], clusters is not None))
-    moments = None
-    # The moments of CR2 assume known memberships; with several experts no t distribution is claimed.
+    # 5. What no unit has a score for has no standard error.
+    weights, null = known.jacobian @ middle.back, middle.null
+    lost = _touched(known.jacobian, null)
+    if null.shape[1]:
+        flags = (*known.flags, _about_rank(middle, null, [layout.names[i] for i in lost], clusters is not None))
+    # 6. The sandwich in the reported parameters. The moments of CR2 assume known memberships: with several experts no t
+    # distribution is claimed.
+    moments, about = None, [] if clusters is None else [f"{n_units} clusters"]
+    if middle.corrected:
+        about.append("scores corrected for leverage")
     if middle.units is not None and problem.structure.n_experts == 1 and problem.ridge is None:
         moments = sandwich_moments(weights, middle.units)
+        about[-1] += " (CR2), t and F statistics with Satterthwaite's degrees of freedom"
     matrix = delta_cov(weights, middle.scores.T @ middle.scores)
-    note = "; ".join(filter(None, ["" if clusters is None else f"{n_units} clusters", _about(middle, moments)]))
-    found = ParamCov(without_parameters(matrix, blank), kind, note, correction, flags=flags, moments=moments)
+    blank = sorted({*known.blank, *lost})
+    found = ParamCov(
+        without_parameters(matrix, blank), kind, "; ".join(about), correction, flags=flags, moments=moments
+    )
     return _with_limits(found, matrix, problem, basis, at, known)
 
 
@@ -268,7 +262,7 @@ def resampled_covariance(problem: Problem, coordinates: Coordinates, theta: Arra
     """
     at = find_boundary(problem, coordinates, theta)
     gate, whole = gate_directions(problem, at.theta), np.atleast_2d(np.cov(draws, rowvar=False))
-    where = positions(problem.structure).gate.ravel()
+    where = problem.structure.reported.gate.ravel()
     unit = np.linalg.inv(coordinates.gate)  # a change of basis is wanted, not a solution
     J = problem.structure.n_experts - 1
     # Gate coefficients of every expert change basis alike: a Kronecker product with the identity.
@@ -294,7 +288,7 @@ def _scores_of_penalty(problem: Problem, theta: Array) -> Array:
     if problem.ridge is not None:
         out = problem.ridge
     if problem.penalty is not None:
-        gamma = expand(problem.structure, problem.free, theta[None]).gamma
+        gamma = free_to_working(problem.structure, theta[None]).gamma
         values, vectors = np.linalg.eigh(penalty_meat(problem.penalty, problem.W, gamma))
         of_gate = np.zeros((theta.size, theta.size))
         where = np.arange(theta.size)[problem.free.gate].ravel()
@@ -328,7 +322,7 @@ def identified(
     problem: Problem, coordinates: Coordinates, at: Boundary, inverse: "InverseInformation", layout: ParamLayout
 ) -> Identified:
     """Which reported parameters have a standard error: not those at an end of their space, infinite or flat."""
-    jacobian = np.nan_to_num(natural_jacobian(problem, coordinates, at.theta))
+    jacobian = np.nan_to_num(free_to_reported_jacobian(problem.structure, coordinates, at.theta))
     elsewhere = {*at.blank, *_touched(jacobian, inverse.infinite)}
     without = _touched(jacobian, inverse.flat)
     flat = [layout.names[i] for i in without if i not in elsewhere]
@@ -371,10 +365,6 @@ class Middle:
         # Fewer units than parameters leave directions without any score: a variance of zero there would be a claim.
         values, vectors = np.linalg.eigh(self.scores.T @ self.scores)
         return self.back @ vectors[:, values <= _NO_SCORES * values.max(initial=0.0)]
-
-
-def _plain(scores: Array, inverse: "InverseInformation") -> Middle:
-    return Middle(scores @ inverse.half, inverse.half)
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,14 +423,6 @@ class _Predictors:
         return Middle(out, back, corrected=True)
 
 
-def _information_of_units(
-    problem: Problem, theta: Array, clusters: NDArray[np.int64] | None
-) -> "_Matrices | _Predictors":
-    if problem.has_many_columns:
-        return _Predictors(problem, list(predictor_information(problem, theta)), clusters)
-    return _Matrices(problem, unit_information(problem, theta, clusters))
-
-
 def _corrected(
     problem: Problem, scores: Array, by_unit: "_Matrices | _Predictors", known: Identified, basis: "Basis"
 ) -> Middle:
@@ -460,7 +442,7 @@ def few_units(problem: Problem, at: Boundary, n_clusters: int | None = None) -> 
     """The flag of an expert that has few subjects, or of a model that has few clusters, for its coefficients."""
     n_coefficients, K = problem.n_coefficients, problem.structure.n_experts
     if n_clusters is None:
-        sizes = posterior_probabilities(subject_logliks(problem, at.theta)).sum(axis=0)
+        sizes = at.responsibilities.sum(axis=0)
         word, owners = "subjects", [f" of expert {k + 1}" if K > 1 else "" for k in range(K)]
     else:  # each of them may hold all experts
         sizes, word, owners = np.array([float(n_clusters)]), "clusters", [""]
@@ -479,9 +461,9 @@ def few_units(problem: Problem, at: Boundary, n_clusters: int | None = None) -> 
     )
 
 
-def _about_rank(middle: Middle, names: list[str], clustered: bool) -> Flag:
+def _about_rank(middle: Middle, null: Array, names: list[str], clustered: bool) -> Flag:
     word = "clusters" if clustered else "subjects"
-    n, rank = len(middle.scores), middle.scores.shape[1] - middle.null.shape[1]
+    n, rank = len(middle.scores), middle.scores.shape[1] - null.shape[1]
     return Flag(
         "few_subjects",
         f"The scores of the {n} {word} have rank {rank} for {middle.scores.shape[1]} parameters: a sandwich of them is "
@@ -497,42 +479,6 @@ def _about_flat(names: list[str]) -> Flag:
         "printed values are those where the search happened to stop, without standard errors. Share them between "
         "experts, leave them out, or use fewer experts.",
     )
-
-
-def _about(middle: Middle, moments: Moments | None) -> str:
-    """The correction in words."""
-    if not middle.corrected:
-        return ""
-    if moments is not None:
-        return "scores corrected for leverage (CR2), t and F statistics with Satterthwaite's degrees of freedom"
-    return "scores corrected for leverage"
-
-
-@dataclass(frozen=True, slots=True)
-class GateDirections:
-    """Directions of the gate coefficients in working coordinates.
-
-    Attributes
-    ----------
-    vectors : ndarray, shape (d, d)
-        Orthonormal, one per column.
-    infinite : ndarray of bool, shape (d,)
-        Along these the gate separates the experts perfectly: the maximum lies at infinity.
-    """
-
-    vectors: Array
-    infinite: NDArray[np.bool_]
-
-
-def gate_directions(problem: Problem, theta: Array) -> GateDirections:
-    """Eigenvectors of the information of the gate, were the memberships known."""
-    gamma = expand(problem.structure, problem.free, theta[None]).gamma
-    weights = np.ones(problem.n_subjects)
-    information = gate_information(problem.W, gate_log_probabilities(problem.W, gamma), weights)[0]
-    values, vectors = np.linalg.eigh(information / problem.n_subjects)
-    if problem.penalty is not None:  # the prior keeps all coefficients finite
-        return GateDirections(vectors, np.zeros(values.size, dtype=bool))
-    return GateDirections(vectors, values < _NO_GATE_INFORMATION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -558,7 +504,7 @@ def informative_basis(problem: Problem, at: Boundary) -> Basis:
     directions[problem.free.gate, problem.free.gate] = gate.vectors
     infinite = np.zeros(at.theta.size, dtype=bool)
     infinite[problem.free.gate] = gate.infinite
-    experts = expert_directions(problem, at.theta)
+    experts = expert_directions(problem, at.theta, at.responsibilities)
     if experts is not None:
         directions[np.ix_(experts.where, experts.where)] = experts.vectors
         infinite[experts.where] = experts.infinite
@@ -615,3 +561,9 @@ def invert_information(information: Array, basis: Basis) -> InverseInformation:
     degenerate = steep @ (vectors[:, ~good] / scale[:, None])
     degenerate /= np.maximum(np.linalg.norm(degenerate, axis=0), np.finfo(float).tiny)
     return InverseInformation(half, np.hstack([flat, degenerate]), basis.infinite)
+
+
+def inverse_at(problem: Problem, coordinates: Coordinates, theta: Array) -> tuple[Boundary, InverseInformation]:
+    """Where a solution lies on the boundary, and the inverse of the observed information there."""
+    at = find_boundary(problem, coordinates, theta)
+    return at, invert_information(observed_information(problem, at.theta), informative_basis(problem, at))

@@ -20,18 +20,19 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from mixmoe._typing import Array
-from mixmoe.mixed.collapse import nearly_exact
 from mixmoe.mixed.em import expectations, updated_factor
-from mixmoe.mixed.likelihood.gaussian import LOG_2PI, RowMoments
+from mixmoe.mixed.end_points import nearly_exact
+from mixmoe.mixed.likelihood.gaussian import LOG_2PI, GaussianExperts
 from mixmoe.mixed.likelihood.observed import ClosedForm, evaluate, subject_logliks
-from mixmoe.mixed.parameters import Params, contract, expand
+from mixmoe.mixed.parameters import Params, free_to_working, working_to_free
 from mixmoe.mixed.starting_values import OneExpert, fewer_experts, one_expert_problem
 from mixmoe.mixture.gate import gate_log_probabilities
 from mixmoe.numerics.linalg import logsumexp
 
 _LITTLE = 10.0  # log-likelihood per further parameter up to which an expert may be a handful of subjects
 _MOST_COEFFICIENTS = 40  # of an expert, up to which one is inserted
-_BATCHES, _BATCH = 8, 128  # sets of subjects that are drawn; of each batch a quarter goes on
+_BATCHES, _BATCH = 4, 128  # sets of subjects that are drawn; of each batch a quarter goes on
+_PAIRS = 96  # of a batch
 _SET_ROUNDS, _FIRST_ROUNDS = 2, 2  # EM steps with a set as it is, and with whoever joins or leaves it, among the few
 _ROUNDS, _KEPT = (2, 3), (64, 64)  # further steps among the few, and how many go on
 _FINAL_ROUNDS = 6  # steps of those that are left, with a gate of their own, among the many
@@ -133,7 +134,7 @@ def inserted_starts(problem: ClosedForm, one: OneExpert, smaller: Array, n: int,
 
 def beside(below: ClosedForm, theta: Array) -> Beside:
     """What the fit `theta`, shape (P',), says about each subject."""
-    params = expand(below.structure, below.free, theta[None])
+    params = free_to_working(below.structure, theta[None])
     joint = subject_logliks(below, theta).T
     log_prior = gate_log_probabilities(below.W, params.gamma)[0]
     return Beside(below, params, logsumexp(joint, axis=0), joint.argmax(axis=0), log_prior)
@@ -148,7 +149,7 @@ def with_new(problem: ClosedForm, params: Params, new: Inserted) -> Array:
         np.concatenate([np.repeat(getattr(params, name), C, axis=0), getattr(new.params, name)], axis=1)
         for name in ("gamma", "beta", "factor", "sigma", "extra")
     )
-    return contract(problem.structure, Params(*parts))
+    return working_to_free(problem.structure, Params(*parts))
 
 
 def reinserted_starts(problem: ClosedForm, one: OneExpert, theta: Array, n: int, rng: np.random.Generator) -> Array:
@@ -166,20 +167,21 @@ def reinserted_starts(problem: ClosedForm, one: OneExpert, theta: Array, n: int,
 def without_expert(problem: ClosedForm, theta: Array, k: int) -> Array:
     """Free vector, with one expert fewer, of the fit `theta`, shape (P,), without its expert k."""
     below = fewer_experts(problem)
-    p = expand(problem.structure, problem.free, theta[None])
+    p = free_to_working(problem.structure, theta[None])
     full = np.delete(np.concatenate([np.zeros_like(p.gamma[:, :1]), p.gamma], axis=1), k, axis=1)
     parts = (np.delete(part, k, axis=1) for part in (p.beta, p.factor, p.sigma, p.extra))
-    return contract(below.structure, Params(full[:, 1:] - full[:, :1], *parts))[0]
+    return working_to_free(below.structure, Params(full[:, 1:] - full[:, :1], *parts))[0]
 
 
 def insertions(fit: Beside, features: Array, rng: np.random.Generator) -> Inserted:
     """New experts beside a fit, grown from random sets of subjects."""
-    order = np.argsort(-worth(fit), kind="stable")
+    order = np.argsort(-worth(fit, np.arange(fit.base.size)[:, None]), kind="stable")
     few, many = order[:_FEW], order[:_MANY]
     alone = one_expert_problem(fit.problem)
-    part = alone.take(few)
+    part, pairs = alone.take(few), _pairs(fit, few)
     # Small batches: the working arrays of more sets at once would not fit the cache.
-    new = _together([_best(_grown_sets(fit, part, few, features[few], rng), _BATCH // 4) for _ in range(_BATCHES)])
+    sets = [_sets(features[few], pairs, rng) for _ in range(_BATCHES)]
+    new = _together([_best(_grown_sets(fit, part, few, *each), _BATCH // 4) for each in sets])
     for rounds, kept in zip(_ROUNDS, _KEPT, strict=True):
         for _ in range(rounds):
             new = _grown(fit, part, new, tilt=False)
@@ -217,34 +219,36 @@ def _unless_exact(fit: Beside, new: Inserted) -> Inserted:
     return replace(new, gain=np.where(exact, -np.inf, new.gain))
 
 
-def worth(fit: Beside) -> Array:
-    """By how much the log-density of each subject, shape (N,), is below that under the best expert of her own.
+def worth(fit: Beside, sets: NDArray[np.intp]) -> Array:
+    """By how much the log-density of each set of subjects, shape (C, size), is below that under its own best expert.
 
-    Without random effects and with a residual deviation not below a tenth of the largest: no new expert gives more.
+    Without random effects and with a residual deviation not below a tenth of the largest: for a single subject no new
+    expert gives more.
     """
-    s, m = fit.problem.structure, fit.problem.experts.moments
-    if isinstance(m, RowMoments):
+    s, m = fit.problem.structure, fit.problem.experts
+    if not isinstance(m, GaussianExperts):
         raise TypeError("no expert is inserted where columns are many; ask gains_little first")
-    XX, Xy = np.moveaxis(m.XX, 2, 0), m.Xy.T
+    together = (each[..., sets].sum(axis=-1) for each in (m.XX, m.Xy, m.yy, m.n, m.log_weight, fit.base))
+    XX, Xy, yy, n, log_weight, base = together
+    XX, Xy = np.moveaxis(XX, 2, 0), Xy.T
     ridge = 1e-8 * (1 + np.trace(XX, axis1=1, axis2=2))[:, None, None] * np.eye(XX.shape[1])
     own = np.linalg.solve(XX + ridge, Xy[..., None])[..., 0]
-    squares = np.maximum(m.yy - (own * Xy).sum(axis=1), 0.0)
+    squares = np.maximum(yy - (own * Xy).sum(axis=1), 0.0)
     largest = float(fit.params.sigma.max())
-    sigma = np.maximum(np.sqrt(squares / m.n), _NARROW * largest) if s.residual == "expert" else largest
-    log_density = 0.5 * m.log_weight - m.n * (0.5 * LOG_2PI + np.log(sigma)) - squares / (2 * sigma**2)
-    return np.asarray(log_density - fit.base)
+    sigma = np.maximum(np.sqrt(squares / n), _NARROW * largest) if s.residual == "expert" else largest
+    log_density = 0.5 * log_weight - n * (0.5 * LOG_2PI + np.log(sigma)) - squares / (2 * sigma**2)
+    return np.asarray(log_density - base)
 
 
 def _grown_sets(
-    fit: Beside, alone: ClosedForm, subjects: NDArray[np.intp], features: Array, rng: np.random.Generator
+    fit: Beside, alone: ClosedForm, subjects: NDArray[np.intp], sets: Array, first: NDArray[np.intp]
 ) -> Inserted:
-    """Experts fitted to random sets of subjects, and to whoever joins them."""
+    """Experts fitted to sets of subjects, of which `first` are members, and to whoever joins them."""
     p, s = fit.params, fit.problem.structure
-    given, first = _sets(features, rng)
     source = fit.owner[subjects[first]]
     full = np.concatenate([np.zeros((1, s.n_gate)), p.gamma[0]])[:, None]
     params = Params(full[source], *(part[0][source][:, None] for part in (p.beta, p.factor, p.sigma, p.extra)))
-    new = Inserted(np.zeros(len(source)), params, subjects, given, source)
+    new = Inserted(np.zeros(len(source)), params, subjects, sets, source)
     for _ in range(_SET_ROUNDS):
         new = replace(new, params=_fitted(fit, alone, new))
     for _ in range(_FIRST_ROUNDS):
@@ -252,23 +256,29 @@ def _grown_sets(
     return new
 
 
-def _sets(features: Array, rng: np.random.Generator) -> tuple[Array, NDArray[np.intp]]:
-    """Memberships, shape (C, n), of random sets of subjects, and the first of each.
+def _pairs(fit: Beside, subjects: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Pairs of places among the subjects, shape (n, 2), by how much an expert of its own would be worth to each."""
+    pairs = np.column_stack(np.triu_indices(subjects.size, 1))
+    return pairs[np.argsort(-worth(fit, subjects[pairs]), kind="stable")]
 
-    Subjects are ordered by worth, and drawn more often the more they are worth. Every other set is two at random, the
-    others are neighbours in directions of random weight.
+
+def _sets(features: Array, pairs: NDArray[np.intp], rng: np.random.Generator) -> tuple[Array, NDArray[np.intp]]:
+    """Memberships, shape (C, n), of random sets of subjects, and a member of each.
+
+    Subjects and pairs are ordered by worth, and drawn more often the more they are worth. Three of four sets are pairs,
+    the others are neighbours in directions of random weight.
     """
-    n = len(features)
-    first, second = (n * rng.uniform(size=(2, _BATCH)) ** 2).astype(int)
-    weight = rng.exponential(size=(_BATCH, 1, features.shape[1]))
+    n, others = len(features), _BATCH - _PAIRS
+    two = pairs[(len(pairs) * rng.uniform(size=_PAIRS) ** 2).astype(int)]
+    first = (n * rng.uniform(size=others) ** 2).astype(int)
+    weight = rng.exponential(size=(others, 1, features.shape[1]))
     distance = (weight * (features - features[first, None]) ** 2).sum(axis=2)
-    size = np.exp(rng.uniform(np.log(2), np.log(max(n / 8, 3)), size=_BATCH)).astype(int)
-    pairs, rows = np.arange(0, _BATCH, 2), np.arange(_BATCH)
-    size[pairs] = 2
-    distance[pairs, second[pairs]] = -1.0
-    distance[rows, first] = -2.0
-    rank = distance.argsort(axis=1).argsort(axis=1)
-    return (rank < size[:, None]).astype(float), first
+    distance[np.arange(others), first] = -1.0
+    size = np.exp(rng.uniform(np.log(2), np.log(max(n / 8, 3)), size=others)).astype(int)
+    near = distance.argsort(axis=1).argsort(axis=1) < size[:, None]
+    paired = np.zeros((_PAIRS, n))
+    paired[np.arange(_PAIRS)[:, None], two] = 1.0
+    return np.vstack([paired, near]), np.append(two[:, 0], first)
 
 
 def _fitted(fit: Beside, alone: ClosedForm, new: Inserted) -> Params:

@@ -1,9 +1,7 @@
 """MEMoE: formula, data and structure of a mixed-effects mixture of experts."""
 
 from collections.abc import Mapping, Sequence
-from copy import copy
 from dataclasses import replace
-from functools import reduce
 from typing import Any, get_args
 
 import numpy as np
@@ -17,13 +15,12 @@ from mixmoe.design.recipe import ResponseKind
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Estimated, FamilySpec
 from mixmoe.inference.uncertainty import ParamCov, checked_cov_type
-from mixmoe.mixed.coordinates import apply_inverse
-from mixmoe.mixed.degeneracy import CATEGORIES, far_origin, find_flags, uncertainty_flags
+from mixmoe.mixed.degeneracy import CATEGORIES, uncertainty_flags
 from mixmoe.mixed.error_structure import ErrorsBy, ErrorsDist, ErrorSetup, build_errors, checked_errors
-from mixmoe.mixed.gate_identifiability import separation_flags, with_label_flag
+from mixmoe.mixed.estimation import Estimation
+from mixmoe.mixed.gate_identifiability import with_label_flag
 from mixmoe.mixed.glmm_results import GLMMResults
-from mixmoe.mixed.information import covariance, find_boundary, natural_jacobian
-from mixmoe.mixed.likelihood.observed import Problem, build_problem, evaluate, penalty_at, restriction, subject_logliks
+from mixmoe.mixed.likelihood.observed import Problem, evaluate, restriction, subject_logliks
 from mixmoe.mixed.likelihood.quadrature import with_integral_flag
 from mixmoe.mixed.likelihood.serial import ErrorKind
 from mixmoe.mixed.options import (
@@ -39,37 +36,29 @@ from mixmoe.mixed.options import (
     cluster_codes,
     coordinates_of,
     experts_of,
-    start_vector,
     with_levels,
 )
 from mixmoe.mixed.parameters import (
     CovRE,
-    Params,
     Residual,
     Structure,
-    contract,
-    expand,
-    from_natural,
-    outside_space,
-    to_natural,
+    free_to_reported_jacobian,
 )
 from mixmoe.mixed.results import MEMoEResults
-from mixmoe.mixed.search import Search, default_starts, off_boundary, order_experts, search, search_carried, search_from
-from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing, effective, smooth_maximum
-from mixmoe.mixed.smooth.functions import coarse_design, functions_of, geometry_of, layout_of, uncentred
+from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing
+from mixmoe.mixed.smooth.functions import functions_of, layout_of, uncentred
 from mixmoe.mixed.smooth.results import SmoothGLMMResults, SmoothResults
-from mixmoe.mixed.subject_refits import Refitting, bootstrap_covariance
-from mixmoe.mixture.estimate import EMFit, ParamLayout, Starts, better, seeded, warn_flags
-from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty, posterior_probabilities
-from mixmoe.numerics.linalg import logsumexp
+from mixmoe.mixture.estimate import EMFit, ParamLayout, seeded, warn_flags
+from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty
+from mixmoe.numerics.linalg import apply_inverse, logsumexp
 from mixmoe.numerics.optimise import Control
 from mixmoe.output.saved import SavedFit
 from mixmoe.results import restored
 
-_DEFAULT = Control()
+_STARTS = 32  # random ones for each expert when the user names no number
 
 
-class MEMoE(Refitting):
+class MEMoE(Estimation):
     """Mixed-effects mixture of experts.
 
     Each subject belongs to one of K experts; a softmax gate on baseline covariates gives the probabilities, and each
@@ -292,29 +281,7 @@ class MEMoE(Refitting):
     def results(self, fit: EMFit, cov: ParamCov) -> MEMoEResults:
         """An estimate of this model as results."""
         plain, smooth = (MEMoEResults, SmoothResults) if self.response.gaussian else (GLMMResults, SmoothGLMMResults)
-        return (smooth if fit.smoothing.size else plain)(self._penalised(fit), fit, cov)
-
-    def coarse(self) -> "MEMoE":
-        """The model with a few columns for each of its functions, without penalties."""
-        other = copy(self)
-        other.design, other.settings = coarse_design(self.design), {**self.settings, "smoothing": None}
-        other._arrange(build_structure(other.design, self.n_experts, self.structure.cov_re, self.response))
-        other.layout = layout_of(other.design, other.structure)
-        return other
-
-    def _penalised(self, fit: EMFit) -> "MEMoE":
-        """The model with the penalties of a fit."""
-        if self.smoothing is not None or not fit.smoothing.size:
-            return self
-        return self.at(fit.smoothing, self.working(fit.params))
-
-    def at(self, lambdas: Array, theta: Array) -> "MEMoE":
-        """The model with its functions penalised by smoothing parameters, at an estimate of the free vector."""
-        other = copy(self)
-        geometry = geometry_of(self.functions, self.problem.free, self.structure, self.coordinates)
-        other.smoothing = effective(self, geometry, lambdas, theta)
-        other.problem = replace(self.problem, ridge=geometry.root(lambdas), effective=other.smoothing.of_experts)
-        return other
+        return (smooth if fit.smoothing.size else plain)(self.penalised(fit), fit, cov)
 
     def _arrange(self, structure: Structure) -> None:
         """Set what depends on the data: coordinates, errors and the likelihood."""
@@ -327,6 +294,12 @@ class MEMoE(Refitting):
         if self.design.smooths:
             coordinates = uncentred(coordinates, self.design)
         self.structure, self.coordinates = structure, coordinates
+        # What the working response's unit takes from the log-likelihood, and with REML what the units of response and
+        # columns add to -1/2 log|X'V^-1X|.
+        self.log_scale = self.design.n * float(np.log(coordinates.scale))
+        if self.settings["method"] == "reml":
+            p, log_columns = len(coordinates.expert), float(np.linalg.slogdet(coordinates.expert)[1])
+            self.log_scale -= p * float(np.log(coordinates.scale)) - log_columns
         self.functions = functions_of(self.design, structure)
         self.given_smoothing = checked_smoothing(self.settings["smoothing"], self.functions)
         self.problem: Problem = self._problem(self.design)
@@ -348,7 +321,7 @@ class MEMoE(Refitting):
         c = self.coordinates
         experts = experts_of(design, self.response, c) if self.errors is None else self.errors.experts(design, c)
         W, restricted = apply_inverse(design.gate, c.gate), self.settings["method"] == "reml"
-        return build_problem(self.structure, experts, W, self.gate_penalty, restricted)
+        return Problem(self.structure, experts, W, self.gate_penalty, restricted)
 
     def fit(
         self,
@@ -401,12 +374,12 @@ class MEMoE(Refitting):
         checked_cov_type(kind)
         control = Control(checked_count(max_iter, "max_iter"), checked_positive(tol, "tol"), progress=progress)
         generator = checked_rng(rng)
-        default = default_starts(self.n_experts) if start is None else 0
+        default = 0 if start is not None else 1 if self.n_experts == 1 else _STARTS * self.n_experts
         n_starts = default if starts is None else checked_count(starts, "starts", least=1 if start is None else 0)
         fit = seeded(self.maximum(n_starts, generator, self._start(start), control), rng)
         if kind == "bootstrap":
             cov_options = {"rng": generator, "progress": progress, **cov_options}
-        return self._penalised(fit)._reported(fit, kind, cov_options)
+        return self.penalised(fit)._reported(fit, kind, cov_options)
 
     def _reported(self, fit: EMFit, kind: str, cov_options: dict[str, Any]) -> MEMoEResults:
         """Results of an estimate, with a covariance and all that a reader must know."""
@@ -422,39 +395,6 @@ class MEMoE(Refitting):
         warn_flags(more, CATEGORIES)
         return self.results(replace(fit, flags=(*fit.flags, *more)), cov)
 
-    def maximum(
-        self, n_starts: int, rng: np.random.Generator, start: Estimated | None = None, control: Control = _DEFAULT
-    ) -> EMFit:
-        """The estimate alone, without warnings and covariance.
-
-        Parameters
-        ----------
-        n_starts : int
-            Random starts.
-        rng : numpy.random.Generator
-        start : Estimated, optional
-            With as many experts, or one fewer.
-        control : Control
-
-        Returns
-        -------
-        EMFit
-        """
-        if self.functions:
-            return smooth_maximum(self, n_starts, rng, start, control)
-        fits = []
-        if start is not None:
-            fits.append(self.record(self._search_from(start, rng, control)))
-        if n_starts and not (fits and any(flag.code == "interrupted" for flag in fits[0].flags)):
-            fits.append(self.record(search(self.problem, n_starts, control, rng)))
-        return reduce(better, fits)
-
-    def _search_from(self, start: Estimated, rng: np.random.Generator, control: Control) -> Search:
-        if start.experts < self.n_experts:
-            smaller = self.with_experts(start.experts).working(start.values)
-            return search_carried(self.problem, smaller, control, rng)
-        return search_from(self.problem, off_boundary(self.problem, self.working(start.values))[None], control)
-
     def _start(self, start: Any) -> Estimated | None:
         """Where to start, from what the user passed."""
         if start is None:
@@ -464,131 +404,27 @@ class MEMoE(Refitting):
             return Estimated(smaller.n_experts, self.with_experts(smaller.n_experts).vector(start))
         return Estimated(self.n_experts, self.vector(start))
 
-    def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
-        """Covariance of the estimates of `fit`.
-
-        Parameters
-        ----------
-        fit : EMFit
-        kind : {"nonrobust", "robust", "cluster", "bootstrap"}
-        **options
-            ``correction=False`` leaves a sandwich without the correction for the leverage of subjects or clusters;
-            ``cluster=`` names a column that the fit uses or gives the cluster of each row of the data, by default the
-            clusters of the model; ``n_boot=``, ``n_jobs=``, ``rng=``, ``progress=`` for the bootstrap.
-
-        Returns
-        -------
-        ParamCov
-        """
-        theta = self.working(fit.params)
-        allowed = {"cluster": ("cluster", "correction"), "bootstrap": ("n_boot", "n_jobs", "rng", "progress")}
-        names = allowed.get(kind, ("correction",) if kind == "robust" else ())
-        for name in options:
-            if name not in names:
-                raise ArgumentError(f"cov_type={kind!r} has no option {name!r}; it has {names or 'none'}")
-        if kind == "bootstrap":
-            cov = bootstrap_covariance(
-                self.problem, self.coordinates, theta, self.layout, **options, clusters=self.clusters
-            )
-        else:
-            clusters = cluster_codes(self.design, options.get("cluster")) if kind == "cluster" else None
-            known, correction = checked_cov_type(kind), bool(options.get("correction", True))
-            cov = covariance(self.problem, self.coordinates, theta, known, self.layout, clusters, correction)
-        if any(flag.code == "degenerate" for flag in fit.flags):
-            cov = replace(cov, flags=())  # that its standard errors mean nothing has been said: no reasons besides
-        warn_flags(cov.flags, CATEGORIES)
-        return cov
-
     def loglike(self, params: Any) -> float:
         """Log-likelihood at reported parameters, by name or in the order of the layout; the restricted one of REML."""
-        value = self._loglike(self.design, params)
-        if not self.problem.restricted:
-            return value
-        term = float(restriction(self.problem, self.working(self.vector(params))).value)
-        return value + term + self._log_unit_of_contrasts
+        theta = self._free(params)
+        value = logsumexp(subject_logliks(self.problem, theta), axis=1).sum() - self.log_scale
+        return float(value + (restriction(self.problem, theta).value if self.problem.restricted else 0.0))
 
     def loglike_of(self, params: Any, data: Any) -> float:
         """Log-likelihood of other data, with their response; the plain one, whatever the method of the fit."""
-        return self._loglike(self.new_design(data, response=True), params)
-
-    def _loglike(self, design: Design, params: Any) -> float:
-        joint = subject_logliks(self.problem_of(design), self.working(self.vector(params)))
+        design = self.new_design(data, response=True)
+        joint = subject_logliks(self.problem_of(design), self._free(params))
         return float(logsumexp(joint, axis=1).sum()) - design.n * float(np.log(self.coordinates.scale))
 
     def score(self, params: Any) -> Array:
         """Derivative of the log-likelihood in the reported parameters, shape (P,); NaN where it does not exist."""
-        theta = self.working(self.vector(params))
-        jacobian = natural_jacobian(self.problem, self.coordinates, theta)
+        theta = self._free(params)
+        jacobian = free_to_reported_jacobian(self.problem.structure, self.coordinates, theta)
         if not np.isfinite(jacobian).all():
             return np.full(theta.size, np.nan)
         return np.linalg.lstsq(jacobian.T, evaluate(self.problem, theta[None]).score[0], rcond=None)[0]
 
     def largest_score(self, params: Any) -> float:
         """Largest entry of the score per subject, in working coordinates, where it is comparable across data."""
-        score = evaluate(self.problem, self.working(self.vector(params))[None]).score
+        score = evaluate(self.problem, self._free(params)[None]).score
         return float(np.abs(score).max()) / self.problem.n_subjects
-
-    def vector(self, params: Any) -> Array:
-        """Reported parameters as an array, shape (P,), from an array, a mapping by name, or results of another fit."""
-        vector = start_vector(params, self.layout)
-        wrong = outside_space(self.structure, vector)
-        if wrong is not None:
-            raise ArgumentError(f"start has {wrong}")
-        return vector
-
-    def working(self, params: Array) -> Array:
-        """Free vector in working coordinates, shape (P,), of reported parameters."""
-        user = from_natural(self.structure, np.asarray(params, dtype=float))
-        return contract(self.structure, self.coordinates.to_working(user))[0]
-
-    def user(self, params: Array) -> Params:
-        """Full parameters on the user's scale, with S = 1, of reported ones."""
-        return from_natural(self.structure, np.asarray(params, dtype=float))
-
-    def natural(self, theta: Array) -> Array:
-        """Reported parameters, shape (P,), of a free vector."""
-        user = self.coordinates.to_user(expand(self.structure, self.problem.free, theta[None]))
-        return to_natural(self.structure, user)[0]
-
-    @property
-    def log_scale(self) -> float:
-        """What the working response's unit takes from the log-likelihood."""
-        of_rows = self.design.n * float(np.log(self.coordinates.scale))
-        return of_rows - self._log_unit_of_contrasts if self.problem.restricted else of_rows
-
-    @property
-    def _log_unit_of_contrasts(self) -> float:
-        """What the units of response and columns add to ``-1/2 log|X'V^-1X|``."""
-        c = self.coordinates
-        return len(c.expert) * float(np.log(c.scale)) - float(np.linalg.slogdet(c.expert)[1])
-
-    def record(self, found: Search) -> EMFit:
-        """The outcome of a search as an estimate, experts by decreasing mean gate probability.
-
-        Experts with functions stay where they are: their smoothing parameters go by their place.
-        """
-        theta = found.theta if self.smoothing is not None else order_experts(self.problem, found.theta)
-        joint = subject_logliks(self.problem, theta)
-        responsibilities = posterior_probabilities(joint)
-        boundary = find_boundary(self.problem, self.coordinates, theta)
-        params = self.natural(boundary.theta)
-        far = far_origin(self.problem, self.coordinates, found, self.working(params), self.design.names)
-        penalty = penalty_at(self.problem, theta)
-        return EMFit(
-            params=params,
-            loglik=found.loglik - penalty - self.log_scale,
-            penalty=penalty,
-            trace=found.trace - self.log_scale,
-            n_iter=found.n_iter,
-            n_evaluations=found.n_evaluations,
-            converged=found.converged,
-            responsibilities=responsibilities,
-            starts=Starts(
-                found.n_starts, found.logliks - self.log_scale, found.n_replicated, found.ends - self.log_scale
-            ),
-            flags=(
-                *find_flags(self.problem, found, theta, responsibilities, boundary),
-                *separation_flags(self.design, self.problem, self.coordinates, theta),
-                *far,
-            ),
-        )

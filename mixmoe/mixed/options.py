@@ -18,74 +18,27 @@ from mixmoe.design.beside import check_beside, check_clusters, column_of_rows
 from mixmoe.design.checks import level_labels, level_scores
 from mixmoe.design.complete_rows import check_weights
 from mixmoe.design.design import Design, offset_of, weights_of
-from mixmoe.design.formula import MoEFormula, parse_formula
+from mixmoe.design.formula import MoEFormula, parse_formula, refuse_several
 from mixmoe.design.frame import shown
 from mixmoe.design.labels import exact, units_of
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
-from mixmoe.mixed.coordinates import Coordinates, apply_inverse, build_coordinates, link_coordinates
 from mixmoe.mixed.error_structure import ErrorOptions
-from mixmoe.mixed.likelihood.gaussian import independent_experts, sparse_columns
+from mixmoe.mixed.likelihood.gaussian_rows import independent_experts, sparse_columns
 from mixmoe.mixed.likelihood.glmm import MOST_NODES, GlmmExperts, build_nodes
 from mixmoe.mixed.likelihood.modes import FamilyResponse, Response, Rows, dispersion
 from mixmoe.mixed.likelihood.protocol import Experts
-from mixmoe.mixed.parameters import CovRE, Residual, Sigma, Structure
-from mixmoe.mixed.smooth.spelling import with_functions
+from mixmoe.mixed.parameters import (
+    Coordinates,
+    CovRE,
+    Residual,
+    Sigma,
+    Structure,
+)
+from mixmoe.mixed.smooth.functions import with_functions
 from mixmoe.mixed.thresholds import OrdinalResponse, Thresholds, step_extra
-from mixmoe.mixture.estimate import Parameter, ParamLayout
-from mixmoe.responses.distribution import ETA_LIMIT, OFFSETS
-from mixmoe.responses.existence import Observed, check_maximum
+from mixmoe.numerics.linalg import apply_inverse, orthogonal_columns
+from mixmoe.responses.distribution import ETA_LIMIT, MOST_COUNTS, OFFSETS, Observed, check_maximum
 from mixmoe.responses.exponential import family_named, name_of_family
-
-
-def start_vector(start: Any, layout: ParamLayout) -> Array:
-    """Values of all parameters, in the order of the layout.
-
-    Parameters
-    ----------
-    start : Series, mapping, ndarray of shape (P,), or results with `params`
-    layout : ParamLayout
-
-    Returns
-    -------
-    ndarray, shape (P,)
-
-    Raises
-    ------
-    ArgumentError
-        If a parameter is missing or not finite, or the length is wrong.
-    """
-    values = getattr(start, "params", start)
-    if isinstance(values, pd.Series | Mapping):
-        missing = [name for name in layout.names if name not in values]
-        if missing:
-            raise ArgumentError(f"start has no value for {missing[0]!r}; give all of {', '.join(layout.names)}")
-        values = [values[name] for name in layout.names]
-    try:
-        vector = np.asarray(values, dtype=float)
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(f"start must hold numbers or be another fit, got {start!r}") from error
-    if vector.shape != (len(layout.names),):
-        raise ArgumentError(f"start must have {len(layout.names)} values, one per parameter, got shape {vector.shape}")
-    for parameter, value in zip(layout.parameters, vector, strict=True):
-        if parameter.block == "random" and parameter.tested and np.isnan(value):
-            continue  # correlation with a random effect of zero variance
-        if not _inside(parameter, value):
-            raise ArgumentError(
-                f"start has {parameter.name} = {value}; values must be finite, standard deviations of random effects "
-                "at least zero, of residuals above zero, correlations between -1 and 1"
-            )
-    return vector
-
-
-def _inside(parameter: Parameter, value: float) -> bool:
-    """Whether a value lies in the space of its parameter."""
-    if not np.isfinite(value):
-        return False
-    if parameter.block == "random" and parameter.tested:
-        return abs(value) <= 1
-    if parameter.name.startswith("sigma") and not parameter.tested:
-        return bool(value > 0)
-    return parameter.block != "random" or bool(value >= 0)
 
 
 def cluster_codes(design: Design, cluster: Any = None) -> NDArray[np.int64]:
@@ -362,6 +315,7 @@ def check_response(design: Design, model: ResponseModel) -> None:
         _refuse(design, (y <= 0) | (y >= 1), what, y, "strictly between 0 and 1", name)
     elif name != "ordinal":
         _refuse(design, (y != np.floor(y)) | (y < 0), what, y, "a count 0, 1, 2 ...", name)
+        _refuse(design, y > MOST_COUNTS, what, y, f"at most {MOST_COUNTS:g}", name)
     if name == "binomial":
         _check_trials(design)
         more = "at most the number of trials" if "trials" in design.aux else "0 or 1; pass trials= for successes"
@@ -374,6 +328,7 @@ def _check_trials(design: Design) -> None:
     trials = trials_of(design)
     wrong = (trials != np.floor(trials)) | (trials < 1)
     _refuse(design, wrong, "the number of trials", trials, "a whole number of at least 1", "binomial")
+    _refuse(design, trials > MOST_COUNTS, "the number of trials", trials, f"at most {MOST_COUNTS:g}", "binomial")
 
 
 def _refuse(design: Design, bad: NDArray[np.bool_], what: str, values: Array, allowed: str, family: str) -> None:
@@ -386,11 +341,33 @@ def _refuse(design: Design, bad: NDArray[np.bool_], what: str, values: Array, al
 
 
 def coordinates_of(design: Design, s: Structure, model: ResponseModel) -> Coordinates:
-    """Working coordinates: those of the response too if it is Gaussian, else of the columns alone."""
-    columns = (design.expert, design.random, design.gate, s.common, s.correlated)
-    if model.gaussian:
-        return build_coordinates(np.asarray(design.response) - offset_of(design), *columns, weights_of(design))
-    return link_coordinates(*columns)
+    """Working coordinates: those of the response too if it is Gaussian, else of the columns alone.
+
+    Raises
+    ------
+    DesignError
+        If the expert columns reproduce a Gaussian response exactly.
+    """
+    X, Z, q, m = design.expert, design.random, design.random.shape[1], design.gate.shape[1]
+    weights = weights_of(design) if model.gaussian else np.ones(len(X))
+    weight = float(weights.mean())
+    root = np.sqrt(weights / weight)
+    X, Z = root[:, None] * X, root[:, None] * Z
+    expert, gate = orthogonal_columns(X, ~s.common), orthogonal_columns(design.gate, np.ones(m, dtype=bool))
+    diagonal = np.diag(np.sqrt((Z**2).mean(axis=0)))
+    random = orthogonal_columns(Z, np.ones(q, dtype=bool)) if s.correlated else diagonal
+    if not model.gaussian:
+        return Coordinates(np.zeros(X.shape[1]), 1.0, expert, random, gate)
+    y, Q = root * (np.asarray(design.response) - offset_of(design)), apply_inverse(X, expert)
+    in_working = Q.T @ y / y.size
+    scale = float(np.sqrt(np.mean((y - Q @ in_working) ** 2)))
+    # Relative to the response: data in grams or tonnes are refused alike.
+    if scale <= _NO_NOISE * np.sqrt(np.mean(y**2)):
+        raise DesignError(
+            f"the expert columns reproduce the response exactly (residual standard deviation {scale:.3g}); "
+            "a mixture needs a response with noise: remove covariates that are functions of it"
+        )
+    return Coordinates(np.linalg.solve(expert, in_working), scale, expert, random, gate, weight=weight)
 
 
 def experts_of(design: Design, model: ResponseModel, c: Coordinates) -> Experts:
@@ -495,6 +472,7 @@ def checked_formula(formula: Any, smoother: str | None = None, family: str = "ga
         If a smoother is asked for where nothing varies.
     """
     parsed = formula if isinstance(formula, MoEFormula) else parse_formula(formula)
+    refuse_several(parsed)
     if parsed.seq is not None:
         raise FormulaError("MEMoE has no section 'seq:'; leave it out, or use NME, which has", parsed.text)
     if smoother not in (None, "spline"):

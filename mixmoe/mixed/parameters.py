@@ -1,26 +1,31 @@
-"""The parameter vector of a MEMoE: which parameters experts share, how they are reported, their names."""
+"""The parameter vector of a MEMoE: what its experts share, its names, and the maps between its four scales.
 
-from dataclasses import dataclass
-from typing import Literal
+========  ==========================================================================================================
+reported  what users see, shape (P,), in the order of the layout: coefficients, standard deviations, correlations
+user      `Params`: the full parameters of every expert, in the units of the data
+working   `Params` in working coordinates, where columns are orthogonal and the response has unit scale
+free      unconstrained numbers in working coordinates, shape (S, P) for S starts: what a search moves
+========  ==========================================================================================================
+
+Each map says in its name from which scale to which: `free_to_working`, `working_to_user`, `user_to_reported` and back.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe._typing import Array
+from mixmoe._typing import AnyArray, Array
 from mixmoe.design.design import DesignNames
-from mixmoe.mixed.further_parameters import (
-    Extra,
-    by_expert,
-    flatten,
-    free_extras,
-    n_extra,
-    natural_extras,
-    outside,
-    spans,
-)
+from mixmoe.errors import ArgumentError
+from mixmoe.mixed.further_parameters import Extra, spans
 from mixmoe.mixed.thresholds import Thresholds
 from mixmoe.mixture.estimate import Parameter, ParamLayout
-from mixmoe.numerics.complex_step import jacobian
+from mixmoe.numerics.complex_step import derivative_along, jacobian
 from mixmoe.numerics.linalg import semidefinite_cholesky
 
 Index = NDArray[np.intp]
@@ -28,10 +33,15 @@ CovRE = Literal["expert", "common", "proportional"]
 Residual = Literal["expert", "common"]
 Sigma = Literal["expert", "common", "none"]
 
+_CORRELATED = 1e-14  # 1 - r^2 below this is a correlation of one; above it, one at an origin far from the data
+_NO_WIDTH = 1e-12  # two thresholds as close as this leave no room for the category between them
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class Structure:
     """Sizes of a MEMoE and what its experts share.
+
+    Not slotted: what follows from the attributes is worked out once and kept, since every evaluation asks for it.
 
     Attributes
     ----------
@@ -64,37 +74,100 @@ class Structure:
     extras: tuple[Extra, ...] = ()
     thresholds: Thresholds | None = None
 
-    @property
+    @cached_property
     def n_columns(self) -> int:
         """Columns of the expert design, p."""
         return self.common.size
 
-    @property
+    @cached_property
     def factor_entries(self) -> tuple[Index, Index]:
         """Rows and columns of the free entries of the covariance factor."""
         q = self.n_random
         return np.tril_indices(q) if self.correlated else (np.arange(q), np.arange(q))
 
-    @property
-    def own(self) -> NDArray[np.bool_]:
-        """Expert columns that are reported with a coefficient per expert, shape (p,)."""
-        return ~self.common & self._reported
+    @cached_property
+    def pairs(self) -> tuple[Index, Index]:
+        """Rows and columns of the correlations, column by column of the lower triangle."""
+        columns, rows = np.triu_indices(self.n_random, k=1)
+        return (rows, columns) if self.correlated else (rows[:0], columns[:0])
 
-    @property
-    def shared(self) -> NDArray[np.bool_]:
-        """Expert columns that are reported with one coefficient for all experts, shape (p,)."""
-        return self.common & self._reported
-
-    @property
-    def _reported(self) -> NDArray[np.bool_]:
-        """All but an intercept behind thresholds."""
-        at = -1 if self.thresholds is None else self.thresholds.column
-        return np.arange(self.n_columns) != at
-
-    @property
+    @cached_property
     def has_sigma(self) -> bool:
         """Whether there is a residual standard deviation."""
         return self.residual != "none"
+
+    @cached_property
+    def spans(self) -> tuple[tuple[Extra, slice], ...]:
+        """Each group of further parameters with its place among those of one expert."""
+        return tuple(spans(self.extras))
+
+    @cached_property
+    def own(self) -> NDArray[np.bool_]:
+        """Expert columns that are reported with a coefficient per expert, shape (p,)."""
+        return ~self.common & self._named
+
+    @cached_property
+    def shared(self) -> NDArray[np.bool_]:
+        """Expert columns that are reported with one coefficient for all experts, shape (p,)."""
+        return self.common & self._named
+
+    @cached_property
+    def _named(self) -> NDArray[np.bool_]:
+        """Expert columns that are reported: all but an intercept behind thresholds, shape (p,)."""
+        at = -1 if self.thresholds is None else self.thresholds.column
+        return np.arange(self.n_columns) != at
+
+    @cached_property
+    def free(self) -> "FreeVector":
+        """Where everything lies in the free vector: gate, coefficients, covariances, residuals, further parameters."""
+        K, p, at = self.n_experts, self.n_columns, _Places()
+        gate, beta = at.take(K - 1, self.n_gate), np.empty((K, p), dtype=np.intp)
+        beta[:, self.common] = at.take(K, int(self.common.sum()), own=False)
+        beta[:, ~self.common] = at.take(K, int((~self.common).sum()))
+        factor = at.take(K, len(self.factor_entries[0]), own=self.cov_re == "expert")
+        scale = np.full(K, -1, dtype=np.intp)
+        if self.cov_re == "proportional" and factor.size:
+            scale[1:] = at.take(K - 1, 1).ravel()
+        log_sigma = at.take(K, int(self.has_sigma), own=self.residual == "expert").ravel()
+        extra = self._further(at)
+        return FreeVector(at.end, slice(0, gate.size), beta, factor, scale, log_sigma, extra)
+
+    @cached_property
+    def reported(self) -> "ReportedVector":
+        """Where everything lies in the reported vector, in the order of `build_layout`."""
+        K, q, at, beta = self.n_experts, self.n_random, _Places(), np.empty((self.n_experts, self.n_columns), np.intp)
+        beta[:, self.own] = at.take(K, int(self.own.sum()))
+        beta[:, self.shared] = at.take(K, int(self.shared.sum()), own=False)
+        gate = at.take(K - 1, self.n_gate)
+        n_covariances = 0 if not q else K if self.cov_re == "expert" else 1
+        random = at.take(n_covariances, q + len(self.pairs[0]))
+        omega = at.take(K - 1 if self.cov_re == "proportional" and q else 0, 1).ravel()
+        sigma = at.take(K, int(self.has_sigma), own=self.residual == "expert").ravel()
+        first = at.end
+        if self.thresholds is None:
+            extra = self._further(at)
+            return ReportedVector(at.end, beta, gate, random, omega, sigma, extra, slice(first, at.end))
+        beta[:, self.thresholds.column] = first + self.thresholds.first(K)
+        end = first + len(self.thresholds.parameters(K))
+        return ReportedVector(end, beta, gate, random, omega, sigma, np.empty((K, 0), np.intp), slice(first, end))
+
+    def _further(self, at: "_Places") -> Index:
+        """Positions of the further parameters, shape (K, d)."""
+        parts = [at.take(self.n_experts, extra.size, extra.own) for extra in self.extras]
+        return np.concatenate([np.empty((self.n_experts, 0), np.intp), *parts], axis=1)
+
+
+class _Places:
+    """Hands out consecutive positions of a vector."""
+
+    def __init__(self) -> None:
+        self.end = 0
+
+    def take(self, rows: int, columns: int, own: bool = True) -> Index:
+        """The next positions, shape (rows, columns): own ones of each row, or the same for all."""
+        first, size = self.end, (rows if own else 1) * columns
+        self.end += size
+        return np.broadcast_to(np.arange(first, self.end).reshape(-1, columns) if size else 0, (rows, columns)).copy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,39 +196,35 @@ class FreeVector:
     extra: Index
 
 
-def build_free_vector(s: Structure) -> FreeVector:
-    """Positions of gate, common, expert, covariance, residual and further parameters, in this order."""
-    K, p, t = s.n_experts, s.n_columns, len(s.factor_entries[0])
-    at = (K - 1) * s.n_gate
-    gate = slice(0, at)
-    beta = np.empty((K, p), dtype=np.intp)
-    n_common = int(s.common.sum())
-    beta[:, s.common] = at + np.arange(n_common)
-    at += n_common
-    beta[:, ~s.common] = at + np.arange(K * (p - n_common)).reshape(K, -1)
-    at += K * (p - n_common)
-    own_factor = s.cov_re == "expert"
-    factor = at + (np.arange(K * t).reshape(K, t) if own_factor else np.tile(np.arange(t), (K, 1)))
-    at += K * t if own_factor else t
-    scale = np.full(K, -1, dtype=np.intp)
-    if s.cov_re == "proportional" and t:
-        scale[1:] = at + np.arange(K - 1)
-        at += K - 1
-    n_sigma = {"expert": K, "common": 1, "none": 0}[s.residual]
-    log_sigma = at + np.arange(K if s.has_sigma else 0, dtype=np.intp) % max(n_sigma, 1)
-    extra = _extra_positions(s, at + n_sigma)
-    end = int(extra.max(initial=at + n_sigma - 1)) + 1
-    return FreeVector(end, gate, beta, factor, scale, log_sigma, extra)
+@dataclass(frozen=True, slots=True)
+class ReportedVector:
+    """Where everything lies in the reported vector; what experts share has one position for all.
 
+    Attributes
+    ----------
+    size : int
+    beta : ndarray of int, shape (K, p)
+        Of an intercept behind thresholds: of the first threshold, which is minus it.
+    gate : ndarray of int, shape (K - 1, m)
+    random : ndarray of int, shape (number of covariances, q + number of correlations)
+        Standard deviations, then correlations.
+    omega : ndarray of int, shape (K - 1,) or (0,)
+        Multipliers of proportional covariances of experts 2 to K.
+    sigma : ndarray of int, shape (K,) or (0,)
+    extra : ndarray of int, shape (K, d)
+        Further parameters; empty with thresholds.
+    last : slice
+        All further parameters, or thresholds.
+    """
 
-def _extra_positions(s: Structure, at: int) -> Index:
-    """Positions of the further parameters, shape (K, d), the first of them `at`."""
-    out = np.empty((s.n_experts, n_extra(s.extras)), dtype=np.intp)
-    for extra, where in spans(s.extras):
-        n = s.n_experts if extra.own else 1
-        out[:, where] = at + np.arange(n * extra.size).reshape(n, extra.size)
-        at += n * extra.size
-    return out
+    size: int
+    beta: Index
+    gate: Index
+    random: Index
+    omega: Index
+    sigma: Index
+    extra: Index
+    last: slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +236,7 @@ class Params:
     gamma : ndarray, shape (S, K - 1, m)
     beta : ndarray, shape (S, K, p)
     factor : ndarray, shape (S, K, q, q)
-        Lower T with D = T T'.
+        T with D = T T'; lower triangular in working coordinates.
     sigma : ndarray, shape (S, K)
         One where there is no such parameter.
     extra : ndarray, shape (S, K, d)
@@ -181,31 +250,63 @@ class Params:
     extra: Array
 
 
-def expand(s: Structure, free: FreeVector, theta: Array) -> Params:
-    """Full parameters from free vectors, shape (S, P)."""
-    S, q = theta.shape[0], s.n_random
-    gamma = theta[:, free.gate].reshape(S, s.n_experts - 1, s.n_gate)
-    factor = np.zeros((S, s.n_experts, q, q), dtype=theta.dtype)
+@dataclass(frozen=True, slots=True)
+class Coordinates:
+    """Working coordinates: a linear change of variables, invertible and the same for all experts.
+
+    With the pooled least-squares coefficients b0 and residual scale s, the working response is (y - X b0) / s and the
+    working columns are X A^-1, Z B^-1, W C^-1: orthogonal columns and a response of unit scale, so that tolerances mean
+    the same for any data. Weights of rows are divided by their mean.
+
+    Attributes
+    ----------
+    center : ndarray, shape (p,)
+        b0.
+    scale : float
+        s, in units of the response.
+    expert : ndarray, shape (p, p)
+        A. Block triangular, so that common coefficients stay common.
+    random : ndarray, shape (q, q)
+        B; diagonal if the random effects are uncorrelated.
+    gate : ndarray, shape (m, m)
+        C.
+    log_sigma : ndarray, shape (v,)
+        What the first v further parameters, coefficients of the log standard deviation of errors, add to that through
+        the centres of their covariates.
+    weight : float
+        Mean weight of the rows. Residual standard deviations are reported for rows of weight one.
+    """
+
+    center: AnyArray
+    scale: float
+    expert: AnyArray
+    random: AnyArray
+    gate: AnyArray
+    log_sigma: AnyArray = field(default_factory=lambda: np.zeros(0))
+    weight: float = 1.0
+
+
+def free_to_working(s: Structure, theta: Array) -> Params:
+    """Full parameters in working coordinates from free vectors, shape (S, P); passes complex steps through."""
+    free, S, q = s.free, theta.shape[0], s.n_random
     rows, columns = s.factor_entries
-    factor[:, :, rows, columns] = theta[:, free.factor] * scales(free, theta)[:, :, None]
+    omega = np.where(free.scale >= 0, theta[:, free.scale], 1.0)
+    factor = np.zeros((S, s.n_experts, q, q), dtype=theta.dtype)
+    factor[:, :, rows, columns] = theta[:, free.factor] * omega[:, :, None]
     sigma = np.exp(theta[:, free.log_sigma]) if s.has_sigma else np.ones((S, s.n_experts))
+    gamma = theta[:, free.gate].reshape(S, s.n_experts - 1, s.n_gate)
     return Params(gamma, theta[:, free.beta], factor, sigma, theta[:, free.extra])
 
 
-def scales(free: FreeVector, theta: Array) -> Array:
-    """Multipliers omega of the covariance factors, shape (S, K)."""
-    return np.where(free.scale >= 0, theta[:, free.scale], 1.0)
-
-
-def contract(s: Structure, params: Params) -> Array:
-    """Free vectors, shape (S, P), from full parameters that obey the structure."""
-    free = build_free_vector(s)
-    S = params.beta.shape[0]
+def working_to_free(s: Structure, working: Params) -> Array:
+    """Free vectors, shape (S, P), from full parameters in working coordinates that obey the structure."""
+    free = s.free
+    S = working.beta.shape[0]
     theta = np.empty((S, free.size))
-    theta[:, free.gate] = params.gamma.reshape(S, -1)
-    theta[:, free.beta] = params.beta
+    theta[:, free.gate] = working.gamma.reshape(S, -1)
+    theta[:, free.beta] = working.beta
     rows, columns = s.factor_entries
-    entries = params.factor[:, :, rows, columns]
+    entries = working.factor[:, :, rows, columns]
     if s.cov_re == "proportional" and entries.shape[2]:
         size = np.sqrt((entries**2).sum(axis=2))
         omega = size / np.maximum(size[:, :1], np.finfo(float).tiny)
@@ -213,13 +314,13 @@ def contract(s: Structure, params: Params) -> Array:
         entries = np.broadcast_to(entries[:, :1], entries.shape)
     theta[:, free.factor] = entries
     if s.has_sigma:
-        theta[:, free.log_sigma] = np.log(params.sigma)
-    theta[:, free.extra] = params.extra
+        theta[:, free.log_sigma] = np.log(working.sigma)
+    theta[:, free.extra] = working.extra
     return theta
 
 
-def pull_back(s: Structure, free: FreeVector, theta: Array, gate: Array, experts: Array) -> Array:
-    """Derivatives in the free vector from those in each expert's full parameters (chain rule).
+def derivatives_in_free(s: Structure, theta: Array, gate: Array, experts: Array) -> Array:
+    """Derivatives in the free vector from those in each expert's working parameters (chain rule).
 
     Parameters
     ----------
@@ -232,18 +333,19 @@ def pull_back(s: Structure, free: FreeVector, theta: Array, gate: Array, experts
     -------
     ndarray, shape (S, P, ...)
     """
-    p, q = s.n_columns, s.n_random
+    free, p, q = s.free, s.n_columns, s.n_random
     rows, columns = s.factor_entries
     out = np.zeros((theta.shape[0], free.size, *gate.shape[2:]), dtype=experts.dtype)
     out[:, free.gate] = gate
-    omega = scales(free, theta)
     trailing = (1,) * (experts.ndim - 3)
     for k in range(s.n_experts):
         out[:, free.beta[k]] += experts[:, k, :p]
         in_factor = experts[:, k, p + rows * q + columns]
-        out[:, free.factor[k]] += in_factor * omega[:, k].reshape(-1, 1, *trailing)
-        if free.scale[k] >= 0:
-            base = theta[:, free.factor[k]]
+        if free.scale[k] < 0:
+            out[:, free.factor[k]] += in_factor
+        else:  # T_k = omega_k T: a product rule
+            base, omega = theta[:, free.factor[k]], theta[:, free.scale[k]]
+            out[:, free.factor[k]] += in_factor * omega.reshape(-1, 1, *trailing)
             out[:, free.scale[k]] += (in_factor * base.reshape(*base.shape, *trailing)).sum(axis=1)
         if s.has_sigma:
             out[:, free.log_sigma[k]] += experts[:, k, p + q * q]
@@ -251,258 +353,194 @@ def pull_back(s: Structure, free: FreeVector, theta: Array, gate: Array, experts
     return out
 
 
-_CORRELATED = 1e-14  # 1 - r^2 below this is a correlation of one; above it, one at an origin far from the data
-_NO_WIDTH = 1e-12  # two thresholds as close as this leave no room for the category between them
+def working_to_user(c: Coordinates, working: Params) -> Params:
+    """Parameters in the units of the data, factors not triangular; passes complex steps through."""
+    # One matrix for all right-hand sides: beside a stack of them, solve() would factorise it for each.
+    S, K, p = working.beta.shape
+    beta: AnyArray = np.linalg.solve(c.expert, working.beta.reshape(S * K, p).T).T.reshape(S, K, p)
+    beta = c.scale * beta + c.center
+    factor: AnyArray = c.scale * np.linalg.solve(c.random, working.factor)
+    J, m = working.gamma.shape[1:]
+    gamma: AnyArray = np.linalg.solve(c.gate, working.gamma.reshape(S * J, m).T).T.reshape(S, J, m)
+    moved = np.exp(working.extra[..., : c.log_sigma.size] @ c.log_sigma) / np.sqrt(c.weight)
+    return Params(gamma, beta, factor, c.scale * working.sigma / moved, working.extra)
 
 
-def build_layout(s: Structure, names: DesignNames) -> ParamLayout:
-    """Names in the order of `to_natural`: experts, common, gate, random effects, residuals, further parameters."""
-    further = [parameter for extra in s.extras for parameter in extra.parameters(s.n_experts)]
+def user_to_working(c: Coordinates, user: Params) -> Params:
+    """Parameters in working coordinates from those in the units of the data."""
+    beta = (user.beta - c.center) @ c.expert.T / c.scale
+    factor = np.zeros_like(user.factor)
+    for at in np.ndindex(user.factor.shape[:2]):
+        moved = c.random @ user.factor[at] / c.scale
+        # Working factors are lower triangular, with a unique sign: two fits of one model are one vector.
+        factor[at] = semidefinite_cholesky(moved @ moved.T)
+    # Residual standard deviations over those at zero covariates and weight one, shape (S, K).
+    moved = np.exp(user.extra[..., : c.log_sigma.size] @ c.log_sigma) / np.sqrt(c.weight)
+    return Params(user.gamma @ c.gate.T, beta, factor, user.sigma / c.scale * moved, user.extra)
+
+
+def user_to_reported(s: Structure, user: Params) -> Array:
+    """Reported parameters, shape (S, P), from full parameters in the units of the data; complex steps pass through."""
+    at, S, (rows, columns) = s.reported, len(user.beta), s.pairs
+    out = np.empty((S, at.size), dtype=user.beta.dtype)
+    out[:, at.gate] = user.gamma
+    for k in reversed(range(s.n_experts)):  # expert 1 last: what all share is read off it
+        out[:, at.beta[k]] = user.beta[:, k]
+        if s.has_sigma:
+            out[:, at.sigma[k]] = user.sigma[:, k]
+        for extra, where in s.spans if s.thresholds is None else ():
+            out[:, at.extra[k, where]] = extra.scale.natural(user.extra[:, k, where])
+    D = user.factor @ np.swapaxes(user.factor, 2, 3)
+    sd = np.sqrt(np.einsum("skaa->ska", D))
+    with np.errstate(divide="ignore", invalid="ignore"):  # a correlation of a zero standard deviation is 0 / 0: NaN
+        for k, positions in enumerate(at.random):
+            out[:, positions[: s.n_random]] = sd[:, k]
+            out[:, positions[s.n_random :]] = D[:, k, rows, columns] / (sd[:, k, rows] * sd[:, k, columns])
+        if at.omega.size:
+            total = np.einsum("skaa->sk", D)
+            out[:, at.omega] = np.sqrt(total[:, 1:] / total[:, :1])
     if s.thresholds is not None:
-        further = s.thresholds.parameters(s.n_experts)
-    return ParamLayout((*_coefficients(s, names), *_random(s, names), *_residual(s), *further))
-
-
-def _coefficients(s: Structure, names: DesignNames) -> list[Parameter]:
-    columns = np.array(names.expert, dtype=object)
-    own, shared = columns[s.own].tolist(), columns[s.shared].tolist()
-    experts = range(1, s.n_experts + 1)
-    return [
-        *(Parameter(f"expert{k}.{name}", "expert", name, k) for k in experts for name in own),
-        *(Parameter(f"common.{name}", "common", name) for name in shared),
-        *(Parameter(f"gate{k}.{name}", "gate", name, k) for k in experts[1:] for name in names.gate),
-    ]
-
-
-def _random(s: Structure, names: DesignNames) -> list[Parameter]:
-    if not s.n_random:
-        return []
-    out: list[Parameter] = []
-    for k in range(1, s.n_experts + 1) if s.cov_re == "expert" else [None]:
-        mark = "" if k is None else str(k)
-        out += [
-            Parameter(f"sd{mark}({name}|{names.group})", "random", f"sd({name})", k, tested=False)
-            for name in names.random
-        ]
-        out += [
-            Parameter(
-                f"corr{mark}({names.random[i]},{names.random[j]}|{names.group})",
-                "random",
-                f"corr({names.random[i]},{names.random[j]})",
-                k,
-            )
-            for j, i in _pairs(s)
-        ]
-    if s.cov_re == "proportional":
-        out += [
-            Parameter(f"omega{k}", "random", f"omega{k} (ratio of sd to expert 1)", None, tested=False)
-            for k in range(2, s.n_experts + 1)
-        ]
+        # Where random effects and other covariates are zero: minus the intercept, and that plus sums of the steps.
+        first = -user.beta[:, :, s.thresholds.column, None]
+        cuts = np.cumsum(np.concatenate([first, np.exp(user.extra)], axis=2), axis=2)
+        out[:, at.last] = s.thresholds.reported(cuts)
     return out
 
 
-def _residual(s: Structure) -> list[Parameter]:
-    if not s.has_sigma:
-        return []
-    if s.residual == "common":
-        return [Parameter("sigma", "residual", "sigma", None, tested=False)]
-    return [Parameter(f"sigma{k}", "residual", "sigma", k, tested=False) for k in range(1, s.n_experts + 1)]
-
-
-def _pairs(s: Structure) -> list[tuple[int, int]]:
-    """(row, column) of the correlations."""
-    if not s.correlated:
-        return []
-    return [(i, j) for j in range(s.n_random) for i in range(j + 1, s.n_random)]
-
-
-@dataclass(frozen=True, slots=True)
-class Positions:
-    """Where coefficients lie among the reported parameters.
-
-    Attributes
-    ----------
-    beta : ndarray of int, shape (K, p)
-        Of an intercept behind thresholds: of the first threshold, which is minus it.
-    gate : ndarray of int, shape (K - 1, m)
-    """
-
-    beta: NDArray[np.intp]
-    gate: NDArray[np.intp]
-
-
-def positions(s: Structure) -> Positions:
-    """Positions of the coefficients in the vector of `to_natural`."""
-    n_own, n_shared = int(s.own.sum()), int(s.shared.sum())
-    beta = np.empty((s.n_experts, s.n_columns), dtype=np.intp)
-    beta[:, s.own] = np.arange(s.n_experts * n_own).reshape(s.n_experts, n_own)
-    beta[:, s.shared] = s.n_experts * n_own + np.arange(n_shared)
-    at = n_coefficients(s)
-    gate = np.arange(at - (s.n_experts - 1) * s.n_gate, at).reshape(s.n_experts - 1, s.n_gate)
-    if s.thresholds is not None:
-        beta[:, s.thresholds.column] = at + _n_random(s) + s.thresholds.first(s.n_experts)
-    return Positions(beta, gate)
-
-
-def n_coefficients(s: Structure) -> int:
-    """Coefficients of experts and gate that are reported."""
-    return s.n_experts * int(s.own.sum()) + int(s.shared.sum()) + (s.n_experts - 1) * s.n_gate
-
-
-def _n_random(s: Structure) -> int:
-    """Parameters of the random effects that are reported."""
-    n_omega = s.n_experts - 1 if s.cov_re == "proportional" and s.n_random else 0
-    return n_covariances(s) * (s.n_random + len(_pairs(s))) + n_omega
-
-
-def n_covariances(s: Structure) -> int:
-    """Distinct covariance matrices that are reported."""
-    if not s.n_random:
-        return 0
-    return s.n_experts if s.cov_re == "expert" else 1
-
-
-def n_sigmas(s: Structure) -> int:
-    """Residual standard deviations that are reported."""
-    return {"expert": s.n_experts, "common": 1, "none": 0}[s.residual]
-
-
-def to_natural(s: Structure, params: Params) -> Array:
-    """Reported parameters, shape (S, P), from full parameters on the user's scale; passes complex steps through."""
-    S = params.beta.shape[0]
-    pieces = [
-        params.beta[:, :, s.own].reshape(S, -1),
-        params.beta[:, 0, s.shared],
-        params.gamma.reshape(S, -1),
-    ]
-    D = params.factor @ np.swapaxes(params.factor, 2, 3)
-    for k in range(n_covariances(s)):
-        sd = np.sqrt(np.einsum("saa->sa", D[:, k]))
-        pieces.append(sd)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            pieces += [(D[:, k, i, j] / (sd[:, i] * sd[:, j]))[:, None] for i, j in _pairs(s)]
-    if s.cov_re == "proportional" and s.n_random:
-        total = np.einsum("skaa->sk", D)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            pieces.append(np.sqrt(total[:, 1:] / total[:, :1]))
-    pieces.append(params.sigma[:, : n_sigmas(s)])
+def reported_to_user(s: Structure, reported: Array) -> Params:
+    """Full parameters in the units of the data, S = 1, from reported ones, shape (P,)."""
+    at, K, q, (rows, columns) = s.reported, s.n_experts, s.n_random, s.pairs
+    beta, factor = reported[at.beta], np.zeros((1, K, q, q))
+    for k, positions in enumerate(at.random):
+        sd, R = reported[positions[:q]], np.eye(q)
+        R[rows, columns] = R[columns, rows] = np.nan_to_num(reported[positions[q:]])
+        factor[0, k if s.cov_re == "expert" else slice(None)] = sd[:, None] * semidefinite_cholesky(R, _CORRELATED)
+    if at.omega.size:
+        factor[0, 1:] *= reported[at.omega][:, None, None]
+    sigma = reported[at.sigma] if s.has_sigma else np.ones(K)
     if s.thresholds is None:
-        pieces.append(natural_extras(s.extras, params.extra))
+        extra = reported[at.extra]
+        for group, where in s.spans:
+            extra[:, where] = group.scale.free(extra[:, where])
     else:
-        pieces.append(s.thresholds.reported(_cuts(s.thresholds, params)))
-    return np.concatenate(pieces, axis=1)
-
-
-def _cuts(thresholds: Thresholds, params: Params) -> Array:
-    """Thresholds of every expert where random effects and other covariates are zero, shape (S, K, C - 1)."""
-    steps = np.exp(params.extra)
-    first = -params.beta[:, :, thresholds.column, None]
-    return np.cumsum(np.concatenate([first, steps], axis=2), axis=2)
-
-
-@dataclass(frozen=True, slots=True)
-class Pieces:
-    """The reported vector cut into its parts.
-
-    Attributes
-    ----------
-    own : ndarray, shape (K, p_own)
-    shared : ndarray, shape (p_common,)
-        Both without an intercept behind thresholds.
-    gamma : ndarray, shape (K - 1, m)
-    random : ndarray, shape (n_covariances, q + number of correlations)
-        Standard deviations, then correlations.
-    omega : ndarray, shape (K,) or (0,)
-        Multipliers of proportional covariances, the first one 1.
-    sigma : ndarray, shape (K,), (1,) or (0,)
-    extra : ndarray, shape (D,)
-        Further parameters, in the order of the layout; thresholds.
-    """
-
-    own: Array
-    shared: Array
-    gamma: Array
-    random: Array
-    omega: Array
-    sigma: Array
-    extra: Array
-
-
-def split_natural(s: Structure, vector: Array) -> Pieces:
-    """Parts of a reported vector, shape (P,)."""
-    K, q = s.n_experts, s.n_random
-    n_own, n_shared = int(s.own.sum()), int(s.shared.sum())
-    width = q + len(_pairs(s))
-    n_omega = _n_random(s) - n_covariances(s) * width
-    sizes = [K * n_own, n_shared, (K - 1) * s.n_gate, n_covariances(s) * width, n_omega, n_sigmas(s)]
-    own, shared, gamma, random, omega, sigma, extra = np.split(vector, np.cumsum(sizes))
-    full = np.concatenate([np.ones(1), omega]) if n_omega else omega
-    random = random.reshape(n_covariances(s), width)
-    return Pieces(own.reshape(K, n_own), shared, gamma.reshape(K - 1, s.n_gate), random, full, sigma, extra)
-
-
-def outside_space(s: Structure, vector: Array) -> str | None:
-    """What is wrong with the further parameters of a reported vector, shape (P,), if anything is."""
-    values = split_natural(s, vector).extra
-    if s.thresholds is not None:
-        return s.thresholds.wrong(values, s.n_experts)
-    return outside(s.extras, values, s.n_experts)
-
-
-def from_natural(s: Structure, vector: Array) -> Params:
-    """Full parameters on the user's scale, S = 1, from reported ones, shape (P,)."""
-    K, q = s.n_experts, s.n_random
-    pieces = split_natural(s, vector)
-    beta = np.empty((1, K, s.n_columns))
-    beta[0][:, s.own] = pieces.own
-    beta[0][:, s.shared] = pieces.shared
-    factor = np.zeros((1, K, q, q))
-    for k, block in enumerate(pieces.random):
-        factor[0, k if s.cov_re == "expert" else slice(None)] = _factor(s, block)
-    if pieces.omega.size:
-        factor[0] *= pieces.omega[:, None, None]
-    sigma = np.broadcast_to(pieces.sigma if s.has_sigma else np.ones(1), (1, K)).copy()
-    if s.thresholds is None:
-        extra = free_extras(s.extras, pieces.extra, K)
-    else:
-        cuts = s.thresholds.by_expert(pieces.extra, K)
-        beta[0][:, s.thresholds.column] = -cuts[:, 0]
+        cuts = s.thresholds.by_expert(reported[at.last], K)
+        beta[:, s.thresholds.column] = -cuts[:, 0]
         extra = np.log(np.maximum(np.diff(cuts, axis=1), _NO_WIDTH))
-    return Params(pieces.gamma[None], beta, factor, sigma, extra[None])
+    return Params(reported[at.gate][None], beta[None], factor, sigma[None], extra[None])
 
 
-def permute_natural(s: Structure, vector: Array, order: list[int]) -> Array:
+def reported_to_free(s: Structure, c: Coordinates, reported: Array) -> Array:
+    """The free vector, shape (P,), of reported parameters, shape (P,)."""
+    return working_to_free(s, user_to_working(c, reported_to_user(s, reported)))[0]
+
+
+def free_to_reported(s: Structure, c: Coordinates, theta: Array) -> Array:
+    """Reported parameters, shape (S, P), of free vectors, shape (S, P); passes complex steps through."""
+    return user_to_reported(s, working_to_user(c, free_to_working(s, theta)))
+
+
+def free_to_reported_jacobian(s: Structure, c: Coordinates, theta: Array) -> Array:
+    """Derivatives of the reported parameters in the free ones, shape (P, P), exact by complex steps; NaN as these."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return derivative_along(lambda rows: free_to_reported(s, c, rows), theta, np.eye(theta.size)).T
+
+
+def checked_reported(s: Structure, layout: ParamLayout, given: Any) -> Array:
+    """Reported parameters, shape (P,), from what a user gives.
+
+    Parameters
+    ----------
+    s : Structure
+    layout : ParamLayout
+    given : Series, mapping, ndarray of shape (P,), or results with `params`
+
+    Raises
+    ------
+    ArgumentError
+        If a parameter is missing or outside its space, or the length is wrong.
+    """
+    names, values = layout.names, getattr(given, "params", given)
+    if isinstance(values, pd.Series | Mapping):
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise ArgumentError(f"start has no value for {missing[0]!r}; give all of {', '.join(names)}")
+        values = [values[name] for name in names]
+    try:
+        reported = np.asarray(values, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"start must hold numbers or be another fit, got {given!r}") from error
+    if reported.shape != (len(names),):
+        raise ArgumentError(f"start must have {len(names)} values, one per parameter, got shape {reported.shape}")
+    at, q, inside = s.reported, s.n_random, np.isfinite(reported)
+    correlations, omega = at.random[:, q:].ravel(), reported[at.omega]
+    # NaN is the correlation with a random effect of zero variance.
+    inside[correlations] = ~(np.abs(reported[correlations]) > 1)
+    inside[at.random[:, :q]] &= reported[at.random[:, :q]] >= 0
+    inside[at.omega] &= omega >= 0
+    inside[at.sigma] &= reported[at.sigma] > 0
+    if not inside.all():
+        raise ArgumentError(
+            f"start has {names[inside.argmin()]} = {reported[inside.argmin()]}; values must be finite, standard "
+            "deviations of random effects at least zero, of residuals above zero, correlations between -1 and 1"
+        )
+    if s.thresholds is not None and (wrong := s.thresholds.wrong(reported[at.last], s.n_experts)) is not None:
+        raise ArgumentError(f"start has {wrong}")
+    for extra, where in s.spans if s.thresholds is None else ():
+        for row in reported[at.extra[:, where]]:
+            if not extra.scale.allows(row):
+                values = ", ".join(f"{v:g}" for v in row)
+                raise ArgumentError(f"start has {extra.name} = {values}; it must be {extra.scale.domain}")
+    return reported
+
+
+def permute_reported(s: Structure, reported: Array, order: list[int]) -> Array:
     """The reported vector, shape (P,), with the old expert ``order[k]`` as the new expert k; complex-safe."""
-    old = split_natural(s, vector)
+    at, out = s.reported, reported.copy()
+    out[at.beta] = reported[at.beta[order]]
     # Differences to expert 1 become those to the new first expert: the reference changes with the labels.
-    full = np.vstack([np.zeros((1, s.n_gate)), old.gamma])[order]
-    random, omega = old.random, old.omega
-    if s.cov_re == "expert":
-        random = old.random[order] if len(random) else random
-    elif omega.size:
-        random = random.copy()
+    full = np.vstack([np.zeros((1, s.n_gate)), reported[at.gate]])[order]
+    out[at.gate] = full[1:] - full[0]
+    if s.cov_re == "expert" and len(at.random):
+        out[at.random] = reported[at.random[order]]
+    elif at.omega.size:
+        omega = np.append(1.0, reported[at.omega])[order]
         # The reported covariance is that of expert 1: it takes the size of the expert that comes first.
-        random[:, : s.n_random] *= omega[order[0]]
-        omega = omega[order] / omega[order[0]]
-    sigma = old.sigma[order] if s.residual == "expert" else old.sigma
+        out[at.random[:, : s.n_random]] *= omega[0]
+        out[at.omega] = omega[1:] / omega[0]
+    if s.has_sigma:
+        out[at.sigma] = reported[at.sigma[order]]
     if s.thresholds is None:
-        extra = flatten(s.extras, by_expert(s.extras, old.extra, s.n_experts)[order])
+        out[at.extra] = reported[at.extra[order]]
     else:
-        extra = s.thresholds.reported(s.thresholds.by_expert(old.extra, s.n_experts)[None, order])[0]
-    parts = (old.own[order], old.shared, full[1:] - full[0], random, omega[1:], sigma, extra)
-    return np.concatenate([part.ravel() for part in parts])
+        out[at.last] = s.thresholds.reported(s.thresholds.by_expert(reported[at.last], s.n_experts)[None, order])[0]
+    return out
 
 
-def permute_jacobian(s: Structure, vector: Array, order: list[int]) -> Array:
-    """Derivatives of `permute_natural`, shape (P, P), exact by complex steps."""
+def permute_reported_jacobian(s: Structure, reported: Array, order: list[int]) -> Array:
+    """Derivatives of `permute_reported`, shape (P, P), exact by complex steps."""
     # NaN marks a correlation without value; it must not spoil the derivatives of the others.
-    here = np.nan_to_num(vector)
-    return jacobian(lambda moved: permute_natural(s, moved, order), here)
+    return jacobian(lambda moved: permute_reported(s, moved, order), np.nan_to_num(reported))
 
 
-def _factor(s: Structure, block: Array) -> Array:
-    sd, correlations = block[: s.n_random], np.nan_to_num(block[s.n_random :])
-    R = np.eye(s.n_random)
-    for value, (i, j) in zip(correlations, _pairs(s), strict=True):
-        R[i, j] = R[j, i] = value
-    return sd[:, None] * semidefinite_cholesky(R, tol=_CORRELATED)
+def build_layout(s: Structure, names: DesignNames) -> ParamLayout:
+    """Names of the reported parameters: experts, common, gate, random effects, residuals, further parameters."""
+    columns, experts = np.array(names.expert, dtype=object), range(1, s.n_experts + 1)
+    out = [Parameter(f"expert{k}.{name}", "expert", name, k) for k in experts for name in columns[s.own]]
+    out += [Parameter(f"common.{name}", "common", name) for name in columns[s.shared]]
+    out += [Parameter(f"gate{k}.{name}", "gate", name, k) for k in experts[1:] for name in names.gate]
+    for i in range(len(s.reported.random)):
+        k, mark = (i + 1, str(i + 1)) if s.cov_re == "expert" else (None, "")
+        for name in names.random:
+            out.append(Parameter(f"sd{mark}({name}|{names.group})", "random", f"sd({name})", k, tested=False))
+        for row, column in zip(*s.pairs, strict=True):
+            pair = f"{names.random[column]},{names.random[row]}"
+            out.append(Parameter(f"corr{mark}({pair}|{names.group})", "random", f"corr({pair})", k))
+    if s.reported.omega.size:
+        ratio = "(ratio of sd to expert 1)"
+        out += [Parameter(f"omega{k}", "random", f"omega{k} {ratio}", None, tested=False) for k in experts[1:]]
+    if s.has_sigma:
+        for k in experts if s.residual == "expert" else [None]:
+            out.append(Parameter(f"sigma{k or ''}", "residual", "sigma", k, tested=False))
+    if s.thresholds is not None:
+        return ParamLayout((*out, *s.thresholds.parameters(s.n_experts)))
+    return ParamLayout((*out, *(parameter for extra in s.extras for parameter in extra.parameters(s.n_experts))))

@@ -17,9 +17,9 @@ from mixmoe.design.frame import view
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Distribution, Effects, FirstOrder, GatePoint, Likelihood
 from mixmoe.inference.uncertainty import checked_alpha, delta_cov
-from mixmoe.mixed.first_order import first_order, likelihood_at
-from mixmoe.mixed.options import check_weights_ahead, standardised, standardised_name
-from mixmoe.mixed.parameters import permute_jacobian, permute_natural, positions
+from mixmoe.mixed.estimation import first_order, likelihood_at, relabelled
+from mixmoe.mixed.options import ResponseModel, check_weights_ahead, standardised, standardised_name
+from mixmoe.mixed.parameters import permute_reported, permute_reported_jacobian
 from mixmoe.mixed.prediction.courses import gate_curves, trajectory_axis, trajectory_curves, trajectory_data
 from mixmoe.mixed.prediction.dynamic import (
     errors_ahead,
@@ -53,7 +53,6 @@ from mixmoe.mixed.prediction.trajectories import (
     subject_mixture,
     weighted_mean_errors,
 )
-from mixmoe.mixed.subject_refits import relabelled
 from mixmoe.mixture_results import MoEResults
 from mixmoe.output.predictions import (
     Interval,
@@ -94,7 +93,7 @@ class MEMoEResults(MoEResults):
         if self.model.n_experts == 1:
             return tables
         at = next(i for i, table in enumerate(tables) if table.key == "gate")
-        return (*tables[:at], self._proportion_table(alpha), *tables[at:])
+        return (*tables[:at], _proportion_table(self.proportions(alpha), alpha), *tables[at:])
 
     def proportions(self, alpha: float = 0.05) -> pd.DataFrame:
         """Mean probability of each expert over the subjects; see `MoEResults.proportions`."""
@@ -184,7 +183,7 @@ class MEMoEResults(MoEResults):
         four and more it is an approximation of a few per cent, and a warning says so.
         """
         wanted = checked_wanted(kind, interval, alpha, scale)
-        self._check_scale(wanted)
+        _check_scale(self.model.response, wanted)
         known = self._history(history, use_fit=kind == "subject")
         if history is not None:
             refuse_posterior_limits(wanted)
@@ -213,16 +212,6 @@ class MEMoEResults(MoEResults):
             return
         serial = setup is not None and setup.options.kind in ("ar1", "car1")
         check_weights_ahead(design, column, required=noise or serial)
-
-    def _check_scale(self, wanted: Wanted) -> None:
-        """Refuse scales that the response does not have."""
-        response, scale = self.model.response, wanted.scale
-        if wanted.noise and scale != "response" and not response.gaussian:
-            raise ArgumentError(f"interval='prediction' is for responses, got scale={scale!r}; use scale='response'")
-        if scale == "categories" and response.thresholds is None:
-            raise ArgumentError(
-                f"scale='categories' is for family='ordinal', got family={response.name!r}; use 'response'"
-            )
 
     def _unused(self, wanted: Wanted, known: Design | None) -> tuple[str, ...]:
         """Sections of the formula that a kind of prediction does not need of the rows to predict."""
@@ -357,9 +346,9 @@ class MEMoEResults(MoEResults):
     def relabel(self, order: Sequence[int]) -> Self:
         """The same fit with experts in another order; see `MoEResults.relabel`."""
         index, s = [k - 1 for k in checked_order(order, self.model.n_experts)], self.model.structure
-        params = permute_natural(s, self.em.params, index)
+        params = permute_reported(s, self.em.params, index)
         fit = replace(self.em, params=params, responsibilities=self.em.responsibilities[:, index])
-        jacobian, cov, model = permute_jacobian(s, self.em.params, index), self.cov, self.model
+        jacobian, cov, model = permute_reported_jacobian(s, self.em.params, index), self.cov, self.model
         draws = cov.draws
         if draws is not None:
             draws = relabelled(draws, model.problem, model.coordinates, model.working(params), index, model.clusters)
@@ -481,16 +470,26 @@ class MEMoEResults(MoEResults):
         return (GatePoint(None, e.params.gamma[0], e.where.gate, directions),)
 
     def _known(self) -> Estimate:
-        params, where = self.model.user(self.em.params), positions(self.model.structure)
+        params, where = self.model.user(self.em.params), self.model.structure.reported
         return Estimate(params, self.cov.of_bounded, where, self.cov.bounded is not None, self.cov.moments)
 
-    def _proportion_table(self, alpha: float) -> Table:
-        frame = self.proportions(alpha)
-        return Table(
-            key="proportions",
-            title="Expert proportions (mean gate probability)",
-            columns=("Estimate", "Std. Err.", f"[{alpha / 2:.3g}", f"{1 - alpha / 2:.3g}]"),
-            index=tuple(f"expert {k + 1}" for k in range(len(frame))),
-            cells=tuple(tuple(None if np.isnan(v) else float(v) for v in row) for row in frame.to_numpy()),
-            formats=("num", "num", "num", "num"),
-        )
+
+def _proportion_table(frame: pd.DataFrame, alpha: float) -> Table:
+    """Mean gate probabilities and their limits, of `MEMoEResults.proportions`, as a table of the summary."""
+    return Table(
+        key="proportions",
+        title="Expert proportions (mean gate probability)",
+        columns=("Estimate", "Std. Err.", f"[{alpha / 2:.3g}", f"{1 - alpha / 2:.3g}]"),
+        index=tuple(f"expert {k + 1}" for k in range(len(frame))),
+        cells=tuple(tuple(None if np.isnan(v) else float(v) for v in row) for row in frame.to_numpy()),
+        formats=("num", "num", "num", "num"),
+    )
+
+
+def _check_scale(response: ResponseModel, wanted: Wanted) -> None:
+    """Refuse scales that the response does not have."""
+    scale = wanted.scale
+    if wanted.noise and scale != "response" and not response.gaussian:
+        raise ArgumentError(f"interval='prediction' is for responses, got scale={scale!r}; use scale='response'")
+    if scale == "categories" and response.thresholds is None:
+        raise ArgumentError(f"scale='categories' is for family='ordinal', got family={response.name!r}; use 'response'")

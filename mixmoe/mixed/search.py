@@ -8,13 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
-from mixmoe.mixed.collapse import collapsed
 from mixmoe.mixed.em import em_iterations
-from mixmoe.mixed.end_points import Ends, candidates, join, one_search, or_any, without_artefacts
+from mixmoe.mixed.end_points import (
+    Ends,
+    candidates,
+    collapsed,
+    is_stationary,
+    join,
+    newton_polish,
+    one_search,
+    or_any,
+    without_artefacts,
+)
 from mixmoe.mixed.insertion import gains_little, inserted_starts, reinserted_starts
-from mixmoe.mixed.likelihood.observed import ClosedForm, Problem, build_problem, evaluate, observed_information
-from mixmoe.mixed.parameters import Params, build_free_vector, contract, expand
+from mixmoe.mixed.likelihood.observed import ClosedForm, Problem, evaluate
+from mixmoe.mixed.parameters import Params, free_to_working, working_to_free
 from mixmoe.mixed.starting_values import (
+    SPLITS,
     OneExpert,
     carried_starts,
     climb_one_expert,
@@ -30,7 +40,7 @@ from mixmoe.mixed.starting_values import (
 )
 from mixmoe.mixture.estimate import SAME
 from mixmoe.mixture.gate import gate_log_probabilities
-from mixmoe.numerics.optimise import ROUNDING, Climb, Control, Evaluation, climb
+from mixmoe.numerics.optimise import Climb, Control, Evaluation, climb
 
 _EM_STEPS = 2
 _EM_STEPS_AT_COLLAPSE = 50  # where line searches end at the barrier, these still bring the other parameters to rest
@@ -40,6 +50,7 @@ _MANY = 20_000  # subjects with which the search goes on from there
 _MANY_APPROXIMATE = 4_000  # the same where the likelihood has no closed form
 _POOL = 16  # distinct end points of a subsample that go on with more subjects
 _MOVES = 4  # split-and-merge moves per expert and round, one where experts are inserted
+_SPLITS_OF_LITTLE = 2  # of each expert where the last one gained little: insertion nearly always finds more
 _INSERTED = 12  # places where a new expert gains most, of which ascents start
 _SEARCHES = 3  # independent searches at most, two of which must agree
 _FEW_EXPERTS = 4  # up to which that many are worth their cost
@@ -47,12 +58,15 @@ _SEARCHES_LARGE = 2  # searches with more experts, where they cost most and agre
 _WORTHWHILE = 0.01  # gain that makes another round of moves; less is mere convergence of what is there
 _SHARP = 0.01  # of the tolerance: what quasi-Newton aims at before Newton steps are called in
 _STANDSTILL = 1e-11  # gain in log-likelihood of an ascent that creeps along the edge of a collapse
-_CHASED = 10  # end points of the closed form that are carried on with the likelihood itself
+_CHASED = 16  # end points of the closed form that are carried on with the likelihood itself
+_BEHIND_APPROXIMATE = 5.0  # log-likelihood by which starts may lie behind the best of an approximate closed form
 _AROUND = 4  # starts per expert around the best of these, with other parameters of the errors
 _MARGIN = 1.0  # candidates may lie this far below the best rough value,
 _PART_MARGIN = 20.0  # or this far if that was found on some of the subjects
 _PART_ITERATIONS = 25  # for ascents on a subsample, whose end points are not final
+_PART_HALVED = 4  # iterations after which half of them are given up, and so on: hardly ever is the winner among these
 _PART_BEHIND = 3.0  # log-likelihood by which starts that race on a subsample may lie behind the best
+_SMALLER_PROMISE = 1e-2  # gain that is left to fits with fewer experts, which are but starting points
 _ROUGH = Control(max_iter=80, tol=1e-4, min_gain=1e-5, promise=1e-4, behind=2.0)
 _MOST = 0.85  # share of starts whose collapse is that of the data
 _SIGMA_BARRIER = 1e-4  # fraction of the one-expert residual standard deviation
@@ -101,15 +115,10 @@ class Search:
     summits: Array
 
 
-def default_starts(n_experts: int) -> int:
-    """Random starts when the user names no number."""
-    return 1 if n_experts == 1 else 32 * n_experts
-
-
 def permute(problem: Problem, theta: Array, order: Sequence[int]) -> Array:
     """The free vector with experts reordered: the new expert k is the old ``order[k]``."""
-    params = expand(problem.structure, problem.free, theta[None])
-    return contract(problem.structure, permute_params(params, order))[0]
+    params = free_to_working(problem.structure, theta[None])
+    return working_to_free(problem.structure, permute_params(params, order))[0]
 
 
 def permute_params(params: Params, order: Sequence[int]) -> Params:
@@ -129,7 +138,7 @@ def largest_first(problem: Problem, theta: Array) -> Array:
     """
     if problem.structure.cov_re != "proportional":
         return theta
-    factor = expand(problem.structure, problem.free, theta[None]).factor[0]
+    factor = free_to_working(problem.structure, theta[None]).factor[0]
     top = int(np.linalg.norm(factor, axis=(1, 2)).argmax())
     return permute(problem, theta, [top, *(k for k in range(len(factor)) if k != top)])
 
@@ -154,7 +163,7 @@ def order_experts(problem: Problem, theta: Array) -> Array:
 
 def gate_shares(problem: Problem, theta: Array) -> Array:
     """Mean gate probability of each expert, shape (K,)."""
-    gamma = expand(problem.structure, problem.free, theta[None]).gamma
+    gamma = free_to_working(problem.structure, theta[None]).gamma
     return np.asarray(np.exp(gate_log_probabilities(problem.W, gamma))[0].mean(axis=1))
 
 
@@ -199,7 +208,9 @@ def search(problem: Problem, n_starts: int, control: Control, rng: np.random.Gen
         sigma_one = pooled_sigma(problem, alone.theta[0])
         return finish(problem, sigma_one, one_search(alone, alone.loglik), _MARGIN, control)
     size = _MANY if problem.experts.is_closed_form else _MANY_APPROXIMATE
-    many = problem.take(_some(_canonical_order(problem), size, rng))
+    # Subjects in an order that does not depend on that of the data.
+    order = np.lexsort((*problem.W.T, *problem.experts.sort_keys()))
+    many = problem.take(_some(order, size, rng))
     one = fit_one_expert(many, limited)
     ends = explore(many, one, n_starts, limited, rng)
     margin = _MARGIN if many.n_subjects == problem.n_subjects else _PART_MARGIN
@@ -227,7 +238,7 @@ def _limited(control: Control) -> Control:
 
 def pooled_sigma(alone: Problem, theta: Array) -> float:
     """Residual standard deviation of a one-expert fit; one if the likelihood has none."""
-    return float(expand(alone.structure, alone.free, theta[None]).sigma[0, 0])
+    return float(free_to_working(alone.structure, theta[None]).sigma[0, 0])
 
 
 def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, rng: np.random.Generator) -> Ends:
@@ -239,17 +250,17 @@ def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, r
     """
     closed = closed_form_problem(problem, one.params)
     plain = replace(one, params=without_extras(one.params))
-    nested, interrupted = nested_starts(closed, plain, control, rng)
-    if interrupted:
-        return _interrupted(closed, plain, nested, control)
-    found = _search_once(closed, plain, nested, n_starts - n_starts // 2, control, rng)
+    exact = closed.experts is problem.experts
+    # Maxima that lie close together may have another order under the likelihood itself.
+    wide = control if exact else replace(control, behind=_BEHIND_APPROXIMATE)
+    found = _search_once(closed, plain, n_starts - n_starts // 2, wide, rng)
+    found = _with_nested(closed, plain, found, wide, rng)
     for i in range(1, _SEARCHES if problem.structure.n_experts <= _FEW_EXPERTS else _SEARCHES_LARGE):
         if found.climb.interrupted or found.agree:
             break
-        known = replace(control, reached=found.rank.max())
-        again = _search_once(closed, plain, nested[:0], (n_starts + 1) // 2, known, rng)
+        again = _search_once(closed, plain, (n_starts + 1) // 2, _beyond(wide, found), rng)
         found = join(found, replace(again, search=again.search + i))
-    if closed.experts is problem.experts:
+    if exact:
         return found
     found = chase(problem, one, found, control)
     found = _scattered(problem, one, found, control, rng)
@@ -257,19 +268,15 @@ def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, r
 
 
 def _search_once(
-    problem: ClosedForm, one: OneExpert, nested: Array, n_starts: int, control: Control, rng: np.random.Generator
+    problem: ClosedForm, one: OneExpert, n_starts: int, control: Control, rng: np.random.Generator
 ) -> Ends:
-    """End points of one search, which shares nothing with others but the one-expert fit; `nested` are more starts."""
-    # 1. Fits with 2, 3 ... experts, each carried to the next; the last one is split.
-    smaller, interrupted = _chain(problem, one, problem.structure.n_experts - 1, control, rng)
-    carried = np.vstack([carried_starts(problem, one, smaller, _EM_STEPS, rng), nested])
-    if interrupted:
-        return _interrupted(problem, one, carried, control)
-    found = _race(problem, one.sigma, carried, control)
-    # 2. Where a further expert gains little, it is inserted where it gains most.
-    if gains_little(problem, smaller, found.rank.max()):
-        found = _with_inserted(problem, one, smaller, found, control, rng)
-    # 3. Random starts race against what has been reached, so that most are given up soon.
+    """End points of one search, which shares nothing with others but the one-expert fit."""
+    # 1. Fits with 2, 3 ... experts, each carried to the next.
+    smaller = _chain(problem, one, problem.structure.n_experts - 1, True, control, rng)
+    if smaller.interrupted:
+        return _interrupted(problem, one, carried_starts(problem, one, smaller.theta, _EM_STEPS, rng), control)
+    found = _with_one_more(problem, one, smaller, control, rng)
+    # 2. Random starts race against what has been reached, so that most are given up soon.
     if not found.climb.interrupted:
         if problem.n_subjects <= _SEARCH_ABOVE:
             starts = random_starts(problem, one, n_starts, _EM_STEPS, rng)
@@ -277,8 +284,8 @@ def _search_once(
             starts = _starts_of_part(problem, n_starts, control, rng)
         found = join(found, _race(problem, one.sigma, starts, _beyond(control, found)))
     found = replace(found, rank=_unless_most_collapse(found.rank))
-    # 4. Moves from the best.
-    return _with_moves(problem, one, found, gains_little(problem, smaller, found.rank.max()), control, rng)
+    # 3. Moves from the best.
+    return _with_moves(problem, one, found, gains_little(problem, smaller.theta, found.rank.max()), control, rng)
 
 
 def _interrupted(problem: ClosedForm, one: OneExpert, starts: Array, control: Control) -> Ends:
@@ -292,40 +299,57 @@ def _beyond(control: Control, found: Ends) -> Control:
     return replace(control, reached=max(control.reached, found.rank.max()))
 
 
+def _with_nested(problem: ClosedForm, one: OneExpert, found: Ends, control: Control, rng: np.random.Generator) -> Ends:
+    """`found` with ascents from fits of nested models, and moves from their end if it is the best."""
+    level = found.rank.max()
+    if found.climb.interrupted or not np.isfinite(level):  # where most collapse, what is left would hide it
+        return found
+    limit = _beyond(control, found)
+    starts, interrupted = nested_starts(problem, one, limit, rng)
+    if not len(starts):
+        return found
+    found = join(found, _race(problem, one.sigma, starts, limit))
+    if interrupted:
+        return replace(found, climb=replace(found.climb, interrupted=True))
+    return _with_moves(problem, one, found, False, control, rng) if found.rank.max() > level + _WORTHWHILE else found
+
+
 def nested_starts(
     problem: ClosedForm, one: OneExpert, control: Control, rng: np.random.Generator
 ) -> tuple[Array, bool]:
     """Free vectors, shape (S, P), of fits of nested models, and whether the user interrupted.
 
     Of those whose experts share all variances, and of those without random effects. Their likelihoods have fewer
-    maxima, and no fit should lie below them.
+    maxima, and no fit should lie below them; they are given up where they stay below what has been reached.
     """
     s, K, out, stopped = problem.structure, problem.structure.n_experts, [], False
     shared = replace(s, cov_re="common", residual="common" if s.residual == "expert" else s.residual)
     if shared.residual != s.residual or (s.n_random and s.cov_re != "common"):
-        simple = build_problem(shared, problem.experts, problem.W, problem.penalty)
-        theta, stopped = _chain(simple, one, K, control, rng)
-        out.append(contract(s, expand(shared, build_free_vector(shared), theta[None])))
+        simple = Problem(shared, problem.experts, problem.W, problem.penalty)
+        theta, stopped = _nested_fit(simple, one, control, rng)
+        out.append(working_to_free(s, free_to_working(shared, theta[None])))
     if s.n_random and not stopped:
         fixed = replace(s, n_random=0)
-        simple = build_problem(fixed, problem.experts.without_random_effects(), problem.W, problem.penalty)
+        simple = Problem(fixed, problem.experts.without_random_effects(), problem.W, problem.penalty)
         plain = replace(one, params=fit_one_expert(simple, control).params)
-        theta, stopped = _chain(simple, plain, K, control, rng)
-        params = expand(fixed, build_free_vector(fixed), theta[None])
+        theta, stopped = _nested_fit(simple, plain, control, rng)
+        params = free_to_working(fixed, theta[None])
         # Not zero, from where no ascent would leave, but so little that nothing is lost.
         factor = np.broadcast_to(_NO_EFFECT * np.eye(s.n_random), (1, K, s.n_random, s.n_random))
-        out.append(contract(s, replace(params, factor=factor)))
+        out.append(working_to_free(s, replace(params, factor=factor)))
     return np.vstack([np.empty((0, problem.free.size)), *out]), stopped
 
 
-def _with_inserted(
-    problem: ClosedForm, one: OneExpert, smaller: Array, found: Ends, control: Control, rng: np.random.Generator
-) -> Ends:
-    """`found` with ascents from where a new expert gains most beside the fit with one expert fewer."""
-    starts = inserted_starts(problem, one, smaller, _INSERTED, rng)
-    if found.climb.interrupted or not len(starts):
-        return found
-    return join(found, _race(problem, one.sigma, starts, _beyond(control, found)))
+def _nested_fit(problem: ClosedForm, one: OneExpert, control: Control, rng: np.random.Generator) -> tuple[Array, bool]:
+    """Free vector of the best end point of splits of a fit with one expert fewer, and whether the user interrupted.
+
+    The smaller fits see some of the subjects, as random starts do.
+    """
+    part = problem.take(_some(np.arange(problem.n_subjects), _search_size(problem), rng))
+    smaller = _chain(part, fit_one_expert(part, control), problem.structure.n_experts - 1, False, control, rng)
+    limit = replace(control, max_iter=0) if smaller.interrupted else control
+    ends = _race(problem, one.sigma, carried_starts(problem, one, smaller.theta, _EM_STEPS, rng), limit)
+    return ends.climb.theta[ends.best], smaller.interrupted or ends.climb.interrupted
 
 
 def _unless_most_collapse(rank: Array) -> Array:
@@ -339,31 +363,75 @@ def _unless_most_collapse(rank: Array) -> Array:
 
 def _starts_of_part(problem: ClosedForm, n_starts: int, control: Control, rng: np.random.Generator) -> Array:
     """Distinct end points of random starts on a subsample."""
-    wide = replace(control, behind=_PART_BEHIND, reached=-np.inf, max_iter=min(_PART_ITERATIONS, control.max_iter))
+    wide = replace(control, behind=_PART_BEHIND, halve=_PART_HALVED, reached=-np.inf)
+    wide = replace(wide, max_iter=min(_PART_ITERATIONS, control.max_iter))
     part = problem.take(_some(np.arange(problem.n_subjects), _search_size(problem), rng))
     one = fit_one_expert(part, control)
     ends = _race(part, one.sigma, random_starts(part, one, n_starts, _EM_STEPS, rng), wide)
     return ends.climb.theta[candidates(or_any(ends.rank, ends.climb.loglik), _PART_MARGIN, _POOL)]
 
 
-def _chain(
-    problem: ClosedForm, one: OneExpert, n_experts: int, control: Control, rng: np.random.Generator
-) -> tuple[Array, bool]:
-    """Free vector of the best fit with some number of experts, and whether the user interrupted.
+@dataclass(frozen=True, slots=True)
+class Smaller:
+    """A fit with fewer experts.
 
-    Found from splits of that with one expert fewer, which is found likewise.
+    Attributes
+    ----------
+    theta : ndarray, shape (P',)
+    little : bool
+        Whether its last expert gained so little that it may be a handful of subjects.
+    interrupted : bool
     """
-    s, interrupted = problem.structure, False
-    best = contract(replace(s, n_experts=1), one.params)[0]
+
+    theta: Array
+    little: bool
+    interrupted: bool
+
+
+def _chain(
+    problem: ClosedForm, one: OneExpert, n_experts: int, insert: bool, control: Control, rng: np.random.Generator
+) -> Smaller:
+    """The best fit with some number of experts, found from that with one fewer, which is found likewise.
+
+    Without `insert` from splits of its experts alone.
+    """
+    s = problem.structure
+    # What has been reached with all experts says nothing about fewer.
+    control = replace(control, promise=_SMALLER_PROMISE, reached=-np.inf)
+    best = Smaller(working_to_free(replace(s, n_experts=1), one.params)[0], False, False)
     for K in range(2, n_experts + 1):
-        larger = build_problem(replace(s, n_experts=K), problem.experts, problem.W)
-        limit = replace(control, max_iter=0) if interrupted else control
-        ends = _race(larger, one.sigma, carried_starts(larger, one, best, _EM_STEPS, rng), limit)
-        if gains_little(larger, best, ends.rank.max()) and not ends.climb.interrupted:
-            ends = _with_inserted(larger, one, best, ends, limit, rng)
-        interrupted |= ends.climb.interrupted
-        best = ends.climb.theta[ends.best]
-    return best, interrupted
+        larger = Problem(replace(s, n_experts=K), problem.experts, problem.W)
+        if insert and not best.interrupted:
+            ends = _with_one_more(larger, one, best, control, rng)
+        else:
+            limit = replace(control, max_iter=0) if best.interrupted else control
+            ends = _race(larger, one.sigma, carried_starts(larger, one, best.theta, _EM_STEPS, rng), limit)
+        little = insert and gains_little(larger, best.theta, ends.rank.max())
+        best = Smaller(ends.climb.theta[ends.best], little, best.interrupted or ends.climb.interrupted)
+    return best
+
+
+def _with_one_more(
+    problem: ClosedForm, one: OneExpert, smaller: Smaller, control: Control, rng: np.random.Generator
+) -> Ends:
+    """End points of ascents from a fit with one expert fewer, whose experts are split.
+
+    Where a further expert gains little, it is also inserted where it gains most: if the last one did already, first, so
+    that most splits are given up soon.
+    """
+    n_splits = _SPLITS_OF_LITTLE if smaller.little else SPLITS
+    splits = carried_starts(problem, one, smaller.theta, _EM_STEPS, rng, n_splits)
+    if smaller.little:
+        # The smaller fit itself comes along, so that what is found is not below it.
+        first = np.vstack([splits[:1], inserted_starts(problem, one, smaller.theta, _INSERTED, rng)])
+        found, more = _race(problem, one.sigma, first, control), splits[1:]
+    else:
+        found, more = _race(problem, one.sigma, splits, control), splits[:0]
+        if not found.climb.interrupted and gains_little(problem, smaller.theta, found.rank.max()):
+            more = inserted_starts(problem, one, smaller.theta, _INSERTED, rng)
+    if found.climb.interrupted or not len(more):
+        return found
+    return join(found, _race(problem, one.sigma, more, _beyond(control, found)))
 
 
 def _with_moves(
@@ -468,11 +536,6 @@ def _scattered(problem: Problem, one: OneExpert, found: Ends, control: Control, 
     return found
 
 
-def _canonical_order(problem: Problem) -> NDArray[np.intp]:
-    """Subjects in an order that does not depend on the order of the data."""
-    return np.lexsort((*problem.W.T, *problem.experts.sort_keys()))
-
-
 def _some(subjects: NDArray[np.intp], n: int, rng: np.random.Generator) -> NDArray[np.intp]:
     """All of the subjects, or `n` of them at random in the same order."""
     if subjects.size <= n:
@@ -541,29 +604,3 @@ def finish(problem: Problem, sigma_one: float, ends: Ends, margin: float, contro
         ends=np.sort(ends.rank[ways])[::-1] if margin == _MARGIN else np.empty(0),
         summits=ends.summits,
     )
-
-
-def is_stationary(score: Array, problem: Problem, control: Control) -> bool:
-    """Whether the score is zero to the tolerance, per subject."""
-    return bool(np.abs(score).max(initial=0.0) <= 10 * control.tol * problem.n_subjects)
-
-
-def newton_polish(problem: Problem, theta: Array, n_steps: int = 2) -> Array:
-    """`theta` after Newton steps with the exact information, each kept only if it does not lower the log-likelihood.
-
-    Where a step gains less than the log-likelihood's own rounding, the score decides.
-    """
-    here = evaluate(problem, theta[None])
-    for _ in range(n_steps):
-        information = observed_information(problem, theta)
-        values, vectors = np.linalg.eigh(information)
-        usable = values > 1e-8 * values.max()
-        step = vectors[:, usable] @ ((vectors[:, usable].T @ here.score[0]) / values[usable])
-        with np.errstate(all="ignore"):
-            there = evaluate(problem, (theta + step)[None])
-        gain = there.loglik[0] - here.loglik[0]
-        flatter = np.abs(there.score[0]).max() < np.abs(here.score[0]).max()
-        if not (gain >= 0 or (flatter and gain >= -ROUNDING * abs(here.loglik[0]))):
-            break
-        theta, here = theta + step, there
-    return theta

@@ -1,4 +1,6 @@
-"""Coefficients and thresholds of GLMM experts that run to infinity.
+"""Coefficients and thresholds that run to infinity.
+
+A covariate that tells experts apart perfectly has an infinite coefficient in the gate.
 
 A covariate that separates the responses of an expert perfectly has an infinite coefficient; an ordered category without
 responses of an expert has an infinite threshold, or two thresholds that meet.
@@ -10,12 +12,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
-from mixmoe.mixed.likelihood.observed import Problem, subject_logliks
-from mixmoe.mixed.parameters import expand
-from mixmoe.mixture.gate import posterior_probabilities
+from mixmoe.mixed.likelihood.observed import Problem
+from mixmoe.mixed.parameters import free_to_working
+from mixmoe.mixture.gate import gate_information, gate_log_probabilities
 
 _NO_RESPONSES = 1e-3  # expected number in a category: an ascent to infinity stops at about this many
+_NO_GATE_INFORMATION = 1e-6  # per subject, in a direction of orthonormal gate columns
 _NO_INFORMATION = 1e-5  # per row of the expert, in a direction of orthonormal columns; at p = 0.00001 or 0.99999
+
+
+@dataclass(frozen=True, slots=True)
+class GateDirections:
+    """Directions of the gate coefficients in working coordinates.
+
+    Attributes
+    ----------
+    vectors : ndarray, shape (d, d)
+        Orthonormal, one per column.
+    infinite : ndarray of bool, shape (d,)
+        Along these the gate separates the experts perfectly: the maximum lies at infinity.
+    """
+
+    vectors: Array
+    infinite: NDArray[np.bool_]
+
+
+def gate_directions(problem: Problem, theta: Array) -> GateDirections:
+    """Eigenvectors of the information of the gate, were the memberships known."""
+    gamma = free_to_working(problem.structure, theta[None]).gamma
+    weights = np.ones(problem.n_subjects)
+    information = gate_information(problem.W, gate_log_probabilities(problem.W, gamma), weights)[0]
+    values, vectors = np.linalg.eigh(information / problem.n_subjects)
+    if problem.penalty is not None:  # the prior keeps all coefficients finite
+        return GateDirections(vectors, np.zeros(values.size, dtype=bool))
+    return GateDirections(vectors, values < _NO_GATE_INFORMATION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +67,14 @@ class ExpertDirections:
     infinite: NDArray[np.bool_]
 
 
-def expert_directions(problem: Problem, theta: Array) -> ExpertDirections | None:
+def expert_directions(problem: Problem, theta: Array, tau: Array) -> ExpertDirections | None:
     """Eigenvectors of the information of the expert coefficients, were memberships and random effects known.
 
-    None for Gaussian experts, whose information does not depend on their coefficients.
+    `tau` are the responsibilities at `theta`, shape (N, K). None for Gaussian experts, whose information does not
+    depend on their coefficients.
     """
-    params, P = expand(problem.structure, problem.free, theta[None]), theta.size
-    found = problem.experts.coefficient_information(params, _responsibilities(problem, theta))
+    params, P = free_to_working(problem.structure, theta[None]), theta.size
+    found = problem.experts.coefficient_information(params, tau)
     if found is None:
         return None
     information, size = np.zeros((P, P)), np.zeros(P)
@@ -75,15 +106,16 @@ class EmptyCategories:
     meanings: tuple[str, ...] = ()
 
 
-def empty_categories(problem: Problem, theta: Array) -> EmptyCategories:
-    """What has no responses at a solution; nothing for other responses, and where all experts share the thresholds.
+def empty_categories(problem: Problem, tau: Array) -> EmptyCategories:
+    """What has no responses, given responsibilities of shape (N, K).
 
-    Experts that share the steps only have no such thresholds: one of them cannot move alone.
+    Nothing for other responses, and where all experts share the thresholds. Experts that share the steps only have no
+    such thresholds: one of them cannot move alone.
     """
     thresholds = problem.structure.thresholds
     if thresholds is None or not thresholds.own_steps:
         return EmptyCategories()
-    counts = problem.experts.category_counts(_responsibilities(problem, theta))
+    counts = problem.experts.category_counts(tau)
     if counts is None:
         return EmptyCategories()
     labels, empty = counts.labels, counts.expected < _NO_RESPONSES  # (K, C)
@@ -98,8 +130,3 @@ def empty_categories(problem: Problem, theta: Array) -> EmptyCategories:
         infinite += [thresholds.place(k, j, K) for j in outer]
     meanings = [f"expert {k + 1} in {labels[j]!r}" for k, j in np.argwhere(empty)]
     return EmptyCategories(tuple(infinite), tuple(closed), tuple(meanings))
-
-
-def _responsibilities(problem: Problem, theta: Array) -> Array:
-    """Posterior probabilities of the experts, shape (N, K)."""
-    return posterior_probabilities(subject_logliks(problem, theta))

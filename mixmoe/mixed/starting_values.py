@@ -19,14 +19,13 @@ from mixmoe.mixed.likelihood.observed import (
     ClosedForm,
     Model,
     Problem,
-    build_problem,
     evaluate,
     observed_information,
     subject_logliks,
     subject_scores,
     summed_squares,
 )
-from mixmoe.mixed.parameters import Params, Sigma, Structure, build_free_vector, contract, expand
+from mixmoe.mixed.parameters import Params, Sigma, Structure, free_to_working, working_to_free
 from mixmoe.mixture.gate import posterior_probabilities
 from mixmoe.numerics.optimise import MANY_PARAMETERS, Climb, Control, climb
 
@@ -84,13 +83,13 @@ def one_expert_problem(problem: Problem[Model]) -> Problem[Model]:
     """The likelihood of the one-expert model on the same data."""
     sigma: Sigma = "expert" if problem.structure.has_sigma else "none"
     single = replace(problem.structure, n_experts=1, cov_re="expert", residual=sigma)
-    return build_problem(single, problem.experts, problem.W, restricted=problem.restricted)
+    return Problem(single, problem.experts, problem.W, restricted=problem.restricted)
 
 
 def closed_form_problem(problem: Problem, one: Params) -> ClosedForm:
     """The Gaussian problem on which starts are searched: the problem itself, or an approximation near `one`."""
     closed = replace(problem.structure, extras=())
-    return build_problem(closed, problem.experts.closed_form(one), problem.W, problem.penalty)
+    return Problem(closed, problem.experts.closed_form(one), problem.W, problem.penalty)
 
 
 def without_extras(params: Params) -> Params:
@@ -101,16 +100,16 @@ def without_extras(params: Params) -> Params:
 def with_extras(problem: Problem, theta: Array, one: Params) -> Array:
     """Free vectors of `problem`, from those of its closed form, shape (S, P), with further parameters as in `one`."""
     closed = replace(problem.structure, extras=())
-    params = expand(closed, build_free_vector(closed), theta)
+    params = free_to_working(closed, theta)
     shape = (*params.sigma.shape, one.extra.shape[-1])
-    return contract(problem.structure, replace(params, extra=np.broadcast_to(one.extra, shape)))
+    return working_to_free(problem.structure, replace(params, extra=np.broadcast_to(one.extra, shape)))
 
 
 def climb_one_expert(alone: Problem, control: Control) -> Climb:
     """Ascent to the maximum of a one-expert problem."""
     guess = alone.experts.first_guess(alone.structure)
     closed = closed_form_problem(alone, guess)
-    theta, _ = em_iterations(closed, contract(closed.structure, without_extras(guess)), 1)
+    theta, _ = em_iterations(closed, working_to_free(closed.structure, without_extras(guess)), 1)
     theta = with_extras(alone, theta, guess)
     inverse = first_inverse(alone, theta)
     logarithmic = np.append(alone.free.log_sigma, alone.free.extra)
@@ -122,7 +121,7 @@ def fit_one_expert(problem: Problem, control: Control) -> OneExpert:
     alone = one_expert_problem(problem)
     end = climb_one_expert(alone, control)
     features = np.hstack([_whitened(subject_scores(alone, end.theta[0])), _whitened(problem.W)])
-    return OneExpert(expand(alone.structure, alone.free, end.theta), features)
+    return OneExpert(free_to_working(alone.structure, end.theta), features)
 
 
 def _whitened(columns: Array) -> Array:
@@ -203,7 +202,7 @@ def repeat_expert(s: Structure, one: Params, S: int) -> Params:
 def from_responsibilities(problem: ClosedForm, one: Params, given: Array) -> Array:
     """Free vectors, shape (S, P), that fit responsibilities of shape (S, K, N)."""
     params = repeat_expert(problem.structure, one, given.shape[0])
-    return contract(problem.structure, refit(problem, params, given))
+    return working_to_free(problem.structure, refit(problem, params, given))
 
 
 def refit(problem: ClosedForm, params: Params, given: Array) -> Params:
@@ -226,7 +225,7 @@ def perturbed(s: Structure, one: Params, S: int, rng: np.random.Generator) -> Ar
     sigma = params.sigma * np.exp(0.7 * rng.normal(size=(S, K)) - 0.3)
     gamma = 0.3 * rng.normal(size=params.gamma.shape)
     factor = params.factor * (stretch if s.cov_re != "common" else stretch[:, :1])
-    return contract(s, replace(params, gamma=gamma, beta=beta, factor=factor, sigma=sigma))
+    return working_to_free(s, replace(params, gamma=gamma, beta=beta, factor=factor, sigma=sigma))
 
 
 def scatter(problem: Problem, theta: Array, n: int, rng: np.random.Generator) -> Array:
@@ -242,12 +241,12 @@ def split_merge_starts(
 ) -> Array:
     """`n` free vectors near the fit `theta`, shape (P,): one expert dissolved, another split in a random direction."""
     s = problem.structure
-    params = expand(s, problem.free, theta[None])
+    params = free_to_working(s, theta[None])
     current = expectations(problem, params).responsibilities[0]  # (K, N)
     given = np.array([_split_merge(current, one.features, rng) for _ in range(n)])
     parts = (params.gamma, params.beta, params.factor, params.sigma, params.extra)
     start = Params(*(np.repeat(part, n, axis=0) for part in parts))
-    found, _ = em_iterations(problem, contract(s, refit(problem, start, given)), n_em)
+    found, _ = em_iterations(problem, working_to_free(s, refit(problem, start, given)), n_em)
     return found
 
 
@@ -273,16 +272,18 @@ def random_side(inside: Array, features: Array, rng: np.random.Generator) -> Arr
     return np.where(position > cut, 1 - _SOFT, _SOFT)
 
 
-_SPLITS = 4  # of each expert
+SPLITS = 4  # of each expert
 
 
 def fewer_experts(problem: Problem[Model]) -> Problem[Model]:
     """The likelihood of the model with one expert fewer on the same data."""
     s = problem.structure
-    return build_problem(replace(s, n_experts=s.n_experts - 1), problem.experts, problem.W, problem.penalty)
+    return Problem(replace(s, n_experts=s.n_experts - 1), problem.experts, problem.W, problem.penalty)
 
 
-def carried_starts(problem: Problem, one: OneExpert, smaller: Array, n_em: int, rng: np.random.Generator) -> Array:
+def carried_starts(
+    problem: Problem, one: OneExpert, smaller: Array, n_em: int, rng: np.random.Generator, n_splits: int = SPLITS
+) -> Array:
     """Free vectors that split the experts of a fit with one expert fewer.
 
     Parameters
@@ -295,25 +296,27 @@ def carried_starts(problem: Problem, one: OneExpert, smaller: Array, n_em: int, 
     n_em : int
         EM steps of each split.
     rng : numpy.random.Generator
+    n_splits : int
+        Of each expert.
 
     Returns
     -------
-    ndarray, shape (1 + 4 (K - 1), P)
+    ndarray, shape (1 + n_splits (K - 1), P)
         First the smaller fit itself, written with its largest expert twice, whose log-likelihood no later ascent can
-        fall below; then each expert split four times.
+        fall below; then each expert split.
     """
     below = fewer_experts(problem)
-    params = expand(below.structure, below.free, smaller[None])
+    params = free_to_working(below.structure, smaller[None])
     joint = subject_logliks(below, smaller).T
     current = posterior_probabilities(joint, axis=0)  # (K - 1, N)
     doubled = [double_expert(problem, params, k) for k in range(len(current))]
-    nested = contract(problem.structure, doubled[int(current.sum(axis=1).argmax())])
-    at = np.repeat(np.arange(len(current)), _SPLITS)
+    nested = working_to_free(problem.structure, doubled[int(current.sum(axis=1).argmax())])
+    at = np.repeat(np.arange(len(current)), n_splits)
     given = np.array([_split(current, int(k), one.features, rng) for k in at])
     closed = closed_form_problem(problem, one.params)
     parts = zip(*(_parts(without_extras(doubled[k])) for k in at), strict=True)
     start = refit(closed, Params(*(np.concatenate(part) for part in parts)), given)
-    found, _ = em_iterations(closed, contract(closed.structure, start), n_em)
+    found, _ = em_iterations(closed, working_to_free(closed.structure, start), n_em)
     return np.vstack([nested, with_extras(problem, found, one.params)])
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -162,13 +163,13 @@ class Parameter:
     tested: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ParamLayout:
-    """Names and blocks of a parameter vector, in its order."""
+    """Names and blocks of a parameter vector, in its order. Not slotted: the names are kept once they are asked for."""
 
     parameters: tuple[Parameter, ...]
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Full names in the order of the vector."""
         return tuple(p.name for p in self.parameters)
@@ -217,38 +218,28 @@ def criteria(loglik: float, npar: float, responsibilities: Array) -> Criteria:
     Returns
     -------
     Criteria
+
+    Notes
+    -----
+    With P parameters, N independent units (not rows) and the classification entropy EN: AIC is ``-2 l + 2 P``, BIC
+    ``-2 l + P log N``, its adjusted form has (N + 2) / 24 in the place of N, and ICL is ``BIC + 2 EN``.
+
+    References
+    ----------
+    Akaike (1974). Schwarz (1978). Sclove (1987). Biernacki, Celeux & Govaert (2000).
     """
-    n_units = responsibilities.shape[0]
+    N, doubt = responsibilities.shape[0], classification_entropy(responsibilities)
+    bic = float(-2.0 * loglik + npar * np.log(N))
     return Criteria(
         loglik=loglik,
         npar=npar,
-        n_units=n_units,
-        aic=aic(loglik, npar),
-        bic=bic(loglik, npar, n_units),
-        sabic=sabic(loglik, npar, n_units),
-        icl=icl(loglik, npar, responsibilities),
+        n_units=N,
+        aic=-2.0 * loglik + 2.0 * npar,
+        bic=bic,
+        sabic=float(-2.0 * loglik + npar * np.log((N + 2) / 24)),
+        icl=bic + 2.0 * doubt,
         entropy=entropy_r2(responsibilities),
     )
-
-
-def aic(loglik: float, npar: float) -> float:
-    """Akaike's criterion, ``-2 l + 2 P`` (Akaike 1974)."""
-    return -2.0 * loglik + 2.0 * npar
-
-
-def bic(loglik: float, npar: float, n_units: float) -> float:
-    """Schwarz' criterion, ``-2 l + P log N``, with N the number of independent units, not of rows (Schwarz 1978)."""
-    return float(-2.0 * loglik + npar * np.log(n_units))
-
-
-def sabic(loglik: float, npar: float, n_units: int) -> float:
-    """Schwarz' criterion with N replaced by (N + 2) / 24 (Sclove 1987)."""
-    return bic(loglik, npar, (n_units + 2) / 24)
-
-
-def icl(loglik: float, npar: float, responsibilities: Array) -> float:
-    """Integrated classification likelihood, ``BIC + 2 EN`` (Biernacki, Celeux & Govaert 2000)."""
-    return bic(loglik, npar, responsibilities.shape[0]) + 2.0 * classification_entropy(responsibilities)
 
 
 def classification_entropy(responsibilities: Array) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError
@@ -135,18 +136,37 @@ def _bound_direction(W: Array, score: Array, weights: Array) -> Array:
 class GatePenalty(Protocol):
     """A log prior of the gate coefficients that acts like further units of known expert; complex steps pass through.
 
-    It is the same whichever expert is the reference and however covariates are coded.
+    It is the same whichever expert is the reference and however covariates are coded. The gate may be part of a
+    likelihood of weighted units, as those of a window along an index are.
     """
 
     @property
     def described(self) -> str:
         """Description of the penalty, for a summary."""
 
-    def value(self, W: Array, gamma: Array) -> Array:
-        """Log prior up to a constant, shape (S,)."""
+    def value(self, W: Array, log_prior: Array, at: "Weighted | None" = None) -> Array:
+        """Log prior up to a constant, shape (S,), at log probabilities (S, K, N) of a gate with design W (N, m)."""
 
-    def units(self, W: Array, gamma: Array) -> Array:
-        """Numbers of units of each expert that are added at the covariates of each unit, shape (S, K, N)."""
+    def units(self, W: Array, log_prior: Array, at: "Weighted | None" = None) -> Array:
+        """Numbers of units of each expert that are added at the covariates of each unit, for its weight, (S, K, N)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weighted:
+    """Of a likelihood of weighted units: the weights, and which coefficients are estimated.
+
+    Attributes
+    ----------
+    weights : ndarray, shape (N,)
+    total : float
+        Weight of all units of the data, of which these may be a part.
+    free : ndarray of bool, shape (J m,)
+        In the order of `gate_information`.
+    """
+
+    weights: Array
+    total: float
+    free: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,14 +184,14 @@ class JeffreysPenalty:
         """Description of the penalty, for a summary."""
         return "Firth (Jeffreys prior)"
 
-    def value(self, W: Array, gamma: Array) -> Array:
+    def value(self, W: Array, log_prior: Array, at: Weighted | None = None) -> Array:
         """Half the log determinant of the information per unit, shape (S,)."""
-        if gamma.size == 0:
-            return np.zeros(gamma.shape[0], dtype=gamma.dtype)
-        sign, size = np.linalg.slogdet(_mean_information(W, gamma))
-        return 0.5 * (size + np.log(sign) if np.iscomplexobj(gamma) else size)
+        if log_prior.shape[1] == 1 or not W.size:
+            return np.zeros(log_prior.shape[0], dtype=log_prior.dtype)
+        sign, size = np.linalg.slogdet(_mean_information(W, log_prior, at))
+        return 0.5 * (size + np.log(sign) if np.iscomplexobj(log_prior) else size)
 
-    def units(self, W: Array, gamma: Array) -> Array:
+    def units(self, W: Array, log_prior: Array, at: Weighted | None = None) -> Array:
         """Half a unit for each cell of a table, shape (S, K, N).
 
         These are ``p_k (e_k - p)' B (e_k - p) / 2 + p_k h / (2 K - 2)`` with ``B_bc = w' V_bc w`` from the blocks of
@@ -179,16 +199,19 @@ class JeffreysPenalty:
         derivative of `value`, ``w / 2 sum_b L_ab (B_bb - 2 sum_c B_bc p_c)`` summed over units; the second term,
         proportional to p, has none. For two experts these are h / 2 each.
         """
-        (S, J, m), N = gamma.shape, W.shape[0]
-        prior = np.exp(gate_log_probabilities(W, gamma))
-        if gamma.size == 0:
+        prior = np.exp(log_prior)
+        (S, K, N), m = prior.shape, W.shape[1]
+        J = K - 1
+        if J == 0 or m == 0:
             return np.zeros_like(prior)
-        information = _mean_information(W, gamma)
+        information = _mean_information(W, log_prior, at)
         lost = ~np.isfinite(np.linalg.slogdet(information)[1])  # so far out that `value` is minus infinity
         information[lost] = np.eye(J * m)
-        inverse = np.linalg.inv(information).reshape(S, J, m, J, m) / N
-        B = np.zeros((S, J + 1, J + 1, N), dtype=gamma.dtype)
-        B[:, 1:, 1:] = np.einsum("na,sbacd,nd->sbcn", W, inverse, W, optimize=True)
+        inverse = np.linalg.inv(information) / (N if at is None else at.weights.sum())
+        if at is not None:
+            inverse = inverse * (at.free[:, None] & at.free)
+        B = np.zeros((S, K, K, N), dtype=prior.dtype)
+        B[:, 1:, 1:] = np.einsum("na,sbacd,nd->sbcn", W, inverse.reshape(S, J, m, J, m), W, optimize=True)
         cross = np.einsum("sbcn,scn->sbn", B, prior)
         own = np.einsum("sbbn->sbn", B) - 2 * cross + (prior * cross).sum(axis=1, keepdims=True)
         leverage = (prior * own).sum(axis=1, keepdims=True)
@@ -215,20 +238,27 @@ class PseudoUnits:
         """Description of the penalty, for a summary."""
         return f"Bayes constant {self.n:g} (Dirichlet prior)"
 
-    def value(self, W: Array, gamma: Array) -> Array:
+    def value(self, W: Array, log_prior: Array, at: Weighted | None = None) -> Array:
         """Mean log probability of an expert, times the number of units, shape (S,)."""
-        return np.asarray(self.n * gate_log_probabilities(W, gamma).mean(axis=(1, 2)))
+        K, N = log_prior.shape[1:]
+        weights, total = (np.ones(N), float(N)) if at is None else (at.weights, at.total)
+        return np.asarray(self.n / (K * total) * (log_prior @ weights).sum(axis=1))
 
-    def units(self, W: Array, gamma: Array) -> Array:
+    def units(self, W: Array, log_prior: Array, at: Weighted | None = None) -> Array:
         """Equal numbers everywhere, shape (S, K, N)."""
-        shape = (gamma.shape[0], gamma.shape[1] + 1, W.shape[0])
-        return np.full(shape, self.n / (shape[1] * shape[2]))
+        K, N = log_prior.shape[1:]
+        return np.full(log_prior.shape, self.n / (K * (N if at is None else at.total)))
+
+
+def penalty_value(penalty: GatePenalty, W: Array, gamma: Array) -> Array:
+    """Log prior of coefficients (S, K - 1, m) up to a constant, shape (S,)."""
+    return penalty.value(W, gate_log_probabilities(W, gamma))
 
 
 def penalty_score(penalty: GatePenalty, W: Array, gamma: Array) -> Array:
     """Derivatives of the log prior in the coefficients, shape (S, K - 1, m): the score of its units."""
-    units = penalty.units(W, gamma)
-    prior = np.exp(gate_log_probabilities(W, gamma))
+    log_prior = gate_log_probabilities(W, gamma)
+    units, prior = penalty.units(W, log_prior), np.exp(log_prior)
     return np.asarray((units - prior * units.sum(axis=1, keepdims=True))[:, 1:] @ W)
 
 
@@ -238,7 +268,8 @@ def penalty_meat(penalty: GatePenalty, W: Array, gamma: Array) -> Array:
     A cell without a single unit of an expert adds nothing to the outer products of scores: a sandwich would take its
     log odds to be certain. What is known of them comes from the prior, whose units vary as others do.
     """
-    units, prior = penalty.units(W, gamma)[0], np.exp(gate_log_probabilities(W, gamma))[0]
+    log_prior = gate_log_probabilities(W, gamma)
+    units, prior = penalty.units(W, log_prior)[0], np.exp(log_prior)[0]
     out = np.zeros((gamma[0].size, gamma[0].size))
     for k, weight in enumerate(units):
         off = (np.arange(len(prior)) == k)[1:, None] - prior[1:]  # (K - 1, N)
@@ -247,9 +278,13 @@ def penalty_meat(penalty: GatePenalty, W: Array, gamma: Array) -> Array:
     return out
 
 
-def _mean_information(W: Array, gamma: Array) -> Array:
-    weights = np.full(W.shape[0], 1.0 / W.shape[0])
-    return gate_information(W, gate_log_probabilities(W, gamma), weights)
+def _mean_information(W: Array, log_prior: Array, at: Weighted | None) -> Array:
+    """Information per unit of weight (S, J m, J m), with unit rows and columns for what is not free."""
+    weights = np.ones(W.shape[0]) if at is None else at.weights
+    out = gate_information(W, log_prior, weights / weights.sum())
+    if at is not None:
+        out = out * (at.free[:, None] & at.free) + np.diag(~at.free)
+    return out
 
 
 def checked_gate_penalty(value: Any) -> GatePenalty | None:

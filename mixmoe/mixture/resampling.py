@@ -10,6 +10,7 @@ locked while a run has it.
 import hashlib
 import json
 import os
+import pickle
 import signal
 import threading
 import time
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any, BinaryIO, Self
 
 import numpy as np
@@ -162,8 +164,38 @@ VERSION = 2  # since 2 each line says what came before it
 
 
 def fingerprint(facts: Any) -> str:
-    """A short text that differs between runs that must not be mixed; `facts` prints the same for the same run."""
-    return hashlib.sha256(repr(facts).encode("utf-8")).hexdigest()[:32]
+    """A short text that differs between runs that must not be mixed, and is the same in every process for the same."""
+    return hashlib.sha256(repr(_told(facts)).encode("utf-8")).hexdigest()[:32]
+
+
+def _told(value: Any) -> Any:
+    """A value as something that prints in full, where arrays and frames would be abridged, and without addresses."""
+    if value is None or isinstance(value, str | bytes | bool | int | float):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return ("array", value.dtype.str, value.shape, hashlib.sha256(np.ascontiguousarray(value).data).hexdigest())
+    if isinstance(value, Mapping):
+        return ("mapping", sorted(((str(name), _told(one)) for name, one in value.items()), key=repr))
+    if isinstance(value, list | tuple | np.ndarray):
+        return (type(value).__name__, [_told(one) for one in value])
+    if isinstance(value, partial):
+        return ("partial", _told(value.func), _told(value.args), _told(value.keywords))
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        return (value.__module__, value.__qualname__, _told(value.__code__), _told(value.__defaults__), _told(cells))
+    if isinstance(value, CodeType):
+        return (value.co_code, value.co_names, _told(value.co_consts))
+    return (type(value).__qualname__, _pickled(value))
+
+
+def _pickled(value: Any) -> str:
+    """What tells an object from others: its content, or itself where nothing can be said of that."""
+    try:
+        return hashlib.sha256(pickle.dumps(value)).hexdigest()
+    except (pickle.PicklingError, TypeError, AttributeError):
+        return repr(value)
 
 
 def _same(value: Any) -> Any:
@@ -203,7 +235,7 @@ class Journal:
         decode: Callable[[Any], Any] = _same,
     ) -> None:
         self._encode, self._decode = encode, decode
-        self._file = None if path is None else _opened(Path(path))
+        self._file = None if path is None else _opened(checkpoint_path(path))
         try:
             self._begin(path, key, rng)
         except BaseException:
@@ -278,11 +310,32 @@ class Journal:
         )
 
 
+def checkpoint_path(path: Any) -> Path:
+    """The argument ``checkpoint=`` as a path.
+
+    Raises
+    ------
+    ArgumentError
+        If it is none.
+    """
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise ArgumentError(f"checkpoint must be a path, or None to keep nothing, got {path!r}")
+    return Path(path)
+
+
 def _opened(path: Path) -> BinaryIO:
     """The file, made if there is none, for this run alone."""
     if path.is_dir():
         raise ArgumentError(f"checkpoint must name a file, got the folder {str(path)!r}")
-    file = path.open("a+b", buffering=0)
+    if path.exists() and not path.is_file():
+        raise ArgumentError(f"checkpoint must name a file that can be read again, got {str(path)!r}")
+    try:
+        file = path.open("a+b", buffering=0)
+    except OSError as error:
+        raise ArgumentError(
+            f"checkpoint {str(path)!r} cannot be written ({error.strerror}); name a file in a folder that is there and "
+            "that you may write to"
+        ) from error
     if not lock(file):
         file.close()
         raise ArgumentError(

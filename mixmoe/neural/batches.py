@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.design.design import Design
-from mixmoe.design.formula import MoEFormula
+from mixmoe.design.formula import MoEFormula, parse_formula
 from mixmoe.design.frame import shown, view
 from mixmoe.errors import DesignError, FormulaError
 from mixmoe.mixture.estimate import Flag
@@ -17,7 +17,7 @@ from mixmoe.neural.blocks import Block, Blocks, Tensor, build_blocks, torch
 from mixmoe.neural.estimators.trained import Problem
 from mixmoe.neural.network import Personal
 from mixmoe.neural.posterior import Family
-from mixmoe.responses.existence import check_varies
+from mixmoe.responses.distribution import check_varies
 
 Index = NDArray[np.intp]
 MAX_LEVELS = 50  # of categories; a transition matrix grows with their square
@@ -102,7 +102,13 @@ def held_out_rows(members: Index, share: float) -> NDArray[np.bool_]:
 
 
 def blocks_of(
-    design: Design, family: Family, scaling: Scaling, rows: NDArray[np.bool_], persons: Index, device: str
+    design: Design,
+    family: Family,
+    scaling: Scaling,
+    rows: NDArray[np.bool_],
+    persons: Index,
+    device: str,
+    levels: Index | None = None,
 ) -> Blocks:
     """Blocks of some rows of a design.
 
@@ -111,6 +117,8 @@ def blocks_of(
     rows : ndarray of bool, shape (n,)
     persons : ndarray of int, shape (N,)
         Row of the effects that each unit of the design has.
+    levels : ndarray of int, shape (n, G), optional
+        Level of each row of the design in each further grouping.
     """
     members = sequence_codes(design, family)
     n_members = int(members.max()) + 1 if len(members) else 0
@@ -118,7 +126,8 @@ def blocks_of(
     owner[members] = persons[design.codes]
     y = response_of(design, family, scaling)
     x = scaling.inputs(design.expert)
-    return build_blocks(x[rows], y[rows], members[rows], n_members, persons=owner, device=device)
+    mine = None if levels is None else levels[rows]
+    return build_blocks(x[rows], y[rows], members[rows], n_members, persons=owner, levels=mine, device=device)
 
 
 def gap_rows(design: Design) -> int:
@@ -138,6 +147,27 @@ def gap_flag(gaps: int, formula: MoEFormula) -> Flag:
         f"{gaps} rows follow a gap in {order!r} and count as neighbours of the row before; separate sequences with "
         f"seq: {order} / column",
     )
+
+
+def checked_formula(formula: Any) -> MoEFormula:
+    """A parsed formula that this family can fit.
+
+    Raises
+    ------
+    FormulaError
+        If it has sections of other families.
+    """
+    parsed = formula if isinstance(formula, MoEFormula) else parse_formula(formula)
+    if parsed.vary is not None:
+        raise FormulaError("NME has no section 'vary:'; leave it out, or use VCMoE, which has", parsed.text)
+    if len(parsed.gate) != 1 or parsed.gate[0].text != "1":
+        raise FormulaError("NME has no section 'gate:'; leave it out, or use MEMoE, which has", parsed.text)
+    if parsed.sigma:
+        raise FormulaError("NME has no section 'sigma:'; leave it out, or use MEMoE, which has", parsed.text)
+    for part in parsed.expert:
+        if part.kind != "free":
+            raise FormulaError(f"NME has no {part.kind}(...); write the terms without it", parsed.text)
+    return parsed
 
 
 def chosen_family(family: str, formula: MoEFormula, data: Any) -> Family:
@@ -290,4 +320,5 @@ def take_members(block: Block, chosen: Tensor) -> Block:
     mask = block.mask[chosen]
     longest = int(mask.sum(1).max()) if len(mask) else 0
     x, y = (values[chosen, :longest] for values in (block.x, block.y))
-    return Block(block.persons[chosen], x, y, mask[:, :longest], block.rows[chosen.cpu().numpy(), :longest])
+    rows, levels = block.rows[chosen.cpu().numpy(), :longest], block.levels[chosen, :longest]
+    return Block(block.persons[chosen], x, y, mask[:, :longest], rows, levels)

@@ -107,6 +107,8 @@ class Block:
         One where there is a row, zero where padded.
     rows : ndarray, shape (B, T)
         Place of each cell in the row arrays; zero where padded.
+    levels : Tensor of int, shape (B, T, G)
+        Level of each row in each further grouping; -1 where padded or not known.
     """
 
     persons: Tensor
@@ -114,6 +116,7 @@ class Block:
     y: Tensor
     mask: Tensor
     rows: Index
+    levels: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +185,7 @@ def build_blocks(
     n_members: int,
     *,
     persons: Index | None = None,
+    levels: Index | None = None,
     device: str = "cpu",
     max_cells: int = 100_000,
 ) -> Blocks:
@@ -198,6 +202,8 @@ def build_blocks(
         Members in all; those without a row are left out.
     persons : ndarray of int, shape (n_members,), optional
         Person of each member, where members are sequences; default: the members are the persons.
+    levels : ndarray of int, shape (n, G), optional
+        Level of each row in each further grouping, -1 for none; default: no such grouping.
     device : str
     max_cells : int
         Largest number of cells in one block: bounds the memory of one step.
@@ -207,19 +213,22 @@ def build_blocks(
     order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
     owner = np.arange(n_members) if persons is None else persons
     cuts = split_lengths(lengths[order], max_cells)
+    of_rows = np.empty((len(codes), 0), dtype=np.intp) if levels is None else levels
     blocks = tuple(
-        pad_block(x, y, owner[order[a:b]], starts[order[a:b]], lengths[order[a:b]], device) for a, b in pairwise(cuts)
+        pad_block(x, y, of_rows, owner[order[a:b]], starts[order[a:b]], lengths[order[a:b]], device)
+        for a, b in pairwise(cuts)
     )
     return Blocks(blocks, len(codes))
 
 
-def pad_block(x: Array, y: NDArray, persons: Index, starts: Index, lengths: Index, device: str) -> Block:
+def pad_block(x: Array, y: NDArray, levels: Index, persons: Index, starts: Index, lengths: Index, device: str) -> Block:
     """One padded block of members whose rows begin at `starts`.
 
     Parameters
     ----------
     x : ndarray, shape (n, p)
     y : ndarray, shape (n,)
+    levels : ndarray of int, shape (n, G)
     persons, starts, lengths : ndarray, shape (B,)
     device : str
     """
@@ -230,6 +239,7 @@ def pad_block(x: Array, y: NDArray, persons: Index, starts: Index, lengths: Inde
         torch.as_tensor(np.where(present, y[rows], 0).astype(y.dtype), device=device),
         torch.as_tensor(present.astype(float), device=device),
         rows,
+        torch.as_tensor(np.where(present[:, :, None], levels[rows], -1), device=device),
     )
 
 

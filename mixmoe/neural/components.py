@@ -1,7 +1,7 @@
 """Variance components and coefficients of a fitted network as named parameters with a covariance, and their number."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,16 @@ from mixmoe.mixture.estimate import Parameter, ParamLayout
 from mixmoe.neural.batches import Scaling
 from mixmoe.neural.blocks import Tensor, to_array, torch
 from mixmoe.neural.crf import centred
-from mixmoe.neural.estimators.last_layer import factor, feature_columns, is_exact, moments, profile
+from mixmoe.neural.estimators.last_layer import (
+    each_factor,
+    factors_of,
+    feature_columns,
+    is_exact,
+    moments,
+)
+from mixmoe.neural.estimators.mixed_model import Moments, profile
 from mixmoe.neural.estimators.state import information_pieces
-from mixmoe.neural.estimators.trained import Problem, Trained
+from mixmoe.neural.estimators.trained import Problem, Trained, parts_of
 from mixmoe.neural.marginal_likelihood import (
     coefficient_covariance,
     coefficient_map,
@@ -34,6 +41,7 @@ from mixmoe.neural.network import TensorSpec
 from mixmoe.neural.person_predictions import to_state, uncertainty
 from mixmoe.neural.posterior import marginal_information, variance_information
 
+BOUND = 1.0 - 1e-6  # correlations beyond are one
 NEGLIGIBLE = 1e-6  # a variance on standardised data that counts as zero
 
 
@@ -77,10 +85,11 @@ def build_layout(
     levels : tuple of str
         Of the response; none if it is a number.
     """
-    parameters = []
+    parameters, groups = [], (group, *(grouping.name for grouping in problem.further))
     if is_linear(problem):
         parameters += [Parameter(n, "fixed", n) for n in linear_names(names)]
-        parameters += linear_random(problem, scaling, linear_names(names), group)
+        for part, of in zip(parts_of(problem), groups, strict=True):
+            parameters += linear_random(part, scaling, linear_names(names), of)
     else:
         states = levels if problem.family == "crf" else ()
         parameters += [
@@ -90,13 +99,16 @@ def build_layout(
             parameters += coefficient_parameters(problem, names, levels)
             parameters += random_parameters(problem, names, levels, group)
         parameters += [
-            Parameter(f"sd({spec.name}|{group})", "random", f"sd({spec.name})", tested=False)
-            for spec in named_tensors(problem)
+            Parameter(f"sd({spec.name}|{of})", "random", f"sd({spec.name})", tested=False)
+            for part, of in zip(parts_of(problem), groups, strict=True)
+            for spec in named_tensors(part)
         ]
         if is_regression(problem):
             parameters += random_correlations(problem, scaling, names, levels, group)
     if problem.family == "gaussian":
         parameters.append(Parameter("sigma", "residual", "sigma", tested=False))
+    if problem.further:  # what tables show must say whose effects these are
+        parameters = [replace(p, term=p.name) if p.block == "random" else p for p in parameters]
     return ParamLayout(tuple(parameters))
 
 
@@ -155,23 +167,28 @@ def estimates(problem: Problem, fit: Trained, scaling: Scaling, *, errors: bool 
 
 
 def entries_of(problem: Problem, fit: Trained) -> Tensor:
-    """Free entries of the factor L of an exact fit, and the log of sigma behind them."""
+    """Free entries of the factors L of all groupings of an exact fit, and the log of sigma behind them."""
     sigma = np.sqrt(fit.sigma2)
-    L = problem.tensor(fit.loading * np.sqrt(fit.s) / sigma)
+    loadings = [fit.loading * np.sqrt(fit.s), *(mine.loading for mine in fit.further)]
+    free = [free_entries(part, L / sigma) for part, L in zip(parts_of(problem), loadings, strict=True)]
+    return torch.cat([*free, problem.tensor([np.log(sigma)])])
+
+
+def free_entries(problem: Problem, factor: Array) -> Tensor:
+    """Free entries of the factor L of one grouping."""
+    L = problem.tensor(factor)
     if problem.cov in ("diagonal", "tensor"):
         basis = problem.tensor(np.eye(problem.personal.q) if problem.basis is None else problem.basis)
-        free = (basis * L).sum(0)[np.unique(problem.group, return_index=True)[1]]
-    else:
-        rows, columns = np.tril_indices(L.shape[0], 0, L.shape[1])
-        free = L[rows, columns]
-    return torch.cat([free, problem.tensor([np.log(sigma)])])
+        return (basis * L).sum(0)[np.unique(problem.group, return_index=True)[1]]
+    rows, columns = np.tril_indices(L.shape[0], 0, L.shape[1])
+    return L[rows, columns]
 
 
 def exact_estimates(problem: Problem, fit: Trained, scaling: Scaling, errors: bool) -> Estimates:
     """Parameters of a last-layer mixed model."""
     theta = problem.tensor(fit.theta)
     free = entries_of(problem, fit)
-    m = moments(problem, theta, problem.train)
+    m = moments(problem, theta)
     report = linear_report(problem, scaling) if is_linear(problem) else tensor_report(problem, scaling)
     values = to_array(report(free))
     p, T = (len(fit.theta), user_map(scaling)) if is_linear(problem) else (0, np.zeros((0, 0)))
@@ -180,17 +197,30 @@ def exact_estimates(problem: Problem, fit: Trained, scaling: Scaling, errors: bo
     if errors:
         covariance[:] = 0.0
         if p:
-            inner = profile(m, factor(problem, free[:-1]), free[-1])
+            inner = profile(m, factors_of(problem, m.plan, free[:-1]), free[-1])
             covariance[:p, :p] = T @ np.linalg.inv(to_array(inner.information)) @ T.T * fit.sigma2
         covariance[p:, p:] = variance_covariance(problem, m, free, report)
+        # At a correlation of one the derivative of the likelihood is not zero, and no curvature tells its error.
+        marks = are_correlations(problem, scaling)
+        lost = p + np.flatnonzero(marks & (np.abs(values[: len(marks)]) > BOUND))
+        covariance[lost], covariance[:, lost] = np.nan, np.nan
     return Estimates(np.concatenate([beta, values]), covariance)
 
 
-def variance_covariance(problem: Problem, m: object, free: Tensor, report: Callable[[Tensor], Tensor]) -> Array:
+def are_correlations(problem: Problem, scaling: Scaling) -> NDArray[np.bool_]:
+    """Which of the reported variance parameters are correlations."""
+    marks: list[bool] = []
+    for part in parts_of(problem) if is_linear(problem) else ():
+        T = linear_map(part, scaling)
+        marks += [False] * len(T) + [True] * len(correlated_pairs(part, T)[0])
+    return np.array(marks, dtype=bool)
+
+
+def variance_covariance(problem: Problem, m: Moments, free: Tensor, report: Callable[[Tensor], Tensor]) -> Array:
     """Covariance of reported variance parameters by the delta method; NaN on the boundary."""
 
     def deviance(entries: Tensor) -> Tensor:
-        return 0.5 * profile(m, factor(problem, entries[:-1]), entries[-1]).objective  # type: ignore[arg-type]
+        return 0.5 * profile(m, factors_of(problem, m.plan, entries[:-1]), entries[-1]).objective
 
     hessian = torch.func.jacrev(torch.func.jacrev(deviance))(free)
     jacobian = torch.func.jacrev(report)(free)
@@ -202,27 +232,30 @@ def variance_covariance(problem: Problem, m: object, free: Tensor, report: Calla
 
 def linear_report(problem: Problem, scaling: Scaling) -> Callable[[Tensor], Tensor]:
     """Function from free entries to standard deviations, correlations and sigma on the user's scale."""
-    T = linear_map(problem, scaling)
-    rows, cols = correlated_pairs(problem, T)
-    to_user = problem.tensor(T)
+    parts = parts_of(problem)
+    maps = [problem.tensor(linear_map(part, scaling)) for part in parts]
+    pairs = [correlated_pairs(part, linear_map(part, scaling)) for part in parts]
 
     def report(free: Tensor) -> Tensor:
-        L = to_user @ factor(problem, free[:-1]) * free[-1].exp()
-        covariance = L @ L.T
-        sd = covariance.diagonal().sqrt()
-        sigma = free[-1:].exp() * scaling.y_sd
-        return torch.cat([sd, covariance[rows, cols] / (sd[rows] * sd[cols]), sigma])
+        sigma, found = free[-1].exp(), []
+        for L, to_user, (rows, cols) in zip(each_factor(problem, free[:-1]), maps, pairs, strict=True):
+            mine = to_user @ L * sigma
+            covariance = mine @ mine.T
+            sd = covariance.diagonal().sqrt()
+            found += [sd, covariance[rows, cols] / (sd[rows] * sd[cols])]
+        return torch.cat([*found, sigma.unsqueeze(0) * scaling.y_sd])
 
     return report
 
 
 def tensor_report(problem: Problem, scaling: Scaling) -> Callable[[Tensor], Tensor]:
     """Function from free entries to the root-mean-square standard deviation of each tensor, and sigma."""
-    member = membership(problem)
+    members = [membership(part) for part in parts_of(problem)]
 
     def report(free: Tensor) -> Tensor:
-        L = factor(problem, free[:-1]) * free[-1].exp()
-        return torch.cat([(member @ L.square().sum(-1)).sqrt(), free[-1:].exp() * scaling.y_sd])
+        sigma, each = free[-1].exp(), each_factor(problem, free[:-1])
+        sds = [(m @ (L * sigma).square().sum(-1)).sqrt() for m, L in zip(members, each, strict=True)]
+        return torch.cat([*sds, sigma.unsqueeze(0) * scaling.y_sd])
 
     return report
 
@@ -388,7 +421,8 @@ def population_transitions(problem: Problem, fit: Trained, errors: bool) -> tupl
 
 def free_parameters(problem: Problem) -> int:
     """Identified parameters of the network, of the covariance of the effects, and the residual variance."""
-    return shared_parameters(problem) + covariance_parameters(problem) + (problem.family == "gaussian")
+    covariances = sum(covariance_parameters(part) for part in parts_of(problem))
+    return shared_parameters(problem) + covariances + (problem.family == "gaussian")
 
 
 def shared_parameters(problem: Problem) -> int:

@@ -15,7 +15,7 @@ from mixmoe.design.frame import shown
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.mixture.estimate import Starts
 from mixmoe.neural.blocks import build_blocks, to_array, torch
-from mixmoe.neural.estimators.last_layer import fit_last_layer, fit_on_features, is_exact
+from mixmoe.neural.estimators.last_layer import fit_last_layer, fit_on_features, is_exact, last_outputs
 from mixmoe.neural.estimators.linearised import fit_laplace
 from mixmoe.neural.estimators.state import pieces
 from mixmoe.neural.estimators.trained import (
@@ -26,12 +26,13 @@ from mixmoe.neural.estimators.trained import (
     Trained,
     block_loss,
     block_outputs,
+    parts_of,
     responses_in,
 )
 from mixmoe.neural.estimators.training import fit_published
 from mixmoe.neural.network import initial_parameters, select_personal
 from mixmoe.neural.person_predictions import to_state, uncertainty, whole_jacobian
-from mixmoe.neural.persons import Persons, known_means, predict_frame, unknown_means
+from mixmoe.neural.persons import Persons, at_mean_levels, known_means, predict_frame, unknown_means
 from mixmoe.output.predictions import IntervalOf, Scale, Wanted
 from mixmoe.output.records import Cell, Curve, Table
 
@@ -104,7 +105,7 @@ def shown_columns(persons: Persons) -> list[str]:
     """Columns of the formula that may lie along the axis, numbers before categories."""
     design = persons.design
     seq = design.formula.seq
-    other = {design.names.group, design.names.response}
+    other = {design.names.group, design.names.response, *(c for known in persons.levels for c in known.term.columns)}
     other |= set() if seq is None else {seq.order, seq.within}
     used = {name.name for name in design.recipe.names["expert"]}
     known = [name for name in design.frame.columns if name in used and name not in other]
@@ -216,6 +217,8 @@ def person_values(fitted: Persons, along: Along, place: int) -> Array:
     """Predictions of one person."""
     if fitted.problem.family == "crf":
         return held_states(fitted, along, place)
+    if fitted.levels:
+        return at_mean_levels(fitted, along.rows, place)
     label = pd.Series([fitted.labels[place]] * len(along.rows))
     mine = along.rows.assign(**{str(fitted.design.names.group): label})
     return predict_frame(fitted, None, mine, Wanted("subject", scale=along.scale), 0)[along.outcome].to_numpy()
@@ -376,10 +379,15 @@ def held_out(problem: Problem, fit: Trained, scale: float) -> HeldOut:
         Variance of the response; 1 for families without one.
     """
     with torch.no_grad():
-        eta = problem.tensor(fit.eta) if problem.personal.q else None
+        eta, theta = problem.tensor(fit.eta) if problem.personal.q else None, problem.tensor(fit.theta)
+        others = [problem.tensor(mine.z @ mine.loading.T) for mine in fit.further]
         losses, counts = (problem.tensor(np.zeros(problem.n_persons)) for _ in range(2))
         for block in problem.validation:
-            losses.index_add_(0, block.persons, block_loss(problem, block, problem.tensor(fit.theta), eta, 1.0))
+            each = block_loss(problem, block, theta, eta, 1.0)
+            if others:
+                away = block.y - last_outputs(problem, block, theta, eta, others)
+                each = 0.5 * (away.square() * block.mask).sum(-1)
+            losses.index_add_(0, block.persons, each)
             counts.index_add_(0, block.persons, responses_in(problem, block).sum(1))
     loss, n = to_array(losses) * (2.0 * scale if problem.family == "gaussian" else 1.0), to_array(counts)
     rows = int(n.sum())
@@ -406,7 +414,7 @@ def without_validation(problem: Problem) -> Problem:
 
 def generic(problem: Problem, control: Control, seed: int) -> Trained:
     """The network without person effects."""
-    plain = replace(problem, personal=select_personal(problem.network, []), cov="diagonal")
+    plain = replace(problem, personal=select_personal(problem.network, []), cov="diagonal", further=())
     return fit_network(without_validation(plain), control, "laplace", np.random.default_rng(seed))
 
 
@@ -414,11 +422,12 @@ def separate(problem: Problem, control: Control, seed: int) -> Trained:
     """One network per person, stopped where the held-out error is least (which flatters it)."""
     words = ["all", *(["transitions"] if problem.family == "crf" else [])]
     own = replace(problem, personal=select_personal(problem.network, words), cov="diagonal", published=True)
+    own = replace(own, further=())
     return fit_network(own, replace(control, penalty=0.0), "sgd", np.random.default_rng(seed))
 
 
 def with_lme(problem: Problem, base: Trained) -> Trained:
-    """A mixed model of the last layer on the features of the generic network."""
+    """A mixed model of the last layer on the features of the generic network, with the same further groupings."""
     last = replace(problem, personal=select_personal(problem.network, ["last"]), cov="full")
     return fit_on_features(last, base.theta)
 
@@ -442,7 +451,10 @@ def compare(problem: Problem, control: Control, estimator: Estimator, seed: int,
     if problem.family == "gaussian" and problem.network.module is None:
         rows.append(("generic network + LME", lambda: with_lme(problem, base)))
     rows.append(("this model", lambda: fit_to_others(problem, plain, estimator, seed)))
-    errors = [held_out_error(personal_of(problem, name), fit()) * scale for name, fit in rows]
+    fits = [fit() for _, fit in rows]
+    errors = [
+        held_out_error(personal_of(problem, name), fit) * scale for (name, _), fit in zip(rows, fits, strict=True)
+    ]
     n_rows = sum(int(responses_in(problem, block).sum()) for block in problem.validation)
     return Comparison(tuple(n for n, _ in rows), np.array(errors), n_rows, measure_of(problem))
 
@@ -480,7 +492,8 @@ def architecture_table(estimator: Estimator, problem: Problem, fit: Trained) -> 
     network = problem.network
     widths = " - ".join(map(str, (network.n_in, *network.hidden, network.n_out)))
     shape = network.activation if network.hidden else "linear"
-    own = ", ".join(personal_words(problem)) or "nothing"
+    parts = parts_of(problem)
+    own = [", ".join(personal_words(part)) or "nothing" for part in parts]
     exact = is_exact(problem) and estimator == "laplace"
     how = (
         "exact marginal likelihood" if exact else {"laplace": "linearised Laplace", "sgd": "published rule"}[estimator]
@@ -492,9 +505,10 @@ def architecture_table(estimator: Estimator, problem: Problem, fit: Trained) -> 
             type(network.module).__name__ if network.module is not None else f"{widths} ({shape})",
         ),
         ("Shared parameters", network.n_parameters),
-        ("Personal", own),
-        ("Personal parameters", problem.personal.q),
-        ("Covariance of effects", f"rank {problem.cov}" if isinstance(problem.cov, int) else problem.cov),
+        ("Personal", own[0]),
+        *((f"By {g.name}", f"{mine}; {g.n_levels} levels") for g, mine in zip(problem.further, own[1:], strict=True)),
+        ("Personal parameters", sum(part.personal.q for part in parts)),
+        ("Covariance of effects", ", ".join(dict.fromkeys(covariance_word(part) for part in parts))),
         ("Estimator", how),
         ("Epochs (best)", f"{len(fit.trace.train)} ({fit.trace.best + 1})"),
     ]
@@ -507,6 +521,11 @@ def architecture_table(estimator: Estimator, problem: Problem, fit: Trained) -> 
         ("num",),
         held_out_notes(estimator, problem),
     )
+
+
+def covariance_word(problem: Problem) -> str:
+    """What kind of covariance effects have."""
+    return f"rank {problem.cov}" if isinstance(problem.cov, int) else problem.cov
 
 
 def held_out_notes(estimator: Estimator, problem: Problem) -> tuple[str, ...]:
@@ -535,7 +554,13 @@ def share_table(problem: Problem, fit: Trained) -> Table | None:
     if problem.family != "gaussian" or not problem.personal.q:
         return None
     variances = {"population": population_variance(problem, fit)}
-    if problem.cov in ("diagonal", "tensor") and problem.basis is None:
+    if problem.further:
+        loadings = [fit.loading, *(mine.loading for mine in fit.further)]
+        names = ["persons", *(grouping.name for grouping in problem.further)]
+        for name, part, L in zip(names, parts_of(problem), loadings, strict=True):
+            mine = replace(fit, loading=L, s=np.ones(L.shape[1]), z=np.zeros((problem.n_persons, L.shape[1])))
+            variances[f"effects, {name}"] = effect_variance(part, mine, part.personal.group >= 0)
+    elif problem.cov in ("diagonal", "tensor") and problem.basis is None:
         names = [spec.name for spec in problem.personal.tensors]
         masks = [problem.personal.group == k for k in range(len(names))]
         parts = zip(names, masks, strict=True)

@@ -1,5 +1,6 @@
 """What a network says of the rows it was fitted to: fitted values, residuals, drawn responses."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from mixmoe.families import Distribution, Effects
 from mixmoe.mixture_results import WithoutExperts
 from mixmoe.neural.blocks import Block, Blocks, Tensor, to_array, to_rows, torch
 from mixmoe.neural.crf import sample_states
+from mixmoe.neural.estimators.last_layer import hidden_of, last_outputs
+from mixmoe.neural.estimators.slots import row_columns
 from mixmoe.neural.estimators.state import (
     State,
     effects,
@@ -27,6 +30,7 @@ from mixmoe.neural.estimators.state import (
     settle_effects,
 )
 from mixmoe.neural.estimators.trained import Problem, Trained, block_outputs
+from mixmoe.neural.groupings import joint_of
 from mixmoe.neural.network import forward, view_tensors
 from mixmoe.neural.person_predictions import Uncertainty, gather, to_state
 from mixmoe.neural.persons import Persons, category_names, known_means, parameter_names, persons_of, unknown_means
@@ -83,6 +87,8 @@ def normal_residuals(persons: Persons, given: str) -> Array:
     those before it.
     """
     problem, parts = persons.problem, []
+    if persons.levels:
+        return joint_residuals(persons, given)
     with torch.no_grad():
         state = to_state(problem, persons.trained, persons.z)
         for whole in problem.train:
@@ -99,6 +105,49 @@ def whitened_rows(problem: Problem, block: Block, state: State, given: str) -> T
     if given == "covariates":
         return away / (1.0 + (A.square() * state.s).sum(-1)).sqrt()
     return torch.linalg.solve_triangular(root_of(A, state.s), away.unsqueeze(-1), upper=False).squeeze(-1)
+
+
+def joint_residuals(persons: Persons, given: str) -> Array:
+    """Residuals over their standard deviation with several groupings, shape (n,).
+
+    Notes
+    -----
+    The history of a row are the rows of the units before, and those before it of its own unit. Unit after unit, with
+    mean m and covariance P of the crossed effects given the units before: ``V_i = sigma^2 (I + Z_i L L'Z_i') + Z_b P
+    Z_b'``, whose Cholesky factor whitens her rows, and by which m and P are updated.
+    """
+    problem, fit = persons.problem, persons.trained
+    with torch.no_grad():
+        joint, theta = joint_of(problem, fit), problem.tensor(fit.theta)
+        plan, factors = joint.moments.plan, joint.factors
+        mean = problem.tensor(np.zeros(plan.n_border))
+        P = torch.eye(plan.n_border, dtype=mean.dtype, device=mean.device)
+        parts = []
+        for k, block in enumerate(problem.train):
+            rows = row_columns(plan, k, hidden_of(problem.network, theta, block.x), block.y, block.mask)
+            combine = torch.cat([-theta[problem.network.tensors[-2].start :], theta.new_ones(1)])
+            away = rows[..., plan.fixed] @ combine / fit.sigma2**0.5
+            A = rows[..., plan.own] @ factors.own
+            A_border = rows[..., plan.end :] @ factors.border[k] if factors.border else None
+            if given == "covariates":
+                squares = A.square().sum(-1) + (0.0 if A_border is None else A_border.square().sum(-1))
+                parts.append((block, away / (1.0 + squares).sqrt()))
+                continue
+            V = A @ A.transpose(1, 2) + torch.eye(A.shape[1], dtype=A.dtype, device=A.device)
+            if A_border is None:
+                root = torch.linalg.cholesky(V)
+                parts.append((block, torch.linalg.solve_triangular(root, away.unsqueeze(-1), upper=False).squeeze(-1)))
+                continue
+            white = torch.empty_like(away)
+            for i, index in enumerate(plan.border[k]):
+                moved = A_border[i] @ P[index]  # (T, M)
+                root = torch.linalg.cholesky(V[i] + moved[:, index] @ A_border[i].T)
+                gain = torch.linalg.solve_triangular(root, moved, upper=False)
+                rest = (away[i] - A_border[i] @ mean[index]).unsqueeze(-1)
+                white[i] = torch.linalg.solve_triangular(root, rest, upper=False).squeeze(-1)
+                mean, P = mean + gain.T @ white[i], P - gain.T @ gain
+            parts.append((block, white))
+    return gather(problem.train, parts)
 
 
 def history_means(persons: Persons) -> Array:
@@ -153,9 +202,21 @@ def draw_rows(persons: Persons, rng: np.random.Generator) -> Array:
     fresh = problem.tensor(rng.standard_normal(state.z.shape)) * state.s.sqrt()
     with torch.no_grad():
         eta = effects(replace_effects(state, fresh)) if problem.n_effects else None
+        if persons.levels:
+            others = [problem.tensor(rng.standard_normal(g.z.shape) @ g.loading.T) for g in fit.further]
+            drawn = [draw_outputs(problem, block, state, eta, others, rng) for block in problem.train]
+            return persons.scaling.y_mean + persons.scaling.y_sd * to_rows(problem.train, drawn)
         drawn = [draw_block(problem, block, state, eta, rng) for block in problem.train]
     values = to_rows(problem.train, drawn)
     return persons.scaling.y_mean + persons.scaling.y_sd * values if problem.family == "gaussian" else values
+
+
+def draw_outputs(
+    problem: Problem, block: Block, state: State, eta: Tensor, others: Sequence[Tensor], rng: np.random.Generator
+) -> Tensor:
+    """Responses of a block with effects of several groupings, shape (B, T)."""
+    outputs = last_outputs(problem, block, state.theta, eta, others)
+    return outputs + state.sigma2.sqrt() * problem.tensor(rng.standard_normal(outputs.shape))
 
 
 def draw_block(problem: Problem, block: Block, state: State, eta: Tensor | None, rng: np.random.Generator) -> Tensor:

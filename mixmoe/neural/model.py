@@ -1,7 +1,6 @@
 """NME: formula, data and architecture of a network with person-specific parameters."""
 
 import inspect
-import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -12,8 +11,8 @@ import pandas as pd
 
 from mixmoe.arguments import checked_choice, checked_rng, seed_of
 from mixmoe.design.design import Design, build_design, column_terms
-from mixmoe.design.formula import MoEFormula, parse_formula
-from mixmoe.errors import ArgumentError, ConvergenceWarning, FormulaError, MixmoeWarning, warn
+from mixmoe.design.formula import MoEFormula, RandomTerm
+from mixmoe.errors import ArgumentError, ConvergenceWarning, MixmoeWarning, warn
 from mixmoe.families import FamilySpec
 from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.mixture.estimate import EMFit, Flag, ParamLayout, Starts
@@ -25,6 +24,7 @@ from mixmoe.neural.batches import (
     check_persons,
     check_response,
     check_rows,
+    checked_formula,
     chosen_family,
     gap_flag,
     gap_rows,
@@ -42,7 +42,16 @@ from mixmoe.neural.estimators.linearised import (
     far_from_maximum,
     validation_share,
 )
-from mixmoe.neural.estimators.trained import Control, Estimator, Problem, Trained
+from mixmoe.neural.estimators.trained import Control, Estimator, Grouping, Problem, Trained
+from mixmoe.neural.groupings import (
+    Levels,
+    check_crossed,
+    check_last_only,
+    largest_first,
+    layer_names,
+    level_codes,
+    levels_of,
+)
 from mixmoe.neural.marginal_likelihood import shrunken_flags
 from mixmoe.neural.network import Network, Personal, build_network, checked_hidden, select_personal, wrap_module
 from mixmoe.neural.own_network import check_module
@@ -81,7 +90,9 @@ class NME:
     formula : str
         ``"y ~ x1 + x2 | re: (last | id)"``. Left of the bar in ``re:``, joined by ``+``: ``first``, ``last``, ``all``,
         ``bias``, ``layer[k]``, single tensors such as ``layer1.bias``, ``transitions``, or 0 for a generic network; in
-        a linear network with a Gaussian response ``last[1, x1]`` for the intercept and the slopes of some inputs only.
+        a linear network with a Gaussian response ``last[1, x1]`` for the intercept and the slopes of some inputs only,
+        and in any ``last[1]`` for its intercept. Several groupings are brackets joined by ``+``, ``(last | person) +
+        (last[1] | culture)``, and ``(last[1] | person / site)`` are those of persons and of sites within persons.
         ``seq: day`` orders rows within a person, ``seq: day / session`` separates sequences. The network always has
         biases, so the intercept of the formula is implied. Inputs are standardised inside the fit.
     data : DataFrame (pandas, or what narwhals reads: polars, pyarrow ...) or mapping of columns
@@ -115,19 +126,22 @@ class NME:
 
     Notes
     -----
-    Maximum likelihood, one grouping factor; below effects on the last layer of a Gaussian response the hidden layers
-    have a standard normal prior unless `fit` is given a ``weight_decay``, and the log-likelihood printed is that at
-    such estimates, without the prior. A linear network of categories (not of a CRF) with at most six personal
-    parameters ends at the maximum of the marginal likelihood, by adaptive quadrature; other categories with person
-    effects are fitted by penalised likelihood, whose coefficients are smaller. With a variance per parameter
-    (``"diagonal"``, or the double bar in ``re:``) the effects of a linear network are independent on the user's scale,
-    as for lme4's double bar; where independence is on standardised inputs the correlations that follow are reported.
-    Rows of a CRF whose state is missing stay, and the likelihood is the sum over their states; other families leave
-    rows without a response out. AIC and BIC charge all parameters of the network, of a CRF those that sequences can
-    tell, and all free ones of the covariance of the effects. A fit is said to have converged if the variances are
-    settled and the log-likelihood has less to gain than half a standard error per parameter would bring. With
-    ``validation=`` it is that of all rows, at parameters estimated without the validation rows. Time order within a
-    person, for held-out rows, is that of ``seq:``, else that of the rows in the data.
+    Maximum likelihood. Several grouping factors, crossed or nested, are for effects on the last layer of a Gaussian
+    response, whose likelihood is exact, and a linear network is lme4's model; the units, which BIC and held-out rows
+    count by, are the levels of the column that has most. Below effects on the last layer of a Gaussian response hidden
+    layers have a standard normal prior, and without effects all layers of a network with hidden ones, unless `fit` is
+    given a ``weight_decay``; the log-likelihood printed is that at such estimates, without the prior. A linear network
+    of categories (not of a CRF) with at most six personal parameters ends at the maximum of the marginal likelihood, by
+    adaptive quadrature; other categories with person effects are fitted by penalised likelihood, whose coefficients are
+    smaller. With a variance per parameter (``"diagonal"``, or the double bar in ``re:``) the effects of a linear
+    network are independent on the user's scale, as for lme4's double bar; where independence is on standardised inputs
+    the correlations that follow are reported. Rows of a CRF whose state is missing stay, and the likelihood is the sum
+    over their states; other families leave rows without a response out. AIC and BIC charge all parameters of the
+    network, of a CRF those that sequences can tell, and all free ones of the covariance of the effects. A fit is said
+    to have converged if the variances are settled and the log-likelihood has less to gain than half a standard error
+    per parameter would bring. With ``validation=`` it is that of all rows, at parameters estimated without the
+    validation rows. Time order within a person, for held-out rows, is that of ``seq:``, else that of the rows in the
+    data.
 
     References
     ----------
@@ -188,7 +202,7 @@ class NME:
         checked_choice(estimator, "estimator", get_args(Estimator))
         checked_choice(family, "family", ("auto", *get_args(Family)))
         widths = checked_widths(hidden, network)
-        self.formula = checked_formula(formula)
+        self.formula = largest_first(checked_formula(formula), data)
         self.device, self.estimator = select_device(device), estimator
         self.family: Family = chosen_family(family, self.formula, data)
         self.design: Design = build_design(
@@ -202,15 +216,16 @@ class NME:
         )
         check_response(self.design, self.family)
         check_magnitudes(self.design, self.family)
+        self.levels: tuple[Levels, ...] = levels_of(self.design)
         self.scaling: Scaling = build_scaling(self.design, self.family)
         self.network: Network = architecture(self.design, self.family, self.scaling, widths, activation, network)
-        self.personal: Personal = select_personal(
-            self.network, layer_names(self.formula), self.formula.text, self._named_inputs()
-        )
+        self.personal: Personal = self._personal(self.formula.random)
         check_persons(self.design, self.personal)
         check_rows(self.design, self.personal)
-        self.cov = self._checked_cov(cov)
+        self.cov = self._checked_cov(cov, self.formula.random, self.personal)
+        self.further: tuple[Grouping, ...] = tuple(self._grouping(known, cov) for known in self.levels)
         self.problem: Problem = self._problem(0.0)
+        check_crossed(self.problem)
         levels = tuple(str(v) for v in self.design.response_levels or ())
         self.layout: ParamLayout = build_layout(
             self.problem, self.scaling, self.design.names.expert, self.design.names.group or "row", levels
@@ -267,9 +282,10 @@ class NME:
             Weight of the penalty on the effects of ``"sgd"`` (lambda of the paper); 1. ``"laplace"``, where it is 1 by
             the model, does not use it and warns likewise.
         weight_decay : float, optional
-            Ridge penalty on the network's parameters, per row. By default none, but that the hidden layers have a
-            standard normal prior where effects are on the last layer of a Gaussian response (``"laplace"``), whose
-            likelihood has no maximum with few rows; 0 for plain likelihood.
+            Ridge penalty on the network's parameters, per row. By default none, but that hidden layers have a standard
+            normal prior below effects on the last layer of a Gaussian response, and all layers where there are hidden
+            ones and no effects (``"laplace"``): with few rows plain likelihood has no maximum there, or one that
+            predicts badly; 0 for plain likelihood.
         batch_size : int, optional
             Persons per step; default: all. Batches are drawn once and visited in random order each epoch. Not for the
             exact likelihood of effects on the last layer, which needs everyone at each step.
@@ -437,23 +453,39 @@ class NME:
         """Results of a saved fit."""
         return NMEResults._from_saved(cls, saved, context)
 
-    def _checked_cov(self, cov: str | int | None) -> str | int:
-        if self.formula.random is not None and not self.formula.random.correlated:
+    def _personal(self, term: RandomTerm | None) -> Personal:
+        """What a term of ``re:`` makes personal."""
+        return select_personal(self.network, layer_names(term), self.formula.text, self._named_inputs())
+
+    def _grouping(self, known: Levels, cov: str | int | None) -> Grouping:
+        """A further grouping with what differs between its levels."""
+        term, personal = known.term, self._personal(known.term)
+        whole = replace(self._problem(0.0), cov="full")
+        check_last_only((whole, replace(whole, personal=personal)), self.formula, self.estimator)
+        return Grouping(term.name, personal, self._checked_cov(cov, term, personal), len(known.labels))
+
+    def _checked_cov(self, cov: str | int | None, term: RandomTerm | None, personal: Personal) -> str | int:
+        if self.formula.further and cov not in (None, *COVS):
+            raise ArgumentError(
+                f"cov must be 'diagonal', 'tensor' or 'full' with several groupings, got {cov!r}; a double bar makes "
+                "the effects of one of them uncorrelated"
+            )
+        if term is not None and not term.correlated:
             if cov not in (None, "diagonal", "tensor"):
                 raise ArgumentError(
                     f"cov={cov!r} has correlated effects, but the double bar in re: says that they are uncorrelated; "
                     "leave cov= out or write a single bar"
                 )
             return "diagonal" if cov is None else cov
-        exact = is_exact(self._problem(0.0, cov="full")) and self.estimator == "laplace"
+        exact = is_exact(replace(self._problem(0.0, cov="full"), personal=personal)) and self.estimator == "laplace"
         if cov is None:
             return "full" if exact else "diagonal"
         if cov in COVS and (cov != "full" or exact):
             return cov
-        if isinstance(cov, int) and not isinstance(cov, bool) and 1 <= cov <= self.personal.q:
+        if isinstance(cov, int) and not isinstance(cov, bool) and 1 <= cov <= personal.q:
             return cov
         raise ArgumentError(
-            f"cov must be 'diagonal', 'tensor', a rank from 1 to {self.personal.q}, or 'full' with effects on the last "
+            f"cov must be 'diagonal', 'tensor', a rank from 1 to {personal.q}, or 'full' with effects on the last "
             f"layer, a Gaussian response and estimator='laplace'; got {cov!r}"
         )
 
@@ -475,8 +507,9 @@ class NME:
         used = ~held_out_rows(members, holdout)
         held = np.zeros(design.n, dtype=bool)
         held[used] = held_out_rows(members[used], share)
+        levels = level_codes(self.levels, design)
         train, kept = (
-            blocks_of(design, self.family, self.scaling, rows, np.arange(design.n_units), self.device)
+            blocks_of(design, self.family, self.scaling, rows, np.arange(design.n_units), self.device, levels)
             for rows in (used & ~held, held)
         )
         covariance = cov if cov is not None else getattr(self, "cov", "diagonal")
@@ -492,6 +525,7 @@ class NME:
             self.device,
             self.scaling.mean / self.scaling.sd,
             self.estimator == "sgd",
+            getattr(self, "further", ()),
         )
 
     def _compare(self, control: Control, holdout: float, seed: int) -> Comparison | None:
@@ -526,35 +560,6 @@ def unconverged(trained: Trained, gain: float | None) -> Flag:
         f"after {epochs} the log-likelihood could still rise by {gain:.1f} or more, so that it and AIC and BIC "
         "are not those of the maximum; give more epochs, or choose the epoch by validation=",
     )
-
-
-def checked_formula(formula: Any) -> MoEFormula:
-    """A parsed formula that this family can fit.
-
-    Raises
-    ------
-    FormulaError
-        If it has sections of other families.
-    """
-    parsed = formula if isinstance(formula, MoEFormula) else parse_formula(formula)
-    if parsed.vary is not None:
-        raise FormulaError("NME has no section 'vary:'; leave it out, or use VCMoE, which has", parsed.text)
-    if len(parsed.gate) != 1 or parsed.gate[0].text != "1":
-        raise FormulaError("NME has no section 'gate:'; leave it out, or use MEMoE, which has", parsed.text)
-    if parsed.sigma:
-        raise FormulaError("NME has no section 'sigma:'; leave it out, or use MEMoE, which has", parsed.text)
-    for part in parsed.expert:
-        if part.kind != "free":
-            raise FormulaError(f"NME has no {part.kind}(...); write the terms without it", parsed.text)
-    return parsed
-
-
-def layer_names(formula: MoEFormula) -> list[str]:
-    """Names left of the bar in ``re:``; none for a generic network."""
-    if formula.random is None or formula.random.design.strip() == "0":
-        return []
-    words = [word.strip().strip("`") for word in re.split(r"\+(?![^\[]*\])", formula.random.design)]
-    return [word for word in words if word]
 
 
 def checked_widths(hidden: Any, network: Any) -> tuple[int, ...]:

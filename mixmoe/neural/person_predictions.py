@@ -134,7 +134,8 @@ class Uncertainty:
     population : Tensor, shape (P, P), or None
         Covariance of the population parameters; None if there are too many.
     gain : Tensor, shape (N, r, P), or None
-        Of a CRF: how far the latent effects follow a change of the population parameters, see `person_gain`.
+        How far the latent effects follow a change of the population parameters, see `person_gain`; None where it is
+        computed for the rows that are predicted.
     """
 
     effects: Tensor | None
@@ -241,7 +242,9 @@ def known_rows(problem: Problem, fit: Trained, blocks: Blocks, z: Array, covered
     means, variances = [], []
     with torch.no_grad():
         state = to_state(problem, fit, z)
-        gain = None if covered.population is None else person_gain(problem, state, covered.effects)
+        gain = covered.gain
+        if gain is None and covered.population is not None:
+            gain = person_gain(problem, state, covered.effects)
         for whole in blocks:
             for block in pieces(problem, whole, 2 * problem.network.n_parameters * problem.network.n_out):
                 outputs, cov = block_moments(problem, block, state, covered, gain)
@@ -288,7 +291,11 @@ def widening(fit: Trained) -> float:
     They were estimated from N persons by maximum likelihood, so that those of one more are ``(N + 1) / (N - r)`` of
     them.
     """
-    N, r = fit.z.shape
+    return widening_of(*fit.z.shape)
+
+
+def widening_of(N: int, r: int) -> float:
+    """That of `r` effects of `N` levels."""
     return (N + 1.0) / (N - r) if 2 * r < N else 1.0
 
 

@@ -1,5 +1,6 @@
 """Persons with their effects, those of the fit and adapted ones: predictions, effects, decoding by label."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,20 @@ from mixmoe.design.frame import view
 from mixmoe.design.labels import places_of
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.neural.batches import Scaling, blocks_of
-from mixmoe.neural.blocks import Blocks, Tensor, to_array
+from mixmoe.neural.blocks import Blocks, Tensor, build_blocks, to_array
 from mixmoe.neural.estimators.last_layer import is_exact
-from mixmoe.neural.estimators.trained import Problem, Trained
+from mixmoe.neural.estimators.trained import Problem, Trained, parts_of
+from mixmoe.neural.groupings import (
+    Levels,
+    combined_rows,
+    estimated_effects,
+    joint_uncertainty,
+    level_codes,
+    level_errors,
+    levels_of,
+    spread_of,
+    strangers,
+)
 from mixmoe.neural.marginal_likelihood import is_marginal, posterior_means
 from mixmoe.neural.person_predictions import (
     N_DRAWS,
@@ -79,6 +91,10 @@ class Persons:
         Covariance of the population parameters, from the fit's own persons; None: not computed yet.
     fitted : Persons or None
         The persons of the fit, if these are adapted ones.
+    levels : tuple of Levels
+        Of the further groupings.
+    others : tuple of ndarray, shape (N_g, r_g)
+        Their latent effects.
     """
 
     design: Design
@@ -89,6 +105,8 @@ class Persons:
     z: Array
     population: Tensor | None = None
     fitted: "Persons | None" = None
+    levels: tuple[Levels, ...] = ()
+    others: tuple[Array, ...] = ()
 
     def __repr__(self) -> str:
         what = "persons of the fit" if self.fitted is None else "adapted persons"
@@ -98,16 +116,38 @@ class Persons:
         )
 
     def effects(self) -> pd.DataFrame:
-        """Effects on the personal parameters, standardised scale, one row per person."""
+        """Effects on the personal parameters, standardised scale, one row per person.
+
+        With several groupings one row per level of each, by grouping and label, and NaN where a grouping has none.
+        """
         index = pd.Index(self.labels, name=self.design.names.group)
-        return pd.DataFrame(self.z @ self.trained.loading.T, index=index, columns=parameter_names(self.problem))
+        mine = pd.DataFrame(self.z @ self.trained.loading.T, index=index, columns=parameter_names(self.problem))
+        theirs = [z @ g.loading.T for z, g in zip(self.others, self.trained.further, strict=True)]
+        return mine if not theirs else self._by_grouping([mine.to_numpy(), *theirs])
 
     def effect_errors(self, covered: Uncertainty | None = None) -> pd.DataFrame:
         """Posterior standard deviations of the effects."""
+        if self.levels:
+            return self._by_grouping(level_errors(self.problem, self.trained, self.z_of_all))
         C = to_array(self.uncertainty(covered).effects)
         loading = self.directions
         variance = np.einsum("qr,nrs,qs->nq", loading, C, loading)
         return self.effects() * 0.0 + np.sqrt(np.maximum(variance, 0.0))
+
+    def _by_grouping(self, values: Sequence[Array]) -> pd.DataFrame:
+        """Values of the levels of all groupings, (N_g, q_g) each, as one frame."""
+        names = [str(self.design.names.group), *(known.term.name for known in self.levels)]
+        labels = [self.labels, *(known.labels for known in self.levels)]
+        frames = [
+            pd.DataFrame(mine, index=pd.Index(of, dtype=object), columns=parameter_names(part))
+            for mine, of, part in zip(values, labels, parts_of(self.problem), strict=True)
+        ]
+        return pd.concat(frames, keys=names, names=["grouping", "level"])
+
+    @property
+    def z_of_all(self) -> tuple[Array, ...]:
+        """Latent effects of all groupings, that by persons first."""
+        return (self.z, *self.others)
 
     @property
     def directions(self) -> Array:
@@ -119,6 +159,8 @@ class Persons:
         """Covariances of these persons' effects and of the population parameters."""
         if covered is not None:
             return covered
+        if self.levels:
+            return joint_uncertainty(self.problem, self.trained, self.z_of_all)
         own = uncertainty(self.problem, self.trained, self.z, population=self.population is None)
         return own if self.population is None else replace(own, population=self.population)
 
@@ -162,10 +204,19 @@ def parameter_names(problem: Problem) -> list[str]:
 def persons_of(model: "NME", problem: Problem, trained: Trained) -> Persons:
     """The persons of a fit; rows held out for early stopping count for their effects."""
     everyone = replace(model.problem, cov=problem.cov)
-    z = trained.z
+    z, others = trained.z, [mine.z for mine in trained.further]
     if problem.validation.n_rows and model.estimator == "laplace" and problem.n_effects:
-        z = effects_from_rows(everyone, trained)
-    return Persons(model.design, model.scaling, everyone, trained, model.design.labels, z)
+        z, *others = estimated_effects(everyone, trained) if others else [effects_from_rows(everyone, trained)]
+    return Persons(
+        model.design,
+        model.scaling,
+        everyone,
+        trained,
+        model.design.labels,
+        z,
+        levels=model.levels,
+        others=tuple(others),
+    )
 
 
 def match_labels(persons: Persons, design: Design, own: bool = True) -> Index:
@@ -200,6 +251,8 @@ def adapt_persons(persons: Persons, data: Any) -> Persons:
     design = persons.design.for_new(data, response=True)
     if design.names.group is None:
         raise ArgumentError(f"adapt needs to know whose rows these are; give the column {persons.design.names.group!r}")
+    if persons.levels:
+        return adapt_levels(persons, design)
     every = np.ones(design.n, dtype=bool)
     family = persons.problem.family
     rows = blocks_of(design, family, persons.scaling, every, np.arange(design.n_units), persons.problem.device)
@@ -211,6 +264,33 @@ def adapt_persons(persons: Persons, data: Any) -> Persons:
     return replace(
         persons, problem=problem, labels=design.labels, z=z, population=covered, fitted=persons.fitted or persons
     )
+
+
+def adapt_levels(persons: Persons, design: Design) -> Persons:
+    """Persons and further levels with effects from the rows of a design and those of the fit's other persons.
+
+    What cultures do is told by everyone's rows, so that these count on, but for those of persons who are in the design.
+    """
+    old = (persons.fitted or persons).design
+    named = design.names.group
+    others = known_places(old.frame[named].to_numpy(dtype=object), design.labels, str(named)) < 0
+    rows = pd.concat([old.frame[others], design.frame[list(old.frame.columns)]], ignore_index=True)
+    whole = old.for_new(rows, response=True)
+    levels = tuple(found for found in levels_of(whole, checked=False))
+    every, codes = np.ones(whole.n, dtype=bool), level_codes(levels, whole)
+    blocks = blocks_of(
+        whole, "gaussian", persons.scaling, every, np.arange(whole.n_units), persons.problem.device, codes
+    )
+    further = tuple(
+        replace(grouping, n_levels=len(known.labels))
+        for grouping, known in zip(persons.problem.further, levels, strict=True)
+    )
+    problem = replace(persons.problem, train=blocks, n_persons=whole.n_units, further=further)
+    z, *theirs = estimated_effects(problem, persons.trained)
+    return replace(
+        persons, problem=problem, labels=whole.labels, z=z, others=tuple(theirs), levels=levels,
+        fitted=persons.fitted or persons,
+    )  # fmt: skip
 
 
 def refuse_unknown(persons: Persons, wanted: Wanted) -> None:
@@ -297,6 +377,11 @@ def predicted_columns(
     limits = Limits(wanted.alpha, wanted.noise, not (wanted.noise or limits_of_persons(persons, wanted)))
     size = persons.problem.network.n_out + (persons.problem.family not in ("gaussian", "crf"))
     whole = Prediction(np.zeros((design.n, size)), np.zeros((design.n, size)), *np.full((2, design.n), np.nan))
+    if persons.levels:
+        codes = level_codes(persons.levels, design, own=limits_of_persons(persons, wanted))
+        every = np.ones(design.n, dtype=bool)
+        blocks = blocks_of(design, "gaussian", persons.scaling, every, known, persons.problem.device, codes)
+        return labelled(persons, combined_predictions(persons, covered, blocks, limits), wanted)
     for rows, found in predictions(persons, covered, design, known, is_known, limits, rng):
         fill(whole, rows, found)
     return labelled(persons, whole, wanted)
@@ -338,9 +423,22 @@ def predictions(
     return out
 
 
+def combined_predictions(persons: Persons, covered: Uncertainty | None, blocks: Blocks, limits: Limits) -> Prediction:
+    """Predictions of rows by what is known of their levels in all groupings."""
+    problem, fit, z = persons.problem, persons.trained, persons.z_of_all
+    if covered is None:
+        return combined_rows(problem, fit, z, blocks)
+    spread = spread_of(problem, fit, z, population=covered.population is not None)
+    if covered.population is not None:
+        spread = replace(spread, population=covered.population)
+    return combined_rows(problem, fit, z, blocks, replace(spread, fixed=limits.population))
+
+
 def known_means(persons: Persons, rows: Blocks) -> Array:
     """Means or probabilities of rows of these persons with their effects, standardised scale, shape (n, d)."""
     problem, fit = persons.problem, persons.trained
+    if persons.levels:
+        return combined_rows(problem, fit, persons.z_of_all, rows).mean
     if problem.family == "crf":
         return crf_rows(problem, fit, rows, persons.z, states=False)
     if is_marginal(problem):
@@ -348,8 +446,25 @@ def known_means(persons: Persons, rows: Blocks) -> Array:
     return known_rows(problem, fit, rows, persons.z, Uncertainty(None, None)).mean
 
 
+def at_mean_levels(persons: Persons, rows: pd.DataFrame, place: int) -> Array:
+    """Predictions of one person at effects of zero of the other groupings, whose columns are not needed, shape (n,)."""
+    x, size = persons.scaling.inputs(persons.design.for_new(rows).expert), len(rows)
+    blocks = build_blocks(
+        x,
+        np.zeros(size),
+        np.zeros(size, dtype=np.intp),
+        1,
+        persons=np.array([place]),
+        levels=np.full((size, len(persons.levels)), -1),
+        device=persons.problem.device,
+    )
+    return persons.scaling.y_mean + persons.scaling.y_sd * known_means(persons, blocks)[:, 0]
+
+
 def unknown_means(persons: Persons, rows: Blocks) -> Array:
     """Predictions over the distribution of effects, as if nobody were known."""
+    if persons.levels:
+        return combined_rows(persons.problem, persons.trained, persons.z_of_all, strangers(rows)).mean
     return over_effects(persons, None, rows, Limits(), np.random.default_rng(0)).mean
 
 

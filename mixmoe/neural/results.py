@@ -25,7 +25,7 @@ from mixmoe.neural.displays import (
     learning_curves,
     share_table,
 )
-from mixmoe.neural.estimators.trained import Problem, Trace, Trained
+from mixmoe.neural.estimators.trained import LevelEffects, Problem, Trace, Trained
 from mixmoe.neural.fitted_rows import NetworkDiagnosis
 from mixmoe.neural.marginal_likelihood import linear_names
 from mixmoe.neural.network import forward, view_tensors
@@ -100,7 +100,10 @@ class NMEResults(NetworkDiagnosis):
 
     @property
     def random_effects(self) -> pd.DataFrame:
-        """Effects of the persons on their parameters, on standardised inputs and response, one row per person."""
+        """Effects of the persons on their parameters, on standardised inputs and response, one row per person.
+
+        With several groupings one row per level of each, indexed by grouping and level.
+        """
         return self.persons.effects()
 
     @property
@@ -127,12 +130,13 @@ class NMEResults(NetworkDiagnosis):
             Rows to predict; the response is not needed and never used. By default the data of the fit.
         kind : {"all", "mean", "subject"}
             ``"mean"``: mean over the distribution of effects; ``"subject"``: of known persons with their effects, of
-            others over the distribution of effects; the column of persons must be there, and its labels must be of the
-            type that they had; ``"all"``: the person's if there is a `history`, else the population's.
+            others over the distribution of effects; with several groupings each counts by itself, so that a known
+            person may be in an unknown culture; the columns of the groupings must be there, and their labels must be of
+            the type that they had; ``"all"``: the person's if there is a `history`, else the population's.
         history : DataFrame or mapping, optional
             Past rows, with response, of the persons in `new`, from which their effects are estimated, see `adapt`. For
             ``kind="subject"`` without it, the persons of the fit keep the data of the fit as history. It plays no part
-            in ``"mean"``.
+            in ``"mean"``. With several groupings the rows of the fit's other persons still count.
         interval : {None, "confidence", "prediction"}
             Limits, in columns ``_low`` and ``_high``, with standard errors in ``_se``: none, those of what is
             estimated, or those of a new response. None of a CRF.
@@ -189,7 +193,8 @@ class NMEResults(NetworkDiagnosis):
         Parameters
         ----------
         data : DataFrame
-            Rows with response; persons may be known ones, whose effects are then estimated from these rows alone.
+            Rows with response; persons may be known ones, whose effects are then estimated from these rows alone. With
+            several groupings the rows of the fit's other persons stay, as they tell what the other levels do.
 
         Returns
         -------
@@ -364,6 +369,7 @@ def saved_state(trained: Trained, comparison: Comparison | None, problem: Proble
         "trace": asdict(trained.trace),
         "share": problem.share,
         "comparison": None if comparison is None else asdict(comparison),
+        "further": [{"loading": mine.loading, "z": mine.z} for mine in trained.further],
     }
 
 
@@ -387,6 +393,9 @@ def read_state(state: Mapping[str, Any], fit: EMFit) -> RestoredState:
         ),
         converged=fit.converged,
         flags=fit.flags,
+        further=tuple(
+            LevelEffects(*(np.asarray(g[k], dtype=float) for k in ("loading", "z"))) for g in state["further"]
+        ),
     )
     compared = state["comparison"]
     comparison = None

@@ -6,8 +6,9 @@ values: an imaginary part of 1e-30 passes through and comes out as the exact der
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mixmoe._typing import Array
+from mixmoe._typing import AnyArray, Array
 
 
 def cholesky(A: Array) -> Array:
@@ -158,3 +159,19 @@ def semidefinite_cholesky(D: Array, tol: float = 1e-12, floor: float = 0.0) -> A
             T[j, j] = np.sqrt(pivot)
             T[j + 1 :, j] = (D[j + 1 :, j] - T[j + 1 :, :j] @ T[j, :j]) / T[j, j]
     return T
+
+
+def orthogonal_columns(X: AnyArray, first: NDArray[np.bool_]) -> AnyArray:
+    """A with X A^-1 of unit mean squares and orthogonal, the columns not in `first` made orthogonal to those in it."""
+    if not X.shape[1]:
+        return np.zeros((0, 0))
+    order = np.concatenate([np.flatnonzero(first), np.flatnonzero(~first)])
+    A = np.zeros((X.shape[1], X.shape[1]))
+    # QR of the columns, not a Cholesky factor of their cross-products, which would square the condition number.
+    A[np.ix_(order, order)] = np.linalg.qr(X[:, order], mode="r") / np.sqrt(X.shape[0])
+    return A
+
+
+def apply_inverse(X: AnyArray, A: AnyArray) -> AnyArray:
+    """X A^-1."""
+    return np.linalg.solve(A.T, X.T).T if X.shape[1] else X

@@ -13,7 +13,8 @@ from mixmoe.errors import ArgumentError
 Cell = float | int | str | None
 _ALL_DIGITS = 17  # significant digits that tell any two numbers apart
 _PLAIN = (0.01, 1e5)  # sizes of functions that are shown without an exponent
-_MOST_DECIMALS = 300  # that a float can be rounded to
+_DECIMALS = 4  # of numbers, unless their errors ask for fewer
+_PLACES = 9  # digits of a number that is shown without an exponent
 _LONGEST_DF = 1e4  # from here on t is normal, and decimals of its degrees of freedom say nothing
 _LONGEST = 1e15  # numbers from here on have an exponent
 
@@ -35,8 +36,8 @@ class Table:
         One tuple per row; None prints blank.
     formats : tuple of str
         Format specification per column, applied to numbers only, e.g. ``".4g"``, ``".3f"``; ``"num"`` for four decimals
-        unless the number is very large or small, ``"df"`` for degrees of freedom, ``"p"`` for p-values, ``"text"`` for
-        columns of words, which stand to the left.
+        unless the number is very large or small, ``"num0"`` to ``"num3"`` for so many, ``"df"`` for degrees of freedom,
+        ``"p"`` for p-values, ``"text"`` for columns of words, which stand to the left.
     notes : tuple of str
         Lines printed under the table.
     """
@@ -74,18 +75,24 @@ def format_cell(cell: Cell, spec: str = "num") -> str:
         return "<0.001" if value < 0.001 else f"{value:.3f}"
     if spec == "df":
         spec = ".1f" if abs(value) < _LONGEST_DF else ".3g"
-    if spec == "num":
-        spec = ".4f" if value == 0 or 1e-3 <= abs(value) < 1e5 else ".4g"
+    if spec.startswith("num"):
+        decimals = int(spec[3:] or _DECIMALS)
+        least = 1e-3 if decimals == _DECIMALS else 0.0  # fewer decimals were chosen by errors that drown the rest
+        spec = f".{decimals}f" if value == 0 or least <= abs(value) < 10.0 ** (_PLACES - decimals) else ".4g"
     text = format(value, spec)
     return text.lstrip("-") if not text.strip("-0.") else text  # no sign where all digits are zeros
 
 
 def in_light_of(value: float, error: float) -> float:
-    """The value without decimals below a thousandth of its standard error, which say nothing: 5e-11 +- 7e-6 is 0."""
-    if not (math.isfinite(value) and math.isfinite(error) and error > 0):
-        return value
-    decimals = 3 - math.floor(math.log10(error))
-    return round(value, decimals) if 0 <= decimals < _MOST_DECIMALS else value
+    """The value, or zero where it is below a thousandth of its standard error: 5e-11 +- 7e-6 says 0."""
+    return 0.0 if math.isfinite(error) and abs(value) < 1e-3 * error else value
+
+
+def number_format(errors: Iterable[float]) -> str:
+    """Format of estimates and errors of one table: the decimals that leave its least standard error four digits."""
+    known = [error for error in errors if math.isfinite(error) and error > 0]
+    decimals = 3 - math.floor(math.log10(min(known))) if known else _DECIMALS
+    return f"num{decimals}" if 0 <= decimals < _DECIMALS else "num0" if decimals < 0 else "num"
 
 
 def told_apart(values: Sequence[float], digits: int) -> tuple[str, ...]:

@@ -43,6 +43,7 @@ _DAMAGE = (  # what reading an arbitrary file can end in
     ValueError,
 )
 _DOCUMENT, _ARRAYS, _SUMS = "fit.json", "arrays.npz", "sha256.json"  # the parts of a file
+_SHAPES = {"responsibilities": 2, "trace": 1, "logliks": 1, "ends": 1, "smoothing": 1}  # dimensions of arrays
 _EXACT = 2**53  # whole numbers up to which floats tell neighbours apart
 _PLAIN_KINDS = "biuf"  # NumPy kinds stored as they are
 
@@ -396,7 +397,8 @@ def _json_value(name: str, value: Any) -> Any:
 
 def _contents(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """The JSON document and the arrays of a file."""
-    with zipfile.ZipFile(path) as archive:
+    # Read whole: a damaged directory of the archive would have the file itself sought before its first byte.
+    with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
         _refuse_huge(archive, path)
         text = archive.read(_DOCUMENT)
         document = json.loads(text.decode("utf-8"))
@@ -464,10 +466,12 @@ def _saved(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> SavedFi
     _check_shape("params", arrays["params"], (n_params,))
     for name in ("cov", *(["bounded"] if "bounded" in arrays else [])):
         _check_shape(name, arrays[name], (n_params, n_params))
-    if arrays["responsibilities"].ndim != 2:
-        raise SavedFileError(
-            f"responsibilities of a saved fit have two dimensions, got {arrays['responsibilities'].ndim}"
-        )
+    for name, ndim in _SHAPES.items():
+        array = arrays.get(name, np.empty((0,) * ndim))
+        if array.ndim != ndim or array.dtype.kind != "f":
+            raise SavedFileError(
+                f"{name} of a saved fit are numbers in {ndim} dimensions, got {array.dtype} of shape {array.shape}"
+            )
     if cov["kind"] not in COV_TYPES:
         raise SavedFileError(f"the covariance of a saved fit is one of {COV_TYPES}, got {cov['kind']!r}")
     return SavedFit(
@@ -561,6 +565,8 @@ def _frame(entry: dict[str, Any] | None, arrays: dict[str, NDArray[Any]]) -> pd.
 def _series(place: int, column: dict[str, Any], arrays: dict[str, NDArray[Any]], suffix: str = "") -> pd.Series:
     """One column as it was."""
     kind, key = column["kind"], f"column{place}{suffix}"
+    if kind != "json" and arrays[key].ndim != 1:
+        raise SavedFileError(f"columns of a saved fit have one dimension, got shape {arrays[key].shape} of {key!r}")
     if kind == "array":
         return pd.Series(arrays[key])
     if kind == "category":

@@ -8,15 +8,15 @@ import numpy as np
 import pandas as pd
 
 from mixmoe._typing import Array
+from mixmoe.atomic import PathLike, written
 from mixmoe.design.frame import view
 from mixmoe.errors import DroppedRowsWarning, warn
 from mixmoe.inference.uncertainty import scale_of, two_sided, wald_limits, wald_statistics
 from mixmoe.mixture.estimate import Block, Parameter, ParamLayout
-from mixmoe.output.records import Cell, Table, in_light_of
-from mixmoe.output.text import html, latex, markdown, text
+from mixmoe.output.latex import latex
+from mixmoe.output.records import Cell, Table, in_light_of, number_format
+from mixmoe.output.text import html, markdown, text
 
-_FORMATS = ("num", "num", ".3f", "p", "num", "num")
-_FORMATS_T = ("num", "num", ".3f", "df", "p", "num", "num")
 BLOCK_TITLES = {
     "fixed": "Coefficients",
     "common": "Coefficients common to all experts",
@@ -155,13 +155,14 @@ def block_table(
     heads = ("t", "df", "P>|t|") if with_t else ("z", "P>|z|")
     numbers = frame[names].to_numpy(dtype=float, copy=True)
     numbers[:, 0] = [in_light_of(value, error) for value, error in numbers[:, :2]]
+    shown = number_format(numbers[list(positions), 1])
     return Table(
         key=key,
         title=title,
         columns=("Estimate", "Std. Err.", *heads, *limits),
         index=tuple(_row_label(p, key, n_experts) for p in parameters),
         cells=tuple(tuple(_cell(v) for v in numbers[i]) for i in positions),
-        formats=_FORMATS_T if with_t else _FORMATS,
+        formats=(shown, shown, ".3f", *(["df"] if with_t else []), "p", shown, shown),
         notes=_block_notes(key, parameters, numbers[list(positions), 1], n_experts),
     )
 
@@ -227,8 +228,38 @@ class Printed:
     def __str__(self) -> str:
         return self.summary().as_text()
 
+    def __repr__(self) -> str:
+        return self.summary().as_text()  # what a console shows of a record is what it is asked for
+
     def _repr_html_(self) -> str:
         return self.summary().as_html()
+
+    def to_latex(
+        self,
+        path: PathLike | None = None,
+        caption: str | None = None,
+        label: str | None = None,
+        standalone: bool = False,
+    ) -> str:
+        """The tables as LaTeX that needs only the package booktabs.
+
+        Parameters
+        ----------
+        path : path-like, optional
+            File to write.
+        caption, label : str, optional
+        standalone : bool
+            A whole document instead of a fragment.
+
+        Returns
+        -------
+        str
+        """
+        return written(self.summary().as_latex(caption, label, standalone), path)
+
+    def to_markdown(self, path: PathLike | None = None) -> str:
+        """The tables as Markdown, also in a file if there is a path."""
+        return written(self.summary().as_markdown(), path)
 
 
 def tidy(

@@ -1,7 +1,8 @@
-"""What every fitted model offers to other programs and to readers."""
+"""What every fitted model offers to other programs and to readers: frames, files, the report and its sections."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,300 @@ from mixmoe.atomic import write_text
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Model
 from mixmoe.inference.uncertainty import checked_alpha
-from mixmoe.report.checklists import check_answers
-from mixmoe.report.content import sections
-from mixmoe.report.evidence import Fitted, gather
-from mixmoe.report.page import page
+from mixmoe.numerics.optimise import loglik_name
+from mixmoe.output.plots import canvas_axes, draw
+from mixmoe.output.plots_in_files import svg
+from mixmoe.output.records import Cell, Curve, Observed, Table
+from mixmoe.report.checklists import check_answers, checklist_table, grolts, smart_lca
+from mixmoe.report.described import (
+    attrition_table,
+    columns_table,
+    distinct_ends,
+    effects_table,
+    elsewhere,
+    end_points_table,
+    flow_table,
+    gaps,
+    profile_table,
+    spread,
+    visits_table,
+    waves_table,
+)
+from mixmoe.report.evidence import Comparison, Evidence, Fitted, code, gather, remarks, versions_table
+from mixmoe.report.page import Checklist, Code, Facts, Gallery, Image, Part, Prose, Remarks, Section, page
 from mixmoe.report.tidy import broom_augment, broom_glance, broom_tidy, write_excel
+
+_SMALL = (4.2, 3.1)
+_CAPTIONS = {
+    "trajectories": "Estimated trajectory of each expert with pointwise limits, over observed courses in the colour of "
+    "their most probable expert; other columns at their medians or most frequent levels.",
+    "gate": "Probability of each expert along a covariate of the gate, with pointwise limits.",
+    "functions": "Coefficient functions with pointwise limits and simultaneous bands.",
+    "means": "Expected response of each expert and over all, with limits.",
+    "effects": "Predictions along one input, for the population and for persons.",
+    "learning": "Loss by epoch.",
+    "responsibilities": "Posterior probabilities of the experts, one bar per unit, sorted by the most probable expert.",
+}
+
+
+def figures(e: Evidence) -> tuple[Part, ...]:
+    """Every figure of the family; where one cannot be drawn, the reason."""
+    parts = [_of_kind(e, kind) for kind in e.results._report_plots if kind != "gate" or e.n_experts > 1]
+    split = _split(e)
+    parts += [split] if split is not None else []
+    if e.n_experts > 1:
+        parts.append(_responsibilities(e))
+    return tuple(parts)
+
+
+def diagnostics(e: Evidence) -> Part:
+    """The figure of `diagnose`, or the reason that there is none."""
+    try:
+        drawing = svg(e.results.diagnose)
+    except ArgumentError as error:
+        return Prose(f"No diagnostics: {error}.")
+    caption = "Quantile residuals, normal and independent if the model is true; their QQ plot with a simultaneous "
+    caption += "envelope; predicted random effects, if there are any; observed means, weighted by responsibilities, "
+    caption += "beside predicted ones."
+    return Image(drawing, caption, f"Panels for {e.design.n} rows of {e.design.n_units} {e.units}; see the caption.")
+
+
+def candidates(selection: Comparison) -> tuple[Part, ...]:
+    """The criteria, and the default figure of each candidate that was fitted."""
+    tried = [(c.results, c.label) for c in selection.candidates if c.results is not None]
+    words = f"Criteria of {len(tried)} candidates against the number of experts; the numbers are in the table."
+    criteria = Image(svg(selection.plot), "Criteria against the number of experts, the smallest marked.", words)
+    return (criteria, Gallery(tuple(_candidate(results, label) for results, label in tried)))
+
+
+def _candidate(results: Fitted, label: str) -> Image | Prose:
+    kind = results._default_plot
+    return _drawn(lambda: _small(results, kind), f"{label}.", lambda: results.curves(kind))
+
+
+def _small(results: Fitted, kind: str) -> Any:
+    """The figure on less paper, so that its letters are not too small beside others; many panels keep their size."""
+    if len({curve.panel for curve in results.curves(kind)}) > 1:
+        return results.plot(kind)
+    axes = canvas_axes(1, None, size=_SMALL)[0]
+    results.plot(kind, axes)
+    return axes.figure
+
+
+def _of_kind(e: Evidence, kind: str) -> Part:
+    level = f" Limits: {100 * (1 - e.alpha):g} %." if "limits" in _CAPTIONS[kind] else ""
+    return _drawn(lambda: e.results.plot(kind), _CAPTIONS[kind] + level, lambda: e.results.curves(kind))
+
+
+def _drawn(make: Callable[[], Any], caption: str, curves: Callable[[], Sequence[Curve]]) -> Image | Prose:
+    """The image, or the reason that there is none, as with a gate that has no numeric covariate."""
+    try:
+        shown = curves()
+        return Image(svg(make), caption, in_words(shown))
+    except ArgumentError as error:
+        return Prose(f"No figure ({caption.split(',')[0].rstrip('.')}): {error}.")
+
+
+def _split(e: Evidence) -> Part | None:
+    """Observed courses split by expert; None if there is nothing observed to draw or nothing to split."""
+    kind = e.results._default_plot
+    observed = None if e.n_experts == 1 else e.results._observed(kind)
+    if observed is None:
+        return None
+    curves = [replace(c, panel=f"expert {c.expert}", label="") for c in e.results.curves(kind) if c.expert]
+    caption = "The same, split by expert: observed proportions and the trajectory of that expert."
+    if isinstance(observed, Observed):
+        caption = "The same, split by the most probable expert: observed courses and the trajectory of that expert."
+    words = f"One panel per expert. {in_words(curves)}"
+    return Image(svg(lambda: _same_height(draw(curves, observed))), caption, words)
+
+
+def _same_height(figure: Any) -> Any:
+    """The figure with one scale for all panels, so that experts can be compared."""
+    limits = [axes.get_ylim() for axes in figure.axes]
+    for axes in figure.axes:
+        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    return figure
+
+
+def _responsibilities(e: Evidence) -> Part:
+    tau = e.results.em.responsibilities
+    sure = (tau.max(axis=1) > 0.9).mean()
+    words = f"Bars of {len(tau)} {e.units}; {sure:.0%} have an expert with a probability above 0.9."
+    return Image(svg(lambda: e.results.plot("responsibilities")), _CAPTIONS["responsibilities"], words)
+
+
+def in_words(curves: Sequence[Curve]) -> str:
+    """Where each curve begins and ends."""
+    first = curves[0]
+    axes = f"{first.ylabel or 'Value'} against {first.xlabel or 'the horizontal axis'}"
+    return f"{axes}. {'; '.join(_ends(curve) for curve in curves[:12] if len(curve.x))}."
+
+
+def _ends(curve: Curve) -> str:
+    """First and last value of a curve, or the values of all categories."""
+    name = curve.label or curve.panel or "curve"
+    if curve.categories:
+        values = (f"{y:.4g} at {label}" for label, y in zip(curve.categories, curve.y, strict=True))
+        return f"{name}: {', '.join(values)}"
+    return f"{name}: {curve.y[0]:.4g} at {curve.x[0]:.4g} to {curve.y[-1]:.4g} at {curve.x[-1]:.4g}"
+
+
+def sections(e: Evidence, notes: str | None, drawn: bool) -> tuple[Section, ...]:
+    """All sections in their order; those without content have no parts."""
+    return (
+        Section("overview", "Overview", _overview(e, notes)),
+        Section("model", "Model", _model(e)),
+        Section("data", "Data", _data(e)),
+        Section("estimates", "Estimates", _estimates(e)),
+        Section("figures", "Figures", figures(e) if drawn else ()),
+        Section("diagnostics", "Diagnostics", (diagnostics(e),) if drawn else ()),
+        Section("classification", "Classification", _classification(e)),
+        Section("starts", "Starts and convergence", _starts(e)),
+        Section("choice", "Choice of the model", _choice(e, drawn)),
+        Section("distal", "Distal outcomes", _distal(e)),
+        Section("grolts", "GRoLTS checklist", _grolts(e)),
+        Section("smart", "SMART-LCA checklist", _smart(e)),
+        Section("software", "Software and code", _software(e)),
+    )
+
+
+def _overview(e: Evidence, notes: str | None) -> tuple[Part, ...]:
+    r = e.results
+    facts: list[tuple[str, Cell]] = [("Experts", e.n_experts)] if e.is_mixture else []
+    facts += [("Subjects", r.n_units)] if e.design.names.group is not None else []
+    facts += [("Rows", r.nobs), ("Parameters", r.df_model), (loglik_name(r.model.settings), r.llf), ("BIC", r.bic)]
+    facts += [("Entropy", e.mixture.entropy)] if e.n_experts > 1 else []
+    facts += [("Converged", "yes" if r.converged else "NO")]
+    author = [Prose(text) for text in (notes or "").split("\n\n") if text.strip()]
+    return (*author, Facts(tuple(facts)), Remarks(tuple(flag.message for flag in r.flags)))
+
+
+def _model(e: Evidence) -> tuple[Part, ...]:
+    formula, settings = e.design.formula, e.results.model.settings
+    rows: list[tuple[str, Cell]] = [("Response", formula.response)]
+    rows += [("Expert part", _terms(formula.expert))] if e.is_mixture else [("Terms", _terms(formula.expert))]
+    rows += [("Gate part", _terms(formula.gate))] if e.is_mixture else []
+    rows += [("Subjects in column", e.design.names.group)] if e.design.names.group is not None else []
+    rows += [("Within subject", formula.random.design)] if formula.random is not None else []
+    rows += [(f"Within {term.name}", term.design) for term in formula.further]
+    rows += [("Index", formula.index)] if formula.vary is not None else []
+    facts = [(label, value) for label, value in e.results._more_facts if value is not None]
+    said = {label.lower().replace(" ", "_") for label, _ in facts}
+    plain = [(n, str(v)) for n, v in settings.items() if n not in said and isinstance(v, str | int | float | bool)]
+    rows += [*facts, *plain]
+    table = Table(
+        "parts", "Parts and settings", ("",), tuple(n for n, _ in rows), tuple((v,) for _, v in rows), ("text",)
+    )
+    return (Prose(e.results.model.spec.title), Code(formula.text), table)
+
+
+def _terms(parts: Any) -> str:
+    return " + ".join(part.text if part.kind == "free" else f"{part.kind}({part.text})" for part in parts)
+
+
+def _data(e: Evidence) -> tuple[Part, ...]:
+    design, times = e.design, e.times
+    parts: list[Part] = [flow_table(design, e.units)]
+    if design.names.group is not None:
+        parts.append(visits_table(design.codes))
+        if times is not None:
+            between = spread(gaps(design.codes, times))
+            parts += [Prose(f"Time between visits ({e.time}): {between}.")] if between else []
+            parts.append(waves_table(design, times, str(e.time)))
+        attrition = attrition_table(design, times)
+        parts.append(Prose("All subjects have as many visits.") if attrition is None else attrition)
+    codes = design.codes if design.names.group is not None else None
+    return (*parts, columns_table(design.frame, codes, design.names.group, "Columns, rows fitted"))
+
+
+def _estimates(e: Evidence) -> tuple[Part, ...]:
+    summary = e.results.summary(e.alpha)
+    flags = {flag.message for flag in e.results.flags}
+    notes = [Prose(note) for note in summary.notes if note not in flags]
+    return (*(table for table in summary.tables if table.key != "header"), *notes, *_gate_effects(e))
+
+
+def _gate_effects(e: Evidence) -> tuple[Part, ...]:
+    """Average marginal effects, which unlike log odds do not depend on which expert is the first."""
+    if not e.is_mixture:
+        return ()
+    try:
+        return (effects_table(e.mixture.gate_effects(alpha=e.alpha), e.alpha),)
+    except ArgumentError:  # no covariates, or a single expert
+        return ()
+
+
+def _classification(e: Evidence) -> tuple[Part, ...]:
+    tau = e.results.em.responsibilities
+    if not e.is_mixture:
+        return ()
+    parts: list[Part] = [profile_table(e.design, tau, e.times, e.units)]
+    if e.n_experts > 1:
+        found = e.mixture.adequacy().summary()
+        parts = [*found.tables, *(Prose(note) for note in found.notes), *parts]
+        parts += e.mixture.classification_table().summary().tables
+    return (*parts, *(_influence(e) if e.subjects else ()))
+
+
+def _influence(e: Evidence) -> tuple[Part, ...]:
+    """Units that move the estimates most, or why that is not known."""
+    try:
+        found = e.results.influence().summary()
+    except ArgumentError as error:
+        return (Prose(f"Influence of single {e.units}: {error}."),)
+    return (*found.tables, *(Prose(note) for note in found.notes))
+
+
+def _starts(e: Evidence) -> tuple[Part, ...]:
+    em = e.results.em
+    gain = float(em.trace[-1] - em.trace[-2]) if len(em.trace) > 1 else 0.0
+    facts: tuple[tuple[str, Cell], ...] = (
+        ("Starts", e.results._starts_words),
+        ("Iterations", em.n_iter),
+        ("Evaluations", em.n_evaluations),
+        ("Last gain", f"{gain:.2g}"),
+        ("Converged", "yes" if em.converged else "NO"),
+    )
+    if not e.is_mixture:
+        return (Facts(facts),)
+    others = elsewhere(em)
+    return (Facts(facts), *([Prose(others)] if others else []), end_points_table(distinct_ends(em.starts.logliks)))
+
+
+def _choice(e: Evidence, drawn: bool) -> tuple[Part, ...]:
+    if e.selection is None:
+        return ()
+    summary = e.selection.summary()
+    parts: list[Part] = [*summary.tables, *(Prose(note) for note in summary.notes)]
+    return (*parts, *(candidates(e.selection) if drawn else ()))
+
+
+def _distal(e: Evidence) -> tuple[Part, ...]:
+    summaries = [analysis.summary() for analysis in e.distal]
+    return tuple(part for s in summaries for part in (Prose(s.title), *s.tables, *(Prose(note) for note in s.notes)))
+
+
+def _grolts(e: Evidence) -> tuple[Part, ...]:
+    if not e.is_mixture:
+        return ()
+    table = checklist_table("grolts", "Guidelines for Reporting on Latent Trajectory Studies", grolts(e))
+    source = "van de Schoot, Sijbrandij, Winter, Depaoli & Vermunt (2017), Structural Equation Modeling 24, 451-467."
+    return (Checklist(table), Prose(source))
+
+
+def _smart(e: Evidence) -> tuple[Part, ...]:
+    if not e.is_mixture:
+        return ()
+    table = checklist_table("smart", "Standards for More Accuracy in Reporting of Latent Class Analysis", smart_lca(e))
+    source = (
+        "van Lissa, Garnier-Villarreal & Anadria (2023), Structural Equation Modeling, 10.1080/10705511.2023.2250920."
+    )
+    return (Checklist(table), Prose(source))
+
+
+def _software(e: Evidence) -> tuple[Part, ...]:
+    return (Code(code(e)), *(Prose(note) for note in remarks(e)), versions_table(e.results.model.spec.packages))
 
 
 class Reporting:

@@ -1,16 +1,17 @@
 """Several fits side by side in one table."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import pandas as pd
 
 from mixmoe.errors import ArgumentError
+from mixmoe.families import Model
 from mixmoe.inference.uncertainty import DESCRIPTIONS
 from mixmoe.mixture.estimate import Block
 from mixmoe.output.records import Cell, Table, format_cell, in_light_of
 from mixmoe.output.summary import BLOCK_TITLES, Summary
-from mixmoe.report.reporting import Reporting
 
 Row = tuple[Block, int, str]  # block, expert or 0, term
 _FURTHER: tuple[Block, ...] = ("random", "residual", "dispersion", "threshold", "other")
@@ -36,6 +37,26 @@ _STATISTICS = {
 _DEFAULT = ("subjects", "rows", "parameters", "loglik", "aic", "bic", "entropy")
 
 
+@runtime_checkable
+class Tabled(Protocol):
+    """What a column of the table needs: a fit, or fits pooled over imputations."""
+
+    @property
+    def model(self) -> Model: ...  # noqa: D102
+
+    @property
+    def cov_type(self) -> str: ...  # noqa: D102
+
+    @property
+    def _notes_of_table(self) -> tuple[str, ...]: ...
+
+    params: pd.Series
+    bse: pd.Series
+    pvalues: pd.Series
+    nobs: int
+    n_units: int
+
+
 def table(
     fits: Sequence[Any] | Mapping[str, Any],
     names: Sequence[str] | None = None,
@@ -49,7 +70,7 @@ def table(
     Parameters
     ----------
     fits : sequence of results, or mapping of names to results
-        Fits of any family and number of experts.
+        Fits of any family and number of experts, and what `mixmoe.pool` made of several.
     names : sequence of str, optional
         Heads of the columns; by default the keys of the mapping, or (1), (2) ...
     stars : bool
@@ -97,8 +118,10 @@ def _checked_fits(fits: Any) -> list[Any]:
     if not results:
         raise ArgumentError("a table needs at least one fit, got none; pass them as [fit1, fit2]")
     for result in results:
-        if not isinstance(result, Reporting):
-            raise ArgumentError(f"a table is made of fitted models, got {type(result).__name__}; pass what fit() gave")
+        if not isinstance(result, Tabled):
+            raise ArgumentError(
+                f"a table is made of fitted models, got {type(result).__name__}; pass what fit() or pool() gave"
+            )
     return results
 
 
@@ -185,8 +208,8 @@ def _statistic(result: Any, attribute: str) -> Cell:
     experts = result.model.n_experts
     if (attribute == "entropy" and experts in (None, 1)) or (attribute == "icl" and experts is None):
         return None
-    value = getattr(result, attribute)
-    return int(value) if isinstance(value, int) else float(value)
+    value = getattr(result, attribute, None)  # a pooled fit has no likelihood
+    return None if value is None else int(value) if isinstance(value, int) else float(value)
 
 
 def _notes(results: Sequence[Any], heads: Sequence[str], stars: bool) -> tuple[str, ...]:
@@ -202,11 +225,5 @@ def _notes(results: Sequence[Any], heads: Sequence[str], stars: bool) -> tuple[s
     if len({result.model.n_experts for result in results} - {None}) > 1:
         notes.append("Experts are numbered by size within each fit; the same number need not mean the same people.")
     notes += [_NO_ERROR_NOTE] if any(result.bse.isna().any() for result in results) else []
-    notes += [f"{head}: {message}" for head, r in zip(heads, results, strict=True) for message in _messages(r)]
+    notes += [f"{head}: {message}" for head, r in zip(heads, results, strict=True) for message in r._notes_of_table]
     return tuple(notes)
-
-
-def _messages(result: Any) -> tuple[str, ...]:
-    """What the notes of the fit's own summary say beyond the kind of its standard errors."""
-    about = (f"Standard errors: {result.cov.note}.",) if result.cov.note else ()
-    return (*about, *(flag.message for flag in result.flags))

@@ -1,5 +1,6 @@
 """The fits behind `select`: random starts, starts carried from one expert fewer, cross-validation."""
 
+import hashlib
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +14,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe._typing import Array
 from mixmoe.arguments import checked_count
 from mixmoe.design.design import Design
 from mixmoe.design.formula import MoEFormula, parse_formula
@@ -21,8 +21,8 @@ from mixmoe.design.labels import places_of, units_of
 from mixmoe.errors import ArgumentError, MixmoeError, MixmoeWarning
 from mixmoe.families import ModelClass, ValidatesItself, family_of, model_options, require
 from mixmoe.mixture.estimate import better
-from mixmoe.mixture.resampling import Journal
-from mixmoe.output.saved import checksum
+from mixmoe.mixture.resampling import Journal, fingerprint
+from mixmoe.output.saved import fingerprints
 from mixmoe.responses.exponential import canonical_family
 from mixmoe.results import Results, load
 
@@ -219,15 +219,8 @@ def check_data(specs: Sequence[Spec], data: Any) -> str:
             "candidates have different fixed effects, which method='reml' cannot compare: their log-likelihoods are of "
             "different error contrasts; use method='ml'"
         )
-    parts = [np.ravel(np.asarray(a, dtype=float)) for d in designs for a in (d.response, d.expert, d.gate, d.random)]
-    # The checkpoint is of these arrays: a change of data or formula makes it another run.
-    parts += [_as_numbers(values) for d in designs for values in d.aux.values()]
-    return checksum(np.concatenate(parts))
-
-
-def _as_numbers(values: NDArray[Any]) -> Array:
-    """A column beside the formula as numbers: itself, or which of its labels are the same."""
-    return np.asarray(units_of(pd.Series(values)).codes if values.dtype == object else values, dtype=float)
+    # The checkpoint is of these columns: a change in any that is in use, subjects and index included, is another run.
+    return fingerprint([(design.formula.text, fingerprints(design.frame)) for design in designs])
 
 
 def _chains(specs: Sequence[Spec]) -> list[list[int]]:
@@ -437,6 +430,11 @@ def _held_out(
     return _attempt(compute)
 
 
+def _sum_of(file: Path) -> str:
+    """Checksum of a file: the fit of another candidate in its place would be read without a word."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 @dataclass(slots=True)
 class Keeper:
     """Outcomes as entries of a journal, their fits as files beside it."""
@@ -447,25 +445,28 @@ class Keeper:
 
     def encode(self, outcome: Outcome) -> dict[str, Any]:
         """What the journal holds of an outcome; its fit goes to a file."""
-        name = None
+        name = held = None
         if outcome.results is not None and self.folder is not None:
             name = self._next()
             outcome.results.save(self.folder / name)
+            held = _sum_of(self.folder / name)
         told = {part: getattr(outcome, part) for part in ("seconds", "reason", "value", "se", "measure")}
-        return {"fit": name, **told}
+        return {"fit": name, "fit_sum": held, **told}
 
     def decode(self, entry: Mapping[str, Any]) -> Outcome:
         """The outcome that was encoded."""
         fit = None
         if entry["fit"] is not None and self.folder is not None:
             self._next()
-            if not (self.folder / entry["fit"]).is_file():
+            file = self.folder / entry["fit"]
+            if not file.is_file() or _sum_of(file) != entry["fit_sum"]:
+                state = "lost or replaced" if file.is_file() else "lost"
                 raise ArgumentError(
-                    f"the checkpoint {str(self.folder)!r} has lost its file {entry['fit']!r}; delete the folder or "
+                    f"the checkpoint {str(self.folder)!r} has {state} its file {entry['fit']!r}; delete the folder or "
                     "name another one"
                 )
-            fit = load(self.folder / entry["fit"], context={} if self.context is None else self.context)
-        return Outcome(fit, **{part: value for part, value in entry.items() if part != "fit"})
+            fit = load(file, context={} if self.context is None else self.context)
+        return Outcome(fit, **{part: value for part, value in entry.items() if not part.startswith("fit")})
 
     def _next(self) -> str:
         self.n_files += 1

@@ -14,11 +14,11 @@ from mixmoe.design.beside import named_columns
 from mixmoe.errors import ArgumentError
 from mixmoe.families import refuse_foreign_effects
 from mixmoe.mixture.estimate import clc
-from mixmoe.mixture.resampling import Journal, fingerprint
+from mixmoe.mixture.resampling import Journal, checkpoint_path, fingerprint
 from mixmoe.output.plots import COLOURS, Elbow, canvas_axes, canvas_result, draw_criteria, open_frame
 from mixmoe.output.records import Cell, Table
-from mixmoe.output.summary import Summary
-from mixmoe.results import Results, written
+from mixmoe.output.summary import Printed
+from mixmoe.results import Results
 from mixmoe.selection.candidates import Keeper, Trial, Workers, build_specs, check_data, run_trials
 
 
@@ -168,8 +168,8 @@ class Candidate:
         return np.nan if self.results is None else clc(self.results.llf, self.results.em.responsibilities)
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+@dataclass(frozen=True, slots=True, repr=False)
+class Selection(Printed):
     """Candidates side by side; prints as a table.
 
     Attributes
@@ -181,12 +181,6 @@ class Selection:
 
     candidates: tuple[Candidate, ...]
     interrupted: bool = False
-
-    def __repr__(self) -> str:
-        return str(self.summary())
-
-    def _repr_html_(self) -> str:
-        return self.summary().as_html()
 
     def to_frame(self) -> pd.DataFrame:
         """One row per candidate.
@@ -234,19 +228,19 @@ class Selection:
         """Whether the candidates are networks, compared by their errors on held-out rows."""
         return any(candidate.network for candidate in self.candidates)
 
-    def summary(self) -> Summary:
-        """The table with its notes; prints as text, and has as_html(), as_latex(), as_markdown()."""
-        if self.networks:
-            return Summary("Choosing among networks", validation_tables(_validated(self)), _network_notes(self))
-        return Summary("Choosing among mixtures of experts", _tables(self.candidates), _notes(self))
+    @property
+    def title(self) -> str:
+        """Heading above the table."""
+        return "Choosing among networks" if self.networks else "Choosing among mixtures of experts"
 
-    def to_latex(self, path: PathLike | None = None, caption: str | None = None, label: str | None = None) -> str:
-        """The table as LaTeX that needs only the package booktabs, also in a file if there is a path."""
-        return written(self.summary().as_latex(caption, label), path)
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader must know, printed below the table."""
+        return _network_notes(self) if self.networks else _notes(self)
 
-    def to_markdown(self, path: PathLike | None = None) -> str:
-        """The table as Markdown, also in a file if there is a path."""
-        return written(self.summary().as_markdown(), path)
+    def tables(self) -> tuple[Table, ...]:
+        """The candidates, one per row."""
+        return validation_tables(_validated(self)) if self.networks else _tables(self.candidates)
 
     def plot(self, criteria: Sequence[str] = ("aic", "bic", "icl"), ax: Any = None) -> Any:
         """Criteria against the number of experts, a panel per structure; needs matplotlib.
@@ -381,10 +375,15 @@ def _folder(checkpoint: PathLike | None) -> Path | None:
     """The folder of a checkpoint, made if there is none."""
     if checkpoint is None:
         return None
-    folder = Path(checkpoint)
+    folder = checkpoint_path(checkpoint)
     if folder.exists() and not folder.is_dir():
         raise ArgumentError(f"checkpoint must name a folder for the fits of select, got the file {str(folder)!r}")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(
+            f"the folder {str(folder)!r} of checkpoint cannot be made ({error.strerror}); name one that you may make"
+        ) from error
     return folder
 
 

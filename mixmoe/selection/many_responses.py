@@ -15,8 +15,9 @@ from mixmoe._typing import Array
 from mixmoe.api import fit as fit_formula
 from mixmoe.arguments import checked_jobs
 from mixmoe.atomic import PathLike
+from mixmoe.design.beside import named_columns
 from mixmoe.design.formula import parse_formula
-from mixmoe.design.frame import whole_frame
+from mixmoe.design.frame import unknown_column, whole_frame
 from mixmoe.errors import ArgumentError, DesignError, MixmoeWarning
 from mixmoe.families import family_of, model_options
 from mixmoe.mixture.resampling import Journal, fingerprint
@@ -48,7 +49,7 @@ class _Input:
     column: Callable[[str], Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Each(Printed):
     """Fits of one model to many responses.
 
@@ -216,8 +217,10 @@ def fit_each(
         if "offset" in options:
             raise ArgumentError("size_factors= makes the offset, so offset= cannot be given as well; leave one out")
         options = {**options, "offset": _SIZE_FACTOR}
+    covariates, options = named_columns(given.covariates, options)
+    given = replace(given, covariates=covariates)
     _check_formula(formula, given.names, options)
-    key = fingerprint((formula, experts, sorted((k, repr(v)) for k, v in options.items()), _data_key(given), extract))
+    key = fingerprint((formula, experts, options, _data_key(given), extract))
     with Journal(checkpoint, key, rng) as journal:
         generators = journal.rng.spawn(len(given.names))
         fit_one = partial(_fit_one, formula=formula, experts=experts, options=options, extract=extract)
@@ -235,7 +238,8 @@ def _input(responses: Any, data: Any, layer: str | None, size_factors: str | Non
         return _from_anndata(responses, data, layer, size_factors)
     for name, value in (("layer", layer), ("size_factors", size_factors)):
         if value is not None:
-            raise ArgumentError(f"{name}= belongs to an AnnData object, got data of type {type(data).__name__}")
+            way = "; give the logarithms of the size factors as offset=" if name == "size_factors" else ""
+            raise ArgumentError(f"{name}= belongs to an AnnData object, got data of type {type(data).__name__}{way}")
     frame = whole_frame(data)
     if isinstance(responses, pd.DataFrame):
         return _from_frames(responses, frame)
@@ -244,7 +248,7 @@ def _input(responses: Any, data: Any, layer: str | None, size_factors: str | Non
     names = _checked_names(responses)
     for name in names:
         if name not in frame:
-            raise DesignError(f"the response {name!r} is not a column of the data")
+            raise unknown_column(str(name), map(str, frame.columns), "responses=")
     return _Input(frame.drop(columns=list(names)), names, frame.loc[:, list(names)].__getitem__)
 
 
@@ -274,9 +278,9 @@ def _from_anndata(responses: Any, adata: Any, layer: str | None, size_factors: s
         raise ArgumentError("the AnnData object has no X; name a layer")
     matrix = matrix.tocsc() if hasattr(matrix, "tocsc") else np.asarray(matrix)
     places = dict(zip(names, adata.var_names.get_indexer(list(names)), strict=True))
-    covariates = pd.DataFrame(adata.obs).reset_index(drop=True)
+    covariates = pd.DataFrame(adata.obs)  # with the names of the cells, by which Series beside the formula are aligned
     if size_factors is not None:
-        covariates[_SIZE_FACTOR] = np.log(_size_factors(covariates, matrix, size_factors))
+        covariates = covariates.assign(**{_SIZE_FACTOR: np.log(_size_factors(covariates, matrix, size_factors))})
     return _Input(covariates, names, lambda name: _dense(matrix, places[name]))
 
 

@@ -64,7 +64,7 @@ class Estimates:
         return wald_test(asked, self.values, self.cov, self.layout, COV_TYPE)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ThreeStep(Printed):
     """What every analysis of the third step says of itself.
 
@@ -103,7 +103,7 @@ class ThreeStep(Printed):
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Distal(ThreeStep):
     """An outcome by expert; `coefficients` are linear, logit or multinomial logit.
 
@@ -228,7 +228,7 @@ class Distal(ThreeStep):
         return [(int(p.expert or 1), p.term) for p in self.margins.layout.parameters]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Predictors(ThreeStep):
     """Covariates of membership; `coefficients` are log odds of each expert against expert 1, ``gate2.z1`` ...
 

@@ -19,7 +19,7 @@ from mixmoe.design.labels import unhashable
 from mixmoe.design.recipe import response_column
 from mixmoe.errors import ArgumentError, DesignError, DroppedRowsWarning, FormulaError
 from mixmoe.output.predictions import known_places
-from mixmoe.responses.existence import check_varies
+from mixmoe.responses.distribution import check_varies
 from mixmoe.three_step.estimates import Assignment, Normal, StepThree, solve
 
 EXPERT = "expert"

@@ -11,6 +11,7 @@ Ann. Statist. 42, 1787-1818, for the Gaussian multiplier bootstrap.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from scipy.special import expit, ndtr, ndtri
 from scipy.stats import t as student
 
 from mixmoe._typing import Array
-from mixmoe.inference.simultaneous import multiplier_critical
+from mixmoe.inference.uncertainty import multiplier_critical
 from mixmoe.numerics.linalg import log_softmax
 from mixmoe.responses.distribution import Family
 from mixmoe.responses.zero_inflated import ZeroInflated
@@ -26,10 +27,19 @@ from mixmoe.varying.dispersion_limits import ThetaProfile, theta_profile
 from mixmoe.varying.effective_parameters import Node, response_nodes
 from mixmoe.varying.em_steps import own_natural
 from mixmoe.varying.joint_em import centred, turned_covariance
+from mixmoe.varying.leave_one_out import left_out_of_experts
 from mixmoe.varying.local_likelihood import Local, build_local, local_start, state_of
 from mixmoe.varying.local_maximum import BoundedFit, LocalFit, maximise_bounded, maximise_local
 from mixmoe.varying.problem import Problem, Slots, effective_rows, epanechnikov
-from mixmoe.varying.sandwich import Influence, gate_influence, influence, level_covariance, small_sample_power
+from mixmoe.varying.sandwich import (
+    Influence,
+    added_covariance,
+    gate_influence,
+    influence,
+    level_covariance,
+    small_sample_power,
+    with_functions,
+)
 
 POINTS_PER_BANDWIDTH = 24  # mesh of the limiting process
 PROCESS_DRAWS = 40_000
@@ -110,6 +120,11 @@ DRAWS = 4000
 MOST_ROWS = 20_000  # with more rows degrees of freedom hardly matter, and observed fourth powers do
 SAME = 1e-6  # relative differences within the covariance of a function that is one number: rounding
 RICH = 10.0  # effective rows for each local coefficient from which on a searched bandwidth is narrowed
+NARROWER, STEPS = 1.1, 20  # ratio of the bandwidths compared for bands, and their number
+ONE_SE = 1.0  # of the difference in held-out log-likelihood within which a wider bandwidth is as good
+# Ratio of the best bandwidths of local-quadratic slopes and local-linear levels, Epanechnikov kernel (Fan and Gijbels
+# 1996, table 3.2), beside their rates n^(-1/7) and n^(-1/5). The curvatures on which they depend are not estimated.
+SLOPES = 2.275 / 1.719
 LEAST_DF = 2.0  # of a variance with a band: with fewer its most probable estimate is zero
 
 
@@ -143,7 +158,7 @@ class LevelProcess:
     @property
     def limits(self) -> BoolArray:
         """Which varying dispersions run to a limit, shape (G, K)."""
-        return self.fits.bounded.limits
+        return self.fits.of_dispersions.limits
 
     def theta_profile(self, progress: bool | None = None) -> ThetaProfile | None:
         """Likelihood of the dispersions of a negative binomial response, None where they are constant or others."""
@@ -214,29 +229,42 @@ def level_process(
         Small-sample correction of the standard errors, see `mixmoe.varying.sandwich`.
     derivative : {0, 1}
         Of the functions. Slopes come from fits of one degree more than levels, whose bias at the ends is then of no
-        lower order than inside (Fan and Gijbels 1996, section 3.3).
+        lower order than inside (Fan and Gijbels 1996, section 3.3); at a searched bandwidth, which is that for levels,
+        they are made at the larger one that slopes need.
     searched : bool
         Whether the bandwidth is that with the smallest error, as cross-validation seeks it. Coverage is best at one
         smaller by n^(-1/20) (Calonico, Cattaneo and Farrell 2018, section 4), and a search that comes out too wide
-        hurts less there. A bandwidth that was given, or windows with few rows, are left as they are.
+        hurts less there; in mixtures at one still smaller where the experts ask for it, see Notes. A bandwidth that was
+        given, or windows with few rows, are left as they are.
 
     Returns
     -------
     LevelProcess
+
+    Notes
+    -----
+    The held-out likelihood of a mixture charges one bandwidth for everything that is estimated in a window, gate and
+    dispersions included, which hardly vary in many data. It is then too wide for an expert that bends, and a parabola
+    in each window does not follow it. With memberships known each expert is a regression, whose rows can be left out
+    by a formula: bands are made at the widest bandwidth that is as good for these, within one standard error.
     """
     inner, centring = centred(problem)
     start = centring.inwards(inner.slots, coef)
-    fits = fit_levels(inner, start, bias, derivative, searched)
-    power = small_sample_power(correction, clusters)
+    fits = fit_levels(inner, start, bias, derivative, searched, clusters is None)
+    power = small_sample_power(correction, clusters, problem.slots.n_experts)
     known = clusters is None and problem.rows.n <= MOST_ROWS
     nodes = response_nodes(inner, own_natural(inner, fits.state)) if known else ()
-    inf = _influence(fits, power, nodes, clusters, derivative)
+    inf = level_influence(fits, power, nodes, clusters, derivative)
     degree = fits.local.free.shape[0] - 1
     if inner.const.any() and (bias != "none" or degree > 1):
         inf = replace(inf, const=_constants(inner, start, power, clusters))
     covariance = level_covariance(inf, clusters, correction)
-    shaped = covariance.matrix.reshape(*inf.levels.shape, *inf.levels.shape)
+    prior = added_covariance(inner, partial(_of_added, fits, inner, start, bias, derivative))
+    shaped = (covariance.matrix + prior).reshape(*inf.levels.shape, *inf.levels.shape)
     df = covariance.df.reshape(inf.levels.shape)
+    if inner.rows.penalty is not None:  # the part of a variance that comes from the prior is known
+        of_rows, whole = np.diag(covariance.matrix), np.einsum("glgl->gl", shaped)
+        df *= (whole / np.maximum(of_rows.reshape(df.shape), np.finfo(float).tiny)) ** 2
     df[:, inner.const] = np.inf  # constants rest on all rows
     around_means = LevelProcess(
         fits.values(derivative), shaped, degree, fits.local.windows.bandwidth, df, fits, derivative
@@ -265,6 +293,14 @@ def satterthwaite_of_sum(weights: Array, process: LevelProcess, functions: NDArr
 
 
 @dataclass(frozen=True, slots=True)
+class LocalLines:
+    """Local likelihoods with log sigma a line in each window, and their maxima."""
+
+    local: Local
+    bounded: BoundedFit
+
+
+@dataclass(frozen=True, slots=True)
 class LevelFits:
     """Maxima of the local likelihoods in which bands are centred.
 
@@ -274,12 +310,21 @@ class LevelFits:
         The gate has a local likelihood of its own if it has a bandwidth of its own, None otherwise.
     bounded : BoundedFit
     gate_fit : LocalFit
+    lines : LocalLines or None
+        In which the bands of sigma are centred, in mixtures with robust bias correction: those of the rest rest on a
+        log sigma that is constant in each window.
     """
 
     local: Local
     bounded: BoundedFit
     gate: Local | None = None
     gate_fit: LocalFit | None = None
+    lines: "LocalLines | None" = None
+
+    @property
+    def of_dispersions(self) -> BoundedFit:
+        """The maxima behind the bands of the dispersions."""
+        return self.bounded if self.lines is None else self.lines.bounded
 
     @property
     def fit(self) -> LocalFit:
@@ -288,10 +333,13 @@ class LevelFits:
 
     def values(self, derivative: int) -> Array:
         """Levels of all functions, of dispersions where they run, or derivatives by the index; (G, L)."""
+        dispersions, own = self.local.problem.slots.dispersions, self.of_dispersions
         if derivative:
-            return self.state[:, 1] / self.local.problem.bandwidths
-        out, dispersions = self.state[:, 0].copy(), self.local.problem.slots.dispersions
-        out[:, dispersions] = self.bounded.free.coef[:, 0, dispersions]
+            out = self.state[:, 1] / self.local.problem.bandwidths
+            out[:, dispersions] = own.fit.coef[:, 1, dispersions] / self.local.windows.bandwidth
+            return out
+        out = self.state[:, 0].copy()
+        out[:, dispersions] = own.free.coef[:, 0, dispersions]
         return out
 
     @property
@@ -304,33 +352,122 @@ class LevelFits:
         return out
 
 
-def fit_levels(problem: Problem, coef: Array, bias: str, derivative: int = 0, searched: bool = False) -> LevelFits:
-    """Local likelihood estimates with a bias correction, see `level_process`."""
+def fit_levels(
+    problem: Problem,
+    coef: Array,
+    bias: str,
+    derivative: int = 0,
+    searched: bool = False,
+    independent: bool = True,
+) -> LevelFits:
+    """Local likelihood estimates with a bias correction, see `level_process`; whether rows are independent."""
     degree = (2 if bias == "rbc" else 1) + derivative
-    narrower = bias == "undersmooth" or (bias == "rbc" and searched and _rich(problem, degree))
-    shrink = problem.rows.n**-0.05 if narrower else 1.0
-    local = build_local(problem, degree, problem.windows.bandwidth * shrink)
-    bounded = maximise_bounded(local, local_start(local, coef))
+    factor, of_gate = _factors(problem, coef, bias, derivative, searched, independent)
+    local = build_local(problem, degree, problem.windows.bandwidth * factor)
+    bounded, lines = maximise_bounded(local, local_start(local, coef)), None
+    # Without a correction bands are centred in the local maxima that the fit itself rests on.
+    if bias == "rbc" and problem.slots.n_experts > 1 and problem.family.name == "gaussian":
+        lines = LocalLines(local, bounded)
+        local, start = _with_flat_dispersions(local), bounded.fit.coef.copy()
+        start[:, 1:, problem.slots.dispersions] = 0.0
+        bounded = maximise_bounded(local, start)
     if problem.gate_windows is problem.windows:
-        return LevelFits(local, bounded)
+        return LevelFits(local, bounded, lines=lines)
     held = state_of(local, bounded.fit.coef)
-    gate = build_local(problem, degree, problem.gate_windows.bandwidth * shrink, held=held)
-    return LevelFits(local, bounded, gate, maximise_local(gate, local_start(gate, coef)))
+    gate = build_local(problem, degree, problem.gate_windows.bandwidth * of_gate, held=held)
+    return LevelFits(local, bounded, gate, maximise_local(gate, local_start(gate, coef)), lines)
 
 
-def _rich(problem: Problem, degree: int) -> bool:
-    """Whether windows in the middle of the rows hold many more of them than local polynomials have coefficients."""
-    slots = problem.slots
+def _with_flat_dispersions(local: Local) -> Local:
+    """The local likelihood with log sigma constant within each window.
+
+    With few rows of an expert at an end of the index a line in log sigma runs down with the residuals of the few that
+    its regression follows, the more so as memberships then become surer: sigma is half of what it should be, and so
+    are the standard errors of the coefficients.
+    """
+    free = local.free.copy()
+    free[1:, local.problem.slots.dispersions] = False
+    return replace(local, free=free)
+
+
+def _factors(
+    problem: Problem, coef: Array, bias: str, derivative: int, searched: bool, independent: bool
+) -> tuple[float, float]:
+    """Bandwidths of the fits in which bands are centred over those of the problem: of all; of a gate with its own."""
+    n, degree = problem.rows.n, (2 if bias == "rbc" else 1) + derivative
+    rate = float(n**-0.05)
+    if bias == "undersmooth":
+        return rate, rate
+    if bias != "rbc" or not searched or not (derivative or _rich(problem, degree, 1.0)):
+        return 1.0, 1.0
+    windows = problem.windows
+    widest = problem.rows.widest / (windows.share or windows.bandwidth)
+    # Best for slopes is a bandwidth of another order than for levels, see `SLOPES`.
+    start, more = (1.0, min(SLOPES * n ** (2.0 / 35.0), widest)) if derivative else (rate, 1.0)
+    # One expert: the search was that of its regression. Rows of a cluster would predict each other.
+    if problem.slots.n_experts == 1 or problem.const[problem.slots.experts].all() or not independent:
+        return start * more, start * more
+    tried = [start * NARROWER**-step for step in range(STEPS)]
+    factors = np.array([factor for factor in tried if _rich(problem, degree, factor)] or [start], dtype=float)
+    return float(factors[_chosen(left_out_of_experts(problem, coef, factors))]) * more, start * more
+
+
+def _chosen(logliks: Array) -> int:
+    """The widest of some bandwidths, descending, whose held-out log-likelihoods (B, n) are as good as the best.
+
+    As good is what lies within one standard error of the difference (Breiman et al. 1984, section 3.4.3).
+    """
+    best = int(logliks.sum(axis=1).argmax())
+    lost = logliks[best] - logliks
+    error = np.sqrt(lost.shape[1]) * lost.std(axis=1)
+    return int(np.flatnonzero(lost.sum(axis=1) <= ONE_SE * error)[0])
+
+
+def _rich(problem: Problem, degree: int, factor: float) -> bool:
+    """Whether windows, so many times as wide, hold many more rows than local polynomials have coefficients."""
+    slots, windows = problem.slots, problem.windows.with_grid(problem.windows.grid, factor)
     coefficients = (degree + 1) * slots.n_expert_columns * slots.n_experts
-    return bool(np.median(effective_rows(problem.windows, problem.rows.weights)) >= RICH * coefficients)
+    return bool(np.median(effective_rows(windows, problem.rows.weights)) >= RICH * coefficients)
 
 
-def _influence(
-    fits: LevelFits, power: float, nodes: tuple[Node, ...], clusters: NDArray[np.intp] | None, derivative: int
+def _of_added(fits: LevelFits, problem: Problem, start: Array, bias: str, derivative: int, expert: int) -> Influence:
+    """Influence of the units that a penalty of the gate adds for an expert."""
+    inf = level_influence(fits, 0.0, (), None, derivative, expert)
+    if problem.const.any() and (bias != "none" or fits.local.free.shape[0] > 2):
+        return replace(inf, const=_constants(problem, start, 0.0, None, expert))
+    return inf
+
+
+def level_influence(
+    fits: LevelFits,
+    power: float,
+    nodes: tuple[Node, ...] = (),
+    clusters: NDArray[np.intp] | None = None,
+    derivative: int = 0,
+    added: int | None = None,
 ) -> Influence:
     """Influence on all levels or derivatives, NaN where a local likelihood has no maximum."""
+    inf = _main_influence(fits, power, nodes, clusters, derivative, added)
+    if fits.lines is None:
+        return inf
+    local, bounded = fits.lines.local, fits.lines.bounded
+    held, dispersions = bounded.held(local.problem.slots), local.problem.slots.dispersions
+    own = influence(local, bounded.fit.coef, power, nodes, clusters, held, derivative, added)
+    vary = np.arange(local.problem.slots.n)[dispersions][~local.problem.const[dispersions]]
+    return with_functions(inf, _without_lost(own, bounded.fit.converged, vary), dispersions)
+
+
+def _main_influence(
+    fits: LevelFits,
+    power: float,
+    nodes: tuple[Node, ...],
+    clusters: NDArray[np.intp] | None,
+    derivative: int,
+    added: int | None,
+) -> Influence:
+    """The same, of dispersions as they are behind the bands of the other functions."""
     held = fits.bounded.held(fits.local.problem.slots)
-    inf = influence(fits.local, fits.fit.coef, power, nodes, clusters, held, derivative)
+    inf = influence(fits.local, fits.fit.coef, power, nodes, clusters, held, derivative, added)
     vary = np.flatnonzero(~fits.local.problem.const)
     inf = _without_lost(inf, fits.fit.converged, vary)
     if fits.gate is None or fits.gate_fit is None:
@@ -338,17 +475,19 @@ def _influence(
     levels, slopes = inf, None
     if derivative:  # the gate follows the levels of the experts, whatever is wanted of these
         slopes = inf
-        levels = influence(fits.local, fits.fit.coef, power, (), clusters, held)
+        levels = influence(fits.local, fits.fit.coef, power, (), clusters, held, added=added)
         levels = _without_lost(levels, fits.fit.converged, vary)
-    both = gate_influence(fits.gate, fits.gate_fit.coef, levels, power, nodes, clusters, slopes)
+    both = gate_influence(fits.gate, fits.gate_fit.coef, levels, power, nodes, clusters, slopes, added)
     return _without_lost(both, fits.gate_fit.converged, vary[vary >= fits.local.problem.slots.gates.start])
 
 
-def _constants(problem: Problem, coef: Array, power: float, clusters: NDArray[np.intp] | None) -> Array:
+def _constants(
+    problem: Problem, coef: Array, power: float, clusters: NDArray[np.intp] | None, added: int | None = None
+) -> Array:
     """Influence of the rows on the constants, (n, C), which are estimated beside local lines whatever the bands are."""
     local = build_local(problem, 1)
     found = maximise_bounded(local, local_start(local, coef))
-    return influence(local, found.fit.coef, power, (), clusters, found.held(problem.slots)).const
+    return influence(local, found.fit.coef, power, (), clusters, found.held(problem.slots), added=added).const
 
 
 def _without_lost(inf: Influence, converged: NDArray[np.bool_], functions: NDArray[np.intp]) -> Influence:

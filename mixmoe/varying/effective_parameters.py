@@ -104,7 +104,7 @@ def _level_variances(problem: Problem, coef: Array) -> Array:
     n_slots, free = problem.slots.n, local.free[0]
     out = np.zeros((len(coef), n_slots, n_slots))
     for block, terms in local_pieces(local, local_start(local, coef)):
-        matrix = local_information(local, block, terms.complete, terms.kernel)
+        matrix = local_information(local, block, terms.penalised(terms.complete), terms.kernel)
         inverse = np.linalg.pinv(0.5 * (matrix + np.swapaxes(matrix, 1, 2)), rcond=1e-10, hermitian=True)
         out[block.first : block.last] = inverse[:, :n_slots, :n_slots] * (free[:, None] & free)
     return out

@@ -18,6 +18,7 @@ from mixmoe._typing import Array
 from mixmoe.numerics.linalg import log_softmax, logsumexp
 from mixmoe.responses.distribution import Derivatives, Family, Outcome
 from mixmoe.responses.exponential import StudentT, is_normal
+from mixmoe.varying.gate_penalty import global_units, unit_score, window_prior
 from mixmoe.varying.problem import (
     Block,
     Problem,
@@ -364,15 +365,25 @@ def gate_step(problem: Problem, coef: Array, resp: Array) -> Array:
     free = ~problem.const[slots.gates]
     for block in blocks(problem.gate_windows):
         current = coef[block.first : block.last, :, slots.gates].reshape(-1, 2, c, m)
-        prob = gate_probabilities(local_predictor(block, current, problem.gate_t))  # (c, pairs)
+        zeta = local_predictor(block, current, problem.gate_t)  # (c, pairs)
+        prob = gate_probabilities(zeta)
         weight = rows.weights[block.rows] * block.kernel
         # Responsibilities carry the observation weights already; the probabilities get them here.
         residual = resp[1:, block.rows] * block.kernel - weight * prob
+        if rows.penalty is not None:  # its units come to the rows, as if memberships were known
+            added = window_prior(rows.penalty, rows, block, _log_gate(zeta), np.stack([free, free])).units
+            residual += weight * unit_score(added, prob)
+            weight = weight * (1.0 + added.sum(axis=0))
         gradient = local_moments(block, residual, rows.gate, 2).reshape(-1, 2 * c * m)
         matrix = _gate_information(problem, block, weight, prob)
         step = solve_scaled(matrix, gradient, np.concatenate([free, free]))
         out[block.first : block.last] = _shorten(step.reshape(-1, 2, c * m), problem.scale[slots.gates])
     return out
+
+
+def _log_gate(zeta: Array) -> Array:
+    """Log probabilities of all experts (K, pairs) from the predictors of experts 2 .. K against expert 1."""
+    return log_softmax(np.concatenate([np.zeros_like(zeta[:1]), zeta]), axis=0)
 
 
 def gate_probabilities(zeta: Array) -> Array:
@@ -465,12 +476,18 @@ def _global_dispersion(outcome: Outcome, family: Family, natural: Natural, resp:
 def _global_gate(rows: Rows, slots: Slots, const: BoolArray, natural: Natural, resp: Array, scale: Array) -> Array:
     c, m = slots.n_experts - 1, slots.n_gate_columns
     prob = np.exp(natural.log_gate[..., 1:, :])
-    gradient = ((resp[..., 1:, :] - rows.weights * prob) @ rows.gate).reshape(*resp.shape[:-2], c * m)
+    residual, weights = resp[..., 1:, :] - rows.weights * prob, np.broadcast_to(rows.weights, resp[..., 0, :].shape)
+    if rows.penalty is not None:
+        stacked = natural.log_gate.reshape(-1, c + 1, rows.n)
+        added = global_units(rows.penalty, rows, stacked, const[slots.gates]).reshape(natural.log_gate.shape)
+        residual = residual + rows.weights * unit_score(added, prob)
+        weights = weights * (1.0 + added.sum(axis=-2))
+    gradient = (residual @ rows.gate).reshape(*resp.shape[:-2], c * m)
     products = outer_rows(rows.gate)
     matrix = np.empty((*resp.shape[:-2], c, m, c, m))
     for a in range(c):
         for b in range(c):
-            value = rows.weights * prob[..., a, :] * ((a == b) - prob[..., b, :])
+            value = weights * prob[..., a, :] * ((a == b) - prob[..., b, :])
             matrix[..., a, :, b, :] = (value @ products).reshape(*resp.shape[:-2], m, m)
     step = solve_scaled(matrix.reshape(*gradient.shape, c * m), gradient, const[slots.gates])
     return _shorten(step[..., None, :], scale[slots.gates])[..., 0, :]

@@ -26,9 +26,9 @@ from mixmoe.mixture.estimate import Block, EMFit, Parameter, ParamLayout, Starts
 from mixmoe.output.records import told_apart
 from mixmoe.responses.zero_inflated import shown_dispersion, shown_slope
 from mixmoe.varying.bands import BandSet, LevelProcess, level_process
-from mixmoe.varying.circle import wrapped
 from mixmoe.varying.em_steps import own_natural, posterior
 from mixmoe.varying.identifiability import find_flags, n_clusters, separation_flag
+from mixmoe.varying.interpolation import wrapped
 from mixmoe.varying.joint_em import (
     REFIT,
     Control,
@@ -42,10 +42,10 @@ from mixmoe.varying.joint_em import (
 from mixmoe.varying.local_likelihood import build_local, local_start
 from mixmoe.varying.local_maximum import maximise_bounded
 from mixmoe.varying.problem import Problem, Rows, Slots, Windows
-from mixmoe.varying.row_refits import From, maximise, with_experts, with_response
-from mixmoe.varying.sandwich import influence, level_covariance, small_sample_power
+from mixmoe.varying.sandwich import added_covariance, influence, level_covariance, small_sample_power
 from mixmoe.varying.setup import Sorted, constant_slots
 from mixmoe.varying.shape import shape_of
+from mixmoe.varying.smoothing import From, maximise, with_experts, with_response
 from mixmoe.varying.starts import label_flag, permute_experts
 
 IntArray = NDArray[np.intp]
@@ -327,7 +327,7 @@ class FittedVCMoE:
         effective = post.weighted * self.weight_scale
         flags = find_flags(self.problem, run, natural, effective, control, index_name, self.clusters)
         of_gate = (
-            separation_flag(self.design, self.data.order, natural),
+            separation_flag(self.design, self.data.order, self.problem, run.coef, natural),
             label_flag(self.design, self.data.order, self.problem, natural),
         )
         responsibilities = np.empty((self.problem.rows.n, self.n_experts))
@@ -447,8 +447,9 @@ def point_covariance(
     local = build_local(inner, 1, points=None if whole else points)
     found = maximise_bounded(local, local_start(local, start if whole else start[points]))
     fit, held = found.fit, found.held(inner.slots)
-    power = small_sample_power(correction, clusters)
+    power = small_sample_power(correction, clusters, problem.slots.n_experts)
     matrix = level_covariance(influence(local, fit.coef, power, (), clusters, held), clusters, correction).matrix
+    matrix = matrix + added_covariance(inner, lambda k: influence(local, fit.coef, 0.0, held=held, added=k))
     shape = (len(fit.coef), inner.slots.n)
     covariance = turned_covariance(matrix.reshape(*shape, *shape), centring.matrix(inner.slots))
     return _select(covariance, problem, const, vary, points if whole else np.arange(len(points)))

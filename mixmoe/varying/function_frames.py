@@ -1,6 +1,6 @@
-"""Functions and bands as tidy frames."""
+"""Functions and bands as tidy frames, and their bootstrap."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from mixmoe.arguments import checked_choice, checked_count, checked_jobs
 from mixmoe.design.design import Design, used_columns
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.inference.uncertainty import checked_alpha
+from mixmoe.mixture.resampling import run_all
 from mixmoe.responses.distribution import Family
 from mixmoe.responses.exponential import family_named
 from mixmoe.responses.zero_inflated import shown_dispersion, shown_slope
@@ -26,18 +27,21 @@ from mixmoe.varying.bands import (
     asymptotic_critical,
     difference_target,
     expert_target,
+    fit_levels,
     gate_target,
     identity_target,
     marginal_target,
     pairs,
+    student_factor,
     symmetric,
     target_bands,
 )
-from mixmoe.varying.bootstrap import bootstrap_bands
 from mixmoe.varying.dispersion_limits import ThetaProfile
 from mixmoe.varying.fitted import FittedVCMoE, band_frame_values
 from mixmoe.varying.gate_limits import with_gate_limits
 from mixmoe.varying.interpolation import hermite_matrix
+from mixmoe.varying.joint_em import REFIT, centred, run_em, with_cluster_draw, with_draw
+from mixmoe.varying.problem import Problem, Slots
 from mixmoe.varying.setup import checked_numbers
 
 BoolArray = NDArray[np.bool_]
@@ -177,7 +181,9 @@ def band_frame(
         if theta is not None:
             closed = problem.rows.period > 0.0
             critical = asymptotic_critical(process.fits.local.windows.relative, request.alpha, closed=closed)
-            values = _with_theta_limits(values, theta, dispersions, request.alpha, critical)
+            known = np.full(theta.level.shape, np.inf)
+            df = process.df[:, problem.slots.dispersions] if model.n_experts > 1 else known
+            values = _with_theta_limits(values, theta, dispersions, request.alpha, critical, df)
         values = _dispersions_shown_as(problem.family, values, dispersions)
     if request.of == "probabilities":
         values = _on_link_scale(values, family_named("binomial"), 1.0)
@@ -195,17 +201,20 @@ def _without_limits(values: dict[str, Array], limits: BoolArray) -> dict[str, Ar
 
 
 def _with_theta_limits(
-    values: dict[str, Array], theta: ThetaProfile, where: IntArray, alpha: float, critical: float
+    values: dict[str, Array], theta: ThetaProfile, where: IntArray, alpha: float, critical: float, df: Array
 ) -> dict[str, Array]:
     """Values with the maximum and the limits of log theta from its adjusted profile likelihood.
 
     The critical value is that of the limiting process: where theta is near its ceiling, the covariance of the estimates
-    says nothing. Log theta is locally constant, with the same equivalent kernel as a local line.
+    says nothing. Log theta is locally constant, with the same equivalent kernel as a local line. In mixtures roots at
+    the truth spread more than a normal where few rows carry an expert, at the ends of the index: the factor is that of
+    Student's t with the degrees of freedom that a standard error would have there.
     """
     out = {name: value.copy() for name, value in values.items()}
     out["center"][:, where] = theta.level
     for kind, factor in (("conf", float(ndtri(1.0 - alpha / 2.0))), ("band", critical)):
-        out[f"{kind}_low"][:, where], out[f"{kind}_high"][:, where] = theta.limits(factor)
+        wide = np.where(np.isfinite(df), student_factor(np.full(df.shape[1], factor), df), factor)
+        out[f"{kind}_low"][:, where], out[f"{kind}_high"][:, where] = theta.limits(wide)
     return out
 
 
@@ -375,3 +384,97 @@ def _frame(labels: Labels, index: str, at: Array, values: Mapping[str, NDArray[A
         index: np.tile(at, n_functions),
     }
     return pd.DataFrame(columns | {name: value.T.ravel() for name, value in values.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class BootstrapBands:
+    """Spread of bootstrap replicates of R functions.
+
+    Attributes
+    ----------
+    se : ndarray, shape (G, R)
+    critical : ndarray, shape (R,)
+        Quantile of the largest studentised deviation over the grid.
+    pointwise : float
+    """
+
+    se: Array
+    critical: Array
+    pointwise: float
+
+
+def bootstrap_bands(
+    model: FittedVCMoE,
+    clusters: IntArray | None,
+    target: Callable[[Array], Array],
+    bias: str,
+    alpha: float,
+    n_boot: int,
+    rng: np.random.Generator,
+    n_jobs: int,
+    progress: bool | None,
+    derivative: int = 0,
+) -> BootstrapBands:
+    """Standard errors and critical values from refits.
+
+    Parameters
+    ----------
+    model : FittedVCMoE
+    clusters : ndarray of int, shape (n,), or None
+        Independent units, None for rows.
+    target : callable
+        Levels (G, L) to functions (G, R).
+    bias : str
+        As in `level_process`.
+    alpha : float
+        One minus the level of the bands.
+    n_boot : int
+    rng : numpy.random.Generator
+    n_jobs : int
+    progress : bool, optional
+    derivative : {0, 1}
+        As in `level_process`, and of what `target` takes.
+
+    Returns
+    -------
+    BootstrapBands
+
+    Notes
+    -----
+    Without clusters the response is drawn from the fitted mixture; with clusters these are drawn with replacement.
+    Every refit starts at the fit, so that its experts carry the same labels; replicates whose experts end up closer to
+    another order are left out.
+    """
+    seeds = rng.integers(0, 2**63 - 1, n_boot)
+    tasks = [(model.problem, model.coef, clusters, bias, derivative, model.searched, int(seed)) for seed in seeds]
+    found = [one for one in run_all(_replicate, tasks, n_jobs, progress, "bootstrap") if one is not None]
+    draws = np.array([target(levels) for levels in found])  # (B, G, R)
+    se = draws.std(axis=0, ddof=1)
+    centre = draws.mean(axis=0) if clusters is not None else target(model.values(derivative))
+    deviation = np.abs((draws - centre) / np.where(se > 0.0, se, 1.0))
+    critical = np.quantile(deviation.max(axis=1), 1.0 - alpha, axis=0)
+    return BootstrapBands(se, critical, float(ndtri(1.0 - alpha / 2.0)))
+
+
+def _replicate(
+    problem: Problem, coef: Array, clusters: IntArray | None, bias: str, derivative: int, searched: bool, seed: int
+) -> Array | None:
+    """Levels or derivatives (G, L) of one replicate, None if its labels changed."""
+    rng = np.random.default_rng(seed)
+    drawn = with_draw(problem, coef, rng) if clusters is None else with_cluster_draw(problem, clusters, rng)
+    inner, centring = centred(drawn)
+    start = centring.inwards(inner.slots, coef)
+    run = run_em(inner, start, REFIT)
+    if not same_labels(inner.slots, start, run.coef, inner.scale):
+        return None
+    fits = fit_levels(inner, run.coef, bias, derivative, searched, clusters is None)
+    return centring.outwards(inner.slots, fits.values(derivative))
+
+
+def same_labels(slots: Slots, before: Array, after: Array, scale: Array) -> bool:
+    """Whether each expert is still closest to itself, over the whole grid."""
+    k = slots.n_experts
+    shape = (len(before), k, -1)
+    old, new = (c[:, 0, slots.experts] / scale[slots.experts] for c in (before, after))
+    distance = ((old.reshape(shape)[:, :, None] - new.reshape(shape)[:, None]) ** 2).sum(axis=(0, 3))
+    return bool((distance.argmin(axis=1) == np.arange(k)).all())

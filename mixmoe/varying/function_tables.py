@@ -122,7 +122,7 @@ def notes(results: "VCMoEResults") -> tuple[str, ...]:
     """What a reader must know: the covariance, and each flag of the fit."""
     cov = results.cov
     about = f"Standard errors: {DESCRIPTIONS[cov.kind]}{'; ' + cov.note if cov.note else ''}."
-    return (about, *(flag.message for flag in results.flags))
+    return (about, *results._more_notes, *(flag.message for flag in results.flags))
 
 
 def constant_tables(model: FittedVCMoE, frame: pd.DataFrame, alpha: float) -> tuple[Table, ...]:
@@ -368,7 +368,7 @@ def drawn_bands(results: "VCMoEResults", kind: str, options: Mapping[str, Any]) 
     return frames
 
 
-def curves(results: Any, kind: str, options: Mapping[str, Any]) -> tuple[Curve, ...]:
+def curves(results: "VCMoEResults", kind: str, options: Mapping[str, Any]) -> tuple[Curve, ...]:
     """Curves of a figure, see `VCMoEResults.curves`."""
     if kind not in ("bandwidth", "gate_bandwidth"):
         wanted = {**options, "derivative": 1} if kind == "derivatives" else options

@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 
 from mixmoe._typing import Array
-from mixmoe.mixture.gate import gate_information
+from mixmoe.mixture.gate import Weighted, gate_information
 from mixmoe.numerics.linalg import log_softmax
 from mixmoe.varying.bands import MOST_ROWS, BandSet
-from mixmoe.varying.circle import wrapped
+from mixmoe.varying.gate_penalty import PEAK
+from mixmoe.varying.interpolation import wrapped
 from mixmoe.varying.local_likelihood import positive_definite
 from mixmoe.varying.problem import Problem, epanechnikov
 
@@ -98,6 +99,12 @@ def curvature(problem: Problem, levels: Array, g: int, slot: int, shifts: Array)
     zeta[:, 1:] = levels[slots.gates].reshape(k - 1, m) @ x.T
     expert, column = divmod(slot - slots.gates.start, m)
     zeta[:, 1 + expert] += shifts[:, None] * x[:, column]
+    penalty = problem.rows.penalty
+    if penalty is not None:  # its units at the estimate count as rows do
+        free = ~problem.const[slots.gates]
+        at = Weighted(kernel / PEAK, float(problem.rows.weights.sum()), free)
+        added = penalty.units(x, log_softmax(zeta[len(shifts) // 2], axis=0)[None], at)[0]
+        kernel = kernel * (1.0 + added.sum(axis=0))
     vary = np.flatnonzero(~problem.const[slots.gates])
     flat = gate_information(x, log_softmax(zeta, axis=1), kernel)[:, vary[:, None], vary]
     if not positive_definite(flat).all():

@@ -23,10 +23,9 @@ from mixmoe.inference.wald import InvalidTest, printed_lines
 from mixmoe.mixture.resampling import run_all
 from mixmoe.numerics.optimise import progress_bar
 from mixmoe.responses.exponential import is_normal
-from mixmoe.varying.circle import wrapped
 from mixmoe.varying.em_steps import own_natural
 from mixmoe.varying.fitted import FittedVCMoE
-from mixmoe.varying.interpolation import interpolated
+from mixmoe.varying.interpolation import interpolated, wrapped
 from mixmoe.varying.joint_em import REFIT, Control, Run, centred, on_grid, run_around_means, run_em, with_draw
 from mixmoe.varying.problem import Problem, Rows, Slots, Windows, build_problem, epanechnikov, even_grid
 

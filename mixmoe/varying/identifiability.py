@@ -17,13 +17,13 @@ from scipy import sparse
 from scipy.special import expit
 
 from mixmoe._typing import Array
-from mixmoe.design.design import Design, used_columns
+from mixmoe.design.design import Design
 from mixmoe.errors import BoundaryWarning, ConvergenceWarning, DegeneracyWarning, MixmoeWarning
-from mixmoe.inference.cells import described
+from mixmoe.inference.cells import columns_of, described, infinite_words
 from mixmoe.mixture.estimate import Flag
 from mixmoe.responses.distribution import LEAST_ETA
 from mixmoe.responses.zero_inflated import ZeroInflated
-from mixmoe.varying.em_steps import Natural
+from mixmoe.varying.em_steps import Natural, own_coefficients
 from mixmoe.varying.interpolation import hermite_matrix
 from mixmoe.varying.joint_em import Control, Run
 from mixmoe.varying.problem import Problem, Rows, Windows, blocks, local_moments
@@ -230,32 +230,49 @@ def _thin(problem: Problem, weighted: Array, name: str) -> Flag | None:
     )
 
 
-def separation_flag(design: Design, order: NDArray[np.intp], natural: Natural) -> Flag | None:
-    """A flag that says where the gate leaves no rows to an expert, so that its coefficients have no finite maximum.
+def separation_flag(
+    design: Design, order: NDArray[np.intp], problem: Problem, coef: Array, natural: Natural
+) -> Flag | None:
+    """A flag that says which gate coefficients run off, and where the gate leaves no rows to an expert.
+
+    None with a penalty of the gate, under which all are finite.
 
     Parameters
     ----------
     design : Design
     order : ndarray of int, shape (n,)
         Row of the design behind each row of `natural`.
+    problem : Problem
+    coef : ndarray, shape (G, 2, L)
     natural : Natural
     """
     below = natural.log_gate - natural.log_gate.max(axis=0) < -INFINITE  # (K, n)
     share = float(below.any(axis=0).mean())
-    if share <= SEPARATED:
+    if share <= SEPARATED or problem.rows.penalty is not None:
         return None
+    apart = below.any(axis=0)
+    gates = own_coefficients(problem, coef)[apart][:, problem.slots.gates]
+    parts = gates.reshape(len(gates), -1, problem.slots.n_gate_columns) * problem.rows.gate[apart, None]
+    infinite = (np.abs(parts) > 0.5 * INFINITE).any(axis=0)  # (K - 1, m): half of it makes odds of one in 400
     index = str(design.names.index)
-    columns = dict.fromkeys([*used_columns(design, "gate"), *([index] if index in design.frame else [])])
+    causes = columns_of(design, "gate", infinite.any(axis=0))
+    columns = dict.fromkeys([*causes, *([index] if index in design.frame else [])])
     places = []
     for k in np.flatnonzero(below.any(axis=1)):
         inside = np.zeros(design.n, dtype=bool)
         inside[order] = below[k]
         places.append(f"expert {k + 1} {described(design, inside, list(columns))}")
+    many = len(causes) > 1
+    cause = f"The gate covariate{'s' * many} {', '.join(causes)}" if causes else "The gate"
+    names = [f"gate{k + 2}.{design.names.gate[j]}" for k, j in np.argwhere(infinite)]
+    leave = f"leave out {' or '.join(causes)} (or merge levels), " if causes else ""
     return Flag(
         "separated_gate",
-        f"The gate leaves no rows to {'; to '.join(places)}: log odds beyond {INFINITE:g} for {100 * share:.0f} % of "
-        "the rows say that the probability is zero there, and gate coefficients have no finite maximum; use a larger "
-        "gate_bandwidth, merge levels, or use fewer gate terms or experts.",
+        f"{cause} leave{'' if many else 's'} no rows to {'; to '.join(places)}: the probability is zero there (log "
+        f"odds beyond {INFINITE:g} for {100 * share:.0f} % of the rows), and "
+        f"{infinite_words(names) if names else 'the gate coefficients are infinite'} there; printed values only say "
+        f"so. Use gate_penalty='firth' (or a number such as 1) for finite coefficients, {leave}a larger gate_bandwidth "
+        "or fewer experts.",
     )
 
 

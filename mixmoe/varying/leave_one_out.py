@@ -21,7 +21,7 @@ errors would decide on the bandwidth of the mean: over sin(6 pi u) with normal e
 times the root mean squared error at n = 50, 100 and 300. Constant coefficients keep the values that all rows give them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,20 +29,20 @@ from scipy.optimize import minimize_scalar
 
 from mixmoe._typing import Array
 from mixmoe.responses.exponential import is_normal
-from mixmoe.varying.circle import wrapped
 from mixmoe.varying.em_steps import (
     EXPERT_STEP,
     Natural,
     expert_step,
     natural_parameters,
     own_natural,
+    posterior,
     row_logliks,
     scoring_normal,
     solve_scaled,
 )
-from mixmoe.varying.interpolation import hermite_matrix
+from mixmoe.varying.interpolation import hermite_matrix, wrapped
 from mixmoe.varying.joint_em import Control, on_grid, run_em
-from mixmoe.varying.problem import Problem, blocks, build_problem, epanechnikov
+from mixmoe.varying.problem import Problem, Slots, blocks, build_problem, epanechnikov
 
 IntArray = NDArray[np.intp]
 LOWEST = -30.0  # log density of a held-out row counts at least this much, so that one outlier does not decide
@@ -202,6 +202,38 @@ def left_out_chain(problems: list[Problem], state: State) -> Chain:
         out.append(left_out_logliks(problem, coef))
         state = State(problem, coef)
     return Chain(np.array(out), state)
+
+
+def left_out_of_experts(problem: Problem, coef: Array, factors: Array) -> Array:
+    """Held-out log density of each row in the regressions of the experts, memberships known, by bandwidth, (B, n).
+
+    Parameters
+    ----------
+    problem : Problem
+        Of several experts.
+    coef : ndarray, shape (G, 2, L)
+        Its fit, whose responsibilities are the weights of the rows in the regression of each expert.
+    factors : ndarray, shape (B,)
+        Of the bandwidth, descending.
+    """
+    slots = problem.slots
+    resp = posterior(problem.rows, problem.family, own_natural(problem, coef)).weighted
+    one = Slots(1, slots.n_expert_columns, slots.n_gate_columns, slots.has_dispersion)
+    out = np.zeros((len(factors), problem.rows.n))
+    for k in range(slots.n_experts):
+        own = [*range(slots.n)[slots.expert(k)], *([slots.dispersions.start + k] if slots.has_dispersion else [])]
+        rows = problem.rows.with_weights(resp[k])
+        alone = replace(problem, rows=rows, slots=one, const=problem.const[own], scale=problem.scale[own])
+        problems = [_with_windows(alone, float(factor)) for factor in factors]
+        out += resp[k] * left_out_chain(problems, State(alone, coef[:, :, own])).logliks
+    return out
+
+
+def _with_windows(problem: Problem, factor: float) -> Problem:
+    """The problem with windows of another width for all functions."""
+    windows = problem.windows.with_grid(problem.windows.grid, factor)
+    levels = hermite_matrix(windows.grid, windows.bandwidth, problem.rows.index, problem.rows.period)
+    return replace(problem, windows=windows, gate_windows=windows, levels=levels, gate_levels=levels)
 
 
 def fold_chain(problems: list[Problem], held: IntArray, state: State) -> Chain:

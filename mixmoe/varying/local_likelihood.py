@@ -11,7 +11,7 @@ Fan, J. and Gijbels, I. (1996). Local Polynomial Modelling and Its Applications,
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.numerics.linalg import log_softmax
 from mixmoe.responses.distribution import Derivatives, Outcome
-from mixmoe.varying.circle import wrapped
 from mixmoe.varying.em_steps import LEAST_CURVATURE, Natural, own_natural
+from mixmoe.varying.gate_penalty import WindowPrior, unit_information, unit_score, window_prior
+from mixmoe.varying.interpolation import wrapped
 from mixmoe.varying.problem import (
     Block,
     Problem,
@@ -92,6 +93,10 @@ class NaturalTerms:
     logdensity : ndarray, shape (pairs,)
     kernel : ndarray, shape (pairs,)
         Kernel times observation weights.
+    prob : ndarray, shape (K, pairs)
+        Probabilities of the gate.
+    prior : WindowPrior or None
+        What a penalty of the gate adds. The other arrays are those of the rows without it.
     """
 
     score: Array
@@ -99,6 +104,33 @@ class NaturalTerms:
     complete: Array
     logdensity: Array
     kernel: Array
+    prob: Array
+    prior: WindowPrior | None = None
+
+    @property
+    def penalised_score(self) -> Array:
+        """Score with that of the added units, shape (d, pairs)."""
+        if self.prior is None:
+            return self.score
+        out = self.score.copy()
+        out[1 - len(self.prob) :] += unit_score(self.prior.units, self.prob[1:])
+        return out
+
+    def penalised(self, information: Array) -> Array:
+        """An information (d, d, pairs) of the rows with that of the added units."""
+        if self.prior is None:
+            return information
+        out, first = information.copy(), 1 - len(self.prob)
+        out[first:, first:] += unit_information(self.prior.units, self.prob[1:])
+        return out
+
+    def added_score(self, expert: int) -> Array:
+        """Roots of the summed squares of the scores of the units added for one expert, signed, shape (d, pairs)."""
+        out = np.zeros_like(self.score)
+        if self.prior is not None:
+            off = (np.arange(len(self.prob)) == expert)[1:, None] - self.prob[1:]
+            out[1 - len(self.prob) :] = np.sqrt(self.prior.units[expert]) * off
+        return out
 
 
 def build_local(
@@ -215,7 +247,11 @@ def natural_predictors(local: Local, block: Block, coef: Array) -> Natural:
 def natural_terms(local: Local, block: Block, coef: Array) -> NaturalTerms:
     """Score and information of every pair of a block in its natural parameters, see `natural_predictors`."""
     natural = natural_predictors(local, block, coef)
-    return assemble_terms(local.problem, block, natural.eta, natural.delta, natural.log_gate)
+    terms = assemble_terms(local.problem, block, natural.eta, natural.delta, natural.log_gate)
+    rows, gates = local.problem.rows, local.problem.slots.gates
+    if rows.penalty is None or local.problem.slots.n_experts == 1:
+        return terms
+    return replace(terms, prior=window_prior(rows.penalty, rows, block, natural.log_gate, local.free[:, gates]))
 
 
 def natural_score(problem: Problem, outcome: Outcome, natural: Natural) -> Array:
@@ -289,15 +325,16 @@ def assemble_terms(problem: Problem, block: Block, eta: Array, delta: Array, log
     for a, b in np.argwhere(owners[:, None] == owners):  # less the variance of the complete score (Louis 1982)
         information[a, b] -= weighted[a] * c.raw[b]
     kernel = block.kernel * problem.rows.weights[block.rows]
-    return NaturalTerms(c.score, information, complete, c.logdensity, kernel)
+    return NaturalTerms(c.score, information, complete, c.logdensity, kernel, prob)
 
 
 def local_gradient(local: Local, block: Block, terms: NaturalTerms) -> Array:
     """Gradient of the local log-likelihoods of a block, shape (g, D, L)."""
     n_powers, n_slots = local.free.shape
     out = np.zeros((block.last - block.first, n_powers, n_slots))
+    score = terms.penalised_score
     for part, where in zip(local.parts, part_positions(local), strict=True):
-        values = terms.score[where] * terms.kernel
+        values = score[where] * terms.kernel
         moments = local_moments(block, values, part.design, n_powers)
         out[:, :, part.slots.ravel()] = moments.reshape(*moments.shape[:2], -1)
     return out * local.free
@@ -363,8 +400,9 @@ def part_positions(local: Local) -> list[slice]:
 
 
 def local_loglik(block: Block, terms: NaturalTerms) -> Array:
-    """Local log-likelihoods of a block, shape (g,)."""
-    return local_moments(block, (terms.kernel * terms.logdensity)[None], np.ones((block.n, 1)), 1)[:, 0, 0, 0]
+    """Local log-likelihoods of a block, with the log prior of the gate if there is one, shape (g,)."""
+    value = local_moments(block, (terms.kernel * terms.logdensity)[None], np.ones((block.n, 1)), 1)[:, 0, 0, 0]
+    return value if terms.prior is None else value + terms.prior.value
 
 
 def all_finite(matrices: Array) -> BoolArray:

@@ -320,12 +320,12 @@ def _hold_limits(problem: Problem, coef: Array, step: Array) -> Array:
 def _direction(local: Local, block: Block, terms: NaturalTerms) -> Array:
     """Newton direction at each grid point of a block, (g, D, L)."""
     gradient = local_gradient(local, block, terms)
-    matrix = local_information(local, block, terms.information, terms.kernel)
+    matrix = local_information(local, block, terms.penalised(terms.information), terms.kernel)
     flat = gradient.reshape(len(gradient), -1)
     bad = ~positive_definite(matrix)
     if not bad.any():
         return solve_scaled(matrix, flat).reshape(gradient.shape)
-    complete = local_information(local, block, terms.complete, terms.kernel)[bad]
+    complete = local_information(local, block, terms.penalised(terms.complete), terms.kernel)[bad]
     step = np.empty_like(flat)
     step[~bad] = solve_scaled(matrix[~bad], flat[~bad])
     step[bad] = _uphill(matrix[bad], flat[bad], np.einsum("gii->gi", complete))

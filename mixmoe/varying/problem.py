@@ -12,6 +12,7 @@ Fan, J. and Gijbels, I. (1996). Local Polynomial Modelling and Its Applications,
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from mixmoe._typing import Array
+from mixmoe.mixture.gate import GatePenalty
 from mixmoe.responses.distribution import Family, Outcome
 from mixmoe.responses.zero_inflated import ZeroInflated
-from mixmoe.varying.circle import LINE, positions, wrapped
-from mixmoe.varying.interpolation import hermite_matrix, interpolated
+from mixmoe.varying.interpolation import LINE, hermite_matrix, interpolated, positions, wrapped
 
 IntArray = NDArray[np.intp]
 PAIRS_PER_BLOCK = 1 << 17  # (grid point, row) pairs handled at once: bounds the memory, fits the cache
@@ -77,7 +78,7 @@ def part_of(lo: int, hi: int, n: int) -> slice | IntArray:
     return slice(lo, hi) if lo >= 0 and hi <= n else np.arange(lo, hi) % n
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # not slotted: what follows from the attributes is kept
 class Windows:
     """Kernel windows of a whole grid.
 
@@ -111,12 +112,12 @@ class Windows:
     period: float = LINE
     share: float = 0.0
 
-    @property
+    @cached_property
     def n_grid(self) -> int:
         """Number of grid points."""
         return len(self.grid)
 
-    @property
+    @cached_property
     def relative(self) -> float:
         """Bandwidth over the range of the index, with a span that in ranks."""
         return 0.5 * self.share if self.share else self.bandwidth / self.span
@@ -125,12 +126,12 @@ class Windows:
         """What the window of a grid point is called in messages."""
         return f"span {self.share:.4g}" if self.share else f"bandwidth {self.widths[g]:.4g}"
 
-    @property
+    @cached_property
     def span(self) -> float:
         """Length of the index that the grid covers."""
         return self.period or float(np.ptp(self.grid))
 
-    @property
+    @cached_property
     def shown(self) -> Array:
         """Grid points as a reader knows them, on a circle from zero to the period."""
         return np.mod(self.grid, self.period) if self.period else self.grid
@@ -300,7 +301,7 @@ ZEROS = 9.0  # largest log odds of a certain zero, or of none: one row in eight 
 THETA_FLOOR = 1e-3  # smallest theta of a negative binomial: variance a thousand squared means
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # not slotted: what follows from the attributes is kept
 class Slots:
     """Order of the coefficient functions: experts by columns, dispersions, gates of experts 2 .. K by columns.
 
@@ -315,24 +316,24 @@ class Slots:
     n_gate_columns: int
     has_dispersion: bool
 
-    @property
+    @cached_property
     def experts(self) -> slice:
         """All expert coefficients."""
         return slice(0, self.n_experts * self.n_expert_columns)
 
-    @property
+    @cached_property
     def dispersions(self) -> slice:
         """All log dispersions."""
         first = self.n_experts * self.n_expert_columns
         return slice(first, first + self.n_experts * self.has_dispersion)
 
-    @property
+    @cached_property
     def gates(self) -> slice:
         """All gate coefficients."""
         first = self.dispersions.stop
         return slice(first, first + (self.n_experts - 1) * self.n_gate_columns)
 
-    @property
+    @cached_property
     def n(self) -> int:
         """Number of coefficient functions, L."""
         return self.gates.stop
@@ -347,7 +348,7 @@ class Slots:
         return slice(first, first + self.n_gate_columns)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # not slotted: what follows from the attributes is kept
 class Rows:
     """The data, sorted by the index.
 
@@ -363,6 +364,8 @@ class Rows:
         Of an index on a circle, else `LINE`.
     share : float
         Of the rows that each window holds, if the bandwidth is a span, else zero.
+    penalty : GatePenalty or None
+        Of the gate: a log prior that acts like further rows.
     """
 
     outcome: Outcome
@@ -373,23 +376,24 @@ class Rows:
     weights: Array
     period: float = LINE
     share: float = 0.0
+    penalty: GatePenalty | None = None
 
-    @property
+    @cached_property
     def n(self) -> int:
         """Number of rows, n."""
         return len(self.index)
 
-    @property
+    @cached_property
     def span(self) -> float:
         """Range of the index, or its period."""
         return self.period or float(np.ptp(self.index))
 
-    @property
+    @cached_property
     def ends(self) -> Array:
         """First and last value of the index, shape (2,)."""
         return self.index[[0, -1]]
 
-    @property
+    @cached_property
     def widest(self) -> float:
         """Bandwidth, or span, beyond which windows no longer differ much; on a circle none is wider."""
         if self.share:
@@ -415,6 +419,7 @@ class Rows:
             self.weights[rows],
             self.period,
             self.share,
+            self.penalty,
         )
 
 
@@ -439,7 +444,7 @@ def place_columns(rows: Rows) -> Array:
     return rows.index[:, None] if angle is None else np.column_stack([np.cos(angle), np.sin(angle)])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # not slotted: what follows from the attributes is kept
 class Problem:
     """Rows, windows and layout: everything that stays fixed while a model is fitted.
 
@@ -481,21 +486,21 @@ class Problem:
     products: Array
     gate_products: Array
 
-    @property
+    @cached_property
     def bandwidths(self) -> Array:
         """Bandwidth of each function, shape (L,); slopes are per this length."""
         out = np.full(self.slots.n, self.windows.bandwidth)
         out[self.slots.gates] = self.gate_windows.bandwidth
         return out
 
-    @property
+    @cached_property
     def order(self) -> NDArray[np.intp]:
         """Degree of the local polynomial of each function, shape (L,): 0 for log theta, which is hard to pin down."""
         out = np.ones(self.slots.n, dtype=np.intp)
         out[self.slots.dispersions] = self.family.name == "gaussian" or isinstance(self.family, ZeroInflated)
         return out
 
-    @property
+    @cached_property
     def free(self) -> BoolArray:
         """Levels and slopes that are estimated locally, shape (2, L)."""
         return (np.arange(2)[:, None] <= self.order) & ~self.const

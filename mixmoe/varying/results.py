@@ -142,7 +142,8 @@ class VCMoEResults(MoEResults):
             limiting process; parametric bootstrap (with a covariance over clusters: of these) with warm-started refits.
         bias : {"rbc", "undersmooth", "none"}
             Robust bias correction (local-quadratic fit, with its own standard errors; where the bandwidth was
-            cross-validated, at one smaller by n^(-1/20)), a smaller bandwidth, or nothing.
+            cross-validated, at one smaller by n^(-1/20), and in mixtures at that of the regressions of the experts with
+            memberships known if it is smaller still), a smaller bandwidth, or nothing.
             In simulations with n = 1000 only ``"rbc"`` attains the nominal coverage at a bandwidth that is good for
             estimation.
         derivative : {0, 1}
@@ -405,6 +406,16 @@ class VCMoEResults(MoEResults):
     @property
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]:
         return function_tables.bandwidth_facts(self)
+
+    @property
+    def _more_notes(self) -> tuple[str, ...]:
+        penalty = self.model.problem.rows.penalty
+        if penalty is None or self.model.n_experts == 1:
+            return ()
+        return (
+            f"Gate penalised by {penalty.described}: functions, standard errors and bands are of the penalised local "
+            "log-likelihoods; log-likelihood and criteria are without the penalty.",
+        )
 
     _default_plot = "functions"
     _checked_cov = staticmethod(checked_kind)

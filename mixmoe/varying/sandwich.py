@@ -7,7 +7,9 @@ plain sandwich is too small near the ends of the index, where few rows determine
 towards itself, and its score is too close to zero by a factor ``I - C_i L_i``, with C_i its information in the natural
 parameters and ``L_i = Z_i H^-1 Z_i'`` the covariance of these. The correction divides by the root of this factor, which
 in least squares is HC2, unbiased for errors of equal variance (MacKinnon and White 1985; Kauermann and Carroll 2001 for
-generalised linear models). Rows of a cluster draw the estimate together, so that the factor is that of the cluster, and
+generalised linear models). In a mixture memberships follow the estimate, so that a row draws it further than by its
+leverage at given memberships: the whole of the factor is divided by, which in least squares is HC3, close to the
+jackknife. Rows of a cluster draw the estimate together, so that the factor is that of the cluster, and
 the whole of it is divided by, CR3: to first order the influence of a cluster is then the change of the estimate when it
 is left out (Bell and McCaffrey 2002, section 3; MacKinnon, Nielsen and Webb 2023), and copies of rows within their
 cluster change nothing.
@@ -33,8 +35,8 @@ MacKinnon, J. G. and White, H. (1985). Some heteroskedasticity-consistent covari
 Zhao, Q., Greenwood, C. M. T. and Zhang, Q. (2026). Varying-Coefficient Mixture of Experts Model. arXiv 2601.01699.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +45,7 @@ from scipy import sparse
 from mixmoe._typing import Array
 from mixmoe.varying.effective_parameters import Node
 from mixmoe.varying.em_steps import Natural, own_natural
+from mixmoe.varying.gate_penalty import WindowPrior, global_units
 from mixmoe.varying.interpolation import linear_matrix
 from mixmoe.varying.local_likelihood import (
     Local,
@@ -66,7 +69,7 @@ from mixmoe.varying.problem import Block, Problem
 IntArray = NDArray[np.intp]
 BoolArray = NDArray[np.bool_]
 CHUNK = 4096  # rows whose influence is held as a dense matrix at once
-ROOT, WHOLE = 0.5, 1.0  # powers of the correction: HC2 of rows and CR3 of clusters
+ROOT, WHOLE = 0.5, 1.0  # powers of the correction: HC2 of the rows of one expert; HC3 of mixtures, CR3 of clusters
 SINGULAR = 1e-12  # smallest singular value of the scaled equation of the constants with which it is solved
 LEAST = 0.05  # share of its own score left to a row or cluster, at least: on its own it says nothing about its error
 
@@ -106,11 +109,11 @@ class Influence:
     df: Array
 
 
-def small_sample_power(correction: bool, clusters: IntArray | None) -> float:
+def small_sample_power(correction: bool, clusters: IntArray | None, experts: int) -> float:
     """Power of the small-sample correction."""
     if not correction:
         return 0.0
-    return ROOT if clusters is None else WHOLE
+    return ROOT if clusters is None and experts == 1 else WHOLE
 
 
 def influence(
@@ -121,6 +124,7 @@ def influence(
     clusters: IntArray | None = None,
     held: BoolArray | None = None,
     derivative: int = 0,
+    added: int | None = None,
 ) -> Influence:
     """Influence of the rows on the coefficient functions or their derivatives.
 
@@ -139,6 +143,10 @@ def influence(
         Functions that are not estimated at some grid points; the influence on them is NaN there.
     derivative : {0, 1}
         Of the functions, per unit of the index: their levels or their slopes.
+    added : int, optional
+        Instead of the rows the units that a penalty of the gate adds at them for this expert, from 0: their influence
+        times the root of their number. They vary as rows do; without them a window without a single row of an expert
+        would make the log odds there certain.
 
     Returns
     -------
@@ -150,19 +158,20 @@ def influence(
     slots, unit = np.flatnonzero(local.problem.const), local.windows.bandwidth**-derivative
     wanted = slice(derivative * n_slots, (derivative + 1) * n_slots)
     # Constants are common to all windows: one bordered system ties the local solutions together.
-    border = _Border(local, coef, slots) if len(slots) else None
+    border = _Border(local, coef, slots, added) if len(slots) else None
     pieces: list[Array] = []
     coupling, df = np.zeros((n_grid, n_slots, len(slots))), np.full((n_grid, n_slots), np.nan)
     for block, terms in local_pieces(local, coef):
-        full = full_information(local, block, terms.information, terms.kernel)
+        full = full_information(local, block, terms.penalised(terms.information), terms.kernel)
         inverse = _inverses(full, free[block.first : block.last])
         natural = natural_predictors(local, block, coef[block.first : block.last])
+        score = terms.score if added is None else terms.added_score(added)
         for g in range(block.last - block.first):
             at, span = block.first + g, slice(int(block.offsets[g]), int(block.offsets[g + 1]))
             rows = block.part(g)
             # Clusters are corrected as wholes below, so their rows must not be corrected one by one as well.
             lever = _lever(local, block, terms, g, inverse[g], power if clusters is None else 0.0)
-            move = np.einsum("dw,wdk->wk", terms.score[:, span], lever)  # (w, D L)
+            move = np.einsum("dw,wdk->wk", score[:, span], lever)  # (w, D L)
             if clusters is not None and power:
                 move = _together(local, block, terms, g, inverse[g], clusters[rows], power)
             pieces.append(unit * move[:, wanted])
@@ -205,6 +214,7 @@ def gate_influence(
     nodes: Sequence[Node] = (),
     clusters: IntArray | None = None,
     shown: Influence | None = None,
+    added: int | None = None,
 ) -> Influence:
     """Influence on all functions when the gate has a bandwidth of its own.
 
@@ -221,6 +231,8 @@ def gate_influence(
     clusters : ndarray of int, shape (n,), optional
     shown : Influence, optional
         On the derivatives of the experts, if those of all functions are wanted instead of the levels.
+    added : int, optional
+        As for `influence`, behind `first` too.
 
     Returns
     -------
@@ -243,14 +255,15 @@ def gate_influence(
     levels[:, gates] = unit * coef[:, derivative, gates]
     lo, hi, pieces = first.lo.copy(), first.hi.copy(), []
     for block, terms in local_pieces(local, coef):
-        full = full_information(local, block, terms.information, terms.kernel)
+        full = full_information(local, block, terms.penalised(terms.information), terms.kernel)
         inverse = _inverses(full, np.broadcast_to(local.free.ravel(), full.shape[:2]))
         natural = natural_predictors(local, block, coef[block.first : block.last])
+        score = terms.score if added is None else terms.added_score(added)
         for g in range(block.last - block.first):
             at, span = block.first + g, slice(int(block.offsets[g]), int(block.offsets[g + 1]))
             rows = block.part(g)
             lever = _lever(local, block, terms, g, inverse[g], power if clusters is None else 0.0)[:, :, wanted]
-            move = np.einsum("dw,wdk->wk", terms.score[:, span], lever)
+            move = np.einsum("dw,wdk->wk", score[:, span], lever)
             if clusters is not None and power:
                 move = _together(local, block, terms, g, inverse[g], clusters[rows], power)[:, wanted]
             df[at, gates] = _model_df(local.problem, natural.take(span), rows, nodes, lever)
@@ -465,19 +478,23 @@ class _Border:
     local : Local
     coef : ndarray, shape (G, D, L)
     slots : ndarray of int, shape (C,)
+    added : int or None
+        See `influence`.
     """
 
-    def __init__(self, local: Local, coef: Array, slots: IntArray) -> None:
+    def __init__(self, local: Local, coef: Array, slots: IntArray, added: int | None) -> None:
         problem, d = local.problem, local.free.shape[0]
         rows, n_slots = problem.rows, local.free.shape[1]
         natural = own_natural(problem, state_of(local, coef))
         whole = whole_block(rows.n)
         terms = assemble_terms(problem, whole, natural.eta, natural.delta, natural.log_gate)
+        terms = replace(terms, prior=_prior_of_constants(problem, natural))
+        score = terms.score if added is None else terms.added_score(added)
         design = natural_design(local, slice(None), np.zeros(rows.n))[:, :, :n_slots]  # (n, d, L)
         weights = rows.weights
-        curvature = np.moveaxis(terms.information, -1, 0) * weights[:, None, None]
+        curvature = np.moveaxis(terms.penalised(terms.information), -1, 0) * weights[:, None, None]
         mixed = np.swapaxes(design[:, :, slots], 1, 2) @ curvature @ design  # (n, C, L)
-        self._score = np.einsum("nd,ndc->nc", terms.score.T * weights[:, None], design[:, :, slots])
+        self._score = np.einsum("nd,ndc->nc", score.T * weights[:, None], design[:, :, slots])
         self._matrix = mixed[:, :, slots].sum(axis=0)
         self._reach = _through_interpolation(local, mixed, d)  # (C, G, D, L)
         self._free = local.free
@@ -503,6 +520,15 @@ class _Border:
         return out
 
 
+def _prior_of_constants(problem: Problem, natural: Natural) -> WindowPrior | None:
+    """What a penalty of the gate adds to the likelihood of its constants."""
+    rows, slots = problem.rows, problem.slots
+    free = problem.const[slots.gates]
+    if rows.penalty is None or not free.any():
+        return None
+    return WindowPrior(global_units(rows.penalty, rows, natural.log_gate[None], free)[0], np.zeros(1))
+
+
 def _through_interpolation(local: Local, mixed: Array, d: int) -> Array:
     """Sums of the mixed curvature over rows by grid point and power, (C, G, D, L)."""
     problem = local.problem
@@ -515,6 +541,20 @@ def _through_interpolation(local: Local, mixed: Array, d: int) -> Array:
     out = np.zeros((c, len(summed), d, n_slots))
     out[:, :, : min(d, 2)] = np.moveaxis(summed, 2, 0)[:, :, : min(d, 2)]
     return out
+
+
+def with_functions(inf: Influence, other: Influence, functions: slice) -> Influence:
+    """Influence with that on some functions from other fits at the same grid points, whose windows are no wider."""
+    pieces = []
+    for lo, piece, start, own in zip(inf.lo, inf.local, other.lo, other.local, strict=True):
+        out = piece.copy()
+        out[:, functions] = 0.0
+        out[start - lo : start - lo + len(own), functions] = own[:, functions]
+        pieces.append(out)
+    levels, coupling, df = inf.levels.copy(), inf.coupling.copy(), inf.df.copy()
+    levels[:, functions], df[:, functions] = other.levels[:, functions], other.df[:, functions]
+    coupling[:, functions] = other.coupling[:, functions]
+    return replace(inf, levels=levels, local=tuple(pieces), coupling=coupling, df=df)
 
 
 def unit_influence(inf: Influence, rows: slice) -> Array:
@@ -588,6 +628,22 @@ def level_covariance(inf: Influence, clusters: IntArray | None = None, correctio
         fourth += _fourth_powers(chunk)
     given = inf.df.ravel()
     return LevelCovariance(matrix, np.where(np.isfinite(given), given, _satterthwaite(matrix, fourth)))
+
+
+def added_covariance(problem: Problem, of_expert: Callable[[int], Influence]) -> Array | float:
+    """Covariance of the levels that comes from the units which a penalty of the gate adds, zero without one.
+
+    Parameters
+    ----------
+    problem : Problem
+    of_expert : callable
+        Influence of the units of one expert, see `influence`.
+    """
+    if problem.rows.penalty is None or problem.slots.n_experts == 1:
+        return 0.0
+    parts = [level_covariance(of_expert(k)).matrix for k in range(problem.slots.n_experts)]
+    out: Array = np.sum(parts, axis=0)
+    return out
 
 
 def _fourth_powers(contributions: Array) -> Array:

@@ -100,7 +100,7 @@ def _wide_rows(rows: Rows, centre: float, width: float) -> Rows:
     """Rows whose designs carry every column and its product with the standardised index."""
     v = ((rows.index - centre) / width)[:, None]
     design, gate = np.hstack([rows.design, rows.design * v]), np.hstack([rows.gate, rows.gate * v])
-    return Rows(rows.outcome, design, gate, rows.index, rows.offset, rows.weights, rows.period)
+    return Rows(rows.outcome, design, gate, rows.index, rows.offset, rows.weights, rows.period, penalty=rows.penalty)
 
 
 def _doubled(values: Array, groups: int) -> Array:

@@ -12,8 +12,8 @@ import numpy as np
 
 import mixmoe as mm
 from mixmoe.errors import MixmoeWarning
-from mixmoe.mixed.likelihood.gaussian import GaussianExperts, build_moments
-from mixmoe.mixed.likelihood.observed import build_problem, evaluate
+from mixmoe.mixed.likelihood.gaussian import experts_of_products
+from mixmoe.mixed.likelihood.observed import Problem, evaluate
 from mixmoe.mixed.parameters import Structure
 from tests.benchmarks import timing
 
@@ -120,7 +120,7 @@ def problem_with(structure, n_visits):
     X = np.column_stack([np.ones(len(data)), data["time"], data["x1"]])
     W = np.column_stack([np.ones(2_000), data[["z1", "z2"]].to_numpy()[first]])
     y = (data["y"] - data["y"].mean()).to_numpy() / data["y"].std()
-    return build_problem(structure, GaussianExperts(build_moments(y, X, X[:, :2], first)), W)
+    return Problem(structure, experts_of_products(y, X, X[:, :2], first), W)
 
 
 BIG = """

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -681,6 +682,11 @@ def test_bad_data_are_refused(data, case):
         ([{"y": 1}], "got list"),
         ({"y": [1, 2, 3], "x": [1, 2]}, "'y' has 3 rows, 'x' has 2"),
         ({"y": [1, 2, 3], "x": 2}, "must be a sequence of values, got 2"),
+        ({"y": [1, 2, 3], "x": np.array(2)}, r"must be a sequence of values, got array\(2\)"),
+        ({"y": {0: 1, 1: 2, 2: 4}, "x": [1, 2, 3]}, "'y' must be a sequence of values, got a dict; .*DataFrame"),
+        ({"y": [1, 2, 3], "x": {1, 2, 3}}, "'x' must be a sequence of values, got a set"),
+        ({"y": [1, 2, 3], "x": b"abc"}, "'x' must be a sequence of values, got a bytes"),
+        ({"y": [1, 2, 3], "x": pd.DataFrame({"x": [1, 2, 3]})}, "'x' must be a sequence of values, got a DataFrame"),
         ({"y": [1, 2, 3], "x": np.ones((3, 2))}, r"got shape \(3, 2\)"),
     ],
 )
@@ -761,3 +767,46 @@ def test_two_columns_of_one_name_are_refused():
     data = pd.DataFrame({"y": [1.0, 3.0, 2.0], "a": [1.0, 2.0, 5.0], "b": [3.0, 1.0, 1.0], "a:b": [1.0, 0.0, 1.0]})
     with pytest.raises(DesignError, match="two columns of the expert part are called 'a:b'"):
         build_design(parse_formula("y ~ a:b + `a:b`"), data)
+
+
+def test_many_superfluous_columns_are_told_at_once():
+    g = np.random.default_rng(0)
+    data = pd.DataFrame({name: g.choice(list("abcdefghijkl"), size=120) for name in "abc"}).assign(y=g.normal(size=120))
+    started = time.process_time()
+    with pytest.warns(CollinearityWarning) as caught:
+        design = build_design(parse_formula("y ~ a*b*c"), data)
+    assert time.process_time() - started < 3.0
+    cells = len(data[["a", "b", "c"]].drop_duplicates())  # a saturated model has a coefficient for each
+    assert design.expert.shape == (120, cells)
+    assert np.linalg.matrix_rank(design.expert) == cells
+    told = [str(one.message) for one in caught]
+    assert len(told) == 6  # five with their reasons, and the rest
+    assert told[-1].startswith(f"{12**3 - cells - 5} further columns of the expert part were left out")
+
+
+def test_columns_without_number_are_refused():
+    g = np.random.default_rng(0)
+    data = pd.DataFrame({"x": g.normal(size=50), "z": g.normal(size=50), "y": g.normal(size=50)})
+    for formula in ("y ~ bs(x, df=60)*bs(z, df=60)", "y ~ x | gate: bs(x, df=60):bs(z, df=60)"):
+        with pytest.raises(DesignError, match=r"has 3[67]\d\d columns, 3600 of them by the term .*; at most 3000"):
+            build_design(parse_formula(formula), data)
+
+
+CONTRASTS = ["Sum", "Helmert", "Diff", "Poly", "contr.SAS", "contr.treatment", "Treatment('b')", "contr.poly"]
+CONTRASTS += ["[[1, 0], [0, 1], [0, 0]]", "levels=['c', 'b', 'a']", "None"]
+
+
+@pytest.mark.parametrize("contrast", CONTRASTS)
+def test_contrasts_span_the_same_columns(contrast):
+    g = np.random.default_rng(0)
+    data = pd.DataFrame({"g": g.choice(list("abc"), size=40), "y": g.normal(size=40)})
+    made = build_design(parse_formula(f"y ~ C(g, {contrast})"), data).expert
+    dummies = pd.get_dummies(data["g"]).to_numpy(dtype=float)
+    assert np.linalg.matrix_rank(made) == made.shape[1] == 3
+    np.testing.assert_allclose(made @ np.linalg.lstsq(made, dummies, rcond=None)[0], dummies, atol=1e-12)
+
+
+def test_levels_that_leave_one_out():
+    data = pd.DataFrame({"g": list("abcab"), "y": [1.0, 2, 3, 5, 4]})
+    with pytest.raises(DesignError, match=r"levels=\[...\] of a category leave out 'c', which the data have"):
+        build_design(parse_formula("y ~ C(g, levels=['a', 'b'])"), data)

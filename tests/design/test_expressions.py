@@ -134,3 +134,42 @@ def test_a_fit_with_lags(engine, tmp_path):
     with pytest.warns(DroppedRowsWarning):
         assert fit.predict(frame)["mean"].notna().sum() == 120  # all but the first of each subject
     assert "lag(x)" not in fit.augment(frame)
+
+
+@pytest.mark.parametrize(
+    "term",
+    ["u.shift(1)", "u.diff()", "np.cumsum(u)", "np.roll(x, 1)", "np.sort(x)", "I(x - x.mean())", "I(u / np.max(u))",
+     "f(x)", "x.rank()", "np.linspace(0, 1, 11)", "gaps.ffill()", "gaps.fillna(gaps.mean())",
+     "I(np.where(x > np.median(x), u, 0))"],
+)  # fmt: skip
+def test_terms_are_those_of_one_row(engine, term):
+    frame = data().assign(gaps=lambda d: d["u"].where(d["day"] != 3, np.nan))
+    options = {"engine": engine, "context": {"f": lambda x: x - np.mean(x)}}
+    told = "has other values in a row where other rows are left out or stand in another order"
+    for formula in (f"y ~ {term} | re: (1 | id)", f"y ~ x | gate: {term} | vary: u", f"y ~ x | re: (1 + {term} | id)"):
+        with pytest.raises(DesignError, match=f"the term .* of .* {told}"):
+            build_design(parse_formula(formula), frame, **options)
+
+
+@pytest.mark.parametrize(
+    ("term", "value"),
+    [
+        ("f(x, 100)", lambda v: (v - 100.0) ** 2),
+        ("u.clip(2, 5)", lambda v: min(max(v - 100.0, 2.0), 5.0)),
+        ("np.hypot(u, x)", lambda v: np.hypot(v - 100.0, v)),
+        ("np.interp(x, [100, 111], [0, 11])", lambda v: v - 100.0),
+        ("u.where(u > 3, 0)", lambda v: v - 100.0 if v > 103 else 0.0),
+    ],
+)
+def test_functions_of_one_row_may_be_any(engine, term, value):
+    found = column(f"y ~ {term} | re: (1 | id)", engine, context={"f": lambda x, c: (x - c) ** 2})
+    assert found == {i: pytest.approx(value(100.0 + i)) for i in found}
+
+
+def test_lags_follow_the_time(engine):
+    shuffled = data().sample(frac=1, random_state=0)
+    labels = shuffled.index.to_numpy()
+    found = column("y ~ lag(x) | re: (1 | id)", engine, shuffled, aux={"time": "day"})
+    assert {labels[place]: value for place, value in found.items()} == {
+        i: 99.0 + i for i in (1, 2, 3, 5, 7, 8, 9, 10, 11)
+    }

@@ -70,3 +70,22 @@ def responses(n_subjects=150, rng=20265):
 
 
 responses().round(6).to_csv(HERE / "sim_responses.csv", index=False)
+
+
+def crossed(n_persons=24, n_cultures=5, rng=3):
+    """Rows of persons at two or three sites of their own, each row in some culture."""
+    rng = np.random.default_rng(rng)
+    of_person = rng.multivariate_normal([0, 0], [[1, 0.2], [0.2, 0.3]], n_persons)
+    of_culture, rows = rng.normal(size=n_cultures) * 0.8, []
+    for i in range(n_persons):
+        for site in range(rng.integers(2, 4)):
+            of_site = rng.normal() * 0.6
+            for _ in range(rng.integers(3, 6)):
+                c, t, x = int(rng.integers(n_cultures)), round(rng.uniform(0, 4), 2), round(rng.normal(1, 2), 2)
+                mean = 1 + 0.5 * t - 0.3 * x + of_person[i, 0] + of_person[i, 1] * t + of_culture[c] * (1 + 0.3 * x)
+                y = round(mean + of_site + 0.5 * rng.normal(), 3)
+                rows.append((f"p{i:02d}", "abc"[site], c, t, x, y))
+    return pd.DataFrame(rows, columns=["person", "site", "culture", "t", "x", "y"]).sample(frac=1, random_state=1)
+
+
+crossed().to_csv(HERE / "sim_crossed.csv", index=False)

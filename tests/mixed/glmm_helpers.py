@@ -6,8 +6,8 @@ import numpy as np
 
 from mixmoe.mixed.likelihood.glmm import GlmmExperts, build_nodes
 from mixmoe.mixed.likelihood.modes import FamilyResponse, Rows, dispersion
-from mixmoe.mixed.likelihood.observed import build_problem, evaluate
-from mixmoe.mixed.parameters import Structure, expand
+from mixmoe.mixed.likelihood.observed import Problem, evaluate
+from mixmoe.mixed.parameters import Structure, free_to_working
 from mixmoe.responses.distribution import Outcome
 from mixmoe.responses.exponential import family_named
 
@@ -42,7 +42,7 @@ def problem(name, n_subjects=30, q=2, n_quad=1, weights=False, common=True, seed
     shared = np.array([False, common, False])
     s = Structure(2, 2, shared, q, correlated, "expert", "none", extras)
     W = np.column_stack([np.ones(n_subjects), rng.normal(size=n_subjects)])
-    return build_problem(s, GlmmExperts(rows, FamilyResponse(family, extras), build_nodes(n_quad, q)), W)
+    return Problem(s, GlmmExperts(rows, FamilyResponse(family, extras), build_nodes(n_quad, q)), W)
 
 
 def numeric_score(p, theta, step=1e-5):
@@ -57,7 +57,7 @@ def numeric_score(p, theta, step=1e-5):
 
 def brute_force(p, theta, family, n_points=60):
     """Log density of each subject under each expert, (N, K), on a fixed grid of Gauss-Hermite points."""
-    rows, params = p.experts.rows, expand(p.structure, p.free, theta[None])
+    rows, params = p.experts.rows, free_to_working(p.structure, theta[None])
     q, K = len(rows.Z), p.structure.n_experts
     x, w = np.polynomial.hermite_e.hermegauss(n_points)
     w = w / w.sum()

@@ -12,7 +12,7 @@ from statsmodels.tsa.statespace.structural import UnobservedComponents
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.mixed.likelihood.observed import observed_information, subject_scores
-from mixmoe.mixed.parameters import permute_natural
+from mixmoe.mixed.parameters import permute_reported
 from tests import dense
 
 CLOSE = 1e-8  # relative; rounding of two orders of summation
@@ -150,7 +150,7 @@ def test_information_is_the_derivative_of_the_score(errors):
 def test_relabelling_keeps_the_likelihood(errors):
     model = build(errors, experts=3, sigma="mixed")
     params = some_point(model)
-    moved = permute_natural(model.structure, params, [2, 0, 1])
+    moved = permute_reported(model.structure, params, [2, 0, 1])
     assert model.loglike(moved) == pytest.approx(model.loglike(params), rel=1e-12)
 
 

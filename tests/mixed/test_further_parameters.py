@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 
 from mixmoe.design.design import DesignNames
-from mixmoe.mixed.further_parameters import Correlation, Extra, Positive, Unbounded, outside
+from mixmoe.errors import ArgumentError
+from mixmoe.mixed.further_parameters import Correlation, Extra, Positive, Unbounded
 from mixmoe.mixed.parameters import (
     Structure,
-    build_free_vector,
     build_layout,
-    contract,
-    expand,
-    from_natural,
-    permute_natural,
-    pull_back,
-    split_natural,
-    to_natural,
+    checked_reported,
+    derivatives_in_free,
+    free_to_working,
+    permute_reported,
+    reported_to_user,
+    user_to_reported,
+    working_to_free,
 )
 
 GROUPS = (
@@ -53,36 +53,38 @@ def test_names_follow_the_experts():
 @pytest.mark.parametrize("residual", ["expert", "common", "none"])
 def test_reported_and_free_vectors_are_two_views_of_the_same(residual):
     s = structure(residual)
-    free = build_free_vector(s)
+    free = s.free
     theta = np.random.default_rng(2).normal(size=free.size)
     theta[free.factor] = np.abs(theta[free.factor])
-    natural = to_natural(s, expand(s, free, theta[None]))[0]
+    natural = user_to_reported(s, free_to_working(s, theta[None]))[0]
     assert natural.size == free.size == len(build_layout(s, NAMES).names)
-    np.testing.assert_allclose(contract(s, from_natural(s, natural))[0], theta, rtol=1e-12)
-    assert (s.has_sigma, outside(s.extras, split_natural(s, natural).extra, 2)) == (residual != "none", None)
+    np.testing.assert_allclose(working_to_free(s, reported_to_user(s, natural))[0], theta, rtol=1e-12)
+    layout = build_layout(s, NAMES)
+    assert s.has_sigma == (residual != "none")
+    np.testing.assert_array_equal(checked_reported(s, layout, natural), natural)
 
 
 def test_relabelling_moves_own_ones_and_keeps_common_ones():
     s = structure()
-    natural = np.arange(1.0, 1 + build_free_vector(s).size)
-    swapped = permute_natural(s, natural, [1, 0])
-    old, new = split_natural(s, natural).extra, split_natural(s, swapped).extra
+    natural = np.arange(1.0, 1 + s.free.size)
+    swapped = permute_reported(s, natural, [1, 0])
+    old, new = natural[s.reported.last], swapped[s.reported.last]
     np.testing.assert_array_equal(new, np.concatenate([old[3:6], old[:3], old[6:7], old[8:9], old[7:8]]))
-    np.testing.assert_array_equal(permute_natural(s, swapped, [1, 0]), natural)
+    np.testing.assert_array_equal(permute_reported(s, swapped, [1, 0]), natural)
 
 
 def test_derivatives_reach_their_place():
     s = structure()
-    free = build_free_vector(s)
+    free = s.free
     experts = np.zeros((1, 2, 2 + 1 + 1 + 5))
     experts[0, :, 4:] = [[1, 2, 3, 4, 5], [10, 20, 30, 40, 50]]
-    out = pull_back(s, free, np.ones((1, free.size)), np.zeros((1, 1)), experts)[0]
+    out = derivatives_in_free(s, np.ones((1, free.size)), np.zeros((1, 1)), experts)[0]
     np.testing.assert_array_equal(out[free.size - 9 :], [1, 2, 3, 10, 20, 30, 44, 5, 50])
 
 
 def test_values_outside_their_space_are_named():
     s = structure()
-    natural = np.array([0.0, 1.0, 0.5, 0.0, 1.0, 2.0, 1.5, 1.0, 1.0])
-    message = outside(s.extras, natural, 2)
-    assert message is not None
-    assert f"rho = 1.5; it must be {Correlation().domain}" in message
+    natural = np.ones(s.reported.size)
+    natural[s.reported.last] = [0.0, 1.0, 0.5, 0.0, 1.0, 2.0, 1.5, 1.0, 1.0]
+    with pytest.raises(ArgumentError, match=f"rho = 1.5; it must be {Correlation().domain}"):
+        checked_reported(s, build_layout(s, NAMES), natural)

@@ -8,9 +8,9 @@ from scipy.stats import multivariate_normal
 from statsmodels.discrete.discrete_model import MNLogit
 
 from mixmoe.mixed.likelihood.gaussian import (
-    build_moments,
     expert_posterior,
     expert_scores,
+    experts_of_products,
     random_effect_covariances,
     random_effect_means,
     summed_expert_scores,
@@ -125,7 +125,7 @@ class Case:
         self.beta = rng.normal(size=(E, p))
         self.T = np.tril(rng.normal(size=(E, q, q)))
         self.sigma = rng.uniform(0.5, 2, E)
-        self.moments = build_moments(self.y, self.X, self.Z, self.starts)
+        self.moments = experts_of_products(self.y, self.X, self.Z, self.starts)
 
     def posterior(self, beta=None, T=None, sigma=None):
         parts = (

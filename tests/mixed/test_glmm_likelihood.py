@@ -5,17 +5,17 @@ from itertools import product
 import numpy as np
 import pytest
 
-from mixmoe.mixed.likelihood.gaussian import GaussianExperts, build_moments
+from mixmoe.mixed.likelihood.gaussian import experts_of_products
 from mixmoe.mixed.likelihood.glmm import build_nodes
 from mixmoe.mixed.likelihood.modes import Predictor, evaluate_at, find_modes
 from mixmoe.mixed.likelihood.observed import (
-    build_problem,
+    Problem,
     evaluate,
     observed_information,
     subject_logliks,
     subject_scores,
 )
-from mixmoe.mixed.parameters import Structure, expand
+from mixmoe.mixed.parameters import Structure, free_to_working
 from mixmoe.responses.distribution import Outcome
 from mixmoe.responses.exponential import family_named
 from tests.mixed.glmm_helpers import DRAWS, brute_force, numeric_score, problem
@@ -57,7 +57,7 @@ def test_derivatives_of_the_families(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_modes_are_stationary_from_far_away(name):
     p = problem(name)
-    params = expand(p.structure, p.free, points(p))
+    params = free_to_working(p.structure, points(p))
     rows, response = p.experts.rows, p.experts.response
     at = Predictor(
         params.beta.reshape(4, -1) @ rows.X.T, 3 * params.factor.reshape(4, 2, 2), params.extra.reshape(4, -1)
@@ -83,8 +83,8 @@ def test_gaussian_responses_are_exact():
     p = problem("gaussian")
     theta, rows = points(p), p.experts.rows
     s = Structure(2, 2, p.structure.common, 2, True, "expert", "expert")
-    moments = build_moments(rows.outcome.y - rows.offset, rows.X, rows.Z.T, rows.starts)
-    exact = evaluate(build_problem(s, GaussianExperts(moments), p.W), theta)
+    normal = experts_of_products(rows.outcome.y - rows.offset, rows.X, rows.Z.T, rows.starts)
+    exact = evaluate(Problem(s, normal, p.W), theta)
     np.testing.assert_allclose(evaluate(p, theta).loglik, exact.loglik, rtol=0, atol=1e-10)
     np.testing.assert_allclose(evaluate(p, theta).score, exact.score, rtol=0, atol=1e-10)
     for node in (2, 5):  # any number of nodes is exact
@@ -100,7 +100,7 @@ def test_quadrature_reaches_brute_force(name, q):
     theta = points(p)[0]
     prior = np.log(np.exp(subject_logliks(p, theta)).sum(axis=1))
     joint = brute_force(p, theta, family_named(name, tuple(DRAWS)))
-    gate = expand(p.structure, p.free, theta[None]).gamma[0] @ p.W.T
+    gate = free_to_working(p.structure, theta[None]).gamma[0] @ p.W.T
     log_prior = np.vstack([np.zeros_like(gate), gate]) - np.log1p(np.exp(gate))
     np.testing.assert_allclose(prior, np.log(np.exp(joint + log_prior.T).sum(axis=1)), atol=1e-6)
 
@@ -117,9 +117,9 @@ def test_prior_weights_count_as_copies():
     twice = rows.take(np.arange(rows.n_subjects))
     doubled = type(rows)(rows.outcome, rows.offset, np.full(len(rows.X), 2.0), rows.X, rows.Z, rows.starts, rows.counts)
     theta = points(p)[0]
-    once = build_problem(p.structure, type(p.experts)(twice, p.experts.response, build_nodes(1, 0)), p.W)
-    heavy = build_problem(p.structure, type(p.experts)(doubled, p.experts.response, build_nodes(1, 0)), p.W)
-    gate = expand(p.structure, p.free, theta[None]).gamma[0] @ p.W.T
+    once = Problem(p.structure, type(p.experts)(twice, p.experts.response, build_nodes(1, 0)), p.W)
+    heavy = Problem(p.structure, type(p.experts)(doubled, p.experts.response, build_nodes(1, 0)), p.W)
+    gate = free_to_working(p.structure, theta[None]).gamma[0] @ p.W.T
     log_prior = (np.vstack([np.zeros_like(gate), gate]) - np.log1p(np.exp(gate))).T
     np.testing.assert_allclose(
         subject_logliks(heavy, theta) - log_prior, 2 * (subject_logliks(once, theta) - log_prior), rtol=1e-12

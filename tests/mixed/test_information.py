@@ -11,11 +11,12 @@ from scipy.stats import chi2
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, BoundaryWarning, DegeneracyWarning, MixmoeWarning
 from mixmoe.inference.wald import InvalidTest
-from mixmoe.mixed import subject_refits as bootstrap
-from mixmoe.mixed.information import Basis, invert_information, natural_jacobian
+from mixmoe.mixed import estimation as bootstrap
+from mixmoe.mixed.estimation import Resample, resampled
+from mixmoe.mixed.information import Basis, invert_information
 from mixmoe.mixed.likelihood.observed import observed_information, subject_scores
+from mixmoe.mixed.parameters import free_to_reported_jacobian
 from mixmoe.mixed.search import permute
-from mixmoe.mixed.subject_refits import Resample, resampled
 from tests import dense
 
 FORMULA = "y ~ time + common(x1) | gate: z1 | re: (1 + time | id)"
@@ -73,7 +74,7 @@ def test_default_scores_are_corrected_for_leverage(fit):
         changes.append(
             np.linalg.solve(A, np.linalg.solve(np.eye(len(A)) - share.real, subject_scores(alone, theta)[0]))
         )
-    changes = np.array(changes) @ natural_jacobian(problem, model.coordinates, theta).T
+    changes = np.array(changes) @ free_to_reported_jacobian(problem.structure, model.coordinates, theta).T
     assert_close(fit.cov_params(), changes.T @ changes)
     assert "corrected for leverage" in str(fit.summary())
 

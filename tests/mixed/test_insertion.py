@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mixmoe import simulate
-from mixmoe.mixed.collapse import nearly_exact
+from mixmoe.mixed.end_points import nearly_exact
 from mixmoe.mixed.insertion import (
     _tilted,
     beside,
@@ -19,7 +19,7 @@ from mixmoe.mixed.insertion import (
 )
 from mixmoe.mixed.likelihood.observed import evaluate, subject_logliks
 from mixmoe.mixed.model import MEMoE
-from mixmoe.mixed.parameters import contract
+from mixmoe.mixed.parameters import working_to_free
 from mixmoe.mixed.search import search, search_from
 from mixmoe.mixed.starting_values import (
     carried_starts,
@@ -53,7 +53,7 @@ def one(planted):
 @pytest.fixture(scope="module")
 def smaller(planted, one):
     below = fewer_experts(planted.problem)
-    return contract(below.structure, one.params)[0]
+    return working_to_free(below.structure, one.params)[0]
 
 
 def test_the_new_expert_that_gains_most_is_the_handful(planted, one, smaller):
@@ -103,7 +103,7 @@ def test_no_new_expert_is_worth_more_to_a_subject_than_her_own(planted, smaller)
     """Under any coefficients, covariances and residual deviations above the floor her density is lower."""
     below = fewer_experts(planted.problem)
     fit = beside(below, smaller)
-    bound = worth(fit) + fit.base
+    bound = worth(fit, np.arange(fit.base.size)[:, None]) + fit.base
     rng = np.random.default_rng(3)
     for _ in range(200):
         p = fit.params

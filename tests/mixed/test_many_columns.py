@@ -152,10 +152,10 @@ def test_fits_are_those_of_cross_products(formula, options, close, monkeypatch):
 def test_columns_that_are_mostly_zero_are_multiplied_as_such(monkeypatch):
     formula, data = "y ~ C(g) + t | re: (1 | id)", levels()
     sparse = mm.MEMoE(formula, data, 2, weights="w").problem
-    monkeypatch.setattr("mixmoe.mixed.likelihood.gaussian._SPARSE", 0.0)
+    monkeypatch.setattr("mixmoe.mixed.likelihood.gaussian_rows._SPARSE", 0.0)
     dense = mm.MEMoE(formula, data, 2, weights="w").problem
-    assert sparse.experts.moments.sparse is not None
-    assert dense.experts.moments.sparse is None
+    assert sparse.experts.sparse is not None
+    assert dense.experts.sparse is None
     theta = 0.1 * np.random.default_rng(0).normal(size=(2, dense.free.size))
     for some in (np.arange(200), np.array([5, 2, 2])):
         ours, theirs = evaluate(sparse.take(some), theta), evaluate(dense.take(some), theta)

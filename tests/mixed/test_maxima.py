@@ -10,11 +10,12 @@ import pytest
 import mixmoe as mm
 from mixmoe.errors import ApproximationWarning, DegeneracyWarning, DesignError
 from mixmoe.mixed import degeneracy as flags
+from mixmoe.mixed import end_points
 from mixmoe.mixed import information as covariance
 from mixmoe.mixed import search as estimate
-from mixmoe.mixed.collapse import collapsed
+from mixmoe.mixed.end_points import collapsed
 from mixmoe.mixed.likelihood.observed import evaluate
-from mixmoe.mixed.parameters import build_free_vector, contract, expand
+from mixmoe.mixed.parameters import free_to_working, working_to_free
 from mixmoe.numerics.optimise import Control, Evaluation, climb
 from tests import dense
 
@@ -87,6 +88,14 @@ def test_an_ascent_ends_when_little_is_promised():
     assert all(end.converged.all() for end in found)
 
 
+def test_the_lower_half_is_given_up_every_few_iterations():
+    """Eight starts on the slopes of one hill, from ever farther away: one is left after three halvings."""
+    control = Control(tol=1e-12, max_iter=9, halve=3)
+    end = climb(two_hills, *points(3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0), 1, control)
+    assert sorted(end.n_iter.tolist()) == [3, 3, 3, 3, 6, 6, 9, 9]
+    assert end.n_iter.argmin() >= 4
+
+
 @pytest.mark.parametrize(("reached", "kept"), [(-np.inf, [True, False, True]), (13.0, [False, False, False])])
 def test_starts_that_are_left_behind_or_spurious_are_given_up(reached, kept):
     control = Control(tol=1e-9, max_iter=200, behind=2.0, reached=reached)
@@ -119,6 +128,7 @@ def test_searches_go_on_until_two_agree(data, monkeypatch):
         return replace(found, rank=found.rank - len(calls)) if len(calls) < 3 else found
 
     monkeypatch.setattr(estimate, "_search_once", once)
+    monkeypatch.setattr(estimate, "_with_nested", lambda problem, one, found, *args: found)  # would find the maximum
     found = estimate.search(model.problem, 6, Control(), np.random.default_rng(0))
     assert len(calls) == estimate._SEARCHES
     assert np.diff(found.summits) == pytest.approx([-1.0, -1.0], abs=1e-3)
@@ -173,6 +183,20 @@ def test_a_fit_is_not_below_those_of_models_nested_in_it(cov_re, data, monkeypat
     monkeypatch.setattr(estimate, "nested_starts", lambda *args: (starts, False))
     found = estimate.search(model.problem, 2, control, np.random.default_rng(2))
     assert found.loglik - model.log_scale >= max(shared.loglik, fixed.loglik)
+
+
+@pytest.mark.parametrize(
+    ("fine", "kept"),
+    [
+        ([-9.75, -9.5, -14.0], [-9.8, -10.1, -10.9]),  # the first is what it seems; the second is too low
+        ([-10.6, -10.0, -14.0], [-np.inf, -10.1, -10.9]),
+        ([-np.inf, -12.0, -11.0], [-np.inf, -np.inf, -10.9]),
+    ],
+)
+def test_a_maximum_of_the_approximation_alone_is_put_last(fine, kept, monkeypatch):
+    monkeypatch.setattr(end_points, "finer_logliks", lambda problem, theta: np.array(fine))
+    rank = np.array([-9.8, -10.1, -10.9])
+    assert end_points.without_artefacts(None, np.zeros((3, 1)), rank).tolist() == kept
 
 
 def test_memory_of_the_check_for_collapse_does_not_grow_with_the_starts():
@@ -286,13 +310,13 @@ def test_proportional_covariances_of_which_one_all_but_vanishes(tiny, data):
     model = mm.MEMoE("y ~ time | gate: z1 | re: (1 + time | id)", data, 3, cov_re="proportional")
     s, problem = model.structure, model.problem
     theta = np.random.default_rng(1).normal(size=problem.free.size) * 0.3
-    params = expand(s, problem.free, theta[None])
+    params = free_to_working(s, theta[None])
     factor = np.array([[0.6, 0.0], [0.2, 0.4]]) * np.array([1.0, 0.8, 0.5])[:, None, None]
     factor[tiny] *= 1e-6
-    theta = contract(s, replace(params, factor=factor[None]))[0]
+    theta = working_to_free(s, replace(params, factor=factor[None]))[0]
     before = evaluate(problem, theta[None]).loglik[0]
     at = covariance.find_boundary(problem, model.coordinates, theta)
-    kept = expand(s, problem.free, at.theta[None]).factor[0]
+    kept = free_to_working(s, at.theta[None]).factor[0]
     assert at.dead[problem.free.scale[1:]].tolist() == [tiny == 1, tiny == 2]
     assert not at.dead[np.setdiff1d(np.arange(theta.size), problem.free.scale[1:])].any()
     size = np.linalg.norm(factor, axis=(1, 2))
@@ -300,7 +324,7 @@ def test_proportional_covariances_of_which_one_all_but_vanishes(tiny, data):
     assert np.linalg.norm(kept, axis=(1, 2)) == pytest.approx(expected, rel=1e-9)
     assert evaluate(problem, at.theta[None]).loglik[0] == pytest.approx(before, abs=1e-6)
     first = estimate.largest_first(problem, theta)
-    turned = expand(s, problem.free, first[None]).factor[0]
+    turned = free_to_working(s, first[None]).factor[0]
     assert np.linalg.norm(turned, axis=(1, 2)).argmax() == 0
     assert evaluate(problem, first[None]).loglik[0] == pytest.approx(before, abs=1e-8)
 
@@ -312,7 +336,7 @@ def test_proportional_covariances_of_which_one_all_but_vanishes(tiny, data):
 def test_the_free_vector_has_as_many_entries_as_the_model_parameters(cov_re, residual, size, data):
     """Counted by hand: gate 2 x 2, coefficients 3 x 3, covariances 3 x 3, 3 or 3 + 2, residuals 3 or 1."""
     model = mm.MEMoE("y ~ time + x1 | gate: z1 | re: (1 + time | id)", data, 3, cov_re=cov_re, residual=residual)
-    assert build_free_vector(model.structure).size == size
+    assert model.structure.free.size == size
 
 
 def test_the_likelihood_at_a_far_origin_is_that_of_dense_matrices(data):

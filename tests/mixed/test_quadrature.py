@@ -8,11 +8,10 @@ import pytest
 
 import mixmoe as mm
 from mixmoe.errors import ApproximationWarning, MixmoeWarning
-from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.likelihood.glmm import build_nodes, finer_points
 from mixmoe.mixed.likelihood.observed import evaluate, subject_scores
-from mixmoe.mixed.likelihood.quadrature import highest, integral_shift
-from mixmoe.mixed.parameters import expand, to_natural
+from mixmoe.mixed.likelihood.quadrature import finer_logliks, integral_shift
+from mixmoe.mixed.parameters import Coordinates, free_to_working, user_to_reported
 from tests.mixed.glmm_helpers import problem
 
 FORMULA = "y ~ time + x1 | re: (1 | id)"
@@ -52,8 +51,8 @@ def test_shift_is_a_scoring_step(q, n_quad, finer):
     assert found.loglik == pytest.approx(then - now)
     more = (scores - subject_scores(p, theta)).sum(axis=0)
     np.testing.assert_allclose(found.working, inverse @ more, rtol=1e-6)
-    moved = to_natural(p.structure, expand(p.structure, p.free, (theta + 1e-6 * np.eye(theta.size))))
-    jacobian = (moved - to_natural(p.structure, expand(p.structure, p.free, theta[None]))).T / 1e-6
+    moved = user_to_reported(p.structure, free_to_working(p.structure, (theta + 1e-6 * np.eye(theta.size))))
+    jacobian = (moved - user_to_reported(p.structure, free_to_working(p.structure, theta[None]))).T / 1e-6
     errors = np.abs(jacobian @ found.working) / np.sqrt(np.diag(jacobian @ inverse @ jacobian.T))
     np.testing.assert_allclose(found.errors, errors, rtol=1e-3)
 
@@ -90,12 +89,14 @@ def test_the_highest_by_a_finer_integral(q, n_quad):
     p = problem("binomial", q=q, n_quad=n_quad, n_subjects=40)
     thetas = 1.5 * np.random.default_rng(2).normal(size=(6, p.free.size))
     dense = replace(p, experts=replace(p.experts, nodes=build_nodes(50 if q == 1 else 25, q), parts=[]))
-    assert highest(p, thetas) == int(np.argmax(evaluate(dense, thetas).loglik))
+    found = finer_logliks(p, thetas)
+    assert found is not None
+    assert found.argmax() == evaluate(dense, thetas).loglik.argmax()
 
 
 def test_nothing_is_higher_where_no_finer_integral_is_offered():
     p = problem("binomial", q=3, n_subjects=10)
-    assert highest(p, np.zeros((2, p.free.size))) is None
+    assert finer_logliks(p, np.zeros((2, p.free.size))) is None
 
 
 def test_too_few_points_are_flagged():

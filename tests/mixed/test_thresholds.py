@@ -17,8 +17,8 @@ from mixmoe.cli.main import main
 from mixmoe.errors import ArgumentError, BoundaryWarning, CollinearityWarning, DesignError, DroppedRowsWarning
 from mixmoe.inference.wald import WaldTest
 from mixmoe.mixed.likelihood.glmm import GlmmExperts
-from mixmoe.mixed.likelihood.observed import build_problem, evaluate, subject_logliks, subject_scores
-from mixmoe.mixed.parameters import expand
+from mixmoe.mixed.likelihood.observed import Problem, evaluate, subject_logliks, subject_scores
+from mixmoe.mixed.parameters import free_to_working
 from mixmoe.mixed.thresholds import OrdinalResponse, Thresholds, cuts_of, step_extra
 from mixmoe.responses import cumulative_logit as kernel
 from tests.mixed.glmm_helpers import numeric_score, problem
@@ -60,7 +60,7 @@ def ordinal_problem(own=True, **options):
     response = OrdinalResponse(np.arange(4.0), tuple("0123"), steps)
     rows = replace(p.experts.rows, outcome=response.outcome(y, np.ones(len(y))))
     s = replace(p.structure, extras=steps, thresholds=Thresholds(0, labels, True, own))
-    return build_problem(s, GlmmExperts(rows, response, p.experts.nodes), p.W)
+    return Problem(s, GlmmExperts(rows, response, p.experts.nodes), p.W)
 
 
 def points(p, n=2):
@@ -147,9 +147,9 @@ def test_score_is_the_derivative(q, n_quad, own):
 def test_quadrature_reaches_brute_force(q):
     p, n_points = ordinal_problem(n_subjects=3, q=q, n_quad=15 if q else 1), 40
     theta, rows = points(p)[0], p.experts.rows
-    params, (x, w) = expand(p.structure, p.free, theta[None]), np.polynomial.hermite_e.hermegauss(n_points)
+    params, (x, w) = free_to_working(p.structure, theta[None]), np.polynomial.hermite_e.hermegauss(n_points)
     w = w / w.sum()
-    gate = expand(p.structure, p.free, theta[None]).gamma[0] @ p.W.T
+    gate = free_to_working(p.structure, theta[None]).gamma[0] @ p.W.T
     share = np.vstack([expit(-gate), expit(gate)])
     for i in range(3):
         mine, total = slice(rows.starts[i], rows.starts[i] + rows.counts[i]), 0.0

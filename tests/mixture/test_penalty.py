@@ -18,7 +18,15 @@ from mixmoe.errors import ArgumentError
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixed.likelihood.observed import evaluate, observed_information
 from mixmoe.mixture.estimate import better
-from mixmoe.mixture.gate import JeffreysPenalty, PseudoUnits, checked_gate_penalty, penalty_meat, penalty_score
+from mixmoe.mixture.gate import (
+    JeffreysPenalty,
+    PseudoUnits,
+    checked_gate_penalty,
+    gate_log_probabilities,
+    penalty_meat,
+    penalty_score,
+    penalty_value,
+)
 
 LEVELS = np.array([0.0, 400.0, 900.0])
 
@@ -120,21 +128,21 @@ def test_scores_and_units_of_a_penalty(penalty):
     for at in np.ndindex(score.shape):
         step = np.zeros_like(gamma)
         step[at] = 1e-6
-        slope = (penalty.value(W, gamma + step) - penalty.value(W, gamma - step))[at[0]] / 2e-6
+        slope = (penalty_value(penalty, W, gamma + step) - penalty_value(penalty, W, gamma - step))[at[0]] / 2e-6
         np.testing.assert_allclose(score[at], slope, atol=1e-7)
-    assert (penalty.units(W, gamma) > 0).all()
+    assert (penalty.units(W, gate_log_probabilities(W, gamma)) > 0).all()
     A = np.array([[1.0, 0.3, 0.0], [0.0, 2.0, 0.5], [0.0, 0.0, 0.1]])  # other units and origins of the covariates
-    moved = penalty.value(W @ A, np.linalg.solve(A, gamma[..., None])[..., 0])
-    change = penalty.value(W, gamma)
+    moved = penalty_value(penalty, W @ A, np.linalg.solve(A, gamma[..., None])[..., 0])
+    change = penalty_value(penalty, W, gamma)
     np.testing.assert_allclose(moved[0] - moved[1], change[0] - change[1], atol=1e-8)
     other = np.stack([-gamma[:, 0], gamma[:, 1] - gamma[:, 0]], axis=1)  # expert 2 as the reference
-    np.testing.assert_allclose(penalty.value(W, other), change, atol=1e-8)
+    np.testing.assert_allclose(penalty_value(penalty, W, other), change, atol=1e-8)
 
 
 def test_units_of_jeffreys_prior_are_half_a_unit_for_each_expert_in_each_cell():
     cell = np.repeat([0, 1], [4, 9])
     W, gamma = np.column_stack([np.ones(13), cell]), np.random.default_rng(6).normal(size=(1, 2, 2))
-    units = JeffreysPenalty().units(W, gamma)[0]
+    units = JeffreysPenalty().units(W, gate_log_probabilities(W, gamma))[0]
     np.testing.assert_allclose(units, np.tile(0.5 / np.array([4, 9])[cell], (3, 1)))
 
 

@@ -9,11 +9,13 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from mixmoe.atomic import replacing, write_text
 from mixmoe.errors import ArgumentError
-from mixmoe.mixture.resampling import Journal
+from mixmoe.mixture.resampling import Journal, fingerprint
 
 CALLS = [partial(float, i) for i in range(5)]
 VALUES = (0.0, 1.0, 2.0, 3.0, 4.0)
@@ -94,10 +96,57 @@ def test_other_files_stay_as_they_are(tmp_path, content):
     assert other.read_bytes() == content
 
 
+@pytest.mark.parametrize("path", [Path("/dev/null"), "nowhere/at/all/j.jsonl", Path(__file__) / "j.jsonl"])
+def test_files_that_cannot_keep_anything(path):
+    with pytest.raises(
+        ArgumentError, match=r"must name a file that can be read again|cannot be written \(.*\); name a"
+    ):
+        Journal(path, "k", 0)
+
+
+FACTS = """
+import numpy as np
+import pandas as pd
+from functools import partial
+from mixmoe.mixture.resampling import fingerprint
+
+def cut(x, at=2):
+    return np.where(x > at, [y for y in x], 0)
+
+print(fingerprint({"f": cut, "g": lambda x: x + 1, "h": partial(cut, at=3), "n": np.float64(2), "a": np.arange(5000.0),
+                   "s": pd.Series([1, 2]), "u": np.log, "c": {"b": 1, "a": None}}))
+"""
+
+
+def test_fingerprints_are_those_of_any_process(capsys):
+    """Of functions too, whose addresses differ."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    other = subprocess.run([sys.executable, "-c", FACTS], env=environment, capture_output=True, text=True, check=True)
+    exec(FACTS, {"__name__": "__main__"})
+    assert capsys.readouterr().out == other.stdout
+
+
+def _with(value):
+    return lambda x: x + value
+
+
+def test_fingerprints_tell_values_apart_that_print_alike():
+    long = np.arange(5000.0)
+    other = long.copy()
+    other[2500] += 1e-9  # where an array is abridged
+    values = [
+        long, other, long.astype(np.float32), long[:2], [0.0, 1.0], (0.0, 1.0), "[0.0, 1.0]", _with(1), _with(2), len,
+        partial(len, []), partial(len, [1]), {"a": 1}, {"a": "1"}, None, pd.Series(long), pd.Series(other),
+    ]  # fmt: skip
+    assert repr(long) == repr(other)
+    assert len({fingerprint(value) for value in values}) == len(values)
+    assert fingerprint({"a": np.int64(1), "b": 2}) == fingerprint({"b": 2, "a": 1})
+
+
 RUN = """
 import os, sys, time
 from functools import partial
-from mixmoe.mixture.resampling import Journal
+from mixmoe.mixture.resampling import Journal, fingerprint
 
 def task(folder, i):
     open(os.path.join(folder, f"pid{os.getpid()}"), "w").close()

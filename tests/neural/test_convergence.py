@@ -12,9 +12,9 @@ from mixmoe.errors import ArgumentError, MixmoeWarning
 
 torch = pytest.importorskip("torch")
 
-from mixmoe.neural.estimators.ascent import ascend, near_enough  # noqa: E402
 from mixmoe.neural.estimators.last_layer import COLLINEAR, LastState, add_exact_gradients, start_last  # noqa: E402
 from mixmoe.neural.estimators.linearised import build_control  # noqa: E402
+from mixmoe.neural.estimators.training import ascend, near_enough  # noqa: E402
 from mixmoe.neural.network import initial_parameters  # noqa: E402
 
 
@@ -86,7 +86,7 @@ def test_gradients_through_no_factorisation_are_those_of_the_value(cov):
     P = len(start.theta)
 
     def value(at):
-        state = LastState(at[:P].clone().requires_grad_(True), at[P:].clone().requires_grad_(True))
+        state = LastState(*(v.clone().requires_grad_(True) for v in (at[:P], at[P:])), start.plan)
         loss = float(add_exact_gradients(model.problem, control, state))
         return loss, torch.cat([state.theta.grad, state.entries.grad])
 
@@ -124,6 +124,30 @@ def test_a_linear_network_has_one_start_and_no_penalty():
 def test_the_prior_of_hidden_layers_can_be_left_out():
     weights = [np.square(quiet(weight_decay=decay, epochs=150).trained.theta[:4]).sum() for decay in (None, 0.0)]
     assert weights[0] < weights[1]
+
+
+def test_a_network_without_effects_ends_at_the_maximum_with_its_prior():
+    """By the formula of the objective, and what is printed is the plain likelihood."""
+    fit = quiet("y ~ t | re: (0 | id)")
+    x = fit.model.scaling.inputs(fit.model.design.expert)[:, 0]
+    y = fit.model.scaling.response(np.asarray(fit.model.design.response, dtype=float))
+    n = len(y)
+
+    def rss(v):
+        return np.square(y - np.tanh(x[:, None] * v[:2] + v[2:4]) @ v[4:6] - v[6]).sum()
+
+    def objective(v):
+        return 0.5 * n * np.log(rss(v)) + 0.5 * np.square(v).sum()
+
+    theta = fit.trained.theta
+    found = minimize(objective, theta, method="BFGS")
+    assert fit.converged
+    assert objective(theta) - found.fun < near_enough(len(theta))
+    plain = -0.5 * n * (np.log(2 * np.pi * rss(theta) / n) + 1)
+    assert fit.llf == pytest.approx(plain - n * np.log(fit.model.scaling.y_sd), abs=1e-6)
+    free = quiet("y ~ t | re: (0 | id)", weight_decay=0.0)
+    assert np.square(free.trained.theta[:4]).sum() > np.square(theta[:4]).sum()
+    assert free.llf > fit.llf
 
 
 def test_starts_of_the_published_rule_are_refused():

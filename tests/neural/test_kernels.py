@@ -5,8 +5,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from mixmoe.neural.blocks import build_blocks, split_lengths, to_rows  # noqa: E402
-from mixmoe.neural.estimators.last_layer import cross_products, factor_from, person_effects, profile, start_entries  # noqa: E402
+from mixmoe.neural.blocks import Block, Blocks, build_blocks, split_lengths, to_rows  # noqa: E402
+from mixmoe.neural.estimators.last_layer import factor_from, start_entries  # noqa: E402
+from mixmoe.neural.estimators.mixed_model import (  # noqa: E402
+    Factors,
+    Moments,
+    posterior_means,
+    profile,
+)
+from mixmoe.neural.estimators.slots import make_plan, row_columns  # noqa: E402
 from mixmoe.neural.network import (  # noqa: E402
     ACTIVATIONS,
     build_network,
@@ -111,8 +118,14 @@ def test_profiled_deviance_equals_the_dense_density():
     columns = torch.tensor([0, 2])
     entries = torch.tensor(start_entries(2, "full", 2)) + 0.2 * tensor(3)
     L = factor_from(entries, 2, "full", columns)
-    m = cross_products(H, y, mask, columns)
-    fit = profile(m, L)
+    none = torch.zeros(*mask.shape, 0, dtype=torch.int64)
+    blocks = Blocks((Block(torch.arange(len(lengths)), H, y, mask, None, none),), sum(lengths))
+    plan = make_plan(blocks, [columns], [], H.shape[-1])
+    H[..., -1] = 1.0
+    rows = row_columns(plan, 0, H[..., :-1], y, mask)
+    m = Moments((rows.mT @ rows,), plan, sum(lengths))
+    fit = profile(m, Factors(L))
+    u = posterior_means(m, fit).own.squeeze(-1)
     loglik = 0.0
     for i, n in enumerate(lengths):
         X, Z = H[i, :n], H[i, :n][:, columns]
@@ -121,7 +134,7 @@ def test_profiled_deviance_equals_the_dense_density():
         normal = torch.distributions.MultivariateNormal(torch.zeros(n, dtype=torch.float64), V)
         loglik += float(normal.log_prob(r))
         b = fit.sigma2 * L @ L.T @ Z.T @ torch.linalg.solve(V, r)
-        np.testing.assert_allclose(L @ person_effects(m, L, fit)[i], b, atol=1e-10)
+        np.testing.assert_allclose(L @ u[i], b, atol=1e-10)
     assert -0.5 * float(fit.deviance) == pytest.approx(loglik, abs=1e-8)
 
 

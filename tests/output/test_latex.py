@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from mixmoe.errors import ArgumentError
+from mixmoe.output.latex import latex
+from mixmoe.output.latex import latex_escape as escape
 from mixmoe.output.records import Table
-from mixmoe.output.text import latex
-from mixmoe.output.text import latex_escape as escape
 from tests.fake_model import make_data, make_results
 
 AWKWARD = (

@@ -318,6 +318,13 @@ def test_damaged_documents(path, change, message):
         {"cov": np.zeros((2, 2))},
         {"responsibilities": np.zeros(5)},
         {"responsibilities": np.zeros((5, 2))},
+        {"responsibilities": np.full((40, 2), "0.5")},
+        {"responsibilities": np.full((40, 2), 0.5 + 0j)},
+        {"trace": np.zeros((3, 3))},
+        {"smoothing": np.array(1.0)},
+        {"logliks": np.array(["a"])},
+        {"column1": np.array(1.0)},
+        {"column1": np.zeros((159, 1))},
         {"position": np.zeros(159, dtype=int)},
         {"position": np.arange(159) + 7},
         {"position": np.arange(10)},
@@ -363,6 +370,15 @@ def test_flipped_bytes_are_noticed_or_harmless(path, fit):
         except SavedFileError:
             continue
         np.testing.assert_array_equal(back.fit.params, fit.params)
+
+
+def test_a_directory_that_points_before_the_file_is_refused(path):
+    content = bytearray(path.read_bytes())
+    size = content.rindex(b"PK\x05\x06") + 12
+    content[size : size + 8] = b"\xff\xff\xff\x7f" * 2  # of the zip: length and place of its directory
+    path.write_bytes(bytes(content))
+    with pytest.raises(SavedFileError, match="is not a saved fit of mixmoe or is damaged"):
+        load(path)
 
 
 def test_deep_nesting_is_refused(tmp_path):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mixmoe.errors import ArgumentError
-from mixmoe.output.records import Table, choose, format_cell, in_light_of
+from mixmoe.output.latex import latex
+from mixmoe.output.records import Table, choose, format_cell, in_light_of, number_format
 from mixmoe.output.text import html, markdown, text
 
 AWKWARD = "<script>alert(1)</script> & a|b *c* `d` \\e\n_f_ \"g\" 'h'"
@@ -91,6 +92,41 @@ def test_a_short_formula_too_has_a_line_of_its_own_at_the_top():
 )
 def test_estimates_show_no_digits_that_their_error_drowns(value, error, shown):
     assert format_cell(in_light_of(value, error)) == shown
+
+
+@pytest.mark.parametrize(
+    ("errors", "shown"),
+    [
+        ((1.3466,), ["-5.160", "1.347", "421.354"]),  # four digits of the least error
+        ((1.3466, 0.05), ["-5.1596", "1.3466", "421.3541"]),
+        ((112.0,), ["-5.2", "1.3", "421.4"]),
+        ((5000.0, np.nan), ["-5", "1", "421"]),
+        ((np.nan,), ["-5.1596", "1.3466", "421.3541"]),
+        ((0.0,), ["-5.1596", "1.3466", "421.3541"]),
+    ],
+)
+def test_a_table_has_the_decimals_of_its_least_error(errors, shown):
+    assert [format_cell(v, number_format(errors)) for v in (-5.159614, 1.3466, 421.354054)] == shown
+
+
+def test_large_numbers_with_few_decimals_have_no_exponent():
+    assert format_cell(1234567.0, "num0") == "1234567"
+    assert format_cell(123456.7, "num") == "1.235e+05"
+
+
+def _wide(n_before):
+    heads = (*(f"column {i}" for i in range(n_before)), "[0.025", "0.975]")
+    return Table("a", "A", heads, ("x" * 20,), ((12345.6789,) * len(heads),), ("num",) * len(heads))
+
+
+@pytest.mark.parametrize("n_before", range(1, 9))
+def test_limits_stay_together(n_before):
+    heads = [line for line in text([_wide(n_before)]).splitlines() if "[0.025" in line or "0.975]" in line]
+    assert len(heads) == 1
+    assert heads[0].split()[-2:] == ["[0.025", "0.975]"]
+    tabulars = [line for line in latex([_wide(n_before)]).splitlines() if "0.975" in line]
+    assert len(tabulars) == 1
+    assert "0.025" in tabulars[0]
 
 
 def test_text_header_is_two_columns():

@@ -7,7 +7,7 @@ from scipy.special import expit, gammaln
 
 import mixmoe as mm
 from mixmoe.errors import DesignError
-from mixmoe.responses.existence import Observed, check_maximum
+from mixmoe.responses.distribution import Observed, check_maximum
 
 N = 90
 

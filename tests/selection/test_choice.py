@@ -361,6 +361,29 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         select([1], checkpoint=tmp_path / "file")
 
 
+def test_a_checkpoint_knows_the_index_and_the_files_of_its_fits(varying, tmp_path):
+    data, folder = varying.assign(unused=0.0), tmp_path / "fits"
+    formulas = ["y ~ z1 | vary: u", "y ~ 1 | vary: u"]
+    options = {"checkpoint": folder, "bandwidth": 0.3, "rng": 0, "progress": False}
+    first = mm.select(formulas, data, [1], **options)
+    again = mm.select(formulas, data.assign(unused=1.0), [1], **options)
+    assert again.to_frame()["llf"].tolist() == first.to_frame()["llf"].tolist()
+    with pytest.raises(ArgumentError, match="was written for other data"):  # response, expert and gate are as before
+        mm.select(formulas, data.assign(u=data["u"] ** 2), [1], **options)
+    one, two = folder / "fit1.mixmoe", folder / "fit2.mixmoe"
+    held = one.read_bytes()
+    for content in (two.read_bytes(), held[:-1]):
+        one.write_bytes(content)
+        with pytest.raises(ArgumentError, match=r"has lost or replaced its file 'fit1.mixmoe'"):
+            mm.select(formulas, data, [1], **options)
+
+
+@pytest.mark.parametrize("path", ["", 3, b"fits"])
+def test_a_checkpoint_is_a_path(path):
+    with pytest.raises(ArgumentError, match="checkpoint must be a path, or None to keep nothing"):
+        select([1], checkpoint=path)
+
+
 def test_a_journal_drops_a_line_cut_short_and_refuses_other_files(tmp_path):
     path = tmp_path / "j.jsonl"
     calls = [partial(float, i) for i in range(4)]

@@ -87,6 +87,20 @@ def test_a_frame_of_responses_is_aligned_by_its_index(each, data):
         mm.fit_each(responses, FORMULA, data, experts=1)
 
 
+def test_columns_beside_the_formula_belong_to_rows_and_to_a_checkpoint(data, tmp_path):
+    weights = pd.Series(np.linspace(0.5, 2.0, len(data)), index=data.index)
+    shuffled, options = weights.sample(frac=1.0, random_state=0), {"experts": 1, "rng": 0, "progress": False}
+    alone = mm.fit(f"distance {FORMULA}", data.assign(w=weights), 1, weights="w", progress=False)
+    found = mm.fit_each(["distance"], FORMULA, data, weights=shuffled, checkpoint=tmp_path / "run", **options)
+    assert found.fits.loc["distance", "llf"] == pytest.approx(alone.llf, abs=1e-10)
+    changed = weights.to_numpy().copy()
+    changed[50] += 1e-9  # in the middle, where the text of an array leaves out
+    with pytest.raises(ArgumentError, match="was written for other data"):
+        mm.fit_each(["distance"], FORMULA, data, weights=changed, checkpoint=tmp_path / "run", **options)
+    with pytest.raises(ArgumentError, match="weights has no single value for the row"):
+        mm.fit_each(["distance"], FORMULA, data, weights=weights.set_axis(weights.index + 5), **options)
+
+
 def test_what_is_kept_of_a_fit_can_be_chosen(data):
     found = mm.fit_each(["distance", "half"], FORMULA, data, experts=1, extract=_slopes)
     assert list(found.to_frame()["name"]) == ["slope"] * 2
@@ -103,7 +117,7 @@ def _slopes(results):
         (["distance"], "distance ~ age", {}, ArgumentError, "begins with '~'"),
         (["distance"], "~ age |", {}, FormulaError, "section"),
         (["distance", "distance"], "~ age", {}, ArgumentError, "'distance' is given twice"),
-        (["nothing"], "~ age", {}, DesignError, "'nothing' is not a column"),
+        (["nothing"], "~ age", {}, DesignError, "'nothing', which is not a column"),
         ("distance", "~ age", {}, ArgumentError, "list of columns or a frame"),
         (None, "~ age", {}, ArgumentError, "list of columns or a frame"),
         ([], "~ age", {}, ArgumentError, "at least one column"),

@@ -1,6 +1,6 @@
 """Figures of NME on simulated data, against those in the method's description.
 
-    OMP_NUM_THREADS=1 python -m tests.simulation.neural [errors|chains|persons|settings] [--seeds 5] [--first 0]
+    OMP_NUM_THREADS=1 python -m tests.simulation.neural [errors|chains|persons|settings|cultures] [--seeds 5]
 
 Designs: 100 persons, 25-60 rows (or 10-20), 4 inputs, hidden (10, 5), noise variance .09; person effects inside three
 hidden units (nonlinear), on the weights of the same units and on the intercept (linear), or none.
@@ -221,7 +221,29 @@ def chains(seeds):
         )
 
 
-STUDIES = {"errors": errors, "chains": chains, "persons": persons, "settings": settings}
+def cultures(seeds):
+    """Errors where persons and cultures, crossed, both have effects on the weights of three hidden units."""
+    for seed in seeds:
+        world = World("linear", seed)
+        people, places = world.persons(60), 0.8 * world.persons(12)
+        sets = []
+        for n_rows in (15, 30):
+            rows = world.rows(people, n_rows)
+            culture = world.rng.integers(12, size=len(rows))
+            x, effect = rows[INPUTS].to_numpy(), places[culture]
+            rows["y"] += (np.tanh(x @ world.weights + world.bias) * effect[:, :3]).sum(1) + effect[:, 3]
+            sets.append(rows.assign(culture=culture))
+        train, test = sets
+        terms = "y ~ x1 + x2 + x3 + x4 | re: (last | id)"
+        found = [
+            mm.fit(terms + more, train, hidden=(10,), rng=seed, baselines=False)
+            for more in ("", " + (last[1] | culture)", " + (last | culture)")
+        ]
+        shown = " ".join(f"{squared_error(fit, test):.4f}" for fit in found)
+        print(f"  seed {seed}: persons / + culture's intercept / + last of cultures: {shown}", flush=True)
+
+
+STUDIES = {"errors": errors, "chains": chains, "persons": persons, "settings": settings, "cultures": cultures}
 
 
 def main():

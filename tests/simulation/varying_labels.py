@@ -13,7 +13,7 @@ import numpy as np
 
 from mixmoe.varying.joint_em import Control
 from mixmoe.varying.presets import vcmoe
-from mixmoe.varying.row_refits import From, maximise
+from mixmoe.varying.smoothing import From, maximise
 from tests.varying.helpers import make_problem, switched_points
 
 

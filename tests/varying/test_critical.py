@@ -8,7 +8,7 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from mixmoe.inference.simultaneous import multiplier_critical
+from mixmoe.inference.uncertainty import multiplier_critical
 from mixmoe.varying.bands import asymptotic_critical, equivalent_kernel
 from tests.golden.make_critical import correlation
 

@@ -13,12 +13,12 @@ import pytest
 
 import mixmoe as mm
 from mixmoe.errors import ArgumentError
-from mixmoe.varying.bands import equivalent_kernel, fit_levels, level_process
+from mixmoe.varying.bands import equivalent_kernel, fit_levels, level_influence, level_process
 from mixmoe.varying.joint_em import Control, fit_functions
 from mixmoe.varying.local_maximum import local_maxima
 from mixmoe.varying.model import VCMoE
 from mixmoe.varying.presets import vcmoe
-from mixmoe.varying.sandwich import gate_influence, influence, unit_influence
+from mixmoe.varying.sandwich import unit_influence
 from tests.varying.helpers import make_problem
 
 EPS = 1e-4
@@ -99,7 +99,7 @@ def test_influence_on_a_slope_is_its_derivative_by_the_weight(bias):
     problem, coef = fitted()
     fits = fit_levels(problem, coef, bias, 1)
     assert fits.fit.converged.all()
-    inf = influence(fits.local, fits.fit.coef, power=0.0, derivative=1)
+    inf = level_influence(fits, 0.0, derivative=1)
     np.testing.assert_allclose(inf.levels, fits.values(1), rtol=1e-12)
     each = unit_influence(inf, slice(None)).reshape(400, 12, -1)
     for row in (0, 77, 399):
@@ -111,8 +111,7 @@ def test_influence_on_a_slope_is_its_derivative_by_the_weight(bias):
 def test_influence_on_the_slope_of_a_gate_of_its_own_goes_through_the_experts():
     problem, coef = fitted(0.5)
     fits = fit_levels(problem, coef, "none", 1)
-    first, slopes = (influence(fits.local, fits.fit.coef, power=0.0, derivative=d) for d in (0, 1))
-    both = gate_influence(fits.gate, fits.gate_fit.coef, first, power=0.0, shown=slopes)
+    both = level_influence(fits, 0.0, derivative=1)
     np.testing.assert_allclose(both.levels, fits.values(1), rtol=1e-10)
     each = unit_influence(both, slice(None)).reshape(400, 12, -1)
     for row in (5, 200):

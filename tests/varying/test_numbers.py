@@ -6,16 +6,19 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from mixmoe.varying.bands import LEAST_DF, fit_levels, level_process, student_factor
+from mixmoe.varying.bands import LEAST_DF, _chosen, fit_levels, level_process, student_factor
 from mixmoe.varying.effective_parameters import effective_df, fitness
-from mixmoe.varying.em_steps import own_natural
+from mixmoe.varying.em_steps import own_natural, posterior
 from mixmoe.varying.glr import joint_fit, null_law
-from mixmoe.varying.joint_em import Control, fit_functions
-from mixmoe.varying.local_likelihood import build_local
-from mixmoe.varying.local_maximum import local_maxima
+from mixmoe.varying.interpolation import hermite_matrix
+from mixmoe.varying.joint_em import Control, centred, fit_functions
+from mixmoe.varying.leave_one_out import left_out_of_experts
+from mixmoe.varying.local_likelihood import build_local, local_start
+from mixmoe.varying.local_maximum import local_maxima, maximise_local
 from mixmoe.varying.model import VCMoE
 from mixmoe.varying.presets import vcmoe
 from mixmoe.varying.problem import build_problem, epanechnikov
+from mixmoe.varying.sandwich import influence, level_covariance
 from mixmoe.varying.smoothing import (
     Curve,
     integrated_wiener,
@@ -215,17 +218,103 @@ def test_bandwidth_of_robust_bias_correction_is_that_of_the_fit_and_its_degree_t
     assert (process.bandwidth, process.degree) == (0.3, 2)
     local = build_local(problem, 2)
     assert (local.free.sum(axis=0) == [3, 3, 3, 3, 2, 2, 3, 3]).all()  # log sigma keeps its line
+    assert (process.fits.local.free.sum(axis=0) == [3, 3, 3, 3, 1, 1, 3, 3]).all()  # and is constant behind the rest
+
+
+def test_bands_of_sigma_are_those_of_its_line_and_the_others_those_of_a_constant():
+    """Levels, covariance and degrees of freedom come from the one local likelihood or from the other."""
+    problem, coef = fitted()
+    process, (inner, centring) = level_process(problem, coef, "rbc"), centred(problem)
+    line = build_local(inner, 2)
+    free = line.free.copy()
+    free[1, 4:6] = False
+    start = local_start(line, centring.inwards(inner.slots, coef))
+    sigma, rest = np.arange(4, 6), np.array([0, 1, 2, 3, 6, 7])
+    turn = centring.matrix(inner.slots)
+    for local, functions in ((line, sigma), (replace(line, free=free), rest)):
+        found = maximise_local(local, np.where(local.free | (np.arange(3) == 0)[:, None], start, 0.0))
+        inf = influence(local, found.coef, 1.0)  # HC3
+        levels, matrix = found.coef[:, 0] @ turn.T, level_covariance(inf).matrix
+        variance = np.einsum("glgm->glm", matrix.reshape(*levels.shape, *levels.shape))
+        variance = np.einsum("al,glm,am->ga", turn, variance, turn)
+        np.testing.assert_allclose(process.levels[:, functions], levels[:, functions], atol=1e-6)
+        own = np.einsum("glgl->gl", process.covariance)
+        np.testing.assert_allclose(own[:, functions], variance[:, functions], rtol=1e-4)
+
+
+def test_sigma_does_not_run_down_where_the_index_thins_out():
+    """Seed chosen because it did: a line in log sigma ended at .07, a fifth of the truth, and hid errors of ten SEs."""
+    sim = vcmoe(n=600, index_shape=(2.0, 2.0), rng=705020)
+    fit = VCMoE(FORMULA, sim.data, bandwidth=0.25, n_grid=25).fit(rng=0, starts=2)
+    fits = fit.model.process("rbc", fit.cov, 0).fits
+    at_end, dispersions = -1, fits.local.problem.slots.dispersions
+    flat, line = (np.exp(one.fit.coef[at_end, 0, dispersions]) for one in (fits.bounded, fits.lines.bounded))
+    assert flat.min() > 0.25 > 2.0 * line.min()
+
+
+def test_held_out_experts_are_regressions_without_the_row():
+    """Brute force: each expert's weighted local lines at the two grid points beside a row, fitted without it."""
+    problem = make_problem(vcmoe(n=120, rng=4), 0.4, n_grid=8)
+    coef = fit_functions(problem, Control(n_starts=3), np.random.default_rng(0)).coef
+    resp = posterior(problem.rows, problem.family, own_natural(problem, coef)).weighted
+    found = left_out_of_experts(problem, coef, np.array([1.0, 0.8]))
+    y, u, X = problem.rows.outcome.y, problem.rows.index, problem.rows.design
+    grid = problem.windows.grid
+    for row, h in enumerate((0.4, 0.32)):
+        levels = hermite_matrix(grid, h, u)
+        errors = np.empty((2, 120))
+        for k in range(2):
+            for i in range(120):
+                lines = np.zeros((8, 2, 2))
+                for g in np.unique(levels[[i]].indices // 2):
+                    t = (u - grid[g]) / h
+                    w = np.clip(1 - t**2, 0, None) * resp[k] * (np.arange(120) != i)
+                    Z = np.hstack([X, X * t[:, None]]) * np.sqrt(w)[:, None]
+                    lines[g] = np.linalg.lstsq(Z, y * np.sqrt(w), rcond=None)[0].reshape(2, 2)
+                errors[k, i] = y[i] - X[i] @ (levels[[i]] @ lines.reshape(16, 2))[0]
+        variance = (resp * errors**2).sum(axis=1) / resp.sum(axis=1)
+        right = -0.5 * np.log(2 * np.pi * variance)[:, None] - 0.5 * errors**2 / variance[:, None]
+        np.testing.assert_allclose(found[row], (resp * right).sum(axis=0), atol=1e-8)
+
+
+def test_the_widest_bandwidth_within_one_standard_error_is_chosen():
+    best = np.array([1.0, 2.0, 3.0, 4.0])
+    lost = np.array([0.5, 0.5, -0.5, 1.5])  # 2.0 in all; standard error 2 * sqrt(.5) = 1.41
+    near = np.array([1.0, -1.0, 1.0, 0.0])  # 1.0 in all; 2 * sqrt(.6875) = 1.66
+    assert _chosen(np.stack([best - lost, best - near, best])) == 1
+    assert _chosen(np.stack([best, best - near])) == 0
 
 
 @pytest.mark.parametrize(("n", "h", "searched", "wanted"), [
     (300, 0.3, True, 0.3 * 0.7518720),  # 300^(-1/20)
     (300, 0.3, False, 0.3),
-    (300, 0.1, True, 0.1),  # windows of about 50 effective rows, 12 coefficients
+    (300, 0.05, True, 0.05),  # windows of about 25 effective rows, 6 coefficients
 ])  # fmt: skip
 def test_bands_at_a_searched_bandwidth_are_narrower_where_rows_are_many(n, h, searched, wanted):
-    problem = make_problem(vcmoe(n=n, rng=1), h, n_grid=6)
+    problem = make_problem(vcmoe(n=n, rng=1), h, n_grid=6, experts=1)
     fits = fit_levels(problem, np.zeros((6, 2, problem.slots.n)), "rbc", 0, searched)
     assert fits.local.windows.bandwidth == pytest.approx(wanted)
+
+
+def test_slopes_at_a_searched_bandwidth_are_estimated_at_the_larger_one_that_they_need():
+    """Fan and Gijbels (1996, table 3.2): 2.275 n^(-1/7) for 1.719 n^(-1/5), 300^(2/35) = 1.3853; at most two ranges."""
+    for h, wanted in ((0.2, 0.2 * 2.275 / 1.719 * 1.385328), (1.9, 2.0 * np.ptp(vcmoe(n=300, rng=1).data["u"]))):
+        problem = make_problem(vcmoe(n=300, rng=1), h, n_grid=6, experts=1)
+        fits = fit_levels(problem, np.zeros((6, 2, problem.slots.n)), "rbc", 1, True)
+        assert fits.local.windows.bandwidth == pytest.approx(wanted, rel=1e-5)
+        assert fit_levels(problem, np.zeros((6, 2, problem.slots.n)), "rbc", 1).local.windows.bandwidth == h
+
+
+def test_bands_of_a_mixture_at_a_searched_bandwidth_follow_its_experts():
+    """A full sine under windows of half the range: the regressions of the experts ask for far narrower ones."""
+    problem = make_problem(vcmoe(n=600, rng=1), 0.5, n_grid=25)
+    coef = fit_functions(problem, Control(n_starts=3), np.random.default_rng(0)).coef
+    wide, narrow = (fit_levels(problem, coef, "rbc", 0, searched).local.windows.bandwidth for searched in (False, True))
+    assert wide == 0.5
+    factors = 600**-0.05 / 1.1 ** np.arange(20)
+    logliks = left_out_of_experts(problem, coef, factors[:10]).sum(axis=1)
+    assert 0.15 < narrow < 0.3
+    assert logliks[np.abs(0.5 * factors[:10] - narrow).argmin()] > logliks[0] + 2.0
 
 
 def test_weights_of_the_rows_enter_leverages_once():

@@ -13,7 +13,7 @@ from mixmoe.varying.joint_em import Control, fit_functions
 from mixmoe.varying.local_likelihood import build_local, local_start
 from mixmoe.varying.local_maximum import maximise_local
 from mixmoe.varying.problem import Rows, Slots, build_problem
-from mixmoe.varying.row_refits import From, maximise
+from mixmoe.varying.smoothing import From, maximise
 from mixmoe.varying.starts import permute_experts
 from tests.simulation.varying_peer import TIGHT, TOLERANCE, peer_functions
 

@@ -5,15 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mixmoe.varying.bands import fit_levels, level_process
+from mixmoe.varying.bands import fit_levels, level_influence, level_process
 from mixmoe.varying.effective_parameters import response_nodes
 from mixmoe.varying.em_steps import Natural, own_natural
 from mixmoe.varying.joint_em import Control, fit_functions
-from mixmoe.varying.local_likelihood import build_local, local_start, state_of
-from mixmoe.varying.local_maximum import local_maxima, maximise_local
+from mixmoe.varying.local_likelihood import build_local
+from mixmoe.varying.local_maximum import local_maxima
 from mixmoe.varying.presets import vcmoe
 from mixmoe.varying.problem import epanechnikov
-from mixmoe.varying.sandwich import corrected, gate_influence, influence, level_covariance, unit_influence
+from mixmoe.varying.sandwich import corrected, influence, level_covariance, unit_influence
 from tests.varying.helpers import make_problem
 
 EPS = 1e-4  # change of a weight
@@ -43,11 +43,11 @@ def moved(problem, coef, row, bias):
 @pytest.mark.parametrize("family", ["gaussian", "binomial"])
 @pytest.mark.parametrize("bias", ["none", "rbc"])
 def test_influence_is_the_derivative_by_the_weight(family, bias):
+    """Of sigma in the local likelihoods in which it is a line, of the rest in those in which it is constant."""
     problem, coef = fitted(family=family)
-    local = build_local(problem, 2 if bias == "rbc" else 1)
-    fit = maximise_local(local, local_start(local, coef))
-    assert fit.converged.all()
-    each = unit_influence(influence(local, fit.coef, power=0.0), slice(None)).reshape(400, 50, -1)
+    fits = fit_levels(problem, coef, bias)
+    assert fits.fit.converged.all()
+    each = unit_influence(level_influence(fits, 0.0), slice(None)).reshape(400, 50, -1)
     for row in ROWS:
         np.testing.assert_allclose(each[row], moved(problem, coef, row, bias), atol=SAME * np.abs(each[row]).max())
 
@@ -55,13 +55,8 @@ def test_influence_is_the_derivative_by_the_weight(family, bias):
 @pytest.mark.parametrize("bandwidth", [0.15, 0.7])
 def test_influence_on_a_gate_of_its_own_goes_through_the_experts(bandwidth):
     problem, coef = fitted(bandwidth)
-    local = build_local(problem, 1)
-    fit = maximise_local(local, local_start(local, coef))
-    alone = build_local(problem, 1, bandwidth, held=state_of(local, fit.coef))
-    gate = maximise_local(alone, local_start(alone, coef))
-    first = influence(local, fit.coef, power=0.0)
-    both = gate_influence(alone, gate.coef, first, power=0.0)
-    each = unit_influence(both, slice(None)).reshape(400, 50, -1)
+    fits = fit_levels(problem, coef, "none")
+    each = unit_influence(level_influence(fits, 0.0), slice(None)).reshape(400, 50, -1)
     gates = problem.slots.gates
     for row in ROWS:
         want = moved(problem, coef, row, "none")[:, gates]

@@ -11,8 +11,15 @@ from mixmoe.varying.joint_em import Control, fit_functions
 from mixmoe.varying.local_maximum import local_maxima, on_limit
 from mixmoe.varying.model import VCMoE
 from mixmoe.varying.presets import vcmoe
-from mixmoe.varying.row_refits import From, maximise
-from mixmoe.varying.smoothing import Curve, second_kernel, smoothed_functions, summed_influence, towards_line
+from mixmoe.varying.smoothing import (
+    Curve,
+    From,
+    maximise,
+    second_kernel,
+    smoothed_functions,
+    summed_influence,
+    towards_line,
+)
 from mixmoe.varying.starts import permute_experts
 from tests.varying.helpers import make_problem
 

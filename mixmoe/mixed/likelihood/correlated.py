@@ -16,18 +16,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import betaln, digamma, gammaln
 
 from mixmoe._typing import AnyArray, Array
 from mixmoe.mixed.further_parameters import extra_starts
 from mixmoe.mixed.likelihood.gaussian import (
     FIRST_SIZE,
-    Density,
+    LOG_2PI,
     GaussianExperts,
     flat_experts,
-    independent_experts,
-    normal_density,
-    t_density,
 )
+from mixmoe.mixed.likelihood.gaussian_rows import GaussianRowExperts, independent_experts
 from mixmoe.mixed.likelihood.protocol import (
     ClosedIntegral,
     Effects,
@@ -37,6 +36,7 @@ from mixmoe.mixed.likelihood.protocol import (
 from mixmoe.mixed.likelihood.serial import ErrorFactor, ErrorKind, Spread, Visits, factorise
 from mixmoe.mixed.parameters import Params, Structure
 from mixmoe.numerics.linalg import cholesky, inverse_from_cholesky, solve_lower, solve_upper, times_real
+from mixmoe.responses.distribution import trigamma
 
 _WORKING = 150_000  # doubles per working array (1.2 MB): rows, unlike moments, are swept once or twice only
 
@@ -151,7 +151,7 @@ class RowPosterior:
     L: AnyArray
     w: AnyArray
     distance: AnyArray
-    density: Density
+    density: "Density"
 
 
 def row_posterior(rows: Rows, beta: AnyArray, T: AnyArray, errors: ErrorModel) -> RowPosterior:
@@ -450,7 +450,7 @@ class RowExperts(ClosedIntegral):
         """Never: EM has no closed form for the correlation of errors."""
         return False
 
-    def closed_form(self, one: Params) -> GaussianExperts:
+    def closed_form(self, one: Params) -> GaussianExperts | GaussianRowExperts:
         """Experts that share the correlation and the relative variances of the errors of a one-expert fit.
 
         Whitened by them, errors are iid, up to their scale; tails are taken as normal.
@@ -461,3 +461,73 @@ class RowExperts(ClosedIntegral):
         white = factor.whiten(np.vstack([self.rows.y, self.rows.X, self.rows.Z])[None])[0]
         first, last = 1, 1 + len(self.rows.X)
         return independent_experts(white[0], white[first:last].T, white[last:].T, self.rows.visits.starts)
+
+
+@dataclass(frozen=True, slots=True)
+class Density:
+    """Log-densities and their derivatives.
+
+    Attributes
+    ----------
+    log_density : ndarray, shape (E, N)
+    weight : ndarray, shape (E, N)
+        Minus twice the derivative in the squared distance; one for the normal.
+    log_df : ndarray, shape (E, N)
+        Derivative in the logarithm of the degrees of freedom; zero for the normal.
+    """
+
+    log_density: AnyArray
+    weight: AnyArray
+    log_df: AnyArray
+
+
+def normal_density(n: AnyArray, log_det: AnyArray, distance: AnyArray) -> Density:
+    """Multivariate normal densities of dimension `n`, shape (N,)."""
+    log_density = -0.5 * (n * LOG_2PI + log_det + distance)
+    return Density(log_density, np.ones_like(log_density), np.zeros_like(log_density))
+
+
+def t_density(n: AnyArray, log_det: AnyArray, distance: AnyArray, df: AnyArray) -> Density:
+    """Multivariate t densities.
+
+    Parameters
+    ----------
+    n : ndarray, shape (N,)
+        Dimensions.
+    log_det : ndarray, shape (E, N)
+        Of the scale matrix.
+    distance : ndarray, shape (E, N)
+        Squared distance from the centre, in the metric of the scale matrix.
+    df : ndarray, shape (E,)
+
+    Returns
+    -------
+    Density
+
+    References
+    ----------
+    Pinheiro, Liu & Wu (2001), Journal of Computational and Graphical Statistics 10, 249-276.
+    """
+    nu = df[:, None]
+    weight = (nu + n) / (nu + distance)
+    # log1p: with many degrees of freedom the ratio is tiny, and 1 + ratio would round it away.
+    stretch = np.log1p(distance / nu)
+    log_density = _log_gamma_step(nu / 2, n / 2) - 0.5 * (n * np.log(nu * np.pi) + log_det + (nu + n) * stretch)
+    gain = _psi((nu + n) / 2) - _psi(nu / 2) - stretch - n / nu + weight * distance / nu
+    return Density(log_density, weight, 0.5 * nu * gain)
+
+
+def _log_gamma_step(x: AnyArray, step: AnyArray) -> AnyArray:
+    """Difference log Gamma(x + step) - log Gamma(x), accurate for large x; an imaginary part of x passes through."""
+    # log Gamma(x + s) - log Gamma(x) = log Gamma(s) - log B(x, s): the difference of two large logarithms would cancel.
+    value = gammaln(step) - betaln(step, x.real)
+    return _carried(value, digamma(x.real + step) - digamma(x.real), x)
+
+
+def _psi(x: AnyArray) -> AnyArray:
+    """Digamma function; an imaginary part passes through."""
+    return _carried(digamma(x.real), trigamma(x.real), x)
+
+
+def _carried(value: AnyArray, slope: AnyArray, x: AnyArray) -> AnyArray:
+    return value + 1j * x.imag * slope if np.iscomplexobj(x) else value

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.mixed.further_parameters import extra_starts
-from mixmoe.mixed.likelihood.gaussian import GaussianExperts, independent_experts
+from mixmoe.mixed.likelihood.gaussian import GaussianExperts
+from mixmoe.mixed.likelihood.gaussian_rows import GaussianRowExperts, independent_experts
 from mixmoe.mixed.likelihood.modes import Modes, Predictor, Response, Rows, Terms, WarmStarts, find_modes, log_joint
 from mixmoe.mixed.likelihood.protocol import (
     CategoryCounts,
@@ -479,7 +480,7 @@ class GlmmExperts:
         """Whether the integral over random effects is known in closed form: that of a GLMM is not."""
         return False
 
-    def closed_form(self, one: Params) -> GaussianExperts:
+    def closed_form(self, one: Params) -> GaussianExperts | GaussianRowExperts:
         """The quadratic approximation of each subject's log density at her mode under the one-expert fit."""
         rows = self.rows
         if not len(rows.Z):  # subjects differ all the same: let each have her own level

@@ -267,29 +267,18 @@ class Rows:
         """The rows of some of the subjects, possibly repeated."""
         first, counts = self.starts[subjects], self.counts[subjects]
         starts = np.cumsum(counts) - counts
-        rows = np.arange(counts.sum()) + np.repeat(first - starts, counts)
-        return Rows(
-            self.outcome.take(rows),
-            self.offset[rows],
-            None if self.weights is None else self.weights[rows],
-            self.X[rows],
-            np.ascontiguousarray(self.Z[:, rows]),
-            starts,
-            counts,
-        )
+        return self._at(np.arange(counts.sum()) + np.repeat(first - starts, counts), starts, counts)
 
     def first(self, n: int) -> "Rows":
         """The first `n` rows of each subject, who must have as many."""
         rows = (self.starts[:, None] + np.arange(n)).ravel()
-        return Rows(
-            self.outcome.take(rows),
-            self.offset[rows],
-            None if self.weights is None else self.weights[rows],
-            self.X[rows],
-            np.ascontiguousarray(self.Z[:, rows]),
-            n * np.arange(self.n_subjects),
-            np.full(self.n_subjects, n),
-        )
+        return self._at(rows, n * np.arange(self.n_subjects), np.full(self.n_subjects, n))
+
+    def _at(self, rows: Index, starts: Index, counts: Index) -> "Rows":
+        """Some rows, of subjects that start where it is said."""
+        weights = None if self.weights is None else self.weights[rows]
+        Z = np.ascontiguousarray(self.Z[:, rows])
+        return Rows(self.outcome.take(rows), self.offset[rows], weights, self.X[rows], Z, starts, counts)
 
     def sums(self, values: Array) -> Array:
         """Sums over the rows of each subject, shape (..., N), of values of shape (..., n)."""

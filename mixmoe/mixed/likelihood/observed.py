@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Generic, TypeVar, cast
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.inference.uncertainty import within_clusters
 from mixmoe.mixed.likelihood.gaussian import LOG_2PI, GaussianExperts
+from mixmoe.mixed.likelihood.gaussian_rows import GaussianRowExperts
 from mixmoe.mixed.likelihood.protocol import (
     Densities,
     Experts,
@@ -19,8 +20,8 @@ from mixmoe.mixed.likelihood.protocol import (
     ScoresByRow,
     has_many_columns,
 )
-from mixmoe.mixed.parameters import FreeVector, Params, Structure, build_free_vector, expand, pull_back
-from mixmoe.mixture.gate import GatePenalty, gate_log_probabilities, gate_scores, penalty_score
+from mixmoe.mixed.parameters import FreeVector, Params, Structure, derivatives_in_free, free_to_working
+from mixmoe.mixture.gate import GatePenalty, gate_log_probabilities, gate_scores, penalty_score, penalty_value
 from mixmoe.numerics.complex_step import jacobian, slope
 from mixmoe.numerics.linalg import cholesky_of_one, logsumexp
 from mixmoe.numerics.optimise import Evaluation
@@ -28,14 +29,13 @@ from mixmoe.numerics.optimise import Evaluation
 Model = TypeVar("Model", bound=Experts)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Problem(Generic[Model]):
-    """Everything the likelihood needs, in working coordinates.
+    """Everything the likelihood needs, in working coordinates. Not slotted: what follows from it is kept.
 
     Attributes
     ----------
     structure : Structure
-    free : FreeVector
     experts : Experts
     W : ndarray, shape (N, m)
         Gate design.
@@ -50,7 +50,6 @@ class Problem(Generic[Model]):
     """
 
     structure: Structure
-    free: FreeVector
     experts: Model
     W: Array
     penalty: GatePenalty | None = None
@@ -58,19 +57,24 @@ class Problem(Generic[Model]):
     ridge: Array | None = None
     effective: Array | None = None
 
-    @property
+    @cached_property
+    def free(self) -> FreeVector:
+        """Where everything lies in the free vector."""
+        return self.structure.free
+
+    @cached_property
     def n_coefficients(self) -> Array:
         """Coefficients of each expert, shape (K,); effective ones where some are penalised."""
         if self.effective is not None:
             return self.effective
         return np.full(self.structure.n_experts, float(self.structure.n_columns))
 
-    @property
+    @cached_property
     def n_subjects(self) -> int:
         """Number of subjects."""
         return self.W.shape[0]
 
-    @property
+    @cached_property
     def has_many_columns(self) -> bool:
         """Whether experts keep rows and have more columns than subjects have rows."""
         experts = self.experts
@@ -81,14 +85,7 @@ class Problem(Generic[Model]):
         return replace(self, experts=self.experts.take(subjects), W=self.W[subjects])
 
 
-ClosedForm = Problem[GaussianExperts]
-
-
-def build_problem(
-    structure: Structure, experts: Model, W: Array, penalty: GatePenalty | None = None, restricted: bool = False
-) -> Problem[Model]:
-    """A problem from its parts."""
-    return Problem(structure, build_free_vector(structure), experts, W, penalty, restricted)
+ClosedForm = Problem[GaussianExperts | GaussianRowExperts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +132,7 @@ def restriction(problem: Problem, theta: Array) -> Restriction:
     for columns in groups:
         change = change + _other_scores(problem, theta, -H[columns])
     in_all = np.concatenate([np.zeros((p, problem.n_subjects)), change])[None, None]
-    scores = pull_back(problem.structure, problem.free, theta[None], np.zeros((1, 0, problem.n_subjects)), in_all)[0]
+    scores = derivatives_in_free(problem.structure, theta[None], np.zeros((1, 0, problem.n_subjects)), in_all)[0]
     return Restriction(0.5 * p * LOG_2PI - np.log(np.diag(L)).sum(), scores)
 
 
@@ -154,7 +151,7 @@ def _other_scores(problem: Problem, theta: Array, beta: Array) -> Array:
 
 def _without_response(problem: Problem, theta: Array, beta: Array) -> Iterator[tuple[Densities, int]]:
     """Densities of the expert were all responses zero, at fixed effects of shape (S, p), and numbers of subjects."""
-    one = expand(problem.structure, problem.free, theta[None])
+    one = free_to_working(problem.structure, theta[None])
     S = len(beta)
     parts = (np.repeat(part, S, axis=0) for part in (one.factor, one.sigma, one.extra))
     gamma, fixed = np.zeros((S, 0, problem.structure.n_gate)), beta[:, None].astype(theta.dtype)
@@ -174,6 +171,8 @@ class Block:
     log_prior : ndarray, shape (S, K, n)
     log_joint : ndarray, shape (S, K, n)
     loglik : ndarray, shape (S, n)
+    responsibilities : ndarray, shape (S, K, n)
+        Posterior expert probabilities.
     """
 
     where: slice
@@ -181,11 +180,7 @@ class Block:
     log_prior: Array
     log_joint: Array
     loglik: Array
-
-    @property
-    def responsibilities(self) -> Array:
-        """Posterior expert probabilities, shape (S, K, n)."""
-        return np.exp(self.log_joint - self.loglik[:, None])
+    responsibilities: Array
 
 
 def evaluate_block(problem: Problem, params: Params, where: slice, experts: Experts) -> Block:
@@ -193,7 +188,8 @@ def evaluate_block(problem: Problem, params: Params, where: slice, experts: Expe
     densities = experts.densities(params)
     log_prior = gate_log_probabilities(problem.W[where], params.gamma)
     log_joint = log_prior + densities.log_density
-    return Block(where, densities, log_prior, log_joint, logsumexp(log_joint, axis=1))
+    loglik = logsumexp(log_joint, axis=1)
+    return Block(where, densities, log_prior, log_joint, loglik, np.exp(log_joint - loglik[:, None]))
 
 
 def block_scores(problem: Problem, theta: Array, block: Block, memberships: Array | None = None) -> Array:
@@ -209,7 +205,7 @@ def block_scores(problem: Problem, theta: Array, block: Block, memberships: Arra
     experts = block.densities.scores() * responsibilities[:, :, None]
     residual = gate_scores(block.log_prior, responsibilities)
     gate = (residual[:, :, None] * problem.W[block.where].T).reshape(S, -1, n)
-    return pull_back(problem.structure, problem.free, theta, gate, experts)
+    return derivatives_in_free(problem.structure, theta, gate, experts)
 
 
 def summed_scores(problem: Problem, theta: Array, block: Block) -> Array:
@@ -217,7 +213,7 @@ def summed_scores(problem: Problem, theta: Array, block: Block) -> Array:
     responsibilities = block.responsibilities
     experts = block.densities.summed_scores(responsibilities)
     gate = gate_scores(block.log_prior, responsibilities) @ problem.W[block.where]
-    return pull_back(problem.structure, problem.free, theta, gate.reshape(theta.shape[0], -1), experts)
+    return derivatives_in_free(problem.structure, theta, gate.reshape(theta.shape[0], -1), experts)
 
 
 def summed_squares(problem: Problem, theta: Array) -> Array:
@@ -225,13 +221,13 @@ def summed_squares(problem: Problem, theta: Array) -> Array:
 
     The scale of the information at hardly more than the cost of the score, whatever the number of columns.
     """
-    params, out = expand(problem.structure, problem.free, theta), np.zeros(theta.shape)
+    params, out = free_to_working(problem.structure, theta), np.zeros(theta.shape)
     for where, experts in problem.experts.blocks(theta.shape[0] * problem.structure.n_experts):
         block = evaluate_block(problem, params, where, experts)
         tau = block.responsibilities
         gate = gate_scores(block.log_prior, tau) ** 2 @ problem.W[where] ** 2
         squares = cast(RowDensities, block.densities).summed_squares(tau)
-        out += pull_back(problem.structure, problem.free, theta, gate.reshape(len(theta), -1), squares)
+        out += derivatives_in_free(problem.structure, theta, gate.reshape(len(theta), -1), squares)
     return out
 
 
@@ -240,7 +236,7 @@ def evaluate(problem: Problem, theta: Array) -> Evaluation:
 
     Complex input passes through analytic experts.
     """
-    params = expand(problem.structure, problem.free, theta)
+    params = free_to_working(problem.structure, theta)
     loglik = np.zeros(theta.shape[0], dtype=theta.dtype)
     score = np.zeros(theta.shape, dtype=theta.dtype)
     for where, experts in problem.experts.blocks(theta.shape[0] * problem.structure.n_experts):
@@ -248,7 +244,7 @@ def evaluate(problem: Problem, theta: Array) -> Evaluation:
         loglik += block.loglik.sum(axis=1)
         score += summed_scores(problem, theta, block)
     if problem.penalty is not None:
-        loglik += problem.penalty.value(problem.W, params.gamma)
+        loglik += penalty_value(problem.penalty, problem.W, params.gamma)
         score[:, problem.free.gate] += penalty_score(problem.penalty, problem.W, params.gamma).reshape(
             theta.shape[0], -1
         )
@@ -270,8 +266,8 @@ def penalty_at(problem: Problem, theta: Array) -> float:
     smooth = 0.0 if problem.ridge is None else -0.5 * float(((problem.ridge @ theta) ** 2).sum())
     if problem.penalty is None:
         return smooth
-    gamma = expand(problem.structure, problem.free, theta[None]).gamma
-    return smooth + float(problem.penalty.value(problem.W, gamma)[0])
+    gamma = free_to_working(problem.structure, theta[None]).gamma
+    return smooth + float(penalty_value(problem.penalty, problem.W, gamma)[0])
 
 
 def subject_scores(problem: Problem, theta: Array) -> Array:
@@ -279,7 +275,7 @@ def subject_scores(problem: Problem, theta: Array) -> Array:
 
     Of a restricted log-likelihood with the part of the subject in its term, so that the sum is the whole score.
     """
-    params = expand(problem.structure, problem.free, theta[None])
+    params = free_to_working(problem.structure, theta[None])
     out = np.empty((problem.n_subjects, theta.size), dtype=theta.dtype)
     for where, experts in problem.experts.blocks(problem.structure.n_experts):
         block = evaluate_block(problem, params, where, experts)
@@ -291,7 +287,7 @@ def subject_scores(problem: Problem, theta: Array) -> Array:
 
 def subject_logliks(problem: Problem, theta: Array) -> Array:
     """Log joint density of every subject with every expert at one free vector, shape (N, K)."""
-    params = expand(problem.structure, problem.free, theta[None])
+    params = free_to_working(problem.structure, theta[None])
     out = np.empty((problem.n_subjects, problem.structure.n_experts))
     for where, experts in problem.experts.blocks(problem.structure.n_experts):
         out[where] = evaluate_block(problem, params, where, experts).log_joint[0].T
@@ -470,13 +466,13 @@ def _predictor_matrices(part: Problem, theta: Array, others: NDArray[np.intp]) -
     def found(step: complex, direction: Array) -> tuple[Array, Array, Array]:
         """Scores in the predictors of experts and gate, and in the others, at a step of the free vector."""
         moved = (theta + step * direction)[None]
-        block = evaluate_block(part, expand(s, free, moved), whole, experts)
+        block = evaluate_block(part, free_to_working(s, moved), whole, experts)
         scores, tau = cast(RowDensities, block.densities).row_scores(), block.responsibilities
         in_rows = np.repeat(tau[0], counts, axis=1) * scores.predictor
         # The others enter as in any score, that of the coefficients being of no interest here.
         all_of = np.concatenate([np.zeros((1, K, s.n_columns, c)), scores.others[None]], axis=2) * tau[:, :, None]
         nothing = np.zeros((1, free.gate.stop, c))
-        return in_rows, gate_scores(block.log_prior, tau)[0], pull_back(s, free, moved, nothing, all_of)[0][others]
+        return in_rows, gate_scores(block.log_prior, tau)[0], derivatives_in_free(s, moved, nothing, all_of)[0][others]
 
     def flat(step: complex, direction: Array) -> Array:
         return np.concatenate([a.ravel() for a in found(step, direction)])
@@ -485,10 +481,10 @@ def _predictor_matrices(part: Problem, theta: Array, others: NDArray[np.intp]) -
         """Scores in the predictors of the rows of each expert, one row of each subject moved."""
         moved = np.zeros(n, dtype=complex if experts.analytic else float)
         moved[starts[counts > visit] + visit] = step
-        densities = experts.shifted(moved).densities(expand(s, free, theta[None]))
+        densities = experts.shifted(moved).densities(free_to_working(s, theta[None]))
         return densities.row_scores().predictor
 
-    here = evaluate_block(part, expand(s, free, theta[None]), whole, experts)
+    here = evaluate_block(part, free_to_working(s, theta[None]), whole, experts)
     tau, prior = here.responsibilities[0], np.exp(here.log_prior[0])  # (K, c)
     C = np.zeros((c, K * m + K - 1 + o, K * m + K - 1 + o))
     gate, rest = slice(K * m, K * m + K - 1), slice(K * m + K - 1, None)

@@ -238,28 +238,6 @@ def has_many_columns(p: int, counts: NDArray[np.intp]) -> bool:
     return p >= MANY_COLUMNS and p >= counts.mean()
 
 
-class FlatScores:
-    """`Densities` whose scores come for all S K expert vectors in one array."""
-
-    __slots__ = ()
-
-    params: Params
-
-    def _flat_scores(self) -> Array:
-        """Scores, shape (S K, p + q * q + 1 + d, n)."""
-        raise NotImplementedError
-
-    def scores(self) -> Array:
-        """Derivatives, shape (S, K, p + q * q + 1 + d, n)."""
-        flat = self._flat_scores()
-        return flat.reshape(*self.params.sigma.shape, *flat.shape[1:])
-
-    def summed_scores(self, weights: Array) -> Array:
-        """Weighted sums over subjects, shape (S, K, p + q * q + 1 + d)."""
-        S, K, n = weights.shape
-        return (self._flat_scores() @ weights.reshape(S * K, n, 1)).reshape(S, K, -1)
-
-
 class ScoresByRow:
     """`RowDensities` whose scores in the coefficients are sums over the rows of derivatives in their predictors."""
 

@@ -7,10 +7,9 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.inference.uncertainty import delta_se
-from mixmoe.mixed.coordinates import Coordinates
-from mixmoe.mixed.information import find_boundary, informative_basis, invert_information, natural_jacobian
+from mixmoe.mixed.information import find_boundary, informative_basis, invert_information
 from mixmoe.mixed.likelihood.observed import Problem, block_scores, evaluate_block, subject_logliks
-from mixmoe.mixed.parameters import expand
+from mixmoe.mixed.parameters import Coordinates, free_to_reported_jacobian, free_to_working
 from mixmoe.mixture.estimate import EMFit, Flag, ParamLayout
 from mixmoe.numerics.linalg import logsumexp
 
@@ -103,7 +102,7 @@ def integral_shift(problem: Problem, coordinates: Coordinates, theta: Array) -> 
             return Shift(found.n_quad, then.loglik - now.loglik, far, far, found.from_laplace, 0.0)
         inverse = invert_information(then.scores.T @ then.scores, informative_basis(problem, at)).matrix
         step = inverse @ (then.scores - now.scores).sum(axis=0)
-        jacobian = np.nan_to_num(natural_jacobian(problem, coordinates, at.theta))
+        jacobian = np.nan_to_num(free_to_reported_jacobian(problem.structure, coordinates, at.theta))
         errors = np.abs(jacobian @ step) / delta_se(jacobian, inverse)
         fine = replace(problem, experts=found.experts)
         beside = max(_loglik(fine, _halved(at.theta, row)) for row in np.unique(problem.free.factor, axis=0))
@@ -112,21 +111,21 @@ def integral_shift(problem: Problem, coordinates: Coordinates, theta: Array) -> 
     return Shift(found.n_quad, then.loglik - now.loglik, step, errors, found.from_laplace, higher)
 
 
-def highest(problem: Problem, theta: Array) -> int | None:
-    """Which of some free vectors, shape (S, P), has the highest log-likelihood by a finer integral.
+def finer_logliks(problem: Problem, theta: Array) -> Array | None:
+    """Log-likelihoods of free vectors, shape (S, P), by a finer integral, shape (S,).
 
     With ever more points, until the same one is the highest twice. None where nothing finer is offered.
     """
-    best, finer = None, problem.experts.finer()
+    logliks, finer = None, problem.experts.finer()
     while finer is not None:
-        fine, before = replace(problem, experts=finer.experts), best
+        fine, before = replace(problem, experts=finer.experts), logliks
         with np.errstate(all="ignore"):  # where a spurious maximum has run away anything may overflow
-            logliks = np.array([_loglik(fine, point) for point in theta])
-        best = int(np.argmax(np.where(np.isfinite(logliks), logliks, -np.inf)))
-        if best == before:
+            found = np.array([_loglik(fine, point) for point in theta])
+        logliks = np.where(np.isfinite(found), found, -np.inf)
+        if before is not None and logliks.argmax() == before.argmax():
             break
         finer = finer.experts.finer()
-    return best
+    return logliks
 
 
 def _halved(theta: Array, where: NDArray[np.intp]) -> Array:
@@ -148,7 +147,7 @@ class _Scored:
 
 
 def _scored(problem: Problem, theta: Array) -> _Scored:
-    params = expand(problem.structure, problem.free, theta[None])
+    params = free_to_working(problem.structure, theta[None])
     loglik, scores = 0.0, np.empty((problem.n_subjects, theta.size))
     for where, experts in problem.experts.blocks(problem.structure.n_experts):
         block = evaluate_block(problem, params, where, experts)

@@ -19,14 +19,13 @@ from mixmoe.inference.uncertainty import critical
 from mixmoe.mixed.likelihood.glmm import GlmmExperts
 from mixmoe.mixed.likelihood.modes import Response
 from mixmoe.mixed.likelihood.observed import Problem
-from mixmoe.mixed.parameters import Params, Structure, from_natural
+from mixmoe.mixed.parameters import Index, Params, Structure, reported_to_user
 from mixmoe.mixed.prediction.linear_predictor import Course, Seen, Table, course, remember
 from mixmoe.mixed.prediction.trajectories import posterior_history
 from mixmoe.mixture.gate import gate_log_probabilities
 from mixmoe.output.predictions import Interval, Wanted, by_expert, mean_columns, named_columns
 from mixmoe.responses.distribution import Outcome
 
-Index = NDArray[np.intp]
 _NODES = 31
 _MOST_PASSES = 100
 _CLOSE = 1e-10  # relative size of a last step
@@ -102,7 +101,7 @@ class LinkEstimate:
 
     def moved(self, vector: Array) -> "LinkEstimate":
         """Estimate with other parameters."""
-        return replace(self, vector=vector, params=from_natural(self.structure, vector))
+        return replace(self, vector=vector, params=reported_to_user(self.structure, vector))
 
 
 Quantity = Callable[[LinkEstimate, Covariates], Array]
@@ -481,7 +480,7 @@ def one_step_ahead(problem: "Problem[GlmmExperts]", working: Params, prior: Arra
             yield here, Seen(None, factor, Z, np.full(len(who), -1), prior[who])
             continue
         experts = GlmmExperts(rows.take(who).first(t), problem.experts.response, problem.experts.nodes)
-        past = posterior_history(Problem(problem.structure, problem.free, experts, problem.W[who]), working)
+        past = posterior_history(Problem(problem.structure, experts, problem.W[who]), working)
         yield here, Seen(remember(experts, working), factor, Z, np.arange(len(who)), past.probabilities)
 
 

@@ -19,13 +19,12 @@ from mixmoe.errors import DesignError
 from mixmoe.families import Effects
 from mixmoe.inference.small_samples import Moments, degrees_of_freedom
 from mixmoe.inference.uncertainty import critical
-from mixmoe.mixed.coordinates import Coordinates
 from mixmoe.mixed.error_structure import ErrorSetup, times_of
 from mixmoe.mixed.further_parameters import spans
 from mixmoe.mixed.likelihood.correlated import ErrorModel
 from mixmoe.mixed.likelihood.observed import Problem
 from mixmoe.mixed.likelihood.serial import ErrorFactor, Filter, Visits, factorise
-from mixmoe.mixed.parameters import Params, Positions
+from mixmoe.mixed.parameters import Coordinates, Params, ReportedVector, user_to_working
 from mixmoe.mixed.prediction.linear_predictor import MixtureLaw
 from mixmoe.mixture.gate import gate_log_probabilities, posterior_probabilities
 from mixmoe.output.predictions import Interval, known_places, warn_strangers
@@ -123,7 +122,7 @@ class Estimate:
         On the user's scale, S = 1.
     cov : ndarray, shape (P, P)
         Of the reported parameters; directions in which gate coefficients are infinite count as known.
-    where : Positions
+    where : ReportedVector
     separated : bool
         Whether there are such directions.
     moments : Moments or None
@@ -132,7 +131,7 @@ class Estimate:
 
     params: Params
     cov: Array
-    where: Positions
+    where: ReportedVector
     separated: bool = False
     moments: Moments | None = None
 
@@ -430,7 +429,7 @@ def past_of_subjects(model: _Model, e: Estimate, known: Design, wanted: Design) 
     if not found.any():
         return history
     problem = model.problem_of(known)
-    past = posterior_history(problem, model.coordinates.to_working(e.params))
+    past = posterior_history(problem, user_to_working(model.coordinates, e.params))
     past = _in_user_units(past, model.coordinates).take(where[found])
     history.probabilities[found] = past.probabilities
     history.means[found] = past.means

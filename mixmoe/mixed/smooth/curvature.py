@@ -19,9 +19,7 @@ import numpy as np
 
 from mixmoe._typing import AnyArray, Array
 from mixmoe.mixed.likelihood.gaussian import (
-    ExpertPosterior,
-    GaussianExperts,
-    RowMoments,
+    ClosedExperts,
     flat_experts,
     weighted_normal_matrix,
 )
@@ -33,10 +31,9 @@ from mixmoe.mixed.likelihood.observed import (
     observed_information,
     subject_logliks,
 )
-from mixmoe.mixed.parameters import expand, pull_back
+from mixmoe.mixed.parameters import derivatives_in_free, free_to_working
 from mixmoe.mixture.gate import gate_information, gate_log_probabilities, gate_scores, posterior_probabilities
 from mixmoe.numerics.complex_step import derivative_along
-from mixmoe.numerics.linalg import solve_lower
 
 _FLOOR = 1e-10  # of the largest eigenvalue of an information that counts
 _HALF_STEP = 0.03  # of second differences, in posterior standard deviations
@@ -44,7 +41,7 @@ _HALF_STEP = 0.03  # of second differences, in posterior standard deviations
 
 def information(problem: Problem, theta: Array) -> Array:
     """Minus the Hessian of the log-likelihood without penalties of functions, shape (P, P)."""
-    plain = isinstance(problem.experts, GaussianExperts) and problem.penalty is None and not problem.restricted
+    plain = isinstance(problem.experts, ClosedExperts) and problem.penalty is None and not problem.restricted
     if not plain or problem.has_many_columns:
         return observed_information(problem, theta)
     tau = posterior_probabilities(subject_logliks(problem, theta))
@@ -69,7 +66,7 @@ def first_inverse_of_functions(problem: Problem, theta: Array) -> Array:
 
 def _known_information(problem: Problem, theta: Array, tau: Array) -> Array:
     """Information of normal experts with known memberships, shape (P, P)."""
-    params = expand(problem.structure, problem.free, theta[None])
+    params = free_to_working(problem.structure, theta[None])
     J = np.zeros((theta.size, theta.size))
     for beta, block in zip(problem.free.beta, _normal_matrices(problem, theta, tau), strict=True):
         J[np.ix_(beta, beta)] += block
@@ -90,32 +87,14 @@ def _known_information(problem: Problem, theta: Array, tau: Array) -> Array:
 
 def _normal_matrices(problem: Problem, theta: AnyArray, tau: Array) -> AnyArray:
     """Sums over subjects of tau X'V^-1X of normal experts, shape (K, p, p); passes complex steps through."""
-    params = expand(problem.structure, problem.free, theta[None])
+    params = free_to_working(problem.structure, theta[None])
     factor, sigma = flat_experts(params)
     s = problem.structure
     out = np.zeros((s.n_experts, s.n_columns, s.n_columns), dtype=theta.dtype)
     for where, experts in cast(ClosedForm, problem).experts.blocks(s.n_experts):
         posterior = experts.densities(params).posterior
-        m = experts.moments
-        if isinstance(m, RowMoments):
-            out += _matrix_of_rows(m, posterior, factor, sigma, tau[where].T)
-        else:
-            out += weighted_normal_matrix(m, posterior, factor, sigma, tau[where].T)
+        out += weighted_normal_matrix(experts, posterior, factor, sigma, tau[where].T)
     return out
-
-
-def _matrix_of_rows(m: RowMoments, post: ExpertPosterior, T: Array, sigma: Array, weights: Array) -> Array:
-    """`weighted_normal_matrix` where rows are kept."""
-    E, q, N = post.w.shape
-    p = len(m.X)
-    Lam = T / sigma[:, None, None]
-    of_rows = np.repeat(weights, m.counts, axis=1)
-    plain = np.stack([(m.X * w) @ m.X.T for w in of_rows])
-    ZX = m.sums(m.Z[:, None] * m.X[None])  # (q, p, N)
-    half = solve_lower(post.L, np.einsum("eba,bpn->eapn", Lam, ZX, optimize=True))
-    left = np.moveaxis(half * weights[:, None, None], 2, 1).reshape(E, p, q * N)
-    right = np.moveaxis(half, 2, 1).reshape(E, p, q * N)
-    return np.asarray((plain - left @ np.swapaxes(right, 1, 2)) / (sigma**2)[:, None, None])
 
 
 def _missing_information(problem: Problem, theta: Array) -> Array:
@@ -124,7 +103,7 @@ def _missing_information(problem: Problem, theta: Array) -> Array:
     out = np.zeros((theta.size, theta.size))
     if K == 1:
         return out
-    params = expand(problem.structure, problem.free, theta[None])
+    params = free_to_working(problem.structure, theta[None])
     for where, experts in problem.experts.blocks(K):
         block = evaluate_block(problem, params, where, experts)
         tau = block.responsibilities
@@ -141,7 +120,7 @@ def _missing_information(problem: Problem, theta: Array) -> Array:
 
 def known_scores(problem: Problem, theta: AnyArray, tau: Array) -> AnyArray:
     """Summed scores at S free vectors, shape (S, P), were memberships known to be `tau`, shape (N, K)."""
-    params = expand(problem.structure, problem.free, theta)
+    params = free_to_working(problem.structure, theta)
     S = theta.shape[0]
     out = np.zeros(theta.shape, dtype=theta.dtype)
     for where, experts in problem.experts.blocks(S * problem.structure.n_experts):
@@ -149,7 +128,7 @@ def known_scores(problem: Problem, theta: AnyArray, tau: Array) -> AnyArray:
         of_experts = experts.densities(params).summed_scores(weights)
         residual = gate_scores(gate_log_probabilities(problem.W[where], params.gamma), weights)
         gate = residual @ problem.W[where]
-        out += pull_back(problem.structure, problem.free, theta, gate.reshape(S, -1), of_experts)
+        out += derivatives_in_free(problem.structure, theta, gate.reshape(S, -1), of_experts)
     return out
 
 
@@ -160,7 +139,7 @@ def determinant_slope(problem: Problem, theta: Array, half: Array) -> Array:
     quadratic in coefficients, so that second differences are exact there.
     """
     tau = posterior_probabilities(subject_logliks(problem, theta))
-    if isinstance(problem.experts, GaussianExperts):
+    if isinstance(problem.experts, ClosedExperts):
         return _slope_of_normal(problem, theta, half @ half.T, tau)
     centre, bent = known_scores(problem, theta[None], tau)[0], np.zeros(theta.size)
     for v in _HALF_STEP * half.T:

@@ -10,7 +10,7 @@ from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Estimated
 from mixmoe.mixed.likelihood.observed import evaluate
-from mixmoe.mixed.parameters import Params, contract, to_natural
+from mixmoe.mixed.parameters import Params, user_to_reported, user_to_working, working_to_free
 from mixmoe.mixed.search import Search, gate_shares, permute
 from mixmoe.mixed.smooth.curvature import information
 from mixmoe.mixed.smooth.functions import Function, Geometry, coarse_columns, geometry_of
@@ -19,7 +19,7 @@ from mixmoe.mixture.estimate import EMFit, Flag
 from mixmoe.numerics.optimise import Control
 
 if TYPE_CHECKING:
-    from mixmoe.mixed.model import MEMoE
+    from mixmoe.mixed.estimation import Estimation
 
 SIGMA_FLOOR = 1e-4  # in working coordinates, where the pooled residual standard deviation is one
 _FROM_STARTS = ("not_replicated", "interrupted", "degenerate")  # flags of the search that hold for the fine fit
@@ -97,7 +97,7 @@ def _numbers(value: Any) -> Array:
 
 
 def smooth_maximum(
-    model: "MEMoE", n_starts: int, rng: np.random.Generator, start: Estimated | None, control: Control
+    model: "Estimation", n_starts: int, rng: np.random.Generator, start: Estimated | None, control: Control
 ) -> EMFit:
     """The estimate of a model with penalised functions.
 
@@ -106,7 +106,7 @@ def smooth_maximum(
 
     Parameters
     ----------
-    model : MEMoE
+    model : Estimation
     n_starts : int
     rng : numpy.random.Generator
     start : Estimated, optional
@@ -135,17 +135,17 @@ def smooth_maximum(
     return replace(fit, starts=rough.starts, flags=(*kept, *fit.flags))
 
 
-def _on_coarse(model: "MEMoE", coarse: "MEMoE", start: Estimated) -> Estimated:
+def _on_coarse(model: "Estimation", coarse: "Estimation", start: Estimated) -> Estimated:
     """A start on the coarse basis: its rougher columns left out."""
     fine = model.with_experts(start.experts)
     p = fine.user(start.values)
     x, w = coarse_columns(model.design, "expert"), coarse_columns(model.design, "gate")
     params = replace(p, beta=p.beta[:, :, x], gamma=p.gamma[:, :, w])
-    values = to_natural(coarse.with_experts(start.experts).structure, params)[0]
+    values = user_to_reported(coarse.with_experts(start.experts).structure, params)[0]
     return Estimated(start.experts, values, start.loglik, start.degenerate)
 
 
-def _refined(model: "MEMoE", coarse: "MEMoE", fit: EMFit) -> Array:
+def _refined(model: "Estimation", coarse: "Estimation", fit: EMFit) -> Array:
     """The free vector of a fit on the coarse basis with all columns."""
     p, s = coarse.user(fit.params), model.structure
     beta, gamma = np.zeros((1, s.n_experts, s.n_columns)), np.zeros((1, s.n_experts - 1, s.n_gate))
@@ -155,10 +155,10 @@ def _refined(model: "MEMoE", coarse: "MEMoE", fit: EMFit) -> Array:
     largest = np.abs(model.design.gate @ np.swapaxes(gamma, 1, 2)).max(axis=1)  # (1, K - 1)
     gamma *= np.minimum(1.0, _LOG_ODDS / np.maximum(largest, _LOG_ODDS))[:, :, None]
     user = Params(gamma, beta, p.factor, p.sigma, p.extra)
-    return contract(s, model.coordinates.to_working(user))[0]
+    return working_to_free(s, user_to_working(model.coordinates, user))[0]
 
 
-def _ordered(model: "MEMoE", geometry: Geometry, found: Smoothed, control: Control) -> Smoothed:
+def _ordered(model: "Estimation", geometry: Geometry, found: Smoothed, control: Control) -> Smoothed:
     """The estimate with experts by decreasing mean gate probability."""
     names = [f.name for f in model.functions]
     # Penalties of log odds depend on the expert that they are against: from a new order the maximum is sought again,
@@ -176,7 +176,7 @@ def _ordered(model: "MEMoE", geometry: Geometry, found: Smoothed, control: Contr
     return found
 
 
-def _as_search(model: "MEMoE", geometry: Geometry, found: Smoothed) -> Search:
+def _as_search(model: "Estimation", geometry: Geometry, found: Smoothed) -> Search:
     """An estimate as the record of a search, whose score is that of the marginal likelihood."""
     penalised = replace(model.problem, ridge=geometry.root(found.lambdas))
     e = evaluate(penalised, found.theta[None])
@@ -198,7 +198,7 @@ def _as_search(model: "MEMoE", geometry: Geometry, found: Smoothed) -> Search:
     )
 
 
-def effective(model: "MEMoE", geometry: Geometry, lambdas: Array, theta: Array) -> Smoothing:
+def effective(model: "Estimation", geometry: Geometry, lambdas: Array, theta: Array) -> Smoothing:
     """Degrees of freedom at an estimate: traces of ``(H + S)^-1 H`` in the user's coefficients."""
     plain = replace(model.problem, ridge=None, effective=None)
     H = information(plain, theta)

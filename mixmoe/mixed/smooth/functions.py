@@ -1,4 +1,4 @@
-"""The penalised functions of a MEMoE, and where their coefficients lie in the free vector."""
+"""The penalised functions of a MEMoE, what is written for them, and where their coefficients lie in the free vector."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,11 +8,69 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.design.design import Design, SmoothColumns
-from mixmoe.mixed.coordinates import Coordinates
-from mixmoe.mixed.parameters import FreeVector, Structure, build_layout, positions
+from mixmoe.design.formula import MoEFormula, Part
+from mixmoe.design.formulaic_engine import category_argument, code_of, holds_smooth, is_intercept, name_of, parse_terms
+from mixmoe.errors import FormulaError
+from mixmoe.mixed.parameters import Coordinates, FreeVector, Index, Structure, build_layout
 from mixmoe.mixture.estimate import ParamLayout
 
-Index = NDArray[np.intp]
+
+def with_functions(formula: MoEFormula) -> MoEFormula:
+    """The formula without ``vary:``, each coefficient that is not in ``const(...)`` as ``s(index, by=column)``.
+
+    Gate coefficients vary too where each row is a unit of its own; of subjects, whose index changes, they are constant.
+
+    Raises
+    ------
+    FormulaError
+        If it has terms ``s(...)`` besides.
+    """
+    by_row = formula.random is None
+    gate = formula.gate if by_row else tuple(replace(part, kind="free") for part in formula.gate)
+    return replace(
+        formula,
+        expert=_spelled(formula, formula.expert),
+        gate=_spelled(formula, gate) if by_row else _joined(gate),
+        vary=None,
+    )
+
+
+def _spelled(formula: MoEFormula, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    """Parts with a function in the place of each coefficient that varies."""
+    free: list[str] = []
+    common: list[str] = []
+    for part in parts:
+        for term in parse_terms(part.text, part.intercept):
+            if holds_smooth(term):
+                raise FormulaError(
+                    f"the term {name_of(term)!r} stands beside vary:, which makes each coefficient a function of its "
+                    "index; write s(...) for each function and leave vary: out, or put constants into const(...)",
+                    formula.text,
+                )
+            if part.kind == "const":
+                free.append("1" if is_intercept(term) else name_of(term))
+            else:
+                (common if part.kind == "common" else free).append(_function(term, str(formula.vary)))
+    constant = "1" in free
+    made = [Part(" + ".join(free) or "0", "free", False)] if free or constant else []
+    return (*made, *([Part(" + ".join(common), "common", False)] if common else []))
+
+
+def _function(term: object, index: str) -> str:
+    """The function in the place of the coefficient of a term."""
+    if is_intercept(term):
+        return f"s({index}, by=1, whole='Intercept')"
+    code = code_of(term)
+    column = category_argument(code)
+    return f"s({index}, by={code if column is None else column}, whole={name_of(term)!r})"
+
+
+def _joined(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    """Parts of one kind as one."""
+    intercept = parts[0].intercept and parts[0].kind == "free"
+    return (Part(" + ".join(part.text for part in parts), "free", intercept),)
+
+
 _COARSE = 3  # penalised columns of the basis on which starts are searched; they are the smoothest
 
 
@@ -59,7 +117,7 @@ class Function:
 
 def functions_of(design: Design, structure: Structure) -> tuple[Function, ...]:
     """The penalised functions of a design, expert by expert, then those that are shared, then those of the gate."""
-    where, experts = positions(structure), range(1, structure.n_experts + 1)
+    where, experts = structure.reported, range(1, structure.n_experts + 1)
     in_experts = [c for c in design.smooths if c.section == "expert"]
     in_gate = [c for c in design.smooths if c.section == "gate"]
     own = [(k, c) for k in experts for c in in_experts if not c.common]

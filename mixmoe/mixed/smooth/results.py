@@ -19,8 +19,9 @@ from mixmoe.mixed.prediction.response_scale import gradient_of
 from mixmoe.mixed.prediction.response_scale import population_means as expected_responses
 from mixmoe.mixed.prediction.trajectories import population_gradient, population_means
 from mixmoe.mixed.results import MEMoEResults
-from mixmoe.mixed.smooth import bands as smooth_bands
+from mixmoe.mixed.smooth import function_bands as smooth_bands
 from mixmoe.mixed.smooth.fitting import Smoothing
+from mixmoe.mixed.smooth.function_bands import function_curves, function_tables
 from mixmoe.mixed.smooth.hypotheses import (
     HYPOTHESES,
     METHODS,
@@ -31,7 +32,6 @@ from mixmoe.mixed.smooth.hypotheses import (
     equality_test,
     named_functions,
 )
-from mixmoe.mixed.smooth.tables import function_curves, function_tables
 from mixmoe.mixture.estimate import EMFit, classification_entropy, criteria
 from mixmoe.output.records import Cell, Curve, Table
 

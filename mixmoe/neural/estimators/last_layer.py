@@ -1,173 +1,49 @@
 """Joint maximum likelihood of a network and the mixed model of its last layer (Gaussian response).
 
-Given the features H of the last hidden layer, ``y_i = H_i beta + Z_i b_i + e_i`` with Z some columns of H and
-``b_i ~ N(0, sigma^2 L L')``. With ``W = I + L'Z'ZL`` everything is in terms of cross-products per person; beta and
-sigma are profiled out.
-
-References
-----------
-Lindstrom & Bates (1988), Journal of the American Statistical Association 83, 1014-1022 (the profiled deviance and
-its derivatives).
-Bates, Maechler, Bolker & Walker (2015), Journal of Statistical Software 67(1), equations 30-42 (maximum likelihood).
+Given the features H of the last hidden layer the model is a linear mixed model, see `mixed_model`, whose coefficients
+and residual variance are profiled out: hidden layers and covariances of the effects are moved by gradient.
 """
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.mixture.estimate import Flag
-from mixmoe.neural.blocks import Block, Blocks, Tensor, to_array, torch
-from mixmoe.neural.estimators.ascent import TINY, ascend, near_enough
-from mixmoe.neural.estimators.trained import Control, Problem, Trained, ridge
-from mixmoe.neural.estimators.training import Watch, epochs_of, learning_rate, lost, set_rate, warm_up
-from mixmoe.neural.network import Network, hidden_features, view_tensors
+from mixmoe.neural.blocks import Block, Tensor, to_array, torch
+from mixmoe.neural.estimators.mixed_model import (
+    Factors,
+    Latent,
+    Moments,
+    Profile,
+    lay_out_factors,
+    posterior_means,
+    profile,
+    slopes,
+)
+from mixmoe.neural.estimators.slots import Plan, features_slope, make_plan, row_columns
+from mixmoe.neural.estimators.trained import Control, LevelEffects, Problem, Trained, parts_of, ridge
+from mixmoe.neural.estimators.training import (
+    TINY,
+    Watch,
+    ascend,
+    epochs_of,
+    learning_rate,
+    lost,
+    near_enough,
+    set_rate,
+    warm_up,
+)
+from mixmoe.neural.network import Network, hidden_features
 
 # Ridge of the last layer of a network with hidden ones, per row: a prior a thousand times as wide as the residuals, so
 # that collinear features have coefficients, and a likelihood whose gradient is that of its value.
 COLLINEAR = 1e-6
 POLISH = 1000  # evaluations at most with which the covariance comes to its maximum
 REST = 1e-10  # log-likelihood per row gained by twenty iterations below which it has
-
-
-@dataclass(frozen=True, slots=True)
-class Moments:
-    """Cross-products of features and response.
-
-    Attributes
-    ----------
-    ZZ : Tensor, shape (N, q, q)
-    ZX : Tensor, shape (N, q, p)
-    Zy : Tensor, shape (N, q)
-    XX : Tensor, shape (p, p)
-    Xy : Tensor, shape (p,)
-    yy : Tensor, shape ()
-    n : int
-    ridge : float
-        Penalty on beta in units of sigma^2: ``rss + ridge |beta|^2``.
-    """
-
-    ZZ: Tensor
-    ZX: Tensor
-    Zy: Tensor
-    XX: Tensor
-    Xy: Tensor
-    yy: Tensor
-    n: int
-    ridge: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """Likelihood profiled over beta and sigma.
-
-    Attributes
-    ----------
-    objective : Tensor, shape ()
-        Minus twice the marginal log-likelihood, with the penalty on beta.
-    deviance : Tensor, shape ()
-        Without it.
-    beta : Tensor, shape (p,)
-    sigma2 : Tensor, shape ()
-    root : Tensor, shape (N, r, r)
-        Lower Cholesky factor of W.
-    information : Tensor, shape (p, p)
-        ``sigma^2 X'V^-1 X``.
-    """
-
-    objective: Tensor
-    deviance: Tensor
-    beta: Tensor
-    sigma2: Tensor
-    root: Tensor
-    information: Tensor
-
-
-def cross_products(features: Tensor, y: Tensor, mask: Tensor, columns: Tensor) -> Moments:
-    """Moments of one block.
-
-    Parameters
-    ----------
-    features : Tensor, shape (B, T, p)
-        With a column of ones for the bias.
-    y, mask : Tensor, shape (B, T)
-    columns : Tensor of int, shape (q,)
-        Columns of the features that are personal.
-    """
-    X = features * mask.unsqueeze(-1)
-    Z = chosen(X, columns)
-    flat = X.reshape(-1, X.shape[-1])
-    XZ = X.transpose(1, 2) @ Z
-    response = (y * mask).unsqueeze(-1)
-    return Moments(
-        XZ if Z is X else XZ[:, columns],
-        XZ.transpose(1, 2),
-        (Z.transpose(1, 2) @ response).squeeze(-1),
-        flat.T @ flat,
-        flat.T @ response.reshape(-1),
-        response.square().sum(),
-        int(mask.sum()),
-    )
-
-
-def join(parts: list[Moments]) -> Moments:
-    """Moments of several blocks, persons one after the other."""
-    return Moments(
-        torch.cat([m.ZZ for m in parts]),
-        torch.cat([m.ZX for m in parts]),
-        torch.cat([m.Zy for m in parts]),
-        torch.stack([m.XX for m in parts]).sum(0),
-        torch.stack([m.Xy for m in parts]).sum(0),
-        torch.stack([m.yy for m in parts]).sum(),
-        sum(m.n for m in parts),
-    )
-
-
-def factor_of(ZZ: Tensor, L: Tensor) -> Tensor:
-    """Lower Cholesky factor of ``I + L'Z'ZL``, shape (N, r, r)."""
-    W = L.T @ ZZ @ L
-    return torch.linalg.cholesky(W + torch.eye(L.shape[1], dtype=L.dtype, device=L.device))
-
-
-def jittered(information: Tensor) -> Tensor:
-    """A cross-product matrix that can be factored although features may be collinear."""
-    size = information.diagonal().mean().clamp_min(1e-12)
-    return information + 1e-10 * size * torch.eye(len(information), dtype=information.dtype, device=information.device)
-
-
-def profile(m: Moments, L: Tensor, log_sigma: Tensor | None = None) -> Profile:
-    """Marginal likelihood at L, the best beta put in, and the best sigma unless it is given.
-
-    Parameters
-    ----------
-    m : Moments
-    L : Tensor, shape (q, r)
-        ``Cov(b_i) = sigma^2 L L'``.
-    log_sigma : Tensor, shape (), optional
-    """
-    root = factor_of(m.ZZ, L)
-    right = torch.cat([m.ZX, m.Zy.unsqueeze(-1)], dim=-1)
-    U = torch.linalg.solve_triangular(root, L.T @ right, upper=False)  # (N, r, p + 1)
-    Ux, uy = U[..., :-1].reshape(-1, m.ZX.shape[-1]), U[..., -1].reshape(-1)
-    information = m.XX - Ux.T @ Ux
-    penalised = information + m.ridge * torch.eye(len(information), dtype=information.dtype, device=information.device)
-    chol = torch.linalg.cholesky(jittered(information) if m.ridge == 0.0 else penalised)
-    moment = m.Xy - Ux.T @ uy
-    beta = torch.cholesky_solve(moment.unsqueeze(-1), chol).squeeze(-1)
-    rss = m.yy - uy.square().sum() - (2.0 * moment - penalised @ beta) @ beta
-    logdet = 2.0 * root.diagonal(dim1=-2, dim2=-1).log().sum()
-    sigma2 = rss / m.n if log_sigma is None else (2.0 * log_sigma).exp()
-    objective = m.n * (math.log(2.0 * math.pi) + sigma2.log()) + logdet + rss / sigma2
-    deviance = objective - m.ridge * beta.square().sum() / sigma2
-    return Profile(objective, deviance, beta, sigma2, root, information)
-
-
-def person_effects(m: Moments, L: Tensor, fit: Profile) -> Tensor:
-    """Posterior means of ``L^-1 b_i``, shape (N, r)."""
-    residual = m.Zy - m.ZX @ fit.beta
-    return torch.cholesky_solve((residual @ L).unsqueeze(-1), fit.root).squeeze(-1)
 
 
 def factor_from(entries: Tensor, q: int, cov: str | int, group: Tensor) -> Tensor:
@@ -206,15 +82,26 @@ class LastState:
     theta : Tensor, shape (P,)
         Population parameters; those of the last layer follow from the others.
     entries : Tensor, shape (k,)
-        Free entries of the factor L.
+        Free entries of the factors L of all groupings.
+    plan : Plan
+        Which does not change.
     """
 
     theta: Tensor
     entries: Tensor
+    plan: Plan
 
     def copy(self) -> "LastState":
         """The state as it is now, detached."""
-        return LastState(self.theta.detach().clone(), self.entries.detach().clone())
+        return LastState(self.theta.detach().clone(), self.entries.detach().clone(), self.plan)
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """Cross-products and the likelihood that was profiled from them."""
+
+    moments: Moments
+    fit: Profile
 
 
 def is_exact(problem: Problem) -> bool:
@@ -235,22 +122,39 @@ def personal_columns(problem: Problem) -> Tensor:
     return torch.as_tensor(feature_columns(problem), device=problem.device)
 
 
+def hidden_of(network: Network, theta: Tensor, x: Tensor) -> Tensor:
+    """Inputs of the last layer, shape (B, T, h)."""
+    tensors = [theta[spec.start : spec.stop].view(spec.shape) for spec in network.tensors]
+    return hidden_features(network, tensors, x)
+
+
 def features_of(network: Network, theta: Tensor, x: Tensor) -> Tensor:
     """Inputs of the last layer and a column of ones, shape (B, T, h + 1)."""
-    tensors = [theta[spec.start : spec.stop].view(spec.shape) for spec in network.tensors]
-    h = hidden_features(network, tensors, x)
-    return torch.cat([h, torch.ones_like(h[..., :1])], dim=-1)
+    h = hidden_of(network, theta, x)
+    return torch.cat([h, h.new_ones(*h.shape[:-1], 1)], dim=-1)
 
 
-def block_moments(problem: Problem, theta: Tensor, block: Block) -> Moments:
-    """Cross-products of the features of one block."""
-    return cross_products(features_of(problem.network, theta, block.x), block.y, block.mask, personal_columns(problem))
+def plan_of(problem: Problem) -> Plan:
+    """Where the effects of all groupings lie in the training rows."""
+    columns = [personal_columns(part) for part in parts_of(problem)]
+    sizes = [grouping.n_levels for grouping in problem.further]
+    return make_plan(problem.train, columns, sizes, problem.network.width + 1)
 
 
-def moments(problem: Problem, theta: Tensor, blocks: Blocks) -> Moments:
+def moments(problem: Problem, theta: Tensor, plan: Plan | None = None) -> Moments:
     """Cross-products of the features of all persons, in the order of the blocks."""
-    joined = join([block_moments(problem, theta, block) for block in blocks])
-    return replace(joined, ridge=ridge_of(problem, joined.n))
+    plan = plan_of(problem) if plan is None else plan
+    rows = [
+        row_columns(plan, k, hidden_of(problem.network, theta, block.x), block.y, block.mask)
+        for k, block in enumerate(problem.train)
+    ]
+    return moments_of(problem, plan, rows)
+
+
+def moments_of(problem: Problem, plan: Plan, rows: Sequence[Tensor]) -> Moments:
+    """Cross-products of the rows of several blocks."""
+    gram = tuple(of_block.mT @ of_block for of_block in rows)
+    return Moments(gram, plan, problem.train.n_rows, ridge_of(problem, problem.train.n_rows))
 
 
 def ridge_of(problem: Problem, n: int) -> float:
@@ -259,66 +163,61 @@ def ridge_of(problem: Problem, n: int) -> float:
 
 
 def factor(problem: Problem, entries: Tensor) -> Tensor:
-    """The factor L, shape (q, r)."""
+    """The factor L of one grouping, shape (q, r)."""
     group = problem.group if problem.cov == "tensor" else np.arange(problem.personal.q)
     L = factor_from(entries, problem.personal.q, problem.cov, torch.as_tensor(group, device=entries.device))
     return L if problem.basis is None else problem.tensor(problem.basis) @ L
 
 
-def profile_of(problem: Problem, state: LastState) -> Profile:
+def n_entries(problem: Problem) -> int:
+    """Free entries of the factor of one grouping."""
+    return len(start_entries(problem.personal.q, problem.cov, int(problem.group.max()) + 1))
+
+
+def each_factor(problem: Problem, entries: Tensor) -> list[Tensor]:
+    """The factors of all groupings from their free entries, one grouping after the other."""
+    if not problem.further:
+        return [factor(problem, entries)]
+    parts = parts_of(problem)
+    pieces = torch.split(entries, [n_entries(part) for part in parts])
+    return [factor(part, piece) for part, piece in zip(parts, pieces, strict=True)]
+
+
+def factors_of(problem: Problem, plan: Plan, entries: Tensor) -> Factors:
+    """The factors of all groupings in their places."""
+    return lay_out_factors(plan, each_factor(problem, entries))
+
+
+def profile_of(problem: Problem, state: LastState) -> Solved:
     """Profiled likelihood at the present state."""
-    return profile(moments(problem, state.theta, problem.train), factor(problem, state.entries))
+    m = moments(problem, state.theta, state.plan)
+    return Solved(m, profile(m, factors_of(problem, m.plan, state.entries)))
 
 
 def add_exact_gradients(problem: Problem, control: Control, state: LastState) -> Tensor:
-    """Minus the log-likelihood, with the penalties; its gradients are put into the state.
-
-    Notes
-    -----
-    Nothing is differentiated through a factorisation. Half the deviance has, by the envelope theorem and
-    ``d log|W| = tr(W^-1 dW)``, with beta, sigma and the modes u at their best values and e the residuals,
-    the derivative ``Z L W^-1 L' - e u'L' / sigma^2`` in the random columns, ``-e beta' / sigma^2`` in all columns, and
-    ``sum_i Z_i'Z_i L W_i^-1 - Z_i'e_i u_i' / sigma^2`` in L.
-    """
+    """Minus the log-likelihood, with the penalties; its gradients are put into the state; see `slopes`."""
     for leaf in (state.theta, state.entries):
         leaf.grad = None
-    columns = personal_columns(problem)
-    features = [features_of(problem.network, state.theta, block.x) for block in problem.train]
-    L = factor(problem, state.entries)
+    features = [hidden_of(problem.network, state.theta, block.x) for block in problem.train]
+    factors = factors_of(problem, state.plan, state.entries)
     with torch.no_grad():
-        parts = [cross_products(H, b.y, b.mask, columns) for H, b in zip(features, problem.train, strict=True)]
-        joined = join(parts)
-        m = replace(joined, ridge=ridge_of(problem, joined.n))
-        fit = profile(m, L)
-        u, inverse = person_effects(m, L, fit), torch.cholesky_inverse(fit.root)
-        effects = u @ L.T
-        own = fit.beta.expand(len(u), -1).clone()
-        own[:, columns] += effects
-        curved = L @ inverse @ L.T  # (N, q, q)
-        errors = (m.Zy - m.ZX @ fit.beta - (m.ZZ @ effects.unsqueeze(-1)).squeeze(-1)) / fit.sigma2
-        slope = (m.ZZ @ (L @ inverse)).sum(0) - errors.T @ u
-        slopes, place = [], 0
-        for H, block in zip(features, problem.train, strict=True):
-            mine = slice(place, place + len(block.persons))
-            weights = own[mine].unsqueeze(-1)
-            G = (H @ weights - block.y.unsqueeze(-1)) / fit.sigma2 @ weights.transpose(1, 2)
-            Z = chosen(H, columns)
-            if Z is H:  # adding to columns that are named takes several times as long
-                G += Z @ curved[mine]
-            else:
-                G[..., columns] += Z @ curved[mine]
-            slopes.append(G.mul_(block.mask.unsqueeze(-1)))
-            place = mine.stop
-    decay = ridge(problem, control, state.theta, prior=True)
-    moved = [(H, G) for H, G in zip(features, slopes, strict=True) if H.requires_grad]  # inputs are no features
-    roots = [*moved, (L, slope), (decay, torch.ones_like(decay))]
+        rows = [
+            row_columns(state.plan, k, H, block.y, block.mask)
+            for k, (H, block) in enumerate(zip(features, problem.train, strict=True))
+        ]
+        m = moments_of(problem, state.plan, rows)
+        fit = profile(m, factors)
+        found = slopes(m, factors, fit)
+        moved = [
+            (H, features_slope(state.plan, k, mine, G))
+            for k, (H, mine, G) in enumerate(zip(features, rows, found.rows, strict=True))
+            if H.requires_grad  # inputs are no features
+        ]
+    decay = ridge(problem, control, state.theta, exact=True)
+    of_factors = [(factors.own, found.own), *zip(factors.border, found.border, strict=True)]
+    roots = [*moved, *of_factors, (decay, torch.ones_like(decay))]
     torch.autograd.backward([value for value, _ in roots], [gradient for _, gradient in roots])
     return 0.5 * fit.objective + decay.detach()
-
-
-def chosen(features: Tensor, columns: Tensor) -> Tensor:
-    """Some columns of the features; themselves, not a copy, where all are chosen."""
-    return features if len(columns) == features.shape[-1] else features[..., columns]
 
 
 def full_parameters(problem: Problem, state: LastState, fit: Profile) -> Tensor:
@@ -329,12 +228,22 @@ def full_parameters(problem: Problem, state: LastState, fit: Profile) -> Tensor:
     return theta
 
 
-def all_effects(problem: Problem, state: LastState, fit: Profile) -> Tensor:
-    """Posterior means of the latent effects in the order of the persons, shape (N, r)."""
-    L = factor(problem, state.entries)
-    z = torch.zeros(problem.n_persons, L.shape[1], dtype=L.dtype, device=L.device)
-    found = person_effects(moments(problem, state.theta, problem.train), L, fit)
-    return z.index_copy(0, torch.cat([block.persons for block in problem.train]), found)
+def by_level(problem: Problem, plan: Plan, found: Latent) -> list[Tensor]:
+    """Latent effects of each grouping in the order of its levels, (N_g, r_g); those of levels without rows are zero."""
+    persons = torch.cat([block.persons for block in problem.train])
+    own, r = found.own.squeeze(-1), problem.n_effects
+    z = own.new_zeros(problem.n_persons, r).index_copy(0, persons, own[:, :r])
+    out, start = {0: z}, r
+    for g, slots in zip(plan.places, plan.nested, strict=False):
+        mine = own[:, start : start + slots.width(0)].reshape(-1, len(slots.columns))
+        levels, start = slots.levels.flatten(), start + slots.width(0)
+        met = levels >= 0
+        out[g + 1] = own.new_zeros(slots.n_levels, mine.shape[1]).index_copy(0, levels[met], mine[met])
+    start, border = 0, own[:0] if found.border is None else found.border
+    for g, slots in zip(plan.places[len(plan.nested) :], plan.crossed, strict=True):
+        stop = start + slots.n_levels * len(slots.columns)
+        out[g + 1], start = border[start:stop].view(slots.n_levels, -1), stop
+    return [out[g] for g in range(len(out))]
 
 
 def held_out_error(problem: Problem, state: LastState) -> float:
@@ -342,15 +251,34 @@ def held_out_error(problem: Problem, state: LastState) -> float:
     if not problem.validation.n_rows:
         return math.nan
     with torch.no_grad():
-        fit = profile_of(problem, state)
-        eta = all_effects(problem, state, fit) @ factor(problem, state.entries).T
-        total = 0.0
+        solved = profile_of(problem, state)
+        each = each_factor(problem, state.entries)
+        latent = by_level(problem, state.plan, posterior_means(solved.moments, solved.fit))
+        eta, *others = [z @ L.T for z, L in zip(latent, each, strict=True)]
+        theta, total = full_parameters(problem, state, solved.fit), 0.0
         for block in problem.validation:
-            theta = full_parameters(problem, state, fit)
-            tensors = view_tensors(problem.network, problem.personal, theta, eta[block.persons])
-            last = hidden_features(problem.network, tensors, block.x) @ tensors[-2] + tensors[-1].unsqueeze(-2)
-            total += float(((block.y - last[..., 0]).square() * block.mask).sum())
+            error = block.y - last_outputs(problem, block, theta, eta, others)
+            total += float((error.square() * block.mask).sum())
         return total / problem.validation.n_rows
+
+
+def last_outputs(problem: Problem, block: Block, theta: Tensor, eta: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """Outputs of a block with the effects of all groupings on the last layer, shape (B, T).
+
+    Parameters
+    ----------
+    eta : Tensor, shape (N, q)
+    others : sequence of Tensor, shape (N_g, q_g)
+        Of the further groupings; rows of levels that are not known have none.
+    """
+    H = features_of(problem.network, theta, block.x)
+    outputs = H @ theta[problem.network.tensors[-2].start :]
+    outputs = outputs + (H[..., personal_columns(problem)] * eta[block.persons].unsqueeze(1)).sum(-1)
+    for g, (part, mine) in enumerate(zip(parts_of(problem)[1:], others, strict=True)):
+        levels = block.levels[..., g]
+        each = mine[levels.clamp_min(0)] * (levels >= 0).unsqueeze(-1)
+        outputs = outputs + (H[..., personal_columns(part)] * each).sum(-1)
+    return outputs
 
 
 def fit_last_layer(problem: Problem, control: Control, theta: Array) -> Trained:
@@ -361,8 +289,8 @@ def fit_last_layer(problem: Problem, control: Control, theta: Array) -> Trained:
     The covariance is at its maximum given the hidden layers whatever the epoch at which these were left. With a
     validation set there is Adam only, and the hidden layers are those of its best epoch.
     """
-    start, watch = start_last(problem, theta), Watch.new()
-    state = LastState(start.theta.requires_grad_(True), start.entries.requires_grad_(True))
+    start, watch = start_last(problem, theta), Watch[LastState].new()
+    state = LastState(start.theta.requires_grad_(True), start.entries.requires_grad_(True), start.plan)
     flags = []
     if problem.network.hidden:
         flags = descend(problem, control, state, watch)
@@ -396,9 +324,9 @@ def fit_on_features(problem: Problem, theta: Array) -> Trained:
 
 
 def start_last(problem: Problem, theta: Array) -> LastState:
-    """Parameters as given, and a diagonal factor."""
-    entries = start_entries(problem.personal.q, problem.cov, int(problem.group.max()) + 1)
-    return LastState(problem.tensor(theta), problem.tensor(entries))
+    """Parameters as given, and diagonal factors."""
+    entries = [start_entries(p.personal.q, p.cov, int(p.group.max()) + 1) for p in parts_of(problem)]
+    return LastState(problem.tensor(theta), problem.tensor(np.concatenate(entries)), plan_of(problem))
 
 
 def descend(problem: Problem, control: Control, state: LastState, watch: Watch) -> list[Flag]:
@@ -426,13 +354,17 @@ def descend(problem: Problem, control: Control, state: LastState, watch: Watch) 
 def polish(problem: Problem, state: LastState) -> bool:
     """Covariance at its maximum given the hidden layers, by L-BFGS; whether it came to rest."""
     with torch.no_grad():
-        fixed = moments(problem, state.theta, problem.train)
+        fixed = moments(problem, state.theta, state.plan)
     entries = state.entries.detach().clone().requires_grad_(True)
 
     def backward() -> Tensor:
-        loss = 0.5 * profile(fixed, factor(problem, entries)).objective
-        loss.backward()
-        return loss
+        factors = factors_of(problem, state.plan, entries)
+        with torch.no_grad():
+            fit = profile(fixed, factors)
+            found = slopes(fixed, factors, fit)
+        pairs = [(factors.own, found.own), *zip(factors.border, found.border, strict=True)]
+        torch.autograd.backward([L for L, _ in pairs], [slope for _, slope in pairs])
+        return 0.5 * fit.objective
 
     found = ascend([entries], backward, budget=POLISH, least=REST * problem.train.n_rows)
     state.entries = entries.detach()
@@ -442,20 +374,21 @@ def polish(problem: Problem, state: LastState) -> bool:
 def collect(problem: Problem, state: LastState, watch: Watch, converged: bool, flags: tuple) -> Trained:
     """Estimates as arrays; effects are kept as ``b = sigma L z``."""
     with torch.no_grad():
-        fit = profile_of(problem, state)
-        sigma = float(fit.sigma2.sqrt())
-        loading = factor(problem, state.entries) * sigma
-        z = all_effects(problem, state, fit) / sigma
-        theta = full_parameters(problem, state, fit)
-    arrays = [to_array(t) for t in (theta, loading, z)]
+        solved = profile_of(problem, state)
+        sigma = float(solved.fit.sigma2.sqrt())
+        loading, *others = [to_array(L * sigma) for L in each_factor(problem, state.entries)]
+        latent = by_level(problem, state.plan, posterior_means(solved.moments, solved.fit))
+        z, *theirs = [to_array(u / sigma) for u in latent]
+        theta = to_array(full_parameters(problem, state, solved.fit))
     return Trained(
-        theta=arrays[0],
-        loading=arrays[1],
-        z=arrays[2],
+        theta=theta,
+        loading=loading,
+        z=z,
         s=np.ones(loading.shape[1]),
         sigma2=sigma**2,
-        loglik=-0.5 * float(fit.deviance),
+        loglik=-0.5 * float(solved.fit.deviance),
         trace=watch.trace(),
         converged=converged,
         flags=flags,
+        further=tuple(LevelEffects(L, u) for L, u in zip(others, theirs, strict=True)),
     )

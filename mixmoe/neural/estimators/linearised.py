@@ -20,8 +20,7 @@ from mixmoe.mixture.estimate import Flag
 from mixmoe.neural.batches import shuffled, split_batches
 from mixmoe.neural.blocks import Tensor, torch
 from mixmoe.neural.components import entries_of
-from mixmoe.neural.estimators.ascent import TINY, ascend, near_enough
-from mixmoe.neural.estimators.last_layer import LastState, add_exact_gradients, is_exact
+from mixmoe.neural.estimators.last_layer import LastState, add_exact_gradients, is_exact, plan_of
 from mixmoe.neural.estimators.state import (
     State,
     calibrate,
@@ -33,20 +32,24 @@ from mixmoe.neural.estimators.state import (
 )
 from mixmoe.neural.estimators.trained import Control, Estimator, Problem, Trained
 from mixmoe.neural.estimators.training import (
+    TINY,
     Epoch,
     Objective,
     Watch,
     add_gradients,
+    ascend,
     epochs_of,
     learning_rate,
     lost,
     mean_loss,
+    near_enough,
     set_rate,
     start_state,
     train_epoch,
     trained,
     warm_up,
 )
+from mixmoe.neural.groupings import loglik_at
 from mixmoe.neural.marginal_likelihood import is_marginal, maximise_marginal, quadrature_loglik
 from mixmoe.neural.person_predictions import effects_from_rows, to_state
 from mixmoe.neural.posterior import update_variances
@@ -73,7 +76,8 @@ def fit_laplace(problem: Problem, control: Control, theta: Array, rng: np.random
     (1) The network without person effects, for a fifth of the epochs, 300 at most. (2) Variances by Laplace updates at
     this network, see `open_effects`. (3) Network and effects together; every `update_every` epochs effects are brought
     nearer to their modes by a Gauss-Newton step and the variances updated. (4) Where there are no person effects, after
-    a third of the epochs the network by quasi-Newton steps; not with a validation set or batches. (5) Variances
+    a third of the epochs the network by quasi-Newton steps to the maximum, with the prior of `ridge`; not with a
+    validation set or batches. (5) Variances
     (Gaussian) at their fixed point and effects at their modes, population parameters held; the marginal
     log-likelihood.
 
@@ -87,7 +91,7 @@ def fit_laplace(problem: Problem, control: Control, theta: Array, rng: np.random
 
     With a validation set the state of least validation loss after (1) is kept, without one the last.
     """
-    state, watch, flags = start_state(problem, theta, rng), Watch.new(), []
+    state, watch, flags = start_state(problem, theta, rng), Watch[State].new(), []
     batches = split_batches(problem, control.batch_size, rng)
     warmed = control if problem.n_effects else warm_up(problem, control)
     opens = opening_epoch(problem, warmed)
@@ -108,7 +112,7 @@ def fit_laplace(problem: Problem, control: Control, theta: Array, rng: np.random
             break
         good = before
         change = end_epoch(problem, warmed, state, epoch, seen, change)
-        watch.note(seen.loss, mean_loss(problem, state, validation=True), state.s)
+        watch.note(seen.loss + log_scale(problem, state), mean_loss(problem, state, validation=True), state.s)
         if epoch >= opens or not problem.n_effects:
             watch.keep(epoch, state, watch.validation[-1])
             if watch.waited(epoch, control.patience):
@@ -269,7 +273,7 @@ def left_to_gain(problem: Problem, control: Control, fit: Trained, enough: float
     if is_exact(problem):
         theta = problem.tensor(fit.theta).requires_grad_(True)
         entries = entries_of(problem, fit)[:-1].detach().clone().requires_grad_(True)
-        last = LastState(theta, entries)
+        last = LastState(theta, entries, plan_of(problem))
         leaves, backward = [theta, entries], lambda: add_exact_gradients(problem, control, last)
     else:
         state = to_state(problem, fit)
@@ -279,13 +283,25 @@ def left_to_gain(problem: Problem, control: Control, fit: Trained, enough: float
 
 
 def add_joint_gradients(problem: Problem, control: Control, state: State) -> Tensor:
-    """Minus the penalised log-likelihood, variances held; gradients are added to parameters and effects, by blocks."""
+    """Minus the penalised log-likelihood, variances held; gradients are added to parameters and effects, by blocks.
+
+    Without effects the residual variance is not held but the best one (Gaussian), by which rows weigh against a prior.
+    """
+    profiled = problem.family == "gaussian" and not problem.n_effects
+    if profiled:
+        update_residual(problem, state, 0.0)
     (everyone,) = split_batches(problem, None, np.random.default_rng(0))
     seen = add_gradients(problem, control, state, everyone, Objective())
     with torch.no_grad():
         for leaf in state.trained:
             leaf.grad *= everyone.scale
-    return problem.tensor(seen.loss * everyone.scale)
+    constant = log_scale(problem, state) if profiled else 0.0
+    return problem.tensor((seen.loss + constant) * everyone.scale)
+
+
+def log_scale(problem: Problem, state: State) -> float:
+    """What the residual variance adds to minus the log-density of a row (Gaussian)."""
+    return 0.5 * float(state.sigma2.log()) if problem.family == "gaussian" else 0.0
 
 
 def climb(problem: Problem, control: Control, state: State, watch: Watch) -> None:
@@ -309,6 +325,8 @@ def all_rows_loglik(problem: Problem, fit: Trained) -> float:
         Without rows set aside.
     fit : Trained
     """
+    if problem.further:
+        return loglik_at(problem, fit)
     z = effects_from_rows(problem, fit) if problem.n_effects else fit.z
     return marginal_loglik(problem, to_state(problem, fit, z))
 

@@ -2,7 +2,7 @@
 
 import numbers
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +19,26 @@ from mixmoe.neural.network import Network, Personal, forward, view_tensors
 from mixmoe.neural.posterior import Family, row_loss
 
 Estimator = Literal["laplace", "sgd"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """A grouping of the rows behind that by persons, crossed with it or within it.
+
+    Attributes
+    ----------
+    name : str
+        ``site``, or ``person:site`` for combinations.
+    personal : Personal
+        What differs between its levels.
+    cov : str or int
+    n_levels : int
+    """
+
+    name: str
+    personal: Personal
+    cov: str | int
+    n_levels: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +66,8 @@ class Problem:
     published : bool
         Whether the published rule is to be fitted, whose effects are independent on standardised inputs and whose
         predictions are those at its effects.
+    further : tuple of Grouping
+        Behind that by persons, all of them on the last layer of a Gaussian response.
     """
 
     family: Family
@@ -59,6 +81,7 @@ class Problem:
     device: str = "cpu"
     origin: Array | None = None
     published: bool = False
+    further: tuple[Grouping, ...] = ()
 
     def tensor(self, values: Any) -> Tensor:
         """Numbers as a tensor beside those of the problem."""
@@ -102,6 +125,14 @@ class Problem:
     def group(self) -> NDArray[np.intp]:
         """Variance that each latent effect has."""
         return self.personal.group if self.cov == "tensor" else np.arange(self.n_effects)
+
+
+def parts_of(problem: Problem) -> tuple[Problem, ...]:
+    """The problem as each grouping sees it, that by persons first: with what is personal there, and no other."""
+    return (
+        replace(problem, further=()),
+        *(replace(problem, personal=g.personal, cov=g.cov, further=()) for g in problem.further),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +212,21 @@ class Trace:
 
 
 @dataclass(frozen=True, slots=True)
+class LevelEffects:
+    """Effects of the levels of a further grouping, ``z @ loading.T``.
+
+    Attributes
+    ----------
+    loading : ndarray, shape (q, r)
+    z : ndarray, shape (N, r)
+        Of variance one between levels.
+    """
+
+    loading: Array
+    z: Array
+
+
+@dataclass(frozen=True, slots=True)
 class Trained:
     """Estimates of a network with person effects, on the standardised scale.
 
@@ -201,6 +247,8 @@ class Trained:
     trace : Trace
     converged : bool
     flags : tuple of Flag
+    further : tuple of LevelEffects
+        Of the groupings behind that by persons.
     """
 
     theta: Array
@@ -212,6 +260,7 @@ class Trained:
     trace: Trace
     converged: bool
     flags: tuple[Flag, ...] = field(default=())
+    further: tuple[LevelEffects, ...] = field(default=())
 
     @property
     def eta(self) -> Array:
@@ -252,20 +301,30 @@ def total_loss(
     return torch.stack(parts).sum() if parts else theta.new_zeros(())
 
 
-def ridge(problem: Problem, control: Control, theta: Tensor, *, prior: bool = False) -> Tensor:
+def ridge(problem: Problem, control: Control, theta: Tensor, *, exact: bool = False) -> Tensor:
     """Penalty on the population's parameters that is added to minus the log-likelihood.
 
     Parameters
     ----------
-    prior : bool
-        Whether the parameters of hidden layers have a standard normal prior unless the user gives a weight decay.
+    exact : bool
+        Whether the likelihood is that of effects on the last layer of a Gaussian response.
 
     Notes
     -----
-    The likelihood of effects on the last layer rises, with few rows, as hidden weights grow without end and features
-    become collinear, so that without a prior there is no maximum to arrive at. Effects on hidden layers have a penalty
-    of their own; a linear network has no hidden layer, and is as without.
+    Unless the user gives a weight decay, hidden layers below effects on the last layer (Gaussian) have a standard
+    normal prior, and so has a whole network without effects, on standardised inputs and response: with few rows the
+    likelihood rises as hidden weights grow without end and features become collinear, so that without a prior there is
+    no maximum to arrive at, or one that predicts badly. Effects on hidden layers have a penalty of their own; linear
+    networks, transitions of a CRF and networks of a user's own, whose scales are not known, have no prior.
     """
     if control.weight_decay is None:
-        return 0.5 * float(prior) * theta[: problem.network.n_hidden].square().sum()
+        return 0.5 * theta[: n_with_prior(problem, exact)].square().sum()
     return problem.train.n_rows * control.weight_decay * theta.square().sum()
+
+
+def n_with_prior(problem: Problem, exact: bool) -> int:
+    """Entries of the flat vector, from its beginning, that have a standard normal prior; see `ridge`."""
+    network = problem.network
+    if exact or network.module is not None or not network.hidden:
+        return network.n_hidden if exact else 0
+    return 0 if problem.personal.q else network.tensors[2 * network.depth - 1].stop

@@ -16,9 +16,9 @@ Woertwein, Allen, Sheeber, Auerbach, Cohn & Morency (2023), ICMI, arXiv 2306.081
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,127 @@ from mixmoe.neural.blocks import Tensor, to_array, torch
 from mixmoe.neural.estimators.state import State, directions, effects
 from mixmoe.neural.estimators.trained import Control, Problem, Trace, Trained, block_loss, ridge, total_loss
 from mixmoe.numerics.optimise import progress_bar
+
+CHUNK = 20  # iterations between two looks at what they gained
+HISTORY = 40  # steps that the curvature is learnt from
+NEAR = 0.5  # standard errors from the maximum, root mean square over the parameters, that count as having reached it
+FAR = 1e6  # times the first loss is what a point counts as whose loss is no number
+TINY = 0.01  # share of the log-likelihood that this distance costs below which a look brings nothing more
+
+
+def near_enough(n_parameters: int) -> float:
+    """Log-likelihood below its maximum at a root mean square distance of `NEAR` standard errors."""
+    return 0.5 * NEAR**2 * n_parameters
+
+
+class SpentError(Exception):
+    """All evaluations were used, perhaps amid a line search."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ascent:
+    """What an ascent brought.
+
+    Attributes
+    ----------
+    gain : float
+        Log-likelihood.
+    losses : list of float
+        Minus the log-likelihood at each evaluation.
+    settled : bool
+        Whether it ended because there was next to nothing left to gain.
+    """
+
+    gain: float
+    losses: list[float]
+    settled: bool
+
+
+def ascend(
+    leaves: Sequence[Tensor],
+    backward: Callable[[], Tensor],
+    *,
+    budget: int,
+    least: float,
+    enough: float = math.inf,
+) -> Ascent:
+    """L-BFGS on some tensors, in place, until twenty iterations bring next to nothing.
+
+    Parameters
+    ----------
+    leaves : sequence of Tensor
+    backward : callable
+        Sets the gradients of the leaves and returns minus the log-likelihood.
+    budget : int
+        Evaluations at most, of which there is one; where they end amid a line search, the best point of all is kept.
+    least : float
+        Gain of twenty iterations below which they end.
+    enough : float
+        Gain from which on nobody asks for more.
+    """
+    losses: list[float] = []
+    best, point = math.inf, [leaf.detach().clone() for leaf in leaves]
+
+    def closure() -> Tensor:
+        nonlocal best, point
+        if len(losses) >= budget:
+            raise SpentError
+        for leaf in leaves:
+            leaf.grad = None
+        loss = number(backward)
+        if not math.isfinite(loss) and losses:
+            # The line search must see that a step was too long, and cannot reckon with what is no number.
+            loss = losses[0] + FAR * (1.0 + abs(losses[0]))
+            for leaf in leaves:
+                leaf.grad = torch.zeros_like(leaf)
+        losses.append(loss)
+        if loss < best:
+            best, point = loss, [leaf.detach().clone() for leaf in leaves]
+        return torch.tensor(loss, dtype=torch.float64, device=leaves[0].device)
+
+    optimiser, fresh = new_optimiser(leaves), True
+    first = last = float(closure())
+    while len(losses) < budget and first - last < enough:
+        before = [leaf.detach().clone() for leaf in leaves]
+        try:
+            optimiser.step(closure)
+            now = float(closure())
+        except SpentError:
+            put(leaves, point)
+            return Ascent(first - min(best, last), losses, settled=False)
+        if not now <= last:  # a line search that failed leaves the point that it tried last, which may be lower
+            put(leaves, before)
+            if fresh:
+                return Ascent(first - last, losses, settled=True)
+            optimiser, fresh = new_optimiser(leaves), True  # what was learnt of the curvature misled it
+            continue
+        fresh = False
+        gained, last = last - now, now
+        if gained < least:
+            return Ascent(first - last, losses, settled=True)
+    return Ascent(first - last, losses, settled=False)
+
+
+def put(leaves: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Give some tensors the values of others."""
+    with torch.no_grad():
+        for leaf, value in zip(leaves, values, strict=True):
+            leaf.copy_(value)
+
+
+def new_optimiser(leaves: Sequence[Tensor]) -> Any:
+    """L-BFGS that has seen nothing yet."""
+    return torch.optim.LBFGS(
+        leaves, max_iter=CHUNK, history_size=HISTORY, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+    )
+
+
+def number(backward: Callable[[], Tensor]) -> float:
+    """What a loss is; no number where a matrix has no Cholesky factor."""
+    try:
+        return float(backward().detach())
+    except torch.linalg.LinAlgError:
+        return math.nan
 
 
 def start_state(problem: Problem, theta: Array, rng: np.random.Generator) -> State:
@@ -160,20 +281,30 @@ def set_rate(optimiser: Any, rate: float) -> None:
         settings["lr"] = rate
 
 
+class Copied(Protocol):
+    """A state of training that can be kept while the training goes on."""
+
+    def copy(self) -> Self:
+        """The state with tensors of its own."""
+
+
+Kept = TypeVar("Kept", bound=Copied)
+
+
 @dataclass(slots=True)
-class Watch:
+class Watch(Generic[Kept]):
     """The best state so far and the losses seen.
 
     Attributes
     ----------
-    state : State, or its like of another estimator, or None
+    state : Copied or None
     best : float
     epoch : int
         That of the best state; the last one if there is none.
     train, validation, variance : list of float
     """
 
-    state: Any
+    state: Kept | None
     best: float
     epoch: int
     train: list[float]
@@ -181,7 +312,7 @@ class Watch:
     variance: list[float]
 
     @classmethod
-    def new(cls) -> "Watch":
+    def new(cls) -> Self:
         """Nothing seen yet."""
         return cls(None, math.inf, 0, [], [], [])
 
@@ -191,7 +322,7 @@ class Watch:
         self.validation.append(validation)
         self.variance.append(float(variance.detach().mean()) if variance.numel() else 0.0)
 
-    def keep(self, epoch: int, state: Any, value: float) -> None:
+    def keep(self, epoch: int, state: Kept, value: float) -> None:
         """Keep the state if it is the best so far."""
         if value < self.best:
             self.state, self.best, self.epoch = state.copy(), value, epoch
@@ -261,7 +392,7 @@ def fit_published(problem: Problem, control: Control, theta: Array, rng: np.rand
     Each epoch: (1) a step of Adam per batch on the penalised loss of centred effects; (2) variances updated, annealed
     from one by the factor `annealing`; (3) losses noted, and the state kept if it has the least validation loss.
     """
-    state, watch, flags = start_state(problem, theta, rng), Watch.new(), []
+    state, watch, flags = start_state(problem, theta, rng), Watch[State].new(), []
     batches = split_batches(problem, control.batch_size, rng)
     optimiser = torch.optim.Adam(state.trained, lr=control.lr)
     objective, good = Objective(control.penalty, centre=True), state.copy()

@@ -1,8 +1,9 @@
-"""A MEMoE estimated again: with other experts, on other responses, on resamples of the subjects; the bootstrap."""
+"""How a MEMoE is estimated: its maximum, covariances, refits with other experts, responses and subjects."""
 
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, Self
 
 import numpy as np
@@ -13,38 +14,156 @@ from mixmoe._typing import Array
 from mixmoe.arguments import checked_count, checked_rng
 from mixmoe.design.design import Design, offset_of
 from mixmoe.errors import ArgumentError
-from mixmoe.families import Curvature, Estimated
-from mixmoe.inference.uncertainty import Draws, ParamCov, acceleration, within_clusters, without_parameters
-from mixmoe.mixed.coordinates import Coordinates
+from mixmoe.families import Curvature, Estimated, FirstOrder, Likelihood
+from mixmoe.inference.uncertainty import (
+    Draws,
+    ParamCov,
+    acceleration,
+    checked_cov_type,
+    within_clusters,
+    without_parameters,
+)
+from mixmoe.mixed.degeneracy import CATEGORIES, far_origin, find_flags
 from mixmoe.mixed.error_structure import ErrorSetup
-from mixmoe.mixed.first_order import first_order
+from mixmoe.mixed.gate_identifiability import separation_flags
 from mixmoe.mixed.information import (
+    covariance,
     few_units,
     find_boundary,
     identified,
-    informative_basis,
-    invert_information,
+    inverse_at,
     resampled_covariance,
 )
 from mixmoe.mixed.likelihood.observed import (
     Problem,
-    build_problem,
+    block_scores,
+    evaluate,
+    evaluate_block,
     observed_information,
+    penalty_at,
     subject_logliks,
     subject_scores,
 )
-from mixmoe.mixed.options import ResponseModel, check_method, cluster_codes
-from mixmoe.mixed.parameters import Params, Structure, expand, permute_natural, positions, to_natural
+from mixmoe.mixed.options import ResponseModel, build_structure, check_method, cluster_codes
+from mixmoe.mixed.parameters import (
+    Coordinates,
+    Params,
+    Structure,
+    checked_reported,
+    free_to_reported,
+    free_to_reported_jacobian,
+    free_to_working,
+    permute_reported,
+    reported_to_free,
+    reported_to_user,
+)
 from mixmoe.mixed.prediction.trajectories import Estimate, disturbances, draw_responses
-from mixmoe.mixed.search import Guarded, off_boundary, permute
+from mixmoe.mixed.search import (
+    Guarded,
+    Search,
+    off_boundary,
+    order_experts,
+    permute,
+    search,
+    search_carried,
+    search_from,
+)
 from mixmoe.mixed.smooth.curvature import first_inverse_of_functions
-from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing
-from mixmoe.mixed.smooth.functions import Function, functions_of, layout_of
+from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing, effective, smooth_maximum
+from mixmoe.mixed.smooth.functions import Function, coarse_design, functions_of, geometry_of, layout_of
 from mixmoe.mixed.starting_values import first_inverse
-from mixmoe.mixture.estimate import EMFit, ParamLayout, Starts
+from mixmoe.mixture.estimate import EMFit, ParamLayout, Starts, better, warn_flags
 from mixmoe.mixture.gate import posterior_probabilities
 from mixmoe.mixture.resampling import replicate
-from mixmoe.numerics.optimise import Control, climb
+from mixmoe.numerics.optimise import Control, Evaluation, climb
+
+
+def first_order(problem: Problem, coordinates: Coordinates, theta: Array) -> FirstOrder:
+    """Scores, inverse information and derivatives of the responsibilities at a solution.
+
+    Parameters
+    ----------
+    problem : Problem
+    coordinates : Coordinates
+    theta : ndarray, shape (P,)
+
+    Returns
+    -------
+    FirstOrder
+    """
+    at, inverse = inverse_at(problem, coordinates, theta)
+    jacobian = free_to_reported_jacobian(problem.structure, coordinates, at.theta)
+    jacobian[list(at.blank)] = np.nan
+    scores = expert_subject_scores(problem, at.theta)
+    observed = subject_scores(problem, at.theta) if problem.restricted else scores.observed
+    return FirstOrder(observed, inverse.matrix, jacobian, scores.slopes)
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectScores:
+    """Scores of the subjects.
+
+    Attributes
+    ----------
+    observed : ndarray, shape (N, P)
+    slopes : ndarray, shape (N, K, P)
+        Derivatives of the responsibilities.
+    """
+
+    observed: Array
+    slopes: Array
+
+
+def expert_subject_scores(problem: Problem, theta: Array) -> SubjectScores:
+    """Scores of the subjects and derivatives ``tau_ik (s_ik - s_i)`` of their responsibilities.
+
+    s_ik is the score of subject i were she known to belong to expert k, and s_i their responsibility-weighted mean.
+    """
+    K = problem.structure.n_experts
+    params = free_to_working(problem.structure, theta[None])
+    out = SubjectScores(np.empty((problem.n_subjects, theta.size)), np.empty((problem.n_subjects, K, theta.size)))
+    for where, experts in problem.experts.blocks(K):
+        block = evaluate_block(problem, params, where, experts)
+        tau = block.responsibilities
+        out.observed[where] = block_scores(problem, theta[None], block)[0].T
+        for k in range(K):
+            known = np.zeros_like(tau)
+            known[:, k] = 1.0
+            given = block_scores(problem, theta[None], block, known)[0].T
+            out.slopes[where, k] = tau[0, k][:, None] * (given - out.observed[where])
+    return out
+
+
+def likelihood_at(problem: Problem, coordinates: Coordinates, theta: Array, loglik: float) -> Likelihood:
+    """The log-likelihood around a solution, in units of the response.
+
+    Parameters
+    ----------
+    problem : Problem
+    coordinates : Coordinates
+    theta : ndarray, shape (P,)
+    loglik : float
+        At the solution, in units of the response.
+
+    Returns
+    -------
+    Likelihood
+    """
+    at, inverse = inverse_at(problem, coordinates, theta)
+    shift = loglik - float(evaluate(problem, at.theta[None]).loglik[0])
+
+    def shifted(points: Array) -> Evaluation:
+        e = evaluate(problem, points)
+        return Evaluation(e.loglik + shift, e.score)
+
+    def reported(point: Array) -> Array:
+        return free_to_reported(problem.structure, coordinates, point[None])[0]
+
+    def jacobian(point: Array) -> Array:
+        return np.nan_to_num(free_to_reported_jacobian(problem.structure, coordinates, point))
+
+    return Likelihood(at.theta, inverse.matrix, shifted, reported, jacobian)
+
 
 Clusters = NDArray[np.int64] | None
 _CONTROL = Control(max_iter=200, tol=1e-5)
@@ -107,8 +226,7 @@ def bootstrap_covariance(
         note += f", interrupted before {n_boot} were done"
     if len(kept) < len(draws.values):
         note += f", {len(draws.values) - len(kept)} more did not converge"
-    at = find_boundary(problem, coordinates, theta)
-    inverse = invert_information(observed_information(problem, at.theta), informative_basis(problem, at))
+    at, inverse = inverse_at(problem, coordinates, theta)
     known = identified(problem, coordinates, at, inverse, layout)
     flags = (*known.flags, *few_units(problem, at))
     replicates = Draws(kept, _acceleration(problem, coordinates, theta, clusters))
@@ -121,7 +239,7 @@ def relabelled(
     draws: Draws, problem: Problem, coordinates: Coordinates, theta: Array, order: list[int], clusters: Clusters
 ) -> Draws:
     """Replicates with the old expert ``order[k]`` as the new expert k, where `theta` is the relabelled solution."""
-    values = np.array([permute_natural(problem.structure, row, order) for row in draws.values])
+    values = np.array([permute_reported(problem.structure, row, order) for row in draws.values])
     return Draws(values, _acceleration(problem, coordinates, theta, clusters))
 
 
@@ -174,7 +292,7 @@ class Resample:
 
     def _natural(self, theta: Array) -> Array:
         s = self.problem.structure
-        return to_natural(s, self.coordinates.to_user(expand(s, self.problem.free, theta[None])))[0]
+        return free_to_reported(s, self.coordinates, theta[None])[0]
 
     def _matched(self, theta: Array) -> Array:
         """The labels under which subjects belong to the experts that they had in the original fit."""
@@ -188,11 +306,12 @@ class Resample:
         return posterior_probabilities(subject_logliks(self.problem, theta))
 
 
+_DEFAULT = Control()
 _REFIT = Control(max_iter=200, tol=1e-4)  # of tests that refit many times; log-likelihoods to about 0.1
 
 
-class Refitting:
-    """What tests of the number of experts ask of a MEMoE, see `mixmoe.families.HasExperts`."""
+class Estimation:
+    """How a MEMoE is estimated, and what tests of the number of experts ask of it, see `mixmoe.families.HasExperts`."""
 
     n_experts: int
     design: Design
@@ -206,6 +325,124 @@ class Refitting:
     smoothing: Smoothing | None
     functions: tuple[Function, ...]
     given_smoothing: Array
+    log_scale: float
+
+    def maximum(
+        self, n_starts: int, rng: np.random.Generator, start: Estimated | None = None, control: Control = _DEFAULT
+    ) -> EMFit:
+        """The estimate alone, without warnings and covariance.
+
+        Parameters
+        ----------
+        n_starts : int
+            Random starts.
+        rng : numpy.random.Generator
+        start : Estimated, optional
+            With as many experts, or one fewer.
+        control : Control
+
+        Returns
+        -------
+        EMFit
+        """
+        if self.functions:
+            return smooth_maximum(self, n_starts, rng, start, control)
+        fits = []
+        if start is not None:
+            fits.append(self.record(self._search_from(start, rng, control)))
+        if n_starts and not (fits and any(flag.code == "interrupted" for flag in fits[0].flags)):
+            fits.append(self.record(search(self.problem, n_starts, control, rng)))
+        return reduce(better, fits)
+
+    def _search_from(self, start: Estimated, rng: np.random.Generator, control: Control) -> Search:
+        if start.experts < self.n_experts:
+            smaller = self.with_experts(start.experts).working(start.values)
+            return search_carried(self.problem, smaller, control, rng)
+        return search_from(self.problem, off_boundary(self.problem, self.working(start.values))[None], control)
+
+    def record(self, found: Search) -> EMFit:
+        """The outcome of a search as an estimate, experts by decreasing mean gate probability.
+
+        Experts with functions stay where they are: their smoothing parameters go by their place.
+        """
+        theta = found.theta if self.smoothing is not None else order_experts(self.problem, found.theta)
+        boundary = find_boundary(self.problem, self.coordinates, theta)
+        params = self.natural(boundary.theta)
+        far = far_origin(self.problem, self.coordinates, found, self.working(params), self.design.names)
+        penalty = penalty_at(self.problem, theta)
+        return EMFit(
+            params=params,
+            loglik=found.loglik - penalty - self.log_scale,
+            penalty=penalty,
+            trace=found.trace - self.log_scale,
+            n_iter=found.n_iter,
+            n_evaluations=found.n_evaluations,
+            converged=found.converged,
+            responsibilities=boundary.responsibilities,
+            starts=Starts(
+                found.n_starts, found.logliks - self.log_scale, found.n_replicated, found.ends - self.log_scale
+            ),
+            flags=(
+                *find_flags(self.problem, found, theta, boundary),
+                *separation_flags(self.design, self.problem, self.coordinates, boundary),
+                *far,
+            ),
+        )
+
+    def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
+        """Covariance of the estimates of `fit`.
+
+        Parameters
+        ----------
+        fit : EMFit
+        kind : {"nonrobust", "robust", "cluster", "bootstrap"}
+        **options
+            ``correction=False`` leaves a sandwich without the correction for the leverage of subjects or clusters;
+            ``cluster=`` names a column that the fit uses or gives the cluster of each row of the data, by default the
+            clusters of the model; ``n_boot=``, ``n_jobs=``, ``rng=``, ``progress=`` for the bootstrap.
+
+        Returns
+        -------
+        ParamCov
+        """
+        theta = self.working(fit.params)
+        allowed = {"cluster": ("cluster", "correction"), "bootstrap": ("n_boot", "n_jobs", "rng", "progress")}
+        names = allowed.get(kind, ("correction",) if kind == "robust" else ())
+        for name in options:
+            if name not in names:
+                raise ArgumentError(f"cov_type={kind!r} has no option {name!r}; it has {names or 'none'}")
+        if kind == "bootstrap":
+            cov = bootstrap_covariance(
+                self.problem, self.coordinates, theta, self.layout, **options, clusters=self.clusters
+            )
+        else:
+            clusters = cluster_codes(self.design, options.get("cluster")) if kind == "cluster" else None
+            known, correction = checked_cov_type(kind), bool(options.get("correction", True))
+            cov = covariance(self.problem, self.coordinates, theta, known, self.layout, clusters, correction)
+        if any(flag.code == "degenerate" for flag in fit.flags):
+            cov = replace(cov, flags=())  # that its standard errors mean nothing has been said: no reasons besides
+        warn_flags(cov.flags, CATEGORIES)
+        return cov
+
+    def vector(self, params: Any) -> Array:
+        """Reported parameters as an array, shape (P,), from an array, a mapping by name, or results of another fit."""
+        return checked_reported(self.structure, self.layout, params)
+
+    def _free(self, params: Any) -> Array:
+        """Free vector, shape (P,), of what `vector` takes."""
+        return reported_to_free(self.structure, self.coordinates, checked_reported(self.structure, self.layout, params))
+
+    def working(self, params: Array) -> Array:
+        """Free vector in working coordinates, shape (P,), of reported parameters."""
+        return reported_to_free(self.structure, self.coordinates, np.asarray(params, dtype=float))
+
+    def user(self, params: Array) -> Params:
+        """Full parameters on the user's scale, with S = 1, of reported ones."""
+        return reported_to_user(self.structure, np.asarray(params, dtype=float))
+
+    def natural(self, theta: Array) -> Array:
+        """Reported parameters, shape (P,), of a free vector."""
+        return free_to_reported(self.structure, self.coordinates, theta[None])[0]
 
     def estimated(self, fit: EMFit) -> Estimated:
         """A fit as tests of the number of experts need it."""
@@ -233,7 +470,7 @@ class Refitting:
         if not self.response.gaussian:
             drawn: Array = self.results(fit, ParamCov(blank, "nonrobust"))._draw(rng)
             return drawn
-        known = Estimate(self.user(fit.params), blank, positions(self.structure))
+        known = Estimate(self.user(fit.params), blank, self.structure.reported)
         errors = disturbances(d, known.params, self.errors)
         return offset_of(d) + draw_responses(known, d.expert, d.random, d.gate, errors, rng)
 
@@ -277,6 +514,28 @@ class Refitting:
         theta = model.working(estimated.values)
         return Curvature(subject_scores(model.problem, theta), observed_information(model.problem, theta))
 
+    def coarse(self) -> Self:
+        """The model with a few columns for each of its functions, without penalties."""
+        other = copy(self)
+        other.design, other.settings = coarse_design(self.design), {**self.settings, "smoothing": None}
+        other._arrange(build_structure(other.design, self.n_experts, self.structure.cov_re, self.response))
+        other.layout = layout_of(other.design, other.structure)
+        return other
+
+    def penalised(self, fit: EMFit) -> Self:
+        """The model with the penalties of a fit."""
+        if self.smoothing is not None or not fit.smoothing.size:
+            return self
+        return self.at(fit.smoothing, self.working(fit.params))
+
+    def at(self, lambdas: Array, theta: Array) -> Self:
+        """The model with its functions penalised by smoothing parameters, at an estimate of the free vector."""
+        other = copy(self)
+        geometry = geometry_of(self.functions, self.problem.free, self.structure, self.coordinates)
+        other.smoothing = effective(self, geometry, lambdas, theta)
+        other.problem = replace(self.problem, ridge=geometry.root(lambdas), effective=other.smoothing.of_experts)
+        return other
+
     def with_experts(self, experts: int) -> Self:
         """The model with another number of experts on the same data."""
         check_method(self.settings["method"], experts, self.response.name, self.settings.get("errors_dist"))
@@ -287,7 +546,7 @@ class Refitting:
         other.functions = functions_of(self.design, other.structure)
         other.given_smoothing = checked_smoothing(self.settings["smoothing"], other.functions)
         p = self.problem
-        other.problem = build_problem(other.structure, p.experts, p.W, p.penalty, p.restricted)
+        other.problem = Problem(other.structure, p.experts, p.W, p.penalty, p.restricted)
         return other
 
     def with_response(self, response: Array) -> Self:
@@ -301,20 +560,6 @@ class Refitting:
         """Structure, layout, coordinates and likelihood of the present design."""
         raise NotImplementedError
 
-    def maximum(
-        self, n_starts: int, rng: np.random.Generator, start: Estimated | None = None, control: Control = _REFIT
-    ) -> EMFit:
-        """The estimate alone."""
-        raise NotImplementedError
-
     def results(self, fit: EMFit, cov: ParamCov) -> Any:
         """Results of a fit."""
-        raise NotImplementedError
-
-    def user(self, params: Array) -> Params:
-        """Full parameters on the user's scale of reported ones."""
-        raise NotImplementedError
-
-    def working(self, params: Array) -> Array:
-        """Free vector of reported parameters."""
         raise NotImplementedError

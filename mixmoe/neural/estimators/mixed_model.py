@@ -1,0 +1,432 @@
+"""The linear mixed model of the last layer given its features, with one grouping of the rows or several.
+
+``y = H beta + sum_g Z_g b_g + e`` with Z_g some columns of the features H for each level of grouping g, and effects of
+a level ``b ~ N(0, sigma^2 L_g L_g')``.
+
+Units are the levels of the first grouping. Effects of groupings whose levels lie
+within units, as sites within persons, belong to the unit's own block; effects of crossed groupings are the border:
+
+``A = I + L'Z'Z L = [[A_1, B], [B', S]]``, A_1 block-diagonal by unit with Cholesky factors R_i, ``S - B'A_1^-1 B``
+dense.
+
+Everything is in terms of the cross-products of each unit's rows, see `slots`. beta and sigma are profiled out.
+
+References
+----------
+Lindstrom & Bates (1988), Journal of the American Statistical Association 83, 1014-1022 (the profiled deviance and
+its derivatives).
+Bates, Maechler, Bolker & Walker (2015), Journal of Statistical Software 67(1), equations 30-42 (maximum likelihood, and
+the Cholesky factor in blocks, for several groupings).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mixmoe.neural.blocks import Tensor, torch
+from mixmoe.neural.estimators.slots import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Cross-products of the rows of each unit.
+
+    Attributes
+    ----------
+    gram : tuple of Tensor, shape (B, w, w)
+        One array per block.
+    plan : Plan
+    n : int
+        Rows.
+    ridge : float
+        Penalty on beta in units of sigma^2: ``rss + ridge |beta|^2``.
+    """
+
+    gram: tuple[Tensor, ...]
+    plan: Plan
+    n: int
+    ridge: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """Factors of the covariances of the effects, laid out as the columns are.
+
+    Attributes
+    ----------
+    own : Tensor, shape (Q, R)
+        Of a unit's own block.
+    border : tuple of Tensor, shape (S, S)
+        Of the border slots of each block.
+    """
+
+    own: Tensor
+    border: tuple[Tensor, ...] = ()
+
+
+def lay_out_factors(plan: Plan, each: Sequence[Tensor]) -> Factors:
+    """The factors L_g (q_g, r_g) of all groupings, the first one included, in their places."""
+    ordered = [each[g + 1] for g in plan.places]
+    nested = [repeat_factor(L, s.hot[0].shape[-1]) for L, s in zip(ordered, plan.nested, strict=False)]
+    own = torch.block_diag(each[0], *nested) if nested else each[0]
+    others = ordered[len(plan.nested) :]
+    border = [
+        torch.block_diag(*(repeat_factor(L, s.hot[k].shape[-1]) for L, s in zip(others, plan.crossed, strict=True)))
+        for k in range(len(plan.border))
+    ]
+    return Factors(own, tuple(border))
+
+
+def repeat_factor(L: Tensor, times: int) -> Tensor:
+    """The factor of several levels side by side, ``I x L``."""
+    return torch.kron(torch.eye(times, dtype=L.dtype, device=L.device), L)
+
+
+@dataclass(frozen=True, slots=True)
+class Border:
+    """The crossed effects, the units' own ones eliminated.
+
+    Attributes
+    ----------
+    root : Tensor, shape (M, M)
+        Lower Cholesky factor of their Schur complement.
+    cross : Tensor, shape (M, p + 1)
+        It solved for the columns of features and response.
+    """
+
+    root: Tensor
+    cross: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Likelihood profiled over beta and sigma.
+
+    Attributes
+    ----------
+    objective : Tensor, shape ()
+        Minus twice the marginal log-likelihood, with the penalty on beta.
+    deviance : Tensor, shape ()
+        Without it.
+    beta : Tensor, shape (p,)
+    sigma2 : Tensor, shape ()
+    inverse_root : Tensor, shape (N, R, R)
+        Inverse of the lower Cholesky factor of the units' own blocks ``I + L'Z'ZL``.
+    cross : tuple of Tensor, shape (B, R, w)
+        It times ``L'Z'`` and the columns of the rows of each block, those of the border times their factor.
+    border : Border or None
+    information : Tensor, shape (p, p)
+        ``sigma^2 X'V^-1 X``.
+    """
+
+    objective: Tensor
+    deviance: Tensor
+    beta: Tensor
+    sigma2: Tensor
+    inverse_root: Tensor
+    cross: tuple[Tensor, ...]
+    border: Border | None
+    information: Tensor
+
+
+def identity_like(matrix: Tensor) -> Tensor:
+    """The identity of the size of the last dimension."""
+    return torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+
+
+def jittered(information: Tensor) -> Tensor:
+    """A cross-product matrix that can be factored although features may be collinear."""
+    size = information.diagonal().mean().clamp_min(1e-12)
+    return information + 1e-10 * size * identity_like(information)
+
+
+def profile(m: Moments, factors: Factors, log_sigma: Tensor | None = None) -> Profile:
+    """Marginal likelihood at the factors, the best beta put in, and the best sigma unless it is given.
+
+    Parameters
+    ----------
+    m : Moments
+    factors : Factors
+    log_sigma : Tensor, shape (), optional
+
+    Notes
+    -----
+    (1) Each unit's own effects are eliminated, ``U_i = R_i^-1 L'Z_i'[X_i, y_i, Z_bi L_b]``. (2) What the units leave of
+    the border is summed over them, and eliminated likewise. (3) What is left of features and response is the least
+    squares problem for beta.
+    """
+    p = m.plan.n_features
+    parts = [eliminate_units(m, factors, k) for k in range(len(m.gram))]
+    left = sum_of([part.left for part in parts])
+    logdet, border = sum_of([part.logdet for part in parts]), None
+    if factors.border:
+        border = eliminate_border(m, factors, [part.cross for part in parts])
+        left = left - border.cross.T @ border.cross
+        logdet = logdet + 2.0 * border.root.diagonal().log().sum()
+    information, moment, yy = left[:p, :p], left[:p, p], left[p, p]
+    penalised = information + m.ridge * identity_like(information)
+    chol = torch.linalg.cholesky(jittered(information) if m.ridge == 0.0 else penalised)
+    beta = torch.cholesky_solve(moment.unsqueeze(-1), chol).squeeze(-1)
+    rss = yy - (2.0 * moment - penalised @ beta) @ beta
+    sigma2 = rss / m.n if log_sigma is None else (2.0 * log_sigma).exp()
+    objective = m.n * (math.log(2.0 * math.pi) + sigma2.log()) + logdet + rss / sigma2
+    deviance = objective - m.ridge * beta.square().sum() / sigma2
+    inverse_root = joined([part.inverse_root for part in parts])
+    cross = tuple(part.cross for part in parts)
+    return Profile(objective, deviance, beta, sigma2, inverse_root, cross, border, information)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Arrays of all units from those of the blocks."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def sum_of(parts: Sequence[Tensor]) -> Tensor:
+    """The sum of arrays of one shape."""
+    return parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Eliminated:
+    """What is left of the rows of a block, her own effects eliminated from each unit's.
+
+    Attributes
+    ----------
+    inverse_root, cross
+        Of the block, as in `Profile`.
+    left : Tensor, shape (p + 1, p + 1)
+        Cross-products of features and response less what own effects take.
+    logdet : Tensor, shape ()
+    """
+
+    inverse_root: Tensor
+    cross: Tensor
+    left: Tensor
+    logdet: Tensor
+
+
+def eliminate_units(m: Moments, factors: Factors, block: int) -> Eliminated:
+    """The effects of the units' own blocks, ``U_i = R_i^-1 L'Z_i'[X_i, y_i, Z_bi L_b]``."""
+    plan, L, gram = m.plan, among_rows(m, factors, block), m.gram[block]
+    fixed, eye = plan.fixed, identity_like(L)
+    right = L.T @ gram  # (B, R, w)
+    root = torch.linalg.cholesky(right @ L + eye)  # (B, R, R)
+    # Triangular systems of many small matrices cost by their number: the inverses of the roots serve all that follows.
+    # Transposed twice, as the solutions come column by column, and what follows multiplies rows.
+    inverse_root = torch.linalg.solve_triangular(root.mT, eye.expand_as(root), upper=True).mT
+    U = inverse_root @ right
+    flat = U[..., fixed].flatten(0, 1)
+    left = gram[:, fixed, fixed].sum(0) - flat.T @ flat
+    if factors.border:
+        U = torch.cat([U[..., : plan.end], U[..., plan.end :] @ factors.border[block]], dim=-1)
+    return Eliminated(inverse_root, U, left, 2.0 * root.diagonal(dim1=-2, dim2=-1).log().sum())
+
+
+def among_rows(m: Moments, factors: Factors, block: int) -> Tensor:
+    """The factor of a unit's own block with a row for each column of the rows, shape (w, R); zero where none are."""
+    L = factors.own
+    return L.new_zeros(m.gram[block].shape[-1], L.shape[1]).index_copy(0, m.plan.own, L)
+
+
+def eliminate_border(m: Moments, factors: Factors, cross: Sequence[Tensor]) -> Border:
+    """The crossed effects, from what the units' own ones leave of them.
+
+    Parameters
+    ----------
+    cross : sequence of Tensor, shape (B, R, w)
+        As in `Profile`.
+    """
+    plan, at, M = m.plan, slice(m.plan.end, None), m.plan.n_border
+    S, right = (factors.own.new_zeros(size) for size in (M * M, (M, plan.n_features + 1)))
+    for gram, K, U, index in zip(m.gram, factors.border, cross, plan.border, strict=True):
+        mine = U[..., at].mT
+        inner = K.T @ gram[:, at, at] @ K - mine @ U[..., at]  # (B, S, S)
+        fixed = K.T @ gram[:, at, plan.fixed] - mine @ U[..., plan.fixed]  # (B, S, p + 1)
+        pairs = index.unsqueeze(-1) * M + index.unsqueeze(-2)
+        S = S.index_add(0, pairs.reshape(-1), inner.reshape(-1))
+        right = right.index_add(0, index.reshape(-1), fixed.flatten(0, 1))
+    S = S.view(M, M)
+    root = torch.linalg.cholesky(S + identity_like(S))
+    return Border(root, torch.linalg.solve_triangular(root, right, upper=False))
+
+
+@dataclass(frozen=True, slots=True)
+class Latent:
+    """Columns along the latent effects.
+
+    Attributes
+    ----------
+    own : Tensor, shape (N, R, k)
+        Of the units' own blocks.
+    border : Tensor, shape (M, k), or None
+    """
+
+    own: Tensor
+    border: Tensor | None
+
+
+def solve_latent(plan: Plan, fit: Profile, right: Latent) -> Latent:
+    """``A^-1`` times some columns, given as the units' own blocks (N, R, k) and the border (M, k)."""
+    own, found = fit.inverse_root @ right.own, None
+    if fit.border is not None and right.border is not None:
+        left = right.border
+        for U, index, units in zip(fit.cross, plan.border, plan.units, strict=True):
+            taken = U[..., plan.end :].mT @ own[units]
+            left = left.index_add(0, index.reshape(-1), -taken.flatten(0, 1))
+        found = torch.cholesky_solve(left, fit.border.root)
+        own = own - taken_by_border(plan, fit, found)
+    return Latent(fit.inverse_root.mT @ own, found)
+
+
+def taken_by_border(plan: Plan, fit: Profile, found: Tensor) -> Tensor:
+    """What border effects (M, k) take from the units' own, times the inverse of the roots, shape (N, R, k)."""
+    return joined([U[..., plan.end :] @ found[index] for U, index in zip(fit.cross, plan.border, strict=True)])
+
+
+def posterior_means(m: Moments, fit: Profile, beta: Tensor | None = None) -> Latent:
+    """Posterior means of the latent effects, in units of which ``b = L u``, one column.
+
+    Parameters
+    ----------
+    beta : Tensor, shape (p,), optional
+        Default: those of the profile.
+    """
+    plan, found = m.plan, None
+    combine = torch.cat([-(fit.beta if beta is None else beta), fit.beta.new_ones(1)]).unsqueeze(-1)
+    own = joined([U[..., plan.fixed] @ combine for U in fit.cross])
+    if fit.border is not None:
+        found = torch.linalg.solve_triangular(fit.border.root.T, fit.border.cross @ combine, upper=True)  # (M, 1)
+        own = own - taken_by_border(plan, fit, found)
+    return Latent(fit.inverse_root.mT @ own, found)
+
+
+def own_inverse(fit: Profile) -> Tensor:
+    """``A_1^-1`` unit by unit, shape (N, R, R)."""
+    return fit.inverse_root.mT @ fit.inverse_root
+
+
+def own_on_border(plan: Plan, fit: Profile, block: int) -> Tensor:
+    """``A_1^-1 B`` of the units of a block, shape (B, R, S): how far own effects give way to those of the border."""
+    return fit.inverse_root[plan.units[block]].mT @ fit.cross[block][..., plan.end :]
+
+
+def local_inverse(plan: Plan, fit: Profile, S: Tensor, block: int) -> Tensor:
+    """Blocks of ``A^-1`` for each unit's own effects and the border slots that it meets, shape (B, R + S, R + S).
+
+    Parameters
+    ----------
+    S : Tensor, shape (M, M)
+        That of the border.
+    """
+    index, V = plan.border[block], own_on_border(plan, fit, block)
+    mine = S[index.unsqueeze(-1), index.unsqueeze(-2)]
+    VS, root = V @ mine, fit.inverse_root[plan.units[block]]
+    top = torch.cat([root.mT @ root + VS @ V.mT, -VS], dim=-1)
+    return torch.cat([top, torch.cat([-VS.mT, mine], dim=-1)], dim=-2)
+
+
+@dataclass(frozen=True, slots=True)
+class Slopes:
+    """Derivatives of half the profiled deviance.
+
+    Attributes
+    ----------
+    rows : tuple of Tensor, shape (B, w, w)
+        Those in the rows of a unit are her rows times this, in the columns of features and slots; an array per block.
+    own : Tensor, shape (Q, R)
+        In the factor of the units' own blocks.
+    border : tuple of Tensor, shape (S, S)
+        In those of the border slots.
+    """
+
+    rows: tuple[Tensor, ...]
+    own: Tensor
+    border: tuple[Tensor, ...]
+
+
+def slopes(m: Moments, factors: Factors, fit: Profile) -> Slopes:
+    """Derivatives of half the profiled deviance in rows and factors.
+
+    Notes
+    -----
+    Nothing is differentiated through a factorisation. By the envelope theorem and ``d log|A| = tr(A^-1 dA)``, with
+    beta, sigma and the modes u at their best values and f a row, times ``c = (nested effects, beta + own effects, -1,
+    border effects)`` is minus her residual e, the derivative is ``f (c c' / sigma^2 + L A^-1 L')``, and
+    ``Z'Z L A^-1 - Z'e u' / sigma^2`` in L; of ``A^-1`` only blocks of effects that meet in a row are needed.
+    """
+    u = posterior_means(m, fit)
+    if fit.border is None or u.border is None:
+        parts = [unit_slopes(m, factors, fit, u, k) for k in range(len(m.gram))]
+        return Slopes(tuple(part.rows for part in parts), sum_of([part.own for part in parts]), ())
+    S = torch.cholesky_inverse(fit.border.root)
+    parts = [crossed_slopes(m, factors, fit, Crossed(u.own, u.border, S), k) for k in range(len(m.gram))]
+    border = tuple(part.border for part in parts)
+    return Slopes(tuple(part.rows for part in parts), sum_of([part.own for part in parts]), border)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSlopes:
+    """The part of one block in `Slopes`."""
+
+    rows: Tensor
+    own: Tensor
+    border: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Crossed:
+    """Latent effects and the inverse of their system's border.
+
+    Attributes
+    ----------
+    own : Tensor, shape (N, R, 1)
+    border : Tensor, shape (M, 1)
+    inverse : Tensor, shape (M, M)
+        The block of ``A^-1``.
+    """
+
+    own: Tensor
+    border: Tensor
+    inverse: Tensor
+
+
+def residual_columns(m: Moments, fit: Profile, L: Tensor, latent: Tensor, block: int) -> Tensor:
+    """What rows are multiplied by to be minus their residuals, shape (B, w).
+
+    Parameters
+    ----------
+    L : Tensor, shape (w, R)
+        Factor of effects, with a row for each column of the rows.
+    latent : Tensor, shape (B, R)
+    """
+    plan, c = m.plan, latent @ L.T
+    c[:, plan.first : plan.end - 1] += fit.beta
+    c[:, plan.end - 1] = -1.0
+    return c
+
+
+def unit_slopes(m: Moments, factors: Factors, fit: Profile, u: Latent, block: int) -> BlockSlopes:
+    """Derivatives in a block of rows and in the factor, units having nothing in common."""
+    plan, L, gram = m.plan, among_rows(m, factors, block), m.gram[block]
+    mine, root = u.own[plan.units[block]].squeeze(-1), fit.inverse_root[plan.units[block]]
+    c, half = residual_columns(m, fit, L, mine, block), root @ L.T
+    rows = c.unsqueeze(-1) * (c / fit.sigma2).unsqueeze(-2)
+    rows += half.mT @ half
+    away = (gram @ c.unsqueeze(-1)).squeeze(-1) / fit.sigma2  # minus the columns' cross-products with e / sigma^2
+    whole = fit.cross[block].flatten(0, 1).T @ root.flatten(0, 1) + away.T @ mine
+    return BlockSlopes(rows, whole[plan.own], whole[:0])
+
+
+def crossed_slopes(m: Moments, factors: Factors, fit: Profile, u: Crossed, block: int) -> BlockSlopes:
+    """Derivatives in a block of rows and in its factors, units having the border in common."""
+    plan, gram, z = m.plan, m.gram[block], m.plan.random(block)
+    L, (Q, R) = torch.block_diag(factors.own, factors.border[block]), factors.own.shape
+    met = u.border[plan.border[block]].squeeze(-1)  # (B, S)
+    latent = torch.cat([u.own[plan.units[block]].squeeze(-1), met], dim=-1)
+    whole = L.new_zeros(gram.shape[-1], L.shape[1]).index_copy(0, z, L)
+    c, half = residual_columns(m, fit, whole, latent, block), L @ local_inverse(plan, fit, u.inverse, block)
+    rows = c.unsqueeze(-1) * (c / fit.sigma2).unsqueeze(-2)
+    rows[:, z.unsqueeze(-1), z] += half @ L.T
+    away = (gram @ c.unsqueeze(-1)).squeeze(-1) / fit.sigma2
+    slope = (gram[:, z][..., z] @ half).sum(0) + away[:, z].T @ latent
+    return BlockSlopes(rows, slope[:Q, :R], slope[Q:, R:])

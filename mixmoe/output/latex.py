@@ -1,0 +1,332 @@
+"""Tables as LaTeX that fits the text of an article."""
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from mixmoe.errors import ArgumentError
+from mixmoe.output.records import Table, body
+from mixmoe.output.text import broken_lines, indentation, shown_rows, side_by_side
+
+_ROWS_PER_FLOAT = 40
+_TEXT_POINTS = 343.0  # of the 345 of an article at 10 pt
+_LABEL_POINTS = 90.0  # that row labels and columns of words keep when a table is too wide
+_LEAST_POINTS = 10.0  # that a column by itself keeps
+# Points of characters at 9 pt; a character that the fonts lack is printed as [U+4E2D].
+_POINTS = (
+    ("0123456789aceovyz*?", 4.8),
+    ("bdhknpqux", 5.3),
+    ("ijlfrst.,:;|'!()[]/` -", 3.8),
+    ("mw@%&=+<>~^−ABCDEFGHIJKLNOPQRSTUVXYZ", 7.9),
+    ("MW", 9.7),
+    ("_", 5.0),
+)
+_OTHER_POINTS = 40.0
+_PREAMBLE = "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n"
+_CHARACTERS = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "%": r"\%",
+    "#": r"\#",
+    "_": r"\_",
+    "~": r"$\sim$",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "`": r"\textasciigrave{}",
+    '"': r"{''}",
+    "'": r"{'}",
+    "-": r"{-}",
+    "[": r"{[}",
+    "]": r"{]}",
+    "*": r"{*}",
+    "ß": r"\ss{}",
+    "æ": r"\ae{}",
+    "Æ": r"\AE{}",
+    "œ": r"\oe{}",
+    "Œ": r"\OE{}",
+    "ø": r"\o{}",
+    "Ø": r"\O{}",
+    "ł": r"\l{}",
+    "Ł": r"\L{}",
+    "ı": r"\i{}",
+    "−": r"$-$",
+    "–": r"--",
+    "—": r"---",
+    "‘": r"{`}",
+    "’": r"{'}",
+    "“": r"{``}",
+    "”": r"{''}",
+    "…": r"\dots{}",
+    "·": r"$\cdot$",
+    "×": r"$\times$",
+    "±": r"$\pm$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "≠": r"$\neq$",
+    "≈": r"$\approx$",
+    "∞": r"$\infty$",
+    "→": r"$\rightarrow$",
+    "°": r"$^{\circ}$",
+    "²": r"$^2$",
+    "³": r"$^3$",
+    "¹": r"$^1$",
+    "µ": r"$\mu$",
+    "ς": r"$\varsigma$",
+    "√": r"$\surd$",
+    "§": r"\S{}",
+    "£": r"\pounds{}",
+    "©": r"\copyright{}",
+}
+_ACCENTS = {
+    "\u0300": "`",
+    "\u0301": "'",
+    "\u0302": "^",
+    "\u0303": "~",
+    "\u0304": "=",
+    "\u0306": "u",
+    "\u0307": ".",
+    "\u0308": '"',
+    "\u030a": "r",
+    "\u030b": "H",
+    "\u030c": "v",
+    "\u0327": "c",
+}
+_GREEK_AS_LATIN = {"omicron": "o", "Alpha": "A", "Beta": "B", "Epsilon": "E", "Zeta": "Z", "Eta": "H", "Iota": "I"}
+_GREEK_AS_LATIN |= {"Kappa": "K", "Mu": "M", "Nu": "N", "Omicron": "O", "Rho": "P", "Tau": "T", "Chi": "X"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Type:
+    """A size of type: LaTeX's command, its share of 9 pt, and points beside each column."""
+
+    command: str
+    share: float
+    sep: int
+
+    def width(self, value: str) -> float:
+        """Width of a text in points in Computer Modern, rather too much than too little."""
+        return self.share * sum(next((points for those, points in _POINTS if c in those), _OTHER_POINTS) for c in value)
+
+
+_TYPES = (_Type(r"\small", 1.0, 4), _Type(r"\footnotesize", 8 / 9, 3))
+
+
+def latex(
+    tables: Sequence[Table],
+    caption: str | None = None,
+    label: str | None = None,
+    notes: Sequence[str] = (),
+    standalone: bool = False,
+) -> str:
+    """A ``table`` environment that needs only the package booktabs; every text is escaped.
+
+    Parameters
+    ----------
+    tables : sequence of Table
+        Consecutive tables with the same columns become panels of one tabular. More rows than fit on a page continue in
+        further ``table`` environments.
+    caption : str, optional
+    label : str, optional
+        For cross-references; letters, digits and ``: _ . / + -``.
+    notes : sequence of str
+        Printed below the last tabular.
+    standalone : bool
+        A whole document instead of a fragment.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ArgumentError
+        If the label has other characters or the caption is no text.
+    """
+    if caption is not None and not isinstance(caption, str):
+        raise ArgumentError(f"caption must be text, got {caption!r}")
+    if label is not None and not (isinstance(label, str) and re.fullmatch(r"[A-Za-z0-9:_./+-]+", label)):
+        raise ArgumentError(f"label may have letters, digits and any of : _ . / + -, got {label!r}")
+    size, floats = _floats(tables)
+    text = "\n".join(
+        _float(
+            part,
+            size,
+            latex_escape(caption or "") + (" (continued)" if i and caption else ""),
+            label if i == 0 else None,
+            notes if i == len(floats) - 1 else (),
+        )
+        for i, part in enumerate(floats)
+    )
+    return f"{_PREAMBLE}{text}\\end{{document}}\n" if standalone else text
+
+
+def latex_escape(value: str) -> str:
+    """The text in ASCII that LaTeX prints literally.
+
+    Parameters
+    ----------
+    value : str
+
+    Returns
+    -------
+    str
+        Characters that LaTeX's own fonts lack are printed as ``[U+4E2D]``.
+    """
+    return "".join(_character(c) for c in " ".join(unicodedata.normalize("NFC", value).split()))
+
+
+def _character(c: str) -> str:
+    if c in _CHARACTERS:
+        return _CHARACTERS[c]
+    if " " <= c <= "~":
+        return c
+    if unicodedata.category(c)[0] == "C":
+        return " "
+    greek = re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER (\w+)", unicodedata.name(c, ""))
+    if greek:
+        return _greek(greek[2].lower() if greek[1] == "SMALL" else greek[2].capitalize())
+    base, *marks = list(unicodedata.normalize("NFD", c))
+    if len(marks) == 1 and marks[0] in _ACCENTS and base.isascii():
+        letter = rf"\{base}" if base in "ij" else base
+        return rf"\{_ACCENTS[marks[0]]}{{{letter}}}"
+    return f"{{[}}U+{ord(c):04X}{{]}}"
+
+
+def _greek(name: str) -> str:
+    name = {"lamda": "lambda", "Lamda": "Lambda", "Upsilon": "Upsilon"}.get(name, name)
+    return f"${_GREEK_AS_LATIN[name]}$" if name in _GREEK_AS_LATIN else f"$\\{name}$"
+
+
+def _floats(tables: Sequence[Table]) -> tuple[_Type, list[list[Table]]]:
+    """Tables gathered into floats of at most `_ROWS_PER_FLOAT` rows, wide and long tables cut.
+
+    In the largest type in which no table is too wide; where some are in any, in the one that cuts them least.
+    """
+    size, parts = min(((size, _parts(tables, size)) for size in _TYPES), key=lambda tried: len(tried[1]))
+    floats: list[list[Table]] = [[]]
+    room = _ROWS_PER_FLOAT
+    for part in parts:
+        for piece in _pieces(part):
+            if len(piece.index) > room and floats[-1]:
+                floats.append([])
+                room = _ROWS_PER_FLOAT
+            floats[-1].append(piece)
+            room -= len(piece.index) + 2
+    return size, floats
+
+
+def _parts(tables: Sequence[Table], size: _Type) -> list[Table]:
+    """The tables, those that are too wide cut into as many columns as fit beside one another."""
+    parts: list[Table] = []
+    for table in tables:
+        points = _points([t for t in tables if t.columns == table.columns], size)
+        least = [min(points[0], _LABEL_POINTS), *(min(w, _TEXT_POINTS) for w in points[1:])]
+        parts += side_by_side(table, least, _TEXT_POINTS)
+    return parts
+
+
+def _points(tables: Sequence[Table], size: _Type) -> list[float]:
+    """Widths of row labels and columns of tables with the same heads, space between columns included."""
+    rows = [row for table in tables for row in shown_rows(table)]
+    return [max(map(size.width, column)) + 2 * size.sep for column in zip(*rows, strict=True)]
+
+
+def _pieces(table: Table) -> list[Table]:
+    """The table cut into parts that fit on a page."""
+    cuts = range(0, max(len(table.index), 1), _ROWS_PER_FLOAT)
+    last = cuts[-1]
+    return [
+        replace(
+            table,
+            title=table.title + (" (continued)" if i else ""),
+            index=table.index[i : i + _ROWS_PER_FLOAT],
+            cells=table.cells[i : i + _ROWS_PER_FLOAT],
+            notes=table.notes if i == last else (),
+        )
+        for i in cuts
+    ]
+
+
+def _float(tables: Sequence[Table], size: _Type, caption: str, label: str | None, notes: Sequence[str]) -> str:
+    groups: list[list[Table]] = []
+    for table in tables:
+        if groups and groups[-1][-1].columns == table.columns:
+            groups[-1].append(table)
+        else:
+            groups.append([table])
+    lines = [r"\begin{table}[htbp]", r"\centering"]
+    lines += [rf"\caption{{{caption}}}", r"\medskip"] if caption else []
+    lines += [rf"\label{{{label}}}"] if label else []
+    lines += [size.command, rf"\setlength{{\tabcolsep}}{{{size.sep}pt}}"]
+    lines += ["\n\\medskip\n\n".join(_tabular(group, size) for group in groups)]
+    remarks = [latex_escape(note) for table in tables for note in table.notes] + [latex_escape(note) for note in notes]
+    if remarks:
+        lines += [
+            "",
+            r"\medskip",
+            r"\begin{minipage}{\linewidth}\footnotesize\sloppy",
+            " \\par\n".join(remarks),
+            r"\end{minipage}",
+        ]
+    return "\n".join([*lines, r"\end{table}", ""])
+
+
+def _tabular(tables: Sequence[Table], size: _Type) -> str:
+    """One tabular whose panels are the tables."""
+    width = len(tables[0].columns) + 1
+    sides = "".join("l" if spec == "text" else "r" for spec in tables[0].formats)
+    room = _room(tables, size)
+    lines = [rf"\begin{{tabular}}{{l{sides}}}", r"\toprule"]
+    if any(tables[0].columns):
+        heads = [
+            _boxed(c, w, size, lambda head: latex_escape(_with_minus(head)))
+            for c, w in zip(tables[0].columns, room[1:], strict=True)
+        ]
+        lines += [" & ".join(["", *heads]) + r" \\", r"\midrule"]
+    for i, table in enumerate(tables):
+        lines += [r"\addlinespace"] if i else []
+        lines += [rf"\multicolumn{{{width}}}{{l}}{{\textit{{{latex_escape(table.title)}}}}} \\"] if table.title else []
+        lines += [_latex_row(name, cells, room, size) for name, cells in zip(table.index, body(table), strict=True)]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+
+
+def _room(tables: Sequence[Table], size: _Type) -> list[float]:
+    """Points for the texts of row labels and columns: words, then labels, then anything gives way to fit the page."""
+    widths = _points(tables, size)
+    specs = ("label", *tables[0].formats)
+    order = sorted(range(len(widths)), key=lambda i: (specs[i] != "text", specs[i] != "label", -widths[i]))
+    for i in order:
+        excess = sum(widths) - _TEXT_POINTS
+        floor = _LABEL_POINTS if specs[i] in ("text", "label") else 2 * size.sep + _LEAST_POINTS
+        widths[i] -= max(min(excess, widths[i] - floor), 0.0)
+    return [w - 2 * size.sep for w in widths]
+
+
+def _boxed(value: str, room: float, size: _Type, show: Callable[[str], str]) -> str:
+    """A text as LaTeX, in lines below one another where it is wider than the room."""
+    if size.width(value) <= room + 1e-6:  # the sum of the same widths in another order
+        return show(value)
+    lines = broken_lines(value, room, size.width)
+    shown = r"\newline ".join(indentation(line) * r"\quad " + show(line) for line in lines)
+    return rf"\parbox[t]{{{room:.1f}pt}}{{\raggedright {shown}\strut}}"
+
+
+def _latex_row(name: str, cells: Sequence[str], room: Sequence[float], size: _Type) -> str:
+    label = indentation(name) * r"\quad " + _boxed(name, room[0], size, latex_escape)
+    return " & ".join([label, *(_boxed(c, w, size, _number) for c, w in zip(cells, room[1:], strict=True))]) + r" \\"
+
+
+def _number(cell: str) -> str:
+    """A cell with true minus signs if it is a number or begins with one, as a range or limits do."""
+    return latex_escape(_with_minus(cell) if re.match(r"-?(\d|inf|nan)", cell) else cell)
+
+
+def _with_minus(text: str) -> str:
+    """The text with the sign of negative numbers in place of their hyphens; those of dates and exponents stay."""
+    return re.sub(r"(?<![\w.)])-(?=\d|inf)", "−", text)
