@@ -150,11 +150,11 @@ def estimate(
     tilt, trace, n_iter, n_evaluations = np.zeros(theta.size), [], 0, 0
     interrupted, settled, stiff, idle = False, False, 0.0, 0
     theta = _shrunk(geometry, theta, typical_smoothing(H, geometry), lambdas)
-    limit = _limit(control, control.tol / _CLOSE, problem.n_subjects)
+    limit, e = _limit(control, control.tol / _CLOSE, problem.n_subjects), evaluate(problem, theta[None])
     step, last, last_tilt = np.ones(lambdas.size), np.zeros(lambdas.size), np.zeros(theta.size)
     for _ in range(_ROUNDS):
         # 1. where smoothing parameters and tilt would lie if the log-likelihood were its quadratic model here
-        score = evaluate(problem, theta[None]).score[0] + tilt
+        score = e.score[0] + tilt
         aim = lambdas if known.all() else _fellner_schall(geometry, H, score, theta, lambdas, ~known)
         unit = np.sqrt(np.maximum(np.diag(H), 1.0))
         # Farther from a maximum the determinant may be as steep as it likes: what asks for more is no correction.
@@ -172,23 +172,26 @@ def estimate(
         last, last_tilt, tilt = way, way_of_tilt, lean
         lambdas = np.where(known, given, lambdas * np.exp(step * way))
         # 3. an ascent with both held, in steps as short as the marginal likelihood asks for
-        objective = Guarded(replace(problem, ridge=geometry.root(lambdas)), sigma_floor)
-        inverse, before = penalised_inverse(geometry, H, lambdas)[None], _height(problem, geometry, H, lambdas, theta)
+        R = geometry.root(lambdas)
+        objective, inverse = Guarded(replace(problem, ridge=R), sigma_floor), penalised_inverse(geometry, H, lambdas)
+        before = _height(e, geometry, H, lambdas, theta)
         while True:
             there = Tilted(objective, tilt, theta, stiff * _at_least_one(H))
-            end = climb(there, theta[None], inverse, problem.n_subjects, limit, logarithmic=logarithmic)
+            end = climb(there, theta[None], inverse[None], problem.n_subjects, limit, logarithmic=logarithmic)
             n_iter, n_evaluations = n_iter + int(end.n_iter[0]), n_evaluations + int(end.n_evaluations[0])
-            H_there = information(problem, end.theta[0])
-            after = _height(problem, geometry, H_there, lambdas, end.theta[0])
+            with np.errstate(all="ignore"):  # an ascent that went too far may end where anything overflows
+                H_there, e_there = information(problem, end.theta[0]), evaluate(problem, end.theta)
+                after = _height(e_there, geometry, H_there, lambdas, end.theta[0])
             emptied = (typical_smoothing(H_there, geometry) < _EMPTIED * typical_smoothing(H, geometry)).any()
             if (after > before - _FALL and not emptied) or end.interrupted or stiff > _STIFFEST:
                 break
             stiff = max(_STIFF, _STIFFER * stiff)
+        interrupted = end.interrupted
         if emptied or not np.isfinite(after):
             break  # an expert has lost its subjects, and with them its functions all that tells smoothing parameters
-        theta, H, interrupted = end.theta[0], H_there, end.interrupted
+        theta, H, e = end.theta[0], H_there, e_there
         trace.append(after)
-        score = evaluate(objective.problem, theta[None]).score[0] + tilt
+        score = e.score[0] - (R @ theta) @ R + tilt
         left = 0.5 * float(score @ penalised_inverse(geometry, H, lambdas) @ score)
         idle = idle + 1 if len(trace) > 1 and abs(after - trace[-2]) < _GAIN else 0
         at_rest = rested and left <= 100 * _limit(control, control.tol, problem.n_subjects).promise
@@ -202,13 +205,13 @@ def estimate(
     )
 
 
-def _height(problem: Problem, geometry: Geometry, H: Array, lambdas: Array, theta: Array) -> float:
-    """Marginal log-likelihood, also where the information is not that of a maximum; minus infinity if it has none."""
+def _height(e: Evaluation, geometry: Geometry, H: Array, lambdas: Array, theta: Array) -> float:
+    """Marginal log-likelihood from that without penalties, also off a maximum; minus infinity without information."""
     if not np.isfinite(H).all():
         return -np.inf
     N = geometry.directions
     inner = _definite(N.T @ H @ N) + np.diag(lambdas[geometry.owners])
-    value = float(evaluate(problem, theta[None]).loglik[0]) - 0.5 * float(lambdas @ geometry.squares(theta))
+    value = float(e.loglik[0]) - 0.5 * float(lambdas @ geometry.squares(theta))
     return value + 0.5 * float(geometry.ranks @ np.log(lambdas)) - 0.5 * float(np.linalg.slogdet(inner)[1])
 
 
