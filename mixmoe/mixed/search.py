@@ -8,11 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
-from mixmoe.mixed.collapse import collapsed
 from mixmoe.mixed.em import em_iterations
-from mixmoe.mixed.end_points import Ends, candidates, join, one_search, or_any, without_artefacts
+from mixmoe.mixed.end_points import (
+    Ends,
+    candidates,
+    collapsed,
+    is_stationary,
+    join,
+    newton_polish,
+    one_search,
+    or_any,
+    without_artefacts,
+)
 from mixmoe.mixed.insertion import gains_little, inserted_starts, reinserted_starts
-from mixmoe.mixed.likelihood.observed import ClosedForm, Problem, evaluate, observed_information
+from mixmoe.mixed.likelihood.observed import ClosedForm, Problem, evaluate
 from mixmoe.mixed.parameters import Params, free_to_working, working_to_free
 from mixmoe.mixed.starting_values import (
     SPLITS,
@@ -31,7 +40,7 @@ from mixmoe.mixed.starting_values import (
 )
 from mixmoe.mixture.estimate import SAME
 from mixmoe.mixture.gate import gate_log_probabilities
-from mixmoe.numerics.optimise import ROUNDING, Climb, Control, Evaluation, climb
+from mixmoe.numerics.optimise import Climb, Control, Evaluation, climb
 
 _EM_STEPS = 2
 _EM_STEPS_AT_COLLAPSE = 50  # where line searches end at the barrier, these still bring the other parameters to rest
@@ -104,11 +113,6 @@ class Search:
     n_replicated: int
     ends: Array
     summits: Array
-
-
-def default_starts(n_experts: int) -> int:
-    """Random starts when the user names no number."""
-    return 1 if n_experts == 1 else 32 * n_experts
 
 
 def permute(problem: Problem, theta: Array, order: Sequence[int]) -> Array:
@@ -204,7 +208,9 @@ def search(problem: Problem, n_starts: int, control: Control, rng: np.random.Gen
         sigma_one = pooled_sigma(problem, alone.theta[0])
         return finish(problem, sigma_one, one_search(alone, alone.loglik), _MARGIN, control)
     size = _MANY if problem.experts.is_closed_form else _MANY_APPROXIMATE
-    many = problem.take(_some(_canonical_order(problem), size, rng))
+    # Subjects in an order that does not depend on that of the data.
+    order = np.lexsort((*problem.W.T, *problem.experts.sort_keys()))
+    many = problem.take(_some(order, size, rng))
     one = fit_one_expert(many, limited)
     ends = explore(many, one, n_starts, limited, rng)
     margin = _MARGIN if many.n_subjects == problem.n_subjects else _PART_MARGIN
@@ -530,11 +536,6 @@ def _scattered(problem: Problem, one: OneExpert, found: Ends, control: Control, 
     return found
 
 
-def _canonical_order(problem: Problem) -> NDArray[np.intp]:
-    """Subjects in an order that does not depend on the order of the data."""
-    return np.lexsort((*problem.W.T, *problem.experts.sort_keys()))
-
-
 def _some(subjects: NDArray[np.intp], n: int, rng: np.random.Generator) -> NDArray[np.intp]:
     """All of the subjects, or `n` of them at random in the same order."""
     if subjects.size <= n:
@@ -603,29 +604,3 @@ def finish(problem: Problem, sigma_one: float, ends: Ends, margin: float, contro
         ends=np.sort(ends.rank[ways])[::-1] if margin == _MARGIN else np.empty(0),
         summits=ends.summits,
     )
-
-
-def is_stationary(score: Array, problem: Problem, control: Control) -> bool:
-    """Whether the score is zero to the tolerance, per subject."""
-    return bool(np.abs(score).max(initial=0.0) <= 10 * control.tol * problem.n_subjects)
-
-
-def newton_polish(problem: Problem, theta: Array, n_steps: int = 2) -> Array:
-    """`theta` after Newton steps with the exact information, each kept only if it does not lower the log-likelihood.
-
-    Where a step gains less than the log-likelihood's own rounding, the score decides.
-    """
-    here = evaluate(problem, theta[None])
-    for _ in range(n_steps):
-        information = observed_information(problem, theta)
-        values, vectors = np.linalg.eigh(information)
-        usable = values > 1e-8 * values.max()
-        step = vectors[:, usable] @ ((vectors[:, usable].T @ here.score[0]) / values[usable])
-        with np.errstate(all="ignore"):
-            there = evaluate(problem, (theta + step)[None])
-        gain = there.loglik[0] - here.loglik[0]
-        flatter = np.abs(there.score[0]).max() < np.abs(here.score[0]).max()
-        if not (gain >= 0 or (flatter and gain >= -ROUNDING * abs(here.loglik[0]))):
-            break
-        theta, here = theta + step, there
-    return theta

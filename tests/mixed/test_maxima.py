@@ -13,7 +13,7 @@ from mixmoe.mixed import degeneracy as flags
 from mixmoe.mixed import end_points
 from mixmoe.mixed import information as covariance
 from mixmoe.mixed import search as estimate
-from mixmoe.mixed.collapse import collapsed
+from mixmoe.mixed.end_points import collapsed
 from mixmoe.mixed.likelihood.observed import evaluate
 from mixmoe.mixed.parameters import free_to_working, working_to_free
 from mixmoe.numerics.optimise import Control, Evaluation, climb
