@@ -114,6 +114,30 @@ def test_no_new_expert_is_worth_more_to_a_subject_than_her_own(planted, smaller)
         assert (below.experts.densities(other).log_density[0, 0] <= bound + 1e-9).all()
 
 
+def test_the_worth_of_a_pair_is_that_of_one_expert_for_both(planted, smaller):
+    """Without random effects no coefficients and deviation give the two more, and their own least squares as much."""
+    below = fewer_experts(planted.problem)
+    fit = beside(below, smaller)
+    pairs = np.array([[0, 1], [0, 100], [57, 203]])
+    bound = worth(fit, pairs) + fit.base[pairs].sum(axis=1)
+    flat = replace(fit.params, factor=np.zeros_like(fit.params.factor))
+    rng = np.random.default_rng(3)
+
+    def given(beta, sigma):
+        other = replace(flat, beta=beta[None, None], sigma=np.full_like(flat.sigma, sigma))
+        return below.experts.densities(other).log_density[0, 0][pairs].sum(axis=1)
+
+    for _ in range(100):
+        near = flat.beta[0, 0] + rng.normal(size=flat.beta.shape[2])
+        assert (given(near, flat.sigma.max() * rng.uniform(0.1, 3.0)) <= bound + 1e-9).all()
+    m = below.experts
+    for i, pair in enumerate(pairs):
+        beta = np.linalg.lstsq(m.XX[..., pair].sum(axis=-1), m.Xy[:, pair].sum(axis=1), rcond=None)[0]
+        squares = m.yy[pair].sum() - beta @ m.Xy[:, pair].sum(axis=1)
+        sigma = max(np.sqrt(squares / m.n[pair].sum()), 0.1 * flat.sigma.max())
+        assert given(beta, sigma)[i] == pytest.approx(bound[i], abs=1e-4)  # worth pays 1e-5 for its ridge
+
+
 def test_experts_that_fit_a_few_subjects_nearly_exactly(planted):
     """Up to two subjects more than the three coefficients, with less than a tenth of the largest deviation."""
     noise, subjects = np.array([0.099, 0.099, 0.101]), np.array([5.0, 5.1, 5.0])

@@ -137,6 +137,16 @@ def test_searches_go_on_until_two_agree(data, monkeypatch):
     assert found.summits == pytest.approx(np.full(2, found.loglik), abs=1e-3)
 
 
+def test_what_all_experts_reached_does_not_end_ascents_with_fewer(data):
+    problem = mm.MEMoE("y ~ time | gate: z1 | re: (1 | id)", data, 3).problem
+    one = estimate.fit_one_expert(problem, Control())
+    found = [
+        estimate._chain(problem, one, 2, True, Control(behind=2.0, reached=reached), np.random.default_rng(0)).theta
+        for reached in (-np.inf, 1e6)
+    ]
+    assert np.array_equal(*found)
+
+
 def test_a_move_that_falls_back_is_no_replication(data):
     model = mm.MEMoE("y ~ time | gate: z1 | re: (1 | id)", data, 2)
     found = estimate.search(model.problem, 2, Control(), np.random.default_rng(0))

@@ -9,6 +9,7 @@ import pytest
 
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, BoundaryWarning, ConvergenceWarning, DegeneracyWarning
+from mixmoe.mixed import estimation
 from mixmoe.mixed import search as estimate
 from mixmoe.mixed.em import em_iterations
 from mixmoe.mixed.likelihood.observed import Problem, evaluate
@@ -148,7 +149,7 @@ def test_starts_are_counted(fit, data):
 )
 def test_a_value_that_one_search_or_start_reached_is_flagged(facts, message, data, monkeypatch):
     facts = {"n_starts": 9, "n_replicated": 1, **facts}
-    monkeypatch.setattr(mm.mixed.model, "search", lambda *args: replace(search(*args), **facts))
+    monkeypatch.setattr(estimation, "search", lambda *args: replace(search(*args), **facts))
     with pytest.warns(ConvergenceWarning, match=message):
         fit = mm.fit("y ~ time | re: (1 | id)", data, rng=0, starts=2)
     assert [flag.code for flag in fit.flags] == ["not_replicated"]
@@ -157,7 +158,7 @@ def test_a_value_that_one_search_or_start_reached_is_flagged(facts, message, dat
 
 def test_two_searches_that_agree_are_enough(data, monkeypatch):
     facts = {"summits": np.array([-1.0, -1.0005, -4.0]), "n_starts": 9, "n_replicated": 2}
-    monkeypatch.setattr(mm.mixed.model, "search", lambda *args: replace(search(*args), **facts))
+    monkeypatch.setattr(estimation, "search", lambda *args: replace(search(*args), **facts))
     assert mm.fit("y ~ time | re: (1 | id)", data, rng=0, starts=2).flags == ()
 
 

@@ -51,7 +51,8 @@ def main():
     options = parser.parse_args()
     found = np.array([held(seed, options.boot) for seed in range(options.replicates)])
     share = 100 * found.mean(axis=0)
-    rows = [f"| `{name}` | " + " | ".join(f"{v:.0f}%" for v in share[:, j]) + " |" for j, name in enumerate(TRUTH)]
+    names = [name.replace("|", chr(92) + "|") for name in TRUTH]
+    rows = [f"| `{name}` | " + " | ".join(f"{v:.0f}%" for v in share[:, j]) + " |" for j, name in enumerate(names)]
     command = (
         f"python -m tests.simulation.heavy_variances --replicates {options.replicates} --boot {options.boot} --write"
     )
