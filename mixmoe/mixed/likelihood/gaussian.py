@@ -162,9 +162,8 @@ class GaussianExperts(ClosedExperts):
     def densities(self, params: Params) -> "GaussianDensities":
         """Log-densities at S parameter vectors."""
         S, K, p = params.beta.shape
-        return GaussianDensities(
-            self, params, expert_posterior(self, params.beta.reshape(S * K, p), *flat_experts(params))
-        )
+        posterior = expert_posterior(self, params.beta.reshape(S * K, p), *flat_experts(params))
+        return GaussianDensities(params, posterior, self)
 
     def around(self, beta: Array) -> Residuals:
         """Cross-products of residuals: they follow from those of the data, so that no residual is ever formed."""
@@ -379,10 +378,16 @@ def weighted_normal_matrix(m: GaussianData, post: ExpertPosterior, T: Array, sig
     return np.asarray((plain - left @ np.swapaxes(right, 1, 2)) / (sigma**2)[:, None, None])
 
 
+@dataclass(frozen=True, slots=True)
 class ClosedDensities:
-    """What Gaussian experts with independent errors say, whatever the scores are made of."""
+    """What Gaussian experts with independent errors say, whatever the scores are made of; see `Densities`.
 
-    __slots__ = ()
+    Attributes
+    ----------
+    params : Params
+    posterior : ExpertPosterior
+        With E = S * K.
+    """
 
     params: Params
     posterior: ExpertPosterior
@@ -403,19 +408,9 @@ class ClosedDensities:
 
 @dataclass(frozen=True, slots=True)
 class GaussianDensities(ClosedDensities):
-    """Densities of a run of subjects, see `Densities`.
-
-    Attributes
-    ----------
-    data : GaussianExperts
-    params : Params
-    posterior : ExpertPosterior
-        With E = S * K.
-    """
+    """Densities of a run of subjects from their cross-products, `data`."""
 
     data: GaussianExperts
-    params: Params
-    posterior: ExpertPosterior
 
     def scores(self) -> Array:
         """Derivatives, shape (S, K, p + q * q + 1, n)."""

@@ -15,7 +15,6 @@ from mixmoe._typing import AnyArray, Array
 from mixmoe.mixed.likelihood.gaussian import (
     ClosedDensities,
     ClosedExperts,
-    ExpertPosterior,
     GaussianExperts,
     Residuals,
     expert_posterior,
@@ -107,9 +106,8 @@ class GaussianRowExperts(ClosedExperts):
     def densities(self, params: Params) -> "GaussianRowDensities":
         """Log-densities at S parameter vectors."""
         S, K, p = params.beta.shape
-        return GaussianRowDensities(
-            self, params, expert_posterior(self, params.beta.reshape(S * K, p), *flat_experts(params))
-        )
+        posterior = expert_posterior(self, params.beta.reshape(S * K, p), *flat_experts(params))
+        return GaussianRowDensities(params, posterior, self)
 
     def around(self, beta: AnyArray) -> Residuals:
         """Residuals row by row, and their cross-products by subject."""
@@ -189,40 +187,11 @@ class GaussianRowExperts(ClosedExperts):
         return GaussianRowExperts(self.y[rows], self.X[:, rows], self.Z[:, rows], starts, counts, *moments, sparse)
 
 
-def experts_of_rows(
-    y: Array,
-    X: Array,
-    Z: Array,
-    starts: NDArray[np.intp],
-    weights: Array | None = None,
-    sparse: SparseColumns | None = None,
-) -> GaussianRowExperts:
-    """Gaussian experts that keep their rows; parameters as in `independent_experts`."""
-    root = np.ones(y.size) if weights is None else np.sqrt(weights)
-    counts = np.diff(np.append(starts, y.size))
-    random = root * np.ascontiguousarray(Z.T)
-    ZZ = np.add.reduceat(random[:, None] * random, starts, axis=-1)
-    log_weight = np.add.reduceat(2 * np.log(root), starts)
-    columns = root * np.ascontiguousarray(X.T)
-    scaled = None if sparse is None else sparse.scaled(root)
-    return GaussianRowExperts(root * y, columns, random, starts, counts, ZZ, log_weight, scaled)
-
-
 @dataclass(frozen=True, slots=True)
 class GaussianRowDensities(ClosedDensities, ScoresByRow):
-    """Densities of a run of subjects from their rows, see `RowDensities`.
-
-    Attributes
-    ----------
-    data : GaussianRowExperts
-    params : Params
-    posterior : ExpertPosterior
-        With E = S * K.
-    """
+    """Densities of a run of subjects from their rows, `data`, see `RowDensities`."""
 
     data: GaussianRowExperts
-    params: Params
-    posterior: ExpertPosterior
 
     def row_scores(self) -> RowScores:
         """Derivatives in the linear predictor of each row and in what else the experts have."""
@@ -270,6 +239,13 @@ def independent_experts(
     sparse : SparseColumns, optional
         X, where products with these are cheaper.
     """
-    if has_many_columns(X.shape[1], np.diff(np.append(starts, y.size))):
-        return experts_of_rows(y, X, Z, starts, weights, sparse)
-    return experts_of_products(y, X, Z, starts, weights)
+    counts = np.diff(np.append(starts, y.size))
+    if not has_many_columns(X.shape[1], counts):
+        return experts_of_products(y, X, Z, starts, weights)
+    root = np.ones(y.size) if weights is None else np.sqrt(weights)
+    random = root * np.ascontiguousarray(Z.T)
+    ZZ = np.add.reduceat(random[:, None] * random, starts, axis=-1)
+    log_weight = np.add.reduceat(2 * np.log(root), starts)
+    columns = root * np.ascontiguousarray(X.T)
+    scaled = None if sparse is None else sparse.scaled(root)
+    return GaussianRowExperts(root * y, columns, random, starts, counts, ZZ, log_weight, scaled)
