@@ -45,7 +45,6 @@ from mixmoe.mixed.parameters import (
     free_to_reported_jacobian,
 )
 from mixmoe.mixed.results import MEMoEResults
-from mixmoe.mixed.search import default_starts
 from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing
 from mixmoe.mixed.smooth.functions import functions_of, layout_of, uncentred
 from mixmoe.mixed.smooth.results import SmoothGLMMResults, SmoothResults
@@ -55,6 +54,8 @@ from mixmoe.numerics.linalg import apply_inverse, logsumexp
 from mixmoe.numerics.optimise import Control
 from mixmoe.output.saved import SavedFit
 from mixmoe.results import restored
+
+_STARTS = 32  # random ones for each expert when the user names no number
 
 
 class MEMoE(Estimation):
@@ -373,7 +374,7 @@ class MEMoE(Estimation):
         checked_cov_type(kind)
         control = Control(checked_count(max_iter, "max_iter"), checked_positive(tol, "tol"), progress=progress)
         generator = checked_rng(rng)
-        default = default_starts(self.n_experts) if start is None else 0
+        default = 0 if start is not None else 1 if self.n_experts == 1 else _STARTS * self.n_experts
         n_starts = default if starts is None else checked_count(starts, "starts", least=1 if start is None else 0)
         fit = seeded(self.maximum(n_starts, generator, self._start(start), control), rng)
         if kind == "bootstrap":

@@ -213,8 +213,8 @@ def _data(e: Evidence) -> tuple[Part, ...]:
         parts.append(visits_table(design.codes))
         if times is not None:
             between = spread(gaps(design.codes, times))
-            parts += [Prose(f"Time between visits ({e.axis}): {between}.")] if between else []
-            parts.append(waves_table(design, times, str(e.axis)))
+            parts += [Prose(f"Time between visits ({e.time}): {between}.")] if between else []
+            parts.append(waves_table(design, times, str(e.time)))
         attrition = attrition_table(design, times)
         parts.append(Prose("All subjects have as many visits.") if attrition is None else attrition)
     codes = design.codes if design.names.group is not None else None
