@@ -28,6 +28,7 @@ from mixmoe.neural.estimators.slots import Plan, features_slope, make_plan, row_
 from mixmoe.neural.estimators.trained import Control, LevelEffects, Problem, Trained, parts_of, ridge
 from mixmoe.neural.estimators.training import (
     TINY,
+    Ascent,
     Watch,
     ascend,
     epochs_of,
@@ -297,30 +298,37 @@ def fit_last_layer(problem: Problem, control: Control, theta: Array) -> Trained:
     if problem.network.hidden and not problem.validation.n_rows and not flags:
         climb_together(problem, control, state, watch)
     state = watch.state if isinstance(watch.state, LastState) else state
-    converged = polish(problem, state)
-    return collect(problem, state, watch, converged, tuple(flags))
+    settled = polish(problem, state).settled
+    return collect(problem, state, watch, settled, tuple(flags))
 
 
 def climb_together(problem: Problem, control: Control, state: LastState, watch: Watch) -> None:
-    """Hidden layers and covariance to the maximum, in what the warm-up left of the epochs."""
-    limit, left = near_enough(problem.network.n_parameters), control.epochs - len(watch.train)
-    if left < 1:
-        return
-    found = ascend(
-        [state.theta, state.entries],
-        lambda: add_exact_gradients(problem, control, state),
-        budget=left,
-        least=TINY * limit,
-    )
-    for loss in found.losses:
-        watch.note(loss / problem.train.n_rows, math.nan, state.entries.square())
+    """Hidden layers and covariance to the maximum, in what the warm-up left of the epochs.
+
+    Notes
+    -----
+    Steps of both together stall where effects of many columns have a covariance of few directions: the covariance
+    alone, whose steps touch no rows, then brings log-likelihoods of several units, after which both go on together.
+    """
+    little = TINY * near_enough(problem.network.n_parameters)
+    while len(watch.train) < control.epochs:
+        found = ascend(
+            [state.theta, state.entries],
+            lambda: add_exact_gradients(problem, control, state),
+            budget=control.epochs - len(watch.train),
+            least=little,
+        )
+        for loss in found.losses:
+            watch.note(loss / problem.train.n_rows, math.nan, state.entries.square())
+        if polish(problem, state).gain < little:
+            return
 
 
 def fit_on_features(problem: Problem, theta: Array) -> Trained:
     """Mixed model of the last layer with the hidden layers of `theta` as they are."""
     state = start_last(problem, theta)
-    converged = polish(problem, state)
-    return collect(problem, state, Watch.new(), converged, ())
+    settled = polish(problem, state).settled
+    return collect(problem, state, Watch.new(), settled, ())
 
 
 def start_last(problem: Problem, theta: Array) -> LastState:
@@ -351,8 +359,11 @@ def descend(problem: Problem, control: Control, state: LastState, watch: Watch) 
     return []
 
 
-def polish(problem: Problem, state: LastState) -> bool:
-    """Covariance at its maximum given the hidden layers, by L-BFGS; whether it came to rest."""
+def polish(problem: Problem, state: LastState) -> Ascent:
+    """Covariance at its maximum given the hidden layers, by L-BFGS.
+
+    Below hidden layers it need be no nearer to it than these are.
+    """
     with torch.no_grad():
         fixed = moments(problem, state.theta, state.plan)
     entries = state.entries.detach().clone().requires_grad_(True)
@@ -366,9 +377,11 @@ def polish(problem: Problem, state: LastState) -> bool:
         torch.autograd.backward([L for L, _ in pairs], [slope for _, slope in pairs])
         return 0.5 * fit.objective
 
-    found = ascend([entries], backward, budget=POLISH, least=REST * problem.train.n_rows)
-    state.entries = entries.detach()
-    return found.settled
+    least = 0.1 * TINY * near_enough(len(entries)) if problem.network.hidden else REST * problem.train.n_rows
+    found = ascend([entries], backward, budget=POLISH, least=least)
+    with torch.no_grad():
+        state.entries.copy_(entries)
+    return found
 
 
 def collect(problem: Problem, state: LastState, watch: Watch, converged: bool, flags: tuple) -> Trained:
