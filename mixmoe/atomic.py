@@ -1,5 +1,6 @@
 """Files that appear when they are complete, and stay what they were when writing them fails."""
 
+import errno
 import os
 import shutil
 import sys
@@ -22,6 +23,11 @@ def replacing(path: PathLike) -> Iterator[Path]:
         A link stays one, and what it leads to is replaced. What is no ordinary file, such as ``/dev/stdout``, is
         written to as it is.
 
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+
     Yields
     ------
     Path
@@ -32,6 +38,8 @@ def replacing(path: PathLike) -> Iterator[Path]:
     if device or (target.exists() and not target.is_file()):
         yield Path(path)
         return
+    if not target.parent.is_dir():  # told by its own name, not by that of the file beside it
+        raise FileNotFoundError(errno.ENOENT, "the folder is not there", str(target.parent))
     partial = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
     try:
         yield partial

@@ -1,7 +1,9 @@
 """Errors and warnings of the package, in one tree."""
 
+import difflib
 import sys
 import warnings
+from collections.abc import Iterable
 
 
 class MixmoeError(Exception):
@@ -93,6 +95,15 @@ class ApproximationWarning(MixmoeWarning):
 
 class AssumptionWarning(MixmoeWarning):
     """The data speak against an assumption of the analysis asked for."""
+
+
+def meant(name: str, known: Iterable[str], most: int = 3) -> str:
+    """``"did you mean 'x' or 'y'?"``, or nothing where no known name is like the one given."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=most, cutoff=0.6)
+    folded = [other for other in names if other.lower() == name.lower() and other not in close]
+    hints = [repr(other) for other in (*folded, *close)][:most]
+    return f"did you mean {' or '.join(hints)}?" if hints else ""
 
 
 def warn(message: str, category: type[MixmoeWarning]) -> None:

@@ -25,7 +25,7 @@ from mixmoe._typing import Array
 from mixmoe.design.design import Design
 from mixmoe.design.formula import MoEFormula
 from mixmoe.design.frame import view
-from mixmoe.errors import ArgumentError, FormulaError
+from mixmoe.errors import ArgumentError, FormulaError, meant
 from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.mixture.estimate import Block, EMFit, ParamLayout
 from mixmoe.numerics.optimise import Evaluation
@@ -588,7 +588,8 @@ def model_options(family: ModelClass, options: Mapping[str, Any]) -> dict[str, A
         if name not in known and name in family.spec.lacks:
             raise ArgumentError(f"{family.spec.name} has no {name}=: {family.spec.lacks[name]}")
         if name not in known:
-            raise ArgumentError(f"fit has no option {name!r}; {_elsewhere(name, family)}it has {', '.join(known)}")
+            hint = _elsewhere(name, family) or (meant(name, known) and f"{meant(name, known)} ")
+            raise ArgumentError(f"fit has no option {name!r}; {hint}it has {', '.join(known)}")
     return {name: value for name, value in options.items() if name in for_model}
 
 

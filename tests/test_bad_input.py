@@ -267,6 +267,24 @@ def test_the_message_says_what_to_do(name):
     assert "Traceback" not in text
 
 
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda d: mm.fit("y ~ time", d, offsets="x"), "did you mean 'offset'?"),
+        (lambda d: mm.fit(FORMULA, d, family="nb2"), "did you mean 'nb'?"),
+        (lambda d: mm.fit(FORMULA, d, family="poison"), "did you mean 'poisson'?"),
+        (lambda d: mm.fit("y ~ Time", d), "did you mean 'time'?"),
+        (lambda d: mm.fit("y ~ pol(time, 2)", d), "did you mean 'poly'?"),
+        (lambda d: mm.fit_each(["y", "X"], "~ time", d), "did you mean 'x'?"),
+        (lambda d: mm.fit_each(["y"], "~ time", d, size_factors="total"), "logarithms of the size factors as offset="),
+        (lambda d: mm.fit("y ~ time | gate: HLA-A", d.rename(columns={"z": "HLA-A"})), "goes between backticks"),
+    ],
+)
+def test_slips_of_the_pen_are_told_what_was_meant(call, words):
+    with pytest.raises(mm.errors.MixmoeError, match=re.escape(words)):
+        call(good())
+
+
 def test_a_class_refuses_sections_of_another():
     with pytest.raises(FormulaError, match="MEMoE has no section 'seq:'; leave it out, or use NME, which has"):
         mm.MEMoE("y ~ time | seq: time | re: (1 | id)", good())
@@ -302,6 +320,16 @@ def test_a_constant_gate_covariate_is_left_out():
     with pytest.warns(CollinearityWarning, match=r"column 'c' of gate: was left out: it is constant"):
         fit = mm.fit("y ~ time | gate: c | re: (0 | id)", good().assign(c=1.0), rng=0)
     assert [name for name in fit.params.index if name.startswith("gate")] == ["gate2.Intercept"]
+
+
+def test_missing_values_are_counted_by_subject_and_only_covariates_are_to_be_imputed():
+    data = good()
+    data.loc[data["id"].isin(["s00", "s01"]), "z"] = np.nan
+    data.loc[9, "y"] = np.nan
+    with pytest.warns(DroppedRowsWarning) as told:
+        mm.fit(FORMULA, data, experts=1)
+    said = "9 of 120 rows were left out because of missing values (y: 1, z: 8), among them all rows of 2 of 30 subjects"
+    assert str(told[0].message) == f"{said}; impute z to keep theirs"
 
 
 def test_subjects_that_are_floats_with_missing_values():
@@ -442,3 +470,37 @@ def test_numbers_of_numpy_read_as_numbers(wrong):
     with pytest.raises((ArgumentError, DesignError), match=r"\d") as caught:
         wrong(visits())
     assert not NUMPY.search(str(caught.value))
+
+
+@pytest.mark.parametrize("value", [1e300, -1e160, 1e-300])
+@pytest.mark.parametrize(
+    ("formula", "column", "options"),
+    [
+        ("y ~ time + huge | re: (1 | id)", "the term 'huge' of the expert part", {}),
+        ("y ~ time | gate: fixed | re: (1 | id)", "the term 'fixed' of gate:", {"experts": 2}),
+        ("y ~ time | re: (1 + huge | id)", "the term 'huge' of re:", {}),
+        ("y ~ time | re: (1 | id) | sigma: huge", "the term 'huge' of sigma:", {}),
+        ("huge ~ time | re: (1 | id)", "the response 'huge'", {}),
+        ("y ~ time | re: (1 | id)", "offset='huge'", {"offset": "huge"}),
+        ("y ~ time | re: (1 | id)", "weights='positive'", {"weights": "positive"}),
+        ("y ~ huge | vary: x", "the term 'huge'", {"bandwidth": 1.0}),
+        ("y ~ time | vary: x", "the offset", {"bandwidth": 1.0, "offset": "huge"}),
+        ("y ~ time | vary: huge", "the index 'huge'", {"bandwidth": 1.0}),
+        ("y ~ time | vary: x", "weights", {"bandwidth": 1.0, "weights": "positive"}),
+    ],
+)
+def test_values_whose_products_cannot_be_computed(value, formula, column, options):
+    data = good().assign(huge=lambda d: value * (1.0 + d["x"] ** 2), fixed=lambda d: value * (d["g"] == "a"))
+    data["positive"] = data["huge"].abs()
+    with pytest.raises(DesignError, match=re.escape(column) + r" has the largest value .* must lie between 1e-\d+ and"):
+        mm.fit(formula, data, **{"experts": 1, "progress": False, **options})
+
+
+@pytest.mark.parametrize("family", ["binomial", "poisson", "negbinomial"])
+def test_counts_beyond_what_a_link_can_reach(family):
+    data = good().assign(k=1e14, many=1e14, y=lambda d: (d["time"] > 1).astype(float))
+    trials = {"trials": "many"} if family == "binomial" else {}
+    response, what = ("y", "number of trials") if trials else ("k", "response 'k'")
+    for formula in (f"{response} ~ x | re: (1 | id)", f"{response} ~ x | vary: time"):
+        with pytest.raises(DesignError, match=rf"the {what} is 1e\+14 in row .* it must be at most 1e\+13"):
+            mm.fit(formula, data, 1, family=family, progress=False, **trials)

@@ -3,7 +3,7 @@
 Messages name column and row.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -239,6 +239,34 @@ def _infinite_error(section: str, built: Materialized, rows: Rows, frame: FrameV
         f"the term {built.names[section][j]!r} of {WHERE[section]} is {built.matrices[section][i, j]} in row "
         f"{label_of(rows, frame, i)} ({values}); terms must be finite, so change the transform or the values"
     )
+
+
+def check_sizes(columns: Mapping[str, Array], labels: pd.Index, limits: tuple[float, float]) -> None:
+    """Refuse columns so large or small that products of their values leave the range of floating-point numbers.
+
+    Parameters
+    ----------
+    columns : mapping of str to ndarray, shape (n,)
+        By what they are, as messages say it.
+    labels : Index, length n
+        Of their rows.
+    limits : tuple of float
+        Between which the largest absolute value of a column must lie, if it is not zero.
+
+    Raises
+    ------
+    DesignError
+        Names the column and the row of its largest value.
+    """
+    for what, values in columns.items():
+        size = np.abs(np.asarray(values, dtype=float))
+        most = float(size.max(initial=0.0))
+        if most > 0.0 and not limits[0] < most < limits[1]:
+            raise DesignError(
+                f"{what} has the largest value {most:.3g}, in row {shown(labels[int(size.argmax())])}; it must lie "
+                f"between {limits[0]:g} and {limits[1]:g}, so that products of values can be computed: correct it or "
+                "change the unit"
+            )
 
 
 def gate_by_unit(gate: Array, built: Materialized, rows: Rows, frame: FrameView, recipe: Recipe) -> Array:

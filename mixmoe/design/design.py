@@ -19,6 +19,7 @@ from mixmoe.design.checks import (
     check_finite,
     check_names,
     check_replay,
+    check_sizes,
     check_types,
     gate_by_unit,
     label_of,
@@ -37,7 +38,8 @@ from mixmoe.design.smooth_basis import SmoothTerm
 from mixmoe.errors import CollinearityWarning, DesignError, warn
 
 NUMERIC_AUX = ("trials", "offset")  # auxiliary columns that must hold numbers; weights are checked with the rows
-_SIZES = (1e-150, 1e150)  # of the largest response; squares of others leave the range of the numbers
+_SIZES = (1e-150, 1e150)  # of the largest value of a column; squares of others leave the range of the numbers
+_SIZED = ("offset", "weights")  # columns beside the formula of which products are computed
 Integers = NDArray[np.intp]
 
 
@@ -638,19 +640,12 @@ def _response(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView)
 
 def _check_fit(design: Design) -> None:
     _check_random(design)
-    along = design.index is not None  # models along an index have limits of their own, by family
-    if design.recipe.response_kind == "numeric" and design.response is not None and not along:
-        _check_size(design, design.response)
+    if design.index is None:  # models along an index have limits of their own, by family
+        _check_sizes(design)
     if design.index is not None and (design.index == design.index[0]).all():
         raise DesignError(
             f"the index {design.names.index!r} of vary: is {design.index[0]:g} in all {design.n} rows; it must vary"
         )
-
-
-def _check_size(design: Design, response: Array) -> None:
-    size = np.abs(response)
-    place = int(size.argmax())
-    check_size(design.names.response, float(size[place]), f", in row {shown(design.rows[place])}")
 
 
 def check_size(name: str, largest: float, where: str = "") -> None:
@@ -669,6 +664,19 @@ def check_size(name: str, largest: float, where: str = "") -> None:
             f"the response {name!r} has the largest value {largest:.3g}{where}; it must lie between {_SIZES[0]:g} and "
             f"{_SIZES[1]:g}, so that squares can be computed: correct it or change the unit"
         )
+
+
+def _check_sizes(design: Design) -> None:
+    names = design.names
+    numeric = design.recipe.response_kind == "numeric" and design.response is not None
+    columns = {f"the response {names.response!r}": design.response} if numeric else {}
+    for section in ("expert", "random", "sigma"):
+        made = zip(getattr(names, section), getattr(design, section).T, strict=True)
+        columns |= {f"the term {name!r} of {WHERE[section]}": values for name, values in made}
+    columns |= {f"{label}={design.recipe.aux[label]!r}": design.aux[label] for label in _SIZED if label in design.aux}
+    check_sizes(columns, design.rows, _SIZES)
+    gate = zip(names.gate, design.gate.T, strict=True)
+    check_sizes({f"the term {name!r} of gate:": values for name, values in gate}, design.rows[design.starts], _SIZES)
 
 
 def _check_random(design: Design) -> None:

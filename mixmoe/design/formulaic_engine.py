@@ -25,6 +25,7 @@ from interface_meta import override
 from numpy.typing import NDArray
 
 from mixmoe.design.expressions import NUMBER, Lag, floating, lags_in, makes_categories, number, rewritten, under_lags
+from mixmoe.design.misread import MAX_TERMS, SectionSyntaxError, is_name, refuse_misread, refuse_r
 from mixmoe.design.smooth_basis import STATE, SmoothTerm, smooth
 from mixmoe.errors import DesignError, MixmoeError
 
@@ -42,47 +43,8 @@ EXTRA_FUNCTIONS: Mapping[str, Any] = {
     "s": smooth,
 }
 """Functions that formulas may use beyond those that formulaic brings."""
-_BASES = (
-    "bs",
-    "cc",
-    "cr",
-    "cs",
-    "hashed",
-    "poly",
-    "s",
-)  # whose second argument, or one of these, says how many columns they make
-_SIZES = ("df", "degree", "levels", "k")
-_LARGEST_POWER = 300  # of numbers in expressions; 10**309 is beyond the range of floats
-MAX_TERMS = 2000  # of a section; many more than a model can have, and few enough to expand at once
-_OF_R: Mapping[str, str] = {
-    r"\bas\.factor\s*\(": "write C(x) for categories",
-    r"\bas\.ordered\s*\(": "write C(x), and order the categories in the data with pd.Categorical",
-    r"\b(as|is)\.[A-Za-z]\w*\s*\(": "convert the column in the data beforehand",
-    r"\b\d+L\b": "write whole numbers without the L",
-    r"\$": "name the column alone, of the data that are passed",
-    r"&&": "write & between conditions in brackets, as in I((t > 2) & (b < 1))",
-    r"!(?!=)": "write ~ for not, or a != b",
-}
-"""What R users type that Python reads otherwise or not at all."""
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_QUOTED = re.compile(r"`[^`]*`|'[^']*'|\"[^\"]*\"")
 _MARKED = re.compile(r"⧛(.*?)⧚", re.DOTALL)
-
-
-class SectionSyntaxError(MixmoeError):
-    """A section that formulaic cannot parse.
-
-    Parameters
-    ----------
-    message : str
-        What formulaic says, without its colours, and what to do.
-    start, width : int
-        The offending token, counted from the start of the section.
-    """
-
-    def __init__(self, message: str, start: int, width: int) -> None:
-        self.message, self.start, self.width = message, start, width
-        super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +215,7 @@ def _without(left: Any, right: Any) -> Any:
     if absent:
         raise _RefusedTermsError(
             f"'-' takes out the term {str(absent[0])!r}, which does not stand before it; only terms that are there can "
-            "be taken out, so correct the name or leave it out"
+            "be taken out, so correct the name or leave it out; a column with '-' in its name goes between backticks"
         )
     return left - right
 
@@ -277,7 +239,7 @@ def parse_terms(text: str, intercept: bool = True) -> tuple[Term, ...]:
     SectionSyntaxError
         If formulaic cannot parse `text`.
     """
-    _refuse_r(text)
+    refuse_r(text)
     operators = _CarefulOperators()
     parser = DefaultFormulaParser(operator_resolver=operators, feature_flags=set(), include_intercept=intercept)
     try:
@@ -292,89 +254,8 @@ def parse_terms(text: str, intercept: bool = True) -> tuple[Term, ...]:
             f"{text.strip()!r} cannot be read as a formula ({reason}); correct the marked part", 0, len(text)
         ) from error
     for code in python_code(terms):
-        _refuse_misread(code, text)
+        refuse_misread(code, text)
     return tuple(sorted(terms, key=lambda term: term.degree))
-
-
-def _refuse_r(text: str) -> None:
-    """Refuse spellings of R, with the one of Python, before formulaic stumbles over them."""
-    visible = _QUOTED.sub(lambda match: " " * len(match.group(0)), text)
-    for pattern, remedy in _OF_R.items():
-        found = re.search(pattern, visible)
-        if found is not None:
-            written = found.group(0).rstrip("( ")
-            raise SectionSyntaxError(f"{written!r} is R, not Python; {remedy}", found.start(), len(written))
-
-
-def _refuse_misread(code: str, text: str) -> None:
-    """Refuse an expression whose operators do in Python what a formula hardly means."""
-    try:
-        tree = ast.parse(code, mode="eval")
-    except (SyntaxError, ValueError):
-        return  # told with its reason by who needs the names in it
-    for node in ast.walk(tree):
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitXor):
-            raise SectionSyntaxError(
-                f"'^' inside {code!r} is Python's exclusive or, not a power; write ** for powers, as in I(t**2)",
-                max(text.find("^"), 0),
-                1,
-            )
-        if isinstance(node, ast.Call) and _names(node.func, "C") and any(_names(a, "Treatment") for a in node.args):
-            raise SectionSyntaxError(
-                f"{code!r} names no reference; write Treatment(reference=...) with a level, or contr.treatment for the "
-                "first one",
-                max(text.find("Treatment"), 0),
-                len("Treatment"),
-            )
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow) and _is_huge(node):
-            raise SectionSyntaxError(
-                f"{ast.unparse(node)!r} in {code!r} is a number too large to be computed with; write a smaller power",
-                0,
-                len(text),
-            )
-        if isinstance(node, ast.Call) and _columns_asked(node) > MAX_TERMS:
-            raise SectionSyntaxError(
-                f"{code!r} asks for {_columns_asked(node)} columns; at most {MAX_TERMS} make sense, and splines have "
-                "about 5",
-                0,
-                len(text),
-            )
-        if isinstance(node, ast.Compare) and any(_joins(part) for part in (node.left, *node.comparators)):
-            raise SectionSyntaxError(
-                f"in {code!r} the & or | binds more tightly than the comparisons beside it; put these in brackets, as "
-                "in (t > 2) & (b < 1)",
-                0,
-                len(text),
-            )
-
-
-def _columns_asked(call: ast.Call) -> int:
-    """About how many columns a call of a basis makes, by the number in its arguments; 0 for other calls."""
-    if not any(_names(call.func, name) for name in _BASES):
-        return 0
-    given = [*call.args[1:2], *(keyword.value for keyword in call.keywords if keyword.arg in _SIZES)]
-    return max((n.value for n in given if isinstance(n, ast.Constant) and isinstance(n.value, int)), default=0)
-
-
-def _is_huge(node: ast.BinOp) -> bool:
-    """Whether a power of numbers is one that Python, whose whole numbers have no end, would compute for hours."""
-    if any(isinstance(part, ast.Name | ast.Call) for part in ast.walk(node)):
-        return False
-    return not (_is_short(node.left) and _is_short(node.right) and abs(ast.literal_eval(node.right)) <= _LARGEST_POWER)
-
-
-def _is_short(node: ast.expr) -> bool:
-    """Whether a node is a number as it stands, perhaps with a sign."""
-    value = node.operand if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd) else node
-    return isinstance(value, ast.Constant) and isinstance(value.value, int | float)
-
-
-def _names(node: ast.AST, name: str) -> bool:
-    return isinstance(node, ast.Name) and node.id == name
-
-
-def _joins(node: ast.AST) -> bool:
-    return isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd | ast.BitOr)
 
 
 def _located(message: str, text: str) -> SectionSyntaxError:
@@ -545,7 +426,7 @@ def materialize(
         return _collected(frame, {}, sections, {}, PandasMaterializer(frame), set(), None)
     known = {code: dict(state) for code, state in (states or {}).items()}
     specs = {name: ModelSpec(formula=list(terms), transform_state=dict(known)) for name, terms in used.items()}
-    return _run(frame, ModelSpecs(**specs), sections, context)
+    return _run(frame, ModelSpecs(**specs), sections, context, replayed=False)
 
 
 def rematerialize(
@@ -564,7 +445,7 @@ def rematerialize(
     wanted = {name: specs[name] for name, terms in sections.items() if terms}
     if not wanted:
         return _collected(frame, {}, sections, {}, PandasMaterializer(frame), set(), None)
-    return _run(frame, ModelSpecs(**wanted), sections, context)
+    return _run(frame, ModelSpecs(**wanted), sections, context, replayed=True)
 
 
 class _InFloats(PandasMaterializer):
@@ -584,11 +465,15 @@ class _InFloats(PandasMaterializer):
 
 
 def _run(
-    frame: pd.DataFrame, recipe: Any, sections: Mapping[str, Sequence[Term]], context: Mapping[str, Any]
+    frame: pd.DataFrame,
+    recipe: Any,
+    sections: Mapping[str, Sequence[Term]],
+    context: Mapping[str, Any],
+    replayed: bool,
 ) -> Materialized:
     materializer = _InFloats(frame, context={**EXTRA_FUNCTIONS, **context})
     bad: set[int] = set()
-    with _errors_of_design():
+    with _errors_of_design(replayed):
         built = materializer.get_model_matrix(recipe, drop_rows=bad, output="numpy")
     parts = {name: getattr(built, name) for name in built._to_dict()}
     specs = {name: part.model_spec for name, part in parts.items()}
@@ -596,7 +481,7 @@ def _run(
 
 
 @contextmanager
-def _errors_of_design() -> Iterator[None]:
+def _errors_of_design(replayed: bool = False) -> Iterator[None]:
     """What formulaic raises, as an error of the package."""
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -604,7 +489,7 @@ def _errors_of_design() -> Iterator[None]:
             warnings.simplefilter("error", DataMismatchWarning)
             yield
     except DataMismatchWarning as error:
-        raise DesignError(_unseen(str(error))) from error
+        raise DesignError(_unseen(str(error), replayed=replayed)) from error
     except (FormulaicError, ValueError, TypeError, LookupError, NameError, AttributeError, ArithmeticError) as error:
         if isinstance(error, MixmoeError):
             raise
@@ -665,7 +550,7 @@ def _names_call(factor: Any, whole: bool) -> bool:
         return False
     body = ast.parse(sanitize_variable_names(factor.expr, {}, {}), mode="eval").body
     nodes = [body] if whole else list(ast.walk(body))
-    return any(isinstance(node, ast.Call) and _names(node.func, "s") for node in nodes)
+    return any(isinstance(node, ast.Call) and is_name(node.func, "s") for node in nodes)
 
 
 def code_of(term: Term) -> str:
@@ -739,9 +624,11 @@ def category_argument(code: str) -> str | None:
     return aliases.get(first.id, first.id) if isinstance(first, ast.Name) else None
 
 
-def _unseen(message: str) -> str:
+def _unseen(message: str, replayed: bool) -> str:
     levels = re.search(r"\{.*\}", message)
     named = re.sub(r"np\.\w+\(([^)]*)\)", r"\1", levels.group(0).strip("{}") if levels else message)
+    if not replayed:
+        return f"the levels=[...] of a category leave out {named}, which the data have; add it, or leave these rows out"
     return (
         f"the data contain a category that the fit has not seen: {named}; "
         "only categories of the original data have coefficients; drop these rows or refit with them"
@@ -750,6 +637,10 @@ def _unseen(message: str) -> str:
 
 def _explained(error: Exception) -> str:
     text = _ANSI.sub("", str(error)).strip()
+    if isinstance(error, IndexError):
+        text = (
+            f"{text} (contrasts in C(...) are one of those that formulas know, or a matrix with a row for each level)"
+        )
     cause = error.__cause__
     if isinstance(cause, DesignError):
         term = re.search(r"factor `(.*)`", text)

@@ -1,6 +1,5 @@
 """Columns out of whatever frame the user has: pandas, what narwhals reads (polars, pyarrow, DuckDB ...), or a dict."""
 
-import difflib
 import sys
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from narwhals.exceptions import DuplicateError
 from numpy.typing import NDArray
 
 from mixmoe.design.labels import exact
-from mixmoe.errors import DesignError
+from mixmoe.errors import DesignError, meant
 
 Columns = pd.DataFrame | nw.DataFrame[Any] | Mapping[Any, Any]  # frames as `view` has them
 _SHOWN = 12
@@ -206,13 +205,10 @@ def _without_numpy(value: Any) -> Any:
 def unknown_column(name: str, known: Iterable[str], where: str, others: tuple[str, ...] = ()) -> DesignError:
     """The error for a name that is not a column, with close matches."""
     columns = list(known)
-    close = difflib.get_close_matches(name, columns, n=3, cutoff=0.6)
-    folded = [c for c in columns if c.lower() == name.lower() and c not in close]
-    hints = [repr(c) for c in (*folded, *close)][:3]
-    meant = f"; did you mean {' or '.join(hints)}?" if hints else "; correct the name."
+    hint = meant(name, columns) or "correct the name."
     names = ", ".join(columns[:_SHOWN]) + (", ..." if len(columns) > _SHOWN else "")
     also = f" Also absent: {', '.join(map(repr, others))}." if others else ""
-    return DesignError(f"{where} uses {name!r}, which is not a column of the data{meant}{also} Columns are: {names}")
+    return DesignError(f"{where} uses {name!r}, which is not a column of the data; {hint}{also} Columns are: {names}")
 
 
 def plain(values: pd.Series) -> pd.Series:

@@ -1,6 +1,5 @@
 """What of a design is decided by formula and options, before any data are seen."""
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ from mixmoe.design.formula import MoEFormula, Part, PartKind
 from mixmoe.design.formulaic_engine import Specs, Term, UsedName
 from mixmoe.design.frame import FrameView, shown, unknown_column
 from mixmoe.design.safe import unsafe_reason
-from mixmoe.errors import ArgumentError, DesignError
+from mixmoe.errors import ArgumentError, DesignError, meant
 
 Engine = Literal["formulaic", "patsy"]
 ResponseKind = Literal["numeric", "categorical", "ordinal"]
@@ -379,9 +378,8 @@ def _check_function(frame: FrameView, used: UsedName, recipe: Recipe, section: s
     if used.name in recipe.context or formulaic_engine.is_function(used.name):
         return
     known = sorted({*formulaic_engine.function_names(), *recipe.context})
-    close = difflib.get_close_matches(used.name, known, n=2)
-    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-    hint = f"write {_ELSEWHERE[used.name]}; " if used.name in _ELSEWHERE else hint
+    close = meant(used.name, known, most=2)
+    hint = f"write {_ELSEWHERE[used.name]}; " if used.name in _ELSEWHERE else close and f"{close} "
     raise DesignError(
         f"{WHERE[section]} calls {used.name!r}, which is not a function that formulas know; {hint}"
         f"pass your own functions as context={{{used.name!r}: {used.name}}}"

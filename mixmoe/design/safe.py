@@ -27,7 +27,7 @@ MEMBERS = {
     ),
     "contr": frozenset(
         {
-            "treatment", "sas", "sum", "helmert", "diff", "poly", "custom",
+            "treatment", "SAS", "sum", "helmert", "diff", "poly", "custom",
         }
     ),
 }

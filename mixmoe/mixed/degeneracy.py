@@ -8,7 +8,7 @@ from mixmoe._typing import Array
 from mixmoe.design.design import DesignNames
 from mixmoe.errors import ApproximationWarning, BoundaryWarning, ConvergenceWarning, DegeneracyWarning, MixmoeWarning
 from mixmoe.inference.uncertainty import ParamCov, scale_of, wald_limits
-from mixmoe.mixed.collapse import residual_deviations
+from mixmoe.mixed.end_points import residual_deviations
 from mixmoe.mixed.information import Boundary
 from mixmoe.mixed.likelihood.observed import Problem, evaluate
 from mixmoe.mixed.parameters import Coordinates, free_to_working
@@ -45,9 +45,7 @@ def find_flags(problem: Problem, found: Search, theta: Array, boundary: Boundary
     candidates = (
         _convergence(found, problem),
         _replication(found),
-        _boundary(boundary),
-        _edges(boundary),
-        _empty_categories(boundary),
+        *_boundary(boundary),
         _degenerate(found, problem, theta, boundary.responsibilities),
         _small(boundary.responsibilities, problem),
     )
@@ -143,37 +141,37 @@ def _replication(found: Search) -> Flag | None:
     )
 
 
-def _boundary(boundary: Boundary) -> Flag | None:
-    if not boundary.singular:
-        return None
-    return Flag(
-        "boundary",
-        "The random-effects covariance is singular (a variance of zero or a correlation of +-1): these parameters have "
-        "no Wald standard errors; the others are estimated as if the direction were known to be zero. "
-        "Consider fewer or uncorrelated random effects.",
-    )
-
-
-def _edges(boundary: Boundary) -> Flag | None:
-    if not boundary.meanings:
-        return None
-    return Flag(
-        "edge",
-        f"A parameter of the errors has run into the end of its space ({'; '.join(boundary.meanings)}): it has no "
-        "standard error, and the others are estimated as if it were known. "
-        "Consider the simpler model that it leads to.",
-    )
-
-
-def _empty_categories(boundary: Boundary) -> Flag | None:
-    if not boundary.empty:
-        return None
-    return Flag(
-        "empty_category",
-        f"An expert has no responses in an ordered category ({'; '.join(boundary.empty)}): thresholds beside it are "
-        "infinite, or two of them meet, and those at infinity have no standard errors. Merge levels, share the steps "
-        "between thresholds with residual='common', or use fewer experts.",
-    )
+def _boundary(boundary: Boundary) -> list[Flag]:
+    """What has run into an end of the parameter space."""
+    flags = []
+    if boundary.singular:
+        flags.append(
+            Flag(
+                "boundary",
+                "The random-effects covariance is singular (a variance of zero or a correlation of +-1): these "
+                "parameters have no Wald standard errors; the others are estimated as if the direction were known to "
+                "be zero. Consider fewer or uncorrelated random effects.",
+            )
+        )
+    if boundary.meanings:
+        flags.append(
+            Flag(
+                "edge",
+                f"A parameter of the errors has run into the end of its space ({'; '.join(boundary.meanings)}): it has "
+                "no standard error, and the others are estimated as if it were known. "
+                "Consider the simpler model that it leads to.",
+            )
+        )
+    if boundary.empty:
+        flags.append(
+            Flag(
+                "empty_category",
+                f"An expert has no responses in an ordered category ({'; '.join(boundary.empty)}): thresholds beside "
+                "it are infinite, or two of them meet, and those at infinity have no standard errors. Merge levels, "
+                "share the steps between thresholds with residual='common', or use fewer experts.",
+            )
+        )
+    return flags
 
 
 def _degenerate(found: Search, problem: Problem, theta: Array, responsibilities: Array) -> Flag | None:

@@ -6,10 +6,48 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
-from mixmoe.mixed.likelihood.observed import Problem
+from mixmoe.mixed.likelihood.observed import Problem, evaluate, observed_information
 from mixmoe.mixed.likelihood.quadrature import finer_logliks
+from mixmoe.mixed.parameters import Params, Structure, free_to_working
 from mixmoe.mixture.estimate import SAME
-from mixmoe.numerics.optimise import Climb
+from mixmoe.mixture.gate import gate_log_probabilities
+from mixmoe.numerics.optimise import ROUNDING, Climb, Control
+
+_SIGMA_COLLAPSED = 1e-3  # fraction of the one-expert residual standard deviation
+_SIGMA_OF_FEW = 0.1  # fraction of the largest, for an expert with at most this many subjects more than coefficients:
+_FEW = 2
+
+
+def collapsed(problem: Problem, sigma_one: float, theta: Array) -> NDArray[np.bool_]:
+    """Which of the points, shape (S, P), are spurious maxima.
+
+    The residual deviation of an expert has vanished beside that of the one-expert model, or it is far below that of
+    another expert while hardly more subjects than coefficients belong to it.
+    """
+    params = free_to_working(problem.structure, theta)
+    noise = residual_deviations(problem.structure, params)
+    largest = noise.max(axis=1, keepdims=True)
+    out = np.asarray((noise < _SIGMA_COLLAPSED * sigma_one).any(axis=1))
+    # Subjects are counted where it may matter, and for one point, (K, N), at a time.
+    for i in np.flatnonzero((noise < _SIGMA_OF_FEW * largest).any(axis=1) & ~out):
+        subjects = np.exp(gate_log_probabilities(problem.W, params.gamma[[i]]))[0].sum(axis=1)
+        out[i] = nearly_exact(problem.structure, noise[i], largest[i], subjects).any()
+    return out
+
+
+def nearly_exact(s: Structure, noise: Array, largest: Array, subjects: Array) -> NDArray[np.bool_]:
+    """Whether experts with these residual deviations and numbers of subjects fit a few of them nearly exactly."""
+    few = subjects <= (~s.common).sum() + _FEW
+    return np.asarray(few & (noise < _SIGMA_OF_FEW * largest))
+
+
+def residual_deviations(s: Structure, params: Params) -> Array:
+    """Residual deviations, or what stands for them where responses have a precision, shape (S, K); else ones."""
+    for extra, where in s.spans:
+        if extra.precision:
+            return np.asarray(np.exp(-0.5 * params.extra[:, :, where.start]))
+    return params.sigma
+
 
 _FINISHED = 5  # candidates that are run to full convergence, on all subjects
 _COMPARED = 10  # end points whose likelihood is compared by a finer integral
@@ -104,3 +142,29 @@ def without_artefacts(problem: Problem, theta: Array, rank: Array) -> Array:
         return rank
     real = (rank[at] - fine <= _OVERSTATED) | (fine == fine.max())
     return np.where(rank > rank[at][real].max() + SAME, -np.inf, rank)
+
+
+def is_stationary(score: Array, problem: Problem, control: Control) -> bool:
+    """Whether the score is zero to the tolerance, per subject."""
+    return bool(np.abs(score).max(initial=0.0) <= 10 * control.tol * problem.n_subjects)
+
+
+def newton_polish(problem: Problem, theta: Array, n_steps: int = 2) -> Array:
+    """`theta` after Newton steps with the exact information, each kept only if it does not lower the log-likelihood.
+
+    Where a step gains less than the log-likelihood's own rounding, the score decides.
+    """
+    here = evaluate(problem, theta[None])
+    for _ in range(n_steps):
+        information = observed_information(problem, theta)
+        values, vectors = np.linalg.eigh(information)
+        usable = values > 1e-8 * values.max()
+        step = vectors[:, usable] @ ((vectors[:, usable].T @ here.score[0]) / values[usable])
+        with np.errstate(all="ignore"):
+            there = evaluate(problem, (theta + step)[None])
+        gain = there.loglik[0] - here.loglik[0]
+        flatter = np.abs(there.score[0]).max() < np.abs(here.score[0]).max()
+        if not (gain >= 0 or (flatter and gain >= -ROUNDING * abs(here.loglik[0]))):
+            break
+        theta, here = theta + step, there
+    return theta

@@ -361,8 +361,11 @@ class Estimation:
         return search_from(self.problem, off_boundary(self.problem, self.working(start.values))[None], control)
 
     def record(self, found: Search) -> EMFit:
-        """The outcome of a search as an estimate, experts by decreasing mean gate probability."""
-        theta = order_experts(self.problem, found.theta)
+        """The outcome of a search as an estimate, experts by decreasing mean gate probability.
+
+        Experts with functions stay where they are: their smoothing parameters go by their place.
+        """
+        theta = found.theta if self.smoothing is not None else order_experts(self.problem, found.theta)
         boundary = find_boundary(self.problem, self.coordinates, theta)
         params = self.natural(boundary.theta)
         far = far_origin(self.problem, self.coordinates, found, self.working(params), self.design.names)

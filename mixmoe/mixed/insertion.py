@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from mixmoe._typing import Array
-from mixmoe.mixed.collapse import nearly_exact
 from mixmoe.mixed.em import expectations, updated_factor
+from mixmoe.mixed.end_points import nearly_exact
 from mixmoe.mixed.likelihood.gaussian import LOG_2PI, GaussianExperts
 from mixmoe.mixed.likelihood.observed import ClosedForm, evaluate, subject_logliks
 from mixmoe.mixed.parameters import Params, free_to_working, working_to_free

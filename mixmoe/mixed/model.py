@@ -47,7 +47,6 @@ from mixmoe.mixed.parameters import (
     free_to_reported_jacobian,
 )
 from mixmoe.mixed.results import MEMoEResults
-from mixmoe.mixed.search import default_starts
 from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing
 from mixmoe.mixed.smooth.functions import functions_of, layout_of, uncentred
 from mixmoe.mixed.smooth.results import SmoothGLMMResults, SmoothResults
@@ -58,6 +57,8 @@ from mixmoe.numerics.optimise import Control
 from mixmoe.numerics.threads import Workers, workers
 from mixmoe.output.saved import SavedFit
 from mixmoe.results import restored
+
+_STARTS = 32  # random ones for each expert when the user names no number
 
 
 class MEMoE(Estimation):
@@ -388,7 +389,7 @@ class MEMoE(Estimation):
         checked_cov_type(kind)
         control = Control(checked_count(max_iter, "max_iter"), checked_positive(tol, "tol"), progress=progress)
         generator = checked_rng(rng)
-        default = default_starts(self.n_experts) if start is None else 0
+        default = 0 if start is not None else 1 if self.n_experts == 1 else _STARTS * self.n_experts
         n_starts = default if starts is None else checked_count(starts, "starts", least=1 if start is None else 0)
         model = self._threaded(workers(n_threads))
         fit = seeded(model.maximum(n_starts, generator, self._start(start), control), rng)

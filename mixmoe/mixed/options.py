@@ -37,7 +37,7 @@ from mixmoe.mixed.parameters import (
 from mixmoe.mixed.smooth.functions import with_functions
 from mixmoe.mixed.thresholds import OrdinalResponse, Thresholds, step_extra
 from mixmoe.numerics.linalg import apply_inverse, orthogonal_columns
-from mixmoe.responses.distribution import ETA_LIMIT, OFFSETS, Observed, check_maximum
+from mixmoe.responses.distribution import ETA_LIMIT, MOST_COUNTS, OFFSETS, Observed, check_maximum
 from mixmoe.responses.exponential import family_named, name_of_family
 
 
@@ -320,6 +320,7 @@ def check_response(design: Design, model: ResponseModel) -> None:
         _refuse(design, (y <= 0) | (y >= 1), what, y, "strictly between 0 and 1", name)
     elif name != "ordinal":
         _refuse(design, (y != np.floor(y)) | (y < 0), what, y, "a count 0, 1, 2 ...", name)
+        _refuse(design, y > MOST_COUNTS, what, y, f"at most {MOST_COUNTS:g}", name)
     if name == "binomial":
         _check_trials(design)
         more = "at most the number of trials" if "trials" in design.aux else "0 or 1; pass trials= for successes"
@@ -332,6 +333,7 @@ def _check_trials(design: Design) -> None:
     trials = trials_of(design)
     wrong = (trials != np.floor(trials)) | (trials < 1)
     _refuse(design, wrong, "the number of trials", trials, "a whole number of at least 1", "binomial")
+    _refuse(design, trials > MOST_COUNTS, "the number of trials", trials, f"at most {MOST_COUNTS:g}", "binomial")
 
 
 def _refuse(design: Design, bad: NDArray[np.bool_], what: str, values: Array, allowed: str, family: str) -> None:

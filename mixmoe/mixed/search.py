@@ -8,13 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
-from mixmoe.mixed.collapse import collapsed
 from mixmoe.mixed.em import em_iterations
-from mixmoe.mixed.end_points import Ends, candidates, join, one_search, or_any, without_artefacts
+from mixmoe.mixed.end_points import (
+    Ends,
+    candidates,
+    collapsed,
+    is_stationary,
+    join,
+    newton_polish,
+    one_search,
+    or_any,
+    without_artefacts,
+)
 from mixmoe.mixed.insertion import gains_little, inserted_starts, reinserted_starts
-from mixmoe.mixed.likelihood.observed import ClosedForm, Problem, evaluate, observed_information
+from mixmoe.mixed.likelihood.observed import ClosedForm, Problem, evaluate
 from mixmoe.mixed.parameters import Params, free_to_working, working_to_free
 from mixmoe.mixed.starting_values import (
+    SPLITS,
     OneExpert,
     carried_starts,
     climb_one_expert,
@@ -30,7 +40,7 @@ from mixmoe.mixed.starting_values import (
 )
 from mixmoe.mixture.estimate import SAME
 from mixmoe.mixture.gate import gate_log_probabilities
-from mixmoe.numerics.optimise import ROUNDING, Climb, Control, Evaluation, climb
+from mixmoe.numerics.optimise import Climb, Control, Evaluation, climb
 
 _EM_STEPS = 2
 _EM_STEPS_AT_COLLAPSE = 50  # where line searches end at the barrier, these still bring the other parameters to rest
@@ -40,6 +50,7 @@ _MANY = 20_000  # subjects with which the search goes on from there
 _MANY_APPROXIMATE = 4_000  # the same where the likelihood has no closed form
 _POOL = 16  # distinct end points of a subsample that go on with more subjects
 _MOVES = 4  # split-and-merge moves per expert and round, one where experts are inserted
+_SPLITS_OF_LITTLE = 2  # of each expert where the last one gained little: insertion nearly always finds more
 _INSERTED = 12  # places where a new expert gains most, of which ascents start
 _SEARCHES = 3  # independent searches at most, two of which must agree
 _FEW_EXPERTS = 4  # up to which that many are worth their cost
@@ -47,7 +58,8 @@ _SEARCHES_LARGE = 2  # searches with more experts, where they cost most and agre
 _WORTHWHILE = 0.01  # gain that makes another round of moves; less is mere convergence of what is there
 _SHARP = 0.01  # of the tolerance: what quasi-Newton aims at before Newton steps are called in
 _STANDSTILL = 1e-11  # gain in log-likelihood of an ascent that creeps along the edge of a collapse
-_CHASED = 10  # end points of the closed form that are carried on with the likelihood itself
+_CHASED = 16  # end points of the closed form that are carried on with the likelihood itself
+_BEHIND_APPROXIMATE = 5.0  # log-likelihood by which starts may lie behind the best of an approximate closed form
 _AROUND = 4  # starts per expert around the best of these, with other parameters of the errors
 _MARGIN = 1.0  # candidates may lie this far below the best rough value,
 _PART_MARGIN = 20.0  # or this far if that was found on some of the subjects
@@ -101,11 +113,6 @@ class Search:
     n_replicated: int
     ends: Array
     summits: Array
-
-
-def default_starts(n_experts: int) -> int:
-    """Random starts when the user names no number."""
-    return 1 if n_experts == 1 else 32 * n_experts
 
 
 def permute(problem: Problem, theta: Array, order: Sequence[int]) -> Array:
@@ -201,7 +208,9 @@ def search(problem: Problem, n_starts: int, control: Control, rng: np.random.Gen
         sigma_one = pooled_sigma(problem, alone.theta[0])
         return finish(problem, sigma_one, one_search(alone, alone.loglik), _MARGIN, control)
     size = _MANY if problem.experts.is_closed_form else _MANY_APPROXIMATE
-    many = problem.take(_some(_canonical_order(problem), size, rng))
+    # Subjects in an order that does not depend on that of the data.
+    order = np.lexsort((*problem.W.T, *problem.experts.sort_keys()))
+    many = problem.take(_some(order, size, rng))
     one = fit_one_expert(many, limited)
     ends = explore(many, one, n_starts, limited, rng)
     margin = _MARGIN if many.n_subjects == problem.n_subjects else _PART_MARGIN
@@ -241,14 +250,17 @@ def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, r
     """
     closed = closed_form_problem(problem, one.params)
     plain = replace(one, params=without_extras(one.params))
-    found = _search_once(closed, plain, n_starts - n_starts // 2, control, rng)
-    found = _with_nested(closed, plain, found, control, rng)
+    exact = closed.experts is problem.experts
+    # Maxima that lie close together may have another order under the likelihood itself.
+    wide = control if exact else replace(control, behind=_BEHIND_APPROXIMATE)
+    found = _search_once(closed, plain, n_starts - n_starts // 2, wide, rng)
+    found = _with_nested(closed, plain, found, wide, rng)
     for i in range(1, _SEARCHES if problem.structure.n_experts <= _FEW_EXPERTS else _SEARCHES_LARGE):
         if found.climb.interrupted or found.agree:
             break
-        again = _search_once(closed, plain, (n_starts + 1) // 2, _beyond(control, found), rng)
+        again = _search_once(closed, plain, (n_starts + 1) // 2, _beyond(wide, found), rng)
         found = join(found, replace(again, search=again.search + i))
-    if closed.experts is problem.experts:
+    if exact:
         return found
     found = chase(problem, one, found, control)
     found = _scattered(problem, one, found, control, rng)
@@ -407,7 +419,8 @@ def _with_one_more(
     Where a further expert gains little, it is also inserted where it gains most: if the last one did already, first, so
     that most splits are given up soon.
     """
-    splits = carried_starts(problem, one, smaller.theta, _EM_STEPS, rng)
+    n_splits = _SPLITS_OF_LITTLE if smaller.little else SPLITS
+    splits = carried_starts(problem, one, smaller.theta, _EM_STEPS, rng, n_splits)
     if smaller.little:
         # The smaller fit itself comes along, so that what is found is not below it.
         first = np.vstack([splits[:1], inserted_starts(problem, one, smaller.theta, _INSERTED, rng)])
@@ -523,11 +536,6 @@ def _scattered(problem: Problem, one: OneExpert, found: Ends, control: Control, 
     return found
 
 
-def _canonical_order(problem: Problem) -> NDArray[np.intp]:
-    """Subjects in an order that does not depend on the order of the data."""
-    return np.lexsort((*problem.W.T, *problem.experts.sort_keys()))
-
-
 def _some(subjects: NDArray[np.intp], n: int, rng: np.random.Generator) -> NDArray[np.intp]:
     """All of the subjects, or `n` of them at random in the same order."""
     if subjects.size <= n:
@@ -596,29 +604,3 @@ def finish(problem: Problem, sigma_one: float, ends: Ends, margin: float, contro
         ends=np.sort(ends.rank[ways])[::-1] if margin == _MARGIN else np.empty(0),
         summits=ends.summits,
     )
-
-
-def is_stationary(score: Array, problem: Problem, control: Control) -> bool:
-    """Whether the score is zero to the tolerance, per subject."""
-    return bool(np.abs(score).max(initial=0.0) <= 10 * control.tol * problem.n_subjects)
-
-
-def newton_polish(problem: Problem, theta: Array, n_steps: int = 2) -> Array:
-    """`theta` after Newton steps with the exact information, each kept only if it does not lower the log-likelihood.
-
-    Where a step gains less than the log-likelihood's own rounding, the score decides.
-    """
-    here = evaluate(problem, theta[None])
-    for _ in range(n_steps):
-        information = observed_information(problem, theta)
-        values, vectors = np.linalg.eigh(information)
-        usable = values > 1e-8 * values.max()
-        step = vectors[:, usable] @ ((vectors[:, usable].T @ here.score[0]) / values[usable])
-        with np.errstate(all="ignore"):
-            there = evaluate(problem, (theta + step)[None])
-        gain = there.loglik[0] - here.loglik[0]
-        flatter = np.abs(there.score[0]).max() < np.abs(here.score[0]).max()
-        if not (gain >= 0 or (flatter and gain >= -ROUNDING * abs(here.loglik[0]))):
-            break
-        theta, here = theta + step, there
-    return theta

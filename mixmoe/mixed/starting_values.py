@@ -272,7 +272,7 @@ def random_side(inside: Array, features: Array, rng: np.random.Generator) -> Arr
     return np.where(position > cut, 1 - _SOFT, _SOFT)
 
 
-_SPLITS = 4  # of each expert
+SPLITS = 4  # of each expert
 
 
 def fewer_experts(problem: Problem[Model]) -> Problem[Model]:
@@ -281,7 +281,9 @@ def fewer_experts(problem: Problem[Model]) -> Problem[Model]:
     return Problem(replace(s, n_experts=s.n_experts - 1), problem.experts, problem.W, problem.penalty)
 
 
-def carried_starts(problem: Problem, one: OneExpert, smaller: Array, n_em: int, rng: np.random.Generator) -> Array:
+def carried_starts(
+    problem: Problem, one: OneExpert, smaller: Array, n_em: int, rng: np.random.Generator, n_splits: int = SPLITS
+) -> Array:
     """Free vectors that split the experts of a fit with one expert fewer.
 
     Parameters
@@ -294,12 +296,14 @@ def carried_starts(problem: Problem, one: OneExpert, smaller: Array, n_em: int, 
     n_em : int
         EM steps of each split.
     rng : numpy.random.Generator
+    n_splits : int
+        Of each expert.
 
     Returns
     -------
-    ndarray, shape (1 + 4 (K - 1), P)
+    ndarray, shape (1 + n_splits (K - 1), P)
         First the smaller fit itself, written with its largest expert twice, whose log-likelihood no later ascent can
-        fall below; then each expert split four times.
+        fall below; then each expert split.
     """
     below = fewer_experts(problem)
     params = free_to_working(below.structure, smaller[None])
@@ -307,7 +311,7 @@ def carried_starts(problem: Problem, one: OneExpert, smaller: Array, n_em: int, 
     current = posterior_probabilities(joint, axis=0)  # (K - 1, N)
     doubled = [double_expert(problem, params, k) for k in range(len(current))]
     nested = working_to_free(problem.structure, doubled[int(current.sum(axis=1).argmax())])
-    at = np.repeat(np.arange(len(current)), _SPLITS)
+    at = np.repeat(np.arange(len(current)), n_splits)
     given = np.array([_split(current, int(k), one.features, rng) for k in at])
     closed = closed_form_problem(problem, one.params)
     parts = zip(*(_parts(without_extras(doubled[k])) for k in at), strict=True)

@@ -128,19 +128,20 @@ class NME:
     -----
     Maximum likelihood. Several grouping factors, crossed or nested, are for effects on the last layer of a Gaussian
     response, whose likelihood is exact, and a linear network is lme4's model; the units, which BIC and held-out rows
-    count by, are the levels of the column that has most. Below effects on the last layer of a Gaussian response, and
-    without effects, hidden layers have a standard normal prior unless `fit` is given a ``weight_decay``, and the
-    log-likelihood printed is that at such estimates, without the prior. A linear network of categories (not of a CRF)
-    with at most six personal parameters ends at the maximum of the marginal likelihood, by adaptive quadrature; other
-    categories with person effects are fitted by penalised likelihood, whose coefficients are smaller. With a variance
-    per parameter (``"diagonal"``, or the double bar in ``re:``) the effects of a linear network are independent on the
-    user's scale, as for lme4's double bar; where independence is on standardised inputs the correlations that follow
-    are reported. Rows of a CRF whose state is missing stay, and the likelihood is the sum over their states; other
-    families leave rows without a response out. AIC and BIC charge all parameters of the network, of a CRF those that
-    sequences can tell, and all free ones of the covariance of the effects. A fit is said to have converged if the
-    variances are settled and the log-likelihood has less to gain than half a standard error per parameter would bring.
-    With ``validation=`` it is that of all rows, at parameters estimated without the validation rows. Time order within
-    a person, for held-out rows, is that of ``seq:``, else that of the rows in the data.
+    count by, are the levels of the column that has most. Below effects on the last layer of a Gaussian response hidden
+    layers have a standard normal prior, and without effects all layers of a network with hidden ones, unless `fit` is
+    given a ``weight_decay``; the log-likelihood printed is that at such estimates, without the prior. A linear network
+    of categories (not of a CRF) with at most six personal parameters ends at the maximum of the marginal likelihood, by
+    adaptive quadrature; other categories with person effects are fitted by penalised likelihood, whose coefficients are
+    smaller. With a variance per parameter (``"diagonal"``, or the double bar in ``re:``) the effects of a linear
+    network are independent on the user's scale, as for lme4's double bar; where independence is on standardised inputs
+    the correlations that follow are reported. Rows of a CRF whose state is missing stay, and the likelihood is the sum
+    over their states; other families leave rows without a response out. AIC and BIC charge all parameters of the
+    network, of a CRF those that sequences can tell, and all free ones of the covariance of the effects. A fit is said
+    to have converged if the variances are settled and the log-likelihood has less to gain than half a standard error
+    per parameter would bring. With ``validation=`` it is that of all rows, at parameters estimated without the
+    validation rows. Time order within a person, for held-out rows, is that of ``seq:``, else that of the rows in the
+    data.
 
     References
     ----------
@@ -281,10 +282,10 @@ class NME:
             Weight of the penalty on the effects of ``"sgd"`` (lambda of the paper); 1. ``"laplace"``, where it is 1 by
             the model, does not use it and warns likewise.
         weight_decay : float, optional
-            Ridge penalty on the network's parameters, per row. By default none, but that the hidden layers have a
-            standard normal prior where effects are on the last layer of a Gaussian response, and where there are none
-            (``"laplace"``): with few rows plain likelihood has no maximum there, or one that predicts badly; 0 for
-            plain likelihood.
+            Ridge penalty on the network's parameters, per row. By default none, but that hidden layers have a standard
+            normal prior below effects on the last layer of a Gaussian response, and all layers where there are hidden
+            ones and no effects (``"laplace"``): with few rows plain likelihood has no maximum there, or one that
+            predicts badly; 0 for plain likelihood.
         batch_size : int, optional
             Persons per step; default: all. Batches are drawn once and visited in random order each epoch. Not for the
             exact likelihood of effects on the last layer, which needs everyone at each step.

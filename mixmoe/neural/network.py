@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from mixmoe.errors import ArgumentError, FormulaError
 from mixmoe.neural.blocks import Tensor, torch
 from mixmoe.neural.own_network import check_rows_apart, output_shape
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 Index = NDArray[np.intp]
 LAST_COLUMNS = re.compile(r"last\[.*\]")  # of a linear network, by name
@@ -71,7 +74,7 @@ class Network:
     hidden: tuple[int, ...]
     activation: str
     tensors: tuple[TensorSpec, ...]
-    module: Any = None
+    module: "Module | None" = None
 
     @property
     def n_parameters(self) -> int:
@@ -171,7 +174,7 @@ def check_mapping(network: Network) -> None:
     ------
     ArgumentError
     """
-    kind = {"dtype": torch.float64, "device": next(network.module.parameters()).device}
+    kind = {"dtype": torch.float64, "device": next(users_module(network).parameters()).device}
     tensors = view_tensors(network, personal_tensors(()), torch.zeros(network.n_parameters, **kind), None)
     try:
         forward_module(network, tensors, torch.zeros(2, 3, network.n_in, **kind))
@@ -460,13 +463,21 @@ def forward(network: Network, tensors: Sequence[Tensor], x: Tensor) -> Tensor:
     return hidden_features(network, tensors, x) @ tensors[last] + as_row(tensors[last + 1])
 
 
+def users_module(network: Network) -> "Module":
+    """The module that a user has given as the network."""
+    if network.module is None:
+        raise TypeError("a feed-forward network holds no module of a user; ask network.module first")
+    return network.module
+
+
 def module_call(network: Network) -> Callable[..., Tensor]:
     """A function of (tensors of one person, her rows (T, p)) that runs the user's module; returns (T, d)."""
-    names = [name for name, _ in network.module.named_parameters()]
+    module = users_module(network)
+    names = [name for name, _ in module.named_parameters()]
 
     def call(tensors: Sequence[Tensor], x: Tensor) -> Tensor:
         values = dict(zip(names, tensors, strict=False))
-        out = torch.func.functional_call(network.module, values, (x,))
+        out = torch.func.functional_call(module, values, (x,))
         return out.reshape(x.shape[0], network.n_out)
 
     return call

@@ -377,6 +377,11 @@ def predicted_columns(
     limits = Limits(wanted.alpha, wanted.noise, not (wanted.noise or limits_of_persons(persons, wanted)))
     size = persons.problem.network.n_out + (persons.problem.family not in ("gaussian", "crf"))
     whole = Prediction(np.zeros((design.n, size)), np.zeros((design.n, size)), *np.full((2, design.n), np.nan))
+    if persons.levels:
+        codes = level_codes(persons.levels, design, own=limits_of_persons(persons, wanted))
+        every = np.ones(design.n, dtype=bool)
+        blocks = blocks_of(design, "gaussian", persons.scaling, every, known, persons.problem.device, codes)
+        return labelled(persons, combined_predictions(persons, covered, blocks, limits), wanted)
     for rows, found in predictions(persons, covered, design, known, is_known, limits, rng):
         fill(whole, rows, found)
     return labelled(persons, whole, wanted)
@@ -400,11 +405,6 @@ def predictions(
 ) -> list[tuple[NDArray[np.bool_], Prediction]]:
     """Predictions of known rows and of rows of unknown persons."""
     problem, fit, family = persons.problem, persons.trained, persons.problem.family
-    if persons.levels:
-        codes = level_codes(persons.levels, design, own=not limits.population)
-        every = np.ones(design.n, dtype=bool)
-        blocks = blocks_of(design, family, persons.scaling, every, known, problem.device, codes)
-        return [(every, combined_predictions(persons, covered, blocks, limits))]
     out = []
     bare = covered if covered is not None else Uncertainty(None, None)
     if is_known.any():

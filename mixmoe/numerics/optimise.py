@@ -287,17 +287,6 @@ def _halve(state: _State, who: NDArray[np.intp]) -> None:
     state.stuck[running[np.argsort(-state.loglik[running], kind="stable")][(running.size + 1) // 2 :]] = True
 
 
-def _iterate(state: _State, objective: Objective, who: NDArray[np.intp], n_units: int, control: Control) -> None:
-    """One quasi-Newton step of the starts `who`."""
-    before = state.loglik[who]
-    direction = _directions(state, who, n_units)
-    _search(state, objective, who, direction)
-    state.n_iter[who] += 1
-    for i in who:
-        state.traces[i].append(float(state.loglik[i]))
-    state.stuck[who] = ~(state.loglik[who] - before > control.min_gain)
-
-
 def _directions(state: _State, who: NDArray[np.intp], n_units: int) -> Array:
     """Uphill directions of limited length, shape (len(who), P); a lost inverse information starts anew."""
     score = state.score[who]
@@ -324,9 +313,18 @@ def _search(state: _State, objective: Objective, who: NDArray[np.intp], directio
         state.n_evaluations[who[pending]] += 1
         gain, hoped = e.loglik - state.loglik[who[pending]], step[pending] * slope[pending]
         good = gain >= _ARMIJO * hoped - slack[pending]
-        _resize(state, who[pending], cut[pending] & (gain > _TRUSTED * hoped), good)
-        _accept(state, who[pending[good]], trial[good], Evaluation(e.loglik[good], e.score[good]))
+        # Steps grow along a slope without end, as towards infinite coefficients, and start anew where one fails.
+        longer = cut[pending] & (gain > _TRUSTED * hoped)
+        state.radius[who[pending]] = np.where(good, np.where(longer, 2.0, 1.0) * state.radius[who[pending]], _MAX_STEP)
+        # Starts whose step is good enough move, and update their inverse information where curvature allows.
+        moved = who[pending[good]]
+        s, y = trial[good] - state.theta[moved], state.score[moved] - e.score[good]
+        usable = (s * y).sum(axis=1) > 1e-10 * np.sqrt((s * s).sum(axis=1) * (y * y).sum(axis=1))
+        state.H.update(moved[usable], s[usable], y[usable])
+        state.H.stretch(moved[~usable])  # the surface bends upwards along the step: go further next time
+        state.theta[moved], state.loglik[moved], state.score[moved] = trial[good], e.loglik[good], e.score[good]
         cut[:] = False  # a shortened step says nothing about longer ones
+        # The others try a shorter one, by the parabola through both points.
         curve = hoped - gain
         bent = np.isfinite(curve) & (curve > 0)
         ratio = np.where(bent, 0.5 * hoped / np.where(bent, curve, 1.0), 0.1)
@@ -334,20 +332,6 @@ def _search(state: _State, objective: Objective, who: NDArray[np.intp], directio
         pending = pending[~good]
         if not pending.size:
             return
-
-
-def _resize(state: _State, who: NDArray[np.intp], longer: NDArray[np.bool_], good: NDArray[np.bool_]) -> None:
-    """Let steps grow along a slope without end, as towards infinite coefficients; start anew where one fails."""
-    state.radius[who] = np.where(good, np.where(longer, 2.0, 1.0) * state.radius[who], _MAX_STEP)
-
-
-def _accept(state: _State, who: NDArray[np.intp], theta: Array, e: Evaluation) -> None:
-    """Move the starts `who` to `theta`, and update their inverse information where curvature allows."""
-    s, y = theta - state.theta[who], state.score[who] - e.score
-    usable = (s * y).sum(axis=1) > 1e-10 * np.sqrt((s * s).sum(axis=1) * (y * y).sum(axis=1))
-    state.H.update(who[usable], s[usable], y[usable])
-    state.H.stretch(who[~usable])  # the surface bends upwards along the step: go further next time
-    state.theta[who], state.loglik[who], state.score[who] = theta, e.loglik, e.score
 
 
 def bfgs_update(H: Array, s: Array, y: Array) -> Array:
@@ -409,11 +393,19 @@ def climb(
             for lap in range(1, control.max_iter + 1):
                 if not who.size:
                     break
-                _iterate(state, objective, who, n_units, control)
+                # 1. A quasi-Newton step of each start that is under way.
+                before = state.loglik[who]
+                _search(state, objective, who, _directions(state, who, n_units))
+                state.n_iter[who] += 1
+                for i in who:
+                    state.traces[i].append(float(state.loglik[i]))
+                # 2. Those that gain no more have ended; in a race also the spurious, and those far behind.
+                state.stuck[who] = ~(state.loglik[who] - before > control.min_gain)
                 if spurious is not None and lap >= _FIRST_LOOK and lap % _LAP == 0:
                     _give_up(state, who, control, spurious)
                 if control.halve and lap % control.halve == 0:
                     _halve(state, who)
+                # 3. Those whose score is zero to the tolerance have converged.
                 who = _active(state, who, n_units, control)
                 bar.update(theta.shape[0] - who.size - bar.n)
         except KeyboardInterrupt:

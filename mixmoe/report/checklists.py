@@ -33,7 +33,7 @@ def metric_of_time(e: Evidence) -> str:
         return "Not reported: no numeric column of the data is the time of the curves; say it with answers={'G1': ...}."
     low, high = e.times.min(), e.times.max()
     return (
-        f"In part: time is the column {e.axis!r} as it is in the data, from {low:.4g} to {high:.4g}. Its unit and "
+        f"In part: time is the column {e.time!r} as it is in the data, from {low:.4g} to {high:.4g}. Its unit and "
         "origin are not in the data; say them with answers={'G1': ...}."
     )
 

@@ -107,10 +107,13 @@ def columns_table(data: pd.DataFrame, codes: NDArray[Any] | None, subject: str |
     describers: list[Callable[[pd.Series], Cell]] = [kind_of, _missing, lambda v: int(v.nunique()), _values]
     if codes is not None:
         heads.append("within subject")
-        describers[3] = lambda v: "" if v.name == subject else _values(v)
+        describers[3] = lambda v: "" if v.name == subject else _values(_once(v, codes))
         describers.append(lambda v: "subject" if v.name == subject else within(v, codes))
     columns = [data.iloc[:, i] for i in range(data.shape[1])]
-    note = "Columns that are constant within subject can be used in the gate."
+    note = (
+        "Columns that are constant within subject can be used in the gate; their values are counted once per subject, "
+        "those of other columns once per row."
+    )
     return Table(
         key="columns",
         title=title,
@@ -145,6 +148,14 @@ def within(values: pd.Series, codes: NDArray[Any]) -> str:
     if changing:
         return f"varies ({changing} subjects)"
     return "constant" if known.sum() == (codes >= 0).sum() else "constant where known"
+
+
+def _once(values: pd.Series, codes: NDArray[Any]) -> pd.Series:
+    """One value per subject of a column that is constant within subjects; other columns as they are."""
+    if within(values, codes).startswith("varies"):
+        return values
+    known = (codes >= 0) & values.notna().to_numpy()
+    return values[known][~pd.Series(codes[known]).duplicated().to_numpy()]
 
 
 def _missing(values: pd.Series) -> Cell:

@@ -100,8 +100,8 @@ class Evidence:
     Attributes
     ----------
     results : Results
-    axis : str or None
-        Column along which the curves run; None if there are no curves.
+    time : str or None
+        Column of the times of the rows, see `_time`.
     alpha : float
         One minus the level of the limits.
     selection : Selection or None
@@ -115,7 +115,7 @@ class Evidence:
     """
 
     results: Fitted
-    axis: str | None
+    time: str | None
     alpha: float = 0.05
     selection: Comparison | None = None
     distal: tuple[Any, ...] = ()
@@ -160,11 +160,11 @@ class Evidence:
 
     @property
     def times(self) -> Array | None:
-        """Time of each row, shape (n,); None if no numeric column of the data is the axis."""
+        """Time of each row, shape (n,); None if no numeric column of the data is the time."""
         frame = self.rows.frame
-        if self.axis is None or self.axis not in frame or not pd.api.types.is_numeric_dtype(frame[self.axis].dtype):
+        if self.time is None or self.time not in frame or not pd.api.types.is_numeric_dtype(frame[self.time].dtype):
             return None
-        return frame[self.axis].to_numpy(dtype=float)
+        return frame[self.time].to_numpy(dtype=float)
 
     @property
     def candidates(self) -> pd.DataFrame:
@@ -197,17 +197,37 @@ def gather(
             raise ArgumentError(f"distal must be what fit.distal returned, got {type(analysis).__name__}")
     if answers is not None and not isinstance(answers, Mapping):
         raise ArgumentError(f"answers must map items such as 'G1' to texts, got {type(answers).__name__}")
-    return Evidence(results, _axis(results), alpha, selection, several, dict(answers or {}), bool(subjects))
+    return Evidence(results, _time(results), alpha, selection, several, dict(answers or {}), bool(subjects))
 
 
-def _axis(results: Fitted) -> str | None:
-    """The column along which the curves of the fit run; an intercept has none."""
+def _time(results: Fitted) -> str | None:
+    """The column that says when: that of ``time=``, ``seq:`` or ``vary:``, else the one along which the curves run.
+
+    Without one of those words the latter is a time only where it goes forward in the rows of a subject as they stand in
+    the data: a covariate that goes up and down is none.
+    """
+    model = results.model
+    formula, design = model.formula, results._described
+    named = design.recipe.aux.get("time") or (formula.seq.order if formula.seq is not None else formula.vary)
+    if named is not None:
+        return str(named)
     try:
-        return next((curve.xlabel for curve in results.curves(results._default_plot)), None) or None
+        axis = next((curve.xlabel for curve in results.curves(results._default_plot)), None) or None
     except ArgumentError:
         return None
+    return axis if axis is not None and _goes_forward(design, axis) else None
 
 
+def _goes_forward(design: Design, column: str) -> bool:
+    """Whether a numeric column increases from row to row of nearly all subjects."""
+    if column not in design.frame or not pd.api.types.is_numeric_dtype(design.frame[column].dtype):
+        return False
+    order = np.lexsort((design.position, design.codes))
+    steps, same = np.diff(design.frame[column].to_numpy(dtype=float)[order]), np.diff(design.codes[order]) == 0
+    return bool(same.any()) and float(np.mean(steps[same] >= 0.0)) >= _FORWARD
+
+
+_FORWARD = 0.95  # share of steps within subjects that go forward in a column of times
 _PACKAGES = ("mixmoe", "numpy", "scipy", "pandas", "formulaic", "statsmodels", "patsy", "matplotlib")
 _READ_ALL, _SCAN = 'pd.read_csv("data.csv")', 'mm.scan("data/*.parquet")'
 _DEFAULTS: Mapping[str, Any] = {"formula_engine": "formulaic"}
@@ -261,6 +281,10 @@ def code(e: Evidence) -> str:
 
 
 def _plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_plain, value))
+    if isinstance(value, Mapping):
+        return all(isinstance(name, str) and _plain(one) for name, one in value.items())
     return value is None or isinstance(value, bool | int | float | str)
 
 
@@ -273,8 +297,11 @@ def remarks(e: Evidence) -> tuple[str, ...]:
         if seed is None
         else f"Random numbers: seed {seed}."
     ]
-    if e.results.model.spec.has_experts:
-        notes.append(f"The fit used {e.results.em.starts.n_starts} starts; give starts= if that is not the default.")
+    used = e.results.em.starts.n_starts
+    if used:
+        notes.append(f"The fit used {used} start{'s' if used > 1 else ''}; give starts= if that is not the default.")
+    own = [name for name, value in e.results.model.settings.items() if not _plain(value)]
+    notes += [f"The fit was given {name}= of its own, which text cannot repeat; add it to the code." for name in own]
     if e.results.cov_type in ("cluster", "bootstrap"):
         notes.append(f"cov_type={e.results.cov_type!r} needs its own options, which are not in the fit.")
     response = np.asarray(e.rows.response, dtype=float)

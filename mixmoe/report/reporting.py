@@ -193,6 +193,7 @@ def _model(e: Evidence) -> tuple[Part, ...]:
     rows += [("Gate part", _terms(formula.gate))] if e.is_mixture else []
     rows += [("Subjects in column", e.design.names.group)] if e.design.names.group is not None else []
     rows += [("Within subject", formula.random.design)] if formula.random is not None else []
+    rows += [(f"Within {term.name}", term.design) for term in formula.further]
     rows += [("Index", formula.index)] if formula.vary is not None else []
     facts = [(label, value) for label, value in e.results._more_facts if value is not None]
     said = {label.lower().replace(" ", "_") for label, _ in facts}
@@ -216,8 +217,8 @@ def _data(e: Evidence) -> tuple[Part, ...]:
         parts += [Prose(f"What follows:{e.sampled}")] if e.sampled else []
         if times is not None:
             between = spread(gaps(rows.codes, times))
-            parts += [Prose(f"Time between visits ({e.axis}): {between}.")] if between else []
-            parts.append(waves_table(rows, times, str(e.axis)))
+            parts += [Prose(f"Time between visits ({e.time}): {between}.")] if between else []
+            parts.append(waves_table(rows, times, str(e.time)))
         attrition = attrition_table(rows, times)
         parts.append(Prose("All subjects have as many visits.") if attrition is None else attrition)
     codes = rows.codes if design.names.group is not None else None

@@ -13,6 +13,7 @@ from mixmoe._typing import Array
 from mixmoe.errors import DesignError
 
 ETA_LIMIT = 30.0  # linear predictors of logit and log links beyond this change nothing but overflow
+MOST_COUNTS = 1e13  # just below the exponential of the largest linear predictor
 VANISHED = -15.0  # linear predictor of a log link below which a mean is as good as zero
 LEAST_ETA = VANISHED - 0.5671432904097838  # where all zeros end: exp(-d) = d
 OFFSETS = f"between -{ETA_LIMIT:g} and {ETA_LIMIT:g}, for counts the logarithm of the exposure"

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import betainc, digamma, expit, gammaln, ndtr, pdtr, pdtrc, stdtr, xlogy
 
 from mixmoe._typing import Array
-from mixmoe.errors import ArgumentError
+from mixmoe.errors import ArgumentError, meant
 from mixmoe.responses.bounded import Beta, Gamma
 from mixmoe.responses.distribution import ETA_LIMIT, Curvature, Derivatives, Family, LogLink, Outcome, Third, trigamma
 from mixmoe.responses.zero_inflated import ZeroInflated
@@ -510,7 +510,9 @@ def name_of_family(name: str, allowed: Sequence[str] = FAMILIES) -> str:
     key = canonical_family(name)
     if key not in allowed:
         known = ", ".join(map(repr, allowed))
-        raise ArgumentError(f"family must be one of {known}, got {name!r}; choose the distribution of the response")
+        others = [other for other, full in _ALIASES.items() if full in allowed]
+        hint = meant(str(name), [*allowed, *others]) or "choose the distribution of the response"
+        raise ArgumentError(f"family must be one of {known}, got {name!r}; {hint}")
     return key
 
 

@@ -17,7 +17,7 @@ from mixmoe.arguments import checked_jobs
 from mixmoe.atomic import PathLike
 from mixmoe.design.beside import named_columns
 from mixmoe.design.formula import parse_formula
-from mixmoe.design.frame import whole_frame
+from mixmoe.design.frame import unknown_column, whole_frame
 from mixmoe.errors import ArgumentError, DesignError, MixmoeWarning
 from mixmoe.families import family_of, model_options
 from mixmoe.mixture.resampling import Journal, fingerprint
@@ -238,7 +238,8 @@ def _input(responses: Any, data: Any, layer: str | None, size_factors: str | Non
         return _from_anndata(responses, data, layer, size_factors)
     for name, value in (("layer", layer), ("size_factors", size_factors)):
         if value is not None:
-            raise ArgumentError(f"{name}= belongs to an AnnData object, got data of type {type(data).__name__}")
+            way = "; give the logarithms of the size factors as offset=" if name == "size_factors" else ""
+            raise ArgumentError(f"{name}= belongs to an AnnData object, got data of type {type(data).__name__}{way}")
     frame = whole_frame(data)
     if isinstance(responses, pd.DataFrame):
         return _from_frames(responses, frame)
@@ -247,7 +248,7 @@ def _input(responses: Any, data: Any, layer: str | None, size_factors: str | Non
     names = _checked_names(responses)
     for name in names:
         if name not in frame:
-            raise DesignError(f"the response {name!r} is not a column of the data")
+            raise unknown_column(str(name), map(str, frame.columns), "responses=")
     return _Input(frame.drop(columns=list(names)), names, frame.loc[:, list(names)].__getitem__)
 
 

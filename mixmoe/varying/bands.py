@@ -122,6 +122,9 @@ SAME = 1e-6  # relative differences within the covariance of a function that is 
 RICH = 10.0  # effective rows for each local coefficient from which on a searched bandwidth is narrowed
 NARROWER, STEPS = 1.1, 20  # ratio of the bandwidths compared for bands, and their number
 ONE_SE = 1.0  # of the difference in held-out log-likelihood within which a wider bandwidth is as good
+# Ratio of the best bandwidths of local-quadratic slopes and local-linear levels, Epanechnikov kernel (Fan and Gijbels
+# 1996, table 3.2), beside their rates n^(-1/7) and n^(-1/5). The curvatures on which they depend are not estimated.
+SLOPES = 2.275 / 1.719
 LEAST_DF = 2.0  # of a variance with a band: with fewer its most probable estimate is zero
 
 
@@ -226,7 +229,8 @@ def level_process(
         Small-sample correction of the standard errors, see `mixmoe.varying.sandwich`.
     derivative : {0, 1}
         Of the functions. Slopes come from fits of one degree more than levels, whose bias at the ends is then of no
-        lower order than inside (Fan and Gijbels 1996, section 3.3).
+        lower order than inside (Fan and Gijbels 1996, section 3.3); at a searched bandwidth, which is that for levels,
+        they are made at the larger one that slopes need.
     searched : bool
         Whether the bandwidth is that with the smallest error, as cross-validation seeks it. Coverage is best at one
         smaller by n^(-1/20) (Calonico, Cattaneo and Farrell 2018, section 4), and a search that comes out too wide
@@ -247,7 +251,7 @@ def level_process(
     inner, centring = centred(problem)
     start = centring.inwards(inner.slots, coef)
     fits = fit_levels(inner, start, bias, derivative, searched, clusters is None)
-    power = small_sample_power(correction, clusters)
+    power = small_sample_power(correction, clusters, problem.slots.n_experts)
     known = clusters is None and problem.rows.n <= MOST_ROWS
     nodes = response_nodes(inner, own_natural(inner, fits.state)) if known else ()
     inf = level_influence(fits, power, nodes, clusters, derivative)
@@ -307,8 +311,8 @@ class LevelFits:
     bounded : BoundedFit
     gate_fit : LocalFit
     lines : LocalLines or None
-        In which the bands of sigma are centred, in mixtures: those of the rest rest on a log sigma that is constant in
-        each window.
+        In which the bands of sigma are centred, in mixtures with robust bias correction: those of the rest rest on a
+        log sigma that is constant in each window.
     """
 
     local: Local
@@ -358,10 +362,11 @@ def fit_levels(
 ) -> LevelFits:
     """Local likelihood estimates with a bias correction, see `level_process`; whether rows are independent."""
     degree = (2 if bias == "rbc" else 1) + derivative
-    shrink = _shrinkage(problem, coef, bias, degree, searched, independent)
-    local = build_local(problem, degree, problem.windows.bandwidth * shrink)
+    factor, of_gate = _factors(problem, coef, bias, derivative, searched, independent)
+    local = build_local(problem, degree, problem.windows.bandwidth * factor)
     bounded, lines = maximise_bounded(local, local_start(local, coef)), None
-    if problem.slots.n_experts > 1 and problem.family.name == "gaussian":
+    # Without a correction bands are centred in the local maxima that the fit itself rests on.
+    if bias == "rbc" and problem.slots.n_experts > 1 and problem.family.name == "gaussian":
         lines = LocalLines(local, bounded)
         local, start = _with_flat_dispersions(local), bounded.fit.coef.copy()
         start[:, 1:, problem.slots.dispersions] = 0.0
@@ -369,7 +374,7 @@ def fit_levels(
     if problem.gate_windows is problem.windows:
         return LevelFits(local, bounded, lines=lines)
     held = state_of(local, bounded.fit.coef)
-    gate = build_local(problem, degree, problem.gate_windows.bandwidth * shrink, held=held)
+    gate = build_local(problem, degree, problem.gate_windows.bandwidth * of_gate, held=held)
     return LevelFits(local, bounded, gate, maximise_local(gate, local_start(gate, coef)), lines)
 
 
@@ -385,19 +390,26 @@ def _with_flat_dispersions(local: Local) -> Local:
     return replace(local, free=free)
 
 
-def _shrinkage(problem: Problem, coef: Array, bias: str, degree: int, searched: bool, independent: bool) -> float:
-    """Bandwidth of the fits in which bands are centred, over that of the problem."""
-    rate = float(problem.rows.n**-0.05)
+def _factors(
+    problem: Problem, coef: Array, bias: str, derivative: int, searched: bool, independent: bool
+) -> tuple[float, float]:
+    """Bandwidths of the fits in which bands are centred over those of the problem: of all; of a gate with its own."""
+    n, degree = problem.rows.n, (2 if bias == "rbc" else 1) + derivative
+    rate = float(n**-0.05)
     if bias == "undersmooth":
-        return rate
-    if bias != "rbc" or not searched or not _rich(problem, degree, 1.0):
-        return 1.0
+        return rate, rate
+    if bias != "rbc" or not searched or not (derivative or _rich(problem, degree, 1.0)):
+        return 1.0, 1.0
+    windows = problem.windows
+    widest = problem.rows.widest / (windows.share or windows.bandwidth)
+    # Best for slopes is a bandwidth of another order than for levels, see `SLOPES`.
+    start, more = (1.0, min(SLOPES * n ** (2.0 / 35.0), widest)) if derivative else (rate, 1.0)
     # One expert: the search was that of its regression. Rows of a cluster would predict each other.
     if problem.slots.n_experts == 1 or problem.const[problem.slots.experts].all() or not independent:
-        return rate
-    tried = [rate * NARROWER**-step for step in range(STEPS)]
-    factors = np.array([factor for factor in tried if _rich(problem, degree, factor)] or [rate], dtype=float)
-    return float(factors[_chosen(left_out_of_experts(problem, coef, factors))])
+        return start * more, start * more
+    tried = [start * NARROWER**-step for step in range(STEPS)]
+    factors = np.array([factor for factor in tried if _rich(problem, degree, factor)] or [start], dtype=float)
+    return float(factors[_chosen(left_out_of_experts(problem, coef, factors))]) * more, start * more
 
 
 def _chosen(logliks: Array) -> int:

@@ -66,11 +66,11 @@ class Walk:
     values: Array
     roots: Array
 
-    def crossing(self, factor: float) -> Array:
+    def crossing(self, factor: Array) -> Array:
         """Where the root is `factor`, shape (G,); NaN where it never is."""
         out = np.full(self.values.shape[1], np.nan)
         for g in np.flatnonzero(self.roots[-1] >= factor):
-            out[g] = np.interp(factor, self.roots[:, g], self.values[:, g])
+            out[g] = np.interp(factor[g], self.roots[:, g], self.values[:, g])
         return out
 
 
@@ -93,10 +93,11 @@ class ThetaProfile:
     above: tuple[Walk, ...]
     units: Array
 
-    def limits(self, factor: float) -> tuple[Array, Array]:
-        """Lower and upper limits of log theta where the root is `factor`, (G, K); infinite where it never is."""
+    def limits(self, factor: Array) -> tuple[Array, Array]:
+        """Lower and upper limits of log theta where the root is `factor`, (G, K) each; infinite where it never is."""
+        scaled = (factor * self.units).T
         low, high = (
-            np.stack([walk.crossing(factor * unit) for walk, unit in zip(walks, self.units, strict=True)], axis=-1)
+            np.stack([walk.crossing(each) for walk, each in zip(walks, scaled, strict=True)], axis=-1)
             for walks in (self.below, self.above)
         )
         there = np.isfinite(np.stack([walk.roots[0] for walk in self.below], axis=-1))

@@ -32,6 +32,7 @@ from mixmoe.varying.bands import (
     identity_target,
     marginal_target,
     pairs,
+    student_factor,
     symmetric,
     target_bands,
 )
@@ -180,7 +181,9 @@ def band_frame(
         if theta is not None:
             closed = problem.rows.period > 0.0
             critical = asymptotic_critical(process.fits.local.windows.relative, request.alpha, closed=closed)
-            values = _with_theta_limits(values, theta, dispersions, request.alpha, critical)
+            known = np.full(theta.level.shape, np.inf)
+            df = process.df[:, problem.slots.dispersions] if model.n_experts > 1 else known
+            values = _with_theta_limits(values, theta, dispersions, request.alpha, critical, df)
         values = _dispersions_shown_as(problem.family, values, dispersions)
     if request.of == "probabilities":
         values = _on_link_scale(values, family_named("binomial"), 1.0)
@@ -198,17 +201,20 @@ def _without_limits(values: dict[str, Array], limits: BoolArray) -> dict[str, Ar
 
 
 def _with_theta_limits(
-    values: dict[str, Array], theta: ThetaProfile, where: IntArray, alpha: float, critical: float
+    values: dict[str, Array], theta: ThetaProfile, where: IntArray, alpha: float, critical: float, df: Array
 ) -> dict[str, Array]:
     """Values with the maximum and the limits of log theta from its adjusted profile likelihood.
 
     The critical value is that of the limiting process: where theta is near its ceiling, the covariance of the estimates
-    says nothing. Log theta is locally constant, with the same equivalent kernel as a local line.
+    says nothing. Log theta is locally constant, with the same equivalent kernel as a local line. In mixtures roots at
+    the truth spread more than a normal where few rows carry an expert, at the ends of the index: the factor is that of
+    Student's t with the degrees of freedom that a standard error would have there.
     """
     out = {name: value.copy() for name, value in values.items()}
     out["center"][:, where] = theta.level
     for kind, factor in (("conf", float(ndtri(1.0 - alpha / 2.0))), ("band", critical)):
-        out[f"{kind}_low"][:, where], out[f"{kind}_high"][:, where] = theta.limits(factor)
+        wide = np.where(np.isfinite(df), student_factor(np.full(df.shape[1], factor), df), factor)
+        out[f"{kind}_low"][:, where], out[f"{kind}_high"][:, where] = theta.limits(wide)
     return out
 
 

@@ -230,7 +230,7 @@ class VCMoE:
         elif gate_bandwidth is not None:
             checked_bandwidth(gate_bandwidth, self.data.rows, "gate_bandwidth")
         if span is not None:
-            self._check_span(checked_span(span), bandwidth, gate_bandwidth)
+            _check_span(checked_span(span), bandwidth, gate_bandwidth)
         self.grid = None if grid is None else checked_grid(self.data.rows, grid)
         self.slots = Slots(self.n_experts, self.design.expert.shape[1], self.design.gate.shape[1], self.has_dispersion)
         check_designs(self.design, self.slots)
@@ -285,9 +285,9 @@ class VCMoE:
             If windows hold too few rows, or columns are one there; with a bandwidth that can be used, if there is one.
         """
         made = self._laid_out(bandwidth, gate_bandwidth)
-        fault = self._fault(made)
+        fault = _fault(self, made)
         if fault is not None:
-            raise DesignError(fault.text + self._advice(fault, bandwidth, gate_bandwidth))
+            raise DesignError(fault.text + _advice(self, fault, bandwidth, gate_bandwidth))
         return made
 
     def _laid_out(
@@ -317,39 +317,6 @@ class VCMoE:
         if every.share:
             bandwidth = gate = float(np.median(nearest_widths(every, grid)))  # the unit of slopes
         return build_problem(rows, self.family, self.slots, const, grid, bandwidth, gate, self.settings["sigma_floor"])
-
-    def _fault(self, problem: Problem) -> WindowFault | None:
-        """Why the bandwidths of a problem cannot be used."""
-        return None if problem.const.all() else window_fault(problem, self.design)
-
-    def _advice(self, fault: WindowFault, bandwidth: float, gate_bandwidth: float | None) -> str:
-        """A bandwidth in the place of that with a fault that can be used, in words; nothing if there is none."""
-        of_gate = fault.gate and gate_bandwidth is not None
-
-        def usable(h: float) -> bool:
-            made = self._laid_out(bandwidth, h) if of_gate else self._laid_out(h, gate_bandwidth)
-            return self._fault(made) is None
-
-        wrong = float(gate_bandwidth) if of_gate and gate_bandwidth is not None else bandwidth
-        rows = self.data.rows
-        adaptive = self.settings["span"] is not None
-        least, most = (1.0 / rows.n, 1.0) if adaptive else (rows.span / rows.n, rows.widest)
-        found = smallest_usable(usable, max(wrong, least), most)
-        if found is None:
-            return ""
-        return f" ({'gate_bandwidth' if of_gate else 'span' if adaptive else 'bandwidth'}={found:g} is wide enough)"
-
-    def _check_span(self, span: float | str, bandwidth: Any, gate_bandwidth: Any) -> None:
-        """Refuse a bandwidth beside a span."""
-        if bandwidth != "cv":
-            raise ArgumentError(
-                f"span={span!r} and bandwidth={bandwidth!r} both settle the width of the windows; give one of them"
-            )
-        if gate_bandwidth is not None:
-            raise ArgumentError(
-                f"gate_bandwidth={gate_bandwidth!r} is in units of the index, the windows of span={span!r} are not; "
-                "leave one of them out"
-            )
 
     def bound(self, problem: Problem, coef: Array, used: Bandwidths) -> FittedVCMoE:
         """The model with an estimate, as results need it."""
@@ -434,7 +401,7 @@ class VCMoE:
             return centred(self._laid_out(*both(h), held, some, FEWEST_COMPARED))[0]
 
         def faulty(h: float, held: BoolArray, some: IntArray | None) -> WindowFault | None:
-            return self._fault(self._laid_out(*both(h), held, some))  # on the grid of the fit
+            return _fault(self, self._laid_out(*both(h), held, some))  # on the grid of the fit
 
         none = np.zeros(self.slots.n, dtype=bool)
         rows = self.data.rows if self.settings["span"] is None else replace(self.data.rows, share=1.0)
@@ -489,62 +456,101 @@ class VCMoE:
         n_starts = 10 if starts is None else checked_count(starts, "starts")
         control = Control(checked_positive(tol, "tol"), checked_count(max_iter, "max_iter"), n_starts)
         generator = checked_rng(rng)
-        used = self._bandwidths(generator, folds, n_jobs, progress)
+        used = _bandwidths(self, generator, folds, n_jobs, progress)
         problem = self.problem(used.experts, used.gate)
-        fitted = self._run(problem, control, generator, start)
+        fitted = _run(self, problem, control, generator, start)
         run, model = fitted.run, self.bound(fitted.problem, fitted.run.coef, used)
         fit = seeded(model.record(run, control, n_starts if start is None else len(run.candidates)), rng)
         shape = None if model.estimated_shape is None else shape_flag(model.problem)
-        fit = replace(fit, flags=(*fit.flags, *self._forced_flags(used), *([] if shape is None else [shape])))
+        fit = replace(fit, flags=(*fit.flags, *_forced_flags(self, used), *([] if shape is None else [shape])))
         warn_flags(fit.flags, CATEGORIES)
         return VCMoEResults(model, fit, model.covariance(fit, kind, **cov_options))
 
-    def _bandwidths(
-        self, rng: np.random.Generator, folds: int | None, n_jobs: int, progress: bool | None
-    ) -> Bandwidths:
-        """Bandwidths as given or found: that of the experts first, with the gate if that is sought too."""
-        given, gate = self.settings["bandwidth"], self.settings["gate_bandwidth"]
-        given = given if self.settings["span"] is None else self.settings["span"]
-        const = constant_slots(self.design, self.slots, self.settings["dispersion"], 0.0, None)
-        if const.all():
-            return Bandwidths(np.inf, None)
-        search = partial(self.select_bandwidth, rng, folds=folds, n_jobs=n_jobs, progress=progress)
-        if given == "cv":
-            found = search()
-        else:
-            found = usable_rule(self.space()) if given == "rule" else BandwidthSearch(float(given), None)
-        if gate != "cv" or const[self.slots.gates].all():
-            gate = None if gate == "cv" else gate
-            return Bandwidths.chosen(found, gate)
-        return Bandwidths.chosen(found, None, search(beside=found.best))
 
-    def _forced_flags(self, used: Bandwidths) -> tuple[Flag, ...]:
-        """Flags of the columns that forced a wide bandwidth."""
-        names, word = self.design.names, "bandwidth" if self.settings["span"] is None else "span"
-        return tuple(
-            forced_flag(one, names.gate if one.fault.gate else names.expert, used.experts, word)
-            for one in used.forced
-            if one is not None
+def _bandwidths(
+    model: VCMoE, rng: np.random.Generator, folds: int | None, n_jobs: int, progress: bool | None
+) -> Bandwidths:
+    """Bandwidths as given or found: that of the experts first, with the gate if that is sought too."""
+    given, gate = model.settings["bandwidth"], model.settings["gate_bandwidth"]
+    given = given if model.settings["span"] is None else model.settings["span"]
+    const = constant_slots(model.design, model.slots, model.settings["dispersion"], 0.0, None)
+    if const.all():
+        return Bandwidths(np.inf, None)
+    search = partial(model.select_bandwidth, rng, folds=folds, n_jobs=n_jobs, progress=progress)
+    if given == "cv":
+        found = search()
+    else:
+        found = usable_rule(model.space()) if given == "rule" else BandwidthSearch(float(given), None)
+    if gate != "cv" or const[model.slots.gates].all():
+        gate = None if gate == "cv" else gate
+        return Bandwidths.chosen(found, gate)
+    return Bandwidths.chosen(found, None, search(beside=found.best))
+
+
+def _check_span(span: float | str, bandwidth: Any, gate_bandwidth: Any) -> None:
+    """Refuse a bandwidth beside a span."""
+    if bandwidth != "cv":
+        raise ArgumentError(
+            f"span={span!r} and bandwidth={bandwidth!r} both settle the width of the windows; give one of them"
+        )
+    if gate_bandwidth is not None:
+        raise ArgumentError(
+            f"gate_bandwidth={gate_bandwidth!r} is in units of the index, the windows of span={span!r} are not; "
+            "leave one of them out"
         )
 
-    def _run(self, problem: Problem, control: Control, rng: np.random.Generator, start: Any) -> Shaped:
-        """EM, then the functions that are reported, experts in the reported order; the number of a distribution."""
-        if start is None:
-            where = From()
-        elif _experts_of(start) == problem.slots.n_experts - 1:
-            where = From(False, smaller=on_grid(problem, start.model.problem, start.model.coef))
-        else:
-            where = From(False, same=_warm_start(start, problem))
 
-        def joint(here: Problem, same: Array | None) -> Run:
-            return maximise(here, control, rng, where if same is None else From(False, same), "joint")
+def _fault(model: VCMoE, problem: Problem) -> WindowFault | None:
+    """Why the bandwidths of a problem cannot be used."""
+    return None if problem.const.all() else window_fault(problem, model.design)
 
-        if shape_of(self.family) is not None and self.settings["errors_df"] is None:
-            shaped = fit_shape(problem, joint)
-            problem, where = shaped.problem, From(False, shaped.run.coef)
-            again = maximise(problem, control, rng, where, self.settings["estimate"])
-            return Shaped(problem, replace(again, candidates=shaped.run.candidates))
-        return Shaped(problem, maximise(problem, control, rng, where, self.settings["estimate"]))
+
+def _advice(model: VCMoE, fault: WindowFault, bandwidth: float, gate_bandwidth: float | None) -> str:
+    """A bandwidth in the place of that with a fault that can be used, in words; nothing if there is none."""
+    of_gate = fault.gate and gate_bandwidth is not None
+
+    def usable(h: float) -> bool:
+        made = model._laid_out(bandwidth, h) if of_gate else model._laid_out(h, gate_bandwidth)
+        return _fault(model, made) is None
+
+    wrong = float(gate_bandwidth) if of_gate and gate_bandwidth is not None else bandwidth
+    rows = model.data.rows
+    adaptive = model.settings["span"] is not None
+    least, most = (1.0 / rows.n, 1.0) if adaptive else (rows.span / rows.n, rows.widest)
+    found = smallest_usable(usable, max(wrong, least), most)
+    if found is None:
+        return ""
+    return f" ({'gate_bandwidth' if of_gate else 'span' if adaptive else 'bandwidth'}={found:g} is wide enough)"
+
+
+def _forced_flags(model: VCMoE, used: Bandwidths) -> tuple[Flag, ...]:
+    """Flags of the columns that forced a wide bandwidth."""
+    names, word = model.design.names, "bandwidth" if model.settings["span"] is None else "span"
+    return tuple(
+        forced_flag(one, names.gate if one.fault.gate else names.expert, used.experts, word)
+        for one in used.forced
+        if one is not None
+    )
+
+
+def _run(model: VCMoE, problem: Problem, control: Control, rng: np.random.Generator, start: Any) -> Shaped:
+    """EM, then the functions that are reported, experts in the reported order; the number of a distribution."""
+    if start is None:
+        where = From()
+    elif _experts_of(start) == problem.slots.n_experts - 1:
+        where = From(False, smaller=on_grid(problem, start.model.problem, start.model.coef))
+    else:
+        where = From(False, same=_warm_start(start, problem))
+
+    def joint(here: Problem, same: Array | None) -> Run:
+        return maximise(here, control, rng, where if same is None else From(False, same), "joint")
+
+    if shape_of(model.family) is not None and model.settings["errors_df"] is None:
+        shaped = fit_shape(problem, joint)
+        problem, where = shaped.problem, From(False, shaped.run.coef)
+        again = maximise(problem, control, rng, where, model.settings["estimate"])
+        return Shaped(problem, replace(again, candidates=shaped.run.candidates))
+    return Shaped(problem, maximise(problem, control, rng, where, model.settings["estimate"]))
 
 
 def _warm_start(start: Any, problem: Problem) -> Array:

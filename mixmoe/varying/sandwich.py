@@ -7,7 +7,9 @@ plain sandwich is too small near the ends of the index, where few rows determine
 towards itself, and its score is too close to zero by a factor ``I - C_i L_i``, with C_i its information in the natural
 parameters and ``L_i = Z_i H^-1 Z_i'`` the covariance of these. The correction divides by the root of this factor, which
 in least squares is HC2, unbiased for errors of equal variance (MacKinnon and White 1985; Kauermann and Carroll 2001 for
-generalised linear models). Rows of a cluster draw the estimate together, so that the factor is that of the cluster, and
+generalised linear models). In a mixture memberships follow the estimate, so that a row draws it further than by its
+leverage at given memberships: the whole of the factor is divided by, which in least squares is HC3, close to the
+jackknife. Rows of a cluster draw the estimate together, so that the factor is that of the cluster, and
 the whole of it is divided by, CR3: to first order the influence of a cluster is then the change of the estimate when it
 is left out (Bell and McCaffrey 2002, section 3; MacKinnon, Nielsen and Webb 2023), and copies of rows within their
 cluster change nothing.
@@ -67,7 +69,7 @@ from mixmoe.varying.problem import Block, Problem
 IntArray = NDArray[np.intp]
 BoolArray = NDArray[np.bool_]
 CHUNK = 4096  # rows whose influence is held as a dense matrix at once
-ROOT, WHOLE = 0.5, 1.0  # powers of the correction: HC2 of rows and CR3 of clusters
+ROOT, WHOLE = 0.5, 1.0  # powers of the correction: HC2 of the rows of one expert; HC3 of mixtures, CR3 of clusters
 SINGULAR = 1e-12  # smallest singular value of the scaled equation of the constants with which it is solved
 LEAST = 0.05  # share of its own score left to a row or cluster, at least: on its own it says nothing about its error
 
@@ -107,11 +109,11 @@ class Influence:
     df: Array
 
 
-def small_sample_power(correction: bool, clusters: IntArray | None) -> float:
+def small_sample_power(correction: bool, clusters: IntArray | None, experts: int) -> float:
     """Power of the small-sample correction."""
     if not correction:
         return 0.0
-    return ROOT if clusters is None else WHOLE
+    return ROOT if clusters is None and experts == 1 else WHOLE
 
 
 def influence(

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_count, checked_positive
 from mixmoe.design.beside import check_clusters
+from mixmoe.design.checks import check_sizes
 from mixmoe.design.design import Design
 from mixmoe.design.formula import MoEFormula, parse_formula
 from mixmoe.design.frame import shown
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
-from mixmoe.responses.distribution import ETA_LIMIT, OFFSETS, Family, Observed, Outcome, check_maximum
+from mixmoe.responses.distribution import ETA_LIMIT, MOST_COUNTS, OFFSETS, Family, Observed, Outcome, check_maximum
 from mixmoe.varying.identifiability import constants_fault
 from mixmoe.varying.interpolation import LINE, once_round, origin
 from mixmoe.varying.joint_em import centred
@@ -37,7 +38,6 @@ IntArray = NDArray[np.intp]
 WIDEST = 100  # bandwidths over the range of the index beyond which windows no longer differ
 EXACT = 1e-10  # residual standard deviation over largest response below which a response has no error
 SIZES = (1e-60, 1e60)  # of the largest value of a column; fourth powers of others leave the range of the numbers
-MOST_COUNTS = 1e13  # just below the exponential of the largest linear predictor
 SINGULAR = 1e-10  # smallest eigenvalue of a local normal matrix in correlation form that counts as positive
 SOMEWHERE = (
     "(a column that is constant there, or a function of the index); use a larger {}, const(...) for a column that "
@@ -129,7 +129,7 @@ def sorted_rows(design: Design, family: Family, response: bool = True, period: f
     if response:
         _check_response(design, family, y, trials)
         _check_offset(design, family, offset)
-        _check_sizes(design, y, weights)
+        _check_sizes(design, y, weights, offset)
     index = np.asarray(design.index, dtype=float)
     index = once_round(index, origin(index, y, period), period) if period else index
     order = np.argsort(index, kind="stable")
@@ -166,21 +166,15 @@ def _check_trials(design: Design, family: Family, trials: Array) -> None:
     _refuse(design, trials > MOST_COUNTS, "the number of trials", trials, f"at most {MOST_COUNTS:g}", family)
 
 
-def _check_sizes(design: Design, y: Array, weights: Array) -> None:
-    """Refuse columns so large or small that products of their values leave the range of floating-point numbers."""
+def _check_sizes(design: Design, y: Array, weights: Array, offset: Array) -> None:
+    """Refuse columns so large or small that fourth powers of their values leave the range of the numbers."""
+    index = np.asarray(design.index, dtype=float)
     names = design.names
-    singles = {f"the response {names.response!r}": y, f"the index {names.index!r}": design.index, "weights": weights}
+    singles = {f"the response {names.response!r}": y, f"the index {names.index!r}": index}
+    singles |= {"weights": weights, "the offset": offset}
     terms = {f"the term {name!r}": column for name, column in zip(names.expert, design.expert.T, strict=True)}
     terms |= {f"the gate term {name!r}": column for name, column in zip(names.gate, design.gate.T, strict=True)}
-    for what, column in (singles | terms).items():
-        size = np.abs(np.asarray(column, dtype=float))
-        most = float(size.max(initial=0.0))
-        if most > 0.0 and not SIZES[0] < most < SIZES[1]:
-            row = shown(design.rows[int(size.argmax())])
-            raise DesignError(
-                f"{what} has the largest value {most:.3g}, in row {row}; it must lie between {SIZES[0]:g} and "
-                f"{SIZES[1]:g}, so that products of values can be computed: change the unit"
-            )
+    check_sizes(singles | terms, design.rows, SIZES)
 
 
 def _refuse(design: Design, bad: NDArray[np.bool_], what: str, values: Array, allowed: str, family: Family) -> None:

@@ -772,10 +772,10 @@ def test_two_columns_of_one_name_are_refused():
 def test_many_superfluous_columns_are_told_at_once():
     g = np.random.default_rng(0)
     data = pd.DataFrame({name: g.choice(list("abcdefghijkl"), size=120) for name in "abc"}).assign(y=g.normal(size=120))
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.warns(CollinearityWarning) as caught:
         design = build_design(parse_formula("y ~ a*b*c"), data)
-    assert time.perf_counter() - started < 3.0
+    assert time.process_time() - started < 3.0
     cells = len(data[["a", "b", "c"]].drop_duplicates())  # a saturated model has a coefficient for each
     assert design.expert.shape == (120, cells)
     assert np.linalg.matrix_rank(design.expert) == cells
@@ -790,3 +790,23 @@ def test_columns_without_number_are_refused():
     for formula in ("y ~ bs(x, df=60)*bs(z, df=60)", "y ~ x | gate: bs(x, df=60):bs(z, df=60)"):
         with pytest.raises(DesignError, match=r"has 3[67]\d\d columns, 3600 of them by the term .*; at most 3000"):
             build_design(parse_formula(formula), data)
+
+
+CONTRASTS = ["Sum", "Helmert", "Diff", "Poly", "contr.SAS", "contr.treatment", "Treatment('b')", "contr.poly"]
+CONTRASTS += ["[[1, 0], [0, 1], [0, 0]]", "levels=['c', 'b', 'a']", "None"]
+
+
+@pytest.mark.parametrize("contrast", CONTRASTS)
+def test_contrasts_span_the_same_columns(contrast):
+    g = np.random.default_rng(0)
+    data = pd.DataFrame({"g": g.choice(list("abc"), size=40), "y": g.normal(size=40)})
+    made = build_design(parse_formula(f"y ~ C(g, {contrast})"), data).expert
+    dummies = pd.get_dummies(data["g"]).to_numpy(dtype=float)
+    assert np.linalg.matrix_rank(made) == made.shape[1] == 3
+    np.testing.assert_allclose(made @ np.linalg.lstsq(made, dummies, rcond=None)[0], dummies, atol=1e-12)
+
+
+def test_levels_that_leave_one_out():
+    data = pd.DataFrame({"g": list("abcab"), "y": [1.0, 2, 3, 5, 4]})
+    with pytest.raises(DesignError, match=r"levels=\[...\] of a category leave out 'c', which the data have"):
+        build_design(parse_formula("y ~ C(g, levels=['a', 'b'])"), data)

@@ -11,7 +11,7 @@ from scipy.stats import chi2
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, BoundaryWarning, DegeneracyWarning, MixmoeWarning
 from mixmoe.inference.wald import InvalidTest
-from mixmoe.mixed import subject_refits as bootstrap
+from mixmoe.mixed import estimation as bootstrap
 from mixmoe.mixed.estimation import Resample, resampled
 from mixmoe.mixed.information import Basis, invert_information
 from mixmoe.mixed.likelihood.observed import observed_information, subject_scores

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mixmoe import simulate
-from mixmoe.mixed.collapse import nearly_exact
+from mixmoe.mixed.end_points import nearly_exact
 from mixmoe.mixed.insertion import (
     _tilted,
     beside,

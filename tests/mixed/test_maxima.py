@@ -13,7 +13,7 @@ from mixmoe.mixed import degeneracy as flags
 from mixmoe.mixed import end_points
 from mixmoe.mixed import information as covariance
 from mixmoe.mixed import search as estimate
-from mixmoe.mixed.collapse import collapsed
+from mixmoe.mixed.end_points import collapsed
 from mixmoe.mixed.likelihood.observed import evaluate
 from mixmoe.mixed.parameters import free_to_working, working_to_free
 from mixmoe.numerics.optimise import Control, Evaluation, climb
@@ -88,6 +88,14 @@ def test_an_ascent_ends_when_little_is_promised():
     assert all(end.converged.all() for end in found)
 
 
+def test_the_lower_half_is_given_up_every_few_iterations():
+    """Eight starts on the slopes of one hill, from ever farther away: one is left after three halvings."""
+    control = Control(tol=1e-12, max_iter=9, halve=3)
+    end = climb(two_hills, *points(3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0), 1, control)
+    assert sorted(end.n_iter.tolist()) == [3, 3, 3, 3, 6, 6, 9, 9]
+    assert end.n_iter.argmin() >= 4
+
+
 @pytest.mark.parametrize(("reached", "kept"), [(-np.inf, [True, False, True]), (13.0, [False, False, False])])
 def test_starts_that_are_left_behind_or_spurious_are_given_up(reached, kept):
     control = Control(tol=1e-9, max_iter=200, behind=2.0, reached=reached)
@@ -120,6 +128,7 @@ def test_searches_go_on_until_two_agree(data, monkeypatch):
         return replace(found, rank=found.rank - len(calls)) if len(calls) < 3 else found
 
     monkeypatch.setattr(estimate, "_search_once", once)
+    monkeypatch.setattr(estimate, "_with_nested", lambda problem, one, found, *args: found)  # would find the maximum
     found = estimate.search(model.problem, 6, Control(), np.random.default_rng(0))
     assert len(calls) == estimate._SEARCHES
     assert np.diff(found.summits) == pytest.approx([-1.0, -1.0], abs=1e-3)

@@ -137,7 +137,7 @@ def test_a_network_without_effects_ends_at_the_maximum_with_its_prior():
         return np.square(y - np.tanh(x[:, None] * v[:2] + v[2:4]) @ v[4:6] - v[6]).sum()
 
     def objective(v):
-        return 0.5 * n * np.log(rss(v)) + 0.5 * np.square(v[:4]).sum()
+        return 0.5 * n * np.log(rss(v)) + 0.5 * np.square(v).sum()
 
     theta = fit.trained.theta
     found = minimize(objective, theta, method="BFGS")

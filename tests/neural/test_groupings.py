@@ -203,8 +203,12 @@ def test_populations_have_neither_persons_nor_cultures(both):
     np.testing.assert_allclose(found["mean_se"], np.sqrt(np.einsum("ij,jk,ik->i", X, cov, X)), rtol=0.06)
     wide = both.predict(NEW, kind="mean", interval="prediction")
     assert (wide["mean_se"] > found["mean_se"] + 0.5).all()
-    rows = NEW.drop(columns=["person", "site", "culture"]).assign(person="nobody")
-    pd.testing.assert_series_equal(both.predict(rows, kind="mean")["mean"], found["mean"])
+    pd.testing.assert_series_equal(wide["mean"], found["mean"])
+    rows = NEW.drop(columns=["person", "site", "culture"])
+    pd.testing.assert_frame_equal(both.predict(rows, kind="mean", interval="prediction"), wide)
+    population, *persons = both.curves("effects", variable="t", n_persons=3)
+    assert len(persons) == 3
+    assert (population.upper > population.lower).all()
 
 
 def test_residuals_given_the_history_are_white(both):

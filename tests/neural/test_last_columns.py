@@ -46,6 +46,18 @@ def test_columns_of_the_last_layer_are_random_effects(columns, effects):
     np.testing.assert_allclose(*known, atol=1e-3)
 
 
+def test_a_network_without_inputs_has_an_intercept():
+    one, two = network("last", "y ~ 1"), mixed("1", "y ~ 1")
+    assert one.llf == pytest.approx(two.llf, abs=1e-5)
+    np.testing.assert_allclose(one.params.to_numpy(), two.params.to_numpy(), rtol=2e-3)
+
+
+def test_the_intercept_of_the_last_layer_may_be_all_that_is_personal():
+    found = mm.NME("y ~ t + x | re: (last[1] | id)", DATA, hidden=(3,)).personal
+    assert [spec.name for spec in found.tensors] == ["layer2.bias"]
+    assert found.q == 1
+
+
 def test_the_double_bar_holds_for_some_columns():
     one = mm.fit("y ~ t + x | re: (last[1, t] || id)", DATA, hidden=(), baselines=False)
     with warnings.catch_warnings():

@@ -21,7 +21,7 @@ from mixmoe.output.records import Curve, Table
 from mixmoe.output.summary import Summary
 from mixmoe.report.checklists import grolts, smart_lca
 from mixmoe.report.described import distinct_ends, effects_table, elsewhere, end_points_table
-from mixmoe.report.evidence import gather
+from mixmoe.report.evidence import code, gather
 from mixmoe.report.reporting import _small, in_words
 from tests.fake_model import make_results
 
@@ -186,6 +186,43 @@ def test_sections_and_numbers(plain, tmp_path):
     for name in ("numpy", "statsmodels", "formulaic"):
         assert name in seen
     assert plain.model.formula.text in seen
+
+
+@pytest.mark.filterwarnings("ignore::mixmoe.errors.MixmoeWarning")
+@pytest.mark.parametrize(
+    ("data", "options", "column"),
+    [
+        ("in order", {}, "time"),
+        ("shuffled", {}, None),  # what goes up and down from row to row may be any covariate
+        ("shuffled", {"errors": "ar1", "time": "time"}, "time"),
+    ],
+)
+def test_what_the_report_takes_for_the_time(data, options, column):
+    frame = mm.simulate.memoe("separated", n_subjects=30, n_visits=4, rng=1).data
+    frame = frame if data == "in order" else frame.sample(frac=1.0, random_state=0)
+    fit = mm.fit("y ~ time | re: (1 | id)", frame, experts=1, **options)
+    evidence = gather(fit, 0.05, None, None, None, True)
+    assert evidence.time == column
+    assert (evidence.times is None) == (column is None)
+
+
+@pytest.mark.filterwarnings("ignore::mixmoe.errors.MixmoeWarning")
+def test_a_covariate_is_no_time():
+    frame = mm.simulate.memoe("separated", n_subjects=30, n_visits=4, rng=1).data
+    frame["stress"] = np.random.default_rng(0).normal(size=len(frame))
+    fit = mm.fit("y ~ stress | re: (1 | id)", frame, experts=1)
+    assert gather(fit, 0.05, None, None, None, True).time is None
+    timed = mm.fit("y ~ stress | re: (1 | id)", frame, experts=1, errors="ar1", time="time")
+    assert gather(timed, 0.05, None, None, None, True).time == "time"
+
+
+def test_code_repeats_a_network(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    frame = mm.simulate.memoe("separated", n_subjects=10, n_visits=4, rng=1).data
+    fit = mm.fit("y ~ time | re: (last | id)", frame, hidden=(), rng=0)
+    frame.to_csv(tmp_path / "data.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code(gather(fit, 0.05, None, None, None, True)), "code", "exec"), {})  # it checks the log-likelihood
 
 
 def test_code_repeats_the_fit(plain, tmp_path, monkeypatch):

@@ -117,7 +117,7 @@ def _slopes(results):
         (["distance"], "distance ~ age", {}, ArgumentError, "begins with '~'"),
         (["distance"], "~ age |", {}, FormulaError, "section"),
         (["distance", "distance"], "~ age", {}, ArgumentError, "'distance' is given twice"),
-        (["nothing"], "~ age", {}, DesignError, "'nothing' is not a column"),
+        (["nothing"], "~ age", {}, DesignError, "'nothing', which is not a column"),
         ("distance", "~ age", {}, ArgumentError, "list of columns or a frame"),
         (None, "~ age", {}, ArgumentError, "list of columns or a frame"),
         ([], "~ age", {}, ArgumentError, "at least one column"),

@@ -1,10 +1,10 @@
-"""Local likelihood (VCMoE) against penalised splines (``smoother="spline"``) on the presets of `simulate.vcmoe`.
+"""Both smoothers of a VCMoE on the presets of `simulate.vcmoe`: local likelihood and `smoother="spline"`, as Markdown.
 
     python -m tests.simulation.varying_smoothers --replicates 30 [--n 500] [--scenarios moderate] [--seconds 900]
 
-Prints Markdown. Both are fitted with their defaults: bandwidth by cross-validation, smoothing parameters by marginal
-likelihood. Per kind of function: root mean squared error over a grid, share of sets in which the 95 % simultaneous band
-holds a whole function, share of grid points that pointwise limits hold; CPU seconds of a fit with its bands.
+Both are fitted with their defaults: bandwidth by cross-validation, smoothing parameters by marginal likelihood. Per
+kind of function: root mean squared error over a grid, share of sets in which the 95 % simultaneous band holds a whole
+function, share of grid points that pointwise limits hold; CPU seconds of a fit with its bands.
 """
 
 import argparse

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 from scipy.stats import nbinom
+from scipy.stats import t as student
 
 from mixmoe.errors import MixmoeWarning
 from mixmoe.varying.bands import LEAST_DF
@@ -182,3 +183,20 @@ def test_sigma_is_bounded_from_above_whatever_slope_a_gap_gives_it():
     natural = own_natural(problem, steep)
     assert natural.delta.max() == problem.ceiling
     assert np.isfinite(posterior(problem.rows, problem.family, natural).loglik)
+
+
+def test_limits_of_theta_in_a_mixture_take_the_degrees_of_freedom_into_account():
+    """Where few rows carry an expert its limits lie at a root above 1.96, that of Student's t."""
+    data = vcmoe(n=300, family="negbinomial", rng=2).data
+    fit, bands = silent_fit(FORMULA, data, family="negbinomial", bandwidth=0.4, n_grid=6, offset="log_size")
+    theta, profile = bands[bands["coefficient"] == "theta1"].reset_index(drop=True), fit._thetas["rbc"]
+    df = fit.model.process("rbc", fit.cov, 0).df[:, fit.model.problem.slots.dispersions.start]
+    checked = 0
+    for g in range(6):
+        if np.isfinite(df[g]) and np.isfinite(theta["conf_low"][g]):
+            walk = profile.below[0]
+            order = np.argsort(walk.values[:, g])
+            root = np.interp(np.log(theta["conf_low"][g]), walk.values[order, g], walk.roots[order, g])
+            assert root / profile.units[0] == pytest.approx(student.isf(0.025, max(df[g], LEAST_DF)), rel=1e-6)
+            checked += 1
+    assert checked > 2

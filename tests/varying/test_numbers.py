@@ -224,16 +224,16 @@ def test_bandwidth_of_robust_bias_correction_is_that_of_the_fit_and_its_degree_t
 def test_bands_of_sigma_are_those_of_its_line_and_the_others_those_of_a_constant():
     """Levels, covariance and degrees of freedom come from the one local likelihood or from the other."""
     problem, coef = fitted()
-    process, (inner, centring) = level_process(problem, coef, "none"), centred(problem)
-    line = build_local(inner, 1)
+    process, (inner, centring) = level_process(problem, coef, "rbc"), centred(problem)
+    line = build_local(inner, 2)
     free = line.free.copy()
     free[1, 4:6] = False
     start = local_start(line, centring.inwards(inner.slots, coef))
     sigma, rest = np.arange(4, 6), np.array([0, 1, 2, 3, 6, 7])
     turn = centring.matrix(inner.slots)
     for local, functions in ((line, sigma), (replace(line, free=free), rest)):
-        found = maximise_local(local, np.where(local.free | (np.arange(2) == 0)[:, None], start, 0.0))
-        inf = influence(local, found.coef)
+        found = maximise_local(local, np.where(local.free | (np.arange(3) == 0)[:, None], start, 0.0))
+        inf = influence(local, found.coef, 1.0)  # HC3
         levels, matrix = found.coef[:, 0] @ turn.T, level_covariance(inf).matrix
         variance = np.einsum("glgm->glm", matrix.reshape(*levels.shape, *levels.shape))
         variance = np.einsum("al,glm,am->ga", turn, variance, turn)
@@ -294,6 +294,15 @@ def test_bands_at_a_searched_bandwidth_are_narrower_where_rows_are_many(n, h, se
     problem = make_problem(vcmoe(n=n, rng=1), h, n_grid=6, experts=1)
     fits = fit_levels(problem, np.zeros((6, 2, problem.slots.n)), "rbc", 0, searched)
     assert fits.local.windows.bandwidth == pytest.approx(wanted)
+
+
+def test_slopes_at_a_searched_bandwidth_are_estimated_at_the_larger_one_that_they_need():
+    """Fan and Gijbels (1996, table 3.2): 2.275 n^(-1/7) for 1.719 n^(-1/5), 300^(2/35) = 1.3853; at most two ranges."""
+    for h, wanted in ((0.2, 0.2 * 2.275 / 1.719 * 1.385328), (1.9, 2.0 * np.ptp(vcmoe(n=300, rng=1).data["u"]))):
+        problem = make_problem(vcmoe(n=300, rng=1), h, n_grid=6, experts=1)
+        fits = fit_levels(problem, np.zeros((6, 2, problem.slots.n)), "rbc", 1, True)
+        assert fits.local.windows.bandwidth == pytest.approx(wanted, rel=1e-5)
+        assert fit_levels(problem, np.zeros((6, 2, problem.slots.n)), "rbc", 1).local.windows.bandwidth == h
 
 
 def test_bands_of_a_mixture_at_a_searched_bandwidth_follow_its_experts():

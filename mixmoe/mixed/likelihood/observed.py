@@ -172,6 +172,8 @@ class Block:
     log_prior : ndarray, shape (S, K, n)
     log_joint : ndarray, shape (S, K, n)
     loglik : ndarray, shape (S, n)
+    responsibilities : ndarray, shape (S, K, n)
+        Posterior expert probabilities.
     """
 
     where: slice
@@ -179,11 +181,7 @@ class Block:
     log_prior: Array
     log_joint: Array
     loglik: Array
-
-    @property
-    def responsibilities(self) -> Array:
-        """Posterior expert probabilities, shape (S, K, n)."""
-        return np.exp(self.log_joint - self.loglik[:, None])
+    responsibilities: Array
 
 
 def evaluate_block(problem: Problem, params: Params, where: slice, experts: Experts) -> Block:
@@ -191,7 +189,8 @@ def evaluate_block(problem: Problem, params: Params, where: slice, experts: Expe
     densities = experts.densities(params)
     log_prior = gate_log_probabilities(problem.W[where], params.gamma)
     log_joint = log_prior + densities.log_density
-    return Block(where, densities, log_prior, log_joint, logsumexp(log_joint, axis=1))
+    loglik = logsumexp(log_joint, axis=1)
+    return Block(where, densities, log_prior, log_joint, loglik, np.exp(log_joint - loglik[:, None]))
 
 
 def over_blocks(problem: Problem, S: int, task: Callable[[tuple[slice, Experts]], Found]) -> Iterable[Found]:

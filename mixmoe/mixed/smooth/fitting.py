@@ -160,17 +160,20 @@ def _refined(model: "Estimation", coarse: "Estimation", fit: EMFit) -> Array:
 
 def _ordered(model: "Estimation", geometry: Geometry, found: Smoothed, control: Control) -> Smoothed:
     """The estimate with experts by decreasing mean gate probability."""
-    share = gate_shares(model.problem, found.theta)
-    order = [int(k) for k in np.argsort(-share, kind="stable")]
-    if order == sorted(order):
-        return found
-    # Penalties of log odds depend on the expert that they are against: from the new order the maximum is sought again.
-    theta, names = permute(model.problem, found.theta, order), [f.name for f in model.functions]
-    lambdas = found.lambdas.copy()
-    for i, f in enumerate(model.functions):
-        if f.columns.section == "expert" and f.expert is not None:
-            lambdas[i] = found.lambdas[names.index(f"expert{order[f.expert - 1] + 1}.{f.columns.name}")]
-    return estimate(model.problem, geometry, theta, model.given_smoothing, SIGMA_FLOOR, control, lambdas)
+    names = [f.name for f in model.functions]
+    # Penalties of log odds depend on the expert that they are against: from a new order the maximum is sought again,
+    # and experts of nearly the same probability may change places once more.
+    for _ in range(model.n_experts):
+        order = [int(k) for k in np.argsort(-gate_shares(model.problem, found.theta), kind="stable")]
+        if order == sorted(order):
+            break
+        lambdas = found.lambdas.copy()
+        for i, f in enumerate(model.functions):
+            if f.columns.section == "expert" and f.expert is not None:
+                lambdas[i] = found.lambdas[names.index(f"expert{order[f.expert - 1] + 1}.{f.columns.name}")]
+        theta = permute(model.problem, found.theta, order)
+        found = estimate(model.problem, geometry, theta, model.given_smoothing, SIGMA_FLOOR, control, lambdas)
+    return found
 
 
 def _as_search(model: "Estimation", geometry: Geometry, found: Smoothed) -> Search:

@@ -306,6 +306,7 @@ def _tilt(problem: Problem, geometry: Geometry, H: Array, lambdas: Array, theta:
     N, owners = geometry.directions, geometry.owners
     inner = _definite(N.T @ H @ N) + np.diag(lambdas[owners])
     values, vectors = np.linalg.eigh(inner)
+    values = np.maximum(values, _NO_DATA * values[-1])  # rounding may leave less than the penalties
     slope = determinant_slope(problem, theta, N @ (vectors / np.sqrt(values)))
     full = geometry.basis.T @ slope  # in the user's coefficients
     inside = np.concatenate(geometry.penalised)

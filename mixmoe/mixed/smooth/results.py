@@ -136,8 +136,7 @@ class SmoothResults(MEMoEResults):
             raise ArgumentError(f"derivative=1 is for of='coefficients' and 'differences', got of={of!r}; leave it out")
         if of in smooth_bands.AT_COVARIATES:
             grid = build_grid(self.model.design, trajectory_axis(self.model.design), at)
-            wanted = self._trajectories(grid) if of == "experts" else [self._mean(grid)]
-            cov = self._known().cov
+            wanted, cov = self._trajectories(grid) if of == "experts" else self._mean(grid)
         else:
             wanted, cov = self._functions(of, derivative), self.cov.of_bounded
         return smooth_bands.band_frame(wanted, cov, checked_alpha(alpha), draws, checked_rng(rng))
@@ -154,20 +153,24 @@ class SmoothResults(MEMoEResults):
             return [smooth_bands.difference(a, b, params, derivative) for a, b in found]
         return [smooth_bands.coefficient(f, params, derivative) for f in functions]
 
-    def _trajectories(self, grid: Grid) -> list[smooth_bands.Course]:
-        """Linear predictors of the experts along the axis of the figure of trajectories."""
+    def _trajectories(self, grid: Grid) -> tuple[list[smooth_bands.Course], Array]:
+        """Linear predictors of the experts along the axis of the figure of trajectories, and the covariance for them.
+
+        For ordinal responses it is that of intercepts in the place of the first thresholds.
+        """
         X, e = self.model.design.for_new(grid.rows).expert, self._known()
         pairs = enumerate(zip(e.params.beta[0], e.where.beta, strict=True), start=1)
-        return [
+        courses = [
             smooth_bands.Course(f"expert{k}", "expert", "mean", k, grid.label, grid.x, X @ beta, X, where)
             for k, (beta, where) in pairs
         ]
+        return courses, e.cov
 
-    def _mean(self, grid: Grid) -> smooth_bands.Course:
-        """The population mean along the axis of the figure of trajectories."""
+    def _mean(self, grid: Grid) -> tuple[list[smooth_bands.Course], Array]:
+        """The population mean along the axis of the figure of trajectories, and the covariance for it."""
         rows, e = self.model.design.for_new(grid.rows), self._known()
         X, W = rows.expert, rows.gate[rows.codes]
-        return mean_course(grid, population_means(e, X, W), population_gradient(e, X, W))
+        return [mean_course(grid, population_means(e, X, W), population_gradient(e, X, W))], e.cov
 
     def test_functions(
         self,
@@ -359,12 +362,12 @@ class SmoothGLMMResults(SmoothResults, GLMMResults):
     SmoothResults, GLMMResults
     """
 
-    def _mean(self, grid: Grid) -> smooth_bands.Course:
+    def _mean(self, grid: Grid) -> tuple[list[smooth_bands.Course], Array]:
         """The expected response in the population, averaged over the random effects, at one trial."""
         e, at = self._link(), covariates_of(self.model.design.for_new(grid.rows))
         slopes = gradient_of(expected_responses, e, at)[:, :, 0].T
         limits = partial(e.response.limits, trials=at.trials)
-        return replace(mean_course(grid, expected_responses(e, at)[:, 0], slopes), limits=limits)
+        return [replace(mean_course(grid, expected_responses(e, at)[:, 0], slopes), limits=limits)], e.cov
 
 
 def mean_course(grid: Grid, values: Array, slopes: Array) -> smooth_bands.Course:

@@ -176,6 +176,8 @@ def n_entries(problem: Problem) -> int:
 
 def each_factor(problem: Problem, entries: Tensor) -> list[Tensor]:
     """The factors of all groupings from their free entries, one grouping after the other."""
+    if not problem.further:
+        return [factor(problem, entries)]
     parts = parts_of(problem)
     pieces = torch.split(entries, [n_entries(part) for part in parts])
     return [factor(part, piece) for part, piece in zip(parts, pieces, strict=True)]
@@ -237,10 +239,10 @@ def by_level(problem: Problem, plan: Plan, found: Latent) -> list[Tensor]:
         levels, start = slots.levels.flatten(), start + slots.width(0)
         met = levels >= 0
         out[g + 1] = own.new_zeros(slots.n_levels, mine.shape[1]).index_copy(0, levels[met], mine[met])
-    start = 0
+    start, border = 0, own[:0] if found.border is None else found.border
     for g, slots in zip(plan.places[len(plan.nested) :], plan.crossed, strict=True):
         stop = start + slots.n_levels * len(slots.columns)
-        out[g + 1], start = found.border[start:stop].view(slots.n_levels, -1), stop
+        out[g + 1], start = border[start:stop].view(slots.n_levels, -1), stop
     return [out[g] for g in range(len(out))]
 
 

@@ -355,11 +355,11 @@ def slopes(m: Moments, factors: Factors, fit: Profile) -> Slopes:
     ``Z'Z L A^-1 - Z'e u' / sigma^2`` in L; of ``A^-1`` only blocks of effects that meet in a row are needed.
     """
     u = posterior_means(m, fit)
-    if not factors.border:
+    if fit.border is None or u.border is None:
         parts = [unit_slopes(m, factors, fit, u, k) for k in range(len(m.gram))]
         return Slopes(tuple(part.rows for part in parts), sum_of([part.own for part in parts]), ())
     S = torch.cholesky_inverse(fit.border.root)
-    parts = [crossed_slopes(m, factors, fit, u, S, k) for k in range(len(m.gram))]
+    parts = [crossed_slopes(m, factors, fit, Crossed(u.own, u.border, S), k) for k in range(len(m.gram))]
     border = tuple(part.border for part in parts)
     return Slopes(tuple(part.rows for part in parts), sum_of([part.own for part in parts]), border)
 
@@ -371,6 +371,23 @@ class BlockSlopes:
     rows: Tensor
     own: Tensor
     border: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Crossed:
+    """Latent effects and the inverse of their system's border.
+
+    Attributes
+    ----------
+    own : Tensor, shape (N, R, 1)
+    border : Tensor, shape (M, 1)
+    inverse : Tensor, shape (M, M)
+        The block of ``A^-1``.
+    """
+
+    own: Tensor
+    border: Tensor
+    inverse: Tensor
 
 
 def residual_columns(m: Moments, fit: Profile, L: Tensor, latent: Tensor, block: int) -> Tensor:
@@ -400,14 +417,14 @@ def unit_slopes(m: Moments, factors: Factors, fit: Profile, u: Latent, block: in
     return BlockSlopes(rows, whole[plan.own], whole[:0])
 
 
-def crossed_slopes(m: Moments, factors: Factors, fit: Profile, u: Latent, S: Tensor, block: int) -> BlockSlopes:
+def crossed_slopes(m: Moments, factors: Factors, fit: Profile, u: Crossed, block: int) -> BlockSlopes:
     """Derivatives in a block of rows and in its factors, units having the border in common."""
     plan, gram, z = m.plan, m.gram[block], m.plan.random(block)
     L, (Q, R) = torch.block_diag(factors.own, factors.border[block]), factors.own.shape
     met = u.border[plan.border[block]].squeeze(-1)  # (B, S)
     latent = torch.cat([u.own[plan.units[block]].squeeze(-1), met], dim=-1)
     whole = L.new_zeros(gram.shape[-1], L.shape[1]).index_copy(0, z, L)
-    c, half = residual_columns(m, fit, whole, latent, block), L @ local_inverse(plan, fit, S, block)
+    c, half = residual_columns(m, fit, whole, latent, block), L @ local_inverse(plan, fit, u.inverse, block)
     rows = c.unsqueeze(-1) * (c / fit.sigma2).unsqueeze(-2)
     rows[:, z.unsqueeze(-1), z] += half @ L.T
     away = (gram @ c.unsqueeze(-1)).squeeze(-1) / fit.sigma2

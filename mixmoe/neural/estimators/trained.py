@@ -311,13 +311,20 @@ def ridge(problem: Problem, control: Control, theta: Tensor, *, exact: bool = Fa
 
     Notes
     -----
-    Unless the user gives a weight decay, hidden layers have a standard normal prior below effects on the last layer
-    (Gaussian) and in networks without effects: their likelihood rises, with few rows, as hidden weights grow without
-    end and features become collinear, so that without a prior there is no maximum to arrive at, or one that predicts
-    badly. Effects on hidden layers have a penalty of their own; a linear network has no hidden layer, and is as
-    without.
+    Unless the user gives a weight decay, hidden layers below effects on the last layer (Gaussian) have a standard
+    normal prior, and so has a whole network without effects, on standardised inputs and response: with few rows the
+    likelihood rises as hidden weights grow without end and features become collinear, so that without a prior there is
+    no maximum to arrive at, or one that predicts badly. Effects on hidden layers have a penalty of their own; linear
+    networks, transitions of a CRF and networks of a user's own, whose scales are not known, have no prior.
     """
     if control.weight_decay is None:
-        prior = exact or not problem.personal.q
-        return 0.5 * float(prior) * theta[: problem.network.n_hidden].square().sum()
+        return 0.5 * theta[: n_with_prior(problem, exact)].square().sum()
     return problem.train.n_rows * control.weight_decay * theta.square().sum()
+
+
+def n_with_prior(problem: Problem, exact: bool) -> int:
+    """Entries of the flat vector, from its beginning, that have a standard normal prior; see `ridge`."""
+    network = problem.network
+    if exact or network.module is not None or not network.hidden:
+        return network.n_hidden if exact else 0
+    return 0 if problem.personal.q else network.tensors[2 * network.depth - 1].stop

@@ -6,9 +6,14 @@ import pytest
 from scipy.stats import chi2
 
 import mixmoe as mm
+from mixmoe.design.design import column_terms
 from mixmoe.errors import ArgumentError
 from mixmoe.inference.wald import InvalidTest
+from mixmoe.mixed.search import permute
+from mixmoe.mixed.smooth.fitting import _as_search
+from mixmoe.mixed.smooth.functions import geometry_of
 from mixmoe.mixed.smooth.hypotheses import wood_test
+from mixmoe.mixed.smooth.marginal import Smoothed
 from tests.mixed.smooth.data import TRUTH, two_experts
 
 pytestmark = pytest.mark.filterwarnings("ignore:There are only", "ignore:Nothing but")
@@ -212,6 +217,35 @@ def test_figures(fit):
         fit.bands(at={"x": 1.0})
 
 
+@pytest.mark.filterwarnings("ignore:The Laplace")
+@pytest.mark.parametrize("family", ["binomial", "ordinal"])
+def test_bands_of_other_families_agree_with_predictions(frame, family):
+    """Linear predictors of experts, of ordinal ones with minus a threshold for an intercept; the mean by its link."""
+    y = pd.cut(frame["y"], [-9, 0, 1, 9], labels=False) if family == "ordinal" else (frame["y"] > 0.5).astype(int)
+    fit = mm.fit("y ~ s(t, k=6) + x | re: (1 | id)", frame.assign(y=y), 1, family=family, rng=0)
+    experts, mean = fit.bands("experts", at={"x": 0.5}, rng=0), fit.bands("mean", at={"x": 0.5}, rng=0)
+    rows = pd.DataFrame({"t": mean["t"], "x": 0.5, "id": -1})
+    wanted = fit.predict(rows, "experts", interval="confidence", scale="link")
+    np.testing.assert_allclose(experts["estimate"], wanted["expert1"], atol=1e-10)
+    np.testing.assert_allclose(experts["std_error"], wanted["expert1_se"], rtol=1e-6)
+    wanted = fit.predict(rows, "mean", interval="confidence")
+    for ours, theirs in {"estimate": "mean", "std_error": "mean_se", "conf_low": "mean_low"}.items():
+        np.testing.assert_allclose(mean[ours], wanted[theirs], rtol=1e-6)
+    assert (mean["band_low"] < mean["conf_low"]).all()
+    assert mean["band_low"].min() > 0
+
+
+@pytest.mark.filterwarnings("ignore:The Laplace", "ignore:The quadrature")
+def test_functions_hardly_depend_on_how_effects_are_integrated_out(frame):
+    """Laplace's method per subject, as in every other MEMoE: a finer integral moves functions by hundredths."""
+    data = frame[frame["id"] < 40].assign(y=(frame["y"] > 0.5).astype(int))
+    curves = [
+        mm.fit("y ~ s(t, k=7) | re: (1 | id)", data, 1, family="binomial", n_quad=q).bands(rng=0)["estimate"]
+        for q in (1, 5)
+    ]
+    assert np.abs(curves[0] - curves[1]).max() < 2e-2 * np.ptp(curves[1])
+
+
 @pytest.mark.parametrize("family", ["poisson", "ordinal"])
 def test_other_families(frame, family):
     data = frame.assign(y=np.minimum(frame["count"], 3))
@@ -245,6 +279,39 @@ def test_spline_smoother_for_independent_rows():
     assert fit.converged
     with pytest.raises(ArgumentError, match="is for formulas with a section 'vary:'"):
         mm.fit("y ~ x", drawn.data, 2, smoother="spline")
+
+
+@pytest.mark.filterwarnings("ignore:Only one of")
+@pytest.mark.parametrize("units", ["", " | re: (0 | row)"])
+def test_spline_smoother_is_functions_of_rows(units):
+    """Spelled out by hand, by rows or with one row per subject, is the same fit."""
+    drawn = mm.simulate.vcmoe(n=80, rng=0)
+    options = {"rng": 0, "starts": 1, "cov_type": "nonrobust", "smoothing": 2.0}
+    short = mm.fit(drawn.formula, drawn.data, 2, smoother="spline", **options)
+    formula = f"y ~ 0 + s(u, by=1) + s(u, by=z1) | gate: 0 + s(u, by=1) + s(u, by=x1){units}"
+    long = mm.fit(formula, drawn.data.assign(row=np.arange(80)), 2, **options)
+    assert long.llf == pytest.approx(short.llf, abs=1e-9)
+    np.testing.assert_allclose(long.bands(rng=0)["band_low"], short.bands(rng=0)["band_low"], rtol=1e-8, atol=1e-10)
+
+
+def test_an_estimate_keeps_the_order_of_its_smoothing_parameters(fit):
+    """Also where experts are not in the order of their probabilities: each has its own smoothing parameters."""
+    model = fit.model
+    theta = permute(model.problem, model.working(fit.em.params), [1, 0])
+    at = model.at(fit.em.smoothing[[2, 3, 0, 1]], theta)
+    geometry = geometry_of(at.functions, at.problem.free, at.structure, at.coordinates)
+    nothing = np.zeros(theta.size)
+    found = Smoothed(theta, at.smoothing.lambdas, nothing, np.empty(0), 0, 0, True, False)
+    recorded = at.record(_as_search(at, geometry, found))
+    assert recorded.loglik == pytest.approx(fit.llf, abs=1e-8)
+    np.testing.assert_allclose(recorded.params, model.natural(theta), rtol=1e-10)
+    assert recorded.penalty == pytest.approx(fit.em.penalty, rel=1e-8)
+
+
+def test_columns_of_the_coarse_design_have_their_terms(fit):
+    coarse = fit.model.coarse().design
+    for section in ("gate", "expert"):
+        assert len(column_terms(coarse, section)) == getattr(coarse, section).shape[1]
 
 
 def test_simulate(fit):

@@ -10,10 +10,12 @@ from scipy.stats import multivariate_normal
 
 import mixmoe as mm
 from mixmoe.mixed.likelihood.observed import evaluate, observed_information, subject_logliks
+from mixmoe.mixed.search import Guarded
 from mixmoe.mixed.smooth.curvature import determinant_slope, information, known_scores
 from mixmoe.mixed.smooth.functions import geometry_of
-from mixmoe.mixed.smooth.marginal import marginal_loglik
+from mixmoe.mixed.smooth.marginal import Tilted, estimate, marginal_loglik
 from mixmoe.mixture.gate import posterior_probabilities
+from mixmoe.numerics.optimise import Control
 from tests.mixed.smooth.data import two_experts
 
 pytestmark = pytest.mark.filterwarnings("ignore:There are only", "ignore:Nothing but")
@@ -136,6 +138,37 @@ def test_marginal_likelihood_of_two_experts_by_quadrature():
     top = values.max()
     integral = top + np.log(weight @ np.exp(values - top)) + np.linalg.slogdet(half)[1] + 1.5 * np.log(lambdas[0])
     assert ours == pytest.approx(integral, abs=0.02)
+
+
+def test_an_expert_without_subjects_stays_finite(frame):
+    """From a start at which nothing tells how smooth its functions are."""
+    model = mm.MEMoE("y ~ s(t, k=6) | gate: s(z, k=5) | re: (1 | id)", frame, experts=2)
+    theta = at_random(model)
+    theta[model.problem.free.gate] = 0.0
+    theta[model.problem.free.gate.start] = -40.0
+    unknown = np.full(len(model.functions), np.nan)
+    found = estimate(model.problem, geometry(model), theta, unknown, 1e-4, Control(max_iter=100, progress=False))
+    assert np.isfinite(found.theta).all()
+    assert (found.lambdas > 0).all()
+    assert np.isfinite(found.lambdas).all()
+    plain = evaluate(model.problem, found.theta[None])
+    assert -1000 < plain.loglik[0] < 0
+
+
+def test_a_tilt_is_held_back(frame):
+    """Value and score of the objective of an ascent, and that nothing is held back at its centre."""
+    model = mm.MEMoE("y ~ s(t, k=6) | re: (1 | id)", frame, experts=1)
+    theta, rng = at_random(model), np.random.default_rng(5)
+    A = rng.normal(size=(theta.size, theta.size))
+    there = Tilted(Guarded(model.problem, 1e-4), rng.normal(size=theta.size), at_random(model, 1), A @ A.T)
+    e, h = there(theta[None]), 1e-5
+    for j in range(theta.size):
+        step = h * (np.arange(theta.size) == j)
+        ends = there(np.vstack([theta + step, theta - step]))
+        assert e.score[0, j] == pytest.approx((ends.loglik[0] - ends.loglik[1]) / (2 * h), abs=1e-5, rel=1e-6)
+    at_centre, plain = there(there.centre[None]), evaluate(model.problem, there.centre[None])
+    assert at_centre.loglik[0] == pytest.approx(plain.loglik[0])
+    np.testing.assert_allclose(at_centre.score, plain.score + there.tilt)
 
 
 @pytest.mark.parametrize("experts", [1, 2])
