@@ -38,14 +38,14 @@ class Association:
     ----------
     statistic : float
         HSIC with Gaussian kernels, median widths.
-    p_value : float
+    pvalue : float
     n : int
         Persons.
     permutations : int
     """
 
     statistic: float
-    p_value: float
+    pvalue: float
     n: int
     permutations: int
 

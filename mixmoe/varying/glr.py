@@ -47,7 +47,7 @@ class GLRTest:
         Log-likelihood of the fit minus that of the null fit, with weights that sum to the effective number of rows.
     df : float
         Degrees of freedom of the scaled chi-square that the null distribution is, or resembles.
-    p_value : float
+    pvalue : float
     method : str
     n_boot : int
         Draws behind the null distribution; 0 for the asymptotic one.
@@ -60,7 +60,7 @@ class GLRTest:
     functions: tuple[str, ...]
     statistic: float
     df: float
-    p_value: float
+    pvalue: float
     method: str
     n_boot: int
     loglik: float
@@ -72,7 +72,7 @@ class GLRTest:
         how = f"{self.method}, {self.n_boot} draws" if self.n_boot else self.method
         return printed_lines(
             f"GLR test, constant under the null: {held}",
-            f"statistic {self.statistic:.3f}, df {self.df:.2f}, p-value {self.p_value:.4f} ({how})",
+            f"statistic {self.statistic:.3f}, df {self.df:.2f}, p-value {self.pvalue:.4f} ({how})",
         )
 
 
@@ -137,7 +137,7 @@ def test_table(model: FittedVCMoE, names: Sequence[str], request: GLRRequest, rn
     with progress_bar(len(names), "tests of constancy", False if request.draws else request.progress) as bar:
         for name in names:
             test = _tested(model, larger, named_slots(model, name), request, rng)
-            rows[name] = (test.statistic, test.df, test.p_value, test.method, test.n_boot)
+            rows[name] = (test.statistic, test.df, test.pvalue, test.method, test.n_boot)
             bar.update()
     columns = ["statistic", "df", "p_value", "method", "n_boot"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("coefficient")

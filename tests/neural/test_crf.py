@@ -179,7 +179,7 @@ def share_rejected(lengths, shift, covariate, sets=200, standardise=True):
         g = np.random.default_rng(seed)
         means, covariances = posteriors(g, lengths, shift)
         values = persons_with(means, covariances) if standardise else means
-        rejected += hsic_test(values, covariate[:, None].astype(float), 39, g).p_value <= 0.05
+        rejected += hsic_test(values, covariate[:, None].astype(float), 39, g).pvalue <= 0.05
     return rejected / sets
 
 

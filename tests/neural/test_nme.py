@@ -210,7 +210,7 @@ def test_a_chain_gives_probabilities_states_and_transitions(sequences, chain):
     assert len(table.persons) == 25 * 9
     assert (table.persons.lower <= table.persons.probability).mean() > 0.97
     test = table.association(pd.Series(table.scores[:, 0, 0], index=table.labels), permutations=99)
-    assert test.p_value < 0.05
+    assert test.pvalue < 0.05
     np.testing.assert_allclose(table.scores.mean(axis=(1, 2)), 0.0, atol=1e-12)
     adapted = chain.adapt(sequences[sequences.id < 3])
     np.testing.assert_allclose(adapted.effects(), chain.random_effects.iloc[:3], atol=1e-4)

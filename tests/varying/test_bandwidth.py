@@ -263,8 +263,8 @@ def test_tests_beside_a_column_that_forced_the_bandwidth_are_made_at_that_of_the
     rest = mm.fit("y ~ x + const(dose) | vary: u", data, experts=1, rng=0)
     assert fit.model.unforced == pytest.approx((rest.bandwidth, rest.bandwidth), rel=1e-3)
     constant = fit.test_varying("expert1.dose", n_boot=39, rng=0)  # its effect is .6 everywhere
-    assert constant.p_value > 0.1
-    assert fit.test_varying("expert1.dose", method="asymptotic").p_value > 0.1
-    assert fit.test_varying("expert1.Intercept", method="asymptotic").p_value < 1e-6  # a sine
+    assert constant.pvalue > 0.1
+    assert fit.test_varying("expert1.dose", method="asymptotic").pvalue > 0.1
+    assert fit.test_varying("expert1.Intercept", method="asymptotic").pvalue < 1e-6  # a sine
     fit.save(tmp_path / "fit.mixmoe")
-    assert mm.load(tmp_path / "fit.mixmoe").test_varying("expert1.dose", n_boot=39, rng=0).p_value == constant.p_value
+    assert mm.load(tmp_path / "fit.mixmoe").test_varying("expert1.dose", n_boot=39, rng=0).pvalue == constant.pvalue

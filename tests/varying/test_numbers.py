@@ -144,12 +144,12 @@ def test_asymptotic_test_has_the_moments_of_the_smoother():
     mean, variance = 0.5 * np.trace(form), 0.5 * np.trace(form @ form)
     scale = 2.0 * mean / variance
     assert test.df == pytest.approx(scale * mean)
-    assert test.p_value == pytest.approx(chi2.sf(scale * test.statistic, scale * mean))
+    assert test.pvalue == pytest.approx(chi2.sf(scale * test.statistic, scale * mean))
     pair = fit.test_varying(["expert1.z1", "gate2.x1"], method="asymptotic")
     form = quadratic_form(index, gate[0] * gate[1], 0.4)
     mean, variance = mean + 0.5 * np.trace(form), variance + 0.5 * np.trace(form @ form)
     assert pair.df == pytest.approx(2.0 * mean**2 / variance)
-    assert pair.p_value == pytest.approx(chi2.sf(2.0 * mean / variance * pair.statistic, pair.df))
+    assert pair.pvalue == pytest.approx(chi2.sf(2.0 * mean / variance * pair.statistic, pair.df))
 
 
 def test_null_law_of_sigma_has_the_moments_of_squared_residuals():
@@ -209,7 +209,7 @@ def test_calibrated_null_has_the_mean_and_variance_of_the_draws():
     scale = 2.0 * mean / variance  # of a chi-square with `df` degrees of freedom: mean df, variance 2 df
     assert len(test.null) == 20
     assert test.df == pytest.approx(scale * mean)
-    assert test.p_value == pytest.approx(chi2.sf(scale * test.statistic, scale * mean))
+    assert test.pvalue == pytest.approx(chi2.sf(scale * test.statistic, scale * mean))
 
 
 def test_bandwidth_of_robust_bias_correction_is_that_of_the_fit_and_its_degree_two():

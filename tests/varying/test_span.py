@@ -161,7 +161,7 @@ def test_through_the_door(two, tmp_path):
     pd.testing.assert_frame_equal(again.bands(rng=2), two.bands(rng=2))
     rows = skewed(400, 3).head(6)
     pd.testing.assert_frame_equal(again.predict(rows), two.predict(rows))
-    assert 0.0 < two.test_varying("expert1.Intercept", method="asymptotic").p_value < 0.01
+    assert 0.0 < two.test_varying("expert1.Intercept", method="asymptotic").pvalue < 0.01
     slopes = two.bands(derivative=1, bias="none", method="asymptotic")
     assert np.isfinite(slopes["std_error"]).mean() > 0.9
     plt.close(two.plot())

@@ -176,7 +176,7 @@ def test_through_the_door(fit, data, tmp_path):
     pd.testing.assert_frame_equal(again.predict(data.head(4)), fit.predict(data.head(4)))
     pd.testing.assert_frame_equal(again.functions(), fit.functions())
     assert fit.loglik_of(data) == pytest.approx(fit.llf, abs=1e-6)
-    assert np.isfinite(fit.test_varying("expert1.x", method="asymptotic").p_value)
+    assert np.isfinite(fit.test_varying("expert1.x", method="asymptotic").pvalue)
     places = fit.resid("quantile")
     assert abs(float(np.quantile(places, 0.975)) - 1.96) < 0.35
 

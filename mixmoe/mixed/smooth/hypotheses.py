@@ -49,7 +49,7 @@ class FunctionTest:
         Wood's statistic, or the likelihood ratio of the bootstrap.
     df : float
         Its rank; NaN for the bootstrap.
-    p_value : float
+    pvalue : float
     method : {"asymptotic", "bootstrap"}
     n_boot : int
         Draws behind the null distribution; 0 for the asymptotic one.
@@ -61,7 +61,7 @@ class FunctionTest:
     hypothesis: str
     statistic: float
     df: float
-    p_value: float
+    pvalue: float
     method: str
     n_boot: int
     null: Array
@@ -71,7 +71,7 @@ class FunctionTest:
         rank = "" if np.isnan(self.df) else f", df {self.df:.2f}"
         return (
             f"Test of functions, {self.hypothesis} under the null: {', '.join(self.functions)}\n"
-            f"statistic {self.statistic:.3f}{rank}, p-value {self.p_value:.4f} ({how})"
+            f"statistic {self.statistic:.3f}{rank}, p-value {self.pvalue:.4f} ({how})"
         )
 
 

@@ -292,7 +292,7 @@ class SmoothResults(MEMoEResults):
         at = next((i for i, table in enumerate(tables) if table.key in later), len(tables))
         frame = self.bands(alpha=alpha, rng=SEED)
         constant = [Wanted((f,), "constant") for f in self._smoothing.functions]
-        p_values = [asymptotic_test(self.model, one, self.em.params, self.cov.of_bounded).p_value for one in constant]
+        p_values = [asymptotic_test(self.model, one, self.em.params, self.cov.of_bounded).pvalue for one in constant]
         return (*tables[:at], *function_tables(self._smoothing, frame, p_values, alpha), *tables[at:])
 
     def curves(self, kind: str = "functions", **options: Any) -> tuple[Curve, ...]:
@@ -382,7 +382,7 @@ def _test_frame(tests: Sequence[FunctionTest]) -> pd.DataFrame:
             "hypothesis": [t.hypothesis for t in tests],
             "statistic": [t.statistic for t in tests],
             "df": [t.df for t in tests],
-            "p_value": [t.p_value for t in tests],
+            "p_value": [t.pvalue for t in tests],
         },
         index=pd.Index([" - ".join(reversed(t.functions)) for t in tests], name="function"),
     )

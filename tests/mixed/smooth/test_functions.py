@@ -107,7 +107,7 @@ def test_bootstrap_of_constancy(frame):
     assert flat.n_boot == flat.null.size == 19
     assert flat.statistic > -1e-3
     bent = fit.test_varying("s(t)", method="bootstrap", n_boot=19, rng=0)
-    assert bent.p_value == 1 / 20
+    assert bent.pvalue == 1 / 20
     assert bent.statistic > 5 * bent.null.max()
 
 
