@@ -288,8 +288,10 @@ def satterthwaite_of_sum(weights: Array, process: LevelProcess, functions: NDArr
     """Degrees of freedom of the variance of a sum of functions, shape (G,); weights (F,) or (G, F)."""
     variances = np.einsum("glgl->gl", process.covariance[:, functions][:, :, :, functions])
     own = weights**2 * variances
-    spread = np.maximum((own**2 / process.df[:, functions]).sum(axis=1), np.finfo(float).tiny)
-    return np.asarray(own.sum(axis=1) ** 2 / spread, dtype=np.float64)
+    spread, total = (own**2 / process.df[:, functions]).sum(axis=1), own.sum(axis=1) ** 2
+    # Constants have infinite degrees of freedom, and alone no spread; what has no variance has none.
+    degenerate = np.where(total > 0.0, np.inf, 0.0)
+    return np.asarray(np.divide(total, spread, out=degenerate, where=spread != 0.0), dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)
