@@ -8,8 +8,8 @@ from html import escape
 
 from mixmoe.output.records import Table, body
 
-_GAP = 2
-_WIDTH = 78  # places of a line: the usual terminal of 80 without its last two
+GAP = 2  # places between columns
+WIDTH = 78  # places of a line: the usual terminal of 80 without its last two
 _LABEL, _WORDS = 20, 16  # places that row labels and columns of words keep when a table is too wide
 _WORD = re.compile(r"(?<=\s)")  # where a text goes on in the next line
 _BREAKS = re.compile(r"(?<=[,:;=|)_/-])(?![,;)])|(?<=\.)(?!\d)|(?=[(\[])")  # and where a word that is too long does
@@ -32,10 +32,10 @@ def text(tables: Sequence[Table], title: str = "", notes: Sequence[str] = ()) ->
     """
     fitting = [part for table in tables for part in _narrow(table, tables)]
     widths = _widths(fitting)
-    parts = [_centred(title, _WIDTH)] if title else []
+    parts = [_centred(title, WIDTH)] if title else []
     for table in fitting:
         parts += _framed(table, _header_lines(table) if table.key == "header" else _lines(table, widths[table.columns]))
-    parts.append("=" * _WIDTH)
+    parts.append("=" * WIDTH)
     parts += [line for table in tables for note in table.notes for line in _wrapped(note, "")]
     parts += [line for i, note in enumerate(notes, 1) for line in _wrapped(note, f"[{i}] ")]
     return "\n".join(parts)
@@ -46,12 +46,12 @@ def _narrow(table: Table, tables: Sequence[Table]) -> Iterator[Table]:
     if table.key == "header":
         yield table
         return
-    widths = [w + _GAP for w in _natural(tables)[table.columns]]
+    widths = [w + GAP for w in _natural(tables)[table.columns]]
     floors = [
-        min(w, _LABEL + _GAP if spec == "label" else _WORDS + _GAP) if spec in ("label", "text") else w
+        min(w, _LABEL + GAP if spec == "label" else _WORDS + GAP) if spec in ("label", "text") else w
         for w, spec in zip(widths, ("label", *table.formats), strict=True)
     ]
-    yield from side_by_side(table, floors, _WIDTH + _GAP)
+    yield from side_by_side(table, floors, WIDTH + GAP)
 
 
 def side_by_side(table: Table, widths: Sequence[float], room: float) -> Iterator[Table]:
@@ -97,8 +97,8 @@ def _framed(table: Table, lines: list[list[str]]) -> list[str]:
     head, *rows = lines
     below = [line for row in rows for line in row]
     if table.key == "header":
-        return ["=" * _WIDTH, *head, *below]
-    return ["=" * _WIDTH, _centred(table.title, _WIDTH), "-" * _WIDTH, *head, "-" * _WIDTH, *below]
+        return ["=" * WIDTH, *head, *below]
+    return ["=" * WIDTH, _centred(table.title, WIDTH), "-" * WIDTH, *head, "-" * WIDTH, *below]
 
 
 def shown_rows(table: Table) -> list[tuple[str, ...]]:
@@ -129,7 +129,7 @@ def _widths(tables: Sequence[Table]) -> dict[tuple[str, ...], list[int]]:
         widths = shared[table.columns]
         yielding = [i for i, spec in enumerate(table.formats, 1) if spec == "text"]
         for i, floor in (*((i, _WORDS) for i in yielding), (0, _LABEL), *((i, 1) for i in range(1, len(widths)))):
-            excess = sum(widths) + _GAP * (len(widths) - 1) - _WIDTH
+            excess = sum(widths) + GAP * (len(widths) - 1) - WIDTH
             widths[i] -= max(min(excess, widths[i] - floor), 0)
     return shared
 
@@ -142,7 +142,7 @@ def _lines(table: Table, widths: list[int]) -> list[list[str]]:
         broken = [broken_lines(cell, width) for cell, width in zip(row, widths, strict=True)]
         lines.append(
             [
-                (" " * _GAP)
+                (" " * GAP)
                 .join(
                     _padded(cell[i] if i < len(cell) else "", width, right)
                     for cell, width, right in zip(broken, widths, sides, strict=True)
@@ -156,15 +156,15 @@ def _lines(table: Table, widths: list[int]) -> list[list[str]]:
 
 def _header_lines(table: Table) -> list[list[str]]:
     """Label and value twice per line; the formula and values too long for half a line get their own."""
-    half = _WIDTH // 2 - 1
+    half = WIDTH // 2 - 1
     pairs = [(_one_line(f"{label}:"), _one_line(row[0])) for label, row in zip(table.index, body(table), strict=True)]
-    long = [(a, b) for a, b in pairs if a == "Formula:" or _columns(a) + _columns(b) + _GAP > half]
+    long = [(a, b) for a, b in pairs if a == "Formula:" or _columns(a) + _columns(b) + GAP > half]
     short = [pair for pair in pairs if pair not in long]
-    indent = max([_columns(a) for a, _ in long], default=0) + _GAP
+    indent = max([_columns(a) for a, _ in long], default=0) + GAP
     lines = [
         _padded(a if i == 0 else "", indent) + part
         for a, b in long
-        for i, part in enumerate(broken_lines(b, max(_WIDTH - indent, 1)))
+        for i, part in enumerate(broken_lines(b, max(WIDTH - indent, 1)))
     ]
     left, right = short[: (len(short) + 1) // 2], short[(len(short) + 1) // 2 :]
     for i, (a, b) in enumerate(left):
@@ -216,8 +216,8 @@ def _wrapped(note: str, mark: str) -> list[str]:
     """A note broken at blanks, later lines indented below the first."""
     lines, line = [], mark
     for word in _one_line(note).split(" "):
-        for piece in broken_lines(word, _WIDTH - len(mark)):
-            if _columns(line) + _columns(piece) > _WIDTH and line.strip():
+        for piece in broken_lines(word, WIDTH - len(mark)):
+            if _columns(line) + _columns(piece) > WIDTH and line.strip():
                 lines.append(line.rstrip())
                 line = " " * len(mark)
             line += piece

@@ -21,13 +21,13 @@ from mixmoe.design.design import Design
 from mixmoe.design.formula import MoEFormula
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Estimated, FamilySpec, GatePoint
-from mixmoe.inference.uncertainty import CovType, ParamCov, checked_cov_type
+from mixmoe.inference.uncertainty import CovType, ParamCov, checked_cov_type, without_parameters
 from mixmoe.mixture.estimate import Block, EMFit, Parameter, ParamLayout, Starts
 from mixmoe.output.records import told_apart
 from mixmoe.responses.zero_inflated import shown_dispersion, shown_slope
 from mixmoe.varying.bands import BandSet, LevelProcess, level_process
 from mixmoe.varying.em_steps import own_natural, posterior
-from mixmoe.varying.identifiability import find_flags, n_clusters, separation_flag
+from mixmoe.varying.identifiability import find_flags, infinite_gate, n_clusters, separation_flag
 from mixmoe.varying.interpolation import wrapped
 from mixmoe.varying.joint_em import (
     REFIT,
@@ -173,6 +173,7 @@ class FittedVCMoE:
         Returns
         -------
         ParamCov
+            NaN for functions of the gate that are infinite somewhere.
         """
         checked_kind(kind)
         for name in options:
@@ -195,7 +196,17 @@ class FittedVCMoE:
         notes += [f"small-sample correction by the leverage of each {unit}"] if correction else []
         jacobian = _reported_slopes(self.problem, self.coef, self.points)
         matrix = matrix * np.outer(jacobian, jacobian)
-        return ParamCov(matrix, "robust" if clusters is None else "cluster", "; ".join(notes), bool(correction))
+        own: CovType = "robust" if clusters is None else "cluster"
+        infinite = np.tile(self.infinite.astype(float), (len(self.coef), 1))
+        blank = np.flatnonzero(_pick(self.problem, infinite, self.points)).tolist()
+        # Probabilities are finite where a coefficient is not.
+        bounded = matrix if blank else None
+        return ParamCov(without_parameters(matrix, blank), own, "; ".join(notes), bool(correction), bounded)
+
+    @property
+    def infinite(self) -> NDArray[np.bool_]:
+        """Which functions run off to infinity where the gate leaves an expert no rows, (L,)."""
+        return infinite_gate(self.problem, self.coef, own_natural(self.problem, self.coef))
 
     def clusters_of(self, kind: str) -> IntArray | None:
         """Clusters behind a covariance, None if rows are its independent units."""

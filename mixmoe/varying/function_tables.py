@@ -1,6 +1,6 @@
 """Tables and curves of a fitted varying-coefficient mixture."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -10,8 +10,11 @@ import pandas as pd
 
 from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError, ConvergenceWarning, warn
+from mixmoe.inference.cells import infinite_words
 from mixmoe.inference.uncertainty import DESCRIPTIONS
+from mixmoe.mixture.estimate import Flag
 from mixmoe.output.records import Cell, Curve, Table, told_apart, value_format
+from mixmoe.output.text import GAP, WIDTH
 from mixmoe.results import column_facts
 from mixmoe.varying.bands import LEAST_DF
 from mixmoe.varying.fitted import FittedVCMoE
@@ -25,7 +28,7 @@ from mixmoe.varying.function_frames import (
     function_frame,
     profile_values,
 )
-from mixmoe.varying.identifiability import WIDE
+from mixmoe.varying.identifiability import WANTS_WIDER, WIDE
 from mixmoe.varying.interpolation import interpolated
 from mixmoe.varying.setup import checked_numbers
 from mixmoe.varying.shape import shape_of
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from mixmoe.varying.results import VCMoEResults
 
 STAR = "*"  # beside an estimate outside its band
+INFINITE_MARK = "^"  # beside estimates of coefficients that are infinite somewhere
 _BANDLESS = "\n(a line alone: no band there)"
 _IN_A_LINE = 3  # covariates whose values are named in a line beside a figure, in two lines
 PLOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -139,7 +143,41 @@ def constant_tables(model: FittedVCMoE, frame: pd.DataFrame, alpha: float) -> tu
             index=tuple(str(name) for name in part.index),
             cells=tuple(tuple(_cell(v) for v in row) for row in part[list(columns)].to_numpy(dtype=float)),
             formats=("num", "num", ".3f", "p", "num", "num"),
+            notes=_blank_constants(model, part["std_error"]),
         ),
+    )
+
+
+def _blank_constants(model: FittedVCMoE, errors: pd.Series) -> tuple[str, ...]:
+    """Why constants have no standard errors."""
+    infinite = _infinite_names(model)
+    blank = [str(name) for name in errors.index[errors.isna()] if name not in infinite]
+    return (
+        *_infinite_note([name for name in infinite if name in errors.index], ""),
+        *_unidentified_note(blank),
+    )
+
+
+def _unidentified_note(names: Sequence[str]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    return (
+        f"No valid standard error for {', '.join(names)}: on the boundary or not identified, alone or within a window "
+        "of the index in which a local fit is not.",
+    )
+
+
+def _infinite_names(model: FittedVCMoE) -> list[str]:
+    return [model.names.full[s] for s in np.flatnonzero(model.infinite)]
+
+
+def _infinite_note(names: list[str], mark: str) -> tuple[str, ...]:
+    """In words: which coefficients of the gate are infinite."""
+    if not names:
+        return ()
+    return (
+        f"{mark}{infinite_words(names)} where the gate leaves an expert no rows (flag separated_gate): numbers only "
+        "say so, and no test of them is valid.",
     )
 
 
@@ -149,15 +187,15 @@ class Places:
 
     Attributes
     ----------
-    heads : tuple of str
-        Heads of the columns.
+    shown : tuple of str
+        The values, as printed.
     values : ndarray, shape (Q,), or None
         Index values; None for the tabulated points of the model.
     estimates : mapping of str to ndarray, shape (Q,)
         Of each function at the values; empty for the tabulated points.
     """
 
-    heads: tuple[str, ...]
+    shown: tuple[str, ...]
     values: Array | None
     estimates: Mapping[str, Array]
 
@@ -170,44 +208,59 @@ def places(model: FittedVCMoE, at: Any) -> Places:
     ArgumentError
         If a value lies outside the range of the index.
     """
-    index = model.design.names.index
     if at is None:
-        return Places(tuple(f"{index}={u}" for u in model.points_shown(3)), None, {})
+        return Places(model.points_shown(3), None, {})
     values = np.unique(checked_numbers(at, "at"))
     frame = function_frame(model, values)
     estimates = {str(name): part["estimate"].to_numpy() for name, part in frame.groupby("coefficient", sort=False)}
-    return Places(tuple(f"{index}={u}" for u in told_apart(values.tolist(), 3)), values, estimates)
+    return Places(told_apart(values.tolist(), 3), values, estimates)
 
 
 def function_tables(
-    model: FittedVCMoE, bands: pd.DataFrame | None, p_values: Mapping[str, float] | None, alpha: float, at: Any = None
+    model: FittedVCMoE,
+    bands: pd.DataFrame | None,
+    p_values: Mapping[str, float] | None,
+    flags: Sequence[Flag],
+    alpha: float,
+    at: Any = None,
 ) -> tuple[Table, ...]:
     """Range and test of constancy (if any) of each function; per expert and for the gate, values with bands."""
     if bands is None:
         return ()
     shown = places(model, at)
+    index = str(model.design.names.index)
+    heads = tuple(f"{index}={u}" for u in shown.shown)
+    of = "of the index"
+    names = model.names
+    labels = [
+        full if b == "gate" else term for full, term, b in zip(names.full, names.terms, names.blocks, strict=True)
+    ]
+    if max(map(len, labels)) + sum(len(head) + GAP for head in heads) > WIDTH:
+        of, heads = f"at values of {index}", shown.shown  # the name once, so that a table is not cut
     tables = [_ranges(model, bands, p_values)]
     for c in range(1, model.problem.slots.n_experts + 1):
         part = bands[(bands["expert"] == c) & bands["block"].isin(["expert", "residual"])]
-        tables.append(_function_table(model, part, f"expert{c}", f"Expert {c}: functions of the index", shown))
+        tables.append(_function_table(model, part, f"expert{c}", f"Expert {c}: functions {of}", shown, heads))
     gate = bands[bands["block"] == "gate"]
-    title = "Gate: functions of the index (log odds against expert 1)"
-    tables.append(_function_table(model, gate, "gate", title, shown))
+    title = f"Gate: functions {of} (log odds against expert 1)"
+    tables.append(_function_table(model, gate, "gate", title, shown, heads))
+    varying = [name for name in _infinite_names(model) if name in set(bands["coefficient"])]
+    infinite = _infinite_note(varying, f"{INFINITE_MARK} ")
     *others, last = [table for table in tables if table.index]
-    about = _about_functions(str(model.design.names.index), alpha, p_values is not None)
-    found = (wide_bands(model), lost_bands(bands), limited_bands(bands), thin_bands(bands), outside_bands(bands))
-    return (*others, replace(last, notes=(about, *(note for note in found if note is not None))))
+    about = _about_functions(index, alpha, p_values is not None)
+    return (*others, replace(last, notes=(about, *infinite, *band_notes(model, bands, flags))))
 
 
 def _ranges(model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, float] | None) -> Table:
     """Smallest and largest value of each function, and the test that it is constant (if any)."""
-    names, cells = [], []
+    names, cells, infinite = [], [], _infinite_names(model)
     for name, part in bands.groupby("coefficient", sort=False):
         estimate = part["estimate"].to_numpy()
         show = value_format(float(np.abs(estimate).max()))
         test = () if p_values is None else (p_values.get(str(name)),)
+        mark = INFINITE_MARK if str(name) in infinite else ""
         names.append(str(name))
-        cells.append((show(estimate.min()), show(estimate.max()), *test))
+        cells.append((f"{show(estimate.min())}{mark}", f"{show(estimate.max())}{mark}", *test))
     tested = p_values is not None
     return Table(
         key="functions",
@@ -235,32 +288,51 @@ def _about_functions(index: str, alpha: float, tested: bool) -> str:
     )
 
 
-def lost_bands(bands: pd.DataFrame) -> str | None:
+def band_notes(model: FittedVCMoE, bands: pd.DataFrame, flags: Sequence[Flag]) -> list[str]:
+    """What a reader of bands must know, with one advice about the bandwidth.
+
+    Where local fits fail for want of rows, a smaller bandwidth makes more of them fail: it is no advice for bands that
+    are off as long as others lack. Where the bandwidth is wide already, a larger one is none for those that lack.
+    """
+    windows = model.problem.windows
+    wide = windows.bandwidth >= WIDE * windows.span
+    wanting = bool(bands["mark"].isin([LOST, THIN]).any()) or any(flag.code in WANTS_WIDER for flag in flags)
+    found = (
+        lost_bands(bands, wide),
+        thin_bands(bands, wide),
+        limited_bands(bands),
+        wide_bands(windows.bandwidth, wanting) if wide else None,
+        outside_bands(bands, wanting),
+    )
+    return [note for note in found if note is not None]
+
+
+def lost_bands(bands: pd.DataFrame, wide: bool = False) -> str | None:
     """In words: for which functions there are no bands for want of a maximum; None if there is one everywhere."""
     where = _marked(bands, LOST)
     return where and (
         f"There are no bands {where}: the local fit behind them (local-quadratic by default) has no maximum near the "
-        "fit there; use a larger bandwidth or fewer experts, or bias='none', whose bands leave out the bias."
+        f"fit there; use {'' if wide else 'a larger bandwidth or '}fewer experts, or bias='none', whose bands leave "
+        "out the bias."
     )
 
 
-def wide_bands(model: FittedVCMoE) -> str | None:
-    """What a bandwidth of half the range means for bands; None if it is smaller."""
-    windows = model.problem.windows
-    if windows.bandwidth < WIDE * windows.span:
-        return None
+def wide_bands(bandwidth: float, wanting: bool) -> str:
+    """What a bandwidth of half the range means for bands; a smaller one is the way out unless bands are wanting."""
+    way_out = "" if wanting else "; a smaller bandwidth gives wider, safer bands"
     return (
-        f"The bandwidth {windows.bandwidth:.4g} is at least half the range of the index: bands hold the functions only "
-        "if they bend no more than parabolas within such windows; a smaller bandwidth gives wider, safer bands."
+        f"The bandwidth {bandwidth:.4g} is at least half the range of the index: bands hold the functions only "
+        f"if they bend no more than parabolas within such windows{way_out}."
     )
 
 
-def thin_bands(bands: pd.DataFrame) -> str | None:
+def thin_bands(bands: pd.DataFrame, wide: bool) -> str | None:
     """In words: for which functions there are no bands because too few rows carry them; None if enough do."""
     where = _marked(bands, THIN)
     return where and (
         f"Bands hold over the range of the index that the rows support; there are none {where}, where standard errors "
-        f"have fewer than {LEAST_DF:g} degrees of freedom, as at thin ends of the index; use a larger bandwidth."
+        f"have fewer than {LEAST_DF:g} degrees of freedom, as at thin ends of the index; use "
+        f"{'fewer experts or terms' if wide else 'a larger bandwidth'}."
     )
 
 
@@ -273,12 +345,17 @@ def limited_bands(bands: pd.DataFrame) -> str | None:
     )
 
 
-def outside_bands(bands: pd.DataFrame) -> str | None:
+def outside_bands(bands: pd.DataFrame, wanting: bool) -> str | None:
     """In words: which estimates lie outside their bands; None if none does."""
     where = _marked(bands, OUTSIDE)
+    advice = (
+        "believe the band, and look again once what is said above is mended"
+        if wanting
+        else "use a smaller bandwidth, or believe the band"
+    )
     return where and (
         f"Estimates lie outside their own bands {where} ({STAR} in the tables): the correction for bias moves the "
-        "function by more than the half-width of its band; use a smaller bandwidth, or believe the band."
+        f"function by more than the half-width of its band; {advice}."
     )
 
 
@@ -293,13 +370,16 @@ def _marked(bands: pd.DataFrame, mark: str) -> str | None:
     return f"at up to {counts.max()} of {n_grid} grid points for {several}"
 
 
-def _function_table(model: FittedVCMoE, bands: pd.DataFrame, key: str, heading: str, at: Places) -> Table:
+def _function_table(
+    model: FittedVCMoE, bands: pd.DataFrame, key: str, heading: str, at: Places, heads: tuple[str, ...]
+) -> Table:
     """Three lines per function: its values at some index values, and the limits of its simultaneous band."""
     windows = model.problem.windows
     grid = np.sort(windows.shown)
     points = np.searchsorted(grid, windows.shown[model.points])
     names: list[str] = []
     cells: list[tuple[Cell, ...]] = []
+    infinite = _infinite_names(model)
     for name, part in bands.groupby("coefficient", sort=False):
         estimate = part["estimate"].to_numpy()
         show = value_format(float(np.abs(estimate).max()))
@@ -308,17 +388,17 @@ def _function_table(model: FittedVCMoE, bands: pd.DataFrame, key: str, heading: 
             values[points] if at.values is None else interpolated(at.values, grid, values, windows.period)
             for values in (part["band_low"].to_numpy(), part["band_high"].to_numpy())
         )
-        stars = np.where((value < low) | (value > high), STAR, "")
+        stars = np.where((value < low) | (value > high), STAR, INFINITE_MARK if str(name) in infinite else "")
         names += [str(part["term"].iloc[0]) if key != "gate" else str(name), "  lower", "  upper"]
         cells.append(tuple(f"{show(v)}{star}" for v, star in zip(value, stars, strict=True)))
         cells += [tuple("-" if np.isnan(v) else show(v) for v in limits) for limits in (low, high)]
     return Table(
         key=key,
         title=heading,
-        columns=at.heads,
+        columns=heads,
         index=tuple(names),
         cells=tuple(cells),
-        formats=("num",) * len(at.heads),
+        formats=("num",) * len(heads),
     )
 
 

@@ -19,6 +19,7 @@ from scipy.stats import chi2
 
 from mixmoe._typing import Array
 from mixmoe.errors import ArgumentError
+from mixmoe.inference.cells import infinite_words
 from mixmoe.inference.wald import InvalidTest, printed_lines
 from mixmoe.mixture.resampling import run_all
 from mixmoe.numerics.optimise import progress_bar
@@ -130,14 +131,18 @@ def test_table(model: FittedVCMoE, names: Sequence[str], request: GLRRequest, rn
     Returns
     -------
     DataFrame
-        Index: coefficient. Columns statistic, df, p_value, method, n_boot.
+        Index: coefficient. Columns statistic, df, p_value, method, n_boot; NaN where a function is infinite.
     """
     larger, rows = joint_fit(model), {}
     # Draws have a bar of their own for each test.
     with progress_bar(len(names), "tests of constancy", False if request.draws else request.progress) as bar:
         for name in names:
             test = _tested(model, larger, named_slots(model, name), request, rng)
-            rows[name] = (test.statistic, test.df, test.pvalue, test.method, test.n_boot)
+            rows[name] = (
+                (np.nan, np.nan, np.nan, request.method, 0)
+                if isinstance(test, InvalidTest)
+                else (test.statistic, test.df, test.pvalue, test.method, test.n_boot)
+            )
             bar.update()
     columns = ["statistic", "df", "p_value", "method", "n_boot"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("coefficient")
@@ -202,7 +207,13 @@ def _on_own_grid(model: FittedVCMoE) -> tuple[Problem, Array]:
 
 def _tested(
     model: FittedVCMoE, larger: Alternative, slots: NDArray[np.intp], request: GLRRequest, rng: np.random.Generator
-) -> GLRTest:
+) -> GLRTest | InvalidTest:
+    infinite = [model.names.full[s] for s in slots[model.infinite[slots]]]
+    if infinite:
+        return InvalidTest(
+            f"{infinite_words(infinite)} in part of the index (flag separated_gate): the likelihood has no maximum "
+            "there, so that its ratio has no null distribution; gate_penalty='firth' makes it finite"
+        )
     problem, method, per_row = larger.problem, request.method, model.weight_scale
     null = null_fit(problem, larger.run.coef, slots, SETTLED)
     statistic = per_row * (larger.run.loglik - null.loglik)

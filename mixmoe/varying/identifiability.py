@@ -38,6 +38,7 @@ WIDE = 0.5  # bandwidth over range from which on functions have hardly room to b
 CROWDED = 0.4  # share of the range that holds four fifths of the rows; 0.8 if they are spread evenly
 FEW_CLUSTERS = 10  # with fewer a sandwich over clusters says little
 COARSE = 0.5  # grid step over bandwidth above which interpolation is no longer negligible
+WANTS_WIDER = ("not_converged", "no_local_maximum", "degenerate", "small_expert")  # mended by a larger bandwidth
 CATEGORIES: Mapping[str, type[MixmoeWarning]] = {
     "not_converged": ConvergenceWarning,
     "coarse_grid": ConvergenceWarning,
@@ -173,15 +174,7 @@ def _limits(problem: Problem, coef: Array, name: str) -> Flag | None:
             "expert there, as across a gap of the index; use a larger bandwidth, or fewer experts.",
         )
     if isinstance(problem.family, ZeroInflated):
-        if not (low | high).any():
-            return None
-        plain = problem.family.base.name
-        return Flag(
-            "boundary",
-            f"The probability of a certain zero is at its smallest or largest value, {expit(problem.floor):.1g} or one "
-            f"less that, for {_where(problem, low | high, name)}: no more zeros there than counts have, for which "
-            f"family={plain!r} may do, or nothing else.",
-        )
+        return _certain_zeros(problem, low, high, name)
     if high.any():
         where = _where(problem, high, name)
         return Flag(
@@ -190,6 +183,24 @@ def _limits(problem: Problem, coef: Array, name: str) -> Flag | None:
             "family='poisson' or dispersion='const' may do.",
         )
     return None
+
+
+def _certain_zeros(problem: Problem, low: BoolArray, high: BoolArray, name: str) -> Flag | None:
+    """Probabilities of a certain zero on their limits, (G, K) each."""
+    assert isinstance(problem.family, ZeroInflated)
+    said = []
+    if low.any():
+        said.append(
+            f"The probability of a certain zero is at its least value, {expit(problem.floor):.1g}, for "
+            f"{_where(problem, low, name)}: no more zeros there than the counts themselves have; "
+            f"family={problem.family.base.name!r} may do."
+        )
+    if high.any():
+        said.append(
+            f"The probability of a certain zero is at its largest value, {expit(problem.ceiling):.4g}, for "
+            f"{_where(problem, high, name)}: hardly a count there but zero; use a larger bandwidth or fewer experts."
+        )
+    return Flag("boundary", " ".join(said)) if said else None
 
 
 def _where(problem: Problem, bad: BoolArray, name: str) -> str:
@@ -246,16 +257,13 @@ def separation_flag(
     coef : ndarray, shape (G, 2, L)
     natural : Natural
     """
-    below = natural.log_gate - natural.log_gate.max(axis=0) < -INFINITE  # (K, n)
+    below = _excluded(natural)
     share = float(below.any(axis=0).mean())
     if share <= SEPARATED or problem.rows.penalty is not None:
         return None
-    apart = below.any(axis=0)
-    gates = own_coefficients(problem, coef)[apart][:, problem.slots.gates]
-    parts = gates.reshape(len(gates), -1, problem.slots.n_gate_columns) * problem.rows.gate[apart, None]
-    infinite = (np.abs(parts) > 0.5 * INFINITE).any(axis=0)  # (K - 1, m): half of it makes odds of one in 400
+    infinite = _beyond(problem, coef, below)
     index = str(design.names.index)
-    causes = columns_of(design, "gate", infinite.any(axis=0))
+    causes = columns_of(design, "gate", np.asarray(infinite.any(axis=0)))
     columns = dict.fromkeys([*causes, *([index] if index in design.frame else [])])
     places = []
     for k in np.flatnonzero(below.any(axis=1)):
@@ -274,6 +282,40 @@ def separation_flag(
         f"so. Use gate_penalty='firth' (or a number such as 1) for finite coefficients, {leave}a larger gate_bandwidth "
         "or fewer experts.",
     )
+
+
+def infinite_gate(problem: Problem, coef: Array, natural: Natural) -> BoolArray:
+    """Which functions of the gate run off to infinity somewhere, (L,): those that `separation_flag` names, or all.
+
+    Parameters
+    ----------
+    problem : Problem
+    coef : ndarray, shape (G, 2, L)
+    natural : Natural
+
+    Returns
+    -------
+    ndarray of bool, shape (L,)
+    """
+    out = np.zeros(coef.shape[-1], dtype=bool)
+    below = _excluded(natural)
+    if below.any(axis=0).mean() > SEPARATED and problem.rows.penalty is None:
+        found = _beyond(problem, coef, below).ravel()
+        out[problem.slots.gates] = found | ~found.any()  # together without any one of them: none of them is known
+    return out
+
+
+def _excluded(natural: Natural) -> BoolArray:
+    """Rows whose gate leaves nothing to an expert, (K, n)."""
+    return np.asarray(natural.log_gate - natural.log_gate.max(axis=0) < -INFINITE)
+
+
+def _beyond(problem: Problem, coef: Array, below: BoolArray) -> BoolArray:
+    """Gate coefficients that alone make such rows (K, n), (K - 1, m); half of `INFINITE` is odds of one in 400."""
+    apart = below.any(axis=0)
+    gates = own_coefficients(problem, coef)[apart][:, problem.slots.gates]
+    parts = gates.reshape(len(gates), -1, problem.slots.n_gate_columns) * problem.rows.gate[apart, None]
+    return np.asarray((np.abs(parts) > 0.5 * INFINITE).any(axis=0))
 
 
 def _separated_expert(problem: Problem, natural: Natural, weighted: Array, name: str) -> Flag | None:

@@ -333,7 +333,7 @@ class VCMoEResults(MoEResults):
         return (
             header_table(function_tables.facts(self)),
             *constants,
-            *function_tables.function_tables(self.model, frame, tests, alpha, at),
+            *function_tables.function_tables(self.model, frame, tests, self.flags, alpha, at),
         )
 
     def summary(self, alpha: float = 0.05, at: Any = None, *, progress: bool | None = None) -> Summary:

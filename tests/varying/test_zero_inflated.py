@@ -15,6 +15,7 @@ from mixmoe.responses.zero_inflated import ZeroInflated, expected
 from mixmoe.varying.bands import expert_target
 from mixmoe.varying.effective_parameters import response_nodes
 from mixmoe.varying.em_steps import own_natural
+from mixmoe.varying.identifiability import _certain_zeros
 from mixmoe.varying.local_likelihood import natural_score
 from mixmoe.varying.model import VCMoE
 from tests.varying.helpers import check_derivatives
@@ -246,3 +247,15 @@ def test_responses_that_are_none(data, change, message):
 def test_other_families_do_not_have_them(data):
     with pytest.raises(ArgumentError, match="family must be one of"):
         mm.fit("y ~ x", data, 1, family="zip")
+
+
+def test_probabilities_at_a_limit_are_said_one_by_one(data, fit):
+    rng = np.random.default_rng(5)
+    few = data.assign(y=rng.binomial(10, 0.3 + 0.2 * data["u"]))  # fewer zeros than Poisson counts have
+    with pytest.warns(BoundaryWarning, match=r"at its least value, 0.0001, for .*family='poisson' may do\."):
+        VCMoE("y ~ 1 | vary: u", few, 1, family="zip", bandwidth=0.45, n_grid=12).fit(rng=0)
+    low = np.arange(12)[:, None] < 3
+    flag = _certain_zeros(fit.model.problem, ~low & low, ~low, "u")
+    assert "at its largest value, 0.9999, for expert 1 at u = " in flag.message
+    assert "least" not in flag.message
+    assert _certain_zeros(fit.model.problem, low & ~low, low & ~low, "u") is None
