@@ -83,6 +83,30 @@ def test_a_few_epochs_are_no_maximum(formula, epochs):
     assert [flag.code for flag in fit.flags] == ["not_converged"]
 
 
+@pytest.mark.parametrize(("random", "hidden"), [("bias", ()), ("last", (2,)), ("last[1]", (2,))])
+def test_a_response_constant_within_persons_is_refused(random, hidden):
+    flat = DATA.assign(y=DATA.groupby("id")["y"].transform("mean"))
+    with pytest.raises(DesignError, match="the response 'y' does not vary within any subject, so that residuals are"):
+        mm.fit(f"y ~ x | re: ({random} | id)", flat, hidden=hidden, rng=0)
+
+
+@pytest.mark.parametrize("formula", ["y ~ x | re: (0 | id)", "y ~ x | re: (last | id)", "y ~ x | re: (bias | id)"])
+def test_residuals_of_zero_are_told(formula):
+    exact = DATA.assign(y=2.0 * DATA["x"] + DATA["id"] * ("0" not in formula))
+    assert "degenerate" in {flag.code for flag in quiet(formula, exact, hidden=()).flags}
+    assert "degenerate" not in {flag.code for flag in quiet(formula, DATA, hidden=()).flags}
+
+
+def test_one_start_that_was_reached_once_is_told():
+    options = {"hidden": (3,), "epochs": 20, "starts": 2}
+    alone = quiet(SHIFT, DATA, **options)
+    assert alone.em.starts.n_replicated == 1
+    assert [flag.code for flag in alone.flags if flag.code == "not_replicated"] == ["not_replicated"]
+    assert "only one of 2 starts reached the best log-likelihood" in alone.flags[-1].message
+    for other in (quiet(SHIFT, DATA, **options, validation=0.2), quiet(SHIFT, DATA, hidden=(3,), epochs=20)):
+        assert "not_replicated" not in {flag.code for flag in other.flags}
+
+
 def test_many_epochs_arrive():
     fit = mm.fit(SHIFT, DATA, hidden=(2,), epochs=700, baselines=False, rng=0)
     assert fit.converged
