@@ -136,7 +136,9 @@ class NMEResults(NetworkDiagnosis):
         history : DataFrame or mapping, optional
             Past rows, with response, of the persons in `new`, from which their effects are estimated, see `adapt`. For
             ``kind="subject"`` without it, the persons of the fit keep the data of the fit as history. It plays no part
-            in ``"mean"``. With several groupings the rows of the fit's other persons still count.
+            in ``"mean"``. With several groupings the rows of the fit's other persons still count. States of a CRF are
+            predicted given those of the history as well, where it has rows of the same sequence before the first row to
+            predict there, by the exact distribution of the sequence; what comes later tells about the effects only.
         interval : {None, "confidence", "prediction"}
             Limits, in columns ``_low`` and ``_high``, with standard errors in ``_se``: none, those of what is
             estimated, or those of a new response. None of a CRF.
