@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pandas.api.types import union_categoricals
 
 from mixmoe.design.design import Design
-from mixmoe.design.labels import units_of
+from mixmoe.design.frame import shown
+from mixmoe.design.labels import places_of, units_of
+from mixmoe.errors import ArgumentError
 from mixmoe.neural.batches import Scaling
 from mixmoe.neural.blocks import Blocks, build_blocks
 from mixmoe.output.predictions import known_places
@@ -32,11 +33,15 @@ class Following:
     places: Index
 
 
-def following_rows(past: Design, new: Design, scaling: Scaling, known: Index, device: str) -> Following | None:
+def following_rows(
+    fit: Design, past: Design, new: Design, scaling: Scaling, known: Index, device: str
+) -> Following | None:
     """The new rows of known persons behind their rows of the past; None where no row of the past comes before.
 
     Parameters
     ----------
+    fit : Design
+        Of the fit.
     past : Design
         Whose units are the known persons.
     new : Design
@@ -48,7 +53,7 @@ def following_rows(past: Design, new: Design, scaling: Scaling, known: Index, de
     Given the states of the past the new ones have the distribution of the whole sequence with the emissions of the past
     clamped to its states, so that forward-backward stays exact; states that are missing in the past are summed over.
     """
-    before = sequences_ahead(past, new, known)
+    before = sequences_ahead(fit, past, new, known)
     used, mine = before >= 0, (known >= 0)[new.codes]
     if not used.any() or new.sequence is None:
         return None
@@ -64,7 +69,7 @@ def following_rows(past: Design, new: Design, scaling: Scaling, known: Index, de
     return Following(blocks, places[int(used.sum()) :])
 
 
-def sequences_ahead(past: Design, new: Design, known: Index) -> Index:
+def sequences_ahead(fit: Design, past: Design, new: Design, known: Index) -> Index:
     """The sequence of `new` that each row of the past comes before, shape (n,); -1 for none.
 
     A row comes before a sequence of the same person, and of the same value of the column that separates sequences, if
@@ -85,13 +90,30 @@ def sequences_ahead(past: Design, new: Design, known: Index) -> Index:
     keys = zip(past.codes[begins], parts_past, strict=True)
     ahead = np.array([found.get((int(person), int(part)), -1) for person, part in keys], dtype=np.intp)[past.sequence]
     # A sequence of a stranger has the key (-1, part), which no row of the past has.
-    ranks = common_ranks(past.frame[seq.order], new.frame[seq.order])
+    if (ahead < 0).all():
+        return none
+    ranks = common_ranks(*(design.frame[seq.order] for design in (fit, past, new)))
     earlier = ranks[: past.n] < ranks[past.n :][firsts][np.maximum(ahead, 0)]
     return np.where((ahead >= 0) & earlier, ahead, none)
 
 
-def common_ranks(past: pd.Series, new: pd.Series) -> Index:
-    """Ranks of two columns that order sequences as one, shape (n + m,)."""
-    if all(isinstance(values.dtype, pd.CategoricalDtype) for values in (past, new)):
-        return np.asarray(union_categoricals([past, new], ignore_order=True).codes, dtype=np.intp)
-    return units_of(pd.concat([past, new], ignore_index=True)).codes
+def common_ranks(fit: pd.Series, past: pd.Series, new: pd.Series) -> Index:
+    """Ranks of two columns that order sequences as one, shape (n + m,); of categories those of the fit.
+
+    Raises
+    ------
+    ArgumentError
+        For a category that the fit has not: the rows at hand hold no other order of categories than that in the fit.
+    """
+    if not any(isinstance(values.dtype, pd.CategoricalDtype) for values in (fit, past, new)):
+        return units_of(pd.concat([past, new], ignore_index=True)).codes
+    levels = list(pd.Categorical(fit).categories)
+    whole = [*past, *new]
+    ranks = places_of(whole, levels)
+    if (ranks < 0).any():
+        raise ArgumentError(
+            f"the column {new.name!r}, which orders the rows, has the category {shown(whole[int(ranks.argmin())])}, "
+            "which the fit has not, so that nothing says whether it comes before or after the states that are known; "
+            "make the column numbers or dates"
+        )
+    return ranks

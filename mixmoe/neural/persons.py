@@ -418,7 +418,9 @@ def predictions(
         blocks = blocks_of(design, family, persons.scaling, is_known, np.maximum(known, 0), persons.problem.device)
         if family == "crf":
             past = persons.history or persons.design
-            chains = following_rows(past, design, persons.scaling, known, problem.device) if own else None
+            chains = (
+                following_rows(persons.design, past, design, persons.scaling, known, problem.device) if own else None
+            )
             values = known_means(persons, blocks) if chains is None else following_states(persons, chains)
             out.append((is_known, Prediction(values, np.full(values.shape, np.nan))))
         else:
