@@ -37,7 +37,14 @@ from mixmoe.mixed.parameters import (
 from mixmoe.mixed.smooth.functions import with_functions
 from mixmoe.mixed.thresholds import OrdinalResponse, Thresholds, step_extra
 from mixmoe.numerics.linalg import apply_inverse, orthogonal_columns
-from mixmoe.responses.distribution import ETA_LIMIT, MOST_COUNTS, OFFSETS, Observed, check_maximum
+from mixmoe.responses.distribution import (
+    ETA_LIMIT,
+    MOST_COUNTS,
+    OFFSETS,
+    Observed,
+    check_maximum,
+    constant_within,
+)
 from mixmoe.responses.exponential import family_named, name_of_family
 
 
@@ -438,14 +445,6 @@ def check_numbers(design: Design, n_experts: int) -> None:
         raise DesignError(
             f"the expert part of {design.formula.text!r} has no columns; write at least 1, for an intercept"
         )
-
-
-def constant_within(name: str) -> DesignError:
-    """The error for a response that is one number in each subject."""
-    return DesignError(
-        f"the response {name!r} does not vary within any subject, so that residuals are zero; "
-        "keep one row per subject and leave the random effects out"
-    )
 
 
 def exact_within(name: str) -> DesignError:

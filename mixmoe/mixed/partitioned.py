@@ -16,7 +16,6 @@ from mixmoe.mixed.likelihood.observed import Problem
 from mixmoe.mixed.model import MEMoE
 from mixmoe.mixed.options import (
     check_numbers,
-    constant_within,
     coordinates_of,
     exact_within,
     one_row_each,
@@ -32,6 +31,7 @@ from mixmoe.partitions.scan import Partitions
 from mixmoe.partitions.streamed import Kept, Streamed, StreamedDesign, restored, stream
 from mixmoe.partitions.subjects import unpacked
 from mixmoe.partitions.survey import Source
+from mixmoe.responses.distribution import constant_within
 
 _RUN = 20_000  # subjects whose matrices are unpacked at a time
 _NO_NOISE = 1e-10  # of the size of the response, a residual that is none

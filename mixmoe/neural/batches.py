@@ -15,9 +15,9 @@ from mixmoe.errors import DesignError, FormulaError
 from mixmoe.mixture.estimate import Flag
 from mixmoe.neural.blocks import Block, Blocks, Tensor, build_blocks, torch
 from mixmoe.neural.estimators.trained import Problem
-from mixmoe.neural.network import Personal
+from mixmoe.neural.network import Network, Personal
 from mixmoe.neural.posterior import Family
-from mixmoe.responses.distribution import check_varies
+from mixmoe.responses.distribution import check_varies, constant_within
 
 Index = NDArray[np.intp]
 MAX_LEVELS = 50  # of categories; a transition matrix grows with their square
@@ -251,6 +251,21 @@ def check_persons(design: Design, personal: Personal) -> None:
             f"the column {design.names.group!r} has one person, {shown(design.labels[0])}, so that nothing tells how "
             "persons differ; give the rows of several, or write re: (0 | ...) for a network without person effects"
         )
+
+
+def check_within(design: Design, family: Family, network: Network, personal: Personal) -> None:
+    """Refuse numbers that an intercept of each person reproduces.
+
+    Raises
+    ------
+    DesignError
+    """
+    last_bias = f"layer{network.depth}.bias"
+    if family != "gaussian" or network.module is not None or last_bias not in {t.name for t in personal.tensors}:
+        return
+    y = np.asarray(design.response, dtype=float)
+    if (y == y[design.starts][design.codes]).all():
+        raise constant_within(str(design.names.response))
 
 
 def check_rows(design: Design, personal: Personal) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 from mixmoe.arguments import checked_choice, checked_rng, seed_of
 from mixmoe.design.design import Design, build_design, column_terms
 from mixmoe.design.formula import MoEFormula, RandomTerm
-from mixmoe.errors import ArgumentError, ConvergenceWarning, MixmoeWarning, warn
+from mixmoe.errors import ArgumentError, MixmoeWarning, warn
 from mixmoe.families import FamilySpec
 from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.mixture.estimate import EMFit, Flag, ParamLayout, Starts
@@ -24,6 +24,7 @@ from mixmoe.neural.batches import (
     check_persons,
     check_response,
     check_rows,
+    check_within,
     checked_formula,
     chosen_family,
     gap_flag,
@@ -43,6 +44,7 @@ from mixmoe.neural.estimators.linearised import (
     validation_share,
 )
 from mixmoe.neural.estimators.trained import Control, Estimator, Grouping, Problem, Trained
+from mixmoe.neural.flags import COLLAPSED, WARNINGS, collapsed, unconverged, unreplicated
 from mixmoe.neural.groupings import (
     Levels,
     check_crossed,
@@ -222,6 +224,7 @@ class NME:
         self.personal: Personal = self._personal(self.formula.random)
         check_persons(self.design, self.personal)
         check_rows(self.design, self.personal)
+        check_within(self.design, self.family, self.network, self.personal)
         self.cov = self._checked_cov(cov, self.formula.random, self.personal)
         self.further: tuple[Grouping, ...] = tuple(self._grouping(known, cov) for known in self.levels)
         self.problem: Problem = self._problem(0.0)
@@ -339,10 +342,9 @@ class NME:
         trained = replace(trained, converged=trained.converged and gain is None)
         if problem.validation.n_rows and self.estimator == "laplace":
             trained = replace(trained, loglik=all_rows_loglik(self.problem, trained))
-        flags = (*trained.flags, *self._flags(problem, trained, gain))
+        flags = (*trained.flags, *self._flags(problem, trained, gain), *unreplicated(problem, found.starts))
         for flag in flags:
-            kind = ConvergenceWarning if flag.code in ("not_converged", "not_finite", "separated") else MixmoeWarning
-            warn(flag.message, kind)
+            warn(flag.message, WARNINGS.get(flag.code, MixmoeWarning))
         trained = replace(trained, flags=flags)
         return self.results(problem, trained, comparison, replace(found.starts, seed=seed_of(rng)))
 
@@ -540,6 +542,8 @@ class NME:
         told = trained.converged or {"not_converged", "separated"} & {flag.code for flag in trained.flags}
         flags = [] if told else [unconverged(trained, gain)]
         flags += shrunken_flags(problem, trained)
+        if problem.family == "gaussian" and trained.sigma2 <= COLLAPSED:
+            flags.append(collapsed(float(np.sqrt(trained.sigma2))))
         single = int((self.design.counts == 1).sum())
         if single and self.personal.q:
             flags.append(Flag("one_row", f"{single} of {self.design.n_units} persons have one row; they tell little"))
@@ -547,19 +551,6 @@ class NME:
         if gaps:
             flags.append(gap_flag(gaps, self.formula))
         return flags
-
-
-def unconverged(trained: Trained, gain: float | None) -> Flag:
-    """What a reader must know of a fit that did not arrive; `gain` is what it has left to gain, if that is much."""
-    count = len(trained.trace.train)
-    epochs = f"{count} epoch{'' if count == 1 else 's'}"
-    if gain is None:
-        return Flag("not_converged", f"the variances still moved after {epochs}; give more epochs")
-    return Flag(
-        "not_converged",
-        f"after {epochs} the log-likelihood could still rise by {gain:.1f} or more, so that it and AIC and BIC "
-        "are not those of the maximum; give more epochs, or choose the epoch by validation=",
-    )
 
 
 def checked_widths(hidden: Any, network: Any) -> tuple[int, ...]:

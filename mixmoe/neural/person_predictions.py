@@ -7,7 +7,7 @@ from scipy.stats import norm
 
 from mixmoe._typing import Array
 from mixmoe.neural.blocks import Block, Blocks, Tensor, to_array, to_rows, torch
-from mixmoe.neural.crf import decode, effect_information, marginals
+from mixmoe.neural.crf import clamped, decode, effect_information, marginals
 from mixmoe.neural.estimators.state import (
     State,
     directions,
@@ -480,8 +480,14 @@ def population_spread(problem: Problem, block: Block, state: State, covered: Unc
     return spread(problem, outputs, J @ covered.population @ J.transpose(-1, -2))
 
 
-def crf_rows(problem: Problem, fit: Trained, blocks: Blocks, z: Array, *, states: bool) -> Array:
-    """State probabilities (n, C) of known persons, or their most probable state sequence (n,)."""
+def crf_rows(problem: Problem, fit: Trained, blocks: Blocks, z: Array, *, states: bool, given: bool = False) -> Array:
+    """State probabilities (n, C) of known persons, or their most probable state sequence (n,).
+
+    Parameters
+    ----------
+    given : bool
+        Whether rows of the blocks have states that are known, those with codes of zero and more.
+    """
     parts = []
     with torch.no_grad():
         state = to_state(problem, fit, z)
@@ -489,6 +495,7 @@ def crf_rows(problem: Problem, fit: Trained, blocks: Blocks, z: Array, *, states
         for block in blocks:
             tensors = view_tensors(problem.network, problem.personal, state.theta, eta[block.persons])
             outputs = forward(problem.network, tensors, block.x)
+            outputs = clamped(outputs, block.y) if given else outputs
             found = decode if states else marginals
             parts.append((block, found(outputs, tensors[-1], block.mask)))
     return gather(blocks, parts)

@@ -19,6 +19,7 @@ from mixmoe.neural.batches import Scaling, blocks_of
 from mixmoe.neural.blocks import Blocks, Tensor, build_blocks, to_array
 from mixmoe.neural.estimators.last_layer import is_exact
 from mixmoe.neural.estimators.trained import Problem, Trained, parts_of
+from mixmoe.neural.following import Following, following_rows
 from mixmoe.neural.groupings import (
     Levels,
     combined_rows,
@@ -95,6 +96,8 @@ class Persons:
         Of the further groupings.
     others : tuple of ndarray, shape (N_g, r_g)
         Their latent effects.
+    history : Design or None
+        The rows that these persons were adapted to; None for those of the fit, which are in `design`.
     """
 
     design: Design
@@ -107,6 +110,7 @@ class Persons:
     fitted: "Persons | None" = None
     levels: tuple[Levels, ...] = ()
     others: tuple[Array, ...] = ()
+    history: Design | None = None
 
     def __repr__(self) -> str:
         what = "persons of the fit" if self.fitted is None else "adapted persons"
@@ -262,8 +266,9 @@ def adapt_persons(persons: Persons, data: Any) -> Persons:
     if covered is None:
         covered = uncertainty(persons.problem, persons.trained, persons.z).population
     return replace(
-        persons, problem=problem, labels=design.labels, z=z, population=covered, fitted=persons.fitted or persons
-    )
+        persons, problem=problem, labels=design.labels, z=z, population=covered, fitted=persons.fitted or persons,
+        history=design,
+    )  # fmt: skip
 
 
 def adapt_levels(persons: Persons, design: Design) -> Persons:
@@ -374,15 +379,16 @@ def predicted_columns(
         Place of each unit among the persons; -1 for unknown ones.
     """
     is_known = (known >= 0)[design.codes]
-    limits = Limits(wanted.alpha, wanted.noise, not (wanted.noise or limits_of_persons(persons, wanted)))
+    own = limits_of_persons(persons, wanted)
+    limits = Limits(wanted.alpha, wanted.noise, not (wanted.noise or own))
     size = persons.problem.network.n_out + (persons.problem.family not in ("gaussian", "crf"))
     whole = Prediction(np.zeros((design.n, size)), np.zeros((design.n, size)), *np.full((2, design.n), np.nan))
     if persons.levels:
-        codes = level_codes(persons.levels, design, own=limits_of_persons(persons, wanted))
+        codes = level_codes(persons.levels, design, own=own)
         every = np.ones(design.n, dtype=bool)
         blocks = blocks_of(design, "gaussian", persons.scaling, every, known, persons.problem.device, codes)
         return labelled(persons, combined_predictions(persons, covered, blocks, limits), wanted)
-    for rows, found in predictions(persons, covered, design, known, is_known, limits, rng):
+    for rows, found in predictions(persons, covered, design, known, is_known, limits, rng, own):
         fill(whole, rows, found)
     return labelled(persons, whole, wanted)
 
@@ -402,15 +408,20 @@ def predictions(
     is_known: NDArray[np.bool_],
     limits: Limits,
     rng: Any,
+    own: bool,
 ) -> list[tuple[NDArray[np.bool_], Prediction]]:
-    """Predictions of known rows and of rows of unknown persons."""
+    """Predictions of known rows, `own` given what is known of their persons, and of rows of unknown persons."""
     problem, fit, family = persons.problem, persons.trained, persons.problem.family
     out = []
     bare = covered if covered is not None else Uncertainty(None, None)
     if is_known.any():
         blocks = blocks_of(design, family, persons.scaling, is_known, np.maximum(known, 0), persons.problem.device)
         if family == "crf":
-            values = known_means(persons, blocks)
+            past = persons.history or persons.design
+            chains = (
+                following_rows(persons.design, past, design, persons.scaling, known, problem.device) if own else None
+            )
+            values = known_means(persons, blocks) if chains is None else following_states(persons, chains)
             out.append((is_known, Prediction(values, np.full(values.shape, np.nan))))
         else:
             found = known_rows(problem, fit, blocks, persons.z, bare)
@@ -421,6 +432,12 @@ def predictions(
         blocks = blocks_of(design, family, persons.scaling, ~is_known, zeros, persons.problem.device)
         out.append((~is_known, over_effects(persons, covered, blocks, limits, checked_rng(rng))))
     return out
+
+
+def following_states(persons: Persons, chains: Following) -> Array:
+    """State probabilities of the new rows of sequences given the states before them, shape (n, C)."""
+    values = crf_rows(persons.problem, persons.trained, chains.blocks, persons.z, states=False, given=True)
+    return values[chains.places]
 
 
 def combined_predictions(persons: Persons, covered: Uncertainty | None, blocks: Blocks, limits: Limits) -> Prediction:

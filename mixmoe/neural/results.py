@@ -21,10 +21,10 @@ from mixmoe.neural.displays import (
     Comparison,
     architecture_table,
     comparison_table,
-    effect_curves,
     learning_curves,
     share_table,
 )
+from mixmoe.neural.effects_figure import check_options, effect_curves
 from mixmoe.neural.estimators.trained import LevelEffects, Problem, Trace, Trained
 from mixmoe.neural.fitted_rows import NetworkDiagnosis
 from mixmoe.neural.marginal_likelihood import linear_names
@@ -136,7 +136,9 @@ class NMEResults(NetworkDiagnosis):
         history : DataFrame or mapping, optional
             Past rows, with response, of the persons in `new`, from which their effects are estimated, see `adapt`. For
             ``kind="subject"`` without it, the persons of the fit keep the data of the fit as history. It plays no part
-            in ``"mean"``. With several groupings the rows of the fit's other persons still count.
+            in ``"mean"``. With several groupings the rows of the fit's other persons still count. States of a CRF are
+            predicted given those of the history as well, where it has rows of the same sequence before the first row to
+            predict there, by the exact distribution of the sequence; what comes later tells about the effects only.
         interval : {None, "confidence", "prediction"}
             Limits, in columns ``_low`` and ``_high``, with standard errors in ``_se``: none, those of what is
             estimated, or those of a new response. None of a CRF.
@@ -243,11 +245,18 @@ class NMEResults(NetworkDiagnosis):
         ----------
         kind : {"effects", "learning"}
             ``"effects"``: predictions along one input, the others at their means or most frequent values, for the
-            population and for persons; of categories the probability of the last one, of a CRF that in the middle of
-            a sequence that holds the inputs. Limits (Gaussian) are those of a new observation of an unknown person.
-            Options: ``variable=``, ``persons=`` (labels), ``n_persons=``. ``"learning"``: losses per epoch.
+            population and for persons; of two categories the probability of the last one, of more that of each in a
+            panel of its own, of a CRF in the middle of a sequence that holds the inputs. Limits (Gaussian) are those of
+            a new observation of an unknown person. Options: ``variable=``, ``persons=`` (labels), ``n_persons=``,
+            ``category=`` (label of one category). ``"learning"``: losses per epoch.
+
+        Raises
+        ------
+        ArgumentError
+            For a kind or option that there is not.
         """
         checked_choice(kind, "kind", self._curve_kinds)
+        check_options(options, kind, learning_curves if kind == "learning" else effect_curves)
         if kind == "learning":
             return learning_curves(self.trained.trace, **options)
         return effect_curves(self.persons, **options)

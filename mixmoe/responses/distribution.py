@@ -269,6 +269,14 @@ def check_varies(name: str, y: Array) -> None:
     check_maximum("gaussian", Observed(name, y, np.ones(y.size), np.zeros(y.size)), np.ones((y.size, 1)))
 
 
+def constant_within(name: str) -> DesignError:
+    """The error for a response that is one number in each subject."""
+    return DesignError(
+        f"the response {name!r} does not vary within any subject, so that residuals are zero; "
+        "keep one row per subject and leave the random effects out"
+    )
+
+
 def check_maximum(family: str, observed: Observed, X: Array) -> None:
     """Refuse responses for which one expert's likelihood has no maximum, whatever its covariates.
 

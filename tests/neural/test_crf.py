@@ -1,10 +1,15 @@
 """The CRF against all sequences, one by one."""
 
 import itertools
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
+
+import mixmoe as mm
+from mixmoe.errors import ArgumentError, MixmoeWarning
 
 torch = pytest.importorskip("torch")
 
@@ -17,6 +22,7 @@ from mixmoe.neural.crf import (  # noqa: E402
     marginals,
     sequence_loss,
 )
+from mixmoe.neural.following import common_ranks  # noqa: E402
 from mixmoe.neural.person_predictions import Uncertainty  # noqa: E402
 from mixmoe.neural.transitions import hsic_test, standardised_effects  # noqa: E402
 
@@ -205,3 +211,93 @@ def test_standardised_effects_by_hand():
     variance = 0.64 - covariances[:, 0, 0]
     expected = np.square(centred(torch.tensor(means).view(3, 3, 3)).numpy()).sum((1, 2)) / variance
     np.testing.assert_allclose(np.square(found).sum(1), expected)
+
+
+def test_days_are_compared_in_their_order():
+    """Dates over a change of month, and names in no order of letters, unused ones lost on the way."""
+    past, new = (pd.Series(pd.Timestamp("2026-01-22") + pd.to_timedelta(d, unit="D")) for d in ([8, 9, 11], [10, 12]))
+    np.testing.assert_array_equal(common_ranks(past, past, new), [0, 1, 3, 2, 4])
+    names = pd.Series(pd.Categorical([f"day {d}" for d in range(8, 13)], [f"day {d}" for d in range(8, 13)]))
+    parts = [names[k].cat.remove_unused_categories() for k in ([0, 1, 3], [2, 4])]
+    np.testing.assert_array_equal(common_ranks(names, *parts), [0, 1, 3, 2, 4])
+    with pytest.raises(ArgumentError, match="the category 'day 12', which the fit has not"):
+        common_ranks(names[:4].cat.remove_unused_categories(), *parts)
+
+
+# ---- states of the days before ----
+
+CHAIN = "state ~ x | re: (transitions | id) | seq: day / session"
+
+
+def diaries(n_persons=8, n_days=10):
+    g = np.random.default_rng(3)
+    rows, names = [], np.array(["calm", "low", "tense"])
+    for person in range(n_persons):
+        state = 0
+        for day in range(n_days):
+            state = state if g.random() < 0.7 else int(g.integers(3))
+            rows.append((f"p{person}", day, day // 6, g.normal(), names[state]))
+    return pd.DataFrame(rows, columns=["id", "day", "session", "x", "state"])
+
+
+@pytest.fixture(scope="module", params=["transitions", "0"])
+def chain(request):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MixmoeWarning)
+        formula = CHAIN.replace("transitions", request.param)
+        return mm.fit(formula, diaries(), hidden=(), epochs=40, baselines=False, rng=0)
+
+
+def by_enumeration(persons, place, rows, seen):
+    """Probabilities of the states of the rows that follow those seen, by all sequences."""
+    fit, C = persons.trained, 3
+    theta, p = fit.theta.copy(), persons.problem.personal
+    if p.q:
+        theta[p.index] += persons.z[place] @ fit.loading.T
+    x = persons.scaling.inputs(persons.design.for_new(rows).expert)
+    emissions = x @ theta[:C].reshape(C, 1).T + theta[C : 2 * C]
+    table = theta[-C * C :].reshape(C, C)
+    paths = np.array(list(itertools.product(range(C), repeat=len(rows))))
+    paths = paths[(paths[:, : len(seen)] == seen).all(1)]
+    scores = emissions[np.arange(len(rows)), paths].sum(1) + table[paths[:, :-1], paths[:, 1:]].sum(1)
+    weight = np.exp(scores - np.logaddexp.reduce(scores))
+    steps = range(len(seen), len(rows))
+    return np.array([[weight[paths[:, t] == s].sum() for s in range(C)] for t in steps])
+
+
+@pytest.mark.parametrize("state", ["calm", "low", "tense"])
+def test_new_rows_are_predicted_given_the_states_before_them(chain, state):
+    """Three days with states, two without: against all sequences, whatever the order of the rows."""
+    mine = diaries(1, 5).assign(id="new", state=state)
+    past, new = mine[:3].sample(frac=1.0, random_state=0), mine[3:].drop(columns="state").iloc[::-1]
+    code = ["calm", "low", "tense"].index(state)
+    adapted = chain.adapt(past)
+    expected = by_enumeration(adapted, 0, mine, [code] * 3)[::-1]
+    got = chain.predict(new, "subject", history=past, scale="categories")
+    np.testing.assert_allclose(got, expected, atol=1e-10)
+    np.testing.assert_allclose(adapted.predict(new, scale="categories"), expected, atol=1e-10)
+    elsewhere = chain.predict(new.assign(session=7), "subject", history=past, scale="categories")
+    np.testing.assert_allclose(elsewhere, by_enumeration(adapted, 0, mine[3:], [])[::-1], atol=1e-10)
+    before = new.assign(day=[-1, -2])  # rows of the history that come later tell about the effects only
+    found = chain.predict(before, "subject", history=past, scale="categories")
+    np.testing.assert_allclose(found, elsewhere, atol=1e-10)
+
+
+def test_persons_of_the_fit_have_their_data_as_history(chain):
+    data = diaries()
+    mine = data[(data["id"] == "p2") & (data["session"] == 1)]
+    tomorrow = mine[-1:].assign(day=10, x=0.3)
+    codes = [["calm", "low", "tense"].index(s) for s in mine["state"]]
+    expected = by_enumeration(chain.persons, 2, pd.concat([mine, tomorrow]), codes)
+    new = pd.concat([tomorrow.assign(id="nobody"), tomorrow.drop(columns="state")])
+    np.testing.assert_allclose(chain.predict(new, "subject", scale="categories")[1:], expected, atol=1e-10)
+    for kind in ("mean", "all"):  # the population has no states
+        alone = chain.predict(tomorrow.assign(session=9), kind, scale="categories")
+        np.testing.assert_allclose(chain.predict(tomorrow, kind, scale="categories"), alone, atol=1e-12)
+
+
+def test_states_missing_in_the_history_are_summed_over(chain):
+    mine = diaries(1, 5).assign(id="new", state=["low", "tense", None, None, None])
+    expected = by_enumeration(chain.adapt(mine[:3]), 0, mine, [1, 2])[1:]
+    got = chain.predict(mine[3:], "subject", history=mine[:3], scale="categories")
+    np.testing.assert_allclose(got, expected, atol=1e-10)

@@ -83,6 +83,30 @@ def test_a_few_epochs_are_no_maximum(formula, epochs):
     assert [flag.code for flag in fit.flags] == ["not_converged"]
 
 
+@pytest.mark.parametrize(("random", "hidden"), [("bias", ()), ("last", (2,)), ("last[1]", (2,))])
+def test_a_response_constant_within_persons_is_refused(random, hidden):
+    flat = DATA.assign(y=DATA.groupby("id")["y"].transform("mean"))
+    with pytest.raises(DesignError, match="the response 'y' does not vary within any subject, so that residuals are"):
+        mm.fit(f"y ~ x | re: ({random} | id)", flat, hidden=hidden, rng=0)
+
+
+@pytest.mark.parametrize("formula", ["y ~ x | re: (0 | id)", "y ~ x | re: (last | id)", "y ~ x | re: (bias | id)"])
+def test_residuals_of_zero_are_told(formula):
+    exact = DATA.assign(y=2.0 * DATA["x"] + DATA["id"] * ("0" not in formula))
+    assert "degenerate" in {flag.code for flag in quiet(formula, exact, hidden=()).flags}
+    assert "degenerate" not in {flag.code for flag in quiet(formula, DATA, hidden=()).flags}
+
+
+def test_one_start_that_was_reached_once_is_told():
+    options = {"hidden": (3,), "epochs": 20, "starts": 2}
+    alone = quiet(SHIFT, DATA, **options)
+    assert alone.em.starts.n_replicated == 1
+    assert [flag.code for flag in alone.flags if flag.code == "not_replicated"] == ["not_replicated"]
+    assert "only one of 2 starts reached the best log-likelihood" in alone.flags[-1].message
+    for other in (quiet(SHIFT, DATA, **options, validation=0.2), quiet(SHIFT, DATA, hidden=(3,), epochs=20)):
+        assert "not_replicated" not in {flag.code for flag in other.flags}
+
+
 def test_many_epochs_arrive():
     fit = mm.fit(SHIFT, DATA, hidden=(2,), epochs=700, baselines=False, rng=0)
     assert fit.converged
@@ -342,7 +366,7 @@ def test_categories_go_into_frames(chain, binary, tmp_path):
 def test_effects_of_a_chain_are_drawn(seq, tmp_path):
     data = CHAINS.assign(ses=CHAINS.day // 6)
     fit = quiet(f"st ~ x | re: (transitions | id) | seq: {seq}", data, hidden=(), epochs=40)
-    population, *persons = fit.curves("effects", persons=["p3", "p1"])
+    population, *persons = fit.curves("effects", persons=["p3", "p1"], category="C")
     assert [curve.label for curve in persons] == ["id p3", "id p1"]
     assert np.abs(persons[0].y - persons[1].y).max() > 1e-3  # their transitions differ
     assert ((population.y > 0) & (population.y < 1)).all()
@@ -353,9 +377,32 @@ def test_effects_of_a_chain_are_drawn(seq, tmp_path):
 
 
 def test_effects_of_a_held_input_are_those_of_a_long_sequence(chain):
-    curve = chain.curves("effects", persons=["p1"])[1]
+    curve = chain.curves("effects", persons=["p1"], category="C")[1]
     rows = pd.DataFrame({"x": curve.x[30], "day": np.arange(15), "id": "p1"})
     assert curve.y[30] == pytest.approx(chain.marginals(rows)["C"][7])
+
+
+def test_each_state_has_a_panel(chain, binary, linear):
+    curves = chain.curves("effects", n_persons=1)
+    panels = [f"P(st = {state})" for state in "ABC"]
+    assert [curve.panel for curve in curves] == np.repeat(panels, 2).tolist()
+    for part in (curves[::2], curves[1::2]):
+        np.testing.assert_allclose(np.sum([curve.y for curve in part], axis=0), 1.0)
+    assert len(chain.plot("effects").axes) == 3
+    chosen = chain.curves("effects", n_persons=1, category="A")
+    np.testing.assert_array_equal([curve.y for curve in chosen], [curve.y for curve in curves[:2]])
+    assert {curve.panel for curve in binary.curves("effects")} == {"x"}  # of two, one tells the other
+    with pytest.raises(ArgumentError, match="category must be one of 'A', 'B', 'C', got 'Z'"):
+        chain.plot("effects", category="Z")
+    with pytest.raises(ArgumentError, match="category= is for a response of categories, got 'A'"):
+        linear.plot("effects", category="A")
+
+
+def test_an_unknown_option_of_a_figure_is_named(chain):
+    with pytest.raises(ArgumentError, match="no option 'state'; it has variable, persons, n_persons, category"):
+        chain.plot("effects", state="A")
+    with pytest.raises(ArgumentError, match=r"plot\(.learning.\) has no option .epochs.; it has none"):
+        chain.plot("learning", epochs=3)
 
 
 def test_effects_along_a_category():
