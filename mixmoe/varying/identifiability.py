@@ -311,11 +311,19 @@ def _excluded(natural: Natural) -> BoolArray:
 
 
 def _beyond(problem: Problem, coef: Array, below: BoolArray) -> BoolArray:
-    """Gate coefficients that alone make such rows (K, n), (K - 1, m); half of `INFINITE` is odds of one in 400."""
+    """Gate coefficients that alone make such rows (K, n), (K - 1, m); half of `INFINITE` is odds of one in 400.
+
+    Where the reference level has no rows, the intercept runs off there and the coefficients of the levels that have some
+    run off against it: what a column does between its least and its largest value counts as well.
+    """
     apart = below.any(axis=0)
     gates = own_coefficients(problem, coef)[apart][:, problem.slots.gates]
-    parts = gates.reshape(len(gates), -1, problem.slots.n_gate_columns) * problem.rows.gate[apart, None]
-    return np.asarray((np.abs(parts) > 0.5 * INFINITE).any(axis=0))
+    gates = gates.reshape(len(gates), -1, problem.slots.n_gate_columns)
+    columns = problem.rows.gate
+    two = np.array([len(np.unique(column)) == 2 for column in columns.T])
+    steps = np.where(two, np.ptp(columns, axis=0), 0.0)
+    parts = np.maximum(np.abs(gates * columns[apart, None]), np.abs(gates) * steps)
+    return np.asarray((parts > 0.5 * INFINITE).any(axis=0))
 
 
 def _separated_expert(problem: Problem, natural: Natural, weighted: Array, name: str) -> Flag | None:

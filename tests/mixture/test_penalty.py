@@ -339,7 +339,7 @@ def test_separation_along_an_index_names_levels_and_range(start, where):
     data = data.assign(y=6.0 * second + rng.normal(size=300) * 0.5)
     fit = mm.fit("y ~ 1 | gate: sex | vary: u", data, bandwidth=0.2, n_grid=15, rng=0, starts=2, estimate="joint")
     (message,) = [flag.message for flag in fit.flags if flag.code == "separated_gate"]
-    assert re.search(f"The gate leaves no rows to expert 2 {where}", message)
+    assert re.search(f"The gate covariate sex leaves no rows to expert 2 {where}", message)
 
 
 def test_resamples_say_nothing_of_infinite_coefficients_and_something_of_the_rest():
