@@ -313,8 +313,8 @@ def _excluded(natural: Natural) -> BoolArray:
 def _beyond(problem: Problem, coef: Array, below: BoolArray) -> BoolArray:
     """Gate coefficients that alone make such rows (K, n), (K - 1, m); half of `INFINITE` is odds of one in 400.
 
-    Where the reference level has no rows, the intercept runs off there and the coefficients of the levels that have some
-    run off against it: what a column does between its least and its largest value counts as well.
+    Where the reference level has no rows, the intercept runs off there, and coefficients of levels that have some run
+    off against it: of columns with two values, what lies between the two counts as well.
     """
     apart = below.any(axis=0)
     gates = own_coefficients(problem, coef)[apart][:, problem.slots.gates]
