@@ -93,7 +93,9 @@ def build_layout(
     else:
         states = levels if problem.family == "crf" else ()
         parameters += [
-            Parameter(f"transition({a},{b})", "other", f"transition({a},{b})") for a in states for b in states
+            Parameter(f"transition({a},{b})", "other", f"transition({a},{b})", tested=False)
+            for a in states
+            for b in states
         ]
         if is_regression(problem):
             parameters += coefficient_parameters(problem, names, levels)

@@ -169,20 +169,20 @@ def effect_curves(
         Label of the category whose probability is drawn; default: of two the last one, of more a panel each.
     """
     along = typical_rows(fitted, variable, category)
-    population = population_frame(fitted, along)
-    count = checked_count(n_persons, "n_persons", least=0)
-    group = fitted.design.names.group
-    if persons is None:
-        each = [person_frame(fitted, along, place) for place in range(min(count, len(fitted.labels)) if group else 0)]
-        name = f"{len(each)} of {len(fitted.labels)} persons"
-        looks = [("" if k else name, found, {"thin": True}) for k, found in enumerate(each)]
-    else:
-        looks = [
-            (f"{group} {fitted.labels[place]}", person_frame(fitted, along, place), {"expert": k + 2})
-            for k, place in enumerate(places_of(fitted, persons))
-        ]
-    looks = [("population", population, {"expert": 1}), *looks]
-    return tuple(along.curve(k, *look, **options) for k in range(len(along.outcomes)) for *look, options in looks)
+    count, group = checked_count(n_persons, "n_persons", least=0), fitted.design.names.group
+    first = list(range(min(count, len(fitted.labels)) if group else 0))
+    places = first if persons is None else places_of(fitted, persons)
+    population, each = population_frame(fitted, along), [person_frame(fitted, along, place) for place in places]
+    curves = []
+    for k in range(len(along.outcomes)):
+        curves.append(along.curve(k, "population", population, expert=1))
+        for j, (place, found) in enumerate(zip(places, each, strict=True)):
+            if persons is None:  # of thin lines the first has the entry of the legend
+                label = "" if j else f"{len(places)} of {len(fitted.labels)} persons"
+                curves.append(along.curve(k, label, found, thin=True))
+            else:
+                curves.append(along.curve(k, f"{group} {fitted.labels[place]}", found, expert=j + 2))
+    return tuple(curves)
 
 
 def places_of(fitted: Persons, labels: Sequence[Any]) -> list[int]:

@@ -176,11 +176,11 @@ class Persons:
         history: Any = None,
         interval: IntervalOf | None = None,
         alpha: float = 0.05,
-        scale: Scale = "response",
+        scale: Scale | None = None,
         rng: Any = 0,
     ) -> pd.DataFrame:
         """Predictions; see `NMEResults.predict`. Adapted persons have the rows that they were adapted to as history."""
-        wanted = checked_wanted(kind, interval, alpha, scale)
+        wanted = checked_wanted(kind, interval, alpha, own_scale(self) if scale is None else scale)
         refuse_unknown(self, wanted)
         persons = self if history is None else adapt_persons(self, history)
         return predict_frame(persons, persons.uncertainty() if wanted.limits else None, new, wanted, rng)
@@ -296,6 +296,11 @@ def adapt_levels(persons: Persons, design: Design) -> Persons:
         persons, problem=problem, labels=whole.labels, z=z, others=tuple(theirs), levels=levels,
         fitted=persons.fitted or persons,
     )  # fmt: skip
+
+
+def own_scale(persons: Persons) -> Scale:
+    """The scale of predictions where none is asked for: categories without an order have no mean."""
+    return "response" if persons.problem.family in ("gaussian", "binary") else "categories"
 
 
 def refuse_unknown(persons: Persons, wanted: Wanted) -> None:

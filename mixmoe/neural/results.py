@@ -1,7 +1,7 @@
 """What a fitted NME offers: predictions with intervals, person effects, transitions, decoding."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from mixmoe.neural.estimators.trained import LevelEffects, Problem, Trace, Train
 from mixmoe.neural.fitted_rows import NetworkDiagnosis
 from mixmoe.neural.marginal_likelihood import linear_names
 from mixmoe.neural.network import forward, view_tensors
-from mixmoe.neural.persons import Persons, adapt_persons, predict_frame, refuse_unknown, state_frame
+from mixmoe.neural.persons import Persons, adapt_persons, own_scale, predict_frame, refuse_unknown, state_frame
 from mixmoe.neural.transitions import Transitions, build_transitions
 from mixmoe.output.predictions import IntervalOf, Kind, Scale, checked_wanted
 from mixmoe.output.records import Cell, Curve, Table
@@ -38,6 +38,12 @@ from mixmoe.results import Results, restored
 
 if TYPE_CHECKING:
     from mixmoe.neural.model import NME
+
+
+TRANSITION_NOTE = (
+    "Transition scores are centred: only differences mean something, and zero is no hypothesis; transitions.population "
+    "has the probabilities."
+)
 
 
 class NMEResults(NetworkDiagnosis):
@@ -119,7 +125,7 @@ class NMEResults(NetworkDiagnosis):
         history: Any = None,
         interval: IntervalOf | None = None,
         alpha: float = 0.05,
-        scale: Scale = "response",
+        scale: Scale | None = None,
         rng: Any = 0,
     ) -> pd.DataFrame:
         """Means or probabilities of categories, of the population or of persons with their effects.
@@ -144,9 +150,10 @@ class NMEResults(NetworkDiagnosis):
             estimated, or those of a new response. None of a CRF.
         alpha : float
             One minus the level of the limits.
-        scale : {"response", "categories"}
+        scale : {"response", "categories"}, optional
             ``mean`` of a response of numbers, or of two categories the probability of the second; or of categories the
-            probability of each, in columns ``P(level)``.
+            probability of each, in columns ``P(level)``, the default of states and of three or more categories, which
+            have no mean.
         rng : int or Generator
             Draws of the effects of unknown persons.
 
@@ -166,7 +173,7 @@ class NMEResults(NetworkDiagnosis):
         Confidence limits of the population's mean carry the estimates of the network's parameters, those of persons
         also their effects: as known from their rows, or of a person never seen their distribution.
         """
-        wanted = checked_wanted(kind, interval, alpha, scale)
+        wanted = checked_wanted(kind, interval, alpha, own_scale(self.persons) if scale is None else scale)
         refuse_unknown(self.persons, wanted)
         persons = self.persons if history is None else adapt_persons(self.persons, history)
         covered = None
@@ -232,7 +239,7 @@ class NMEResults(NetworkDiagnosis):
 
     def tables(self, alpha: float = 0.05) -> tuple[Table, ...]:
         """Header, architecture, parameters, shares of variance, and the comparison on held-out rows."""
-        header, *parameters = super().tables(alpha)
+        header, *parameters = (with_transition_note(table) for table in super().tables(alpha))
         extra = [architecture_table(self.model.estimator, self.problem, self.trained)]
         share = share_table(self.problem, self.trained)
         compared = [] if self.comparison is None else [comparison_table(self.comparison)]
@@ -303,6 +310,13 @@ class NMEResults(NetworkDiagnosis):
         problem = model._problem(restored_state.share)
         check_module_outputs(problem, restored_state.trained, module)
         return NMEResults(model, saved.fit, saved.cov, problem, restored_state.trained, restored_state.comparison)
+
+
+def with_transition_note(table: Table) -> Table:
+    """A table, that of transition scores with its title and what they are."""
+    if table.key != "other":
+        return table
+    return replace(table, title="Transition scores", notes=(*table.notes, TRANSITION_NOTE))
 
 
 @dataclass(frozen=True, slots=True)

@@ -382,6 +382,28 @@ def test_effects_of_a_held_input_are_those_of_a_long_sequence(chain):
     assert curve.y[30] == pytest.approx(chain.marginals(rows)["C"][7])
 
 
+def test_transition_scores_have_no_tests(chain):
+    """They are centred, so that each holds all the others."""
+    names = [f"transition({a},{b})" for a in "ABC" for b in "ABC"]
+    assert chain.params[names].sum() == pytest.approx(0.0, abs=1e-12)
+    assert chain.pvalues[names].isna().all()
+    assert chain.tvalues[names].isna().all()
+    middle = chain.conf_int().loc[names].mean(axis=1)
+    np.testing.assert_allclose(middle, chain.params[names], atol=1e-12)
+    assert "Transition scores are centred: only differences mean something" in chain.to_latex()
+    assert "Other parameters" not in str(chain.summary())
+    assert np.isfinite(chain.wald_test("transition(A,A) - transition(A,B) = 0").pvalue)
+
+
+def test_categories_without_a_mean_are_predicted_by_default(chain):
+    classes = quiet("cls ~ x | re: (bias | id)", DATA, hidden=(), epochs=20)
+    for fit, rows in ((chain, CHAINS.head(4)), (classes, DATA.head(4))):
+        pd.testing.assert_frame_equal(fit.predict(rows), fit.predict(rows, scale="categories"))
+        pd.testing.assert_frame_equal(fit.persons.predict(rows), fit.persons.predict(rows, scale="categories"))
+        with pytest.raises(ArgumentError, match="have no mean"):
+            fit.predict(rows, scale="response")
+
+
 def test_each_state_has_a_panel(chain, binary, linear):
     curves = chain.curves("effects", n_persons=1)
     panels = [f"P(st = {state})" for state in "ABC"]
