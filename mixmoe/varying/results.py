@@ -217,10 +217,10 @@ class VCMoEResults(MoEResults):
         -------
         GLRTest, DataFrame or InvalidTest
             An `InvalidTest` with its reason if one of the functions is infinite somewhere (flag ``separated_gate``; NaN
-            in a frame), or if rows are clustered: they are not independent, and the model cannot draw them. Simultaneous
-            `bands` with standard errors over clusters rule out a constant where no horizontal line fits into them.
-            Where a column forced a wide bandwidth (flag ``forced_bandwidth``), fits are compared at that which the
-            other functions would have had: a wide one cuts them off, which the test takes for variation.
+            in a frame), or if rows are clustered: they are not independent, and the model cannot draw them.
+            Simultaneous `bands` with standard errors over clusters rule out a constant where no horizontal line fits
+            into them. Where a column forced a wide bandwidth (flag ``forced_bandwidth``), fits are compared at
+            that which the other functions would have had: a wide one cuts them off, which the test takes for variation.
         """
         checked_choice(method, "method", NULL_LAWS)
         checked_count(n_boot, "n_boot", least=19)
