@@ -34,7 +34,7 @@ _ALIKE = 1e-9  # of the largest value of a gate column
 _OF_SAMPLE = tuple(kind for kind in PANELS if kind not in ("profile", "starts"))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Predictions:
     """Predictions of partitioned rows, computed when they are asked for.
 
@@ -53,6 +53,9 @@ class Predictions:
     columns: tuple[str, ...]
     kept: tuple[str, ...]
     make: Callable[[pd.DataFrame], pd.DataFrame]
+
+    def __repr__(self) -> str:
+        return "<Predictions, computed when asked for: frames(), head(), to_parquet(folder)>"
 
     def frames(self) -> Iterator[pd.DataFrame]:
         """The predictions of one chunk of rows after the other, with the index of the rows in their partition."""
