@@ -343,7 +343,7 @@ class MEMoE(Estimation):
         rng: Any = None,
         cov_type: str | None = None,
         progress: bool | None = None,
-        n_threads: int | None = None,
+        n_threads: int = 1,
         **cov_options: Any,
     ) -> "MEMoEResults":
         """Maximum likelihood estimates, or those of restricted maximum likelihood.
@@ -367,10 +367,9 @@ class MEMoE(Estimation):
             By default ``"cluster"`` if the model has clusters, else ``"robust"``.
         progress : bool, optional
             Progress bar; by default only in a terminal and if the fit takes more than a few seconds.
-        n_threads : int, optional
-            Threads that share the subjects of an evaluation; the result does not depend on their number. By default
-            as many as there are cores, but not more than ``OMP_NUM_THREADS`` says, and one in processes that joblib has
-            started.
+        n_threads : int
+            Threads that share the subjects of an evaluation; the result does not depend on their number. More than one
+            is slower for the usual small blocks of Gaussian experts: measure before.
         **cov_options
             For the covariance: ``correction=``, ``n_boot=``, ``n_jobs=``.
 

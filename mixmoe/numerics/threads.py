@@ -1,6 +1,5 @@
 """Threads that share the blocks of one evaluation."""
 
-import multiprocessing
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -60,24 +59,12 @@ ALONE = Workers()
 """No threads beside the one that asks."""
 
 
-def workers(n_threads: int | None) -> Workers:
-    """Threads for a fit.
-
-    Parameters
-    ----------
-    n_threads : int or None
-        By default as many as there are cores, but not more than ``OMP_NUM_THREADS`` says, and one in processes that
-        multiprocessing or joblib have started, which share the cores already.
+def workers(n_threads: int) -> Workers:
+    """So many threads for a fit.
 
     Raises
     ------
     ArgumentError
         If it is no whole number of at least 1.
     """
-    if n_threads is not None:
-        return Workers(checked_count(n_threads, "n_threads"))
-    if multiprocessing.parent_process() is not None:
-        return ALONE
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    return Workers(max(1, min(cores, int(said) if said.isdigit() else cores)))
+    return Workers(checked_count(n_threads, "n_threads"))

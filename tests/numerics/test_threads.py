@@ -1,6 +1,5 @@
 """Threads share an evaluation and change nothing of it."""
 
-import os
 import pickle
 import threading
 
@@ -60,18 +59,11 @@ def test_what_numpy_is_told_here_holds_in_the_threads():
         assert all(np.isneginf(x) for x in Workers(2).map(lambda _: np.log(np.zeros(1))[0], range(6)))
 
 
-def test_processes_that_others_have_started_have_one_thread(monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+def test_a_copy_in_another_process_has_one_thread():
     assert pickle.loads(pickle.dumps(Workers(4))).n == 1
-    monkeypatch.setattr("multiprocessing.parent_process", object)  # as in a worker of joblib
-    assert workers(None).n == 1
 
 
-def test_the_default_is_what_the_environment_says(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert workers(None).n == 1
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    assert workers(None).n == len(os.sched_getaffinity(0))
+def test_the_number_is_a_count():
     assert workers(3).n == 3
     assert ALONE.n == 1
     with pytest.raises(ArgumentError, match="n_threads"):
