@@ -588,8 +588,8 @@ def model_options(family: ModelClass, options: Mapping[str, Any]) -> dict[str, A
         if name not in known and name in family.spec.lacks:
             raise ArgumentError(f"{family.spec.name} has no {name}=: {family.spec.lacks[name]}")
         if name not in known:
-            hint = _elsewhere(name, family) or (meant(name, known) and f"{meant(name, known)} ")
-            raise ArgumentError(f"fit has no option {name!r}; {hint}it has {', '.join(known)}")
+            hint = _elsewhere(name, family) or meant(name, known)
+            raise ArgumentError(f"fit has no option {name!r}; {hint}{' ' * bool(hint)}it has {', '.join(known)}")
     return {name: value for name, value in options.items() if name in for_model}
 
 
@@ -604,4 +604,4 @@ def _elsewhere(option: str, family: ModelClass) -> str:
     """In words which other family has an option and how to ask for it; none for options that nobody has."""
     others = [model for model in families().values() if model is not family]
     found = [model.spec for model in others if option in (*_keywords(model), *_keywords(model.fit))]
-    return "".join(f"{spec.name} has, which fits {spec.asked_by}; " for spec in found[:1])
+    return "".join(f"{spec.name} has, which fits {spec.asked_by};" for spec in found[:1])

@@ -266,9 +266,14 @@ def adapt_persons(persons: Persons, data: Any) -> Persons:
     if covered is None:
         covered = uncertainty(persons.problem, persons.trained, persons.z).population
     return replace(
-        persons, problem=problem, labels=design.labels, z=z, population=covered, fitted=persons.fitted or persons,
+        persons,
+        problem=problem,
+        labels=design.labels,
+        z=z,
+        population=covered,
+        fitted=persons.fitted or persons,
         history=design,
-    )  # fmt: skip
+    )
 
 
 def adapt_levels(persons: Persons, design: Design) -> Persons:
@@ -281,7 +286,7 @@ def adapt_levels(persons: Persons, design: Design) -> Persons:
     others = known_places(old.frame[named].to_numpy(dtype=object), design.labels, str(named)) < 0
     rows = pd.concat([old.frame[others], design.frame[list(old.frame.columns)]], ignore_index=True)
     whole = old.for_new(rows, response=True)
-    levels = tuple(found for found in levels_of(whole, checked=False))
+    levels = levels_of(whole, checked=False)
     every, codes = np.ones(whole.n, dtype=bool), level_codes(levels, whole)
     blocks = blocks_of(
         whole, "gaussian", persons.scaling, every, np.arange(whole.n_units), persons.problem.device, codes
@@ -293,9 +298,14 @@ def adapt_levels(persons: Persons, design: Design) -> Persons:
     problem = replace(persons.problem, train=blocks, n_persons=whole.n_units, further=further)
     z, *theirs = estimated_effects(problem, persons.trained)
     return replace(
-        persons, problem=problem, labels=whole.labels, z=z, others=tuple(theirs), levels=levels,
+        persons,
+        problem=problem,
+        labels=whole.labels,
+        z=z,
+        others=tuple(theirs),
+        levels=levels,
         fitted=persons.fitted or persons,
-    )  # fmt: skip
+    )
 
 
 def own_scale(persons: Persons) -> Scale:

@@ -36,7 +36,7 @@ class Table:
         One tuple per row; None prints blank.
     formats : tuple of str
         Format specification per column, applied to numbers only, e.g. ``".4g"``, ``".3f"``; ``"num"`` for four decimals
-        unless the number is very large or small, ``"num0"`` to ``"num3"`` for so many, ``"df"`` for degrees of freedom,
+        unless the number is very large or small, ``"num0"`` to ``"num4"`` for so many, ``"df"`` for degrees of freedom,
         ``"p"`` for p-values, ``"text"`` for columns of words, which stand to the left.
     notes : tuple of str
         Lines printed under the table.
@@ -92,7 +92,7 @@ def number_format(errors: Iterable[float]) -> str:
     """Format of estimates and errors of one table: the decimals that leave its least standard error four digits."""
     known = [error for error in errors if math.isfinite(error) and error > 0]
     decimals = 3 - math.floor(math.log10(min(known))) if known else _DECIMALS
-    return f"num{decimals}" if 0 <= decimals < _DECIMALS else "num0" if decimals < 0 else "num"
+    return f"num{min(max(decimals, 0), _DECIMALS)}"
 
 
 def told_apart(values: Sequence[float], digits: int) -> tuple[str, ...]:

@@ -161,10 +161,7 @@ class Evidence:
     @property
     def times(self) -> Array | None:
         """Time of each row, shape (n,); None if no numeric column of the data is the time."""
-        frame = self.rows.frame
-        if self.time is None or self.time not in frame or not pd.api.types.is_numeric_dtype(frame[self.time].dtype):
-            return None
-        return frame[self.time].to_numpy(dtype=float)
+        return None if self.time is None else _numbers(self.rows, self.time)
 
     @property
     def candidates(self) -> pd.DataFrame:
@@ -218,12 +215,20 @@ def _time(results: Fitted) -> str | None:
     return axis if axis is not None and _goes_forward(design, axis) else None
 
 
+def _numbers(design: Design, column: str) -> Array | None:
+    """A numeric column of the data, shape (n,); None if there is none of this name."""
+    if column not in design.frame or not pd.api.types.is_numeric_dtype(design.frame[column].dtype):
+        return None
+    return design.frame[column].to_numpy(dtype=float)
+
+
 def _goes_forward(design: Design, column: str) -> bool:
     """Whether a numeric column increases from row to row of nearly all subjects."""
-    if column not in design.frame or not pd.api.types.is_numeric_dtype(design.frame[column].dtype):
+    values = _numbers(design, column)
+    if values is None:
         return False
     order = np.lexsort((design.position, design.codes))
-    steps, same = np.diff(design.frame[column].to_numpy(dtype=float)[order]), np.diff(design.codes[order]) == 0
+    steps, same = np.diff(values[order]), np.diff(design.codes[order]) == 0
     return bool(same.any()) and float(np.mean(steps[same] >= 0.0)) >= _FORWARD
 
 
