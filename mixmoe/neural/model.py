@@ -200,11 +200,11 @@ class NME:
         context: Mapping[str, Any] | None = None,
         formula_engine: str = "formulaic",
     ) -> None:
-        load_torch()
         checked_choice(estimator, "estimator", get_args(Estimator))
         checked_choice(family, "family", ("auto", *get_args(Family)))
         widths = checked_widths(hidden, network)
         self.formula = largest_first(checked_formula(formula), data)
+        load_torch()  # what is wrong with the call is told first, as torch would not mend it
         self.device, self.estimator = select_device(device), estimator
         self.family: Family = chosen_family(family, self.formula, data)
         self.design: Design = build_design(

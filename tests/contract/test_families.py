@@ -78,6 +78,8 @@ def quiet(formula, data, **options):
 
 @pytest.fixture(scope="module", params=list(CASES))
 def case(request, data):
+    if request.param.startswith("NME"):
+        pytest.importorskip("torch")
     return Case(request.param, data)
 
 
@@ -246,6 +248,7 @@ def test_candidates_can_be_compared(case):
 
 
 def test_a_network_is_no_mixture_with_one_expert(data):
+    pytest.importorskip("torch")
     fit = quiet(GAUSSIAN.replace("1", "last"), data, hidden=(), rng=0, baselines=False)
     assert list(fit.params.index) == [
         *("Intercept", "time", "sd(Intercept|id)", "sd(time|id)", "corr(Intercept,time|id)", "sigma"),
