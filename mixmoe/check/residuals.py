@@ -5,13 +5,12 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 from scipy.special import ndtri
 from scipy.stats import beta, chi2, norm
 from statsmodels.nonparametric.smoothers_lowess import lowess
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, IntArray
 from mixmoe.check.profile import Profile, signed_root
 from mixmoe.families import Distribution, Effects
 from mixmoe.mixture.estimate import EMFit
@@ -117,7 +116,6 @@ def local_level(n: int, alpha: float, rng: np.random.Generator) -> float:
     return float(np.quantile(smallest, alpha))
 
 
-Integers = NDArray[np.intp]
 _SMOOTH = 0.5  # share of the points behind each value of a smooth line
 _FEW_VALUES = 12  # as many values of the horizontal axis are shown one by one
 _LEAST_VALUES = 8  # of the horizontal axis for a smooth line
@@ -129,7 +127,7 @@ _DIGITS = 3  # of log-likelihoods
 _FALL = 1e-2  # relative fall of a trace that no step of an ascent takes
 
 
-def residual_panel(x: Array, residuals: Array, modal: Integers, xlabel: str, ylabel: str) -> Panel:
+def residual_panel(x: Array, residuals: Array, modal: IntArray, xlabel: str, ylabel: str) -> Panel:
     """Residuals against a variable, coloured by most probable expert, with a smooth line.
 
     Parameters
@@ -185,7 +183,7 @@ class Binned:
     weights: Array
 
 
-def bin_rows(x: Array, bins: int) -> Integers:
+def bin_rows(x: Array, bins: int) -> IntArray:
     """Bin of each row, shape (n,): its value if there are few, else quantile groups."""
     values, codes = np.unique(x, return_inverse=True)
     if len(values) <= max(_FEW_VALUES, bins):
@@ -194,7 +192,7 @@ def bin_rows(x: Array, bins: int) -> Integers:
     return np.unique(np.searchsorted(edges, x, side="right"), return_inverse=True)[1].astype(np.intp)
 
 
-def binned_means(x: Array, y: Array, tau: Array, predicted: Array, units: Integers, bins: int) -> Binned:
+def binned_means(x: Array, y: Array, tau: Array, predicted: Array, units: IntArray, bins: int) -> Binned:
     """Observed means weighted by responsibilities beside predicted ones weighted likewise.
 
     Parameters
@@ -240,7 +238,7 @@ def mean_marks(means: Binned, k: int, alpha: float, label: str = "") -> Marks:
     return Marks(means.x[at, k], y, y - half, y + half, k + 1, label)
 
 
-def _in_sight(means: Binned, k: int) -> Integers:
+def _in_sight(means: Binned, k: int) -> IntArray:
     """Bins that hold enough of an expert, from left to right."""
     order = np.argsort(means.x[:, k])
     return order[np.isfinite(means.x[order, k])]

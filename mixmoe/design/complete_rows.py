@@ -8,13 +8,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, IntArray
 from mixmoe.design.expressions import Lag
 from mixmoe.design.frame import FrameView, is_numeric, missing, plain, shown, with_gaps
 from mixmoe.design.labels import exact, unhashable, units_of
 from mixmoe.errors import DesignError, DroppedRowsWarning, warn
-
-Integers = NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +82,10 @@ class Rows:
 
     columns: Mapping[str, pd.Series]
     keys: Mapping[str, pd.Series]
-    codes: Integers
+    codes: IntArray
     labels: NDArray[np.object_]
-    position: Integers
-    sequence: Integers | None
+    position: IntArray
+    sequence: IntArray | None
     dropped: Dropped
     lags: tuple[Lag, ...] = ()
 
@@ -97,7 +95,7 @@ class Rows:
         return len(self.codes)
 
     @property
-    def starts(self) -> Integers:
+    def starts(self) -> IntArray:
         """First row of each unit, shape (N,)."""
         return starts_of(self.codes)
 
@@ -173,7 +171,7 @@ def earliest(mask: NDArray[np.bool_], rows: Rows) -> int:
     return int(found[rows.position[found].argmin()])
 
 
-def starts_of(codes: Integers) -> Integers:
+def starts_of(codes: IntArray) -> IntArray:
     """First place of each value of a non-decreasing array."""
     if len(codes) == 0:
         return np.zeros(0, dtype=np.intp)
@@ -288,8 +286,8 @@ class _Course:
         Subject, sequence or cluster of each of them; none looks back into another.
     """
 
-    order: Integers
-    block: Integers
+    order: IntArray
+    block: IntArray
 
 
 def _before(frame: FrameView, lagged: Lagged, keys: Keys) -> dict[str, pd.Series]:
@@ -316,7 +314,7 @@ def _course(frame: FrameView, keys: Keys, alone: bool) -> _Course:
     return _Course(order, block[order])
 
 
-def _codes_of(values: pd.Series) -> Integers:
+def _codes_of(values: pd.Series) -> IntArray:
     """Codes of the values of a column, equal where these are; -1 where it is missing."""
     absent = missing(values)
     codes = np.full(len(values), -1, dtype=np.intp)
@@ -340,7 +338,7 @@ def _lagged(frame: FrameView, lag: Lag, course: _Course) -> pd.Series:
     return plain(values.reindex(before).reset_index(drop=True))
 
 
-def _labels(values: pd.Series, position: Integers, frame: FrameView) -> pd.Series:
+def _labels(values: pd.Series, position: IntArray, frame: FrameView) -> pd.Series:
     """A column of labels, exact, refused if it holds lists or the like."""
     wrong = unhashable(values)
     if wrong is not None:
@@ -361,7 +359,7 @@ def _taken(values: pd.Series, rows: NDArray[Any]) -> pd.Series:
 def _sorted(
     columns: Mapping[str, pd.Series],
     named: Mapping[str, pd.Series],
-    position: Integers,
+    position: IntArray,
     keys: Keys,
     dropped: Dropped,
     frame: FrameView,
@@ -387,7 +385,7 @@ def _sorted(
     return rows
 
 
-def _sequences(codes: Integers, within: Integers | None) -> Integers:
+def _sequences(codes: IntArray, within: IntArray | None) -> IntArray:
     if within is None:
         return codes
     new = (codes[1:] != codes[:-1]) | (within[1:] != within[:-1])
@@ -460,7 +458,7 @@ def say_dropped(
         )
 
 
-def without_rows(rows: Rows, bad: Integers, terms: tuple[tuple[str, int], ...], n_input: int) -> Rows:
+def without_rows(rows: Rows, bad: IntArray, terms: tuple[tuple[str, int], ...], n_input: int) -> Rows:
     """`rows` less those where a term is not a number.
 
     Raises

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, IntArray
 from mixmoe.design import formulaic_engine
 from mixmoe.design.checks import (
     EXPLAINED,
@@ -42,7 +42,6 @@ from mixmoe.errors import CollinearityWarning, DesignError, warn
 NUMERIC_AUX = ("trials", "offset")  # auxiliary columns that must hold numbers; weights are checked with the rows
 _SIZES = (1e-150, 1e150)  # of the largest value of a column; squares of others leave the range of the numbers
 _SIZED = ("offset", "weights")  # columns beside the formula of which products are computed
-Integers = NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +93,12 @@ class SmoothColumns:
 
     section: str
     name: str
-    columns: Integers
+    columns: IntArray
     penalised: NDArray[np.bool_]
     common: bool
     term: SmoothTerm
     level: int
-    of: Integers
+    of: IntArray
     arguments: Mapping[str, str]
 
 
@@ -162,12 +161,12 @@ class Design:
     random: Array
     sigma: Array
     index: Array | None
-    codes: Integers
-    starts: Integers
+    codes: IntArray
+    starts: IntArray
     labels: NDArray[np.object_]
     rows: pd.Index
-    position: Integers
-    sequence: Integers | None
+    position: IntArray
+    sequence: IntArray | None
     order: Array | None
     aux: Mapping[str, NDArray[Any]]
     names: DesignNames
@@ -197,7 +196,7 @@ class Design:
         return self.n_input - self.dropped.n_rows - self.n
 
     @property
-    def counts(self) -> Integers:
+    def counts(self) -> IntArray:
         """Rows of each unit, shape (N,)."""
         return np.diff(np.append(self.starts, self.n))
 

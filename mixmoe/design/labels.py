@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-Integers = NDArray[np.intp]
+from mixmoe._typing import IntArray
+
 _WHOLE = 2.0**63  # whole floats below are shown as the integers they are
 
 
@@ -25,7 +26,7 @@ class Units:
         Sorted; integers, floats, texts and dates as Python has them.
     """
 
-    codes: Integers
+    codes: IntArray
     labels: NDArray[np.object_]
 
 
@@ -137,7 +138,7 @@ def _as_objects(labels: Sequence[Any]) -> NDArray[np.object_]:
     return np.fromiter(plain, dtype=object, count=len(labels))
 
 
-def places_of(labels: Iterable[Any], among: Iterable[Any]) -> Integers:
+def places_of(labels: Iterable[Any], among: Iterable[Any]) -> IntArray:
     """Place of each label in `among`, -1 where it is not there; the last one if it is there twice.
 
     Examples

@@ -18,14 +18,11 @@ from math import factorial
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, BoolArray, IntArray
 from mixmoe.design.design import Design, column_terms, continuous_columns, levels_in_use, used_columns
 from mixmoe.mixture.estimate import Flag
 
-IntArray = NDArray[np.intp]
-BoolArray = NDArray[np.bool_]
 _LINKED = 1e-9  # squared cosine of two rows, in orthonormal columns, from which on they are not orthogonal
 _RANK = 1e-10  # eigenvalue over the largest that counts
 _UNDECIDED = 1.92  # drop of the log-likelihood to which 95 % limits reach: a smaller one decides nothing

@@ -12,7 +12,7 @@ from mixmoe.design.design import Design, offset_of, weights_of
 from mixmoe.design.frame import shown
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.mixed.further_parameters import Correlation, Edge, Extra, Positive, Unbounded
-from mixmoe.mixed.likelihood.correlated import ErrorForm, RowExperts, Rows
+from mixmoe.mixed.likelihood.correlated import ErrorForm, RowExperts, SerialRows
 from mixmoe.mixed.likelihood.serial import ErrorKind, Visits
 from mixmoe.mixed.parameters import Coordinates, Residual
 from mixmoe.numerics.linalg import apply_inverse
@@ -259,7 +259,9 @@ class ErrorSetup:
         unit = 1 / np.sqrt(weights_of(design) / c.weight)
         V = (design.sigma[:, self.columns] - self.center) / self.units
         at, visits = times.order, Visits(design.starts, design.counts, times.gap / self.time_unit)
-        return RowExperts(Rows(y[at], X[at].T.copy(), Z[at].T.copy(), V[at].T.copy(), visits, unit[at]), self.form)
+        return RowExperts(
+            SerialRows(y[at], X[at].T.copy(), Z[at].T.copy(), V[at].T.copy(), visits, unit[at]), self.form
+        )
 
 
 def build_errors(design: Design, options: ErrorOptions, residual: Residual, response_unit: float) -> ErrorSetup:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, BoolArray
 from mixmoe.design.design import Design, continuous_columns
 from mixmoe.inference.cells import (
     Predictor,
@@ -30,7 +30,6 @@ from mixmoe.mixture.estimate import EMFit, Flag
 from mixmoe.mixture.gate import gate_log_probabilities
 from mixmoe.numerics.linalg import apply_inverse, logsumexp
 
-BoolArray = NDArray[np.bool_]
 _NONE = 1e-3  # a probability below this is zero in the limit, where a direction to infinity moves it
 _MOVED = 1e-6  # of the largest, a change along a direction to infinity
 

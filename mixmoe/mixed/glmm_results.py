@@ -32,7 +32,7 @@ from mixmoe.mixed.prediction.response_scale import (
     conditional_variance,
     delta_errors,
     draw,
-    expert_means,
+    expert_response_means,
     given_past,
     gradient_of,
     mean_deviance,
@@ -120,7 +120,7 @@ class GLMMResults(MEMoEResults):
         if kind == "categories":
             labels = cast(OrdinalResponse, response).labels
             return category_curves(category_intervals(self._link(), at, alpha), grid, labels)
-        values = mean_intervals(expert_means, self._link(), at, alpha)
+        values = mean_intervals(expert_response_means, self._link(), at, alpha)
         curves = interval_curves("trajectories", values, grid, standardised_name(design, self.model.settings))
         if not isinstance(response, OrdinalResponse):
             return curves
@@ -210,7 +210,7 @@ class GLMMResults(MEMoEResults):
         d, e = self.model.design, self._link()
         at = covariates_of(d)
         if kind == "mean":
-            return expert_means(e, at)
+            return expert_response_means(e, at)
         means, seen = np.empty((len(e.extra), d.n)), self._seen(d, d, prior_history(self._known(), d.gate))
         for rows in seen.runs():
             means[:, rows] = subject_expert_means(e, at.take(rows), seen.take(rows))
@@ -218,7 +218,7 @@ class GLMMResults(MEMoEResults):
 
     def _mean_errors(self, weights: Array) -> Array:
         def means(e: LinkEstimate, at: Covariates) -> Array:
-            return np.einsum("bnk,nk->bk", weights, expert_means(e, at))
+            return np.einsum("bnk,nk->bk", weights, expert_response_means(e, at))
 
         return delta_errors(gradient_of(means, self._link(), covariates_of(self.model.design)), self._link().cov)
 

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe._typing import AnyArray, Array
+from mixmoe._typing import AnyArray, Array, IntArray
 from mixmoe.design.design import DesignNames
 from mixmoe.errors import ArgumentError
 from mixmoe.mixed.further_parameters import Extra, spans
@@ -28,7 +28,6 @@ from mixmoe.mixture.estimate import Parameter, ParamLayout
 from mixmoe.numerics.complex_step import derivative_along, jacobian
 from mixmoe.numerics.linalg import semidefinite_cholesky
 
-Index = NDArray[np.intp]
 CovRE = Literal["expert", "common", "proportional"]
 Residual = Literal["expert", "common"]
 Sigma = Literal["expert", "common", "none"]
@@ -80,13 +79,13 @@ class Structure:
         return self.common.size
 
     @cached_property
-    def factor_entries(self) -> tuple[Index, Index]:
+    def factor_entries(self) -> tuple[IntArray, IntArray]:
         """Rows and columns of the free entries of the covariance factor."""
         q = self.n_random
         return np.tril_indices(q) if self.correlated else (np.arange(q), np.arange(q))
 
     @cached_property
-    def pairs(self) -> tuple[Index, Index]:
+    def pairs(self) -> tuple[IntArray, IntArray]:
         """Rows and columns of the correlations, column by column of the lower triangle."""
         columns, rows = np.triu_indices(self.n_random, k=1)
         return (rows, columns) if self.correlated else (rows[:0], columns[:0])
@@ -151,7 +150,7 @@ class Structure:
         end = first + len(self.thresholds.parameters(K))
         return ReportedVector(end, beta, gate, random, omega, sigma, np.empty((K, 0), np.intp), slice(first, end))
 
-    def _further(self, at: "_Places") -> Index:
+    def _further(self, at: "_Places") -> IntArray:
         """Positions of the further parameters, shape (K, d)."""
         parts = [at.take(self.n_experts, extra.size, extra.own) for extra in self.extras]
         return np.concatenate([np.empty((self.n_experts, 0), np.intp), *parts], axis=1)
@@ -163,7 +162,7 @@ class _Places:
     def __init__(self) -> None:
         self.end = 0
 
-    def take(self, rows: int, columns: int, own: bool = True) -> Index:
+    def take(self, rows: int, columns: int, own: bool = True) -> IntArray:
         """The next positions, shape (rows, columns): own ones of each row, or the same for all."""
         first, size = self.end, (rows if own else 1) * columns
         self.end += size
@@ -189,11 +188,11 @@ class FreeVector:
 
     size: int
     gate: slice
-    beta: Index
-    factor: Index
-    scale: Index
-    log_sigma: Index
-    extra: Index
+    beta: IntArray
+    factor: IntArray
+    scale: IntArray
+    log_sigma: IntArray
+    extra: IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,12 +217,12 @@ class ReportedVector:
     """
 
     size: int
-    beta: Index
-    gate: Index
-    random: Index
-    omega: Index
-    sigma: Index
-    extra: Index
+    beta: IntArray
+    gate: IntArray
+    random: IntArray
+    omega: IntArray
+    sigma: IntArray
+    extra: IntArray
     last: slice
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, IntArray
 from mixmoe.design.design import Design
 from mixmoe.design.formula import MoEFormula, parse_formula
 from mixmoe.design.frame import shown, view
@@ -19,7 +19,6 @@ from mixmoe.neural.network import Network, Personal
 from mixmoe.neural.posterior import Family
 from mixmoe.responses.distribution import check_varies, constant_within
 
-Index = NDArray[np.intp]
 MAX_LEVELS = 50  # of categories; a transition matrix grows with their square
 MAX_LABELS = 12  # different whole numbers as text that are taken for names of categories
 LARGEST = 1e100  # number in the data, and one over the least difference: their squares and fourth powers are finite
@@ -38,7 +37,7 @@ class Scaling:
         0 and 1 unless the response is Gaussian.
     """
 
-    columns: Index
+    columns: IntArray
     mean: Array
     sd: Array
     y_mean: float
@@ -74,14 +73,14 @@ def response_of(design: Design, family: Family, scaling: Scaling) -> NDArray:
     return design.response.astype(np.int64 if family in ("multiclass", "crf") else float)
 
 
-def sequence_codes(design: Design, family: Family) -> Index:
+def sequence_codes(design: Design, family: Family) -> IntArray:
     """Member of a block that each row belongs to: its sequence (CRF) or its person, shape (n,)."""
     if family == "crf" and design.sequence is not None:
         return design.sequence
     return design.codes
 
 
-def held_out_rows(members: Index, share: float) -> NDArray[np.bool_]:
+def held_out_rows(members: IntArray, share: float) -> NDArray[np.bool_]:
     """Rows of the validation set: the last `share` of each member's rows, never all of them.
 
     Parameters
@@ -106,9 +105,9 @@ def blocks_of(
     family: Family,
     scaling: Scaling,
     rows: NDArray[np.bool_],
-    persons: Index,
+    persons: IntArray,
     device: str,
-    levels: Index | None = None,
+    levels: IntArray | None = None,
 ) -> Blocks:
     """Blocks of some rows of a design.
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, IntArray
 from mixmoe.errors import ArgumentError, MissingExtraError
 
 Tensor: TypeAlias = Any
@@ -88,7 +88,6 @@ def select_device(device: str) -> str:
     return device
 
 
-Index = NDArray[np.intp]
 PADDING = 1.25  # a block ends where its longest member would be this much longer than the next
 
 
@@ -115,7 +114,7 @@ class Block:
     x: Tensor
     y: Tensor
     mask: Tensor
-    rows: Index
+    rows: IntArray
     levels: Tensor
 
 
@@ -136,7 +135,7 @@ class Blocks:
         return iter(self.blocks)
 
 
-def split_lengths(lengths: Index, max_cells: int) -> list[int]:
+def split_lengths(lengths: IntArray, max_cells: int) -> list[int]:
     """Cuts of a decreasing run of lengths into blocks with little padding and at most `max_cells` cells.
 
     Parameters
@@ -161,7 +160,7 @@ def split_lengths(lengths: Index, max_cells: int) -> list[int]:
     return [*cuts, len(lengths)] if len(lengths) else [0]
 
 
-def cell_rows(starts: Index, lengths: Index) -> tuple[Index, NDArray[np.bool_]]:
+def cell_rows(starts: IntArray, lengths: IntArray) -> tuple[IntArray, NDArray[np.bool_]]:
     """Row number of every cell of a padded block, and where there is a row.
 
     Parameters
@@ -181,11 +180,11 @@ def cell_rows(starts: Index, lengths: Index) -> tuple[Index, NDArray[np.bool_]]:
 def build_blocks(
     x: Array,
     y: NDArray,
-    codes: Index,
+    codes: IntArray,
     n_members: int,
     *,
-    persons: Index | None = None,
-    levels: Index | None = None,
+    persons: IntArray | None = None,
+    levels: IntArray | None = None,
     device: str = "cpu",
     max_cells: int = 100_000,
 ) -> Blocks:
@@ -221,7 +220,9 @@ def build_blocks(
     return Blocks(blocks, len(codes))
 
 
-def pad_block(x: Array, y: NDArray, levels: Index, persons: Index, starts: Index, lengths: Index, device: str) -> Block:
+def pad_block(
+    x: Array, y: NDArray, levels: IntArray, persons: IntArray, starts: IntArray, lengths: IntArray, device: str
+) -> Block:
     """One padded block of members whose rows begin at `starts`.
 
     Parameters

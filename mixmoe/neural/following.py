@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from mixmoe._typing import IntArray
 from mixmoe.design.design import Design
 from mixmoe.design.frame import shown
 from mixmoe.design.labels import places_of, units_of
@@ -13,8 +13,6 @@ from mixmoe.errors import ArgumentError
 from mixmoe.neural.batches import Scaling
 from mixmoe.neural.blocks import Blocks, build_blocks
 from mixmoe.output.predictions import known_places
-
-Index = NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +28,11 @@ class Following:
     """
 
     blocks: Blocks
-    places: Index
+    places: IntArray
 
 
 def following_rows(
-    fit: Design, past: Design, new: Design, scaling: Scaling, known: Index, device: str
+    fit: Design, past: Design, new: Design, scaling: Scaling, known: IntArray, device: str
 ) -> Following | None:
     """The new rows of known persons behind their rows of the past; None where no row of the past comes before.
 
@@ -69,7 +67,7 @@ def following_rows(
     return Following(blocks, places[int(used.sum()) :])
 
 
-def sequences_ahead(fit: Design, past: Design, new: Design, known: Index) -> Index:
+def sequences_ahead(fit: Design, past: Design, new: Design, known: IntArray) -> IntArray:
     """The sequence of `new` that each row of the past comes before, shape (n,); -1 for none.
 
     A row comes before a sequence of the same person, and of the same value of the column that separates sequences, if
@@ -97,7 +95,7 @@ def sequences_ahead(fit: Design, past: Design, new: Design, known: Index) -> Ind
     return np.where((ahead >= 0) & earlier, ahead, none)
 
 
-def common_ranks(fit: pd.Series, past: pd.Series, new: pd.Series) -> Index:
+def common_ranks(fit: pd.Series, past: pd.Series, new: pd.Series) -> IntArray:
     """Ranks of two columns that order sequences as one, shape (n + m,); of categories those of the fit.
 
     Raises

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, IntArray
 from mixmoe.design.design import Design
 from mixmoe.design.formula import MoEFormula, RandomTerm
 from mixmoe.design.frame import view
@@ -54,7 +54,6 @@ from mixmoe.neural.person_predictions import (
 )
 from mixmoe.output.predictions import known_places
 
-Index = NDArray[np.intp]
 MOST_CELLS = 4_000_000  # numbers in the largest array of one step
 MOST_NUMBERS = 20_000_000  # latent effects times population parameters for whose covariance there is room
 MOST_CROSSED = 4000  # effects of crossed groupings, whose covariance is a dense matrix
@@ -78,7 +77,7 @@ class Levels:
     term: RandomTerm
     labels: NDArray[np.object_]
     parts: tuple[NDArray[np.object_], ...]
-    places: Index
+    places: IntArray
 
 
 def largest_first(formula: MoEFormula, data: Any) -> MoEFormula:
@@ -154,13 +153,13 @@ def levels_of(design: Design, *, checked: bool = True) -> tuple[Levels, ...]:
     return tuple(found)
 
 
-def combined(parts: Sequence[NDArray[np.object_]], places: Index) -> NDArray[np.object_]:
+def combined(parts: Sequence[NDArray[np.object_]], places: IntArray) -> NDArray[np.object_]:
     """Labels of combinations."""
     texts = [":".join(str(part[k]) for part, k in zip(parts, row, strict=True)) for row in places]
     return np.array(texts, dtype=object)
 
 
-def check_grouping(name: str, codes: Index, others: dict[str, Index]) -> None:
+def check_grouping(name: str, codes: IntArray, others: dict[str, IntArray]) -> None:
     """Refuse a grouping that tells nothing.
 
     Raises
@@ -183,7 +182,7 @@ def check_grouping(name: str, codes: Index, others: dict[str, Index]) -> None:
             )
 
 
-def level_codes(levels: Sequence[Levels], design: Design, own: bool = True) -> Index:
+def level_codes(levels: Sequence[Levels], design: Design, own: bool = True) -> IntArray:
     """Level of each row in each further grouping, -1 for unknown ones, all of them if not `own`; shape (n, G).
 
     Raises
@@ -208,7 +207,7 @@ def level_codes(levels: Sequence[Levels], design: Design, own: bool = True) -> I
     return out
 
 
-def column_places(design: Design, column: str, known: NDArray[np.object_]) -> Index:
+def column_places(design: Design, column: str, known: NDArray[np.object_]) -> IntArray:
     """Place of each row's label among those of the fit, shape (n,); -1 where it is new."""
     units = units_of(design.frame[column])
     return known_places(units.labels, known, column)[units.codes]
@@ -287,9 +286,9 @@ class Combinations:
         Place of the rows among those given.
     """
 
-    levels: Index
+    levels: IntArray
     rows: Blocks
-    order: Index
+    order: IntArray
 
 
 def combinations_of(problem: Problem, blocks: Blocks) -> Combinations:
@@ -302,7 +301,7 @@ def combinations_of(problem: Problem, blocks: Blocks) -> Combinations:
     return Combinations(levels, rows, order)
 
 
-def of_combinations(problem: Problem, fit: Trained, z: Sequence[Array], levels: Index) -> Trained:
+def of_combinations(problem: Problem, fit: Trained, z: Sequence[Array], levels: IntArray) -> Trained:
     """The fit with the effects of combinations in place of persons; effects of unknown levels are zero.
 
     Parameters
@@ -320,7 +319,7 @@ def of_combinations(problem: Problem, fit: Trained, z: Sequence[Array], levels: 
     return replace(fit, loading=np.hstack(lifted), z=np.hstack(latent), s=s, further=())
 
 
-def union_index(problem: Problem) -> Index:
+def union_index(problem: Problem) -> IntArray:
     """Entries of the flat vector that differ between levels of any grouping."""
     return np.unique(np.concatenate([part.personal.index for part in parts_of(problem)]))
 
@@ -369,12 +368,12 @@ class LatentPlaces:
         Place in the border.
     """
 
-    unit: Index
-    own: Index
-    border: Index
+    unit: IntArray
+    own: IntArray
+    border: IntArray
 
 
-def latent_places(problem: Problem, plan: Plan, levels: Index) -> LatentPlaces:
+def latent_places(problem: Problem, plan: Plan, levels: IntArray) -> LatentPlaces:
     """Places of the latent effects of all groupings for some combinations of levels (C, 1 + G)."""
     parts = parts_of(problem)
     position = np.full(problem.n_persons + 1, -1)
@@ -422,7 +421,7 @@ class Spread:
     gain: Latent | None
     fixed: bool = False
 
-    def uncertainty(self, problem: Problem, every: Trained, levels: Index) -> Uncertainty:
+    def uncertainty(self, problem: Problem, every: Trained, levels: IntArray) -> Uncertainty:
         """Covariances of the effects of combinations (C, 1 + G), in the units of a `State`."""
         at = latent_places(problem, self.joint.moments.plan, levels)
         scale = problem.tensor(np.linalg.norm(every.loading, axis=0))

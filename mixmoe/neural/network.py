@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mixmoe._typing import IntArray
 from mixmoe.errors import ArgumentError, FormulaError
 from mixmoe.neural.blocks import Tensor, torch
 from mixmoe.neural.own_network import check_rows_apart, output_shape
@@ -16,7 +17,6 @@ from mixmoe.neural.own_network import check_rows_apart, output_shape
 if TYPE_CHECKING:
     from torch.nn import Module
 
-Index = NDArray[np.intp]
 LAST_COLUMNS = re.compile(r"last\[.*\]")  # of a linear network, by name
 ACTIVATIONS = ("tanh", "relu", "elu", "gelu", "silu", "softplus", "sigmoid")
 
@@ -227,8 +227,8 @@ class Personal:
     """
 
     tensors: tuple[TensorSpec, ...]
-    index: Index
-    group: Index
+    index: IntArray
+    group: IntArray
 
     @property
     def q(self) -> int:
@@ -243,7 +243,7 @@ class Personal:
                 return slice(int(start), int(stop))
         return None
 
-    def places(self, spec: TensorSpec) -> Index:
+    def places(self, spec: TensorSpec) -> IntArray:
         """Personal entries of a personal tensor, counted within it: all, or those of the columns that `re:` names."""
         return self.index[self.columns(spec.name)] - spec.start
 
@@ -383,7 +383,7 @@ def last_entries(
     return {bias.start} | {weights.start + k for name in names if name != "1" for k in inputs[name]}
 
 
-def personal_entries(tensors: Sequence[TensorSpec], entries: Index) -> Personal:
+def personal_entries(tensors: Sequence[TensorSpec], entries: IntArray) -> Personal:
     """The record of the given entries of the flat vector, in increasing order."""
     touched = [spec for spec in tensors if ((entries >= spec.start) & (entries < spec.stop)).any()]
     starts = np.array([spec.start for spec in touched], dtype=np.intp)

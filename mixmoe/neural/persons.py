@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, IntArray
 from mixmoe.arguments import checked_rng
 from mixmoe.design.complete_rows import NothingLeftError
 from mixmoe.design.design import Design
@@ -68,8 +68,6 @@ from mixmoe.output.summary import nothing_predicted
 
 if TYPE_CHECKING:
     from mixmoe.neural.model import NME
-
-Index = NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -223,7 +221,7 @@ def persons_of(model: "NME", problem: Problem, trained: Trained) -> Persons:
     )
 
 
-def match_labels(persons: Persons, design: Design, own: bool = True) -> Index:
+def match_labels(persons: Persons, design: Design, own: bool = True) -> IntArray:
     """Place of each unit of a new design among the persons; -1 for unknown ones, all of them if not `own`.
 
     Raises
@@ -384,7 +382,7 @@ def predict_frame(persons: Persons, covered: Uncertainty | None, new: Any, wante
 
 
 def predicted_columns(
-    persons: Persons, covered: Uncertainty | None, design: Design, known: Index, wanted: Wanted, rng: Any
+    persons: Persons, covered: Uncertainty | None, design: Design, known: IntArray, wanted: Wanted, rng: Any
 ) -> dict[str, Array]:
     """Columns of predictions of the rows of a design, in its order.
 
@@ -419,7 +417,7 @@ def predictions(
     persons: Persons,
     covered: Uncertainty | None,
     design: Design,
-    known: Index,
+    known: IntArray,
     is_known: NDArray[np.bool_],
     limits: Limits,
     rng: Any,

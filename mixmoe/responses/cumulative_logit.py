@@ -12,12 +12,10 @@ of which the last term does not involve eta: no digits are lost where a category
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import expit, log_expit
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, IntArray
 
-Codes = NDArray[np.intp]
 _PASSES = 100
 _CLOSE = 1e-10  # relative size of a last step, of which Newton squares the error
 _FAR = 700.0  # where the logistic function is zero or one to all digits
@@ -66,7 +64,7 @@ def density_slope(F: Array) -> Array:
     return F * (1.0 - F) * (1.0 - 2.0 * F)
 
 
-def borders(codes: Codes, eta: Array, cuts: Array) -> Borders:
+def borders(codes: IntArray, eta: Array, cuts: Array) -> Borders:
     """Both ends of the category of each response.
 
     Parameters
@@ -88,7 +86,7 @@ def with_ends(cuts: Array) -> Array:
     return np.concatenate([-end, cuts, end], axis=1)
 
 
-def log_probability(codes: Codes, at: Borders, widths: Array) -> Array:
+def log_probability(codes: IntArray, at: Borders, widths: Array) -> Array:
     """Log-probability of the responses, shape (E, n).
 
     Parameters

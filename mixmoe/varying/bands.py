@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, ndtr, ndtri
 from scipy.stats import t as student
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, BoolArray
 from mixmoe.inference.uncertainty import multiplier_critical
 from mixmoe.numerics.linalg import log_softmax
 from mixmoe.responses.distribution import Family
@@ -113,7 +113,6 @@ def asymptotic_critical(
     return float(np.quantile(np.concatenate(maxima), 1.0 - alpha))
 
 
-BoolArray = NDArray[np.bool_]
 BIASES = ("rbc", "undersmooth", "none")
 METHODS = ("multiplier", "asymptotic", "bootstrap")
 DRAWS = 4000

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, BoolArray, IntArray
 from mixmoe.errors import DesignError
 from mixmoe.mixture.estimate import Flag
 from mixmoe.mixture.resampling import run_all
@@ -22,8 +21,6 @@ from mixmoe.varying.leave_one_out import COMPARED, State, fold_chain, fold_membe
 from mixmoe.varying.problem import Problem, Rows, Slots
 from mixmoe.varying.setup import WindowFault, needed_rows
 
-BoolArray = NDArray[np.bool_]
-IntArray = NDArray[np.intp]
 STEP = 1.4  # between candidates
 CHUNK = 2  # candidates that are compared at once, then it is seen whether to go on
 FALLEN = 0.1  # held-out log-likelihood per row below the best at which narrower candidates are given up

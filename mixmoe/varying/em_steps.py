@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, BoolArray
 from mixmoe.numerics.linalg import log_softmax, logsumexp
 from mixmoe.responses.distribution import Derivatives, Family, Outcome
 from mixmoe.responses.exponential import StudentT, is_normal
@@ -31,7 +31,6 @@ from mixmoe.varying.problem import (
     outer_rows,
 )
 
-BoolArray = NDArray[np.bool_]
 DISPERSION_STEP = 1.0  # largest change of a log dispersion in one step
 LEAST_CURVATURE = 1e-200  # less is none: its root would overflow
 EXPERT_STEP = 5.0  # largest change of the predictor of an expert in one scoring step, links other than identity

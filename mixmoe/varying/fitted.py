@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, IntArray
 from mixmoe.design.design import Design
 from mixmoe.design.formula import MoEFormula
 from mixmoe.errors import ArgumentError
@@ -48,7 +48,6 @@ from mixmoe.varying.shape import shape_of
 from mixmoe.varying.smoothing import From, maximise, with_experts, with_response
 from mixmoe.varying.starts import label_flag, permute_experts
 
-IntArray = NDArray[np.intp]
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)  # of the index, where functions are tabulated
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, BoolArray, IntArray
 from mixmoe.arguments import checked_choice, checked_count, checked_jobs
 from mixmoe.design.design import Design, used_columns
 from mixmoe.errors import ArgumentError, DesignError
@@ -44,8 +44,6 @@ from mixmoe.varying.joint_em import REFIT, centred, run_em, with_cluster_draw, w
 from mixmoe.varying.problem import Problem, Slots
 from mixmoe.varying.setup import checked_numbers
 
-BoolArray = NDArray[np.bool_]
-IntArray = NDArray[np.intp]
 SUBJECTS = ("coefficients", "probabilities", "experts", "mean", "differences")
 # What a reader must know about a value, in the column `mark`.
 OUTSIDE = "outside"  # the estimate lies outside its own band, whose correction for bias moves the function so far

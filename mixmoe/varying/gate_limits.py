@@ -19,10 +19,9 @@ standard error of the estimate, robust as that is. A limit lies where r is the f
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, IntArray
 from mixmoe.mixture.gate import Weighted, gate_information
 from mixmoe.numerics.linalg import log_softmax
 from mixmoe.varying.bands import MOST_ROWS, BandSet
@@ -31,7 +30,6 @@ from mixmoe.varying.interpolation import wrapped
 from mixmoe.varying.local_likelihood import positive_definite
 from mixmoe.varying.problem import Problem, epanechnikov
 
-IntArray = NDArray[np.intp]
 REACH = 2.0  # how far the curvature is followed, as a multiple of the largest factor
 SHIFTS = 17  # values at which it is taken, the estimate in the middle
 FINE = 201

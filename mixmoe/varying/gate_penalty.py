@@ -21,13 +21,11 @@ occupation codes in census public-use samples using Bayesian logistic regression
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, BoolArray
 from mixmoe.mixture.gate import GatePenalty, Weighted
 from mixmoe.varying.problem import Block, Rows, epanechnikov
 
-BoolArray = NDArray[np.bool_]
 PEAK = float(epanechnikov(np.zeros(1))[0])
 
 

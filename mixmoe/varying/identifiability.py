@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import expit
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, BoolArray
 from mixmoe.design.design import Design
 from mixmoe.errors import BoundaryWarning, ConvergenceWarning, DegeneracyWarning, MixmoeWarning
 from mixmoe.inference.cells import columns_of, described, infinite_words
@@ -28,7 +28,6 @@ from mixmoe.varying.interpolation import hermite_matrix
 from mixmoe.varying.joint_em import Control, Run
 from mixmoe.varying.problem import Problem, Rows, Windows, blocks, local_moments
 
-BoolArray = NDArray[np.bool_]
 INFINITE = 12.0  # a predictor beyond this means a probability of zero or one, below minus this a mean count of zero
 SEPARATED = 0.02  # share of the rows of an expert with such predictors from which on it is said
 REGION = 0.5  # the same within one window

@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, IntArray
 
-IntArray = NDArray[np.intp]
 LINE = 0.0  # the period of an index that has none
 
 

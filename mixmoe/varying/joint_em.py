@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, BoolArray, IntArray
 from mixmoe.varying.em_steps import (
     Natural,
     Posterior,
@@ -275,9 +275,6 @@ def best_run(runs: list[Run]) -> Run:
     return replace(best, candidates=np.sort([r.loglik for r in runs])[::-1])
 
 
-BoolArray = NDArray[np.bool_]
-
-
 @dataclass(frozen=True, slots=True)
 class Centring:
     """Means that go from the covariates into the intercepts.
@@ -504,7 +501,6 @@ def on_grid(problem: Problem, old: Problem, coef: Array) -> Array:
     return out
 
 
-IntArray = NDArray[np.intp]
 REFIT = Control(tolerance=1e-4, max_iter=100)  # of warm-started refits to draws
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, IntArray
 from mixmoe.responses.exponential import is_normal
 from mixmoe.varying.em_steps import (
     EXPERT_STEP,
@@ -44,7 +44,6 @@ from mixmoe.varying.interpolation import hermite_matrix, wrapped
 from mixmoe.varying.joint_em import Control, on_grid, run_em
 from mixmoe.varying.problem import Problem, Slots, blocks, build_problem, epanechnikov
 
-IntArray = NDArray[np.intp]
 LOWEST = -30.0  # log density of a held-out row counts at least this much, so that one outlier does not decide
 NUMBERS_HELD = 1 << 22  # in the inverse matrices of the rows that are handled at once
 COMPARED = Control(tolerance=3e-4, max_iter=60, gain=1e-5)  # of fits that only serve a criterion

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, BoolArray
 from mixmoe.numerics.linalg import log_softmax
 from mixmoe.responses.distribution import Derivatives, Outcome
 from mixmoe.varying.em_steps import LEAST_CURVATURE, Natural, own_natural
@@ -33,7 +33,6 @@ from mixmoe.varying.problem import (
     local_predictor,
 )
 
-BoolArray = NDArray[np.bool_]
 NEGLIGIBLE = 1e-5  # information about a predictor, per row, below which it has run to where rows say nothing
 LOADED = 0.05  # share of the largest loading from which on a coefficient takes part in a direction
 RIDGE = 1e-10

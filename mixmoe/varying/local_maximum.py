@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, BoolArray
 from mixmoe.varying.em_steps import LEAST_CURVATURE, limit_dispersion, solve_scaled
 from mixmoe.varying.local_likelihood import (
     Local,
@@ -24,7 +24,6 @@ from mixmoe.varying.local_likelihood import (
 )
 from mixmoe.varying.problem import Block, Problem, Slots, blocks
 
-BoolArray = NDArray[np.bool_]
 NEWTON_ROUNDS = (6, 6, 30)  # iterations; each round goes on with the grid points that have not converged
 NEWTON_TOLERANCE = 1e-8
 HALVINGS = 4

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, BoolArray, IntArray
 from mixmoe.arguments import checked_choice, checked_count, checked_positive, checked_rng
 from mixmoe.design.beside import with_columns
 from mixmoe.design.design import build_design
@@ -60,9 +60,6 @@ from mixmoe.varying.setup import (
 )
 from mixmoe.varying.shape import Shaped, checked_tails, fit_shape, shape_flag, shape_of, with_shape
 from mixmoe.varying.smoothing import From, maximise
-
-BoolArray = NDArray[np.bool_]
-IntArray = NDArray[np.intp]
 
 
 class VCMoE:

@@ -19,13 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, BoolArray, IntArray
 from mixmoe.mixture.gate import GatePenalty
 from mixmoe.responses.distribution import Family, Outcome
 from mixmoe.responses.zero_inflated import ZeroInflated
 from mixmoe.varying.interpolation import LINE, hermite_matrix, interpolated, positions, wrapped
 
-IntArray = NDArray[np.intp]
 PAIRS_PER_BLOCK = 1 << 17  # (grid point, row) pairs handled at once: bounds the memory, fits the cache
 PAIRS_KEPT = 1 << 21  # windows up to this size are kept between calls
 
@@ -295,7 +294,6 @@ def hankel(moments: Array, degree: int) -> Array:
     return np.concatenate(rows, axis=-2)
 
 
-BoolArray = NDArray[np.bool_]
 THETA_OVER_MEAN = 1e4  # largest theta of a negative binomial, over the mean: variance 1.0001 means
 ZEROS = 9.0  # largest log odds of a certain zero, or of none: one row in eight thousand
 THETA_FLOOR = 1e-3  # smallest theta of a negative binomial: variance a thousand squared means

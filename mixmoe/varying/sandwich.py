@@ -37,10 +37,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, BoolArray, IntArray
 from mixmoe.varying.effective_parameters import Node
 from mixmoe.varying.em_steps import Natural, own_natural
 from mixmoe.varying.gate_penalty import WindowPrior, global_units
@@ -64,8 +63,6 @@ from mixmoe.varying.local_likelihood import (
 from mixmoe.varying.local_maximum import on_limit
 from mixmoe.varying.problem import Block, Problem
 
-IntArray = NDArray[np.intp]
-BoolArray = NDArray[np.bool_]
 CHUNK = 4096  # rows whose influence is held as a dense matrix at once
 ROOT, WHOLE = 0.5, 1.0  # powers of the correction: HC2 of rows and CR3 of clusters
 SINGULAR = 1e-12  # smallest singular value of the scaled equation of the constants with which it is solved

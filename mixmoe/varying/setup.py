@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, IntArray
 from mixmoe.arguments import checked_count, checked_positive
 from mixmoe.design.beside import check_clusters
 from mixmoe.design.checks import check_sizes
@@ -34,7 +34,6 @@ from mixmoe.varying.problem import (
     pooled_spread,
 )
 
-IntArray = NDArray[np.intp]
 WIDEST = 100  # bandwidths over the range of the index beyond which windows no longer differ
 EXACT = 1e-10  # residual standard deviation over largest response below which a response has no error
 SIZES = (1e-60, 1e60)  # of the largest value of a column; fourth powers of others leave the range of the numbers

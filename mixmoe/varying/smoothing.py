@@ -46,7 +46,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.optimize import minimize_scalar
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, BoolArray, IntArray
 from mixmoe.responses.exponential import StudentT
 from mixmoe.varying.effective_parameters import effective_df
 from mixmoe.varying.em_steps import limit_dispersion, own_natural, posterior
@@ -326,8 +326,6 @@ def restricted_maximum(z: Array, x: Array, noise: Array, signal: Array) -> float
     return float(np.exp(found.x)) if found.fun < squares.sum() else 0.0
 
 
-BoolArray = NDArray[np.bool_]
-IntArray = NDArray[np.intp]
 SECOND = 0.5  # width of the second kernel, as a share of the bandwidth
 LEAST_POINTS = 4  # a line leaves nothing of two points, and one of three has no covariance
 SPLINE = 1.0 / 3.0  # share of the spline in the reported function

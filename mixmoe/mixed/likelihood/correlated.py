@@ -43,7 +43,7 @@ _WORKING = 150_000  # doubles per working array (1.2 MB): rows, unlike moments, 
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class SerialRows:
     """The data row by row, sorted by subject and time.
 
     Attributes
@@ -70,7 +70,7 @@ class Rows:
         """Number of subjects."""
         return self.visits.starts.size
 
-    def blocks(self, n_experts: int) -> "Iterator[tuple[slice, Rows]]":
+    def blocks(self, n_experts: int) -> "Iterator[tuple[slice, SerialRows]]":
         """Consecutive runs of subjects, short enough that the working arrays of `n_experts` experts stay in cache."""
         width = 1 + 2 * self.Z.shape[0] ** 2
         per_subject = max(1.0, self.y.size / self.n_subjects)
@@ -79,23 +79,23 @@ class Rows:
             where = slice(start, min(start + length, self.n_subjects))
             yield where, self.run(where)
 
-    def run(self, subjects: slice) -> "Rows":
+    def run(self, subjects: slice) -> "SerialRows":
         """Rows of a run of consecutive subjects."""
         ends = self.visits.starts + self.visits.counts
         at = slice(int(self.visits.starts[subjects][0]), int(ends[subjects][-1]))
         return self._at(at, self.visits.take(subjects))
 
-    def take(self, subjects: NDArray[np.intp]) -> "Rows":
+    def take(self, subjects: NDArray[np.intp]) -> "SerialRows":
         """Rows of some subjects, each possibly repeated."""
         at = self.visits.rows_of(subjects)
         return self._at(at, self.visits.chosen(subjects))
 
-    def without_response(self) -> "Rows":
+    def without_response(self) -> "SerialRows":
         """The same rows with a response of zero."""
         return replace(self, y=np.zeros_like(self.y))
 
-    def _at(self, at: "slice | NDArray[np.intp]", visits: Visits) -> "Rows":
-        return Rows(self.y[at], self.X[:, at], self.Z[:, at], self.V[:, at], visits, self.unit[at])
+    def _at(self, at: "slice | NDArray[np.intp]", visits: Visits) -> "SerialRows":
+        return SerialRows(self.y[at], self.X[:, at], self.Z[:, at], self.V[:, at], visits, self.unit[at])
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +155,12 @@ class RowPosterior:
     density: "Density"
 
 
-def row_posterior(rows: Rows, beta: AnyArray, T: AnyArray, errors: ErrorModel) -> RowPosterior:
+def row_posterior(rows: SerialRows, beta: AnyArray, T: AnyArray, errors: ErrorModel) -> RowPosterior:
     """Marginal log-densities and the pieces of the posterior of the random effects.
 
     Parameters
     ----------
-    rows : Rows
+    rows : SerialRows
     beta : ndarray, shape (E, p)
     T : ndarray, shape (E, q, q)
         Lower factor of the random-effects covariance, D = T T'.
@@ -189,7 +189,7 @@ def row_posterior(rows: Rows, beta: AnyArray, T: AnyArray, errors: ErrorModel) -
     return RowPosterior(factor, r, G, L, solve_upper(L, half), distance, density)
 
 
-def _gram(rows: Rows, white: AnyArray) -> AnyArray:
+def _gram(rows: SerialRows, white: AnyArray) -> AnyArray:
     """Z'R^-1 Z, shape (E, q, q, N)."""
     E, q = white.shape[:2]
     G = np.empty((E, q, q, rows.n_subjects), dtype=white.dtype)
@@ -209,18 +209,18 @@ def row_covariances(post: RowPosterior, T: AnyArray) -> AnyArray:
     return np.einsum("eac,ecdn,ebd->eabn", T, inverse_from_cholesky(post.L), T, optimize=True)
 
 
-def row_errors(rows: Rows, post: RowPosterior, T: AnyArray) -> AnyArray:
+def row_errors(rows: SerialRows, post: RowPosterior, T: AnyArray) -> AnyArray:
     """Residuals y - X beta - Z b at the posterior mean of b, shape (E, n)."""
     means = np.repeat(row_means(post, T), rows.visits.counts, axis=-1)
     return post.r - (means * rows.Z).sum(axis=1)
 
 
-def row_scores(rows: Rows, post: RowPosterior, T: AnyArray, errors: ErrorModel) -> RowScores:
+def row_scores(rows: SerialRows, post: RowPosterior, T: AnyArray, errors: ErrorModel) -> RowScores:
     """Derivatives of each subject's log-density in the parameters of each expert.
 
     Parameters
     ----------
-    rows : Rows
+    rows : SerialRows
     post : RowPosterior
     T : ndarray, shape (E, q, q)
     errors : ErrorModel
@@ -319,7 +319,7 @@ class RowDensities(ScoresByRow):
 
     Attributes
     ----------
-    rows : Rows
+    rows : SerialRows
     params : Params
     form : ErrorForm
     errors : ErrorModel
@@ -327,7 +327,7 @@ class RowDensities(ScoresByRow):
         With E = S * K.
     """
 
-    rows: Rows
+    rows: SerialRows
     params: Params
     form: ErrorForm
     errors: ErrorModel
@@ -377,12 +377,12 @@ class RowExperts(ClosedIntegral):
 
     Attributes
     ----------
-    rows : Rows
+    rows : SerialRows
     form : ErrorForm
     workers : Workers
     """
 
-    rows: Rows
+    rows: SerialRows
     form: ErrorForm
     analytic: bool = True
     workers: Workers = ALONE

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, IntArray
 from mixmoe.mixed.further_parameters import Edge, Extra, Positive
 from mixmoe.numerics.linalg import cholesky, solve_lower, solve_upper
 from mixmoe.responses.distribution import ETA_LIMIT, Curvature, Family, Outcome
@@ -226,7 +226,6 @@ def dispersion(name: str, own: bool) -> Extra:
     return Extra(name, ("",), Positive(), (0.0,), own, "dispersion", precision=True)
 
 
-Index = NDArray[np.intp]
 _TOLERANCE = 1e-11  # of a last step; Newton squares the error, so that the mode is exact to rounding
 _MAX_PASSES = 100
 _MAX_STEP = 4.0  # in standard deviations of a random effect
@@ -255,15 +254,15 @@ class Rows:
     weights: Array | None
     X: Array
     Z: Array
-    starts: Index
-    counts: Index
+    starts: IntArray
+    counts: IntArray
 
     @property
     def n_subjects(self) -> int:
         """Number of subjects."""
         return self.starts.size
 
-    def take(self, subjects: "slice | Index") -> "Rows":
+    def take(self, subjects: "slice | IntArray") -> "Rows":
         """The rows of some of the subjects, possibly repeated."""
         first, counts = self.starts[subjects], self.counts[subjects]
         starts = np.cumsum(counts) - counts
@@ -274,7 +273,7 @@ class Rows:
         rows = (self.starts[:, None] + np.arange(n)).ravel()
         return self._at(rows, n * np.arange(self.n_subjects), np.full(self.n_subjects, n))
 
-    def _at(self, rows: Index, starts: Index, counts: Index) -> "Rows":
+    def _at(self, rows: IntArray, starts: IntArray, counts: IntArray) -> "Rows":
         """Some rows, of subjects that start where it is said."""
         weights = None if self.weights is None else self.weights[rows]
         Z = np.ascontiguousarray(self.Z[:, rows])

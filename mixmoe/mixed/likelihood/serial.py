@@ -20,9 +20,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe._typing import AnyArray
+from mixmoe._typing import AnyArray, IntArray
 
-Index = NDArray[np.intp]
 ErrorKind = Literal["iid", "ar1", "car1", "bm"]
 
 
@@ -37,7 +36,7 @@ class Layer:
         Whether the subject of each has a later row, which is the next one.
     """
 
-    rows: Index
+    rows: IntArray
     goes_on: NDArray[np.bool_]
 
     def pass_on(self, to: AnyArray, values: AnyArray) -> None:
@@ -58,12 +57,12 @@ class Visits:
         Time since the row before; of a subject's first row since time zero.
     """
 
-    starts: Index
-    counts: Index
+    starts: IntArray
+    counts: IntArray
     gap: NDArray[np.float64]
 
     @property
-    def codes(self) -> Index:
+    def codes(self) -> IntArray:
         """Subject of each row, shape (n,)."""
         return np.repeat(np.arange(self.starts.size), self.counts)
 
@@ -112,13 +111,13 @@ class Visits:
         """Sums over the rows of each subject, shape (..., N)."""
         return np.add.reduceat(rows, self.starts, axis=-1)
 
-    def rows_of(self, subjects: Index) -> Index:
+    def rows_of(self, subjects: IntArray) -> IntArray:
         """Rows of some subjects one after the other, each possibly repeated."""
         counts = self.counts[subjects]
         first = np.cumsum(counts) - counts
         return np.arange(int(counts.sum())) + np.repeat(self.starts[subjects] - first, counts)
 
-    def chosen(self, subjects: Index) -> "Visits":
+    def chosen(self, subjects: IntArray) -> "Visits":
         """Visits of some subjects, each possibly repeated."""
         counts = self.counts[subjects]
         return Visits(np.cumsum(counts) - counts, counts, self.gap[self.rows_of(subjects)])

@@ -12,7 +12,14 @@ from scipy.stats import norm, t
 from mixmoe._typing import Array
 from mixmoe.design.design import Design, offset_of, weights_of
 from mixmoe.mixed.error_structure import ErrorSetup
-from mixmoe.mixed.likelihood.correlated import RowPosterior, Rows, row_covariances, row_errors, row_means, row_posterior
+from mixmoe.mixed.likelihood.correlated import (
+    RowPosterior,
+    SerialRows,
+    row_covariances,
+    row_errors,
+    row_means,
+    row_posterior,
+)
 from mixmoe.mixed.likelihood.serial import factorise, integer_power
 from mixmoe.mixed.parameters import Params
 from mixmoe.mixed.prediction.linear_predictor import MixtureLaw
@@ -26,14 +33,14 @@ class Past:
 
     Attributes
     ----------
-    rows : Rows
+    rows : SerialRows
     errors : Disturbances
     posterior : RowPosterior
         With E = K.
     T : ndarray, shape (K, q, q)
     """
 
-    rows: Rows
+    rows: SerialRows
     errors: Disturbances
     posterior: RowPosterior
     T: Array
@@ -77,7 +84,7 @@ def past_of(design: Design, e: Params, setup: ErrorSetup | None) -> Past:
     at = errors.order
     V = np.zeros((0, design.n)) if setup is None else design.sigma[at][:, setup.columns].T
     y, unit = np.asarray(design.response) - offset_of(design), 1 / np.sqrt(weights_of(design))
-    rows = Rows(y[at], design.expert[at].T, design.random[at].T, V, errors.factor.visits, unit[at])
+    rows = SerialRows(y[at], design.expert[at].T, design.random[at].T, V, errors.factor.visits, unit[at])
     return Past(rows, errors, row_posterior(rows, e.beta[0], e.factor[0], errors.model), e.factor[0])
 
 

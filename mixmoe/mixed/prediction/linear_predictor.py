@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, sici, stdtr, stdtrit
 from scipy.stats import norm
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, IntArray
 from mixmoe.check.residuals import continuous
 from mixmoe.families import Distribution
 from mixmoe.mixed.likelihood.glmm import GlmmExperts, Nodes, build_nodes
@@ -30,7 +30,6 @@ from mixmoe.mixed.likelihood.modes import Modes, Predictor, Response, Rows
 from mixmoe.mixed.parameters import Params
 from mixmoe.numerics.linalg import inverse_from_cholesky
 
-Index = NDArray[np.intp]
 POINTS = 48
 MOST_EXACT = 3  # random effects; with more the integral over w is an approximation
 _ACROSS = {
@@ -73,7 +72,7 @@ class Course:
         """All points, shape (M, K, n)."""
         return self.first + self.step * np.arange(len(self.mass))[:, None, None]
 
-    def take(self, rows: Index) -> "Course":
+    def take(self, rows: IntArray) -> "Course":
         """Course of some of the rows."""
         return Course(self.first[:, rows], self.step[:, rows], self.mass[:, :, rows])
 
@@ -181,14 +180,14 @@ class Seen:
     memory: Memory | None
     factor: Array
     Z: Array
-    where: Index
+    where: IntArray
     probabilities: Array
 
-    def take(self, rows: Index) -> "Seen":
+    def take(self, rows: IntArray) -> "Seen":
         """Some of the rows."""
         return Seen(self.memory, self.factor, self.Z[rows], self.where[rows], self.probabilities[rows])
 
-    def runs(self) -> Iterator[Index]:
+    def runs(self) -> Iterator[IntArray]:
         """Rows in runs whose pasts are small enough to be worked on at a time."""
         size = np.ones(len(self.where), dtype=np.intp)
         if self.memory is not None and len(size):
@@ -256,7 +255,7 @@ def _prior(N: int) -> _Line:
     return _Line(np.zeros(N), normal, normal)
 
 
-def _given_past(memory: Memory | None, k: int, where: Index, a: Array) -> _Line:
+def _given_past(memory: Memory | None, k: int, where: IntArray, a: Array) -> _Line:
     """Subjects `where` of the past under expert k, along directions a, shape (N, q)."""
     assert memory is not None
     turn = _rotations(a)
@@ -288,7 +287,7 @@ def _given_past(memory: Memory | None, k: int, where: Index, a: Array) -> _Line:
     return _Line(mode[0], log_density, lambda v: joint(v, np.zeros(len(mode) - 1)))
 
 
-def _taken(values: Array, rows: Rows, where: Index) -> Array:
+def _taken(values: Array, rows: Rows, where: IntArray) -> Array:
     """Values of the rows of some subjects, in the order of ``rows.take(where)``."""
     counts = rows.counts[where]
     starts = np.cumsum(counts) - counts

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, IntArray
 from mixmoe.check.residuals import placed
 from mixmoe.families import Distribution
 from mixmoe.inference.small_samples import Moments, degrees_of_freedom
@@ -19,7 +19,7 @@ from mixmoe.inference.uncertainty import critical
 from mixmoe.mixed.likelihood.glmm import GlmmExperts
 from mixmoe.mixed.likelihood.modes import Response
 from mixmoe.mixed.likelihood.observed import Problem
-from mixmoe.mixed.parameters import Index, Params, Structure, reported_to_user
+from mixmoe.mixed.parameters import Params, Structure, reported_to_user
 from mixmoe.mixed.prediction.linear_predictor import Course, Seen, Table, course, remember
 from mixmoe.mixed.prediction.trajectories import posterior_history
 from mixmoe.mixture.gate import gate_log_probabilities
@@ -144,7 +144,7 @@ def averaged(what: Callable[[Array], Array], where: Predictors) -> Array:
     )
 
 
-def expert_means(e: LinkEstimate, at: Covariates) -> Array:
+def expert_response_means(e: LinkEstimate, at: Covariates) -> Array:
     """Expected response of each expert in the population, shape (n, K)."""
     return averaged(lambda eta: e.mean(eta, at.trials), predictors(e, at)).T
 
@@ -152,7 +152,7 @@ def expert_means(e: LinkEstimate, at: Covariates) -> Array:
 def population_means(e: LinkEstimate, at: Covariates) -> Array:
     """Expected response in the population, shape (n, 1)."""
     probabilities = np.exp(gate_log_probabilities(at.W, e.params.gamma))[0].T
-    return (probabilities * expert_means(e, at)).sum(axis=1, keepdims=True)
+    return (probabilities * expert_response_means(e, at)).sum(axis=1, keepdims=True)
 
 
 def mean_intervals(
@@ -163,7 +163,7 @@ def mean_intervals(
     Parameters
     ----------
     of : callable
-        `expert_means` or `population_means`, or another quantity.
+        `expert_response_means` or `population_means`, or another quantity.
     e : LinkEstimate
     at : Covariates
     alpha : float
@@ -337,7 +337,7 @@ def place(e: LinkEstimate, where: Course, weights: Array, out: Outcome) -> Distr
 def response_quantile(e: LinkEstimate, where: Course, weights: Array, trials: Array, level: float) -> Array:
     """Smallest response whose distribution function reaches `level`, shape (n,)."""
 
-    def excess(y: Array, rows: Index) -> Array:
+    def excess(y: Array, rows: IntArray) -> Array:
         at = distribution_function(e, where.take(rows), weights[:, rows], trials[rows], y)
         return ndtri(np.clip(at, _LEAST_TAIL, 1.0 - _LEAST_TAIL)) - ndtri(level)
 
@@ -349,7 +349,7 @@ def response_quantile(e: LinkEstimate, where: Course, weights: Array, trials: Ar
     return crossed(excess, n, e.response.discrete)
 
 
-def crossed(excess: Callable[[Array, Index], Array], n: int, whole: bool) -> Array:
+def crossed(excess: Callable[[Array, IntArray], Array], n: int, whole: bool) -> Array:
     """Where increasing functions on (-1, inf) reach zero, shape (n,), by Ridders' method.
 
     Parameters
@@ -439,7 +439,7 @@ class Shown:
 
 
 def _expert_columns(e: LinkEstimate, at: Covariates, wanted: Wanted) -> dict[str, Array]:
-    return by_expert("expert", estimated(expert_means, e, at, wanted))
+    return by_expert("expert", estimated(expert_response_means, e, at, wanted))
 
 
 def _population_columns(e: LinkEstimate, at: Covariates, wanted: Wanted) -> dict[str, Array]:
@@ -453,7 +453,7 @@ def _subject_columns(e: LinkEstimate, at: Covariates, seen: Seen, wanted: Wanted
 MEANS = Shown(_expert_columns, _population_columns, _subject_columns)
 
 
-def one_step_ahead(problem: "Problem[GlmmExperts]", working: Params, prior: Array) -> Iterator[tuple[Index, Seen]]:
+def one_step_ahead(problem: "Problem[GlmmExperts]", working: Params, prior: Array) -> Iterator[tuple[IntArray, Seen]]:
     """Each row of a problem with what the earlier rows of its subject say; within a subject their order is time.
 
     Parameters

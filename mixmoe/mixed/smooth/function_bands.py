@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, IntArray
 from mixmoe.inference.uncertainty import multiplier_critical
 from mixmoe.mixed.smooth.fitting import Smoothing
-from mixmoe.mixed.smooth.functions import Function, Index
+from mixmoe.mixed.smooth.functions import Function
 from mixmoe.output.records import Cell, Curve, Table, told_apart, value_format
 
 POINTS = 101
@@ -62,7 +62,7 @@ class Course:
     at: Array
     values: Array
     slopes: Array
-    where: Index
+    where: IntArray
     limits: Callable[[Array, Array], tuple[Array, Array]] = symmetric
 
 

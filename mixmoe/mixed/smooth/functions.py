@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, IntArray
 from mixmoe.design.design import Design, SmoothColumns
 from mixmoe.design.formula import MoEFormula, Part
 from mixmoe.design.formulaic_engine import category_argument, code_of, holds_smooth, is_intercept, name_of, parse_terms
 from mixmoe.errors import FormulaError
-from mixmoe.mixed.parameters import Coordinates, FreeVector, Index, Structure, build_layout
+from mixmoe.mixed.parameters import Coordinates, FreeVector, Structure, build_layout
 from mixmoe.mixture.estimate import ParamLayout
 
 
@@ -92,7 +92,7 @@ class Function:
     name: str
     columns: SmoothColumns
     expert: int | None
-    where: Index
+    where: IntArray
 
     @property
     def rank(self) -> int:
@@ -153,8 +153,8 @@ class Geometry:
 
     basis: Array
     inverse: Array
-    places: tuple[Index, ...]
-    penalised: tuple[Index, ...]
+    places: tuple[IntArray, ...]
+    penalised: tuple[IntArray, ...]
 
     @property
     def ranks(self) -> Array:
@@ -167,7 +167,7 @@ class Geometry:
         return self.basis[:, np.concatenate(self.penalised)]
 
     @property
-    def owners(self) -> Index:
+    def owners(self) -> IntArray:
         """Function of each penalised coefficient, shape (M,)."""
         return np.repeat(np.arange(len(self.penalised)), [len(at) for at in self.penalised])
 
@@ -216,7 +216,7 @@ def uncentred(c: Coordinates, design: Design) -> Coordinates:
     return replace(c, center=center)
 
 
-def coarse_columns(design: Design, section: str) -> Index:
+def coarse_columns(design: Design, section: str) -> IntArray:
     """Columns of a section without the rougher ones of its functions."""
     width = design.expert.shape[1] if section == "expert" else design.gate.shape[1]
     left = np.ones(width, dtype=bool)
@@ -248,7 +248,7 @@ def coarse_design(design: Design) -> Design:
     )
 
 
-def _left(kept: NDArray[np.bool_], columns: Index) -> NDArray[np.bool_]:
+def _left(kept: NDArray[np.bool_], columns: IntArray) -> NDArray[np.bool_]:
     """Which of all built columns are kept when only some of those that were stay."""
     left = np.zeros_like(kept)
     left[np.flatnonzero(kept)[columns]] = True

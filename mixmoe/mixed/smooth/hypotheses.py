@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
-from mixmoe._typing import Array
+from mixmoe._typing import Array, IntArray
 from mixmoe.errors import ArgumentError
 from mixmoe.mixed.smooth.curvature import information
 from mixmoe.mixed.smooth.fitting import SIGMA_FLOOR
-from mixmoe.mixed.smooth.functions import Function, Index, geometry_of
+from mixmoe.mixed.smooth.functions import Function, geometry_of
 from mixmoe.mixed.smooth.marginal import Smoothed, estimate, marginal_loglik, typical_smoothing
 from mixmoe.mixture.estimate import EMFit, Starts
 from mixmoe.mixture.resampling import replicate
@@ -188,7 +188,7 @@ def _side_by_side(rows: Sequence[Array]) -> Array:
     return out
 
 
-def _wood(wanted: Wanted, rows: Array, where: Index, params: Array, cov: Array, edf: float) -> FunctionTest:
+def _wood(wanted: Wanted, rows: Array, where: IntArray, params: Array, cov: Array, edf: float) -> FunctionTest:
     statistic, rank, p = wood_test(rows, params[where], cov[np.ix_(where, where)], edf)
     return FunctionTest(wanted.names, wanted.hypothesis, statistic, rank, p, "asymptotic", 0, np.empty(0))
 
