@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mixmoe import datasets, errors, simulate
 from mixmoe.api import fit
 from mixmoe.partitions.scan import scan
-from mixmoe.report.side_by_side import table
+from mixmoe.report.tidy import table
 from mixmoe.results import load
 
 if TYPE_CHECKING:

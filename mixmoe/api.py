@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, overload
 from mixmoe.design.formula import MoEFormula, parse_formula
 from mixmoe.errors import ArgumentError
 from mixmoe.families import family_of, model_options, of_partitions, refuse_foreign_effects
-from mixmoe.partitions.dask_frames import as_partitions
+from mixmoe.partitions.scan import as_partitions
 
 if TYPE_CHECKING:
-    from mixmoe.mixed.error_structure import ErrorsBy, ErrorsDist
-    from mixmoe.mixed.likelihood.serial import ErrorKind
+    from mixmoe.mixed.likelihood.correlated import ErrorKind
+    from mixmoe.mixed.options import ErrorsBy, ErrorsDist
     from mixmoe.mixed.parameters import CovRE, Residual
     from mixmoe.mixed.results import MEMoEResults
     from mixmoe.neural.estimators.trained import Estimator

@@ -39,7 +39,7 @@ from mixmoe.output.saved import (
 )
 from mixmoe.output.summary import Summary, header_table, parameter_tables, tidy
 from mixmoe.output.text import markdown
-from mixmoe.partitions.dask_frames import as_partitions
+from mixmoe.partitions.scan import as_partitions
 from mixmoe.report.reporting import Reporting
 
 

@@ -14,7 +14,7 @@ from mixmoe.errors import ArgumentError
 from mixmoe.families import FirstOrder, GatePoint
 from mixmoe.inference.uncertainty import delta_se, two_sided
 from mixmoe.mixture.gate import gate_log_probabilities
-from mixmoe.numerics.complex_step import jacobian
+from mixmoe.numerics.linalg import jacobian
 from mixmoe.output.records import Table
 from mixmoe.output.summary import Printed
 

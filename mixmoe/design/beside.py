@@ -11,8 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe.design.design import Design
-from mixmoe.design.frame import FrameView, series_of, shown, view
-from mixmoe.design.labels import unhashable, units_of
+from mixmoe.design.frame import FrameView, series_of, shown, unhashable, units_of, view
 from mixmoe.errors import ArgumentError, DesignError
 
 BESIDE = ("trials", "offset", "weights", "time", "cluster")

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array, IntArray
 from mixmoe.design.expressions import Lag
-from mixmoe.design.frame import FrameView, is_numeric, missing, plain, shown, with_gaps
-from mixmoe.design.labels import exact, unhashable, units_of
+from mixmoe.design.frame import FrameView, exact, is_numeric, missing, plain, shown, unhashable, units_of, with_gaps
 from mixmoe.errors import DesignError, DroppedRowsWarning, warn
 
 

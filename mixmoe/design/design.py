@@ -32,10 +32,18 @@ from mixmoe.design.checks import (
 from mixmoe.design.complete_rows import Dropped, Rows, earliest, warn_dropped, without_rows
 from mixmoe.design.formula import MoEFormula
 from mixmoe.design.formulaic_engine import Materialized
-from mixmoe.design.frame import FrameView, infinite, is_numeric, plain, shown, view
-from mixmoe.design.labels import units_of
-from mixmoe.design.recipe import ENGINES, WHERE, Engine, Recipe, ResponseKind, collect, formula_frame, make_recipe
-from mixmoe.design.row_by_row import check_row_by_row
+from mixmoe.design.frame import FrameView, infinite, is_numeric, plain, shown, units_of, view
+from mixmoe.design.recipe import (
+    ENGINES,
+    WHERE,
+    Engine,
+    Recipe,
+    ResponseKind,
+    check_row_by_row,
+    collect,
+    formula_frame,
+    make_recipe,
+)
 from mixmoe.design.smooth_basis import SmoothTerm
 from mixmoe.errors import CollinearityWarning, DesignError, warn
 

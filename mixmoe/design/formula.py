@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from mixmoe.design.expressions import SectionSyntaxError
 from mixmoe.design.formulaic_engine import is_intercept, parse_terms
-from mixmoe.design.misread import SectionSyntaxError
 from mixmoe.errors import FormulaError
 
 PartKind = Literal["free", "common", "const"]

@@ -24,8 +24,21 @@ from formulaic.utils.stateful_transforms import stateful_eval
 from interface_meta import override
 from numpy.typing import NDArray
 
-from mixmoe.design.expressions import NUMBER, Lag, floating, lags_in, makes_categories, number, rewritten, under_lags
-from mixmoe.design.misread import MAX_TERMS, SectionSyntaxError, is_name, refuse_misread, refuse_r
+from mixmoe.design.expressions import (
+    MAX_TERMS,
+    NUMBER,
+    Lag,
+    SectionSyntaxError,
+    floating,
+    is_name,
+    lags_in,
+    makes_categories,
+    number,
+    refuse_misread,
+    refuse_r,
+    rewritten,
+    under_lags,
+)
 from mixmoe.design.smooth_basis import STATE, SmoothTerm, smooth
 from mixmoe.errors import DesignError, MixmoeError
 

@@ -23,13 +23,12 @@ from mixmoe.inference.uncertainty import (
     within_clusters,
     without_parameters,
 )
-from mixmoe.mixed.degeneracy import CATEGORIES, far_origin, find_flags
-from mixmoe.mixed.error_structure import ErrorSetup
-from mixmoe.mixed.gate_identifiability import separation_flags
+from mixmoe.mixed.degeneracy import CATEGORIES, far_origin, find_flags, separation_flags
 from mixmoe.mixed.information import (
     covariance,
     few_units,
     find_boundary,
+    first_inverse_of_functions,
     identified,
     inverse_at,
     resampled_covariance,
@@ -44,7 +43,7 @@ from mixmoe.mixed.likelihood.observed import (
     subject_logliks,
     subject_scores,
 )
-from mixmoe.mixed.options import ResponseModel, build_structure, check_method, cluster_codes
+from mixmoe.mixed.options import ErrorSetup, ResponseModel, build_structure, check_method, cluster_codes
 from mixmoe.mixed.parameters import (
     Coordinates,
     Params,
@@ -68,7 +67,6 @@ from mixmoe.mixed.search import (
     search_carried,
     search_from,
 )
-from mixmoe.mixed.smooth.curvature import first_inverse_of_functions
 from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing, effective, smooth_maximum
 from mixmoe.mixed.smooth.functions import Function, coarse_design, functions_of, geometry_of, layout_of
 from mixmoe.mixed.starting_values import first_inverse

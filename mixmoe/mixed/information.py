@@ -1,24 +1,37 @@
 """Covariance of the estimates of a MEMoE: observed information, sandwich, boundary and unidentified directions."""
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import block_diag, null_space
 
-from mixmoe._typing import Array
-from mixmoe.inference.small_samples import (
+from mixmoe._typing import AnyArray, Array
+from mixmoe.inference.uncertainty import (
     MANY_UNITS,
+    CovType,
     Leverage,
+    ParamCov,
     corrected_by_factors,
     corrected_scores,
+    delta_cov,
     leverage,
     sandwich_moments,
+    within_clusters,
+    without_parameters,
 )
-from mixmoe.inference.uncertainty import CovType, ParamCov, delta_cov, within_clusters, without_parameters
+from mixmoe.mixed.likelihood.gaussian import (
+    ClosedExperts,
+    flat_experts,
+    weighted_normal_matrix,
+)
 from mixmoe.mixed.likelihood.observed import (
+    ClosedForm,
     PredictorInformation,
     Problem,
+    block_scores,
+    evaluate_block,
     observed_information,
     predictor_information,
     subject_logliks,
@@ -28,23 +41,288 @@ from mixmoe.mixed.likelihood.observed import (
 from mixmoe.mixed.parameters import (
     Coordinates,
     Structure,
+    derivatives_in_free,
     free_to_reported,
     free_to_reported_jacobian,
     free_to_working,
     working_to_free,
 )
-from mixmoe.mixed.separation import empty_categories, expert_directions, gate_directions
-from mixmoe.mixed.smooth.curvature import whole_information
 from mixmoe.mixture.estimate import Flag, ParamLayout
-from mixmoe.mixture.gate import penalty_meat, posterior_probabilities
-from mixmoe.numerics.linalg import semidefinite_cholesky
+from mixmoe.mixture.gate import (
+    gate_information,
+    gate_log_probabilities,
+    gate_scores,
+    penalty_meat,
+    posterior_probabilities,
+)
+from mixmoe.numerics.linalg import derivative_along, semidefinite_cholesky
+
+_FLOOR = 1e-10  # of the largest eigenvalue of an information that counts
+
+
+_HALF_STEP = 0.03  # of second differences, in posterior standard deviations
+
+
+def information(problem: Problem, theta: Array) -> Array:
+    """Minus the Hessian of the log-likelihood without penalties of functions, shape (P, P)."""
+    plain = isinstance(problem.experts, ClosedExperts) and problem.penalty is None and not problem.restricted
+    if not plain or problem.has_many_columns:
+        return observed_information(problem, theta)
+    tau = posterior_probabilities(subject_logliks(problem, theta))
+    return _known_information(problem, theta, tau) - _missing_information(problem, theta)
+
+
+def whole_information(problem: Problem, theta: Array) -> Array:
+    """Information with the penalties of functions, shape (P, P)."""
+    if problem.ridge is None:
+        return observed_information(problem, theta)
+    return information(replace(problem, ridge=None), theta) + problem.ridge.T @ problem.ridge
+
+
+def first_inverse_of_functions(problem: Problem, theta: Array) -> Array:
+    """Inverse information from which an ascent with penalties starts, shape (1, P, P): scores alone know none."""
+    A = whole_information(problem, theta)
+    scale = np.sqrt(np.maximum(np.abs(np.diag(A)), np.finfo(float).tiny))
+    values, vectors = np.linalg.eigh(A / np.outer(scale, scale))
+    half = vectors / np.sqrt(np.maximum(np.abs(values), _FLOOR * np.abs(values).max())) / scale[:, None]
+    return np.asarray(half @ half.T)[None]
+
+
+def _known_information(problem: Problem, theta: Array, tau: Array) -> Array:
+    """Information of normal experts with known memberships, shape (P, P)."""
+    params = free_to_working(problem.structure, theta[None])
+    J = np.zeros((theta.size, theta.size))
+    for beta, block in zip(problem.free.beta, _normal_matrices(problem, theta, tau), strict=True):
+        J[np.ix_(beta, beta)] += block
+    if problem.structure.n_experts > 1:
+        log_prior = gate_log_probabilities(problem.W, params.gamma)
+        gate = gate_information(problem.W, log_prior, np.ones(problem.n_subjects))[0]
+        J[problem.free.gate, problem.free.gate] = gate
+    coefficients = np.union1d(np.arange(theta.size)[problem.free.gate], problem.free.beta)
+    others = np.setdiff1d(np.arange(theta.size), coefficients)
+    steps = np.eye(theta.size)[others]
+    slopes = -np.array([derivative_along(lambda at: known_scores(problem, at[None], tau)[0], theta, d) for d in steps])
+    if others.size:
+        J[others] = slopes
+        J[:, others] = slopes.T
+        J[np.ix_(others, others)] = 0.5 * (slopes[:, others] + slopes[:, others].T)
+    return J
+
+
+def _normal_matrices(problem: Problem, theta: AnyArray, tau: Array) -> AnyArray:
+    """Sums over subjects of tau X'V^-1X of normal experts, shape (K, p, p); passes complex steps through."""
+    params = free_to_working(problem.structure, theta[None])
+    factor, sigma = flat_experts(params)
+    s = problem.structure
+    out = np.zeros((s.n_experts, s.n_columns, s.n_columns), dtype=theta.dtype)
+    for where, experts in cast(ClosedForm, problem).experts.blocks(s.n_experts):
+        posterior = experts.densities(params).posterior
+        out += weighted_normal_matrix(experts, posterior, factor, sigma, tau[where].T)
+    return out
+
+
+def _missing_information(problem: Problem, theta: Array) -> Array:
+    """What unknown memberships take from the information, shape (P, P)."""
+    K = problem.structure.n_experts
+    out = np.zeros((theta.size, theta.size))
+    if K == 1:
+        return out
+    params = free_to_working(problem.structure, theta[None])
+    for where, experts in problem.experts.blocks(K):
+        block = evaluate_block(problem, params, where, experts)
+        tau = block.responsibilities
+        mean = np.zeros((theta.size, tau.shape[2]))
+        for k in range(K):
+            known = np.zeros_like(tau)
+            known[:, k] = 1.0
+            score = block_scores(problem, theta[None], block, known)[0]
+            out += (score * tau[0, k]) @ score.T
+            mean += score * tau[0, k]
+        out -= mean @ mean.T
+    return out
+
+
+def known_scores(problem: Problem, theta: AnyArray, tau: Array) -> AnyArray:
+    """Summed scores at S free vectors, shape (S, P), were memberships known to be `tau`, shape (N, K)."""
+    params = free_to_working(problem.structure, theta)
+    S = theta.shape[0]
+    out = np.zeros(theta.shape, dtype=theta.dtype)
+    for where, experts in problem.experts.blocks(S * problem.structure.n_experts):
+        weights = np.broadcast_to(tau[where].T, (S, *tau[where].T.shape))
+        of_experts = experts.densities(params).summed_scores(weights)
+        residual = gate_scores(gate_log_probabilities(problem.W[where], params.gamma), weights)
+        gate = residual @ problem.W[where]
+        out += derivatives_in_free(problem.structure, theta, gate.reshape(S, -1), of_experts)
+    return out
+
+
+def determinant_slope(problem: Problem, theta: Array, half: Array) -> Array:
+    """Derivatives of ``-1/2 tr(V J)``, V = half half' held, J the information with known memberships, shape (P,).
+
+    Half the sum of the second derivatives of the score along the columns v of `half`, shape (P, M). Normal scores are
+    quadratic in coefficients, so that second differences are exact there.
+    """
+    tau = posterior_probabilities(subject_logliks(problem, theta))
+    if isinstance(problem.experts, ClosedExperts):
+        return _slope_of_normal(problem, theta, half @ half.T, tau)
+    centre, bent = known_scores(problem, theta[None], tau)[0], np.zeros(theta.size)
+    for v in _HALF_STEP * half.T:
+        ends = known_scores(problem, np.vstack([theta + v, theta - v]), tau)
+        bent += (ends.sum(axis=0) - 2 * centre) / _HALF_STEP**2
+    return 0.5 * bent
+
+
+def _slope_of_normal(problem: Problem, theta: Array, V: Array, tau: Array) -> Array:
+    """`determinant_slope` of normal experts, in whose parameters of variance alone it differs from zero."""
+
+    def half_trace(at: AnyArray) -> AnyArray:
+        pairs = zip(problem.free.beta, _normal_matrices(problem, at, tau), strict=True)
+        return np.array([-0.5 * sum((V[np.ix_(beta, beta)] * block).sum() for beta, block in pairs)])
+
+    out, free = np.zeros(theta.size), problem.free
+    for j in np.unique(np.concatenate([free.factor.ravel(), free.scale[free.scale >= 0], free.log_sigma])):
+        out[j] = derivative_along(half_trace, theta, np.eye(theta.size)[j])[0]
+    return out
+
+
+_NO_RESPONSES = 1e-3  # expected number in a category: an ascent to infinity stops at about this many
+
+
+_NO_GATE_INFORMATION = 1e-6  # per subject, in a direction of orthonormal gate columns
+
+
+_NO_INFORMATION = 1e-5  # per row of the expert, in a direction of orthonormal columns; at p = 0.00001 or 0.99999
+
+
+@dataclass(frozen=True, slots=True)
+class GateDirections:
+    """Directions of the gate coefficients in working coordinates.
+
+    Attributes
+    ----------
+    vectors : ndarray, shape (d, d)
+        Orthonormal, one per column.
+    infinite : ndarray of bool, shape (d,)
+        Along these the gate separates the experts perfectly: the maximum lies at infinity.
+    """
+
+    vectors: Array
+    infinite: NDArray[np.bool_]
+
+
+def gate_directions(problem: Problem, theta: Array) -> GateDirections:
+    """Eigenvectors of the information of the gate, were the memberships known."""
+    gamma = free_to_working(problem.structure, theta[None]).gamma
+    weights = np.ones(problem.n_subjects)
+    information = gate_information(problem.W, gate_log_probabilities(problem.W, gamma), weights)[0]
+    values, vectors = np.linalg.eigh(information / problem.n_subjects)
+    if problem.penalty is not None:  # the prior keeps all coefficients finite
+        return GateDirections(vectors, np.zeros(values.size, dtype=bool))
+    return GateDirections(vectors, values < _NO_GATE_INFORMATION)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertDirections:
+    """Directions of the expert coefficients in working coordinates.
+
+    Attributes
+    ----------
+    where : ndarray of int, shape (d,)
+        Coefficients in the free vector.
+    vectors : ndarray, shape (d, d)
+        Orthonormal, one per column.
+    infinite : ndarray of bool, shape (d,)
+        Along these the fitted responses have no variance left: the maximum lies at infinity.
+    """
+
+    where: NDArray[np.intp]
+    vectors: Array
+    infinite: NDArray[np.bool_]
+
+
+def expert_directions(problem: Problem, theta: Array, tau: Array) -> ExpertDirections | None:
+    """Eigenvectors of the information of the expert coefficients, were memberships and random effects known.
+
+    `tau` are the responsibilities at `theta`, shape (N, K). None for Gaussian experts, whose information does not
+    depend on their coefficients.
+    """
+    params, P = free_to_working(problem.structure, theta[None]), theta.size
+    found = problem.experts.coefficient_information(params, tau)
+    if found is None:
+        return None
+    information, size = np.zeros((P, P)), np.zeros(P)
+    for k, at in enumerate(problem.free.beta):  # shared coefficients gather what all experts say of them
+        information[np.ix_(at, at)] += found.matrices[k]
+        size[at] += found.sizes[k]
+    used = np.unique(problem.free.beta)
+    scale = np.sqrt(np.maximum(size[used], np.finfo(float).tiny))
+    values, vectors = np.linalg.eigh(information[np.ix_(used, used)] / np.outer(scale, scale))
+    return ExpertDirections(used, vectors, values < _NO_INFORMATION)
+
+
+@dataclass(frozen=True, slots=True)
+class EmptyCategories:
+    """Ordered categories in which an expert has no responses.
+
+    Attributes
+    ----------
+    infinite : tuple of int
+        Thresholds that are infinite, by their place among the reported ones.
+    closed : tuple of int
+        Steps of zero width, by their place in the free vector.
+    meanings : tuple of str
+        Each expert and category.
+    """
+
+    infinite: tuple[int, ...] = ()
+    closed: tuple[int, ...] = ()
+    meanings: tuple[str, ...] = ()
+
+
+def empty_categories(problem: Problem, tau: Array) -> EmptyCategories:
+    """What has no responses, given responsibilities of shape (N, K).
+
+    Nothing for other responses, and where all experts share the thresholds. Experts that share the steps only have no
+    such thresholds: one of them cannot move alone.
+    """
+    thresholds = problem.structure.thresholds
+    if thresholds is None or not thresholds.own_steps:
+        return EmptyCategories()
+    counts = problem.experts.category_counts(tau)
+    if counts is None:
+        return EmptyCategories()
+    labels, empty = counts.labels, counts.expected < _NO_RESPONSES  # (K, C)
+    K, C = empty.shape
+    infinite: list[int] = []
+    closed: list[int] = []
+    for k, row in enumerate(empty):
+        bottom, top = int(np.argmin(row)), int(np.argmin(row[::-1]))
+        inner = range(bottom + 1, C - 1 - top)
+        closed += [int(problem.free.extra[k, j - 1]) for j in inner if row[j]]
+        outer = [*range(bottom if thresholds.own_location else 0), *range(C - 1 - top, C - 1)]
+        infinite += [thresholds.place(k, j, K) for j in outer]
+    meanings = [f"expert {k + 1} in {labels[j]!r}" for k, j in np.argwhere(empty)]
+    return EmptyCategories(tuple(infinite), tuple(closed), tuple(meanings))
+
 
 _ZERO_SD = 1e-4  # in working coordinates, where the pooled residual standard deviation is one
+
+
 _SINGULAR = 1e-9  # smallest eigenvalue of the scaled information that counts as information
+
+
 _FLAT = 1e-4  # information of all subjects about a parameter in working coordinates: a standard error of 100 units
+
+
 _NO_SCORES = 1e-8  # of the largest eigenvalue of the middle of a sandwich
+
+
 _MOVED = 1e-6  # share of a direction in a parameter that counts
+
+
 _UNITS_AT_ONCE = 100  # whose directions are held in memory
+
+
 _PER_COEFFICIENT = 5  # subjects per coefficient of an expert below which standard errors are rough
 
 

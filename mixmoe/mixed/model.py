@@ -16,16 +16,17 @@ from mixmoe.design.recipe import ResponseKind
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Estimated, FamilySpec
 from mixmoe.inference.uncertainty import ParamCov, checked_cov_type
-from mixmoe.mixed.degeneracy import CATEGORIES, uncertainty_flags
-from mixmoe.mixed.error_structure import ErrorsBy, ErrorsDist, ErrorSetup, build_errors, checked_errors
+from mixmoe.mixed.degeneracy import CATEGORIES, uncertainty_flags, with_label_flag
+from mixmoe.mixed.end_points import with_integral_flag
 from mixmoe.mixed.estimation import Estimation
-from mixmoe.mixed.gate_identifiability import with_label_flag
-from mixmoe.mixed.glmm_results import GLMMResults
+from mixmoe.mixed.likelihood.correlated import ErrorKind
 from mixmoe.mixed.likelihood.observed import Problem, evaluate, restriction, subject_logliks
-from mixmoe.mixed.likelihood.quadrature import with_integral_flag
-from mixmoe.mixed.likelihood.serial import ErrorKind
 from mixmoe.mixed.options import (
+    ErrorsBy,
+    ErrorsDist,
+    ErrorSetup,
     Method,
+    build_errors,
     build_response_model,
     build_structure,
     check_columns,
@@ -33,6 +34,7 @@ from mixmoe.mixed.options import (
     check_method,
     check_no_errors,
     check_response,
+    checked_errors,
     checked_formula,
     cluster_codes,
     coordinates_of,
@@ -46,7 +48,7 @@ from mixmoe.mixed.parameters import (
     Structure,
     free_to_reported_jacobian,
 )
-from mixmoe.mixed.results import MEMoEResults
+from mixmoe.mixed.results import GLMMResults, MEMoEResults
 from mixmoe.mixed.smooth.fitting import Smoothing, checked_smoothing
 from mixmoe.mixed.smooth.functions import functions_of, layout_of, uncentred
 from mixmoe.mixed.smooth.results import SmoothGLMMResults, SmoothResults

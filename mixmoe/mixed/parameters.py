@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 from mixmoe._typing import AnyArray, Array, IntArray
 from mixmoe.design.design import DesignNames
 from mixmoe.errors import ArgumentError
-from mixmoe.mixed.further_parameters import Extra, spans
+from mixmoe.mixed.likelihood.modes import Extra, spans
 from mixmoe.mixed.thresholds import Thresholds
 from mixmoe.mixture.estimate import Parameter, ParamLayout
-from mixmoe.numerics.complex_step import derivative_along, jacobian
-from mixmoe.numerics.linalg import semidefinite_cholesky
+from mixmoe.numerics.linalg import derivative_along, jacobian, semidefinite_cholesky
 
 CovRE = Literal["expert", "common", "proportional"]
 Residual = Literal["expert", "common"]

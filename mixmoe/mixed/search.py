@@ -20,7 +20,6 @@ from mixmoe.mixed.end_points import (
     or_any,
     without_artefacts,
 )
-from mixmoe.mixed.insertion import gains_little, inserted_starts, reinserted_starts
 from mixmoe.mixed.likelihood.observed import ClosedForm, Problem, evaluate
 from mixmoe.mixed.parameters import Params, free_to_working, working_to_free
 from mixmoe.mixed.starting_values import (
@@ -31,8 +30,11 @@ from mixmoe.mixed.starting_values import (
     closed_form_problem,
     first_inverse,
     fit_one_expert,
+    gains_little,
+    inserted_starts,
     one_expert_problem,
     random_starts,
+    reinserted_starts,
     scatter,
     split_merge_starts,
     with_extras,

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from mixmoe._typing import Array
-from mixmoe.mixed.further_parameters import Extra, Positive
-from mixmoe.mixed.likelihood.modes import FurtherTerms, Terms
+from mixmoe.mixed.likelihood.modes import Extra, FurtherTerms, Positive, Terms
 from mixmoe.mixture.estimate import Parameter
 from mixmoe.responses.cumulative_logit import (
     Borders,

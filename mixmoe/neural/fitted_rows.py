@@ -19,7 +19,7 @@ from mixmoe.mixture_results import WithoutExperts
 from mixmoe.neural.blocks import Block, Blocks, Tensor, to_array, to_rows, torch
 from mixmoe.neural.crf import sample_states
 from mixmoe.neural.estimators.last_layer import hidden_of, last_outputs
-from mixmoe.neural.estimators.slots import row_columns
+from mixmoe.neural.estimators.mixed_model import row_columns
 from mixmoe.neural.estimators.state import (
     State,
     effects,

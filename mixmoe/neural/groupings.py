@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array, IntArray
 from mixmoe.design.design import Design
 from mixmoe.design.formula import MoEFormula, RandomTerm
-from mixmoe.design.frame import view
-from mixmoe.design.labels import units_of
+from mixmoe.design.frame import units_of, view
 from mixmoe.errors import DesignError, FormulaError
 from mixmoe.neural.blocks import Block, Blocks, Tensor, build_blocks, to_array, to_rows, torch
 from mixmoe.neural.components import entries_of
@@ -34,14 +33,15 @@ from mixmoe.neural.estimators.mixed_model import (
     Factors,
     Latent,
     Moments,
+    Plan,
     Profile,
     own_inverse,
     own_on_border,
     posterior_means,
     profile,
+    row_columns,
     solve_latent,
 )
-from mixmoe.neural.estimators.slots import Plan, row_columns
 from mixmoe.neural.estimators.trained import Estimator, Problem, Trained, parts_of
 from mixmoe.neural.network import jacobian, personal_entries, personal_tensors, view_tensors
 from mixmoe.neural.person_predictions import (

@@ -44,7 +44,6 @@ from mixmoe.neural.estimators.linearised import (
     validation_share,
 )
 from mixmoe.neural.estimators.trained import Control, Estimator, Grouping, Problem, Trained
-from mixmoe.neural.flags import COLLAPSED, WARNINGS, collapsed, unconverged, unreplicated
 from mixmoe.neural.groupings import (
     Levels,
     check_crossed,
@@ -55,10 +54,17 @@ from mixmoe.neural.groupings import (
     levels_of,
 )
 from mixmoe.neural.marginal_likelihood import shrunken_flags
-from mixmoe.neural.network import Network, Personal, build_network, checked_hidden, select_personal, wrap_module
-from mixmoe.neural.own_network import check_module
+from mixmoe.neural.network import (
+    Network,
+    Personal,
+    build_network,
+    check_module,
+    checked_hidden,
+    select_personal,
+    wrap_module,
+)
 from mixmoe.neural.posterior import Family
-from mixmoe.neural.results import NMEResults
+from mixmoe.neural.results import COLLAPSED, WARNINGS, NMEResults, collapsed, unconverged, unreplicated
 
 WIDTHS = (10,)  # of the hidden layers
 COVS = ("diagonal", "tensor", "full")

@@ -12,12 +12,136 @@ from numpy.typing import NDArray
 from mixmoe._typing import IntArray
 from mixmoe.errors import ArgumentError, FormulaError
 from mixmoe.neural.blocks import Tensor, torch
-from mixmoe.neural.own_network import check_rows_apart, output_shape
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
+
+PROBE_ROWS = 6  # on which a network is tried
+
+
+def check_module(module: Any) -> None:
+    """Refuse what is no network of rows that are computed each by itself, the same each time.
+
+    Raises
+    ------
+    ArgumentError
+    """
+    if not isinstance(module, torch.nn.Module):
+        what = (
+            f"the class {module.__name__}; call it"
+            if isinstance(module, type)
+            else f"{type(module).__name__} {module!r}"
+        )
+        raise ArgumentError(f"network must be a torch.nn.Module, got {what}")
+    if not any(True for _ in module.parameters()):
+        raise ArgumentError(f"network {type(module).__name__} has no parameters; give a module with trainable tensors")
+    for part in module.modules():
+        kind = type(part).__name__
+        if "Dropout" in kind and part.p > 0:
+            raise ArgumentError(f"network has a {kind}, which is random, and a likelihood is not; leave it out")
+        if "BatchNorm" in kind or "InstanceNorm" in kind:
+            raise ArgumentError(
+                f"network has a {kind}, which mixes the rows of persons; leave it out, inputs are standardised, or use "
+                "LayerNorm"
+            )
+
+
+def output_shape(module: Any, n_in: int) -> tuple[int, ...]:
+    """Shape of what a module makes of three rows.
+
+    Raises
+    ------
+    ArgumentError
+        If it cannot take them.
+    """
+    parameter = next(module.parameters())
+    try:
+        return tuple(module(torch.zeros(3, n_in, dtype=parameter.dtype, device=parameter.device)).shape)
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+        raise ArgumentError(
+            f"network must take rows of the {n_in} inputs of the formula, shape (rows, {n_in}); with 3 rows it failed: "
+            f"{error}"
+        ) from error
+
+
+def check_rows_apart(module: Any, rows: NDArray[np.float64]) -> None:
+    """Refuse a module whose output at a row is not a function of that row alone.
+
+    Jacobians are taken row by row and persons are padded to the longest of a block, so that the likelihood of a network
+    that mixes rows would be another one's.
+
+    Parameters
+    ----------
+    rows : ndarray, shape (n, p)
+        Inputs that the module must take: a few of them are tried, with others put in the place of one.
+
+    Raises
+    ------
+    ArgumentError
+        If a second call, the other rows, or the number of rows change what a row leads to.
+    """
+    rng, parameters = np.random.default_rng(0), list(module.parameters())
+    extreme = np.unique(np.concatenate([rows.argmin(axis=0), rows.argmax(axis=0)]))
+    others = torch.from_numpy(np.concatenate([rows[extreme[:20]], rows[rng.integers(0, len(rows), 4)]])).to(
+        parameters[0]
+    )
+    x = torch.from_numpy(rows[rng.integers(0, len(rows), PROBE_ROWS)]).to(parameters[0])
+    before = [p.detach().clone() for p in parameters]
+    with torch.no_grad():
+        try:
+            for p in parameters:  # a layer that starts at zero hides what is before it
+                p += 0.3 * torch.as_tensor(rng.standard_normal(tuple(p.shape)), dtype=p.dtype, device=p.device)
+            at_once = probed(module, x)
+            if differs(at_once, probed(module, x)):
+                raise ArgumentError(
+                    f"network {type(module).__name__} has other outputs at a second call with the same rows; a "
+                    "likelihood needs a network without chance and without memory"
+                )
+            for row in range(PROBE_ROWS):
+                check_other_rows(module, x, at_once, row, others)
+        finally:
+            for p, value in zip(parameters, before, strict=True):
+                p.copy_(value)
+
+
+def check_other_rows(module: Any, x: Tensor, at_once: Tensor, row: int, others: Tensor) -> None:
+    """Refuse a module where another value of one row is seen in others, or which gives a row alone another output."""
+    kind = type(module).__name__
+    why = (
+        "NME takes each row by itself; recurrent, convolutional and attention networks along the rows of a person are "
+        "not supported: write one that computes each row by itself, with lags of inputs in the formula"
+    )
+    for other in others:
+        changed = x.clone()
+        changed[row] = other
+        now = probed(module, changed)
+        moved = [k for k in range(len(x)) if k != row and differs(at_once[k], now[k])]
+        if moved:
+            raise ArgumentError(
+                f"network {kind} mixes rows: another value of row {row + 1} changes its output at row {moved[0] + 1}; "
+                f"{why}"
+            )
+    if differs(at_once[row], probed(module, x[row : row + 1])[0]):
+        raise ArgumentError(
+            f"network {kind} mixes rows: row {row + 1} of {len(x)} has another output than the same row alone, so that "
+            f"it looks at the place or the number of rows; {why}"
+        )
+
+
+def probed(module: Any, x: Tensor) -> Tensor:
+    """Outputs of a module at some rows, shape (rows, d)."""
+    return module(x).reshape(len(x), -1)
+
+
+def differs(a: Tensor, b: Tensor) -> bool:
+    """Whether outputs differ by more than rounding."""
+    return not torch.allclose(a, b, rtol=1e-7, atol=1e-9, equal_nan=True)
+
+
 LAST_COLUMNS = re.compile(r"last\[.*\]")  # of a linear network, by name
+
+
 ACTIVATIONS = ("tanh", "relu", "elu", "gelu", "silu", "softplus", "sigmoid")
 
 

@@ -12,14 +12,12 @@ from mixmoe._typing import Array, IntArray
 from mixmoe.arguments import checked_rng
 from mixmoe.design.complete_rows import NothingLeftError
 from mixmoe.design.design import Design
-from mixmoe.design.frame import view
-from mixmoe.design.labels import places_of
+from mixmoe.design.frame import places_of, view
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.neural.batches import Scaling, blocks_of
 from mixmoe.neural.blocks import Blocks, Tensor, build_blocks, to_array
 from mixmoe.neural.estimators.last_layer import is_exact
 from mixmoe.neural.estimators.trained import Problem, Trained, parts_of
-from mixmoe.neural.following import Following, following_rows
 from mixmoe.neural.groupings import (
     Levels,
     combined_rows,
@@ -50,7 +48,7 @@ from mixmoe.neural.person_predictions import (
     uncertainty,
     unknown_rows,
 )
-from mixmoe.neural.transitions import Transitions, build_transitions
+from mixmoe.neural.transitions import Following, Transitions, build_transitions, following_rows
 from mixmoe.output.predictions import (
     Interval,
     IntervalOf,

@@ -1,7 +1,11 @@
 """Figures from curves, panels and criteria."""
 
+import colorsys
+import io
 import math
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
+from mixmoe.atomic import replacing
 from mixmoe.errors import ArgumentError, MissingExtraError
 from mixmoe.output.records import Cloud, Curve, Marks, Observed, Panel, Rule
 
@@ -16,21 +21,50 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+
 # Okabe & Ito's palette, readable with any colour vision; its yellow, too faint on white, gives way to grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+
+
 DASHES = ("-", "--", "-.", ":")
+
+
 _MAX_COLUMNS = 3
+
+
 _APART = 0.07  # of experts above a category
+
+
 _JITTER, _GOLDEN = 0.6, 0.6180339887498949  # spread of units above a category, evenly by the golden ratio
+
+
 _LEVEL_JITTER = 0.5  # of the distance between levels on the vertical axis
+
+
 _MAX_SERIES = 150
+
+
 _MAX_BARS = 2000
+
+
 _PANEL_SIZE = (4.6, 3.4)
+
+
 _SINGLE_SIZE = (6.8, 4.6)
+
+
 _ROOM = 1.5  # of the height of curves and bands, beyond which bands are cut off
+
+
 _ENTRY = 1.2  # inches that an entry of a legend takes
+
+
 _IN_A_ROW = 4  # entries of a legend
+
+
 _CENTRED: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
+
+
 _LETTER, _LONGEST = 0.55, 28  # width of a letter in font sizes; letters of the name of a category
 
 
@@ -124,11 +158,11 @@ def draw_responsibilities(
     return canvas_result(canvas, ax)
 
 
-def _pyplot() -> Any:
+def _pyplot(what: str = "plot()") -> Any:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise MissingExtraError("plot()", "matplotlib", "plot") from error
+        raise MissingExtraError(what, "matplotlib", "plot") from error
     return plt
 
 
@@ -404,9 +438,17 @@ def _criterion(axes: Any, experts: NDArray[np.int64], values: Array, name: str, 
 
 
 _MAX_POINTS = 4000  # of a cloud; more are thinned evenly
+
+
 _PANEL_LEGEND_COLUMNS = 5  # entries of a legend
+
+
 _TITLE_PAD, _LEGEND_ROW = 5.0, 11.0  # points above the axes, and for each row of a legend
+
+
 _ASIDE = 0.006  # of the width, between the marks of two experts
+
+
 _LINE, _THIN = 2.0, 1.0
 
 
@@ -488,3 +530,116 @@ def _dress_panel(axes: Any, panel: Panel) -> None:
         name_places(axes, panel.categories)
     elif counted and all((x == np.round(x)).all() for x in counted):
         axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+FIGURE_ENDINGS = (".png", ".pdf", ".svg")
+
+
+_HEX = re.compile(r"#[0-9a-fA-F]{6}\b")
+
+
+_REFERENCE = re.compile(r'(\bid="|url\(#|href="#)')
+
+
+_UNWANTED = re.compile(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", flags=re.DOTALL)
+
+
+_LOOK = {"svg.fonttype": "path", "svg.hashsalt": "mixmoe", "savefig.transparent": True, "font.size": 9.5}
+
+
+_GREY = 0.12  # saturation below which a colour counts as grey
+
+
+_READABLE = 0.62  # lightness of a colour on a dark page
+
+
+def save_figure(draw: Callable[[], Any], path: str | os.PathLike[str]) -> None:
+    """Draw a figure into a file and forget it.
+
+    Parameters
+    ----------
+    draw : callable
+        Returns the figure.
+    path : path-like
+        Ends in one of `FIGURE_ENDINGS`.
+    """
+    plt = _pyplot("a figure")
+    with plt.ioff():
+        figure = draw()
+        try:
+            with replacing(path) as partial:
+                figure.savefig(partial, dpi=150)
+        finally:
+            plt.close(figure)
+
+
+def svg(draw: Callable[[], Any]) -> str:
+    """A figure as SVG with letters as shapes; without comments, dates, a background and a style sheet of its own.
+
+    Parameters
+    ----------
+    draw : callable
+        Returns the figure.
+
+    Returns
+    -------
+    str
+        From ``<svg`` to ``</svg>``; the same figure gives the same text.
+    """
+    plt, buffer = _pyplot("a figure"), io.StringIO()
+    with plt.ioff(), plt.rc_context(_LOOK):
+        figure = draw()
+        try:
+            figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        finally:
+            plt.close(figure)
+    text = _UNWANTED.sub("", buffer.getvalue())
+    return text[text.index("<svg") :]
+
+
+def inlined(image: str, name: str) -> str:
+    """An SVG to be put into a web page: identifiers of its own, and colours that the page's style sheet sets.
+
+    Parameters
+    ----------
+    image : str
+        As `svg` returns it.
+    name : str
+        Different for each image of a page; letters and digits.
+
+    Returns
+    -------
+    str
+        Every colour ``#0072b2`` is the variable ``--h0072b2`` of `palette`; letters have the colour of the text.
+    """
+    own = _REFERENCE.sub(lambda found: f"{found[1]}{name}-", image)
+    themed = _HEX.sub(lambda found: f"var(--h{found[0][1:].lower()})", own)
+    return themed.replace("<svg ", '<svg fill="currentColor" ', 1)
+
+
+def palette(images: Sequence[str], dark: bool) -> str:
+    """Declarations of the colours of images, as drawn or changed so that they read on a dark page.
+
+    Parameters
+    ----------
+    images : sequence of str
+        As `svg` returns them.
+    dark : bool
+
+    Returns
+    -------
+    str
+        ``--h0072b2: #0072b2; ...``
+    """
+    colours = sorted({found.lower() for image in images for found in _HEX.findall(image)})
+    return " ".join(f"--h{colour[1:]}: {_on_dark(colour) if dark else colour};" for colour in colours)
+
+
+def _on_dark(colour: str) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    hue, lightness, saturation = colorsys.rgb_to_hls(red, green, blue)
+    if saturation < _GREY:
+        lightness = 0.92 - 0.82 * lightness
+    else:
+        lightness, saturation = max(lightness, _READABLE), min(saturation, 0.75)
+    return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hls_to_rgb(hue, lightness, saturation))

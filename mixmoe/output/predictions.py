@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice
 from mixmoe.design.design import Design
-from mixmoe.design.frame import shown, view
-from mixmoe.design.labels import places_of
+from mixmoe.design.frame import places_of, shown, view
 from mixmoe.errors import ArgumentError, DesignError, MixmoeWarning, warn
 from mixmoe.inference.uncertainty import checked_alpha
 from mixmoe.output.summary import row_labels

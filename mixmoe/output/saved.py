@@ -23,8 +23,7 @@ from mixmoe.design.design import Design
 from mixmoe.design.formula import parse_formula
 from mixmoe.design.safe import require_safe
 from mixmoe.errors import ArgumentError, FormulaError, SavedFileError
-from mixmoe.inference.small_samples import Moments
-from mixmoe.inference.uncertainty import COV_TYPES, Draws, ParamCov
+from mixmoe.inference.uncertainty import COV_TYPES, Draws, Moments, ParamCov
 from mixmoe.mixture.estimate import EMFit, Flag, Starts
 
 FORMAT = "mixmoe-fit"

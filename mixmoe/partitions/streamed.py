@@ -32,11 +32,9 @@ from mixmoe.design.formula import MoEFormula
 from mixmoe.design.frame import shown
 from mixmoe.design.recipe import Recipe, make_recipe
 from mixmoe.errors import DesignError
-from mixmoe.partitions.moments import Sums, accumulate, reference_of
-from mixmoe.partitions.rowwise import rowwise
+from mixmoe.partitions.moments import BySubject, Sums, accumulate, reference_of
 from mixmoe.partitions.scan import Partitions
-from mixmoe.partitions.subjects import BySubject
-from mixmoe.partitions.survey import Source, coded, group_of, source_of, survey
+from mixmoe.partitions.survey import Source, coded, group_of, rowwise, source_of, survey
 
 _VARIES = 1e-9  # of the largest value, as in designs in memory
 

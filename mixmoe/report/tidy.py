@@ -2,9 +2,9 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -12,9 +12,13 @@ from numpy.typing import NDArray
 
 from mixmoe.atomic import replacing
 from mixmoe.design.design import Design
-from mixmoe.design.frame import is_numeric, plain, shown, view, whole_frame
-from mixmoe.design.labels import exact
+from mixmoe.design.frame import exact, is_numeric, plain, shown, view, whole_frame
 from mixmoe.errors import ArgumentError, MissingExtraError
+from mixmoe.families import Model
+from mixmoe.inference.uncertainty import DESCRIPTIONS
+from mixmoe.mixture.estimate import Block
+from mixmoe.output.records import Cell, Table, format_cell, in_light_of
+from mixmoe.output.summary import BLOCK_TITLES, Summary
 from mixmoe.report.evidence import Fitted, FittedMixture
 
 _TO_BROOM = {"std_error": "std.error", "p_value": "p.value", "conf_low": "conf.low", "conf_high": "conf.high"}
@@ -117,6 +121,8 @@ def _check_same(used: pd.DataFrame, frame: pd.DataFrame, places: NDArray[np.intp
 
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+
+
 _MAX_ROWS = 1_048_575  # of a sheet, below its head
 
 
@@ -175,3 +181,235 @@ def _text_is_text(sheet: Any) -> None:
         for cell in row:
             if cell.data_type == "f":
                 cell.data_type, cell.quotePrefix = "s", True
+
+
+Row = tuple[Block, int, str]  # block, expert or 0, term
+
+
+_FURTHER: tuple[Block, ...] = ("random", "residual", "dispersion", "threshold", "other")
+
+
+_BLOCKS: tuple[Block, ...] = ("expert", "fixed", "common", "gate", *_FURTHER)
+
+
+_STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
+
+
+_STARS_NOTE = "* p < 0.05, ** p < 0.01, *** p < 0.001 (two-sided, not corrected for the number of tests)."
+
+
+_NO_ERROR = "(none)"
+
+
+_NO_ERROR_NOTE = (
+    f"{_NO_ERROR}: no valid standard error; the parameter is on the boundary of its space, infinite or not identified, "
+    "and its printed value only says so."
+)
+
+
+_STATISTICS = {
+    "subjects": ("Subjects", "n_units"),
+    "rows": ("Rows", "nobs"),
+    "parameters": ("Parameters", "df_model"),
+    "loglik": ("Log-likelihood", "llf"),
+    "aic": ("AIC", "aic"),
+    "bic": ("BIC", "bic"),
+    "sabic": ("Adjusted BIC", "sabic"),
+    "icl": ("ICL", "icl"),
+    "entropy": ("Entropy", "entropy"),
+}
+
+
+_DEFAULT = ("subjects", "rows", "parameters", "loglik", "aic", "bic", "entropy")
+
+
+@runtime_checkable
+class Tabled(Protocol):
+    """What a column of the table needs: a fit, or fits pooled over imputations."""
+
+    @property
+    def model(self) -> Model: ...  # noqa: D102
+
+    @property
+    def cov_type(self) -> str: ...  # noqa: D102
+
+    @property
+    def _notes_of_table(self) -> tuple[str, ...]: ...
+
+    params: pd.Series
+    bse: pd.Series
+    pvalues: pd.Series
+    nobs: int
+    n_units: int
+
+
+def table(
+    fits: Sequence[Any] | Mapping[str, Any],
+    names: Sequence[str] | None = None,
+    *,
+    stars: bool = False,
+    statistics: Sequence[str] = _DEFAULT,
+    title: str = "",
+) -> Summary:
+    """Estimates of several fits side by side, with standard errors in parentheses.
+
+    Parameters
+    ----------
+    fits : sequence of results, or mapping of names to results
+        Fits of any family and number of experts, and what `mixmoe.pool` made of several.
+    names : sequence of str, optional
+        Heads of the columns; by default the keys of the mapping, or (1), (2) ...
+    stars : bool
+        Whether to mark p-values below 0.05, 0.01 and 0.001.
+    statistics : sequence of str
+        Rows at the foot: any of ``"subjects"``, ``"rows"``, ``"parameters"``, ``"loglik"``, ``"aic"``, ``"bic"``,
+        ``"sabic"``, ``"icl"``, ``"entropy"``.
+    title : str
+
+    Returns
+    -------
+    Summary
+        Prints as text and has as_latex(), as_html(), as_markdown().
+
+    Raises
+    ------
+    ArgumentError
+        If there is no fit, something else is among the fits, or the names do not fit.
+
+    Notes
+    -----
+    Parameters are aligned by expert and term, those of networks with those of one expert. Experts are numbered by size
+    within each fit, so that expert 2 of one fit need not describe the same people as expert 2 of another; `relabel`
+    changes the order.
+
+    Examples
+    --------
+    >>> import mixmoe as mm
+    >>> data = mm.datasets.load("sleepstudy")
+    >>> one = mm.fit("reaction ~ 1 | re: (1 | subject)", data, experts=1)
+    >>> two = mm.fit("reaction ~ days | re: (1 | subject)", data, experts=1)
+    >>> print(mm.table([one, two], statistics=["loglik"]))  # doctest: +ELLIPSIS
+    ==============================================================================
+    ...
+    """
+    results = _checked_fits(fits)
+    heads = _checked_names(fits, names, len(results))
+    panels = _panels(results, heads, stars)
+    foot = _statistics(_checked_statistics(statistics), results, heads)
+    return Summary(title, (*panels, *([foot] if foot.index else [])), _notes(results, heads, stars))
+
+
+def _checked_fits(fits: Any) -> list[Any]:
+    results = list(fits.values()) if isinstance(fits, Mapping) else list(fits) if isinstance(fits, Sequence) else [fits]
+    if not results:
+        raise ArgumentError("a table needs at least one fit, got none; pass them as [fit1, fit2]")
+    for result in results:
+        if not isinstance(result, Tabled):
+            raise ArgumentError(
+                f"a table is made of fitted models, got {type(result).__name__}; pass what fit() or pool() gave"
+            )
+    return results
+
+
+def _checked_names(fits: Any, names: Sequence[str] | None, n_fits: int) -> tuple[str, ...]:
+    if names is None:
+        return tuple(map(str, fits)) if isinstance(fits, Mapping) else tuple(f"({i + 1})" for i in range(n_fits))
+    if isinstance(names, str) or len(names) != n_fits:
+        raise ArgumentError(f"names must be {n_fits} texts, one per fit, got {names!r}")
+    return tuple(map(str, names))
+
+
+def _checked_statistics(statistics: Sequence[str]) -> tuple[str, ...]:
+    wanted = (statistics,) if isinstance(statistics, str) else tuple(statistics)
+    for name in wanted:
+        if name not in _STATISTICS:
+            raise ArgumentError(f"statistics must be among {', '.join(map(repr, _STATISTICS))}, got {name!r}")
+    return wanted
+
+
+def _rows(results: Sequence[Any]) -> list[dict[Row, str]]:
+    """For each fit its parameters by their row of the table.
+
+    A network beside mixtures has its fixed effects where these have those of their only, or largest, expert: then rows
+    of one meaning are one row.
+    """
+    mixtures = any(result.model.n_experts for result in results)
+    found = []
+    for result in results:
+        # Networks alone keep the heading of their own block.
+        alone = mixtures and result.model.n_experts is None
+        rows: dict[Row, str] = {}
+        for p in result.model.layout.parameters:
+            if p.block == "smooth":
+                continue  # coefficients of basis functions, which mean nothing one by one
+            block: Block = "expert" if alone and p.block == "fixed" else p.block
+            rows[block, 1 if alone else p.expert or 0, p.term] = p.name
+        found.append(rows)
+    return found
+
+
+def _panels(results: Sequence[Any], heads: tuple[str, ...], stars: bool) -> list[Table]:
+    """A table for each expert and each further block: of every parameter the estimates, and errors below them."""
+    by_fit = _rows(results)
+    groups: dict[tuple[int, int], list[Row]] = {}
+    for row in dict.fromkeys(row for rows in by_fit for row in rows):
+        groups.setdefault((_BLOCKS.index(row[0]), row[1] if row[0] == "expert" else 0), []).append(row)
+    made = []
+    for (block, expert), rows in sorted(groups.items()):
+        key = f"expert{expert}" if block == 0 else _BLOCKS[block]
+        index: list[str] = []
+        cells: list[tuple[Cell, ...]] = []
+        for row in sorted(rows, key=lambda row: row[1]):
+            names = [(result, known.get(row)) for result, known in zip(results, by_fit, strict=True)]
+            index += [row[2] if block == 0 or not row[1] else f"expert {row[1]}: {row[2]}", ""]
+            cells += [tuple(_estimate(*one, stars) for one in names), tuple(_error(*one) for one in names)]
+        title = f"Expert {expert}" if block == 0 else BLOCK_TITLES[key]
+        made.append(Table(key, title, heads, tuple(index), tuple(cells), ("num",) * len(heads)))
+    return made
+
+
+def _estimate(result: Any, name: str | None, stars: bool) -> Cell:
+    if name is None:
+        return None
+    p_value = result.pvalues[name]
+    mark = next((mark for limit, mark in _STARS if p_value < limit), "") if stars else ""
+    return format_cell(in_light_of(float(result.params[name]), float(result.bse[name]))) + mark
+
+
+def _error(result: Any, name: str | None) -> Cell:
+    if name is None:
+        return None
+    return _NO_ERROR if np.isnan(result.bse[name]) else f"({format_cell(float(result.bse[name]))})"
+
+
+def _statistics(names: Sequence[str], results: Sequence[Any], heads: tuple[str, ...]) -> Table:
+    rows = [_STATISTICS[name] for name in names]
+    cells = tuple(tuple(_statistic(result, attribute) for result in results) for _, attribute in rows)
+    index = tuple(label for label, _ in rows)
+    return Table("statistics", "Fit", heads, index, cells, (".3f",) * len(heads))
+
+
+def _statistic(result: Any, attribute: str) -> Cell:
+    """A number of the fit; blank where it says nothing, as the entropy of a single expert."""
+    experts = result.model.n_experts
+    if (attribute == "entropy" and experts in (None, 1)) or (attribute == "icl" and experts is None):
+        return None
+    value = getattr(result, attribute, None)  # a pooled fit has no likelihood
+    return None if value is None else int(value) if isinstance(value, int) else float(value)
+
+
+def _notes(results: Sequence[Any], heads: Sequence[str], stars: bool) -> tuple[str, ...]:
+    kinds = {result.cov_type: DESCRIPTIONS[result.cov_type] for result in results}
+    if len(kinds) == 1:
+        errors = next(iter(kinds.values()))
+    else:
+        errors = "; ".join(f"{head} {DESCRIPTIONS[r.cov_type]}" for head, r in zip(heads, results, strict=True))
+    notes = [f"Standard errors in parentheses: {errors}."]
+    notes += [_STARS_NOTE] if stars else []
+    if len({(result.nobs, result.n_units) for result in results}) > 1:
+        notes.append("The fits use different rows: their log-likelihoods and criteria are not comparable.")
+    if len({result.model.n_experts for result in results} - {None}) > 1:
+        notes.append("Experts are numbered by size within each fit; the same number need not mean the same people.")
+    notes += [_NO_ERROR_NOTE] if any(result.bse.isna().any() for result in results) else []
+    notes += [f"{head}: {message}" for head, r in zip(heads, results, strict=True) for message in r._notes_of_table]
+    return tuple(notes)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mixmoe.arguments import checked_count
 from mixmoe.design.design import Design
 from mixmoe.design.formula import MoEFormula, parse_formula
-from mixmoe.design.labels import places_of, units_of
+from mixmoe.design.frame import places_of, units_of
 from mixmoe.errors import ArgumentError, MixmoeError, MixmoeWarning
 from mixmoe.families import ModelClass, ValidatesItself, family_of, model_options, require
 from mixmoe.mixture.estimate import better

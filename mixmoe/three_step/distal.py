@@ -14,18 +14,24 @@ from mixmoe.errors import AssumptionWarning, FormulaError, warn
 from mixmoe.inference.uncertainty import two_sided
 from mixmoe.inference.wald import InvalidTest, WaldTest, parse_hypotheses, wald_test
 from mixmoe.mixture.estimate import Parameter, ParamLayout
-from mixmoe.numerics.complex_step import jacobian
+from mixmoe.numerics.linalg import jacobian
 from mixmoe.output.records import Cell, Table, format_cell
 from mixmoe.output.summary import Printed, tidy
-from mixmoe.three_step.estimates import Assignment, Categorical, Membership, Method, Normal, Part, three_step
-from mixmoe.three_step.outcomes import (
+from mixmoe.three_step.estimates import (
     EXPERT,
+    Assignment,
+    Categorical,
+    Membership,
+    Method,
+    Normal,
     Outcomes,
+    Part,
     Skewness,
     build_outcomes,
     covariate_columns,
     parse_step_three,
     skewness,
+    three_step,
 )
 
 DESCRIPTIONS = {

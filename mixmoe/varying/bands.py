@@ -15,22 +15,32 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.interpolate import CubicSpline
 from scipy.special import expit, ndtr, ndtri
 from scipy.stats import t as student
 
-from mixmoe._typing import Array, BoolArray
+from mixmoe._typing import Array, BoolArray, IntArray
 from mixmoe.inference.uncertainty import multiplier_critical
+from mixmoe.mixture.gate import Weighted, gate_information
 from mixmoe.numerics.linalg import log_softmax
 from mixmoe.responses.distribution import Family
 from mixmoe.responses.zero_inflated import ZeroInflated
 from mixmoe.varying.dispersion_limits import ThetaProfile, theta_profile
-from mixmoe.varying.effective_parameters import Node, response_nodes
-from mixmoe.varying.em_steps import own_natural
+from mixmoe.varying.em_steps import PEAK, own_natural
 from mixmoe.varying.joint_em import centred, turned_covariance
-from mixmoe.varying.leave_one_out import left_out_of_experts
-from mixmoe.varying.local_likelihood import Local, build_local, local_start, state_of
-from mixmoe.varying.local_maximum import BoundedFit, LocalFit, maximise_bounded, maximise_local
-from mixmoe.varying.problem import Problem, Slots, effective_rows, epanechnikov
+from mixmoe.varying.leave_one_out import Node, left_out_of_experts, response_nodes
+from mixmoe.varying.local_likelihood import (
+    BoundedFit,
+    Local,
+    LocalFit,
+    build_local,
+    local_start,
+    maximise_bounded,
+    maximise_local,
+    positive_definite,
+    state_of,
+)
+from mixmoe.varying.problem import Problem, Slots, effective_rows, epanechnikov, wrapped
 from mixmoe.varying.sandwich import (
     Influence,
     added_covariance,
@@ -42,7 +52,11 @@ from mixmoe.varying.sandwich import (
 )
 
 POINTS_PER_BANDWIDTH = 24  # mesh of the limiting process
+
+
 PROCESS_DRAWS = 40_000
+
+
 BATCH = 4_000  # draws held in memory at once
 
 
@@ -114,16 +128,34 @@ def asymptotic_critical(
 
 
 BIASES = ("rbc", "undersmooth", "none")
+
+
 METHODS = ("multiplier", "asymptotic", "bootstrap")
+
+
 DRAWS = 4000
+
+
 MOST_ROWS = 20_000  # with more rows degrees of freedom hardly matter, and observed fourth powers do
+
+
 SAME = 1e-6  # relative differences within the covariance of a function that is one number: rounding
+
+
 RICH = 10.0  # effective rows for each local coefficient from which on a searched bandwidth is narrowed
+
+
 NARROWER, STEPS = 1.1, 20  # ratio of the bandwidths compared for bands, and their number
+
+
 ONE_SE = 1.0  # of the difference in held-out log-likelihood within which a wider bandwidth is as good
+
+
 # Ratio of the best bandwidths of local-quadratic slopes and local-linear levels, Epanechnikov kernel (Fan and Gijbels
 # 1996, table 3.2), beside their rates n^(-1/7) and n^(-1/5). The curvatures on which they depend are not estimated.
 SLOPES = 2.275 / 1.719
+
+
 LEAST_DF = 2.0  # of a variance with a band: with fewer its most probable estimate is zero
 
 
@@ -646,3 +678,113 @@ def difference_target(slots: Slots, levels: Array) -> Target:
 def pairs(slots: Slots) -> list[tuple[int, int]]:
     """Pairs (later, earlier) of experts."""
     return [(b, a) for b in range(slots.n_experts) for a in range(b)]
+
+
+GATE_REACH = 2.0  # how far the curvature is followed, as a multiple of the largest factor
+
+
+SHIFTS = 17  # values at which it is taken, the estimate in the middle
+
+
+FINE = 201
+
+
+def with_gate_limits(problem: Problem, levels: Array, bands: BandSet, shown: IntArray) -> BandSet:
+    """Bands of the coefficient functions with the limits of the gate from the signed root.
+
+    Parameters
+    ----------
+    problem : Problem
+    levels : ndarray, shape (G, L)
+        Where the bands are centred.
+    bands : BandSet
+    shown : ndarray of int, shape (R,)
+        Function of each band.
+
+    Returns
+    -------
+    BandSet
+        The same with more than `MOST_ROWS` rows, where it makes no difference.
+    """
+    gates = problem.slots.gates
+    where = np.flatnonzero((shown >= gates.start) & (shown < gates.stop))
+    if not len(where) or problem.rows.n > MOST_ROWS:
+        return bands
+    simultaneous, pointwise = bands.simultaneous.copy(), bands.pointwise.copy()
+    for g in range(len(levels)):
+        for r in where:
+            most = simultaneous[:, g, r].max()
+            if np.isfinite(bands.se[g, r] * most):
+                shifts = np.linspace(-GATE_REACH * most, GATE_REACH * most, SHIFTS)
+                shape = curvature(problem, levels[g], g, int(shown[r]), bands.se[g, r] * shifts)
+                simultaneous[:, g, r] = distances(shifts, shape, simultaneous[0, g, r])
+                pointwise[:, g, r] = distances(shifts, shape, pointwise[0, g, r])
+    return replace(bands, simultaneous=simultaneous, pointwise=pointwise)
+
+
+def curvature(problem: Problem, levels: Array, g: int, slot: int, shifts: Array) -> Array:
+    """Curvature of the log-likelihood along one gate coefficient, over that at the estimate.
+
+    Parameters
+    ----------
+    problem : Problem
+    levels : ndarray, shape (L,)
+        At the grid point.
+    g : int
+        Grid point.
+    slot : int
+        The coefficient.
+    shifts : ndarray, shape (S,)
+        Distances from the estimate, the one in the middle zero.
+
+    Returns
+    -------
+    ndarray, shape (S,)
+        Ones where the gate is not identified with known experts.
+    """
+    slots, windows = problem.slots, problem.gate_windows
+    rows = windows.part(g)
+    x, k, m = problem.rows.gate[rows], slots.n_experts, slots.n_gate_columns
+    t = wrapped(windows.index[rows] - windows.grid[g], windows.period) / windows.widths[g]
+    kernel = epanechnikov(t) * problem.rows.weights[rows]
+    zeta = np.zeros((len(shifts), k, len(x)))
+    zeta[:, 1:] = levels[slots.gates].reshape(k - 1, m) @ x.T
+    expert, column = divmod(slot - slots.gates.start, m)
+    zeta[:, 1 + expert] += shifts[:, None] * x[:, column]
+    penalty = problem.rows.penalty
+    if penalty is not None:  # its units at the estimate count as rows do
+        free = ~problem.const[slots.gates]
+        at = Weighted(kernel / PEAK, float(problem.rows.weights.sum()), free)
+        added = penalty.units(x, log_softmax(zeta[len(shifts) // 2], axis=0)[None], at)[0]
+        kernel = kernel * (1.0 + added.sum(axis=0))
+    vary = np.flatnonzero(~problem.const[slots.gates])
+    flat = gate_information(x, log_softmax(zeta, axis=1), kernel)[:, vary[:, None], vary]
+    if not positive_definite(flat).all():
+        return np.ones(len(shifts))
+    own = int(np.flatnonzero(vary == slot - slots.gates.start)[0])
+    out = 1.0 / np.linalg.inv(flat)[:, own, own]
+    return np.asarray(out / out[len(out) // 2], dtype=np.float64)
+
+
+def distances(shifts: Array, shape: Array, factor: float) -> Array:
+    """How far below and above the estimate the signed root is `factor`, in standard errors, shape (2,).
+
+    Parameters
+    ----------
+    shifts : ndarray, shape (S,)
+        In standard errors.
+    shape : ndarray, shape (S,)
+        Curvature there over that at the estimate.
+    factor : float
+    """
+    spline = CubicSpline(shifts, shape)
+    first, second = spline.antiderivative(1), spline.antiderivative(2)
+    at = np.linspace(0.0, shifts[-1], FINE)
+    out = np.empty(2)
+    for side, sign in enumerate((-1.0, 1.0)):
+        twice = 2.0 * (second(sign * at) - second(0.0) - first(0.0) * sign * at)
+        root = np.maximum.accumulate(np.sqrt(np.maximum(twice, 0.0)))
+        slope = (root[-1] - root[-2]) / (at[-1] - at[-2])
+        beyond = at[-1] + (factor - root[-1]) / slope if factor > root[-1] and slope > 0.0 else np.inf
+        out[side] = np.interp(factor, root, at) if factor <= root[-1] else beyond
+    return out

@@ -28,25 +28,24 @@ from mixmoe.responses.zero_inflated import shown_dispersion, shown_slope
 from mixmoe.varying.bands import BandSet, LevelProcess, level_process
 from mixmoe.varying.em_steps import own_natural, posterior
 from mixmoe.varying.identifiability import find_flags, infinite_gate, n_clusters, separation_flag
-from mixmoe.varying.interpolation import wrapped
 from mixmoe.varying.joint_em import (
     REFIT,
     Control,
     Run,
     centred,
     draw_responses,
+    label_flag,
+    permute_experts,
     run_around_means,
+    shape_of,
     turned_covariance,
     with_cluster_draw,
 )
-from mixmoe.varying.local_likelihood import build_local, local_start
-from mixmoe.varying.local_maximum import maximise_bounded
-from mixmoe.varying.problem import Problem, Rows, Slots, Windows
+from mixmoe.varying.local_likelihood import build_local, local_start, maximise_bounded
+from mixmoe.varying.problem import Problem, Rows, Slots, Windows, wrapped
 from mixmoe.varying.sandwich import added_covariance, influence, level_covariance, small_sample_power
 from mixmoe.varying.setup import Sorted, constant_slots
-from mixmoe.varying.shape import shape_of
 from mixmoe.varying.smoothing import From, maximise, with_experts, with_response
-from mixmoe.varying.starts import label_flag, permute_experts
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)  # of the index, where functions are tabulated
 

@@ -35,13 +35,12 @@ from mixmoe.varying.bands import (
     student_factor,
     symmetric,
     target_bands,
+    with_gate_limits,
 )
 from mixmoe.varying.dispersion_limits import ThetaProfile
 from mixmoe.varying.fitted import FittedVCMoE, band_frame_values
-from mixmoe.varying.gate_limits import with_gate_limits
-from mixmoe.varying.interpolation import hermite_matrix
 from mixmoe.varying.joint_em import REFIT, centred, run_em, with_cluster_draw, with_draw
-from mixmoe.varying.problem import Problem, Slots
+from mixmoe.varying.problem import Problem, Slots, hermite_matrix
 from mixmoe.varying.setup import checked_numbers
 
 SUBJECTS = ("coefficients", "probabilities", "experts", "mean", "differences")

@@ -29,9 +29,9 @@ from mixmoe.varying.function_frames import (
     profile_values,
 )
 from mixmoe.varying.identifiability import WANTS_WIDER, WIDE
-from mixmoe.varying.interpolation import interpolated
+from mixmoe.varying.joint_em import shape_of
+from mixmoe.varying.problem import interpolated
 from mixmoe.varying.setup import checked_numbers
-from mixmoe.varying.shape import shape_of
 
 if TYPE_CHECKING:
     from mixmoe.varying.results import VCMoEResults

@@ -15,12 +15,25 @@ Huang, M., Li, R. and Wang, S. (2013). Nonparametric mixture of regression model
 Walker, H. F. and Ni, P. (2011). Anderson acceleration for fixed-point iterations. SIAM J. Numer. Anal. 49, 1715-1735.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 
 from mixmoe._typing import Array, BoolArray, IntArray
+from mixmoe.arguments import checked_choice, checked_positive
+from mixmoe.design.design import Design
+from mixmoe.design.frame import shown
+from mixmoe.errors import ArgumentError
+from mixmoe.inference.cells import Predictor, ambiguity_flag, cheapest_exchange, linked_cells, pairs_of
+from mixmoe.mixture.estimate import Flag
+from mixmoe.responses.distribution import Family
+from mixmoe.responses.exponential import StudentT
+from mixmoe.responses.zero_inflated import ZeroInflated
 from mixmoe.varying.em_steps import (
     Natural,
     Posterior,
@@ -29,19 +42,366 @@ from mixmoe.varying.em_steps import (
     gate_step,
     global_step,
     limit_dispersion,
+    natural_parameters,
     own_natural,
     posterior,
+    row_logliks,
 )
-from mixmoe.varying.interpolation import interpolated
-from mixmoe.varying.problem import Problem, Slots, place_columns, with_designs
-from mixmoe.varying.starts import DISTINCT, constant_mixtures, exchanges, widen
+from mixmoe.varying.problem import (
+    THETA_FLOOR,
+    THETA_OVER_MEAN,
+    Problem,
+    Rows,
+    Slots,
+    interpolated,
+    place_columns,
+    with_designs,
+)
+
+SCREENING_ITERATIONS = 8  # EM iterations of every start, then the better ones go on
+
+
+LOCKSTEP_ITERATIONS = 12
+
+
+MANY = 10_000  # rows on which mixtures with constant or linear coefficients are sought, at most
+
+
+KEPT = 2  # distinct solutions kept of each kind
+
+
+DISTINCT = 0.1  # difference in log-likelihood that makes two solutions distinct
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """A mixture whose coefficients are lines along the index.
+
+    Attributes
+    ----------
+    theta : ndarray, shape (2, L)
+        Level at the centre of the index, and slope per unit of the index.
+    centre : float
+    loglik : float
+    """
+
+    theta: Array
+    centre: float
+    loglik: float
+
+    @property
+    def constant(self) -> bool:
+        """Whether all slopes are zero."""
+        return not self.theta[1].any()
+
+
+def constant_mixtures(problem: Problem, n_starts: int, rng: np.random.Generator) -> list[Lines]:
+    """Distinct mixtures with constant coefficients and with coefficients linear in the index.
+
+    Parameters
+    ----------
+    problem : Problem
+    n_starts : int
+        Random starts of each kind.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    list of Lines
+        The best few of each kind, best first within the kind; of every few rows where there are more than `MANY`.
+    """
+    plain = np.zeros(problem.slots.n, dtype=bool)
+    found = _solutions(problem, plain, n_starts, rng)
+    if problem.slots.n_experts == 1 or problem.const.all() or problem.rows.period:  # no line closes a circle
+        return found
+    return found + _solutions(problem, ~problem.const, n_starts, rng)
+
+
+def widen(problem: Problem, lines: Lines) -> Array:
+    """Lines along the index as a state (G, 2, L) on the grid."""
+    grid = problem.windows.grid
+    out = np.empty((len(grid), 2, problem.slots.n))
+    out[:, 0] = lines.theta[0] + (grid - lines.centre)[:, None] * lines.theta[1]
+    out[:, 1] = np.where(problem.free[1], lines.theta[1] * problem.bandwidths, 0.0)
+    return out
+
+
+def _solutions(problem: Problem, linear: NDArray[np.bool_], n_starts: int, rng: np.random.Generator) -> list[Lines]:
+    """Best distinct mixtures in which the functions marked `linear` are lines and the others constants."""
+    slots, rows = problem.slots, problem.rows.take(_every_few(problem.rows))
+    centre, width = float(rows.index.mean()), max(float(np.ptp(rows.index)) / 2.0, np.finfo(float).tiny)
+    wide = _wide_rows(rows, centre, width) if linear.any() else rows
+    wide_slots = Slots(slots.n_experts, wide.design.shape[1], wide.gate.shape[1], slots.has_dispersion)
+    active = _active(slots, linear) if linear.any() else np.ones(slots.n, dtype=bool)
+    scale = np.concatenate([_doubled(problem.scale[slots.experts], slots.n_experts), np.ones(wide_slots.n)])
+    scale = scale[: wide_slots.n] if linear.any() else problem.scale
+    starts = 1 if slots.n_experts == 1 else n_starts
+    theta = _first_theta(problem, wide, wide_slots, active, starts, scale, rng)
+    theta, logliks = _lockstep(problem, wide, wide_slots, active, theta, scale)
+    order = np.argsort(-logliks)
+    kept = [s for j, s in enumerate(order) if j == 0 or logliks[order[j - 1]] - logliks[s] > DISTINCT][:KEPT]
+    return [Lines(_split(slots, theta[s], width, bool(linear.any())), centre, float(logliks[s])) for s in kept]
+
+
+def _every_few(rows: Rows) -> NDArray[np.intp]:
+    """Rows spread evenly along the index, at most `MANY`: starts need no more."""
+    return np.arange(0, rows.n, -(-rows.n // MANY))
+
+
+def _wide_rows(rows: Rows, centre: float, width: float) -> Rows:
+    """Rows whose designs carry every column and its product with the standardised index."""
+    v = ((rows.index - centre) / width)[:, None]
+    design, gate = np.hstack([rows.design, rows.design * v]), np.hstack([rows.gate, rows.gate * v])
+    return Rows(rows.outcome, design, gate, rows.index, rows.offset, rows.weights, rows.period, penalty=rows.penalty)
+
+
+def _doubled(values: Array, groups: int) -> Array:
+    return np.repeat(values.reshape(groups, 1, -1), 2, axis=1).ravel()
+
+
+def _active(slots: Slots, linear: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which coefficients of the doubled layout are free."""
+    parts = []
+    for c in range(slots.n_experts):
+        parts += [np.ones(slots.n_expert_columns, dtype=bool), linear[slots.expert(c)]]
+    parts.append(np.ones(slots.dispersions.stop - slots.dispersions.start, dtype=bool))
+    for c in range(1, slots.n_experts):
+        parts += [np.ones(slots.n_gate_columns, dtype=bool), linear[slots.gate(c)]]
+    return np.concatenate(parts)
+
+
+def _split(slots: Slots, theta: Array, width: float, doubled: bool) -> Array:
+    """Level and slope (2, L) from the coefficients of one solution."""
+    if not doubled:
+        return np.stack([theta, np.zeros_like(theta)])
+    k, p, m = slots.n_experts, slots.n_expert_columns, slots.n_gate_columns
+    experts = theta[: 2 * k * p].reshape(k, 2, p).transpose(1, 0, 2).reshape(2, -1)
+    scales = theta[2 * k * p : theta.size - 2 * (k - 1) * m]
+    gates = theta[theta.size - 2 * (k - 1) * m :].reshape(k - 1, 2, m).transpose(1, 0, 2).reshape(2, -1)
+    out = np.hstack([experts, np.stack([scales, np.zeros_like(scales)]), gates])
+    out[1] /= width
+    return out
+
+
+def _first_theta(
+    problem: Problem,
+    rows: Rows,
+    slots: Slots,
+    active: NDArray[np.bool_],
+    n_starts: int,
+    scale: Array,
+    rng: np.random.Generator,
+) -> Array:
+    """Coefficients (S, L) from hard partitions: residual quantiles first, then regressions through random subsets."""
+    target = problem.family.start_predictor(rows.outcome) - rows.offset
+    pooled: Array = np.asarray(np.linalg.lstsq(rows.design, target, rcond=None)[0], dtype=np.float64)
+    spread = float(np.std(target - rows.design @ pooled)) or 1.0
+    theta = np.zeros((n_starts, slots.n))
+    theta[:, slots.experts] = np.tile(pooled, slots.n_experts) * active[slots.experts]  # constants get no slope
+    first = -1.0 if isinstance(problem.family, ZeroInflated) else 1.0  # of log odds of a certain zero, of log theta
+    theta[:, slots.dispersions] = np.log(spread) if problem.family.name == "gaussian" else first
+    theta[:, slots.dispersions] = np.clip(theta[:, slots.dispersions], problem.floor, problem.ceiling)
+    resp = np.stack([_partition(rows, slots.n_experts, target, pooled, s, rng) for s in range(n_starts)])
+    for _ in range(1 if problem.family.name == "gaussian" else 3):
+        natural = natural_parameters(rows, slots, theta[:, None, :])
+        theta = theta + global_step(rows, problem.family, slots, active, natural, resp, scale)
+    return theta
+
+
+def _partition(rows: Rows, k: int, target: Array, pooled: Array, start: int, rng: np.random.Generator) -> Array:
+    """Softened hard assignment (K, n) of the rows, times their weights."""
+    residual = target - rows.design @ pooled
+    if start == 0:
+        label = (np.argsort(np.argsort(residual, kind="stable"), kind="stable") * k) // rows.n
+    else:
+        size = min(rows.n, 2 * rows.design.shape[1] + 2)
+        fits = [rng.choice(rows.n, size, replace=False) for _ in range(k)]
+        coefs = [np.linalg.lstsq(rows.design[f], target[f], rcond=None)[0] for f in fits]
+        label = np.argmin([np.abs(target - rows.design @ b) for b in coefs], axis=0)
+    soft = np.full((k, rows.n), 0.1 / k) + 0.9 * (label == np.arange(k)[:, None])
+    return soft * rows.weights
+
+
+def _lockstep(
+    problem: Problem, rows: Rows, slots: Slots, active: NDArray[np.bool_], theta: Array, scale: Array
+) -> tuple[Array, Array]:
+    """EM of all starts together, the worse half given up early: coefficients (S, L) and log-likelihoods (S,)."""
+    for _ in range(SCREENING_ITERATIONS):
+        theta, logliks = _lockstep_iteration(problem, rows, slots, active, theta, scale)
+    theta = theta[np.argsort(-logliks)[: max(2, len(theta) // 3)]]
+    for _ in range(LOCKSTEP_ITERATIONS):
+        theta, logliks = _lockstep_iteration(problem, rows, slots, active, theta, scale)
+    return theta, logliks
+
+
+def _lockstep_iteration(
+    problem: Problem, rows: Rows, slots: Slots, active: NDArray[np.bool_], theta: Array, scale: Array
+) -> tuple[Array, Array]:
+    natural = natural_parameters(rows, slots, theta[:, None, :])
+    natural = Natural(natural.eta, np.clip(natural.delta, problem.floor, problem.ceiling), natural.log_gate)
+    post = posterior(rows, problem.family, natural)
+    theta = theta + global_step(rows, problem.family, slots, active, natural, post.weighted, scale)
+    theta[:, slots.dispersions] = np.clip(theta[:, slots.dispersions], problem.floor, problem.ceiling)
+    return theta, np.where(np.isfinite(post.loglik), post.loglik, -np.inf)
+
+
+MOVES = 3  # exchanges tried for each pair of experts
+
+
+CLOSE = 2.0  # squared distance of two experts, in units of noise, above which they are not exchanged
+
+
+def permute_experts(slots: Slots, coef: Array, order: NDArray[np.intp]) -> Array:
+    """The same functions with the experts in another order, the gate against the new first one.
+
+    Parameters
+    ----------
+    slots : Slots
+    coef : ndarray, shape (..., L)
+    order : ndarray of int, shape (K,)
+        Old position of each new expert.
+
+    Returns
+    -------
+    ndarray, shape (..., L)
+    """
+    out, k = coef.copy(), slots.n_experts
+    lead = coef.shape[:-1]
+    out[..., slots.experts] = coef[..., slots.experts].reshape(*lead, k, -1)[..., order, :].reshape(*lead, -1)
+    if slots.has_dispersion:
+        out[..., slots.dispersions] = coef[..., slots.dispersions][..., order]
+    if k > 1:
+        full = np.zeros((*lead, k, slots.n_gate_columns))
+        full[..., 1:, :] = coef[..., slots.gates].reshape(*lead, k - 1, -1)
+        moved = full[..., order, :]
+        out[..., slots.gates] = (moved[..., 1:, :] - moved[..., :1, :]).reshape(*lead, -1)
+    return out
+
+
+def reported_order(problem: Problem, coef: Array) -> NDArray[np.intp]:
+    """Experts by their mean gate probability over the rows, largest first, as in the other families.
+
+    Parameters
+    ----------
+    problem : Problem
+    coef : ndarray, shape (G, 2, L)
+
+    Returns
+    -------
+    ndarray of int, shape (K,)
+    """
+    shares = np.exp(own_natural(problem, coef).log_gate) @ problem.rows.weights
+    return np.argsort(-shares, kind="stable")
+
+
+def exchanges(problem: Problem, coef: Array) -> list[Array]:
+    """States in which two experts change places from a point on where they come close, on a circle to another such.
+
+    A mixture whose experts nearly meet has a second mode in which they are connected the wrong way; labels are
+    consistent in both, only the likelihood tells them apart.
+
+    Parameters
+    ----------
+    problem : Problem
+    coef : ndarray, shape (G, 2, L)
+
+    Returns
+    -------
+    list of ndarray, shape (G, 2, L)
+    """
+    slots, k = problem.slots, problem.slots.n_experts
+    scaled = (coef[:, 0, slots.experts] / problem.scale[slots.experts]).reshape(len(coef), k, -1)
+    found = []
+    for a in range(k):
+        for b in range(a):
+            distance = ((scaled[:, a] - scaled[:, b]) ** 2).sum(axis=-1)
+            order = np.arange(k)
+            order[[a, b]] = order[[b, a]]
+            swapped = np.where(problem.const, coef, permute_experts(slots, coef, order))
+            places = np.sort(_minima(distance)) if problem.rows.period else _minima(distance)
+            arcs = list(combinations(places, 2)) if problem.rows.period else [(g, len(coef)) for g in places]
+            found += [np.concatenate([coef[:g], swapped[g:h], coef[h:]]) for g, h in arcs]
+    return found
+
+
+def _minima(distance: Array) -> NDArray[np.intp]:
+    """The smallest interior local minima of a distance along the grid."""
+    inner = np.arange(2, len(distance) - 2)
+    lowest = (distance[inner] <= distance[inner - 1]) & (distance[inner] <= distance[inner + 1])
+    places = inner[lowest & (distance[inner] < CLOSE)]
+    return places[np.argsort(distance[places], kind="stable")][:MOVES]
+
+
+def label_flag(design: Design, order: NDArray[np.intp], problem: Problem, natural: Natural) -> Flag | None:
+    """A flag if labels could be exchanged within cells of the gate's factors at hardly any cost.
+
+    Parameters
+    ----------
+    design : Design
+    order : ndarray of int, shape (n,)
+        Row of the design behind each row of the problem.
+    problem : Problem
+    natural : Natural
+        Predictors of the rows at the estimate.
+
+    Notes
+    -----
+    Functions of the index, the same for all rows of a cell, are exchanged as constants are. A dispersion, which is a
+    function of the index alone, stays as it is.
+    """
+    slots, rows = problem.slots, problem.rows
+    if slots.n_experts == 1:
+        return None
+    cells = _cells(problem)
+    if not cells.any():
+        return None
+
+    def weighted(here: Natural) -> Array:
+        return row_logliks(rows.outcome, problem.family, here) * rows.weights
+
+    exchanged = {}
+    for first, second in pairs_of(slots.n_experts):
+        swapped = np.arange(slots.n_experts)
+        swapped[[first, second]] = second, first
+        delta = natural.delta[swapped] if slots.has_dispersion else natural.delta
+        exchanged[first, second] = weighted(replace(natural, delta=delta))
+    found = cheapest_exchange(cells, weighted(natural), exchanged)
+    in_design = np.empty(rows.n, dtype=np.intp)
+    in_design[order] = cells
+    return ambiguity_flag(design, in_design, slots.n_experts, found, "" if problem.const.all() else "const({})")
+
+
+def _cells(problem: Problem) -> NDArray[np.intp]:
+    """Cells of the rows by gate and experts, functions and constants each, shape (n,)."""
+    slots, rows = problem.slots, problem.rows
+    units = np.arange(rows.n)
+    constant = problem.const[slots.gate(1)]
+    gate = [Predictor(rows.gate[:, which], units) for which in (~constant, constant) if which.any()]
+    if not gate or not linked_cells(gate, rows.n).any():  # the usual case, at the least cost
+        return np.zeros(rows.n, dtype=np.intp)
+    constant = problem.const[slots.expert(0)]
+    experts = [Predictor(rows.design[:, which], units) for which in (~constant, constant) if which.any()]
+    return linked_cells([*gate, *experts], rows.n)
+
 
 MEMORY = 8  # differences kept by the acceleration
+
+
 SLACK = 1e-3  # an accelerated step may lower the log-likelihood by this fraction of its size per row, no more
+
+
 GROWTH = 1.0  # an accelerated point whose residual grew by more than this factor is replaced by the plain step
+
+
 SHORT_RUN = 4  # iterations given to each candidate start before the best is kept
+
+
 CROSSING_GAIN = 3.0  # log-likelihood that a start with crossing experts must gain over those from constant mixtures
+
+
 STALLED = 3  # iterations without a gain after which a run for a criterion ends
+
+
 RIVAL = 0.02  # a start this far behind per row after its short run is still run to the end
 
 
@@ -409,6 +769,8 @@ def turned_covariance(covariance: Array, turn: Array) -> Array:
 
 
 SPLITS = 3  # of each expert of the smaller fit
+
+
 SOFT = 0.1  # share of a row that stays on the other side of a split
 
 
@@ -527,3 +889,135 @@ def with_cluster_draw(problem: Problem, clusters: IntArray, rng: np.random.Gener
     n = int(clusters.max()) + 1
     counts = rng.multinomial(n, np.full(n, 1.0 / n)).astype(float)
     return replace(problem, rows=problem.rows.with_weights(problem.rows.weights * counts[clusters]))
+
+
+START = 5.0  # where the search begins, and what the search of a bandwidth takes
+
+
+FEWEST, NORMAL = 0.5, 1e3  # degrees of freedom: Cauchy has one; data hardly tell a thousand from infinitely many
+
+
+SETTLED = 1e-4  # relative change of the number
+
+
+ROUNDS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Shaped:
+    """A run and the problem with the number that belongs to it."""
+
+    problem: Problem
+    run: Run
+
+
+def shape_of(family: Family) -> float | None:
+    """The number of a family that has one, None of others."""
+    if isinstance(family, StudentT):
+        return family.df
+    has_theta = isinstance(family, ZeroInflated) and family.base.has_dispersion
+    return float(np.exp(family.log_theta)) if isinstance(family, ZeroInflated) and has_theta else None
+
+
+def _reshaped(family: Family, value: float) -> Family:
+    if isinstance(family, ZeroInflated):
+        return replace(family, log_theta=float(np.log(value)))
+    return StudentT(df=value)
+
+
+def with_shape(problem: Problem, value: float) -> Problem:
+    """The problem with another number."""
+    family, outcome = _reshaped(problem.family, value), problem.rows.outcome
+    rows = problem.rows.with_response(outcome.y, family.constant(outcome.y, outcome.trials))
+    return replace(problem, family=family, rows=rows)
+
+
+def _limits(problem: Problem) -> tuple[float, float]:
+    """Smallest and largest number that is sought."""
+    if isinstance(problem.family, StudentT):
+        return FEWEST, NORMAL
+    return THETA_FLOOR, THETA_OVER_MEAN * max(1.0, float(problem.rows.outcome.y.mean()))
+
+
+def best_shape(problem: Problem, coef: Array, first: float) -> float:
+    """The number with the highest likelihood given the functions up to a common shift of all dispersions.
+
+    Parameters
+    ----------
+    problem : Problem
+    coef : ndarray, shape (G, 2, L)
+    first : float
+        Where the search begins.
+    """
+    natural, rows = own_natural(problem, coef), problem.rows
+
+    def deviance(at: Array) -> float:
+        family = _reshaped(problem.family, float(np.exp(at[0])))
+        outcome = replace(rows.outcome, constant=family.constant(rows.outcome.y, rows.outcome.trials))
+        moved = replace(natural, delta=natural.delta + at[1])
+        return -float(row_logliks(outcome, family, moved) @ rows.weights) / rows.n
+
+    bounds = [tuple(np.log(_limits(problem))), (-2.0, 2.0)]
+    found = minimize(deviance, [np.log(first), 0.0], method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-14})
+    return float(np.exp(found.x[0]))
+
+
+def fit_shape(problem: Problem, fitted: Callable[[Problem, Array | None], Run]) -> Shaped:
+    """Functions and the number in turn.
+
+    Parameters
+    ----------
+    problem : Problem
+        Of a family that has one.
+    fitted : callable
+        The run of a problem, from a state (G, 2, L) or from starts.
+
+    Returns
+    -------
+    Shaped
+    """
+    before, problem = START, with_shape(problem, START)
+    run = fitted(problem, None)
+    for _ in range(ROUNDS):
+        value = best_shape(problem, run.coef, before)
+        problem, settled = with_shape(problem, value), abs(np.log(value / before)) < SETTLED
+        run, before = fitted(problem, run.coef), value
+        if settled:
+            break
+    return Shaped(problem, run)
+
+
+def checked_tails(errors_dist: Any, errors_df: Any, family: str) -> StudentT | None:
+    """The distribution of t errors, None for normal ones.
+
+    Raises
+    ------
+    ArgumentError
+        If the family is not normal, or degrees of freedom are no positive number or have no use.
+    """
+    checked_choice(errors_dist, "errors_dist", ("normal", "t"))
+    if errors_dist == "normal":
+        if errors_df is not None:
+            raise ArgumentError(f"errors_df={shown(errors_df)} is for errors_dist='t', got errors_dist='normal'")
+        return None
+    if family != "gaussian":
+        raise ArgumentError(f"errors_dist='t' is for family='gaussian', got family={family!r}; leave it out")
+    return StudentT(df=START if errors_df is None else checked_positive(errors_df, "errors_df"))
+
+
+def shape_flag(problem: Problem) -> Flag | None:
+    """A flag if the number that was estimated is the largest that is sought."""
+    value = shape_of(problem.family)
+    if value is None or value < 0.999 * _limits(problem)[1]:
+        return None
+    if not isinstance(problem.family, StudentT):
+        return Flag(
+            "boundary",
+            f"theta is at its largest value {value:.3g}: counts that are no certain zeros are no more variable than "
+            "Poisson; family='zipoisson' does.",
+        )
+    return Flag(
+        "boundary",
+        f"The degrees of freedom of the errors are at their largest value {NORMAL:g}: the errors are normal; "
+        "errors_dist='normal' does.",
+    )

@@ -14,7 +14,7 @@ from mixmoe.arguments import checked_choice, checked_count, checked_positive, ch
 from mixmoe.design.beside import with_columns
 from mixmoe.design.design import build_design
 from mixmoe.design.formula import MoEFormula
-from mixmoe.design.labels import units_of
+from mixmoe.design.frame import units_of
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.mixture.estimate import Flag, seeded, warn_flags
 from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty
@@ -34,9 +34,19 @@ from mixmoe.varying.bandwidth import (
 from mixmoe.varying.fitted import SPEC, FittedVCMoE, checked_kind, tabulated_points
 from mixmoe.varying.function_frames import checked_index_name
 from mixmoe.varying.identifiability import CATEGORIES, n_clusters
-from mixmoe.varying.interpolation import LINE
-from mixmoe.varying.joint_em import Control, Run, centred, on_grid
-from mixmoe.varying.problem import Problem, Slots, build_problem, nearest_widths
+from mixmoe.varying.joint_em import (
+    Control,
+    Run,
+    Shaped,
+    centred,
+    checked_tails,
+    fit_shape,
+    on_grid,
+    shape_flag,
+    shape_of,
+    with_shape,
+)
+from mixmoe.varying.problem import LINE, Problem, Slots, build_problem, nearest_widths
 from mixmoe.varying.results import VCMoEResults
 from mixmoe.varying.setup import (
     FEWEST_COMPARED,
@@ -58,7 +68,6 @@ from mixmoe.varying.setup import (
     sorted_rows,
     window_fault,
 )
-from mixmoe.varying.shape import Shaped, checked_tails, fit_shape, shape_flag, shape_of, with_shape
 from mixmoe.varying.smoothing import From, maximise
 
 

@@ -12,8 +12,7 @@ from mixmoe.check.residuals import placed
 from mixmoe.design.beside import check_beside
 from mixmoe.design.complete_rows import NothingLeftError
 from mixmoe.design.design import Design
-from mixmoe.design.frame import shown
-from mixmoe.design.labels import places_of
+from mixmoe.design.frame import places_of, shown
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.families import Distribution
 from mixmoe.output.predictions import (

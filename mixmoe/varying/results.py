@@ -23,7 +23,6 @@ from mixmoe.output.summary import Summary, header_table
 from mixmoe.varying import function_tables
 from mixmoe.varying.bands import LevelProcess
 from mixmoe.varying.dispersion_limits import ThetaProfile
-from mixmoe.varying.effective_parameters import effective_df, fitness
 from mixmoe.varying.em_steps import posterior
 from mixmoe.varying.fitted import FittedVCMoE, checked_kind, reported_values
 from mixmoe.varying.function_frames import (
@@ -39,6 +38,7 @@ from mixmoe.varying.glr import (
     refused,
     tested,
 )
+from mixmoe.varying.leave_one_out import effective_df, fitness
 from mixmoe.varying.prediction import predicted, prediction_rows, response_places
 
 SEED = 20260101  # of the critical values in summaries and figures, so that they print the same every time

@@ -40,10 +40,8 @@ import numpy as np
 from scipy import sparse
 
 from mixmoe._typing import Array, BoolArray, IntArray
-from mixmoe.varying.effective_parameters import Node
-from mixmoe.varying.em_steps import Natural, own_natural
-from mixmoe.varying.gate_penalty import WindowPrior, global_units
-from mixmoe.varying.interpolation import linear_matrix
+from mixmoe.varying.em_steps import Natural, WindowPrior, global_units, own_natural
+from mixmoe.varying.leave_one_out import Node
 from mixmoe.varying.local_likelihood import (
     Local,
     NaturalTerms,
@@ -55,13 +53,13 @@ from mixmoe.varying.local_likelihood import (
     natural_design,
     natural_predictors,
     natural_score,
+    on_limit,
     state_of,
     unit_diagonal,
     whole_block,
     without_information,
 )
-from mixmoe.varying.local_maximum import on_limit
-from mixmoe.varying.problem import Block, Problem
+from mixmoe.varying.problem import Block, Problem, linear_matrix
 
 CHUNK = 4096  # rows whose influence is held as a dense matrix at once
 ROOT, WHOLE = 0.5, 1.0  # powers of the correction: HC2 of rows and CR3 of clusters

@@ -18,9 +18,9 @@ from mixmoe.design.frame import shown
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
 from mixmoe.responses.distribution import ETA_LIMIT, MOST_COUNTS, OFFSETS, Family, Observed, Outcome, check_maximum
 from mixmoe.varying.identifiability import constants_fault
-from mixmoe.varying.interpolation import LINE, once_round, origin
 from mixmoe.varying.joint_em import centred
 from mixmoe.varying.problem import (
+    LINE,
     Problem,
     Rows,
     Slots,
@@ -31,6 +31,8 @@ from mixmoe.varying.problem import (
     hankel,
     local_moments,
     nearest_widths,
+    once_round,
+    origin,
     pooled_spread,
 )
 

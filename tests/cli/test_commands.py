@@ -9,9 +9,8 @@ import pandas as pd
 import pytest
 
 import mixmoe as mm
-from mixmoe.cli.commands import INTERRUPTED, read_value
 from mixmoe.cli.files import read_data
-from mixmoe.cli.main import main
+from mixmoe.cli.main import INTERRUPTED, main, read_value
 from mixmoe.errors import ArgumentError, ConvergenceWarning, DesignError, MissingExtraError
 
 FORMULA = "y ~ time | gate: z1 | re: (1 | id)"
@@ -149,7 +148,7 @@ def test_interruption(monkeypatch, here, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mixmoe.cli.commands.read_data", interrupted)
+    monkeypatch.setattr("mixmoe.cli.main.read_data", interrupted)
     assert main(["describe", "data.csv"]) == INTERRUPTED
     assert capsys.readouterr().err == "mixmoe: error: interrupted\n"
 

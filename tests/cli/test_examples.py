@@ -10,8 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mixmoe.cli.commands import build_parser
-from mixmoe.cli.main import main
+from mixmoe.cli.main import build_parser, main
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "vignettes" / "reference" / "commandline.md").read_text(encoding="utf-8")

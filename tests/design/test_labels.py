@@ -11,8 +11,7 @@ import pytest
 import mixmoe as mm
 from mixmoe.design.design import build_design
 from mixmoe.design.formula import parse_formula
-from mixmoe.design.frame import view
-from mixmoe.design.labels import exact, places_of, units_of
+from mixmoe.design.frame import exact, places_of, units_of, view
 from mixmoe.errors import ArgumentError, DesignError
 
 LARGE = 2**53  # above which floats no longer tell whole numbers apart

@@ -8,14 +8,15 @@ from scipy.stats import multivariate_normal, multivariate_t
 
 from mixmoe.mixed.likelihood.correlated import (
     ErrorModel,
-    Rows,
+    SerialRows,
+    Visits,
+    factorise,
     row_covariances,
     row_errors,
     row_means,
     row_posterior,
     row_scores,
 )
-from mixmoe.mixed.likelihood.serial import Visits, factorise
 
 CLOSE = 1e-10  # relative
 STEP = 1e-30
@@ -37,7 +38,7 @@ def rows(q=2, v=1, seed=0):
     t = times(seed)
     gap = np.diff(t, prepend=0.0)
     gap[starts] = t[starts]
-    return Rows(
+    return SerialRows(
         y=rng.normal(size=n) * 3 + 2,
         X=np.vstack([np.ones(n), t / 5]),
         Z=np.vstack([np.ones(n), t / 5, rng.normal(size=n)])[:q],

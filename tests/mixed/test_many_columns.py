@@ -9,8 +9,7 @@ import pytest
 
 import mixmoe as mm
 from mixmoe.errors import MixmoeWarning
-from mixmoe.inference.small_samples import corrected_by_factors, corrected_scores, leverage
-from mixmoe.mixed.insertion import gains_little
+from mixmoe.inference.uncertainty import corrected_by_factors, corrected_scores, leverage
 from mixmoe.mixed.likelihood import protocol
 from mixmoe.mixed.likelihood.observed import (
     evaluate,
@@ -20,8 +19,8 @@ from mixmoe.mixed.likelihood.observed import (
     summed_squares,
     unit_information,
 )
-from mixmoe.numerics.complex_step import slope
-from mixmoe.numerics.linalg import cholesky_of_one
+from mixmoe.mixed.starting_values import gains_little
+from mixmoe.numerics.linalg import cholesky_of_one, slope
 from mixmoe.numerics.optimise import Control, Evaluation, bfgs_update, climb, inverse_information
 
 EXACT = 1e-12  # relative; complex steps on both sides
@@ -152,7 +151,7 @@ def test_fits_are_those_of_cross_products(formula, options, close, monkeypatch):
 def test_columns_that_are_mostly_zero_are_multiplied_as_such(monkeypatch):
     formula, data = "y ~ C(g) + t | re: (1 | id)", levels()
     sparse = mm.MEMoE(formula, data, 2, weights="w").problem
-    monkeypatch.setattr("mixmoe.mixed.likelihood.gaussian_rows._SPARSE", 0.0)
+    monkeypatch.setattr("mixmoe.mixed.likelihood.gaussian._SPARSE", 0.0)
     dense = mm.MEMoE(formula, data, 2, weights="w").problem
     assert sparse.experts.sparse is not None
     assert dense.experts.sparse is None

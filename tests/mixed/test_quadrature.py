@@ -8,9 +8,9 @@ import pytest
 
 import mixmoe as mm
 from mixmoe.errors import ApproximationWarning, MixmoeWarning
+from mixmoe.mixed.end_points import finer_logliks, integral_shift
 from mixmoe.mixed.likelihood.glmm import build_nodes, finer_points
 from mixmoe.mixed.likelihood.observed import evaluate, subject_scores
-from mixmoe.mixed.likelihood.quadrature import finer_logliks, integral_shift
 from mixmoe.mixed.parameters import Coordinates, free_to_working, user_to_reported
 from tests.mixed.glmm_helpers import problem
 

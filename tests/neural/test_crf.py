@@ -22,9 +22,12 @@ from mixmoe.neural.crf import (  # noqa: E402
     marginals,
     sequence_loss,
 )
-from mixmoe.neural.following import common_ranks  # noqa: E402
 from mixmoe.neural.person_predictions import Uncertainty  # noqa: E402
-from mixmoe.neural.transitions import hsic_test, standardised_effects  # noqa: E402
+from mixmoe.neural.transitions import (  # noqa: E402
+    common_ranks,
+    hsic_test,
+    standardised_effects,
+)
 
 STATES = 4
 

@@ -7,13 +7,14 @@ torch = pytest.importorskip("torch")
 
 from mixmoe.neural.blocks import Block, Blocks, build_blocks, split_lengths, to_rows  # noqa: E402
 from mixmoe.neural.estimators.last_layer import factor_from, start_entries  # noqa: E402
-from mixmoe.neural.estimators.mixed_model import (  # noqa: E402
+from mixmoe.neural.estimators.mixed_model import (  # noqa: E402  # noqa: E402
     Factors,
     Moments,
+    make_plan,
     posterior_means,
     profile,
+    row_columns,
 )
-from mixmoe.neural.estimators.slots import make_plan, row_columns  # noqa: E402
 from mixmoe.neural.network import (  # noqa: E402
     ACTIVATIONS,
     build_network,

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from mixmoe.numerics.complex_step import derivative_along, jacobian
-from mixmoe.numerics.linalg import log_softmax, logsumexp
+from mixmoe.numerics.linalg import derivative_along, jacobian, log_softmax, logsumexp
 
 
 def test_jacobian_of_a_closed_form_is_exact_in_every_digit_that_matters():

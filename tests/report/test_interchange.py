@@ -13,7 +13,7 @@ import pytest
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, MissingExtraError, MixmoeWarning
 from mixmoe.output.summary import Summary
-from mixmoe.report import side_by_side
+from mixmoe.report import tidy as side_by_side
 from tests.fake_model import FakeResults, make_cov, make_data, make_results
 
 FORMULA = "y ~ time + x | gate: z | re: (1 + time | id)"

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mixmoe.errors import MixmoeWarning
-from mixmoe.three_step.outcomes import LEAST, LEVEL
+from mixmoe.three_step.estimates import LEAST, LEVEL
 from tests.simulation.three_step import DESIGNS, draw, fitted
 
 SKEWNESS = (0.0, 0.25, 0.5, 0.75, 1.0, 2.0)

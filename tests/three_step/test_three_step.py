@@ -13,8 +13,7 @@ from scipy.stats import chi2, skew
 import mixmoe as mm
 from mixmoe.errors import ArgumentError, AssumptionWarning, DesignError, FormulaError
 from mixmoe.three_step.distal import Distal, Predictors
-from mixmoe.three_step.estimates import Normal, StepThree, build_assignment
-from mixmoe.three_step.outcomes import skewness
+from mixmoe.three_step.estimates import Normal, StepThree, build_assignment, skewness
 from tests.check.helpers import pbc
 
 SIMPLEX = {"method": "Nelder-Mead", "options": {"maxiter": 9000, "xatol": 1e-9, "fatol": 1e-10}}

@@ -7,9 +7,8 @@ import pytest
 from scipy.optimize import brentq
 from scipy.special import expit, xlogy
 
-from mixmoe.varying import gate_limits
-from mixmoe.varying.bands import symmetric
-from mixmoe.varying.gate_limits import curvature, distances, with_gate_limits
+from mixmoe.varying import bands as gate_limits
+from mixmoe.varying.bands import curvature, distances, symmetric, with_gate_limits
 from mixmoe.varying.presets import vcmoe
 from mixmoe.varying.problem import epanechnikov
 from tests.varying.helpers import make_problem

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from mixmoe.varying.interpolation import hermite_matrix
 from mixmoe.varying.problem import (
     blocks,
     build_windows,
     effective_rows,
     epanechnikov,
     hankel,
+    hermite_matrix,
     local_moments,
     local_predictor,
 )

@@ -7,17 +7,14 @@ import pytest
 from scipy.stats import chi2
 
 from mixmoe.varying.bands import LEAST_DF, _chosen, fit_levels, level_process, student_factor
-from mixmoe.varying.effective_parameters import effective_df, fitness
 from mixmoe.varying.em_steps import own_natural, posterior
 from mixmoe.varying.glr import joint_fit, null_law
-from mixmoe.varying.interpolation import hermite_matrix
 from mixmoe.varying.joint_em import Control, centred, fit_functions
-from mixmoe.varying.leave_one_out import left_out_of_experts
-from mixmoe.varying.local_likelihood import build_local, local_start
-from mixmoe.varying.local_maximum import local_maxima, maximise_local
+from mixmoe.varying.leave_one_out import effective_df, fitness, left_out_of_experts
+from mixmoe.varying.local_likelihood import build_local, local_maxima, local_start, maximise_local
 from mixmoe.varying.model import VCMoE
 from mixmoe.varying.presets import vcmoe
-from mixmoe.varying.problem import build_problem, epanechnikov
+from mixmoe.varying.problem import build_problem, epanechnikov, hermite_matrix
 from mixmoe.varying.sandwich import influence, level_covariance
 from mixmoe.varying.smoothing import (
     Curve,

@@ -11,8 +11,8 @@ from mixmoe.errors import ArgumentError, BoundaryWarning
 from mixmoe.mixed.model import MEMoE
 from mixmoe.responses.distribution import Outcome
 from mixmoe.responses.exponential import Gaussian, StudentT
-from mixmoe.varying.effective_parameters import response_nodes
 from mixmoe.varying.em_steps import own_natural
+from mixmoe.varying.leave_one_out import response_nodes
 from mixmoe.varying.local_likelihood import natural_score
 from mixmoe.varying.model import VCMoE
 from tests.varying.helpers import check_derivatives

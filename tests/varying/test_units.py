@@ -9,15 +9,15 @@ import pytest
 from mixmoe.errors import ConvergenceWarning, DesignError
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.results import load
-from mixmoe.varying.effective_parameters import fitness
+from mixmoe.varying.leave_one_out import fitness
 from mixmoe.varying.local_likelihood import (
     build_local,
     full_information,
     local_gradient,
     local_pieces,
     masked_information,
+    maximise_local,
 )
-from mixmoe.varying.local_maximum import maximise_local
 from mixmoe.varying.model import VCMoE
 from mixmoe.varying.presets import vcmoe
 from mixmoe.varying.results import VCMoEResults

@@ -13,9 +13,9 @@ from mixmoe.responses.distribution import Outcome
 from mixmoe.responses.exponential import NegativeBinomial, Poisson
 from mixmoe.responses.zero_inflated import ZeroInflated, expected
 from mixmoe.varying.bands import expert_target
-from mixmoe.varying.effective_parameters import response_nodes
 from mixmoe.varying.em_steps import own_natural
 from mixmoe.varying.identifiability import _certain_zeros
+from mixmoe.varying.leave_one_out import response_nodes
 from mixmoe.varying.local_likelihood import natural_score
 from mixmoe.varying.model import VCMoE
 from tests.varying.helpers import check_derivatives

@@ -18,10 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
-from mixmoe.mixed.further_parameters import extra_starts
-from mixmoe.mixed.likelihood.gaussian import GaussianExperts
-from mixmoe.mixed.likelihood.gaussian_rows import GaussianRowExperts, independent_experts
-from mixmoe.mixed.likelihood.modes import Modes, Predictor, Response, Rows, Terms, WarmStarts, find_modes, log_joint
+from mixmoe.mixed.likelihood.gaussian import GaussianExperts, GaussianRowExperts, independent_experts
+from mixmoe.mixed.likelihood.modes import (
+    Modes,
+    Predictor,
+    Response,
+    Rows,
+    Terms,
+    WarmStarts,
+    extra_starts,
+    find_modes,
+    log_joint,
+)
 from mixmoe.mixed.likelihood.protocol import (
     CategoryCounts,
     CoefficientInformation,

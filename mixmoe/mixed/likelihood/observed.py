@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.inference.uncertainty import within_clusters
-from mixmoe.mixed.likelihood.gaussian import LOG_2PI, GaussianExperts
-from mixmoe.mixed.likelihood.gaussian_rows import GaussianRowExperts
+from mixmoe.mixed.likelihood.gaussian import LOG_2PI, GaussianExperts, GaussianRowExperts
 from mixmoe.mixed.likelihood.protocol import (
     Densities,
     Experts,
@@ -22,8 +21,7 @@ from mixmoe.mixed.likelihood.protocol import (
 )
 from mixmoe.mixed.parameters import FreeVector, Params, Structure, derivatives_in_free, free_to_working
 from mixmoe.mixture.gate import GatePenalty, gate_log_probabilities, gate_scores, penalty_score, penalty_value
-from mixmoe.numerics.complex_step import jacobian, slope
-from mixmoe.numerics.linalg import cholesky_of_one, logsumexp
+from mixmoe.numerics.linalg import cholesky_of_one, jacobian, logsumexp, slope
 from mixmoe.numerics.optimise import Evaluation
 
 Model = TypeVar("Model", bound=Experts)

@@ -21,9 +21,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mixmoe._typing import Array
+from mixmoe.mixed.information import determinant_slope, information
 from mixmoe.mixed.likelihood.observed import Problem, evaluate
 from mixmoe.mixed.search import Guarded
-from mixmoe.mixed.smooth.curvature import determinant_slope, information
 from mixmoe.mixed.smooth.functions import Geometry
 from mixmoe.numerics.optimise import Control, Evaluation, climb
 

@@ -18,13 +18,16 @@ from mixmoe.neural.estimators.mixed_model import (
     Factors,
     Latent,
     Moments,
+    Plan,
     Profile,
+    features_slope,
     lay_out_factors,
+    make_plan,
     posterior_means,
     profile,
+    row_columns,
     slopes,
 )
-from mixmoe.neural.estimators.slots import Plan, features_slope, make_plan, row_columns
 from mixmoe.neural.estimators.trained import Control, LevelEffects, Problem, Trained, parts_of, ridge
 from mixmoe.neural.estimators.training import (
     TINY,
