@@ -37,7 +37,6 @@ from mixmoe.mixed.likelihood.protocol import (
 )
 from mixmoe.mixed.parameters import Params, Structure
 from mixmoe.numerics.linalg import cholesky, inverse_from_cholesky, solve_lower, solve_upper, times_real
-from mixmoe.numerics.threads import ALONE, Workers
 from mixmoe.responses.distribution import trigamma
 
 ErrorKind = Literal["iid", "ar1", "car1", "bm"]
@@ -844,13 +843,11 @@ class RowExperts(ClosedIntegral):
     ----------
     rows : SerialRows
     form : ErrorForm
-    workers : Workers
     """
 
     rows: SerialRows
     form: ErrorForm
     analytic: bool = True
-    workers: Workers = ALONE
 
     @property
     def n_subjects(self) -> int:

@@ -14,7 +14,7 @@ The axis ``E`` runs over experts, or over experts of several starts at once.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Protocol, Self
 
 import numpy as np
@@ -32,7 +32,6 @@ from mixmoe.mixed.likelihood.protocol import (
 )
 from mixmoe.mixed.parameters import Params, Structure
 from mixmoe.numerics.linalg import cholesky, inverse_from_cholesky, multiply, solve_lower, solve_upper, times_real
-from mixmoe.numerics.threads import ALONE, Workers
 
 LOG_2PI = float(np.log(2 * np.pi))
 
@@ -124,7 +123,6 @@ class GaussianExperts(ClosedExperts):
     ZZ : ndarray, shape (q, q, N)
     log_weight : ndarray, shape (N,)
         Sum of the logarithms of the weights of the rows.
-    workers : Workers
     """
 
     n: Array
@@ -135,7 +133,6 @@ class GaussianExperts(ClosedExperts):
     ZX: Array
     ZZ: Array
     log_weight: Array
-    workers: Workers = field(default=ALONE, kw_only=True)
 
     by_rows: ClassVar[bool] = False
 
@@ -152,7 +149,7 @@ class GaussianExperts(ClosedExperts):
     def take(self, subjects: NDArray[np.intp]) -> "GaussianExperts":
         """The experts of some of the subjects, each possibly repeated, contiguous in memory."""
         parts = (np.ascontiguousarray(getattr(self, name)[..., subjects]) for name in _PRODUCTS)
-        return GaussianExperts(*parts, workers=self.workers)
+        return GaussianExperts(*parts)
 
     def blocks(self, n_experts: int) -> "Iterator[tuple[slice, GaussianExperts]]":
         """Consecutive runs of subjects, short enough that the working arrays of `n_experts` experts stay in cache."""
@@ -195,7 +192,7 @@ class GaussianExperts(ClosedExperts):
         return (*self.Xy, self.yy)
 
 
-_PRODUCTS = tuple(part.name for part in fields(GaussianExperts) if part.name != "workers")
+_PRODUCTS = tuple(part.name for part in fields(GaussianExperts))
 
 
 def experts_of_products(
@@ -489,7 +486,6 @@ class GaussianRowExperts(ClosedExperts):
         Sum of the logarithms of the weights of the rows.
     sparse : SparseColumns or None
         The transpose of X.
-    workers : Workers
     """
 
     y: AnyArray
@@ -500,7 +496,6 @@ class GaussianRowExperts(ClosedExperts):
     ZZ: Array
     log_weight: Array
     sparse: SparseColumns | None = None
-    workers: Workers = field(default=ALONE, kw_only=True)
 
     by_rows: ClassVar[bool] = True
 

@@ -41,7 +41,6 @@ from mixmoe.mixed.likelihood.protocol import (
 from mixmoe.mixed.parameters import Params, Structure
 from mixmoe.mixture.gate import posterior_probabilities
 from mixmoe.numerics.linalg import inverse_from_cholesky, logsumexp, solve_lower, solve_upper
-from mixmoe.numerics.threads import ALONE, Workers
 
 MOST_NODES = 50  # per random effect
 _POSTERIOR_NODES = {1: 25, 2: 15, 3: 9, 4: 5, 5: 3}  # per random effect, by their number, for what is said of a subject
@@ -338,7 +337,6 @@ class GlmmExperts:
     warm : WarmStarts
     parts : list of (slice, GlmmExperts)
         Runs of subjects, each with its own warm starts; made when first asked for.
-    workers : Workers
     """
 
     rows: Rows
@@ -347,7 +345,6 @@ class GlmmExperts:
     analytic: bool = False
     warm: WarmStarts = field(default_factory=WarmStarts, repr=False)
     parts: "list[tuple[slice, GlmmExperts]]" = field(default_factory=list, repr=False)
-    workers: Workers = ALONE
 
     @property
     def n_subjects(self) -> int:
@@ -398,7 +395,7 @@ class GlmmExperts:
 
     def take(self, subjects: NDArray[np.intp]) -> "GlmmExperts":
         """Densities of the experts for some of the subjects only."""
-        return GlmmExperts(self.rows.take(subjects), self.response, self.nodes, workers=self.workers)
+        return GlmmExperts(self.rows.take(subjects), self.response, self.nodes)
 
     @property
     def by_rows(self) -> bool:

@@ -1,6 +1,6 @@
 """Observed-data log-likelihood of a MEMoE, its score and its information, for several starts at once."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Generic, TypeVar, cast
@@ -25,7 +25,6 @@ from mixmoe.numerics.linalg import cholesky_of_one, jacobian, logsumexp, slope
 from mixmoe.numerics.optimise import Evaluation
 
 Model = TypeVar("Model", bound=Experts)
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -191,20 +190,6 @@ def evaluate_block(problem: Problem, params: Params, where: slice, experts: Expe
     return Block(where, densities, log_prior, log_joint, loglik, np.exp(log_joint - loglik[:, None]))
 
 
-def over_blocks(problem: Problem, S: int, task: Callable[[tuple[slice, Experts]], Found]) -> Iterable[Found]:
-    """What a task finds in each run of subjects, in their order, on as many threads as the experts have.
-
-    Parameters
-    ----------
-    problem : Problem
-    S : int
-        Parameter vectors that are evaluated at once.
-    task : callable
-        From the place of a run and its experts.
-    """
-    return problem.experts.workers.map(task, problem.experts.blocks(S * problem.structure.n_experts))
-
-
 def block_scores(problem: Problem, theta: Array, block: Block, memberships: Array | None = None) -> Array:
     """Scores of each subject of a block in the free vector, shape (S, P, n).
 
@@ -252,15 +237,10 @@ def evaluate(problem: Problem, theta: Array) -> Evaluation:
     params = free_to_working(problem.structure, theta)
     loglik = np.zeros(theta.shape[0], dtype=theta.dtype)
     score = np.zeros(theta.shape, dtype=theta.dtype)
-
-    def evaluated(at: tuple[slice, Experts]) -> Evaluation:
-        block = evaluate_block(problem, params, *at)
-        return Evaluation(block.loglik.sum(axis=1), summed_scores(problem, theta, block))
-
-    # Sums are taken in the order of the blocks: the result does not depend on the number of threads.
-    for part in over_blocks(problem, theta.shape[0], evaluated):
-        loglik += part.loglik
-        score += part.score
+    for where, experts in problem.experts.blocks(theta.shape[0] * problem.structure.n_experts):
+        block = evaluate_block(problem, params, where, experts)
+        loglik += block.loglik.sum(axis=1)
+        score += summed_scores(problem, theta, block)
     if problem.penalty is not None:
         loglik += penalty_value(problem.penalty, problem.W, params.gamma)
         score[:, problem.free.gate] += penalty_score(problem.penalty, problem.W, params.gamma).reshape(
@@ -295,12 +275,9 @@ def subject_scores(problem: Problem, theta: Array) -> Array:
     """
     params = free_to_working(problem.structure, theta[None])
     out = np.empty((problem.n_subjects, theta.size), dtype=theta.dtype)
-
-    def put(at: tuple[slice, Experts]) -> None:
-        out[at[0]] = block_scores(problem, theta[None], evaluate_block(problem, params, *at))[0].T
-
-    for _ in over_blocks(problem, 1, put):
-        pass
+    for where, experts in problem.experts.blocks(problem.structure.n_experts):
+        block = evaluate_block(problem, params, where, experts)
+        out[where] = block_scores(problem, theta[None], block)[0].T
     if problem.restricted:
         out += restriction(problem, theta).scores.T
     return out
@@ -310,12 +287,8 @@ def subject_logliks(problem: Problem, theta: Array) -> Array:
     """Log joint density of every subject with every expert at one free vector, shape (N, K)."""
     params = free_to_working(problem.structure, theta[None])
     out = np.empty((problem.n_subjects, problem.structure.n_experts))
-
-    def put(at: tuple[slice, Experts]) -> None:
-        out[at[0]] = evaluate_block(problem, params, *at).log_joint[0].T
-
-    for _ in over_blocks(problem, 1, put):
-        pass
+    for where, experts in problem.experts.blocks(problem.structure.n_experts):
+        out[where] = evaluate_block(problem, params, where, experts).log_joint[0].T
     return out
 
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array
 from mixmoe.mixed.parameters import Params, Structure
 from mixmoe.numerics.linalg import times_real
-from mixmoe.numerics.threads import Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +116,6 @@ class Experts(Protocol):
     @property
     def counts(self) -> NDArray[np.intp]:
         """Rows of each subject, shape (N,)."""
-
-    @property
-    def workers(self) -> Workers:
-        """Threads that share the runs of subjects of an evaluation."""
 
     def take(self, subjects: NDArray[np.intp]) -> Self:
         """Densities of the experts for some of the subjects, each possibly repeated."""
