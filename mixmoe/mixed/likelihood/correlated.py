@@ -17,9 +17,11 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from scipy.special import betaln, digamma, gammaln
 
 from mixmoe._typing import AnyArray, Array, IntArray
+from mixmoe.mixed.likelihood.columns import Columns
 from mixmoe.mixed.likelihood.gaussian import (
     FIRST_SIZE,
     LOG_2PI,
@@ -29,14 +31,9 @@ from mixmoe.mixed.likelihood.gaussian import (
     independent_experts,
 )
 from mixmoe.mixed.likelihood.modes import extra_starts
-from mixmoe.mixed.likelihood.protocol import (
-    ClosedIntegral,
-    Effects,
-    RowScores,
-    ScoresByRow,
-)
+from mixmoe.mixed.likelihood.protocol import ClosedIntegral, Effects, RowScores, ScoresByRow
 from mixmoe.mixed.parameters import Params, Structure
-from mixmoe.numerics.linalg import cholesky, inverse_from_cholesky, solve_lower, solve_upper, times_real
+from mixmoe.numerics.linalg import cholesky, inverse_from_cholesky, solve_lower, solve_upper
 from mixmoe.responses.distribution import trigamma
 
 ErrorKind = Literal["iid", "ar1", "car1", "bm"]
@@ -419,6 +416,15 @@ def factorise(kind: ErrorKind, sd: AnyArray, shape: AnyArray | None, visits: Vis
     return _ar1(sd, shape, visits) if kind == "ar1" else _car1(sd, shape, visits)
 
 
+def whitener(factor: ErrorFactor) -> csr_array:
+    """L^-1 of all subjects as one matrix, shape (n, n), for the factor of one expert, R = L L'."""
+    starts, counts = factor.visits.starts, factor.visits.counts
+    unit = (np.arange(counts.sum()) - np.repeat(starts, counts))[None] == np.arange(counts.max())[:, None]
+    white = factor.whiten(unit.astype(float)[None])[0]  # (m, n): what each row takes from its subject's visit j
+    visit, row = np.nonzero(white)
+    return csr_array((white[visit, row], (row, np.repeat(starts, counts)[row] + visit)), shape=(unit.shape[1],) * 2)
+
+
 def _car1(sd: AnyArray, phi: AnyArray, visits: Visits) -> Chain:
     exponent = phi[:, None] * visits.gap
     # 1 - link^2 by expm1: of visits close in time it is tiny, and a difference from one would lose its digits.
@@ -513,7 +519,7 @@ class SerialRows:
     Attributes
     ----------
     y : ndarray, shape (n,)
-    X : ndarray, shape (p, n)
+    X : Columns
     Z : ndarray, shape (q, n)
     V : ndarray, shape (v, n)
         Covariates of the log standard deviation of the errors.
@@ -523,7 +529,7 @@ class SerialRows:
     """
 
     y: AnyArray
-    X: AnyArray
+    X: Columns
     Z: AnyArray
     V: AnyArray
     visits: Visits
@@ -539,6 +545,9 @@ class SerialRows:
         width = 1 + 2 * self.Z.shape[0] ** 2
         per_subject = max(1.0, self.y.size / self.n_subjects)
         length = max(64, int(_WORKING / (n_experts * width * per_subject)))
+        if length >= self.n_subjects:
+            yield slice(0, self.n_subjects), self
+            return
         for start in range(0, self.n_subjects, length):
             where = slice(start, min(start + length, self.n_subjects))
             yield where, self.run(where)
@@ -559,7 +568,7 @@ class SerialRows:
         return replace(self, y=np.zeros_like(self.y))
 
     def _at(self, at: "slice | NDArray[np.intp]", visits: Visits) -> "SerialRows":
-        return SerialRows(self.y[at], self.X[:, at], self.Z[:, at], self.V[:, at], visits, self.unit[at])
+        return SerialRows(self.y[at], self.X.at(at), self.Z[:, at], self.V[:, at], visits, self.unit[at])
 
 
 @dataclass(frozen=True, slots=True)
@@ -635,7 +644,7 @@ def row_posterior(rows: SerialRows, beta: AnyArray, T: AnyArray, errors: ErrorMo
     RowPosterior
     """
     factor = factorise(errors.kind, errors.deviations(rows.V, rows.unit), errors.shape, rows.visits)
-    r = rows.y - times_real(beta, rows.X)
+    r = rows.y - rows.X.predictor(beta)
     # With errors whitened by R's inverse factor, everything below is the algebra of independent errors.
     white_r, white_Z = factor.whiten(r[:, None]), factor.whiten(rows.Z[None])
     G, Zr = _gram(rows, white_Z), rows.visits.per_subject(white_Z * white_r)
@@ -827,7 +836,7 @@ class RowDensities(ScoresByRow):
         return RowScores(found.predictor, self.form.unconstrained(found.others, self.errors))
 
     @property
-    def _columns(self) -> Array:
+    def _columns(self) -> Columns:
         return self.rows.X
 
     @property
@@ -881,8 +890,8 @@ class RowExperts(ClosedIntegral):
         return True
 
     @property
-    def columns(self) -> Array:
-        """Columns of the fixed effects, shape (p, n)."""
+    def columns(self) -> Columns:
+        """Columns of the fixed effects."""
         return self.rows.X
 
     @property
@@ -897,7 +906,7 @@ class RowExperts(ClosedIntegral):
     def sort_keys(self) -> tuple[Array, ...]:
         """Cross-products with the response."""
         per_subject = self.rows.visits.per_subject
-        return (*per_subject(self.rows.X * self.rows.y), per_subject(self.rows.y**2))
+        return (*per_subject(self.rows.X.dense * self.rows.y), per_subject(self.rows.y**2))
 
     def first_guess(self, structure: Structure) -> Params:
         """Equal shares of random and residual variance, further parameters as their `Extra` says."""
@@ -923,9 +932,10 @@ class RowExperts(ClosedIntegral):
         errors = self.form.model(one)
         tau = None if errors.shape is None else errors.shape / (errors.sigma if self.form.kind == "bm" else 1.0)
         factor = factorise(self.form.kind, np.exp(errors.slope @ self.rows.V) * self.rows.unit, tau, self.rows.visits)
-        white = factor.whiten(np.vstack([self.rows.y, self.rows.X, self.rows.Z])[None])[0]
-        first, last = 1, 1 + len(self.rows.X)
-        return independent_experts(white[0], white[first:last].T, white[last:].T, self.rows.visits.starts)
+        rows, q = self.rows, len(self.rows.Z)
+        white = factor.whiten(np.vstack([rows.y, rows.Z, rows.X.dense])[None])[0]
+        X = rows.X.turned(white[1 + q :], whitener(factor)) if rows.X.sparse is not None else Columns(white[1 + q :])
+        return independent_experts(white[0], X, white[1 : 1 + q].T, rows.visits.starts)
 
 
 @dataclass(frozen=True, slots=True)

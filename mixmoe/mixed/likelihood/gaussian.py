@@ -19,17 +19,10 @@ from typing import ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from mixmoe._typing import AnyArray, Array
-from mixmoe.mixed.likelihood.protocol import (
-    MANY_COLUMNS,
-    ClosedIntegral,
-    Effects,
-    RowScores,
-    ScoresByRow,
-    has_many_columns,
-)
+from mixmoe.mixed.likelihood.columns import Columns, has_many_columns
+from mixmoe.mixed.likelihood.protocol import ClosedIntegral, Effects, RowScores, ScoresByRow
 from mixmoe.mixed.parameters import Params, Structure
 from mixmoe.numerics.linalg import cholesky, inverse_from_cholesky, multiply, solve_lower, solve_upper, times_real
 
@@ -433,40 +426,7 @@ def flat_experts(params: Params) -> tuple[Array, Array]:
     return params.factor.reshape(S * K, q, q), params.sigma.reshape(S * K)
 
 
-_SPARSE = 0.1  # share of entries that are not zero, up to which products with them are the cheaper ones
-
-
 _ROW_WORK = 100_000  # doubles of a working array of rows (800 KB): few of them are held at a time
-
-
-@dataclass(frozen=True, slots=True)
-class SparseColumns:
-    """Columns that are mostly zero before they are made orthogonal, such as those of a factor with many levels.
-
-    Attributes
-    ----------
-    before : scipy.sparse.csr_array, shape (n, p)
-    basis : ndarray, shape (p, p)
-        What they are multiplied by.
-    """
-
-    before: csr_array
-    basis: Array
-
-    def rows(self, at: "slice | NDArray[np.intp]") -> "SparseColumns":
-        """Some of the rows."""
-        return SparseColumns(self.before[at], self.basis)
-
-    def scaled(self, factor: Array) -> "SparseColumns":
-        """Rows multiplied by numbers, shape (n,)."""
-        return SparseColumns(csr_array(self.before * factor[:, None]), self.basis)
-
-
-def sparse_columns(X: Array, A: Array) -> SparseColumns | None:
-    """The columns ``X A^-1`` as products of sparse ones, shape (n, p); None if these are not mostly zero."""
-    if X.shape[1] < MANY_COLUMNS or np.count_nonzero(X) > _SPARSE * X.size:
-        return None
-    return SparseColumns(csr_array(X), np.asarray(np.linalg.inv(A)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -478,30 +438,27 @@ class GaussianRowExperts(ClosedExperts):
     Attributes
     ----------
     y : ndarray, shape (n,)
-    X : ndarray, shape (p, n)
+    X : Columns
     Z : ndarray, shape (q, n)
     starts, counts : ndarray of int, shape (N,)
     ZZ : ndarray, shape (q, q, N)
     log_weight : ndarray, shape (N,)
         Sum of the logarithms of the weights of the rows.
-    sparse : SparseColumns or None
-        The transpose of X.
     """
 
     y: AnyArray
-    X: Array
+    X: Columns
     Z: Array
     starts: NDArray[np.intp]
     counts: NDArray[np.intp]
     ZZ: Array
     log_weight: Array
-    sparse: SparseColumns | None = None
 
     by_rows: ClassVar[bool] = True
 
     @property
-    def columns(self) -> Array:
-        """Columns of the fixed effects, shape (p, n)."""
+    def columns(self) -> Columns:
+        """Columns of the fixed effects."""
         return self.X
 
     def shifted(self, by: AnyArray) -> "GaussianRowExperts":
@@ -516,30 +473,18 @@ class GaussianRowExperts(ClosedExperts):
 
     def around(self, beta: AnyArray) -> Residuals:
         """Residuals row by row, and their cross-products by subject."""
-        left = self.y - self.predictor(beta)
+        left = self.y - self.X.predictor(beta)
         return Residuals(left, self.sums(self.Z * left[:, None]), self.sums(left * left))
 
     def weighted_products(self, weights: Array) -> tuple[Array, Array]:
         """X'X summed with weights of the subjects, shape (E, p, p), and Z'X of each, shape (q, p, N)."""
         of_rows = np.repeat(weights, self.counts, axis=1)
-        plain = np.stack([(self.X * weight) @ self.X.T for weight in of_rows])
-        return plain, self.sums(self.Z[:, None] * self.X[None])
+        plain = np.stack([self.X.gram(weight) for weight in of_rows])
+        return plain, self.sums(self.Z[:, None] * self.X.dense[None])
 
     def sort_keys(self) -> tuple[Array, ...]:
         """Cross-products with the response."""
-        return (*(self.sums(column * self.y) for column in self.X), self.sums(self.y**2))
-
-    def predictor(self, beta: AnyArray) -> AnyArray:
-        """X'beta row by row, shape (E, n), for beta of shape (E, p)."""
-        if self.sparse is None:
-            return times_real(beta, self.X)
-        return np.ascontiguousarray((self.sparse.before @ times_real(beta, self.sparse.basis.T).T).T)
-
-    def gathered(self, values: AnyArray) -> AnyArray:
-        """Sums over rows of columns times values, shape (E, p), for values of shape (E, n)."""
-        if self.sparse is None:
-            return times_real(values, self.X.T)
-        return times_real((self.sparse.before.T @ values.T).T, self.sparse.basis)
+        return (*(self.sums(column * self.y) for column in self.X.dense), self.sums(self.y**2))
 
     @property
     def n(self) -> Array:
@@ -566,6 +511,9 @@ class GaussianRowExperts(ClosedExperts):
         """Consecutive runs of subjects, short enough that the working arrays of `n_experts` experts stay in cache."""
         per_subject = self.y.size / self.n_subjects
         width = max(64, int(_ROW_WORK / (n_experts * per_subject)))
+        if width >= self.n_subjects:  # sparse columns cannot be cut without a copy
+            yield slice(0, self.n_subjects), self
+            return
         for start in range(0, self.n_subjects, width):
             where = slice(start, min(start + width, self.n_subjects))
             first, counts = int(self.starts[start]), self.counts[where]
@@ -588,8 +536,7 @@ class GaussianRowExperts(ClosedExperts):
         counts: NDArray[np.intp],
     ) -> "GaussianRowExperts":
         moments = (self.ZZ[..., subjects], self.log_weight[subjects])
-        sparse = None if self.sparse is None else self.sparse.rows(rows)
-        return GaussianRowExperts(self.y[rows], self.X[:, rows], self.Z[:, rows], starts, counts, *moments, sparse)
+        return GaussianRowExperts(self.y[rows], self.X.at(rows), self.Z[:, rows], starts, counts, *moments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -609,11 +556,8 @@ class GaussianRowDensities(ClosedDensities, ScoresByRow):
         predictor /= (sigma**2)[:, None]
         return RowScores(predictor, variance_scores(self.data, self.posterior, T, sigma, b))
 
-    def _gathered(self, values: Array) -> Array:
-        return self.data.gathered(values)
-
     @property
-    def _columns(self) -> Array:
+    def _columns(self) -> Columns:
         return self.data.X
 
     @property
@@ -622,12 +566,7 @@ class GaussianRowDensities(ClosedDensities, ScoresByRow):
 
 
 def independent_experts(
-    y: Array,
-    X: Array,
-    Z: Array,
-    starts: NDArray[np.intp],
-    weights: Array | None = None,
-    sparse: SparseColumns | None = None,
+    y: Array, X: Columns, Z: Array, starts: NDArray[np.intp], weights: Array | None = None
 ) -> GaussianExperts | GaussianRowExperts:
     """Gaussian experts with independent errors: from cross-products of each subject, or from rows if columns are many.
 
@@ -635,22 +574,18 @@ def independent_experts(
     ----------
     y : ndarray, shape (n,)
         Response, rows sorted by subject; centre it first, or digits of y'y cancel.
-    X : ndarray, shape (n, p)
+    X : Columns
     Z : ndarray, shape (n, q)
     starts : ndarray of int, shape (N,)
         First row of each subject.
     weights : ndarray, shape (n,), optional
         Above zero; by default one.
-    sparse : SparseColumns, optional
-        X, where products with these are cheaper.
     """
     counts = np.diff(np.append(starts, y.size))
-    if not has_many_columns(X.shape[1], counts):
-        return experts_of_products(y, X, Z, starts, weights)
+    if not has_many_columns(len(X), counts):
+        return experts_of_products(y, X.dense.T, Z, starts, weights)
     root = np.ones(y.size) if weights is None else np.sqrt(weights)
     random = root * np.ascontiguousarray(Z.T)
     ZZ = np.add.reduceat(random[:, None] * random, starts, axis=-1)
     log_weight = np.add.reduceat(2 * np.log(root), starts)
-    columns = root * np.ascontiguousarray(X.T)
-    scaled = None if sparse is None else sparse.scaled(root)
-    return GaussianRowExperts(root * y, columns, random, starts, counts, ZZ, log_weight, scaled)
+    return GaussianRowExperts(root * y, X.scaled(root), random, starts, counts, ZZ, log_weight)

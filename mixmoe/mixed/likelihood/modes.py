@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array, IntArray
+from mixmoe.mixed.likelihood.columns import Columns
 from mixmoe.mixture.estimate import Block, Parameter
 from mixmoe.numerics.linalg import cholesky, solve_lower, solve_upper
 from mixmoe.responses.distribution import ETA_LIMIT, Curvature, Family, Outcome
@@ -424,7 +425,7 @@ class Rows:
     offset : ndarray, shape (n,)
     weights : ndarray, shape (n,), or None
         Prior weights.
-    X : ndarray, shape (n, p)
+    X : Columns
     Z : ndarray, shape (q, n)
     starts : ndarray of int, shape (N,)
         First row of each subject.
@@ -434,7 +435,7 @@ class Rows:
     outcome: Outcome
     offset: Array
     weights: Array | None
-    X: Array
+    X: Columns
     Z: Array
     starts: IntArray
     counts: IntArray
@@ -459,7 +460,7 @@ class Rows:
         """Some rows, of subjects that start where it is said."""
         weights = None if self.weights is None else self.weights[rows]
         Z = np.ascontiguousarray(self.Z[:, rows])
-        return Rows(self.outcome.take(rows), self.offset[rows], weights, self.X[rows], Z, starts, counts)
+        return Rows(self.outcome.take(rows), self.offset[rows], weights, self.X.at(rows), Z, starts, counts)
 
     def sums(self, values: Array) -> Array:
         """Sums over the rows of each subject, shape (..., N), of values of shape (..., n)."""

@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.inference.uncertainty import within_clusters
+from mixmoe.mixed.likelihood.columns import Columns, has_many_columns
 from mixmoe.mixed.likelihood.gaussian import LOG_2PI, GaussianExperts, GaussianRowExperts
 from mixmoe.mixed.likelihood.protocol import (
     Densities,
     Experts,
     LinearExperts,
     RowDensities,
+    RowwiseExperts,
     ScoresByRow,
-    has_many_columns,
 )
 from mixmoe.mixed.parameters import FreeVector, Params, Structure, derivatives_in_free, free_to_working
 from mixmoe.mixture.gate import GatePenalty, gate_log_probabilities, gate_scores, penalty_score, penalty_value
@@ -365,10 +366,9 @@ class PredictorInformation:
         """F times directions of the free vector, shape (c, d, r), for directions of shape (P, r)."""
         s, free = problem.structure, problem.free
         c, m = self.rows.shape
-        parts = []
-        X = problem.experts.columns[:, self.rows.ravel()] * self.present.ravel()
+        parts, X = [], self._columns(problem)
         for k in range(s.n_experts):
-            parts.append((X.T @ directions[free.beta[k]]).reshape(c, m, -1))
+            parts.append(X.predictor(directions[free.beta[k]].T).T.reshape(c, m, -1))
         gate = directions[free.gate].reshape(s.n_experts - 1, s.n_gate, directions.shape[1])
         parts.append(np.einsum("cm,jmr->cjr", problem.W[self.subjects], gate, optimize=True))
         parts.append(np.broadcast_to(directions[self.others], (c, self.others.size, directions.shape[1])))
@@ -378,24 +378,33 @@ class PredictorInformation:
         """Sum over the subjects of F'CF, shape (P, P)."""
         s, free = problem.structure, problem.free
         K, (c, m), o = s.n_experts, self.rows.shape, self.others.size
-        X = (problem.experts.columns[:, self.rows.ravel()] * self.present.ravel()).T  # (c m, p)
-        W = problem.W[self.subjects]
-        gate = np.arange(free.size)[free.gate].reshape(K - 1, s.n_gate)
-        blocks = [(free.beta[k], slice(k * m, (k + 1) * m)) for k in range(K)]
-        blocks += [(gate[j], slice(K * m + j, K * m + j + 1)) for j in range(K - 1)]
-        blocks.append((self.others, slice(K * m + K - 1, K * m + K - 1 + o)))
-        factors = [X.reshape(c, m, -1)] * K + [W[:, None]] * (K - 1) + [np.broadcast_to(np.eye(o), (c, o, o))]
+        X, W = self._columns(problem), problem.W[self.subjects]
+        # Predictors of the gate and the other parameters: few columns, which are the same in all rows of a subject.
+        rest, places = slice(K * m, None), np.concatenate([np.arange(free.size)[free.gate], self.others])
+        few = np.zeros((c, K - 1 + o, places.size))
+        for j in range(K - 1):
+            few[:, j, j * s.n_gate : (j + 1) * s.n_gate] = W
+        few[:, K - 1 :, (K - 1) * s.n_gate :] = np.eye(o)
         out = np.zeros((free.size, free.size))
-        pairs = list(zip(blocks, factors, strict=True))
-        for i, ((at, mine), left) in enumerate(pairs):
-            for j, ((to, theirs), right) in enumerate(pairs[i:], start=i):
-                inside = self.matrices[:, mine, theirs] @ right
-                tall = c * left.shape[1]
-                block = left.reshape(tall, at.size).T @ inside.reshape(tall, to.size)
-                out[at[:, None], to] += block
-                if j > i:  # C is symmetric, and products with many columns are what takes the time
-                    out[to[:, None], at] += block.T
+        out[np.ix_(places, places)] = np.einsum(
+            "cda,cde,ceb->ab", few, self.matrices[:, rest, rest], few, optimize=True
+        )
+        for k in range(K):
+            at, mine = free.beta[k], slice(k * m, (k + 1) * m)
+            out[np.ix_(at, at)] += X.between(self.matrices[:, mine, mine])
+            beside = X.gathered((self.matrices[:, mine, rest] @ few).reshape(c * m, -1).T).T
+            blocks = [(places, beside)]
+            for other in range(k + 1, K):
+                theirs = slice(other * m, (other + 1) * m)
+                blocks.append((free.beta[other], X.between(self.matrices[:, mine, theirs])))
+            for to, block in blocks:  # C is symmetric
+                out[np.ix_(at, to)] += block
+                out[np.ix_(to, at)] += block.T
         return out
+
+    def _columns(self, problem: Problem) -> Columns:
+        """Columns of the rows, m of each subject, zero where there are no more."""
+        return cast(RowwiseExperts, problem.experts).columns.at(self.rows.ravel()).scaled(self.present.ravel())
 
 
 _INFORMATION_SIZE = 2_000_000  # doubles of the matrices of one group of subjects (16 MB)

@@ -17,6 +17,7 @@ from mixmoe.design.frame import places_of, shown
 from mixmoe.errors import DesignError
 from mixmoe.families import Effects
 from mixmoe.inference.uncertainty import Moments, critical, degrees_of_freedom
+from mixmoe.mixed.likelihood.columns import Columns
 from mixmoe.mixed.likelihood.correlated import (
     ErrorFactor,
     ErrorModel,
@@ -592,7 +593,7 @@ def past_of(design: Design, e: Params, setup: ErrorSetup | None) -> Past:
     at = errors.order
     V = np.zeros((0, design.n)) if setup is None else design.sigma[at][:, setup.columns].T
     y, unit = np.asarray(design.response) - offset_of(design), 1 / np.sqrt(weights_of(design))
-    rows = SerialRows(y[at], design.expert[at].T, design.random[at].T, V, errors.factor.visits, unit[at])
+    rows = SerialRows(y[at], Columns(design.expert[at].T), design.random[at].T, V, errors.factor.visits, unit[at])
     return Past(rows, errors, row_posterior(rows, e.beta[0], e.factor[0], errors.model), e.factor[0])
 
 
