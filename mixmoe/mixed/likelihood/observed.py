@@ -304,27 +304,57 @@ def observed_information(problem: Problem, theta: Array) -> Array:
         hessian = -sum((part.whole(problem) for part in predictor_information(problem, theta)), np.zeros(()))
         return -0.5 * (hessian + hessian.T) + _penalty_information(problem, theta)
 
+    plain = replace(problem, restricted=False)
+
     def score(step: complex, direction: Array) -> Array:
-        return evaluate(problem, (theta + step * direction)[None]).score[0]
+        return evaluate(plain, (theta + step * direction)[None]).score[0]
 
     # One direction at a time: P complex copies of the moments at once would not fit the cache.
     analytic = problem.experts.analytic
     hessian = np.array([slope(partial(score, direction=d), analytic) for d in np.eye(theta.size)])
-    return -0.5 * (hessian + hessian.T)
+    information: Array = -0.5 * (hessian + hessian.T)
+    if problem.restricted:
+        others = _no_coefficients(problem)
+        information[np.ix_(others, others)] += _restriction_information(problem, theta, others).sum(axis=0)
+    return information
 
 
 def unit_information(problem: Problem, theta: Array, clusters: NDArray[np.int64] | None = None) -> Array:
     """Minus the Hessian of the log-likelihood of every subject or cluster, shape (G, P, P)."""
+    plain = replace(problem, restricted=False)
 
     def scores(step: complex, direction: Array) -> Array:
-        return subject_scores(problem, theta + step * direction)
+        return subject_scores(plain, theta + step * direction)
 
     columns = []
     for direction in np.eye(theta.size):
         found = slope(partial(scores, direction=direction), problem.experts.analytic)
         columns.append(within_clusters(found, clusters))
     hessian = np.stack(columns, axis=1)
-    return -0.5 * (hessian + np.swapaxes(hessian, 1, 2))
+    information: Array = -0.5 * (hessian + np.swapaxes(hessian, 1, 2))
+    if problem.restricted:
+        others = _no_coefficients(problem)
+        found = _restriction_information(problem, theta, others).reshape(problem.n_subjects, -1)
+        shape = (-1, others.size, others.size)
+        information[:, others[:, None], others] += within_clusters(found, clusters).reshape(shape)
+    return information
+
+
+def _no_coefficients(problem: Problem) -> NDArray[np.intp]:
+    """Places of the free vector that are no coefficients of gate or experts, ascending."""
+    everything = np.arange(problem.free.size)
+    return np.setdiff1d(everything, [*everything[problem.free.gate], *problem.free.beta.flat])
+
+
+def _restriction_information(problem: Problem, theta: Array, others: NDArray[np.intp]) -> Array:
+    """Minus the Hessian of each subject's part in the restriction, shape (N, o, o): that is a function of V alone."""
+
+    def scores(step: complex, direction: Array) -> Array:
+        return restriction(problem, theta + step * direction).scores[others]
+
+    steps = np.eye(theta.size)[others]
+    slopes = np.array([slope(partial(scores, direction=step), analytic=True) for step in steps])  # (o, o, N)
+    return np.moveaxis(-0.5 * (slopes + np.swapaxes(slopes, 0, 1)), 2, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -429,21 +459,14 @@ def predictor_information(problem: Problem, theta: Array) -> Iterator[PredictorI
     """
     K, counts = problem.structure.n_experts, problem.experts.counts
     starts = np.cumsum(counts) - counts
-    others = np.setdiff1d(np.arange(theta.size), [*np.arange(theta.size)[problem.free.gate], *problem.free.beta.flat])
-    of_restriction = np.zeros((problem.n_subjects, others.size, others.size))
-    if problem.restricted:  # a function of V alone
-
-        def scores(step: complex, direction: Array) -> Array:
-            return restriction(problem, theta + step * direction).scores[others]
-
-        for j, place in enumerate(others):
-            slopes = slope(partial(scores, direction=np.eye(theta.size)[place]), analytic=True)
-            of_restriction[:, :, j] -= 0.5 * slopes.T
-            of_restriction[:, j] -= 0.5 * slopes.T
+    others = _no_coefficients(problem)
+    if problem.restricted:
+        of_restriction = _restriction_information(problem, theta, others)
     for subjects in _alike(counts, lambda m: _INFORMATION_SIZE // (K * (m + 1) + others.size) ** 2):
         matrices = _predictor_matrices(problem.take(subjects), theta, others)
         rest = slice(matrices.shape[1] - others.size, None)
-        matrices[:, rest, rest] += of_restriction[subjects]
+        if problem.restricted:
+            matrices[:, rest, rest] += of_restriction[subjects]
         m = int(counts[subjects].max())
         present = np.arange(m) < counts[subjects][:, None]
         rows = starts[subjects][:, None] + np.where(present, np.arange(m), 0)
@@ -463,11 +486,13 @@ def _alike(counts: NDArray[np.intp], room: Callable[[int], int]) -> Iterator[NDA
 
 def _predictor_matrices(part: Problem, theta: Array, others: NDArray[np.intp]) -> Array:
     """C of each of some subjects, shape (c, d, d)."""
-    s, free, experts = part.structure, part.free, part.experts
+    s, experts = part.structure, part.experts
     K, counts = s.n_experts, experts.counts
     c, m, o = part.n_subjects, int(counts.max()), others.size
     starts, n = np.cumsum(counts) - counts, int(counts.sum())
     whole = slice(0, c)
+    # The others enter as in any score, those of the coefficients being of no interest here.
+    bare = replace(s, common=s.common[:0], n_gate=0)
 
     def by_row(values: Array) -> Array:  # (K, n) to (K, c, m), zero where there are no rows
         out = np.zeros((len(values), c, m), dtype=values.dtype)
@@ -480,10 +505,8 @@ def _predictor_matrices(part: Problem, theta: Array, others: NDArray[np.intp]) -
         block = evaluate_block(part, free_to_working(s, moved), whole, experts)
         scores, tau = cast(RowDensities, block.densities).row_scores(), block.responsibilities
         in_rows = np.repeat(tau[0], counts, axis=1) * scores.predictor
-        # The others enter as in any score, that of the coefficients being of no interest here.
-        all_of = np.concatenate([np.zeros((1, K, s.n_columns, c)), scores.others[None]], axis=2) * tau[:, :, None]
-        nothing = np.zeros((1, free.gate.stop, c))
-        return in_rows, gate_scores(block.log_prior, tau)[0], derivatives_in_free(s, moved, nothing, all_of)[0][others]
+        in_others = derivatives_in_free(bare, moved[:, others], np.zeros((1, 0, c)), scores.others * tau[:, :, None])
+        return in_rows, gate_scores(block.log_prior, tau)[0], in_others[0]
 
     def flat(step: complex, direction: Array) -> Array:
         return np.concatenate([a.ravel() for a in found(step, direction)])
