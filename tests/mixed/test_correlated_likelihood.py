@@ -100,7 +100,7 @@ def test_log_density(kind, q, v, heavy):
 def test_scores(kind, q, v, heavy):
     data, p = rows(q, v), parameters(kind, q, v, heavy)
     model = error_model(kind, p)
-    found = row_scores(data, row_posterior(data, p["beta"], p["T"], model), p["T"], model)
+    found = row_scores(data, row_posterior(data, p["beta"], p["T"], model), model)
     in_beta = data.visits.per_subject(data.X.dense * found.predictor[:, None])
     ours = np.concatenate([in_beta, found.others], axis=1)
 
@@ -124,8 +124,8 @@ def test_scores(kind, q, v, heavy):
 def test_posterior_of_the_random_effects(kind, q):
     data, p = rows(q), parameters(kind, q)
     post = row_posterior(data, p["beta"], p["T"], error_model(kind, p))
-    means, covariances = row_means(post, p["T"]), row_covariances(post, p["T"])
-    left = row_errors(data, post, p["T"])
+    means, covariances = row_means(post), row_covariances(post)
+    left = row_errors(data, post)
     for e, i in itertools.product(range(2), range(len(COUNTS))):
         r, Z, _, V = subject(data, kind, p, e, i)
         D = p["T"][e] @ p["T"][e].T

@@ -27,7 +27,6 @@ from mixmoe.mixed.likelihood.gaussian import (
     LOG_2PI,
     GaussianExperts,
     GaussianRowExperts,
-    flat_experts,
     independent_experts,
 )
 from mixmoe.mixed.likelihood.modes import extra_starts
@@ -604,6 +603,8 @@ class RowPosterior:
 
     Attributes
     ----------
+    T : ndarray, shape (E, q, q)
+        Lower factor of the random-effects covariance, D = T T'.
     factor : Independent, Chain or Filter
         Of R.
     r : ndarray, shape (E, n)
@@ -619,6 +620,7 @@ class RowPosterior:
     density : Density
     """
 
+    T: AnyArray
     factor: ErrorFactor
     r: AnyArray
     G: AnyArray
@@ -659,7 +661,7 @@ def row_posterior(rows: SerialRows, beta: AnyArray, T: AnyArray, errors: ErrorMo
     # The t has the same scale matrix V; only what the distance r'V^-1 r enters differs.
     n = rows.visits.counts.astype(float)
     density = normal_density(n, log_det, distance) if errors.df is None else t_density(n, log_det, distance, errors.df)
-    return RowPosterior(factor, r, G, L, solve_upper(L, half), distance, density)
+    return RowPosterior(T, factor, r, G, L, solve_upper(L, half), distance, density)
 
 
 def _gram(rows: SerialRows, white: AnyArray) -> AnyArray:
@@ -672,30 +674,29 @@ def _gram(rows: SerialRows, white: AnyArray) -> AnyArray:
     return G
 
 
-def row_means(post: RowPosterior, T: AnyArray) -> AnyArray:
+def row_means(post: RowPosterior) -> AnyArray:
     """Posterior means of the random effects given the expert, shape (E, q, N)."""
-    return T @ post.w
+    return post.T @ post.w
 
 
-def row_covariances(post: RowPosterior, T: AnyArray) -> AnyArray:
+def row_covariances(post: RowPosterior) -> AnyArray:
     """Posterior covariances of the random effects for normal errors, shape (E, q, q, N); scale matrices for t."""
-    return np.einsum("eac,ecdn,ebd->eabn", T, inverse_from_cholesky(post.L), T, optimize=True)
+    return np.einsum("eac,ecdn,ebd->eabn", post.T, inverse_from_cholesky(post.L), post.T, optimize=True)
 
 
-def row_errors(rows: SerialRows, post: RowPosterior, T: AnyArray) -> AnyArray:
+def row_errors(rows: SerialRows, post: RowPosterior) -> AnyArray:
     """Residuals y - X beta - Z b at the posterior mean of b, shape (E, n)."""
-    means = np.repeat(row_means(post, T), rows.visits.counts, axis=-1)
+    means = np.repeat(row_means(post), rows.visits.counts, axis=-1)
     return post.r - (means * rows.Z).sum(axis=1)
 
 
-def row_scores(rows: SerialRows, post: RowPosterior, T: AnyArray, errors: ErrorModel) -> RowScores:
+def row_scores(rows: SerialRows, post: RowPosterior, errors: ErrorModel) -> RowScores:
     """Derivatives of each subject's log-density in the parameters of each expert.
 
     Parameters
     ----------
     rows : SerialRows
     post : RowPosterior
-    T : ndarray, shape (E, q, q)
     errors : ErrorModel
 
     Returns
@@ -708,12 +709,12 @@ def row_scores(rows: SerialRows, post: RowPosterior, T: AnyArray, errors: ErrorM
     E, q, N = post.w.shape
     weight, per_subject = post.density.weight, rows.visits.per_subject
     # V^-1 r = R^-1 (r - Z b), b the posterior mean: V is never formed.
-    left = row_errors(rows, post, T)
+    left = row_errors(rows, post)
     solved = post.factor.solve(left[:, None])
-    found = post.factor.scores(Spread(left, rows.Z[None], row_covariances(post, T), weight))
+    found = post.factor.scores(Spread(left, rows.Z[None], row_covariances(post), weight))
     pull = per_subject(rows.Z * solved)  # Z'V^-1 r  (E, q, N)
     # The weight of the t (1 for normal errors) shrinks what far-off subjects say; the log determinant has none.
-    in_T = (weight[:, None] * pull)[:, :, None] * post.w[:, None] - _curvature(post, T)
+    in_T = (weight[:, None] * pull)[:, :, None] * post.w[:, None] - _curvature(post)
     parts = [
         in_T.reshape(E, q * q, N),
         per_subject(found.log_sd)[:, None],
@@ -727,9 +728,9 @@ def row_scores(rows: SerialRows, post: RowPosterior, T: AnyArray, errors: ErrorM
     return RowScores(by_row, np.concatenate(parts, axis=1))
 
 
-def _curvature(post: RowPosterior, T: AnyArray) -> AnyArray:
+def _curvature(post: RowPosterior) -> AnyArray:
     """Z'V^-1 Z T = G T W^-1, shape (E, q, q, N)."""
-    inside = np.einsum("eab,ebcn->eacn", T, inverse_from_cholesky(post.L))
+    inside = np.einsum("eab,ebcn->eacn", post.T, inverse_from_cholesky(post.L))
     return np.einsum("eabn,ebcn->eacn", post.G, inside)
 
 
@@ -813,9 +814,8 @@ class RowDensities(ScoresByRow):
 
     def effects(self) -> Effects:
         """Posterior of the random effects."""
-        T, _ = flat_experts(self.params)
-        spread = row_covariances(self.posterior, T) * self.spread()[:, None, None]
-        means, shape = row_means(self.posterior, T), self.params.sigma.shape
+        spread = row_covariances(self.posterior) * self.spread()[:, None, None]
+        means, shape = row_means(self.posterior), self.params.sigma.shape
         return Effects(means.reshape(*shape, *means.shape[1:]), spread.reshape(*shape, *spread.shape[1:]))
 
     def spread(self) -> Array:
@@ -831,8 +831,7 @@ class RowDensities(ScoresByRow):
 
     def row_scores(self) -> RowScores:
         """Derivatives in the linear predictor of each row and in what else the experts have."""
-        T, _ = flat_experts(self.params)
-        found = row_scores(self.rows, self.posterior, T, self.errors)
+        found = row_scores(self.rows, self.posterior, self.errors)
         return RowScores(found.predictor, self.form.unconstrained(found.others, self.errors))
 
     @property
@@ -874,10 +873,9 @@ class RowExperts(ClosedIntegral):
 
     def densities(self, params: Params) -> RowDensities:
         """Log-densities at S parameter vectors."""
-        S, K, p = params.beta.shape
-        T, _ = flat_experts(params)
+        E, p, q = params.sigma.size, params.beta.shape[2], params.factor.shape[2]
         errors = self.form.model(params)
-        posterior = row_posterior(self.rows, params.beta.reshape(S * K, p), T, errors)
+        posterior = row_posterior(self.rows, params.beta.reshape(E, p), params.factor.reshape(E, q, q), errors)
         return RowDensities(self.rows, params, self.form, errors, posterior)
 
     def without_response(self) -> "RowExperts":

@@ -207,14 +207,6 @@ def block_scores(problem: Problem, theta: Array, block: Block, memberships: Arra
     return derivatives_in_free(problem.structure, theta, gate, experts)
 
 
-def summed_scores(problem: Problem, theta: Array, block: Block) -> Array:
-    """Scores summed over the subjects of a block, shape (S, P)."""
-    responsibilities = block.responsibilities
-    experts = block.densities.summed_scores(responsibilities)
-    gate = gate_scores(block.log_prior, responsibilities) @ problem.W[block.where]
-    return derivatives_in_free(problem.structure, theta, gate.reshape(theta.shape[0], -1), experts)
-
-
 def summed_squares(problem: Problem, theta: Array) -> Array:
     """Sums of squared scores at S vectors, shape (S, P), of experts that keep rows: those of coefficients by rows.
 
@@ -241,7 +233,10 @@ def evaluate(problem: Problem, theta: Array) -> Evaluation:
     for where, experts in problem.experts.blocks(theta.shape[0] * problem.structure.n_experts):
         block = evaluate_block(problem, params, where, experts)
         loglik += block.loglik.sum(axis=1)
-        score += summed_scores(problem, theta, block)
+        # Fisher's identity: the score is that of known memberships, each weighted by its probability.
+        in_experts = block.densities.summed_scores(block.responsibilities)
+        in_gate = gate_scores(block.log_prior, block.responsibilities) @ problem.W[where]
+        score += derivatives_in_free(problem.structure, theta, in_gate.reshape(len(theta), -1), in_experts)
     if problem.penalty is not None:
         loglik += penalty_value(problem.penalty, problem.W, params.gamma)
         score[:, problem.free.gate] += penalty_score(problem.penalty, problem.W, params.gamma).reshape(
