@@ -19,6 +19,7 @@ from typing import ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from mixmoe._typing import AnyArray, Array
 from mixmoe.mixed.likelihood.columns import Columns, has_many_columns
@@ -72,9 +73,6 @@ class GaussianData(Protocol):
 
     def around(self, beta: Array) -> Residuals:
         """Residuals at coefficients of shape (E, p)."""
-
-    def weighted_products(self, weights: Array) -> tuple[Array, Array]:
-        """X'X summed with weights of the subjects, shape (E, N), so (E, p, p), and Z'X of each, shape (q, p, N)."""
 
 
 class ClosedExperts(ClosedIntegral):
@@ -165,11 +163,6 @@ class GaussianExperts(ClosedExperts):
         # r'r = y'y - beta'(X'y + X'r)
         rr = self.yy - np.einsum("ep,epn->en", beta, self.Xy + left)
         return Residuals(left, self.Zy - np.swapaxes(times_real(beta, self.ZX), 0, 1), rr)
-
-    def weighted_products(self, weights: Array) -> tuple[Array, Array]:
-        """X'X summed with weights of the subjects, shape (E, p, p), and Z'X of each, shape (q, p, N)."""
-        p, N = self.Xy.shape
-        return (weights @ self.XX.reshape(p * p, N).T).reshape(-1, p, p), self.ZX
 
     def without_response(self) -> "GaussianExperts":
         """The same with a response of zero."""
@@ -333,14 +326,14 @@ def summed_second_moments(post: ExpertPosterior, weights: Array) -> Array:
     return post.T @ (means + spread) @ np.swapaxes(post.T, 1, 2)
 
 
-def weighted_normal_matrix(m: GaussianData, post: ExpertPosterior, weights: Array) -> Array:
+def weighted_normal_matrix(m: GaussianExperts, post: ExpertPosterior, weights: Array) -> Array:
     """Sum over subjects of weights * X'V^-1X, shape (E, p, p); the matrix of generalised least squares."""
     E, q, N = post.w.shape
-    plain, ZX = m.weighted_products(weights)
-    p = plain.shape[1]
+    p = len(m.XX)
+    plain = (weights @ m.XX.reshape(p * p, N).T).reshape(E, p, p)
     # X'V^-1X = (X'X - B'B) / sigma^2 with B = L^-1 Lambda'Z'X; summed over subjects by one product of long rows.
     Lam = post.T / post.sigma[:, None, None]
-    half = solve_lower(post.L, np.einsum("eba,bpn->eapn", Lam, ZX, optimize=True))  # (E, q, p, N)
+    half = solve_lower(post.L, np.einsum("eba,bpn->eapn", Lam, m.ZX, optimize=True))  # (E, q, p, N)
     left = np.moveaxis(half * weights[:, None, None], 2, 1).reshape(E, p, q * N)
     right = np.moveaxis(half, 2, 1).reshape(E, p, q * N)
     return np.asarray((plain - left @ np.swapaxes(right, 1, 2)) / (post.sigma**2)[:, None, None])
@@ -379,6 +372,10 @@ class GaussianDensities(ClosedDensities):
         """Derivatives, shape (S, K, p + q * q + 1, n)."""
         flat = expert_scores(self.data, self.posterior)
         return flat.reshape(*self.params.sigma.shape, *flat.shape[1:])
+
+    def normal_matrix(self, weights: Array) -> Array:
+        """Sum over subjects of weights, shape (E, N), times X'V^-1X, shape (E, p, p)."""
+        return weighted_normal_matrix(self.data, self.posterior, weights)
 
     def summed_scores(self, weights: Array) -> Array:
         """Weighted sums over subjects, shape (S, K, p + q * q + 1), without those of the subjects."""
@@ -456,12 +453,6 @@ class GaussianRowExperts(ClosedExperts):
         left = self.y - self.X.predictor(beta)
         return Residuals(left, self.sums(self.Z * left[:, None]), self.sums(left * left))
 
-    def weighted_products(self, weights: Array) -> tuple[Array, Array]:
-        """X'X summed with weights of the subjects, shape (E, p, p), and Z'X of each, shape (q, p, N)."""
-        of_rows = np.repeat(weights, self.counts, axis=1)
-        plain = np.stack([self.X.gram(weight) for weight in of_rows])
-        return plain, self.sums(self.Z[:, None] * self.X.dense[None])
-
     def sort_keys(self) -> tuple[Array, ...]:
         """Cross-products with the response."""
         return (*(self.sums(column * self.y) for column in self.X.dense), self.sums(self.y**2))
@@ -534,6 +525,21 @@ class GaussianRowDensities(ClosedDensities, ScoresByRow):
             predictor -= column * np.repeat(b[:, a], self.data.counts, axis=-1)
         predictor /= (self.posterior.sigma**2)[:, None]
         return RowScores(predictor, variance_scores(self.data, self.posterior, b))
+
+    def normal_matrix(self, weights: Array) -> AnyArray:
+        """Sum over subjects of weights, shape (E, N), times X'V^-1X, shape (E, p, p)."""
+        data, post = self.data, self.posterior
+        Lam = post.T / post.sigma[:, None, None]
+        # X'V^-1X = (X'X - X'Z Lambda W^-1 Lambda'Z'X) / sigma^2: of each subject Z'X, and nothing of p by p.
+        inner = np.einsum("eab,ebcn,edc->eadn", Lam, inverse_from_cholesky(post.L), Lam, optimize=True)
+        inner = inner * weights[:, None, None]
+        ZX = [data.X.summed(z, data.starts) for z in data.Z]
+        out = np.empty((*Lam.shape[:1], len(data.X), len(data.X)), dtype=Lam.dtype)
+        for e, (of_rows, mine) in enumerate(zip(np.repeat(weights, data.counts, axis=1), inner, strict=True)):
+            out[e] = data.X.gram(of_rows)
+            for a, b in np.ndindex(mine.shape[:2]):
+                out[e] -= data.X.in_basis((ZX[a].T @ csr_array(ZX[b] * mine[a, b][:, None])).toarray())
+        return out / (post.sigma**2)[:, None, None]
 
     @property
     def _columns(self) -> Columns:
