@@ -151,6 +151,8 @@ class Spread:
     errors : ndarray, shape (E, n)
         y - X beta - Z b at the posterior mean of b.
     Z : ndarray, shape (1, q, n)
+    white : ndarray, shape (E, 1 + q, n)
+        The errors and Z, whitened.
     cov : ndarray, shape (E, q, q, N)
         Posterior covariance of b.
     weight : ndarray, shape (E, N)
@@ -159,6 +161,7 @@ class Spread:
 
     errors: AnyArray
     Z: AnyArray
+    white: AnyArray
     cov: AnyArray
     weight: AnyArray
 
@@ -218,9 +221,9 @@ class Independent:
         """L^-1 c with R = L L', shape (E, d, n), for c of shape (E or 1, d, n)."""
         return c / self.sd[:, None]
 
-    def solve(self, c: AnyArray) -> AnyArray:
-        """R^-1 c, shapes as in `whiten`."""
-        return c / (self.sd * self.sd)[:, None]
+    def solved(self, white: AnyArray) -> AnyArray:
+        """R^-1 c from L^-1 c, shapes as in `whiten`."""
+        return white / self.sd[:, None]
 
     def colour(self, c: AnyArray) -> AnyArray:
         """L c, the inverse of `whiten`: errors of covariance R from independent ones."""
@@ -270,9 +273,9 @@ class Chain:
         out /= self.width[:, None]
         return out
 
-    def solve(self, c: AnyArray) -> AnyArray:
-        """R^-1 c, shapes as in `whiten`."""
-        out = self.whiten(c) / self.width[:, None]
+    def solved(self, white: AnyArray) -> AnyArray:
+        """R^-1 c from L^-1 c, shapes as in `whiten`."""
+        out = white / self.width[:, None]
         out[..., :-1] -= self.link[:, None, 1:] * out[..., 1:]
         return out / self.sd[:, None]
 
@@ -282,8 +285,7 @@ class Chain:
 
     def scores(self, s: Spread) -> ErrorScores:
         """Derivatives of the log-densities in the error parameters."""
-        white = self.whiten(s.errors[:, None])
-        white_Z = self.whiten(s.Z)
+        white, white_Z = s.white[:, :1], s.white[:, 1:]
         pull = s.weights(self.visits) * (white * self._turned(s.errors[:, None], white))[:, 0]
         pull += s.traces(self.visits, white_Z, self._turned(s.Z, white_Z))
         pull += self.link / self.width**2
@@ -334,9 +336,9 @@ class Filter:
         """L^-1 c with R = L L', shape (E, d, n), for c of shape (E or 1, d, n)."""
         return self._innovations(c) / np.sqrt(self.variance)[:, None]
 
-    def solve(self, c: AnyArray) -> AnyArray:
-        """R^-1 c, shapes as in `whiten`."""
-        return self._differences(self.tails(c))
+    def solved(self, white: AnyArray) -> AnyArray:
+        """R^-1 c from L^-1 c, shapes as in `whiten`."""
+        return self._differences(self._tails(white))
 
     def colour(self, c: AnyArray) -> AnyArray:
         """L c, the inverse of `whiten`: errors of covariance R from independent ones."""
@@ -344,15 +346,14 @@ class Filter:
         moved = recursion(self.visits, self.visits.continues, self.gain[:, None] * innovations)
         return self.visits.before(moved) + innovations
 
-    def tails(self, c: AnyArray) -> AnyArray:
-        """Sums of R^-1 c over each row and the later ones of its subject, shape (E, d, n)."""
-        return recursion(self.visits, 1 - self.gain, self._innovations(c) / self.variance[:, None], backward=True)
+    def _tails(self, white: AnyArray) -> AnyArray:
+        """Sums of R^-1 c over each row and the later ones of its subject, shape (E, d, n), from L^-1 c."""
+        return recursion(self.visits, 1 - self.gain, white / np.sqrt(self.variance)[:, None], backward=True)
 
     def scores(self, s: Spread) -> ErrorScores:
         """Derivatives of the log-densities in the error parameters."""
         weights, inverse = s.weights(self.visits), self._inverse()
-        Z = np.broadcast_to(s.Z, (len(self.sd), *s.Z.shape[1:]))
-        tails = self.tails(np.concatenate([s.errors[:, None], Z], axis=1))
+        tails = self._tails(s.white)
         solved = self._differences(tails)
         at_rows = weights * solved[:, 0] ** 2 - inverse.diagonal
         at_rows += s.traces(self.visits, solved[:, 1:], solved[:, 1:])
@@ -504,8 +505,9 @@ def _uncertainty(visits: Visits, noise: AnyArray, step: AnyArray) -> AnyArray:
 
 def _scale_scores(f: Independent | Chain, s: Spread) -> AnyArray:
     """Derivative in the log standard deviation of each row where that scales all of its error, shape (E, n)."""
-    pull = s.weights(f.visits) * s.errors * f.solve(s.errors[:, None])[:, 0]
-    return pull + s.traces(f.visits, s.Z, f.solve(s.Z)) - 1
+    solved = f.solved(s.white)
+    pull = s.weights(f.visits) * s.errors * solved[:, 0]
+    return pull + s.traces(f.visits, s.Z, solved[:, 1:]) - 1
 
 
 _WORKING = 150_000  # doubles per working array (1.2 MB): rows, unlike moments, are swept once or twice only
@@ -609,6 +611,8 @@ class RowPosterior:
         Of R.
     r : ndarray, shape (E, n)
         y - X beta.
+    white : ndarray, shape (E, q, n)
+        Z whitened.
     G : ndarray, shape (E, q, q, N)
         Z'R^-1 Z.
     L : ndarray, shape (E, q, q, N)
@@ -623,6 +627,7 @@ class RowPosterior:
     T: AnyArray
     factor: ErrorFactor
     r: AnyArray
+    white: AnyArray
     G: AnyArray
     L: AnyArray
     w: AnyArray
@@ -661,7 +666,7 @@ def row_posterior(rows: SerialRows, beta: AnyArray, T: AnyArray, errors: ErrorMo
     # The t has the same scale matrix V; only what the distance r'V^-1 r enters differs.
     n = rows.visits.counts.astype(float)
     density = normal_density(n, log_det, distance) if errors.df is None else t_density(n, log_det, distance, errors.df)
-    return RowPosterior(T, factor, r, G, L, solve_upper(L, half), distance, density)
+    return RowPosterior(T, factor, r, white_Z, G, L, solve_upper(L, half), distance, density)
 
 
 def _gram(rows: SerialRows, white: AnyArray) -> AnyArray:
@@ -710,8 +715,10 @@ def row_scores(rows: SerialRows, post: RowPosterior, errors: ErrorModel) -> RowS
     weight, per_subject = post.density.weight, rows.visits.per_subject
     # V^-1 r = R^-1 (r - Z b), b the posterior mean: V is never formed.
     left = row_errors(rows, post)
-    solved = post.factor.solve(left[:, None])
-    found = post.factor.scores(Spread(left, rows.Z[None], row_covariances(post), weight))
+    white = post.factor.whiten(left[:, None])
+    solved = post.factor.solved(white)
+    both = np.concatenate([white, post.white], axis=1)
+    found = post.factor.scores(Spread(left, rows.Z[None], both, row_covariances(post), weight))
     pull = per_subject(rows.Z * solved)  # Z'V^-1 r  (E, q, N)
     # The weight of the t (1 for normal errors) shrinks what far-off subjects say; the log determinant has none.
     in_T = (weight[:, None] * pull)[:, :, None] * post.w[:, None] - _curvature(post)

@@ -691,7 +691,8 @@ def _follow(errors: Disturbances, design: Design, past: Past, at: NDArray[np.int
     index = past.rows.visits.rows_of(who)
     sd = past.errors.factor.sd[:, index]
     link = _covariances(errors, past, at, visits.counts, index)
-    solved = factorise(errors.model.kind, sd, errors.model.shape, visits).solve(link[:, None])[:, 0]
+    factor = factorise(errors.model.kind, sd, errors.model.shape, visits)
+    solved = factor.solved(factor.whiten(link[:, None]))[:, 0]
     left = row_errors(past.rows, past.posterior)[:, index]
     Z = design.random[errors.order[at]].T - visits.per_subject(solved[:, None] * past.rows.Z[:, index])
     b = row_means(past.posterior)[..., who]
