@@ -406,6 +406,9 @@ def dispersion(name: str, own: bool) -> Extra:
 _TOLERANCE = 1e-11  # of a last step; Newton squares the error, so that the mode is exact to rounding
 
 
+_AT_REST = 1e-13  # of a step: Newton has squared the error, and a subject is where rounding lets her be
+
+
 _MAX_PASSES = 100
 
 
@@ -639,10 +642,10 @@ def find_modes(rows: Rows, response: Response, at: Predictor, u: Array) -> Modes
 def _ascended(rows: Rows, response: Response, at: Predictor, here: Modes, step: Array, passes: int) -> Modes:
     """Modes of the random effects, from where they are, with the next steps of all subjects, shape (E, q, N)."""
     for lap in range(passes):
-        moving = (np.abs(step) > _TOLERANCE).any(axis=1)  # (E, N)
-        experts, subjects = (np.flatnonzero(moving.any(axis=axis)) for axis in (1, 0))
-        if not experts.size:
+        if not (np.abs(step) > _TOLERANCE).any():
             break
+        moving = (np.abs(step) > _AT_REST).any(axis=1)  # (E, N)
+        experts, subjects = (np.flatnonzero(moving.any(axis=axis)) for axis in (1, 0))
         if experts.size * subjects.size <= _FEW_MOVING * moving.size:
             # Most are there: the others, such as subjects whose responses are all zero, go on among themselves. Fixed
             # effects are in the predictor already: their columns need not be gathered.
