@@ -160,23 +160,6 @@ def split_lengths(lengths: IntArray, max_cells: int) -> list[int]:
     return [*cuts, len(lengths)] if len(lengths) else [0]
 
 
-def cell_rows(starts: IntArray, lengths: IntArray) -> tuple[IntArray, NDArray[np.bool_]]:
-    """Row number of every cell of a padded block, and where there is a row.
-
-    Parameters
-    ----------
-    starts, lengths : ndarray, shape (B,)
-
-    Returns
-    -------
-    rows : ndarray, shape (B, T)
-    present : ndarray of bool, shape (B, T)
-    """
-    step = np.arange(max(int(lengths.max()), 1))
-    present = step[None, :] < lengths[:, None]
-    return np.where(present, starts[:, None] + step[None, :], 0), present
-
-
 def build_blocks(
     x: Array,
     y: NDArray,
@@ -233,7 +216,9 @@ def pad_block(
     persons, starts, lengths : ndarray, shape (B,)
     device : str
     """
-    rows, present = cell_rows(starts, lengths)
+    step = np.arange(max(int(lengths.max()), 1))
+    present = step[None, :] < lengths[:, None]
+    rows = np.where(present, starts[:, None] + step[None, :], 0)
     return Block(
         torch.as_tensor(persons, device=device),
         torch.as_tensor(np.where(present[:, :, None], x[rows], 0.0), device=device),

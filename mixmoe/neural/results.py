@@ -240,7 +240,12 @@ class NMEResults(NetworkDiagnosis):
 
     def tables(self, alpha: float = 0.05) -> tuple[Table, ...]:
         """Header, architecture, parameters, shares of variance, and the comparison on held-out rows."""
-        header, *parameters = (with_transition_note(table) for table in super().tables(alpha))
+        header, *parameters = (
+            replace(table, title="Transition scores", notes=(*table.notes, TRANSITION_NOTE))
+            if table.key == "other"
+            else table
+            for table in super().tables(alpha)
+        )
         extra = [architecture_table(self.model.estimator, self.problem, self.trained)]
         share = share_table(self.problem, self.trained)
         compared = [] if self.comparison is None else [comparison_table(self.comparison)]
@@ -294,8 +299,13 @@ class NMEResults(NetworkDiagnosis):
 
     @property
     def _saved_settings(self) -> Mapping[str, Any]:
-        state = saved_state(self.trained, self.comparison, self.problem)
-        return {**self.model.settings, "state": state, "module": saved_module(self.problem, self.trained)}
+        state, module = saved_state(self.trained, self.comparison, self.problem), self.problem.network.module
+        # By what a user's own network is known again: its name, and its outputs at some rows.
+        known = {
+            "name": type(module).__name__,
+            "outputs": None if module is None else probed_outputs(self.problem, self.trained),
+        }
+        return {**self.model.settings, "state": state, "module": None if module is None else known}
 
     @staticmethod
     def _from_saved(family: Any, saved: SavedFit, context: Mapping[str, Any] | None) -> "NMEResults":
@@ -313,13 +323,6 @@ class NMEResults(NetworkDiagnosis):
         return NMEResults(model, saved.fit, saved.cov, problem, restored_state.trained, restored_state.comparison)
 
 
-def with_transition_note(table: Table) -> Table:
-    """A table, that of transition scores with its title and what they are."""
-    if table.key != "other":
-        return table
-    return replace(table, title="Transition scores", notes=(*table.notes, TRANSITION_NOTE))
-
-
 @dataclass(frozen=True, slots=True)
 class RestoredState:
     """What a file holds beyond the common records."""
@@ -327,14 +330,6 @@ class RestoredState:
     trained: Trained
     comparison: Comparison | None
     share: float
-
-
-def saved_module(problem: Problem, trained: Trained) -> dict[str, Any] | None:
-    """By what a user's own network is known again: its name and its outputs at some rows; None for a built-in one."""
-    module = problem.network.module
-    if module is None:
-        return None
-    return {"name": type(module).__name__, "outputs": probed_outputs(problem, trained)}
 
 
 def probed_outputs(problem: Problem, trained: Trained) -> Array:

@@ -202,7 +202,10 @@ def build_transitions(persons: "Persons", covered: Uncertainty) -> Transitions:
         tensors = view_tensors(problem.network, problem.personal, state.theta, None)
         average = forward(problem.network, tensors, problem.tensor(np.zeros((1, 1, problem.network.n_in))))[0, 0]
         point = base + effect_means(persons, C)
-        draws = score_draws(persons, covered, C)
+        personal = persons.problem.personal.columns("transitions") is not None
+        draws = None  # where nothing is uncertain that was computed: shared transitions of a large network
+        if personal or covered.population is not None:
+            draws = effect_draws(persons, covered, C) + population_draws(persons, covered, C)
         own = limits(next_state(point, average), None if draws is None else next_state(base + draws, average))
         whole = population_limits(base, average, covered.population)
         spread = torch.full_like(point, math.nan) if draws is None else centred(draws).std(0, correction=0)
@@ -249,17 +252,6 @@ def effect_means(persons: "Persons", C: int) -> Tensor:
     if columns is None:
         return persons.problem.tensor(np.zeros((len(persons.labels), C, C)))
     return persons.problem.tensor((persons.z @ persons.trained.loading.T)[:, columns]).view(-1, C, C)
-
-
-def score_draws(persons: "Persons", covered: Uncertainty, C: int) -> Tensor | None:
-    """Draws of what the persons' transition scores add to those of the population, shape (n_draws, N, C, C).
-
-    None where nothing is uncertain that was computed: shared transitions of a network with too many parameters.
-    """
-    personal = persons.problem.personal.columns("transitions") is not None
-    if not personal and covered.population is None:
-        return None
-    return effect_draws(persons, covered, C) + population_draws(persons, covered, C)
 
 
 def effect_draws(persons: "Persons", covered: Uncertainty, C: int) -> Tensor:

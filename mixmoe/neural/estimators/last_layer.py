@@ -158,12 +158,8 @@ def moments(problem: Problem, theta: Tensor, plan: Plan | None = None) -> Moment
 def moments_of(problem: Problem, plan: Plan, rows: Sequence[Tensor]) -> Moments:
     """Cross-products of the rows of several blocks."""
     gram = tuple(of_block.mT @ of_block for of_block in rows)
-    return Moments(gram, plan, problem.train.n_rows, ridge_of(problem, problem.train.n_rows))
-
-
-def ridge_of(problem: Problem, n: int) -> float:
-    """Penalty on the last layer of a network with hidden ones, whose features may be collinear."""
-    return COLLINEAR * n if problem.network.hidden else 0.0
+    n = problem.train.n_rows
+    return Moments(gram, plan, n, COLLINEAR * n if problem.network.hidden else 0.0)
 
 
 def factor(problem: Problem, entries: Tensor) -> Tensor:
@@ -173,17 +169,13 @@ def factor(problem: Problem, entries: Tensor) -> Tensor:
     return L if problem.basis is None else problem.tensor(problem.basis) @ L
 
 
-def n_entries(problem: Problem) -> int:
-    """Free entries of the factor of one grouping."""
-    return len(start_entries(problem.personal.q, problem.cov, int(problem.group.max()) + 1))
-
-
 def each_factor(problem: Problem, entries: Tensor) -> list[Tensor]:
     """The factors of all groupings from their free entries, one grouping after the other."""
     if not problem.further:
         return [factor(problem, entries)]
     parts = parts_of(problem)
-    pieces = torch.split(entries, [n_entries(part) for part in parts])
+    sizes = [len(start_entries(p.personal.q, p.cov, int(p.group.max()) + 1)) for p in parts]
+    pieces = torch.split(entries, sizes)
     return [factor(part, piece) for part, piece in zip(parts, pieces, strict=True)]
 
 

@@ -297,16 +297,13 @@ def draw_objectives(problem: Problem, state: State, trials: Tensor) -> Tensor:
     width = problem.personal.q + problem.network.n_parameters
     cells = sum(block.mask.numel() for block in problem.train) * max(width, 1)
     size = max(MAX_CELLS // max(cells, 1), 1)
-    parts = [at_draws(problem, state, trials[k : k + size]) for k in range(0, len(trials), size)]
+    parts = []
+    for some in torch.split(trials, size):
+        D, N, r = some.shape
+        blocks = tuple(repeated(block, D, N) for block in problem.train)
+        many = replace(problem, train=Blocks(blocks, D * problem.train.n_rows), n_persons=D * N)
+        parts.append(person_objective(many, replace_effects(state, some.reshape(D * N, r))).view(D, N))
     return torch.cat(parts)
-
-
-def at_draws(problem: Problem, state: State, trials: Tensor) -> Tensor:
-    """Objective of each person at some of the draws, in one batch."""
-    D, N, r = trials.shape
-    blocks = tuple(repeated(block, D, N) for block in problem.train)
-    many = replace(problem, train=Blocks(blocks, D * problem.train.n_rows), n_persons=D * N)
-    return person_objective(many, replace_effects(state, trials.reshape(D * N, r))).view(D, N)
 
 
 def repeated(block: Block, times: int, n_persons: int) -> Block:
