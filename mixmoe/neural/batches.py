@@ -105,6 +105,7 @@ def blocks_of(
     persons: IntArray,
     device: str,
     levels: IntArray | None = None,
+    given: NDArray[np.bool_] | None = None,
 ) -> Blocks:
     """Blocks of some rows of a design.
 
@@ -115,6 +116,8 @@ def blocks_of(
         Row of the effects that each unit of the design has.
     levels : ndarray of int, shape (n, G), optional
         Level of each row of the design in each further grouping.
+    given : ndarray of bool, shape (n,), optional
+        Rows of the design whose state is known beforehand.
     """
     members = sequence_codes(design, family)
     n_members = int(members.max()) + 1 if len(members) else 0
@@ -125,8 +128,10 @@ def blocks_of(
     if family == "gaussian" and design.response is not None:
         y = scaling.response(y)
     x = scaling.inputs(design.expert)
-    mine = None if levels is None else levels[rows]
-    return build_blocks(x[rows], y[rows], members[rows], n_members, persons=owner, levels=mine, device=device)
+    mine, known = (None if values is None else values[rows] for values in (levels, given))
+    return build_blocks(
+        x[rows], y[rows], members[rows], n_members, persons=owner, levels=mine, given=known, device=device
+    )
 
 
 def split_rows(
@@ -147,6 +152,11 @@ def split_rows(
         Of each member's last rows, which are for validation.
     holdout : float
         Of the rows behind these, which are left out of both.
+
+    Notes
+    -----
+    Validation rows of a CRF stand with those before them in the sequence, given whose states they are scored: what a
+    state was is most of what there is to know of the next one.
     """
     members = sequence_codes(design, family)
     used = ~held_out_rows(members, holdout)
@@ -154,7 +164,11 @@ def split_rows(
     held[used] = held_out_rows(members[used], share)
     persons = np.arange(design.n_units)
     train, kept = (blocks_of(design, family, scaling, rows, persons, device, levels) for rows in (used & ~held, held))
-    return train, kept
+    if family != "crf":
+        return train, kept
+    whole = used & np.isin(members, members[held])
+    kept = blocks_of(design, family, scaling, whole, persons, device, levels, given=~held)
+    return train, Blocks(kept.blocks, int(held.sum()))
 
 
 def gap_rows(design: Design) -> int:
@@ -168,11 +182,13 @@ def gap_rows(design: Design) -> int:
 
 def gap_flag(gaps: int, formula: MoEFormula) -> Flag:
     """What a reader must know about sequences with gaps."""
-    order = None if formula.seq is None else formula.seq.order
+    order, within = (None, None) if formula.seq is None else (formula.seq.order, formula.seq.within)
+    apart = "" if within is not None else f", or separate sequences with seq: {order} / column"
     return Flag(
         "gaps",
-        f"{gaps} rows follow a gap in {order!r} and count as neighbours of the row before; separate sequences with "
-        f"seq: {order} / column",
+        f"{gaps} rows follow a gap in {order!r}, a step longer than 1.5 times the usual one, and count as neighbours "
+        "of the row before; put rows of occasions that were missed back with their inputs and without a state, over "
+        f"which the likelihood sums{apart}",
     )
 
 
@@ -233,4 +249,4 @@ def take_members(block: Block, chosen: Tensor) -> Block:
     longest = int(mask.sum(1).max()) if len(mask) else 0
     x, y = (values[chosen, :longest] for values in (block.x, block.y))
     rows, levels = block.rows[chosen.cpu().numpy(), :longest], block.levels[chosen, :longest]
-    return Block(block.persons[chosen], x, y, mask[:, :longest], rows, levels)
+    return Block(block.persons[chosen], x, y, mask[:, :longest], rows, levels, block.given[chosen, :longest])

@@ -54,10 +54,13 @@ class Estimates:
     values : ndarray, shape (P,)
     covariance : ndarray, shape (P, P)
         NaN where there is no valid standard error.
+    zero : tuple of int
+        Places of standard deviations that are zero.
     """
 
     values: Array
     covariance: Array
+    zero: tuple[int, ...] = ()
 
 
 def is_linear(problem: Problem) -> bool:
@@ -197,20 +200,25 @@ def exact_estimates(problem: Problem, fit: Trained, scaling: Scaling, errors: bo
             inner = profile(m, factors_of(problem, m.plan, free[:-1]), free[-1])
             covariance[:p, :p] = T @ np.linalg.inv(to_array(inner.information)) @ T.T * fit.sigma2
         covariance[p:, p:] = variance_covariance(problem, m, free, report)
-        # At a correlation of one the derivative of the likelihood is not zero, and no curvature tells its error.
-        marks = are_correlations(problem, scaling)
-        lost = p + np.flatnonzero(marks & (np.abs(values[: len(marks)]) > BOUND))
-        covariance[lost], covariance[:, lost] = np.nan, np.nan
-    return Estimates(np.concatenate([beta, values]), covariance)
+    # At a correlation of one, or a standard deviation of zero, no curvature tells an error.
+    reach = reach_of(problem, scaling)
+    shown = values[: len(reach)]
+    zero = p + np.flatnonzero(shown**2 < NEGLIGIBLE * reach**2)
+    lost = np.r_[zero, p + np.flatnonzero(np.isnan(reach) & (np.abs(shown) > BOUND))]
+    covariance[lost], covariance[:, lost] = np.nan, np.nan
+    return Estimates(np.concatenate([beta, values]), covariance, tuple(zero.tolist()))
 
 
-def are_correlations(problem: Problem, scaling: Scaling) -> NDArray[np.bool_]:
-    """Which of the reported variance parameters are correlations."""
-    marks: list[bool] = []
-    for part in parts_of(problem) if is_linear(problem) else ():
+def reach_of(problem: Problem, scaling: Scaling) -> Array:
+    """How large each reported spread of an exact fit is where effects have variance one, NaN of correlations."""
+    found: list[float] = []
+    for part in parts_of(problem):
+        if not is_linear(problem):
+            found += [1.0] * len(named_tensors(part))
+            continue
         T = linear_map(part, scaling)
-        marks += [False] * len(T) + [True] * len(correlated_pairs(part, T)[0])
-    return np.array(marks, dtype=bool)
+        found += [*np.linalg.norm(T, axis=1), *[np.nan] * len(correlated_pairs(part, T)[0])]
+    return np.array(found)
 
 
 def variance_covariance(problem: Problem, m: Moments, free: Tensor, report: Callable[[Tensor], Tensor]) -> Array:

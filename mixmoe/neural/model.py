@@ -27,6 +27,7 @@ from mixmoe.neural.batches import (
 from mixmoe.neural.blocks import load_torch, one_thread, select_device
 from mixmoe.neural.components import Estimates, build_layout, estimates
 from mixmoe.neural.displays import Comparison, HeldOut, checked_starts, compare, fit_starts, held_out
+from mixmoe.neural.estimators.last_layer import prior_of
 from mixmoe.neural.estimators.linearised import (
     all_rows_loglik,
     build_control,
@@ -34,7 +35,7 @@ from mixmoe.neural.estimators.linearised import (
     far_from_maximum,
     validation_share,
 )
-from mixmoe.neural.estimators.trained import Control, Estimator, Grouping, Problem, Trained
+from mixmoe.neural.estimators.trained import Estimator, Grouping, Problem, Trained
 from mixmoe.neural.groupings import (
     Levels,
     check_crossed,
@@ -64,7 +65,7 @@ from mixmoe.neural.refusals import (
     checked_formula,
     chosen_family,
 )
-from mixmoe.neural.results import COLLAPSED, WARNINGS, NMEResults, collapsed, unconverged, unreplicated
+from mixmoe.neural.results import COLLAPSED, WARNINGS, NMEResults, collapsed, unconverged, unreplicated, vanished
 
 WIDTHS = (10,)  # of the hidden layers
 
@@ -349,34 +350,40 @@ class NME:
         """
         seed = int(checked_rng(rng).integers(2**32))
         share = validation_share(validation, self.estimator, patience)
-        control = build_control(
-            self.estimator,
-            self.problem,
-            epochs=epochs,
-            lr=lr,
-            annealing=annealing,
-            penalty=penalty,
-            weight_decay=weight_decay,
-            batch_size=batch_size,
-            patience=patience,
-            progress=progress,
-        )
+        training = {
+            "epochs": epochs,
+            "lr": lr,
+            "annealing": annealing,
+            "penalty": penalty,
+            "weight_decay": weight_decay,
+            "batch_size": batch_size,
+            "patience": patience,
+        }
+        control = build_control(self.estimator, self.problem, **training, progress=progress)
         held_out = checked_share(holdout, "holdout", zero=False)
-        problem = self._problem(share)
+        prior = prior_of(self.problem, control)
+        problem = self._problem(share, prior=prior)
         found = fit_starts(problem, control, self.estimator, checked_starts(starts, self.estimator), seed)
         trained = found.trained
         comparison = None
-        if baselines and self.personal.q and (apart := self._problem(held_out)).validation.n_rows:
+        if baselines and self.personal.q and (apart := self._problem(held_out, prior=prior)).validation.n_rows:
             comparison = compare(apart, control, self.estimator, seed, self.scaling.y_sd**2)
         gain = far_from_maximum(problem, control, trained) if self.estimator == "laplace" else None
         trained = replace(trained, converged=trained.converged and gain is None)
         if problem.validation.n_rows and self.estimator == "laplace":
             trained = replace(trained, loglik=all_rows_loglik(self.problem, trained))
-        flags = (*trained.flags, *told_flags(self.design, problem, trained, gain), *unreplicated(problem, found.starts))
+        estimated = estimates(problem, trained, self.scaling, errors=self.estimator == "laplace")
+        zero = [self.layout.names[k] for k in estimated.zero]
+        told = told_flags(self.design, problem, trained, gain)
+        flags = (*trained.flags, *told, *vanished(zero), *unreplicated(problem, found.starts))
         for flag in flags:
             warn(flag.message, WARNINGS.get(flag.code, MixmoeWarning))
         trained = replace(trained, flags=flags)
-        return self.results(problem, trained, comparison, replace(found.starts, seed=seed_of(rng)))
+        training |= {"validation": validation, "starts": starts}
+        known = inspect.signature(self.fit).parameters
+        given = {name: value for name, value in training.items() if value != known[name].default}
+        found_from = replace(found.starts, seed=seed_of(rng))
+        return self.results(problem, trained, estimated, comparison, found_from, given)
 
     def validate(
         self, *, holdout: float = 0.2, validation: float | None = None, rng: Any = None, **options: Any
@@ -412,7 +419,7 @@ class NME:
         share = validation_share(validation, self.estimator, options.get("patience"))
         n_starts = checked_starts(options.pop("starts", 1), self.estimator)
         control = build_control(self.estimator, self.problem, **{"progress": None, **options})
-        problem = self._problem(share, holdout=held)
+        problem = self._problem(share, holdout=held, prior=prior_of(self.problem, control))
         test = self._problem(held).validation
         if not test.n_rows:
             raise ArgumentError(f"holdout={holdout} leaves no row to hold out: the persons have too few rows")
@@ -441,7 +448,13 @@ class NME:
             return Tried(results, self.validate(holdout=holdout, rng=seed, **options))
 
     def results(
-        self, problem: Problem, trained: Trained, comparison: Comparison | None, starts: Starts
+        self,
+        problem: Problem,
+        trained: Trained,
+        found: Estimates,
+        comparison: Comparison | None,
+        starts: Starts,
+        training: Mapping[str, Any],
     ) -> NMEResults:
         """Results from estimates.
 
@@ -450,11 +463,13 @@ class NME:
         problem : Problem
             With the rows that `trained` was fitted to.
         trained : Trained
+        found : Estimates
         comparison : Comparison or None
         starts : Starts
             On the scale of the network.
+        training : mapping
+            Options of `fit` that are not the default.
         """
-        found: Estimates = estimates(problem, trained, self.scaling, errors=self.estimator == "laplace")
         shift = self.design.n * np.log(self.scaling.y_sd)
         record = EMFit(
             params=found.values,
@@ -469,7 +484,8 @@ class NME:
         )
         note = "hidden layers held" if self.network.hidden or self.network.module is not None else ""
         note = note if self.estimator == "laplace" else "the sgd rule has none"
-        return NMEResults(self, record, ParamCov(found.covariance, "nonrobust", note), problem, trained, comparison)
+        cov = ParamCov(found.covariance, "nonrobust", note)
+        return NMEResults(self, record, cov, problem, trained, comparison, training)
 
     def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
         """Refused: the covariance of a network's estimates comes with its fit."""
@@ -480,11 +496,11 @@ class NME:
         """Results of a saved fit."""
         return NMEResults._from_saved(cls, saved, context)
 
-    def _problem(self, share: float, holdout: float = 0.0) -> Problem:
+    def _problem(self, share: float, holdout: float = 0.0, prior: float = 0.0) -> Problem:
         """The last `share` of each person's (or sequence's) rows set aside, and `holdout` before these left out."""
         codes = level_codes(self.levels, self.design)
         rows = split_rows(self.design, self.family, self.scaling, codes, self.device, share, holdout)
-        return replace(self.problem, train=rows[0], validation=rows[1], share=share)
+        return replace(self.problem, train=rows[0], validation=rows[1], share=share, prior=prior)
 
 
 def told_flags(design: Design, problem: Problem, trained: Trained, gain: float | None) -> list[Flag]:

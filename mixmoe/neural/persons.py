@@ -203,7 +203,7 @@ def parameter_names(problem: Problem) -> list[str]:
 
 def persons_of(model: "NME", problem: Problem, trained: Trained) -> Persons:
     """The persons of a fit; rows held out for early stopping count for their effects."""
-    everyone = replace(model.problem, cov=problem.cov)
+    everyone = replace(model.problem, cov=problem.cov, prior=problem.prior)
     z, others = trained.z, [mine.z for mine in trained.further]
     if problem.validation.n_rows and model.estimator == "laplace" and problem.n_effects:
         z, *others = estimated_effects(everyone, trained) if others else [effects_from_rows(everyone, trained)]

@@ -1,6 +1,6 @@
 """What a fitted NME offers: predictions with intervals, person effects, transitions, decoding."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,14 @@ import pandas as pd
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice
 from mixmoe.check.terms import Owners, owners_of
-from mixmoe.errors import ArgumentError, ConvergenceWarning, DegeneracyWarning, MixmoeWarning, SavedFileError
+from mixmoe.errors import (
+    ArgumentError,
+    BoundaryWarning,
+    ConvergenceWarning,
+    DegeneracyWarning,
+    MixmoeWarning,
+    SavedFileError,
+)
 from mixmoe.families import lacking
 from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.inference.wald import InvalidTest
@@ -59,6 +66,8 @@ class NMEResults(NetworkDiagnosis):
         The rows that were fitted.
     trained : Trained
     comparison : Comparison or None
+    training : mapping, optional
+        Options of the fit that are not the default.
 
     Attributes
     ----------
@@ -86,8 +95,10 @@ class NMEResults(NetworkDiagnosis):
         problem: Problem,
         trained: Trained,
         comparison: Comparison | None = None,
+        training: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(model, fit, cov)
+        self.training = dict(training or {})
         self.problem, self.trained, self.comparison = problem, trained, comparison
         self.df_model = free_parameters(problem)
         self.df_resid = self.nobs - self.df_model
@@ -194,6 +205,10 @@ class NMEResults(NetworkDiagnosis):
             raise lacking(self.model.spec, "HasTerms", "wald_test_terms")
         return {"fixed": owner}
 
+    @property
+    def _fit_options(self) -> Mapping[str, Any]:
+        return self.training
+
     def _by_unit(self) -> pd.DataFrame:
         return self.random_effects
 
@@ -248,7 +263,7 @@ class NMEResults(NetworkDiagnosis):
         )
         extra = [architecture_table(self.model.estimator, self.problem, self.trained)]
         share = share_table(self.problem, self.trained)
-        compared = [] if self.comparison is None else [comparison_table(self.comparison)]
+        compared = [] if self.comparison is None else [comparison_table(self.comparison, self.problem.family)]
         return (header, *extra, *parameters, *([share] if share is not None else []), *compared)
 
     def curves(self, kind: str, **options: Any) -> tuple[Curve, ...]:
@@ -299,7 +314,8 @@ class NMEResults(NetworkDiagnosis):
 
     @property
     def _saved_settings(self) -> Mapping[str, Any]:
-        state, module = saved_state(self.trained, self.comparison, self.problem), self.problem.network.module
+        state = {**saved_state(self.trained, self.comparison, self.problem), "training": self.training}
+        module = self.problem.network.module
         # By what a user's own network is known again: its name, and its outputs at some rows.
         known = {
             "name": type(module).__name__,
@@ -318,9 +334,10 @@ class NMEResults(NetworkDiagnosis):
         model = family(saved.formula, saved.data, context=context, **settings)
         model.design = restored(model.design, saved)
         restored_state = read_state(state, saved.fit)
-        problem = model._problem(restored_state.share)
+        problem = model._problem(restored_state.share, prior=float(state["prior"]))
         check_module_outputs(problem, restored_state.trained, module)
-        return NMEResults(model, saved.fit, saved.cov, problem, restored_state.trained, restored_state.comparison)
+        found = restored_state
+        return NMEResults(model, saved.fit, saved.cov, problem, found.trained, found.comparison, state["training"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,6 +404,7 @@ def saved_state(trained: Trained, comparison: Comparison | None, problem: Proble
         "loglik": trained.loglik,
         "trace": asdict(trained.trace),
         "share": problem.share,
+        "prior": problem.prior,
         "comparison": None if comparison is None else asdict(comparison),
         "further": [{"loading": mine.loading, "z": mine.z} for mine in trained.further],
     }
@@ -437,6 +455,7 @@ WARNINGS: Mapping[str, type[MixmoeWarning]] = {
     "not_finite": ConvergenceWarning,
     "separated": ConvergenceWarning,
     "degenerate": DegeneracyWarning,
+    "boundary": BoundaryWarning,
 }
 
 
@@ -461,6 +480,20 @@ def collapsed(ratio: float) -> Flag:
         "but exactly, where the likelihood is unbounded, so that likelihood and standard errors mean nothing; remove "
         "inputs that are functions of the response, use fewer hidden units or fewer person effects, or choose the "
         "epoch by validation=",
+    )
+
+
+def vanished(names: Sequence[str]) -> tuple[Flag, ...]:
+    """A flag if standard deviations between persons, or levels of another grouping, are zero."""
+    if not names:
+        return ()
+    what = "deviation" if len(names) == 1 else "deviations"
+    return (
+        Flag(
+            "boundary",
+            f"zero is the estimate of the standard {what} {', '.join(names)}, the end of the space, where there is no "
+            "standard error: the data show no such differences; leave these effects out of re:",
+        ),
     )
 
 

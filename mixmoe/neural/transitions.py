@@ -21,7 +21,7 @@ from mixmoe.design.frame import places_of, shown, units_of
 from mixmoe.errors import ArgumentError
 from mixmoe.neural.batches import Scaling
 from mixmoe.neural.blocks import Blocks, Tensor, build_blocks, to_array, torch
-from mixmoe.neural.crf import centred, next_state
+from mixmoe.neural.crf import centred, interior, next_state
 from mixmoe.neural.network import forward, view_tensors
 from mixmoe.neural.person_predictions import Uncertainty, to_state
 from mixmoe.output.predictions import known_places
@@ -67,7 +67,7 @@ class Transitions:
     persons : DataFrame
         The same by person.
     scores : ndarray, shape (N, C, C)
-        Centred scores of the persons: without what no sequence can tell.
+        Centred scores of the persons: without the constant, which no sequence can tell.
     scores_se : ndarray, shape (N, C, C)
         Their standard deviations: of the posterior of the effects and of the population scores.
     states : tuple of str
@@ -221,15 +221,16 @@ def standardised_effects(persons: "Persons", covered: Uncertainty, C: int) -> Ar
 
     Notes
     -----
-    In the m directions that sequences can tell, the posterior mean of person i has the covariance ``V_i = S - C_i``
-    over persons like her: the prior less her posterior one (total variance). The result is ``V_i^-1/2`` times the mean.
+    In the m directions that the rows within a sequence tell, see `interior`, the posterior mean of person i has the
+    covariance ``V_i = S - C_i`` over persons like her: the prior less her posterior one (total variance). The result
+    is ``V_i^-1/2`` times the mean.
     Directions in which a person's rows tell next to nothing count as zero.
     """
     loading = to_array(transition_loading(persons))
     if not len(loading) or covered.effects is None:
         return None
     state = to_state(persons.problem, persons.trained, persons.z)
-    project = to_array(centred(persons.problem.tensor(np.eye(C * C)).view(-1, C, C))).reshape(C * C, C * C)
+    project = to_array(interior(persons.problem.tensor(np.eye(C * C)).view(-1, C, C))).reshape(C * C, C * C)
     roots, vectors = np.linalg.eigh(project)
     told = vectors[:, roots > 0.5].T @ loading  # (m, r)
     V = told @ (np.diag(to_array(state.s)) - to_array(covered.effects)) @ told.T

@@ -72,7 +72,7 @@ def pieces(problem: Problem, block: Block, width: int) -> list[Block]:
     size = max(int(MAX_CELLS / max(cells, 1)), 1)
     if size >= len(block.persons):
         return [block]
-    cuts, fields = range(0, len(block.persons), size), ("persons", "x", "y", "mask", "rows", "levels")
+    cuts, fields = range(0, len(block.persons), size), ("persons", "x", "y", "mask", "rows", "levels", "given")
     return [Block(*(getattr(block, f)[a : a + size] for f in fields)) for a in cuts]
 
 
@@ -310,8 +310,10 @@ def repeated(block: Block, times: int, n_persons: int) -> Block:
     """A block several times over, each time with persons of its own."""
     shift = n_persons * torch.arange(times, device=block.persons.device)
     persons = (block.persons + shift.unsqueeze(-1)).reshape(-1)
-    x, y, mask, levels = (t.repeat(times, *[1] * (t.dim() - 1)) for t in (block.x, block.y, block.mask, block.levels))
-    return Block(persons, x, y, mask, np.tile(block.rows, (times, 1)), levels)
+    x, y, mask, levels, given = (
+        t.repeat(times, *[1] * (t.dim() - 1)) for t in (block.x, block.y, block.mask, block.levels, block.given)
+    )
+    return Block(persons, x, y, mask, np.tile(block.rows, (times, 1)), levels, given)
 
 
 def calibrate(problem: Problem, state: State, n_draws: int = 64) -> None:
