@@ -406,7 +406,7 @@ def dispersion(name: str, own: bool) -> Extra:
 _TOLERANCE = 1e-11  # of a last step; Newton squares the error, so that the mode is exact to rounding
 
 
-_AT_REST = 1e-13  # of a step: Newton has squared the error, and a subject is where rounding lets her be
+_AT_REST = 1e-14  # of a step: rounding alone, so that it makes no difference whether a subject goes on with the others
 
 
 _MAX_PASSES = 100
