@@ -522,13 +522,13 @@ def chase(problem: Problem, one: OneExpert, ends: Ends, control: Control) -> End
 
 
 def _scattered(problem: Problem, one: OneExpert, found: Ends, control: Control, rng: np.random.Generator) -> Ends:
-    """`found` with ascents from around the best end of each search, where errors have parameters of their own.
+    """`found` with ascents from around the best end of each search, where errors or categories have parameters.
 
     The closed form takes these to be the same for all experts, and has no maxima in which they differ. Each search
     looks for them by itself, from starts of its own, so that it counts that two reach one.
     """
     s = problem.structure
-    if not (s.extras and s.has_sigma):
+    if not (s.extras and (s.has_sigma or s.thresholds is not None)):
         return found
     for i in np.unique(found.search):
         if found.climb.interrupted:
