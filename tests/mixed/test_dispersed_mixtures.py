@@ -7,6 +7,7 @@ from scipy import stats
 from scipy.optimize import minimize
 
 import mixmoe as mm
+from mixmoe.errors import DegeneracyWarning
 
 
 def counts(n, seed):
@@ -46,7 +47,10 @@ def direct_maximum(y, log_density, start):
     """Log-likelihood of two experts maximised from the truth by scipy, from scipy's densities."""
 
     def minus(p):
-        parts = [log_density(y, p[1], p[2]) - np.logaddexp(0, p[0]), log_density(y, p[3], p[4]) - np.logaddexp(0, -p[0])]
+        parts = [
+            log_density(y, p[1], p[2]) - np.logaddexp(0, p[0]),
+            log_density(y, p[3], p[4]) - np.logaddexp(0, -p[0]),
+        ]
         return -np.logaddexp(*parts).sum()
 
     return -minimize(minus, start, method="BFGS").fun
@@ -74,3 +78,30 @@ def test_groups_are_found_with_one_dispersion_for_both():
     fit = mm.fit("y ~ 1", data, experts=2, family="negbinomial", residual="common", starts=8, rng=0)
     single = mm.fit("y ~ 1", data, experts=1, family="negbinomial")
     assert fit.llf > single.llf + 50.0  # the groups lie eightfold apart
+
+
+def exchanged_where_treated(params):
+    """The same model with the experts of the treated exchanged, their dispersions left as they are."""
+    p = params.copy()
+    for own, other in ((1, 2), (2, 1)):
+        there = params[f"expert{other}.Intercept"] + params[f"expert{other}.treat"]
+        p[f"expert{own}.treat"] = there - params[f"expert{own}.Intercept"]
+    p["gate2.treat"] = -2.0 * params["gate2.Intercept"] - params["gate2.treat"]
+    return p
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_labels_that_only_dispersions_tell_apart_are_flagged_after_all_have_followed(seed):
+    rng = np.random.default_rng(seed)
+    treat = rng.integers(2, size=400)
+    second = rng.uniform(size=400) < np.where(treat, 0.3, 0.6)
+    mean, theta = np.exp(np.where(second, 3.5, 1.5) + 0.1 * treat), np.where(second, 4.0, 2.5)
+    data = pd.DataFrame({"y": rng.negative_binomial(theta, theta / (theta + mean)), "treat": treat})
+    with pytest.warns(DegeneracyWarning):
+        fit = mm.fit("y ~ treat | gate: treat", data, experts=2, family="negbinomial", starts=8, rng=0)
+    there = exchanged_where_treated(fit.params)
+    assert fit.model.loglike(there) < fit.llf - 1.92  # not yet: the dispersions have to follow
+    with pytest.warns(DegeneracyWarning):
+        other = mm.fit(fit.model.formula.text, data, 2, family="negbinomial", start=there, starts=0)
+    (flag,) = (flag for flag in fit.flags if flag.code == "ambiguous_labels")
+    assert f"only {fit.llf - other.llf:.2g} lower" in flag.message
