@@ -14,7 +14,14 @@ from scipy.special import expit, logit
 
 import mixmoe as mm
 from mixmoe.cli.main import main
-from mixmoe.errors import ArgumentError, BoundaryWarning, CollinearityWarning, DesignError, DroppedRowsWarning
+from mixmoe.errors import (
+    ArgumentError,
+    BoundaryWarning,
+    CollinearityWarning,
+    DesignError,
+    DroppedRowsWarning,
+    MixmoeWarning,
+)
 from mixmoe.inference.wald import WaldTest
 from mixmoe.mixed.likelihood.glmm import GlmmExperts
 from mixmoe.mixed.likelihood.observed import Problem, evaluate, subject_logliks, subject_scores
@@ -265,7 +272,9 @@ def test_what_experts_share(data, sharing, formula, residual, expected):
     back = fit.relabel([2, 1]).relabel([2, 1])
     pd.testing.assert_series_equal(back.params, fit.params, rtol=1e-9)
     assert fit.model.loglike(fit.relabel([2, 1]).params) == pytest.approx(fit.llf, abs=1e-8)
-    again = mm.fit(fit.model.formula.text, data, family="ordinal", residual=residual, start=fit.params, starts=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MixmoeWarning)
+        again = mm.fit(fit.model.formula.text, data, family="ordinal", residual=residual, start=fit.params, starts=0)
     assert again.llf == pytest.approx(fit.llf, abs=1e-8)
     means = fit.predict(data.head(), kind="all", scale="link")
     mixed = sum(means[f"probability{k}"] * means[f"expert{k}"] for k in (1, 2))
