@@ -21,10 +21,7 @@ from mixmoe.inference.uncertainty import (
     within_clusters,
     without_parameters,
 )
-from mixmoe.mixed.likelihood.gaussian import (
-    ClosedExperts,
-    weighted_normal_matrix,
-)
+from mixmoe.mixed.likelihood.gaussian import ClosedExperts
 from mixmoe.mixed.likelihood.observed import (
     ClosedForm,
     PredictorInformation,
@@ -114,8 +111,7 @@ def _normal_matrices(problem: Problem, theta: AnyArray, tau: Array) -> AnyArray:
     s = problem.structure
     out = np.zeros((s.n_experts, s.n_columns, s.n_columns), dtype=theta.dtype)
     for where, experts in cast(ClosedForm, problem).experts.blocks(s.n_experts):
-        posterior = experts.densities(params).posterior
-        out += weighted_normal_matrix(experts, posterior, tau[where].T)
+        out += experts.densities(params).normal_matrix(tau[where].T)
     return out
 
 
