@@ -12,7 +12,7 @@ spec's reason where it is missing.
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import MappingProxyType
@@ -211,6 +211,15 @@ class GatePoint:
     gamma: Array
     where: NDArray[np.intp]
     infinite: Array | None = None
+
+
+@runtime_checkable
+class HasOrder(Protocol):
+    """Experts that can be put into another order: `relabel`."""
+
+    def _in_order(self, places: Sequence[int]) -> Any:
+        """The same results with the experts in the order of their present places, from 0."""
+        ...
 
 
 @runtime_checkable

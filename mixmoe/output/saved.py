@@ -25,6 +25,7 @@ from mixmoe.design.safe import require_safe
 from mixmoe.errors import ArgumentError, FormulaError, SavedFileError
 from mixmoe.inference.uncertainty import COV_TYPES, Draws, Moments, ParamCov
 from mixmoe.mixture.estimate import EMFit, Flag, Starts
+from mixmoe.output.names import NO_NAMES, Names
 
 FORMAT = "mixmoe-fit"
 VERSION = 2  # since 2 a file says what its parts are, byte by byte
@@ -92,6 +93,8 @@ class SavedFit:
         None if `data` are the user's own frame, given to `load`.
     units : DataFrame or None
         What is known of each subject of partitioned data, of which `data` are a sample.
+    shown : Names
+        What the user calls experts and terms; none in files of earlier versions.
     """
 
     family: str
@@ -105,6 +108,7 @@ class SavedFit:
     rows: SavedRows | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     units: pd.DataFrame | None = None
+    shown: Names = NO_NAMES
 
 
 def checksum(response: NDArray[Any]) -> str:
@@ -260,6 +264,7 @@ def _document(saved: SavedFit) -> dict[str, Any]:
         "names": list(saved.names),
         "checksum": saved.checksum,
         "columns": dict(saved.columns),
+        "shown": {"experts": list(saved.shown.experts), "terms": dict(saved.shown.terms)},
         "fit": {
             "loglik": float(fit.loglik),
             "penalty": float(fit.penalty),
@@ -480,6 +485,12 @@ def _saved(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> SavedFi
             raise SavedFileError(
                 f"{name} of a saved fit are numbers in {ndim} dimensions, got {array.dtype} of shape {array.shape}"
             )
+    shown = document.get("shown", {"experts": [], "terms": {}})
+    experts = tuple(str(name) for name in shown["experts"])
+    if experts and len(experts) != arrays["responsibilities"].shape[1]:
+        raise SavedFileError(
+            f"a saved fit has a name for each of its {arrays['responsibilities'].shape[1]} experts, got {len(experts)}"
+        )
     if cov["kind"] not in COV_TYPES:
         raise SavedFileError(f"the covariance of a saved fit is one of {COV_TYPES}, got {cov['kind']!r}")
     return SavedFit(
@@ -494,6 +505,7 @@ def _saved(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> SavedFi
         units=_frame(document.get("units"), "unit", arrays),
         rows=_saved_rows(document["rows"], arrays),
         columns={str(name): str(value) for name, value in document.get("columns", {}).items()},
+        shown=Names(experts, {str(term): str(label) for term, label in shown["terms"].items()}),
     )
 
 
