@@ -167,6 +167,7 @@ class Results(Diagnosis, Reporting, LabelledResults):
         tables : sequence of str, optional
             Keys: ``"header"``, ``"expert1"``, ``"gate"``, ``"random"`` ...; by default all but the header.
         caption, label : str, optional
+            Every text is escaped, so that a caption holds no commands or mathematics of LaTeX.
         standalone : bool
             A whole document instead of a fragment.
         **options

@@ -141,10 +141,11 @@ def gap_rows(design: Design) -> int:
 def gap_flag(gaps: int, formula: MoEFormula) -> Flag:
     """What a reader must know about sequences with gaps."""
     order = None if formula.seq is None else formula.seq.order
+    apart = "" if formula.seq is None or formula.seq.within else f"separate sequences with seq: {order} / column, and "
     return Flag(
         "gaps",
-        f"{gaps} rows follow a gap in {order!r} and count as neighbours of the row before; separate sequences with "
-        f"seq: {order} / column",
+        f"{gaps} rows follow a gap in {order!r} and count as neighbours of the row before; {apart}put rows that are not in "
+        "the data back, with the response missing, over which the likelihood sums",
     )
 
 
