@@ -453,9 +453,8 @@ class MoEResults(Assessment, ExpertTests, Results):
     def responsibilities(self) -> pd.DataFrame:
         """Posterior expert probabilities, one row per subject and one column per expert."""
         tau = self.em.responsibilities
-        return pd.DataFrame(
-            tau, index=self._unit_index, columns=[f"expert{k + 1}" for k in range(tau.shape[1])], copy=True
-        )
+        names = [f"expert{k + 1}" for k in range(tau.shape[1])]
+        return pd.DataFrame(tau, index=self._unit_index, columns=names, copy=True)
 
     def classify(self) -> pd.DataFrame:
         """The most probable expert of each subject and its probability.
@@ -465,10 +464,9 @@ class MoEResults(Assessment, ExpertTests, Results):
         DataFrame
             Columns ``expert`` (from 1) and ``probability``.
         """
-        tau = self.responsibilities
-        return pd.DataFrame(
-            {"expert": tau.to_numpy().argmax(axis=1) + 1, "probability": tau.to_numpy().max(axis=1)}, index=tau.index
-        )
+        tau = self.em.responsibilities
+        columns = {"expert": tau.argmax(axis=1) + 1, "probability": tau.max(axis=1)}
+        return pd.DataFrame(columns, index=self._unit_index)
 
     def proportions(self, alpha: float = 0.05) -> pd.DataFrame:
         """Mean probability of each expert by the gate; for families that have one for all rows.
@@ -513,7 +511,7 @@ class MoEResults(Assessment, ExpertTests, Results):
         Returns
         -------
         MoEResults
-            Of the same class. Headings say ``Expert 1: stable``, row labels and legends ``stable``, sentences
+            Headings say ``Expert 1: stable``, row labels and legends ``stable``, sentences
             ``expert 1 (stable)``: in the summary, LaTeX, Markdown, figures, the report, `mixmoe.table`, `mixmoe.pool`
             and in what `distal`, `covariates`, `adequacy`, `classification_table` and `stability` of the named fit
             return. Names of parameters (``expert1.year``) and columns of data frames keep the numbers, and so do the
@@ -524,11 +522,6 @@ class MoEResults(Assessment, ExpertTests, Results):
         ------
         ArgumentError
             If there are not as many names as experts, or two are alike.
-
-        See Also
-        --------
-        labelled : labels for the terms.
-        relabel : another order of the experts.
         """
         experts = checked_experts(names, self.model.n_experts)
         return called(copy.copy(self), replace(self.shown_names, experts=experts))
@@ -549,9 +542,8 @@ class MoEResults(Assessment, ExpertTests, Results):
 
     @property
     def _plot_kinds(self) -> tuple[str, ...]:
-        # Behind the family's own curves, before the diagnostics that all families have.
-        kinds = super()._plot_kinds
-        return (*self._curve_kinds, "responsibilities", *kinds[len(self._curve_kinds) :])
+        own, n = super()._plot_kinds, len(self._curve_kinds)
+        return (*own[:n], "responsibilities", *own[n:])
 
     @property
     def _classification_facts(self) -> tuple[tuple[str, Cell], ...]:

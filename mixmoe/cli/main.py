@@ -32,12 +32,13 @@ from mixmoe.design.safe import require_safe
 from mixmoe.errors import ArgumentError, DesignError, FormulaError, MixmoeError, MixmoeWarning
 from mixmoe.families import FamilySpec, family_of
 from mixmoe.inference.uncertainty import checked_alpha
+from mixmoe.loading import load
 from mixmoe.mixed.partitioned import PartitionedResults, Predictions
 from mixmoe.output.plots import FIGURE_ENDINGS, save_figure
 from mixmoe.output.summary import Summary
 from mixmoe.partitions.scan import Scan, scan
 from mixmoe.report.described import describe
-from mixmoe.results import Results, load
+from mixmoe.results import Results
 from mixmoe.selection.choice import Selection, select
 
 CRITERIA = ("aic", "bic", "sabic", "icl", "clc", "cv", "validation")

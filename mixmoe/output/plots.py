@@ -96,17 +96,15 @@ def draw(
         _dress(axes, inside, panel if len(panels) > 1 else "", crowded=observed is not None)
     if compared:
         limits = np.array([axes.get_ylim() for axes in canvas])
+        pairs = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in canvas]
+        entries = {word: handle for pair in pairs for handle, word in pair}
         for axes in canvas:
             axes.set_ylim(limits[:, 0].min(), limits[:, 1].max())
-        entries: dict[str, Any] = {}
-        for axes in canvas:
-            entries |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
             if axes.get_legend() is not None:
                 axes.get_legend().remove()
         if entries:
-            canvas[-1].legend(
-                entries.values(), entries.keys(), frameon=False, fontsize="small", loc=2, bbox_to_anchor=(1, 1)
-            )
+            beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": "small"}
+            canvas[-1].legend(entries.values(), entries.keys(), frameon=False, **beside)
     return canvas_result(canvas, ax)
 
 

@@ -305,38 +305,23 @@ def _plain(value: Any) -> Any:
 
 
 def _arrays(saved: SavedFit) -> dict[str, NDArray[Any]]:
-    fit = saved.fit
-    return {
+    fit, cov = saved.fit, saved.cov
+    arrays: dict[str, NDArray[Any]] = {
         "params": fit.params,
         "trace": fit.trace,
         "responsibilities": fit.responsibilities,
         "logliks": fit.starts.logliks,
         "ends": fit.starts.ends,
         "smoothing": fit.smoothing,
-        "cov": saved.cov.matrix,
-        **_cov_arrays(saved.cov),
+        "cov": cov.matrix,
     }
-
-
-def _cov_arrays(cov: ParamCov) -> dict[str, NDArray[Any]]:
-    """What t statistics, bootstrap limits and infinite gate coefficients need beyond the matrix."""
-    arrays: dict[str, NDArray[Any]] = {}
+    # What t statistics, bootstrap limits and infinite gate coefficients need beyond the matrix.
     if cov.moments is not None:
         arrays |= {"cov_mean": cov.moments.mean, "cov_spread": cov.moments.spread}
     if cov.draws is not None:
         arrays |= {"draws": cov.draws.values, "acceleration": cov.draws.acceleration}
     limits = {"bounded": cov.bounded, "infinite": cov.infinite}
     return arrays | {name: array for name, array in limits.items() if array is not None}
-
-
-def _with_index(frame: pd.DataFrame) -> list[tuple[str, pd.Series]]:
-    """Levels of the index, then the columns."""
-    levels = [(f"index{i}", pd.Series(frame.index.get_level_values(i))) for i in range(frame.index.nlevels)]
-    return levels + [(str(name), frame[name].reset_index(drop=True)) for name in frame.columns]
-
-
-def _json_names(frame: pd.DataFrame) -> list[str | None]:
-    return [None if name is None else str(name) for name in frame.index.names]
 
 
 def _rows_entry(rows: SavedRows | None, arrays: dict[str, NDArray[Any]]) -> dict[str, Any] | None:
@@ -367,8 +352,10 @@ def _frame_entry(frame: pd.DataFrame | None, kind: str, arrays: dict[str, NDArra
     """Description of a frame; numbers go to `arrays`."""
     if frame is None:
         return None
-    columns = [_column(f"{kind}{i}", name, values, arrays) for i, (name, values) in enumerate(_with_index(frame))]
-    return {"columns": columns, "index_names": _json_names(frame)}
+    parts = [(f"index{i}", pd.Series(frame.index.get_level_values(i))) for i in range(frame.index.nlevels)]
+    parts += [(str(name), frame[name].reset_index(drop=True)) for name in frame.columns]
+    columns = [_column(f"{kind}{i}", name, values, arrays) for i, (name, values) in enumerate(parts)]
+    return {"columns": columns, "index_names": [None if name is None else str(name) for name in frame.index.names]}
 
 
 def _column(key: str, name: str, values: pd.Series, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
