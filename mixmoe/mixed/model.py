@@ -15,6 +15,7 @@ from mixmoe.design.recipe import ResponseKind
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Estimated, FamilySpec
 from mixmoe.inference.uncertainty import ParamCov, checked_cov_type
+from mixmoe.loading import restored
 from mixmoe.mixed.degeneracy import CATEGORIES, uncertainty_flags, with_label_flag
 from mixmoe.mixed.end_points import with_integral_flag
 from mixmoe.mixed.estimation import Estimation
@@ -56,7 +57,6 @@ from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty
 from mixmoe.numerics.linalg import apply_inverse, logsumexp
 from mixmoe.numerics.optimise import Control
 from mixmoe.output.saved import SavedFit
-from mixmoe.results import restored
 
 _STARTS = 32  # random ones for each expert when the user names no number
 

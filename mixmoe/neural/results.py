@@ -21,6 +21,7 @@ from mixmoe.errors import (
 from mixmoe.families import lacking
 from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.inference.wald import InvalidTest
+from mixmoe.loading import restored
 from mixmoe.mixture.estimate import EMFit, Flag, Starts, criteria
 from mixmoe.neural.blocks import to_array, torch
 from mixmoe.neural.components import free_parameters
@@ -42,7 +43,7 @@ from mixmoe.neural.transitions import Transitions, build_transitions
 from mixmoe.output.predictions import IntervalOf, Kind, Scale, checked_wanted
 from mixmoe.output.records import Cell, Curve, Table
 from mixmoe.output.saved import SavedFit
-from mixmoe.results import Results, restored
+from mixmoe.results import Results
 
 if TYPE_CHECKING:
     from mixmoe.neural.model import NME
