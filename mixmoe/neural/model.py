@@ -56,6 +56,7 @@ from mixmoe.neural.network import (
 )
 from mixmoe.neural.posterior import Family
 from mixmoe.neural.refusals import (
+    check_gate,
     check_magnitudes,
     check_persons,
     check_response,
@@ -136,9 +137,10 @@ class NME:
     -----
     Maximum likelihood. Several grouping factors, crossed or nested, are for effects on the last layer of a Gaussian
     response, whose likelihood is exact, and a linear network is lme4's model; the units, which BIC and held-out rows
-    count by, are the levels of the column that has most. Below effects on the last layer of a Gaussian response hidden
-    layers have a standard normal prior, and without effects all layers of a network with hidden ones, unless `fit` is
-    given a ``weight_decay``; the log-likelihood printed is that at such estimates, without the prior. A linear network
+    count by, are the levels of the column that has most. In a network with hidden layers and effects on the last one
+    of a Gaussian response the weights of hidden layers and the loadings of the effects have a standard normal prior,
+    without effects all weights of a network with hidden layers, unless `fit` is given a ``weight_decay``; the
+    log-likelihood printed is that at such estimates, without the prior. A linear network
     of categories (not of a CRF) with at most six personal parameters ends at the maximum of the marginal likelihood, by
     adaptive quadrature; other categories with person effects are fitted by penalised likelihood, whose coefficients are
     smaller. With a variance per parameter (``"diagonal"``, or the double bar in ``re:``) the effects of a linear
@@ -223,6 +225,7 @@ class NME:
             partial_response=self.family == "crf",
         )
         check_response(self.design, self.family)
+        check_gate(self.design, self.family)
         check_magnitudes(self.design, self.family)
         self.levels: tuple[Levels, ...] = levels_of(self.design)
         self.scaling: Scaling = build_scaling(self.design, self.family)
@@ -260,7 +263,12 @@ class NME:
         check_crossed(self.problem)
         levels = tuple(str(v) for v in self.design.response_levels or ())
         self.layout: ParamLayout = build_layout(
-            self.problem, self.scaling, self.design.names.expert, self.design.names.group or "row", levels
+            self.problem,
+            self.scaling,
+            self.design.names.expert,
+            self.design.names.group or "row",
+            levels,
+            tuple(self.design.names.gate[k] for k in self.scaling.gate_columns),
         )
         self.settings: Mapping[str, Any] = {
             "hidden": None if network is not None else list(widths),
@@ -314,10 +322,10 @@ class NME:
             Weight of the penalty on the effects of ``"sgd"`` (lambda of the paper); 1. ``"laplace"``, where it is 1 by
             the model, does not use it and warns likewise.
         weight_decay : float, optional
-            Ridge penalty on the network's parameters, per row. By default none, but that hidden layers have a standard
-            normal prior below effects on the last layer of a Gaussian response, and all layers where there are hidden
-            ones and no effects (``"laplace"``): with few rows plain likelihood has no maximum there, or one that
-            predicts badly; 0 for plain likelihood.
+            Ridge penalty on the network's parameters, per row. By default none, but that hidden layers below effects on
+            the last layer of a Gaussian response, and the loadings of these effects, have a standard normal prior, and
+            all layers where there are hidden ones and no effects (``"laplace"``): with few rows plain likelihood has no
+            maximum there, or one that predicts badly; 0 for plain likelihood.
         batch_size : int, optional
             Persons per step; default: all. Batches are drawn once and visited in random order each epoch. Not for the
             exact likelihood of effects on the last layer, which needs everyone at each step.
@@ -552,8 +560,8 @@ def architecture(
     if not n_in and (hidden or module is not None):
         what = f"a network with hidden={hidden}" if module is None else f"network {type(module).__name__}"
         raise ArgumentError(f"{what} needs inputs, but the formula has none; add terms, or use hidden=()")
-    n_states = levels if family == "crf" else 0
+    n_states, n_shifts = levels if family == "crf" else 0, len(scaling.gate_columns)
     if module is not None:
         check_module(module)
-        return wrap_module(deepcopy(module).double(), n_in, n_out, n_states, scaling.inputs(design.expert))
-    return build_network(n_in, n_out, hidden, activation, n_states)
+        return wrap_module(deepcopy(module).double(), n_in, n_out, n_states, scaling.inputs(design.expert), n_shifts)
+    return build_network(n_in, n_out, hidden, activation, n_states, n_shifts)

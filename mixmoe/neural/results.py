@@ -23,6 +23,7 @@ from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.estimate import EMFit, Flag, Starts, criteria
 from mixmoe.neural.blocks import to_array, torch
+from mixmoe.neural.chain_covariates import covariate_tests, wald_rows
 from mixmoe.neural.components import free_parameters
 from mixmoe.neural.displays import (
     Comparison,
@@ -228,6 +229,33 @@ class NMEResults(NetworkDiagnosis):
         """
         return adapt_persons(self.persons, data)
 
+    def transition_tests(self, *, lr: bool = True) -> pd.DataFrame:
+        """Whether transitions go with the covariates of persons that ``gate:`` names (CRF).
+
+        Parameters
+        ----------
+        lr : bool
+            Whether to fit the model without each term as well, for a likelihood-ratio test.
+
+        Returns
+        -------
+        DataFrame
+            One row per term: ``df``, ``wald`` and ``wald_pvalue``, ``lr`` and ``lr_pvalue``.
+
+        Raises
+        ------
+        ArgumentError
+            If there are no such covariates, with ``estimator="sgd"``, and for fits stopped by ``validation=``.
+
+        Notes
+        -----
+        What a covariate adds to the score of entering a state, whatever the state before, is in the test too; where it
+        is to be held apart, it is a term of the emissions as well, left of the first bar. Covariates are in the mean of
+        the transitions, before the effects of persons, so that the length of sequences, which rules how much these are
+        shrunken, plays no part; see `Transitions.association` for a test without a model.
+        """
+        return covariate_tests(self, lr)
+
     def decode(self, data: Any = None) -> pd.Series:
         """The most probable state sequence of known persons (Viterbi); of unknown ones at effects of zero.
 
@@ -262,9 +290,25 @@ class NMEResults(NetworkDiagnosis):
             for table in super().tables(alpha)
         )
         extra = [architecture_table(self.model.estimator, self.problem, self.trained)]
+        tests = []
+        if len(self.model.scaling.gate_columns) and self.model.estimator == "laplace":
+            found = wald_rows(self)
+            rows = tuple((int(row.df), float(row.wald), float(row.wald_pvalue)) for row in found.itertuples())
+            names = tuple(str(term) for term in found.index)
+            tests = [
+                Table(
+                    "gate",
+                    "Covariates of the transitions, Wald tests",
+                    ("df", "chi2", "p"),
+                    names,
+                    rows,
+                    ("num", "num", "p"),
+                    ("transition_tests() has likelihood-ratio tests too.",),
+                )
+            ]
         share = share_table(self.problem, self.trained)
         compared = [] if self.comparison is None else [comparison_table(self.comparison, self.problem.family)]
-        return (header, *extra, *parameters, *([share] if share is not None else []), *compared)
+        return (header, *extra, *parameters, *tests, *([share] if share is not None else []), *compared)
 
     def curves(self, kind: str, **options: Any) -> tuple[Curve, ...]:
         """Curves of one kind.
