@@ -102,7 +102,8 @@ class NME:
         a linear network with a Gaussian response ``last[1, x1]`` for the intercept and the slopes of some inputs only,
         and in any ``last[1]`` for its intercept. Several groupings are brackets joined by ``+``, ``(last | person) +
         (last[1] | culture)``, and ``(last[1] | person / site)`` are those of persons and of sites within persons.
-        ``seq: day`` orders rows within a person, ``seq: day / session`` separates sequences. The network always has
+        ``gate: age`` names covariates of persons that the transitions of a CRF go with, see
+        `NMEResults.transition_tests`. ``seq: day`` orders rows within a person, ``seq: day / session`` separates sequences. The network always has
         biases, so the intercept of the formula is implied. Inputs are standardised inside the fit.
     data : DataFrame (pandas, or what narwhals reads: polars, pyarrow ...) or mapping of columns
     hidden : tuple of int, optional

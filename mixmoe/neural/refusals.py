@@ -132,8 +132,6 @@ def check_gate(design: Design, family: Family) -> None:
         )
     if "Intercept" not in design.names.gate:
         raise FormulaError("transitions have scores of their own, so that gate: keeps its intercept; take out 0", text)
-    if any(smooth.section == "gate" for smooth in design.smooths):
-        raise FormulaError("transitions have no functions s(...); write bs(x, df=4) or a polynomial in gate:", text)
 
 
 def check_persons(design: Design, personal: Personal) -> None:

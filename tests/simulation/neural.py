@@ -1,6 +1,7 @@
 """Figures of NME on simulated data, against those in the method's description.
 
-    OMP_NUM_THREADS=1 python -m tests.simulation.neural [errors|chains|persons|settings|cultures|transitions] [--seeds 5]
+    OMP_NUM_THREADS=1 python -m tests.simulation.neural [errors|chains|persons|settings|cultures|transitions]
+        [--seeds 5]
 
 Designs: 100 persons, 25-60 rows (or 10-20), 4 inputs, hidden (10, 5), noise variance .09; person effects inside three
 hidden units (nonlinear), on the weights of the same units and on the intercept (linear), or none.
