@@ -68,6 +68,23 @@ from mixmoe.neural.refusals import (
 )
 from mixmoe.neural.results import COLLAPSED, WARNINGS, NMEResults, collapsed, unconverged, unreplicated, vanished
 
+LACKS: Mapping[str, str] = {  # what a network has not, and why
+    "HasScores": "the parameters of a network are not regular; refit without the persons in question",
+    "HasGate": "a network has no gate; predict() and plot('effects') show what inputs do",
+    "HasLikelihood": "the parameters of a network are not regular, so that none can be profiled",
+    "HasErrorCovariance": "its errors have no serial correlation",
+    "cluster": "its standard errors are those of the model, with persons as the independent units, and there "
+    "is no sandwich; name in re: what is independent",
+    "weights": "each row counts once in the likelihood of a person's effects; leave out rows that shall not count",
+    "offset": "the network has outputs of its own only; subtract it from a Gaussian response, or make it an input",
+    "trials": "its responses are numbers, categories or states of single rows; give each trial a row",
+    "time": "rows of a person are ordered by the section seq:",
+    "HasExperts": "a network has no experts that persons could belong to; compare networks on held-out rows "
+    "with mixmoe.select",
+    "HasTerms": "the weights of hidden layers are no coefficients of terms; plot('effects') shows inputs",
+    "HasNewLikelihood": "the likelihood of new rows is not computed; validate() and mixmoe.select have "
+    "the error on held-out rows",
+}
 WIDTHS = (10,)  # of the hidden layers
 
 
@@ -103,8 +120,9 @@ class NME:
         and in any ``last[1]`` for its intercept. Several groupings are brackets joined by ``+``, ``(last | person) +
         (last[1] | culture)``, and ``(last[1] | person / site)`` are those of persons and of sites within persons.
         ``gate: age`` names covariates of persons that the transitions of a CRF go with, see
-        `NMEResults.transition_tests`. ``seq: day`` orders rows within a person, ``seq: day / session`` separates sequences. The network always has
-        biases, so the intercept of the formula is implied. Inputs are standardised inside the fit.
+        `NMEResults.transition_tests`. ``seq: day`` orders rows within a person, ``seq: day / session`` separates
+        sequences. The network always has biases, so the intercept of the formula is implied. Inputs are standardised
+        inside the fit.
     data : DataFrame (pandas, or what narwhals reads: polars, pyarrow ...) or mapping of columns
     hidden : tuple of int, optional
         Widths of the hidden layers; ``()`` for a linear model. Default: ``(10,)``.
@@ -172,25 +190,7 @@ class NME:
         effects=r"first|last(\[.*\])?|all|bias|transitions|layer\[\d+\]|layer\d+(\.\w+)?",
         effects_hint="person-specific layers belong to networks: give hidden=, such as hidden=(10,), or network=",
         packages=("torch",),
-        lacks={
-            "HasScores": "the parameters of a network are not regular; refit without the persons in question",
-            "HasGate": "a network has no gate; predict() and plot('effects') show what inputs do",
-            "HasLikelihood": "the parameters of a network are not regular, so that none can be profiled",
-            "HasErrorCovariance": "its errors have no serial correlation",
-            "cluster": "its standard errors are those of the model, with persons as the independent units, and there "
-            "is no sandwich; name in re: what is independent",
-            "weights": "each row counts once in the likelihood of a person's effects; leave out rows that shall not "
-            "count",
-            "offset": "the network has outputs of its own only; subtract it from a Gaussian response, or make it an "
-            "input",
-            "trials": "its responses are numbers, categories or states of single rows; give each trial a row",
-            "time": "rows of a person are ordered by the section seq:",
-            "HasExperts": "a network has no experts that persons could belong to; compare networks on held-out rows "
-            "with mixmoe.select",
-            "HasTerms": "the weights of hidden layers are no coefficients of terms; plot('effects') shows inputs",
-            "HasNewLikelihood": "the likelihood of new rows is not computed; validate() and mixmoe.select have "
-            "the error on held-out rows",
-        },
+        lacks=LACKS,
     )
     n_experts = None
 

@@ -24,7 +24,7 @@ from mixmoe.inference.wald import InvalidTest
 from mixmoe.mixture.estimate import EMFit, Flag, Starts, criteria
 from mixmoe.neural.blocks import to_array, torch
 from mixmoe.neural.chain_covariates import covariate_tests, wald_rows
-from mixmoe.neural.components import free_parameters
+from mixmoe.neural.components import free_parameters, is_linear, named_tensors
 from mixmoe.neural.displays import (
     Comparison,
     architecture_table,
@@ -34,7 +34,7 @@ from mixmoe.neural.displays import (
     learning_curves,
     share_table,
 )
-from mixmoe.neural.estimators.trained import LevelEffects, Problem, Trace, Trained
+from mixmoe.neural.estimators.trained import LevelEffects, Problem, Trace, Trained, parts_of
 from mixmoe.neural.fitted_rows import NetworkDiagnosis
 from mixmoe.neural.marginal_likelihood import linear_names
 from mixmoe.neural.network import forward, view_tensors
@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from mixmoe.neural.model import NME
 
 
+SPREAD_NOTE = (
+    "The standard deviation of a tensor is the root mean square over its entries, on standardised inputs and response."
+)
 TRANSITION_NOTE = (
     "Transition scores are centred: only differences mean something, and zero is no hypothesis; transitions.population "
     "has the probabilities."
@@ -119,9 +122,11 @@ class NMEResults(NetworkDiagnosis):
 
     @property
     def random_effects(self) -> pd.DataFrame:
-        """Effects of the persons on their parameters, on standardised inputs and response, one row per person.
+        """Effects of the persons on their parameters, one row per person.
 
-        With several groupings one row per level of each, indexed by grouping and level.
+        Of a linear network on its coefficients, on the user's scale and by their names in the summary; of others on
+        single weights, of the network of standardised inputs and response. With several groupings one row per level of
+        each, indexed by grouping and level.
         """
         return self.persons.effects()
 
@@ -283,12 +288,13 @@ class NMEResults(NetworkDiagnosis):
 
     def tables(self, alpha: float = 0.05) -> tuple[Table, ...]:
         """Header, architecture, parameters, shares of variance, and the comparison on held-out rows."""
-        header, *parameters = (
-            replace(table, title="Transition scores", notes=(*table.notes, TRANSITION_NOTE))
-            if table.key == "other"
-            else table
-            for table in super().tables(alpha)
-        )
+        header, *parameters = super().tables(alpha)
+        whole = [len(part.personal.places(spec)) for part in parts_of(self.problem) for spec in named_tensors(part)]
+        pooled = (SPREAD_NOTE,) if max(whole, default=0) > 1 and not is_linear(self.problem) else ()
+        more = {"other": ((TRANSITION_NOTE,), "Transition scores"), "random": (pooled, "")}
+        for k, table in enumerate(parameters):
+            notes, title = more.get(table.key, ((), ""))
+            parameters[k] = replace(table, notes=(*table.notes, *notes), title=title or table.title)
         extra = [architecture_table(self.model.estimator, self.problem, self.trained)]
         tests = []
         if len(self.model.scaling.gate_columns) and self.model.estimator == "laplace":
