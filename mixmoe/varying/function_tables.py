@@ -126,7 +126,16 @@ def notes(results: "VCMoEResults") -> tuple[str, ...]:
     """What a reader must know: the covariance, and each flag of the fit."""
     cov = results.cov
     about = f"Standard errors: {DESCRIPTIONS[cov.kind]}{'; ' + cov.note if cov.note else ''}."
-    return (about, *results._more_notes, *(flag.message for flag in results.flags))
+    penalty = results.model.problem.rows.penalty
+    penalised = (
+        ()
+        if penalty is None or results.model.n_experts == 1
+        else (
+            f"Gate penalised by {penalty.described}: functions, standard errors and bands are of the penalised local "
+            "log-likelihoods; log-likelihood and criteria are without the penalty.",
+        )
+    )
+    return (about, *penalised, *(flag.message for flag in results.flags))
 
 
 def constant_tables(model: FittedVCMoE, frame: pd.DataFrame, alpha: float) -> tuple[Table, ...]:
@@ -135,6 +144,12 @@ def constant_tables(model: FittedVCMoE, frame: pd.DataFrame, alpha: float) -> tu
     if part.empty:
         return ()
     columns = ("estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high")
+    infinite = _infinite_names(model)
+    blank = [str(name) for name in part.index[part["std_error"].isna()] if name not in infinite]
+    unidentified = (
+        f"No valid standard error for {', '.join(blank)}: on the boundary or not identified, alone or within a window "
+        "of the index in which a local fit is not.",
+    ) * bool(blank)
     return (
         Table(
             key="constants",
@@ -143,27 +158,8 @@ def constant_tables(model: FittedVCMoE, frame: pd.DataFrame, alpha: float) -> tu
             index=tuple(str(name) for name in part.index),
             cells=tuple(tuple(_cell(v) for v in row) for row in part[list(columns)].to_numpy(dtype=float)),
             formats=("num", "num", ".3f", "p", "num", "num"),
-            notes=_blank_constants(model, part["std_error"]),
+            notes=(*_infinite_note([name for name in infinite if name in part.index], ""), *unidentified),
         ),
-    )
-
-
-def _blank_constants(model: FittedVCMoE, errors: pd.Series) -> tuple[str, ...]:
-    """Why constants have no standard errors."""
-    infinite = _infinite_names(model)
-    blank = [str(name) for name in errors.index[errors.isna()] if name not in infinite]
-    return (
-        *_infinite_note([name for name in infinite if name in errors.index], ""),
-        *_unidentified_note(blank),
-    )
-
-
-def _unidentified_note(names: Sequence[str]) -> tuple[str, ...]:
-    if not names:
-        return ()
-    return (
-        f"No valid standard error for {', '.join(names)}: on the boundary or not identified, alone or within a window "
-        "of the index in which a local fit is not.",
     )
 
 
@@ -457,7 +453,9 @@ def curves(results: "VCMoEResults", kind: str, options: Mapping[str, Any]) -> tu
     if table is None:
         raise ArgumentError(f"there is no search to draw, {kind}={getattr(results, kind):.4g}; use {kind}='cv'")
     index = results.model.design.names.index
-    return bandwidth_curves(table, "span" if results.span else f"{kind.replace('_', ' ')} ({index})")
+    x, y, se = (table[c].to_numpy() for c in ("bandwidth", "criterion", "std_error"))
+    label = "span" if results.span else f"{kind.replace('_', ' ')} ({index})"
+    return (Curve("", "", x, y, y - se, y + se, xlabel=label, ylabel="held-out log-likelihood per row"),)
 
 
 def band_curves(
@@ -530,9 +528,3 @@ def _value_label(model: FittedVCMoE, of: str, options: Mapping[str, Any]) -> str
     ]
     lines = [", ".join(at[i : i + _IN_A_LINE]) for i in range(0, min(len(at), 2 * _IN_A_LINE), _IN_A_LINE)]
     return "\n".join([label, *lines]) + (" ..." if len(at) > 2 * _IN_A_LINE else "")
-
-
-def bandwidth_curves(selection: pd.DataFrame, xlabel: str) -> tuple[Curve, ...]:
-    """The cross-validated criterion against the bandwidth, with one standard error."""
-    x, y, se = (selection[c].to_numpy() for c in ("bandwidth", "criterion", "std_error"))
-    return (Curve("", "", x, y, y - se, y + se, xlabel=xlabel, ylabel="held-out log-likelihood per row"),)

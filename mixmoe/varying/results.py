@@ -21,7 +21,7 @@ from mixmoe.output.predictions import IntervalOf, Kind, Scale, checked_wanted
 from mixmoe.output.records import Cell, Curve, Table
 from mixmoe.output.summary import Summary, header_table
 from mixmoe.varying import function_tables
-from mixmoe.varying.bands import LevelProcess
+from mixmoe.varying.bands import LevelProcess, level_process
 from mixmoe.varying.dispersion_limits import ThetaProfile
 from mixmoe.varying.em_steps import posterior
 from mixmoe.varying.fitted import FittedVCMoE, checked_kind, reported_values
@@ -329,12 +329,13 @@ class VCMoEResults(MoEResults):
         frame = (
             None if self.model.problem.const.all() else self._bands(BandRequest(alpha=alpha, progress=progress), SEED)
         )
-        tests = self._constancy(progress)
+        if self._p_values is None and refused(self.model) is None:
+            self._p_values = asymptotic_p_values(self.model, progress)
         constants = function_tables.constant_tables(self.model, self.to_frame(alpha), alpha)
         return (
             header_table(function_tables.facts(self)),
             *constants,
-            *function_tables.function_tables(self.model, frame, tests, self.flags, alpha, at),
+            *function_tables.function_tables(self.model, frame, self._p_values, self.flags, alpha, at),
         )
 
     def summary(self, alpha: float = 0.05, at: Any = None, *, progress: bool | None = None) -> Summary:
@@ -408,16 +409,6 @@ class VCMoEResults(MoEResults):
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]:
         return function_tables.bandwidth_facts(self)
 
-    @property
-    def _more_notes(self) -> tuple[str, ...]:
-        penalty = self.model.problem.rows.penalty
-        if penalty is None or self.model.n_experts == 1:
-            return ()
-        return (
-            f"Gate penalised by {penalty.described}: functions, standard errors and bands are of the penalised local "
-            "log-likelihoods; log-likelihood and criteria are without the penalty.",
-        )
-
     _default_plot = "functions"
     _checked_cov = staticmethod(checked_kind)
     _curve_kinds = tuple(function_tables.PLOTS)
@@ -439,23 +430,14 @@ class VCMoEResults(MoEResults):
 
     def _bands(self, request: BandRequest, rng: Any) -> pd.DataFrame:
         """Bands over the units of the covariance of the fit."""
-        request = replace(request, clusters=self.model.clusters_of(self.cov_type))
-        process, theta = self._process(request.bias, request.derivative), None
+        model, clusters, key = self.model, self.model.clusters_of(self.cov_type), (request.bias, request.derivative)
+        request = replace(request, clusters=clusters)
+        if key not in self._processes:  # kept because all output needs it
+            how = (request.bias, clusters, self.cov.corrected, request.derivative, model.searched)
+            self._processes[key] = level_process(model.problem, model.coef, *how)
+        process, theta = self._processes[key], None
         if request.of == "coefficients" and not request.derivative:
             if request.bias not in self._thetas:
                 self._thetas[request.bias] = process.theta_profile(request.progress)
             theta = self._thetas[request.bias]
-        return band_frame(self.model, process, theta, request, checked_rng(rng))
-
-    def _process(self, bias: str, derivative: int = 0) -> LevelProcess:
-        """Level process of one bias correction with the covariance of the fit, kept because all output needs it."""
-        key = (bias, derivative)
-        if key not in self._processes:
-            self._processes[key] = self.model.process(bias, self.cov, derivative)
-        return self._processes[key]
-
-    def _constancy(self, progress: bool | None = None) -> Mapping[str, float] | None:
-        """P-values of the asymptotic tests, kept because every table shows them; None if they are invalid."""
-        if self._p_values is None and refused(self.model) is None:
-            self._p_values = asymptotic_p_values(self.model, progress)
-        return self._p_values
+        return band_frame(model, process, theta, request, checked_rng(rng))
