@@ -265,6 +265,7 @@ def code(e: Evidence) -> str:
     results = e.results
     model, em = results.model, results.em
     settings = {k: v for k, v in model.settings.items() if _plain(v) and _DEFAULTS.get(k) != v}
+    settings |= {k: v for k, v in results._fit_options.items() if _plain(v)}
     settings |= {"cov_type": results.cov_type} if model.spec.has_experts else {}
     settings |= {"rng": em.starts.seed} if em.starts.seed is not None else {}
     lines = [f"    {name}={value!r}," for name, value in settings.items()]
