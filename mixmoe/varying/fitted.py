@@ -191,7 +191,9 @@ class FittedVCMoE:
         notes = [] if clusters is None else [f"{n_clusters(clusters)} clusters"]
         matrix = point_covariance(self.problem, self.coef, self.points, clusters, bool(correction))
         unit = "row" if clusters is None else "cluster"
-        notes += [f"small-sample correction by the leverage of each {unit}"] if correction else []
+        vary = ~self.problem.const
+        of = "" if vary.all() else " of the functions"
+        notes += [f"small-sample correction{of} by the leverage of each {unit}"] if correction and vary.any() else []
         jacobian = _reported_slopes(self.problem, self.coef, self.points)
         matrix = matrix * np.outer(jacobian, jacobian)
         own: CovType = "robust" if clusters is None else "cluster"

@@ -117,14 +117,15 @@ def checked_index_name(name: str) -> None:
         )
 
 
-def function_frame(model: FittedVCMoE, u: Any) -> pd.DataFrame:
-    """Coefficient functions at index values, tidy."""
+def function_frame(model: FittedVCMoE, u: Any, argument: str = "u") -> pd.DataFrame:
+    """Coefficient functions at index values, tidy; `argument` is what these are called in messages."""
     grid, problem = model.problem.windows.grid, model.problem
-    at = np.sort(problem.windows.shown) if u is None else checked_numbers(u, "u")
+    at = np.sort(problem.windows.shown) if u is None else checked_numbers(u, argument)
     inside = np.isfinite(at) & ((problem.rows.period > 0.0) | ((grid[0] <= at) & (at <= grid[-1])))
     if not len(at) or not inside.all():
         raise ArgumentError(
-            f"u must lie within the range of the index, {grid[0]:g} to {grid[-1]:g}, with at least one value, got {u!r}"
+            f"{argument} must lie within the range of the index, {grid[0]:g} to {grid[-1]:g}, with at least one value, "
+            f"got {at[~inside].tolist() or 'none'}"
         )
     values = levels_at(model, at)
     logs = np.clip(values[:, problem.slots.dispersions], problem.floor, problem.ceiling)  # between grid points
@@ -205,7 +206,9 @@ def band_frame(
     marks = np.where((estimate < low) | (estimate > high), OUTSIDE, marks)
     order = np.argsort(problem.windows.shown, kind="stable")
     ordered = {name: value[order] for name, value in {**values, "mark": marks}.items()}
-    return _frame(labels, str(model.design.names.index), problem.windows.shown[order], ordered)
+    frame = _frame(labels, str(model.design.names.index), problem.windows.shown[order], ordered)
+    frame.attrs["bandwidth"] = process.bandwidth
+    return frame
 
 
 def _with_theta_limits(

@@ -64,7 +64,10 @@ def facts(results: "VCMoEResults") -> tuple[tuple[str, Cell], ...]:
     model, em = results.model, results.em
     problem, dropped = model.problem, model.design.dropped
     ends = (0.0, problem.rows.period) if problem.rows.period else problem.windows.grid[[0, -1]]
-    span = f"{model.design.names.index}, {ends[0]:.4g} to {ends[1]:.4g}{' (cyclic)' * (problem.rows.period > 0.0)}"
+    span = f"{model.design.names.index}, {ends[0]:.4g} to {ends[1]:.4g}"
+    if problem.rows.period:
+        turns = float(np.ptp(model.design.frame[str(model.design.names.index)].to_numpy(float))) / problem.rows.period
+        span += f" (cyclic; the data go round {turns:.3g} times)" if turns > 1.0 else " (cyclic)"
     return (
         ("Formula", model.formula.text),
         ("Family", problem.family.name),
@@ -207,7 +210,7 @@ def places(model: FittedVCMoE, at: Any) -> Places:
     if at is None:
         return Places(model.points_shown(3), None, {})
     values = np.unique(checked_numbers(at, "at"))
-    frame = function_frame(model, values)
+    frame = function_frame(model, values, "at")
     estimates = {str(name): part["estimate"].to_numpy() for name, part in frame.groupby("coefficient", sort=False)}
     return Places(told_apart(values.tolist(), 3), values, estimates)
 
@@ -243,13 +246,15 @@ def function_tables(
     varying = [name for name in _infinite_names(model) if name in set(bands["coefficient"])]
     infinite = _infinite_note(varying, f"{INFINITE_MARK} ")
     *others, last = [table for table in tables if table.index]
-    about = _about_functions(index, alpha, p_values is not None)
+    about = _about_functions(index, alpha, p_values is not None, _own_bandwidth(model, bands))
     return (*others, replace(last, notes=(about, *infinite, *band_notes(model, bands, flags))))
 
 
 def _ranges(model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, float] | None) -> Table:
     """Smallest and largest value of each function, and the test that it is constant (if any)."""
-    names, cells, infinite = [], [], _infinite_names(model)
+    names: list[str] = []
+    cells: list[tuple[Cell, ...]] = []
+    infinite = _infinite_names(model)
     for name, part in bands.groupby("coefficient", sort=False):
         estimate = part["estimate"].to_numpy()
         show = value_format(float(np.abs(estimate).max()))
@@ -258,6 +263,9 @@ def _ranges(model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, floa
         names.append(str(name))
         cells.append((f"{show(estimate.min())}{mark}", f"{show(estimate.max())}{mark}", *test))
     tested = p_values is not None
+    if p_values is not None and "all" in p_values:  # many small changes may say together what none says alone
+        names.append("all")
+        cells.append((None, None, p_values["all"]))
     return Table(
         key="functions",
         title=f"Functions of {model.design.names.index}" + (": range, test of constancy" if tested else ": range"),
@@ -268,7 +276,13 @@ def _ranges(model: FittedVCMoE, bands: pd.DataFrame, p_values: Mapping[str, floa
     )
 
 
-def _about_functions(index: str, alpha: float, tested: bool) -> str:
+def _own_bandwidth(model: FittedVCMoE, bands: pd.DataFrame) -> str:
+    """The bandwidth of the bands, if it is not that of the functions."""
+    fitted, own = model.problem.windows.bandwidth, float(bands.attrs["bandwidth"])
+    return "" if np.isclose(own, fitted) else f" at bandwidth {own:.4g}"
+
+
+def _about_functions(index: str, alpha: float, tested: bool, at: str) -> str:
     """What the columns and the lines of limits in the tables of functions are."""
     test = (
         "P const.: asymptotic GLR test that the function is constant; test_varying() has the bootstrap, which assumes "
@@ -280,7 +294,7 @@ def _about_functions(index: str, alpha: float, tested: bool) -> str:
     )
     return (
         f"Lower, upper: {100 * (1.0 - alpha):g} % simultaneous bands over the whole range of {index}, robust bias "
-        f"correction. {test if tested else untested}"
+        f"correction{at}. {test if tested else untested}"
     )
 
 
@@ -295,7 +309,7 @@ def band_notes(model: FittedVCMoE, bands: pd.DataFrame, flags: Sequence[Flag]) -
     wanting = bool(bands["mark"].isin([LOST, THIN]).any()) or any(flag.code in WANTS_WIDER for flag in flags)
     found = (
         lost_bands(bands, wide),
-        thin_bands(bands, wide),
+        thin_bands(bands, wide, windows.period > 0.0),
         limited_bands(bands),
         wide_bands(windows.bandwidth, wanting) if wide else None,
         outside_bands(bands, wanting),
@@ -322,12 +336,12 @@ def wide_bands(bandwidth: float, wanting: bool) -> str:
     )
 
 
-def thin_bands(bands: pd.DataFrame, wide: bool) -> str | None:
+def thin_bands(bands: pd.DataFrame, wide: bool, closed: bool) -> str | None:
     """In words: for which functions there are no bands because too few rows carry them; None if enough do."""
     where = _marked(bands, THIN)
     return where and (
         f"Bands hold over the range of the index that the rows support; there are none {where}, where standard errors "
-        f"have fewer than {LEAST_DF:g} degrees of freedom, as at thin ends of the index; use "
+        f"have fewer than {LEAST_DF:g} degrees of freedom{'' if closed else ', as at thin ends of the index'}; use "
         f"{'fewer experts or terms' if wide else 'a larger bandwidth'}."
     )
 
@@ -472,9 +486,12 @@ def band_curves(
         Those of `VCMoEResults.bands` that were given.
     """
     curves = []
+    constant = {model.names.terms[s] for s in np.flatnonzero(model.problem.const)}
     for of, frame in frames.items():
         if of == "coefficients":
             frame = frame[frame["block"] != "gate"]
+        if of == "differences" and not set(frame["term"]) <= constant:  # those of constants are no curves
+            frame = frame[~frame["term"].isin(constant)]
         for name, part in frame.groupby("coefficient", sort=False):
             curves.append(_curve(model, of, str(name), part, options))
     return tuple(curves)

@@ -69,7 +69,9 @@ class VCMoEResults(MoEResults):
         of AICc, BIC, SABIC and ICL. The criteria take `llf` with weights that sum to the effective number of rows, see
         `VCMoE`.
     params : Series
-        Constants, then the functions at five quantiles of the index; `functions` and `bands` give all of them.
+        Constants, then the functions at five quantiles of the index; `functions` and `bands` give all of them. Limits
+        in `to_frame`, `tidy` and exported parameters are pointwise ones around these estimates, not corrected for bias;
+        those in the tables of `summary` are simultaneous and corrected, see `bands`.
 
     See Also
     --------
@@ -94,6 +96,8 @@ class VCMoEResults(MoEResults):
         self.sabic = values.aic + values.df * float(np.log((self.n_units + 2.0) / 24.0) - 2.0)
         self.icl = self.bic + 2.0 * classification_entropy(fit.responsibilities)
         self.df_resid = self.nobs - values.df
+        if model.problem.family.name != "gaussian":  # experts have a log or logit link
+            self._ratios = ("expert", "gate")
         self._processes: dict[tuple[str, int], LevelProcess] = {}
         self._thetas: dict[str, ThetaProfile | None] = {}
         self._p_values: Mapping[str, float] | None = None
@@ -171,7 +175,8 @@ class VCMoEResults(MoEResults):
             ``mark`` says what a value lacks: ``"thin"``, no band because too few rows carry the standard error (fewer
             than 2 degrees of freedom, as at the thin ends of an index); ``"no maximum"``, no band because a local
             likelihood has no maximum near the fit; ``"limit"``, a dispersion that runs to its limit, without standard
-            error; ``"outside"``, an estimate outside its own band; else empty.
+            error; ``"outside"``, an estimate outside its own band; else empty. ``attrs["bandwidth"]`` is the bandwidth
+            at which the bands are made (of a gate with its own: that of the experts).
 
         Warns
         -----
@@ -216,6 +221,10 @@ class VCMoEResults(MoEResults):
         Returns
         -------
         GLRTest, DataFrame or InvalidTest
+            ``statistic`` is the difference of the log-likelihoods, not twice it; ``scale`` times it is about chi-square
+            with ``df`` degrees of freedom if the functions are constant (Fan, Zhang and Zhang 2001). Both are those of
+            the law that `method` names, and so differ between methods.
+
             An `InvalidTest` with its reason if one of the functions is infinite somewhere (flag ``separated_gate``; NaN
             in a frame), or if rows are clustered: they are not independent, and the model cannot draw them.
             Simultaneous `bands` with standard errors over clusters rule out a constant where no horizontal line fits
