@@ -241,12 +241,13 @@ def described(design: Design, inside: BoolArray, columns: Sequence[str]) -> str:
         if others.size and not ((others >= low) & (others <= high)).any():
             words.append(f"{name} is {_value(low)} to {_value(high)}")
             like[:] = inside
-    number = (
-        "" if words and (like == inside).all() else f"{int(inside.sum())} of {len(inside)} {_counted(design, inside)}"
-    )
-    if not words:
-        return f"for {number}"
-    return f"where {' and '.join(words)}" + (f" (for {number})" if number else "")
+    words_of_all = " and ".join(words)
+    if words and (like == inside).all():
+        return f"where {words_of_all}"
+    # The words alone would name others too: what tells these apart are several columns at a time.
+    together = f" with a combination of {', '.join(columns)}" if len(columns) > 1 else ""
+    more = f" ({words_of_all})" if words else ""
+    return f"for {int(inside.sum())} of {len(inside)} {_counted(design, inside)}{together}{more}"
 
 
 def _counted(design: Design, inside: BoolArray) -> str:

@@ -51,6 +51,7 @@ CATEGORIES: Mapping[str, type[MixmoeWarning]] = {
     "far_origin": ApproximationWarning,
     "few_subjects": DegeneracyWarning,
     "flat_likelihood": DegeneracyWarning,
+    "weak_identification": DegeneracyWarning,
     "laplace_bias": ApproximationWarning,
     "quadrature_bias": ApproximationWarning,
     "line": BoundaryWarning,
@@ -283,9 +284,11 @@ def _what_stands(prior: Array, none: BoolArray) -> str:
             parts.append(f"{' to '.join(ends)} for expert {k + 1}")
     if not parts:
         return "Finite are all other coefficients."
+    certain = [f"expert {k + 1}" for k, row in enumerate(prior) if ((row < _NONE) | (row > 1 - _NONE)).all()]
+    but = f", but for {', '.join(certain)}, of which every probability is zero or one" if certain else ""
     return (
         f"Elsewhere it is {', '.join(parts)}. Finite are all other coefficients, proportions and average differences, "
-        "with their standard errors."
+        f"with their standard errors{but}."
     )
 
 

@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import block_diag, null_space
 
-from mixmoe._typing import AnyArray, Array
+from mixmoe._typing import AnyArray, Array, BoolArray
 from mixmoe.inference.uncertainty import (
+    BOUND,
     MANY_UNITS,
     CovType,
     Leverage,
@@ -323,6 +324,12 @@ _MOVED = 1e-6  # share of a direction in a parameter that counts
 _UNITS_AT_ONCE = 100  # whose directions are held in memory
 
 
+_MOST = 0.5  # of a variance that comes from units of large leverage
+
+
+_NAMES_SHOWN = 6
+
+
 _PER_COEFFICIENT = 5  # subjects per coefficient of an expert below which standard errors are rough
 
 
@@ -499,11 +506,16 @@ def covariance(
         middle = _corrected(problem, scores, by_unit, known, basis)
     if penalised:
         middle = replace(middle, scores=np.vstack([middle.scores, _scores_of_penalty(problem, at.theta) @ middle.back]))
-    # 5. What no unit has a score for has no standard error.
+    # 5. What no unit has a score for has no standard error; what rests on units beyond the bound has a rough one.
     weights, null = known.jacobian @ middle.back, middle.null
     lost = _touched(known.jacobian, null)
+    blank = sorted({*known.blank, *lost})
+    word = "subjects" if clusters is None else "clusters"
     if null.shape[1]:
-        flags = (*known.flags, _about_rank(middle, null, [layout.names[i] for i in lost], clusters is not None))
+        flags = (*known.flags, _about_rank(middle, null, [layout.names[i] for i in lost], word))
+    resting = [layout.names[i] for i in _resting_on_bounded(middle, weights) if i not in blank]
+    if resting:
+        flags = (*flags, _about_bound(resting, int(middle.bounded.sum()), word))
     # 6. The sandwich in the reported parameters. The moments of CR2 assume known memberships: with several experts no t
     # distribution is claimed.
     moments, about = None, [] if clusters is None else [f"{n_units} clusters"]
@@ -513,7 +525,6 @@ def covariance(
         moments = sandwich_moments(weights, middle.units)
         about[-1] += " (CR2), t and F statistics with Satterthwaite's degrees of freedom"
     matrix = delta_cov(weights, middle.scores.T @ middle.scores)
-    blank = sorted({*known.blank, *lost})
     found = ParamCov(
         without_parameters(matrix, blank), kind, "; ".join(about), correction, flags=flags, moments=moments
     )
@@ -630,12 +641,15 @@ class Middle:
         Of the units, where the scores are corrected for it and it is kept.
     corrected : bool
         Whether they are.
+    bounded : ndarray of bool, shape (G,), or None
+        Units whose leverage exceeds the bound.
     """
 
     scores: Array
     back: Array
     units: Leverage | None = None
     corrected: bool = False
+    bounded: BoolArray | None = None
 
     @property
     def null(self) -> Array:
@@ -664,7 +678,7 @@ class _Matrices:
     def corrected(self, scores: Array, half: Array, back: Array, jackknife: bool) -> Middle:
         """The middle of a sandwich with scores corrected for leverage."""
         units = leverage(self.matrices, half, jackknife)
-        return Middle(corrected_scores(scores, half, units), back, units, corrected=True)
+        return Middle(corrected_scores(scores, half, units), back, units, True, units.bounded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -685,20 +699,20 @@ class _Predictors:
 
     def corrected(self, scores: Array, half: Array, back: Array, jackknife: bool) -> Middle:
         """The middle of a sandwich with scores corrected for leverage, some units at a time."""
-        out = np.empty((len(scores), half.shape[1]))
+        out, bounded = np.empty((len(scores), half.shape[1])), np.zeros(len(scores), dtype=bool)
         if self.clusters is None:
             for part in self.parts:
                 for at in range(0, part.subjects.size, _UNITS_AT_ONCE):
                     some = part.take(slice(at, at + _UNITS_AT_ONCE))
                     F, mine = some.along(self.problem, half), some.subjects
-                    out[mine] = corrected_by_factors(scores[mine], F, some.matrices, half, jackknife)
-            return Middle(out, back, corrected=True)
+                    out[mine], bounded[mine] = corrected_by_factors(scores[mine], F, some.matrices, half, jackknife)
+            return Middle(out, back, corrected=True, bounded=bounded)
         for g in range(len(scores)):
             own = [part.take(self.clusters[part.subjects] == g) for part in self.parts]
             F = np.vstack([part.along(self.problem, half).reshape(-1, half.shape[1]) for part in own])
             C = block_diag(*(matrix for part in own for matrix in part.matrices))
-            out[g] = corrected_by_factors(scores[[g]], F[None], C[None], half, jackknife)[0]
-        return Middle(out, back, corrected=True)
+            out[[g]], bounded[[g]] = corrected_by_factors(scores[[g]], F[None], C[None], half, jackknife)
+        return Middle(out, back, corrected=True, bounded=bounded)
 
 
 def _corrected(
@@ -739,8 +753,27 @@ def few_units(problem: Problem, at: Boundary, n_clusters: int | None = None) -> 
     )
 
 
-def _about_rank(middle: Middle, null: Array, names: list[str], clustered: bool) -> Flag:
-    word = "clusters" if clustered else "subjects"
+def _resting_on_bounded(middle: Middle, weights: Array) -> list[int]:
+    """Reported parameters most of whose variance comes from units whose leverage exceeds the bound."""
+    if middle.bounded is None or not middle.bounded.any():
+        return []
+    variance = (middle.scores @ weights.T) ** 2  # (G, P), after the units those of penalties
+    theirs = variance[: len(middle.bounded)][middle.bounded].sum(axis=0)
+    return [int(i) for i in np.flatnonzero(theirs > _MOST * variance.sum(axis=0))]
+
+
+def _about_bound(names: list[str], n: int, word: str) -> Flag:
+    shown = ", ".join(names[:_NAMES_SHOWN]) + (f" and {len(names) - _NAMES_SHOWN} more" * (len(names) > _NAMES_SHOWN))
+    return Flag(
+        "weak_identification",
+        f"What is said about {shown} rests on {n} of the {word}: without one of them less than a quarter of the "
+        f"information would be left in some direction (leverage above {BOUND:g}, where the correction of standard "
+        "errors stops), or none. Their standard errors are rough, and may be far too large or too small. Compare "
+        "with_cov('bootstrap') and 'nonrobust', or use fewer experts or a smaller gate.",
+    )
+
+
+def _about_rank(middle: Middle, null: Array, names: list[str], word: str) -> Flag:
     n, rank = len(middle.scores), middle.scores.shape[1] - null.shape[1]
     return Flag(
         "few_subjects",
