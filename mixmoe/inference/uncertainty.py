@@ -29,7 +29,10 @@ _NO_SIZE = 1e-14  # of the largest, of products of rows that are not there or de
 _LARGEST = 0.999  # leverage of one is a direction that one unit alone determines: no other tells its variance
 
 
-BOUND = 0.75  # of the leverage whose inverse multiplies scores, as in Fay & Graubard (2001): they grow fourfold at most
+_BOUND = 0.5  # of the leverage whose inverse multiplies scores: they are doubled at most, as in Fay & Graubard (2001)
+
+
+HEAVY = 0.75  # of the leverage above which too little is left without a unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +45,13 @@ class Leverage:
         ``h_i``, symmetric, with eigenvalues between 0 and 1.
     factor : ndarray, shape (G, r, r)
         ``(I - h_i)^(-1/2)``, or ``(I - h_i)^(-1)`` of the jackknife.
-    bounded : ndarray of bool, shape (G,)
-        Units with a share above the bound of the jackknife, which was put in its place.
+    heavy : ndarray of bool, shape (G,)
+        Units with a share above `HEAVY`; only of the jackknife, whose shares are bounded.
     """
 
     share: Array
     factor: Array
-    bounded: BoolArray
+    heavy: BoolArray
 
 
 def leverage(information: Array, half: Array, jackknife: bool = False) -> Leverage:
@@ -72,7 +75,8 @@ def leverage(information: Array, half: Array, jackknife: bool = False) -> Levera
     -----
     The observed information of a unit of a mixture may exceed that of all units together, where others have less than
     none. Without it the likelihood would be convex there, and ``(I - h_i)^(-1)``, a step to the maximum without the
-    unit, would go anywhere: shares of the jackknife are bounded.
+    unit, would go anywhere. Shares of the jackknife are bounded at a half: then scores are doubled at most, as they are
+    by the bound of 3/4 that Fay & Graubard put on shares in ``(I - h_i)^(-1/2)``.
 
     References
     ----------
@@ -84,14 +88,14 @@ def leverage(information: Array, half: Array, jackknife: bool = False) -> Levera
 def _shares(matrices: Array, jackknife: bool) -> Leverage:
     """Leverage from ``L'J_iL``, shape (G, r, r)."""
     values, vectors = np.linalg.eigh(matrices)
-    bounded, h = _within_bound(values, jackknife)
+    heavy, h = _within_bound(values, jackknife)
     across, h = np.swapaxes(vectors, 1, 2), h[:, None]
-    return Leverage((vectors * h) @ across, (vectors / (1.0 - h) ** (1.0 if jackknife else 0.5)) @ across, bounded)
+    return Leverage((vectors * h) @ across, (vectors / (1.0 - h) ** (1.0 if jackknife else 0.5)) @ across, heavy)
 
 
 def _within_bound(values: Array, jackknife: bool) -> tuple[BoolArray, Array]:
-    """Units whose shares, shape (G, r), exceed the bound of the jackknife, and the shares within it."""
-    return jackknife & (values > BOUND).any(axis=1), np.clip(values, 0.0, BOUND if jackknife else _LARGEST)
+    """Which units have heavy shares, of shape (G, r), in the jackknife, and the shares within its bound."""
+    return np.asarray(jackknife & (values > HEAVY).any(axis=1)), np.clip(values, 0.0, _BOUND if jackknife else _LARGEST)
 
 
 def corrected_by_factors(
@@ -114,13 +118,13 @@ def corrected_by_factors(
     Returns
     -------
     scores : ndarray, shape (G, r)
-    bounded : ndarray of bool, shape (G,)
+    heavy : ndarray of bool, shape (G,)
         As of `Leverage`.
     """
     flat = scores @ half
     if factors.shape[1] >= factors.shape[2]:
         units = _shares(np.swapaxes(factors, 1, 2) @ matrices @ factors, jackknife)
-        return corrected_scores(scores, half, units), units.bounded
+        return corrected_scores(scores, half, units), units.heavy
     # L'J_iL acts on the rows of F_i L only. Orthonormal ones are B'F_i L, B from the eigenvectors of their products.
     size, vectors = np.linalg.eigh(factors @ np.swapaxes(factors, 1, 2))
     size = np.maximum(size, 0.0)[:, None]
@@ -128,11 +132,11 @@ def corrected_by_factors(
     root = np.where(used, np.sqrt(size), 0.0)
     left = vectors * root
     share, turn = np.linalg.eigh(np.swapaxes(left, 1, 2) @ matrices @ left)
-    bounded, share = _within_bound(share, jackknife)
+    heavy, share = _within_bound(share, jackknife)
     B = (vectors * np.where(used, 1 / np.where(used, root, 1.0), 0.0)) @ turn
     along = np.einsum("gdr,gr->gd", factors, flat)
     along = np.einsum("gda,gd->ga", B, along) * ((1.0 - share) ** (-1.0 if jackknife else -0.5) - 1.0)
-    return np.asarray(flat + np.einsum("gdr,gd->gr", factors, np.einsum("gda,ga->gd", B, along))), bounded
+    return np.asarray(flat + np.einsum("gdr,gd->gr", factors, np.einsum("gda,ga->gd", B, along))), heavy
 
 
 def corrected_scores(scores: Array, half: Array, units: Leverage) -> Array:

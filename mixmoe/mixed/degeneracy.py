@@ -26,7 +26,7 @@ from mixmoe.mixed.likelihood.observed import Problem, evaluate, subject_logliks
 from mixmoe.mixed.parameters import Coordinates, Params, Structure, free_to_working, working_to_free
 from mixmoe.mixed.search import Search, permute_params
 from mixmoe.mixture.estimate import SAME, EMFit, Flag, ParamLayout
-from mixmoe.mixture.gate import gate_log_probabilities
+from mixmoe.mixture.gate import gate_log_probabilities, units_without
 from mixmoe.numerics.linalg import apply_inverse, logsumexp
 
 _FAR = 1e4  # standard deviations between the data and the origin of a random-effects column
@@ -259,7 +259,7 @@ def gate_separation(design: Design, problem: Problem, coordinates: Coordinates, 
     infinite = user > _MOVED * scale
     gamma = free_to_working(s, theta[None]).gamma
     prior = np.exp(gate_log_probabilities(problem.W, gamma))[0]  # (K, N)
-    none = _without(prior, problem.W, working)
+    none = units_without(prior, problem.W, working)
     columns = columns_of(design, "gate", infinite.any(axis=0))
     places = [f"expert {k + 1} {described(design, where, columns)}" for k, where in enumerate(none) if where.any()]
     names = [f"gate{k + 2}.{design.names.gate[j]}" for k, j in np.argwhere(infinite)]
@@ -298,15 +298,6 @@ def _remedy(design: Design, columns: list[str]) -> str:
     merge = " (or merge its levels)" if not set(columns) & continuous_columns(design) else ""
     leave = f"leave out {names}{merge}, or " if columns else ""
     return f"Use gate_penalty='firth' (or a number such as 1) for finite coefficients, {leave}use fewer experts."
-
-
-def _without(prior: Array, W: Array, directions: Array) -> BoolArray:
-    """Which experts have no part in which units because coefficients are infinite, shape (K, N)."""
-    moves = np.einsum("nm,jmr->jnr", W, directions)  # of the log odds against expert 1
-    moves = np.concatenate([np.zeros_like(moves[:1]), moves])
-    top = moves[prior.argmax(axis=0), np.arange(W.shape[0])]  # of the expert that is the likeliest there
-    apart = np.abs(moves - top).max(axis=2)
-    return np.asarray((prior < _NONE) & (apart > _MOVED * np.abs(moves).max()))
 
 
 def expert_separation(design: Design, problem: Problem, coordinates: Coordinates, at: Boundary) -> tuple[Flag, ...]:

@@ -1,5 +1,6 @@
 """Covariance of the estimates of a MEMoE: observed information, sandwich, boundary and unidentified directions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -9,7 +10,7 @@ from scipy.linalg import block_diag, null_space
 
 from mixmoe._typing import AnyArray, Array, BoolArray
 from mixmoe.inference.uncertainty import (
-    BOUND,
+    HEAVY,
     MANY_UNITS,
     CovType,
     Leverage,
@@ -32,6 +33,7 @@ from mixmoe.mixed.likelihood.observed import (
     PredictorInformation,
     Problem,
     block_scores,
+    evaluate,
     evaluate_block,
     observed_information,
     predictor_information,
@@ -50,11 +52,13 @@ from mixmoe.mixed.parameters import (
 )
 from mixmoe.mixture.estimate import Flag, ParamLayout
 from mixmoe.mixture.gate import (
+    GateDirections,
     gate_information,
     gate_log_probabilities,
     gate_scores,
     penalty_meat,
     posterior_probabilities,
+    separated_directions,
 )
 from mixmoe.numerics.linalg import derivative_along, semidefinite_cholesky
 
@@ -189,37 +193,15 @@ def _slope_of_normal(problem: Problem, theta: Array, V: Array, tau: Array) -> Ar
 _NO_RESPONSES = 1e-3  # expected number in a category: an ascent to infinity stops at about this many
 
 
-_NO_GATE_INFORMATION = 1e-6  # per subject, in a direction of orthonormal gate columns
-
-
 _NO_INFORMATION = 1e-5  # per row of the expert, in a direction of orthonormal columns; at p = 0.00001 or 0.99999
 
 
-@dataclass(frozen=True, slots=True)
-class GateDirections:
-    """Directions of the gate coefficients in working coordinates.
-
-    Attributes
-    ----------
-    vectors : ndarray, shape (d, d)
-        Orthonormal, one per column.
-    infinite : ndarray of bool, shape (d,)
-        Along these the gate separates the experts perfectly: the maximum lies at infinity.
-    """
-
-    vectors: Array
-    infinite: NDArray[np.bool_]
-
-
 def gate_directions(problem: Problem, theta: Array) -> GateDirections:
-    """Eigenvectors of the information of the gate, were the memberships known."""
-    gamma = free_to_working(problem.structure, theta[None]).gamma
-    weights = np.ones(problem.n_subjects)
-    information = gate_information(problem.W, gate_log_probabilities(problem.W, gamma), weights)[0]
-    values, vectors = np.linalg.eigh(information / problem.n_subjects)
+    """Directions of the gate coefficients in working coordinates, and which of them lead to infinity."""
+    found = separated_directions(problem.W, free_to_working(problem.structure, theta[None]).gamma)
     if problem.penalty is not None:  # the prior keeps all coefficients finite
-        return GateDirections(vectors, np.zeros(values.size, dtype=bool))
-    return GateDirections(vectors, values < _NO_GATE_INFORMATION)
+        return replace(found, infinite=np.zeros_like(found.infinite))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +310,15 @@ _MOST = 0.5  # of a variance that comes from units of large leverage
 
 
 _NAMES_SHOWN = 6
+
+
+_UNLIKE_INFORMATION = 4.0  # sum of squared scores in units of the information: about 1 if the model is right
+
+
+_STEEP = 3.0  # fall of a log-likelihood over one standard error, in units of that of a quadratic one
+
+
+_COMPARE = "Compare with_cov('bootstrap') and 'nonrobust', or use fewer experts or a smaller gate."
 
 
 _PER_COEFFICIENT = 5  # subjects per coefficient of an expert below which standard errors are rough
@@ -506,16 +497,19 @@ def covariance(
         middle = _corrected(problem, scores, by_unit, known, basis)
     if penalised:
         middle = replace(middle, scores=np.vstack([middle.scores, _scores_of_penalty(problem, at.theta) @ middle.back]))
-    # 5. What no unit has a score for has no standard error; what rests on units beyond the bound has a rough one.
+    # 5. What no unit has a score for has no standard error; what rests on units of heavy leverage a rough one.
     weights, null = known.jacobian @ middle.back, middle.null
     lost = _touched(known.jacobian, null)
     blank = sorted({*known.blank, *lost})
     word = "subjects" if clusters is None else "clusters"
     if null.shape[1]:
         flags = (*known.flags, _about_rank(middle, null, [layout.names[i] for i in lost], word))
-    resting = [layout.names[i] for i in _resting_on_bounded(middle, weights) if i not in blank]
-    if resting:
-        flags = (*flags, _about_bound(resting, int(middle.bounded.sum()), word))
+    if problem.structure.n_experts > 1:
+        reasons = (
+            _about_heavy(middle, weights, layout, blank, word),
+            _about_shape(problem, at.theta, scores, known, layout),
+        )
+        flags = (*flags, *(flag for flag in reasons if flag is not None))
     # 6. The sandwich in the reported parameters. The moments of CR2 assume known memberships: with several experts no t
     # distribution is claimed.
     moments, about = None, [] if clusters is None else [f"{n_units} clusters"]
@@ -641,15 +635,15 @@ class Middle:
         Of the units, where the scores are corrected for it and it is kept.
     corrected : bool
         Whether they are.
-    bounded : ndarray of bool, shape (G,), or None
-        Units whose leverage exceeds the bound.
+    heavy : ndarray of bool, shape (G,), or None
+        Units of heavy leverage.
     """
 
     scores: Array
     back: Array
     units: Leverage | None = None
     corrected: bool = False
-    bounded: BoolArray | None = None
+    heavy: BoolArray | None = None
 
     @property
     def null(self) -> Array:
@@ -678,7 +672,7 @@ class _Matrices:
     def corrected(self, scores: Array, half: Array, back: Array, jackknife: bool) -> Middle:
         """The middle of a sandwich with scores corrected for leverage."""
         units = leverage(self.matrices, half, jackknife)
-        return Middle(corrected_scores(scores, half, units), back, units, True, units.bounded)
+        return Middle(corrected_scores(scores, half, units), back, units, True, units.heavy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -699,20 +693,20 @@ class _Predictors:
 
     def corrected(self, scores: Array, half: Array, back: Array, jackknife: bool) -> Middle:
         """The middle of a sandwich with scores corrected for leverage, some units at a time."""
-        out, bounded = np.empty((len(scores), half.shape[1])), np.zeros(len(scores), dtype=bool)
+        out, heavy = np.empty((len(scores), half.shape[1])), np.zeros(len(scores), dtype=bool)
         if self.clusters is None:
             for part in self.parts:
                 for at in range(0, part.subjects.size, _UNITS_AT_ONCE):
                     some = part.take(slice(at, at + _UNITS_AT_ONCE))
                     F, mine = some.along(self.problem, half), some.subjects
-                    out[mine], bounded[mine] = corrected_by_factors(scores[mine], F, some.matrices, half, jackknife)
-            return Middle(out, back, corrected=True, bounded=bounded)
+                    out[mine], heavy[mine] = corrected_by_factors(scores[mine], F, some.matrices, half, jackknife)
+            return Middle(out, back, corrected=True, heavy=heavy)
         for g in range(len(scores)):
             own = [part.take(self.clusters[part.subjects] == g) for part in self.parts]
             F = np.vstack([part.along(self.problem, half).reshape(-1, half.shape[1]) for part in own])
             C = block_diag(*(matrix for part in own for matrix in part.matrices))
-            out[[g]], bounded[[g]] = corrected_by_factors(scores[[g]], F[None], C[None], half, jackknife)
-        return Middle(out, back, corrected=True, bounded=bounded)
+            out[[g]], heavy[[g]] = corrected_by_factors(scores[[g]], F[None], C[None], half, jackknife)
+        return Middle(out, back, corrected=True, heavy=heavy)
 
 
 def _corrected(
@@ -753,24 +747,54 @@ def few_units(problem: Problem, at: Boundary, n_clusters: int | None = None) -> 
     )
 
 
-def _resting_on_bounded(middle: Middle, weights: Array) -> list[int]:
-    """Reported parameters most of whose variance comes from units whose leverage exceeds the bound."""
-    if middle.bounded is None or not middle.bounded.any():
-        return []
+def _about_heavy(middle: Middle, weights: Array, layout: ParamLayout, blank: list[int], word: str) -> Flag | None:
+    """Of parameters most of whose variance comes from units of heavy leverage."""
+    if middle.heavy is None or not middle.heavy.any():
+        return None
     variance = (middle.scores @ weights.T) ** 2  # (G, P), after the units those of penalties
-    theirs = variance[: len(middle.bounded)][middle.bounded].sum(axis=0)
-    return [int(i) for i in np.flatnonzero(theirs > _MOST * variance.sum(axis=0))]
-
-
-def _about_bound(names: list[str], n: int, word: str) -> Flag:
-    shown = ", ".join(names[:_NAMES_SHOWN]) + (f" and {len(names) - _NAMES_SHOWN} more" * (len(names) > _NAMES_SHOWN))
+    theirs = variance[: len(middle.heavy)][middle.heavy].sum(axis=0)
+    resting = [int(i) for i in np.flatnonzero(theirs > _MOST * variance.sum(axis=0)) if i not in blank]
+    if not resting:
+        return None
     return Flag(
         "weak_identification",
-        f"What is said about {shown} rests on {n} of the {word}: without one of them less than a quarter of the "
-        f"information would be left in some direction (leverage above {BOUND:g}, where the correction of standard "
-        "errors stops), or none. Their standard errors are rough, and may be far too large or too small. Compare "
-        "with_cov('bootstrap') and 'nonrobust', or use fewer experts or a smaller gate.",
+        f"What is said about {_listed(layout, resting)} rests on {int(middle.heavy.sum())} of the {word}: without one "
+        f"of them less than a quarter of the information would be left in some direction (leverage above {HEAVY:g}), "
+        f"or none. Their standard errors are rough. {_COMPARE}",
     )
+
+
+def _about_shape(problem: Problem, theta: Array, scores: Array, known: Identified, layout: ParamLayout) -> Flag | None:
+    """Of parameters whose errors come from a direction in which the log-likelihood is far from quadratic.
+
+    Where two maxima have just met, its curvature at the top says little about how it falls: the information is too
+    small, and a sandwich, which has its inverse twice, far too large.
+    """
+    half = known.inverse.half
+    values, vectors = np.linalg.eigh(half.T @ (scores.T @ scores) @ half)
+    if values[-1] < _UNLIKE_INFORMATION:
+        return None
+    step = half @ vectors[:, -1]
+    height = evaluate(problem, np.vstack([theta, theta + step, theta - step])).loglik
+    fall = float(height[0] - height[1:].mean())
+    if fall < _STEEP / 2:
+        return None
+    weights = known.jacobian @ half
+    variance = ((scores @ half) @ weights.T) ** 2
+    along = values[-1] * (weights @ vectors[:, -1]) ** 2
+    resting = [int(i) for i in np.flatnonzero(along > _MOST * variance.sum(axis=0)) if i not in known.blank]
+    if not resting:
+        return None
+    return Flag(
+        "weak_identification",
+        f"The log-likelihood is far from quadratic in {_listed(layout, resting)}: one standard error away it lies "
+        f"{fall:.2g} below its maximum, where 0.5 is expected. Their standard errors are far too large. {_COMPARE}",
+    )
+
+
+def _listed(layout: ParamLayout, where: Sequence[int]) -> str:
+    more = f" and {len(where) - _NAMES_SHOWN} more" if len(where) > _NAMES_SHOWN else ""
+    return ", ".join(layout.names[i] for i in where[:_NAMES_SHOWN]) + more
 
 
 def _about_rank(middle: Middle, null: Array, names: list[str], word: str) -> Flag:

@@ -179,8 +179,8 @@ def test_leverage_of_low_rank(d, jackknife):
     information = np.swapaxes(factors, 1, 2) @ matrices @ factors
     units = leverage(information, half, jackknife)
     expected = corrected_scores(scores, half, units)
-    ours, bounded = corrected_by_factors(scores, factors @ half, matrices, half, jackknife)
-    assert bounded.tolist() == units.bounded.tolist()
+    ours, heavy = corrected_by_factors(scores, factors @ half, matrices, half, jackknife)
+    assert heavy.tolist() == units.heavy.tolist()
     np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-12)
 
 
