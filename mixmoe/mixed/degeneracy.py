@@ -1,7 +1,7 @@
 """What a reader must know about a fitted MEMoE."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from mixmoe.inference.uncertainty import ParamCov, scale_of, wald_limits
 from mixmoe.mixed.end_points import residual_deviations
 from mixmoe.mixed.information import Boundary, expert_directions, gate_directions
 from mixmoe.mixed.likelihood.observed import Problem, evaluate, subject_logliks
-from mixmoe.mixed.parameters import Coordinates, Params, Structure, free_to_working, working_to_free
+from mixmoe.mixed.parameters import Coordinates, Structure, free_to_working, working_to_free
 from mixmoe.mixed.search import Search, permute_params
 from mixmoe.mixture.estimate import SAME, EMFit, Flag, ParamLayout
 from mixmoe.mixture.gate import gate_log_probabilities, units_without
@@ -375,37 +375,29 @@ def with_label_flag(fit: EMFit, design: Design, problem: Problem, theta: Array, 
         return fit
     here = logsumexp(subject_logliks(problem, theta), axis=1)
     params = free_to_working(s, theta[None])
-    made_of_cells = _Rest(
-        s.cov_re != "proportional" and _of_cells(cells, _random_predictors(design, s)),
-        _of_cells(cells, [_sigma_predictor(design, s)]),
-        n_sigma,
-    )
+    # Columns of the random effects, together where they are correlated; columns of the log standard deviation of which
+    # each expert has a coefficient.
+    groups = [list(range(s.n_random))] if s.correlated else [[j] for j in range(s.n_random)]
+    random = [Predictor(design.random[:, group], design.codes) for group in groups if group]
+    level = np.ones((design.n, int(s.residual == "expert")))
+    sigma = Predictor(np.hstack([level, design.sigma[:, ~design.sigma_common]]), design.codes)
+    keeps_random = s.cov_re != "proportional" and _of_cells(cells, random)
+    keeps_sigma = _of_cells(cells, [sigma])
     exchanged = {}
     for first, second in pairs_of(s.n_experts):
         order = list(range(s.n_experts))
         order[first], order[second] = second, first
-        moved = working_to_free(s, _rest_permuted(params, order, made_of_cells))[0]
+        # What is not made of the cells goes with the experts: exchanged is what is.
+        other, extra = permute_params(params, order), params.extra.copy()
+        extra[..., n_sigma:] = other.extra[..., n_sigma:]
+        if not keeps_sigma:
+            extra[..., :n_sigma] = other.extra[..., :n_sigma]
+        factor, kept = params.factor if keeps_random else other.factor, params.sigma if keeps_sigma else other.sigma
+        moved = working_to_free(s, replace(params, factor=factor, sigma=kept, extra=extra))[0]
         exchanged[first, second] = logsumexp(subject_logliks(problem, moved), axis=1)
     found = cheapest_exchange(cells, here, exchanged)
     flag = ambiguity_flag(design, cells, s.n_experts, found, "common({})")
     return fit if flag is None else replace(fit, flags=(*fit.flags, flag))
-
-
-@dataclass(frozen=True, slots=True)
-class _Rest:
-    """Whether what experts have beside coefficients and gate can be exchanged within the cells too.
-
-    Attributes
-    ----------
-    random, sigma : bool
-        Covariances of the random effects; residual deviations with their coefficients.
-    n_sigma : int
-        Coefficients of the log standard deviation among the further parameters.
-    """
-
-    random: bool
-    sigma: bool
-    n_sigma: int
 
 
 def _cells(design: Design, s: Structure) -> NDArray[np.intp]:
@@ -417,16 +409,6 @@ def _cells(design: Design, s: Structure) -> NDArray[np.intp]:
     return linked_cells([gate, Predictor(design.expert[:, ~s.common], design.codes)], design.n_units)
 
 
-def _rest_permuted(params: Params, order: Sequence[int], rest: _Rest) -> Params:
-    """Parameters with what is not made of the cells in another order of the experts."""
-    other, extra, v = permute_params(params, order), params.extra.copy(), rest.n_sigma
-    extra[..., v:] = other.extra[..., v:]
-    if not rest.sigma:
-        extra[..., :v] = other.extra[..., :v]
-    factor = params.factor if rest.random else other.factor
-    return replace(params, factor=factor, sigma=params.sigma if rest.sigma else other.sigma, extra=extra)
-
-
 def _of_cells(cells: NDArray[np.intp], predictors: Sequence[Predictor]) -> bool:
     """Whether predictors link no unit of one cell with a unit of another."""
     if not predictors:
@@ -434,17 +416,3 @@ def _of_cells(cells: NDArray[np.intp], predictors: Sequence[Predictor]) -> bool:
     n_cells = int(cells.max()) + 1
     members = Predictor(np.eye(n_cells)[cells], np.arange(len(cells)))
     return all(linked_cells([members, one], len(cells)).max() + 1 == n_cells for one in predictors)
-
-
-def _random_predictors(design: Design, s: Structure) -> list[Predictor]:
-    """Columns of the random effects, together where they are correlated."""
-    q = s.n_random
-    groups = [list(range(q))] if s.correlated else [[j] for j in range(q)]
-    return [Predictor(design.random[:, group], design.codes) for group in groups if group]
-
-
-def _sigma_predictor(design: Design, s: Structure) -> Predictor:
-    """Columns of the log standard deviation of which each expert has a coefficient."""
-    own = design.sigma[:, ~design.sigma_common]
-    level = np.ones((design.n, int(s.residual == "expert")))
-    return Predictor(np.hstack([level, own]), design.codes)

@@ -610,7 +610,13 @@ def identified(
     without = _touched(jacobian, inverse.flat)
     flat = [layout.names[i] for i in without if i not in elsewhere]
     blank = sorted({*elsewhere, *without})
-    return Identified(inverse, jacobian, blank, (_about_flat(flat),) if flat else ())
+    about_flat = Flag(
+        "flat_likelihood",
+        f"The data say nothing about {', '.join(flat)}: the log-likelihood is the same whatever the value. The "
+        "printed values are those where the search happened to stop, without standard errors. Share them between "
+        "experts, leave them out, or use fewer experts.",
+    )
+    return Identified(inverse, jacobian, blank, (about_flat,) if flat else ())
 
 
 def _touched(jacobian: Array, directions: Array) -> list[int]:
@@ -804,15 +810,6 @@ def _about_rank(middle: Middle, null: Array, names: list[str], word: str) -> Fla
         f"The scores of the {n} {word} have rank {rank} for {middle.scores.shape[1]} parameters: a sandwich of them is "
         f"not a covariance, and {', '.join(names)} have no standard errors. Use cov_type='nonrobust', which trusts the "
         "model, or 'bootstrap', or a smaller model.",
-    )
-
-
-def _about_flat(names: list[str]) -> Flag:
-    return Flag(
-        "flat_likelihood",
-        f"The data say nothing about {', '.join(names)}: the log-likelihood is the same whatever the value. The "
-        "printed values are those where the search happened to stop, without standard errors. Share them between "
-        "experts, leave them out, or use fewer experts.",
     )
 
 

@@ -314,6 +314,10 @@ def distal(design: Design, made: Assignment, text: str, data: Any, method: Metho
     flags = _about_outcome(margins, coefficients, outcomes.levels, found.infinite)
     for flag in flags:
         warn(flag.message, BoundaryWarning)
+    # That all experts are alike: each against the first, in every level but one.
+    n_levels = len(margins.layout.parameters) // K
+    kept = np.eye(n_levels)[1:] if n_levels > 1 else np.eye(1)
+    against = np.column_stack([-np.ones(K - 1), np.eye(K - 1)])
     return Distal(
         formula=formula.text,
         method=method,
@@ -324,7 +328,7 @@ def distal(design: Design, made: Assignment, text: str, data: Any, method: Metho
         flags=flags,
         levels=outcomes.levels,
         margins=margins,
-        overall=margins.test(_contrasts(margins.layout, K)),
+        overall=margins.test(np.asarray(np.kron(against, kept))),
         skewness=_checked_normality(made, outcomes, X, scale, method),
     )
 
@@ -487,14 +491,6 @@ def _regression_layout(outcomes: Outcomes) -> ParamLayout:
             for name in outcomes.names
         )
     )
-
-
-def _contrasts(layout: ParamLayout, n_experts: int) -> Array:
-    """Each expert against the first in every level but one."""
-    n_levels = len(layout.parameters) // n_experts
-    kept = np.eye(n_levels)[1:] if n_levels > 1 else np.eye(1)
-    against = np.column_stack([-np.ones(n_experts - 1), np.eye(n_experts - 1)])
-    return np.asarray(np.kron(against, kept))
 
 
 def _test_columns(test: WaldTest | InvalidTest) -> dict[str, float]:

@@ -600,7 +600,10 @@ def build_outcomes(design: Design, n_experts: int, formula: MoEFormula, data: An
     if EXPERT in matched.frame:
         raise ArgumentError(f"outcomes has a column {EXPERT!r}, which names the experts in the formula; rename it")
     kind = response_kind(formula, matched.frame) if kind == "auto" else kind
-    frame = _expanded(matched.frame, n_experts)
+    # The frame once for each expert, as if every unit belonged to it.
+    codes = np.repeat(np.arange(1, n_experts + 1), len(matched.frame))
+    copies = pd.concat([matched.frame] * n_experts, ignore_index=True)
+    frame = copies.assign(**{EXPERT: pd.Categorical(codes, categories=range(1, n_experts + 1))})
     made = _quiet_design(formula, frame, kind)
     order = np.argsort(made.position, kind="stable")
     place = made.position[order]
@@ -635,12 +638,6 @@ def response_kind(formula: MoEFormula, frame: pd.DataFrame) -> str:
     if not pd.api.types.is_numeric_dtype(values.dtype) or pd.api.types.is_bool_dtype(values.dtype):
         return "categorical"
     return "categorical" if set(values.unique()) == {0, 1} else "numeric"
-
-
-def _expanded(frame: pd.DataFrame, n_experts: int) -> pd.DataFrame:
-    copies = pd.concat([frame] * n_experts, ignore_index=True)
-    codes = np.repeat(np.arange(1, n_experts + 1), len(frame))
-    return copies.assign(**{EXPERT: pd.Categorical(codes, categories=range(1, n_experts + 1))})
 
 
 def _quiet_design(formula: MoEFormula, frame: pd.DataFrame, kind: str) -> Design:
@@ -768,14 +765,10 @@ def _normal_cov(made: Assignment, used: NDArray[np.intp], weights: Array, centre
     chances = (behind / behind.sum(axis=0)).T[made.modal[used]][..., None] * shares / shares.sum()  # (n, K, Q)
     by_unit = np.zeros((len(made.modal), len(sigma)))
     by_unit[used] = np.einsum("ntq,ntqk->nk", chances, pull)
-    drift = _drift(made, by_unit)
+    # What each unit does to the weighted sums of the pull through the classification errors, shape (N, K).
+    inverse = np.linalg.inv(made.errors)
+    slopes = -np.einsum("bk,ak->kab", inverse, inverse.T @ (made.indicators.T @ by_unit))
+    drift = np.einsum("nab,kab->nk", made.influence_on_errors(), slopes)
     total = weights[:, None, None] * pull + drift[used][:, None, None]
     spared = np.delete(drift, used, axis=0)
     return np.asarray(np.einsum("ntq,ntqk,ntql->kl", chances, total, total) + spared.T @ spared)
-
-
-def _drift(made: Assignment, pull: Array) -> Array:
-    """What each unit does to the weighted sums of `pull` through the classification errors, shape (N, K)."""
-    inverse = np.linalg.inv(made.errors)
-    slopes = -np.einsum("bk,ak->kab", inverse, inverse.T @ (made.indicators.T @ pull))
-    return np.einsum("nab,kab->nk", made.influence_on_errors(), slopes)
