@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mixmoe._typing import Array
-from mixmoe.arguments import checked_choice, checked_order
+from mixmoe.arguments import checked_choice
 from mixmoe.check.diagnosis import FITTED, FittedKind
 from mixmoe.check.terms import Owners, owners_of
 from mixmoe.design.complete_rows import NothingLeftError
@@ -385,9 +385,8 @@ class MEMoEResults(MoEResults):
         """Log-likelihood of other data, with their response, under the estimates; the subjects are taken as new."""
         return self.model.loglike_of(self.em.params, data)
 
-    def relabel(self, order: Sequence[int]) -> Self:
-        """The same fit with experts in another order; see `MoEResults.relabel`."""
-        index, s = [k - 1 for k in checked_order(order, self.model.n_experts)], self.model.structure
+    def _in_order(self, places: Sequence[int]) -> Self:
+        index, s = list(places), self.model.structure
         params = permute_reported(s, self.em.params, index)
         fit = replace(self.em, params=params, responsibilities=self.em.responsibilities[:, index])
         jacobian, cov, model = permute_reported_jacobian(s, self.em.params, index), self.cov, self.model

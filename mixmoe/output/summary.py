@@ -14,6 +14,7 @@ from mixmoe.errors import DroppedRowsWarning, warn
 from mixmoe.inference.uncertainty import scale_of, two_sided, wald_limits, wald_statistics
 from mixmoe.mixture.estimate import Block, Parameter, ParamLayout
 from mixmoe.output.latex import latex
+from mixmoe.output.names import NO_NAMES, Names
 from mixmoe.output.records import Cell, Table, in_light_of, number_format
 from mixmoe.output.text import html, markdown, text
 
@@ -69,6 +70,11 @@ class Summary:
 
     def _repr_html_(self) -> str:
         return self.as_html()
+
+
+def named_summary(names: Names, title: str, tables: Sequence[Table], notes: Sequence[str]) -> Summary:
+    """A summary that shows what the user calls experts and terms."""
+    return Summary(names.heading(title), tuple(map(names.table, tables)), tuple(map(names.prose, notes)))
 
 
 def header_table(facts: Sequence[tuple[str, Cell]], notes: tuple[str, ...] = ()) -> Table:
@@ -219,9 +225,13 @@ def _scale_notes(key: str, parameters: Sequence[Parameter]) -> list[str]:
 
 
 class Printed:
-    """What a record of results offers once it has `tables`, a `title` and `remarks`."""
+    """What a record of results offers once it has `tables`, a `title` and `remarks`.
+
+    A record that speaks of experts or terms has a field `shown_names`, which the fit that made it fills in.
+    """
 
     __slots__ = ()
+    shown_names: Names = NO_NAMES
 
     @property
     def title(self) -> str:
@@ -239,7 +249,7 @@ class Printed:
 
     def summary(self) -> Summary:
         """Title, tables and remarks; has as_text(), as_html(), as_latex(), as_markdown()."""
-        return Summary(self.title, self.tables(), self.remarks)
+        return named_summary(self.shown_names, self.title, self.tables(), self.remarks)
 
     def __str__(self) -> str:
         return self.summary().as_text()

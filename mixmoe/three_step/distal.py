@@ -1,6 +1,7 @@
 """Outcomes by expert and experts by covariates, as records that print themselves."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ from mixmoe.inference.wald import InvalidTest, WaldTest, parse_hypotheses, wald_
 from mixmoe.mixture.estimate import Flag, Parameter, ParamLayout
 from mixmoe.mixture.gate import units_without
 from mixmoe.numerics.linalg import jacobian
+from mixmoe.output.names import NO_NAMES, Names
 from mixmoe.output.records import Cell, Table, format_cell
 from mixmoe.output.summary import Printed, tidy
 from mixmoe.three_step.estimates import (
@@ -103,6 +105,8 @@ class ThreeStep(Printed):
         Units in step 3; units of the fit without complete data; rows of units the fit does not know.
     flags : tuple of Flag
         What has no standard errors, and why: ``"separated_gate"`` of covariates, ``"separated"`` of an outcome.
+    shown_names : Names
+        Of the experts and of terms, as `named` and `labelled` gave them.
     """
 
     formula: str
@@ -112,6 +116,7 @@ class ThreeStep(Printed):
     n_missing: int
     n_strangers: int
     flags: tuple[Flag, ...]
+    shown_names: Names = field(default=NO_NAMES, kw_only=True)
 
     @property
     def title(self) -> str:
@@ -235,13 +240,19 @@ class Distal(ThreeStep):
                 title="Differences of experts",
                 columns=("Difference", "Std. Err.", "[0.025", "0.975]", "chi2", "df", "p"),
                 index=tuple(
-                    f": {is_}".join(map(str, row)) for row in pairs[["contrast", *level]].itertuples(index=False)
+                    f": {is_}".join([self._contrast(row[0]), *map(str, row[1:])])
+                    for row in pairs[["contrast", *level]].itertuples(index=False)
                 ),
                 cells=_cells(pairs.drop(columns=["contrast", *level])),
                 formats=("num",) * 4 + (".3f", ".0f", "p"),
             ),
-            _coefficient_table(self.coefficients, "Regression coefficients"),
+            _coefficient_table(self.coefficients, "Regression coefficients", self.shown_names),
         )
+
+    def _contrast(self, numbers: str) -> str:
+        """A contrast ``"2 - 1"``, by the names of the experts if they have any."""
+        names = self.shown_names.experts
+        return " - ".join(names[int(k) - 1] for k in numbers.split(" - ")) if names else numbers
 
     def _experts_levels(self) -> list[tuple[int, str]]:
         return [(int(p.expert or 1), p.term) for p in self.margins.layout.parameters]
@@ -281,7 +292,7 @@ class Predictors(ThreeStep):
         """Coefficients, and joint tests over the experts."""
         tests = self.tests()
         return (
-            _coefficient_table(self.coefficients, "Log odds against expert 1"),
+            _coefficient_table(self.coefficients, "Log odds against expert 1", self.shown_names),
             Table(
                 key="tests",
                 title="Joint tests over the experts",
@@ -510,15 +521,20 @@ def _p_shown(pvalue: float) -> str:
     return f"p < {p[1:]}" if p.startswith("<") else f"p = {p}"
 
 
-def _coefficient_table(estimates: Estimates, title: str) -> Table:
+def _coefficient_table(estimates: Estimates, title: str, names: Names) -> Table:
     with np.errstate(divide="ignore", invalid="ignore"):
         z = estimates.values / estimates.std_errors
     columns = np.column_stack([estimates.values, estimates.std_errors, z, two_sided(z)])
+    index = estimates.layout.names
+    if names.experts:  # what names of parameters say by number
+        parameters = estimates.layout.parameters
+        index = tuple(p.term if p.expert is None else f"expert {p.expert}: {p.term}" for p in parameters)
+        index = tuple(re.sub(r"\bexpert\[T\.(\d+)\]", lambda m: names.experts[int(m[1]) - 1], row) for row in index)
     return Table(
         key="coefficients",
         title=title,
         columns=("Estimate", "Std. Err.", "z", "P>|z|"),
-        index=estimates.layout.names,
+        index=index,
         cells=_cells(pd.DataFrame(columns)),
         formats=("num", "num", ".3f", "p"),
     )
