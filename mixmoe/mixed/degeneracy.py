@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mixmoe._typing import Array, BoolArray
+from mixmoe._typing import Array, BoolArray, IntArray
 from mixmoe.design.design import Design, DesignNames, continuous_columns
 from mixmoe.errors import ApproximationWarning, BoundaryWarning, ConvergenceWarning, DegeneracyWarning, MixmoeWarning
 from mixmoe.inference.cells import (
+    Exchange,
     Predictor,
     ambiguity_flag,
     cheapest_exchange,
@@ -24,10 +25,11 @@ from mixmoe.mixed.end_points import residual_deviations
 from mixmoe.mixed.information import Boundary, expert_directions, gate_directions
 from mixmoe.mixed.likelihood.observed import Problem, evaluate, subject_logliks
 from mixmoe.mixed.parameters import Coordinates, Params, Structure, free_to_working, working_to_free
-from mixmoe.mixed.search import Search, permute_params
+from mixmoe.mixed.search import Search, permute_params, search_from
 from mixmoe.mixture.estimate import SAME, EMFit, Flag, ParamLayout
-from mixmoe.mixture.gate import gate_log_probabilities
+from mixmoe.mixture.gate import gate_log_probabilities, posterior_probabilities
 from mixmoe.numerics.linalg import apply_inverse, logsumexp
+from mixmoe.numerics.optimise import Control
 
 _FAR = 1e4  # standard deviations between the data and the origin of a random-effects column
 
@@ -350,7 +352,12 @@ def expert_separation(design: Design, problem: Problem, coordinates: Coordinates
     )
 
 
-def with_label_flag(fit: EMFit, design: Design, problem: Problem, theta: Array, n_sigma: int) -> EMFit:
+_EXACT_DROP = 1e-6  # of the log-likelihood by exchanged labels: rounding
+_MOST_DROP = 100.0  # of which an ascent may take back nearly all
+_REFIT = Control(max_iter=200, tol=1e-6)
+
+
+def with_label_flag(fit: EMFit, design: Design, problem: Problem, theta: Array, coordinates: Coordinates) -> EMFit:
     """The fit, with a flag if labels could be exchanged within cells at hardly any cost.
 
     Parameters
@@ -360,8 +367,7 @@ def with_label_flag(fit: EMFit, design: Design, problem: Problem, theta: Array, 
     problem : Problem
     theta : ndarray, shape (P,)
         Its estimates in working coordinates.
-    n_sigma : int
-        How many of the further parameters are coefficients of the log standard deviation, v; they come first.
+    coordinates : Coordinates
 
     Returns
     -------
@@ -370,8 +376,8 @@ def with_label_flag(fit: EMFit, design: Design, problem: Problem, theta: Array, 
     Notes
     -----
     What experts have beside coefficients and gate (residual deviations, covariances, dispersions) is exchanged with
-    them where it is made of cells too. What is not must stay as it is, and the log-likelihood falls by what that costs:
-    units of the cell have the parameters of the other expert there.
+    them where it is made of cells too. What is not must stay as it is: units of the cell have the parameters of the
+    other expert there. That costs some log-likelihood, of which an ascent of all parameters takes back what it can.
     """
     s = problem.structure
     if s.n_experts == 1:
@@ -384,7 +390,7 @@ def with_label_flag(fit: EMFit, design: Design, problem: Problem, theta: Array, 
     made_of_cells = _Rest(
         s.cov_re != "proportional" and _of_cells(cells, _random_predictors(design, s)),
         _of_cells(cells, [_sigma_predictor(design, s)]),
-        n_sigma,
+        coordinates.log_sigma.size,
     )
     exchanged = {}
     for first, second in pairs_of(s.n_experts):
@@ -393,8 +399,43 @@ def with_label_flag(fit: EMFit, design: Design, problem: Problem, theta: Array, 
         moved = working_to_free(s, _rest_permuted(params, order, made_of_cells))[0]
         exchanged[first, second] = logsumexp(subject_logliks(problem, moved), axis=1)
     found = cheapest_exchange(cells, here, exchanged)
+    if _EXACT_DROP < found.drop < _MOST_DROP:
+        found = replace(found, drop=_drop_at_rest(design, problem, params, coordinates, cells, found))
     flag = ambiguity_flag(design, cells, s.n_experts, found, "common({})")
     return fit if flag is None else replace(fit, flags=(*fit.flags, flag))
+
+
+def _drop_at_rest(
+    design: Design, problem: Problem, params: Params, coordinates: Coordinates, cells: IntArray, found: Exchange
+) -> float:
+    """By how much the log-likelihood falls if labels are exchanged in a cell and all parameters follow.
+
+    Infinite if the ascent leads back to the labels that there were.
+    """
+    inside = cells == found.cell
+    swapped = np.arange(problem.structure.n_experts)
+    swapped[list(found.experts)] = found.experts[::-1]
+    theta = working_to_free(problem.structure, params)[0]
+    end = search_from(problem, _with_exchange(design, problem, params, coordinates, inside, swapped), _REFIT)
+    before, after = (posterior_probabilities(subject_logliks(problem, at).T, axis=0) for at in (theta, end.theta))
+    exchanged = np.where(inside, after[swapped], after)
+    if np.abs(exchanged - before).sum() > np.abs(after - before).sum():
+        return np.inf
+    return evaluate(problem, theta[None]).loglik[0] - end.loglik
+
+
+def _with_exchange(
+    design: Design, problem: Problem, params: Params, coordinates: Coordinates, inside: BoolArray, swapped: IntArray
+) -> Array:
+    """Free vector, shape (1, P), whose predictors of experts are exchanged for the units inside a cell."""
+    X, W = apply_inverse(design.expert, coordinates.expert), problem.W
+    means = X @ params.beta[0].T  # (n, K)
+    odds = np.column_stack([np.zeros(len(W)), W @ params.gamma[0].T])  # (N, K)
+    means = np.where(inside[design.codes, None], means[:, swapped], means)
+    odds = np.where(inside[:, None], odds[:, swapped], odds)
+    beta = np.linalg.lstsq(X, means, rcond=None)[0].T
+    gamma = np.linalg.lstsq(W, odds[:, 1:] - odds[:, :1], rcond=None)[0].T
+    return working_to_free(problem.structure, replace(params, beta=beta[None], gamma=gamma[None]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mixmoe._typing import Array
-from mixmoe.mixed.likelihood.gaussian import summed_second_moments, weighted_normal_matrix
+from mixmoe.mixed.likelihood.gaussian import summed_second_moments
 from mixmoe.mixed.likelihood.observed import ClosedForm
 from mixmoe.mixed.parameters import Params, Structure, free_to_working, working_to_free
 from mixmoe.mixture.gate import gate_log_probabilities, gate_step
@@ -73,7 +73,7 @@ def expectations(problem: ClosedForm, params: Params, given: Array | None = None
         weights = found.reshape(S * K, -1)
         second += summed_second_moments(densities.posterior, weights).reshape(second.shape)
         if normal is not None:
-            normal += weighted_normal_matrix(experts, densities.posterior, weights)
+            normal += densities.normal_matrix(weights)
     return Expectations(
         loglik,
         responsibilities,

@@ -21,10 +21,7 @@ from mixmoe.inference.uncertainty import (
     within_clusters,
     without_parameters,
 )
-from mixmoe.mixed.likelihood.gaussian import (
-    ClosedExperts,
-    weighted_normal_matrix,
-)
+from mixmoe.mixed.likelihood.gaussian import ClosedExperts
 from mixmoe.mixed.likelihood.observed import (
     ClosedForm,
     PredictorInformation,
@@ -114,8 +111,7 @@ def _normal_matrices(problem: Problem, theta: AnyArray, tau: Array) -> AnyArray:
     s = problem.structure
     out = np.zeros((s.n_experts, s.n_columns, s.n_columns), dtype=theta.dtype)
     for where, experts in cast(ClosedForm, problem).experts.blocks(s.n_experts):
-        posterior = experts.densities(params).posterior
-        out += weighted_normal_matrix(experts, posterior, tau[where].T)
+        out += experts.densities(params).normal_matrix(tau[where].T)
     return out
 
 
@@ -268,12 +264,15 @@ class EmptyCategories:
         Thresholds that are infinite, by their place among the reported ones.
     closed : tuple of int
         Steps of zero width, by their place in the free vector.
+    widths : tuple of int
+        The same by their place among the reported thresholds, where steps are reported: zero, at an end of their space.
     meanings : tuple of str
         Each expert and category.
     """
 
     infinite: tuple[int, ...] = ()
     closed: tuple[int, ...] = ()
+    widths: tuple[int, ...] = ()
     meanings: tuple[str, ...] = ()
 
 
@@ -293,14 +292,17 @@ def empty_categories(problem: Problem, tau: Array) -> EmptyCategories:
     K, C = empty.shape
     infinite: list[int] = []
     closed: list[int] = []
+    widths: list[int] = []
     for k, row in enumerate(empty):
         bottom, top = int(np.argmin(row)), int(np.argmin(row[::-1]))
         inner = range(bottom + 1, C - 1 - top)
-        closed += [int(problem.free.extra[k, j - 1]) for j in inner if row[j]]
+        shut = [j for j in inner if row[j]]
+        closed += [int(problem.free.extra[k, j - 1]) for j in shut]
+        widths += [thresholds.place(k, j, K) for j in shut if thresholds.reports_steps(K)]
         outer = [*range(bottom if thresholds.own_location else 0), *range(C - 1 - top, C - 1)]
         infinite += [thresholds.place(k, j, K) for j in outer]
     meanings = [f"expert {k + 1} in {labels[j]!r}" for k, j in np.argwhere(empty)]
-    return EmptyCategories(tuple(infinite), tuple(closed), tuple(meanings))
+    return EmptyCategories(tuple(infinite), tuple(closed), tuple(widths), tuple(meanings))
 
 
 _ZERO_SD = 1e-4  # in working coordinates, where the pooled residual standard deviation is one
@@ -388,7 +390,8 @@ def find_boundary(problem: Problem, coordinates: Coordinates, theta: Array) -> B
     infinite, held = [s.reported.last.start + at for at in empty.infinite], np.zeros((free.size, 0))
     if infinite:
         held = free_to_reported_jacobian(s, coordinates, clean)[infinite].T
-    blank = (*of_effects, *(further + at for at in ends), *infinite)
+    shut = (s.reported.last.start + at for at in empty.widths)
+    blank = (*of_effects, *(further + at for at in ends), *infinite, *shut)
     return Boundary(clean, dead, blank, is_singular, tau, held, tuple(ends.values()), empty.meanings)
 
 

@@ -394,7 +394,7 @@ class MEMoE(Estimation):
     def _reported(self, fit: EMFit, kind: str, cov_options: dict[str, Any]) -> MEMoEResults:
         """Results of an estimate, with a covariance and all that a reader must know."""
         fit = with_integral_flag(fit, self.problem, self.coordinates, self.working(fit.params), self.layout)
-        fit = with_label_flag(fit, self.design, self.problem, self.working(fit.params), self.coordinates.log_sigma.size)
+        fit = with_label_flag(fit, self.design, self.problem, self.working(fit.params), self.coordinates)
         warn_flags(fit.flags, CATEGORIES)
         try:
             cov = self.covariance(fit, kind, **cov_options)

@@ -238,15 +238,12 @@ def expert_means(e: Estimate, X: Array) -> Array:
 def expert_intervals(e: Estimate, X: Array, alpha: float) -> Interval:
     """Trajectories of the experts with confidence limits, each shape (n, K)."""
     errors = [_row_errors(X, _block(e.cov, columns)) for columns in e.where.beta]
-    df = np.inf if e.moments is None else degrees_of_freedom(e.moments, _gradient_of_mean(e, X))[:, None]
+    df: float | Array = np.inf
+    if e.moments is not None:  # of one expert, whose trajectory changes with its coefficients alone
+        gradient = np.zeros((len(X), e.cov.shape[0]))
+        gradient[:, e.where.beta[0]] = X
+        df = degrees_of_freedom(e.moments, gradient)[:, None]
     return wald(expert_means(e, X), np.column_stack(errors), alpha, df)
-
-
-def _gradient_of_mean(e: Estimate, X: Array) -> Array:
-    """Derivatives of the trajectory of the one expert in the reported parameters, shape (n, P)."""
-    gradient = np.zeros((len(X), e.cov.shape[0]))
-    gradient[:, e.where.beta[0]] = X
-    return gradient
 
 
 def weighted_mean_errors(e: Estimate, X: Array, weights: Array) -> Array:
@@ -691,7 +688,8 @@ def _follow(errors: Disturbances, design: Design, past: Past, at: NDArray[np.int
     index = past.rows.visits.rows_of(who)
     sd = past.errors.factor.sd[:, index]
     link = _covariances(errors, past, at, visits.counts, index)
-    solved = factorise(errors.model.kind, sd, errors.model.shape, visits).solve(link[:, None])[:, 0]
+    factor = factorise(errors.model.kind, sd, errors.model.shape, visits)
+    solved = factor.solved(factor.whiten(link[:, None]))[:, 0]
     left = row_errors(past.rows, past.posterior)[:, index]
     Z = design.random[errors.order[at]].T - visits.per_subject(solved[:, None] * past.rows.Z[:, index])
     b = row_means(past.posterior)[..., who]
@@ -704,21 +702,17 @@ def _follow(errors: Disturbances, design: Design, past: Past, at: NDArray[np.int
         known = known + errors.motion[:, at] - explained
     else:
         noise = noise - explained
-    return _stretched(Ahead(means, known, noise, None), past, who)
+    df = past.errors.model.df
+    if df is None:
+        return Ahead(means, known, noise, None)
+    # The t that the normal distribution becomes when the past shows how far from the centre a subject lies.
+    freedom = df[:, None] + past.rows.visits.counts[who].astype(float)
+    factor = (df[:, None] + past.posterior.distance[:, who]) / freedom
+    return Ahead(means, known * factor, noise * factor, freedom)
 
 
 def _times(cov: Array, Z: Array) -> Array:
     return np.einsum("kabn,kbn->kan", cov, Z)
-
-
-def _stretched(ahead: Ahead, past: Past, who: NDArray[np.intp]) -> Ahead:
-    """The t distribution that the normal one becomes when the past shows how far from the centre a subject lies."""
-    df = past.errors.model.df
-    if df is None:
-        return ahead
-    freedom = df[:, None] + past.rows.visits.counts[who].astype(float)
-    factor = (df[:, None] + past.posterior.distance[:, who]) / freedom
-    return Ahead(ahead.means, ahead.known * factor, ahead.noise * factor, freedom)
 
 
 def _covariances(

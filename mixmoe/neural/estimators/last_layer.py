@@ -117,12 +117,14 @@ def is_exact(problem: Problem) -> bool:
 
 
 def prior_of(problem: Problem, control: Control) -> float:
-    """Precision of the normal prior of the last layer's weights and of the loadings of its effects; 0 for none.
+    """Precision of the normal prior of the loadings of effects on the last layer; 0 for none.
 
     Notes
     -----
-    Where there are hidden layers, it is that of theirs, see `ridge`. Effects on many features are many parameters of a
-    covariance for few persons: at plain maximum likelihood networks that had come nearer to it predicted worse.
+    Where there are hidden layers it is that of theirs, see `ridge`. Effects on many features are many parameters of a
+    covariance for few persons: networks that came nearer to the maximum of the likelihood predicted worse. The
+    population's weights of the last layer have no prior: steep curves need large ones, and rows of all persons tell
+    them.
     """
     if not problem.network.hidden or not is_exact(problem):
         return 0.0
