@@ -118,20 +118,18 @@ def checksum(response: NDArray[Any]) -> str:
 
 def fingerprints(frame: pd.DataFrame) -> dict[str, str]:
     """Fingerprint of each column, which tells numbers and texts apart but not types of numbers."""
-    return {str(name): _fingerprint(frame[name]) for name in frame.columns}
-
-
-def _fingerprint(values: pd.Series) -> str:
-    if pd.api.types.is_numeric_dtype(values.dtype) and not _beyond_floats(values):
-        return checksum(values.to_numpy(dtype=float, na_value=np.nan) + 0.0)  # minus zero is zero
-    return hashlib.sha256(json.dumps([str(value) for value in values.tolist()]).encode()).hexdigest()
-
-
-def _beyond_floats(values: pd.Series) -> bool:
-    """Whether a column holds whole numbers between which floats do not tell."""
-    known = values.dropna()
-    large = pd.api.types.is_integer_dtype(values.dtype) and len(known) > 0
-    return large and max(abs(int(known.min())), abs(int(known.max()))) > _EXACT
+    marks = {}
+    for name in frame.columns:
+        values, known = frame[name], frame[name].dropna()
+        # Between whole numbers of that size floats do not tell.
+        whole = pd.api.types.is_integer_dtype(values.dtype) and len(known) > 0
+        beyond = whole and max(abs(int(known.min())), abs(int(known.max()))) > _EXACT
+        if pd.api.types.is_numeric_dtype(values.dtype) and not beyond:
+            marks[str(name)] = checksum(values.to_numpy(dtype=float, na_value=np.nan) + 0.0)  # minus zero is zero
+        else:
+            texts = json.dumps([str(value) for value in values.tolist()])
+            marks[str(name)] = hashlib.sha256(texts.encode()).hexdigest()
+    return marks
 
 
 def write(path: str | os.PathLike[str], saved: SavedFit) -> None:
