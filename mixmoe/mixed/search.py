@@ -68,6 +68,8 @@ _STANDSTILL = 1e-11  # gain in log-likelihood of an ascent that creeps along the
 _CHASED = 16  # end points of the closed form that are carried on with the likelihood itself
 _BEHIND_APPROXIMATE = 5.0  # log-likelihood by which starts may lie behind the best of an approximate closed form
 _AROUND = 4  # starts per expert around the best of these, with other parameters of the errors
+_LESS_DISPERSED = (4.0, 16.0, 64.0)  # factors of the precision of responses with which groups are looked for again
+_EM_STEPS_LESS_DISPERSED = 10
 _MARGIN = 1.0  # candidates may lie this far below the best rough value,
 _PART_MARGIN = 20.0  # or this far if that was found on some of the subjects
 _PART_ITERATIONS = 25  # for ascents on a subsample, whose end points are not final
@@ -273,6 +275,7 @@ def explore(problem: Problem, one: OneExpert, n_starts: int, control: Control, r
         return found
     found = chase(problem, one, found, control)
     found = _scattered(problem, one, found, control, rng)
+    found = _less_dispersed(problem, one, found, control, rng)
     return replace(found, rank=without_artefacts(problem, found.climb.theta, found.rank))
 
 
@@ -292,8 +295,10 @@ def _search_once(
         if problem.n_subjects <= _SEARCH_ABOVE:
             starts = random_starts(problem, one, n_starts, _EM_STEPS, rng)
         else:  # the distinct end points of a subsample
-            part = problem.take(_some(np.arange(problem.n_subjects), _search_size(problem), rng))
-            there = fit_one_expert(part, control)
+            part, there = problem, one
+            if _search_size(problem) < problem.n_subjects:
+                part = problem.take(_some(np.arange(problem.n_subjects), _search_size(problem), rng))
+                there = fit_one_expert(part, control)
             limit = replace(control, max_iter=min(_PART_ITERATIONS, control.max_iter))
             limit = replace(limit, behind=_PART_BEHIND, halve=_PART_HALVED, reached=-np.inf)
             ends = _race(part, there.sigma, random_starts(part, there, n_starts, _EM_STEPS, rng), limit)
@@ -521,13 +526,13 @@ def chase(problem: Problem, one: OneExpert, ends: Ends, control: Control) -> End
 
 
 def _scattered(problem: Problem, one: OneExpert, found: Ends, control: Control, rng: np.random.Generator) -> Ends:
-    """`found` with ascents from around the best end of each search, where errors have parameters of their own.
+    """`found` with ascents from around the best end of each search, where errors or categories have parameters.
 
     The closed form takes these to be the same for all experts, and has no maxima in which they differ. Each search
     looks for them by itself, from starts of its own, so that it counts that two reach one.
     """
     s = problem.structure
-    if not (s.extras and s.has_sigma):
+    if not (s.extras and (s.has_sigma or s.thresholds is not None)):
         return found
     for i in np.unique(found.search):
         if found.climb.interrupted:
@@ -536,6 +541,32 @@ def _scattered(problem: Problem, one: OneExpert, found: Ends, control: Control, 
         best = np.flatnonzero(own)[np.argmax(or_any(found.rank[own], found.climb.loglik[own]))]
         around = scatter(problem, found.climb.theta[best], _AROUND * s.n_experts, rng)
         further = _race(problem, one.sigma, around, control)
+        found = join(found, replace(further, search=further.search + i))
+    return found
+
+
+def _less_dispersed(problem: Problem, one: OneExpert, found: Ends, control: Control, rng: np.random.Generator) -> Ends:
+    """`found` with ascents in each search from partitions that take the rows for less dispersed than they are together.
+
+    The dispersion of one expert for all holds the distances between groups too. With it a mixture passes for noise: the
+    closed form has no maximum of two experts, and that of the likelihood lies behind a saddle.
+    """
+    where = [at for extra, at in problem.structure.spans if extra.block == "dispersion"]
+    if not where:
+        return found
+    for i in np.unique(found.search):
+        starts = []
+        for factor in _LESS_DISPERSED:
+            extra = one.params.extra.copy()
+            extra[..., where[0]] += np.log(factor)
+            clearer = replace(one.params, extra=extra)
+            closed = closed_form_problem(problem, clearer)
+            plain = OneExpert(without_extras(clearer), one.features)
+            parts = random_starts(closed, plain, 2 * problem.structure.n_experts, _EM_STEPS_LESS_DISPERSED, rng)
+            starts.append(with_extras(problem, parts, clearer))
+        if found.climb.interrupted:
+            break
+        further = _race(problem, one.sigma, np.vstack(starts), control)
         found = join(found, replace(further, search=further.search + i))
     return found
 

@@ -16,6 +16,7 @@ from mixmoe.design.design import Design
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Model
 from mixmoe.mixture.estimate import EMFit, Flag
+from mixmoe.output.names import Names
 from mixmoe.output.records import Cell, Curve, Marks, Observed, Table
 from mixmoe.output.saved import checksum
 from mixmoe.output.summary import Summary
@@ -37,6 +38,7 @@ class Fitted(Protocol):
     n_units: int
     df_model: int
     df_resid: float
+    shown_names: Names
     _default_plot: str
     _report_plots: tuple[str, ...]
 
@@ -263,8 +265,9 @@ def _version(name: str) -> str:
 def code(e: Evidence) -> str:
     """A program that repeats the fit on the data."""
     results = e.results
-    model, em = results.model, results.em
+    model, em, shown = results.model, results.em, results.shown_names
     settings = {k: v for k, v in model.settings.items() if _plain(v) and _DEFAULTS.get(k) != v}
+    settings |= {k: v for k, v in results._fit_options.items() if _plain(v)}
     settings |= {"cov_type": results.cov_type} if model.spec.has_experts else {}
     settings |= {"rng": em.starts.seed} if em.starts.seed is not None else {}
     lines = [f"    {name}={value!r}," for name, value in settings.items()]
@@ -279,6 +282,8 @@ def code(e: Evidence) -> str:
             "    data,",
             *lines,
             ")",
+            *([f"fit = fit.named({', '.join(map(repr, shown.experts))})"] if shown.experts else []),
+            *([f"fit = fit.labelled({dict(shown.terms)!r})"] if shown.terms else []),
             "print(fit.summary())",
             f"assert abs(fit.llf - ({results.llf:.6f})) < 1e-3",
         ]
