@@ -429,7 +429,11 @@ class PredictorInformation:
 
     def _columns(self, problem: Problem) -> Columns:
         """Columns of the rows, m of each subject, zero where there are no more."""
-        return cast(RowwiseExperts, problem.experts).columns.at(self.rows.ravel()).scaled(self.present.ravel())
+        return (
+            cast(RowwiseExperts, problem.experts)
+            .columns.at(self.rows.ravel())
+            .scaled(self.present.ravel().astype(float))
+        )
 
 
 _INFORMATION_SIZE = 2_000_000  # doubles of the matrices of one group of subjects (16 MB)
