@@ -151,6 +151,7 @@ def fit(
     n_threads: int = ...,
     cluster: Any = ...,
     correction: bool = ...,
+    unconditional: bool = ...,
     n_boot: int = ...,
     n_jobs: int = ...,
 ) -> "MEMoEResults": ...

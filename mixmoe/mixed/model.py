@@ -192,7 +192,7 @@ class MEMoE(Estimation):
         "covariates gives the probabilities, and each expert is a (generalised) linear mixed model.",
         estimation="Maximum likelihood: EM steps from many random starts, split-and-merge moves, then quasi-Newton.",
         asked_by="formulas without a section 'vary:', or with 're:' beside it",
-        covariance_options=("correction", "n_boot", "n_jobs"),
+        covariance_options=("correction", "unconditional", "n_boot", "n_jobs"),
         listed=("cov_re", "residual", "errors", "errors_dist", "family"),
     )
 
@@ -373,7 +373,7 @@ class MEMoE(Estimation):
             Threads that share the subjects of an evaluation; the result does not depend on their number. More than one
             is slower for the usual small blocks of Gaussian experts: measure before.
         **cov_options
-            For the covariance: ``correction=``, ``n_boot=``, ``n_jobs=``.
+            For the covariance: ``correction=``, ``unconditional=``, ``n_boot=``, ``n_jobs=``.
 
         Returns
         -------

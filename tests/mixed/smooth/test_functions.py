@@ -17,6 +17,7 @@ from mixmoe.mixed.smooth.marginal import Smoothed
 from tests.mixed.smooth.data import TRUTH, two_experts
 
 pytestmark = pytest.mark.filterwarnings("ignore:There are only", "ignore:Nothing but")
+UNMOVED = {"unconditional": False}
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +149,7 @@ def test_a_file_holds_the_smoothing_parameters(fit, tmp_path):
     assert type(again) is type(fit)
     pd.testing.assert_frame_equal(again.functions, fit.functions)
     pd.testing.assert_frame_equal(again.bands(rng=1), fit.bands(rng=1))
+    pd.testing.assert_frame_equal(again.test_varying(), fit.test_varying())
     assert again.bic == fit.bic
 
 
@@ -205,6 +207,23 @@ def test_other_covariances(fit):
     assert drawn.cov.note.startswith("4 resamples")
     assert "did not converge" not in drawn.cov.note
     assert np.isfinite(drawn.bands(rng=0)["std_error"]).all()
+
+
+def test_unknown_smoothing_parameters_widen_bands_and_leave_tests(fit, frame):
+    """The same is added to every covariance; tests are given the smoothing parameters."""
+    whole, known = ([fit.with_cov(k, **o).cov.matrix for k in ("nonrobust", "robust")] for o in ({}, UNMOVED))
+    added = [a - b for a, b in zip(whole, known, strict=True)]
+    np.testing.assert_allclose(added[1], added[0], atol=1e-9 * np.abs(added[0]).max())
+    assert np.linalg.eigvalsh(added[0]).min() > -1e-9 * np.abs(added[0]).max()
+    given = fit.with_cov("robust", **UNMOVED)
+    assert (given.bands(rng=0)["std_error"] <= fit.bands(rng=0)["std_error"] * (1 + 1e-9)).all()
+    pd.testing.assert_frame_equal(given.test_varying(), fit.test_varying())
+    assert "errors are given the smoothing parameters" in " ".join(str(given.summary()).split())
+    assert "hold the uncertainty of the smoothing parameters" in " ".join(str(fit.summary()).split())
+    with pytest.raises(ArgumentError, match="'bootstrap' has no option 'unconditional'"):
+        fit.with_cov("bootstrap", **UNMOVED)
+    with pytest.raises(ArgumentError, match="unconditional= is for formulas with functions"):
+        mm.fit("y ~ t | re: (1 | id)", frame, 1, **UNMOVED)
 
 
 def test_figures(fit):
