@@ -63,8 +63,8 @@ class SmoothResults(MEMoEResults):
     ``cov_type="nonrobust"`` is the posterior covariance ``V = (H + S)^-1`` given the smoothing parameters, ``"robust"``
     is ``V (M + S) V`` with M the outer products of the subjects' scores. To both is added, unless
     ``unconditional=False`` asks for them alone, that estimated smoothing parameters are not known: each is averaged
-    over its marginal likelihood. Tests of functions are given the smoothing parameters. Functions without ``by=`` are centred over
-    the rows of the data. ``llf`` is the log-likelihood at the penalised estimates, without the penalty.
+    over its marginal likelihood. Tests of functions are given the smoothing parameters. Functions without ``by=`` are
+    centred over the rows of the data. ``llf`` is the log-likelihood at the penalised estimates, without the penalty.
     """
 
     def __init__(self, model: "MEMoE", fit: EMFit, cov: ParamCov) -> None:
@@ -315,7 +315,8 @@ class SmoothResults(MEMoEResults):
             return super().curves(kind, **options)
         options = {"rng": SEED, **options, "derivative": int(kind == "derivatives")}
         frame = self.bands("differences" if kind == "differences" else "coefficients", **options)
-        return function_curves(frame, options.get("alpha", 0.05), options["derivative"])
+        centred = {f.columns.name for f in self._smoothing.functions if f.centred}
+        return function_curves(frame, options.get("alpha", 0.05), options["derivative"], centred)
 
     _default_plot = "functions"
     _report_plots = ("functions", "trajectories")
