@@ -313,12 +313,12 @@ def _arrays(saved: SavedFit) -> dict[str, NDArray[Any]]:
         "smoothing": fit.smoothing,
         "cov": cov.matrix,
     }
-    # What t statistics, bootstrap limits and infinite gate coefficients need beyond the matrix.
+    # What t statistics, bootstrap limits, infinite gate coefficients and functions need beyond the matrix.
     if cov.moments is not None:
         arrays |= {"cov_mean": cov.moments.mean, "cov_spread": cov.moments.spread}
     if cov.draws is not None:
         arrays |= {"draws": cov.draws.values, "acceleration": cov.draws.acceleration}
-    limits = {"bounded": cov.bounded, "infinite": cov.infinite}
+    limits = {"bounded": cov.bounded, "infinite": cov.infinite, "given": cov.given}
     return arrays | {name: array for name, array in limits.items() if array is not None}
 
 
@@ -462,7 +462,7 @@ def _saved(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> SavedFi
     names = tuple(str(name) for name in document["names"])
     n_params = len(names)
     _check_shape("params", arrays["params"], (n_params,))
-    for name in ("cov", *(["bounded"] if "bounded" in arrays else [])):
+    for name in ("cov", *(name for name in ("bounded", "given") if name in arrays)):
         _check_shape(name, arrays[name], (n_params, n_params))
     for name, ndim in _SHAPES.items():
         array = arrays.get(name, np.empty((0,) * ndim))
@@ -518,6 +518,7 @@ def _cov(entry: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> ParamCov:
         flags,
         moments,
         draws,
+        arrays.get("given"),
     )
 
 

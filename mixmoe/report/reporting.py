@@ -277,7 +277,11 @@ def _starts(e: Evidence) -> tuple[Part, ...]:
     if not e.is_mixture:
         return (Facts(facts),)
     others = elsewhere(em)
-    return (Facts(facts), *([Prose(others)] if others else []), end_points_table(distinct_ends(em.starts.logliks)))
+    return (
+        Facts(facts),
+        *([Prose(others)] if others else []),
+        end_points_table(distinct_ends(em.starts.logliks), em.smoothing.size > 0),
+    )
 
 
 def _choice(e: Evidence, drawn: bool) -> tuple[Part, ...]:
