@@ -54,9 +54,10 @@ _MANY = 20_000  # subjects with which the search goes on from there
 _MANY_APPROXIMATE = 4_000  # the same where the likelihood has no closed form
 _POOL = 16  # distinct end points of a subsample that go on with more subjects
 _MOVES = 4  # split-and-merge moves per expert and round, one where experts are inserted
-_SPLITS = 8  # of each expert, twice as many where subjects are few
-_SPLITS_OF_LITTLE = 4  # of each expert where the last one gained little: insertion nearly always finds more
-_INSERTED = 12  # places where a new expert gains most, of which ascents start
+_SPLITS = 4  # of each expert
+_SPLITS_OF_LITTLE = 2  # of each expert where the last one gained little: insertion nearly always finds more
+_MORE_SPLITS = 4  # times as many where subjects are few
+_INSERTED = 20  # places where a new expert gains most, of which ascents start
 _SEARCHES = 3  # independent searches at most, two of which must agree
 _FEW_EXPERTS = 4  # up to which that many are worth their cost
 _SEARCHES_LARGE = 2  # searches with more experts, where they cost most and agree least
@@ -421,7 +422,7 @@ def _with_one_more(
     """
     n_splits = _SPLITS_OF_LITTLE if smaller.little else _SPLITS
     if problem.n_subjects <= _SEARCH_ABOVE:  # an ascent costs little there
-        n_splits *= 2
+        n_splits *= _MORE_SPLITS
     splits = carried_starts(problem, one, smaller.theta, _EM_STEPS, rng, n_splits)
     if smaller.little:
         # The smaller fit itself comes along, so that what is found is not below it.

@@ -376,13 +376,13 @@ _FEW = 256  # candidates: subjects to whom an expert of their own would be worth
 _MANY = 1000  # the same in the final rounds
 
 
-_FINALISTS = 24
+_FINALISTS = 40
 
 
 _NARROW = 0.1  # of the residual deviations of the others is what the best expert of one subject may have at least
 
 
-_SAME_SHARE = 0.5  # of the smaller of two new experts that is in both if they are one
+_SAME_SHARE = 0.8  # of the smaller of two new experts that is in both if they are one; nuclei of one half do grow apart
 
 
 _MAX_SHIFT = 4.0  # largest change of the gate's predictor in one step
