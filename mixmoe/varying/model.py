@@ -16,12 +16,12 @@ from mixmoe.design.design import build_design
 from mixmoe.design.formula import MoEFormula
 from mixmoe.design.frame import units_of
 from mixmoe.errors import ArgumentError, DesignError
+from mixmoe.loading import restored
 from mixmoe.mixture.estimate import Flag, seeded, warn_flags
 from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty
 from mixmoe.output.saved import SavedFit
 from mixmoe.responses.distribution import Family
 from mixmoe.responses.exponential import family_named
-from mixmoe.results import restored
 from mixmoe.varying.bandwidth import (
     Bandwidths,
     BandwidthSearch,

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mixmoe._typing import Array
-from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_order, checked_rng
+from mixmoe.arguments import checked_choice, checked_count, checked_jobs, checked_rng
 from mixmoe.check.diagnosis import FITTED, FittedKind
 from mixmoe.design.beside import check_beside
 from mixmoe.errors import ConvergenceWarning, warn
@@ -19,7 +19,7 @@ from mixmoe.mixture.estimate import EMFit, classification_entropy
 from mixmoe.mixture_results import MoEResults
 from mixmoe.output.predictions import IntervalOf, Kind, Scale, checked_wanted
 from mixmoe.output.records import Cell, Curve, Table
-from mixmoe.output.summary import Summary, header_table
+from mixmoe.output.summary import Summary, header_table, named_summary
 from mixmoe.varying import function_tables
 from mixmoe.varying.bands import LevelProcess, level_process
 from mixmoe.varying.dispersion_limits import ThetaProfile
@@ -307,12 +307,10 @@ class VCMoEResults(MoEResults):
         check_beside(at.design, self.model.settings, ("weights",))
         return float(posterior(at.rows, self.model.problem.family, at.natural).loglik)
 
-    def relabel(self, order: Sequence[int]) -> Self:
-        """The same fit with experts in another order; see `MoEResults.relabel`."""
-        places = np.array(checked_order(order, self.model.n_experts), dtype=np.intp) - 1
-        model = self.model.reordered(places)
+    def _in_order(self, places: Sequence[int]) -> Self:
+        model = self.model.reordered(np.array(places, dtype=np.intp))
         params = reported_values(model.problem, model.coef, model.points)
-        fit = replace(self.em, params=params, responsibilities=self.em.responsibilities[:, places])
+        fit = replace(self.em, params=params, responsibilities=self.em.responsibilities[:, list(places)])
         return type(self)(model, fit, model.covariance(fit, self.cov.kind, correction=self.cov.corrected))
 
     def tables(self, alpha: float = 0.05, at: Any = None, *, progress: bool | None = None) -> tuple[Table, ...]:
@@ -356,7 +354,7 @@ class VCMoEResults(MoEResults):
             See `tables`.
         """
         tables = self.tables(alpha, at, progress=progress)
-        return Summary(function_tables.title(self), tables, function_tables.notes(self))
+        return named_summary(self.shown_names, function_tables.title(self), tables, function_tables.notes(self))
 
     def curves(self, kind: str = "functions", **options: Any) -> tuple[Curve, ...]:
         """Curves of a figure.
