@@ -110,7 +110,8 @@ class Results(Diagnosis, Reporting, LabelledResults):
         tuple of Table
         """
         shares = self.em.responsibilities.mean(axis=0)
-        parameters = parameter_tables(self.model.layout, self.to_frame(alpha), shares, checked_alpha(alpha))
+        scarce = any(flag.code == "few_subjects" for flag in self.cov.flags)
+        parameters = parameter_tables(self.model.layout, self.to_frame(alpha), shares, checked_alpha(alpha), scarce)
         return (header_table(_facts(self)), *parameters)
 
     def curves(self, kind: str, **options: Any) -> tuple[Curve, ...]:

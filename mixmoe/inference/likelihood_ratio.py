@@ -192,15 +192,10 @@ def lr_test(one: FitSide, two: FitSide) -> LRTest | InvalidTest:
             f"the larger model has the smaller log-likelihood ({large.loglik:.6f} against {small.loglik:.6f}), so it "
             "has not reached its maximum; refit it with more starts or start it from the smaller fit"
         )
-    return _test(max(statistic, 0.0), large.npar - small.npar, tested_variances(small, large), _notes(small, large))
-
-
-def tested_variances(small: FitSide, large: FitSide) -> int:
-    """Dimension c of the covariance blocks that are zero in the smaller model and free in the larger one.
-
-    Parameters of the errors that are zero at an end of their space count with them.
-    """
-    return _tested_effects(small, large) + _tested_errors(small, large)
+    # Dimension of the covariance blocks that are zero in the smaller model and free in the larger one; parameters of
+    # the errors that are zero at an end of their space count with them.
+    cone = _tested_effects(small, large) + _tested_errors(small, large)
+    return _test(max(statistic, 0.0), large.npar - small.npar, cone, _notes(small, large))
 
 
 def _tested_effects(small: FitSide, large: FitSide) -> int:

@@ -1,7 +1,7 @@
 """What a reader must know about a fitted MEMoE."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from mixmoe.mixed.likelihood.observed import Problem, evaluate, subject_logliks
 from mixmoe.mixed.parameters import Coordinates, Params, Structure, free_to_working, working_to_free
 from mixmoe.mixed.search import Search, permute_params, search_from
 from mixmoe.mixture.estimate import SAME, EMFit, Flag, ParamLayout
-from mixmoe.mixture.gate import gate_log_probabilities, posterior_probabilities
+from mixmoe.mixture.gate import gate_log_probabilities, posterior_probabilities, units_without
 from mixmoe.numerics.linalg import apply_inverse, logsumexp
 from mixmoe.numerics.optimise import Control
 
@@ -53,6 +53,7 @@ CATEGORIES: Mapping[str, type[MixmoeWarning]] = {
     "far_origin": ApproximationWarning,
     "few_subjects": DegeneracyWarning,
     "flat_likelihood": DegeneracyWarning,
+    "weak_identification": DegeneracyWarning,
     "laplace_bias": ApproximationWarning,
     "quadrature_bias": ApproximationWarning,
     "line": BoundaryWarning,
@@ -260,7 +261,7 @@ def gate_separation(design: Design, problem: Problem, coordinates: Coordinates, 
     infinite = user > _MOVED * scale
     gamma = free_to_working(s, theta[None]).gamma
     prior = np.exp(gate_log_probabilities(problem.W, gamma))[0]  # (K, N)
-    none = _without(prior, problem.W, working)
+    none = units_without(prior, problem.W, working)
     columns = columns_of(design, "gate", infinite.any(axis=0))
     places = [f"expert {k + 1} {described(design, where, columns)}" for k, where in enumerate(none) if where.any()]
     names = [f"gate{k + 2}.{design.names.gate[j]}" for k, j in np.argwhere(infinite)]
@@ -285,9 +286,11 @@ def _what_stands(prior: Array, none: BoolArray) -> str:
             parts.append(f"{' to '.join(ends)} for expert {k + 1}")
     if not parts:
         return "Finite are all other coefficients."
+    certain = [f"expert {k + 1}" for k, row in enumerate(prior) if ((row < _NONE) | (row > 1 - _NONE)).all()]
+    but = f", but for {', '.join(certain)}, of which every probability is zero or one" if certain else ""
     return (
         f"Elsewhere it is {', '.join(parts)}. Finite are all other coefficients, proportions and average differences, "
-        "with their standard errors."
+        f"with their standard errors{but}."
     )
 
 
@@ -297,15 +300,6 @@ def _remedy(design: Design, columns: list[str]) -> str:
     merge = " (or merge its levels)" if not set(columns) & continuous_columns(design) else ""
     leave = f"leave out {names}{merge}, or " if columns else ""
     return f"Use gate_penalty='firth' (or a number such as 1) for finite coefficients, {leave}use fewer experts."
-
-
-def _without(prior: Array, W: Array, directions: Array) -> BoolArray:
-    """Which experts have no part in which units because coefficients are infinite, shape (K, N)."""
-    moves = np.einsum("nm,jmr->jnr", W, directions)  # of the log odds against expert 1
-    moves = np.concatenate([np.zeros_like(moves[:1]), moves])
-    top = moves[prior.argmax(axis=0), np.arange(W.shape[0])]  # of the expert that is the likeliest there
-    apart = np.abs(moves - top).max(axis=2)
-    return np.asarray((prior < _NONE) & (apart > _MOVED * np.abs(moves).max()))
 
 
 def expert_separation(design: Design, problem: Problem, coordinates: Coordinates, at: Boundary) -> tuple[Flag, ...]:
@@ -387,16 +381,25 @@ def with_label_flag(fit: EMFit, design: Design, problem: Problem, theta: Array, 
         return fit
     here = logsumexp(subject_logliks(problem, theta), axis=1)
     params = free_to_working(s, theta[None])
-    made_of_cells = _Rest(
-        s.cov_re != "proportional" and _of_cells(cells, _random_predictors(design, s)),
-        _of_cells(cells, [_sigma_predictor(design, s)]),
-        coordinates.log_sigma.size,
-    )
+    # Columns of the random effects, together where they are correlated; columns of the log standard deviation of which
+    # each expert has a coefficient.
+    groups = [list(range(s.n_random))] if s.correlated else [[j] for j in range(s.n_random)]
+    random = [Predictor(design.random[:, group], design.codes) for group in groups if group]
+    level = np.ones((design.n, int(s.residual == "expert")))
+    sigma = Predictor(np.hstack([level, design.sigma[:, ~design.sigma_common]]), design.codes)
+    keeps_random = s.cov_re != "proportional" and _of_cells(cells, random)
+    keeps_sigma = _of_cells(cells, [sigma])
     exchanged = {}
     for first, second in pairs_of(s.n_experts):
         order = list(range(s.n_experts))
         order[first], order[second] = second, first
-        moved = working_to_free(s, _rest_permuted(params, order, made_of_cells))[0]
+        # What is not made of the cells goes with the experts: exchanged is what is.
+        other, extra, n_sigma = permute_params(params, order), params.extra.copy(), coordinates.log_sigma.size
+        extra[..., n_sigma:] = other.extra[..., n_sigma:]
+        if not keeps_sigma:
+            extra[..., :n_sigma] = other.extra[..., :n_sigma]
+        factor, kept = params.factor if keeps_random else other.factor, params.sigma if keeps_sigma else other.sigma
+        moved = working_to_free(s, replace(params, factor=factor, sigma=kept, extra=extra))[0]
         exchanged[first, second] = logsumexp(subject_logliks(problem, moved), axis=1)
     found = cheapest_exchange(cells, here, exchanged)
     if _EXACT_DROP < found.drop < _MOST_DROP:
@@ -438,23 +441,6 @@ def _with_exchange(
     return working_to_free(problem.structure, replace(params, beta=beta[None], gamma=gamma[None]))
 
 
-@dataclass(frozen=True, slots=True)
-class _Rest:
-    """Whether what experts have beside coefficients and gate can be exchanged within the cells too.
-
-    Attributes
-    ----------
-    random, sigma : bool
-        Covariances of the random effects; residual deviations with their coefficients.
-    n_sigma : int
-        Coefficients of the log standard deviation among the further parameters.
-    """
-
-    random: bool
-    sigma: bool
-    n_sigma: int
-
-
 def _cells(design: Design, s: Structure) -> NDArray[np.intp]:
     """Cells of the subjects by gate and own coefficients of the experts, shape (N,)."""
     units = np.arange(design.n_units)
@@ -464,16 +450,6 @@ def _cells(design: Design, s: Structure) -> NDArray[np.intp]:
     return linked_cells([gate, Predictor(design.expert[:, ~s.common], design.codes)], design.n_units)
 
 
-def _rest_permuted(params: Params, order: Sequence[int], rest: _Rest) -> Params:
-    """Parameters with what is not made of the cells in another order of the experts."""
-    other, extra, v = permute_params(params, order), params.extra.copy(), rest.n_sigma
-    extra[..., v:] = other.extra[..., v:]
-    if not rest.sigma:
-        extra[..., :v] = other.extra[..., :v]
-    factor = params.factor if rest.random else other.factor
-    return replace(params, factor=factor, sigma=params.sigma if rest.sigma else other.sigma, extra=extra)
-
-
 def _of_cells(cells: NDArray[np.intp], predictors: Sequence[Predictor]) -> bool:
     """Whether predictors link no unit of one cell with a unit of another."""
     if not predictors:
@@ -481,17 +457,3 @@ def _of_cells(cells: NDArray[np.intp], predictors: Sequence[Predictor]) -> bool:
     n_cells = int(cells.max()) + 1
     members = Predictor(np.eye(n_cells)[cells], np.arange(len(cells)))
     return all(linked_cells([members, one], len(cells)).max() + 1 == n_cells for one in predictors)
-
-
-def _random_predictors(design: Design, s: Structure) -> list[Predictor]:
-    """Columns of the random effects, together where they are correlated."""
-    q = s.n_random
-    groups = [list(range(q))] if s.correlated else [[j] for j in range(q)]
-    return [Predictor(design.random[:, group], design.codes) for group in groups if group]
-
-
-def _sigma_predictor(design: Design, s: Structure) -> Predictor:
-    """Columns of the log standard deviation of which each expert has a coefficient."""
-    own = design.sigma[:, ~design.sigma_common]
-    level = np.ones((design.n, int(s.residual == "expert")))
-    return Predictor(np.hstack([level, own]), design.codes)

@@ -16,7 +16,13 @@ from mixmoe.design.design import Design, DesignNames, offset_of, used_columns, w
 from mixmoe.design.frame import places_of, shown
 from mixmoe.errors import DesignError
 from mixmoe.families import Effects
-from mixmoe.inference.uncertainty import Moments, critical, degrees_of_freedom
+from mixmoe.inference.uncertainty import (
+    Moments,
+    critical,
+    degrees_of_freedom,
+    probability_errors,
+    probability_limits,
+)
 from mixmoe.mixed.likelihood.columns import Columns
 from mixmoe.mixed.likelihood.correlated import (
     ErrorFactor,
@@ -189,28 +195,22 @@ def gate_intervals(e: Estimate, W: Array, alpha: float) -> Interval:
     """
     pi = gate_probabilities(e, W)
     std_error = np.empty_like(pi)
-    logit_error = np.empty_like(pi)
     V = _block(e.cov, e.where.gate.ravel())
     for k in range(pi.shape[1]):
         slopes = pi[:, [k]] * ((np.arange(1, pi.shape[1]) == k) - pi[:, 1:])  # d pi_k / d predictor_j  (N, K-1)
         gradient = (slopes[:, :, None] * W[:, None]).reshape(W.shape[0], -1)
         std_error[:, k] = _row_errors(gradient, V)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            logit_error[:, k] = std_error[:, k] / (pi[:, k] * (1 - pi[:, k]))
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        logit = np.log(pi) - np.log1p(-pi)
-        half = norm.isf(alpha / 2) * logit_error
-        lower, upper = 1 / (1 + np.exp(half - logit)), 1 / (1 + np.exp(-half - logit))
-    certain = std_error == 0  # one expert, or a gate without parameters
-    lower, upper = np.where(certain, pi, lower), np.where(certain, pi, upper)
     if e.separated:
-        at_end = pi * (1 - pi) < _AT_END
-        std_error, lower, upper = (np.where(at_end, np.nan, part) for part in (std_error, lower, upper))
-    return Interval(pi, std_error, lower, upper)
+        std_error[pi * (1 - pi) < _AT_END] = np.nan
+    limits = probability_limits(pi, std_error, alpha)
+    return Interval(pi, probability_errors(std_error), limits.lower, limits.upper)
 
 
 def proportion_intervals(e: Estimate, W: Array, alpha: float) -> Interval:
-    """Mean probability of each expert, shape (K,), with limits by the delta method on the logit scale."""
+    """Mean probability of each expert, shape (K,), with limits by the delta method on the logit scale.
+
+    NaN for an expert whose probability a gate with infinite coefficients puts at zero or one for all units.
+    """
     pi = gate_probabilities(e, W)
     share = pi.mean(axis=0)
     gradient = np.array(
@@ -220,14 +220,10 @@ def proportion_intervals(e: Estimate, W: Array, alpha: float) -> Interval:
         ]
     )
     error = _row_errors(gradient, _block(e.cov, e.where.gate.ravel()))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logit, half = np.log(share) - np.log1p(-share), norm.isf(alpha / 2) * error / (share * (1 - share))
-    lower, upper = 1 / (1 + np.exp(half - logit)), 1 / (1 + np.exp(-half - logit))
-    certain = error == 0
-    if e.separated and (pi * (1 - pi) < _AT_END).all():
-        error, certain = np.full_like(error, np.nan), np.zeros(error.size, dtype=bool)
-        lower, upper = error, error  # all memberships are certain: nothing says how far the shares would vary
-    return Interval(share, error, np.where(certain, share, lower), np.where(certain, share, upper))
+    if e.separated:  # all memberships are certain: nothing says how far the share would vary
+        error[(pi * (1 - pi) < _AT_END).all(axis=0)] = np.nan
+    limits = probability_limits(share, error, alpha)
+    return Interval(share, probability_errors(error), limits.lower, limits.upper)
 
 
 def expert_means(e: Estimate, X: Array) -> Array:
