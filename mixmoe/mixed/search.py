@@ -26,7 +26,6 @@ from mixmoe.mixed.end_points import (
 from mixmoe.mixed.likelihood.observed import ClosedForm, Problem, evaluate
 from mixmoe.mixed.parameters import Params, free_to_working, working_to_free
 from mixmoe.mixed.starting_values import (
-    SPLITS,
     OneExpert,
     carried_starts,
     climb_one_expert,
@@ -55,11 +54,14 @@ _MANY = 20_000  # subjects with which the search goes on from there
 _MANY_APPROXIMATE = 4_000  # the same where the likelihood has no closed form
 _POOL = 16  # distinct end points of a subsample that go on with more subjects
 _MOVES = 4  # split-and-merge moves per expert and round, one where experts are inserted
+_SPLITS = 8  # of each expert, twice as many where subjects are few
 _SPLITS_OF_LITTLE = 4  # of each expert where the last one gained little: insertion nearly always finds more
 _INSERTED = 12  # places where a new expert gains most, of which ascents start
 _SEARCHES = 3  # independent searches at most, two of which must agree
 _FEW_EXPERTS = 4  # up to which that many are worth their cost
 _SEARCHES_LARGE = 2  # searches with more experts, where they cost most and agree least
+_PATIENCE_OF_LITTLE = 2  # rounds of moves without gain, where the last expert gained little
+_NEAR = 5.0  # log-likelihood by which an end point that moves start from may lie behind the best
 _WORTHWHILE = 0.01  # gain that makes another round of moves; less is mere convergence of what is there
 _SHARP = 0.01  # of the tolerance: what quasi-Newton aims at before Newton steps are called in
 _STANDSTILL = 1e-11  # gain in log-likelihood of an ascent that creeps along the edge of a collapse
@@ -417,7 +419,7 @@ def _with_one_more(
     Where a further expert gains little, it is also inserted where it gains most: if the last one did already, first, so
     that most splits are given up soon.
     """
-    n_splits = _SPLITS_OF_LITTLE if smaller.little else SPLITS
+    n_splits = _SPLITS_OF_LITTLE if smaller.little else _SPLITS
     if problem.n_subjects <= _SEARCH_ABOVE:  # an ascent costs little there
         n_splits *= 2
     splits = carried_starts(problem, one, smaller.theta, _EM_STEPS, rng, n_splits)
@@ -437,24 +439,35 @@ def _with_one_more(
 def _with_moves(
     problem: ClosedForm, one: OneExpert, found: Ends, insert: bool, control: Control, rng: np.random.Generator
 ) -> Ends:
-    """`found` with moves from its best end point, until a round gains nothing."""
-    gained = np.isfinite(found.rank).any()  # nothing to leave where all have collapsed
-    while gained and not found.climb.interrupted:
-        found = _settled(problem, one, found, control)
-        level = found.rank.max()
+    """`found` with moves from its best end point, until a round gains nothing.
+
+    Where experts are inserted, maxima lie close together that differ in two experts, and the way to the highest leads
+    over a lower one: before the end a round goes from the next best.
+    """
+    K, left, idle = problem.structure.n_experts, np.empty(0), 0
+    patience = _PATIENCE_OF_LITTLE if insert and K <= _FEW_EXPERTS else 1
+    while idle < patience and np.isfinite(found.rank).any() and not found.climb.interrupted:
+        # 1. The best, or after a round from there the next best, that nobody has left yet.
+        if idle == 0:
+            found = _settled(problem, one, found, control)
+        level, near = found.rank.max(), candidates(found.rank, _NEAR, left.size + 1)
+        fresh = near[(np.abs(found.rank[near][:, None] - left) > SAME).all(axis=1)]
+        if not fresh.size:
+            break
+        theta, height = found.climb.theta[fresh[0]], found.rank[fresh[0]]
+        left = np.append(left, height)
+        # 2. One expert dissolved and another split, or one that gave way to a new one elsewhere.
         try:
-            # One expert dissolved and another split, or one that gave way to a new one elsewhere.
-            theta = found.climb.theta[found.best]
-            n = (1 if insert else _MOVES) * problem.structure.n_experts
-            moved = split_merge_starts(problem, one, theta, n, _EM_STEPS, rng)
+            moved = split_merge_starts(problem, one, theta, (1 if insert else _MOVES) * K, _EM_STEPS, rng)
             if insert:
                 moved = np.vstack([moved, reinserted_starts(problem, one, theta, _INSERTED, rng)])
         except KeyboardInterrupt:
             return replace(found, climb=replace(found.climb, interrupted=True))
+        # 3. Ascents from there race against the best.
         further = _race(problem, one.sigma, moved, _beyond(control, found))
-        returned = np.abs(further.climb.loglik - level) <= SAME
+        returned = np.abs(further.climb.loglik - height) <= SAME
         found = join(found, replace(further, returned=returned))
-        gained = found.rank.max() > level + _WORTHWHILE
+        idle = 0 if found.rank.max() > level + _WORTHWHILE else idle + 1
     return found
 
 

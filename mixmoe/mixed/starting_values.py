@@ -257,13 +257,13 @@ def _split_merge(current: Array, features: Array, rng: np.random.Generator) -> A
     return given
 
 
-def random_side(inside: Array, features: Array, rng: np.random.Generator) -> Array:
+def random_side(inside: Array, features: Array, rng: np.random.Generator, shells: float = _SHELLS) -> Array:
     """Share of each subject, shape (N,), on one side of a random cut through an expert.
 
-    Across a random direction; or around the centre, which parts the few that are scattered widely from those near it:
-    such groups have hardly another mean, and no plane cuts them off.
+    Across a random direction; or, a share `shells` of the cuts, around the centre, which parts those that are scattered
+    widely from those near it: such groups have hardly another mean, and no plane cuts them off.
     """
-    if rng.uniform() < _SHELLS:
+    if rng.uniform() < shells:
         centre = inside @ features / np.maximum(inside.sum(), 1e-10)
         position = (features - centre) ** 2 @ rng.exponential(size=features.shape[1])
     else:
@@ -274,7 +274,7 @@ def random_side(inside: Array, features: Array, rng: np.random.Generator) -> Arr
     return np.where(position > cut, 1 - _SOFT, _SOFT)
 
 
-SPLITS = 8  # of each expert
+_SPLITS = 4  # of each expert, and corners of the gate's covariates, in fits that are but starting points
 
 
 def fewer_experts(problem: Problem[Model]) -> Problem[Model]:
@@ -284,7 +284,7 @@ def fewer_experts(problem: Problem[Model]) -> Problem[Model]:
 
 
 def carried_starts(
-    problem: Problem, one: OneExpert, smaller: Array, n_em: int, rng: np.random.Generator, n_splits: int = SPLITS
+    problem: Problem, one: OneExpert, smaller: Array, n_em: int, rng: np.random.Generator, n_splits: int = _SPLITS
 ) -> Array:
     """Free vectors that split the experts of a fit with one expert fewer.
 
@@ -317,7 +317,7 @@ def carried_starts(
     given = [_split(current, int(k), one.features, rng) for k in at]
     corners = _whitened(problem.W)
     if corners.shape[1]:  # a corner of the gate's covariates, whichever experts its subjects belong to
-        sides = [random_side(np.ones(problem.n_subjects), corners, rng) for _ in range(n_splits)]
+        sides = [random_side(np.ones(problem.n_subjects), corners, rng, 0.0) for _ in range(n_splits)]
         given += [np.vstack([current * (1 - side), side]) for side in sides]
         at = np.append(at, np.full(n_splits, current.sum(axis=1).argmax()))
     closed = closed_form_problem(problem, one.params)
