@@ -137,6 +137,7 @@ CALLS = {
     "test_experts": (ExpertsTest, lambda c, p: {"n_boot": 1, "starts": 1, "rng": 0}),
     "test_varying": (GLRTest, lambda c, p: {"which": "experts", "method": "asymptotic", "rng": 0}),
     "tidy": (FRAME, None),
+    "transition_tests": (FRAME, None),
     "to_excel": (NONE, lambda c, p: {"path": p / "fit.xlsx"}),
     "to_frame": (FRAME, None),
     "to_latex": (str, None),
