@@ -1,7 +1,7 @@
 """Residuals, profiles, influence of single units and diagnostic figures of every fitted model."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -39,6 +39,7 @@ from mixmoe.families import (
 )
 from mixmoe.inference.uncertainty import checked_alpha, scale_of
 from mixmoe.mixture.estimate import EMFit, ParamLayout
+from mixmoe.output.names import Names
 from mixmoe.output.plots import draw_panels
 from mixmoe.output.records import Panel
 
@@ -61,6 +62,7 @@ class Diagnosis:
     model: Model
     em: EMFit
     bse: pd.Series
+    shown_names: Names
     fitted: Callable[..., pd.Series]
     predict: Callable[..., pd.DataFrame]
     _layout: ParamLayout
@@ -181,7 +183,8 @@ class Diagnosis:
         **options
             ``"residuals"``: ``residuals=`` (kind of residuals), ``against=`` (``"fitted"`` or a numeric column),
             ``given=``, ``rng=``. ``"qq"``: ``given=``, ``alpha=``, ``rng=``. ``"fit"``: ``x=`` (column),
-            ``fitted=`` (``"mean"`` or ``"subject"``), ``bins=``, ``alpha=``. ``"random_effects"``: ``alpha=``.
+            ``fitted=`` (``"mean"`` or ``"subject"``), ``bins=``, ``alpha=``. ``"random_effects"``: ``alpha=``,
+            ``parameters=`` (names of effects; default: all, of more than five those that differ most).
             ``"profile"``: those of `profile`.
 
         Returns
@@ -225,7 +228,7 @@ class Diagnosis:
         if len(effects) > 1:
             effects = (replace(effects[0], note="all pairs: plot('random_effects')"),)
         made = [*self.panels("residuals"), *self.panels("qq"), *effects, *self.panels("fit")]
-        return draw_panels(made, ax, columns=2 if len(made) == 4 else len(made))
+        return draw_panels(tuple(map(self.shown_names.panel, made)), ax, columns=2 if len(made) == 4 else len(made))
 
     @property
     def _unit_index(self) -> pd.Index:
@@ -272,11 +275,11 @@ class Diagnosis:
         xlabel, ylabel = name or "fitted value", design.names.response
         return (fit_panel(means, errors, checked_alpha(alpha), xlabel, ylabel, along.categories),)
 
-    def _effects_panels(self, alpha: float = 0.05) -> tuple[Panel, ...]:
+    def _effects_panels(self, alpha: float = 0.05, parameters: Sequence[str] | None = None) -> tuple[Panel, ...]:
         effects = self._predicted_effects()
         if effects is None:
             raise ArgumentError(f"{self.model.formula.text!r} has no random effects to draw; see plot('residuals')")
-        return effects_panels(effects, checked_alpha(alpha))
+        return effects_panels(effects, checked_alpha(alpha), parameters)
 
     def _profile_panels(
         self, parameter: str, values: Any = None, points: int = 21, alpha: float = 0.05

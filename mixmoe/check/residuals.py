@@ -1,6 +1,6 @@
 """Quantile residuals and their envelope, and the panels of diagnostic figures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -12,6 +12,7 @@ from statsmodels.nonparametric.smoothers_lowess import lowess
 
 from mixmoe._typing import Array, IntArray
 from mixmoe.check.profile import Profile, signed_root
+from mixmoe.errors import ArgumentError
 from mixmoe.families import Distribution, Effects
 from mixmoe.mixture.estimate import EMFit
 from mixmoe.output.records import Cloud, Curve, Marks, Panel, Rule
@@ -19,6 +20,7 @@ from mixmoe.output.records import Cloud, Curve, Marks, Panel, Rule
 _TINY = 1e-300
 _CHECKED = 200  # order statistics at which the simultaneous level is settled
 _DRAWS = 1000
+_MOST_EFFECTS = 5  # random effects of which all pairs are drawn
 
 
 def continuous(at: Array, above: Array) -> Distribution:
@@ -285,7 +287,7 @@ def _level(curve: Curve) -> Curve:
     return replace(curve, x=ends, y=twice(curve.y), lower=lower, upper=upper)
 
 
-def effects_panels(effects: Effects, alpha: float) -> tuple[Panel, ...]:
+def effects_panels(effects: Effects, alpha: float, parameters: Sequence[str] | None = None) -> tuple[Panel, ...]:
     """Each two random effects against one another with the ellipses of the model, or a QQ plot of the only one.
 
     Parameters
@@ -293,11 +295,37 @@ def effects_panels(effects: Effects, alpha: float) -> tuple[Panel, ...]:
     effects : Effects
     alpha : float
         One minus the share of the subjects that an ellipse should hold.
+    parameters : sequence of str, optional
+        Names of the effects to draw; default: all, of more than `_MOST_EFFECTS` those that differ most.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no such effect.
     """
     n = len(effects.names)
-    if n == 1:
-        return (_single_effect(effects),)
-    return tuple(_pair_of_effects(effects, (i, j), alpha) for i, j in combinations(range(n), 2))
+    if parameters is None:
+        size = np.square(_own(effects)).mean(axis=0)
+        chosen = sorted(np.argsort(-size, kind="stable")[:_MOST_EFFECTS].tolist())
+    else:
+        unknown = [name for name in parameters if name not in effects.names]
+        if unknown or not len(parameters):
+            what = repr(unknown[0]) if unknown else "none"
+            raise ArgumentError(f"parameters must name random effects, {', '.join(effects.names)}; got {what}")
+        chosen = [effects.names.index(name) for name in parameters]
+    part = replace(
+        effects,
+        names=tuple(effects.names[k] for k in chosen),
+        means=effects.means[..., chosen],
+        implied=effects.implied[:, chosen][:, :, chosen],
+    )
+    if len(chosen) == 1:
+        return (_single_effect(part),)
+    pairs = [_pair_of_effects(part, pair, alpha) for pair in combinations(range(len(chosen)), 2)]
+    if len(chosen) == n:
+        return tuple(pairs)
+    more = f"{len(chosen)} of {n} effects; parameters=[...] chooses others"
+    return (replace(pairs[0], note=f"{pairs[0].note}; {more}"), *pairs[1:])
 
 
 def _own(effects: Effects) -> Array:

@@ -3,8 +3,10 @@
 import ast
 from collections.abc import Sequence
 
-from mixmoe.design.formula import MoEFormula, unquoted
-from mixmoe.design.formulaic_engine import Term, parse_terms, python_code
+from mixmoe.design.expressions import unquoted
+from mixmoe.design.formula import MoEFormula
+from mixmoe.design.formulaic_engine import parse_terms
+from mixmoe.design.terms import Term, python_code
 from mixmoe.errors import FormulaError
 
 # fmt: off

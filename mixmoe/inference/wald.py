@@ -1,6 +1,5 @@
 """Wald tests of linear hypotheses, and tests that are refused."""
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from scipy.stats import chi2
 from scipy.stats import f as f_distribution
 
 from mixmoe._typing import Array
-from mixmoe.errors import ArgumentError
+from mixmoe.errors import ArgumentError, close_names
 from mixmoe.inference.uncertainty import (
     Moments,
     delta_cov,
@@ -328,7 +327,7 @@ def _suggestion(spec: list[str], names: Sequence[str]) -> str:
     words = [w for w in words if not re.fullmatch(r"-?[\d.]+(e-?\d+)?", w)]
     if not words:
         return ""
-    close = [m for w in words for m in difflib.get_close_matches(w, names, n=2)]
+    close = [m for w in words for m in close_names(w, names, most=2)]
     known = close or list(names[:8])
     return f" {'Close' if close else 'Known'} names: {', '.join(known)}{' ...' if not close and len(names) > 8 else ''}"
 

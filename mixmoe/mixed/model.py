@@ -1,7 +1,6 @@
 """MEMoE: formula, data and structure of a mixed-effects mixture of experts."""
 
 from collections.abc import Mapping, Sequence
-from copy import copy
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -16,6 +15,7 @@ from mixmoe.design.recipe import ResponseKind
 from mixmoe.errors import ArgumentError
 from mixmoe.families import Estimated, FamilySpec
 from mixmoe.inference.uncertainty import ParamCov, checked_cov_type
+from mixmoe.loading import restored
 from mixmoe.mixed.degeneracy import CATEGORIES, uncertainty_flags, with_label_flag
 from mixmoe.mixed.end_points import with_integral_flag
 from mixmoe.mixed.estimation import Estimation
@@ -56,9 +56,7 @@ from mixmoe.mixture.estimate import EMFit, ParamLayout, seeded, warn_flags
 from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty
 from mixmoe.numerics.linalg import apply_inverse, logsumexp
 from mixmoe.numerics.optimise import Control
-from mixmoe.numerics.threads import Workers, workers
 from mixmoe.output.saved import SavedFit
-from mixmoe.results import restored
 
 _STARTS = 32  # random ones for each expert when the user names no number
 
@@ -345,7 +343,6 @@ class MEMoE(Estimation):
         rng: Any = None,
         cov_type: str | None = None,
         progress: bool | None = None,
-        n_threads: int = 1,
         **cov_options: Any,
     ) -> "MEMoEResults":
         """Maximum likelihood estimates, or those of restricted maximum likelihood.
@@ -369,9 +366,6 @@ class MEMoE(Estimation):
             By default ``"cluster"`` if the model has clusters, else ``"robust"``.
         progress : bool, optional
             Progress bar; by default only in a terminal and if the fit takes more than a few seconds.
-        n_threads : int
-            Threads that share the subjects of an evaluation; the result does not depend on their number. More than one
-            is slower for the usual small blocks of Gaussian experts: measure before.
         **cov_options
             For the covariance: ``correction=``, ``unconditional=``, ``n_boot=``, ``n_jobs=``.
 
@@ -392,22 +386,21 @@ class MEMoE(Estimation):
         generator = checked_rng(rng)
         default = 0 if start is not None else 1 if self.n_experts == 1 else _STARTS * self.n_experts
         n_starts = default if starts is None else checked_count(starts, "starts", least=1 if start is None else 0)
-        model = self._threaded(workers(n_threads))
-        fit = seeded(model.maximum(n_starts, generator, self._start(start), control), rng)
+        if start is None:
+            given = None
+        elif isinstance(smaller := getattr(start, "model", None), MEMoE) and smaller.n_experts == self.n_experts - 1:
+            given = Estimated(smaller.n_experts, self.with_experts(smaller.n_experts).vector(start))
+        else:
+            given = Estimated(self.n_experts, self.vector(start))
+        fit = seeded(self.maximum(n_starts, generator, given, control), rng)
         if kind == "bootstrap":
             cov_options = {"rng": generator, "progress": progress, **cov_options}
-        return model.penalised(fit)._reported(fit, kind, cov_options)
-
-    def _threaded(self, threads: Workers) -> "MEMoE":
-        """The model, its evaluations shared by threads."""
-        other = copy(self)
-        other.problem = replace(self.problem, experts=replace(self.problem.experts, workers=threads))
-        return other
+        return self.penalised(fit)._reported(fit, kind, cov_options)
 
     def _reported(self, fit: EMFit, kind: str, cov_options: dict[str, Any]) -> MEMoEResults:
         """Results of an estimate, with a covariance and all that a reader must know."""
         fit = with_integral_flag(fit, self.problem, self.coordinates, self.working(fit.params), self.layout)
-        fit = with_label_flag(fit, self.design, self.problem, self.working(fit.params), self.coordinates.log_sigma.size)
+        fit = with_label_flag(fit, self.design, self.problem, self.working(fit.params), self.coordinates)
         warn_flags(fit.flags, CATEGORIES)
         try:
             cov = self.covariance(fit, kind, **cov_options)
@@ -417,15 +410,6 @@ class MEMoE(Estimation):
         more = uncertainty_flags(self.layout, fit.params, cov)
         warn_flags(more, CATEGORIES)
         return self.results(replace(fit, flags=(*fit.flags, *more)), cov)
-
-    def _start(self, start: Any) -> Estimated | None:
-        """Where to start, from what the user passed."""
-        if start is None:
-            return None
-        smaller = getattr(start, "model", None)
-        if isinstance(smaller, MEMoE) and smaller.n_experts == self.n_experts - 1:
-            return Estimated(smaller.n_experts, self.with_experts(smaller.n_experts).vector(start))
-        return Estimated(self.n_experts, self.vector(start))
 
     def loglike(self, params: Any) -> float:
         """Log-likelihood at reported parameters, by name or in the order of the layout; the restricted one of REML."""

@@ -19,7 +19,7 @@ from mixmoe.neural.estimators.state import (
     settle_effects,
 )
 from mixmoe.neural.estimators.trained import Problem, Trained
-from mixmoe.neural.network import forward, jacobian, personal_tensors, view_tensors
+from mixmoe.neural.network import CHAIN, forward, jacobian, personal_tensors, transition_scores, view_tensors
 from mixmoe.neural.posterior import curvature_root, mean_outputs, posterior_covariance
 
 N_DRAWS = 512
@@ -59,17 +59,12 @@ def to_state(problem: Problem, fit: Trained, z: Array | None = None) -> State:
     return State(tensor(fit.theta), loading, tensor(latent * scale), tensor(fit.s * scale**2), tensor(fit.sigma2))
 
 
-def from_state(fit: Trained, z: Tensor) -> Array:
-    """Latent effects of a state in the units of a fit, shape (N, r)."""
-    scale = np.linalg.norm(fit.loading, axis=0) if fit.loading.size else np.ones(fit.loading.shape[1])
-    return to_array(z) / np.where(scale > 0, scale, 1.0)
-
-
 def effects_from_rows(problem: Problem, fit: Trained, steps: int = 50) -> Array:
     """Latent effects of the persons of `problem` given her rows, population parameters held, shape (N, r)."""
     state = to_state(problem, fit, np.zeros((problem.n_persons, fit.z.shape[1])))
     settle_effects(problem, state, steps)
-    return from_state(fit, state.z)
+    scale = np.linalg.norm(fit.loading, axis=0) if fit.loading.size else np.ones(fit.loading.shape[1])
+    return to_array(state.z) / np.where(scale > 0, scale, 1.0)
 
 
 def whole_jacobian(problem: Problem, block: Block, state: State) -> Tensor:
@@ -153,17 +148,12 @@ def uncertainty(problem: Problem, fit: Trained, z: Array | None = None, *, popul
         state = to_state(problem, fit, z)
         limit = MAX_CHAIN if problem.family == "crf" else MAX_PARAMETERS
         if problem.family == "crf" and problem.network.n_parameters <= limit:
-            return chain_uncertainty(problem, state, population=population)
+            found = chain_information(problem, state)
+            return Uncertainty(found.effects, ridged_inverse(found.population) if population else None, found.gain)
         C = posterior_covariance(person_information(problem, state), state.s)
         if problem.network.n_parameters > limit or not population:
             return Uncertainty(C, None)
         return Uncertainty(C, ridged_inverse(population_information(problem, state, C)))
-
-
-def chain_uncertainty(problem: Problem, state: State, *, population: bool) -> Uncertainty:
-    """Uncertainty of a CRF from its second derivatives in all parameters."""
-    found = chain_information(problem, state)
-    return Uncertainty(found.effects, ridged_inverse(found.population) if population else None, found.gain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +189,23 @@ def chain_information(problem: Problem, state: State) -> ChainInformation:
         for block in pieces(problem, whole, P * problem.network.n_out**2):
             tensors = view_tensors(problem.network, problem.personal, state.theta, eta[block.persons])
             outputs = forward(problem.network, tensors, block.x)
-            slopes = whole_jacobian(problem, block, state)[..., : P - problem.network.n_out**2]
-            H = effect_information(outputs, tensors[-1], slopes, block.mask, True, block.y)
+            scores = transition_scores(problem.network, tensors, block.x)
+            first, C2 = min(t.start for t in problem.network.tensors if t.name in CHAIN), problem.network.n_out**2
+            slopes = whole_jacobian(problem, block, state)[..., :first]
+            H = effect_information(outputs, scores, slopes, block.mask, True, block.y)
+            if first < P - C2:  # what a covariate adds moves the scores of her sequences by as much as it is
+                each = block.x[:, 0, problem.network.n_in :]
+                eye = torch.eye(C2, dtype=H.dtype, device=H.device)
+                onto = torch.einsum("bm,cd->bcmd", each, eye).flatten(2)  # (B, C2, m C2)
+                onto = torch.cat([onto, eye.expand(len(each), -1, -1)], dim=-1)
+                top = H[:, :first, first:] @ onto
+                H = torch.cat(
+                    [
+                        torch.cat([H[:, :first, :first], top], dim=-1),
+                        torch.cat([top.mT, onto.mT @ H[:, first:, first:] @ onto], dim=-1),
+                    ],
+                    dim=-2,
+                )
             rows = H[:, index]
             total += H.sum(0)
             cross.index_add_(0, block.persons, rows if state.loading is None else directions(state.loading).T @ rows)
@@ -428,9 +433,11 @@ def unknown_rows(
     """
     parts: list[list[tuple[Block, Tensor]]] = [[], [], [], []]
     with torch.no_grad():
-        state = to_state(problem, fit)
+        state, eta = to_state(problem, fit), problem.tensor(draws @ fit.loading.T)
         for block in (piece for whole in blocks for piece in pieces(problem, whole, 2 * len(draws))):
-            values = over_draws(problem, block, state, fit, draws)
+            drawn = (draw.expand(len(block.persons), -1) for draw in eta)
+            each = (view_tensors(problem.network, problem.personal, state.theta, mine) for mine in drawn)
+            values = torch.stack([block_means(problem, block, tensors) for tensors in each])
             extra = population_spread(problem, block, state, covered)
             mean, between = values.mean(0), values.var(0, correction=0)
             variance = 0.0 * mean + extra if limits.population else between + extra
@@ -438,16 +445,6 @@ def unknown_rows(
             for part, value in zip(parts, found, strict=True):
                 part.append((block, value))
     return over_persons(blocks, parts, limits)
-
-
-def over_draws(problem: Problem, block: Block, state: State, fit: Trained, draws: Array) -> Tensor:
-    """The block's predictions at each draw of the effects, shape (n_draws, B, T, d)."""
-    eta = problem.tensor(draws @ fit.loading.T)
-    out = []
-    for draw in eta:
-        mine = draw.expand(len(block.persons), -1)
-        out.append(block_means(problem, block, view_tensors(problem.network, problem.personal, state.theta, mine)))
-    return torch.stack(out)
 
 
 def draw_limits(
@@ -466,7 +463,7 @@ def block_means(problem: Problem, block: Block, tensors: list[Tensor]) -> Tensor
     """Means on the response scale; marginal state probabilities for a CRF."""
     outputs = forward(problem.network, tensors, block.x)
     if problem.family == "crf":
-        return marginals(outputs, tensors[-1], block.mask)
+        return marginals(outputs, transition_scores(problem.network, tensors, block.x), block.mask)
     return mean_outputs(problem.family, outputs)
 
 
@@ -497,7 +494,8 @@ def crf_rows(problem: Problem, fit: Trained, blocks: Blocks, z: Array, *, states
             outputs = forward(problem.network, tensors, block.x)
             outputs = clamped(outputs, block.y) if given else outputs
             found = decode if states else marginals
-            parts.append((block, found(outputs, tensors[-1], block.mask)))
+            scores = transition_scores(problem.network, tensors, block.x)
+            parts.append((block, found(outputs, scores, block.mask)))
     return gather(blocks, parts)
 
 

@@ -16,6 +16,7 @@ from mixmoe.design.frame import places_of, view
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.neural.batches import Scaling, blocks_of
 from mixmoe.neural.blocks import Blocks, Tensor, build_blocks, to_array
+from mixmoe.neural.components import is_linear, linear_map, random_names
 from mixmoe.neural.estimators.last_layer import is_exact
 from mixmoe.neural.estimators.trained import Problem, Trained, parts_of
 from mixmoe.neural.groupings import (
@@ -29,7 +30,15 @@ from mixmoe.neural.groupings import (
     spread_of,
     strangers,
 )
-from mixmoe.neural.marginal_likelihood import is_marginal, posterior_means
+from mixmoe.neural.marginal_likelihood import (
+    is_marginal,
+    is_regression,
+    linear_names,
+    outcome_names,
+    posterior_means,
+    random_map,
+    random_rows,
+)
 from mixmoe.neural.person_predictions import (
     N_DRAWS,
     Components,
@@ -48,7 +57,7 @@ from mixmoe.neural.person_predictions import (
     uncertainty,
     unknown_rows,
 )
-from mixmoe.neural.transitions import Following, Transitions, build_transitions, following_rows
+from mixmoe.neural.transitions import Transitions, build_transitions, following_rows
 from mixmoe.output.predictions import (
     Interval,
     IntervalOf,
@@ -116,21 +125,26 @@ class Persons:
         )
 
     def effects(self) -> pd.DataFrame:
-        """Effects on the personal parameters, standardised scale, one row per person.
+        """Effects on the personal parameters, one row per person.
 
-        With several groupings one row per level of each, by grouping and label, and NaN where a grouping has none.
+        Of a linear network those on its coefficients, on the user's scale, by the names in the summary; of others on
+        single weights, inputs and response being standardised. With several groupings one row per level of each, by
+        grouping and label, and NaN where a grouping has none.
         """
+        loadings = [self.trained.loading, *(g.loading for g in self.trained.further)]
+        parts = [z @ L.T @ mine.onto.T for z, L, mine in zip(self.z_of_all, loadings, self.reported, strict=True)]
+        if self.levels:
+            return self._by_grouping(parts)
         index = pd.Index(self.labels, name=self.design.names.group)
-        mine = pd.DataFrame(self.z @ self.trained.loading.T, index=index, columns=parameter_names(self.problem))
-        theirs = [z @ g.loading.T for z, g in zip(self.others, self.trained.further, strict=True)]
-        return mine if not theirs else self._by_grouping([mine.to_numpy(), *theirs])
+        return pd.DataFrame(parts[0], index=index, columns=self.reported[0].names)
 
     def effect_errors(self, covered: Uncertainty | None = None) -> pd.DataFrame:
         """Posterior standard deviations of the effects."""
         if self.levels:
-            return self._by_grouping(level_errors(self.problem, self.trained, self.z_of_all))
+            onto = [mine.onto for mine in self.reported]
+            return self._by_grouping(level_errors(self.problem, self.trained, self.z_of_all, onto))
         C = to_array(self.uncertainty(covered).effects)
-        loading = self.directions
+        loading = self.reported[0].onto @ self.directions
         variance = np.einsum("qr,nrs,qs->nq", loading, C, loading)
         return self.effects() * 0.0 + np.sqrt(np.maximum(variance, 0.0))
 
@@ -139,10 +153,17 @@ class Persons:
         names = [str(self.design.names.group), *(known.term.name for known in self.levels)]
         labels = [self.labels, *(known.labels for known in self.levels)]
         frames = [
-            pd.DataFrame(mine, index=pd.Index(of, dtype=object), columns=parameter_names(part))
-            for mine, of, part in zip(values, labels, parts_of(self.problem), strict=True)
+            pd.DataFrame(mine, index=pd.Index(of, dtype=object), columns=shown.names)
+            for mine, of, shown in zip(values, labels, self.reported, strict=True)
         ]
         return pd.concat(frames, keys=names, names=["grouping", "level"])
+
+    @property
+    def reported(self) -> tuple["Reported", ...]:
+        """How the effects of each grouping are reported."""
+        levels = tuple(str(level) for level in self.design.response_levels or ())
+        parts = parts_of(self.problem)
+        return tuple(reported_effects(part, self.scaling, self.design.names.expert, levels) for part in parts)
 
     @property
     def z_of_all(self) -> tuple[Array, ...]:
@@ -201,9 +222,39 @@ def parameter_names(problem: Problem) -> list[str]:
     return names
 
 
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """How effects are reported.
+
+    Attributes
+    ----------
+    names : list of str
+    onto : ndarray, shape (R, q)
+        From effects on the standardised parameters.
+    """
+
+    names: list[str]
+    onto: Array
+
+
+def reported_effects(problem: Problem, scaling: Scaling, names: tuple[str, ...], levels: tuple[str, ...]) -> Reported:
+    """Effects on coefficients, of a linear network, or on single parameters."""
+    if is_linear(problem):
+        return Reported(random_names(problem, linear_names(names)), linear_map(problem, scaling))
+    single = parameter_names(problem)
+    if not is_regression(problem) or not problem.personal.q:
+        return Reported(single, np.eye(len(single)))
+    onto, chosen = random_map(problem, scaling), random_rows(problem, problem.network.n_in)
+    terms = outcome_names(problem, names, levels)
+    columns = problem.personal.columns("transitions")
+    moves = np.eye(problem.personal.q)[columns] if columns is not None else onto[:0]
+    cells = [f"transition({a},{b})" for a in levels for b in levels] if columns is not None else []
+    return Reported([*(terms[k] for k in chosen), *cells], np.vstack([onto, moves]))
+
+
 def persons_of(model: "NME", problem: Problem, trained: Trained) -> Persons:
     """The persons of a fit; rows held out for early stopping count for their effects."""
-    everyone = replace(model.problem, cov=problem.cov)
+    everyone = replace(model.problem, cov=problem.cov, prior=problem.prior)
     z, others = trained.z, [mine.z for mine in trained.further]
     if problem.validation.n_rows and model.estimator == "laplace" and problem.n_effects:
         z, *others = estimated_effects(everyone, trained) if others else [effects_from_rows(everyone, trained)]
@@ -432,7 +483,10 @@ def predictions(
             chains = (
                 following_rows(persons.design, past, design, persons.scaling, known, problem.device) if own else None
             )
-            values = known_means(persons, blocks) if chains is None else following_states(persons, chains)
+            values = known_means(persons, blocks) if chains is None else np.empty(0)
+            if chains is not None:
+                given = crf_rows(problem, fit, chains.blocks, persons.z, states=False, given=True)
+                values = given[chains.places]
             out.append((is_known, Prediction(values, np.full(values.shape, np.nan))))
         else:
             found = known_rows(problem, fit, blocks, persons.z, bare)
@@ -443,12 +497,6 @@ def predictions(
         blocks = blocks_of(design, family, persons.scaling, ~is_known, zeros, persons.problem.device)
         out.append((~is_known, over_effects(persons, covered, blocks, limits, checked_rng(rng))))
     return out
-
-
-def following_states(persons: Persons, chains: Following) -> Array:
-    """State probabilities of the new rows of sequences given the states before them, shape (n, C)."""
-    values = crf_rows(persons.problem, persons.trained, chains.blocks, persons.z, states=False, given=True)
-    return values[chains.places]
 
 
 def combined_predictions(persons: Persons, covered: Uncertainty | None, blocks: Blocks, limits: Limits) -> Prediction:
@@ -549,7 +597,10 @@ def labelled(persons: Persons, found: Prediction, wanted: Wanted) -> dict[str, A
             return mean_columns(mean)
         variance = found.variance[:, 0] + (persons.trained.sigma2 if wanted.noise else 0.0)
         ends = normal_limits(found.mean[:, 0], variance, wanted.alpha)
-        low, high = (replaced(end, by) for end, by in zip(ends, (found.lower, found.upper), strict=True))
+        low, high = (
+            end if by is None else np.where(np.isnan(by), end, by)
+            for end, by in zip(ends, (found.lower, found.upper), strict=True)
+        )
         back = (scaling.y_mean + scaling.y_sd * end for end in (low, high))
         return mean_columns(Interval(mean, scaling.y_sd * np.sqrt(np.maximum(variance, 0.0)), *back))
     names = category_names(persons)
@@ -561,7 +612,10 @@ def labelled(persons: Persons, found: Prediction, wanted: Wanted) -> dict[str, A
     if wanted.noise:  # of a response that is 0 or 1: its quantiles
         quantiles = (np.where(1.0 - p >= level, 0.0, 1.0) for level in (wanted.alpha / 2.0, 1.0 - wanted.alpha / 2.0))
         return named_columns(names, Interval(p, np.sqrt(p * (1.0 - p)), *quantiles))
-    return named_columns(names, Interval(p, np.sqrt(variance), *logit_limits(p, variance, wanted.alpha)))
+    safe = np.clip(p, 1e-12, 1.0 - 1e-12)
+    ends = normal_limits(np.log(safe / (1.0 - safe)), variance / (safe * (1.0 - safe)) ** 2, wanted.alpha)
+    low, high = (1.0 / (1.0 + np.exp(-end)) for end in ends)
+    return named_columns(names, Interval(p, np.sqrt(variance), low, high))
 
 
 def category_names(persons: Persons) -> list[str]:
@@ -573,18 +627,6 @@ def user_rows(values: Any, design: Design, data: Any) -> Any:
     """A frame or series in the order of the design as the user's rows, missing where a row was left out."""
     seen = view(data)
     return values.set_axis(design.position).reindex(range(seen.n_rows)).set_axis(seen.labels)
-
-
-def replaced(limits: Array, by: Array | None) -> Array:
-    """Limits with those that are known better put in their place."""
-    return limits if by is None else np.where(np.isnan(by), limits, by)
-
-
-def logit_limits(p: Array, variance: Array, alpha: float) -> tuple[Array, Array]:
-    """Limits of probabilities, normal on the logit scale."""
-    safe = np.clip(p, 1e-12, 1.0 - 1e-12)
-    low, high = normal_limits(np.log(safe / (1.0 - safe)), variance / (safe * (1.0 - safe)) ** 2, alpha)
-    return 1.0 / (1.0 + np.exp(-low)), 1.0 / (1.0 + np.exp(-high))
 
 
 def state_frame(persons: Persons, data: Any, *, states: bool) -> Any:

@@ -1,6 +1,6 @@
 """What a fitted NME offers: predictions with intervals, person effects, transitions, decoding."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +10,22 @@ import pandas as pd
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice
 from mixmoe.check.terms import Owners, owners_of
-from mixmoe.errors import ArgumentError, ConvergenceWarning, DegeneracyWarning, MixmoeWarning, SavedFileError
+from mixmoe.errors import (
+    ArgumentError,
+    BoundaryWarning,
+    ConvergenceWarning,
+    DegeneracyWarning,
+    MixmoeWarning,
+    SavedFileError,
+)
 from mixmoe.families import lacking
 from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.inference.wald import InvalidTest
+from mixmoe.loading import restored
 from mixmoe.mixture.estimate import EMFit, Flag, Starts, criteria
 from mixmoe.neural.blocks import to_array, torch
-from mixmoe.neural.components import free_parameters
+from mixmoe.neural.chain_covariates import covariate_tests, wald_rows
+from mixmoe.neural.components import free_parameters, is_linear, named_tensors
 from mixmoe.neural.displays import (
     Comparison,
     architecture_table,
@@ -26,7 +35,7 @@ from mixmoe.neural.displays import (
     learning_curves,
     share_table,
 )
-from mixmoe.neural.estimators.trained import LevelEffects, Problem, Trace, Trained
+from mixmoe.neural.estimators.trained import LevelEffects, Problem, Trace, Trained, parts_of
 from mixmoe.neural.fitted_rows import NetworkDiagnosis
 from mixmoe.neural.marginal_likelihood import linear_names
 from mixmoe.neural.network import forward, view_tensors
@@ -35,12 +44,15 @@ from mixmoe.neural.transitions import Transitions, build_transitions
 from mixmoe.output.predictions import IntervalOf, Kind, Scale, checked_wanted
 from mixmoe.output.records import Cell, Curve, Table
 from mixmoe.output.saved import SavedFit
-from mixmoe.results import Results, restored
+from mixmoe.results import Results
 
 if TYPE_CHECKING:
     from mixmoe.neural.model import NME
 
 
+SPREAD_NOTE = (
+    "The standard deviation of a tensor is the root mean square over its entries, on standardised inputs and response."
+)
 TRANSITION_NOTE = (
     "Transition scores are centred: only differences mean something, and zero is no hypothesis; transitions.population "
     "has the probabilities."
@@ -59,6 +71,8 @@ class NMEResults(NetworkDiagnosis):
         The rows that were fitted.
     trained : Trained
     comparison : Comparison or None
+    training : mapping, optional
+        Options of the fit that are not the default.
 
     Attributes
     ----------
@@ -86,8 +100,10 @@ class NMEResults(NetworkDiagnosis):
         problem: Problem,
         trained: Trained,
         comparison: Comparison | None = None,
+        training: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(model, fit, cov)
+        self.training = dict(training or {})
         self.problem, self.trained, self.comparison = problem, trained, comparison
         self.df_model = free_parameters(problem)
         self.df_resid = self.nobs - self.df_model
@@ -107,9 +123,11 @@ class NMEResults(NetworkDiagnosis):
 
     @property
     def random_effects(self) -> pd.DataFrame:
-        """Effects of the persons on their parameters, on standardised inputs and response, one row per person.
+        """Effects of the persons on their parameters, one row per person.
 
-        With several groupings one row per level of each, indexed by grouping and level.
+        Of a linear network on its coefficients, on the user's scale and by their names in the summary; of others on
+        single weights, of the network of standardised inputs and response. With several groupings one row per level of
+        each, indexed by grouping and level.
         """
         return self.persons.effects()
 
@@ -194,6 +212,10 @@ class NMEResults(NetworkDiagnosis):
             raise lacking(self.model.spec, "HasTerms", "wald_test_terms")
         return {"fixed": owner}
 
+    @property
+    def _fit_options(self) -> Mapping[str, Any]:
+        return self.training
+
     def _by_unit(self) -> pd.DataFrame:
         return self.random_effects
 
@@ -212,6 +234,33 @@ class NMEResults(NetworkDiagnosis):
             With `predict`, `effects` and, for a CRF, `decode` and `transitions`.
         """
         return adapt_persons(self.persons, data)
+
+    def transition_tests(self, *, lr: bool = True) -> pd.DataFrame:
+        """Whether transitions go with the covariates of persons that ``gate:`` names (CRF).
+
+        Parameters
+        ----------
+        lr : bool
+            Whether to fit the model without each term as well, for a likelihood-ratio test.
+
+        Returns
+        -------
+        DataFrame
+            One row per term: ``df``, ``wald`` and ``wald_pvalue``, ``lr`` and ``lr_pvalue``.
+
+        Raises
+        ------
+        ArgumentError
+            If there are no such covariates, with ``estimator="sgd"``, and for fits stopped by ``validation=``.
+
+        Notes
+        -----
+        What a covariate adds to the score of entering a state, whatever the state before, is in the test too; where it
+        is to be held apart, it is a term of the emissions as well, left of the first bar. Covariates are in the mean of
+        the transitions, before the effects of persons, so that the length of sequences, which rules how much these are
+        shrunken, plays no part; see `Transitions.association` for a test without a model.
+        """
+        return covariate_tests(self, lr)
 
     def decode(self, data: Any = None) -> pd.Series:
         """The most probable state sequence of known persons (Viterbi); of unknown ones at effects of zero.
@@ -240,11 +289,33 @@ class NMEResults(NetworkDiagnosis):
 
     def tables(self, alpha: float = 0.05) -> tuple[Table, ...]:
         """Header, architecture, parameters, shares of variance, and the comparison on held-out rows."""
-        header, *parameters = (with_transition_note(table) for table in super().tables(alpha))
+        header, *parameters = super().tables(alpha)
+        whole = [len(part.personal.places(spec)) for part in parts_of(self.problem) for spec in named_tensors(part)]
+        pooled = (SPREAD_NOTE,) if max(whole, default=0) > 1 and not is_linear(self.problem) else ()
+        more = {"other": ((TRANSITION_NOTE,), "Transition scores"), "random": (pooled, "")}
+        for k, table in enumerate(parameters):
+            notes, title = more.get(table.key, ((), ""))
+            parameters[k] = replace(table, notes=(*table.notes, *notes), title=title or table.title)
         extra = [architecture_table(self.model.estimator, self.problem, self.trained)]
+        tests = []
+        if len(self.model.scaling.gate_columns) and self.model.estimator == "laplace":
+            found = wald_rows(self)
+            rows = tuple((int(row.df), float(row.wald), float(row.wald_pvalue)) for row in found.itertuples())
+            names = tuple(str(term) for term in found.index)
+            tests = [
+                Table(
+                    "gate",
+                    "Covariates of the transitions, Wald tests",
+                    ("df", "chi2", "p"),
+                    names,
+                    rows,
+                    ("num", "num", "p"),
+                    ("transition_tests() has likelihood-ratio tests too.",),
+                )
+            ]
         share = share_table(self.problem, self.trained)
-        compared = [] if self.comparison is None else [comparison_table(self.comparison)]
-        return (header, *extra, *parameters, *([share] if share is not None else []), *compared)
+        compared = [] if self.comparison is None else [comparison_table(self.comparison, self.problem.family)]
+        return (header, *extra, *parameters, *tests, *([share] if share is not None else []), *compared)
 
     def curves(self, kind: str, **options: Any) -> tuple[Curve, ...]:
         """Curves of one kind.
@@ -294,8 +365,14 @@ class NMEResults(NetworkDiagnosis):
 
     @property
     def _saved_settings(self) -> Mapping[str, Any]:
-        state = saved_state(self.trained, self.comparison, self.problem)
-        return {**self.model.settings, "state": state, "module": saved_module(self.problem, self.trained)}
+        state = {**saved_state(self.trained, self.comparison, self.problem), "training": self.training}
+        module = self.problem.network.module
+        # By what a user's own network is known again: its name, and its outputs at some rows.
+        known = {
+            "name": type(module).__name__,
+            "outputs": None if module is None else probed_outputs(self.problem, self.trained),
+        }
+        return {**self.model.settings, "state": state, "module": None if module is None else known}
 
     @staticmethod
     def _from_saved(family: Any, saved: SavedFit, context: Mapping[str, Any] | None) -> "NMEResults":
@@ -308,16 +385,10 @@ class NMEResults(NetworkDiagnosis):
         model = family(saved.formula, saved.data, context=context, **settings)
         model.design = restored(model.design, saved)
         restored_state = read_state(state, saved.fit)
-        problem = model._problem(restored_state.share)
+        problem = model._problem(restored_state.share, prior=float(state["prior"]))
         check_module_outputs(problem, restored_state.trained, module)
-        return NMEResults(model, saved.fit, saved.cov, problem, restored_state.trained, restored_state.comparison)
-
-
-def with_transition_note(table: Table) -> Table:
-    """A table, that of transition scores with its title and what they are."""
-    if table.key != "other":
-        return table
-    return replace(table, title="Transition scores", notes=(*table.notes, TRANSITION_NOTE))
+        found = restored_state
+        return NMEResults(model, saved.fit, saved.cov, problem, found.trained, found.comparison, state["training"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,14 +398,6 @@ class RestoredState:
     trained: Trained
     comparison: Comparison | None
     share: float
-
-
-def saved_module(problem: Problem, trained: Trained) -> dict[str, Any] | None:
-    """By what a user's own network is known again: its name and its outputs at some rows; None for a built-in one."""
-    module = problem.network.module
-    if module is None:
-        return None
-    return {"name": type(module).__name__, "outputs": probed_outputs(problem, trained)}
 
 
 def probed_outputs(problem: Problem, trained: Trained) -> Array:
@@ -392,6 +455,7 @@ def saved_state(trained: Trained, comparison: Comparison | None, problem: Proble
         "loglik": trained.loglik,
         "trace": asdict(trained.trace),
         "share": problem.share,
+        "prior": problem.prior,
         "comparison": None if comparison is None else asdict(comparison),
         "further": [{"loading": mine.loading, "z": mine.z} for mine in trained.further],
     }
@@ -442,6 +506,7 @@ WARNINGS: Mapping[str, type[MixmoeWarning]] = {
     "not_finite": ConvergenceWarning,
     "separated": ConvergenceWarning,
     "degenerate": DegeneracyWarning,
+    "boundary": BoundaryWarning,
 }
 
 
@@ -466,6 +531,20 @@ def collapsed(ratio: float) -> Flag:
         "but exactly, where the likelihood is unbounded, so that likelihood and standard errors mean nothing; remove "
         "inputs that are functions of the response, use fewer hidden units or fewer person effects, or choose the "
         "epoch by validation=",
+    )
+
+
+def vanished(names: Sequence[str]) -> tuple[Flag, ...]:
+    """A flag if standard deviations between persons, or levels of another grouping, are zero."""
+    if not names:
+        return ()
+    what = "deviation" if len(names) == 1 else "deviations"
+    return (
+        Flag(
+            "boundary",
+            f"zero is the estimate of the standard {what} {', '.join(names)}, the end of the space, where there is no "
+            "standard error: the data show no such differences; leave these effects out of re:",
+        ),
     )
 
 

@@ -21,7 +21,7 @@ from mixmoe.design.frame import places_of, shown, units_of
 from mixmoe.errors import ArgumentError
 from mixmoe.neural.batches import Scaling
 from mixmoe.neural.blocks import Blocks, Tensor, build_blocks, to_array, torch
-from mixmoe.neural.crf import centred, next_state
+from mixmoe.neural.crf import centred, interior, next_state
 from mixmoe.neural.network import forward, view_tensors
 from mixmoe.neural.person_predictions import Uncertainty, to_state
 from mixmoe.output.predictions import known_places
@@ -63,11 +63,12 @@ class Transitions:
     Attributes
     ----------
     population : DataFrame
-        Columns ``from``, ``to``, ``probability``, ``lower``, ``upper``: next-state probabilities at average inputs.
+        Columns ``from``, ``to``, ``probability``, ``lower``, ``upper``: next-state probabilities at average inputs, and
+        at average covariates of persons where ``gate:`` names some.
     persons : DataFrame
-        The same by person.
+        The same by person, at her covariates.
     scores : ndarray, shape (N, C, C)
-        Centred scores of the persons: without what no sequence can tell.
+        Centred scores of the persons: without the constant, which no sequence can tell.
     scores_se : ndarray, shape (N, C, C)
         Their standard deviations: of the posterior of the effects and of the population scores.
     states : tuple of str
@@ -201,9 +202,13 @@ def build_transitions(persons: "Persons", covered: Uncertainty) -> Transitions:
         base = state.theta[spec.start : spec.stop].view(C, C)
         tensors = view_tensors(problem.network, problem.personal, state.theta, None)
         average = forward(problem.network, tensors, problem.tensor(np.zeros((1, 1, problem.network.n_in))))[0, 0]
-        point = base + effect_means(persons, C)
-        draws = score_draws(persons, covered, C)
-        own = limits(next_state(point, average), None if draws is None else next_state(base + draws, average))
+        point = base + shift_sums(persons, state.theta, C) + effect_means(persons, C)
+        personal = persons.problem.personal.columns("transitions") is not None
+        draws = None  # where nothing is uncertain that was computed: shared transitions of a large network
+        if personal or covered.population is not None:
+            draws = effect_draws(persons, covered, C) + population_draws(persons, covered, C)
+        moved = base + shift_sums(persons, state.theta, C)
+        own = limits(next_state(point, average), None if draws is None else next_state(moved + draws, average))
         whole = population_limits(base, average, covered.population)
         spread = torch.full_like(point, math.nan) if draws is None else centred(draws).std(0, correction=0)
     frame = long_frame(states, own)
@@ -218,15 +223,16 @@ def standardised_effects(persons: "Persons", covered: Uncertainty, C: int) -> Ar
 
     Notes
     -----
-    In the m directions that sequences can tell, the posterior mean of person i has the covariance ``V_i = S - C_i``
-    over persons like her: the prior less her posterior one (total variance). The result is ``V_i^-1/2`` times the mean.
+    In the m directions that the rows within a sequence tell, see `interior`, the posterior mean of person i has the
+    covariance ``V_i = S - C_i`` over persons like her: the prior less her posterior one (total variance). The result
+    is ``V_i^-1/2`` times the mean.
     Directions in which a person's rows tell next to nothing count as zero.
     """
     loading = to_array(transition_loading(persons))
     if not len(loading) or covered.effects is None:
         return None
     state = to_state(persons.problem, persons.trained, persons.z)
-    project = to_array(centred(persons.problem.tensor(np.eye(C * C)).view(-1, C, C))).reshape(C * C, C * C)
+    project = to_array(interior(persons.problem.tensor(np.eye(C * C)).view(-1, C, C))).reshape(C * C, C * C)
     roots, vectors = np.linalg.eigh(project)
     told = vectors[:, roots > 0.5].T @ loading  # (m, r)
     V = told @ (np.diag(to_array(state.s)) - to_array(covered.effects)) @ told.T
@@ -234,6 +240,20 @@ def standardised_effects(persons: "Persons", covered: Uncertainty, C: int) -> Ar
     kept = roots > LITTLE * roots.max(axis=1, keepdims=True)
     scale = np.where(kept, 1.0 / np.sqrt(np.where(kept, roots, 1.0)), 0.0)
     return np.einsum("nij,nj,nkj,nk->ni", vectors, scale, vectors, to_array(state.z) @ told.T)
+
+
+def shift_sums(persons: "Persons", theta: Tensor, C: int) -> Tensor:
+    """What the covariates of the persons add to the transition scores, shape (..., N, C, C).
+
+    Parameters
+    ----------
+    theta : Tensor, shape (..., P)
+        Population parameters, or changes of them.
+    """
+    design, m = persons.history or persons.design, len(persons.scaling.gate_columns)
+    W = persons.problem.tensor(persons.scaling.covariates(design.gate))
+    each = theta[..., -(1 + m) * C * C : theta.shape[-1] - C * C].reshape(*theta.shape[:-1], m, C, C)
+    return torch.einsum("nm,...mcd->...ncd", W, each)
 
 
 def transition_loading(persons: "Persons") -> Tensor:
@@ -249,17 +269,6 @@ def effect_means(persons: "Persons", C: int) -> Tensor:
     if columns is None:
         return persons.problem.tensor(np.zeros((len(persons.labels), C, C)))
     return persons.problem.tensor((persons.z @ persons.trained.loading.T)[:, columns]).view(-1, C, C)
-
-
-def score_draws(persons: "Persons", covered: Uncertainty, C: int) -> Tensor | None:
-    """Draws of what the persons' transition scores add to those of the population, shape (n_draws, N, C, C).
-
-    None where nothing is uncertain that was computed: shared transitions of a network with too many parameters.
-    """
-    personal = persons.problem.personal.columns("transitions") is not None
-    if not personal and covered.population is None:
-        return None
-    return effect_draws(persons, covered, C) + population_draws(persons, covered, C)
 
 
 def effect_draws(persons: "Persons", covered: Uncertainty, C: int) -> Tensor:
@@ -282,10 +291,11 @@ def population_draws(persons: "Persons", covered: Uncertainty, C: int) -> Tensor
     if covered.population is None or covered.gain is None:
         return 0.0
     moved, N = parameter_draws(covered.population), len(persons.labels)
-    if not len(transition_loading(persons)):  # shared transitions are those of the population, with its uncertainty
-        return moved[:, None, -C * C :].expand(-1, N, -1).reshape(N_DRAWS, N, C, C)
-    own = moved[:, None, -C * C :] - torch.einsum("cr,nrp,dp->dnc", transition_loading(persons), covered.gain, moved)
-    return own.view(N_DRAWS, -1, C, C)
+    whole = moved[:, -C * C :].view(-1, 1, C, C) + shift_sums(persons, moved, C)
+    if not len(transition_loading(persons)):  # those of the population, with its uncertainty
+        return whole
+    taken = torch.einsum("cr,nrp,dp->dnc", transition_loading(persons), covered.gain, moved)
+    return whole - taken.view(N_DRAWS, N, C, C)
 
 
 def parameter_draws(cov: Tensor) -> Tensor:
@@ -363,7 +373,7 @@ def following_rows(
     if not used.any() or new.sequence is None:
         return None
     members = np.concatenate([before[used], new.sequence[mine]])
-    x = np.concatenate([scaling.inputs(past.expert)[used], scaling.inputs(new.expert)[mine]])
+    x = np.concatenate([scaling.rows(past)[used], scaling.rows(new)[mine]])
     y = np.concatenate([np.asarray(past.response)[used], np.full(int(mine.sum()), -1)]).astype(np.int64)
     owner = np.zeros(int(members.max()) + 1, dtype=np.intp)
     owner[new.sequence[mine]] = known[new.codes[mine]]

@@ -402,7 +402,7 @@ def accumulate(recipe: Recipe, source: Source, reference: Reference) -> Sums:
 def _shift(built: Materialized, first: Array) -> Array:
     """T with X T the columns behind an intercept less their first values.
 
-    They then keep the digits in which they differ. See `mixmoe.design.checks.aliases`.
+    They then keep the digits in which they differ. See `mixmoe.design.aliases.aliases`.
     """
     T = np.eye(len(first))
     if len(first) and built.names["expert"][0] == "Intercept":

@@ -17,27 +17,22 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from scipy.special import betaln, digamma, gammaln
 
 from mixmoe._typing import AnyArray, Array, IntArray
+from mixmoe.mixed.likelihood.columns import Columns
 from mixmoe.mixed.likelihood.gaussian import (
     FIRST_SIZE,
     LOG_2PI,
     GaussianExperts,
     GaussianRowExperts,
-    flat_experts,
     independent_experts,
 )
 from mixmoe.mixed.likelihood.modes import extra_starts
-from mixmoe.mixed.likelihood.protocol import (
-    ClosedIntegral,
-    Effects,
-    RowScores,
-    ScoresByRow,
-)
+from mixmoe.mixed.likelihood.protocol import ClosedIntegral, Effects, RowScores, ScoresByRow
 from mixmoe.mixed.parameters import Params, Structure
-from mixmoe.numerics.linalg import cholesky, inverse_from_cholesky, solve_lower, solve_upper, times_real
-from mixmoe.numerics.threads import ALONE, Workers
+from mixmoe.numerics.linalg import cholesky, inverse_from_cholesky, solve_lower, solve_upper
 from mixmoe.responses.distribution import trigamma
 
 ErrorKind = Literal["iid", "ar1", "car1", "bm"]
@@ -156,6 +151,8 @@ class Spread:
     errors : ndarray, shape (E, n)
         y - X beta - Z b at the posterior mean of b.
     Z : ndarray, shape (1, q, n)
+    white : ndarray, shape (E, 1 + q, n)
+        The errors and Z, whitened.
     cov : ndarray, shape (E, q, q, N)
         Posterior covariance of b.
     weight : ndarray, shape (E, N)
@@ -164,6 +161,7 @@ class Spread:
 
     errors: AnyArray
     Z: AnyArray
+    white: AnyArray
     cov: AnyArray
     weight: AnyArray
 
@@ -223,9 +221,9 @@ class Independent:
         """L^-1 c with R = L L', shape (E, d, n), for c of shape (E or 1, d, n)."""
         return c / self.sd[:, None]
 
-    def solve(self, c: AnyArray) -> AnyArray:
-        """R^-1 c, shapes as in `whiten`."""
-        return c / (self.sd * self.sd)[:, None]
+    def solved(self, white: AnyArray) -> AnyArray:
+        """R^-1 c from L^-1 c, shapes as in `whiten`."""
+        return white / self.sd[:, None]
 
     def colour(self, c: AnyArray) -> AnyArray:
         """L c, the inverse of `whiten`: errors of covariance R from independent ones."""
@@ -275,9 +273,9 @@ class Chain:
         out /= self.width[:, None]
         return out
 
-    def solve(self, c: AnyArray) -> AnyArray:
-        """R^-1 c, shapes as in `whiten`."""
-        out = self.whiten(c) / self.width[:, None]
+    def solved(self, white: AnyArray) -> AnyArray:
+        """R^-1 c from L^-1 c, shapes as in `whiten`."""
+        out = white / self.width[:, None]
         out[..., :-1] -= self.link[:, None, 1:] * out[..., 1:]
         return out / self.sd[:, None]
 
@@ -287,8 +285,7 @@ class Chain:
 
     def scores(self, s: Spread) -> ErrorScores:
         """Derivatives of the log-densities in the error parameters."""
-        white = self.whiten(s.errors[:, None])
-        white_Z = self.whiten(s.Z)
+        white, white_Z = s.white[:, :1], s.white[:, 1:]
         pull = s.weights(self.visits) * (white * self._turned(s.errors[:, None], white))[:, 0]
         pull += s.traces(self.visits, white_Z, self._turned(s.Z, white_Z))
         pull += self.link / self.width**2
@@ -339,9 +336,9 @@ class Filter:
         """L^-1 c with R = L L', shape (E, d, n), for c of shape (E or 1, d, n)."""
         return self._innovations(c) / np.sqrt(self.variance)[:, None]
 
-    def solve(self, c: AnyArray) -> AnyArray:
-        """R^-1 c, shapes as in `whiten`."""
-        return self._differences(self.tails(c))
+    def solved(self, white: AnyArray) -> AnyArray:
+        """R^-1 c from L^-1 c, shapes as in `whiten`."""
+        return self._differences(self._tails(white))
 
     def colour(self, c: AnyArray) -> AnyArray:
         """L c, the inverse of `whiten`: errors of covariance R from independent ones."""
@@ -349,15 +346,14 @@ class Filter:
         moved = recursion(self.visits, self.visits.continues, self.gain[:, None] * innovations)
         return self.visits.before(moved) + innovations
 
-    def tails(self, c: AnyArray) -> AnyArray:
-        """Sums of R^-1 c over each row and the later ones of its subject, shape (E, d, n)."""
-        return recursion(self.visits, 1 - self.gain, self._innovations(c) / self.variance[:, None], backward=True)
+    def _tails(self, white: AnyArray) -> AnyArray:
+        """Sums of R^-1 c over each row and the later ones of its subject, shape (E, d, n), from L^-1 c."""
+        return recursion(self.visits, 1 - self.gain, white / np.sqrt(self.variance)[:, None], backward=True)
 
     def scores(self, s: Spread) -> ErrorScores:
         """Derivatives of the log-densities in the error parameters."""
         weights, inverse = s.weights(self.visits), self._inverse()
-        Z = np.broadcast_to(s.Z, (len(self.sd), *s.Z.shape[1:]))
-        tails = self.tails(np.concatenate([s.errors[:, None], Z], axis=1))
+        tails = self._tails(s.white)
         solved = self._differences(tails)
         at_rows = weights * solved[:, 0] ** 2 - inverse.diagonal
         at_rows += s.traces(self.visits, solved[:, 1:], solved[:, 1:])
@@ -416,26 +412,33 @@ def factorise(kind: ErrorKind, sd: AnyArray, shape: AnyArray | None, visits: Vis
     if shape is None:
         return Independent(visits, sd)
     if kind == "bm":
-        return _filtered(sd, shape, visits)
-    return _ar1(sd, shape, visits) if kind == "ar1" else _car1(sd, shape, visits)
-
-
-def _car1(sd: AnyArray, phi: AnyArray, visits: Visits) -> Chain:
-    exponent = phi[:, None] * visits.gap
+        noise, step = sd * sd, shape[:, None] ** 2 * visits.gap
+        left = visits.before(_uncertainty(visits, noise, step)[:, None])[:, 0]
+        ahead = left + step
+        variance = ahead + noise
+        return Filter(visits, sd, shape, ahead / variance, variance)
+    if kind == "ar1":
+        # Whole-number gaps are few: their powers are taken once each, not once per row.
+        gaps, where = np.unique(visits.gap, return_inverse=True)
+        link, slope = integer_power(shape, gaps)[:, where], (gaps * integer_power(shape, gaps - 1))[:, where]
+        # The first row of a subject has nothing before it: its variance is that of the whole error.
+        link[:, visits.starts] = slope[:, visits.starts] = 0.0
+        # (1 - l)(1 + l) rather than 1 - l^2, which loses digits as |l| nears one.
+        return Chain(visits, sd, link, np.sqrt((1 - link) * (1 + link)), slope)
+    exponent = shape[:, None] * visits.gap
     # 1 - link^2 by expm1: of visits close in time it is tiny, and a difference from one would lose its digits.
     link, inside = np.exp(-exponent), -np.expm1(-2 * exponent)
-    # The first row of a subject has nothing before it: its variance is that of the whole error.
     link[:, visits.starts], inside[:, visits.starts] = 0.0, 1.0
     return Chain(visits, sd, link, np.sqrt(inside), -visits.gap * link)
 
 
-def _ar1(sd: AnyArray, rho: AnyArray, visits: Visits) -> Chain:
-    # Whole-number gaps are few: their powers are taken once each, not once per row.
-    gaps, where = np.unique(visits.gap, return_inverse=True)
-    link, slope = integer_power(rho, gaps)[:, where], (gaps * integer_power(rho, gaps - 1))[:, where]
-    link[:, visits.starts] = slope[:, visits.starts] = 0.0
-    # (1 - l)(1 + l) rather than 1 - l^2, which loses digits as |l| nears one.
-    return Chain(visits, sd, link, np.sqrt((1 - link) * (1 + link)), slope)
+def whitener(factor: ErrorFactor) -> csr_array:
+    """L^-1 of all subjects as one matrix, shape (n, n), for the factor of one expert, R = L L'."""
+    starts, counts = factor.visits.starts, factor.visits.counts
+    unit = (np.arange(counts.sum()) - np.repeat(starts, counts))[None] == np.arange(counts.max())[:, None]
+    white = factor.whiten(unit.astype(float)[None])[0]  # (m, n): what each row takes from its subject's visit j
+    visit, row = np.nonzero(white)
+    return csr_array((white[visit, row], (row, np.repeat(starts, counts)[row] + visit)), shape=(unit.shape[1],) * 2)
 
 
 def integer_power(rho: AnyArray, exponent: NDArray[np.float64]) -> AnyArray:
@@ -449,14 +452,6 @@ def integer_power(rho: AnyArray, exponent: NDArray[np.float64]) -> AnyArray:
         return power
     slope = np.where(exponent >= 1, usable * rho.real[:, None] ** np.maximum(usable - 1, 0.0), 0.0)
     return power + 1j * rho.imag[:, None] * slope
-
-
-def _filtered(sd: AnyArray, tau: AnyArray, visits: Visits) -> Filter:
-    noise, step = sd * sd, tau[:, None] ** 2 * visits.gap
-    left = visits.before(_uncertainty(visits, noise, step)[:, None])[:, 0]
-    ahead = left + step
-    variance = ahead + noise
-    return Filter(visits, sd, tau, ahead / variance, variance)
 
 
 def recursion(visits: Visits, slope: AnyArray, c: AnyArray, backward: bool = False) -> AnyArray:
@@ -500,8 +495,9 @@ def _uncertainty(visits: Visits, noise: AnyArray, step: AnyArray) -> AnyArray:
 
 def _scale_scores(f: Independent | Chain, s: Spread) -> AnyArray:
     """Derivative in the log standard deviation of each row where that scales all of its error, shape (E, n)."""
-    pull = s.weights(f.visits) * s.errors * f.solve(s.errors[:, None])[:, 0]
-    return pull + s.traces(f.visits, s.Z, f.solve(s.Z)) - 1
+    solved = f.solved(s.white)
+    pull = s.weights(f.visits) * s.errors * solved[:, 0]
+    return pull + s.traces(f.visits, s.Z, solved[:, 1:]) - 1
 
 
 _WORKING = 150_000  # doubles per working array (1.2 MB): rows, unlike moments, are swept once or twice only
@@ -514,7 +510,7 @@ class SerialRows:
     Attributes
     ----------
     y : ndarray, shape (n,)
-    X : ndarray, shape (p, n)
+    X : Columns
     Z : ndarray, shape (q, n)
     V : ndarray, shape (v, n)
         Covariates of the log standard deviation of the errors.
@@ -524,7 +520,7 @@ class SerialRows:
     """
 
     y: AnyArray
-    X: AnyArray
+    X: Columns
     Z: AnyArray
     V: AnyArray
     visits: Visits
@@ -540,6 +536,9 @@ class SerialRows:
         width = 1 + 2 * self.Z.shape[0] ** 2
         per_subject = max(1.0, self.y.size / self.n_subjects)
         length = max(64, int(_WORKING / (n_experts * width * per_subject)))
+        if length >= self.n_subjects:
+            yield slice(0, self.n_subjects), self
+            return
         for start in range(0, self.n_subjects, length):
             where = slice(start, min(start + length, self.n_subjects))
             yield where, self.run(where)
@@ -560,7 +559,7 @@ class SerialRows:
         return replace(self, y=np.zeros_like(self.y))
 
     def _at(self, at: "slice | NDArray[np.intp]", visits: Visits) -> "SerialRows":
-        return SerialRows(self.y[at], self.X[:, at], self.Z[:, at], self.V[:, at], visits, self.unit[at])
+        return SerialRows(self.y[at], self.X.at(at), self.Z[:, at], self.V[:, at], visits, self.unit[at])
 
 
 @dataclass(frozen=True, slots=True)
@@ -596,10 +595,14 @@ class RowPosterior:
 
     Attributes
     ----------
+    T : ndarray, shape (E, q, q)
+        Lower factor of the random-effects covariance, D = T T'.
     factor : Independent, Chain or Filter
         Of R.
     r : ndarray, shape (E, n)
         y - X beta.
+    white : ndarray, shape (E, q, n)
+        Z whitened.
     G : ndarray, shape (E, q, q, N)
         Z'R^-1 Z.
     L : ndarray, shape (E, q, q, N)
@@ -611,8 +614,10 @@ class RowPosterior:
     density : Density
     """
 
+    T: AnyArray
     factor: ErrorFactor
     r: AnyArray
+    white: AnyArray
     G: AnyArray
     L: AnyArray
     w: AnyArray
@@ -636,11 +641,14 @@ def row_posterior(rows: SerialRows, beta: AnyArray, T: AnyArray, errors: ErrorMo
     RowPosterior
     """
     factor = factorise(errors.kind, errors.deviations(rows.V, rows.unit), errors.shape, rows.visits)
-    r = rows.y - times_real(beta, rows.X)
+    r = rows.y - rows.X.predictor(beta)
     # With errors whitened by R's inverse factor, everything below is the algebra of independent errors.
     white_r, white_Z = factor.whiten(r[:, None]), factor.whiten(rows.Z[None])
-    G, Zr = _gram(rows, white_Z), rows.visits.per_subject(white_Z * white_r)
-    q = T.shape[1]
+    E, q = white_Z.shape[:2]
+    G, Zr = np.empty((E, q, q, rows.n_subjects), dtype=white_Z.dtype), rows.visits.per_subject(white_Z * white_r)
+    for a in range(q):
+        for b in range(a + 1):
+            G[:, a, b] = G[:, b, a] = rows.visits.per_subject(white_Z[:, a] * white_Z[:, b])
     inside = np.einsum("eai,eabn->eibn", T, G)
     W = np.einsum("eibn,ebj->eijn", inside, T) + np.eye(q)[:, :, None]
     # I + T'GT has eigenvalues of one or more, whatever D: a singular D needs no special case.
@@ -651,43 +659,32 @@ def row_posterior(rows: SerialRows, beta: AnyArray, T: AnyArray, errors: ErrorMo
     # The t has the same scale matrix V; only what the distance r'V^-1 r enters differs.
     n = rows.visits.counts.astype(float)
     density = normal_density(n, log_det, distance) if errors.df is None else t_density(n, log_det, distance, errors.df)
-    return RowPosterior(factor, r, G, L, solve_upper(L, half), distance, density)
+    return RowPosterior(T, factor, r, white_Z, G, L, solve_upper(L, half), distance, density)
 
 
-def _gram(rows: SerialRows, white: AnyArray) -> AnyArray:
-    """Z'R^-1 Z, shape (E, q, q, N)."""
-    E, q = white.shape[:2]
-    G = np.empty((E, q, q, rows.n_subjects), dtype=white.dtype)
-    for a in range(q):
-        for b in range(a + 1):
-            G[:, a, b] = G[:, b, a] = rows.visits.per_subject(white[:, a] * white[:, b])
-    return G
-
-
-def row_means(post: RowPosterior, T: AnyArray) -> AnyArray:
+def row_means(post: RowPosterior) -> AnyArray:
     """Posterior means of the random effects given the expert, shape (E, q, N)."""
-    return T @ post.w
+    return post.T @ post.w
 
 
-def row_covariances(post: RowPosterior, T: AnyArray) -> AnyArray:
+def row_covariances(post: RowPosterior) -> AnyArray:
     """Posterior covariances of the random effects for normal errors, shape (E, q, q, N); scale matrices for t."""
-    return np.einsum("eac,ecdn,ebd->eabn", T, inverse_from_cholesky(post.L), T, optimize=True)
+    return np.einsum("eac,ecdn,ebd->eabn", post.T, inverse_from_cholesky(post.L), post.T, optimize=True)
 
 
-def row_errors(rows: SerialRows, post: RowPosterior, T: AnyArray) -> AnyArray:
+def row_errors(rows: SerialRows, post: RowPosterior) -> AnyArray:
     """Residuals y - X beta - Z b at the posterior mean of b, shape (E, n)."""
-    means = np.repeat(row_means(post, T), rows.visits.counts, axis=-1)
+    means = np.repeat(row_means(post), rows.visits.counts, axis=-1)
     return post.r - (means * rows.Z).sum(axis=1)
 
 
-def row_scores(rows: SerialRows, post: RowPosterior, T: AnyArray, errors: ErrorModel) -> RowScores:
+def row_scores(rows: SerialRows, post: RowPosterior, errors: ErrorModel) -> RowScores:
     """Derivatives of each subject's log-density in the parameters of each expert.
 
     Parameters
     ----------
     rows : SerialRows
     post : RowPosterior
-    T : ndarray, shape (E, q, q)
     errors : ErrorModel
 
     Returns
@@ -700,12 +697,16 @@ def row_scores(rows: SerialRows, post: RowPosterior, T: AnyArray, errors: ErrorM
     E, q, N = post.w.shape
     weight, per_subject = post.density.weight, rows.visits.per_subject
     # V^-1 r = R^-1 (r - Z b), b the posterior mean: V is never formed.
-    left = row_errors(rows, post, T)
-    solved = post.factor.solve(left[:, None])
-    found = post.factor.scores(Spread(left, rows.Z[None], row_covariances(post, T), weight))
+    left = row_errors(rows, post)
+    white = post.factor.whiten(left[:, None])
+    solved = post.factor.solved(white)
+    both = np.concatenate([white, post.white], axis=1)
+    found = post.factor.scores(Spread(left, rows.Z[None], both, row_covariances(post), weight))
     pull = per_subject(rows.Z * solved)  # Z'V^-1 r  (E, q, N)
     # The weight of the t (1 for normal errors) shrinks what far-off subjects say; the log determinant has none.
-    in_T = (weight[:, None] * pull)[:, :, None] * post.w[:, None] - _curvature(post, T)
+    # Z'V^-1 Z T = G T W^-1.
+    inside = np.einsum("eab,ebcn->eacn", post.T, inverse_from_cholesky(post.L))
+    in_T = (weight[:, None] * pull)[:, :, None] * post.w[:, None] - np.einsum("eabn,ebcn->eacn", post.G, inside)
     parts = [
         in_T.reshape(E, q * q, N),
         per_subject(found.log_sd)[:, None],
@@ -717,12 +718,6 @@ def row_scores(rows: SerialRows, post: RowPosterior, T: AnyArray, errors: ErrorM
         parts.append(post.density.log_df[:, None])
     by_row = np.repeat(weight, rows.visits.counts, axis=-1) * solved[:, 0]
     return RowScores(by_row, np.concatenate(parts, axis=1))
-
-
-def _curvature(post: RowPosterior, T: AnyArray) -> AnyArray:
-    """Z'V^-1 Z T = G T W^-1, shape (E, q, q, N)."""
-    inside = np.einsum("eab,ebcn->eacn", T, inverse_from_cholesky(post.L))
-    return np.einsum("eabn,ebcn->eacn", post.G, inside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -750,21 +745,14 @@ class ErrorForm:
         sigma = params.sigma.reshape(-1)
         extra = params.extra.reshape(sigma.size, params.extra.shape[-1])
         v = self.n_slopes
-        shape = None if self.kind == "iid" else self._shape(extra[:, v])
-        return ErrorModel(self.kind, sigma, extra[:, :v], shape, self._df(extra))
-
-    def _shape(self, free: Array) -> Array:
-        # Maps of the whole line onto (-1, 1) and (0, inf): the search knows no bounds.
-        shape: Array = np.tanh(free) if self.kind == "ar1" else np.exp(free)
-        return shape
-
-    def _df(self, extra: Array) -> Array | None:
-        if not self.heavy:
-            return None
-        if self.df is not None:
-            return np.full(extra.shape[0], self.df)
-        df: Array = np.exp(extra[:, -1])
-        return df
+        shape: Array | None = None
+        if self.kind != "iid":
+            # Maps of the whole line onto (-1, 1) and (0, inf): the search knows no bounds.
+            shape = np.tanh(extra[:, v]) if self.kind == "ar1" else np.exp(extra[:, v])
+        df: Array | None = None
+        if self.heavy:
+            df = np.exp(extra[:, -1]) if self.df is None else np.full(sigma.size, self.df)
+        return ErrorModel(self.kind, sigma, extra[:, :v], shape, df)
 
     def unconstrained(self, scores: Array, errors: ErrorModel) -> Array:
         """Scores in the unconstrained parameters, from those of `row_scores`, shape (E, q * q + 1 + d, N)."""
@@ -772,7 +760,7 @@ class ErrorForm:
             scores = scores[:, :-1]
         if errors.shape is None:
             return scores
-        # Chain rule of the two maps in `_shape`: d tanh = 1 - tanh^2, d exp = exp.
+        # Chain rule of the two maps in `model`: d tanh = 1 - tanh^2, d exp = exp.
         slope = 1 - errors.shape**2 if self.kind == "ar1" else errors.shape
         scores[:, -2 if self.heavy and self.df is None else -1] *= slope[:, None]
         return scores
@@ -805,9 +793,8 @@ class RowDensities(ScoresByRow):
 
     def effects(self) -> Effects:
         """Posterior of the random effects."""
-        T, _ = flat_experts(self.params)
-        spread = row_covariances(self.posterior, T) * self.spread()[:, None, None]
-        means, shape = row_means(self.posterior, T), self.params.sigma.shape
+        spread = row_covariances(self.posterior) * self.spread()[:, None, None]
+        means, shape = row_means(self.posterior), self.params.sigma.shape
         return Effects(means.reshape(*shape, *means.shape[1:]), spread.reshape(*shape, *spread.shape[1:]))
 
     def spread(self) -> Array:
@@ -823,12 +810,11 @@ class RowDensities(ScoresByRow):
 
     def row_scores(self) -> RowScores:
         """Derivatives in the linear predictor of each row and in what else the experts have."""
-        T, _ = flat_experts(self.params)
-        found = row_scores(self.rows, self.posterior, T, self.errors)
+        found = row_scores(self.rows, self.posterior, self.errors)
         return RowScores(found.predictor, self.form.unconstrained(found.others, self.errors))
 
     @property
-    def _columns(self) -> Array:
+    def _columns(self) -> Columns:
         return self.rows.X
 
     @property
@@ -844,13 +830,11 @@ class RowExperts(ClosedIntegral):
     ----------
     rows : SerialRows
     form : ErrorForm
-    workers : Workers
     """
 
     rows: SerialRows
     form: ErrorForm
     analytic: bool = True
-    workers: Workers = ALONE
 
     @property
     def n_subjects(self) -> int:
@@ -868,10 +852,9 @@ class RowExperts(ClosedIntegral):
 
     def densities(self, params: Params) -> RowDensities:
         """Log-densities at S parameter vectors."""
-        S, K, p = params.beta.shape
-        T, _ = flat_experts(params)
+        E, p, q = params.sigma.size, params.beta.shape[2], params.factor.shape[2]
         errors = self.form.model(params)
-        posterior = row_posterior(self.rows, params.beta.reshape(S * K, p), T, errors)
+        posterior = row_posterior(self.rows, params.beta.reshape(E, p), params.factor.reshape(E, q, q), errors)
         return RowDensities(self.rows, params, self.form, errors, posterior)
 
     def without_response(self) -> "RowExperts":
@@ -884,8 +867,8 @@ class RowExperts(ClosedIntegral):
         return True
 
     @property
-    def columns(self) -> Array:
-        """Columns of the fixed effects, shape (p, n)."""
+    def columns(self) -> Columns:
+        """Columns of the fixed effects."""
         return self.rows.X
 
     @property
@@ -900,7 +883,7 @@ class RowExperts(ClosedIntegral):
     def sort_keys(self) -> tuple[Array, ...]:
         """Cross-products with the response."""
         per_subject = self.rows.visits.per_subject
-        return (*per_subject(self.rows.X * self.rows.y), per_subject(self.rows.y**2))
+        return (*per_subject(self.rows.X.dense * self.rows.y), per_subject(self.rows.y**2))
 
     def first_guess(self, structure: Structure) -> Params:
         """Equal shares of random and residual variance, further parameters as their `Extra` says."""
@@ -926,9 +909,10 @@ class RowExperts(ClosedIntegral):
         errors = self.form.model(one)
         tau = None if errors.shape is None else errors.shape / (errors.sigma if self.form.kind == "bm" else 1.0)
         factor = factorise(self.form.kind, np.exp(errors.slope @ self.rows.V) * self.rows.unit, tau, self.rows.visits)
-        white = factor.whiten(np.vstack([self.rows.y, self.rows.X, self.rows.Z])[None])[0]
-        first, last = 1, 1 + len(self.rows.X)
-        return independent_experts(white[0], white[first:last].T, white[last:].T, self.rows.visits.starts)
+        rows, q = self.rows, len(self.rows.Z)
+        white = factor.whiten(np.vstack([rows.y, rows.Z, rows.X.dense])[None])[0]
+        X = rows.X.turned(white[1 + q :], whitener(factor)) if rows.X.sparse is not None else Columns(white[1 + q :])
+        return independent_experts(white[0], X, white[1 : 1 + q].T, rows.visits.starts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,14 @@ axis; sums over the rows of a subject are segment sums. The axis ``E`` runs over
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array, IntArray
+from mixmoe.mixed.likelihood.columns import Columns
 from mixmoe.mixture.estimate import Block, Parameter
 from mixmoe.numerics.linalg import cholesky, solve_lower, solve_upper
 from mixmoe.responses.distribution import ETA_LIMIT, Curvature, Family, Outcome
@@ -405,7 +406,13 @@ def dispersion(name: str, own: bool) -> Extra:
 _TOLERANCE = 1e-11  # of a last step; Newton squares the error, so that the mode is exact to rounding
 
 
+_AT_REST = 1e-13  # of a step: Newton has squared the error, and a subject is where rounding lets her be
+
+
 _MAX_PASSES = 100
+
+
+_FEW_MOVING = 0.4  # share of subjects and experts on their way, up to which their rows are worth being gathered
 
 
 _MAX_STEP = 4.0  # in standard deviations of a random effect
@@ -424,7 +431,7 @@ class Rows:
     offset : ndarray, shape (n,)
     weights : ndarray, shape (n,), or None
         Prior weights.
-    X : ndarray, shape (n, p)
+    X : Columns
     Z : ndarray, shape (q, n)
     starts : ndarray of int, shape (N,)
         First row of each subject.
@@ -434,7 +441,7 @@ class Rows:
     outcome: Outcome
     offset: Array
     weights: Array | None
-    X: Array
+    X: Columns
     Z: Array
     starts: IntArray
     counts: IntArray
@@ -459,7 +466,7 @@ class Rows:
         """Some rows, of subjects that start where it is said."""
         weights = None if self.weights is None else self.weights[rows]
         Z = np.ascontiguousarray(self.Z[:, rows])
-        return Rows(self.outcome.take(rows), self.offset[rows], weights, self.X[rows], Z, starts, counts)
+        return Rows(self.outcome.take(rows), self.offset[rows], weights, self.X.at(rows), Z, starts, counts)
 
     def sums(self, values: Array) -> Array:
         """Sums over the rows of each subject, shape (..., N), of values of shape (..., n)."""
@@ -552,6 +559,25 @@ class Modes:
     L: Array
     value: Array
 
+    def take(self, experts: IntArray, subjects: IntArray, rows: IntArray) -> "Modes":
+        """Those of some experts and subjects, whose rows are given."""
+        return Modes(**{name: values[experts][..., at] for name, (values, at) in self._places(subjects, rows).items()})
+
+    def put(self, experts: IntArray, subjects: IntArray, rows: IntArray, part: "Modes") -> "Modes":
+        """With those of some experts and subjects, whose rows are given, in the place of what was there."""
+        whole = {}
+        for name, (values, at) in self._places(subjects, rows).items():
+            whole[name] = values.copy()
+            whole[name][experts[:, None], ..., at] = np.moveaxis(getattr(part, name), -1, 1)
+        return Modes(**whole)
+
+    def _places(self, subjects: IntArray, rows: IntArray) -> dict[str, tuple[Array, IntArray]]:
+        """Each array and where subjects lie on its last axis."""
+        return {f.name: (getattr(self, f.name), rows if f.name in _BY_ROW else subjects) for f in fields(self)}
+
+
+_BY_ROW = ("eta", "slope", "weight")  # of the modes
+
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
@@ -610,10 +636,26 @@ def find_modes(rows: Rows, response: Response, at: Predictor, u: Array) -> Modes
     here = evaluate_at(rows, response, at, u)
     if not len(rows.Z):
         return here
-    step = _newton_step(rows, response, at, here)
-    for _ in range(_MAX_PASSES):
+    return _ascended(rows, response, at, here, _newton_step(rows, response, at, here), _MAX_PASSES)
+
+
+def _ascended(rows: Rows, response: Response, at: Predictor, here: Modes, step: Array, passes: int) -> Modes:
+    """Modes of the random effects, from where they are, with the next steps of all subjects, shape (E, q, N)."""
+    for lap in range(passes):
         if not (np.abs(step) > _TOLERANCE).any():
             break
+        moving = (np.abs(step) > _AT_REST).any(axis=1)  # (E, N)
+        experts, subjects = (np.flatnonzero(moving.any(axis=axis)) for axis in (1, 0))
+        if experts.size * subjects.size <= _FEW_MOVING * moving.size:
+            # Most are there: the others, such as subjects whose responses are all zero, go on among themselves. Fixed
+            # effects are in the predictor already: their columns need not be gathered.
+            part = replace(rows, X=Columns(rows.X.dense[:0])).take(subjects)
+            of_rows = np.flatnonzero(rows.spread(moving.any(axis=0)))
+            places = np.ix_(experts, of_rows)
+            mine = Predictor(at.base[places], at.T[experts], at.extra[experts])
+            start = here.take(experts, subjects, of_rows)
+            end = _ascended(part, response, mine, start, step[experts][..., subjects], passes - lap)
+            return here.put(experts, subjects, of_rows, end)
         there = evaluate_at(rows, response, at, here.u + step)
         # Written as a negation, so that a density of NaN counts as worse. The slack is rounding: near the mode a step
         # changes the value by less than its last digits.

@@ -128,15 +128,22 @@ def make_plan(blocks: Blocks, columns: Sequence[Tensor], n_levels: Sequence[int]
     n_features : int
     """
     found = [slots_of(blocks, g, columns[g + 1], count) for g, count in enumerate(n_levels)]
-    within = [is_nested(slots) for slots in found]
+    within = []  # whether no level is met by two units
+    for slots in found:
+        met = slots.levels[slots.levels >= 0]
+        within.append(len(torch.unique(met)) == len(met))
     order = tuple(sorted(range(len(found)), key=lambda g: not within[g]))
     sizes = [len(block.persons) for block in blocks]
     ends = list(accumulate(sizes))
     units = tuple(slice(end - size, end) for end, size in zip(ends, sizes, strict=True))
     nested = tuple(found[g] for g in order if within[g])
-    crossed = tuple(trimmed(found[g], units) for g in order if not within[g])
+    crossed = []
+    for slots in (found[g] for g in order if not within[g]):  # as many slots as the units of each block need
+        counts = [int((slots.levels[of_block] >= 0).sum(1).max()) for of_block in units]
+        hot = tuple(hot[..., :count] for hot, count in zip(slots.hot, counts, strict=True))
+        crossed.append(replace(slots, hot=hot))
     masked = tuple(not bool(block.mask.all()) for block in blocks)
-    return Plan(columns[0], n_features, nested, crossed, order, border_columns(crossed, units), units, masked)
+    return Plan(columns[0], n_features, nested, tuple(crossed), order, border_columns(crossed, units), units, masked)
 
 
 def slots_of(blocks: Blocks, g: int, columns: Tensor, n_levels: int) -> Slots:
@@ -154,18 +161,6 @@ def slots_of(blocks: Blocks, g: int, columns: Tensor, n_levels: int) -> Slots:
         for table, block in zip(rows, blocks, strict=True)
     )
     return Slots(columns, torch.cat(rows), hot, n_levels)
-
-
-def trimmed(slots: Slots, units: Sequence[slice]) -> Slots:
-    """Slots without those that no unit of a block needs."""
-    counts = [int((slots.levels[of_block] >= 0).sum(1).max()) for of_block in units]
-    return replace(slots, hot=tuple(hot[..., :count] for hot, count in zip(slots.hot, counts, strict=True)))
-
-
-def is_nested(slots: Slots) -> bool:
-    """Whether no level is met by two units."""
-    met = slots.levels[slots.levels >= 0]
-    return len(torch.unique(met)) == len(met)
 
 
 def border_columns(crossed: Sequence[Slots], units: Sequence[slice]) -> tuple[Tensor, ...]:
@@ -242,12 +237,15 @@ class Moments:
         Rows.
     ridge : float
         Penalty on beta in units of sigma^2: ``rss + ridge |beta|^2``.
+    prior : float
+        Precision of a normal prior of the free entries of the factors sigma L; 0 for none.
     """
 
     gram: tuple[Tensor, ...]
     plan: Plan
     n: int
     ridge: float = 0.0
+    prior: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,10 +258,13 @@ class Factors:
         Of a unit's own block.
     border : tuple of Tensor, shape (S, S)
         Of the border slots of each block.
+    size : Tensor, shape (), or float
+        Sum of the squares of the free entries, on which there may be a prior.
     """
 
     own: Tensor
     border: tuple[Tensor, ...] = ()
+    size: Tensor | float = 0.0
 
 
 def lay_out_factors(plan: Plan, each: Sequence[Tensor]) -> Factors:
@@ -307,9 +308,9 @@ class Profile:
     Attributes
     ----------
     objective : Tensor, shape ()
-        Minus twice the marginal log-likelihood, with the penalty on beta.
+        Minus twice the marginal log-likelihood, with the penalty on beta and the prior.
     deviance : Tensor, shape ()
-        Without it.
+        Without them.
     beta : Tensor, shape (p,)
     sigma2 : Tensor, shape ()
     inverse_root : Tensor, shape (N, R, R)
@@ -334,12 +335,6 @@ class Profile:
 def identity_like(matrix: Tensor) -> Tensor:
     """The identity of the size of the last dimension."""
     return torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-
-
-def jittered(information: Tensor) -> Tensor:
-    """A cross-product matrix that can be factored although features may be collinear."""
-    size = information.diagonal().mean().clamp_min(1e-12)
-    return information + 1e-10 * size * identity_like(information)
 
 
 def profile(m: Moments, factors: Factors, log_sigma: Tensor | None = None) -> Profile:
@@ -367,12 +362,17 @@ def profile(m: Moments, factors: Factors, log_sigma: Tensor | None = None) -> Pr
         logdet = logdet + 2.0 * border.root.diagonal().log().sum()
     information, moment, yy = left[:p, :p], left[:p, p], left[p, p]
     penalised = information + m.ridge * identity_like(information)
-    chol = torch.linalg.cholesky(jittered(information) if m.ridge == 0.0 else penalised)
+    # Without a penalty, so little on the diagonal that features which are collinear can be factored changes no digit.
+    little = m.ridge if m.ridge else 1e-10 * information.diagonal().mean().clamp_min(1e-12)
+    chol = torch.linalg.cholesky(information + little * identity_like(information))
     beta = torch.cholesky_solve(moment.unsqueeze(-1), chol).squeeze(-1)
     rss = yy - (2.0 * moment - penalised @ beta) @ beta
-    sigma2 = rss / m.n if log_sigma is None else (2.0 * log_sigma).exp()
-    objective = m.n * (math.log(2.0 * math.pi) + sigma2.log()) + logdet + rss / sigma2
-    deviance = objective - m.ridge * beta.square().sum() / sigma2
+    # With a prior on sigma L the best sigma^2 solves n = rss / sigma^2 - prior size sigma^2.
+    sigma2 = rss / m.n if not m.prior else 2.0 * rss / (m.n + (m.n**2 + 4.0 * m.prior * factors.size * rss).sqrt())
+    sigma2 = sigma2 if log_sigma is None else (2.0 * log_sigma).exp()
+    of_factors = m.prior * sigma2 * factors.size if m.prior else 0.0
+    objective = m.n * (math.log(2.0 * math.pi) + sigma2.log()) + logdet + rss / sigma2 + of_factors
+    deviance = objective - m.ridge * beta.square().sum() / sigma2 - of_factors
     inverse_root = joined([part.inverse_root for part in parts])
     cross = tuple(part.cross for part in parts)
     return Profile(objective, deviance, beta, sigma2, inverse_root, cross, border, information)
