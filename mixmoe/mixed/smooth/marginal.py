@@ -47,6 +47,7 @@ _STIFF_AGAIN = 32.0  # most where the tilt goes to and fro
 _STIFFEST = 1e3  # and where the marginal log-likelihood falls
 _GAIN = 1e-6  # change of the marginal log-likelihood below which a round has gained nothing
 _UNTOLD = 1e-4  # information on a direction of a function, as a share of the largest, that tells nothing of roughness
+_LIKELY = 2.0  # deviation of coefficients, in standard errors of the best-known one: scale of the prior
 _NODES = 60  # of the quadrature over a log smoothing parameter
 _ROUGHER, _SMOOTHER = 1e-2, 1e4  # its ends, in units of the least and the largest information
 _IDLE = 5  # such rounds in a row after which only directions without information can be left
@@ -383,10 +384,10 @@ def smoothing_doubt(geometry: Geometry, H: Array, lambdas: Array, theta: Array, 
     likelihood of lambda. Averaged over it, ``E[V(lambda) + (b(lambda) - b_hat) (b(lambda) - b_hat)']`` is the
     covariance of b around the estimate; what it has more than ``V(lambda_hat)`` is returned, where it has more.
 
-    The prior of the deviation 1/sqrt(lambda) is half-Cauchy (Polson & Scott 2012), with the standard error of the
-    best-known coefficient for its scale: the share to which that coefficient is shrunk is Beta(1/2, 1/2). It leaves
-    mass at a line and its alternatives alike where an estimate is a line, at which the derivatives of the first-order
-    correction of Wood, Pya & Safken (2016, section 4) vanish.
+    The prior of the deviation 1/sqrt(lambda) is half-Cauchy (Polson & Scott 2012), with twice the standard error of the
+    best-known coefficient for its scale (once would make the share to which that coefficient is shrunk Beta(1/2, 1/2);
+    twice holds small bends better). It leaves mass at a line and its alternatives alike where an estimate is a line, at
+    which the derivatives of the first-order correction of Wood, Pya & Safken (2016, section 4) vanish.
     """
     A = geometry.basis.T @ H @ geometry.basis
     least, coefficients = _least(A), geometry.inverse @ theta
@@ -410,7 +411,7 @@ def smoothing_doubt(geometry: Geometry, H: Array, lambdas: Array, theta: Array, 
         # 2. Weights of smoothing parameters: marginal likelihood, prior, and d sigma / d log lambda.
         nodes = np.exp(np.linspace(np.log(_ROUGHER * d[0]), np.log(_SMOOTHER * d[-1]), _NODES))[:, None]
         height = 0.5 * (np.log(nodes / (d + nodes)) + pull**2 / (d + nodes)).sum(axis=1)
-        height -= 0.5 * np.log(nodes[:, 0]) + np.log1p(d[-1] / nodes[:, 0])
+        height -= 0.5 * np.log(nodes[:, 0]) + np.log1p(d[-1] / (_LIKELY**2 * nodes[:, 0]))
         weights = np.exp(height - height.max())
         weights /= weights.sum()
         # 3. The covariance of b around its estimate, beyond that at the estimate of lambda.

@@ -140,7 +140,7 @@ def test_covariance_averaged_over_smoothing_parameters(frame, bent):
         posterior = np.linalg.inv(information + np.diag(prior))
         # Density of the data with all coefficients integrated out, and of a half-Cauchy deviation by its logarithm.
         logs[i] = 0.5 * np.log(prior[inside]).sum() + 0.5 * np.linalg.slogdet(posterior)[1]
-        logs[i] += 0.5 * score @ posterior @ score + np.log(deviation) - np.log1p(deviation**2 * unit)
+        logs[i] += 0.5 * score @ posterior @ score + np.log(deviation) - np.log1p(deviation**2 * unit / 4)
         away = posterior @ score - params[: X.shape[1]]
         seconds[i] = posterior + np.outer(away, away)
     weights = np.exp(logs - logs.max())
