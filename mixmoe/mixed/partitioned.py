@@ -90,12 +90,6 @@ class Predictions:
     def _made(self, rows: pd.DataFrame) -> pd.DataFrame:
         return _with_kept(rows, self.kept, self.make)
 
-    def lazily(self) -> Any:
-        """The predictions of a Dask frame as a Dask frame, of which nothing is computed yet."""
-        frame: Any = self.data
-        rows = frame.frame[list(self.columns)]
-        return rows.map_partitions(_with_kept, self.kept, self.make, meta=self.head(1).iloc[:0])
-
     def to_parquet(self, folder: PathLike) -> list[Path]:
         """Write the predictions, one file per chunk; each appears only when it is complete.
 
@@ -255,8 +249,15 @@ class PartitionedResults(MEMoEResults):
         columns = tuple(c for c in dict.fromkeys([*used, group, *beside]) if c in data.columns)
         kept = tuple(name for name in (group,) if name in data.columns)
         known = self if kind == "subject" else self._without_subjects()
-        predictions = Predictions(data, columns, kept, partial(_predicted, known, kind=kind, **options))
-        return predictions.lazily() if isinstance(data, DaskFrame) else predictions
+        make = partial(_predicted, known, kind=kind, **options)
+        predictions = Predictions(data, columns, kept, make)
+        if not isinstance(data, DaskFrame):
+            return predictions
+        # Of a Dask frame a Dask frame, of which nothing is computed yet.
+        frame: pd.DataFrame = data.frame[list(columns)].map_partitions(
+            _with_kept, kept, make, meta=predictions.head(1).iloc[:0]
+        )
+        return frame
 
     def _without_subjects(self) -> "PartitionedResults":
         """The fit without moments and responsibilities, as it goes to other processes that predict new rows."""

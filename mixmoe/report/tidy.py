@@ -158,29 +158,21 @@ def write_excel(path: str | os.PathLike[str], sheets: Mapping[str, pd.DataFrame]
             raise MissingExtraError("to_excel()", "openpyxl", "files") from error
         with writer:
             for name, frame in sheets.items():
-                _storable(frame).to_excel(writer, sheet_name=name, index=False, freeze_panes=(1, 0))
-                _text_is_text(writer.sheets[name])
-
-
-def _storable(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with what a cell cannot hold as text, and without control characters."""
-    return pd.DataFrame({_cleaned(str(name)): frame[name].map(_cleaned) for name in frame})
+                storable = pd.DataFrame({_cleaned(str(column)): frame[column].map(_cleaned) for column in frame})
+                storable.to_excel(writer, sheet_name=name, index=False, freeze_panes=(1, 0))
+                # Cells that begin with an equals sign are no formulas: nothing that we write is one.
+                for cell in (cell for row in writer.sheets[name].iter_rows() for cell in row):
+                    if cell.data_type == "f":
+                        cell.data_type, cell.quotePrefix = "s", True
 
 
 def _cleaned(value: Any) -> Any:
+    """A value as a cell can hold it: as text where it is no scalar, and without control characters."""
     if isinstance(value, str):
         return _CONTROL.sub(" ", value)
     if isinstance(value, pd.Timestamp) and value.tzinfo is not None:
         return value.isoformat()
     return value if pd.api.types.is_scalar(value) else str(value)
-
-
-def _text_is_text(sheet: Any) -> None:
-    """Cells that begin with an equals sign are no formulas: nothing that we write is one."""
-    for row in sheet.iter_rows():
-        for cell in row:
-            if cell.data_type == "f":
-                cell.data_type, cell.quotePrefix = "s", True
 
 
 Row = tuple[Block, int, str]  # block, expert or 0, term
@@ -292,15 +284,9 @@ def table(
     ==============================================================================
     ...
     """
-    results = _checked_fits(fits)
-    heads = _checked_names(fits, names, len(results))
-    panels = _panels(results, heads, stars)
-    foot = _statistics(_checked_statistics(statistics), results, heads)
-    return Summary(title, (*panels, *([foot] if foot.index else [])), _notes(results, heads, stars))
-
-
-def _checked_fits(fits: Any) -> list[Any]:
-    results = list(fits.values()) if isinstance(fits, Mapping) else list(fits) if isinstance(fits, Sequence) else [fits]
+    results: list[Any] = list(fits.values()) if isinstance(fits, Mapping) else [fits]
+    if isinstance(fits, Sequence):
+        results = list(fits)
     if not results:
         raise ArgumentError("a table needs at least one fit, got none; pass them as [fit1, fit2]")
     for result in results:
@@ -308,7 +294,16 @@ def _checked_fits(fits: Any) -> list[Any]:
             raise ArgumentError(
                 f"a table is made of fitted models, got {type(result).__name__}; pass what fit() or pool() gave"
             )
-    return results
+    heads = _checked_names(fits, names, len(results))
+    wanted = (statistics,) if isinstance(statistics, str) else tuple(statistics)
+    for name in wanted:
+        if name not in _STATISTICS:
+            raise ArgumentError(f"statistics must be among {', '.join(map(repr, _STATISTICS))}, got {name!r}")
+    panels = _panels(results, heads, stars)
+    rows = [_STATISTICS[name] for name in wanted]
+    cells = tuple(tuple(_statistic(result, attribute) for result in results) for _, attribute in rows)
+    foot = Table("statistics", "Fit", heads, tuple(label for label, _ in rows), cells, (".3f",) * len(heads))
+    return Summary(title, (*panels, *([foot] if rows else [])), _notes(results, heads, stars))
 
 
 def _checked_names(fits: Any, names: Sequence[str] | None, n_fits: int) -> tuple[str, ...]:
@@ -317,14 +312,6 @@ def _checked_names(fits: Any, names: Sequence[str] | None, n_fits: int) -> tuple
     if isinstance(names, str) or len(names) != n_fits:
         raise ArgumentError(f"names must be {n_fits} texts, one per fit, got {names!r}")
     return tuple(map(str, names))
-
-
-def _checked_statistics(statistics: Sequence[str]) -> tuple[str, ...]:
-    wanted = (statistics,) if isinstance(statistics, str) else tuple(statistics)
-    for name in wanted:
-        if name not in _STATISTICS:
-            raise ArgumentError(f"statistics must be among {', '.join(map(repr, _STATISTICS))}, got {name!r}")
-    return wanted
 
 
 def _rows(results: Sequence[Any]) -> list[dict[Row, str]]:
@@ -380,13 +367,6 @@ def _error(result: Any, name: str | None) -> Cell:
     if name is None:
         return None
     return _NO_ERROR if np.isnan(result.bse[name]) else f"({format_cell(float(result.bse[name]))})"
-
-
-def _statistics(names: Sequence[str], results: Sequence[Any], heads: tuple[str, ...]) -> Table:
-    rows = [_STATISTICS[name] for name in names]
-    cells = tuple(tuple(_statistic(result, attribute) for result in results) for _, attribute in rows)
-    index = tuple(label for label, _ in rows)
-    return Table("statistics", "Fit", heads, index, cells, (".3f",) * len(heads))
 
 
 def _statistic(result: Any, attribute: str) -> Cell:

@@ -219,8 +219,14 @@ def fit_each(
         options = {**options, "offset": _SIZE_FACTOR}
     covariates, options = named_columns(given.covariates, options)
     given = replace(given, covariates=covariates)
-    _check_formula(formula, given.names, options)
-    key = fingerprint((formula, experts, options, _data_key(given), extract))
+    if not isinstance(formula, str) or not formula.lstrip().startswith("~"):
+        raise ArgumentError(f"the formula of fit_each has no response and begins with '~', got {formula!r}")
+    # The formula of the first response is read, and options are those of its family.
+    model_options(family_of(parse_formula(_formula(given.names[0], formula)), options), options)
+    # What tells data apart for a checkpoint: the covariates, and names and values of the responses.
+    responses_key = tuple(tuple(fingerprints(pd.DataFrame({n: given.column(n)})).items()) for n in given.names)
+    data_key = (tuple(sorted(fingerprints(given.covariates).items())), responses_key)
+    key = fingerprint((formula, experts, options, data_key, extract))
     with Journal(checkpoint, key, rng) as journal:
         generators = journal.rng.spawn(len(given.names))
         fit_one = partial(_fit_one, formula=formula, experts=experts, options=options, extract=extract)
@@ -281,12 +287,12 @@ def _from_anndata(responses: Any, adata: Any, layer: str | None, size_factors: s
     covariates = pd.DataFrame(adata.obs)  # with the names of the cells, by which Series beside the formula are aligned
     if size_factors is not None:
         covariates = covariates.assign(**{_SIZE_FACTOR: np.log(_size_factors(covariates, matrix, size_factors))})
-    return _Input(covariates, names, lambda name: _dense(matrix, places[name]))
 
+    def column(name: str) -> Array:
+        found = matrix[:, [places[name]]]
+        return np.asarray(found.toarray() if hasattr(found, "toarray") else found, dtype=float).ravel()
 
-def _dense(matrix: Any, place: int) -> Array:
-    column = matrix[:, [place]]
-    return np.asarray(column.toarray() if hasattr(column, "toarray") else column, dtype=float).ravel()
+    return _Input(covariates, names, column)
 
 
 def _size_factors(covariates: pd.DataFrame, matrix: Any, size_factors: str) -> Array:
@@ -319,22 +325,8 @@ def _checked_names(given: Any) -> tuple[str, ...]:
     return names
 
 
-def _check_formula(formula: str, names: Sequence[str], options: Mapping[str, Any]) -> None:
-    """The formula of the first response is read, and options are those of its family."""
-    if not isinstance(formula, str) or not formula.lstrip().startswith("~"):
-        raise ArgumentError(f"the formula of fit_each has no response and begins with '~', got {formula!r}")
-    parsed = parse_formula(_formula(names[0], formula))
-    model_options(family_of(parsed, options), options)
-
-
 def _formula(name: str, formula: str) -> str:
     return f"`{name}` {formula.lstrip()}"
-
-
-def _data_key(given: _Input) -> tuple[Any, ...]:
-    """What tells data apart for a checkpoint: the covariates, and names and values of the responses."""
-    values = (fingerprints(pd.DataFrame({name: given.column(name)})) for name in given.names)
-    return (tuple(sorted(fingerprints(given.covariates).items())), tuple(tuple(v.items()) for v in values))
 
 
 @dataclass(frozen=True, slots=True)

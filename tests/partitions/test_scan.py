@@ -241,7 +241,7 @@ def test_what_needs_all_rows_refuses(scanned, name):
         ("y ~ s(time) | re: (1 | id)", {}, "penalised functions need rows beside"),
         ("y ~ lag(x1) | re: (1 | id)", {}, "several partitions"),
         ("y ~ I(time - time.mean()) | re: (1 | id)", {}, r"time\.mean"),
-        ("y ~ I(np.cumsum(time)) | re: (1 | id)", {}, r"np\.cumsum may look at other rows"),
+        ("y ~ I(np.cumsum(time)) | re: (1 | id)", {}, r"'np\.cumsum' may look at other rows"),
         ("y ~ scale(bs(time, df=4)) | re: (1 | id)", {}, "of another such transform"),
         ("y ~ f(time) | re: (1 | id)", {"context": {"f": np.sin and (lambda x: x - x.mean())}}, "np.vectorize"),
         ("y ~ time | gate: z1", {}, "no section re:"),
