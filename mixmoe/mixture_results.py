@@ -206,7 +206,7 @@ class Assessment:
         -----
         For covariates that are not in the gate; those of the gate have their estimates in the fit. See `distal`.
         Log odds have the small-sample bias of any logit, away from zero and of the order of one over the number of
-        subjects (``tests/simulation/THREE_STEP.md``); the correction adds less than it.
+        subjects (see the page "Three steps" among the simulations of the site); the correction adds less than it.
 
         References
         ----------

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.design import formulaic_engine
+from mixmoe.design.beside import split_subject
 from mixmoe.design.checks import check_finite
 from mixmoe.design.complete_rows import without_rows
 from mixmoe.design.design import auxiliary
@@ -36,12 +37,15 @@ class BySubject:
         Of quantities that are constant within a subject, the value in the first row.
     away : tuple of ndarray, shape (N,)
         How far other rows of the subject are from it, at most.
+    clusters : Index, length N, or None
+        Cluster of the subject; None if subjects are independent.
     """
 
     labels: pd.Index
     sums: tuple[Array, ...]
     first: tuple[Array, ...]
     away: tuple[Array, ...]
+    clusters: pd.Index | None = None
 
 
 @dataclass(slots=True)
@@ -78,7 +82,13 @@ class Gathering:
 
 
 def join(parts: list[BySubject]) -> BySubject:
-    """The parts as one, subjects sorted, sums taken in the order of the parts; `parts` is emptied as it is read."""
+    """The parts as one, subjects sorted, sums taken in the order of the parts; `parts` is emptied as it is read.
+
+    Raises
+    ------
+    ArgumentError
+        If a subject lies in different clusters in different parts.
+    """
     labels = parts[0].labels.append([part.labels for part in parts[1:]])
     if labels.is_monotonic_increasing and labels.is_unique:
         order, starts = None, None
@@ -86,6 +96,7 @@ def join(parts: list[BySubject]) -> BySubject:
         codes, labels = pd.factorize(labels, sort=True)
         order = np.argsort(codes, kind="stable")
         starts = np.searchsorted(codes[order], np.arange(len(labels)))
+    clusters = _joined_clusters([part.clusters for part in parts], labels, order, starts)
     # The arrays of each quantity, part by part; the last quantity first, so that the next is popped from the end.
     waiting = [
         [list(arrays) for arrays in zip(*(getattr(part, name) for part in parts), strict=True)][::-1]
@@ -106,7 +117,25 @@ def join(parts: list[BySubject]) -> BySubject:
             values = values[starts]
         first.append(values)
         away.append(spread)
-    return BySubject(labels, tuple(sums), tuple(first), tuple(away))
+    return BySubject(labels, tuple(sums), tuple(first), tuple(away), clusters)
+
+
+def _joined_clusters(
+    parts: list[pd.Index | None], labels: pd.Index, order: NDArray[np.intp] | None, starts: NDArray[np.intp] | None
+) -> pd.Index | None:
+    """Clusters of the subjects of all parts, of which each lies in one."""
+    known = [part for part in parts if part is not None]
+    if not known:
+        return None
+    clusters = known[0].append(known[1:])
+    if order is None or starts is None:
+        return clusters
+    codes = pd.factorize(clusters)[0][order]
+    sizes = np.diff(np.append(starts, codes.size))
+    split = np.flatnonzero(codes != np.repeat(codes[starts], sizes))
+    if split.size:
+        raise split_subject(labels[np.searchsorted(starts, split[0], side="right") - 1])
+    return clusters[order][starts]
 
 
 def packed_products(columns: Array, starts: NDArray[np.intp]) -> tuple[Array, ...]:
@@ -302,6 +331,8 @@ def sum_part(part: Part, recipe: Recipe, types: Mapping[str, Any], reference: Re
     ------
     DesignError
         If a column is not finite; names the partition.
+    ArgumentError
+        If a subject lies in more than one cluster.
     """
     with part.named():
         here = complete_rows(recipe, part, types)
@@ -334,9 +365,16 @@ def sum_part(part: Part, recipe: Recipe, types: Mapping[str, Any], reference: Re
     away = np.maximum.reduceat(np.abs(gate - np.repeat(first, counts, axis=1)), starts, axis=1)
     log_weight = np.add.reduceat(np.log(weights), starts)
     labels = pd.Index(rows.keys[group_of(recipe)].iloc[starts])
+    clusters = None
+    if "cluster" in recipe.aux:
+        of_rows = rows.keys[recipe.aux["cluster"]]
+        clusters, codes = pd.Index(of_rows.iloc[starts]), pd.factorize(of_rows)[0]
+        split = np.flatnonzero(codes != np.repeat(codes[starts], counts))
+        if split.size:
+            raise split_subject(labels[rows.codes[split[0]]])
     sums = (counts.astype(float), log_weight, *packed_products(near, starts))
     return PartSums(
-        subjects=BySubject(labels, sums, tuple(first), tuple(away)),
+        subjects=BySubject(labels, sums, tuple(first), tuple(away), clusters),
         expert=_triangle(np.column_stack([near[1 : 1 + p].T, near[0]])),
         random=_triangle(near[1 + p :].T),
         shifted=shifted,

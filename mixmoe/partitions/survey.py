@@ -487,10 +487,13 @@ def survey(recipe: Recipe, source: Source) -> Survey:
             "out columns that are missing or fill them in"
         )
     known = types.found()
+    # In the order in which rows in memory count them: columns first, terms behind.
+    places = {name: i for i, name in enumerate(source.columns)}
+    by_column = sorted(dropped.items(), key=lambda item: places.get(item[0], len(places)))
     return Survey(
         n_input=n_input,
         n=n,
-        dropped=Dropped(n_dropped, tuple(dropped.items())),
+        dropped=Dropped(n_dropped, tuple(by_column)),
         states=states,
         witnesses=typed(pd.concat([*witnesses, sample.frame.iloc[:0]]), known),
         sample=typed(sample.frame, known),
