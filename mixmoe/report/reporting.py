@@ -287,6 +287,11 @@ def _starts(e: Evidence) -> tuple[Part, ...]:
     )
     if not e.is_mixture:
         return (Facts(facts),)
+    if em.smoothing.size:  # their log-likelihoods are of another model than the fit's
+        searched = (
+            "Starts were searched with few columns for each function and without penalties; from the best of them"
+        )
+        return (Facts(facts), Prose(f"{searched} the fit went on with penalties, so that their ends are not its own."))
     others = elsewhere(em)
     return (Facts(facts), *([Prose(others)] if others else []), end_points_table(distinct_ends(em.starts.logliks)))
 

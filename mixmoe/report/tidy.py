@@ -299,7 +299,7 @@ def table(
     for name in wanted:
         if name not in _STATISTICS:
             raise ArgumentError(f"statistics must be among {', '.join(map(repr, _STATISTICS))}, got {name!r}")
-    panels = _panels(results, heads, stars)
+    panels = [*_panels(results, heads, stars), *_functions(results, heads)]
     rows = [_STATISTICS[name] for name in wanted]
     cells = tuple(tuple(_statistic(result, attribute) for result in results) for _, attribute in rows)
     foot = Table("statistics", "Fit", heads, tuple(label for label, _ in rows), cells, (".3f",) * len(heads))
@@ -353,6 +353,37 @@ def _panels(results: Sequence[Any], heads: tuple[str, ...], stars: bool) -> list
         title = f"Expert {expert}" if block == 0 else BLOCK_TITLES[key]
         made.append(Table(key, title, heads, tuple(index), tuple(cells), ("num",) * len(heads)))
     return made
+
+
+@runtime_checkable
+class _Smooth(Protocol):
+    """What a fit with penalised functions has besides."""
+
+    functions: pd.DataFrame
+
+    def test_functions(self) -> pd.DataFrame: ...
+
+
+def _functions(results: Sequence[Any], heads: tuple[str, ...]) -> list[Table]:
+    """Effective degrees of freedom of penalised functions, and below them p-values of tests that they are constant."""
+    smooth = [result if isinstance(result, _Smooth) and len(result.functions) else None for result in results]
+    names = dict.fromkeys(name for result in smooth if result is not None for name in result.functions.index)
+    if not names:
+        return []
+    edf = [None if result is None else result.functions["edf"] for result in smooth]
+    p_values = [None if result is None else result.test_functions()["p_value"] for result in smooth]
+    index: list[str] = []
+    cells: list[tuple[Cell, ...]] = []
+    for name in names:
+        index += [str(name), ""]
+        cells.append(tuple(None if v is None or name not in v else f"edf {v[name]:.2f}" for v in edf))
+        cells.append(tuple(None if v is None or name not in v else _constant(float(v[name])) for v in p_values))
+    note = "Functions: effective degrees of freedom, and Wood's test that the function is constant."
+    return [Table("functions", "Functions", heads, tuple(index), tuple(cells), ("num",) * len(heads), (note,))]
+
+
+def _constant(p_value: float) -> Cell:
+    return None if np.isnan(p_value) else f"(p {format_cell(p_value, 'p')})"
 
 
 def _estimate(result: Any, name: str | None, stars: bool) -> Cell:
