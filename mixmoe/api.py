@@ -148,7 +148,6 @@ def fit(
     rng: Any = ...,
     cov_type: str = ...,
     progress: bool | None = ...,
-    n_threads: int = ...,
     cluster: Any = ...,
     correction: bool = ...,
     n_boot: int = ...,

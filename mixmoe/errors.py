@@ -99,11 +99,16 @@ class AssumptionWarning(MixmoeWarning):
 
 def meant(name: str, known: Iterable[str], most: int = 3) -> str:
     """``"did you mean 'x' or 'y'?"``, or nothing where no known name is like the one given."""
+    hints = [repr(other) for other in close_names(name, known, most)]
+    return f"did you mean {' or '.join(hints)}?" if hints else ""
+
+
+def close_names(name: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """Known names that the one given may have been meant for, those that differ in capitals alone first."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=most, cutoff=0.6)
     folded = [other for other in names if other.lower() == name.lower() and other not in close]
-    hints = [repr(other) for other in (*folded, *close)][:most]
-    return f"did you mean {' or '.join(hints)}?" if hints else ""
+    return [*folded, *close][:most]
 
 
 def warn(message: str, category: type[MixmoeWarning]) -> None:

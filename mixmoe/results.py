@@ -294,7 +294,8 @@ class Results(Diagnosis, Reporting, LabelledResults):
             Of a kind of `curves`: named there. ``"residuals"``: ``residuals=`` (kind of residuals), ``against=``
             (``"fitted"`` or a numeric column), ``given=``, ``rng=``. ``"qq"``: ``given=``, ``alpha=``, ``rng=``.
             ``"fit"``: ``x=`` (column), ``fitted=`` (``"mean"`` or ``"subject"``), ``bins=``, ``alpha=``.
-            ``"random_effects"``: ``alpha=``. ``"profile"``: ``parameter=`` and others of `profile`.
+            ``"random_effects"``: ``alpha=``, ``parameters=`` (names of effects; default: all, of more than five those
+            that differ most). ``"profile"``: ``parameter=`` and others of `profile`.
 
         Returns
         -------
@@ -368,6 +369,11 @@ class Results(Diagnosis, Reporting, LabelledResults):
         draws = [family._draw(generator) for _ in range(n)]
         columns = {f"draw{i + 1}": self.model.design.in_order(draw) for i, draw in enumerate(draws)}
         return pd.DataFrame(columns, index=self._row_index)
+
+    @property
+    def _fit_options(self) -> Mapping[str, Any]:
+        """What the fit was told beyond the settings of the model: the code of a report repeats it."""
+        return {}
 
     @property
     def _saved_settings(self) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
 """Residuals, profiles, influence of single units and diagnostic figures of every fitted model."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -181,7 +181,8 @@ class Diagnosis:
         **options
             ``"residuals"``: ``residuals=`` (kind of residuals), ``against=`` (``"fitted"`` or a numeric column),
             ``given=``, ``rng=``. ``"qq"``: ``given=``, ``alpha=``, ``rng=``. ``"fit"``: ``x=`` (column),
-            ``fitted=`` (``"mean"`` or ``"subject"``), ``bins=``, ``alpha=``. ``"random_effects"``: ``alpha=``.
+            ``fitted=`` (``"mean"`` or ``"subject"``), ``bins=``, ``alpha=``. ``"random_effects"``: ``alpha=``,
+            ``parameters=`` (names of effects; default: all, of more than five those that differ most).
             ``"profile"``: those of `profile`.
 
         Returns
@@ -275,11 +276,11 @@ class Diagnosis:
         xlabel, ylabel = name or "fitted value", design.names.response
         return (fit_panel(means, errors, checked_alpha(alpha), xlabel, ylabel, along.categories),)
 
-    def _effects_panels(self, alpha: float = 0.05) -> tuple[Panel, ...]:
+    def _effects_panels(self, alpha: float = 0.05, parameters: Sequence[str] | None = None) -> tuple[Panel, ...]:
         effects = self._predicted_effects()
         if effects is None:
             raise ArgumentError(f"{self.model.formula.text!r} has no random effects to draw; see plot('residuals')")
-        return effects_panels(effects, checked_alpha(alpha))
+        return effects_panels(effects, checked_alpha(alpha), parameters)
 
     def _profile_panels(
         self, parameter: str, values: Any = None, points: int = 21, alpha: float = 0.05

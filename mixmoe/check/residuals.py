@@ -1,6 +1,6 @@
 """Quantile residuals and their envelope, and the panels of diagnostic figures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -12,6 +12,7 @@ from statsmodels.nonparametric.smoothers_lowess import lowess
 
 from mixmoe._typing import Array, IntArray
 from mixmoe.check.profile import Profile, signed_root
+from mixmoe.errors import ArgumentError
 from mixmoe.families import Distribution, Effects
 from mixmoe.mixture.estimate import EMFit
 from mixmoe.output.records import Cloud, Curve, Marks, Panel, Rule
@@ -19,6 +20,7 @@ from mixmoe.output.records import Cloud, Curve, Marks, Panel, Rule
 _TINY = 1e-300
 _CHECKED = 200  # order statistics at which the simultaneous level is settled
 _DRAWS = 1000
+_MOST_EFFECTS = 5  # random effects of which all pairs are drawn
 
 
 def continuous(at: Array, above: Array) -> Distribution:
@@ -280,7 +282,7 @@ def _level(curve: Curve) -> Curve:
     return replace(curve, x=ends, y=twice(curve.y), lower=lower, upper=upper)
 
 
-def effects_panels(effects: Effects, alpha: float) -> tuple[Panel, ...]:
+def effects_panels(effects: Effects, alpha: float, parameters: Sequence[str] | None = None) -> tuple[Panel, ...]:
     """Each two random effects against one another with the ellipses of the model, or a QQ plot of the only one.
 
     Parameters
@@ -288,26 +290,47 @@ def effects_panels(effects: Effects, alpha: float) -> tuple[Panel, ...]:
     effects : Effects
     alpha : float
         One minus the share of the subjects that an ellipse should hold.
+    parameters : sequence of str, optional
+        Names of the effects to draw; default: all, of more than `_MOST_EFFECTS` those that differ most.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no such effect.
     """
-    modal, names, (_, K, n) = effects.modal, effects.names, effects.means.shape
-    # Effects of each unit given its most probable expert, and the experts that are that of some unit.
-    own = effects.means[np.arange(len(modal)), modal - 1]
+    if parameters is None:
+        # Effects of each unit given its most probable expert.
+        size = np.square(effects.means[np.arange(len(effects.modal)), effects.modal - 1]).mean(axis=0)
+        chosen = sorted(np.argsort(-size, kind="stable")[:_MOST_EFFECTS].tolist())
+    else:
+        unknown = [name for name in parameters if name not in effects.names]
+        if unknown or not len(parameters):
+            what = repr(unknown[0]) if unknown else "none"
+            raise ArgumentError(f"parameters must name random effects, {', '.join(effects.names)}; got {what}")
+        chosen = [effects.names.index(name) for name in parameters]
+    modal, (_, K, n), names = effects.modal, effects.means.shape, [effects.names[k] for k in chosen]
+    own = effects.means[np.arange(len(modal)), modal - 1][:, chosen]
+    implied = effects.implied[:, chosen][:, :, chosen]
+    # Experts that are the most probable one of some unit, with their legend entries.
     present = {k: f"expert {k}" if K > 1 else "" for k in range(1, K + 1) if (modal == k).any()}
-    if n == 1:
+    if len(chosen) == 1:
         clouds = []
         for k, label in present.items():
             values = np.sort(own[modal == k, 0])
-            scale = np.sqrt(max(effects.implied[k - 1, 0, 0], np.finfo(float).tiny))
+            scale = np.sqrt(max(implied[k - 1, 0, 0], np.finfo(float).tiny))
             clouds.append(Cloud(ndtri(np.arange(1, len(values) + 1) / (len(values) + 1)), values / scale, k, label))
         reach = max((float(np.abs(c.x).max()) for c in clouds), default=1.0)
         line = Curve("", "", np.array([-reach, reach]), np.array([-reach, reach]))
         ylabel = f"predicted effect of {names[0]}, standardised"
         return (Panel("Random effects", "normal quantile", ylabel, tuple(clouds), (line,), points_first=False),)
-    panels, note = [], f"ellipses: {100 * (1 - alpha):g} % by the model"
-    for i, j in combinations(range(n), 2):
+    panels: list[Panel] = []
+    note = f"ellipses: {100 * (1 - alpha):g} % by the model"
+    for i, j in combinations(range(len(chosen)), 2):
         clouds = [Cloud(own[modal == k, i], own[modal == k, j], k, label) for k, label in present.items()]
-        ellipses = [_ellipse(effects.implied[k - 1][np.ix_((i, j), (i, j))], 1 - alpha, k) for k in present]
-        panels.append(Panel("Random effects", names[i], names[j], tuple(clouds), tuple(ellipses), note=note))
+        ellipses = [_ellipse(implied[k - 1][np.ix_((i, j), (i, j))], 1 - alpha, k) for k in present]
+        more = f"; {len(chosen)} of {n} effects; parameters=[...] chooses others"
+        told = note + (more if len(chosen) < n and not panels else "")
+        panels.append(Panel("Random effects", names[i], names[j], tuple(clouds), tuple(ellipses), note=told))
     return tuple(panels)
 
 

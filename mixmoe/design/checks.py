@@ -1,10 +1,9 @@
-"""Checks of data against a formula, levels of a categorical response, redundant columns.
+"""Checks of data against a formula, and levels of a categorical response.
 
 Messages name column and row.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -464,114 +463,3 @@ def _warn_empty(raw: pd.Series, levels: tuple[Any, ...], column: str) -> None:
 
 MAX_COLUMNS = 3000
 """Columns that a section may have: more than a model can use, and few enough to look for those that others make."""
-EXPLAINED = 5
-"""Superfluous columns of which it is worked out what makes them: each takes a fit, and nobody reads more."""
-TOLERANCE = 1e-7
-"""Part of a column's length that must be left after projection on the columns before it, as in R's `lm`."""
-_ROUNDING = 1e-12  # part of a column's length that rounding may leave of one that is constant
-_SCREEN = 1e-3
-_BLOCK = 65_536
-
-
-@dataclass(frozen=True, slots=True)
-class Alias:
-    """A column that others make superfluous.
-
-    Attributes
-    ----------
-    column : int
-        Its position.
-    others : tuple of int, or None
-        Positions of the columns that it is a combination of; empty for a column of zeros. None for all but the first
-        `EXPLAINED`.
-    """
-
-    column: int
-    others: tuple[int, ...] | None
-
-
-def aliases(x: Array) -> tuple[Alias, ...]:
-    """Columns that are linear combinations of those before them, in order.
-
-    Parameters
-    ----------
-    x : ndarray, shape (n, p)
-        Finite values.
-    """
-    p = x.shape[1]
-    if p == 0 or x.shape[0] == 0:
-        return ()
-    scale = np.abs(x).max(axis=0)
-    scale[scale == 0] = 1.0
-    if _clearly_independent(x, scale):
-        return ()
-    return dependent(_triangle(_near_zero(x), scale), _triangle(x, scale))
-
-
-def _near_zero(x: Array) -> Array:
-    """Columns behind a constant one less their first values.
-
-    With the constant they span what they did, but times far from their origin, such as seconds since 1970, keep the
-    digits in which they differ.
-    """
-    constant = np.flatnonzero((x == x[0]).all(axis=0) & (x[0] != 0))
-    if not constant.size:
-        return x
-    behind = np.arange(x.shape[1]) > constant[0]
-    return x - np.where(behind, x[0], 0.0)
-
-
-def _clearly_independent(x: Array, scale: Array) -> bool:
-    """Whether cross-products alone settle that no column is superfluous; they lose half of the digits."""
-    with np.errstate(over="ignore", invalid="ignore"):  # squares of huge values; the factorisation has them scaled
-        # The common case, n p^2 operations in one product; only what it cannot settle goes through the decomposition.
-        gram = x.T @ x / np.outer(scale, scale)
-    length = np.sqrt(np.diag(gram))
-    if not (np.isfinite(length).all() and (length > 0).all()):
-        return False
-    correlation = gram / np.outer(length, length)
-    try:
-        return bool(np.diag(np.linalg.cholesky(correlation)).min() > _SCREEN)
-    except np.linalg.LinAlgError:
-        return False
-
-
-def _triangle(x: Array, scale: Array) -> Array:
-    """R of the QR decomposition of the scaled columns, built up block by block."""
-    # Stacking each block under the triangle so far keeps memory at one block, whatever the number of rows.
-    r = np.zeros((0, x.shape[1]))
-    for start in range(0, x.shape[0], _BLOCK):
-        r = np.asarray(np.linalg.qr(np.vstack([r, x[start : start + _BLOCK] / scale]), mode="r"))
-    return r
-
-
-def dependent(r: Array, written: Array) -> tuple[Alias, ...]:
-    """Superfluous columns by the triangle of the columns near zero; `written` is that of the columns as they are.
-
-    Both are factors R of QR decompositions, shape (., p); see `aliases`.
-    """
-    whole = np.zeros((r.shape[0], min(r.shape)), order="F")
-    kept: list[int] = []
-    found: list[Alias] = []
-    for j in range(r.shape[1]):
-        column, basis = r[:, j], whole[:, : len(kept)]
-        length = np.linalg.norm(column)
-        rest = column - basis @ (basis.T @ column)
-        # Projected twice: once leaves rounding of the size of the column, twice of the size of what is left (Kahan).
-        rest = rest - basis @ (basis.T @ rest)
-        left = np.linalg.norm(rest)
-        if left <= max(TOLERANCE * length, _ROUNDING * np.linalg.norm(written[:, j])):
-            found.append(Alias(j, _makers(written, kept, j) if len(found) < EXPLAINED else None))
-        else:
-            whole[:, len(kept)] = rest / left
-            kept.append(j)
-    return tuple(found)
-
-
-def _makers(r: Array, kept: list[int], j: int) -> tuple[int, ...]:
-    length = np.linalg.norm(r[:, j])
-    if not kept or length == 0:
-        return ()
-    weights = np.linalg.lstsq(r[:, kept], r[:, j], rcond=None)[0]
-    share = np.abs(weights) * np.linalg.norm(r[:, kept], axis=0) / length
-    return tuple(k for k, s in zip(kept, share, strict=True) if s > 1e-6)

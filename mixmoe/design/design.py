@@ -10,11 +10,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from mixmoe._typing import Array, IntArray
-from mixmoe.design import formulaic_engine
+from mixmoe.design.aliases import aliases, check_effects, independent, refuse_overlaps, warn_empty_terms
 from mixmoe.design.checks import (
-    EXPLAINED,
-    Alias,
-    aliases,
     check_columns,
     check_finite,
     check_names,
@@ -45,7 +42,8 @@ from mixmoe.design.recipe import (
     make_recipe,
 )
 from mixmoe.design.smooth_basis import SmoothTerm
-from mixmoe.errors import CollinearityWarning, DesignError, warn
+from mixmoe.design.terms import arguments_of_smooth
+from mixmoe.errors import DesignError
 
 NUMERIC_AUX = ("trials", "offset")  # auxiliary columns that must hold numbers; weights are checked with the rows
 _SIZES = (1e-150, 1e150)  # of the largest value of a column; squares of others leave the range of the numbers
@@ -383,7 +381,13 @@ def build_design(
     built = _with_gate_by_unit(recipe, built, rows, frame)
     recipe = _fitted(recipe, built, rows, frame)
     design = _assembled(recipe, built, rows, frame)
-    _check_fit(design)
+    check_effects(design.names.random, aliases(design.random), int(design.counts.max()))
+    if design.index is None:  # models along an index have limits of their own, by family
+        _check_sizes(design)
+    elif (design.index == design.index[0]).all():
+        raise DesignError(
+            f"the index {design.names.index!r} of vary: is {design.index[0]:g} in all {design.n} rows; it must vary"
+        )
     return design
 
 
@@ -397,22 +401,17 @@ def replay(recipe: Recipe, data: Any, response: bool, without: Sequence[str] = (
     check_types(rows, frame, recipe, wanted)
     check_replay(rows, frame, recipe)
     sections = {name: recipe.sections[name] for name in wanted}
-    made = ENGINES[recipe.engine]
-    built = made.rematerialize(formula_frame(rows, recipe), recipe.specs, sections, recipe.context)
+    built = ENGINES[recipe.engine].rematerialize(formula_frame(rows, recipe), recipe.specs, sections, recipe.context)
     rows = _cleaned(recipe, built, rows, frame)
-    built, kept = _with_empty(built, without, rows.n), {name: np.ones(0, dtype=bool) for name in without}
-    partial = replace(recipe, kept={**recipe.kept, **kept})
-    return replace(_assembled(partial, _with_gate_by_unit(recipe, built, rows, frame), rows, frame), recipe=recipe)
-
-
-def _with_empty(built: Materialized, sections: Sequence[str], n: int) -> Materialized:
-    """Sections of a formula with those that have no columns as empty ones."""
-    return replace(
+    # Sections that are not asked for are there all the same, with no columns.
+    built = replace(
         built,
-        matrices={**built.matrices, **{name: np.empty((n, 0)) for name in sections}},
-        names={**built.names, **dict.fromkeys(sections, ())},
-        owners={**built.owners, **dict.fromkeys(sections, ())},
+        matrices={**built.matrices, **{name: np.empty((rows.n, 0)) for name in without}},
+        names={**built.names, **dict.fromkeys(without, ())},
+        owners={**built.owners, **dict.fromkeys(without, ())},
     )
+    partial = replace(recipe, kept={**recipe.kept, **{name: np.ones(0, dtype=bool) for name in without}})
+    return replace(_assembled(partial, _with_gate_by_unit(recipe, built, rows, frame), rows, frame), recipe=recipe)
 
 
 def _cleaned(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Rows:
@@ -442,7 +441,7 @@ def _fitted(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -
     }
     # The intercept of sigma: is the residual standard deviation, a parameter of its own.
     kept["sigma"] &= np.array([name != "Intercept" for name in built.names["sigma"]], dtype=bool)
-    _refuse_overlaps(recipe, built, kept)
+    refuse_overlaps(recipe, built, kept)
     levels = response_levels(recipe, rows, frame)
     columns = formula_frame(rows, recipe)
     lagged = {lag.name: rows.columns[lag.name] for lag in rows.lags}
@@ -451,75 +450,22 @@ def _fitted(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -
     return replace(recipe, specs=built.specs, kept=kept, numeric=numeric, levels=levels)
 
 
-def _refuse_overlaps(recipe: Recipe, built: Materialized, kept: Mapping[str, NDArray[np.bool_]]) -> None:
-    """Refuse functions ``s(...)`` whose penalised columns are combinations of others: each needs all of its own."""
-    for section, terms in built.smooths.items():
-        owners = np.array(built.owners[section], dtype=int)
-        for i, term in terms.items():
-            of = np.arange((owners == i).sum()) % term.width
-            if (~kept[section][owners == i] & (of >= term.n_free)).any():
-                raise DesignError(
-                    f"the function {ENGINES[recipe.engine].name_of(recipe.sections[section][i])!r} of {WHERE[section]} "
-                    "overlaps with other terms, which are functions of the same index already, as s(x) is beside "
-                    "s(x, by=g) with a function for each category; leave one of them out"
-                )
-
-
-def warn_empty_terms(recipe: Recipe, built: Materialized) -> None:
-    """Say which terms have no column."""
-    for section in ("expert", "gate", "sigma"):
-        for i, term in enumerate(recipe.sections[section]):
-            if i not in built.owners[section]:
-                name = ENGINES[recipe.engine].name_of(term)
-                warn(
-                    f"the term {name!r} of {WHERE[section]} was left out: it adds no column, "
-                    "as a category with one level does; remove it from the formula",
-                    CollinearityWarning,
-                )
-
-
-def independent(section: str, superfluous: Sequence[Alias], names: tuple[str, ...]) -> NDArray[np.bool_]:
-    """Which columns of a section are kept, shape (p,), with warnings for those that are superfluous."""
-    kept = np.ones(len(names), dtype=bool)
-    kept[[alias.column for alias in superfluous]] = False
-    for alias in superfluous:
-        if alias.others is not None:
-            warn(
-                f"column {names[alias.column]!r} of {WHERE[section]} was left out: {_reason(alias.others, names)}; "
-                "remove it from the formula",
-                CollinearityWarning,
-            )
-    further = [names[alias.column] for alias in superfluous if alias.others is None]
-    if further:
-        shown_names = ", ".join(map(repr, further[:EXPLAINED])) + (", ..." if len(further) > EXPLAINED else "")
-        warn(
-            f"{len(further)} further columns of {WHERE[section]} were left out, which are zero or combinations of "
-            f"others as well: {shown_names}; write out the terms that the data can tell apart",
-            CollinearityWarning,
-        )
-    return kept
-
-
-def _reason(others: tuple[int, ...], names: tuple[str, ...]) -> str:
-    if not others:
-        return "it is zero everywhere"
-    if [names[k] for k in others] == ["Intercept"]:
-        return "it is constant, as 'Intercept' is"
-    if len(others) == 1:
-        return f"it is a multiple of {names[others[0]]!r}"
-    return f"it is a linear combination of {', '.join(repr(names[k]) for k in others)}"
-
-
 def _assembled(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> Design:
-    formula, keep_x, keep_z = recipe.formula, recipe.kept["expert"], recipe.kept["gate"]
-    gate = built.matrices["gate"]
+    formula, gate = recipe.formula, built.matrices["gate"]
+    keep_x, keep_z = recipe.kept["expert"], recipe.kept["gate"]
     grouped = formula.random is not None and formula.random.group in rows.keys
     labels = frame.labels.take(rows.position)
-    x_kinds = column_kinds(recipe, built, "expert")[keep_x]
-    keep_v = recipe.kept["sigma"]
+    x_kinds, keep_v = column_kinds(recipe, built, "expert")[keep_x], recipe.kept["sigma"]
+    response: NDArray[Any] | None = None
+    if recipe.response_kind != "numeric":
+        response = level_codes(recipe, rows, frame)
+        if response is not None and recipe.response_kind == "ordinal":
+            response = level_scores(recipe.levels or ())[response]
+    elif "response" in built.matrices:
+        response = built.matrices["response"][:, 0]
     return Design(
         formula=formula,
-        response=_response(recipe, built, rows, frame),
+        response=response,
         response_levels=recipe.levels,
         expert=built.matrices["expert"] if keep_x.all() else built.matrices["expert"][:, keep_x],
         gate=gate if keep_z.all() else gate[:, keep_z],
@@ -534,7 +480,15 @@ def _assembled(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView
         sequence=rows.sequence,
         order=None if formula.seq is None or rows.sequence is None else _numbers(plain(rows.keys[formula.seq.order])),
         aux=auxiliary(recipe, rows, frame),
-        names=_names(recipe, built, grouped),
+        names=DesignNames(
+            response=formula.response,
+            expert=selected(built.names["expert"], keep_x),
+            gate=selected(built.names["gate"], keep_z),
+            random=built.names["random"],
+            group=formula.random.group if formula.random is not None and grouped else None,
+            index=formula.vary,
+            sigma=selected(built.names["sigma"], keep_v),
+        ),
         common=x_kinds == "common",
         sigma_common=column_kinds(recipe, built, "sigma")[keep_v] == "common",
         expert_const=x_kinds == "const",
@@ -552,11 +506,10 @@ def _smooths(section: str, recipe: Recipe, built: Materialized) -> list[SmoothCo
     found, kept = [], recipe.kept[section]
     owners, place = np.array(built.owners[section], dtype=int), np.cumsum(kept) - 1
     for i, term in built.smooths.get(section, {}).items():
-        parsed = recipe.sections[section][i]
         where = np.flatnonzero(owners == i).reshape(term.n_functions, term.width)
         for level, columns in enumerate(where):
             of = np.flatnonzero(kept[columns])
-            arguments = formulaic_engine.arguments_of_smooth(parsed)
+            arguments = arguments_of_smooth(recipe.sections[section][i])
             whole = arguments.get("whole")
             of_by = f", by={arguments['by']}" if "by" in arguments else ""
             name = f"s({arguments['x']}{of_by})" if whole is None else ast.literal_eval(whole)
@@ -574,19 +527,6 @@ def _smooths(section: str, recipe: Recipe, built: Materialized) -> list[SmoothCo
                 )
             )
     return found
-
-
-def _names(recipe: Recipe, built: Materialized, grouped: bool) -> DesignNames:
-    formula = recipe.formula
-    return DesignNames(
-        response=formula.response,
-        expert=selected(built.names["expert"], recipe.kept["expert"]),
-        gate=selected(built.names["gate"], recipe.kept["gate"]),
-        random=built.names["random"],
-        group=formula.random.group if formula.random is not None and grouped else None,
-        index=formula.vary,
-        sigma=selected(built.names["sigma"], recipe.kept["sigma"]),
-    )
 
 
 def selected(names: tuple[str, ...], keep: NDArray[np.bool_]) -> tuple[str, ...]:
@@ -641,25 +581,6 @@ def auxiliary(recipe: Recipe, rows: Rows, frame: FrameView) -> dict[str, NDArray
     return out
 
 
-def _response(recipe: Recipe, built: Materialized, rows: Rows, frame: FrameView) -> NDArray[Any] | None:
-    if recipe.response_kind == "numeric":
-        return built.matrices["response"][:, 0] if "response" in built.matrices else None
-    codes = level_codes(recipe, rows, frame)
-    if codes is None or recipe.response_kind == "categorical":
-        return codes
-    return level_scores(recipe.levels or ())[codes]
-
-
-def _check_fit(design: Design) -> None:
-    _check_random(design)
-    if design.index is None:  # models along an index have limits of their own, by family
-        _check_sizes(design)
-    if design.index is not None and (design.index == design.index[0]).all():
-        raise DesignError(
-            f"the index {design.names.index!r} of vary: is {design.index[0]:g} in all {design.n} rows; it must vary"
-        )
-
-
 def _check_sizes(design: Design) -> None:
     names = design.names
     columns: dict[str, Array] = {}
@@ -677,29 +598,3 @@ def _check_sizes(design: Design) -> None:
 def check_size(name: str, largest: float) -> None:
     """Refuse responses whose squares leave the range of floating-point numbers, from the largest absolute value."""
     refuse_size(f"the response {name!r}", largest, _SIZES)
-
-
-def _check_random(design: Design) -> None:
-    check_effects(design.names.random, aliases(design.random), int(design.counts.max()))
-
-
-def check_effects(names: tuple[str, ...], superfluous: Sequence[Alias], most: int) -> None:
-    """Refuse random effects that cannot be told from one another.
-
-    Parameters
-    ----------
-    names : tuple of str
-    superfluous : sequence of Alias
-    most : int
-        Rows of the subject with the most.
-    """
-    for alias in superfluous:
-        raise DesignError(
-            f"the random effect {names[alias.column]!r} of re: cannot be told from the others: "
-            f"{_reason(alias.others or (), names)}; remove it from re:"
-        )
-    if len(names) > most:
-        raise DesignError(
-            f"re: has {len(names)} random effects per subject ({', '.join(names)}), but no subject has more than "
-            f"{most} rows; remove random effects until there are at most {most}"
-        )

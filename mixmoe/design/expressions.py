@@ -9,12 +9,46 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mixmoe.errors import DesignError, MixmoeError
+from mixmoe.errors import DesignError, FormulaError, MixmoeError
+
+OPENING, CLOSING, _QUOTES = "([{", ")]}", "`'\""
 
 NUMBER = "number__"  # what makes numbers of the operands of arithmetic, in rewritten code
-
-
 _ARITHMETIC = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow)
+
+
+def mask_brackets(text: str) -> str:
+    """`text` with everything in brackets or quotes blanked, brackets themselves kept; same length."""
+    out, quote = list(text), ""
+    stack: list[int] = []
+    for i, char in enumerate(text):
+        if quote or stack:
+            out[i] = "\0"
+        if quote:
+            quote = "" if char == quote[0] else quote
+        elif char in _QUOTES:
+            quote, out[i] = char, "\0"
+        elif char in OPENING:
+            stack.append(i)
+            out[i] = char if len(stack) == 1 else "\0"
+        elif char in CLOSING:
+            if not stack:
+                raise FormulaError(f"the bracket {char!r} was never opened; remove it", text, i)
+            opened = text[stack.pop()]
+            if OPENING.index(opened) != CLOSING.index(char):
+                raise FormulaError(f"the bracket {opened!r} is closed by {char!r}; make them match", text, i)
+            out[i] = "\0" if stack else char
+    if quote:
+        at = text.rfind(quote)
+        raise FormulaError(f"the quote {quote} is opened but not closed; close it", text, at)
+    if stack:
+        raise FormulaError(f"the bracket {text[stack[-1]]!r} is not closed; close it", text, stack[-1])
+    return "".join(out)
+
+
+def unquoted(text: str) -> str:
+    """`text` with everything in quotes or backticks blanked; same length."""
+    return _QUOTED.sub(lambda m: "\0" * len(m.group(0)), text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +76,7 @@ class Lag:
         return f"lag_{'ahead' if self.k < 0 else 'back'}{abs(self.k)}_{self.column.encode().hex()}"
 
 
-def lags_in(code: str, aliases: Mapping[str, str], is_column: Callable[[str], bool]) -> frozenset[Lag]:
+def lags_in(code: str, aliases: Mapping[str, str]) -> frozenset[Lag]:
     """The lagged columns that an expression needs.
 
     Parameters
@@ -51,15 +85,13 @@ def lags_in(code: str, aliases: Mapping[str, str], is_column: Callable[[str], bo
         With plain names for those in backticks.
     aliases : mapping of str to str
         From those plain names to the columns.
-    is_column : callable
-        Whether a name is a column, not a function or constant.
 
     Raises
     ------
     DesignError
         If the number of rows is no whole number.
     """
-    found = _Rewriting(aliases, is_column)
+    found = _Rewriting(aliases, lambda _: True)
     found.visit(ast.parse(code, mode="eval"))
     return frozenset(found.lags)
 
@@ -69,8 +101,10 @@ def rewritten(code: str, aliases: Mapping[str, str], is_column: Callable[[str], 
 
     Parameters
     ----------
-    code, aliases, is_column
+    code, aliases
         See `lags_in`.
+    is_column : callable
+        Whether a name is a column, not a function or constant.
 
     Notes
     -----
@@ -181,8 +215,6 @@ def _rows_back(node: ast.Call) -> int:
 
 
 MAX_TERMS = 2000  # of a section; many more than a model can have, and few enough to expand at once
-
-
 _OF_R: Mapping[str, str] = {
     r"\bas\.factor\s*\(": "write C(x) for categories",
     r"\bas\.ordered\s*\(": "write C(x), and order the categories in the data with pd.Categorical",
@@ -192,27 +224,15 @@ _OF_R: Mapping[str, str] = {
     r"&&": "write & between conditions in brackets, as in I((t > 2) & (b < 1))",
     r"!(?!=)": "write ~ for not, or a != b",
 }
-
-
 """What R users type that Python reads otherwise or not at all."""
-
-
 _QUOTED = re.compile(r"`[^`]*`|'[^']*'|\"[^\"]*\"")
-
-
 _BASES = ("bs", "cc", "cr", "cs", "hashed", "poly", "s")
 
 
 # The second argument of these, or one called so, says how many columns they make.
 _SIZES = ("df", "degree", "levels", "k")
-
-
 _CONTRASTS = ("treatment", "SAS", "sum", "helmert", "diff", "poly", "custom")
-
-
 _ARGUMENTS_OF_C = ("contrasts", "levels", "spans_intercept")
-
-
 _LARGEST_POWER = 300  # of numbers in expressions; 10**309 is beyond the range of floats
 
 

@@ -3,16 +3,16 @@
 ``response ~ EXPERT | gate: GATE | re: (DESIGN | GROUP) | sigma: TERMS | vary: INDEX | seq: ORDER / WITHIN``
 """
 
-import difflib
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from mixmoe.design.expressions import SectionSyntaxError
-from mixmoe.design.formulaic_engine import is_intercept, parse_terms
-from mixmoe.errors import FormulaError
+from mixmoe.design.expressions import CLOSING, OPENING, SectionSyntaxError, mask_brackets, unquoted
+from mixmoe.design.formulaic_engine import parse_terms
+from mixmoe.design.terms import is_intercept
+from mixmoe.errors import FormulaError, close_names
 
 PartKind = Literal["free", "common", "const"]
 SECTIONS = ("gate", "re", "sigma", "vary", "seq")
@@ -40,7 +40,6 @@ _WHEN_EMPTY = {
     "vary": "name the index, or leave it out",
     "seq": "name the column that orders the rows, or leave it out",
 }
-_OPENING, _CLOSING, _QUOTES = "([{", ")]}", "`'\""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +209,21 @@ def parse_formula(text: str) -> MoEFormula:
         raise FormulaError(f"the formula is empty; write {SHAPE!r}")
     _refuse_namesakes(whole)
     # Brackets and quotes are blanked in the mask: what it shows of '~', '|' and names stands at the top level.
-    response, rest = _split_at_tilde(_Span(whole, _mask(whole), 0, len(whole)))
+    response, rest = _split_at_tilde(_Span(whole, mask_brackets(whole), 0, len(whole)))
+    # Behind the experts' terms each piece between bars is a section with its name in front.
     expert, *pieces = _split(rest, "|")
-    sections, period = _named_sections(pieces, expert), None
+    if expert.blank:
+        raise expert.error("the experts have no terms after '~'; write 1 for an intercept alone", -1, 1)
+    sections: dict[str, _Span] = {}
+    for piece in pieces:
+        name, body, head = _head(piece)
+        if name in sections:
+            remedy = "write its terms in one, re: (... | a) + (... | b)" if name == "re" else "join the two"
+            raise piece.error(f"the section {name}: is given twice; {remedy}", head, len(name))
+        if body.blank:
+            raise piece.error(f"the section {name}: is empty; {_WHEN_EMPTY[name]}", head, len(name) + 1)
+        sections[name] = body
+    period = None
     if "vary" in sections:
         sections["vary"], period = _without_circle(sections["vary"])
     first, *further = _random(sections["re"]) if "re" in sections else (None,)
@@ -249,35 +260,6 @@ def _refuse_namesakes(whole: str) -> None:
             )
 
 
-def _mask(text: str) -> str:
-    """`text` with everything in brackets or quotes blanked, brackets themselves kept; same length."""
-    out, quote = list(text), ""
-    stack: list[int] = []
-    for i, char in enumerate(text):
-        if quote or stack:
-            out[i] = "\0"
-        if quote:
-            quote = "" if char == quote[0] else quote
-        elif char in _QUOTES:
-            quote, out[i] = char, "\0"
-        elif char in _OPENING:
-            stack.append(i)
-            out[i] = char if len(stack) == 1 else "\0"
-        elif char in _CLOSING:
-            if not stack:
-                raise FormulaError(f"the bracket {char!r} was never opened; remove it", text, i)
-            opened = text[stack.pop()]
-            if _OPENING.index(opened) != _CLOSING.index(char):
-                raise FormulaError(f"the bracket {opened!r} is closed by {char!r}; make them match", text, i)
-            out[i] = "\0" if stack else char
-    if quote:
-        at = text.rfind(quote)
-        raise FormulaError(f"the quote {quote} is opened but not closed; close it", text, at)
-    if stack:
-        raise FormulaError(f"the bracket {text[stack[-1]]!r} is not closed; close it", text, stack[-1])
-    return "".join(out)
-
-
 def _split(span: _Span, mark: str) -> Iterator[_Span]:
     """Pieces of `span` between marks outside brackets and quotes."""
     start = 0
@@ -302,21 +284,6 @@ def _split_at_tilde(span: _Span) -> tuple[_Span, _Span]:
     return pieces[0], pieces[1]
 
 
-def _named_sections(pieces: list[_Span], expert: _Span) -> dict[str, _Span]:
-    if expert.blank:
-        raise expert.error("the experts have no terms after '~'; write 1 for an intercept alone", -1, 1)
-    sections: dict[str, _Span] = {}
-    for piece in pieces:
-        name, body, head = _head(piece)
-        if name in sections:
-            remedy = "write its terms in one, re: (... | a) + (... | b)" if name == "re" else "join the two"
-            raise piece.error(f"the section {name}: is given twice; {remedy}", head, len(name))
-        if body.blank:
-            raise piece.error(f"the section {name}: is empty; {_WHEN_EMPTY[name]}", head, len(name) + 1)
-        sections[name] = body
-    return sections
-
-
 def _head(piece: _Span) -> tuple[str, _Span, int]:
     if piece.blank:
         raise piece.error(
@@ -324,23 +291,21 @@ def _head(piece: _Span) -> tuple[str, _Span, int]:
         )
     match = _HEAD.match(piece.masked)
     if match is None:
-        raise piece.error(_headless(piece))
+        text, before = piece.text.strip(), piece.whole[: piece.start - 1]
+        if re.search(r"\bre\s*:[^|]*\|?\Z", before):
+            raise piece.error(f"re: needs brackets around the bar; write re: (1 | {text})")
+        if "|" in text:
+            effects = text if text[0] == "(" else f"({text})"
+            raise piece.error(f"{text!r} has no section name; random effects are written re: {effects}")
+        raise piece.error(
+            f"a stray '|': {text!r} has no section name; write for example | gate: {text}; known are {_KNOWN}"
+        )
     name = match.group(1)
     if name not in SECTIONS:
-        close = difflib.get_close_matches(name.lower(), SECTIONS, n=1, cutoff=0.5)
+        close = close_names(name.lower(), SECTIONS, most=1)
         hint = f"; did you mean {close[0]}:?" if close else "; interactions belong inside a section"
         raise piece.error(f"unknown section {name + ':'!r}; known are {_KNOWN}{hint}", match.start(1), len(name))
     return name, piece.sub(match.end(), len(piece.text)), match.start(1)
-
-
-def _headless(piece: _Span) -> str:
-    text = piece.text.strip()
-    before = piece.whole[: piece.start - 1]
-    if re.search(r"\bre\s*:[^|]*\|?\Z", before):
-        return f"re: needs brackets around the bar; write re: (1 | {text})"
-    if "|" in text:
-        return f"{text!r} has no section name; random effects are written re: {text if text[0] == '(' else f'({text})'}"
-    return f"a stray '|': {text!r} has no section name; write for example | gate: {text}; known are {_KNOWN}"
 
 
 def _response(span: _Span) -> str:
@@ -367,13 +332,26 @@ def _parts(span: _Span, allowed: tuple[str, ...], where: str) -> tuple[Part, ...
         before = span.masked[: match.start()].rstrip()
         start, stop = len(before) - 1 if before.endswith("+") else match.start(), inside.stop - span.start + 1
         free[start:stop] = " " * (stop - start)
-        wrapped.append(_wrapped_part(inside, match.group(1)))
+        kind: PartKind = "common" if match.group(1) == "common" else "const"
+        nested = _WRAPPER.search(inside.text)
+        if nested is not None:
+            raise inside.error(f"{nested.group(1)}(...) stands inside {kind}(...); keep one of them", nested.start())
+        if not _terms(inside, inside.text, intercept=False):
+            raise inside.error(f"{kind}(...) holds no terms; write the terms inside, as in {kind}(x1 + x2)")
+        wrapped.append(Part(inside.text.strip(), kind, False))
     text = re.sub(r"^(\s*)\+", r"\1 ", "".join(free)) if wrapped else span.text
     owns_intercept = any(_has_intercept(part) for part in wrapped)
     _refuse_wrappers(span, len(wrapped))
     terms = _terms(span, text, intercept=not owns_intercept) if text.strip() or not owns_intercept else ()
     parts = ((Part(text.strip() or "1", "free", not owns_intercept),) if terms or not wrapped else ()) + tuple(wrapped)
-    _refuse_repeats(span, parts)
+    seen: dict[object, str] = {}
+    for part in parts if wrapped else ():
+        for term in parse_terms(part.text, part.intercept):
+            if seen.get(term, part.kind) != part.kind:
+                raise span.error(
+                    f"the term {str(term)!r} is both {seen[term]} and {part.kind}; a term has one kind, so remove one"
+                )
+            seen[term] = part.kind
     return parts
 
 
@@ -403,28 +381,8 @@ def _wrapper_body(span: _Span, match: re.Match[str], allowed: tuple[str, ...], w
     return body
 
 
-def _wrapped_part(inside: _Span, kind: str) -> Part:
-    nested = _WRAPPER.search(inside.text)
-    if nested is not None:
-        raise inside.error(f"{nested.group(1)}(...) stands inside {kind}(...); keep one of them", nested.start())
-    if not _terms(inside, inside.text, intercept=False):
-        raise inside.error(f"{kind}(...) holds no terms; write the terms inside, as in {kind}(x1 + x2)")
-    return Part(inside.text.strip(), "common" if kind == "common" else "const", False)
-
-
 def _has_intercept(part: Part) -> bool:
     return any(is_intercept(term) for term in parse_terms(part.text, part.intercept))
-
-
-def _refuse_repeats(span: _Span, parts: tuple[Part, ...]) -> None:
-    seen: dict[object, str] = {}
-    for part in parts:
-        for term in parse_terms(part.text, part.intercept):
-            if seen.get(term, part.kind) != part.kind:
-                raise span.error(
-                    f"the term {str(term)!r} is both {seen[term]} and {part.kind}; a term has one kind, so remove one"
-                )
-            seen[term] = part.kind
 
 
 def _refuse_wrappers(span: _Span, expected: int) -> None:
@@ -440,19 +398,14 @@ def _refuse_wrappers(span: _Span, expected: int) -> None:
         )
 
 
-def unquoted(text: str) -> str:
-    """`text` with everything in quotes or backticks blanked; same length."""
-    return re.sub(r"`[^`]*`|'[^']*'|\"[^\"]*\"", lambda m: "\0" * len(m.group(0)), text)
-
-
 def _refuse_bars(span: _Span, where: str) -> None:
     """Raise for a bar in plain brackets: random effects outside re:."""
     stack: list[bool] = []
     for i, char in enumerate(unquoted(span.text)):
-        if char in _OPENING:
+        if char in OPENING:
             before = span.text[:i].rstrip()
             stack.append(char != "(" or (bool(before) and (before[-1].isalnum() or before[-1] in "_.`")))
-        elif char in _CLOSING:
+        elif char in CLOSING:
             stack.pop()
         elif char == "|" and not any(stack):
             raise span.error(
@@ -520,14 +473,19 @@ def refuse_several(formula: MoEFormula) -> None:
     """
     if not formula.further:
         return
-    span = _Span(formula.text, _mask(formula.text), 0, len(formula.text))
+    span = _Span(formula.text, mask_brackets(formula.text), 0, len(formula.text))
     *_, body = (found[1] for found in map(_head, list(_split(span, "|"))[1:]) if found[0] == "re")
     raise body.error(f"re: {body.text.strip()} has more than one grouping factor; {_SEVERAL}")
 
 
 def _random(span: _Span) -> tuple[RandomTerm, ...]:
     """The terms of ``re:``, those of nested groupings taken apart."""
-    terms = [term for piece in _split(span, "+") for term in _bracket(piece, span)]
+    terms: list[RandomTerm] = []
+    for piece in _split(span, "+"):
+        masked, lead = piece.masked.strip(), len(piece.text) - len(piece.text.lstrip())
+        if not (masked.startswith("(") and masked.endswith(")") and masked.count("(") == 1):
+            raise span.error(f"re: must be one bracket, as in re: (1 + time | id), got {span.text.strip()!r}")
+        terms += _inside_bracket(piece.sub(lead + 1, lead + len(masked) - 1))
     names = [frozenset(term.columns) for term in terms]
     twice = next((term for k, term in enumerate(terms) if names[k] in names[:k]), None)
     if twice is not None:
@@ -549,16 +507,9 @@ def _random(span: _Span) -> tuple[RandomTerm, ...]:
     return tuple(terms)
 
 
-def _bracket(piece: _Span, whole: _Span) -> list[RandomTerm]:
-    masked, lead = piece.masked.strip(), len(piece.text) - len(piece.text.lstrip())
-    if not (masked.startswith("(") and masked.endswith(")") and masked.count("(") == 1):
-        raise whole.error(f"re: must be one bracket, as in re: (1 + time | id), got {whole.text.strip()!r}")
-    return _inside_bracket(piece.sub(lead + 1, lead + len(masked) - 1))
-
-
 def _inside_bracket(span: _Span) -> list[RandomTerm]:
     span = _Span(
-        span.whole, span.whole[: span.start] + _mask(span.text) + span.whole[span.stop :], span.start, span.stop
+        span.whole, span.whole[: span.start] + mask_brackets(span.text) + span.whole[span.stop :], span.start, span.stop
     )
     bars = list(re.finditer(r"\|+", span.masked))
     if not bars:
@@ -610,7 +561,7 @@ def _without_circle(span: _Span) -> tuple[_Span, float | None]:
     if found is None:
         return span, None
     inner = span.sub(found.start(1), found.end(1))
-    commas = [i for i, char in enumerate(_mask(inner.text)) if char == ","]
+    commas = [i for i, char in enumerate(mask_brackets(inner.text)) if char == ","]
     text = inner.text[commas[-1] + 1 :].strip() if commas else ""
     try:
         period = float(text) if len(commas) == 1 else math.nan
@@ -639,12 +590,10 @@ def _sequence(span: _Span) -> Sequence:
     pieces = list(_split(span, "/"))
     if len(pieces) > 2:
         raise pieces[2].error("seq: has more than one '/'; write seq: order, or seq: order / within")
-    names = [_column(piece) for piece in pieces]
+    names: list[str] = []
+    for piece in pieces:
+        match = _NAME.match(piece.text)
+        if match is None:
+            raise piece.error(f"seq: takes column names, as in seq: day / session, got {piece.text.strip()!r}")
+        names.append(match.group(1) or match.group(2))
     return Sequence(names[0], names[1] if len(names) == 2 else None)
-
-
-def _column(span: _Span) -> str:
-    match = _NAME.match(span.text)
-    if match is None:
-        raise span.error(f"seq: takes column names, as in seq: day / session, got {span.text.strip()!r}")
-    return match.group(1) or match.group(2)

@@ -1,12 +1,15 @@
-"""The one file that touches parts of formulaic which its documentation does not promise (written for 1.2.2)."""
+"""The one file that touches parts of formulaic which its documentation does not promise (written for 1.2.2).
+
+Terms of a formula, their evaluation on data, and its replay on new data.
+"""
 
 import ast
-import builtins
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,6 @@ from formulaic.errors import DataMismatchWarning, FormulaicError
 from formulaic.materializers import PandasMaterializer
 from formulaic.parser import DefaultFormulaParser, DefaultOperatorResolver
 from formulaic.parser.types import Operator, OrderedSet
-from formulaic.transforms import TRANSFORMS
 from formulaic.utils.code import format_expr, sanitize_variable_names
 from formulaic.utils.layered_mapping import LayeredMapping
 from formulaic.utils.null_handling import find_nulls
@@ -27,60 +29,21 @@ from numpy.typing import NDArray
 from mixmoe.design.expressions import (
     MAX_TERMS,
     NUMBER,
-    Lag,
     SectionSyntaxError,
     floating,
-    is_name,
-    lags_in,
     makes_categories,
     number,
     refuse_misread,
     refuse_r,
     rewritten,
-    under_lags,
 )
-from mixmoe.design.smooth_basis import STATE, SmoothTerm, smooth
+from mixmoe.design.smooth_basis import STATE, SmoothTerm
+from mixmoe.design.terms import EXTRA_FUNCTIONS, Term, category_argument, is_intercept, is_smooth, python_code
 from mixmoe.errors import DesignError, MixmoeError
 
-Term = Any  # formulaic.parser.types.Term; opaque outside this file
 Specs = Mapping[str, Any]  # by section what an engine needs to replay its coding; opaque likewise
-EXTRA_FUNCTIONS: Mapping[str, Any] = {
-    "sqrt": np.sqrt,
-    "abs": np.abs,
-    "log1p": np.log1p,
-    "expm1": np.expm1,
-    "floor": np.floor,
-    "ceil": np.ceil,
-    "sin": np.sin,
-    "cos": np.cos,
-    "s": smooth,
-}
-"""Functions that formulas may use beyond those that formulaic brings."""
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _MARKED = re.compile(r"⧛(.*?)⧚", re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class UsedName:
-    """A name that a formula uses.
-
-    Attributes
-    ----------
-    name : str
-        Column, function or constant.
-    called : bool
-        Whether it is called as a function.
-    plain : bool
-        Whether it stands alone as a term, outside any expression.
-    complete : bool
-        Whether rows where it is missing can be left out before anything is computed; false where the formula calls
-        a method of the column, such as ``fillna``.
-    """
-
-    name: str
-    called: bool
-    plain: bool
-    complete: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +136,7 @@ class _CarefulOperators(DefaultOperatorResolver):
                     expand, beside=operator.symbol in ("*", "+"), products=operator.symbol != "+"
                 )
             elif operator.symbol == "-":
-                operator._to_terms = _without if operator.arity == 2 else _nothing_without
+                operator._to_terms = _without if operator.arity == 2 else partial(_without, OrderedSet())
         return made
 
 
@@ -233,10 +196,6 @@ def _without(left: Any, right: Any) -> Any:
     return left - right
 
 
-def _nothing_without(right: Any) -> Any:
-    return _without(OrderedSet(), right)
-
-
 def parse_terms(text: str, intercept: bool = True) -> tuple[Term, ...]:
     """Terms of one section, ordered by degree.
 
@@ -280,104 +239,6 @@ def _located(message: str, text: str) -> SectionSyntaxError:
         return SectionSyntaxError(first, lead, len(text.strip()))
     start = marked.start() - (plain.rfind("\n", 0, marked.start()) + 1)
     return SectionSyntaxError(first, start, len(marked.group(1)))
-
-
-def is_intercept(term: Term) -> bool:
-    """Whether a term is the intercept."""
-    return term.degree == 0
-
-
-def is_plain_column(term: Term) -> bool:
-    """Whether a term is one column, untransformed."""
-    return len(term.factors) == 1 and term.factors[0].eval_method.value == "lookup"
-
-
-def column_of(term: Term) -> str:
-    """Name of the column of a term for which `is_plain_column` holds."""
-    return str(term.factors[0].expr)
-
-
-def used_names(terms: Sequence[Term]) -> tuple[UsedName, ...]:
-    """Names that terms use, in order of first use."""
-    found: dict[tuple[str, bool], UsedName] = {}
-    for term in terms:
-        for factor in term.factors:
-            for name in _names_of_factor(factor):
-                known = found.get((name.name, name.called))
-                found[name.name, name.called] = name if known is None else _stricter(known, name)
-    return tuple(found.values())
-
-
-def _stricter(a: UsedName, b: UsedName) -> UsedName:
-    return UsedName(a.name, a.called, a.plain or b.plain, a.complete or b.complete)
-
-
-def _names_of_factor(factor: Any) -> list[UsedName]:
-    if factor.eval_method.value == "literal":
-        return []
-    if factor.eval_method.value == "lookup":
-        return [UsedName(str(factor.expr), False, True, True)]
-    aliases: dict[str, str] = {}
-    code = sanitize_variable_names(factor.expr, {}, aliases)
-    try:
-        tree = ast.parse(code, mode="eval")
-    except (SyntaxError, ValueError) as error:
-        raise DesignError(f"{factor.expr!r} is not a valid expression ({error}); correct it") from error
-    return [UsedName(aliases.get(u.name, u.name), u.called, u.plain, u.complete) for u in _names_of_tree(tree)]
-
-
-def _names_of_tree(tree: ast.AST) -> list[UsedName]:
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    functions = {id(call.func) for call in calls}
-    methods = {id(_root(call.func)) for call in calls if isinstance(call.func, ast.Attribute)}
-    bound = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    bound |= {a.arg for a in ast.walk(tree) if isinstance(a, ast.arg)}
-    absent = methods | {id(node) for node in under_lags(tree)}  # rows where such a column is missing may be complete
-    quoted = [call for call in calls if _is_quotation(call)]
-    return [
-        UsedName(node.id, id(node) in functions, False, id(node) not in absent)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Name) and node.id not in bound
-    ] + [UsedName(str(call.args[0].value), False, False, id(call) not in absent) for call in quoted]  # type: ignore[attr-defined]
-
-
-def lags_of(terms: Sequence[Term], is_column: Callable[[str], bool]) -> frozenset[Lag]:
-    """The lagged columns that terms need, see `mixmoe._expressions.lags_in`."""
-    found: set[Lag] = set()
-    for term in terms:
-        for factor in term.factors:
-            if factor.eval_method.value == "python":
-                aliases: dict[str, str] = {}
-                found |= lags_in(sanitize_variable_names(factor.expr, {}, aliases), aliases, is_column)
-    return frozenset(found)
-
-
-def _root(node: ast.AST) -> ast.AST:
-    while isinstance(node, ast.Attribute | ast.Call | ast.Subscript):
-        node = node.func if isinstance(node, ast.Call) else node.value
-    return node
-
-
-def _is_quotation(call: ast.Call) -> bool:
-    """Whether a call is patsy's ``Q("name")``."""
-    quoted = bool(call.args) and isinstance(call.args[0], ast.Constant) and isinstance(call.args[0].value, str)
-    return isinstance(call.func, ast.Name) and call.func.id == "Q" and quoted
-
-
-def python_code(terms: Iterable[Term]) -> tuple[str, ...]:
-    """The Python expressions within terms, with plain names for those in backticks."""
-    factors = [factor for term in terms for factor in term.factors if factor.eval_method.value == "python"]
-    return tuple(sanitize_variable_names(factor.expr, {}, {}) for factor in factors)
-
-
-def is_function(name: str) -> bool:
-    """Whether formulas know `name` as a function or module, whatever the data."""
-    return name in TRANSFORMS or name in EXTRA_FUNCTIONS or hasattr(builtins, name)
-
-
-def function_names() -> tuple[str, ...]:
-    """Names of the functions that formulas know."""
-    return tuple(sorted({*TRANSFORMS, *EXTRA_FUNCTIONS}))
 
 
 def name_of(term: Term) -> str:
@@ -548,49 +409,6 @@ def _smooths(spec: Any, terms: Sequence[Term], frame: pd.DataFrame) -> dict[int,
     return found
 
 
-def is_smooth(term: Term) -> bool:
-    """Whether a term is a call ``s(...)``."""
-    return len(term.factors) == 1 and _names_call(term.factors[0], whole=True)
-
-
-def holds_smooth(term: Term) -> bool:
-    """Whether a term has a call ``s(...)`` anywhere."""
-    return any(_names_call(factor, whole=False) for factor in term.factors)
-
-
-def _names_call(factor: Any, whole: bool) -> bool:
-    if factor.eval_method.value != "python":
-        return False
-    body = ast.parse(sanitize_variable_names(factor.expr, {}, {}), mode="eval").body
-    nodes = [body] if whole else list(ast.walk(body))
-    return any(isinstance(node, ast.Call) and is_name(node.func, "s") for node in nodes)
-
-
-def code_of(term: Term) -> str:
-    """A term as one expression: the product of its factors."""
-    factors = []
-    for factor in term.factors:
-        text = str(factor.expr)
-        plain = factor.eval_method.value != "lookup" or text.isidentifier()
-        factors.append(text if plain else f"`{text}`")
-    return "*".join(f"({text})" if len(factors) > 1 else text for text in factors)
-
-
-def arguments_of_smooth(term: Term) -> Mapping[str, str]:
-    """Code of the arguments of a term for which `is_smooth` holds, by name; the index is ``"x"``."""
-    aliases: dict[str, str] = {}
-    call: Any = ast.parse(sanitize_variable_names(term.factors[0].expr, {}, aliases), mode="eval").body
-    names = ("x", "k", "m", "by", "bs", "ends", "whole")
-    given = dict(zip(names, call.args, strict=False))
-    given |= {str(keyword.arg): keyword.value for keyword in call.keywords}
-
-    def text(node: ast.AST) -> str:
-        code = ast.unparse(node)
-        return aliases.get(code, code)
-
-    return {name: text(node) for name, node in given.items()}
-
-
 def owners_of(spec: Any, terms: Sequence[Term]) -> tuple[int, ...]:
     """For each column of a section the position of its term."""
     place = {term: i for i, term in enumerate(terms)}
@@ -620,21 +438,6 @@ def known_categories(specs: Specs) -> tuple[Categories, ...]:
 def _category_column(factor: Any) -> str | None:
     """The column of `g`, `C(g)` or `C(g, contrast)`."""
     return str(factor.expr) if factor.eval_method.value == "lookup" else category_argument(str(factor.expr))
-
-
-def category_argument(code: str) -> str | None:
-    """The column `g` of the code `C(g, ...)`; None for any other code."""
-    aliases: dict[str, str] = {}
-    try:
-        body = ast.parse(sanitize_variable_names(code, {}, aliases), mode="eval").body
-    except (SyntaxError, ValueError):
-        return None
-    if not (isinstance(body, ast.Call) and isinstance(body.func, ast.Name) and body.func.id == "C" and body.args):
-        return None
-    first = body.args[0]
-    if isinstance(first, ast.Call) and _is_quotation(first):
-        return str(ast.literal_eval(first.args[0]))
-    return aliases.get(first.id, first.id) if isinstance(first, ast.Name) else None
 
 
 def _unseen(message: str, replayed: bool) -> str:

@@ -155,14 +155,8 @@ def places_of(labels: Iterable[Any], among: Iterable[Any]) -> IntArray:
 
 
 Columns = pd.DataFrame | nw.DataFrame[Any] | Mapping[Any, Any]  # frames as `view` has them
-
-
 _SHOWN = 12
-
-
 _MIXED_NUMBERS = ("integer", "mixed-integer-float", "decimal")
-
-
 _EXACT = 2**53  # whole numbers up to which floats tell neighbours apart
 
 

@@ -9,7 +9,8 @@ import patsy
 from numpy.typing import NDArray
 
 from mixmoe.design.expressions import NUMBER, floating, makes_categories, number, rewritten
-from mixmoe.design.formulaic_engine import EXTRA_FUNCTIONS, Categories, Materialized, Specs, Term, category_argument
+from mixmoe.design.formulaic_engine import Categories, Materialized, Specs
+from mixmoe.design.terms import EXTRA_FUNCTIONS, Term, category_argument
 from mixmoe.errors import DesignError
 
 _KEEP_MISSING = patsy.NAAction(NA_types=[])
@@ -34,7 +35,8 @@ def parse_terms(text: str, intercept: bool = True) -> tuple[Term, ...]:
     try:
         terms = patsy.ModelDesc.from_formula(text if intercept else f"0 + {text}").rhs_termlist
     except patsy.PatsyError as error:
-        raise DesignError(f"patsy cannot read {text!r} ({_first_line(error)}); use engine='formulaic'") from error
+        first = str(error).strip().split("\n", 1)[0]
+        raise DesignError(f"patsy cannot read {text!r} ({first}); use engine='formulaic'") from error
     return tuple(sorted(terms, key=degree))
 
 
@@ -73,7 +75,7 @@ def name_of(term: Term) -> str:
 def materialize(
     frame: pd.DataFrame, sections: Mapping[str, Sequence[Term]], context: Mapping[str, Any]
 ) -> Materialized:
-    """Matrices of all sections, as `mixmoe._formulaic.materialize` returns them."""
+    """Matrices of all sections, as `mixmoe.design.formulaic_engine.materialize` returns them."""
     env = patsy.EvalEnvironment([{**_FUNCTIONS, NUMBER: number, **context}])
     used = {name: _computed(terms, frame.columns) for name, terms in sections.items() if terms}
     try:
@@ -89,7 +91,7 @@ def materialize(
 def rematerialize(
     frame: pd.DataFrame, specs: Specs, sections: Mapping[str, Sequence[Term]], context: Mapping[str, Any]
 ) -> Materialized:
-    """Matrices of new data, as `mixmoe._formulaic.rematerialize` returns them; patsy keeps `context` in `specs`."""
+    """Matrices of new data, as `rematerialize` of the other engine returns them; patsy keeps `context` in `specs`."""
     return _run(frame, {name: specs[name] for name, terms in sections.items() if terms}, sections)
 
 
@@ -121,7 +123,7 @@ def _run(frame: pd.DataFrame, infos: Mapping[str, Any], sections: Mapping[str, S
 
 
 def known_categories(specs: Specs) -> tuple[Categories, ...]:
-    """Columns used as categories, as `mixmoe._formulaic.known_categories` returns them."""
+    """Columns used as categories, as `mixmoe.design.formulaic_engine.known_categories` returns them."""
     found: dict[str, Categories] = {}
     for info in specs.values():
         for factor, state in info.factor_infos.items():
@@ -156,12 +158,8 @@ def _bad_terms(arrays: Mapping[str, NDArray[np.float64]], infos: Mapping[str, An
     return tuple(counts.items())
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]
-
-
 def _explained(error: Exception) -> DesignError:
-    message = _first_line(error)
+    message = str(error).strip().split("\n", 1)[0]
     if "does not match any of the expected levels" in message:
         named = message.removeprefix("Error converting data to categorical: ")
         return DesignError(

@@ -14,17 +14,24 @@ from mixmoe.design import formulaic_engine, patsy_engine
 from mixmoe.design.complete_rows import Keys, Lagged, Need, Rows, collect_rows
 from mixmoe.design.expressions import Lag
 from mixmoe.design.formula import MoEFormula, Part, PartKind
-from mixmoe.design.formulaic_engine import Materialized, Specs, Term, UsedName
+from mixmoe.design.formulaic_engine import Materialized, Specs
 from mixmoe.design.frame import FrameView, is_numeric, shown, unknown_column
+from mixmoe.design.terms import (
+    Term,
+    UsedName,
+    function_names,
+    holds_smooth,
+    is_function,
+    is_plain_column,
+    is_smooth,
+    lags_of,
+    used_names,
+)
 from mixmoe.design.transforms import unsafe_reason
 from mixmoe.errors import ArgumentError, DesignError, meant
 
 Engine = Literal["formulaic", "patsy"]
-
-
 ResponseKind = Literal["numeric", "categorical", "ordinal"]
-
-
 WHERE: Mapping[str, str] = {
     "response": "the response",
     "expert": "the expert part",
@@ -33,11 +40,7 @@ WHERE: Mapping[str, str] = {
     "index": "vary:",
     "sigma": "sigma:",
 }
-
-
 """How messages name the sections."""
-
-
 _ELSEWHERE: Mapping[str, str] = {
     "ns": "cr(x, df=4) for a natural spline",
     "offset": "offset='column' as an argument of the fit, where the family has one",
@@ -55,8 +58,6 @@ _ELSEWHERE: Mapping[str, str] = {
     "lead": "lag(x, -1)",
     "cbind": "successes as the response, 's ~ ...', with their trials as trials='column' of the fit",
 }  # how functions of other programs are called here
-
-
 _CONSTANTS: Mapping[str, str] = {
     "TRUE": "True",
     "T": "True",
@@ -66,11 +67,7 @@ _CONSTANTS: Mapping[str, str] = {
     "NA": "np.nan",
     "Inf": "np.inf",
 }  # of R
-
-
 ENGINES: Mapping[str, ModuleType] = {"formulaic": formulaic_engine, "patsy": patsy_engine}
-
-
 """What turns terms into columns."""
 
 
@@ -149,31 +146,37 @@ def make_recipe(
         raise ArgumentError(f"response must be one of {', '.join(map(repr, get_args(ResponseKind)))}, got {response!r}")
     texts = _section_texts(formula, random_columns)
     if response != "numeric":
-        _require_plain_response(formula, response)
+        if response_column(formula) is None:
+            what = f"a{'n' if response == 'ordinal' else ''} {response} response"
+            raise DesignError(f"{what} must be a column, got {formula.response!r}; make such a column")
         texts = {**texts, "response": ()}
-    terms = {name: _terms(parts) for name, parts in texts.items()}
-    names = {name: formulaic_engine.used_names(found) for name, found in terms.items()}
+    # Names are looked up in the terms as formulaic reads them, whatever computes the columns.
+    read = {name: _typed_terms(formulaic_engine, parts) for name, parts in texts.items()}
+    terms = {name: tuple(term for term, _ in pairs) for name, pairs in read.items()}
+    names = {name: used_names(found) for name, found in terms.items()}
     _refuse_reserved(names)
-    typed = {name: _typed_terms(ENGINES[engine], parts) for name, parts in texts.items()}
-    _check_smooths(texts, engine, smooths)
+    made = ENGINES[engine]
+    typed = read if engine == "formulaic" else {name: _typed_terms(made, parts) for name, parts in texts.items()}
+    typed = {name: sorted(pairs, key=lambda pair: made.degree(pair[0])) for name, pairs in typed.items()}
+    for section, pairs in read.items():
+        for term, kind in pairs:
+            reason = _wrong_smooth(term, section, kind, engine, smooths)
+            if holds_smooth(term) and reason:
+                raise DesignError(f"{WHERE[section]} has the term {formulaic_engine.name_of(term)!r}: {reason}")
+    used, given = {u.name for section in names.values() for u in section}, context or {}
     return Recipe(
         formula=formula,
         engine=engine,
         response_kind=response,
-        context=_used_context(names, context or {}),
+        context={name: value for name, value in given.items() if name in used},
         sections={name: tuple(term for term, _ in pairs) for name, pairs in typed.items()},
         kinds={name: tuple(kind for _, kind in pairs) for name, pairs in typed.items()},
         names=names,
-        lags={name: _lags(found) for name, found in terms.items()},
+        lags={name: tuple(sorted(lags_of(found), key=lambda lag: lag.name)) for name, found in terms.items()},
         aux=dict(aux or {}),
         partial_response=partial_response,
-        foreign={name: those for name, found in terms.items() if (those := _foreign(found, context or {}))},
+        foreign={name: those for name, found in terms.items() if (those := _foreign(found, given))},
     )
-
-
-def _terms(parts: tuple[Part, ...]) -> tuple[Term, ...]:
-    """The terms of a section as formulaic reads them, whatever computes them."""
-    return tuple(term for part in parts for term in formulaic_engine.parse_terms(part.text, part.intercept))
 
 
 def _foreign(terms: tuple[Term, ...], context: Mapping[str, Any]) -> tuple[str, ...]:
@@ -181,8 +184,7 @@ def _foreign(terms: tuple[Term, ...], context: Mapping[str, Any]) -> tuple[str, 
     return tuple(
         formulaic_engine.name_of(term)
         for term in terms
-        if unsafe_reason([term]) is not None
-        or any(used.called and used.name in context for used in formulaic_engine.used_names([term]))
+        if unsafe_reason([term]) is not None or any(used.called and used.name in context for used in used_names([term]))
     )
 
 
@@ -201,16 +203,6 @@ def _refuse_reserved(names: Mapping[str, tuple[UsedName, ...]]) -> None:
             )
 
 
-def _check_smooths(texts: Mapping[str, tuple[Part, ...]], engine: Engine, allowed: bool) -> None:
-    """Refuse ``s(...)`` where it has no meaning."""
-    for section, parts in texts.items():
-        for part in parts:
-            for term in formulaic_engine.parse_terms(part.text, part.intercept):
-                reason = _wrong_smooth(term, section, part.kind, engine, allowed)
-                if formulaic_engine.holds_smooth(term) and reason:
-                    raise DesignError(f"{WHERE[section]} has the term {formulaic_engine.name_of(term)!r}: {reason}")
-
-
 def _wrong_smooth(term: Term, section: str, kind: PartKind, engine: Engine, allowed: bool) -> str:
     """Why a term with ``s(...)`` cannot stand where it does; empty if it can."""
     if not allowed:
@@ -220,18 +212,13 @@ def _wrong_smooth(term: Term, section: str, kind: PartKind, engine: Engine, allo
         )
     if section not in ("expert", "gate"):
         return "penalised functions s(...) are for experts and gate; use bs(x, df=5) for a spline without penalty"
-    if not formulaic_engine.is_smooth(term):
+    if not is_smooth(term):
         return "s(...) must be a term of its own; write s(time, by=x) for a coefficient of x that varies with time"
     if kind == "const":
         return "a function s(...) is not constant along the index; take it out of const(...)"
     if engine != "formulaic":
         return "s(...) needs formula_engine='formulaic'"
     return ""
-
-
-def _used_context(names: Mapping[str, tuple[UsedName, ...]], context: Mapping[str, Any]) -> dict[str, Any]:
-    used = {u.name for section in names.values() for u in section}
-    return {name: value for name, value in context.items() if name in used}
 
 
 def _section_texts(formula: MoEFormula, random_columns: bool) -> dict[str, tuple[Part, ...]]:
@@ -247,24 +234,14 @@ def _section_texts(formula: MoEFormula, random_columns: bool) -> dict[str, tuple
 
 
 def _typed_terms(made: ModuleType, parts: tuple[Part, ...]) -> list[tuple[Term, PartKind]]:
-    typed = [(term, part.kind) for part in parts for term in made.parse_terms(part.text, part.intercept)]
-    return sorted(typed, key=lambda pair: made.degree(pair[0]))
-
-
-def _lags(terms: tuple[Term, ...]) -> tuple[Lag, ...]:
-    return tuple(sorted(formulaic_engine.lags_of(terms, lambda _: True), key=lambda lag: lag.name))
+    """Terms of a section with their kinds, in the order of the formula."""
+    return [(term, part.kind) for part in parts for term in made.parse_terms(part.text, part.intercept)]
 
 
 def response_column(formula: MoEFormula) -> str | None:
     """The column of the response if it is untransformed."""
     (term,) = formulaic_engine.parse_terms(formula.response, False)
-    return formulaic_engine.column_of(term) if formulaic_engine.is_plain_column(term) else None
-
-
-def _require_plain_response(formula: MoEFormula, kind: ResponseKind) -> None:
-    if response_column(formula) is None:
-        what = f"a{'n' if kind == 'ordinal' else ''} {kind} response"
-        raise DesignError(f"{what} must be a column, got {formula.response!r}; make such a column")
+    return str(term.factors[0].expr) if is_plain_column(term) else None
 
 
 def collect(frame: FrameView, recipe: Recipe, wanted: tuple[str, ...], required: bool) -> Rows:
@@ -295,14 +272,18 @@ def needs_of(frame: FrameView, recipe: Recipe, wanted: tuple[str, ...], required
     if "response" in wanted and recipe.response_kind != "numeric":
         gaps = recipe.partial_response
         needs.append(Need(str(response_column(formula)), WHERE["response"], complete=not gaps, gaps=gaps))
-    needs += [Need(name, where, term=False) for name, where in _key_columns(keys) if name is not None]
+    named = [*((name, "re:") for name in (keys.group, *keys.further)), (keys.order, "seq:"), (keys.within, "seq:")]
+    needs += [Need(name, where, term=False) for name, where in named if name is not None]
     beside, counted = _beside(frame, recipe, required), "response" in wanted
     needs += [
         Need(column, f"{label}={column!r}", complete=label != "weights" or not counted, term=label != "cluster")
         for label, column in beside.items()
     ]
     _refuse_unknown(frame, needs)
-    return _unique(needs)
+    # One need per column: what is asked of it anywhere is asked of it.
+    complete, terms = {need.name for need in needs if need.complete}, {need.name for need in needs if need.term}
+    first = {need.name: need for need in reversed(needs)}
+    return [replace(n, complete=n.name in complete, term=n.name in terms) for n in first.values()][::-1]
 
 
 def _keys_of(frame: FrameView, recipe: Recipe, required: bool) -> Keys:
@@ -325,22 +306,11 @@ def _beside(frame: FrameView, recipe: Recipe, required: bool) -> dict[str, str]:
     return {label: column for label, column in recipe.aux.items() if label != "cluster" and column in frame}
 
 
-def _key_columns(keys: Keys) -> tuple[tuple[str | None, str], ...]:
-    further = tuple((name, "re:") for name in keys.further)
-    return ((keys.group, "re:"), *further, (keys.order, "seq:"), (keys.within, "seq:"))
-
-
 def _further_groups(frame: FrameView, recipe: Recipe, required: bool) -> tuple[str, ...]:
     """Columns that name levels of the groupings behind the first one; of new data those that there are."""
     first = recipe.formula.random
     names = dict.fromkeys(name for term in recipe.formula.further for name in term.columns)
     return tuple(name for name in names if (required or name in frame) and first is not None and name != first.group)
-
-
-def _unique(needs: list[Need]) -> list[Need]:
-    complete, terms = {need.name for need in needs if need.complete}, {need.name for need in needs if need.term}
-    first = {need.name: need for need in reversed(needs)}
-    return [replace(n, complete=n.name in complete, term=n.name in terms) for n in first.values()][::-1]
 
 
 def _refuse_unknown(frame: FrameView, needs: list[Need]) -> None:
@@ -363,7 +333,7 @@ def _section_needs(frame: FrameView, recipe: Recipe, section: str) -> list[Need]
             _check_function(frame, used, recipe, section)
         elif used.name in recipe.context and used.name not in frame:
             _check_constant(recipe.context[used.name], used, frame.n_rows)
-        elif used.name in frame or used.plain or not formulaic_engine.is_function(used.name):
+        elif used.name in frame or used.plain or not is_function(used.name):
             needs.append(Need(used.name, WHERE[section], used.complete))
     return needs
 
@@ -389,9 +359,9 @@ def _check_function(frame: FrameView, used: UsedName, recipe: Recipe, section: s
             f"{WHERE[section]} calls {used.name!r} as a function, but the formula also uses a column of that name; "
             "rename the column"
         )
-    if used.name in recipe.context or formulaic_engine.is_function(used.name):
+    if used.name in recipe.context or is_function(used.name):
         return
-    known = sorted({*formulaic_engine.function_names(), *recipe.context})
+    known = sorted({*function_names(), *recipe.context})
     close = meant(used.name, known, most=2)
     hint = f"write {_ELSEWHERE[used.name]}; " if used.name in _ELSEWHERE else close and f"{close} "
     raise DesignError(
@@ -410,8 +380,6 @@ def formula_frame(rows: Rows, recipe: Recipe) -> pd.DataFrame:
 
 
 _LOOKED_AT = 2000  # rows at most; what depends on others does so almost everywhere
-
-
 _ROUNDING = 1e-8  # part of a column's largest value by which products of another length may differ
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from mixmoe.design.formula import MoEFormula, unquoted
-from mixmoe.design.formulaic_engine import Term, parse_terms, python_code
+from mixmoe.design.expressions import unquoted
+from mixmoe.design.formula import MoEFormula
+from mixmoe.design.formulaic_engine import parse_terms
+from mixmoe.design.terms import Term, python_code
 from mixmoe.errors import FormulaError
 
 

@@ -1,6 +1,5 @@
 """Wald tests of linear hypotheses, and tests that are refused."""
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from scipy.stats import chi2
 from scipy.stats import f as f_distribution
 
 from mixmoe._typing import Array
-from mixmoe.errors import ArgumentError
+from mixmoe.errors import ArgumentError, close_names
 from mixmoe.inference.uncertainty import (
     Moments,
     delta_cov,
@@ -332,7 +331,7 @@ def _suggestion(spec: list[str], names: Sequence[str]) -> str:
     known = [one for one in functions if any(name.startswith((f"{one})", f"{one},")) for name in names)]
     if known:
         return f" {known[0] + ')'!r} is a function, which test_functions({known[0] + ')'!r}) tests"
-    close = [m for w in words for m in difflib.get_close_matches(w, names, n=2)]
+    close = [m for w in words for m in close_names(w, names, most=2)]
     shown = close or list(names[:8])
     return f" {'Close' if close else 'Known'} names: {', '.join(shown)}{' ...' if not close and len(names) > 8 else ''}"
 

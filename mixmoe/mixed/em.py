@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mixmoe._typing import Array
-from mixmoe.mixed.likelihood.gaussian import flat_experts, summed_second_moments, weighted_normal_matrix
+from mixmoe.mixed.likelihood.gaussian import summed_second_moments, weighted_normal_matrix
 from mixmoe.mixed.likelihood.observed import ClosedForm
 from mixmoe.mixed.parameters import Params, Structure, free_to_working, working_to_free
 from mixmoe.mixture.gate import gate_log_probabilities, gate_step
@@ -55,7 +55,6 @@ def expectations(problem: ClosedForm, params: Params, given: Array | None = None
     """E-step at `params`; responsibilities `given`, shape (S, K, N), replace the posterior ones."""
     S, K, p = params.beta.shape
     q, N = problem.structure.n_random, problem.n_subjects
-    factor, sigma = flat_experts(params)
     loglik, responsibilities = np.zeros(S), np.empty((S, K, N))
     normal = np.zeros((S * K, p, p)) if not problem.experts.by_rows else None
     pull, second, residual, rows = np.zeros((S, K, p)), np.zeros((S, K, q, q)), np.zeros((S, K)), np.zeros((S, K))
@@ -72,9 +71,9 @@ def expectations(problem: ClosedForm, params: Params, given: Array | None = None
         residual += params.sigma**2 * (scores[..., p + q * q] + here)
         rows += here
         weights = found.reshape(S * K, -1)
-        second += summed_second_moments(densities.posterior, factor, sigma, weights).reshape(second.shape)
+        second += summed_second_moments(densities.posterior, weights).reshape(second.shape)
         if normal is not None:
-            normal += weighted_normal_matrix(experts, densities.posterior, factor, sigma, weights)
+            normal += weighted_normal_matrix(experts, densities.posterior, weights)
     return Expectations(
         loglik,
         responsibilities,

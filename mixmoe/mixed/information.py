@@ -23,7 +23,6 @@ from mixmoe.inference.uncertainty import (
 )
 from mixmoe.mixed.likelihood.gaussian import (
     ClosedExperts,
-    flat_experts,
     weighted_normal_matrix,
 )
 from mixmoe.mixed.likelihood.observed import (
@@ -112,12 +111,11 @@ def _known_information(problem: Problem, theta: Array, tau: Array) -> Array:
 def _normal_matrices(problem: Problem, theta: AnyArray, tau: Array) -> AnyArray:
     """Sums over subjects of tau X'V^-1X of normal experts, shape (K, p, p); passes complex steps through."""
     params = free_to_working(problem.structure, theta[None])
-    factor, sigma = flat_experts(params)
     s = problem.structure
     out = np.zeros((s.n_experts, s.n_columns, s.n_columns), dtype=theta.dtype)
     for where, experts in cast(ClosedForm, problem).experts.blocks(s.n_experts):
         posterior = experts.densities(params).posterior
-        out += weighted_normal_matrix(experts, posterior, factor, sigma, tau[where].T)
+        out += weighted_normal_matrix(experts, posterior, tau[where].T)
     return out
 
 

@@ -1,7 +1,6 @@
 """MEMoE: formula, data and structure of a mixed-effects mixture of experts."""
 
 from collections.abc import Mapping, Sequence
-from copy import copy
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -55,7 +54,6 @@ from mixmoe.mixture.estimate import EMFit, ParamLayout, seeded, warn_flags
 from mixmoe.mixture.gate import PseudoUnits, checked_gate_penalty
 from mixmoe.numerics.linalg import apply_inverse, logsumexp
 from mixmoe.numerics.optimise import Control
-from mixmoe.numerics.threads import Workers, workers
 from mixmoe.output.saved import SavedFit
 from mixmoe.results import restored
 
@@ -344,7 +342,6 @@ class MEMoE(Estimation):
         rng: Any = None,
         cov_type: str | None = None,
         progress: bool | None = None,
-        n_threads: int = 1,
         **cov_options: Any,
     ) -> "MEMoEResults":
         """Maximum likelihood estimates, or those of restricted maximum likelihood.
@@ -368,9 +365,6 @@ class MEMoE(Estimation):
             By default ``"cluster"`` if the model has clusters, else ``"robust"``.
         progress : bool, optional
             Progress bar; by default only in a terminal and if the fit takes more than a few seconds.
-        n_threads : int
-            Threads that share the subjects of an evaluation; the result does not depend on their number. More than one
-            is slower for the usual small blocks of Gaussian experts: measure before.
         **cov_options
             For the covariance: ``correction=``, ``n_boot=``, ``n_jobs=``.
 
@@ -391,17 +385,10 @@ class MEMoE(Estimation):
         generator = checked_rng(rng)
         default = 0 if start is not None else 1 if self.n_experts == 1 else _STARTS * self.n_experts
         n_starts = default if starts is None else checked_count(starts, "starts", least=1 if start is None else 0)
-        model = self._threaded(workers(n_threads))
-        fit = seeded(model.maximum(n_starts, generator, self._start(start), control), rng)
+        fit = seeded(self.maximum(n_starts, generator, self._start(start), control), rng)
         if kind == "bootstrap":
             cov_options = {"rng": generator, "progress": progress, **cov_options}
-        return model.penalised(fit)._reported(fit, kind, cov_options)
-
-    def _threaded(self, threads: Workers) -> "MEMoE":
-        """The model, its evaluations shared by threads."""
-        other = copy(self)
-        other.problem = replace(self.problem, experts=replace(self.problem.experts, workers=threads))
-        return other
+        return self.penalised(fit)._reported(fit, kind, cov_options)
 
     def _reported(self, fit: EMFit, kind: str, cov_options: dict[str, Any]) -> MEMoEResults:
         """Results of an estimate, with a covariance and all that a reader must know."""

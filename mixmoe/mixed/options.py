@@ -21,8 +21,9 @@ from mixmoe.design.design import Design, offset_of, weights_of
 from mixmoe.design.formula import MoEFormula, parse_formula, refuse_several
 from mixmoe.design.frame import exact, shown, units_of
 from mixmoe.errors import ArgumentError, DesignError, FormulaError
+from mixmoe.mixed.likelihood.columns import columns_of
 from mixmoe.mixed.likelihood.correlated import ErrorForm, ErrorKind, RowExperts, SerialRows, Visits
-from mixmoe.mixed.likelihood.gaussian import independent_experts, sparse_columns
+from mixmoe.mixed.likelihood.gaussian import independent_experts
 from mixmoe.mixed.likelihood.glmm import MOST_NODES, GlmmExperts, build_nodes
 from mixmoe.mixed.likelihood.modes import (
     Correlation,
@@ -306,15 +307,13 @@ class ErrorSetup:
     def experts(self, design: Design, c: Coordinates) -> RowExperts:
         """The experts on the rows of a design."""
         times = times_of(design, self.options)
-        X, Z = apply_inverse(design.expert, c.expert), apply_inverse(design.random, c.random)
+        X, Z = columns_of(design.expert, c.expert), apply_inverse(design.random, c.random)
         y = np.zeros(design.n) if design.response is None else np.asarray(design.response)
         y = (y - offset_of(design) - design.expert @ c.center) / c.scale
         unit = 1 / np.sqrt(weights_of(design) / c.weight)
         V = (design.sigma[:, self.columns] - self.center) / self.units
         at, visits = times.order, Visits(design.starts, design.counts, times.gap / self.time_unit)
-        return RowExperts(
-            SerialRows(y[at], X[at].T.copy(), Z[at].T.copy(), V[at].T.copy(), visits, unit[at]), self.form
-        )
+        return RowExperts(SerialRows(y[at], X.at(at), Z[at].T.copy(), V[at].T.copy(), visits, unit[at]), self.form)
 
 
 def build_errors(design: Design, options: ErrorOptions, residual: Residual, response_unit: float) -> ErrorSetup:
@@ -768,13 +767,12 @@ def coordinates_of(design: Design, s: Structure, model: ResponseModel) -> Coordi
 
 def experts_of(design: Design, model: ResponseModel, c: Coordinates) -> Experts:
     """The likelihood of the responses of a design, in working coordinates."""
-    X, Z = apply_inverse(design.expert, c.expert), apply_inverse(design.random, c.random)
+    X, Z = columns_of(design.expert, c.expert), apply_inverse(design.random, c.random)
     y = np.asarray(design.response, dtype=float)
     if model.response is None:
         # Around the least-squares centre and in units of its residual: moments of raw values would lose digits.
         residual = (y - offset_of(design) - design.expert @ c.center) / c.scale
-        sparse = sparse_columns(design.expert, c.expert)
-        return independent_experts(residual, X, Z, design.starts, weights_of(design) / c.weight, sparse)
+        return independent_experts(residual, X, Z, design.starts, weights_of(design) / c.weight)
     weights = design.aux.get("weights")
     rows = Rows(
         model.response.outcome(y, trials_of(design)),

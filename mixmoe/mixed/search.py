@@ -283,7 +283,7 @@ def _search_once(
         if problem.n_subjects <= _SEARCH_ABOVE:
             starts = random_starts(problem, one, n_starts, _EM_STEPS, rng)
         else:
-            starts = _starts_of_part(problem, n_starts, control, rng)
+            starts = _starts_of_part(problem, one, n_starts, control, rng)
         found = join(found, _race(problem, one.sigma, starts, _beyond(control, found)))
     found = replace(found, rank=_unless_most_collapse(found.rank))
     # 3. Moves from the best.
@@ -363,12 +363,16 @@ def _unless_most_collapse(rank: Array) -> Array:
     return np.full(rank.size, -np.inf) if np.isneginf(rank).mean() > _MOST else rank
 
 
-def _starts_of_part(problem: ClosedForm, n_starts: int, control: Control, rng: np.random.Generator) -> Array:
+def _starts_of_part(
+    problem: ClosedForm, one: OneExpert, n_starts: int, control: Control, rng: np.random.Generator
+) -> Array:
     """Distinct end points of random starts on a subsample."""
     wide = replace(control, behind=_PART_BEHIND, halve=_PART_HALVED, reached=-np.inf)
     wide = replace(wide, max_iter=min(_PART_ITERATIONS, control.max_iter))
-    part = problem.take(_some(np.arange(problem.n_subjects), _search_size(problem), rng))
-    one = fit_one_expert(part, control)
+    part = problem
+    if _search_size(problem) < problem.n_subjects:
+        part = problem.take(_some(np.arange(problem.n_subjects), _search_size(problem), rng))
+        one = fit_one_expert(part, control)
     ends = _race(part, one.sigma, random_starts(part, one, n_starts, _EM_STEPS, rng), wide)
     return ends.climb.theta[candidates(or_any(ends.rank, ends.climb.loglik), _PART_MARGIN, _POOL)]
 

@@ -30,7 +30,7 @@ from mixmoe.mixed.likelihood.observed import (
 )
 from mixmoe.mixed.parameters import Params, Sigma, Structure, free_to_working, working_to_free
 from mixmoe.mixture.gate import gate_log_probabilities, posterior_probabilities
-from mixmoe.numerics.linalg import logsumexp
+from mixmoe.numerics.linalg import floored_inverse, logsumexp
 from mixmoe.numerics.optimise import MANY_PARAMETERS, Climb, Control, climb
 
 _SOFT = 0.1  # share of a partition that is spread evenly over the experts
@@ -83,9 +83,7 @@ def first_inverse(problem: Problem, theta: Array) -> Array:
         else:
             scores = np.nan_to_num(subject_scores(problem, point))
             information = scores.T @ scores
-        values, vectors = np.linalg.eigh(information)
-        # Of the information itself eigenvalues may be negative, away from a maximum.
-        out[s] = (vectors / np.maximum(np.abs(values), _LEAST_INFORMATION * problem.n_subjects)) @ vectors.T
+        out[s] = floored_inverse(information, _LEAST_INFORMATION * problem.n_subjects)
     return out
 
 

@@ -1,27 +1,19 @@
 """From a design to padded blocks (standardisation, the split of rows, sequences), and persons in batches."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array, IntArray
-from mixmoe.design.design import Design
-from mixmoe.design.formula import MoEFormula, parse_formula
-from mixmoe.design.frame import shown, view
-from mixmoe.errors import DesignError, FormulaError
+from mixmoe.design.design import Design, column_terms
+from mixmoe.design.formula import MoEFormula
 from mixmoe.mixture.estimate import Flag
 from mixmoe.neural.blocks import Block, Blocks, Tensor, build_blocks, torch
 from mixmoe.neural.estimators.trained import Problem
-from mixmoe.neural.network import Network, Personal
+from mixmoe.neural.network import Network
 from mixmoe.neural.posterior import Family
-from mixmoe.responses.distribution import check_varies, constant_within
-
-MAX_LEVELS = 50  # of categories; a transition matrix grows with their square
-MAX_LABELS = 12  # different whole numbers as text that are taken for names of categories
-LARGEST = 1e100  # number in the data, and one over the least difference: their squares and fourth powers are finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +56,18 @@ def build_scaling(design: Design, family: Family) -> Scaling:
     return Scaling(columns, x.mean(axis=0), sd, float(y.mean()), float(y.std(ddof=1)))
 
 
-def response_of(design: Design, family: Family, scaling: Scaling) -> NDArray:
-    """Response as the loss wants it: standardised, 0/1, or integer codes; zeros where there is none."""
-    if design.response is None:
-        return np.zeros(design.n, dtype=np.int64 if family in ("multiclass", "crf") else float)
-    if family == "gaussian":
-        return scaling.response(design.response.astype(float))
-    return design.response.astype(np.int64 if family in ("multiclass", "crf") else float)
+def named_inputs(
+    design: Design, scaling: Scaling, network: Network, family: Family
+) -> Mapping[str, Sequence[int]] | None:
+    """Inputs of the last layer that each term or column stands for; None where it sees no inputs of the formula."""
+    if network.hidden or network.module is not None or family != "gaussian":
+        return None
+    terms = column_terms(design, "expert")
+    places: dict[str, list[int]] = {}
+    for place, column in enumerate(scaling.columns):
+        for name in {design.names.expert[column], terms[column]}:
+            places.setdefault(name, []).append(place)
+    return places
 
 
 def sequence_codes(design: Design, family: Family) -> IntArray:
@@ -108,6 +105,7 @@ def blocks_of(
     persons: IntArray,
     device: str,
     levels: IntArray | None = None,
+    given: NDArray[np.bool_] | None = None,
 ) -> Blocks:
     """Blocks of some rows of a design.
 
@@ -118,15 +116,59 @@ def blocks_of(
         Row of the effects that each unit of the design has.
     levels : ndarray of int, shape (n, G), optional
         Level of each row of the design in each further grouping.
+    given : ndarray of bool, shape (n,), optional
+        Rows of the design whose state is known beforehand.
     """
     members = sequence_codes(design, family)
     n_members = int(members.max()) + 1 if len(members) else 0
     owner = np.zeros(n_members, dtype=np.intp)
     owner[members] = persons[design.codes]
-    y = response_of(design, family, scaling)
+    kind = np.int64 if family in ("multiclass", "crf") else float
+    y = np.zeros(design.n, dtype=kind) if design.response is None else design.response.astype(kind)
+    if family == "gaussian" and design.response is not None:
+        y = scaling.response(y)
     x = scaling.inputs(design.expert)
-    mine = None if levels is None else levels[rows]
-    return build_blocks(x[rows], y[rows], members[rows], n_members, persons=owner, levels=mine, device=device)
+    mine, known = (None if values is None else values[rows] for values in (levels, given))
+    return build_blocks(
+        x[rows], y[rows], members[rows], n_members, persons=owner, levels=mine, given=known, device=device
+    )
+
+
+def split_rows(
+    design: Design,
+    family: Family,
+    scaling: Scaling,
+    levels: IntArray,
+    device: str,
+    share: float = 0.0,
+    holdout: float = 0.0,
+) -> tuple[Blocks, Blocks]:
+    """Blocks of the training and of the validation rows, persons (or sequences) being split by the order of time.
+
+    Parameters
+    ----------
+    levels : ndarray of int, shape (n, G)
+    share : float
+        Of each member's last rows, which are for validation.
+    holdout : float
+        Of the rows behind these, which are left out of both.
+
+    Notes
+    -----
+    Validation rows of a CRF stand with those before them in the sequence, given whose states they are scored: what a
+    state was is most of what there is to know of the next one.
+    """
+    members = sequence_codes(design, family)
+    used = ~held_out_rows(members, holdout)
+    held = np.zeros(design.n, dtype=bool)
+    held[used] = held_out_rows(members[used], share)
+    persons = np.arange(design.n_units)
+    train, kept = (blocks_of(design, family, scaling, rows, persons, device, levels) for rows in (used & ~held, held))
+    if family != "crf":
+        return train, kept
+    whole = used & np.isin(members, members[held])
+    kept = blocks_of(design, family, scaling, whole, persons, device, levels, given=~held)
+    return train, Blocks(kept.blocks, int(held.sum()))
 
 
 def gap_rows(design: Design) -> int:
@@ -140,140 +182,14 @@ def gap_rows(design: Design) -> int:
 
 def gap_flag(gaps: int, formula: MoEFormula) -> Flag:
     """What a reader must know about sequences with gaps."""
-    order = None if formula.seq is None else formula.seq.order
+    order, within = (None, None) if formula.seq is None else (formula.seq.order, formula.seq.within)
+    apart = "" if within is not None else f", or separate sequences with seq: {order} / column"
     return Flag(
         "gaps",
-        f"{gaps} rows follow a gap in {order!r} and count as neighbours of the row before; separate sequences with "
-        f"seq: {order} / column",
+        f"{gaps} rows follow a gap in {order!r}, a step longer than 1.5 times the usual one, and count as neighbours "
+        "of the row before; put rows of occasions that were missed back with their inputs and without a state, over "
+        f"which the likelihood sums{apart}",
     )
-
-
-def checked_formula(formula: Any) -> MoEFormula:
-    """A parsed formula that this family can fit.
-
-    Raises
-    ------
-    FormulaError
-        If it has sections of other families.
-    """
-    parsed = formula if isinstance(formula, MoEFormula) else parse_formula(formula)
-    if parsed.vary is not None:
-        raise FormulaError("NME has no section 'vary:'; leave it out, or use VCMoE, which has", parsed.text)
-    if len(parsed.gate) != 1 or parsed.gate[0].text != "1":
-        raise FormulaError("NME has no section 'gate:'; leave it out, or use MEMoE, which has", parsed.text)
-    if parsed.sigma:
-        raise FormulaError("NME has no section 'sigma:'; leave it out, or use MEMoE, which has", parsed.text)
-    for part in parsed.expert:
-        if part.kind != "free":
-            raise FormulaError(f"NME has no {part.kind}(...); write the terms without it", parsed.text)
-    return parsed
-
-
-def chosen_family(family: str, formula: MoEFormula, data: Any) -> Family:
-    """The family asked for, or the one that the response suggests."""
-    if family != "auto":
-        return family  # type: ignore[return-value]
-    frame = view(data)
-    if formula.random is not None and "transitions" in formula.random.design:
-        return "crf"
-    if formula.response not in frame:
-        return "gaussian"
-    values = frame.column(formula.response).dropna()
-    refuse_numbers_as_text(values, formula.response)
-    if pd.api.types.is_bool_dtype(values.dtype) or not pd.api.types.is_numeric_dtype(values.dtype):
-        if formula.seq is not None:
-            return "crf"
-        return "binary" if values.nunique() == 2 else "multiclass"
-    return "binary" if values.isin([0, 1]).all() and values.nunique() == 2 else "gaussian"
-
-
-def refuse_numbers_as_text(values: pd.Series, name: str) -> None:
-    """Refuse a response of texts that all read as numbers and are no labels of a few states.
-
-    Raises
-    ------
-    DesignError
-    """
-    if isinstance(values.dtype, pd.CategoricalDtype) or pd.api.types.infer_dtype(values) != "string":
-        return
-    levels = pd.Series(values.unique())
-    numbers = pd.to_numeric(levels, errors="coerce")
-    if numbers.isna().any() or (len(levels) <= MAX_LABELS and (numbers == numbers.round()).all()):
-        return
-    raise DesignError(
-        f"the response {name!r} holds numbers as text, such as {shown(levels.iloc[0])}; convert it, for example with "
-        "pd.to_numeric, or say family='multiclass' or 'crf' if these are names of categories"
-    )
-
-
-def check_magnitudes(design: Design, family: Family) -> None:
-    """Refuse numbers so large or so close together that their squares are beyond double precision.
-
-    Raises
-    ------
-    DesignError
-        Names the column.
-    """
-    columns = [(name, design.expert[:, k]) for k, name in enumerate(design.names.expert) if name != "Intercept"]
-    if family == "gaussian" and design.response is not None:
-        columns.insert(0, (design.names.response, design.response.astype(float)))
-    for name, values in columns:
-        largest, spread = float(np.abs(values).max()), float(np.ptp(values / 2.0)) * 2.0
-        if largest > LARGEST or 0.0 < spread < 1.0 / LARGEST:
-            what = f"reaches {largest:g}" if largest > LARGEST else f"differs by {spread:g} at most"
-            raise DesignError(
-                f"column {name!r} {what}, and squares of such numbers are beyond double precision; bring it into other "
-                f"units, between {1.0 / LARGEST:g} and {LARGEST:g}"
-            )
-
-
-def check_response(design: Design, family: Family) -> None:
-    """Refuse responses that the family cannot have."""
-    levels = design.response_levels or ()
-    if family == "gaussian":
-        check_varies(str(design.names.response), np.asarray(design.response, dtype=float))
-    if family == "binary" and len(levels) != 2:
-        raise DesignError(f"the response {design.names.response!r} has {len(levels)} levels; family='binary' needs 2")
-    if len(levels) > MAX_LEVELS:
-        raise DesignError(
-            f"the response {design.names.response!r} has {len(levels)} levels; family={family!r} takes at most "
-            f"{MAX_LEVELS}; a response of numbers is for family='gaussian'"
-        )
-    if family == "crf" and design.sequence is None:
-        raise FormulaError("a CRF needs the order of the rows within a person; add | seq: column", design.formula.text)
-
-
-def check_persons(design: Design, personal: Personal) -> None:
-    """Refuse person effects where there is one person, whom nothing can be compared with."""
-    if personal.q and design.n_units < 2:
-        raise DesignError(
-            f"the column {design.names.group!r} has one person, {shown(design.labels[0])}, so that nothing tells how "
-            "persons differ; give the rows of several, or write re: (0 | ...) for a network without person effects"
-        )
-
-
-def check_within(design: Design, family: Family, network: Network, personal: Personal) -> None:
-    """Refuse numbers that an intercept of each person reproduces.
-
-    Raises
-    ------
-    DesignError
-    """
-    last_bias = f"layer{network.depth}.bias"
-    if family != "gaussian" or network.module is not None or last_bias not in {t.name for t in personal.tensors}:
-        return
-    y = np.asarray(design.response, dtype=float)
-    if (y == y[design.starts][design.codes]).all():
-        raise constant_within(str(design.names.response))
-
-
-def check_rows(design: Design, personal: Personal) -> None:
-    """Refuse data in which no person has a second row."""
-    if personal.q and design.counts.max() == 1:
-        raise DesignError(
-            f"each of the {design.n_units} persons has one row, which cannot tell her effects from noise; give persons "
-            "with several rows, or fit the generic network with re: (0 | person)"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +229,12 @@ def split_batches(problem: Problem, batch_size: int | None, rng: np.random.Gener
     n_batches = -(-problem.n_persons // batch_size)
     number = torch.as_tensor(rng.permutation(problem.n_persons) % n_batches, device=problem.device)
     scale = train.n_rows / n_batches
-    batches = (one_batch(train.blocks, (number == k).double(), scale) for k in range(n_batches))
+    batches = []
+    for k in range(n_batches):
+        members = (number == k).double()
+        chosen = [take_members(block, members[block.persons] > 0) for block in train]
+        kept = tuple(block for block in chosen if len(block.persons))
+        batches.append(Batch(kept, sum(int(block.mask.sum()) for block in kept), scale, members))
     return tuple(batch for batch in batches if batch.n_rows)
 
 
@@ -322,17 +243,10 @@ def shuffled(batches: tuple[Batch, ...], rng: np.random.Generator) -> tuple[Batc
     return batches if len(batches) < 2 else tuple(batches[k] for k in rng.permutation(len(batches)))
 
 
-def one_batch(blocks: tuple[Block, ...], members: Tensor, scale: float) -> Batch:
-    """The rows of the persons marked in `members`, shape (N,)."""
-    chosen = [take_members(block, members[block.persons] > 0) for block in blocks]
-    kept = tuple(block for block in chosen if len(block.persons))
-    return Batch(kept, sum(int(block.mask.sum()) for block in kept), scale, members)
-
-
 def take_members(block: Block, chosen: Tensor) -> Block:
     """The members of a block where `chosen` (B,) is true, padded to the longest among them."""
     mask = block.mask[chosen]
     longest = int(mask.sum(1).max()) if len(mask) else 0
     x, y = (values[chosen, :longest] for values in (block.x, block.y))
     rows, levels = block.rows[chosen.cpu().numpy(), :longest], block.levels[chosen, :longest]
-    return Block(block.persons[chosen], x, y, mask[:, :longest], rows, levels)
+    return Block(block.persons[chosen], x, y, mask[:, :longest], rows, levels, block.given[chosen, :longest])

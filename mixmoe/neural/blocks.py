@@ -108,6 +108,8 @@ class Block:
         Place of each cell in the row arrays; zero where padded.
     levels : Tensor of int, shape (B, T, G)
         Level of each row in each further grouping; -1 where padded or not known.
+    given : Tensor, shape (B, T)
+        One where the state is known beforehand: validation rows of a CRF are scored given those before them.
     """
 
     persons: Tensor
@@ -116,6 +118,7 @@ class Block:
     mask: Tensor
     rows: IntArray
     levels: Tensor
+    given: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,23 +163,6 @@ def split_lengths(lengths: IntArray, max_cells: int) -> list[int]:
     return [*cuts, len(lengths)] if len(lengths) else [0]
 
 
-def cell_rows(starts: IntArray, lengths: IntArray) -> tuple[IntArray, NDArray[np.bool_]]:
-    """Row number of every cell of a padded block, and where there is a row.
-
-    Parameters
-    ----------
-    starts, lengths : ndarray, shape (B,)
-
-    Returns
-    -------
-    rows : ndarray, shape (B, T)
-    present : ndarray of bool, shape (B, T)
-    """
-    step = np.arange(max(int(lengths.max()), 1))
-    present = step[None, :] < lengths[:, None]
-    return np.where(present, starts[:, None] + step[None, :], 0), present
-
-
 def build_blocks(
     x: Array,
     y: NDArray,
@@ -185,6 +171,7 @@ def build_blocks(
     *,
     persons: IntArray | None = None,
     levels: IntArray | None = None,
+    given: NDArray[np.bool_] | None = None,
     device: str = "cpu",
     max_cells: int = 100_000,
 ) -> Blocks:
@@ -203,6 +190,8 @@ def build_blocks(
         Person of each member, where members are sequences; default: the members are the persons.
     levels : ndarray of int, shape (n, G), optional
         Level of each row in each further grouping, -1 for none; default: no such grouping.
+    given : ndarray of bool, shape (n,), optional
+        Rows whose state is known beforehand; default: none.
     device : str
     max_cells : int
         Largest number of cells in one block: bounds the memory of one step.
@@ -213,15 +202,23 @@ def build_blocks(
     owner = np.arange(n_members) if persons is None else persons
     cuts = split_lengths(lengths[order], max_cells)
     of_rows = np.empty((len(codes), 0), dtype=np.intp) if levels is None else levels
+    known = np.zeros(len(codes), dtype=bool) if given is None else given
     blocks = tuple(
-        pad_block(x, y, of_rows, owner[order[a:b]], starts[order[a:b]], lengths[order[a:b]], device)
+        pad_block(x, y, of_rows, known, owner[order[a:b]], starts[order[a:b]], lengths[order[a:b]], device)
         for a, b in pairwise(cuts)
     )
     return Blocks(blocks, len(codes))
 
 
 def pad_block(
-    x: Array, y: NDArray, levels: IntArray, persons: IntArray, starts: IntArray, lengths: IntArray, device: str
+    x: Array,
+    y: NDArray,
+    levels: IntArray,
+    given: NDArray[np.bool_],
+    persons: IntArray,
+    starts: IntArray,
+    lengths: IntArray,
+    device: str,
 ) -> Block:
     """One padded block of members whose rows begin at `starts`.
 
@@ -230,10 +227,13 @@ def pad_block(
     x : ndarray, shape (n, p)
     y : ndarray, shape (n,)
     levels : ndarray of int, shape (n, G)
+    given : ndarray of bool, shape (n,)
     persons, starts, lengths : ndarray, shape (B,)
     device : str
     """
-    rows, present = cell_rows(starts, lengths)
+    step = np.arange(max(int(lengths.max()), 1))
+    present = step[None, :] < lengths[:, None]
+    rows = np.where(present, starts[:, None] + step[None, :], 0)
     return Block(
         torch.as_tensor(persons, device=device),
         torch.as_tensor(np.where(present[:, :, None], x[rows], 0.0), device=device),
@@ -241,6 +241,7 @@ def pad_block(
         torch.as_tensor(present.astype(float), device=device),
         rows,
         torch.as_tensor(np.where(present[:, :, None], levels[rows], -1), device=device),
+        torch.as_tensor((present & given[rows]).astype(float), device=device),
     )
 
 

@@ -54,10 +54,13 @@ class Estimates:
     values : ndarray, shape (P,)
     covariance : ndarray, shape (P, P)
         NaN where there is no valid standard error.
+    zero : tuple of int
+        Places of standard deviations that are zero.
     """
 
     values: Array
     covariance: Array
+    zero: tuple[int, ...] = ()
 
 
 def is_linear(problem: Problem) -> bool:
@@ -89,7 +92,10 @@ def build_layout(
     if is_linear(problem):
         parameters += [Parameter(n, "fixed", n) for n in linear_names(names)]
         for part, of in zip(parts_of(problem), groups, strict=True):
-            parameters += linear_random(part, scaling, linear_names(names), of)
+            mine = random_names(part, linear_names(names))
+            parameters += [Parameter(f"sd({n}|{of})", "random", f"sd({n})", tested=False) for n in mine]
+            pairs = zip(*correlated_pairs(part, linear_map(part, scaling)), strict=True)
+            parameters += [correlation(mine[i], mine[j], of) for i, j in pairs]
     else:
         states = levels if problem.family == "crf" else ()
         parameters += [
@@ -129,14 +135,6 @@ def random_coefficients(problem: Problem) -> list[int]:
     """Places of these coefficients: the intercept, which every slope of a standardised input moves, and the slopes."""
     width = problem.network.width
     return [0, *(int(k) + 1 for k in feature_columns(problem) if k < width)]
-
-
-def linear_random(problem: Problem, scaling: Scaling, names: tuple[str, ...], group: str) -> list[Parameter]:
-    """Standard deviations and correlations of a linear network's person effects."""
-    mine = random_names(problem, names)
-    sds = [Parameter(f"sd({n}|{group})", "random", f"sd({n})", tested=False) for n in mine]
-    pairs = zip(*correlated_pairs(problem, linear_map(problem, scaling)), strict=True)
-    return sds + [correlation(mine[i], mine[j], group) for i, j in pairs]
 
 
 def linear_map(problem: Problem, scaling: Scaling) -> Array:
@@ -202,20 +200,25 @@ def exact_estimates(problem: Problem, fit: Trained, scaling: Scaling, errors: bo
             inner = profile(m, factors_of(problem, m.plan, free[:-1]), free[-1])
             covariance[:p, :p] = T @ np.linalg.inv(to_array(inner.information)) @ T.T * fit.sigma2
         covariance[p:, p:] = variance_covariance(problem, m, free, report)
-        # At a correlation of one the derivative of the likelihood is not zero, and no curvature tells its error.
-        marks = are_correlations(problem, scaling)
-        lost = p + np.flatnonzero(marks & (np.abs(values[: len(marks)]) > BOUND))
-        covariance[lost], covariance[:, lost] = np.nan, np.nan
-    return Estimates(np.concatenate([beta, values]), covariance)
+    # At a correlation of one, or a standard deviation of zero, no curvature tells an error.
+    reach = reach_of(problem, scaling)
+    shown = values[: len(reach)]
+    zero = p + np.flatnonzero(shown**2 < NEGLIGIBLE * reach**2)
+    lost = np.r_[zero, p + np.flatnonzero(np.isnan(reach) & (np.abs(shown) > BOUND))]
+    covariance[lost], covariance[:, lost] = np.nan, np.nan
+    return Estimates(np.concatenate([beta, values]), covariance, tuple(zero.tolist()))
 
 
-def are_correlations(problem: Problem, scaling: Scaling) -> NDArray[np.bool_]:
-    """Which of the reported variance parameters are correlations."""
-    marks: list[bool] = []
-    for part in parts_of(problem) if is_linear(problem) else ():
+def reach_of(problem: Problem, scaling: Scaling) -> Array:
+    """How large each reported spread of an exact fit is where effects have variance one, NaN of correlations."""
+    found: list[float] = []
+    for part in parts_of(problem):
+        if not is_linear(problem):
+            found += [1.0] * len(named_tensors(part))
+            continue
         T = linear_map(part, scaling)
-        marks += [False] * len(T) + [True] * len(correlated_pairs(part, T)[0])
-    return np.array(marks, dtype=bool)
+        found += [*np.linalg.norm(T, axis=1), *[np.nan] * len(correlated_pairs(part, T)[0])]
+    return np.array(found)
 
 
 def variance_covariance(problem: Problem, m: Moments, free: Tensor, report: Callable[[Tensor], Tensor]) -> Array:
@@ -324,7 +327,12 @@ def spread_estimates(
     size = len(sd) + len(corr) + len(sigma)
     block = np.full((size, size), np.nan)
     if errors and problem.n_effects:
-        found = component_covariance(problem, fit) if of_logs is None else covariance_of_logs(problem, fit, of_logs)
+        if of_logs is None:
+            found = component_covariance(problem, fit)
+        else:  # from logarithms to variances, zero on their bound
+            zero = fit.s <= NEGLIGIBLE
+            found = of_logs[np.ix_(problem.group, problem.group)] * fit.s * fit.s[:, None]
+            found = np.where(zero | zero[:, None], 0.0, found)
         slopes = np.zeros((size, len(found)))
         slopes[: len(sd), : len(fit.s)] = weights / (2.0 * np.maximum(sd, 1e-12))[:, None]
         slopes[len(sd) : len(sd) + len(corr), : len(fit.s)] = bent
@@ -364,13 +372,6 @@ def component_covariance(problem: Problem, fit: Trained) -> Array:
     scale[:-1] = 1.0 / np.maximum(np.linalg.norm(fit.loading, axis=0) ** 2, 1e-300) if fit.loading.size else 1.0
     whole = (spread @ small @ spread.T) * scale[:, None] * scale
     return whole if problem.family == "gaussian" else whole[:-1, :-1]
-
-
-def covariance_of_logs(problem: Problem, fit: Trained, of_logs: Array) -> Array:
-    """Covariance of the variances s from that of the logarithms of the model's, shape (r, r); zero on their bound."""
-    each = of_logs[np.ix_(problem.group, problem.group)] * fit.s * fit.s[:, None]
-    zero = fit.s <= NEGLIGIBLE
-    return np.where(zero | zero[:, None], 0.0, each)
 
 
 def component_information(problem: Problem, fit: Trained) -> Array:

@@ -182,15 +182,19 @@ def next_state(transitions: Tensor, emissions: Tensor) -> Tensor:
 
 
 def centred(transitions: Tensor) -> Tensor:
-    """Transition scores without what no sequence can tell: a constant, and differences ``u_a - u_b``.
+    """Transition scores without what no sequence can tell: a constant, which changes all paths of one length alike."""
+    return transitions - transitions.mean(dim=(-2, -1), keepdim=True)
+
+
+def interior(transitions: Tensor) -> Tensor:
+    """Transition scores without what the ends of a sequence alone tell, which is little: differences ``u_a - u_b``.
 
     Notes
     -----
-    Adding a constant changes every path of one length alike, and ``u_a - u_b`` telescopes to the two ends of a
-    sequence.
+    ``u_a - u_b`` telescopes to u at the first row less u at the last one.
     """
     C = transitions.shape[-1]
-    centred_scores = transitions - transitions.mean(dim=(-2, -1), keepdim=True)
+    centred_scores = centred(transitions)
     u = (centred_scores.sum(-1) - centred_scores.sum(-2)) / (2.0 * C)
     return centred_scores - (u.unsqueeze(-1) - u.unsqueeze(-2))
 

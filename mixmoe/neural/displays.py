@@ -34,6 +34,7 @@ from mixmoe.neural.estimators.training import fit_published
 from mixmoe.neural.network import initial_parameters, select_personal
 from mixmoe.neural.person_predictions import to_state, uncertainty, whole_jacobian
 from mixmoe.neural.persons import Persons, at_mean_levels, category_names, known_means, predict_frame, unknown_means
+from mixmoe.neural.posterior import Family
 from mixmoe.output.predictions import IntervalOf, Scale, Wanted
 from mixmoe.output.records import Cell, Curve, Table
 
@@ -66,7 +67,7 @@ class Comparison:
     errors : ndarray, shape (n_models,)
         Mean squared error on the response's scale, or negative log-likelihood per row.
     n_rows : int
-        Rows held out: the last of each person (or sequence).
+        Rows held out: the last of each person (or sequence), of a CRF those with a state.
     measure : str
     """
 
@@ -232,20 +233,6 @@ def generic(problem: Problem, control: Control, seed: int) -> Trained:
     return fit_network(without_validation(plain), control, "laplace", np.random.default_rng(seed))
 
 
-def separate(problem: Problem, control: Control, seed: int) -> Trained:
-    """One network per person, stopped where the held-out error is least (which flatters it)."""
-    words = ["all", *(["transitions"] if problem.family == "crf" else [])]
-    own = replace(problem, personal=select_personal(problem.network, words), cov="diagonal", published=True)
-    own = replace(own, further=())
-    return fit_network(own, replace(control, penalty=0.0), "sgd", np.random.default_rng(seed))
-
-
-def with_lme(problem: Problem, base: Trained) -> Trained:
-    """A mixed model of the last layer on the features of the generic network, with the same further groupings."""
-    last = replace(problem, personal=select_personal(problem.network, ["last"]), cov="full")
-    return fit_on_features(last, base.theta)
-
-
 def compare(problem: Problem, control: Control, estimator: Estimator, seed: int, scale: float) -> Comparison:
     """Held-out errors of the generic network, one network per person, network + LME, and the model itself.
 
@@ -261,10 +248,16 @@ def compare(problem: Problem, control: Control, estimator: Estimator, seed: int,
     plain = replace(control, patience=None, progress=False)
     base = generic(problem, plain, seed)
     rows: list[tuple[str, Callable[[], Trained]]] = [("generic network", lambda: base)]
-    rows.append(("one network per person", lambda: separate(problem, plain, seed)))
+    words = personal_of(problem, PEEKS).personal
+    own = replace(problem, personal=words, cov="diagonal", published=True, further=())
+    alone = replace(plain, penalty=0.0)  # stopped where the held-out error is least, which flatters it
+    rows.append((PEEKS, lambda: fit_network(own, alone, "sgd", np.random.default_rng(seed))))
     if problem.family == "gaussian" and problem.network.module is None:
-        rows.append(("generic network + LME", lambda: with_lme(problem, base)))
-    rows.append(("this model", lambda: fit_to_others(problem, plain, estimator, seed)))
+        last = replace(personal_of(problem, "generic network + LME"), cov="full", prior=0.0)
+        rows.append(("generic network + LME", lambda: fit_on_features(last, base.theta)))
+    # The published rule stops early on the rows held out, which flatters it.
+    others = problem if estimator == "sgd" else without_validation(problem)
+    rows.append(("this model", lambda: fit_network(others, plain, estimator, np.random.default_rng(seed))))
     fits = [fit() for _, fit in rows]
     errors = [
         held_out_error(personal_of(problem, name), fit) * scale for (name, _), fit in zip(rows, fits, strict=True)
@@ -273,18 +266,12 @@ def compare(problem: Problem, control: Control, estimator: Estimator, seed: int,
     return Comparison(tuple(n for n, _ in rows), np.array(errors), n_rows, measure_of(problem))
 
 
-def fit_to_others(problem: Problem, control: Control, estimator: Estimator, seed: int) -> Trained:
-    """A fit without the validation rows; the published rule stops early on them, which flatters it."""
-    own = problem if estimator == "sgd" else without_validation(problem)
-    return fit_network(own, control, estimator, np.random.default_rng(seed))
-
-
 def personal_of(problem: Problem, name: str) -> Problem:
     """The problem with the personal part that a row of the comparison has."""
     words = {
         "generic network": [],
         "generic network + LME": ["last"],
-        "one network per person": ["all", *(["transitions"] if problem.family == "crf" else [])],
+        PEEKS: ["all", *(["transitions"] if problem.family == "crf" else [])],
     }
     if name not in words:
         return problem
@@ -309,6 +296,7 @@ def architecture_table(estimator: Estimator, problem: Problem, fit: Trained) -> 
     parts = parts_of(problem)
     own = [", ".join(personal_words(part)) or "nothing" for part in parts]
     exact = is_exact(problem) and estimator == "laplace"
+    held = bool(problem.validation.n_rows) and estimator == "laplace"
     how = (
         "exact marginal likelihood" if exact else {"laplace": "linearised Laplace", "sgd": "published rule"}[estimator]
     )
@@ -322,7 +310,10 @@ def architecture_table(estimator: Estimator, problem: Problem, fit: Trained) -> 
         ("Personal", own[0]),
         *((f"By {g.name}", f"{mine}; {g.n_levels} levels") for g, mine in zip(problem.further, own[1:], strict=True)),
         ("Personal parameters", sum(part.personal.q for part in parts)),
-        ("Covariance of effects", ", ".join(dict.fromkeys(covariance_word(part) for part in parts))),
+        (
+            "Covariance of effects",
+            ", ".join(dict.fromkeys(f"rank {p.cov}" if isinstance(p.cov, int) else p.cov for p in parts)),
+        ),
         ("Estimator", how),
         ("Epochs (best)", f"{len(fit.trace.train)} ({fit.trace.best + 1})"),
     ]
@@ -333,33 +324,33 @@ def architecture_table(estimator: Estimator, problem: Problem, fit: Trained) -> 
         tuple(name for name, _ in rows),
         tuple((value,) for _, value in rows),
         ("num",),
-        held_out_notes(estimator, problem),
+        ("Log-likelihood of all rows, at parameters estimated without the validation rows.",) * held,
     )
 
 
-def covariance_word(problem: Problem) -> str:
-    """What kind of covariance effects have."""
-    return f"rank {problem.cov}" if isinstance(problem.cov, int) else problem.cov
+PEEKS = "one network per person"  # stopped where its held-out error is least, as it has no other way to end
 
 
-def held_out_notes(estimator: Estimator, problem: Problem) -> tuple[str, ...]:
-    """What the log-likelihood is of, where some rows were held out."""
-    if not problem.validation.n_rows or estimator == "sgd":
-        return ()
-    return ("Log-likelihood of all rows, at parameters estimated without the validation rows.",)
-
-
-def comparison_table(found: Comparison) -> Table:
-    """Held-out errors of the models, best marked by its ratio of one."""
-    best = float(np.nanmin(found.errors))
+def comparison_table(found: Comparison, family: Family) -> Table:
+    """Held-out errors of the models; the best of those that did not see the rows has a ratio of one."""
+    fair = [error for name, error in zip(found.models, found.errors, strict=True) if name != PEEKS]
+    best, of = float(np.nanmin(fair)), "sequence" if family == "crf" else "person"
+    given = ("States are scored given those before them in the sequence.",) if family == "crf" else ()
     return Table(
         "comparison",
-        f"Held-out {found.measure} ({found.n_rows} rows, the last of each person)",
+        f"Held-out {found.measure} ({found.n_rows} rows, the last of each {of})",
         ("error", "ratio to best"),
         found.models,
-        tuple((float(e), float(e / best) if best > 0 else None) for e in found.errors),
+        tuple(
+            (float(e), float(e / best) if best > 0 and name != PEEKS else None)
+            for name, e in zip(found.models, found.errors, strict=True)
+        ),
         ("num", ".3f"),
-        ("One network per person is stopped where its held-out error is least, which flatters it.",),
+        (
+            "One network per person is stopped where its held-out error is least, which flatters it, so that it has no "
+            "ratio.",
+            *given,
+        ),
     )
 
 

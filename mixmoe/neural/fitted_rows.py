@@ -1,6 +1,5 @@
 """What a network says of the rows it was fitted to: fitted values, residuals, drawn responses."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -94,17 +93,15 @@ def normal_residuals(persons: Persons, given: str) -> Array:
         for whole in problem.train:
             width = max(problem.personal.q, whole.mask.shape[1])
             for block in pieces(problem, whole, width):
-                parts.append((block, whitened_rows(problem, block, state, given)))
+                A, residual = linearise(problem, block, state)
+                away = residual + (A @ state.z[block.persons].unsqueeze(-1)).squeeze(-1)
+                if given == "covariates":
+                    white = away / (1.0 + (A.square() * state.s).sum(-1)).sqrt()
+                else:
+                    root = root_of(A, state.s)
+                    white = torch.linalg.solve_triangular(root, away.unsqueeze(-1), upper=False).squeeze(-1)
+                parts.append((block, white))
     return gather(problem.train, parts)
-
-
-def whitened_rows(problem: Problem, block: Block, state: State, given: str) -> Tensor:
-    """Residuals of a block of persons, shape (B, T)."""
-    A, residual = linearise(problem, block, state)
-    away = residual + (A @ state.z[block.persons].unsqueeze(-1)).squeeze(-1)
-    if given == "covariates":
-        return away / (1.0 + (A.square() * state.s).sum(-1)).sqrt()
-    return torch.linalg.solve_triangular(root_of(A, state.s), away.unsqueeze(-1), upper=False).squeeze(-1)
 
 
 def joint_residuals(persons: Persons, given: str) -> Array:
@@ -170,8 +167,14 @@ def history_means(persons: Persons) -> Array:
             C = posterior_covariance(person_information(earlier, state), state.s)
             root = torch.linalg.cholesky(C + 1e-12 * torch.eye(C.shape[-1], dtype=C.dtype, device=C.device))
             for column, block in zip(columns, blocks, strict=True):
-                if place < block.mask.shape[1]:
-                    column.append(mean_over(problem, block, place, state, root, noise))
+                if place >= block.mask.shape[1]:
+                    continue
+                x, total = block.x[:, place : place + 1], 0.0
+                for draw in noise:
+                    eta = effects(replace_effects(state, state.z + root @ draw))[block.persons]
+                    tensors = view_tensors(problem.network, problem.personal, state.theta, eta)
+                    total = total + mean_outputs(problem.family, forward(problem.network, tensors, x))[:, 0]
+                column.append(total / len(noise))
     return to_rows(problem.train, [torch.stack(column, dim=1) for column in columns])
 
 
@@ -180,16 +183,6 @@ def before(block: Block, place: int) -> Block:
     mask = block.mask.clone()
     mask[:, place:] = 0.0
     return replace(block, mask=mask)
-
-
-def mean_over(problem: Problem, block: Block, place: int, state: State, root: Tensor, noise: Tensor) -> Tensor:
-    """Mean probabilities of one row of each person over draws of her effects, shape (B, C)."""
-    x, total = block.x[:, place : place + 1], 0.0
-    for draw in noise:
-        eta = effects(replace_effects(state, state.z + root @ draw))[block.persons]
-        tensors = view_tensors(problem.network, problem.personal, state.theta, eta)
-        total = total + mean_outputs(problem.family, forward(problem.network, tensors, x))[:, 0]
-    return total / len(noise)
 
 
 def draw_rows(persons: Persons, rng: np.random.Generator) -> Array:
@@ -204,19 +197,14 @@ def draw_rows(persons: Persons, rng: np.random.Generator) -> Array:
         eta = effects(replace_effects(state, fresh)) if problem.n_effects else None
         if persons.levels:
             others = [problem.tensor(rng.standard_normal(g.z.shape) @ g.loading.T) for g in fit.further]
-            drawn = [draw_outputs(problem, block, state, eta, others, rng) for block in problem.train]
+            drawn = []
+            for block in problem.train:
+                outputs = last_outputs(problem, block, state.theta, eta, others)
+                drawn.append(outputs + state.sigma2.sqrt() * problem.tensor(rng.standard_normal(outputs.shape)))
             return persons.scaling.y_mean + persons.scaling.y_sd * to_rows(problem.train, drawn)
         drawn = [draw_block(problem, block, state, eta, rng) for block in problem.train]
     values = to_rows(problem.train, drawn)
     return persons.scaling.y_mean + persons.scaling.y_sd * values if problem.family == "gaussian" else values
-
-
-def draw_outputs(
-    problem: Problem, block: Block, state: State, eta: Tensor, others: Sequence[Tensor], rng: np.random.Generator
-) -> Tensor:
-    """Responses of a block with effects of several groupings, shape (B, T)."""
-    outputs = last_outputs(problem, block, state.theta, eta, others)
-    return outputs + state.sigma2.sqrt() * problem.tensor(rng.standard_normal(outputs.shape))
 
 
 def draw_block(problem: Problem, block: Block, state: State, eta: Tensor | None, rng: np.random.Generator) -> Tensor:

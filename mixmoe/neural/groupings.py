@@ -145,18 +145,15 @@ def levels_of(design: Design, *, checked: bool = True) -> tuple[Levels, ...]:
         units = [units_of(design.frame[column]) for column in term.columns]
         places, codes = np.unique(np.column_stack([u.codes for u in units]), axis=0, return_inverse=True)
         parts = tuple(u.labels for u in units)
-        labels = parts[0] if not term.within else combined(parts, places)
+        labels = parts[0]
+        if term.within:
+            texts = [":".join(str(part[k]) for part, k in zip(parts, row, strict=True)) for row in places]
+            labels = np.array(texts, dtype=object)
         if checked:
             check_grouping(term.name, codes.reshape(-1), seen)
         seen[term.name] = codes.reshape(-1)
         found.append(Levels(term, labels, parts, places.astype(np.intp)))
     return tuple(found)
-
-
-def combined(parts: Sequence[NDArray[np.object_]], places: IntArray) -> NDArray[np.object_]:
-    """Labels of combinations."""
-    texts = [":".join(str(part[k]) for part, k in zip(parts, row, strict=True)) for row in places]
-    return np.array(texts, dtype=object)
 
 
 def check_grouping(name: str, codes: IntArray, others: dict[str, IntArray]) -> None:
@@ -199,18 +196,14 @@ def level_codes(levels: Sequence[Levels], design: Design, own: bool = True) -> I
                 f"level these rows belong to; for one never seen give a label that the fit has not, as "
                 f"data.assign({absent}=...)"
             )
-        places = np.column_stack(
-            [column_places(design, column, part) for column, part in zip(known.term.columns, known.parts, strict=True)]
-        )
+        columns = []
+        for column, part in zip(known.term.columns, known.parts, strict=True):
+            units = units_of(design.frame[column])
+            columns.append(known_places(units.labels, part, column)[units.codes])
+        places = np.column_stack(columns)
         code = {tuple(row): k for k, row in enumerate(known.places.tolist())}
         out[:, g] = [code.get(tuple(row), -1) for row in places.tolist()]
     return out
-
-
-def column_places(design: Design, column: str, known: NDArray[np.object_]) -> IntArray:
-    """Place of each row's label among those of the fit, shape (n,); -1 where it is new."""
-    units = units_of(design.frame[column])
-    return known_places(units.labels, known, column)[units.codes]
 
 
 def check_crossed(problem: Problem) -> None:
@@ -266,7 +259,7 @@ def loglik_at(problem: Problem, fit: Trained) -> float:
     """Marginal log-likelihood of the rows of `problem` at all parameters of a fit."""
     with torch.no_grad():
         joint, beta = joint_of(problem, fit), problem.tensor(fit.theta)[problem.network.tensors[-2].start :]
-        free = replace(joint.moments, ridge=0.0)
+        free = replace(joint.moments, ridge=0.0, prior=0.0)
         best = profile(free, joint.factors, problem.tensor(0.5 * np.log(fit.sigma2)))
         away = beta - best.beta
         return -0.5 * float(best.deviance + away @ best.information @ away / fit.sigma2)
@@ -324,12 +317,6 @@ def union_index(problem: Problem) -> IntArray:
     return np.unique(np.concatenate([part.personal.index for part in parts_of(problem)]))
 
 
-def with_union(problem: Problem, rows: Blocks, count: int) -> Problem:
-    """The problem of combinations as persons."""
-    personal = personal_entries(problem.network.tensors, union_index(problem))
-    return replace(problem, personal=personal, cov="full", further=(), train=rows, n_persons=count)
-
-
 def combined_rows(
     problem: Problem, fit: Trained, z: Sequence[Array], blocks: Blocks, spread: "Spread | None" = None
 ) -> Prediction:
@@ -350,7 +337,8 @@ def combined_rows(
     covered = Uncertainty(None, None)
     if spread is not None:
         covered = spread.uncertainty(problem, every, found.levels)
-    mine = with_union(problem, found.rows, len(found.levels))
+    personal, count = personal_entries(problem.network.tensors, union_index(problem)), len(found.levels)
+    mine = replace(problem, personal=personal, cov="full", further=(), train=found.rows, n_persons=count)
     predicted = known_rows(mine, every, found.rows, every.z, covered)
     back = np.argsort(found.order)
     return Prediction(predicted.mean[back], predicted.variance[back])
@@ -501,7 +489,10 @@ def spread_of(problem: Problem, fit: Trained, z: Sequence[Array], *, population:
             cross = row_columns(plan, k, H, block.y, block.mask)[..., plan.random(k)].mT @ J
             own.append(cross[:, : joint.factors.own.shape[0]])
             total = total + J.flatten(0, 1).T @ J.flatten(0, 1)
-            border = border + border_sum(joint, k, cross)
+            if joint.factors.border:  # cross-products of border slots, the last rows, summed over units
+                mine = joint.factors.border[k].T @ cross[:, joint.factors.own.shape[0] :]
+                zeros = mine.new_zeros(plan.n_border, cross.shape[-1])
+                border = border + zeros.index_add(0, plan.border[k].reshape(-1), mine.flatten(0, 1))
         right = Latent(joint.factors.own.T @ torch.cat(own), border if joint.factors.border else None)
         found = solve_latent(plan, joint.profile, right)
         taken = torch.einsum("nrp,nrq->pq", right.own, found.own)
@@ -509,17 +500,6 @@ def spread_of(problem: Problem, fit: Trained, z: Sequence[Array], *, population:
         sigma = np.sqrt(fit.sigma2)
         gain = Latent(found.own / sigma, None if found.border is None else found.border / sigma)
         return Spread(joint, ridged_inverse((total - taken) / fit.sigma2), gain)
-
-
-def border_sum(joint: Joint, block: int, cross: Tensor) -> Tensor | float:
-    """Cross-products of border slots (the last rows of `cross`), summed over the units of a block, shape (M, k)."""
-    if not joint.factors.border:
-        return 0.0
-    plan = joint.moments.plan
-    mine = joint.factors.border[block].T @ cross[:, joint.factors.own.shape[0] :]
-    return mine.new_zeros(plan.n_border, cross.shape[-1]).index_add(
-        0, plan.border[block].reshape(-1), mine.flatten(0, 1)
-    )
 
 
 def row_jacobian(problem: Problem, fit: Trained, z: Sequence[Array], block: Block) -> Tensor:

@@ -174,19 +174,15 @@ def maximise_marginal(problem: Problem, control: Control, state: State) -> tuple
     for _ in range(ROUNDS):
         before = state.copy()
         found = climb(problem, control, state, adapted_rule(problem, state))
-        if not is_bounded(state):
+        # Odds of e^15 are none that data can tell.
+        finite = bool(torch.isfinite(state.theta).all() and torch.isfinite(state.s).all())
+        if not finite or float(state.theta.abs().max()) >= FAR or float(state.s.max()) >= FAR**2:
             state.theta, state.z, state.s = before.theta, before.z, before.s
             return (SEPARATED,)
         if found - last < NEAR:
             return ()
         last = found
     return (UNSETTLED,)
-
-
-def is_bounded(state: State) -> bool:
-    """Whether parameters and standard deviations are numbers of an order that data can tell: odds of e^15 are none."""
-    finite = bool(torch.isfinite(state.theta).all() and torch.isfinite(state.s).all())
-    return finite and float(state.theta.abs().max()) < FAR and float(state.s.max()) < FAR**2
 
 
 def climb(problem: Problem, control: Control, state: State, rule: Rule) -> float:

@@ -10,32 +10,24 @@ import numpy as np
 import pandas as pd
 
 from mixmoe.arguments import checked_choice, checked_rng, seed_of
-from mixmoe.design.design import Design, build_design, column_terms
-from mixmoe.design.formula import MoEFormula, RandomTerm
+from mixmoe.design.design import Design, build_design
+from mixmoe.design.formula import MoEFormula
 from mixmoe.errors import ArgumentError, MixmoeWarning, warn
 from mixmoe.families import FamilySpec
 from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.mixture.estimate import EMFit, Flag, ParamLayout, Starts
 from mixmoe.neural.batches import (
     Scaling,
-    blocks_of,
     build_scaling,
-    check_magnitudes,
-    check_persons,
-    check_response,
-    check_rows,
-    check_within,
-    checked_formula,
-    chosen_family,
     gap_flag,
     gap_rows,
-    held_out_rows,
-    sequence_codes,
+    named_inputs,
+    split_rows,
 )
 from mixmoe.neural.blocks import load_torch, one_thread, select_device
 from mixmoe.neural.components import Estimates, build_layout, estimates
 from mixmoe.neural.displays import Comparison, HeldOut, checked_starts, compare, fit_starts, held_out
-from mixmoe.neural.estimators.last_layer import is_exact
+from mixmoe.neural.estimators.last_layer import prior_of
 from mixmoe.neural.estimators.linearised import (
     all_rows_loglik,
     build_control,
@@ -43,7 +35,7 @@ from mixmoe.neural.estimators.linearised import (
     far_from_maximum,
     validation_share,
 )
-from mixmoe.neural.estimators.trained import Control, Estimator, Grouping, Problem, Trained
+from mixmoe.neural.estimators.trained import Estimator, Grouping, Problem, Trained
 from mixmoe.neural.groupings import (
     Levels,
     check_crossed,
@@ -56,7 +48,6 @@ from mixmoe.neural.groupings import (
 from mixmoe.neural.marginal_likelihood import shrunken_flags
 from mixmoe.neural.network import (
     Network,
-    Personal,
     build_network,
     check_module,
     checked_hidden,
@@ -64,10 +55,19 @@ from mixmoe.neural.network import (
     wrap_module,
 )
 from mixmoe.neural.posterior import Family
-from mixmoe.neural.results import COLLAPSED, WARNINGS, NMEResults, collapsed, unconverged, unreplicated
+from mixmoe.neural.refusals import (
+    check_magnitudes,
+    check_persons,
+    check_response,
+    check_rows,
+    check_within,
+    checked_cov,
+    checked_formula,
+    chosen_family,
+)
+from mixmoe.neural.results import COLLAPSED, WARNINGS, NMEResults, collapsed, unconverged, unreplicated, vanished
 
 WIDTHS = (10,)  # of the hidden layers
-COVS = ("diagonal", "tensor", "full")
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,13 +227,36 @@ class NME:
         self.levels: tuple[Levels, ...] = levels_of(self.design)
         self.scaling: Scaling = build_scaling(self.design, self.family)
         self.network: Network = architecture(self.design, self.family, self.scaling, widths, activation, network)
-        self.personal: Personal = self._personal(self.formula.random)
+        names = named_inputs(self.design, self.scaling, self.network, self.family)
+        self.personal, *others = (
+            select_personal(self.network, layer_names(term), self.formula.text, names)
+            for term in (self.formula.random, *self.formula.further)
+        )
         check_persons(self.design, self.personal)
         check_rows(self.design, self.personal)
         check_within(self.design, self.family, self.network, self.personal)
-        self.cov = self._checked_cov(cov, self.formula.random, self.personal)
-        self.further: tuple[Grouping, ...] = tuple(self._grouping(known, cov) for known in self.levels)
-        self.problem: Problem = self._problem(0.0)
+        codes = level_codes(self.levels, self.design)
+        bare = Problem(
+            self.family,
+            self.network,
+            self.personal,
+            *split_rows(self.design, self.family, self.scaling, codes, self.device),
+            self.design.n_units,
+            cov="full",
+            device=self.device,
+            origin=self.scaling.mean / self.scaling.sd,
+            published=estimator == "sgd",
+        )
+        parts = [bare, *(replace(bare, personal=mine) for mine in others)]
+        if others:
+            check_last_only(parts, self.formula, estimator)
+        terms = (self.formula.random, *self.formula.further)
+        self.cov, *covs = (checked_cov(cov, *pair, bool(others)) for pair in zip(terms, parts, strict=True))
+        self.further: tuple[Grouping, ...] = tuple(
+            Grouping(known.term.name, mine, of, len(known.labels))
+            for known, mine, of in zip(self.levels, others, covs, strict=True)
+        )
+        self.problem: Problem = replace(bare, cov=self.cov, further=self.further)
         check_crossed(self.problem)
         levels = tuple(str(v) for v in self.design.response_levels or ())
         self.layout: ParamLayout = build_layout(
@@ -327,32 +350,40 @@ class NME:
         """
         seed = int(checked_rng(rng).integers(2**32))
         share = validation_share(validation, self.estimator, patience)
-        control = build_control(
-            self.estimator,
-            self.problem,
-            epochs=epochs,
-            lr=lr,
-            annealing=annealing,
-            penalty=penalty,
-            weight_decay=weight_decay,
-            batch_size=batch_size,
-            patience=patience,
-            progress=progress,
-        )
+        training = {
+            "epochs": epochs,
+            "lr": lr,
+            "annealing": annealing,
+            "penalty": penalty,
+            "weight_decay": weight_decay,
+            "batch_size": batch_size,
+            "patience": patience,
+        }
+        control = build_control(self.estimator, self.problem, **training, progress=progress)
         held_out = checked_share(holdout, "holdout", zero=False)
-        problem = self._problem(share)
+        prior = prior_of(self.problem, control)
+        problem = self._problem(share, prior=prior)
         found = fit_starts(problem, control, self.estimator, checked_starts(starts, self.estimator), seed)
         trained = found.trained
-        comparison = self._compare(control, held_out, seed) if baselines else None
+        comparison = None
+        if baselines and self.personal.q and (apart := self._problem(held_out, prior=prior)).validation.n_rows:
+            comparison = compare(apart, control, self.estimator, seed, self.scaling.y_sd**2)
         gain = far_from_maximum(problem, control, trained) if self.estimator == "laplace" else None
         trained = replace(trained, converged=trained.converged and gain is None)
         if problem.validation.n_rows and self.estimator == "laplace":
             trained = replace(trained, loglik=all_rows_loglik(self.problem, trained))
-        flags = (*trained.flags, *self._flags(problem, trained, gain), *unreplicated(problem, found.starts))
+        estimated = estimates(problem, trained, self.scaling, errors=self.estimator == "laplace")
+        zero = [self.layout.names[k] for k in estimated.zero]
+        told = told_flags(self.design, problem, trained, gain)
+        flags = (*trained.flags, *told, *vanished(zero), *unreplicated(problem, found.starts))
         for flag in flags:
             warn(flag.message, WARNINGS.get(flag.code, MixmoeWarning))
         trained = replace(trained, flags=flags)
-        return self.results(problem, trained, comparison, replace(found.starts, seed=seed_of(rng)))
+        training |= {"validation": validation, "starts": starts}
+        known = inspect.signature(self.fit).parameters
+        given = {name: value for name, value in training.items() if value != known[name].default}
+        found_from = replace(found.starts, seed=seed_of(rng))
+        return self.results(problem, trained, estimated, comparison, found_from, given)
 
     def validate(
         self, *, holdout: float = 0.2, validation: float | None = None, rng: Any = None, **options: Any
@@ -388,7 +419,7 @@ class NME:
         share = validation_share(validation, self.estimator, options.get("patience"))
         n_starts = checked_starts(options.pop("starts", 1), self.estimator)
         control = build_control(self.estimator, self.problem, **{"progress": None, **options})
-        problem = self._problem(share, holdout=held)
+        problem = self._problem(share, holdout=held, prior=prior_of(self.problem, control))
         test = self._problem(held).validation
         if not test.n_rows:
             raise ArgumentError(f"holdout={holdout} leaves no row to hold out: the persons have too few rows")
@@ -410,18 +441,20 @@ class NME:
         Returns
         -------
         Tried
-
-        Notes
-        -----
-        On one thread, so that worker processes find the same digits.
         """
         seed = int(checked_rng(rng).integers(2**32))
-        with one_thread():
+        with one_thread():  # so that worker processes find the same digits
             results = self.fit(rng=seed, baselines=False, **options)
             return Tried(results, self.validate(holdout=holdout, rng=seed, **options))
 
     def results(
-        self, problem: Problem, trained: Trained, comparison: Comparison | None, starts: Starts | None = None
+        self,
+        problem: Problem,
+        trained: Trained,
+        found: Estimates,
+        comparison: Comparison | None,
+        starts: Starts,
+        training: Mapping[str, Any],
     ) -> NMEResults:
         """Results from estimates.
 
@@ -430,13 +463,14 @@ class NME:
         problem : Problem
             With the rows that `trained` was fitted to.
         trained : Trained
+        found : Estimates
         comparison : Comparison or None
-        starts : Starts, optional
-            On the scale of the network; default: one.
+        starts : Starts
+            On the scale of the network.
+        training : mapping
+            Options of `fit` that are not the default.
         """
-        found: Estimates = estimates(problem, trained, self.scaling, errors=self.estimator == "laplace")
         shift = self.design.n * np.log(self.scaling.y_sd)
-        tried = Starts(1, np.array([trained.loglik]), 1) if starts is None else starts
         record = EMFit(
             params=found.values,
             loglik=trained.loglik - shift,
@@ -445,12 +479,13 @@ class NME:
             n_evaluations=len(trained.trace.train),
             converged=trained.converged,
             responsibilities=np.ones((self.design.n_units, 1)),
-            starts=replace(tried, logliks=tried.logliks - shift, ends=tried.ends - shift),
+            starts=replace(starts, logliks=starts.logliks - shift, ends=starts.ends - shift),
             flags=trained.flags,
         )
         note = "hidden layers held" if self.network.hidden or self.network.module is not None else ""
         note = note if self.estimator == "laplace" else "the sgd rule has none"
-        return NMEResults(self, record, ParamCov(found.covariance, "nonrobust", note), problem, trained, comparison)
+        cov = ParamCov(found.covariance, "nonrobust", note)
+        return NMEResults(self, record, cov, problem, trained, comparison, training)
 
     def covariance(self, fit: EMFit, kind: str, **options: Any) -> ParamCov:
         """Refused: the covariance of a network's estimates comes with its fit."""
@@ -461,102 +496,36 @@ class NME:
         """Results of a saved fit."""
         return NMEResults._from_saved(cls, saved, context)
 
-    def _personal(self, term: RandomTerm | None) -> Personal:
-        """What a term of ``re:`` makes personal."""
-        return select_personal(self.network, layer_names(term), self.formula.text, self._named_inputs())
+    def _problem(self, share: float, holdout: float = 0.0, prior: float = 0.0) -> Problem:
+        """The last `share` of each person's (or sequence's) rows set aside, and `holdout` before these left out."""
+        codes = level_codes(self.levels, self.design)
+        rows = split_rows(self.design, self.family, self.scaling, codes, self.device, share, holdout)
+        return replace(self.problem, train=rows[0], validation=rows[1], share=share, prior=prior)
 
-    def _grouping(self, known: Levels, cov: str | int | None) -> Grouping:
-        """A further grouping with what differs between its levels."""
-        term, personal = known.term, self._personal(known.term)
-        whole = replace(self._problem(0.0), cov="full")
-        check_last_only((whole, replace(whole, personal=personal)), self.formula, self.estimator)
-        return Grouping(term.name, personal, self._checked_cov(cov, term, personal), len(known.labels))
 
-    def _checked_cov(self, cov: str | int | None, term: RandomTerm | None, personal: Personal) -> str | int:
-        if self.formula.further and cov not in (None, *COVS):
-            raise ArgumentError(
-                f"cov must be 'diagonal', 'tensor' or 'full' with several groupings, got {cov!r}; a double bar makes "
-                "the effects of one of them uncorrelated"
-            )
-        if term is not None and not term.correlated:
-            if cov not in (None, "diagonal", "tensor"):
-                raise ArgumentError(
-                    f"cov={cov!r} has correlated effects, but the double bar in re: says that they are uncorrelated; "
-                    "leave cov= out or write a single bar"
-                )
-            return "diagonal" if cov is None else cov
-        exact = is_exact(replace(self._problem(0.0, cov="full"), personal=personal)) and self.estimator == "laplace"
-        if cov is None:
-            return "full" if exact else "diagonal"
-        if cov in COVS and (cov != "full" or exact):
-            return cov
-        if isinstance(cov, int) and not isinstance(cov, bool) and 1 <= cov <= personal.q:
-            return cov
-        raise ArgumentError(
-            f"cov must be 'diagonal', 'tensor', a rank from 1 to {personal.q}, or 'full' with effects on the last "
-            f"layer, a Gaussian response and estimator='laplace'; got {cov!r}"
-        )
+def told_flags(design: Design, problem: Problem, trained: Trained, gain: float | None) -> list[Flag]:
+    """What a reader must know beyond the optimiser's own flags.
 
-    def _named_inputs(self) -> Mapping[str, Sequence[int]] | None:
-        """Inputs of the last layer that each term or column stands for; None where it sees no inputs of the formula."""
-        if self.network.hidden or self.network.module is not None or self.family != "gaussian":
-            return None
-        terms = column_terms(self.design, "expert")
-        places: dict[str, list[int]] = {}
-        for place, column in enumerate(self.scaling.columns):
-            for name in {self.design.names.expert[column], terms[column]}:
-                places.setdefault(name, []).append(place)
-        return places
-
-    def _problem(self, share: float, cov: str | int | None = None, holdout: float = 0.0) -> Problem:
-        """Rows in blocks, the last `share` of each person's (or sequence's) set aside, `holdout` before left out."""
-        design = self.design
-        members = sequence_codes(design, self.family)
-        used = ~held_out_rows(members, holdout)
-        held = np.zeros(design.n, dtype=bool)
-        held[used] = held_out_rows(members[used], share)
-        levels = level_codes(self.levels, design)
-        train, kept = (
-            blocks_of(design, self.family, self.scaling, rows, np.arange(design.n_units), self.device, levels)
-            for rows in (used & ~held, held)
-        )
-        covariance = cov if cov is not None else getattr(self, "cov", "diagonal")
-        return Problem(
-            self.family,
-            self.network,
-            self.personal,
-            train,
-            kept,
-            design.n_units,
-            covariance,
-            share,
-            self.device,
-            self.scaling.mean / self.scaling.sd,
-            self.estimator == "sgd",
-            getattr(self, "further", ()),
-        )
-
-    def _compare(self, control: Control, holdout: float, seed: int) -> Comparison | None:
-        """Held-out errors, if there are rows to hold out."""
-        problem = self._problem(holdout)
-        if not problem.validation.n_rows or not self.personal.q:
-            return None
-        return compare(problem, control, self.estimator, seed, self.scaling.y_sd**2)
-
-    def _flags(self, problem: Problem, trained: Trained, gain: float | None) -> list[Flag]:
-        """What a reader must know beyond the optimiser's own flags."""
-        told = trained.converged or {"not_converged", "separated"} & {flag.code for flag in trained.flags}
-        flags = [] if told else [unconverged(trained, gain)]
-        flags += shrunken_flags(problem, trained)
-        if problem.family == "gaussian" and trained.sigma2 <= COLLAPSED:
-            flags.append(collapsed(float(np.sqrt(trained.sigma2))))
-        single = int((self.design.counts == 1).sum())
-        if single and self.personal.q:
-            flags.append(Flag("one_row", f"{single} of {self.design.n_units} persons have one row; they tell little"))
-        gaps = gap_rows(self.design) if self.family == "crf" else 0
-        if gaps:
-            flags.append(gap_flag(gaps, self.formula))
-        return flags
+    Parameters
+    ----------
+    design : Design
+    problem : Problem
+    trained : Trained
+    gain : float or None
+        Log-likelihood that the fit has left to gain, if that is much.
+    """
+    told = trained.converged or {"not_converged", "separated"} & {flag.code for flag in trained.flags}
+    flags = [] if told else [unconverged(trained, gain)]
+    flags += shrunken_flags(problem, trained)
+    if problem.family == "gaussian" and trained.sigma2 <= COLLAPSED:
+        flags.append(collapsed(float(np.sqrt(trained.sigma2))))
+    single = int((design.counts == 1).sum())
+    if single and problem.personal.q:
+        flags.append(Flag("one_row", f"{single} of {design.n_units} persons have one row; they tell little"))
+    gaps = gap_rows(design) if problem.family == "crf" else 0
+    if gaps:
+        flags.append(gap_flag(gaps, design.formula))
+    return flags
 
 
 def checked_widths(hidden: Any, network: Any) -> tuple[int, ...]:

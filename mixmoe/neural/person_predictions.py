@@ -59,17 +59,12 @@ def to_state(problem: Problem, fit: Trained, z: Array | None = None) -> State:
     return State(tensor(fit.theta), loading, tensor(latent * scale), tensor(fit.s * scale**2), tensor(fit.sigma2))
 
 
-def from_state(fit: Trained, z: Tensor) -> Array:
-    """Latent effects of a state in the units of a fit, shape (N, r)."""
-    scale = np.linalg.norm(fit.loading, axis=0) if fit.loading.size else np.ones(fit.loading.shape[1])
-    return to_array(z) / np.where(scale > 0, scale, 1.0)
-
-
 def effects_from_rows(problem: Problem, fit: Trained, steps: int = 50) -> Array:
     """Latent effects of the persons of `problem` given her rows, population parameters held, shape (N, r)."""
     state = to_state(problem, fit, np.zeros((problem.n_persons, fit.z.shape[1])))
     settle_effects(problem, state, steps)
-    return from_state(fit, state.z)
+    scale = np.linalg.norm(fit.loading, axis=0) if fit.loading.size else np.ones(fit.loading.shape[1])
+    return to_array(state.z) / np.where(scale > 0, scale, 1.0)
 
 
 def whole_jacobian(problem: Problem, block: Block, state: State) -> Tensor:
@@ -153,17 +148,12 @@ def uncertainty(problem: Problem, fit: Trained, z: Array | None = None, *, popul
         state = to_state(problem, fit, z)
         limit = MAX_CHAIN if problem.family == "crf" else MAX_PARAMETERS
         if problem.family == "crf" and problem.network.n_parameters <= limit:
-            return chain_uncertainty(problem, state, population=population)
+            found = chain_information(problem, state)
+            return Uncertainty(found.effects, ridged_inverse(found.population) if population else None, found.gain)
         C = posterior_covariance(person_information(problem, state), state.s)
         if problem.network.n_parameters > limit or not population:
             return Uncertainty(C, None)
         return Uncertainty(C, ridged_inverse(population_information(problem, state, C)))
-
-
-def chain_uncertainty(problem: Problem, state: State, *, population: bool) -> Uncertainty:
-    """Uncertainty of a CRF from its second derivatives in all parameters."""
-    found = chain_information(problem, state)
-    return Uncertainty(found.effects, ridged_inverse(found.population) if population else None, found.gain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -428,9 +418,11 @@ def unknown_rows(
     """
     parts: list[list[tuple[Block, Tensor]]] = [[], [], [], []]
     with torch.no_grad():
-        state = to_state(problem, fit)
+        state, eta = to_state(problem, fit), problem.tensor(draws @ fit.loading.T)
         for block in (piece for whole in blocks for piece in pieces(problem, whole, 2 * len(draws))):
-            values = over_draws(problem, block, state, fit, draws)
+            drawn = (draw.expand(len(block.persons), -1) for draw in eta)
+            each = (view_tensors(problem.network, problem.personal, state.theta, mine) for mine in drawn)
+            values = torch.stack([block_means(problem, block, tensors) for tensors in each])
             extra = population_spread(problem, block, state, covered)
             mean, between = values.mean(0), values.var(0, correction=0)
             variance = 0.0 * mean + extra if limits.population else between + extra
@@ -438,16 +430,6 @@ def unknown_rows(
             for part, value in zip(parts, found, strict=True):
                 part.append((block, value))
     return over_persons(blocks, parts, limits)
-
-
-def over_draws(problem: Problem, block: Block, state: State, fit: Trained, draws: Array) -> Tensor:
-    """The block's predictions at each draw of the effects, shape (n_draws, B, T, d)."""
-    eta = problem.tensor(draws @ fit.loading.T)
-    out = []
-    for draw in eta:
-        mine = draw.expand(len(block.persons), -1)
-        out.append(block_means(problem, block, view_tensors(problem.network, problem.personal, state.theta, mine)))
-    return torch.stack(out)
 
 
 def draw_limits(

@@ -48,7 +48,7 @@ from mixmoe.neural.person_predictions import (
     uncertainty,
     unknown_rows,
 )
-from mixmoe.neural.transitions import Following, Transitions, build_transitions, following_rows
+from mixmoe.neural.transitions import Transitions, build_transitions, following_rows
 from mixmoe.output.predictions import (
     Interval,
     IntervalOf,
@@ -203,7 +203,7 @@ def parameter_names(problem: Problem) -> list[str]:
 
 def persons_of(model: "NME", problem: Problem, trained: Trained) -> Persons:
     """The persons of a fit; rows held out for early stopping count for their effects."""
-    everyone = replace(model.problem, cov=problem.cov)
+    everyone = replace(model.problem, cov=problem.cov, prior=problem.prior)
     z, others = trained.z, [mine.z for mine in trained.further]
     if problem.validation.n_rows and model.estimator == "laplace" and problem.n_effects:
         z, *others = estimated_effects(everyone, trained) if others else [effects_from_rows(everyone, trained)]
@@ -432,7 +432,10 @@ def predictions(
             chains = (
                 following_rows(persons.design, past, design, persons.scaling, known, problem.device) if own else None
             )
-            values = known_means(persons, blocks) if chains is None else following_states(persons, chains)
+            values = known_means(persons, blocks) if chains is None else np.empty(0)
+            if chains is not None:
+                given = crf_rows(problem, fit, chains.blocks, persons.z, states=False, given=True)
+                values = given[chains.places]
             out.append((is_known, Prediction(values, np.full(values.shape, np.nan))))
         else:
             found = known_rows(problem, fit, blocks, persons.z, bare)
@@ -443,12 +446,6 @@ def predictions(
         blocks = blocks_of(design, family, persons.scaling, ~is_known, zeros, persons.problem.device)
         out.append((~is_known, over_effects(persons, covered, blocks, limits, checked_rng(rng))))
     return out
-
-
-def following_states(persons: Persons, chains: Following) -> Array:
-    """State probabilities of the new rows of sequences given the states before them, shape (n, C)."""
-    values = crf_rows(persons.problem, persons.trained, chains.blocks, persons.z, states=False, given=True)
-    return values[chains.places]
 
 
 def combined_predictions(persons: Persons, covered: Uncertainty | None, blocks: Blocks, limits: Limits) -> Prediction:
@@ -549,7 +546,10 @@ def labelled(persons: Persons, found: Prediction, wanted: Wanted) -> dict[str, A
             return mean_columns(mean)
         variance = found.variance[:, 0] + (persons.trained.sigma2 if wanted.noise else 0.0)
         ends = normal_limits(found.mean[:, 0], variance, wanted.alpha)
-        low, high = (replaced(end, by) for end, by in zip(ends, (found.lower, found.upper), strict=True))
+        low, high = (
+            end if by is None else np.where(np.isnan(by), end, by)
+            for end, by in zip(ends, (found.lower, found.upper), strict=True)
+        )
         back = (scaling.y_mean + scaling.y_sd * end for end in (low, high))
         return mean_columns(Interval(mean, scaling.y_sd * np.sqrt(np.maximum(variance, 0.0)), *back))
     names = category_names(persons)
@@ -561,7 +561,10 @@ def labelled(persons: Persons, found: Prediction, wanted: Wanted) -> dict[str, A
     if wanted.noise:  # of a response that is 0 or 1: its quantiles
         quantiles = (np.where(1.0 - p >= level, 0.0, 1.0) for level in (wanted.alpha / 2.0, 1.0 - wanted.alpha / 2.0))
         return named_columns(names, Interval(p, np.sqrt(p * (1.0 - p)), *quantiles))
-    return named_columns(names, Interval(p, np.sqrt(variance), *logit_limits(p, variance, wanted.alpha)))
+    safe = np.clip(p, 1e-12, 1.0 - 1e-12)
+    ends = normal_limits(np.log(safe / (1.0 - safe)), variance / (safe * (1.0 - safe)) ** 2, wanted.alpha)
+    low, high = (1.0 / (1.0 + np.exp(-end)) for end in ends)
+    return named_columns(names, Interval(p, np.sqrt(variance), low, high))
 
 
 def category_names(persons: Persons) -> list[str]:
@@ -573,18 +576,6 @@ def user_rows(values: Any, design: Design, data: Any) -> Any:
     """A frame or series in the order of the design as the user's rows, missing where a row was left out."""
     seen = view(data)
     return values.set_axis(design.position).reindex(range(seen.n_rows)).set_axis(seen.labels)
-
-
-def replaced(limits: Array, by: Array | None) -> Array:
-    """Limits with those that are known better put in their place."""
-    return limits if by is None else np.where(np.isnan(by), limits, by)
-
-
-def logit_limits(p: Array, variance: Array, alpha: float) -> tuple[Array, Array]:
-    """Limits of probabilities, normal on the logit scale."""
-    safe = np.clip(p, 1e-12, 1.0 - 1e-12)
-    low, high = normal_limits(np.log(safe / (1.0 - safe)), variance / (safe * (1.0 - safe)) ** 2, alpha)
-    return 1.0 / (1.0 + np.exp(-low)), 1.0 / (1.0 + np.exp(-high))
 
 
 def state_frame(persons: Persons, data: Any, *, states: bool) -> Any:

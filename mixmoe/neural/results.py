@@ -1,6 +1,6 @@
 """What a fitted NME offers: predictions with intervals, person effects, transitions, decoding."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,14 @@ import pandas as pd
 from mixmoe._typing import Array
 from mixmoe.arguments import checked_choice
 from mixmoe.check.terms import Owners, owners_of
-from mixmoe.errors import ArgumentError, ConvergenceWarning, DegeneracyWarning, MixmoeWarning, SavedFileError
+from mixmoe.errors import (
+    ArgumentError,
+    BoundaryWarning,
+    ConvergenceWarning,
+    DegeneracyWarning,
+    MixmoeWarning,
+    SavedFileError,
+)
 from mixmoe.families import lacking
 from mixmoe.inference.uncertainty import ParamCov
 from mixmoe.inference.wald import InvalidTest
@@ -59,6 +66,8 @@ class NMEResults(NetworkDiagnosis):
         The rows that were fitted.
     trained : Trained
     comparison : Comparison or None
+    training : mapping, optional
+        Options of the fit that are not the default.
 
     Attributes
     ----------
@@ -86,8 +95,10 @@ class NMEResults(NetworkDiagnosis):
         problem: Problem,
         trained: Trained,
         comparison: Comparison | None = None,
+        training: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(model, fit, cov)
+        self.training = dict(training or {})
         self.problem, self.trained, self.comparison = problem, trained, comparison
         self.df_model = free_parameters(problem)
         self.df_resid = self.nobs - self.df_model
@@ -194,6 +205,10 @@ class NMEResults(NetworkDiagnosis):
             raise lacking(self.model.spec, "HasTerms", "wald_test_terms")
         return {"fixed": owner}
 
+    @property
+    def _fit_options(self) -> Mapping[str, Any]:
+        return self.training
+
     def _by_unit(self) -> pd.DataFrame:
         return self.random_effects
 
@@ -240,10 +255,15 @@ class NMEResults(NetworkDiagnosis):
 
     def tables(self, alpha: float = 0.05) -> tuple[Table, ...]:
         """Header, architecture, parameters, shares of variance, and the comparison on held-out rows."""
-        header, *parameters = (with_transition_note(table) for table in super().tables(alpha))
+        header, *parameters = (
+            replace(table, title="Transition scores", notes=(*table.notes, TRANSITION_NOTE))
+            if table.key == "other"
+            else table
+            for table in super().tables(alpha)
+        )
         extra = [architecture_table(self.model.estimator, self.problem, self.trained)]
         share = share_table(self.problem, self.trained)
-        compared = [] if self.comparison is None else [comparison_table(self.comparison)]
+        compared = [] if self.comparison is None else [comparison_table(self.comparison, self.problem.family)]
         return (header, *extra, *parameters, *([share] if share is not None else []), *compared)
 
     def curves(self, kind: str, **options: Any) -> tuple[Curve, ...]:
@@ -294,8 +314,14 @@ class NMEResults(NetworkDiagnosis):
 
     @property
     def _saved_settings(self) -> Mapping[str, Any]:
-        state = saved_state(self.trained, self.comparison, self.problem)
-        return {**self.model.settings, "state": state, "module": saved_module(self.problem, self.trained)}
+        state = {**saved_state(self.trained, self.comparison, self.problem), "training": self.training}
+        module = self.problem.network.module
+        # By what a user's own network is known again: its name, and its outputs at some rows.
+        known = {
+            "name": type(module).__name__,
+            "outputs": None if module is None else probed_outputs(self.problem, self.trained),
+        }
+        return {**self.model.settings, "state": state, "module": None if module is None else known}
 
     @staticmethod
     def _from_saved(family: Any, saved: SavedFit, context: Mapping[str, Any] | None) -> "NMEResults":
@@ -308,16 +334,10 @@ class NMEResults(NetworkDiagnosis):
         model = family(saved.formula, saved.data, context=context, **settings)
         model.design = restored(model.design, saved)
         restored_state = read_state(state, saved.fit)
-        problem = model._problem(restored_state.share)
+        problem = model._problem(restored_state.share, prior=float(state["prior"]))
         check_module_outputs(problem, restored_state.trained, module)
-        return NMEResults(model, saved.fit, saved.cov, problem, restored_state.trained, restored_state.comparison)
-
-
-def with_transition_note(table: Table) -> Table:
-    """A table, that of transition scores with its title and what they are."""
-    if table.key != "other":
-        return table
-    return replace(table, title="Transition scores", notes=(*table.notes, TRANSITION_NOTE))
+        found = restored_state
+        return NMEResults(model, saved.fit, saved.cov, problem, found.trained, found.comparison, state["training"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,14 +347,6 @@ class RestoredState:
     trained: Trained
     comparison: Comparison | None
     share: float
-
-
-def saved_module(problem: Problem, trained: Trained) -> dict[str, Any] | None:
-    """By what a user's own network is known again: its name and its outputs at some rows; None for a built-in one."""
-    module = problem.network.module
-    if module is None:
-        return None
-    return {"name": type(module).__name__, "outputs": probed_outputs(problem, trained)}
 
 
 def probed_outputs(problem: Problem, trained: Trained) -> Array:
@@ -392,6 +404,7 @@ def saved_state(trained: Trained, comparison: Comparison | None, problem: Proble
         "loglik": trained.loglik,
         "trace": asdict(trained.trace),
         "share": problem.share,
+        "prior": problem.prior,
         "comparison": None if comparison is None else asdict(comparison),
         "further": [{"loading": mine.loading, "z": mine.z} for mine in trained.further],
     }
@@ -442,6 +455,7 @@ WARNINGS: Mapping[str, type[MixmoeWarning]] = {
     "not_finite": ConvergenceWarning,
     "separated": ConvergenceWarning,
     "degenerate": DegeneracyWarning,
+    "boundary": BoundaryWarning,
 }
 
 
@@ -466,6 +480,20 @@ def collapsed(ratio: float) -> Flag:
         "but exactly, where the likelihood is unbounded, so that likelihood and standard errors mean nothing; remove "
         "inputs that are functions of the response, use fewer hidden units or fewer person effects, or choose the "
         "epoch by validation=",
+    )
+
+
+def vanished(names: Sequence[str]) -> tuple[Flag, ...]:
+    """A flag if standard deviations between persons, or levels of another grouping, are zero."""
+    if not names:
+        return ()
+    what = "deviation" if len(names) == 1 else "deviations"
+    return (
+        Flag(
+            "boundary",
+            f"zero is the estimate of the standard {what} {', '.join(names)}, the end of the space, where there is no "
+            "standard error: the data show no such differences; leave these effects out of re:",
+        ),
     )
 
 

@@ -21,7 +21,7 @@ from mixmoe.design.frame import places_of, shown, units_of
 from mixmoe.errors import ArgumentError
 from mixmoe.neural.batches import Scaling
 from mixmoe.neural.blocks import Blocks, Tensor, build_blocks, to_array, torch
-from mixmoe.neural.crf import centred, next_state
+from mixmoe.neural.crf import centred, interior, next_state
 from mixmoe.neural.network import forward, view_tensors
 from mixmoe.neural.person_predictions import Uncertainty, to_state
 from mixmoe.output.predictions import known_places
@@ -67,7 +67,7 @@ class Transitions:
     persons : DataFrame
         The same by person.
     scores : ndarray, shape (N, C, C)
-        Centred scores of the persons: without what no sequence can tell.
+        Centred scores of the persons: without the constant, which no sequence can tell.
     scores_se : ndarray, shape (N, C, C)
         Their standard deviations: of the posterior of the effects and of the population scores.
     states : tuple of str
@@ -202,7 +202,10 @@ def build_transitions(persons: "Persons", covered: Uncertainty) -> Transitions:
         tensors = view_tensors(problem.network, problem.personal, state.theta, None)
         average = forward(problem.network, tensors, problem.tensor(np.zeros((1, 1, problem.network.n_in))))[0, 0]
         point = base + effect_means(persons, C)
-        draws = score_draws(persons, covered, C)
+        personal = persons.problem.personal.columns("transitions") is not None
+        draws = None  # where nothing is uncertain that was computed: shared transitions of a large network
+        if personal or covered.population is not None:
+            draws = effect_draws(persons, covered, C) + population_draws(persons, covered, C)
         own = limits(next_state(point, average), None if draws is None else next_state(base + draws, average))
         whole = population_limits(base, average, covered.population)
         spread = torch.full_like(point, math.nan) if draws is None else centred(draws).std(0, correction=0)
@@ -218,15 +221,16 @@ def standardised_effects(persons: "Persons", covered: Uncertainty, C: int) -> Ar
 
     Notes
     -----
-    In the m directions that sequences can tell, the posterior mean of person i has the covariance ``V_i = S - C_i``
-    over persons like her: the prior less her posterior one (total variance). The result is ``V_i^-1/2`` times the mean.
+    In the m directions that the rows within a sequence tell, see `interior`, the posterior mean of person i has the
+    covariance ``V_i = S - C_i`` over persons like her: the prior less her posterior one (total variance). The result
+    is ``V_i^-1/2`` times the mean.
     Directions in which a person's rows tell next to nothing count as zero.
     """
     loading = to_array(transition_loading(persons))
     if not len(loading) or covered.effects is None:
         return None
     state = to_state(persons.problem, persons.trained, persons.z)
-    project = to_array(centred(persons.problem.tensor(np.eye(C * C)).view(-1, C, C))).reshape(C * C, C * C)
+    project = to_array(interior(persons.problem.tensor(np.eye(C * C)).view(-1, C, C))).reshape(C * C, C * C)
     roots, vectors = np.linalg.eigh(project)
     told = vectors[:, roots > 0.5].T @ loading  # (m, r)
     V = told @ (np.diag(to_array(state.s)) - to_array(covered.effects)) @ told.T
@@ -249,17 +253,6 @@ def effect_means(persons: "Persons", C: int) -> Tensor:
     if columns is None:
         return persons.problem.tensor(np.zeros((len(persons.labels), C, C)))
     return persons.problem.tensor((persons.z @ persons.trained.loading.T)[:, columns]).view(-1, C, C)
-
-
-def score_draws(persons: "Persons", covered: Uncertainty, C: int) -> Tensor | None:
-    """Draws of what the persons' transition scores add to those of the population, shape (n_draws, N, C, C).
-
-    None where nothing is uncertain that was computed: shared transitions of a network with too many parameters.
-    """
-    personal = persons.problem.personal.columns("transitions") is not None
-    if not personal and covered.population is None:
-        return None
-    return effect_draws(persons, covered, C) + population_draws(persons, covered, C)
 
 
 def effect_draws(persons: "Persons", covered: Uncertainty, C: int) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import lapack
 
 from mixmoe._typing import AnyArray, Array
 
@@ -161,6 +162,20 @@ def semidefinite_cholesky(D: Array, tol: float = 1e-12, floor: float = 0.0) -> A
             T[j, j] = np.sqrt(pivot)
             T[j + 1 :, j] = (D[j + 1 :, j] - T[j + 1 :, :j] @ T[j, :j]) / T[j, j]
     return T
+
+
+def floored_inverse(A: Array, floor: float) -> Array:
+    """Inverse of a symmetric matrix, shape (P, P), its eigenvalues by their size and at least `floor`.
+
+    Away from a maximum an information has negative eigenvalues, and a step along them still goes uphill.
+    """
+    # Where all are larger, which one factorisation tells, the plain inverse is several times cheaper.
+    if lapack.dpotrf(A - floor * np.eye(len(A)), lower=True)[1] == 0:
+        half, _ = lapack.dpotrf(A, lower=True)
+        inverse, _ = lapack.dpotri(half, lower=True)
+        return np.asarray(np.tril(inverse) + np.tril(inverse, -1).T)
+    values, vectors = np.linalg.eigh(A)
+    return np.asarray((vectors / np.maximum(np.abs(values), floor)) @ vectors.T)
 
 
 def orthogonal_columns(X: AnyArray, first: NDArray[np.bool_]) -> AnyArray:

@@ -24,47 +24,19 @@ if TYPE_CHECKING:
 
 # Okabe & Ito's palette, readable with any colour vision; its yellow, too faint on white, gives way to grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
-
-
 DASHES = ("-", "--", "-.", ":")
-
-
 _MAX_COLUMNS = 3
-
-
 _APART = 0.07  # of experts above a category
-
-
 _JITTER, _GOLDEN = 0.6, 0.6180339887498949  # spread of units above a category, evenly by the golden ratio
-
-
 _LEVEL_JITTER = 0.5  # of the distance between levels on the vertical axis
-
-
 _MAX_SERIES = 150
-
-
 _MAX_BARS = 2000
-
-
 _PANEL_SIZE = (4.6, 3.4)
-
-
 _SINGLE_SIZE = (6.8, 4.6)
-
-
 _ROOM = 1.5  # of the height of curves and bands, beyond which bands are cut off
-
-
 _ENTRY = 1.2  # inches that an entry of a legend takes
-
-
 _IN_A_ROW = 4  # entries of a legend
-
-
 _CENTRED: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
-
-
 _LETTER, _LONGEST = 0.55, 28  # width of a letter in font sizes; letters of the name of a category
 
 
@@ -438,17 +410,9 @@ def _criterion(axes: Any, experts: NDArray[np.int64], values: Array, name: str, 
 
 
 _MAX_POINTS = 4000  # of a cloud; more are thinned evenly
-
-
 _PANEL_LEGEND_COLUMNS = 5  # entries of a legend
-
-
 _TITLE_PAD, _LEGEND_ROW = 5.0, 11.0  # points above the axes, and for each row of a legend
-
-
 _ASIDE = 0.006  # of the width, between the marks of two experts
-
-
 _LINE, _THIN = 2.0, 1.0
 
 
@@ -533,23 +497,11 @@ def _dress_panel(axes: Any, panel: Panel) -> None:
 
 
 FIGURE_ENDINGS = (".png", ".pdf", ".svg")
-
-
 _HEX = re.compile(r"#[0-9a-fA-F]{6}\b")
-
-
 _REFERENCE = re.compile(r'(\bid="|url\(#|href="#)')
-
-
 _UNWANTED = re.compile(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", flags=re.DOTALL)
-
-
 _LOOK = {"svg.fonttype": "path", "svg.hashsalt": "mixmoe", "savefig.transparent": True, "font.size": 9.5}
-
-
 _GREY = 0.12  # saturation below which a colour counts as grey
-
-
 _READABLE = 0.62  # lightness of a colour on a dark page
 
 

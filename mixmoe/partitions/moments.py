@@ -354,7 +354,7 @@ def sum_part(part: Part, recipe: Recipe, types: Mapping[str, Any], reference: Re
     near[1 + p :] = np.linalg.solve(reference.random.T, Z.T)
     near *= np.sqrt(weights)
     most, root = max(p, q), np.sqrt(weights)[:, None]
-    # Columns behind an intercept less their first values keep the digits in which they differ, as in `checks.aliases`.
+    # Columns behind an intercept less their first values keep the digits in which they differ, as in `aliases.aliases`.
     shifted = np.eye(p)
     if p and built.names["expert"][0] == "Intercept":
         shifted[0, 1:] = -X[0, 1:]

@@ -17,17 +17,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
-from mixmoe.design.checks import aliases, dependent
+from mixmoe.design.aliases import aliases, check_effects, dependent, independent
 from mixmoe.design.complete_rows import Dropped, say_dropped
-from mixmoe.design.design import (
-    Design,
-    DesignNames,
-    check_effects,
-    check_size,
-    independent,
-    offset_of,
-    replay,
-)
+from mixmoe.design.design import Design, DesignNames, check_size, offset_of, replay
 from mixmoe.design.formula import MoEFormula
 from mixmoe.design.frame import shown
 from mixmoe.design.recipe import Recipe, make_recipe

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.design import formulaic_engine
+from mixmoe.design.aliases import warn_empty_terms
 from mixmoe.design.checks import check_columns, check_names, check_types
 from mixmoe.design.complete_rows import Dropped, NothingLeftError, Rows, earliest, without_rows
-from mixmoe.design.design import warn_empty_terms
-from mixmoe.design.formulaic_engine import Materialized, python_code
+from mixmoe.design.formulaic_engine import Materialized
 from mixmoe.design.frame import FrameView, infinite, is_numeric, shown, view
 from mixmoe.design.recipe import WHERE, Recipe, collect, formula_frame, needs_of
+from mixmoe.design.terms import python_code
 from mixmoe.design.transforms import other_rows_reason
 from mixmoe.errors import ArgumentError, DesignError
 from mixmoe.partitions.scan import Part, Partitions

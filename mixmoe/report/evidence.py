@@ -49,6 +49,8 @@ class Fitted(Protocol):
     @property
     def _responsibilities_described(self) -> Array: ...
     @property
+    def _fit_options(self) -> Mapping[str, Any]: ...
+    @property
     def _more_facts(self) -> tuple[tuple[str, Cell], ...]: ...
     def _observed(self, kind: str) -> Observed | tuple[Marks, ...] | None: ...
     def curves(self, kind: str) -> tuple[Curve, ...]: ...  # noqa: D102
@@ -260,6 +262,7 @@ def code(e: Evidence) -> str:
     results = e.results
     model, em = results.model, results.em
     settings = {k: v for k, v in model.settings.items() if _plain(v) and _DEFAULTS.get(k) != v}
+    settings |= {k: v for k, v in results._fit_options.items() if _plain(v)}
     settings |= {"cov_type": results.cov_type} if model.spec.has_experts else {}
     settings |= {"rng": em.starts.seed} if em.starts.seed is not None else {}
     lines = [f"    {name}={value!r}," for name, value in settings.items()]

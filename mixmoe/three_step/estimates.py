@@ -25,7 +25,7 @@ from scipy.optimize import minimize, root
 from scipy.stats import chi2
 
 from mixmoe._typing import Array
-from mixmoe.design.checks import aliases
+from mixmoe.design.aliases import aliases
 from mixmoe.design.design import Design, build_design, column_terms
 from mixmoe.design.formula import MoEFormula, parse_formula
 from mixmoe.design.frame import shown, unhashable, whole_frame

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixmoe.design import frame as _frame
-from mixmoe.design.checks import aliases
+from mixmoe.design.aliases import aliases
 from mixmoe.design.design import build_design
 from mixmoe.design.formula import parse_formula
 from mixmoe.errors import ArgumentError, CollinearityWarning, DesignError, DroppedRowsWarning

@@ -4,6 +4,7 @@ from itertools import product
 
 import numpy as np
 
+from mixmoe.mixed.likelihood.columns import Columns
 from mixmoe.mixed.likelihood.glmm import GlmmExperts, build_nodes
 from mixmoe.mixed.likelihood.modes import FamilyResponse, Rows, dispersion
 from mixmoe.mixed.likelihood.observed import Problem, evaluate
@@ -33,7 +34,7 @@ def problem(name, n_subjects=30, q=2, n_quad=1, weights=False, common=True, seed
         Outcome(y, trials, family.constant(y, trials)),
         0.1 * rng.normal(size=n),
         rng.uniform(0.5, 2.0, n) if weights else None,
-        X,
+        Columns(X.T),
         np.ascontiguousarray(X[:, :q].T),
         starts,
         counts,
@@ -68,7 +69,7 @@ def brute_force(p, theta, family, n_points=60):
         total = 0.0
         for at in product(range(n_points), repeat=q):
             b = params.factor[0, k] @ x[list(at)]
-            eta = rows.X[mine] @ params.beta[0, k] + rows.offset[mine] + rows.Z[:, mine].T @ b
+            eta = rows.X.dense[:, mine].T @ params.beta[0, k] + rows.offset[mine] + rows.Z[:, mine].T @ b
             density = family.log_density(rows.outcome.take(mine), eta[None], delta[:, None])[0]
             total += np.prod(w[list(at)]) * np.exp(density.sum())
         out[i, k] = np.log(total)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal, multivariate_t
 
+from mixmoe.mixed.likelihood.columns import Columns
 from mixmoe.mixed.likelihood.correlated import (
     ErrorModel,
     SerialRows,
@@ -40,7 +41,7 @@ def rows(q=2, v=1, seed=0):
     gap[starts] = t[starts]
     return SerialRows(
         y=rng.normal(size=n) * 3 + 2,
-        X=np.vstack([np.ones(n), t / 5]),
+        X=Columns(np.vstack([np.ones(n), t / 5])),
         Z=np.vstack([np.ones(n), t / 5, rng.normal(size=n)])[:q],
         V=rng.normal(size=(v, n)) * 0.5,
         visits=Visits(starts, COUNTS, gap),
@@ -79,7 +80,7 @@ def subject(data, kind, p, e, i):
     R = covariance(kind, times()[at], sd, None if p["shape"] is None else p["shape"][e])
     Z = data.Z[:, at].T
     T = p["T"][e]
-    return data.y[at] - p["beta"][e] @ data.X[:, at], Z, R, Z @ T @ T.T @ Z.T + R
+    return data.y[at] - p["beta"][e] @ data.X.dense[:, at], Z, R, Z @ T @ T.T @ Z.T + R
 
 
 CASES = list(itertools.product(KINDS, (0, 1, 3), (0, 2), (False, True)))
@@ -99,8 +100,8 @@ def test_log_density(kind, q, v, heavy):
 def test_scores(kind, q, v, heavy):
     data, p = rows(q, v), parameters(kind, q, v, heavy)
     model = error_model(kind, p)
-    found = row_scores(data, row_posterior(data, p["beta"], p["T"], model), p["T"], model)
-    in_beta = data.visits.per_subject(data.X * found.predictor[:, None])
+    found = row_scores(data, row_posterior(data, p["beta"], p["T"], model), model)
+    in_beta = data.visits.per_subject(data.X.dense * found.predictor[:, None])
     ours = np.concatenate([in_beta, found.others], axis=1)
 
     def slope(name, where, chain=1.0):
@@ -123,8 +124,8 @@ def test_scores(kind, q, v, heavy):
 def test_posterior_of_the_random_effects(kind, q):
     data, p = rows(q), parameters(kind, q)
     post = row_posterior(data, p["beta"], p["T"], error_model(kind, p))
-    means, covariances = row_means(post, p["T"]), row_covariances(post, p["T"])
-    left = row_errors(data, post, p["T"])
+    means, covariances = row_means(post), row_covariances(post)
+    left = row_errors(data, post)
     for e, i in itertools.product(range(2), range(len(COUNTS))):
         r, Z, _, V = subject(data, kind, p, e, i)
         D = p["T"][e] @ p["T"][e].T

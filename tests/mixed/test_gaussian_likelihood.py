@@ -13,10 +13,10 @@ from mixmoe.mixed.likelihood.gaussian import (
     experts_of_products,
     random_effect_covariances,
     random_effect_means,
-    summed_expert_scores,
     summed_second_moments,
     weighted_normal_matrix,
 )
+from mixmoe.mixed.parameters import Params
 from mixmoe.mixture import gate
 from mixmoe.mixture.gate import gate_information, gate_log_probabilities, gate_scores, gate_step
 from mixmoe.numerics import linalg
@@ -128,10 +128,13 @@ class Case:
         self.moments = experts_of_products(self.y, self.X, self.Z, self.starts)
 
     def posterior(self, beta=None, T=None, sigma=None):
-        parts = (
-            given if given is not None else own for given, own in ((beta, self.beta), (T, self.T), (sigma, self.sigma))
-        )
-        return expert_posterior(self.moments, *parts)
+        return expert_posterior(self.moments, self.params(beta, T, sigma))
+
+    def params(self, beta=None, T=None, sigma=None):
+        """The experts as those of one start, some of their parameters replaced."""
+        own = ((beta, self.beta), (T, self.T), (sigma, self.sigma))
+        parts = ((mine if given is None else given)[None] for given, mine in own)
+        return Params(np.zeros((1, 0, 0)), *parts, np.zeros((1, len(self.beta), 0)))
 
     def subject(self, e, i):
         """Residual, Z, X and V of one subject under one expert."""
@@ -188,8 +191,8 @@ def test_log_density(case):
 
 def test_posterior_of_random_effects(case):
     post = case.posterior()
-    means = random_effect_means(post, case.T, case.sigma)
-    covariances = random_effect_covariances(post, case.T)
+    means = random_effect_means(post)
+    covariances = random_effect_covariances(post)
     for e, i in case.each():
         r, Z, _, V = case.subject(e, i)
         D = case.T[e] @ case.T[e].T
@@ -199,7 +202,7 @@ def test_posterior_of_random_effects(case):
 
 def test_weighted_normal_matrix(case):
     weights = np.random.default_rng(7).uniform(size=(len(case.beta), case.moments.n_subjects))
-    ours = weighted_normal_matrix(case.moments, case.posterior(), case.T, case.sigma, weights)
+    ours = weighted_normal_matrix(case.moments, case.posterior(), weights)
     expected = np.zeros_like(ours)
     for e, i in case.each():
         _, _, X, V = case.subject(e, i)
@@ -208,7 +211,7 @@ def test_weighted_normal_matrix(case):
 
 
 def test_scores_are_derivatives_of_the_log_density(case):
-    scores = expert_scores(case.moments, case.posterior(), case.T, case.sigma)
+    scores = expert_scores(case.moments, case.posterior())
     E, p, q = len(case.beta), case.beta.shape[1], case.T.shape[1]
     assert scores.shape == (E, p + q * q + 1, case.moments.n_subjects)
     for j in range(p):
@@ -228,12 +231,12 @@ def test_sums_over_subjects_are_those_of_the_subjects(case):
     """What is summed by products of long matrices equals what is formed per subject and then summed."""
     weights = np.random.default_rng(8).uniform(size=(len(case.beta), case.moments.n_subjects))
     post = case.posterior()
-    each = expert_scores(case.moments, post, case.T, case.sigma)
-    ours = summed_expert_scores(case.moments, post, case.T, case.sigma, weights)
+    each = expert_scores(case.moments, post)
+    ours = case.moments.densities(case.params()).summed_scores(weights[None])[0]
     np.testing.assert_allclose(ours, (each * weights[:, None]).sum(axis=2), rtol=1e-10, atol=1e-10)
-    means, spread = random_effect_means(post, case.T, case.sigma), random_effect_covariances(post, case.T)
+    means, spread = random_effect_means(post), random_effect_covariances(post)
     second = means[:, :, None] * means[:, None] + spread
-    ours = summed_second_moments(post, case.T, case.sigma, weights)
+    ours = summed_second_moments(post, weights)
     np.testing.assert_allclose(ours, (second * weights[:, None, None]).sum(axis=3), rtol=1e-10, atol=1e-10)
 
 
@@ -243,7 +246,7 @@ def test_scores_pass_complex_steps_through():
 
     def score(sigma):
         post = case.posterior(case.beta.astype(sigma.dtype), case.T.astype(sigma.dtype), sigma)
-        return expert_scores(case.moments, post, case.T, sigma)
+        return expert_scores(case.moments, post)
 
     exact = score(case.sigma + 1j * STEP).imag / STEP
     np.testing.assert_allclose(exact, (score(case.sigma + h) - score(case.sigma - h)) / (2 * h), rtol=1e-6, atol=1e-6)

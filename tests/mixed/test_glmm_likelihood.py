@@ -1,5 +1,6 @@
 """The integral over the random effects: modes, exactness for Gaussian responses, quadrature, scores."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -60,7 +61,7 @@ def test_modes_are_stationary_from_far_away(name):
     params = free_to_working(p.structure, points(p))
     rows, response = p.experts.rows, p.experts.response
     at = Predictor(
-        params.beta.reshape(4, -1) @ rows.X.T, 3 * params.factor.reshape(4, 2, 2), params.extra.reshape(4, -1)
+        rows.X.predictor(params.beta.reshape(4, -1)), 3 * params.factor.reshape(4, 2, 2), params.extra.reshape(4, -1)
     )
     found = find_modes(rows, response, at, np.full((4, 2, rows.n_subjects), 8.0))
     pull = np.swapaxes(at.T, 1, 2) @ rows.into_random(found.slope) - found.u
@@ -83,7 +84,7 @@ def test_gaussian_responses_are_exact():
     p = problem("gaussian")
     theta, rows = points(p), p.experts.rows
     s = Structure(2, 2, p.structure.common, 2, True, "expert", "expert")
-    normal = experts_of_products(rows.outcome.y - rows.offset, rows.X, rows.Z.T, rows.starts)
+    normal = experts_of_products(rows.outcome.y - rows.offset, rows.X.dense.T, rows.Z.T, rows.starts)
     exact = evaluate(Problem(s, normal, p.W), theta)
     np.testing.assert_allclose(evaluate(p, theta).loglik, exact.loglik, rtol=0, atol=1e-10)
     np.testing.assert_allclose(evaluate(p, theta).score, exact.score, rtol=0, atol=1e-10)
@@ -115,7 +116,7 @@ def test_prior_weights_count_as_copies():
     p = problem("poisson", q=0)
     rows = p.experts.rows
     twice = rows.take(np.arange(rows.n_subjects))
-    doubled = type(rows)(rows.outcome, rows.offset, np.full(len(rows.X), 2.0), rows.X, rows.Z, rows.starts, rows.counts)
+    doubled = replace(rows, weights=np.full(rows.offset.size, 2.0))
     theta = points(p)[0]
     once = Problem(p.structure, type(p.experts)(twice, p.experts.response, build_nodes(1, 0)), p.W)
     heavy = Problem(p.structure, type(p.experts)(doubled, p.experts.response, build_nodes(1, 0)), p.W)

@@ -1,6 +1,7 @@
 """Many fixed-effect columns: by rows and through linear predictors, against cross-products and single directions."""
 
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import mixmoe as mm
 from mixmoe.errors import MixmoeWarning
 from mixmoe.inference.uncertainty import corrected_by_factors, corrected_scores, leverage
-from mixmoe.mixed.likelihood import protocol
+from mixmoe.mixed.likelihood import columns
 from mixmoe.mixed.likelihood.observed import (
     evaluate,
     observed_information,
@@ -58,16 +59,16 @@ def both(request, monkeypatch):
     formula, options, tolerance = request.param
     make = lambda: mm.MEMoE(formula, panel(), **{"experts": 2, **options}).problem  # noqa: E731
     few = make()
-    monkeypatch.setattr(protocol, "MANY_COLUMNS", 1)
+    monkeypatch.setattr(columns, "MANY_COLUMNS", 1)
     many = make()
     theta = 0.3 * np.random.default_rng(1).normal(size=few.free.size)
     return SimpleNamespace(few=few, many=many, theta=theta, tolerance=tolerance, patch=monkeypatch)
 
 
 def as_few(both, function, *args):
-    both.patch.setattr(protocol, "MANY_COLUMNS", 10**6)
+    both.patch.setattr(columns, "MANY_COLUMNS", 10**6)
     found = function(both.few, *args)
-    both.patch.setattr(protocol, "MANY_COLUMNS", 1)
+    both.patch.setattr(columns, "MANY_COLUMNS", 1)
     return found
 
 
@@ -119,7 +120,7 @@ def levels(n_levels=41, n_subjects=200, n_rows=3, seed=0):
     own = np.where(rng.random(n_subjects) < 0.4, 3.0, -3.0)[ident]
     y = own + own * 0.3 * t + rng.normal(size=n_levels)[g] + rng.normal(size=n_subjects)[ident] + rng.normal(size=n)
     data = pd.DataFrame({"id": ident, "t": t, "g": g, "y": y, "site": ident % 90, "w": rng.uniform(0.5, 2, n)})
-    return data.assign(b=(y > 0).astype(float))
+    return data.assign(b=(y > 0).astype(float), c=rng.poisson(np.exp(0.2 * y)), o=np.digitize(y, [-3, 0, 3]))
 
 
 @pytest.mark.parametrize(
@@ -135,31 +136,63 @@ def test_fits_are_those_of_cross_products(formula, options, close, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MixmoeWarning)
         many = mm.fit(formula, data, rng=0, starts=2, **options)
-        assert many.model.problem.experts.columns.shape == (42, len(data))
-        monkeypatch.setattr(protocol, "MANY_COLUMNS", 10**6)
+        assert many.model.problem.experts.columns.dense.shape == (42, len(data))
+        monkeypatch.setattr(columns, "MANY_COLUMNS", 10**6)
         few = mm.MEMoE(formula, data, **options)
         assert few.loglike(many.params) == pytest.approx(many.llf, abs=1e-6)
         assert few.largest_score(many.params) < 1e-5
         for kind in ("robust", "nonrobust", "cluster"):
             theirs = few.covariance(many.em, kind, **({"cluster": "site"} if kind == "cluster" else {})).matrix
-            monkeypatch.setattr(protocol, "MANY_COLUMNS", 40)
+            monkeypatch.setattr(columns, "MANY_COLUMNS", 40)
             ours = many.model.covariance(many.em, kind, **({"cluster": "site"} if kind == "cluster" else {})).matrix
-            monkeypatch.setattr(protocol, "MANY_COLUMNS", 10**6)
+            monkeypatch.setattr(columns, "MANY_COLUMNS", 10**6)
             np.testing.assert_allclose(ours, theirs, rtol=close, atol=close * np.abs(theirs).max())
 
 
-def test_columns_that_are_mostly_zero_are_multiplied_as_such(monkeypatch):
-    formula, data = "y ~ C(g) + t | re: (1 | id)", levels()
-    sparse = mm.MEMoE(formula, data, 2, weights="w").problem
-    monkeypatch.setattr("mixmoe.mixed.likelihood.gaussian._SPARSE", 0.0)
-    dense = mm.MEMoE(formula, data, 2, weights="w").problem
-    assert sparse.experts.sparse is not None
-    assert dense.experts.sparse is None
+SPARSE = {
+    "iid": ("y", {"weights": "w"}, EXACT),
+    "reml": ("y", {"experts": 1, "method": "reml"}, EXACT),
+    "ar1": ("y", {"errors": "ar1", "time": "t"}, EXACT),
+    "car1": ("y", {"errors": "car1", "time": "t", "weights": "w"}, EXACT),
+    "bm": ("y", {"errors": "bm", "time": "t"}, EXACT),
+    "t": ("y", {"errors_dist": "t"}, EXACT),
+    "binomial": ("b", {"family": "binomial"}, DIFFERENCES),
+    "poisson": ("c", {"family": "poisson", "weights": "w"}, DIFFERENCES),
+    "ordinal": ("o", {"family": "ordinal"}, DIFFERENCES),
+}
+
+
+@pytest.mark.parametrize(("response", "options", "close"), SPARSE.values(), ids=SPARSE)
+def test_columns_that_are_mostly_zero_are_multiplied_as_such(response, options, close, monkeypatch):
+    formula, data = f"{response} ~ C(g) + t | re: (1 | id)", levels()
+    data = data[np.random.default_rng(1).random(len(data)) < 0.9]  # gaps, and unequal numbers of rows
+    make = lambda: mm.MEMoE(formula, data, **{"experts": 2, **options}).problem  # noqa: E731
+    sparse = make()
+    monkeypatch.setattr(columns, "_SPARSE", 0.0)
+    dense = make()
+    assert sparse.experts.columns.sparse is not None
+    assert dense.experts.columns.sparse is None
     theta = 0.1 * np.random.default_rng(0).normal(size=(2, dense.free.size))
-    for some in (np.arange(200), np.array([5, 2, 2])):
+    for some in (np.arange(sparse.n_subjects), np.r_[5, 2, 2, 0 : sparse.n_subjects]):
         ours, theirs = evaluate(sparse.take(some), theta), evaluate(dense.take(some), theta)
         np.testing.assert_allclose(ours.loglik, theirs.loglik, rtol=1e-12)
         assert relative(ours.score, theirs.score) < 1e-11
+    assert relative(observed_information(sparse, theta[0]), observed_information(dense, theta[0])) < close
+    one = sparse.experts.first_guess(replace(sparse.structure, n_experts=1))
+    ours, theirs = (p.experts.closed_form(one) for p in (sparse, dense))
+    v = np.random.default_rng(0).normal(size=(2, ours.y.size))
+    np.testing.assert_allclose(ours.columns.gathered(v), theirs.columns.gathered(v), atol=1e-11)
+    np.testing.assert_allclose(ours.columns.gram(v[0] ** 2), theirs.columns.gram(v[0] ** 2), atol=1e-10)
+
+
+@pytest.mark.parametrize("errors", ["ar1", "car1", "bm"])
+def test_closed_form_of_correlated_errors_keeps_zeros(errors, monkeypatch):
+    problem = mm.MEMoE("y ~ C(g) + t | re: (1 | id)", levels(60), 2, errors=errors, time="t").problem
+    one = problem.experts.first_guess(replace(problem.structure, n_experts=1))
+    one.extra[..., 0] = 0.4
+    closed = problem.experts.closed_form(one).columns
+    assert closed.sparse is not None
+    np.testing.assert_allclose(closed.predictor(np.eye(len(closed))), closed.dense, atol=1e-12)
 
 
 def test_no_expert_of_a_handful_is_inserted_where_it_would_fit_exactly():

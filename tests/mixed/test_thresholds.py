@@ -156,7 +156,7 @@ def test_quadrature_reaches_brute_force(q):
         codes = rows.outcome.y[mine].astype(int)
         for k, at in product((0, 1), product(range(n_points), repeat=q)):
             b = params.factor[0, k] @ x[list(at)]
-            eta = rows.X[mine] @ params.beta[0, k] + rows.offset[mine] + rows.Z[:, mine].T @ b
+            eta = rows.X.dense[:, mine].T @ params.beta[0, k] + rows.offset[mine] + rows.Z[:, mine].T @ b
             ends = np.r_[-np.inf, cuts_of(params.extra[0])[k], np.inf]
             row = expit(ends[codes + 1] - eta) - expit(ends[codes] - eta)
             total += share[k, i] * np.prod(w[list(at)]) * row.prod()

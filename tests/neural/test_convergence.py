@@ -1,6 +1,7 @@
 """Defaults arrive at a maximum: seen from outside, by another optimiser on dense densities; several starts."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,16 @@ from mixmoe.errors import ArgumentError, MixmoeWarning
 
 torch = pytest.importorskip("torch")
 
-from mixmoe.neural.estimators.last_layer import COLLINEAR, LastState, add_exact_gradients, start_last  # noqa: E402
+from mixmoe.neural.estimators.last_layer import (  # noqa: E402
+    COLLINEAR,
+    LastState,
+    add_exact_gradients,
+    factors_of,
+    moments,
+    start_last,
+)
 from mixmoe.neural.estimators.linearised import build_control  # noqa: E402
+from mixmoe.neural.estimators.mixed_model import profile  # noqa: E402
 from mixmoe.neural.estimators.training import ascend, near_enough  # noqa: E402
 from mixmoe.neural.network import initial_parameters  # noqa: E402
 
@@ -51,7 +60,9 @@ def dense_objective(values, x, y):
     V = (2 * log_sigma).exp() * (torch.eye(x.shape[1]) + Z @ Z.mT)
     normal = torch.distributions.MultivariateNormal(torch.zeros_like(x), V)
     ridge = COLLINEAR * x.numel() * beta.square().sum() / (2 * log_sigma).exp()
-    return normal.log_prob(y - H @ beta).sum() - 0.5 * hidden.square().sum() - 0.5 * ridge
+    loadings = (2 * log_sigma).exp() * entries.square().sum()
+    priors = hidden.square().sum() + beta.square().sum() + loadings
+    return normal.log_prob(y - H @ beta).sum() - 0.5 * priors - 0.5 * ridge
 
 
 def test_another_optimiser_finds_nothing_above_a_default_fit():
@@ -64,7 +75,8 @@ def test_another_optimiser_finds_nothing_above_a_default_fit():
     start = np.concatenate([trained.theta, (trained.loading / sigma)[np.tril_indices(3)], [np.log(sigma)]])
     here = float(dense_objective(torch.tensor(start), x, y))
     theta, n = torch.tensor(trained.theta), y.numel()
-    penalty = 0.5 * float(theta[:4].square().sum()) + 0.5 * COLLINEAR * n * float(theta[4:].square().sum()) / sigma**2
+    penalty = 0.5 * float(theta.square().sum()) + 0.5 * np.square(trained.loading).sum()
+    penalty += 0.5 * COLLINEAR * n * float(theta[4:].square().sum()) / sigma**2
     assert trained.loglik == pytest.approx(here + penalty, abs=1e-8)  # what is printed is the plain likelihood
 
     def downhill(values):
@@ -77,17 +89,19 @@ def test_another_optimiser_finds_nothing_above_a_default_fit():
     assert -found.fun - here < near_enough(len(theta))
 
 
+@pytest.mark.parametrize("prior", [0.0, 1.0])
 @pytest.mark.parametrize("cov", ["full", "diagonal"])
-def test_gradients_through_no_factorisation_are_those_of_the_value(cov):
+def test_gradients_through_no_factorisation_are_those_of_the_value(cov, prior):
     model = mm.NME("y ~ t | re: (last | id)", DATA, hidden=(3,), cov=cov)
-    control = build_control("laplace", model.problem, progress=False)
-    start = start_last(model.problem, initial_parameters(model.network, np.random.default_rng(1)))
+    problem = replace(model.problem, prior=prior)
+    control = build_control("laplace", problem, progress=False)
+    start = start_last(problem, initial_parameters(model.network, np.random.default_rng(1)))
     flat = torch.cat([start.theta, start.entries + 0.1])
     P = len(start.theta)
 
     def value(at):
         state = LastState(*(v.clone().requires_grad_(True) for v in (at[:P], at[P:])), start.plan)
-        loss = float(add_exact_gradients(model.problem, control, state))
+        loss = float(add_exact_gradients(problem, control, state))
         return loss, torch.cat([state.theta.grad, state.entries.grad])
 
     gradient, step = value(flat)[1], 1e-4
@@ -121,9 +135,36 @@ def test_a_linear_network_has_one_start_and_no_penalty():
     np.testing.assert_array_equal(fit.params, plain.params)
 
 
-def test_the_prior_of_hidden_layers_can_be_left_out():
-    weights = [np.square(quiet(weight_decay=decay, epochs=150).trained.theta[:4]).sum() for decay in (None, 0.0)]
-    assert weights[0] < weights[1]
+def test_the_prior_of_all_layers_and_loadings_can_be_left_out():
+    fits = [quiet(weight_decay=decay, epochs=150).trained for decay in (None, 0.0)]
+    for size in (lambda fit: fit.theta[:4], lambda fit: fit.theta[4:], lambda fit: fit.loading):
+        assert np.square(size(fits[0])).sum() < np.square(size(fits[1])).sum()
+    assert fits[0].loglik < fits[1].loglik
+
+
+def test_the_prior_is_in_the_file_and_in_effects_of_new_rows(tmp_path):
+    fit = quiet(epochs=60)
+    assert fit.problem.prior == 1.0
+    fit.save(tmp_path / "fit.json")
+    again = mm.load(tmp_path / "fit.json")
+    assert again.problem.prior == 1.0
+    assert again.training == {"epochs": 60}
+    pd.testing.assert_frame_equal(again.predict(kind="subject"), fit.predict(kind="subject"))
+    assert quiet(epochs=60, weight_decay=0.01).problem.prior == pytest.approx(2 * 120 * 0.01)
+    assert quiet(hidden=()).problem.prior == 0.0
+
+
+def test_the_residual_variance_is_at_its_maximum_given_the_rest():
+    model = mm.NME("y ~ t | re: (last | id)", DATA, hidden=(3,))
+    problem = replace(model.problem, prior=1.0)
+    start = start_last(problem, initial_parameters(model.network, np.random.default_rng(1)))
+    m = moments(problem, start.theta)
+    factors = factors_of(problem, m.plan, start.entries + 0.3)
+    best = profile(m, factors)
+    tried = [profile(m, factors, 0.5 * best.sigma2.log() + away).objective for away in (-1e-3, 0.0, 1e-3)]
+    assert float(tried[1]) == pytest.approx(float(best.objective), abs=1e-9)
+    assert tried[0] > tried[1] < tried[2]
+    assert float(tried[2] - tried[0]) == pytest.approx(0.0, abs=1e-5)
 
 
 def test_a_network_without_effects_ends_at_the_maximum_with_its_prior():

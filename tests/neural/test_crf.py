@@ -13,15 +13,19 @@ from mixmoe.errors import ArgumentError, MixmoeWarning
 
 torch = pytest.importorskip("torch")
 
+from mixmoe.neural.blocks import Block, Blocks  # noqa: E402
 from mixmoe.neural.crf import (  # noqa: E402
     centred,
     decode,
     effect_information,
     forward_scores,
+    interior,
     log_partition,
     marginals,
     sequence_loss,
 )
+from mixmoe.neural.estimators.trained import Problem, block_loss, responses_in  # noqa: E402
+from mixmoe.neural.network import build_network, select_personal  # noqa: E402
 from mixmoe.neural.person_predictions import Uncertainty  # noqa: E402
 from mixmoe.neural.transitions import (  # noqa: E402
     common_ranks,
@@ -86,19 +90,39 @@ def test_padding_changes_nothing():
     assert not decode(longer[0], table, padded)[:, 3:].any()
 
 
-def test_centred_scores_keep_the_distribution():
+def test_centred_scores_keep_the_distribution_and_interior_ones_up_to_the_ends():
     emissions, table, states, mask = batch((5,))
+    expected = sequence_loss(emissions, table, states, mask)
+    np.testing.assert_allclose(sequence_loss(emissions, centred(table), states, mask), expected, atol=1e-10)
     # u_a - u_b telescopes to u at the first row less u at the last one: put these into the emissions
-    moved = table - centred(table)
+    moved = table - interior(table)
     constant = moved[0].mean()
     u = (moved[0] - constant).sum(-1) / STATES
     np.testing.assert_allclose(moved[0], constant + u[:, None] - u[None, :], atol=1e-12)
     ends = emissions.clone()
     ends[0, 0] += u
     ends[0, 4] -= u
-    np.testing.assert_allclose(
-        sequence_loss(ends, centred(table), states, mask), sequence_loss(emissions, table, states, mask), atol=1e-10
+    np.testing.assert_allclose(sequence_loss(ends, interior(table), states, mask), expected, atol=1e-10)
+
+
+def test_held_out_states_are_scored_given_those_before_them():
+    emissions, table, states, mask = batch((5, 3), personal=False)
+    known = torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    rows = Blocks(
+        (Block(torch.arange(2), emissions, states, mask, None, torch.zeros(2, 5, 0), known),), int(mask.sum())
     )
+    network = build_network(STATES, STATES, (), n_states=STATES)
+    problem = Problem("crf", network, select_personal(network, []), rows, rows, 2)
+    theta = torch.cat([torch.eye(STATES).double().reshape(-1), torch.zeros(STATES).double(), table.reshape(-1)])
+    found = block_loss(problem, rows.blocks[0], theta, None, 1.0)
+    for k, (n, before) in enumerate([(5, 3), (3, 2)]):
+        paths, scores = brute(emissions[k, :n].numpy(), table.numpy())
+        seen = states[k, :n].numpy()
+        possible = np.exp(scores[(paths[:, :before] == seen[:before]).all(1)]).sum()
+        expected = np.log(possible) - scores[(paths == seen).all(1)][0]
+        assert float(found[k]) == pytest.approx(expected, abs=1e-10)
+    scored = responses_in(problem, rows.blocks[0])
+    assert scored.tolist() == (mask * (1.0 - known)).tolist()
 
 
 def test_information_is_the_second_derivative():
@@ -212,7 +236,7 @@ def test_standardised_effects_by_hand():
     found = persons_with(means, covariances)
     assert found.shape == (3, 6)  # nine less a constant and two differences of states
     variance = 0.64 - covariances[:, 0, 0]
-    expected = np.square(centred(torch.tensor(means).view(3, 3, 3)).numpy()).sum((1, 2)) / variance
+    expected = np.square(interior(torch.tensor(means).view(3, 3, 3)).numpy()).sum((1, 2)) / variance
     np.testing.assert_allclose(np.square(found).sum(1), expected)
 
 
@@ -241,6 +265,27 @@ def diaries(n_persons=8, n_days=10):
             state = state if g.random() < 0.7 else int(g.integers(3))
             rows.append((f"p{person}", day, day // 6, g.normal(), names[state]))
     return pd.DataFrame(rows, columns=["id", "day", "session", "x", "state"])
+
+
+def test_printed_scores_and_coefficients_have_the_printed_likelihood():
+    """By the forward algorithm on the user's inputs: only a constant and the first state's coefficients are free."""
+    data = diaries()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MixmoeWarning)
+        fit = mm.fit("state ~ x | re: (0 | id) | seq: day / session", data, hidden=(), epochs=60, baselines=False)
+    states = sorted(data["state"].unique())
+    table = np.array([[fit.params[f"transition({a},{b})"] for b in states] for a in states])
+    total = 0.0
+    for _, rows in data.sort_values("day").groupby(["id", "session"]):
+        scores = np.zeros((len(rows), len(states)))
+        for k, state in enumerate(states[1:], 1):
+            scores[:, k] = fit.params[f"Intercept({state})"] + fit.params[f"x({state})"] * rows["x"]
+        codes, alpha = rows["state"].map(states.index).to_numpy(), scores[0]
+        path = scores[np.arange(len(rows)), codes].sum() + table[codes[:-1], codes[1:]].sum()
+        for now in scores[1:]:
+            alpha = np.log(np.exp(alpha[:, None] + table).sum(0)) + now
+        total += path - np.log(np.exp(alpha).sum())
+    assert fit.llf == pytest.approx(total, abs=1e-8)
 
 
 @pytest.fixture(scope="module", params=["transitions", "0"])

@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,23 +121,22 @@ def dense(problem, theta, entries):
     return H, y, V, columns
 
 
-@pytest.mark.parametrize("cov", [None, "diagonal"])
-def test_value_and_gradient_of_a_network_are_those_of_dense_algebra(cov):
+@pytest.mark.parametrize(("cov", "prior"), [(None, 0.0), ("diagonal", 1.0)])
+def test_value_and_gradient_of_a_network_are_those_of_dense_algebra(cov, prior):
     formula = "y ~ t + x | re: (last | person / site) + (last[1] | culture)"
     model = mm.NME(formula, DATA, hidden=(3,), cov=cov)
-    control = build_control("laplace", model.problem, progress=False, weight_decay=0.0)
-    start = start_last(model.problem, initial_parameters(model.network, np.random.default_rng(1)))
+    problem = replace(model.problem, prior=prior)
+    control = build_control("laplace", problem, progress=False, weight_decay=0.0)
+    start = start_last(problem, initial_parameters(model.network, np.random.default_rng(1)))
     noise = torch.tensor(np.random.default_rng(2).normal(size=len(start.entries)))
     flat, P = torch.cat([start.theta, start.entries + 0.2 * noise]), len(start.theta)
 
     def value(at):
         state = LastState(*(v.clone().requires_grad_(True) for v in (at[:P], at[P:])), start.plan)
-        return float(add_exact_gradients(model.problem, control, state)), torch.cat(
-            [state.theta.grad, state.entries.grad]
-        )
+        return float(add_exact_gradients(problem, control, state)), torch.cat([state.theta.grad, state.entries.grad])
 
-    H, y, V, _ = dense(model.problem, flat[:P], flat[P:])
-    fit = profile_of(model.problem, LastState(flat[:P], flat[P:], start.plan)).fit
+    H, y, V, _ = dense(problem, flat[:P], flat[P:])
+    fit = profile_of(problem, LastState(flat[:P], flat[P:], start.plan)).fit
     normal = torch.distributions.MultivariateNormal(H @ fit.beta, fit.sigma2 * V)
     assert -0.5 * float(fit.deviance) == pytest.approx(float(normal.log_prob(y)), abs=1e-8)
     gradient, step = value(flat)[1], 1e-4

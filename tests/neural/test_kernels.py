@@ -120,7 +120,7 @@ def test_profiled_deviance_equals_the_dense_density():
     entries = torch.tensor(start_entries(2, "full", 2)) + 0.2 * tensor(3)
     L = factor_from(entries, 2, "full", columns)
     none = torch.zeros(*mask.shape, 0, dtype=torch.int64)
-    blocks = Blocks((Block(torch.arange(len(lengths)), H, y, mask, None, none),), sum(lengths))
+    blocks = Blocks((Block(torch.arange(len(lengths)), H, y, mask, None, none, 0.0 * mask),), sum(lengths))
     plan = make_plan(blocks, [columns], [], H.shape[-1])
     H[..., -1] = 1.0
     rows = row_columns(plan, 0, H[..., :-1], y, mask)

@@ -17,27 +17,22 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from scipy.special import betaln, digamma, gammaln
 
 from mixmoe._typing import AnyArray, Array, IntArray
+from mixmoe.mixed.likelihood.columns import Columns
 from mixmoe.mixed.likelihood.gaussian import (
     FIRST_SIZE,
     LOG_2PI,
     GaussianExperts,
     GaussianRowExperts,
-    flat_experts,
     independent_experts,
 )
 from mixmoe.mixed.likelihood.modes import extra_starts
-from mixmoe.mixed.likelihood.protocol import (
-    ClosedIntegral,
-    Effects,
-    RowScores,
-    ScoresByRow,
-)
+from mixmoe.mixed.likelihood.protocol import ClosedIntegral, Effects, RowScores, ScoresByRow
 from mixmoe.mixed.parameters import Params, Structure
-from mixmoe.numerics.linalg import cholesky, inverse_from_cholesky, solve_lower, solve_upper, times_real
-from mixmoe.numerics.threads import ALONE, Workers
+from mixmoe.numerics.linalg import cholesky, inverse_from_cholesky, solve_lower, solve_upper
 from mixmoe.responses.distribution import trigamma
 
 ErrorKind = Literal["iid", "ar1", "car1", "bm"]
@@ -420,6 +415,15 @@ def factorise(kind: ErrorKind, sd: AnyArray, shape: AnyArray | None, visits: Vis
     return _ar1(sd, shape, visits) if kind == "ar1" else _car1(sd, shape, visits)
 
 
+def whitener(factor: ErrorFactor) -> csr_array:
+    """L^-1 of all subjects as one matrix, shape (n, n), for the factor of one expert, R = L L'."""
+    starts, counts = factor.visits.starts, factor.visits.counts
+    unit = (np.arange(counts.sum()) - np.repeat(starts, counts))[None] == np.arange(counts.max())[:, None]
+    white = factor.whiten(unit.astype(float)[None])[0]  # (m, n): what each row takes from its subject's visit j
+    visit, row = np.nonzero(white)
+    return csr_array((white[visit, row], (row, np.repeat(starts, counts)[row] + visit)), shape=(unit.shape[1],) * 2)
+
+
 def _car1(sd: AnyArray, phi: AnyArray, visits: Visits) -> Chain:
     exponent = phi[:, None] * visits.gap
     # 1 - link^2 by expm1: of visits close in time it is tiny, and a difference from one would lose its digits.
@@ -514,7 +518,7 @@ class SerialRows:
     Attributes
     ----------
     y : ndarray, shape (n,)
-    X : ndarray, shape (p, n)
+    X : Columns
     Z : ndarray, shape (q, n)
     V : ndarray, shape (v, n)
         Covariates of the log standard deviation of the errors.
@@ -524,7 +528,7 @@ class SerialRows:
     """
 
     y: AnyArray
-    X: AnyArray
+    X: Columns
     Z: AnyArray
     V: AnyArray
     visits: Visits
@@ -540,6 +544,9 @@ class SerialRows:
         width = 1 + 2 * self.Z.shape[0] ** 2
         per_subject = max(1.0, self.y.size / self.n_subjects)
         length = max(64, int(_WORKING / (n_experts * width * per_subject)))
+        if length >= self.n_subjects:
+            yield slice(0, self.n_subjects), self
+            return
         for start in range(0, self.n_subjects, length):
             where = slice(start, min(start + length, self.n_subjects))
             yield where, self.run(where)
@@ -560,7 +567,7 @@ class SerialRows:
         return replace(self, y=np.zeros_like(self.y))
 
     def _at(self, at: "slice | NDArray[np.intp]", visits: Visits) -> "SerialRows":
-        return SerialRows(self.y[at], self.X[:, at], self.Z[:, at], self.V[:, at], visits, self.unit[at])
+        return SerialRows(self.y[at], self.X.at(at), self.Z[:, at], self.V[:, at], visits, self.unit[at])
 
 
 @dataclass(frozen=True, slots=True)
@@ -596,6 +603,8 @@ class RowPosterior:
 
     Attributes
     ----------
+    T : ndarray, shape (E, q, q)
+        Lower factor of the random-effects covariance, D = T T'.
     factor : Independent, Chain or Filter
         Of R.
     r : ndarray, shape (E, n)
@@ -611,6 +620,7 @@ class RowPosterior:
     density : Density
     """
 
+    T: AnyArray
     factor: ErrorFactor
     r: AnyArray
     G: AnyArray
@@ -636,7 +646,7 @@ def row_posterior(rows: SerialRows, beta: AnyArray, T: AnyArray, errors: ErrorMo
     RowPosterior
     """
     factor = factorise(errors.kind, errors.deviations(rows.V, rows.unit), errors.shape, rows.visits)
-    r = rows.y - times_real(beta, rows.X)
+    r = rows.y - rows.X.predictor(beta)
     # With errors whitened by R's inverse factor, everything below is the algebra of independent errors.
     white_r, white_Z = factor.whiten(r[:, None]), factor.whiten(rows.Z[None])
     G, Zr = _gram(rows, white_Z), rows.visits.per_subject(white_Z * white_r)
@@ -651,7 +661,7 @@ def row_posterior(rows: SerialRows, beta: AnyArray, T: AnyArray, errors: ErrorMo
     # The t has the same scale matrix V; only what the distance r'V^-1 r enters differs.
     n = rows.visits.counts.astype(float)
     density = normal_density(n, log_det, distance) if errors.df is None else t_density(n, log_det, distance, errors.df)
-    return RowPosterior(factor, r, G, L, solve_upper(L, half), distance, density)
+    return RowPosterior(T, factor, r, G, L, solve_upper(L, half), distance, density)
 
 
 def _gram(rows: SerialRows, white: AnyArray) -> AnyArray:
@@ -664,30 +674,29 @@ def _gram(rows: SerialRows, white: AnyArray) -> AnyArray:
     return G
 
 
-def row_means(post: RowPosterior, T: AnyArray) -> AnyArray:
+def row_means(post: RowPosterior) -> AnyArray:
     """Posterior means of the random effects given the expert, shape (E, q, N)."""
-    return T @ post.w
+    return post.T @ post.w
 
 
-def row_covariances(post: RowPosterior, T: AnyArray) -> AnyArray:
+def row_covariances(post: RowPosterior) -> AnyArray:
     """Posterior covariances of the random effects for normal errors, shape (E, q, q, N); scale matrices for t."""
-    return np.einsum("eac,ecdn,ebd->eabn", T, inverse_from_cholesky(post.L), T, optimize=True)
+    return np.einsum("eac,ecdn,ebd->eabn", post.T, inverse_from_cholesky(post.L), post.T, optimize=True)
 
 
-def row_errors(rows: SerialRows, post: RowPosterior, T: AnyArray) -> AnyArray:
+def row_errors(rows: SerialRows, post: RowPosterior) -> AnyArray:
     """Residuals y - X beta - Z b at the posterior mean of b, shape (E, n)."""
-    means = np.repeat(row_means(post, T), rows.visits.counts, axis=-1)
+    means = np.repeat(row_means(post), rows.visits.counts, axis=-1)
     return post.r - (means * rows.Z).sum(axis=1)
 
 
-def row_scores(rows: SerialRows, post: RowPosterior, T: AnyArray, errors: ErrorModel) -> RowScores:
+def row_scores(rows: SerialRows, post: RowPosterior, errors: ErrorModel) -> RowScores:
     """Derivatives of each subject's log-density in the parameters of each expert.
 
     Parameters
     ----------
     rows : SerialRows
     post : RowPosterior
-    T : ndarray, shape (E, q, q)
     errors : ErrorModel
 
     Returns
@@ -700,12 +709,12 @@ def row_scores(rows: SerialRows, post: RowPosterior, T: AnyArray, errors: ErrorM
     E, q, N = post.w.shape
     weight, per_subject = post.density.weight, rows.visits.per_subject
     # V^-1 r = R^-1 (r - Z b), b the posterior mean: V is never formed.
-    left = row_errors(rows, post, T)
+    left = row_errors(rows, post)
     solved = post.factor.solve(left[:, None])
-    found = post.factor.scores(Spread(left, rows.Z[None], row_covariances(post, T), weight))
+    found = post.factor.scores(Spread(left, rows.Z[None], row_covariances(post), weight))
     pull = per_subject(rows.Z * solved)  # Z'V^-1 r  (E, q, N)
     # The weight of the t (1 for normal errors) shrinks what far-off subjects say; the log determinant has none.
-    in_T = (weight[:, None] * pull)[:, :, None] * post.w[:, None] - _curvature(post, T)
+    in_T = (weight[:, None] * pull)[:, :, None] * post.w[:, None] - _curvature(post)
     parts = [
         in_T.reshape(E, q * q, N),
         per_subject(found.log_sd)[:, None],
@@ -719,9 +728,9 @@ def row_scores(rows: SerialRows, post: RowPosterior, T: AnyArray, errors: ErrorM
     return RowScores(by_row, np.concatenate(parts, axis=1))
 
 
-def _curvature(post: RowPosterior, T: AnyArray) -> AnyArray:
+def _curvature(post: RowPosterior) -> AnyArray:
     """Z'V^-1 Z T = G T W^-1, shape (E, q, q, N)."""
-    inside = np.einsum("eab,ebcn->eacn", T, inverse_from_cholesky(post.L))
+    inside = np.einsum("eab,ebcn->eacn", post.T, inverse_from_cholesky(post.L))
     return np.einsum("eabn,ebcn->eacn", post.G, inside)
 
 
@@ -805,9 +814,8 @@ class RowDensities(ScoresByRow):
 
     def effects(self) -> Effects:
         """Posterior of the random effects."""
-        T, _ = flat_experts(self.params)
-        spread = row_covariances(self.posterior, T) * self.spread()[:, None, None]
-        means, shape = row_means(self.posterior, T), self.params.sigma.shape
+        spread = row_covariances(self.posterior) * self.spread()[:, None, None]
+        means, shape = row_means(self.posterior), self.params.sigma.shape
         return Effects(means.reshape(*shape, *means.shape[1:]), spread.reshape(*shape, *spread.shape[1:]))
 
     def spread(self) -> Array:
@@ -823,12 +831,11 @@ class RowDensities(ScoresByRow):
 
     def row_scores(self) -> RowScores:
         """Derivatives in the linear predictor of each row and in what else the experts have."""
-        T, _ = flat_experts(self.params)
-        found = row_scores(self.rows, self.posterior, T, self.errors)
+        found = row_scores(self.rows, self.posterior, self.errors)
         return RowScores(found.predictor, self.form.unconstrained(found.others, self.errors))
 
     @property
-    def _columns(self) -> Array:
+    def _columns(self) -> Columns:
         return self.rows.X
 
     @property
@@ -844,13 +851,11 @@ class RowExperts(ClosedIntegral):
     ----------
     rows : SerialRows
     form : ErrorForm
-    workers : Workers
     """
 
     rows: SerialRows
     form: ErrorForm
     analytic: bool = True
-    workers: Workers = ALONE
 
     @property
     def n_subjects(self) -> int:
@@ -868,10 +873,9 @@ class RowExperts(ClosedIntegral):
 
     def densities(self, params: Params) -> RowDensities:
         """Log-densities at S parameter vectors."""
-        S, K, p = params.beta.shape
-        T, _ = flat_experts(params)
+        E, p, q = params.sigma.size, params.beta.shape[2], params.factor.shape[2]
         errors = self.form.model(params)
-        posterior = row_posterior(self.rows, params.beta.reshape(S * K, p), T, errors)
+        posterior = row_posterior(self.rows, params.beta.reshape(E, p), params.factor.reshape(E, q, q), errors)
         return RowDensities(self.rows, params, self.form, errors, posterior)
 
     def without_response(self) -> "RowExperts":
@@ -884,8 +888,8 @@ class RowExperts(ClosedIntegral):
         return True
 
     @property
-    def columns(self) -> Array:
-        """Columns of the fixed effects, shape (p, n)."""
+    def columns(self) -> Columns:
+        """Columns of the fixed effects."""
         return self.rows.X
 
     @property
@@ -900,7 +904,7 @@ class RowExperts(ClosedIntegral):
     def sort_keys(self) -> tuple[Array, ...]:
         """Cross-products with the response."""
         per_subject = self.rows.visits.per_subject
-        return (*per_subject(self.rows.X * self.rows.y), per_subject(self.rows.y**2))
+        return (*per_subject(self.rows.X.dense * self.rows.y), per_subject(self.rows.y**2))
 
     def first_guess(self, structure: Structure) -> Params:
         """Equal shares of random and residual variance, further parameters as their `Extra` says."""
@@ -926,9 +930,10 @@ class RowExperts(ClosedIntegral):
         errors = self.form.model(one)
         tau = None if errors.shape is None else errors.shape / (errors.sigma if self.form.kind == "bm" else 1.0)
         factor = factorise(self.form.kind, np.exp(errors.slope @ self.rows.V) * self.rows.unit, tau, self.rows.visits)
-        white = factor.whiten(np.vstack([self.rows.y, self.rows.X, self.rows.Z])[None])[0]
-        first, last = 1, 1 + len(self.rows.X)
-        return independent_experts(white[0], white[first:last].T, white[last:].T, self.rows.visits.starts)
+        rows, q = self.rows, len(self.rows.Z)
+        white = factor.whiten(np.vstack([rows.y, rows.Z, rows.X.dense])[None])[0]
+        X = rows.X.turned(white[1 + q :], whitener(factor)) if rows.X.sparse is not None else Columns(white[1 + q :])
+        return independent_experts(white[0], X, white[1 : 1 + q].T, rows.visits.starts)
 
 
 @dataclass(frozen=True, slots=True)

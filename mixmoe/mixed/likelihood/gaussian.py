@@ -14,25 +14,17 @@ The axis ``E`` runs over experts, or over experts of several starts at once.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from mixmoe._typing import AnyArray, Array
-from mixmoe.mixed.likelihood.protocol import (
-    MANY_COLUMNS,
-    ClosedIntegral,
-    Effects,
-    RowScores,
-    ScoresByRow,
-    has_many_columns,
-)
+from mixmoe.mixed.likelihood.columns import Columns, has_many_columns
+from mixmoe.mixed.likelihood.protocol import ClosedIntegral, Effects, RowScores, ScoresByRow
 from mixmoe.mixed.parameters import Params, Structure
 from mixmoe.numerics.linalg import cholesky, inverse_from_cholesky, multiply, solve_lower, solve_upper, times_real
-from mixmoe.numerics.threads import ALONE, Workers
 
 LOG_2PI = float(np.log(2 * np.pi))
 
@@ -124,7 +116,6 @@ class GaussianExperts(ClosedExperts):
     ZZ : ndarray, shape (q, q, N)
     log_weight : ndarray, shape (N,)
         Sum of the logarithms of the weights of the rows.
-    workers : Workers
     """
 
     n: Array
@@ -135,7 +126,6 @@ class GaussianExperts(ClosedExperts):
     ZX: Array
     ZZ: Array
     log_weight: Array
-    workers: Workers = field(default=ALONE, kw_only=True)
 
     by_rows: ClassVar[bool] = False
 
@@ -152,7 +142,7 @@ class GaussianExperts(ClosedExperts):
     def take(self, subjects: NDArray[np.intp]) -> "GaussianExperts":
         """The experts of some of the subjects, each possibly repeated, contiguous in memory."""
         parts = (np.ascontiguousarray(getattr(self, name)[..., subjects]) for name in _PRODUCTS)
-        return GaussianExperts(*parts, workers=self.workers)
+        return GaussianExperts(*parts)
 
     def blocks(self, n_experts: int) -> "Iterator[tuple[slice, GaussianExperts]]":
         """Consecutive runs of subjects, short enough that the working arrays of `n_experts` experts stay in cache."""
@@ -166,9 +156,8 @@ class GaussianExperts(ClosedExperts):
 
     def densities(self, params: Params) -> "GaussianDensities":
         """Log-densities at S parameter vectors."""
-        S, K, p = params.beta.shape
-        posterior = expert_posterior(self, params.beta.reshape(S * K, p), *flat_experts(params))
-        return GaussianDensities(params, posterior, self)
+        posterior = expert_posterior(self, params)
+        return GaussianDensities(params, posterior, posterior.log_density.reshape(*params.sigma.shape, -1), self)
 
     def around(self, beta: Array) -> Residuals:
         """Cross-products of residuals: they follow from those of the data, so that no residual is ever formed."""
@@ -195,7 +184,7 @@ class GaussianExperts(ClosedExperts):
         return (*self.Xy, self.yy)
 
 
-_PRODUCTS = tuple(part.name for part in fields(GaussianExperts) if part.name != "workers")
+_PRODUCTS = tuple(part.name for part in fields(GaussianExperts))
 
 
 def experts_of_products(
@@ -225,6 +214,10 @@ class ExpertPosterior:
 
     Attributes
     ----------
+    T : ndarray, shape (E, q, q)
+        Lower factor of the random-effects covariance, D = T T'.
+    sigma : ndarray, shape (E,)
+        Residual standard deviation.
     log_density : ndarray, shape (E, N)
         Marginal log-density of the subject's responses under the expert.
     left : ndarray, shape (E, p, N) or (E, n)
@@ -239,6 +232,8 @@ class ExpertPosterior:
         L^-1 u and W^-1 u.
     """
 
+    T: Array
+    sigma: Array
     log_density: Array
     left: Array
     Zr: Array
@@ -248,25 +243,22 @@ class ExpertPosterior:
     w: Array
 
 
-def expert_posterior(m: GaussianData, beta: Array, T: Array, sigma: Array) -> ExpertPosterior:
-    """Marginal log-densities and the pieces of the posterior of the random effects.
+def expert_posterior(m: GaussianData, params: Params) -> ExpertPosterior:
+    """Marginal log-densities and the pieces of the posterior of the random effects, with E = S * K.
 
     Parameters
     ----------
     m : GaussianData
-    beta : ndarray, shape (E, p)
-    T : ndarray, shape (E, q, q)
-        Lower factor of the random-effects covariance, D = T T'.
-    sigma : ndarray, shape (E,)
-        Residual standard deviation.
+    params : Params
 
     Returns
     -------
     ExpertPosterior
     """
-    q, N, E = T.shape[1], len(m.n), beta.shape[0]
+    E, p, q, N = params.sigma.size, params.beta.shape[2], params.factor.shape[2], len(m.n)
+    T, sigma = params.factor.reshape(E, q, q), params.sigma.reshape(E)
     Lam = T / sigma[:, None, None]
-    at = m.around(beta)
+    at = m.around(params.beta.reshape(E, p))
     # vec(Lambda' ZZ Lambda) is a (q^2, q^2) matrix times vec(ZZ): one matrix product for all subjects at once.
     square = np.einsum("eia,ejc->eacij", Lam, Lam).reshape(E * q * q, q * q)
     W = times_real(square, m.ZZ.reshape(q * q, N)).reshape(E, q, q, N) + np.eye(q)[:, :, None]
@@ -278,38 +270,36 @@ def expert_posterior(m: GaussianData, beta: Array, T: Array, sigma: Array) -> Ex
     log_det = log_det + m.n * (LOG_2PI + 2 * np.log(sigma))[:, None] - m.log_weight
     # u'W^-1u = |L^-1 u|^2: half of the solve is enough for the density.
     quad = (at.rr - (v * v).sum(axis=1)) / (sigma**2)[:, None]
-    return ExpertPosterior(-0.5 * (log_det + quad), at.left, at.Zr, at.rr, L, v, w)
+    return ExpertPosterior(T, sigma, -0.5 * (log_det + quad), at.left, at.Zr, at.rr, L, v, w)
 
 
-def expert_scores(m: GaussianExperts, post: ExpertPosterior, T: Array, sigma: Array) -> Array:
+def expert_scores(m: GaussianExperts, post: ExpertPosterior) -> Array:
     """Derivatives of each subject's log-density in the parameters of each expert.
 
     Parameters
     ----------
     m : GaussianExperts
     post : ExpertPosterior
-    T : ndarray, shape (E, q, q)
-    sigma : ndarray, shape (E,)
 
     Returns
     -------
     ndarray, shape (E, p + q * q + 1, N)
         In beta, in all entries of T (row by row) and in log sigma.
     """
-    b = random_effect_means(post, T, sigma)
-    out = np.empty((len(b), len(m.XX) + T.shape[1] ** 2 + 1, len(m.n)), dtype=post.left.dtype)
+    b = random_effect_means(post)
+    out = np.empty((len(b), len(m.XX) + b.shape[1] ** 2 + 1, len(m.n)), dtype=post.left.dtype)
     # In beta: X'V^-1 r = X'(r - Z b) / sigma^2 with b the posterior mean of the random effects.
-    out[:, : len(m.XX)] = (post.left - multiply(np.swapaxes(m.ZX, 0, 1), b)) / (sigma**2)[:, None, None]
-    out[:, len(m.XX) :] = variance_scores(m, post, T, sigma, b)
+    out[:, : len(m.XX)] = (post.left - multiply(np.swapaxes(m.ZX, 0, 1), b)) / (post.sigma**2)[:, None, None]
+    out[:, len(m.XX) :] = variance_scores(m, post, b)
     return out
 
 
-def variance_scores(m: GaussianData, post: ExpertPosterior, T: Array, sigma: Array, b: Array) -> Array:
+def variance_scores(m: GaussianData, post: ExpertPosterior, b: Array) -> Array:
     """Derivatives of each subject's log-density in all entries of T and in log sigma, shape (E, q * q + 1, N).
 
     `b` are the posterior means of the random effects, shape (E, q, N).
     """
-    E, q, N = b.shape
+    (E, q, N), T, sigma = b.shape, post.T, post.sigma
     variance = (sigma**2)[:, None, None]
     out = np.empty((E, q * q + 1, N), dtype=b.dtype)
     W_inv = inverse_from_cholesky(post.L)
@@ -326,61 +316,34 @@ def variance_scores(m: GaussianData, post: ExpertPosterior, T: Array, sigma: Arr
     return out
 
 
-def summed_expert_scores(m: GaussianExperts, post: ExpertPosterior, T: Array, sigma: Array, weights: Array) -> Array:
-    """Sums over subjects of weights times `expert_scores`, shape (E, p + q * q + 1), with weights of shape (E, N).
-
-    The moments of the subjects are common to all experts, so that most sums are products of long matrices.
-    """
-    E, p, N = post.left.shape
-    q = T.shape[1]
-    variance = (sigma**2)[:, None]
-    b = (T / sigma[:, None, None]) @ post.w  # (E, q, N)
-    wb = b * weights[:, None]
-    out = np.empty((E, p + q * q + 1), dtype=post.left.dtype)
-    out[:, :p] = (post.left @ weights[:, :, None])[:, :, 0]
-    for j in range(q):
-        out[:, :p] -= times_real(wb[:, j], m.ZX[j].T)
-    out[:, :p] /= variance
-    W_inv = inverse_from_cholesky(post.L)
-    rest = post.Zr - multiply(m.ZZ, b)
-    pull = (rest * weights[:, None]) @ np.swapaxes(post.w, 1, 2) / sigma[:, None, None]
-    # sum_n w (ZZ)_ab (W^-1)_cd for all a, b, c, d is one product over subjects, then contracted with T over b = c.
-    spread = times_real((W_inv * weights[:, None, None]).reshape(E * q * q, N), m.ZZ.reshape(q * q, N).T)
-    pull -= np.einsum("ecdab,ebc->ead", spread.reshape(E, q, q, q, q), T)
-    out[:, p:-1] = (pull / variance[:, :, None]).reshape(E, q * q)
-    squares = post.rr - (post.v * post.v).sum(axis=1) - (post.w * post.w).sum(axis=1)
-    trace = q - np.einsum("eaan->en", W_inv)
-    out[:, -1] = ((squares / variance + trace - m.n) * weights).sum(axis=1)
-    return out
-
-
-def random_effect_means(post: ExpertPosterior, T: Array, sigma: Array) -> Array:
+def random_effect_means(post: ExpertPosterior) -> Array:
     """Posterior means of the random effects given the expert, shape (E, q, N)."""
-    return (T / sigma[:, None, None]) @ post.w
+    return (post.T / post.sigma[:, None, None]) @ post.w
 
 
-def random_effect_covariances(post: ExpertPosterior, T: Array) -> Array:
+def random_effect_covariances(post: ExpertPosterior) -> Array:
     """Posterior covariances of the random effects given the expert, shape (E, q, q, N)."""
-    return np.einsum("eac,ecdn,ebd->eabn", T, inverse_from_cholesky(post.L), T, optimize=True)
+    return np.einsum("eac,ecdn,ebd->eabn", post.T, inverse_from_cholesky(post.L), post.T, optimize=True)
 
 
-def summed_second_moments(post: ExpertPosterior, T: Array, sigma: Array, weights: Array) -> Array:
+def summed_second_moments(post: ExpertPosterior, weights: Array) -> Array:
     """Sums over subjects of weights times E[b b' | y], shape (E, q, q), with weights of shape (E, N)."""
-    means = (post.w * weights[:, None]) @ np.swapaxes(post.w, 1, 2) / (sigma**2)[:, None, None]
+    means = (post.w * weights[:, None]) @ np.swapaxes(post.w, 1, 2) / (post.sigma**2)[:, None, None]
     spread = (inverse_from_cholesky(post.L) @ weights[:, None, :, None])[..., 0]
-    return T @ (means + spread) @ np.swapaxes(T, 1, 2)
+    return post.T @ (means + spread) @ np.swapaxes(post.T, 1, 2)
 
 
-def weighted_normal_matrix(m: GaussianData, post: ExpertPosterior, T: Array, sigma: Array, weights: Array) -> Array:
+def weighted_normal_matrix(m: GaussianData, post: ExpertPosterior, weights: Array) -> Array:
     """Sum over subjects of weights * X'V^-1X, shape (E, p, p); the matrix of generalised least squares."""
     E, q, N = post.w.shape
     plain, ZX = m.weighted_products(weights)
     p = plain.shape[1]
     # X'V^-1X = (X'X - B'B) / sigma^2 with B = L^-1 Lambda'Z'X; summed over subjects by one product of long rows.
-    half = solve_lower(post.L, np.einsum("eba,bpn->eapn", T / sigma[:, None, None], ZX, optimize=True))  # (E, q, p, N)
+    Lam = post.T / post.sigma[:, None, None]
+    half = solve_lower(post.L, np.einsum("eba,bpn->eapn", Lam, ZX, optimize=True))  # (E, q, p, N)
     left = np.moveaxis(half * weights[:, None, None], 2, 1).reshape(E, p, q * N)
     right = np.moveaxis(half, 2, 1).reshape(E, p, q * N)
-    return np.asarray((plain - left @ np.swapaxes(right, 1, 2)) / (sigma**2)[:, None, None])
+    return np.asarray((plain - left @ np.swapaxes(right, 1, 2)) / (post.sigma**2)[:, None, None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,21 +355,16 @@ class ClosedDensities:
     params : Params
     posterior : ExpertPosterior
         With E = S * K.
+    log_density : ndarray, shape (S, K, n)
     """
 
     params: Params
     posterior: ExpertPosterior
-
-    @property
-    def log_density(self) -> Array:
-        """Log-densities, shape (S, K, n)."""
-        return self.posterior.log_density.reshape(*self.params.sigma.shape, -1)
+    log_density: Array
 
     def effects(self) -> Effects:
         """Posterior of the random effects."""
-        factor, sigma = flat_experts(self.params)
-        means = random_effect_means(self.posterior, factor, sigma)
-        covariances = random_effect_covariances(self.posterior, factor)
+        means, covariances = random_effect_means(self.posterior), random_effect_covariances(self.posterior)
         shape = self.params.sigma.shape
         return Effects(means.reshape(*shape, *means.shape[1:]), covariances.reshape(*shape, *covariances.shape[1:]))
 
@@ -419,57 +377,37 @@ class GaussianDensities(ClosedDensities):
 
     def scores(self) -> Array:
         """Derivatives, shape (S, K, p + q * q + 1, n)."""
-        flat = expert_scores(self.data, self.posterior, *flat_experts(self.params))
+        flat = expert_scores(self.data, self.posterior)
         return flat.reshape(*self.params.sigma.shape, *flat.shape[1:])
 
     def summed_scores(self, weights: Array) -> Array:
         """Weighted sums over subjects, shape (S, K, p + q * q + 1), without those of the subjects."""
-        S, K, n = weights.shape
-        flat = weights.reshape(S * K, n)
-        sums = summed_expert_scores(self.data, self.posterior, *flat_experts(self.params), flat)
-        return sums.reshape(S, K, -1)
+        # The moments of the subjects are common to all experts: most sums are products of long matrices.
+        m, post, T, sigma = self.data, self.posterior, self.posterior.T, self.posterior.sigma
+        E, p, N = post.left.shape
+        q, tau = T.shape[1], weights.reshape(E, N)
+        variance = (sigma**2)[:, None]
+        b = (T / sigma[:, None, None]) @ post.w  # (E, q, N)
+        wb = b * tau[:, None]
+        out = np.empty((E, p + q * q + 1), dtype=post.left.dtype)
+        out[:, :p] = (post.left @ tau[:, :, None])[:, :, 0]
+        for j in range(q):
+            out[:, :p] -= times_real(wb[:, j], m.ZX[j].T)
+        out[:, :p] /= variance
+        W_inv = inverse_from_cholesky(post.L)
+        rest = post.Zr - multiply(m.ZZ, b)
+        pull = (rest * tau[:, None]) @ np.swapaxes(post.w, 1, 2) / sigma[:, None, None]
+        # sum_n w (ZZ)_ab (W^-1)_cd for all a, b, c, d is one product over subjects, then contracted with T over b = c.
+        spread = times_real((W_inv * tau[:, None, None]).reshape(E * q * q, N), m.ZZ.reshape(q * q, N).T)
+        pull -= np.einsum("ecdab,ebc->ead", spread.reshape(E, q, q, q, q), T)
+        out[:, p:-1] = (pull / variance[:, :, None]).reshape(E, q * q)
+        squares = post.rr - (post.v * post.v).sum(axis=1) - (post.w * post.w).sum(axis=1)
+        trace = q - np.einsum("eaan->en", W_inv)
+        out[:, -1] = ((squares / variance + trace - m.n) * tau).sum(axis=1)
+        return out.reshape(*weights.shape[:2], -1)
 
 
-def flat_experts(params: Params) -> tuple[Array, Array]:
-    """Factors (S * K, q, q) and residual standard deviations (S * K,)."""
-    S, K, q, _ = params.factor.shape
-    return params.factor.reshape(S * K, q, q), params.sigma.reshape(S * K)
-
-
-_SPARSE = 0.1  # share of entries that are not zero, up to which products with them are the cheaper ones
-
-
-_ROW_WORK = 100_000  # doubles of a working array of rows (800 KB): few of them are held at a time
-
-
-@dataclass(frozen=True, slots=True)
-class SparseColumns:
-    """Columns that are mostly zero before they are made orthogonal, such as those of a factor with many levels.
-
-    Attributes
-    ----------
-    before : scipy.sparse.csr_array, shape (n, p)
-    basis : ndarray, shape (p, p)
-        What they are multiplied by.
-    """
-
-    before: csr_array
-    basis: Array
-
-    def rows(self, at: "slice | NDArray[np.intp]") -> "SparseColumns":
-        """Some of the rows."""
-        return SparseColumns(self.before[at], self.basis)
-
-    def scaled(self, factor: Array) -> "SparseColumns":
-        """Rows multiplied by numbers, shape (n,)."""
-        return SparseColumns(csr_array(self.before * factor[:, None]), self.basis)
-
-
-def sparse_columns(X: Array, A: Array) -> SparseColumns | None:
-    """The columns ``X A^-1`` as products of sparse ones, shape (n, p); None if these are not mostly zero."""
-    if X.shape[1] < MANY_COLUMNS or np.count_nonzero(X) > _SPARSE * X.size:
-        return None
-    return SparseColumns(csr_array(X), np.asarray(np.linalg.inv(A)))
+_ROW_WORK = 400_000  # doubles of a working array of rows (3.2 MB): more would leave the cache, fewer cut sparse columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -481,32 +419,27 @@ class GaussianRowExperts(ClosedExperts):
     Attributes
     ----------
     y : ndarray, shape (n,)
-    X : ndarray, shape (p, n)
+    X : Columns
     Z : ndarray, shape (q, n)
     starts, counts : ndarray of int, shape (N,)
     ZZ : ndarray, shape (q, q, N)
     log_weight : ndarray, shape (N,)
         Sum of the logarithms of the weights of the rows.
-    sparse : SparseColumns or None
-        The transpose of X.
-    workers : Workers
     """
 
     y: AnyArray
-    X: Array
+    X: Columns
     Z: Array
     starts: NDArray[np.intp]
     counts: NDArray[np.intp]
     ZZ: Array
     log_weight: Array
-    sparse: SparseColumns | None = None
-    workers: Workers = field(default=ALONE, kw_only=True)
 
     by_rows: ClassVar[bool] = True
 
     @property
-    def columns(self) -> Array:
-        """Columns of the fixed effects, shape (p, n)."""
+    def columns(self) -> Columns:
+        """Columns of the fixed effects."""
         return self.X
 
     def shifted(self, by: AnyArray) -> "GaussianRowExperts":
@@ -515,36 +448,23 @@ class GaussianRowExperts(ClosedExperts):
 
     def densities(self, params: Params) -> "GaussianRowDensities":
         """Log-densities at S parameter vectors."""
-        S, K, p = params.beta.shape
-        posterior = expert_posterior(self, params.beta.reshape(S * K, p), *flat_experts(params))
-        return GaussianRowDensities(params, posterior, self)
+        posterior = expert_posterior(self, params)
+        return GaussianRowDensities(params, posterior, posterior.log_density.reshape(*params.sigma.shape, -1), self)
 
     def around(self, beta: AnyArray) -> Residuals:
         """Residuals row by row, and their cross-products by subject."""
-        left = self.y - self.predictor(beta)
+        left = self.y - self.X.predictor(beta)
         return Residuals(left, self.sums(self.Z * left[:, None]), self.sums(left * left))
 
     def weighted_products(self, weights: Array) -> tuple[Array, Array]:
         """X'X summed with weights of the subjects, shape (E, p, p), and Z'X of each, shape (q, p, N)."""
         of_rows = np.repeat(weights, self.counts, axis=1)
-        plain = np.stack([(self.X * weight) @ self.X.T for weight in of_rows])
-        return plain, self.sums(self.Z[:, None] * self.X[None])
+        plain = np.stack([self.X.gram(weight) for weight in of_rows])
+        return plain, self.sums(self.Z[:, None] * self.X.dense[None])
 
     def sort_keys(self) -> tuple[Array, ...]:
         """Cross-products with the response."""
-        return (*(self.sums(column * self.y) for column in self.X), self.sums(self.y**2))
-
-    def predictor(self, beta: AnyArray) -> AnyArray:
-        """X'beta row by row, shape (E, n), for beta of shape (E, p)."""
-        if self.sparse is None:
-            return times_real(beta, self.X)
-        return np.ascontiguousarray((self.sparse.before @ times_real(beta, self.sparse.basis.T).T).T)
-
-    def gathered(self, values: AnyArray) -> AnyArray:
-        """Sums over rows of columns times values, shape (E, p), for values of shape (E, n)."""
-        if self.sparse is None:
-            return times_real(values, self.X.T)
-        return times_real((self.sparse.before.T @ values.T).T, self.sparse.basis)
+        return (*(self.sums(column * self.y) for column in self.X.dense), self.sums(self.y**2))
 
     @property
     def n(self) -> Array:
@@ -571,6 +491,9 @@ class GaussianRowExperts(ClosedExperts):
         """Consecutive runs of subjects, short enough that the working arrays of `n_experts` experts stay in cache."""
         per_subject = self.y.size / self.n_subjects
         width = max(64, int(_ROW_WORK / (n_experts * per_subject)))
+        if width >= self.n_subjects:  # sparse columns cannot be cut without a copy
+            yield slice(0, self.n_subjects), self
+            return
         for start in range(0, self.n_subjects, width):
             where = slice(start, min(start + width, self.n_subjects))
             first, counts = int(self.starts[start]), self.counts[where]
@@ -593,8 +516,7 @@ class GaussianRowExperts(ClosedExperts):
         counts: NDArray[np.intp],
     ) -> "GaussianRowExperts":
         moments = (self.ZZ[..., subjects], self.log_weight[subjects])
-        sparse = None if self.sparse is None else self.sparse.rows(rows)
-        return GaussianRowExperts(self.y[rows], self.X[:, rows], self.Z[:, rows], starts, counts, *moments, sparse)
+        return GaussianRowExperts(self.y[rows], self.X.at(rows), self.Z[:, rows], starts, counts, *moments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -605,20 +527,16 @@ class GaussianRowDensities(ClosedDensities, ScoresByRow):
 
     def row_scores(self) -> RowScores:
         """Derivatives in the linear predictor of each row and in what else the experts have."""
-        T, sigma = flat_experts(self.params)
-        b = random_effect_means(self.posterior, T, sigma)
+        b = random_effect_means(self.posterior)
         # V^-1 r = (r - Z b) / sigma^2, b the posterior mean of the random effects.
         predictor = self.posterior.left.copy()
         for a, column in enumerate(self.data.Z):
             predictor -= column * np.repeat(b[:, a], self.data.counts, axis=-1)
-        predictor /= (sigma**2)[:, None]
-        return RowScores(predictor, variance_scores(self.data, self.posterior, T, sigma, b))
-
-    def _gathered(self, values: Array) -> Array:
-        return self.data.gathered(values)
+        predictor /= (self.posterior.sigma**2)[:, None]
+        return RowScores(predictor, variance_scores(self.data, self.posterior, b))
 
     @property
-    def _columns(self) -> Array:
+    def _columns(self) -> Columns:
         return self.data.X
 
     @property
@@ -627,12 +545,7 @@ class GaussianRowDensities(ClosedDensities, ScoresByRow):
 
 
 def independent_experts(
-    y: Array,
-    X: Array,
-    Z: Array,
-    starts: NDArray[np.intp],
-    weights: Array | None = None,
-    sparse: SparseColumns | None = None,
+    y: Array, X: Columns, Z: Array, starts: NDArray[np.intp], weights: Array | None = None
 ) -> GaussianExperts | GaussianRowExperts:
     """Gaussian experts with independent errors: from cross-products of each subject, or from rows if columns are many.
 
@@ -640,22 +553,18 @@ def independent_experts(
     ----------
     y : ndarray, shape (n,)
         Response, rows sorted by subject; centre it first, or digits of y'y cancel.
-    X : ndarray, shape (n, p)
+    X : Columns
     Z : ndarray, shape (n, q)
     starts : ndarray of int, shape (N,)
         First row of each subject.
     weights : ndarray, shape (n,), optional
         Above zero; by default one.
-    sparse : SparseColumns, optional
-        X, where products with these are cheaper.
     """
     counts = np.diff(np.append(starts, y.size))
-    if not has_many_columns(X.shape[1], counts):
-        return experts_of_products(y, X, Z, starts, weights)
+    if not has_many_columns(len(X), counts):
+        return experts_of_products(y, X.dense.T, Z, starts, weights)
     root = np.ones(y.size) if weights is None else np.sqrt(weights)
     random = root * np.ascontiguousarray(Z.T)
     ZZ = np.add.reduceat(random[:, None] * random, starts, axis=-1)
     log_weight = np.add.reduceat(2 * np.log(root), starts)
-    columns = root * np.ascontiguousarray(X.T)
-    scaled = None if sparse is None else sparse.scaled(root)
-    return GaussianRowExperts(root * y, columns, random, starts, counts, ZZ, log_weight, scaled)
+    return GaussianRowExperts(root * y, X.scaled(root), random, starts, counts, ZZ, log_weight)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
+from mixmoe.mixed.likelihood.columns import Columns
 from mixmoe.mixed.likelihood.gaussian import GaussianExperts, GaussianRowExperts, independent_experts
 from mixmoe.mixed.likelihood.modes import (
     Modes,
@@ -41,7 +42,6 @@ from mixmoe.mixed.likelihood.protocol import (
 from mixmoe.mixed.parameters import Params, Structure
 from mixmoe.mixture.gate import posterior_probabilities
 from mixmoe.numerics.linalg import inverse_from_cholesky, logsumexp, solve_lower, solve_upper
-from mixmoe.numerics.threads import ALONE, Workers
 
 MOST_NODES = 50  # per random effect
 _POSTERIOR_NODES = {1: 25, 2: 15, 3: 9, 4: 5, 5: 3}  # per random effect, by their number, for what is said of a subject
@@ -111,8 +111,8 @@ class GlmmDensities(ScoresByRow):
         )
 
     @property
-    def _columns(self) -> Array:
-        return self.rows.X.T
+    def _columns(self) -> Columns:
+        return self.rows.X
 
     @property
     def _starts(self) -> NDArray[np.intp]:
@@ -338,7 +338,6 @@ class GlmmExperts:
     warm : WarmStarts
     parts : list of (slice, GlmmExperts)
         Runs of subjects, each with its own warm starts; made when first asked for.
-    workers : Workers
     """
 
     rows: Rows
@@ -347,7 +346,6 @@ class GlmmExperts:
     analytic: bool = False
     warm: WarmStarts = field(default_factory=WarmStarts, repr=False)
     parts: "list[tuple[slice, GlmmExperts]]" = field(default_factory=list, repr=False)
-    workers: Workers = ALONE
 
     @property
     def n_subjects(self) -> int:
@@ -378,13 +376,13 @@ class GlmmExperts:
 
     def coefficient_information(self, params: Params, tau: Array) -> CoefficientInformation:
         """Sums over the rows of weights of the modes times responsibilities."""
-        K, p = tau.shape[1], self.rows.X.shape[1]
+        K, p = tau.shape[1], len(self.rows.X)
         matrices, sizes = np.zeros((K, p, p)), np.zeros(K)
         for where, part in self.blocks(K):
             X, weight = part.rows.X, part.densities(params).modes.weight
             for k in range(K):
                 share = part.rows.spread(tau[where, k])
-                matrices[k] += (X.T * (share * weight[k])) @ X
+                matrices[k] += X.gram(share * weight[k])
                 sizes[k] += share.sum()
         return CoefficientInformation(matrices, sizes)
 
@@ -398,7 +396,7 @@ class GlmmExperts:
 
     def take(self, subjects: NDArray[np.intp]) -> "GlmmExperts":
         """Densities of the experts for some of the subjects only."""
-        return GlmmExperts(self.rows.take(subjects), self.response, self.nodes, workers=self.workers)
+        return GlmmExperts(self.rows.take(subjects), self.response, self.nodes)
 
     @property
     def by_rows(self) -> bool:
@@ -406,9 +404,9 @@ class GlmmExperts:
         return True
 
     @property
-    def columns(self) -> Array:
-        """Columns of the fixed effects, shape (p, n)."""
-        return self.rows.X.T
+    def columns(self) -> Columns:
+        """Columns of the fixed effects."""
+        return self.rows.X
 
     @property
     def counts(self) -> NDArray[np.intp]:
@@ -446,7 +444,7 @@ class GlmmExperts:
         S, K, p = params.beta.shape
         q, N = len(self.rows.Z), self.n_subjects
         at = Predictor(
-            params.beta.reshape(S * K, p) @ self.rows.X.T + self.rows.offset,
+            self.rows.X.predictor(params.beta.reshape(S * K, p)) + self.rows.offset,
             params.factor.reshape(S * K, q, q),
             params.extra.reshape(S * K, -1),
         )
@@ -459,7 +457,7 @@ class GlmmExperts:
     def sort_keys(self) -> tuple[Array, ...]:
         """Cross-products with the response."""
         y = self.rows.outcome.y
-        return (*self.rows.sums(self.rows.X.T * y), self.rows.sums(y * y))
+        return (*self.rows.sums(self.rows.X.dense * y), self.rows.sums(y * y))
 
     def first_guess(self, structure: Structure) -> Params:
         """Fixed effects of the model without random effects, by Fisher scoring."""
@@ -475,15 +473,15 @@ class GlmmExperts:
 
     def _scored(self, extra: Array) -> Array:
         """Coefficients without random effects, shape (1, p)."""
-        rows, beta = self.rows, np.zeros((1, self.rows.X.shape[1]))
+        rows, beta = self.rows, np.zeros((1, len(self.rows.X)))
         for _ in range(_FIRST_PASSES):
-            eta = beta @ rows.X.T + rows.offset
+            eta = rows.X.predictor(beta) + rows.offset
             slope = rows.weighted(self.response.terms(rows.outcome, eta, extra).slope)[0]
             weight = rows.weighted(self.response.scoring_weight(rows.outcome, eta, extra))[0]
-            information = (rows.X.T * weight) @ rows.X
+            information = rows.X.gram(weight)
             ridge = 1e-6 * np.trace(information) / len(information) * np.eye(len(information))
-            step = np.linalg.solve(information + ridge, rows.X.T @ slope)
-            beta = beta + step / max(1.0, float(np.abs(rows.X @ step).max()) / 3.0)
+            step = np.linalg.solve(information + ridge, rows.X.gathered(slope[None])[0])
+            beta = beta + step / max(1.0, float(np.abs(rows.X.predictor(step[None])).max()) / 3.0)
         return beta
 
     @property
@@ -495,12 +493,12 @@ class GlmmExperts:
         """The quadratic approximation of each subject's log density at her mode under the one-expert fit."""
         rows = self.rows
         if not len(rows.Z):  # subjects differ all the same: let each have her own level
-            rows = replace(rows, Z=np.ones((1, len(rows.X))))
+            rows = replace(rows, Z=np.ones((1, len(rows.offset))))
         T = one.factor[0] if one.factor.size else np.ones((1, 1, 1))
-        at = Predictor(one.beta[0] @ rows.X.T + rows.offset, T, one.extra[0])
+        at = Predictor(rows.X.predictor(one.beta[0]) + rows.offset, T, one.extra[0])
         modes = find_modes(rows, self.response, at, np.zeros((1, len(rows.Z), rows.n_subjects)))
         weight = rows.weighted(self.response.scoring_weight(rows.outcome, modes.eta, at.extra))[0]
         weight = np.maximum(weight, _LEAST_WEIGHT * weight.mean())
         working = modes.eta[0] - rows.offset + modes.slope[0] / weight
         root = np.sqrt(weight)
-        return independent_experts(root * working, root[:, None] * rows.X, root[:, None] * self.rows.Z.T, rows.starts)
+        return independent_experts(root * working, rows.X.scaled(root), root[:, None] * self.rows.Z.T, rows.starts)

@@ -5,13 +5,14 @@ axis; sums over the rows of a subject are segment sums. The axis ``E`` runs over
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array, IntArray
+from mixmoe.mixed.likelihood.columns import Columns
 from mixmoe.mixture.estimate import Block, Parameter
 from mixmoe.numerics.linalg import cholesky, solve_lower, solve_upper
 from mixmoe.responses.distribution import ETA_LIMIT, Curvature, Family, Outcome
@@ -408,6 +409,9 @@ _TOLERANCE = 1e-11  # of a last step; Newton squares the error, so that the mode
 _MAX_PASSES = 100
 
 
+_FEW_MOVING = 0.3  # share of the subjects on their way, up to which their rows are worth being gathered
+
+
 _MAX_STEP = 4.0  # in standard deviations of a random effect
 
 
@@ -424,7 +428,7 @@ class Rows:
     offset : ndarray, shape (n,)
     weights : ndarray, shape (n,), or None
         Prior weights.
-    X : ndarray, shape (n, p)
+    X : Columns
     Z : ndarray, shape (q, n)
     starts : ndarray of int, shape (N,)
         First row of each subject.
@@ -434,7 +438,7 @@ class Rows:
     outcome: Outcome
     offset: Array
     weights: Array | None
-    X: Array
+    X: Columns
     Z: Array
     starts: IntArray
     counts: IntArray
@@ -459,7 +463,7 @@ class Rows:
         """Some rows, of subjects that start where it is said."""
         weights = None if self.weights is None else self.weights[rows]
         Z = np.ascontiguousarray(self.Z[:, rows])
-        return Rows(self.outcome.take(rows), self.offset[rows], weights, self.X[rows], Z, starts, counts)
+        return Rows(self.outcome.take(rows), self.offset[rows], weights, self.X.at(rows), Z, starts, counts)
 
     def sums(self, values: Array) -> Array:
         """Sums over the rows of each subject, shape (..., N), of values of shape (..., n)."""
@@ -552,6 +556,22 @@ class Modes:
     L: Array
     value: Array
 
+    def take(self, subjects: IntArray, rows: IntArray) -> "Modes":
+        """Those of some subjects, whose rows are given."""
+        return Modes(
+            **{f.name: getattr(self, f.name)[..., rows if f.name in _BY_ROW else subjects] for f in fields(self)}
+        )
+
+    def put(self, subjects: IntArray, rows: IntArray, part: "Modes") -> "Modes":
+        """With those of some subjects, whose rows are given, in the place of what was there."""
+        whole = {f.name: getattr(self, f.name).copy() for f in fields(self)}
+        for name, values in whole.items():
+            values[..., rows if name in _BY_ROW else subjects] = getattr(part, name)
+        return Modes(**whole)
+
+
+_BY_ROW = ("eta", "slope", "weight")  # of the modes
+
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
@@ -610,10 +630,23 @@ def find_modes(rows: Rows, response: Response, at: Predictor, u: Array) -> Modes
     here = evaluate_at(rows, response, at, u)
     if not len(rows.Z):
         return here
-    step = _newton_step(rows, response, at, here)
-    for _ in range(_MAX_PASSES):
-        if not (np.abs(step) > _TOLERANCE).any():
+    return _ascended(rows, response, at, here, _newton_step(rows, response, at, here), _MAX_PASSES)
+
+
+def _ascended(rows: Rows, response: Response, at: Predictor, here: Modes, step: Array, passes: int) -> Modes:
+    """Modes of the random effects, from where they are, with the next steps of all subjects, shape (E, q, N)."""
+    for lap in range(passes):
+        moving = (np.abs(step) > _TOLERANCE).any(axis=(0, 1))  # (N,)
+        if not moving.any():
             break
+        if moving.sum() <= _FEW_MOVING * moving.size:
+            # Most are there: the others, such as subjects whose responses are all zero, go on among themselves.
+            some = np.flatnonzero(moving)
+            by_row = np.flatnonzero(rows.spread(moving))
+            # Fixed effects are in the predictor already: their columns need not be gathered.
+            part, of_part = replace(rows, X=Columns(rows.X.dense[:0])).take(some), replace(at, base=at.base[:, by_row])
+            end = _ascended(part, response, of_part, here.take(some, by_row), step[..., some], passes - lap)
+            return here.put(some, by_row, end)
         there = evaluate_at(rows, response, at, here.u + step)
         # Written as a negation, so that a density of NaN counts as worse. The slack is rounding: near the mode a step
         # changes the value by less than its last digits.

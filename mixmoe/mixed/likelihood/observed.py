@@ -1,6 +1,6 @@
 """Observed-data log-likelihood of a MEMoE, its score and its information, for several starts at once."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Generic, TypeVar, cast
@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 
 from mixmoe._typing import Array
 from mixmoe.inference.uncertainty import within_clusters
+from mixmoe.mixed.likelihood.columns import Columns, has_many_columns
 from mixmoe.mixed.likelihood.gaussian import LOG_2PI, GaussianExperts, GaussianRowExperts
 from mixmoe.mixed.likelihood.protocol import (
     Densities,
     Experts,
     LinearExperts,
     RowDensities,
+    RowwiseExperts,
     ScoresByRow,
-    has_many_columns,
 )
 from mixmoe.mixed.parameters import FreeVector, Params, Structure, derivatives_in_free, free_to_working
 from mixmoe.mixture.gate import GatePenalty, gate_log_probabilities, gate_scores, penalty_score, penalty_value
@@ -25,7 +26,6 @@ from mixmoe.numerics.linalg import cholesky_of_one, jacobian, logsumexp, slope
 from mixmoe.numerics.optimise import Evaluation
 
 Model = TypeVar("Model", bound=Experts)
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -191,20 +191,6 @@ def evaluate_block(problem: Problem, params: Params, where: slice, experts: Expe
     return Block(where, densities, log_prior, log_joint, loglik, np.exp(log_joint - loglik[:, None]))
 
 
-def over_blocks(problem: Problem, S: int, task: Callable[[tuple[slice, Experts]], Found]) -> Iterable[Found]:
-    """What a task finds in each run of subjects, in their order, on as many threads as the experts have.
-
-    Parameters
-    ----------
-    problem : Problem
-    S : int
-        Parameter vectors that are evaluated at once.
-    task : callable
-        From the place of a run and its experts.
-    """
-    return problem.experts.workers.map(task, problem.experts.blocks(S * problem.structure.n_experts))
-
-
 def block_scores(problem: Problem, theta: Array, block: Block, memberships: Array | None = None) -> Array:
     """Scores of each subject of a block in the free vector, shape (S, P, n).
 
@@ -219,14 +205,6 @@ def block_scores(problem: Problem, theta: Array, block: Block, memberships: Arra
     residual = gate_scores(block.log_prior, responsibilities)
     gate = (residual[:, :, None] * problem.W[block.where].T).reshape(S, -1, n)
     return derivatives_in_free(problem.structure, theta, gate, experts)
-
-
-def summed_scores(problem: Problem, theta: Array, block: Block) -> Array:
-    """Scores summed over the subjects of a block, shape (S, P)."""
-    responsibilities = block.responsibilities
-    experts = block.densities.summed_scores(responsibilities)
-    gate = gate_scores(block.log_prior, responsibilities) @ problem.W[block.where]
-    return derivatives_in_free(problem.structure, theta, gate.reshape(theta.shape[0], -1), experts)
 
 
 def summed_squares(problem: Problem, theta: Array) -> Array:
@@ -252,15 +230,13 @@ def evaluate(problem: Problem, theta: Array) -> Evaluation:
     params = free_to_working(problem.structure, theta)
     loglik = np.zeros(theta.shape[0], dtype=theta.dtype)
     score = np.zeros(theta.shape, dtype=theta.dtype)
-
-    def evaluated(at: tuple[slice, Experts]) -> Evaluation:
-        block = evaluate_block(problem, params, *at)
-        return Evaluation(block.loglik.sum(axis=1), summed_scores(problem, theta, block))
-
-    # Sums are taken in the order of the blocks: the result does not depend on the number of threads.
-    for part in over_blocks(problem, theta.shape[0], evaluated):
-        loglik += part.loglik
-        score += part.score
+    for where, experts in problem.experts.blocks(theta.shape[0] * problem.structure.n_experts):
+        block = evaluate_block(problem, params, where, experts)
+        loglik += block.loglik.sum(axis=1)
+        # Fisher's identity: the score is that of known memberships, each weighted by its probability.
+        in_experts = block.densities.summed_scores(block.responsibilities)
+        in_gate = gate_scores(block.log_prior, block.responsibilities) @ problem.W[where]
+        score += derivatives_in_free(problem.structure, theta, in_gate.reshape(len(theta), -1), in_experts)
     if problem.penalty is not None:
         loglik += penalty_value(problem.penalty, problem.W, params.gamma)
         score[:, problem.free.gate] += penalty_score(problem.penalty, problem.W, params.gamma).reshape(
@@ -295,12 +271,9 @@ def subject_scores(problem: Problem, theta: Array) -> Array:
     """
     params = free_to_working(problem.structure, theta[None])
     out = np.empty((problem.n_subjects, theta.size), dtype=theta.dtype)
-
-    def put(at: tuple[slice, Experts]) -> None:
-        out[at[0]] = block_scores(problem, theta[None], evaluate_block(problem, params, *at))[0].T
-
-    for _ in over_blocks(problem, 1, put):
-        pass
+    for where, experts in problem.experts.blocks(problem.structure.n_experts):
+        block = evaluate_block(problem, params, where, experts)
+        out[where] = block_scores(problem, theta[None], block)[0].T
     if problem.restricted:
         out += restriction(problem, theta).scores.T
     return out
@@ -310,12 +283,8 @@ def subject_logliks(problem: Problem, theta: Array) -> Array:
     """Log joint density of every subject with every expert at one free vector, shape (N, K)."""
     params = free_to_working(problem.structure, theta[None])
     out = np.empty((problem.n_subjects, problem.structure.n_experts))
-
-    def put(at: tuple[slice, Experts]) -> None:
-        out[at[0]] = evaluate_block(problem, params, *at).log_joint[0].T
-
-    for _ in over_blocks(problem, 1, put):
-        pass
+    for where, experts in problem.experts.blocks(problem.structure.n_experts):
+        out[where] = evaluate_block(problem, params, where, experts).log_joint[0].T
     return out
 
 
@@ -330,27 +299,57 @@ def observed_information(problem: Problem, theta: Array) -> Array:
         hessian = -sum((part.whole(problem) for part in predictor_information(problem, theta)), np.zeros(()))
         return -0.5 * (hessian + hessian.T) + _penalty_information(problem, theta)
 
+    plain = replace(problem, restricted=False)
+
     def score(step: complex, direction: Array) -> Array:
-        return evaluate(problem, (theta + step * direction)[None]).score[0]
+        return evaluate(plain, (theta + step * direction)[None]).score[0]
 
     # One direction at a time: P complex copies of the moments at once would not fit the cache.
     analytic = problem.experts.analytic
     hessian = np.array([slope(partial(score, direction=d), analytic) for d in np.eye(theta.size)])
-    return -0.5 * (hessian + hessian.T)
+    information: Array = -0.5 * (hessian + hessian.T)
+    if problem.restricted:
+        others = _no_coefficients(problem)
+        information[np.ix_(others, others)] += _restriction_information(problem, theta, others).sum(axis=0)
+    return information
 
 
 def unit_information(problem: Problem, theta: Array, clusters: NDArray[np.int64] | None = None) -> Array:
     """Minus the Hessian of the log-likelihood of every subject or cluster, shape (G, P, P)."""
+    plain = replace(problem, restricted=False)
 
     def scores(step: complex, direction: Array) -> Array:
-        return subject_scores(problem, theta + step * direction)
+        return subject_scores(plain, theta + step * direction)
 
     columns = []
     for direction in np.eye(theta.size):
         found = slope(partial(scores, direction=direction), problem.experts.analytic)
         columns.append(within_clusters(found, clusters))
     hessian = np.stack(columns, axis=1)
-    return -0.5 * (hessian + np.swapaxes(hessian, 1, 2))
+    information: Array = -0.5 * (hessian + np.swapaxes(hessian, 1, 2))
+    if problem.restricted:
+        others = _no_coefficients(problem)
+        found = _restriction_information(problem, theta, others).reshape(problem.n_subjects, -1)
+        shape = (-1, others.size, others.size)
+        information[:, others[:, None], others] += within_clusters(found, clusters).reshape(shape)
+    return information
+
+
+def _no_coefficients(problem: Problem) -> NDArray[np.intp]:
+    """Places of the free vector that are no coefficients of gate or experts, ascending."""
+    everything = np.arange(problem.free.size)
+    return np.setdiff1d(everything, [*everything[problem.free.gate], *problem.free.beta.flat])
+
+
+def _restriction_information(problem: Problem, theta: Array, others: NDArray[np.intp]) -> Array:
+    """Minus the Hessian of each subject's part in the restriction, shape (N, o, o): that is a function of V alone."""
+
+    def scores(step: complex, direction: Array) -> Array:
+        return restriction(problem, theta + step * direction).scores[others]
+
+    steps = np.eye(theta.size)[others]
+    slopes = np.array([slope(partial(scores, direction=step), analytic=True) for step in steps])  # (o, o, N)
+    return np.moveaxis(-0.5 * (slopes + np.swapaxes(slopes, 0, 1)), 2, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,10 +391,9 @@ class PredictorInformation:
         """F times directions of the free vector, shape (c, d, r), for directions of shape (P, r)."""
         s, free = problem.structure, problem.free
         c, m = self.rows.shape
-        parts = []
-        X = problem.experts.columns[:, self.rows.ravel()] * self.present.ravel()
+        parts, X = [], self._columns(problem)
         for k in range(s.n_experts):
-            parts.append((X.T @ directions[free.beta[k]]).reshape(c, m, -1))
+            parts.append(X.predictor(directions[free.beta[k]].T).T.reshape(c, m, -1))
         gate = directions[free.gate].reshape(s.n_experts - 1, s.n_gate, directions.shape[1])
         parts.append(np.einsum("cm,jmr->cjr", problem.W[self.subjects], gate, optimize=True))
         parts.append(np.broadcast_to(directions[self.others], (c, self.others.size, directions.shape[1])))
@@ -405,24 +403,33 @@ class PredictorInformation:
         """Sum over the subjects of F'CF, shape (P, P)."""
         s, free = problem.structure, problem.free
         K, (c, m), o = s.n_experts, self.rows.shape, self.others.size
-        X = (problem.experts.columns[:, self.rows.ravel()] * self.present.ravel()).T  # (c m, p)
-        W = problem.W[self.subjects]
-        gate = np.arange(free.size)[free.gate].reshape(K - 1, s.n_gate)
-        blocks = [(free.beta[k], slice(k * m, (k + 1) * m)) for k in range(K)]
-        blocks += [(gate[j], slice(K * m + j, K * m + j + 1)) for j in range(K - 1)]
-        blocks.append((self.others, slice(K * m + K - 1, K * m + K - 1 + o)))
-        factors = [X.reshape(c, m, -1)] * K + [W[:, None]] * (K - 1) + [np.broadcast_to(np.eye(o), (c, o, o))]
+        X, W = self._columns(problem), problem.W[self.subjects]
+        # Predictors of the gate and the other parameters: few columns, which are the same in all rows of a subject.
+        rest, places = slice(K * m, None), np.concatenate([np.arange(free.size)[free.gate], self.others])
+        few = np.zeros((c, K - 1 + o, places.size))
+        for j in range(K - 1):
+            few[:, j, j * s.n_gate : (j + 1) * s.n_gate] = W
+        few[:, K - 1 :, (K - 1) * s.n_gate :] = np.eye(o)
         out = np.zeros((free.size, free.size))
-        pairs = list(zip(blocks, factors, strict=True))
-        for i, ((at, mine), left) in enumerate(pairs):
-            for j, ((to, theirs), right) in enumerate(pairs[i:], start=i):
-                inside = self.matrices[:, mine, theirs] @ right
-                tall = c * left.shape[1]
-                block = left.reshape(tall, at.size).T @ inside.reshape(tall, to.size)
-                out[at[:, None], to] += block
-                if j > i:  # C is symmetric, and products with many columns are what takes the time
-                    out[to[:, None], at] += block.T
+        out[np.ix_(places, places)] = np.einsum(
+            "cda,cde,ceb->ab", few, self.matrices[:, rest, rest], few, optimize=True
+        )
+        for k in range(K):
+            at, mine = free.beta[k], slice(k * m, (k + 1) * m)
+            out[np.ix_(at, at)] += X.between(self.matrices[:, mine, mine])
+            beside = X.gathered((self.matrices[:, mine, rest] @ few).reshape(c * m, -1).T).T
+            blocks = [(places, beside)]
+            for other in range(k + 1, K):
+                theirs = slice(other * m, (other + 1) * m)
+                blocks.append((free.beta[other], X.between(self.matrices[:, mine, theirs])))
+            for to, block in blocks:  # C is symmetric
+                out[np.ix_(at, to)] += block
+                out[np.ix_(to, at)] += block.T
         return out
+
+    def _columns(self, problem: Problem) -> Columns:
+        """Columns of the rows, m of each subject, zero where there are no more."""
+        return cast(RowwiseExperts, problem.experts).columns.at(self.rows.ravel()).scaled(self.present.ravel())
 
 
 _INFORMATION_SIZE = 2_000_000  # doubles of the matrices of one group of subjects (16 MB)
@@ -447,21 +454,14 @@ def predictor_information(problem: Problem, theta: Array) -> Iterator[PredictorI
     """
     K, counts = problem.structure.n_experts, problem.experts.counts
     starts = np.cumsum(counts) - counts
-    others = np.setdiff1d(np.arange(theta.size), [*np.arange(theta.size)[problem.free.gate], *problem.free.beta.flat])
-    of_restriction = np.zeros((problem.n_subjects, others.size, others.size))
-    if problem.restricted:  # a function of V alone
-
-        def scores(step: complex, direction: Array) -> Array:
-            return restriction(problem, theta + step * direction).scores[others]
-
-        for j, place in enumerate(others):
-            slopes = slope(partial(scores, direction=np.eye(theta.size)[place]), analytic=True)
-            of_restriction[:, :, j] -= 0.5 * slopes.T
-            of_restriction[:, j] -= 0.5 * slopes.T
+    others = _no_coefficients(problem)
+    if problem.restricted:
+        of_restriction = _restriction_information(problem, theta, others)
     for subjects in _alike(counts, lambda m: _INFORMATION_SIZE // (K * (m + 1) + others.size) ** 2):
         matrices = _predictor_matrices(problem.take(subjects), theta, others)
         rest = slice(matrices.shape[1] - others.size, None)
-        matrices[:, rest, rest] += of_restriction[subjects]
+        if problem.restricted:
+            matrices[:, rest, rest] += of_restriction[subjects]
         m = int(counts[subjects].max())
         present = np.arange(m) < counts[subjects][:, None]
         rows = starts[subjects][:, None] + np.where(present, np.arange(m), 0)
@@ -481,11 +481,13 @@ def _alike(counts: NDArray[np.intp], room: Callable[[int], int]) -> Iterator[NDA
 
 def _predictor_matrices(part: Problem, theta: Array, others: NDArray[np.intp]) -> Array:
     """C of each of some subjects, shape (c, d, d)."""
-    s, free, experts = part.structure, part.free, part.experts
+    s, experts = part.structure, part.experts
     K, counts = s.n_experts, experts.counts
     c, m, o = part.n_subjects, int(counts.max()), others.size
     starts, n = np.cumsum(counts) - counts, int(counts.sum())
     whole = slice(0, c)
+    # The others enter as in any score, those of the coefficients being of no interest here.
+    bare = replace(s, common=s.common[:0], n_gate=0)
 
     def by_row(values: Array) -> Array:  # (K, n) to (K, c, m), zero where there are no rows
         out = np.zeros((len(values), c, m), dtype=values.dtype)
@@ -498,10 +500,8 @@ def _predictor_matrices(part: Problem, theta: Array, others: NDArray[np.intp]) -
         block = evaluate_block(part, free_to_working(s, moved), whole, experts)
         scores, tau = cast(RowDensities, block.densities).row_scores(), block.responsibilities
         in_rows = np.repeat(tau[0], counts, axis=1) * scores.predictor
-        # The others enter as in any score, that of the coefficients being of no interest here.
-        all_of = np.concatenate([np.zeros((1, K, s.n_columns, c)), scores.others[None]], axis=2) * tau[:, :, None]
-        nothing = np.zeros((1, free.gate.stop, c))
-        return in_rows, gate_scores(block.log_prior, tau)[0], derivatives_in_free(s, moved, nothing, all_of)[0][others]
+        in_others = derivatives_in_free(bare, moved[:, others], np.zeros((1, 0, c)), scores.others * tau[:, :, None])
+        return in_rows, gate_scores(block.log_prior, tau)[0], in_others[0]
 
     def flat(step: complex, direction: Array) -> Array:
         return np.concatenate([a.ravel() for a in found(step, direction)])

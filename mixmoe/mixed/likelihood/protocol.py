@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixmoe._typing import Array
+from mixmoe.mixed.likelihood.columns import Columns
 from mixmoe.mixed.parameters import Params, Structure
-from mixmoe.numerics.linalg import times_real
-from mixmoe.numerics.threads import Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +117,6 @@ class Experts(Protocol):
     def counts(self) -> NDArray[np.intp]:
         """Rows of each subject, shape (N,)."""
 
-    @property
-    def workers(self) -> Workers:
-        """Threads that share the runs of subjects of an evaluation."""
-
     def take(self, subjects: NDArray[np.intp]) -> Self:
         """Densities of the experts for some of the subjects, each possibly repeated."""
 
@@ -218,29 +213,14 @@ class RowwiseExperts(Experts, Protocol):
     """`Experts` that keep the rows of the data, so that their columns may be many."""
 
     @property
-    def columns(self) -> Array:
-        """Columns of the fixed effects, shape (p, n)."""
+    def columns(self) -> Columns:
+        """Columns of the fixed effects."""
 
     def shifted(self, by: Array) -> Self:
         """The same experts where the linear predictor of each row is this much larger, shape (n,)."""
 
     def densities(self, params: Params) -> RowDensities:
         """Log-densities at S parameter vectors."""
-
-
-MANY_COLUMNS = 40  # from here on sums over rows are cheaper than cross-products, where subjects have fewer rows
-
-
-def has_many_columns(p: int, counts: NDArray[np.intp]) -> bool:
-    """Whether the fixed effects have so many columns that their cross-products by subject, p by p, cost more than rows.
-
-    Parameters
-    ----------
-    p : int
-    counts : ndarray of int, shape (N,)
-        Rows of each subject.
-    """
-    return p >= MANY_COLUMNS and p >= counts.mean()
 
 
 class ScoresByRow:
@@ -251,8 +231,8 @@ class ScoresByRow:
     params: Params
 
     @property
-    def _columns(self) -> Array:
-        """Columns of the fixed effects, shape (p, n)."""
+    def _columns(self) -> Columns:
+        """Columns of the fixed effects."""
         raise NotImplementedError
 
     @property
@@ -266,7 +246,7 @@ class ScoresByRow:
 
     def scores(self) -> Array:
         """Derivatives, shape (S, K, p + q * q + 1 + d, N)."""
-        found, X = self.row_scores(), self._columns
+        found, X = self.row_scores(), self._columns.dense
         p, (E, D, N) = len(X), found.others.shape
         out = np.empty((E, p + D, N), dtype=found.others.dtype)
         # Column by column: products of all of them with all rows would be larger than the data.
@@ -279,22 +259,18 @@ class ScoresByRow:
         """Weighted sums over subjects, shape (S, K, p + q * q + 1 + d)."""
         found = self.row_scores()
         # One matrix product over all rows: no cross-products of the columns, no array of subjects by columns.
-        in_beta = self._gathered(self._spread(weights) * found.predictor)
+        in_beta = self._columns.gathered(self._spread(weights) * found.predictor)
         return self._with_others(in_beta, found.others, weights)
 
     def summed_squares(self, weights: Array) -> Array:
         """Sums over subjects of squared weighted scores, of the coefficients over rows, shape as `summed_scores`."""
         found = self.row_scores()
-        in_beta = (self._spread(weights) * found.predictor) ** 2 @ (self._columns**2).T
+        in_beta = (self._spread(weights) * found.predictor) ** 2 @ (self._columns.dense**2).T
         return self._with_others(in_beta, found.others**2, weights**2)
-
-    def _gathered(self, values: Array) -> Array:
-        """Sums over rows of columns times values, shape (E, p), for values of shape (E, n)."""
-        return times_real(values, self._columns.T)
 
     def _spread(self, weights: Array) -> Array:
         """Weights of subjects, shape (S, K, N), for each of their rows, shape (E, n)."""
-        counts = np.diff(np.append(self._starts, self._columns.shape[1]))
+        counts = np.diff(np.append(self._starts, self._columns.dense.shape[1]))
         return np.repeat(weights.reshape(-1, counts.size), counts, axis=1)
 
     def _with_others(self, in_beta: Array, others: Array, weights: Array) -> Array:

@@ -17,6 +17,7 @@ from mixmoe.design.frame import places_of, shown
 from mixmoe.errors import DesignError
 from mixmoe.families import Effects
 from mixmoe.inference.uncertainty import Moments, critical, degrees_of_freedom
+from mixmoe.mixed.likelihood.columns import Columns
 from mixmoe.mixed.likelihood.correlated import (
     ErrorFactor,
     ErrorModel,
@@ -545,13 +546,11 @@ class Past:
     errors : Disturbances
     posterior : RowPosterior
         With E = K.
-    T : ndarray, shape (K, q, q)
     """
 
     rows: SerialRows
     errors: Disturbances
     posterior: RowPosterior
-    T: Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -581,7 +580,7 @@ def normalized_residuals(design: Design, e: Params, responsibilities: Array, set
     Given the expert these are ``L^-1 (y - X beta - Z b)`` with R = L L' (Pinheiro & Bates 2000, section 5.3).
     """
     past = past_of(design, e, setup)
-    left = row_errors(past.rows, past.posterior, past.T)
+    left = row_errors(past.rows, past.posterior)
     white = past.errors.by_row(past.errors.factor.whiten(left[:, None])[:, 0])
     return np.asarray((responsibilities[design.codes] * white).sum(axis=1))
 
@@ -592,8 +591,8 @@ def past_of(design: Design, e: Params, setup: ErrorSetup | None) -> Past:
     at = errors.order
     V = np.zeros((0, design.n)) if setup is None else design.sigma[at][:, setup.columns].T
     y, unit = np.asarray(design.response) - offset_of(design), 1 / np.sqrt(weights_of(design))
-    rows = SerialRows(y[at], design.expert[at].T, design.random[at].T, V, errors.factor.visits, unit[at])
-    return Past(rows, errors, row_posterior(rows, e.beta[0], e.factor[0], errors.model), e.factor[0])
+    rows = SerialRows(y[at], Columns(design.expert[at].T), design.random[at].T, V, errors.factor.visits, unit[at])
+    return Past(rows, errors, row_posterior(rows, e.beta[0], e.factor[0], errors.model))
 
 
 def errors_ahead(
@@ -663,7 +662,7 @@ def subject_law(
     measurement error beside it is not.
     """
     seen = where[design.codes[errors.order]]
-    n, K = design.n, len(past.T)
+    n, K = design.n, len(past.posterior.T)
     df = None if errors.model.df is None else np.empty((K, n))
     out = Ahead(np.empty((K, n)), np.empty((K, n)), np.empty((K, n)), df)
     for rows, part in ((seen < 0, None), (seen >= 0, past)):
@@ -693,10 +692,10 @@ def _follow(errors: Disturbances, design: Design, past: Past, at: NDArray[np.int
     sd = past.errors.factor.sd[:, index]
     link = _covariances(errors, past, at, visits.counts, index)
     solved = factorise(errors.model.kind, sd, errors.model.shape, visits).solve(link[:, None])[:, 0]
-    left = row_errors(past.rows, past.posterior, past.T)[:, index]
+    left = row_errors(past.rows, past.posterior)[:, index]
     Z = design.random[errors.order[at]].T - visits.per_subject(solved[:, None] * past.rows.Z[:, index])
-    b = row_means(past.posterior, past.T)[..., who]
-    cov = row_covariances(past.posterior, past.T)[..., who]
+    b = row_means(past.posterior)[..., who]
+    cov = row_covariances(past.posterior)[..., who]
     explained = visits.per_subject(solved * link)
     means = (design.random[errors.order[at]].T * b).sum(axis=1) + visits.per_subject(solved * left)
     known = (Z * _times(cov, Z)).sum(axis=1)

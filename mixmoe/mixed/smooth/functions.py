@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from mixmoe._typing import Array, IntArray
 from mixmoe.design.design import Design, SmoothColumns
 from mixmoe.design.formula import MoEFormula, Part
-from mixmoe.design.formulaic_engine import category_argument, code_of, holds_smooth, is_intercept, name_of, parse_terms
+from mixmoe.design.formulaic_engine import name_of, parse_terms
+from mixmoe.design.terms import category_argument, code_of, holds_smooth, is_intercept
 from mixmoe.errors import FormulaError
 from mixmoe.mixed.parameters import Coordinates, FreeVector, Structure, build_layout
 from mixmoe.mixture.estimate import ParamLayout

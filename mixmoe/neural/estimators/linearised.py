@@ -106,7 +106,7 @@ def fit_laplace(problem: Problem, control: Control, theta: Array, rng: np.random
         # A state to return to if this epoch diverges; copies are as large as the parameters, so they are taken rarely.
         before = state.copy() if epoch % control.update_every == 0 else good
         seen = train_epoch(problem, control, state, optimiser, shuffled(batches, rng), objective)
-        if not (math.isfinite(seen.loss) and is_finite(state)):
+        if not math.isfinite(seen.loss) or any(not bool(torch.isfinite(v).all()) for v in state.trained):
             flags.append(lost(epoch, "loss"))
             state = good
             break
@@ -147,18 +147,14 @@ def end_epoch(problem: Problem, control: Control, state: State, epoch: int, seen
             state.sigma2.mul_(2.0 * seen.data / problem.train.n_rows).clamp_(min=1e-8)
         return change
     recentre(problem, state)
-    held = calibration_epoch(problem, control)
+    # Epoch at which variances are calibrated, and from which they are held; -1 for never.
+    held = -1 if problem.family == "gaussian" else int(0.7 * control.epochs)
     if epoch == held:
         calibrate(problem, state)
         return 0.0
     if (epoch + 1) % control.update_every or 0 <= held < epoch:
         return change
     return laplace_step(problem, state)
-
-
-def calibration_epoch(problem: Problem, control: Control) -> int:
-    """Epoch at which variances are calibrated and from which they are held; -1 for never (Gaussian)."""
-    return -1 if problem.family == "gaussian" else int(0.7 * control.epochs)
 
 
 def recentre(problem: Problem, state: State) -> None:
@@ -199,11 +195,6 @@ def update_residual(problem: Problem, state: State, effective: float) -> None:
         rss = n * mean_loss(problem, state, validation=False)
         # A twentieth of the rows at least stays as degrees of freedom: there can be more effects than rows.
         state.sigma2.fill_(max(rss / max(n - effective, 0.05 * n), 1e-8))
-
-
-def is_finite(state: State) -> bool:
-    """Whether all that the optimiser moves is a number."""
-    return all(bool(torch.isfinite(values).all()) for values in state.trained)
 
 
 def polish(problem: Problem, state: State, tol: float) -> float:

@@ -128,15 +128,22 @@ def make_plan(blocks: Blocks, columns: Sequence[Tensor], n_levels: Sequence[int]
     n_features : int
     """
     found = [slots_of(blocks, g, columns[g + 1], count) for g, count in enumerate(n_levels)]
-    within = [is_nested(slots) for slots in found]
+    within = []  # whether no level is met by two units
+    for slots in found:
+        met = slots.levels[slots.levels >= 0]
+        within.append(len(torch.unique(met)) == len(met))
     order = tuple(sorted(range(len(found)), key=lambda g: not within[g]))
     sizes = [len(block.persons) for block in blocks]
     ends = list(accumulate(sizes))
     units = tuple(slice(end - size, end) for end, size in zip(ends, sizes, strict=True))
     nested = tuple(found[g] for g in order if within[g])
-    crossed = tuple(trimmed(found[g], units) for g in order if not within[g])
+    crossed = []
+    for slots in (found[g] for g in order if not within[g]):  # as many slots as the units of each block need
+        counts = [int((slots.levels[of_block] >= 0).sum(1).max()) for of_block in units]
+        hot = tuple(hot[..., :count] for hot, count in zip(slots.hot, counts, strict=True))
+        crossed.append(replace(slots, hot=hot))
     masked = tuple(not bool(block.mask.all()) for block in blocks)
-    return Plan(columns[0], n_features, nested, crossed, order, border_columns(crossed, units), units, masked)
+    return Plan(columns[0], n_features, nested, tuple(crossed), order, border_columns(crossed, units), units, masked)
 
 
 def slots_of(blocks: Blocks, g: int, columns: Tensor, n_levels: int) -> Slots:
@@ -154,18 +161,6 @@ def slots_of(blocks: Blocks, g: int, columns: Tensor, n_levels: int) -> Slots:
         for table, block in zip(rows, blocks, strict=True)
     )
     return Slots(columns, torch.cat(rows), hot, n_levels)
-
-
-def trimmed(slots: Slots, units: Sequence[slice]) -> Slots:
-    """Slots without those that no unit of a block needs."""
-    counts = [int((slots.levels[of_block] >= 0).sum(1).max()) for of_block in units]
-    return replace(slots, hot=tuple(hot[..., :count] for hot, count in zip(slots.hot, counts, strict=True)))
-
-
-def is_nested(slots: Slots) -> bool:
-    """Whether no level is met by two units."""
-    met = slots.levels[slots.levels >= 0]
-    return len(torch.unique(met)) == len(met)
 
 
 def border_columns(crossed: Sequence[Slots], units: Sequence[slice]) -> tuple[Tensor, ...]:
@@ -242,12 +237,15 @@ class Moments:
         Rows.
     ridge : float
         Penalty on beta in units of sigma^2: ``rss + ridge |beta|^2``.
+    prior : float
+        Precision of a normal prior of beta, and of the free entries of the factors sigma L; 0 for none.
     """
 
     gram: tuple[Tensor, ...]
     plan: Plan
     n: int
     ridge: float = 0.0
+    prior: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,10 +258,13 @@ class Factors:
         Of a unit's own block.
     border : tuple of Tensor, shape (S, S)
         Of the border slots of each block.
+    size : Tensor, shape (), or float
+        Sum of the squares of the free entries, on which there may be a prior.
     """
 
     own: Tensor
     border: tuple[Tensor, ...] = ()
+    size: Tensor | float = 0.0
 
 
 def lay_out_factors(plan: Plan, each: Sequence[Tensor]) -> Factors:
@@ -307,9 +308,9 @@ class Profile:
     Attributes
     ----------
     objective : Tensor, shape ()
-        Minus twice the marginal log-likelihood, with the penalty on beta.
+        Minus twice the marginal log-likelihood, with the penalty on beta and the priors.
     deviance : Tensor, shape ()
-        Without it.
+        Without them.
     beta : Tensor, shape (p,)
     sigma2 : Tensor, shape ()
     inverse_root : Tensor, shape (N, R, R)
@@ -336,12 +337,6 @@ def identity_like(matrix: Tensor) -> Tensor:
     return torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
 
 
-def jittered(information: Tensor) -> Tensor:
-    """A cross-product matrix that can be factored although features may be collinear."""
-    size = information.diagonal().mean().clamp_min(1e-12)
-    return information + 1e-10 * size * identity_like(information)
-
-
 def profile(m: Moments, factors: Factors, log_sigma: Tensor | None = None) -> Profile:
     """Marginal likelihood at the factors, the best beta put in, and the best sigma unless it is given.
 
@@ -366,16 +361,54 @@ def profile(m: Moments, factors: Factors, log_sigma: Tensor | None = None) -> Pr
         left = left - border.cross.T @ border.cross
         logdet = logdet + 2.0 * border.root.diagonal().log().sum()
     information, moment, yy = left[:p, :p], left[:p, p], left[p, p]
-    penalised = information + m.ridge * identity_like(information)
-    chol = torch.linalg.cholesky(jittered(information) if m.ridge == 0.0 else penalised)
+    sigma2 = None if log_sigma is None else (2.0 * log_sigma).exp()
+    if m.prior and sigma2 is None:
+        sigma2 = best_variance(m, information, moment, yy, factors.size)
+    weight = m.ridge + m.prior * sigma2 if m.prior else m.ridge
+    penalised = information + weight * identity_like(information)
+    # Without a penalty, so little on the diagonal that features which are collinear can be factored changes no digit.
+    little = 1e-10 * information.diagonal().mean().clamp_min(1e-12) if not m.prior and not m.ridge else weight
+    chol = torch.linalg.cholesky(information + little * identity_like(information))
     beta = torch.cholesky_solve(moment.unsqueeze(-1), chol).squeeze(-1)
     rss = yy - (2.0 * moment - penalised @ beta) @ beta
-    sigma2 = rss / m.n if log_sigma is None else (2.0 * log_sigma).exp()
-    objective = m.n * (math.log(2.0 * math.pi) + sigma2.log()) + logdet + rss / sigma2
-    deviance = objective - m.ridge * beta.square().sum() / sigma2
+    sigma2 = rss / m.n if sigma2 is None else sigma2
+    of_factors = m.prior * sigma2 * factors.size if m.prior else 0.0
+    objective = m.n * (math.log(2.0 * math.pi) + sigma2.log()) + logdet + rss / sigma2 + of_factors
+    deviance = objective - weight * beta.square().sum() / sigma2 - of_factors
     inverse_root = joined([part.inverse_root for part in parts])
     cross = tuple(part.cross for part in parts)
     return Profile(objective, deviance, beta, sigma2, inverse_root, cross, border, information)
+
+
+def best_variance(m: Moments, information: Tensor, moment: Tensor, yy: Tensor, size: Tensor | float) -> Tensor:
+    """The residual variance at the maximum given the factors, beta being at its own, where there are priors.
+
+    Parameters
+    ----------
+    information : Tensor, shape (p, p)
+    moment : Tensor, shape (p,)
+    yy : Tensor, shape ()
+        What the effects leave of the cross-products of features and response.
+    size : Tensor, shape ()
+        As in `Factors`.
+
+    Notes
+    -----
+    With rss that of beta at the variance s, ``n = rss(s) / s - prior s size``. As rss rises with s, repeated solutions
+    of this quadratic equation at the rss before come down to the largest s that solves it. No gradient is needed
+    through a maximum.
+    """
+    with torch.no_grad():
+        roots, vectors = torch.linalg.eigh(information)
+        d, c = roots.clamp_min(0.0).tolist(), (vectors.T @ moment).square().tolist()
+        total, e = float(yy), m.prior * float(size)
+        s, before = total / m.n, math.inf
+        while abs(before - s) > 1e-13 * s:
+            weights = [k + m.ridge + m.prior * s for k in d]
+            rss = total - sum(v / w * (2.0 - (k + m.ridge) / w) for v, w, k in zip(c, weights, d, strict=True))
+            before, s = s, 2.0 * rss / (m.n + math.sqrt(m.n**2 + 4.0 * e * rss))
+            s = min(s, before)
+        return torch.as_tensor(s, dtype=yy.dtype, device=yy.device)
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:

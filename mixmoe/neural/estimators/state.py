@@ -72,7 +72,7 @@ def pieces(problem: Problem, block: Block, width: int) -> list[Block]:
     size = max(int(MAX_CELLS / max(cells, 1)), 1)
     if size >= len(block.persons):
         return [block]
-    cuts, fields = range(0, len(block.persons), size), ("persons", "x", "y", "mask", "rows", "levels")
+    cuts, fields = range(0, len(block.persons), size), ("persons", "x", "y", "mask", "rows", "levels", "given")
     return [Block(*(getattr(block, f)[a : a + size] for f in fields)) for a in cuts]
 
 
@@ -297,24 +297,23 @@ def draw_objectives(problem: Problem, state: State, trials: Tensor) -> Tensor:
     width = problem.personal.q + problem.network.n_parameters
     cells = sum(block.mask.numel() for block in problem.train) * max(width, 1)
     size = max(MAX_CELLS // max(cells, 1), 1)
-    parts = [at_draws(problem, state, trials[k : k + size]) for k in range(0, len(trials), size)]
+    parts = []
+    for some in torch.split(trials, size):
+        D, N, r = some.shape
+        blocks = tuple(repeated(block, D, N) for block in problem.train)
+        many = replace(problem, train=Blocks(blocks, D * problem.train.n_rows), n_persons=D * N)
+        parts.append(person_objective(many, replace_effects(state, some.reshape(D * N, r))).view(D, N))
     return torch.cat(parts)
-
-
-def at_draws(problem: Problem, state: State, trials: Tensor) -> Tensor:
-    """Objective of each person at some of the draws, in one batch."""
-    D, N, r = trials.shape
-    blocks = tuple(repeated(block, D, N) for block in problem.train)
-    many = replace(problem, train=Blocks(blocks, D * problem.train.n_rows), n_persons=D * N)
-    return person_objective(many, replace_effects(state, trials.reshape(D * N, r))).view(D, N)
 
 
 def repeated(block: Block, times: int, n_persons: int) -> Block:
     """A block several times over, each time with persons of its own."""
     shift = n_persons * torch.arange(times, device=block.persons.device)
     persons = (block.persons + shift.unsqueeze(-1)).reshape(-1)
-    x, y, mask, levels = (t.repeat(times, *[1] * (t.dim() - 1)) for t in (block.x, block.y, block.mask, block.levels))
-    return Block(persons, x, y, mask, np.tile(block.rows, (times, 1)), levels)
+    x, y, mask, levels, given = (
+        t.repeat(times, *[1] * (t.dim() - 1)) for t in (block.x, block.y, block.mask, block.levels, block.given)
+    )
+    return Block(persons, x, y, mask, np.tile(block.rows, (times, 1)), levels, given)
 
 
 def calibrate(problem: Problem, state: State, n_draws: int = 64) -> None:

@@ -52,7 +52,8 @@ class Problem:
     network : Network
     personal : Personal
     train, validation : Blocks
-        Of persons, or of sequences for a CRF; `validation` may hold no rows.
+        Of persons, or of sequences for a CRF; `validation` may hold no rows. Those of a CRF stand with the rows before
+        them, which are given.
     n_persons : int
     cov : str or int
         ``"diagonal"`` (a variance per parameter), ``"tensor"`` (per tensor), ``"full"``, or a rank.
@@ -68,6 +69,8 @@ class Problem:
         predictions are those at its effects.
     further : tuple of Grouping
         Behind that by persons, all of them on the last layer of a Gaussian response.
+    prior : float
+        Precision of the normal prior of the last layer and of the loadings of its effects, see `prior_of`.
     """
 
     family: Family
@@ -82,6 +85,7 @@ class Problem:
     origin: Array | None = None
     published: bool = False
     further: tuple[Grouping, ...] = ()
+    prior: float = 0.0
 
     def tensor(self, values: Any) -> Tensor:
         """Numbers as a tensor beside those of the problem."""
@@ -284,13 +288,20 @@ def block_loss(problem: Problem, block: Block, theta: Tensor, eta: Tensor | None
     """Negative log-density of each member of a block, shape (B,)."""
     outputs, *tensors = block_outputs(problem, block, theta, eta)
     if problem.family == "crf":
-        return sequence_loss(outputs, tensors[-1], block.y, block.mask)
+        loss = sequence_loss(outputs, tensors[-1], block.y, block.mask)
+        if bool(block.given.any()):
+            known = torch.where(block.given > 0, block.y, -1)
+            loss = loss - sequence_loss(outputs, tensors[-1], known, block.mask)
+        return loss
     return (row_loss(problem.family, outputs, block.y, sigma2) * block.mask).sum(-1)
 
 
 def responses_in(problem: Problem, block: Block) -> Tensor:
-    """One for the cells of a block that have a response: rows, but those of a CRF whose state is missing; (B, T)."""
-    return block.mask * (block.y >= 0) if problem.family == "crf" else block.mask
+    """One for the cells of a block whose response is scored, (B, T).
+
+    All rows, but those of a CRF whose state is missing or known beforehand.
+    """
+    return block.mask * (block.y >= 0) * (1.0 - block.given) if problem.family == "crf" else block.mask
 
 
 def total_loss(
@@ -314,7 +325,8 @@ def ridge(problem: Problem, control: Control, theta: Tensor, *, exact: bool = Fa
     Unless the user gives a weight decay, hidden layers below effects on the last layer (Gaussian) have a standard
     normal prior, and so has a whole network without effects, on standardised inputs and response: with few rows the
     likelihood rises as hidden weights grow without end and features become collinear, so that without a prior there is
-    no maximum to arrive at, or one that predicts badly. Effects on hidden layers have a penalty of their own; linear
+    no maximum to arrive at, or one that predicts badly. That of the last layer and of its effects, which are profiled
+    out, is in their likelihood, see `mixed_model`. Effects on hidden layers have a penalty of their own; linear
     networks, transitions of a CRF and networks of a user's own, whose scales are not known, have no prior.
     """
     if control.weight_decay is None:

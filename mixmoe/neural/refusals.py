@@ -1,0 +1,192 @@
+"""What a network cannot fit: formulas, responses, rows and covariances that are refused, each with its reason."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mixmoe.design.design import Design
+from mixmoe.design.formula import MoEFormula, RandomTerm, parse_formula
+from mixmoe.design.frame import shown, view
+from mixmoe.errors import ArgumentError, DesignError, FormulaError
+from mixmoe.neural.estimators.last_layer import is_exact
+from mixmoe.neural.estimators.trained import Problem
+from mixmoe.neural.network import Network, Personal
+from mixmoe.neural.posterior import Family
+from mixmoe.responses.distribution import check_varies, constant_within
+
+MAX_LEVELS = 50  # of categories; a transition matrix grows with their square
+MAX_LABELS = 12  # different whole numbers as text that are taken for names of categories
+LARGEST = 1e100  # number in the data, and one over the least difference: their squares and fourth powers are finite
+COVS = ("diagonal", "tensor", "full")
+
+
+def checked_formula(formula: Any) -> MoEFormula:
+    """A parsed formula that this family can fit.
+
+    Raises
+    ------
+    FormulaError
+        If it has sections of other families.
+    """
+    parsed = formula if isinstance(formula, MoEFormula) else parse_formula(formula)
+    if parsed.vary is not None:
+        raise FormulaError("NME has no section 'vary:'; leave it out, or use VCMoE, which has", parsed.text)
+    if len(parsed.gate) != 1 or parsed.gate[0].text != "1":
+        raise FormulaError("NME has no section 'gate:'; leave it out, or use MEMoE, which has", parsed.text)
+    if parsed.sigma:
+        raise FormulaError("NME has no section 'sigma:'; leave it out, or use MEMoE, which has", parsed.text)
+    for part in parsed.expert:
+        if part.kind != "free":
+            raise FormulaError(f"NME has no {part.kind}(...); write the terms without it", parsed.text)
+    return parsed
+
+
+def chosen_family(family: str, formula: MoEFormula, data: Any) -> Family:
+    """The family asked for, or the one that the response suggests."""
+    if family != "auto":
+        return family  # type: ignore[return-value]
+    frame = view(data)
+    if formula.random is not None and "transitions" in formula.random.design:
+        return "crf"
+    if formula.response not in frame:
+        return "gaussian"
+    values = frame.column(formula.response).dropna()
+    refuse_numbers_as_text(values, formula.response)
+    if pd.api.types.is_bool_dtype(values.dtype) or not pd.api.types.is_numeric_dtype(values.dtype):
+        if formula.seq is not None:
+            return "crf"
+        return "binary" if values.nunique() == 2 else "multiclass"
+    return "binary" if values.isin([0, 1]).all() and values.nunique() == 2 else "gaussian"
+
+
+def refuse_numbers_as_text(values: pd.Series, name: str) -> None:
+    """Refuse a response of texts that all read as numbers and are no labels of a few states.
+
+    Raises
+    ------
+    DesignError
+    """
+    if isinstance(values.dtype, pd.CategoricalDtype) or pd.api.types.infer_dtype(values) != "string":
+        return
+    levels = pd.Series(values.unique())
+    numbers = pd.to_numeric(levels, errors="coerce")
+    if numbers.isna().any() or (len(levels) <= MAX_LABELS and (numbers == numbers.round()).all()):
+        return
+    raise DesignError(
+        f"the response {name!r} holds numbers as text, such as {shown(levels.iloc[0])}; convert it, for example with "
+        "pd.to_numeric, or say family='multiclass' or 'crf' if these are names of categories"
+    )
+
+
+def check_magnitudes(design: Design, family: Family) -> None:
+    """Refuse numbers so large or so close together that their squares are beyond double precision.
+
+    Raises
+    ------
+    DesignError
+        Names the column.
+    """
+    columns = [(name, design.expert[:, k]) for k, name in enumerate(design.names.expert) if name != "Intercept"]
+    if family == "gaussian" and design.response is not None:
+        columns.insert(0, (design.names.response, design.response.astype(float)))
+    for name, values in columns:
+        largest, spread = float(np.abs(values).max()), float(np.ptp(values / 2.0)) * 2.0
+        if largest > LARGEST or 0.0 < spread < 1.0 / LARGEST:
+            what = f"reaches {largest:g}" if largest > LARGEST else f"differs by {spread:g} at most"
+            raise DesignError(
+                f"column {name!r} {what}, and squares of such numbers are beyond double precision; bring it into other "
+                f"units, between {1.0 / LARGEST:g} and {LARGEST:g}"
+            )
+
+
+def check_response(design: Design, family: Family) -> None:
+    """Refuse responses that the family cannot have."""
+    levels = design.response_levels or ()
+    if family == "gaussian":
+        check_varies(str(design.names.response), np.asarray(design.response, dtype=float))
+    if family == "binary" and len(levels) != 2:
+        raise DesignError(f"the response {design.names.response!r} has {len(levels)} levels; family='binary' needs 2")
+    if len(levels) > MAX_LEVELS:
+        raise DesignError(
+            f"the response {design.names.response!r} has {len(levels)} levels; family={family!r} takes at most "
+            f"{MAX_LEVELS}; a response of numbers is for family='gaussian'"
+        )
+    if family == "crf" and design.sequence is None:
+        raise FormulaError("a CRF needs the order of the rows within a person; add | seq: column", design.formula.text)
+
+
+def check_persons(design: Design, personal: Personal) -> None:
+    """Refuse person effects where there is one person, whom nothing can be compared with."""
+    if personal.q and design.n_units < 2:
+        raise DesignError(
+            f"the column {design.names.group!r} has one person, {shown(design.labels[0])}, so that nothing tells how "
+            "persons differ; give the rows of several, or write re: (0 | ...) for a network without person effects"
+        )
+
+
+def check_within(design: Design, family: Family, network: Network, personal: Personal) -> None:
+    """Refuse numbers that an intercept of each person reproduces.
+
+    Raises
+    ------
+    DesignError
+    """
+    last_bias = f"layer{network.depth}.bias"
+    if family != "gaussian" or network.module is not None or last_bias not in {t.name for t in personal.tensors}:
+        return
+    y = np.asarray(design.response, dtype=float)
+    if (y == y[design.starts][design.codes]).all():
+        raise constant_within(str(design.names.response))
+
+
+def check_rows(design: Design, personal: Personal) -> None:
+    """Refuse data in which no person has a second row."""
+    if personal.q and design.counts.max() == 1:
+        raise DesignError(
+            f"each of the {design.n_units} persons has one row, which cannot tell her effects from noise; give persons "
+            "with several rows, or fit the generic network with re: (0 | person)"
+        )
+
+
+def checked_cov(cov: str | int | None, term: RandomTerm | None, problem: Problem, several: bool) -> str | int:
+    """Covariance of the effects of one grouping: the one asked for, or full where it can be, else diagonal.
+
+    Parameters
+    ----------
+    cov : str, int or None
+    term : RandomTerm or None
+        Of the grouping in ``re:``.
+    problem : Problem
+        With what is personal in that grouping.
+    several : bool
+        Whether there are further groupings.
+
+    Raises
+    ------
+    ArgumentError
+        If the likelihood, or the bars in ``re:``, have no such covariance.
+    """
+    if several and cov not in (None, *COVS):
+        raise ArgumentError(
+            f"cov must be 'diagonal', 'tensor' or 'full' with several groupings, got {cov!r}; a double bar makes "
+            "the effects of one of them uncorrelated"
+        )
+    if term is not None and not term.correlated:
+        if cov not in (None, "diagonal", "tensor"):
+            raise ArgumentError(
+                f"cov={cov!r} has correlated effects, but the double bar in re: says that they are uncorrelated; "
+                "leave cov= out or write a single bar"
+            )
+        return "diagonal" if cov is None else cov
+    exact = is_exact(problem) and not problem.published
+    if cov is None:
+        return "full" if exact else "diagonal"
+    if cov in COVS and (cov != "full" or exact):
+        return cov
+    if isinstance(cov, int) and not isinstance(cov, bool) and 1 <= cov <= problem.personal.q:
+        return cov
+    raise ArgumentError(
+        f"cov must be 'diagonal', 'tensor', a rank from 1 to {problem.personal.q}, or 'full' with effects on the last "
+        f"layer, a Gaussian response and estimator='laplace'; got {cov!r}"
+    )
