@@ -79,6 +79,8 @@ class Assessment:
     def memberships(self) -> pd.DataFrame:
         """Most and second most probable expert of each unit, and how certain the choice is.
 
+        Those of new subjects have probabilities by ``predict(new, kind="probabilities", history=...)``.
+
         Returns
         -------
         DataFrame
@@ -441,6 +443,8 @@ class MoEResults(Assessment, ExpertTests, Results):
 
     def classify(self) -> pd.DataFrame:
         """The most probable expert of each subject and its probability.
+
+        Those of new subjects have probabilities by ``predict(new, kind="probabilities", history=...)``.
 
         Returns
         -------
